@@ -1,0 +1,68 @@
+# What a developer runs, in an environment of its own (.venv). Every target can be repeated: it does again only what its
+# sources ask for. PYTHON=python3.12 picks the interpreter, PYTEST_ARGS="-k conv2d" is passed on to pytest.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+PY := $(VENV)/bin/python
+BIN := $(VENV)/bin
+
+# Folders too: their times change where a file goes.
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
+CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.NOTPARALLEL:
+.PHONY: help test test-slow demo bench lint format clean
+
+help:
+	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
+	@echo "make test-slow  the slow tests"
+	@echo "make demo       train the example network"
+	@echo "make bench      measure every operator"
+	@echo "make lint       ruff, mypy, clang-format, clang-tidy"
+	@echo "make format     let ruff and clang-format rewrite the sources"
+	@echo "make clean      remove builds, caches and $(VENV)"
+
+test: $(VENV)/.installed-test
+	$(PY) -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-test
+	$(PY) -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+demo: $(VENV)/.installed-examples
+	$(PY) examples/mnist.py
+
+bench: $(VENV)/.installed-test
+	$(PY) -m pytest bench --benchmark-only $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	$(BIN)/run-clang-tidy.py -quiet -p build -clang-tidy-binary $(BIN)/clang-tidy 'csrc/.*\.cpp$$'
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info tandem_cuda/_C.*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PY):
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "make: $(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 1; }
+
+# Without build isolation, so that the next build finds this one's object files. pyproject.toml says what a build needs.
+$(VENV)/.build-requirements: pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet build
+	$(PY) -c "from build import ProjectBuilder; print(*ProjectBuilder('.').build_system_requires, sep='\n')" > $@.txt
+	$(PY) -m pip install --quiet -r $@.txt
+	touch $@
+
+# One stamp for each of pyproject.toml's extras.
+$(VENV)/.installed-%: $(SOURCES) $(VENV)/.build-requirements
+	$(PY) -m pip install --quiet --no-build-isolation -e ".[$*]"
+	touch $@

@@ -1,0 +1,20 @@
+// The integrate-and-fire step: its only definition, for scalars and for SIMD vectors, on the host and on the device.
+#pragma once
+
+#if defined(__CUDACC__)
+#define TANDEM_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define TANDEM_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace tandem {
+
+// u[t] = leak * u[t-1] - threshold * s[t-1] + x[t], with s[t-1] = (u[t-1] >= threshold): the potential alone carries
+// the state from step to step. Returns u[t]; the neuron spikes at t where u[t] >= threshold. A NaN never spikes.
+// The order of the operations is part of the contract: it makes every path round alike.
+template <class V>
+TANDEM_HOST_DEVICE V membrane_update(V u, V x, V threshold, V leak) {
+  return (leak * u - (u >= threshold ? threshold : V{})) + x;
+}
+
+}  // namespace tandem

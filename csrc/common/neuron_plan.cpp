@@ -1,0 +1,44 @@
+#include "common/neuron_plan.h"
+
+namespace tandem {
+
+IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::optional<Tensor>& bias,
+                                             const std::optional<Tensor>& potential, int64_t time_steps,
+                                             const std::string& mode, double threshold, double leak, bool want_sum,
+                                             bool want_potential) {
+  const char* op = "integrate_and_fire";
+  check(mode == "constant" || mode == "impulse" || mode == "series", op,
+        "mode must be constant, impulse or series, got ", mode);
+  check_floating(op, "current", current);
+  check_time_steps(op, time_steps);
+  check_neuron(op, threshold, leak);
+  const bool series = mode == "series";
+  Sizes neurons = sizes_of(current);
+  const char* expected = series ? "[T, N, C, ...]" : "[N, C, ...]";
+  check(neurons.size() >= (series ? 3U : 2U), op, "current must be ", expected, ", got ", shape(current));
+  if (series) {
+    check(neurons[0] == time_steps, op, "current must hold ", time_steps, " time steps, got ", shape(current));
+    neurons.erase(neurons.begin());
+  }
+  const int64_t channels = neurons[1];
+  if (bias) check_like(op, "bias", *bias, current, "current", {channels});
+  if (potential) check_like(op, "potential", *potential, current, "current", neurons);
+
+  Sizes bit_sizes = neurons;
+  bit_sizes.insert(bit_sizes.begin(), planes_for(time_steps));
+  checked_numel(op, bit_sizes);
+  const ScalarType type = current.scalar_type();
+  IntegrateAndFirePlan plan = {
+      channels_last(current, series ? 2 : 1),
+      channels_last(bias, 0),
+      channels_last(potential, 1),
+      empty_channels_last(current, bit_sizes, ScalarType::Byte, 2),
+      want_sum ? empty_channels_last(current, neurons, type, 1) : no_tensor(current, type),
+      want_potential ? empty_channels_last(current, neurons, type, 1) : no_tensor(current, type),
+      channels,
+      checked_numel(op, neurons),
+  };
+  return plan;
+}
+
+}  // namespace tandem

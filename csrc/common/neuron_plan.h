@@ -1,0 +1,24 @@
+// What integrate_and_fire checks and allocates, whatever the device.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "common/tensors.h"
+
+namespace tandem {
+
+struct IntegrateAndFirePlan {
+  Tensor current;                  // channels last
+  std::optional<Tensor> bias;      // contiguous
+  std::optional<Tensor> initial;   // channels last
+  Tensor bits, sum, potential;     // outputs, channels last; shape [0] where not wanted
+  int64_t channels, neurons;       // neurons = N * C * spatial
+};
+
+IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::optional<Tensor>& bias,
+                                             const std::optional<Tensor>& potential, int64_t time_steps,
+                                             const std::string& mode, double threshold, double leak, bool want_sum,
+                                             bool want_potential);
+
+}  // namespace tandem

@@ -1,0 +1,135 @@
+#include "common/product_plan.h"
+
+namespace tandem {
+
+namespace {
+
+// Far beyond any real layer, small enough that the arithmetic below cannot overflow.
+constexpr int64_t kLargestParameter = int64_t{1} << 30;
+
+void check_pair(const char* op, const char* argument, const Sizes& value, int64_t least) {
+  check(value.size() == 2 && value[0] >= least && value[1] >= least && value[0] <= kLargestParameter &&
+            value[1] <= kLargestParameter,
+        op, argument, " must be two integers of at least ", least, " and at most 2^30, got ", to_string(value));
+}
+
+int64_t out_size(const char* op, const char* axis, int64_t size, int64_t kernel, int64_t stride, int64_t padding,
+                 int64_t dilation) {
+  int64_t reach = 0;
+  check(size <= (int64_t{1} << 40) && !__builtin_mul_overflow(dilation, kernel - 1, &reach) &&
+            reach <= (int64_t{1} << 40),
+        op, "the ", axis, " of the input or of the dilated kernel is too large");
+  const int64_t room = size + 2 * padding - reach - 1;
+  check(room >= 0, op, "the dilated kernel (", reach + 1, ") is larger than the padded input (", size + 2 * padding,
+        ") along the ", axis);
+  return room / stride + 1;
+}
+
+void check_weight_type(const char* op, const Tensor& bits, const Tensor& weight) {
+  check_floating(op, "weight", weight);
+  check_same_device(op, "weight", weight, bits, "bits");
+}
+
+Sizes neuron_sizes(const Tensor& bits, const ConvGeometry& geometry, bool linear) {
+  if (!linear) return {geometry.batch, geometry.out_channels, geometry.out_height, geometry.out_width};
+  Sizes sizes = sizes_of(bits);
+  sizes.erase(sizes.begin());
+  sizes.back() = geometry.out_channels;
+  return sizes;
+}
+
+int64_t feature_dim(const Sizes& sizes, bool linear) { return linear ? static_cast<int64_t>(sizes.size()) - 1 : 1; }
+
+ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {
+  Sizes inputs = sizes_of(a.bits);
+  inputs.erase(inputs.begin());
+  // Only the gradient uses it, but a wrong one is a mistake at this call.
+  if (a.count) check_like(op, "count", *a.count, a.weight, "weight", inputs);
+  if (a.bias) check_like(op, "bias", *a.bias, a.weight, "weight", {geometry.out_channels});
+  const Tensor none = no_tensor(a.weight, a.weight.scalar_type());
+  return {geometry,
+          channels_last(a.bits, feature_dim(inputs, linear) + 1),
+          a.weight,
+          channels_last(a.bias, 0),
+          std::nullopt,
+          none,
+          none,
+          none};
+}
+
+}  // namespace
+
+ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
+                             const Sizes& padding, const Sizes& dilation, int64_t groups) {
+  check_bits(op, bits, 5);
+  check(bits.dim() == 5, op, "bits must be [P, N, C, H, W], got ", shape(bits));
+  check_weight_type(op, bits, weight);
+  check_pair(op, "stride", stride, 1);
+  check_pair(op, "padding", padding, 0);
+  check_pair(op, "dilation", dilation, 1);
+  check(weight.dim() == 4, op, "weight must be [O, C/groups, kH, kW], got ", shape(weight));
+  check(groups >= 1 && bits.size(2) % groups == 0 && weight.size(0) % groups == 0, op,
+        "groups must divide the input channels (", bits.size(2), ") and the output channels (", weight.size(0),
+        "), got ", groups);
+  check(weight.size(1) == bits.size(2) / groups, op, "weight must be [O, ", bits.size(2) / groups,
+        ", kH, kW] for ", bits.size(2), " input channels in ", groups, " groups, got ", shape(weight));
+  check(weight.size(0) >= 1 && weight.size(1) >= 1 && weight.size(2) >= 1 && weight.size(3) >= 1, op,
+        "weight must have no empty dimension, got ", shape(weight));
+  const Sizes b = sizes_of(bits);
+  const Sizes w = sizes_of(weight);
+  ConvGeometry g = {};
+  g.batch = b[1], g.in_channels = b[2], g.height = b[3], g.width = b[4];
+  g.out_channels = w[0], g.kernel_h = w[2], g.kernel_w = w[3];
+  g.stride_h = stride[0], g.stride_w = stride[1], g.padding_h = padding[0], g.padding_w = padding[1];
+  g.dilation_h = dilation[0], g.dilation_w = dilation[1], g.groups = groups;
+  g.out_height = out_size(op, "height", g.height, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
+  g.out_width = out_size(op, "width", g.width, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
+  checked_numel(op, {g.batch, g.out_channels, g.out_height, g.out_width, 8});
+  return g;
+}
+
+ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& weight) {
+  check_bits(op, bits, 3);
+  check_weight_type(op, bits, weight);
+  check(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) >= 1, op,
+        "weight must be [O, F] with no empty dimension, got ", shape(weight));
+  const int64_t features = bits.size(bits.dim() - 1);
+  check(weight.size(1) == features, op, "weight must be [O, ", features, "] for bits of shape ", shape(bits),
+        ", got ", shape(weight));
+  ConvGeometry g = {};
+  g.batch = 1;
+  for (int64_t d = 1; d + 1 < bits.dim(); ++d) g.batch *= bits.size(d);
+  g.in_channels = features, g.out_channels = weight.size(0);
+  g.height = g.width = g.out_height = g.out_width = g.kernel_h = g.kernel_w = 1;
+  g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = 1;
+  checked_numel(op, {g.batch, g.out_channels, 8});
+  return g;
+}
+
+ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {
+  ProductPlan plan = plan_inputs(op, a, geometry, linear);
+  const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
+  plan.out_sum = empty_channels_last(a.weight, neurons, a.weight.scalar_type(), feature_dim(neurons, linear));
+  return plan;
+}
+
+ProductPlan plan_spiking(const char* op, const ProductArguments& a, const SpikingArguments& s,
+                         const ConvGeometry& geometry, bool linear) {
+  check_planes(op, a.bits, s.time_steps);
+  check_neuron(op, s.threshold, s.leak);
+  ProductPlan plan = plan_inputs(op, a, geometry, linear);
+  const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
+  const int64_t dim = feature_dim(neurons, linear);
+  if (s.potential) check_like(op, "potential", *s.potential, a.weight, "weight", neurons);
+  plan.initial = channels_last(s.potential, dim);
+  Sizes bit_sizes = neurons;
+  bit_sizes.insert(bit_sizes.begin(), a.bits.size(0));
+  checked_numel(op, bit_sizes);
+  const ScalarType type = a.weight.scalar_type();
+  plan.out_bits = empty_channels_last(a.bits, bit_sizes, ScalarType::Byte, dim + 1);
+  if (s.want_sum) plan.out_sum = empty_channels_last(a.weight, neurons, type, dim);
+  if (s.want_potential) plan.out_potential = empty_channels_last(a.weight, neurons, type, dim);
+  return plan;
+}
+
+}  // namespace tandem

@@ -1,0 +1,44 @@
+// What the spiking and the count products check and allocate, whatever the device.
+#pragma once
+
+#include <optional>
+
+#include "common/conv_geometry.h"
+#include "common/tensors.h"
+
+namespace tandem {
+
+// The arguments that the linear and the convolutional products share.
+struct ProductArguments {
+  const Tensor& bits;
+  const std::optional<Tensor>& count;
+  const Tensor& weight;
+  const std::optional<Tensor>& bias;
+};
+
+struct SpikingArguments {
+  const std::optional<Tensor>& potential;
+  int64_t time_steps;
+  double threshold, leak;
+  bool want_sum, want_potential;
+};
+
+struct ProductPlan {
+  ConvGeometry geometry;
+  Tensor bits;                                  // [P, N, C, H, W] or [P, N, *, F], features last
+  Tensor weight;                                // as given: its strides are the kernel's affair
+  std::optional<Tensor> bias, initial;          // contiguous, features last
+  Tensor out_bits, out_sum, out_potential;      // features last; shape [0] where not wanted
+};
+
+// Throws where stride, padding, dilation, groups and shapes do not make a convolution.
+ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
+                             const Sizes& padding, const Sizes& dilation, int64_t groups);
+ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& weight);
+
+// Sizes of the neurons that `geometry` gives for `bits`: [N, O, Ho, Wo] or [N, *, O].
+ProductPlan plan_product(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear);
+ProductPlan plan_spiking(const char* op, const ProductArguments& arguments, const SpikingArguments& spiking,
+                         const ConvGeometry& geometry, bool linear);
+
+}  // namespace tandem

@@ -1,0 +1,82 @@
+// Checks and allocation on stable-ABI tensors, shared by the CPU and the CUDA implementations of an operator.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/bit_planes.h"
+
+namespace tandem {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+
+// Throws "operator: message"; the message says what was expected and what was got.
+template <class... Args>
+void check(bool ok, const char* op, const Args&... message) {
+  if (ok) return;
+  std::ostringstream text;
+  text << op << ": ";
+  (text << ... << message);
+  throw std::runtime_error(text.str());
+}
+
+inline Sizes sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
+
+// "[2, 3]", for messages
+std::string to_string(const Sizes& sizes);
+inline std::string shape(const Tensor& tensor) { return to_string(sizes_of(tensor)); }
+const char* name_of(ScalarType type);
+
+// Product of sizes; throws where it would not fit an int64.
+int64_t checked_numel(const char* op, const Sizes& sizes);
+
+void check_bits(const char* op, const Tensor& bits, int64_t min_dim);
+void check_floating(const char* op, const char* argument, const Tensor& tensor);
+void check_shape(const char* op, const char* argument, const Tensor& tensor, const Sizes& expected);
+// The same dtype and device as `like`, and the shape expected.
+void check_like(const char* op, const char* argument, const Tensor& tensor, const Tensor& like, const char* like_name,
+                const Sizes& expected);
+void check_same_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& like,
+                       const char* like_name);
+// time_steps >= 1 and, where bits are given, exactly their number of planes.
+void check_time_steps(const char* op, int64_t time_steps);
+void check_planes(const char* op, const Tensor& bits, int64_t time_steps);
+void check_neuron(const char* op, double threshold, double leak);
+
+// Memory order with the dimension `channel_dim` innermost and the others as they stand ("channels last").
+Sizes channels_last_strides(const Sizes& sizes, int64_t channel_dim);
+// An uninitialised tensor on the device of `like`, channels last.
+Tensor empty_channels_last(const Tensor& like, const Sizes& sizes, ScalarType type, int64_t channel_dim);
+// The tensor itself where it is laid out so already, else a copy.
+Tensor channels_last(const Tensor& tensor, int64_t channel_dim);
+std::optional<Tensor> channels_last(const std::optional<Tensor>& tensor, int64_t channel_dim);
+// What stands for an output that was not asked for: shape [0].
+Tensor no_tensor(const Tensor& like, ScalarType type);
+
+// Dispatch on float32 / float64: calls f(T{}).
+template <class F>
+void dispatch_floating(const char* op, ScalarType type, F&& f) {
+  if (type == ScalarType::Float) {
+    f(float{});
+  } else if (type == ScalarType::Double) {
+    f(double{});
+  } else {
+    check(false, op, "dtype must be float32 or float64, got ", name_of(type));
+  }
+}
+
+template <class T>
+const T* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
+}
+
+}  // namespace tandem

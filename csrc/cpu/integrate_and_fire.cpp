@@ -1,0 +1,74 @@
+// integrate_and_fire on the CPU: threads and kernel choice.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "common/neuron_plan.h"
+#include "cpu/isa.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/parallel.h"
+
+namespace tandem {
+
+namespace {
+
+// Neurons per range: enough work to pay for a thread, a multiple of every vector.
+constexpr int64_t kGrain = 8192;
+
+template <class T>
+void run(const IntegrateAndFirePlan& plan, int64_t time_steps, CurrentMode mode, double threshold, double leak) {
+  IntegrateAndFireArgs<T> args = {};
+  args.current = static_cast<const T*>(plan.current.const_data_ptr());
+  args.current_stride = plan.neurons;
+  args.bias = data_or_null<T>(plan.bias);
+  args.initial = data_or_null<T>(plan.initial);
+  args.bits = static_cast<uint8_t*>(plan.bits.mutable_data_ptr());
+  args.bits_stride = plan.neurons;
+  args.sum = plan.sum.numel() ? static_cast<T*>(plan.sum.mutable_data_ptr()) : nullptr;
+  args.potential = plan.potential.numel() ? static_cast<T*>(plan.potential.mutable_data_ptr()) : nullptr;
+  args.time_steps = time_steps;
+  args.mode = mode;
+  args.neuron = {static_cast<T>(threshold), static_cast<T>(leak)};
+  const TypedKernels<T>& k = kernels().typed<T>();
+  if (args.bias) {
+    args.channels = plan.channels;
+    args.rows = plan.neurons / plan.channels;
+    parallel_ranges(args.rows, std::max<int64_t>(1, kGrain / plan.channels),
+                    [&](int64_t begin, int64_t end) { k.integrate_and_fire(args, begin, end); });
+    return;
+  }
+  // Without a bias all neurons are alike: one row, cut anywhere, whatever the number of channels.
+  parallel_ranges(plan.neurons, kGrain, [&](int64_t begin, int64_t end) {
+    IntegrateAndFireArgs<T> part = args;
+    part.current += begin;
+    part.bits += begin;
+    if (part.initial) part.initial += begin;
+    if (part.sum) part.sum += begin;
+    if (part.potential) part.potential += begin;
+    part.rows = 1;
+    part.channels = end - begin;
+    k.integrate_and_fire(part, 0, 1);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, const std::optional<Tensor>& bias,
+                                                      const std::optional<Tensor>& potential, int64_t time_steps,
+                                                      const std::string& mode, double threshold, double leak,
+                                                      bool want_sum, bool want_potential) {
+  const IntegrateAndFirePlan plan = plan_integrate_and_fire(current, bias, potential, time_steps, mode, threshold, leak,
+                                                            want_sum, want_potential);
+  const CurrentMode kind = mode == "constant"  ? CurrentMode::kConstant
+                           : mode == "impulse" ? CurrentMode::kImpulse
+                                               : CurrentMode::kSeries;
+  if (plan.neurons > 0) {
+    dispatch_floating("integrate_and_fire", current.scalar_type(),
+                      [&](auto type) { run<decltype(type)>(plan, time_steps, kind, threshold, leak); });
+  }
+  return {plan.bits, plan.sum, plan.potential};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CPU, m) { m.impl("integrate_and_fire", TORCH_BOX(&integrate_and_fire)); }
+
+}  // namespace tandem

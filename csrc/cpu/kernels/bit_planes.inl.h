@@ -1,0 +1,91 @@
+// Counting and transposing bit planes.
+#include "common/bit_planes.h"
+#include "cpu/kernels/kernels.h"
+
+namespace tandem::TANDEM_ISA {
+
+// Spikes per neuron of up to kChunk neurons, summed over the planes.
+constexpr int64_t kCountChunk = 256;
+
+TANDEM_HOST_DEVICE void count_chunk(const uint8_t* bits, int64_t planes, int64_t stride, int64_t n, uint32_t* count) {
+  std::memset(count, 0, sizeof(uint32_t) * kCountChunk);
+  for (int64_t p = 0; p < planes; ++p) {
+    const uint8_t* b = bits + p * stride;
+    for (int64_t i = 0; i < n; ++i) {
+      uint8_t v = b[i];
+      v = static_cast<uint8_t>(v - ((v >> 1) & 0x55));
+      v = static_cast<uint8_t>((v & 0x33) + ((v >> 2) & 0x33));
+      count[i] += static_cast<uint8_t>((v + (v >> 4)) & 0x0F);
+    }
+  }
+}
+
+template <class T>
+void spike_count(const uint8_t* bits, int64_t planes, int64_t stride, int64_t begin, int64_t end, T* out) {
+  alignas(64) uint32_t count[kCountChunk];
+  for (int64_t i = begin; i < end; i += kCountChunk) {
+    const int64_t n = end - i < kCountChunk ? end - i : kCountChunk;
+    count_chunk(bits + i, planes, stride, n, count);
+    for (int64_t j = 0; j < n; ++j) out[i + j] = static_cast<T>(static_cast<int32_t>(count[j]));
+  }
+}
+
+inline void count_bytes(const uint8_t* bits, int64_t planes, int64_t stride, int64_t begin, int64_t end, uint8_t* bytes,
+                        int64_t byte_planes) {
+  alignas(64) uint32_t count[kCountChunk];
+  for (int64_t i = begin; i < end; i += kCountChunk) {
+    const int64_t n = end - i < kCountChunk ? end - i : kCountChunk;
+    count_chunk(bits + i, planes, stride, n, count);
+    for (int64_t p = 0; p < byte_planes; ++p) {
+      uint8_t* out = bytes + p * stride + i;
+      for (int64_t j = 0; j < n; ++j) out[j] = static_cast<uint8_t>(count[j] >> (8 * p));
+    }
+  }
+}
+
+// 64 channels' bytes to 8 words: bit c of out[t] is bit t of in[c].
+TANDEM_HOST_DEVICE void transpose_64x8(const uint8_t* in, uint64_t* out) {
+#if defined(__AVX512BW__)
+  const __m512i v = _mm512_loadu_si512(in);
+  for (int t = 0; t < 8; ++t) out[t] = _mm512_test_epi8_mask(v, _mm512_set1_epi8(static_cast<char>(1 << t)));
+#elif defined(__AVX2__)
+  const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in));
+  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + 32));
+  for (int t = 0; t < 8; ++t) {
+    const uint32_t l = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_slli_epi16(lo, 7 - t)));
+    const uint32_t h = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_slli_epi16(hi, 7 - t)));
+    out[t] = l | static_cast<uint64_t>(h) << 32;
+  }
+#else
+  for (int t = 0; t < 8; ++t) out[t] = 0;
+  for (int g = 0; g < 8; ++g) {
+    uint64_t x = 0;
+    for (int c = 0; c < 8; ++c) x |= static_cast<uint64_t>(in[8 * g + c]) << (8 * c);
+    if (x == 0) continue;
+    // 8 x 8 bit transpose by swapping ever larger blocks (Hacker's Delight, section 7-3)
+    uint64_t swap = (x ^ (x >> 7)) & 0x00AA00AA00AA00AAULL;
+    x ^= swap ^ (swap << 7);
+    swap = (x ^ (x >> 14)) & 0x0000CCCC0000CCCCULL;
+    x ^= swap ^ (swap << 14);
+    swap = (x ^ (x >> 28)) & 0x00000000F0F0F0F0ULL;
+    x ^= swap ^ (swap << 28);
+    for (int t = 0; t < 8; ++t) out[t] |= (x >> (8 * t) & 0xFF) << (8 * g);
+  }
+#endif
+}
+
+inline void transpose_bits(const uint8_t* bits, int64_t channels, int64_t begin, int64_t end, uint64_t* masks) {
+  const int64_t words = words_for(channels), whole = channels / 64;
+  for (int64_t pixel = begin; pixel < end; ++pixel) {
+    const uint8_t* in = bits + pixel * channels;
+    uint64_t* out = masks + pixel * words * 8;
+    for (int64_t w = 0; w < whole; ++w) transpose_64x8(in + 64 * w, out + 8 * w);
+    if (whole < words) {
+      alignas(64) uint8_t tail[64] = {};
+      for (int64_t c = 64 * whole; c < channels; ++c) tail[c - 64 * whole] = in[c];
+      transpose_64x8(tail, out + 8 * whole);
+    }
+  }
+}
+
+}  // namespace tandem::TANDEM_ISA

@@ -1,0 +1,118 @@
+// tandem_cuda._C: importing it registers the operators with torch (the static objects of schemas.cpp and of csrc/cpu,
+// csrc/cuda). Beside that it says what was built and what runs here, and shows the neuron step to NumPy.
+// No torch header here: this file uses pip's pybind11, not the copy that torch bundles.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <sstream>
+#include <string>
+
+#if defined(TANDEM_CUDA_TOOLKIT)
+#include <cuda_runtime_api.h>
+#endif
+
+#include "common/neuron.h"
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+namespace {
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+// The newest CUDA that the driver supports, "13.0"; None without a driver.
+py::object cuda_driver() {
+#if defined(TANDEM_CUDA_TOOLKIT)
+  int version = 0;
+  if (cudaDriverGetVersion(&version) == cudaSuccess && version > 0) {
+    return py::str(std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10));
+  }
+#endif
+  return py::none();
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = TANDEM_VERSION;
+  info["torch_built_against"] = TANDEM_TORCH_BUILT_AGAINST;
+  // The oldest torch that the library loads under, "2.11": the version bytes of TORCH_TARGET_VERSION
+  info["torch_stable_abi"] =
+      std::to_string(TANDEM_TORCH_TARGET >> 56) + "." + std::to_string(TANDEM_TORCH_TARGET >> 48 & 0xff);
+  info["compiler"] = compiler();
+  info["cpu_isas_compiled"] = tandem::compiled_isas();
+  info["cpu_isas_runnable"] = tandem::runnable_isas();
+  info["cpu_isa"] = tandem::active_isa();
+#if defined(TANDEM_CUDA_TOOLKIT)
+  info["cuda_toolkit"] = TANDEM_CUDA_TOOLKIT;
+  info["cuda_architectures"] = py::str(TANDEM_CUDA_ARCHITECTURES).attr("split")();
+  info["cuda_not_built_because"] = py::none();
+#else
+  info["cuda_toolkit"] = py::none();
+  info["cuda_architectures"] = py::list();
+  info["cuda_not_built_because"] = TANDEM_CUDA_NOT_BUILT;
+#endif
+  info["cuda_driver"] = cuda_driver();
+  return info;
+}
+
+// current: [T, n] -> spikes [T, n] of 0 and 1, neuron by neuron: nothing shared with the kernels but the step.
+template <class T>
+py::array_t<uint8_t> simulate(const py::array_t<T, py::array::c_style>& current, T threshold, T leak) {
+  const py::ssize_t steps = current.shape(0);
+  const py::ssize_t neurons = current.shape(1);
+  py::array_t<uint8_t> spikes({steps, neurons});
+  const auto x = current.template unchecked<2>();
+  auto s = spikes.template mutable_unchecked<2>();
+  for (py::ssize_t i = 0; i < neurons; ++i) {
+    T u = 0;
+    for (py::ssize_t t = 0; t < steps; ++t) {
+      u = tandem::membrane_update(u, x(t, i), threshold, leak);
+      s(t, i) = u >= threshold;
+    }
+  }
+  return spikes;
+}
+
+py::array_t<uint8_t> integrate_and_fire(const py::array& current, double threshold, double leak) {
+  const auto got = [](const auto& value) {
+    std::ostringstream text;
+    text << ", got " << value;
+    return text.str();
+  };
+  if (current.ndim() != 2) {
+    throw py::value_error("integrate_and_fire: current must have 2 dimensions [T, n]" + got(current.ndim()));
+  }
+  if (!(threshold > 0)) throw py::value_error("integrate_and_fire: threshold must be positive" + got(threshold));
+  if (!(leak > 0 && leak <= 1)) throw py::value_error("integrate_and_fire: leak must be in (0, 1]" + got(leak));
+  if (py::isinstance<py::array_t<float>>(current)) {
+    return simulate<float>(current, static_cast<float>(threshold), static_cast<float>(leak));
+  }
+  if (py::isinstance<py::array_t<double>>(current)) return simulate<double>(current, threshold, leak);
+  throw py::type_error("integrate_and_fire: current must be float32 or float64" +
+                       got(py::str(current.dtype()).cast<std::string>()));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled half of tandem_cuda. Importing it registers the operators torch.ops.tandem_cuda.";
+  m.attr("__version__") = TANDEM_VERSION;
+  m.def("build_info", &build_info, "What was compiled, with what, and which instruction set is in use.");
+  m.def("cpu_isa", &tandem::active_isa, "The instruction set that the CPU kernels use: scalar, avx2 or avx512.");
+  m.def("set_cpu_isa", &tandem::set_active_isa, py::arg("name"),
+        "Use the CPU kernels of this instruction set from now on. ValueError for one that cannot run here.");
+  m.def("integrate_and_fire", &integrate_and_fire, py::arg("current"), py::arg("threshold") = 1.0,
+        py::arg("leak") = 1.0,
+        "The neuron loop on a NumPy array [T, n] of float32 or float64, for debugging without torch: spikes [T, n], "
+        "uint8.");
+}

@@ -1,0 +1,57 @@
+// Every operator of the library, one schema each. Implementations register themselves in csrc/cpu and csrc/cuda;
+// fake kernels and autograd formulas live beside the Python wrapper of the same name in tandem_cuda/ops.
+//
+// T: time steps. P = ceil(T / 8): bit planes. N: batch. `bits` is uint8 [P, N, C, *spatial], features last in memory;
+// bit i of plane p is the spike at step 8p + i, unused high bits are zero. `potential` is the membrane potential u
+// before its reset; passing the one that a call returned continues the simulation where that call stopped.
+// Outputs that a `want_*` flag turned off are empty tensors of shape [0].
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(tandem_cuda, m) {
+  // [T, N, C, *spatial] of 0 and 1 (floating point, bool or uint8) -> bits [P, N, C, *spatial]
+  m.def("pack_spikes(Tensor spikes) -> Tensor");
+
+  // bits [P, N, C, *spatial] -> [T, N, C, *spatial] of 0 and 1
+  m.def("unpack_spikes(Tensor bits, int time_steps, ScalarType dtype) -> Tensor");
+
+  // bits [P, N, C, *spatial] -> spikes per neuron [N, C, *spatial]
+  m.def("spike_count(Tensor bits, ScalarType dtype) -> Tensor");
+
+  // The tandem coupling. Forward: spike_count(bits) in the dtype of pre_activation. Backward: the gradient of the ANN
+  // activation relu(pre_activation) / threshold (leak = 1), zero above `upper`, or of the soft LIF rate (leak < 1).
+  // pre_activation: [N, C, *spatial], the current summed over all time steps
+  m.def(
+      "tandem_count(Tensor bits, Tensor pre_activation, int time_steps, float threshold, float leak, float upper) "
+      "-> Tensor");
+
+  // x[t] = current + bias (constant), the same at t = 1 and bias after it (impulse), or current[t] + bias (series).
+  // current: [N, C, *spatial], series [T, N, C, *spatial]; bias: [C], per time step; potential: [N, C, *spatial]
+  // -> bits [P, N, C, *spatial], sum over t of x[t] [N, C, *spatial], final potential [N, C, *spatial]
+  m.def(
+      "integrate_and_fire(Tensor current, Tensor? bias, Tensor? potential, int time_steps, str mode, float threshold, "
+      "float leak, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
+
+  // x[t] = weight * s[t] + bias, then the neuron loop. bits: [P, N, *, F]; weight: [O, F]; bias: [O], per time step;
+  // potential: [N, *, O]; count: [N, *, F] carries the gradient to the layer below and is not read in the forward pass
+  // -> bits [P, N, *, O], sum over t of x[t] [N, *, O], final potential [N, *, O]
+  m.def(
+      "spiking_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? bias, Tensor? potential, int time_steps, "
+      "float threshold, float leak, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
+
+  // The same with a 2-D convolution. bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step;
+  // potential: [N, O, Ho, Wo]; count: [N, C, H, W]
+  // -> bits [P, N, O, Ho, Wo], sum over t of x[t] [N, O, Ho, Wo], final potential [N, O, Ho, Wo]
+  m.def(
+      "spiking_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? bias, Tensor? potential, int[2] stride, "
+      "int[2] padding, int[2] dilation, int groups, int time_steps, float threshold, float leak, bool want_sum, "
+      "bool want_potential) -> (Tensor, Tensor, Tensor)");
+
+  // weight * (spike count of bits) + bias, event-driven; what batch norm needs before the neurons can fire.
+  // bits: [P, N, *, F]; count: [N, *, F] as above; weight: [O, F]; bias: [O] -> [N, *, O]
+  m.def("count_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? bias) -> Tensor");
+
+  // The same with a 2-D convolution. bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O] -> [N, O, Ho, Wo]
+  m.def(
+      "count_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups) -> Tensor");
+}

@@ -1,0 +1,80 @@
+"""A thin driver of CMakeLists.txt, which is the only build definition."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import cmake
+import ninja
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import ExecError
+
+ROOT = Path(__file__).resolve().parent
+# What CMake reads from the environment, directly or through its compiler detection.
+ENVIRONMENT = (
+    "TANDEM_CUDA TORCH_CUDA_ARCH_LIST CUDACXX CUDAHOSTCXX CUDAFLAGS CUDA_HOME CC CXX CFLAGS CXXFLAGS CPPFLAGS LDFLAGS"
+).split()
+
+
+def is_isolated() -> bool:
+    """Whether pip builds in a throw-away environment, whose paths no later build will see again."""
+    spec = importlib.util.find_spec("torch")
+    site_packages = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve().parents[1] not in site_packages
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        if is_isolated():
+            build = Path(self.build_temp).resolve()
+        else:  # kept for the next build, one folder for each Python and torch
+            tag = f"{sys.implementation.cache_tag}-torch-{importlib.metadata.version('torch')}".replace("+", "-")
+            build = ROOT / "build" / tag
+        self.configure(build)
+        jobs = os.environ.get("MAX_JOBS")  # torch's name for it
+        self.cmake("--build", str(build), *(["--parallel", jobs] if jobs else []))
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        self.cmake("--install", str(build), "--prefix", str(target))
+
+    def configure(self, build: Path) -> None:
+        """Run CMake, from scratch if anything differs from what the folder was configured with."""
+        arguments = [
+            "-GNinja",
+            f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR, 'ninja')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        configured = {
+            "arguments": arguments,
+            "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+            "nvcc": shutil.which("nvcc"),
+            "versions": {name: importlib.metadata.version(name) for name in ("cmake", "torch", "pybind11")},
+        }
+        record = build / "configured.json"
+        unchanged = record.exists() and json.loads(record.read_text()) == configured
+        record.unlink(missing_ok=True)  # until CMake has succeeded
+        self.cmake(*([] if unchanged else ["--fresh"]), "-S", str(ROOT), "-B", str(build), *arguments)
+        record.write_text(json.dumps(configured))
+        if build.parent == ROOT / "build":  # where clang-tidy and clangd look
+            link = ROOT / "build" / "compile_commands.json"
+            link.unlink(missing_ok=True)
+            link.symlink_to(build / "compile_commands.json")
+
+    def cmake(self, *arguments: str) -> None:
+        try:
+            subprocess.run([str(Path(cmake.CMAKE_BIN_DIR, "cmake")), *arguments], check=True)
+        except subprocess.CalledProcessError as error:
+            raise ExecError(f"building tandem_cuda failed: {shlex.join(error.cmd)} (its messages are above)") from None
+
+
+setup(ext_modules=[Extension("tandem_cuda._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

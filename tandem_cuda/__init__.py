@@ -1,0 +1,31 @@
+"""Deep spiking neural networks trained by the tandem learning rule, at the cost of the ANNs they mirror.
+
+Wu et al., "A Tandem Learning Rule for Effective Training and Rapid Inference of Deep Spiking Neural Networks",
+IEEE TNNLS 2021, doi:10.1109/TNNLS.2021.3095724. Sizes in docstrings: T time steps, N batch, C channels, F features.
+"""
+
+from ._load import load_library
+
+_C = load_library()
+
+from . import ops, reference  # noqa: E402 (the operators exist only once the library is loaded)
+from .build_info import build_info  # noqa: E402
+from .neuron import IF, LIF  # noqa: E402
+from .nn import Decode, Encode, EncodedInput, TandemConv2d, TandemLinear  # noqa: E402
+from .spike_train import SpikeTrain  # noqa: E402
+
+__version__: str = _C.__version__
+
+__all__ = [
+    "IF",
+    "LIF",
+    "Decode",
+    "Encode",
+    "EncodedInput",
+    "SpikeTrain",
+    "TandemConv2d",
+    "TandemLinear",
+    "build_info",
+    "ops",
+    "reference",
+]

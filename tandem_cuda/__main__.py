@@ -1,0 +1,33 @@
+"""``python -m tandem_cuda``: what runs here, and why the rest does not."""
+
+from __future__ import annotations
+
+from .build_info import build_info
+
+
+def report() -> str:
+    """The facts of :func:`tandem_cuda.build_info`, as lines for a reader."""
+    info = build_info()
+
+    def listed(key: str) -> str:
+        values = info[key]
+        assert isinstance(values, list)
+        return " ".join(values) or "none"
+
+    cap = info["TANDEM_CPU_ISA"]
+    lines = [
+        ("torch", f"{info['torch']} (built against {info['torch_built_against']}, needs {info['torch_stable_abi']} or newer)"),
+        ("compiler", f"{info['compiler']}"),
+        ("CPU kernels", f"{info['cpu_isa']} in use, {info['threads']} threads"),
+        ("", f"compiled: {listed('cpu_isas_compiled')}; this processor runs: {listed('cpu_isas_runnable')}"),
+        ("", f"TANDEM_CPU_ISA={cap} caps the choice" if cap else "TANDEM_CPU_ISA is not set: the widest is used"),
+        ("CUDA kernels", "usable" if info["cuda_usable"] else f"not usable: {info['cuda_unusable_because']}"),
+    ]
+    if info["cuda_toolkit"]:
+        lines += [("", f"compiled by CUDA {info['cuda_toolkit']} for {listed('cuda_architectures')}")]
+        lines += [("", f"driver: {info['cuda_driver'] or 'none'}")]
+    return "\n".join([f"tandem_cuda {info['version']}", *(f"  {name:<14}{text}" for name, text in lines)])
+
+
+if __name__ == "__main__":
+    print(report())

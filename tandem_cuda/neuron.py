@@ -1,0 +1,63 @@
+"""Neuron models: what a layer's neurons do with the current they receive."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+def _check_threshold(name: str, threshold: float) -> None:
+    if not isinstance(threshold, (int, float)) or isinstance(threshold, bool):
+        raise TypeError(f"{name}: threshold must be a number, got {type(threshold).__name__}")
+    if not (threshold > 0 and math.isfinite(threshold)):
+        raise ValueError(f"{name}: threshold must be positive and finite, got {threshold}")
+
+
+@dataclass(frozen=True)
+class IF:
+    """Integrate-and-fire neurons without leak (Wu et al. 2021, eqs. 1-3).
+
+    With input current x[t] and u[0] = s[0] = 0, at every time step t = 1..T::
+
+        u[t] = u[t-1] + x[t] - threshold * s[t-1]        (reset by subtraction)
+        s[t] = 1 if u[t] >= threshold else 0
+
+    Args:
+        threshold: firing threshold, in units of the membrane potential; positive.
+        clip: zero the gradient where the ANN's pre-activation exceeds threshold * T, since a neuron cannot spike
+            more than T times.
+    """
+
+    threshold: float = 1.0
+    clip: bool = False
+
+    def __post_init__(self) -> None:
+        _check_threshold("IF", self.threshold)
+
+    @property
+    def leak(self) -> float:
+        """Factor by which the membrane potential decays in a time step: 1, no leak."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class LIF:
+    """Leaky integrate-and-fire neurons: :class:`IF` with u[t] = leak * u[t-1] + x[t] - threshold * s[t-1].
+
+    Args:
+        threshold: firing threshold, in units of the membrane potential; positive.
+        leak: factor by which the membrane potential decays in a time step, in (0, 1].
+        clip: zero the gradient where the ANN's pre-activation exceeds threshold * T.
+    """
+
+    threshold: float = 1.0
+    leak: float = 0.9
+    clip: bool = False
+
+    def __post_init__(self) -> None:
+        _check_threshold("LIF", self.threshold)
+        if not 0 < self.leak <= 1:
+            raise ValueError(f"LIF: leak must be in (0, 1], got {self.leak}")
+
+
+Neuron = IF | LIF

@@ -1,0 +1,133 @@
+"""TandemConv2d."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..neuron import IF, Neuron
+from ..spike_train import SpikeTrain
+from .layer import TandemLayer
+
+Pair = int | tuple[int, int]
+
+
+class TandemConv2d(TandemLayer, nn.Conv2d):
+    """A convolutional tandem layer: nn.Conv2d whose neurons spike (Wu et al. 2021, section III).
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: of the taps, an int or a pair.
+        stride: an int or a pair.
+        padding: zero padding, an int, a pair, "valid" or "same".
+        dilation: spacing of the taps, an int or a pair.
+        groups: blocks of channels.
+        bias: learn an additive bias; the ANN receives it once, the spiking twin 1/T of it per time step.
+        padding_mode: "zeros" alone.
+        device: of the parameters.
+        dtype: of the parameters, float32 or float64.
+        norm: None or "batch": batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
+        neuron: IF(...) or LIF(...).
+
+    Shape:
+        SpikeTrain [N, C, H, W] (or the EncodedInput that Encode returns) -> SpikeTrain [N, O, Ho, Wo].
+
+    Raises:
+        TypeError: the input is a Tensor, or of another dtype than the weights.
+        ValueError: shapes that do not fit; another ``padding_mode``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: str | Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: object = None,
+        dtype: object = None,
+        *,
+        norm: str | None = None,
+        neuron: Neuron = IF(),
+    ) -> None:
+        if padding_mode != "zeros":
+            raise ValueError(f"TandemConv2d: padding_mode must be 'zeros', got {padding_mode!r}")
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+            norm=norm,
+            neuron=neuron,
+        )
+
+    def _new_norm(self) -> nn.BatchNorm2d:
+        return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
+
+    def _normalise(self, v: Tensor) -> Tensor:
+        assert self.norm is not None
+        normalised: Tensor = self.norm(v)
+        return normalised
+
+    def _per_channel(self, x: Tensor) -> Tensor:
+        return x.view(-1, 1, 1)
+
+    def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.dim() != 4:
+            raise ValueError(f"TandemConv2d: input must be [N, C, H, W], got {list(x.shape)}")
+        x = x.contiguous(memory_format=torch.channels_last)  # and so is the result
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _count_product(self, x: SpikeTrain, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x, padding = self._padded(x)
+        return ops.count_conv2d(
+            x.bits, weight, bias, self.stride, padding, self.dilation, self.groups, count=x.carried_count
+        )
+
+    def _spiking_product(
+        self, x: SpikeTrain, weight: Tensor, bias: Tensor | None, *, want_sum: bool
+    ) -> tuple[Tensor, Tensor]:
+        x, padding = self._padded(x)
+        bits, total, _ = ops.spiking_conv2d(
+            x.bits,
+            weight,
+            bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            count=x.carried_count,
+            time_steps=x.time_steps,
+            threshold=self.neuron.threshold,
+            leak=self.neuron.leak,
+            want_sum=want_sum,
+            want_potential=False,
+        )
+        return bits, total
+
+    def _padded(self, x: SpikeTrain) -> tuple[SpikeTrain, tuple[int, ...]]:
+        """The padding in numbers; "same" may ask for one row or column more at the end, which is added here."""
+        if not isinstance(self.padding, str):
+            return x, self.padding
+        if self.padding == "valid":
+            return x, (0, 0)
+        total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        extra = (0, total[1] % 2, 0, total[0] % 2)
+        if any(extra):
+            count = None if x.carried_count is None else F.pad(x.carried_count, extra)
+            x = SpikeTrain(F.pad(x.bits, extra), x.time_steps, count, x.dtype)
+        return x, (total[0] // 2, total[1] // 2)

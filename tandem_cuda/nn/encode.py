@@ -1,0 +1,90 @@
+"""Encode and Decode: where real numbers become spike trains and spike counts become real numbers again."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..ops import checks
+from ..spike_train import SpikeTrain
+
+_MODES = ("constant", "impulse")
+
+
+class EncodedInput(NamedTuple):
+    """Real input on its way to the first tandem layer, which turns it into currents; what :class:`Encode` returns.
+
+    A tuple, hence a pytree: it passes through ``torch.compile`` and friends.
+    """
+
+    value: Tensor
+    """[N, ...], the input itself."""
+    time_steps: int
+    """T."""
+    mode: str
+    """"constant" or "impulse"."""
+
+    def flatten(self, start_dim: int = 1, end_dim: int = -1) -> EncodedInput:
+        """Flatten dimensions of ``value``; ``nn.Flatten`` calls this."""
+        return self._replace(value=self.value.flatten(start_dim, end_dim))
+
+
+class Encode(nn.Module):
+    """Mark a real input X for encoding by the first tandem layer (Wu et al. 2021, section II-B).
+
+    The layer behind it receives, with weight W and bias b, at time step t the current
+
+    - mode "constant": W * X + b / T for every t; the ANN's input is T * X. W * X is computed once, not T times.
+    - mode "impulse": W * X + b / T for t = 1, b / T afterwards; the ANN's input is X.
+
+    Args:
+        time_steps: T, at least 1.
+        mode: "constant" or "impulse".
+
+    Shape:
+        Tensor [N, ...] -> :class:`EncodedInput`.
+
+    Raises:
+        TypeError: ``time_steps`` is no int, or the input is not a floating point Tensor (recorded spikes enter through
+            ``SpikeTrain.from_dense`` instead).
+        ValueError: ``time_steps`` < 1 or an unknown mode.
+    """
+
+    def __init__(self, time_steps: int, mode: str = "constant") -> None:
+        super().__init__()
+        checks.check_time_steps("Encode", time_steps)
+        if mode not in _MODES:
+            raise ValueError(f"Encode: mode must be one of {', '.join(_MODES)}, got {mode!r}")
+        self.time_steps = time_steps
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> EncodedInput:
+        checks.check_tensor("Encode", "input", x)
+        if not x.is_floating_point():
+            raise TypeError(
+                f"Encode: input must be floating point, got {x.dtype}; recorded spikes enter through "
+                "SpikeTrain.from_dense(spikes) without Encode"
+            )
+        return EncodedInput(x, self.time_steps, self.mode)
+
+    def extra_repr(self) -> str:
+        return f"{self.time_steps}, mode={self.mode!r}"
+
+
+class Decode(nn.Module):
+    """Hand the spike counts of the last tandem layer to an ordinary layer (aggregate membrane potential).
+
+    ``nn.Linear`` behind it computes W * c + b: what output neurons that never spike would have gathered after T steps.
+
+    Shape:
+        SpikeTrain of [N, ...] -> Tensor [N, ...], the differentiable spike counts.
+
+    Raises:
+        TypeError: the input is no SpikeTrain.
+    """
+
+    def forward(self, x: Any) -> Tensor:
+        if not isinstance(x, SpikeTrain):
+            raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
+        return x.count

@@ -1,0 +1,78 @@
+"""TandemLinear."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..neuron import IF, Neuron
+from ..spike_train import SpikeTrain
+from .layer import TandemLayer
+
+
+class TandemLinear(TandemLayer, nn.Linear):
+    """A fully connected tandem layer: nn.Linear whose neurons spike (Wu et al. 2021, section III).
+
+    Args:
+        in_features: F.
+        out_features: O.
+        bias: learn an additive bias; the ANN receives it once, the spiking twin 1/T of it per time step.
+        device: of the parameters.
+        dtype: of the parameters, float32 or float64.
+        norm: None or "batch": batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm1d).
+        neuron: IF(...) or LIF(...).
+
+    Shape:
+        SpikeTrain [N, ..., F] (or the EncodedInput that Encode returns) -> SpikeTrain [N, ..., O].
+
+    Raises:
+        TypeError: the input is a Tensor, or of another dtype than the weights.
+        ValueError: shapes that do not fit.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: object = None,
+        dtype: object = None,
+        *,
+        norm: str | None = None,
+        neuron: Neuron = IF(),
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype, norm=norm, neuron=neuron)
+
+    def _new_norm(self) -> nn.BatchNorm1d:
+        return nn.BatchNorm1d(self.out_features, device=self.weight.device, dtype=self.weight.dtype)
+
+    def _normalise(self, v: Tensor) -> Tensor:
+        assert self.norm is not None
+        normalised: Tensor = self.norm(v.flatten(0, -2))
+        return normalised.view(v.shape)
+
+    def _per_channel(self, x: Tensor) -> Tensor:
+        return x
+
+    def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def _count_product(self, x: SpikeTrain, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return ops.count_linear(x.bits, weight, bias, count=x.carried_count)
+
+    def _spiking_product(
+        self, x: SpikeTrain, weight: Tensor, bias: Tensor | None, *, want_sum: bool
+    ) -> tuple[Tensor, Tensor]:
+        bits, total, _ = ops.spiking_linear(
+            x.bits,
+            weight,
+            bias,
+            count=x.carried_count,
+            time_steps=x.time_steps,
+            threshold=self.neuron.threshold,
+            leak=self.neuron.leak,
+            want_sum=want_sum,
+            want_potential=False,
+        )
+        return bits, total

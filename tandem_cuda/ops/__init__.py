@@ -1,0 +1,26 @@
+"""The operators: thin, checked functions over ``torch.ops.tandem_cuda``, with their fake kernels and gradients.
+
+One file an operator. Shapes follow :mod:`tandem_cuda.spike_train`: T time steps, P = ceil(T / 8) bit planes, N batch.
+"""
+
+from .count_conv2d import count_conv2d
+from .count_linear import count_linear
+from .integrate_and_fire import integrate_and_fire
+from .pack_spikes import pack_spikes
+from .spike_count import spike_count
+from .spiking_conv2d import spiking_conv2d
+from .spiking_linear import spiking_linear
+from .tandem_count import tandem_count
+from .unpack_spikes import unpack_spikes
+
+__all__ = [
+    "count_conv2d",
+    "count_linear",
+    "integrate_and_fire",
+    "pack_spikes",
+    "spike_count",
+    "spiking_conv2d",
+    "spiking_linear",
+    "tandem_count",
+    "unpack_spikes",
+]

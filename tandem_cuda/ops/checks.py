@@ -1,0 +1,90 @@
+"""Argument checks that name the operator, the argument, what was expected and what was got."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64)
+
+
+def check_tensor(op: str, argument: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {argument} must be a Tensor, got {type(value).__name__}")
+
+
+def check_floating(op: str, argument: str, value: Any) -> None:
+    check_tensor(op, argument, value)
+    check_dtype(op, argument, value.dtype)
+
+
+def check_dtype(op: str, argument: str, dtype: torch.dtype) -> None:
+    if dtype not in FLOATING:
+        raise TypeError(f"{op}: {argument} must be float32 or float64, got {dtype}")
+
+
+def check_shape(op: str, argument: str, tensor: Tensor, expected: Sequence[int]) -> None:
+    if tensor.shape != torch.Size(expected):
+        raise ValueError(f"{op}: {argument} must be {list(expected)}, got {list(tensor.shape)}")
+
+
+def check_like(op: str, argument: str, value: Any, like: Tensor, like_name: str, expected: Sequence[int]) -> None:
+    """A tensor with the dtype and device of ``like`` and the shape expected."""
+    check_tensor(op, argument, value)
+    if value.dtype != like.dtype:
+        raise TypeError(f"{op}: {argument} must have the dtype of {like_name}, {like.dtype}, got {value.dtype}")
+    check_same_device(op, argument, value, like, like_name)
+    check_shape(op, argument, value, expected)
+
+
+def check_same_device(op: str, argument: str, value: Tensor, like: Tensor, like_name: str) -> None:
+    if value.device != like.device:
+        raise ValueError(f"{op}: {argument} must be on the device of {like_name}, {like.device}, got {value.device}")
+
+
+def check_time_steps(op: str, time_steps: Any) -> None:
+    if isinstance(time_steps, bool) or not isinstance(time_steps, (int, torch.SymInt)):
+        raise TypeError(f"{op}: time_steps must be an int, got {type(time_steps).__name__}")
+    if time_steps < 1:
+        raise ValueError(f"{op}: time_steps must be at least 1, got {time_steps}")
+
+
+def check_bits(op: str, bits: Any, time_steps: Any = None) -> None:
+    """Bit planes, and exactly as many as ``time_steps`` fill."""
+    check_tensor(op, "bits", bits)
+    if bits.dtype != torch.uint8:
+        raise TypeError(f"{op}: bits must be uint8, got {bits.dtype}")
+    if bits.dim() < 2 or bits.shape[0] < 1:
+        raise ValueError(f"{op}: bits must be [P, N, ...] with at least one plane, got {list(bits.shape)}")
+    if time_steps is not None:
+        check_time_steps(op, time_steps)
+        planes = planes_for(time_steps)
+        if bits.shape[0] != planes:
+            raise ValueError(
+                f"{op}: bits must have ceil(time_steps / 8) = {planes} planes for {time_steps} time steps, "
+                f"got {list(bits.shape)}"
+            )
+
+
+def check_neuron(op: str, threshold: float, leak: float) -> None:
+    if not (threshold > 0 and math.isfinite(threshold)):
+        raise ValueError(f"{op}: threshold must be positive and finite, got {threshold}")
+    if not 0 < leak <= 1:
+        raise ValueError(f"{op}: leak must be in (0, 1], got {leak}")
+
+
+def planes_for(time_steps: int) -> int:
+    """Bit planes that hold ``time_steps`` steps: ceil(T / 8)."""
+    return (time_steps + 7) // 8
+
+
+def pair(op: str, argument: str, value: Any) -> tuple[int, int]:
+    """An int or a pair of ints, as nn.Conv2d takes them."""
+    values = (value, value) if isinstance(value, int) else value
+    if not isinstance(values, Sequence) or len(values) != 2 or not all(isinstance(v, int) for v in values):
+        raise TypeError(f"{op}: {argument} must be an int or a pair of ints, got {value!r}")
+    return values[0], values[1]

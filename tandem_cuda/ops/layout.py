@@ -1,0 +1,20 @@
+"""Memory layout of the operators' outputs, as their fake kernels must promise it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def empty_channels_last(like: Tensor, sizes: Sequence[int], dtype: torch.dtype, channel_dim: int) -> Tensor:
+    """An uninitialised tensor of ``sizes`` whose dimension ``channel_dim`` is innermost in memory."""
+    order = [d for d in range(len(sizes)) if d != channel_dim] + [channel_dim]
+    inverse = [order.index(d) for d in range(len(sizes))]
+    return like.new_empty([sizes[d] for d in order], dtype=dtype).permute(inverse)
+
+
+def train_feature_dim(dims: int) -> int:
+    """Feature dimension of a train [T or P, N, C, *spatial]; the last one where there is no dimension 2."""
+    return min(2, dims - 1)

@@ -1,0 +1,37 @@
+"""spike_count: spikes per neuron."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import checks, layout
+
+
+def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Count the spikes of every neuron over all time steps.
+
+    Args:
+        bits: uint8 [P, N, ...].
+        dtype: of the result: float32 or float64.
+
+    Returns:
+        [N, ...] whole numbers from 0 to 8P, features last in memory. No gradient: see :func:`tandem_count`.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: ``bits`` has fewer than two dimensions or no plane.
+    """
+    checks.check_bits("spike_count", bits)
+    checks.check_dtype("spike_count", "dtype", dtype)
+    return torch.ops.tandem_cuda.spike_count(bits, dtype)
+
+
+def empty_count(bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """What spike_count returns, uninitialised."""
+    return layout.empty_channels_last(bits, bits.shape[1:], dtype, layout.train_feature_dim(bits.dim()) - 1)
+
+
+@torch.library.register_fake("tandem_cuda::spike_count")
+def _(bits: Tensor, dtype: torch.dtype) -> Tensor:
+    return empty_count(bits, dtype)

@@ -1,0 +1,81 @@
+"""tandem_count: the tandem coupling of spike counts and ANN gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference import lif_rate_derivative
+from . import checks
+from .spike_count import empty_count
+
+
+def tandem_count(
+    bits: Tensor,
+    pre_activation: Tensor,
+    time_steps: int,
+    threshold: float = 1.0,
+    leak: float = 1.0,
+    upper: float = math.inf,
+) -> Tensor:
+    """Spike counts that carry the gradient of the ANN's activation (Wu et al. 2021, section III-C).
+
+    Forward: the actual counts, :func:`spike_count` of ``bits``. Backward, with v = ``pre_activation``::
+
+        dc/dv = 1 / threshold  where 0 < v <= upper, else 0            (leak = 1: the ANN's relu(v) / threshold)
+        dc/dv = lif_rate_derivative(v, T, threshold, leak)             (leak < 1: the soft LIF rate; 0 above upper)
+
+    Args:
+        bits: uint8 [P, N, ...].
+        pre_activation: float32 or float64 [N, ...]: the current summed over all time steps; any value proportional to
+            it will do, if ``threshold`` and ``upper`` are scaled alike (leak = 1).
+        time_steps: T.
+        threshold: firing threshold, positive.
+        leak: in (0, 1].
+        upper: no gradient where v exceeds it; threshold * T clips at saturation, inf (the default) does not.
+
+    Returns:
+        [N, ...] in the dtype of ``pre_activation``, features last in memory.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a shape, device, threshold, leak, T or upper that does not fit.
+    """
+    op = "tandem_count"
+    checks.check_bits(op, bits, time_steps)
+    checks.check_floating(op, "pre_activation", pre_activation)
+    checks.check_same_device(op, "pre_activation", pre_activation, bits, "bits")
+    checks.check_shape(op, "pre_activation", pre_activation, bits.shape[1:])
+    checks.check_neuron(op, threshold, leak)
+    if not upper > 0:
+        raise ValueError(f"{op}: upper must be positive, got {upper}")
+    return torch.ops.tandem_cuda.tandem_count(bits, pre_activation, time_steps, threshold, leak, upper)
+
+
+@torch.library.register_fake("tandem_cuda::tandem_count")
+def _(bits: Tensor, pre_activation: Tensor, time_steps: int, threshold: float, leak: float, upper: float) -> Tensor:
+    return empty_count(bits, pre_activation.dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, pre_activation, ctx.time_steps, ctx.threshold, ctx.leak, ctx.upper = inputs
+    ctx.save_for_backward(pre_activation)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (v,) = ctx.saved_tensors
+    if ctx.leak == 1:
+        grad = torch.ops.aten.threshold_backward(grad, v, 0)  # grad where v > 0
+        if ctx.threshold != 1:
+            grad = grad / ctx.threshold
+    else:
+        grad = grad * lif_rate_derivative(v, ctx.time_steps, ctx.threshold, ctx.leak)
+    if ctx.upper != math.inf:
+        grad = torch.where(v <= ctx.upper, grad, 0.0)
+    return None, grad, None, None, None, None
+
+
+torch.library.register_autograd("tandem_cuda::tandem_count", _backward, setup_context=_setup_context)

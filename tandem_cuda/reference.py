@@ -1,0 +1,513 @@
+"""The operators and layers of tandem_cuda in plain PyTorch, slow and obvious.
+
+This file is the specification: every kernel is tested against it and timed against it. It needs neither the compiled
+library nor any other code of the package than the neuron descriptions. The operators have the names and signatures of
+`tandem_cuda.ops`; the layers have the constructors of the package's own, but pass time-major float spike trains on, as
+a user of plain PyTorch would.
+
+Names of sizes: T time steps, P = ceil(T / 8) bit planes, N batch, C channels, F features in, O features out.
+The learning rule is that of Wu et al., "A Tandem Learning Rule for Effective Training and Rapid Inference of Deep
+Spiking Neural Networks", IEEE TNNLS 2021, doi:10.1109/TNNLS.2021.3095724.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tandem_cuda.neuron import IF, Neuron
+
+Pair = int | tuple[int, int]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The neuron
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def neuron_loop(
+    currents: Sequence[Tensor], potential: Tensor | None = None, threshold: float = 1.0, leak: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Drive (leaky) integrate-and-fire neurons with one current per time step.
+
+    currents: T tensors [N, ...]; potential: [N, ...], the membrane potential before its reset after an earlier step.
+    Returns the spikes [T, N, ...], 0 or 1 in the dtype of the currents, and the final potential before its reset.
+    `threshold` and `leak` are rounded to that dtype first; a potential that is NaN never fires. Nothing is
+    differentiable here: in tandem learning no gradient flows through spikes or through time.
+    """
+    with torch.no_grad():
+        u = torch.zeros_like(currents[0]) if potential is None else potential
+        spike = (u >= threshold).to(u.dtype)
+        spikes = []
+        for x in currents:
+            decayed = u if leak == 1 else leak * u
+            u = (decayed - threshold * spike) + x  # in this order: other orders round differently
+            spike = (u >= threshold).to(u.dtype)
+            spikes.append(spike)
+        # cat, unlike stack, keeps the channels_last memory format of its inputs.
+        return torch.cat(spikes).view(len(spikes), *u.shape), u
+
+
+# Width of the smoothed onset of firing, relative to the current at which a LIF neuron starts to fire. At 0.1 the
+# steepest slope of the rate is between 0.95 / threshold (leak 0.5) and 1.14 / threshold (leak near 1): close to the IF
+# neuron's 1 / threshold, so that one learning rate suits both. At 0.02 it is 2 / threshold.
+_SOFTNESS = 0.1
+
+
+def lif_rate(v: Tensor, time_steps: int, threshold: float, leak: float) -> Tensor:
+    """Spikes per time step of a LIF neuron (0 < leak < 1) under the constant current I = v / time_steps.
+
+    v: any shape, the current summed over all time steps. The spike count is approximated by time_steps * lif_rate.
+
+    The reset subtracts the threshold th *after* the leak has acted: u[t+1] = leak * u[t] - th + I = leak * u0 + I with
+    u0 = th - th / leak. From u0 the potential approaches I / (1 - leak) and reaches th after
+        k = ln(1 + a / (I - i0)) / -ln(leak) steps,   i0 = th * (1 - leak),   a = i0 / leak,
+    and the rate is 1 / k, exactly 1 at I = th * (2 - leak), from where on the neuron fires at every step. Where
+    I <= i0 it never fires; a softplus smooths this corner, as in the soft LIF rate of Hunsberger & Eliasmith,
+    "Spiking Deep Networks with LIF Neurons", 2015, arXiv:1510.08829:
+        I - i0  ->  g * q,   q = ln(1 + exp(z)),   z = (I - i0) / g,   g = 0.1 * i0.
+    Mean error of the count over -0.2 <= I / (th * (2 - leak)) <= 1, in spikes per step: leak 0.9: 0.055 (T = 8), 0.024
+    (T = 64); leak 0.5: 0.103 (T = 8). (A reset that leaks, a = i0, would give 0.095, 0.064 and 0.312.)
+
+    Stable form: ln q is computed, not q, because q underflows: ln q = z to machine precision where z < -37; and
+    ln(1 + a / (g * q)) = logaddexp(0, ln(a / g) - ln q), where a / g = 1 / (0.1 * leak) is free of the threshold.
+    """
+    y, _, _ = _lif_terms(v, time_steps, threshold, leak)
+    return -math.log(leak) / y
+
+
+def lif_rate_derivative(v: Tensor, time_steps: int, threshold: float, leak: float) -> Tensor:
+    """Derivative of the approximated spike count time_steps * lif_rate(v) with respect to v, in closed form.
+
+    With y = ln(1 + k / q) and k = a / g in the notation of lif_rate:
+        -ln(leak) / (g * y^2) * k / (k + q) * sigmoid(z) / q;   the last two factors tend to 1 where z < -37.
+    """
+    y, z, log_q = _lif_terms(v, time_steps, threshold, leak)
+    g = _SOFTNESS * threshold * (1 - leak)
+    z = z.clamp(min=-37)
+    share = torch.sigmoid(-math.log(_SOFTNESS * leak) - log_q)  # k / (k + q)
+    return -math.log(leak) / (g * y * y) * share * (torch.sigmoid(z) / F.softplus(z, threshold=40))
+
+
+def _lif_terms(v: Tensor, time_steps: int, threshold: float, leak: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y = ln(1 + k / q), z and ln q of lif_rate."""
+    threshold_current = threshold * (1 - leak)
+    z = (v / time_steps - threshold_current) / (_SOFTNESS * threshold_current)
+    log_q = F.softplus(z.clamp(min=-37), threshold=40).log() + (z + 37).clamp(max=0)
+    log_ratio = -math.log(_SOFTNESS * leak) - log_q  # ln(k / q)
+    return torch.logaddexp(log_ratio, torch.zeros_like(log_ratio)), z, log_q
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tandem rule
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _ReplaceValue(torch.autograd.Function):
+    """`value` in the forward pass; in the backward pass the gradient goes to `x`, times `slope`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None, None
+
+
+def _replace_value(x: Tensor, value: Tensor, slope: Tensor | None = None) -> Tensor:
+    slope = x.new_ones(()) if slope is None else slope
+    return _ReplaceValue.apply(x, value.detach(), slope.detach())  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _couple(v: Tensor, count: Tensor, time_steps: int, threshold: float, leak: float, upper: float) -> Tensor:
+    """The activation of pre-activation v, its value replaced by the actual spike count, its gradient kept.
+
+    The activation is relu(v) / threshold where leak is 1, else time_steps * lif_rate(v). The gradient is zero where
+    v > upper and where v is NaN.
+    """
+    with torch.no_grad():
+        is_lif = leak != 1
+        slope = lif_rate_derivative(v, time_steps, threshold, leak) if is_lif else (v > 0).to(v.dtype) / threshold
+        slope = torch.where(v <= upper, slope, 0.0)
+    return _replace_value(v, count, slope)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operators: tandem_cuda.ops in plain PyTorch. The layout of results in memory is left to PyTorch; only values count.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pack_spikes(spikes: Tensor) -> Tensor:
+    """Spikes [T, N, ...] of 0 and 1 (any dtype) -> bits uint8 [P, N, ...]: bit i of plane p is the spike at 8p + i."""
+    _check_time_steps("pack_spikes", spikes.shape[0])
+    planes = []
+    for chunk in torch.split(spikes != 0, 8):
+        plane = torch.zeros_like(chunk[0], dtype=torch.uint8)
+        for i, spike in enumerate(chunk):
+            plane |= spike.to(torch.uint8) << i
+        planes.append(plane)
+    return torch.stack(planes)
+
+
+def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bits uint8 [P, N, ...] -> spikes [T, N, ...], 0 or 1 in dtype."""
+    _check_bits("unpack_spikes", bits, time_steps)
+    return torch.stack([(bits[t // 8] >> (t % 8)) & 1 for t in range(time_steps)]).to(dtype)
+
+
+def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bits uint8 [P, N, ...] -> spikes per neuron [N, ...]. Unused high bits are zero, so T does not matter."""
+    return unpack_spikes(bits, 8 * bits.shape[0], dtype).sum(0)
+
+
+def tandem_count(
+    bits: Tensor,
+    pre_activation: Tensor,
+    time_steps: int,
+    threshold: float = 1.0,
+    leak: float = 1.0,
+    upper: float = math.inf,
+) -> Tensor:
+    """Spike count of bits [P, N, ...] with the gradient of the ANN activation of pre_activation [N, ...].
+
+    d count / d pre_activation = (0 < v <= upper) / threshold for IF (leak = 1); for LIF lif_rate_derivative, zero
+    above `upper` too. Returns [N, ...] in the dtype of pre_activation.
+    """
+    _check_bits("tandem_count", bits, time_steps)
+    return _couple(pre_activation, spike_count(bits, pre_activation.dtype), time_steps, threshold, leak, upper)
+
+
+def integrate_and_fire(
+    current: Tensor,
+    time_steps: int,
+    bias: Tensor | None = None,
+    potential: Tensor | None = None,
+    *,
+    mode: str = "constant",
+    threshold: float = 1.0,
+    leak: float = 1.0,
+    want_sum: bool = True,
+    want_potential: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Neurons driven by a dense current: x[t] = current + bias, or as the mode says.
+
+    constant: current [N, C, ...] at every step; impulse: the same at t = 1 only, the bias [C] at every step; series:
+    current [T, N, C, ...]. potential: [N, C, ...].
+    Returns bits [P, N, C, ...], the sum of x[t] (differentiable) and the final potential, both [N, C, ...].
+    """
+    _check_time_steps("integrate_and_fire", time_steps)
+    steps: Sequence[Tensor]
+    if mode == "constant":
+        steps = [current] * time_steps
+    elif mode == "impulse":
+        steps = [current] + [torch.zeros_like(current)] * (time_steps - 1)
+    elif mode == "series":
+        steps = current.unbind(0)
+        if len(steps) != time_steps:
+            raise ValueError(f"integrate_and_fire: current: expected {time_steps} time steps, got {len(steps)}")
+    else:
+        raise ValueError(f"integrate_and_fire: mode: expected 'constant', 'impulse' or 'series', got {mode!r}")
+    if bias is not None:
+        per_channel = bias.reshape(-1, *[1] * (steps[0].dim() - 2))
+        steps = [x + per_channel for x in steps]
+    spikes, final = neuron_loop(steps, potential, threshold, leak)
+    total = reduce(torch.add, steps)
+    return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_potential, final)
+
+
+def spiking_linear(
+    bits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    potential: Tensor | None = None,
+    *,
+    count: Tensor | None = None,
+    time_steps: int,
+    threshold: float = 1.0,
+    leak: float = 1.0,
+    want_sum: bool = True,
+    want_potential: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Spiking neurons behind a linear layer: x[t] = weight * s[t] + bias.
+
+    bits: [P, N, ..., F]; weight: [O, F]; bias: [O], per time step; potential: [N, ..., O]; count: [N, ..., F], to which
+    the gradient of the sum flows; its value is not read.
+    Returns bits [P, N, ..., O], the sum of x[t] (differentiable) and the final potential, both [N, ..., O].
+    """
+    _check_bits("spiking_linear", bits, time_steps)
+    with torch.no_grad():
+        steps = [F.linear(s, weight, bias) for s in unpack_spikes(bits, time_steps, weight.dtype)]
+    spikes, final = neuron_loop(steps, potential, threshold, leak)
+    # In exact arithmetic the sum of the currents is this product with the counts, which carries its gradient.
+    product = count_linear(bits, weight, None if bias is None else time_steps * bias, count=count)
+    total = _replace_value(product, reduce(torch.add, steps))
+    return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_potential, final)
+
+
+def spiking_conv2d(
+    bits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    potential: Tensor | None = None,
+    *,
+    count: Tensor | None = None,
+    time_steps: int,
+    threshold: float = 1.0,
+    leak: float = 1.0,
+    want_sum: bool = True,
+    want_potential: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """spiking_linear with a 2-D convolution.
+
+    bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step; potential: [N, O, Ho, Wo]; count:
+    [N, C, H, W]. Returns bits [P, N, O, Ho, Wo], the sum and the final potential, both [N, O, Ho, Wo].
+    """
+    _check_bits("spiking_conv2d", bits, time_steps)
+    with torch.no_grad():
+        dense = unpack_spikes(bits, time_steps, weight.dtype)
+        steps = [F.conv2d(s, weight, bias, stride, padding, dilation, groups) for s in dense]
+    spikes, final = neuron_loop(steps, potential, threshold, leak)
+    bias_sum = None if bias is None else time_steps * bias
+    product = count_conv2d(bits, weight, bias_sum, stride, padding, dilation, groups, count=count)
+    total = _replace_value(product, reduce(torch.add, steps))
+    return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_potential, final)
+
+
+def count_linear(bits: Tensor, weight: Tensor, bias: Tensor | None = None, *, count: Tensor | None = None) -> Tensor:
+    """Return weight * (spike count of bits) + bias: bits [P, N, ..., F], weight [O, F], bias [O] -> [N, ..., O].
+
+    count: [N, ..., F], to which the gradient of the counts flows; its value is not read.
+    """
+    return F.linear(_count(bits, count, weight.dtype), weight, bias)
+
+
+def count_conv2d(
+    bits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    count: Tensor | None = None,
+) -> Tensor:
+    """count_linear with a 2-D convolution: bits [P, N, C, H, W], weight [O, C/groups, kH, kW] -> [N, O, Ho, Wo]."""
+    return F.conv2d(_count(bits, count, weight.dtype), weight, bias, stride, padding, dilation, groups)
+
+
+def _count(bits: Tensor, count: Tensor | None, dtype: torch.dtype) -> Tensor:
+    counted = spike_count(bits, dtype)
+    return counted if count is None else _replace_value(count, counted)
+
+
+def _wanted(want: bool, x: Tensor) -> Tensor:
+    return x if want else x.new_empty(0)
+
+
+def _check_time_steps(op: str, time_steps: int) -> None:
+    if time_steps < 1:
+        raise ValueError(f"{op}: time_steps: expected at least 1, got {time_steps}")
+
+
+def _check_bits(op: str, bits: Tensor, time_steps: int) -> None:
+    _check_time_steps(op, time_steps)
+    if bits.dtype != torch.uint8:
+        raise TypeError(f"{op}: bits: expected dtype torch.uint8, got {bits.dtype}")
+    if bits.shape[0] != math.ceil(time_steps / 8):
+        expected = math.ceil(time_steps / 8)
+        raise ValueError(f"{op}: bits: expected {expected} planes for {time_steps} time steps, got {bits.shape[0]}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class DenseTrain:
+    """Spikes [T, N, ...] as a float tensor of 0 and 1, and their count [N, ...], which carries the tandem gradient."""
+
+    def __init__(self, spikes: Tensor, count: Tensor | None = None) -> None:
+        self.spikes = spikes
+        self.count = spikes.sum(0) if count is None else count
+
+    @property
+    def time_steps(self) -> int:
+        """Number of time steps T."""
+        return self.spikes.shape[0]
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, ...]: without the time."""
+        return self.spikes.shape[1:]
+
+    def to_dense(self) -> Tensor:
+        """Spikes [T, N, ...]."""
+        return self.spikes
+
+    def flatten(self, start_dim: int = 1, end_dim: int = -1) -> "DenseTrain":
+        """Merge dimensions of [N, ...], numbered without the time; nn.Flatten calls this."""
+        start, end = (d + 1 if d >= 0 else d for d in (start_dim, end_dim))
+        return DenseTrain(self.spikes.flatten(start, end), self.count.flatten(start_dim, end_dim))
+
+    def firing_rate(self) -> Tensor:
+        """Mean number of spikes per neuron and time step, a scalar tensor."""
+        return self.spikes.mean()
+
+
+@dataclass(frozen=True)
+class EncodedInput:
+    """Real-valued input [N, ...] that a tandem layer turns into currents over time_steps steps."""
+
+    value: Tensor
+    time_steps: int
+    mode: str
+
+    def flatten(self, start_dim: int = 1, end_dim: int = -1) -> "EncodedInput":
+        """Merge dimensions of [N, ...]; nn.Flatten calls this."""
+        return EncodedInput(self.value.flatten(start_dim, end_dim), self.time_steps, self.mode)
+
+
+class Encode(nn.Module):
+    """Real-valued input [N, ...] as current: constant (at every time step) or impulse (at the first one only)."""
+
+    def __init__(self, time_steps: int, mode: str = "constant") -> None:
+        super().__init__()
+        _check_time_steps("Encode", time_steps)
+        if mode not in ("constant", "impulse"):
+            raise ValueError(f"Encode: mode: expected 'constant' or 'impulse', got {mode!r}")
+        self.time_steps = time_steps
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> EncodedInput:
+        """Take x [N, ...] and leave it as it is."""
+        return EncodedInput(x, self.time_steps, self.mode)
+
+
+class Decode(nn.Module):
+    """Spike train -> spike counts [N, ...], the input of an ordinary nn.Linear."""
+
+    def forward(self, x: Any) -> Tensor:
+        """Take a spike train and return its count [N, ...]."""
+        count: Tensor = x.count
+        return count
+
+
+class _TandemLayer(nn.Module):
+    """The tandem rule around a weight layer, the next class of the method resolution order."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    norm_class: type[nn.BatchNorm1d | nn.BatchNorm2d]
+
+    def __init__(
+        self,
+        *args: Any,
+        norm: str | None = None,
+        neuron: Neuron = IF(),  # noqa: B008  # frozen
+        form: str = "folded",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if norm not in (None, "batch"):
+            raise ValueError(f"{type(self).__name__}: norm: expected None or 'batch', got {norm!r}")
+        if form not in ("loop", "folded"):
+            raise ValueError(f"{type(self).__name__}: form: expected 'loop' or 'folded', got {form!r}")
+        w = self.weight
+        self.norm = self.norm_class(w.shape[0], device=w.device, dtype=w.dtype) if norm else None
+        self.neuron = neuron
+        self.form = form
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The weight layer itself: x [N, ...] -> [N, ...]."""
+        raise NotImplementedError
+
+    def forward(self, x: Any) -> DenseTrain:
+        """Take an EncodedInput or a spike train (anything with to_dense(), count and time_steps)."""
+        if isinstance(x, Tensor):
+            name = type(self).__name__
+            raise TypeError(f"{name}: input: expected spikes, got a Tensor; put Encode(time_steps) in front")
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        time_steps: int = x.time_steps
+        v = None
+        if self.norm is not None and self.norm.training:
+            # The ANN normalises with the statistics of this batch, and this call updates the running ones ...
+            v = self.norm(self.product(self._ann_input(x), weight, bias))
+        if self.norm is not None:
+            # ... which the SNN, and in evaluation the ANN too, folds into weight and bias.
+            weight, bias = self._fold(self.norm)
+        if v is None and torch.is_grad_enabled():
+            v = self.product(self._ann_input(x), weight, bias)
+
+        with torch.no_grad():
+            currents = self._currents(x, weight, None if bias is None else bias / time_steps)
+            spikes, _ = neuron_loop(currents, None, self.neuron.threshold, self.neuron.leak)
+            count = spikes.sum(0)
+        if v is not None:
+            upper = self.neuron.threshold * time_steps if self.neuron.clip else math.inf
+            count = _couple(v, count, time_steps, self.neuron.threshold, self.neuron.leak, upper)
+        return DenseTrain(spikes, count)
+
+    def _ann_input(self, x: Any) -> Tensor:
+        """What the ANN layer receives: the sum over time of what the SNN layer receives."""
+        if not hasattr(x, "mode"):
+            ann_input: Tensor = x.count
+        else:
+            ann_input = x.time_steps * x.value if x.mode == "constant" else x.value
+        return ann_input
+
+    def _fold(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+        """Weight and bias that do what the weight layer and the norm with its running statistics do, differentiably."""
+        if norm.running_mean is None or norm.running_var is None:
+            raise ValueError(f"{type(self).__name__}: norm: expected running statistics, got none")
+        gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        shifted = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
+        return self.weight * gain.reshape(-1, *[1] * (self.weight.dim() - 1)), shifted * gain + norm.bias
+
+    def _currents(self, x: Any, weight: Tensor, bias: Tensor | None) -> Sequence[Tensor]:
+        """Input current of each time step; bias is that of one step."""
+        if hasattr(x, "mode"):
+            first = self.product(x.value, weight, bias)
+            rest = first if x.mode == "constant" else self.product(torch.zeros_like(x.value), weight, bias)
+            return [first] + [rest] * (x.time_steps - 1)
+        spikes: Tensor = x.to_dense()
+        if self.form == "loop":
+            return [self.product(s, weight, bias) for s in spikes]
+        return self.product(spikes.flatten(0, 1), weight, bias).chunk(x.time_steps)
+
+
+class TandemConv2d(_TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains in and out, not tensors
+    """Convolution, optional batch norm and spiking neurons, trained by the tandem rule.
+
+    The constructor is that of nn.Conv2d, then norm (None or "batch": an nn.BatchNorm2d, `norm`), neuron (IF or LIF)
+    and form: one convolution per time step ("loop") or one with time folded into the batch ("folded").
+    """
+
+    norm_class = nn.BatchNorm2d
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution: x [N, C, H, W] -> [N, O, Ho, Wo]."""
+        out: Tensor = self._conv_forward(x, weight, bias)  # F.conv2d, after whatever padding_mode asks for
+        return out
+
+
+class TandemLinear(_TandemLayer, nn.Linear):  # type: ignore[misc]  # as above
+    """Linear layer, optional batch norm (nn.BatchNorm1d) and spiking neurons; otherwise as TandemConv2d."""
+
+    norm_class = nn.BatchNorm1d
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The matrix product: x [N, ..., F] -> [N, ..., O]."""
+        return F.linear(x, weight, bias)

@@ -1,0 +1,142 @@
+"""SpikeTrain: the spikes of a layer over T time steps, eight steps to a byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from . import ops
+from .ops import checks
+
+
+class SpikeTrain:
+    """The spikes that flow between tandem layers, and the count that carries the tandem gradient.
+
+    Registered as a pytree, so it passes through ``torch.compile``, ``functional_call`` and friends.
+
+    Args:
+        bits: uint8 [P, N, ...], P = ceil(T / 8): bit i of plane p is the spike at time step 8p + i. Bits past T are zero.
+        time_steps: T.
+        count: floating point [N, ...]: spikes per neuron, differentiable. Computed from ``bits`` when first asked for
+            if it is not given; such a count has no gradient.
+        dtype: of a count computed later; by default torch's default dtype.
+
+    Raises:
+        TypeError: ``bits`` is no uint8 tensor.
+        ValueError: ``bits`` or ``count`` do not have the shape that ``time_steps`` and each other demand.
+    """
+
+    __slots__ = ("_count", "_dtype", "bits", "time_steps")
+
+    def __init__(
+        self, bits: Tensor, time_steps: int, count: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        checks.check_bits("SpikeTrain", bits, time_steps)
+        if count is not None:
+            checks.check_shape("SpikeTrain", "count", count, bits.shape[1:])
+            dtype = count.dtype
+        self.bits = bits
+        self.time_steps = time_steps
+        self._count = count
+        self._dtype = dtype or torch.get_default_dtype()
+
+    @classmethod
+    def from_dense(cls, spikes: Tensor, dtype: torch.dtype | None = None) -> SpikeTrain:
+        """Pack a dense train.
+
+        Args:
+            spikes: [T, N, ...] of 0 and 1; floating point, bool or uint8.
+            dtype: of ``count``; by default that of ``spikes`` if it is float32 or float64, else torch's default dtype.
+
+        Raises:
+            TypeError: ``spikes`` is not a tensor of such a dtype.
+            ValueError: ``spikes`` has fewer than two dimensions or no time step.
+            RuntimeError: an element is neither 0 nor 1 (checked on the CPU).
+        """
+        bits = ops.pack_spikes(spikes)
+        if dtype is None:
+            dtype = spikes.dtype if spikes.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
+        return cls(bits, spikes.shape[0], dtype=dtype)
+
+    def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Unpack to [T, N, ...] of 0 and 1, by default in the dtype of ``count``."""
+        return ops.unpack_spikes(self.bits, self.time_steps, dtype or self.dtype)
+
+    @property
+    def count(self) -> Tensor:
+        """Spikes per neuron over all time steps, [N, ...]; carries the tandem gradient."""
+        if self._count is None:
+            self._count = ops.spike_count(self.bits, self._dtype)
+        return self._count
+
+    @property
+    def carried_count(self) -> Tensor | None:
+        """``count`` where it exists already, else None: asks for no computation."""
+        return self._count
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, ...]: the batch and the neurons, without time."""
+        return self.bits.shape[1:]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the spikes."""
+        return self.bits.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of ``count``."""
+        return self._dtype
+
+    def flatten(self, start_dim: int = 1, end_dim: int = -1) -> SpikeTrain:
+        """Flatten dimensions of [N, ...], as ``torch.flatten`` does; time and batch stay apart.
+
+        Raises:
+            ValueError: the range would flatten the batch dimension.
+        """
+        dims = len(self.shape)
+        start, end = start_dim % dims, end_dim % dims
+        if start == 0:
+            raise ValueError(f"SpikeTrain.flatten: start_dim must leave the batch dimension alone, got {start_dim}")
+        count = None if self._count is None else self._count.flatten(start, end)
+        return SpikeTrain(self.bits.flatten(start + 1, end + 1), self.time_steps, count, self._dtype)
+
+    def to(self, *args: Any, **kwargs: Any) -> SpikeTrain:
+        """Move to a device and/or cast ``count``; arguments of ``Tensor.to``. The spikes stay uint8."""
+        count = self.count.to(*args, **kwargs)
+        return SpikeTrain(self.bits.to(count.device), self.time_steps, count)
+
+    def detach(self) -> SpikeTrain:
+        """The same spikes, their count cut off from the graph."""
+        count = None if self._count is None else self._count.detach()
+        return SpikeTrain(self.bits, self.time_steps, count, self._dtype)
+
+    def firing_rate(self) -> Tensor:
+        """Mean spikes per neuron and time step, a scalar in [0, 1] (nan for an empty train)."""
+        return self.count.detach().mean() / self.time_steps
+
+    def __len__(self) -> int:
+        return self.bits.shape[1]
+
+    def __repr__(self) -> str:
+        shape = ", ".join(str(size) for size in self.shape)
+        return f"SpikeTrain([{shape}], time_steps={self.time_steps}, dtype={self.dtype}, device={self.device})"
+
+
+def _flatten(train: SpikeTrain) -> tuple[list[Any], tuple[int, torch.dtype]]:
+    return [train.bits, train.carried_count], (train.time_steps, train.dtype)
+
+
+def _unflatten(leaves: Any, context: tuple[int, torch.dtype]) -> SpikeTrain:
+    # Leaves may be placeholders of any type while torch rearranges a tree: no checks here.
+    train = SpikeTrain.__new__(SpikeTrain)
+    train.bits, train._count = leaves
+    train.time_steps, train._dtype = context
+    return train
+
+
+_pytree.register_pytree_node(SpikeTrain, _flatten, _unflatten, serialized_type_name="tandem_cuda.SpikeTrain")

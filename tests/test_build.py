@@ -1,0 +1,320 @@
+"""The build and what it says about itself: build_info, the doctor, messages of a build or an import that fails."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tandem_cuda
+from tandem_cuda import _C
+from tandem_cuda.build_info import _cuda_obstacle, _runs_on
+
+ROOT = Path(__file__).resolve().parents[1]
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+
+# The compiled library's facts on a machine where all is well
+WORKING = {**_C.build_info(), "cuda_toolkit": "13.0.88", "cuda_architectures": ["sm_80"], "cuda_driver": "13.0"}
+
+
+def run(*command, cwd, **environment):
+    ours = ("CUDACXX", "CUDA_HOME", "PYTHONPATH", "TANDEM_CPU_ISA", "TANDEM_CUDA", "TORCH_CUDA_ARCH_LIST")
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# ---- build_info, the doctor, instruction sets
+
+
+def test_build_info():
+    info = tandem_cuda.build_info()
+    assert info["version"] == tandem_cuda.__version__ == metadata.version("tandem_cuda")
+    assert info["torch"] == torch.__version__
+    assert info["torch_stable_abi"] == "2.11"
+    assert info["threads"] == torch.get_num_threads()
+    assert info["cpu_isas_compiled"][0] == "scalar"
+    assert info["cpu_isas_runnable"] == info["cpu_isas_compiled"][: len(info["cpu_isas_runnable"])]
+    assert info["cpu_isa"] in info["cpu_isas_runnable"]
+    assert (info["cuda_toolkit"] is None) == (info["cuda_architectures"] == []) == bool(info["cuda_not_built_because"])
+    assert info["cuda_usable"] == (info["cuda_unusable_because"] is None)
+    if not torch.cuda.is_available():
+        assert not info["cuda_usable"]
+
+
+def test_doctor():
+    result = run(sys.executable, "-m", "tandem_cuda", cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    info = tandem_cuda.build_info()
+    assert f"tandem_cuda {info['version']}" in result.stdout
+    assert f"{info['cpu_isa']} in use" in result.stdout
+    assert f"torch {torch.__version__}" in " ".join(result.stdout.split())
+    if info["cuda_unusable_because"]:
+        assert f"not usable: {info['cuda_unusable_because']}" in result.stdout
+
+
+@pytest.mark.parametrize("isa", _C.build_info()["cpu_isas_runnable"])
+def test_environment_caps_the_instruction_set(isa):
+    result = run(sys.executable, "-m", "tandem_cuda", cwd=ROOT, TANDEM_CPU_ISA=isa)
+    assert f"{isa} in use" in result.stdout
+    assert f"TANDEM_CPU_ISA={isa} caps" in result.stdout
+
+
+def test_set_cpu_isa():
+    before = _C.cpu_isa()
+    try:
+        for isa in _C.build_info()["cpu_isas_runnable"]:
+            _C.set_cpu_isa(isa)
+            assert _C.cpu_isa() == isa
+    finally:
+        _C.set_cpu_isa(before)
+    with pytest.raises(ValueError, match=r"set_cpu_isa: .* scalar.*, got sse9"):
+        _C.set_cpu_isa("sse9")
+    assert _C.cpu_isa() == before
+
+
+def test_why_cuda_is_unusable(monkeypatch):
+    not_built = {**WORKING, "cuda_toolkit": None, "cuda_not_built_because": "nvcc not found"}
+    assert _cuda_obstacle(not_built) == "the kernels were not compiled: nvcc not found"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "was built without CUDA" in _cuda_obstacle(WORKING)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _cuda_obstacle(WORKING) == "torch finds no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert "the driver supports only CUDA 12.8" in _cuda_obstacle({**WORKING, "cuda_driver": "12.8"})
+    assert "Tesla T4 has compute capability 7.5, the kernels were compiled for sm_80" in _cuda_obstacle(WORKING)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    assert _cuda_obstacle(WORKING) is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "runs", "does_not"),
+    [
+        ("sm_80", [(8, 0), (8, 9)], [(7, 5), (9, 0)]),
+        ("sm_86", [(8, 6), (8, 9)], [(8, 0)]),
+        ("compute_90", [(9, 0), (10, 0), (12, 0)], [(8, 9)]),
+        ("sm_90a", [(9, 0)], [(8, 0), (10, 0)]),
+        ("sm_100f", [(10, 0), (10, 3)], [(9, 0), (12, 0)]),
+    ],
+)
+def test_which_devices_an_architecture_runs_on(architecture, runs, does_not):
+    assert all(_runs_on(architecture, *capability) for capability in runs)
+    assert not any(_runs_on(architecture, *capability) for capability in does_not)
+
+
+# ---- The neuron step shown to NumPy
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("leak", [1.0, 0.9])
+def test_numpy_integrate_and_fire(dtype, leak):
+    current = np.random.default_rng(0).normal(0.3, 0.7, (19, 65)).astype(dtype)
+    threshold, leak = dtype(0.75), dtype(leak)
+    u, fired, expected = np.zeros(65, dtype), np.zeros(65, bool), []
+    for x in current:
+        u = (leak * u - np.where(fired, threshold, dtype(0))) + x
+        fired = u >= threshold
+        expected.append(fired)
+    spikes = _C.integrate_and_fire(current, threshold, leak)
+    assert spikes.dtype == np.uint8
+    np.testing.assert_array_equal(spikes, np.array(expected))
+    np.testing.assert_array_equal(_C.integrate_and_fire(np.asfortranarray(current), threshold, leak), spikes)
+
+
+def test_numpy_integrate_and_fire_edge_cases():
+    current = np.array([[1.0, np.nan, 0.5], [1.0, 1.0, 0.25]])
+    np.testing.assert_array_equal(_C.integrate_and_fire(current), [[1, 0, 0], [1, 0, 0]])
+    assert _C.integrate_and_fire(np.zeros((0, 3))).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"current must have 2 dimensions \[T, n\], got 1"):
+        _C.integrate_and_fire(np.zeros(3))
+    with pytest.raises(TypeError, match="current must be float32 or float64, got int64"):
+        _C.integrate_and_fire(np.zeros((2, 3), np.int64))
+    with pytest.raises(ValueError, match="threshold must be positive, got 0"):
+        _C.integrate_and_fire(current, threshold=0.0)
+    with pytest.raises(ValueError, match=r"leak must be in \(0, 1\], got 1.5"):
+        _C.integrate_and_fire(current, leak=1.5)
+
+
+# ---- Imports that fail
+
+
+@pytest.fixture
+def unbuilt(tmp_path):
+    """A source tree without the compiled library."""
+    shutil.copytree(ROOT / "tandem_cuda", tmp_path / "tandem_cuda", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copy(ROOT / "CMakeLists.txt", tmp_path)
+    return tmp_path
+
+
+def import_error(tree):
+    # Without setuptools' finder for editable installs, which would find the compiled library all the same
+    script = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]; import tandem_cuda"
+    result = run(sys.executable, "-c", script, cwd=tree)
+    assert result.returncode == 1
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_import_unbuilt(unbuilt):
+    message = import_error(unbuilt)
+    assert message.startswith("ImportError: tandem_cuda: no compiled library for this Python")
+    assert "never built" in message
+    assert "pip install -e . --no-build-isolation" in message
+
+
+def test_import_built_for_another_python(unbuilt):
+    (unbuilt / "tandem_cuda" / "_C.cpython-27-x86_64-linux-gnu.so").touch()
+    assert "there is _C.cpython-27-x86_64-linux-gnu.so, built for another Python" in import_error(unbuilt)
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_import_undefined_symbol(unbuilt):
+    source = unbuilt / "module.c"
+    source.write_text("void torch_of_the_future(void); void *PyInit__C(void) { torch_of_the_future(); return 0; }")
+    library = unbuilt / "tandem_cuda" / f"_C{SUFFIX}"
+    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", library], check=True)
+    message = import_error(unbuilt)
+    assert f"does not load under torch {torch.__version__}" in message
+    assert "undefined symbol: torch_of_the_future" in message
+    assert "needs torch >= 2.11" in message
+
+
+# ---- The compiled files
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
+def test_library_exports_only_its_entry_point():
+    result = run("nm", "-D", "--defined-only", _C.__file__, cwd=ROOT)
+    assert [line.split()[-1] for line in result.stdout.splitlines()] == ["PyInit__C"]
+
+
+@pytest.mark.skipif(not shutil.which("readelf"), reason="needs readelf")
+def test_library_depends_on_no_place_and_no_cuda():
+    result = run("readelf", "-d", _C.__file__, cwd=ROOT)
+    assert "libtorch_cpu.so" in result.stdout
+    assert not re.search(r"RPATH|RUNPATH|libcuda|libtorch_cuda|libtorch_python", result.stdout)
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
+def test_instruction_sets_do_not_leak():
+    """A shared inline function, compiled for AVX-512, could replace its scalar copy at link time."""
+    objects = [path for isa in ("avx2", "avx512") for path in ROOT.glob(f"build/*/CMakeFiles/*/csrc/cpu/kernels/{isa}.cpp.o")]
+    if not objects:
+        pytest.skip("built elsewhere")
+    for path in objects:
+        symbols = run("nm", "-C", "--defined-only", path, cwd=ROOT).stdout.splitlines()
+        merged = [line for line in symbols if re.search(r" [WVu] ", line) and f"tandem::{path.name.split('.')[0]}::" not in line]
+        assert merged == []
+
+
+# ---- Building
+
+
+def configure(folder, **environment):
+    """Configure the build alone; CMake's messages, unwrapped."""
+    cmake, ninja = pytest.importorskip("cmake"), pytest.importorskip("ninja")
+    result = run(
+        Path(cmake.CMAKE_BIN_DIR, "cmake"),
+        "-GNinja",
+        f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR, 'ninja')}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        "-S",
+        ROOT,
+        "-B",
+        folder,
+        cwd=folder,
+        **environment,
+    )
+    return result.returncode, " ".join((result.stdout + result.stderr).split())
+
+
+@pytest.mark.slow
+def test_cuda_on_without_nvcc(tmp_path):
+    code, messages = configure(tmp_path, TANDEM_CUDA="ON", CUDA_HOME=str(tmp_path))
+    assert code != 0
+    assert f"TANDEM_CUDA=ON, but nvcc not found (CUDA_HOME={tmp_path}); set CUDACXX" in messages
+
+
+@pytest.mark.slow
+def test_cuda_banana(tmp_path):
+    code, messages = configure(tmp_path, TANDEM_CUDA="banana")
+    assert code != 0
+    assert "TANDEM_CUDA must be ON or OFF (or unset: ON where nvcc is found), got 'banana'" in messages
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [({"TANDEM_CUDA": "OFF"}, "TANDEM_CUDA=OFF"), ({"CUDACXX": "/nowhere/nvcc"}, "nvcc not found (CUDACXX=/nowhere/nvcc)")],
+)
+def test_without_cuda(tmp_path, environment, reason):
+    code, messages = configure(tmp_path, **environment)
+    assert code == 0
+    assert f"CUDA kernels: not built, {reason}" in messages
+
+
+@pytest.mark.slow
+def test_architecture_list(tmp_path):
+    nvcc = tmp_path / "nvcc"  # never run: the list is read first
+    nvcc.touch(mode=0o755)
+    code, messages = configure(tmp_path, CUDACXX=str(nvcc), TORCH_CUDA_ARCH_LIST="8.0;Hopper")
+    assert code != 0
+    assert "TORCH_CUDA_ARCH_LIST must list compute capabilities like '8.0;9.0+PTX', got 'Hopper'" in messages
+    _, messages = configure(tmp_path, CUDACXX=str(nvcc), TORCH_CUDA_ARCH_LIST="8.6 9.0a 12.0+PTX")
+    assert "for sm_86;sm_90a;sm_120;compute_120" in messages
+
+
+@pytest.mark.slow
+def test_scalar_only_where_not_x86_64(tmp_path):
+    toolchain = tmp_path / "aarch64.cmake"
+    toolchain.write_text("set(CMAKE_SYSTEM_NAME Linux)\nset(CMAKE_SYSTEM_PROCESSOR aarch64)\n")
+    code, messages = configure(tmp_path, TANDEM_CUDA="OFF", CMAKE_TOOLCHAIN_FILE=str(toolchain))
+    assert code == 0, messages
+    commands = (tmp_path / "compile_commands.json").read_text()
+    assert "kernels/scalar.cpp" in commands
+    assert not re.search(r"avx|TANDEM_X86_KERNELS", commands)
+
+
+@pytest.mark.slow
+def test_sdist_builds_by_itself(tmp_path):
+    """Source tree -> sdist -> wheel -> a package that imports, none of which sees the source tree again."""
+    pytest.importorskip("build")
+    result = run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = archive.getnames()
+        assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
+        archive.extractall(tmp_path, filter="data")
+    tree = tmp_path / names[0].split("/")[0]
+
+    pip = [sys.executable, "-m", "pip"]
+    wheels = tmp_path / "wheels"
+    options = ["--no-build-isolation", "--no-deps", "--no-index"]
+    result = run(*pip, "wheel", *options, "--wheel-dir", wheels, tree, cwd=tmp_path, TANDEM_CUDA="OFF")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = wheels.glob("*.whl")
+
+    installed = tmp_path / "installed"
+    result = run(*pip, "install", "--no-deps", "--no-index", "--target", installed, wheel, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    show = "import tandem_cuda; print(tandem_cuda.__file__, tandem_cuda.build_info()['cuda_not_built_because'])"
+    result = run(sys.executable, "-c", show, cwd=installed)
+    assert result.stdout.split() == [str(installed / "tandem_cuda" / "__init__.py"), "TANDEM_CUDA=OFF"], result.stderr
+    assert (installed / "tandem_cuda" / "py.typed").exists()

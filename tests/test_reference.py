@@ -1,0 +1,503 @@
+"""The plain-PyTorch specification against the authors' golden values and against cases worked out by hand."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tandem_cuda import reference as ref
+from tandem_cuda.neuron import IF, LIF
+
+FORMS = ["loop", "folded"]
+
+
+def tensor(array: Any, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.from_numpy(np.asarray(array)).to(dtype)
+
+
+def steps(*values: float) -> Tensor:
+    """One neuron's values over time: [T, N = 1, C = 1]."""
+    return torch.tensor(values).reshape(-1, 1, 1)
+
+
+def fired(bits: Tensor, time_steps: int) -> list[int]:
+    """The spikes of the only neuron of bits [P, 1, 1]."""
+    return [int(s) for s in ref.unpack_spikes(bits, time_steps).flatten()]
+
+
+def dyadic(*shape: int, seed: int, scale: int = 16) -> Tensor:
+    """Random multiples of 1 / scale in float64, so that sums are exact in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-scale, scale + 1, shape, generator=generator).double() / scale
+
+
+def random_train(*shape: int, seed: int = 0, rate: float = 0.3) -> Tensor:
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) < rate).double()
+
+
+# --- golden values ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", "abcd")
+def test_golden_conv2d(oracle: Path, case: str, dtype: torch.dtype) -> None:
+    z = np.load(oracle / "conv2d_if.npz")
+    time_steps, stride, padding = (int(m) for m in z[f"{case}_meta"][:3])
+    threshold, leak = (float(m) for m in z[f"{case}_meta"][3:])
+    weight, bias = tensor(z[f"{case}_weight"], dtype), tensor(z[f"{case}_bias"], dtype)
+    spikes_in = tensor(z[f"{case}_spikes_in"], dtype).transpose(0, 1)
+    spikes_out = tensor(z[f"{case}_spikes_out"], dtype).transpose(0, 1)
+    count_out = tensor(z[f"{case}_count_out"], dtype)
+
+    for form in FORMS:
+        neuron = IF(threshold=threshold) if leak == 1 else LIF(threshold=threshold, leak=leak)
+        layer = ref.TandemConv2d(
+            weight.shape[1], weight.shape[0], weight.shape[2], stride, padding, neuron=neuron, form=form
+        ).to(dtype)
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        for train in (ref.DenseTrain(spikes_in), ref.DenseTrain(spikes_in.contiguous())):
+            out = layer(train)
+            assert torch.equal(out.spikes, spikes_out)
+            assert torch.equal(out.count, count_out)
+
+    bits, total, _ = ref.spiking_conv2d(
+        ref.pack_spikes(spikes_in),
+        weight,
+        bias / time_steps,
+        stride,
+        padding,
+        time_steps=time_steps,
+        threshold=threshold,
+        leak=leak,
+    )
+    assert torch.equal(bits, ref.pack_spikes(spikes_out))
+    assert torch.equal(total, ref.count_conv2d(ref.pack_spikes(spikes_in), weight, bias, stride, padding))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", "ab")
+def test_golden_linear(oracle: Path, case: str, dtype: torch.dtype) -> None:
+    z = np.load(oracle / "linear_if.npz")
+    time_steps, threshold = int(z[f"{case}_meta"][0]), float(z[f"{case}_meta"][1])
+    weight, bias = tensor(z[f"{case}_weight"], dtype), tensor(z[f"{case}_bias"], dtype)
+    spikes_in = tensor(z[f"{case}_spikes_in"], dtype).transpose(0, 1)
+    spikes_out = tensor(z[f"{case}_spikes_out"], dtype).transpose(0, 1)
+
+    for form in FORMS:
+        layer = ref.TandemLinear(weight.shape[1], weight.shape[0], neuron=IF(threshold=threshold), form=form).to(dtype)
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        out = layer(ref.DenseTrain(spikes_in))
+        assert torch.equal(out.spikes, spikes_out)
+        assert torch.equal(out.count, tensor(z[f"{case}_count_out"], dtype))
+
+    bits, total, _ = ref.spiking_linear(
+        ref.pack_spikes(spikes_in), weight, bias / time_steps, time_steps=time_steps, threshold=threshold
+    )
+    assert torch.equal(bits, ref.pack_spikes(spikes_out))
+    assert torch.equal(total, ref.count_linear(ref.pack_spikes(spikes_in), weight, bias))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("time_steps", [1, 4, 8])
+def test_golden_network(oracle: Path, time_steps: int, form: str, memory_format: torch.memory_format) -> None:
+    z = np.load(oracle / f"network_T{time_steps}.npz")
+    shapes = {"conv1": (3, 8, 1), "conv2": (8, 12, 2), "conv3": (12, 16, 2)}
+    layers: dict[str, Any] = {
+        name: ref.TandemConv2d(i, o, 3, stride=s, padding=1, norm="batch", form=form)
+        for name, (i, o, s) in shapes.items()
+    }
+    layers["fc"] = ref.TandemLinear(256, 24, norm="batch", form=form)
+    out = nn.Linear(24, 10)
+    *convs, fc = layers.values()
+    net = nn.Sequential(ref.Encode(time_steps), *convs, nn.Flatten(), fc, ref.Decode(), out).double()
+
+    def key(name: str, parameter: str) -> str:
+        """Name of a parameter of a tandem layer in the golden values."""
+        kind, norm = ("linear", "bn1d") if name == "fc" else ("conv2d", "bn2d")
+        return f"{name}.{norm}.{parameter[5:]}" if parameter.startswith("norm.") else f"{name}.{kind}.{parameter}"
+
+    parameters = ("weight", "bias", "norm.weight", "norm.bias")
+    statistics = ("norm.running_mean", "norm.running_var")
+    for name, layer in layers.items():
+        layer.norm.eps, layer.norm.momentum = 1e-30, 0.9
+        state = {p: tensor(z[f"before.{key(name, p)}"]) for p in parameters + statistics}
+        layer.load_state_dict(state | {"norm.num_batches_tracked": torch.tensor(0)})
+    out.load_state_dict({p: tensor(z[f"before.out.{p}"]) for p in ("weight", "bias")})
+    net = net.to(memory_format=memory_format)  # type: ignore[call-overload]
+    x = tensor(z["x"]).contiguous(memory_format=memory_format)
+
+    trains: list[ref.DenseTrain] = []
+    for layer in layers.values():
+        layer.register_forward_hook(lambda module, args, train: trains.append(train))
+
+    log_probs = torch.log_softmax(net(x), 1)
+    loss = nn.functional.nll_loss(log_probs, tensor(z["y"], torch.int64))
+    loss.backward()  # type: ignore[no-untyped-call]
+    for i, train in enumerate(trains):
+        assert np.array_equal(train.count.detach().numpy(), z[f"count{i}"])
+        assert torch.equal(train.spikes.sum(0), train.count)
+    for train in trains[:3]:
+        assert train.spikes[0].is_contiguous(memory_format=memory_format)
+    np.testing.assert_allclose(log_probs.detach().numpy(), z["log_probs"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(loss.item(), z["loss"], rtol=1e-9)
+    for name, layer in layers.items():
+        for p in parameters:
+            want = z[f"grad.{key(name, p)}"]
+            grad = layer.get_parameter(p).grad
+            np.testing.assert_allclose(grad.numpy(), want, rtol=1e-7, atol=1e-9 * max(1, np.abs(want).max()))
+        for s in statistics:
+            np.testing.assert_allclose(layer.get_buffer(s).numpy(), z[f"after.{key(name, s)}"], rtol=1e-9, atol=1e-12)
+    for p in ("weight", "bias"):
+        np.testing.assert_allclose(np.asarray(out.get_parameter(p).grad), z[f"grad.out.{p}"], rtol=1e-7, atol=1e-9)
+
+    trains.clear()
+    log_probs = torch.log_softmax(net.eval()(x), 1).detach()
+    for i, train in enumerate(trains):
+        assert np.array_equal(train.count.detach().numpy(), z[f"eval_count{i}"])
+    np.testing.assert_allclose(log_probs.numpy(), z["eval_log_probs"], rtol=0, atol=1e-9)
+
+
+# --- the neuron, by hand ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("currents", "threshold", "leak", "spikes", "potential"),
+    [
+        pytest.param([1.0], 1.0, 1.0, [1], 1.0, id="exactly at threshold, T=1"),
+        pytest.param([0.5, 0.5, 0.5, 0.5], 1.0, 1.0, [0, 1, 0, 1], 1.0, id="every second step"),
+        # u: -1, 1, 0, 1: a negative potential is kept
+        pytest.param([-1.0, 2.0, 0.0, 1.0], 1.0, 1.0, [0, 1, 0, 1], 1.0, id="negative then positive"),
+        # u: 1, -0.75, 0.25, 1.25: one step after the spike
+        pytest.param([1.0, -0.75, 1.0, 1.0], 1.0, 1.0, [1, 0, 0, 1], 1.25, id="reset below zero"),
+        # u: 3, 2, 1, 0: at most one spike per step, the rest is paid out later
+        pytest.param([3.0, 0.0, 0.0, 0.0], 1.0, 1.0, [1, 1, 1, 0], 0.0, id="surplus"),
+        # u: 0.75, 1.125, 0.5 * 1.125 - 1 + 0.75 = 0.3125, 0.90625
+        pytest.param([0.75] * 4, 1.0, 0.5, [0, 1, 0, 0], 0.90625, id="leak"),
+        # u: 0.25 to 2 in steps of 0.25, fires at 2, then 2 - 2 + 0.25
+        pytest.param([0.25] * 9, 2.0, 1.0, [0] * 7 + [1, 0], 0.25, id="T=9, two planes"),
+        # (1 - 1) + 2^-30; the other orders of addition lose the current in float32
+        pytest.param([1.0, 2**-30], 1.0, 1.0, [1, 0], 2**-30, id="order of operations"),
+        pytest.param([2.0, math.nan, 2.0], 1.0, 1.0, [1, 0, 0], math.nan, id="NaN never fires"),
+    ],
+)
+def test_neuron(currents: list[float], threshold: float, leak: float, spikes: list[int], potential: float) -> None:
+    bits, total, final = ref.integrate_and_fire(
+        steps(*currents), len(currents), mode="series", threshold=threshold, leak=leak
+    )
+    assert bits.shape == (math.ceil(len(currents) / 8), 1, 1)
+    assert fired(bits, len(currents)) == spikes
+    np.testing.assert_equal(final.item(), potential)
+    np.testing.assert_equal(total.item(), float(np.float32(sum(currents))))
+
+
+def test_modes_and_bias() -> None:
+    current, bias = torch.tensor([[0.5, 1.0]]), torch.tensor([0.25, -0.5])
+    # constant: currents 0.75 and 0.5; u: 0.75, 1.5, 1.25 and 0.5, 1, 0.5
+    bits, total, potential = ref.integrate_and_fire(current, 3, bias)
+    assert torch.equal(ref.unpack_spikes(bits, 3)[:, 0], torch.tensor([[0.0, 0], [1, 1], [1, 0]]))
+    assert torch.equal(total, torch.tensor([[2.25, 1.5]]))
+    assert torch.equal(potential, torch.tensor([[1.25, 0.5]]))
+    # impulse: 0.75, 0.25, 0.25 and 0.5, -0.5, -0.5
+    bits, total, potential = ref.integrate_and_fire(current, 3, bias, mode="impulse")
+    assert torch.equal(ref.unpack_spikes(bits, 3)[:, 0], torch.tensor([[0.0, 0], [1, 0], [0, 0]]))
+    assert torch.equal(total, torch.tensor([[1.25, -0.5]]))
+    assert torch.equal(potential, torch.tensor([[0.25, -0.5]]))
+    # series with a bias per channel, over an image
+    image = torch.zeros(2, 1, 2, 3, 3)
+    _, total, _ = ref.integrate_and_fire(image, 2, bias, mode="series")
+    assert torch.equal(total, (2 * bias).reshape(1, 2, 1, 1).expand(1, 2, 3, 3))
+
+
+def test_unwanted_outputs_are_empty() -> None:
+    bits, total, potential = ref.integrate_and_fire(torch.ones(2, 3), 4, want_sum=False, want_potential=False)
+    assert bits.shape == (1, 2, 3)
+    assert total.shape == potential.shape == (0,)
+
+
+@pytest.mark.parametrize("leak", [1.0, 0.5])
+@pytest.mark.parametrize("cut", [1, 5, 8])
+def test_streaming(cut: int, leak: float) -> None:
+    """Two calls, the second with the potential of the first, fire as one call does."""
+    spikes = random_train(11, 2, 6)
+    weight, bias = dyadic(4, 6, seed=1), dyadic(4, seed=2)
+    whole, total, potential = ref.spiking_linear(ref.pack_spikes(spikes), weight, bias, time_steps=11, leak=leak)
+    head, head_total, carried = ref.spiking_linear(
+        ref.pack_spikes(spikes[:cut]), weight, bias, time_steps=cut, leak=leak
+    )
+    tail, tail_total, final = ref.spiking_linear(
+        ref.pack_spikes(spikes[cut:]), weight, bias, carried, time_steps=11 - cut, leak=leak
+    )
+    parts = torch.cat([ref.unpack_spikes(head, cut), ref.unpack_spikes(tail, 11 - cut)])
+    assert torch.equal(parts, ref.unpack_spikes(whole, 11))
+    assert torch.equal(final, potential)
+    assert torch.equal(head_total + tail_total, total)
+
+
+# --- bits ------------------------------------------------------------------------------------------------------------
+
+
+def test_bit_order() -> None:
+    spikes = steps(1, 0, 1, 0, 0, 0, 0, 0, 0, 1)  # steps 0, 2 and 9
+    bits = ref.pack_spikes(spikes)
+    assert bits.dtype == torch.uint8
+    assert bits.flatten().tolist() == [0b101, 0b10]
+    assert ref.spike_count(bits, torch.float64).item() == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bool, torch.uint8])
+@pytest.mark.parametrize("time_steps", [1, 7, 8, 9, 17])
+def test_pack_unpack(time_steps: int, dtype: torch.dtype) -> None:
+    spikes = random_train(time_steps, 2, 3, 4, 5).to(dtype)
+    bits = ref.pack_spikes(spikes)
+    assert bits.shape == (math.ceil(time_steps / 8), 2, 3, 4, 5)
+    assert torch.equal(ref.unpack_spikes(bits, time_steps, dtype), spikes)
+    assert torch.equal(ref.spike_count(bits), spikes.float().sum(0))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("time_steps", [1, 9])
+def test_empty_batch(form: str, time_steps: int) -> None:
+    train = ref.DenseTrain(torch.zeros(time_steps, 0, 3, 8, 8))
+    out = ref.TandemConv2d(3, 4, 3, form=form)(train)
+    assert out.spikes.shape == (time_steps, 0, 4, 6, 6)
+    out = ref.TandemLinear(4 * 36, 5, form=form)(out.flatten())
+    assert out.spikes.shape == (time_steps, 0, 5)
+    planes = math.ceil(time_steps / 8)
+    bits, total, _ = ref.spiking_linear(
+        torch.zeros(planes, 0, 3, dtype=torch.uint8), torch.ones(2, 3), time_steps=time_steps
+    )
+    assert bits.shape == (planes, 0, 2)
+    assert total.shape == (0, 2)
+    assert ref.spike_count(bits).shape == (0, 2)
+
+
+def test_bad_input() -> None:
+    bits = torch.zeros(1, 2, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="unpack_spikes: bits: expected 2 planes for 9 time steps, got 1"):
+        ref.unpack_spikes(bits, 9)
+    with pytest.raises(TypeError, match=r"spiking_linear: bits: expected dtype torch.uint8, got torch.float32"):
+        ref.spiking_linear(bits.float(), torch.ones(2, 3), time_steps=8)
+    with pytest.raises(ValueError, match="tandem_count: time_steps: expected at least 1, got 0"):
+        ref.tandem_count(bits, torch.ones(2, 3), 0)
+    with pytest.raises(ValueError, match=r"integrate_and_fire: mode: .* got 'ramp'"):
+        ref.integrate_and_fire(torch.ones(2, 3), 4, mode="ramp")
+    with pytest.raises(ValueError, match="integrate_and_fire: current: expected 4 time steps, got 2"):
+        ref.integrate_and_fire(torch.ones(2, 3, 1), 4, mode="series")
+    with pytest.raises(ValueError, match=r"Encode: mode: .* got 'series'"):
+        ref.Encode(4, "series")
+    with pytest.raises(ValueError, match=r"TandemLinear: norm: .* got 'layer'"):
+        ref.TandemLinear(3, 2, norm="layer")
+    with pytest.raises(ValueError, match=r"TandemLinear: form: .* got 'fast'"):
+        ref.TandemLinear(3, 2, form="fast")
+    with pytest.raises(TypeError, match=r"TandemConv2d: input: .* put Encode"):
+        ref.TandemConv2d(1, 2, 3)(torch.ones(1, 1, 4, 4))
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+def test_tandem_count_if() -> None:
+    v = torch.tensor([[-1.0, 0.0, 1e-30, 4.0, 4.5, math.inf, math.nan]], requires_grad=True)
+    bits = torch.full((1, 1, 7), 0b101, dtype=torch.uint8)
+    count = ref.tandem_count(bits, v, 8, threshold=0.5, upper=4.0)
+    assert torch.equal(count, torch.full((1, 7), 2.0))
+    (grad,) = torch.autograd.grad(count.sum(), v)
+    assert torch.equal(grad, torch.tensor([[0.0, 0, 2, 2, 0, 0, 0]]))
+    (grad,) = torch.autograd.grad(ref.tandem_count(bits, v, 8, threshold=0.5).sum(), v)
+    assert torch.equal(grad, torch.tensor([[0.0, 0, 2, 2, 2, 2, 0]]))
+
+
+def test_tandem_count_lif() -> None:
+    v = torch.tensor([[0.5, 3.0, 6.0, math.nan]], dtype=torch.float64, requires_grad=True)
+    bits = torch.zeros(1, 1, 4, dtype=torch.uint8)
+    (grad,) = torch.autograd.grad(ref.tandem_count(bits, v, 8, 1.0, 0.9, upper=5.0).sum(), v)
+    want = ref.lif_rate_derivative(v.detach(), 8, 1.0, 0.9)
+    assert torch.equal(grad[0, :2], want[0, :2])
+    assert torch.equal(grad[0, 2:], torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("leak", [0.5, 0.9, 0.999])
+@pytest.mark.parametrize("threshold", [0.25, 1.0, 3.0])
+def test_lif_rate_derivative(leak: float, threshold: float) -> None:
+    at_threshold = 8 * threshold * (1 - leak)  # where the neuron starts to fire
+    v = at_threshold * torch.cat([torch.linspace(-50, 50, 1001), torch.linspace(0.5, 2, 1001)]).double()
+    v.requires_grad_()
+    (want,) = torch.autograd.grad((8 * ref.lif_rate(v, 8, threshold, leak)).sum(), v)
+    got = ref.lif_rate_derivative(v.detach(), 8, threshold, leak)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+    assert torch.autograd.gradcheck(lambda x: ref.lif_rate(x, 8, threshold, leak), v[::40].detach().requires_grad_())
+    assert (got > 0).all()
+    assert got.max() < 1.15 / threshold
+
+    rough = ref.lif_rate_derivative(v.detach().float(), 8, threshold, leak)
+    torch.testing.assert_close(rough.double(), got, rtol=1e-3, atol=0)
+    far = torch.tensor([-1e6, -1e3, 1e3, 1e6], dtype=torch.float32)
+    assert ref.lif_rate_derivative(far, 8, threshold, leak).isfinite().all()
+    assert ref.lif_rate(far, 8, threshold, leak).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("leak", "time_steps", "error"), [(0.9, 8, 0.056), (0.9, 64, 0.025), (0.5, 8, 0.104), (0.999, 512, 0.003)]
+)
+def test_lif_rate_approximates_the_count(leak: float, time_steps: int, error: float) -> None:
+    """The error that the docstring of lif_rate states, in spikes per step; the rate is 1 where the count saturates."""
+    saturation = 2 - leak
+    current = saturation * torch.linspace(-0.2, 1, 2401, dtype=torch.float64).unsqueeze(0)
+    bits, v, _ = ref.integrate_and_fire(current, time_steps, leak=leak)
+    rate = ref.lif_rate(v, time_steps, 1.0, leak)
+    assert (rate - ref.spike_count(bits) / time_steps).abs().mean() < error
+    assert rate[0, -1].item() == pytest.approx(1, abs=1e-3)
+
+
+def test_lif_rate_tends_to_if() -> None:
+    v = torch.linspace(0.5, 8, 16, dtype=torch.float64)
+    torch.testing.assert_close(8 * ref.lif_rate(v, 8, 0.5, 1 - 1e-6), v / 0.5, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_sum_gradients(with_bias: bool) -> None:
+    """The sum is that of the currents, its gradient that of weight * count + T * bias."""
+    spikes = random_train(9, 2, 4, 7, 7)
+    bits, count = ref.pack_spikes(spikes), spikes.sum(0)
+    weight, bias = dyadic(6, 2, 3, 3, seed=3), dyadic(6, seed=4) if with_bias else None
+    arguments: dict[str, Any] = {"stride": 2, "padding": 1, "groups": 2}
+    leaves = [x.clone().requires_grad_() for x in (weight, count, bias) if x is not None]
+
+    def gradients(total: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((total * dyadic(*total.shape, seed=5)).sum(), leaves)
+
+    w, c = leaves[:2]
+    b = leaves[2] if with_bias else None
+    # The values of `count` are not read: neither the sum nor the weight's gradient may see the error of 100.
+    _, total, _ = ref.spiking_conv2d(bits, w, b, **arguments, count=c + 100, time_steps=9)
+    want = nn.functional.conv2d(c, w, None if b is None else 9 * b, **arguments)
+    assert torch.equal(total, want)
+    for got_grad, want_grad in zip(gradients(total), gradients(want), strict=True):
+        assert torch.equal(got_grad, want_grad)
+
+    got = ref.count_conv2d(bits, w, b, **arguments, count=c + 100)
+    want = nn.functional.conv2d(c, w, b, **arguments)
+    assert torch.equal(got, want)
+    for got_grad, want_grad in zip(gradients(got), gradients(want), strict=True):
+        assert torch.equal(got_grad, want_grad)
+
+
+def test_linear_sum_gradients() -> None:
+    spikes = random_train(5, 2, 3, 6)  # features last, another dimension before them
+    weight, bias = dyadic(4, 6, seed=3).requires_grad_(), dyadic(4, seed=4).requires_grad_()
+    count = spikes.sum(0).requires_grad_()
+    _, total, _ = ref.spiking_linear(ref.pack_spikes(spikes), weight, bias, count=count, time_steps=5)
+    want = nn.functional.linear(count, weight, 5 * bias)
+    assert torch.equal(total, want)
+    for got_grad, want_grad in zip(
+        torch.autograd.grad(total.square().sum(), [weight, bias, count]),
+        torch.autograd.grad(want.square().sum(), [weight, bias, count]),
+        strict=True,
+    ):
+        assert torch.equal(got_grad, want_grad)
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mode", ["constant", "impulse"])
+def test_encoded_input(mode: str, bias: bool, form: str) -> None:
+    x = dyadic(2, 3, 5, 5, seed=1).requires_grad_()
+    layer = ref.TandemConv2d(3, 4, 3, bias=bias, form=form, neuron=IF(threshold=0.5)).double()
+    with torch.no_grad():
+        for seed, p in enumerate(layer.parameters()):
+            p.copy_(dyadic(*p.shape, seed=seed))
+    out = layer(ref.Encode(4, mode)(x))
+
+    drive = nn.functional.conv2d(x, layer.weight).detach()
+    per_step = None if layer.bias is None else layer.bias.detach() / 4
+    bits, v, _ = ref.integrate_and_fire(drive, 4, per_step, mode=mode, threshold=0.5)
+    assert torch.equal(out.spikes, ref.unpack_spikes(bits, 4, torch.float64))
+    assert 0 < out.firing_rate() < 1
+
+    ann = nn.functional.conv2d(4 * x if mode == "constant" else x, layer.weight, layer.bias)
+    assert torch.equal(ann, v)
+    seed_grad = dyadic(*ann.shape, seed=9)
+    leaves = [x, *layer.parameters()]
+    got = torch.autograd.grad(out.count, leaves, seed_grad)
+    want = torch.autograd.grad(torch.relu(ann) / 0.5, leaves, seed_grad)
+    for got_grad, want_grad in zip(got, want, strict=True):
+        torch.testing.assert_close(got_grad, want_grad, rtol=1e-12, atol=1e-12)
+
+
+def test_clip() -> None:
+    x = torch.tensor([[0.25], [1.0], [1.25]], requires_grad=True)
+    for neuron, want in ((IF(), [1.0, 1, 1]), (IF(clip=True), [1.0, 1, 0])):
+        layer = ref.TandemLinear(1, 1, bias=False, neuron=neuron)
+        nn.init.ones_(layer.weight)
+        out = layer(ref.Encode(4)(x))
+        assert out.count.flatten().tolist() == [1, 4, 4]
+        (grad,) = torch.autograd.grad(out.count.sum(), x)
+        assert (grad / 4).flatten().tolist() == want
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_norm_folds_running_statistics(bias: bool, form: str) -> None:
+    """In training the ANN uses the batch's statistics and the SNN the running ones, updated; in evaluation both do."""
+    generator = torch.Generator().manual_seed(0)
+    spikes = random_train(4, 5, 3, 6, 6)
+    layer = ref.TandemConv2d(3, 4, 3, bias=bias, norm="batch", form=form).double()
+    assert isinstance(layer.norm, nn.BatchNorm2d)
+    nn.init.uniform_(layer.norm.weight, -1, 1, generator=generator)
+    nn.init.uniform_(layer.norm.bias, 0, 1, generator=generator)
+    count = spikes.sum(0).requires_grad_()
+    out = layer(ref.DenseTrain(spikes, count))
+    assert layer.norm.num_batches_tracked == 1
+
+    twin = nn.BatchNorm2d(4).double()
+    twin.load_state_dict({**layer.norm.state_dict(), "running_mean": torch.zeros(4), "running_var": torch.ones(4)})
+    v = twin(nn.functional.conv2d(count, layer.weight, layer.bias))
+    torch.testing.assert_close(twin.running_var, layer.norm.running_var, rtol=0, atol=0)
+    seed_grad = torch.rand(v.shape, generator=generator, dtype=torch.float64)
+    got_grads = torch.autograd.grad(out.count, [count, layer.weight, layer.norm.weight, layer.norm.bias], seed_grad)
+    want_grads = torch.autograd.grad(torch.relu(v), [count, layer.weight, twin.weight, twin.bias], seed_grad)
+    for got, want in zip(got_grads, want_grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+    # The statistics have not moved since, so evaluation fires the same spikes, with the gradient of the folded norm.
+    layer.eval()
+    evaluated = layer(ref.DenseTrain(spikes))
+    assert torch.equal(evaluated.spikes, out.spikes)
+    v = twin.eval()(nn.functional.conv2d(spikes.sum(0), layer.weight, layer.bias))
+    got_grads = torch.autograd.grad(evaluated.count, [layer.weight, layer.norm.weight, layer.norm.bias], seed_grad)
+    want_grads = torch.autograd.grad(torch.relu(v), [layer.weight, twin.weight, twin.bias], seed_grad)
+    for got, want in zip(got_grads, want_grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(layer(ref.DenseTrain(spikes)).count, evaluated.count)
+
+
+def test_accepts_other_trains_and_flattens() -> None:
+    class Other:
+        """What a layer needs of a spike train."""
+
+        time_steps = 3
+        count = torch.ones(2, 4, requires_grad=True)
+
+        def to_dense(self) -> Tensor:
+            return torch.ones(3, 2, 4)
+
+    out = ref.TandemLinear(4, 5)(Other())
+    assert out.time_steps == 3
+    assert out.shape == (2, 5)
+    assert ref.Decode()(Other()) is Other.count
+    train = ref.DenseTrain(random_train(3, 2, 4, 5, 6))
+    flat = nn.Flatten()(train)
+    assert torch.equal(flat.spikes, train.spikes.reshape(3, 2, 120))
+    assert torch.equal(flat.count, train.count.reshape(2, 120))
+    assert nn.Flatten(2, 3)(train).shape == (2, 4, 30)
+    assert nn.Flatten(-2)(train).spikes.shape == (3, 2, 4, 30)
+    assert nn.Flatten()(ref.Encode(3)(train.count)).value.shape == (2, 120)
