@@ -6,9 +6,9 @@
 namespace tandem {
 
 struct ConvGeometry {
-  int64_t batch, in_channels, height, width;            // input  [N, C, H, W]
-  int64_t out_channels, out_height, out_width;          // output [N, O, Ho, Wo]
-  int64_t kernel_h, kernel_w, stride_h, stride_w;       // weight [O, C/groups, kH, kW]
+  int64_t batch, in_channels, height, width;             // input  [N, C, H, W]
+  int64_t out_channels, out_height, out_width;           // output [N, O, Ho, Wo]
+  int64_t kernel_h, kernel_w, stride_h, stride_w;        // weight [O, C/groups, kH, kW]
   int64_t padding_h, padding_w, dilation_h, dilation_w;  // zero padding on both sides
   int64_t groups;
 

@@ -9,6 +9,9 @@
 
 namespace tandem {
 
+// How a given current spreads over time: the same at every step, at the first one alone, or one for each step.
+enum class CurrentMode { kConstant, kImpulse, kSeries };
+
 // u[t] = leak * u[t-1] - threshold * s[t-1] + x[t], with s[t-1] = (u[t-1] >= threshold): the potential alone carries
 // the state from step to step. Returns u[t]; the neuron spikes at t where u[t] >= threshold. A NaN never spikes.
 // The order of the operations is part of the contract: it makes every path round alike.

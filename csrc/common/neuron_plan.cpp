@@ -37,6 +37,9 @@ IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::o
       want_potential ? empty_channels_last(current, neurons, type, 1) : no_tensor(current, type),
       channels,
       checked_numel(op, neurons),
+      series               ? CurrentMode::kSeries
+      : mode == "constant" ? CurrentMode::kConstant
+                           : CurrentMode::kImpulse,
   };
   return plan;
 }

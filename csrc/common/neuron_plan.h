@@ -4,16 +4,18 @@
 #include <optional>
 #include <string>
 
+#include "common/neuron.h"
 #include "common/tensors.h"
 
 namespace tandem {
 
 struct IntegrateAndFirePlan {
-  Tensor current;                  // channels last
-  std::optional<Tensor> bias;      // contiguous
-  std::optional<Tensor> initial;   // channels last
-  Tensor bits, sum, potential;     // outputs, channels last; shape [0] where not wanted
-  int64_t channels, neurons;       // neurons = N * C * spatial
+  Tensor current;                 // channels last
+  std::optional<Tensor> bias;     // contiguous
+  std::optional<Tensor> initial;  // channels last
+  Tensor bits, sum, potential;    // outputs, channels last; shape [0] where not wanted
+  int64_t channels, neurons;      // neurons = N * C * spatial
+  CurrentMode mode;
 };
 
 IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::optional<Tensor>& bias,

@@ -47,14 +47,10 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
   if (a.count) check_like(op, "count", *a.count, a.weight, "weight", inputs);
   if (a.bias) check_like(op, "bias", *a.bias, a.weight, "weight", {geometry.out_channels});
   const Tensor none = no_tensor(a.weight, a.weight.scalar_type());
-  return {geometry,
-          channels_last(a.bits, feature_dim(inputs, linear) + 1),
-          a.weight,
-          channels_last(a.bias, 0),
-          std::nullopt,
-          none,
-          none,
-          none};
+  return {geometry,     channels_last(a.bits, feature_dim(inputs, linear) + 1),
+          a.weight,     channels_last(a.bias, 0),
+          std::nullopt, none,
+          none,         none};
 }
 
 }  // namespace
@@ -71,8 +67,8 @@ ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& w
   check(groups >= 1 && bits.size(2) % groups == 0 && weight.size(0) % groups == 0, op,
         "groups must divide the input channels (", bits.size(2), ") and the output channels (", weight.size(0),
         "), got ", groups);
-  check(weight.size(1) == bits.size(2) / groups, op, "weight must be [O, ", bits.size(2) / groups,
-        ", kH, kW] for ", bits.size(2), " input channels in ", groups, " groups, got ", shape(weight));
+  check(weight.size(1) == bits.size(2) / groups, op, "weight must be [O, ", bits.size(2) / groups, ", kH, kW] for ",
+        bits.size(2), " input channels in ", groups, " groups, got ", shape(weight));
   check(weight.size(0) >= 1 && weight.size(1) >= 1 && weight.size(2) >= 1 && weight.size(3) >= 1, op,
         "weight must have no empty dimension, got ", shape(weight));
   const Sizes b = sizes_of(bits);
@@ -94,8 +90,8 @@ ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& w
   check(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) >= 1, op,
         "weight must be [O, F] with no empty dimension, got ", shape(weight));
   const int64_t features = bits.size(bits.dim() - 1);
-  check(weight.size(1) == features, op, "weight must be [O, ", features, "] for bits of shape ", shape(bits),
-        ", got ", shape(weight));
+  check(weight.size(1) == features, op, "weight must be [O, ", features, "] for bits of shape ", shape(bits), ", got ",
+        shape(weight));
   ConvGeometry g = {};
   g.batch = 1;
   for (int64_t d = 1; d + 1 < bits.dim(); ++d) g.batch *= bits.size(d);

@@ -25,10 +25,10 @@ struct SpikingArguments {
 
 struct ProductPlan {
   ConvGeometry geometry;
-  Tensor bits;                                  // [P, N, C, H, W] or [P, N, *, F], features last
-  Tensor weight;                                // as given: its strides are the kernel's affair
-  std::optional<Tensor> bias, initial;          // contiguous, features last
-  Tensor out_bits, out_sum, out_potential;      // features last; shape [0] where not wanted
+  Tensor bits;                              // [P, N, C, H, W] or [P, N, *, F], features last
+  Tensor weight;                            // as given: its strides are the kernel's affair
+  std::optional<Tensor> bias, initial;      // contiguous, features last
+  Tensor out_bits, out_sum, out_potential;  // features last; shape [0] where not wanted
 };
 
 // Throws where stride, padding, dilation, groups and shapes do not make a convolution.

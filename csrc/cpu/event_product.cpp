@@ -43,7 +43,8 @@ void pack_weight(const Tensor& weight, const ConvGeometry& g, int64_t block, T* 
       T* out = packed + (group * blocks + b) * features * block;
       for (int64_t c = slice * kChannels; c < std::min(channels, (slice + 1) * kChannels); ++c) {
         for (int64_t tap = 0; tap < g.taps(); ++tap) {
-          const T* from = w + first * stride_o + c * stride_c + tap / g.kernel_w * stride_h + tap % g.kernel_w * stride_w;
+          const T* from =
+              w + first * stride_o + c * stride_c + tap / g.kernel_w * stride_h + tap % g.kernel_w * stride_w;
           T* row = out + (tap * channels + c) * block;
           for (int64_t o = 0; o < valid; ++o) row[o] = from[o * stride_o];
           for (int64_t o = valid; o < block; ++o) row[o] = 0;
@@ -73,9 +74,8 @@ void run(const ProductPlan& plan, const uint8_t* planes, int64_t plane_count, Ev
   args.words_in = words_for(g.in_channels);
   const int64_t pixels = g.pixels_in();
   const AlignedBuffer<uint64_t> masks(plane_count * pixels * args.words_in * 8);
-  parallel_ranges(plane_count * pixels, std::max<int64_t>(1, 16384 / g.in_channels), [&](int64_t begin, int64_t end) {
-    k.transpose_bits(planes, g.in_channels, begin, end, masks.data);
-  });
+  parallel_ranges(plane_count * pixels, std::max<int64_t>(1, 16384 / g.in_channels),
+                  [&](int64_t begin, int64_t end) { k.transpose_bits(planes, g.in_channels, begin, end, masks.data); });
   args.masks = masks.data;
 
   const int64_t outputs = g.group_out(), features = g.features();

@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kGrain = 8192;
 
 template <class T>
-void run(const IntegrateAndFirePlan& plan, int64_t time_steps, CurrentMode mode, double threshold, double leak) {
+void run(const IntegrateAndFirePlan& plan, int64_t time_steps, double threshold, double leak) {
   IntegrateAndFireArgs<T> args = {};
   args.current = static_cast<const T*>(plan.current.const_data_ptr());
   args.current_stride = plan.neurons;
@@ -27,7 +27,7 @@ void run(const IntegrateAndFirePlan& plan, int64_t time_steps, CurrentMode mode,
   args.sum = plan.sum.numel() ? static_cast<T*>(plan.sum.mutable_data_ptr()) : nullptr;
   args.potential = plan.potential.numel() ? static_cast<T*>(plan.potential.mutable_data_ptr()) : nullptr;
   args.time_steps = time_steps;
-  args.mode = mode;
+  args.mode = plan.mode;
   args.neuron = {static_cast<T>(threshold), static_cast<T>(leak)};
   const TypedKernels<T>& k = kernels().typed<T>();
   if (args.bias) {
@@ -55,14 +55,11 @@ std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, con
                                                       const std::optional<Tensor>& potential, int64_t time_steps,
                                                       const std::string& mode, double threshold, double leak,
                                                       bool want_sum, bool want_potential) {
-  const IntegrateAndFirePlan plan = plan_integrate_and_fire(current, bias, potential, time_steps, mode, threshold, leak,
-                                                            want_sum, want_potential);
-  const CurrentMode kind = mode == "constant"  ? CurrentMode::kConstant
-                           : mode == "impulse" ? CurrentMode::kImpulse
-                                               : CurrentMode::kSeries;
+  const IntegrateAndFirePlan plan =
+      plan_integrate_and_fire(current, bias, potential, time_steps, mode, threshold, leak, want_sum, want_potential);
   if (plan.neurons > 0) {
     dispatch_floating("integrate_and_fire", current.scalar_type(),
-                      [&](auto type) { run<decltype(type)>(plan, time_steps, kind, threshold, leak); });
+                      [&](auto type) { run<decltype(type)>(plan, time_steps, threshold, leak); });
   }
   return {plan.bits, plan.sum, plan.potential};
 }

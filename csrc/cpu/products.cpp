@@ -50,8 +50,8 @@ Tensor count_linear(const Tensor& bits, const std::optional<Tensor>& count, cons
 Tensor count_conv2d(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
                     const std::optional<Tensor>& bias, Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
   const char* op = "count_conv2d";
-  return counted(op, {bits, count, weight, bias},
-                 conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);
+  return counted(op, {bits, count, weight, bias}, conv2d_geometry(op, bits, weight, stride, padding, dilation, groups),
+                 false);
 }
 
 }  // namespace

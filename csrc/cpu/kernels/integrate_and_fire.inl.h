@@ -6,8 +6,8 @@ namespace tandem::TANDEM_ISA {
 
 // Lanes c..c+n-1 of one row.
 template <class T, CurrentMode kMode>
-TANDEM_HOST_DEVICE void fire_lanes(const IntegrateAndFireArgs<T>& a, int64_t row, int64_t c, int64_t n, Vec<T> threshold,
-                                   Vec<T> leak) {
+TANDEM_HOST_DEVICE void fire_lanes(const IntegrateAndFireArgs<T>& a, int64_t row, int64_t c, int64_t n,
+                                   Vec<T> threshold, Vec<T> leak) {
   using Mask = typename Simd<T>::Mask;
   const int64_t at = row * a.channels + c;
   const Vec<T> bias = a.bias ? load(a.bias + c, n) : Vec<T>{};

@@ -8,10 +8,9 @@
 #include <cstdint>
 
 #include "common/conv_geometry.h"
+#include "common/neuron.h"
 
 namespace tandem {
-
-enum class CurrentMode { kConstant, kImpulse, kSeries };
 
 template <class T>
 struct NeuronParameters {
@@ -21,22 +20,22 @@ struct NeuronParameters {
 // The neuron loop over rows of `channels` neurons each (channels last).
 template <class T>
 struct IntegrateAndFireArgs {
-  const T* current;         // [rows, channels], series [time_steps, rows, channels]
-  int64_t current_stride;   // elements between time steps of a series
-  const T* bias;            // [channels] per time step, or null
-  const T* initial;         // potential before the first step [rows, channels], or null (zero)
-  uint8_t* bits;            // [planes, rows, channels]
-  int64_t bits_stride;      // bytes between planes
-  T* sum;                   // [rows, channels] or null
-  T* potential;             // [rows, channels] or null
+  const T* current;        // [rows, channels], series [time_steps, rows, channels]
+  int64_t current_stride;  // elements between time steps of a series
+  const T* bias;           // [channels] per time step, or null
+  const T* initial;        // potential before the first step [rows, channels], or null (zero)
+  uint8_t* bits;           // [planes, rows, channels]
+  int64_t bits_stride;     // bytes between planes
+  T* sum;                  // [rows, channels] or null
+  T* potential;            // [rows, channels] or null
   int64_t rows, channels;
   int64_t time_steps;
   CurrentMode mode;
   NeuronParameters<T> neuron;
 };
 
-// Event-driven product of one tile of output pixels with one block of output channels. Spikes come as masks: word w of a
-// pixel's masks at step t holds channels 64 w .. 64 w + 63.
+// Event-driven product of one tile of output pixels with one block of output channels. Spikes come as masks: word w of
+// a pixel's masks at step t holds channels 64 w .. 64 w + 63.
 template <class T>
 struct EventTileArgs {
   const ConvGeometry* geometry;
@@ -50,12 +49,12 @@ struct EventTileArgs {
   int64_t row_begin, row_end;  // output pixels of the tile
   // All below point at the block's first channel; their rows are row_stride elements apart.
   int64_t row_stride;
-  const T* bias;       // [block] or null
-  const T* initial;    // or null
-  uint8_t* bits;       // neuron loop: planes bits_stride apart; null for a count product
+  const T* bias;     // [block] or null
+  const T* initial;  // or null
+  uint8_t* bits;     // neuron loop: planes bits_stride apart; null for a count product
   int64_t bits_stride;
-  T* sum;              // sum of currents or the count product; or null
-  T* potential;        // or null
+  T* sum;        // sum of currents or the count product; or null
+  T* potential;  // or null
   NeuronParameters<T> neuron;
   void* scratch;  // event_scratch_bytes(), 64-byte aligned
 };

@@ -1,0 +1,55 @@
+// integrate_and_fire on a CUDA device: device guard, current stream, launch. Allocates through torch alone and never
+// synchronises, so that it can be captured in a CUDA graph.
+#include "cuda/integrate_and_fire.cuh"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "common/neuron_plan.h"
+#include "cuda/stream.h"
+
+namespace tandem {
+
+namespace {
+
+template <class T>
+T* pointer(const Tensor& tensor) {
+  return tensor.numel() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, const std::optional<Tensor>& bias,
+                                                      const std::optional<Tensor>& potential, int64_t time_steps,
+                                                      const std::string& mode, double threshold, double leak,
+                                                      bool want_sum, bool want_potential) {
+  const char* op = "integrate_and_fire";
+  const torch::stable::accelerator::DeviceGuard guard(current.get_device_index());
+  const IntegrateAndFirePlan plan =
+      plan_integrate_and_fire(current, bias, potential, time_steps, mode, threshold, leak, want_sum, want_potential);
+  const cudaStream_t stream = current_stream(op, current.get_device_index());
+  dispatch_floating(op, current.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    CudaIntegrateAndFireArgs<T> args = {};
+    args.current = static_cast<const T*>(plan.current.const_data_ptr());
+    args.bias = data_or_null<T>(plan.bias);
+    args.initial = data_or_null<T>(plan.initial);
+    args.bits = pointer<uint8_t>(plan.bits);
+    args.sum = pointer<T>(plan.sum);
+    args.potential = pointer<T>(plan.potential);
+    args.neurons = plan.neurons;
+    args.channels = plan.channels;
+    args.time_steps = time_steps;
+    args.mode = plan.mode;
+    args.threshold = static_cast<T>(threshold);
+    args.leak = static_cast<T>(leak);
+    check_launch(op, launch_integrate_and_fire(args, stream));
+  });
+  return {plan.bits, plan.sum, plan.potential};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CUDA, m) { m.impl("integrate_and_fire", TORCH_BOX(&integrate_and_fire)); }
+
+}  // namespace tandem

@@ -1,0 +1,31 @@
+// The current stream of a device, and the check of a launch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+// CPU builds of torch do not have this function: weak, so that the library loads there and finds null.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                                   void** ret_stream);
+
+namespace tandem {
+
+inline cudaStream_t current_stream(const char* op, int32_t device_index) {
+  if (aoti_torch_get_current_cuda_stream == nullptr) {
+    throw std::runtime_error(std::string(op) + ": this build of torch has no CUDA");
+  }
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline void check_launch(const char* op, cudaError_t error) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(op) + ": CUDA launch failed: " + cudaGetErrorString(error));
+}
+
+}  // namespace tandem
