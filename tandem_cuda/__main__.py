@@ -16,8 +16,11 @@ def report() -> str:
 
     cap = info["TANDEM_CPU_ISA"]
     lines = [
-        ("torch", f"{info['torch']} (built against {info['torch_built_against']}, needs {info['torch_stable_abi']} or newer)"),
-        ("compiler", f"{info['compiler']}"),
+        (
+            "torch",
+            f"{info['torch']} (built against {info['torch_built_against']}, needs >= {info['torch_stable_abi']})",
+        ),
+        ("compiler", str(info["compiler"])),
         ("CPU kernels", f"{info['cpu_isa']} in use, {info['threads']} threads"),
         ("", f"compiled: {listed('cpu_isas_compiled')}; this processor runs: {listed('cpu_isas_runnable')}"),
         ("", f"TANDEM_CPU_ISA={cap} caps the choice" if cap else "TANDEM_CPU_ISA is not set: the widest is used"),

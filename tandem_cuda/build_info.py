@@ -56,7 +56,7 @@ def _cuda_obstacle(compiled: _C.BuildInfo) -> str | None:
     if not any(_runs_on(architecture, major, minor) for architecture in compiled["cuda_architectures"]):
         return (
             f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}, the kernels were compiled for "
-            f"{', '.join(compiled['cuda_architectures'])}; add '{major}.{minor}' to TORCH_CUDA_ARCH_LIST and build again"
+            f"{' '.join(compiled['cuda_architectures'])}; add {major}.{minor} to TORCH_CUDA_ARCH_LIST and build again"
         )
     return None
 

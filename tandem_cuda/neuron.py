@@ -24,7 +24,7 @@ class IF:
 
     Args:
         threshold: firing threshold, in units of the membrane potential; positive.
-        clip: zero the gradient where the ANN's pre-activation exceeds threshold * T, since a neuron cannot spike
+        clip: zero the gradient where the ANN's pre-activation exceeds ``saturation`` * T, since a neuron cannot spike
             more than T times.
     """
 
@@ -39,6 +39,11 @@ class IF:
         """Factor by which the membrane potential decays in a time step: 1, no leak."""
         return 1.0
 
+    @property
+    def saturation(self) -> float:
+        """The constant current from which on the neuron spikes at every step: the threshold."""
+        return self.threshold
+
 
 @dataclass(frozen=True)
 class LIF:
@@ -47,7 +52,7 @@ class LIF:
     Args:
         threshold: firing threshold, in units of the membrane potential; positive.
         leak: factor by which the membrane potential decays in a time step, in (0, 1].
-        clip: zero the gradient where the ANN's pre-activation exceeds threshold * T.
+        clip: zero the gradient where the ANN's pre-activation exceeds ``saturation`` * T.
     """
 
     threshold: float = 1.0
@@ -58,6 +63,11 @@ class LIF:
         _check_threshold("LIF", self.threshold)
         if not 0 < self.leak <= 1:
             raise ValueError(f"LIF: leak must be in (0, 1], got {self.leak}")
+
+    @property
+    def saturation(self) -> float:
+        """The constant current from which on the neuron settles at a spike per step: threshold * (2 - leak)."""
+        return self.threshold * (2 - self.leak)
 
 
 Neuron = IF | LIF

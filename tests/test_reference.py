@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tandem_cuda import reference as ref
+from tandem_cuda.lif_rate import lif_rate, lif_rate_derivative
 from tandem_cuda.neuron import IF, LIF
 
 FORMS = ["loop", "folded"]
@@ -143,6 +144,7 @@ def test_golden_network(oracle: Path, time_steps: int, form: str, memory_format:
         assert torch.equal(train.spikes.sum(0), train.count)
     for train in trains[:3]:
         assert train.spikes[0].is_contiguous(memory_format=memory_format)
+        assert train.count.is_contiguous(memory_format=memory_format)
     np.testing.assert_allclose(log_probs.detach().numpy(), z["log_probs"], rtol=0, atol=1e-9)
     np.testing.assert_allclose(loss.item(), z["loss"], rtol=1e-9)
     for name, layer in layers.items():
@@ -316,7 +318,7 @@ def test_tandem_count_lif() -> None:
     v = torch.tensor([[0.5, 3.0, 6.0, math.nan]], dtype=torch.float64, requires_grad=True)
     bits = torch.zeros(1, 1, 4, dtype=torch.uint8)
     (grad,) = torch.autograd.grad(ref.tandem_count(bits, v, 8, 1.0, 0.9, upper=5.0).sum(), v)
-    want = ref.lif_rate_derivative(v.detach(), 8, 1.0, 0.9)
+    want = lif_rate_derivative(v.detach(), 8, 1.0, 0.9)
     assert torch.equal(grad[0, :2], want[0, :2])
     assert torch.equal(grad[0, 2:], torch.zeros(2, dtype=torch.float64))
 
@@ -327,18 +329,18 @@ def test_lif_rate_derivative(leak: float, threshold: float) -> None:
     at_threshold = 8 * threshold * (1 - leak)  # where the neuron starts to fire
     v = at_threshold * torch.cat([torch.linspace(-50, 50, 1001), torch.linspace(0.5, 2, 1001)]).double()
     v.requires_grad_()
-    (want,) = torch.autograd.grad((8 * ref.lif_rate(v, 8, threshold, leak)).sum(), v)
-    got = ref.lif_rate_derivative(v.detach(), 8, threshold, leak)
+    (want,) = torch.autograd.grad((8 * lif_rate(v, 8, threshold, leak)).sum(), v)
+    got = lif_rate_derivative(v.detach(), 8, threshold, leak)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
-    assert torch.autograd.gradcheck(lambda x: ref.lif_rate(x, 8, threshold, leak), v[::40].detach().requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: lif_rate(x, 8, threshold, leak), v[::40].detach().requires_grad_())
     assert (got > 0).all()
     assert got.max() < 1.15 / threshold
 
-    rough = ref.lif_rate_derivative(v.detach().float(), 8, threshold, leak)
+    rough = lif_rate_derivative(v.detach().float(), 8, threshold, leak)
     torch.testing.assert_close(rough.double(), got, rtol=1e-3, atol=0)
     far = torch.tensor([-1e6, -1e3, 1e3, 1e6], dtype=torch.float32)
-    assert ref.lif_rate_derivative(far, 8, threshold, leak).isfinite().all()
-    assert ref.lif_rate(far, 8, threshold, leak).isfinite().all()
+    assert lif_rate_derivative(far, 8, threshold, leak).isfinite().all()
+    assert lif_rate(far, 8, threshold, leak).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -349,14 +351,14 @@ def test_lif_rate_approximates_the_count(leak: float, time_steps: int, error: fl
     saturation = 2 - leak
     current = saturation * torch.linspace(-0.2, 1, 2401, dtype=torch.float64).unsqueeze(0)
     bits, v, _ = ref.integrate_and_fire(current, time_steps, leak=leak)
-    rate = ref.lif_rate(v, time_steps, 1.0, leak)
+    rate = lif_rate(v, time_steps, 1.0, leak)
     assert (rate - ref.spike_count(bits) / time_steps).abs().mean() < error
     assert rate[0, -1].item() == pytest.approx(1, abs=1e-3)
 
 
 def test_lif_rate_tends_to_if() -> None:
     v = torch.linspace(0.5, 8, 16, dtype=torch.float64)
-    torch.testing.assert_close(8 * ref.lif_rate(v, 8, 0.5, 1 - 1e-6), v / 0.5, rtol=1e-5, atol=0)
+    torch.testing.assert_close(8 * lif_rate(v, 8, 0.5, 1 - 1e-6), v / 0.5, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])

@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cmath>
+#include <atomic>
 
 #include "common/tensors.h"
 #include "cpu/isa.h"
@@ -22,33 +22,6 @@ Sizes without_time(const Tensor& train) {
   Sizes sizes = sizes_of(train);
   sizes.erase(sizes.begin());
   return sizes;
-}
-
-// Returns a value that is no spike, or 0.
-template <class T>
-T pack(const T* dense, uint8_t* bits, int64_t time_steps, int64_t neurons, int64_t begin, int64_t end) {
-  T odd = 0;
-  for (int64_t p = 0; p < planes_for(time_steps); ++p) {
-    uint8_t* out = bits + p * neurons;
-    for (int64_t i = begin; i < end; ++i) out[i] = 0;
-    for (int64_t s = 0; s < steps_in_plane(p, time_steps); ++s) {
-      const T* in = dense + (p * kStepsPerPlane + s) * neurons;
-      for (int64_t i = begin; i < end; ++i) {
-        out[i] = static_cast<uint8_t>(out[i] | (in[i] != 0) << s);
-        if (!(in[i] == 0 || in[i] == 1)) odd = in[i];
-      }
-    }
-  }
-  return odd;
-}
-
-template <class T>
-void unpack(const uint8_t* bits, T* dense, int64_t time_steps, int64_t neurons, int64_t begin, int64_t end) {
-  for (int64_t t = 0; t < time_steps; ++t) {
-    const uint8_t* in = bits + t / kStepsPerPlane * neurons;
-    T* out = dense + t * neurons;
-    for (int64_t i = begin; i < end; ++i) out[i] = static_cast<T>(in[i] >> (t % kStepsPerPlane) & 1);
-  }
 }
 
 template <class F>
@@ -77,12 +50,14 @@ Tensor pack_spikes(const Tensor& spikes) {
     const T* dense = static_cast<const T*>(in.const_data_ptr());
     uint8_t* out = static_cast<uint8_t*>(bits.mutable_data_ptr());
     const int64_t neurons = in.numel() / time_steps;
-    std::atomic<double> odd{0};
+    std::atomic<bool> binary{true};
     parallel_ranges(neurons, kGrain, [&](int64_t begin, int64_t end) {
-      const T value = pack(dense, out, time_steps, neurons, begin, end);
-      if (value != 0) odd.store(static_cast<double>(value), std::memory_order_relaxed);
+      if (!kernels().dense<T>().pack(dense, time_steps, neurons, begin, end, out)) binary = false;
     });
-    check(odd.load() == 0, op, "spikes must be 0 or 1, got ", odd.load());
+    if (!binary) {
+      const T* odd = std::find_if(dense, dense + in.numel(), [](T x) { return !(x == 0 || x == 1); });
+      check(false, op, "spikes must be 0 or 1, got ", static_cast<double>(*odd));
+    }
   });
   return bits;
 }
@@ -103,8 +78,9 @@ Tensor unpack_spikes(const Tensor& bits, int64_t time_steps, ScalarType dtype) {
     const uint8_t* from = static_cast<const uint8_t*>(in.const_data_ptr());
     T* to = static_cast<T*>(dense.mutable_data_ptr());
     const int64_t neurons = in.numel() / in.size(0);
-    parallel_ranges(neurons, kGrain,
-                    [&](int64_t begin, int64_t end) { unpack(from, to, time_steps, neurons, begin, end); });
+    parallel_ranges(neurons, kGrain, [&](int64_t begin, int64_t end) {
+      kernels().dense<T>().unpack(from, time_steps, neurons, begin, end, to);
+    });
   });
   return dense;
 }

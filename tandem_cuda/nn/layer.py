@@ -112,7 +112,7 @@ class TandemLayer(nn.Module, ABC):
         neuron = self.neuron
         if not (torch.is_grad_enabled() and v.requires_grad):
             return SpikeTrain(bits, steps, dtype=self.weight.dtype)
-        upper = neuron.threshold * steps * scale if neuron.clip else math.inf
+        upper = neuron.saturation * steps * scale if neuron.clip else math.inf
         return SpikeTrain(bits, steps, ops.tandem_count(bits, v, steps, neuron.threshold * scale, neuron.leak, upper))
 
     # -- batch norm

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import lif_rate_derivative
+from ..lif_rate import lif_rate_derivative
 from . import checks
 from .spike_count import empty_count
 
@@ -35,7 +35,7 @@ def tandem_count(
         time_steps: T.
         threshold: firing threshold, positive.
         leak: in (0, 1].
-        upper: no gradient where v exceeds it; threshold * T clips at saturation, inf (the default) does not.
+        upper: no gradient where v exceeds it (nor where v is NaN); inf, the default, excludes nothing.
 
     Returns:
         [N, ...] in the dtype of ``pre_activation``, features last in memory.
@@ -68,13 +68,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (v,) = ctx.saved_tensors
     if ctx.leak == 1:
-        grad = torch.ops.aten.threshold_backward(grad, v, 0)  # grad where v > 0
-        if ctx.threshold != 1:
-            grad = grad / ctx.threshold
+        grad = torch.where((v > 0) & (v <= ctx.upper), grad / ctx.threshold, 0.0)
     else:
-        grad = grad * lif_rate_derivative(v, ctx.time_steps, ctx.threshold, ctx.leak)
-    if ctx.upper != math.inf:
-        grad = torch.where(v <= ctx.upper, grad, 0.0)
+        slope = lif_rate_derivative(v, ctx.time_steps, ctx.threshold, ctx.leak)
+        grad = torch.where(v <= ctx.upper, grad * slope, 0.0)
     return None, grad, None, None, None, None
 
 

@@ -43,6 +43,42 @@ inline void count_bytes(const uint8_t* bits, int64_t planes, int64_t stride, int
   }
 }
 
+// Neurons begin..end-1 of a dense train to bit planes, in chunks that stay in L1. Returns whether all were 0 or 1.
+template <class D>
+bool pack(const D* dense, int64_t time_steps, int64_t neurons, int64_t begin, int64_t end, uint8_t* bits) {
+  unsigned odd = 0;
+  for (int64_t i = begin; i < end; i += kCountChunk) {
+    const int64_t n = end - i < kCountChunk ? end - i : kCountChunk;
+    for (int64_t p = 0; p * kStepsPerPlane < time_steps; ++p) {
+      uint8_t word[kCountChunk] = {};
+      const int64_t steps = steps_in_plane(p, time_steps);
+      for (int64_t s = 0; s < steps; ++s) {
+        const D* in = dense + (p * kStepsPerPlane + s) * neurons + i;
+        for (int64_t j = 0; j < n; ++j) {
+          const bool spike = in[j] == D(1);
+          odd |= !(spike | (in[j] == D(0)));
+          word[j] = static_cast<uint8_t>(word[j] | static_cast<unsigned>(spike) << s);
+        }
+      }
+      std::memcpy(bits + p * neurons + i, word, static_cast<size_t>(n));
+    }
+  }
+  return odd == 0;
+}
+
+template <class D>
+void unpack(const uint8_t* bits, int64_t time_steps, int64_t neurons, int64_t begin, int64_t end, D* dense) {
+  for (int64_t i = begin; i < end; i += kCountChunk) {
+    const int64_t n = end - i < kCountChunk ? end - i : kCountChunk;
+    for (int64_t t = 0; t < time_steps; ++t) {
+      const uint8_t* in = bits + t / kStepsPerPlane * neurons + i;
+      const auto mask = static_cast<uint8_t>(1 << (t % kStepsPerPlane));
+      D* out = dense + t * neurons + i;
+      for (int64_t j = 0; j < n; ++j) out[j] = (in[j] & mask) ? D(1) : D(0);
+    }
+  }
+}
+
 // 64 channels' bytes to 8 words: bit c of out[t] is bit t of in[c].
 TANDEM_HOST_DEVICE void transpose_64x8(const uint8_t* in, uint64_t* out) {
 #if defined(__AVX512BW__)

@@ -59,6 +59,14 @@ struct EventTileArgs {
   void* scratch;  // event_scratch_bytes(), 64-byte aligned
 };
 
+// A dense train's elements, T or bool's byte, to bit planes and back; neurons begin..end-1 of each time step.
+template <class D>
+struct DenseKernels {
+  // [time_steps, neurons] -> [planes, neurons]; false where an element is neither 0 nor 1.
+  bool (*pack)(const D* dense, int64_t time_steps, int64_t neurons, int64_t begin, int64_t end, uint8_t* bits);
+  void (*unpack)(const uint8_t* bits, int64_t time_steps, int64_t neurons, int64_t begin, int64_t end, D* dense);
+};
+
 template <class T>
 struct TypedKernels {
   // Rows begin..end-1 of the neuron loop.
@@ -72,6 +80,9 @@ struct Kernels {
   const char* isa;
   TypedKernels<float> f32;
   TypedKernels<double> f64;
+  DenseKernels<float> dense_f32;
+  DenseKernels<double> dense_f64;
+  DenseKernels<uint8_t> dense_u8;
   // Bit planes of the pixels begin..end-1, [pixels, channels], to masks [pixels, ceil(channels / 64), 8].
   void (*transpose_bits)(const uint8_t* bits, int64_t channels, int64_t begin, int64_t end, uint64_t* masks);
   // Spike counts as unsigned integers, their bytes in planes of `stride`: the binary digits of a count take the place
@@ -81,6 +92,8 @@ struct Kernels {
 
   template <class T>
   const TypedKernels<T>& typed() const;
+  template <class D>
+  const DenseKernels<D>& dense() const;
 };
 
 template <>
@@ -90,6 +103,19 @@ inline const TypedKernels<float>& Kernels::typed<float>() const {
 template <>
 inline const TypedKernels<double>& Kernels::typed<double>() const {
   return f64;
+}
+
+template <>
+inline const DenseKernels<float>& Kernels::dense<float>() const {
+  return dense_f32;
+}
+template <>
+inline const DenseKernels<double>& Kernels::dense<double>() const {
+  return dense_f64;
+}
+template <>
+inline const DenseKernels<uint8_t>& Kernels::dense<uint8_t>() const {
+  return dense_u8;
 }
 
 // Output channels that an event tile handles at once: rows of 64, 128 or 256 bytes, whichever fits `channels` best.

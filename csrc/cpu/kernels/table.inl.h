@@ -14,6 +14,9 @@ const Kernels kernels = {
     TANDEM_STRING(TANDEM_ISA),
     {integrate_and_fire<float>, event_tile<float>, spike_count<float>},
     {integrate_and_fire<double>, event_tile<double>, spike_count<double>},
+    {pack<float>, unpack<float>},
+    {pack<double>, unpack<double>},
+    {pack<uint8_t>, unpack<uint8_t>},
     transpose_bits,
     count_bytes,
 };

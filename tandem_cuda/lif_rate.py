@@ -1,0 +1,58 @@
+"""The soft LIF rate: what the ANN twin of a leaky layer computes, and its derivative, which the tandem gradient needs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Width of the smoothed onset of firing, relative to the current at which a LIF neuron starts to fire. At 0.1 the
+# steepest slope of the rate is between 0.95 / threshold (leak 0.5) and 1.14 / threshold (leak near 1): close to the IF
+# neuron's 1 / threshold, so that one learning rate suits both. At 0.02 it is 2 / threshold.
+_SOFTNESS = 0.1
+
+
+def lif_rate(v: Tensor, time_steps: int, threshold: float, leak: float) -> Tensor:
+    """Spikes per time step of a LIF neuron (0 < leak < 1) under the constant current I = v / time_steps.
+
+    v: any shape, the current summed over all time steps. The spike count is approximated by time_steps * lif_rate.
+
+    The reset subtracts the threshold th *after* the leak has acted: u[t+1] = leak * u[t] - th + I = leak * u0 + I with
+    u0 = th - th / leak. From u0 the potential approaches I / (1 - leak) and reaches th after
+        k = ln(1 + a / (I - i0)) / -ln(leak) steps,   i0 = th * (1 - leak),   a = i0 / leak,
+    and the rate is 1 / k, exactly 1 at I = th * (2 - leak), from where on the neuron fires at every step. Where
+    I <= i0 it never fires; a softplus smooths this corner, as in the soft LIF rate of Hunsberger & Eliasmith,
+    "Spiking Deep Networks with LIF Neurons", 2015, arXiv:1510.08829:
+        I - i0  ->  g * q,   q = ln(1 + exp(z)),   z = (I - i0) / g,   g = 0.1 * i0.
+    Mean error of the count over -0.2 <= I / (th * (2 - leak)) <= 1, in spikes per step: leak 0.9: 0.055 (T = 8), 0.024
+    (T = 64); leak 0.5: 0.103 (T = 8). (A reset that leaks, a = i0, would give 0.095, 0.064 and 0.312.)
+
+    Stable form: ln q is computed, not q, because q underflows: ln q = z to machine precision where z < -37; and
+    ln(1 + a / (g * q)) = logaddexp(0, ln(a / g) - ln q), where a / g = 1 / (0.1 * leak) is free of the threshold.
+    """
+    y, _, _ = _lif_terms(v, time_steps, threshold, leak)
+    return -math.log(leak) / y
+
+
+def lif_rate_derivative(v: Tensor, time_steps: int, threshold: float, leak: float) -> Tensor:
+    """Derivative of the approximated spike count time_steps * lif_rate(v) with respect to v, in closed form.
+
+    With y = ln(1 + k / q) and k = a / g in the notation of lif_rate:
+        -ln(leak) / (g * y^2) * k / (k + q) * sigmoid(z) / q;   the last two factors tend to 1 where z < -37.
+    """
+    y, z, log_q = _lif_terms(v, time_steps, threshold, leak)
+    g = _SOFTNESS * threshold * (1 - leak)
+    z = z.clamp(min=-37)
+    share = torch.sigmoid(-math.log(_SOFTNESS * leak) - log_q)  # k / (k + q)
+    return -math.log(leak) / (g * y * y) * share * (torch.sigmoid(z) / F.softplus(z, threshold=40))
+
+
+def _lif_terms(v: Tensor, time_steps: int, threshold: float, leak: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y = ln(1 + k / q), z and ln q of lif_rate."""
+    threshold_current = threshold * (1 - leak)
+    z = (v / time_steps - threshold_current) / (_SOFTNESS * threshold_current)
+    log_q = F.softplus(z.clamp(min=-37), threshold=40).log() + (z + 37).clamp(max=0)
+    log_ratio = -math.log(_SOFTNESS * leak) - log_q  # ln(k / q)
+    return torch.logaddexp(log_ratio, torch.zeros_like(log_ratio)), z, log_q
