@@ -1,4 +1,4 @@
-"""The soft LIF rate: what the ANN twin of a leaky layer computes, and its derivative, which the tandem gradient needs."""
+"""The soft LIF rate, what the ANN twin of a leaky layer computes; and its derivative, which the gradient needs."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ class SpikeTrain:
     Registered as a pytree, so it passes through ``torch.compile``, ``functional_call`` and friends.
 
     Args:
-        bits: uint8 [P, N, ...], P = ceil(T / 8): bit i of plane p is the spike at time step 8p + i. Bits past T are zero.
+        bits: uint8 [P, N, ...], P = ceil(T / 8): bit i of plane p is the spike at time step 8p + i; bits past
+            T are zero.
         time_steps: T.
         count: floating point [N, ...]: spikes per neuron, differentiable. Computed from ``bits`` when first asked for
             if it is not given; such a count has no gradient.

@@ -57,9 +57,9 @@ void pack_weight(const Tensor& weight, const ConvGeometry& g, int64_t block, T* 
 // Output pixels per tile: few enough that patch and accumulators stay well inside an L2 cache and that every thread
 // gets several tiles, many enough that a sweep's weights, once in L1, are used often.
 int64_t tile_rows(const ConvGeometry& g, int64_t row_bytes, int64_t tasks_per_tile) {
-  constexpr int64_t kScratchBytes = 384 * 1024, kLeast = 4, kMost = 64;
+  constexpr int64_t kScratchBytes = int64_t{384} * 1024, kLeast = 4, kMost = 64;
   const int64_t rows = std::clamp(kScratchBytes / row_bytes, kLeast, kMost);
-  const int64_t wanted_tiles = (4 * torch::stable::get_num_threads() + tasks_per_tile - 1) / tasks_per_tile;
+  const int64_t wanted_tiles = (int64_t{4} * torch::stable::get_num_threads() + tasks_per_tile - 1) / tasks_per_tile;
   const int64_t fair = (g.pixels_out() + wanted_tiles - 1) / std::max<int64_t>(1, wanted_tiles);
   return std::clamp(std::min(rows, fair), int64_t{1}, kMost);
 }

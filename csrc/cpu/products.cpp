@@ -33,8 +33,8 @@ std::tuple<Tensor, Tensor, Tensor> spiking_linear(const Tensor& bits, const std:
 
 std::tuple<Tensor, Tensor, Tensor> spiking_conv2d(const Tensor& bits, const std::optional<Tensor>& count,
                                                   const Tensor& weight, const std::optional<Tensor>& bias,
-                                                  const std::optional<Tensor>& potential, Sizes stride, Sizes padding,
-                                                  Sizes dilation, int64_t groups, int64_t time_steps, double threshold,
+                                                  const std::optional<Tensor>& potential, const Sizes& stride, const Sizes& padding,
+                                                  const Sizes& dilation, int64_t groups, int64_t time_steps, double threshold,
                                                   double leak, bool want_sum, bool want_potential) {
   const char* op = "spiking_conv2d";
   return spiking(op, {bits, count, weight, bias}, {potential, time_steps, threshold, leak, want_sum, want_potential},
@@ -48,7 +48,7 @@ Tensor count_linear(const Tensor& bits, const std::optional<Tensor>& count, cons
 }
 
 Tensor count_conv2d(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
-                    const std::optional<Tensor>& bias, Sizes stride, Sizes padding, Sizes dilation, int64_t groups) {
+                    const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups) {
   const char* op = "count_conv2d";
   return counted(op, {bits, count, weight, bias}, conv2d_geometry(op, bits, weight, stride, padding, dilation, groups),
                  false);

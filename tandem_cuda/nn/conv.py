@@ -14,7 +14,7 @@ from .layer import TandemLayer
 Pair = int | tuple[int, int]
 
 
-class TandemConv2d(TandemLayer, nn.Conv2d):
+class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """A convolutional tandem layer: nn.Conv2d whose neurons spike (Wu et al. 2021, section III).
 
     Args:

@@ -18,16 +18,16 @@ from .encode import EncodedInput
 class TandemLayer(nn.Module, ABC):
     """A weight layer whose spiking and ANN twin share parameters (Wu et al. 2021, section III).
 
-    The spiking twin runs on the spikes it is given; the ANN twin sees their counts. The output is the spikes, and their
-    count with the gradient of the ANN's activation. With ``norm="batch"`` the ANN normalises its pre-activation with the
-    batch's statistics in training, and the spiking twin folds the running statistics, as this batch has left them, into
-    its weights and bias; ``norm`` (an nn.BatchNorm of this layer's own) keeps gamma, beta and the statistics.
+    The spiking twin runs on the spikes it is given; the ANN twin sees their counts. The output is the spikes, and
+    their count with the gradient of the ANN's activation. With ``norm="batch"`` the ANN normalises its pre-activation
+    with the batch's statistics in training, and the spiking twin folds the running statistics, as this batch has left
+    them, into its weights and bias; ``norm`` (an nn.BatchNorm of this layer's own) keeps gamma, beta and statistics.
 
     Concrete layers put the weight layer behind this class in their bases and say how to multiply.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Any  # Tensor | None, which torch's own layers annotate in different ways
     norm: nn.BatchNorm1d | nn.BatchNorm2d | None
     neuron: Neuron
 
@@ -47,8 +47,8 @@ class TandemLayer(nn.Module, ABC):
         if isinstance(x, EncodedInput):
             return self._from_encoded(x)
         raise TypeError(
-            f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}; put Encode(time_steps) in front "
-            "of the first tandem layer, or SpikeTrain.from_dense(spikes) for recorded spikes"
+            f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}; put Encode(time_steps) in "
+            "front of the first tandem layer, or SpikeTrain.from_dense(spikes) for recorded spikes"
         )
 
     def _from_spikes(self, x: SpikeTrain) -> SpikeTrain:

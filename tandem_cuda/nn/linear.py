@@ -11,7 +11,7 @@ from ..spike_train import SpikeTrain
 from .layer import TandemLayer
 
 
-class TandemLinear(TandemLayer, nn.Linear):
+class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: spike trains, not tensors
     """A fully connected tandem layer: nn.Linear whose neurons spike (Wu et al. 2021, section III).
 
     Args:

@@ -51,6 +51,8 @@ def count_conv2d(
 
 
 Geometry = tuple[list[int], list[int], list[int]]
+# bits (where there is no count), count, weight
+Saved = tuple[Tensor | None, Tensor | None, Tensor]
 
 
 def check_conv2d(
@@ -130,15 +132,13 @@ def _(
 
 def conv2d_gradients(
     grad: Tensor,
-    bits: Tensor,
-    count: Tensor | None,
-    weight: Tensor,
+    saved: Saved,
     needed: tuple[bool, bool, bool],
     geometry: Geometry,
     groups: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of weight * count + bias with respect to count, weight and bias, where needed."""
-    values = spike_count(bits, weight.dtype) if count is None else count
+    values, weight = saved_values(saved), saved[2]
     stride, padding, dilation = geometry
     return torch.ops.aten.convolution_backward(
         grad, values, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, list(needed)
@@ -151,6 +151,15 @@ def save_product(ctx: Any, bits: Tensor, count: Tensor | None, weight: Tensor) -
     ctx.set_materialize_grads(False)
 
 
+def saved_values(saved: Saved) -> Tensor:
+    """The counts that entered a product."""
+    bits, count, weight = saved
+    if count is not None:
+        return count
+    assert bits is not None
+    return spike_count(bits, weight.dtype)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     bits, count, weight, _, *geometry, ctx.groups = inputs
     ctx.geometry = tuple(geometry)
@@ -160,7 +169,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     grads: tuple[Tensor | None, ...] = (None, None, None)
     if grad is not None:
-        grads = conv2d_gradients(grad, *ctx.saved_tensors, ctx.needs_input_grad[1:4], ctx.geometry, ctx.groups)
+        grads = conv2d_gradients(grad, ctx.saved_tensors, ctx.needs_input_grad[1:4], ctx.geometry, ctx.groups)
     return None, *grads, None, None, None, None
 
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks, layout
-from .count_conv2d import save_product
-from .spike_count import spike_count
+from .count_conv2d import Saved, save_product, saved_values
 
 
 def count_linear(bits: Tensor, weight: Tensor, bias: Tensor | None = None, *, count: Tensor | None = None) -> Tensor:
@@ -59,15 +58,14 @@ def _(bits: Tensor, count: Tensor | None, weight: Tensor, bias: Tensor | None) -
 
 
 def linear_gradients(
-    grad: Tensor, bits: Tensor, count: Tensor | None, weight: Tensor, needed: tuple[bool, bool, bool]
+    grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of weight * count + bias with respect to count, weight and bias, where needed."""
     rows = grad.flatten(0, -2)
-    grad_count = grad @ weight if needed[0] else None
+    grad_count = grad @ saved[2] if needed[0] else None
     grad_weight = None
     if needed[1]:
-        values = spike_count(bits, weight.dtype) if count is None else count
-        grad_weight = rows.t() @ values.flatten(0, -2)
+        grad_weight = rows.t() @ saved_values(saved).flatten(0, -2)
     return grad_count, grad_weight, rows.sum(0) if needed[2] else None
 
 
@@ -78,7 +76,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return None, None, None, None
-    return None, *linear_gradients(grad, *ctx.saved_tensors, ctx.needs_input_grad[1:4])
+    return None, *linear_gradients(grad, ctx.saved_tensors, ctx.needs_input_grad[1:4])
 
 
 torch.library.register_autograd("tandem_cuda::count_linear", _backward, setup_context=_setup_context)

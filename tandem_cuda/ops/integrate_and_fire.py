@@ -28,9 +28,9 @@ def integrate_and_fire(
 
         u[t] = leak * u[t-1] - threshold * s[t-1] + x[t]
 
-    where x[t] is ``current + bias`` at every step (mode "constant"), ``current + bias`` at t = 1 and ``bias`` afterwards
-    ("impulse"), or ``current[t] + bias`` ("series"). A NaN current makes a neuron fall silent: it never reaches the
-    threshold again.
+    where x[t] is ``current + bias`` at every step (mode "constant"), ``current + bias`` at t = 1 and ``bias``
+    afterwards ("impulse"), or ``current[t] + bias`` ("series"). A NaN current makes a neuron fall silent: it never
+    reaches the threshold again.
 
     Args:
         current: float32 or float64 [N, C, ...]; in mode "series" [T, N, C, ...].
@@ -44,8 +44,8 @@ def integrate_and_fire(
         want_potential: return the final potential.
 
     Returns:
-        ``(bits, sum, potential)``: uint8 [P, N, C, ...]; the sum over t of x[t] [N, C, ...]; u[T] [N, C, ...]. An output
-        that is not wanted is an empty tensor. None of them has a gradient: see :func:`tandem_count`.
+        ``(bits, sum, potential)``: uint8 [P, N, C, ...]; the sum over t of x[t] [N, C, ...]; u[T] [N, C, ...]. An
+        output that is not wanted is an empty tensor. None of them has a gradient: see :func:`tandem_count`.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

@@ -126,7 +126,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, _bits: None, grad: Tensor | None, _potential: None) -> tuple[Tensor | None, ...]:
     grads: tuple[Tensor | None, ...] = (None, None, None)
     if grad is not None:
-        grads = conv2d_gradients(grad, *ctx.saved_tensors, ctx.needs_input_grad[1:4], ctx.geometry, ctx.groups)
+        grads = conv2d_gradients(grad, ctx.saved_tensors, ctx.needs_input_grad[1:4], ctx.geometry, ctx.groups)
     count, weight, bias = grads
     # The bias acts at every time step.
     bias = None if bias is None else bias * ctx.time_steps

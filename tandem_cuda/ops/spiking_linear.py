@@ -97,7 +97,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, _bits: None, grad: Tensor | None, _potential: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 10
-    count, weight, bias = linear_gradients(grad, *ctx.saved_tensors, ctx.needs_input_grad[1:4])
+    count, weight, bias = linear_gradients(grad, ctx.saved_tensors, ctx.needs_input_grad[1:4])
     # The bias acts at every time step.
     return None, count, weight, None if bias is None else bias * ctx.time_steps, *[None] * 6
 
