@@ -12,13 +12,13 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help test test-slow demo bench lint format clean
+.PHONY: help test test-slow demo bench lint ruff mypy clang-format clang-tidy format clean
 
 help:
 	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
 	@echo "make test-slow  the slow tests"
 	@echo "make demo       train the example network"
-	@echo "make bench      measure every operator"
+	@echo "make bench      measure every operator against plain PyTorch"
 	@echo "make lint       ruff, mypy, clang-format, clang-tidy"
 	@echo "make format     let ruff and clang-format rewrite the sources"
 	@echo "make clean      remove builds, caches and $(VENV)"
@@ -33,13 +33,23 @@ demo: $(VENV)/.installed-examples
 	$(PY) examples/mnist.py
 
 bench: $(VENV)/.installed-test
+	$(PY) bench/compare.py
 	$(PY) -m pytest bench --benchmark-only $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed-dev
+lint: ruff mypy clang-format clang-tidy
+
+ruff: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+mypy: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+clang-format: $(VENV)/.installed-dev
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+# Over the compile commands that the build left; .cu files are nvcc's.
+clang-tidy: $(VENV)/.installed-dev
 	$(BIN)/run-clang-tidy.py -quiet -p build -clang-tidy-binary $(BIN)/clang-tidy 'csrc/.*\.cpp$$'
 
 format: $(VENV)/.installed-dev

@@ -13,17 +13,23 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import cmake
-import ninja
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import ExecError
 
+try:
+    import cmake
+    import ninja
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"tandem_cuda: {error.name} is missing; without build isolation, first run: "
+        "pip install setuptools torch pybind11 numpy ninja cmake"
+    ) from None
+
 ROOT = Path(__file__).resolve().parent
 # What CMake reads from the environment, directly or through its compiler detection.
-ENVIRONMENT = (
-    "TANDEM_CUDA TORCH_CUDA_ARCH_LIST CUDACXX CUDAHOSTCXX CUDAFLAGS CUDA_HOME CC CXX CFLAGS CXXFLAGS CPPFLAGS LDFLAGS"
-).split()
+ENVIRONMENT = ("TANDEM_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS", "CUDA_HOME")
+ENVIRONMENT += ("CXX", "CXXFLAGS", "LDFLAGS")
 
 
 def is_isolated() -> bool:
@@ -37,10 +43,14 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         if is_isolated():
             build = Path(self.build_temp).resolve()
+            self.configure(build)
         else:  # kept for the next build, one folder for each Python and torch
             tag = f"{sys.implementation.cache_tag}-torch-{importlib.metadata.version('torch')}".replace("+", "-")
             build = ROOT / "build" / tag
-        self.configure(build)
+            self.configure(build)
+            commands = ROOT / "build" / "compile_commands.json"  # where clang-tidy and clangd look
+            commands.unlink(missing_ok=True)
+            commands.symlink_to(Path(tag, commands.name))
         jobs = os.environ.get("MAX_JOBS")  # torch's name for it
         self.cmake("--build", str(build), *(["--parallel", jobs] if jobs else []))
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
@@ -65,10 +75,6 @@ class CMakeBuild(build_ext):
         record.unlink(missing_ok=True)  # until CMake has succeeded
         self.cmake(*([] if unchanged else ["--fresh"]), "-S", str(ROOT), "-B", str(build), *arguments)
         record.write_text(json.dumps(configured))
-        if build.parent == ROOT / "build":  # where clang-tidy and clangd look
-            link = ROOT / "build" / "compile_commands.json"
-            link.unlink(missing_ok=True)
-            link.symlink_to(build / "compile_commands.json")
 
     def cmake(self, *arguments: str) -> None:
         try:

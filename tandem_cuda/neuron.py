@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 
-def _check_threshold(name: str, threshold: float) -> None:
-    if not isinstance(threshold, (int, float)) or isinstance(threshold, bool):
-        raise TypeError(f"{name}: threshold must be a number, got {type(threshold).__name__}")
+def _check(name: str, threshold: Any, leak: Any = 1.0) -> None:
+    for argument, value in (("threshold", threshold), ("leak", leak)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name}: {argument} must be a number, got {type(value).__name__}")
     if not (threshold > 0 and math.isfinite(threshold)):
         raise ValueError(f"{name}: threshold must be positive and finite, got {threshold}")
+    if not 0 < leak <= 1:
+        raise ValueError(f"{name}: leak must be in (0, 1], got {leak}")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class IF:
     clip: bool = False
 
     def __post_init__(self) -> None:
-        _check_threshold("IF", self.threshold)
+        _check("IF", self.threshold)
 
     @property
     def leak(self) -> float:
@@ -60,9 +64,7 @@ class LIF:
     clip: bool = False
 
     def __post_init__(self) -> None:
-        _check_threshold("LIF", self.threshold)
-        if not 0 < self.leak <= 1:
-            raise ValueError(f"LIF: leak must be in (0, 1], got {self.leak}")
+        _check("LIF", self.threshold, self.leak)
 
     @property
     def saturation(self) -> float:

@@ -26,8 +26,9 @@ class SpikeTrain:
         dtype: of a count computed later; by default torch's default dtype.
 
     Raises:
-        TypeError: ``bits`` is no uint8 tensor.
-        ValueError: ``bits`` or ``count`` do not have the shape that ``time_steps`` and each other demand.
+        TypeError: ``bits`` is no uint8 tensor, ``count`` none of float32 or float64.
+        ValueError: ``bits`` or ``count`` do not have the shape that ``time_steps`` and each other demand, or are on
+            different devices.
     """
 
     __slots__ = ("_count", "_dtype", "bits", "time_steps")
@@ -35,14 +36,16 @@ class SpikeTrain:
     def __init__(
         self, bits: Tensor, time_steps: int, count: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        checks.check_bits("SpikeTrain", bits, time_steps)
+        checks.check_train("SpikeTrain", bits, time_steps)
         if count is not None:
+            checks.check_floating("SpikeTrain", "count", count)
+            checks.check_same_device("SpikeTrain", "count", count, bits, "bits")
             checks.check_shape("SpikeTrain", "count", count, bits.shape[1:])
-            dtype = count.dtype
         self.bits = bits
         self.time_steps = time_steps
         self._count = count
-        self._dtype = dtype or torch.get_default_dtype()
+        self._dtype = count.dtype if count is not None else dtype or torch.get_default_dtype()
+        checks.check_dtype("SpikeTrain", "dtype", self._dtype)
 
     @classmethod
     def from_dense(cls, spikes: Tensor, dtype: torch.dtype | None = None) -> SpikeTrain:
@@ -97,9 +100,13 @@ class SpikeTrain:
         """Flatten dimensions of [N, ...], as ``torch.flatten`` does; time and batch stay apart.
 
         Raises:
-            ValueError: the range would flatten the batch dimension.
+            ValueError: the range would flatten the batch dimension, or ends before it starts.
+            IndexError: a dimension that is not there.
         """
         dims = len(self.shape)
+        for name, dim in (("start_dim", start_dim), ("end_dim", end_dim)):
+            if not -dims <= dim < dims:
+                raise IndexError(f"SpikeTrain.flatten: {name} must be from {-dims} to {dims - 1}, got {dim}")
         start, end = start_dim % dims, end_dim % dims
         if start == 0:
             raise ValueError(f"SpikeTrain.flatten: start_dim must leave the batch dimension alone, got {start_dim}")
@@ -140,4 +147,11 @@ def _unflatten(leaves: Any, context: tuple[int, torch.dtype]) -> SpikeTrain:
     return train
 
 
-_pytree.register_pytree_node(SpikeTrain, _flatten, _unflatten, serialized_type_name="tandem_cuda.SpikeTrain")
+_pytree.register_pytree_node(
+    SpikeTrain,
+    _flatten,
+    _unflatten,
+    serialized_type_name="tandem_cuda.SpikeTrain",
+    to_dumpable_context=lambda context: [context[0], str(context[1]).removeprefix("torch.")],
+    from_dumpable_context=lambda context: (context[0], getattr(torch, context[1])),
+)

@@ -3,6 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import settings
+
+from tandem_cuda import _C
+
+# The same examples in every run, however slow the machine.
+settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=100)
+settings.load_profile("same every time")
+
+# What tests compute is small: threads cost more than they give. Tests of the threads set their own number.
+torch.set_num_threads(1)
 
 # Golden values computed by the implementation that the paper's authors published; kept beside the repository.
 ORACLE = Path(__file__).parents[2] / "shared" / "oracle"
@@ -14,3 +25,13 @@ def oracle() -> Path:
     if not ORACLE.is_dir():
         pytest.skip(f"no golden values: {ORACLE} is not a folder")
     return ORACLE
+
+
+@pytest.fixture(autouse=True)
+def _restore_cpu_path():
+    """Undo what a test did to the instruction set, the number of threads and torch's determinism."""
+    isa, threads = _C.cpu_isa(), torch.get_num_threads()
+    yield
+    _C.set_cpu_isa(isa)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)

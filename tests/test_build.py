@@ -62,7 +62,7 @@ def test_doctor():
     info = tandem_cuda.build_info()
     assert f"tandem_cuda {info['version']}" in result.stdout
     assert f"{info['cpu_isa']} in use" in result.stdout
-    assert f"torch {torch.__version__}" in " ".join(result.stdout.split())
+    assert f"torch {torch.__version__} (built" in " ".join(result.stdout.split())
     if info["cuda_unusable_because"]:
         assert f"not usable: {info['cuda_unusable_because']}" in result.stdout
 
@@ -158,7 +158,9 @@ def test_numpy_integrate_and_fire_edge_cases():
 @pytest.fixture
 def unbuilt(tmp_path):
     """A source tree without the compiled library."""
-    shutil.copytree(ROOT / "tandem_cuda", tmp_path / "tandem_cuda", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(
+        ROOT / "tandem_cuda", tmp_path / "tandem_cuda", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
     shutil.copy(ROOT / "CMakeLists.txt", tmp_path)
     return tmp_path
 
@@ -214,13 +216,13 @@ def test_library_depends_on_no_place_and_no_cuda():
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
 def test_instruction_sets_do_not_leak():
     """A shared inline function, compiled for AVX-512, could replace its scalar copy at link time."""
-    objects = [path for isa in ("avx2", "avx512") for path in ROOT.glob(f"build/*/CMakeFiles/*/csrc/cpu/kernels/{isa}.cpp.o")]
+    objects = list(ROOT.glob("build/*/CMakeFiles/*/csrc/cpu/kernels/avx*.cpp.o"))
     if not objects:
         pytest.skip("built elsewhere")
     for path in objects:
+        own = f"tandem::{path.name.removesuffix('.cpp.o')}::"
         symbols = run("nm", "-C", "--defined-only", path, cwd=ROOT).stdout.splitlines()
-        merged = [line for line in symbols if re.search(r" [WVu] ", line) and f"tandem::{path.name.split('.')[0]}::" not in line]
-        assert merged == []
+        assert [line for line in symbols if re.search(r" [WVu] ", line) and own not in line] == []
 
 
 # ---- Building
@@ -261,7 +263,10 @@ def test_cuda_banana(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "reason"),
-    [({"TANDEM_CUDA": "OFF"}, "TANDEM_CUDA=OFF"), ({"CUDACXX": "/nowhere/nvcc"}, "nvcc not found (CUDACXX=/nowhere/nvcc)")],
+    [
+        ({"TANDEM_CUDA": "OFF"}, "TANDEM_CUDA=OFF"),
+        ({"CUDACXX": "/nowhere/nvcc"}, "nvcc not found (CUDACXX=/nowhere/nvcc)"),
+    ],
 )
 def test_without_cuda(tmp_path, environment, reason):
     code, messages = configure(tmp_path, **environment)

@@ -46,11 +46,10 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
   // Only the gradient uses it, but a wrong one is a mistake at this call.
   if (a.count) check_like(op, "count", *a.count, a.weight, "weight", inputs);
   if (a.bias) check_like(op, "bias", *a.bias, a.weight, "weight", {geometry.out_channels});
-  const Tensor none = no_tensor(a.weight, a.weight.scalar_type());
-  return {geometry,     channels_last(a.bits, feature_dim(inputs, linear) + 1),
-          a.weight,     channels_last(a.bias, 0),
-          std::nullopt, none,
-          none,         none};
+  // Each its own tensor: an operator's outputs may not alias.
+  const auto none = [&] { return no_tensor(a.weight, a.weight.scalar_type()); };
+  const Tensor bits = channels_last(a.bits, feature_dim(inputs, linear) + 1);
+  return {geometry, bits, a.weight, channels_last(a.bias, 0), std::nullopt, none(), none(), none()};
 }
 
 }  // namespace
@@ -81,6 +80,8 @@ ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& w
   g.out_height = out_size(op, "height", g.height, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
   g.out_width = out_size(op, "width", g.width, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
   checked_numel(op, {g.batch, g.out_channels, g.out_height, g.out_width, 8});
+  // The packed copy of the weights: output channels of a group padded to a block, bytes.
+  checked_numel(op, {g.groups, g.group_out() + 64, g.kernel_h, g.kernel_w, g.group_in(), 16});
   return g;
 }
 
@@ -99,6 +100,7 @@ ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& w
   g.height = g.width = g.out_height = g.out_width = g.kernel_h = g.kernel_w = 1;
   g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = 1;
   checked_numel(op, {g.batch, g.out_channels, 8});
+  if (g.batch > 0) checked_numel(op, {g.out_channels + 64, g.in_channels, 16});
   return g;
 }
 

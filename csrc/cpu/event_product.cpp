@@ -135,8 +135,9 @@ void run_spiking_product(const char* op, const ProductPlan& plan, int64_t time_s
 
 void run_count_product(const char* op, const ProductPlan& plan) {
   const int64_t planes = plan.bits.size(0), inputs = plan.geometry.pixels_in() * plan.geometry.in_channels;
-  int64_t digits = 0;  // binary digits of the largest possible count
-  while ((planes * kStepsPerPlane) >> digits) ++digits;
+  if (plan.out_sum.numel() == 0) return;
+  int64_t digits = 3;  // binary digits of the largest possible count, 8 * planes
+  while (planes >> (digits - 3)) ++digits;
   const int64_t byte_planes = planes_for(digits);
   const AlignedBuffer<uint8_t> counts(byte_planes * inputs);
   const uint8_t* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());

@@ -33,9 +33,10 @@ std::tuple<Tensor, Tensor, Tensor> spiking_linear(const Tensor& bits, const std:
 
 std::tuple<Tensor, Tensor, Tensor> spiking_conv2d(const Tensor& bits, const std::optional<Tensor>& count,
                                                   const Tensor& weight, const std::optional<Tensor>& bias,
-                                                  const std::optional<Tensor>& potential, const Sizes& stride, const Sizes& padding,
-                                                  const Sizes& dilation, int64_t groups, int64_t time_steps, double threshold,
-                                                  double leak, bool want_sum, bool want_potential) {
+                                                  const std::optional<Tensor>& potential, const Sizes& stride,
+                                                  const Sizes& padding, const Sizes& dilation, int64_t groups,
+                                                  int64_t time_steps, double threshold, double leak, bool want_sum,
+                                                  bool want_potential) {
   const char* op = "spiking_conv2d";
   return spiking(op, {bits, count, weight, bias}, {potential, time_steps, threshold, leak, want_sum, want_potential},
                  conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);
@@ -48,7 +49,8 @@ Tensor count_linear(const Tensor& bits, const std::optional<Tensor>& count, cons
 }
 
 Tensor count_conv2d(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
-                    const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups) {
+                    const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                    int64_t groups) {
   const char* op = "count_conv2d";
   return counted(op, {bits, count, weight, bias}, conv2d_geometry(op, bits, weight, stride, padding, dilation, groups),
                  false);

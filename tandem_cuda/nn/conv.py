@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF, Neuron
+from ..ops.count_conv2d import check_fit
 from ..spike_train import SpikeTrain
 from .layer import TandemLayer
 
@@ -78,6 +79,13 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
     def _new_norm(self) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
+    def _check_shape(self, value: Tensor) -> None:
+        if value.dim() != 4 or value.shape[1] != self.in_channels:
+            raise ValueError(f"TandemConv2d: input must be [N, {self.in_channels}, H, W], got {list(value.shape)}")
+        if self.padding != "same":
+            padding = (0, 0) if isinstance(self.padding, str) else self.padding
+            check_fit("TandemConv2d", value, self.weight, self.stride, padding, self.dilation)
+
     def _normalise(self, v: Tensor) -> Tensor:
         assert self.norm is not None
         normalised: Tensor = self.norm(v)
@@ -87,8 +95,6 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
         return x.view(-1, 1, 1)
 
     def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if x.dim() != 4:
-            raise ValueError(f"TandemConv2d: input must be [N, C, H, W], got {list(x.shape)}")
         x = x.contiguous(memory_format=torch.channels_last)  # and so is the result
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF, LIF, Neuron
+from ..ops import checks
 from ..spike_train import SpikeTrain
 from .encode import EncodedInput
 
@@ -67,6 +68,7 @@ class TandemLayer(nn.Module, ABC):
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
         steps, mode = x.time_steps, x.mode
         constant = mode == "constant"
+        self._check_value(x.value)
         bias: Tensor | None  # current per time step that `current` does not hold yet
         if self._uses_batch_statistics():
             pre = self._dense_product(x.value * steps if constant else x.value, self.weight, self.bias)
@@ -106,6 +108,14 @@ class TandemLayer(nn.Module, ABC):
         if per_step and self.neuron.leak != 1:
             v, per_step = v * steps, False
         return self._coupled(bits, v, steps, scale=1 / steps if per_step else 1.0)
+
+    def _check_value(self, value: Tensor) -> None:
+        name = type(self).__name__
+        checks.check_floating(name, "weight", self.weight)
+        if value.dtype != self.weight.dtype:
+            raise TypeError(f"{name}: input must have the dtype of weight, {self.weight.dtype}, got {value.dtype}")
+        checks.check_same_device(name, "input", value, self.weight, "weight")
+        self._check_shape(value)
 
     def _coupled(self, bits: Tensor, v: Tensor, steps: int, scale: float = 1.0) -> SpikeTrain:
         """The train whose count carries the gradient of the ANN's activation of the pre-activation v / scale."""
@@ -152,6 +162,10 @@ class TandemLayer(nn.Module, ABC):
     @abstractmethod
     def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
         """The module for norm="batch"."""
+
+    @abstractmethod
+    def _check_shape(self, value: Tensor) -> None:
+        """ValueError where a real input does not fit the weights."""
 
     @abstractmethod
     def _normalise(self, v: Tensor) -> Tensor:

@@ -47,6 +47,10 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     def _new_norm(self) -> nn.BatchNorm1d:
         return nn.BatchNorm1d(self.out_features, device=self.weight.device, dtype=self.weight.dtype)
 
+    def _check_shape(self, value: Tensor) -> None:
+        if value.dim() < 2 or value.shape[-1] != self.in_features:
+            raise ValueError(f"TandemLinear: input must be [N, ..., {self.in_features}], got {list(value.shape)}")
+
     def _normalise(self, v: Tensor) -> Tensor:
         assert self.norm is not None
         normalised: Tensor = self.norm(v.flatten(0, -2))

@@ -53,24 +53,34 @@ def check_time_steps(op: str, time_steps: Any) -> None:
         raise ValueError(f"{op}: time_steps must be at least 1, got {time_steps}")
 
 
-def check_bits(op: str, bits: Any, time_steps: Any = None) -> None:
-    """Bit planes, and exactly as many as ``time_steps`` fill."""
+def check_bits(op: str, bits: Any) -> None:
     check_tensor(op, "bits", bits)
     if bits.dtype != torch.uint8:
         raise TypeError(f"{op}: bits must be uint8, got {bits.dtype}")
     if bits.dim() < 2 or bits.shape[0] < 1:
         raise ValueError(f"{op}: bits must be [P, N, ...] with at least one plane, got {list(bits.shape)}")
-    if time_steps is not None:
-        check_time_steps(op, time_steps)
-        planes = planes_for(time_steps)
-        if bits.shape[0] != planes:
-            raise ValueError(
-                f"{op}: bits must have ceil(time_steps / 8) = {planes} planes for {time_steps} time steps, "
-                f"got {list(bits.shape)}"
-            )
 
 
-def check_neuron(op: str, threshold: float, leak: float) -> None:
+def check_train(op: str, bits: Any, time_steps: Any) -> None:
+    """Bit planes, and exactly as many as ``time_steps`` fill."""
+    check_bits(op, bits)
+    check_time_steps(op, time_steps)
+    planes = planes_for(time_steps)
+    if bits.shape[0] != planes:
+        raise ValueError(
+            f"{op}: bits must have ceil(time_steps / 8) = {planes} planes for {time_steps} time steps, "
+            f"got {list(bits.shape)}"
+        )
+
+
+def check_number(op: str, argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {argument} must be a number, got {type(value).__name__}")
+
+
+def check_neuron(op: str, threshold: Any, leak: Any) -> None:
+    check_number(op, "threshold", threshold)
+    check_number(op, "leak", leak)
     if not (threshold > 0 and math.isfinite(threshold)):
         raise ValueError(f"{op}: threshold must be positive and finite, got {threshold}")
     if not 0 < leak <= 1:

@@ -64,7 +64,7 @@ def check_conv2d(
     stride: Any,
     padding: Any,
     dilation: Any,
-    groups: int,
+    groups: Any,
 ) -> Geometry:
     """Check a convolutional product's arguments; return stride, padding and dilation as pairs."""
     checks.check_bits(op, bits)
@@ -75,6 +75,8 @@ def check_conv2d(
     if weight.dim() != 4:
         raise ValueError(f"{op}: weight must be [O, C/groups, kH, kW], got {list(weight.shape)}")
     channels = bits.shape[2]
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"{op}: groups must be an int, got {type(groups).__name__}")
     if groups < 1 or channels % groups or weight.shape[0] % groups:
         raise ValueError(
             f"{op}: groups must divide the input channels ({channels}) and the output channels ({weight.shape[0]}), "
@@ -95,21 +97,30 @@ def check_conv2d(
     for name, value, least in zip(("stride", "padding", "dilation"), pairs, (1, 0, 1), strict=True):
         if min(value) < least:
             raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
-    for axis, size in zip(("height", "width"), out_size(bits, weight, *pairs), strict=True):
-        if size < 1:
-            raise ValueError(
-                f"{op}: the dilated kernel is larger than the padded input along the {axis}: "
-                f"weight {list(weight.shape)}, bits {list(bits.shape)}, padding {pairs[1]}, dilation {pairs[2]}"
-            )
+        if max(value) > 2**30:
+            raise ValueError(f"{op}: {name} must be at most 2^30, got {value}")
+    check_fit(op, bits, weight, *pairs)
     return list(pairs[0]), list(pairs[1]), list(pairs[2])
 
 
+def check_fit(
+    op: str, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> None:
+    """ValueError where the kernel is larger than the input x [..., H, W]."""
+    for axis, size in zip(("height", "width"), out_size(x, weight, stride, padding, dilation), strict=True):
+        if size < 1:
+            raise ValueError(
+                f"{op}: the dilated kernel is larger than the padded input along the {axis}: weight "
+                f"{list(weight.shape)}, input {list(x.shape)}, padding {list(padding)}, dilation {list(dilation)}"
+            )
+
+
 def out_size(
-    bits: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, int]:
-    """Height and width of a convolution's output; below 1 where the kernel does not fit."""
+    """Height and width of the output for an input x [..., H, W]; below 1 where the kernel does not fit."""
     height, width = (
-        (bits.shape[3 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
+        (x.shape[i - 2] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
         for i in range(2)
     )
     return height, width

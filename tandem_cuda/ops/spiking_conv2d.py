@@ -62,7 +62,7 @@ def spiking_conv2d(
     """
     op = "spiking_conv2d"
     geometry = check_conv2d(op, bits, count, weight, bias, stride, padding, dilation, groups)
-    checks.check_bits(op, bits, time_steps)
+    checks.check_train(op, bits, time_steps)
     checks.check_neuron(op, threshold, leak)
     if potential is not None:
         neurons = (bits.shape[1], weight.shape[0], *out_size(bits, weight, *geometry))

@@ -53,7 +53,7 @@ def spiking_linear(
     """
     op = "spiking_linear"
     check_linear(op, bits, count, weight, bias)
-    checks.check_bits(op, bits, time_steps)
+    checks.check_train(op, bits, time_steps)
     checks.check_neuron(op, threshold, leak)
     if potential is not None:
         checks.check_like(op, "potential", potential, weight, "weight", (*bits.shape[1:-1], weight.shape[0]))

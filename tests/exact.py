@@ -1,0 +1,142 @@
+"""What the tests of operators and layers draw, and how they run it: exact numbers, spike trains, every CPU path."""
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+
+from tandem_cuda import _C
+from tandem_cuda import reference as ref
+
+ISAS = _C.build_info()["cpu_isas_runnable"]
+THREADS = (1, 2)
+
+FLOATS = (torch.float32, torch.float64)
+LEAKS = (1.0, 0.5, 0.75, 0.9)
+THRESHOLDS = (0.25, 1.0, 2.5, 0.7)
+RATES = (0.0, 0.05, 0.5, 1.0)
+# T around the borders of bytes and words; counts above 255 have tests of their own.
+TIME_STEPS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 64, 65, 70)
+# Around the borders of a word of 64 spikes and of blocks of 16, 32 and 64 weights.
+CHANNELS = (1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 70, 130)
+SEEDS = st.integers(0, 2**31 - 1)
+
+
+def every_path(f, *arguments, **named):
+    """Yield what f returns with every instruction set and number of threads; conftest.py restores what was set."""
+    for isa in ISAS:
+        for threads in THREADS:
+            _C.set_cpu_isa(isa)
+            torch.set_num_threads(threads)
+            # So that torch fills new memory with NaN and 255: what a kernel does not write cannot look right by chance.
+            torch.use_deterministic_algorithms(True)
+            result = f(*arguments, **named)
+            torch.use_deterministic_algorithms(False)
+            torch.set_num_threads(1)
+            yield f"{isa}, {threads} threads", result
+
+
+def everywhere(want, f, *arguments, **named):
+    """Assert that f returns exactly `want` with every instruction set and number of threads."""
+    for path, got in every_path(f, *arguments, **named):
+        same(got, want, path)
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def dyadic(*shape, seed, scale=16, span=1, dtype=torch.float32):
+    """Random multiples of 1 / scale in [-span, span]: sums of them are exact, in any order."""
+    whole = torch.randint(-span * scale, span * scale + 1, shape, generator=generator(seed))
+    return whole.to(dtype) / scale
+
+
+def train(*shape, seed, rate=0.3):
+    """A random spike train, uint8 [T, N, ...]."""
+    return (torch.rand(shape, generator=generator(seed)) < rate).to(torch.uint8)
+
+
+def planes(*shape, seed, rate=0.3):
+    """The same as bits; `shape` starts with T."""
+    return ref.pack_spikes(train(*shape, seed=seed, rate=rate))
+
+
+def same(got, want, path=""):
+    """Assert that tensors, or tuples of them, are equal in every element and in dtype; NaN equals NaN."""
+    if isinstance(want, torch.Tensor):
+        got, want = (got,), (want,)
+    assert len(got) == len(want)
+    for i, (g, w) in enumerate(zip(got, want, strict=True)):
+        message = None if not path else lambda text, i=i: f"{path}, tensor {i}: {text}"
+        torch.testing.assert_close(g, w, rtol=0, atol=0, equal_nan=True, check_stride=False, msg=message)
+
+
+def features_last(x, dim):
+    """Whether dimension `dim` is innermost in memory and the others keep their order."""
+    return x.movedim(dim, -1).is_contiguous()
+
+
+def views(x):
+    """The same values in other memory: any dimension innermost, sliced, with gaps between elements, expanded."""
+    yield x
+    yield x.contiguous()
+    for dim in range(1, x.dim()):
+        yield x.movedim(dim, -1).contiguous().movedim(-1, dim)
+    wrong = 255 if x.dtype == torch.uint8 else float("nan")  # what nobody must read
+    wider = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 3), wrong, dtype=x.dtype)
+    wider[..., 1 : 1 + x.shape[-1]] = x
+    yield wider[..., 1 : 1 + x.shape[-1]]
+    wider = torch.full_like(wider, wrong)
+    wider[..., 1 : 1 + 2 * x.shape[-1] : 2] = x
+    yield wider[..., 1 : 1 + 2 * x.shape[-1] : 2]
+    first = x[..., :1].contiguous()
+    if torch.equal(first.expand_as(x), x):
+        yield first.expand_as(x)
+
+
+@st.composite
+def convolutions(draw):
+    """Sizes of a convolution: bits [batch, channels, height, width], weight, and the keywords stride to groups."""
+    groups = draw(st.sampled_from((1, 1, 1, 2, 3, 4, 7)))
+    # Per group; often one channel, a depthwise convolution; rarely many.
+    channels = groups * draw(st.sampled_from((1, 1, 2, 3, 5, 16, 22, 64 // groups + 1)))
+    outputs = groups * draw(st.sampled_from((1, 1, 2, 3, 5, 16, 17, 64 // groups + 1)))
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    stride, dilation = (draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
+    padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
+    room = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    height, width = (r + draw(st.integers(0, 4)) for r in room)
+    return {
+        "input": (draw(st.integers(0, 3)), channels, height, width),
+        "weight": (outputs, channels // groups, *kernel),
+        "geometry": {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
+    }
+
+
+def out_shape(case):
+    """[N, O, Ho, Wo] of one of `convolutions`."""
+    return F.conv2d(torch.zeros(case["input"]), torch.zeros(case["weight"]), **case["geometry"]).shape
+
+
+def firing_rate(bits, time_steps):
+    """Share of neurons and steps that spike, to show that a test is not about silence."""
+    return ref.spike_count(bits).mean().item() / time_steps
+
+
+def opcheck_spiking(op, arguments):
+    """torch.library.opcheck of an operator that returns bits, the differentiable sum and the potential."""
+    plain = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments)
+    torch.library.opcheck(op, plain)
+    leaves = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
+    if not leaves:
+        return
+    # Where there are gradients, the last of opcheck's tests adds up all outputs in the dtype of the first, the bits,
+    # which torch refuses; what stands below does the same with the sum alone.
+    without_last = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(op, arguments, test_utils=without_last)
+    torch.compiler.reset()
+    compiled = torch.compile(op, backend="aot_eager", fullgraph=True, dynamic=True)
+    outputs = op(*arguments), compiled(*arguments)
+    same(outputs[1], outputs[0])
+    if outputs[0][1].requires_grad:
+        same(*(torch.autograd.grad(out[1].square().sum(), leaves) for out in outputs))

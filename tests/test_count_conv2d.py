@@ -1,0 +1,235 @@
+"""count_conv2d against the reference, bit for bit where sums are exact."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exact import (
+    FLOATS,
+    RATES,
+    SEEDS,
+    TIME_STEPS,
+    convolutions,
+    dyadic,
+    every_path,
+    everywhere,
+    features_last,
+    generator,
+    planes,
+    same,
+    views,
+)
+from tandem_cuda import ops
+from tandem_cuda import reference as ref
+
+
+@given(
+    case=convolutions(),
+    time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
+    dtype=st.sampled_from(FLOATS),
+    rate=st.sampled_from(RATES),
+    bias=st.booleans(),
+    seed=SEEDS,
+)
+def test_matches_reference(case, time_steps, dtype, rate, bias, seed):
+    bits = planes(time_steps, *case["input"], seed=seed, rate=rate)
+    weight = dyadic(*case["weight"], seed=seed + 1, dtype=dtype)
+    b = dyadic(case["weight"][0], seed=seed + 2, dtype=dtype) if bias else None
+    want = ref.count_conv2d(bits, weight, b, **case["geometry"])
+    everywhere(want, ops.count_conv2d, bits, weight, b, **case["geometry"])
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+@pytest.mark.parametrize("time_steps", [255, 256, 257, 300])
+def test_counts_beyond_a_byte(time_steps, rate):
+    bits = planes(time_steps, 2, 9, 5, 4, seed=0, rate=rate)
+    weight = dyadic(19, 9, 3, 3, seed=1)
+    want = ref.count_conv2d(bits, weight, padding=1)
+    everywhere(want, ops.count_conv2d, bits, weight, padding=1)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_inexact_weights(dtype):
+    """Close to the reference, and the same for any number of threads."""
+    bits = planes(20, 2, 30, 12, 11, seed=0, rate=0.1)
+    weight, bias = (torch.randn(s, generator=generator(1), dtype=dtype) / 17 for s in ((90, 30, 3, 3), (90,)))
+    want = ref.count_conv2d(bits, weight, bias)
+    results = {}
+    for path, got in every_path(ops.count_conv2d, bits, weight, bias):
+        torch.testing.assert_close(got, want)
+        same(got, results.setdefault(path.split(",")[0], got), path)
+
+
+def test_ints_and_pairs():
+    bits, weight = planes(9, 2, 3, 9, 8, seed=0), dyadic(4, 3, 3, 2, seed=1)
+    want = ref.count_conv2d(bits, weight, None, (2, 2), (1, 1), (2, 2))
+    same(ops.count_conv2d(bits, weight, None, 2, 1, 2), want)
+    same(ops.count_conv2d(bits, weight, None, [2, 2], torch.Size((1, 1)), (2, 2)), want)
+
+
+def test_image_without_pixels():
+    """Padding alone: the bias everywhere."""
+    bits, weight, bias = torch.zeros(1, 2, 3, 0, 2, dtype=torch.uint8), dyadic(4, 3, 1, 2, seed=0), dyadic(4, seed=1)
+    want = bias.view(1, 4, 1, 1).expand(2, 4, 2, 3)
+    everywhere(want, ops.count_conv2d, bits, weight, bias, padding=1)
+
+
+def test_any_strides():
+    bits, weight, bias = planes(9, 2, 6, 5, 4, seed=0), dyadic(10, 3, 3, 2, seed=1), dyadic(10, seed=2)
+    want = ref.count_conv2d(bits, weight, bias, groups=2)
+    for view in views(bits):
+        same(ops.count_conv2d(view, weight, bias, groups=2), want)
+    for view in views(weight):
+        same(ops.count_conv2d(bits, view, bias, groups=2), want)
+    same(ops.count_conv2d(bits, weight, bias.repeat_interleave(3)[::3], groups=2), want)
+    for narrow in (weight[:1], weight[:, :1], weight[:, :, :1], weight[..., :1], weight[:1, :1, :1, :1]):
+        expanded = narrow.expand_as(weight)
+        same(ops.count_conv2d(bits, expanded, bias, groups=2), ref.count_conv2d(bits, expanded, bias, groups=2))
+    few = bits[:, :, :1, :, :1].expand_as(bits)
+    same(ops.count_conv2d(few, weight, bias, groups=2), ref.count_conv2d(few, weight, bias, groups=2))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite(value):
+    """They spoil the sums of neurons whose input spikes; the others, and silent inputs, never see them."""
+    bits = planes(9, 2, 5, 6, 7, seed=0)
+    bits[:, :, 3] = 0
+    bits[0, 1, 3, 2, 4] = 1
+    weight = dyadic(20, 5, 1, 1, seed=1)
+    want = ref.count_conv2d(bits, weight)
+    weight[4, 3] = value
+    want[1, 4, 2, 4] = value
+    everywhere(want, ops.count_conv2d, bits, weight)
+
+
+def test_features_lie_last():
+    assert features_last(ops.count_conv2d(planes(9, 2, 3, 5, 6, seed=0), dyadic(10, 3, 2, 2, seed=1)), 1)
+
+
+GEOMETRIES = (
+    {},
+    {"stride": 2, "padding": 1},
+    {"stride": (1, 2), "padding": (2, 0), "dilation": (2, 1), "groups": 3},
+)
+
+
+def gradients(op, bits, weight, bias, count, seed, geometry):
+    leaves = [x for x in (weight, bias, count) if x is not None]
+    out = op(bits, weight, bias, count=count, **geometry)
+    return torch.autograd.grad(out, leaves, torch.randn(out.shape, generator=generator(seed), dtype=out.dtype))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [True, False])
+@pytest.mark.parametrize("batch", [2, 0])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_gradients(bias, count, batch, geometry):
+    bits = planes(20, batch, 6, 9, 8, seed=0)
+    shape = (9, 6 // geometry.get("groups", 1), 3, 2)
+    weight = torch.randn(shape, generator=generator(1), dtype=torch.float64).requires_grad_()
+    b = dyadic(9, seed=2, dtype=torch.float64).requires_grad_() if bias else None
+    c = ref.spike_count(bits, torch.float64).requires_grad_() if count else None
+    got = gradients(ops.count_conv2d, bits, weight, b, c, 3, geometry)
+    want = gradients(ref.count_conv2d, bits, weight, b, c, 3, geometry)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("needed", ["weight", "bias", "count"])
+def test_gradient_of_one_argument(needed):
+    bits = planes(20, 2, 4, 6, 5, seed=0)
+    leaves = {
+        "weight": dyadic(5, 4, 3, 2, seed=1, dtype=torch.float64),
+        "bias": dyadic(5, seed=2, dtype=torch.float64),
+        "count": ref.spike_count(bits, torch.float64),
+    }
+    leaf = leaves[needed].requires_grad_()
+    (got,) = torch.autograd.grad(ops.count_conv2d(bits, **leaves).square().sum(), leaf)
+    (want,) = torch.autograd.grad(ref.count_conv2d(bits, **leaves).square().sum(), leaf)
+    same(got, want)
+
+
+def test_gradcheck():
+    bits = planes(9, 2, 3, 4, 3, seed=0)
+    weight, bias = (dyadic(*s, seed=1, dtype=torch.float64).requires_grad_() for s in ((2, 3, 2, 2), (2,)))
+    assert torch.autograd.gradcheck(lambda w, b: ops.count_conv2d(bits, w, b, padding=1), (weight, bias))
+
+
+@pytest.mark.parametrize("optional", [True, False])
+@pytest.mark.parametrize("requires_grad", [True, False])
+@pytest.mark.parametrize("geometry", [([1, 1], [0, 0], [1, 1], 1), ([1, 2], [2, 0], [2, 1], 3)])
+@pytest.mark.parametrize("batch", [2, 0])
+def test_opcheck(batch, optional, requires_grad, geometry):
+    bits = planes(9, batch, 6, 5, 4, seed=0)
+    weight = dyadic(9, 6 // geometry[-1], 3, 2, seed=1).requires_grad_(requires_grad)
+    bias = dyadic(9, seed=2).requires_grad_(requires_grad) if optional else None
+    count = ref.spike_count(bits).requires_grad_(requires_grad) if optional else None
+    op = torch.ops.tandem_cuda.count_conv2d.default
+    torch.library.opcheck(op, (bits, count, weight, bias, *geometry))
+    strided = weight.detach().mT.contiguous().mT.requires_grad_(requires_grad)
+    torch.library.opcheck(op, (bits.contiguous(), count, strided, bias, *geometry))
+
+
+BITS = torch.zeros(2, 3, 4, 6, 5, dtype=torch.uint8)
+WEIGHT = torch.zeros(8, 4, 3, 2)
+META = torch.device("meta")
+
+# What is wrong with one argument: of all convolutional products.
+BAD_CONV2D = [
+    ({"bits": BITS.float()}, TypeError, "bits must be uint8, got torch.float32"),
+    ({"bits": None}, TypeError, "bits must be a Tensor, got NoneType"),
+    ({"bits": BITS[:0]}, ValueError, r"bits must be .* at least one plane, got \[0, 3, 4, 6, 5\]"),
+    ({"bits": BITS[0]}, ValueError, r"bits must be \[P, N, C, H, W\], got \[3, 4, 6, 5\]"),
+    ({"weight": [1.0]}, TypeError, "weight must be a Tensor, got list"),
+    ({"weight": WEIGHT.half()}, TypeError, "weight must be float32 or float64, got torch.float16"),
+    ({"weight": WEIGHT.to(META)}, ValueError, "weight must be on the device of bits, cpu, got meta"),
+    ({"weight": WEIGHT[0]}, ValueError, r"weight must be \[O, C/groups, kH, kW\], got \[4, 3, 2\]"),
+    ({"weight": WEIGHT[:, :3]}, ValueError, r"weight must be \[O, 4, kH, kW\] .*, got \[8, 3, 3, 2\]"),
+    ({"weight": WEIGHT[:0]}, ValueError, r"weight must .*, got \[0, 4, 3, 2\]"),
+    ({"weight": WEIGHT[:, :, :0]}, ValueError, r"weight must .*, got \[8, 4, 0, 2\]"),
+    ({"bits": BITS[:, :, :0], "weight": WEIGHT[:, :0]}, ValueError, r"weight must .*, got \[8, 0, 3, 2\]"),
+    ({"bias": 1.0}, TypeError, "bias must be a Tensor, got float"),
+    ({"bias": torch.zeros(4)}, ValueError, r"bias must be \[8\], got \[4\]"),
+    ({"bias": torch.zeros(8, 1, 1)}, ValueError, r"bias must be \[8\], got \[8, 1, 1\]"),
+    ({"bias": torch.zeros(8).double()}, TypeError, "bias must have the dtype of weight, torch.float32, got"),
+    ({"bias": torch.zeros(8, device=META)}, ValueError, "bias must be on the device of weight, cpu, got meta"),
+    ({"count": torch.zeros(4, 6, 5)}, ValueError, r"count must be \[3, 4, 6, 5\], got \[4, 6, 5\]"),
+    ({"count": torch.zeros(3, 4, 6, 5).double()}, TypeError, "count must have the dtype of weight"),
+    ({"count": torch.zeros(3, 4, 6, 5, device=META)}, ValueError, "count must be on the device of weight"),
+    ({"stride": 0}, ValueError, r"stride must be at least 1, got \(0, 0\)"),
+    ({"stride": (1, -1)}, ValueError, r"stride must be at least 1, got \(1, -1\)"),
+    ({"stride": 1.0}, TypeError, "stride must be an int or a pair of ints, got 1.0"),
+    ({"stride": (1, 1, 1)}, TypeError, r"stride must be an int or a pair of ints, got \(1, 1, 1\)"),
+    ({"stride": "same"}, TypeError, "stride must be an int or a pair of ints, got 'same'"),
+    ({"padding": -1}, ValueError, r"padding must be at least 0, got \(-1, -1\)"),
+    ({"padding": (0, 0.5)}, TypeError, r"padding must be an int or a pair of ints, got \(0, 0.5\)"),
+    ({"padding": None}, TypeError, "padding must be an int or a pair of ints, got None"),
+    ({"dilation": 0}, ValueError, r"dilation must be at least 1, got \(0, 0\)"),
+    ({"dilation": (1,)}, TypeError, r"dilation must be an int or a pair of ints, got \(1,\)"),
+    ({"dilation": 5}, ValueError, "the dilated kernel is larger than the padded input along the (height|width)"),
+    ({"weight": torch.zeros(8, 4, 7, 1)}, ValueError, "kernel is larger than the padded input along the height"),
+    ({"weight": torch.zeros(8, 4, 1, 6)}, ValueError, "kernel is larger than the padded input along the width"),
+    ({"groups": 0}, ValueError, r"groups must divide .* \(4\) .* \(8\), got 0"),
+    ({"groups": -1}, ValueError, r"groups must divide .* \(4\) .* \(8\), got -1"),
+    ({"groups": 3}, ValueError, r"groups must divide .* \(4\) .* \(8\), got 3"),
+    ({"groups": 8}, ValueError, r"groups must divide .* \(4\) .* \(8\), got 8"),
+    ({"groups": 2}, ValueError, r"weight must be \[O, 2, kH, kW\] .* 2 groups, got \[8, 4, 3, 2\]"),
+    ({"groups": 1.0}, TypeError, "groups must be .*float"),
+    ({"groups": "1"}, TypeError, "groups must be .*str"),
+    ({"groups": None}, TypeError, "groups must be .*NoneType"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), BAD_CONV2D)
+def test_bad_input(wrong, error, message):
+    with pytest.raises(error, match=f"count_conv2d: .*{message}"):
+        ops.count_conv2d(**{"bits": BITS, "weight": WEIGHT} | wrong)
+
+
+@pytest.mark.parametrize("argument", ["stride", "padding", "dilation"])
+@pytest.mark.parametrize("size", [2**31, 2**62, 2**70])
+def test_absurd_geometry(argument, size):
+    with pytest.raises(ValueError, match=f"count_conv2d: .*{argument}"):
+        ops.count_conv2d(BITS, WEIGHT, **{argument: size})

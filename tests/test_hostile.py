@@ -1,0 +1,353 @@
+"""Direct calls of torch.ops.tandem_cuda with arguments that no Python check has seen: errors, never a crash or a hang.
+
+All cases run in a process of their own: one that dies fails its own test and names itself.
+"""
+
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import tandem_cuda  # noqa: F401 (registers the operators)
+
+OPS = torch.ops.tandem_cuda
+HUGE = 2**62
+MOST = 2**63 - 1
+LEAST = -(2**63)
+NAN = float("nan")
+SECONDS = 30  # for a batch of cases that takes about one
+BYTES = 32 << 30  # of address space: what is refused for lack of memory is refused at once
+
+
+def bits(*shape):
+    """Zeros of any logical size in one byte of memory."""
+    return torch.zeros(1, dtype=torch.uint8).expand(shape)
+
+
+def floats(*shape):
+    return torch.zeros(1).expand(shape)
+
+
+def spiking_linear(b, w, steps=8, threshold=1.0, leak=1.0, count=None, bias=None, potential=None, want=True):
+    return OPS.spiking_linear(b, count, w, bias, potential, steps, threshold, leak, want, want)
+
+
+def count_linear(b, w, count=None, bias=None):
+    return OPS.count_linear(b, count, w, bias)
+
+
+def spiking_conv2d(
+    b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, steps=8, count=None, bias=None, potential=None
+):
+    return OPS.spiking_conv2d(
+        b, count, w, bias, potential, stride, padding, dilation, groups, steps, 1.0, 1.0, True, True
+    )
+
+
+def count_conv2d(b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, count=None, bias=None):
+    return OPS.count_conv2d(b, count, w, bias, stride, padding, dilation, groups)
+
+
+def integrate_and_fire(
+    current, steps=8, mode="constant", threshold=1.0, leak=1.0, bias=None, potential=None, want=True
+):
+    return OPS.integrate_and_fire(current, bias, potential, steps, mode, threshold, leak, want, want)
+
+
+def pack(spikes):
+    return OPS.pack_spikes(spikes)
+
+
+def unpack(b, steps=8, dtype=torch.float32):
+    return OPS.unpack_spikes(b, steps, dtype)
+
+
+def count(b, dtype=torch.float32):
+    return OPS.spike_count(b, dtype)
+
+
+def tandem(b, v, steps=8, threshold=1.0, leak=1.0, upper=1.0):
+    return OPS.tandem_count(b, v, steps, threshold, leak, upper)
+
+
+# What a case must end in. Too large for this machine is no mistake of the caller's arguments as such.
+REFUSED = "RuntimeError: {op}: .*{argument}"
+TOO_LARGE = "(RuntimeError|MemoryError): "
+FINE = r"\[.*\]"  # shapes of what was returned
+
+PIXEL, KERNEL = bits(1, 1, 1, 1, 1), floats(1, 1, 1, 1)
+ROW, MATRIX = bits(1, 2, 3), floats(4, 3)
+CURRENT = floats(2, 3)
+
+
+def product_cases(op, conv2d, linear):
+    """Cases of the four products: (name, argument that the message names or an ending, call)."""
+    return {
+        # geometry
+        f"{op}-stride-0": ("stride", lambda: conv2d(PIXEL, KERNEL, stride=(0, 1))),
+        f"{op}-stride-negative": ("stride", lambda: conv2d(PIXEL, KERNEL, stride=(1, -1))),
+        f"{op}-stride-huge": ("stride", lambda: conv2d(PIXEL, KERNEL, stride=(HUGE, HUGE))),
+        f"{op}-stride-most": ("stride", lambda: conv2d(PIXEL, KERNEL, stride=(MOST, LEAST))),
+        f"{op}-stride-none": ("stride", lambda: conv2d(PIXEL, KERNEL, stride=())),
+        f"{op}-stride-one": ("stride", lambda: conv2d(PIXEL, KERNEL, stride=(1,))),
+        f"{op}-stride-three": ("stride", lambda: conv2d(PIXEL, KERNEL, stride=(1, 1, 1))),
+        f"{op}-padding-negative": ("padding", lambda: conv2d(PIXEL, KERNEL, padding=(-1, 0))),
+        f"{op}-padding-least": ("padding", lambda: conv2d(PIXEL, KERNEL, padding=(LEAST, LEAST))),
+        f"{op}-padding-huge": ("padding", lambda: conv2d(PIXEL, KERNEL, padding=(HUGE, HUGE))),
+        f"{op}-padding-most": ("padding", lambda: conv2d(PIXEL, KERNEL, padding=(0, MOST))),
+        f"{op}-padding-three": ("padding", lambda: conv2d(PIXEL, KERNEL, padding=(0, 0, 0))),
+        f"{op}-padding-2^30": (TOO_LARGE, lambda: conv2d(PIXEL, KERNEL, padding=(2**30, 2**30))),
+        f"{op}-dilation-0": ("dilation", lambda: conv2d(PIXEL, KERNEL, dilation=(0, 0))),
+        f"{op}-dilation-negative": ("dilation", lambda: conv2d(PIXEL, floats(1, 1, 2, 2), dilation=(-1, -1))),
+        f"{op}-dilation-huge": ("dilation", lambda: conv2d(PIXEL, floats(1, 1, 3, 3), dilation=(HUGE, HUGE))),
+        f"{op}-dilation-none": ("dilation", lambda: conv2d(PIXEL, KERNEL, dilation=())),
+        f"{op}-far-apart": (FINE, lambda: conv2d(PIXEL, floats(1, 1, 3, 3), (1, 1), (2**30, 2**30), (2**30, 2**30))),
+        f"{op}-far-steps": (FINE, lambda: conv2d(PIXEL, KERNEL, (2**30, 2**30), (2**30, 2**30))),
+        f"{op}-does-not-fit": ("kernel", lambda: conv2d(bits(1, 1, 1, 2, 2), floats(1, 1, 3, 1))),
+        f"{op}-groups-0": ("groups", lambda: conv2d(bits(1, 1, 2, 1, 1), floats(2, 2, 1, 1), groups=0)),
+        f"{op}-groups-negative": ("groups", lambda: conv2d(bits(1, 1, 2, 1, 1), floats(2, 2, 1, 1), groups=-1)),
+        f"{op}-groups-least": ("groups", lambda: conv2d(bits(1, 1, 2, 1, 1), floats(2, 2, 1, 1), groups=LEAST)),
+        f"{op}-groups-odd": ("groups", lambda: conv2d(bits(1, 1, 4, 1, 1), floats(4, 4, 1, 1), groups=3)),
+        f"{op}-groups-wrong": ("weight", lambda: conv2d(bits(1, 1, 4, 1, 1), floats(4, 4, 1, 1), groups=2)),
+        # kernels whose packed copy has more bytes, or more elements, than 64 bits can count
+        f"{op}-kernel-2^21": (TOO_LARGE, lambda: conv2d(PIXEL, floats(1, 1, 2**21, 2**21), padding=(2**20, 2**20))),
+        f"{op}-kernel-2^29": (TOO_LARGE, lambda: conv2d(PIXEL, floats(1, 1, 2**29, 2**29), padding=(2**28, 2**28))),
+        f"{op}-kernel-2^30": (TOO_LARGE, lambda: conv2d(PIXEL, floats(1, 1, 2**30, 2**30), padding=(2**29, 2**29))),
+        f"{op}-kernel-2^31": (TOO_LARGE, lambda: conv2d(PIXEL, floats(1, 1, 2**31, 2**31), padding=(2**30, 2**30))),
+        f"{op}-kernel-tall": (TOO_LARGE, lambda: conv2d(PIXEL, floats(1, 1, 2**31, 1), padding=(2**30, 0))),
+        # shapes
+        f"{op}-4-dims": ("bits", lambda: conv2d(bits(1, 1, 1, 1), KERNEL)),
+        f"{op}-6-dims": ("bits", lambda: conv2d(bits(1, 1, 1, 1, 1, 1), KERNEL)),
+        f"{op}-weight-3-dims": ("weight", lambda: conv2d(PIXEL, floats(1, 1, 1))),
+        f"{op}-weight-0-outputs": ("weight", lambda: conv2d(PIXEL, floats(0, 1, 1, 1))),
+        f"{op}-weight-0-inputs": ("weight", lambda: conv2d(bits(1, 1, 0, 1, 1), floats(1, 0, 1, 1))),
+        f"{op}-weight-0-taps": ("weight", lambda: conv2d(PIXEL, floats(1, 1, 0, 1))),
+        f"{op}-0-planes": ("bits", lambda: conv2d(bits(0, 1, 1, 1, 1), KERNEL)),
+        f"{op}-conv2d-float-bits": ("bits", lambda: conv2d(floats(1, 1, 1, 1, 1), KERNEL)),
+        f"{op}-conv2d-half": ("weight", lambda: conv2d(PIXEL, KERNEL.half())),
+        f"{op}-height-2^41": ("height", lambda: conv2d(bits(1, 1, 1, 2**41, 1), KERNEL)),
+        f"{op}-image-huge": (TOO_LARGE, lambda: conv2d(bits(1, 1, 1, 2**31, 2**31), KERNEL)),
+        f"{op}-image-huge-no-batch": (FINE, lambda: conv2d(bits(1, 0, 1, 2**40, 2**40), KERNEL)),
+        f"{op}-batch-huge": (TOO_LARGE, lambda: conv2d(bits(1, HUGE, 1, 1, 1), KERNEL)),
+        f"{op}-channels-huge": (TOO_LARGE, lambda: conv2d(bits(1, 1, HUGE, 1, 1), floats(1, HUGE, 1, 1))),
+        f"{op}-depthwise-huge": (
+            TOO_LARGE,
+            lambda: conv2d(bits(1, 1, 2**59, 1, 1), floats(2**59, 1, 1, 1), groups=2**59),
+        ),
+        f"{op}-conv2d-bias": ("bias", lambda: conv2d(PIXEL, KERNEL, bias=floats(HUGE))),
+        f"{op}-conv2d-count": ("count", lambda: conv2d(PIXEL, KERNEL, count=floats(1, 1, 1, HUGE))),
+        # linear
+        f"{op}-linear-2-dims": ("bits", lambda: linear(bits(1, 3), MATRIX)),
+        f"{op}-linear-0-planes": ("bits", lambda: linear(bits(0, 2, 3), MATRIX)),
+        f"{op}-linear-bool-bits": ("bits", lambda: linear(bits(1, 2, 3).bool(), MATRIX)),
+        f"{op}-linear-int-weight": ("weight", lambda: linear(ROW, MATRIX.int())),
+        f"{op}-linear-complex": ("weight", lambda: linear(ROW, torch.zeros(4, 3, dtype=torch.complex64))),
+        f"{op}-linear-weight-1-dim": ("weight", lambda: linear(ROW, floats(3))),
+        f"{op}-linear-weight-0-outputs": ("weight", lambda: linear(ROW, floats(0, 3))),
+        f"{op}-linear-weight-0-inputs": ("weight", lambda: linear(bits(1, 2, 0), floats(4, 0))),
+        f"{op}-linear-weight-features": ("weight", lambda: linear(ROW, floats(4, 2))),
+        f"{op}-linear-bias-size": ("bias", lambda: linear(ROW, MATRIX, bias=floats(3))),
+        f"{op}-linear-bias-dims": ("bias", lambda: linear(ROW, MATRIX, bias=floats(4, 1))),
+        f"{op}-linear-bias-dtype": ("bias", lambda: linear(ROW, MATRIX, bias=floats(4).double())),
+        f"{op}-linear-count-size": ("count", lambda: linear(ROW, MATRIX, count=floats(2, 4))),
+        f"{op}-linear-count-dtype": ("count", lambda: linear(ROW, MATRIX, count=floats(2, 3).double())),
+        f"{op}-linear-features-huge": (TOO_LARGE, lambda: linear(bits(1, 1, HUGE), floats(1, HUGE))),
+        f"{op}-linear-features-huge-no-batch": (FINE, lambda: linear(bits(1, 0, HUGE), floats(1, HUGE))),
+        f"{op}-linear-outputs-huge": (TOO_LARGE, lambda: linear(bits(1, 1, 1), floats(HUGE, 1))),
+        f"{op}-linear-outputs-2^50": (TOO_LARGE, lambda: linear(bits(1, 1, 1), floats(2**50, 1))),
+        f"{op}-linear-outputs-huge-no-batch": (FINE, lambda: linear(bits(1, 0, 1), floats(HUGE, 1))),
+        f"{op}-linear-batch-huge": (TOO_LARGE, lambda: linear(bits(1, HUGE, 1), floats(1, 1))),
+        f"{op}-linear-batch-overflows": (TOO_LARGE, lambda: linear(bits(1, 2**30, 2**31, 3), MATRIX)),
+        f"{op}-linear-batch-overflows-empty": (".*", lambda: linear(bits(1, 0, 2**40, 2**40, 3), MATRIX)),
+        f"{op}-linear-last-batch-empty": (".*", lambda: linear(bits(1, 2**40, 2**40, 0, 3), MATRIX)),
+    }
+
+
+def spiking_cases():
+    return {
+        "steps-0": ("time_steps", lambda: spiking_linear(ROW, MATRIX, 0)),
+        "steps-negative": ("time_steps", lambda: spiking_linear(ROW, MATRIX, -1)),
+        "steps-least": ("time_steps", lambda: spiking_linear(ROW, MATRIX, LEAST)),
+        "steps-huge": ("time steps", lambda: spiking_linear(ROW, MATRIX, HUGE)),
+        "steps-most": ("time steps", lambda: spiking_linear(ROW, MATRIX, MOST)),
+        "steps-9": ("planes", lambda: spiking_linear(ROW, MATRIX, 9)),
+        "planes-2": ("planes", lambda: spiking_linear(bits(2, 2, 3), MATRIX, 8)),
+        "planes-2^59": (TOO_LARGE, lambda: spiking_linear(bits(2**59, 1, 1), floats(1, 1), HUGE)),
+        "planes-2^60": (TOO_LARGE, lambda: spiking_linear(bits(2**60, 1, 1), floats(1, 1), MOST)),
+        "planes-2^60-no-batch": (FINE, lambda: spiking_linear(bits(2**60, 0, 1), floats(1, 1), MOST)),
+        "threshold-0": ("threshold", lambda: spiking_linear(ROW, MATRIX, threshold=0.0)),
+        "threshold-nan": ("threshold", lambda: spiking_linear(ROW, MATRIX, threshold=NAN)),
+        "threshold-inf": ("threshold", lambda: spiking_linear(ROW, MATRIX, threshold=float("inf"))),
+        "leak-0": ("leak", lambda: spiking_linear(ROW, MATRIX, leak=0.0)),
+        "leak-nan": ("leak", lambda: spiking_linear(ROW, MATRIX, leak=NAN)),
+        "leak-2": ("leak", lambda: spiking_linear(ROW, MATRIX, leak=2.0)),
+        "potential-size": ("potential", lambda: spiking_linear(ROW, MATRIX, potential=floats(4, 2))),
+        "potential-dtype": ("potential", lambda: spiking_linear(ROW, MATRIX, potential=floats(2, 4).double())),
+        "potential-huge": ("potential", lambda: spiking_linear(ROW, MATRIX, potential=floats(2, HUGE // 2))),
+        "outputs-huge-unwanted": (TOO_LARGE, lambda: spiking_linear(bits(1, 1, 1), floats(HUGE, 1), want=False)),
+    }
+
+
+def spiking_conv2d_cases():
+    return {
+        "steps-0": ("time_steps", lambda: spiking_conv2d(PIXEL, KERNEL, steps=0)),
+        "steps-negative": ("time_steps", lambda: spiking_conv2d(PIXEL, KERNEL, steps=-1)),
+        "steps-huge": ("time steps", lambda: spiking_conv2d(PIXEL, KERNEL, steps=HUGE)),
+        "potential-size": ("potential", lambda: spiking_conv2d(PIXEL, KERNEL, potential=floats(1, 1, 1, 2))),
+        "potential-dims": ("potential", lambda: spiking_conv2d(PIXEL, KERNEL, potential=floats(1))),
+    }
+
+
+def counting_cases():
+    return {
+        "planes-2^60": (TOO_LARGE, lambda: count_linear(bits(2**60, 1, 1), floats(1, 1))),
+        "planes-2^60-no-batch": (".*", lambda: count_linear(bits(2**60, 0, 1), floats(1, 1))),
+        "planes-2^62-no-batch": (".*", lambda: count_linear(bits(2**62, 0, 1), floats(1, 1))),
+        "planes-most-no-batch": (".*", lambda: count_linear(bits(MOST, 0, 1), floats(1, 1))),
+    }
+
+
+def integrate_and_fire_cases():
+    return {
+        "1-dim": ("current", lambda: integrate_and_fire(floats(3))),
+        "0-dims": ("current", lambda: integrate_and_fire(torch.zeros(()))),
+        "int": ("current", lambda: integrate_and_fire(CURRENT.int())),
+        "complex": ("current", lambda: integrate_and_fire(torch.zeros(2, 3, dtype=torch.complex64))),
+        "mode": ("mode", lambda: integrate_and_fire(CURRENT, mode="ramp")),
+        "mode-empty": ("mode", lambda: integrate_and_fire(CURRENT, mode="")),
+        "series-2-dims": ("current", lambda: integrate_and_fire(CURRENT, 2, "series")),
+        "series-other-length": ("current", lambda: integrate_and_fire(floats(2, 2, 3), 3, "series")),
+        "series-huge": (TOO_LARGE, lambda: integrate_and_fire(floats(HUGE, 1, 1), HUGE, "series")),
+        "steps-0": ("time_steps", lambda: integrate_and_fire(CURRENT, 0)),
+        "steps-least": ("time_steps", lambda: integrate_and_fire(CURRENT, LEAST)),
+        "steps-huge": (TOO_LARGE, lambda: integrate_and_fire(CURRENT, HUGE)),
+        "steps-most": (TOO_LARGE, lambda: integrate_and_fire(CURRENT, MOST)),
+        "steps-huge-no-batch": (FINE, lambda: integrate_and_fire(floats(0, 3), HUGE)),
+        "steps-most-no-batch": (".*", lambda: integrate_and_fire(floats(0, 3), MOST)),
+        "neurons-huge": (TOO_LARGE, lambda: integrate_and_fire(floats(2**31, 2**31))),
+        "neurons-huge-unwanted": (TOO_LARGE, lambda: integrate_and_fire(floats(2**31, 2**31), want=False)),
+        "no-channels": (FINE, lambda: integrate_and_fire(floats(2, 0), bias=torch.zeros(0))),
+        "bias-size": ("bias", lambda: integrate_and_fire(CURRENT, bias=floats(2))),
+        "bias-dims": ("bias", lambda: integrate_and_fire(CURRENT, bias=floats(3, 1))),
+        "bias-dtype": ("bias", lambda: integrate_and_fire(CURRENT, bias=floats(3).double())),
+        "potential-size": ("potential", lambda: integrate_and_fire(CURRENT, potential=floats(3, 2))),
+        "potential-dtype": ("potential", lambda: integrate_and_fire(CURRENT, potential=CURRENT.double())),
+        "threshold-0": ("threshold", lambda: integrate_and_fire(CURRENT, threshold=0.0)),
+        "leak-negative": ("leak", lambda: integrate_and_fire(CURRENT, leak=-1.0)),
+    }
+
+
+def train_cases():
+    """Of the operators between dense trains, bits and counts; here the name begins with the operator."""
+    return {
+        "pack_spikes-1-dim": ("spikes", lambda: pack(floats(3))),
+        "pack_spikes-0-steps": ("time_steps", lambda: pack(floats(0, 3))),
+        "pack_spikes-half": ("spikes", lambda: pack(floats(2, 3).half())),
+        "pack_spikes-int": ("spikes", lambda: pack(floats(2, 3).long())),
+        "pack_spikes-steps-huge": (TOO_LARGE, lambda: pack(floats(HUGE, 1))),
+        "pack_spikes-steps-most": (TOO_LARGE, lambda: pack(floats(MOST, 1))),
+        "pack_spikes-steps-huge-no-batch": (FINE, lambda: pack(floats(HUGE, 0))),
+        "pack_spikes-steps-most-no-batch": (".*", lambda: pack(floats(MOST, 0))),
+        "pack_spikes-neurons-huge": (TOO_LARGE, lambda: pack(floats(1, HUGE))),
+        "unpack_spikes-0-planes": ("bits", lambda: unpack(bits(0, 3))),
+        "unpack_spikes-1-dim": ("bits", lambda: unpack(bits(3))),
+        "unpack_spikes-float-bits": ("bits", lambda: unpack(floats(1, 3))),
+        "unpack_spikes-steps-0": ("time_steps", lambda: unpack(bits(1, 3), 0)),
+        "unpack_spikes-steps-least": ("time_steps", lambda: unpack(bits(1, 3), LEAST)),
+        "unpack_spikes-steps-9": ("planes", lambda: unpack(bits(1, 3), 9)),
+        "unpack_spikes-steps-most": ("planes", lambda: unpack(bits(1, 3), MOST)),
+        "unpack_spikes-planes-2^59": (TOO_LARGE, lambda: unpack(bits(2**59, 1), HUGE)),
+        "unpack_spikes-planes-2^59-no-batch": (FINE, lambda: unpack(bits(2**59, 0), HUGE)),
+        "unpack_spikes-neurons-2^60": (TOO_LARGE, lambda: unpack(bits(1, 2**60), 8, torch.bool)),
+        "unpack_spikes-int": ("dtype", lambda: unpack(bits(1, 3), 8, torch.int64)),
+        "unpack_spikes-complex": ("dtype", lambda: unpack(bits(1, 3), 8, torch.complex64)),
+        "unpack_spikes-quantized": ("RuntimeError: ", lambda: unpack(bits(1, 3), 8, torch.qint8)),
+        "spike_count-0-planes": ("bits", lambda: count(bits(0, 3))),
+        "spike_count-0-dims": ("bits", lambda: count(torch.zeros((), dtype=torch.uint8))),
+        "spike_count-1-dim": ("bits", lambda: count(bits(3))),
+        "spike_count-int8": ("bits", lambda: count(bits(1, 3).to(torch.int8))),
+        "spike_count-int": ("dtype", lambda: count(bits(1, 3), torch.int32)),
+        "spike_count-float8": ("dtype", lambda: count(bits(1, 3), torch.float8_e4m3fn)),
+        "spike_count-neurons-huge": (TOO_LARGE, lambda: count(bits(1, HUGE))),
+        "spike_count-neurons-huge-2": (TOO_LARGE, lambda: count(bits(1, 2**31, 2**31), torch.float64)),
+        "spike_count-planes-huge": (TOO_LARGE, lambda: count(bits(HUGE, 1))),
+        "spike_count-planes-huge-no-batch": (FINE, lambda: count(bits(HUGE, 0))),
+        "spike_count-empty-and-overflowing": (FINE, lambda: count(bits(1, 0, 2**40, 2**40))),
+        "tandem_count-v-size": ("pre_activation", lambda: tandem(ROW, floats(3, 2))),
+        "tandem_count-v-int": ("pre_activation", lambda: tandem(ROW, floats(2, 3).int())),
+        "tandem_count-steps-0": ("time_steps", lambda: tandem(ROW, floats(2, 3), 0)),
+        "tandem_count-steps-9": ("planes", lambda: tandem(ROW, floats(2, 3), 9)),
+        "tandem_count-steps-huge": ("planes", lambda: tandem(ROW, floats(2, 3), HUGE)),
+        "tandem_count-threshold": ("threshold", lambda: tandem(ROW, floats(2, 3), threshold=-1.0)),
+        "tandem_count-leak": ("leak", lambda: tandem(ROW, floats(2, 3), leak=NAN)),
+        "tandem_count-upper": ("upper", lambda: tandem(ROW, floats(2, 3), upper=-1.0)),
+        "tandem_count-upper-nan": ("upper", lambda: tandem(ROW, floats(2, 3), upper=NAN)),
+        "tandem_count-neurons-huge": (TOO_LARGE, lambda: tandem(bits(1, HUGE), floats(HUGE))),
+    }
+
+
+def operator_of(name):
+    """The operator that a message must name: the case's first word, or its kind of product."""
+    first = name.split("-")[0]
+    if first in ("spiking", "counting"):
+        kind = "linear" if "-linear-" in name else "conv2d"
+        return f"{'spiking' if first == 'spiking' else 'count'}_{kind}"
+    return first
+
+
+CASES = {
+    **product_cases("spiking", spiking_conv2d, spiking_linear),
+    **product_cases("counting", count_conv2d, count_linear),
+    **{f"spiking_linear-{k}": v for k, v in spiking_cases().items()},
+    **{f"spiking_conv2d-{k}": v for k, v in spiking_conv2d_cases().items()},
+    **{f"count_linear-{k}": v for k, v in counting_cases().items()},
+    **{f"integrate_and_fire-{k}": v for k, v in integrate_and_fire_cases().items()},
+    **train_cases(),
+}
+ENDINGS = (TOO_LARGE, FINE, "RuntimeError: ", ".*")
+
+
+def run(name):
+    """What a case ends in, in one line: the error, or the shapes of what was returned."""
+    try:
+        out = CASES[name][1]()
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return str([list(x.shape) for x in (out if isinstance(out, tuple) else (out,))])
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Run all cases in as few processes as their crashes allow."""
+    left, ends = list(CASES), {}
+    while left:
+        command = [sys.executable, __file__, *left]
+        try:
+            child = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+            output, end = child.stdout, f"the process ended with {child.returncode}: {child.stderr[-500:]}"
+        except subprocess.TimeoutExpired as error:
+            output, end = (error.stdout or b"").decode(), f"the process hung for {SECONDS} seconds"
+        done = dict(line.split("\t", 1) for line in output.splitlines() if "\t" in line)
+        ends |= done
+        left = [name for name in left if name not in done]
+        if left:
+            ends[left.pop(0)] = end
+    return ends
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hostile(results, name):
+    expected, _ = CASES[name]
+    if expected not in ENDINGS:
+        expected = REFUSED.format(op=operator_of(name), argument=expected)
+    assert "process" not in results[name], results[name]
+    assert re.match(expected, results[name]), results[name]
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    for case in sys.argv[1:]:
+        print(case, run(case), sep="\t", flush=True)

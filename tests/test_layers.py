@@ -1,0 +1,562 @@
+"""The layers as a user of nn.Conv2d and nn.Linear meets them; whole networks are in test_networks.py."""
+
+import copy
+import inspect
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import tandem_cuda
+from exact import dyadic, everywhere, generator, planes, same, train
+from tandem_cuda import IF, LIF, Decode, Encode, EncodedInput, SpikeTrain, TandemConv2d, TandemLinear
+from tandem_cuda import reference as ref
+
+META = torch.device("meta")
+
+
+def events(*shape, time_steps=9, dtype=torch.float32, seed=0):
+    """A recorded spike train, and the same for the reference."""
+    spikes = train(time_steps, *shape, seed=seed).to(dtype)
+    return SpikeTrain.from_dense(spikes), ref.DenseTrain(spikes)
+
+
+def exact_layer(layer, time_steps):
+    """Give a layer dyadic parameters whose share per time step is dyadic too."""
+    with torch.no_grad():
+        layer.weight.copy_(dyadic(*layer.weight.shape, seed=1))
+        if layer.bias is not None:
+            layer.bias.copy_(time_steps * dyadic(len(layer.bias), seed=2) / 4)
+    return layer
+
+
+def small_network(norm="batch", neuron=IF(), time_steps=8, mode="constant", bias=True):
+    torch.manual_seed(0)
+    named = {"norm": norm, "neuron": neuron, "bias": bias}
+    return nn.Sequential(
+        Encode(time_steps, mode),
+        TandemConv2d(1, 4, 3, padding=1, **named),
+        TandemConv2d(4, 6, 3, stride=2, **named),
+        nn.Flatten(),
+        TandemLinear(54, 10, **named),
+        Decode(),
+        nn.Linear(10, 3),
+    )
+
+
+# --- drop-in ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("tandem", "plain", "arguments"), [(TandemConv2d, nn.Conv2d, (4, 6, 3)), (TandemLinear, nn.Linear, (5, 7))]
+)
+def test_state_dicts_are_those_of_torch(tandem, plain, arguments, bias):
+    ours, theirs = tandem(*arguments, bias=bias), plain(*arguments, bias=bias)
+    assert isinstance(ours, plain)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    same(tuple(ours.parameters()), tuple(theirs.parameters()))
+    other = tandem(*arguments, bias=bias)
+    theirs.load_state_dict(other.state_dict())
+    same(tuple(theirs.parameters()), tuple(other.parameters()))
+    # With norm, what is new is the norm's.
+    normed = tandem(*arguments, bias=bias, norm="batch")
+    missing, unexpected = normed.load_state_dict(theirs.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith("norm.") for name in missing)
+
+
+@pytest.mark.parametrize(("tandem", "plain"), [(TandemConv2d, nn.Conv2d), (TandemLinear, nn.Linear)])
+def test_constructors_begin_as_those_of_torch(tandem, plain):
+    ours, theirs = (list(inspect.signature(c).parameters.values()) for c in (tandem, plain))
+    assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == [(p.name, p.default, p.kind) for p in theirs]
+    assert [(p.name, p.kind) for p in ours[len(theirs) :]] == [
+        ("norm", inspect.Parameter.KEYWORD_ONLY),
+        ("neuron", inspect.Parameter.KEYWORD_ONLY),
+    ]
+
+
+def test_same_initial_weights_as_torch():
+    for tandem, plain, arguments in ((TandemConv2d, nn.Conv2d, (4, 6, 3)), (TandemLinear, nn.Linear, (5, 7))):
+        layers = []
+        for layer in (tandem, plain):
+            torch.manual_seed(3)
+            layers.append(layer(*arguments))
+        same(*(tuple(layer.parameters()) for layer in layers))
+
+
+def test_dtype_and_device_reach_the_norm():
+    for layer in (
+        TandemConv2d(4, 6, 3, norm="batch", dtype=torch.float64, device=META),
+        TandemLinear(4, 6, norm="batch", dtype=torch.float64, device=META),
+    ):
+        tensors = [*layer.parameters(), *layer.buffers()]
+        assert {x.device for x in tensors} == {META}
+        assert {x.dtype for x in tensors} == {torch.float64, torch.int64}
+
+
+def test_norm_classes():
+    assert type(TandemConv2d(4, 6, 3, norm="batch").norm) is nn.BatchNorm2d
+    assert type(TandemLinear(4, 6, norm="batch").norm) is nn.BatchNorm1d
+    assert TandemConv2d(4, 6, 3).norm is None
+
+
+def test_repr():
+    text = repr(TandemConv2d(4, 6, 3, padding="same", norm="batch", neuron=LIF(leak=0.5, clip=True)))
+    for part in (
+        "4, 6",
+        "kernel_size=(3, 3)",
+        "padding=same",
+        "LIF(threshold=1.0, leak=0.5, clip=True)",
+        "BatchNorm2d",
+    ):
+        assert part in text
+    assert "in_features=4, out_features=6" in repr(TandemLinear(4, 6))
+    assert repr(Encode(8, "impulse")) == "Encode(8, mode='impulse')"
+
+
+def test_neurons():
+    assert IF() == IF(threshold=1.0, clip=False)
+    assert (IF().leak, LIF().leak) == (1.0, 0.9)
+    with pytest.raises(AttributeError):
+        IF().threshold = 2.0
+
+
+def test_a_leak_of_one_is_no_leak():
+    x, _ = events(2, 5)
+    layers = [exact_layer(TandemLinear(5, 7, neuron=neuron), 9) for neuron in (IF(0.5), LIF(0.5, leak=1.0))]
+    results = []
+    for layer in layers:
+        y = layer(x)
+        results.append((y.bits, y.count.detach(), *torch.autograd.grad(y.count.sum(), list(layer.parameters()))))
+    same(*results)
+
+
+# --- what enters and leaves ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, (2, 3), (4, 5), (5, 2)])
+@pytest.mark.parametrize("dilation", [1, 2, (3, 2)])
+@pytest.mark.parametrize("front", ["events", "constant"])
+def test_padding_by_name(padding, kernel, dilation, front):
+    arguments = (3, 5, kernel)
+    named = {"padding": padding, "dilation": dilation}
+    x, x_ref = events(2, 3, 14, 13, dtype=torch.float64)
+    if front == "constant":
+        x, x_ref = Encode(9)(x.count), ref.Encode(9)(x.count)
+    layer = exact_layer(TandemConv2d(*arguments, **named, dtype=torch.float64), 9)
+    layer_ref = ref.TandemConv2d(*arguments, **named, dtype=torch.float64)
+    layer_ref.load_state_dict(layer.state_dict())
+    want = layer_ref(x_ref)
+    if padding == "same":
+        assert want.shape[2:] == (14, 13)
+    everywhere(want.spikes, lambda: layer(x).to_dense())
+    seed_grad = dyadic(*want.shape, seed=3, dtype=torch.float64)
+    same(
+        torch.autograd.grad(layer(x).count, list(layer.parameters()), seed_grad),
+        torch.autograd.grad(want.count, list(layer_ref.parameters()), seed_grad),
+    )
+
+
+def test_padding_by_name_hands_the_gradient_on():
+    x, _ = events(2, 3, 6, 5, dtype=torch.float64)
+    counts = [x.count.clone().requires_grad_() for _ in range(2)]
+    layer = exact_layer(TandemConv2d(3, 5, (2, 4), padding="same", dtype=torch.float64), 9)
+    layer_ref = ref.TandemConv2d(3, 5, (2, 4), padding="same", dtype=torch.float64)
+    layer_ref.load_state_dict(layer.state_dict())
+    (got,) = torch.autograd.grad(layer(SpikeTrain(x.bits, 9, counts[0])).count.sum(), counts[0])
+    (want,) = torch.autograd.grad(layer_ref(ref.DenseTrain(x.to_dense(), counts[1])).count.sum(), counts[1])
+    same(got, want)
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_linear_over_more_dimensions(norm):
+    x, x_ref = events(4, 3, 2, 5, dtype=torch.float64)
+    layer = exact_layer(TandemLinear(5, 7, norm=norm, dtype=torch.float64), 9)
+    layer_ref = ref.TandemLinear(5, 7, norm=None, dtype=torch.float64)
+    layer_ref.load_state_dict({k: v for k, v in layer.state_dict().items() if not k.startswith("norm")})
+    y = layer.eval()(x)
+    assert y.shape == (4, 3, 2, 7)
+    if norm is None:
+        same(y.to_dense(), layer_ref(x_ref).spikes)
+    else:
+        flat = SpikeTrain(x.bits.flatten(1, 3), 9)
+        same(y.bits.flatten(1, 3), layer(flat).bits)
+        same(layer.train()(x).bits.flatten(1, 3), copy.deepcopy(layer).eval()(flat).bits)
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("front", ["events", "constant", "impulse"])
+def test_empty_batch(norm, front):
+    x = SpikeTrain.from_dense(torch.zeros(8, 0, 1, 8, 8)) if front == "events" else torch.zeros(0, 1, 8, 8)
+    net = small_network(norm, mode="constant" if front == "events" else front).eval()
+    out = net[1:](x) if front == "events" else net(x)
+    assert out.shape == (0, 3)
+    out.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_encode_and_decode():
+    x = torch.rand(2, 3, 4, 4)
+    encoded = Encode(8, "impulse")(x)
+    assert isinstance(encoded, EncodedInput)
+    assert encoded.value is x
+    assert (encoded.time_steps, encoded.mode) == (8, "impulse")
+    flat = nn.Flatten()(encoded)
+    assert flat == EncodedInput(flat.value, 8, "impulse")
+    same(flat.value, x.flatten(1))
+    train_, _ = events(2, 3)
+    assert Decode()(train_) is train_.count
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_of_the_count(dtype):
+    """It is that of the layer, whatever the input's default, with and without gradients."""
+    layer = TandemLinear(5, 7, dtype=dtype)
+    x = SpikeTrain(planes(9, 2, 5, seed=0), 9)
+    assert layer(x).count.dtype == layer(x).dtype == dtype
+    with torch.no_grad():
+        assert layer(x).count.dtype == layer(x).dtype == dtype
+        assert layer(Encode(8)(torch.rand(2, 5, dtype=dtype))).count.dtype == dtype
+
+
+def test_not_a_number_is_no_spike():
+    """NaN weights make a neuron fall silent when their input spikes; the network's other neurons do not notice."""
+    x, _ = events(2, 5)
+    layer = exact_layer(TandemLinear(5, 7), 9)
+    want = layer(x).to_dense()
+    with torch.no_grad():
+        layer.weight[3] = math.nan
+    first = x.to_dense().any(2).int().argmax(0)  # step of each sample's first spike
+    want[:, :, 3] = 0
+    got = layer(x).to_dense()
+    same(got[..., [0, 1, 2, 4, 5, 6]], want[..., [0, 1, 2, 4, 5, 6]])
+    for n, step in enumerate(first.tolist()):
+        assert not got[step:, n, 3].any()
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_running_statistics_move_once_in_training_only():
+    net = small_network()
+    net(torch.rand(4, 1, 8, 8))
+    norms = [layer.norm for layer in net if getattr(layer, "norm", None) is not None]
+    assert [n.num_batches_tracked.item() for n in norms] == [1, 1, 1]
+    before = [copy.deepcopy(n.state_dict()) for n in norms]
+    net.eval()(torch.rand(4, 1, 8, 8))
+    for norm, state in zip(norms, before, strict=True):
+        same(tuple(norm.state_dict().values()), tuple(state.values()))
+
+
+def test_user_sets_eps_and_momentum():
+    """As for any nn.BatchNorm: the fold follows eps, the update momentum."""
+    x, _ = events(6, 5, dtype=torch.float64)
+    layer = TandemLinear(5, 7, norm="batch", dtype=torch.float64)
+    layer.norm.eps, layer.norm.momentum = 0.5, 0.25
+    twin = ref.TandemLinear(5, 7, norm="batch", dtype=torch.float64)
+    twin.norm.eps, twin.norm.momentum = 0.5, 0.25
+    twin.load_state_dict(layer.state_dict())
+    same(layer(x).to_dense(), twin(ref.DenseTrain(x.to_dense())).spikes)
+    v = nn.functional.linear(x.count, layer.weight, layer.bias)
+    torch.testing.assert_close(layer.norm.running_mean, 0.25 * v.mean(0))
+    torch.testing.assert_close(layer.norm.running_var, 0.75 + 0.25 * v.var(0))
+
+
+def test_frozen_norm_in_training():
+    """norm.eval() alone, the usual way to freeze statistics, gives the spikes and gradients of evaluation."""
+    x, _ = events(6, 5, dtype=torch.float64)
+    torch.manual_seed(0)
+    layer = TandemLinear(5, 7, norm="batch", dtype=torch.float64)
+    layer(x)
+    results = []
+    for mode in (layer.eval(), layer.train()):
+        mode.norm.eval()
+        y = mode(x)
+        results.append((y.bits, *torch.autograd.grad(y.count.square().sum(), list(layer.parameters()))))
+    same(*results)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("neuron", [IF(), LIF()])
+def test_every_parameter_gets_a_gradient(mode, norm, bias, neuron):
+    net = small_network(norm, neuron, bias=bias).train(mode == "train")
+    x = torch.rand(4, 1, 8, 8).requires_grad_()
+    net(4 * x).square().sum().backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.isfinite().all(), name
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("front", ["events", "constant", "impulse"])
+def test_clip(norm, front):
+    """No gradient where v exceeds saturation * T, and the gradient of the reference elsewhere."""
+    for neuron in (IF(0.25), IF(0.25, clip=True), LIF(0.25, 0.5), LIF(0.25, 0.5, clip=True)):
+        torch.manual_seed(0)
+        layer = TandemLinear(5, 40, norm=norm, neuron=neuron, dtype=torch.float64)
+        twin = ref.TandemLinear(5, 40, norm=norm, neuron=neuron, dtype=torch.float64)
+        if norm:
+            nn.init.constant_(layer.norm.weight, 3.0)
+        twin.load_state_dict(layer.state_dict())
+        x, x_ref = events(6, 5, dtype=torch.float64)
+        if front != "events":
+            value = 3 * torch.randn(6, 5, generator=generator(1), dtype=torch.float64)
+            x, x_ref = Encode(9, front)(value), ref.Encode(9, front)(value)
+        grads = []
+        for module, inputs in ((layer, x), (twin, x_ref)):
+            y = module(inputs)
+            seed_grad = torch.randn(y.shape, generator=generator(2), dtype=torch.float64)
+            grads.append(torch.autograd.grad(y.count, list(module.parameters()), seed_grad))
+        torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+
+
+def test_clip_makes_a_difference():
+    x = torch.tensor([[0.25], [1.0], [1.25]], requires_grad=True)
+    for neuron, want in ((IF(), [4.0, 4, 4]), (IF(clip=True), [4.0, 4, 0])):
+        layer = TandemLinear(1, 1, bias=False, neuron=neuron)
+        nn.init.ones_(layer.weight)
+        (grad,) = torch.autograd.grad(layer(Encode(4)(x)).count.sum(), x)
+        assert grad.flatten().tolist() == want
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("front", ["events", "constant", "impulse"])
+def test_the_same_spikes_with_and_without_gradients(norm, front):
+    net = small_network(norm, mode="constant" if front == "events" else front).eval()
+    x = 3 * torch.rand(4, 1, 8, 8)
+    if front == "events":
+        net, x = net[1:], events(4, 1, 8, 8, time_steps=8)[0]
+    with_grad = net(x)
+    with torch.no_grad():
+        same(net(x), with_grad.detach())
+    with torch.inference_mode():
+        same(net(x).clone(), with_grad.detach())
+    for p in net.parameters():
+        p.requires_grad_(False)
+    same(net(x), with_grad.detach())
+
+
+def saved_bytes(net, x):
+    """Bytes that one forward pass keeps for the backward pass, each storage counted once."""
+    storages = {}
+
+    def pack(saved):
+        storages[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        out = net(x)
+    assert out.requires_grad
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("mode", ["constant", "impulse"])
+@pytest.mark.parametrize("neuron", [IF(), LIF()])
+def test_memory_for_the_backward_pass_does_not_grow_with_time(norm, mode, neuron):
+    x = torch.rand(4, 1, 8, 8)
+    sizes = [saved_bytes(small_network(norm, neuron, time_steps, mode), x) for time_steps in (8, 64)]
+    assert 0 < sizes[1] <= sizes[0]
+
+
+# --- life in torch ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [TandemConv2d(3, 4, 3, norm="batch", neuron=LIF()), TandemLinear(3, 4)])
+def test_layers_can_be_copied_and_saved(layer):
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    x, _ = events(2, 3, 5, 5) if isinstance(layer, nn.Conv2d) else events(2, 3)
+    want = layer.eval()(x)
+    others = (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False))
+    for other in others:
+        assert other.neuron == layer.neuron
+        same(other.eval()(x).bits, want.bits)
+        assert other.weight is not layer.weight
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("neuron", [IF(), LIF()])
+@pytest.mark.filterwarnings("error:tandem_cuda")
+def test_compile(norm, mode, neuron):
+    """One graph, forward and backward, with the results of eager mode."""
+    torch.compiler.reset()
+    nets = [small_network(norm, neuron).train(mode == "train") for _ in range(2)]
+    compiled = torch.compile(nets[1], backend="aot_eager", fullgraph=True)
+    x = 3 * torch.rand(4, 1, 8, 8, generator=generator(0))
+    outputs = [net(x) for net in (nets[0], compiled)]
+    same(outputs[1].detach(), outputs[0].detach())
+    grads = [torch.autograd.grad(o.square().sum(), list(n.parameters())) for o, n in zip(outputs, nets, strict=True)]
+    torch.testing.assert_close(grads[1], grads[0])
+    for got, want in zip(nets[1].buffers(), nets[0].buffers(), strict=True):
+        same(got, want)
+    with torch.no_grad():
+        same(compiled.eval()(x), nets[0].eval()(x))
+
+
+def test_compile_across_a_spike_train():
+    """Spike trains enter and leave a compiled function."""
+    torch.compiler.reset()
+    layer = exact_layer(TandemLinear(5, 7), 9)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    x, _ = events(2, 5)
+    y = compiled(x)
+    assert isinstance(y, SpikeTrain)
+    same((y.bits, y.count.detach()), (layer(x).bits, layer(x).count.detach()))
+    # Another T is another graph, not a wrong one.
+    short, _ = events(2, 5, time_steps=8)
+    same(compiled(short).bits, layer(short).bits)
+
+
+def test_functional_call_and_checkpoint():
+    layer = TandemConv2d(3, 4, 3, norm="batch", dtype=torch.float64)
+    x, _ = events(4, 3, 6, 6, dtype=torch.float64)
+    twin = copy.deepcopy(layer)
+    state = dict(twin.named_parameters()) | dict(twin.named_buffers())
+    want = layer(x)
+    same(torch.func.functional_call(copy.deepcopy(twin), state, (x,)).bits, want.bits)
+    (want_grad,) = torch.autograd.grad(want.count.sum(), layer.weight)
+    layer.eval()
+    want_grad_eval = torch.autograd.grad(layer(x).count.sum(), layer.weight)[0]
+    again = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+    same(torch.autograd.grad(again.count.sum(), layer.weight)[0], want_grad_eval)
+    assert want_grad.abs().sum() > 0
+
+
+def test_export():
+    net = small_network().eval()
+    x = torch.rand(2, 1, 8, 8)
+    exported = torch.export.export(net, (x,))
+    same(exported.module()(x), net(x))
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Encode(0), ValueError, "Encode: time_steps must be at least 1, got 0"),
+        (lambda: Encode(-8), ValueError, "Encode: time_steps must be at least 1, got -8"),
+        (lambda: Encode(8.0), TypeError, "Encode: time_steps must be an int, got float"),
+        (lambda: Encode(True), TypeError, "Encode: time_steps must be an int, got bool"),
+        (lambda: Encode(None), TypeError, "Encode: time_steps must be an int, got NoneType"),
+        (lambda: Encode(8, "series"), ValueError, "Encode: mode must be .*, got 'series'"),
+        (lambda: IF(0.0), ValueError, "IF: threshold must be positive and finite, got 0"),
+        (lambda: IF(-1.0), ValueError, "IF: threshold must be positive and finite, got -1"),
+        (lambda: IF(math.inf), ValueError, "IF: threshold must be positive and finite, got inf"),
+        (lambda: IF(math.nan), ValueError, "IF: threshold must be positive and finite, got nan"),
+        (lambda: IF("1"), TypeError, "IF: threshold must be a number, got str"),
+        (lambda: LIF(0.0), ValueError, "LIF: threshold must be positive and finite, got 0"),
+        (lambda: LIF(leak=0.0), ValueError, r"LIF: leak must be in \(0, 1\], got 0"),
+        (lambda: LIF(leak=1.5), ValueError, r"LIF: leak must be in \(0, 1\], got 1.5"),
+        (lambda: LIF(leak=math.nan), ValueError, r"LIF: leak must be in \(0, 1\], got nan"),
+        (lambda: LIF(leak="0.5"), TypeError, "LIF: leak must be .*str"),
+        (lambda: LIF(leak=None), TypeError, "LIF: leak must be .*NoneType"),
+        (
+            lambda: TandemLinear(3, 4, norm="layer"),
+            ValueError,
+            "TandemLinear: norm must be None or 'batch', got 'layer'",
+        ),
+        (lambda: TandemLinear(3, 4, norm=True), ValueError, "TandemLinear: norm must be None or 'batch', got True"),
+        (lambda: TandemConv2d(3, 4, 3, neuron=1.0), TypeError, "TandemConv2d: neuron must be .*, got float"),
+        (lambda: TandemConv2d(3, 4, 3, neuron=IF), TypeError, "TandemConv2d: neuron must be .*"),
+        (
+            lambda: TandemConv2d(3, 4, 3, padding_mode="reflect"),
+            ValueError,
+            "TandemConv2d: padding_mode must be 'zeros'",
+        ),
+        (lambda: TandemConv2d(3, 4, 3, padding="full"), ValueError, "padding"),
+        (lambda: TandemConv2d(3, 4, 3, stride=2, padding="same"), ValueError, "padding='same' is not supported"),
+        (lambda: TandemConv2d(3, 4, 3, groups=2), ValueError, "groups"),
+    ],
+)
+def test_bad_constructor(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def spikes_of(*shape, **named):
+    return SpikeTrain(torch.zeros(1, *shape, dtype=torch.uint8), 8, **named)
+
+
+def encoded(*shape, **named):
+    return EncodedInput(torch.zeros(*shape, **named), 8, "constant")
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "error", "message"),
+    [
+        ("linear", torch.zeros(2, 3), TypeError, r"TandemLinear: input must be a SpikeTrain.*got Tensor.*Encode"),
+        ("conv2d", torch.zeros(2, 3, 4, 4), TypeError, r"TandemConv2d: input must be a SpikeTrain.*got Tensor.*Encode"),
+        ("conv2d", None, TypeError, r"TandemConv2d: input must be a SpikeTrain.*got NoneType"),
+        ("decode", torch.zeros(2, 3), TypeError, "Decode: input must be a SpikeTrain, got Tensor"),
+        ("decode", encoded(2, 3), TypeError, "Decode: input must be a SpikeTrain, got EncodedInput"),
+        ("encode", [1.0], TypeError, "Encode: input must be a Tensor, got list"),
+        ("encode", spikes_of(2, 3), TypeError, "Encode: input must be a Tensor, got SpikeTrain"),
+        ("encode", torch.zeros(2, 3, dtype=torch.int64), TypeError, "Encode: input must be .*got torch.int64"),
+        ("linear", spikes_of(2, 4), ValueError, r"weight must be \[O, 4\] for bits of shape \[1, 2, 4\], got \[5, 3\]"),
+        ("linear", spikes_of(2, 3, 4, 4), ValueError, r"weight must be \[O, 4\]"),
+        ("conv2d", spikes_of(2, 4, 6, 6), ValueError, r"weight must be \[O, 4, kH, kW\] .*, got \[5, 3, 3, 3\]"),
+        ("conv2d", spikes_of(2, 3), ValueError, r"bits must be \[P, N, C, H, W\], got \[1, 2, 3\]"),
+        ("conv2d", spikes_of(2, 3, 2, 6), ValueError, "kernel is larger than the padded input along the height"),
+        ("linear", spikes_of(2, 3, count=torch.zeros(2, 3).double()), TypeError, "count must have the dtype of weight"),
+        ("linear", spikes_of(2, 3).to(META), ValueError, "on the device of"),
+        ("conv2d", spikes_of(2, 3, 4, 4).to(META), ValueError, "on the device of"),
+        ("linear", encoded(2, 3, dtype=torch.float64), TypeError, r"TandemLinear: input must .*float32.*float64"),
+        ("conv2d", encoded(2, 3, 4, 4, dtype=torch.float64), TypeError, r"TandemConv2d: input must .*float32.*float64"),
+        ("linear", encoded(2, 4), ValueError, r"TandemLinear: input must be \[N, .*3\], got \[2, 4\]"),
+        ("linear", encoded(3), ValueError, r"got \[\d\]"),
+        ("conv2d", encoded(2, 4, 4, 4), ValueError, r"TandemConv2d: input must be \[N, 3, H, W\], got \[2, 4, 4, 4\]"),
+        ("conv2d", encoded(3, 4, 4), ValueError, r"TandemConv2d: input must be .*, got \[3, 4, 4\]"),
+        ("conv2d", encoded(2, 3, 2, 6), ValueError, "TandemConv2d: .*kernel"),
+        ("linear", encoded(2, 3, device=META), ValueError, "on the device of"),
+        ("conv2d", encoded(2, 3, 4, 4, device=META), ValueError, "on the device of"),
+    ],
+)
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_bad_input(module, x, error, message, norm):
+    modules = {
+        "linear": TandemLinear(3, 5, norm=norm),
+        "conv2d": TandemConv2d(3, 5, 3, norm=norm),
+        "encode": Encode(8),
+        "decode": Decode(),
+    }
+    with pytest.raises(error, match=message):
+        modules[module](x)
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(norm, dtype):
+    """Nothing in half precision is computed in silence."""
+    for layer, shape in ((TandemLinear(3, 5, norm=norm), (2, 3)), (TandemConv2d(3, 5, 1, norm=norm), (2, 3, 4, 4))):
+        layer.to(dtype)
+        for x in (spikes_of(*shape), encoded(*shape, dtype=dtype)):
+            with pytest.raises(TypeError, match=r"must be float32 or float64, got torch\.b?float16"):
+                layer(x)
+
+
+@pytest.mark.parametrize("options", [{"track_running_stats": False}, {"affine": False}])
+def test_a_norm_that_cannot_be_folded(options):
+    layer = TandemLinear(3, 5, norm="batch")
+    layer.norm = nn.BatchNorm1d(5, **options)
+    for mode in (layer.train(), layer.eval()):
+        with pytest.raises(ValueError, match="TandemLinear: norm must keep running statistics and an affine map"):
+            mode(spikes_of(2, 3))
+
+
+def test_public_names():
+    assert set(tandem_cuda.__all__) >= {"SpikeTrain", "Encode", "Decode", "IF", "LIF", "TandemConv2d", "TandemLinear"}
+    assert all(hasattr(tandem_cuda, name) for name in tandem_cuda.__all__)

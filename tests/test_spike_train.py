@@ -1,0 +1,277 @@
+"""SpikeTrain: what a tensor's user expects of it, and what nobody should pay for."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from exact import FLOATS, SEEDS, planes, same, train
+from tandem_cuda import SpikeTrain, ops
+from tandem_cuda import reference as ref
+
+
+def example(*shape, time_steps=9, **named):
+    return SpikeTrain(planes(time_steps, *(shape or (2, 3, 4, 5)), seed=0), time_steps, **named)
+
+
+def equal(a, b):
+    same(a.bits, b.bits)
+    same(a.count, b.count)
+    assert a.time_steps == b.time_steps
+    assert a.dtype == b.dtype
+
+
+def test_properties():
+    x = example()
+    assert x.shape == (2, 3, 4, 5)
+    assert isinstance(x.shape, torch.Size)
+    assert x.bits.shape == (2, 2, 3, 4, 5)
+    assert x.time_steps == 9
+    assert x.device == torch.device("cpu")
+    assert x.dtype == torch.float32
+    assert len(x) == 2
+
+
+def test_repr():
+    text = "SpikeTrain([2, 3, 4, 5], time_steps=9, dtype=torch.float64, device=cpu)"
+    assert repr(example(dtype=torch.float64)) == text
+
+
+@given(
+    shape=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    time_steps=st.integers(1, 20),
+    dtype=st.sampled_from((*FLOATS, torch.float16, torch.bool, torch.uint8)),
+    seed=SEEDS,
+)
+def test_dense_round_trip(shape, time_steps, dtype, seed):
+    spikes = train(time_steps, *shape, seed=seed)
+    x = SpikeTrain.from_dense(spikes.to(dtype))
+    assert x.time_steps == time_steps
+    assert x.dtype == (dtype if dtype in FLOATS else torch.float32)
+    same(x.to_dense(), spikes.to(x.dtype))
+    same(x.to_dense(torch.bool), spikes.bool())
+    same(x.count, ref.spike_count(ref.pack_spikes(spikes), x.dtype))
+
+
+def test_from_dense_dtype():
+    spikes = train(9, 2, 3, seed=0)
+    x = SpikeTrain.from_dense(spikes.float(), dtype=torch.float64)
+    assert x.dtype == x.count.dtype == x.to_dense().dtype == torch.float64
+
+
+def test_default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        x = example()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert x.dtype == x.count.dtype == torch.float64
+
+
+def test_count_is_lazy(monkeypatch):
+    """Nobody pays for counts that nobody asks for, and whoever asks pays once."""
+    calls = []
+    count = ops.spike_count
+    monkeypatch.setattr(ops, "spike_count", lambda *arguments: calls.append(1) or count(*arguments))
+    x = example()
+    for y in (x, x.detach(), x.flatten(), copy.deepcopy(x), pytree.tree_map(lambda leaf: leaf, x)):
+        y.to_dense()
+        repr(y)
+        assert y.carried_count is None
+    assert not calls
+    first = x.count
+    assert x.count is first is x.carried_count
+    assert calls == [1]
+
+
+def test_given_count_is_kept():
+    bits = planes(9, 2, 3, seed=0)
+    count = ref.spike_count(bits, torch.float64).requires_grad_()
+    x = SpikeTrain(bits, 9, count)
+    assert x.count is x.carried_count is count
+    assert x.dtype == torch.float64
+    assert not x.detach().count.requires_grad
+    same(x.detach().count, count.detach())
+    assert x.flatten().count.requires_grad
+    assert x.count.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(1, -1), (1, 1), (1, 2), (1, 3), (2, 3), (2, -1), (3, 3), (-1, -1), (-2, -1), (-3, -2)]
+)
+@pytest.mark.parametrize("with_count", [True, False])
+def test_flatten(start, end, with_count):
+    spikes = train(9, 2, 3, 4, 5, seed=0)
+    x = SpikeTrain.from_dense(spikes)
+    if with_count:
+        assert x.count is not None
+    flat = x.flatten(start, end)
+    want = torch.stack([torch.flatten(step, start, end) for step in spikes])
+    assert flat.shape == want.shape[1:]
+    same(flat.to_dense(torch.uint8), want)
+    same(flat.count, want.float().sum(0))
+    same(nn.Flatten(start, end)(x).bits, flat.bits)
+
+
+def test_nn_flatten():
+    spikes = train(9, 2, 3, 4, 5, seed=0)
+    x = SpikeTrain.from_dense(spikes)
+    leaf = x.count.clone().requires_grad_()
+    flat = nn.Flatten()(SpikeTrain(x.bits, 9, leaf))
+    same(flat.to_dense(torch.uint8), spikes.flatten(2))
+    # The gradient comes back in the order of channels, rows, columns.
+    ramp = torch.arange(120.0).view(2, 60)
+    (grad,) = torch.autograd.grad(flat.count, leaf, ramp)
+    same(grad, ramp.view(2, 3, 4, 5))
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, -1), (-4, -1), (0, 0)])
+def test_flatten_leaves_the_batch_alone(start, end):
+    with pytest.raises(ValueError, match=r"SpikeTrain\.flatten: start_dim must leave the batch dimension alone, got"):
+        example().flatten(start, end)
+
+
+@pytest.mark.parametrize(("start", "end"), [(4, -1), (5, -1), (7, -1), (-5, -1), (1, 4), (1, 5), (1, -5), (1, 9)])
+def test_flatten_out_of_range(start, end):
+    """torch.flatten raises IndexError here; no dimension may be taken for another."""
+    with pytest.raises((IndexError, ValueError)):
+        torch.zeros(2, 3, 4, 5).flatten(start, end)
+    with pytest.raises((IndexError, ValueError)):
+        example().flatten(start, end)
+
+
+def test_flatten_backwards():
+    with pytest.raises((RuntimeError, ValueError)):
+        example().flatten(2, 1)
+
+
+def test_to():
+    x = example()
+    y = x.to(torch.float64)
+    assert y.dtype == y.count.dtype == torch.float64
+    same(y.bits, x.bits)
+    assert x.dtype == torch.float32
+    equal(x.to("cpu"), x)
+    assert x.to("meta").device == x.to("meta").bits.device == torch.device("meta")
+    leaf = x.count.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(SpikeTrain(x.bits, 9, leaf).to(torch.float64).count.sum(), leaf)
+    same(grad, torch.ones_like(leaf))
+
+
+def test_firing_rate():
+    spikes = train(9, 2, 3, 4, seed=0)
+    rate = SpikeTrain.from_dense(spikes).firing_rate()
+    assert rate.shape == ()
+    assert rate.dtype == torch.float32
+    assert rate.item() == pytest.approx(spikes.float().mean().item())
+    assert SpikeTrain.from_dense(torch.ones(9, 2, 3)).firing_rate() == 1
+    assert SpikeTrain.from_dense(torch.ones(9, 0, 3)).firing_rate().isnan()
+    bits = planes(9, 2, 3, seed=0)
+    assert not SpikeTrain(bits, 9, torch.ones(2, 3, requires_grad=True)).firing_rate().requires_grad
+
+
+def test_empty_batch():
+    x = SpikeTrain.from_dense(torch.zeros(9, 0, 3, 2, 2))
+    assert x.shape == (0, 3, 2, 2)
+    assert x.flatten().shape == (0, 12)
+    assert x.count.shape == (0, 3, 2, 2)
+    assert len(x) == 0
+
+
+@pytest.mark.parametrize("with_count", [True, False])
+def test_pytree(with_count):
+    x = example(dtype=torch.float64)
+    if with_count:
+        assert x.count is not None
+    leaves, spec = pytree.tree_flatten({"a": [x]})
+    assert len([leaf for leaf in leaves if leaf is not None]) == 1 + with_count
+    back = pytree.tree_unflatten(leaves, spec)["a"][0]
+    assert isinstance(back, SpikeTrain)
+    assert back.bits is x.bits
+    assert (back.carried_count is None) != with_count
+    equal(back, x)
+    moved = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), x)
+    assert moved.device == torch.device("meta")
+    # Another number of steps is another structure: torch.compile must not reuse a graph.
+    assert pytree.tree_structure(x) != pytree.tree_structure(example(time_steps=10, dtype=torch.float64))
+
+
+def test_pytree_spec_survives_a_file():
+    spec = pytree.tree_structure(example(dtype=torch.float64))
+    assert pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
+
+
+@pytest.mark.parametrize("with_count", [True, False])
+def test_copies(with_count):
+    x = example(dtype=torch.float64)
+    if with_count:
+        assert x.count is not None
+    file = io.BytesIO()
+    torch.save(x, file)
+    file.seek(0)
+    for y in (copy.deepcopy(x), pickle.loads(pickle.dumps(x)), torch.load(file, weights_only=False)):
+        assert (y.carried_count is None) != with_count
+        equal(y, x)
+        y.bits.zero_()
+    assert x.bits.any()
+    shallow = copy.copy(x)
+    assert shallow.bits is x.bits
+    equal(shallow, x)
+
+
+BITS = torch.zeros(2, 2, 3, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([[0]], 9), TypeError, "bits must be a Tensor, got list"),
+        ((BITS.float(), 9), TypeError, "bits must be uint8, got torch.float32"),
+        ((BITS[:0], 9), ValueError, r"bits must be .* at least one plane, got \[0, 2, 3\]"),
+        ((BITS[:, 0, 0], 9), ValueError, r"bits must be \[P, N, \.\.\.\].*, got \[2\]"),
+        ((BITS, 8), ValueError, "bits must have .* 1 planes for 8 time steps, got"),
+        ((BITS, 0), ValueError, "time_steps must be at least 1, got 0"),
+        ((BITS, 9.0), TypeError, "time_steps must be an int, got float"),
+        ((BITS, None), TypeError, "time_steps must be an int, got NoneType"),
+        ((BITS, 9, torch.zeros(3, 2)), ValueError, r"count must be \[2, 3\], got \[3, 2\]"),
+        ((BITS, 9, torch.zeros(2, 2, 3)), ValueError, r"count must be \[2, 3\], got \[2, 2, 3\]"),
+        ((BITS, 9, 3.0), TypeError, "count must be a Tensor, got float"),
+        ((BITS, 9, torch.zeros(2, 3, dtype=torch.int64)), TypeError, "count must be .*got torch.int64"),
+        ((BITS, 9, torch.zeros(2, 3, device="meta")), ValueError, "count must be on the device of bits, cpu, got meta"),
+        ((BITS, 9, None, torch.int32), TypeError, "dtype must be .*got torch.int32"),
+    ],
+)
+def test_bad_input(arguments, error, message):
+    with pytest.raises(error, match=f"SpikeTrain: {message}"):
+        SpikeTrain(*arguments)
+
+
+@pytest.mark.parametrize("value", [2.0, -1.0, 0.5, float("nan"), float("inf")])
+def test_from_dense_of_no_spikes(value):
+    with pytest.raises(RuntimeError, match="spikes must be 0 or 1, got"):
+        SpikeTrain.from_dense(torch.full((9, 2, 3), value))
+
+
+@pytest.mark.parametrize(
+    ("spikes", "error"),
+    [
+        ([[0.0]], TypeError),
+        (torch.zeros(9, 2, dtype=torch.int64), TypeError),
+        (torch.zeros(9), ValueError),
+        (torch.zeros(0, 2), ValueError),
+    ],
+)
+def test_from_dense_bad_input(spikes, error):
+    with pytest.raises(error, match="spikes must be"):
+        SpikeTrain.from_dense(spikes)
+
+
+def test_from_dense_bad_dtype():
+    with pytest.raises(TypeError, match=r"dtype must be .*got torch\.int32"):
+        SpikeTrain.from_dense(torch.zeros(9, 2), dtype=torch.int32)

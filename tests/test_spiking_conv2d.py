@@ -1,0 +1,272 @@
+"""spiking_conv2d against the reference, bit for bit where sums are exact."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exact import (
+    FLOATS,
+    LEAKS,
+    RATES,
+    SEEDS,
+    THRESHOLDS,
+    TIME_STEPS,
+    convolutions,
+    dyadic,
+    every_path,
+    everywhere,
+    features_last,
+    firing_rate,
+    generator,
+    opcheck_spiking,
+    out_shape,
+    planes,
+    same,
+    train,
+    views,
+)
+from tandem_cuda import ops
+from tandem_cuda import reference as ref
+from test_count_conv2d import BAD_CONV2D, BITS, GEOMETRIES, WEIGHT
+from test_spiking_linear import BAD_NEURONS
+
+
+@given(
+    case=convolutions(),
+    time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
+    dtype=st.sampled_from(FLOATS),
+    rate=st.sampled_from(RATES),
+    threshold=st.sampled_from(THRESHOLDS),
+    leak=st.sampled_from(LEAKS),
+    bias=st.booleans(),
+    potential=st.booleans(),
+    wanted=st.tuples(st.booleans(), st.booleans()),
+    seed=SEEDS,
+)
+def test_matches_reference(case, time_steps, dtype, rate, threshold, leak, bias, potential, wanted, seed):
+    bits = planes(time_steps, *case["input"], seed=seed, rate=rate)
+    weight = dyadic(*case["weight"], seed=seed + 1, dtype=dtype)
+    arguments = {
+        "bias": dyadic(case["weight"][0], seed=seed + 2, dtype=dtype) if bias else None,
+        "potential": dyadic(*out_shape(case), seed=seed + 3, span=2, dtype=dtype) if potential else None,
+        **case["geometry"],
+        "time_steps": time_steps,
+        "threshold": threshold,
+        "leak": leak,
+        "want_sum": wanted[0],
+        "want_potential": wanted[1],
+    }
+    want = ref.spiking_conv2d(bits, weight, **arguments)
+    everywhere(want, ops.spiking_conv2d, bits, weight, **arguments)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("channels", "outputs", "groups"), [(3, 70, 1), (64, 40, 1), (65, 130, 1), (130, 20, 1), (48, 96, 48), (128, 32, 2)]
+)
+def test_larger(channels, outputs, groups, dtype):
+    """Several tiles for every thread; channels at and beside the borders of words and blocks."""
+    bits = planes(11, 2, channels, 9, 7, seed=0, rate=0.1)
+    weight = dyadic(outputs, channels // groups, 3, 3, seed=1, dtype=dtype) / 2
+    bias = dyadic(outputs, seed=2, dtype=dtype) / 8
+    arguments = {"padding": 1, "groups": groups, "time_steps": 11}
+    want = ref.spiking_conv2d(bits, weight, bias, **arguments)
+    assert 0.03 < firing_rate(want[0], 11) < 0.8
+    everywhere(want, ops.spiking_conv2d, bits, weight, bias, **arguments)
+
+
+def test_more_steps_than_a_byte_counts():
+    bits, weight = planes(300, 2, 5, 4, 5, seed=0), dyadic(17, 5, 3, 3, seed=1)
+    want = ref.spiking_conv2d(bits, weight, padding=1, time_steps=300)
+    assert ref.spike_count(want[0]).max() > 255
+    everywhere(want, ops.spiking_conv2d, bits, weight, padding=1, time_steps=300)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_inexact_weights(dtype):
+    """Close to the reference, and the same for any number of threads."""
+    bits = planes(12, 2, 30, 12, 11, seed=0, rate=0.1)
+    weight, bias = (torch.randn(s, generator=generator(1), dtype=dtype) / 10 for s in ((90, 30, 3, 3), (90,)))
+    want_bits, want_total, _ = ref.spiking_conv2d(bits, weight, bias, time_steps=12)
+    assert 0.05 < firing_rate(want_bits, 12) < 0.8
+    results = {}
+    for path, got in every_path(ops.spiking_conv2d, bits, weight, bias, time_steps=12):
+        torch.testing.assert_close(got[1], want_total)
+        assert (got[0] != want_bits).float().mean() < 1e-3, path
+        same(got, results.setdefault(path.split(",")[0], got), path)
+
+
+def test_image_without_pixels():
+    """Padding alone: the bias drives the neurons."""
+    bits, weight, bias = torch.zeros(1, 2, 3, 0, 2, dtype=torch.uint8), dyadic(4, 3, 1, 2, seed=0), dyadic(4, seed=1)
+    want = ref.integrate_and_fire(bias.view(1, 4, 1, 1).expand(2, 4, 2, 3), 8)
+    everywhere(want, ops.spiking_conv2d, bits, weight, bias, padding=1, time_steps=8)
+
+
+def test_any_strides():
+    bits, weight = planes(9, 2, 6, 5, 4, seed=0), dyadic(10, 3, 3, 2, seed=1)
+    bias, potential = dyadic(10, seed=2), dyadic(2, 10, 3, 3, seed=3)
+    named = {"groups": 2, "time_steps": 9}
+    want = ref.spiking_conv2d(bits, weight, bias, potential=potential, **named)
+    for view in views(bits):
+        same(ops.spiking_conv2d(view, weight, bias, potential=potential, **named), want)
+    for view in views(weight):
+        same(ops.spiking_conv2d(bits, view, bias, potential=potential, **named), want)
+    for view in views(potential):
+        same(ops.spiking_conv2d(bits, weight, bias, potential=view, **named), want)
+    same(ops.spiking_conv2d(bits, weight, bias.repeat_interleave(3)[::3], potential=potential, **named), want)
+    narrow = (weight[:, :, :1, :1].expand_as(weight), bias[:1].expand(10))
+    named["potential"] = potential[:1, :, :1, :1].expand_as(potential)
+    same(ops.spiking_conv2d(bits, *narrow, **named), ref.spiking_conv2d(bits, *narrow, **named))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite(value):
+    """They matter from the step on at which their input spikes: NaN and -inf silence a neuron, inf makes it fire."""
+    spikes = train(11, 2, 5, 6, 7, seed=0)
+    spikes[:, :, 3] = 0
+    spikes[4, 1, 3, 2, 4] = 1
+    bits = ref.pack_spikes(spikes)
+    weight = dyadic(20, 5, 1, 1, seed=1)
+    weight[:, 3] = 0
+    want_bits, want_total, want_potential = ref.spiking_conv2d(bits, weight, time_steps=11)
+    dense = ref.unpack_spikes(want_bits, 11)
+    dense[4:, 1, 7, 2, 4] = float(value > 0)
+    want_total[1, 7, 2, 4] = want_potential[1, 7, 2, 4] = value
+    weight[7, 3] = value
+    want = (ref.pack_spikes(dense), want_total, want_potential)
+    everywhere(want, ops.spiking_conv2d, bits, weight, time_steps=11)
+
+
+@given(
+    cuts=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    multiples=st.booleans(),
+    leak=st.sampled_from(LEAKS),
+    seed=SEEDS,
+)
+def test_streaming(cuts, multiples, leak, seed):
+    """In pieces, each with the potential that the last one returned, a train is what it is in one."""
+    cuts = [8 * c for c in cuts] if multiples else cuts
+    time_steps = sum(cuts)
+    spikes = train(time_steps, 2, 4, 5, 5, seed=seed)
+    weight, bias = dyadic(6, 2, 3, 3, seed=seed + 1), dyadic(6, seed=seed + 2) / 4
+    named = {"stride": 2, "padding": 1, "groups": 2, "leak": leak}
+    whole, total, final = ops.spiking_conv2d(ref.pack_spikes(spikes), weight, bias, time_steps=time_steps, **named)
+    pieces, totals, potential, start = [], [], None, 0
+    for steps in cuts:
+        # Whole planes are cut without a copy; other pieces are packed anew.
+        cut = slice(start, start + steps)
+        part = ref.pack_spikes(spikes)[start // 8 : (start + steps) // 8] if multiples else ref.pack_spikes(spikes[cut])
+        bits, part_total, potential = ops.spiking_conv2d(
+            part, weight, bias, potential=potential, time_steps=steps, **named
+        )
+        pieces.append(ops.unpack_spikes(bits, steps))
+        totals.append(part_total)
+        start += steps
+    same(torch.cat(pieces), ops.unpack_spikes(whole, time_steps))
+    same(potential, final)
+    same(sum(totals), total)
+
+
+def test_outputs():
+    bits, weight = planes(9, 2, 3, 5, 6, seed=0), dyadic(10, 3, 2, 2, seed=1)
+    copies = bits.clone(), weight.clone()
+    out = ops.spiking_conv2d(bits, weight, time_steps=9)
+    same((bits, weight), copies)
+    assert features_last(out[0], 2)
+    assert features_last(out[1], 1)
+    assert features_last(out[2], 1)
+    assert len({x.untyped_storage().data_ptr() for x in (bits, weight, *out)}) == 5
+
+
+def test_unwanted_outputs():
+    """Empty, and not one tensor twice: outputs of an operator must not alias each other."""
+    _, total, potential = ops.spiking_conv2d(BITS, WEIGHT, time_steps=9, want_sum=False, want_potential=False)
+    assert total.shape == potential.shape == (0,)
+    assert total.untyped_storage()._cdata != potential.untyped_storage()._cdata
+
+
+def gradients(op, bits, weight, bias, count, seed, geometry):
+    leaves = [x for x in (weight, bias, count) if x is not None]
+    _, total, _ = op(bits, weight, bias, count=count, time_steps=20, **geometry)
+    return torch.autograd.grad(total, leaves, torch.randn(total.shape, generator=generator(seed), dtype=total.dtype))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [True, False])
+@pytest.mark.parametrize("batch", [2, 0])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_gradients(bias, count, batch, geometry):
+    bits = planes(20, batch, 6, 9, 8, seed=0)
+    shape = (9, 6 // geometry.get("groups", 1), 3, 2)
+    weight = torch.randn(shape, generator=generator(1), dtype=torch.float64).requires_grad_()
+    b = dyadic(9, seed=2, dtype=torch.float64).requires_grad_() if bias else None
+    c = ref.spike_count(bits, torch.float64).requires_grad_() if count else None
+    got = gradients(ops.spiking_conv2d, bits, weight, b, c, 3, geometry)
+    want = gradients(ref.spiking_conv2d, bits, weight, b, c, 3, geometry)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("needed", ["weight", "bias", "count"])
+def test_gradient_of_one_argument(needed):
+    bits = planes(20, 2, 4, 6, 5, seed=0)
+    leaves = {
+        "weight": dyadic(5, 4, 3, 2, seed=1, dtype=torch.float64),
+        "bias": dyadic(5, seed=2, dtype=torch.float64),
+        "count": ref.spike_count(bits, torch.float64),
+    }
+    leaf = leaves[needed].requires_grad_()
+    (got,) = torch.autograd.grad(ops.spiking_conv2d(bits, **leaves, time_steps=20)[1].square().sum(), leaf)
+    (want,) = torch.autograd.grad(ref.spiking_conv2d(bits, **leaves, time_steps=20)[1].square().sum(), leaf)
+    same(got, want)
+
+
+def test_gradcheck():
+    bits = planes(9, 2, 3, 4, 3, seed=0)
+    weight, bias = (dyadic(*s, seed=1, dtype=torch.float64).requires_grad_() for s in ((2, 3, 2, 2), (2,)))
+    assert torch.autograd.gradcheck(lambda w, b: ops.spiking_conv2d(bits, w, b, time_steps=9)[1], (weight, bias))
+
+
+@pytest.mark.parametrize("want_sum", [True, False])
+def test_only_the_sum_has_a_gradient(want_sum):
+    bits, weight = planes(9, 2, 3, 4, 3, seed=0), dyadic(4, 3, 2, 2, seed=1).requires_grad_()
+    potential = dyadic(2, 4, 3, 2, seed=2).requires_grad_()
+    out = ops.spiking_conv2d(bits, weight, potential=potential, time_steps=9, want_sum=want_sum)
+    assert [x.requires_grad for x in out] == [False, want_sum, False]
+
+
+@pytest.mark.parametrize("optional", [True, False])
+@pytest.mark.parametrize("requires_grad", [True, False])
+@pytest.mark.parametrize("geometry", [([1, 1], [0, 0], [1, 1], 1), ([1, 2], [2, 0], [2, 1], 3)])
+@pytest.mark.parametrize("batch", [2, 0])
+def test_opcheck(batch, optional, requires_grad, geometry):
+    bits = planes(9, batch, 6, 5, 4, seed=0)
+    weight = dyadic(9, 6 // geometry[-1], 3, 2, seed=1).requires_grad_(requires_grad)
+    bias = dyadic(9, seed=2).requires_grad_(requires_grad) if optional else None
+    count = ref.spike_count(bits).requires_grad_(requires_grad) if optional else None
+    op = torch.ops.tandem_cuda.spiking_conv2d.default
+    neuron = (9, 1.0, 0.5)
+    out = op(bits, None, weight.detach(), None, None, *geometry, *neuron, True, False)[1]
+    potential = dyadic(*out.shape, seed=3) if optional else None
+    opcheck_spiking(op, (bits, count, weight, bias, potential, *geometry, *neuron, True, optional))
+    strided = weight.detach().mT.contiguous().mT.requires_grad_(requires_grad)
+    opcheck_spiking(op, (bits.contiguous(), count, strided, bias, potential, *geometry, *neuron, optional, True))
+    opcheck_spiking(op, (bits, count, weight, bias, potential, *geometry, *neuron, False, False))
+
+
+BAD_POTENTIAL = [
+    ({"potential": 0.0}, TypeError, "potential must be a Tensor, got float"),
+    ({"potential": torch.zeros(3, 8, 6, 5)}, ValueError, r"potential must be \[3, 8, 4, 4\], got \[3, 8, 6, 5\]"),
+    ({"potential": torch.zeros(8)}, ValueError, r"potential must be \[3, 8, 4, 4\], got \[8\]"),
+    ({"potential": torch.zeros(3, 8, 4, 4).double()}, TypeError, "potential must have the dtype of weight"),
+    ({"potential": torch.zeros(3, 8, 4, 4, device="meta")}, ValueError, "potential must be on the device of weight"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), BAD_CONV2D + BAD_NEURONS + BAD_POTENTIAL)
+def test_bad_input(wrong, error, message):
+    with pytest.raises(error, match=f"spiking_conv2d: .*{message}"):
+        ops.spiking_conv2d(**{"bits": BITS, "weight": WEIGHT, "time_steps": 9} | wrong)

@@ -1,0 +1,277 @@
+"""spiking_linear against the reference, bit for bit where sums are exact."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exact import (
+    CHANNELS,
+    FLOATS,
+    LEAKS,
+    RATES,
+    SEEDS,
+    THRESHOLDS,
+    TIME_STEPS,
+    dyadic,
+    every_path,
+    everywhere,
+    features_last,
+    firing_rate,
+    generator,
+    opcheck_spiking,
+    planes,
+    same,
+    train,
+    views,
+)
+from tandem_cuda import ops
+from tandem_cuda import reference as ref
+from test_count_linear import BAD_LINEAR, BITS, WEIGHT
+
+
+@given(
+    time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
+    batch=st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    features=st.sampled_from(CHANNELS),
+    outputs=st.sampled_from(CHANNELS),
+    dtype=st.sampled_from(FLOATS),
+    rate=st.sampled_from(RATES),
+    threshold=st.sampled_from(THRESHOLDS),
+    leak=st.sampled_from(LEAKS),
+    bias=st.booleans(),
+    potential=st.booleans(),
+    wanted=st.tuples(st.booleans(), st.booleans()),
+    seed=SEEDS,
+)
+def test_matches_reference(
+    time_steps, batch, features, outputs, dtype, rate, threshold, leak, bias, potential, wanted, seed
+):
+    bits = planes(time_steps, *batch, features, seed=seed, rate=rate)
+    weight = dyadic(outputs, features, seed=seed + 1, dtype=dtype)
+    arguments = {
+        "bias": dyadic(outputs, seed=seed + 2, dtype=dtype) if bias else None,
+        "potential": dyadic(*batch, outputs, seed=seed + 3, span=2, dtype=dtype) if potential else None,
+        "time_steps": time_steps,
+        "threshold": threshold,
+        "leak": leak,
+        "want_sum": wanted[0],
+        "want_potential": wanted[1],
+    }
+    want = ref.spiking_linear(bits, weight, **arguments)
+    everywhere(want, ops.spiking_linear, bits, weight, **arguments)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("time_steps", [8, 13, 300])
+def test_larger(time_steps, dtype):
+    """Several tiles for every thread, and counts that exceed a byte."""
+    bits = planes(time_steps, 67, 130, seed=0, rate=0.1)
+    weight, bias = dyadic(70, 130, seed=1, dtype=dtype), dyadic(70, seed=2, dtype=dtype) / 8
+    want = ref.spiking_linear(bits, weight, bias, time_steps=time_steps)
+    assert 0.05 < firing_rate(want[0], time_steps) < 0.8
+    everywhere(want, ops.spiking_linear, bits, weight, bias, time_steps=time_steps)
+
+
+def test_exactly_at_threshold_fires():
+    weight = torch.tensor([[0.5, 0.5], [0.5, 0.25], [1.0, -1.0]])
+    bits = torch.tensor([[[0b011, 0b110]]], dtype=torch.uint8)  # currents 1/2, 1, 1/2; 1/2, 3/4, 1/4; 1, 0, -1
+    want = torch.tensor([[[0b110, 0b010, 0b001]]], dtype=torch.uint8)
+    for path, (got, total, potential) in every_path(ops.spiking_linear, bits, weight, time_steps=3):
+        same(got, want, path)
+        same(total, torch.tensor([[2.0, 1.5, 0.0]]), path)
+        same(potential, torch.tensor([[1.0, 0.5, -1.0]]), path)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_inexact_weights(dtype):
+    """Close to the reference, and the same for any number of threads."""
+    bits = planes(12, 50, 300, seed=0, rate=0.1)
+    weight, bias = (torch.randn(s, generator=generator(1), dtype=dtype) / 10 for s in ((90, 300), (90,)))
+    want_bits, want_total, _ = ref.spiking_linear(bits, weight, bias, time_steps=12)
+    assert 0.05 < firing_rate(want_bits, 12) < 0.8
+    results = {}
+    for path, got in every_path(ops.spiking_linear, bits, weight, bias, time_steps=12):
+        torch.testing.assert_close(got[1], want_total)
+        assert (got[0] != want_bits).float().mean() < 1e-3, path
+        same(got, results.setdefault(path.split(",")[0], got), path)
+
+
+def test_any_strides():
+    bits, weight = planes(9, 2, 3, 21, seed=0), dyadic(10, 21, seed=1)
+    bias, potential = dyadic(10, seed=2), dyadic(2, 3, 10, seed=3)
+    want = ref.spiking_linear(bits, weight, bias, potential, time_steps=9)
+    for view in views(bits):
+        same(ops.spiking_linear(view, weight, bias, potential, time_steps=9), want)
+    for view in views(weight):
+        same(ops.spiking_linear(bits, view, bias, potential, time_steps=9), want)
+    for view in views(potential):
+        same(ops.spiking_linear(bits, weight, bias, view, time_steps=9), want)
+    same(ops.spiking_linear(bits, weight.t().contiguous().t(), bias, potential, time_steps=9), want)
+    same(ops.spiking_linear(bits, weight, bias.repeat_interleave(3)[::3], potential, time_steps=9), want)
+    narrow = (weight[:1].expand(10, 21), bias[:1].expand(10), potential[:1, :1, :1].expand(2, 3, 10))
+    same(ops.spiking_linear(bits, *narrow, time_steps=9), ref.spiking_linear(bits, *narrow, time_steps=9))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("leak", [1.0, 0.5])
+def test_weights_that_are_not_finite(value, leak):
+    """They matter from the step on at which their input spikes: NaN and -inf silence a neuron, inf makes it fire."""
+    spikes = train(11, 6, 70, seed=0)
+    spikes[:, :, 5] = 0
+    spikes[4, 3:, 5] = 1  # the input of the last three samples, at step 4
+    bits = ref.pack_spikes(spikes)
+    weight, bias = dyadic(20, 70, seed=1), dyadic(20, seed=2)
+    weight[:, 5] = 0
+    want_bits, want_total, want_potential = ref.spiking_linear(bits, weight, bias, time_steps=11, leak=leak)
+    dense = ref.unpack_spikes(want_bits, 11)
+    dense[4:, 3:, 7] = float(value > 0)
+    want_total[3:, 7] = want_potential[3:, 7] = value
+    weight[7, 5] = value
+    want = (ref.pack_spikes(dense), want_total, want_potential)
+    everywhere(want, ops.spiking_linear, bits, weight, bias, time_steps=11, leak=leak)
+
+
+@given(
+    cuts=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    multiples=st.booleans(),
+    leak=st.sampled_from(LEAKS),
+    seed=SEEDS,
+)
+def test_streaming(cuts, multiples, leak, seed):
+    """In pieces, each with the potential that the last one returned, a train is what it is in one."""
+    cuts = [8 * c for c in cuts] if multiples else cuts
+    time_steps = sum(cuts)
+    spikes = train(time_steps, 2, 3, 21, seed=seed)
+    weight, bias = dyadic(10, 21, seed=seed + 1), dyadic(10, seed=seed + 2) / 4
+    named = {"leak": leak}
+    whole, total, final = ops.spiking_linear(ref.pack_spikes(spikes), weight, bias, time_steps=time_steps, **named)
+    pieces, totals, potential, start = [], [], None, 0
+    for steps in cuts:
+        # Whole planes are cut without a copy; other pieces are packed anew.
+        cut = slice(start, start + steps)
+        part = ref.pack_spikes(spikes)[start // 8 : (start + steps) // 8] if multiples else ref.pack_spikes(spikes[cut])
+        bits, part_total, potential = ops.spiking_linear(part, weight, bias, potential, time_steps=steps, **named)
+        pieces.append(ops.unpack_spikes(bits, steps))
+        totals.append(part_total)
+        start += steps
+    same(torch.cat(pieces), ops.unpack_spikes(whole, time_steps))
+    same(potential, final)
+    same(sum(totals), total)
+
+
+def test_outputs():
+    bits, weight = planes(9, 2, 3, 21, seed=0), dyadic(10, 21, seed=1)
+    copies = bits.clone(), weight.clone()
+    out = ops.spiking_linear(bits, weight, time_steps=9)
+    same((bits, weight), copies)
+    assert features_last(out[0], 3)
+    assert features_last(out[1], 2)
+    assert features_last(out[2], 2)
+    assert len({x.untyped_storage().data_ptr() for x in (bits, weight, *out)}) == 5
+
+
+def test_unwanted_outputs():
+    """Empty, and not one tensor twice: outputs of an operator must not alias each other."""
+    _, total, potential = ops.spiking_linear(BITS, WEIGHT, time_steps=9, want_sum=False, want_potential=False)
+    assert total.shape == potential.shape == (0,)
+    assert total.untyped_storage()._cdata != potential.untyped_storage()._cdata
+
+
+def gradients(op, bits, weight, bias, count, seed_grad):
+    leaves = [x for x in (weight, bias, count) if x is not None]
+    _, total, _ = op(bits, weight, bias, count=count, time_steps=20)
+    return torch.autograd.grad(total, leaves, seed_grad)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [True, False])
+@pytest.mark.parametrize("batch", [(3,), (3, 4), (0,)])
+def test_gradients(bias, count, batch):
+    bits = planes(20, *batch, 21, seed=0)
+    weight = torch.randn(10, 21, generator=generator(1), dtype=torch.float64).requires_grad_()
+    b = dyadic(10, seed=2, dtype=torch.float64).requires_grad_() if bias else None
+    c = ref.spike_count(bits, torch.float64).requires_grad_() if count else None
+    seed_grad = torch.randn(*batch, 10, generator=generator(3), dtype=torch.float64)
+    got = gradients(ops.spiking_linear, bits, weight, b, c, seed_grad)
+    want = gradients(ref.spiking_linear, bits, weight, b, c, seed_grad)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("needed", ["weight", "bias", "count"])
+def test_gradient_of_one_argument(needed):
+    bits = planes(20, 3, 21, seed=0)
+    leaves = {
+        "weight": dyadic(10, 21, seed=1, dtype=torch.float64),
+        "bias": dyadic(10, seed=2, dtype=torch.float64),
+        "count": ref.spike_count(bits, torch.float64),
+    }
+    leaf = leaves[needed].requires_grad_()
+    (got,) = torch.autograd.grad(ops.spiking_linear(bits, **leaves, time_steps=20)[1].square().sum(), leaf)
+    (want,) = torch.autograd.grad(ref.spiking_linear(bits, **leaves, time_steps=20)[1].square().sum(), leaf)
+    same(got, want)
+
+
+def test_gradcheck():
+    bits = planes(9, 3, 7, seed=0)
+    weight, bias = (dyadic(*s, seed=1, dtype=torch.float64).requires_grad_() for s in ((4, 7), (4,)))
+    assert torch.autograd.gradcheck(lambda w, b: ops.spiking_linear(bits, w, b, time_steps=9)[1], (weight, bias))
+
+
+@pytest.mark.parametrize("want_sum", [True, False])
+def test_only_the_sum_has_a_gradient(want_sum):
+    bits, weight = planes(9, 3, 7, seed=0), dyadic(4, 7, seed=1).requires_grad_()
+    potential = dyadic(3, 4, seed=2).requires_grad_()
+    out = ops.spiking_linear(bits, weight, potential=potential, time_steps=9, want_sum=want_sum)
+    assert [x.requires_grad for x in out] == [False, want_sum, False]
+
+
+@pytest.mark.parametrize("optional", [True, False])
+@pytest.mark.parametrize("requires_grad", [True, False])
+@pytest.mark.parametrize("batch", [(2,), (0,), (2, 3)])
+def test_opcheck(batch, optional, requires_grad):
+    bits, weight = planes(9, *batch, 7, seed=0), dyadic(4, 7, seed=1).requires_grad_(requires_grad)
+    bias = dyadic(4, seed=2).requires_grad_(requires_grad) if optional else None
+    count = ref.spike_count(bits).requires_grad_(requires_grad) if optional else None
+    potential = dyadic(*batch, 4, seed=3) if optional else None
+    op = torch.ops.tandem_cuda.spiking_linear.default
+    opcheck_spiking(op, (bits, count, weight, bias, potential, 9, 1.0, 0.5, True, optional))
+    strided = weight.detach().t().contiguous().t().requires_grad_(requires_grad)
+    opcheck_spiking(op, (bits.mT.contiguous().mT, count, strided, bias, potential, 9, 1.0, 1.0, optional, True))
+    opcheck_spiking(op, (bits, count, weight, bias, potential, 9, 1.0, 1.0, False, False))
+
+
+BAD_NEURONS = [
+    ({"time_steps": 8}, ValueError, "bits must have .* 1 planes for 8 time steps, got"),
+    ({"time_steps": 17}, ValueError, "bits must have .* 3 planes for 17 time steps, got"),
+    ({"time_steps": 0}, ValueError, "time_steps must be at least 1, got 0"),
+    ({"time_steps": -9}, ValueError, "time_steps must be at least 1, got -9"),
+    ({"time_steps": 9.0}, TypeError, "time_steps must be an int, got float"),
+    ({"time_steps": True}, TypeError, "time_steps must be an int, got bool"),
+    ({"time_steps": None}, TypeError, "time_steps must be an int, got NoneType"),
+    ({"threshold": 0.0}, ValueError, "threshold must be positive and finite, got 0"),
+    ({"threshold": -1.0}, ValueError, "threshold must be positive and finite, got -1"),
+    ({"threshold": math.inf}, ValueError, "threshold must be positive and finite, got inf"),
+    ({"threshold": math.nan}, ValueError, "threshold must be positive and finite, got nan"),
+    ({"threshold": "1"}, TypeError, "threshold must be .*str"),
+    ({"leak": 0.0}, ValueError, r"leak must be in \(0, 1\], got 0"),
+    ({"leak": -0.5}, ValueError, r"leak must be in \(0, 1\], got -0.5"),
+    ({"leak": 1.01}, ValueError, r"leak must be in \(0, 1\], got 1.01"),
+    ({"leak": math.nan}, ValueError, r"leak must be in \(0, 1\], got nan"),
+    ({"leak": None}, TypeError, "leak must be .*NoneType"),
+]
+BAD_POTENTIAL = [
+    ({"potential": 0.0}, TypeError, "potential must be a Tensor, got float"),
+    ({"potential": torch.zeros(4, 3)}, ValueError, r"potential must be \[4, 5\], got \[4, 3\]"),
+    ({"potential": torch.zeros(5)}, ValueError, r"potential must be \[4, 5\], got \[5\]"),
+    ({"potential": torch.zeros(4, 5).double()}, TypeError, "potential must have the dtype of weight"),
+    ({"potential": torch.zeros(4, 5, device="meta")}, ValueError, "potential must be on the device of weight"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), BAD_LINEAR + BAD_NEURONS + BAD_POTENTIAL)
+def test_bad_input(wrong, error, message):
+    with pytest.raises(error, match=f"spiking_linear: {message}"):
+        ops.spiking_linear(**{"bits": BITS, "weight": WEIGHT, "time_steps": 9} | wrong)

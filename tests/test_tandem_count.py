@@ -1,0 +1,116 @@
+"""tandem_count against the reference: the actual count forward, the ANN's gradient backward."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exact import FLOATS, SEEDS, THRESHOLDS, TIME_STEPS, dyadic, every_path, features_last, planes, same
+from tandem_cuda import ops
+from tandem_cuda import reference as ref
+from tandem_cuda.lif_rate import lif_rate
+
+UPPERS = (math.inf, 0.5, 4.0, 1e-3)
+
+
+def gradient(op, bits, v, *arguments, seed_grad):
+    leaf = v.detach().requires_grad_()
+    count = op(bits, leaf, *arguments)
+    return count.detach(), torch.autograd.grad(count, leaf, seed_grad)[0]
+
+
+@given(
+    time_steps=st.sampled_from(TIME_STEPS),
+    neurons=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    dtype=st.sampled_from(FLOATS),
+    threshold=st.sampled_from(THRESHOLDS),
+    leak=st.sampled_from((1.0, 0.5, 0.9, 0.999)),
+    upper=st.sampled_from(UPPERS),
+    seed=SEEDS,
+)
+def test_matches_reference(time_steps, neurons, dtype, threshold, leak, upper, seed):
+    bits = planes(time_steps, *neurons, seed=seed)
+    v = dyadic(*neurons, seed=seed, scale=2, span=8, dtype=dtype)  # often 0 and often at `upper`
+    seed_grad = dyadic(*neurons, seed=seed + 1, dtype=dtype)
+    arguments = (time_steps, threshold, leak, upper)
+    want_count, want_grad = gradient(ref.tandem_count, bits, v, *arguments, seed_grad=seed_grad)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    got = every_path(gradient, ops.tandem_count, bits, v, *arguments, seed_grad=seed_grad)
+    for path, (count, grad) in got:
+        same(count, want_count, path)
+        # grad * (1 / threshold) and grad / threshold round differently
+        torch.testing.assert_close(grad, want_grad, rtol=tolerance, atol=0)
+        assert torch.equal(grad == 0, want_grad == 0), path
+
+
+def test_borders():
+    """The gradient is that of relu(v) / threshold: none at 0, none above `upper`, none for NaN."""
+    v = torch.tensor([[-1.0, -0.0, 0.0, 1e-38, 4.0, 4.0000005, math.inf, -math.inf, math.nan]])
+    bits = torch.full((1, 1, 9), 0b101, dtype=torch.uint8)
+    for upper, want in ((4.0, [0, 0, 0, 2, 2, 0, 0, 0, 0]), (math.inf, [0, 0, 0, 2, 2, 2, 2, 0, 0])):
+        count, grad = gradient(ops.tandem_count, bits, v, 8, 0.5, 1.0, upper, seed_grad=torch.ones_like(v))
+        assert count.tolist() == [[2.0] * 9]
+        assert grad.tolist() == [want]
+        same(gradient(ref.tandem_count, bits, v, 8, 0.5, 1.0, upper, seed_grad=torch.ones_like(v))[1], grad)
+
+
+def test_lif_gradient_is_that_of_the_soft_rate():
+    v = torch.linspace(-4, 20, 97, dtype=torch.float64).unsqueeze(0)
+    bits = torch.zeros(1, 1, 97, dtype=torch.uint8)
+    _, grad = gradient(ops.tandem_count, bits, v, 8, 1.5, 0.8, seed_grad=torch.ones_like(v))
+    leaf = v.requires_grad_()
+    (want,) = torch.autograd.grad((8 * lif_rate(leaf, 8, 1.5, 0.8)).sum(), leaf)
+    torch.testing.assert_close(grad, want, rtol=1e-9, atol=1e-12)
+
+
+def test_features_lie_last():
+    assert features_last(ops.tandem_count(torch.zeros(2, 2, 5, 4, 3, dtype=torch.uint8), torch.ones(2, 5, 4, 3), 9), 1)
+
+
+@pytest.mark.parametrize("leak", [1.0, 0.9])
+@pytest.mark.parametrize("shape", [(2, 3), (0, 3), (2, 5, 4, 3)])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_opcheck(shape, leak, requires_grad):
+    bits = planes(9, *shape, seed=0)
+    v = dyadic(*shape, seed=1, dtype=torch.float64)
+    op = torch.ops.tandem_cuda.tandem_count.default
+    for upper in (math.inf, 0.25):
+        torch.library.opcheck(op, (bits, v.clone().requires_grad_(requires_grad), 9, 0.5, leak, upper))
+    strided = v.mT.contiguous().mT.requires_grad_(requires_grad)
+    torch.library.opcheck(op, (bits.mT.contiguous().mT, strided, 9, 0.5, leak, 2.0))
+
+
+BITS = torch.zeros(2, 2, 3, dtype=torch.uint8)
+V = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((BITS.float(), V, 9), TypeError, "bits must be uint8, got torch.float32"),
+        ((BITS, V, 8), ValueError, "bits must have .* 1 planes for 8 time steps"),
+        ((BITS, V, 0), ValueError, "time_steps must be at least 1, got 0"),
+        ((BITS, V, 9.0), TypeError, "time_steps must be an int, got float"),
+        ((BITS, V, None), TypeError, "time_steps must be an int, got NoneType"),
+        ((BITS, None, 9), TypeError, "pre_activation must be a Tensor, got NoneType"),
+        ((BITS, V.half(), 9), TypeError, "pre_activation must be float32 or float64, got torch.float16"),
+        ((BITS, V.long(), 9), TypeError, "pre_activation must be float32 or float64, got torch.int64"),
+        ((BITS, V.mT, 9), ValueError, r"pre_activation must be \[2, 3\], got \[3, 2\]"),
+        ((BITS, V[0], 9), ValueError, r"pre_activation must be \[2, 3\], got \[3\]"),
+        ((BITS, V.to("meta"), 9), ValueError, "pre_activation must be on the device of bits, cpu, got meta"),
+        ((BITS, V, 9, 0.0), ValueError, "threshold must be positive and finite, got 0"),
+        ((BITS, V, 9, math.nan), ValueError, "threshold must be positive and finite, got nan"),
+        ((BITS, V, 9, "1"), TypeError, "threshold must be .*str"),
+        ((BITS, V, 9, 1.0, 0.0), ValueError, r"leak must be in \(0, 1\], got 0"),
+        ((BITS, V, 9, 1.0, 1.5), ValueError, r"leak must be in \(0, 1\], got 1.5"),
+        ((BITS, V, 9, 1.0, None), TypeError, "leak must be .*NoneType"),
+        ((BITS, V, 9, 1.0, 1.0, 0.0), ValueError, "upper must be positive, got 0"),
+        ((BITS, V, 9, 1.0, 1.0, math.nan), ValueError, "upper must be positive, got nan"),
+        ((BITS, V, 9, 1.0, 1.0, "inf"), TypeError, "upper must be .*str"),
+    ],
+)
+def test_bad_input(arguments, error, message):
+    with pytest.raises(error, match=f"tandem_count: {message}"):
+        ops.tandem_count(*arguments)
