@@ -54,7 +54,7 @@ def test_counts_beyond_a_byte(time_steps, rate):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_inexact_weights(dtype):
     """Close to the reference, and the same for any number of threads."""
-    bits = planes(20, 50, 300, seed=0, rate=0.1)
+    bits = planes(20, 1001, 300, seed=0, rate=0.1)
     weight, bias = (torch.randn(s, generator=generator(1), dtype=dtype) / 17 for s in ((90, 300), (90,)))
     want = ref.count_linear(bits, weight, bias)
     results = {}

@@ -67,9 +67,10 @@ def test_matches_reference(case, time_steps, dtype, rate, threshold, leak, bias,
 @pytest.mark.parametrize(
     ("channels", "outputs", "groups"), [(3, 70, 1), (64, 40, 1), (65, 130, 1), (130, 20, 1), (48, 96, 48), (128, 32, 2)]
 )
-def test_larger(channels, outputs, groups, dtype):
+@pytest.mark.parametrize("shape", [(2, 9, 7), (3, 19, 17)])
+def test_larger(channels, outputs, groups, shape, dtype):
     """Several tiles for every thread; channels at and beside the borders of words and blocks."""
-    bits = planes(11, 2, channels, 9, 7, seed=0, rate=0.1)
+    bits = planes(11, shape[0], channels, *shape[1:], seed=0, rate=0.1)
     weight = dyadic(outputs, channels // groups, 3, 3, seed=1, dtype=dtype) / 2
     bias = dyadic(outputs, seed=2, dtype=dtype) / 8
     arguments = {"padding": 1, "groups": groups, "time_steps": 11}

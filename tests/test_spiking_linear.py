@@ -65,10 +65,10 @@ def test_matches_reference(
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("time_steps", [8, 13, 300])
-def test_larger(time_steps, dtype):
+@pytest.mark.parametrize(("time_steps", "batch"), [(8, 67), (13, 1001), (300, 67)])
+def test_larger(time_steps, batch, dtype):
     """Several tiles for every thread, and counts that exceed a byte."""
-    bits = planes(time_steps, 67, 130, seed=0, rate=0.1)
+    bits = planes(time_steps, batch, 130, seed=0, rate=0.1)
     weight, bias = dyadic(70, 130, seed=1, dtype=dtype), dyadic(70, seed=2, dtype=dtype) / 8
     want = ref.spiking_linear(bits, weight, bias, time_steps=time_steps)
     assert 0.05 < firing_rate(want[0], time_steps) < 0.8

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/kernels/kernels.h"
@@ -24,90 +25,230 @@ struct AlignedBuffer {
   T* data;
 };
 
-// weight [O, C/groups, kH, kW] (any strides) -> [groups, blocks, kH * kW * C/groups, block], zero padded.
+// How the features of a group fall into chunks of at most kUnitRows rows of weights.
+struct Chunking {
+  int64_t units_per_group;  // units of a pixel and group
+  int64_t unit_channels;    // channels of a pixel's unit
+  int64_t taps_per_chunk;   // more than 1: narrow layers join several taps
+  int64_t chunk_rows, chunks;
+
+  explicit Chunking(const ConvGeometry& g) {
+    const int64_t channels = g.group_in();
+    units_per_group = (channels + kUnitRows - 1) / kUnitRows;
+    unit_channels = (channels + units_per_group - 1) / units_per_group;
+    taps_per_chunk = std::min(g.taps(), std::max<int64_t>(1, kUnitRows / channels));
+    chunk_rows = joins() ? taps_per_chunk * channels : unit_channels;
+    chunks = joins() ? (g.taps() + taps_per_chunk - 1) / taps_per_chunk : g.taps() * units_per_group;
+  }
+
+  bool joins() const { return taps_per_chunk > 1; }
+};
+
+// weight [O, C/groups, kH, kW] (any strides) -> [groups, blocks, chunks, chunk_rows, block]: features in the order
+// (tap, channel), zero where there is no output channel.
 template <class T>
-void pack_weight(const Tensor& weight, const ConvGeometry& g, int64_t block, T* packed) {
+void pack_weight(const Tensor& weight, const ConvGeometry& g, const Chunking& chunking, int64_t block, T* packed) {
   const T* w = static_cast<const T*>(weight.const_data_ptr());
   const bool linear = weight.dim() == 2;
   const int64_t stride_o = weight.stride(0), stride_c = weight.stride(1);
   const int64_t stride_h = linear ? 0 : weight.stride(2), stride_w = linear ? 0 : weight.stride(3);
   const int64_t outputs = g.group_out(), channels = g.group_in(), blocks = (outputs + block - 1) / block;
-  const int64_t features = g.features();
+  const int64_t rows = chunking.chunk_rows, chunk_size = rows * block;
+  // Position of a feature among the packed rows.
+  const auto place = [&](int64_t tap, int64_t channel) {
+    if (chunking.joins()) {
+      return tap / chunking.taps_per_chunk * rows + tap % chunking.taps_per_chunk * channels + channel;
+    }
+    return (tap * chunking.units_per_group + channel / rows) * rows + channel % rows;
+  };
   // One task: some channels of one block, all taps; a source row [kH, kW] is short and stays in cache.
-  constexpr int64_t kChannels = 16;
+  constexpr int64_t kChannels = 16, kOutputs = 8;
   const int64_t slices = (channels + kChannels - 1) / kChannels;
   parallel_ranges(g.groups * blocks * slices, 4, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t slice = task % slices, b = task / slices % blocks, group = task / slices / blocks;
       const int64_t first = group * outputs + b * block, valid = std::min(block, outputs - b * block);
-      T* out = packed + (group * blocks + b) * features * block;
-      for (int64_t c = slice * kChannels; c < std::min(channels, (slice + 1) * kChannels); ++c) {
-        for (int64_t tap = 0; tap < g.taps(); ++tap) {
-          const T* from =
-              w + first * stride_o + c * stride_c + tap / g.kernel_w * stride_h + tap % g.kernel_w * stride_w;
-          T* row = out + (tap * channels + c) * block;
-          for (int64_t o = 0; o < valid; ++o) row[o] = from[o * stride_o];
-          for (int64_t o = valid; o < block; ++o) row[o] = 0;
+      T* out = packed + (group * blocks + b) * chunking.chunks * chunk_size;
+      // Few output channels at a time: rows a power of two apart would evict each other from the L1 cache.
+      for (int64_t o = 0; o < block; o += kOutputs) {
+        for (int64_t c = slice * kChannels; c < std::min(channels, (slice + 1) * kChannels); ++c) {
+          for (int64_t tap = 0; tap < g.taps(); ++tap) {
+            const T* from =
+                w + (first + o) * stride_o + c * stride_c + tap / g.kernel_w * stride_h + tap % g.kernel_w * stride_w;
+            T* row = out + place(tap, c) * block + o;
+            for (int64_t j = 0; j < kOutputs; ++j) row[j] = o + j < valid ? from[j * stride_o] : T(0);
+          }
         }
       }
     }
   });
 }
 
-// Output pixels per tile: few enough that patch and accumulators stay well inside an L2 cache and that every thread
-// gets several tiles, many enough that a sweep's weights, once in L1, are used often.
+// Output pixels per tile: few enough that the accumulators stay well inside an L2 cache and that every thread gets
+// several tiles, many enough that a chunk of weights, once in L1, is used often.
 int64_t tile_rows(const ConvGeometry& g, int64_t row_bytes, int64_t tasks_per_tile) {
-  constexpr int64_t kScratchBytes = int64_t{384} * 1024, kLeast = 4, kMost = 64;
+  constexpr int64_t kScratchBytes = int64_t{384} * 1024, kLeast = 4, kMost = kTileRows;
   const int64_t rows = std::clamp(kScratchBytes / row_bytes, kLeast, kMost);
   const int64_t wanted_tiles = (int64_t{4} * torch::stable::get_num_threads() + tasks_per_tile - 1) / tasks_per_tile;
   const int64_t fair = (g.pixels_out() + wanted_tiles - 1) / std::max<int64_t>(1, wanted_tiles);
   return std::clamp(std::min(rows, fair), int64_t{1}, kMost);
 }
 
-// planes: [plane_count, pixels_in, C]; args carries the neuron and the outputs at channel 0.
+// Lists and visits of one pass take at most this many bytes for their worst case (every input spiking at every step),
+// unless one plane of one sample alone needs more; only what is written of it is ever backed by memory.
+constexpr int64_t kPassBytes = int64_t{32} << 20;
+
+// Some planes of some samples: an event-driven product runs pass by pass, so that its memory does not grow with N or T.
+template <class T>
+struct Pass {
+  const Chunking& chunking;
+  ConvGeometry geometry;  // batch: the samples of this pass
+  const uint8_t* bits;    // of the first plane and sample
+  int64_t bits_stride, planes;
+  const T* weight;  // packed
+  int64_t blocks, packed_block, tile_rows;
+  EventTileArgs<T> args;  // steps, neuron and outputs of this pass at channel 0
+};
+
+template <class T>
+void run_pass(const Pass<T>& pass) {
+  const ConvGeometry& g = pass.geometry;
+  const Chunking& chunking = pass.chunking;
+  const Kernels& k = kernels();
+  const int64_t pixels = pass.planes * g.pixels_in(), per_pixel = g.groups * chunking.units_per_group;
+  const AlignedBuffer<uint8_t> lists(pixels * pixel_bytes(per_pixel, chunking.unit_channels));
+  const AlignedBuffer<uint32_t> units(pixels * per_pixel);
+  UnitArgs unit_args = {};
+  unit_args.bits = pass.bits;
+  unit_args.bits_stride = pass.bits_stride;
+  unit_args.pixels_in = g.pixels_in();
+  unit_args.groups = g.groups;
+  unit_args.group_channels = g.group_in();
+  unit_args.unit_channels = chunking.unit_channels;
+  unit_args.per_group = chunking.units_per_group;
+  unit_args.lists = lists.data;
+  unit_args.units = units.data;
+  parallel_ranges(pixels, std::max<int64_t>(1, 4096 / g.in_channels),
+                  [&](int64_t begin, int64_t end) { k.build_units(unit_args, begin, end); });
+
+  const int64_t rows = pass.tile_rows, tiles = (g.pixels_out() + rows - 1) / rows;
+  const int64_t all_tiles = pass.planes * g.groups * tiles;
+  VisitArgs visit_args = {};
+  visit_args.geometry = &g;
+  visit_args.lists = lists.data;
+  visit_args.units = units.data;
+  visit_args.units_per_group = chunking.units_per_group;
+  visit_args.taps_per_chunk = chunking.taps_per_chunk;
+  visit_args.chunks = chunking.chunks;
+  visit_args.steps = pass.args.steps;
+  visit_args.tile_rows = rows;
+  visit_args.tiles = tiles;
+  visit_args.sorted = pass.blocks >= 3;  // sorting costs about as much as it saves in two sweeps
+  visit_args.joined_per_tile =
+      chunking.joins() ? rows * chunking.chunks * unit_bytes(chunking.chunk_rows) + kListSlack : 0;
+  const AlignedBuffer<uint8_t> joined(all_tiles * visit_args.joined_per_tile);
+  visit_args.joined = joined.data;
+  visit_args.visits_per_tile = rows * kStepsPerPlane * chunking.chunks + 1;
+  const AlignedBuffer<Visit> visits(all_tiles * visit_args.visits_per_tile);
+  visit_args.visits = visits.data;
+  const AlignedBuffer<uint32_t> ends(all_tiles * chunking.chunks);
+  visit_args.ends = ends.data;
+  parallel_tasks(all_tiles, [&](const auto& next) {
+    for (int64_t task = next(); task >= 0; task = next()) {
+      k.build_visits(visit_args, task / tiles / g.groups, task / tiles % g.groups, task % tiles);
+    }
+  });
+
+  EventTileArgs<T> args = pass.args;
+  args.geometry = &g;
+  args.lists = chunking.joins() ? joined.data : lists.data;
+  args.visits = visits.data;
+  args.visits_per_tile = visit_args.visits_per_tile;
+  args.ends = ends.data;
+  args.chunks = chunking.chunks;
+  args.chunk_rows = chunking.chunk_rows;
+  args.tiles = tiles;
+  args.row_stride = g.out_channels;
+  // Tiles innermost: neighbouring tasks share a block of weights.
+  parallel_tasks(g.groups * pass.blocks * tiles, [&](const auto& next) {
+    const AlignedBuffer<uint8_t> scratch(event_scratch_bytes<T>(rows, args.block));
+    for (int64_t task = next(); task >= 0; task = next()) {
+      const int64_t b = task / tiles % pass.blocks, group = task / tiles / pass.blocks;
+      const int64_t channel = group * g.group_out() + b * args.block;
+      EventTileArgs<T> tile = args;
+      tile.weight = pass.weight + (group * pass.blocks + b) * pass.packed_block;
+      tile.valid = std::min(args.block, g.group_out() - b * args.block);
+      tile.group = group;
+      tile.tile = task % tiles;
+      tile.row_begin = tile.tile * rows;
+      tile.row_end = std::min(g.pixels_out(), tile.row_begin + rows);
+      if (tile.bias) tile.bias += channel;
+      if (tile.initial) tile.initial += channel;
+      if (tile.bits) tile.bits += channel;
+      if (tile.sum) tile.sum += channel;
+      if (tile.potential) tile.potential += channel;
+      tile.scratch = scratch.data;
+      k.typed<T>().event_tile(tile);
+    }
+  });
+}
+
+// planes: [plane_count, pixels_in, C]; args carries steps, neuron and outputs of the whole product.
 template <class T>
 void run(const ProductPlan& plan, const uint8_t* planes, int64_t plane_count, EventTileArgs<T> args) {
   const ConvGeometry& g = plan.geometry;
   if (g.pixels_out() == 0) return;
-  const Kernels& k = kernels();
-  args.geometry = &g;
-  args.words_in = words_for(g.in_channels);
-  const int64_t pixels = g.pixels_in();
-  const AlignedBuffer<uint64_t> masks(plane_count * pixels * args.words_in * 8);
-  parallel_ranges(plane_count * pixels, std::max<int64_t>(1, 16384 / g.in_channels),
-                  [&](int64_t begin, int64_t end) { k.transpose_bits(planes, g.in_channels, begin, end, masks.data); });
-  args.masks = masks.data;
+  const Chunking chunking(g);
+  args.block = block_size<T>(g.group_out());
+  const int64_t blocks = (g.group_out() + args.block - 1) / args.block;
+  const int64_t packed_block = chunking.chunks * chunking.chunk_rows * args.block;
+  const AlignedBuffer<T> packed(g.groups * blocks * packed_block);
+  pack_weight(plan.weight, g, chunking, args.block, packed.data);
+  const int64_t rows = tile_rows(g, event_scratch_bytes<T>(1, args.block), g.groups * blocks);
 
-  const int64_t outputs = g.group_out(), features = g.features();
-  args.block = block_size<T>(outputs);
-  const int64_t blocks = (outputs + args.block - 1) / args.block;
-  const AlignedBuffer<T> packed(g.groups * blocks * features * args.block);
-  pack_weight(plan.weight, g, args.block, packed.data);
+  const int64_t inputs = g.height * g.width * g.in_channels;  // of a sample
+  const int64_t outputs = g.out_height * g.out_width;         // pixels of a sample
+  const int64_t list_bytes =
+      g.height * g.width * pixel_bytes(g.groups * chunking.units_per_group, chunking.unit_channels);
+  const int64_t join_bytes = chunking.joins() ? chunking.chunks * unit_bytes(chunking.chunk_rows) : 0;
+  const int64_t visit_bytes = kStepsPerPlane * chunking.chunks * static_cast<int64_t>(sizeof(Visit));
+  const int64_t sample_bytes = list_bytes + outputs * g.groups * (join_bytes + visit_bytes) + 1;  // and plane
+  const int64_t pass_planes = std::clamp<int64_t>(kPassBytes / sample_bytes, 1, plane_count);
+  const int64_t pass_samples = std::clamp<int64_t>(kPassBytes / (sample_bytes * pass_planes), 1, g.batch);
 
-  const int64_t rows = tile_rows(g, event_scratch_bytes<T>(1, features, args.block), g.groups * blocks);
-  const int64_t tiles = (g.pixels_out() + rows - 1) / rows;
-  // Tiles innermost: neighbouring tasks share a block of weights.
-  parallel_tasks(g.groups * blocks * tiles, [&](const auto& next) {
-    const AlignedBuffer<uint8_t> scratch(event_scratch_bytes<T>(rows, features, args.block));
-    for (int64_t task = next(); task >= 0; task = next()) {
-      const int64_t tile = task % tiles, b = task / tiles % blocks, group = task / tiles / blocks;
-      const int64_t channel = group * outputs + b * args.block;
-      EventTileArgs<T> part = args;
-      part.weight = packed.data + (group * blocks + b) * features * args.block;
-      part.valid = std::min(args.block, outputs - b * args.block);
-      part.group = group;
-      part.row_begin = tile * rows;
-      part.row_end = std::min(g.pixels_out(), part.row_begin + rows);
-      part.row_stride = g.out_channels;
-      if (part.bias) part.bias += channel;
-      if (part.initial) part.initial += channel;
-      if (part.bits) part.bits += channel;
-      if (part.sum) part.sum += channel;
-      if (part.potential) part.potential += channel;
-      part.scratch = scratch.data;
-      k.typed<T>().event_tile(part);
+  // Where the time steps do not fit one pass, the potential (and the sum, which is wanted then or is scratch) carries
+  // on.
+  const bool carries = pass_planes < plane_count;
+  const int64_t neurons = pass_samples * outputs * g.out_channels;
+  const AlignedBuffer<T> carried(carries && !args.potential ? neurons : 0);
+  for (int64_t n = 0; n < g.batch; n += pass_samples) {
+    const int64_t first = n * outputs * g.out_channels;
+    for (int64_t p = 0; p < plane_count; p += pass_planes) {
+      Pass<T> pass = {chunking,
+                      g,
+                      planes + p * g.pixels_in() * g.in_channels + n * inputs,
+                      g.pixels_in() * g.in_channels,
+                      std::min(pass_planes, plane_count - p),
+                      packed.data,
+                      blocks,
+                      packed_block,
+                      rows,
+                      args};
+      pass.geometry.batch = std::min(pass_samples, g.batch - n);
+      EventTileArgs<T>& a = pass.args;
+      a.steps = std::min(args.steps - p * kStepsPerPlane, pass.planes * kStepsPerPlane);
+      if (a.bits) a.bits += p * a.bits_stride + first;
+      if (a.initial) a.initial += first;
+      if (a.sum) a.sum += first;
+      if (a.potential) a.potential += first;
+      if (carries) {
+        if (!a.potential) a.potential = carried.data;
+        if (p > 0) a.initial = a.potential;
+        a.add_sum = a.sum && p > 0;
+      }
+      run_pass(pass);
     }
-  });
+  }
 }
 
 template <class T>

@@ -16,6 +16,7 @@ std::vector<const Kernels*> compiled() {
 #if defined(TANDEM_X86_KERNELS)
   all.push_back(&avx2::kernels);
   all.push_back(&avx512::kernels);
+  all.push_back(&avx512vbmi2::kernels);
 #endif
   return all;
 }
@@ -26,9 +27,11 @@ bool processor_has(const std::string& isa) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
                     __builtin_cpu_supports("popcnt");
   if (isa == "avx2") return avx2;
-  if (isa == "avx512") {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (isa == "avx512") return avx512;
+  if (isa == "avx512vbmi2") {
+    return avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
   }
 #endif
   return isa == "scalar";

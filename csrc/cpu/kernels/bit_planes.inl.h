@@ -110,18 +110,4 @@ TANDEM_HOST_DEVICE void transpose_64x8(const uint8_t* in, uint64_t* out) {
 #endif
 }
 
-inline void transpose_bits(const uint8_t* bits, int64_t channels, int64_t begin, int64_t end, uint64_t* masks) {
-  const int64_t words = words_for(channels), whole = channels / 64;
-  for (int64_t pixel = begin; pixel < end; ++pixel) {
-    const uint8_t* in = bits + pixel * channels;
-    uint64_t* out = masks + pixel * words * 8;
-    for (int64_t w = 0; w < whole; ++w) transpose_64x8(in + 64 * w, out + 8 * w);
-    if (whole < words) {
-      alignas(64) uint8_t tail[64] = {};
-      for (int64_t c = 64 * whole; c < channels; ++c) tail[c - 64 * whole] = in[c];
-      transpose_64x8(tail, out + 8 * whole);
-    }
-  }
-}
-
 }  // namespace tandem::TANDEM_ISA

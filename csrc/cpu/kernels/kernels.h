@@ -34,17 +34,67 @@ struct IntegrateAndFireArgs {
   NeuronParameters<T> neuron;
 };
 
-// Event-driven product of one tile of output pixels with one block of output channels. Spikes come as masks: word w of
-// a pixel's masks at step t holds channels 64 w .. 64 w + 63.
+// Rows of weights in a chunk, and so the longest list; list entries are bytes.
+constexpr int64_t kUnitRows = 128;
+// Bytes past its end that writing a list may touch: what different threads write lies as far apart.
+constexpr int64_t kListSlack = 64;
+// The largest unit of n channels: 8 lengths and 8 lists.
+constexpr int64_t unit_bytes(int64_t n) { return 8 + 8 * n; }
+// Room for the units of a pixel.
+constexpr int64_t pixel_bytes(int64_t units, int64_t unit_channels) {
+  return units * unit_bytes(unit_channels) + kListSlack;
+}
+// Output pixels in a tile, at most.
+constexpr int64_t kTileRows = 64;
+
+// Stage 1 of an event-driven product: see event_tile.inl.h.
+struct UnitArgs {
+  const uint8_t* bits;  // [planes, pixels_in, groups, group_channels]
+  int64_t bits_stride;  // bytes between planes
+  int64_t pixels_in, groups, group_channels;
+  int64_t unit_channels;  // channels in a unit, at most kUnitRows
+  int64_t per_group;      // units of a pixel and group: ceil(group_channels / unit_channels)
+  uint8_t* lists;         // pixel_bytes() for each pixel
+  uint32_t* units;        // [planes, pixels_in, groups, per_group]: where each unit starts in lists
+};
+
+struct Visit {
+  uint32_t list;    // where the list starts
+  uint16_t slot;    // row * steps + step
+  uint16_t length;  // of the list, at least 1
+};
+
+// Stage 2.
+struct VisitArgs {
+  const ConvGeometry* geometry;
+  const uint8_t* lists;
+  const uint32_t* units;  // [planes, pixels_in, groups, units_per_group]
+  int64_t units_per_group;
+  int64_t taps_per_chunk;  // 1: a chunk is a unit of one tap; more: the (single) units of several taps, joined
+  int64_t chunks;
+  int64_t steps;  // valid bits of all planes
+  int64_t tile_rows, tiles;
+  bool sorted;
+  uint8_t* joined;  // joined units: the lists of the visits where taps_per_chunk > 1
+  int64_t joined_per_tile;
+  Visit* visits;  // [planes, groups, tiles, visits_per_tile]
+  int64_t visits_per_tile;
+  uint32_t* ends;  // [planes, groups, tiles, chunks]: end of a chunk's visits
+};
+
+// Stage 3: one tile of output pixels with one block of output channels.
 template <class T>
 struct EventTileArgs {
   const ConvGeometry* geometry;
-  const uint64_t* masks;  // [planes, pixels_in, words_in, 8]
-  int64_t words_in;       // ceil(C / 64)
-  int64_t steps;          // time steps, or binary digits of a count: the planes' valid bits
-  const T* weight;        // [features, block] of this group and block of output channels, 64-byte aligned
-  int64_t block;          // output channels in a row of weight, a block_size()
-  int64_t valid;          // of them real, the rest padding
+  const uint8_t* lists;  // of the visits
+  const Visit* visits;   // as in VisitArgs
+  int64_t visits_per_tile;
+  const uint32_t* ends;
+  int64_t chunks, chunk_rows, tiles, tile;
+  int64_t steps;    // time steps, or binary digits of a count: the planes' valid bits
+  const T* weight;  // [chunks, chunk_rows, block] of this group and block of output channels, 64-byte aligned
+  int64_t block;    // output channels in a row of weight, a block_size()
+  int64_t valid;    // of them real, the rest padding
   int64_t group;
   int64_t row_begin, row_end;  // output pixels of the tile
   // All below point at the block's first channel; their rows are row_stride elements apart.
@@ -54,6 +104,7 @@ struct EventTileArgs {
   uint8_t* bits;     // neuron loop: planes bits_stride apart; null for a count product
   int64_t bits_stride;
   T* sum;        // sum of currents or the count product; or null
+  bool add_sum;  // sum holds that of earlier planes
   T* potential;  // or null
   NeuronParameters<T> neuron;
   void* scratch;  // event_scratch_bytes(), 64-byte aligned
@@ -83,8 +134,9 @@ struct Kernels {
   DenseKernels<float> dense_f32;
   DenseKernels<double> dense_f64;
   DenseKernels<uint8_t> dense_u8;
-  // Bit planes of the pixels begin..end-1, [pixels, channels], to masks [pixels, ceil(channels / 64), 8].
-  void (*transpose_bits)(const uint8_t* bits, int64_t channels, int64_t begin, int64_t end, uint64_t* masks);
+  // Units of the pixels begin..end-1, counted through all planes.
+  void (*build_units)(const UnitArgs&, int64_t begin, int64_t end);
+  void (*build_visits)(const VisitArgs&, int64_t plane, int64_t group, int64_t tile);
   // Spike counts as unsigned integers, their bytes in planes of `stride`: the binary digits of a count take the place
   // of time steps in a count product.
   void (*count_bytes)(const uint8_t* bits, int64_t planes, int64_t stride, int64_t begin, int64_t end, uint8_t* bytes,
@@ -127,11 +179,10 @@ constexpr int64_t block_size(int64_t channels) {
 
 constexpr int64_t words_for(int64_t channels) { return (channels + 63) / 64; }
 
-// Scratch memory of one event tile: patch masks, accumulators, carried potentials and sums.
+// Scratch memory of one event tile: accumulators, carried potentials and sums.
 template <class T>
-constexpr int64_t event_scratch_bytes(int64_t rows, int64_t features, int64_t block) {
-  const int64_t item = static_cast<int64_t>(sizeof(T));
-  return rows * (words_for(features) * 64 + 8 * block * item + 2 * block * item);
+constexpr int64_t event_scratch_bytes(int64_t rows, int64_t block) {
+  return rows * 10 * block * static_cast<int64_t>(sizeof(T));
 }
 
 namespace scalar {
@@ -141,6 +192,9 @@ namespace avx2 {
 extern const Kernels kernels;
 }
 namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512vbmi2 {  // of Ice Lake, Zen 4 and later
 extern const Kernels kernels;
 }
 

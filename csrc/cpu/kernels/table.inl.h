@@ -17,7 +17,8 @@ const Kernels kernels = {
     {pack<float>, unpack<float>},
     {pack<double>, unpack<double>},
     {pack<uint8_t>, unpack<uint8_t>},
-    transpose_bits,
+    build_units,
+    build_visits,
     count_bytes,
 };
 
