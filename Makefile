@@ -6,17 +6,19 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
+OLDEST_TORCH := 2.11.0
 
 # Folders too: their times change where a file goes.
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help test test-slow demo bench lint ruff mypy clang-format clang-tidy format clean
+.PHONY: help test test-slow test-oldest demo bench lint ruff mypy clang-format clang-tidy format clean
 
 help:
 	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
 	@echo "make test-slow  the slow tests"
+	@echo "make test-oldest  the quick tests of the same library under torch $(OLDEST_TORCH)"
 	@echo "make demo       train the example network"
 	@echo "make bench      measure every operator against plain PyTorch"
 	@echo "make lint       ruff, mypy, clang-format, clang-tidy"
@@ -28,6 +30,10 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(PY) -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+# The library as built under this environment's torch, tested under the oldest torch that it promises to load in.
+test-oldest: $(VENV)-oldest/.installed
+	$(VENV)-oldest/bin/pytest -m "not slow and not gpu" $(PYTEST_ARGS)
 
 demo: $(VENV)/.installed-examples
 	$(PY) examples/mnist.py
@@ -58,7 +64,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info tandem_cuda/_C.*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info tandem_cuda/_C.*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PY):
@@ -70,6 +76,14 @@ $(VENV)/.build-requirements: pyproject.toml | $(PY)
 	$(PY) -m pip install --quiet build
 	$(PY) -c "from build import ProjectBuilder; print(*ProjectBuilder('.').build_system_requires, sep='\n')" > $@.txt
 	$(PY) -m pip install --quiet -r $@.txt
+	touch $@
+
+$(VENV)-oldest/.installed: $(VENV)/.installed-test $(shell find tandem_cuda -name "*.py")
+	test -d $(VENV)-oldest || $(PYTHON) -m venv $(VENV)-oldest
+	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w build/oldest .
+	$(VENV)-oldest/bin/pip install --quiet torch==$(OLDEST_TORCH) numpy
+	$(VENV)-oldest/bin/pip install --quiet --force-reinstall --no-deps build/oldest/*.whl
+	$(VENV)-oldest/bin/pip install --quiet "tandem_cuda[test]"
 	touch $@
 
 # One stamp for each of pyproject.toml's extras.

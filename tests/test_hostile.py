@@ -3,15 +3,17 @@
 All cases run in a process of their own: one that dies fails its own test and names itself.
 """
 
+import os
 import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-import tandem_cuda  # noqa: F401 (registers the operators)
+import tandem_cuda
 
 OPS = torch.ops.tandem_cuda
 HUGE = 2**62
@@ -323,10 +325,13 @@ def run(name):
 def results():
     """Run all cases in as few processes as their crashes allow."""
     left, ends = list(CASES), {}
+    environment = os.environ | {"PYTHONPATH": str(Path(tandem_cuda.__file__).parents[1])}  # the same package
     while left:
         command = [sys.executable, __file__, *left]
         try:
-            child = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+            child = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+            )
             output, end = child.stdout, f"the process ended with {child.returncode}: {child.stderr[-500:]}"
         except subprocess.TimeoutExpired as error:
             output, end = (error.stdout or b"").decode(), f"the process hung for {SECONDS} seconds"
