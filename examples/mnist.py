@@ -14,6 +14,7 @@ import copy
 import json
 import logging
 import math
+import os
 import statistics
 import sys
 import time
@@ -24,6 +25,10 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+# Threads that wait for each other shall sleep. Spinning, they would keep the thread they wait for from its core whenever
+# another program is busy too: a training step then takes several times as long. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F

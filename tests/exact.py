@@ -16,8 +16,8 @@ THRESHOLDS = (0.25, 1.0, 2.5, 0.7)
 RATES = (0.0, 0.05, 0.5, 1.0)
 # T around the borders of bytes and words; counts above 255 have tests of their own.
 TIME_STEPS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 64, 65, 70)
-# Around the borders of a word of 64 spikes and of blocks of 16, 32 and 64 weights.
-CHANNELS = (1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 70, 130)
+# Around the borders of a word of 64 spikes, of blocks of 16, 32 and 64 weights and of a chunk of 128 rows of them.
+CHANNELS = (1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 70, 130, 257)
 SEEDS = st.integers(0, 2**31 - 1)
 
 
@@ -99,8 +99,8 @@ def convolutions(draw):
     """Sizes of a convolution: bits [batch, channels, height, width], weight, and the keywords stride to groups."""
     groups = draw(st.sampled_from((1, 1, 1, 2, 3, 4, 7)))
     # Per group; often one channel, a depthwise convolution; rarely many.
-    channels = groups * draw(st.sampled_from((1, 1, 2, 3, 5, 16, 22, 64 // groups + 1)))
-    outputs = groups * draw(st.sampled_from((1, 1, 2, 3, 5, 16, 17, 64 // groups + 1)))
+    channels = groups * draw(st.sampled_from((1, 1, 2, 3, 5, 16, 22, 64 // groups + 1, 256 // groups + 1)))
+    outputs = groups * draw(st.sampled_from((1, 1, 2, 3, 5, 16, 17, 64 // groups + 1, 128 // groups + 1)))
     kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     stride, dilation = (draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
     padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))

@@ -51,6 +51,17 @@ def test_counts_beyond_a_byte(time_steps, rate):
     everywhere(want, ops.count_conv2d, bits, weight, padding=1)
 
 
+@pytest.mark.parametrize(("batch", "time_steps"), [(10, 8), (1, 264)])
+def test_large_images(batch, time_steps):
+    """More than the kernels' scratch memory holds at once: several samples, or several binary digits of counts."""
+    few = planes(time_steps, batch, 16, 8, 96, seed=0, rate=0.99)
+    bits = few.repeat(1, 1, 1, 12, 1)
+    assert time_steps == 8 or ref.spike_count(few).max() > 255
+    weight, bias = dyadic(5, 16, 3, 3, seed=1), dyadic(5, seed=2)
+    want = ref.count_conv2d(bits, weight, bias, padding=1)
+    everywhere(want, ops.count_conv2d, bits, weight, bias, padding=1)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_inexact_weights(dtype):
     """Close to the reference, and the same for any number of threads."""

@@ -188,3 +188,22 @@ def test_spiking_conv2d_outputs():
     out, _, _ = ops.spiking_conv2d(bits, weight, padding=1, time_steps=1, want_sum=False, want_potential=False)
     assert out.numel() > 2**31
     assert total(out) == out[0, -1, -1, -1, -1] == 1
+
+
+def test_one_large_image():
+    """What the kernels keep of a single image passes 2^32 bytes."""
+    needs(12)
+    side = 8192
+    bits = torch.zeros(1, 1, 1, side, side, dtype=torch.uint8)
+    corner = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 1, 0], [0, 0, 0, 0]], dtype=torch.uint8)
+    ends = (slice(0, 4), slice(-4, None))
+    for rows in ends:
+        for columns in ends:
+            bits[..., rows, columns] = corner
+    weight = torch.arange(9.0).view(1, 1, 3, 3)
+    _, want, _ = ops.spiking_conv2d(corner.view(1, 1, 1, 4, 4), weight, time_steps=1)
+    _, got, _ = ops.spiking_conv2d(bits, weight, time_steps=1, want_potential=False)
+    ends = (slice(0, 2), slice(-2, None))
+    for rows in ends:
+        for columns in ends:
+            assert torch.equal(got[..., rows, columns], want), (rows, columns)

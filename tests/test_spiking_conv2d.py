@@ -79,6 +79,42 @@ def test_larger(channels, outputs, groups, shape, dtype):
     everywhere(want, ops.spiking_conv2d, bits, weight, bias, **arguments)
 
 
+@pytest.mark.parametrize(("batch", "time_steps"), [(10, 8), (2, 44)])
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("potential", [True, False])
+def test_large_images(batch, time_steps, wanted, potential):
+    """More than the kernels' scratch memory holds at once: several samples, or several planes of one."""
+    bits = planes(time_steps, batch, 16, 8, 64, seed=0, rate=0.1).repeat(1, 1, 1, 8, 1)
+    weight, bias = dyadic(5, 16, 3, 3, seed=1), dyadic(5, seed=2) / 8
+    arguments = {
+        "padding": 1,
+        "time_steps": time_steps,
+        "leak": 0.75,
+        "potential": dyadic(batch, 5, 64, 64, seed=3, span=2) if potential else None,
+        "want_sum": wanted,
+        "want_potential": wanted,
+    }
+    want = ref.spiking_conv2d(bits, weight, bias, **arguments)
+    everywhere(want, ops.spiking_conv2d, bits, weight, bias, **arguments)
+
+
+def test_high_definition():
+    """One frame of 1280 x 720 with many channels, of which the kernels keep a lot."""
+    bits = torch.zeros(1, 1, 720, 1280, 64, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+    corner = planes(1, 1, 64, 4, 4, seed=0)
+    ends = (slice(0, 4), slice(-4, None))
+    for rows in ends:
+        for columns in ends:
+            bits[..., rows, columns] = corner
+    weight = dyadic(3, 64, 3, 3, seed=1)
+    want = ref.spiking_conv2d(corner, weight, time_steps=1)
+    got = ops.spiking_conv2d(bits, weight, time_steps=1)
+    ends = (slice(0, 2), slice(-2, None))
+    for rows in ends:
+        for columns in ends:
+            same([x[..., rows, columns] for x in got], want, f"{rows}, {columns}")
+
+
 def test_more_steps_than_a_byte_counts():
     bits, weight = planes(300, 2, 5, 4, 5, seed=0), dyadic(17, 5, 3, 3, seed=1)
     want = ref.spiking_conv2d(bits, weight, padding=1, time_steps=300)

@@ -20,4 +20,9 @@ TANDEM_HOST_DEVICE V membrane_update(V u, V x, V threshold, V leak) {
   return (leak * u - (u >= threshold ? threshold : V{})) + x;
 }
 
+template <class T>
+struct NeuronParameters {
+  T threshold, leak;
+};
+
 }  // namespace tandem

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/bit_planes.h"
+#include "common/neuron.h"
 
 namespace tandem {
 
@@ -72,6 +73,15 @@ void dispatch_floating(const char* op, ScalarType type, F&& f) {
   } else {
     check(false, op, "dtype must be float32 or float64, got ", name_of(type));
   }
+}
+
+// Threshold and leak in the precision of the potential, where a tiny threshold could vanish.
+template <class T>
+NeuronParameters<T> neuron_parameters(const char* op, double threshold, double leak) {
+  const NeuronParameters<T> out = {static_cast<T>(threshold), static_cast<T>(leak)};
+  check(out.threshold > 0 && out.leak > 0, op,
+        "threshold and leak must be positive in the dtype of the potential, got ", threshold, " and ", leak);
+  return out;
 }
 
 template <class T>

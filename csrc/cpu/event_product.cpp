@@ -95,13 +95,14 @@ int64_t tile_rows(const ConvGeometry& g, int64_t row_bytes, int64_t tasks_per_ti
 }
 
 // Lists and visits of one pass take at most this many bytes for their worst case (every input spiking at every step),
-// unless one plane of one sample alone needs more; only what is written of it is ever backed by memory.
+// unless one output row of one sample in one plane alone needs more; only what is written is backed by memory.
 constexpr int64_t kPassBytes = int64_t{32} << 20;
 
-// Some planes of some samples: an event-driven product runs pass by pass, so that its memory does not grow with N or T.
+// Some planes of some samples, or one plane of some rows of one sample: an event-driven product runs pass by pass, so
+// that its scratch memory grows neither with N nor with T nor with the image.
 template <class T>
 struct Pass {
-  const Chunking& chunking;
+  const Chunking* chunking;
   ConvGeometry geometry;  // batch: the samples of this pass
   const uint8_t* bits;    // of the first plane and sample
   int64_t bits_stride, planes;
@@ -113,7 +114,7 @@ struct Pass {
 template <class T>
 void run_pass(const Pass<T>& pass) {
   const ConvGeometry& g = pass.geometry;
-  const Chunking& chunking = pass.chunking;
+  const Chunking& chunking = *pass.chunking;
   const Kernels& k = kernels();
   const int64_t pixels = pass.planes * g.pixels_in(), per_pixel = g.groups * chunking.units_per_group;
   const AlignedBuffer<uint8_t> lists(pixels * pixel_bytes(per_pixel, chunking.unit_channels));
@@ -195,7 +196,7 @@ void run_pass(const Pass<T>& pass) {
 
 // planes: [plane_count, pixels_in, C]; args carries steps, neuron and outputs of the whole product.
 template <class T>
-void run(const ProductPlan& plan, const uint8_t* planes, int64_t plane_count, EventTileArgs<T> args) {
+void run(const char* op, const ProductPlan& plan, const uint8_t* planes, int64_t plane_count, EventTileArgs<T> args) {
   const ConvGeometry& g = plan.geometry;
   if (g.pixels_out() == 0) return;
   const Chunking chunking(g);
@@ -206,47 +207,67 @@ void run(const ProductPlan& plan, const uint8_t* planes, int64_t plane_count, Ev
   pack_weight(plan.weight, g, chunking, args.block, packed.data);
   const int64_t rows = tile_rows(g, event_scratch_bytes<T>(1, args.block), g.groups * blocks);
 
-  const int64_t inputs = g.height * g.width * g.in_channels;  // of a sample
-  const int64_t outputs = g.out_height * g.out_width;         // pixels of a sample
-  const int64_t list_bytes =
-      g.height * g.width * pixel_bytes(g.groups * chunking.units_per_group, chunking.unit_channels);
-  const int64_t join_bytes = chunking.joins() ? chunking.chunks * unit_bytes(chunking.chunk_rows) : 0;
-  const int64_t visit_bytes = kStepsPerPlane * chunking.chunks * static_cast<int64_t>(sizeof(Visit));
-  const int64_t sample_bytes = list_bytes + outputs * g.groups * (join_bytes + visit_bytes) + 1;  // and plane
-  const int64_t pass_planes = std::clamp<int64_t>(kPassBytes / sample_bytes, 1, plane_count);
-  const int64_t pass_samples = std::clamp<int64_t>(kPassBytes / (sample_bytes * pass_planes), 1, g.batch);
+  // Worst-case bytes of `n` output rows of one sample in one plane.
+  const auto bytes_of = [&](int64_t n) {
+    const int64_t in_rows = std::min(g.height, (n - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1);
+    const int64_t lists = g.width * pixel_bytes(g.groups * chunking.units_per_group, chunking.unit_channels);
+    const int64_t joined = chunking.joins() ? chunking.chunks * unit_bytes(chunking.chunk_rows) : 0;
+    const int64_t visits = kStepsPerPlane * chunking.chunks * static_cast<int64_t>(sizeof(Visit));
+    return in_rows * lists + n * g.out_width * g.groups * (joined + visits) + 1;
+  };
+  const int64_t sample_bytes = bytes_of(g.out_height);
+  const bool whole = sample_bytes <= kPassBytes;
+  const int64_t pass_rows = whole ? g.out_height : std::max<int64_t>(1, g.out_height / (sample_bytes / kPassBytes + 1));
+  const int64_t pass_planes = whole ? std::min(kPassBytes / sample_bytes, plane_count) : 1;
+  const int64_t pass_samples = whole ? std::clamp<int64_t>(kPassBytes / (sample_bytes * pass_planes), 1, g.batch) : 1;
+  // Lists are addressed by 32 bits.
+  check(pass_samples * pass_planes * bytes_of(pass_rows) < int64_t{1} << 32, op,
+        "one row of the input is too large: the lists of its spikes could take more than 4 GiB");
 
-  // Where the time steps do not fit one pass, the potential (and the sum, which is wanted then or is scratch) carries
-  // on.
+  // Where the time steps do not fit one pass, the potential (and the sum, where it is wanted) carries on.
   const bool carries = pass_planes < plane_count;
-  const int64_t neurons = pass_samples * outputs * g.out_channels;
-  const AlignedBuffer<T> carried(carries && !args.potential ? neurons : 0);
+  const int64_t row_size = g.out_width * g.out_channels;
+  const AlignedBuffer<T> carried(carries && !args.potential ? pass_samples * pass_rows * row_size : 0);
   for (int64_t n = 0; n < g.batch; n += pass_samples) {
-    const int64_t first = n * outputs * g.out_channels;
-    for (int64_t p = 0; p < plane_count; p += pass_planes) {
-      Pass<T> pass = {chunking,
-                      g,
-                      planes + p * g.pixels_in() * g.in_channels + n * inputs,
-                      g.pixels_in() * g.in_channels,
-                      std::min(pass_planes, plane_count - p),
-                      packed.data,
-                      blocks,
-                      packed_block,
-                      rows,
-                      args};
-      pass.geometry.batch = std::min(pass_samples, g.batch - n);
-      EventTileArgs<T>& a = pass.args;
-      a.steps = std::min(args.steps - p * kStepsPerPlane, pass.planes * kStepsPerPlane);
-      if (a.bits) a.bits += p * a.bits_stride + first;
-      if (a.initial) a.initial += first;
-      if (a.sum) a.sum += first;
-      if (a.potential) a.potential += first;
-      if (carries) {
-        if (!a.potential) a.potential = carried.data;
-        if (p > 0) a.initial = a.potential;
-        a.add_sum = a.sum && p > 0;
+    for (int64_t oh = 0; oh < g.out_height; oh += pass_rows) {
+      ConvGeometry band = g;  // these samples; output rows oh.. and the input rows that they see
+      band.batch = std::min(pass_samples, g.batch - n);
+      const int64_t first = (n * g.out_height + oh) * row_size;
+      int64_t top = 0;
+      if (!whole) {
+        band.out_height = std::min(pass_rows, g.out_height - oh);
+        const int64_t see = oh * g.stride_h - g.padding_h;
+        const int64_t end = see + (band.out_height - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1;
+        top = std::clamp<int64_t>(see, 0, g.height);
+        band.height = std::clamp<int64_t>(end, top, g.height) - top;
+        band.padding_h = top - see;
       }
-      run_pass(pass);
+      for (int64_t p = 0; p < plane_count; p += pass_planes) {
+        Pass<T> pass = {};
+        pass.chunking = &chunking;
+        pass.geometry = band;
+        pass.bits = planes + ((p * g.batch + n) * g.height + top) * g.width * g.in_channels;
+        pass.bits_stride = g.pixels_in() * g.in_channels;
+        pass.planes = std::min(pass_planes, plane_count - p);
+        pass.weight = packed.data;
+        pass.blocks = blocks;
+        pass.packed_block = packed_block;
+        pass.tile_rows = rows;
+        pass.args = args;
+        EventTileArgs<T>& a = pass.args;
+        a.first_plane = p;
+        a.steps = std::min(args.steps - p * kStepsPerPlane, pass.planes * kStepsPerPlane);
+        if (a.bits) a.bits += p * a.bits_stride + first;
+        if (a.initial) a.initial += first;
+        if (a.sum) a.sum += first;
+        if (a.potential) a.potential += first;
+        if (carries) {
+          if (!a.potential) a.potential = carried.data;
+          if (p > 0) a.initial = a.potential;
+          a.add_sum = a.sum && p > 0;
+        }
+        run_pass(pass);
+      }
     }
   }
 }
@@ -269,8 +290,8 @@ void run_spiking_product(const char* op, const ProductPlan& plan, int64_t time_s
     args.bits_stride = plan.geometry.pixels_out() * plan.geometry.out_channels;
     args.sum = output<T>(plan.out_sum);
     args.potential = output<T>(plan.out_potential);
-    args.neuron = {static_cast<T>(threshold), static_cast<T>(leak)};
-    run<T>(plan, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), args);
+    args.neuron = neuron_parameters<T>(op, threshold, leak);
+    run<T>(op, plan, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), args);
   });
 }
 
@@ -291,7 +312,7 @@ void run_count_product(const char* op, const ProductPlan& plan) {
     args.steps = digits;
     args.bias = data_or_null<T>(plan.bias);
     args.sum = output<T>(plan.out_sum);
-    run<T>(plan, counts.data, byte_planes, args);
+    run<T>(op, plan, counts.data, byte_planes, args);
   });
 }
 

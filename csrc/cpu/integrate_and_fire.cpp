@@ -28,7 +28,7 @@ void run(const IntegrateAndFirePlan& plan, int64_t time_steps, double threshold,
   args.potential = plan.potential.numel() ? static_cast<T*>(plan.potential.mutable_data_ptr()) : nullptr;
   args.time_steps = time_steps;
   args.mode = plan.mode;
-  args.neuron = {static_cast<T>(threshold), static_cast<T>(leak)};
+  args.neuron = neuron_parameters<T>("integrate_and_fire", threshold, leak);
   const TypedKernels<T>& k = kernels().typed<T>();
   if (args.bias) {
     args.channels = plan.channels;

@@ -41,8 +41,7 @@ std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, con
     args.channels = plan.channels;
     args.time_steps = time_steps;
     args.mode = plan.mode;
-    args.threshold = static_cast<T>(threshold);
-    args.leak = static_cast<T>(leak);
+    args.neuron = neuron_parameters<T>(op, threshold, leak);
     check_launch(op, launch_integrate_and_fire(args, stream));
   });
   return {plan.bits, plan.sum, plan.potential};

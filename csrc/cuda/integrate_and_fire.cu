@@ -30,9 +30,9 @@ __global__ void __launch_bounds__(kThreads) integrate_and_fire_kernel(CudaIntegr
         } else if (kMode == CurrentMode::kImpulse) {
           if (t == 1) x = bias;
         }
-        u = membrane_update(u, x, a.threshold, a.leak);
+        u = membrane_update(u, x, a.neuron.threshold, a.neuron.leak);
         sum += x;
-        word |= static_cast<unsigned>(u >= a.threshold) << s;
+        word |= static_cast<unsigned>(u >= a.neuron.threshold) << s;
       }
       a.bits[p * a.neurons + i] = static_cast<uint8_t>(word);
     }

@@ -21,7 +21,7 @@ struct CudaIntegrateAndFireArgs {
   int64_t channels;    // C
   int64_t time_steps;  // T
   CurrentMode mode;
-  T threshold, leak;
+  NeuronParameters<T> neuron;
 };
 
 // Launches on the current device; returns what cudaGetLastError says of the launch.

@@ -105,8 +105,6 @@ class TandemLayer(nn.Module, ABC):
         )
         if not v.requires_grad:
             return SpikeTrain(bits, steps, dtype=v.dtype)
-        if per_step and self.neuron.leak != 1:
-            v, per_step = v * steps, False
         return self._coupled(bits, v, steps, scale=1 / steps if per_step else 1.0)
 
     def _check_value(self, value: Tensor) -> None:

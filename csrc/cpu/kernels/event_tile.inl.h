@@ -281,7 +281,7 @@ template <class T, int kVectors>
 void weigh_digits(const EventTileArgs<T>& a, int64_t plane, int64_t steps, const T* acc, T* carried_sum) {
   constexpr int64_t lanes = kLanes<T>, block = kVectors * lanes;
   T scale = 1;
-  for (int64_t p = 0; p < plane * kStepsPerPlane; ++p) scale *= 2;
+  for (int64_t p = 0; p < (a.first_plane + plane) * kStepsPerPlane; ++p) scale *= 2;
   for (int64_t row = 0; row < a.row_end - a.row_begin; ++row) {
     for (int64_t c = 0; c < a.valid; c += lanes) {
       Vec<T>& place = *reinterpret_cast<Vec<T>*>(carried_sum + row * block + c);

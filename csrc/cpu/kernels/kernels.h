@@ -12,11 +12,6 @@
 
 namespace tandem {
 
-template <class T>
-struct NeuronParameters {
-  T threshold, leak;
-};
-
 // The neuron loop over rows of `channels` neurons each (channels last).
 template <class T>
 struct IntegrateAndFireArgs {
@@ -91,10 +86,11 @@ struct EventTileArgs {
   int64_t visits_per_tile;
   const uint32_t* ends;
   int64_t chunks, chunk_rows, tiles, tile;
-  int64_t steps;    // time steps, or binary digits of a count: the planes' valid bits
-  const T* weight;  // [chunks, chunk_rows, block] of this group and block of output channels, 64-byte aligned
-  int64_t block;    // output channels in a row of weight, a block_size()
-  int64_t valid;    // of them real, the rest padding
+  int64_t steps;        // time steps, or binary digits of a count: the planes' valid bits
+  int64_t first_plane;  // how many planes of the product came before these
+  const T* weight;      // [chunks, chunk_rows, block] of this group and block of output channels, 64-byte aligned
+  int64_t block;        // output channels in a row of weight, a block_size()
+  int64_t valid;        // of them real, the rest padding
   int64_t group;
   int64_t row_begin, row_end;  // output pixels of the tile
   // All below point at the block's first channel; their rows are row_stride elements apart.
