@@ -26,8 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Threads that wait for each other shall sleep. Spinning, they would keep the thread they wait for from its core whenever
-# another program is busy too: a training step then takes several times as long. Read when torch is loaded.
+# Threads that wait for each other shall sleep. Spinning, they would keep the thread they wait for from its core
+# whenever another program is busy too: a training step then takes several times as long. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
