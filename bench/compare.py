@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,14 @@ def measure(case: ConvCase, rate: float, repeats: int) -> dict[str, float]:
     return medians(runs, repeats)
 
 
+def processor() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,7 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     info = tc.build_info()
-    print(f"{platform.processor() or platform.machine()}, {options.threads} threads, {info['cpu_isa']}, ", end="")
+    print(f"{processor()}, {options.threads} threads, {info['cpu_isa']}, ", end="")
     print(f"torch {torch.__version__}; T = 8, batch 8, rate {options.rate:.0%}, medians of {options.repeats}")
     for case in (S1, S2, S3):
         times = measure(case, options.rate, options.repeats)
