@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tandem_cuda import _C
+from tandem_cuda import _C, build_info
 
 # The same examples in every run, however slow the machine.
 settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=100)
@@ -17,6 +17,16 @@ torch.set_num_threads(1)
 
 # Golden values computed by the implementation that the paper's authors published; kept beside the repository.
 ORACLE = Path(__file__).parents[2] / "shared" / "oracle"
+
+
+def pytest_report_header() -> str:
+    """What is being tested under what."""
+    info = build_info()
+    cuda = info["cuda_toolkit"] or info["cuda_not_built_because"]
+    return (
+        f"tandem_cuda built against torch {info['torch_built_against']}, running under torch {info['torch']}; "
+        f"CPU kernels {info['cpu_isas_runnable']}; CUDA kernels: {cuda}"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ class TandemLayer(nn.Module, ABC):
                 else:
                     offset, bias = -raw_bias, folded_bias / steps
                 current = torch.addcmul(self._per_channel(offset), pre, self._per_channel(gain))
-            per_step = False
+            scale = 1.0
         else:
             weight, folded = self._folded()
             bias = _per_step(folded, steps)
@@ -92,7 +92,7 @@ class TandemLayer(nn.Module, ABC):
             else:
                 current = self._dense_product(x.value, weight, None)
                 v = current if folded is None else current + self._per_channel(folded)
-            per_step = constant
+            scale = 1 / steps if constant else 1.0  # v is the current of one step where it is constant
         bits, _, _ = ops.integrate_and_fire(
             current,
             steps,
@@ -103,9 +103,7 @@ class TandemLayer(nn.Module, ABC):
             want_sum=False,
             want_potential=False,
         )
-        if not v.requires_grad:
-            return SpikeTrain(bits, steps, dtype=v.dtype)
-        return self._coupled(bits, v, steps, scale=1 / steps if per_step else 1.0)
+        return self._coupled(bits, v, steps, scale)
 
     def _check_value(self, value: Tensor) -> None:
         name = type(self).__name__
