@@ -9,6 +9,7 @@ from ._load import load_library
 _C = load_library()
 
 from . import ops, reference  # noqa: E402 (the operators exist only once the library is loaded)
+from .activity import LayerActivity, synops  # noqa: E402
 from .build_info import build_info  # noqa: E402
 from .neuron import IF, LIF  # noqa: E402
 from .nn import Decode, Encode, EncodedInput, TandemConv2d, TandemLinear  # noqa: E402
@@ -22,10 +23,12 @@ __all__ = [
     "Decode",
     "Encode",
     "EncodedInput",
+    "LayerActivity",
     "SpikeTrain",
     "TandemConv2d",
     "TandemLinear",
     "build_info",
     "ops",
     "reference",
+    "synops",
 ]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_cuda import Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear
-from tandem_cuda.synops import LayerActivity, synops
+from tandem_cuda.activity import LayerActivity, synops
 
 
 def random_train(*shape: int, seed: int = 0, rate: float = 0.3) -> Tensor:
