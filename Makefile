@@ -28,7 +28,7 @@ help:
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed-test
+test-slow: $(VENV)/.installed-test $(VENV)/.installed-examples
 	$(PY) -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
 
 # The library as built under this environment's torch, tested under the oldest torch that it promises to load in.
