@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 # Threads that wait for each other shall soon fall asleep. Spinning, as they would by default, they keep the thread they
-# wait for from its core whenever another program is busy too: a training step then takes several times as long. Sleeping at
-# once (OMP_WAIT_POLICY=PASSIVE) costs a quarter of the time on an idle machine. Read when torch is loaded.
+# wait for from its core whenever another program is busy too: a training step then takes several times as long.
+# Sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs a quarter of the time on an idle machine. Read when torch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:  # whoever sets it knows better
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
