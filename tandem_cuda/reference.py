@@ -73,6 +73,7 @@ class _ReplaceValue(torch.autograd.Function):
 
 def _replace_value(x: Tensor, value: Tensor, slope: Tensor | None = None) -> Tensor:
     slope = x.new_ones(()) if slope is None else slope
+    # torch does not annotate autograd.Function.apply.
     replaced: Tensor = _ReplaceValue.apply(x, value.detach(), slope.detach())  # type: ignore[no-untyped-call]
     return replaced
 

@@ -148,7 +148,7 @@ def test_model_is_left_as_it_was() -> None:
 
 def test_bad_input() -> None:
     with pytest.raises(TypeError, match=r"synops: model must be an nn\.Module, got function"):
-        synops(small_net, torch.rand(1))  # type: ignore[arg-type]
+        synops(small_net, torch.rand(1))
     with pytest.raises(ValueError, match=r"synops: model must run a tandem layer"):
         synops(nn.Linear(3, 2), torch.rand(1, 3))
     with pytest.raises(ValueError, match=r"synops: inputs must hold at least one sample, got .*\[0, 6, 8, 10\]"):

@@ -1,6 +1,5 @@
 #include "cpu/event_product.h"
 
-#include <cstdlib>
 #include <memory>
 #include <new>
 #include <vector>

@@ -75,7 +75,8 @@ class TandemLayer(nn.Module, ABC):
             v = self._normalise(pre)
             with torch.no_grad():
                 # The folded product, W' * X, is an affine function of the ANN's pre-activation.
-                gain, folded_bias = self._gain(), self._folded_bias()
+                gain = self._gain()
+                folded_bias = self._folded_bias(gain)
                 raw_bias = folded_bias.new_zeros(()) if self.bias is None else self.bias * gain
                 if constant:
                     gain, offset, bias = gain / steps, (folded_bias - raw_bias) / steps, None
@@ -131,18 +132,18 @@ class TandemLayer(nn.Module, ABC):
         norm = self._checked_norm()
         return norm.weight / torch.sqrt(norm.running_var + norm.eps)
 
-    def _folded_bias(self) -> Tensor:
+    def _folded_bias(self, gain: Tensor) -> Tensor:
         """b' = (b - running_mean) * g + beta, [O]."""
         norm = self._checked_norm()
         bias = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
-        return bias * self._gain() + norm.bias
+        return bias * gain + norm.bias
 
     def _folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the spiking twin: batch norm folded in, W' = W * g; their own without norm."""
         if self.norm is None:
             return self.weight, self.bias
         gain = self._gain()
-        return self.weight * gain.view(-1, *[1] * (self.weight.dim() - 1)), self._folded_bias()
+        return self.weight * gain.view(-1, *[1] * (self.weight.dim() - 1)), self._folded_bias(gain)
 
     def _checked_norm(self) -> Any:
         norm = self.norm
