@@ -24,6 +24,10 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "tandem_count(Tensor bits, Tensor pre_activation, int time_steps, float threshold, float leak, float upper) "
       "-> Tensor");
 
+  // The gradient of relu(pre_activation) / threshold: grad / threshold where 0 < pre_activation <= upper, elsewhere 0,
+  // whatever grad is there. grad: like pre_activation, any shape -> the same, laid out in memory as pre_activation
+  m.def("tandem_count_backward(Tensor grad, Tensor pre_activation, float threshold, float upper) -> Tensor");
+
   // x[t] = current + bias (constant), the same at t = 1 and bias after it (impulse), or current[t] + bias (series).
   // current: [N, C, *spatial], series [T, N, C, *spatial]; bias: [C], per time step; potential: [N, C, *spatial]
   // -> bits [P, N, C, *spatial], sum over t of x[t] [N, C, *spatial], final potential [N, C, *spatial]
@@ -31,27 +35,44 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "integrate_and_fire(Tensor current, Tensor? bias, Tensor? potential, int time_steps, str mode, float threshold, "
       "float leak, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
 
-  // x[t] = weight * s[t] + bias, then the neuron loop. bits: [P, N, *, F]; weight: [O, F]; bias: [O], per time step;
-  // potential: [N, *, O]; count: [N, *, F] carries the gradient to the layer below and is not read in the forward pass
+  // The weights of a product in the order of the event-driven kernels, to be passed as `packed` as long as they stay as
+  // they are. weight: [O, F] or [O, C/groups, kH, kW] -> [n]; int16 for int8 weights
+  m.def("pack_weight(Tensor weight, int groups) -> Tensor");
+  m.def("pack_weight_out(Tensor weight, int groups, Tensor(a!) out) -> ()");
+
+  // x[t] = scale * (weight * s[t]) + bias, then the neuron loop. bits: [P, N, *, F]; weight: [O, F]; packed:
+  // pack_weight(weight); scale: [O], must be given with int8 weights; bias: [O], per time step; potential: [N, *, O];
+  // count: [N, *, F] carries the gradient to the layer below and is not read in the forward pass; engine: auto, event
+  // or dense
   // -> bits [P, N, *, O], sum over t of x[t] [N, *, O], final potential [N, *, O]
   m.def(
-      "spiking_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? bias, Tensor? potential, int time_steps, "
-      "float threshold, float leak, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
+      "spiking_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
+      "Tensor? potential, int time_steps, float threshold, float leak, str engine, bool want_sum, bool want_potential) "
+      "-> (Tensor, Tensor, Tensor)");
 
   // The same with a 2-D convolution. bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step;
   // potential: [N, O, Ho, Wo]; count: [N, C, H, W]
   // -> bits [P, N, O, Ho, Wo], sum over t of x[t] [N, O, Ho, Wo], final potential [N, O, Ho, Wo]
   m.def(
-      "spiking_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? bias, Tensor? potential, int[2] stride, "
-      "int[2] padding, int[2] dilation, int groups, int time_steps, float threshold, float leak, bool want_sum, "
-      "bool want_potential) -> (Tensor, Tensor, Tensor)");
+      "spiking_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
+      "Tensor? potential, int[2] stride, int[2] padding, int[2] dilation, int groups, int time_steps, float threshold, "
+      "float leak, str engine, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
 
-  // weight * (spike count of bits) + bias, event-driven; what batch norm needs before the neurons can fire.
+  // scale * (weight * (spike count of bits)) + bias; what batch norm needs before the neurons can fire.
   // bits: [P, N, *, F]; count: [N, *, F] as above; weight: [O, F]; bias: [O] -> [N, *, O]
-  m.def("count_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "count_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, str "
+      "engine) "
+      "-> Tensor");
 
   // The same with a 2-D convolution. bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O] -> [N, O, Ho, Wo]
   m.def(
-      "count_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, "
+      "count_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, str engine) -> Tensor");
+
+  // The gradient of such a convolution with respect to its weights; sparse where the counts are.
+  // grad: [N, O, Ho, Wo]; count: [N, C, H, W]; weight: for its shape -> [O, C/groups, kH, kW], contiguous
+  m.def(
+      "conv2d_weight_gradient(Tensor grad, Tensor count, Tensor weight, int[2] stride, int[2] padding, "
       "int[2] dilation, int groups) -> Tensor");
 }

@@ -2,8 +2,8 @@
 
 This file is the specification: every kernel is tested against it and timed against it. It needs neither the compiled
 library nor any other code of the package than the neuron descriptions. The operators have the names and signatures of
-`tandem_cuda.ops`; the layers have the constructors of the package's own, but pass time-major float spike trains on, as
-a user of plain PyTorch would.
+`tandem_cuda.ops`, less what says how to compute (`packed`, `engine`); the layers have the constructors of the package's
+own, less the same, but pass time-major float spike trains on, as a user of plain PyTorch would.
 
 Names of sizes: T time steps, P = ceil(T / 8) bit planes, N batch, C channels, F features in, O features out.
 The learning rule is that of Wu et al., "A Tandem Learning Rule for Effective Training and Rapid Inference of Deep
@@ -180,6 +180,7 @@ def spiking_linear(
     bias: Tensor | None = None,
     potential: Tensor | None = None,
     *,
+    scale: Tensor | None = None,
     count: Tensor | None = None,
     time_steps: int,
     threshold: float = 1.0,
@@ -187,18 +188,19 @@ def spiking_linear(
     want_sum: bool = True,
     want_potential: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Spiking neurons behind a linear layer: x[t] = weight * s[t] + bias.
+    """Spiking neurons behind a linear layer: x[t] = scale * (weight * s[t]) + bias.
 
-    bits: [P, N, ..., F]; weight: [O, F]; bias: [O], per time step; potential: [N, ..., O]; count: [N, ..., F], to which
-    the gradient of the sum flows; its value is not read.
+    bits: [P, N, ..., F]; weight: [O, F], int8 too where there is a scale; bias: [O], per time step; potential: [N, ...,
+    O]; scale: [O], no gradient; count: [N, ..., F], to which the gradient of the sum flows; its value is not read.
     Returns bits [P, N, ..., O], the sum of x[t] (differentiable) and the final potential, both [N, ..., O].
     """
     _check_bits("spiking_linear", bits, time_steps)
     with torch.no_grad():
-        steps = [F.linear(s, weight, bias) for s in unpack_spikes(bits, time_steps, weight.dtype)]
+        steps = [_linear(s, weight, bias, scale) for s in unpack_spikes(bits, time_steps, _dtype(weight, scale))]
     spikes, final = neuron_loop(steps, potential, threshold, leak)
     # In exact arithmetic the sum of the currents is this product with the counts, which carries its gradient.
-    product = count_linear(bits, weight, None if bias is None else time_steps * bias, count=count)
+    bias_sum = None if bias is None else time_steps * bias
+    product = count_linear(bits, weight, bias_sum, scale=scale, count=count)
     total = _replace_value(product, reduce(torch.add, steps))
     return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_potential, final)
 
@@ -213,6 +215,7 @@ def spiking_conv2d(
     groups: int = 1,
     potential: Tensor | None = None,
     *,
+    scale: Tensor | None = None,
     count: Tensor | None = None,
     time_steps: int,
     threshold: float = 1.0,
@@ -222,26 +225,34 @@ def spiking_conv2d(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """spiking_linear with a 2-D convolution.
 
-    bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step; potential: [N, O, Ho, Wo]; count:
-    [N, C, H, W]. Returns bits [P, N, O, Ho, Wo], the sum and the final potential, both [N, O, Ho, Wo].
+    bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step; potential: [N, O, Ho, Wo]; scale:
+    [O]; count: [N, C, H, W]. Returns bits [P, N, O, Ho, Wo], the sum and the final potential, both [N, O, Ho, Wo].
     """
     _check_bits("spiking_conv2d", bits, time_steps)
     with torch.no_grad():
-        dense = unpack_spikes(bits, time_steps, weight.dtype)
-        steps = [F.conv2d(s, weight, bias, stride, padding, dilation, groups) for s in dense]
+        dense = unpack_spikes(bits, time_steps, _dtype(weight, scale))
+        steps = [_conv2d(s, weight, bias, scale, stride, padding, dilation, groups) for s in dense]
     spikes, final = neuron_loop(steps, potential, threshold, leak)
     bias_sum = None if bias is None else time_steps * bias
-    product = count_conv2d(bits, weight, bias_sum, stride, padding, dilation, groups, count=count)
+    product = count_conv2d(bits, weight, bias_sum, stride, padding, dilation, groups, scale=scale, count=count)
     total = _replace_value(product, reduce(torch.add, steps))
     return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_potential, final)
 
 
-def count_linear(bits: Tensor, weight: Tensor, bias: Tensor | None = None, *, count: Tensor | None = None) -> Tensor:
-    """Return weight * (spike count of bits) + bias: bits [P, N, ..., F], weight [O, F], bias [O] -> [N, ..., O].
+def count_linear(
+    bits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    count: Tensor | None = None,
+) -> Tensor:
+    """Return scale * (weight * (spike count of bits)) + bias: bits [P, N, ..., F], weight [O, F] -> [N, ..., O].
 
-    count: [N, ..., F], to which the gradient of the counts flows; its value is not read.
+    weight: int8 too where there is a scale; bias, scale: [O], no gradient flows to the scale; count: [N, ..., F], to
+    which the gradient of the counts flows; its value is not read.
     """
-    return F.linear(_count(bits, count, weight.dtype), weight, bias)
+    return _linear(_count(bits, count, _dtype(weight, scale)), weight, bias, scale)
 
 
 def count_conv2d(
@@ -253,10 +264,33 @@ def count_conv2d(
     dilation: Pair = 1,
     groups: int = 1,
     *,
+    scale: Tensor | None = None,
     count: Tensor | None = None,
 ) -> Tensor:
     """count_linear with a 2-D convolution: bits [P, N, C, H, W], weight [O, C/groups, kH, kW] -> [N, O, Ho, Wo]."""
-    return F.conv2d(_count(bits, count, weight.dtype), weight, bias, stride, padding, dilation, groups)
+    dense = _count(bits, count, _dtype(weight, scale))
+    return _conv2d(dense, weight, bias, scale, stride, padding, dilation, groups)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    """scale * (weight * x) + bias: x [..., F] -> [..., O]."""
+    if scale is None:
+        return F.linear(x, weight, bias)
+    scaled = scale.detach() * F.linear(x, weight.to(scale.dtype))
+    return scaled if bias is None else scaled + bias
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *geometry: Any) -> Tensor:
+    """The same with a convolution; geometry: stride to groups, as F.conv2d takes them."""
+    if scale is None:
+        return F.conv2d(x, weight, bias, *geometry)
+    scaled = scale.detach().reshape(-1, 1, 1) * F.conv2d(x, weight.to(scale.dtype), None, *geometry)
+    return scaled if bias is None else scaled + bias.reshape(-1, 1, 1)
+
+
+def _dtype(weight: Tensor, scale: Tensor | None) -> torch.dtype:
+    """That of the currents."""
+    return weight.dtype if scale is None else scale.dtype
 
 
 def _count(bits: Tensor, count: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,10 @@
 """Fixtures that several test files share."""
 
+import os
 from pathlib import Path
+
+# Threads that spin while they wait slow each other down where others use the processor too. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

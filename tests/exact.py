@@ -1,10 +1,13 @@
 """What the tests of operators and layers draw, and how they run it: exact numbers, spike trains, every CPU path."""
 
+from dataclasses import dataclass
+
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 
-from tandem_cuda import _C
+from tandem_cuda import _C, ops
 from tandem_cuda import reference as ref
 
 ISAS = _C.build_info()["cpu_isas_runnable"]
@@ -19,6 +22,8 @@ TIME_STEPS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 64, 65, 70)
 # Around the borders of a word of 64 spikes, of blocks of 16, 32 and 64 weights and of a chunk of 128 rows of them.
 CHANNELS = (1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 70, 130, 257)
 SEEDS = st.integers(0, 2**31 - 1)
+ENGINES = ("auto", "event", "dense")
+META = torch.device("meta")
 
 
 def every_path(f, *arguments, **named):
@@ -82,7 +87,8 @@ def views(x):
     yield x.contiguous()
     for dim in range(1, x.dim()):
         yield x.movedim(dim, -1).contiguous().movedim(-1, dim)
-    wrong = 255 if x.dtype == torch.uint8 else float("nan")  # what nobody must read
+    # What nobody must read.
+    wrong = float("nan") if x.dtype.is_floating_point else torch.iinfo(x.dtype).max
     wider = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 3), wrong, dtype=x.dtype)
     wider[..., 1 : 1 + x.shape[-1]] = x
     yield wider[..., 1 : 1 + x.shape[-1]]
@@ -121,6 +127,103 @@ def out_shape(case):
 def firing_rate(bits, time_steps):
     """Share of neurons and steps that spike, to show that a test is not about silence."""
     return ref.spike_count(bits).mean().item() / time_steps
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to call a product: what its weights are, and what says how to compute."""
+
+    weights: torch.dtype
+    scaled: bool = False
+    packed: bool = False
+    engine: str = "auto"
+
+    @property
+    def dtype(self):
+        """Of currents, bias, potential and count."""
+        return torch.float32 if self.weights == torch.int8 else self.weights
+
+    def operands(self, *shape, seed):
+        """(weight, scale or None): sums of the weights are exact, so that with any scale each current is rounded once.
+
+        Of int8 weights the scale is such that neurons fire now and then.
+        """
+        integers = self.weights == torch.int8
+        weight = int8(*shape, seed=seed) if integers else dyadic(*shape, seed=seed, dtype=self.weights)
+        scale = torch.randn(shape[0], generator=generator(seed + 1), dtype=self.dtype) / (64 if integers else 1)
+        return weight, scale if self.scaled else None
+
+    def how(self, weight, groups=1):
+        """The keywords that the reference does not have."""
+        return {"engine": self.engine, "packed": ops.pack_weight(weight, groups) if self.packed else None}
+
+
+@st.composite
+def variants(draw):
+    """Every way to call a product."""
+    weights = draw(st.sampled_from((*FLOATS, torch.int8)))
+    integers = weights == torch.int8
+    engine = draw(st.sampled_from(ENGINES[:2] if integers else ENGINES))
+    return Variant(weights, integers or draw(st.booleans()), draw(st.booleans()), engine)
+
+
+VARIANTS = {
+    "float32": Variant(torch.float32, engine="event"),
+    "float64": Variant(torch.float64, scaled=True, packed=True, engine="event"),
+    "dense": Variant(torch.float32, scaled=True, engine="dense"),
+    "int8": Variant(torch.int8, scaled=True, packed=True),
+}
+every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+
+# Of the gradients, which no engine computes: what they see of the forward pass.
+GRADIENTS = {
+    "plain": Variant(torch.float64),
+    "scaled": Variant(torch.float64, scaled=True, packed=True, engine="dense"),
+    "int8": VARIANTS["int8"],
+}
+every_gradient = pytest.mark.parametrize("variant", GRADIENTS.values(), ids=GRADIENTS)
+
+
+def int8(*shape, seed):
+    """Random weights of the whole range."""
+    return torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator(seed))
+
+
+def check_gradients(name, bits, shape, variant, *, bias, count, **named):
+    """Assert that a product has the gradients of the reference's, to the accuracy of their dtype."""
+    weight, scale = variant.operands(*shape, seed=1)
+    arguments = {
+        "weight": weight,
+        "bias": dyadic(shape[0], seed=2, dtype=variant.dtype) if bias else None,
+        "count": ref.spike_count(bits, variant.dtype) if count else None,
+    }
+    leaves = [x.requires_grad_() for x in arguments.values() if x is not None and x.is_floating_point()]
+    results = []
+    for package, how in ((ops, variant.how(weight, named.get("groups", 1))), (ref, {})):
+        out = getattr(package, name)(bits, **arguments, scale=scale, **named, **how)
+        total = out if isinstance(out, torch.Tensor) else out[1]
+        assert total.requires_grad == bool(leaves)
+        seed_grad = torch.randn(total.shape, generator=generator(3), dtype=total.dtype)
+        results.append(torch.autograd.grad(total, leaves, seed_grad) if leaves else ())
+    tolerance = 1e-12 if variant.dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+# Of the operators' opchecks: with gradients and optional arguments or without, float and int8 weights.
+def opcheck_operands(test):
+    test = pytest.mark.parametrize(("draw", "optional"), [(dyadic, True), (dyadic, False), (int8, True)])(test)
+    return pytest.mark.parametrize("requires_grad", [True, False])(test)
+
+
+def direct_arguments(bits, weight, *, optional, requires_grad, groups=1):
+    """(bits, count, weight, packed, scale, bias) as torch.ops.tandem_cuda takes them."""
+    integers = weight.dtype == torch.int8
+    dtype = torch.float32 if integers else weight.dtype
+    scale = dyadic(len(weight), seed=4, dtype=dtype) if optional or integers else None
+    packed = ops.pack_weight(weight, groups) if optional else None
+    bias = dyadic(len(weight), seed=2, dtype=dtype).requires_grad_(requires_grad) if optional else None
+    count = ref.spike_count(bits, dtype).requires_grad_(requires_grad) if optional else None
+    return bits, count, weight.detach().requires_grad_(requires_grad and not integers), packed, scale, bias
 
 
 def opcheck_spiking(op, arguments):

@@ -4,74 +4,118 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+import torch.nn.functional as F
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact import (
+    ENGINES,
     FLOATS,
+    META,
     RATES,
     SEEDS,
     TIME_STEPS,
+    check_gradients,
     convolutions,
+    direct_arguments,
     dyadic,
+    every_gradient,
     every_path,
+    every_variant,
     everywhere,
     features_last,
     generator,
+    int8,
+    opcheck_operands,
     planes,
     same,
+    variants,
     views,
 )
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
+from test_count_linear import bad_operands
 
 
+@settings(max_examples=200)
 @given(
     case=convolutions(),
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
-    dtype=st.sampled_from(FLOATS),
+    variant=variants(),
     rate=st.sampled_from(RATES),
     bias=st.booleans(),
     seed=SEEDS,
 )
-def test_matches_reference(case, time_steps, dtype, rate, bias, seed):
+def test_matches_reference(case, time_steps, variant, rate, bias, seed):
     bits = planes(time_steps, *case["input"], seed=seed, rate=rate)
-    weight = dyadic(*case["weight"], seed=seed + 1, dtype=dtype)
-    b = dyadic(case["weight"][0], seed=seed + 2, dtype=dtype) if bias else None
-    want = ref.count_conv2d(bits, weight, b, **case["geometry"])
-    everywhere(want, ops.count_conv2d, bits, weight, b, **case["geometry"])
+    weight, scale = variant.operands(*case["weight"], seed=seed + 1)
+    b = dyadic(case["weight"][0], seed=seed + 2, dtype=variant.dtype) if bias else None
+    named = {"scale": scale, **case["geometry"]}
+    want = ref.count_conv2d(bits, weight, b, **named)
+    everywhere(want, ops.count_conv2d, bits, weight, b, **named, **variant.how(weight, named["groups"]))
 
 
+@every_variant
 @pytest.mark.parametrize("rate", [0.5, 1.0])
 @pytest.mark.parametrize("time_steps", [255, 256, 257, 300])
-def test_counts_beyond_a_byte(time_steps, rate):
+def test_counts_beyond_a_byte(time_steps, rate, variant):
     bits = planes(time_steps, 2, 9, 5, 4, seed=0, rate=rate)
-    weight = dyadic(19, 9, 3, 3, seed=1)
-    want = ref.count_conv2d(bits, weight, padding=1)
-    everywhere(want, ops.count_conv2d, bits, weight, padding=1)
+    weight, scale = variant.operands(19, 9, 3, 3, seed=1)
+    want = ref.count_conv2d(bits, weight, scale=scale, padding=1)
+    everywhere(want, ops.count_conv2d, bits, weight, scale=scale, padding=1, **variant.how(weight))
 
 
+# Sums of int8 weights about to overflow 16 bits or beyond that: taps that share a list of rows and taps that do not.
+NARROW_SUMS = pytest.mark.parametrize(
+    ("shape", "value", "groups"),
+    [
+        ((3, 1, 15, 17), -128, 1),
+        ((40, 1, 16, 16), -128, 1),
+        ((6, 1, 1, 257), 127, 6),
+        ((70, 30, 3, 3), -128, 1),
+        ((130, 64, 2, 2), -128, 1),
+        ((66, 130, 3, 1), -128, 2),
+    ],
+)
+
+
+@NARROW_SUMS
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_int8_sums_are_exact(shape, value, groups, rate):
+    bits = planes(3, 2, groups * shape[1], *shape[2:], seed=0, rate=rate)
+    weight = torch.full(shape, value, dtype=torch.int8)
+    sums = F.conv2d(ref.spike_count(bits, torch.float64), weight.double(), padding=1, groups=groups)
+    scale = torch.linspace(-1, 1, len(weight))
+    want = scale.view(-1, 1, 1) * sums.float()
+    for packed in (None, ops.pack_weight(weight, groups)):
+        everywhere(want, ops.count_conv2d, bits, weight, packed=packed, scale=scale, padding=1, groups=groups)
+
+
+@every_variant
 @pytest.mark.parametrize(("batch", "time_steps"), [(10, 8), (1, 264)])
-def test_large_images(batch, time_steps):
+def test_large_images(batch, time_steps, variant):
     """More than the kernels' scratch memory holds at once: several samples, or several binary digits of counts."""
     few = planes(time_steps, batch, 16, 8, 96, seed=0, rate=0.99)
     bits = few.repeat(1, 1, 1, 12, 1)
     assert time_steps == 8 or ref.spike_count(few).max() > 255
-    weight, bias = dyadic(5, 16, 3, 3, seed=1), dyadic(5, seed=2)
-    want = ref.count_conv2d(bits, weight, bias, padding=1)
-    everywhere(want, ops.count_conv2d, bits, weight, bias, padding=1)
+    weight, scale = variant.operands(5, 16, 3, 3, seed=1)
+    named = {"bias": dyadic(5, seed=2, dtype=variant.dtype), "scale": scale, "padding": 1}
+    want = ref.count_conv2d(bits, weight, **named)
+    everywhere(want, ops.count_conv2d, bits, weight, **named, **variant.how(weight))
 
 
+@pytest.mark.parametrize("engine", ["event", "dense"])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_inexact_weights(dtype):
-    """Close to the reference, and the same for any number of threads."""
+def test_inexact_weights(dtype, engine):
+    """Close to the reference; events also the same for any number of threads."""
     bits = planes(20, 3, 30, 19, 17, seed=0, rate=0.1)
     weight, bias = (torch.randn(s, generator=generator(1), dtype=dtype) / 17 for s in ((90, 30, 3, 3), (90,)))
     want = ref.count_conv2d(bits, weight, bias)
     results = {}
-    for path, got in every_path(ops.count_conv2d, bits, weight, bias):
+    for path, got in every_path(ops.count_conv2d, bits, weight, bias, engine=engine):
         torch.testing.assert_close(got, want)
-        same(got, results.setdefault(path.split(",")[0], got), path)
+        if engine == "event":
+            same(got, results.setdefault(path.split(",")[0], got), path)
 
 
 def test_ints_and_pairs():
@@ -81,26 +125,36 @@ def test_ints_and_pairs():
     same(ops.count_conv2d(bits, weight, None, [2, 2], torch.Size((1, 1)), (2, 2)), want)
 
 
-def test_image_without_pixels():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_image_without_pixels(engine):
     """Padding alone: the bias everywhere."""
     bits, weight, bias = torch.zeros(1, 2, 3, 0, 2, dtype=torch.uint8), dyadic(4, 3, 1, 2, seed=0), dyadic(4, seed=1)
     want = bias.view(1, 4, 1, 1).expand(2, 4, 2, 3)
-    everywhere(want, ops.count_conv2d, bits, weight, bias, padding=1)
+    everywhere(want, ops.count_conv2d, bits, weight, bias, padding=1, engine=engine)
 
 
-def test_any_strides():
-    bits, weight, bias = planes(9, 2, 6, 5, 4, seed=0), dyadic(10, 3, 3, 2, seed=1), dyadic(10, seed=2)
-    want = ref.count_conv2d(bits, weight, bias, groups=2)
+@every_variant
+def test_any_strides(variant):
+    bits, (weight, scale) = planes(9, 2, 6, 5, 4, seed=0), variant.operands(10, 3, 3, 2, seed=1)
+    bias = dyadic(10, seed=2, dtype=variant.dtype)
+
+    def want(bits=bits, weight=weight):
+        return ref.count_conv2d(bits, weight, bias, groups=2, scale=scale)
+
+    def got(bits=bits, weight=weight, bias=bias, scale=scale):
+        return ops.count_conv2d(bits, weight, bias, groups=2, scale=scale, **variant.how(weight, 2))
+
     for view in views(bits):
-        same(ops.count_conv2d(view, weight, bias, groups=2), want)
+        same(got(bits=view), want())
     for view in views(weight):
-        same(ops.count_conv2d(bits, view, bias, groups=2), want)
-    same(ops.count_conv2d(bits, weight, bias.repeat_interleave(3)[::3], groups=2), want)
+        same(got(weight=view), want())
+    same(got(bias=bias.repeat_interleave(3)[::3]), want())
+    same(got(scale=None if scale is None else scale.repeat_interleave(3)[::3]), want())
     for narrow in (weight[:1], weight[:, :1], weight[:, :, :1], weight[..., :1], weight[:1, :1, :1, :1]):
         expanded = narrow.expand_as(weight)
-        same(ops.count_conv2d(bits, expanded, bias, groups=2), ref.count_conv2d(bits, expanded, bias, groups=2))
+        same(got(weight=expanded), want(weight=expanded))
     few = bits[:, :, :1, :, :1].expand_as(bits)
-    same(ops.count_conv2d(few, weight, bias, groups=2), ref.count_conv2d(few, weight, bias, groups=2))
+    same(got(bits=few), want(bits=few))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -113,11 +167,15 @@ def test_weights_that_are_not_finite(value):
     want = ref.count_conv2d(bits, weight)
     weight[4, 3] = value
     want[1, 4, 2, 4] = value
-    everywhere(want, ops.count_conv2d, bits, weight)
+    everywhere(want, ops.count_conv2d, bits, weight, engine="event")
+    # A dense product multiplies them by zeros too.
+    everywhere(ref.count_conv2d(bits, weight), ops.count_conv2d, bits, weight, engine="dense")
 
 
-def test_features_lie_last():
-    assert features_last(ops.count_conv2d(planes(9, 2, 3, 5, 6, seed=0), dyadic(10, 3, 2, 2, seed=1)), 1)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_features_lie_last(engine):
+    bits, weight = planes(9, 2, 3, 5, 6, seed=0), dyadic(10, 3, 2, 2, seed=1)
+    assert features_last(ops.count_conv2d(bits, weight, engine=engine), 1)
 
 
 GEOMETRIES = (
@@ -127,25 +185,14 @@ GEOMETRIES = (
 )
 
 
-def gradients(op, bits, weight, bias, count, seed, geometry):
-    leaves = [x for x in (weight, bias, count) if x is not None]
-    out = op(bits, weight, bias, count=count, **geometry)
-    return torch.autograd.grad(out, leaves, torch.randn(out.shape, generator=generator(seed), dtype=out.dtype))
-
-
+@every_gradient
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("count", [True, False])
 @pytest.mark.parametrize("batch", [2, 0])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_gradients(bias, count, batch, geometry):
-    bits = planes(20, batch, 6, 9, 8, seed=0)
-    shape = (9, 6 // geometry.get("groups", 1), 3, 2)
-    weight = torch.randn(shape, generator=generator(1), dtype=torch.float64).requires_grad_()
-    b = dyadic(9, seed=2, dtype=torch.float64).requires_grad_() if bias else None
-    c = ref.spike_count(bits, torch.float64).requires_grad_() if count else None
-    got = gradients(ops.count_conv2d, bits, weight, b, c, 3, geometry)
-    want = gradients(ref.count_conv2d, bits, weight, b, c, 3, geometry)
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+def test_gradients(bias, count, batch, geometry, variant):
+    bits, shape = planes(20, batch, 6, 9, 8, seed=0), (9, 6 // geometry.get("groups", 1), 3, 2)
+    check_gradients("count_conv2d", bits, shape, variant, bias=bias, count=count, **geometry)
 
 
 @pytest.mark.parametrize("needed", ["weight", "bias", "count"])
@@ -162,30 +209,32 @@ def test_gradient_of_one_argument(needed):
     same(got, want)
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("scaled", [True, False])
+def test_gradcheck(scaled):
     bits = planes(9, 2, 3, 4, 3, seed=0)
     weight, bias = (dyadic(*s, seed=1, dtype=torch.float64).requires_grad_() for s in ((2, 3, 2, 2), (2,)))
-    assert torch.autograd.gradcheck(lambda w, b: ops.count_conv2d(bits, w, b, padding=1), (weight, bias))
+    named = {"scale": dyadic(2, seed=2, dtype=torch.float64) if scaled else None, "padding": 1}
+    assert torch.autograd.gradcheck(lambda w, b: ops.count_conv2d(bits, w, b, **named), (weight, bias))
 
 
-@pytest.mark.parametrize("optional", [True, False])
-@pytest.mark.parametrize("requires_grad", [True, False])
-@pytest.mark.parametrize("geometry", [([1, 1], [0, 0], [1, 1], 1), ([1, 2], [2, 0], [2, 1], 3)])
-@pytest.mark.parametrize("batch", [2, 0])
-def test_opcheck(batch, optional, requires_grad, geometry):
-    bits = planes(9, batch, 6, 5, 4, seed=0)
-    weight = dyadic(9, 6 // geometry[-1], 3, 2, seed=1).requires_grad_(requires_grad)
-    bias = dyadic(9, seed=2).requires_grad_(requires_grad) if optional else None
-    count = ref.spike_count(bits).requires_grad_(requires_grad) if optional else None
+SIMPLE, GROUPED = ([1, 1], [0, 0], [1, 1], 1), ([1, 2], [2, 0], [2, 1], 3)
+OPCHECK_GEOMETRIES = pytest.mark.parametrize(("batch", "geometry"), [(2, SIMPLE), (2, GROUPED), (0, GROUPED)])
+
+
+@opcheck_operands
+@OPCHECK_GEOMETRIES
+def test_opcheck(batch, draw, optional, requires_grad, geometry):
+    bits, weight = planes(9, batch, 6, 5, 4, seed=0), draw(9, 6 // geometry[-1], 3, 2, seed=1)
+    how = {"optional": optional, "requires_grad": requires_grad, "groups": geometry[-1]}
     op = torch.ops.tandem_cuda.count_conv2d.default
-    torch.library.opcheck(op, (bits, count, weight, bias, *geometry))
-    strided = weight.detach().mT.contiguous().mT.requires_grad_(requires_grad)
-    torch.library.opcheck(op, (bits.contiguous(), count, strided, bias, *geometry))
+    engine = "auto" if draw is int8 else "dense"
+    torch.library.opcheck(op, (*direct_arguments(bits, weight, **how), *geometry, engine))
+    strided = bits.contiguous(), weight.mT.contiguous().mT
+    torch.library.opcheck(op, (*direct_arguments(*strided, **how), *geometry, "event"))
 
 
 BITS = torch.zeros(2, 3, 4, 6, 5, dtype=torch.uint8)
 WEIGHT = torch.zeros(8, 4, 3, 2)
-META = torch.device("meta")
 
 # What is wrong with one argument: of all convolutional products.
 BAD_CONV2D = [
@@ -194,7 +243,7 @@ BAD_CONV2D = [
     ({"bits": BITS[:0]}, ValueError, r"bits must be .* at least one plane, got \[0, 3, 4, 6, 5\]"),
     ({"bits": BITS[0]}, ValueError, r"bits must be \[P, N, C, H, W\], got \[3, 4, 6, 5\]"),
     ({"weight": [1.0]}, TypeError, "weight must be a Tensor, got list"),
-    ({"weight": WEIGHT.half()}, TypeError, "weight must be float32 or float64, got torch.float16"),
+    ({"weight": WEIGHT.half()}, TypeError, "weight must be float32, float64 or int8, got torch.float16"),
     ({"weight": WEIGHT.to(META)}, ValueError, "weight must be on the device of bits, cpu, got meta"),
     ({"weight": WEIGHT[0]}, ValueError, r"weight must be \[O, C/groups, kH, kW\], got \[4, 3, 2\]"),
     ({"weight": WEIGHT[:, :3]}, ValueError, r"weight must be \[O, 4, kH, kW\] .*, got \[8, 3, 3, 2\]"),
@@ -230,6 +279,7 @@ BAD_CONV2D = [
     ({"groups": 1.0}, TypeError, "groups must be .*float"),
     ({"groups": "1"}, TypeError, "groups must be .*str"),
     ({"groups": None}, TypeError, "groups must be .*NoneType"),
+    *bad_operands(WEIGHT),
 ]
 
 

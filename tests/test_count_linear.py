@@ -4,78 +4,117 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact import (
     CHANNELS,
+    ENGINES,
     FLOATS,
+    META,
     RATES,
     SEEDS,
     TIME_STEPS,
+    check_gradients,
+    direct_arguments,
     dyadic,
+    every_gradient,
     every_path,
+    every_variant,
     everywhere,
     features_last,
     generator,
+    int8,
+    opcheck_operands,
     planes,
     same,
+    variants,
     views,
 )
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
 
 
+@settings(max_examples=200)
 @given(
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
     batch=st.lists(st.integers(0, 4), min_size=1, max_size=3),
     features=st.sampled_from(CHANNELS),
     outputs=st.sampled_from(CHANNELS),
-    dtype=st.sampled_from(FLOATS),
+    variant=variants(),
     rate=st.sampled_from(RATES),
     bias=st.booleans(),
     seed=SEEDS,
 )
-def test_matches_reference(time_steps, batch, features, outputs, dtype, rate, bias, seed):
+def test_matches_reference(time_steps, batch, features, outputs, variant, rate, bias, seed):
     bits = planes(time_steps, *batch, features, seed=seed, rate=rate)
-    weight = dyadic(outputs, features, seed=seed + 1, dtype=dtype)
-    b = dyadic(outputs, seed=seed + 2, dtype=dtype) if bias else None
-    everywhere(ref.count_linear(bits, weight, b), ops.count_linear, bits, weight, b)
+    weight, scale = variant.operands(outputs, features, seed=seed + 1)
+    b = dyadic(outputs, seed=seed + 2, dtype=variant.dtype) if bias else None
+    want = ref.count_linear(bits, weight, b, scale=scale)
+    everywhere(want, ops.count_linear, bits, weight, b, scale=scale, **variant.how(weight))
 
 
+@every_variant
 @pytest.mark.parametrize("rate", [0.5, 1.0])
 @pytest.mark.parametrize("time_steps", [255, 256, 257, 300, 600])
-def test_counts_beyond_a_byte(time_steps, rate):
+def test_counts_beyond_a_byte(time_steps, rate, variant):
     bits = planes(time_steps, 3, 67, seed=0, rate=rate)
-    weight = dyadic(19, 67, seed=1)
-    everywhere(ref.count_linear(bits, weight), ops.count_linear, bits, weight)
+    weight, scale = variant.operands(19, 67, seed=1)
+    want = ref.count_linear(bits, weight, scale=scale)
+    everywhere(want, ops.count_linear, bits, weight, scale=scale, **variant.how(weight))
 
 
+# Sums of int8 weights about to overflow 16 bits or beyond that, and too long ones for a float of 24 bits to count.
+NARROW_SUMS = pytest.mark.parametrize(
+    ("outputs", "features", "value"),
+    [(3, 255, -128), (40, 256, -128), (70, 257, 127), (130, 1000, -128), (2, 65537, -128), (33, 65537, 127)],
+)
+
+
+@NARROW_SUMS
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_int8_sums_are_exact(outputs, features, value, rate):
+    bits, weight = planes(3, 5, features, seed=0, rate=rate), torch.full((outputs, features), value, dtype=torch.int8)
+    scale, bias = torch.linspace(-1, 1, outputs), dyadic(outputs, seed=1)
+    want = scale * (ref.spike_count(bits, torch.int64) @ weight.long().t()).float() + bias
+    for packed in (None, ops.pack_weight(weight)):
+        everywhere(want, ops.count_linear, bits, weight, bias, packed=packed, scale=scale)
+
+
+@pytest.mark.parametrize("engine", ["event", "dense"])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_inexact_weights(dtype):
-    """Close to the reference, and the same for any number of threads."""
+def test_inexact_weights(dtype, engine):
+    """Close to the reference; events also the same for any number of threads."""
     bits = planes(20, 1001, 300, seed=0, rate=0.1)
     weight, bias = (torch.randn(s, generator=generator(1), dtype=dtype) / 17 for s in ((90, 300), (90,)))
     want = ref.count_linear(bits, weight, bias)
     results = {}
-    for path, got in every_path(ops.count_linear, bits, weight, bias):
+    for path, got in every_path(ops.count_linear, bits, weight, bias, engine=engine):
         torch.testing.assert_close(got, want)
-        same(got, results.setdefault(path.split(",")[0], got), path)
+        if engine == "event":
+            same(got, results.setdefault(path.split(",")[0], got), path)
 
 
-def test_any_strides():
-    bits, weight, bias = planes(9, 2, 3, 21, seed=0), dyadic(10, 21, seed=1), dyadic(10, seed=2)
-    want = ref.count_linear(bits, weight, bias)
+@every_variant
+def test_any_strides(variant):
+    bits, (weight, scale) = planes(9, 2, 3, 21, seed=0), variant.operands(10, 21, seed=1)
+    bias = dyadic(10, seed=2, dtype=variant.dtype)
+
+    def got(bits=bits, weight=weight, bias=bias, scale=scale):
+        return ops.count_linear(bits, weight, bias, scale=scale, **variant.how(weight))
+
+    want = ref.count_linear(bits, weight, bias, scale=scale)
     for view in views(bits):
-        same(ops.count_linear(view, weight, bias), want)
+        same(got(bits=view), want)
     for view in views(weight):
-        same(ops.count_linear(bits, view, bias), want)
-    same(ops.count_linear(bits, weight.t().contiguous().t(), bias), want)
-    same(ops.count_linear(bits, weight, bias.repeat_interleave(3)[::3]), want)
+        same(got(weight=view), want)
+    same(got(weight=weight.t().contiguous().t()), want)
+    same(got(bias=bias.repeat_interleave(3)[::3]), want)
+    same(got(scale=None if scale is None else scale.repeat_interleave(3)[::3]), want)
     for narrow in (weight[:1].expand(10, 21), weight[:, :1].expand(10, 21), weight[:1, :1].expand(10, 21)):
-        same(ops.count_linear(bits, narrow, bias[:1].expand(10)), ref.count_linear(bits, narrow, bias[:1].expand(10)))
-    few = bits[:1, :1]
-    same(ops.count_linear(few.expand(3, 4, 3, 21), weight), ref.count_linear(few.expand(3, 4, 3, 21), weight))
+        same(got(bits, narrow, bias[:1].expand(10)), ref.count_linear(bits, narrow, bias[:1].expand(10), scale=scale))
+    few = bits[:1, :1].expand(3, 4, 3, 21)
+    same(got(few), ref.count_linear(few, weight, bias, scale=scale))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -88,31 +127,22 @@ def test_weights_that_are_not_finite(value):
     want = ref.count_linear(bits, weight)
     weight[4, 5] = value
     want[3:, 4] = value
-    everywhere(want, ops.count_linear, bits, weight)
+    everywhere(want, ops.count_linear, bits, weight, engine="event")
+    # A dense product multiplies them by zeros too.
+    everywhere(ref.count_linear(bits, weight), ops.count_linear, bits, weight, engine="dense")
 
 
-def test_features_lie_last():
-    assert features_last(ops.count_linear(planes(9, 2, 3, 21, seed=0), dyadic(10, 21, seed=1)), 2)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_features_lie_last(engine):
+    assert features_last(ops.count_linear(planes(9, 2, 3, 21, seed=0), dyadic(10, 21, seed=1), engine=engine), 2)
 
 
-def gradients(op, bits, weight, bias, count, seed_grad):
-    leaves = [x for x in (weight, bias, count) if x is not None]
-    out = op(bits, weight, bias, count=count)
-    return torch.autograd.grad(out, leaves, seed_grad)
-
-
+@every_gradient
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("count", [True, False])
 @pytest.mark.parametrize("batch", [(3,), (3, 4), (0,)])
-def test_gradients(bias, count, batch):
-    bits = planes(20, *batch, 21, seed=0)
-    weight = torch.randn(10, 21, generator=generator(1), dtype=torch.float64).requires_grad_()
-    b = dyadic(10, seed=2, dtype=torch.float64).requires_grad_() if bias else None
-    c = ref.spike_count(bits, torch.float64).requires_grad_() if count else None
-    seed_grad = torch.randn(*batch, 10, generator=generator(3), dtype=torch.float64)
-    got = gradients(ops.count_linear, bits, weight, b, c, seed_grad)
-    want = gradients(ref.count_linear, bits, weight, b, c, seed_grad)
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+def test_gradients(bias, count, batch, variant):
+    check_gradients("count_linear", planes(20, *batch, 21, seed=0), (10, 21), variant, bias=bias, count=count)
 
 
 @pytest.mark.parametrize("needed", ["weight", "bias", "count"])
@@ -129,10 +159,12 @@ def test_gradient_of_one_argument(needed):
     same(got, want)
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("scaled", [True, False])
+def test_gradcheck(scaled):
     bits = planes(9, 3, 7, seed=0)
     weight, bias = (dyadic(*s, seed=1, dtype=torch.float64).requires_grad_() for s in ((4, 7), (4,)))
-    assert torch.autograd.gradcheck(lambda w, b: ops.count_linear(bits, w, b), (weight, bias))
+    scale = dyadic(4, seed=2, dtype=torch.float64) if scaled else None
+    assert torch.autograd.gradcheck(lambda w, b: ops.count_linear(bits, w, b, scale=scale), (weight, bias))
 
 
 def test_value_of_count_is_not_read():
@@ -140,22 +172,51 @@ def test_value_of_count_is_not_read():
     same(ops.count_linear(bits, weight, count=torch.full((3, 7), math.nan)), ref.count_linear(bits, weight))
 
 
-@pytest.mark.parametrize("optional", [True, False])
-@pytest.mark.parametrize("requires_grad", [True, False])
+@opcheck_operands
 @pytest.mark.parametrize("batch", [(2,), (0,), (2, 3)])
-def test_opcheck(batch, optional, requires_grad):
-    bits, weight = planes(9, *batch, 7, seed=0), dyadic(4, 7, seed=1).requires_grad_(requires_grad)
-    bias = dyadic(4, seed=2).requires_grad_(requires_grad) if optional else None
-    count = ref.spike_count(bits).requires_grad_(requires_grad) if optional else None
+def test_opcheck(draw, batch, optional, requires_grad):
+    bits, weight = planes(9, *batch, 7, seed=0), draw(4, 7, seed=1)
+    how = {"optional": optional, "requires_grad": requires_grad}
     op = torch.ops.tandem_cuda.count_linear.default
-    torch.library.opcheck(op, (bits, count, weight, bias))
-    strided = weight.detach().t().contiguous().t().requires_grad_(requires_grad)
-    torch.library.opcheck(op, (bits.mT.contiguous().mT, count, strided, bias))
+    torch.library.opcheck(op, (*direct_arguments(bits, weight, **how), "auto" if draw is int8 else "dense"))
+    strided = bits.mT.contiguous().mT, weight.t().contiguous().t()
+    torch.library.opcheck(op, (*direct_arguments(*strided, **how), "event"))
 
 
 BITS = torch.zeros(2, 4, 3, dtype=torch.uint8)
 WEIGHT = torch.zeros(5, 3)
-META = torch.device("meta")
+
+
+def bad_operands(weight):
+    """What is wrong with engine, scale or packed: of all products with this weight."""
+    n, scale, packed = len(weight), torch.ones(len(weight)), ops.pack_weight(weight)
+    int8 = {"weight": weight.to(torch.int8), "scale": scale}
+    float32, float64 = "torch.float32", "torch.float64"
+    wrong = "packed must be what pack_weight returns for this weight, "
+    return [
+        ({"engine": "fast"}, ValueError, "engine must be one of auto, event, dense, got 'fast'"),
+        ({"engine": None}, ValueError, "engine must be one of auto, event, dense, got None"),
+        ({**int8, "engine": "dense"}, ValueError, "engine 'dense' cannot serve int8 weights; engine 'event' .* does"),
+        ({**int8, "scale": None}, ValueError, "scale must be given with int8 weights"),
+        ({**int8, "scale": 1.0}, TypeError, "scale must be a Tensor, got float"),
+        ({**int8, "scale": scale.double()}, TypeError, f"scale must be float32 with int8 weights, got {float64}"),
+        ({**int8, "scale": scale.to(META)}, ValueError, "scale must be on the device of weight, cpu, got meta"),
+        ({**int8, "scale": scale[1:]}, ValueError, rf"scale must be \[{n}\], got \[{n - 1}\]"),
+        ({**int8, "bias": scale.double()}, TypeError, f"bias must have the dtype of scale, {float32}, got {float64}"),
+        ({**int8, "packed": packed}, ValueError, f"{wrong}torch.int16 .*, got {float32}"),
+        ({"scale": [1.0]}, TypeError, "scale must be a Tensor, got list"),
+        ({"scale": scale.double()}, TypeError, f"scale must have the dtype of weight, {float32}, got {float64}"),
+        ({"scale": scale.to(META)}, ValueError, "scale must be on the device of weight, cpu, got meta"),
+        ({"scale": scale[:, None]}, ValueError, rf"scale must be \[{n}\], got \[{n}, 1\]"),
+        ({"scale": torch.ones(n, requires_grad=True)}, ValueError, "scale has no gradient; detach it"),
+        ({"packed": [1.0]}, TypeError, "packed must be a Tensor, got list"),
+        ({"packed": packed.double()}, ValueError, f"{wrong}{float32} .*, got {float64}"),
+        ({"packed": packed[1:]}, ValueError, rf"{wrong}.*, got {float32} \[{len(packed) - 1}\]"),
+        ({"packed": packed[None]}, ValueError, rf"{wrong}.*, got {float32} \[1, {len(packed)}\]"),
+        ({"packed": ops.pack_weight(torch.cat([weight, weight], 1))}, ValueError, wrong),
+        ({"packed": packed.to(META)}, ValueError, "packed must be on the device of weight, cpu, got meta"),
+    ]
+
 
 # What is wrong with one argument: of all linear products.
 BAD_LINEAR = [
@@ -164,8 +225,8 @@ BAD_LINEAR = [
     ({"bits": BITS[:0]}, ValueError, r"bits must be .* at least one plane, got \[0, 4, 3\]"),
     ({"bits": BITS[0]}, ValueError, r"bits must be \[P, N, \.\.\., F\], got \[4, 3\]"),
     ({"weight": None}, TypeError, "weight must be a Tensor, got NoneType"),
-    ({"weight": WEIGHT.half()}, TypeError, "weight must be float32 or float64, got torch.float16"),
-    ({"weight": WEIGHT.int()}, TypeError, "weight must be float32 or float64, got torch.int32"),
+    ({"weight": WEIGHT.half()}, TypeError, "weight must be float32, float64 or int8, got torch.float16"),
+    ({"weight": WEIGHT.int()}, TypeError, "weight must be float32, float64 or int8, got torch.int32"),
     ({"weight": WEIGHT.to(META)}, ValueError, "weight must be on the device of bits, cpu, got meta"),
     ({"weight": WEIGHT[0]}, ValueError, r"weight must be \[O, 3\] .*, got \[3\]"),
     ({"weight": WEIGHT[..., None]}, ValueError, r"weight must be \[O, 3\] .*, got \[5, 3, 1\]"),
@@ -182,6 +243,7 @@ BAD_LINEAR = [
     ({"count": torch.zeros(2, 4, 3)}, ValueError, r"count must be \[4, 3\], got \[2, 4, 3\]"),
     ({"count": torch.zeros(4, 3).double()}, TypeError, "count must have the dtype of weight, torch.float32, got"),
     ({"count": torch.zeros(4, 3, device=META)}, ValueError, "count must be on the device of weight, cpu, got meta"),
+    *bad_operands(WEIGHT),
 ]
 
 

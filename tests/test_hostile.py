@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,24 +34,37 @@ def floats(*shape):
     return torch.zeros(1).expand(shape)
 
 
-def spiking_linear(b, w, steps=8, threshold=1.0, leak=1.0, count=None, bias=None, potential=None, want=True):
-    return OPS.spiking_linear(b, count, w, bias, potential, steps, threshold, leak, want, want)
+def operands(b, w, count=None, packed=None, scale=None, bias=None):
+    """What all products begin with."""
+    return b, count, w, packed, scale, bias
 
 
-def count_linear(b, w, count=None, bias=None):
-    return OPS.count_linear(b, count, w, bias)
+def spiking_linear(b, w, steps=8, threshold=1.0, leak=1.0, engine="auto", potential=None, want=True, **named):
+    return OPS.spiking_linear(*operands(b, w, **named), potential, steps, threshold, leak, engine, want, want)
+
+
+def count_linear(b, w, engine="auto", **named):
+    return OPS.count_linear(*operands(b, w, **named), engine)
 
 
 def spiking_conv2d(
-    b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, steps=8, count=None, bias=None, potential=None
+    b,
+    w,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    steps=8,
+    engine="auto",
+    potential=None,
+    **named,
 ):
-    return OPS.spiking_conv2d(
-        b, count, w, bias, potential, stride, padding, dilation, groups, steps, 1.0, 1.0, True, True
-    )
+    geometry = (stride, padding, dilation, groups)
+    return OPS.spiking_conv2d(*operands(b, w, **named), potential, *geometry, steps, 1.0, 1.0, engine, True, True)
 
 
-def count_conv2d(b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, count=None, bias=None):
-    return OPS.count_conv2d(b, count, w, bias, stride, padding, dilation, groups)
+def count_conv2d(b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, engine="auto", **named):
+    return OPS.count_conv2d(*operands(b, w, **named), stride, padding, dilation, groups, engine)
 
 
 def integrate_and_fire(
@@ -71,6 +85,10 @@ def count(b, dtype=torch.float32):
     return OPS.spike_count(b, dtype)
 
 
+def tandem_backward(grad, v, threshold=1.0, upper=1.0):
+    return OPS.tandem_count_backward(grad, v, threshold, upper)
+
+
 def tandem(b, v, steps=8, threshold=1.0, leak=1.0, upper=1.0):
     return OPS.tandem_count(b, v, steps, threshold, leak, upper)
 
@@ -83,6 +101,8 @@ FINE = r"\[.*\]"  # shapes of what was returned
 PIXEL, KERNEL = bits(1, 1, 1, 1, 1), floats(1, 1, 1, 1)
 ROW, MATRIX = bits(1, 2, 3), floats(4, 3)
 CURRENT = floats(2, 3)
+INT8 = torch.ones(4, 3, dtype=torch.int8)
+PACKED, PACKED_INT8 = OPS.pack_weight(torch.ones(4, 3), 1), OPS.pack_weight(INT8, 1)
 
 
 def product_cases(op, conv2d, linear):
@@ -165,6 +185,100 @@ def product_cases(op, conv2d, linear):
         f"{op}-linear-batch-overflows": (TOO_LARGE, lambda: linear(bits(1, 2**30, 2**31, 3), MATRIX)),
         f"{op}-linear-batch-overflows-empty": (".*", lambda: linear(bits(1, 0, 2**40, 2**40, 3), MATRIX)),
         f"{op}-linear-last-batch-empty": (".*", lambda: linear(bits(1, 2**40, 2**40, 0, 3), MATRIX)),
+    }
+
+
+def operand_cases(op, conv2d, linear):
+    """The same of scale, engine and packed weights, through which kernels would read past the end."""
+
+    def packed(wrong):
+        return "packed", lambda: linear(ROW, MATRIX, packed=wrong, engine="event")
+
+    def int8(**named):
+        return linear(ROW, INT8, **{"scale": torch.ones(4)} | named)
+
+    n = len(PACKED)
+    misaligned = torch.zeros(n + 1)[1:]
+    depthwise = bits(1, 1, 4, 1, 1), floats(4, 1, 1, 1)
+    return {
+        f"{op}-linear-packed-short": packed(PACKED[:-1]),
+        f"{op}-linear-packed-empty": packed(PACKED[:0]),
+        f"{op}-linear-packed-long": packed(torch.zeros(n + 1)),
+        f"{op}-linear-packed-huge": packed(floats(HUGE)),
+        f"{op}-linear-packed-2-dims": packed(PACKED[None]),
+        f"{op}-linear-packed-0-dims": packed(torch.zeros(())),
+        f"{op}-linear-packed-int8": packed(torch.zeros(n, dtype=torch.int8)),
+        f"{op}-linear-packed-float64": packed(PACKED.double()),
+        f"{op}-linear-packed-expanded": packed(floats(n)),
+        f"{op}-linear-packed-every-second": packed(torch.zeros(2 * n)[::2]),
+        f"{op}-linear-packed-misaligned": packed(misaligned),
+        f"{op}-linear-packed-of-int8": packed(PACKED_INT8),
+        f"{op}-linear-packed-of-other": packed(OPS.pack_weight(floats(4, 17), 1)),
+        f"{op}-linear-packed-fits": (FINE, packed(PACKED)[1]),
+        f"{op}-linear-int8-packed-short": ("packed", lambda: int8(packed=PACKED_INT8[:-1])),
+        f"{op}-linear-int8-packed-float": ("packed", lambda: int8(packed=PACKED)),
+        f"{op}-linear-int8-packed-fits": (FINE, lambda: int8(packed=PACKED_INT8)),
+        f"{op}-conv2d-packed-other-groups": (
+            "packed",
+            lambda: conv2d(*depthwise, groups=4, packed=OPS.pack_weight(depthwise[1], 1), engine="event"),
+        ),
+        f"{op}-linear-int8-no-scale": ("scale", lambda: int8(scale=None)),
+        f"{op}-linear-int8-scale-float64": ("scale", lambda: int8(scale=torch.ones(4).double())),
+        f"{op}-linear-int8-dense": ("engine dense cannot serve int8", lambda: int8(engine="dense")),
+        f"{op}-linear-int8-bias-float64": ("bias", lambda: int8(bias=torch.ones(4).double())),
+        f"{op}-linear-int8-features-huge": (TOO_LARGE, lambda: int8_of(linear, 1, HUGE)),
+        f"{op}-linear-int8-outputs-huge": (TOO_LARGE, lambda: int8_of(linear, HUGE, 1)),
+        f"{op}-linear-scale-short": ("scale", lambda: linear(ROW, MATRIX, scale=torch.ones(3))),
+        f"{op}-linear-scale-2-dims": ("scale", lambda: linear(ROW, MATRIX, scale=torch.ones(4, 1))),
+        f"{op}-linear-scale-float64": ("scale", lambda: linear(ROW, MATRIX, scale=torch.ones(4).double())),
+        f"{op}-conv2d-scale-huge": ("scale", lambda: conv2d(PIXEL, KERNEL, scale=floats(HUGE))),
+        f"{op}-linear-engine": ("engine", lambda: linear(ROW, MATRIX, engine="fast")),
+        f"{op}-conv2d-engine-empty": ("engine", lambda: conv2d(PIXEL, KERNEL, engine="")),
+    }
+
+
+def int8_of(linear, outputs, features):
+    weight = torch.zeros(1, dtype=torch.int8).expand(outputs, features)
+    return linear(bits(1, 1, features), weight, scale=floats(outputs))
+
+
+def dense(product):
+    return partial(product, engine="dense")
+
+
+def pack_weight_cases():
+    def pack(weight, groups=1):
+        return OPS.pack_weight(weight, groups)
+
+    def into(out):
+        return "out", lambda: OPS.pack_weight_out(MATRIX, 1, out)
+
+    return {
+        "out-short": into(PACKED[:-1]),
+        "out-empty": into(PACKED[:0]),
+        "out-float64": into(PACKED.double()),
+        "out-int8": into(PACKED.to(torch.int8)),
+        "out-2-dims": into(PACKED[None]),
+        "out-expanded": into(floats(len(PACKED))),
+        "out-every-second": into(torch.zeros(2 * len(PACKED))[::2]),
+        "out-misaligned": into(torch.zeros(len(PACKED) + 1)[1:]),
+        "1-dim": ("weight", lambda: pack(floats(3))),
+        "3-dims": ("weight", lambda: pack(floats(3, 3, 3))),
+        "0-dims": ("weight", lambda: pack(torch.zeros(()))),
+        "empty": ("weight", lambda: pack(floats(0, 3))),
+        "no-taps": ("weight", lambda: pack(floats(4, 3, 0, 1))),
+        "half": ("weight", lambda: pack(MATRIX.half())),
+        "uint8": ("weight", lambda: pack(bits(4, 3))),
+        "groups-0": ("groups", lambda: pack(KERNEL, 0)),
+        "groups-least": ("groups", lambda: pack(KERNEL, LEAST)),
+        "groups-most": ("groups", lambda: pack(KERNEL, MOST)),
+        "groups-odd": ("groups", lambda: pack(floats(4, 1, 1, 1), 3)),
+        "groups-linear": ("groups", lambda: pack(MATRIX, 2)),
+        "outputs-huge": (TOO_LARGE, lambda: pack(floats(HUGE, 1))),
+        "outputs-2^40": (TOO_LARGE, lambda: pack(floats(2**40, 1))),
+        "features-huge": (TOO_LARGE, lambda: pack(floats(1, HUGE))),
+        "taps-huge": (TOO_LARGE, lambda: pack(floats(1, 1, 2**31, 2**31))),
+        "groups-huge": (TOO_LARGE, lambda: pack(floats(2**59, 1, 1, 1), 2**59)),
     }
 
 
@@ -288,6 +402,17 @@ def train_cases():
         "tandem_count-upper": ("upper", lambda: tandem(ROW, floats(2, 3), upper=-1.0)),
         "tandem_count-upper-nan": ("upper", lambda: tandem(ROW, floats(2, 3), upper=NAN)),
         "tandem_count-neurons-huge": (TOO_LARGE, lambda: tandem(bits(1, HUGE), floats(HUGE))),
+        "tandem_count_backward-grad-size": ("grad", lambda: tandem_backward(floats(3, 2), floats(2, 3))),
+        "tandem_count_backward-grad-fewer": ("grad", lambda: tandem_backward(floats(2), floats(2, 3))),
+        "tandem_count_backward-grad-double": ("grad", lambda: tandem_backward(floats(2, 3).double(), floats(2, 3))),
+        "tandem_count_backward-v-half": ("pre_activation", lambda: tandem_backward(floats(3), floats(3).half())),
+        "tandem_count_backward-threshold": ("threshold", lambda: tandem_backward(floats(3), floats(3), threshold=0.0)),
+        "tandem_count_backward-threshold-nan": ("threshold", lambda: tandem_backward(floats(3), floats(3), NAN)),
+        "tandem_count_backward-upper": ("upper", lambda: tandem_backward(floats(3), floats(3), upper=0.0)),
+        "tandem_count_backward-upper-nan": ("upper", lambda: tandem_backward(floats(3), floats(3), upper=NAN)),
+        "tandem_count_backward-0-dims": (FINE, lambda: tandem_backward(torch.zeros(()), torch.zeros(()))),
+        "tandem_count_backward-empty": (FINE, lambda: tandem_backward(floats(0, HUGE), floats(0, HUGE))),
+        "tandem_count_backward-neurons-huge": (TOO_LARGE, lambda: tandem_backward(floats(HUGE), floats(HUGE))),
     }
 
 
@@ -303,12 +428,19 @@ def operator_of(name):
 CASES = {
     **product_cases("spiking", spiking_conv2d, spiking_linear),
     **product_cases("counting", count_conv2d, count_linear),
+    **product_cases("spiking-dense", dense(spiking_conv2d), dense(spiking_linear)),
+    **product_cases("counting-dense", dense(count_conv2d), dense(count_linear)),
+    **operand_cases("spiking", spiking_conv2d, spiking_linear),
+    **operand_cases("counting", count_conv2d, count_linear),
     **{f"spiking_linear-{k}": v for k, v in spiking_cases().items()},
     **{f"spiking_conv2d-{k}": v for k, v in spiking_conv2d_cases().items()},
     **{f"count_linear-{k}": v for k, v in counting_cases().items()},
     **{f"integrate_and_fire-{k}": v for k, v in integrate_and_fire_cases().items()},
+    **{f"pack_weight-{k}": v for k, v in pack_weight_cases().items()},
     **train_cases(),
 }
+for kind in ("spiking", "counting"):
+    del CASES[f"{kind}-dense-kernel-tall"]  # not too large: 2^32 multiplications, in 40 GiB
 ENDINGS = (TOO_LARGE, FINE, "RuntimeError: ", ".*")
 
 

@@ -86,6 +86,17 @@ def test_many_neurons(mode, bias, dtype):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("channels", [1, 63, 64, 65, 127, 128, 129, 300])
+def test_channels_and_blocks(mode, channels):
+    """Blocks of neurons start at any channel: the bias must be that channel's, and each element be written once."""
+    for time_steps in (5, 8, 20):
+        current = currents((3, channels, 5), mode, time_steps, torch.float32, channels)
+        bias = torch.randn(channels, generator=generator(1)) / 4
+        want = ref.integrate_and_fire(current, time_steps, bias, mode=mode)
+        everywhere(want, ops.integrate_and_fire, current, time_steps, bias, mode=mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_more_steps_than_a_byte_counts(mode):
     current = currents((2, 21), mode, 300, torch.float32, 0)
     want = ref.integrate_and_fire(current, 300, mode=mode, threshold=0.25)

@@ -1,6 +1,8 @@
-"""Tensors of more than 2^31 elements: no index is 32 bits wide. Slow, and in need of memory."""
+"""Tensors of more than 2^31 elements: no index is 32 bits wide; and what does not grow. Slow, and in need of memory."""
 
 import gc
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -129,38 +131,74 @@ def test_integrate_and_fire_series():
     assert potential[-1, -1] == 1
 
 
-def test_spiking_linear_inputs():
+def test_pack_weight():
+    needs(8)
+    weight = torch.zeros(2**17 + 1, 2**14, dtype=torch.int8)
+    weight[-1, -1], weight[0, 0] = 1, 2
+    packed = ops.pack_weight(weight)
+    assert weight.numel() > 2**31
+    assert total(packed) == 3
+    bits = torch.zeros(1, 2, 2**14, dtype=torch.uint8)
+    bits[0, 0, 0] = bits[0, 1, -1] = 1
+    scale = torch.ones(len(weight))
+    out, _, _ = ops.spiking_linear(bits, weight, packed=packed, scale=scale, time_steps=1, want_sum=False)
+    assert total(out) == 2
+    assert out[0, 0, 0] == out[0, 1, -1] == 1
+
+
+def test_int8_fan_in():
+    """Sums of more rows than 32 bits can add up are refused or right, not wrong."""
+    needs(4)
+    features = 2**24 + 1
+    bits, weight = torch.ones(1, 1, features, dtype=torch.uint8), torch.full((1, features), -128, dtype=torch.int8)
+    try:
+        v = ops.count_linear(bits, weight, scale=torch.ones(1))
+    except (RuntimeError, ValueError) as error:
+        assert "weight" in str(error)  # noqa: PT017
+    else:
+        assert v.item() == torch.tensor(-128.0 * features).item()
+
+
+every_engine = pytest.mark.parametrize("engine", ["event", "dense"])
+
+
+@every_engine
+def test_spiking_linear_inputs(engine):
     needs(8)
     weight = torch.zeros(1, WIDE)
     weight[0, SEEN] = torch.tensor([0.25, 0.75])
-    bits, total_current, _ = ops.spiking_linear(marked(), weight, time_steps=1, want_potential=False)
+    bits, total_current, _ = ops.spiking_linear(marked(), weight, time_steps=1, want_potential=False, engine=engine)
     assert torch.equal(bits[0, list(EDGES), 0], torch.ones(len(EDGES), dtype=torch.uint8))
     assert total(bits) == len(EDGES)
     assert torch.equal(total_current[list(EDGES), 0], torch.ones(len(EDGES)))
 
 
-def test_spiking_linear_outputs():
+@every_engine
+def test_spiking_linear_outputs(engine):
     needs(5)
     inputs = torch.zeros(1, ROWS, 1, dtype=torch.uint8)
     inputs[0, list(EDGES)] = 1
     weight = torch.zeros(WIDE, 1)
     weight[SEEN] = 1.0
-    bits, _, _ = ops.spiking_linear(inputs, weight, time_steps=1, want_sum=False, want_potential=False)
+    unwanted = {"want_sum": False, "want_potential": False}
+    bits, _, _ = ops.spiking_linear(inputs, weight, time_steps=1, **unwanted, engine=engine)
     assert bits.numel() > 2**31
     assert torch.equal(bits[0][edges()], torch.ones(len(EDGES), 2, dtype=torch.uint8))
     assert total(bits) == SPIKES
 
 
-def test_count_linear():
-    needs(12)
+@every_engine
+def test_count_linear(engine):
+    needs(14)
     weight = torch.zeros(1, WIDE)
     weight[0, SEEN] = torch.tensor([0.25, 0.75])
-    v = ops.count_linear(marked(value=0b1011), weight)
+    v = ops.count_linear(marked(value=0b1011), weight, engine=engine)
     assert torch.equal(v[list(EDGES), 0], torch.full((len(EDGES),), 3.0))
     assert v.sum() == 3 * len(EDGES)
 
 
-def test_spiking_conv2d_inputs():
+@every_engine
+def test_spiking_conv2d_inputs(engine):
     """[1, N, C, H, W] of more than 2^31 elements, channels last in memory as layers leave them."""
     needs(8)
     side = 8
@@ -172,12 +210,14 @@ def test_spiking_conv2d_inputs():
     weight = torch.zeros(1, WIDE, 2, 2)
     weight[0, -1, 1, 1] = 1.0
     weight[0, 0, 0, 0] = 1.0
-    out, _, _ = ops.spiking_conv2d(bits, weight, stride=2, time_steps=1, want_sum=False, want_potential=False)
+    unwanted = {"want_sum": False, "want_potential": False}
+    out, _, _ = ops.spiking_conv2d(bits, weight, stride=2, time_steps=1, **unwanted, engine=engine)
     assert total(out) == 2
     assert out[0, -1, 0, -1, -1] == out[0, 0, 0, 0, 0] == 1
 
 
-def test_spiking_conv2d_outputs():
+@every_engine
+def test_spiking_conv2d_outputs(engine):
     needs(6)
     side = 8
     batch = ROWS // side**2 + 1
@@ -185,12 +225,14 @@ def test_spiking_conv2d_outputs():
     bits[0, -1, 0, -1, -1] = 1
     weight = torch.zeros(WIDE, 1, 3, 3)
     weight[-1, 0, 1, 1] = 1.0
-    out, _, _ = ops.spiking_conv2d(bits, weight, padding=1, time_steps=1, want_sum=False, want_potential=False)
+    unwanted = {"want_sum": False, "want_potential": False}
+    out, _, _ = ops.spiking_conv2d(bits, weight, padding=1, time_steps=1, **unwanted, engine=engine)
     assert out.numel() > 2**31
     assert total(out) == out[0, -1, -1, -1, -1] == 1
 
 
-def test_one_large_image():
+@every_engine
+def test_one_large_image(engine):
     """What the kernels keep of a single image passes 2^32 bytes."""
     needs(12)
     side = 8192
@@ -202,8 +244,45 @@ def test_one_large_image():
             bits[..., rows, columns] = corner
     weight = torch.arange(9.0).view(1, 1, 3, 3)
     _, want, _ = ops.spiking_conv2d(corner.view(1, 1, 1, 4, 4), weight, time_steps=1)
-    _, got, _ = ops.spiking_conv2d(bits, weight, time_steps=1, want_potential=False)
+    _, got, _ = ops.spiking_conv2d(bits, weight, time_steps=1, want_potential=False, engine=engine)
     ends = (slice(0, 2), slice(-2, None))
     for rows in ends:
         for columns in ends:
             assert torch.equal(got[..., rows, columns], want), (rows, columns)
+
+
+CLEAR = Path("/proc/self/clear_refs")
+
+
+def status(key):
+    """A value of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key + ":"))
+
+
+def peak_extra(engine, byte, time_steps):
+    """Bytes that a product takes beside its arguments and results, at most."""
+    torch.set_num_threads(2)
+    bits = torch.full((time_steps // 8, 1, 64, 64, 64), byte, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+    weight = torch.ones(16, 64, 3, 3)
+    named = {"padding": 1, "want_sum": False, "want_potential": False, "engine": engine}
+    ops.spiking_conv2d(bits[:1], weight, **named, time_steps=8)  # what a first call loads is not counted
+    before = status("VmRSS")
+    CLEAR.write_text("5")  # resets the peak, VmHWM
+    out, _, _ = ops.spiking_conv2d(bits, weight, **named, time_steps=time_steps)
+    return status("VmHWM") - before - out.numel()
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="no way to measure the peak of a process's memory")
+@pytest.mark.parametrize("byte", [0, 255])
+@every_engine
+def test_memory_does_not_grow_with_time(engine, byte, monkeypatch):
+    # The allocator hands memory back at once: what was freed before the call is not taken for the call's.
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
+    peaks = []
+    for time_steps in (64, 640):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            peaks.append(pool.submit(peak_extra, engine, byte, time_steps).result())
+    assert peaks[1] < 1.1 * peaks[0] + 2**21
+    assert peaks[1] < 2**26

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tandem_cuda
-from exact import FLOATS, SEEDS, dyadic, every_path, generator, same, train
+from exact import ENGINES, FLOATS, SEEDS, dyadic, every_path, generator, same, train
 from tandem_cuda import IF, LIF, SpikeTrain
 from tandem_cuda import reference as ref
 
@@ -40,6 +40,7 @@ def networks(draw):
             "bias": draw(st.booleans()),
             "norm": draw(st.sampled_from((None, "batch"))),
             "neuron": draw(st.sampled_from(NEURONS)),
+            "engine": draw(st.sampled_from(ENGINES)),
         }
         layers.append(("TandemConv2d", (channels, outputs, kernel), named))
         if padding != "same":
@@ -53,6 +54,7 @@ def networks(draw):
             "bias": draw(st.booleans()),
             "norm": draw(st.sampled_from((None, "batch"))),
             "neuron": draw(st.sampled_from(NEURONS)),
+            "engine": draw(st.sampled_from(ENGINES)),
         }
         layers.append(("TandemLinear", (features, outputs), named))
         features = outputs
@@ -61,11 +63,13 @@ def networks(draw):
 
 def build(package, front, layers, dtype):
     """The network of one package: tandem_cuda or its reference."""
-    net = nn.Sequential(
-        *front,
-        *(nn.Flatten() if name == "Flatten" else getattr(package, name)(*args, **kw) for name, args, kw in layers),
-        package.Decode(),
-    )
+
+    def layer(name, args, named):
+        if package is ref:  # which has no engines
+            named = {key: value for key, value in named.items() if key != "engine"}
+        return nn.Flatten() if name == "Flatten" else getattr(package, name)(*args, **named)
+
+    net = nn.Sequential(*front, *(layer(*description) for description in layers), package.Decode())
     return net.to(dtype)
 
 

@@ -404,6 +404,39 @@ def test_linear_sum_gradients() -> None:
         assert torch.equal(got_grad, want_grad)
 
 
+def test_scale_of_integers() -> None:
+    """By hand: x[t] = scale * (weight * s[t]) + bias, the bias not scaled."""
+    bits = torch.tensor([[[0b011, 0b110]]], dtype=torch.uint8)  # [1, 0], [1, 1], [0, 1]
+    weight = torch.tensor([[100, -128], [3, 4]], dtype=torch.int8)
+    scale, bias = torch.tensor([0.5, -2.0]), torch.tensor([1.0, 0.5])
+    want = torch.tensor([[[51.0, -5.5]], [[-13.0, -13.5]], [[-63.0, -7.5]]])
+    _, total, potential = ref.spiking_linear(bits, weight, bias, scale=scale, time_steps=3, threshold=8.0)
+    assert torch.equal(total, want.sum(0))
+    assert torch.equal(potential, torch.tensor([[51.0 - 8 - 13 - 8 - 63, -26.5]]))
+    assert torch.equal(ref.count_linear(bits, weight, bias, scale=scale), torch.tensor([[-27.0, -27.5]]))
+    image = {"bits": bits[..., None, None], "weight": weight[..., None, None], "bias": bias, "scale": scale}
+    assert torch.equal(ref.spiking_conv2d(**image, time_steps=3)[1], total[..., None, None])
+    assert torch.equal(ref.count_conv2d(**image).flatten(), torch.tensor([-27.0, -27.5]))
+
+
+def test_gradients_of_scaled_sums() -> None:
+    """As if the weights were scaled; nothing flows to the scale."""
+    bits, scale = ref.pack_spikes(random_train(9, 2, 4, 5, 5)), dyadic(6, seed=1).requires_grad_()
+    leaves = [dyadic(6, 4, 3, 3, seed=2), dyadic(6, seed=3), ref.spike_count(bits, torch.float64)]
+    weight, bias, count = (x.requires_grad_() for x in leaves)
+    scaled = scale.detach().reshape(-1, 1, 1, 1) * weight
+    for op, named in ((ref.spiking_conv2d, {"time_steps": 9}), (ref.count_conv2d, {})):
+        results = (
+            op(bits, weight, bias, count=count, scale=scale, **named),
+            op(bits, scaled, bias, count=count, **named),
+        )
+        got, want = (x[1] if isinstance(x, tuple) else x for x in results)
+        assert torch.equal(got, want)
+        grads = [torch.autograd.grad(x.square().sum(), [weight, bias, count], retain_graph=True) for x in (got, want)]
+        assert all(torch.equal(g, w) for g, w in zip(*grads, strict=True))
+        assert torch.autograd.grad(got.sum(), scale, allow_unused=True) == (None,)
+
+
 # --- layers ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,40 +4,50 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+import torch.nn.functional as F
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact import (
+    ENGINES,
     FLOATS,
     LEAKS,
     RATES,
     SEEDS,
     THRESHOLDS,
     TIME_STEPS,
+    check_gradients,
     convolutions,
+    direct_arguments,
     dyadic,
+    every_gradient,
     every_path,
+    every_variant,
     everywhere,
     features_last,
     firing_rate,
     generator,
+    int8,
+    opcheck_operands,
     opcheck_spiking,
     out_shape,
     planes,
     same,
     train,
+    variants,
     views,
 )
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
-from test_count_conv2d import BAD_CONV2D, BITS, GEOMETRIES, WEIGHT
+from test_count_conv2d import BAD_CONV2D, BITS, GEOMETRIES, NARROW_SUMS, OPCHECK_GEOMETRIES, WEIGHT
 from test_spiking_linear import BAD_NEURONS
 
 
+@settings(max_examples=200)
 @given(
     case=convolutions(),
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
-    dtype=st.sampled_from(FLOATS),
+    variant=variants(),
     rate=st.sampled_from(RATES),
     threshold=st.sampled_from(THRESHOLDS),
     leak=st.sampled_from(LEAKS),
@@ -46,12 +56,13 @@ from test_spiking_linear import BAD_NEURONS
     wanted=st.tuples(st.booleans(), st.booleans()),
     seed=SEEDS,
 )
-def test_matches_reference(case, time_steps, dtype, rate, threshold, leak, bias, potential, wanted, seed):
+def test_matches_reference(case, time_steps, variant, rate, threshold, leak, bias, potential, wanted, seed):
     bits = planes(time_steps, *case["input"], seed=seed, rate=rate)
-    weight = dyadic(*case["weight"], seed=seed + 1, dtype=dtype)
+    weight, scale = variant.operands(*case["weight"], seed=seed + 1)
     arguments = {
-        "bias": dyadic(case["weight"][0], seed=seed + 2, dtype=dtype) if bias else None,
-        "potential": dyadic(*out_shape(case), seed=seed + 3, span=2, dtype=dtype) if potential else None,
+        "scale": scale,
+        "bias": dyadic(case["weight"][0], seed=seed + 2, dtype=variant.dtype) if bias else None,
+        "potential": dyadic(*out_shape(case), seed=seed + 3, span=2, dtype=variant.dtype) if potential else None,
         **case["geometry"],
         "time_steps": time_steps,
         "threshold": threshold,
@@ -60,42 +71,88 @@ def test_matches_reference(case, time_steps, dtype, rate, threshold, leak, bias,
         "want_potential": wanted[1],
     }
     want = ref.spiking_conv2d(bits, weight, **arguments)
-    everywhere(want, ops.spiking_conv2d, bits, weight, **arguments)
+    everywhere(want, ops.spiking_conv2d, bits, weight, **arguments, **variant.how(weight, arguments["groups"]))
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@every_variant
 @pytest.mark.parametrize(
     ("channels", "outputs", "groups"), [(3, 70, 1), (64, 40, 1), (65, 130, 1), (130, 20, 1), (48, 96, 48), (128, 32, 2)]
 )
 @pytest.mark.parametrize("shape", [(2, 9, 7), (3, 19, 17)])
-def test_larger(channels, outputs, groups, shape, dtype):
+def test_larger(channels, outputs, groups, shape, variant):
     """Several tiles for every thread; channels at and beside the borders of words and blocks."""
     bits = planes(11, shape[0], channels, *shape[1:], seed=0, rate=0.1)
-    weight = dyadic(outputs, channels // groups, 3, 3, seed=1, dtype=dtype) / 2
-    bias = dyadic(outputs, seed=2, dtype=dtype) / 8
-    arguments = {"padding": 1, "groups": groups, "time_steps": 11}
+    weight, scale = variant.operands(outputs, channels // groups, 3, 3, seed=1)
+    bias = dyadic(outputs, seed=2, dtype=variant.dtype) / 8
+    arguments = {"scale": scale, "padding": 1, "groups": groups, "time_steps": 11}
     want = ref.spiking_conv2d(bits, weight, bias, **arguments)
     assert 0.03 < firing_rate(want[0], 11) < 0.8
-    everywhere(want, ops.spiking_conv2d, bits, weight, bias, **arguments)
+    everywhere(want, ops.spiking_conv2d, bits, weight, bias, **arguments, **variant.how(weight, groups))
 
 
+@NARROW_SUMS
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_int8_sums_are_exact(shape, value, groups, rate):
+    bits = planes(3, 2, groups * shape[1], *shape[2:], seed=0, rate=rate)
+    weight = torch.full(shape, value, dtype=torch.int8)
+    geometry = {"padding": 1, "groups": groups}
+    steps = [F.conv2d(s, weight.double(), **geometry).float() for s in ref.unpack_spikes(bits, 3, torch.float64)]
+    scale = torch.linspace(-1, 1, len(weight))
+    want = ref.integrate_and_fire(scale.view(-1, 1, 1) * torch.stack(steps), 3, mode="series", threshold=1000)
+    named = {"scale": scale, "time_steps": 3, "threshold": 1000, **geometry}
+    for packed in (None, ops.pack_weight(weight, groups)):
+        everywhere(want, ops.spiking_conv2d, bits, weight, packed=packed, **named)
+
+
+@every_variant
 @pytest.mark.parametrize(("batch", "time_steps"), [(10, 8), (2, 44)])
 @pytest.mark.parametrize("wanted", [True, False])
 @pytest.mark.parametrize("potential", [True, False])
-def test_large_images(batch, time_steps, wanted, potential):
+def test_large_images(batch, time_steps, wanted, potential, variant):
     """More than the kernels' scratch memory holds at once: several samples, or several planes of one."""
     bits = planes(time_steps, batch, 16, 8, 64, seed=0, rate=0.1).repeat(1, 1, 1, 8, 1)
-    weight, bias = dyadic(5, 16, 3, 3, seed=1), dyadic(5, seed=2) / 8
+    weight, scale = variant.operands(5, 16, 3, 3, seed=1)
     arguments = {
+        "scale": scale,
+        "bias": dyadic(5, seed=2, dtype=variant.dtype) / 8,
         "padding": 1,
         "time_steps": time_steps,
         "leak": 0.75,
-        "potential": dyadic(batch, 5, 64, 64, seed=3, span=2) if potential else None,
+        "potential": dyadic(batch, 5, 64, 64, seed=3, span=2, dtype=variant.dtype) if potential else None,
         "want_sum": wanted,
         "want_potential": wanted,
     }
-    want = ref.spiking_conv2d(bits, weight, bias, **arguments)
-    everywhere(want, ops.spiking_conv2d, bits, weight, bias, **arguments)
+    want = ref.spiking_conv2d(bits, weight, **arguments)
+    everywhere(want, ops.spiking_conv2d, bits, weight, **arguments, **variant.how(weight))
+
+
+@every_variant
+@pytest.mark.parametrize("byte", [0, 255])
+def test_all_or_nothing_spikes(byte, variant):
+    """With the count product: what makes the lists of spikes longest and shortest."""
+    bits = torch.full((3, 2, 130, 9, 7), byte, dtype=torch.uint8)
+    weight, scale = variant.operands(40, 130, 3, 3, seed=1)
+    named, how = {"scale": scale, "padding": 1}, variant.how(weight)
+    want = ref.spiking_conv2d(bits, weight, **named, time_steps=24)
+    everywhere(want, ops.spiking_conv2d, bits, weight, **named, **how, time_steps=24)
+    everywhere(ref.count_conv2d(bits, weight, **named), ops.count_conv2d, bits, weight, **named, **how)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("potential", [True, False])
+def test_dense_passes(wanted, potential):
+    """More than the dense engine unpacks at once: it carries potentials and sums from pass to pass."""
+    bits, weight = planes(44, 2, 8, 64, 128, seed=0), dyadic(24, 8, 1, 1, seed=1)
+    arguments = {
+        "bias": dyadic(24, seed=2) / 8,
+        "time_steps": 44,
+        "leak": 0.75,
+        "potential": dyadic(2, 24, 64, 128, seed=3, span=2) if potential else None,
+        "want_sum": wanted,
+        "want_potential": wanted,
+    }
+    want = ref.spiking_conv2d(bits, weight, **arguments)
+    everywhere(want, ops.spiking_conv2d, bits, weight, **arguments, engine="dense")
 
 
 def test_high_definition():
@@ -122,42 +179,52 @@ def test_more_steps_than_a_byte_counts():
     everywhere(want, ops.spiking_conv2d, bits, weight, padding=1, time_steps=300)
 
 
+@pytest.mark.parametrize("engine", ["event", "dense"])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_inexact_weights(dtype):
-    """Close to the reference, and the same for any number of threads."""
+def test_inexact_weights(dtype, engine):
+    """Close to the reference; events also the same for any number of threads."""
     bits = planes(12, 2, 30, 12, 11, seed=0, rate=0.1)
     weight, bias = (torch.randn(s, generator=generator(1), dtype=dtype) / 10 for s in ((90, 30, 3, 3), (90,)))
     want_bits, want_total, _ = ref.spiking_conv2d(bits, weight, bias, time_steps=12)
     assert 0.05 < firing_rate(want_bits, 12) < 0.8
     results = {}
-    for path, got in every_path(ops.spiking_conv2d, bits, weight, bias, time_steps=12):
+    for path, got in every_path(ops.spiking_conv2d, bits, weight, bias, time_steps=12, engine=engine):
         torch.testing.assert_close(got[1], want_total)
         assert (got[0] != want_bits).float().mean() < 1e-3, path
-        same(got, results.setdefault(path.split(",")[0], got), path)
+        if engine == "event":
+            same(got, results.setdefault(path.split(",")[0], got), path)
 
 
-def test_image_without_pixels():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_image_without_pixels(engine):
     """Padding alone: the bias drives the neurons."""
     bits, weight, bias = torch.zeros(1, 2, 3, 0, 2, dtype=torch.uint8), dyadic(4, 3, 1, 2, seed=0), dyadic(4, seed=1)
     want = ref.integrate_and_fire(bias.view(1, 4, 1, 1).expand(2, 4, 2, 3), 8)
-    everywhere(want, ops.spiking_conv2d, bits, weight, bias, padding=1, time_steps=8)
+    everywhere(want, ops.spiking_conv2d, bits, weight, bias, padding=1, time_steps=8, engine=engine)
 
 
-def test_any_strides():
-    bits, weight = planes(9, 2, 6, 5, 4, seed=0), dyadic(10, 3, 3, 2, seed=1)
-    bias, potential = dyadic(10, seed=2), dyadic(2, 10, 3, 3, seed=3)
+@every_variant
+def test_any_strides(variant):
+    bits, (weight, scale) = planes(9, 2, 6, 5, 4, seed=0), variant.operands(10, 3, 3, 2, seed=1)
+    bias, potential = (dyadic(*s, seed=2, dtype=variant.dtype) for s in ((10,), (2, 10, 3, 3)))
     named = {"groups": 2, "time_steps": 9}
-    want = ref.spiking_conv2d(bits, weight, bias, potential=potential, **named)
+
+    def got(bits=bits, weight=weight, bias=bias, potential=potential, scale=scale):
+        how = variant.how(weight, 2)
+        return ops.spiking_conv2d(bits, weight, bias, potential=potential, scale=scale, **named, **how)
+
+    want = ref.spiking_conv2d(bits, weight, bias, potential=potential, scale=scale, **named)
     for view in views(bits):
-        same(ops.spiking_conv2d(view, weight, bias, potential=potential, **named), want)
+        same(got(bits=view), want)
     for view in views(weight):
-        same(ops.spiking_conv2d(bits, view, bias, potential=potential, **named), want)
+        same(got(weight=view), want)
     for view in views(potential):
-        same(ops.spiking_conv2d(bits, weight, bias, potential=view, **named), want)
-    same(ops.spiking_conv2d(bits, weight, bias.repeat_interleave(3)[::3], potential=potential, **named), want)
+        same(got(potential=view), want)
+    same(got(bias=bias.repeat_interleave(3)[::3]), want)
+    same(got(scale=None if scale is None else scale.repeat_interleave(3)[::3]), want)
     narrow = (weight[:, :, :1, :1].expand_as(weight), bias[:1].expand(10))
-    named["potential"] = potential[:1, :, :1, :1].expand_as(potential)
-    same(ops.spiking_conv2d(bits, *narrow, **named), ref.spiking_conv2d(bits, *narrow, **named))
+    level = potential[:1, :, :1, :1].expand_as(potential)
+    same(got(bits, *narrow, level), ref.spiking_conv2d(bits, *narrow, potential=level, scale=scale, **named))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -175,22 +242,29 @@ def test_weights_that_are_not_finite(value):
     want_total[1, 7, 2, 4] = want_potential[1, 7, 2, 4] = value
     weight[7, 3] = value
     want = (ref.pack_spikes(dense), want_total, want_potential)
-    everywhere(want, ops.spiking_conv2d, bits, weight, time_steps=11)
+    everywhere(want, ops.spiking_conv2d, bits, weight, time_steps=11, engine="event")
+    # A dense product multiplies them by zeros too.
+    everywhere(
+        ref.spiking_conv2d(bits, weight, time_steps=11), ops.spiking_conv2d, bits, weight, time_steps=11, engine="dense"
+    )
 
 
 @given(
     cuts=st.lists(st.integers(1, 20), min_size=1, max_size=4),
     multiples=st.booleans(),
     leak=st.sampled_from(LEAKS),
+    variant=variants(),
     seed=SEEDS,
 )
-def test_streaming(cuts, multiples, leak, seed):
+def test_streaming(cuts, multiples, leak, variant, seed):
     """In pieces, each with the potential that the last one returned, a train is what it is in one."""
     cuts = [8 * c for c in cuts] if multiples else cuts
     time_steps = sum(cuts)
     spikes = train(time_steps, 2, 4, 5, 5, seed=seed)
-    weight, bias = dyadic(6, 2, 3, 3, seed=seed + 1), dyadic(6, seed=seed + 2) / 4
-    named = {"stride": 2, "padding": 1, "groups": 2, "leak": leak}
+    weight, _ = variant.operands(6, 2, 3, 3, seed=seed + 1)
+    bias, scale = (dyadic(6, seed=seed + i, dtype=variant.dtype) / 4 for i in (2, 3))  # their sums are exact
+    named = {"stride": 2, "padding": 1, "groups": 2, "leak": leak, "scale": scale if variant.scaled else None}
+    named |= variant.how(weight, 2)
     whole, total, final = ops.spiking_conv2d(ref.pack_spikes(spikes), weight, bias, time_steps=time_steps, **named)
     pieces, totals, potential, start = [], [], None, 0
     for steps in cuts:
@@ -208,10 +282,11 @@ def test_streaming(cuts, multiples, leak, seed):
     same(sum(totals), total)
 
 
-def test_outputs():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_outputs(engine):
     bits, weight = planes(9, 2, 3, 5, 6, seed=0), dyadic(10, 3, 2, 2, seed=1)
     copies = bits.clone(), weight.clone()
-    out = ops.spiking_conv2d(bits, weight, time_steps=9)
+    out = ops.spiking_conv2d(bits, weight, time_steps=9, engine=engine)
     same((bits, weight), copies)
     assert features_last(out[0], 2)
     assert features_last(out[1], 1)
@@ -226,25 +301,14 @@ def test_unwanted_outputs():
     assert total.untyped_storage()._cdata != potential.untyped_storage()._cdata
 
 
-def gradients(op, bits, weight, bias, count, seed, geometry):
-    leaves = [x for x in (weight, bias, count) if x is not None]
-    _, total, _ = op(bits, weight, bias, count=count, time_steps=20, **geometry)
-    return torch.autograd.grad(total, leaves, torch.randn(total.shape, generator=generator(seed), dtype=total.dtype))
-
-
+@every_gradient
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("count", [True, False])
 @pytest.mark.parametrize("batch", [2, 0])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_gradients(bias, count, batch, geometry):
-    bits = planes(20, batch, 6, 9, 8, seed=0)
-    shape = (9, 6 // geometry.get("groups", 1), 3, 2)
-    weight = torch.randn(shape, generator=generator(1), dtype=torch.float64).requires_grad_()
-    b = dyadic(9, seed=2, dtype=torch.float64).requires_grad_() if bias else None
-    c = ref.spike_count(bits, torch.float64).requires_grad_() if count else None
-    got = gradients(ops.spiking_conv2d, bits, weight, b, c, 3, geometry)
-    want = gradients(ref.spiking_conv2d, bits, weight, b, c, 3, geometry)
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+def test_gradients(bias, count, batch, geometry, variant):
+    bits, shape = planes(20, batch, 6, 9, 8, seed=0), (9, 6 // geometry.get("groups", 1), 3, 2)
+    check_gradients("spiking_conv2d", bits, shape, variant, bias=bias, count=count, time_steps=20, **geometry)
 
 
 @pytest.mark.parametrize("needed", ["weight", "bias", "count"])
@@ -261,10 +325,12 @@ def test_gradient_of_one_argument(needed):
     same(got, want)
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("scaled", [True, False])
+def test_gradcheck(scaled):
     bits = planes(9, 2, 3, 4, 3, seed=0)
     weight, bias = (dyadic(*s, seed=1, dtype=torch.float64).requires_grad_() for s in ((2, 3, 2, 2), (2,)))
-    assert torch.autograd.gradcheck(lambda w, b: ops.spiking_conv2d(bits, w, b, time_steps=9)[1], (weight, bias))
+    named = {"scale": dyadic(2, seed=2, dtype=torch.float64) if scaled else None, "time_steps": 9}
+    assert torch.autograd.gradcheck(lambda w, b: ops.spiking_conv2d(bits, w, b, **named)[1], (weight, bias))
 
 
 @pytest.mark.parametrize("want_sum", [True, False])
@@ -275,23 +341,19 @@ def test_only_the_sum_has_a_gradient(want_sum):
     assert [x.requires_grad for x in out] == [False, want_sum, False]
 
 
-@pytest.mark.parametrize("optional", [True, False])
-@pytest.mark.parametrize("requires_grad", [True, False])
-@pytest.mark.parametrize("geometry", [([1, 1], [0, 0], [1, 1], 1), ([1, 2], [2, 0], [2, 1], 3)])
-@pytest.mark.parametrize("batch", [2, 0])
-def test_opcheck(batch, optional, requires_grad, geometry):
-    bits = planes(9, batch, 6, 5, 4, seed=0)
-    weight = dyadic(9, 6 // geometry[-1], 3, 2, seed=1).requires_grad_(requires_grad)
-    bias = dyadic(9, seed=2).requires_grad_(requires_grad) if optional else None
-    count = ref.spike_count(bits).requires_grad_(requires_grad) if optional else None
+@opcheck_operands
+@OPCHECK_GEOMETRIES
+def test_opcheck(batch, draw, optional, requires_grad, geometry):
+    bits, weight = planes(9, batch, 6, 5, 4, seed=0), draw(9, 6 // geometry[-1], 3, 2, seed=1)
+    how = {"optional": optional, "requires_grad": requires_grad, "groups": geometry[-1]}
+    first = direct_arguments(bits, weight, **how)
+    second = direct_arguments(bits.contiguous(), weight.mT.contiguous().mT, **how)
+    out = ref.count_conv2d(bits, weight.float(), None, *geometry)
+    after = (dyadic(*out.shape, seed=3) if optional else None, *geometry, 9, 1.0, 0.5)
     op = torch.ops.tandem_cuda.spiking_conv2d.default
-    neuron = (9, 1.0, 0.5)
-    out = op(bits, None, weight.detach(), None, None, *geometry, *neuron, True, False)[1]
-    potential = dyadic(*out.shape, seed=3) if optional else None
-    opcheck_spiking(op, (bits, count, weight, bias, potential, *geometry, *neuron, True, optional))
-    strided = weight.detach().mT.contiguous().mT.requires_grad_(requires_grad)
-    opcheck_spiking(op, (bits.contiguous(), count, strided, bias, potential, *geometry, *neuron, optional, True))
-    opcheck_spiking(op, (bits, count, weight, bias, potential, *geometry, *neuron, False, False))
+    opcheck_spiking(op, (*first, *after, "event", True, optional))
+    opcheck_spiking(op, (*second, *after, "auto", optional, True))
+    opcheck_spiking(op, (*first, *after, "auto" if draw is int8 else "dense", False, False))
 
 
 BAD_POTENTIAL = [

@@ -4,40 +4,49 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact import (
     CHANNELS,
+    ENGINES,
     FLOATS,
     LEAKS,
     RATES,
     SEEDS,
     THRESHOLDS,
     TIME_STEPS,
+    check_gradients,
+    direct_arguments,
     dyadic,
+    every_gradient,
     every_path,
+    every_variant,
     everywhere,
     features_last,
     firing_rate,
     generator,
+    int8,
+    opcheck_operands,
     opcheck_spiking,
     planes,
     same,
     train,
+    variants,
     views,
 )
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
-from test_count_linear import BAD_LINEAR, BITS, WEIGHT
+from test_count_linear import BAD_LINEAR, BITS, NARROW_SUMS, WEIGHT
 
 
+@settings(max_examples=200)
 @given(
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
     batch=st.lists(st.integers(0, 4), min_size=1, max_size=3),
     features=st.sampled_from(CHANNELS),
     outputs=st.sampled_from(CHANNELS),
-    dtype=st.sampled_from(FLOATS),
+    variant=variants(),
     rate=st.sampled_from(RATES),
     threshold=st.sampled_from(THRESHOLDS),
     leak=st.sampled_from(LEAKS),
@@ -47,13 +56,14 @@ from test_count_linear import BAD_LINEAR, BITS, WEIGHT
     seed=SEEDS,
 )
 def test_matches_reference(
-    time_steps, batch, features, outputs, dtype, rate, threshold, leak, bias, potential, wanted, seed
+    time_steps, batch, features, outputs, variant, rate, threshold, leak, bias, potential, wanted, seed
 ):
     bits = planes(time_steps, *batch, features, seed=seed, rate=rate)
-    weight = dyadic(outputs, features, seed=seed + 1, dtype=dtype)
+    weight, scale = variant.operands(outputs, features, seed=seed + 1)
     arguments = {
-        "bias": dyadic(outputs, seed=seed + 2, dtype=dtype) if bias else None,
-        "potential": dyadic(*batch, outputs, seed=seed + 3, span=2, dtype=dtype) if potential else None,
+        "scale": scale,
+        "bias": dyadic(outputs, seed=seed + 2, dtype=variant.dtype) if bias else None,
+        "potential": dyadic(*batch, outputs, seed=seed + 3, span=2, dtype=variant.dtype) if potential else None,
         "time_steps": time_steps,
         "threshold": threshold,
         "leak": leak,
@@ -61,18 +71,31 @@ def test_matches_reference(
         "want_potential": wanted[1],
     }
     want = ref.spiking_linear(bits, weight, **arguments)
-    everywhere(want, ops.spiking_linear, bits, weight, **arguments)
+    everywhere(want, ops.spiking_linear, bits, weight, **variant.how(weight), **arguments)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@every_variant
 @pytest.mark.parametrize(("time_steps", "batch"), [(8, 67), (13, 1001), (300, 67)])
-def test_larger(time_steps, batch, dtype):
+def test_larger(time_steps, batch, variant):
     """Several tiles for every thread, and counts that exceed a byte."""
     bits = planes(time_steps, batch, 130, seed=0, rate=0.1)
-    weight, bias = dyadic(70, 130, seed=1, dtype=dtype), dyadic(70, seed=2, dtype=dtype) / 8
-    want = ref.spiking_linear(bits, weight, bias, time_steps=time_steps)
+    weight, scale = variant.operands(70, 130, seed=1)
+    arguments = {"bias": dyadic(70, seed=2, dtype=variant.dtype) / 8, "scale": scale, "time_steps": time_steps}
+    want = ref.spiking_linear(bits, weight, **arguments)
     assert 0.05 < firing_rate(want[0], time_steps) < 0.8
-    everywhere(want, ops.spiking_linear, bits, weight, bias, time_steps=time_steps)
+    everywhere(want, ops.spiking_linear, bits, weight, **variant.how(weight), **arguments)
+
+
+@NARROW_SUMS
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_int8_sums_are_exact(outputs, features, value, rate):
+    bits, weight = planes(3, 5, features, seed=0, rate=rate), torch.full((outputs, features), value, dtype=torch.int8)
+    scale, bias = torch.linspace(-1, 1, outputs), dyadic(outputs, seed=1)
+    series = scale * (ref.unpack_spikes(bits, 3, torch.int64) @ weight.long().t()).float() + bias
+    want = ref.integrate_and_fire(series, 3, mode="series", threshold=1000)
+    named = {"scale": scale, "time_steps": 3, "threshold": 1000}
+    for packed in (None, ops.pack_weight(weight)):
+        everywhere(want, ops.spiking_linear, bits, weight, bias, packed=packed, **named)
 
 
 def test_exactly_at_threshold_fires():
@@ -85,34 +108,44 @@ def test_exactly_at_threshold_fires():
         same(potential, torch.tensor([[1.0, 0.5, -1.0]]), path)
 
 
+@pytest.mark.parametrize("engine", ["event", "dense"])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_inexact_weights(dtype):
-    """Close to the reference, and the same for any number of threads."""
+def test_inexact_weights(dtype, engine):
+    """Close to the reference; events also the same for any number of threads."""
     bits = planes(12, 50, 300, seed=0, rate=0.1)
     weight, bias = (torch.randn(s, generator=generator(1), dtype=dtype) / 10 for s in ((90, 300), (90,)))
     want_bits, want_total, _ = ref.spiking_linear(bits, weight, bias, time_steps=12)
     assert 0.05 < firing_rate(want_bits, 12) < 0.8
     results = {}
-    for path, got in every_path(ops.spiking_linear, bits, weight, bias, time_steps=12):
+    for path, got in every_path(ops.spiking_linear, bits, weight, bias, time_steps=12, engine=engine):
         torch.testing.assert_close(got[1], want_total)
         assert (got[0] != want_bits).float().mean() < 1e-3, path
-        same(got, results.setdefault(path.split(",")[0], got), path)
+        if engine == "event":
+            same(got, results.setdefault(path.split(",")[0], got), path)
 
 
-def test_any_strides():
-    bits, weight = planes(9, 2, 3, 21, seed=0), dyadic(10, 21, seed=1)
-    bias, potential = dyadic(10, seed=2), dyadic(2, 3, 10, seed=3)
-    want = ref.spiking_linear(bits, weight, bias, potential, time_steps=9)
+@every_variant
+def test_any_strides(variant):
+    bits, (weight, scale) = planes(9, 2, 3, 21, seed=0), variant.operands(10, 21, seed=1)
+    bias, potential = (dyadic(*s, seed=2, dtype=variant.dtype) for s in ((10,), (2, 3, 10)))
+    named = {"scale": scale, "time_steps": 9}
+    want = ref.spiking_linear(bits, weight, bias, potential, **named)
+
+    def got(bits=bits, weight=weight, bias=bias, potential=potential, **more):
+        return ops.spiking_linear(bits, weight, bias, potential, **named | variant.how(weight) | more)
+
     for view in views(bits):
-        same(ops.spiking_linear(view, weight, bias, potential, time_steps=9), want)
+        same(got(bits=view), want)
     for view in views(weight):
-        same(ops.spiking_linear(bits, view, bias, potential, time_steps=9), want)
+        same(got(weight=view), want)
     for view in views(potential):
-        same(ops.spiking_linear(bits, weight, bias, view, time_steps=9), want)
-    same(ops.spiking_linear(bits, weight.t().contiguous().t(), bias, potential, time_steps=9), want)
-    same(ops.spiking_linear(bits, weight, bias.repeat_interleave(3)[::3], potential, time_steps=9), want)
+        same(got(potential=view), want)
+    same(got(weight=weight.t().contiguous().t()), want)
+    same(got(bias=bias.repeat_interleave(3)[::3]), want)
+    if variant.scaled:
+        same(got(scale=scale.repeat_interleave(3)[::3]), want)
     narrow = (weight[:1].expand(10, 21), bias[:1].expand(10), potential[:1, :1, :1].expand(2, 3, 10))
-    same(ops.spiking_linear(bits, *narrow, time_steps=9), ref.spiking_linear(bits, *narrow, time_steps=9))
+    same(got(bits, *narrow), ref.spiking_linear(bits, *narrow, **named))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -131,22 +164,27 @@ def test_weights_that_are_not_finite(value, leak):
     want_total[3:, 7] = want_potential[3:, 7] = value
     weight[7, 5] = value
     want = (ref.pack_spikes(dense), want_total, want_potential)
-    everywhere(want, ops.spiking_linear, bits, weight, bias, time_steps=11, leak=leak)
+    everywhere(want, ops.spiking_linear, bits, weight, bias, time_steps=11, leak=leak, engine="event")
+    # A dense product multiplies them by zeros too.
+    want = ref.spiking_linear(bits, weight, bias, time_steps=11, leak=leak)
+    everywhere(want, ops.spiking_linear, bits, weight, bias, time_steps=11, leak=leak, engine="dense")
 
 
 @given(
     cuts=st.lists(st.integers(1, 20), min_size=1, max_size=4),
     multiples=st.booleans(),
     leak=st.sampled_from(LEAKS),
+    variant=variants(),
     seed=SEEDS,
 )
-def test_streaming(cuts, multiples, leak, seed):
+def test_streaming(cuts, multiples, leak, variant, seed):
     """In pieces, each with the potential that the last one returned, a train is what it is in one."""
     cuts = [8 * c for c in cuts] if multiples else cuts
     time_steps = sum(cuts)
     spikes = train(time_steps, 2, 3, 21, seed=seed)
-    weight, bias = dyadic(10, 21, seed=seed + 1), dyadic(10, seed=seed + 2) / 4
-    named = {"leak": leak}
+    weight, _ = variant.operands(10, 21, seed=seed + 1)
+    bias, scale = (dyadic(10, seed=seed + i, dtype=variant.dtype) / 4 for i in (2, 3))  # their sums are exact
+    named = {"leak": leak, "scale": scale if variant.scaled else None, **variant.how(weight)}
     whole, total, final = ops.spiking_linear(ref.pack_spikes(spikes), weight, bias, time_steps=time_steps, **named)
     pieces, totals, potential, start = [], [], None, 0
     for steps in cuts:
@@ -162,10 +200,11 @@ def test_streaming(cuts, multiples, leak, seed):
     same(sum(totals), total)
 
 
-def test_outputs():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_outputs(engine):
     bits, weight = planes(9, 2, 3, 21, seed=0), dyadic(10, 21, seed=1)
     copies = bits.clone(), weight.clone()
-    out = ops.spiking_linear(bits, weight, time_steps=9)
+    out = ops.spiking_linear(bits, weight, time_steps=9, engine=engine)
     same((bits, weight), copies)
     assert features_last(out[0], 3)
     assert features_last(out[1], 2)
@@ -180,24 +219,13 @@ def test_unwanted_outputs():
     assert total.untyped_storage()._cdata != potential.untyped_storage()._cdata
 
 
-def gradients(op, bits, weight, bias, count, seed_grad):
-    leaves = [x for x in (weight, bias, count) if x is not None]
-    _, total, _ = op(bits, weight, bias, count=count, time_steps=20)
-    return torch.autograd.grad(total, leaves, seed_grad)
-
-
+@every_gradient
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("count", [True, False])
 @pytest.mark.parametrize("batch", [(3,), (3, 4), (0,)])
-def test_gradients(bias, count, batch):
+def test_gradients(bias, count, batch, variant):
     bits = planes(20, *batch, 21, seed=0)
-    weight = torch.randn(10, 21, generator=generator(1), dtype=torch.float64).requires_grad_()
-    b = dyadic(10, seed=2, dtype=torch.float64).requires_grad_() if bias else None
-    c = ref.spike_count(bits, torch.float64).requires_grad_() if count else None
-    seed_grad = torch.randn(*batch, 10, generator=generator(3), dtype=torch.float64)
-    got = gradients(ops.spiking_linear, bits, weight, b, c, seed_grad)
-    want = gradients(ref.spiking_linear, bits, weight, b, c, seed_grad)
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    check_gradients("spiking_linear", bits, (10, 21), variant, bias=bias, count=count, time_steps=20)
 
 
 @pytest.mark.parametrize("needed", ["weight", "bias", "count"])
@@ -214,10 +242,12 @@ def test_gradient_of_one_argument(needed):
     same(got, want)
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("scaled", [True, False])
+def test_gradcheck(scaled):
     bits = planes(9, 3, 7, seed=0)
     weight, bias = (dyadic(*s, seed=1, dtype=torch.float64).requires_grad_() for s in ((4, 7), (4,)))
-    assert torch.autograd.gradcheck(lambda w, b: ops.spiking_linear(bits, w, b, time_steps=9)[1], (weight, bias))
+    named = {"scale": dyadic(4, seed=2, dtype=torch.float64) if scaled else None, "time_steps": 9}
+    assert torch.autograd.gradcheck(lambda w, b: ops.spiking_linear(bits, w, b, **named)[1], (weight, bias))
 
 
 @pytest.mark.parametrize("want_sum", [True, False])
@@ -228,19 +258,18 @@ def test_only_the_sum_has_a_gradient(want_sum):
     assert [x.requires_grad for x in out] == [False, want_sum, False]
 
 
-@pytest.mark.parametrize("optional", [True, False])
-@pytest.mark.parametrize("requires_grad", [True, False])
+@opcheck_operands
 @pytest.mark.parametrize("batch", [(2,), (0,), (2, 3)])
-def test_opcheck(batch, optional, requires_grad):
-    bits, weight = planes(9, *batch, 7, seed=0), dyadic(4, 7, seed=1).requires_grad_(requires_grad)
-    bias = dyadic(4, seed=2).requires_grad_(requires_grad) if optional else None
-    count = ref.spike_count(bits).requires_grad_(requires_grad) if optional else None
+def test_opcheck(draw, batch, optional, requires_grad):
+    bits, weight = planes(9, *batch, 7, seed=0), draw(4, 7, seed=1)
+    how = {"optional": optional, "requires_grad": requires_grad}
+    first = direct_arguments(bits, weight, **how)
+    second = direct_arguments(bits.mT.contiguous().mT, weight.t().contiguous().t(), **how)
     potential = dyadic(*batch, 4, seed=3) if optional else None
     op = torch.ops.tandem_cuda.spiking_linear.default
-    opcheck_spiking(op, (bits, count, weight, bias, potential, 9, 1.0, 0.5, True, optional))
-    strided = weight.detach().t().contiguous().t().requires_grad_(requires_grad)
-    opcheck_spiking(op, (bits.mT.contiguous().mT, count, strided, bias, potential, 9, 1.0, 1.0, optional, True))
-    opcheck_spiking(op, (bits, count, weight, bias, potential, 9, 1.0, 1.0, False, False))
+    opcheck_spiking(op, (*first, potential, 9, 1.0, 0.5, "event", True, optional))
+    opcheck_spiking(op, (*second, potential, 9, 1.0, 1.0, "auto", optional, True))
+    opcheck_spiking(op, (*first, potential, 9, 1.0, 1.0, "auto" if draw is int8 else "dense", False, False))
 
 
 BAD_NEURONS = [

@@ -7,7 +7,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import FLOATS, SEEDS, THRESHOLDS, TIME_STEPS, dyadic, every_path, features_last, planes, same
+from exact import (
+    FLOATS,
+    SEEDS,
+    THRESHOLDS,
+    TIME_STEPS,
+    dyadic,
+    every_path,
+    everywhere,
+    features_last,
+    generator,
+    planes,
+    same,
+    views,
+)
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
 from tandem_cuda.lif_rate import lif_rate
@@ -65,6 +78,70 @@ def test_lif_gradient_is_that_of_the_soft_rate():
     torch.testing.assert_close(grad, want, rtol=1e-9, atol=1e-12)
 
 
+def backward(grad, v, threshold=0.7, upper=math.inf):
+    return torch.ops.tandem_cuda.tandem_count_backward(grad, v, threshold, upper)
+
+
+def gated(grad, v, threshold=0.7, upper=math.inf):
+    """What the operator must return, to the bit."""
+    return torch.where((v > 0) & (v <= upper), grad / threshold, 0.0)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("upper", UPPERS)
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_backward_of_every_number(dtype, upper, threshold):
+    """Each of the values that matter in v against each of them in grad: what is not finite never leaks."""
+    tiny = torch.finfo(dtype).smallest_normal
+    limit = torch.tensor(upper, dtype=dtype)
+    next_up, next_down = (torch.nextafter(limit, torch.tensor(to, dtype=dtype)).item() for to in (math.inf, -math.inf))
+    special = (0.0, -0.0, tiny / 2, -tiny / 2, 1.0, -1.0, upper, next_up, next_down, math.inf, -math.inf, math.nan)
+    values = torch.tensor(special, dtype=dtype)
+    v, grad = torch.meshgrid(values, values, indexing="ij")
+    want = gated(grad, v, threshold, upper)
+    assert not want[~((v > 0) & (v <= upper))].any()
+    everywhere(want, backward, grad.contiguous(), v.contiguous(), threshold, upper)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("neurons", [*range(1, 35), 40_003])
+def test_backward_of_any_size(dtype, neurons):
+    """Around the borders of vectors; and enough for two threads."""
+    grad, v = (torch.randn(1, neurons, generator=generator(seed), dtype=dtype) for seed in (0, 1))
+    everywhere(gated(grad, v, 0.7, 1.5), backward, grad, v, 0.7, 1.5)
+
+
+def test_backward_of_any_strides():
+    """The result lies in memory as pre_activation does, however that and grad do."""
+    grad, v = (torch.randn(2, 5, 4, 3, generator=generator(seed)) for seed in (0, 1))
+    grad, v = grad[..., :1].expand_as(grad), v[..., :1].expand_as(v)
+    copies = grad.clone(), v.clone()
+    want = gated(grad, v)
+    for given_v in views(v):
+        for given_grad in views(grad):
+            got = backward(given_grad, given_v)
+            same(got, want)
+            assert got.stride() == torch.empty_like(given_v).stride()
+            assert got.data_ptr() not in (given_grad.data_ptr(), given_v.data_ptr())
+    same((grad, v), copies)
+
+
+@pytest.mark.parametrize("leak", [1.0, 0.9])
+def test_gradient_of_the_gradient(leak):
+    """The gradient is linear in the one that arrives, and that is what the second one is of."""
+    bits = planes(9, 2, 5, seed=0)
+    v = dyadic(2, 5, seed=1, span=4, dtype=torch.float64).requires_grad_()
+    seed_grad = dyadic(2, 5, seed=2, dtype=torch.float64).requires_grad_()
+
+    def first(seed_grad):
+        count = ops.tandem_count(bits, v, 9, 0.5, leak, 2.0)
+        return torch.autograd.grad(count, v, seed_grad, create_graph=True)[0]
+
+    assert first(seed_grad).abs().sum() > 0
+    assert torch.autograd.gradcheck(first, seed_grad)
+    assert torch.autograd.gradgradcheck(first, seed_grad)
+
+
 def test_features_lie_last():
     assert features_last(ops.tandem_count(torch.zeros(2, 2, 5, 4, 3, dtype=torch.uint8), torch.ones(2, 5, 4, 3), 9), 1)
 
@@ -80,6 +157,20 @@ def test_opcheck(shape, leak, requires_grad):
         torch.library.opcheck(op, (bits, v.clone().requires_grad_(requires_grad), 9, 0.5, leak, upper))
     strided = v.mT.contiguous().mT.requires_grad_(requires_grad)
     torch.library.opcheck(op, (bits.mT.contiguous().mT, strided, 9, 0.5, leak, 2.0))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (0, 3), (2, 5, 4, 3)])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_backward_opcheck(dtype, shape, requires_grad):
+    grad, v = (dyadic(*shape, seed=seed, dtype=dtype) for seed in (0, 1))
+    op = torch.ops.tandem_cuda.tandem_count_backward.default
+    torch.library.opcheck(op, (grad.clone().requires_grad_(requires_grad), v, 0.5, math.inf))
+    if len(shape) > 1:
+        strided = v.mT.contiguous().mT
+        torch.library.opcheck(op, (grad.clone().requires_grad_(requires_grad), strided, 0.5, 2.0))
+        expanded = grad[:, :1].expand_as(grad)
+        torch.library.opcheck(op, (expanded, v[..., :1].expand_as(v), 0.5, 2.0))
 
 
 BITS = torch.zeros(2, 2, 3, dtype=torch.uint8)

@@ -17,7 +17,13 @@ enum class CurrentMode { kConstant, kImpulse, kSeries };
 // The order of the operations is part of the contract: it makes every path round alike.
 template <class V>
 TANDEM_HOST_DEVICE V membrane_update(V u, V x, V threshold, V leak) {
-  return (leak * u - (u >= threshold ? threshold : V{})) + x;
+  const V held = leak * u;
+#if defined(__AVX512F__)
+  // The same value, for a - 0 is a; one masked subtraction instead of a masked copy and a subtraction.
+  return (u >= threshold ? held - threshold : held) + x;
+#else
+  return (held - (u >= threshold ? threshold : V{})) + x;
+#endif
 }
 
 template <class T>

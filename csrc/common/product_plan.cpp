@@ -25,9 +25,25 @@ int64_t out_size(const char* op, const char* axis, int64_t size, int64_t kernel,
   return room / stride + 1;
 }
 
-void check_weight_type(const char* op, const Tensor& bits, const Tensor& weight) {
-  check_floating(op, "weight", weight);
+void check_weight_type(const char* op, const Tensor& weight) {
+  const ScalarType type = weight.scalar_type();
+  check(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Char, op,
+        "weight must be float32, float64 or int8, got ", name_of(type));
+}
+
+void check_weight(const char* op, const Tensor& bits, const Tensor& weight) {
+  check_weight_type(op, weight);
   check_same_device(op, "weight", weight, bits, "bits");
+}
+
+void check_packable(const char* op, const ConvGeometry& g) {
+  // The packed copy of the weights: output channels of a group padded to a block of at most 128, bytes.
+  checked_numel(op, {g.groups, g.group_out() + 128, g.kernel_h, g.kernel_w, g.group_in(), 16});
+}
+
+Engine engine_of(const char* op, const std::string& name) {
+  check(name == "auto" || name == "event" || name == "dense", op, "engine must be auto, event or dense, got ", name);
+  return name == "auto" ? Engine::kAuto : name == "event" ? Engine::kEvent : Engine::kDense;
 }
 
 Sizes neuron_sizes(const Tensor& bits, const ConvGeometry& geometry, bool linear) {
@@ -40,16 +56,50 @@ Sizes neuron_sizes(const Tensor& bits, const ConvGeometry& geometry, bool linear
 
 int64_t feature_dim(const Sizes& sizes, bool linear) { return linear ? static_cast<int64_t>(sizes.size()) - 1 : 1; }
 
+// What count, bias and potential must be like: the weights, or the scale of integer weights.
+struct Like {
+  const Tensor& tensor;
+  const char* name;
+};
+
+Like like_of(const char* op, const ProductArguments& a) {
+  if (a.weight.scalar_type() != ScalarType::Char) return {a.weight, "weight"};
+  check(a.scale.has_value(), op, "scale must be given with int8 weights");
+  check(a.weight.numel() / a.weight.size(0) <= int64_t{1} << 24, op,
+        "int8 weights must have at most 2^24 inputs a neuron, whose sum fits 32 bits, got ", shape(a.weight));
+  check(a.scale->scalar_type() == ScalarType::Float, op, "scale must be float32 with int8 weights, got ",
+        name_of(a.scale->scalar_type()));
+  return {*a.scale, "scale"};
+}
+
 ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {
   Sizes inputs = sizes_of(a.bits);
   inputs.erase(inputs.begin());
+  const Like like = like_of(op, a);
   // Only the gradient uses it, but a wrong one is a mistake at this call.
-  if (a.count) check_like(op, "count", *a.count, a.weight, "weight", inputs);
-  if (a.bias) check_like(op, "bias", *a.bias, a.weight, "weight", {geometry.out_channels});
+  if (a.count) check_like(op, "count", *a.count, like.tensor, like.name, inputs);
+  if (a.scale) {
+    check_like(op, "scale", *a.scale, like.tensor, like.name, {geometry.out_channels});
+    check_same_device(op, "scale", *a.scale, a.weight, "weight");
+  }
+  if (a.bias) check_like(op, "bias", *a.bias, like.tensor, like.name, {geometry.out_channels});
+  if (a.packed) check_same_device(op, "packed", *a.packed, a.weight, "weight");
+  const ScalarType type = like.tensor.scalar_type();
   // Each its own tensor: an operator's outputs may not alias.
-  const auto none = [&] { return no_tensor(a.weight, a.weight.scalar_type()); };
+  const auto none = [&] { return no_tensor(a.weight, type); };
   const Tensor bits = channels_last(a.bits, feature_dim(inputs, linear) + 1);
-  return {geometry, bits, a.weight, channels_last(a.bias, 0), std::nullopt, none(), none(), none()};
+  return {geometry,
+          bits,
+          a.weight,
+          a.packed,
+          channels_last(a.scale, 0),
+          channels_last(a.bias, 0),
+          engine_of(op, a.engine),
+          type,
+          std::nullopt,
+          none(),
+          none(),
+          none()};
 }
 
 }  // namespace
@@ -58,36 +108,42 @@ ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& w
                              const Sizes& padding, const Sizes& dilation, int64_t groups) {
   check_bits(op, bits, 5);
   check(bits.dim() == 5, op, "bits must be [P, N, C, H, W], got ", shape(bits));
-  check_weight_type(op, bits, weight);
+  check_weight(op, bits, weight);
+  Sizes input = sizes_of(bits);
+  input.erase(input.begin());
+  return conv2d_geometry(op, input, weight, stride, padding, dilation, groups);
+}
+
+ConvGeometry conv2d_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
+                             const Sizes& padding, const Sizes& dilation, int64_t groups) {
+  const int64_t channels = input[1];
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
   check_pair(op, "dilation", dilation, 1);
   check(weight.dim() == 4, op, "weight must be [O, C/groups, kH, kW], got ", shape(weight));
-  check(groups >= 1 && bits.size(2) % groups == 0 && weight.size(0) % groups == 0, op,
-        "groups must divide the input channels (", bits.size(2), ") and the output channels (", weight.size(0),
-        "), got ", groups);
-  check(weight.size(1) == bits.size(2) / groups, op, "weight must be [O, ", bits.size(2) / groups, ", kH, kW] for ",
-        bits.size(2), " input channels in ", groups, " groups, got ", shape(weight));
+  check(groups >= 1 && channels % groups == 0 && weight.size(0) % groups == 0, op,
+        "groups must divide the input channels (", channels, ") and the output channels (", weight.size(0), "), got ",
+        groups);
+  check(weight.size(1) == channels / groups, op, "weight must be [O, ", channels / groups, ", kH, kW] for ", channels,
+        " input channels in ", groups, " groups, got ", shape(weight));
   check(weight.size(0) >= 1 && weight.size(1) >= 1 && weight.size(2) >= 1 && weight.size(3) >= 1, op,
         "weight must have no empty dimension, got ", shape(weight));
-  const Sizes b = sizes_of(bits);
   const Sizes w = sizes_of(weight);
   ConvGeometry g = {};
-  g.batch = b[1], g.in_channels = b[2], g.height = b[3], g.width = b[4];
+  g.batch = input[0], g.in_channels = channels, g.height = input[2], g.width = input[3];
   g.out_channels = w[0], g.kernel_h = w[2], g.kernel_w = w[3];
   g.stride_h = stride[0], g.stride_w = stride[1], g.padding_h = padding[0], g.padding_w = padding[1];
   g.dilation_h = dilation[0], g.dilation_w = dilation[1], g.groups = groups;
   g.out_height = out_size(op, "height", g.height, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
   g.out_width = out_size(op, "width", g.width, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
   checked_numel(op, {g.batch, g.out_channels, g.out_height, g.out_width, 8});
-  // The packed copy of the weights: output channels of a group padded to a block, bytes.
-  checked_numel(op, {g.groups, g.group_out() + 64, g.kernel_h, g.kernel_w, g.group_in(), 16});
+  check_packable(op, g);
   return g;
 }
 
 ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& weight) {
   check_bits(op, bits, 3);
-  check_weight_type(op, bits, weight);
+  check_weight(op, bits, weight);
   check(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) >= 1, op,
         "weight must be [O, F] with no empty dimension, got ", shape(weight));
   const int64_t features = bits.size(bits.dim() - 1);
@@ -100,14 +156,31 @@ ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& w
   g.height = g.width = g.out_height = g.out_width = g.kernel_h = g.kernel_w = 1;
   g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = 1;
   checked_numel(op, {g.batch, g.out_channels, 8});
-  if (g.batch > 0) checked_numel(op, {g.out_channels + 64, g.in_channels, 16});
+  if (g.batch > 0) check_packable(op, g);
+  return g;
+}
+
+ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t groups) {
+  check_weight_type(op, weight);
+  check(weight.dim() == 2 || weight.dim() == 4, op, "weight must be [O, C/groups, kH, kW] or [O, F], got ",
+        shape(weight));
+  for (int64_t d = 0; d < weight.dim(); ++d) {
+    check(weight.size(d) >= 1, op, "weight must have no empty dimension, got ", shape(weight));
+  }
+  check(groups >= 1 && weight.size(0) % groups == 0 && (weight.dim() == 4 || groups == 1), op,
+        "groups must divide the output channels (", weight.size(0), ") and be 1 for a linear layer, got ", groups);
+  ConvGeometry g = {};
+  g.out_channels = weight.size(0), g.groups = groups;
+  g.kernel_h = weight.dim() == 4 ? weight.size(2) : 1, g.kernel_w = weight.dim() == 4 ? weight.size(3) : 1;
+  g.in_channels = checked_numel(op, {weight.size(1), groups});
+  check_packable(op, g);
   return g;
 }
 
 ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {
   ProductPlan plan = plan_inputs(op, a, geometry, linear);
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
-  plan.out_sum = empty_channels_last(a.weight, neurons, a.weight.scalar_type(), feature_dim(neurons, linear));
+  plan.out_sum = empty_channels_last(a.weight, neurons, plan.type, feature_dim(neurons, linear));
   return plan;
 }
 
@@ -118,15 +191,15 @@ ProductPlan plan_spiking(const char* op, const ProductArguments& a, const Spikin
   ProductPlan plan = plan_inputs(op, a, geometry, linear);
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
   const int64_t dim = feature_dim(neurons, linear);
-  if (s.potential) check_like(op, "potential", *s.potential, a.weight, "weight", neurons);
+  const Like like = like_of(op, a);
+  if (s.potential) check_like(op, "potential", *s.potential, like.tensor, like.name, neurons);
   plan.initial = channels_last(s.potential, dim);
   Sizes bit_sizes = neurons;
   bit_sizes.insert(bit_sizes.begin(), a.bits.size(0));
   checked_numel(op, bit_sizes);
-  const ScalarType type = a.weight.scalar_type();
   plan.out_bits = empty_channels_last(a.bits, bit_sizes, ScalarType::Byte, dim + 1);
-  if (s.want_sum) plan.out_sum = empty_channels_last(a.weight, neurons, type, dim);
-  if (s.want_potential) plan.out_potential = empty_channels_last(a.weight, neurons, type, dim);
+  if (s.want_sum) plan.out_sum = empty_channels_last(a.weight, neurons, plan.type, dim);
+  if (s.want_potential) plan.out_potential = empty_channels_last(a.weight, neurons, plan.type, dim);
   return plan;
 }
 

@@ -2,18 +2,24 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include "common/conv_geometry.h"
 #include "common/tensors.h"
 
 namespace tandem {
 
+enum class Engine { kAuto, kEvent, kDense };
+
 // The arguments that the linear and the convolutional products share.
 struct ProductArguments {
   const Tensor& bits;
   const std::optional<Tensor>& count;
   const Tensor& weight;
+  const std::optional<Tensor>& packed;
+  const std::optional<Tensor>& scale;
   const std::optional<Tensor>& bias;
+  const std::string& engine;
 };
 
 struct SpikingArguments {
@@ -25,16 +31,26 @@ struct SpikingArguments {
 
 struct ProductPlan {
   ConvGeometry geometry;
-  Tensor bits;                              // [P, N, C, H, W] or [P, N, *, F], features last
-  Tensor weight;                            // as given: its strides are the kernel's affair
-  std::optional<Tensor> bias, initial;      // contiguous, features last
+  Tensor bits;                        // [P, N, C, H, W] or [P, N, *, F], features last
+  Tensor weight;                      // as given: its strides are the kernel's affair
+  std::optional<Tensor> packed;       // as given; unchecked, since each engine has a layout of its own
+  std::optional<Tensor> scale, bias;  // [O], contiguous
+  Engine engine;
+  ScalarType type;                          // of currents and potentials
+  std::optional<Tensor> initial;            // features last
   Tensor out_bits, out_sum, out_potential;  // features last; shape [0] where not wanted
 };
 
 // Throws where stride, padding, dilation, groups and shapes do not make a convolution.
 ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
                              const Sizes& padding, const Sizes& dilation, int64_t groups);
+// The same for an input of sizes [N, C, H, W].
+ConvGeometry conv2d_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
+                             const Sizes& padding, const Sizes& dilation, int64_t groups);
 ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& weight);
+
+// The geometry of the weights alone: an input of no sample and no pixel.
+ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t groups);
 
 // Sizes of the neurons that `geometry` gives for `bits`: [N, O, Ho, Wo] or [N, *, O].
 ProductPlan plan_product(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear);

@@ -6,8 +6,14 @@
 namespace tandem {
 
 // Fills plan.out_bits, out_sum and out_potential.
-void run_spiking_product(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak);
-// Fills plan.out_sum with weight * count + bias.
-void run_count_product(const char* op, const ProductPlan& plan);
+void run_spiking_events(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak);
+// Fills plan.out_sum, unless the counts have more binary ones than `most` per neuron: then it returns false.
+bool run_count_events(const char* op, const ProductPlan& plan, double most);
+
+// out [pixels_out, O] = weight * bytes, or += where `add`; bytes: unsigned integers [pixels_in, C]; packed: the
+// weights.
+template <class T>
+void add_byte_product(const char* op, const ConvGeometry& geometry, const T* packed, const uint8_t* bytes, bool add,
+                      T* out);
 
 }  // namespace tandem

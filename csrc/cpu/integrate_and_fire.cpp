@@ -4,16 +4,11 @@
 #include <tuple>
 
 #include "common/neuron_plan.h"
-#include "cpu/isa.h"
-#include "cpu/kernels/kernels.h"
-#include "cpu/parallel.h"
+#include "cpu/neurons.h"
 
 namespace tandem {
 
 namespace {
-
-// Neurons per range: enough work to pay for a thread, a multiple of every vector.
-constexpr int64_t kGrain = 8192;
 
 template <class T>
 void run(const IntegrateAndFirePlan& plan, int64_t time_steps, double threshold, double leak) {
@@ -26,29 +21,11 @@ void run(const IntegrateAndFirePlan& plan, int64_t time_steps, double threshold,
   args.bits_stride = plan.neurons;
   args.sum = plan.sum.numel() ? static_cast<T*>(plan.sum.mutable_data_ptr()) : nullptr;
   args.potential = plan.potential.numel() ? static_cast<T*>(plan.potential.mutable_data_ptr()) : nullptr;
+  args.channels = plan.channels;
   args.time_steps = time_steps;
   args.mode = plan.mode;
   args.neuron = neuron_parameters<T>("integrate_and_fire", threshold, leak);
-  const TypedKernels<T>& k = kernels().typed<T>();
-  if (args.bias) {
-    args.channels = plan.channels;
-    args.rows = plan.neurons / plan.channels;
-    parallel_ranges(args.rows, std::max<int64_t>(1, kGrain / plan.channels),
-                    [&](int64_t begin, int64_t end) { k.integrate_and_fire(args, begin, end); });
-    return;
-  }
-  // Without a bias all neurons are alike: one row, cut anywhere, whatever the number of channels.
-  parallel_ranges(plan.neurons, kGrain, [&](int64_t begin, int64_t end) {
-    IntegrateAndFireArgs<T> part = args;
-    part.current += begin;
-    part.bits += begin;
-    if (part.initial) part.initial += begin;
-    if (part.sum) part.sum += begin;
-    if (part.potential) part.potential += begin;
-    part.rows = 1;
-    part.channels = end - begin;
-    k.integrate_and_fire(part, 0, 1);
-  });
+  run_neurons(args, plan.neurons);
 }
 
 std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, const std::optional<Tensor>& bias,

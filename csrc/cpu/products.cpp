@@ -1,59 +1,130 @@
-// spiking_linear, spiking_conv2d, count_linear and count_conv2d on the CPU.
+// spiking_linear, spiking_conv2d, count_linear and count_conv2d on the CPU: the choice of the engine.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <atomic>
+#include <limits>
 #include <tuple>
 
+#include "cpu/dense_product.h"
+#include "cpu/depthwise_product.h"
 #include "cpu/event_product.h"
+#include "cpu/isa.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/parallel.h"
 
 namespace tandem {
 
 namespace {
 
+// Spikes per neuron and time step of the input.
+double density(const ProductPlan& plan, int64_t time_steps) {
+  const auto* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
+  std::atomic<int64_t> spikes{0};
+  parallel_ranges(plan.bits.numel(), int64_t{1} << 18, [&](int64_t begin, int64_t end) {
+    spikes.fetch_add(kernels().count_spikes(bits, begin, end), std::memory_order_relaxed);
+  });
+  const double places = static_cast<double>(plan.bits.numel() / plan.bits.size(0)) * static_cast<double>(time_steps);
+  return places > 0 ? static_cast<double>(spikes.load()) / places : 0;
+}
+
+// The time of the event-driven engine over that of the dense one is close to overhead + slope * density. Making lists
+// is the overhead; it weighs less the more output channels use them. Measured: docs/performance.md.
+double crossover(const ConvGeometry& g, double list_cost, double slope) {
+  const double rows = static_cast<double>(std::min<int64_t>(g.features(), kUnitRows));
+  const double per_output = list_cost * std::min(3.0, static_cast<double>(kUnitRows) / rows);
+  return std::max(0.0, 1 - per_output / static_cast<double>(g.group_out())) / slope;
+}
+
+bool is_linear(const ConvGeometry& g) { return g.taps() * g.height * g.width == 1; }
+
+// Spikes per neuron and step above which the dense engine is the faster one.
+double spike_crossover(const ConvGeometry& g) {
+  // A matrix product of few rows waits for its weights, of which the event-driven engine reads no more.
+  if (is_linear(g)) return 1;
+  return crossover(g, g.group_in() < kUnitRows ? 6 : 1,
+                   g.group_out() <= 16        ? 1.5
+                   : g.group_in() < kUnitRows ? 1.15
+                                              : 1.2);
+}
+
+// Binary ones per spike count above which the dense engine is the faster one.
+double count_crossover(const ConvGeometry& g) { return crossover(g, g.group_in() < kUnitRows ? 25 : 4, 1.15); }
+
+// The engine that was asked for, as far as there is a choice: an image without pixels leaves nothing to multiply, and
+// torch's convolution would refuse it.
+Engine asked(const char* op, const ProductPlan& plan, bool depthwise) {
+  const bool integers = plan.weight.scalar_type() == ScalarType::Char;
+  check(!(integers && plan.engine == Engine::kDense), op,
+        "engine dense cannot serve int8 weights; engine event (or auto) does, or float weights of the same values");
+  const bool no_choice = integers || (depthwise && plan.engine == Engine::kAuto) || plan.geometry.pixels_in() == 0;
+  return no_choice ? Engine::kEvent : plan.engine;
+}
+
 std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArguments& arguments,
                                            const SpikingArguments& neurons, const ConvGeometry& geometry, bool linear) {
   const ProductPlan plan = plan_spiking(op, arguments, neurons, geometry, linear);
-  run_spiking_product(op, plan, neurons.time_steps, neurons.threshold, neurons.leak);
+  const bool depthwise = is_depthwise(plan, 1);
+  const Engine engine = asked(op, plan, depthwise);
+  const bool dense = engine == Engine::kDense ||
+                     (engine == Engine::kAuto && density(plan, neurons.time_steps) > spike_crossover(geometry));
+  const auto run = dense ? run_spiking_dense : depthwise ? run_spiking_depthwise : run_spiking_events;
+  run(op, plan, neurons.time_steps, neurons.threshold, neurons.leak);
   return {plan.out_bits, plan.out_sum, plan.out_potential};
 }
 
 Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear) {
   const ProductPlan plan = plan_product(op, arguments, geometry, linear);
-  run_count_product(op, plan);
-  return plan.out_sum;
+  const bool depthwise = is_depthwise(plan, plan.bits.size(0) * kStepsPerPlane);
+  const Engine engine = asked(op, plan, depthwise);
+  if (engine == Engine::kEvent && depthwise) {
+    run_count_depthwise(op, plan);
+    return plan.out_sum;
+  }
+  const double most = engine == Engine::kEvent ? std::numeric_limits<double>::infinity() : count_crossover(geometry);
+  if (engine != Engine::kDense && run_count_events(op, plan, most)) return plan.out_sum;
+  return run_count_dense(op, plan);
 }
 
 std::tuple<Tensor, Tensor, Tensor> spiking_linear(const Tensor& bits, const std::optional<Tensor>& count,
-                                                  const Tensor& weight, const std::optional<Tensor>& bias,
+                                                  const Tensor& weight, const std::optional<Tensor>& packed,
+                                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
                                                   const std::optional<Tensor>& potential, int64_t time_steps,
-                                                  double threshold, double leak, bool want_sum, bool want_potential) {
+                                                  double threshold, double leak, const std::string& engine,
+                                                  bool want_sum, bool want_potential) {
   const char* op = "spiking_linear";
-  return spiking(op, {bits, count, weight, bias}, {potential, time_steps, threshold, leak, want_sum, want_potential},
-                 linear_geometry(op, bits, weight), true);
+  return spiking(op, {bits, count, weight, packed, scale, bias, engine},
+                 {potential, time_steps, threshold, leak, want_sum, want_potential}, linear_geometry(op, bits, weight),
+                 true);
 }
 
 std::tuple<Tensor, Tensor, Tensor> spiking_conv2d(const Tensor& bits, const std::optional<Tensor>& count,
-                                                  const Tensor& weight, const std::optional<Tensor>& bias,
+                                                  const Tensor& weight, const std::optional<Tensor>& packed,
+                                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
                                                   const std::optional<Tensor>& potential, const Sizes& stride,
                                                   const Sizes& padding, const Sizes& dilation, int64_t groups,
-                                                  int64_t time_steps, double threshold, double leak, bool want_sum,
-                                                  bool want_potential) {
+                                                  int64_t time_steps, double threshold, double leak,
+                                                  const std::string& engine, bool want_sum, bool want_potential) {
   const char* op = "spiking_conv2d";
-  return spiking(op, {bits, count, weight, bias}, {potential, time_steps, threshold, leak, want_sum, want_potential},
+  return spiking(op, {bits, count, weight, packed, scale, bias, engine},
+                 {potential, time_steps, threshold, leak, want_sum, want_potential},
                  conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);
 }
 
 Tensor count_linear(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
-                    const std::optional<Tensor>& bias) {
+                    const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
+                    const std::optional<Tensor>& bias, const std::string& engine) {
   const char* op = "count_linear";
-  return counted(op, {bits, count, weight, bias}, linear_geometry(op, bits, weight), true);
+  return counted(op, {bits, count, weight, packed, scale, bias, engine}, linear_geometry(op, bits, weight), true);
 }
 
 Tensor count_conv2d(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
+                    const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
                     const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-                    int64_t groups) {
+                    int64_t groups, const std::string& engine) {
   const char* op = "count_conv2d";
-  return counted(op, {bits, count, weight, bias}, conv2d_geometry(op, bits, weight, stride, padding, dilation, groups),
-                 false);
+  return counted(op, {bits, count, weight, packed, scale, bias, engine},
+                 conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);
 }
 
 }  // namespace

@@ -79,7 +79,7 @@ Tensor unpack_spikes(const Tensor& bits, int64_t time_steps, ScalarType dtype) {
     T* to = static_cast<T*>(dense.mutable_data_ptr());
     const int64_t neurons = in.numel() / in.size(0);
     parallel_ranges(neurons, kGrain, [&](int64_t begin, int64_t end) {
-      kernels().dense<T>().unpack(from, time_steps, neurons, begin, end, to);
+      kernels().dense<T>().unpack(from, neurons, time_steps, neurons, begin, end, to);
     });
   });
   return dense;

@@ -10,7 +10,7 @@ from .. import ops
 from ..neuron import IF, Neuron
 from ..ops.count_conv2d import check_fit
 from ..spike_train import SpikeTrain
-from .layer import TandemLayer
+from .layer import SpikingWeights, TandemLayer
 
 Pair = int | tuple[int, int]
 
@@ -32,6 +32,7 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
         dtype: of the parameters, float32 or float64.
         norm: None or "batch": batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
         neuron: IF(...) or LIF(...).
+        engine: "auto", "event" or "dense": of the products, as in :func:`tandem_cuda.ops.spiking_conv2d`.
 
     Shape:
         SpikeTrain [N, C, H, W] (or the EncodedInput that Encode returns) -> SpikeTrain [N, O, Ho, Wo].
@@ -57,6 +58,7 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
         *,
         norm: str | None = None,
         neuron: Neuron = IF(),
+        engine: str = "auto",
     ) -> None:
         if padding_mode != "zeros":
             raise ValueError(f"TandemConv2d: padding_mode must be 'zeros', got {padding_mode!r}")
@@ -74,6 +76,7 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
             dtype,
             norm=norm,
             neuron=neuron,
+            engine=engine,
         )
 
     def _new_norm(self) -> nn.BatchNorm2d:
@@ -95,33 +98,47 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
         return x.view(-1, 1, 1)
 
     def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)  # and so is the result
+        # The format of the input is that of the result, and a single channel has both unless its strides say otherwise.
+        if x.shape[1] == 1:
+            x = x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
+        else:
+            x = x.contiguous(memory_format=torch.channels_last)
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def _count_product(self, x: SpikeTrain, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         x, padding = self._padded(x)
         return ops.count_conv2d(
-            x.bits, weight, bias, self.stride, padding, self.dilation, self.groups, count=x.carried_count
-        )
-
-    def _spiking_product(
-        self, x: SpikeTrain, weight: Tensor, bias: Tensor | None, *, want_sum: bool
-    ) -> tuple[Tensor, Tensor]:
-        x, padding = self._padded(x)
-        bits, total, _ = ops.spiking_conv2d(
             x.bits,
-            weight,
-            bias,
+            weights.weight,
+            weights.bias,
             self.stride,
             padding,
             self.dilation,
             self.groups,
+            packed=weights.packed,
+            count=x.carried_count,
+            engine=self.engine,
+        )
+
+    def _spiking_product(self, x: SpikeTrain, weights: SpikingWeights, *, want_sum: bool) -> tuple[Tensor, Tensor]:
+        x, padding = self._padded(x)
+        bits, total, _ = ops.spiking_conv2d(
+            x.bits,
+            weights.weight,
+            weights.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            packed=weights.packed,
+            scale=weights.scale,
             count=x.carried_count,
             time_steps=x.time_steps,
             threshold=self.neuron.threshold,
             leak=self.neuron.leak,
             want_sum=want_sum,
             want_potential=False,
+            engine=self.engine,
         )
         return bits, total
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,20 @@ from torch import Tensor, nn
 from .. import ops
 from ..neuron import IF, LIF, Neuron
 from ..ops import checks
+from ..ops.pack_weight import can_hold
+from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .encode import EncodedInput
+
+
+class SpikingWeights(NamedTuple):
+    """What the spiking twin multiplies spikes with: x[t] = scale * (weight * s[t]) + bias."""
+
+    weight: Tensor
+    packed: Tensor | None = None
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    """Per time step."""
 
 
 class TandemLayer(nn.Module, ABC):
@@ -24,6 +37,10 @@ class TandemLayer(nn.Module, ABC):
     with the batch's statistics in training, and the spiking twin folds the running statistics, as this batch has left
     them, into its weights and bias; ``norm`` (an nn.BatchNorm of this layer's own) keeps gamma, beta and statistics.
 
+    Where no gradient is asked for and batch norm is in eval mode, the folded and rearranged weights are kept from call
+    to call until a parameter or a statistic changes. Changes that go around autograd's version counter, in place
+    through ``parameter.data``, are noticed at the next ``train()`` or ``eval()``.
+
     Concrete layers put the weight layer behind this class in their bases and say how to multiply.
     """
 
@@ -31,15 +48,23 @@ class TandemLayer(nn.Module, ABC):
     bias: Any  # Tensor | None, which torch's own layers annotate in different ways
     norm: nn.BatchNorm1d | nn.BatchNorm2d | None
     neuron: Neuron
+    engine: str
 
-    def __init__(self, *args: Any, norm: str | None = None, neuron: Neuron = IF(), **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, norm: str | None = None, neuron: Neuron = IF(), engine: str = "auto", **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         name = type(self).__name__
         if norm not in (None, "batch"):
             raise ValueError(f"{name}: norm must be None or 'batch', got {norm!r}")
         if not isinstance(neuron, (IF, LIF)):
             raise TypeError(f"{name}: neuron must be IF(...) or LIF(...), got {type(neuron).__name__}")
+        if engine not in ENGINES:
+            raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self.neuron = neuron
+        self.engine = engine
+        self._pack: tuple[_Stamp, Tensor] | None = None
+        self._frozen: tuple[_Stamp, SpikingWeights] | None = None
         self.norm = None if norm is None else self._new_norm()
 
     def forward(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
@@ -55,14 +80,17 @@ class TandemLayer(nn.Module, ABC):
     def _from_spikes(self, x: SpikeTrain) -> SpikeTrain:
         steps = x.time_steps
         if self._uses_batch_statistics():
-            v = self._normalise(self._count_product(x, self.weight, self.bias))
+            packed = self._packed()
+            self._frozen = None  # batch norm changes its statistics and does not tell
+            v = self._normalise(self._count_product(x, SpikingWeights(self.weight, packed, None, self.bias)))
             with torch.no_grad():
-                weight, bias = self._folded()
-                bits, _ = self._spiking_product(x.detach(), weight, _per_step(bias, steps), want_sum=False)
-        else:
+                bits, _ = self._spiking_product(x.detach(), self._scaled(steps, packed), want_sum=False)
+        elif _needs_gradient(*self._tensors(), x.carried_count):
             weight, bias = self._folded()
-            want_sum = _needs_gradient(weight, bias, x.carried_count)
-            bits, v = self._spiking_product(x, weight, _per_step(bias, steps), want_sum=want_sum)
+            weights = SpikingWeights(weight, bias=_per_step(bias, steps))
+            bits, v = self._spiking_product(x, weights, want_sum=True)
+        else:
+            bits, v = self._spiking_product(x, self._kept(steps), want_sum=False)
         return self._coupled(bits, v, steps)
 
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
@@ -145,6 +173,56 @@ class TandemLayer(nn.Module, ABC):
         gain = self._gain()
         return self.weight * gain.view(-1, *[1] * (self.weight.dim() - 1)), self._folded_bias(gain)
 
+    def _scaled(self, steps: int, packed: Tensor | None) -> SpikingWeights:
+        """The spiking twin's, for use without gradients: batch norm's gain applied to sums, not to the weights."""
+        if self.norm is None:
+            return SpikingWeights(self.weight, packed, None, _per_step(self.bias, steps))
+        gain = self._gain()
+        return SpikingWeights(self.weight, packed, gain, _per_step(self._folded_bias(gain), steps))
+
+    def _tensors(self) -> list[Tensor]:
+        """All that the spiking twin's weights depend on."""
+        norm = self.norm
+        tensors = [self.weight, self.bias]
+        if norm is not None:
+            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked]
+        return [x for x in tensors if x is not None]
+
+    @torch.no_grad()
+    def _kept(self, steps: int) -> SpikingWeights:
+        """As _scaled, from the last call where nothing has changed since."""
+        if torch.compiler.is_compiling():
+            return self._scaled(steps, self._packed())
+        stamp = _Stamp(self._tensors(), (steps, None if self.norm is None else self.norm.eps))
+        frozen = self._frozen  # read and written once: threads may share the layer
+        if frozen is None or not frozen[0].holds(stamp):
+            frozen = stamp, self._scaled(steps, self._packed())
+            self._frozen = frozen
+        return frozen[1]
+
+    def _packed(self) -> Tensor:
+        """The weights, rearranged for the kernels; from the last call where they have not changed since."""
+        groups = getattr(self, "groups", 1)
+        if torch.compiler.is_compiling():
+            return ops.pack_weight(self.weight, groups)
+        stamp, pack = _Stamp([self.weight], None), self._pack
+        if pack is None or not pack[0].holds(stamp):
+            # Where they were serves again: large fresh memory costs more than the packing.
+            out = None if pack is None else pack[1]
+            if out is not None and (out.is_inference() or not can_hold(out, self.weight, groups)):
+                out = None
+            self._frozen = None  # it may refer to what is overwritten here
+            pack = stamp, ops.pack_weight(self.weight, groups, out=out)
+            self._pack = pack
+        return pack[1]
+
+    def train(self, mode: bool = True) -> Any:
+        self._pack = self._frozen = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pack": None, "_frozen": None}  # for pickle and deepcopy
+
     def _checked_norm(self) -> Any:
         norm = self.norm
         if norm is None or norm.running_mean is None or not norm.affine:
@@ -177,17 +255,39 @@ class TandemLayer(nn.Module, ABC):
         """Weight * x + bias for real x."""
 
     @abstractmethod
-    def _count_product(self, x: SpikeTrain, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         """Weight * count + bias."""
 
     @abstractmethod
-    def _spiking_product(
-        self, x: SpikeTrain, weight: Tensor, bias: Tensor | None, *, want_sum: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Bits and sum of currents; bias per time step."""
+    def _spiking_product(self, x: SpikeTrain, weights: SpikingWeights, *, want_sum: bool) -> tuple[Tensor, Tensor]:
+        """Bits and sum of currents."""
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, neuron={self.neuron}"
+        engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
+        return f"{super().extra_repr()}, neuron={self.neuron}{engine}"
+
+
+class _Stamp:
+    """The state of tensors and settings, to tell whether something made from them still holds."""
+
+    def __init__(self, tensors: Sequence[Tensor], settings: Any) -> None:
+        self._settings = settings
+        self._tensors = tensors
+        self._states: list[tuple[int, int]] | None
+        try:
+            self._states = [(x._version, x.data_ptr()) for x in tensors]
+            self._memory = [x.detach() for x in tensors]  # held, so that no other tensor can get its address
+        except RuntimeError:  # tensors that keep no version (of inference mode) or no data (of transforms)
+            self._states = None
+
+    def holds(self, now: _Stamp) -> bool:
+        """Whether nothing has changed between this stamp and a later one."""
+        return (
+            self._states is not None
+            and self._states == now._states
+            and self._settings == now._settings
+            and all(a is b for a, b in zip(self._tensors, now._tensors, strict=True))
+        )
 
 
 def _per_step(bias: Tensor | None, steps: int) -> Tensor | None:

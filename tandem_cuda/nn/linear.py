@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..neuron import IF, Neuron
 from ..spike_train import SpikeTrain
-from .layer import TandemLayer
+from .layer import SpikingWeights, TandemLayer
 
 
 class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -22,6 +22,7 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         dtype: of the parameters, float32 or float64.
         norm: None or "batch": batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm1d).
         neuron: IF(...) or LIF(...).
+        engine: "auto", "event" or "dense": of the products, as in :func:`tandem_cuda.ops.spiking_linear`.
 
     Shape:
         SpikeTrain [N, ..., F] (or the EncodedInput that Encode returns) -> SpikeTrain [N, ..., O].
@@ -41,8 +42,9 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         *,
         norm: str | None = None,
         neuron: Neuron = IF(),
+        engine: str = "auto",
     ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype, norm=norm, neuron=neuron)
+        super().__init__(in_features, out_features, bias, device, dtype, norm=norm, neuron=neuron, engine=engine)
 
     def _new_norm(self) -> nn.BatchNorm1d:
         return nn.BatchNorm1d(self.out_features, device=self.weight.device, dtype=self.weight.dtype)
@@ -62,21 +64,24 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
-    def _count_product(self, x: SpikeTrain, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return ops.count_linear(x.bits, weight, bias, count=x.carried_count)
+    def _count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        return ops.count_linear(
+            x.bits, weights.weight, weights.bias, packed=weights.packed, count=x.carried_count, engine=self.engine
+        )
 
-    def _spiking_product(
-        self, x: SpikeTrain, weight: Tensor, bias: Tensor | None, *, want_sum: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _spiking_product(self, x: SpikeTrain, weights: SpikingWeights, *, want_sum: bool) -> tuple[Tensor, Tensor]:
         bits, total, _ = ops.spiking_linear(
             x.bits,
-            weight,
-            bias,
+            weights.weight,
+            weights.bias,
+            packed=weights.packed,
+            scale=weights.scale,
             count=x.carried_count,
             time_steps=x.time_steps,
             threshold=self.neuron.threshold,
             leak=self.neuron.leak,
             want_sum=want_sum,
             want_potential=False,
+            engine=self.engine,
         )
         return bits, total

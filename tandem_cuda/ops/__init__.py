@@ -7,6 +7,7 @@ from .count_conv2d import count_conv2d
 from .count_linear import count_linear
 from .integrate_and_fire import integrate_and_fire
 from .pack_spikes import pack_spikes
+from .pack_weight import pack_weight
 from .spike_count import spike_count
 from .spiking_conv2d import spiking_conv2d
 from .spiking_linear import spiking_linear
@@ -18,6 +19,7 @@ __all__ = [
     "count_linear",
     "integrate_and_fire",
     "pack_spikes",
+    "pack_weight",
     "spike_count",
     "spiking_conv2d",
     "spiking_linear",

@@ -22,6 +22,12 @@ def check_floating(op: str, argument: str, value: Any) -> None:
     check_dtype(op, argument, value.dtype)
 
 
+def check_weight(op: str, weight: Any) -> None:
+    check_tensor(op, "weight", weight)
+    if weight.dtype not in (*FLOATING, torch.int8):
+        raise TypeError(f"{op}: weight must be float32, float64 or int8, got {weight.dtype}")
+
+
 def check_dtype(op: str, argument: str, dtype: torch.dtype) -> None:
     if dtype not in FLOATING:
         raise TypeError(f"{op}: {argument} must be float32 or float64, got {dtype}")

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from . import checks, layout
-from .spike_count import spike_count
+from .product import (
+    Gradients,
+    Saved,
+    check_operands,
+    check_product,
+    like_of,
+    needed_gradients,
+    product_gradients,
+    save_product,
+    saved_values,
+)
 
 
 def count_conv2d(
@@ -21,22 +31,27 @@ def count_conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     *,
+    packed: Tensor | None = None,
+    scale: Tensor | None = None,
     count: Tensor | None = None,
+    engine: str = "auto",
 ) -> Tensor:
-    """Convolve spike counts, v = weight * c + bias: the ANN's pre-activation (Wu et al. 2021, eq. 9).
-
-    Work is proportional to the spikes, not to the size of the layer.
+    """Convolve spike counts, v = scale * (weight * c) + bias: the ANN's pre-activation (Wu et al. 2021, eq. 9).
 
     Args:
         bits: uint8 [P, N, C, H, W]; c is their :func:`spike_count`.
-        weight: float32 or float64 [O, C/groups, kH, kW].
+        weight: float32, float64 or int8 [O, C/groups, kH, kW].
         bias: [O].
         stride: as in ``torch.nn.functional.conv2d``.
         padding: zero padding, an int or a pair.
         dilation: spacing of the taps.
         groups: blocks of channels.
+        packed: :func:`pack_weight` of ``weight``, to save arranging it at this call.
+        scale: [O], of the weights; must be given (float32) with int8 weights. No gradient flows to it.
         count: [N, C, H, W], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in
             the forward pass.
+        engine: "event": work in proportion to the spikes; "dense": torch's own convolution of float counts; "auto":
+            the faster one for these counts. Weights have to be finite for the two to agree.
 
     Returns:
         [N, O, Ho, Wo], channels last in memory; differentiable in ``weight``, ``bias`` and ``count``.
@@ -46,13 +61,11 @@ def count_conv2d(
         ValueError: a shape or device that does not fit.
     """
     op = "count_conv2d"
-    geometry = check_conv2d(op, bits, count, weight, bias, stride, padding, dilation, groups)
-    return torch.ops.tandem_cuda.count_conv2d(bits, count, weight, bias, *geometry, groups)
+    geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)
+    return torch.ops.tandem_cuda.count_conv2d(bits, count, weight, packed, scale, bias, *geometry, groups, engine)
 
 
 Geometry = tuple[list[int], list[int], list[int]]
-# bits (where there is no count), count, weight
-Saved = tuple[Tensor | None, Tensor | None, Tensor]
 
 
 def check_conv2d(
@@ -60,16 +73,17 @@ def check_conv2d(
     bits: Any,
     count: Any,
     weight: Any,
+    packed: Any,
+    scale: Any,
     bias: Any,
     stride: Any,
     padding: Any,
     dilation: Any,
     groups: Any,
+    engine: Any,
 ) -> Geometry:
     """Check a convolutional product's arguments; return stride, padding and dilation as pairs."""
-    checks.check_bits(op, bits)
-    checks.check_floating(op, "weight", weight)
-    checks.check_same_device(op, "weight", weight, bits, "bits")
+    check_product(op, bits, weight, engine)
     if bits.dim() != 5:
         raise ValueError(f"{op}: bits must be [P, N, C, H, W], got {list(bits.shape)}")
     if weight.dim() != 4:
@@ -89,10 +103,7 @@ def check_conv2d(
         )
     if 0 in weight.shape:
         raise ValueError(f"{op}: weight must have no empty dimension, got {list(weight.shape)}")
-    if bias is not None:
-        checks.check_like(op, "bias", bias, weight, "weight", weight.shape[:1])
-    if count is not None:
-        checks.check_like(op, "count", count, weight, "weight", bits.shape[1:])
+    check_operands(op, bits, count, weight, packed, scale, bias, groups)
     pairs = [checks.pair(op, *named) for named in (("stride", stride), ("padding", padding), ("dilation", dilation))]
     for name, value, least in zip(("stride", "padding", "dilation"), pairs, (1, 0, 1), strict=True):
         if min(value) < least:
@@ -131,14 +142,17 @@ def _(
     bits: Tensor,
     count: Tensor | None,
     weight: Tensor,
+    packed: Tensor | None,
+    scale: Tensor | None,
     bias: Tensor | None,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     groups: int,
+    engine: str,
 ) -> Tensor:
     sizes = [bits.shape[1], weight.shape[0], *out_size(bits, weight, stride, padding, dilation)]
-    return layout.empty_channels_last(weight, sizes, weight.dtype, 1)
+    return layout.empty_channels_last(weight, sizes, like_of(weight, scale)[0].dtype, 1)
 
 
 def conv2d_gradients(
@@ -147,41 +161,55 @@ def conv2d_gradients(
     needed: tuple[bool, bool, bool],
     geometry: Geometry,
     groups: int,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of weight * count + bias with respect to count, weight and bias, where needed."""
-    values, weight = saved_values(saved), saved[2]
+) -> Gradients:
+    """Gradients of scale * (weight * count) + bias with respect to count, weight and bias, where needed."""
+    values, weight, scale = saved_values(saved, grad.dtype), saved[2].to(grad.dtype), saved[3]
     stride, padding, dilation = geometry
-    return torch.ops.aten.convolution_backward(
-        grad, values, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, list(needed)
-    )
+    settings = (stride, padding, dilation, False, [0, 0], groups)
+    grad_bias = grad.sum([0, 2, 3]) if needed[2] else None
+    if scale is not None:
+        grad = grad * scale.view(-1, 1, 1)
+    # The kernel of the weight gradient has no gradient of its own.
+    if grad.device.type != "cpu" or torch.is_grad_enabled():
+        mask = [*needed[:2], False]
+        both = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, mask)
+        return both[0], both[1], grad_bias
+    grad_count = grad_weight = None
+    if needed[1]:
+        grad_weight = torch.ops.tandem_cuda.conv2d_weight_gradient(grad, values, weight, *geometry, groups)
+    if needed[0]:
+        if weight.numel() > values.numel() + grad.numel():
+            # Otherwise torch brings the weights into the layout of the activations, which are less here.
+            grad, values = grad.contiguous(), values.contiguous()
+        only_count = [True, False, False]
+        grad_count = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, only_count)[0]
+    return grad_count, grad_weight, grad_bias
 
 
-def save_product(ctx: Any, bits: Tensor, count: Tensor | None, weight: Tensor) -> None:
-    """Keep what the gradient of a product needs: the counts where there are any (they do not grow with T)."""
-    ctx.save_for_backward(None if count is not None else bits, count, weight)
-    ctx.set_materialize_grads(False)
-
-
-def saved_values(saved: Saved) -> Tensor:
-    """The counts that entered a product."""
-    bits, count, weight = saved
-    if count is not None:
-        return count
-    assert bits is not None
-    return spike_count(bits, weight.dtype)
+@torch.library.register_fake("tandem_cuda::conv2d_weight_gradient")
+def _(
+    grad: Tensor,
+    count: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    bits, count, weight, _, *geometry, ctx.groups = inputs
+    bits, count, weight, _, scale, _, *geometry, ctx.groups, _ = inputs
     ctx.geometry = tuple(geometry)
-    save_product(ctx, bits, count, weight)
+    save_product(ctx, bits, count, weight, scale)
 
 
 def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads: tuple[Tensor | None, ...] = (None, None, None)
+    grads: Gradients = (None, None, None)
     if grad is not None:
-        grads = conv2d_gradients(grad, ctx.saved_tensors, ctx.needs_input_grad[1:4], ctx.geometry, ctx.groups)
-    return None, *grads, None, None, None, None
+        grads = conv2d_gradients(grad, ctx.saved_tensors, needed_gradients(ctx), ctx.geometry, ctx.groups)
+    return product_gradients(grads, 5)
 
 
 torch.library.register_autograd("tandem_cuda::count_conv2d", _backward, setup_context=_setup_context)

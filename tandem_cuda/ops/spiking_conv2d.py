@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from . import checks, layout
-from .count_conv2d import check_conv2d, conv2d_gradients, out_size, save_product
+from .count_conv2d import check_conv2d, conv2d_gradients, out_size
+from .product import Gradients, like_of, needed_gradients, product_gradients, save_product
 
 
 def spiking_conv2d(
@@ -22,27 +23,33 @@ def spiking_conv2d(
     groups: int = 1,
     potential: Tensor | None = None,
     *,
+    packed: Tensor | None = None,
+    scale: Tensor | None = None,
     count: Tensor | None = None,
     time_steps: int,
     threshold: float = 1.0,
     leak: float = 1.0,
     want_sum: bool = True,
     want_potential: bool = True,
+    engine: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolve a spike train at every time step and feed integrate-and-fire neurons (Wu et al. 2021, eqs. 1-5).
 
-    For t = 1..T, x[t] = weight * s_in[t] + bias drives the neurons of :func:`integrate_and_fire`. Weights are added for
-    inputs that spike and for no others; no current and no float spike of a single time step is ever stored.
+    For t = 1..T, x[t] = scale * (weight * s_in[t]) + bias drives the neurons of :func:`integrate_and_fire`. The
+    event-driven engine adds weights for inputs that spike and for no others, and stores neither a current nor a float
+    spike of a single time step. Sums of int8 weights are exact integers, so that they are the same in any order.
 
     Args:
         bits: uint8 [P, N, C, H, W].
-        weight: float32 or float64 [O, C/groups, kH, kW].
+        weight: float32, float64 or int8 [O, C/groups, kH, kW].
         bias: [O], current per time step (the ANN's bias divided by T).
         stride: as in ``torch.nn.functional.conv2d``.
         padding: zero padding, an int or a pair.
         dilation: spacing of the taps.
         groups: blocks of channels.
         potential: [N, O, Ho, Wo]: u[0] before its reset, as an earlier call returned it; a simulation continues there.
+        packed: :func:`pack_weight` of ``weight``, to save arranging it at this call.
+        scale: [O], of the weights; must be given (float32) with int8 weights. No gradient flows to it.
         count: [N, C, H, W], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in
             the forward pass.
         time_steps: T.
@@ -50,6 +57,9 @@ def spiking_conv2d(
         leak: in (0, 1]; 1 is IF, less is LIF.
         want_sum: compute the sum of currents.
         want_potential: return the final potential.
+        engine: "event": work in proportion to the spikes; "dense": torch's own convolution on unpacked spikes, at most
+            32 MiB at a time; "auto" counts the spikes and takes the faster one. Weights have
+            to be finite for the two to agree.
 
     Returns:
         ``(bits, sum, potential)``: uint8 [P, N, O, Ho, Wo]; the sum over t of x[t] [N, O, Ho, Wo], which is the ANN's
@@ -58,19 +68,21 @@ def spiking_conv2d(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape, device, threshold, leak or T that does not fit.
+        ValueError: a shape, device, threshold, leak or T that does not fit; an engine that cannot serve the call.
     """
     op = "spiking_conv2d"
-    geometry = check_conv2d(op, bits, count, weight, bias, stride, padding, dilation, groups)
+    geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)
     checks.check_train(op, bits, time_steps)
     checks.check_neuron(op, threshold, leak)
     if potential is not None:
         neurons = (bits.shape[1], weight.shape[0], *out_size(bits, weight, *geometry))
-        checks.check_like(op, "potential", potential, weight, "weight", neurons)
+        checks.check_like(op, "potential", potential, *like_of(weight, scale), neurons)
     return torch.ops.tandem_cuda.spiking_conv2d(
         bits,
         count,
         weight,
+        packed,
+        scale,
         bias,
         None if potential is None else potential.detach(),
         *geometry,
@@ -78,18 +90,19 @@ def spiking_conv2d(
         time_steps,
         threshold,
         leak,
+        engine,
         want_sum,
         want_potential,
     )
 
 
 def empty_spiking_outputs(
-    bits: Tensor, weight: Tensor, neurons: list[int], feature_dim: int, want_sum: bool, want_potential: bool
+    bits: Tensor, like: Tensor, neurons: list[int], feature_dim: int, want_sum: bool, want_potential: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a spiking product returns, uninitialised."""
     out = layout.empty_channels_last(bits, [bits.shape[0], *neurons], torch.uint8, feature_dim + 1)
     total, final = (
-        layout.empty_channels_last(weight, neurons, weight.dtype, feature_dim) if want else weight.new_empty([0])
+        layout.empty_channels_last(like, neurons, like.dtype, feature_dim) if want else like.new_empty([0])
         for want in (want_sum, want_potential)
     )
     return out, total, final
@@ -100,6 +113,8 @@ def _(
     bits: Tensor,
     count: Tensor | None,
     weight: Tensor,
+    packed: Tensor | None,
+    scale: Tensor | None,
     bias: Tensor | None,
     potential: Tensor | None,
     stride: list[int],
@@ -109,28 +124,32 @@ def _(
     time_steps: int,
     threshold: float,
     leak: float,
+    engine: str,
     want_sum: bool,
     want_potential: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     neurons = [bits.shape[1], weight.shape[0], *out_size(bits, weight, stride, padding, dilation)]
-    return empty_spiking_outputs(bits, weight, neurons, 1, want_sum, want_potential)
+    return empty_spiking_outputs(bits, like_of(weight, scale)[0], neurons, 1, want_sum, want_potential)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    bits, count, weight, _, _, stride, padding, dilation, ctx.groups, ctx.time_steps, *_, want_sum, _ = inputs
+    bits, count, weight, _, scale, _, _, stride, padding, dilation, ctx.groups, ctx.time_steps, *_, want_sum, _ = inputs
     ctx.geometry = (stride, padding, dilation)
-    save_product(ctx, bits, count, weight)
+    save_product(ctx, bits, count, weight, scale)
     ctx.mark_non_differentiable(output[0], output[2], *([] if want_sum else [output[1]]))
 
 
 def _backward(ctx: Any, _bits: None, grad: Tensor | None, _potential: None) -> tuple[Tensor | None, ...]:
-    grads: tuple[Tensor | None, ...] = (None, None, None)
+    grads: Gradients = (None, None, None)
     if grad is not None:
-        grads = conv2d_gradients(grad, ctx.saved_tensors, ctx.needs_input_grad[1:4], ctx.geometry, ctx.groups)
-    count, weight, bias = grads
-    # The bias acts at every time step.
-    bias = None if bias is None else bias * ctx.time_steps
-    return None, count, weight, bias, *[None] * 10
+        grads = conv2d_gradients(grad, ctx.saved_tensors, needed_gradients(ctx), ctx.geometry, ctx.groups)
+    return product_gradients(per_time_step(grads, ctx.time_steps), 11)
+
+
+def per_time_step(gradients: Gradients, time_steps: int) -> Gradients:
+    """The gradients of a sum over time: the bias acts at every time step."""
+    count, weight, bias = gradients
+    return count, weight, None if bias is None else bias * time_steps
 
 
 torch.library.register_autograd("tandem_cuda::spiking_conv2d", _backward, setup_context=_setup_context)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .count_conv2d import save_product
 from .count_linear import check_linear, linear_gradients
-from .spiking_conv2d import empty_spiking_outputs
+from .product import Gradients, like_of, needed_gradients, product_gradients, save_product
+from .spiking_conv2d import empty_spiking_outputs, per_time_step
 
 
 def spiking_linear(
@@ -19,22 +19,27 @@ def spiking_linear(
     bias: Tensor | None = None,
     potential: Tensor | None = None,
     *,
+    packed: Tensor | None = None,
+    scale: Tensor | None = None,
     count: Tensor | None = None,
     time_steps: int,
     threshold: float = 1.0,
     leak: float = 1.0,
     want_sum: bool = True,
     want_potential: bool = True,
+    engine: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply a linear layer to a spike train at every time step and feed integrate-and-fire neurons.
 
-    As :func:`spiking_conv2d`, with x[t] = weight * s_in[t] + bias.
+    As :func:`spiking_conv2d`, with x[t] = scale * (weight * s_in[t]) + bias.
 
     Args:
         bits: uint8 [P, N, ..., F].
-        weight: float32 or float64 [O, F].
+        weight: float32, float64 or int8 [O, F].
         bias: [O], current per time step (the ANN's bias divided by T).
         potential: [N, ..., O]: u[0] before its reset, as an earlier call returned it; a simulation continues there.
+        packed: :func:`pack_weight` of ``weight``, to save arranging it at this call.
+        scale: [O], of the weights; must be given (float32) with int8 weights. No gradient flows to it.
         count: [N, ..., F], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in the
             forward pass.
         time_steps: T.
@@ -42,6 +47,9 @@ def spiking_linear(
         leak: in (0, 1]; 1 is IF, less is LIF.
         want_sum: compute the sum of currents.
         want_potential: return the final potential.
+        engine: "event": work in proportion to the spikes; "dense": torch's own matrix product on unpacked spikes, at
+            most 32 MiB at a time; "auto" counts the spikes and takes the faster one. Weights have
+            to be finite for the two to agree.
 
     Returns:
         ``(bits, sum, potential)``: uint8 [P, N, ..., O]; the sum over t of x[t] [N, ..., O], differentiable in
@@ -49,23 +57,27 @@ def spiking_linear(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape, device, threshold, leak or T that does not fit.
+        ValueError: a shape, device, threshold, leak or T that does not fit; an engine that cannot serve the call.
     """
     op = "spiking_linear"
-    check_linear(op, bits, count, weight, bias)
+    check_linear(op, bits, count, weight, packed, scale, bias, engine)
     checks.check_train(op, bits, time_steps)
     checks.check_neuron(op, threshold, leak)
     if potential is not None:
-        checks.check_like(op, "potential", potential, weight, "weight", (*bits.shape[1:-1], weight.shape[0]))
+        neurons = (*bits.shape[1:-1], weight.shape[0])
+        checks.check_like(op, "potential", potential, *like_of(weight, scale), neurons)
     return torch.ops.tandem_cuda.spiking_linear(
         bits,
         count,
         weight,
+        packed,
+        scale,
         bias,
         None if potential is None else potential.detach(),
         time_steps,
         threshold,
         leak,
+        engine,
         want_sum,
         want_potential,
     )
@@ -76,30 +88,32 @@ def _(
     bits: Tensor,
     count: Tensor | None,
     weight: Tensor,
+    packed: Tensor | None,
+    scale: Tensor | None,
     bias: Tensor | None,
     potential: Tensor | None,
     time_steps: int,
     threshold: float,
     leak: float,
+    engine: str,
     want_sum: bool,
     want_potential: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     neurons = [*bits.shape[1:-1], weight.shape[0]]
-    return empty_spiking_outputs(bits, weight, neurons, len(neurons) - 1, want_sum, want_potential)
+    return empty_spiking_outputs(bits, like_of(weight, scale)[0], neurons, len(neurons) - 1, want_sum, want_potential)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    bits, count, weight, _, _, ctx.time_steps, _, _, want_sum, _ = inputs
-    save_product(ctx, bits, count, weight)
+    bits, count, weight, _, scale, _, _, ctx.time_steps, _, _, _, want_sum, _ = inputs
+    save_product(ctx, bits, count, weight, scale)
     ctx.mark_non_differentiable(output[0], output[2], *([] if want_sum else [output[1]]))
 
 
 def _backward(ctx: Any, _bits: None, grad: Tensor | None, _potential: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 10
-    count, weight, bias = linear_gradients(grad, ctx.saved_tensors, ctx.needs_input_grad[1:4])
-    # The bias acts at every time step.
-    return None, count, weight, None if bias is None else bias * ctx.time_steps, *[None] * 6
+    grads: Gradients = (None, None, None)
+    if grad is not None:
+        grads = linear_gradients(grad, ctx.saved_tensors, needed_gradients(ctx))
+    return product_gradients(per_time_step(grads, ctx.time_steps), 7)
 
 
 torch.library.register_autograd("tandem_cuda::spiking_linear", _backward, setup_context=_setup_context)

@@ -69,7 +69,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (v,) = ctx.saved_tensors
     if ctx.leak == 1:
-        grad = torch.where((v > 0) & (v <= ctx.upper), grad / ctx.threshold, 0.0)
+        grad = torch.ops.tandem_cuda.tandem_count_backward(grad, v, ctx.threshold, ctx.upper)
     else:
         slope = lif_rate_derivative(v, ctx.time_steps, ctx.threshold, ctx.leak)
         grad = torch.where(v <= ctx.upper, grad * slope, 0.0)
@@ -77,3 +77,24 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("tandem_cuda::tandem_count", _backward, setup_context=_setup_context)
+
+
+@torch.library.register_fake("tandem_cuda::tandem_count_backward")
+def _(grad: Tensor, pre_activation: Tensor, threshold: float, upper: float) -> Tensor:
+    return torch.empty_like(pre_activation)
+
+
+def _setup_context_twice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, pre_activation, ctx.threshold, ctx.upper = inputs
+    ctx.save_for_backward(pre_activation)
+
+
+def _backward_twice(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # Linear in the gradient, piecewise constant in pre_activation.
+    (v,) = ctx.saved_tensors
+    return torch.ops.tandem_cuda.tandem_count_backward(grad, v, ctx.threshold, ctx.upper), None, None, None
+
+
+torch.library.register_autograd(
+    "tandem_cuda::tandem_count_backward", _backward_twice, setup_context=_setup_context_twice
+)

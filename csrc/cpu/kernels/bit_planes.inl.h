@@ -20,6 +20,31 @@ TANDEM_HOST_DEVICE void count_chunk(const uint8_t* bits, int64_t planes, int64_t
   }
 }
 
+// Spikes among the bytes begin..end-1.
+inline int64_t count_spikes(const uint8_t* bits, int64_t begin, int64_t end) {
+  int64_t spikes = 0, i = begin;
+  for (; i + 8 <= end; i += 8) {
+    uint64_t word;
+    std::memcpy(&word, bits + i, sizeof(word));
+    spikes += __builtin_popcountll(word);
+  }
+  for (; i < end; ++i) spikes += __builtin_popcount(bits[i]);
+  return spikes;
+}
+
+// Whole numbers from 0 to 255 -> bytes. Returns whether all are such numbers, and adds their binary ones to `ones`.
+template <class T>
+bool whole_bytes(const T* values, int64_t begin, int64_t end, uint8_t* bytes, int64_t* ones) {
+  unsigned odd = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    const T value = values[i] >= 0 && values[i] <= 255 ? values[i] : T(0);
+    bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(value));
+    odd |= !(static_cast<T>(static_cast<int32_t>(value)) == values[i]);
+  }
+  *ones += count_spikes(bytes, begin, end);
+  return odd == 0;
+}
+
 template <class T>
 void spike_count(const uint8_t* bits, int64_t planes, int64_t stride, int64_t begin, int64_t end, T* out) {
   alignas(64) uint32_t count[kCountChunk];
@@ -67,11 +92,12 @@ bool pack(const D* dense, int64_t time_steps, int64_t neurons, int64_t begin, in
 }
 
 template <class D>
-void unpack(const uint8_t* bits, int64_t time_steps, int64_t neurons, int64_t begin, int64_t end, D* dense) {
+void unpack(const uint8_t* bits, int64_t stride, int64_t time_steps, int64_t neurons, int64_t begin, int64_t end,
+            D* dense) {
   for (int64_t i = begin; i < end; i += kCountChunk) {
     const int64_t n = end - i < kCountChunk ? end - i : kCountChunk;
     for (int64_t t = 0; t < time_steps; ++t) {
-      const uint8_t* in = bits + t / kStepsPerPlane * neurons + i;
+      const uint8_t* in = bits + t / kStepsPerPlane * stride + i;
       const auto mask = static_cast<uint8_t>(1 << (t % kStepsPerPlane));
       D* out = dense + t * neurons + i;
       for (int64_t j = 0; j < n; ++j) out[j] = (in[j] & mask) ? D(1) : D(0);

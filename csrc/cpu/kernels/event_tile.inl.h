@@ -5,32 +5,36 @@
 // it; the accumulators [pixel, step, channel] stay in L2. Three stages:
 // - a unit lists the spikes of some channels of one input pixel, for each of 8 steps;
 // - a visit is one (pixel, step) of a tile that has spikes in a chunk, with the list of the rows to add. The visits of
-// a
-//   chunk may be sorted by the length of their lists: the loop over a list is short, its mispredicted end costs more
+//   a chunk may be sorted by the length of their lists: the loop over a list is short, its mispredicted end costs more
 //   than its additions, and equal lengths in a row are predicted;
 // - the sweep makes the visits, for each block of output channels anew.
+//
+// 8-bit weights are summed in 16 bits, twice the lanes of a float. A visit that could overflow the sums of its slot
+// first moves them to 32 bits, so that the sums are exact whatever the weights, the fan-in and the rate.
 #include "common/bit_planes.h"
 #include "cpu/kernels/kernels.h"
 
 namespace tandem::TANDEM_ISA {
 
-// Spikes of n channels of one pixel -> a unit: 8 lengths, then the lists of all steps end to end. Returns its end and
-// writes up to kListSlack bytes more.
-TANDEM_HOST_DEVICE uint8_t* build_unit(const uint8_t* bits, int64_t n, uint8_t* unit) {
+// Spikes of n channels -> a unit: 8 lengths, then the lists of all steps end to end. Returns its end and writes up to
+// kListSlack bytes more. Reads whole words of 64 channels; those past the n-th must be silent.
+TANDEM_HOST_DEVICE uint8_t* build_unit(const uint8_t* in, int64_t n, uint8_t* unit) {
   uint8_t* out = unit + 8;
-  std::memset(unit, 0, 8);
-  alignas(64) uint8_t tail[kUnitRows];
-  const uint8_t* in = bits;
-  if (n % 64 != 0) {
-    std::memset(tail, 0, sizeof(tail));
-    for (int64_t c = 0; c < n; ++c) tail[c] = bits[c];
-    in = tail;
-  }
 #if defined(__AVX512VBMI2__)
-  const __m512i low = _mm512_loadu_si512(in), high = n > 64 ? _mm512_loadu_si512(in + 64) : _mm512_setzero_si512();
+  const __m512i low = _mm512_loadu_si512(in);
   const __m512i first =
       _mm512_set_epi64(0x3f3e3d3c3b3a3938, 0x3736353433323130, 0x2f2e2d2c2b2a2928, 0x2726252423222120,
                        0x1f1e1d1c1b1a1918, 0x1716151413121110, 0x0f0e0d0c0b0a0908, 0x0706050403020100);
+  if (n <= 64) {
+    for (int t = 0; t < 8; ++t) {
+      const __mmask64 a = _mm512_test_epi8_mask(low, _mm512_set1_epi8(static_cast<char>(1 << t)));
+      _mm512_storeu_si512(out, _mm512_maskz_compress_epi8(a, first));
+      unit[t] = static_cast<uint8_t>(__builtin_popcountll(a));
+      out += unit[t];
+    }
+    return out;
+  }
+  const __m512i high = _mm512_loadu_si512(in + 64);
   const __m512i second = _mm512_add_epi8(first, _mm512_set1_epi8(64));
   for (int t = 0; t < 8; ++t) {
     const __m512i step = _mm512_set1_epi8(static_cast<char>(1 << t));
@@ -69,40 +73,37 @@ TANDEM_HOST_DEVICE uint8_t* build_unit(const uint8_t* bits, int64_t n, uint8_t* 
 inline void build_units(const UnitArgs& a, int64_t begin, int64_t end) {
   const int64_t per_pixel = a.groups * a.per_group;
   uint8_t* out = a.lists + begin * pixel_bytes(per_pixel, a.unit_channels);
+  alignas(64) uint8_t tail[kUnitRows];
   for (int64_t pixel = begin; pixel < end; ++pixel) {
     const uint8_t* bits = a.bits + pixel / a.pixels_in * a.bits_stride;
     bits += pixel % a.pixels_in * a.groups * a.group_channels;
     uint32_t* unit = a.units + pixel * per_pixel;
     for (int64_t group = 0; group < a.groups; ++group, bits += a.group_channels) {
       for (int64_t c = 0; c < a.group_channels; c += a.unit_channels) {
-        const int64_t left = a.group_channels - c;
+        const int64_t left = a.group_channels - c, n = left < a.unit_channels ? left : a.unit_channels;
         *unit++ = static_cast<uint32_t>(out - a.lists);
-        out = build_unit(bits + c, left < a.unit_channels ? left : a.unit_channels, out);
+        if (n % 64 == 0) {
+          out = build_unit(bits + c, n, out);
+        } else {
+          std::memset(tail + n / 64 * 64, 0, 64);
+          std::memcpy(tail, bits + c, static_cast<size_t>(n));
+          out = build_unit(tail, n, out);
+        }
       }
     }
   }
 }
 
-// Joins the units of several taps of one pixel into one: the rows of tap i start at first_rows[i].
-TANDEM_HOST_DEVICE uint8_t* join_units(const uint8_t* const* taps, const uint8_t* first_rows, int64_t count,
-                                       uint8_t* unit) {
+// Copies n bytes, in steps of 16 where those that follow, up to `end`, can be read: writes up to 15 bytes more.
+TANDEM_HOST_DEVICE void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n, const uint8_t* end) {
   typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
-  const uint8_t* cursor[kUnitRows];
-  for (int64_t i = 0; i < count; ++i) cursor[i] = taps[i] + 8;
-  uint8_t* out = unit + 8;
-  for (int t = 0; t < 8; ++t) {
-    const uint8_t* list = out;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t n = taps[i][t];
-      for (int64_t j = 0; j < n; j += 16) {
-        *reinterpret_cast<Bytes*>(out + j) = *reinterpret_cast<const Bytes*>(cursor[i] + j) + first_rows[i];
-      }
-      out += n;
-      cursor[i] += n;
-    }
-    unit[t] = static_cast<uint8_t>(out - list);
+  if (end - from < n + 15) {
+    std::memcpy(to, from, static_cast<size_t>(n));
+    return;
   }
-  return out;
+  for (int64_t i = 0; i < n; i += 16) {
+    *reinterpret_cast<Bytes*>(to + i) = *reinterpret_cast<const Bytes*>(from + i);
+  }
 }
 
 TANDEM_HOST_DEVICE bool is_silent(const uint8_t* unit) {
@@ -120,7 +121,7 @@ TANDEM_HOST_DEVICE Visit* list_visits(const uint8_t* const* rows_of, int64_t row
       if (unit == nullptr) continue;
       const uint8_t* list = unit + 8;
       for (int64_t t = 0; t < steps; ++t) {
-        *out = {static_cast<uint32_t>(list - lists), static_cast<uint16_t>(row * steps + t), unit[t]};
+        *out = {static_cast<uint32_t>(list - lists), static_cast<uint16_t>(row * steps + t), unit[t], 0};
         out += unit[t] != 0;
         list += unit[t];
       }
@@ -142,11 +143,25 @@ TANDEM_HOST_DEVICE Visit* list_visits(const uint8_t* const* rows_of, int64_t row
     if (unit == nullptr) continue;
     const uint8_t* list = unit + 8;
     for (int64_t t = 0; t < steps; ++t) {
-      out[place[unit[t]]++] = {static_cast<uint32_t>(list - lists), static_cast<uint16_t>(row * steps + t), unit[t]};
+      out[place[unit[t]]++] = {static_cast<uint32_t>(list - lists), static_cast<uint16_t>(row * steps + t), unit[t], 0};
       list += unit[t];
     }
   }
   return out + end;
+}
+
+// Marks the visits whose rows of 8-bit weights could overflow the 16-bit sums of their slot. since: rows that each slot
+// has added since it was last emptied. Returns whether there are any.
+TANDEM_HOST_DEVICE bool mark_widening(Visit* visit, const Visit* end, uint16_t* since) {
+  bool any = false;
+  for (; visit != end; ++visit) {
+    const int rows = since[visit->slot] + visit->length;
+    const bool widen = rows > kNarrowRows;
+    visit->widen = widen;
+    since[visit->slot] = static_cast<uint16_t>(widen ? visit->length : rows);
+    any |= widen;
+  }
+  return any;
 }
 
 // All visits of a tile in one plane and group, chunk by chunk; ends[chunk] is the end of each chunk's.
@@ -161,6 +176,9 @@ inline void build_visits(const VisitArgs& a, int64_t plane, int64_t group, int64
   uint8_t* joined = a.joined + index * a.joined_per_tile;
   const uint8_t* lists = a.taps_per_chunk > 1 ? a.joined : a.lists;
   const int64_t steps = steps_in_plane(plane, a.steps);
+  uint16_t since[kTileRows * kStepsPerPlane];
+  if (a.narrow_sums) std::memset(since, 0, sizeof(since));
+  bool widened = false;
 
   int64_t top[kTileRows], side[kTileRows], image[kTileRows];
   for (int64_t row = 0; row < rows; ++row) {
@@ -169,77 +187,106 @@ inline void build_visits(const VisitArgs& a, int64_t plane, int64_t group, int64
     top[row] = at / g.out_width % g.out_height * g.stride_h - g.padding_h;
     side[row] = at % g.out_width * g.stride_w - g.padding_w;
   }
-  // The units of tap `tap` of a row, or null outside the image.
-  const auto find = [&](int64_t row, int64_t tap) -> const uint32_t* {
+  // The input pixel of tap `tap` of a row, or -1 outside the image.
+  const auto find = [&](int64_t row, int64_t tap) -> int64_t {
     const int64_t h = top[row] + tap / g.kernel_w * g.dilation_h, w = side[row] + tap % g.kernel_w * g.dilation_w;
-    if (h < 0 || h >= g.height || w < 0 || w >= g.width) return nullptr;
-    return units + (((image[row] + h) * g.width + w) * g.groups + group) * a.units_per_group;
+    if (h < 0 || h >= g.height || w < 0 || w >= g.width) return -1;
+    return (image[row] + h) * g.width + w;
   };
 
   Visit* out = first;
   const uint8_t* rows_of[kTileRows];
+  const auto finish_chunk = [&](int64_t chunk) {
+    Visit* const begin_of_chunk = out;
+    out = list_visits(rows_of, rows, steps, lists, a.sorted, out);
+    ends[chunk] = static_cast<uint32_t>(out - first);
+    if (a.narrow_sums) widened |= mark_widening(begin_of_chunk, out, since);
+    a.widened[index] = widened;
+  };
   if (a.taps_per_chunk == 1) {
-    const uint32_t* found[kTileRows];
+    int64_t found[kTileRows];
     for (int64_t tap = 0, chunk = 0; tap < taps; ++tap) {
       for (int64_t row = 0; row < rows; ++row) found[row] = find(row, tap);
       for (int64_t c = 0; c < a.units_per_group; ++c, ++chunk) {
         for (int64_t row = 0; row < rows; ++row) {
-          const uint8_t* unit = found[row] ? a.lists + found[row][c] : nullptr;
+          const uint8_t* unit =
+              found[row] < 0 ? nullptr : a.lists + units[(found[row] * g.groups + group) * a.units_per_group + c];
           rows_of[row] = unit && !is_silent(unit) ? unit : nullptr;
         }
-        out = list_visits(rows_of, rows, steps, lists, a.sorted, out);
-        ends[chunk] = static_cast<uint32_t>(out - first);
+        finish_chunk(chunk);
       }
     }
     return;
   }
+  const uint8_t* bits = a.bits + plane * a.bits_stride + group * channels;
+  alignas(64) uint8_t window[kUnitRows + 16] = {};
   for (int64_t chunk = 0; chunk < a.chunks; ++chunk) {
     const int64_t tap_begin = chunk * a.taps_per_chunk;
     const int64_t tap_end = tap_begin + a.taps_per_chunk < taps ? tap_begin + a.taps_per_chunk : taps;
+    const int64_t n = (tap_end - tap_begin) * channels;
+    std::memset(window, 0, sizeof(window));
     for (int64_t row = 0; row < rows; ++row) {
-      const uint8_t* members[kUnitRows];
-      uint8_t first_rows[kUnitRows];
-      int64_t count = 0;
-      for (int64_t tap = tap_begin; tap < tap_end; ++tap) {
-        const uint32_t* unit = find(row, tap);
-        if (unit == nullptr || is_silent(a.lists + *unit)) continue;
-        members[count] = a.lists + *unit;
-        first_rows[count++] = static_cast<uint8_t>((tap - tap_begin) * channels);
+      uint8_t* to = window;
+      for (int64_t tap = tap_begin; tap < tap_end; ++tap, to += channels) {
+        const int64_t pixel = find(row, tap);
+        if (pixel < 0) {
+          std::memset(to, 0, static_cast<size_t>(channels));
+        } else {
+          copy_bytes(to, bits + pixel * g.in_channels, channels, a.bits_end);
+        }
       }
-      rows_of[row] = count ? joined : nullptr;
-      if (count) joined = join_units(members, first_rows, count, joined);
+      std::memset(to, 0, 16);
+      uint8_t* const end = build_unit(window, n, joined);
+      rows_of[row] = end == joined + 8 ? nullptr : joined;
+      if (rows_of[row]) joined = end;
     }
-    out = list_visits(rows_of, rows, steps, lists, a.sorted, out);
-    ends[chunk] = static_cast<uint32_t>(out - first);
+    finish_chunk(chunk);
+  }
+}
+
+// Sums of 16 bits -> 32 bits, for all lanes of a slot: wide += narrow, narrow = 0.
+template <int kVectors>
+TANDEM_HOST_DEVICE void empty_slot(int16_t* narrow, int32_t* wide) {
+  using Wide = Simd<float>::Int32;
+  using Narrow = Simd<float>::Int16;
+  for (int i = 0; i < 2 * kVectors; ++i) {
+    Wide* to = reinterpret_cast<Wide*>(wide) + i;
+    Narrow* from = reinterpret_cast<Narrow*>(narrow) + i;
+    const Narrow sum = *from;
+    *to += __builtin_convertvector(sum, Wide);
+    *from = Narrow{};
   }
 }
 
 // acc[row, step, :] += weight[feature, :] for every feature that spikes. kVectors: vectors in a row of weight.
-template <class T, int kVectors>
-void accumulate(const EventTileArgs<T>& a, int64_t plane, T* acc) {
-  constexpr int64_t block = kVectors * kLanes<T>;
+template <class E, class T, int kVectors>
+void accumulate(const EventTileArgs<E, T>& a, int64_t plane, E* acc, int32_t* wide) {
+  constexpr int64_t block = kVectors * kLanes<E>;
   const int64_t index = (plane * a.geometry->groups + a.group) * a.tiles + a.tile;
   const Visit* visit = a.visits + index * a.visits_per_tile;
   const Visit* const first = visit;
   const uint32_t* ends = a.ends + index * a.chunks;
   for (int64_t chunk = 0; chunk < a.chunks; ++chunk) {
-    const T* sweep = a.weight + chunk * a.chunk_rows * block;
+    const E* sweep = a.weight + (chunk / a.units_per_tap * a.tap_rows + chunk % a.units_per_tap * a.unit_rows) * block;
     for (const Visit* const end = first + ends[chunk]; visit != end; ++visit) {
       const uint8_t* list = a.lists + visit->list;
-      Vec<T>* to = reinterpret_cast<Vec<T>*>(acc + visit->slot * block);
-      Vec<T> sum[kVectors];
+      Vec<E>* to = reinterpret_cast<Vec<E>*>(acc + visit->slot * block);
+      if (sizeof(E) == 2 && visit->widen) {
+        empty_slot<kVectors>(reinterpret_cast<int16_t*>(to), wide + visit->slot * block);
+      }
+      Vec<E> sum[kVectors];
       for (int i = 0; i < kVectors; ++i) sum[i] = to[i];
       int64_t length = visit->length;
       for (; length >= 4; length -= 4, list += 4) {
         uint32_t four;
         std::memcpy(&four, list, sizeof(four));
         for (int j = 0; j < 4; ++j, four >>= 8) {
-          const Vec<T>* from = reinterpret_cast<const Vec<T>*>(sweep + (four & 255) * block);
+          const Vec<E>* from = reinterpret_cast<const Vec<E>*>(sweep + (four & 255) * block);
           for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
         }
       }
       for (; length > 0; --length, ++list) {
-        const Vec<T>* from = reinterpret_cast<const Vec<T>*>(sweep + *list * block);
+        const Vec<E>* from = reinterpret_cast<const Vec<E>*>(sweep + *list * block);
         for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
       }
       for (int i = 0; i < kVectors; ++i) to[i] = sum[i];
@@ -247,23 +294,47 @@ void accumulate(const EventTileArgs<T>& a, int64_t plane, T* acc) {
   }
 }
 
+// The sums of one plane, [rows, steps, block].
+template <class E>
+struct Sums {
+  const E* narrow;
+  const int32_t* wide;  // what was moved out of 16-bit sums; null where nothing was
+
+  // One vector of the neurons' type, from element `at` on.
+  template <class T>
+  TANDEM_HOST_DEVICE Vec<T> operator()(int64_t at) const {
+    if constexpr (sizeof(E) == 2) {
+      using Wide = typename Simd<T>::Int32;
+      using Narrow = typename Simd<T>::Int16;
+      const Narrow low = *reinterpret_cast<const Narrow*>(narrow + at);
+      Wide sum = __builtin_convertvector(low, Wide);
+      if (wide) sum += *reinterpret_cast<const Wide*>(wide + at);
+      return __builtin_convertvector(sum, Vec<T>);
+    } else {
+      return *reinterpret_cast<const Vec<T>*>(narrow + at);
+    }
+  }
+};
+
 // The neuron loop over the steps of one plane; potential and sum are carried from plane to plane in [rows, block].
-template <class T, int kVectors>
-void fire(const EventTileArgs<T>& a, int64_t plane, int64_t steps, const T* acc, T* carried_u, T* carried_sum) {
+template <class E, class T>
+void fire(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, const Sums<E>& sums, T* carried_u,
+          T* carried_sum) {
   using Mask = typename Simd<T>::Mask;
-  constexpr int64_t lanes = kLanes<T>, block = kVectors * lanes;
+  constexpr int64_t lanes = kLanes<T>;
   const Vec<T> threshold = broadcast(a.neuron.threshold), leak = broadcast(a.neuron.leak);
   for (int64_t row = 0; row < a.row_end - a.row_begin; ++row) {
     uint8_t* bits = a.bits + plane * a.bits_stride + (a.row_begin + row) * a.row_stride;
     for (int64_t c = 0; c < a.valid; c += lanes) {
-      Vec<T>& u_place = *reinterpret_cast<Vec<T>*>(carried_u + row * block + c);
-      Vec<T>& sum_place = *reinterpret_cast<Vec<T>*>(carried_sum + row * block + c);
+      Vec<T>& u_place = *reinterpret_cast<Vec<T>*>(carried_u + row * a.block + c);
+      Vec<T>& sum_place = *reinterpret_cast<Vec<T>*>(carried_sum + row * a.block + c);
       Vec<T> u = u_place, sum = sum_place;
+      const Vec<T> scale = a.scale ? load(a.scale + c, a.valid - c) : Vec<T>{};
       const Vec<T> bias = a.bias ? load(a.bias + c, a.valid - c) : Vec<T>{};
-      const T* current = acc + row * steps * block + c;
       Mask word = {};
-      for (int64_t t = 0; t < steps; ++t, current += block) {
-        Vec<T> x = *reinterpret_cast<const Vec<T>*>(current);
+      for (int64_t t = 0; t < steps; ++t) {
+        Vec<T> x = sums.template operator()<T>((row * steps + t) * a.block + c);
+        if (a.scale) x *= scale;
         if (a.bias) x += bias;
         u = membrane_update(u, x, threshold, leak);
         sum += x;
@@ -277,18 +348,17 @@ void fire(const EventTileArgs<T>& a, int64_t plane, int64_t steps, const T* acc,
 }
 
 // A count product: the sums belong to the binary digits of the counts.
-template <class T, int kVectors>
-void weigh_digits(const EventTileArgs<T>& a, int64_t plane, int64_t steps, const T* acc, T* carried_sum) {
-  constexpr int64_t lanes = kLanes<T>, block = kVectors * lanes;
-  T scale = 1;
-  for (int64_t p = 0; p < (a.first_plane + plane) * kStepsPerPlane; ++p) scale *= 2;
+template <class E, class T>
+void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, const Sums<E>& sums, T* carried_sum) {
+  constexpr int64_t lanes = kLanes<T>;
+  T first = 1;
+  for (int64_t p = 0; p < (a.first_plane + plane) * kStepsPerPlane; ++p) first *= 2;
   for (int64_t row = 0; row < a.row_end - a.row_begin; ++row) {
     for (int64_t c = 0; c < a.valid; c += lanes) {
-      Vec<T>& place = *reinterpret_cast<Vec<T>*>(carried_sum + row * block + c);
-      const T* digit = acc + row * steps * block + c;
-      Vec<T> sum = place, factor = broadcast(scale);
-      for (int64_t t = 0; t < steps; ++t, digit += block) {
-        sum += factor * *reinterpret_cast<const Vec<T>*>(digit);
+      Vec<T>& place = *reinterpret_cast<Vec<T>*>(carried_sum + row * a.block + c);
+      Vec<T> sum = place, factor = broadcast(first);
+      for (int64_t t = 0; t < steps; ++t) {
+        sum += factor * sums.template operator()<T>((row * steps + t) * a.block + c);
         factor += factor;
       }
       place = sum;
@@ -296,14 +366,15 @@ void weigh_digits(const EventTileArgs<T>& a, int64_t plane, int64_t steps, const
   }
 }
 
-template <class T, int kVectors>
-void event_tile_of(const EventTileArgs<T>& a) {
-  constexpr int64_t lanes = kLanes<T>, block = kVectors * lanes;
+template <class E, class T, int kVectors>
+void event_tile_of(const EventTileArgs<E, T>& a) {
+  constexpr int64_t lanes = kLanes<T>, block = kVectors * kLanes<E>;
   const int64_t rows = a.row_end - a.row_begin;
-  T* acc = static_cast<T*>(a.scratch);
-  T* u = acc + rows * 8 * block;
-  T* sum = u + rows * block;
   const bool fires = a.bits != nullptr;
+  T* u = static_cast<T*>(a.scratch);
+  T* sum = u + rows * block;
+  E* acc = reinterpret_cast<E*>(sum + rows * block);
+  int32_t* wide = reinterpret_cast<int32_t*>(acc + rows * kStepsPerPlane * block);  // of 16-bit sums alone
 
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = (a.row_begin + row) * a.row_stride;
@@ -311,40 +382,47 @@ void event_tile_of(const EventTileArgs<T>& a) {
       const bool real = c < a.valid;
       *reinterpret_cast<Vec<T>*>(u + row * block + c) =
           real && a.initial ? load(a.initial + at + c, a.valid - c) : Vec<T>{};
-      *reinterpret_cast<Vec<T>*>(sum + row * block + c) = !real              ? Vec<T>{}
-                                                          : a.add_sum        ? load(a.sum + at + c, a.valid - c)
-                                                          : !fires && a.bias ? load(a.bias + c, a.valid - c)
-                                                                             : Vec<T>{};
+      *reinterpret_cast<Vec<T>*>(sum + row * block + c) =
+          real && a.add_sum ? load(a.sum + at + c, a.valid - c) : Vec<T>{};
     }
   }
   for (int64_t plane = 0; plane * kStepsPerPlane < a.steps; ++plane) {
     const int64_t steps = steps_in_plane(plane, a.steps);
-    std::memset(acc, 0, static_cast<size_t>(rows * steps * block) * sizeof(T));
-    accumulate<T, kVectors>(a, plane, acc);
+    const bool widened = sizeof(E) == 2 && a.widened[(plane * a.geometry->groups + a.group) * a.tiles + a.tile];
+    std::memset(acc, 0, static_cast<size_t>(rows * steps * block) * sizeof(E));
+    if (widened) std::memset(wide, 0, static_cast<size_t>(rows * steps * block) * sizeof(int32_t));
+    accumulate<E, T, kVectors>(a, plane, acc, wide);
+    const Sums<E> sums = {acc, widened ? wide : nullptr};
     if (fires) {
-      fire<T, kVectors>(a, plane, steps, acc, u, sum);
+      fire<E, T>(a, plane, steps, sums, u, sum);
     } else {
-      weigh_digits<T, kVectors>(a, plane, steps, acc, sum);
+      weigh_digits<E, T>(a, plane, steps, sums, sum);
     }
   }
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = (a.row_begin + row) * a.row_stride;
     for (int64_t c = 0; c < a.valid; c += lanes) {
-      if (a.sum) store(a.sum + at + c, *reinterpret_cast<Vec<T>*>(sum + row * block + c), a.valid - c);
-      if (a.potential) store(a.potential + at + c, *reinterpret_cast<Vec<T>*>(u + row * block + c), a.valid - c);
+      const int64_t left = a.valid - c;
+      Vec<T> total = *reinterpret_cast<Vec<T>*>(sum + row * block + c);
+      if (!fires && a.last) {
+        if (a.scale) total *= load(a.scale + c, left);
+        if (a.bias) total += load(a.bias + c, left);
+      }
+      if (a.sum) store(a.sum + at + c, total, left);
+      if (a.potential) store(a.potential + at + c, *reinterpret_cast<Vec<T>*>(u + row * block + c), left);
     }
   }
 }
 
-template <class T>
-void event_tile(const EventTileArgs<T>& a) {
-  const int64_t row_bytes = a.block * static_cast<int64_t>(sizeof(T));
+template <class E, class T>
+void event_tile(const EventTileArgs<E, T>& a) {
+  const int64_t row_bytes = a.block * static_cast<int64_t>(sizeof(E));
   if (row_bytes == 256) {
-    event_tile_of<T, 256 / kVectorBytes>(a);
+    event_tile_of<E, T, 256 / kVectorBytes>(a);
   } else if (row_bytes == 128) {
-    event_tile_of<T, 128 / kVectorBytes>(a);
+    event_tile_of<E, T, 128 / kVectorBytes>(a);
   } else {
-    event_tile_of<T, 64 / kVectorBytes>(a);
+    event_tile_of<E, T, 64 / kVectorBytes>(a);
   }
 }
 

@@ -12,18 +12,24 @@
 
 namespace tandem {
 
-// The neuron loop over rows of `channels` neurons each (channels last).
+// Neurons that integrate_and_fire handles at once, at most.
+constexpr int64_t kNeuronBlock = 128;
+
+// The neuron loop; channels lie last, so that neuron i belongs to channel i % channels.
 template <class T>
 struct IntegrateAndFireArgs {
-  const T* current;        // [rows, channels], series [time_steps, rows, channels]
+  const T* current;        // [neurons], series [time_steps, neurons]
   int64_t current_stride;  // elements between time steps of a series
-  const T* bias;           // [channels] per time step, or null
-  const T* initial;        // potential before the first step [rows, channels], or null (zero)
-  uint8_t* bits;           // [planes, rows, channels]
-  int64_t bits_stride;     // bytes between planes
-  T* sum;                  // [rows, channels] or null
-  T* potential;            // [rows, channels] or null
-  int64_t rows, channels;
+  // [channels + kNeuronBlock], those of `channels` again and again; or null
+  const T* scale;       // of the current
+  const T* bias;        // per time step
+  const T* initial;     // potential before the first step [neurons], or null (zero)
+  uint8_t* bits;        // [planes, neurons]
+  int64_t bits_stride;  // bytes between planes
+  T* sum;               // [neurons] or null
+  bool add_sum;         // sum holds that of earlier time steps
+  T* potential;         // [neurons] or null
+  int64_t channels;
   int64_t time_steps;
   CurrentMode mode;
   NeuronParameters<T> neuron;
@@ -31,6 +37,8 @@ struct IntegrateAndFireArgs {
 
 // Rows of weights in a chunk, and so the longest list; list entries are bytes.
 constexpr int64_t kUnitRows = 128;
+// Rows of 8-bit weights whose sum fits 16 bits, whatever they are.
+constexpr int64_t kNarrowRows = 255;
 // Bytes past its end that writing a list may touch: what different threads write lies as far apart.
 constexpr int64_t kListSlack = 64;
 // The largest unit of n channels: 8 lengths and 8 lists.
@@ -54,74 +62,126 @@ struct UnitArgs {
 };
 
 struct Visit {
-  uint32_t list;    // where the list starts
-  uint16_t slot;    // row * steps + step
-  uint16_t length;  // of the list, at least 1
+  uint32_t list;   // where the list starts
+  uint16_t slot;   // row * steps + step
+  uint8_t length;  // of the list, at least 1
+  uint8_t widen;   // 16-bit sums: this visit could overflow the slot's, which has to be emptied first
 };
 
 // Stage 2.
 struct VisitArgs {
   const ConvGeometry* geometry;
+  int64_t taps_per_chunk;
+  // taps_per_chunk = 1: a chunk is a unit of one tap.
   const uint8_t* lists;
   const uint32_t* units;  // [planes, pixels_in, groups, units_per_group]
   int64_t units_per_group;
-  int64_t taps_per_chunk;  // 1: a chunk is a unit of one tap; more: the (single) units of several taps, joined
+  // More: layers too narrow for that have units of the bytes of several taps, made here.
+  const uint8_t* bits;      // [planes, pixels_in, groups, group_channels]
+  int64_t bits_stride;      // bytes between planes
+  const uint8_t* bits_end;  // of the last plane
+  uint8_t* joined;          // the units
+  int64_t joined_per_tile;
   int64_t chunks;
   int64_t steps;  // valid bits of all planes
   int64_t tile_rows, tiles;
   bool sorted;
-  uint8_t* joined;  // joined units: the lists of the visits where taps_per_chunk > 1
-  int64_t joined_per_tile;
-  Visit* visits;  // [planes, groups, tiles, visits_per_tile]
+  bool narrow_sums;  // 16-bit sums: fill Visit::widen and `widened`
+  Visit* visits;     // [planes, groups, tiles, visits_per_tile]
   int64_t visits_per_tile;
-  uint32_t* ends;  // [planes, groups, tiles, chunks]: end of a chunk's visits
+  uint32_t* ends;    // [planes, groups, tiles, chunks]: end of a chunk's visits
+  uint8_t* widened;  // [planes, groups, tiles]: whether any visit widens
 };
 
-// Stage 3: one tile of output pixels with one block of output channels.
-template <class T>
+// Stage 3: one tile of output pixels with one block of output channels. E: packed weights and their sums (float,
+// double, or int16_t for 8-bit weights); T: neurons.
+template <class E, class T>
 struct EventTileArgs {
   const ConvGeometry* geometry;
   const uint8_t* lists;  // of the visits
   const Visit* visits;   // as in VisitArgs
   int64_t visits_per_tile;
   const uint32_t* ends;
-  int64_t chunks, chunk_rows, tiles, tile;
+  const uint8_t* widened;
+  int64_t chunks, tiles, tile;
+  // Chunk c begins at row c / units_per_tap * tap_rows + c % units_per_tap * unit_rows of the weights.
+  int64_t units_per_tap, tap_rows, unit_rows;
   int64_t steps;        // time steps, or binary digits of a count: the planes' valid bits
   int64_t first_plane;  // how many planes of the product came before these
-  const T* weight;      // [chunks, chunk_rows, block] of this group and block of output channels, 64-byte aligned
+  const E* weight;      // [features, block] of this group and block of output channels, 64-byte aligned
   int64_t block;        // output channels in a row of weight, a block_size()
   int64_t valid;        // of them real, the rest padding
   int64_t group;
   int64_t row_begin, row_end;  // output pixels of the tile
   // All below point at the block's first channel; their rows are row_stride elements apart.
   int64_t row_stride;
+  const T* scale;    // [block] or null: of the weights
   const T* bias;     // [block] or null
   const T* initial;  // or null
   uint8_t* bits;     // neuron loop: planes bits_stride apart; null for a count product
   int64_t bits_stride;
   T* sum;        // sum of currents or the count product; or null
   bool add_sum;  // sum holds that of earlier planes
+  bool last;     // no planes follow: a count product gets its scale and bias
   T* potential;  // or null
   NeuronParameters<T> neuron;
   void* scratch;  // event_scratch_bytes(), 64-byte aligned
 };
 
+// Output pixels that the depthwise kernel handles at once.
+constexpr int64_t kDepthwisePixels = 4;
+
+// Where a tap of an output pixel finds the first channel's bits and the first channel's weight.
+struct DepthwiseTap {
+  int64_t input, weight;
+};
+
+// A product of one input channel a group, with the neuron loop or with the spike counts.
+template <class T>
+struct DepthwiseArgs {
+  const ConvGeometry* geometry;
+  const uint8_t* bits;  // [planes, pixels_in, in_channels]
+  int64_t planes;
+  const T* weight;        // [taps, weight_stride]
+  int64_t weight_stride;  // out_channels, but at least a vector of any instruction set
+  const T* scale;         // [out_channels] of the weights, or null
+  const T* bias;          // [out_channels] or null
+  const T* initial;       // [pixels_out, out_channels] or null
+  uint8_t* out_bits;      // neuron loop: [planes, pixels_out, out_channels]; null for a count product
+  T* sum;                 // sum of currents or the count product [pixels_out, out_channels]; or null
+  T* potential;           // [pixels_out, out_channels] or null
+  int64_t time_steps;
+  NeuronParameters<T> neuron;
+  DepthwiseTap* scratch;  // [kDepthwisePixels, taps]
+};
+
 // A dense train's elements, T or bool's byte, to bit planes and back; neurons begin..end-1 of each time step.
 template <class D>
 struct DenseKernels {
-  // [time_steps, neurons] -> [planes, neurons]; false where an element is neither 0 nor 1.
+  // [time_steps, neurons] -> [planes, neurons]; false where an element is neither 0 nor 1. unpack: planes are `stride`
+  // bytes apart.
   bool (*pack)(const D* dense, int64_t time_steps, int64_t neurons, int64_t begin, int64_t end, uint8_t* bits);
-  void (*unpack)(const uint8_t* bits, int64_t time_steps, int64_t neurons, int64_t begin, int64_t end, D* dense);
+  void (*unpack)(const uint8_t* bits, int64_t stride, int64_t time_steps, int64_t neurons, int64_t begin, int64_t end,
+                 D* dense);
 };
 
 template <class T>
 struct TypedKernels {
-  // Rows begin..end-1 of the neuron loop.
+  // The neuron loop of the neurons begin..end-1.
   void (*integrate_and_fire)(const IntegrateAndFireArgs<T>&, int64_t begin, int64_t end);
-  void (*event_tile)(const EventTileArgs<T>&);
   // [n] spike counts of the neurons begin..end-1; planes are `stride` bytes apart.
   void (*spike_count)(const uint8_t* bits, int64_t planes, int64_t stride, int64_t begin, int64_t end, T* count);
+  // Whole numbers from 0 to 255 to bytes, elements begin..end-1; false where one is none. Adds their binary ones.
+  bool (*whole_bytes)(const T* values, int64_t begin, int64_t end, uint8_t* bytes, int64_t* ones);
+  // grad / threshold where 0 < pre_activation <= upper, else 0, for the elements begin..end-1; out may be grad.
+  void (*tandem_count_backward)(const T* grad, const T* pre_activation, int64_t begin, int64_t end, T threshold,
+                                T upper, T* out);
+  // Output pixels begin..end-1 of a depthwise product.
+  void (*depthwise)(const DepthwiseArgs<T>&, int64_t begin, int64_t end);
 };
+
+template <class E, class T>
+using EventTile = void (*)(const EventTileArgs<E, T>&);
 
 struct Kernels {
   const char* isa;
@@ -130,6 +190,11 @@ struct Kernels {
   DenseKernels<float> dense_f32;
   DenseKernels<double> dense_f64;
   DenseKernels<uint8_t> dense_u8;
+  EventTile<float, float> event_f32;
+  EventTile<double, double> event_f64;
+  EventTile<int16_t, float> event_i8;
+  // Spikes of all neurons and steps in the bytes begin..end-1 of bit planes.
+  int64_t (*count_spikes)(const uint8_t* bits, int64_t begin, int64_t end);
   // Units of the pixels begin..end-1, counted through all planes.
   void (*build_units)(const UnitArgs&, int64_t begin, int64_t end);
   void (*build_visits)(const VisitArgs&, int64_t plane, int64_t group, int64_t tile);
@@ -140,6 +205,8 @@ struct Kernels {
 
   template <class T>
   const TypedKernels<T>& typed() const;
+  template <class E>
+  const auto& event_tile() const;
   template <class D>
   const DenseKernels<D>& dense() const;
 };
@@ -151,6 +218,19 @@ inline const TypedKernels<float>& Kernels::typed<float>() const {
 template <>
 inline const TypedKernels<double>& Kernels::typed<double>() const {
   return f64;
+}
+
+template <>
+inline const auto& Kernels::event_tile<float>() const {
+  return event_f32;
+}
+template <>
+inline const auto& Kernels::event_tile<double>() const {
+  return event_f64;
+}
+template <>
+inline const auto& Kernels::event_tile<int16_t>() const {
+  return event_i8;
 }
 
 template <>
@@ -167,18 +247,19 @@ inline const DenseKernels<uint8_t>& Kernels::dense<uint8_t>() const {
 }
 
 // Output channels that an event tile handles at once: rows of 64, 128 or 256 bytes, whichever fits `channels` best.
-template <class T>
+template <class E>
 constexpr int64_t block_size(int64_t channels) {
-  constexpr int64_t unit = 64 / static_cast<int64_t>(sizeof(T));
+  constexpr int64_t unit = 64 / static_cast<int64_t>(sizeof(E));
   return channels <= unit ? unit : channels <= 2 * unit ? 2 * unit : 4 * unit;
 }
 
 constexpr int64_t words_for(int64_t channels) { return (channels + 63) / 64; }
 
-// Scratch memory of one event tile: accumulators, carried potentials and sums.
-template <class T>
+// Scratch memory of one event tile: the sums of 8 steps (16-bit sums also wide), carried potentials and sums.
+template <class E, class T>
 constexpr int64_t event_scratch_bytes(int64_t rows, int64_t block) {
-  return rows * 10 * block * static_cast<int64_t>(sizeof(T));
+  const auto slot = static_cast<int64_t>(sizeof(E) == 2 ? sizeof(E) + sizeof(int32_t) : sizeof(E));
+  return rows * block * (8 * slot + 2 * static_cast<int64_t>(sizeof(T)));
 }
 
 namespace scalar {

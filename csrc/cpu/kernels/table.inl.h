@@ -2,8 +2,10 @@
 #include "cpu/kernels/simd.inl.h"
 // the loops
 #include "cpu/kernels/bit_planes.inl.h"
+#include "cpu/kernels/depthwise.inl.h"
 #include "cpu/kernels/event_tile.inl.h"
 #include "cpu/kernels/integrate_and_fire.inl.h"
+#include "cpu/kernels/tandem_count_backward.inl.h"
 
 #define TANDEM_STRING_(x) #x
 #define TANDEM_STRING(x) TANDEM_STRING_(x)
@@ -12,11 +14,16 @@ namespace tandem::TANDEM_ISA {
 
 const Kernels kernels = {
     TANDEM_STRING(TANDEM_ISA),
-    {integrate_and_fire<float>, event_tile<float>, spike_count<float>},
-    {integrate_and_fire<double>, event_tile<double>, spike_count<double>},
+    {integrate_and_fire<float>, spike_count<float>, whole_bytes<float>, tandem_count_backward<float>, depthwise<float>},
+    {integrate_and_fire<double>, spike_count<double>, whole_bytes<double>, tandem_count_backward<double>,
+     depthwise<double>},
     {pack<float>, unpack<float>},
     {pack<double>, unpack<double>},
     {pack<uint8_t>, unpack<uint8_t>},
+    event_tile<float, float>,
+    event_tile<double, double>,
+    event_tile<int16_t, float>,
+    count_spikes,
     build_units,
     build_visits,
     count_bytes,

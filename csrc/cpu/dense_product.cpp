@@ -1,0 +1,146 @@
+#include "cpu/dense_product.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <array>
+
+#include "cpu/neurons.h"
+
+namespace tandem {
+
+namespace {
+
+using torch::stable::detail::from;
+using torch::stable::detail::to;
+
+// Unpacked spikes and currents of one pass take at most this many bytes, unless 8 time steps of one sample alone need
+// more: an engine whose memory grew with T would not be one for long trains.
+constexpr int64_t kPassBytes = int64_t{32} << 20;
+
+template <size_t n>
+Tensor call(const char* op, const char* name, std::array<StableIValue, n> stack) {
+  const bool ok = torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS;
+  check(ok, op, name, " failed in engine dense; torch has written why to the standard error");
+  return to<Tensor>(stack[0]);
+}
+
+// weight * x for x [n, C, H, W] or [n, F], features last in memory; so is the result.
+Tensor dense_product(const char* op, const ProductPlan& plan, const Tensor& x) {
+  const ConvGeometry& g = plan.geometry;
+  if (plan.weight.dim() == 2) {
+    return call<3>(op, "aten::linear", {from(x), from(plan.weight), from(std::nullopt)});
+  }
+  const Tensor out = call<9>(op, "aten::convolution",
+                             {from(x), from(channels_last(plan.weight, 1)), from(std::nullopt),
+                              from(Sizes{g.stride_h, g.stride_w}), from(Sizes{g.padding_h, g.padding_w}),
+                              from(Sizes{g.dilation_h, g.dilation_w}), from(false), from(Sizes{0, 0}), from(g.groups)});
+  return channels_last(out, 1);
+}
+
+// A buffer for `n` samples of the input.
+Tensor empty_input(const ProductPlan& plan, int64_t n) {
+  const ConvGeometry& g = plan.geometry;
+  const Sizes sizes = plan.weight.dim() == 2 ? Sizes{n, g.in_channels} : Sizes{n, g.in_channels, g.height, g.width};
+  return empty_channels_last(plan.weight, sizes, plan.type, 1);
+}
+
+template <class T>
+void run(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak) {
+  const ConvGeometry& g = plan.geometry;
+  if (g.pixels_out() == 0) return;
+  const int64_t inputs = g.height * g.width * g.in_channels;  // of a sample
+  const int64_t pixels = g.out_height * g.out_width, outputs = pixels * g.out_channels;
+  const int64_t planes = plan.bits.size(0);
+  const int64_t plane_bytes =
+      std::min(time_steps, kStepsPerPlane) * (inputs + outputs) * static_cast<int64_t>(sizeof(T));
+  const int64_t pass_planes = std::clamp<int64_t>(kPassBytes / plane_bytes, 1, planes);
+  const int64_t pass_samples = std::clamp<int64_t>(kPassBytes / (plane_bytes * pass_planes), 1, g.batch);
+  const bool carries = pass_planes < planes;
+  const auto* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
+  T* sum = plan.out_sum.numel() ? static_cast<T*>(plan.out_sum.mutable_data_ptr()) : nullptr;
+  T* potential = plan.out_potential.numel() ? static_cast<T*>(plan.out_potential.mutable_data_ptr()) : nullptr;
+  Tensor carried;
+  if (carries && !potential) carried = empty_channels_last(plan.weight, {pass_samples * outputs}, plan.type, 0);
+
+  Tensor dense;
+  for (int64_t n = 0; n < g.batch; n += pass_samples) {
+    const int64_t samples = std::min(pass_samples, g.batch - n);
+    for (int64_t p = 0; p < planes; p += pass_planes) {
+      const int64_t steps =
+          std::min(time_steps - p * kStepsPerPlane, std::min(pass_planes, planes - p) * kStepsPerPlane);
+      if (!dense.defined() || dense.size(0) != steps * samples) dense = empty_input(plan, steps * samples);
+      T* to = static_cast<T*>(dense.mutable_data_ptr());
+      const uint8_t* packed = bits + (p * g.batch + n) * inputs;
+      parallel_ranges(samples * inputs, 16384, [&](int64_t begin, int64_t end) {
+        kernels().dense<T>().unpack(packed, g.batch * inputs, steps, samples * inputs, begin, end, to);
+      });
+      const Tensor current = dense_product(op, plan, dense);
+
+      IntegrateAndFireArgs<T> args = {};
+      args.current = static_cast<const T*>(current.const_data_ptr());
+      args.current_stride = samples * outputs;
+      args.scale = data_or_null<T>(plan.scale);
+      args.bias = data_or_null<T>(plan.bias);
+      args.bits = static_cast<uint8_t*>(plan.out_bits.mutable_data_ptr()) + (p * g.batch + n) * outputs;
+      args.bits_stride = g.batch * outputs;
+      args.sum = sum ? sum + n * outputs : nullptr;
+      args.add_sum = p > 0;
+      args.initial = data_or_null<T>(plan.initial);
+      if (args.initial) args.initial += n * outputs;
+      if (potential) {
+        args.potential = potential + n * outputs;
+      } else if (carries) {
+        args.potential = static_cast<T*>(carried.mutable_data_ptr());
+      }
+      if (p > 0) args.initial = args.potential;
+      args.channels = g.out_channels;
+      args.time_steps = steps;
+      args.mode = CurrentMode::kSeries;
+      args.neuron = neuron_parameters<T>(op, threshold, leak);
+      run_neurons(args, samples * outputs);
+    }
+  }
+}
+
+}  // namespace
+
+void run_spiking_dense(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak) {
+  dispatch_floating(op, plan.type, [&](auto type) { run<decltype(type)>(op, plan, time_steps, threshold, leak); });
+}
+
+Tensor run_count_dense(const char* op, const ProductPlan& plan) {
+  const ConvGeometry& g = plan.geometry;
+  if (plan.out_sum.numel() == 0) return plan.out_sum;
+  Tensor product;
+  dispatch_floating(op, plan.type, [&](auto type) {
+    using T = decltype(type);
+    const int64_t inputs = g.pixels_in() * g.in_channels, planes = plan.bits.size(0);
+    const Tensor count = empty_input(plan, g.batch);
+    parallel_ranges(inputs, 16384, [&](int64_t begin, int64_t end) {
+      kernels().typed<T>().spike_count(static_cast<const uint8_t*>(plan.bits.const_data_ptr()), planes, inputs, begin,
+                                       end, static_cast<T*>(count.mutable_data_ptr()));
+    });
+    product = dense_product(op, plan, count);
+    if (!plan.scale && !plan.bias) return;
+    const T* scale = data_or_null<T>(plan.scale);
+    const T* bias = data_or_null<T>(plan.bias);
+    T* out = static_cast<T*>(product.mutable_data_ptr());
+    const int64_t channels = g.out_channels;
+    parallel_ranges(g.pixels_out(), std::max<int64_t>(1, 16384 / channels), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        T* values = out + row * channels;
+        if (scale) {
+          for (int64_t c = 0; c < channels; ++c) values[c] *= scale[c];
+        }
+        if (bias) {
+          for (int64_t c = 0; c < channels; ++c) values[c] += bias[c];
+        }
+      }
+    });
+  });
+  if (plan.weight.dim() != 2) return product;
+  return torch::stable::view(product, sizes_of(plan.out_sum));
+}
+
+}  // namespace tandem

@@ -1,0 +1,155 @@
+#include "cpu/packed_weight.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/kernels/kernels.h"
+#include "cpu/parallel.h"
+
+namespace tandem {
+
+template <class E>
+PackedLayout packed_layout(const ConvGeometry& g) {
+  const int64_t block = block_size<E>(g.group_out());
+  return {block, (g.group_out() + block - 1) / block, g.features(), g.groups};
+}
+
+template <class W, class E>
+void turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64_t n, E* to, int64_t columns) {
+  int64_t row = 0;
+  if constexpr (std::is_same_v<W, float>) {
+    typedef float Four __attribute__((vector_size(16)));
+    typedef int32_t Order __attribute__((vector_size(16)));
+    constexpr Order kLow = {0, 4, 1, 5}, kHigh = {2, 6, 3, 7}, kFront = {0, 1, 4, 5}, kBack = {2, 3, 6, 7};
+    for (; stride == 1 && row + 4 <= rows; row += 4) {
+      int64_t i = 0;
+      for (; i + 4 <= n; i += 4) {
+        Four line[4];
+        for (int64_t r = 0; r < 4; ++r) std::memcpy(&line[r], from + (row + r) * row_stride + i, sizeof(Four));
+        const Four a = __builtin_shuffle(line[0], line[1], kLow), b = __builtin_shuffle(line[0], line[1], kHigh);
+        const Four c = __builtin_shuffle(line[2], line[3], kLow), d = __builtin_shuffle(line[2], line[3], kHigh);
+        const Four turned[4] = {__builtin_shuffle(a, c, kFront), __builtin_shuffle(a, c, kBack),
+                                __builtin_shuffle(b, d, kFront), __builtin_shuffle(b, d, kBack)};
+        for (int64_t r = 0; r < 4; ++r) std::memcpy(to + (i + r) * columns + row, &turned[r], sizeof(Four));
+      }
+      for (; i < n; ++i) {
+        for (int64_t r = row; r < row + 4; ++r) to[i * columns + r] = from[r * row_stride + i];
+      }
+    }
+  }
+  for (; row < rows; ++row) {
+    for (int64_t i = 0; i < n; ++i) to[i * columns + row] = static_cast<E>(from[row * row_stride + i * stride]);
+  }
+}
+
+WeightView weight_view(const Tensor& weight) {
+  const bool linear = weight.dim() == 2;
+  return {weight.const_data_ptr(), weight.stride(0), weight.stride(1), linear ? 1 : weight.stride(2),
+          linear ? 1 : weight.stride(3)};
+}
+
+template <class E>
+void pack_weight(const WeightView& weight, const ConvGeometry& g, E* packed) {
+  using W = std::conditional_t<std::is_same_v<E, int16_t>, int8_t, E>;
+  constexpr int64_t kBufferBytes = 16384;
+  const W* w = static_cast<const W*>(weight.data);
+  const int64_t stride_o = weight.stride_o, stride_c = weight.stride_c;
+  const int64_t stride_h = weight.stride_h, stride_w = weight.stride_w;
+  const bool contiguous =
+      g.taps() == 1 ? stride_c == 1 : stride_w == 1 && stride_h == g.kernel_w && stride_c == g.taps();
+  const PackedLayout layout = packed_layout<E>(g);
+  const int64_t outputs = g.group_out(), channels = g.group_in(), block = layout.block;
+  // One task: some channels of one block, all taps. They are turned round in a buffer that fits the L1 cache: the rows
+  // of the result lie at distances that would evict each other from it.
+  const int64_t slice_channels = std::clamp<int64_t>(kBufferBytes / (g.taps() * block * sizeof(E)), 1, channels);
+  const int64_t slices = (channels + slice_channels - 1) / slice_channels;
+  parallel_ranges(g.groups * layout.blocks * slices, 4, [&](int64_t begin, int64_t end) {
+    std::vector<E> turned(slice_channels * g.taps() * block);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t slice = task % slices, b = task / slices % layout.blocks, group = task / slices / layout.blocks;
+      const int64_t first = group * outputs + b * block, valid = std::min(block, outputs - b * block);
+      const int64_t c_begin = slice * slice_channels, c_end = std::min(channels, c_begin + slice_channels);
+      E* to = turned.data();  // [channel, tap, block]
+      const W* from = w + first * stride_o + c_begin * stride_c;
+      if (stride_o == 1 && g.taps() == 1) {
+        for (int64_t c = 0; c < c_end - c_begin; ++c) std::copy_n(from + c * stride_c, valid, to + c * block);
+      } else if (contiguous) {
+        turn(from, stride_o, 1, valid, (c_end - c_begin) * g.taps(), to, block);
+      } else {
+        for (int64_t c = 0; c < c_end - c_begin; ++c) {
+          for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+            turn(from + c * stride_c + kh * stride_h, stride_o, stride_w, valid, g.kernel_w,
+                 to + (c * g.taps() + kh * g.kernel_w) * block, block);
+          }
+        }
+      }
+      E* out = packed + (group * layout.blocks + b) * layout.block_elements();
+      for (int64_t c = c_begin; c < c_end; ++c) {
+        for (int64_t tap = 0; tap < g.taps(); ++tap, to += block) {
+          E* row = out + (tap * channels + c) * block;
+          std::copy_n(to, valid, row);
+          std::fill_n(row + valid, block - valid, E(0));
+        }
+      }
+    }
+  });
+}
+
+template void turn<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
+template void turn<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, int64_t);
+template PackedLayout packed_layout<float>(const ConvGeometry&);
+template PackedLayout packed_layout<double>(const ConvGeometry&);
+template PackedLayout packed_layout<int16_t>(const ConvGeometry&);
+template void pack_weight<float>(const WeightView&, const ConvGeometry&, float*);
+template void pack_weight<double>(const WeightView&, const ConvGeometry&, double*);
+template void pack_weight<int16_t>(const WeightView&, const ConvGeometry&, int16_t*);
+
+template <class E>
+void check_packed(const char* op, const char* argument, const Tensor& packed, const ConvGeometry& g) {
+  const Sizes expected = {packed_layout<E>(g).elements()};
+  check(packed.scalar_type() == packed_type<E>() && sizes_of(packed) == expected && packed.stride(0) == 1 &&
+            reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 64 == 0,
+        op, argument, " must be what pack_weight returns for this weight, ", name_of(packed_type<E>()), " ",
+        to_string(expected), ", contiguous from an address that 64 divides, got ", name_of(packed.scalar_type()), " ",
+        shape(packed));
+}
+
+template void check_packed<float>(const char*, const char*, const Tensor&, const ConvGeometry&);
+template void check_packed<double>(const char*, const char*, const Tensor&, const ConvGeometry&);
+template void check_packed<int16_t>(const char*, const char*, const Tensor&, const ConvGeometry&);
+
+namespace {
+
+Tensor pack_weight_op(const Tensor& weight, int64_t groups) {
+  const ConvGeometry g = weight_geometry("pack_weight", weight, groups);
+  Tensor packed;
+  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
+    using E = decltype(element);
+    packed = empty_channels_last(weight, {packed_layout<E>(g).elements()}, packed_type<E>(), 0);
+    pack_weight<E>(weight_view(weight), g, static_cast<E*>(packed.mutable_data_ptr()));
+  });
+  return packed;
+}
+
+void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
+  const ConvGeometry g = weight_geometry("pack_weight", weight, groups);
+  check_same_device("pack_weight", "out", out, weight, "weight");
+  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
+    using E = decltype(element);
+    check_packed<E>("pack_weight", "out", out, g);
+    pack_weight<E>(weight_view(weight), g, static_cast<E*>(out.mutable_data_ptr()));
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CPU, m) {
+  m.impl("pack_weight", TORCH_BOX(&pack_weight_op));
+  m.impl("pack_weight_out", TORCH_BOX(&pack_weight_out));
+}
+
+}  // namespace tandem

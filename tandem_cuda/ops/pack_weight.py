@@ -1,0 +1,83 @@
+"""pack_weight: weights in the order in which the event-driven kernels add them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks
+
+
+def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -> Tensor:
+    """Arrange weights for the event-driven engine, once for as many calls as they stay as they are.
+
+    The products take the result as ``packed`` and then need not arrange the weights themselves at every call. It is a
+    copy: it knows nothing of later changes to ``weight``. Tandem layers do this on their own.
+
+    Args:
+        weight: float32, float64 or int8 [O, C/groups, kH, kW] or [O, F].
+        groups: blocks of channels of the convolution.
+        out: what an earlier call returned for weights of the same shape and dtype: memory to use again.
+
+    Returns:
+        [n] in the dtype of ``weight``, int16 for int8 weights; its order is the library's affair. No gradient.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: a shape or number of groups that no product has; an ``out`` that does not fit.
+    """
+    op = "pack_weight"
+    checks.check_weight(op, weight)
+    if weight.dim() not in (2, 4) or 0 in weight.shape:
+        raise ValueError(
+            f"{op}: weight must be [O, C/groups, kH, kW] or [O, F] with no empty dimension, got {list(weight.shape)}"
+        )
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"{op}: groups must be an int, got {type(groups).__name__}")
+    if groups < 1 or weight.shape[0] % groups or (weight.dim() == 2 and groups != 1):
+        raise ValueError(
+            f"{op}: groups must divide the {weight.shape[0]} output channels and be 1 for a linear layer, got {groups}"
+        )
+    if out is None:
+        return torch.ops.tandem_cuda.pack_weight(weight.detach(), groups)
+    check_packed(op, "out", out, weight, groups)
+    torch.ops.tandem_cuda.pack_weight_out(weight.detach(), groups, out)
+    return out
+
+
+def check_packed(op: str, argument: str, packed: Any, weight: Tensor, groups: int) -> None:
+    """Check that ``packed`` looks like pack_weight(weight, groups)."""
+    checks.check_tensor(op, argument, packed)
+    size, dtype = packed_like(weight, groups)
+    if packed.dtype != dtype or packed.shape != torch.Size([size]):
+        raise ValueError(
+            f"{op}: {argument} must be what pack_weight returns for this weight, {dtype} [{size}], got {packed.dtype} "
+            f"{list(packed.shape)}"
+        )
+    checks.check_same_device(op, argument, packed, weight, "weight")
+
+
+def can_hold(packed: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether these packed weights, of whatever weight, have the shape, dtype and device of those of ``weight``."""
+    return (packed.numel(), packed.dtype) == packed_like(weight, groups) and packed.device == weight.device
+
+
+def packed_like(weight: Tensor, groups: int) -> tuple[int, torch.dtype]:
+    """Number of elements and dtype of packed weights; csrc/cpu/packed_weight.h has the layout."""
+    dtype = torch.int16 if weight.dtype == torch.int8 else weight.dtype
+    outputs, unit = weight.shape[0] // groups, 64 // dtype.itemsize
+    block = unit if outputs <= unit else 2 * unit if outputs <= 2 * unit else 4 * unit
+    return groups * -(-outputs // block) * block * (weight.numel() // weight.shape[0]), dtype
+
+
+@torch.library.register_fake("tandem_cuda::pack_weight")
+def _(weight: Tensor, groups: int) -> Tensor:
+    size, dtype = packed_like(weight, groups)
+    return weight.new_empty([size], dtype=dtype)
+
+
+@torch.library.register_fake("tandem_cuda::pack_weight_out")
+def _(weight: Tensor, groups: int, out: Tensor) -> None:
+    return None

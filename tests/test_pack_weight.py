@@ -1,0 +1,121 @@
+"""pack_weight: a copy in an order of the library's own, with which products compute what they compute without."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exact import CHANNELS, FLOATS, META, SEEDS, dyadic, every_path, int8, planes, same, views
+from tandem_cuda import ops
+from tandem_cuda import reference as ref
+from tandem_cuda.ops.pack_weight import packed_like
+
+WEIGHTS = (*FLOATS, torch.int8)
+
+
+def weights(*shape, seed, dtype):
+    return int8(*shape, seed=seed) if dtype == torch.int8 else dyadic(*shape, seed=seed, dtype=dtype)
+
+
+@given(
+    groups=st.integers(1, 4),
+    outputs=st.sampled_from(CHANNELS),
+    channels=st.sampled_from(CHANNELS[:-2]),
+    kernel=st.one_of(st.none(), st.tuples(st.integers(1, 4), st.integers(1, 4))),
+    dtype=st.sampled_from(WEIGHTS),
+    seed=SEEDS,
+)
+def test_holds_every_weight(groups, outputs, channels, kernel, dtype, seed):
+    """And zeros; as many as the fake kernel says."""
+    groups = 1 if kernel is None else groups
+    weight = weights(groups * outputs, channels, *(kernel or ()), seed=seed, dtype=dtype)
+    size, packed_dtype = packed_like(weight, groups)
+    padding = torch.zeros(size - weight.numel(), dtype=packed_dtype)
+    want = torch.cat([weight.flatten().to(packed_dtype), padding]).sort().values
+    first = None
+    for path, packed in every_path(ops.pack_weight, weight, groups):
+        same(packed.sort().values, want, path)
+        first = packed if first is None else first
+        same(packed, first, path)
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("shape", [(10, 21), (12, 5, 3, 2)])
+def test_any_strides(shape, dtype):
+    weight = weights(*shape, seed=0, dtype=dtype)
+    for view in views(weight):
+        same(ops.pack_weight(view), ops.pack_weight(weight))
+    flat = weight.flatten(1)
+    same(ops.pack_weight(flat.t().contiguous().t()), ops.pack_weight(flat))
+    for narrow in (weight[:1], weight[:, :1], weight[..., :1]):
+        expanded = narrow.expand_as(weight)
+        same(ops.pack_weight(expanded), ops.pack_weight(expanded.contiguous()))
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_is_a_copy(dtype):
+    """Products add what was packed, not what has become of the weights."""
+    bits, weight = planes(9, 3, 21, seed=0), weights(10, 21, seed=1, dtype=dtype)
+    scale = torch.ones(10) if dtype == torch.int8 else None
+    want = ref.count_linear(bits, weight, scale=scale)
+    packed = ops.pack_weight(weight)
+    weight.zero_()
+    same(ops.count_linear(bits, weight, packed=packed, scale=scale, engine="event"), want)
+
+
+def test_has_no_gradient():
+    weight = dyadic(10, 21, seed=0).requires_grad_()
+    assert not ops.pack_weight(weight).requires_grad
+    # Products with it have that of the weight.
+    ops.count_linear(planes(9, 3, 21, seed=0), weight, packed=ops.pack_weight(weight)).sum().backward()
+    assert weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize(("shape", "groups"), [((10, 21), 1), ((12, 5, 3, 2), 3)])
+def test_out(shape, groups, dtype):
+    out = ops.pack_weight(weights(*shape, seed=0, dtype=dtype), groups)
+    weight = weights(*shape, seed=1, dtype=dtype)
+    assert ops.pack_weight(weight, groups, out=out) is out
+    same(out, ops.pack_weight(weight, groups))
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize(("shape", "groups"), [((10, 21), 1), ((12, 5, 3, 2), 3)])
+def test_opcheck(shape, groups, dtype):
+    weight = weights(*shape, seed=0, dtype=dtype)
+    for w in (weight, weight.mT.contiguous().mT):
+        torch.library.opcheck(torch.ops.tandem_cuda.pack_weight.default, (w, groups))
+        out = ops.pack_weight(w, groups)
+        torch.library.opcheck(torch.ops.tandem_cuda.pack_weight_out.default, (w, groups, out))
+
+
+WEIGHT = torch.zeros(8, 4, 3, 2)
+PACKED = ops.pack_weight(WEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"weight": [1.0]}, TypeError, "weight must be a Tensor, got list"),
+        ({"weight": WEIGHT.half()}, TypeError, "weight must be float32, float64 or int8, got torch.float16"),
+        ({"weight": WEIGHT.to(torch.uint8)}, TypeError, "weight must be float32, float64 or int8, got torch.uint8"),
+        ({"weight": WEIGHT[0]}, ValueError, r"weight must be \[O, C/groups, kH, kW\] or \[O, F\] .*, got \[4, 3, 2\]"),
+        ({"weight": WEIGHT[0, 0, 0]}, ValueError, r"weight must be .*, got \[2\]"),
+        ({"weight": WEIGHT[None]}, ValueError, r"weight must be .*, got \[1, 8, 4, 3, 2\]"),
+        ({"weight": WEIGHT[:, :0]}, ValueError, r"weight must be .* no empty dimension, got \[8, 0, 3, 2\]"),
+        ({"groups": 0}, ValueError, "groups must divide the 8 output channels .*, got 0"),
+        ({"groups": -2}, ValueError, "groups must divide the 8 output channels .*, got -2"),
+        ({"groups": 3}, ValueError, "groups must divide the 8 output channels .*, got 3"),
+        ({"weight": WEIGHT.flatten(1), "groups": 2}, ValueError, "groups must .* be 1 for a linear layer, got 2"),
+        ({"groups": 1.0}, TypeError, "groups must be an int, got float"),
+        ({"groups": True}, TypeError, "groups must be an int, got bool"),
+        ({"out": 1}, TypeError, "out must be a Tensor, got int"),
+        ({"out": PACKED[1:]}, ValueError, r"out must be what pack_weight returns .*, got torch.float32 \[\d+\]"),
+        ({"out": PACKED.double()}, ValueError, "out must be what pack_weight returns .*, got torch.float64"),
+        ({"out": PACKED.to(META)}, ValueError, "out must be on the device of weight, cpu, got meta"),
+    ],
+)
+def test_bad_input(wrong, error, message):
+    with pytest.raises(error, match=f"pack_weight: {message}"):
+        ops.pack_weight(**{"weight": WEIGHT} | wrong)
