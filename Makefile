@@ -20,7 +20,7 @@ help:
 	@echo "make test-slow  the slow tests"
 	@echo "make test-oldest  the quick tests of the same library under torch $(OLDEST_TORCH)"
 	@echo "make demo       train the example network"
-	@echo "make bench      measure every operator against plain PyTorch"
+	@echo "make bench      measure against plain PyTorch, the ANN and other SNN libraries"
 	@echo "make lint       ruff, mypy, clang-format, clang-tidy"
 	@echo "make format     let ruff and clang-format rewrite the sources"
 	@echo "make clean      remove builds, caches and $(VENV)"
@@ -38,7 +38,7 @@ test-oldest: $(VENV)-oldest/.installed
 demo: $(VENV)/.installed-examples
 	$(PY) examples/mnist.py
 
-bench: $(VENV)/.installed-test
+bench: $(VENV)/.installed-bench
 	$(PY) bench/compare.py
 	$(PY) -m pytest bench --benchmark-only $(PYTEST_ARGS)
 

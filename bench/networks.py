@@ -1,0 +1,161 @@
+"""The networks that are measured, their twins, and how they get realistic activity without training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tandem_cuda as tc
+from report import check
+from tandem_cuda import reference
+
+T = 8
+TandemLayer = (tc.TandemConv2d, tc.TandemLinear)
+
+
+def cifar_net(layers: Any, time_steps: int = T, hidden: int = 1024) -> nn.Sequential:
+    """CifarNet of Wu et al., IEEE TNNLS 2021; input [N, 3, 32, 32]. ``layers``: tandem_cuda or its reference."""
+    return nn.Sequential(
+        layers.Encode(time_steps),
+        layers.TandemConv2d(3, 128, 3, padding=1, norm="batch"),
+        layers.TandemConv2d(128, 256, 3, stride=2, padding=1, norm="batch"),
+        layers.TandemConv2d(256, 512, 3, stride=2, padding=1, norm="batch"),
+        layers.TandemConv2d(512, 1024, 3, padding=1, norm="batch"),
+        layers.TandemConv2d(1024, 512, 3, padding=1, norm="batch"),
+        nn.Flatten(),
+        layers.TandemLinear(512 * 8 * 8, hidden, norm="batch"),
+        layers.Decode(),
+        nn.Linear(hidden, 10),
+    )
+
+
+def mnist_net(layers: Any, time_steps: int = T) -> nn.Sequential:
+    """A network of the size that digits ask for; input [N, 1, 28, 28]."""
+    return nn.Sequential(
+        layers.Encode(time_steps),
+        layers.TandemConv2d(1, 32, 3, padding=1, norm="batch"),
+        layers.TandemConv2d(32, 64, 3, stride=2, padding=1, norm="batch"),
+        layers.TandemConv2d(64, 64, 3, stride=2, padding=1, norm="batch"),
+        nn.Flatten(),
+        layers.TandemLinear(3136, 128, norm="batch"),
+        layers.Decode(),
+        nn.Linear(128, 10),
+    )
+
+
+def reference_twin(net: nn.Sequential, build: Any, form: str) -> nn.Sequential:
+    """The same network in plain PyTorch; form "loop" or "folded"."""
+    twin = build(reference)
+    twin.load_state_dict(net.state_dict())
+    for layer in twin:
+        if hasattr(layer, "form"):
+            layer.form = form
+    return twin.train(net.training)
+
+
+def ann_twin(net: nn.Sequential) -> nn.Sequential:
+    """Convolution or linear layer, batch norm and ReLU for each tandem layer, with copies of its parameters."""
+    modules: list[nn.Module] = []
+    for layer in net:
+        if isinstance(layer, tc.TandemConv2d):
+            new: nn.Module = nn.Conv2d(
+                layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
+            )
+            norm: nn.Module = nn.BatchNorm2d(layer.out_channels)
+        elif isinstance(layer, tc.TandemLinear):
+            new, norm = nn.Linear(layer.in_features, layer.out_features), nn.BatchNorm1d(layer.out_features)
+        elif isinstance(layer, nn.Linear):
+            modules.append(nn.Linear(layer.in_features, layer.out_features))
+            modules[-1].load_state_dict(layer.state_dict())
+            continue
+        else:
+            modules += [nn.Flatten()] if isinstance(layer, nn.Flatten) else []
+            continue
+        new.load_state_dict({"weight": layer.weight, "bias": layer.bias})
+        norm.load_state_dict(layer.norm.state_dict())
+        modules += [new, norm, nn.ReLU()]
+    return nn.Sequential(*modules).train(net.training)
+
+
+def fused(ann: nn.Sequential) -> nn.Sequential:
+    """An ANN in eval mode with its batch norm folded into the weights."""
+    modules: list[nn.Module] = []
+    for layer in ann:
+        if isinstance(layer, nn.BatchNorm2d):
+            modules[-1] = nn.utils.fuse_conv_bn_eval(modules[-1], layer)
+        elif isinstance(layer, nn.BatchNorm1d):
+            modules[-1] = nn.utils.fuse_linear_bn_eval(modules[-1], layer)
+        else:
+            modules.append(layer)
+    return nn.Sequential(*modules)
+
+
+def spiking_weights(net: nn.Sequential) -> list[nn.Module]:
+    """The spiking layers' weights for one step, batch norm folded in (bias over T), without the read-out."""
+    ann = fused(ann_twin(net))
+    modules = [module for module in ann if not isinstance(module, nn.ReLU)][:-1]
+    for module in modules:
+        if not isinstance(module, nn.Flatten):
+            module.bias.data /= net[0].time_steps
+    return modules
+
+
+@torch.no_grad()
+def settle(net: nn.Sequential, inputs: list[Tensor]) -> nn.Sequential:
+    """Give every batch norm the statistics of ``inputs``, layer by layer, and a beta for a firing rate of 5 %.
+
+    Leaves the network in eval mode. As initialised, with beta = 0, batch norm leads to 2 to 3 %; trained networks fire
+    at 3 to 7 %.
+    """
+    net.eval()
+    trains: list[Any] = inputs
+    for layer in net:
+        if isinstance(layer, TandemLayer):
+            momentum, layer.norm.momentum = layer.norm.momentum, None  # None: the mean over all batches
+            layer.norm.reset_running_stats()
+            layer.train()
+            for train in trains:
+                layer(train)
+            layer.eval()
+            layer.norm.momentum = momentum
+            _calibrate(layer, trains[0])
+        trains = [layer(train) for train in trains]
+    return net
+
+
+def _calibrate(layer: Any, train: Any) -> None:
+    low, high = 0.0, train.time_steps / 4  # of beta; the rate rises with it
+    while not 0.045 <= float(layer(train).firing_rate()) <= 0.055:
+        middle = (low + high) / 2
+        nn.init.constant_(layer.norm.bias, middle)
+        low, high = (middle, high) if float(layer(train).firing_rate()) < 0.05 else (low, middle)
+        check(high - low > 1e-3, f"{layer}: no beta up to T / 4 gives a firing rate of 5 %")
+
+
+def activity(net: nn.Sequential, x: Tensor) -> list[str]:
+    """One line a layer, after checking that every spiking layer's firing rate is from 3 to 7 %."""
+    lines = []
+    for layer in tc.synops(net, x):
+        if layer.firing_rate is None:
+            continue
+        check(
+            0.03 <= layer.firing_rate <= 0.07, f"layer {layer.name}: firing rate {layer.firing_rate:.1%}, not 3 to 7 %"
+        )
+        lines.append(
+            f"layer {layer.name}: firing rate {layer.firing_rate:.1%}, active neurons {1 - layer.silent:.1%}, "
+            f"SynOps / MACs {'(real input)' if layer.analogue else f'{layer.synops / layer.macs:.2f}'}"
+        )
+    return lines
+
+
+@torch.no_grad()
+def counts(net: nn.Sequential, x: Any) -> list[Tensor]:
+    """Spike count of every spiking layer."""
+    found = []
+    for layer in net:
+        x = layer(x)
+        if hasattr(layer, "neuron"):
+            found.append(x.count)
+    return found
