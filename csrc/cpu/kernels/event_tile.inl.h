@@ -317,32 +317,47 @@ struct Sums {
 };
 
 // The neuron loop over the steps of one plane; potential and sum are carried from plane to plane in [rows, block].
-template <class E, class T>
-void fire(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, const Sums<E>& sums, T* carried_u,
-          T* carried_sum) {
-  using Mask = typename Simd<T>::Mask;
+// kVectors of a row step together, since each of them waits for itself from step to step.
+template <class E, class T, int kVectors, class Leak>
+void fire(const EventTileArgs<E, T>& args, int64_t plane, int64_t steps, const Sums<E>& sums, T* carried_u,
+          T* carried_sum, Leak leak) {
+  const EventTileArgs<E, T> a = args;  // a copy, which the stores cannot change
   constexpr int64_t lanes = kLanes<T>;
-  const Vec<T> threshold = broadcast(a.neuron.threshold), leak = broadcast(a.neuron.leak);
+  const Vec<T> threshold = broadcast(a.neuron.threshold);
   for (int64_t row = 0; row < a.row_end - a.row_begin; ++row) {
     uint8_t* bits = a.bits + plane * a.bits_stride + (a.row_begin + row) * a.row_stride;
-    for (int64_t c = 0; c < a.valid; c += lanes) {
-      Vec<T>& u_place = *reinterpret_cast<Vec<T>*>(carried_u + row * a.block + c);
-      Vec<T>& sum_place = *reinterpret_cast<Vec<T>*>(carried_sum + row * a.block + c);
-      Vec<T> u = u_place, sum = sum_place;
-      const Vec<T> scale = a.scale ? load(a.scale + c, a.valid - c) : Vec<T>{};
-      const Vec<T> bias = a.bias ? load(a.bias + c, a.valid - c) : Vec<T>{};
-      Mask word = {};
-      for (int64_t t = 0; t < steps; ++t) {
-        Vec<T> x = sums.template operator()<T>((row * steps + t) * a.block + c);
-        if (a.scale) x *= scale;
-        if (a.bias) x += bias;
-        u = membrane_update(u, x, threshold, leak);
-        sum += x;
-        word |= (u >= threshold) & (typename IntegerOf<T>::type{1} << t);
+    for (int64_t c = 0; c < a.valid; c += kVectors * lanes) {
+      Vec<T>* const u_place = reinterpret_cast<Vec<T>*>(carried_u + row * a.block + c);
+      Vec<T>* const sum_place = reinterpret_cast<Vec<T>*>(carried_sum + row * a.block + c);
+      Vec<T> u[kVectors], sum[kVectors], scale[kVectors], bias[kVectors];
+      unrolled<kVectors>([&](int j) TANDEM_INLINE {
+        const int64_t left = a.valid - c - j * lanes;
+        u[j] = u_place[j];
+        sum[j] = sum_place[j];
+        scale[j] = a.scale && left > 0 ? load(a.scale + c + j * lanes, left) : Vec<T>{};
+        bias[j] = a.bias && left > 0 ? load(a.bias + c + j * lanes, left) : Vec<T>{};
+      });
+      SpikeWord<T, kVectors> word;
+      const auto step = [&](int t) TANDEM_INLINE {
+        unrolled<kVectors>([&](int j) TANDEM_INLINE {
+          Vec<T> x = sums.template operator()<T>((row * steps + t) * a.block + c + j * lanes);
+          if (a.scale) x *= scale[j];
+          if (a.bias) x += bias[j];
+          u[j] = membrane_update(u[j], x, threshold, leak);
+          sum[j] += x;
+        });
+        word.add(u, threshold, t);
+      };
+      if (steps == kStepsPerPlane) {
+        unrolled<kStepsPerPlane>(step);
+      } else {
+        for (int t = 0; t < steps; ++t) step(t);
       }
-      u_place = u;
-      sum_place = sum;
-      store_bytes<T>(bits + c, word, a.valid - c);
+      word.store(bits + c, a.valid - c);
+      unrolled<kVectors>([&](int j) TANDEM_INLINE {
+        u_place[j] = u[j];
+        sum_place[j] = sum[j];
+      });
     }
   }
 }
@@ -394,7 +409,13 @@ void event_tile_of(const EventTileArgs<E, T>& a) {
     accumulate<E, T, kVectors>(a, plane, acc, wide);
     const Sums<E> sums = {acc, widened ? wide : nullptr};
     if (fires) {
-      fire<E, T>(a, plane, steps, sums, u, sum);
+      constexpr int64_t kAll = block / lanes;
+      constexpr int kTogether = kAll < kSpikeVectors ? 1 : kSpikeVectors;
+      if (a.neuron.leak == 1) {
+        fire<E, T, kTogether>(a, plane, steps, sums, u, sum, NoLeak{});
+      } else {
+        fire<E, T, kTogether>(a, plane, steps, sums, u, sum, broadcast(a.neuron.leak));
+      }
     } else {
       weigh_digits<E, T>(a, plane, steps, sums, sum);
     }

@@ -10,38 +10,39 @@ template <class T>
 constexpr int64_t kFireBlock = kGroups * kSpikeVectors * kLanes<T>;
 
 // Neurons at..at+n-1, a whole block or fewer; the first one's channel is `channel`.
-template <class T, CurrentMode kMode, bool kWhole>
+template <bool kSeries, bool kWhole, class T, class Leak>
 TANDEM_HOST_DEVICE void fire_block(const IntegrateAndFireArgs<T>& a, int64_t at, int64_t channel, int64_t n,
-                                   Vec<T> threshold, Vec<T> leak) {
+                                   Vec<T> threshold, Leak leak) {
   static_assert(kFireBlock<T> <= kNeuronBlock);
   using Group = Vec<T>[kSpikeVectors];
-  Group x[kGroups], bias[kGroups] = {}, u[kGroups], sum[kGroups] = {};  // x: the current of the first step
+  Group bias[kGroups] = {}, next[kGroups] = {}, u[kGroups], sum[kGroups] = {};
   const auto every = [&](const auto& f) TANDEM_INLINE {
     unrolled<kGroups>([&](int g) TANDEM_INLINE {
       unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE { f(g, j, (g * kSpikeVectors + j) * kLanes<T>); });
     });
   };
-  const auto later = [&](int64_t t, int g, int j) TANDEM_INLINE {
-    if (kMode == CurrentMode::kConstant) return x[g][j];
-    if (kMode == CurrentMode::kImpulse) return bias[g][j];
+  // The current of a step after the first.
+  const auto current = [&](int64_t t, int g, int j) TANDEM_INLINE {
+    if (!kSeries) return next[g][j];
     const int64_t i = (g * kSpikeVectors + j) * kLanes<T>;
     Vec<T> given = load(a.current + t * a.current_stride + at + i, n - i);
     if (a.scale) given *= load(a.scale + channel + i, n - i);
     return a.bias ? given + bias[g][j] : given;
   };
   every([&](int g, int j, int64_t i) TANDEM_INLINE {
-    x[g][j] = load(a.current + at + i, n - i);
-    if (a.scale) x[g][j] *= load(a.scale + channel + i, n - i);
-    if (a.add_sum && a.sum) sum[g][j] = load(a.sum + at + i, n - i);
+    Vec<T> x = load(a.current + at + i, n - i);
+    if (a.scale) x *= load(a.scale + channel + i, n - i);
     if (a.bias) {
       bias[g][j] = load(a.bias + channel + i, n - i);
-      x[g][j] += bias[g][j];
+      x += bias[g][j];
     }
+    next[g][j] = a.mode == CurrentMode::kConstant ? x : bias[g][j];
+    if (a.sum) sum[g][j] = a.add_sum ? load(a.sum + at + i, n - i) + x : x;
     // Where the potential is known to be zero, most of the step falls away.
     if (a.initial) {
-      u[g][j] = membrane_update(load(a.initial + at + i, n - i), x[g][j], threshold, leak);
+      u[g][j] = membrane_update(load(a.initial + at + i, n - i), x, threshold, leak);
     } else {
-      u[g][j] = membrane_update(Vec<T>{}, x[g][j], threshold, leak);
+      u[g][j] = membrane_update(Vec<T>{}, x, threshold, leak);
     }
   });
   for (int64_t first = 0; first < a.time_steps; first += kStepsPerPlane) {
@@ -53,7 +54,7 @@ TANDEM_HOST_DEVICE void fire_block(const IntegrateAndFireArgs<T>& a, int64_t at,
         word[g].add(u[g], threshold, s);
         if (!more) return;
         unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE {
-          u[g][j] = membrane_update(u[g][j], later(first + s + 1, g, j), threshold, leak);
+          u[g][j] = membrane_update(u[g][j], current(first + s + 1, g, j), threshold, leak);
         });
       });
     };
@@ -69,8 +70,8 @@ TANDEM_HOST_DEVICE void fire_block(const IntegrateAndFireArgs<T>& a, int64_t at,
       word[g].store(a.bits + plane * a.bits_stride + at + i, n - i);
     });
     if (a.sum == nullptr) continue;
-    for (int64_t t = first; t < first + steps; ++t) {
-      every([&](int g, int j, int64_t) TANDEM_INLINE { sum[g][j] += t == 0 ? x[g][j] : later(t, g, j); });
+    for (int64_t t = first ? first : 1; t < first + steps; ++t) {
+      every([&](int g, int j, int64_t) TANDEM_INLINE { sum[g][j] += current(t, g, j); });
     }
   }
   every([&](int g, int j, int64_t i) TANDEM_INLINE {
@@ -79,29 +80,38 @@ TANDEM_HOST_DEVICE void fire_block(const IntegrateAndFireArgs<T>& a, int64_t at,
   });
 }
 
-template <class T, CurrentMode kMode>
-void integrate_and_fire_in(const IntegrateAndFireArgs<T>& args, int64_t begin, int64_t end) {
+// Whole blocks.
+template <bool kSeries, class T, class Leak>
+void fire_blocks(const IntegrateAndFireArgs<T>& args, int64_t begin, int64_t end, Leak leak) {
   const IntegrateAndFireArgs<T> a = args;  // a copy, which the stores cannot change
-  constexpr int64_t block = kFireBlock<T>;
-  const Vec<T> threshold = broadcast(a.neuron.threshold), leak = broadcast(a.neuron.leak);
-  const int64_t stride = block % a.channels;
-  int64_t at = begin, channel = begin % a.channels;
-  for (; at + block <= end; at += block) {
-    fire_block<T, kMode, true>(a, at, channel, block, threshold, leak);
+  const Vec<T> threshold = broadcast(a.neuron.threshold);
+  const int64_t stride = kFireBlock<T> % a.channels;
+  int64_t channel = begin % a.channels;
+  for (int64_t at = begin; at < end; at += kFireBlock<T>) {
+    fire_block<kSeries, true>(a, at, channel, kFireBlock<T>, threshold, leak);
     channel += stride;
     if (channel >= a.channels) channel -= a.channels;
   }
-  if (at < end) fire_block<T, kMode, false>(a, at, channel, end - at, threshold, leak);
+}
+
+template <bool kSeries, class T>
+void fire_range(const IntegrateAndFireArgs<T>& a, int64_t begin, int64_t end) {
+  const Vec<T> threshold = broadcast(a.neuron.threshold), leak = broadcast(a.neuron.leak);
+  const int64_t rest = (end - begin) % kFireBlock<T>, whole = end - rest;
+  if (a.neuron.leak == 1) {
+    fire_blocks<kSeries>(a, begin, whole, NoLeak{});
+  } else {
+    fire_blocks<kSeries>(a, begin, whole, leak);
+  }
+  if (rest > 0) fire_block<kSeries, false>(a, whole, whole % a.channels, rest, threshold, leak);
 }
 
 template <class T>
 void integrate_and_fire(const IntegrateAndFireArgs<T>& a, int64_t begin, int64_t end) {
-  if (a.mode == CurrentMode::kConstant) {
-    integrate_and_fire_in<T, CurrentMode::kConstant>(a, begin, end);
-  } else if (a.mode == CurrentMode::kImpulse) {
-    integrate_and_fire_in<T, CurrentMode::kImpulse>(a, begin, end);
+  if (a.mode == CurrentMode::kSeries) {
+    fire_range<true>(a, begin, end);
   } else {
-    integrate_and_fire_in<T, CurrentMode::kSeries>(a, begin, end);
+    fire_range<false>(a, begin, end);
   }
 }
 

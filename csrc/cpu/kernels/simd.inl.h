@@ -116,12 +116,27 @@ TANDEM_HOST_DEVICE void unrolled(const F& f) {
 }
 
 // Vectors whose spikes are collected together: their comparisons, narrowed to a quarter, fill one vector.
-constexpr int64_t kSpikeVectors = 4;
+constexpr int kSpikeVectors = 4;
 
-// The spikes of kSpikeVectors vectors, up to 8 steps in a byte: a step's comparisons are narrowed first, and then need
-// two operations where four vectors of words would need eight.
+// The spikes of some vectors, up to 8 steps in a byte.
+template <class T, int kVectors = kSpikeVectors>
+class SpikeWord;
+
 template <class T>
-class SpikeWord {
+class SpikeWord<T, 1> {
+  typename Simd<T>::Mask word_ = {};
+
+ public:
+  // The spikes of one step: bit `s` where u >= threshold.
+  TANDEM_HOST_DEVICE void add(const Vec<T> (&u)[1], Vec<T> threshold, int s) {
+    word_ |= (u[0] >= threshold) & (typename IntegerOf<T>::type{1} << s);
+  }
+  TANDEM_HOST_DEVICE void store(uint8_t* p, int64_t n) const { store_bytes<T>(p, word_, n); }
+};
+
+// A step's comparisons are narrowed first, and then need two operations where four vectors of words would need eight.
+template <class T>
+class SpikeWord<T, kSpikeVectors> {
   static constexpr int64_t kAll = kSpikeVectors * kLanes<T>;
 #if defined(__SSE2__)
   // Lanes of a byte (float) or two (double).

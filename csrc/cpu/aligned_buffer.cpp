@@ -1,0 +1,82 @@
+#include "cpu/aligned_buffer.h"
+
+#include <algorithm>
+#include <mutex>
+#include <new>
+#include <vector>
+
+namespace tandem {
+
+namespace {
+
+// Address space that is kept, at most; what was never written to takes no memory.
+constexpr size_t kKeptBytes = size_t{64} << 20;
+constexpr size_t kSmallest = size_t{1} << 14;  // below this malloc is as good
+constexpr std::align_val_t kAlignment{64};
+
+// Powers of two, so that calls of similar size share.
+size_t rounded(size_t bytes) {
+  size_t size = kSmallest;
+  while (size < bytes) size *= 2;
+  return size;
+}
+
+bool is_kept(size_t bytes) { return bytes > kSmallest && bytes <= kKeptBytes; }
+
+struct Block {
+  void* memory;
+  size_t size;
+};
+
+struct Store {
+  std::mutex mutex;
+  std::vector<Block> blocks;
+  size_t bytes = 0;
+};
+
+// Never destroyed: threads may still be at work when the process ends.
+Store& store() {
+  static auto* const the_store = new Store;
+  return *the_store;
+}
+
+}  // namespace
+
+void* take_scratch(size_t bytes) {
+  if (!is_kept(bytes)) return ::operator new(bytes, kAlignment);
+  const size_t size = rounded(bytes);
+  Store& s = store();
+  {
+    const std::lock_guard<std::mutex> lock(s.mutex);
+    // The latest one: it is the likeliest to be in a cache.
+    const auto found =
+        std::find_if(s.blocks.rbegin(), s.blocks.rend(), [size](const Block& block) { return block.size == size; });
+    if (found != s.blocks.rend()) {
+      void* const memory = found->memory;
+      s.bytes -= size;
+      s.blocks.erase(std::next(found).base());
+      return memory;
+    }
+  }
+  return ::operator new(size, kAlignment);
+}
+
+void give_scratch_back(void* memory, size_t bytes) {
+  if (is_kept(bytes)) {
+    const size_t size = rounded(bytes);
+    Store& s = store();
+    const std::lock_guard<std::mutex> lock(s.mutex);
+    // Room is made by what has not been used for longest.
+    while (!s.blocks.empty() && s.bytes + size > kKeptBytes) {
+      ::operator delete(s.blocks.front().memory, kAlignment);
+      s.bytes -= s.blocks.front().size;
+      s.blocks.erase(s.blocks.begin());
+    }
+    s.blocks.push_back({memory, size});
+    s.bytes += size;
+    return;
+  }
+  ::operator delete(memory, kAlignment);
+}
+
+}  // namespace tandem
