@@ -28,12 +28,13 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // whatever grad is there. grad: like pre_activation, any shape -> the same, laid out in memory as pre_activation
   m.def("tandem_count_backward(Tensor grad, Tensor pre_activation, float threshold, float upper) -> Tensor");
 
-  // x[t] = current + bias (constant), the same at t = 1 and bias after it (impulse), or current[t] + bias (series).
+  // x[t] = scale * current + bias (constant), the same at t = 1 and bias after it (impulse), or scale * current[t] + bias
+  // (series). scale: [C]
   // current: [N, C, *spatial], series [T, N, C, *spatial]; bias: [C], per time step; potential: [N, C, *spatial]
   // -> bits [P, N, C, *spatial], sum over t of x[t] [N, C, *spatial], final potential [N, C, *spatial]
   m.def(
-      "integrate_and_fire(Tensor current, Tensor? bias, Tensor? potential, int time_steps, str mode, float threshold, "
-      "float leak, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
+      "integrate_and_fire(Tensor current, Tensor? scale, Tensor? bias, Tensor? potential, int time_steps, str mode, "
+      "float threshold, float leak, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
 
   // The weights of a product in the order of the event-driven kernels, to be passed as `packed` as long as they stay as
   // they are. weight: [O, F] or [O, C/groups, kH, kW] -> [n]; int16 for int8 weights

@@ -142,13 +142,14 @@ def integrate_and_fire(
     bias: Tensor | None = None,
     potential: Tensor | None = None,
     *,
+    scale: Tensor | None = None,
     mode: str = "constant",
     threshold: float = 1.0,
     leak: float = 1.0,
     want_sum: bool = True,
     want_potential: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Neurons driven by a dense current: x[t] = current + bias, or as the mode says.
+    """Neurons driven by a dense current: x[t] = scale * current + bias, or as the mode says.
 
     constant: current [N, C, ...] at every step; impulse: the same at t = 1 only, the bias [C] at every step; series:
     current [T, N, C, ...]. potential: [N, C, ...].
@@ -166,6 +167,9 @@ def integrate_and_fire(
             raise ValueError(f"integrate_and_fire: current: expected {time_steps} time steps, got {len(steps)}")
     else:
         raise ValueError(f"integrate_and_fire: mode: expected 'constant', 'impulse' or 'series', got {mode!r}")
+    if scale is not None:
+        per_channel = scale.reshape(-1, *[1] * (steps[0].dim() - 2))
+        steps = [x * per_channel for x in steps]
     if bias is not None:
         per_channel = bias.reshape(-1, *[1] * (steps[0].dim() - 2))
         steps = [x + per_channel for x in steps]

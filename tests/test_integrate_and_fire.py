@@ -45,17 +45,19 @@ def currents(shape, mode, time_steps, dtype, seed):
     dtype=st.sampled_from(FLOATS),
     threshold=st.sampled_from(THRESHOLDS),
     leak=st.sampled_from(LEAKS),
+    scale=st.booleans(),
     bias=st.booleans(),
     potential=st.booleans(),
     wanted=st.tuples(st.booleans(), st.booleans()),
     seed=SEEDS,
 )
 def test_matches_reference(
-    time_steps, batch, channels, spatial, mode, dtype, threshold, leak, bias, potential, wanted, seed
+    time_steps, batch, channels, spatial, mode, dtype, threshold, leak, scale, bias, potential, wanted, seed
 ):
     shape = (batch, channels, *spatial)
     current = currents(shape, mode, time_steps, dtype, seed)
     arguments = {
+        "scale": torch.randn(channels, generator=generator(seed + 3), dtype=dtype) if scale else None,
         "bias": torch.randn(channels, generator=generator(seed + 1), dtype=dtype) / 4 if bias else None,
         "potential": torch.randn(shape, generator=generator(seed + 2), dtype=dtype) if potential else None,
         "mode": mode,
@@ -92,8 +94,9 @@ def test_channels_and_blocks(mode, channels):
     for time_steps in (5, 8, 20):
         current = currents((3, channels, 5), mode, time_steps, torch.float32, channels)
         bias = torch.randn(channels, generator=generator(1)) / 4
-        want = ref.integrate_and_fire(current, time_steps, bias, mode=mode)
-        everywhere(want, ops.integrate_and_fire, current, time_steps, bias, mode=mode)
+        arguments = {"bias": bias, "scale": torch.randn(channels, generator=generator(2)), "mode": mode}
+        want = ref.integrate_and_fire(current, time_steps, **arguments)
+        everywhere(want, ops.integrate_and_fire, current, time_steps, **arguments)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -218,9 +221,10 @@ def test_opcheck(mode, optional, shape):
     current = currents(shape, mode, 9, torch.float32, 0)
     op = torch.ops.tandem_cuda.integrate_and_fire.default
     bias, potential = (dyadic(shape[1], seed=1), dyadic(*shape, seed=2)) if optional else (None, None)
-    torch.library.opcheck(op, (current, bias, potential, 9, mode, 0.5, 0.9, not optional, optional))
+    scale = None if optional else dyadic(shape[1], seed=3)
+    torch.library.opcheck(op, (current, scale, bias, potential, 9, mode, 0.5, 0.9, not optional, optional))
     strided = current.mT.contiguous().mT
-    torch.library.opcheck(op, (strided, bias, potential, 9, mode, 0.5, 1.0, True, True))
+    torch.library.opcheck(op, (strided, scale, bias, potential, 9, mode, 0.5, 1.0, True, True))
 
 
 CURRENT = torch.zeros(2, 3, 4)
@@ -252,6 +256,7 @@ CURRENT = torch.zeros(2, 3, 4)
         ((CURRENT, 8), {"leak": math.nan}, ValueError, r"leak must be in \(0, 1\], got nan"),
         ((CURRENT, 8), {"leak": None}, TypeError, "leak must be .*NoneType"),
         ((CURRENT, 8), {"bias": torch.zeros(4)}, ValueError, r"bias must be \[3\], got \[4\]"),
+        ((CURRENT, 8), {"scale": torch.zeros(4)}, ValueError, r"scale must be \[3\], got \[4\]"),
         ((CURRENT, 8), {"bias": torch.zeros(3, 1)}, ValueError, r"bias must be \[3\], got \[3, 1\]"),
         ((CURRENT, 8), {"bias": torch.zeros(3).double()}, TypeError, "bias must have the dtype of current"),
         ((CURRENT, 8), {"bias": torch.zeros(3, device="meta")}, ValueError, "bias must be on the device of current"),

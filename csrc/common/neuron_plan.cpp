@@ -2,10 +2,10 @@
 
 namespace tandem {
 
-IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::optional<Tensor>& bias,
-                                             const std::optional<Tensor>& potential, int64_t time_steps,
-                                             const std::string& mode, double threshold, double leak, bool want_sum,
-                                             bool want_potential) {
+IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
+                                             const std::optional<Tensor>& bias, const std::optional<Tensor>& potential,
+                                             int64_t time_steps, const std::string& mode, double threshold, double leak,
+                                             bool want_sum, bool want_potential) {
   const char* op = "integrate_and_fire";
   check(mode == "constant" || mode == "impulse" || mode == "series", op,
         "mode must be constant, impulse or series, got ", mode);
@@ -21,6 +21,7 @@ IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::o
     neurons.erase(neurons.begin());
   }
   const int64_t channels = neurons[1];
+  if (scale) check_like(op, "scale", *scale, current, "current", {channels});
   if (bias) check_like(op, "bias", *bias, current, "current", {channels});
   if (potential) check_like(op, "potential", *potential, current, "current", neurons);
 
@@ -30,6 +31,7 @@ IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::o
   const ScalarType type = current.scalar_type();
   IntegrateAndFirePlan plan = {
       channels_last(current, series ? 2 : 1),
+      channels_last(scale, 0),
       channels_last(bias, 0),
       channels_last(potential, 1),
       empty_channels_last(current, bit_sizes, ScalarType::Byte, 2),

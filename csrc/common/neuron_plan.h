@@ -11,6 +11,7 @@ namespace tandem {
 
 struct IntegrateAndFirePlan {
   Tensor current;                 // channels last
+  std::optional<Tensor> scale;    // contiguous
   std::optional<Tensor> bias;     // contiguous
   std::optional<Tensor> initial;  // channels last
   Tensor bits, sum, potential;    // outputs, channels last; shape [0] where not wanted
@@ -18,9 +19,9 @@ struct IntegrateAndFirePlan {
   CurrentMode mode;
 };
 
-IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::optional<Tensor>& bias,
-                                             const std::optional<Tensor>& potential, int64_t time_steps,
-                                             const std::string& mode, double threshold, double leak, bool want_sum,
-                                             bool want_potential);
+IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
+                                             const std::optional<Tensor>& bias, const std::optional<Tensor>& potential,
+                                             int64_t time_steps, const std::string& mode, double threshold, double leak,
+                                             bool want_sum, bool want_potential);
 
 }  // namespace tandem

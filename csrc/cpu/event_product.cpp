@@ -25,6 +25,10 @@ struct Chunking {
     units_per_group = (channels + kUnitRows - 1) / kUnitRows;
     unit_channels = (channels + units_per_group - 1) / units_per_group;
     taps_per_chunk = std::min(g.taps(), std::max<int64_t>(1, kUnitRows / channels));
+    if (taps_per_chunk > 1) {  // as even as may be
+      const int64_t parts = (g.taps() + taps_per_chunk - 1) / taps_per_chunk;
+      taps_per_chunk = (g.taps() + parts - 1) / parts;
+    }
     chunks = joins() ? (g.taps() + taps_per_chunk - 1) / taps_per_chunk : g.taps() * units_per_group;
   }
 
@@ -78,6 +82,7 @@ void run_pass(const Pass<E, T>& pass) {
   unit_args.group_channels = g.group_in();
   unit_args.unit_channels = chunking.unit_channels;
   unit_args.per_group = chunking.units_per_group;
+  unit_args.steps = pass.args.steps;
   unit_args.lists = lists.data;
   unit_args.units = units.data;
   parallel_ranges(joins ? 0 : pixels, std::max<int64_t>(1, 4096 / g.in_channels),
@@ -98,7 +103,6 @@ void run_pass(const Pass<E, T>& pass) {
   visit_args.steps = pass.args.steps;
   visit_args.tile_rows = rows;
   visit_args.tiles = tiles;
-  visit_args.sorted = pass.layout.blocks >= 3;  // sorting costs about as much as it saves in two sweeps
   visit_args.joined_per_tile = joins ? rows * chunking.chunks * unit_bytes(chunking.chunk_rows()) + kListSlack : 0;
   const AlignedBuffer<uint8_t> joined(all_tiles * visit_args.joined_per_tile);
   visit_args.joined = joined.data;

@@ -15,6 +15,7 @@ void run(const IntegrateAndFirePlan& plan, int64_t time_steps, double threshold,
   IntegrateAndFireArgs<T> args = {};
   args.current = static_cast<const T*>(plan.current.const_data_ptr());
   args.current_stride = plan.neurons;
+  args.scale = data_or_null<T>(plan.scale);
   args.bias = data_or_null<T>(plan.bias);
   args.initial = data_or_null<T>(plan.initial);
   args.bits = static_cast<uint8_t*>(plan.bits.mutable_data_ptr());
@@ -28,12 +29,13 @@ void run(const IntegrateAndFirePlan& plan, int64_t time_steps, double threshold,
   run_neurons(args, plan.neurons);
 }
 
-std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, const std::optional<Tensor>& bias,
+std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
+                                                      const std::optional<Tensor>& bias,
                                                       const std::optional<Tensor>& potential, int64_t time_steps,
                                                       const std::string& mode, double threshold, double leak,
                                                       bool want_sum, bool want_potential) {
-  const IntegrateAndFirePlan plan =
-      plan_integrate_and_fire(current, bias, potential, time_steps, mode, threshold, leak, want_sum, want_potential);
+  const IntegrateAndFirePlan plan = plan_integrate_and_fire(current, scale, bias, potential, time_steps, mode,
+                                                            threshold, leak, want_sum, want_potential);
   if (plan.neurons > 0) {
     dispatch_floating("integrate_and_fire", current.scalar_type(),
                       [&](auto type) { run<decltype(type)>(plan, time_steps, threshold, leak); });

@@ -19,19 +19,21 @@ T* pointer(const Tensor& tensor) {
   return tensor.numel() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
-std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, const std::optional<Tensor>& bias,
+std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
+                                                      const std::optional<Tensor>& bias,
                                                       const std::optional<Tensor>& potential, int64_t time_steps,
                                                       const std::string& mode, double threshold, double leak,
                                                       bool want_sum, bool want_potential) {
   const char* op = "integrate_and_fire";
   const torch::stable::accelerator::DeviceGuard guard(current.get_device_index());
-  const IntegrateAndFirePlan plan =
-      plan_integrate_and_fire(current, bias, potential, time_steps, mode, threshold, leak, want_sum, want_potential);
+  const IntegrateAndFirePlan plan = plan_integrate_and_fire(current, scale, bias, potential, time_steps, mode,
+                                                            threshold, leak, want_sum, want_potential);
   const cudaStream_t stream = current_stream(op, current.get_device_index());
   dispatch_floating(op, current.scalar_type(), [&](auto type) {
     using T = decltype(type);
     CudaIntegrateAndFireArgs<T> args = {};
     args.current = static_cast<const T*>(plan.current.const_data_ptr());
+    args.scale = data_or_null<T>(plan.scale);
     args.bias = data_or_null<T>(plan.bias);
     args.initial = data_or_null<T>(plan.initial);
     args.bits = pointer<uint8_t>(plan.bits);

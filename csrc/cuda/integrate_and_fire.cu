@@ -17,16 +17,20 @@ __global__ void __launch_bounds__(kThreads) integrate_and_fire_kernel(CudaIntegr
     const T bias = a.bias ? a.bias[i % a.channels] : T(0);
     T u = a.initial ? a.initial[i] : T(0);
     T sum = 0;
-    T x = 0;
-    if (kMode != CurrentMode::kSeries) x = a.bias ? a.current[i] + bias : a.current[i];
+    const T scale = a.scale ? a.scale[i % a.channels] : T(1);
+    // Where there is no bias, nothing is added: -0 + 0 would be another number.
+    const auto current = [&](int64_t at) {
+      const T scaled = scale * a.current[at];
+      return a.bias ? scaled + bias : scaled;
+    };
+    T x = kMode == CurrentMode::kSeries ? T(0) : current(i);
     int64_t t = 0;
     for (int64_t p = 0; t < a.time_steps; ++p) {
       unsigned word = 0;
       const int64_t steps = steps_in_plane(p, a.time_steps);
       for (int64_t s = 0; s < steps; ++s, ++t) {
         if (kMode == CurrentMode::kSeries) {
-          x = a.current[t * a.neurons + i];
-          if (a.bias) x += bias;
+          x = current(t * a.neurons + i);
         } else if (kMode == CurrentMode::kImpulse) {
           if (t == 1) x = bias;
         }

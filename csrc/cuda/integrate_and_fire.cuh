@@ -12,6 +12,7 @@ namespace tandem {
 template <class T>
 struct CudaIntegrateAndFireArgs {
   const T* current;    // [N * spatial, C], series [T, N * spatial, C]
+  const T* scale;      // [C] of the current, or null
   const T* bias;       // [C] per time step, or null
   const T* initial;    // [N * spatial, C] or null (zero)
   uint8_t* bits;       // [P, N * spatial, C]

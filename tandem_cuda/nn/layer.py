@@ -97,7 +97,8 @@ class TandemLayer(nn.Module, ABC):
         steps, mode = x.time_steps, x.mode
         constant = mode == "constant"
         self._check_value(x.value)
-        bias: Tensor | None  # current per time step that `current` does not hold yet
+        gain: Tensor | None = None  # of `current`, and
+        bias: Tensor | None  # current per time step that it does not hold yet
         if self._uses_batch_statistics():
             pre = self._dense_product(x.value * steps if constant else x.value, self.weight, self.bias)
             v = self._normalise(pre)
@@ -107,10 +108,10 @@ class TandemLayer(nn.Module, ABC):
                 folded_bias = self._folded_bias(gain)
                 raw_bias = folded_bias.new_zeros(()) if self.bias is None else self.bias * gain
                 if constant:
-                    gain, offset, bias = gain / steps, (folded_bias - raw_bias) / steps, None
+                    current, gain, bias = pre, gain / steps, (folded_bias - raw_bias) / steps
                 else:
-                    offset, bias = -raw_bias, folded_bias / steps
-                current = torch.addcmul(self._per_channel(offset), pre, self._per_channel(gain))
+                    current = torch.addcmul(self._per_channel(-raw_bias), pre, self._per_channel(gain))
+                    gain, bias = None, folded_bias / steps
             scale = 1.0
         else:
             weight, folded = self._folded()
@@ -126,6 +127,7 @@ class TandemLayer(nn.Module, ABC):
             current,
             steps,
             bias,
+            scale=gain,
             mode=mode,
             threshold=self.neuron.threshold,
             leak=self.neuron.leak,

@@ -16,6 +16,7 @@ def integrate_and_fire(
     bias: Tensor | None = None,
     potential: Tensor | None = None,
     *,
+    scale: Tensor | None = None,
     mode: str = "constant",
     threshold: float = 1.0,
     leak: float = 1.0,
@@ -28,8 +29,8 @@ def integrate_and_fire(
 
         u[t] = leak * u[t-1] - threshold * s[t-1] + x[t]
 
-    where x[t] is ``current + bias`` at every step (mode "constant"), ``current + bias`` at t = 1 and ``bias``
-    afterwards ("impulse"), or ``current[t] + bias`` ("series"). A NaN current makes a neuron fall silent: it never
+    where x[t] is ``scale * current + bias`` at every step (mode "constant"), the same at t = 1 and ``bias`` afterwards
+    ("impulse"), or ``scale * current[t] + bias`` ("series"). A NaN current makes a neuron fall silent: it never
     reaches the threshold again.
 
     Args:
@@ -37,6 +38,7 @@ def integrate_and_fire(
         time_steps: T.
         bias: [C], current per time step.
         potential: [N, C, ...]: u[0] before its reset, as an earlier call returned it; a simulation continues there.
+        scale: [C], of the current; batch norm's gain, for one.
         mode: how ``current`` spreads over time.
         threshold: firing threshold, positive.
         leak: in (0, 1]; 1 is IF, less is LIF.
@@ -64,12 +66,15 @@ def integrate_and_fire(
     if series and current.shape[0] != time_steps:
         raise ValueError(f"{op}: current must hold {time_steps} time steps, got {list(current.shape)}")
     neurons = current.shape[1:] if series else current.shape
+    if scale is not None:
+        checks.check_like(op, "scale", scale, current, "current", neurons[1:2])
     if bias is not None:
         checks.check_like(op, "bias", bias, current, "current", neurons[1:2])
     if potential is not None:
         checks.check_like(op, "potential", potential, current, "current", neurons)
     return torch.ops.tandem_cuda.integrate_and_fire(
         current.detach(),
+        None if scale is None else scale.detach(),
         None if bias is None else bias.detach(),
         None if potential is None else potential.detach(),
         time_steps,
@@ -84,6 +89,7 @@ def integrate_and_fire(
 @torch.library.register_fake("tandem_cuda::integrate_and_fire")
 def _(
     current: Tensor,
+    scale: Tensor | None,
     bias: Tensor | None,
     potential: Tensor | None,
     time_steps: int,

@@ -5,7 +5,7 @@
 // it; the accumulators [pixel, step, channel] stay in L2. Three stages:
 // - a unit lists the spikes of some channels of one input pixel, for each of 8 steps;
 // - a visit is one (pixel, step) of a tile that has spikes in a chunk, with the list of the rows to add. The visits of
-//   a chunk may be sorted by the length of their lists: the loop over a list is short, its mispredicted end costs more
+//   a chunk are sorted by the length of their lists: the loop over a list is short, its mispredicted end costs more
 //   than its additions, and equal lengths in a row are predicted;
 // - the sweep makes the visits, for each block of output channels anew.
 //
@@ -16,17 +16,18 @@
 
 namespace tandem::TANDEM_ISA {
 
-// Spikes of n channels -> a unit: 8 lengths, then the lists of all steps end to end. Returns its end and writes up to
+// Spikes of n channels -> a unit: 8 lengths, then the lists of all `steps` end to end. Returns its end and writes up to
 // kListSlack bytes more. Reads whole words of 64 channels; those past the n-th must be silent.
-TANDEM_HOST_DEVICE uint8_t* build_unit(const uint8_t* in, int64_t n, uint8_t* unit) {
+TANDEM_HOST_DEVICE uint8_t* build_unit(const uint8_t* in, int64_t n, int64_t steps, uint8_t* unit) {
   uint8_t* out = unit + 8;
+  std::memset(unit, 0, 8);
 #if defined(__AVX512VBMI2__)
   const __m512i low = _mm512_loadu_si512(in);
   const __m512i first =
       _mm512_set_epi64(0x3f3e3d3c3b3a3938, 0x3736353433323130, 0x2f2e2d2c2b2a2928, 0x2726252423222120,
                        0x1f1e1d1c1b1a1918, 0x1716151413121110, 0x0f0e0d0c0b0a0908, 0x0706050403020100);
   if (n <= 64) {
-    for (int t = 0; t < 8; ++t) {
+    for (int64_t t = 0; t < steps; ++t) {
       const __mmask64 a = _mm512_test_epi8_mask(low, _mm512_set1_epi8(static_cast<char>(1 << t)));
       _mm512_storeu_si512(out, _mm512_maskz_compress_epi8(a, first));
       unit[t] = static_cast<uint8_t>(__builtin_popcountll(a));
@@ -36,7 +37,7 @@ TANDEM_HOST_DEVICE uint8_t* build_unit(const uint8_t* in, int64_t n, uint8_t* un
   }
   const __m512i high = _mm512_loadu_si512(in + 64);
   const __m512i second = _mm512_add_epi8(first, _mm512_set1_epi8(64));
-  for (int t = 0; t < 8; ++t) {
+  for (int64_t t = 0; t < steps; ++t) {
     const __m512i step = _mm512_set1_epi8(static_cast<char>(1 << t));
     const __mmask64 a = _mm512_test_epi8_mask(low, step), b = _mm512_test_epi8_mask(high, step);
     _mm512_storeu_si512(out, _mm512_maskz_compress_epi8(a, first));
@@ -49,7 +50,7 @@ TANDEM_HOST_DEVICE uint8_t* build_unit(const uint8_t* in, int64_t n, uint8_t* un
   alignas(64) uint64_t words[2][8];
   const int64_t count = words_for(n);
   for (int64_t w = 0; w < count; ++w) transpose_64x8(in + 64 * w, words[w]);
-  for (int t = 0; t < 8; ++t) {
+  for (int64_t t = 0; t < steps; ++t) {
     const uint8_t* list = out;
     for (int64_t w = 0; w < count; ++w) {
       uint64_t word = words[w][t];
@@ -75,6 +76,7 @@ inline void build_units(const UnitArgs& a, int64_t begin, int64_t end) {
   uint8_t* out = a.lists + begin * pixel_bytes(per_pixel, a.unit_channels);
   alignas(64) uint8_t tail[kUnitRows];
   for (int64_t pixel = begin; pixel < end; ++pixel) {
+    const int64_t steps = steps_in_plane(pixel / a.pixels_in, a.steps);
     const uint8_t* bits = a.bits + pixel / a.pixels_in * a.bits_stride;
     bits += pixel % a.pixels_in * a.groups * a.group_channels;
     uint32_t* unit = a.units + pixel * per_pixel;
@@ -83,11 +85,11 @@ inline void build_units(const UnitArgs& a, int64_t begin, int64_t end) {
         const int64_t left = a.group_channels - c, n = left < a.unit_channels ? left : a.unit_channels;
         *unit++ = static_cast<uint32_t>(out - a.lists);
         if (n % 64 == 0) {
-          out = build_unit(bits + c, n, out);
+          out = build_unit(bits + c, n, steps, out);
         } else {
           std::memset(tail + n / 64 * 64, 0, 64);
           std::memcpy(tail, bits + c, static_cast<size_t>(n));
-          out = build_unit(tail, n, out);
+          out = build_unit(tail, n, steps, out);
         }
       }
     }
@@ -114,20 +116,7 @@ TANDEM_HOST_DEVICE bool is_silent(const uint8_t* unit) {
 
 // Visits of one chunk of a tile. rows_of: the unit of each row, null where it is silent. Returns the end of the visits.
 TANDEM_HOST_DEVICE Visit* list_visits(const uint8_t* const* rows_of, int64_t rows, int64_t steps, const uint8_t* lists,
-                                      bool sorted, Visit* out) {
-  if (!sorted) {
-    for (int64_t row = 0; row < rows; ++row) {
-      const uint8_t* unit = rows_of[row];
-      if (unit == nullptr) continue;
-      const uint8_t* list = unit + 8;
-      for (int64_t t = 0; t < steps; ++t) {
-        *out = {static_cast<uint32_t>(list - lists), static_cast<uint16_t>(row * steps + t), unit[t], 0};
-        out += unit[t] != 0;
-        list += unit[t];
-      }
-    }
-    return out;
-  }
+                                      Visit* out) {
   // A counting sort over lengths 1..128.
   uint32_t place[kUnitRows + 2] = {};
   for (int64_t row = 0; row < rows; ++row) {
@@ -198,7 +187,7 @@ inline void build_visits(const VisitArgs& a, int64_t plane, int64_t group, int64
   const uint8_t* rows_of[kTileRows];
   const auto finish_chunk = [&](int64_t chunk) {
     Visit* const begin_of_chunk = out;
-    out = list_visits(rows_of, rows, steps, lists, a.sorted, out);
+    out = list_visits(rows_of, rows, steps, lists, out);
     ends[chunk] = static_cast<uint32_t>(out - first);
     if (a.narrow_sums) widened |= mark_widening(begin_of_chunk, out, since);
     a.widened[index] = widened;
@@ -219,24 +208,34 @@ inline void build_visits(const VisitArgs& a, int64_t plane, int64_t group, int64
     return;
   }
   const uint8_t* bits = a.bits + plane * a.bits_stride + group * channels;
-  alignas(64) uint8_t window[kUnitRows + 16] = {};
+  // All are filled before one is read: a load of what several stores have just written would wait for them.
+  alignas(64) uint8_t windows[kTileRows][kUnitRows + 64];
+  int64_t tap_h[kUnitRows], tap_w[kUnitRows];  // of a chunk, relative to a row's first tap
+  const int64_t reach_h = (g.kernel_h - 1) * g.dilation_h, reach_w = (g.kernel_w - 1) * g.dilation_w;
   for (int64_t chunk = 0; chunk < a.chunks; ++chunk) {
     const int64_t tap_begin = chunk * a.taps_per_chunk;
     const int64_t tap_end = tap_begin + a.taps_per_chunk < taps ? tap_begin + a.taps_per_chunk : taps;
-    const int64_t n = (tap_end - tap_begin) * channels;
-    std::memset(window, 0, sizeof(window));
+    const int64_t chunk_taps = tap_end - tap_begin, n = chunk_taps * channels;
+    for (int64_t i = 0; i < chunk_taps; ++i) {
+      tap_h[i] = (tap_begin + i) / g.kernel_w * g.dilation_h;
+      tap_w[i] = (tap_begin + i) % g.kernel_w * g.dilation_w;
+    }
     for (int64_t row = 0; row < rows; ++row) {
-      uint8_t* to = window;
-      for (int64_t tap = tap_begin; tap < tap_end; ++tap, to += channels) {
-        const int64_t pixel = find(row, tap);
-        if (pixel < 0) {
-          std::memset(to, 0, static_cast<size_t>(channels));
+      const bool inside =
+          top[row] >= 0 && top[row] + reach_h < g.height && side[row] >= 0 && side[row] + reach_w < g.width;
+      uint8_t* to = windows[row];
+      for (int64_t i = 0; i < chunk_taps; ++i, to += channels) {
+        const int64_t h = top[row] + tap_h[i], w = side[row] + tap_w[i];
+        if (inside || (h >= 0 && h < g.height && w >= 0 && w < g.width)) {
+          copy_bytes(to, bits + ((image[row] + h) * g.width + w) * g.in_channels, channels, a.bits_end);
         } else {
-          copy_bytes(to, bits + pixel * g.in_channels, channels, a.bits_end);
+          std::memset(to, 0, static_cast<size_t>(channels));
         }
       }
-      std::memset(to, 0, 16);
-      uint8_t* const end = build_unit(window, n, joined);
+      std::memset(to, 0, 64);
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      uint8_t* const end = build_unit(windows[row], n, steps, joined);
       rows_of[row] = end == joined + 8 ? nullptr : joined;
       if (rows_of[row]) joined = end;
     }

@@ -57,6 +57,7 @@ struct UnitArgs {
   int64_t pixels_in, groups, group_channels;
   int64_t unit_channels;  // channels in a unit, at most kUnitRows
   int64_t per_group;      // units of a pixel and group: ceil(group_channels / unit_channels)
+  int64_t steps;          // valid bits of all planes
   uint8_t* lists;         // pixel_bytes() for each pixel
   uint32_t* units;        // [planes, pixels_in, groups, per_group]: where each unit starts in lists
 };
@@ -85,7 +86,6 @@ struct VisitArgs {
   int64_t chunks;
   int64_t steps;  // valid bits of all planes
   int64_t tile_rows, tiles;
-  bool sorted;
   bool narrow_sums;  // 16-bit sums: fill Visit::widen and `widened`
   Visit* visits;     // [planes, groups, tiles, visits_per_tile]
   int64_t visits_per_tile;
