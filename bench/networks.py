@@ -103,6 +103,21 @@ def spiking_weights(net: nn.Sequential) -> list[nn.Module]:
 
 
 @torch.no_grad()
+def weights_and_norms(net: nn.Sequential) -> list[tuple[nn.Module, Tensor, Tensor]]:
+    """Each tandem layer (and Flatten) without the read-out, with batch norm's gain and its current per step."""
+    layers: list[tuple[nn.Module, Tensor, Tensor]] = []
+    for layer in net:
+        if isinstance(layer, TandemLayer):
+            norm = layer.norm
+            gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            current = ((layer.bias - norm.running_mean) * gain + norm.bias) / net[0].time_steps
+            layers.append((layer, gain, current))
+        elif isinstance(layer, nn.Flatten):
+            layers.append((layer, torch.empty(0), torch.empty(0)))
+    return layers
+
+
+@torch.no_grad()
 def settle(net: nn.Sequential, inputs: list[Tensor]) -> nn.Sequential:
     """Give every batch norm the statistics of ``inputs``, layer by layer, and a beta for a firing rate of 5 %.
 

@@ -93,6 +93,43 @@ def spikingjelly(layers: Sequence[nn.Module], node: str, static_input: bool, tim
     return Network().eval()
 
 
+def spikingjelly_with_norm(layers: Sequence[tuple[nn.Module, Tensor, Tensor]], node: str, time_steps: int) -> nn.Module:
+    """A network as SpikingJelly's documentation builds it: layer, batch norm, neuron, and the input at every step.
+
+    ``layers``: each layer with weights (no bias used) or Flatten, with the gain and the current per step that its batch
+    norm shall have in eval mode. forward: a real input [N, ...]; returns spikes [T, N, ...].
+    """
+    from spikingjelly.activation_based import functional, layer
+
+    new_node = spikingjelly_nodes()[node]
+    modules: list[nn.Module] = []
+    for module, gain, current in layers:
+        if isinstance(module, nn.Flatten):
+            modules.append(layer.Flatten(step_mode="m"))
+            continue
+        if isinstance(module, nn.Conv2d):
+            sizes = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
+            new: nn.Module = layer.Conv2d(*sizes, bias=False, step_mode="m")
+            norm: nn.Module = layer.BatchNorm2d(module.out_channels, eps=0.0, step_mode="m")
+        else:
+            new = layer.Linear(module.in_features, module.out_features, bias=False, step_mode="m")
+            norm = layer.BatchNorm1d(module.out_features, eps=0.0, step_mode="m")
+        new.load_state_dict({"weight": module.weight})
+        norm.load_state_dict({**norm.state_dict(), "weight": gain, "bias": current})  # mean 0, variance 1
+        modules += [new, norm, new_node()]
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*modules)
+
+        def forward(self, x: Tensor) -> Tensor:
+            functional.reset_net(self.layers)
+            return self.layers(x.expand(time_steps, *x.shape))
+
+    return Network().eval()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # snnTorch: a loop over time
 # ---------------------------------------------------------------------------------------------------------------------

@@ -257,6 +257,9 @@ TANDEM_HOST_DEVICE void empty_slot(int16_t* narrow, int32_t* wide) {
   }
 }
 
+// Weights of a block beyond this many bytes do not stay in the L2 cache from tile to tile.
+constexpr int64_t kResidentBytes = int64_t{256} << 10;
+
 // acc[row, step, :] += weight[feature, :] for every feature that spikes. kVectors: vectors in a row of weight.
 template <class E, class T, int kVectors>
 void accumulate(const EventTileArgs<E, T>& a, int64_t plane, E* acc, int32_t* wide) {
@@ -265,9 +268,20 @@ void accumulate(const EventTileArgs<E, T>& a, int64_t plane, E* acc, int32_t* wi
   const Visit* visit = a.visits + index * a.visits_per_tile;
   const Visit* const first = visit;
   const uint32_t* ends = a.ends + index * a.chunks;
+  const auto start_of = [&](int64_t chunk) {
+    return a.weight + (chunk / a.units_per_tap * a.tap_rows + chunk % a.units_per_tap * a.unit_rows) * block;
+  };
+  constexpr int64_t row_bytes = block * static_cast<int64_t>(sizeof(E));
+  const bool prefetches = a.geometry->features() * row_bytes > kResidentBytes;
   for (int64_t chunk = 0; chunk < a.chunks; ++chunk) {
-    const E* sweep = a.weight + (chunk / a.units_per_tap * a.tap_rows + chunk % a.units_per_tap * a.unit_rows) * block;
-    for (const Visit* const end = first + ends[chunk]; visit != end; ++visit) {
+    const E* sweep = start_of(chunk);
+    const Visit* const end = first + ends[chunk];
+    // The next chunk's weights (the first one's, for the next tile) come to the L2 cache while this one's are added.
+    const char* ahead = reinterpret_cast<const char*>(start_of(chunk + 1 < a.chunks ? chunk + 1 : 0));
+    const int64_t lines = (a.units_per_tap == 1 ? a.tap_rows : a.unit_rows) * row_bytes / 64;
+    const int64_t lines_a_visit = prefetches && visit != end ? (lines + (end - visit) - 1) / (end - visit) : 0;
+    for (; visit != end; ++visit) {
+      for (int64_t i = 0; i < lines_a_visit; ++i, ahead += 64) __builtin_prefetch(ahead, 0, 2);
       const uint8_t* list = a.lists + visit->list;
       Vec<E>* to = reinterpret_cast<Vec<E>*>(acc + visit->slot * block);
       if (sizeof(E) == 2 && visit->widen) {
