@@ -28,8 +28,8 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // whatever grad is there. grad: like pre_activation, any shape -> the same, laid out in memory as pre_activation
   m.def("tandem_count_backward(Tensor grad, Tensor pre_activation, float threshold, float upper) -> Tensor");
 
-  // x[t] = scale * current + bias (constant), the same at t = 1 and bias after it (impulse), or scale * current[t] + bias
-  // (series). scale: [C]
+  // x[t] = scale * current + bias (constant), the same at t = 1 and bias after it (impulse), or
+  // scale * current[t] + bias (series). scale: [C]
   // current: [N, C, *spatial], series [T, N, C, *spatial]; bias: [C], per time step; potential: [N, C, *spatial]
   // -> bits [P, N, C, *spatial], sum over t of x[t] [N, C, *spatial], final potential [N, C, *spatial]
   m.def(

@@ -64,12 +64,15 @@ struct Like {
 
 Like like_of(const char* op, const ProductArguments& a) {
   if (a.weight.scalar_type() != ScalarType::Char) return {a.weight, "weight"};
-  check(a.scale.has_value(), op, "scale must be given with int8 weights");
   check(a.weight.numel() / a.weight.size(0) <= int64_t{1} << 24, op,
         "int8 weights must have at most 2^24 inputs a neuron, whose sum fits 32 bits, got ", shape(a.weight));
-  check(a.scale->scalar_type() == ScalarType::Float, op, "scale must be float32 with int8 weights, got ",
-        name_of(a.scale->scalar_type()));
-  return {*a.scale, "scale"};
+  if (a.scale) {
+    check(a.scale->scalar_type() == ScalarType::Float, op, "scale must be float32 with int8 weights, got ",
+          name_of(a.scale->scalar_type()));
+    return {*a.scale, "scale"};
+  }
+  check(false, op, "scale must be given with int8 weights");
+  return {a.weight, "weight"};
 }
 
 ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {

@@ -18,22 +18,36 @@ PackedLayout packed_layout(const ConvGeometry& g) {
   return {block, (g.group_out() + block - 1) / block, g.features(), g.groups};
 }
 
+namespace {
+
+typedef float Four __attribute__((vector_size(16)));
+
+// Elements of the eight that a and b have between them.
+template <int i, int j, int k, int l>
+Four picked(Four a, Four b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, i, j, k, l);
+#else
+  typedef int32_t Order __attribute__((vector_size(16)));
+  return __builtin_shuffle(a, b, Order{i, j, k, l});
+#endif
+}
+
+}  // namespace
+
 template <class W, class E>
 void turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64_t n, E* to, int64_t columns) {
   int64_t row = 0;
   if constexpr (std::is_same_v<W, float>) {
-    typedef float Four __attribute__((vector_size(16)));
-    typedef int32_t Order __attribute__((vector_size(16)));
-    constexpr Order kLow = {0, 4, 1, 5}, kHigh = {2, 6, 3, 7}, kFront = {0, 1, 4, 5}, kBack = {2, 3, 6, 7};
     for (; stride == 1 && row + 4 <= rows; row += 4) {
       int64_t i = 0;
       for (; i + 4 <= n; i += 4) {
         Four line[4];
         for (int64_t r = 0; r < 4; ++r) std::memcpy(&line[r], from + (row + r) * row_stride + i, sizeof(Four));
-        const Four a = __builtin_shuffle(line[0], line[1], kLow), b = __builtin_shuffle(line[0], line[1], kHigh);
-        const Four c = __builtin_shuffle(line[2], line[3], kLow), d = __builtin_shuffle(line[2], line[3], kHigh);
-        const Four turned[4] = {__builtin_shuffle(a, c, kFront), __builtin_shuffle(a, c, kBack),
-                                __builtin_shuffle(b, d, kFront), __builtin_shuffle(b, d, kBack)};
+        const Four a = picked<0, 4, 1, 5>(line[0], line[1]), b = picked<2, 6, 3, 7>(line[0], line[1]);
+        const Four c = picked<0, 4, 1, 5>(line[2], line[3]), d = picked<2, 6, 3, 7>(line[2], line[3]);
+        const Four turned[4] = {picked<0, 1, 4, 5>(a, c), picked<2, 3, 6, 7>(a, c), picked<0, 1, 4, 5>(b, d),
+                                picked<2, 3, 6, 7>(b, d)};
         for (int64_t r = 0; r < 4; ++r) std::memcpy(to + (i + r) * columns + row, &turned[r], sizeof(Four));
       }
       for (; i < n; ++i) {
@@ -42,7 +56,10 @@ void turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64
     }
   }
   for (; row < rows; ++row) {
-    for (int64_t i = 0; i < n; ++i) to[i * columns + row] = static_cast<E>(from[row * row_stride + i * stride]);
+    for (int64_t i = 0; i < n; ++i) {
+      // NOLINTNEXTLINE(bugprone-signed-char-misuse): 8-bit integers, no characters
+      to[i * columns + row] = static_cast<E>(from[row * row_stride + i * stride]);
+    }
   }
 }
 
