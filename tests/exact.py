@@ -21,6 +21,9 @@ RATES = (0.0, 0.05, 0.5, 1.0)
 TIME_STEPS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 64, 65, 70)
 # Around the borders of a word of 64 spikes, of blocks of 16, 32 and 64 weights and of a chunk of 128 rows of them.
 CHANNELS = (1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 70, 130, 257)
+# Of depthwise convolutions, whose output channels fill vectors of 2 to 16 lanes; and output channels of each of them.
+DEPTHWISE_CHANNELS = (2, 3, 7, 8, 15, 16, 17, 33, 40)
+MULTIPLIERS = (1, 2, 3, 17)
 SEEDS = st.integers(0, 2**31 - 1)
 ENGINES = ("auto", "event", "dense")
 META = torch.device("meta")
@@ -100,6 +103,20 @@ def views(x):
         yield first.expand_as(x)
 
 
+def sized(draw, groups, channels, outputs, wider=range(5)):
+    """A convolution of so many channels; the width of its image is one of `wider` more than the kernel needs."""
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    stride, dilation = (draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
+    padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
+    room = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    height, width = room[0] + draw(st.integers(0, 4)), room[1] + draw(st.sampled_from(wider))
+    return {
+        "input": (draw(st.integers(0, 3)), channels, height, width),
+        "weight": (outputs, channels // groups, *kernel),
+        "geometry": {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
+    }
+
+
 @st.composite
 def convolutions(draw):
     """Sizes of a convolution: bits [batch, channels, height, width], weight, and the keywords stride to groups."""
@@ -107,16 +124,14 @@ def convolutions(draw):
     # Per group; often one channel, a depthwise convolution; rarely many.
     channels = groups * draw(st.sampled_from((1, 1, 2, 3, 5, 16, 22, 64 // groups + 1, 256 // groups + 1)))
     outputs = groups * draw(st.sampled_from((1, 1, 2, 3, 5, 16, 17, 64 // groups + 1, 128 // groups + 1)))
-    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
-    stride, dilation = (draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
-    padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
-    room = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, padding, strict=True)]
-    height, width = (r + draw(st.integers(0, 4)) for r in room)
-    return {
-        "input": (draw(st.integers(0, 3)), channels, height, width),
-        "weight": (outputs, channels // groups, *kernel),
-        "geometry": {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
-    }
+    return sized(draw, groups, channels, outputs)
+
+
+@st.composite
+def depthwise_convolutions(draw):
+    """The same with one input channel a group."""
+    channels = draw(st.sampled_from(DEPTHWISE_CHANNELS))
+    return sized(draw, channels, channels, channels * draw(st.sampled_from(MULTIPLIERS)))
 
 
 def out_shape(case):

@@ -17,6 +17,7 @@ from exact import (
     TIME_STEPS,
     check_gradients,
     convolutions,
+    depthwise_convolutions,
     direct_arguments,
     dyadic,
     every_gradient,
@@ -37,9 +38,9 @@ from tandem_cuda import reference as ref
 from test_count_linear import bad_operands
 
 
-@settings(max_examples=200)
+@settings(max_examples=400)
 @given(
-    case=convolutions(),
+    case=st.one_of(convolutions(), depthwise_convolutions()),
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
     variant=variants(),
     rate=st.sampled_from(RATES),
@@ -126,23 +127,26 @@ def test_ints_and_pairs():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_image_without_pixels(engine):
+@pytest.mark.parametrize("groups", [1, 3])
+def test_image_without_pixels(groups, engine):
     """Padding alone: the bias everywhere."""
-    bits, weight, bias = torch.zeros(1, 2, 3, 0, 2, dtype=torch.uint8), dyadic(4, 3, 1, 2, seed=0), dyadic(4, seed=1)
-    want = bias.view(1, 4, 1, 1).expand(2, 4, 2, 3)
-    everywhere(want, ops.count_conv2d, bits, weight, bias, padding=1, engine=engine)
+    bits = torch.zeros(1, 2, 3, 0, 2, dtype=torch.uint8)
+    weight, bias = dyadic(6, 3 // groups, 1, 2, seed=0), dyadic(6, seed=1)
+    want = bias.view(1, 6, 1, 1).expand(2, 6, 2, 3)
+    everywhere(want, ops.count_conv2d, bits, weight, bias, padding=1, groups=groups, engine=engine)
 
 
 @every_variant
-def test_any_strides(variant):
-    bits, (weight, scale) = planes(9, 2, 6, 5, 4, seed=0), variant.operands(10, 3, 3, 2, seed=1)
-    bias = dyadic(10, seed=2, dtype=variant.dtype)
+@pytest.mark.parametrize("groups", [2, 6])
+def test_any_strides(groups, variant):
+    bits, (weight, scale) = planes(9, 2, 6, 5, 4, seed=0), variant.operands(12, 6 // groups, 3, 2, seed=1)
+    bias = dyadic(12, seed=2, dtype=variant.dtype)
 
     def want(bits=bits, weight=weight):
-        return ref.count_conv2d(bits, weight, bias, groups=2, scale=scale)
+        return ref.count_conv2d(bits, weight, bias, groups=groups, scale=scale)
 
     def got(bits=bits, weight=weight, bias=bias, scale=scale):
-        return ops.count_conv2d(bits, weight, bias, groups=2, scale=scale, **variant.how(weight, 2))
+        return ops.count_conv2d(bits, weight, bias, groups=groups, scale=scale, **variant.how(weight, groups))
 
     for view in views(bits):
         same(got(bits=view), want())
@@ -157,19 +161,28 @@ def test_any_strides(variant):
     same(got(bits=few), want(bits=few))
 
 
+# One weight of a product of all channels, and of depthwise ones that fill part of a vector and several; its input.
+ONE_WEIGHT = pytest.mark.parametrize(
+    ("shape", "groups", "place", "channel"),
+    [((20, 5, 1, 1), 1, (7, 3), 3), ((20, 1, 1, 1), 5, (13, 0), 3), ((40, 1, 1, 1), 40, (20, 0), 20)],
+)
+
+
+@ONE_WEIGHT
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_weights_that_are_not_finite(value):
+def test_weights_that_are_not_finite(shape, groups, place, channel, value):
     """They spoil the sums of neurons whose input spikes; the others, and silent inputs, never see them."""
-    bits = planes(9, 2, 5, 6, 7, seed=0)
-    bits[:, :, 3] = 0
-    bits[0, 1, 3, 2, 4] = 1
-    weight = dyadic(20, 5, 1, 1, seed=1)
-    want = ref.count_conv2d(bits, weight)
-    weight[4, 3] = value
-    want[1, 4, 2, 4] = value
-    everywhere(want, ops.count_conv2d, bits, weight, engine="event")
+    bits = planes(9, 2, groups * shape[1], 6, 7, seed=0)
+    bits[:, :, channel] = 0
+    bits[0, 1, channel, 2, 4] = 1
+    weight = dyadic(*shape, seed=1)
+    want = ref.count_conv2d(bits, weight, groups=groups)
+    weight[place] = value
+    want[1, place[0], 2, 4] = value
+    everywhere(want, ops.count_conv2d, bits, weight, groups=groups, engine="event")
     # A dense product multiplies them by zeros too.
-    everywhere(ref.count_conv2d(bits, weight), ops.count_conv2d, bits, weight, engine="dense")
+    want = ref.count_conv2d(bits, weight, groups=groups)
+    everywhere(want, ops.count_conv2d, bits, weight, groups=groups, engine="dense")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -189,9 +202,10 @@ GEOMETRIES = (
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("count", [True, False])
 @pytest.mark.parametrize("batch", [2, 0])
+@pytest.mark.parametrize(("outputs", "rate"), [(9, 0.3), (129, 0.02)])  # many outputs, few events: a kernel of its own
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_gradients(bias, count, batch, geometry, variant):
-    bits, shape = planes(20, batch, 6, 9, 8, seed=0), (9, 6 // geometry.get("groups", 1), 3, 2)
+def test_gradients(bias, count, batch, outputs, rate, geometry, variant):
+    bits, shape = planes(20, batch, 6, 9, 8, seed=0, rate=rate), (outputs, 6 // geometry.get("groups", 1), 3, 2)
     check_gradients("count_conv2d", bits, shape, variant, bias=bias, count=count, **geometry)
 
 

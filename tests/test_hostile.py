@@ -3,6 +3,9 @@
 All cases run in a process of their own: one that dies fails its own test and names itself.
 """
 
+import ctypes
+import itertools
+import mmap
 import os
 import re
 import resource
@@ -15,6 +18,7 @@ import pytest
 import torch
 
 import tandem_cuda
+from tandem_cuda import _C
 
 OPS = torch.ops.tandem_cuda
 HUGE = 2**62
@@ -32,6 +36,28 @@ def bits(*shape):
 
 def floats(*shape):
     return torch.zeros(1).expand(shape)
+
+
+def before_a_hole(x):
+    """The same in memory behind whose last byte nothing may be read."""
+    page, size = mmap.PAGESIZE, x.numel() * x.element_size()
+    memory = mmap.mmap(-1, size + 2 * page)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    hole = -(-(whole.data_ptr() + size) // page) * page
+    start = hole - size - whole.data_ptr()
+    out = whole[start : start + size].view(x.dtype).view(x.shape)
+    out.copy_(x)
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(hole), ctypes.c_size_t(page), 0) == 0  # PROT_NONE
+    return out
+
+
+def with_every_isa(f, *choices):
+    """What f returns last, of all combinations of its arguments."""
+    for isa in _C.build_info()["cpu_isas_runnable"]:
+        _C.set_cpu_isa(isa)
+        for arguments in itertools.product(*choices):
+            out = f(*arguments)
+    return out
 
 
 def operands(b, w, count=None, packed=None, scale=None, bias=None):
@@ -68,9 +94,9 @@ def count_conv2d(b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1,
 
 
 def integrate_and_fire(
-    current, steps=8, mode="constant", threshold=1.0, leak=1.0, bias=None, potential=None, want=True
+    current, steps=8, mode="constant", threshold=1.0, leak=1.0, scale=None, bias=None, potential=None, want=True
 ):
-    return OPS.integrate_and_fire(current, bias, potential, steps, mode, threshold, leak, want, want)
+    return OPS.integrate_and_fire(current, scale, bias, potential, steps, mode, threshold, leak, want, want)
 
 
 def pack(spikes):
@@ -159,6 +185,30 @@ def product_cases(op, conv2d, linear):
             TOO_LARGE,
             lambda: conv2d(bits(1, 1, 2**59, 1, 1), floats(2**59, 1, 1, 1), groups=2**59),
         ),
+        f"{op}-depthwise-far-apart": (
+            FINE,
+            lambda: conv2d(bits(1, 1, 2, 1, 1), floats(2, 1, 3, 3), (1, 1), (2**30, 2**30), (2**30, 2**30), 2),
+        ),
+        f"{op}-depthwise-far-steps": (
+            FINE,
+            lambda: conv2d(bits(1, 1, 2, 1, 1), floats(2, 1, 1, 1), (2**30, 2**30), (2**30, 2**30), groups=2),
+        ),
+        f"{op}-depthwise-padding-2^30": (
+            TOO_LARGE,
+            lambda: conv2d(bits(1, 1, 2, 1, 1), floats(2, 1, 1, 1), padding=(2**30, 2**30), groups=2),
+        ),
+        f"{op}-depthwise-kernel-2^21": (
+            TOO_LARGE,
+            lambda: conv2d(bits(1, 1, 2, 1, 1), floats(2, 1, 2**21, 2**21), padding=(2**20, 2**20), groups=2),
+        ),
+        f"{op}-depthwise-kernel-2^29": (
+            TOO_LARGE,
+            lambda: conv2d(bits(1, 1, 2, 1, 1), floats(2, 1, 2**29, 2**29), padding=(2**28, 2**28), groups=2),
+        ),
+        f"{op}-depthwise-image-huge-no-batch": (
+            FINE,
+            lambda: conv2d(bits(1, 0, 2, 2**40, 2**40), floats(2, 1, 1, 1), groups=2),
+        ),
         f"{op}-conv2d-bias": ("bias", lambda: conv2d(PIXEL, KERNEL, bias=floats(HUGE))),
         f"{op}-conv2d-count": ("count", lambda: conv2d(PIXEL, KERNEL, count=floats(1, 1, 1, HUGE))),
         # linear
@@ -188,6 +238,23 @@ def product_cases(op, conv2d, linear):
     }
 
 
+def depthwise_at_a_hole(conv2d, potentials):
+    """Calls of which no argument may be read past its end; `potentials` of those that take one."""
+
+    def call(channels, multiplier, dtype):
+        outputs, scales = channels * multiplier, torch.float32 if dtype == torch.int8 else dtype
+        b = torch.full((2, 1, 3, 1, channels), 255, dtype=torch.uint8)
+        w, ones = torch.ones(outputs, 1, 2, 1, dtype=dtype), torch.ones(outputs, dtype=scales)
+        named = {"scale": before_a_hole(ones), "bias": before_a_hole(ones)}
+        if potentials:
+            u = before_a_hole(torch.ones(1, 2, 1, outputs, dtype=scales)).permute(0, 3, 1, 2)
+            named |= {"potential": u, "steps": 16}
+        b, w = before_a_hole(b).permute(0, 1, 4, 2, 3), before_a_hole(w)
+        return conv2d(b, w, groups=channels, engine="event", **named)
+
+    return with_every_isa(call, (2, 3, 7, 8, 15, 16, 17, 33), (1, 2, 3, 17), (torch.float32, torch.float64, torch.int8))
+
+
 def operand_cases(op, conv2d, linear):
     """The same of scale, engine and packed weights, through which kernels would read past the end."""
 
@@ -200,6 +267,11 @@ def operand_cases(op, conv2d, linear):
     n = len(PACKED)
     misaligned = torch.zeros(n + 1)[1:]
     depthwise = bits(1, 1, 4, 1, 1), floats(4, 1, 1, 1)
+
+    def packed_depthwise(wrong, engine="auto"):
+        return "packed", lambda: conv2d(*depthwise, groups=4, packed=wrong, engine=engine)
+
+    fitting = OPS.pack_weight(depthwise[1], 4)
     return {
         f"{op}-linear-packed-short": packed(PACKED[:-1]),
         f"{op}-linear-packed-empty": packed(PACKED[:0]),
@@ -218,10 +290,15 @@ def operand_cases(op, conv2d, linear):
         f"{op}-linear-int8-packed-short": ("packed", lambda: int8(packed=PACKED_INT8[:-1])),
         f"{op}-linear-int8-packed-float": ("packed", lambda: int8(packed=PACKED)),
         f"{op}-linear-int8-packed-fits": (FINE, lambda: int8(packed=PACKED_INT8)),
-        f"{op}-conv2d-packed-other-groups": (
-            "packed",
-            lambda: conv2d(*depthwise, groups=4, packed=OPS.pack_weight(depthwise[1], 1), engine="event"),
-        ),
+        f"{op}-conv2d-packed-other-groups": packed_depthwise(OPS.pack_weight(depthwise[1], 1), "event"),
+        f"{op}-conv2d-packed-other-groups-auto": packed_depthwise(OPS.pack_weight(depthwise[1], 1)),
+        f"{op}-conv2d-packed-depthwise-short": packed_depthwise(fitting[:-1]),
+        f"{op}-conv2d-packed-depthwise-2-dims": packed_depthwise(fitting[None]),
+        f"{op}-conv2d-packed-depthwise-float64": packed_depthwise(fitting.double()),
+        f"{op}-conv2d-packed-depthwise-int16": packed_depthwise(fitting.short()),
+        f"{op}-conv2d-packed-depthwise-misaligned": packed_depthwise(torch.zeros(len(fitting) + 1)[1:]),
+        f"{op}-conv2d-packed-depthwise-fits": (FINE, packed_depthwise(fitting)[1]),
+        f"{op}-depthwise-at-a-hole": (FINE, lambda: depthwise_at_a_hole(conv2d, op == "spiking")),
         f"{op}-linear-int8-no-scale": ("scale", lambda: int8(scale=None)),
         f"{op}-linear-int8-scale-float64": ("scale", lambda: int8(scale=torch.ones(4).double())),
         f"{op}-linear-int8-dense": ("engine dense cannot serve int8", lambda: int8(engine="dense")),
@@ -279,6 +356,93 @@ def pack_weight_cases():
         "features-huge": (TOO_LARGE, lambda: pack(floats(1, HUGE))),
         "taps-huge": (TOO_LARGE, lambda: pack(floats(1, 1, 2**31, 2**31))),
         "groups-huge": (TOO_LARGE, lambda: pack(floats(2**59, 1, 1, 1), 2**59)),
+    }
+
+
+def gradient_cases():
+    """Of conv2d_weight_gradient, with output channels enough for its event-driven half."""
+    ones = torch.ones(1, 128, 1, 1), torch.ones(1, 1, 1, 1), torch.ones(128, 1, 1, 1)
+
+    def gradient(grad=ones[0], count=ones[1], weight=ones[2], stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+        return OPS.conv2d_weight_gradient(grad, count, weight, stride, padding, dilation, groups)
+
+    def at_a_hole(outputs, channels, width, dtype):
+        grad = before_a_hole(torch.ones(2, 3, width, outputs, dtype=dtype)).permute(0, 3, 1, 2)
+        counts = torch.zeros(2, 3, width + 1, channels, dtype=dtype)
+        counts[:, ::2, ::3] = 1
+        return gradient(grad, before_a_hole(counts).permute(0, 3, 1, 2), floats(outputs, channels, 1, 2).to(dtype))
+
+    return {
+        "fits": (FINE, gradient),
+        "grad-batch": ("grad", lambda: gradient(floats(2, 128, 1, 1))),
+        "grad-channels": ("grad", lambda: gradient(floats(1, 127, 1, 1))),
+        "grad-height": ("grad", lambda: gradient(floats(1, 128, 2, 1))),
+        "grad-width-0": ("grad", lambda: gradient(floats(1, 128, 1, 0))),
+        "grad-0-dims": ("grad", lambda: gradient(torch.zeros(()))),
+        "grad-3-dims": ("grad", lambda: gradient(floats(128, 1, 1))),
+        "grad-5-dims": ("grad", lambda: gradient(floats(1, 128, 1, 1, 1))),
+        "grad-double": ("grad", lambda: gradient(ones[0].double())),
+        "grad-int": ("grad", lambda: gradient(ones[0].int())),
+        "count-0-dims": ("count", lambda: gradient(count=torch.zeros(()))),
+        "count-3-dims": ("count", lambda: gradient(count=floats(1, 1, 1))),
+        "count-5-dims": ("count", lambda: gradient(count=floats(1, 1, 1, 1, 1))),
+        "count-uint8": ("count", lambda: gradient(count=bits(1, 1, 1, 1))),
+        "count-double": ("count", lambda: gradient(count=ones[1].double())),
+        "count-channels": ("weight", lambda: gradient(count=floats(1, 2, 1, 1))),
+        "count-no-channels": ("weight", lambda: gradient(count=floats(1, 0, 1, 1))),
+        "count-no-pixels": ("kernel", lambda: gradient(count=floats(1, 1, 0, 1))),
+        "weight-0-dims": ("weight", lambda: gradient(weight=torch.zeros(()))),
+        "weight-2-dims": ("weight", lambda: gradient(weight=floats(128, 1))),
+        "weight-half": ("weight", lambda: gradient(*(x.half() for x in ones))),
+        "weight-int8": ("weight", lambda: gradient(weight=ones[2].to(torch.int8))),
+        "weight-0-outputs": ("weight", lambda: gradient(floats(1, 0, 1, 1), weight=floats(0, 1, 1, 1))),
+        "weight-0-inputs": ("weight", lambda: gradient(count=floats(1, 0, 1, 1), weight=floats(128, 0, 1, 1))),
+        "weight-0-taps": ("weight", lambda: gradient(weight=floats(128, 1, 0, 1))),
+        "does-not-fit": ("kernel", lambda: gradient(weight=floats(128, 1, 2, 1))),
+        "stride-0": ("stride", lambda: gradient(stride=(0, 1))),
+        "stride-none": ("stride", lambda: gradient(stride=())),
+        "stride-three": ("stride", lambda: gradient(stride=(1, 1, 1))),
+        "stride-most": ("stride", lambda: gradient(stride=(MOST, LEAST))),
+        "padding-negative": ("padding", lambda: gradient(padding=(-1, 0))),
+        "padding-huge": ("padding", lambda: gradient(padding=(HUGE, HUGE))),
+        "padding-one": ("padding", lambda: gradient(padding=(0,))),
+        "padding-2^30": (TOO_LARGE, lambda: gradient(padding=(2**30, 2**30))),
+        "dilation-0": ("dilation", lambda: gradient(dilation=(0, 0))),
+        "dilation-huge": ("dilation", lambda: gradient(weight=floats(128, 1, 3, 3), dilation=(HUGE, HUGE))),
+        "groups-0": ("groups", lambda: gradient(groups=0)),
+        "groups-least": ("groups", lambda: gradient(groups=LEAST)),
+        "groups-wrong": ("weight", lambda: gradient(count=floats(1, 2, 1, 1), weight=floats(128, 2, 1, 1), groups=2)),
+        "far-steps": (
+            FINE,
+            lambda: gradient(floats(1, 128, 3, 3), stride=(2**30, 2**30), padding=(2**30, 2**30)),
+        ),
+        "far-apart": (
+            FINE,
+            lambda: gradient(weight=floats(128, 1, 3, 3), padding=(2**30, 2**30), dilation=(2**30, 2**30)),
+        ),
+        "batch-huge": (TOO_LARGE, lambda: gradient(floats(2**50, 128, 1, 1), floats(2**50, 1, 1, 1))),
+        "channels-huge": (TOO_LARGE, lambda: gradient(count=floats(1, 2**50, 1, 1), weight=floats(128, 2**50, 1, 1))),
+        "outputs-huge": (TOO_LARGE, lambda: gradient(floats(1, 2**50, 1, 1), weight=floats(2**50, 1, 1, 1))),
+        "height-2^41": ("height", lambda: gradient(count=floats(1, 1, 2**41, 1))),
+        "image-huge": (
+            TOO_LARGE,
+            lambda: gradient(floats(1, 128, 2, 2), floats(1, 1, 2**31, 2**31), stride=(2**30, 2**30)),
+        ),
+        "image-tall": (
+            TOO_LARGE,
+            lambda: gradient(floats(1, 128, 1024, 3), floats(1, 1, 2**40, 1), ones[2], (2**30, 2**30), (0, 2**30)),
+        ),
+        "image-huge-no-batch": (".*", lambda: gradient(floats(0, 128, 2**20, 2**20), floats(0, 1, 2**20, 2**20))),
+        "kernel-2^20": (
+            TOO_LARGE,
+            lambda: gradient(weight=floats(128, 1, 2**20 + 1, 2**20 + 1), padding=(2**19, 2**19)),
+        ),
+        "at-a-hole": (
+            FINE,
+            lambda: with_every_isa(
+                at_a_hole, (128, 129, 200), (1, 3, 17), (1, 7, 16, 33), (torch.float32, torch.float64)
+            ),
+        ),
     }
 
 
@@ -346,6 +510,10 @@ def integrate_and_fire_cases():
         "neurons-huge": (TOO_LARGE, lambda: integrate_and_fire(floats(2**31, 2**31))),
         "neurons-huge-unwanted": (TOO_LARGE, lambda: integrate_and_fire(floats(2**31, 2**31), want=False)),
         "no-channels": (FINE, lambda: integrate_and_fire(floats(2, 0), bias=torch.zeros(0))),
+        "scale-size": ("scale", lambda: integrate_and_fire(CURRENT, scale=floats(2))),
+        "scale-dims": ("scale", lambda: integrate_and_fire(CURRENT, scale=floats(3, 1))),
+        "scale-dtype": ("scale", lambda: integrate_and_fire(CURRENT, scale=floats(3).double())),
+        "scale-huge": ("scale", lambda: integrate_and_fire(CURRENT, scale=floats(HUGE))),
         "bias-size": ("bias", lambda: integrate_and_fire(CURRENT, bias=floats(2))),
         "bias-dims": ("bias", lambda: integrate_and_fire(CURRENT, bias=floats(3, 1))),
         "bias-dtype": ("bias", lambda: integrate_and_fire(CURRENT, bias=floats(3).double())),
@@ -437,6 +605,7 @@ CASES = {
     **{f"count_linear-{k}": v for k, v in counting_cases().items()},
     **{f"integrate_and_fire-{k}": v for k, v in integrate_and_fire_cases().items()},
     **{f"pack_weight-{k}": v for k, v in pack_weight_cases().items()},
+    **{f"conv2d_weight_gradient-{k}": v for k, v in gradient_cases().items()},
     **train_cases(),
 }
 for kind in ("spiking", "counting"):

@@ -273,16 +273,45 @@ def peak_extra(engine, byte, time_steps):
     return status("VmHWM") - before - out.numel()
 
 
+def in_a_process(monkeypatch, f, *arguments):
+    """What f returns in a process whose allocator hands memory back at once: what was freed is not counted."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(f, *arguments).result()
+
+
 @pytest.mark.skipif(not CLEAR.exists(), reason="no way to measure the peak of a process's memory")
 @pytest.mark.parametrize("byte", [0, 255])
 @every_engine
 def test_memory_does_not_grow_with_time(engine, byte, monkeypatch):
-    # The allocator hands memory back at once: what was freed before the call is not taken for the call's.
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
-    peaks = []
-    for time_steps in (64, 640):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            peaks.append(pool.submit(peak_extra, engine, byte, time_steps).result())
+    peaks = [in_a_process(monkeypatch, peak_extra, engine, byte, time_steps) for time_steps in (64, 640)]
     assert peaks[1] < 1.1 * peaks[0] + 2**21
     assert peaks[1] < 2**26
+
+
+def kept_after_calls():
+    """Bytes of writable address space that calls of many shapes leave behind."""
+    torch.set_num_threads(2)
+
+    def call(channels, outputs, size, batch):
+        bits = torch.zeros(1, batch, size, size, channels, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+        bits[..., 0, 0] = 1
+        weight = torch.ones(1).expand(outputs, channels, 3, 3)
+        ops.count_conv2d(bits, weight, padding=1, engine="event")
+        grad, count = torch.ones(1).expand(batch, outputs, size, size), ops.spike_count(bits)
+        torch.ops.tandem_cuda.conv2d_weight_gradient(grad, count, weight, [1, 1], [1, 1], [1, 1], 1)
+
+    call(2, 128, 2, 1)  # what a first call loads is not counted
+    before = status("VmData")
+    for channels in (3, 16, 64, 200, 700):
+        for outputs in (128, 300, 1000):
+            for size, batch in ((1, 1), (5, 2), (16, 4), (40, 3)):
+                call(channels, outputs, size, batch)
+    return status("VmData") - before
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="no way to measure a process's memory")
+def test_memory_that_is_kept_from_call_to_call(monkeypatch):
+    kept = in_a_process(monkeypatch, kept_after_calls)
+    assert kept < 2**26 + 2**22

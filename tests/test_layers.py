@@ -347,6 +347,26 @@ def test_the_same_spikes_with_and_without_gradients(norm, front):
     same(net(x), with_grad.detach())
 
 
+@pytest.mark.parametrize("outputs", [128, 130])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_exact_gradients_of_many_outputs(outputs, threads):
+    """Once, from the events of the layer below, and twice, with create_graph."""
+    torch.set_num_threads(threads)
+    spikes = train(8, 5, 12, 9, 20, seed=0, rate=0.05).float()
+    results = []
+    for package, x in ((tandem_cuda, SpikeTrain.from_dense(spikes)), (ref, ref.DenseTrain(spikes))):
+        layer = exact_layer(package.TandemConv2d(12, outputs, 3, stride=2, padding=1), 8)
+        leaves = (*layer.parameters(), x.count.requires_grad_())
+        count = layer(x).count
+        once = torch.autograd.grad((count * dyadic(*count.shape, seed=3)).sum(), leaves, retain_graph=True)
+        squares = (count.square() * dyadic(*count.shape, seed=4, scale=2)).sum()
+        grads = torch.autograd.grad(squares, leaves, create_graph=True)
+        twice = torch.autograd.grad(sum((g * dyadic(*g.shape, seed=5, scale=2)).sum() for g in grads), leaves)
+        results.append((*once, *twice))
+    same(*results)
+    assert all(x.abs().sum() > 0 for x in results[0])
+
+
 def saved_bytes(net, x):
     """Bytes that one forward pass keeps for the backward pass, each storage counted once."""
     storages = {}
@@ -737,6 +757,39 @@ def test_threads_take_turns():
     for x, got in zip(inputs, results, strict=True):
         want = same_as_fresh(layer, KINDS["linear"][0], x)
         assert all(torch.equal(bits, want) for bits in got)
+
+
+def test_layers_run_at_the_same_time():
+    """In several threads at once, forward and backward: what a call has to itself is its own."""
+    shapes = {
+        TandemConv2d(16, 128, 3, padding=1): (16, 9, 8),
+        TandemConv2d(3, 40, (3, 2), stride=2): (3, 21, 30),
+        TandemConv2d(70, 20, 1): (70, 8, 9),
+        TandemConv2d(24, 48, 5, groups=24): (24, 9, 8),
+        TandemLinear(300, 200): (300,),
+    }
+    inputs = {}
+    for layer, shape in shapes.items():
+        exact_layer(layer, 8)
+        inputs[layer] = [SpikeTrain.from_dense(train(8, n, *shape, seed=n, rate=0.05).float()) for n in (1, 3, 8)]
+
+    def run(layer, x):
+        out = layer(x)
+        return out.bits, *torch.autograd.grad(out.count.square().sum(), layer.parameters())
+
+    calls = [(layer, x) for layer, trains in inputs.items() for x in trains]
+    want = [run(*call) for call in calls]
+
+    def run_all(seed):
+        order = torch.randperm(len(calls), generator=generator(seed)).tolist()
+        return [(i, run(*calls[i])) for _ in range(10) for i in order]
+
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with ThreadPoolExecutor(4) as pool:
+            for results in pool.map(run_all, range(4)):
+                for i, got in results:
+                    same(got, want[i], f"call {i}")
 
 
 @pytest.fixture

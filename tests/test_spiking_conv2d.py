@@ -18,6 +18,7 @@ from exact import (
     TIME_STEPS,
     check_gradients,
     convolutions,
+    depthwise_convolutions,
     direct_arguments,
     dyadic,
     every_gradient,
@@ -39,13 +40,13 @@ from exact import (
 )
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
-from test_count_conv2d import BAD_CONV2D, BITS, GEOMETRIES, NARROW_SUMS, OPCHECK_GEOMETRIES, WEIGHT
+from test_count_conv2d import BAD_CONV2D, BITS, GEOMETRIES, NARROW_SUMS, ONE_WEIGHT, OPCHECK_GEOMETRIES, WEIGHT
 from test_spiking_linear import BAD_NEURONS
 
 
-@settings(max_examples=200)
+@settings(max_examples=400)
 @given(
-    case=convolutions(),
+    case=st.one_of(convolutions(), depthwise_convolutions()),
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
     variant=variants(),
     rate=st.sampled_from(RATES),
@@ -196,21 +197,25 @@ def test_inexact_weights(dtype, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_image_without_pixels(engine):
+@pytest.mark.parametrize("groups", [1, 3])
+def test_image_without_pixels(groups, engine):
     """Padding alone: the bias drives the neurons."""
-    bits, weight, bias = torch.zeros(1, 2, 3, 0, 2, dtype=torch.uint8), dyadic(4, 3, 1, 2, seed=0), dyadic(4, seed=1)
-    want = ref.integrate_and_fire(bias.view(1, 4, 1, 1).expand(2, 4, 2, 3), 8)
-    everywhere(want, ops.spiking_conv2d, bits, weight, bias, padding=1, time_steps=8, engine=engine)
+    bits = torch.zeros(1, 2, 3, 0, 2, dtype=torch.uint8)
+    weight, bias = dyadic(6, 3 // groups, 1, 2, seed=0), dyadic(6, seed=1)
+    want = ref.integrate_and_fire(bias.view(1, 6, 1, 1).expand(2, 6, 2, 3), 8)
+    named = {"padding": 1, "groups": groups, "time_steps": 8, "engine": engine}
+    everywhere(want, ops.spiking_conv2d, bits, weight, bias, **named)
 
 
 @every_variant
-def test_any_strides(variant):
-    bits, (weight, scale) = planes(9, 2, 6, 5, 4, seed=0), variant.operands(10, 3, 3, 2, seed=1)
-    bias, potential = (dyadic(*s, seed=2, dtype=variant.dtype) for s in ((10,), (2, 10, 3, 3)))
-    named = {"groups": 2, "time_steps": 9}
+@pytest.mark.parametrize("groups", [2, 6])
+def test_any_strides(groups, variant):
+    bits, (weight, scale) = planes(9, 2, 6, 5, 4, seed=0), variant.operands(12, 6 // groups, 3, 2, seed=1)
+    bias, potential = (dyadic(*s, seed=2, dtype=variant.dtype) for s in ((12,), (2, 12, 3, 3)))
+    named = {"groups": groups, "time_steps": 9}
 
     def got(bits=bits, weight=weight, bias=bias, potential=potential, scale=scale):
-        how = variant.how(weight, 2)
+        how = variant.how(weight, groups)
         return ops.spiking_conv2d(bits, weight, bias, potential=potential, scale=scale, **named, **how)
 
     want = ref.spiking_conv2d(bits, weight, bias, potential=potential, scale=scale, **named)
@@ -222,31 +227,31 @@ def test_any_strides(variant):
         same(got(potential=view), want)
     same(got(bias=bias.repeat_interleave(3)[::3]), want)
     same(got(scale=None if scale is None else scale.repeat_interleave(3)[::3]), want)
-    narrow = (weight[:, :, :1, :1].expand_as(weight), bias[:1].expand(10))
+    narrow = (weight[:, :, :1, :1].expand_as(weight), bias[:1].expand(12))
     level = potential[:1, :, :1, :1].expand_as(potential)
     same(got(bits, *narrow, level), ref.spiking_conv2d(bits, *narrow, potential=level, scale=scale, **named))
 
 
+@ONE_WEIGHT
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_weights_that_are_not_finite(value):
+def test_weights_that_are_not_finite(shape, groups, place, channel, value):
     """They matter from the step on at which their input spikes: NaN and -inf silence a neuron, inf makes it fire."""
-    spikes = train(11, 2, 5, 6, 7, seed=0)
-    spikes[:, :, 3] = 0
-    spikes[4, 1, 3, 2, 4] = 1
+    spikes = train(11, 2, groups * shape[1], 6, 7, seed=0)
+    spikes[:, :, channel] = 0
+    spikes[4, 1, channel, 2, 4] = 1
     bits = ref.pack_spikes(spikes)
-    weight = dyadic(20, 5, 1, 1, seed=1)
-    weight[:, 3] = 0
-    want_bits, want_total, want_potential = ref.spiking_conv2d(bits, weight, time_steps=11)
+    weight = dyadic(*shape, seed=1)
+    weight[place] = 0
+    named = {"groups": groups, "time_steps": 11}
+    want_bits, want_total, want_potential = ref.spiking_conv2d(bits, weight, **named)
     dense = ref.unpack_spikes(want_bits, 11)
-    dense[4:, 1, 7, 2, 4] = float(value > 0)
-    want_total[1, 7, 2, 4] = want_potential[1, 7, 2, 4] = value
-    weight[7, 3] = value
+    dense[4:, 1, place[0], 2, 4] = float(value > 0)
+    want_total[1, place[0], 2, 4] = want_potential[1, place[0], 2, 4] = value
+    weight[place] = value
     want = (ref.pack_spikes(dense), want_total, want_potential)
-    everywhere(want, ops.spiking_conv2d, bits, weight, time_steps=11, engine="event")
+    everywhere(want, ops.spiking_conv2d, bits, weight, **named, engine="event")
     # A dense product multiplies them by zeros too.
-    everywhere(
-        ref.spiking_conv2d(bits, weight, time_steps=11), ops.spiking_conv2d, bits, weight, time_steps=11, engine="dense"
-    )
+    everywhere(ref.spiking_conv2d(bits, weight, **named), ops.spiking_conv2d, bits, weight, **named, engine="dense")
 
 
 @given(
@@ -305,9 +310,10 @@ def test_unwanted_outputs():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("count", [True, False])
 @pytest.mark.parametrize("batch", [2, 0])
+@pytest.mark.parametrize(("outputs", "rate"), [(9, 0.3), (129, 0.02)])  # many outputs, few events: a kernel of its own
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_gradients(bias, count, batch, geometry, variant):
-    bits, shape = planes(20, batch, 6, 9, 8, seed=0), (9, 6 // geometry.get("groups", 1), 3, 2)
+def test_gradients(bias, count, batch, outputs, rate, geometry, variant):
+    bits, shape = planes(20, batch, 6, 9, 8, seed=0, rate=rate), (outputs, 6 // geometry.get("groups", 1), 3, 2)
     check_gradients("spiking_conv2d", bits, shape, variant, bias=bias, count=count, time_steps=20, **geometry)
 
 

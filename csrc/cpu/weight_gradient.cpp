@@ -86,10 +86,14 @@ void gather_counts(const ConvGeometry& g, const uint8_t* turned, int64_t c, int6
   }
 }
 
-// A padded image far larger than the image itself (huge padding, dilation or stride) is not worth writing down.
+// A padded image far larger than the image itself (huge padding, dilation or stride) is not worth writing down. In
+// floating point, for the sizes of such images need not fit 64 bits.
 bool pays(const ConvGeometry& g) {
-  return g.groups == 1 && g.out_channels >= kFewestOutputs && g.pixels_out() > 0 &&
-         Turned(g).channel() <= 4 * (g.height * g.width + 64);
+  const Turned turned(g);
+  const double padded =
+      static_cast<double>(turned.rows) * static_cast<double>(turned.phases) * static_cast<double>(turned.columns);
+  return g.groups == 1 && g.out_channels >= kFewestOutputs &&
+         padded <= 4 * (static_cast<double>(g.height) * static_cast<double>(g.width) + 64);
 }
 
 // A linear layer whose samples are `weights` weights, whose inputs are pixels and whose weights are their gradient.
@@ -149,7 +153,7 @@ void run(const char* op, const ConvGeometry& g, const uint8_t* counts, const T* 
 }
 
 // What torch makes of it, where there are too many events.
-Tensor dense_gradient(const Tensor& grad, const Tensor& count, const Tensor& weight, const Sizes& stride,
+Tensor dense_gradient(const char* op, const Tensor& grad, const Tensor& count, const Tensor& weight, const Sizes& stride,
                       const Sizes& padding, const Sizes& dilation, int64_t groups) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
@@ -165,7 +169,9 @@ Tensor dense_gradient(const Tensor& grad, const Tensor& count, const Tensor& wei
                                         from(Sizes{0, 0}),
                                         from(groups),
                                         from(torch::headeronly::HeaderOnlyArrayRef<bool>(kWeightAlone.data(), 3))};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
+  const bool ok =
+      torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS;
+  check(ok, op, "aten::convolution_backward failed; torch has written why to the standard error");
   const Tensor input = to<Tensor>(stack[0]);  // undefined, but owned
   const Tensor bias = to<Tensor>(stack[2]);
   return to<Tensor>(stack[1]);
@@ -180,7 +186,13 @@ Tensor conv2d_weight_gradient(const Tensor& grad, const Tensor& count, const Ten
   const ConvGeometry g = conv2d_geometry(op, sizes_of(count), weight, stride, padding, dilation, groups);
   check_like(op, "count", count, weight, "weight", sizes_of(count));
   check_like(op, "grad", grad, weight, "weight", {g.batch, g.out_channels, g.out_height, g.out_width});
-  const auto dense = [&] { return dense_gradient(grad, count, weight, stride, padding, dilation, groups); };
+  if (count.numel() == 0 || grad.numel() == 0) {
+    Tensor none = empty_channels_last(weight, sizes_of(weight), weight.scalar_type(), 3);
+    return torch::stable::zero_(none);
+  }
+  const auto dense = [&] {  // contiguous, as promised: torch's layout follows that of its arguments
+    return channels_last(dense_gradient(op, grad, count, weight, stride, padding, dilation, groups), 3);
+  };
   if (!pays(g)) return dense();
 
   const Tensor counts = channels_last(count, 1);

@@ -1,0 +1,512 @@
+// Every kernel of the portable body on fixed inputs: one line a case, its name and a hash of the bytes it computed.
+//
+// The project promises the same bits everywhere; what this prints on one processor must be what it prints on another.
+// So inputs come from integers alone, and no case makes a NaN, whose sign bit is the processor's own choice.
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "common/bit_planes.h"
+#include "cpu/aligned_buffer.h"
+#include "cpu/kernels/kernels.h"
+
+namespace tandem {
+
+namespace {
+
+template <class T>
+constexpr const char* kName = "";
+template <>
+constexpr const char* kName<float> = "float32";
+template <>
+constexpr const char* kName<double> = "float64";
+template <>
+constexpr const char* kName<uint8_t> = "uint8";
+template <>
+constexpr const char* kName<int16_t> = "int16";
+
+// SplitMix64. Each case starts its own, so that cases depend on nothing but themselves.
+class Random {
+  uint64_t state_ = 0;
+
+ public:
+  uint64_t next() {
+    uint64_t z = state_ += 0x9E3779B97F4A7C15;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+    return z ^ (z >> 31);
+  }
+
+  // From -1 to below 1, all digits of a T used, without rounding; 8-bit integers of int16_t.
+  template <class T>
+  T value() {
+    if constexpr (sizeof(T) == 2) {
+      return static_cast<T>(static_cast<int64_t>(next() >> 56) - 128);
+    } else {
+      constexpr int digits = std::numeric_limits<T>::digits;
+      constexpr int64_t half = int64_t{1} << (digits - 1);
+      return static_cast<T>(static_cast<int64_t>(next() >> (64 - digits)) - half) / static_cast<T>(half);
+    }
+  }
+
+  template <class T>
+  std::vector<T> values(int64_t n) {
+    std::vector<T> out(static_cast<size_t>(n));
+    for (T& x : out) x = value<T>();
+    return out;
+  }
+
+  // Bit planes [planes, pixels, channels], three spikes in four; no pixel 4, 9, 14... spikes.
+  std::vector<uint8_t> planes(int64_t time_steps, int64_t pixels, int64_t channels) {
+    std::vector<uint8_t> out(static_cast<size_t>(planes_for(time_steps) * pixels * channels));
+    for (int64_t i = 0; i < static_cast<int64_t>(out.size()); ++i) {
+      const int64_t steps = steps_in_plane(i / (pixels * channels), time_steps);
+      const uint64_t bits = next() & ((1U << steps) - 1), more = next();
+      if (i / channels % pixels % 5 != 4) out[i] = static_cast<uint8_t>(bits | (more & ((1U << steps) - 1)));
+    }
+    return out;
+  }
+};
+
+// 64-bit FNV-1a.
+class Hash {
+  uint64_t state_ = 0xCBF29CE484222325;
+
+ public:
+  void add(const void* data, size_t bytes) {
+    for (size_t i = 0; i < bytes; ++i) {
+      state_ = (state_ ^ static_cast<const uint8_t*>(data)[i]) * 0x100000001B3;
+    }
+  }
+  template <class T>
+  void add(const std::vector<T>& values) {
+    add(values.data(), values.size() * sizeof(T));
+  }
+  void print(const std::string& name) const { std::printf("%s: %016" PRIx64 "\n", name.c_str(), state_); }
+};
+
+std::string steps_name(int64_t time_steps) { return " T=" + std::to_string(time_steps); }
+
+template <class T>
+T* data_if(bool wanted, std::vector<T>& values) {
+  return wanted ? values.data() : nullptr;
+}
+
+// ---- The neuron loop
+
+enum : unsigned { kScale = 1, kBias = 2, kInitial = 4, kSum = 8, kAddSum = 16, kPotential = 32, kAll = 63 };
+
+std::string options_name(unsigned options) {
+  constexpr const char* names[] = {" scale", " bias", " initial", " sum", " add_sum", " potential"};
+  std::string out;
+  for (int i = 0; i < 6; ++i) out += options >> i & 1 ? names[i] : "";
+  return out;
+}
+
+template <class T>
+void integrate_and_fire(CurrentMode mode, int64_t time_steps, T leak, unsigned options) {
+  constexpr int64_t neurons = 77, split = 45, channels = 7;
+  Random random;
+  const bool series = mode == CurrentMode::kSeries;
+  std::vector<T> current = random.values<T>((series ? time_steps : 1) * neurons);
+  current[3] = std::numeric_limits<T>::quiet_NaN();  // passed on as it is
+  current[5] = std::numeric_limits<T>::infinity();
+  current[9] = T(-0.0);
+  current[11] = std::numeric_limits<T>::denorm_min();
+  std::vector<T> scale = random.values<T>(channels), bias = random.values<T>(channels);
+  for (int64_t i = 0; i < kNeuronBlock; ++i) {
+    scale.push_back(scale[i]);
+    bias.push_back(bias[i]);
+  }
+  std::vector<T> initial = random.values<T>(neurons), sum = random.values<T>(neurons), potential(neurons);
+  std::vector<uint8_t> bits(static_cast<size_t>(planes_for(time_steps) * neurons));
+
+  IntegrateAndFireArgs<T> args = {};
+  args.current = current.data();
+  args.current_stride = neurons;
+  args.scale = data_if(options & kScale, scale);
+  args.bias = data_if(options & kBias, bias);
+  args.initial = data_if(options & kInitial, initial);
+  args.bits = bits.data();
+  args.bits_stride = neurons;
+  args.sum = data_if(options & kSum, sum);
+  args.add_sum = options & kAddSum;
+  args.potential = data_if(options & kPotential, potential);
+  args.channels = channels;
+  args.time_steps = time_steps;
+  args.mode = mode;
+  args.neuron = {T(0.75), leak};
+  scalar::kernels.typed<T>().integrate_and_fire(args, 0, split);
+  scalar::kernels.typed<T>().integrate_and_fire(args, split, neurons);
+
+  Hash hash;
+  hash.add(bits);
+  if (options & kSum) hash.add(sum);
+  if (options & kPotential) hash.add(potential);
+  const char* modes[] = {" constant", " impulse", " series"};
+  hash.print(std::string("integrate_and_fire ") + kName<T> + modes[static_cast<int>(mode)] + steps_name(time_steps) +
+             (leak == 1 ? " IF" : " LIF") + options_name(options));
+}
+
+// ---- Bit planes
+
+constexpr int64_t kNeurons = 301, kSplit = 130;
+
+template <class D>
+void pack_and_unpack(int64_t time_steps) {
+  const DenseKernels<D>& k = scalar::kernels.dense<D>();
+  Random random;
+  std::vector<D> dense(static_cast<size_t>(time_steps * kNeurons));
+  for (D& x : dense) x = static_cast<D>(random.next() >> 63);
+  std::vector<uint8_t> bits(static_cast<size_t>(planes_for(time_steps) * kNeurons));
+  const bool binary = k.pack(dense.data(), time_steps, kNeurons, 0, kSplit, bits.data()) &&
+                      k.pack(dense.data(), time_steps, kNeurons, kSplit, kNeurons, bits.data());
+  dense.back() = D(2);
+  std::vector<uint8_t> odd(bits.size());
+  const bool odd_binary = k.pack(dense.data(), time_steps, kNeurons, 0, kNeurons, odd.data());
+  Hash packed;
+  packed.add(bits);
+  packed.add(&binary, 1);
+  packed.add(&odd_binary, 1);
+  packed.print(std::string("pack ") + kName<D> + steps_name(time_steps));
+
+  std::vector<D> back(dense.size());
+  k.unpack(bits.data(), kNeurons, time_steps, kNeurons, 0, kSplit, back.data());
+  k.unpack(bits.data(), kNeurons, time_steps, kNeurons, kSplit, kNeurons, back.data());
+  Hash unpacked;
+  unpacked.add(back);
+  unpacked.print(std::string("unpack ") + kName<D> + steps_name(time_steps));
+}
+
+template <class T>
+void spike_count(int64_t time_steps) {
+  const std::vector<uint8_t> bits = Random().planes(time_steps, kNeurons, 1);
+  std::vector<T> count(kNeurons);
+  const TypedKernels<T>& k = scalar::kernels.typed<T>();
+  k.spike_count(bits.data(), planes_for(time_steps), kNeurons, 0, kSplit, count.data());
+  k.spike_count(bits.data(), planes_for(time_steps), kNeurons, kSplit, kNeurons, count.data());
+  Hash hash;
+  hash.add(count);
+  hash.print(std::string("spike_count ") + kName<T> + steps_name(time_steps));
+}
+
+void count_bytes(int64_t time_steps, int64_t byte_planes) {
+  const std::vector<uint8_t> bits = Random().planes(time_steps, kNeurons, 1);
+  std::vector<uint8_t> bytes(static_cast<size_t>(byte_planes * kNeurons));
+  scalar::kernels.count_bytes(bits.data(), planes_for(time_steps), kNeurons, 0, kNeurons, bytes.data(), byte_planes);
+  Hash hash;
+  hash.add(bytes);
+  hash.print("count_bytes" + steps_name(time_steps));
+}
+
+void count_spikes(int64_t begin, int64_t end) {
+  const std::vector<uint8_t> bits = Random().planes(kStepsPerPlane, kNeurons, 1);
+  const int64_t spikes = scalar::kernels.count_spikes(bits.data(), begin, end);
+  Hash hash;
+  hash.add(&spikes, sizeof(spikes));
+  hash.print("count_spikes " + std::to_string(begin) + ".." + std::to_string(end));
+}
+
+template <class T>
+void whole_bytes(bool odd) {
+  Random random;
+  std::vector<T> values(kNeurons);
+  for (T& x : values) x = static_cast<T>(random.next() >> 56);
+  if (odd) {
+    values[1] = T(256);
+    values[20] = T(-1);
+    values[150] = T(0.5);
+    values[299] = std::numeric_limits<T>::quiet_NaN();
+    values[300] = std::numeric_limits<T>::infinity();
+  }
+  std::vector<uint8_t> bytes(kNeurons);
+  int64_t ones = 0;
+  const bool whole = scalar::kernels.typed<T>().whole_bytes(values.data(), 1, kNeurons, bytes.data(), &ones);
+  Hash hash;
+  hash.add(bytes);
+  hash.add(&ones, sizeof(ones));
+  hash.add(&whole, 1);
+  hash.print(std::string("whole_bytes ") + kName<T> + (odd ? " odd" : ""));
+}
+
+template <class T>
+void tandem_count_backward() {
+  Random random;
+  const std::vector<T> grad = random.values<T>(kNeurons);
+  std::vector<T> v = random.values<T>(kNeurons), out(kNeurons);
+  v[7] = std::numeric_limits<T>::quiet_NaN();
+  v[8] = std::numeric_limits<T>::infinity();
+  v[300] = T(0.5);
+  scalar::kernels.typed<T>().tandem_count_backward(grad.data(), v.data(), 0, kNeurons, T(0.7), T(0.5), out.data());
+  Hash hash;
+  hash.add(out);
+  hash.print(std::string("tandem_count_backward ") + kName<T>);
+}
+
+// ---- Products
+
+ConvGeometry geometry(int64_t batch, int64_t height, int64_t width, int64_t in_channels, int64_t out_channels,
+                      int64_t groups, int64_t kernel) {
+  ConvGeometry g = {};
+  g.batch = batch, g.height = height, g.width = width;
+  g.in_channels = in_channels, g.out_channels = out_channels, g.groups = groups;
+  g.kernel_h = g.kernel_w = kernel;
+  g.stride_h = 1, g.stride_w = 2;
+  g.padding_h = g.padding_w = kernel / 2;
+  g.dilation_h = 1, g.dilation_w = kernel == 3 ? 2 : 1;
+  g.out_height = (height + 2 * g.padding_h - g.dilation_h * (kernel - 1) - 1) / g.stride_h + 1;
+  g.out_width = (width + 2 * g.padding_w - g.dilation_w * (kernel - 1) - 1) / g.stride_w + 1;
+  return g;
+}
+
+std::string geometry_name(const ConvGeometry& g) {
+  return " " + std::to_string(g.in_channels) + "->" + std::to_string(g.out_channels) + "/" + std::to_string(g.groups) +
+         " " + std::to_string(g.kernel_h) + "x" + std::to_string(g.kernel_w);
+}
+
+// leak 0: a count product.
+template <class T>
+std::string neuron_name(T leak) {
+  return leak == 0 ? " count" : leak == 1 ? " IF" : " LIF";
+}
+
+template <class T>
+void depthwise(int64_t channels, int64_t multiplier, int64_t time_steps, T leak, unsigned options) {
+  const ConvGeometry g = geometry(2, 5, 7, channels, channels * multiplier, channels, 3);
+  const int64_t outputs = g.pixels_out() * g.out_channels, planes = planes_for(time_steps);
+  Random random;
+  const std::vector<uint8_t> bits = random.planes(time_steps, g.pixels_in(), channels);
+  const int64_t weight_stride = std::max<int64_t>(g.out_channels, 64 / sizeof(T));
+  const std::vector<T> weight = random.values<T>(g.taps() * weight_stride);
+  std::vector<T> scale = random.values<T>(g.out_channels), bias = random.values<T>(g.out_channels);
+  std::vector<T> initial = random.values<T>(outputs), sum(outputs), potential(outputs);
+  std::vector<uint8_t> out_bits(static_cast<size_t>(planes * outputs));
+  std::vector<DepthwiseTap> scratch(static_cast<size_t>(kDepthwisePixels * g.taps()));
+
+  DepthwiseArgs<T> args = {};
+  args.geometry = &g;
+  args.bits = bits.data();
+  args.planes = planes;
+  args.weight = weight.data();
+  args.weight_stride = weight_stride;
+  args.scale = data_if(options & kScale, scale);
+  args.bias = data_if(options & kBias, bias);
+  args.initial = data_if(options & kInitial, initial);
+  args.out_bits = data_if(leak != 0, out_bits);
+  args.sum = data_if((options & kSum) || leak == 0, sum);
+  args.potential = data_if(options & kPotential, potential);
+  args.time_steps = time_steps;
+  args.neuron = {T(0.75), leak};
+  args.scratch = scratch.data();
+  scalar::kernels.typed<T>().depthwise(args, 0, 13);
+  scalar::kernels.typed<T>().depthwise(args, 13, g.pixels_out());
+
+  Hash hash;
+  hash.add(out_bits);
+  hash.add(sum);
+  hash.add(potential);
+  hash.print(std::string("depthwise ") + kName<T> + geometry_name(g) + steps_name(time_steps) + neuron_name(leak) +
+             options_name(options));
+}
+
+// An event-driven product, all three stages of it. unit_channels: of a chunk of one tap; several taps take whole
+// groups.
+template <class E, class T>
+void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_channels, int64_t steps, T leak,
+                   unsigned options) {
+  constexpr int64_t tile_rows = 7;
+  const bool joins = taps_per_chunk > 1;
+  const int64_t per_group = (g.group_in() + unit_channels - 1) / unit_channels, per_pixel = g.groups * per_group;
+  const int64_t chunks = joins ? (g.taps() + taps_per_chunk - 1) / taps_per_chunk : g.taps() * per_group;
+  const int64_t planes = planes_for(steps), tiles = (g.pixels_out() + tile_rows - 1) / tile_rows;
+  const int64_t all_tiles = planes * g.groups * tiles, outputs = g.pixels_out() * g.out_channels;
+  Random random;
+  const std::vector<uint8_t> bits = random.planes(steps, g.pixels_in(), g.in_channels);
+
+  std::vector<uint8_t> lists(static_cast<size_t>(planes * g.pixels_in() * pixel_bytes(per_pixel, unit_channels)));
+  std::vector<uint32_t> units(static_cast<size_t>(planes * g.pixels_in() * per_pixel));
+  UnitArgs unit_args = {};
+  unit_args.bits = bits.data();
+  unit_args.bits_stride = g.pixels_in() * g.in_channels;
+  unit_args.pixels_in = g.pixels_in();
+  unit_args.groups = g.groups;
+  unit_args.group_channels = g.group_in();
+  unit_args.unit_channels = unit_channels;
+  unit_args.per_group = per_group;
+  unit_args.steps = steps;
+  unit_args.lists = lists.data();
+  unit_args.units = units.data();
+  if (!joins) {
+    scalar::kernels.build_units(unit_args, 0, 5);
+    scalar::kernels.build_units(unit_args, 5, planes * g.pixels_in());
+  }
+
+  VisitArgs visit_args = {};
+  visit_args.geometry = &g;
+  visit_args.taps_per_chunk = taps_per_chunk;
+  visit_args.lists = lists.data();
+  visit_args.units = units.data();
+  visit_args.units_per_group = per_group;
+  visit_args.bits = bits.data();
+  visit_args.bits_stride = g.pixels_in() * g.in_channels;
+  visit_args.bits_end = bits.data() + bits.size();
+  visit_args.joined_per_tile = tile_rows * chunks * unit_bytes(taps_per_chunk * g.group_in()) + kListSlack;
+  std::vector<uint8_t> joined(static_cast<size_t>(all_tiles * visit_args.joined_per_tile));
+  visit_args.joined = joined.data();
+  visit_args.chunks = chunks;
+  visit_args.steps = steps;
+  visit_args.tile_rows = tile_rows;
+  visit_args.tiles = tiles;
+  visit_args.narrow_sums = sizeof(E) == 2;
+  visit_args.visits_per_tile = tile_rows * kStepsPerPlane * chunks + 1;
+  std::vector<Visit> visits(static_cast<size_t>(all_tiles * visit_args.visits_per_tile));
+  visit_args.visits = visits.data();
+  std::vector<uint32_t> ends(static_cast<size_t>(all_tiles * chunks));
+  visit_args.ends = ends.data();
+  std::vector<uint8_t> widened(static_cast<size_t>(all_tiles));
+  visit_args.widened = widened.data();
+  for (int64_t task = 0; task < all_tiles; ++task) {
+    scalar::kernels.build_visits(visit_args, task / tiles / g.groups, task / tiles % g.groups, task % tiles);
+  }
+  // Where so many rows are added, emptying the 16-bit sums is part of the case.
+  if (sizeof(E) == 2 && g.features() > 2 * kNarrowRows && !std::count(widened.begin(), widened.end(), 1)) {
+    std::fprintf(stderr, "no visit widens its sums\n");
+    std::exit(1);
+  }
+
+  const int64_t block = block_size<E>(g.group_out()), blocks = (g.group_out() + block - 1) / block;
+  const int64_t block_elements = g.features() * block;
+  const AlignedBuffer<E> weight(g.groups * blocks * block_elements);
+  for (int64_t i = 0; i < g.groups * blocks * block_elements; ++i) weight.data[i] = random.value<E>();
+  const AlignedBuffer<uint8_t> scratch(event_scratch_bytes<E, T>(tile_rows, block));
+  std::memset(scratch.data, 0xA5, scratch.bytes);
+  std::vector<T> scale = random.values<T>(g.out_channels), bias = random.values<T>(g.out_channels);
+  std::vector<T> initial = random.values<T>(outputs), sum = random.values<T>(outputs), potential(outputs);
+  std::vector<uint8_t> out_bits(static_cast<size_t>(planes * outputs));
+
+  EventTileArgs<E, T> args = {};
+  args.geometry = &g;
+  args.lists = joins ? joined.data() : lists.data();
+  args.visits = visits.data();
+  args.visits_per_tile = visit_args.visits_per_tile;
+  args.ends = ends.data();
+  args.widened = widened.data();
+  args.chunks = chunks;
+  args.tiles = tiles;
+  args.units_per_tap = joins ? 1 : per_group;
+  args.tap_rows = taps_per_chunk * g.group_in();
+  args.unit_rows = unit_channels;
+  args.steps = steps;
+  args.block = block;
+  args.row_stride = g.out_channels;
+  args.bits_stride = outputs;
+  args.add_sum = options & kAddSum;
+  args.last = true;
+  args.neuron = {T(0.75), leak};
+  args.scratch = scratch.data;
+  for (int64_t task = 0; task < g.groups * blocks * tiles; ++task) {
+    const int64_t b = task / tiles % blocks, group = task / tiles / blocks;
+    const int64_t channel = group * g.group_out() + b * block;
+    args.weight = weight.data + (group * blocks + b) * block_elements;
+    args.valid = std::min(block, g.group_out() - b * block);
+    args.group = group;
+    args.tile = task % tiles;
+    args.row_begin = args.tile * tile_rows;
+    args.row_end = std::min(g.pixels_out(), args.row_begin + tile_rows);
+    args.scale = options & kScale ? scale.data() + channel : nullptr;
+    args.bias = options & kBias ? bias.data() + channel : nullptr;
+    args.initial = options & kInitial ? initial.data() + channel : nullptr;
+    args.bits = leak == 0 ? nullptr : out_bits.data() + channel;
+    args.sum = (options & kSum) || leak == 0 ? sum.data() + channel : nullptr;
+    args.potential = options & kPotential ? potential.data() + channel : nullptr;
+    scalar::kernels.event_tile<E>()(args);
+  }
+
+  const std::string name = std::string(kName<E>) + geometry_name(g) + (joins ? " joined" : "") + steps_name(steps) +
+                           neuron_name(leak) + options_name(options);
+  if (options == 0) {  // the others have the same visits
+    // What the lists say, not what lies between them.
+    Hash stages;
+    for (int64_t task = 0; task < all_tiles; ++task) {
+      const Visit* visit = visits.data() + task * visit_args.visits_per_tile;
+      const Visit* const end = visit + ends[task * chunks + chunks - 1];
+      for (; visit != end; ++visit) {
+        stages.add(visit, sizeof(*visit));
+        stages.add(args.lists + visit->list, visit->length);
+      }
+    }
+    stages.add(units);
+    stages.add(ends);
+    stages.add(widened);
+    stages.print("build_visits " + name);
+  }
+  Hash hash;
+  hash.add(out_bits);
+  hash.add(sum);
+  hash.add(potential);
+  hash.print("event_tile " + name);
+}
+
+template <class E, class T>
+void event_products() {
+  const auto all_neurons = [](const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_channels, int64_t steps) {
+    event_product<E, T>(g, taps_per_chunk, unit_channels, steps, T(1), 0);
+    event_product<E, T>(g, taps_per_chunk, unit_channels, steps, T(1), kAll);
+    event_product<E, T>(g, taps_per_chunk, unit_channels, steps, T(0.9), kScale | kSum | kPotential);
+    event_product<E, T>(g, taps_per_chunk, unit_channels, steps, T(0), kBias);
+    event_product<E, T>(g, taps_per_chunk, unit_channels, steps, T(0), kScale | kBias | kAddSum);
+  };
+  all_neurons(geometry(9, 1, 1, 64, 37, 1, 1), 1, 64, 1);     // a linear layer, whole words of channels
+  all_neurons(geometry(2, 5, 7, 260, 140, 2, 3), 1, 65, 20);  // several units of a pixel, several blocks
+  all_neurons(geometry(2, 5, 7, 24, 34, 2, 3), 9, 12, 11);    // all taps in one chunk
+  all_neurons(geometry(2, 5, 7, 24, 5, 1, 5), 5, 24, 20);     // five taps in each of five
+}
+
+template <class T>
+void typed_cases() {
+  for (const CurrentMode mode : {CurrentMode::kConstant, CurrentMode::kImpulse, CurrentMode::kSeries}) {
+    for (const int64_t time_steps : {1, 8, 20}) {
+      for (const T leak : {T(1), T(0.9)}) {
+        for (const unsigned options : {0U, +kScale, +kBias, +kInitial, +kSum, kAll & ~kAddSum, +kAll}) {
+          integrate_and_fire<T>(mode, time_steps, leak, options);
+        }
+      }
+    }
+  }
+  for (const int64_t time_steps : {1, 8, 20}) {
+    pack_and_unpack<T>(time_steps);
+    spike_count<T>(time_steps);
+    for (const T leak : {T(0), T(1), T(0.9)}) {
+      depthwise<T>(19, 1, time_steps, leak, 0);
+      depthwise<T>(3, 1, time_steps, leak, kAll & ~kAddSum);  // narrower than most vectors
+      depthwise<T>(7, 3, time_steps, leak, kScale | kBias | kSum);
+    }
+  }
+  whole_bytes<T>(false);
+  whole_bytes<T>(true);
+  tandem_count_backward<T>();
+}
+
+}  // namespace
+
+}  // namespace tandem
+
+int main() {
+  using namespace tandem;
+  typed_cases<float>();
+  typed_cases<double>();
+  for (const int64_t time_steps : {1, 8, 20}) pack_and_unpack<uint8_t>(time_steps);
+  count_bytes(20, 1);
+  count_bytes(400, 2);  // counts beyond a byte
+  count_spikes(0, 301);
+  count_spikes(3, 9);
+  event_products<float, float>();
+  event_products<double, double>();
+  event_products<int16_t, float>();
+  return 0;
+}

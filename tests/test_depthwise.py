@@ -1,0 +1,106 @@
+"""Convolutions of one input channel a group, for which both convolutional products have a kernel of their own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from exact import (
+    DEPTHWISE_CHANNELS,
+    ENGINES,
+    FLOATS,
+    MULTIPLIERS,
+    Variant,
+    dyadic,
+    every_variant,
+    everywhere,
+    firing_rate,
+    generator,
+    planes,
+    same,
+)
+from tandem_cuda import ops
+from tandem_cuda import reference as ref
+
+every_product = pytest.mark.parametrize("product", ["spiking_conv2d", "count_conv2d"])
+
+
+def arguments(product, channels, multiplier, kernel, variant, time_steps, seed=0):
+    """(weight, keywords) of a product, all of whose optional arguments are given."""
+    outputs = channels * multiplier
+    weight, scale = variant.operands(outputs, 1, *kernel, seed=seed)
+    named = {"bias": dyadic(outputs, seed=seed + 2, dtype=variant.dtype) / 8, "scale": scale, "groups": channels}
+    return weight, named | ({"time_steps": time_steps, "leak": 0.75} if product == "spiking_conv2d" else {})
+
+
+@every_product
+@pytest.mark.parametrize("weights", [*FLOATS, torch.int8])
+@pytest.mark.parametrize("multiplier", MULTIPLIERS)
+@pytest.mark.parametrize("channels", DEPTHWISE_CHANNELS)
+def test_sizes(channels, multiplier, weights, product):
+    """At and beside the borders of vectors of channels, groups of 4 pixels, and halves of a plane of steps."""
+    variant = Variant(weights, scaled=weights == torch.int8)
+    for time_steps in (1, 3, 4, 5, 8, 9, 12, 20):
+        bits = planes(time_steps, 3, channels, 3, 5, seed=time_steps)
+        weight, named = arguments(product, channels, multiplier, (3, 2), variant, time_steps, seed=time_steps)
+        named |= {"padding": (1, 0), "dilation": (1, 2)}  # 27 output pixels
+        want = getattr(ref, product)(bits, weight, **named)
+        everywhere(want, getattr(ops, product), bits, weight, **named, engine="event")
+        for engine in ENGINES[: 2 if weights == torch.int8 else 3]:
+            same(getattr(ops, product)(bits, weight, **named, engine=engine), want, engine)
+
+
+@every_product
+@every_variant
+@pytest.mark.parametrize(("channels", "multiplier"), [(2, 1), (3, 3), (33, 1)])
+def test_ranges_of_pixels(channels, multiplier, variant, product):
+    """Enough pixels for two threads, of which one begins inside a row and both end with fewer than 4."""
+    bits = planes(11, 2, channels, 33, 35, seed=0, rate=0.1)
+    weight, named = arguments(product, channels, multiplier, (3, 3), variant, 11)
+    named["padding"] = 1
+    want = getattr(ref, product)(bits, weight, **named)
+    assert product == "count_conv2d" or 0.02 < firing_rate(want[0], 11) < 0.8
+    everywhere(want, getattr(ops, product), bits, weight, **named, **variant.how(weight, channels))
+
+
+@every_product
+@every_variant
+def test_padding_beyond_the_image(variant, product):
+    """Output pixels that see some of the image, one corner of it, or none."""
+    bits = planes(9, 2, 17, 2, 3, seed=0)
+    weight, named = arguments(product, 17, 2, (3, 2), variant, 9)
+    named |= {"padding": (9, 11), "stride": (2, 3), "dilation": (3, 5)}
+    want = getattr(ref, product)(bits, weight, **named)
+    everywhere(want, getattr(ops, product), bits, weight, **named, **variant.how(weight, 17))
+
+
+def full(*shape, seed):
+    """Weights of -128 and -127: sums as large as they get, half of them odd."""
+    return torch.randint(-128, -126, shape, dtype=torch.int8, generator=generator(seed))
+
+
+@pytest.mark.parametrize("rate", [0.99, 1.0])
+@pytest.mark.parametrize("time_steps", [1000, 1080, 1081, 1200])
+def test_int8_counts_at_the_limit_of_float32(time_steps, rate):
+    """121 taps and 135 planes: the most whose sums float32 holds exactly; 1081 steps need one plane more."""
+    bits = planes(time_steps, 2, 3, 11, 12, seed=0, rate=rate)
+    weight, scale = full(6, 1, 11, 11, seed=1), torch.tensor([1.0, -1.0, 0.5, 2.0, 1.0, -4.0])
+    sums = F.conv2d(ref.spike_count(bits, torch.float64), weight.double(), groups=3)
+    assert time_steps > 1081 or sums.abs().max() < 2**24
+    want = scale.view(-1, 1, 1) * sums.float()
+    if sums.abs().max() < 2**24:
+        everywhere(want, ops.count_conv2d, bits, weight, scale=scale, groups=3)
+    else:  # sums of binary digits are exact, but not always the sum of these
+        got = ops.count_conv2d(bits, weight, scale=scale, groups=3)
+        torch.testing.assert_close(got, want, rtol=2**-23, atol=0)
+        everywhere(got, ops.count_conv2d, bits, weight, scale=scale, groups=3)
+
+
+@pytest.mark.parametrize("size", [362, 363])
+def test_int8_currents_at_the_limit_of_float32(size):
+    """The most taps whose sum float32 holds exactly, and more."""
+    bits = planes(2, 1, 2, size, size, seed=0, rate=1.0)
+    weight, scale = full(2, 1, size, size, seed=1), torch.ones(2)
+    sums = F.conv2d(ref.spike_count(bits, torch.float64) / 2, weight.double(), groups=2)
+    assert (sums.abs().max() < 2**24) == (size == 362)
+    want = ref.integrate_and_fire(sums.float(), 2, threshold=1000)
+    everywhere(want, ops.spiking_conv2d, bits, weight, scale=scale, groups=2, time_steps=2, threshold=1000)
