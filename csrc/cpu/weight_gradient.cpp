@@ -153,8 +153,8 @@ void run(const char* op, const ConvGeometry& g, const uint8_t* counts, const T* 
 }
 
 // What torch makes of it, where there are too many events.
-Tensor dense_gradient(const char* op, const Tensor& grad, const Tensor& count, const Tensor& weight, const Sizes& stride,
-                      const Sizes& padding, const Sizes& dilation, int64_t groups) {
+Tensor dense_gradient(const char* op, const Tensor& grad, const Tensor& count, const Tensor& weight,
+                      const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   constexpr std::array<bool, 3> kWeightAlone = {false, true, false};
