@@ -10,29 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import tandem_cuda as tc
+from networks import mnist_net
 from tandem_cuda import reference
-
-T = 8
-
-
-def _network(layers: Any) -> nn.Sequential:
-    """The MNIST-size network: 32-64-64 channels and 128 hidden neurons."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        layers.Encode(T),
-        layers.TandemConv2d(1, 32, 3, padding=1, norm="batch"),
-        layers.TandemConv2d(32, 64, 3, stride=2, padding=1, norm="batch"),
-        layers.TandemConv2d(64, 64, 3, stride=2, padding=1, norm="batch"),
-        nn.Flatten(),
-        layers.TandemLinear(3136, 128, norm="batch"),
-        layers.Decode(),
-        nn.Linear(128, 10),
-    )
 
 
 def _settled(layers: Any, x: Tensor) -> nn.Sequential:
     """After a few batches, so that the running statistics are those of the data."""
-    net = _network(layers)
+    torch.manual_seed(0)
+    net = mnist_net(layers)
     with torch.no_grad():
         for _ in range(30):
             net(x)
