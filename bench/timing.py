@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 
 Sides = Mapping[str, Callable[[], object]]
-SLICE = 0.005  # seconds that a side fills with repetitions when its turn comes
+SLICE = 0.02  # seconds that a side fills with repetitions when its turn comes
 
 
 def rounds(

@@ -12,12 +12,12 @@ struct ConvGeometry {
   int64_t padding_h, padding_w, dilation_h, dilation_w;  // zero padding on both sides
   int64_t groups;
 
-  int64_t pixels_in() const { return batch * height * width; }
-  int64_t pixels_out() const { return batch * out_height * out_width; }
-  int64_t taps() const { return kernel_h * kernel_w; }
-  int64_t group_in() const { return in_channels / groups; }
-  int64_t group_out() const { return out_channels / groups; }
-  int64_t features() const { return taps() * group_in(); }  // fan-in of a neuron
+  constexpr int64_t pixels_in() const { return batch * height * width; }
+  constexpr int64_t pixels_out() const { return batch * out_height * out_width; }
+  constexpr int64_t taps() const { return kernel_h * kernel_w; }
+  constexpr int64_t group_in() const { return in_channels / groups; }
+  constexpr int64_t group_out() const { return out_channels / groups; }
+  constexpr int64_t features() const { return taps() * group_in(); }  // fan-in of a neuron
 };
 
 }  // namespace tandem

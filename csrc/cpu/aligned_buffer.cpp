@@ -5,6 +5,8 @@
 #include <new>
 #include <vector>
 
+#include "cpu/huge_pages.h"
+
 namespace tandem {
 
 namespace {
@@ -58,7 +60,9 @@ void* take_scratch(size_t bytes) {
       return memory;
     }
   }
-  return ::operator new(size, kAlignment);
+  void* const memory = ::operator new(size, kAlignment);
+  prefer_huge_pages(memory, size);
+  return memory;
 }
 
 void give_scratch_back(void* memory, size_t bytes) {

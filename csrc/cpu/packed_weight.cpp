@@ -7,16 +7,11 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/huge_pages.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/parallel.h"
 
 namespace tandem {
-
-template <class E>
-PackedLayout packed_layout(const ConvGeometry& g) {
-  const int64_t block = block_size<E>(g.group_out());
-  return {block, (g.group_out() + block - 1) / block, g.features(), g.groups};
-}
 
 namespace {
 
@@ -118,35 +113,18 @@ void pack_weight(const WeightView& weight, const ConvGeometry& g, E* packed) {
 
 template void turn<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
 template void turn<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, int64_t);
-template PackedLayout packed_layout<float>(const ConvGeometry&);
-template PackedLayout packed_layout<double>(const ConvGeometry&);
-template PackedLayout packed_layout<int16_t>(const ConvGeometry&);
 template void pack_weight<float>(const WeightView&, const ConvGeometry&, float*);
 template void pack_weight<double>(const WeightView&, const ConvGeometry&, double*);
 template void pack_weight<int16_t>(const WeightView&, const ConvGeometry&, int16_t*);
-
-template <class E>
-void check_packed(const char* op, const char* argument, const Tensor& packed, const ConvGeometry& g) {
-  const Sizes expected = {packed_layout<E>(g).elements()};
-  check(packed.scalar_type() == packed_type<E>() && sizes_of(packed) == expected && packed.stride(0) == 1 &&
-            reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 64 == 0,
-        op, argument, " must be what pack_weight returns for this weight, ", name_of(packed_type<E>()), " ",
-        to_string(expected), ", contiguous from an address that 64 divides, got ", name_of(packed.scalar_type()), " ",
-        shape(packed));
-}
-
-template void check_packed<float>(const char*, const char*, const Tensor&, const ConvGeometry&);
-template void check_packed<double>(const char*, const char*, const Tensor&, const ConvGeometry&);
-template void check_packed<int16_t>(const char*, const char*, const Tensor&, const ConvGeometry&);
 
 namespace {
 
 Tensor pack_weight_op(const Tensor& weight, int64_t groups) {
   const ConvGeometry g = weight_geometry("pack_weight", weight, groups);
-  Tensor packed;
+  const Tensor packed = empty_packed(weight, g);
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);
-    packed = empty_channels_last(weight, {packed_layout<E>(g).elements()}, packed_type<E>(), 0);
+    prefer_huge_pages(packed.mutable_data_ptr(), static_cast<size_t>(packed.numel()) * sizeof(E));
     pack_weight<E>(weight_view(weight), g, static_cast<E*>(packed.mutable_data_ptr()));
   });
   return packed;

@@ -1,52 +1,9 @@
-// Weights in the order in which the event-driven kernels add them.
+// Weights in the order in which the event-driven kernels add them, made on the CPU.
 #pragma once
 
-#include "common/product_plan.h"
+#include "common/packed_layout.h"
 
 namespace tandem {
-
-// What a packed weight consists of: float and double as they are, 8-bit integers widened to 16 bits.
-template <class E>
-constexpr ScalarType packed_type();
-template <>
-constexpr ScalarType packed_type<float>() {
-  return ScalarType::Float;
-}
-template <>
-constexpr ScalarType packed_type<double>() {
-  return ScalarType::Double;
-}
-template <>
-constexpr ScalarType packed_type<int16_t>() {
-  return ScalarType::Short;
-}
-
-// Dispatch on a checked weight's dtype: calls f(E{}, T{}) with the packed elements' and the neurons' types.
-template <class F>
-void dispatch_packed(ScalarType weight, F&& f) {
-  if (weight == ScalarType::Char) {
-    f(int16_t{}, float{});
-  } else if (weight == ScalarType::Float) {
-    f(float{}, float{});
-  } else {
-    f(double{}, double{});
-  }
-}
-
-// [groups, blocks, features, block]: features in the order (tap, channel), zero where a block has no output channel.
-struct PackedLayout {
-  int64_t block, blocks, features, groups;
-
-  int64_t block_elements() const { return features * block; }
-  int64_t elements() const { return groups * blocks * block_elements(); }
-};
-
-template <class E>
-PackedLayout packed_layout(const ConvGeometry& geometry);
-
-// Throws where `packed` is not what pack_weight makes of weights of this geometry.
-template <class E>
-void check_packed(const char* op, const char* argument, const Tensor& packed, const ConvGeometry& geometry);
 
 // Weights [O, C/groups, kH, kW] with the elements that packed_type() says, in any order of memory.
 struct WeightView {

@@ -56,10 +56,14 @@ bool is_linear(const ConvGeometry& g) { return g.taps() * g.height * g.width == 
 double spike_crossover(const ConvGeometry& g) {
   // A matrix product of few rows waits for its weights, of which the event-driven engine reads no more.
   if (is_linear(g)) return 1;
+  // Threads share a small dense product badly, unless there are so few features that lists cost more than it.
+  constexpr int64_t kSmall = int64_t{1} << 25;  // multiply-adds a time step
+  const int64_t multiply_adds = g.pixels_out() * g.features() * g.out_channels;
+  if (multiply_adds < kSmall && g.features() >= kUnitRows && g.group_out() >= 32) return 1;
   return crossover(g, g.group_in() < kUnitRows ? 6 : 1,
                    g.group_out() <= 16        ? 1.5
                    : g.group_in() < kUnitRows ? 1.15
-                                              : 1.2);
+                                              : 1.35);
 }
 
 // Binary ones per spike count above which the dense engine is the faster one.

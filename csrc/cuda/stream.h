@@ -23,9 +23,21 @@ inline cudaStream_t current_stream(const char* op, int32_t device_index) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// Throws where a launch, or another call of the runtime, failed.
 inline void check_launch(const char* op, cudaError_t error) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string(op) + ": CUDA launch failed: " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  const std::string name = op;
+  if (error == cudaErrorNoKernelImageForDevice) {
+    int device = 0, major = 0, minor = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    const std::string digits = std::to_string(major) + std::to_string(minor);
+    const std::string dotted = std::to_string(major) + "." + std::to_string(minor);
+    throw std::runtime_error(name + ": built for " TANDEM_CUDA_ARCHITECTURES "; this device is sm_" + digits +
+                             ": rebuild with TORCH_CUDA_ARCH_LIST=" + dotted);
+  }
+  throw std::runtime_error(name + ": CUDA launch failed: " + cudaGetErrorString(error));
 }
 
 }  // namespace tandem

@@ -257,6 +257,41 @@ TANDEM_HOST_DEVICE void empty_slot(int16_t* narrow, int32_t* wide) {
   }
 }
 
+// acc[slot, :] += sweep[row, :] for the rows of the lists of all visits, from `visit` on, that are as long as its own.
+// kRest: their length modulo 8. Returns the visit that follows.
+template <class E, int kVectors, int kRest>
+const Visit* add_rows(const uint8_t* lists, const E* sweep, E* acc, int32_t* wide, const Visit* visit, const Visit* end,
+                      const char** ahead, int64_t lines_a_visit) {
+  constexpr int64_t block = kVectors * kLanes<E>;
+  const int length = visit->length, eights = length / 8;
+  const char* fetch = *ahead;
+  do {
+    for (int64_t i = 0; i < lines_a_visit; ++i, fetch += 64) __builtin_prefetch(fetch, 0, 2);
+    const uint8_t* list = lists + visit->list;
+    Vec<E>* to = reinterpret_cast<Vec<E>*>(acc + visit->slot * block);
+    if (sizeof(E) == 2 && visit->widen) {
+      empty_slot<kVectors>(reinterpret_cast<int16_t*>(to), wide + visit->slot * block);
+    }
+    Vec<E> sum[kVectors];
+    for (int i = 0; i < kVectors; ++i) sum[i] = to[i];
+    const auto add = [&](int j) TANDEM_INLINE {
+      const Vec<E>* from = reinterpret_cast<const Vec<E>*>(sweep + list[j] * block);
+      for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
+    };
+    for (int i = 0; i < eights; ++i, list += 8) unrolled<8>(add);
+    unrolled<kRest>(add);
+    for (int i = 0; i < kVectors; ++i) to[i] = sum[i];
+    ++visit;
+  } while (visit != end && visit->length == length);
+  *ahead = fetch;
+  return visit;
+}
+
+template <class E, int kVectors>
+constexpr decltype(&add_rows<E, kVectors, 0>) kAddRows[8] = {
+    add_rows<E, kVectors, 0>, add_rows<E, kVectors, 1>, add_rows<E, kVectors, 2>, add_rows<E, kVectors, 3>,
+    add_rows<E, kVectors, 4>, add_rows<E, kVectors, 5>, add_rows<E, kVectors, 6>, add_rows<E, kVectors, 7>};
+
 // Weights of a block beyond this many bytes do not stay in the L2 cache from tile to tile.
 constexpr int64_t kResidentBytes = int64_t{256} << 10;
 
@@ -280,29 +315,8 @@ void accumulate(const EventTileArgs<E, T>& a, int64_t plane, E* acc, int32_t* wi
     const char* ahead = reinterpret_cast<const char*>(start_of(chunk + 1 < a.chunks ? chunk + 1 : 0));
     const int64_t lines = (a.units_per_tap == 1 ? a.tap_rows : a.unit_rows) * row_bytes / 64;
     const int64_t lines_a_visit = prefetches && visit != end ? (lines + (end - visit) - 1) / (end - visit) : 0;
-    for (; visit != end; ++visit) {
-      for (int64_t i = 0; i < lines_a_visit; ++i, ahead += 64) __builtin_prefetch(ahead, 0, 2);
-      const uint8_t* list = a.lists + visit->list;
-      Vec<E>* to = reinterpret_cast<Vec<E>*>(acc + visit->slot * block);
-      if (sizeof(E) == 2 && visit->widen) {
-        empty_slot<kVectors>(reinterpret_cast<int16_t*>(to), wide + visit->slot * block);
-      }
-      Vec<E> sum[kVectors];
-      for (int i = 0; i < kVectors; ++i) sum[i] = to[i];
-      int64_t length = visit->length;
-      for (; length >= 4; length -= 4, list += 4) {
-        uint32_t four;
-        std::memcpy(&four, list, sizeof(four));
-        for (int j = 0; j < 4; ++j, four >>= 8) {
-          const Vec<E>* from = reinterpret_cast<const Vec<E>*>(sweep + (four & 255) * block);
-          for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
-        }
-      }
-      for (; length > 0; --length, ++list) {
-        const Vec<E>* from = reinterpret_cast<const Vec<E>*>(sweep + *list * block);
-        for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
-      }
-      for (int i = 0; i < kVectors; ++i) to[i] = sum[i];
+    while (visit != end) {  // those of equal length together
+      visit = kAddRows<E, kVectors>[visit->length % 8](a.lists, sweep, acc, wide, visit, end, & ahead, lines_a_visit);
     }
   }
 }

@@ -246,13 +246,6 @@ inline const DenseKernels<uint8_t>& Kernels::dense<uint8_t>() const {
   return dense_u8;
 }
 
-// Output channels that an event tile handles at once: rows of 64, 128 or 256 bytes, whichever fits `channels` best.
-template <class E>
-constexpr int64_t block_size(int64_t channels) {
-  constexpr int64_t unit = 64 / static_cast<int64_t>(sizeof(E));
-  return channels <= unit ? unit : channels <= 2 * unit ? 2 * unit : 4 * unit;
-}
-
 constexpr int64_t words_for(int64_t channels) { return (channels + 63) / 64; }
 
 // Scratch memory of one event tile: the sums of 8 steps (16-bit sums also wide), carried potentials and sums.

@@ -1,0 +1,63 @@
+// What kernels take from CUDA beyond the language: launches, dynamic shared memory, and the instructions that need PTX.
+// A host build, which runs the same kernels without a device, brings its own (tests/cpp/cuda_host).
+#pragma once
+
+#if defined(__CUDACC__)
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#define TANDEM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
+#define TANDEM_DYNAMIC_SHARED(T, name)                                   \
+  extern __shared__ __align__(16) unsigned char tandem_dynamic_shared[]; \
+  T* const name = reinterpret_cast<T*>(tandem_dynamic_shared)
+
+namespace tandem {
+
+// d += a * b for a of 16 x 16, b of 16 x 8, both bf16, d in float32. Fragments: PTX ISA, "Matrix Fragments for
+// mma.m16n8k16 with floating point type".
+__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  __trap();  // never launched there: the host asks for the device's compute capability first
+#endif
+}
+
+// 16 bytes to shared memory while the thread goes on; zeros, and nothing is read, where they are not valid.
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid) {
+#if __CUDA_ARCH__ >= 800
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const unsigned bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+#else
+  *static_cast<uint4*>(shared) = valid ? *static_cast<const uint4*>(global) : uint4{};
+#endif
+}
+
+__device__ __forceinline__ void cp_async_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most kInFlight of the thread's groups of copies are under way.
+template <int kInFlight>
+__device__ __forceinline__ void cp_async_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kInFlight) : "memory");
+#endif
+}
+
+}  // namespace tandem
+
+#elif defined(TANDEM_CUDA_HOST)
+#include "cuda_host.h"
+#else
+#error "kernels are compiled by nvcc, or for the host with TANDEM_CUDA_HOST"
+#endif

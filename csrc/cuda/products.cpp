@@ -1,0 +1,222 @@
+// pack_weight, spiking_linear, spiking_conv2d, count_linear and count_conv2d on a CUDA device: the choice of the
+// engine. Allocates through torch alone and never synchronises, so that it can be captured in a CUDA graph.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+#include <type_traits>
+
+#include "common/packed_layout.h"
+#include "cuda/spiking_product.cuh"
+#include "cuda/stream.h"
+
+namespace tandem {
+
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+// Where the tensor-core engine is expected to be the faster one: predicted from bytes and operations, never measured.
+// docs/cuda.md has the model.
+constexpr int64_t kFewestInputs = 16, kFewestOutputs = 16;  // of a group
+constexpr double kSpikeCrossover = 0.02;                    // spikes per neuron and time step
+constexpr double kCountCrossover = 0.02;                    // spikes per neuron and time step, too
+
+// Counting the spikes of a larger input reads every seventh line of it.
+constexpr int64_t kLine = 128, kLarge = int64_t{1} << 20, kEvery = 7;
+
+void pack(const char* op, const Tensor& weight, const ConvGeometry& g, const Tensor& packed) {
+  const cudaStream_t stream = current_stream(op, weight.get_device_index());
+  const bool linear = weight.dim() == 2;
+  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
+    using E = decltype(element);
+    using W = std::conditional_t<std::is_same_v<E, int16_t>, int8_t, E>;
+    const PackedLayout layout = packed_layout<E>(g);
+    CudaPackArgs<W, E> args = {};
+    args.geometry = g;
+    args.weight = static_cast<const W*>(weight.const_data_ptr());
+    args.stride_o = weight.stride(0), args.stride_c = weight.stride(1);
+    args.stride_h = linear ? 1 : weight.stride(2), args.stride_w = linear ? 1 : weight.stride(3);
+    args.packed = static_cast<E*>(packed.mutable_data_ptr());
+    args.block = layout.block, args.blocks = layout.blocks;
+    check_launch(op, launch_pack_weight(args, stream));
+  });
+}
+
+Tensor pack_weight(const Tensor& weight, int64_t groups) {
+  const DeviceGuard guard(weight.get_device_index());
+  const ConvGeometry g = weight_geometry("pack_weight", weight, groups);
+  const Tensor packed = empty_packed(weight, g);
+  pack("pack_weight", weight, g, packed);
+  return packed;
+}
+
+void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
+  const char* op = "pack_weight";
+  const DeviceGuard guard(weight.get_device_index());
+  const ConvGeometry g = weight_geometry(op, weight, groups);
+  check_same_device(op, "out", out, weight, "weight");
+  dispatch_packed(weight.scalar_type(),
+                  [&](auto element, auto) { check_packed<decltype(element)>(op, "out", out, g); });
+  pack(op, weight, g, out);
+}
+
+template <class T>
+T* output(const Tensor& tensor) {
+  return tensor.numel() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+// A number on the device: the binary ones of (a part of) the input, and the limit above which engine dense is chosen.
+struct Density {
+  Tensor ones;
+  unsigned long long limit;
+};
+
+Density density(const char* op, const ProductPlan& plan, double most_per_step, int64_t time_steps,
+                cudaStream_t stream) {
+  const int64_t bytes = plan.bits.numel(), every = bytes < kLarge ? 1 : kEvery, lines = bytes / kLine / every;
+  const Tensor ones = empty_channels_last(plan.bits, {sizeof(unsigned long long)}, ScalarType::Byte, 0);
+  auto* const number = static_cast<unsigned long long*>(ones.mutable_data_ptr());
+  check_launch(op, cudaMemsetAsync(number, 0, sizeof(*number), stream));
+  check_launch(
+      op, launch_count_ones(static_cast<const uint8_t*>(plan.bits.const_data_ptr()), lines, every, number, stream));
+  const double steps_a_byte = static_cast<double>(time_steps) / static_cast<double>(plan.bits.size(0));
+  return {ones, static_cast<unsigned long long>(most_per_step * static_cast<double>(lines * kLine) * steps_a_byte)};
+}
+
+bool has_tensor_cores(const char* op) {
+  int device = 0, major = 0;
+  check_launch(op, cudaGetDevice(&device));
+  check_launch(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return major >= 8;
+}
+
+template <class E, class T>
+void launch(const char* op, const ProductPlan& plan, double crossover, CudaProductArgs<E, T>& args,
+            cudaStream_t stream) {
+  const ConvGeometry& g = plan.geometry;
+  if constexpr (std::is_same_v<E, float>) {
+    const bool can = has_tensor_cores(op);
+    check(can || plan.engine != Engine::kDense, op,
+          "engine dense needs a device of compute capability 8.0 or newer; engine event (or auto) does not");
+    if (plan.engine == Engine::kDense) {
+      check_launch(op, launch_tensor_core_product(args, stream));
+      return;
+    }
+    // An input of less than a line has no density worth the name.
+    const bool wide = g.group_in() >= kFewestInputs && g.group_out() >= kFewestOutputs && plan.bits.numel() >= kLine;
+    if (can && wide && plan.engine == Engine::kAuto) {
+      // Only the device knows the density: both engines are launched, and one of them returns at once.
+      const Density found = density(op, plan, crossover, args.time_steps, stream);
+      args.gate = {static_cast<const unsigned long long*>(found.ones.const_data_ptr()), found.limit, true};
+      check_launch(op, launch_tensor_core_product(args, stream));
+      args.gate.above = false;
+    }
+    check_launch(op, launch_gather_product(args, stream));
+  } else {
+    check(plan.engine != Engine::kDense, op, "engine dense cannot serve ", name_of(plan.weight.scalar_type()),
+          " weights on a CUDA device; engine event (or auto) does");
+    check_launch(op, launch_gather_product(args, stream));
+  }
+}
+
+// spiking: null for a product with spike counts.
+void run(const char* op, const ProductPlan& plan, const SpikingArguments* spiking) {
+  const ConvGeometry& g = plan.geometry;
+  if (g.pixels_out() == 0) return;
+  const cudaStream_t stream = current_stream(op, plan.weight.get_device_index());
+  dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
+    using E = decltype(element);
+    using T = decltype(type);
+    if (plan.packed) check_packed<E>(op, "packed", *plan.packed, g);
+    const Tensor packed = plan.packed ? *plan.packed : empty_packed(plan.weight, g);
+    if (!plan.packed) pack(op, plan.weight, g, packed);
+    const PackedLayout layout = packed_layout<E>(g);
+    CudaProductArgs<E, T> args = {};
+    args.geometry = g;
+    args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
+    args.planes = plan.bits.size(0);
+    args.weight = static_cast<const E*>(packed.const_data_ptr());
+    args.block = layout.block, args.blocks = layout.blocks;
+    args.scale = data_or_null<T>(plan.scale);
+    args.bias = data_or_null<T>(plan.bias);
+    args.initial = data_or_null<T>(plan.initial);
+    args.out_bits = output<uint8_t>(plan.out_bits);
+    args.sum = output<T>(plan.out_sum);
+    args.potential = output<T>(plan.out_potential);
+    args.time_steps = spiking ? spiking->time_steps : args.planes * kStepsPerPlane;
+    if (spiking) args.neuron = neuron_parameters<T>(op, spiking->threshold, spiking->leak);
+    launch(op, plan, spiking ? kSpikeCrossover : kCountCrossover, args, stream);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArguments& arguments,
+                                           const SpikingArguments& neurons, const ConvGeometry& geometry, bool linear) {
+  const ProductPlan plan = plan_spiking(op, arguments, neurons, geometry, linear);
+  run(op, plan, &neurons);
+  return {plan.out_bits, plan.out_sum, plan.out_potential};
+}
+
+Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear) {
+  const ProductPlan plan = plan_product(op, arguments, geometry, linear);
+  run(op, plan, nullptr);
+  return plan.out_sum;
+}
+
+std::tuple<Tensor, Tensor, Tensor> spiking_linear(const Tensor& bits, const std::optional<Tensor>& count,
+                                                  const Tensor& weight, const std::optional<Tensor>& packed,
+                                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
+                                                  const std::optional<Tensor>& potential, int64_t time_steps,
+                                                  double threshold, double leak, const std::string& engine,
+                                                  bool want_sum, bool want_potential) {
+  const char* op = "spiking_linear";
+  const DeviceGuard guard(bits.get_device_index());
+  return spiking(op, {bits, count, weight, packed, scale, bias, engine},
+                 {potential, time_steps, threshold, leak, want_sum, want_potential}, linear_geometry(op, bits, weight),
+                 true);
+}
+
+std::tuple<Tensor, Tensor, Tensor> spiking_conv2d(const Tensor& bits, const std::optional<Tensor>& count,
+                                                  const Tensor& weight, const std::optional<Tensor>& packed,
+                                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
+                                                  const std::optional<Tensor>& potential, const Sizes& stride,
+                                                  const Sizes& padding, const Sizes& dilation, int64_t groups,
+                                                  int64_t time_steps, double threshold, double leak,
+                                                  const std::string& engine, bool want_sum, bool want_potential) {
+  const char* op = "spiking_conv2d";
+  const DeviceGuard guard(bits.get_device_index());
+  return spiking(op, {bits, count, weight, packed, scale, bias, engine},
+                 {potential, time_steps, threshold, leak, want_sum, want_potential},
+                 conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);
+}
+
+Tensor count_linear(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
+                    const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
+                    const std::optional<Tensor>& bias, const std::string& engine) {
+  const char* op = "count_linear";
+  const DeviceGuard guard(bits.get_device_index());
+  return counted(op, {bits, count, weight, packed, scale, bias, engine}, linear_geometry(op, bits, weight), true);
+}
+
+Tensor count_conv2d(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
+                    const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
+                    const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                    int64_t groups, const std::string& engine) {
+  const char* op = "count_conv2d";
+  const DeviceGuard guard(bits.get_device_index());
+  return counted(op, {bits, count, weight, packed, scale, bias, engine},
+                 conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CUDA, m) {
+  m.impl("pack_weight", TORCH_BOX(&pack_weight));
+  m.impl("pack_weight_out", TORCH_BOX(&pack_weight_out));
+  m.impl("spiking_linear", TORCH_BOX(&spiking_linear));
+  m.impl("spiking_conv2d", TORCH_BOX(&spiking_conv2d));
+  m.impl("count_linear", TORCH_BOX(&count_linear));
+  m.impl("count_conv2d", TORCH_BOX(&count_conv2d));
+}
+
+}  // namespace tandem

@@ -1,0 +1,66 @@
+// Spiking and count products on the device: plain pointers and a stream. Torch-free.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "common/conv_geometry.h"
+#include "common/neuron.h"
+
+namespace tandem {
+
+// Lets the device choose between two kernels that are both launched, from a number that only it knows: a kernel runs
+// where (*ones > limit) == above, and where there is no gate.
+struct EngineGate {
+  const unsigned long long* ones;  // or null
+  unsigned long long limit;
+  bool above;
+};
+
+// E: packed weights (float, double, or int16_t for 8-bit weights); T: neurons. A product with spike counts has no
+// out_bits; its scale and bias apply once.
+template <class E, class T>
+struct CudaProductArgs {
+  ConvGeometry geometry;
+  const uint8_t* bits;    // [planes, N * H * W, C]
+  int64_t planes;         // bit planes of the input
+  const E* weight;        // packed: [groups, blocks, features, block]
+  int64_t block, blocks;  // output channels in a row; rows of a group
+  const T* scale;         // [O] or null
+  const T* bias;          // [O] or null
+  const T* initial;       // [N * Ho * Wo, O] or null
+  uint8_t* out_bits;      // [planes, N * Ho * Wo, O] or null
+  T* sum;                 // [N * Ho * Wo, O] or null
+  T* potential;           // [N * Ho * Wo, O] or null
+  int64_t time_steps;
+  NeuronParameters<T> neuron;
+  EngineGate gate;
+};
+
+// Each launches on the current device and returns what cudaGetLastError says of it.
+
+// The gather engine: weights of the inputs that spike are added, on CUDA cores. Any weights, any geometry.
+template <class E, class T>
+cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_t stream);
+
+// The tensor-core engine: float32 weights as three bf16 terms each. Needs compute capability 8.0.
+cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, cudaStream_t stream);
+
+// ones += binary ones in every `every`-th line of 128 bytes among the first lines * every lines.
+cudaError_t launch_count_ones(const uint8_t* bits, int64_t lines, int64_t every, unsigned long long* ones,
+                              cudaStream_t stream);
+
+// Weights [O, C/groups, kH, kW] with these strides -> packed.
+template <class W, class E>
+struct CudaPackArgs {
+  ConvGeometry geometry;
+  const W* weight;
+  int64_t stride_o, stride_c, stride_h, stride_w;
+  E* packed;
+  int64_t block, blocks;
+};
+template <class W, class E>
+cudaError_t launch_pack_weight(const CudaPackArgs<W, E>& args, cudaStream_t stream);
+
+}  // namespace tandem
