@@ -20,7 +20,9 @@ def pack_spikes(spikes: Tensor) -> Tensor:
     Raises:
         TypeError: ``spikes`` is not a tensor of such a dtype.
         ValueError: fewer than two dimensions, or no time step.
-        RuntimeError: an element is neither 0 nor 1 (checked on the CPU).
+        RuntimeError: an element is neither 0 nor 1; on the CPU alone. A call on a CUDA device does not wait for the
+            kernel, which prints such an element and traps. As after an assertion on the device, the next call that
+            waits fails then, and so does every later one in the process.
     """
     checks.check_tensor("pack_spikes", "spikes", spikes)
     if not (spikes.dtype.is_floating_point or spikes.dtype in (torch.bool, torch.uint8)):

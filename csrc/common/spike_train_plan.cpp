@@ -1,0 +1,111 @@
+#include "common/spike_train_plan.h"
+
+#include <algorithm>
+
+namespace tandem {
+
+namespace {
+
+// Features are dimension 2 of a train [T or P, N, C, *spatial], its last one where there is no dimension 2.
+int64_t train_feature_dim(int64_t dims) { return std::min<int64_t>(2, dims - 1); }
+
+Sizes without_time(const Tensor& train) {
+  Sizes sizes = sizes_of(train);
+  sizes.erase(sizes.begin());
+  return sizes;
+}
+
+TrainPlan plan_count(const char* op, const Tensor& bits, ScalarType dtype) {
+  TrainPlan plan;
+  dispatch_floating(op, dtype, [&](auto) {
+    const int64_t feature_dim = train_feature_dim(bits.dim());
+    plan.in = channels_last(bits, feature_dim);
+    plan.out = empty_channels_last(bits, without_time(bits), dtype, feature_dim - 1);
+    plan.neurons = plan.out.numel();
+  });
+  return plan;
+}
+
+bool laid_out_alike(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+TrainPlan plan_pack_spikes(const Tensor& spikes) {
+  const char* op = "pack_spikes";
+  check(spikes.dim() >= 2, op, "spikes must be [T, N, ...], got ", shape(spikes));
+  check_time_steps(op, spikes.size(0));
+  TrainPlan plan;
+  dispatch_dense(op, "spikes", spikes.scalar_type(), [&](auto) {
+    const int64_t feature_dim = train_feature_dim(spikes.dim());
+    Sizes sizes = sizes_of(spikes);
+    sizes[0] = planes_for(spikes.size(0));
+    plan.in = channels_last(spikes, feature_dim);
+    plan.out = empty_channels_last(spikes, sizes, ScalarType::Byte, feature_dim);
+    plan.neurons = plan.out.numel() / sizes[0];
+  });
+  return plan;
+}
+
+TrainPlan plan_unpack_spikes(const Tensor& bits, int64_t time_steps, ScalarType dtype) {
+  const char* op = "unpack_spikes";
+  check_bits(op, bits, 2);
+  check_planes(op, bits, time_steps);
+  Sizes sizes = sizes_of(bits);
+  sizes[0] = time_steps;
+  checked_numel(op, sizes);
+  TrainPlan plan;
+  dispatch_dense(op, "dtype", dtype, [&](auto) {
+    const int64_t feature_dim = train_feature_dim(bits.dim());
+    plan.in = channels_last(bits, feature_dim);
+    plan.out = empty_channels_last(bits, sizes, dtype, feature_dim);
+    plan.neurons = bits.numel() / bits.size(0);
+  });
+  return plan;
+}
+
+TrainPlan plan_spike_count(const Tensor& bits, ScalarType dtype) {
+  const char* op = "spike_count";
+  check_bits(op, bits, 2);
+  return plan_count(op, bits, dtype);
+}
+
+TrainPlan plan_tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, double threshold,
+                            double leak, double upper) {
+  const char* op = "tandem_count";
+  check_bits(op, bits, 2);
+  check_planes(op, bits, time_steps);
+  check_neuron(op, threshold, leak);
+  check(upper > 0, op, "upper must be positive, got ", upper);
+  check_floating(op, "pre_activation", pre_activation);
+  check_same_device(op, "pre_activation", pre_activation, bits, "bits");
+  check_shape(op, "pre_activation", pre_activation, without_time(bits));
+  return plan_count(op, bits, pre_activation.scalar_type());
+}
+
+TandemGradientPlan plan_tandem_count_backward(const Tensor& grad, const Tensor& pre_activation, double threshold,
+                                              double upper) {
+  const char* op = "tandem_count_backward";
+  check_floating(op, "pre_activation", pre_activation);
+  check_like(op, "grad", grad, pre_activation, "pre_activation", sizes_of(pre_activation));
+  check_neuron(op, threshold, 1.0);
+  check(upper > 0, op, "upper must be positive, got ", upper);
+  // Without gaps and, if pre_activation has none, in the same order.
+  TandemGradientPlan plan = {grad, pre_activation, torch::stable::empty_like(pre_activation)};
+  if (plan.out.numel() == 0) return plan;
+  if (!laid_out_alike(pre_activation, plan.out)) {
+    plan.pre_activation = torch::stable::empty_like(plan.out);
+    torch::stable::copy_(plan.pre_activation, pre_activation);
+  }
+  if (!laid_out_alike(grad, plan.out)) {
+    plan.grad = plan.out;
+    torch::stable::copy_(plan.grad, grad);
+  }
+  return plan;
+}
+
+}  // namespace tandem

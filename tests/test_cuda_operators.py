@@ -1,0 +1,269 @@
+"""The element-wise operators on a CUDA device: bit for bit what the CPU computes, whose tests say that it is right."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exact import FLOATS, LEAKS, SEEDS, THRESHOLDS, generator, planes, train, views
+from tandem_cuda import ops
+
+DEVICE = "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+]
+
+TIME_STEPS = (1, 7, 8, 9, 20)
+DENSE = (*FLOATS, torch.float16, torch.bool, torch.uint8)
+MODES = ("constant", "impulse", "series")
+
+
+def on_device(x):
+    """The same values at the same places of memory: strides, gaps and the offset of the first element."""
+    elements = x.untyped_storage().nbytes() // x.element_size()
+    memory = x.as_strided((elements,), (1,), 0).to(DEVICE)
+    return memory.as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def identical(got, want):
+    """Assert that tensors, or tuples of them, agree in dtype, shape, strides and every bit; NaN is NaN."""
+    if isinstance(want, torch.Tensor):
+        got, want = (got,), (want,)
+    for g, w in zip(got, want, strict=True):
+        assert g.device.type == DEVICE
+        assert (g.dtype, g.shape, g.stride()) == (w.dtype, w.shape, w.stride())
+        torch.testing.assert_close(g.cpu(), w, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(g.cpu().signbit()[w == 0], w.signbit()[w == 0])
+
+
+def random(*shape, dtype, seed):
+    return torch.randn(shape, generator=generator(seed), dtype=dtype)
+
+
+def gates(*shape, dtype, seed):
+    """Pre-activations among them 0, the bound 1.5, and what is not finite."""
+    v = random(*shape, dtype=dtype, seed=seed)
+    special = torch.tensor([0.0, -0.0, 1.5, math.inf, -math.inf, math.nan], dtype=dtype)
+    which = torch.randint(0, 12, shape, generator=generator(seed + 1))
+    return torch.where(which < len(special), special[which.clamp(max=len(special) - 1)], v)
+
+
+def backward(grad, v):
+    return torch.ops.tandem_cuda.tandem_count_backward(grad, v, 0.7, 1.5)
+
+
+def fire(time_steps, mode, threshold=0.7, leak=0.9):
+    def f(current, scale, bias, potential):
+        return ops.integrate_and_fire(
+            current, time_steps, bias, potential, scale=scale, mode=mode, threshold=threshold, leak=leak
+        )
+
+    return f
+
+
+def operators(time_steps, neurons, dtype, seed):
+    """Every operator as name -> (f, its tensors). `neurons`: [N, C, *spatial]."""
+    bits = planes(time_steps, *neurons, seed=seed)
+    v = gates(*neurons, dtype=dtype, seed=seed + 1)
+    cases = {
+        "pack_spikes": (ops.pack_spikes, (train(time_steps, *neurons, seed=seed).to(dtype),)),
+        "unpack_spikes": (lambda bits: ops.unpack_spikes(bits, time_steps, dtype), (bits,)),
+        "spike_count": (lambda bits: ops.spike_count(bits, dtype), (bits,)),
+        "tandem_count": (lambda bits, v: ops.tandem_count(bits, v, time_steps), (bits, v)),
+        "tandem_count_backward": (backward, (random(*neurons, dtype=dtype, seed=seed), v)),
+    }
+    channels = neurons[1]
+    affine = [random(channels, dtype=dtype, seed=seed + i) for i in range(2)]
+    for mode in MODES:
+        shape = (time_steps, *neurons) if mode == "series" else neurons
+        current = 2 * random(*shape, dtype=dtype, seed=seed + 2)
+        tensors = (current, *affine, random(*neurons, dtype=dtype, seed=seed + 3))
+        cases[f"integrate_and_fire {mode}"] = (fire(time_steps, mode), tensors)
+    return cases
+
+
+NAMES = tuple(operators(1, (1, 1), torch.float32, 0))
+every_operator = pytest.mark.parametrize("name", NAMES)
+every_dtype = pytest.mark.parametrize("dtype", FLOATS)
+every_length = pytest.mark.parametrize("time_steps", TIME_STEPS)
+
+
+@given(
+    time_steps=st.sampled_from(TIME_STEPS),
+    neurons=st.lists(st.integers(0, 9), min_size=2, max_size=4),
+    dtype=st.sampled_from(FLOATS),
+    seed=SEEDS,
+)
+def test_random_shapes(time_steps, neurons, dtype, seed):
+    for f, tensors in operators(time_steps, neurons, dtype, seed).values():
+        identical(f(*map(on_device, tensors)), f(*tensors))
+
+
+@given(
+    time_steps=st.sampled_from(TIME_STEPS),
+    neurons=st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    dtype=st.sampled_from(DENSE),
+    seed=SEEDS,
+)
+def test_dense_dtypes(time_steps, neurons, dtype, seed):
+    spikes = train(time_steps, *neurons, seed=seed).to(dtype)
+    bits = ops.pack_spikes(spikes)
+    identical(ops.pack_spikes(on_device(spikes)), bits)
+    if dtype != torch.float16:
+        identical(ops.unpack_spikes(on_device(bits), time_steps, dtype), ops.unpack_spikes(bits, time_steps, dtype))
+
+
+@given(
+    time_steps=st.sampled_from(TIME_STEPS),
+    mode=st.sampled_from(MODES),
+    threshold=st.sampled_from(THRESHOLDS),
+    leak=st.sampled_from(LEAKS),
+    dtype=st.sampled_from(FLOATS),
+    given_=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    seed=SEEDS,
+)
+def test_integrate_and_fire_of_any_neuron(time_steps, mode, threshold, leak, dtype, given_, seed):
+    shape = (2, 7, 3)
+    current = 2 * random(*((time_steps, *shape) if mode == "series" else shape), dtype=dtype, seed=seed)
+    optional = [random(*s, dtype=dtype, seed=seed + i) for i, s in enumerate([(7,), (7,), shape], 1)]
+    tensors = [current, *(x if present else None for x, present in zip(optional, given_, strict=True))]
+    f = fire(time_steps, mode, threshold, leak)
+    identical(f(*(None if x is None else on_device(x) for x in tensors)), f(*tensors))
+
+
+@every_operator
+@every_dtype
+@every_length
+@pytest.mark.parametrize("neurons", [(16, 64, 28, 28), (3, 129, 31, 33)])
+def test_many_neurons(name, dtype, time_steps, neurons):
+    """Rows that are aligned and rows that are not, many blocks of them."""
+    f, tensors = operators(time_steps, neurons, dtype, 0)[name]
+    identical(f(*map(on_device, tensors)), f(*tensors))
+
+
+@every_operator
+@every_length
+def test_any_strides(name, time_steps):
+    f, tensors = operators(time_steps, (2, 5, 4, 3), torch.float32, 0)[name]
+    for i, tensor in enumerate(tensors):
+        for view in views(tensor):
+            arguments = [*tensors[:i], view, *tensors[i + 1 :]]
+            identical(f(*map(on_device, arguments)), f(*arguments))
+
+
+@every_operator
+def test_misaligned(name):
+    """Contiguous memory that begins one element behind a boundary."""
+    f, tensors = operators(8, (2, 8, 4, 4), torch.float32, 0)[name]
+    moved = []
+    for x in tensors:
+        memory = torch.zeros(x.numel() + 1, dtype=x.dtype)
+        memory[1:] = x.flatten()
+        moved.append(memory[1:].view(x.shape))
+    identical(f(*map(on_device, moved)), f(*tensors))
+
+
+@every_operator
+@every_length
+def test_empty_batch(name, time_steps):
+    f, tensors = operators(time_steps, (0, 3, 2), torch.float32, 0)[name]
+    identical(f(*(x.to(DEVICE) for x in tensors)), f(*tensors))
+
+
+@every_operator
+def test_current_stream(name):
+    """What the current stream has yet to write is what the operator reads."""
+    f, tensors = operators(9, (4, 16, 8, 8), torch.float32, 0)[name]
+    late = [x.to(DEVICE) for x in tensors]
+    early = [torch.zeros_like(x) for x in late]
+    f(*early)  # so that nothing has to be loaded while the stream sleeps
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)
+        for to, x in zip(early, late, strict=True):
+            to.copy_(x)
+        got = f(*early)
+        assert not stream.query(), "the operator waited, or the stream did not sleep for long enough"
+    stream.synchronize()
+    want = f(*tensors)
+    assert any(x.any() for x in ([want] if isinstance(want, torch.Tensor) else want))
+    identical(got, want)
+
+
+@every_operator
+@every_dtype
+def test_graph_capture(name, dtype):
+    """A captured call computes anew from what its arguments hold when it is replayed."""
+    (f, first), (_, second) = (operators(9, (4, 16, 8, 8), dtype, seed)[name] for seed in (0, 10))
+    arguments = [x.to(DEVICE) for x in first]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        f(*arguments)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = f(*arguments)
+    for tensors in (first, second):
+        for to, x in zip(arguments, tensors, strict=True):
+            to.copy_(x)
+        graph.replay()
+        torch.cuda.synchronize()
+        identical(got, f(*tensors))
+
+
+@pytest.mark.parametrize("odd", [2.0, 0.5, -1.0])
+def test_pack_spikes_of_other_numbers_ends_the_context(odd):
+    script = f"""
+import torch
+from tandem_cuda import ops
+spikes = torch.ones(9, 2, 5, device="{DEVICE}")
+spikes[3, 1, 2] = {odd}
+ops.pack_spikes(spikes)
+print("not waited for", flush=True)
+torch.cuda.synchronize()
+print("not reached")
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "not waited for" in result.stdout
+    assert "not reached" not in result.stdout
+    assert "CUDA error" in result.stderr
+    assert f"pack_spikes: spikes must be 0 or 1, got {odd:g}" in result.stdout
+
+
+def test_bad_input_has_the_messages_of_the_cpu():
+    """Of the operators themselves, which the checks in Python precede."""
+    raw = torch.ops.tandem_cuda
+    bits, v = torch.zeros(2, 2, 3, dtype=torch.uint8), torch.zeros(2, 3)
+    calls = [
+        (raw.pack_spikes, (v[0],)),
+        (raw.pack_spikes, (torch.zeros(0, 3),)),
+        (raw.pack_spikes, (v.long(),)),
+        (raw.unpack_spikes, (bits.float(), 9, torch.float32)),
+        (raw.unpack_spikes, (bits, 8, torch.float32)),
+        (raw.unpack_spikes, (bits, 9, torch.int64)),
+        (raw.spike_count, (bits[0, 0], torch.float32)),
+        (raw.spike_count, (bits, torch.float16)),
+        (raw.tandem_count, (bits, v.half(), 9, 1.0, 1.0, 1.0)),
+        (raw.tandem_count, (bits, v[0], 9, 1.0, 1.0, 1.0)),
+        (raw.tandem_count, (bits, v, 9, 0.0, 1.0, 1.0)),
+        (raw.tandem_count, (bits, v, 9, 1.0, 1.0, 0.0)),
+        (raw.tandem_count_backward, (v.double(), v, 1.0, 1.0)),
+        (raw.tandem_count_backward, (v[0], v, 1.0, 1.0)),
+        (raw.tandem_count_backward, (v, v, math.inf, 1.0)),
+        (raw.tandem_count_backward, (v, v, 1.0, math.nan)),
+    ]
+    for op, arguments in calls:
+        messages = []
+        for device in ("cpu", DEVICE):
+            with pytest.raises(RuntimeError) as error:
+                op(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in arguments))
+            messages.append(next(line for line in str(error.value).splitlines() if f"{op.__name__}: " in line))
+        assert messages[0] == messages[1]
