@@ -13,7 +13,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help test test-slow test-oldest demo bench lint ruff mypy clang-format clang-tidy format clean
+.PHONY: help test test-slow test-oldest demo bench gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format clean
 
 help:
 	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
@@ -21,6 +21,8 @@ help:
 	@echo "make test-oldest  the quick tests of the same library under torch $(OLDEST_TORCH)"
 	@echo "make demo       train the example network"
 	@echo "make bench      measure against plain PyTorch, the ANN and other SNN libraries"
+	@echo "make gpu        on a machine with a CUDA device: build for it, run the gpu tests and the checker's, measure"
+	@echo "make gpu-dry-run  list the steps of make gpu"
 	@echo "make lint       ruff, mypy, clang-format, clang-tidy"
 	@echo "make format     let ruff and clang-format rewrite the sources"
 	@echo "make clean      remove builds, caches and $(VENV)"
@@ -41,6 +43,21 @@ demo: $(VENV)/.installed-examples
 bench: $(VENV)/.installed-bench
 	$(PY) bench/compare.py
 	$(PY) -m pytest bench --benchmark-only $(PYTEST_ARGS)
+
+# Works without a network: the environment of $(PYTHON) must have torch, cmake, ninja, pybind11, numpy, setuptools,
+# pytest and hypothesis. Builds in place, for this device alone.
+GPU_ARCH = $$($(PYTHON) -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")
+SMALL := tests/test_cuda_operators.py tests/test_cuda_products.py -k "linear or graph or packed"
+gpu:
+	TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) $(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest -m gpu tests $(PYTEST_ARGS)
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q $(SMALL)
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) -m pytest -q $(SMALL)
+	compute-sanitizer --tool initcheck --error-exitcode 1 $(PYTHON) -m pytest -q $(SMALL)
+	$(PYTHON) bench/cuda.py --out docs/performance
+
+gpu-dry-run:
+	@$(MAKE) --no-print-directory --dry-run gpu
 
 lint: ruff mypy clang-format clang-tidy
 

@@ -1,0 +1,104 @@
+"""What nvcc makes of the kernels for every architecture: no spills, bounded resources, the instructions meant."""
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = tomllib.loads((ROOT / "tests" / "cuda_resources.toml").read_text())
+SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+FLAGS = ["-std=c++17", "-O3", "-I", ROOT / "csrc", "-fmad=false", "--expt-relaxed-constexpr", "-lineinfo"]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def nvcc():
+    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    found = next((path for home in homes if home and (path := shutil.which("nvcc", path=f"{home}/bin"))), None)
+    return found or shutil.which("nvcc") or pytest.skip("no nvcc: CUDA_HOME, PATH and /usr/local/cuda have none")
+
+
+def compiled(nvcc, source, architecture, folder, *flags):
+    cubin = folder / f"{source}.cubin"
+    command = [
+        nvcc,
+        *FLAGS,
+        f"-arch={architecture}",
+        "-cubin",
+        *flags,
+        ROOT / "csrc/cuda" / f"{source}.cu",
+        "-o",
+        cubin,
+    ]
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return cubin, result.stderr
+
+
+def kernel_of(mangled):
+    return re.search(r"(?<=\d)[a-z][a-z_]*_kernel", mangled)[0]
+
+
+def number(pattern, text):
+    found = re.search(pattern, text)
+    return int(found[1]) if found else 0
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_resources(nvcc, tmp_path, source, architecture):
+    _, report = compiled(nvcc, source, architecture, tmp_path, "-Xptxas", "-v")
+    entries = report.split("Compiling entry function")[1:]
+    assert entries
+    for entry in entries:
+        kernel = kernel_of(entry)
+        assert number(r"(\d+) bytes spill stores", entry) == number(r"(\d+) bytes spill loads", entry) == 0, entry
+        if architecture != "sm_75":  # the reduced path: no tensor-core engine there
+            assert number(r"Used (\d+) registers", entry) <= TABLE[kernel]["registers"], entry
+            assert number(r"(\d+) bytes smem", entry) <= TABLE[kernel]["shared"], entry
+
+
+def test_table_names_the_kernels_that_exist():
+    text = "".join((ROOT / "csrc/cuda" / f"{source}.cu").read_text() for source in SOURCES)
+    assert set(TABLE) == set(re.findall(r"[a-z][a-z_]*_kernel(?=\()", text)) - {"launch_kernel"}
+
+
+@pytest.fixture(scope="module")
+def cuobjdump():
+    packages = Path(sysconfig.get_path("purelib")) / "nvidia"
+    found = next(iter(sorted(packages.glob("*/bin/cuobjdump"))), None) or shutil.which("cuobjdump")
+    return found or pytest.skip("no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_instructions(nvcc, cuobjdump, tmp_path, architecture):
+    cubin, _ = compiled(nvcc, "spiking_product", architecture, tmp_path)
+    tools = {**os.environ, "PATH": f"{Path(cuobjdump).parent}{os.pathsep}{os.environ['PATH']}"}
+    sass = subprocess.run(
+        [str(cuobjdump), "-sass", str(cubin)], capture_output=True, text=True, check=True, env=tools
+    ).stdout
+    functions = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function :|\Z)", sass, re.DOTALL))
+    seen = {name: Counter(re.findall(r"\b(HMMA|LDGSTS\S*|LDL|STL)\b", body)) for name, body in functions.items()}
+    cores = {name: found for name, found in seen.items() if "tensor_core_kernel" in name}
+    assert len(cores) == 4
+    for name, found in cores.items():
+        columns = number(r"ILi(\d)E", name)
+        steps = 1 if "ELb1E" in name else 8
+        # Every column, step and term of one depth of 16 channels, once: the loop is not unrolled further.
+        assert found["HMMA"] == columns * steps * 3, name
+        copies = {instruction for instruction in found if instruction.startswith("LDGSTS")}
+        assert copies, name
+        assert all(".128" in instruction for instruction in copies), copies
+        assert found["LDL"] == found["STL"] == 0, name
+    assert all(found["HMMA"] == 0 for name, found in seen.items() if "tensor_core_kernel" not in name)
