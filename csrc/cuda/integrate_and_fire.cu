@@ -1,4 +1,5 @@
 #include "common/bit_planes.h"
+#include "cuda/device.cuh"
 #include "cuda/integrate_and_fire.cuh"
 
 namespace tandem {
@@ -52,13 +53,13 @@ cudaError_t launch(const CudaIntegrateAndFireArgs<T>& args, cudaStream_t stream)
   const auto grid = static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks);
   switch (args.mode) {
     case CurrentMode::kConstant:
-      integrate_and_fire_kernel<T, CurrentMode::kConstant><<<grid, kThreads, 0, stream>>>(args);
+      TANDEM_LAUNCH((integrate_and_fire_kernel<T, CurrentMode::kConstant>), grid, kThreads, 0, stream, args);
       break;
     case CurrentMode::kImpulse:
-      integrate_and_fire_kernel<T, CurrentMode::kImpulse><<<grid, kThreads, 0, stream>>>(args);
+      TANDEM_LAUNCH((integrate_and_fire_kernel<T, CurrentMode::kImpulse>), grid, kThreads, 0, stream, args);
       break;
     case CurrentMode::kSeries:
-      integrate_and_fire_kernel<T, CurrentMode::kSeries><<<grid, kThreads, 0, stream>>>(args);
+      TANDEM_LAUNCH((integrate_and_fire_kernel<T, CurrentMode::kSeries>), grid, kThreads, 0, stream, args);
       break;
   }
   return cudaGetLastError();
