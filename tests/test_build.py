@@ -323,3 +323,13 @@ def test_sdist_builds_by_itself(tmp_path):
     result = run(sys.executable, "-c", show, cwd=installed)
     assert result.stdout.split() == [str(installed / "tandem_cuda" / "__init__.py"), "TANDEM_CUDA=OFF"], result.stderr
     assert (installed / "tandem_cuda" / "py.typed").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_without_a_device_is_refused_by_torch():
+    """The library loads beside a CUDA build of torch too; asking it for CUDA then ends in torch's own words."""
+    message = "NVIDIA|CUDA" if torch.version.cuda else "Torch not compiled with CUDA enabled"
+    with pytest.raises((RuntimeError, AssertionError), match=message):
+        tandem_cuda.ops.pack_spikes(torch.zeros(8, 1, 4).cuda())
+    with pytest.raises((RuntimeError, AssertionError), match=message):
+        tandem_cuda.TandemLinear(4, 2).cuda()

@@ -255,8 +255,7 @@ void odd(D value, const char* text, int64_t neurons, int64_t offset, int64_t at)
 
 template <class D>
 void odds(int64_t neurons, int64_t offset) {
-  for (const int64_t at : {int64_t{0}, 5 * neurons + neurons / 2, 9 * neurons - 1})
-    odd(D(2), "2", neurons, offset, at);
+  for (const int64_t at : {int64_t{0}, 5 * neurons + neurons / 2, 9 * neurons - 1}) odd(D(2), "2", neurons, offset, at);
 }
 
 }  // namespace
