@@ -42,7 +42,8 @@ def count_linear(
         count: [N, ..., F], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in the
             forward pass.
         engine: "event": work in proportion to the spikes; "dense": torch's own matrix product of float counts; "auto":
-            the faster one for these counts. Weights have to be finite for the two to agree.
+            the faster one for these counts. Weights have to be finite for the two to agree. On a CUDA device
+            "dense" is the tensor-core engine: float32, compute capability 8.0 or newer.
 
     Returns:
         [N, ..., O]; differentiable in ``weight``, ``bias`` and ``count``.

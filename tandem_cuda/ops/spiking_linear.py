@@ -49,7 +49,8 @@ def spiking_linear(
         want_potential: return the final potential.
         engine: "event": work in proportion to the spikes; "dense": torch's own matrix product on unpacked spikes, at
             most 32 MiB at a time; "auto" counts the spikes and takes the faster one. Weights have
-            to be finite for the two to agree.
+            to be finite for the two to agree. On a CUDA device "dense" is the tensor-core engine: float32, compute
+            capability 8.0 or newer.
 
     Returns:
         ``(bits, sum, potential)``: uint8 [P, N, ..., O]; the sum over t of x[t] [N, ..., O], differentiable in

@@ -260,6 +260,13 @@ int main() {
       {geometry(1, 34, 3, 9, 18, 3, 1, 1, 1, 2), 16, 1, false, true, false, 1},
       {geometry(0, 8, 3, 3, 8, 3, 1, 1, 1, 1), 8, 0.5, false, true, false, 1},
   };
+  for (int64_t steps = 1; steps <= 20; ++steps) {
+    const bool odd = steps % 2 == 1;
+    const Case c = {geometry(1, 18, 3, 4, 20, 3, 1, 1, 1, 1), steps, 0.15, odd, true, !odd, odd ? 1.0 : 0.5};
+    run<float, float, float>(c);
+    run<double, double, double>(c);
+    run<int8_t, int16_t, float>(c);
+  }
   for (const Case& c : cases) {
     run<float, float, float>(c);
     run<double, double, double>(c);
