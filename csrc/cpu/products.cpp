@@ -6,6 +6,7 @@
 #include <limits>
 #include <tuple>
 
+#include "common/product_operators.h"
 #include "cpu/dense_product.h"
 #include "cpu/depthwise_product.h"
 #include "cpu/event_product.h"
@@ -104,54 +105,13 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
   return run_count_dense(op, plan);
 }
 
-std::tuple<Tensor, Tensor, Tensor> spiking_linear(const Tensor& bits, const std::optional<Tensor>& count,
-                                                  const Tensor& weight, const std::optional<Tensor>& packed,
-                                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-                                                  const std::optional<Tensor>& potential, int64_t time_steps,
-                                                  double threshold, double leak, const std::string& engine,
-                                                  bool want_sum, bool want_potential) {
-  const char* op = "spiking_linear";
-  return spiking(op, {bits, count, weight, packed, scale, bias, engine},
-                 {potential, time_steps, threshold, leak, want_sum, want_potential}, linear_geometry(op, bits, weight),
-                 true);
-}
-
-std::tuple<Tensor, Tensor, Tensor> spiking_conv2d(const Tensor& bits, const std::optional<Tensor>& count,
-                                                  const Tensor& weight, const std::optional<Tensor>& packed,
-                                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-                                                  const std::optional<Tensor>& potential, const Sizes& stride,
-                                                  const Sizes& padding, const Sizes& dilation, int64_t groups,
-                                                  int64_t time_steps, double threshold, double leak,
-                                                  const std::string& engine, bool want_sum, bool want_potential) {
-  const char* op = "spiking_conv2d";
-  return spiking(op, {bits, count, weight, packed, scale, bias, engine},
-                 {potential, time_steps, threshold, leak, want_sum, want_potential},
-                 conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);
-}
-
-Tensor count_linear(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
-                    const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
-                    const std::optional<Tensor>& bias, const std::string& engine) {
-  const char* op = "count_linear";
-  return counted(op, {bits, count, weight, packed, scale, bias, engine}, linear_geometry(op, bits, weight), true);
-}
-
-Tensor count_conv2d(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
-                    const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
-                    const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-                    int64_t groups, const std::string& engine) {
-  const char* op = "count_conv2d";
-  return counted(op, {bits, count, weight, packed, scale, bias, engine},
-                 conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CPU, m) {
-  m.impl("spiking_linear", TORCH_BOX(&spiking_linear));
-  m.impl("spiking_conv2d", TORCH_BOX(&spiking_conv2d));
-  m.impl("count_linear", TORCH_BOX(&count_linear));
-  m.impl("count_conv2d", TORCH_BOX(&count_conv2d));
+  m.impl("spiking_linear", TORCH_BOX(&spiking_linear<spiking>));
+  m.impl("spiking_conv2d", TORCH_BOX(&spiking_conv2d<spiking>));
+  m.impl("count_linear", TORCH_BOX(&count_linear<counted>));
+  m.impl("count_conv2d", TORCH_BOX(&count_conv2d<counted>));
 }
 
 }  // namespace tandem

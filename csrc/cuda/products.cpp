@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "common/packed_layout.h"
+#include "common/product_operators.h"
 #include "cuda/spiking_product.cuh"
 #include "cuda/stream.h"
 
@@ -152,60 +153,17 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
 
 std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArguments& arguments,
                                            const SpikingArguments& neurons, const ConvGeometry& geometry, bool linear) {
+  const DeviceGuard guard(arguments.bits.get_device_index());
   const ProductPlan plan = plan_spiking(op, arguments, neurons, geometry, linear);
   run(op, plan, &neurons);
   return {plan.out_bits, plan.out_sum, plan.out_potential};
 }
 
 Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear) {
+  const DeviceGuard guard(arguments.bits.get_device_index());
   const ProductPlan plan = plan_product(op, arguments, geometry, linear);
   run(op, plan, nullptr);
   return plan.out_sum;
-}
-
-std::tuple<Tensor, Tensor, Tensor> spiking_linear(const Tensor& bits, const std::optional<Tensor>& count,
-                                                  const Tensor& weight, const std::optional<Tensor>& packed,
-                                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-                                                  const std::optional<Tensor>& potential, int64_t time_steps,
-                                                  double threshold, double leak, const std::string& engine,
-                                                  bool want_sum, bool want_potential) {
-  const char* op = "spiking_linear";
-  const DeviceGuard guard(bits.get_device_index());
-  return spiking(op, {bits, count, weight, packed, scale, bias, engine},
-                 {potential, time_steps, threshold, leak, want_sum, want_potential}, linear_geometry(op, bits, weight),
-                 true);
-}
-
-std::tuple<Tensor, Tensor, Tensor> spiking_conv2d(const Tensor& bits, const std::optional<Tensor>& count,
-                                                  const Tensor& weight, const std::optional<Tensor>& packed,
-                                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-                                                  const std::optional<Tensor>& potential, const Sizes& stride,
-                                                  const Sizes& padding, const Sizes& dilation, int64_t groups,
-                                                  int64_t time_steps, double threshold, double leak,
-                                                  const std::string& engine, bool want_sum, bool want_potential) {
-  const char* op = "spiking_conv2d";
-  const DeviceGuard guard(bits.get_device_index());
-  return spiking(op, {bits, count, weight, packed, scale, bias, engine},
-                 {potential, time_steps, threshold, leak, want_sum, want_potential},
-                 conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);
-}
-
-Tensor count_linear(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
-                    const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
-                    const std::optional<Tensor>& bias, const std::string& engine) {
-  const char* op = "count_linear";
-  const DeviceGuard guard(bits.get_device_index());
-  return counted(op, {bits, count, weight, packed, scale, bias, engine}, linear_geometry(op, bits, weight), true);
-}
-
-Tensor count_conv2d(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
-                    const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
-                    const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-                    int64_t groups, const std::string& engine) {
-  const char* op = "count_conv2d";
-  const DeviceGuard guard(bits.get_device_index());
-  return counted(op, {bits, count, weight, packed, scale, bias, engine},
-                 conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);
 }
 
 }  // namespace
@@ -213,10 +171,10 @@ Tensor count_conv2d(const Tensor& bits, const std::optional<Tensor>& count, cons
 STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CUDA, m) {
   m.impl("pack_weight", TORCH_BOX(&pack_weight));
   m.impl("pack_weight_out", TORCH_BOX(&pack_weight_out));
-  m.impl("spiking_linear", TORCH_BOX(&spiking_linear));
-  m.impl("spiking_conv2d", TORCH_BOX(&spiking_conv2d));
-  m.impl("count_linear", TORCH_BOX(&count_linear));
-  m.impl("count_conv2d", TORCH_BOX(&count_conv2d));
+  m.impl("spiking_linear", TORCH_BOX(&spiking_linear<spiking>));
+  m.impl("spiking_conv2d", TORCH_BOX(&spiking_conv2d<spiking>));
+  m.impl("count_linear", TORCH_BOX(&count_linear<counted>));
+  m.impl("count_conv2d", TORCH_BOX(&count_conv2d<counted>));
 }
 
 }  // namespace tandem
