@@ -54,7 +54,7 @@ gpu:
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q $(SMALL)
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) -m pytest -q $(SMALL)
 	compute-sanitizer --tool initcheck --error-exitcode 1 $(PYTHON) -m pytest -q $(SMALL)
-	$(PYTHON) bench/cuda.py --out docs/performance
+	$(PYTHON) bench/compare_cuda.py --out docs/performance
 
 gpu-dry-run:
 	@$(MAKE) --no-print-directory --dry-run gpu

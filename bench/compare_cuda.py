@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for cuda.json")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("bench/cuda.py: torch finds no CUDA device; nothing was measured")
+        raise SystemExit("bench/compare_cuda.py: torch finds no CUDA device; nothing was measured")
     device = torch.cuda.get_device_name()
     print(f"{device}, torch {torch.__version__}, batch {options.batch}, T = {STEPS}")
     figures: dict[str, Any] = {"device": device, "ceilings": ceilings()}
