@@ -45,11 +45,11 @@ bench: $(VENV)/.installed-bench
 	$(PY) -m pytest bench --benchmark-only $(PYTEST_ARGS)
 
 # Works without a network: the environment of $(PYTHON) must have torch, cmake, ninja, pybind11, numpy, setuptools,
-# pytest and hypothesis. Builds in place, for this device alone.
+# pytest and hypothesis. Builds for this device alone.
 GPU_ARCH = $$($(PYTHON) -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")
 SMALL := tests/test_cuda_operators.py tests/test_cuda_products.py -k "linear or graph or packed"
 gpu:
-	TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) $(PYTHON) setup.py build_ext --inplace
+	TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
 	$(PYTHON) -m pytest -m gpu tests $(PYTEST_ARGS)
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q $(SMALL)
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) -m pytest -q $(SMALL)

@@ -93,7 +93,7 @@ def test_packed_weights_are_the_same_on_both_devices(kind, outputs):
 
 
 @pytest.mark.parametrize("density", [0.0, 0.001, 0.01, 0.03, 0.2, 1.0])
-def test_auto_chooses_by_density(density):
+def test_auto_at_densities_on_both_sides_of_the_crossover(density):
     bits = planes(8, 4, 64, 16, 16, seed=5, rate=density)
     weight = dyadic(64, 64, 3, 3, seed=6)
     want = ops.spiking_conv2d(bits, weight, padding=1, time_steps=8, want_sum=True, engine="event")

@@ -5,8 +5,6 @@
 #include <new>
 #include <vector>
 
-#include "cpu/huge_pages.h"
-
 namespace tandem {
 
 namespace {
@@ -60,9 +58,7 @@ void* take_scratch(size_t bytes) {
       return memory;
     }
   }
-  void* const memory = ::operator new(size, kAlignment);
-  prefer_huge_pages(memory, size);
-  return memory;
+  return ::operator new(size, kAlignment);
 }
 
 void give_scratch_back(void* memory, size_t bytes) {

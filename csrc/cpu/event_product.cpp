@@ -252,11 +252,6 @@ void run(const char* op, const ProductPlan& plan, const uint8_t* planes, int64_t
   }
 }
 
-template <class T>
-T* output(const Tensor& tensor) {
-  return tensor.numel() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
-}
-
 }  // namespace
 
 void run_spiking_events(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak) {

@@ -14,11 +14,6 @@ namespace tandem {
 
 namespace {
 
-template <class T>
-T* pointer(const Tensor& tensor) {
-  return tensor.numel() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
-}
-
 std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
                                                       const std::optional<Tensor>& bias,
                                                       const std::optional<Tensor>& potential, int64_t time_steps,
@@ -36,9 +31,9 @@ std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, con
     args.scale = data_or_null<T>(plan.scale);
     args.bias = data_or_null<T>(plan.bias);
     args.initial = data_or_null<T>(plan.initial);
-    args.bits = pointer<uint8_t>(plan.bits);
-    args.sum = pointer<T>(plan.sum);
-    args.potential = pointer<T>(plan.potential);
+    args.bits = output<uint8_t>(plan.bits);
+    args.sum = output<T>(plan.sum);
+    args.potential = output<T>(plan.potential);
     args.neurons = plan.neurons;
     args.channels = plan.channels;
     args.time_steps = time_steps;

@@ -62,11 +62,6 @@ void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
   pack(op, weight, g, out);
 }
 
-template <class T>
-T* output(const Tensor& tensor) {
-  return tensor.numel() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
-}
-
 // A number on the device: the binary ones of (a part of) the input, and the limit above which engine dense is chosen.
 struct Density {
   Tensor ones;

@@ -65,7 +65,7 @@ def can_hold(packed: Tensor, weight: Tensor, groups: int) -> bool:
 
 
 def packed_like(weight: Tensor, groups: int) -> tuple[int, torch.dtype]:
-    """Number of elements and dtype of packed weights; csrc/cpu/packed_weight.h has the layout."""
+    """Number of elements and dtype of packed weights; csrc/common/packed_layout.h has the layout."""
     dtype = torch.int16 if weight.dtype == torch.int8 else weight.dtype
     outputs, unit = weight.shape[0] // groups, 64 // dtype.itemsize
     block = unit if outputs <= unit else 2 * unit if outputs <= 2 * unit else 4 * unit
