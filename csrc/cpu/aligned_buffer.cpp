@@ -10,15 +10,16 @@ namespace tandem {
 namespace {
 
 // Address space that is kept, at most; what was never written to takes no memory.
-constexpr size_t kKeptBytes = size_t{64} << 20;
+constexpr size_t kKeptBytes = size_t{128} << 20;
 constexpr size_t kSmallest = size_t{1} << 14;  // below this malloc is as good
 constexpr std::align_val_t kAlignment{64};
 
-// Powers of two, so that calls of similar size share.
+// Up to the next eighth of a power of two, so that calls of similar size share.
 size_t rounded(size_t bytes) {
   size_t size = kSmallest;
   while (size < bytes) size *= 2;
-  return size;
+  const size_t eighth = size / 16;
+  return (bytes + eighth - 1) / eighth * eighth;
 }
 
 bool is_kept(size_t bytes) { return bytes > kSmallest && bytes <= kKeptBytes; }

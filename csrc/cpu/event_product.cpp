@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <vector>
 
 #include "cpu/aligned_buffer.h"
 #include "cpu/isa.h"
@@ -13,28 +14,44 @@ namespace tandem {
 
 namespace {
 
-// How the features of a group fall into chunks of at most kUnitRows rows of weights.
+constexpr double kSparse = 0.15;
+
+// How the features of a group fall into chunks of at most kChunkRows rows of weights.
 struct Chunking {
   int64_t units_per_group;  // units of a pixel and group
   int64_t unit_channels;    // channels of a pixel's unit
   int64_t taps_per_chunk;   // more than 1: narrow layers join several taps
-  int64_t chunks;
+  int64_t units_per_chunk;
+  std::vector<uint32_t> begin;  // of each chunk and the end of the last, in rows
 
-  explicit Chunking(const ConvGeometry& g) {
-    const int64_t channels = g.group_in();
+  // density: how many of the spikes that there could be there are.
+  Chunking(const ConvGeometry& g, double density) {
+    const int64_t channels = g.group_in(), taps = g.taps();
     units_per_group = (channels + kUnitRows - 1) / kUnitRows;
     unit_channels = (channels + units_per_group - 1) / units_per_group;
-    taps_per_chunk = std::min(g.taps(), std::max<int64_t>(1, kUnitRows / channels));
-    if (taps_per_chunk > 1) {  // as even as may be
-      const int64_t parts = (g.taps() + taps_per_chunk - 1) / taps_per_chunk;
-      taps_per_chunk = (g.taps() + parts - 1) / parts;
+    taps_per_chunk = 2 * channels <= kUnitRows ? std::min(taps, kChunkRows / channels) : 1;
+    // Many rows are better few at a time, so that they stay in the L1 cache: measured, docs/performance.md.
+    units_per_chunk = density < kSparse ? kChunkUnits : 1;
+    if (joins()) {  // as even as may be
+      const int64_t parts = (taps + taps_per_chunk - 1) / taps_per_chunk;
+      taps_per_chunk = (taps + parts - 1) / parts;
+      for (int64_t tap = 0; tap < taps; tap += taps_per_chunk) begin.push_back(tap * channels);
+    } else {
+      for (int64_t unit = 0; unit < taps * units_per_group; unit += units_per_chunk) {
+        begin.push_back(unit / units_per_group * channels + unit % units_per_group * unit_channels);
+      }
     }
-    chunks = joins() ? (g.taps() + taps_per_chunk - 1) / taps_per_chunk : g.taps() * units_per_group;
+    begin.push_back(g.features());
   }
 
   bool joins() const { return taps_per_chunk > 1; }
-  // Rows of the longest chunk.
-  int64_t chunk_rows() const { return joins() ? taps_per_chunk * unit_channels : unit_channels; }
+  int64_t chunks() const { return static_cast<int64_t>(begin.size()) - 1; }
+  // Room for the visits of a tile of `rows` output pixels.
+  int64_t tile_bytes(int64_t rows) const {
+    int64_t bytes = 0;
+    for (int64_t c = 0; c < chunks(); ++c) bytes += visits_bytes(rows, begin[c + 1] - begin[c]);
+    return (bytes + 7) / 8 * 8;
+  }
 };
 
 // Output pixels per tile: few enough that the accumulators stay well inside an L2 cache and that every thread gets
@@ -49,7 +66,7 @@ int64_t tile_rows(const ConvGeometry& g, int64_t row_bytes, int64_t tasks_per_ti
 
 // Lists and visits of one pass take at most this many bytes for their worst case (every input spiking at every step),
 // unless one output row of one sample in one plane alone needs more; only what is written is backed by memory.
-constexpr int64_t kPassBytes = int64_t{32} << 20;
+constexpr int64_t kPassBytes = int64_t{64} << 20;
 
 // Some planes of some samples, or one plane of some rows of one sample: an event-driven product runs pass by pass, so
 // that its scratch memory grows neither with N nor with T nor with the image.
@@ -92,45 +109,41 @@ void run_pass(const Pass<E, T>& pass) {
   const int64_t all_tiles = pass.planes * g.groups * tiles;
   VisitArgs visit_args = {};
   visit_args.geometry = &g;
+  visit_args.taps_per_chunk = chunking.taps_per_chunk;
+  visit_args.units_per_chunk = chunking.units_per_chunk;
+  visit_args.chunks = chunking.chunks();
   visit_args.lists = lists.data;
   visit_args.units = units.data;
   visit_args.units_per_group = chunking.units_per_group;
-  visit_args.taps_per_chunk = chunking.taps_per_chunk;
+  visit_args.unit_channels = chunking.unit_channels;
   visit_args.bits = pass.bits;
   visit_args.bits_stride = pass.bits_stride;
   visit_args.bits_end = pass.bits + (pass.planes - 1) * pass.bits_stride + g.pixels_in() * g.in_channels;
-  visit_args.chunks = chunking.chunks;
   visit_args.steps = pass.args.steps;
   visit_args.tile_rows = rows;
   visit_args.tiles = tiles;
-  visit_args.joined_per_tile = joins ? rows * chunking.chunks * unit_bytes(chunking.chunk_rows()) + kListSlack : 0;
-  const AlignedBuffer<uint8_t> joined(all_tiles * visit_args.joined_per_tile);
-  visit_args.joined = joined.data;
-  visit_args.visits_per_tile = rows * kStepsPerPlane * chunking.chunks + 1;
-  const AlignedBuffer<Visit> visits(all_tiles * visit_args.visits_per_tile);
-  visit_args.visits = visits.data;
-  const AlignedBuffer<uint32_t> ends(all_tiles * chunking.chunks);
-  visit_args.ends = ends.data;
   visit_args.narrow_sums = sizeof(E) == 2;
+  visit_args.visits_per_tile = chunking.tile_bytes(std::min(rows, g.pixels_out()));
+  const AlignedBuffer<uint8_t> visits(all_tiles * visit_args.visits_per_tile);
+  visit_args.visits = visits.data;
   const AlignedBuffer<uint8_t> widened(all_tiles);
   visit_args.widened = widened.data;
   parallel_tasks(all_tiles, [&](const auto& next) {
+    const AlignedBuffer<uint8_t> scratch(joins ? kVisitScratch : 0);
+    VisitArgs tile = visit_args;
+    tile.scratch = scratch.data;
     for (int64_t task = next(); task >= 0; task = next()) {
-      k.build_visits(visit_args, task / tiles / g.groups, task / tiles % g.groups, task % tiles);
+      k.build_visits(tile, task / tiles / g.groups, task / tiles % g.groups, task % tiles);
     }
   });
 
   EventTileArgs<E, T> args = pass.args;
   args.geometry = &g;
-  args.lists = joins ? joined.data : lists.data;
   args.visits = visits.data;
   args.visits_per_tile = visit_args.visits_per_tile;
-  args.ends = ends.data;
   args.widened = widened.data;
-  args.chunks = chunking.chunks;
-  args.units_per_tap = joins ? 1 : chunking.units_per_group;
-  args.tap_rows = chunking.taps_per_chunk * g.group_in();
-  args.unit_rows = chunking.unit_channels;
+  args.chunks = chunking.chunks();
+  args.chunk_begin = chunking.begin.data();
   args.tiles = tiles;
   args.row_stride = g.out_channels;
   // Tiles innermost: neighbouring tasks share a block of weights.
@@ -162,29 +175,29 @@ void run_pass(const Pass<E, T>& pass) {
 // the whole product.
 template <class E, class T>
 void run(const char* op, const ConvGeometry& g, const E* packed, const uint8_t* planes, int64_t plane_count,
-         EventTileArgs<E, T> args) {
+         double density, EventTileArgs<E, T> args) {
   if (g.pixels_out() == 0) return;
-  const Chunking chunking(g);
+  const Chunking chunking(g, density);
   const PackedLayout layout = packed_layout<E>(g);
   args.block = layout.block;
   const int64_t rows = tile_rows(g, event_scratch_bytes<E, T>(1, args.block), g.groups * layout.blocks);
 
-  // Worst-case bytes of `n` output rows of one sample in one plane.
-  const auto bytes_of = [&](int64_t n) {
+  // Worst-case bytes of `n` output rows of one sample in one plane: of the lists of what they see, and of the visits.
+  const auto list_bytes = [&](int64_t n) {
     const int64_t in_rows = std::min(g.height, (n - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1);
-    const int64_t lists =
-        chunking.joins() ? 0 : g.width * pixel_bytes(g.groups * chunking.units_per_group, chunking.unit_channels);
-    const int64_t joined = chunking.joins() ? chunking.chunks * unit_bytes(chunking.chunk_rows()) : 0;
-    const int64_t visits = kStepsPerPlane * chunking.chunks * static_cast<int64_t>(sizeof(Visit));
-    return in_rows * lists + n * g.out_width * g.groups * (joined + visits) + 1;
+    const int64_t pixel =
+        chunking.joins() ? 0 : pixel_bytes(g.groups * chunking.units_per_group, chunking.unit_channels);
+    return in_rows * g.width * pixel;
   };
+  const int64_t pixel_visits = (chunking.tile_bytes(rows) + rows - 1) / rows;
+  const auto bytes_of = [&](int64_t n) { return list_bytes(n) + n * g.out_width * g.groups * pixel_visits + 1; };
   const int64_t sample_bytes = bytes_of(g.out_height);
   const bool whole = sample_bytes <= kPassBytes;
   const int64_t pass_rows = whole ? g.out_height : std::max<int64_t>(1, g.out_height / (sample_bytes / kPassBytes + 1));
   const int64_t pass_planes = whole ? std::min(kPassBytes / sample_bytes, plane_count) : 1;
   const int64_t pass_samples = whole ? std::clamp<int64_t>(kPassBytes / (sample_bytes * pass_planes), 1, g.batch) : 1;
   // Lists are addressed by 32 bits.
-  check(pass_samples * pass_planes * bytes_of(pass_rows) < int64_t{1} << 32, op,
+  check(pass_samples * pass_planes * list_bytes(pass_rows) < int64_t{1} << 32, op,
         "one row of the input is too large: the lists of its spikes could take more than 4 GiB");
 
   // Where the time steps do not fit one pass, the potential (and the sum, where it is wanted) carries on.
@@ -236,7 +249,7 @@ void run(const char* op, const ConvGeometry& g, const E* packed, const uint8_t* 
 }
 
 template <class E, class T>
-void run(const char* op, const ProductPlan& plan, const uint8_t* planes, int64_t plane_count,
+void run(const char* op, const ProductPlan& plan, const uint8_t* planes, int64_t plane_count, double density,
          EventTileArgs<E, T> args) {
   const ConvGeometry& g = plan.geometry;
   if (g.pixels_out() == 0) return;
@@ -244,17 +257,18 @@ void run(const char* op, const ProductPlan& plan, const uint8_t* planes, int64_t
   args.bias = data_or_null<T>(plan.bias);
   if (plan.packed) {
     check_packed<E>(op, "packed", *plan.packed, g);
-    run(op, g, static_cast<const E*>(plan.packed->const_data_ptr()), planes, plane_count, args);
+    run(op, g, static_cast<const E*>(plan.packed->const_data_ptr()), planes, plane_count, density, args);
   } else {
     const AlignedBuffer<E> packed(packed_layout<E>(g).elements());
     pack_weight<E>(weight_view(plan.weight), g, packed.data);
-    run(op, g, packed.data, planes, plane_count, args);
+    run(op, g, packed.data, planes, plane_count, density, args);
   }
 }
 
 }  // namespace
 
-void run_spiking_events(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak) {
+void run_spiking_events(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak,
+                        double density) {
   dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
     using T = decltype(type);
     EventTileArgs<decltype(element), T> args = {};
@@ -265,7 +279,7 @@ void run_spiking_events(const char* op, const ProductPlan& plan, int64_t time_st
     args.sum = output<T>(plan.out_sum);
     args.potential = output<T>(plan.out_potential);
     args.neuron = neuron_parameters<T>(op, threshold, leak);
-    run(op, plan, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), args);
+    run(op, plan, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), density, args);
   });
 }
 
@@ -292,21 +306,25 @@ bool run_count_events(const char* op, const ProductPlan& plan, double most) {
     EventTileArgs<decltype(element), T> args = {};
     args.steps = digits;
     args.sum = output<T>(plan.out_sum);
-    run(op, plan, counts.data, byte_planes, args);
+    const double density = static_cast<double>(ones.load()) / static_cast<double>(inputs * digits);
+    run(op, plan, counts.data, byte_planes, density, args);
   });
   return true;
 }
 
 template <class T>
-void add_byte_product(const char* op, const ConvGeometry& g, const T* packed, const uint8_t* bytes, bool add, T* out) {
+void add_byte_product(const char* op, const ConvGeometry& g, const T* packed, const uint8_t* bytes, double density,
+                      bool add, T* out) {
   EventTileArgs<T, T> args = {};
   args.steps = kStepsPerPlane;
   args.sum = out;
   args.add_sum = add;
-  run(op, g, packed, bytes, 1, args);
+  run(op, g, packed, bytes, 1, density, args);
 }
 
-template void add_byte_product<float>(const char*, const ConvGeometry&, const float*, const uint8_t*, bool, float*);
-template void add_byte_product<double>(const char*, const ConvGeometry&, const double*, const uint8_t*, bool, double*);
+template void add_byte_product<float>(const char*, const ConvGeometry&, const float*, const uint8_t*, double, bool,
+                                      float*);
+template void add_byte_product<double>(const char*, const ConvGeometry&, const double*, const uint8_t*, double, bool,
+                                       double*);
 
 }  // namespace tandem

@@ -64,7 +64,7 @@ double spike_crossover(const ConvGeometry& g) {
   return crossover(g, g.group_in() < kUnitRows ? 6 : 1,
                    g.group_out() <= 16        ? 1.5
                    : g.group_in() < kUnitRows ? 1.15
-                                              : 1.35);
+                                              : 1.25);
 }
 
 // Binary ones per spike count above which the dense engine is the faster one.
@@ -85,10 +85,18 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
   const ProductPlan plan = plan_spiking(op, arguments, neurons, geometry, linear);
   const bool depthwise = is_depthwise(plan, 1);
   const Engine engine = asked(op, plan, depthwise);
-  const bool dense = engine == Engine::kDense ||
-                     (engine == Engine::kAuto && density(plan, neurons.time_steps) > spike_crossover(geometry));
-  const auto run = dense ? run_spiking_dense : depthwise ? run_spiking_depthwise : run_spiking_events;
-  run(op, plan, neurons.time_steps, neurons.threshold, neurons.leak);
+  const int64_t time_steps = neurons.time_steps;
+  const double threshold = neurons.threshold, leak = neurons.leak;
+  if (engine == Engine::kDense) {
+    run_spiking_dense(op, plan, time_steps, threshold, leak);
+  } else if (depthwise) {
+    run_spiking_depthwise(op, plan, time_steps, threshold, leak);
+  } else if (const double spikes = density(plan, time_steps);
+             engine == Engine::kAuto && spikes > spike_crossover(geometry)) {
+    run_spiking_dense(op, plan, time_steps, threshold, leak);
+  } else {
+    run_spiking_events(op, plan, time_steps, threshold, leak, spikes);
+  }
   return {plan.out_bits, plan.out_sum, plan.out_potential};
 }
 

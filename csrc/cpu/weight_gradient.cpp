@@ -105,9 +105,10 @@ ConvGeometry product_geometry(int64_t weights, int64_t pixels, int64_t out_chann
   return g;
 }
 
-// counts: [pixels_in, C] as bytes; grad: [pixels_out, O]; out: [O, C, kH, kW].
+// counts: [pixels_in, C] as bytes, of whose binary digits a share of `density` are ones; grad: [pixels_out, O]; out:
+// [O, C, kH, kW].
 template <class T>
-void run(const char* op, const ConvGeometry& g, const uint8_t* counts, const T* grad, T* out) {
+void run(const char* op, const ConvGeometry& g, const uint8_t* counts, double density, const T* grad, T* out) {
   const int64_t all = g.in_channels * g.taps(), pixels = g.out_height * g.out_width;
   const int64_t row_bytes = g.out_channels * static_cast<int64_t>(sizeof(T));
   const int64_t part = std::min(all, std::max<int64_t>(64, kSumBytes / row_bytes / 16 * 16));
@@ -141,7 +142,7 @@ void run(const char* op, const ConvGeometry& g, const uint8_t* counts, const T* 
         }
       });
       add_byte_product<T>(op, product_geometry(weights, samples * pixels, g.out_channels),
-                          packed.data + n * pixels * packed_pixel, met.data, n > 0, sums.data);
+                          packed.data + n * pixels * packed_pixel, met.data, density, n > 0, sums.data);
     }
     parallel_ranges((weights + 15) / 16, 1, [&](int64_t begin, int64_t end) {
       for (int64_t w = 16 * begin; w < std::min(weights, 16 * end); w += 16) {
@@ -212,7 +213,9 @@ Tensor conv2d_weight_gradient(const Tensor& grad, const Tensor& count, const Ten
     if (!whole || static_cast<double>(ones.load()) > kLargestDensity * static_cast<double>(inputs)) return;
     const Tensor rows = channels_last(grad, 1);
     out = empty_channels_last(weight, sizes_of(weight), weight.scalar_type(), 3);
-    run(op, g, bytes.data, static_cast<const T*>(rows.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()));
+    const double density = static_cast<double>(ones.load()) / static_cast<double>(8 * inputs);
+    run(op, g, bytes.data, density, static_cast<const T*>(rows.const_data_ptr()),
+        static_cast<T*>(out.mutable_data_ptr()));
   });
   return out.defined() ? out : dense();
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/bit_planes.h"
+#include "common/block_size.h"
 #include "cpu/aligned_buffer.h"
 #include "cpu/kernels/kernels.h"
 
@@ -314,15 +315,26 @@ void depthwise(int64_t channels, int64_t multiplier, int64_t time_steps, T leak,
              options_name(options));
 }
 
-// An event-driven product, all three stages of it. unit_channels: of a chunk of one tap; several taps take whole
-// groups.
+// An event-driven product, all three stages of it. unit_channels: of a chunk of one tap, of which units_per_chunk come
+// together; several taps take whole groups.
 template <class E, class T>
-void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_channels, int64_t steps, T leak,
-                   unsigned options) {
+void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_channels, int64_t units_per_chunk,
+                   int64_t steps, T leak, unsigned options) {
   constexpr int64_t tile_rows = 7;
   const bool joins = taps_per_chunk > 1;
   const int64_t per_group = (g.group_in() + unit_channels - 1) / unit_channels, per_pixel = g.groups * per_group;
-  const int64_t chunks = joins ? (g.taps() + taps_per_chunk - 1) / taps_per_chunk : g.taps() * per_group;
+  std::vector<uint32_t> begin;  // of each chunk
+  if (joins) {
+    for (int64_t tap = 0; tap < g.taps(); tap += taps_per_chunk) begin.push_back(tap * g.group_in());
+  } else {
+    for (int64_t unit = 0; unit < g.taps() * per_group; unit += units_per_chunk) {
+      begin.push_back(unit / per_group * g.group_in() + unit % per_group * unit_channels);
+    }
+  }
+  begin.push_back(g.features());
+  const auto chunks = static_cast<int64_t>(begin.size()) - 1;
+  int64_t tile_bytes = 0;
+  for (int64_t c = 0; c < chunks; ++c) tile_bytes += visits_bytes(tile_rows, begin[c + 1] - begin[c]);
   const int64_t planes = planes_for(steps), tiles = (g.pixels_out() + tile_rows - 1) / tile_rows;
   const int64_t all_tiles = planes * g.groups * tiles, outputs = g.pixels_out() * g.out_channels;
   Random random;
@@ -349,32 +361,31 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
   VisitArgs visit_args = {};
   visit_args.geometry = &g;
   visit_args.taps_per_chunk = taps_per_chunk;
+  visit_args.units_per_chunk = units_per_chunk;
   visit_args.lists = lists.data();
   visit_args.units = units.data();
   visit_args.units_per_group = per_group;
+  visit_args.unit_channels = unit_channels;
   visit_args.bits = bits.data();
   visit_args.bits_stride = g.pixels_in() * g.in_channels;
   visit_args.bits_end = bits.data() + bits.size();
-  visit_args.joined_per_tile = tile_rows * chunks * unit_bytes(taps_per_chunk * g.group_in()) + kListSlack;
-  std::vector<uint8_t> joined(static_cast<size_t>(all_tiles * visit_args.joined_per_tile));
-  visit_args.joined = joined.data();
+  std::vector<uint8_t> unit_scratch(kVisitScratch);
+  visit_args.scratch = unit_scratch.data();
   visit_args.chunks = chunks;
   visit_args.steps = steps;
   visit_args.tile_rows = tile_rows;
   visit_args.tiles = tiles;
   visit_args.narrow_sums = sizeof(E) == 2;
-  visit_args.visits_per_tile = tile_rows * kStepsPerPlane * chunks + 1;
-  std::vector<Visit> visits(static_cast<size_t>(all_tiles * visit_args.visits_per_tile));
-  visit_args.visits = visits.data();
-  std::vector<uint32_t> ends(static_cast<size_t>(all_tiles * chunks));
-  visit_args.ends = ends.data();
+  visit_args.visits_per_tile = (tile_bytes + 7) / 8 * 8;
+  const AlignedBuffer<uint8_t> visits(all_tiles * visit_args.visits_per_tile);
+  visit_args.visits = visits.data;
   std::vector<uint8_t> widened(static_cast<size_t>(all_tiles));
   visit_args.widened = widened.data();
   for (int64_t task = 0; task < all_tiles; ++task) {
     scalar::kernels.build_visits(visit_args, task / tiles / g.groups, task / tiles % g.groups, task % tiles);
   }
   // Where so many rows are added, emptying the 16-bit sums is part of the case.
-  if (sizeof(E) == 2 && g.features() > 2 * kNarrowRows && !std::count(widened.begin(), widened.end(), 1)) {
+  if (sizeof(E) == 2 && g.features() > 2 * kChunkRows && !std::count(widened.begin(), widened.end(), 1)) {
     std::fprintf(stderr, "no visit widens its sums\n");
     std::exit(1);
   }
@@ -391,16 +402,12 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
 
   EventTileArgs<E, T> args = {};
   args.geometry = &g;
-  args.lists = joins ? joined.data() : lists.data();
-  args.visits = visits.data();
+  args.visits = visits.data;
   args.visits_per_tile = visit_args.visits_per_tile;
-  args.ends = ends.data();
   args.widened = widened.data();
   args.chunks = chunks;
+  args.chunk_begin = begin.data();
   args.tiles = tiles;
-  args.units_per_tap = joins ? 1 : per_group;
-  args.tap_rows = taps_per_chunk * g.group_in();
-  args.unit_rows = unit_channels;
   args.steps = steps;
   args.block = block;
   args.row_stride = g.out_channels;
@@ -433,15 +440,25 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
     // What the lists say, not what lies between them.
     Hash stages;
     for (int64_t task = 0; task < all_tiles; ++task) {
-      const Visit* visit = visits.data() + task * visit_args.visits_per_tile;
-      const Visit* const end = visit + ends[task * chunks + chunks - 1];
-      for (; visit != end; ++visit) {
-        stages.add(visit, sizeof(*visit));
-        stages.add(args.lists + visit->list, visit->length);
+      const uint8_t* at = visits.data + task * visit_args.visits_per_tile;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        ChunkVisits header;
+        std::memcpy(&header, at, sizeof(header));
+        stages.add(&header, sizeof(header));
+        const auto* group = reinterpret_cast<const VisitGroup*>(at + sizeof(header));
+        const VisitGroup* const end = group + header.groups;
+        const auto* slot = reinterpret_cast<const uint16_t*>(end);
+        stages.add(group, header.groups * sizeof(*group));
+        stages.add(slot, header.visits * sizeof(*slot));
+        const auto* list = reinterpret_cast<const uint8_t*>(slot + header.slots);
+        for (; group != end; ++group) {
+          stages.add(list, static_cast<size_t>(group->length) * group->visits);
+          list += group->length * group->visits + kGroupSlack;
+        }
+        at += header.bytes;
       }
     }
     stages.add(units);
-    stages.add(ends);
     stages.add(widened);
     stages.print("build_visits " + name);
   }
@@ -454,17 +471,22 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
 
 template <class E, class T>
 void event_products() {
-  const auto all_neurons = [](const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_channels, int64_t steps) {
-    event_product<E, T>(g, taps_per_chunk, unit_channels, steps, T(1), 0);
-    event_product<E, T>(g, taps_per_chunk, unit_channels, steps, T(1), kAll);
-    event_product<E, T>(g, taps_per_chunk, unit_channels, steps, T(0.9), kScale | kSum | kPotential);
-    event_product<E, T>(g, taps_per_chunk, unit_channels, steps, T(0), kBias);
-    event_product<E, T>(g, taps_per_chunk, unit_channels, steps, T(0), kScale | kBias | kAddSum);
+  const auto all_neurons = [](const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_channels,
+                              int64_t units_per_chunk, int64_t steps) {
+    const auto product = [&](T leak, unsigned options) {
+      event_product<E, T>(g, taps_per_chunk, unit_channels, units_per_chunk, steps, leak, options);
+    };
+    product(T(1), 0);
+    product(T(1), kAll);
+    product(T(0.9), kScale | kSum | kPotential);
+    product(T(0), kBias);
+    product(T(0), kScale | kBias | kAddSum);
   };
-  all_neurons(geometry(9, 1, 1, 64, 37, 1, 1), 1, 64, 1);     // a linear layer, whole words of channels
-  all_neurons(geometry(2, 5, 7, 260, 140, 2, 3), 1, 65, 20);  // several units of a pixel, several blocks
-  all_neurons(geometry(2, 5, 7, 24, 34, 2, 3), 9, 12, 11);    // all taps in one chunk
-  all_neurons(geometry(2, 5, 7, 24, 5, 1, 5), 5, 24, 20);     // five taps in each of five
+  all_neurons(geometry(9, 1, 1, 64, 37, 1, 1), 1, 64, 1, 1);     // a linear layer, whole words of channels
+  all_neurons(geometry(2, 5, 7, 260, 140, 2, 3), 1, 65, 1, 20);  // several units of a pixel, several blocks
+  all_neurons(geometry(2, 5, 7, 390, 140, 2, 3), 1, 65, 2, 20);  // two units a chunk, of one tap or of two
+  all_neurons(geometry(2, 5, 7, 24, 34, 2, 3), 9, 12, 1, 11);    // all taps in one chunk
+  all_neurons(geometry(2, 5, 7, 24, 5, 1, 5), 5, 24, 1, 20);     // five taps in each of five
 }
 
 template <class T>

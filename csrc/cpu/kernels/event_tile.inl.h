@@ -1,12 +1,13 @@
 // Event-driven product fused with the neuron loop: rows of weights are added for the inputs that spike, nothing else.
 //
-// The features of a neuron (taps x channels) fall into chunks of at most 128. A tile of output pixels is swept with one
-// chunk of weights at a time, which stays in the L1 cache while every pixel and step of the tile picks its rows from
-// it; the accumulators [pixel, step, channel] stay in L2. Three stages:
+// The features of a neuron (taps x channels) fall into chunks of at most 256. A tile of output pixels is swept with one
+// chunk of weights at a time, which stays in the inner caches while every pixel and step of the tile picks its rows
+// from it; the accumulators [pixel, step, channel] stay in L2. Three stages:
 // - a unit lists the spikes of some channels of one input pixel, for each of 8 steps;
 // - a visit is one (pixel, step) of a tile that has spikes in a chunk, with the list of the rows to add. The visits of
 //   a chunk are sorted by the length of their lists: the loop over a list is short, its mispredicted end costs more
-//   than its additions, and equal lengths in a row are predicted;
+//   than its additions, and equal lengths in a row are predicted. Slots and lists are written down in that order, once
+//   for all output channels, so that the sweep reads memory from one end to the other;
 // - the sweep makes the visits, for each block of output channels anew.
 //
 // 8-bit weights are summed in 16 bits, twice the lanes of a float. A visit that could overflow the sums of its slot
@@ -108,66 +109,110 @@ TANDEM_HOST_DEVICE void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n, 
   }
 }
 
-TANDEM_HOST_DEVICE bool is_silent(const uint8_t* unit) {
-  uint64_t lengths;
-  std::memcpy(&lengths, unit, sizeof(lengths));
-  return lengths == 0;
+// A list, `offset` added to its entries: writes up to 16 bytes more, and reads as many.
+TANDEM_HOST_DEVICE void copy_list(uint8_t* to, const uint8_t* from, int64_t n, uint8_t offset) {
+  typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
+  int64_t i = 0;
+  do {  // most lists are done in one turn
+    *reinterpret_cast<Bytes*>(to + i) = *reinterpret_cast<const Bytes*>(from + i) + offset;
+    i += 16;
+  } while (i < n);
 }
 
-// Visits of one chunk of a tile. rows_of: the unit of each row, null where it is silent. Returns the end of the visits.
-TANDEM_HOST_DEVICE Visit* list_visits(const uint8_t* const* rows_of, int64_t rows, int64_t steps, const uint8_t* lists,
-                                      Visit* out) {
-  // A counting sort over lengths 1..128.
-  uint32_t place[kUnitRows + 2] = {};
+// The units of one output pixel's chunk.
+struct ChunkUnits {
+  const uint8_t* unit[kChunkUnits];
+};
+
+// The visits of one chunk of a tile, from `out` on. units: of each row; second: rows of weights that the first unit
+// stands for. since: rows that each slot's 16-bit sums have added since they were last emptied, or null. Returns the
+// end and adds to `widened` whether a visit widens.
+inline uint8_t* write_visits(const ChunkUnits* units, int64_t rows, int64_t steps, int64_t second, uint16_t* since,
+                             bool& widened, uint8_t* out) {
+  // A counting sort over lengths 0..256.
+  struct Place {
+    uint32_t slot, list;
+  };
+  Place place[kChunkRows + 1];
+  uint16_t count[kChunkRows + 1];
+  uint16_t length[kTileRows * kStepsPerPlane];
+  int64_t live[kTileRows], lives = 0, longest = 0;  // rows with a spike
   for (int64_t row = 0; row < rows; ++row) {
-    if (rows_of[row] == nullptr) continue;
-    for (int64_t t = 0; t < steps; ++t) ++place[rows_of[row][t] + 1];
-  }
-  place[1] = 0;
-  for (int64_t n = 1; n <= kUnitRows; ++n) place[n + 1] += place[n];
-  const uint32_t end = place[kUnitRows + 1];
-  place[0] = end;  // length 0: behind all others, where nobody looks
-  for (int64_t row = 0; row < rows; ++row) {
-    const uint8_t* unit = rows_of[row];
-    if (unit == nullptr) continue;
-    const uint8_t* list = unit + 8;
+    uint64_t spikes[kChunkUnits];
+    for (int64_t i = 0; i < kChunkUnits; ++i) std::memcpy(&spikes[i], units[row].unit[i], sizeof(spikes[i]));
+    if ((spikes[0] | spikes[1]) == 0) continue;
+    uint16_t* to = length + lives * steps;
     for (int64_t t = 0; t < steps; ++t) {
-      out[place[unit[t]]++] = {static_cast<uint32_t>(list - lists), static_cast<uint16_t>(row * steps + t), unit[t], 0};
-      list += unit[t];
+      const int n = units[row].unit[0][t] + units[row].unit[1][t];
+      to[t] = static_cast<uint16_t>(n);
+      longest = longest < n ? n : longest;
+    }
+    live[lives++] = row;
+  }
+  const int64_t slots = lives * steps;
+  std::memset(count, 0, static_cast<size_t>(longest + 1) * sizeof(count[0]));
+  for (int64_t i = 0; i < slots; ++i) ++count[length[i]];
+
+  ChunkVisits header = {};
+  VisitGroup* const groups = reinterpret_cast<VisitGroup*>(out + sizeof(ChunkVisits));
+  uint32_t list = 0;
+  for (int64_t n = 1; n <= longest; ++n) {
+    if (count[n] == 0) continue;
+    place[n] = {header.visits, list};
+    groups[header.groups++] = {static_cast<uint16_t>(n), count[n]};
+    header.visits += count[n];
+    header.events += static_cast<uint32_t>(n * count[n]);
+    list += static_cast<uint32_t>(n * count[n] + kGroupSlack);
+  }
+  place[0] = {header.visits, list};  // behind all others, where nobody looks
+  header.slots = static_cast<uint32_t>(slots);
+  uint16_t* const slot_of = reinterpret_cast<uint16_t*>(groups + header.groups);
+  uint8_t* const lists = reinterpret_cast<uint8_t*>(slot_of + slots);
+
+  const uint16_t* from = length;
+  for (int64_t i = 0; i < lives; ++i) {
+    const int64_t row = live[i];
+    const uint8_t* list_of[kChunkUnits] = {units[row].unit[0] + 8, units[row].unit[1] + 8};
+    for (int64_t t = 0; t < steps; ++t) {
+      const uint16_t n = *from++;
+      Place& here = place[n];
+      uint16_t slot = static_cast<uint16_t>(row * steps + t);
+      if (since != nullptr) {  // a slot has one visit a chunk at most
+        const int added = since[slot] + n;
+        const bool widen = added > kChunkRows;
+        since[slot] = widen ? n : static_cast<uint16_t>(added);
+        if (widen) slot |= kWiden;
+        widened |= widen;
+      }
+      slot_of[here.slot++] = slot;
+      uint8_t* const entries = lists + here.list;
+      const int64_t first = units[row].unit[0][t];
+      copy_list(entries, list_of[0], first, 0);
+      copy_list(entries + first, list_of[1], n - first, static_cast<uint8_t>(second));
+      here.list += n;
+      list_of[0] += first;
+      list_of[1] += n - first;
     }
   }
-  return out + end;
+  const int64_t bytes = lists + list - out;
+  header.bytes = static_cast<uint32_t>((bytes + 7) / 8 * 8);
+  std::memcpy(out, &header, sizeof(header));
+  return out + header.bytes;
 }
 
-// Marks the visits whose rows of 8-bit weights could overflow the 16-bit sums of their slot. since: rows that each slot
-// has added since it was last emptied. Returns whether there are any.
-TANDEM_HOST_DEVICE bool mark_widening(Visit* visit, const Visit* end, uint16_t* since) {
-  bool any = false;
-  for (; visit != end; ++visit) {
-    const int rows = since[visit->slot] + visit->length;
-    const bool widen = rows > kNarrowRows;
-    visit->widen = widen;
-    since[visit->slot] = static_cast<uint16_t>(widen ? visit->length : rows);
-    any |= widen;
-  }
-  return any;
-}
-
-// All visits of a tile in one plane and group, chunk by chunk; ends[chunk] is the end of each chunk's.
+// All visits of a tile in one plane and group, chunk by chunk.
 inline void build_visits(const VisitArgs& a, int64_t plane, int64_t group, int64_t tile) {
   const ConvGeometry& g = *a.geometry;
   const int64_t begin = tile * a.tile_rows, left = g.pixels_out() - begin;
   const int64_t rows = left < a.tile_rows ? left : a.tile_rows;
   const int64_t taps = g.taps(), channels = g.group_in(), index = (plane * g.groups + group) * a.tiles + tile;
-  const uint32_t* units = a.units + plane * g.pixels_in() * g.groups * a.units_per_group;
-  Visit* const first = a.visits + index * a.visits_per_tile;
-  uint32_t* ends = a.ends + index * a.chunks;
-  uint8_t* joined = a.joined + index * a.joined_per_tile;
-  const uint8_t* lists = a.taps_per_chunk > 1 ? a.joined : a.lists;
   const int64_t steps = steps_in_plane(plane, a.steps);
-  uint16_t since[kTileRows * kStepsPerPlane];
-  if (a.narrow_sums) std::memset(since, 0, sizeof(since));
+  uint8_t* out = a.visits + index * a.visits_per_tile;
+  uint16_t since_[kTileRows * kStepsPerPlane];
+  uint16_t* const since = a.narrow_sums ? since_ : nullptr;
+  if (since) std::memset(since, 0, sizeof(since_));
   bool widened = false;
+  alignas(16) static const uint8_t silent[8 + 16] = {};  // a unit
 
   int64_t top[kTileRows], side[kTileRows], image[kTileRows];
   for (int64_t row = 0; row < rows; ++row) {
@@ -183,34 +228,38 @@ inline void build_visits(const VisitArgs& a, int64_t plane, int64_t group, int64
     return (image[row] + h) * g.width + w;
   };
 
-  Visit* out = first;
-  const uint8_t* rows_of[kTileRows];
-  const auto finish_chunk = [&](int64_t chunk) {
-    Visit* const begin_of_chunk = out;
-    out = list_visits(rows_of, rows, steps, lists, out);
-    ends[chunk] = static_cast<uint32_t>(out - first);
-    if (a.narrow_sums) widened |= mark_widening(begin_of_chunk, out, since);
-    a.widened[index] = widened;
-  };
+  ChunkUnits units[kTileRows];
   if (a.taps_per_chunk == 1) {
-    int64_t found[kTileRows];
-    for (int64_t tap = 0, chunk = 0; tap < taps; ++tap) {
-      for (int64_t row = 0; row < rows; ++row) found[row] = find(row, tap);
-      for (int64_t c = 0; c < a.units_per_group; ++c, ++chunk) {
-        for (int64_t row = 0; row < rows; ++row) {
-          const uint8_t* unit =
-              found[row] < 0 ? nullptr : a.lists + units[(found[row] * g.groups + group) * a.units_per_group + c];
-          rows_of[row] = unit && !is_silent(unit) ? unit : nullptr;
+    const uint32_t* unit_of = a.units + plane * g.pixels_in() * g.groups * a.units_per_group;
+    const int64_t per_tap = a.units_per_group, all = taps * per_tap;
+    int64_t found[kTileRows] = {}, found_tap = -1;
+    for (int64_t first = 0; first < all; first += a.units_per_chunk) {
+      for (int64_t i = 0; i < kChunkUnits; ++i) {
+        const int64_t tap = (first + i) / per_tap, c = (first + i) % per_tap;
+        if (i >= a.units_per_chunk || first + i >= all) {
+          for (int64_t row = 0; row < rows; ++row) units[row].unit[i] = silent;
+          continue;
         }
-        finish_chunk(chunk);
+        if (tap != found_tap) {
+          for (int64_t row = 0; row < rows; ++row) found[row] = find(row, tap);
+          found_tap = tap;
+        }
+        for (int64_t row = 0; row < rows; ++row) {
+          units[row].unit[i] =
+              found[row] < 0 ? silent : a.lists + unit_of[(found[row] * g.groups + group) * per_tap + c];
+        }
       }
+      const bool last = first % per_tap == per_tap - 1;  // of its tap
+      out = write_visits(units, rows, steps, last ? channels - (per_tap - 1) * a.unit_channels : a.unit_channels, since,
+                         widened, out);
     }
+    a.widened[index] = widened;
     return;
   }
   const uint8_t* bits = a.bits + plane * a.bits_stride + group * channels;
   // All are filled before one is read: a load of what several stores have just written would wait for them.
-  alignas(64) uint8_t windows[kTileRows][kUnitRows + 64];
-  int64_t tap_h[kUnitRows], tap_w[kUnitRows];  // of a chunk, relative to a row's first tap
+  alignas(64) uint8_t windows[kTileRows][kChunkRows + 64];
+  int64_t tap_h[kChunkRows], tap_w[kChunkRows];  // of a chunk, relative to a row's first tap
   const int64_t reach_h = (g.kernel_h - 1) * g.dilation_h, reach_w = (g.kernel_w - 1) * g.dilation_w;
   for (int64_t chunk = 0; chunk < a.chunks; ++chunk) {
     const int64_t tap_begin = chunk * a.taps_per_chunk;
@@ -234,13 +283,17 @@ inline void build_visits(const VisitArgs& a, int64_t plane, int64_t group, int64
       }
       std::memset(to, 0, 64);
     }
+    uint8_t* unit = a.scratch;
     for (int64_t row = 0; row < rows; ++row) {
-      uint8_t* const end = build_unit(windows[row], n, steps, joined);
-      rows_of[row] = end == joined + 8 ? nullptr : joined;
-      if (rows_of[row]) joined = end;
+      for (int64_t i = 0; i < kChunkUnits; ++i) {
+        const int64_t of_unit = n - i * kUnitRows < kUnitRows ? n - i * kUnitRows : kUnitRows;
+        units[row].unit[i] = of_unit > 0 ? unit : silent;
+        if (of_unit > 0) unit = build_unit(windows[row] + i * kUnitRows, of_unit, steps, unit);
+      }
     }
-    finish_chunk(chunk);
+    out = write_visits(units, rows, steps, kUnitRows, since, widened, out);
   }
+  a.widened[index] = widened;
 }
 
 // Sums of 16 bits -> 32 bits, for all lanes of a slot: wide += narrow, narrow = 0.
@@ -257,21 +310,21 @@ TANDEM_HOST_DEVICE void empty_slot(int16_t* narrow, int32_t* wide) {
   }
 }
 
-// acc[slot, :] += sweep[row, :] for the rows of the lists of all visits, from `visit` on, that are as long as its own.
-// kRest: their length modulo 8. Returns the visit that follows.
+// acc[slot, :] += sweep[row, :] for the rows of the lists of one group. kRest: their length modulo 8.
 template <class E, int kVectors, int kRest>
-const Visit* add_rows(const uint8_t* lists, const E* sweep, E* acc, int32_t* wide, const Visit* visit, const Visit* end,
-                      const char** ahead, int64_t lines_a_visit) {
+void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const E* sweep, E* acc, int32_t* wide,
+              const char** ahead, int64_t lines_a_visit) {
   constexpr int64_t block = kVectors * kLanes<E>;
-  const int length = visit->length, eights = length / 8;
+  const int eights = group.length / 8;
   const char* fetch = *ahead;
-  do {
+  for (const uint16_t* const end = slot + group.visits; slot != end; ++slot) {
     for (int64_t i = 0; i < lines_a_visit; ++i, fetch += 64) __builtin_prefetch(fetch, 0, 2);
-    const uint8_t* list = lists + visit->list;
-    Vec<E>* to = reinterpret_cast<Vec<E>*>(acc + visit->slot * block);
-    if (sizeof(E) == 2 && visit->widen) {
-      empty_slot<kVectors>(reinterpret_cast<int16_t*>(to), wide + visit->slot * block);
+    int64_t at = *slot;
+    if (sizeof(E) == 2 && (at & kWiden)) {
+      at ^= kWiden;
+      empty_slot<kVectors>(reinterpret_cast<int16_t*>(acc + at * block), wide + at * block);
     }
+    Vec<E>* to = reinterpret_cast<Vec<E>*>(acc + at * block);
     Vec<E> sum[kVectors];
     for (int i = 0; i < kVectors; ++i) sum[i] = to[i];
     const auto add = [&](int j) TANDEM_INLINE {
@@ -280,11 +333,10 @@ const Visit* add_rows(const uint8_t* lists, const E* sweep, E* acc, int32_t* wid
     };
     for (int i = 0; i < eights; ++i, list += 8) unrolled<8>(add);
     unrolled<kRest>(add);
+    list += kRest;
     for (int i = 0; i < kVectors; ++i) to[i] = sum[i];
-    ++visit;
-  } while (visit != end && visit->length == length);
+  }
   *ahead = fetch;
-  return visit;
 }
 
 template <class E, int kVectors>
@@ -299,25 +351,30 @@ constexpr int64_t kResidentBytes = int64_t{256} << 10;
 template <class E, class T, int kVectors>
 void accumulate(const EventTileArgs<E, T>& a, int64_t plane, E* acc, int32_t* wide) {
   constexpr int64_t block = kVectors * kLanes<E>;
-  const int64_t index = (plane * a.geometry->groups + a.group) * a.tiles + a.tile;
-  const Visit* visit = a.visits + index * a.visits_per_tile;
-  const Visit* const first = visit;
-  const uint32_t* ends = a.ends + index * a.chunks;
-  const auto start_of = [&](int64_t chunk) {
-    return a.weight + (chunk / a.units_per_tap * a.tap_rows + chunk % a.units_per_tap * a.unit_rows) * block;
-  };
   constexpr int64_t row_bytes = block * static_cast<int64_t>(sizeof(E));
-  const bool prefetches = a.geometry->features() * row_bytes > kResidentBytes;
+  const bool large = a.geometry->features() * row_bytes > kResidentBytes;
+  const uint8_t* at = a.visits + ((plane * a.geometry->groups + a.group) * a.tiles + a.tile) * a.visits_per_tile;
   for (int64_t chunk = 0; chunk < a.chunks; ++chunk) {
-    const E* sweep = start_of(chunk);
-    const Visit* const end = first + ends[chunk];
-    // The next chunk's weights (the first one's, for the next tile) come to the L2 cache while this one's are added.
-    const char* ahead = reinterpret_cast<const char*>(start_of(chunk + 1 < a.chunks ? chunk + 1 : 0));
-    const int64_t lines = (a.units_per_tap == 1 ? a.tap_rows : a.unit_rows) * row_bytes / 64;
-    const int64_t lines_a_visit = prefetches && visit != end ? (lines + (end - visit) - 1) / (end - visit) : 0;
-    while (visit != end) {  // those of equal length together
-      visit = kAddRows<E, kVectors>[visit->length % 8](a.lists, sweep, acc, wide, visit, end, & ahead, lines_a_visit);
+    const ChunkVisits& visits = *reinterpret_cast<const ChunkVisits*>(at);
+    // The next chunk's weights (the first one's, for the next tile) come to the L2 cache while this one's are added,
+    // unless spikes are so few that most rows are not needed.
+    const int64_t next = chunk + 1 < a.chunks ? chunk + 1 : 0;
+    const int64_t next_rows = a.chunk_begin[next + 1] - a.chunk_begin[next], lines = next_rows * row_bytes / 64;
+    const char* ahead = reinterpret_cast<const char*>(a.weight + a.chunk_begin[next] * block);
+    const bool fetches = large && 2 * static_cast<int64_t>(visits.events) > next_rows;
+    const int64_t lines_a_visit = fetches ? (lines + visits.visits - 1) / visits.visits : 0;
+
+    const VisitGroup* group = reinterpret_cast<const VisitGroup*>(at + sizeof(ChunkVisits));
+    const VisitGroup* const end = group + visits.groups;
+    const uint16_t* slot = reinterpret_cast<const uint16_t*>(end);
+    const uint8_t* list = reinterpret_cast<const uint8_t*>(slot + visits.slots);
+    const E* sweep = a.weight + a.chunk_begin[chunk] * block;
+    for (; group != end; ++group) {
+      kAddRows<E, kVectors>[group->length % 8](*group, slot, list, sweep, acc, wide, & ahead, lines_a_visit);
+      slot += group->visits;
+      list += group->visits * group->length + kGroupSlack;
     }
+    at += visits.bytes;
   }
 }
 

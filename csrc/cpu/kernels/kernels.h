@@ -35,10 +35,12 @@ struct IntegrateAndFireArgs {
   NeuronParameters<T> neuron;
 };
 
-// Rows of weights in a chunk, and so the longest list; list entries are bytes.
+// Channels in a unit; list entries are bytes.
 constexpr int64_t kUnitRows = 128;
-// Rows of 8-bit weights whose sum fits 16 bits, whatever they are.
-constexpr int64_t kNarrowRows = 255;
+// Units in a chunk of weights, at most, and its rows: as many as a byte can tell apart, and as many 8-bit weights as
+// can be summed in 16 bits, whatever they are.
+constexpr int64_t kChunkUnits = 2;
+constexpr int64_t kChunkRows = kChunkUnits * kUnitRows;
 // Bytes past its end that writing a list may touch: what different threads write lies as far apart.
 constexpr int64_t kListSlack = 64;
 // The largest unit of n channels: 8 lengths and 8 lists.
@@ -48,7 +50,7 @@ constexpr int64_t pixel_bytes(int64_t units, int64_t unit_channels) {
   return units * unit_bytes(unit_channels) + kListSlack;
 }
 // Output pixels in a tile, at most.
-constexpr int64_t kTileRows = 64;
+constexpr int64_t kTileRows = 128;
 
 // Stage 1 of an event-driven product: see event_tile.inl.h.
 struct UnitArgs {
@@ -62,55 +64,77 @@ struct UnitArgs {
   uint32_t* units;        // [planes, pixels_in, groups, per_group]: where each unit starts in lists
 };
 
-struct Visit {
-  uint32_t list;   // where the list starts
-  uint16_t slot;   // row * steps + step
-  uint8_t length;  // of the list, at least 1
-  uint8_t widen;   // 16-bit sums: this visit could overflow the slot's, which has to be emptied first
+// The visits of one chunk and tile, as the sweep reads them, one byte after the other:
+//   ChunkVisits
+//   VisitGroup [groups]            ascending in length
+//   uint16_t [slots]               of the visits, group by group: row * steps + step
+//   uint8_t [visits, length]       for each group its lists, and kGroupSlack bytes
+// The next chunk's follow from a multiple of 8 bytes on.
+struct ChunkVisits {
+  uint32_t bytes;  // to the next chunk's
+  uint32_t groups;
+  uint32_t visits;
+  uint32_t events;  // entries of all lists
+  uint32_t slots;   // at least `visits`; the rest means nothing
+  uint32_t unused;
 };
+// Visits whose lists are equally long.
+struct VisitGroup {
+  uint16_t length;  // at least 1
+  uint16_t visits;
+};
+// 16-bit sums, in a slot: this visit could overflow the slot's, which has to be emptied first.
+constexpr uint16_t kWiden = 0x8000;
+constexpr int64_t kGroupSlack = 16;
+
+// Room for the visits of one chunk of `chunk_rows` rows of weights and a tile of `rows` output pixels.
+constexpr int64_t visits_bytes(int64_t rows, int64_t chunk_rows) {
+  const int64_t slots = 8 * rows, groups = chunk_rows < slots ? chunk_rows : slots;
+  const auto header = static_cast<int64_t>(sizeof(ChunkVisits) + sizeof(uint64_t));
+  return header + groups * (static_cast<int64_t>(sizeof(VisitGroup)) + kGroupSlack) + slots * (2 + chunk_rows) +
+         2 * kGroupSlack;
+}
 
 // Stage 2.
 struct VisitArgs {
   const ConvGeometry* geometry;
+  // 1: a chunk consists of units_per_chunk of the units, which follow each other tap by tap.
+  // More: layers too narrow for that have chunks of the bytes of several taps.
   int64_t taps_per_chunk;
-  // taps_per_chunk = 1: a chunk is a unit of one tap.
+  int64_t units_per_chunk;
+  int64_t chunks;
   const uint8_t* lists;
   const uint32_t* units;  // [planes, pixels_in, groups, units_per_group]
-  int64_t units_per_group;
-  // More: layers too narrow for that have units of the bytes of several taps, made here.
+  int64_t units_per_group, unit_channels;
   const uint8_t* bits;      // [planes, pixels_in, groups, group_channels]
   int64_t bits_stride;      // bytes between planes
   const uint8_t* bits_end;  // of the last plane
-  uint8_t* joined;          // the units
-  int64_t joined_per_tile;
-  int64_t chunks;
-  int64_t steps;  // valid bits of all planes
+  uint8_t* scratch;         // kVisitScratch
+  int64_t steps;            // valid bits of all planes
   int64_t tile_rows, tiles;
-  bool narrow_sums;  // 16-bit sums: fill Visit::widen and `widened`
-  Visit* visits;     // [planes, groups, tiles, visits_per_tile]
+  bool narrow_sums;  // 16-bit sums: mark slots with kWiden and fill `widened`
+  uint8_t* visits;   // [planes, groups, tiles, visits_per_tile] bytes
   int64_t visits_per_tile;
-  uint32_t* ends;    // [planes, groups, tiles, chunks]: end of a chunk's visits
   uint8_t* widened;  // [planes, groups, tiles]: whether any visit widens
 };
+// Units of a tile's chunk, where they are made for the chunk.
+constexpr int64_t kVisitScratch = kTileRows * kChunkUnits * unit_bytes(kUnitRows) + kListSlack;
 
 // Stage 3: one tile of output pixels with one block of output channels. E: packed weights and their sums (float,
 // double, or int16_t for 8-bit weights); T: neurons.
 template <class E, class T>
 struct EventTileArgs {
   const ConvGeometry* geometry;
-  const uint8_t* lists;  // of the visits
-  const Visit* visits;   // as in VisitArgs
+  const uint8_t* visits;  // as in VisitArgs
   int64_t visits_per_tile;
-  const uint32_t* ends;
   const uint8_t* widened;
   int64_t chunks, tiles, tile;
-  // Chunk c begins at row c / units_per_tap * tap_rows + c % units_per_tap * unit_rows of the weights.
-  int64_t units_per_tap, tap_rows, unit_rows;
-  int64_t steps;        // time steps, or binary digits of a count: the planes' valid bits
-  int64_t first_plane;  // how many planes of the product came before these
-  const E* weight;      // [features, block] of this group and block of output channels, 64-byte aligned
-  int64_t block;        // output channels in a row of weight, a block_size()
-  int64_t valid;        // of them real, the rest padding
+  const uint32_t* chunk_begin;  // [chunks + 1]: where each begins, in rows of the weights
+  int64_t steps;                // time steps, or binary digits of a count: the planes' valid bits
+  int64_t first_plane;          // how many planes of the product came before these
+  const E* weight;              // [features, block] of this group and block of output channels, 64-byte aligned
+  int64_t block;                // output channels in a row of weight, a block_size()
+  int64_t valid;                // of them real, the rest padding
   int64_t group;
   int64_t row_begin, row_end;  // output pixels of the tile
   // All below point at the block's first channel; their rows are row_stride elements apart.
