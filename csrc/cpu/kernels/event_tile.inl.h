@@ -310,6 +310,21 @@ TANDEM_HOST_DEVICE void empty_slot(int16_t* narrow, int32_t* wide) {
   }
 }
 
+// One row after the other: GCC would rather add half of each of eight rows and then their other halves, so that each sum
+// waits for itself twice as often (3 to 6 % of the sweep's time).
+template <class V, int kVectors>
+TANDEM_HOST_DEVICE void finish([[maybe_unused]] V (&sum)[kVectors]) {
+#if defined(__AVX512BW__)
+  if constexpr (kVectors == 4) asm("" : "+v"(sum[0]), "+v"(sum[1]), "+v"(sum[2]), "+v"(sum[3]));
+#elif defined(__AVX2__)
+  if constexpr (kVectors == 8) {
+    asm(""
+        : "+x"(sum[0]), "+x"(sum[1]), "+x"(sum[2]), "+x"(sum[3]), "+x"(sum[4]), "+x"(sum[5]), "+x"(sum[6]),
+          "+x"(sum[7]));
+  }
+#endif
+}
+
 // acc[slot, :] += sweep[row, :] for the rows of the lists of one group. kRest: their length modulo 8.
 template <class E, int kVectors, int kRest>
 void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const E* sweep, E* acc, int32_t* wide,
@@ -330,6 +345,7 @@ void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const
     const auto add = [&](int j) TANDEM_INLINE {
       const Vec<E>* from = reinterpret_cast<const Vec<E>*>(sweep + list[j] * block);
       for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
+      finish(sum);
     };
     for (int i = 0; i < eights; ++i, list += 8) unrolled<8>(add);
     unrolled<kRest>(add);
