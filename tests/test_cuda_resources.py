@@ -91,12 +91,12 @@ def test_instructions(nvcc, cuobjdump, tmp_path, architecture):
     functions = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function :|\Z)", sass, re.DOTALL))
     seen = {name: Counter(re.findall(r"\b(HMMA|LDGSTS\S*|LDL|STL)\b", body)) for name, body in functions.items()}
     cores = {name: found for name, found in seen.items() if "tensor_core_kernel" in name}
-    assert len(cores) == 4
+    assert len(cores) == 12
     for name, found in cores.items():
-        columns = number(r"ILi(\d)E", name)
+        columns, terms = number(r"ILi(\d)E", name), number(r"Li(\d)EE", name)
         steps = 1 if "ELb1E" in name else 8
         # Every column, step and term of one depth of 16 channels, once: the loop is not unrolled further.
-        assert found["HMMA"] == columns * steps * 3, name
+        assert found["HMMA"] == columns * steps * terms, name
         copies = {instruction for instruction in found if instruction.startswith("LDGSTS")}
         assert copies, name
         assert all(".128" in instruction for instruction in copies), copies

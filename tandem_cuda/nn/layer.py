@@ -79,6 +79,7 @@ class TandemLayer(nn.Module, ABC):
 
     def _from_spikes(self, x: SpikeTrain) -> SpikeTrain:
         steps = x.time_steps
+        checks.check_floating(type(self).__name__, "weight", self.weight)
         if self._uses_batch_statistics():
             packed = self._packed()
             self._frozen = None  # batch norm changes its statistics and does not tell

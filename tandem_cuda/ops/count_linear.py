@@ -13,7 +13,7 @@ from .product import (
     Saved,
     check_operands,
     check_product,
-    like_of,
+    current_dtype,
     needed_gradients,
     product_gradients,
     save_product,
@@ -35,15 +35,16 @@ def count_linear(
 
     Args:
         bits: uint8 [P, N, ..., F]; c is their :func:`spike_count`.
-        weight: float32, float64 or int8 [O, F].
+        weight: float32, float64, float16, bfloat16 or int8 [O, F]. With the last three all other
+            arguments and results are float32, but gradients have the dtype of what they are the gradient of.
         bias: [O].
         packed: :func:`pack_weight` of ``weight``, to save arranging it at this call.
-        scale: [O], of the weights; must be given (float32) with int8 weights. No gradient flows to it.
+        scale: [O], of the weights; must be given with int8 weights. No gradient flows to it.
         count: [N, ..., F], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in the
             forward pass.
         engine: "event": work in proportion to the spikes; "dense": torch's own matrix product of float counts; "auto":
             the faster one for these counts. Weights have to be finite for the two to agree. On a CUDA device
-            "dense" is the tensor-core engine: float32, compute capability 8.0 or newer.
+            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer.
 
     Returns:
         [N, ..., O]; differentiable in ``weight``, ``bias`` and ``count``.
@@ -79,7 +80,7 @@ def _(
     engine: str,
 ) -> Tensor:
     sizes = [*bits.shape[1:-1], weight.shape[0]]
-    return layout.empty_channels_last(weight, sizes, like_of(weight, scale)[0].dtype, len(sizes) - 1)
+    return layout.empty_channels_last(weight, sizes, current_dtype(weight), len(sizes) - 1)
 
 
 def linear_gradients(grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool]) -> Gradients:
@@ -91,7 +92,7 @@ def linear_gradients(grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool]
     grad_count = grad @ weight if needed[0] else None
     grad_weight = None
     if needed[1]:
-        grad_weight = grad.flatten(0, -2).t() @ saved_values(saved, grad.dtype).flatten(0, -2)
+        grad_weight = (grad.flatten(0, -2).t() @ saved_values(saved, grad.dtype).flatten(0, -2)).to(saved[2].dtype)
     return grad_count, grad_weight, grad_bias
 
 
