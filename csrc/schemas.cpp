@@ -44,12 +44,12 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // x[t] = scale * (weight * s[t]) + bias, then the neuron loop. bits: [P, N, *, F]; weight: [O, F]; packed:
   // pack_weight(weight); scale: [O], must be given with int8 weights; bias: [O], per time step; potential: [N, *, O];
   // count: [N, *, F] carries the gradient to the layer below and is not read in the forward pass; engine: auto, event
-  // or dense
+  // or dense; terms: 1, 2 or 3, bf16 terms of a float32 weight on tensor cores, of no account anywhere else
   // -> bits [P, N, *, O], sum over t of x[t] [N, *, O], final potential [N, *, O]
   m.def(
       "spiking_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
-      "Tensor? potential, int time_steps, float threshold, float leak, str engine, bool want_sum, bool want_potential) "
-      "-> (Tensor, Tensor, Tensor)");
+      "Tensor? potential, int time_steps, float threshold, float leak, str engine, int terms, bool want_sum, bool "
+      "want_potential) -> (Tensor, Tensor, Tensor)");
 
   // The same with a 2-D convolution. bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step;
   // potential: [N, O, Ho, Wo]; count: [N, C, H, W]
@@ -57,19 +57,18 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   m.def(
       "spiking_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
       "Tensor? potential, int[2] stride, int[2] padding, int[2] dilation, int groups, int time_steps, float threshold, "
-      "float leak, str engine, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
+      "float leak, str engine, int terms, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
 
   // scale * (weight * (spike count of bits)) + bias; what batch norm needs before the neurons can fire.
   // bits: [P, N, *, F]; count: [N, *, F] as above; weight: [O, F]; bias: [O] -> [N, *, O]
   m.def(
       "count_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, str "
-      "engine) "
-      "-> Tensor");
+      "engine, int terms) -> Tensor");
 
   // The same with a 2-D convolution. bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O] -> [N, O, Ho, Wo]
   m.def(
       "count_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
-      "int[2] stride, int[2] padding, int[2] dilation, int groups, str engine) -> Tensor");
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, str engine, int terms) -> Tensor");
 
   // The gradient of such a convolution with respect to its weights; sparse where the counts are.
   // grad: [N, O, Ho, Wo]; count: [N, C, H, W]; weight: for its shape -> [O, C/groups, kH, kW], contiguous

@@ -242,9 +242,9 @@ def test_opcheck(batch, draw, optional, requires_grad, geometry):
     how = {"optional": optional, "requires_grad": requires_grad, "groups": geometry[-1]}
     op = torch.ops.tandem_cuda.count_conv2d.default
     engine = "auto" if draw is int8 else "dense"
-    torch.library.opcheck(op, (*direct_arguments(bits, weight, **how), *geometry, engine))
+    torch.library.opcheck(op, (*direct_arguments(bits, weight, **how), *geometry, engine, 3))
     strided = bits.contiguous(), weight.mT.contiguous().mT
-    torch.library.opcheck(op, (*direct_arguments(*strided, **how), *geometry, "event"))
+    torch.library.opcheck(op, (*direct_arguments(*strided, **how), *geometry, "event", 3))
 
 
 BITS = torch.zeros(2, 3, 4, 6, 5, dtype=torch.uint8)

@@ -65,12 +65,13 @@ def operands(b, w, count=None, packed=None, scale=None, bias=None):
     return b, count, w, packed, scale, bias
 
 
-def spiking_linear(b, w, steps=8, threshold=1.0, leak=1.0, engine="auto", potential=None, want=True, **named):
-    return OPS.spiking_linear(*operands(b, w, **named), potential, steps, threshold, leak, engine, want, want)
+def spiking_linear(b, w, steps=8, threshold=1.0, leak=1.0, engine="auto", terms=3, potential=None, want=True, **named):
+    neuron = (potential, steps, threshold, leak)
+    return OPS.spiking_linear(*operands(b, w, **named), *neuron, engine, terms, want, want)
 
 
-def count_linear(b, w, engine="auto", **named):
-    return OPS.count_linear(*operands(b, w, **named), engine)
+def count_linear(b, w, engine="auto", terms=3, **named):
+    return OPS.count_linear(*operands(b, w, **named), engine, terms)
 
 
 def spiking_conv2d(
@@ -86,11 +87,11 @@ def spiking_conv2d(
     **named,
 ):
     geometry = (stride, padding, dilation, groups)
-    return OPS.spiking_conv2d(*operands(b, w, **named), potential, *geometry, steps, 1.0, 1.0, engine, True, True)
+    return OPS.spiking_conv2d(*operands(b, w, **named), potential, *geometry, steps, 1.0, 1.0, engine, 3, True, True)
 
 
 def count_conv2d(b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, engine="auto", **named):
-    return OPS.count_conv2d(*operands(b, w, **named), stride, padding, dilation, groups, engine)
+    return OPS.count_conv2d(*operands(b, w, **named), stride, padding, dilation, groups, engine, 3)
 
 
 def integrate_and_fire(
@@ -313,6 +314,10 @@ def operand_cases(op, conv2d, linear):
         f"{op}-linear-scale-2-dims": ("scale", lambda: linear(ROW, MATRIX, scale=torch.ones(4, 1))),
         f"{op}-linear-scale-float64": ("scale", lambda: linear(ROW, MATRIX, scale=torch.ones(4).double())),
         f"{op}-conv2d-scale-huge": ("scale", lambda: conv2d(PIXEL, KERNEL, scale=floats(HUGE))),
+        f"{op}-linear-terms-0": ("terms", lambda: linear(ROW, MATRIX, terms=0)),
+        f"{op}-linear-terms-4": ("terms", lambda: linear(ROW, MATRIX, terms=4)),
+        f"{op}-linear-terms-huge": ("terms", lambda: linear(ROW, MATRIX, terms=2**32 + 1)),
+        f"{op}-linear-terms-least": ("terms", lambda: linear(ROW, MATRIX, terms=LEAST)),
         f"{op}-linear-engine": ("engine", lambda: linear(ROW, MATRIX, engine="fast")),
         f"{op}-conv2d-engine-empty": ("engine", lambda: conv2d(PIXEL, KERNEL, engine="")),
     }

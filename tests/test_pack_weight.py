@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import CHANNELS, META, SEEDS, WEIGHTS, dyadic, every_path, int8, planes, same, views
+from exact import CHANNELS, HALVES, META, SEEDS, WEIGHTS, dyadic, every_path, int8, planes, same, views
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
 from tandem_cuda.ops.pack_weight import packed_like
@@ -117,3 +117,16 @@ PACKED = ops.pack_weight(WEIGHT)
 def test_bad_input(wrong, error, message):
     with pytest.raises(error, match=f"pack_weight: {message}"):
         ops.pack_weight(**{"weight": WEIGHT} | wrong)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_16_bit_float(dtype):
+    """Subnormals, infinities and NaNs among them, whatever torch does with subnormals."""
+    weight = torch.arange(2**16).to(torch.uint16).view(dtype).view(-1, 64)
+    want = ops.pack_weight(weight.float())
+    same(ops.pack_weight(weight), want)
+    torch.set_flush_denormal(True)
+    got = ops.pack_weight(weight)
+    torch.set_flush_denormal(False)
+    if dtype == torch.float16:  # has none that are subnormal in float32, too
+        same(got, want)

@@ -87,6 +87,7 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
   Sizes inputs = sizes_of(a.bits);
   inputs.erase(inputs.begin());
   check_integers(op, a);
+  check(a.terms >= 1 && a.terms <= 3, op, "terms must be 1, 2 or 3, got ", a.terms);
   // Only the gradient uses it, but a wrong one is a mistake at this call.
   if (a.count) check_operand(op, "count", *a.count, a.weight, inputs);
   if (a.scale) check_operand(op, "scale", *a.scale, a.weight, {geometry.out_channels});
@@ -103,6 +104,7 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
           channels_last(a.scale, 0),
           channels_last(a.bias, 0),
           engine_of(op, a.engine),
+          a.terms,
           type,
           std::nullopt,
           none(),

@@ -89,8 +89,12 @@ bool has_tensor_cores(const char* op) {
   return major >= 8;
 }
 
-// bf16 terms that hold every bit of a weight: of its 8, 11 or 24 bits of significand each takes 8.
-int exact_terms(ScalarType weight) { return weight == ScalarType::BFloat16 ? 1 : weight == ScalarType::Half ? 2 : 3; }
+// bf16 terms of a weight, each of which takes 8 bits of the significand: all 8 or 11 of narrow weights, of a float32's 24
+// as many as was asked for.
+int terms_of(const ProductPlan& plan) {
+  const ScalarType type = plan.weight.scalar_type();
+  return type == ScalarType::BFloat16 ? 1 : type == ScalarType::Half ? 2 : static_cast<int>(plan.terms);
+}
 
 template <class E, class T>
 void launch(const char* op, const ProductPlan& plan, double crossover, CudaProductArgs<E, T>& args,
@@ -100,7 +104,7 @@ void launch(const char* op, const ProductPlan& plan, double crossover, CudaProdu
     const bool can = has_tensor_cores(op);
     check(can || plan.engine != Engine::kDense, op,
           "engine dense needs a device of compute capability 8.0 or newer; engine event (or auto) does not");
-    const int terms = exact_terms(plan.weight.scalar_type());
+    const int terms = terms_of(plan);
     if (plan.engine == Engine::kDense) {
       check_launch(op, launch_tensor_core_product(args, terms, stream));
       return;

@@ -19,6 +19,7 @@ from .product import (
     product_gradients,
     save_product,
     saved_values,
+    terms_of,
 )
 
 
@@ -53,7 +54,8 @@ def count_conv2d(
             the forward pass.
         engine: "event": work in proportion to the spikes; "dense": torch's own convolution of float counts; "auto":
             the faster one for these counts. Weights have to be finite for the two to agree. On a CUDA device
-            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer.
+            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
+            multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
     Returns:
         [N, O, Ho, Wo], channels last in memory; differentiable in ``weight``, ``bias`` and ``count``.
@@ -64,7 +66,7 @@ def count_conv2d(
     """
     op = "count_conv2d"
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)
-    return torch.ops.tandem_cuda.count_conv2d(bits, count, weight, packed, scale, bias, *geometry, groups, engine)
+    return torch.ops.tandem_cuda.count_conv2d(bits, count, weight, packed, scale, bias, *geometry, groups, engine, terms_of(weight))
 
 
 Geometry = tuple[list[int], list[int], list[int]]
@@ -152,6 +154,7 @@ def _(
     dilation: list[int],
     groups: int,
     engine: str,
+    terms: int,
 ) -> Tensor:
     sizes = [bits.shape[1], weight.shape[0], *out_size(bits, weight, stride, padding, dilation)]
     return layout.empty_channels_last(weight, sizes, current_dtype(weight), 1)
@@ -202,7 +205,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    bits, count, weight, _, scale, _, *geometry, ctx.groups, _ = inputs
+    bits, count, weight, _, scale, _, *geometry, ctx.groups, _, _ = inputs
     ctx.geometry = tuple(geometry)
     save_product(ctx, bits, count, weight, scale)
 
@@ -211,7 +214,7 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     grads: Gradients = (None, None, None)
     if grad is not None:
         grads = conv2d_gradients(grad, ctx.saved_tensors, needed_gradients(ctx), ctx.geometry, ctx.groups)
-    return product_gradients(grads, 5)
+    return product_gradients(grads, 6)
 
 
 torch.library.register_autograd("tandem_cuda::count_conv2d", _backward, setup_context=_setup_context)

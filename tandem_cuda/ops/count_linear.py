@@ -18,6 +18,7 @@ from .product import (
     product_gradients,
     save_product,
     saved_values,
+    terms_of,
 )
 
 
@@ -44,7 +45,8 @@ def count_linear(
             forward pass.
         engine: "event": work in proportion to the spikes; "dense": torch's own matrix product of float counts; "auto":
             the faster one for these counts. Weights have to be finite for the two to agree. On a CUDA device
-            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer.
+            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
+            multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
     Returns:
         [N, ..., O]; differentiable in ``weight``, ``bias`` and ``count``.
@@ -54,7 +56,7 @@ def count_linear(
         ValueError: a shape or device that does not fit.
     """
     check_linear("count_linear", bits, count, weight, packed, scale, bias, engine)
-    return torch.ops.tandem_cuda.count_linear(bits, count, weight, packed, scale, bias, engine)
+    return torch.ops.tandem_cuda.count_linear(bits, count, weight, packed, scale, bias, engine, terms_of(weight))
 
 
 def check_linear(op: str, bits: Any, count: Any, weight: Any, packed: Any, scale: Any, bias: Any, engine: Any) -> None:
@@ -78,6 +80,7 @@ def _(
     scale: Tensor | None,
     bias: Tensor | None,
     engine: str,
+    terms: int,
 ) -> Tensor:
     sizes = [*bits.shape[1:-1], weight.shape[0]]
     return layout.empty_channels_last(weight, sizes, current_dtype(weight), len(sizes) - 1)
@@ -105,7 +108,7 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     grads: Gradients = (None, None, None)
     if grad is not None:
         grads = linear_gradients(grad, ctx.saved_tensors, needed_gradients(ctx))
-    return product_gradients(grads, 1)
+    return product_gradients(grads, 2)
 
 
 torch.library.register_autograd("tandem_cuda::count_linear", _backward, setup_context=_setup_context)

@@ -61,6 +61,23 @@ def current_dtype(weight: Tensor) -> torch.dtype:
     return torch.float32 if weight.dtype in checks.NARROW else weight.dtype
 
 
+def terms_of(weight: Tensor) -> int:
+    """How many bf16 terms CUDA's tensor cores take a float32 weight for; 3, all of it, where they have no say."""
+    return _float32_terms() if weight.is_cuda and weight.dtype == torch.float32 else 3
+
+
+_TERMS = {"highest": 3, "high": 2, "medium": 1}
+
+
+# A constant to torch.compile, which cannot trace the question.
+@torch.compiler.assume_constant_result
+def _float32_terms() -> int:
+    try:
+        return _TERMS[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # torch refuses to say where its newer setting, one for each backend, is in use
+        return 2 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 3
+
+
 def check_operand(op: str, argument: str, value: Any, weight: Tensor, expected: Sequence[int]) -> None:
     """Check a count, scale, bias or potential."""
     if weight.dtype not in checks.NARROW:

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from . import checks, layout
 from .count_conv2d import check_conv2d, conv2d_gradients, out_size
-from .product import Gradients, check_operand, current_dtype, needed_gradients, product_gradients, save_product
+from .product import (
+    Gradients,
+    check_operand,
+    current_dtype,
+    needed_gradients,
+    product_gradients,
+    save_product,
+    terms_of,
+)
 
 
 def spiking_conv2d(
@@ -61,7 +69,8 @@ def spiking_conv2d(
         engine: "event": work in proportion to the spikes; "dense": torch's own convolution on unpacked spikes, at most
             32 MiB at a time; "auto" counts the spikes and takes the faster one. Weights have
             to be finite for the two to agree. On a CUDA device
-            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer.
+            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
+            multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
     Returns:
         ``(bits, sum, potential)``: uint8 [P, N, O, Ho, Wo]; the sum over t of x[t] [N, O, Ho, Wo], which is the ANN's
@@ -93,6 +102,7 @@ def spiking_conv2d(
         threshold,
         leak,
         engine,
+        terms_of(weight),
         want_sum,
         want_potential,
     )
@@ -128,6 +138,7 @@ def _(
     threshold: float,
     leak: float,
     engine: str,
+    terms: int,
     want_sum: bool,
     want_potential: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,7 +157,7 @@ def _backward(ctx: Any, _bits: None, grad: Tensor | None, _potential: None) -> t
     grads: Gradients = (None, None, None)
     if grad is not None:
         grads = conv2d_gradients(grad, ctx.saved_tensors, needed_gradients(ctx), ctx.geometry, ctx.groups)
-    return product_gradients(per_time_step(grads, ctx.time_steps), 11)
+    return product_gradients(per_time_step(grads, ctx.time_steps), 12)
 
 
 def per_time_step(gradients: Gradients, time_steps: int) -> Gradients:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import checks
 from .count_linear import check_linear, linear_gradients
-from .product import Gradients, check_operand, needed_gradients, product_gradients, save_product
+from .product import Gradients, check_operand, needed_gradients, product_gradients, save_product, terms_of
 from .spiking_conv2d import empty_spiking_outputs, per_time_step
 
 
@@ -51,7 +51,8 @@ def spiking_linear(
         engine: "event": work in proportion to the spikes; "dense": torch's own matrix product on unpacked spikes, at
             most 32 MiB at a time; "auto" counts the spikes and takes the faster one. Weights have
             to be finite for the two to agree. On a CUDA device
-            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer.
+            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
+            multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
     Returns:
         ``(bits, sum, potential)``: uint8 [P, N, ..., O]; the sum over t of x[t] [N, ..., O], differentiable in
@@ -80,6 +81,7 @@ def spiking_linear(
         threshold,
         leak,
         engine,
+        terms_of(weight),
         want_sum,
         want_potential,
     )
@@ -98,6 +100,7 @@ def _(
     threshold: float,
     leak: float,
     engine: str,
+    terms: int,
     want_sum: bool,
     want_potential: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,7 +109,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    bits, count, weight, _, scale, _, _, ctx.time_steps, _, _, _, want_sum, _ = inputs
+    bits, count, weight, _, scale, _, _, ctx.time_steps, _, _, _, _, want_sum, _ = inputs
     save_product(ctx, bits, count, weight, scale)
     ctx.mark_non_differentiable(output[0], output[2], *([] if want_sum else [output[1]]))
 
@@ -115,7 +118,7 @@ def _backward(ctx: Any, _bits: None, grad: Tensor | None, _potential: None) -> t
     grads: Gradients = (None, None, None)
     if grad is not None:
         grads = linear_gradients(grad, ctx.saved_tensors, needed_gradients(ctx))
-    return product_gradients(per_time_step(grads, ctx.time_steps), 7)
+    return product_gradients(per_time_step(grads, ctx.time_steps), 8)
 
 
 torch.library.register_autograd("tandem_cuda::spiking_linear", _backward, setup_context=_setup_context)
