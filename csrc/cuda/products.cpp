@@ -89,8 +89,8 @@ bool has_tensor_cores(const char* op) {
   return major >= 8;
 }
 
-// bf16 terms of a weight, each of which takes 8 bits of the significand: all 8 or 11 of narrow weights, of a float32's 24
-// as many as was asked for.
+// bf16 terms of a weight, each of which takes 8 bits of the significand: all 8 or 11 of narrow weights, of a float32's
+// 24 as many as was asked for.
 int terms_of(const ProductPlan& plan) {
   const ScalarType type = plan.weight.scalar_type();
   return type == ScalarType::BFloat16 ? 1 : type == ScalarType::Half ? 2 : static_cast<int>(plan.terms);

@@ -66,7 +66,8 @@ def count_conv2d(
     """
     op = "count_conv2d"
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)
-    return torch.ops.tandem_cuda.count_conv2d(bits, count, weight, packed, scale, bias, *geometry, groups, engine, terms_of(weight))
+    how = (engine, terms_of(weight))
+    return torch.ops.tandem_cuda.count_conv2d(bits, count, weight, packed, scale, bias, *geometry, groups, *how)
 
 
 Geometry = tuple[list[int], list[int], list[int]]
