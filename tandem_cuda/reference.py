@@ -136,6 +136,28 @@ def tandem_count(
     return _couple(pre_activation, spike_count(bits, pre_activation.dtype), time_steps, threshold, leak, upper)
 
 
+def tandem_norm_count(
+    bits: Tensor,
+    product: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    time_steps: int,
+    *,
+    eps: float = 1e-5,
+    threshold: float = 1.0,
+    upper: float = math.inf,
+) -> Tensor:
+    """tandem_count of IF neurons for the pre-activation that batch norm makes of product [N, C, ...], differentiably.
+
+    mean, var: [C], those of product over all dimensions but C, for kernels that need not compute them; var is biased.
+    gamma, beta: [C]. Returns [N, C, ...] in the dtype of product.
+    """
+    v = F.batch_norm(product, None, None, gamma, beta, training=True, eps=eps)
+    return tandem_count(bits, v, time_steps, threshold, 1.0, upper)
+
+
 def integrate_and_fire(
     current: Tensor,
     time_steps: int,

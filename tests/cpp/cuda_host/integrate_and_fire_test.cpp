@@ -1,15 +1,16 @@
 // integrate_and_fire's kernel, run on the host, against a plain loop and the CPU's portable kernel: the same bits.
 #include "cuda/integrate_and_fire.cu"
-// Sanitizers judge the device's kernel; to build the other one for them takes a minute.
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define TANDEM_ISA scalar
-#include "cpu/kernels/simd.inl.h"
-// after what it needs
+
 #include <cstdio>
 #include <cstring>
 #include <limits>
 #include <vector>
 
+// Sanitizers judge the device's kernel; to build the other one for them takes a minute.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define TANDEM_ISA scalar
+#include "cpu/kernels/simd.inl.h"
+// after what it needs
 #include "cpu/kernels/integrate_and_fire.inl.h"
 #endif
 
