@@ -19,7 +19,7 @@ from ..spike_train import SpikeTrain
 from .encode import EncodedInput
 
 # Devices on which batch norm and the gate of the gradient share their passes over memory in training. Not the CPU, where
-# a layer's step takes 1.03 to 1.18 times as long with it: torch computes the variance slowly there.
+# it takes 1.03 to 1.18 times as long: torch computes the variance slowly there.
 FUSED_NORM = {"cuda"}
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
