@@ -28,10 +28,10 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // whatever grad is there. grad: like pre_activation, any shape -> the same, laid out in memory as pre_activation
   m.def("tandem_count_backward(Tensor grad, Tensor pre_activation, float threshold, float upper) -> Tensor");
 
-  // The tandem coupling behind batch norm, for neurons without leak. Forward: spike_count(bits) in the dtype of product.
-  // Backward: tandem_count's gradient for the pre-activation gamma * (product - mean) / sqrt(var + eps) + beta, led on to
-  // product, also through mean and var, which have to be its own over all but dimension 1 (var: biased), gamma and beta.
-  // product: [N, C, *spatial]; mean, var, gamma, beta: [C] -> [N, C, *spatial]
+  // The tandem coupling behind batch norm, for neurons without leak. Forward: spike_count(bits) in the dtype of
+  // product. Backward: tandem_count's gradient for the pre-activation gamma * (product - mean) / sqrt(var + eps) +
+  // beta, led on to product, also through mean and var, which have to be its own over all but dimension 1 (var:
+  // biased), gamma and beta. product: [N, C, *spatial]; mean, var, gamma, beta: [C] -> [N, C, *spatial]
   m.def(
       "tandem_norm_count(Tensor bits, Tensor product, Tensor mean, Tensor var, Tensor gamma, Tensor beta, float eps, "
       "int time_steps, float threshold, float upper) -> Tensor");

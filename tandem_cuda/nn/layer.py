@@ -18,8 +18,8 @@ from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .encode import EncodedInput
 
-# Devices on which batch norm and the gate of the gradient share their passes over memory in training. Not the CPU, where
-# it takes 1.03 to 1.18 times as long: torch computes the variance slowly there.
+# Devices on which batch norm and the gate of the gradient share their passes over memory in training. The CPU is none:
+# it takes 1.03 to 1.18 times as long so, since torch computes the variance slowly there.
 FUSED_NORM = {"cuda"}
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

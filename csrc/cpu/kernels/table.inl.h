@@ -15,7 +15,8 @@ namespace tandem::TANDEM_ISA {
 
 const Kernels kernels = {
     TANDEM_STRING(TANDEM_ISA),
-    {integrate_and_fire<float>, spike_count<float>, whole_bytes<float>, tandem_count_backward<float>, depthwise<float>, norm_sums<float>, norm_gradient<float>},
+    {integrate_and_fire<float>, spike_count<float>, whole_bytes<float>, tandem_count_backward<float>, depthwise<float>,
+     norm_sums<float>, norm_gradient<float>},
     {integrate_and_fire<double>, spike_count<double>, whole_bytes<double>, tandem_count_backward<double>,
      depthwise<double>, norm_sums<double>, norm_gradient<double>},
     {pack<float>, unpack<float>},

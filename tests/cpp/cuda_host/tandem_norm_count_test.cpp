@@ -44,13 +44,14 @@ int check(int64_t rows, int64_t channels, double upper) {
   std::unique_ptr<T[]> mean_t(new T[static_cast<size_t>(channels)]), var_t(new T[static_cast<size_t>(channels)]);
   const auto v_at = [&](int64_t row, int64_t c) {
     const auto i = static_cast<size_t>(c);
-    const double normal = (static_cast<double>(product[static_cast<size_t>(row * channels + c)]) - mean[i]) /
-                          std::sqrt(var[i] + eps);
+    const double normal =
+        (static_cast<double>(product[static_cast<size_t>(row * channels + c)]) - mean[i]) / std::sqrt(var[i] + eps);
     return static_cast<double>(gamma[i]) * normal + static_cast<double>(beta[i]);
   };
   for (int64_t c = 0; c < channels; ++c) {
     const auto i = static_cast<size_t>(c);
-    for (int64_t row = 0; row < rows; ++row) mean[i] += static_cast<double>(product[static_cast<size_t>(row * channels + c)]);
+    for (int64_t row = 0; row < rows; ++row)
+      mean[i] += static_cast<double>(product[static_cast<size_t>(row * channels + c)]);
     mean[i] /= static_cast<double>(rows);
     for (int64_t row = 0; row < rows; ++row) {
       const double rest = static_cast<double>(product[static_cast<size_t>(row * channels + c)]) - mean[i];
@@ -63,7 +64,8 @@ int check(int64_t rows, int64_t channels, double upper) {
 
   const int64_t chunks = (rows + kNormRows - 1) / kNormRows;
   std::unique_ptr<T[]> out(new T[static_cast<size_t>(n)]), sums(new T[static_cast<size_t>(chunks * 2 * channels)]);
-  std::unique_ptr<T[]> grad_gamma(new T[static_cast<size_t>(channels)]), grad_beta(new T[static_cast<size_t>(channels)]);
+  std::unique_ptr<T[]> grad_gamma(new T[static_cast<size_t>(channels)]),
+      grad_beta(new T[static_cast<size_t>(channels)]);
   CudaNormGradientArgs<T> args = {};
   args.grad = grad.get(), args.product = product.get(), args.mean = mean_t.get(), args.var = var_t.get();
   args.gamma = gamma.get(), args.beta = beta.get();
@@ -82,9 +84,10 @@ int check(int64_t rows, int64_t channels, double upper) {
       const auto r = static_cast<size_t>(row);
       const double v = v_at(row, c);
       skip = skip || (sizeof(T) == 4 && doubtful(v, upper));
-      normal[r] = (static_cast<double>(product[static_cast<size_t>(row * channels + c)]) - mean[i]) /
-                  std::sqrt(var[i] + eps);
-      gated[r] = v > 0 && v <= upper ? static_cast<double>(grad[static_cast<size_t>(row * channels + c)]) / threshold : 0;
+      normal[r] =
+          (static_cast<double>(product[static_cast<size_t>(row * channels + c)]) - mean[i]) / std::sqrt(var[i] + eps);
+      gated[r] =
+          v > 0 && v <= upper ? static_cast<double>(grad[static_cast<size_t>(row * channels + c)]) / threshold : 0;
       sum += gated[r];
       along += gated[r] * normal[r];
       size += std::fabs(gated[r]);
