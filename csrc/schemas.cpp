@@ -28,6 +28,19 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // whatever grad is there. grad: like pre_activation, any shape -> the same, laid out in memory as pre_activation
   m.def("tandem_count_backward(Tensor grad, Tensor pre_activation, float threshold, float upper) -> Tensor");
 
+  // The tandem coupling behind batch norm, for neurons without leak. Forward: spike_count(bits) in the dtype of
+  // product. Backward: tandem_count's gradient for the pre-activation gamma * (product - mean) / sqrt(var + eps) +
+  // beta, led on to product, also through mean and var, which have to be its own over all but dimension 1 (var:
+  // biased), gamma and beta. product: [N, C, *spatial]; mean, var, gamma, beta: [C] -> [N, C, *spatial]
+  m.def(
+      "tandem_norm_count(Tensor bits, Tensor product, Tensor mean, Tensor var, Tensor gamma, Tensor beta, float eps, "
+      "int time_steps, float threshold, float upper) -> Tensor");
+
+  // grad: [N, C, *spatial] -> gradients of product [N, C, *spatial], gamma [C] and beta [C]
+  m.def(
+      "tandem_norm_count_backward(Tensor grad, Tensor product, Tensor mean, Tensor var, Tensor gamma, Tensor beta, "
+      "float eps, float threshold, float upper) -> (Tensor, Tensor, Tensor)");
+
   // x[t] = scale * current + bias (constant), the same at t = 1 and bias after it (impulse), or
   // scale * current[t] + bias (series). scale: [C]
   // current: [N, C, *spatial], series [T, N, C, *spatial]; bias: [C], per time step; potential: [N, C, *spatial]
@@ -44,12 +57,12 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // x[t] = scale * (weight * s[t]) + bias, then the neuron loop. bits: [P, N, *, F]; weight: [O, F]; packed:
   // pack_weight(weight); scale: [O], must be given with int8 weights; bias: [O], per time step; potential: [N, *, O];
   // count: [N, *, F] carries the gradient to the layer below and is not read in the forward pass; engine: auto, event
-  // or dense
+  // or dense; terms: 1, 2 or 3, bf16 terms of a float32 weight on tensor cores, of no account anywhere else
   // -> bits [P, N, *, O], sum over t of x[t] [N, *, O], final potential [N, *, O]
   m.def(
       "spiking_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
-      "Tensor? potential, int time_steps, float threshold, float leak, str engine, bool want_sum, bool want_potential) "
-      "-> (Tensor, Tensor, Tensor)");
+      "Tensor? potential, int time_steps, float threshold, float leak, str engine, int terms, bool want_sum, bool "
+      "want_potential) -> (Tensor, Tensor, Tensor)");
 
   // The same with a 2-D convolution. bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step;
   // potential: [N, O, Ho, Wo]; count: [N, C, H, W]
@@ -57,19 +70,18 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   m.def(
       "spiking_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
       "Tensor? potential, int[2] stride, int[2] padding, int[2] dilation, int groups, int time_steps, float threshold, "
-      "float leak, str engine, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
+      "float leak, str engine, int terms, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
 
   // scale * (weight * (spike count of bits)) + bias; what batch norm needs before the neurons can fire.
   // bits: [P, N, *, F]; count: [N, *, F] as above; weight: [O, F]; bias: [O] -> [N, *, O]
   m.def(
       "count_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, str "
-      "engine) "
-      "-> Tensor");
+      "engine, int terms) -> Tensor");
 
   // The same with a 2-D convolution. bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O] -> [N, O, Ho, Wo]
   m.def(
       "count_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
-      "int[2] stride, int[2] padding, int[2] dilation, int groups, str engine) -> Tensor");
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, str engine, int terms) -> Tensor");
 
   // The gradient of such a convolution with respect to its weights; sparse where the counts are.
   // grad: [N, O, Ho, Wo]; count: [N, C, H, W]; weight: for its shape -> [O, C/groups, kH, kW], contiguous

@@ -136,6 +136,28 @@ def tandem_count(
     return _couple(pre_activation, spike_count(bits, pre_activation.dtype), time_steps, threshold, leak, upper)
 
 
+def tandem_norm_count(
+    bits: Tensor,
+    product: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    time_steps: int,
+    *,
+    eps: float = 1e-5,
+    threshold: float = 1.0,
+    upper: float = math.inf,
+) -> Tensor:
+    """tandem_count of IF neurons for the pre-activation that batch norm makes of product [N, C, ...], differentiably.
+
+    mean, var: [C], those of product over all dimensions but C, for kernels that need not compute them; var is biased.
+    gamma, beta: [C]. Returns [N, C, ...] in the dtype of product.
+    """
+    v = F.batch_norm(product, None, None, gamma, beta, training=True, eps=eps)
+    return tandem_count(bits, v, time_steps, threshold, 1.0, upper)
+
+
 def integrate_and_fire(
     current: Tensor,
     time_steps: int,
@@ -194,13 +216,14 @@ def spiking_linear(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spiking neurons behind a linear layer: x[t] = scale * (weight * s[t]) + bias.
 
-    bits: [P, N, ..., F]; weight: [O, F], int8 too where there is a scale; bias: [O], per time step; potential: [N, ...,
-    O]; scale: [O], no gradient; count: [N, ..., F], to which the gradient of the sum flows; its value is not read.
+    bits: [P, N, ..., F]; weight: [O, F], narrower than float32 too, int8 only with a scale; bias: [O], per time step;
+    potential: [N, ..., O]; scale: [O], no gradient; count: [N, ..., F], to which the gradient of the sum flows; its
+    value is not read.
     Returns bits [P, N, ..., O], the sum of x[t] (differentiable) and the final potential, both [N, ..., O].
     """
     _check_bits("spiking_linear", bits, time_steps)
     with torch.no_grad():
-        steps = [_linear(s, weight, bias, scale) for s in unpack_spikes(bits, time_steps, _dtype(weight, scale))]
+        steps = [_linear(s, weight, bias, scale) for s in unpack_spikes(bits, time_steps, _dtype(weight))]
     spikes, final = neuron_loop(steps, potential, threshold, leak)
     # In exact arithmetic the sum of the currents is this product with the counts, which carries its gradient.
     bias_sum = None if bias is None else time_steps * bias
@@ -234,7 +257,7 @@ def spiking_conv2d(
     """
     _check_bits("spiking_conv2d", bits, time_steps)
     with torch.no_grad():
-        dense = unpack_spikes(bits, time_steps, _dtype(weight, scale))
+        dense = unpack_spikes(bits, time_steps, _dtype(weight))
         steps = [_conv2d(s, weight, bias, scale, stride, padding, dilation, groups) for s in dense]
     spikes, final = neuron_loop(steps, potential, threshold, leak)
     bias_sum = None if bias is None else time_steps * bias
@@ -253,10 +276,10 @@ def count_linear(
 ) -> Tensor:
     """Return scale * (weight * (spike count of bits)) + bias: bits [P, N, ..., F], weight [O, F] -> [N, ..., O].
 
-    weight: int8 too where there is a scale; bias, scale: [O], no gradient flows to the scale; count: [N, ..., F], to
-    which the gradient of the counts flows; its value is not read.
+    weight: narrower than float32 too, int8 only with a scale; bias, scale: [O], no gradient flows to the scale; count:
+    [N, ..., F], to which the gradient of the counts flows; its value is not read.
     """
-    return _linear(_count(bits, count, _dtype(weight, scale)), weight, bias, scale)
+    return _linear(_count(bits, count, _dtype(weight)), weight, bias, scale)
 
 
 def count_conv2d(
@@ -272,29 +295,31 @@ def count_conv2d(
     count: Tensor | None = None,
 ) -> Tensor:
     """count_linear with a 2-D convolution: bits [P, N, C, H, W], weight [O, C/groups, kH, kW] -> [N, O, Ho, Wo]."""
-    dense = _count(bits, count, _dtype(weight, scale))
+    dense = _count(bits, count, _dtype(weight))
     return _conv2d(dense, weight, bias, scale, stride, padding, dilation, groups)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
     """scale * (weight * x) + bias: x [..., F] -> [..., O]."""
+    weight = weight.to(x.dtype)
     if scale is None:
         return F.linear(x, weight, bias)
-    scaled = scale.detach() * F.linear(x, weight.to(scale.dtype))
+    scaled = scale.detach() * F.linear(x, weight)
     return scaled if bias is None else scaled + bias
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *geometry: Any) -> Tensor:
     """The same with a convolution; geometry: stride to groups, as F.conv2d takes them."""
+    weight = weight.to(x.dtype)
     if scale is None:
         return F.conv2d(x, weight, bias, *geometry)
-    scaled = scale.detach().reshape(-1, 1, 1) * F.conv2d(x, weight.to(scale.dtype), None, *geometry)
+    scaled = scale.detach().reshape(-1, 1, 1) * F.conv2d(x, weight, None, *geometry)
     return scaled if bias is None else scaled + bias.reshape(-1, 1, 1)
 
 
-def _dtype(weight: Tensor, scale: Tensor | None) -> torch.dtype:
-    """That of the currents."""
-    return weight.dtype if scale is None else scale.dtype
+def _dtype(weight: Tensor) -> torch.dtype:
+    """That of the currents: narrower weights have float32 ones."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def _count(bits: Tensor, count: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,8 @@ ISAS = _C.build_info()["cpu_isas_runnable"]
 THREADS = (1, 2)
 
 FLOATS = (torch.float32, torch.float64)
+HALVES = (torch.float16, torch.bfloat16)
+WEIGHTS = (*FLOATS, *HALVES, torch.int8)
 LEAKS = (1.0, 0.5, 0.75, 0.9)
 THRESHOLDS = (0.25, 1.0, 2.5, 0.7)
 RATES = (0.0, 0.05, 0.5, 1.0)
@@ -156,7 +158,7 @@ class Variant:
     @property
     def dtype(self):
         """Of currents, bias, potential and count."""
-        return torch.float32 if self.weights == torch.int8 else self.weights
+        return torch.float64 if self.weights == torch.float64 else torch.float32
 
     def operands(self, *shape, seed):
         """(weight, scale or None): sums of the weights are exact, so that with any scale each current is rounded once.
@@ -176,7 +178,7 @@ class Variant:
 @st.composite
 def variants(draw):
     """Every way to call a product."""
-    weights = draw(st.sampled_from((*FLOATS, torch.int8)))
+    weights = draw(st.sampled_from(WEIGHTS))
     integers = weights == torch.int8
     engine = draw(st.sampled_from(ENGINES[:2] if integers else ENGINES))
     return Variant(weights, integers or draw(st.booleans()), draw(st.booleans()), engine)
@@ -186,6 +188,9 @@ VARIANTS = {
     "float32": Variant(torch.float32, engine="event"),
     "float64": Variant(torch.float64, scaled=True, packed=True, engine="event"),
     "dense": Variant(torch.float32, scaled=True, engine="dense"),
+    "bfloat16": Variant(torch.bfloat16, engine="event"),
+    "float16": Variant(torch.float16, scaled=True, packed=True, engine="event"),
+    "bfloat16 dense": Variant(torch.bfloat16, engine="dense"),
     "int8": Variant(torch.int8, scaled=True, packed=True),
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -194,14 +199,24 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIAN
 GRADIENTS = {
     "plain": Variant(torch.float64),
     "scaled": Variant(torch.float64, scaled=True, packed=True, engine="dense"),
+    "bfloat16": Variant(torch.bfloat16, scaled=True),
+    "float16": Variant(torch.float16, packed=True),
     "int8": VARIANTS["int8"],
 }
 every_gradient = pytest.mark.parametrize("variant", GRADIENTS.values(), ids=GRADIENTS)
 
 
+def bfloat16(*shape, seed):
+    return dyadic(*shape, seed=seed, dtype=torch.bfloat16)
+
+
 def int8(*shape, seed):
     """Random weights of the whole range."""
     return torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator(seed))
+
+
+# Of gradients, which are rounded to the dtype of what they are of.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 def check_gradients(name, bits, shape, variant, *, bias, count, **named):
@@ -220,20 +235,23 @@ def check_gradients(name, bits, shape, variant, *, bias, count, **named):
         assert total.requires_grad == bool(leaves)
         seed_grad = torch.randn(total.shape, generator=generator(3), dtype=total.dtype)
         results.append(torch.autograd.grad(total, leaves, seed_grad) if leaves else ())
-    tolerance = 1e-12 if variant.dtype == torch.float64 else 1e-4
-    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+    for got, want, leaf in zip(*results, leaves, strict=True):
+        assert got.dtype == leaf.dtype
+        tolerance = TOLERANCES[leaf.dtype]
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
 # Of the operators' opchecks: with gradients and optional arguments or without, float and int8 weights.
 def opcheck_operands(test):
-    test = pytest.mark.parametrize(("draw", "optional"), [(dyadic, True), (dyadic, False), (int8, True)])(test)
+    draws = [(dyadic, True), (dyadic, False), (int8, True), (bfloat16, True)]
+    test = pytest.mark.parametrize(("draw", "optional"), draws)(test)
     return pytest.mark.parametrize("requires_grad", [True, False])(test)
 
 
 def direct_arguments(bits, weight, *, optional, requires_grad, groups=1):
     """(bits, count, weight, packed, scale, bias) as torch.ops.tandem_cuda takes them."""
     integers = weight.dtype == torch.int8
-    dtype = torch.float32 if integers else weight.dtype
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     scale = dyadic(len(weight), seed=4, dtype=dtype) if optional or integers else None
     packed = ops.pack_weight(weight, groups) if optional else None
     bias = dyadic(len(weight), seed=2, dtype=dtype).requires_grad_(requires_grad) if optional else None

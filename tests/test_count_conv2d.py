@@ -242,9 +242,9 @@ def test_opcheck(batch, draw, optional, requires_grad, geometry):
     how = {"optional": optional, "requires_grad": requires_grad, "groups": geometry[-1]}
     op = torch.ops.tandem_cuda.count_conv2d.default
     engine = "auto" if draw is int8 else "dense"
-    torch.library.opcheck(op, (*direct_arguments(bits, weight, **how), *geometry, engine))
+    torch.library.opcheck(op, (*direct_arguments(bits, weight, **how), *geometry, engine, 3))
     strided = bits.contiguous(), weight.mT.contiguous().mT
-    torch.library.opcheck(op, (*direct_arguments(*strided, **how), *geometry, "event"))
+    torch.library.opcheck(op, (*direct_arguments(*strided, **how), *geometry, "event", 3))
 
 
 BITS = torch.zeros(2, 3, 4, 6, 5, dtype=torch.uint8)
@@ -257,7 +257,7 @@ BAD_CONV2D = [
     ({"bits": BITS[:0]}, ValueError, r"bits must be .* at least one plane, got \[0, 3, 4, 6, 5\]"),
     ({"bits": BITS[0]}, ValueError, r"bits must be \[P, N, C, H, W\], got \[3, 4, 6, 5\]"),
     ({"weight": [1.0]}, TypeError, "weight must be a Tensor, got list"),
-    ({"weight": WEIGHT.half()}, TypeError, "weight must be float32, float64 or int8, got torch.float16"),
+    ({"weight": WEIGHT.to(torch.complex64)}, TypeError, "weight must be .* or int8, got torch.complex64"),
     ({"weight": WEIGHT.to(META)}, ValueError, "weight must be on the device of bits, cpu, got meta"),
     ({"weight": WEIGHT[0]}, ValueError, r"weight must be \[O, C/groups, kH, kW\], got \[4, 3, 2\]"),
     ({"weight": WEIGHT[:, :3]}, ValueError, r"weight must be \[O, 4, kH, kW\] .*, got \[8, 3, 3, 2\]"),

@@ -178,9 +178,9 @@ def test_opcheck(draw, batch, optional, requires_grad):
     bits, weight = planes(9, *batch, 7, seed=0), draw(4, 7, seed=1)
     how = {"optional": optional, "requires_grad": requires_grad}
     op = torch.ops.tandem_cuda.count_linear.default
-    torch.library.opcheck(op, (*direct_arguments(bits, weight, **how), "auto" if draw is int8 else "dense"))
+    torch.library.opcheck(op, (*direct_arguments(bits, weight, **how), "auto" if draw is int8 else "dense", 3))
     strided = bits.mT.contiguous().mT, weight.t().contiguous().t()
-    torch.library.opcheck(op, (*direct_arguments(*strided, **how), "event"))
+    torch.library.opcheck(op, (*direct_arguments(*strided, **how), "event", 3))
 
 
 BITS = torch.zeros(2, 4, 3, dtype=torch.uint8)
@@ -202,7 +202,10 @@ def bad_operands(weight):
         ({**int8, "scale": scale.double()}, TypeError, f"scale must be float32 with int8 weights, got {float64}"),
         ({**int8, "scale": scale.to(META)}, ValueError, "scale must be on the device of weight, cpu, got meta"),
         ({**int8, "scale": scale[1:]}, ValueError, rf"scale must be \[{n}\], got \[{n - 1}\]"),
-        ({**int8, "bias": scale.double()}, TypeError, f"bias must have the dtype of scale, {float32}, got {float64}"),
+        ({**int8, "bias": scale.double()}, TypeError, f"bias must be float32 with int8 weights, got {float64}"),
+        ({"weight": weight.half(), "bias": scale.half()}, TypeError, "bias must be float32 with float16 weights, got"),
+        ({"weight": weight.bfloat16(), "scale": scale.double()}, TypeError, "scale must be float32 with bfloat16 .*"),
+        ({"weight": weight.half(), "packed": packed.half()}, ValueError, f"{wrong}{float32} .*, got torch.float16"),
         ({**int8, "packed": packed}, ValueError, f"{wrong}torch.int16 .*, got {float32}"),
         ({"scale": [1.0]}, TypeError, "scale must be a Tensor, got list"),
         ({"scale": scale.double()}, TypeError, f"scale must have the dtype of weight, {float32}, got {float64}"),
@@ -225,8 +228,8 @@ BAD_LINEAR = [
     ({"bits": BITS[:0]}, ValueError, r"bits must be .* at least one plane, got \[0, 4, 3\]"),
     ({"bits": BITS[0]}, ValueError, r"bits must be \[P, N, \.\.\., F\], got \[4, 3\]"),
     ({"weight": None}, TypeError, "weight must be a Tensor, got NoneType"),
-    ({"weight": WEIGHT.half()}, TypeError, "weight must be float32, float64 or int8, got torch.float16"),
-    ({"weight": WEIGHT.int()}, TypeError, "weight must be float32, float64 or int8, got torch.int32"),
+    ({"weight": WEIGHT.to(torch.complex64)}, TypeError, "weight must be .* or int8, got torch.complex64"),
+    ({"weight": WEIGHT.int()}, TypeError, "weight must be float32, .*, bfloat16 or int8, got torch.int32"),
     ({"weight": WEIGHT.to(META)}, ValueError, "weight must be on the device of bits, cpu, got meta"),
     ({"weight": WEIGHT[0]}, ValueError, r"weight must be \[O, 3\] .*, got \[3\]"),
     ({"weight": WEIGHT[..., None]}, ValueError, r"weight must be \[O, 3\] .*, got \[5, 3, 1\]"),

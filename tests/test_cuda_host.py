@@ -7,7 +7,12 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from exact import HALVES, generator, planes
+from tandem_cuda import ops
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "cpp" / "cuda_host"
@@ -117,7 +122,7 @@ def host(tmp_path_factory):
         pytest.skip("no g++")
     host = Host(tmp_path_factory.mktemp("cuda_host"))
     with ThreadPoolExecutor(os.cpu_count()) as host.pool:
-        for name in ["seeded_bugs", *TESTS]:
+        for name in ["seeded_bugs", "run_products", *TESTS]:
             for variant in VARIANTS:
                 host.build_host(name, FOLDER / f"{name}.cpp", variant)
         yield host
@@ -149,6 +154,142 @@ def test_under_sanitizers(host, name, variant):
 def test_in_more_orders(host, name, variant, seed):
     result = host.run(name, variant, order="rand", seed=str(seed))
     assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
+
+
+# ---- Products, against the library's own on the CPU
+
+# What run_products calls the weights' dtypes.
+WEIGHTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int8)
+# Significands that need all of the terms that hold them, but whose sums are exact in float32: up to these.
+LARGEST = {torch.float32: 2**17, torch.float64: 2**17, torch.float16: 2**11, torch.bfloat16: 2**8, torch.int8: 2**7}
+# Batch, channels, height, width, outputs, kernel, stride, padding, dilation, groups; time steps; rate.
+SHAPES = [
+    ((2, 18, 3, 4, 20, 3, 1, 1, 1, 1), 8, 0.15),
+    ((1, 16, 3, 3, 16, 1, 1, 0, 1, 1), 1, 0.5),
+    ((3, 20, 6, 5, 40, 3, 2, 1, 1, 1), 8, 0.1),
+    ((1, 17, 5, 5, 33, 3, 1, 2, 2, 1), 11, 0.1),
+    ((2, 3, 6, 6, 10, 5, 1, 2, 1, 1), 20, 0.05),
+    ((1, 24, 4, 4, 24, 3, 1, 1, 1, 3), 9, 0.2),
+    ((1, 6, 5, 4, 12, 3, 1, 1, 1, 6), 8, 0.3),
+    ((5, 100, 1, 1, 130, 1, 1, 0, 1, 1), 17, 0.1),
+    ((1, 48, 9, 9, 64, 1, 1, 0, 1, 1), 8, 0.0),
+    ((1, 34, 3, 9, 18, 3, 1, 1, 1, 2), 16, 0.1),
+    *(((1, 18, 3, 4, 20, 3, 1, 1, 1, 1), steps, 0.15) for steps in range(1, 21)),
+]
+
+
+def rounded(weight, terms):
+    """A float32 weight as its terms hold it: bf16 numbers, the last one of fewer than three to the nearest."""
+    if terms == 3:
+        return weight
+    first = (weight.view(torch.int32) & ~0xFFFF).view(torch.float32) if terms == 2 else torch.zeros_like(weight)
+    return first + (weight - first).bfloat16().float()
+
+
+def hows(dtype):
+    """(terms, or 0 for the gather engine; most blocks, or 0)."""
+    cores = {torch.float32: (1, 2, 3), torch.float16: (2,), torch.bfloat16: (1,)}.get(dtype, ())
+    return [(0, 0), (0, 2), *((terms, 0) for terms in cores)]
+
+
+class Call:
+    """A product: the arguments of the CPU's operator, and what run_products reads of them."""
+
+    def __init__(self, number, shape, steps, rate, dtype, how, counts):
+        n, c, h, w, o, kernel, stride, padding, dilation, groups = shape
+        largest, self.steps, self.dtype, self.how, self.counts = LARGEST[dtype], steps, dtype, how, counts
+        random = generator(number)
+        whole = torch.randint(-largest, largest, (o, c // groups, kernel, kernel), generator=random)
+        self.weight = whole.to(dtype) if dtype == torch.int8 else (whole.double() / largest / 8).to(dtype)
+        float_ = torch.float64 if dtype == torch.float64 else torch.float32
+        self.bits = planes(steps, n, c, h, w, seed=number, rate=rate)
+        out = torch.nn.functional.conv2d(
+            torch.zeros(n, c, h, w), torch.zeros(self.weight.shape), None, stride, padding, dilation, groups
+        ).shape
+        integers = dtype == torch.int8
+        some = [number % 3 == 0 or integers, number % 2 == 0, number % 5 < 3 and not counts]
+        scale, bias, initial = (
+            torch.randint(low, high, size, generator=random).to(float_) / divisor
+            for low, high, size, divisor in (
+                (-1, 4, (o,), 512 if integers else 2),
+                (-4, 6, (o,), 64),
+                (-16, 24, out, 64),
+            )
+        )
+        self.scale, self.bias, self.initial = (
+            x if there else None for x, there in zip((scale, bias, initial), some, strict=True)
+        )
+        self.geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        self.neuron = {"threshold": 0.25, "leak": (1.0, 0.5, 0.75)[number % 3]}
+        kernels = [x for x in (kernel, stride, padding, dilation) for _ in range(2)]
+        self.sizes = [n, c, h, w, o, *out[2:], *kernels, groups, steps, how[0], counts, how[1]]
+
+    def written(self):
+        """As run_products reads it."""
+        arrays = [self.bits.permute(0, 1, 3, 4, 2), self.weight, self.scale, self.bias]
+        arrays += [None if self.initial is None else self.initial.permute(0, 2, 3, 1)]
+        parts = [np.array([WEIGHTS.index(self.dtype), *self.sizes], np.int64), np.array([*self.neuron.values()])]
+        for array in arrays:
+            values = b"" if array is None else array.contiguous().view(torch.uint8).numpy().tobytes()
+            parts += [np.int64(len(values)), values]
+        return b"".join(part if isinstance(part, bytes) else part.tobytes() for part in parts)
+
+    def expected(self):
+        """What the CPU's operators return: packed weights, bits, sum and potential, channels last."""
+        terms = self.how[0]
+        weight = rounded(self.weight, terms) if self.dtype == torch.float32 and terms else self.weight
+        named = {**self.geometry, "scale": self.scale, "bias": self.bias, "engine": "event"}
+        if self.counts:
+            results = [self.bits[:0], ops.count_conv2d(self.bits, weight, **named), None]
+        else:
+            results = ops.spiking_conv2d(
+                self.bits, weight, potential=self.initial, time_steps=self.steps, **named, **self.neuron
+            )
+        channels = [None if x is None else x.movedim(-3, -1).contiguous() for x in results]
+        return [ops.pack_weight(self.weight, self.geometry["groups"]), *channels]
+
+
+@pytest.fixture(scope="session")
+def calls():
+    out = []
+    for shape, steps, rate in SHAPES:
+        for dtype in WEIGHTS:
+            for how in hows(dtype):
+                out += [Call(len(out), shape, steps, rate, dtype, how, counts) for counts in (0, 1)]
+    return [(call, call.expected()) for call in out]
+
+
+@pytest.mark.parametrize(
+    ("variant", "order"), [*(("plain", order) for order in ORDERS), ("asan", "asc"), ("tsan", "asc")]
+)
+def test_products_of_the_cpu(host, calls, tmp_path, variant, order):
+    """Both engines, every number of terms and every kind of weight make what the CPU's kernels make, to the bit."""
+    (tmp_path / "in").write_bytes(b"".join(call.written() for call, _ in calls))
+    result = host.run("run_products", variant, tmp_path / "in", tmp_path / "out", order=order)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{len(calls)} calls\n", "")
+    rest = memoryview((tmp_path / "out").read_bytes())
+    spikes = 0
+    for call, expected in calls:
+        for name, want in zip(("packed", "bits", "sum", "potential"), expected, strict=True):
+            size = int.from_bytes(rest[:8], "little")
+            got, rest = rest[8 : 8 + size], rest[8 + size :]
+            want = b"" if want is None else want.numpy().tobytes()
+            assert got == want, (name, call.dtype, call.how, call.counts, call.sizes)
+        spikes += 0 if call.counts else int(np.unpackbits(expected[1].numpy()).sum())
+    assert not rest
+    assert spikes > 10000  # silence would prove little
+
+
+def test_rounding_to_terms_is_what_it_says():
+    """Of the test's own: each number of terms has the accuracy that docs/cuda.md gives, and no better."""
+    weight = torch.randn(10000, generator=generator(0))
+    for terms, largest in ((1, 2**-8), (2, 2**-15)):
+        error = ((rounded(weight, terms) - weight) / weight).abs().max()
+        assert largest / 4 < error <= largest
+    for dtype, terms in zip(HALVES, (2, 1), strict=True):
+        narrow = weight.to(dtype).float()
+        assert torch.equal(rounded(narrow, terms), narrow)
+    assert not torch.equal(rounded(weight.half().float(), 1), weight.half().float())
 
 
 # ---- The harness itself

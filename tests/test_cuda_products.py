@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
 ]
 
-KINDS = ("float32", "float64", "int8")
+KINDS = ("float32", "float64", "float16", "bfloat16", "int8")
 every_engine = pytest.mark.parametrize("engine", ["auto", "event", "dense"])
 
 
@@ -24,8 +24,8 @@ def operands(kind, *shape, seed):
     """Weights, the scale that they need, and the dtype of the neurons."""
     if kind == "int8":
         return int8(*shape, seed=seed), dyadic(shape[0], seed=seed + 1), torch.float32
-    dtype = getattr(torch, kind)
-    return dyadic(*shape, seed=seed, dtype=dtype), None, dtype
+    dtype = torch.float64 if kind == "float64" else torch.float32
+    return dyadic(*shape, seed=seed, dtype=getattr(torch, kind)), None, dtype
 
 
 def moved(named):
@@ -33,8 +33,8 @@ def moved(named):
 
 
 def served(kind, engine):
-    """The tensor-core engine is one for float32."""
-    return engine != "dense" or kind == "float32"
+    """The tensor-core engine has float32 sums of floating-point weights."""
+    return engine != "dense" or kind in ("float32", "float16", "bfloat16")
 
 
 @every_engine
@@ -70,7 +70,7 @@ def test_conv2d(engine, case, time_steps, kind, rate, leak, optional, seed):
 @pytest.mark.parametrize("time_steps", [1, 8, 19])
 def test_linear(engine, kind, shape, time_steps):
     if not served(kind, engine):
-        pytest.skip("the tensor-core engine serves float32 alone")
+        pytest.skip("the tensor-core engine serves neither float64 nor int8")
     n, inputs, outputs = shape
     bits = planes(time_steps, n, inputs, seed=1)
     weight, scale, dtype = operands(kind, outputs, inputs, seed=2)
@@ -110,6 +110,90 @@ def test_float32_accuracy():
         bits.cuda(), weight.cuda(), padding=1, time_steps=8, threshold=1e9, want_sum=True, engine="dense"
     )[1]
     assert (got.cpu() - exact).abs().max() <= 2 * (plain - exact).abs().max()
+
+
+def sums(bits, weight, engine, terms=3):
+    """Of random weights, whose rounding gives away who computed them."""
+    arguments = (bits, None, weight, None, None, None, None, [1, 1], [1, 1], [1, 1], 1, 8, 1e9, 1.0)
+    return torch.ops.tandem_cuda.spiking_conv2d(*arguments, engine, terms, True, False)[1]
+
+
+@pytest.mark.parametrize(
+    ("precision", "terms", "error"), [("highest", 3, 0), ("high", 2, 2**-15), ("medium", 1, 2**-8)]
+)
+def test_precision_is_that_of_torch(precision, terms, error):
+    """Fewer terms spoil a sum by no more than its weights together; 3 are as good as float32."""
+    bits = planes(8, 8, 128, 8, 8, seed=7, rate=0.2)
+    weight = torch.randn(128, 128, 3, 3, generator=torch.Generator().manual_seed(8))
+    exact = sums(bits, weight.double(), "event")
+    allowed = error * sums(bits, weight.double().abs(), "event") + 2 * (sums(bits, weight, "event") - exact).abs().max()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        got = ops.spiking_conv2d(
+            bits.cuda(), weight.cuda(), padding=1, time_steps=8, threshold=1e9, want_sum=True, engine="dense"
+        )[1].cpu()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert ((got - exact).abs() <= allowed).all()
+    identical(sums(bits.cuda(), weight.cuda(), "dense", terms), got)
+    if error:
+        assert (got - exact).abs().max() > 100 * (sums(bits, weight, "event") - exact).abs().max()
+
+
+@pytest.mark.parametrize(("rate", "engine"), [(0.001, "event"), (0.3, "dense")])
+def test_which_engine_auto_chooses(rate, engine):
+    """With one term the tensor cores' sums are far from the gather engine's."""
+    bits = planes(8, 4, 64, 16, 16, seed=5, rate=rate).cuda()
+    weight = torch.randn(64, 64, 3, 3, generator=torch.Generator().manual_seed(8)).cuda()
+    engines = {name: sums(bits, weight, name, terms=1) for name in ("event", "dense", "auto")}
+    assert not torch.equal(engines["event"], engines["dense"])
+    assert torch.equal(engines["auto"], engines[engine])
+
+
+def test_streams_beside_each_other():
+    """Each stream its own inputs, results and count of spikes; nothing is shared."""
+    weight = dyadic(64, 64, 3, 3, seed=6)
+    here, packed = weight.cuda(), ops.pack_weight(weight.cuda())
+    inputs = [planes(8, 4, 64, 16, 16, seed=i, rate=(0.001, 0.1)[i % 2]) for i in range(6)]
+    there = [bits.cuda() for bits in inputs]
+    streams = [torch.cuda.Stream() for _ in inputs]
+    torch.cuda.synchronize()
+    results = []
+    for _ in range(3):
+        for stream, bits in zip(streams, there, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(ops.spiking_conv2d(bits, here, packed=packed, padding=1, time_steps=8))
+    torch.cuda.synchronize()
+    wants = [ops.spiking_conv2d(bits, weight, padding=1, time_steps=8, engine="event") for bits in inputs]
+    for got, want in zip(results, wants * 3, strict=True):
+        identical(got, want)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices")
+def test_another_device_than_the_current_one():
+    bits, weight = planes(9, 2, 32, 9, 9, seed=1), dyadic(32, 32, 3, 3, seed=2)
+    want = ops.spiking_conv2d(bits, weight, padding=1, time_steps=9, engine="event")
+    for engine in ("auto", "event", "dense"):
+        got = ops.spiking_conv2d(bits.to("cuda:1"), weight.to("cuda:1"), padding=1, time_steps=9, engine=engine)
+        assert all(x.device.index == 1 for x in got)
+        identical(got, want)
+    with pytest.raises(ValueError, match="spiking_conv2d: weight must be on the device of bits"):
+        ops.spiking_conv2d(bits.to("cuda:1"), weight.to("cuda:0"), time_steps=9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(16, 40, 9, 9), (1300, 5), (3, 129, 17, 16)])
+def test_gradient_behind_batch_norm(shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    product, grad = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(2))
+    gamma, beta = (torch.randn(shape[1], generator=generator, dtype=dtype) for _ in range(2))
+    var, mean = torch.var_mean(product, [d for d in range(product.dim()) if d != 1], correction=0)
+    arguments = (grad, product, mean, var, gamma, beta)
+    f = torch.ops.tandem_cuda.tandem_norm_count_backward
+    want, got = f(*arguments, 1e-5, 0.7, 1.5), f(*map(on_device, arguments), 1e-5, 0.7, 1.5)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g.cpu(), w, rtol=0, atol=tolerance * max(1.0, w.abs().max().item()))
 
 
 @every_engine

@@ -65,12 +65,13 @@ def operands(b, w, count=None, packed=None, scale=None, bias=None):
     return b, count, w, packed, scale, bias
 
 
-def spiking_linear(b, w, steps=8, threshold=1.0, leak=1.0, engine="auto", potential=None, want=True, **named):
-    return OPS.spiking_linear(*operands(b, w, **named), potential, steps, threshold, leak, engine, want, want)
+def spiking_linear(b, w, steps=8, threshold=1.0, leak=1.0, engine="auto", terms=3, potential=None, want=True, **named):
+    neuron = (potential, steps, threshold, leak)
+    return OPS.spiking_linear(*operands(b, w, **named), *neuron, engine, terms, want, want)
 
 
-def count_linear(b, w, engine="auto", **named):
-    return OPS.count_linear(*operands(b, w, **named), engine)
+def count_linear(b, w, engine="auto", terms=3, **named):
+    return OPS.count_linear(*operands(b, w, **named), engine, terms)
 
 
 def spiking_conv2d(
@@ -86,11 +87,11 @@ def spiking_conv2d(
     **named,
 ):
     geometry = (stride, padding, dilation, groups)
-    return OPS.spiking_conv2d(*operands(b, w, **named), potential, *geometry, steps, 1.0, 1.0, engine, True, True)
+    return OPS.spiking_conv2d(*operands(b, w, **named), potential, *geometry, steps, 1.0, 1.0, engine, 3, True, True)
 
 
 def count_conv2d(b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, engine="auto", **named):
-    return OPS.count_conv2d(*operands(b, w, **named), stride, padding, dilation, groups, engine)
+    return OPS.count_conv2d(*operands(b, w, **named), stride, padding, dilation, groups, engine, 3)
 
 
 def integrate_and_fire(
@@ -175,7 +176,9 @@ def product_cases(op, conv2d, linear):
         f"{op}-weight-0-taps": ("weight", lambda: conv2d(PIXEL, floats(1, 1, 0, 1))),
         f"{op}-0-planes": ("bits", lambda: conv2d(bits(0, 1, 1, 1, 1), KERNEL)),
         f"{op}-conv2d-float-bits": ("bits", lambda: conv2d(floats(1, 1, 1, 1, 1), KERNEL)),
-        f"{op}-conv2d-half": ("weight", lambda: conv2d(PIXEL, KERNEL.half())),
+        f"{op}-conv2d-half": (FINE, lambda: conv2d(PIXEL, KERNEL.half())),
+        f"{op}-conv2d-half-bias": ("bias", lambda: conv2d(PIXEL, KERNEL.half(), bias=floats(1).half())),
+        f"{op}-conv2d-bfloat16-scale": ("scale", lambda: conv2d(PIXEL, KERNEL.bfloat16(), scale=floats(1).double())),
         f"{op}-height-2^41": ("height", lambda: conv2d(bits(1, 1, 1, 2**41, 1), KERNEL)),
         f"{op}-image-huge": (TOO_LARGE, lambda: conv2d(bits(1, 1, 1, 2**31, 2**31), KERNEL)),
         f"{op}-image-huge-no-batch": (FINE, lambda: conv2d(bits(1, 0, 1, 2**40, 2**40), KERNEL)),
@@ -258,8 +261,8 @@ def depthwise_at_a_hole(conv2d, potentials):
 def operand_cases(op, conv2d, linear):
     """The same of scale, engine and packed weights, through which kernels would read past the end."""
 
-    def packed(wrong):
-        return "packed", lambda: linear(ROW, MATRIX, packed=wrong, engine="event")
+    def packed(wrong, weight=MATRIX):
+        return "packed", lambda: linear(ROW, weight, packed=wrong, engine="event")
 
     def int8(**named):
         return linear(ROW, INT8, **{"scale": torch.ones(4)} | named)
@@ -287,6 +290,8 @@ def operand_cases(op, conv2d, linear):
         f"{op}-linear-packed-of-int8": packed(PACKED_INT8),
         f"{op}-linear-packed-of-other": packed(OPS.pack_weight(floats(4, 17), 1)),
         f"{op}-linear-packed-fits": (FINE, packed(PACKED)[1]),
+        f"{op}-linear-half-packed-half": packed(PACKED.half(), MATRIX.half()),
+        f"{op}-linear-half-packed-fits": (FINE, packed(PACKED, MATRIX.half())[1]),
         f"{op}-linear-int8-packed-short": ("packed", lambda: int8(packed=PACKED_INT8[:-1])),
         f"{op}-linear-int8-packed-float": ("packed", lambda: int8(packed=PACKED)),
         f"{op}-linear-int8-packed-fits": (FINE, lambda: int8(packed=PACKED_INT8)),
@@ -309,6 +314,10 @@ def operand_cases(op, conv2d, linear):
         f"{op}-linear-scale-2-dims": ("scale", lambda: linear(ROW, MATRIX, scale=torch.ones(4, 1))),
         f"{op}-linear-scale-float64": ("scale", lambda: linear(ROW, MATRIX, scale=torch.ones(4).double())),
         f"{op}-conv2d-scale-huge": ("scale", lambda: conv2d(PIXEL, KERNEL, scale=floats(HUGE))),
+        f"{op}-linear-terms-0": ("terms", lambda: linear(ROW, MATRIX, terms=0)),
+        f"{op}-linear-terms-4": ("terms", lambda: linear(ROW, MATRIX, terms=4)),
+        f"{op}-linear-terms-huge": ("terms", lambda: linear(ROW, MATRIX, terms=2**32 + 1)),
+        f"{op}-linear-terms-least": ("terms", lambda: linear(ROW, MATRIX, terms=LEAST)),
         f"{op}-linear-engine": ("engine", lambda: linear(ROW, MATRIX, engine="fast")),
         f"{op}-conv2d-engine-empty": ("engine", lambda: conv2d(PIXEL, KERNEL, engine="")),
     }
@@ -344,7 +353,7 @@ def pack_weight_cases():
         "0-dims": ("weight", lambda: pack(torch.zeros(()))),
         "empty": ("weight", lambda: pack(floats(0, 3))),
         "no-taps": ("weight", lambda: pack(floats(4, 3, 0, 1))),
-        "half": ("weight", lambda: pack(MATRIX.half())),
+        "half": (FINE, lambda: pack(MATRIX.half())),
         "uint8": ("weight", lambda: pack(bits(4, 3))),
         "groups-0": ("groups", lambda: pack(KERNEL, 0)),
         "groups-least": ("groups", lambda: pack(KERNEL, LEAST)),

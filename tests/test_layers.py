@@ -939,7 +939,7 @@ def test_bad_input(module, x, error, message, norm):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_refused(norm, dtype):
     """Nothing in half precision is computed in silence."""
-    message = r"must be float32(,| or) float64( or int8)?, got torch\.b?float16"
+    message = r"must be float32 or float64, got torch\.b?float16"
     for layer, shape in ((TandemLinear(3, 5, norm=norm), (2, 3)), (TandemConv2d(3, 5, 1, norm=norm), (2, 3, 4, 4))):
         layer.to(dtype)
         for x in (spikes_of(*shape), encoded(*shape, dtype=dtype)):

@@ -1,12 +1,16 @@
 // The layout of packed weights, the same on every device.
 #pragma once
 
+#include <type_traits>
+
 #include "common/block_size.h"
+#include "common/narrow_float.h"
 #include "common/product_plan.h"
 
 namespace tandem {
 
-// What a packed weight consists of: float and double as they are, 8-bit integers widened to 16 bits.
+// What a packed weight consists of: float and double as they are, 16-bit floats widened to 32 bits, 8-bit integers
+// to 16.
 template <class E>
 constexpr ScalarType packed_type();
 template <>
@@ -27,10 +31,26 @@ template <class F>
 void dispatch_packed(ScalarType weight, F&& f) {
   if (weight == ScalarType::Char) {
     f(int16_t{}, float{});
-  } else if (weight == ScalarType::Float) {
-    f(float{}, float{});
-  } else {
+  } else if (weight == ScalarType::Double) {
     f(double{}, double{});
+  } else {
+    f(float{}, float{});
+  }
+}
+
+// Dispatch on the dtype of a weight that is packed as E: calls f(W{}) with what the weight itself consists of.
+template <class E, class F>
+void dispatch_unpacked(ScalarType weight, F&& f) {
+  if constexpr (std::is_same_v<E, int16_t>) {
+    f(int8_t{});
+  } else if constexpr (std::is_same_v<E, double>) {
+    f(double{});
+  } else if (weight == ScalarType::Half) {
+    f(Float16{});
+  } else if (weight == ScalarType::BFloat16) {
+    f(BFloat16{});
+  } else {
+    f(float{});
   }
 }
 

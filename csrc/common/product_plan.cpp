@@ -27,8 +27,9 @@ int64_t out_size(const char* op, const char* axis, int64_t size, int64_t kernel,
 
 void check_weight_type(const char* op, const Tensor& weight) {
   const ScalarType type = weight.scalar_type();
-  check(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Char, op,
-        "weight must be float32, float64 or int8, got ", name_of(type));
+  check(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+            type == ScalarType::BFloat16 || type == ScalarType::Char,
+        op, "weight must be float32, float64, float16, bfloat16 or int8, got ", name_of(type));
 }
 
 void check_weight(const char* op, const Tensor& bits, const Tensor& weight) {
@@ -56,38 +57,43 @@ Sizes neuron_sizes(const Tensor& bits, const ConvGeometry& geometry, bool linear
 
 int64_t feature_dim(const Sizes& sizes, bool linear) { return linear ? static_cast<int64_t>(sizes.size()) - 1 : 1; }
 
-// What count, bias and potential must be like: the weights, or the scale of integer weights.
-struct Like {
-  const Tensor& tensor;
-  const char* name;
-};
+// The dtype of currents, and of all that is added to them or multiplies them: narrower weights have float32 ones.
+ScalarType current_type(const Tensor& weight) {
+  return weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
 
-Like like_of(const char* op, const ProductArguments& a) {
-  if (a.weight.scalar_type() != ScalarType::Char) return {a.weight, "weight"};
+// count, scale, bias or potential.
+void check_operand(const char* op, const char* argument, const Tensor& tensor, const Tensor& weight,
+                   const Sizes& expected) {
+  const ScalarType type = current_type(weight);
+  if (type == weight.scalar_type()) {
+    check_like(op, argument, tensor, weight, "weight", expected);
+    return;
+  }
+  check(tensor.scalar_type() == type, op, argument, " must be float32 with int8, float16 or bfloat16 weights, got ",
+        name_of(tensor.scalar_type()));
+  check_same_device(op, argument, tensor, weight, "weight");
+  check_shape(op, argument, tensor, expected);
+}
+
+void check_integers(const char* op, const ProductArguments& a) {
+  if (a.weight.scalar_type() != ScalarType::Char) return;
   check(a.weight.numel() / a.weight.size(0) <= int64_t{1} << 24, op,
         "int8 weights must have at most 2^24 inputs a neuron, whose sum fits 32 bits, got ", shape(a.weight));
-  if (a.scale) {
-    check(a.scale->scalar_type() == ScalarType::Float, op, "scale must be float32 with int8 weights, got ",
-          name_of(a.scale->scalar_type()));
-    return {*a.scale, "scale"};
-  }
-  check(false, op, "scale must be given with int8 weights");
-  return {a.weight, "weight"};
+  check(a.scale.has_value(), op, "scale must be given with int8 weights");
 }
 
 ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {
   Sizes inputs = sizes_of(a.bits);
   inputs.erase(inputs.begin());
-  const Like like = like_of(op, a);
+  check_integers(op, a);
+  check(a.terms >= 1 && a.terms <= 3, op, "terms must be 1, 2 or 3, got ", a.terms);
   // Only the gradient uses it, but a wrong one is a mistake at this call.
-  if (a.count) check_like(op, "count", *a.count, like.tensor, like.name, inputs);
-  if (a.scale) {
-    check_like(op, "scale", *a.scale, like.tensor, like.name, {geometry.out_channels});
-    check_same_device(op, "scale", *a.scale, a.weight, "weight");
-  }
-  if (a.bias) check_like(op, "bias", *a.bias, like.tensor, like.name, {geometry.out_channels});
+  if (a.count) check_operand(op, "count", *a.count, a.weight, inputs);
+  if (a.scale) check_operand(op, "scale", *a.scale, a.weight, {geometry.out_channels});
+  if (a.bias) check_operand(op, "bias", *a.bias, a.weight, {geometry.out_channels});
   if (a.packed) check_same_device(op, "packed", *a.packed, a.weight, "weight");
-  const ScalarType type = like.tensor.scalar_type();
+  const ScalarType type = current_type(a.weight);
   // Each its own tensor: an operator's outputs may not alias.
   const auto none = [&] { return no_tensor(a.weight, type); };
   const Tensor bits = channels_last(a.bits, feature_dim(inputs, linear) + 1);
@@ -98,6 +104,7 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
           channels_last(a.scale, 0),
           channels_last(a.bias, 0),
           engine_of(op, a.engine),
+          a.terms,
           type,
           std::nullopt,
           none(),
@@ -194,8 +201,7 @@ ProductPlan plan_spiking(const char* op, const ProductArguments& a, const Spikin
   ProductPlan plan = plan_inputs(op, a, geometry, linear);
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
   const int64_t dim = feature_dim(neurons, linear);
-  const Like like = like_of(op, a);
-  if (s.potential) check_like(op, "potential", *s.potential, like.tensor, like.name, neurons);
+  if (s.potential) check_operand(op, "potential", *s.potential, a.weight, neurons);
   plan.initial = channels_last(s.potential, dim);
   Sizes bit_sizes = neurons;
   bit_sizes.insert(bit_sizes.begin(), a.bits.size(0));

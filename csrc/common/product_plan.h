@@ -20,6 +20,7 @@ struct ProductArguments {
   const std::optional<Tensor>& scale;
   const std::optional<Tensor>& bias;
   const std::string& engine;
+  int64_t terms;
 };
 
 struct SpikingArguments {
@@ -36,6 +37,7 @@ struct ProductPlan {
   std::optional<Tensor> packed;       // as given; unchecked, since each engine has a layout of its own
   std::optional<Tensor> scale, bias;  // [O], contiguous
   Engine engine;
+  int64_t terms;                            // bf16 terms of a float32 weight on tensor cores
   ScalarType type;                          // of currents and potentials
   std::optional<Tensor> initial;            // features last
   Tensor out_bits, out_sum, out_potential;  // features last; shape [0] where not wanted

@@ -25,6 +25,15 @@ Tensor call(const char* op, const char* name, std::array<StableIValue, n> stack)
   return to<Tensor>(stack[0]);
 }
 
+// The plan with weights of the currents' dtype, in which torch multiplies.
+ProductPlan with_wide_weight(ProductPlan plan) {
+  if (plan.weight.scalar_type() == plan.type) return plan;
+  Tensor wide = empty_channels_last(plan.weight, sizes_of(plan.weight), plan.type, 1);
+  torch::stable::copy_(wide, plan.weight);
+  plan.weight = wide;
+  return plan;
+}
+
 // weight * x for x [n, C, H, W] or [n, F], features last in memory; so is the result.
 Tensor dense_product(const char* op, const ProductPlan& plan, const Tensor& x) {
   const ConvGeometry& g = plan.geometry;
@@ -105,11 +114,13 @@ void run(const char* op, const ProductPlan& plan, int64_t time_steps, double thr
 
 }  // namespace
 
-void run_spiking_dense(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak) {
+void run_spiking_dense(const char* op, const ProductPlan& given, int64_t time_steps, double threshold, double leak) {
+  const ProductPlan plan = with_wide_weight(given);
   dispatch_floating(op, plan.type, [&](auto type) { run<decltype(type)>(op, plan, time_steps, threshold, leak); });
 }
 
-Tensor run_count_dense(const char* op, const ProductPlan& plan) {
+Tensor run_count_dense(const char* op, const ProductPlan& given) {
+  const ProductPlan plan = with_wide_weight(given);
   const ConvGeometry& g = plan.geometry;
   if (plan.out_sum.numel() == 0) return plan.out_sum;
   Tensor product;

@@ -1,7 +1,6 @@
 #include "cpu/depthwise_product.h"
 
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -13,7 +12,7 @@ namespace tandem {
 
 namespace {
 
-// weight [O, 1, kH, kW], any strides -> [kH, kW, stride]; W: int8_t, or T.
+// weight [O, 1, kH, kW], any strides -> [kH, kW, stride]; W: what the weight consists of.
 template <class W, class T>
 std::vector<T> taps_first(const Tensor& weight, const ConvGeometry& g, int64_t stride) {
   const W* w = static_cast<const W*>(weight.const_data_ptr());
@@ -32,12 +31,14 @@ std::vector<T> taps_first(const Tensor& weight, const ConvGeometry& g, int64_t s
 // args carries time steps and neuron; a count product has out_bits null.
 template <class E, class T>
 void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
-  using W = std::conditional_t<std::is_same_v<E, int16_t>, int8_t, T>;
   const ConvGeometry& g = plan.geometry;
   // Not used: so few weights are arranged faster than they are looked after.
   if (plan.packed) check_packed<E>(op, "packed", *plan.packed, g);
   args.weight_stride = std::max<int64_t>(g.out_channels, 64 / sizeof(T));
-  const std::vector<T> weight = taps_first<W, T>(plan.weight, g, args.weight_stride);
+  std::vector<T> weight;
+  dispatch_unpacked<E>(plan.weight.scalar_type(), [&](auto unpacked) {
+    weight = taps_first<decltype(unpacked), T>(plan.weight, g, args.weight_stride);
+  });
   args.geometry = &g;
   args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
   args.planes = plan.bits.size(0);

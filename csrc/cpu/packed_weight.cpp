@@ -60,13 +60,14 @@ void turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64
 
 WeightView weight_view(const Tensor& weight) {
   const bool linear = weight.dim() == 2;
-  return {weight.const_data_ptr(), weight.stride(0), weight.stride(1), linear ? 1 : weight.stride(2),
-          linear ? 1 : weight.stride(3)};
+  return {weight.const_data_ptr(), weight.scalar_type(),          weight.stride(0),
+          weight.stride(1),        linear ? 1 : weight.stride(2), linear ? 1 : weight.stride(3)};
 }
 
-template <class E>
-void pack_weight(const WeightView& weight, const ConvGeometry& g, E* packed) {
-  using W = std::conditional_t<std::is_same_v<E, int16_t>, int8_t, E>;
+namespace {
+
+template <class W, class E>
+void pack(const WeightView& weight, const ConvGeometry& g, E* packed) {
   constexpr int64_t kBufferBytes = 16384;
   const W* w = static_cast<const W*>(weight.data);
   const int64_t stride_o = weight.stride_o, stride_c = weight.stride_c;
@@ -109,6 +110,13 @@ void pack_weight(const WeightView& weight, const ConvGeometry& g, E* packed) {
       }
     }
   });
+}
+
+}  // namespace
+
+template <class E>
+void pack_weight(const WeightView& weight, const ConvGeometry& geometry, E* packed) {
+  dispatch_unpacked<E>(weight.type, [&](auto element) { pack<decltype(element)>(weight, geometry, packed); });
 }
 
 template void turn<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);

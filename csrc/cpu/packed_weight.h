@@ -5,9 +5,10 @@
 
 namespace tandem {
 
-// Weights [O, C/groups, kH, kW] with the elements that packed_type() says, in any order of memory.
+// Weights [O, C/groups, kH, kW] in any order of memory.
 struct WeightView {
   const void* data;
+  ScalarType type;
   int64_t stride_o, stride_c, stride_h, stride_w;
 };
 

@@ -123,7 +123,7 @@ void run(const char* op, const ConvGeometry& g, const uint8_t* counts, double de
   const AlignedBuffer<T> packed(g.pixels_out() * packed_pixel);
   for (int64_t n = 0; n < g.batch; n += chunk) {
     const ConvGeometry product = product_geometry(part, std::min(chunk, g.batch - n) * pixels, g.out_channels);
-    pack_weight<T>({grad + n * pixels * g.out_channels, 1, g.out_channels, 1, 1}, product,
+    pack_weight<T>({grad + n * pixels * g.out_channels, packed_type<T>(), 1, g.out_channels, 1, 1}, product,
                    packed.data + n * pixels * packed_pixel);
   }
 

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) integrate_and_fire_kernel(CudaIntegr
           if (t == 1) x = bias;
         }
         u = membrane_update(u, x, a.neuron.threshold, a.neuron.leak);
-        sum += x;
+        sum = t > 0 ? sum + x : x;  // 0 + -0 would be another number
         word |= static_cast<unsigned>(u >= a.neuron.threshold) << s;
       }
       a.bits[p * a.neurons + i] = static_cast<uint8_t>(word);

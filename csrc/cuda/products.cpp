@@ -31,16 +31,18 @@ void pack(const char* op, const Tensor& weight, const ConvGeometry& g, const Ten
   const bool linear = weight.dim() == 2;
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);
-    using W = std::conditional_t<std::is_same_v<E, int16_t>, int8_t, E>;
-    const PackedLayout layout = packed_layout<E>(g);
-    CudaPackArgs<W, E> args = {};
-    args.geometry = g;
-    args.weight = static_cast<const W*>(weight.const_data_ptr());
-    args.stride_o = weight.stride(0), args.stride_c = weight.stride(1);
-    args.stride_h = linear ? 1 : weight.stride(2), args.stride_w = linear ? 1 : weight.stride(3);
-    args.packed = static_cast<E*>(packed.mutable_data_ptr());
-    args.block = layout.block, args.blocks = layout.blocks;
-    check_launch(op, launch_pack_weight(args, stream));
+    dispatch_unpacked<E>(weight.scalar_type(), [&](auto unpacked) {
+      using W = decltype(unpacked);
+      const PackedLayout layout = packed_layout<E>(g);
+      CudaPackArgs<W, E> args = {};
+      args.geometry = g;
+      args.weight = static_cast<const W*>(weight.const_data_ptr());
+      args.stride_o = weight.stride(0), args.stride_c = weight.stride(1);
+      args.stride_h = linear ? 1 : weight.stride(2), args.stride_w = linear ? 1 : weight.stride(3);
+      args.packed = static_cast<E*>(packed.mutable_data_ptr());
+      args.block = layout.block, args.blocks = layout.blocks;
+      check_launch(op, launch_pack_weight(args, stream));
+    });
   });
 }
 
@@ -87,6 +89,13 @@ bool has_tensor_cores(const char* op) {
   return major >= 8;
 }
 
+// bf16 terms of a weight, each of which takes 8 bits of the significand: all 8 or 11 of narrow weights, of a float32's
+// 24 as many as was asked for.
+int terms_of(const ProductPlan& plan) {
+  const ScalarType type = plan.weight.scalar_type();
+  return type == ScalarType::BFloat16 ? 1 : type == ScalarType::Half ? 2 : static_cast<int>(plan.terms);
+}
+
 template <class E, class T>
 void launch(const char* op, const ProductPlan& plan, double crossover, CudaProductArgs<E, T>& args,
             cudaStream_t stream) {
@@ -95,8 +104,9 @@ void launch(const char* op, const ProductPlan& plan, double crossover, CudaProdu
     const bool can = has_tensor_cores(op);
     check(can || plan.engine != Engine::kDense, op,
           "engine dense needs a device of compute capability 8.0 or newer; engine event (or auto) does not");
+    const int terms = terms_of(plan);
     if (plan.engine == Engine::kDense) {
-      check_launch(op, launch_tensor_core_product(args, stream));
+      check_launch(op, launch_tensor_core_product(args, terms, stream));
       return;
     }
     // An input of less than a line has no density worth the name.
@@ -105,7 +115,7 @@ void launch(const char* op, const ProductPlan& plan, double crossover, CudaProdu
       // Only the device knows the density: both engines are launched, and one of them returns at once.
       const Density found = density(op, plan, crossover, args.time_steps, stream);
       args.gate = {static_cast<const unsigned long long*>(found.ones.const_data_ptr()), found.limit, true};
-      check_launch(op, launch_tensor_core_product(args, stream));
+      check_launch(op, launch_tensor_core_product(args, terms, stream));
       args.gate.above = false;
     }
     check_launch(op, launch_gather_product(args, stream));

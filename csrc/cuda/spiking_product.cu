@@ -169,18 +169,20 @@ constexpr int kTilePixels = 16;    // of a warp: the rows of a fragment
 constexpr int kTileChannels = 16;  // input channels of a step: the depth of a fragment
 constexpr int kColumn = 8;         // output channels of a fragment
 constexpr int kStages = 4;         // steps whose weights are in shared memory or on their way there
-constexpr int kTerms = 3;          // bf16 terms of a weight: 8 bits of its significand each
+constexpr int kMostTerms = 3;      // bf16 terms of a weight that hold all of a float32: 8 bits of the significand each
 
-// A float32 as three bf16 numbers whose sum it is, in the upper halves of words.
+// A float32 as the sum of bf16 numbers, in the upper halves of words.
+template <int kTerms>
 __device__ __forceinline__ void split(float x, unsigned (&terms)[kTerms]) {
   for (int i = 0; i < kTerms; ++i) {
     unsigned word;
     memcpy(&word, &x, sizeof(word));
+    const bool finite = (word & 0x7f800000u) != 0x7f800000u;
+    // Where bits are lost, the last term is the nearest one, the even one of two.
+    if (kTerms < kMostTerms && i + 1 == kTerms && finite) word += 0x7fffu + (word >> 16 & 1);
     terms[i] = word & 0xffff0000u;
-    float term;
-    memcpy(&term, &terms[i], sizeof(term));
     // An infinity has no rest; its own difference would be NaN.
-    x = (word & 0x7f800000u) == 0x7f800000u ? 0.0f : x - term;
+    x = finite ? x - float_of_word(terms[i]) : 0.0f;
   }
 }
 
@@ -219,7 +221,7 @@ __device__ __forceinline__ unsigned count_pair(unsigned low, unsigned high) {
 // time step; a B fragment, split into terms in registers, serves all of them. Which channel a fragment calls k is free
 // as long as A and B agree: k = 2q, 2q + 1, 2q + 8, 2q + 9 are the channels 4q to 4q + 3, so that a lane's bytes lie
 // side by side.
-template <int kColumns, bool kCounts>
+template <int kColumns, bool kCounts, int kTerms>
 __global__ void __launch_bounds__(kTileWarps* kWarp, 2) tensor_core_kernel(const CudaProductArgs<float, float> a) {
   constexpr int kSums = kCounts ? 1 : static_cast<int>(kStepsPerPlane);
   constexpr int kWidth = kColumns * kColumn, kChunks = kTileChannels * kWidth / 4, kThreads = kTileWarps * kWarp;
@@ -378,7 +380,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2) tensor_core_kernel(const
   }
 }
 
-template <int kColumns>
+template <int kColumns, int kTerms>
 cudaError_t launch_tensor_cores(const CudaProductArgs<float, float>& args, cudaStream_t stream) {
   const ConvGeometry& g = args.geometry;
   const int64_t tiles = (g.pixels_out() + kTileWarps * kTilePixels - 1) / (kTileWarps * kTilePixels);
@@ -388,9 +390,9 @@ cudaError_t launch_tensor_cores(const CudaProductArgs<float, float>& args, cudaS
     return cudaErrorInvalidValue;
   const auto grid = static_cast<unsigned>(tiles * slices * g.groups);
   if (args.out_bits) {
-    TANDEM_LAUNCH((tensor_core_kernel<kColumns, false>), grid, kTileWarps * kWarp, 0, stream, args);
+    TANDEM_LAUNCH((tensor_core_kernel<kColumns, false, kTerms>), grid, kTileWarps * kWarp, 0, stream, args);
   } else {
-    TANDEM_LAUNCH((tensor_core_kernel<kColumns, true>), grid, kTileWarps * kWarp, 0, stream, args);
+    TANDEM_LAUNCH((tensor_core_kernel<kColumns, true, kTerms>), grid, kTileWarps * kWarp, 0, stream, args);
   }
   return cudaGetLastError();
 }
@@ -444,9 +446,19 @@ cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_
   return cudaGetLastError();
 }
 
-cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, cudaStream_t stream) {
+cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, int terms, cudaStream_t stream) {
   if (args.geometry.pixels_out() == 0) return cudaSuccess;
-  return args.block <= 2 * kColumn ? launch_tensor_cores<2>(args, stream) : launch_tensor_cores<4>(args, stream);
+  const bool narrow = args.block <= 2 * kColumn;
+  switch (terms) {
+    case 1:
+      return narrow ? launch_tensor_cores<2, 1>(args, stream) : launch_tensor_cores<4, 1>(args, stream);
+    case 2:
+      return narrow ? launch_tensor_cores<2, 2>(args, stream) : launch_tensor_cores<4, 2>(args, stream);
+    case kMostTerms:
+      return narrow ? launch_tensor_cores<2, 3>(args, stream) : launch_tensor_cores<4, 3>(args, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 cudaError_t launch_count_ones(const uint8_t* bits, int64_t lines, int64_t every, unsigned long long* ones,
@@ -470,6 +482,8 @@ template cudaError_t launch_gather_product(const CudaProductArgs<float, float>&,
 template cudaError_t launch_gather_product(const CudaProductArgs<double, double>&, cudaStream_t);
 template cudaError_t launch_gather_product(const CudaProductArgs<int16_t, float>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<float, float>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<Float16, float>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<BFloat16, float>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<double, double>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<int8_t, int16_t>&, cudaStream_t);
 

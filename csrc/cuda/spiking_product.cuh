@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "common/conv_geometry.h"
+#include "common/narrow_float.h"
 #include "common/neuron.h"
 
 namespace tandem {
@@ -44,14 +45,15 @@ struct CudaProductArgs {
 template <class E, class T>
 cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_t stream);
 
-// The tensor-core engine: float32 weights as three bf16 terms each. Needs compute capability 8.0.
-cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, cudaStream_t stream);
+// The tensor-core engine: weights as so many bf16 terms each, 1 to 3, which hold 8 bits of the significand each; the
+// last of fewer than 3 is rounded to the nearest. Needs compute capability 8.0.
+cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, int terms, cudaStream_t stream);
 
 // ones += binary ones in every `every`-th line of 128 bytes among the first lines * every lines.
 cudaError_t launch_count_ones(const uint8_t* bits, int64_t lines, int64_t every, unsigned long long* ones,
                               cudaStream_t stream);
 
-// Weights [O, C/groups, kH, kW] with these strides -> packed.
+// Weights [O, C/groups, kH, kW] with these strides -> packed. W: Float16 or BFloat16 too, where E is float.
 template <class W, class E>
 struct CudaPackArgs {
   ConvGeometry geometry;

@@ -6,7 +6,8 @@
 
 #include <cstdint>
 #include <stdexcept>
-#include <string>
+
+#include "cuda/launch_error.h"
 
 // CPU builds of torch do not have this function: weak, so that the library loads there and finds null.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
@@ -26,18 +27,12 @@ inline cudaStream_t current_stream(const char* op, int32_t device_index) {
 // Throws where a launch, or another call of the runtime, failed.
 inline void check_launch(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return;
-  const std::string name = op;
-  if (error == cudaErrorNoKernelImageForDevice) {
-    int device = 0, major = 0, minor = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    const std::string digits = std::to_string(major) + std::to_string(minor);
-    const std::string dotted = std::to_string(major) + "." + std::to_string(minor);
-    throw std::runtime_error(name + ": built for " TANDEM_CUDA_ARCHITECTURES "; this device is sm_" + digits +
-                             ": rebuild with TORCH_CUDA_ARCH_LIST=" + dotted);
-  }
-  throw std::runtime_error(name + ": CUDA launch failed: " + cudaGetErrorString(error));
+  int device = 0;
+  DeviceFacts facts = {0, 0, TANDEM_CUDA_ARCHITECTURES};
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&facts.major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&facts.minor, cudaDevAttrComputeCapabilityMinor, device);
+  throw std::runtime_error(launch_error(op, error, cudaGetErrorString(error), facts));
 }
 
 }  // namespace tandem

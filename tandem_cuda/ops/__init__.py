@@ -12,6 +12,7 @@ from .spike_count import spike_count
 from .spiking_conv2d import spiking_conv2d
 from .spiking_linear import spiking_linear
 from .tandem_count import tandem_count
+from .tandem_norm_count import tandem_norm_count
 from .unpack_spikes import unpack_spikes
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "spiking_conv2d",
     "spiking_linear",
     "tandem_count",
+    "tandem_norm_count",
     "unpack_spikes",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64)
+NARROW = (torch.float16, torch.bfloat16, torch.int8)  # weights whose products are float32
 
 
 def check_tensor(op: str, argument: str, value: Any) -> None:
@@ -24,8 +25,8 @@ def check_floating(op: str, argument: str, value: Any) -> None:
 
 def check_weight(op: str, weight: Any) -> None:
     check_tensor(op, "weight", weight)
-    if weight.dtype not in (*FLOATING, torch.int8):
-        raise TypeError(f"{op}: weight must be float32, float64 or int8, got {weight.dtype}")
+    if weight.dtype not in (*FLOATING, *NARROW):
+        raise TypeError(f"{op}: weight must be float32, float64, float16, bfloat16 or int8, got {weight.dtype}")
 
 
 def check_dtype(op: str, argument: str, dtype: torch.dtype) -> None:

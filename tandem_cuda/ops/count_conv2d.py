@@ -14,11 +14,12 @@ from .product import (
     Saved,
     check_operands,
     check_product,
-    like_of,
+    current_dtype,
     needed_gradients,
     product_gradients,
     save_product,
     saved_values,
+    terms_of,
 )
 
 
@@ -40,19 +41,21 @@ def count_conv2d(
 
     Args:
         bits: uint8 [P, N, C, H, W]; c is their :func:`spike_count`.
-        weight: float32, float64 or int8 [O, C/groups, kH, kW].
+        weight: float32, float64, float16, bfloat16 or int8 [O, C/groups, kH, kW]. With the last three all other
+            arguments and results are float32, but gradients have the dtype of what they are the gradient of.
         bias: [O].
         stride: as in ``torch.nn.functional.conv2d``.
         padding: zero padding, an int or a pair.
         dilation: spacing of the taps.
         groups: blocks of channels.
         packed: :func:`pack_weight` of ``weight``, to save arranging it at this call.
-        scale: [O], of the weights; must be given (float32) with int8 weights. No gradient flows to it.
+        scale: [O], of the weights; must be given with int8 weights. No gradient flows to it.
         count: [N, C, H, W], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in
             the forward pass.
         engine: "event": work in proportion to the spikes; "dense": torch's own convolution of float counts; "auto":
             the faster one for these counts. Weights have to be finite for the two to agree. On a CUDA device
-            "dense" is the tensor-core engine: float32, compute capability 8.0 or newer.
+            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
+            multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
     Returns:
         [N, O, Ho, Wo], channels last in memory; differentiable in ``weight``, ``bias`` and ``count``.
@@ -63,7 +66,8 @@ def count_conv2d(
     """
     op = "count_conv2d"
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)
-    return torch.ops.tandem_cuda.count_conv2d(bits, count, weight, packed, scale, bias, *geometry, groups, engine)
+    how = (engine, terms_of(weight))
+    return torch.ops.tandem_cuda.count_conv2d(bits, count, weight, packed, scale, bias, *geometry, groups, *how)
 
 
 Geometry = tuple[list[int], list[int], list[int]]
@@ -151,9 +155,10 @@ def _(
     dilation: list[int],
     groups: int,
     engine: str,
+    terms: int,
 ) -> Tensor:
     sizes = [bits.shape[1], weight.shape[0], *out_size(bits, weight, stride, padding, dilation)]
-    return layout.empty_channels_last(weight, sizes, like_of(weight, scale)[0].dtype, 1)
+    return layout.empty_channels_last(weight, sizes, current_dtype(weight), 1)
 
 
 def conv2d_gradients(
@@ -170,21 +175,21 @@ def conv2d_gradients(
     grad_bias = grad.sum([0, 2, 3]) if needed[2] else None
     if scale is not None:
         grad = grad * scale.view(-1, 1, 1)
+    grad_count = grad_weight = None
     # The kernel of the weight gradient has no gradient of its own.
     if grad.device.type != "cpu" or torch.is_grad_enabled():
         mask = [*needed[:2], False]
-        both = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, mask)
-        return both[0], both[1], grad_bias
-    grad_count = grad_weight = None
-    if needed[1]:
-        grad_weight = torch.ops.tandem_cuda.conv2d_weight_gradient(grad, values, weight, *geometry, groups)
-    if needed[0]:
-        if weight.numel() > values.numel() + grad.numel():
-            # Otherwise torch brings the weights into the layout of the activations, which are less here.
-            grad, values = grad.contiguous(), values.contiguous()
-        only_count = [True, False, False]
-        grad_count = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, only_count)[0]
-    return grad_count, grad_weight, grad_bias
+        grad_count, grad_weight, _ = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, mask)
+    else:
+        if needed[1]:
+            grad_weight = torch.ops.tandem_cuda.conv2d_weight_gradient(grad, values, weight, *geometry, groups)
+        if needed[0]:
+            if weight.numel() > values.numel() + grad.numel():
+                # Otherwise torch brings the weights into the layout of the activations, which are less here.
+                grad, values = grad.contiguous(), values.contiguous()
+            only_count = [True, False, False]
+            grad_count = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, only_count)[0]
+    return grad_count, None if grad_weight is None else grad_weight.to(saved[2].dtype), grad_bias
 
 
 @torch.library.register_fake("tandem_cuda::conv2d_weight_gradient")
@@ -201,7 +206,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    bits, count, weight, _, scale, _, *geometry, ctx.groups, _ = inputs
+    bits, count, weight, _, scale, _, *geometry, ctx.groups, _, _ = inputs
     ctx.geometry = tuple(geometry)
     save_product(ctx, bits, count, weight, scale)
 
@@ -210,7 +215,7 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     grads: Gradients = (None, None, None)
     if grad is not None:
         grads = conv2d_gradients(grad, ctx.saved_tensors, needed_gradients(ctx), ctx.geometry, ctx.groups)
-    return product_gradients(grads, 5)
+    return product_gradients(grads, 6)
 
 
 torch.library.register_autograd("tandem_cuda::count_conv2d", _backward, setup_context=_setup_context)

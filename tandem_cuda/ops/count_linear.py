@@ -13,11 +13,12 @@ from .product import (
     Saved,
     check_operands,
     check_product,
-    like_of,
+    current_dtype,
     needed_gradients,
     product_gradients,
     save_product,
     saved_values,
+    terms_of,
 )
 
 
@@ -35,15 +36,17 @@ def count_linear(
 
     Args:
         bits: uint8 [P, N, ..., F]; c is their :func:`spike_count`.
-        weight: float32, float64 or int8 [O, F].
+        weight: float32, float64, float16, bfloat16 or int8 [O, F]. With the last three all other
+            arguments and results are float32, but gradients have the dtype of what they are the gradient of.
         bias: [O].
         packed: :func:`pack_weight` of ``weight``, to save arranging it at this call.
-        scale: [O], of the weights; must be given (float32) with int8 weights. No gradient flows to it.
+        scale: [O], of the weights; must be given with int8 weights. No gradient flows to it.
         count: [N, ..., F], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in the
             forward pass.
         engine: "event": work in proportion to the spikes; "dense": torch's own matrix product of float counts; "auto":
             the faster one for these counts. Weights have to be finite for the two to agree. On a CUDA device
-            "dense" is the tensor-core engine: float32, compute capability 8.0 or newer.
+            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
+            multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
     Returns:
         [N, ..., O]; differentiable in ``weight``, ``bias`` and ``count``.
@@ -53,7 +56,7 @@ def count_linear(
         ValueError: a shape or device that does not fit.
     """
     check_linear("count_linear", bits, count, weight, packed, scale, bias, engine)
-    return torch.ops.tandem_cuda.count_linear(bits, count, weight, packed, scale, bias, engine)
+    return torch.ops.tandem_cuda.count_linear(bits, count, weight, packed, scale, bias, engine, terms_of(weight))
 
 
 def check_linear(op: str, bits: Any, count: Any, weight: Any, packed: Any, scale: Any, bias: Any, engine: Any) -> None:
@@ -77,9 +80,10 @@ def _(
     scale: Tensor | None,
     bias: Tensor | None,
     engine: str,
+    terms: int,
 ) -> Tensor:
     sizes = [*bits.shape[1:-1], weight.shape[0]]
-    return layout.empty_channels_last(weight, sizes, like_of(weight, scale)[0].dtype, len(sizes) - 1)
+    return layout.empty_channels_last(weight, sizes, current_dtype(weight), len(sizes) - 1)
 
 
 def linear_gradients(grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool]) -> Gradients:
@@ -91,7 +95,7 @@ def linear_gradients(grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool]
     grad_count = grad @ weight if needed[0] else None
     grad_weight = None
     if needed[1]:
-        grad_weight = grad.flatten(0, -2).t() @ saved_values(saved, grad.dtype).flatten(0, -2)
+        grad_weight = (grad.flatten(0, -2).t() @ saved_values(saved, grad.dtype).flatten(0, -2)).to(saved[2].dtype)
     return grad_count, grad_weight, grad_bias
 
 
@@ -104,7 +108,7 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     grads: Gradients = (None, None, None)
     if grad is not None:
         grads = linear_gradients(grad, ctx.saved_tensors, needed_gradients(ctx))
-    return product_gradients(grads, 1)
+    return product_gradients(grads, 2)
 
 
 torch.library.register_autograd("tandem_cuda::count_linear", _backward, setup_context=_setup_context)

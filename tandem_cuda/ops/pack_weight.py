@@ -9,6 +9,9 @@ from torch import Tensor
 
 from . import checks
 
+# Narrow weights are packed as what holds all of them and is added faster.
+_PACKED = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.int8: torch.int16}
+
 
 def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -> Tensor:
     """Arrange weights for the event-driven engine, once for as many calls as they stay as they are.
@@ -17,12 +20,13 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
     copy: it knows nothing of later changes to ``weight``. Tandem layers do this on their own.
 
     Args:
-        weight: float32, float64 or int8 [O, C/groups, kH, kW] or [O, F].
+        weight: float32, float64, float16, bfloat16 or int8 [O, C/groups, kH, kW] or [O, F].
         groups: blocks of channels of the convolution.
         out: what an earlier call returned for weights of the same shape and dtype: memory to use again.
 
     Returns:
-        [n] in the dtype of ``weight``, int16 for int8 weights; its order is the library's affair. No gradient.
+        [n] in the dtype of ``weight``, but float32 for float16 and bfloat16, int16 for int8; its order is the library's
+        affair. No gradient.
 
     Raises:
         TypeError: wrong dtype.
@@ -66,7 +70,7 @@ def can_hold(packed: Tensor, weight: Tensor, groups: int) -> bool:
 
 def packed_like(weight: Tensor, groups: int) -> tuple[int, torch.dtype]:
     """Number of elements and dtype of packed weights; csrc/common/packed_layout.h has the layout."""
-    dtype = torch.int16 if weight.dtype == torch.int8 else weight.dtype
+    dtype = _PACKED.get(weight.dtype, weight.dtype)
     outputs, unit = weight.shape[0] // groups, 64 // dtype.itemsize
     block = unit if outputs <= unit else 2 * unit if outputs <= 2 * unit else 4 * unit
     return groups * -(-outputs // block) * block * (weight.numel() // weight.shape[0]), dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,29 +44,51 @@ def check_operands(
                 f"{op}: int8 weights must have at most 2^24 inputs a neuron, whose sum fits 32 bits, got "
                 f"{list(weight.shape)}"
             )
-        checks.check_tensor(op, "scale", scale)
-        if scale.dtype != torch.float32:
-            raise TypeError(f"{op}: scale must be float32 with int8 weights, got {scale.dtype}")
-    like, name = like_of(weight, scale)
     if scale is not None:
-        checks.check_like(op, "scale", scale, like, name, weight.shape[:1])
-        checks.check_same_device(op, "scale", scale, weight, "weight")
+        check_operand(op, "scale", scale, weight, weight.shape[:1])
         if scale.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{op}: scale has no gradient; detach it, or multiply the weights by it")
     if bias is not None:
-        checks.check_like(op, "bias", bias, like, name, weight.shape[:1])
+        check_operand(op, "bias", bias, weight, weight.shape[:1])
     if count is not None:
-        checks.check_like(op, "count", count, like, name, bits.shape[1:])
+        check_operand(op, "count", count, weight, bits.shape[1:])
     if packed is not None:
         check_packed(op, "packed", packed, weight, groups)
 
 
-def like_of(weight: Tensor, scale: Tensor | None) -> tuple[Tensor, str]:
-    """What currents, bias and potential are like: the weights, or the scale of integer weights."""
-    if weight.dtype != torch.int8:
-        return weight, "weight"
-    assert scale is not None
-    return scale, "scale"
+def current_dtype(weight: Tensor) -> torch.dtype:
+    """That of currents, and of all that is added to them or multiplies them: narrower weights have float32 ones."""
+    return torch.float32 if weight.dtype in checks.NARROW else weight.dtype
+
+
+def terms_of(weight: Tensor) -> int:
+    """How many bf16 terms CUDA's tensor cores take a float32 weight for; 3, all of it, where they have no say."""
+    return _float32_terms() if weight.is_cuda and weight.dtype == torch.float32 else 3
+
+
+_TERMS = {"highest": 3, "high": 2, "medium": 1}
+
+
+# A constant to torch.compile, which cannot trace the question.
+@torch.compiler.assume_constant_result
+def _float32_terms() -> int:
+    try:
+        return _TERMS[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # torch refuses to say where its newer setting, one for each backend, is in use
+        return 2 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 3
+
+
+def check_operand(op: str, argument: str, value: Any, weight: Tensor, expected: Sequence[int]) -> None:
+    """Check a count, scale, bias or potential."""
+    if weight.dtype not in checks.NARROW:
+        checks.check_like(op, argument, value, weight, "weight", expected)
+        return
+    checks.check_tensor(op, argument, value)
+    if value.dtype != torch.float32:
+        name = str(weight.dtype).removeprefix("torch.")
+        raise TypeError(f"{op}: {argument} must be float32 with {name} weights, got {value.dtype}")
+    checks.check_same_device(op, argument, value, weight, "weight")
+    checks.check_shape(op, argument, value, expected)
 
 
 def save_product(ctx: Any, bits: Tensor, count: Tensor | None, weight: Tensor, scale: Tensor | None) -> None:

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from . import checks, layout
 from .count_conv2d import check_conv2d, conv2d_gradients, out_size
-from .product import Gradients, like_of, needed_gradients, product_gradients, save_product
+from .product import (
+    Gradients,
+    check_operand,
+    current_dtype,
+    needed_gradients,
+    product_gradients,
+    save_product,
+    terms_of,
+)
 
 
 def spiking_conv2d(
@@ -41,7 +49,8 @@ def spiking_conv2d(
 
     Args:
         bits: uint8 [P, N, C, H, W].
-        weight: float32, float64 or int8 [O, C/groups, kH, kW].
+        weight: float32, float64, float16, bfloat16 or int8 [O, C/groups, kH, kW]. With the last three all other
+            arguments and results are float32, but gradients have the dtype of what they are the gradient of.
         bias: [O], current per time step (the ANN's bias divided by T).
         stride: as in ``torch.nn.functional.conv2d``.
         padding: zero padding, an int or a pair.
@@ -49,7 +58,7 @@ def spiking_conv2d(
         groups: blocks of channels.
         potential: [N, O, Ho, Wo]: u[0] before its reset, as an earlier call returned it; a simulation continues there.
         packed: :func:`pack_weight` of ``weight``, to save arranging it at this call.
-        scale: [O], of the weights; must be given (float32) with int8 weights. No gradient flows to it.
+        scale: [O], of the weights; must be given with int8 weights. No gradient flows to it.
         count: [N, C, H, W], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in
             the forward pass.
         time_steps: T.
@@ -59,8 +68,9 @@ def spiking_conv2d(
         want_potential: return the final potential.
         engine: "event": work in proportion to the spikes; "dense": torch's own convolution on unpacked spikes, at most
             32 MiB at a time; "auto" counts the spikes and takes the faster one. Weights have
-            to be finite for the two to agree. On a CUDA device "dense" is the tensor-core engine: float32, compute
-            capability 8.0 or newer.
+            to be finite for the two to agree. On a CUDA device
+            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
+            multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
     Returns:
         ``(bits, sum, potential)``: uint8 [P, N, O, Ho, Wo]; the sum over t of x[t] [N, O, Ho, Wo], which is the ANN's
@@ -77,7 +87,7 @@ def spiking_conv2d(
     checks.check_neuron(op, threshold, leak)
     if potential is not None:
         neurons = (bits.shape[1], weight.shape[0], *out_size(bits, weight, *geometry))
-        checks.check_like(op, "potential", potential, *like_of(weight, scale), neurons)
+        check_operand(op, "potential", potential, weight, neurons)
     return torch.ops.tandem_cuda.spiking_conv2d(
         bits,
         count,
@@ -92,18 +102,20 @@ def spiking_conv2d(
         threshold,
         leak,
         engine,
+        terms_of(weight),
         want_sum,
         want_potential,
     )
 
 
 def empty_spiking_outputs(
-    bits: Tensor, like: Tensor, neurons: list[int], feature_dim: int, want_sum: bool, want_potential: bool
+    bits: Tensor, weight: Tensor, neurons: list[int], feature_dim: int, want_sum: bool, want_potential: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a spiking product returns, uninitialised."""
     out = layout.empty_channels_last(bits, [bits.shape[0], *neurons], torch.uint8, feature_dim + 1)
+    dtype = current_dtype(weight)
     total, final = (
-        layout.empty_channels_last(like, neurons, like.dtype, feature_dim) if want else like.new_empty([0])
+        layout.empty_channels_last(weight, neurons, dtype, feature_dim) if want else weight.new_empty([0], dtype=dtype)
         for want in (want_sum, want_potential)
     )
     return out, total, final
@@ -126,11 +138,12 @@ def _(
     threshold: float,
     leak: float,
     engine: str,
+    terms: int,
     want_sum: bool,
     want_potential: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     neurons = [bits.shape[1], weight.shape[0], *out_size(bits, weight, stride, padding, dilation)]
-    return empty_spiking_outputs(bits, like_of(weight, scale)[0], neurons, 1, want_sum, want_potential)
+    return empty_spiking_outputs(bits, weight, neurons, 1, want_sum, want_potential)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -144,7 +157,7 @@ def _backward(ctx: Any, _bits: None, grad: Tensor | None, _potential: None) -> t
     grads: Gradients = (None, None, None)
     if grad is not None:
         grads = conv2d_gradients(grad, ctx.saved_tensors, needed_gradients(ctx), ctx.geometry, ctx.groups)
-    return product_gradients(per_time_step(grads, ctx.time_steps), 11)
+    return product_gradients(per_time_step(grads, ctx.time_steps), 12)
 
 
 def per_time_step(gradients: Gradients, time_steps: int) -> Gradients:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import checks
 from .count_linear import check_linear, linear_gradients
-from .product import Gradients, like_of, needed_gradients, product_gradients, save_product
+from .product import Gradients, check_operand, needed_gradients, product_gradients, save_product, terms_of
 from .spiking_conv2d import empty_spiking_outputs, per_time_step
 
 
@@ -35,11 +35,12 @@ def spiking_linear(
 
     Args:
         bits: uint8 [P, N, ..., F].
-        weight: float32, float64 or int8 [O, F].
+        weight: float32, float64, float16, bfloat16 or int8 [O, F]. With the last three all other
+            arguments and results are float32, but gradients have the dtype of what they are the gradient of.
         bias: [O], current per time step (the ANN's bias divided by T).
         potential: [N, ..., O]: u[0] before its reset, as an earlier call returned it; a simulation continues there.
         packed: :func:`pack_weight` of ``weight``, to save arranging it at this call.
-        scale: [O], of the weights; must be given (float32) with int8 weights. No gradient flows to it.
+        scale: [O], of the weights; must be given with int8 weights. No gradient flows to it.
         count: [N, ..., F], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in the
             forward pass.
         time_steps: T.
@@ -49,8 +50,9 @@ def spiking_linear(
         want_potential: return the final potential.
         engine: "event": work in proportion to the spikes; "dense": torch's own matrix product on unpacked spikes, at
             most 32 MiB at a time; "auto" counts the spikes and takes the faster one. Weights have
-            to be finite for the two to agree. On a CUDA device "dense" is the tensor-core engine: float32, compute
-            capability 8.0 or newer.
+            to be finite for the two to agree. On a CUDA device
+            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
+            multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
     Returns:
         ``(bits, sum, potential)``: uint8 [P, N, ..., O]; the sum over t of x[t] [N, ..., O], differentiable in
@@ -66,7 +68,7 @@ def spiking_linear(
     checks.check_neuron(op, threshold, leak)
     if potential is not None:
         neurons = (*bits.shape[1:-1], weight.shape[0])
-        checks.check_like(op, "potential", potential, *like_of(weight, scale), neurons)
+        check_operand(op, "potential", potential, weight, neurons)
     return torch.ops.tandem_cuda.spiking_linear(
         bits,
         count,
@@ -79,6 +81,7 @@ def spiking_linear(
         threshold,
         leak,
         engine,
+        terms_of(weight),
         want_sum,
         want_potential,
     )
@@ -97,15 +100,16 @@ def _(
     threshold: float,
     leak: float,
     engine: str,
+    terms: int,
     want_sum: bool,
     want_potential: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     neurons = [*bits.shape[1:-1], weight.shape[0]]
-    return empty_spiking_outputs(bits, like_of(weight, scale)[0], neurons, len(neurons) - 1, want_sum, want_potential)
+    return empty_spiking_outputs(bits, weight, neurons, len(neurons) - 1, want_sum, want_potential)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    bits, count, weight, _, scale, _, _, ctx.time_steps, _, _, _, want_sum, _ = inputs
+    bits, count, weight, _, scale, _, _, ctx.time_steps, _, _, _, _, want_sum, _ = inputs
     save_product(ctx, bits, count, weight, scale)
     ctx.mark_non_differentiable(output[0], output[2], *([] if want_sum else [output[1]]))
 
@@ -114,7 +118,7 @@ def _backward(ctx: Any, _bits: None, grad: Tensor | None, _potential: None) -> t
     grads: Gradients = (None, None, None)
     if grad is not None:
         grads = linear_gradients(grad, ctx.saved_tensors, needed_gradients(ctx))
-    return product_gradients(per_time_step(grads, ctx.time_steps), 7)
+    return product_gradients(per_time_step(grads, ctx.time_steps), 8)
 
 
 torch.library.register_autograd("tandem_cuda::spiking_linear", _backward, setup_context=_setup_context)

@@ -9,6 +9,7 @@
 
 #include "common/conv_geometry.h"
 #include "common/neuron.h"
+#include "common/norm_gate.h"
 
 namespace tandem {
 
@@ -179,6 +180,19 @@ struct DepthwiseArgs {
   DepthwiseTap* scratch;  // [kDepthwisePixels, taps]
 };
 
+// The gradient of neurons behind batch norm; activations are rows [rows, channels].
+template <class T>
+struct NormGradientArgs {
+  const T* grad;     // of the spike counts
+  const T* product;  // what batch norm normalised
+  const T *mean, *gain, *gamma, *beta;
+  T* sums;  // [chunks, 2, channels]: of the gradient behind the gate, and of it times the normalised value
+  const T *mean_grad, *mean_along;  // both over all rows
+  T* out;
+  int64_t rows, channels;
+  T threshold, upper;
+};
+
 // A dense train's elements, T or bool's byte, to bit planes and back; neurons begin..end-1 of each time step.
 template <class D>
 struct DenseKernels {
@@ -202,6 +216,9 @@ struct TypedKernels {
                                 T upper, T* out);
   // Output pixels begin..end-1 of a depthwise product.
   void (*depthwise)(const DepthwiseArgs<T>&, int64_t begin, int64_t end);
+  // The sums of one chunk of kNormRows rows; the gradient of the rows begin..end-1.
+  void (*norm_sums)(const NormGradientArgs<T>&, int64_t chunk);
+  void (*norm_gradient)(const NormGradientArgs<T>&, int64_t begin, int64_t end);
 };
 
 template <class E, class T>

@@ -6,6 +6,7 @@
 #include "cpu/kernels/event_tile.inl.h"
 #include "cpu/kernels/integrate_and_fire.inl.h"
 #include "cpu/kernels/tandem_count_backward.inl.h"
+#include "cpu/kernels/tandem_norm_count.inl.h"
 
 #define TANDEM_STRING_(x) #x
 #define TANDEM_STRING(x) TANDEM_STRING_(x)
@@ -14,9 +15,10 @@ namespace tandem::TANDEM_ISA {
 
 const Kernels kernels = {
     TANDEM_STRING(TANDEM_ISA),
-    {integrate_and_fire<float>, spike_count<float>, whole_bytes<float>, tandem_count_backward<float>, depthwise<float>},
+    {integrate_and_fire<float>, spike_count<float>, whole_bytes<float>, tandem_count_backward<float>, depthwise<float>,
+     norm_sums<float>, norm_gradient<float>},
     {integrate_and_fire<double>, spike_count<double>, whole_bytes<double>, tandem_count_backward<double>,
-     depthwise<double>},
+     depthwise<double>, norm_sums<double>, norm_gradient<double>},
     {pack<float>, unpack<float>},
     {pack<double>, unpack<double>},
     {pack<uint8_t>, unpack<uint8_t>},

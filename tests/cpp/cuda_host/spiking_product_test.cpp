@@ -177,7 +177,7 @@ void run(const Case& c) {
         args.neuron = {threshold, leak};
       }
       if constexpr (std::is_same<E, float>::value) {
-        tensor_cores ? launch_tensor_core_product(args, nullptr) : launch_gather_product(args, nullptr);
+        tensor_cores ? launch_tensor_core_product(args, 3, nullptr) : launch_gather_product(args, nullptr);
       } else {
         launch_gather_product(args, nullptr);
       }
@@ -211,7 +211,7 @@ void gate() {
       args.gate = {&ones, 10, above};
       for (const bool tensor_cores : {false, true}) {
         for (int64_t i = 0; i < 64; ++i) sum[i] = -1;
-        tensor_cores ? launch_tensor_core_product(args, nullptr) : launch_gather_product(args, nullptr);
+        tensor_cores ? launch_tensor_core_product(args, 3, nullptr) : launch_gather_product(args, nullptr);
         const float expected = (ones > 10) == above ? 4.0F : -1.0F;
         for (int64_t i = 0; i < 64; ++i) {
           if (sum[i] == expected) continue;

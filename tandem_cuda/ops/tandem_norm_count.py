@@ -1,0 +1,142 @@
+"""tandem_norm_count: the tandem coupling behind batch norm, its gradient in two passes over memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks, layout
+from .spike_count import empty_count
+
+
+def tandem_norm_count(
+    bits: Tensor,
+    product: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    time_steps: int,
+    *,
+    eps: float = 1e-5,
+    threshold: float = 1.0,
+    upper: float = math.inf,
+) -> Tensor:
+    """Spike counts that carry the gradient of the ANN's activation of a batch-normalised product.
+
+    Forward: the actual counts, :func:`spike_count` of ``bits``. Backward: as :func:`tandem_count` (leak = 1) of
+    v = gamma * (product - mean) / sqrt(var + eps) + beta, led on through batch norm (Ioffe and Szegedy 2015, section
+    3). Nothing but ``product`` is kept for it: v and the gate are computed anew, and never stored.
+
+    Args:
+        bits: uint8 [P, N, C, ...].
+        product: float32 or float64 [N, C, ...]: what batch norm normalises.
+        mean: [C], of ``product`` over all other dimensions.
+        var: [C], the biased variance likewise. The gradient that flows through these two is part of the result;
+            none is returned for themselves.
+        gamma: [C], batch norm's gain.
+        beta: [C], batch norm's bias.
+        time_steps: T.
+        eps: added to the variance.
+        threshold: firing threshold, positive.
+        upper: no gradient where v exceeds it (nor where v is NaN).
+
+    Returns:
+        [N, C, ...] in the dtype of ``product``, channels last in memory; differentiable, twice too, in ``product``,
+        ``gamma`` and ``beta``.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a shape, device, eps, threshold, T or upper that does not fit.
+    """
+    op = "tandem_norm_count"
+    checks.check_train(op, bits, time_steps)
+    checks.check_floating(op, "product", product)
+    if bits.dim() < 3:
+        raise ValueError(f"{op}: bits must be [P, N, C, ...], got {list(bits.shape)}")
+    checks.check_same_device(op, "product", product, bits, "bits")
+    checks.check_shape(op, "product", product, bits.shape[1:])
+    for name, value in (("mean", mean), ("var", var), ("gamma", gamma), ("beta", beta)):
+        checks.check_like(op, name, value, product, "product", product.shape[1:2])
+    checks.check_number(op, "eps", eps)
+    if not eps >= 0:
+        raise ValueError(f"{op}: eps must not be negative, got {eps}")
+    checks.check_neuron(op, threshold, 1.0)
+    checks.check_number(op, "upper", upper)
+    if not upper > 0:
+        raise ValueError(f"{op}: upper must be positive, got {upper}")
+    return torch.ops.tandem_cuda.tandem_norm_count(
+        bits, product, mean.detach(), var.detach(), gamma, beta, eps, time_steps, threshold, upper
+    )
+
+
+@torch.library.register_fake("tandem_cuda::tandem_norm_count")
+def _(
+    bits: Tensor,
+    product: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    time_steps: int,
+    threshold: float,
+    upper: float,
+) -> Tensor:
+    return empty_count(bits, product.dtype)
+
+
+@torch.library.register_fake("tandem_cuda::tandem_norm_count_backward")
+def _(
+    grad: Tensor,
+    product: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    threshold: float,
+    upper: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        layout.empty_channels_last(product, list(product.shape), product.dtype, 1),
+        torch.empty_like(gamma, memory_format=torch.contiguous_format),
+        torch.empty_like(beta, memory_format=torch.contiguous_format),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, *tensors, ctx.eps, _, ctx.threshold, ctx.upper = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    product, mean, var, gamma, beta = ctx.saved_tensors
+    if torch.is_grad_enabled():  # the gradient is to have one itself
+        grads = _composed(grad, product, gamma, beta, ctx.eps, ctx.threshold, ctx.upper)
+    else:
+        grads = torch.ops.tandem_cuda.tandem_norm_count_backward(
+            grad, product, mean, var, gamma, beta, ctx.eps, ctx.threshold, ctx.upper
+        )
+    return None, grads[0], None, None, grads[1], grads[2], None, None, None, None
+
+
+def _composed(
+    grad: Tensor, product: Tensor, gamma: Tensor, beta: Tensor, eps: float, threshold: float, upper: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the operator computes, of differentiable operations."""
+    others = [d for d in range(product.dim()) if d != 1]
+    var, mean = torch.var_mean(product, others, correction=0, keepdim=True)
+    gain = torch.rsqrt(var + eps)
+    normal = (product - mean) * gain
+    gamma, beta = (x.view(-1, *[1] * (product.dim() - 2)) for x in (gamma, beta))
+    gated = torch.ops.tandem_cuda.tandem_count_backward(grad, gamma * normal + beta, threshold, upper)
+    along = gated * normal
+    inner = gated - gated.mean(others, keepdim=True) - normal * along.mean(others, keepdim=True)
+    return gamma * gain * inner, along.sum(others), gated.sum(others)
+
+
+torch.library.register_autograd("tandem_cuda::tandem_norm_count", _backward, setup_context=_setup_context)
