@@ -132,12 +132,18 @@ def test_opcheck(shape):
     torch.library.opcheck(OP.default, (grad, product, mean, var, gamma, beta, EPS, 1.0, math.inf))
 
 
-# ---- In a layer, on whatever device takes this path
+# ---- In a layer
 
 
 def trained(make, x, fused, monkeypatch):
     """Counts, gradients and buffers after two steps."""
-    monkeypatch.setattr(layers, "FUSED_NORM", {"cpu"} if fused else set())
+    with monkeypatch.context() as patch:
+        if not fused:
+            patch.setattr(layers.TandemLayer, "_fuses_norm", lambda *_: False)
+        return two_steps(make, x)
+
+
+def two_steps(make, x):
     torch.manual_seed(0)
     net = make()
     for _ in range(2):
@@ -177,7 +183,6 @@ def test_a_layer_trains_alike(name, monkeypatch):
 
 def test_where_a_layer_takes_it(monkeypatch):
     """Only where nobody could see the normalised product, or ask for one of another kind."""
-    monkeypatch.setattr(layers, "FUSED_NORM", {"cpu"})
     called, operator = [], ops.tandem_norm_count
 
     def counted(*arguments, **named):
@@ -208,11 +213,9 @@ def test_where_a_layer_takes_it(monkeypatch):
     layer.norm = nn.SyncBatchNorm(3).eval()
     layer(x)
     assert not called
-    assert {"cpu"} == layers.FUSED_NORM
 
 
-def test_a_layer_compiles_with_it(monkeypatch):
-    monkeypatch.setattr(layers, "FUSED_NORM", {"cpu"})
+def test_a_layer_compiles_with_it():
     torch.manual_seed(0)
     nets = [tc.TandemLinear(5, 3, norm="batch").double() for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
@@ -280,3 +283,28 @@ def test_direct_calls(place, wrong, message):
     arguments[place] = wrong
     with pytest.raises(RuntimeError, match=f"tandem_norm_count_backward: {message}"):
         OP(*arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 3), (4, 70, 3, 5), (2, 1, 1, 1)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_batch_statistics(shape, dtype, memory_format):
+    x = 3 * torch.randn(shape, generator=generator(1), dtype=dtype) + 2
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=memory_format)
+    var, mean = torch.var_mean(x.double(), [d for d in range(x.dim()) if d != 1], correction=0)
+    torch.testing.assert_close(ops.batch_statistics(x.requires_grad_()), (mean.to(dtype), var.to(dtype)))
+    torch.library.opcheck(torch.ops.tandem_cuda.batch_statistics.default, (x.detach(),))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.zeros(3), ValueError, r"x must be \[N, C, ...\] and not empty, got \[3\]"),
+        (torch.zeros(0, 3), ValueError, r"x must be \[N, C, ...\] and not empty, got \[0, 3\]"),
+        (torch.zeros(2, 3).long(), TypeError, "x must be float32 or float64, got torch.int64"),
+    ],
+)
+def test_bad_input_of_batch_statistics(x, error, message):
+    with pytest.raises(error, match=f"batch_statistics: {message}"):
+        ops.batch_statistics(x)

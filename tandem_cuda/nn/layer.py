@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +18,6 @@ from ..ops.pack_weight import can_hold
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .encode import EncodedInput
-
-# Devices on which batch norm and the gate of the gradient share their passes over memory in training. The CPU is none:
-# it takes 1.03 to 1.18 times as long so, since torch computes the variance slowly there.
-FUSED_NORM = {"cuda"}
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -90,13 +87,11 @@ class TandemLayer(nn.Module, ABC):
             packed = self._packed()
             self._frozen = None  # batch norm changes its statistics and does not tell
             product = self._count_product(x, SpikingWeights(self.weight, packed, None, self.bias))
-            statistics = self._updated_statistics(product) if self._fuses_norm(product) else None
-            v = product if statistics is not None else self._normalise(product)
+            couple = self._behind_norm(product, steps)
             with torch.no_grad():
                 bits, _ = self._spiking_product(x.detach(), self._scaled(steps, packed), want_sum=False)
-            if statistics is not None:
-                return self._coupled_behind_norm(bits, product, statistics, steps)
-        elif _needs_gradient(*self._tensors(), x.carried_count):
+            return couple(bits)
+        if _needs_gradient(*self._tensors(), x.carried_count):
             weight, bias = self._folded()
             weights = SpikingWeights(weight, bias=_per_step(bias, steps))
             bits, v = self._spiking_product(x, weights, want_sum=True)
@@ -110,9 +105,10 @@ class TandemLayer(nn.Module, ABC):
         self._check_value(x.value)
         gain: Tensor | None = None  # of `current`, and
         bias: Tensor | None  # current per time step that it does not hold yet
+        couple: Callable[[Tensor], SpikeTrain]
         if self._uses_batch_statistics():
             pre = self._dense_product(x.value * steps if constant else x.value, self.weight, self.bias)
-            v = self._normalise(pre)
+            couple = self._behind_norm(pre, steps)
             with torch.no_grad():
                 # The folded product, W' * X, is an affine function of the ANN's pre-activation.
                 gain = self._gain()
@@ -123,7 +119,6 @@ class TandemLayer(nn.Module, ABC):
                 else:
                     current = torch.addcmul(self._per_channel(-raw_bias), pre, self._per_channel(gain))
                     gain, bias = None, folded_bias / steps
-            scale = 1.0
         else:
             weight, folded = self._folded()
             bias = _per_step(folded, steps)
@@ -134,6 +129,7 @@ class TandemLayer(nn.Module, ABC):
                 current = self._dense_product(x.value, weight, None)
                 v = current if folded is None else current + self._per_channel(folded)
             scale = 1 / steps if constant else 1.0  # v is the current of one step where it is constant
+            couple = functools.partial(self._coupled, v=v, steps=steps, scale=scale)
         bits, _, _ = ops.integrate_and_fire(
             current,
             steps,
@@ -145,7 +141,7 @@ class TandemLayer(nn.Module, ABC):
             want_sum=False,
             want_potential=False,
         )
-        return self._coupled(bits, v, steps, scale)
+        return couple(bits)
 
     def _check_value(self, value: Tensor) -> None:
         name = type(self).__name__
@@ -163,24 +159,28 @@ class TandemLayer(nn.Module, ABC):
         upper = neuron.saturation * steps * scale if neuron.clip else math.inf
         return SpikeTrain(bits, steps, ops.tandem_count(bits, v, steps, neuron.threshold * scale, neuron.leak, upper))
 
-    def _coupled_behind_norm(
-        self, bits: Tensor, product: Tensor, statistics: tuple[Tensor, Tensor], steps: int
-    ) -> SpikeTrain:
-        """The same for the pre-activation that batch norm makes of a product with these statistics."""
+    def _behind_norm(self, product: Tensor, steps: int) -> Callable[[Tensor], SpikeTrain]:
+        """Bring the running statistics up to date with a product; returns _coupled for the v that ``norm`` makes of it."""
+        if not self._fuses_norm(product):
+            return functools.partial(self._coupled, v=self._normalise(product), steps=steps)
         norm, neuron = self._checked_norm(), self.neuron
-        upper = neuron.saturation * steps if neuron.clip else math.inf
-        count = ops.tandem_norm_count(
+        mean, var = self._updated_statistics(product)
+        return lambda bits: SpikeTrain(
             bits,
-            product,
-            *statistics,
-            norm.weight,
-            norm.bias,
             steps,
-            eps=norm.eps,
-            threshold=neuron.threshold,
-            upper=upper,
+            ops.tandem_norm_count(
+                bits,
+                product,
+                mean,
+                var,
+                norm.weight,
+                norm.bias,
+                steps,
+                eps=norm.eps,
+                threshold=neuron.threshold,
+                upper=neuron.saturation * steps if neuron.clip else math.inf,
+            ),
         )
-        return SpikeTrain(bits, steps, count)
 
     # -- batch norm
 
@@ -194,8 +194,7 @@ class TandemLayer(nn.Module, ABC):
         """
         norm = self._checked_norm()
         return (
-            product.device.type in FUSED_NORM
-            and self.neuron.leak == 1
+            self.neuron.leak == 1
             and _needs_gradient(product, norm.weight, norm.bias)
             and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
             and (product.dim() == 2 or type(norm) is nn.BatchNorm2d)  # channels are dimension 1
@@ -209,7 +208,7 @@ class TandemLayer(nn.Module, ABC):
         """Mean and biased variance [O] of a product, by which the running ones have been brought up to date."""
         norm = self._checked_norm()
         count = product.numel() // product.shape[1]
-        var, mean = torch.var_mean(product, [d for d in range(product.dim()) if d != 1], correction=0)
+        mean, var = ops.batch_statistics(product)
         norm.num_batches_tracked.add_(1)
         norm.running_mean.mul_(1 - norm.momentum).add_(mean, alpha=norm.momentum)
         norm.running_var.mul_(1 - norm.momentum).add_(var, alpha=norm.momentum * count / (count - 1))

