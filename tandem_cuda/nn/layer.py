@@ -160,7 +160,10 @@ class TandemLayer(nn.Module, ABC):
         return SpikeTrain(bits, steps, ops.tandem_count(bits, v, steps, neuron.threshold * scale, neuron.leak, upper))
 
     def _behind_norm(self, product: Tensor, steps: int) -> Callable[[Tensor], SpikeTrain]:
-        """Bring the running statistics up to date with a product; returns _coupled for the v that ``norm`` makes of it."""
+        """Bring the running statistics up to date with a product; returns _coupled for the v that ``norm`` makes of it.
+
+        Behind the operator that leads the gradient through batch norm itself there is no v.
+        """
         if not self._fuses_norm(product):
             return functools.partial(self._coupled, v=self._normalise(product), steps=steps)
         norm, neuron = self._checked_norm(), self.neuron
