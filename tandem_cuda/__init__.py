@@ -9,7 +9,7 @@ from ._load import load_library
 _C = load_library()
 
 from . import ops, reference  # noqa: E402 (the operators exist only once the library is loaded)
-from .activity import LayerActivity, synops  # noqa: E402
+from .activity import ActivityTable, LayerActivity, record_activity, synops  # noqa: E402
 from .build_info import build_info  # noqa: E402
 from .neuron import IF, LIF  # noqa: E402
 from .nn import Decode, Encode, EncodedInput, TandemConv2d, TandemLinear  # noqa: E402
@@ -20,6 +20,7 @@ __version__: str = _C.__version__
 __all__ = [
     "IF",
     "LIF",
+    "ActivityTable",
     "Decode",
     "Encode",
     "EncodedInput",
@@ -29,6 +30,7 @@ __all__ = [
     "TandemLinear",
     "build_info",
     "ops",
+    "record_activity",
     "reference",
     "synops",
 ]

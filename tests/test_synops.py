@@ -1,13 +1,17 @@
 """synops against brute force and against cases worked out by hand."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from tandem_cuda import Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear
+from exact import SEEDS, convolutions, train
+from tandem_cuda import Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, record_activity
 from tandem_cuda.activity import LayerActivity, synops
 
 
@@ -111,6 +115,7 @@ def test_rates_by_hand() -> None:
             firing_rate=0.5,
             saturation=pytest.approx(1 / 3),
             silent=pytest.approx(1 / 3),
+            dead=pytest.approx(1 / 3),
             synops=0.0,
             macs=3,
             analogue=True,
@@ -138,7 +143,7 @@ def test_model_is_left_as_it_was() -> None:
 
     synops(net, torch.rand(3, 2, 8, 10))
     with pytest.raises(TypeError, match="Encode"):
-        synops(net, "no tensor")
+        synops(net, torch.ones(3, 2, 8, 10, dtype=torch.int64))
 
     assert [module.training for module in net.modules()] == modes
     assert [len(module._forward_hooks) for module in net.modules()] == hooks
@@ -153,3 +158,136 @@ def test_bad_input() -> None:
         synops(nn.Linear(3, 2), torch.rand(1, 3))
     with pytest.raises(ValueError, match=r"synops: inputs must hold at least one sample, got .*\[0, 6, 8, 10\]"):
         synops(small_net(), torch.rand(0, 2, 8, 10))
+    with pytest.raises(ValueError, match=r"synops: model must run a tandem layer"):
+        synops(small_net(), [])
+    for inputs in ("text", 3, None):
+        with pytest.raises(TypeError, match=r"synops: inputs must be a Tensor, SpikeTrain or EncodedInput, or an iter"):
+            synops(small_net(), inputs)
+    with pytest.raises(ValueError, match=r"same neurons and time steps in layer '1', got \[8, 2, 2\] .* \[8, 2, 3\]"):
+        synops(
+            nn.Sequential(Encode(3), TandemConv2d(2, 8, 3))[1:],
+            [SpikeTrain.from_dense(random_train(4, 1, 2, 4, width)) for width in (4, 5)],
+        )
+    with pytest.raises(TypeError, match=r"record_activity: model must be an nn\.Module, got int"), record_activity(3):
+        pass
+
+
+def connections(layer: TandemConv2d, spikes: Tensor) -> int:
+    """Count, one by one, the pairs of a spike [T, N, C, H, W] and a neuron that it reaches."""
+    height, width = spikes.shape[3:]
+    per_group = layer.out_channels // layer.groups
+    sizes = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, p, d, k, s in zip(
+            (height, width), layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True
+        )
+    ]
+    reached = [[0] * width for _ in range(height)]
+    for y in range(sizes[0]):
+        for x in range(sizes[1]):
+            for i in range(layer.kernel_size[0]):
+                for j in range(layer.kernel_size[1]):
+                    row = y * layer.stride[0] - layer.padding[0] + i * layer.dilation[0]
+                    column = x * layer.stride[1] - layer.padding[1] + j * layer.dilation[1]
+                    if 0 <= row < height and 0 <= column < width:
+                        reached[row][column] += per_group
+    return int((spikes.sum((0, 1, 2)) * torch.tensor(reached)).sum())
+
+
+@given(convolutions(), SEEDS)
+@settings(max_examples=60)
+def test_random_convolutions_count_every_connection(case: dict[str, Any], seed: int) -> None:
+    """Over a loader of two batches, against a loop over the output pixels and taps."""
+    groups, (outputs, per_group, *kernel) = case["geometry"]["groups"], case["weight"]
+    layer = TandemConv2d(groups * per_group, outputs, tuple(kernel), **case["geometry"])
+    spikes = train(9, 3, *case["input"][1:], seed=seed)
+    batches = [SpikeTrain.from_dense(part) for part in (spikes[:, :2], spikes[:, 2:])]
+    (activity,) = synops(layer, batches)
+    assert activity.synops * 3 == pytest.approx(connections(layer, spikes), rel=1e-15)
+
+
+def test_a_loader_is_the_average_of_its_samples() -> None:
+    net = small_net()
+    images = torch.rand(7, 2, 8, 10)
+    want = synops(net, images)
+    data = TensorDataset(images, torch.arange(7))
+    for inputs in (DataLoader(data, batch_size=3), [images[:1], [images[1:]]], iter(images.split(2))):
+        got = synops(net, inputs)
+        assert [a.name for a in got] == [a.name for a in want]
+        for a, b in zip(got, want, strict=True):
+            assert a == b
+    assert want[1].dead is not None
+    assert want[1].silent is not None
+    assert want[1].dead <= want[1].silent
+
+
+def test_dead_neurons_are_silent_in_every_sample() -> None:
+    """Of three neurons one fires in every sample, one in one sample, one in none."""
+    layer = TandemLinear(2, 3, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))
+    (activity,) = synops(nn.Sequential(Encode(4), layer), [torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 1.0]])])
+    assert activity.dead == pytest.approx(1 / 3)
+    assert activity.silent == pytest.approx(3 / 6)
+
+
+def test_energy() -> None:
+    analogue, spiking, _, readout = synops(small_net(), torch.rand(3, 2, 8, 10))
+    assert analogue.snn_energy_pj == analogue.ann_energy_pj == 4.6 * analogue.macs
+    assert spiking.snn_energy_pj == 0.9 * spiking.synops
+    assert spiking.ann_energy_pj == 4.6 * spiking.macs
+    assert readout.snn_energy_pj == 4.6 * readout.synops
+
+
+def test_table() -> None:
+    activities = synops(small_net(), torch.rand(3, 2, 8, 10))
+    header, _, *rows, total = str(activities).splitlines()
+    names = (
+        "layer, neurons, firing rate, saturated, silent, dead, SynOps, SNN MACs, ANN MACs, SNN / ANN, SNN nJ, ANN nJ"
+    )
+    assert header.split() == names.replace(",", "").split()
+    assert [row.split()[0] for row in rows] == ["1", "2", "4", "7"]
+    assert f"{activities[1].synops:,.0f}" in rows[1].split()
+    assert f"{activities[1].firing_rate:.1%}" in rows[1].split()
+    assert f"{sum(a.macs for a in activities):,}" in total.split()
+    energy = sum(a.snn_energy_pj for a in activities) / 1000
+    assert f"{energy:,.1f}" in total.split()
+
+
+def test_record_of_training_steps() -> None:
+    """It counts what the forward passes did, in training mode, and leaves gradients and results alone."""
+    net, twin = small_net(), small_net()
+    twin.load_state_dict(net.state_dict())
+    images = torch.rand(6, 2, 8, 10)
+    spikes = 0.0
+    torch.manual_seed(1)
+    with record_activity(net) as record:
+        outputs = [net(part) for part in images.split(4)]
+    sum(output.sum() for output in outputs).backward()
+    torch.manual_seed(1)
+    for part, output in zip(images.split(4), outputs, strict=True):
+        seen = twin[:3](part)
+        spikes += float(seen.count.detach().sum())
+        torch.testing.assert_close(twin[3:](seen), output, rtol=0, atol=0)
+    activity = record.table()[1]
+    assert activity.firing_rate == pytest.approx(spikes / (6 * 80 * 5), rel=1e-12)
+    assert net[1].weight.grad is not None
+    net(images)
+    assert record.table()[1] == activity  # the hooks are gone
+
+
+def test_counting_in_inference_mode() -> None:
+    net, images = small_net(), torch.rand(3, 2, 8, 10)
+    want = synops(net, images)
+    with torch.inference_mode():
+        assert synops(net, images) == want
+
+
+def test_large_sums_are_exact() -> None:
+    """More operations than float32 can count one by one."""
+    layer = TandemLinear(5001, 4099)
+    spikes = torch.ones(8, 3, 5001)
+    spikes[0, 0, 0] = 0
+    (activity,) = synops(layer, SpikeTrain.from_dense(spikes))
+    assert activity.synops == (8 * 3 * 5001 - 1) * 4099 / 3
+    assert math.log2(activity.synops) > 24
