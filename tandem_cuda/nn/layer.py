@@ -213,8 +213,9 @@ class TandemLayer(nn.Module, ABC):
         count = product.numel() // product.shape[1]
         mean, var = ops.batch_statistics(product)
         norm.num_batches_tracked.add_(1)
-        norm.running_mean.mul_(1 - norm.momentum).add_(mean, alpha=norm.momentum)
-        norm.running_var.mul_(1 - norm.momentum).add_(var, alpha=norm.momentum * count / (count - 1))
+        # Products and sums one by one: with alpha= torch rounds once or twice, in compiled code not as in eager mode.
+        norm.running_mean.mul_(1 - norm.momentum).add_(mean * norm.momentum)
+        norm.running_var.mul_(1 - norm.momentum).add_(var * (norm.momentum * count / (count - 1)))
         return mean, var
 
     def _gain(self) -> Tensor:

@@ -310,8 +310,8 @@ TANDEM_HOST_DEVICE void empty_slot(int16_t* narrow, int32_t* wide) {
   }
 }
 
-// One row after the other: GCC would rather add half of each of eight rows and then their other halves, so that each sum
-// waits for itself twice as often (3 to 6 % of the sweep's time).
+// One row after the other: GCC would rather add half of each of eight rows and then their other halves, so that each
+// sum waits for itself twice as often (3 to 6 % of the sweep's time).
 template <class V, int kVectors>
 TANDEM_HOST_DEVICE void finish([[maybe_unused]] V (&sum)[kVectors]) {
 #if defined(__AVX512BW__)
