@@ -87,13 +87,12 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
   const Engine engine = asked(op, plan, depthwise);
   const int64_t time_steps = neurons.time_steps;
   const double threshold = neurons.threshold, leak = neurons.leak;
-  if (engine == Engine::kDense) {
+  const bool lists = engine != Engine::kDense && !depthwise;
+  const double spikes = lists ? density(plan, time_steps) : 0;
+  if (engine == Engine::kDense || (lists && engine == Engine::kAuto && spikes > spike_crossover(geometry))) {
     run_spiking_dense(op, plan, time_steps, threshold, leak);
   } else if (depthwise) {
     run_spiking_depthwise(op, plan, time_steps, threshold, leak);
-  } else if (const double spikes = density(plan, time_steps);
-             engine == Engine::kAuto && spikes > spike_crossover(geometry)) {
-    run_spiking_dense(op, plan, time_steps, threshold, leak);
   } else {
     run_spiking_events(op, plan, time_steps, threshold, leak, spikes);
   }

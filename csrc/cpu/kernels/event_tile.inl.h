@@ -388,7 +388,7 @@ void accumulate(const EventTileArgs<E, T>& a, int64_t plane, E* acc, int32_t* wi
     for (; group != end; ++group) {
       kAddRows<E, kVectors>[group->length % 8](*group, slot, list, sweep, acc, wide, & ahead, lines_a_visit);
       slot += group->visits;
-      list += group->visits * group->length + kGroupSlack;
+      list += int64_t{group->visits} * group->length + kGroupSlack;
     }
     at += visits.bytes;
   }
