@@ -54,7 +54,7 @@ def test_every_metric_is_tested() -> None:
     assert set(WANTED) == set(metrics.__all__)
 
 
-def updated(metric, net, batches):  # type: ignore[no-untyped-def]
+def updated(metric, net, batches):
     for batch in batches:
         with record_activity(net) as record, torch.no_grad():
             net(batch)
@@ -155,7 +155,7 @@ def test_two_processes(tmp_path: Path) -> None:
 def test_lightning_logs(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning", reason="pip install tandem_cuda[examples]")
 
-    class Training(lightning.LightningModule):  # type: ignore[misc, name-defined]
+    class Training(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.net = small_net()
