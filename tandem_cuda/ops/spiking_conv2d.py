@@ -63,8 +63,8 @@ def spiking_conv2d(
             capability 8.0 or newer.
 
     Returns:
-        ``(bits, sum, potential)``: uint8 [P, N, O, Ho, Wo]; the sum over t of x[t] [N, O, Ho, Wo], which is the ANN's
-        pre-activation and differentiable as such in ``weight``, ``bias`` and ``count``; u[T] [N, O, Ho, Wo]. Channels
+        ``(bits, sum, potential)``: uint8 [P, N, O, Ho, Wo]; the sum over t of x[t], [N, O, Ho, Wo], which is the ANN's
+        pre-activation and differentiable as such in ``weight``, ``bias`` and ``count``; u[T], [N, O, Ho, Wo]. Channels
         last in memory. An output that is not wanted is an empty tensor.
 
     Raises:

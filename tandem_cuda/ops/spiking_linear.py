@@ -53,8 +53,8 @@ def spiking_linear(
             capability 8.0 or newer.
 
     Returns:
-        ``(bits, sum, potential)``: uint8 [P, N, ..., O]; the sum over t of x[t] [N, ..., O], differentiable in
-        ``weight``, ``bias`` and ``count``; u[T] [N, ..., O]. An output that is not wanted is an empty tensor.
+        ``(bits, sum, potential)``: uint8 [P, N, ..., O]; the sum over t of x[t], [N, ..., O], differentiable in
+        ``weight``, ``bias`` and ``count``; u[T], [N, ..., O]. An output that is not wanted is an empty tensor.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
