@@ -13,13 +13,14 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help test test-slow test-oldest demo bench gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format clean
+.PHONY: help test test-slow test-oldest demo docs bench gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format clean
 
 help:
 	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
 	@echo "make test-slow  the slow tests"
 	@echo "make test-oldest  the quick tests of the same library under torch $(OLDEST_TORCH)"
 	@echo "make demo       train the example network"
+	@echo "make docs       build the documentation site in build/site; a warning is an error"
 	@echo "make bench      measure against plain PyTorch, the ANN and other SNN libraries"
 	@echo "make gpu        on a machine with a CUDA device: build for it, run the gpu tests and the checker's, measure"
 	@echo "make gpu-dry-run  list the steps of make gpu"
@@ -39,6 +40,9 @@ test-oldest: $(VENV)-oldest/.installed
 
 demo: $(VENV)/.installed-examples
 	$(PY) examples/mnist.py
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-bench
 	$(PY) bench/compare.py

@@ -17,6 +17,7 @@ import math
 import os
 import statistics
 import sys
+import textwrap
 import time
 import warnings
 from collections import OrderedDict
@@ -367,24 +368,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  " + line.rstrip() for line in lines)
 
 
-def activity_table(activities: Sequence[LayerActivity]) -> str:
-    rows = [("layer", "neurons", "firing rate", "saturated", "silent", "SynOps", "SNN MACs", "ANN MACs", "SNN / ANN")]
-    for a in activities:
-        rates = ["" if rate is None else f"{rate:.1%}" for rate in (a.firing_rate, a.saturation, a.silent)]
-        snn_macs = a.macs if a.analogue else 0
-        ratio = (a.synops + snn_macs) / a.macs
-        rows.append((a.name, f"{a.neurons:,}", *rates, *operations(a.synops, snn_macs, a.macs), f"{ratio:.2f}"))
-    total = totals(activities)
-    ratio = (total["synops"] + total["snn_macs"]) / total["ann_macs"]
-    numbers = operations(total["synops"], total["snn_macs"], total["ann_macs"])
-    rows.append(("total", f"{total['neurons']:,}", f"{total['firing_rate']:.1%}", "", "", *numbers, f"{ratio:.2f}"))
-    return table(rows)
-
-
-def operations(*numbers: float) -> list[str]:
-    return [f"{number:,.0f}" if number else "-" for number in numbers]
-
-
 def totals(activities: Sequence[LayerActivity]) -> dict[str, float]:
     """Over all layers, per digit; the firing rate is that of all neurons that spike."""
     rates = [(a.firing_rate, a.neurons) for a in activities if a.firing_rate is not None]
@@ -522,9 +505,10 @@ def main() -> None:
 
     print(f"\nAccuracy on {len(labels)} test digits: SNN {accuracies['SNN']:.1%}, ANN {accuracies['ANN']:.1%}")
     print(f"\nActivity and operations per test digit, T = {args.time_steps}:")
-    print(activity_table(activities))
+    print(textwrap.indent(str(activities), "  "))
     print(
-        "  firing rate: spikes per neuron and time step. saturated, silent: neurons that fire at every step, at none.\n"
+        "  firing rate: spikes per neuron and time step. saturated, silent: neurons that fire at every step, at none;\n"
+        "  dead: for no digit. nJ: estimated energy of the arithmetic alone.\n"
         "  SynOps: additions of a weight, one for each spike and each neuron it reaches. SNN MACs: the first layer\n"
         "  multiplies the real pixels once, whatever T."
     )

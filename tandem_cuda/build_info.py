@@ -13,21 +13,21 @@ from . import _C
 def build_info() -> dict[str, object]:
     """What was built and what runs here; ``python -m tandem_cuda`` prints it.
 
-    Returns:
-        A dictionary with
+    - ``version`` (str), ``compiler`` (str) of the library;
+    - ``torch`` (str), the version in use; ``torch_built_against`` (str); ``torch_stable_abi`` (str), the oldest
+      version that the library loads under;
+    - ``cpu_isas_compiled``, ``cpu_isas_runnable`` (list of str), the instruction sets of the CPU kernels, from
+      "scalar" up; ``cpu_isa`` (str), the one in use; ``TANDEM_CPU_ISA`` (str or None), the environment variable
+      that caps it; ``threads`` (int), torch's;
+    - ``cuda_toolkit`` (str), the version that compiled the CUDA kernels, and ``cuda_architectures`` (list of str,
+      "sm_80" for machine code, "compute_90" for PTX); without CUDA kernels None and an empty list, and
+      ``cuda_not_built_because`` (str, else None);
+    - ``cuda_driver`` (str or None), the newest CUDA that the driver supports;
+    - ``cuda_usable`` (bool): whether the CUDA kernels run on torch's current device, and
+      ``cuda_unusable_because`` (str, else None).
 
-        - ``version`` (str), ``compiler`` (str) of the library;
-        - ``torch`` (str), the version in use; ``torch_built_against`` (str); ``torch_stable_abi`` (str), the oldest
-          version that the library loads under;
-        - ``cpu_isas_compiled``, ``cpu_isas_runnable`` (list of str), the instruction sets of the CPU kernels, from
-          "scalar" up; ``cpu_isa`` (str), the one in use; ``TANDEM_CPU_ISA`` (str or None), the environment variable
-          that caps it; ``threads`` (int), torch's;
-        - ``cuda_toolkit`` (str), the version that compiled the CUDA kernels, and ``cuda_architectures`` (list of str,
-          "sm_80" for machine code, "compute_90" for PTX); without CUDA kernels None and an empty list, and
-          ``cuda_not_built_because`` (str, else None);
-        - ``cuda_driver`` (str or None), the newest CUDA that the driver supports;
-        - ``cuda_usable`` (bool): whether the CUDA kernels run on torch's current device, and
-          ``cuda_unusable_because`` (str, else None).
+    Returns:
+        A dictionary with these keys.
     """
     compiled = _C.build_info()
     obstacle = _cuda_obstacle(compiled)

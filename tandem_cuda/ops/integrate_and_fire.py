@@ -46,7 +46,7 @@ def integrate_and_fire(
         want_potential: return the final potential.
 
     Returns:
-        ``(bits, sum, potential)``: uint8 [P, N, C, ...]; the sum over t of x[t] [N, C, ...]; u[T] [N, C, ...]. An
+        ``(bits, sum, potential)``: uint8 [P, N, C, ...]; the sum over t of x[t], [N, C, ...]; u[T], [N, C, ...]. An
         output that is not wanted is an empty tensor. None of them has a gradient: see :func:`tandem_count`.
 
     Raises:

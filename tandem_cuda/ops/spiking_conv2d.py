@@ -73,8 +73,8 @@ def spiking_conv2d(
             multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
     Returns:
-        ``(bits, sum, potential)``: uint8 [P, N, O, Ho, Wo]; the sum over t of x[t] [N, O, Ho, Wo], which is the ANN's
-        pre-activation and differentiable as such in ``weight``, ``bias`` and ``count``; u[T] [N, O, Ho, Wo]. Channels
+        ``(bits, sum, potential)``: uint8 [P, N, O, Ho, Wo]; the sum over t of x[t], [N, O, Ho, Wo], which is the ANN's
+        pre-activation and differentiable as such in ``weight``, ``bias`` and ``count``; u[T], [N, O, Ho, Wo]. Channels
         last in memory. An output that is not wanted is an empty tensor.
 
     Raises:

@@ -55,8 +55,8 @@ def spiking_linear(
             multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
     Returns:
-        ``(bits, sum, potential)``: uint8 [P, N, ..., O]; the sum over t of x[t] [N, ..., O], differentiable in
-        ``weight``, ``bias`` and ``count``; u[T] [N, ..., O]. An output that is not wanted is an empty tensor.
+        ``(bits, sum, potential)``: uint8 [P, N, ..., O]; the sum over t of x[t], [N, ..., O], differentiable in
+        ``weight``, ``bias`` and ``count``; u[T], [N, ..., O]. An output that is not wanted is an empty tensor.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

@@ -1,0 +1,179 @@
+"""How well the spiking network and its ANN twin agree, layer by layer: counts, activations and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._table import table
+from .activity import _evaluating
+from .lif_rate import lif_rate
+from .nn import EncodedInput
+from .nn.layer import TandemLayer
+from .spike_train import SpikeTrain
+
+
+@dataclass(frozen=True)
+class LayerAgreement:
+    """How far one tandem layer and its ANN twin agree, averaged over the samples."""
+
+    name: str
+    """Qualified name in the model, as in ``named_modules``."""
+    count_error: float
+    """Mean of abs(c - a) over neurons and samples, in spikes; a is the ANN activation given the counts from below."""
+    count_cosine: float
+    """Cosine of the angle between a sample's counts c and those activations a."""
+    accumulated_error: float
+    """As ``count_error``, with the activation that the ANN has by itself, of its own activations from below."""
+    accumulated_cosine: float
+    """As ``count_cosine``, with the activation that the ANN has by itself."""
+    gradient_cosine: float
+    """Cosine between the gradients of the loss with respect to the layer's weights: the tandem rule's and the ANN's."""
+
+
+class AgreementTable(list[LayerAgreement]):
+    """A list of :class:`LayerAgreement`, one per layer in order of execution, that prints as a table."""
+
+    def __str__(self) -> str:
+        header = ["layer", "count error", "cosine", "accumulated error", "cosine", "gradient cosine"]
+        rows = [
+            [
+                layer.name,
+                f"{layer.count_error:.4f}",
+                f"{layer.count_cosine:.4f}",
+                f"{layer.accumulated_error:.4f}",
+                f"{layer.accumulated_cosine:.4f}",
+                f"{layer.gradient_cosine:.4f}",
+            ]
+            for layer in self
+        ]
+        return table([header, *rows])
+
+
+def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> AgreementTable:
+    """Compare a tandem network with its ANN twin on one batch.
+
+    The tandem rule lets the ANN receive actual spike counts and back-propagates through the ANN's activations (Wu et
+    al., "A Tandem Learning Rule", IEEE TNNLS 2021, doi:10.1109/TNNLS.2021.3095724), which works as far as counts are
+    near the activations that they stand for. That paper judges this, after Anderson & Berg, "The High-Dimensional
+    Geometry of Binary Neural Networks", ICLR 2018, arXiv:1705.07199, by the angle between the two as vectors: what
+    ``count_cosine`` measures. The others separate what one layer adds (the ANN fed with the counts from below) from
+    what has piled up since the input (the ANN by itself), and say what is left of the ANN's exact gradient.
+
+    With v = W * c_below + b, batch norm applied, the activation is relu(v) / threshold for IF neurons and T times
+    :func:`tandem_cuda.lif_rate.lif_rate` of v for LIF neurons; where neurons have ``clip``, at most T. Both networks
+    run in eval mode: running statistics of batch norm, no dropout.
+
+    Cosines of two zero vectors, and of one, are 0.
+
+    Args:
+        model: any module with tandem layers in it, each of which runs once in a forward pass.
+        inputs: one batch for it.
+        loss: takes what ``model`` returns; a scalar Tensor, such as ``lambda y: F.cross_entropy(y, labels)``.
+
+    Returns:
+        One LayerAgreement per tandem layer, in order of execution; a list whose ``str`` is a table. Modes, gradients
+        (``.grad``) and statistics of the model are left as they were.
+
+    Raises:
+        TypeError: ``model`` is no nn.Module, or ``loss`` does not return a Tensor.
+        ValueError: no tandem layer ran, one ran twice, a layer's weights do not require gradients, or ``loss`` is no
+            scalar.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"diagnose: model must be an nn.Module, got {type(model).__name__}")
+    found: dict[str, tuple[TandemLayer, Tensor, Tensor]] = {}  # counts, and activations of the counts from below
+
+    def on_layer(name: str, layer: TandemLayer, args: tuple[Any, ...], output: SpikeTrain) -> None:
+        if name in found:
+            raise ValueError(f"diagnose: model must run each tandem layer once, got {name!r} twice")
+        with torch.no_grad():
+            found[name] = layer, output.count.detach(), _activation(layer, args[0]).detach()
+
+    layers = {path or type(m).__name__: m for path, m in model.named_modules() if isinstance(m, TandemLayer)}
+    handles = [layer.register_forward_hook(partial(on_layer, name)) for name, layer in layers.items()]
+    with _evaluating(model), torch.enable_grad():
+        try:
+            tandem_loss = _scalar(loss(model(inputs)))
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not found:
+            raise ValueError("diagnose: model must run a tandem layer (TandemConv2d, TandemLinear), got none that ran")
+        weights = [layer.weight for layer, _, _ in found.values()]
+        if not all(weight.requires_grad for weight in weights):
+            raise ValueError("diagnose: model must have tandem layers whose weights require gradients, got frozen ones")
+        tandem = torch.autograd.grad(tandem_loss, weights, allow_unused=True)
+        alone: dict[str, Tensor] = {}
+        with _ann(layers, alone):
+            exact = torch.autograd.grad(_scalar(loss(model(inputs))), weights, allow_unused=True)
+    return AgreementTable(
+        LayerAgreement(
+            name=name,
+            count_error=float((count - activation).abs().mean()),
+            count_cosine=_cosine(count, activation),
+            accumulated_error=float((count - alone[name]).abs().mean()),
+            accumulated_cosine=_cosine(count, alone[name]),
+            gradient_cosine=_cosine(*(weight.new_zeros(1, weight.numel()) if g is None else g[None] for g in pair)),
+        )
+        for (name, (_, count, activation)), weight, pair in zip(
+            found.items(), weights, zip(tandem, exact, strict=True), strict=True
+        )
+    )
+
+
+def _activation(layer: TandemLayer, x: SpikeTrain | EncodedInput) -> Tensor:
+    """The layer's ANN activation in eval mode, differentiable; its input is the count of a train."""
+    if isinstance(x, SpikeTrain):
+        value, steps = x.count, x.time_steps
+    else:
+        value, steps = x.value * x.time_steps if x.mode == "constant" else x.value, x.time_steps
+    v = layer._dense_product(value, layer.weight, layer.bias)
+    if layer.norm is not None:
+        v = layer._normalise(v)
+    neuron = layer.neuron
+    if neuron.leak == 1:
+        activation = torch.relu(v) / neuron.threshold
+    else:
+        activation = steps * lif_rate(v, steps, neuron.threshold, neuron.leak)
+    return activation.clamp(max=steps) if neuron.clip else activation
+
+
+@contextmanager
+def _ann(layers: dict[str, TandemLayer], found: dict[str, Tensor]) -> Iterator[None]:
+    """Let tandem layers hand on ANN activations instead of counts, and note them."""
+
+    def forward(name: str, layer: TandemLayer, x: SpikeTrain | EncodedInput) -> SpikeTrain:
+        activation = _activation(layer, x)
+        found[name] = activation.detach()
+        # Whatever stands between the layers handles a train, but nothing reads the spikes of this one.
+        planes = -(-x.time_steps // 8)
+        no_spikes = torch.zeros((), dtype=torch.uint8, device=activation.device).expand(planes, *activation.shape)
+        return SpikeTrain(no_spikes, x.time_steps, activation)
+
+    try:
+        for name, layer in layers.items():
+            layer.forward = partial(forward, name, layer)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer in layers.values():
+            layer.__dict__.pop("forward", None)
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"diagnose: loss must return a Tensor, got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise ValueError(f"diagnose: loss must return a scalar, got {list(loss.shape)}")
+    return loss
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Mean over samples of the cosine between vectors."""
+    return float(nn.functional.cosine_similarity(a.flatten(1).double(), b.flatten(1).double(), dim=1).mean())

@@ -1,0 +1,449 @@
+"""NIR: what comes back spikes as what went out, and other simulators run the file with the same spike counts."""
+
+import subprocess
+import sys
+import venv
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from exact import dyadic, same, train
+from tandem_cuda import IF, LIF, Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear
+
+nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
+pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
+
+from tandem_cuda.exchange import from_nir, to_nir  # noqa: E402 (only where the extra is there)
+
+
+def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights that make neurons fire, and batch norm with statistics and an affine map of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            for x, low, high in (
+                (module.weight, -0.5, 2.0),
+                (module.bias, 0.0, 3.0),
+                (module.running_mean, -1.0, 1.0),
+                (module.running_var, 0.5, 2.0),
+            ):
+                x.data.uniform_(low, high, generator=generator)
+        elif getattr(module, "weight", None) is not None:
+            fan_in = module.weight[0].numel()
+            module.weight.data.normal_(0.3 / fan_in, 1.2 * fan_in**-0.5, generator=generator)
+            if module.bias is not None:
+                module.bias.data.uniform_(-2, 5, generator=generator)
+    return net.eval()
+
+
+def network(
+    *, norm: str | None = "batch", neuron: IF | LIF = IF(), steps: int = 8, mode: str = "constant", bias: bool = True
+) -> nn.Sequential:
+    named = {"norm": norm, "neuron": neuron, "bias": bias}
+    return nn.Sequential(
+        Encode(steps, mode),
+        TandemConv2d(2, 6, 3, padding=1, **named),
+        TandemConv2d(6, 8, 3, stride=2, padding=1, **named),
+        nn.Flatten(),
+        TandemLinear(160, 12, **named),
+        Decode(),
+        nn.Dropout(),
+        nn.Linear(12, 5),
+    )
+
+
+IMAGES = torch.rand(4, 2, 8, 9, generator=torch.Generator().manual_seed(1))
+
+
+def spiking(net: nn.Sequential, x: Tensor | SpikeTrain) -> list[Tensor]:
+    """Spikes of all tandem layers and what the last module returns; with gradients, and so with batch norm folded."""
+    kept: list[Tensor] = []
+    for module in net:
+        x = module(x)
+        if isinstance(module, (TandemConv2d, TandemLinear)):
+            kept.append(x.bits)
+    return [*kept, x.count.detach() if isinstance(x, SpikeTrain) else x.detach()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["constant", "impulse"])
+@pytest.mark.parametrize("steps", [8, 7, 11])
+@pytest.mark.parametrize("norm", ["batch", None])
+@pytest.mark.parametrize("neuron", [IF(), IF(0.7, clip=True), LIF(0.8, 0.9), LIF(leak=0.7310585786300049)], ids=str)
+def test_round_trip(tmp_path: Path, neuron: IF | LIF, norm: str | None, steps: int, mode: str, dtype: torch.dtype):
+    net = randomised(network(norm=norm, neuron=neuron, steps=steps, mode=mode)).to(dtype)
+    path = tmp_path / "net.nir"
+    graph = to_nir(net, IMAGES.to(dtype), path)
+    want = spiking(net, IMAGES.to(dtype))
+    assert 0.01 < want[2].count_nonzero() / want[2].numel() < 1
+    for source in (graph, path, str(path)):
+        back = from_nir(source)
+        assert not back.training
+        assert back[0].time_steps == steps
+        assert [getattr(m, "neuron", None) for m in back if hasattr(m, "neuron")] == [
+            IF(neuron.threshold) if neuron.leak == 1 else LIF(neuron.threshold, neuron.leak)
+        ] * 3
+        *spikes, logits = spiking(back, IMAGES.to(dtype))
+        same(tuple(spikes), tuple(want[:-1]))
+        # The read-out's bias is that of one step in the file, and T of them are it but for rounding.
+        exact = steps == 8
+        tolerance = 0 if exact else {torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
+        torch.testing.assert_close(logits, want[-1], rtol=tolerance, atol=tolerance)
+
+
+def test_second_round_trip_is_the_first():
+    first = to_nir(randomised(network(steps=7)), IMAGES)
+    second = to_nir(from_nir(first), IMAGES)
+    for name, node in first.nodes.items():
+        for field in ("weight", "bias", "v_threshold"):
+            if hasattr(node, field):
+                assert np.array_equal(getattr(node, field), getattr(second.nodes[name], field))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"kernel_size": (3, 2), "stride": (1, 3), "padding": (0, 2), "dilation": (2, 1)},
+        {"kernel_size": 3, "groups": 2, "padding": 1},
+        {"kernel_size": (1, 4), "groups": 4},
+        {"kernel_size": 3, "padding": "same"},
+        {"kernel_size": (3, 5), "padding": "same", "dilation": 2},
+        {"kernel_size": 2, "padding": "valid", "bias": False},
+    ],
+    ids=str,
+)
+def test_geometry_of_convolutions(tmp_path: Path, geometry):
+    net = randomised(nn.Sequential(TandemConv2d(4, 8, **geometry), TandemConv2d(8, 3, 2)))
+    x = SpikeTrain.from_dense(train(9, 2, 4, 10, 11, seed=0).float())
+    graph = to_nir(net, x, tmp_path / "net.nir")
+    back = from_nir(tmp_path / "net.nir")
+    want = spiking(net, x)
+    same(tuple(spiking(back, x)), tuple(want))
+    assert graph.metadata == {"time_steps": 9, "dt": 1e-4, "encoding": "spikes"}
+    assert graph.nodes["layer_0"].output_type["output"].tolist() == list(net[0](x).shape[1:])
+    assert back[0].extra_repr().split("neuron")[0] == net[0].extra_repr().split("neuron")[0]
+
+
+def test_a_user_class_with_a_forward_pass(tmp_path: Path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode = Encode(8)
+            self.body = nn.Sequential(TandemConv2d(2, 6, 3, norm="batch"), nn.Identity())
+            self.head = TandemLinear(252, 12)
+            self.decode = Decode()
+            self.out = nn.Linear(12, 5)
+
+        def forward(self, x):
+            x = self.body(self.encode(x)).flatten(1)
+            return self.out(torch.flatten(self.decode(self.head(x)), 1))
+
+    net = randomised(Net()).train()
+    graph = to_nir(net, IMAGES)
+    assert net.training
+    assert list(graph.nodes) == [
+        "input",
+        "body_0",
+        "body_0_neurons",
+        "flatten",
+        "head",
+        "head_neurons",
+        "out",
+        "output",
+    ]
+    net.eval()
+    same(from_nir(graph)(IMAGES), net(IMAGES))
+
+
+def test_parameters_of_neurons():
+    """They are those of the equations in the docstring, at any dt."""
+    for dt in (1e-4, 1e-3, 1.0):
+        graph = to_nir(TandemLinear(3, 2, neuron=LIF(0.5, 0.75)), SpikeTrain.from_dense(torch.ones(8, 1, 3)), dt=dt)
+        node = graph.nodes["tandemlinear_neurons"]
+        assert isinstance(node, nir.LIF)
+        assert node.tau.tolist() == [4 * dt] * 2
+        assert node.r.tolist() == [4.0] * 2
+        assert node.v_threshold.tolist() == [0.5] * 2
+        assert node.v_leak.tolist() == [0.0] * 2
+        np.testing.assert_allclose(node.v_reset, [0.5 - 0.5 / 0.75] * 2)
+        assert from_nir(graph)[0].neuron == LIF(0.5, 0.75)
+        graph = to_nir(TandemLinear(3, 2, neuron=IF(0.5)), SpikeTrain.from_dense(torch.ones(8, 1, 3)), dt=dt)
+        node = graph.nodes["tandemlinear_neurons"]
+        assert isinstance(node, nir.IF)
+        assert node.r.tolist() == [1 / dt] * 2
+        assert node.v_reset.tolist() == [0.0] * 2
+
+
+def test_foreign_graph():
+    """Resistances other than one step's go into the weights; sum pooling becomes a layer; T is the caller's."""
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(4, 2, 3, 3)).astype(np.float32), rng.normal(size=4).astype(np.float32)
+
+    def neurons(*shape, r=1.0):
+        return nir.IF(r=np.full(shape, r), v_threshold=np.ones(shape))
+
+    graph = nir.NIRGraph(
+        {
+            "in": nir.Input(np.array([2, 8, 8])),
+            "a.conv": nir.Conv2d((8, 8), weight, 1, 1, 1, 1, bias),
+            "a.if": neurons(4, 8, 8, r=0.25),
+            "pool": nir.SumPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0])),
+            "pool.if": neurons(4, 4, 4),
+            "out": nir.Output(np.array([4, 4, 4])),
+        },
+        [("in", "a.conv"), ("a.conv", "a.if"), ("a.if", "pool"), ("pool", "pool.if"), ("pool.if", "out")],
+    )
+    x = SpikeTrain.from_dense(train(8, 3, 2, 8, 8, seed=0, rate=0.5).float())
+    net = from_nir(graph, time_steps=8, encoding="spikes", dt=1.0)
+    assert [name for name, _ in net.named_children()] == ["a_conv", "pool"]
+    first = TandemConv2d(2, 4, 3, padding=1)
+    first.load_state_dict({"weight": torch.from_numpy(weight) / 4, "bias": torch.from_numpy(bias) / 4 * 8})
+    second = TandemConv2d(4, 4, 2, 2, groups=4, bias=False)
+    nn.init.ones_(second.weight)
+    want = spiking(nn.Sequential(first, second), x)
+    assert want[1].any()
+    same(tuple(spiking(net, x)), tuple(want))
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_exported_is_named():
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = TandemLinear(4, 4), TandemLinear(4, 4)
+
+        def forward(self, x):
+            return self.b(self.a(x)), self.a(x)
+
+    x = SpikeTrain.from_dense(torch.ones(8, 1, 4))
+    with pytest.raises(ValueError, match=r"to_nir: model must be a chain of Encode(.|\n)*a \(TandemLinear\)"):
+        to_nir(Skip(), x)
+    net = nn.Sequential(Encode(8), TandemConv2d(2, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Softmax(1), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"  2 \(MaxPool2d\)\n  4 \(Softmax\)$"):
+        to_nir(net, IMAGES)
+    with pytest.raises(ValueError, match=r"  3 \(Linear\): nothing may follow the read-out"):
+        to_nir(nn.Sequential(TandemLinear(4, 4), Decode(), nn.Linear(4, 4), nn.Linear(4, 4)), x)
+    wide = SpikeTrain.from_dense(torch.ones(8, 1, 3, 4))
+    with pytest.raises(ValueError, match=r"0 \(TandemLinear\): its input must be \[N, F\], got \[1, 3, 4\]"):
+        to_nir(nn.Sequential(TandemLinear(4, 4)), wide)
+
+
+def test_what_cannot_be_imported_is_named():
+    shape = np.ones(3)
+
+    def graph(**nodes):
+        names = ["in", *nodes, "out"]
+        ends = {"in": nir.Input(np.array([3])), **nodes, "out": nir.Output(np.array([3]))}
+        return nir.NIRGraph(ends, list(pairwise(names)), type_check=False)
+
+    weights = nir.Linear(np.eye(3, dtype=np.float32))
+    cases = {
+        r"cuba \(CubaLIF\)\n  li \(LI\)": graph(
+            w=weights,
+            cuba=nir.CubaLIF(shape, shape, shape, shape, shape),
+            li=nir.LI(shape, shape, shape),
+        ),
+        r"n \(IF\): no weights in front of it": graph(n=nir.IF(shape, shape)),
+        r"v \(Linear\): w in front of it has no neurons": graph(w=weights, v=weights, n=nir.IF(shape, shape)),
+        r"n \(IF\): v_threshold must be the same for all neurons, got 3 values": graph(
+            w=weights, n=nir.IF(shape, np.arange(1.0, 4.0))
+        ),
+        r"n \(IF\): v_reset must be .* = 0, .* got -1": graph(w=weights, n=nir.IF(shape, shape, -shape)),
+        r"n \(LIF\): v_reset must be": graph(w=weights, n=nir.LIF(4 * shape, shape, 0 * shape, shape)),
+        r"n \(LIF\): v_leak must be 0, got 1": graph(w=weights, n=nir.LIF(4 * shape, shape, shape, shape)),
+        r"n \(LIF\): tau must be greater than dt = 1.0, got 1": graph(
+            w=weights, n=nir.LIF(shape, shape, 0 * shape, shape)
+        ),
+        r"d \(Delay\)": graph(d=nir.Delay(shape)),
+    }
+    for message, bad in cases.items():
+        with pytest.raises(ValueError, match=r"from_nir: source must be a chain of(.|\n)*" + message):
+            from_nir(bad, time_steps=8, encoding="spikes", dt=1.0)
+    looped = graph(w=weights, n=nir.IF(shape, shape))
+    looped.edges.append(("n", "w"))
+    with pytest.raises(ValueError, match=r"w \(Linear\): it must have one input and one output"):
+        from_nir(looped, time_steps=8, encoding="spikes", dt=1.0)
+
+
+def test_bad_arguments(tmp_path: Path):
+    x = SpikeTrain.from_dense(torch.ones(8, 1, 4))
+    net = TandemLinear(4, 4)
+    with pytest.raises(TypeError, match=r"to_nir: model must be an nn\.Module, got int"):
+        to_nir(3, x)
+    with pytest.raises(TypeError, match="to_nir: sample must be a Tensor or a SpikeTrain, got list"):
+        to_nir(net, [1])
+    with pytest.raises(ValueError, match="to_nir: dt must be positive and finite, got 0"):
+        to_nir(net, x, dt=0)
+    with pytest.raises(TypeError, match="to_nir: dt must be a number, got str"):
+        to_nir(net, x, dt="1")
+    with pytest.raises(TypeError, match=r"from_nir: source must be a nir\.NIRGraph or a path, got int"):
+        from_nir(3)
+    with pytest.raises(FileNotFoundError, match="from_nir: source must be an existing file"):
+        from_nir(tmp_path / "none.nir")
+    (tmp_path / "text.nir").write_text("no HDF5")
+    with pytest.raises(ValueError, match="from_nir: source must be a NIR file"):
+        from_nir(tmp_path / "text.nir")
+    whole = tmp_path / "whole.nir"
+    graph = to_nir(net, x, whole)
+    (tmp_path / "cut.nir").write_bytes(whole.read_bytes()[:-300])
+    with pytest.raises(ValueError, match="from_nir: source must be a NIR file"):
+        from_nir(tmp_path / "cut.nir")
+    with pytest.raises(ValueError, match="from_nir: encoding must be one of constant, impulse, spikes, got 'rate'"):
+        from_nir(graph, encoding="rate")
+    with pytest.raises(ValueError, match="time_steps must be at least 1, got 0"):
+        from_nir(graph, time_steps=0)
+    graph.metadata.clear()
+    with pytest.raises(ValueError, match="from_nir: time_steps must be given"):
+        from_nir(graph)
+
+
+def test_missing_extra_is_named(tmp_path: Path):
+    (tmp_path / "nir.py").write_text("raise ImportError('not here')\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import tandem_cuda.exchange"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "pip install tandem_cuda[nir]" in done.stderr
+
+
+# --- other simulators ------------------------------------------------------------------------------------------------
+
+# Both take NIR's v_reset for a hard reset, the only one they know from it, so the scripts say "subtract" to their
+# neurons; everything else comes from the file.
+SPIKINGJELLY = """
+import sys, numpy as np, torch
+from spikingjelly.activation_based import base, neuron
+from spikingjelly.activation_based.nir_exchange import import_from_nir
+
+path, inputs, outputs, dtype = sys.argv[1:]
+net = import_from_nir(path, dt=1e-4, dtype=getattr(torch, dtype))
+for module in net.modules():
+    if isinstance(module, neuron.IFNode):
+        module.v_reset = None
+x, state, total = torch.from_numpy(np.load(inputs)), None, 0
+with torch.no_grad():
+    for step in x:
+        y, state = net(step, state)
+        total = total + y
+np.save(outputs, total.numpy())
+"""
+
+SNNTORCH = """
+import sys, nir, numpy as np, torch, snntorch
+from snntorch.import_nir import import_from_nir
+
+path, inputs, outputs, dtype = sys.argv[1:]
+net = import_from_nir(nir.read(path)).to(getattr(torch, dtype))
+for name, module in list(net.named_modules()):
+    if isinstance(module, snntorch.Leaky):
+        net.set_submodule(name, snntorch.Leaky(
+            beta=module.beta, threshold=module.threshold, reset_mechanism="subtract", init_hidden=True,
+            spike_grad=lambda u: (u >= 0).to(u.dtype),
+        ))
+x, total = torch.from_numpy(np.load(inputs)), 0
+with torch.no_grad():
+    for step in x:
+        y, _ = net(step)
+        total = total + y
+np.save(outputs, total.numpy())
+"""
+
+
+@pytest.fixture(scope="module")
+def simulators(tmp_path_factory) -> Path:
+    """The Python of an environment of its own, with both simulators; it borrows torch from this one."""
+    folder = tmp_path_factory.mktemp("simulators")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    site = subprocess.check_output(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+    ).strip()
+    (Path(site) / "borrowed.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
+    reached = subprocess.run(
+        [python, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), "nir"], check=False
+    )
+    if reached.returncode:
+        pytest.skip("the package index cannot be reached")
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "spikingjelly[nir]==2.0.0", "snntorch==1.0.0", "nir", "nirtorch"],
+        check=True,
+        timeout=900,
+    )
+    return python
+
+
+def executed(python: Path, folder: Path, script: str, net: nn.Module, x: Tensor, steps: Tensor) -> Tensor:
+    """Sums over time of what another simulator makes of the exported network, given its input at each step."""
+    path, inputs, outputs = folder / "net.nir", folder / "in.npy", folder / "out.npy"
+    to_nir(net, x, path)
+    np.save(inputs, steps.numpy())
+    dtype = str(x.dtype).removeprefix("torch.")
+    done = subprocess.run(
+        [python, "-c", script, path, inputs, outputs, dtype], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return torch.from_numpy(np.load(outputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("neuron", [IF(), IF(0.75)], ids=str)
+@pytest.mark.parametrize("norm", ["batch", None])
+def test_spikingjelly_counts_the_same_spikes(simulators: Path, tmp_path: Path, neuron: IF, norm: str | None):
+    """A convolutional network in float64, where no potential is so near its threshold that rounding tells."""
+    net = randomised(network(norm=norm, neuron=neuron)).double()
+    x = IMAGES.double()
+    spikes = nn.Sequential(*net[:5])
+    got = executed(simulators, tmp_path, SPIKINGJELLY, spikes, x, x.expand(8, *x.shape))
+    with torch.no_grad():
+        want, logits = spikes(x).count, net(x)
+    assert 0 < want.mean() < 8
+    assert len(want.unique()) > 3
+    same(got, want)
+    got = executed(simulators, tmp_path, SPIKINGJELLY, net, x, x.expand(8, *x.shape))
+    torch.testing.assert_close(got, logits, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_spikingjelly_runs_recorded_spikes(simulators: Path, tmp_path: Path):
+    """In float32 with dyadic weights, where all sums are exact."""
+    net = nn.Sequential(
+        TandemConv2d(2, 6, 3, padding=1), TandemConv2d(6, 5, 3, stride=2), nn.Flatten(), TandemLinear(60, 9)
+    )
+    with torch.no_grad():
+        for i, parameter in enumerate(net.parameters()):
+            parameter.copy_(dyadic(*parameter.shape, seed=i))
+    spikes = train(8, 4, 2, 8, 9, seed=0).float()
+    x = SpikeTrain.from_dense(spikes)
+    path, inputs, outputs = tmp_path / "net.nir", tmp_path / "in.npy", tmp_path / "out.npy"
+    to_nir(net, x, path)
+    np.save(inputs, spikes.numpy())
+    subprocess.run([simulators, "-c", SPIKINGJELLY, path, inputs, outputs, "float32"], check=True, timeout=300)
+    want = net(x).count.detach()
+    assert 0 < want.mean() < 8
+    same(torch.from_numpy(np.load(outputs)), want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("neuron", [LIF(leak=0.75), LIF(0.5, 0.9)], ids=str)
+def test_snntorch_counts_the_same_spikes(simulators: Path, tmp_path: Path, neuron: LIF):
+    """Leaky neurons, in float64."""
+    net = randomised(
+        nn.Sequential(
+            Encode(16),
+            TandemLinear(20, 30, norm="batch", neuron=neuron),
+            TandemLinear(30, 25, neuron=neuron),
+            TandemLinear(25, 12, neuron=neuron),
+        )
+    ).double()
+    x = torch.rand(6, 20, generator=torch.Generator().manual_seed(0)).double()
+    got = executed(simulators, tmp_path, SNNTORCH, net, x, x.expand(16, *x.shape))
+    with torch.no_grad():
+        want = net(x).count
+    assert 0 < want.mean() < 16
+    assert len(want.unique()) > 3
+    same(got, want)
