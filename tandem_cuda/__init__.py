@@ -12,7 +12,21 @@ from . import ops, reference  # noqa: E402 (the operators exist only once the li
 from .activity import LayerActivity, synops  # noqa: E402
 from .build_info import build_info  # noqa: E402
 from .neuron import IF, LIF  # noqa: E402
-from .nn import Decode, Encode, EncodedInput, TandemConv2d, TandemLinear  # noqa: E402
+from .nn import (  # noqa: E402
+    Decode,
+    Encode,
+    EncodedInput,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    SpikingMaxPool2d,
+    TandemAdd,
+    TandemConv1d,
+    TandemConv2d,
+    TandemConvTranspose2d,
+    TandemDropout,
+    TandemDropout2d,
+    TandemLinear,
+)
 from .spike_train import SpikeTrain  # noqa: E402
 
 __version__: str = _C.__version__
@@ -25,7 +39,15 @@ __all__ = [
     "EncodedInput",
     "LayerActivity",
     "SpikeTrain",
+    "SpikingAdaptiveAvgPool2d",
+    "SpikingAvgPool2d",
+    "SpikingMaxPool2d",
+    "TandemAdd",
+    "TandemConv1d",
     "TandemConv2d",
+    "TandemConvTranspose2d",
+    "TandemDropout",
+    "TandemDropout2d",
     "TandemLinear",
     "build_info",
     "ops",

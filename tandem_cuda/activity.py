@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .nn import Decode, EncodedInput, TandemConv2d
+from .nn import Decode, EncodedInput, TandemAdd, TandemConv2d, TandemConvTranspose2d
+from .nn.conv import ConvolutionLayer
 from .nn.layer import TandemLayer
 from .spike_train import SpikeTrain
 
@@ -51,8 +52,11 @@ def synops(model: nn.Module, inputs: Any) -> list[LayerActivity]:
 
     - SynOps are exact: every input spike times the number of output neurons that it reaches. In a convolution that
       depends on stride, padding, dilation and groups, and is smaller at the borders.
-    - MACs are what a dense implementation does, O * Ho * Wo * (C / groups) * kH * kW for a convolution and F * O for a
-      linear layer: taps in the zero padding count. Batch norm (folded), bias and neuron updates are not counted.
+    - MACs are what a dense implementation does, O * Ho * Wo * (C / groups) * kH * kW for a convolution, C * H * W *
+      (O / groups) * kH * kW for a transposed one and F * O for a linear layer: taps in the zero padding count. Batch
+      norm (folded), bias and neuron updates are not counted, nor is pooling.
+    - A TandemAdd does what its branches do, and through nn.Identity one operation a spike. Its zero weights cost time,
+      but are no synapses.
     - A tandem layer fed by ``Encode`` multiplies its real input by the weights once, whatever T: ``analogue``.
     - An nn.Linear fed by ``Decode`` reads the counts once, after the last step: one operation for each count that is
       not zero and each output.
@@ -75,8 +79,8 @@ def synops(model: nn.Module, inputs: Any) -> list[LayerActivity]:
     found: list[LayerActivity] = []
     decoded: list[tuple[Tensor, int]] = []  # the latest counts and their T
 
-    def on_layer(name: str, layer: TandemLayer, args: tuple[Any, ...], output: SpikeTrain) -> None:
-        found.append(_layer_activity(name, layer, args[0], output))
+    def on_layer(name: str, layer: TandemLayer | TandemAdd, args: tuple[Any, ...], output: SpikeTrain) -> None:
+        found.append(_layer_activity(name, layer, args, output))
 
     def on_decode(module: Decode, args: tuple[SpikeTrain], output: Tensor) -> None:
         decoded[:] = [(output, args[0].time_steps)]
@@ -90,7 +94,7 @@ def synops(model: nn.Module, inputs: Any) -> list[LayerActivity]:
     try:
         for path, module in model.named_modules():
             name = path or type(module).__name__
-            if isinstance(module, TandemLayer):
+            if isinstance(module, (TandemLayer, TandemAdd)):
                 hook: Any = _named(name, on_layer)
             elif isinstance(module, Decode):
                 hook = on_decode
@@ -105,7 +109,7 @@ def synops(model: nn.Module, inputs: Any) -> list[LayerActivity]:
         for handle in handles:
             handle.remove()
     if not found:
-        raise ValueError(f"synops: model must run a tandem layer (TandemConv2d, TandemLinear), got {model}")
+        raise ValueError(f"synops: model must run a tandem layer (TandemConv2d, TandemLinear, ...), got {model}")
     return found
 
 
@@ -125,8 +129,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _layer_activity(name: str, layer: TandemLayer, x: SpikeTrain | EncodedInput, output: SpikeTrain) -> LayerActivity:
+def _layer_activity(
+    name: str, layer: TandemLayer | TandemAdd, inputs: tuple[SpikeTrain | EncodedInput, ...], output: SpikeTrain
+) -> LayerActivity:
     samples = _samples(output.shape)
+    branches = list(layer.branches) if isinstance(layer, TandemAdd) else [layer]
     count = output.count
     return LayerActivity(
         name=name,
@@ -135,9 +142,13 @@ def _layer_activity(name: str, layer: TandemLayer, x: SpikeTrain | EncodedInput,
         firing_rate=float(output.firing_rate()),
         saturation=_share(count == output.time_steps),
         silent=_share(count == 0),
-        synops=0.0 if isinstance(x, EncodedInput) else _synaptic_operations(layer, x.count) / samples,
-        macs=math.prod(output.shape[1:]) * layer.weight[0].numel(),
-        analogue=isinstance(x, EncodedInput),
+        synops=sum(
+            _synaptic_operations(branch, x.count) / samples
+            for branch, x in zip(branches, inputs, strict=True)
+            if isinstance(x, SpikeTrain)
+        ),
+        macs=sum(_macs(branch, x, output) for branch, x in zip(branches, inputs, strict=True)),
+        analogue=isinstance(inputs[0], EncodedInput),
     )
 
 
@@ -167,8 +178,23 @@ def _share(condition: Tensor) -> float:
     return int(condition.count_nonzero()) / condition.numel()
 
 
-def _synaptic_operations(layer: TandemLayer, count: Tensor) -> float:
+def _macs(layer: nn.Module, x: SpikeTrain | EncodedInput, output: SpikeTrain) -> int:
+    """Multiply-accumulates per sample; an identity has none."""
+    if not isinstance(layer, TandemLayer):
+        return 0
+    # Every weight of an input channel meets every pixel of the input where the convolution is transposed.
+    value = x.value if isinstance(x, EncodedInput) else x
+    neurons = value.shape[1:] if isinstance(layer, TandemConvTranspose2d) else output.shape[1:]
+    return math.prod(neurons) * layer.weight[0].numel()
+
+
+def _synaptic_operations(layer: nn.Module, count: Tensor) -> float:
     """Sum over all input neurons, count [N, ...], of spikes times output neurons reached."""
+    if not isinstance(layer, TandemLayer):
+        return float(count.sum(dtype=torch.float64))
+    if isinstance(layer, ConvolutionLayer) and not (isinstance(layer, TandemConv2d) and layer.padding_mode == "zeros"):
+        spikes = count.sum(0, keepdim=True, dtype=torch.float64).cpu()
+        return float((spikes * _fan_out(layer, spikes.shape)).sum())
     if isinstance(layer, TandemConv2d):
         reached = _reached_pixels(layer, count.shape[-2], count.shape[-1]) * (layer.out_channels // layer.groups)
         spikes = count.sum((0, 1), dtype=torch.float64).cpu()
@@ -176,6 +202,15 @@ def _synaptic_operations(layer: TandemLayer, count: Tensor) -> float:
         reached = torch.tensor(layer.weight.shape[0], dtype=torch.float64)
         spikes = count.sum(dtype=torch.float64).cpu()
     return float((spikes * reached).sum())
+
+
+def _fan_out(layer: ConvolutionLayer, shape: torch.Size) -> Tensor:
+    """Output neurons that a spike of each input neuron reaches, [1, C, ...]: the gradient of the sum with weights 1."""
+    with torch.enable_grad():
+        ones = torch.ones(shape, dtype=torch.float64, requires_grad=True)
+        weight = torch.ones_like(layer._kernel_weight(), dtype=torch.float64, device="cpu")
+        (fan_out,) = torch.autograd.grad(layer._dense_product(ones, weight, None).sum(), ones)
+    return fan_out
 
 
 def _reached_pixels(layer: TandemConv2d, height: int, width: int) -> Tensor:
