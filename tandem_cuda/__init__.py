@@ -11,6 +11,7 @@ _C = load_library()
 from . import ops, reference  # noqa: E402 (the operators exist only once the library is loaded)
 from .activity import LayerActivity, synops  # noqa: E402
 from .build_info import build_info  # noqa: E402
+from .convert import TandemNetwork, convert  # noqa: E402
 from .neuron import IF, LIF  # noqa: E402
 from .nn import (  # noqa: E402
     Decode,
@@ -49,7 +50,9 @@ __all__ = [
     "TandemDropout",
     "TandemDropout2d",
     "TandemLinear",
+    "TandemNetwork",
     "build_info",
+    "convert",
     "ops",
     "reference",
     "synops",
