@@ -401,6 +401,7 @@ class _Conversion:
         self.time_steps, self.mode, self.neuron, self.engine, self.scaled = time_steps, mode, neuron, engine, scaled
         self.graph = fx.Graph()
         self.modules: dict[str, Any] = {}
+        self.names = {name for name, _ in ann.named_modules()}
         self.values: dict[fx.Node, Any] = {}
         self.encoded: dict[fx.Node, fx.Node] = {}
         self.decoded: dict[fx.Node, fx.Node] = {}
@@ -480,7 +481,7 @@ class _Conversion:
             if not all(branch.layer is None for branch in x.branches):
                 return self._problem(node, "put the ReLU in front of it: a mean of currents is no mean of spikes")
             x = self._fired(node.all_input_nodes[0], x)
-        return self._behind(x, lambda train: self._called(train, name, spiking))
+        return self._behind(x, lambda train: self._called(train, name, spiking, node.op == "call_module"))
 
     def _spiking(self, module: nn.Module) -> nn.Module | None:
         if type(module) is nn.AvgPool2d:
@@ -619,13 +620,17 @@ class _Conversion:
             if not isinstance(self.values[argument], _Real) and not self._readable(self.values[argument]):
                 return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
         if node.op == "call_module":
-            module = self.ann.get_submodule(str(node.target)) if module is None else module
-            self.modules[str(node.target)] = module
-        elif module is not None:
-            self.modules[str(name)] = module
+            module, name = self.ann.get_submodule(str(node.target)), str(node.target)
+            if self.modules.get(name, module) is not module:  # it runs twice, as a spiking layer the first time
+                name = self._register(name, module)
+            self.modules[name] = module
+            copied = self.graph.node_copy(node, self._real)
+            copied.target = name
+            return _Real(copied)
+        if module is not None:
             (x, *_) = node.all_input_nodes
-            return _Real(self.graph.call_module(str(name), (self._real(x),)))
-        elif node.op == "get_attr":
+            return _Real(self.graph.call_module(self._register(str(name), module), (self._real(x),)))
+        if node.op == "get_attr":
             owner, key = _owner(self.ann, str(node.target))
             self.modules[str(node.target)] = getattr(owner, key)
         return _Real(self.graph.node_copy(node, self._real))
@@ -638,17 +643,17 @@ class _Conversion:
         if isinstance(x, _Real):
             return x.node
         if x.node not in self.decoded:
-            self.modules["decode"] = Decode()
-            self.decoded[x.node] = self.graph.call_module("decode", (x.node,))
+            name = self._register("decode", Decode())
+            self.decoded[x.node] = self.graph.call_module(name, (x.node,))
         return self.decoded[x.node]
 
     def _encode(self, x: fx.Node) -> fx.Node:
         if x not in self.encoded:
-            self.modules["encode"] = Encode(self.time_steps, self.mode)
+            name = self._register("encode", Encode(self.time_steps, self.mode))
             value = x
             if self.scaled and self.mode == "constant":
                 value = self.graph.call_function(operator.truediv, (x, self.time_steps))
-            self.encoded[x] = self.graph.call_module("encode", (value,))
+            self.encoded[x] = self.graph.call_module(name, (value,))
         return self.encoded[x]
 
     def _fired(self, node: fx.Node, x: Any) -> _Train:
@@ -662,7 +667,7 @@ class _Conversion:
             name = ".".join([*_common([b.name.split(".")[:-1] for b in x.branches if b.layer is not None]), "add"])
             branches = [nn.Identity() if b.layer is None else self._layer(b, IF()) for b in x.branches]
             module = TandemAdd(*branches, neuron=self.neuron, engine=self.engine)
-        name = self._register(name, module)
+        name = self._register(name, module, replaces=len(x.branches) == 1)
         self.neurons.append((node, name))
         train = _Train(self.graph.call_module(name, tuple(branch.source for branch in x.branches)))
         for step in x.then:
@@ -682,15 +687,16 @@ class _Conversion:
         layer.weight, layer.bias, layer.norm = module.weight, module.bias, branch.norm  # type: ignore[assignment]
         return layer
 
-    def _register(self, name: str, module: nn.Module) -> str:
+    def _register(self, name: str, module: nn.Module, replaces: bool = False) -> str:
+        """Name a module; by the name of a module of the ANN only where it takes that one's place."""
         unique, i = name, 1
-        while unique in self.modules or any(other.startswith(unique + ".") for other in self.modules):
+        while unique in self.modules or (unique in self.names and not (replaces and unique == name)):
             unique, i = f"{name}_{i}", i + 1
         self.modules[unique] = module
         return unique
 
-    def _called(self, train: _Train, name: str, module: nn.Module) -> _Train:
-        return _Train(self.graph.call_module(self._register(name, module), (train.node,)))
+    def _called(self, train: _Train, name: str, module: nn.Module, replaces: bool = False) -> _Train:
+        return _Train(self.graph.call_module(self._register(name, module, replaces), (train.node,)))
 
     def _flattened(self, train: _Train, start: int, end: int) -> _Train:
         return _Train(self.graph.call_method("flatten", (train.node, start, end)))

@@ -117,17 +117,19 @@ class OneDimension(nn.Sequential):
         )
 
 
-class Decoder(nn.Sequential):
+class Decoder(nn.Module):
+    """Whose parts have the names that the spiking network wants for its own."""
+
     def __init__(self):
-        super().__init__(
-            nn.Conv2d(2, 6, 3, stride=2, padding=1, padding_mode="reflect"),
-            nn.ReLU(),
-            nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.Conv2d(4, 3, 1),
-            nn.Sigmoid(),
+        super().__init__()
+        self.encode = nn.Sequential(nn.Conv2d(2, 6, 3, stride=2, padding=1, padding_mode="reflect"), nn.ReLU())
+        self.decode = nn.Sequential(
+            nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1)
         )
+        self.relu = nn.Sigmoid()
+
+    def forward(self, x):
+        return self.relu(self.decode(self.encode(x)))
 
 
 class TwoHeads(nn.Module):
@@ -283,6 +285,28 @@ def test_functions_follow_the_mode():
         x = inputs()
         same(snn.eval()(x).detach(), snn(x).detach())
         assert (snn.train()(x) != snn(x)).any()
+
+
+def test_a_layer_that_runs_twice():
+    """Once with neurons and once as the read-out; its two forms share its parameters."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(F.relu(self.fc(F.relu(self.fc(x)))))
+
+    torch.manual_seed(0)
+    ann = Twice()
+    x = torch.rand(32, 4)
+    snn = convert(ann, 256, calibrate=x, percentile=100)
+    assert list(snn.parameters()) == [ann.fc.weight, ann.fc.bias]
+    torch.testing.assert_close(snn(x), ann(x), rtol=0, atol=0.02)
+    assert list(snn.state_dict()) == ["fc.weight", "fc.bias"]
+    snn.load_state_dict({"fc.weight": torch.zeros(4, 4), "fc.bias": torch.ones(4)})
+    same(snn(x).detach(), torch.ones(32, 4))
 
 
 # --- copies and files ------------------------------------------------------------------------------------------------
