@@ -210,6 +210,27 @@ def test_calibrated_network_approximates_its_ann(make, mode):
     assert errors[1] < (0.02 if mode == "constant" and make not in (cnn, Functional) else 0.15)
 
 
+@pytest.mark.parametrize("make", [Functional, Residual, OneDimension, Decoder, TwoHeads])
+def test_gradients_approach_those_of_the_ann(make):
+    """With many steps the counts are the activations, hence the tandem gradient is the ANN's.
+
+    Not so in `cnn`, whose max pooling, of many small counts, lets more spikes through than the largest has.
+    """
+    ann, _ = made(make)
+    for seed in range(60):
+        ann(inputs(32, seed % 3))  # statistics
+    ann.eval()
+    x = inputs(32)
+    snn = convert(ann, 256, calibrate=x, percentile=100)
+    weights = torch.randn(whole(ann(x)).shape, generator=generator(1))
+    got, want = (
+        torch.cat([g.flatten() for g in torch.autograd.grad((whole(net(x)) * weights).sum(), list(snn.parameters()))])
+        for net in (snn, ann)
+    )
+    assert F.cosine_similarity(got, want, 0) > 0.99
+    assert 0.95 < got.norm() / want.norm() < 1.05
+
+
 @every_model
 def test_every_parameter_gets_a_gradient(make):
     ann, snn = made(make)
