@@ -161,8 +161,8 @@ def convert(
     learning: Wu et al., "Progressive Tandem Learning for Pattern Recognition with Deep Spiking Neural Networks", 2022,
     doi:10.1109/TPAMI.2021.3114196). A spike then weighs a threshold (``IF.amplitude``), and the input is divided by T
     in mode "constant", so that amplitude * count approximates the ANN's activation, and weights, biases and batch norms
-    hold as they are. In deep networks the errors of rounding to whole spikes add up: some training, with gradients
-    through the ANN as always, takes them back.
+    hold as they are. In deep networks the errors of rounding to whole spikes add up; training on, with gradients
+    through the ANN as always, is for taking them back.
 
     Args:
         ann: the ANN. Its mode, train or eval, becomes that of the SNN.
