@@ -11,8 +11,23 @@ _C = load_library()
 from . import ops, reference  # noqa: E402 (the operators exist only once the library is loaded)
 from .activity import ActivityTable, LayerActivity, record_activity, synops  # noqa: E402
 from .build_info import build_info  # noqa: E402
+from .convert import TandemNetwork, convert  # noqa: E402
 from .neuron import IF, LIF  # noqa: E402
-from .nn import Decode, Encode, EncodedInput, TandemConv2d, TandemLinear  # noqa: E402
+from .nn import (  # noqa: E402
+    Decode,
+    Encode,
+    EncodedInput,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    SpikingMaxPool2d,
+    TandemAdd,
+    TandemConv1d,
+    TandemConv2d,
+    TandemConvTranspose2d,
+    TandemDropout,
+    TandemDropout2d,
+    TandemLinear,
+)
 from .spike_train import SpikeTrain  # noqa: E402
 
 __version__: str = _C.__version__
@@ -26,9 +41,19 @@ __all__ = [
     "EncodedInput",
     "LayerActivity",
     "SpikeTrain",
+    "SpikingAdaptiveAvgPool2d",
+    "SpikingAvgPool2d",
+    "SpikingMaxPool2d",
+    "TandemAdd",
+    "TandemConv1d",
     "TandemConv2d",
+    "TandemConvTranspose2d",
+    "TandemDropout",
+    "TandemDropout2d",
     "TandemLinear",
+    "TandemNetwork",
     "build_info",
+    "convert",
     "ops",
     "record_activity",
     "reference",

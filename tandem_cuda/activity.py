@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ._table import table
-from .nn import Decode, EncodedInput
+from .nn import Decode, EncodedInput, TandemAdd, TandemConvTranspose2d
 from .nn.layer import TandemLayer
 from .spike_train import SpikeTrain
 
@@ -95,8 +95,11 @@ def synops(model: nn.Module, inputs: Any) -> ActivityTable:
 
     - SynOps are exact: every input spike times the number of output neurons that it reaches. In a convolution that
       depends on stride, padding, dilation and groups, and is smaller at the borders.
-    - MACs are what a dense implementation does, O * Ho * Wo * (C / groups) * kH * kW for a convolution and F * O for a
-      linear layer: taps in the zero padding count. Batch norm (folded), bias and neuron updates are not counted.
+    - MACs are what a dense implementation does, O * Ho * Wo * (C / groups) * kH * kW for a convolution, C * H * W *
+      (O / groups) * kH * kW for a transposed one and F * O for a linear layer: taps in the zero padding count. Batch
+      norm (folded), bias and neuron updates are not counted, nor is pooling.
+    - A TandemAdd does what its branches do, and through nn.Identity one operation a spike. Its zero weights cost time,
+      but are no synapses.
     - A tandem layer fed by ``Encode`` multiplies its real input by the weights once, whatever T: ``analogue``.
     - An nn.Linear fed by ``Decode`` reads the counts once, after the last step: one operation for each count that is
       not zero and each output.
@@ -118,8 +121,7 @@ def synops(model: nn.Module, inputs: Any) -> ActivityTable:
         samples; a list whose ``str`` is a table. A layer that runs twice is listed twice.
 
     Raises:
-        TypeError: ``model`` is no nn.Module, ``inputs`` neither a batch nor iterable; or a layer whose operations
-            cannot be counted.
+        TypeError: ``model`` is no nn.Module, ``inputs`` neither a batch nor iterable.
         ValueError: no tandem layer ran, a batch is empty, or the samples of batches differ in shape.
     """
     if not isinstance(model, nn.Module):
@@ -160,7 +162,7 @@ def record_activity(model: nn.Module) -> Iterator[ActivityRecord]:
         handles.append(model.register_forward_pre_hook(record._begin))
         for path, module in model.named_modules():
             name = path or type(module).__name__
-            if isinstance(module, TandemLayer):
+            if isinstance(module, (TandemLayer, TandemAdd)):
                 handles.append(module.register_forward_hook(_named(name, record._on_layer)))
             elif isinstance(module, Decode):
                 handles.append(module.register_forward_hook(record._on_decode))
@@ -230,11 +232,17 @@ class ActivityRecord:
         self._decoded = None
 
     @torch.no_grad()
-    def _on_layer(self, name: str, layer: TandemLayer, args: tuple[Any, ...], output: SpikeTrain) -> None:
-        x, count = args[0], output.count.detach()
+    def _on_layer(
+        self, name: str, layer: TandemLayer | TandemAdd, args: tuple[SpikeTrain | EncodedInput, ...], output: SpikeTrain
+    ) -> None:
         _check_samples(output.shape)
-        analogue = isinstance(x, EncodedInput)
-        operations = count.new_zeros((), dtype=torch.float64) if analogue else self._operations(name, layer, x)
+        count = output.count.detach()
+        branches = list(layer.branches) if isinstance(layer, TandemAdd) else [layer]
+        operations, macs = count.new_zeros((), dtype=torch.float64), 0
+        for i, (branch, x) in enumerate(zip(branches, args, strict=True)):
+            if isinstance(x, SpikeTrain):
+                operations = operations + self._operations(f"{name}.{i}", branch, x)
+            macs += _macs(branch, x, output)
         sums = (count.sum(dtype=torch.float64), (count == output.time_steps).sum(), (count == 0).sum(), operations)
         neurons = math.prod(output.shape[1:])
         self._add(
@@ -242,8 +250,8 @@ class ActivityRecord:
                 name=name,
                 neurons=neurons,
                 time_steps=output.time_steps,
-                macs=neurons * layer.weight[0].numel(),
-                analogue=analogue,
+                macs=macs,
+                analogue=isinstance(args[0], EncodedInput),
                 spiking=True,
                 samples=output.shape[0],
                 totals=torch.stack([x.to(torch.int64) for x in sums]),
@@ -282,8 +290,10 @@ class ActivityRecord:
         key = sums.name, call
         self._sums[key] = self._sums[key]._added(sums) if key in self._sums else sums
 
-    def _operations(self, name: str, layer: TandemLayer, x: SpikeTrain) -> Tensor:
+    def _operations(self, name: str, layer: nn.Module, x: SpikeTrain) -> Tensor:
         """Sum over all input neurons of spikes times output neurons reached, a float64 scalar (exact up to 2^53)."""
+        if not isinstance(layer, TandemLayer):  # the identity in a join
+            return x.count.detach().sum(dtype=torch.float64)
         key = name, x.shape[1:]
         if key not in self._fan_outs:
             self._fan_outs[key] = _fan_out(layer, x)
@@ -295,15 +305,22 @@ def _fan_out(layer: TandemLayer, x: SpikeTrain) -> Tensor:
 
     With weights of one, that is the derivative of the sum of the outputs. One output channel per group stands for all.
     """
-    module: nn.Module = layer
-    if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):  # whose weights are [O, C / groups, ...]
-        raise TypeError(f"synops: cannot count the operations of a {type(module).__name__}")
-    groups = getattr(layer, "groups", 1)
+    weight, groups = layer._kernel_weight(), getattr(layer, "groups", 1)
     with torch.inference_mode(False), torch.enable_grad():
-        ones = torch.ones(groups, *layer.weight.shape[1:], dtype=torch.float64, device=x.device)
+        ones = torch.ones(groups, *weight.shape[1:], dtype=torch.float64, device=x.device)
         sample = torch.zeros(1, *x.shape[1:], dtype=torch.float64, device=x.device, requires_grad=True)
         (reached,) = torch.autograd.grad(layer._dense_product(sample, ones, None).sum(), sample)
-    return reached[0] * (layer.weight.shape[0] // groups)
+    return reached[0] * (weight.shape[0] // groups)
+
+
+def _macs(layer: nn.Module, x: SpikeTrain | EncodedInput, output: SpikeTrain) -> int:
+    """Multiply-accumulates per sample; an identity has none."""
+    if not isinstance(layer, TandemLayer):
+        return 0
+    # Every weight of an input channel meets every pixel of the input where the convolution is transposed.
+    value = x.value if isinstance(x, EncodedInput) else x
+    neurons = value.shape[1:] if isinstance(layer, TandemConvTranspose2d) else output.shape[1:]
+    return math.prod(neurons) * layer.weight[0].numel()
 
 
 def _averages(layer: LayerSums) -> LayerActivity:

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from ._table import table
 from .activity import _evaluating
 from .lif_rate import lif_rate
-from .nn import EncodedInput
+from .nn import EncodedInput, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, SpikingMaxPool2d, TandemAdd
 from .nn.layer import TandemLayer
 from .spike_train import SpikeTrain
+
+_POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d)
 
 
 @dataclass(frozen=True)
 class LayerAgreement:
-    """How far one tandem layer and its ANN twin agree, averaged over the samples."""
+    """How far one tandem layer (or TandemAdd) and its ANN twin agree, averaged over the samples."""
 
     name: str
     """Qualified name in the model, as in ``named_modules``."""
@@ -34,7 +36,8 @@ class LayerAgreement:
     accumulated_cosine: float
     """As ``count_cosine``, with the activation that the ANN has by itself."""
     gradient_cosine: float
-    """Cosine between the gradients of the loss with respect to the layer's weights: the tandem rule's and the ANN's."""
+    """Cosine between the gradients of the loss with respect to the layer's weights (of all branches of a TandemAdd): the
+    tandem rule's and the ANN's."""
 
 
 class AgreementTable(list[LayerAgreement]):
@@ -66,9 +69,9 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
     ``count_cosine`` measures. The others separate what one layer adds (the ANN fed with the counts from below) from
     what has piled up since the input (the ANN by itself), and say what is left of the ANN's exact gradient.
 
-    With v = W * c_below + b, batch norm applied, the activation is relu(v) / threshold for IF neurons and T times
-    :func:`tandem_cuda.lif_rate.lif_rate` of v for LIF neurons; where neurons have ``clip``, at most T. Both networks
-    run in eval mode: running statistics of batch norm, no dropout.
+    With v = W * (amplitude * c_below) + b, batch norm applied, the activation is relu(v) / threshold for IF neurons and
+    T times :func:`tandem_cuda.lif_rate.lif_rate` of v for LIF neurons; where neurons have ``clip``, at most T. Pooling
+    is the ANN's, of counts or activations. Both networks run in eval mode: running statistics of batch norm, no dropout.
 
     Cosines of two zero vectors, and of one, are 0.
 
@@ -83,20 +86,21 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
 
     Raises:
         TypeError: ``model`` is no nn.Module, or ``loss`` does not return a Tensor.
-        ValueError: no tandem layer ran, one ran twice, a layer's weights do not require gradients, or ``loss`` is no
-            scalar.
+        ValueError: no tandem layer ran, one ran twice, a layer has no weights that require gradients, or ``loss`` is
+            no scalar.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"diagnose: model must be an nn.Module, got {type(model).__name__}")
-    found: dict[str, tuple[TandemLayer, Tensor, Tensor]] = {}  # counts, and activations of the counts from below
+    found: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}  # counts, and activations of the counts from below
 
-    def on_layer(name: str, layer: TandemLayer, args: tuple[Any, ...], output: SpikeTrain) -> None:
+    def on_layer(name: str, layer: nn.Module, args: tuple[Any, ...], output: SpikeTrain) -> None:
         if name in found:
             raise ValueError(f"diagnose: model must run each tandem layer once, got {name!r} twice")
         with torch.no_grad():
-            found[name] = layer, output.count.detach(), _activation(layer, args[0]).detach()
+            found[name] = layer, output.count.detach(), _activation(layer, *args).detach()
 
-    layers = {path or type(m).__name__: m for path, m in model.named_modules() if isinstance(m, TandemLayer)}
+    modules = {path or type(module).__name__: module for path, module in model.named_modules()}
+    layers = {name: module for name, module in modules.items() if isinstance(module, (TandemLayer, TandemAdd))}
     handles = [layer.register_forward_hook(partial(on_layer, name)) for name, layer in layers.items()]
     with _evaluating(model), torch.enable_grad():
         try:
@@ -106,13 +110,13 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
                 handle.remove()
         if not found:
             raise ValueError("diagnose: model must run a tandem layer (TandemConv2d, TandemLinear), got none that ran")
-        weights = [layer.weight for layer, _, _ in found.values()]
-        if not all(weight.requires_grad for weight in weights):
-            raise ValueError("diagnose: model must have tandem layers whose weights require gradients, got frozen ones")
-        tandem = torch.autograd.grad(tandem_loss, weights, allow_unused=True)
+        weights = [_weights(name, layer) for name, (layer, _, _) in found.items()]
+        flat = [weight for group in weights for weight in group]
+        tandem = iter(torch.autograd.grad(tandem_loss, flat, allow_unused=True))
+        pools = {name: module for name, module in modules.items() if isinstance(module, _POOLS)}
         alone: dict[str, Tensor] = {}
-        with _ann(layers, alone):
-            exact = torch.autograd.grad(_scalar(loss(model(inputs))), weights, allow_unused=True)
+        with _ann({**layers, **pools}, alone):
+            exact = iter(torch.autograd.grad(_scalar(loss(model(inputs))), flat, allow_unused=True))
     return AgreementTable(
         LayerAgreement(
             name=name,
@@ -120,24 +124,38 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
             count_cosine=_cosine(count, activation),
             accumulated_error=float((count - alone[name]).abs().mean()),
             accumulated_cosine=_cosine(count, alone[name]),
-            gradient_cosine=_cosine(*(weight.new_zeros(1, weight.numel()) if g is None else g[None] for g in pair)),
+            gradient_cosine=_cosine(_gathered(group, tandem), _gathered(group, exact)),
         )
-        for (name, (_, count, activation)), weight, pair in zip(
-            found.items(), weights, zip(tandem, exact, strict=True), strict=True
-        )
+        for (name, (_, count, activation)), group in zip(found.items(), weights, strict=True)
     )
 
 
-def _activation(layer: TandemLayer, x: SpikeTrain | EncodedInput) -> Tensor:
-    """The layer's ANN activation in eval mode, differentiable; its input is the count of a train."""
-    if isinstance(x, SpikeTrain):
-        value, steps = x.count, x.time_steps
-    else:
-        value, steps = x.value * x.time_steps if x.mode == "constant" else x.value, x.time_steps
-    v = layer._dense_product(value, layer.weight, layer.bias)
-    if layer.norm is not None:
-        v = layer._normalise(v)
-    neuron = layer.neuron
+def _weights(name: str, layer: nn.Module) -> list[Tensor]:
+    branches = layer.branches if isinstance(layer, TandemAdd) else [layer]
+    weights = [branch.weight for branch in branches if isinstance(branch, TandemLayer)]
+    if not weights or not all(weight.requires_grad for weight in weights):
+        raise ValueError(f"diagnose: model must have layers with weights that require gradients, got {name!r} without")
+    return weights
+
+
+def _gathered(weights: list[Tensor], gradients: Iterator[Tensor | None]) -> Tensor:
+    """The next gradients, of these weights, as one vector [1, ...]; zero where the loss does not depend on them."""
+    parts = ((weight, next(gradients)) for weight in weights)
+    return torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for w, g in parts]).unsqueeze(0)
+
+
+def _activation(layer: Any, *inputs: SpikeTrain | EncodedInput) -> Tensor:
+    """The layer's ANN activation in eval mode, differentiable; its inputs are the counts of trains."""
+    x = inputs[0]
+    if isinstance(layer, SpikingMaxPool2d):
+        return nn.MaxPool2d.forward(layer, _value(x))
+    if isinstance(layer, SpikingAvgPool2d):
+        return nn.AvgPool2d.forward(layer, _value(x)) / layer.threshold
+    if isinstance(layer, SpikingAdaptiveAvgPool2d):
+        return nn.AdaptiveAvgPool2d.forward(layer, _value(x)) / layer.threshold
+    branches = layer.branches if isinstance(layer, TandemAdd) else [layer]
+    v = torch.stack([_pre_activation(branch, x) for branch, x in zip(branches, inputs, strict=True)]).sum(0)
+    neuron, steps = layer.neuron, x.time_steps
     if neuron.leak == 1:
         activation = torch.relu(v) / neuron.threshold
     else:
@@ -145,17 +163,35 @@ def _activation(layer: TandemLayer, x: SpikeTrain | EncodedInput) -> Tensor:
     return activation.clamp(max=steps) if neuron.clip else activation
 
 
-@contextmanager
-def _ann(layers: dict[str, TandemLayer], found: dict[str, Tensor]) -> Iterator[None]:
-    """Let tandem layers hand on ANN activations instead of counts, and note them."""
+def _pre_activation(layer: Any, x: SpikeTrain | EncodedInput) -> Tensor:
+    value = _value(x)
+    if isinstance(x, SpikeTrain) and x.amplitude != 1:
+        value = value * x.amplitude
+    if not isinstance(layer, TandemLayer):  # the identity in a join
+        return value
+    v = layer._dense_product(value, layer._kernel_weight(), layer.bias)
+    return v if layer.norm is None else layer._normalise(v)
 
-    def forward(name: str, layer: TandemLayer, x: SpikeTrain | EncodedInput) -> SpikeTrain:
-        activation = _activation(layer, x)
+
+def _value(x: SpikeTrain | EncodedInput) -> Tensor:
+    """What the ANN receives, but for the amplitude."""
+    if isinstance(x, SpikeTrain):
+        return x.count
+    return x.value * x.time_steps if x.mode == "constant" else x.value
+
+
+@contextmanager
+def _ann(layers: dict[str, nn.Module], found: dict[str, Tensor]) -> Iterator[None]:
+    """Let layers and pooling hand on ANN activations instead of counts, and note them."""
+
+    def forward(name: str, layer: Any, *inputs: Any) -> SpikeTrain:
+        activation, x = _activation(layer, *inputs), inputs[0]
         found[name] = activation.detach()
         # Whatever stands between the layers handles a train, but nothing reads the spikes of this one.
         planes = -(-x.time_steps // 8)
         no_spikes = torch.zeros((), dtype=torch.uint8, device=activation.device).expand(planes, *activation.shape)
-        return SpikeTrain(no_spikes, x.time_steps, activation)
+        amplitude = x.amplitude if isinstance(layer, _POOLS) else layer.neuron.amplitude
+        return SpikeTrain(no_spikes, x.time_steps, activation, amplitude=amplitude)
 
     try:
         for name, layer in layers.items():

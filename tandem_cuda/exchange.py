@@ -21,7 +21,17 @@ from torch import Tensor, nn
 
 from .activity import _evaluating
 from .neuron import IF, LIF, Neuron
-from .nn import Decode, Encode, EncodedInput, TandemConv2d, TandemLinear
+from .nn import (
+    Decode,
+    Encode,
+    EncodedInput,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    SpikingMaxPool2d,
+    TandemAdd,
+    TandemConv2d,
+    TandemLinear,
+)
 from .nn.layer import TandemLayer
 from .spike_train import SpikeTrain
 
@@ -61,6 +71,7 @@ def to_nir(
       ("soft", "subtract") makes it do. The potential leaks after that, and leak * (v_threshold - v_reset) = threshold.
     - A neuron spikes where u >= threshold.
     - Biases are those of one time step, b / T.
+    - Weights are multiplied by the ``amplitude`` of the spikes they receive.
     - Input: at every time step the input itself (``Encode(T, "constant")``), or that at the first step and zeros
       afterwards ("impulse"), or the recorded spikes (no ``Encode``).
     - Output: spikes, or behind ``Decode`` and nn.Linear a current; summed over the T steps it is what the model returns
@@ -90,7 +101,7 @@ def to_nir(
     _check_dt("to_nir", dt)
     export = _Export(dt)
     with _evaluating(model), torch.no_grad():
-        value: Any = sample[:1] if isinstance(sample, Tensor) else SpikeTrain(sample.bits[:, :1], sample.time_steps)
+        value: Any = sample[:1] if isinstance(sample, Tensor) else sample.rearranged(lambda bits: bits[:, :1])
         export.begin(value)
         for name, module in _steps(model):
             value = export.add(name, module, value)
@@ -102,8 +113,9 @@ def to_nir(
 
 def _steps(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that a model's forward pass applies one after another; ValueError where it is no such chain."""
-    leaves = (TandemLayer, Encode, Decode)
-    if isinstance(model, leaves):
+    places = (TandemConv2d, TandemLinear, Encode, Decode)
+    leaves = (TandemLayer, TandemAdd, SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, *places, *_IDLE)
+    if isinstance(model, places):
         yield type(model).__name__.lower(), model
         return
     try:
@@ -118,7 +130,7 @@ def _steps(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             module = model.get_submodule(str(node.target))
             what = f"{node.target} ({type(module).__name__})"
             steps.append((str(node.target), module))
-            if not isinstance(module, (*leaves, nn.Flatten, nn.Linear, *_IDLE)):
+            if not isinstance(module, (*places, nn.Flatten, nn.Linear, *_IDLE)):
                 problems.append(what)
         elif node.op in ("call_method", "call_function") and node.target in ("flatten", torch.flatten):
             steps.append((node.name, nn.Flatten(*node.args[1:], **node.kwargs)))
@@ -140,6 +152,7 @@ class _Export:
         self.time_steps = 0
         self.encoding = "spikes"
         self.decoded = False
+        self.amplitude = 1.0  # of the spikes that are decoded
         self.ended = False
         self.problems: list[str] = []
 
@@ -162,16 +175,20 @@ class _Export:
         elif isinstance(module, TandemLayer):
             shape = value.value.shape if isinstance(value, EncodedInput) else value.shape
             weight, bias = module._folded()
+            if isinstance(module, TandemConv2d) and module.padding_mode != "zeros":
+                self.problems.append(f"{what}: padding_mode must be 'zeros', got {module.padding_mode!r}")
+            if isinstance(value, SpikeTrain):
+                weight = weight * value.amplitude
             self._weights(name, what, module, weight, bias, shape, out.shape)
             self.nodes[self._free(f"{name}_neurons")] = self._neurons(module.neuron, out.shape[1:])
         elif isinstance(module, nn.Flatten):
             self._flatten(name, module, value)
         elif isinstance(module, Decode):
-            self.decoded = True
+            self.decoded, self.amplitude = True, value.amplitude
         elif isinstance(module, nn.Linear):
             if not self.decoded:
                 self.problems.append(f"{what}: must stand behind Decode")
-            self._weights(name, what, module, module.weight, module.bias, value.shape, out.shape)
+            self._weights(name, what, module, module.weight * self.amplitude, module.bias, value.shape, out.shape)
             self.ended = True
         return out
 

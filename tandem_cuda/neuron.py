@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
-def _check(name: str, threshold: Any, leak: Any = 1.0) -> None:
-    for argument, value in (("threshold", threshold), ("leak", leak)):
+def _check(name: str, threshold: Any, leak: Any = 1.0, amplitude: Any = 1.0) -> None:
+    for argument, value in (("threshold", threshold), ("leak", leak), ("amplitude", amplitude)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name}: {argument} must be a number, got {type(value).__name__}")
     if not (threshold > 0 and math.isfinite(threshold)):
         raise ValueError(f"{name}: threshold must be positive and finite, got {threshold}")
     if not 0 < leak <= 1:
         raise ValueError(f"{name}: leak must be in (0, 1], got {leak}")
+    if not (amplitude > 0 and math.isfinite(amplitude)):
+        raise ValueError(f"{name}: amplitude must be positive and finite, got {amplitude}")
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,20 @@ class IF:
         threshold: firing threshold, in units of the membrane potential; positive.
         clip: zero the gradient where the ANN's pre-activation exceeds ``saturation`` * T, since a neuron cannot spike
             more than T times.
+        amplitude: what one spike weighs in the layer behind. With amplitude = threshold, amplitude * count approximates
+            the activation of the ANN, relu(v), itself, and not relu(v) / threshold.
     """
 
     threshold: float = 1.0
     clip: bool = False
+    amplitude: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check("IF", self.threshold)
+        _check("IF", self.threshold, amplitude=self.amplitude)
+
+    def __repr__(self) -> str:
+        amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
+        return f"IF(threshold={self.threshold}, clip={self.clip}{amplitude})"
 
     @property
     def leak(self) -> float:
@@ -70,6 +79,11 @@ class LIF:
 
     def __post_init__(self) -> None:
         _check("LIF", self.threshold, self.leak)
+
+    @property
+    def amplitude(self) -> float:
+        """What one spike weighs in the layer behind: 1."""
+        return 1.0
 
     @property
     def saturation(self) -> float:

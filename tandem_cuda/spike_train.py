@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,17 +26,26 @@ class SpikeTrain:
         count: floating point [N, ...]: spikes per neuron, differentiable. Computed from ``bits`` when first asked for
             if it is not given; such a count has no gradient.
         dtype: of a count computed later; by default torch's default dtype.
+        amplitude: what one spike weighs in the layer behind, whose input is ``amplitude * s[t]``, and in ``Decode``. 1,
+            but 1 / (1 - p) behind dropout, and a threshold where a network was converted with calibration. ``count``
+            counts spikes, whatever they weigh.
 
     Raises:
         TypeError: ``bits`` is no uint8 tensor, ``count`` none of float32 or float64.
         ValueError: ``bits`` or ``count`` do not have the shape that ``time_steps`` and each other demand, or are on
-            different devices.
+            different devices; ``amplitude`` is not positive and finite.
     """
 
-    __slots__ = ("_count", "_dtype", "bits", "time_steps")
+    __slots__ = ("_count", "_dtype", "amplitude", "bits", "time_steps")
 
     def __init__(
-        self, bits: Tensor, time_steps: int, count: Tensor | None = None, dtype: torch.dtype | None = None
+        self,
+        bits: Tensor,
+        time_steps: int,
+        count: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        amplitude: float = 1.0,
     ) -> None:
         checks.check_train("SpikeTrain", bits, time_steps)
         if count is not None:
@@ -42,7 +53,11 @@ class SpikeTrain:
             checks.check_same_device("SpikeTrain", "count", count, bits, "bits")
             checks.check_shape("SpikeTrain", "count", count, bits.shape[1:])
         self.bits = bits
+        checks.check_number("SpikeTrain", "amplitude", amplitude)
+        if not (amplitude > 0 and math.isfinite(amplitude)):
+            raise ValueError(f"SpikeTrain: amplitude must be positive and finite, got {amplitude}")
         self.time_steps = time_steps
+        self.amplitude = amplitude
         self._count = count
         self._dtype = count.dtype if count is not None else dtype or torch.get_default_dtype()
         checks.check_dtype("SpikeTrain", "dtype", self._dtype)
@@ -111,17 +126,28 @@ class SpikeTrain:
         if start == 0:
             raise ValueError(f"SpikeTrain.flatten: start_dim must leave the batch dimension alone, got {start_dim}")
         count = None if self._count is None else self._count.flatten(start, end)
-        return SpikeTrain(self.bits.flatten(start + 1, end + 1), self.time_steps, count, self._dtype)
+        bits = self.bits.flatten(start + 1, end + 1)
+        return SpikeTrain(bits, self.time_steps, count, self._dtype, amplitude=self.amplitude)
+
+    def rearranged(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
+        """The train of other neurons, chosen and placed by ``f``; the gradient of their counts follows.
+
+        Args:
+            f: given the bits [P, N, ...] or the count as [1, N, ...], returns the same of the new neurons. It must do
+                nothing but move, copy, drop or zero elements.
+        """
+        count = None if self._count is None else f(self._count.unsqueeze(0)).squeeze(0)
+        return SpikeTrain(f(self.bits), self.time_steps, count, self._dtype, amplitude=self.amplitude)
 
     def to(self, *args: Any, **kwargs: Any) -> SpikeTrain:
         """Move to a device and/or cast ``count``; arguments of ``Tensor.to``. The spikes stay uint8."""
         count = self.count.to(*args, **kwargs)
-        return SpikeTrain(self.bits.to(count.device), self.time_steps, count)
+        return SpikeTrain(self.bits.to(count.device), self.time_steps, count, amplitude=self.amplitude)
 
     def detach(self) -> SpikeTrain:
         """The same spikes, their count cut off from the graph."""
         count = None if self._count is None else self._count.detach()
-        return SpikeTrain(self.bits, self.time_steps, count, self._dtype)
+        return SpikeTrain(self.bits, self.time_steps, count, self._dtype, amplitude=self.amplitude)
 
     def firing_rate(self) -> Tensor:
         """Mean spikes per neuron and time step, a scalar in [0, 1] (nan for an empty train)."""
@@ -132,18 +158,24 @@ class SpikeTrain:
 
     def __repr__(self) -> str:
         shape = ", ".join(str(size) for size in self.shape)
-        return f"SpikeTrain([{shape}], time_steps={self.time_steps}, dtype={self.dtype}, device={self.device})"
+        amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
+        return (
+            f"SpikeTrain([{shape}], time_steps={self.time_steps}, dtype={self.dtype}, device={self.device}{amplitude})"
+        )
 
 
-def _flatten(train: SpikeTrain) -> tuple[list[Any], tuple[int, torch.dtype]]:
-    return [train.bits, train.carried_count], (train.time_steps, train.dtype)
+_Context = tuple[int, torch.dtype, float]
 
 
-def _unflatten(leaves: Any, context: tuple[int, torch.dtype]) -> SpikeTrain:
+def _flatten(train: SpikeTrain) -> tuple[list[Any], _Context]:
+    return [train.bits, train.carried_count], (train.time_steps, train.dtype, train.amplitude)
+
+
+def _unflatten(leaves: Any, context: _Context) -> SpikeTrain:
     # Leaves may be placeholders of any type while torch rearranges a tree: no checks here.
     train = SpikeTrain.__new__(SpikeTrain)
     train.bits, train._count = leaves
-    train.time_steps, train._dtype = context
+    train.time_steps, train._dtype, train.amplitude = context
     return train
 
 
@@ -152,6 +184,6 @@ _pytree.register_pytree_node(
     _flatten,
     _unflatten,
     serialized_type_name="tandem_cuda.SpikeTrain",
-    to_dumpable_context=lambda context: [context[0], str(context[1]).removeprefix("torch.")],
-    from_dumpable_context=lambda context: (context[0], getattr(torch, context[1])),
+    to_dumpable_context=lambda context: [context[0], str(context[1]).removeprefix("torch."), context[2]],
+    from_dumpable_context=lambda context: (context[0], getattr(torch, context[1]), context[2]),
 )

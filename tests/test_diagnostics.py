@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tandem_cuda import IF, LIF, Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear
+from tandem_cuda import IF, LIF, Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, convert
 from tandem_cuda.diagnostics import LayerAgreement, diagnose
 from tandem_cuda.lif_rate import lif_rate
 
@@ -88,6 +88,66 @@ def test_against_an_ann_written_out(neuron, norm, mode):
     assert got[1].count_error != got[1].accumulated_error
 
 
+class Residual(nn.Module):
+    """A join with weights on both sides, a join with an identity, and the three kinds of pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 8, 3, padding=1)
+        self.body = nn.Sequential(nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12))
+        self.short = nn.Conv2d(8, 12, 1)
+        self.second = nn.Conv2d(12, 12, 3, padding=1)
+        self.max, self.mean, self.all = nn.MaxPool2d(2), nn.AvgPool2d((1, 3)), nn.AdaptiveAvgPool2d(1)
+        self.drop = nn.Dropout(0.5)
+        self.last = nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.max(torch.relu(self.stem(x)))
+        x = torch.relu(self.body(x) + self.short(x))
+        x = self.mean(torch.relu(self.second(x) + x))
+        return self.last(self.drop(torch.flatten(self.all(x), 1)))
+
+
+def test_joins_and_pooling_of_a_converted_network():
+    """By itself, what the table calls the ANN is the ANN that was converted, to rounding."""
+    torch.manual_seed(0)
+    ann = Residual().double().eval()
+    net = convert(ann, 8, calibrate=IMAGES)
+    layers = {layer.name.removeprefix("snn."): layer for layer in diagnose(net, IMAGES, loss)}
+    assert list(layers) == ["stem", "add", "add_1"]
+    hidden = ann.max(torch.relu(ann.stem(IMAGES)))
+    joined = torch.relu(ann.body(hidden) + ann.short(hidden))
+    activations = {
+        "stem": torch.relu(ann.stem(IMAGES)),
+        "add": joined,
+        "add_1": torch.relu(ann.second(joined) + joined),
+    }
+    trains = {}
+    handles = [
+        module.register_forward_hook(lambda module, args, out, name=name: trains.update({name: out}))
+        for name, module in net.snn.named_modules()
+        if name in layers
+    ]
+    net(IMAGES)
+    for handle in handles:
+        handle.remove()
+    for name, layer in layers.items():
+        want = activations[name] / trains[name].amplitude
+        error = (trains[name].count - want).abs().mean().item()
+        assert error > 0
+        assert layer.accumulated_error == pytest.approx(error, rel=1e-9)
+        assert layer.accumulated_cosine == pytest.approx(mean_cosine(trains[name].count, want), rel=1e-9)
+    assert layers["stem"].count_error == pytest.approx(layers["stem"].accumulated_error, rel=1e-9)
+    weights = {"stem": [ann.stem], "add": [ann.body[0], ann.short], "add_1": [ann.second]}
+    for name, modules in weights.items():
+        group = [module.weight for module in modules]
+        tandem = torch.autograd.grad(loss(net(IMAGES)), group)
+        exact = torch.autograd.grad(loss(ann(IMAGES)), group)
+        want = mean_cosine(*(torch.cat([g.flatten() for g in gradients])[None] for gradients in (tandem, exact)))
+        assert layers[name].gradient_cosine == pytest.approx(want, rel=1e-9)
+        assert want > 0.5
+
+
 def test_perfect_agreement():
     """Where counts are the activations, all cosines are 1 and all errors 0."""
     net = nn.Sequential(
@@ -160,5 +220,7 @@ def test_bad_input():
     layer = TandemLinear(3, 3)
     with pytest.raises(ValueError, match="diagnose: model must run each tandem layer once, got '0' twice"):
         diagnose(nn.Sequential(layer, layer, Decode()), SpikeTrain.from_dense(torch.ones(8, 6, 3)), loss)
-    with pytest.raises(ValueError, match="diagnose: model must have tandem layers whose weights require gradients"):
+    with pytest.raises(
+        ValueError, match="diagnose: model must have layers with weights that require gradients, got '1' without"
+    ):
         diagnose(net.requires_grad_(False), IMAGES, loss)

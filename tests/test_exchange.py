@@ -12,7 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from exact import dyadic, same, train
-from tandem_cuda import IF, LIF, Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear
+from tandem_cuda import (
+    IF,
+    LIF,
+    Decode,
+    Encode,
+    SpikeTrain,
+    SpikingAvgPool2d,
+    SpikingMaxPool2d,
+    TandemAdd,
+    TandemConv1d,
+    TandemConv2d,
+    TandemConvTranspose2d,
+    TandemDropout,
+    TandemLinear,
+    convert,
+)
 
 nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
 pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
@@ -159,6 +174,33 @@ def test_a_user_class_with_a_forward_pass(tmp_path: Path):
     same(from_nir(graph)(IMAGES), net(IMAGES))
 
 
+def test_a_converted_network(tmp_path: Path):
+    """Amplitudes go into the weights behind them; dyadic ones leave everything to the bit."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Flatten(),
+        nn.Linear(432, 9),
+        nn.ReLU(),
+        nn.Linear(9, 3),
+    )
+    net = convert(ann.eval(), 8, calibrate=IMAGES)
+    assert any(isinstance(module, TandemDropout) for module in net.modules())
+    for module in net.modules():
+        if isinstance(module, (TandemConv2d, TandemLinear)):
+            module.neuron = IF(threshold=0.125, amplitude=0.125)
+    to_nir(net, IMAGES, tmp_path / "net.nir")
+    with torch.no_grad():
+        same(from_nir(tmp_path / "net.nir")(IMAGES), net(IMAGES))
+    trains = SpikeTrain.from_dense(train(8, 4, 5, seed=0).float())
+    trains.amplitude = 0.5
+    layer = TandemLinear(5, 7).eval()
+    with torch.no_grad():
+        same(from_nir(to_nir(layer, trains))(SpikeTrain(trains.bits, 8)).bits, layer(trains).bits)
+
+
 def test_parameters_of_neurons():
     """They are those of the equations in the docstring, at any dt."""
     for dt in (1e-4, 1e-3, 1.0):
@@ -229,6 +271,17 @@ def test_what_cannot_be_exported_is_named():
         to_nir(net, IMAGES)
     with pytest.raises(ValueError, match=r"  3 \(Linear\): nothing may follow the read-out"):
         to_nir(nn.Sequential(TandemLinear(4, 4), Decode(), nn.Linear(4, 4), nn.Linear(4, 4)), x)
+    net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3, padding=1), SpikingMaxPool2d(2), SpikingAvgPool2d(2), Decode())
+    with pytest.raises(ValueError, match=r"  2 \(SpikingMaxPool2d\)\n  3 \(SpikingAvgPool2d\)$"):
+        to_nir(net, IMAGES)
+    net = nn.Sequential(Encode(8), TandemConvTranspose2d(2, 2, 3), TandemConv1d(2, 2, 3))
+    with pytest.raises(ValueError, match=r"  1 \(TandemConvTranspose2d\)\n  2 \(TandemConv1d\)$"):
+        to_nir(net, IMAGES)
+    with pytest.raises(ValueError, match=r"tandemadd \(TandemAdd\)"):
+        to_nir(TandemAdd(TandemLinear(4, 4), nn.Identity()), x)
+    net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3, padding=1, padding_mode="circular"))
+    with pytest.raises(ValueError, match=r"1 \(TandemConv2d\): padding_mode must be 'zeros', got 'circular'"):
+        to_nir(net, IMAGES)
     wide = SpikeTrain.from_dense(torch.ones(8, 1, 3, 4))
     with pytest.raises(ValueError, match=r"0 \(TandemLinear\): its input must be \[N, F\], got \[1, 3, 4\]"):
         to_nir(nn.Sequential(TandemLinear(4, 4)), wide)

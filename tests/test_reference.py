@@ -538,6 +538,7 @@ def test_accepts_other_trains_and_flattens() -> None:
         """What a layer needs of a spike train."""
 
         time_steps = 3
+        amplitude = 1.0
         count = torch.ones(2, 4, requires_grad=True)
 
         def to_dense(self) -> Tensor:

@@ -1,7 +1,24 @@
 """Tandem layers, to be composed in nn.Sequential with nn.Flatten and, behind Decode, nn.Linear."""
 
-from .conv import TandemConv2d
+from .add import TandemAdd
+from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
+from .dropout import TandemDropout, TandemDropout2d
 from .encode import Decode, Encode, EncodedInput
 from .linear import TandemLinear
+from .pool import SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, SpikingMaxPool2d
 
-__all__ = ["Decode", "Encode", "EncodedInput", "TandemConv2d", "TandemLinear"]
+__all__ = [
+    "Decode",
+    "Encode",
+    "EncodedInput",
+    "SpikingAdaptiveAvgPool2d",
+    "SpikingAvgPool2d",
+    "SpikingMaxPool2d",
+    "TandemAdd",
+    "TandemConv1d",
+    "TandemConv2d",
+    "TandemConvTranspose2d",
+    "TandemDropout",
+    "TandemDropout2d",
+    "TandemLinear",
+]

@@ -1,6 +1,9 @@
-"""TandemConv2d."""
+"""Convolutional tandem layers; whatever their dimensions, their products are convolutions of images."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +13,82 @@ from .. import ops
 from ..neuron import IF, Neuron
 from ..ops.count_conv2d import check_fit
 from ..spike_train import SpikeTrain
+from .geometry import insert_zeros, pad
 from .layer import SpikingWeights, TandemLayer
 
 Pair = int | tuple[int, int]
 
 
-class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
+class Geometry(NamedTuple):
+    """Of a convolution of images: (vertical, horizontal)."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+
+class ConvolutionLayer(TandemLayer):
+    """A tandem layer whose products are convolutions of images, with ``_kernel_weight`` [O, C/groups, kH, kW]."""
+
+    in_channels: int
+    out_channels: int
+    groups: int
+
+    @abstractmethod
+    def lifted(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
+        """Images [N, C, H, W] whose convolution in that geometry is this layer's product."""
+
+    def lowered(self, y: Tensor) -> Tensor:
+        """An image [..., Ho, Wo] that came out of it, in the dimensions of this layer's output."""
+        return y
+
+    def _normalise(self, v: Tensor) -> Tensor:
+        assert self.norm is not None
+        normalised: Tensor = self.norm(v)
+        return normalised
+
+    def _count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        x, geometry = self.lifted(x)
+        v = ops.count_conv2d(
+            x.bits,
+            weights.weight,
+            weights.bias,
+            *geometry,
+            self.groups,
+            packed=weights.packed,
+            scale=weights.scale,
+            count=x.carried_count,
+            engine=self.engine,
+        )
+        return self.lowered(v)
+
+    def _spiking_product(self, x: SpikeTrain, weights: SpikingWeights, *, want_sum: bool) -> tuple[Tensor, Tensor]:
+        x, geometry = self.lifted(x)
+        bits, total, _ = ops.spiking_conv2d(
+            x.bits,
+            weights.weight,
+            weights.bias,
+            *geometry,
+            self.groups,
+            packed=weights.packed,
+            scale=weights.scale,
+            count=x.carried_count,
+            time_steps=x.time_steps,
+            threshold=self.neuron.threshold,
+            leak=self.neuron.leak,
+            want_sum=want_sum,
+            want_potential=False,
+            engine=self.engine,
+        )
+        return self.lowered(bits), self.lowered(total) if want_sum else total
+
+    def _check_dims(self, x: SpikeTrain | Tensor, axes: str) -> None:
+        name, got = type(self).__name__, list(x.shape)
+        if len(got) != 2 + len(axes.split(", ")) or got[1] != self.in_channels:
+            raise ValueError(f"{name}: input must be [N, {self.in_channels}, {axes}], got {got}")
+
+
+class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """A convolutional tandem layer: nn.Conv2d whose neurons spike (Wu et al. 2021, section III).
 
     Args:
@@ -23,11 +96,12 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
         out_channels: O.
         kernel_size: of the taps, an int or a pair.
         stride: an int or a pair.
-        padding: zero padding, an int, a pair, "valid" or "same".
+        padding: an int, a pair, "valid" or "same".
         dilation: spacing of the taps, an int or a pair.
         groups: blocks of channels.
         bias: learn an additive bias; the ANN receives it once, the spiking twin 1/T of it per time step.
-        padding_mode: "zeros" alone.
+        padding_mode: what stands in the padding: "zeros", or the image's own spikes, as "reflect", "replicate" or
+            "circular" places them.
         device: of the parameters.
         dtype: of the parameters, float32 or float64.
         norm: None or "batch": batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
@@ -39,7 +113,7 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
 
     Raises:
         TypeError: the input is a Tensor, or of another dtype than the weights.
-        ValueError: shapes that do not fit; another ``padding_mode``.
+        ValueError: shapes that do not fit; more padding than the image can provide.
     """
 
     def __init__(
@@ -60,8 +134,6 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
         neuron: Neuron = IF(),
         engine: str = "auto",
     ) -> None:
-        if padding_mode != "zeros":
-            raise ValueError(f"TandemConv2d: padding_mode must be 'zeros', got {padding_mode!r}")
         super().__init__(
             in_channels,
             out_channels,
@@ -83,16 +155,10 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
     def _check_shape(self, value: Tensor) -> None:
-        if value.dim() != 4 or value.shape[1] != self.in_channels:
-            raise ValueError(f"TandemConv2d: input must be [N, {self.in_channels}, H, W], got {list(value.shape)}")
+        self._check_dims(value, "H, W")
         if self.padding != "same":
             padding = (0, 0) if isinstance(self.padding, str) else self.padding
             check_fit("TandemConv2d", value, self.weight, self.stride, padding, self.dilation)
-
-    def _normalise(self, v: Tensor) -> Tensor:
-        assert self.norm is not None
-        normalised: Tensor = self.norm(v)
-        return normalised
 
     def _per_channel(self, x: Tensor) -> Tensor:
         return x.view(-1, 1, 1)
@@ -103,54 +169,246 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
             x = x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
         else:
             x = x.contiguous(memory_format=torch.channels_last)
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return self._conv_forward(x, weight, bias)
 
-    def _count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
-        x, padding = self._padded(x)
-        return ops.count_conv2d(
-            x.bits,
-            weights.weight,
-            weights.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            packed=weights.packed,
-            count=x.carried_count,
-            engine=self.engine,
-        )
-
-    def _spiking_product(self, x: SpikeTrain, weights: SpikingWeights, *, want_sum: bool) -> tuple[Tensor, Tensor]:
-        x, padding = self._padded(x)
-        bits, total, _ = ops.spiking_conv2d(
-            x.bits,
-            weights.weight,
-            weights.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            packed=weights.packed,
-            scale=weights.scale,
-            count=x.carried_count,
-            time_steps=x.time_steps,
-            threshold=self.neuron.threshold,
-            leak=self.neuron.leak,
-            want_sum=want_sum,
-            want_potential=False,
-            engine=self.engine,
-        )
-        return bits, total
-
-    def _padded(self, x: SpikeTrain) -> tuple[SpikeTrain, tuple[int, ...]]:
-        """The padding in numbers; "same" may ask for one row or column more at the end, which is added here."""
-        if not isinstance(self.padding, str):
-            return x, self.padding
+    def lifted(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
+        """The image, and what padding the products cannot add themselves."""
+        self._check_dims(x, "H, W")
+        stride, dilation = _pair(self.stride), _pair(self.dilation)
+        if self.padding_mode != "zeros":
+            pads, mode = self._reversed_padding_repeated_twice, self.padding_mode
+            return x.rearranged(lambda image: pad(image, pads, mode)), Geometry(stride, (0, 0), dilation)
         if self.padding == "valid":
-            return x, (0, 0)
-        total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        extra = (0, total[1] % 2, 0, total[0] % 2)
-        if any(extra):
-            count = None if x.carried_count is None else F.pad(x.carried_count, extra)
-            x = SpikeTrain(F.pad(x.bits, extra), x.time_steps, count, x.dtype)
-        return x, (total[0] // 2, total[1] // 2)
+            return x, Geometry(stride, (0, 0), dilation)
+        if self.padding == "same":
+            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            extra = (0, total[1] % 2, 0, total[0] % 2)  # one row or column more at the end
+            if any(extra):
+                x = x.rearranged(lambda image: pad(image, extra))
+            return x, Geometry(stride, (total[0] // 2, total[1] // 2), dilation)
+        return x, Geometry(stride, _pair(self.padding), dilation)
+
+
+class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forward: spike trains, not tensors
+    """A convolutional tandem layer over one dimension: nn.Conv1d whose neurons spike (Wu et al. 2021, section III).
+
+    Computed as the convolution of images of height 1.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: number of taps.
+        stride: an int.
+        padding: an int, "valid" or "same".
+        dilation: spacing of the taps.
+        groups: blocks of channels.
+        bias: learn an additive bias; the ANN receives it once, the spiking twin 1/T of it per time step.
+        padding_mode: what stands in the padding: "zeros", or the input's own spikes, as "reflect", "replicate" or
+            "circular" places them.
+        device: of the parameters.
+        dtype: of the parameters, float32 or float64.
+        norm: None or "batch": batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm1d).
+        neuron: IF(...) or LIF(...).
+        engine: "auto", "event" or "dense": of the products, as in :func:`tandem_cuda.ops.spiking_conv2d`.
+
+    Shape:
+        SpikeTrain [N, C, L] (or the EncodedInput that Encode returns) -> SpikeTrain [N, O, Lo].
+
+    Raises:
+        TypeError: the input is a Tensor, or of another dtype than the weights.
+        ValueError: shapes that do not fit; more padding than the input can provide.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: str | int | tuple[int] = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: object = None,
+        dtype: object = None,
+        *,
+        norm: str | None = None,
+        neuron: Neuron = IF(),
+        engine: str = "auto",
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+            norm=norm,
+            neuron=neuron,
+            engine=engine,
+        )
+
+    def _new_norm(self) -> nn.BatchNorm1d:
+        return nn.BatchNorm1d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
+
+    def _kernel_weight(self) -> Tensor:
+        return self.weight.unsqueeze(2)
+
+    def _check_shape(self, value: Tensor) -> None:
+        self._check_dims(value, "L")
+        if self.padding != "same":
+            padding = 0 if isinstance(self.padding, str) else self.padding[0]
+            weight = self.weight.unsqueeze(2)
+            check_fit("TandemConv1d", value.unsqueeze(2), weight, (1, *self.stride), (0, padding), (1, *self.dilation))
+
+    def _per_channel(self, x: Tensor) -> Tensor:
+        return x.view(-1, 1)
+
+    def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, weight.squeeze(2), bias)
+
+    def lifted(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
+        """The input as an image of height 1, and what padding the products cannot add themselves."""
+        self._check_dims(x, "L")
+        padding, pads, mode = 0, [0, 0], "zeros"
+        if self.padding_mode != "zeros":
+            pads, mode = self._reversed_padding_repeated_twice, self.padding_mode
+        elif self.padding == "same":
+            total = self.dilation[0] * (self.kernel_size[0] - 1)
+            padding, pads = total // 2, [0, total % 2]  # one more at the end
+        elif not isinstance(self.padding, str):
+            padding = self.padding[0]
+        image = x.rearranged(lambda line: pad(line.unsqueeze(3), [*pads, 0, 0], mode))
+        return image, Geometry((1, self.stride[0]), (0, padding), (1, self.dilation[0]))
+
+    def lowered(self, y: Tensor) -> Tensor:
+        """Without the height."""
+        return y.squeeze(-2)
+
+
+class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
+    """A transposed convolution as a tandem layer: nn.ConvTranspose2d whose neurons spike (Wu et al. 2021, section III).
+
+    Computed as a convolution with the taps mirrored, over the image with stride - 1 zeros between its pixels (Dumoulin
+    & Visin, "A guide to convolution arithmetic for deep learning", 2016, arXiv:1603.07285, section 4). Zeros are no
+    spikes, so the event-driven engine adds nothing for them; the gradient, which is dense, does stride^2 times the
+    work of the transposed convolution's own.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: of the taps, an int or a pair.
+        stride: an int or a pair.
+        padding: rows and columns less at each side, an int or a pair.
+        output_padding: rows and columns more at the end, an int or a pair.
+        groups: blocks of channels.
+        bias: learn an additive bias; the ANN receives it once, the spiking twin 1/T of it per time step.
+        dilation: spacing of the taps, an int or a pair.
+        padding_mode: "zeros", the only one that torch has here.
+        device: of the parameters.
+        dtype: of the parameters, float32 or float64.
+        norm: None or "batch": batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
+        neuron: IF(...) or LIF(...).
+        engine: "auto", "event" or "dense": of the products, as in :func:`tandem_cuda.ops.spiking_conv2d`.
+
+    Shape:
+        SpikeTrain [N, C, H, W] (or the EncodedInput that Encode returns) -> SpikeTrain [N, O, Ho, Wo].
+
+    Raises:
+        TypeError: the input is a Tensor, or of another dtype than the weights.
+        ValueError: shapes that do not fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        output_padding: Pair = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Pair = 1,
+        padding_mode: str = "zeros",
+        device: object = None,
+        dtype: object = None,
+        *,
+        norm: str | None = None,
+        neuron: Neuron = IF(),
+        engine: str = "auto",
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+            padding_mode,
+            device,
+            dtype,
+            norm=norm,
+            neuron=neuron,
+            engine=engine,
+        )
+
+    def _new_norm(self) -> nn.BatchNorm2d:
+        return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
+
+    def _kernel_weight(self) -> Tensor:
+        return _mirrored(self.weight, self.groups)
+
+    def _check_shape(self, value: Tensor) -> None:
+        self._check_dims(value, "H, W")
+
+    def _per_channel(self, x: Tensor) -> Tensor:
+        return x.view(-1, 1, 1)
+
+    def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv_transpose2d(
+            x.contiguous(memory_format=torch.channels_last),
+            _mirrored(weight, self.groups),
+            bias,
+            _pair(self.stride),
+            _pair(self.padding),
+            _pair(self.output_padding),
+            self.groups,
+            _pair(self.dilation),
+        )
+
+    def lifted(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
+        """The image with zeros between its pixels and, where the products cannot add it, around them."""
+        self._check_dims(x, "H, W")
+        padding = _pair(self.padding)
+        full = [d * (k - 1) - p for d, k, p in zip(self.dilation, self.kernel_size, padding, strict=True)]
+        both = (max(full[0], 0), max(full[1], 0))
+        pads: list[int] = []
+        for axis in (1, 0):
+            less = full[axis] - both[axis]
+            pads += [less, less + self.output_padding[axis]]
+        image = x.rearranged(lambda image: pad(insert_zeros(image, self.stride), pads))
+        return image, Geometry((1, 1), both, _pair(self.dilation))
+
+
+def _mirrored(weight: Tensor, groups: int) -> Tensor:
+    """[C, O/groups, kH, kW] of a transposed convolution to [O, C/groups, kH, kW] of the convolution, and back."""
+    first, second, *kernel = weight.shape
+    grouped = weight.view(groups, first // groups, second, *kernel).transpose(1, 2)
+    return grouped.reshape(groups * second, first // groups, *kernel).flip(2, 3)
+
+
+def _pair(values: tuple[int, ...] | str) -> tuple[int, int]:
+    """What torch's modules keep of an int or a pair."""
+    assert not isinstance(values, str)
+    first, second = values
+    return first, second

@@ -78,7 +78,7 @@ class Decode(nn.Module):
     ``nn.Linear`` behind it computes W * c + b: what output neurons that never spike would have gathered after T steps.
 
     Shape:
-        SpikeTrain of [N, ...] -> Tensor [N, ...], the differentiable spike counts.
+        SpikeTrain of [N, ...] -> Tensor [N, ...], the differentiable spike counts, times the train's ``amplitude``.
 
     Raises:
         TypeError: the input is no SpikeTrain.
@@ -87,4 +87,4 @@ class Decode(nn.Module):
     def forward(self, x: Any) -> Tensor:
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
-        return x.count
+        return x.count if x.amplitude == 1 else x.count * x.amplitude

@@ -66,8 +66,8 @@ class TandemLayer(nn.Module, ABC):
             raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self.neuron = neuron
         self.engine = engine
-        self._pack: tuple[_Stamp, Tensor] | None = None
-        self._frozen: tuple[_Stamp, SpikingWeights] | None = None
+        self._pack: tuple[Stamp, Tensor] | None = None
+        self._frozen: tuple[Stamp, SpikingWeights] | None = None
         self.norm = None if norm is None else self._new_norm()
 
     def forward(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
@@ -86,17 +86,17 @@ class TandemLayer(nn.Module, ABC):
         if self._uses_batch_statistics():
             packed = self._packed()
             self._frozen = None  # batch norm changes its statistics and does not tell
-            product = self._count_product(x, SpikingWeights(self.weight, packed, None, self.bias))
-            couple = self._behind_norm(product, steps)
+            couple = self._behind_norm(self._pre_activation(x, packed), steps)
             with torch.no_grad():
-                bits, _ = self._spiking_product(x.detach(), self._scaled(steps, packed), want_sum=False)
+                weights = self._scaled(steps, x.amplitude, packed)
+                bits, _ = self._spiking_product(x.detach(), weights, want_sum=False)
             return couple(bits)
-        if _needs_gradient(*self._tensors(), x.carried_count):
+        if needs_gradient(*self._tensors(), x.carried_count):
             weight, bias = self._folded()
-            weights = SpikingWeights(weight, bias=_per_step(bias, steps))
+            weights = SpikingWeights(weight, None, spike_scale(weight, x.amplitude), per_step(bias, steps))
             bits, v = self._spiking_product(x, weights, want_sum=True)
         else:
-            bits, v = self._spiking_product(x, self._kept(steps), want_sum=False)
+            bits, v = self._spiking_product(x, self._kept(steps, x.amplitude), want_sum=False)
         return self._coupled(bits, v, steps)
 
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
@@ -107,7 +107,7 @@ class TandemLayer(nn.Module, ABC):
         bias: Tensor | None  # current per time step that it does not hold yet
         couple: Callable[[Tensor], SpikeTrain]
         if self._uses_batch_statistics():
-            pre = self._dense_product(x.value * steps if constant else x.value, self.weight, self.bias)
+            pre = self._dense_product(x.value * steps if constant else x.value, self._kernel_weight(), self.bias)
             couple = self._behind_norm(pre, steps)
             with torch.no_grad():
                 # The folded product, W' * X, is an affine function of the ANN's pre-activation.
@@ -121,7 +121,7 @@ class TandemLayer(nn.Module, ABC):
                     gain, bias = None, folded_bias / steps
         else:
             weight, folded = self._folded()
-            bias = _per_step(folded, steps)
+            bias = per_step(folded, steps)
             if constant:
                 current = self._dense_product(x.value, weight, bias)
                 v, bias = current, None
@@ -155,9 +155,15 @@ class TandemLayer(nn.Module, ABC):
         """The train whose count carries the gradient of the ANN's activation of the pre-activation v / scale."""
         neuron = self.neuron
         if not (torch.is_grad_enabled() and v.requires_grad):
-            return SpikeTrain(bits, steps, dtype=self.weight.dtype)
+            return SpikeTrain(bits, steps, dtype=self.weight.dtype, amplitude=neuron.amplitude)
         upper = neuron.saturation * steps * scale if neuron.clip else math.inf
-        return SpikeTrain(bits, steps, ops.tandem_count(bits, v, steps, neuron.threshold * scale, neuron.leak, upper))
+        count = ops.tandem_count(bits, v, steps, neuron.threshold * scale, neuron.leak, upper)
+        return SpikeTrain(bits, steps, count, amplitude=neuron.amplitude)
+
+    def _pre_activation(self, x: SpikeTrain, packed: Tensor | None) -> Tensor:
+        """W * (amplitude * c) + b, what batch norm is given."""
+        weight = self._kernel_weight()
+        return self._count_product(x, SpikingWeights(weight, packed, spike_scale(weight, x.amplitude), self.bias))
 
     def _behind_norm(self, product: Tensor, steps: int) -> Callable[[Tensor], SpikeTrain]:
         """Bring the running statistics up to date with a product; returns _coupled for the v that ``norm`` makes of it.
@@ -183,6 +189,7 @@ class TandemLayer(nn.Module, ABC):
                 threshold=neuron.threshold,
                 upper=neuron.saturation * steps if neuron.clip else math.inf,
             ),
+            amplitude=neuron.amplitude,
         )
 
     # -- batch norm
@@ -198,7 +205,7 @@ class TandemLayer(nn.Module, ABC):
         norm = self._checked_norm()
         return (
             self.neuron.leak == 1
-            and _needs_gradient(product, norm.weight, norm.bias)
+            and needs_gradient(product, norm.weight, norm.bias)
             and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
             and (product.dim() == 2 or type(norm) is nn.BatchNorm2d)  # channels are dimension 1
             and norm.momentum is not None
@@ -231,17 +238,20 @@ class TandemLayer(nn.Module, ABC):
 
     def _folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the spiking twin: batch norm folded in, W' = W * g; their own without norm."""
+        weight = self._kernel_weight()
         if self.norm is None:
-            return self.weight, self.bias
+            return weight, self.bias
         gain = self._gain()
-        return self.weight * gain.view(-1, *[1] * (self.weight.dim() - 1)), self._folded_bias(gain)
+        return weight * gain.view(-1, *[1] * (weight.dim() - 1)), self._folded_bias(gain)
 
-    def _scaled(self, steps: int, packed: Tensor | None) -> SpikingWeights:
+    def _scaled(self, steps: int, amplitude: float, packed: Tensor | None) -> SpikingWeights:
         """The spiking twin's, for use without gradients: batch norm's gain applied to sums, not to the weights."""
+        weight = self._kernel_weight()
         if self.norm is None:
-            return SpikingWeights(self.weight, packed, None, _per_step(self.bias, steps))
+            return SpikingWeights(weight, packed, spike_scale(weight, amplitude), per_step(self.bias, steps))
         gain = self._gain()
-        return SpikingWeights(self.weight, packed, gain, _per_step(self._folded_bias(gain), steps))
+        scale = gain if amplitude == 1 else gain * amplitude
+        return SpikingWeights(weight, packed, scale, per_step(self._folded_bias(gain), steps))
 
     def _tensors(self) -> list[Tensor]:
         """All that the spiking twin's weights depend on."""
@@ -252,14 +262,14 @@ class TandemLayer(nn.Module, ABC):
         return [x for x in tensors if x is not None]
 
     @torch.no_grad()
-    def _kept(self, steps: int) -> SpikingWeights:
+    def _kept(self, steps: int, amplitude: float) -> SpikingWeights:
         """As _scaled, from the last call where nothing has changed since."""
         if torch.compiler.is_compiling():
-            return self._scaled(steps, self._packed())
-        stamp = _Stamp(self._tensors(), (steps, None if self.norm is None else self.norm.eps))
+            return self._scaled(steps, amplitude, self._packed())
+        stamp = Stamp(self._tensors(), (steps, amplitude, None if self.norm is None else self.norm.eps))
         frozen = self._frozen  # read and written once: threads may share the layer
         if frozen is None or not frozen[0].holds(stamp):
-            frozen = stamp, self._scaled(steps, self._packed())
+            frozen = stamp, self._scaled(steps, amplitude, self._packed())
             self._frozen = frozen
         return frozen[1]
 
@@ -267,15 +277,16 @@ class TandemLayer(nn.Module, ABC):
         """The weights, rearranged for the kernels; from the last call where they have not changed since."""
         groups = getattr(self, "groups", 1)
         if torch.compiler.is_compiling():
-            return ops.pack_weight(self.weight, groups)
-        stamp, pack = _Stamp([self.weight], None), self._pack
+            return ops.pack_weight(self._kernel_weight(), groups)
+        stamp, pack = Stamp([self.weight], None), self._pack
         if pack is None or not pack[0].holds(stamp):
             # Where they were serves again: large fresh memory costs more than the packing.
             out = None if pack is None else pack[1]
-            if out is not None and (out.is_inference() or not can_hold(out, self.weight, groups)):
+            weight = self._kernel_weight().detach()
+            if out is not None and (out.is_inference() or not can_hold(out, weight, groups)):
                 out = None
             self._frozen = None  # it may refer to what is overwritten here
-            pack = stamp, ops.pack_weight(self.weight, groups, out=out)
+            pack = stamp, ops.pack_weight(weight, groups, out=out)
             self._pack = pack
         return pack[1]
 
@@ -296,6 +307,10 @@ class TandemLayer(nn.Module, ABC):
         return norm
 
     # -- what a concrete layer provides; v, sums and counts are [N, O, ...]
+
+    def _kernel_weight(self) -> Tensor:
+        """``weight`` in the shape that the products take, output channels first; differentiable."""
+        return self.weight
 
     @abstractmethod
     def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
@@ -330,7 +345,7 @@ class TandemLayer(nn.Module, ABC):
         return f"{super().extra_repr()}, neuron={self.neuron}{engine}"
 
 
-class _Stamp:
+class Stamp:
     """The state of tensors and settings, to tell whether something made from them still holds."""
 
     def __init__(self, tensors: Sequence[Tensor], settings: Any) -> None:
@@ -343,7 +358,7 @@ class _Stamp:
         except RuntimeError:  # tensors that keep no version (of inference mode) or no data (of transforms)
             self._states = None
 
-    def holds(self, now: _Stamp) -> bool:
+    def holds(self, now: Stamp) -> bool:
         """Whether nothing has changed between this stamp and a later one."""
         return (
             self._states is not None
@@ -353,9 +368,16 @@ class _Stamp:
         )
 
 
-def _per_step(bias: Tensor | None, steps: int) -> Tensor | None:
+def spike_scale(weight: Tensor, amplitude: float) -> Tensor | None:
+    """The amplitude of the input's spikes as the products take it, [O]; None where it is 1."""
+    return None if amplitude == 1 else weight.new_full(weight.shape[:1], amplitude)
+
+
+def per_step(bias: Tensor | None, steps: int) -> Tensor | None:
+    """The share of a bias in the current of one time step."""
     return None if bias is None else bias / steps
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd would follow an operation on any of these."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

@@ -1,0 +1,736 @@
+"""convert: a tandem SNN from a PyTorch CNN, on the same parameters."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from .activity import _evaluating
+from .neuron import IF, LIF, Neuron
+from .nn import (
+    Decode,
+    Encode,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    SpikingMaxPool2d,
+    TandemAdd,
+    TandemConv1d,
+    TandemConv2d,
+    TandemConvTranspose2d,
+    TandemDropout,
+    TandemDropout2d,
+    TandemLinear,
+)
+from .nn.layer import TandemLayer
+from .ops import checks
+from .ops.product import ENGINES
+from .spike_train import SpikeTrain
+
+
+class TandemNetwork(nn.Module):
+    """A converted network: the spiking twin of an ANN, on the ANN's own parameters and batch-norm modules.
+
+    ``snn`` is the spiking twin, a torch.fx.GraphModule whose layers have the names that they have in the ANN;
+    :meth:`ann` is the ANN that was given. Whatever trains, moves or loads one does it to the other. ``state_dict`` has
+    the ANN's names, so that checkpoints of the two are the same.
+    """
+
+    def __init__(self, snn: fx.GraphModule, ann: nn.Module) -> None:
+        super().__init__()
+        self.snn = snn
+        self._twin = (ann,)  # in a tuple, so that it is no submodule and its parameters are listed once
+        self._tie_names()
+        self.train(ann.training)
+
+    def ann(self) -> nn.Module:
+        """The ANN twin, with which this network shares parameters, statistics and train or eval mode."""
+        return self._twin[0]
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.snn(*inputs)
+
+    def _tie_names(self) -> None:
+        """Find every name of the spiking twin's state in the ANN's, by what they stand for."""
+        names = {id(x): name for name, x in self.ann().state_dict(keep_vars=True).items()}
+        own = super().state_dict(keep_vars=True)
+        self._names = {name: names[id(x)] for name, x in own.items() if id(x) in names}
+        self._only_ann = sorted(set(names.values()) - set(self._names.values()))
+
+    def _tie(self) -> None:
+        """Make the ANN hold what the spiking twin holds, where something put another tensor in its place."""
+        for name, theirs in self._names.items():
+            (owner, key), (other, other_key) = _owner(self, name), _owner(self.ann(), theirs)
+            x = getattr(owner, key)
+            if getattr(other, other_key) is not x:
+                setattr(other, other_key, x)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The ANN's: its names, and all that it holds."""
+        return self.ann().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state dict of the ANN or of this network, which are the same."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        self._tie()
+        return result
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # The twin's own modules are loaded next, under the names they have there.
+        renamed = {theirs: state_dict.pop(prefix + theirs) for theirs in self._used() if prefix + theirs in state_dict}
+        for name, theirs in self._names.items():
+            if theirs in renamed:
+                state_dict[prefix + name] = renamed[theirs]
+        for name in self._only_ann:
+            if prefix + name in state_dict:
+                owner, key = _owner(self.ann(), name)
+                with torch.no_grad():
+                    getattr(owner, key).copy_(state_dict.pop(prefix + name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _used(self) -> list[str]:
+        return list(dict.fromkeys(self._names.values()))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TandemNetwork:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in self._only_ann:  # .to() and the like are for all that the ANN holds
+            owner, key = _owner(self.ann(), name)
+            x = getattr(owner, key)
+            if isinstance(x, nn.Parameter):
+                x.data = fn(x.data)
+            else:
+                setattr(owner, key, fn(x))
+        self._tie()
+        return self
+
+    def train(self, mode: bool = True) -> TandemNetwork:
+        """Train or eval mode of both twins."""
+        super().train(mode)
+        self.ann().train(mode)
+        return self
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, key = name.rpartition(".")
+    return module.get_submodule(path), key
+
+
+def convert(
+    ann: nn.Module,
+    time_steps: int,
+    *,
+    mode: str = "constant",
+    neuron: Neuron = IF(),
+    calibrate: Tensor | Iterable[Any] | None = None,
+    percentile: float = 99.9,
+    engine: str = "auto",
+) -> TandemNetwork:
+    """Make the tandem SNN of an ANN (Wu et al. 2021), on the same parameters.
+
+    The ANN's forward is traced with torch.fx. Each weight layer with its batch norm and ReLU becomes one tandem layer,
+    which holds the ANN's own Parameters and its own batch-norm module: training either network trains both. What stands
+    in front of the first weight layer stays as it is, then comes ``Encode``; the last weight layer stays analogue,
+    behind ``Decode``, with all that follows it. With mode "spikes" there is no ``Encode``: the SNN takes spike trains,
+    whose counts are what its ANN takes, and all up to the last weight layer must be convertible.
+
+    ==================================================================  ================================================
+    in the ANN                                                          in the SNN
+    ==================================================================  ================================================
+    nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear,                TandemConv1d, TandemConv2d,
+    then nn.BatchNorm1d or 2d (or not), then ReLU                       TandemConvTranspose2d, TandemLinear
+    sums of such branches and of activations, then ReLU                 TandemAdd
+    average pooling, adaptive or not, or the mean over all pixels       SpikingAvgPool2d, SpikingAdaptiveAvgPool2d
+    max pooling, dropout, dropout2d; also in front of the ReLU          SpikingMaxPool2d, TandemDropout, TandemDropout2d
+    nn.Flatten, torch.flatten, x.view(len(x), -1) and the like          SpikeTrain.flatten
+    nn.Identity; ReLU of what is not negative                           nothing
+    ==================================================================  ================================================
+
+    ReLU, pooling, dropout and flatten may be modules, functions or methods.
+
+    Without ``calibrate`` every layer has the neurons given, as in the paper, and is to be trained. With it, the ANN is
+    one that has been trained: each layer's threshold becomes the given percentile of its ANN activations over T
+    (percentile: Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven networks for
+    image classification", 2017, doi:10.3389/fnins.2017.00682; thresholds layer by layer for T steps, then tandem
+    learning: Wu et al., "Progressive Tandem Learning for Pattern Recognition with Deep Spiking Neural Networks", 2022,
+    doi:10.1109/TPAMI.2021.3114196). A spike then weighs a threshold (``IF.amplitude``), and the input is divided by T
+    in mode "constant", so that amplitude * count approximates the ANN's activation, and weights, biases and batch norms
+    hold as they are. In deep networks the errors of rounding to whole spikes add up; training on, with gradients
+    through the ANN as always, is for taking them back.
+
+    Args:
+        ann: the ANN. Its mode, train or eval, becomes that of the SNN.
+        time_steps: T.
+        mode: "constant" or "impulse", as for ``Encode``; or "spikes".
+        neuron: of every spiking layer; with ``calibrate`` IF(...), whose threshold and amplitude are replaced.
+        calibrate: inputs of the ANN: a batch, or an iterable of batches, or of tuples that begin with one, as a
+            DataLoader yields them. Run through the ANN in eval mode without gradient.
+        percentile: of a layer's activations in a batch, in (0, 100]; averaged over the batches.
+        engine: "auto", "event" or "dense": of all spiking products.
+
+    Returns:
+        A TandemNetwork. ``.ann()`` is the ANN.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range; a model that torch.fx cannot trace; or one with parts that cannot be
+            converted, all of which the message lists by their names, with what to use instead.
+    """
+    if not isinstance(ann, nn.Module):
+        raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
+    checks.check_time_steps("convert", time_steps)
+    if mode not in ("constant", "impulse", "spikes"):
+        raise ValueError(f"convert: mode must be 'constant', 'impulse' or 'spikes', got {mode!r}")
+    if not isinstance(neuron, (IF, LIF)):
+        raise TypeError(f"convert: neuron must be IF(...) or LIF(...), got {type(neuron).__name__}")
+    checks.check_number("convert", "percentile", percentile)
+    if not 0 < percentile <= 100:
+        raise ValueError(f"convert: percentile must be in (0, 100], got {percentile}")
+    if engine not in ENGINES:
+        raise ValueError(f"convert: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if calibrate is not None and not isinstance(neuron, IF):
+        raise ValueError(f"convert: neuron must be IF(...) with calibrate (a leak bends the rate), got {neuron}")
+    try:
+        graph = fx.Tracer().trace(ann)
+    except Exception as error:  # whatever a user's forward raises when it meets a proxy
+        raise ValueError(
+            f"convert: ann must be traceable by torch.fx, whose trace of {type(ann).__name__} failed: {error}. Control "
+            "flow must not depend on the values of tensors"
+        ) from error
+    conversion = _Conversion(ann, graph, time_steps, mode, neuron, engine, scaled=calibrate is not None)
+    snn = conversion.run()
+    if calibrate is not None:
+        assert isinstance(neuron, IF)
+        batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
+        nodes = [node for node, _ in conversion.neurons]
+        for (_, name), level in zip(
+            conversion.neurons, _percentiles(ann, graph, nodes, batches, percentile), strict=True
+        ):
+            if not level > 0:
+                raise ValueError(
+                    f"convert: calibrate must make every layer active, but behind {name} the ANN is never positive"
+                )
+            layer: Any = snn.get_submodule(name)
+            layer.neuron = replace(neuron, threshold=level / time_steps, amplitude=level / time_steps)
+    return TandemNetwork(snn, ann)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Calibration
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the ANN and keeps the percentile of what the nodes named put out."""
+
+    def __init__(self, ann: nn.Module, graph: fx.Graph, nodes: list[fx.Node], percentile: float) -> None:
+        super().__init__(ann, graph=graph)
+        self.levels: dict[fx.Node, float] = dict.fromkeys(nodes, 0.0)
+        self.percentile = percentile
+
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        if n in self.levels and out.numel():
+            rank = max(1, math.ceil(self.percentile / 100 * out.numel()))
+            level = float(out.flatten().kthvalue(rank).values)
+            self.levels[n] = level if level > 0 else float(out.max())  # where hardly any neuron is active
+        return out
+
+
+def _percentiles(
+    ann: nn.Module, graph: fx.Graph, nodes: list[fx.Node], batches: Iterable[Any], percentile: float
+) -> list[float]:
+    """Of the activations behind each of the nodes, the mean over batches."""
+    recorder = _Recorder(ann, graph, nodes, percentile)
+    totals, count = [0.0] * len(nodes), 0
+    with _evaluating(ann), torch.no_grad():
+        for batch in batches:
+            x = batch[0] if isinstance(batch, (tuple, list)) else batch
+            if not isinstance(x, Tensor) or not len(x):
+                raise ValueError(
+                    f"convert: calibrate must yield batches of at least one sample, got {type(x).__name__}"
+                )
+            recorder.run(x)
+            totals = [total + recorder.levels[node] for total, node in zip(totals, nodes, strict=True)]
+            count += 1
+    if not count:
+        raise ValueError("convert: calibrate must yield at least one batch, got none")
+    return [total / count for total in totals]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a value of the ANN's graph is in the SNN's
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Real:
+    """An ordinary value."""
+
+    node: Any
+
+
+@dataclass
+class _Train:
+    """A spike train."""
+
+    node: fx.Node
+
+
+@dataclass
+class _Branch:
+    """A summand of a pre-activation: a weight layer, whose name it is, or a train as it is."""
+
+    source: fx.Node
+    name: str = ""
+    layer: nn.Module | None = None
+    norm: nn.Module | None = None
+    encoded: bool = False
+
+
+@dataclass
+class _Current:
+    """A pre-activation: the neurons are still to come."""
+
+    branches: list[_Branch]
+    then: list[Callable[[_Train], _Train]] = field(default_factory=list)
+    """Done behind the neurons, though the ANN does it in front of its ReLU, which does not mind."""
+
+
+class _BatchSize:
+    """The size of the first dimension of a train."""
+
+
+class _Shape:
+    """All sizes of a train."""
+
+
+class _Broken:
+    """What comes of something that cannot be converted: reported once."""
+
+
+_LAYERS: dict[type, tuple[type[TandemLayer], type[nn.Module]]] = {
+    nn.Conv1d: (TandemConv1d, nn.BatchNorm1d),
+    nn.Conv2d: (TandemConv2d, nn.BatchNorm2d),
+    nn.ConvTranspose2d: (TandemConvTranspose2d, nn.BatchNorm2d),
+    nn.Linear: (TandemLinear, nn.BatchNorm1d),
+}
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_RELU = {F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
+_ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+def _avg_pool(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> nn.Module:
+    return nn.AvgPool2d(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def _max_pool(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> nn.Module:
+    return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+
+
+# Functions, with the arguments that they have in torch, and the modules they are.
+_FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
+    F.avg_pool2d: _avg_pool,
+    F.max_pool2d: _max_pool,
+    F.adaptive_avg_pool2d: lambda input, output_size: nn.AdaptiveAvgPool2d(output_size),
+    F.dropout: lambda input, p=0.5, training=True, inplace=False: nn.Dropout(p),
+    F.dropout2d: lambda input, p=0.5, training=True, inplace=False: nn.Dropout2d(p),
+}
+_WEIGHT_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.linear)
+_ADVICE: list[tuple[tuple[type, ...], str]] = [
+    (
+        (nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Softplus),
+        "use nn.ReLU: a spike count is neither negative nor curved",
+    ),
+    ((nn.Sigmoid, nn.Tanh, nn.Softmax, nn.LogSoftmax), "use nn.ReLU, or move it behind the last layer"),
+    (
+        (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.instancenorm._InstanceNorm),
+        "use nn.BatchNorm2d between weights and ReLU: its running statistics fold into the weights",
+    ),
+    ((nn.AvgPool1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d), "use a strided nn.Conv1d, or images of height 1"),
+    ((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.LPPool2d), "use nn.MaxPool2d or nn.AdaptiveAvgPool2d"),
+    ((nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d), "use nn.Conv1d, nn.Conv2d or nn.ConvTranspose2d"),
+    ((nn.Upsample,), "use nn.ConvTranspose2d"),
+    ((nn.AlphaDropout, nn.Dropout1d, nn.Dropout3d), "use nn.Dropout or nn.Dropout2d"),
+    ((nn.RNNBase, nn.MultiheadAttention), "use convolutions and linear layers"),
+]
+_NOTHING_ELSE = "move it in front of the first weight layer or behind the last one"
+
+
+class _Conversion:
+    """One pass over the ANN's graph, writing the SNN's."""
+
+    def __init__(
+        self, ann: nn.Module, graph: fx.Graph, time_steps: int, mode: str, neuron: Neuron, engine: str, scaled: bool
+    ) -> None:
+        self.ann = ann
+        self.nodes = list(graph.nodes)
+        self.time_steps, self.mode, self.neuron, self.engine, self.scaled = time_steps, mode, neuron, engine, scaled
+        self.graph = fx.Graph()
+        self.modules: dict[str, Any] = {}
+        self.names = {name for name, _ in ann.named_modules()}
+        self.values: dict[fx.Node, Any] = {}
+        self.encoded: dict[fx.Node, fx.Node] = {}
+        self.decoded: dict[fx.Node, fx.Node] = {}
+        self.problems: dict[str, str] = {}
+        self.neurons: list[tuple[fx.Node, str]] = []
+        """The ANN's activations, and the spiking layers in their places."""
+        self.before, self.last = self._order()
+
+    def run(self) -> fx.GraphModule:
+        for node in self.nodes:
+            self.values[node] = self._converted(node)
+        if self.problems:
+            lines = "\n".join(f"  {name}: {why}" for name, why in self.problems.items())
+            raise ValueError(f"convert: ann must have nothing but what can be converted; this cannot:\n{lines}")
+        if not self.neurons:
+            raise ValueError("convert: ann must have a weight layer and a ReLU in front of its last weight layer")
+        self.graph.lint()
+        return fx.GraphModule(self.modules, self.graph, "SpikingTwin")
+
+    def _order(self) -> tuple[set[fx.Node], set[fx.Node]]:
+        """What has a weight layer behind it; and the weight layers that have none, the read-outs."""
+        before: set[fx.Node] = set()
+        last = set()
+        for node in reversed(self.nodes):
+            if any(user in before or self._is_weight(user) for user in node.users):
+                before.add(node)
+            elif self._is_weight(node):
+                last.add(node)
+        return before, last
+
+    def _is_weight(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and type(self.ann.get_submodule(str(node.target))) in _LAYERS
+
+    # -- one node
+
+    def _converted(self, node: fx.Node) -> Any:
+        values = [self.values[x] for x in node.all_input_nodes]
+        if any(isinstance(x, _Broken) for x in values):
+            return _Broken()
+        if node.op == "call_module":
+            module = self.ann.get_submodule(str(node.target))
+            if type(module) in _LAYERS:
+                return self._weight(node, module)
+            if isinstance(module, nn.modules.conv._ConvNd) and node in self.before:
+                return self._problem(node, _advice(module))  # not as a part of what stays in front
+            return self._module(node, str(node.target), module)
+        if node.target in _WEIGHT_FUNCTIONS and node in self.before:
+            return self._problem(node, "use the module of the same name, which has parameters to share")
+        if node.op == "placeholder" and self.mode == "spikes":
+            return _Train(self.graph.node_copy(node))
+        if all(isinstance(x, _Real) for x in values):
+            if node.target in (F.dropout, F.dropout2d):  # a function has the mode that the ANN was traced in
+                return self._module(node, node.name, self._as_module(node))
+            return self._copied(node)
+        if node.op in ("call_function", "call_method"):
+            return self._function(node)
+        return self._copied(node)  # the output
+
+    def _module(self, node: fx.Node, name: str, module: nn.Module) -> Any:
+        (x, *more) = [self.values[a] for a in node.all_input_nodes]
+        if isinstance(module, nn.Identity) and not more:
+            return x
+        if more or isinstance(x, _Real):
+            return self._copied(node, name, module)
+        if isinstance(x, _Current) and len(node.all_input_nodes[0].users) > 1:
+            return self._problem(node, "its input is used again; put a ReLU in front of what is used twice")
+        if isinstance(module, nn.ReLU):
+            return self._fired(node, x)
+        if isinstance(module, _NORMS):
+            return self._norm(node, x, module)
+        if isinstance(module, nn.Flatten):
+            return self._behind(x, lambda train: self._flattened(train, module.start_dim, module.end_dim))
+        spiking = self._spiking(module)
+        if spiking is None:
+            if getattr(module, "return_indices", False):
+                return self._problem(node, "set return_indices=False: the maximum moves from step to step")
+            return self._problem(node, _advice(module))
+        if isinstance(x, _Current) and isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
+            if not all(branch.layer is None for branch in x.branches):
+                return self._problem(node, "put the ReLU in front of it: a mean of currents is no mean of spikes")
+            x = self._fired(node.all_input_nodes[0], x)
+        return self._behind(x, lambda train: self._called(train, name, spiking, node.op == "call_module"))
+
+    def _spiking(self, module: nn.Module) -> nn.Module | None:
+        if type(module) is nn.AvgPool2d:
+            return SpikingAvgPool2d(
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                module.ceil_mode,
+                module.count_include_pad,
+                module.divisor_override,
+                engine=self.engine,
+            )
+        if type(module) is nn.AdaptiveAvgPool2d:
+            return SpikingAdaptiveAvgPool2d(module.output_size, engine=self.engine)
+        if type(module) is nn.MaxPool2d and not module.return_indices:
+            kernel, stride, padding, dilation = module.kernel_size, module.stride, module.padding, module.dilation
+            return SpikingMaxPool2d(kernel, stride, padding, dilation, False, module.ceil_mode)
+        if type(module) is nn.Dropout:
+            return TandemDropout(module.p)
+        if type(module) is nn.Dropout2d:
+            return TandemDropout2d(module.p)
+        return None
+
+    def _weight(self, node: fx.Node, module: nn.Module) -> Any:
+        (argument,) = node.all_input_nodes
+        x = self.values[argument]
+        if node in self.last:
+            if isinstance(x, _Real) or self._readable(x):
+                return self._copied(node)
+            return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
+        if isinstance(x, _Real):
+            return _Current([_Branch(self._encode(x.node), str(node.target), module, encoded=True)])
+        if isinstance(x, _Current) and self._readable(x):
+            x = self._fired(argument, x)
+        if isinstance(x, _Current):
+            return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
+        return _Current([_Branch(x.node, str(node.target), module)])
+
+    def _readable(self, x: Any) -> bool:
+        """Whether it is a train, or a sum of trains, which is never negative and needs no ReLU."""
+        return isinstance(x, _Train) or (isinstance(x, _Current) and all(b.layer is None for b in x.branches))
+
+    def _norm(self, node: fx.Node, x: Any, norm: Any) -> Any:
+        branch = x.branches[0] if isinstance(x, _Current) and len(x.branches) == 1 and not x.then else None
+        if branch is None or branch.layer is None or branch.norm is not None:
+            return self._problem(node, "put it directly behind a weight layer, whose weights it can fold into")
+        if type(norm) is not _LAYERS[type(branch.layer)][1]:
+            return self._problem(node, f"use nn.{_LAYERS[type(branch.layer)][1].__name__} behind {branch.name}")
+        if norm.running_mean is None or not norm.affine:
+            return self._problem(node, "set affine=True and track_running_stats=True: the spiking twin folds them")
+        return _Current([replace(branch, norm=norm)])
+
+    def _function(self, node: fx.Node) -> Any:
+        arguments = [self.values[a] if isinstance(a, fx.Node) else a for a in node.args]
+        x = arguments[0] if arguments else None
+        target: Any = node.target
+        if target in _ADD and len(arguments) == 2 and not node.kwargs:
+            return self._sum(node, arguments)
+        if isinstance(x, _Shape) and target is operator.getitem and arguments[1] == 0:
+            return _BatchSize()
+        if not isinstance(x, (_Train, _Current)):
+            return self._problem(node, _NOTHING_ELSE)
+        if target == "size":
+            return _Shape() if len(arguments) == 1 else _BatchSize() if arguments[1:] == [0] else self._sized(node)
+        if target is getattr and arguments[1] == "shape":
+            return _Shape()
+        if target is len:
+            return _BatchSize()
+        users = [user for user in node.args[0].users if not self._asks_for_size(user)]  # type: ignore[union-attr]
+        if isinstance(x, _Current) and len(users) > 1:
+            return self._problem(node, "its input is used again; put a ReLU in front of what is used twice")
+        if target in _RELU:
+            return self._fired(node, x)
+        if target in _FUNCTIONS:
+            return self._module(node, node.name, self._as_module(node))
+        if target in (torch.flatten, "flatten"):
+            dims = inspect.signature(lambda x, start_dim=0, end_dim=-1: None).bind(*node.args, **node.kwargs)
+            dims.apply_defaults()
+            return self._behind(x, lambda train: self._flattened(train, *dims.args[1:]))
+        if target in ("view", "reshape", torch.reshape):
+            return self._reshaped(node, x, arguments[1:])
+        if target in (torch.mean, "mean"):
+            return self._mean(node, x)
+        if target == "contiguous" and isinstance(x, _Train):
+            return x
+        return self._problem(node, _NOTHING_ELSE)
+
+    def _asks_for_size(self, node: fx.Node) -> bool:
+        return node.target in ("size", len) or (node.target is getattr and node.args[1] == "shape")
+
+    def _sized(self, node: fx.Node) -> Any:
+        return self._problem(node, "use nn.Flatten in place of a computed shape")
+
+    def _reshaped(self, node: fx.Node, x: Any, sizes: list[Any]) -> Any:
+        if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+            sizes = [self.values[s] if isinstance(s, fx.Node) else s for s in sizes[0]]
+        batch, features = sizes if len(sizes) == 2 else (None, None)
+        if not (isinstance(batch, _BatchSize) or batch == -1) or not isinstance(features, int):
+            return self._sized(node)
+        if features == -1:
+            return self._behind(x, lambda train: self._flattened(train, 1, -1))
+        return self._behind(x, lambda train: _Train(self.graph.call_function(_flattened_to, (train.node, features))))
+
+    def _mean(self, node: fx.Node, x: Any) -> Any:
+        given = inspect.signature(lambda x, dim=None, keepdim=False: None).bind(*node.args, **node.kwargs)
+        given.apply_defaults()
+        _, dims, keepdim = given.args
+        if not isinstance(dims, (tuple, list)) or sorted(d % 4 for d in dims) != [2, 3]:
+            return self._problem(node, "use nn.AdaptiveAvgPool2d(1): of spikes, only the mean over all pixels is known")
+        if not self._readable(x):
+            return self._problem(node, "put the ReLU in front of it: a mean of currents is no mean of spikes")
+        train = x if isinstance(x, _Train) else self._fired(node.all_input_nodes[0], x)
+        pooled = self._called(train, node.name, SpikingAdaptiveAvgPool2d(1, engine=self.engine))
+        return pooled if keepdim else self._flattened(pooled, 1, -1)
+
+    def _sum(self, node: fx.Node, values: list[Any]) -> Any:
+        branches: list[_Branch] = []
+        for argument, x in zip(node.args, values, strict=True):
+            if isinstance(x, _Current) and not x.then and len(argument.users) == 1:  # type: ignore[union-attr]
+                branches += x.branches
+            elif isinstance(x, _Train):
+                branches.append(_Branch(x.node))
+            elif isinstance(x, _Current):
+                return self._problem(node, "put a ReLU in front of what is pooled or used twice before it is added")
+            else:
+                return self._problem(node, "add spikes to spikes: real input and constants are none")
+        if any(branch.encoded for branch in branches):
+            return self._problem(node, "put a weight layer and a ReLU between the input of the network and the sum")
+        return _Current(branches)
+
+    # -- what is written
+
+    def _copied(self, node: fx.Node, name: str | None = None, module: nn.Module | None = None) -> Any:
+        """The node as it is; trains it needs are decoded."""
+        for argument in node.all_input_nodes:
+            if not isinstance(self.values[argument], _Real) and not self._readable(self.values[argument]):
+                return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
+        if node.op == "call_module":
+            module, name = self.ann.get_submodule(str(node.target)), str(node.target)
+            if self.modules.get(name, module) is not module:  # it runs twice, as a spiking layer the first time
+                name = self._register(name, module)
+            self.modules[name] = module
+            copied = self.graph.node_copy(node, self._real)
+            copied.target = name
+            return _Real(copied)
+        if module is not None:
+            (x, *_) = node.all_input_nodes
+            return _Real(self.graph.call_module(self._register(str(name), module), (self._real(x),)))
+        if node.op == "get_attr":
+            owner, key = _owner(self.ann, str(node.target))
+            self.modules[str(node.target)] = getattr(owner, key)
+        return _Real(self.graph.node_copy(node, self._real))
+
+    def _real(self, node: fx.Node) -> Any:
+        x = self.values[node]
+        if isinstance(x, _Current):
+            x = self._fired(node, x)
+            self.values[node] = x
+        if isinstance(x, _Real):
+            return x.node
+        if x.node not in self.decoded:
+            name = self._register("decode", Decode())
+            self.decoded[x.node] = self.graph.call_module(name, (x.node,))
+        return self.decoded[x.node]
+
+    def _encode(self, x: fx.Node) -> fx.Node:
+        if x not in self.encoded:
+            name = self._register("encode", Encode(self.time_steps, self.mode))
+            value = x
+            if self.scaled and self.mode == "constant":
+                value = self.graph.call_function(operator.truediv, (x, self.time_steps))
+            self.encoded[x] = self.graph.call_module(name, (value,))
+        return self.encoded[x]
+
+    def _fired(self, node: fx.Node, x: Any) -> _Train:
+        """The neurons in place of the ReLU ``node``."""
+        if isinstance(x, _Train):
+            return x
+        if len(x.branches) == 1 and x.branches[0].layer is not None:
+            (branch,) = x.branches
+            name, module = branch.name, self._layer(branch, self.neuron)
+        else:
+            name = ".".join([*_common([b.name.split(".")[:-1] for b in x.branches if b.layer is not None]), "add"])
+            branches = [nn.Identity() if b.layer is None else self._layer(b, IF()) for b in x.branches]
+            module = TandemAdd(*branches, neuron=self.neuron, engine=self.engine)
+        name = self._register(name, module, replaces=len(x.branches) == 1)
+        self.neurons.append((node, name))
+        train = _Train(self.graph.call_module(name, tuple(branch.source for branch in x.branches)))
+        for step in x.then:
+            train = step(train)
+        return train
+
+    def _layer(self, branch: _Branch, neuron: Neuron) -> Any:
+        """The tandem layer that holds a weight layer's parameters and its norm."""
+        module: Any = branch.layer
+        tandem, _ = _LAYERS[type(module)]
+        arguments = {
+            name: getattr(module, name)
+            for name in inspect.signature(type(module)).parameters
+            if name not in ("bias", "device", "dtype")
+        }
+        layer = tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.engine)
+        layer.weight, layer.bias, layer.norm = module.weight, module.bias, branch.norm  # type: ignore[assignment]
+        return layer
+
+    def _register(self, name: str, module: nn.Module, replaces: bool = False) -> str:
+        """Name a module; by the name of a module of the ANN only where it takes that one's place."""
+        unique, i = name, 1
+        while unique in self.modules or (unique in self.names and not (replaces and unique == name)):
+            unique, i = f"{name}_{i}", i + 1
+        self.modules[unique] = module
+        return unique
+
+    def _called(self, train: _Train, name: str, module: nn.Module, replaces: bool = False) -> _Train:
+        return _Train(self.graph.call_module(self._register(name, module, replaces), (train.node,)))
+
+    def _flattened(self, train: _Train, start: int, end: int) -> _Train:
+        return _Train(self.graph.call_method("flatten", (train.node, start, end)))
+
+    def _behind(self, x: Any, step: Callable[[_Train], _Train]) -> Any:
+        """Do it to a train, or later, behind the neurons."""
+        return step(x) if isinstance(x, _Train) else _Current(x.branches, [*x.then, step])
+
+    def _as_module(self, node: fx.Node) -> nn.Module:
+        return _FUNCTIONS[node.target](*node.args, **node.kwargs)
+
+    # -- what is said
+
+    def _name(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            return str(node.target)
+        stack = node.meta.get("nn_module_stack") or {}
+        scope = list(stack)[-1] if stack else ""
+        target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        return f"{node.name} ({target} in forward of {scope or type(self.ann).__name__})"
+
+    def _problem(self, node: fx.Node, why: str) -> _Broken:
+        name = self._name(node)
+        if node.op == "call_module":
+            name += f" ({type(self.ann.get_submodule(str(node.target))).__name__})"
+        self.problems[name] = why
+        return _Broken()
+
+
+def _advice(module: nn.Module) -> str:
+    return next((why for kinds, why in _ADVICE if isinstance(module, kinds)), _NOTHING_ELSE)
+
+
+def _common(paths: list[list[str]]) -> list[str]:
+    """The beginning that all paths have."""
+    together = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return [parts[0] for parts in together]
+
+
+def _flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:
+    """Checks what x.view(-1, features) would have mixed up."""
+    flat = train.flatten(1)
+    if flat.shape[1] != features:
+        raise ValueError(f"view: input must have {features} features a sample, got {flat.shape[1]}")
+    return flat

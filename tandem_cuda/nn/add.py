@@ -1,0 +1,299 @@
+"""TandemAdd: where branches of a network join in front of the neurons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..neuron import IF, LIF, Neuron
+from ..ops.count_conv2d import out_size
+from ..ops.product import ENGINES
+from ..spike_train import SpikeTrain
+from .conv import ConvolutionLayer, Geometry
+from .geometry import insert_zeros
+from .layer import SpikingWeights, Stamp, TandemLayer, needs_gradient, per_step, spike_scale
+
+
+class TandemAdd(nn.Module):
+    """Neurons driven by the sum of the currents of several branches: what a residual network adds up before its ReLU.
+
+    With branches i of weights W_i and biases b_i (batch norm folded in), inputs s_i and their counts c_i::
+
+        x[t] = sum over i of (W_i * s_i[t] + b_i / T),      v = sum over i of (W_i * c_i + b_i)
+
+    so that the sum of x[t] over time is v again and the tandem rule holds as for one layer. A branch is a tandem layer,
+    whose weights and norm are used and whose own neurons are not, or nn.Identity, through which each spike enters as a
+    current of its ``amplitude``. For a torchvision BasicBlock::
+
+        join = TandemAdd(TandemConv2d(64, 64, 3, padding=1, norm="batch"), nn.Identity())
+        y = join(hidden, x)        # relu(bn2(conv2(hidden)) + x)
+
+    The spikes of all branches come from *one* event-driven product: channels of the inputs side by side, and in the
+    largest kernel those of the others, an identity or 1 x 1 shortcut as its centre tap. Spikes of a small kernel's
+    branch therefore cost as many additions as the largest kernel has taps. The ANN twin's v is computed branch by
+    branch.
+
+    Args:
+        branches: two or more; tandem layers or nn.Identity.
+        neuron: IF(...) or LIF(...).
+        engine: "auto", "event" or "dense": of the joint product; the branches' own engines serve their v.
+
+    Shape:
+        One SpikeTrain per branch -> SpikeTrain, of the shape that all branches put out.
+
+    Raises:
+        TypeError: a branch of another kind, an input that is no SpikeTrain.
+        ValueError: fewer than two branches or another number of inputs; outputs of different shapes, trains of
+            different T; convolutions (larger than 1 x 1) of different strides.
+    """
+
+    def __init__(self, *branches: nn.Module, neuron: Neuron = IF(), engine: str = "auto") -> None:
+        super().__init__()
+        if len(branches) < 2:
+            raise ValueError(f"TandemAdd: branches must be two or more, got {len(branches)}")
+        for branch in branches:
+            if not isinstance(branch, (TandemLayer, nn.Identity)):
+                raise TypeError(
+                    f"TandemAdd: branches must be tandem layers or nn.Identity, got {type(branch).__name__}"
+                )
+        if not isinstance(neuron, (IF, LIF)):
+            raise TypeError(f"TandemAdd: neuron must be IF(...) or LIF(...), got {type(neuron).__name__}")
+        if engine not in ENGINES:
+            raise ValueError(f"TandemAdd: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        self.branches = nn.ModuleList(branches)
+        self.neuron = neuron
+        self.engine = engine
+        self._frozen: tuple[Stamp, SpikingWeights] | None = None
+
+    def forward(self, *inputs: SpikeTrain) -> SpikeTrain:
+        self._check_inputs(inputs)
+        steps, neuron = inputs[0].time_steps, self.neuron
+        pairs = list(zip(self.branches, inputs, strict=True))
+        v = self._pre_activation(pairs)
+        with torch.no_grad():
+            bits = self._spikes(pairs)
+        dtype = self._dtype(inputs)
+        if v is None or not v.requires_grad:
+            return SpikeTrain(bits, steps, dtype=dtype, amplitude=neuron.amplitude)
+        upper = neuron.saturation * steps if neuron.clip else math.inf
+        count = ops.tandem_count(bits, v, steps, neuron.threshold, neuron.leak, upper)
+        return SpikeTrain(bits, steps, count, amplitude=neuron.amplitude)
+
+    def _check_inputs(self, inputs: Sequence[Any]) -> None:
+        if len(inputs) != len(self.branches):
+            raise ValueError(f"TandemAdd: inputs must be {len(self.branches)}, one a branch, got {len(inputs)}")
+        for x in inputs:
+            if not isinstance(x, SpikeTrain):
+                raise TypeError(f"TandemAdd: inputs must be SpikeTrains, got {type(x).__name__}")
+        if len({x.time_steps for x in inputs}) > 1:
+            raise ValueError(
+                f"TandemAdd: inputs must have the same number of time steps, got {[x.time_steps for x in inputs]}"
+            )
+
+    def _dtype(self, inputs: Sequence[SpikeTrain]) -> torch.dtype:
+        for branch in self.branches:
+            if isinstance(branch, TandemLayer):
+                return branch.weight.dtype
+        return inputs[0].dtype
+
+    # -- the ANN twin, branch by branch
+
+    def _pre_activation(self, pairs: list[tuple[Any, SpikeTrain]]) -> Tensor | None:
+        """The sum of the branches' v; None where nobody asks. Batch norm in training takes its statistics here."""
+        layers = [(branch, x) for branch, x in pairs if isinstance(branch, TandemLayer)]
+        tensors = [y for branch, _ in layers for y in branch._tensors()]
+        moves = any(branch._uses_batch_statistics() for branch, _ in layers)
+        if not moves and not needs_gradient(*tensors, *(x.carried_count for _, x in pairs)):
+            return None
+        total: Tensor | None = None
+        for branch, x in pairs:
+            if not isinstance(branch, TandemLayer):
+                v = x.count if x.amplitude == 1 else x.count * x.amplitude
+            elif branch._uses_batch_statistics():
+                self._frozen = None
+                v = branch._normalise(branch._pre_activation(x, branch._packed()))
+            else:
+                weight, bias = branch._folded()
+                v = branch._count_product(x, SpikingWeights(weight, None, spike_scale(weight, x.amplitude), bias))
+            if total is not None and total.shape != v.shape:
+                raise ValueError(f"TandemAdd: branches must agree in shape, got {list(total.shape)}, {list(v.shape)}")
+            total = v if total is None else total + v
+        return total
+
+    # -- the spiking twin, in one product
+
+    def _spikes(self, pairs: list[tuple[Any, SpikeTrain]]) -> Tensor:
+        parts = [_part(branch, x) for branch, x in pairs]
+        shapes = [part.out for part in parts]
+        if len(set(shapes)) > 1:
+            raise ValueError(f"TandemAdd: branches must agree in shape, got {', '.join(str(list(s)) for s in shapes)}")
+        stride, parts = _aligned(parts)
+        low, high = _window(parts)
+        kernel = [last - first + 1 for first, last in zip(low, high, strict=True)]
+        size = [(o - 1) * s + k for o, s, k in zip(shapes[0][2:], stride, kernel, strict=True)]
+        bits = _side_by_side([part.bits for part in parts], low, size)
+        weights = self._kept(pairs, parts, low, kernel)
+        out, _, _ = ops.spiking_conv2d(
+            bits,
+            weights.weight,
+            weights.bias,
+            stride=stride,
+            packed=weights.packed,
+            time_steps=pairs[0][1].time_steps,
+            threshold=self.neuron.threshold,
+            leak=self.neuron.leak,
+            want_sum=False,
+            want_potential=False,
+            engine=self.engine,
+        )
+        return parts[0].lowered(out)
+
+    def _kept(
+        self, pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int]
+    ) -> SpikingWeights:
+        """The joint weights, from the last call where nothing has changed since."""
+        steps = pairs[0][1].time_steps
+        if torch.compiler.is_compiling():
+            return _joint(pairs, parts, low, kernel)
+        layers = [branch for branch, _ in pairs if isinstance(branch, TandemLayer)]
+        eps = [None if layer.norm is None else layer.norm.eps for layer in layers]
+        sizes = [(part.bits.shape[2], part.geometry) for part in parts]
+        first = pairs[0][1]
+        settings = (steps, [x.amplitude for _, x in pairs], eps, sizes, self._dtype([first]), first.device)
+        stamp, frozen = Stamp([x for layer in layers for x in layer._tensors()], settings), self._frozen
+        if frozen is None or not frozen[0].holds(stamp):
+            frozen = stamp, _joint(pairs, parts, low, kernel)
+            self._frozen = frozen
+        return frozen[1]
+
+    def train(self, mode: bool = True) -> TandemAdd:
+        self._frozen = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_frozen": None}  # for pickle and deepcopy
+
+    def extra_repr(self) -> str:
+        engine = "" if self.engine == "auto" else f"engine={self.engine!r}, "
+        return f"{engine}neuron={self.neuron}"
+
+
+class _Part(NamedTuple):
+    """A branch as a convolution of images."""
+
+    branch: Any
+    bits: Tensor
+    """[P, N, C, H, W]."""
+    kernel: tuple[int, int]
+    geometry: Geometry
+    out: tuple[int, ...]
+    """[N, O, Ho, Wo]."""
+    dims: int
+    """Of what the branch puts out, without the batch."""
+
+    def lowered(self, y: Tensor) -> Tensor:
+        """Image [P, N, O, Ho, Wo] in the dimensions of the branch's output."""
+        return y if self.dims == 3 else y.flatten(1 + self.dims)
+
+    def taps(self, axis: int) -> list[int]:
+        """Rows or columns of the input that the first output takes part in."""
+        first = -self.geometry.padding[axis]
+        return [first + i * self.geometry.dilation[axis] for i in range(self.kernel[axis])]
+
+
+def _part(branch: Any, x: SpikeTrain) -> _Part:
+    dims = len(x.shape) - 1
+    kernel = (1, 1)
+    if isinstance(branch, ConvolutionLayer):
+        image, geometry = branch.lifted(x)
+        bits, outputs = image.bits, branch.out_channels
+        shape = branch._kernel_weight().shape
+        kernel = (shape[2], shape[3])
+    else:
+        if dims not in (1, 2, 3) or (isinstance(branch, TandemLayer) and dims != 1):
+            raise ValueError(f"TandemAdd: input must be [N, F], [N, C, L] or [N, C, H, W], got {list(x.shape)}")
+        bits = x.bits if dims == 3 else x.bits.unsqueeze(3) if dims == 2 else x.bits[..., None, None]
+        outputs = len(branch.weight) if isinstance(branch, TandemLayer) else bits.shape[2]
+        geometry = Geometry((1, 1), (0, 0), (1, 1))
+    size = out_size(bits, bits.new_empty((1, 1, *kernel), device="meta"), *geometry)
+    return _Part(branch, bits, kernel, geometry, (bits.shape[1], outputs, *size), dims)
+
+
+def _aligned(parts: list[_Part]) -> tuple[tuple[int, int], list[_Part]]:
+    """The stride that all can have, and the parts with it: single taps first pick their pixels, then spread them."""
+    strides = {part.geometry.stride for part in parts if part.kernel != (1, 1)}
+    if len(strides) > 1:
+        raise ValueError(f"TandemAdd: convolutions larger than 1 x 1 must have one stride, got {sorted(strides)}")
+    stride = strides.pop() if strides else (1, 1)
+    aligned = []
+    for part in parts:
+        if part.kernel == (1, 1) and (part.geometry.stride != stride or part.geometry.padding != (0, 0)):
+            rows, columns = part.out[2:]
+            top, left = part.geometry.padding
+            down, right = part.geometry.stride
+            picked = _side_by_side([part.bits], [-top, -left], [(rows - 1) * down + 1, (columns - 1) * right + 1])
+            bits = insert_zeros(picked[..., ::down, ::right], stride)
+            part = part._replace(bits=bits, geometry=Geometry(stride, (0, 0), (1, 1)))
+        aligned.append(part)
+    return stride, aligned
+
+
+def _window(parts: list[_Part]) -> tuple[list[int], list[int]]:
+    """First and last row and column that the first output of any part takes part in."""
+    low = [min(part.taps(axis)[0] for part in parts) for axis in (0, 1)]
+    high = [max(part.taps(axis)[-1] for part in parts) for axis in (0, 1)]
+    return low, high
+
+
+def _side_by_side(images: list[Tensor], low: Sequence[int], size: Sequence[int]) -> Tensor:
+    """The channels of all images [P, N, C, H, W], rows and columns from ``low`` on; zero where an image has none."""
+    planes, batch = images[0].shape[:2]
+    channels = sum(image.shape[2] for image in images)
+    out = images[0].new_zeros(planes, batch, *size, channels)
+    at = 0
+    for image in images:
+        here, there = [], []
+        for axis in (0, 1):
+            first, last = max(low[axis], 0), min(image.shape[3 + axis], low[axis] + size[axis])
+            here.append(slice(first - low[axis], max(last, first) - low[axis]))
+            there.append(slice(first, max(last, first)))
+        out[:, :, here[0], here[1], at : at + image.shape[2]] = image[:, :, :, there[0], there[1]].movedim(2, -1)
+        at += image.shape[2]
+    return out.movedim(-1, 2)
+
+
+def _joint(
+    pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int]
+) -> SpikingWeights:
+    """One kernel [O, sum of C, kH, kW] that holds those of all parts, each at its own taps, and the summed bias."""
+    steps, first = pairs[0][1].time_steps, pairs[0][1]
+    dtype = next((branch.weight.dtype for branch, _ in pairs if isinstance(branch, TandemLayer)), first.dtype)
+    outputs = parts[0].out[1]
+    joint = torch.zeros(outputs, sum(part.bits.shape[2] for part in parts), *kernel, dtype=dtype, device=first.device)
+    total: Tensor | None = None
+    at = 0
+    for (branch, x), part in zip(pairs, parts, strict=True):
+        channels = part.bits.shape[2]
+        rows, columns = ([tap - start for tap in part.taps(axis)] for axis, start in zip((0, 1), low, strict=True))
+        place = joint[:, at : at + channels, rows[0] : rows[-1] + 1 : part.geometry.dilation[0]]
+        place = place[..., columns[0] : columns[-1] + 1 : part.geometry.dilation[1]]
+        at += channels
+        if not isinstance(branch, TandemLayer):
+            place[..., 0, 0] = x.amplitude * torch.eye(channels, dtype=dtype, device=first.device)
+            continue
+        weight, bias = branch._folded()
+        weight = weight.detach() * x.amplitude
+        weight = weight[..., None, None] if weight.dim() == 2 else weight
+        groups = getattr(branch, "groups", 1)
+        for g in range(groups):
+            to, of = outputs // groups, channels // groups
+            place[g * to : (g + 1) * to, g * of : (g + 1) * of] = weight[g * to : (g + 1) * to]
+        if bias is not None:
+            total = bias.detach() if total is None else total + bias.detach()
+    bias = per_step(total, steps)
+    return SpikingWeights(joint, ops.pack_weight(joint, 1), None, bias)

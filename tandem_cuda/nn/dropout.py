@@ -1,0 +1,70 @@
+"""Dropout of spiking neurons, with one mask for all time steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..spike_train import SpikeTrain
+
+
+class TandemDropout(nn.Dropout):
+    """Dropout that silences whole neurons: one mask for all time steps of the spikes and for their count.
+
+    A spike is 0 or 1 and cannot be scaled. The factor 1 / (1 - p) of inverted dropout (Srivastava et al., "Dropout",
+    JMLR 2014) is therefore carried by the train, as its ``amplitude``: the layer behind multiplies the currents of both
+    twins by it, x[t] = W * (m * s[t]) / (1 - p) + b / T and v = W * (m * c) / (1 - p) + b. So both see the same input,
+    its expectation is that of evaluation, and nothing happens in eval mode.
+
+    Args:
+        p: probability of a neuron to be silenced, in [0, 1].
+        inplace: accepted for the sake of nn.Dropout's signature; trains are never changed in place.
+
+    Shape:
+        SpikeTrain [N, ...] -> SpikeTrain [N, ...].
+
+    Raises:
+        TypeError: the input is no SpikeTrain.
+        ValueError: ``p`` outside [0, 1].
+    """
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
+        return _dropped(self, x, x.shape if isinstance(x, SpikeTrain) else None)
+
+
+class TandemDropout2d(nn.Dropout2d):
+    """:class:`TandemDropout` of whole channels: one draw for each sample and channel.
+
+    Args:
+        p: probability of a channel to be silenced, in [0, 1].
+        inplace: accepted for the sake of nn.Dropout2d's signature; trains are never changed in place.
+
+    Shape:
+        SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, H, W].
+
+    Raises:
+        TypeError: the input is no SpikeTrain.
+        ValueError: ``p`` outside [0, 1], or no image.
+    """
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
+        if isinstance(x, SpikeTrain) and len(x.shape) != 4:
+            raise ValueError(f"TandemDropout2d: input must be [N, C, H, W], got {list(x.shape)}")
+        return _dropped(self, x, (*x.shape[:2], 1, 1) if isinstance(x, SpikeTrain) else None)
+
+
+def _dropped(module: nn.Dropout | nn.Dropout2d, x: Any, shape: Any) -> SpikeTrain:
+    if not isinstance(x, SpikeTrain):
+        raise TypeError(f"{type(module).__name__}: input must be a SpikeTrain, got {type(x).__name__}")
+    if not module.training or module.p == 0:
+        return x
+    mask = torch.rand(shape, device=x.device) >= module.p
+
+    def masked(values: Tensor) -> Tensor:
+        return values * mask.to(values.dtype)
+
+    kept = x.rearranged(masked)
+    kept.amplitude = x.amplitude if module.p == 1 else x.amplitude / (1 - module.p)
+    return kept

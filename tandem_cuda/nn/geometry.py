@@ -1,0 +1,52 @@
+"""Images of bits and counts [P, N, C, H, W], rearranged with the features kept innermost in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pad(x: Tensor, pads: Sequence[int], mode: str = "zeros") -> Tensor:
+    """Pad the last two dimensions by (left, right, top, bottom), as ``padding_mode`` of nn.Conv2d says.
+
+    Zeros may be negative: that many rows or columns less. No other mode pads more often than the image repeats itself:
+    ValueError.
+    """
+    if not any(pads):
+        return x
+    if mode == "zeros":
+        return F.pad(x.movedim(2, -1), (0, 0, *pads)).movedim(-1, 2)
+    left, right, top, bottom = pads
+    for dim, before, after in ((3, top, bottom), (4, left, right)):
+        if before or after:
+            index = _source(x.shape[dim], before, after, mode).to(x.device)
+            x = x.movedim(2, -1).index_select(dim - 1, index).movedim(-1, 2)
+    return x
+
+
+def _source(size: int, before: int, after: int, mode: str) -> Tensor:
+    """Where each element of a padded axis comes from."""
+    limit = {"circular": size, "reflect": size - 1, "replicate": before + after if size else 0}[mode]
+    if max(before, after) > limit:
+        got = max(before, after)
+        raise ValueError(f"padding_mode {mode!r}: padding must be at most {limit} for {size} pixels, got {got}")
+    at = torch.arange(-before, size + after)
+    if mode == "circular":
+        return at % size
+    if mode == "replicate":
+        return at.clamp(0, size - 1)
+    return (size - 1) - ((size - 1) - at.abs()).abs()
+
+
+def insert_zeros(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """Rows and columns ``stride`` apart, zeros in between: size S becomes (S - 1) * stride + 1."""
+    if tuple(stride) == (1, 1):
+        return x
+    planes, batch, channels, *size = x.shape
+    height, width = ((s - 1) * step + 1 for s, step in zip(size, stride, strict=True))
+    out = x.new_zeros(planes, batch, height, width, channels)
+    out[:, :, :: stride[0], :: stride[1]] = x.movedim(2, -1)
+    return out.movedim(-1, 2)

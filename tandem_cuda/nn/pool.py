@@ -1,0 +1,330 @@
+"""Pooling of spike trains."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..ops import checks
+from ..ops.product import ENGINES
+from ..spike_train import SpikeTrain
+from .geometry import pad
+from .layer import needs_gradient
+
+
+class _Axis:
+    """The windows along one dimension: of which positions each takes the sum, and by what the sum is divided."""
+
+    def __init__(self, size: int, windows: list[tuple[int, int, int]]) -> None:
+        self.size = size
+        self.starts, self.stops, self.divisors = ([window[i] for window in windows] for i in range(3))
+        self.stride = self.starts[1] - self.starts[0] if len(windows) > 1 else 1
+
+    def uniform(self) -> bool:
+        """Whether they are the windows of a convolution, all divided by the same."""
+        starts = [self.starts[0] + i * self.stride for i in range(len(self.starts))]
+        lengths = {stop - start for start, stop in zip(self.starts, self.stops, strict=True)}
+        return self.stride > 0 and starts == self.starts and len(lengths) == 1 and len(set(self.divisors)) == 1
+
+    def membership(self) -> Tensor:
+        """[windows, size]: 1 where a window covers a position."""
+        at = torch.arange(self.size)
+        starts, stops = (torch.tensor(x).unsqueeze(1) for x in (self.starts, self.stops))
+        return (at >= starts) & (at < stops)
+
+
+class _SpikingAverage(nn.Module):
+    """What both kinds of average pooling share; the pooling module of torch comes next in the bases."""
+
+    def __init__(self, *args: Any, threshold: float = 1.0, engine: str = "auto", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        name = type(self).__name__
+        checks.check_number(name, "threshold", threshold)
+        if not (threshold > 0 and math.isfinite(threshold)):
+            raise ValueError(f"{name}: threshold must be positive and finite, got {threshold}")
+        if engine not in ENGINES:
+            raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        self.threshold = threshold
+        self.engine = engine
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:
+        _check_image(self, x)
+        steps, dtype = x.time_steps, x.dtype
+        rows, columns = self.windows(x.shape[2], x.shape[3])
+        with torch.no_grad():
+            if rows.uniform() and columns.uniform():
+                bits = self._pooled_alike(x, rows, columns)
+            else:
+                bits = self._pooled(x, rows, columns)
+        mean = None
+        if needs_gradient(x.carried_count):
+            mean = super().forward(x.count) / self.threshold
+        return _carrying(bits, steps, dtype, mean, x.amplitude)
+
+    def _pooled_alike(self, x: SpikeTrain, rows: _Axis, columns: _Axis) -> Tensor:
+        """A depthwise convolution with ones."""
+        bits = x.bits
+        kernel = [axis.stops[0] - axis.starts[0] for axis in (rows, columns)]
+        padding = [-axis.starts[0] for axis in (rows, columns)]
+        behind = [axis.stops[-1] - axis.size - p for axis, p in zip((rows, columns), padding, strict=True)]
+        bits = pad(bits, (0, max(behind[1], 0), 0, max(behind[0], 0)))
+        channels = bits.shape[2]
+        pooled, _, _ = ops.spiking_conv2d(
+            bits,
+            torch.ones(channels, 1, *kernel, dtype=x.dtype, device=bits.device),
+            stride=(rows.stride, columns.stride),
+            padding=padding,
+            groups=channels,
+            time_steps=x.time_steps,
+            threshold=self.threshold * self._divisors(rows, columns)[0],
+            want_sum=False,
+            want_potential=False,
+            engine=self.engine,
+        )
+        return pooled
+
+    def _pooled(self, x: SpikeTrain, rows: _Axis, columns: _Axis) -> Tensor:
+        """A linear map of each channel's image, as a matrix."""
+        divisors = self._divisors(rows, columns)
+        common = math.lcm(*divisors)
+        covers = torch.einsum("iy,jx->ijyx", rows.membership().to(x.dtype), columns.membership().to(x.dtype))
+        shares = torch.tensor([common // d for d in divisors], dtype=x.dtype)
+        weight = covers.flatten(2).flatten(0, 1) * shares.unsqueeze(1)
+        pooled, _, _ = ops.spiking_linear(
+            x.bits.flatten(3),
+            weight.to(x.device),
+            time_steps=x.time_steps,
+            threshold=self.threshold * common,
+            want_sum=False,
+            want_potential=False,
+            engine=self.engine,
+        )
+        return pooled.reshape(*pooled.shape[:3], len(rows.starts), len(columns.starts))
+
+    def _divisors(self, rows: _Axis, columns: _Axis) -> list[int]:
+        """Of all windows, in order."""
+        override = getattr(self, "divisor_override", None)
+        return [override or r * c for r in rows.divisors for c in columns.divisors]
+
+    def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
+        """Vertical and horizontal windows for an image of that size."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
+        return f"{super().extra_repr()}, threshold={self.threshold}{engine}"
+
+
+class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # forward: spike trains, not tensors
+    """Average pooling of spikes: integrate-and-fire neurons driven by the mean of their window at every time step.
+
+    A depthwise convolution with constant weights in front of IF neurons: with S[t] the number of spikes in the window
+    at step t and D its divisor (kernel height times width, unless the arguments say otherwise)::
+
+        u[t] = u[t-1] + S[t] / D - threshold * s[t-1],      s[t] = 1 if u[t] >= threshold else 0
+
+    computed in units of 1 / D, so that sums are whole numbers and the spikes the same everywhere. The ANN twin is
+    nn.AvgPool2d of the counts, over ``threshold``: that is the gradient (a mean of counts is never negative, so that
+    its ReLU is the identity). The output's ``amplitude`` is that of the input.
+
+    Args:
+        kernel_size: of the window, an int or a pair.
+        stride: an int or a pair; by default that of the kernel.
+        padding: silent neurons around the image, an int or a pair.
+        ceil_mode: let windows hang over the end.
+        count_include_pad: count the padding in the divisor.
+        divisor_override: use this as the divisor.
+        threshold: of the neurons, in units of the mean.
+        engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
+
+    Shape:
+        SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, Ho, Wo].
+
+    Raises:
+        TypeError: the input is no SpikeTrain, or ``threshold`` no number.
+        ValueError: no image, a window larger than the padded image, a bad ``threshold`` or ``engine``.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+        *,
+        threshold: float = 1.0,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__(
+            kernel_size,
+            stride,
+            padding,
+            ceil_mode,
+            count_include_pad,
+            divisor_override,
+            threshold=threshold,
+            engine=engine,
+        )
+
+    def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
+        """Vertical and horizontal windows for an image of that size."""
+        settings = zip(*map(_pair, (self.kernel_size, self.stride, self.padding)), strict=True)
+        rows, columns = (self._axis(size, *how) for size, how in zip((height, width), settings, strict=True))
+        return rows, columns
+
+    def _axis(self, size: int, kernel: int, stride: int, padding: int) -> _Axis:
+        windows = []
+        for i in range(_outputs(type(self).__name__, size, kernel, stride, padding, 1, self.ceil_mode)):
+            start = i * stride - padding
+            stop = min(start + kernel, size + padding)
+            inside = min(stop, size) - max(start, 0)
+            override = self.divisor_override is not None
+            # A window that hangs over counts only what it covers, except where the divisor is given.
+            windows.append(
+                (start, start + kernel, 1 if override else stop - start if self.count_include_pad else inside)
+            )
+        return _Axis(size, windows)
+
+
+class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
+    """Adaptive average pooling of spikes: :class:`SpikingAvgPool2d` with as many windows as the output has pixels.
+
+    Windows are those of nn.AdaptiveAvgPool2d: from floor(i * H / Ho) to ceil((i + 1) * H / Ho). Where their sizes
+    differ, the mean is a matrix product over the pixels of each channel, in units of 1 / (least common multiple of the
+    sizes).
+
+    Args:
+        output_size: Ho and Wo, an int or a pair; None keeps the input's.
+        threshold: of the neurons, in units of the mean.
+        engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
+
+    Shape:
+        SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, Ho, Wo].
+
+    Raises:
+        TypeError: the input is no SpikeTrain, or ``threshold`` no number.
+        ValueError: no image, a bad ``threshold`` or ``engine``.
+    """
+
+    def __init__(
+        self,
+        output_size: int | tuple[int | None, int | None] | None,
+        *,
+        threshold: float = 1.0,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__(output_size, threshold=threshold, engine=engine)
+
+    def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
+        """Vertical and horizontal windows for an image of that size."""
+        wanted: Any = self.output_size
+        wanted = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
+        axes = []
+        for size, outputs in zip((height, width), wanted, strict=True):
+            n = size if outputs is None else outputs
+            bounds = [(i * size // n, -(-(i + 1) * size // n)) for i in range(n)]
+            axes.append(_Axis(size, [(start, stop, stop - start) for start, stop in bounds]))
+        return axes[0], axes[1]
+
+
+class SpikingMaxPool2d(nn.MaxPool2d):
+    """Max pooling of spikes: at every time step, a spike if any neuron of the window spikes.
+
+    That is nn.MaxPool2d of each step's zeros and ones, computed as a bitwise OR of bit planes. The count is that of the
+    pooled spikes: at least the largest count in the window, more where its neurons take turns, at most T. (Gating the
+    spikes of the neuron that has fired most so far, as Rueckauer et al. 2017 do, doi:10.3389/fnins.2017.00682, follows
+    the maximum more closely but needs a state for each neuron. The CifarNet of Wu et al. 2021 does not pool: its
+    convolutions stride.) The gradient is that of the ANN's max pooling of the counts: it goes to the neuron that spiked
+    most. The output's ``amplitude`` is that of the input.
+
+    Args:
+        kernel_size: of the window, an int or a pair.
+        stride: an int or a pair; by default that of the kernel.
+        padding: silent neurons around the image, an int or a pair.
+        dilation: spacing of the window's neurons, an int or a pair.
+        return_indices: False alone.
+        ceil_mode: let windows hang over the end.
+
+    Shape:
+        SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, Ho, Wo].
+
+    Raises:
+        TypeError: the input is no SpikeTrain.
+        ValueError: no image, a window larger than the padded image, or ``return_indices``.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ) -> None:
+        if return_indices:
+            raise ValueError(
+                "SpikingMaxPool2d: return_indices must be False, since the maximum moves from step to step"
+            )
+        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
+        _check_image(self, x)
+        bits = x.bits.movedim(2, -1)
+        settings = map(_pair, (self.kernel_size, self.stride, self.padding, self.dilation))
+        for dim, (kernel, stride, padding, dilation) in zip((2, 3), zip(*settings, strict=True), strict=True):
+            size = bits.shape[dim]
+            n = _outputs("SpikingMaxPool2d", size, kernel, stride, padding, dilation, self.ceil_mode)
+            behind = max((n - 1) * stride + dilation * (kernel - 1) + 1 - padding - size, 0)
+            pads = (0, 0) * (4 - dim) + (padding, behind)
+            padded = nn.functional.pad(bits, pads)
+            taps = [
+                padded[(slice(None),) * dim + (slice(at, at + (n - 1) * stride + 1, stride),)]
+                for at in range(0, dilation * kernel, dilation)
+            ]
+            bits = taps[0]
+            for tap in taps[1:]:
+                bits = bits | tap
+        # With gradients the ANN's pooling of the counts; its values, not those of the spikes, are replaced.
+        largest = super().forward(x.count) if needs_gradient(x.carried_count) else None
+        return _carrying(bits.movedim(-1, 2), x.time_steps, x.dtype, largest, x.amplitude)
+
+
+def _check_image(module: nn.Module, x: Any) -> None:
+    name = type(module).__name__
+    if not isinstance(x, SpikeTrain):
+        raise TypeError(f"{name}: input must be a SpikeTrain, got {type(x).__name__}")
+    if len(x.shape) != 4 or 0 in x.shape[2:]:
+        raise ValueError(f"{name}: input must be [N, C, H, W], got {list(x.shape)}")
+
+
+def _carrying(bits: Tensor, steps: int, dtype: torch.dtype, ann: Tensor | None, amplitude: float) -> SpikeTrain:
+    """The train whose count has the value of the spikes and the gradient of the ANN's activation."""
+    if ann is None:
+        return SpikeTrain(bits, steps, dtype=dtype, amplitude=amplitude)
+    count = ops.spike_count(bits, dtype) + (ann - ann.detach())
+    return SpikeTrain(bits, steps, count, amplitude=amplitude)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = (value, value) if isinstance(value, int) else value
+    return first, second
+
+
+def _outputs(name: str, size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """Windows along an axis, as torch's pooling counts them."""
+    if padding > kernel // 2:
+        raise ValueError(f"{name}: padding must be at most half of the kernel size {kernel}, got {padding}")
+    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    outputs = (-(-room // stride) if ceil_mode else room // stride) + 1
+    if ceil_mode and (outputs - 1) * stride >= size + padding:
+        outputs -= 1  # the last window would begin in the padding
+    if outputs < 1:
+        raise ValueError(f"{name}: the window of {kernel} is larger than the padded input of {size + 2 * padding}")
+    return outputs

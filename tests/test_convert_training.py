@@ -1,0 +1,98 @@
+"""Converted torchvision networks learn real images, and the example runs. Slow.
+
+The images are lossy JPEG copies of CIFAR-10's, kept beside the repository.
+"""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tandem_cuda import convert
+
+LAY_OUT = Path(__file__).parents[2] / "shared" / "data" / "lay_out.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "convert_pretrained.py"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory):
+    """A folder with train and test, each with a folder per class."""
+    if not LAY_OUT.is_file():
+        pytest.skip(f"no images: {LAY_OUT} is no file")
+    pytest.importorskip("torchvision")
+    folder = tmp_path_factory.mktemp("data")
+    subprocess.run([sys.executable, LAY_OUT, folder, "cifar10"], check=True, capture_output=True)
+    return folder / "cifar10"
+
+
+@pytest.fixture(scope="module")
+def batches(cifar10):
+    """20 batches of 32 images."""
+    load = runpy.run_path(str(EXAMPLE), run_name="example")["load"]
+    images, labels = load(cifar10 / "train", 640, 0).tensors
+    return list(zip(images.split(32), labels.split(32), strict=True))
+
+
+MODELS = {
+    # AlexNet pools images of less than 63 pixels away.
+    "alexnet": (lambda models: nn.Sequential(nn.Upsample(size=(64, 64)), models.alexnet(num_classes=10)), 0.01),
+}
+
+
+@pytest.mark.parametrize(("make", "rate"), MODELS.values(), ids=MODELS)
+def test_one_epoch(batches, make, rate):
+    models = pytest.importorskip("torchvision.models")
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    ann = make(models)
+    for module in ann.modules():  # torchvision's AlexNet starts with currents that shrink from layer to layer
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    normed = any(isinstance(m, nn.BatchNorm2d) for m in ann.modules())
+    net = convert(ann, 8, calibrate=None if normed else batches[0][0], percentile=99)
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9)
+    before = [p.detach().clone() for p in ann.parameters()]
+    net.train()
+    losses = []
+    for images, labels in batches:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(images), labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert all((p != q).any() for p, q in zip(ann.parameters(), before, strict=True))
+    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
+
+
+def test_example(cifar10, tmp_path):
+    pytest.importorskip("lightning")
+    options = ["--limit", "160", "--epochs", "2", "--tandem-epochs", "1", "--batch-size", "32", "--time-steps", "9"]
+    command = [sys.executable, EXAMPLE, "--data-dir", cifar10, *options, "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(results["accuracy"]) == 5
+    assert all(0 <= value <= 1 for value in results["accuracy"].values())
+    assert 0 < results["operations_per_mac"] < 8
+    for words in ("160 training and 40 test images", "snn.features.3", "SNN, after tandem training"):
+        assert words in done.stdout
+
+
+def test_example_without_data(tmp_path):
+    pytest.importorskip("lightning")
+    done = subprocess.run(
+        [sys.executable, EXAMPLE, "--data-dir", tmp_path], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1
+    assert "--data-dir: no images in class folders under" in done.stderr
+    assert "Traceback" not in done.stderr
