@@ -10,7 +10,9 @@ _C = load_library()
 
 from . import ops, reference  # noqa: E402 (the operators exist only once the library is loaded)
 from .activity import LayerActivity, synops  # noqa: E402
+from .anytime import AccuracyCurve, OperatingPoint, Prediction  # noqa: E402
 from .build_info import build_info  # noqa: E402
+from .freeze import FrozenNetwork, Stream, freeze  # noqa: E402
 from .neuron import IF, LIF  # noqa: E402
 from .nn import Decode, Encode, EncodedInput, TandemConv2d, TandemLinear  # noqa: E402
 from .spike_train import SpikeTrain  # noqa: E402
@@ -20,14 +22,20 @@ __version__: str = _C.__version__
 __all__ = [
     "IF",
     "LIF",
+    "AccuracyCurve",
     "Decode",
     "Encode",
     "EncodedInput",
+    "FrozenNetwork",
     "LayerActivity",
+    "OperatingPoint",
+    "Prediction",
     "SpikeTrain",
+    "Stream",
     "TandemConv2d",
     "TandemLinear",
     "build_info",
+    "freeze",
     "ops",
     "reference",
     "synops",

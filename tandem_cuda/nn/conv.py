@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF, Neuron
-from ..ops.count_conv2d import check_fit
+from ..ops.count_conv2d import check_fit, check_geometry
 from ..spike_train import SpikeTrain
 from .layer import SpikingWeights, TandemLayer
 
@@ -78,6 +80,20 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
             neuron=neuron,
             engine=engine,
         )
+        check_geometry("TandemConv2d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation)
+
+    def _geometry(self) -> dict[str, Any]:
+        names = (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+        )
+        return {name: getattr(self, name) for name in names}
 
     def _new_norm(self) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
@@ -120,9 +136,17 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
             engine=self.engine,
         )
 
-    def _spiking_product(self, x: SpikeTrain, weights: SpikingWeights, *, want_sum: bool) -> tuple[Tensor, Tensor]:
+    def _spiking_product(
+        self,
+        x: SpikeTrain,
+        weights: SpikingWeights,
+        *,
+        want_sum: bool,
+        potential: Tensor | None = None,
+        want_potential: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, padding = self._padded(x)
-        bits, total, _ = ops.spiking_conv2d(
+        return ops.spiking_conv2d(
             x.bits,
             weights.weight,
             weights.bias,
@@ -130,6 +154,7 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
             padding,
             self.dilation,
             self.groups,
+            potential,
             packed=weights.packed,
             scale=weights.scale,
             count=x.carried_count,
@@ -137,10 +162,9 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
             threshold=self.neuron.threshold,
             leak=self.neuron.leak,
             want_sum=want_sum,
-            want_potential=False,
+            want_potential=want_potential,
             engine=self.engine,
         )
-        return bits, total
 
     def _padded(self, x: SpikeTrain) -> tuple[SpikeTrain, tuple[int, ...]]:
         """The padding in numbers; "same" may ask for one row or column more at the end, which is added here."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import checks
 from ..spike_train import SpikeTrain
+from .frozen import FrozenLayer, Settings, Span, State, Tensors, check_settings, check_tensors, register
 
 _MODES = ("constant", "impulse")
 
@@ -88,3 +89,69 @@ class Decode(nn.Module):
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
         return x.count
+
+
+class FrozenEncode(FrozenLayer):
+    """Encode."""
+
+    kind = "Encode"
+
+    def __init__(self, encode: Encode) -> None:
+        super().__init__()
+        self.encode = encode
+
+    @classmethod
+    def of(cls, module: Encode, encoded: bool) -> FrozenEncode:
+        return cls(Encode(module.time_steps, module.mode))
+
+    @classmethod
+    def load(cls, settings: Settings, tensors: Tensors) -> FrozenEncode:
+        check_settings(cls.kind, settings, {"time_steps", "mode"})
+        check_tensors(cls.kind, tensors, {})
+        return cls(Encode(**settings))
+
+    @property
+    def time_steps(self) -> int:
+        """T."""
+        return self.encode.time_steps
+
+    def settings(self) -> Settings:
+        return {"time_steps": self.encode.time_steps, "mode": self.encode.mode}
+
+    def encoded(self, *inputs: bool) -> bool:
+        return True
+
+    def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[EncodedInput, None]:
+        encoded: EncodedInput = self.encode(x)
+        return encoded._replace(time_steps=span.now), None
+
+
+class FrozenDecode(FrozenLayer):
+    """Decode: the counts after t of T steps times T / t, what they come to if the rates stay as they are."""
+
+    kind = "Decode"
+
+    @classmethod
+    def of(cls, module: Decode, encoded: bool) -> FrozenDecode:
+        return cls()
+
+    @classmethod
+    def load(cls, settings: Settings, tensors: Tensors) -> FrozenDecode:
+        check_settings(cls.kind, settings, set())
+        check_tensors(cls.kind, tensors, {})
+        return cls()
+
+    def settings(self) -> Settings:
+        return {}
+
+    def forward(self, span: Span, state: State | None, x: Any) -> tuple[Tensor, State | None]:
+        if not isinstance(x, SpikeTrain):
+            raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
+        count = x.count if state is None else x.count + state[0]
+        if span.ends:
+            return count, None
+        return count * (span.total / span.reached), (count,)
+
+
+register(Encode, FrozenEncode.of, FrozenEncode.load)
+register(Decode, FrozenDecode.of, FrozenDecode.load)

@@ -84,23 +84,23 @@ class TandemLayer(nn.Module, ABC):
             self._frozen = None  # batch norm changes its statistics and does not tell
             v = self._normalise(self._count_product(x, SpikingWeights(self.weight, packed, None, self.bias)))
             with torch.no_grad():
-                bits, _ = self._spiking_product(x.detach(), self._scaled(steps, packed), want_sum=False)
+                bits, _, _ = self._spiking_product(x.detach(), self._scaled(steps, packed), want_sum=False)
         elif _needs_gradient(*self._tensors(), x.carried_count):
             weight, bias = self._folded()
             weights = SpikingWeights(weight, bias=_per_step(bias, steps))
-            bits, v = self._spiking_product(x, weights, want_sum=True)
+            bits, v, _ = self._spiking_product(x, weights, want_sum=True)
         else:
-            bits, v = self._spiking_product(x, self._kept(steps), want_sum=False)
+            bits, v, _ = self._spiking_product(x, self._kept(steps), want_sum=False)
         return self._coupled(bits, v, steps)
 
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
         steps, mode = x.time_steps, x.mode
         constant = mode == "constant"
-        self._check_value(x.value)
+        value = self._checked_value(x.value)
         gain: Tensor | None = None  # of `current`, and
         bias: Tensor | None  # current per time step that it does not hold yet
         if self._uses_batch_statistics():
-            pre = self._dense_product(x.value * steps if constant else x.value, self.weight, self.bias)
+            pre = self._dense_product(value * steps if constant else value, self.weight, self.bias)
             v = self._normalise(pre)
             with torch.no_grad():
                 # The folded product, W' * X, is an affine function of the ANN's pre-activation.
@@ -117,10 +117,10 @@ class TandemLayer(nn.Module, ABC):
             weight, folded = self._folded()
             bias = _per_step(folded, steps)
             if constant:
-                current = self._dense_product(x.value, weight, bias)
+                current = self._dense_product(value, weight, bias)
                 v, bias = current, None
             else:
-                current = self._dense_product(x.value, weight, None)
+                current = self._dense_product(value, weight, None)
                 v = current if folded is None else current + self._per_channel(folded)
             scale = 1 / steps if constant else 1.0  # v is the current of one step where it is constant
         bits, _, _ = ops.integrate_and_fire(
@@ -136,13 +136,14 @@ class TandemLayer(nn.Module, ABC):
         )
         return self._coupled(bits, v, steps, scale)
 
-    def _check_value(self, value: Tensor) -> None:
+    def _checked_value(self, value: Tensor) -> Tensor:
         name = type(self).__name__
         checks.check_floating(name, "weight", self.weight)
         if value.dtype != self.weight.dtype:
             raise TypeError(f"{name}: input must have the dtype of weight, {self.weight.dtype}, got {value.dtype}")
         checks.check_same_device(name, "input", value, self.weight, "weight")
         self._check_shape(value)
+        return value
 
     def _coupled(self, bits: Tensor, v: Tensor, steps: int, scale: float = 1.0) -> SpikeTrain:
         """The train whose count carries the gradient of the ANN's activation of the pre-activation v / scale."""
@@ -237,6 +238,10 @@ class TandemLayer(nn.Module, ABC):
     # -- what a concrete layer provides; v, sums and counts are [N, O, ...]
 
     @abstractmethod
+    def _geometry(self) -> dict[str, Any]:
+        """The constructor's arguments that say what is connected, in the types of JSON (tuples for lists)."""
+
+    @abstractmethod
     def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
         """The module for norm="batch"."""
 
@@ -261,8 +266,16 @@ class TandemLayer(nn.Module, ABC):
         """Weight * count + bias."""
 
     @abstractmethod
-    def _spiking_product(self, x: SpikeTrain, weights: SpikingWeights, *, want_sum: bool) -> tuple[Tensor, Tensor]:
-        """Bits and sum of currents."""
+    def _spiking_product(
+        self,
+        x: SpikeTrain,
+        weights: SpikingWeights,
+        *,
+        want_sum: bool,
+        potential: Tensor | None = None,
+        want_potential: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Bits, sum of currents and final potential, starting from ``potential``."""
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
