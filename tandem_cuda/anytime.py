@@ -29,7 +29,7 @@ class Prediction(NamedTuple):
     confidence: Tensor
     """[N]: the softmax of the class at its exit."""
     logits: Tensor
-    """[N, K]: the read-out at the exit, of counts times T / steps."""
+    """[N, K]: the read-out at the exit."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,11 @@ def predict(
 ) -> Prediction:
     """Classify a batch; samples whose answer is sure leave it early.
 
-    After every ``chunk`` time steps the read-out W * (c * T / t) + b is computed from the counts c after t of T steps:
-    the counts that a neuron would come to if it went on at its rate so far, so that read-outs at all t are on the
-    scale that the network was trained for, and the one at t = T is the network's own. A sample whose largest softmax
-    reaches ``exit_confidence`` stops: its row leaves the membrane potentials, and what remains is a smaller batch.
+    After every ``chunk`` time steps the read-out W * (k * c) + b is computed from the counts c after t of T steps, with
+    k = T / t for constant and event input, k = 1 after an impulse: k * c is what the counts are to come to, so that
+    read-outs at all t are on the scale that the network was trained for, and the one at t = T is the network's own. A
+    sample whose largest softmax reaches ``exit_confidence`` stops: its row leaves the membrane potentials, and what
+    remains is a smaller batch.
 
     Args:
         network: ends in a read-out [N, K].

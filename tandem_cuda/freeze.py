@@ -155,6 +155,7 @@ class FrozenNetwork(nn.Module):
         steps = {layer.time_steps for layer in self.layers if isinstance(layer, FrozenEncode)}
         if len(steps) > 1:
             raise ValueError(f"FrozenNetwork: every Encode must have the same time_steps, got {sorted(steps)}")
+        self.steady = all(layer.mode == "constant" for layer in self.layers if isinstance(layer, FrozenEncode))
         self.time_steps: int | None = steps.pop() if steps else None
         """T of its Encode; None where spike trains bring their own."""
 
@@ -188,7 +189,8 @@ class FrozenNetwork(nn.Module):
             span: the time steps.
 
         Returns:
-            ``(output, state)``. Decode returns counts times total / reached. At the end of time ``state`` is {}.
+            ``(output, state)``. Decode returns what counts are estimated to come to at the end, where
+            ``state`` is {}.
         """
         values: dict[str, Any] = {INPUT: x}
         after: NetworkState = {}
@@ -341,7 +343,8 @@ class Stream:
             chunk: how many; or their spikes, [N, ...] of that many steps, where the stream began without input.
 
         Returns:
-            The output after these steps: the read-out of the counts so far, times T / (steps so far).
+            The output after these steps: the read-out of the counts so far, times T / (steps so far) unless the input
+            was an impulse.
 
         Raises:
             TypeError: a chunk of the wrong type.
@@ -360,7 +363,9 @@ class Stream:
             raise ValueError(f"advance: chunk must hold {self._samples} samples, got {len(x)}")
         if isinstance(self.x, SpikeTrain):
             x = self.x.window(self.done, self.done + now)
-        output, self.state = self.network.advance(x, self.state, Span(now, self.done, self.time_steps))
+        output, self.state = self.network.advance(
+            x, self.state, Span(now, self.done, self.time_steps, self.network.steady)
+        )
         self.done += now
         self._samples = len(x)
         return output

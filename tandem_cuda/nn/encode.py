@@ -115,6 +115,11 @@ class FrozenEncode(FrozenLayer):
         """T."""
         return self.encode.time_steps
 
+    @property
+    def mode(self) -> str:
+        """Of Encode."""
+        return self.encode.mode
+
     def settings(self) -> Settings:
         return {"time_steps": self.encode.time_steps, "mode": self.encode.mode}
 
@@ -127,7 +132,11 @@ class FrozenEncode(FrozenLayer):
 
 
 class FrozenDecode(FrozenLayer):
-    """Decode: the counts after t of T steps times T / t, what they come to if the rates stay as they are."""
+    """Decode: the counts after t of T steps times T / t, what they come to if the rates stay as they are.
+
+    After an impulse all of the input is there from the first step on and rates fall: the counts so far then are the
+    better estimate.
+    """
 
     kind = "Decode"
 
@@ -150,7 +159,7 @@ class FrozenDecode(FrozenLayer):
         count = x.count if state is None else x.count + state[0]
         if span.ends:
             return count, None
-        return count * (span.total / span.reached), (count,)
+        return count * (span.total / span.reached) if span.steady else count, (count,)
 
 
 register(Encode, FrozenEncode.of, FrozenEncode.load)

@@ -29,6 +29,8 @@ class Span(NamedTuple):
     now: int
     done: int
     total: int
+    steady: bool = True
+    """Whether the input goes on to the end, so that counts grow with time; not so after an impulse."""
 
     @property
     def reached(self) -> int:
