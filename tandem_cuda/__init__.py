@@ -12,6 +12,7 @@ from . import ops, reference  # noqa: E402 (the operators exist only once the li
 from .activity import LayerActivity, synops  # noqa: E402
 from .anytime import AccuracyCurve, OperatingPoint, Prediction  # noqa: E402
 from .build_info import build_info  # noqa: E402
+from .checkpoint import from_authors  # noqa: E402
 from .freeze import FrozenNetwork, Stream, freeze  # noqa: E402
 from .neuron import IF, LIF  # noqa: E402
 from .nn import Decode, Encode, EncodedInput, TandemConv2d, TandemLinear  # noqa: E402
@@ -36,6 +37,7 @@ __all__ = [
     "TandemLinear",
     "build_info",
     "freeze",
+    "from_authors",
     "ops",
     "reference",
     "synops",

@@ -115,7 +115,7 @@ class FrozenTandem(FrozenLayer):
         layer, constant = self.layer, x.mode == "constant"
         if state is None:
             weight, value = layer.weight, layer._checked_value(x.value)
-            current = layer._dense_product(value, weight, bias if constant else None).to(weight.dtype)
+            current = layer._current(value, weight, bias if constant else None)
             mode, potential = x.mode, None
         else:
             (current, potential), mode = state, "constant"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF, LIF, Neuron
-from ..ops import checks
+from ..ops import autocast, checks
 from ..ops.pack_weight import can_hold
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
@@ -40,6 +40,9 @@ class TandemLayer(nn.Module, ABC):
     Where no gradient is asked for and batch norm is in eval mode, the folded and rearranged weights are kept from call
     to call until a parameter or a statistic changes. Changes that go around autograd's version counter, in place
     through ``parameter.data``, are noticed at the next ``train()`` or ``eval()``.
+
+    Under ``torch.autocast`` the product with real input runs in the lower precision, as that of any convolution. What
+    has to do with spikes keeps the precision of the weights: spiking is a threshold, which rounding moves.
 
     Concrete layers put the weight layer behind this class in their bases and say how to multiply.
     """
@@ -82,7 +85,7 @@ class TandemLayer(nn.Module, ABC):
         if self._uses_batch_statistics():
             packed = self._packed()
             self._frozen = None  # batch norm changes its statistics and does not tell
-            v = self._normalise(self._count_product(x, SpikingWeights(self.weight, packed, None, self.bias)))
+            v = self._batch_normalised(self._count_product(x, SpikingWeights(self.weight, packed, None, self.bias)))
             with torch.no_grad():
                 bits, _, _ = self._spiking_product(x.detach(), self._scaled(steps, packed), want_sum=False)
         elif _needs_gradient(*self._tensors(), x.carried_count):
@@ -100,8 +103,8 @@ class TandemLayer(nn.Module, ABC):
         gain: Tensor | None = None  # of `current`, and
         bias: Tensor | None  # current per time step that it does not hold yet
         if self._uses_batch_statistics():
-            pre = self._dense_product(value * steps if constant else value, self.weight, self.bias)
-            v = self._normalise(pre)
+            pre = self._current(value * steps if constant else value, self.weight, self.bias)
+            v = self._batch_normalised(pre)
             with torch.no_grad():
                 # The folded product, W' * X, is an affine function of the ANN's pre-activation.
                 gain = self._gain()
@@ -117,10 +120,10 @@ class TandemLayer(nn.Module, ABC):
             weight, folded = self._folded()
             bias = _per_step(folded, steps)
             if constant:
-                current = self._dense_product(value, weight, bias)
+                current = self._current(value, weight, bias)
                 v, bias = current, None
             else:
-                current = self._dense_product(value, weight, None)
+                current = self._current(value, weight, None)
                 v = current if folded is None else current + self._per_channel(folded)
             scale = 1 / steps if constant else 1.0  # v is the current of one step where it is constant
         bits, _, _ = ops.integrate_and_fire(
@@ -139,11 +142,17 @@ class TandemLayer(nn.Module, ABC):
     def _checked_value(self, value: Tensor) -> Tensor:
         name = type(self).__name__
         checks.check_floating(name, "weight", self.weight)
+        if autocast.is_on(value.device) and value.is_floating_point():
+            value = value.to(self.weight.dtype)  # layers before Encode may have left another; the product casts anyway
         if value.dtype != self.weight.dtype:
             raise TypeError(f"{name}: input must have the dtype of weight, {self.weight.dtype}, got {value.dtype}")
         checks.check_same_device(name, "input", value, self.weight, "weight")
         self._check_shape(value)
         return value
+
+    def _current(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Weight * x + bias in the dtype of the weights, in whatever precision autocast computes products."""
+        return self._dense_product(x, weight, bias).to(weight.dtype)
 
     def _coupled(self, bits: Tensor, v: Tensor, steps: int, scale: float = 1.0) -> SpikeTrain:
         """The train whose count carries the gradient of the ANN's activation of the pre-activation v / scale."""
@@ -157,6 +166,20 @@ class TandemLayer(nn.Module, ABC):
 
     def _uses_batch_statistics(self) -> bool:
         return self.norm is not None and self.norm.training
+
+    def _batch_normalised(self, v: Tensor) -> Tensor:
+        """``norm`` applied to v in training; its statistics move, but once a batch."""
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            return self._normalise(v)
+        # In a backward pass: activation checkpointing computes the forward pass again, whose statistics moved already.
+        # To move them twice would fold others into the spiking twin, which then fired other spikes than it did.
+        buffers = self._checked_norm()._buffers
+        moved = dict(buffers)
+        buffers.update({name: x.clone() for name, x in moved.items()})
+        try:
+            return self._normalise(v)
+        finally:
+            buffers.update(moved)
 
     def _gain(self) -> Tensor:
         """g = gamma / sqrt(running_var + eps), [O] (eq. 15; the authors' code leaves eps out)."""

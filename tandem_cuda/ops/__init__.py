@@ -3,6 +3,7 @@
 One file an operator. Shapes follow :mod:`tandem_cuda.spike_train`: T time steps, P = ceil(T / 8) bit planes, N batch.
 """
 
+from .autocast import register_products
 from .count_conv2d import count_conv2d
 from .count_linear import count_linear
 from .integrate_and_fire import integrate_and_fire
@@ -13,6 +14,8 @@ from .spiking_conv2d import spiking_conv2d
 from .spiking_linear import spiking_linear
 from .tandem_count import tandem_count
 from .unpack_spikes import unpack_spikes
+
+register_products()
 
 __all__ = [
     "count_conv2d",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import checks, layout
+from .autocast import without_autocast
 from .product import (
     Gradients,
     Saved,
@@ -162,6 +163,7 @@ def _(
     return layout.empty_channels_last(weight, sizes, like_of(weight, scale)[0].dtype, 1)
 
 
+@without_autocast
 def conv2d_gradients(
     grad: Tensor,
     saved: Saved,
