@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
+from tandem_cuda import AccuracyCurve
+
 SNN, ANN, GREY = "#c8553d", "#28666e", "#8a8a8a"
 RASTER_NEURONS = 150
 
@@ -160,4 +162,33 @@ def accuracy_over_time(accuracies: Sequence[float], ann_accuracy: float, digits:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="lower right")
+    _save(figure, path)
+
+
+def early_exit(curve: AccuracyCurve, chosen: float, path: Path) -> None:
+    """Accuracy against mean time steps and SynOps: all digits stop together, or each when it is sure."""
+    figure, row = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
+    ways = (
+        ("all digits stop together", curve.over_time, ANN, "o-"),
+        ("each stops when it is sure", curve.over_confidence, SNN, "s-"),
+    )
+    for axes, cost in zip(row, ("steps", "synops"), strict=True):
+        for label, points, colour, style in ways:
+            costs = [getattr(point, cost) for point in points]
+            axes.plot(costs, [point.accuracy for point in points], style, ms=4, color=colour, label=label)
+        for point in curve.over_confidence:
+            if point.exit_confidence == chosen:
+                at = (getattr(point, cost), point.accuracy)
+                axes.plot(*at, "s", ms=9, color=SNN)
+                axes.annotate(
+                    f"confidence {chosen:g}", at, (0, -22), textcoords="offset points", ha="center", color=SNN
+                )
+        axes.grid(alpha=0.25)
+    row[0].set(xlabel="time steps of a digit, mean", ylabel=f"accuracy on {curve.samples} test digits")
+    row[1].set(xlabel="synaptic operations of a digit, mean")
+    row[0].yaxis.set_major_formatter(PercentFormatter(1))
+    row[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    row[1].xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+    row[0].legend(frameon=False, loc="lower right")
+    figure.suptitle("What time buys: accuracy against time steps and against synaptic operations")
     _save(figure, path)

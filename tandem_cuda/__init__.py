@@ -10,8 +10,11 @@ _C = load_library()
 
 from . import ops, reference  # noqa: E402 (the operators exist only once the library is loaded)
 from .activity import ActivityTable, LayerActivity, record_activity, synops  # noqa: E402
+from .anytime import AccuracyCurve, OperatingPoint, Prediction  # noqa: E402
 from .build_info import build_info  # noqa: E402
+from .checkpoint import from_authors  # noqa: E402
 from .convert import TandemNetwork, convert  # noqa: E402
+from .freeze import FrozenNetwork, Stream, freeze  # noqa: E402
 from .neuron import IF, LIF  # noqa: E402
 from .nn import (  # noqa: E402
     Decode,
@@ -35,15 +38,20 @@ __version__: str = _C.__version__
 __all__ = [
     "IF",
     "LIF",
+    "AccuracyCurve",
     "ActivityTable",
     "Decode",
     "Encode",
     "EncodedInput",
+    "FrozenNetwork",
     "LayerActivity",
+    "OperatingPoint",
+    "Prediction",
     "SpikeTrain",
     "SpikingAdaptiveAvgPool2d",
     "SpikingAvgPool2d",
     "SpikingMaxPool2d",
+    "Stream",
     "TandemAdd",
     "TandemConv1d",
     "TandemConv2d",
@@ -54,6 +62,8 @@ __all__ = [
     "TandemNetwork",
     "build_info",
     "convert",
+    "freeze",
+    "from_authors",
     "ops",
     "record_activity",
     "reference",

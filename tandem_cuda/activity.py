@@ -296,11 +296,11 @@ class ActivityRecord:
             return x.count.detach().sum(dtype=torch.float64)
         key = name, x.shape[1:]
         if key not in self._fan_outs:
-            self._fan_outs[key] = _fan_out(layer, x)
+            self._fan_outs[key] = fan_out(layer, x)
         return (x.count.detach().sum(0, dtype=torch.float64) * self._fan_outs[key]).sum()
 
 
-def _fan_out(layer: TandemLayer, x: SpikeTrain) -> Tensor:
+def fan_out(layer: TandemLayer, x: SpikeTrain) -> Tensor:
     """Output neurons that each input neuron reaches, float64 in the shape of a sample.
 
     With weights of one, that is the derivative of the sum of the outputs. One output channel per group stands for all.

@@ -575,7 +575,7 @@ class _Conversion:
             return self._sized(node)
         if features == -1:
             return self._behind(x, lambda train: self._flattened(train, 1, -1))
-        return self._behind(x, lambda train: _Train(self.graph.call_function(_flattened_to, (train.node, features))))
+        return self._behind(x, lambda train: _Train(self.graph.call_function(flattened_to, (train.node, features))))
 
     def _mean(self, node: fx.Node, x: Any) -> Any:
         given = inspect.signature(lambda x, dim=None, keepdim=False: None).bind(*node.args, **node.kwargs)
@@ -641,11 +641,9 @@ class _Conversion:
 
     def _encode(self, x: fx.Node) -> fx.Node:
         if x not in self.encoded:
-            name = self._register("encode", Encode(self.time_steps, self.mode))
-            value = x
-            if self.scaled and self.mode == "constant":
-                value = self.graph.call_function(operator.truediv, (x, self.time_steps))
-            self.encoded[x] = self.graph.call_module(name, (value,))
+            scale = 1 / self.time_steps if self.scaled and self.mode == "constant" else 1.0
+            name = self._register("encode", Encode(self.time_steps, self.mode, scale))
+            self.encoded[x] = self.graph.call_module(name, (x,))
         return self.encoded[x]
 
     def _fired(self, node: fx.Node, x: Any) -> _Train:
@@ -728,7 +726,7 @@ def _common(paths: list[list[str]]) -> list[str]:
     return [parts[0] for parts in together]
 
 
-def _flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:
+def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:
     """Checks what x.view(-1, features) would have mixed up."""
     flat = train.flatten(1)
     if flat.shape[1] != features:

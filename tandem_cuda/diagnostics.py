@@ -36,8 +36,8 @@ class LayerAgreement:
     accumulated_cosine: float
     """As ``count_cosine``, with the activation that the ANN has by itself."""
     gradient_cosine: float
-    """Cosine between the gradients of the loss with respect to the layer's weights (of all branches of a TandemAdd): the
-    tandem rule's and the ANN's."""
+    """Cosine between the tandem rule's and the ANN's gradient of the loss with respect to the layer's weights (those of
+    all branches of a TandemAdd)."""
 
 
 class AgreementTable(list[LayerAgreement]):
@@ -71,7 +71,7 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
 
     With v = W * (amplitude * c_below) + b, batch norm applied, the activation is relu(v) / threshold for IF neurons and
     T times :func:`tandem_cuda.lif_rate.lif_rate` of v for LIF neurons; where neurons have ``clip``, at most T. Pooling
-    is the ANN's, of counts or activations. Both networks run in eval mode: running statistics of batch norm, no dropout.
+    is the ANN's, of counts or activations. Both networks run in eval mode: batch norm's running statistics, no dropout.
 
     Cosines of two zero vectors, and of one, are 0.
 
@@ -195,7 +195,7 @@ def _ann(layers: dict[str, nn.Module], found: dict[str, Tensor]) -> Iterator[Non
 
     try:
         for name, layer in layers.items():
-            layer.forward = partial(forward, name, layer)  # type: ignore[method-assign]
+            layer.forward = partial(forward, name, layer)
         yield
     finally:
         for layer in layers.values():

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .activity import _evaluating
+from .convert import TandemNetwork
 from .neuron import IF, LIF, Neuron
 from .nn import (
     Decode,
@@ -71,7 +72,7 @@ def to_nir(
       ("soft", "subtract") makes it do. The potential leaks after that, and leak * (v_threshold - v_reset) = threshold.
     - A neuron spikes where u >= threshold.
     - Biases are those of one time step, b / T.
-    - Weights are multiplied by the ``amplitude`` of the spikes they receive.
+    - Weights are multiplied by the ``amplitude`` of the spikes they receive, or the ``scale`` of ``Encode``.
     - Input: at every time step the input itself (``Encode(T, "constant")``), or that at the first step and zeros
       afterwards ("impulse"), or the recorded spikes (no ``Encode``).
     - Output: spikes, or behind ``Decode`` and nn.Linear a current; summed over the T steps it is what the model returns
@@ -81,7 +82,8 @@ def to_nir(
 
     Args:
         model: its forward pass, as traced by torch.fx, is a chain of ``Encode``, ``TandemConv2d``, ``TandemLinear``,
-            flattening, dropout, ``Decode`` and, at the end, nn.Linear.
+            flattening, dropout, ``Decode`` and, at the end, nn.Linear; also one that :func:`tandem_cuda.convert` has
+            returned.
         sample: an input of the model, Tensor or SpikeTrain [N, ...], for the shapes and T.
         path: where to write the graph, as HDF5; by default nowhere.
         dt: duration of a time step in seconds; 1e-4 is what snnTorch and SpikingJelly assume.
@@ -115,9 +117,10 @@ def _steps(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that a model's forward pass applies one after another; ValueError where it is no such chain."""
     places = (TandemConv2d, TandemLinear, Encode, Decode)
     leaves = (TandemLayer, TandemAdd, SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, *places, *_IDLE)
-    if isinstance(model, places):
-        yield type(model).__name__.lower(), model
-        return
+    if isinstance(model, leaves):
+        model = nn.Sequential(OrderedDict({type(model).__name__.lower(): model}))
+    if isinstance(model, TandemNetwork):
+        model = model.snn
     try:
         nodes = list(NIRTorchTracer(leaves).trace(model).nodes)
     except torch.fx.proxy.TraceError as error:
@@ -152,6 +155,7 @@ class _Export:
         self.time_steps = 0
         self.encoding = "spikes"
         self.decoded = False
+        self.scale = 1.0  # of real input
         self.amplitude = 1.0  # of the spikes that are decoded
         self.ended = False
         self.problems: list[str] = []
@@ -171,14 +175,13 @@ class _Export:
         if self.ended:
             self.problems.append(f"{what}: nothing may follow the read-out")
         if isinstance(module, Encode):
-            self.time_steps, self.encoding = module.time_steps, module.mode
+            self.time_steps, self.encoding, self.scale = module.time_steps, module.mode, module.scale
         elif isinstance(module, TandemLayer):
             shape = value.value.shape if isinstance(value, EncodedInput) else value.shape
             weight, bias = module._folded()
             if isinstance(module, TandemConv2d) and module.padding_mode != "zeros":
                 self.problems.append(f"{what}: padding_mode must be 'zeros', got {module.padding_mode!r}")
-            if isinstance(value, SpikeTrain):
-                weight = weight * value.amplitude
+            weight = weight * (value.amplitude if isinstance(value, SpikeTrain) else self.scale)
             self._weights(name, what, module, weight, bias, shape, out.shape)
             self.nodes[self._free(f"{name}_neurons")] = self._neurons(module.neuron, out.shape[1:])
         elif isinstance(module, nn.Flatten):

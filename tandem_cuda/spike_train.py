@@ -139,6 +139,30 @@ class SpikeTrain:
         count = None if self._count is None else f(self._count.unsqueeze(0)).squeeze(0)
         return SpikeTrain(f(self.bits), self.time_steps, count, self._dtype, amplitude=self.amplitude)
 
+    def window(self, start: int, stop: int) -> SpikeTrain:
+        """The spikes of time steps start+1 to stop, as a train of stop - start steps; its count has no gradient.
+
+        Raises:
+            TypeError: no ints.
+            ValueError: no step, or steps outside of the train.
+        """
+        for name, step in (("start", start), ("stop", stop)):
+            if isinstance(step, bool) or not isinstance(step, int):
+                raise TypeError(f"SpikeTrain.window: {name} must be an int, got {type(step).__name__}")
+        if not 0 <= start < stop <= self.time_steps:
+            raise ValueError(
+                f"SpikeTrain.window: start and stop must be 0 <= start < stop <= {self.time_steps}, got {start}, {stop}"
+            )
+        steps, (first, shift) = stop - start, divmod(start, 8)
+        planes = checks.planes_for(steps)
+        bits = self.bits[first : first + planes] >> shift
+        if shift:
+            following = self.bits[first + 1 : first + 1 + planes]
+            bits[: len(following)] |= following << (8 - shift)
+        if steps % 8:
+            bits[-1] &= (1 << steps % 8) - 1
+        return SpikeTrain(bits, steps, dtype=self._dtype, amplitude=self.amplitude)
+
     def to(self, *args: Any, **kwargs: Any) -> SpikeTrain:
         """Move to a device and/or cast ``count``; arguments of ``Tensor.to``. The spikes stay uint8."""
         count = self.count.to(*args, **kwargs)

@@ -873,6 +873,9 @@ def test_training_packs_once_a_step(make, sample, packs):
         (lambda: TandemConv2d(3, 4, 3, padding="full"), ValueError, "padding"),
         (lambda: TandemConv2d(3, 4, 3, stride=2, padding="same"), ValueError, "padding='same' is not supported"),
         (lambda: TandemConv2d(3, 4, 3, groups=2), ValueError, "groups"),
+        (lambda: TandemConv2d(3, 4, 3, stride=0), ValueError, "TandemConv2d: stride must be at least 1, got"),
+        (lambda: TandemConv2d(3, 4, 3, padding=(1, -1)), ValueError, "TandemConv2d: padding must be at least 0, got"),
+        (lambda: TandemConv2d(3, 4, 3, dilation=1.5), TypeError, "TandemConv2d: dilation must be an int or a pair"),
     ],
 )
 def test_bad_constructor(make, error, message):

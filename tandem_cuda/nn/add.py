@@ -76,7 +76,7 @@ class TandemAdd(nn.Module):
         pairs = list(zip(self.branches, inputs, strict=True))
         v = self._pre_activation(pairs)
         with torch.no_grad():
-            bits = self._spikes(pairs)
+            bits, _ = self._spikes(pairs, steps)
         dtype = self._dtype(inputs)
         if v is None or not v.requires_grad:
             return SpikeTrain(bits, steps, dtype=dtype, amplitude=neuron.amplitude)
@@ -116,7 +116,7 @@ class TandemAdd(nn.Module):
                 v = x.count if x.amplitude == 1 else x.count * x.amplitude
             elif branch._uses_batch_statistics():
                 self._frozen = None
-                v = branch._normalise(branch._pre_activation(x, branch._packed()))
+                v = branch._batch_normalised(branch._pre_activation(x, branch._packed()))
             else:
                 weight, bias = branch._folded()
                 v = branch._count_product(x, SpikingWeights(weight, None, spike_scale(weight, x.amplitude), bias))
@@ -127,7 +127,14 @@ class TandemAdd(nn.Module):
 
     # -- the spiking twin, in one product
 
-    def _spikes(self, pairs: list[tuple[Any, SpikeTrain]]) -> Tensor:
+    def _spikes(
+        self,
+        pairs: list[tuple[Any, SpikeTrain]],
+        steps: int,
+        potential: Tensor | None = None,
+        want_potential: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Bits and final potential, starting from one that was returned before; biases are spread over ``steps``."""
         parts = [_part(branch, x) for branch, x in pairs]
         shapes = [part.out for part in parts]
         if len(set(shapes)) > 1:
@@ -137,29 +144,29 @@ class TandemAdd(nn.Module):
         kernel = [last - first + 1 for first, last in zip(low, high, strict=True)]
         size = [(o - 1) * s + k for o, s, k in zip(shapes[0][2:], stride, kernel, strict=True)]
         bits = _side_by_side([part.bits for part in parts], low, size)
-        weights = self._kept(pairs, parts, low, kernel)
-        out, _, _ = ops.spiking_conv2d(
+        weights = self._kept(pairs, parts, low, kernel, steps)
+        out, _, potential = ops.spiking_conv2d(
             bits,
             weights.weight,
             weights.bias,
             stride=stride,
+            potential=potential,
             packed=weights.packed,
             time_steps=pairs[0][1].time_steps,
             threshold=self.neuron.threshold,
             leak=self.neuron.leak,
             want_sum=False,
-            want_potential=False,
+            want_potential=want_potential,
             engine=self.engine,
         )
-        return parts[0].lowered(out)
+        return parts[0].lowered(out), potential
 
     def _kept(
-        self, pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int]
+        self, pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int], steps: int
     ) -> SpikingWeights:
         """The joint weights, from the last call where nothing has changed since."""
-        steps = pairs[0][1].time_steps
         if torch.compiler.is_compiling():
-            return _joint(pairs, parts, low, kernel)
+            return _joint(pairs, parts, low, kernel, steps)
         layers = [branch for branch, _ in pairs if isinstance(branch, TandemLayer)]
         eps = [None if layer.norm is None else layer.norm.eps for layer in layers]
         sizes = [(part.bits.shape[2], part.geometry) for part in parts]
@@ -167,7 +174,7 @@ class TandemAdd(nn.Module):
         settings = (steps, [x.amplitude for _, x in pairs], eps, sizes, self._dtype([first]), first.device)
         stamp, frozen = Stamp([x for layer in layers for x in layer._tensors()], settings), self._frozen
         if frozen is None or not frozen[0].holds(stamp):
-            frozen = stamp, _joint(pairs, parts, low, kernel)
+            frozen = stamp, _joint(pairs, parts, low, kernel, steps)
             self._frozen = frozen
         return frozen[1]
 
@@ -268,10 +275,10 @@ def _side_by_side(images: list[Tensor], low: Sequence[int], size: Sequence[int])
 
 
 def _joint(
-    pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int]
+    pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int], steps: int
 ) -> SpikingWeights:
     """One kernel [O, sum of C, kH, kW] that holds those of all parts, each at its own taps, and the summed bias."""
-    steps, first = pairs[0][1].time_steps, pairs[0][1]
+    first = pairs[0][1]
     dtype = next((branch.weight.dtype for branch, _ in pairs if isinstance(branch, TandemLayer)), first.dtype)
     outputs = parts[0].out[1]
     joint = torch.zeros(outputs, sum(part.bits.shape[2] for part in parts), *kernel, dtype=dtype, device=first.device)

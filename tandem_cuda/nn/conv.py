@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF, Neuron
-from ..ops.count_conv2d import check_fit
+from ..ops.count_conv2d import check_fit, check_geometry
 from ..spike_train import SpikeTrain
 from .geometry import insert_zeros, pad
 from .layer import SpikingWeights, TandemLayer
@@ -62,14 +62,23 @@ class ConvolutionLayer(TandemLayer):
         )
         return self.lowered(v)
 
-    def _spiking_product(self, x: SpikeTrain, weights: SpikingWeights, *, want_sum: bool) -> tuple[Tensor, Tensor]:
+    def _spiking_product(
+        self,
+        x: SpikeTrain,
+        weights: SpikingWeights,
+        *,
+        want_sum: bool,
+        potential: Tensor | None = None,
+        want_potential: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, geometry = self.lifted(x)
-        bits, total, _ = ops.spiking_conv2d(
+        bits, total, potential = ops.spiking_conv2d(
             x.bits,
             weights.weight,
             weights.bias,
             *geometry,
             self.groups,
+            potential,
             packed=weights.packed,
             scale=weights.scale,
             count=x.carried_count,
@@ -77,10 +86,10 @@ class ConvolutionLayer(TandemLayer):
             threshold=self.neuron.threshold,
             leak=self.neuron.leak,
             want_sum=want_sum,
-            want_potential=False,
+            want_potential=want_potential,
             engine=self.engine,
         )
-        return self.lowered(bits), self.lowered(total) if want_sum else total
+        return self.lowered(bits), self.lowered(total) if want_sum else total, potential
 
     def _check_dims(self, x: SpikeTrain | Tensor, axes: str) -> None:
         name, got = type(self).__name__, list(x.shape)
@@ -150,6 +159,10 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
             neuron=neuron,
             engine=engine,
         )
+        check_geometry("TandemConv2d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation)
+
+    def _geometry(self) -> dict[str, Any]:
+        return _arguments(self)
 
     def _new_norm(self) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
@@ -253,12 +266,20 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
             neuron=neuron,
             engine=engine,
         )
+        number = 0 if isinstance(padding, str) else self.padding[0]
+        check_geometry("TandemConv1d", self.stride[0], number, self.dilation[0])
+
+    def _geometry(self) -> dict[str, Any]:
+        return _arguments(self)
 
     def _new_norm(self) -> nn.BatchNorm1d:
         return nn.BatchNorm1d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
     def _kernel_weight(self) -> Tensor:
         return self.weight.unsqueeze(2)
+
+    def _own_weight(self, weight: Tensor) -> Tensor:
+        return weight.squeeze(2)
 
     def _check_shape(self, value: Tensor) -> None:
         self._check_dims(value, "L")
@@ -271,7 +292,7 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         return x.view(-1, 1)
 
     def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x, weight.squeeze(2), bias)
+        return self._conv_forward(x, self._own_weight(weight), bias)
 
     def lifted(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
         """The input as an image of height 1, and what padding the products cannot add themselves."""
@@ -361,12 +382,19 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
             neuron=neuron,
             engine=engine,
         )
+        check_geometry("TandemConvTranspose2d", self.stride, self.padding, self.dilation)
+
+    def _geometry(self) -> dict[str, Any]:
+        return {**_arguments(self), "output_padding": self.output_padding}
 
     def _new_norm(self) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
     def _kernel_weight(self) -> Tensor:
         return _mirrored(self.weight, self.groups)
+
+    def _own_weight(self, weight: Tensor) -> Tensor:
+        return _mirrored(weight, self.groups)
 
     def _check_shape(self, value: Tensor) -> None:
         self._check_dims(value, "H, W")
@@ -377,7 +405,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
     def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv_transpose2d(
             x.contiguous(memory_format=torch.channels_last),
-            _mirrored(weight, self.groups),
+            self._own_weight(weight),
             bias,
             _pair(self.stride),
             _pair(self.padding),
@@ -398,6 +426,11 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
             pads += [less, less + self.output_padding[axis]]
         image = x.rearranged(lambda image: pad(insert_zeros(image, self.stride), pads))
         return image, Geometry((1, 1), both, _pair(self.dilation))
+
+
+def _arguments(layer: Any) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(layer, name) for name in names}
 
 
 def _mirrored(weight: Tensor, groups: int) -> Tensor:

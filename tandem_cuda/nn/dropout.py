@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spike_train import SpikeTrain
+from .frozen import register
 
 
 class TandemDropout(nn.Dropout):
@@ -68,3 +69,7 @@ def _dropped(module: nn.Dropout | nn.Dropout2d, x: Any, shape: Any) -> SpikeTrai
     kept = x.rearranged(masked)
     kept.amplitude = x.amplitude if module.p == 1 else x.amplitude / (1 - module.p)
     return kept
+
+
+for idle in (TandemDropout, TandemDropout2d):
+    register(idle, lambda module, encoded: None)

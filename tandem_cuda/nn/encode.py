@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..ops import checks
 from ..spike_train import SpikeTrain
+from .frozen import FrozenLayer, Settings, Span, State, Tensors, check_settings, check_tensors, register
 
 _MODES = ("constant", "impulse")
 
@@ -19,7 +21,7 @@ class EncodedInput(NamedTuple):
     """
 
     value: Tensor
-    """[N, ...], the input itself."""
+    """[N, ...], the input, times the factor of Encode."""
     time_steps: int
     """T."""
     mode: str
@@ -41,23 +43,28 @@ class Encode(nn.Module):
     Args:
         time_steps: T, at least 1.
         mode: "constant" or "impulse".
+        scale: factor of the input; with mode "constant" and scale 1 / T the ANN's input is X.
 
     Shape:
         Tensor [N, ...] -> :class:`EncodedInput`.
 
     Raises:
-        TypeError: ``time_steps`` is no int, or the input is not a floating point Tensor (recorded spikes enter through
-            ``SpikeTrain.from_dense`` instead).
-        ValueError: ``time_steps`` < 1 or an unknown mode.
+        TypeError: ``time_steps`` is no int, ``scale`` no number, or the input is not a floating point Tensor (recorded
+            spikes enter through ``SpikeTrain.from_dense`` instead).
+        ValueError: ``time_steps`` < 1, an unknown mode, or ``scale`` is not finite.
     """
 
-    def __init__(self, time_steps: int, mode: str = "constant") -> None:
+    def __init__(self, time_steps: int, mode: str = "constant", scale: float = 1.0) -> None:
         super().__init__()
         checks.check_time_steps("Encode", time_steps)
         if mode not in _MODES:
             raise ValueError(f"Encode: mode must be one of {', '.join(_MODES)}, got {mode!r}")
+        checks.check_number("Encode", "scale", scale)
+        if not math.isfinite(scale):
+            raise ValueError(f"Encode: scale must be finite, got {scale}")
         self.time_steps = time_steps
         self.mode = mode
+        self.scale = scale
 
     def forward(self, x: Tensor) -> EncodedInput:
         checks.check_tensor("Encode", "input", x)
@@ -66,10 +73,11 @@ class Encode(nn.Module):
                 f"Encode: input must be floating point, got {x.dtype}; recorded spikes enter through "
                 "SpikeTrain.from_dense(spikes) without Encode"
             )
-        return EncodedInput(x, self.time_steps, self.mode)
+        return EncodedInput(x if self.scale == 1 else x * self.scale, self.time_steps, self.mode)
 
     def extra_repr(self) -> str:
-        return f"{self.time_steps}, mode={self.mode!r}"
+        scale = "" if self.scale == 1 else f", scale={self.scale}"
+        return f"{self.time_steps}, mode={self.mode!r}{scale}"
 
 
 class Decode(nn.Module):
@@ -88,3 +96,77 @@ class Decode(nn.Module):
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
         return x.count if x.amplitude == 1 else x.count * x.amplitude
+
+
+class FrozenEncode(FrozenLayer):
+    """Encode."""
+
+    kind = "Encode"
+
+    def __init__(self, encode: Encode) -> None:
+        super().__init__()
+        self.encode = encode
+
+    @classmethod
+    def of(cls, module: Encode, encoded: bool) -> FrozenEncode:
+        return cls(Encode(module.time_steps, module.mode, module.scale))
+
+    @classmethod
+    def load(cls, settings: Settings, tensors: Tensors) -> FrozenEncode:
+        check_settings(cls.kind, settings, {"time_steps", "mode", "scale"})
+        check_tensors(cls.kind, tensors, {})
+        return cls(Encode(**settings))
+
+    @property
+    def time_steps(self) -> int:
+        """T."""
+        return self.encode.time_steps
+
+    @property
+    def mode(self) -> str:
+        """Of Encode."""
+        return self.encode.mode
+
+    def settings(self) -> Settings:
+        return {name: getattr(self.encode, name) for name in ("time_steps", "mode", "scale")}
+
+    def encoded(self, *inputs: bool) -> bool:
+        return True
+
+    def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[EncodedInput, None]:
+        encoded: EncodedInput = self.encode(x)
+        return encoded._replace(time_steps=span.now), None
+
+
+class FrozenDecode(FrozenLayer):
+    """Decode: the counts after t of T steps times T / t, what they come to if the rates stay as they are.
+
+    After an impulse all of the input is there from the first step on and rates fall: the counts so far then are the
+    better estimate.
+    """
+
+    kind = "Decode"
+
+    @classmethod
+    def of(cls, module: Decode, encoded: bool) -> FrozenDecode:
+        return cls()
+
+    @classmethod
+    def load(cls, settings: Settings, tensors: Tensors) -> FrozenDecode:
+        check_settings(cls.kind, settings, set())
+        check_tensors(cls.kind, tensors, {})
+        return cls()
+
+    def settings(self) -> Settings:
+        return {}
+
+    def forward(self, span: Span, state: State | None, x: Any) -> tuple[Tensor, State | None]:
+        if not isinstance(x, SpikeTrain):
+            raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
+        count = x.count if state is None else x.count + state[0]
+        factor = x.amplitude * (span.total / span.reached) if span.steady else x.amplitude
+        return count if factor == 1 else count * factor, None if span.ends else (count,)
+
+
+register(Encode, FrozenEncode.of, FrozenEncode.load)
+register(Decode, FrozenDecode.of, FrozenDecode.load)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF, LIF, Neuron
-from ..ops import checks
+from ..ops import autocast, checks
 from ..ops.pack_weight import can_hold
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
@@ -43,6 +43,9 @@ class TandemLayer(nn.Module, ABC):
     Where no gradient is asked for and batch norm is in eval mode, the folded and rearranged weights are kept from call
     to call until a parameter or a statistic changes. Changes that go around autograd's version counter, in place
     through ``parameter.data``, are noticed at the next ``train()`` or ``eval()``.
+
+    Under ``torch.autocast`` the product with real input runs in the lower precision, as that of any convolution. What
+    has to do with spikes keeps the precision of the weights: spiking is a threshold, which rounding moves.
 
     Concrete layers put the weight layer behind this class in their bases and say how to multiply.
     """
@@ -89,25 +92,25 @@ class TandemLayer(nn.Module, ABC):
             couple = self._behind_norm(self._pre_activation(x, packed), steps)
             with torch.no_grad():
                 weights = self._scaled(steps, x.amplitude, packed)
-                bits, _ = self._spiking_product(x.detach(), weights, want_sum=False)
+                bits, _, _ = self._spiking_product(x.detach(), weights, want_sum=False)
             return couple(bits)
         if needs_gradient(*self._tensors(), x.carried_count):
             weight, bias = self._folded()
             weights = SpikingWeights(weight, None, spike_scale(weight, x.amplitude), per_step(bias, steps))
-            bits, v = self._spiking_product(x, weights, want_sum=True)
+            bits, v, _ = self._spiking_product(x, weights, want_sum=True)
         else:
-            bits, v = self._spiking_product(x, self._kept(steps, x.amplitude), want_sum=False)
+            bits, v, _ = self._spiking_product(x, self._kept(steps, x.amplitude), want_sum=False)
         return self._coupled(bits, v, steps)
 
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
         steps, mode = x.time_steps, x.mode
         constant = mode == "constant"
-        self._check_value(x.value)
+        value = self._checked_value(x.value)
         gain: Tensor | None = None  # of `current`, and
         bias: Tensor | None  # current per time step that it does not hold yet
         couple: Callable[[Tensor], SpikeTrain]
         if self._uses_batch_statistics():
-            pre = self._dense_product(x.value * steps if constant else x.value, self._kernel_weight(), self.bias)
+            pre = self._current(value * steps if constant else value, self._kernel_weight(), self.bias)
             couple = self._behind_norm(pre, steps)
             with torch.no_grad():
                 # The folded product, W' * X, is an affine function of the ANN's pre-activation.
@@ -123,10 +126,10 @@ class TandemLayer(nn.Module, ABC):
             weight, folded = self._folded()
             bias = per_step(folded, steps)
             if constant:
-                current = self._dense_product(x.value, weight, bias)
+                current = self._current(value, weight, bias)
                 v, bias = current, None
             else:
-                current = self._dense_product(x.value, weight, None)
+                current = self._current(value, weight, None)
                 v = current if folded is None else current + self._per_channel(folded)
             scale = 1 / steps if constant else 1.0  # v is the current of one step where it is constant
             couple = functools.partial(self._coupled, v=v, steps=steps, scale=scale)
@@ -143,13 +146,20 @@ class TandemLayer(nn.Module, ABC):
         )
         return couple(bits)
 
-    def _check_value(self, value: Tensor) -> None:
+    def _checked_value(self, value: Tensor) -> Tensor:
         name = type(self).__name__
         checks.check_floating(name, "weight", self.weight)
+        if autocast.is_on(value.device) and value.is_floating_point():
+            value = value.to(self.weight.dtype)  # layers before Encode may have left another; the product casts anyway
         if value.dtype != self.weight.dtype:
             raise TypeError(f"{name}: input must have the dtype of weight, {self.weight.dtype}, got {value.dtype}")
         checks.check_same_device(name, "input", value, self.weight, "weight")
         self._check_shape(value)
+        return value
+
+    def _current(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Weight * x + bias in the dtype of the weights, in whatever precision autocast computes products."""
+        return self._dense_product(x, weight, bias).to(weight.dtype)
 
     def _coupled(self, bits: Tensor, v: Tensor, steps: int, scale: float = 1.0) -> SpikeTrain:
         """The train whose count carries the gradient of the ANN's activation of the pre-activation v / scale."""
@@ -171,7 +181,7 @@ class TandemLayer(nn.Module, ABC):
         Behind the operator that leads the gradient through batch norm itself there is no v.
         """
         if not self._fuses_norm(product):
-            return functools.partial(self._coupled, v=self._normalise(product), steps=steps)
+            return functools.partial(self._coupled, v=self._batch_normalised(product), steps=steps)
         norm, neuron = self._checked_norm(), self.neuron
         mean, var = self._updated_statistics(product)
         return lambda bits: SpikeTrain(
@@ -219,11 +229,25 @@ class TandemLayer(nn.Module, ABC):
         norm = self._checked_norm()
         count = product.numel() // product.shape[1]
         mean, var = ops.batch_statistics(product)
+        if _recomputing():
+            return mean, var
         norm.num_batches_tracked.add_(1)
         # Products and sums one by one: with alpha= torch rounds once or twice, in compiled code not as in eager mode.
         norm.running_mean.mul_(1 - norm.momentum).add_(mean * norm.momentum)
         norm.running_var.mul_(1 - norm.momentum).add_(var * (norm.momentum * count / (count - 1)))
         return mean, var
+
+    def _batch_normalised(self, v: Tensor) -> Tensor:
+        """``norm`` applied to v in training; its statistics move, but once a batch."""
+        if not _recomputing():
+            return self._normalise(v)
+        buffers = self._checked_norm()._buffers
+        moved = dict(buffers)
+        buffers.update({name: x.clone() for name, x in moved.items()})
+        try:
+            return self._normalise(v)
+        finally:
+            buffers.update(moved)
 
     def _gain(self) -> Tensor:
         """g = gamma / sqrt(running_var + eps), [O] (eq. 15; the authors' code leaves eps out)."""
@@ -312,6 +336,14 @@ class TandemLayer(nn.Module, ABC):
         """``weight`` in the shape that the products take, output channels first; differentiable."""
         return self.weight
 
+    def _own_weight(self, weight: Tensor) -> Tensor:
+        """The inverse of _kernel_weight."""
+        return weight
+
+    @abstractmethod
+    def _geometry(self) -> dict[str, Any]:
+        """The constructor's arguments that say what is connected, in the types of JSON (tuples for lists)."""
+
     @abstractmethod
     def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
         """The module for norm="batch"."""
@@ -337,8 +369,16 @@ class TandemLayer(nn.Module, ABC):
         """Weight * count + bias."""
 
     @abstractmethod
-    def _spiking_product(self, x: SpikeTrain, weights: SpikingWeights, *, want_sum: bool) -> tuple[Tensor, Tensor]:
-        """Bits and sum of currents."""
+    def _spiking_product(
+        self,
+        x: SpikeTrain,
+        weights: SpikingWeights,
+        *,
+        want_sum: bool,
+        potential: Tensor | None = None,
+        want_potential: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Bits, sum of currents and final potential, starting from ``potential``, one that was returned before."""
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
@@ -376,6 +416,15 @@ def spike_scale(weight: Tensor, amplitude: float) -> Tensor | None:
 def per_step(bias: Tensor | None, steps: int) -> Tensor | None:
     """The share of a bias in the current of one time step."""
     return None if bias is None else bias / steps
+
+
+def _recomputing() -> bool:
+    """Whether activation checkpointing runs a forward pass again, in a backward pass.
+
+    Statistics have moved already then. To move them twice would fold others into the spiking twin, which then fired
+    other spikes than it did.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

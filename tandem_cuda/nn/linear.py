@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,6 +48,9 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype, norm=norm, neuron=neuron, engine=engine)
 
+    def _geometry(self) -> dict[str, Any]:
+        return {"in_features": self.in_features, "out_features": self.out_features}
+
     def _new_norm(self) -> nn.BatchNorm1d:
         return nn.BatchNorm1d(self.out_features, device=self.weight.device, dtype=self.weight.dtype)
 
@@ -69,11 +74,20 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
             x.bits, weights.weight, weights.bias, packed=weights.packed, count=x.carried_count, engine=self.engine
         )
 
-    def _spiking_product(self, x: SpikeTrain, weights: SpikingWeights, *, want_sum: bool) -> tuple[Tensor, Tensor]:
-        bits, total, _ = ops.spiking_linear(
+    def _spiking_product(
+        self,
+        x: SpikeTrain,
+        weights: SpikingWeights,
+        *,
+        want_sum: bool,
+        potential: Tensor | None = None,
+        want_potential: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return ops.spiking_linear(
             x.bits,
             weights.weight,
             weights.bias,
+            potential,
             packed=weights.packed,
             scale=weights.scale,
             count=x.carried_count,
@@ -81,7 +95,6 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
             threshold=self.neuron.threshold,
             leak=self.neuron.leak,
             want_sum=want_sum,
-            want_potential=False,
+            want_potential=want_potential,
             engine=self.engine,
         )
-        return bits, total

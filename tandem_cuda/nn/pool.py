@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from .. import ops
 from ..ops import checks
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
+from .frozen import FrozenLayer, Settings, Span, State, Tensors, check_settings, check_tensors, frozen_numbers, register
 from .geometry import pad
 from .layer import needs_gradient
 
@@ -54,18 +56,24 @@ class _SpikingAverage(nn.Module):
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         _check_image(self, x)
         steps, dtype = x.time_steps, x.dtype
-        rows, columns = self.windows(x.shape[2], x.shape[3])
         with torch.no_grad():
-            if rows.uniform() and columns.uniform():
-                bits = self._pooled_alike(x, rows, columns)
-            else:
-                bits = self._pooled(x, rows, columns)
+            bits, _ = self._spikes(x)
         mean = None
         if needs_gradient(x.carried_count):
             mean = super().forward(x.count) / self.threshold
         return _carrying(bits, steps, dtype, mean, x.amplitude)
 
-    def _pooled_alike(self, x: SpikeTrain, rows: _Axis, columns: _Axis) -> Tensor:
+    def _spikes(
+        self, x: SpikeTrain, potential: Tensor | None = None, want_potential: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Bits and final potential, starting from one that was returned before."""
+        rows, columns = self.windows(x.shape[2], x.shape[3])
+        pooled = self._pooled_alike if rows.uniform() and columns.uniform() else self._pooled
+        return pooled(x, rows, columns, potential, want_potential)
+
+    def _pooled_alike(
+        self, x: SpikeTrain, rows: _Axis, columns: _Axis, potential: Tensor | None, want_potential: bool
+    ) -> tuple[Tensor, Tensor]:
         """A depthwise convolution with ones."""
         bits = x.bits
         kernel = [axis.stops[0] - axis.starts[0] for axis in (rows, columns)]
@@ -73,37 +81,41 @@ class _SpikingAverage(nn.Module):
         behind = [axis.stops[-1] - axis.size - p for axis, p in zip((rows, columns), padding, strict=True)]
         bits = pad(bits, (0, max(behind[1], 0), 0, max(behind[0], 0)))
         channels = bits.shape[2]
-        pooled, _, _ = ops.spiking_conv2d(
+        pooled, _, potential = ops.spiking_conv2d(
             bits,
             torch.ones(channels, 1, *kernel, dtype=x.dtype, device=bits.device),
             stride=(rows.stride, columns.stride),
             padding=padding,
             groups=channels,
+            potential=potential,
             time_steps=x.time_steps,
             threshold=self.threshold * self._divisors(rows, columns)[0],
             want_sum=False,
-            want_potential=False,
+            want_potential=want_potential,
             engine=self.engine,
         )
-        return pooled
+        return pooled, potential
 
-    def _pooled(self, x: SpikeTrain, rows: _Axis, columns: _Axis) -> Tensor:
+    def _pooled(
+        self, x: SpikeTrain, rows: _Axis, columns: _Axis, potential: Tensor | None, want_potential: bool
+    ) -> tuple[Tensor, Tensor]:
         """A linear map of each channel's image, as a matrix."""
         divisors = self._divisors(rows, columns)
         common = math.lcm(*divisors)
         covers = torch.einsum("iy,jx->ijyx", rows.membership().to(x.dtype), columns.membership().to(x.dtype))
         shares = torch.tensor([common // d for d in divisors], dtype=x.dtype)
         weight = covers.flatten(2).flatten(0, 1) * shares.unsqueeze(1)
-        pooled, _, _ = ops.spiking_linear(
+        pooled, _, potential = ops.spiking_linear(
             x.bits.flatten(3),
             weight.to(x.device),
+            potential=potential,
             time_steps=x.time_steps,
             threshold=self.threshold * common,
             want_sum=False,
-            want_potential=False,
+            want_potential=want_potential,
             engine=self.engine,
         )
-        return pooled.reshape(*pooled.shape[:3], len(rows.starts), len(columns.starts))
+        return pooled.reshape(*pooled.shape[:3], len(rows.starts), len(columns.starts)), potential
 
     def _divisors(self, rows: _Axis, columns: _Axis) -> list[int]:
         """Of all windows, in order."""
@@ -276,6 +288,12 @@ class SpikingMaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
         _check_image(self, x)
+        bits = self._spikes(x)
+        # With gradients the ANN's pooling of the counts; its values, not those of the spikes, are replaced.
+        largest = super().forward(x.count) if needs_gradient(x.carried_count) else None
+        return _carrying(bits, x.time_steps, x.dtype, largest, x.amplitude)
+
+    def _spikes(self, x: SpikeTrain) -> Tensor:
         bits = x.bits.movedim(2, -1)
         settings = map(_pair, (self.kernel_size, self.stride, self.padding, self.dilation))
         for dim, (kernel, stride, padding, dilation) in zip((2, 3), zip(*settings, strict=True), strict=True):
@@ -291,9 +309,7 @@ class SpikingMaxPool2d(nn.MaxPool2d):
             bits = taps[0]
             for tap in taps[1:]:
                 bits = bits | tap
-        # With gradients the ANN's pooling of the counts; its values, not those of the spikes, are replaced.
-        largest = super().forward(x.count) if needs_gradient(x.carried_count) else None
-        return _carrying(bits.movedim(-1, 2), x.time_steps, x.dtype, largest, x.amplitude)
+        return bits.movedim(-1, 2)
 
 
 def _check_image(module: nn.Module, x: Any) -> None:
@@ -328,3 +344,71 @@ def _outputs(name: str, size: int, kernel: int, stride: int, padding: int, dilat
     if outputs < 1:
         raise ValueError(f"{name}: the window of {kernel} is larger than the padded input of {size + 2 * padding}")
     return outputs
+
+
+class FrozenPool(FrozenLayer):
+    """A pooling of spikes; averages carry the membrane potentials of their neurons."""
+
+    SETTINGS: ClassVar[dict[type[nn.Module], tuple[str, ...]]] = {
+        SpikingAvgPool2d: (
+            *("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+            *("threshold", "engine"),
+        ),
+        SpikingAdaptiveAvgPool2d: ("output_size", "threshold", "engine"),
+        SpikingMaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    }
+
+    def __init__(self, pool: SpikingAvgPool2d | SpikingAdaptiveAvgPool2d | SpikingMaxPool2d) -> None:
+        super().__init__()
+        self.kind = type(pool).__name__
+        self.pool = pool
+
+    @classmethod
+    def made(cls, pool_class: type[nn.Module], settings: Settings) -> FrozenPool:
+        """From the constructor's arguments."""
+        return cls(pool_class(**settings))  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, module: nn.Module, encoded: bool) -> FrozenPool:
+        return cls.made(type(module), {name: getattr(module, name) for name in cls.SETTINGS[type(module)]})
+
+    @classmethod
+    def load(cls, pool_class: type[nn.Module], settings: Settings, tensors: Tensors) -> FrozenPool:
+        kind = pool_class.__name__
+        check_settings(kind, settings, {*cls.SETTINGS[pool_class]})
+        check_tensors(kind, tensors, {})
+        for name, value in settings.items():
+            if name in ("ceil_mode", "count_include_pad"):
+                if not isinstance(value, bool):
+                    raise ValueError(f"{kind}: setting {name} must be true or false, got {value!r}")
+            elif name == "divisor_override":
+                if value is not None:
+                    frozen_numbers(kind, name, value, 1)
+            elif name == "output_size":
+                sizes = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
+                for size in sizes:
+                    if size is not None:
+                        frozen_numbers(kind, name, size, 1)
+            elif name not in ("threshold", "engine"):  # which the constructor checks
+                frozen_numbers(kind, name, value, 0 if name == "padding" else 1, pairs=True)
+        return cls.made(pool_class, {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()})
+
+    def settings(self) -> Settings:
+        return {name: getattr(self.pool, name) for name in self.SETTINGS[type(self.pool)]}
+
+    def encoded(self, *inputs: bool) -> bool:
+        if inputs != (False,):
+            raise ValueError(f"{self.kind}: input must be spikes, and one")
+        return False
+
+    def forward(self, span: Span, state: State | None, x: SpikeTrain) -> tuple[SpikeTrain, State | None]:
+        _check_image(self.pool, x)
+        if isinstance(self.pool, SpikingMaxPool2d):
+            return SpikeTrain(self.pool._spikes(x), span.now, dtype=x.dtype, amplitude=x.amplitude), None
+        bits, potential = self.pool._spikes(x, None if state is None else state[0], not span.ends)
+        train = SpikeTrain(bits, span.now, dtype=x.dtype, amplitude=x.amplitude)
+        return train, None if span.ends else (potential,)
+
+
+for pool_class in FrozenPool.SETTINGS:
+    register(pool_class, FrozenPool.of, partial(FrozenPool.load, pool_class))

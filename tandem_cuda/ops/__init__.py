@@ -3,6 +3,7 @@
 One file an operator. Shapes follow :mod:`tandem_cuda.spike_train`: T time steps, P = ceil(T / 8) bit planes, N batch.
 """
 
+from .autocast import register_products
 from .batch_statistics import batch_statistics
 from .count_conv2d import count_conv2d
 from .count_linear import count_linear
@@ -15,6 +16,8 @@ from .spiking_linear import spiking_linear
 from .tandem_count import tandem_count
 from .tandem_norm_count import tandem_norm_count
 from .unpack_spikes import unpack_spikes
+
+register_products()
 
 __all__ = [
     "batch_statistics",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import checks, layout
+from .autocast import without_autocast
 from .product import (
     Gradients,
     Saved,
@@ -109,14 +110,20 @@ def check_conv2d(
     if 0 in weight.shape:
         raise ValueError(f"{op}: weight must have no empty dimension, got {list(weight.shape)}")
     check_operands(op, bits, count, weight, packed, scale, bias, groups)
+    pairs = check_geometry(op, stride, padding, dilation)
+    check_fit(op, bits, weight, *pairs)
+    return list(pairs[0]), list(pairs[1]), list(pairs[2])
+
+
+def check_geometry(op: str, stride: Any, padding: Any, dilation: Any) -> list[tuple[int, int]]:
+    """Check these numbers in themselves; return them as pairs."""
     pairs = [checks.pair(op, *named) for named in (("stride", stride), ("padding", padding), ("dilation", dilation))]
     for name, value, least in zip(("stride", "padding", "dilation"), pairs, (1, 0, 1), strict=True):
         if min(value) < least:
             raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
         if max(value) > 2**30:
             raise ValueError(f"{op}: {name} must be at most 2^30, got {value}")
-    check_fit(op, bits, weight, *pairs)
-    return list(pairs[0]), list(pairs[1]), list(pairs[2])
+    return pairs
 
 
 def check_fit(
@@ -161,6 +168,7 @@ def _(
     return layout.empty_channels_last(weight, sizes, current_dtype(weight), 1)
 
 
+@without_autocast
 def conv2d_gradients(
     grad: Tensor,
     saved: Saved,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import layout
+from .autocast import without_autocast
 from .product import (
     Gradients,
     Saved,
@@ -86,6 +87,7 @@ def _(
     return layout.empty_channels_last(weight, sizes, current_dtype(weight), len(sizes) - 1)
 
 
+@without_autocast
 def linear_gradients(grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool]) -> Gradients:
     """Gradients of scale * (weight * count) + bias with respect to count, weight and bias, where needed."""
     weight, scale = saved[2].to(grad.dtype), saved[3]

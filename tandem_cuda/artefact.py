@@ -1,0 +1,108 @@
+"""The file of a frozen network: a safetensors file whose metadata describe the network in JSON.
+
+Format 1. The metadata of a safetensors file are strings:
+
+- ``format``: "tandem_cuda.frozen"; ``version``: "1".
+- ``description``: JSON, {"nodes": [{"name", "kind", "inputs", "settings"}, ...], "output": name}. Nodes are in order of
+  execution; inputs are names of nodes before, or "<input>".
+- ``sha256``: of the description and of every tensor (name, dtype, shape and bytes, in order of names).
+
+A tensor is named <node>/<tensor>. Weights are stored as layers have them, and packed when loaded: how they are packed
+depends on the device and may change. Nothing is pickled; reading a file runs no code of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = "tandem_cuda.frozen"
+VERSION = 1
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            f"saving and loading frozen networks needs safetensors: {error}; pip install tandem_cuda[freeze]"
+        ) from error
+    return safetensors
+
+
+def write(path: str | PathLike[str], description: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file as a whole or not at all."""
+    safetensors = _safetensors()
+    text = json.dumps(description, allow_nan=False)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": FORMAT, "version": str(VERSION), "description": text, "sha256": _digest(text, plain)}
+    data = safetensors.torch.save(plain, metadata)
+    target = Path(path)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            Path(file.name).chmod(0o666 & ~mask)  # that of any new file
+            Path(file.name).replace(target)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def read(path: str | PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
+    """Description and tensors of a file that is whole and of this format."""
+    safetensors = _safetensors()
+    with Path(path).open("rb"):  # OSError where it cannot be read at all
+        pass
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check_format(path, metadata)
+            # Copies: the file may change under its mapping.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"FrozenNetwork.load: {path} must be a frozen network, got a damaged file or another kind: {error}"
+        ) from error
+    text = metadata.get("description", "")
+    if metadata.get("sha256") != _digest(text, tensors):
+        raise ValueError(f"FrozenNetwork.load: {path} is damaged: its contents do not have the sha256 that it names")
+    try:
+        return json.loads(text), tensors
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"FrozenNetwork.load: {path} must hold a description in JSON, got {error}") from error
+
+
+def _check_format(path: str | PathLike[str], metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"FrozenNetwork.load: {path} must be a frozen network ({FORMAT}), got a safetensors file of format "
+            f"{metadata.get('format')!r}"
+        )
+    version = metadata.get("version", "")
+    if version != str(VERSION):
+        newer = version.isdecimal() and int(version) > VERSION
+        hint = "; a newer tandem_cuda wrote it, upgrade to read it" if newer else ""
+        raise ValueError(f"FrozenNetwork.load: {path} must be of format version {VERSION}, got {version!r}{hint}")
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,309 @@
+"""The frozen form of tandem layers and of their joins: the spiking twin."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
+
+from .. import ops
+from ..neuron import IF, LIF, Neuron
+from ..spike_train import SpikeTrain
+from .add import TandemAdd
+from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
+from .encode import EncodedInput
+from .frozen import (
+    FrozenLayer,
+    Settings,
+    Span,
+    State,
+    Tensors,
+    check_settings,
+    check_tensors,
+    frozen_tensor,
+    register,
+)
+from .layer import SpikingWeights, TandemLayer, spike_scale
+from .linear import TandemLinear
+
+
+class FrozenTandem(FrozenLayer):
+    """A tandem layer's spiking twin: batch norm folded, weights packed.
+
+    Args:
+        layer: says how to multiply and when neurons fire; made without bias and norm. Its parameter is replaced.
+        weight: of the shape of the layer's own; where ``takes_encoded``, with batch norm's gain in it.
+        scale: [O], batch norm's gain of sums over spikes; None for 1.
+        bias: [O], to be spread over the T time steps.
+        takes_encoded: the input is what Encode returns, not a SpikeTrain.
+    """
+
+    scale: Tensor | None
+    bias: Tensor | None
+    packed: Tensor | None
+
+    def __init__(
+        self, layer: TandemLayer, weight: Tensor, scale: Tensor | None, bias: Tensor | None, takes_encoded: bool
+    ) -> None:
+        super().__init__()
+        self.kind = type(layer).__name__
+        self.takes_encoded = takes_encoded
+        del layer.weight
+        layer.register_buffer("weight", frozen_tensor(weight))
+        self.layer = layer
+        self.register_buffer("scale", None if scale is None else frozen_tensor(scale))
+        self.register_buffer("bias", None if bias is None else frozen_tensor(bias))
+        self.register_buffer("packed", None, persistent=False)
+        self.pack()
+        self.register_load_state_dict_post_hook(_pack_again)  # type: ignore[no-untyped-call]  # torch's
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, layer: TandemLayer, encoded: bool) -> FrozenTandem:
+        """Fold batch norm where eval mode does: into the weights for real input, into sums for spikes."""
+        twin = _bare(_type(layer), _settings(layer))
+        if encoded:
+            weight, bias = layer._folded()
+            return cls(twin, layer._own_weight(weight), None, bias, encoded)
+        gain = None if layer.norm is None else layer._gain()
+        bias = layer.bias if gain is None else layer._folded_bias(gain)
+        return cls(twin, layer.weight, gain, bias, encoded)
+
+    @classmethod
+    def load(cls, layer_class: type[TandemLayer], settings: Settings, tensors: Tensors) -> FrozenTandem:
+        kind, given = layer_class.__name__, dict(settings)
+        encoded = given.pop("takes_encoded", None)
+        if not isinstance(encoded, bool):
+            raise ValueError(f"{kind}: setting takes_encoded must be true or false, got {encoded!r}")
+        layer = _checked(layer_class, given)
+        outputs = _outputs(layer)
+        shapes = {"weight": tuple(layer.weight.shape), "bias": outputs} | ({} if encoded else {"scale": outputs})
+        check_tensors(kind, tensors, shapes, optional=("scale", "bias"))
+        return cls(layer, tensors["weight"], tensors.get("scale"), tensors.get("bias"), encoded)
+
+    def settings(self) -> Settings:
+        return {**_settings(self.layer), "takes_encoded": self.takes_encoded}
+
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {"weight": self.layer.weight, "scale": self.scale, "bias": self.bias}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def encoded(self, *inputs: bool) -> bool:
+        if inputs != (self.takes_encoded,):
+            expected = "what Encode returns" if self.takes_encoded else "spikes"
+            raise ValueError(f"{self.kind}: input must be {expected}, and one")
+        return False
+
+    def forward(self, span: Span, state: State | None, x: Any) -> tuple[SpikeTrain, State | None]:
+        bias = None if self.bias is None else self.bias / span.total
+        if self.takes_encoded:
+            bits, carried = self._from_encoded(span, state, x, bias)
+        elif isinstance(x, SpikeTrain):
+            weight, scale = self.layer._kernel_weight(), self.scale
+            if x.amplitude != 1:
+                scale = spike_scale(weight, x.amplitude) if scale is None else scale * x.amplitude
+            bits, _, potential = self.layer._spiking_product(
+                x,
+                SpikingWeights(weight, self.packed, scale, bias),
+                want_sum=False,
+                potential=None if state is None else state[0],
+                want_potential=not span.ends,
+            )
+            carried = (potential,)
+        else:
+            raise TypeError(f"{self.kind}: input must be a SpikeTrain, got {type(x).__name__}")
+        neuron, dtype = self.layer.neuron, self.layer.weight.dtype
+        return SpikeTrain(bits, span.now, dtype=dtype, amplitude=neuron.amplitude), None if span.ends else carried
+
+    def _from_encoded(
+        self, span: Span, state: State | None, x: EncodedInput, bias: Tensor | None
+    ) -> tuple[Tensor, State]:
+        layer, constant = self.layer, x.mode == "constant"
+        if state is None:
+            weight, value = layer._kernel_weight(), layer._checked_value(x.value)
+            current = layer._current(value, weight, bias if constant else None)
+            mode, potential = x.mode, None
+        else:
+            (current, potential), mode = state, "constant"
+        bits, _, potential = ops.integrate_and_fire(
+            current,
+            span.now,
+            None if constant else bias,
+            potential,
+            mode=mode,
+            threshold=layer.neuron.threshold,
+            leak=layer.neuron.leak,
+            want_sum=False,
+            want_potential=not span.ends,
+        )
+        # Of an impulse nothing is left after the first step but the bias.
+        return bits, (current if constant else torch.zeros_like(current), potential)
+
+    def pack(self) -> None:
+        """Arrange the weights for the kernels of their device."""
+        if not self.takes_encoded:  # else the product is torch's
+            self.packed = ops.pack_weight(self.layer._kernel_weight(), getattr(self.layer, "groups", 1))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        self.pack()
+        return converted
+
+
+def _pack_again(module: FrozenTandem, incompatible_keys: Any) -> None:
+    module.pack()
+
+
+class FrozenAdd(FrozenLayer):
+    """The spiking twin of a join: batch norms folded into the weights of its branches.
+
+    Args:
+        join: of branches made without norm, whose parameters are replaced.
+        tensors: weight [O, ...] and bias [O] (or none) of every branch but identities, as "<branch>.weight".
+    """
+
+    kind = "TandemAdd"
+
+    def __init__(self, join: TandemAdd, tensors: Tensors) -> None:
+        super().__init__()
+        for i, branch in _layers(join):
+            for name in ("weight", "bias"):
+                tensor = tensors.get(f"{i}.{name}")
+                delattr(branch, name)
+                branch.register_buffer(name, None if tensor is None else frozen_tensor(tensor))
+        self.join = join
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, join: TandemAdd, encoded: bool) -> FrozenAdd:
+        twins: list[nn.Module] = []
+        tensors: dict[str, Tensor] = {}
+        for i, branch in enumerate(join.branches):
+            if not isinstance(branch, TandemLayer):
+                twins.append(nn.Identity())
+                continue
+            twins.append(_bare(_type(branch), _settings(branch)))
+            weight, bias = branch._folded()
+            tensors[f"{i}.weight"] = branch._own_weight(weight)
+            if bias is not None:
+                tensors[f"{i}.bias"] = bias
+        return cls(TandemAdd(*twins, neuron=join.neuron, engine=join.engine), tensors)
+
+    @classmethod
+    def load(cls, settings: Settings, tensors: Tensors) -> FrozenAdd:
+        check_settings(cls.kind, settings, {"branches", "neuron", "engine"})
+        branches = settings["branches"]
+        if not isinstance(branches, list) or not all(isinstance(branch, dict) for branch in branches):
+            raise ValueError(f"{cls.kind}: setting branches must be a list of objects, got {branches!r}")
+        twins: list[nn.Module] = []
+        shapes: dict[str, tuple[int, ...]] = {}
+        for i, branch in enumerate(branches):
+            kind = branch.get("kind")
+            kinds = {layer_class.__name__: layer_class for layer_class in LAYERS}
+            if kind not in ("Identity", *kinds):
+                raise ValueError(
+                    f"{cls.kind}: kind of branch {i} must be Identity or one of {sorted(kinds)}, got {kind!r}"
+                )
+            given = {name: value for name, value in branch.items() if name != "kind"}
+            if kind == "Identity":
+                check_settings(f"branch {i}", given, set())
+                twins.append(nn.Identity())
+                continue
+            twin = _checked(kinds[kind], given)
+            shapes |= {f"{i}.weight": tuple(twin.weight.shape), f"{i}.bias": _outputs(twin)}
+            twins.append(twin)
+        check_tensors(cls.kind, tensors, shapes, optional=tuple(name for name in shapes if name.endswith("bias")))
+        _check_no_bool(cls.kind, settings["neuron"])
+        neuron = _neuron(cls.kind, settings["neuron"])
+        return cls(TandemAdd(*twins, neuron=neuron, engine=settings["engine"]), tensors)
+
+    def settings(self) -> Settings:
+        branches = [
+            {"kind": _type(branch).__name__, **(_settings(branch) if isinstance(branch, TandemLayer) else {})}
+            for branch in self.join.branches
+        ]
+        return {"branches": branches, "neuron": _neuron_settings(self.join.neuron), "engine": self.join.engine}
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {f"{i}.{name}": getattr(x, name) for i, x in _layers(self.join) for name in ("weight", "bias")}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def encoded(self, *inputs: bool) -> bool:
+        if len(inputs) != len(self.join.branches) or any(inputs):
+            raise ValueError(f"{self.kind}: inputs must be spikes, and {len(self.join.branches)}")
+        return False
+
+    def forward(self, span: Span, state: State | None, *inputs: SpikeTrain) -> tuple[SpikeTrain, State | None]:
+        join = self.join
+        join._check_inputs(inputs)
+        pairs = list(zip(join.branches, inputs, strict=True))
+        bits, potential = join._spikes(pairs, span.total, None if state is None else state[0], not span.ends)
+        train = SpikeTrain(bits, span.now, dtype=join._dtype(inputs), amplitude=join.neuron.amplitude)
+        return train, None if span.ends else (potential,)
+
+
+def _layers(join: TandemAdd) -> list[tuple[int, Any]]:
+    return [(i, branch) for i, branch in enumerate(join.branches) if isinstance(branch, TandemLayer)]
+
+
+def _type(module: nn.Module) -> type[Any]:
+    return nn.utils.parametrize.type_before_parametrizations(module)
+
+
+def _settings(layer: TandemLayer) -> Settings:
+    """The arguments of the layer's constructor, without bias, norm, device and dtype."""
+    return {**layer._geometry(), "neuron": _neuron_settings(layer.neuron), "engine": layer.engine}
+
+
+def _neuron_settings(neuron: Neuron) -> Settings:
+    return {name: float(getattr(neuron, name)) for name in ("threshold", "leak", "amplitude")}
+
+
+def _bare(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:
+    """A layer made from its settings, without bias, norm and values."""
+    arguments: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    neuron = _neuron(layer_class.__name__, arguments.pop("neuron", None))
+    return layer_class(**arguments, neuron=neuron, bias=False, device="meta")
+
+
+def _checked(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:
+    """As _bare, from settings that may be anything."""
+    kind = layer_class.__name__
+    _check_no_bool(kind, settings)
+    layer = _bare(layer_class, settings)
+    if json.dumps(_settings(layer), sort_keys=True) != json.dumps(settings, sort_keys=True):
+        raise ValueError(f"{kind}: settings must be those of a layer, {_settings(layer)}, got {settings}")
+    return layer
+
+
+def _check_no_bool(kind: str, settings: Any) -> None:
+    if any(isinstance(value, bool) for value in tree_leaves(settings)):  # which passes for a number
+        raise ValueError(f"{kind}: settings must not be true or false, got {settings}")
+
+
+def _outputs(layer: TandemLayer) -> tuple[int]:
+    return (layer.out_channels if isinstance(layer, _ConvNd) else cast(nn.Linear, layer).out_features,)
+
+
+def _neuron(kind: str, settings: Any) -> Neuron:
+    if not isinstance(settings, dict) or settings.keys() != {"threshold", "leak", "amplitude"}:
+        raise ValueError(f"{kind}: setting neuron must hold threshold, leak and amplitude, got {settings!r}")
+    threshold, leak, amplitude = settings["threshold"], settings["leak"], settings["amplitude"]
+    if leak == 1:
+        return IF(threshold, amplitude=amplitude)
+    if amplitude != 1:
+        raise ValueError(f"{kind}: amplitude of leaky neurons must be 1, got {amplitude!r}")
+    return LIF(threshold, leak)
+
+
+LAYERS = (TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemLinear)
+for layer_class in LAYERS:
+    register(layer_class, FrozenTandem.of, partial(FrozenTandem.load, layer_class))
+register(TandemAdd, FrozenAdd.of, FrozenAdd.load)

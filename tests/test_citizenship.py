@@ -1,0 +1,393 @@
+"""Whole networks in the hands of torch's own machinery. Layers on their own are in test_layers.py, frozen networks in
+test_freeze.py.
+"""
+
+import copy
+import io
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+from exact import META, generator, planes, same
+from tandem_cuda import Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, from_authors, ops
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+
+
+def network(norm="batch", mode="constant", engine="auto", dtype=torch.float32):
+    """Two convolutions, two linear layers; its layers have the names that an ANN gives them."""
+    torch.manual_seed(0)
+    named = {"norm": norm, "engine": engine}
+    layers = OrderedDict(
+        encode=Encode(8, mode),
+        conv1=TandemConv2d(1, 4, 3, padding=1, **named),
+        conv2=TandemConv2d(4, 6, 3, stride=2, **named),
+        flatten=nn.Flatten(),
+        hidden=TandemLinear(54, 10, **named),
+        decode=Decode(),
+        readout=nn.Linear(10, 3),
+    )
+    net = nn.Sequential(layers)
+    for layer in (net.conv1, net.conv2, net.hidden):
+        if norm is None:  # enough current for every layer to fire
+            nn.init.normal_(layer.weight, 0.5 / layer.weight[0].numel(), 2 / layer.weight[0].numel() ** 0.5)
+        else:
+            nn.init.uniform_(layer.norm.bias, 1, 3)
+    return net if dtype == torch.float32 else net.to(dtype)  # no conversion where tensors are fake
+
+
+def images(batch=8, dtype=torch.float32):
+    return torch.rand(batch, 1, 8, 8, generator=generator(1), dtype=dtype)
+
+
+def step(net, x, labels=LABELS, run=None):
+    """Output and gradients of a training step."""
+    net.zero_grad()
+    out = (run or net)(x)
+    F.cross_entropy(out.float() if out.dtype == torch.bfloat16 else out, labels).backward()
+    grads = tuple(p.grad.clone() for p in net.parameters())
+    assert all(g.abs().sum() > 0 for g in grads if g.dim() > 1)
+    return (out.detach(), *grads)
+
+
+def counts_of(net, x):
+    """Spike counts of every tandem layer."""
+    found = []
+    hooks = [
+        layer.register_forward_hook(lambda module, inputs, train: found.append(train.count.detach()))
+        for layer in net.modules()
+        if hasattr(layer, "neuron")
+    ]
+    net(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+every_norm = pytest.mark.parametrize("norm", [None, "batch"])
+
+
+# --- compile ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@every_norm
+def test_compile_with_inductor(norm):
+    """A graph of its own kernels around the operators; that it is one graph, and right, shows test_layers.py too."""
+    torch.compiler.reset()
+    nets = [network(norm, dtype=torch.float64) for _ in range(2)]
+    compiled = torch.compile(nets[1], fullgraph=True)
+    x = images(dtype=torch.float64)
+    want, got = step(nets[0], x), step(nets[1], x, run=compiled)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+# --- autocast --------------------------------------------------------------------------------------------------------
+
+
+@every_norm
+@pytest.mark.parametrize("engine", ["auto", "event", "dense"])
+@pytest.mark.parametrize("mode", ["constant", "impulse"])
+def test_autocast(norm, engine, mode):
+    """Products with real numbers in bfloat16; spikes, currents, parameters' gradients in float32."""
+    net, x = network(norm, mode, engine), images()
+    want = step(copy.deepcopy(net), x)
+    seen = []
+    for layer in net:
+        layer.register_forward_hook(lambda module, inputs, out: seen.append(getattr(out, "dtype", None)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = net(x)
+    assert seen == [None, *[torch.float32] * 5, torch.bfloat16]  # of counts, then of the read-out
+    F.cross_entropy(out.float(), LABELS).backward()
+    grads = [p.grad for p in net.parameters()]
+    assert all(g.dtype == torch.float32 for g in grads)
+    names = ["output", *(name for name, _ in net.named_parameters())]
+    for name, got, reference in zip(names, (out.float(), *grads), want, strict=True):
+        if norm and name in ("conv1.bias", "conv2.bias", "hidden.bias"):
+            continue  # batch norm takes it out again: the gradient is zero but for rounding
+        # Some spikes are others.
+        assert F.cosine_similarity(got.flatten(), reference.flatten(), 0) > 0.8
+
+
+@every_norm
+@pytest.mark.parametrize("engine", ["auto", "event", "dense"])
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_leaves_products_of_spikes_alone(norm, engine, training):
+    """The same bits, counts and gradients as without, also if backward() runs under autocast."""
+    net = network(norm, engine=engine)[2:5].train(training)
+    twin = copy.deepcopy(net)
+    bits = planes(8, 8, 4, 8, 8, seed=1, rate=0.3)
+    results = []
+    for module, enabled in ((net, True), (twin, False)):
+        count = ops.spike_count(bits).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = module(SpikeTrain(bits, 8, count))
+            out.count.square().sum().backward()
+        results.append((out.bits, out.count.detach(), count.grad, *(p.grad for p in module.parameters())))
+    assert results[1][0].any()
+    same(*results)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        same(net.eval()(SpikeTrain(bits, 8)).bits, twin.eval()(SpikeTrain(bits, 8)).bits)
+
+
+def test_autocast_stem():
+    """A layer of the ANN before Encode leaves bfloat16; and what autocast does not cast is refused as ever."""
+    net, stem = network(), nn.Conv2d(1, 1, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = stem(images())
+        assert value.dtype == torch.bfloat16
+        net(value).float().sum().backward()
+    assert net.conv1.weight.grad.dtype == torch.float32
+    assert stem.weight.grad.abs().sum() > 0
+    with pytest.raises(TypeError, match="TandemConv2d: input must have the dtype of weight"):
+        net(value.detach())
+
+
+# --- copies and checkpoints ------------------------------------------------------------------------------------------
+
+
+@every_norm
+def test_copies_train_on_like_the_original(norm):
+    net, x = network(norm), images()
+    step(net, x)
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    copies = [copy.deepcopy(net), pickle.loads(pickle.dumps(net)), torch.load(file, weights_only=False)]
+    want = step(net, x)
+    for other in copies:
+        same(step(other, x), want)
+
+
+def ann():
+    """The ANN twin of `network(None)`, written with torch's layers."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 4, 3, padding=1),
+            act1=nn.ReLU(),
+            conv2=nn.Conv2d(4, 6, 3, stride=2),
+            act2=nn.ReLU(),
+            flatten=nn.Flatten(),
+            hidden=nn.Linear(54, 10),
+            act3=nn.ReLU(),
+            readout=nn.Linear(10, 3),
+        )
+    )
+
+
+def test_state_dicts_go_to_an_ann_and_back():
+    net, twin = network(None), ann()
+    twin.load_state_dict(net.state_dict())
+    same(tuple(twin.parameters()), tuple(net.parameters()))
+    other = ann()
+    net.load_state_dict(other.state_dict())
+    same(tuple(net.parameters()), tuple(other.parameters()))
+    file = io.BytesIO()
+    torch.save(net.state_dict(), file)
+    file.seek(0)
+    ann().load_state_dict(torch.load(file, weights_only=True))
+
+
+def test_checkpoints_of_the_authors(oracle):
+    """Their parameters, by their names: a network of those layers computes what theirs did."""
+    golden = np.load(oracle / "network_T8.npz")
+    theirs = {k.removeprefix("before."): torch.from_numpy(golden[k]) for k in golden if k.startswith("before.")}
+    assert "conv1.bn2d.running_mean" in theirs
+    net = nn.Sequential(
+        OrderedDict(
+            encode=Encode(8),
+            conv1=TandemConv2d(3, 8, 3, padding=1, norm="batch"),
+            conv2=TandemConv2d(8, 12, 3, stride=2, padding=1, norm="batch"),
+            conv3=TandemConv2d(12, 16, 3, stride=2, padding=1, norm="batch"),
+            flatten=nn.Flatten(),
+            fc=TandemLinear(256, 24, norm="batch"),
+            decode=Decode(),
+            out=nn.Linear(24, 10),
+        )
+    ).double()
+    net.load_state_dict(from_authors(theirs))  # strict: every name is there, and no other
+    for layer in (net.conv1, net.conv2, net.conv3, net.fc):
+        layer.norm.eps, layer.norm.momentum = 1e-30, 0.9
+    x = torch.from_numpy(golden["x"])
+    got = torch.log_softmax(net(x), 1)
+    np.testing.assert_allclose(got.detach().numpy(), golden["log_probs"], rtol=1e-9, atol=1e-9)
+
+
+def test_names_of_the_authors():
+    names = {
+        "module.conv1.conv2d.weight": "conv1.weight",
+        "conv1.bn2d.num_batches_tracked": "conv1.norm.num_batches_tracked",
+        "features.conv.conv1d.bias": "features.conv.bias",
+        "fc5.bn1d.bias": "fc5.norm.bias",
+        "fc5.linear.bias": "fc5.bias",
+        "fc6.weight": "fc6.weight",
+    }
+    assert from_authors({name: i for i, name in enumerate(names)}) == {new: i for i, new in enumerate(names.values())}
+    with pytest.raises(ValueError, match=r"one entry for a.weight, got another in a.conv2d.weight"):
+        from_authors({"a.weight": 0, "a.conv2d.weight": 1})
+    with pytest.raises(TypeError, match="from_authors: state_dict must be a mapping, got list"):
+        from_authors([])
+    with pytest.raises(TypeError, match="from_authors: state_dict must have names for keys, got 3"):
+        from_authors({3: 0})
+
+
+# --- memory formats, modes, hooks ------------------------------------------------------------------------------------
+
+
+@every_norm
+def test_channels_last(norm):
+    net, x = network(norm, dtype=torch.float64), images(dtype=torch.float64)
+    other = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    assert other.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    want = step(net, x)
+    got = step(other, x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    for a, b in zip(counts_of(other, x), counts_of(net, x), strict=True):
+        same(a, b)
+
+
+@every_norm
+def test_grad_modes(norm):
+    net, x = network(norm).eval(), images()
+    want = net(x)
+    assert want.requires_grad
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.set_grad_enabled(False)):
+        with mode:
+            out = net(x)
+        assert not out.requires_grad
+        torch.testing.assert_close(out, want.detach())
+    torch.set_grad_enabled(True)
+    same(net(x).detach(), want.detach())  # what inference mode kept does not get into training
+    step(net.train(), x)
+
+
+@every_norm
+def test_forward_hooks(norm):
+    """Hooks see spike trains, may replace them, and may hook the gradient of a count."""
+    net, x = network(norm), images()
+    seen, grads = [], []
+
+    def look(module, inputs, train):
+        seen.append((type(inputs[0]).__name__, type(train).__name__, tuple(train.shape)))
+        train.count.register_hook(lambda grad: grads.append(tuple(grad.shape)))
+
+    handles = [layer.register_forward_hook(look) for layer in (net.conv1, net.conv2)]
+    net(x).sum().backward()
+    assert seen == [("EncodedInput", "SpikeTrain", (8, 4, 8, 8)), ("SpikeTrain", "SpikeTrain", (8, 6, 3, 3))]
+    assert grads == [(8, 6, 3, 3), (8, 4, 8, 8)]
+    for handle in handles:
+        handle.remove()
+    net.eval()
+    silence = lambda module, inputs: (SpikeTrain(torch.zeros_like(inputs[0].bits), inputs[0].time_steps),)  # noqa: E731
+    net.decode.register_forward_pre_hook(silence)
+    same(net(x).detach(), net.readout.bias.detach().expand(8, 3).contiguous())
+
+
+# --- without data ----------------------------------------------------------------------------------------------------
+
+
+@every_norm
+def test_meta_and_fake_tensors(norm):
+    """Shapes, strides and dtypes of a training step with nothing computed."""
+    net, x = network(norm), images()
+    want = net.conv2(net.conv1(net.encode(x)))
+    with META:
+        ghost = network(norm)
+    ghost.readout(
+        ghost.decode(ghost.hidden(ghost.flatten(ghost.conv2(ghost.conv1(ghost.encode(x.to(META)))))))
+    ).sum().backward()
+    assert all(p.grad.is_meta and p.grad.shape == p.shape for p in ghost.parameters())
+    real = ghost.to_empty(device="cpu")
+    real.load_state_dict(network(norm).state_dict())
+    same(real(x).detach(), network(norm)(x).detach())
+
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+        fake = network(norm)
+        train = fake.conv2(fake.conv1(fake.encode(torch.empty(8, 1, 8, 8))))
+        fake.readout(fake.decode(fake.hidden(fake.flatten(train)))).sum().backward()
+        assert train.bits.fake_mode is mode
+    for got, expected in ((train.bits, want.bits), (train.count, want.count)):
+        assert (got.shape, got.stride(), got.dtype) == (expected.shape, expected.stride(), expected.dtype)
+    assert fake.conv1.weight.grad.shape == net.conv1.weight.shape
+
+
+@every_norm
+def test_functional_call(norm):
+    """The network as a function of its parameters and statistics, which it leaves alone."""
+    net, x = network(norm, dtype=torch.float64), images(dtype=torch.float64)
+    other = network(norm, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.25)
+    parameters = {name: p.detach().clone().requires_grad_() for name, p in other.named_parameters()}
+    buffers = {name: b.clone() for name, b in other.named_buffers()}
+    want = step(other, x)
+    before = copy.deepcopy(net.state_dict())
+    out = torch.func.functional_call(net, (parameters, buffers), (x,))
+    grads = torch.autograd.grad(F.cross_entropy(out, LABELS), list(parameters.values()))
+    same((out.detach(), *grads), want)
+    same(tuple(buffers.values()), tuple(other.buffers()))
+    same(tuple(net.state_dict().values()), tuple(before.values()))
+
+
+# --- checkpointing and several processes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm", "training"), [(None, True), ("batch", False), ("batch", True)])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing(norm, training, use_reentrant):
+    """A spike train goes into the segment and comes out; the second forward pass is as the first, and moves nothing."""
+    net, x = network(norm, dtype=torch.float64).train(training), images(dtype=torch.float64).requires_grad_()
+    other = copy.deepcopy(net)
+    segment = net if use_reentrant else net[2:5]  # reentrant, tensors alone can enter and leave
+    runs = []
+    net.conv2.register_forward_hook(lambda *arguments: runs.append(1))
+
+    def run(x):
+        if use_reentrant:
+            return checkpoint(segment, x, use_reentrant=True)
+        train = checkpoint(segment, net.conv1(net.encode(x)), use_reentrant=False)
+        assert isinstance(train, SpikeTrain)
+        return net.readout(net.decode(train))
+
+    for _ in range(2):
+        runs.clear()
+        same(step(net, x, run=run), step(other, x))
+        assert len(runs) == 2
+        same(tuple(net.buffers()), tuple(other.buffers()))
+
+
+def worker(rank, port_file, result_file):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=2)
+    try:
+        net = network(None, dtype=torch.float64)
+        parallel = nn.parallel.DistributedDataParallel(net)
+        x = images(dtype=torch.float64)
+        for _ in range(2):  # the second step finds the buckets rebuilt
+            net.zero_grad()
+            F.cross_entropy(parallel(x[rank::2]), LABELS[rank::2]).backward()
+        if rank == 1:
+            torch.save([p.grad for p in net.parameters()], result_file)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_distributed_data_parallel(tmp_path):
+    """Two processes with half the batch each have the gradients of one with all of it.
+
+    Without norm: the statistics of half a batch are others, as with any batch norm.
+    """
+    torch.multiprocessing.spawn(worker, (tmp_path / "rendezvous", tmp_path / "grads.pt"), nprocs=2)
+    net = network(None, dtype=torch.float64)
+    _, *want = step(net, images(dtype=torch.float64))
+    torch.testing.assert_close(torch.load(tmp_path / "grads.pt"), want, rtol=1e-12, atol=1e-12)
