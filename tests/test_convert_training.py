@@ -35,31 +35,62 @@ def cifar10(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batches(cifar10):
-    """20 batches of 32 images."""
+    """40 batches of 32 training images."""
     load = runpy.run_path(str(EXAMPLE), run_name="example")["load"]
-    images, labels = load(cifar10 / "train", 640, 0).tensors
+    images, labels = load(cifar10 / "train", 1280, 0).tensors
     return list(zip(images.split(32), labels.split(32), strict=True))
 
 
+def alexnet(models):
+    """AlexNet pools images of less than 63 pixels away."""
+    return nn.Sequential(nn.Upsample(size=(64, 64)), models.alexnet(num_classes=10))
+
+
+# Batches of one epoch and learning rate.
 MODELS = {
-    # AlexNet pools images of less than 63 pixels away.
-    "alexnet": (lambda models: nn.Sequential(nn.Upsample(size=(64, 64)), models.alexnet(num_classes=10)), 0.01),
+    "alexnet": (alexnet, 20, 1e-4),
+    "vgg11": (lambda models: models.vgg11(num_classes=10), 20, 1e-4),
+    "vgg11_bn": (lambda models: models.vgg11_bn(num_classes=10), 40, 1e-4),
+    "resnet18": (lambda models: models.resnet18(num_classes=10), 30, 1e-3),
 }
 
 
-@pytest.mark.parametrize(("make", "rate"), MODELS.values(), ids=MODELS)
-def test_one_epoch(batches, make, rate):
+def start(ann, batches):
+    """What docs/convert.md has training from random weights start with."""
+    norms = [m for m in ann.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:  # currents would shrink from layer to layer
+        for module in ann.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+    for norm in norms:
+        norm.momentum = None  # the plain mean of all batches
+    ann.train()
+    with torch.no_grad():
+        for images, _ in batches[:10] if norms else ():
+            ann(images)
+    for norm in norms:
+        norm.momentum = 0.9
+    return convert(ann, 8, calibrate=batches[0][0], percentile=99)
+
+
+@torch.no_grad()
+def mean_loss(net, batches):
+    net.eval()
+    return sum(F.cross_entropy(net(images), labels).item() for images, labels in batches) / len(batches)
+
+
+@pytest.mark.parametrize(("make", "count", "rate"), MODELS.values(), ids=MODELS)
+def test_one_epoch(batches, make, count, rate):
     models = pytest.importorskip("torchvision.models")
     torch.set_num_threads(2)
     torch.manual_seed(0)
     ann = make(models)
-    for module in ann.modules():  # torchvision's AlexNet starts with currents that shrink from layer to layer
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    normed = any(isinstance(m, nn.BatchNorm2d) for m in ann.modules())
-    net = convert(ann, 8, calibrate=None if normed else batches[0][0], percentile=99)
-    optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9)
-    before = [p.detach().clone() for p in ann.parameters()]
+    batches = batches[:count]
+    net = start(ann, batches)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate)
+    weights = [p.detach().clone() for p in ann.parameters()]
+    before = mean_loss(net, batches[:10])
     net.train()
     losses = []
     for images, labels in batches:
@@ -69,8 +100,13 @@ def test_one_epoch(batches, make, rate):
         nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizer.step()
         losses.append(loss.item())
-    assert all((p != q).any() for p, q in zip(ann.parameters(), before, strict=True))
-    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
+    after = mean_loss(net, batches[:10])
+    quarter = count // 4
+    first, last = (sum(part) / quarter for part in (losses[:quarter], losses[-quarter:]))
+    print(f"training {first:.3f} -> {last:.3f}, evaluation {before:.3f} -> {after:.3f}")
+    assert all((p != q).any() for p, q in zip(ann.parameters(), weights, strict=True))
+    assert last < 0.98 * first
+    assert after < 0.99 * before
 
 
 def test_example(cifar10, tmp_path):
