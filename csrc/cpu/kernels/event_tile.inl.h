@@ -342,14 +342,20 @@ void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const
     Vec<E>* to = reinterpret_cast<Vec<E>*>(acc + at * block);
     Vec<E> sum[kVectors];
     for (int i = 0; i < kVectors; ++i) sum[i] = to[i];
-    const auto add = [&](int j) TANDEM_INLINE {
-      const Vec<E>* from = reinterpret_cast<const Vec<E>*>(sweep + list[j] * block);
-      for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
-      finish(sum);
+    // Up to eight entries come in one load: a load each would take the places of loads of weights, which bound the loop.
+    const auto add = [&](auto count) TANDEM_INLINE {
+      static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
+      uint64_t entries;
+      std::memcpy(&entries, list, sizeof(entries));
+      unrolled<count>([&](int j) TANDEM_INLINE {
+        const Vec<E>* from = reinterpret_cast<const Vec<E>*>(sweep + (entries >> (8 * j) & 255) * block);
+        for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
+        finish(sum);
+      });
+      list += count;
     };
-    for (int i = 0; i < eights; ++i, list += 8) unrolled<8>(add);
-    unrolled<kRest>(add);
-    list += kRest;
+    for (int i = 0; i < eights; ++i) add(std::integral_constant<int, 8>{});
+    add(std::integral_constant<int, kRest>{});
     for (int i = 0; i < kVectors; ++i) to[i] = sum[i];
   }
   *ahead = fetch;

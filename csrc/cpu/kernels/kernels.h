@@ -86,6 +86,7 @@ struct VisitGroup {
 };
 // 16-bit sums, in a slot: this visit could overflow the slot's, which has to be emptied first.
 constexpr uint16_t kWiden = 0x8000;
+// Behind the lists of a group: they are written 16 bytes and read 8 at a time.
 constexpr int64_t kGroupSlack = 16;
 
 // Room for the visits of one chunk of `chunk_rows` rows of weights and a tile of `rows` output pixels.
