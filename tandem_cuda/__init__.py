@@ -31,6 +31,7 @@ from .nn import (  # noqa: E402
     TandemDropout2d,
     TandemLinear,
 )
+from .quantisation import quantise, unquantise  # noqa: E402
 from .spike_train import SpikeTrain  # noqa: E402
 
 __version__: str = _C.__version__
@@ -65,7 +66,9 @@ __all__ = [
     "freeze",
     "from_authors",
     "ops",
+    "quantise",
     "record_activity",
     "reference",
     "synops",
+    "unquantise",
 ]

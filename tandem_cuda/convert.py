@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from .activity import _evaluating
 from .neuron import IF, LIF, Neuron
@@ -30,7 +31,7 @@ from .nn import (
     TandemDropout2d,
     TandemLinear,
 )
-from .nn.layer import TandemLayer
+from .nn.layer import TandemLayer, stored
 from .ops import checks
 from .ops.product import ENGINES
 from .spike_train import SpikeTrain
@@ -134,7 +135,7 @@ class TandemNetwork(nn.Module):
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, key = name.rpartition(".")
-    return module.get_submodule(path), key
+    return stored(module.get_submodule(path), key)
 
 
 def convert(
@@ -506,7 +507,7 @@ class _Conversion:
         return before, last
 
     def _is_weight(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and type(self.ann.get_submodule(str(node.target))) in _LAYERS
+        return node.op == "call_module" and _kind(self.ann.get_submodule(str(node.target))) in _LAYERS
 
     # -- one node
 
@@ -519,7 +520,7 @@ class _Conversion:
             return self._copied(node, node.name, self._as_module(node) if dropout else None)
         if node.op == "call_module":
             module = self.ann.get_submodule(str(node.target))
-            if type(module) in _LAYERS:
+            if _kind(module) in _LAYERS:
                 return self._weight(node, module)
             if isinstance(module, nn.modules.conv._ConvNd) and node in self.before:
                 return self._problem(node, _advice(module))  # not as a part of what stays in front
@@ -590,6 +591,8 @@ class _Conversion:
             if isinstance(x, _Real) or self._readable(x):
                 return self._copied(node)
             return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
+        if not all(_is_shareable(parametrizations) for _, parametrizations in _parametrized(module)):
+            return self._problem(node, "remove the parametrization of its weight; of those, only quantise's is shared")
         if isinstance(x, _Real):
             return _Current([_Branch(self._encode(x.node), str(node.target), module, encoded=True)])
         if isinstance(x, _Current) and self._readable(x):
@@ -606,8 +609,8 @@ class _Conversion:
         branch = x.branches[0] if isinstance(x, _Current) and len(x.branches) == 1 and not x.then else None
         if branch is None or branch.layer is None or branch.norm is not None:
             return self._problem(node, "put it directly behind a weight layer, whose weights it can fold into")
-        if type(norm) is not _LAYERS[type(branch.layer)][1]:
-            return self._problem(node, f"use nn.{_LAYERS[type(branch.layer)][1].__name__} behind {branch.name}")
+        if type(norm) is not _LAYERS[_kind(branch.layer)][1]:
+            return self._problem(node, f"use nn.{_LAYERS[_kind(branch.layer)][1].__name__} behind {branch.name}")
         if norm.running_mean is None or not norm.affine:
             return self._problem(node, "set affine=True and track_running_stats=True: the spiking twin folds them")
         return _Current([replace(branch, norm=norm)])
@@ -756,14 +759,20 @@ class _Conversion:
     def _layer(self, branch: _Branch, neuron: Neuron) -> Any:
         """The tandem layer that holds a weight layer's parameters and its norm."""
         module: Any = branch.layer
-        tandem, _ = _LAYERS[type(module)]
+        tandem, _ = _LAYERS[_kind(module)]
         arguments = {
             name: getattr(module, name)
-            for name in inspect.signature(type(module)).parameters
+            for name in inspect.signature(_kind(module)).parameters
             if name not in ("bias", "device", "dtype")
         }
         layer = tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.engine)
-        layer.weight, layer.bias, layer.norm = module.weight, module.bias, branch.norm  # type: ignore[assignment]
+        layer.norm = branch.norm  # type: ignore[assignment]
+        for name in ("weight", "bias"):
+            owner, key = _owner(module, name)
+            setattr(layer, name, getattr(owner, key))
+        for name, parametrizations in _parametrized(module):
+            for parametrization in parametrizations:
+                parametrize.register_parametrization(layer, name, parametrization, unsafe=True)
         return layer
 
     def _register(self, name: str, module: nn.Module, replaces: bool = False) -> str:
@@ -815,6 +824,20 @@ def _leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
             found.add(node)
             waiting += node.all_input_nodes
     return found
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    return parametrize.type_before_parametrizations(module)
+
+
+def _parametrized(module: Any) -> list[tuple[str, Any]]:
+    """The names of its tensors that have parametrizations, with these."""
+    return list(module.parametrizations.items()) if parametrize.is_parametrized(module) else []
+
+
+def _is_shareable(parametrizations: Any) -> bool:
+    """Whether two layers can hold them, on one parameter: what has an inverse changes it where it is registered."""
+    return parametrizations.is_tensor and not any(hasattr(x, "right_inverse") for x in parametrizations)
 
 
 def _advice(module: nn.Module) -> str:
