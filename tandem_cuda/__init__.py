@@ -14,6 +14,7 @@ from .anytime import AccuracyCurve, OperatingPoint, Prediction  # noqa: E402
 from .build_info import build_info  # noqa: E402
 from .checkpoint import from_authors  # noqa: E402
 from .convert import TandemNetwork, convert  # noqa: E402
+from .firing_rate import FiringRatePenalty  # noqa: E402
 from .freeze import FrozenNetwork, Stream, freeze  # noqa: E402
 from .neuron import IF, LIF  # noqa: E402
 from .nn import (  # noqa: E402
@@ -44,6 +45,7 @@ __all__ = [
     "Decode",
     "Encode",
     "EncodedInput",
+    "FiringRatePenalty",
     "FrozenNetwork",
     "LayerActivity",
     "OperatingPoint",
