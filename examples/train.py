@@ -196,7 +196,7 @@ def results_of(cli: CLI) -> dict[str, Any]:
     return {
         **test(cli),
         "validation": {cli.checkpoints.monitor: None if score is None else float(score)},
-        "network": module.ann._get_name() if not hasattr(module.ann, "__len__") else str(cli.config.model.ann.class_path),
+        "network": cli.config.model.ann.class_path,
         "parameters": sum(p.numel() for p in module.parameters()),
         "spiking": module.spiking,
         "time_steps": module.time_steps,
@@ -252,7 +252,7 @@ def run(args: ArgsType = None) -> None:
         seed_everything_default=0,
         trainer_defaults={
             "max_epochs": 10,
-            "accelerator": "cpu",
+            "accelerator": "auto",
             "devices": 1,
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
