@@ -8,7 +8,7 @@ from ._load import load_library
 
 _C = load_library()
 
-from . import ops, reference  # noqa: E402 (the operators exist only once the library is loaded)
+from . import models, ops, reference  # noqa: E402 (the operators exist only once the library is loaded)
 from .activity import ActivityTable, LayerActivity, record_activity, synops  # noqa: E402
 from .anytime import AccuracyCurve, OperatingPoint, Prediction  # noqa: E402
 from .build_info import build_info  # noqa: E402
@@ -67,6 +67,7 @@ __all__ = [
     "convert",
     "freeze",
     "from_authors",
+    "models",
     "ops",
     "quantise",
     "record_activity",

@@ -62,12 +62,12 @@ def test_by_hand():
 
 def test_all_layers_are_summed():
     model = net()
-    with FiringRatePenalty(model, target=0.1) as penalty, record_activity(model) as record:
+    with FiringRatePenalty(model, target=0.01) as penalty, record_activity(model) as record:
         model(inputs())
         value = penalty()
     rates = [row.firing_rate for row in record.table() if row.firing_rate is not None]
     assert len(rates) == 2
-    torch.testing.assert_close(value.item(), sum(max(0, r - 0.1) ** 2 for r in rates))
+    torch.testing.assert_close(value.item(), sum(max(0, r - 0.01) ** 2 for r in rates))
     value.backward()
     for name in ("1.weight", "1.norm.weight", "4.weight"):
         assert model.get_parameter(name).grad.abs().sum() > 0, name
