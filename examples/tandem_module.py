@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -62,6 +63,8 @@ class TandemModule(lightning.LightningModule):
         self.weight_decay = weight_decay
         self.schedule = schedule
         self.seed = seed
+        self.penalty: Callable[[], Tensor] | None = None
+        """A further term of the training loss, of the latest forward pass; recipes.RateRegulariser sets it."""
         self.seconds = 0.0
         """Spent in training so far, validation and the runs before this one included."""
         self._first_batch: tuple[Any, Tensor] | None = None
@@ -72,7 +75,7 @@ class TandemModule(lightning.LightningModule):
         return self.net.ann() if isinstance(self.net, TandemNetwork) else self.net
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
-        return self.net(x.count if isinstance(x, SpikeTrain) and not self.spiking else x)
+        return self.net(x.count if isinstance(x, SpikeTrain) and not isinstance(self.net, TandemNetwork) else x)
 
     def network_at(self, time_steps: int) -> TandemNetwork:
         """The spiking twin of the same ANN in another number of steps.
@@ -80,6 +83,9 @@ class TandemModule(lightning.LightningModule):
         Currents add up to the same pre-activation, in fewer and larger or more and smaller ones: so batch norm's
         statistics hold. (What a network says before its T steps are over is FrozenNetwork.accuracy_curve's.)
         """
+        levels = self.net.levels if isinstance(self.net, TandemNetwork) else None
+        if levels is not None:  # of a recipe; thresholds that are a share of these whatever T
+            return convert(self.ann, time_steps, mode=self.encoding, calibrate=levels, spiking_layers=len(levels))
         net = convert(self.ann, time_steps, mode=self.encoding)
         if self.encoding == "constant":  # Encode gives X in every step: T times in training
             encode: Any = net.snn.get_submodule("encode")
@@ -106,7 +112,7 @@ class TandemModule(lightning.LightningModule):
         output = self(x)
         loss = self.loss_of(output, target)
         self._log_batch("train", output, target, loss)
-        return loss
+        return loss if self.penalty is None else loss + self.penalty()
 
     def validation_step(self, batch: tuple[Any, Tensor], batch_index: int) -> None:
         x, target = batch

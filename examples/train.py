@@ -24,6 +24,7 @@ try:
     import data
     import jsonargparse
     import lightning
+    import recipes
     import tensorboard  # noqa: F401 (a logger's)
     import tandem_module
     import torchvision
@@ -280,7 +281,7 @@ def main() -> None:
     console.quieten_lightning()
     try:
         run()
-    except (RunError, data.DataError, tandem_module.CheckpointError) as error:
+    except (RunError, data.DataError, tandem_module.CheckpointError, recipes.RecipeError) as error:
         raise SystemExit(f"examples/train.py: {error}") from error
 
 
