@@ -90,7 +90,10 @@ class Conversion(lightning.Callback):
         begin_anew(trainer)
 
     def _install(self, trainer: lightning.Trainer, module: Any) -> None:
-        module.net = self._converted(module, len(self.levels), self.levels)
+        net = self._converted(module, len(self.levels), self.levels)
+        module.net = net.train(
+            module.training
+        )  # validation leaves the ANN twin, no submodule, in eval mode
         for callback in trainer.callbacks:
             if isinstance(callback, RateRegulariser):
                 callback.watch(module)
