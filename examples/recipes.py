@@ -91,9 +91,7 @@ class Conversion(lightning.Callback):
 
     def _install(self, trainer: lightning.Trainer, module: Any) -> None:
         net = self._converted(module, len(self.levels), self.levels)
-        module.net = net.train(
-            module.training
-        )  # validation leaves the ANN twin, no submodule, in eval mode
+        module.net = net.train(module.training)  # validation leaves the ANN twin, no submodule, in eval mode
         for callback in trainer.callbacks:
             if isinstance(callback, RateRegulariser):
                 callback.watch(module)

@@ -705,6 +705,15 @@ def test_hybrids_are_refused_or_measured():
     assert all(row.gradient_cosine > 0.5 for row in table)
 
 
+@every_cut
+def test_operations_of_a_hybrid(make, k):
+    """Its spiking layers are counted as they are in the whole network, and nothing else."""
+    ann = trained(make)
+    x = inputs()
+    hybrid = synops(convert(ann, 8, calibrate=x, spiking_layers=k), x)
+    assert list(hybrid) == list(synops(convert(ann, 8, calibrate=x), x))[:k]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
