@@ -67,6 +67,16 @@ class CLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("model.time_steps", "data.init_args.time_steps")
 
+    def instantiate_classes(self) -> None:
+        """What a class refuses is a message of its own, under those that jsonargparse puts around it."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, data.DataError) as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise RunError(str(cause)) from error
+
     def before_instantiate_classes(self) -> None:
         torch.set_num_threads(self.config.threads)
         if self.config.model.time_steps < 1:
@@ -76,24 +86,21 @@ class CLI(LightningCLI):
         out = Path(self.config.out)
         monitor = "val_accuracy" if self.model.loss == "cross_entropy" else "val_loss"
         mode = "max" if monitor == "val_accuracy" else "min"
-        self.checkpoints = ModelCheckpoint(
-            out / "checkpoints",
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_last=True,
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,  # when all of the epoch is done, schedule included
-        )
+        kept: dict[str, Any] = {
+            "dirpath": out / "checkpoints",
+            "enable_version_counter": False,  # replaced as a whole
+            "save_on_train_epoch_end": True,  # when all of the epoch is done, schedule included
+        }
+        self.checkpoints = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **kept)
         shows_bar = sys.stdout.isatty()
         callbacks = [
             self.checkpoints,
+            ModelCheckpoint(filename="last", **kept),  # behind the other, whose latest choice it holds
             console.ProgressBar() if shows_bar else console.ProgressLines(SHOWN),
         ]
         if self.config.early_stopping is not None:
-            callbacks.append(
-                EarlyStopping(monitor, mode=mode, patience=self.config.early_stopping, check_on_train_epoch_end=True)
-            )
+            patience = int(self.config.early_stopping)  # of a type of jsonargparse, which checkpoints could not hold
+            callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=True))
         trainer_config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         trainer_config["enable_progress_bar"] = shows_bar
         trainer_config["logger"] = [
