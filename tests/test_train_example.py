@@ -1,7 +1,7 @@
 """examples/train.py from end to end, small: every configuration, resuming, several processes, what goes wrong. Slow.
 
-The images of CIFAR-10 are lossy JPEG copies, kept beside the repository, as are MNIST and a sample of N-MNIST; the other
-data sets are small synthetic ones in their formats on disk.
+The images of CIFAR-10 are lossy JPEG copies, kept beside the repository, as are MNIST and a sample of N-MNIST. The
+other data sets are small synthetic ones in their formats on disk.
 """
 
 import importlib
@@ -50,7 +50,8 @@ def synthetic(tmp_path_factory):
 
 
 SMALL_CIFAR = ("--data.source", "folder", "--model.ann", "tandem_cuda.models.small_cifarnet")
-# Configuration: "synthetic" or the real data set in a folder, options, accuracy to be reached (None where so little data cannot teach it).
+# Configuration: "synthetic" or the real data set in a folder; options; accuracy to be reached, None where so little data
+# cannot teach it.
 CONFIGS = {
     "mnist": ("mnist", ("--data.limit", "2000", "--trainer.max_epochs", "2"), 0.7),
     "fashion_mnist": ("synthetic", ("--trainer.max_epochs", "4", "--data.shift", "0", "--data.flip", "false"), 0.5),
