@@ -50,8 +50,8 @@ def synthetic(tmp_path_factory):
 
 
 SMALL_CIFAR = ("--data.source", "folder", "--model.ann", "tandem_cuda.models.small_cifarnet")
-# Configuration: "synthetic" or the real data set in a folder; options; accuracy to be reached, None where so little data
-# cannot teach it.
+# Configuration: "synthetic" or the real data set in a folder; options; accuracy to be reached, None where so little
+# data cannot teach it.
 CONFIGS = {
     "mnist": ("mnist", ("--data.limit", "2000", "--trainer.max_epochs", "2"), 0.7),
     "fashion_mnist": ("synthetic", ("--trainer.max_epochs", "4", "--data.shift", "0", "--data.flip", "false"), 0.5),
