@@ -1,7 +1,7 @@
 """Data modules: images and recordings of event cameras, small enough to be kept in memory.
 
-A data set is one tensor, indexed by a whole batch at once. Images are uint8 in memory and become float in [0, 1] batch by
-batch; recordings are bit planes (tandem_cuda.SpikeTrain), an eighth of a byte for each neuron and time step. The
+A data set is one tensor, indexed by a whole batch at once. Images are uint8 in memory and become float in [0, 1] batch
+by batch; recordings are bit planes (tandem_cuda.SpikeTrain), an eighth of a byte for each neuron and time step. The
 validation set is taken from the training set, by the seed; the test set is not looked at in training.
 """
 

@@ -67,6 +67,8 @@ class TandemModule(lightning.LightningModule):
         """A further term of the training loss, of the latest forward pass; recipes.RateRegulariser sets it."""
         self.seconds = 0.0
         """Spent in training so far, validation and the runs before this one included."""
+        self._steps: int | None = None  # of the schedule, in all; and that of the checkpoint resumed from
+        self._resumed_steps: int | None = None
         self._first_batch: tuple[Any, Tensor] | None = None
 
     @property
@@ -99,6 +101,14 @@ class TandemModule(lightning.LightningModule):
         return F.cross_entropy(output.float(), target)
 
     # -- what Lightning calls
+
+    def on_train_start(self) -> None:
+        if self._resumed_steps not in (None, self._steps):
+            raise CheckpointError(
+                f"the checkpoint's learning rates are for {self._resumed_steps} steps in all, this run's for "
+                f"{self._steps}.\n"
+                "Resume with the epochs, batches and processes it was started with (config.yaml beside its folder)."
+            )
 
     def on_train_epoch_start(self) -> None:
         self._start = time.perf_counter()
@@ -141,7 +151,7 @@ class TandemModule(lightning.LightningModule):
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         if self.schedule == "none":
             return optimizer
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        self._steps = steps = max(1, int(self.trainer.estimated_stepping_batches))
         scheduler: Any
         if self.schedule == "one_cycle":
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
@@ -163,11 +173,11 @@ class TandemModule(lightning.LightningModule):
     # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["tandem"] = {**self._identity(), "seconds": self.seconds}
+        checkpoint["tandem"] = {**self._identity(), "seconds": self.seconds, "steps": self._steps}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)
-        self.seconds = checkpoint["tandem"]["seconds"]
+        self.seconds, self._resumed_steps = checkpoint["tandem"]["seconds"], checkpoint["tandem"]["steps"]
 
     def _identity(self) -> dict[str, Any]:
         if not self.spiking:

@@ -11,11 +11,11 @@ docs/training.md says where data go, what is logged and how to resume.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ try:
     import jsonargparse
     import lightning
     import recipes
-    import tensorboard  # noqa: F401 (a logger's)
     import tandem_module
+    import tensorboard  # noqa: F401 (a logger's)
     import torchvision
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
     from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -53,34 +53,6 @@ class RunError(Exception):
     """Settings that do not fit each other; a message of one or two lines."""
 
 
-class Fits(lightning.Callback):
-    """Before anything is trained: whether the network takes the samples and has an output for each class."""
-
-    def setup(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
-        samples: data.Samples = trainer.datamodule.parts["train"]
-        x, target = samples[torch.arange(2), 0]
-        if (samples.time_steps is not None) != (module.encoding == "spikes"):
-            wanted = "spikes" if samples.time_steps is not None else "constant or impulse"
-            raise RunError(f"--model.encoding must be {wanted} for these data, got {module.encoding}.")
-        was_training = module.training
-        module.eval()
-        try:
-            with torch.no_grad():
-                output = module(x)
-                module.loss_of(output, target)
-        except (ValueError, RuntimeError, TypeError, IndexError) as error:
-            raise RunError(
-                f"--model.ann does not take these data, samples of {list(x.shape[1:])} and {trainer.datamodule.classes} "
-                f"classes:\n{str(error).splitlines()[0]}"
-            ) from error
-        module.train(was_training)
-        if module.loss == "cross_entropy" and output.shape[1:] != (trainer.datamodule.classes,):
-            raise RunError(
-                f"--model.ann must have an output for each of the {trainer.datamodule.classes} classes, "
-                f"got {list(output.shape[1:])}."
-            )
-
-
 class CLI(LightningCLI):
     """Arguments for the model, the data and the trainer, and a few of this program's own."""
 
@@ -96,6 +68,16 @@ class CLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("model.time_steps", "data.init_args.time_steps")
 
+    def instantiate_classes(self) -> None:
+        """What a class refuses is a message of its own, under those that jsonargparse puts around it."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, data.DataError) as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise RunError(str(cause)) from error
+
     def before_instantiate_classes(self) -> None:
         torch.set_num_threads(self.config.threads)
         if self.config.model.time_steps < 1:
@@ -105,21 +87,21 @@ class CLI(LightningCLI):
         out = Path(self.config.out)
         monitor = "val_accuracy" if self.model.loss == "cross_entropy" else "val_loss"
         mode = "max" if monitor == "val_accuracy" else "min"
-        self.checkpoints = ModelCheckpoint(
-            out / "checkpoints",
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_last=True,
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,  # when all of the epoch is done, schedule included
-        )
+        kept: dict[str, Any] = {
+            "dirpath": out / "checkpoints",
+            "enable_version_counter": False,  # replaced as a whole
+            "save_on_train_epoch_end": True,  # when all of the epoch is done, schedule included
+        }
+        self.checkpoints = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **kept)
         shows_bar = sys.stdout.isatty()
-        callbacks = [Fits(), self.checkpoints, console.ProgressBar() if shows_bar else console.ProgressLines(SHOWN)]
+        callbacks = [
+            self.checkpoints,
+            ModelCheckpoint(filename="last", **kept),  # behind the other, whose latest choice it holds
+            console.ProgressBar() if shows_bar else console.ProgressLines(SHOWN),
+        ]
         if self.config.early_stopping is not None:
-            callbacks.append(
-                EarlyStopping(monitor, mode=mode, patience=self.config.early_stopping, check_on_train_epoch_end=True)
-            )
+            patience = int(self.config.early_stopping)  # of a type of jsonargparse, which checkpoints could not hold
+            callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=True))
         trainer_config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         trainer_config["enable_progress_bar"] = shows_bar
         trainer_config["logger"] = [
@@ -133,7 +115,7 @@ def checkpoint_of(path: Path) -> dict[str, Any]:
     """What a file holds, in memory of the CPU."""
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint["state_dict"]  # noqa: B018
+        checkpoint["state_dict"]
     except Exception as error:  # whatever a damaged file leads to
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise tandem_module.CheckpointError(
@@ -159,13 +141,51 @@ def resumed_from(config: Any, module: Any) -> Path | None:
     return path
 
 
+def check(module: Any, datamodule: data.DataModule) -> None:
+    """Whether the network takes the samples and has an output for each class."""
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    classes, samples = datamodule.classes, datamodule.parts["train"]
+    if (samples.time_steps is not None) != (module.encoding == "spikes"):
+        wanted = "spikes" if samples.time_steps is not None else "constant or impulse"
+        raise RunError(f"--model.encoding must be {wanted} for these data, got {module.encoding}.")
+    x, target = samples[torch.arange(2), 0]
+    module.eval()
+    try:
+        with torch.no_grad():
+            output = module(x)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise RunError(
+            f"--model.ann does not take samples of {list(x.shape[1:])}:\n{str(error).splitlines()[0]}"
+        ) from error
+    module.train()
+    wanted_shape = [classes] if module.loss == "cross_entropy" else list(target.shape[1:])
+    if list(output.shape[1:]) != wanted_shape or (target.dim() == 1) != (module.loss == "cross_entropy"):
+        raise RunError(
+            f"--model.ann puts out {list(output.shape[1:])} for a sample. With --model.loss {module.loss} these data\n"
+            f"({classes} classes, targets of {list(target.shape[1:])}) need another network or loss."
+        )
+
+
+def begin(cli: CLI) -> None:
+    """Write the configuration and say what is going to happen."""
+    write(Path(cli.config.out) / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
+    twin = f"spiking twin, T = {cli.model.time_steps}" if cli.model.spiking else "ANN"
+    numbers = [f"{len(cli.datamodule.parts[part]):,}" for part in ("train", "val")]
+    print(
+        f"Training the {twin}, on {numbers[0]} samples, {numbers[1]} held out for validation, "
+        f"seed {cli.config.seed_everything}:",
+        flush=True,
+    )
+
+
 def write(path: Path, text: str) -> None:
     """As a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         file.write(text)
     Path(file.name).chmod(0o644)
-    os.replace(file.name, path)
+    Path(file.name).replace(path)
 
 
 def test(cli: CLI) -> dict[str, Any]:
@@ -263,15 +283,20 @@ def run(args: ArgsType = None) -> None:
         parser_kwargs={"description": __doc__.splitlines()[0]},
     )
     checkpoint = resumed_from(cli.config, cli.model)
-    out = Path(cli.config.out)
-    if rank_zero_only.rank == 0:
-        write(out / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
-        twin = "spiking twin" if cli.model.spiking else "ANN"
-        print(f"Training the {twin}, T = {cli.model.time_steps}, seed {cli.config.seed_everything}:", flush=True)
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
-    if cli.trainer.interrupted:
-        raise RunError(f"interrupted after {cli.trainer.current_epoch} epochs.\nGo on with --ckpt_path last.")
-    if rank_zero_only.rank == 0:
+    leads = rank_zero_only.rank == 0
+    if leads:  # before Lightning makes files of logs
+        check(cli.model, cli.datamodule)
+        begin(cli)
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    except SystemExit as signal:  # Lightning's answer to SIGINT and SIGTERM
+        last = Path(cli.config.out) / "checkpoints" / "last.ckpt"
+        advice = "Go on by the same command with --ckpt_path last." if last.exists() else "No epoch was complete."
+        raise RunError(f"interrupted in epoch {cli.trainer.current_epoch + 1}.\n{advice}") from signal
+    if not cli.checkpoints.best_model_path:
+        raise RunError("no epoch was left to train.\nRaise --trainer.max_epochs, or start a new run in another --out.")
+    if leads:
+        out = Path(cli.config.out)
         results = results_of(cli)
         write(out / "results.json", json.dumps(results, indent=2) + "\n")
         print(report(results, out))
@@ -279,6 +304,7 @@ def run(args: ArgsType = None) -> None:
 
 def main() -> None:
     console.quieten_lightning()
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of small convolutions
     try:
         run()
     except (RunError, data.DataError, tandem_module.CheckpointError, recipes.RecipeError) as error:
