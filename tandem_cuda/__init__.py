@@ -8,12 +8,13 @@ from ._load import load_library
 
 _C = load_library()
 
-from . import ops, reference  # noqa: E402 (the operators exist only once the library is loaded)
+from . import models, ops, reference  # noqa: E402 (the operators exist only once the library is loaded)
 from .activity import ActivityTable, LayerActivity, record_activity, synops  # noqa: E402
 from .anytime import AccuracyCurve, OperatingPoint, Prediction  # noqa: E402
 from .build_info import build_info  # noqa: E402
 from .checkpoint import from_authors  # noqa: E402
 from .convert import TandemNetwork, convert  # noqa: E402
+from .firing_rate import FiringRatePenalty  # noqa: E402
 from .freeze import FrozenNetwork, Stream, freeze  # noqa: E402
 from .neuron import IF, LIF  # noqa: E402
 from .nn import (  # noqa: E402
@@ -31,6 +32,7 @@ from .nn import (  # noqa: E402
     TandemDropout2d,
     TandemLinear,
 )
+from .quantisation import quantise, unquantise  # noqa: E402
 from .spike_train import SpikeTrain  # noqa: E402
 
 __version__: str = _C.__version__
@@ -43,6 +45,7 @@ __all__ = [
     "Decode",
     "Encode",
     "EncodedInput",
+    "FiringRatePenalty",
     "FrozenNetwork",
     "LayerActivity",
     "OperatingPoint",
@@ -64,8 +67,11 @@ __all__ = [
     "convert",
     "freeze",
     "from_authors",
+    "models",
     "ops",
+    "quantise",
     "record_activity",
     "reference",
     "synops",
+    "unquantise",
 ]

@@ -103,6 +103,7 @@ def synops(model: nn.Module, inputs: Any) -> ActivityTable:
     - A tandem layer fed by ``Encode`` multiplies its real input by the weights once, whatever T: ``analogue``.
     - An nn.Linear fed by ``Decode`` reads the counts once, after the last step: one operation for each count that is
       not zero and each output.
+    - Of a hybrid (``convert`` with ``spiking_layers``) the spiking layers alone are counted, not its ANN's.
     - Energy is an estimate of the arithmetic alone, without memory and neuron updates: 0.9 pJ for a SynOp (a float32
       addition) and 4.6 pJ for a MAC, also where a spiking layer reads real input and where a read-out multiplies
       counts (Horowitz, "Computing's energy problem", ISSCC 2014, doi:10.1109/ISSCC.2014.6757323: 45 nm process).

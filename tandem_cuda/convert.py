@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from .activity import _evaluating
 from .neuron import IF, LIF, Neuron
@@ -30,7 +31,7 @@ from .nn import (
     TandemDropout2d,
     TandemLinear,
 )
-from .nn.layer import TandemLayer
+from .nn.layer import TandemLayer, stored
 from .ops import checks
 from .ops.product import ENGINES
 from .spike_train import SpikeTrain
@@ -44,9 +45,23 @@ class TandemNetwork(nn.Module):
     the ANN's names, so that checkpoints of the two are the same.
     """
 
-    def __init__(self, snn: fx.GraphModule, ann: nn.Module) -> None:
+    spiking_layers: tuple[str, ...]
+    """Names in ``snn`` of the layers with neurons (pooling aside), in order of execution: tandem layers and joins."""
+    levels: dict[str, float] | None
+    """By name of a spiking layer, T * threshold: the activation at which it fires at every step. As calibration found
+    it, for :func:`convert` to be given again; None without calibration."""
+
+    def __init__(
+        self,
+        snn: fx.GraphModule,
+        ann: nn.Module,
+        spiking_layers: Iterable[str] = (),
+        levels: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
         self.snn = snn
+        self.spiking_layers = tuple(spiking_layers)
+        self.levels = None if levels is None else dict(levels)
         self._twin = (ann,)  # in a tuple, so that it is no submodule and its parameters are listed once
         self._tie_names()
         self.train(ann.training)
@@ -120,7 +135,7 @@ class TandemNetwork(nn.Module):
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, key = name.rpartition(".")
-    return module.get_submodule(path), key
+    return stored(module.get_submodule(path), key)
 
 
 def convert(
@@ -129,8 +144,9 @@ def convert(
     *,
     mode: str = "constant",
     neuron: Neuron = IF(),
-    calibrate: Tensor | Iterable[Any] | None = None,
+    calibrate: Tensor | Iterable[Any] | Mapping[str, float] | None = None,
     percentile: float = 99.9,
+    spiking_layers: int | None = None,
     engine: str = "auto",
 ) -> TandemNetwork:
     """Make the tandem SNN of an ANN (Wu et al. 2021), on the same parameters.
@@ -165,14 +181,24 @@ def convert(
     hold as they are. In deep networks the errors of rounding to whole spikes add up; training on, with gradients
     through the ANN as always, is for taking them back.
 
+    With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, ``Decode``, and behind it the ANN as
+    it is (Wu et al. 2022). As all stages share the ANN's parameters, the next stage is a conversion with k + 1. Layers
+    are counted in the order in which the ANN's forward runs their activations. A sum of branches with its ReLU is one
+    layer, so that the cut goes through a residual block only in front of the sum: then the branches that spike are
+    decoded and the ANN adds. The pooling behind the last spiking layer is the ANN's. What stands behind the cut need
+    not be convertible.
+
     Args:
         ann: the ANN. Its mode, train or eval, becomes that of the SNN.
         time_steps: T.
         mode: "constant" or "impulse", as for ``Encode``; or "spikes".
         neuron: of every spiking layer; with ``calibrate`` IF(...), whose threshold and amplitude are replaced.
         calibrate: inputs of the ANN: a batch, or an iterable of batches, or of tuples that begin with one, as a
-            DataLoader yields them. Run through the ANN in eval mode without gradient.
+            DataLoader yields them. Run through the ANN in eval mode without gradient. Or what came of it before,
+            ``TandemNetwork.levels``, which hold for any T; those of layers that this network has not are ignored.
         percentile: of a layer's activations in a batch, in (0, 100]; averaged over the batches.
+        spiking_layers: how many spike, from 1 to all of them; by default all. For less than all ``calibrate`` must be
+            given: the ANN behind the cut expects its activations, not counts.
         engine: "auto", "event" or "dense": of all spiking products.
 
     Returns:
@@ -190,6 +216,13 @@ def convert(
         raise ValueError(f"convert: mode must be 'constant', 'impulse' or 'spikes', got {mode!r}")
     if not isinstance(neuron, (IF, LIF)):
         raise TypeError(f"convert: neuron must be IF(...) or LIF(...), got {type(neuron).__name__}")
+    if spiking_layers is not None:
+        if isinstance(spiking_layers, bool) or not isinstance(spiking_layers, int):
+            raise TypeError(f"convert: spiking_layers must be an int, got {type(spiking_layers).__name__}")
+        if spiking_layers < 1:
+            raise ValueError(
+                f"convert: spiking_layers must be at least 1 (without any it is the ANN), got {spiking_layers}"
+            )
     checks.check_number("convert", "percentile", percentile)
     if not 0 < percentile <= 100:
         raise ValueError(f"convert: percentile must be in (0, 100], got {percentile}")
@@ -204,22 +237,44 @@ def convert(
             f"convert: ann must be traceable by torch.fx, whose trace of {type(ann).__name__} failed: {error}. Control "
             "flow must not depend on the values of tensors"
         ) from error
-    conversion = _Conversion(ann, graph, time_steps, mode, neuron, engine, scaled=calibrate is not None)
-    snn = conversion.run()
-    if calibrate is not None:
-        assert isinstance(neuron, IF)
+    settings = time_steps, mode, neuron, engine, calibrate is not None
+    conversion = _Conversion(ann, graph, *settings)
+    if spiking_layers is not None:
+        conversion = _cut(conversion, spiking_layers, lambda spiking: _Conversion(ann, graph, *settings, spiking))
+    snn = conversion.written()
+    names = [name for _, name in conversion.neurons]
+    if calibrate is None:
+        return TandemNetwork(snn, ann, names)
+    assert isinstance(neuron, IF)
+    if isinstance(calibrate, Mapping):
+        levels = _checked_levels(names, calibrate)
+    else:
         batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
         nodes = [node for node, _ in conversion.neurons]
-        for (_, name), level in zip(
-            conversion.neurons, _percentiles(ann, graph, nodes, batches, percentile), strict=True
-        ):
-            if not level > 0:
-                raise ValueError(
-                    f"convert: calibrate must make every layer active, but behind {name} the ANN is never positive"
-                )
-            layer: Any = snn.get_submodule(name)
-            layer.neuron = replace(neuron, threshold=level / time_steps, amplitude=level / time_steps)
-    return TandemNetwork(snn, ann)
+        levels = dict(zip(names, _percentiles(ann, graph, nodes, batches, percentile), strict=True))
+    for name, level in levels.items():
+        if not level > 0:
+            raise ValueError(
+                f"convert: calibrate must make every layer active, but behind {name} the ANN is never positive"
+            )
+        layer: Any = snn.get_submodule(name)
+        layer.neuron = replace(neuron, threshold=level / time_steps, amplitude=level / time_steps)
+    return TandemNetwork(snn, ann, names, levels)
+
+
+def _cut(whole: _Conversion, count: int, again: Callable[[set[fx.Node]], _Conversion]) -> _Conversion:
+    """A conversion of the first layers only; the whole one where these are all, or where it has to say why not."""
+    total = len(whole.neurons)
+    if count < total or (count == total and whole.problems):
+        if not whole.scaled:
+            raise ValueError(
+                f"convert: calibrate must be given with spiking_layers={count} of {total} (the ANN behind them expects "
+                "its activations, not counts), got None"
+            )
+        return again(_leading_to(node for node, _ in whole.neurons[:count]))
+    if count > total and not whole.problems:
+        raise ValueError(f"convert: spiking_layers must be at most the {total} that the ANN has, got {count}")
+    return whole
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,6 +297,18 @@ class _Recorder(fx.Interpreter):
             level = float(out.flatten().kthvalue(rank).values)
             self.levels[n] = level if level > 0 else float(out.max())  # where hardly any neuron is active
         return out
+
+
+def _checked_levels(names: list[str], levels: Mapping[str, float]) -> dict[str, float]:
+    """Those of the layers that there are, all of them."""
+    missing = [name for name in names if name not in levels]
+    if missing:
+        raise ValueError(f"convert: calibrate must hold a level for each spiking layer, got none for {missing}")
+    for name in names:
+        checks.check_number("convert", f"calibrate[{name!r}]", levels[name])
+        if not math.isfinite(levels[name]):
+            raise ValueError(f"convert: calibrate[{name!r}] must be finite, got {levels[name]}")
+    return {name: float(levels[name]) for name in names}
 
 
 def _percentiles(
@@ -384,9 +451,19 @@ class _Conversion:
     """One pass over the ANN's graph, writing the SNN's."""
 
     def __init__(
-        self, ann: nn.Module, graph: fx.Graph, time_steps: int, mode: str, neuron: Neuron, engine: str, scaled: bool
+        self,
+        ann: nn.Module,
+        graph: fx.Graph,
+        time_steps: int,
+        mode: str,
+        neuron: Neuron,
+        engine: str,
+        scaled: bool,
+        spiking: set[fx.Node] | None = None,
     ) -> None:
         self.ann = ann
+        self.spiking = spiking
+        """What leads to the layers that are to spike, and their activations; None for all that can."""
         self.nodes = list(graph.nodes)
         self.time_steps, self.mode, self.neuron, self.engine, self.scaled = time_steps, mode, neuron, engine, scaled
         self.graph = fx.Graph()
@@ -399,10 +476,15 @@ class _Conversion:
         self.neurons: list[tuple[fx.Node, str]] = []
         """The ANN's activations, and the spiking layers in their places."""
         self.before, self.last = self._order()
-
-    def run(self) -> fx.GraphModule:
         for node in self.nodes:
             self.values[node] = self._converted(node)
+
+    def written(self) -> fx.GraphModule:
+        """The SNN.
+
+        Raises:
+            ValueError: what cannot be converted, all of it.
+        """
         if self.problems:
             lines = "\n".join(f"  {name}: {why}" for name, why in self.problems.items())
             raise ValueError(f"convert: ann must have nothing but what can be converted; this cannot:\n{lines}")
@@ -412,8 +494,10 @@ class _Conversion:
         return fx.GraphModule(self.modules, self.graph, "SpikingTwin")
 
     def _order(self) -> tuple[set[fx.Node], set[fx.Node]]:
-        """What has a weight layer behind it; and the weight layers that have none, the read-outs."""
+        """What has a spiking weight layer behind it; and the weight layers that stay as they are, the read-outs."""
         before: set[fx.Node] = set()
+        if self.spiking is not None:
+            return self.spiking, set()
         last = set()
         for node in reversed(self.nodes):
             if any(user in before or self._is_weight(user) for user in node.users):
@@ -423,7 +507,7 @@ class _Conversion:
         return before, last
 
     def _is_weight(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and type(self.ann.get_submodule(str(node.target))) in _LAYERS
+        return node.op == "call_module" and _kind(self.ann.get_submodule(str(node.target))) in _LAYERS
 
     # -- one node
 
@@ -431,9 +515,12 @@ class _Conversion:
         values = [self.values[x] for x in node.all_input_nodes]
         if any(isinstance(x, _Broken) for x in values):
             return _Broken()
+        if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
+            dropout = node.target in (F.dropout, F.dropout2d)
+            return self._copied(node, node.name, self._as_module(node) if dropout else None)
         if node.op == "call_module":
             module = self.ann.get_submodule(str(node.target))
-            if type(module) in _LAYERS:
+            if _kind(module) in _LAYERS:
                 return self._weight(node, module)
             if isinstance(module, nn.modules.conv._ConvNd) and node in self.before:
                 return self._problem(node, _advice(module))  # not as a part of what stays in front
@@ -504,6 +591,8 @@ class _Conversion:
             if isinstance(x, _Real) or self._readable(x):
                 return self._copied(node)
             return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
+        if not all(_is_shareable(parametrizations) for _, parametrizations in _parametrized(module)):
+            return self._problem(node, "remove the parametrization of its weight; of those, only quantise's is shared")
         if isinstance(x, _Real):
             return _Current([_Branch(self._encode(x.node), str(node.target), module, encoded=True)])
         if isinstance(x, _Current) and self._readable(x):
@@ -520,8 +609,8 @@ class _Conversion:
         branch = x.branches[0] if isinstance(x, _Current) and len(x.branches) == 1 and not x.then else None
         if branch is None or branch.layer is None or branch.norm is not None:
             return self._problem(node, "put it directly behind a weight layer, whose weights it can fold into")
-        if type(norm) is not _LAYERS[type(branch.layer)][1]:
-            return self._problem(node, f"use nn.{_LAYERS[type(branch.layer)][1].__name__} behind {branch.name}")
+        if type(norm) is not _LAYERS[_kind(branch.layer)][1]:
+            return self._problem(node, f"use nn.{_LAYERS[_kind(branch.layer)][1].__name__} behind {branch.name}")
         if norm.running_mean is None or not norm.affine:
             return self._problem(node, "set affine=True and track_running_stats=True: the spiking twin folds them")
         return _Current([replace(branch, norm=norm)])
@@ -636,7 +725,10 @@ class _Conversion:
             return x.node
         if x.node not in self.decoded:
             name = self._register("decode", Decode())
-            self.decoded[x.node] = self.graph.call_module(name, (x.node,))
+            real = self.graph.call_module(name, (x.node,))
+            if self.spiking is not None:  # the ANN writes in place and asks for views where it likes
+                real = self.graph.call_method("clone", (real,), {"memory_format": torch.contiguous_format})
+            self.decoded[x.node] = real
         return self.decoded[x.node]
 
     def _encode(self, x: fx.Node) -> fx.Node:
@@ -667,14 +759,20 @@ class _Conversion:
     def _layer(self, branch: _Branch, neuron: Neuron) -> Any:
         """The tandem layer that holds a weight layer's parameters and its norm."""
         module: Any = branch.layer
-        tandem, _ = _LAYERS[type(module)]
+        tandem, _ = _LAYERS[_kind(module)]
         arguments = {
             name: getattr(module, name)
-            for name in inspect.signature(type(module)).parameters
+            for name in inspect.signature(_kind(module)).parameters
             if name not in ("bias", "device", "dtype")
         }
         layer = tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.engine)
-        layer.weight, layer.bias, layer.norm = module.weight, module.bias, branch.norm  # type: ignore[assignment]
+        layer.norm = branch.norm  # type: ignore[assignment]
+        for name in ("weight", "bias"):
+            owner, key = _owner(module, name)
+            setattr(layer, name, getattr(owner, key))
+        for name, parametrizations in _parametrized(module):
+            for parametrization in parametrizations:
+                parametrize.register_parametrization(layer, name, parametrization, unsafe=True)
         return layer
 
     def _register(self, name: str, module: nn.Module, replaces: bool = False) -> str:
@@ -714,6 +812,32 @@ class _Conversion:
             name += f" ({type(self.ann.get_submodule(str(node.target))).__name__})"
         self.problems[name] = why
         return _Broken()
+
+
+def _leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """These nodes and all that they depend on."""
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    return parametrize.type_before_parametrizations(module)
+
+
+def _parametrized(module: Any) -> list[tuple[str, Any]]:
+    """The names of its tensors that have parametrizations, with these."""
+    return list(module.parametrizations.items()) if parametrize.is_parametrized(module) else []
+
+
+def _is_shareable(parametrizations: Any) -> bool:
+    """Whether two layers can hold them, on one parameter: what has an inverse changes it where it is registered."""
+    return parametrizations.is_tensor and not any(hasattr(x, "right_inverse") for x in parametrizations)
 
 
 def _advice(module: nn.Module) -> str:

@@ -15,7 +15,7 @@ from ._table import table
 from .activity import _evaluating
 from .lif_rate import lif_rate
 from .nn import EncodedInput, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, SpikingMaxPool2d, TandemAdd
-from .nn.layer import TandemLayer
+from .nn.layer import TandemLayer, stored
 from .spike_train import SpikeTrain
 
 _POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d)
@@ -132,7 +132,7 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
 
 def _weights(name: str, layer: nn.Module) -> list[Tensor]:
     branches = layer.branches if isinstance(layer, TandemAdd) else [layer]
-    weights = [branch.weight for branch in branches if isinstance(branch, TandemLayer)]
+    weights = [getattr(*stored(branch, "weight")) for branch in branches if isinstance(branch, TandemLayer)]
     if not weights or not all(weight.requires_grad for weight in weights):
         raise ValueError(f"diagnose: model must have layers with weights that require gradients, got {name!r} without")
     return weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from . import ops
+from .events import event_planes
 from .ops import checks
 
 
@@ -79,6 +80,51 @@ class SpikeTrain:
         if dtype is None:
             dtype = spikes.dtype if spikes.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
         return cls(bits, spikes.shape[0], dtype=dtype)
+
+    @classmethod
+    def from_events(
+        cls,
+        t: Any,
+        x: Any,
+        y: Any,
+        p: Any = None,
+        *,
+        time_steps: int,
+        size: int | Sequence[int],
+        window: tuple[float, float] | None = None,
+        downsample: int = 1,
+        dtype: torch.dtype | None = None,
+    ) -> SpikeTrain:
+        """Bin a recording of an event camera into time steps, directly into bit planes.
+
+        A neuron spikes in a step if one or more events of its pixels and polarity fall into it. Step i (from 0 on)
+        takes the times from start + i * (stop - start) / T, inclusive, to start + (i + 1) * (stop - start) / T,
+        exclusive.
+
+        Args:
+            t: [E] times of E events, in any order and unit; integers or floating point.
+            x: [E] columns, integers in [0, W).
+            y: [E] rows, integers in [0, H).
+            p: [E] polarities, 0 and 1 or bool, which become channels; None makes one channel of all events.
+            time_steps: T.
+            size: H and W of the sensor, an int or a pair.
+            window: start and stop in the unit of ``t``; other events are left out. By default from the first event to
+                the last (of integers: to the end of that tick).
+            downsample: blocks of this many rows and columns are one pixel; those at the border may be smaller.
+            dtype: of ``count``; by default torch's default dtype.
+
+        Arguments of one dimension may be numpy arrays, CPU Tensors or lists.
+
+        Returns:
+            A train of one sample on the CPU, [1, C, ceil(H / downsample), ceil(W / downsample)]; without events it has
+            no spikes. For a batch: ``SpikeTrain(torch.cat([train.bits for train in trains], 1), T)``.
+
+        Raises:
+            TypeError: an argument of the wrong type, dtype or number of dimensions.
+            ValueError: events of different number; a coordinate or polarity out of its range; a time that is not
+                finite; ``time_steps``, ``size``, ``window`` or ``downsample`` out of its range.
+        """
+        return cls(event_planes(t, x, y, p, time_steps, size, window, downsample), time_steps, dtype=dtype)
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Unpack to [T, N, ...] of 0 and 1, by default in the dtype of ``count``."""

@@ -1,6 +1,9 @@
 """Fixtures that several test files share."""
 
+import functools
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 # Threads that spin while they wait slow each other down where others use the processor too. Read when torch is loaded.
@@ -21,6 +24,8 @@ torch.set_num_threads(1)
 
 # Golden values computed by the implementation that the paper's authors published; kept beside the repository.
 ORACLE = Path(__file__).parents[2] / "shared" / "oracle"
+# Real data sets, packed, and what unpacks them; kept there too. CIFAR-10's images are lossy JPEG copies.
+LAY_OUT = Path(__file__).parents[2] / "shared" / "data" / "lay_out.py"
 
 
 def pytest_report_header() -> str:
@@ -39,6 +44,21 @@ def oracle() -> Path:
     if not ORACLE.is_dir():
         pytest.skip(f"no golden values: {ORACLE} is not a folder")
     return ORACLE
+
+
+@pytest.fixture(scope="session")
+def laid_out(tmp_path_factory):
+    """Call it with "mnist", "nmnist" or "cifar10" for a folder with that data set; skips where it is absent."""
+
+    @functools.cache
+    def folder(name: str) -> Path:
+        if not LAY_OUT.is_file():
+            pytest.skip(f"no data: {LAY_OUT} is no file")
+        folder = tmp_path_factory.mktemp(name)
+        subprocess.run([sys.executable, LAY_OUT, folder, name], check=True, capture_output=True)
+        return folder
+
+    return folder
 
 
 @pytest.fixture(autouse=True)

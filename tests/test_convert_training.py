@@ -16,21 +16,16 @@ from torch import nn
 
 from tandem_cuda import convert
 
-LAY_OUT = Path(__file__).parents[2] / "shared" / "data" / "lay_out.py"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "convert_pretrained.py"
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cifar10(tmp_path_factory):
+def cifar10(laid_out):
     """A folder with train and test, each with a folder per class."""
-    if not LAY_OUT.is_file():
-        pytest.skip(f"no images: {LAY_OUT} is no file")
     pytest.importorskip("torchvision")
-    folder = tmp_path_factory.mktemp("data")
-    subprocess.run([sys.executable, LAY_OUT, folder, "cifar10"], check=True, capture_output=True)
-    return folder / "cifar10"
+    return laid_out("cifar10") / "cifar10"
 
 
 @pytest.fixture(scope="module")

@@ -165,9 +165,9 @@ class TandemAdd(nn.Module):
         self, pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int], steps: int
     ) -> SpikingWeights:
         """The joint weights, from the last call where nothing has changed since."""
-        if torch.compiler.is_compiling():
-            return _joint(pairs, parts, low, kernel, steps)
         layers = [branch for branch, _ in pairs if isinstance(branch, TandemLayer)]
+        if torch.compiler.is_compiling() or any(layer._computes_weights() for layer in layers):
+            return _joint(pairs, parts, low, kernel, steps)
         eps = [None if layer.norm is None else layer.norm.eps for layer in layers]
         sizes = [(part.bits.shape[2], part.geometry) for part in parts]
         first = pairs[0][1]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .. import ops
 from ..neuron import IF, LIF, Neuron
@@ -42,7 +43,8 @@ class TandemLayer(nn.Module, ABC):
 
     Where no gradient is asked for and batch norm is in eval mode, the folded and rearranged weights are kept from call
     to call until a parameter or a statistic changes. Changes that go around autograd's version counter, in place
-    through ``parameter.data``, are noticed at the next ``train()`` or ``eval()``.
+    through ``parameter.data``, are noticed at the next ``train()`` or ``eval()``. Of parametrised weights nothing is
+    kept.
 
     Under ``torch.autocast`` the product with real input runs in the lower precision, as that of any convolution. What
     has to do with spikes keeps the precision of the weights: spiking is a threshold, which rounding moves.
@@ -74,6 +76,12 @@ class TandemLayer(nn.Module, ABC):
         self.norm = None if norm is None else self._new_norm()
 
     def forward(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
+        if self._computes_weights() and not torch.compiler.is_compiling():
+            with parametrize.cached():  # once for all that reads them
+                return self._run(x)
+        return self._run(x)
+
+    def _run(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
         if isinstance(x, SpikeTrain):
             return self._from_spikes(x)
         if isinstance(x, EncodedInput):
@@ -277,6 +285,10 @@ class TandemLayer(nn.Module, ABC):
         scale = gain if amplitude == 1 else gain * amplitude
         return SpikingWeights(weight, packed, scale, per_step(self._folded_bias(gain), steps))
 
+    def _computes_weights(self) -> bool:
+        """Whether they come of a parametrisation, whose state nothing tells."""
+        return parametrize.is_parametrized(self)
+
     def _tensors(self) -> list[Tensor]:
         """All that the spiking twin's weights depend on."""
         norm = self.norm
@@ -288,7 +300,7 @@ class TandemLayer(nn.Module, ABC):
     @torch.no_grad()
     def _kept(self, steps: int, amplitude: float) -> SpikingWeights:
         """As _scaled, from the last call where nothing has changed since."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._computes_weights():
             return self._scaled(steps, amplitude, self._packed())
         stamp = Stamp(self._tensors(), (steps, amplitude, None if self.norm is None else self.norm.eps))
         frozen = self._frozen  # read and written once: threads may share the layer
@@ -300,7 +312,7 @@ class TandemLayer(nn.Module, ABC):
     def _packed(self) -> Tensor:
         """The weights, rearranged for the kernels; from the last call where they have not changed since."""
         groups = getattr(self, "groups", 1)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._computes_weights():
             return ops.pack_weight(self._kernel_weight(), groups)
         stamp, pack = Stamp([self.weight], None), self._pack
         if pack is None or not pack[0].holds(stamp):
@@ -425,6 +437,13 @@ def _recomputing() -> bool:
     other spikes than it did.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def stored(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Where a module keeps one of its tensors: in itself, or behind the tensor's parametrisation."""
+    if parametrize.is_parametrized(module, name):
+        return module.parametrizations[name], "original"  # type: ignore[index, return-value]  # a ModuleDict
+    return module, name
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

@@ -1,0 +1,243 @@
+"""TandemModule: a network and its training as PyTorch Lightning runs it, spiking or not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tandem_cuda import SpikeTrain, TandemNetwork, convert, record_activity
+from tandem_cuda.diagnostics import diagnose
+
+
+class CheckpointError(Exception):
+    """A checkpoint that does not belong to this run; a message of one or two lines."""
+
+
+class TandemModule(lightning.LightningModule):
+    """An ANN's spiking twin, or the ANN itself, with its loss, optimiser and logs.
+
+    Either way the checkpoint holds the ANN's parameters under the same names: one of the SNN loads into the ANN twin.
+
+    Logged each epoch: train_loss, val_loss, and with labels train_accuracy and val_accuracy. Of spiking networks, on
+    the first validation batch: firing_rate/LAYER, synops (per sample), count_error/LAYER (diagnostics.diagnose).
+
+    Args:
+        ann: the network; ``convert`` must be able to convert it.
+        time_steps: T.
+        encoding: how the input becomes spikes: "constant" or "impulse" for images, "spikes" for recorded spikes.
+        spiking: whether to train the spiking twin, or the ANN as a baseline (of recordings it gets the counts).
+        loss: "cross_entropy" with labels, "mse" with targets of the output's shape.
+        learning_rate: the highest one.
+        weight_decay: of AdamW.
+        schedule: of the learning rate, over all steps: "one_cycle", "cosine" down to 0, or "none".
+        seed: of dropout; each step is seeded by it and its number, so that a resumed run does what the other did.
+    """
+
+    def __init__(
+        self,
+        ann: nn.Module,
+        time_steps: int = 8,
+        encoding: Literal["constant", "impulse", "spikes"] = "constant",
+        spiking: bool = True,
+        loss: Literal["cross_entropy", "mse"] = "cross_entropy",
+        learning_rate: float = 5e-3,
+        weight_decay: float = 0.01,
+        schedule: Literal["one_cycle", "cosine", "none"] = "one_cycle",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.net: nn.Module = convert(ann, time_steps, mode=encoding) if spiking else ann
+        self.time_steps = time_steps
+        self.encoding = encoding
+        self.spiking = spiking
+        self.loss = loss
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.seed = seed
+        self.penalty: Callable[[], Tensor] | None = None
+        """A further term of the training loss, of the latest forward pass; recipes.RateRegulariser sets it."""
+        self.seconds = 0.0
+        """Spent in training so far, validation and the runs before this one included."""
+        self._steps: int | None = None  # of the schedule, in all; and that of the checkpoint resumed from
+        self._resumed_steps: int | None = None
+        self._first_batch: tuple[Any, Tensor] | None = None
+
+    @property
+    def ann(self) -> nn.Module:
+        """The ANN, on whose parameters ``net`` runs."""
+        return self.net.ann() if isinstance(self.net, TandemNetwork) else self.net
+
+    def forward(self, x: Tensor | SpikeTrain) -> Tensor:
+        return self.net(x.count if isinstance(x, SpikeTrain) and not isinstance(self.net, TandemNetwork) else x)
+
+    def network_at(self, time_steps: int) -> TandemNetwork:
+        """The spiking twin of the same ANN in another number of steps.
+
+        Currents add up to the same pre-activation, in fewer and larger or more and smaller ones: so batch norm's
+        statistics hold. (What a network says before its T steps are over is FrozenNetwork.accuracy_curve's.)
+        """
+        levels = self.net.levels if isinstance(self.net, TandemNetwork) else None
+        if levels is not None:  # of a recipe; thresholds that are a share of these whatever T
+            return convert(self.ann, time_steps, mode=self.encoding, calibrate=levels, spiking_layers=len(levels))
+        net = convert(self.ann, time_steps, mode=self.encoding)
+        if self.encoding == "constant":  # Encode gives X in every step: T times in training
+            encode: Any = net.snn.get_submodule("encode")
+            encode.scale = self.time_steps / time_steps
+        return net
+
+    def loss_of(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss; half precision is left before it."""
+        if self.loss == "mse":
+            return F.mse_loss(output.float(), target)
+        return F.cross_entropy(output.float(), target)
+
+    # -- what Lightning calls
+
+    def on_train_start(self) -> None:
+        if self._resumed_steps not in (None, self._steps):
+            raise CheckpointError(
+                f"the checkpoint's learning rates are for {self._resumed_steps} steps in all, this run's for "
+                f"{self._steps}.\n"
+                "Resume with the epochs, batches and processes it was started with (config.yaml beside its folder)."
+            )
+
+    def on_train_epoch_start(self) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        words = [self.seed, self.global_step, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+
+    def training_step(self, batch: tuple[Any, Tensor], batch_index: int) -> Tensor:
+        x, target = batch
+        output = self(x)
+        loss = self.loss_of(output, target)
+        self._log_batch("train", output, target, loss)
+        return loss if self.penalty is None else loss + self.penalty()
+
+    def validation_step(self, batch: tuple[Any, Tensor], batch_index: int) -> None:
+        x, target = batch
+        if batch_index == 0 and isinstance(self.net, TandemNetwork):
+            self._first_batch = x, target
+            with record_activity(self.net.snn) as record:
+                output = self(x)
+            table = record.table()
+            self._log_here({f"firing_rate/{a.name}": a.firing_rate for a in table if a.firing_rate is not None})
+            self._log_here({"synops": sum(a.synops for a in table)})
+        else:
+            output = self(x)
+        self._log_batch("val", output, target, self.loss_of(output, target))
+
+    def on_validation_epoch_end(self) -> None:
+        if self._first_batch is not None and isinstance(self.net, TandemNetwork):
+            x, target = self._first_batch
+            agreement = diagnose(self.net.snn, x, lambda output: self.loss_of(output, target))
+            self._log_here({f"count_error/{layer.name}": layer.count_error for layer in agreement})
+        self._first_batch = None
+
+    def on_train_epoch_end(self) -> None:
+        self.seconds += time.perf_counter() - self._start
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        if self.schedule == "none":
+            return optimizer
+        self._steps = steps = max(1, int(self.trainer.estimated_stepping_batches))
+        scheduler: Any
+        if self.schedule == "one_cycle":
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+        else:
+            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _log_batch(self, part: str, output: Tensor, target: Tensor, loss: Tensor) -> None:
+        values = {f"{part}_loss": loss}
+        if self.loss == "cross_entropy":
+            values[f"{part}_accuracy"] = (output.argmax(1) == target).float().mean()
+        self.log_dict(
+            values, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(target)
+        )  # sums over processes and divides by all samples
+
+    def _log_here(self, values: dict[str, Any]) -> None:
+        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=False, batch_size=1)
+
+    # -- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tandem"] = {**self._identity(), "seconds": self.seconds, "steps": self._steps}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_checkpoint(checkpoint)
+        self.seconds, self._resumed_steps = checkpoint["tandem"]["seconds"], checkpoint["tandem"]["steps"]
+
+    def _identity(self) -> dict[str, Any]:
+        if not self.spiking:
+            return {"spiking": False}
+        return {"spiking": True, "time_steps": self.time_steps, "encoding": self.encoding}
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network or another T.
+
+        Raises:
+            CheckpointError: says what differs.
+        """
+        theirs = {name: list(x.shape) for name, x in checkpoint.get("state_dict", {}).items()}
+        ours = {name: list(x.shape) for name, x in self.state_dict().items()}
+        for name in [*ours, *theirs]:
+            if theirs.get(name) != ours.get(name):
+                got, want = (str(shapes.get(name, "missing")) for shapes in (theirs, ours))
+                raise CheckpointError(
+                    f"the checkpoint is of another network: {name} is {got} there and {want} here.\n"
+                    "Run it with the configuration that it was trained with (config.yaml beside its folder)."
+                )
+        settings = checkpoint.get("tandem", {})
+        for name, value in self._identity().items():
+            if settings.get(name) != value:
+                raise CheckpointError(
+                    f"the checkpoint was trained with {name} = {settings.get(name)}, this run has {value}.\n"
+                    f"Resume with --model.{name} {settings.get(name)}, or start a new run in another --out."
+                )
+
+
+@torch.no_grad()
+def evaluate(module: TandemModule, net: nn.Module, batches: Any, device: torch.device) -> dict[str, Any]:
+    """Mean loss, accuracy where there are labels, and for a spiking network what its layers did.
+
+    Args:
+        module: whose loss it is.
+        net: module.net, or what module.network_at returns.
+        batches: of samples and targets.
+        device: where to compute.
+    """
+    net.to(device).eval()
+    loss, correct, samples = 0.0, 0, 0
+    with record_activity(net.snn if isinstance(net, TandemNetwork) else net) as record:
+        for batch in batches:
+            x, target = (part.to(device) for part in batch)
+            output = net(x.count if isinstance(x, SpikeTrain) and not module.spiking else x)
+            loss += float(module.loss_of(output, target)) * len(target)
+            samples += len(target)
+            if module.loss == "cross_entropy":
+                correct += int((output.argmax(1) == target).sum())
+    results: dict[str, Any] = {"samples": samples, "loss": loss / samples}
+    if module.loss == "cross_entropy":
+        results["accuracy"] = correct / samples
+    if isinstance(net, TandemNetwork):
+        table = record.table()
+        spiking = [(a.firing_rate, a.neurons) for a in table if a.firing_rate is not None]
+        neurons = sum(n for _, n in spiking)
+        results["firing_rate"] = sum(rate * n for rate, n in spiking) / neurons
+        results["synops_per_sample"] = sum(a.synops for a in table)
+        results["snn_macs_per_sample"] = sum(a.macs for a in table if a.analogue)
+        results["ann_macs_per_sample"] = sum(a.macs for a in table)
+        results["layers"] = [asdict(a) for a in table]
+    return results

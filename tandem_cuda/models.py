@@ -1,0 +1,243 @@
+"""The networks of the tandem-learning paper as plain PyTorch ANNs; ``tandem_cuda.convert`` makes their spiking twins.
+
+Wu et al., "A Tandem Learning Rule for Effective Training and Rapid Inference of Deep Spiking Neural Networks", IEEE
+TNNLS 2021, doi:10.1109/TNNLS.2021.3095724. One definition, two twins on the same parameters::
+
+    ann = tandem_cuda.models.cifarnet()
+    snn = tandem_cuda.convert(ann, time_steps=8)
+
+Batch norm is behind every hidden weight layer, with the eps = 1e-4 and momentum = 0.9 of the networks that the authors
+published (https://github.com/deepspike/tandem_learning). The momentum matters: the spiking twin folds batch norm's
+*running* statistics, which with PyTorch's 0.1 take dozens of steps, layer after layer, to come near those of the
+batches; until then deep layers are silent and nothing is learnt. What differs from the published networks:
+
+- Layers in front of batch norm have no bias, which it would take out again.
+- Dropout in front of the read-out is on in training alone (theirs stays on when testing).
+- They return logits (theirs: their log_softmax).
+
+Strided convolutions stand in place of pooling, as theirs. Weights have PyTorch's initialisation.
+
+Layers are named conv1, norm1, relu1, conv2, ... flatten, hidden, hidden_norm, hidden_relu, dropout, readout.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .ops import checks
+
+__all__ = ["Autoencoder", "alexnet", "autoencoder", "cifarnet", "mnist_cnn", "nmnist_net", "small_cifarnet", "vgg11"]
+
+_NORM: dict[str, Any] = {"eps": 1e-4, "momentum": 0.9}
+
+
+def mnist_cnn(
+    in_channels: int = 1, classes: int = 10, size: int | Sequence[int] = 28, dropout: float = 0.0
+) -> nn.Sequential:
+    """Three convolutions and two linear layers, for digits: 32, 64 (stride 2), 64 (stride 2), 128, classes.
+
+    Not of the paper, whose MNIST networks are not published: of the size that digits ask for.
+
+    Args:
+        in_channels: C.
+        classes: outputs.
+        size: H and W of the input, an int or a pair.
+        dropout: probability, in front of the read-out.
+
+    Shape:
+        [N, C, H, W] -> logits [N, classes].
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range.
+    """
+    return _cnn("mnist_cnn", (32, 64, 64), (1, 2, 2), 128, in_channels, classes, size, dropout)
+
+
+def cifarnet(
+    in_channels: int = 3, classes: int = 10, size: int | Sequence[int] = 32, dropout: float = 0.2
+) -> nn.Sequential:
+    """CifarNet of Wu et al. 2021: 128, 256 (stride 2), 512 (stride 2), 1024, 512, 1024, classes.
+
+    Args and errors as :func:`mnist_cnn`.
+
+    Shape:
+        [N, C, H, W] -> logits [N, classes].
+    """
+    return _cnn("cifarnet", (128, 256, 512, 1024, 512), (1, 2, 2, 1, 1), 1024, in_channels, classes, size, dropout)
+
+
+def small_cifarnet(
+    in_channels: int = 3, classes: int = 10, size: int | Sequence[int] = 32, dropout: float = 0.0
+) -> nn.Sequential:
+    """CifarNet with a sixteenth of the channels, for CPUs: 8, 16 (stride 2), 32 (stride 2), 64, 32, 64, classes.
+
+    Args and errors as :func:`mnist_cnn`.
+
+    Shape:
+        [N, C, H, W] -> logits [N, classes].
+    """
+    return _cnn("small_cifarnet", (8, 16, 32, 64, 32), (1, 2, 2, 1, 1), 64, in_channels, classes, size, dropout)
+
+
+def alexnet(
+    in_channels: int = 3, classes: int = 10, size: int | Sequence[int] = 32, dropout: float = 0.2
+) -> nn.Sequential:
+    """AlexNet for small images: 96, 256 (stride 2), 384 (stride 2), 384, 256, 1024, classes.
+
+    The channels are those of Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks",
+    2012; kernels are 3 x 3, one linear layer of 1024 stands for two of 4096, strides stand for max pooling.
+
+    Args and errors as :func:`mnist_cnn`.
+
+    Shape:
+        [N, C, H, W] -> logits [N, classes].
+    """
+    return _cnn("alexnet", (96, 256, 384, 384, 256), (1, 2, 2, 1, 1), 1024, in_channels, classes, size, dropout)
+
+
+def vgg11(
+    in_channels: int = 3, classes: int = 10, size: int | Sequence[int] = 32, dropout: float = 0.2
+) -> nn.Sequential:
+    """VGG11 for small images: 64, 128 (s2), 256 (s2), 256, 512 (s2), 512, 512 (s2), 512, 1024, classes; s2: stride 2.
+
+    The channels are those of Simonyan & Zisserman, "Very Deep Convolutional Networks", ICLR 2015, arXiv:1409.1556,
+    configuration A. A convolution of stride 2 stands for the max pooling in front of it, the last pooling is left out,
+    and one linear layer of 1024 stands for two of 4096.
+
+    Args and errors as :func:`mnist_cnn`.
+
+    Shape:
+        [N, C, H, W] -> logits [N, classes].
+    """
+    channels, strides = (64, 128, 256, 256, 512, 512, 512, 512), (1, 2, 2, 1, 2, 1, 2, 1)
+    return _cnn("vgg11", channels, strides, 1024, in_channels, classes, size, dropout)
+
+
+def nmnist_net(
+    in_channels: int = 2,
+    classes: int = 10,
+    size: int | Sequence[int] = 34,
+    dropout: float = 0.0,
+    channels: Sequence[int] = (32, 64, 64),
+    hidden: int = 128,
+) -> nn.Sequential:
+    """Convolutions, all but the first with stride 2, and two linear layers, for recordings of event cameras.
+
+    Convert it with mode "spikes"; its ANN takes the counts. N-MNIST: [N, 2, 34, 34] as it is; DVS128 Gesture (11
+    classes) and CIFAR10-DVS (10), whose sensor has 128 x 128 pixels: size 32 after downsampling by 4, or 64 by 2. Not
+    of the paper, whose network for N-MNIST is not published.
+
+    Args:
+        in_channels: C, 2 for both polarities.
+        classes: outputs.
+        size: H and W of the input, an int or a pair.
+        dropout: probability, in front of the read-out.
+        channels: output channels of each convolution.
+        hidden: output features of the first linear layer.
+
+    Shape:
+        [N, C, H, W] -> logits [N, classes].
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range.
+    """
+    if isinstance(channels, (str, int)) or not isinstance(channels, Sequence):
+        raise TypeError(f"nmnist_net: channels must be a sequence of ints, got {channels!r}")
+    strides = [1, *[2] * (len(channels) - 1)]
+    return _cnn("nmnist_net", channels, strides, hidden, in_channels, classes, size, dropout)
+
+
+class Autoencoder(nn.Module):
+    """Linear layers that make an input out of a code again; what :func:`autoencoder` returns."""
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(torch.flatten(x, 1)).reshape(x.shape)
+
+
+def autoencoder(features: int = 784, hidden: Sequence[int] = (128, 64, 32, 64, 128)) -> Autoencoder:
+    """The autoencoder of Wu et al. 2021 (image reconstruction): 784-128-64-32-64-128-784.
+
+    The last layer is analogue: it makes pixels out of spike counts. Batch norm is behind the hidden layers. For modes
+    "constant" and "impulse" of ``convert``: its output has the shape of its input, which a spike train does not have.
+
+    Args:
+        features: inputs and outputs, C * H * W of an image.
+        hidden: output features of each hidden layer.
+
+    Shape:
+        [N, ...] with ``features`` elements a sample -> the same.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range.
+    """
+    _check_size("autoencoder", "features", features)
+    if isinstance(hidden, (str, int)) or not isinstance(hidden, Sequence):
+        raise TypeError(f"autoencoder: hidden must be a sequence of ints, got {hidden!r}")
+    if not hidden:
+        raise ValueError("autoencoder: hidden must have at least one layer, got none")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    width = features
+    for i, size in enumerate(hidden, start=1):
+        _check_size("autoencoder", "hidden", size)
+        layers[f"fc{i}"] = nn.Linear(width, size, bias=False)
+        layers[f"norm{i}"] = nn.BatchNorm1d(size, **_NORM)
+        layers[f"relu{i}"] = nn.ReLU()
+        width = size
+    layers["readout"] = nn.Linear(width, features)
+    return Autoencoder(nn.Sequential(layers))
+
+
+def _cnn(
+    op: str,
+    channels: Sequence[int],
+    strides: Sequence[int],
+    hidden: int,
+    in_channels: int,
+    classes: int,
+    size: int | Sequence[int],
+    dropout: float,
+) -> nn.Sequential:
+    """3 x 3 convolutions with padding 1, a hidden linear layer, a read-out."""
+    _check_size(op, "in_channels", in_channels)
+    _check_size(op, "classes", classes)
+    _check_size(op, "hidden", hidden)
+    height, width = checks.pair(op, "size", size)
+    _check_size(op, "size", min(height, width))
+    checks.check_number(op, "dropout", dropout)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{op}: dropout must be in [0, 1), got {dropout}")
+    if not channels:
+        raise ValueError(f"{op}: channels must have at least one layer, got none")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, (out_channels, stride) in enumerate(zip(channels, strides, strict=True), start=1):
+        _check_size(op, "channels", out_channels)
+        layers[f"conv{i}"] = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        layers[f"norm{i}"] = nn.BatchNorm2d(out_channels, **_NORM)
+        layers[f"relu{i}"] = nn.ReLU()
+        in_channels, height, width = out_channels, -(-height // stride), -(-width // stride)
+    layers["flatten"] = nn.Flatten()
+    layers["hidden"] = nn.Linear(in_channels * height * width, hidden, bias=False)
+    layers["hidden_norm"] = nn.BatchNorm1d(hidden, **_NORM)
+    layers["hidden_relu"] = nn.ReLU()
+    layers["dropout"] = nn.Dropout(dropout)
+    layers["readout"] = nn.Linear(hidden, classes)
+    return nn.Sequential(layers)
+
+
+def _check_size(op: str, argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {argument} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{op}: {argument} must be at least 1, got {value}")

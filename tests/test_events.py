@@ -1,0 +1,122 @@
+"""SpikeTrain.from_events against an obvious reference."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tandem_cuda import SpikeTrain
+
+
+def obvious(t, x, y, p, time_steps, size, start, stop, downsample=1):
+    """Event by event, in exact numbers, into a dense train [T, 1, C, H, W]."""
+    height, width = (-(-n // downsample) for n in size)
+    spikes = torch.zeros(time_steps, 1, 1 if p is None else 2, height, width)
+    for i in range(len(t)):
+        if start <= t[i] < stop:
+            step = (Fraction(int(t[i])) - start) * time_steps // (stop - start)
+            spikes[int(step), 0, 0 if p is None else int(p[i]), y[i] // downsample, x[i] // downsample] = 1
+    return spikes
+
+
+def events(seed, number, size=(5, 7), last=1000):
+    random = np.random.default_rng(seed)
+    t, x, y, p = (random.integers(0, end, number) for end in (last, size[1], size[0], 2))
+    return t, x, y, p
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    number=st.integers(1, 200),
+    time_steps=st.integers(1, 20),
+    downsample=st.integers(1, 8),
+    polarity=st.booleans(),
+    window=st.none() | st.tuples(st.integers(-10, 500), st.integers(1, 700)),
+)
+def test_reference(seed, number, time_steps, downsample, polarity, window):
+    t, x, y, p = events(seed, number)
+    p = p if polarity else None
+    start, stop = (int(t.min()), int(t.max()) + 1) if window is None else (window[0], sum(window))
+    got = SpikeTrain.from_events(
+        t,
+        x,
+        y,
+        p,
+        time_steps=time_steps,
+        size=(5, 7),
+        downsample=downsample,
+        window=None if window is None else (start, stop),
+    )
+    want = obvious(t, x, y, p, time_steps, (5, 7), start, stop, downsample)
+    assert torch.equal(got.to_dense(), want)
+    assert torch.equal(got.bits, SpikeTrain.from_dense(want).bits)
+
+
+@pytest.mark.parametrize("dtype", [np.uint64, np.uint32, np.int64, np.float64])
+def test_dtypes_of_times(dtype):
+    """Late times in unsigned integers, as cameras write them; bool polarities and small coordinates."""
+    t, x, y, p = events(3, 500)
+    late = (t + 2**31).astype(dtype)
+    window = (2**31, 2**31 + 1000)
+    got = SpikeTrain.from_events(
+        late, x.astype(np.uint16), y.astype(np.int16), p.astype(bool), time_steps=9, size=(5, 7), window=window
+    )
+    assert torch.equal(got.to_dense(), obvious(t, x, y, p, 9, (5, 7), 0, 1000))
+
+
+def test_floating_point_times():
+    got = SpikeTrain.from_events([0.0, 0.25, 0.5, 1.0], [0, 1, 2, 3], [0] * 4, time_steps=4, size=(1, 4))
+    assert got.to_dense()[:, 0, 0, 0].tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    alone = SpikeTrain.from_events([3.5], [0], [0], time_steps=4, size=1)
+    assert alone.to_dense().flatten().tolist() == [1, 0, 0, 0]
+    halves = SpikeTrain.from_events([1, 2], [0, 0], [0, 0], time_steps=2, size=1, window=(0.5, 2.5))
+    assert halves.to_dense().flatten().tolist() == [1, 1]
+
+
+def test_tensors_and_dtype():
+    t, x, y, p = (torch.from_numpy(a) for a in events(0, 50))
+    got = SpikeTrain.from_events(t, x, y, p, time_steps=8, size=(5, 7), dtype=torch.float64)
+    assert got.dtype == got.count.dtype == torch.float64
+    assert got.shape == (1, 2, 5, 7)
+    assert got.bits.is_contiguous(memory_format=torch.channels_last) or got.bits.stride()[2] == 1
+
+
+def test_no_events():
+    train = SpikeTrain.from_events([], [], np.zeros(0, int), time_steps=9, size=4)
+    assert train.shape == (1, 1, 4, 4)
+    assert not train.bits.any()
+
+
+GOOD = {"t": [0, 1], "x": [0, 6], "y": [0, 4], "p": [0, 1], "time_steps": 8, "size": (5, 7)}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": [0, 7]}, ValueError, r"x must be in \[0, 7\), got 7 \(1 of 2 events\)"),
+        ({"x": np.array([0, 2**16 - 1], np.uint16)}, ValueError, r"x must be in \[0, 7\), got 65535"),
+        ({"y": [-1, 0]}, ValueError, r"y must be in \[0, 5\), got -1"),
+        ({"p": [1, -1]}, ValueError, r"p must be in \[0, 2\), got -1"),
+        ({"p": [0.0, 1.0]}, TypeError, "p must be of integers, got float64"),
+        ({"x": [1]}, ValueError, "x must have as many events as t, 2, got 1"),
+        ({"t": [[0, 1]]}, TypeError, r"t must be one-dimensional and of numbers, got \[1, 2\] of int64"),
+        ({"t": ["a", "b"]}, TypeError, "t must be one-dimensional and of numbers"),
+        ({"t": [True, False]}, TypeError, "t must be of integers or floating point numbers, got bool"),
+        ({"t": [0, float("nan")]}, ValueError, "t must be finite, got nan"),
+        ({"time_steps": 0}, ValueError, "time_steps must be at least 1, got 0"),
+        ({"size": 0}, ValueError, "size must be at least 1 x 1, got 0 x 0"),
+        ({"size": 3.5}, TypeError, "size must be an int or a pair of ints"),
+        ({"downsample": 0}, ValueError, "downsample must be at least 1, got 0"),
+        ({"downsample": 1.5}, TypeError, "downsample must be an int, got float"),
+        ({"window": (5, 5)}, ValueError, r"window must be \(start, stop\) with start < stop, got \(5, 5\)"),
+        ({"window": 5}, TypeError, "window must be a pair of times, got 5"),
+        ({"window": (0, "1")}, TypeError, "window must be a number, got str"),
+        ({"dtype": torch.float16}, TypeError, "SpikeTrain: dtype must be float32 or float64"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    with pytest.raises(error, match=message if "SpikeTrain" in message else f"SpikeTrain.from_events: {message}"):
+        SpikeTrain.from_events(**{**GOOD, **change})

@@ -1,0 +1,184 @@
+"""FiringRatePenalty against a calculation by hand, its gradient, what it keeps, and that it lowers rates."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from exact import generator, same
+from tandem_cuda import (
+    IF,
+    Decode,
+    Encode,
+    FiringRatePenalty,
+    SpikeTrain,
+    SpikingAvgPool2d,
+    TandemAdd,
+    TandemConv2d,
+    TandemLinear,
+    convert,
+    record_activity,
+)
+
+
+def net(norm="batch"):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Encode(8),
+        TandemConv2d(1, 4, 3, padding=1, norm=norm, neuron=IF(0.5)),
+        SpikingAvgPool2d(2),
+        nn.Flatten(),
+        TandemLinear(64, 16, neuron=IF(0.5)),
+        Decode(),
+        nn.Linear(16, 3),
+    )
+
+
+def inputs(n=6, seed=0):
+    return torch.rand(n, 1, 8, 8, generator=generator(seed))
+
+
+def test_by_hand():
+    """Dyadic weights: a layer of three neurons that fire 8, 4 and 0 of 8 times; one sample silent."""
+    layer = TandemLinear(1, 3, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0], [0.5], [-1.0]]))
+    model = nn.Sequential(Encode(8), layer, Decode())
+    x = torch.tensor([[1.0], [0.0]])
+    for target, want in ((0.0, 0.25**2), (0.125, 0.125**2), (0.25, 0.0), (0.5, 0.0)):
+        with FiringRatePenalty(model, target=target) as penalty:
+            assert model(x)[0].tolist() == [8, 4, 0]
+            value = penalty()
+        assert value.item() == want
+        (gradient,) = torch.autograd.grad(value, layer.weight)
+        # v = w * 8 x, count' = 1 where v > 0; r is the mean over 6 counts of count / 8: dr/dw = 8 / 48.
+        slope = 2 * max(0.0, 0.25 - target) * 8 / 48
+        torch.testing.assert_close(gradient, torch.tensor([[slope], [slope], [0.0]]))
+
+
+def test_all_layers_are_summed():
+    model = net()
+    with FiringRatePenalty(model, target=0.01) as penalty, record_activity(model) as record:
+        model(inputs())
+        value = penalty()
+    rates = [row.firing_rate for row in record.table() if row.firing_rate is not None]
+    assert len(rates) == 2
+    torch.testing.assert_close(value.item(), sum(max(0, r - 0.01) ** 2 for r in rates))
+    value.backward()
+    for name in ("1.weight", "1.norm.weight", "4.weight"):
+        assert model.get_parameter(name).grad.abs().sum() > 0, name
+
+
+def test_joins_are_layers():
+    """The branches' own neurons are not used, and not counted."""
+    join = TandemAdd(TandemLinear(4, 4), nn.Identity())
+    train = SpikeTrain.from_dense((torch.rand(8, 5, 4, generator=generator(1)) < 0.5).float())
+    with FiringRatePenalty(join) as penalty:
+        count = join(train, train).count
+        same(penalty().detach(), (count.detach().mean() / 8).square())
+
+
+def test_the_latest_pass_alone():
+    model = net(norm=None)
+    with FiringRatePenalty(model) as penalty:
+        model(inputs(seed=1))
+        model(inputs(seed=2))
+        got = penalty().detach()
+        with pytest.raises(ValueError, match="must run in training mode before each call"):
+            penalty()
+        model.eval()(inputs())
+        with pytest.raises(ValueError, match="must run in training mode"):
+            penalty()
+        model.train()(inputs(seed=2))
+        same(penalty().detach(), got)
+    model(inputs())
+    with pytest.raises(ValueError, match="must run in training mode"):
+        penalty()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_nothing_is_kept():
+    model = net()
+    counts = []
+    model[4].register_forward_hook(lambda module, x, output: counts.append(weakref.ref(output.count)))
+    with FiringRatePenalty(model) as penalty:
+        for _ in range(3):
+            (model(inputs()).sum() + penalty()).backward()
+        gc.collect()
+        assert [count() for count in counts] == [None] * 3
+        model(inputs())  # not asked for; the next pass lets go of it
+        model(inputs())
+        gc.collect()
+        assert counts[3]() is None
+    gc.collect()
+    assert counts[4]() is None
+
+
+def test_checkpointed_layers():
+    """What is computed again in the backward pass is not counted again."""
+    results = []
+    for use in (False, True):
+        model = net()
+
+        class Checkpointed(nn.Module):
+            def __init__(self, inner, use):
+                super().__init__()
+                self.inner, self.use = inner, use
+
+            def forward(self, x):
+                return checkpoint(self.inner, x, use_reentrant=False) if self.use else self.inner(x)
+
+        outer = Checkpointed(model, use)
+        with FiringRatePenalty(outer) as penalty:
+            y = outer(inputs())
+            (y.sum() + penalty()).backward()
+            with pytest.raises(ValueError, match="must run"):
+                penalty()
+        results.append([p.grad for p in model.parameters()])
+    same(tuple(results[1]), tuple(results[0]))
+
+
+def test_it_lowers_rates():
+    torch.manual_seed(0)
+    x, y = inputs(48), torch.arange(48) % 3
+    rates = {}
+    for weight in (0.0, 100.0):
+        model = net()
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        with FiringRatePenalty(model, target=0.05) as penalty:
+            for _ in range(60):
+                loss = F.cross_entropy(model(x), y) + weight * penalty()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        with record_activity(model) as record, torch.no_grad():
+            model(x)
+        rates[weight] = [row.firing_rate for row in record.table() if row.firing_rate is not None]
+    assert all(low < 0.6 * high for low, high in zip(rates[100.0], rates[0.0], strict=True))
+    assert all(rate > 0 for rate in rates[100.0])
+
+
+def test_converted_networks():
+    ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = convert(ann, 8, calibrate=inputs(), spiking_layers=1)
+    with FiringRatePenalty(model) as penalty:
+        model(inputs())
+        penalty().backward()
+    assert ann[0].weight.grad.abs().sum() > 0
+    assert ann[3].weight.grad is None
+
+
+def test_bad_arguments():
+    with pytest.raises(TypeError, match=r"FiringRatePenalty: model must be an nn\.Module, got list"):
+        FiringRatePenalty([])
+    with pytest.raises(ValueError, match="FiringRatePenalty: model must have tandem layers, got Linear without"):
+        FiringRatePenalty(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="target must be a number, got str"):
+        FiringRatePenalty(net(), "0.1")
+    for target in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"target must be in \[0, 1\)"):
+            FiringRatePenalty(net(), target)
