@@ -44,6 +44,13 @@ CONVOLUTIONS = {
 every_convolution = pytest.mark.parametrize(
     ("name", "arguments", "named", "sample"), CONVOLUTIONS.values(), ids=CONVOLUTIONS
 )
+LAYERS = {
+    **CONVOLUTIONS,
+    "two-dimensional": ("TandemConv2d", (3, 5, 3), {"padding": 1}, (3, 4, 5)),
+    "linear": ("TandemLinear", (12, 30), {}, (12,)),
+    "linear to few": ("TandemLinear", (12, 5), {"bias": False}, (12,)),
+}
+every_layer = pytest.mark.parametrize(("name", "arguments", "named", "sample"), LAYERS.values(), ids=LAYERS)
 
 
 def exact(layer, time_steps):
@@ -116,9 +123,9 @@ def test_convolutions(name, arguments, named, sample, time_steps, batch):
     agree(ours, theirs, *([x] for x in fronts(spikes)))
 
 
-@every_convolution
+@every_layer
 @pytest.mark.parametrize("engine", ENGINES)
-def test_convolutions_with_norm_and_amplitude(name, arguments, named, sample, engine):
+def test_norm_and_amplitude(name, arguments, named, sample, engine):
     ours, theirs = twins(name, arguments, {**named, "norm": "batch"}, 8)
     ours.engine = engine
     spikes = train(8, 3, *sample, seed=0, rate=0.4).double()
@@ -142,15 +149,16 @@ def test_convolutions_of_real_input(name, arguments, named, sample, mode, norm):
     same(got, expected)
 
 
-@every_convolution
-def test_convolutions_in_training(name, arguments, named, sample):
+@every_layer
+@pytest.mark.parametrize("amplitude", [1.0, 0.5])
+def test_training(name, arguments, named, sample, amplitude):
     """Batch statistics are rounded, in float64 too little to move a spike."""
     ours, theirs = twins(name, arguments, {**named, "norm": "batch"}, 8)
     for module in (ours, theirs):
         module.norm.eps = 1e-5
         module.train()
     spikes = train(8, 4, *sample, seed=0, rate=0.4).double()
-    x, x_ref = fronts(spikes)
+    x, x_ref = fronts(spikes, amplitude)
     results = []
     for module, inputs in ((ours, x), (theirs, x_ref)):
         y = module(inputs)

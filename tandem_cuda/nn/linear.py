@@ -71,7 +71,13 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
 
     def _count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         return ops.count_linear(
-            x.bits, weights.weight, weights.bias, packed=weights.packed, count=x.carried_count, engine=self.engine
+            x.bits,
+            weights.weight,
+            weights.bias,
+            packed=weights.packed,
+            scale=weights.scale,
+            count=x.carried_count,
+            engine=self.engine,
         )
 
     def _spiking_product(
