@@ -114,7 +114,7 @@ def test_schedules(schedule):
     fit(made, epochs=2)
     rate = made.optimizers().param_groups[0]["lr"]
     assert made._steps == (None if schedule == "none" else 6)
-    assert rate == 0.01 if schedule == "none" else rate < 0.001
+    assert rate == 0.01 if schedule == "none" else rate < 0.005  # the step after the last
 
 
 def test_autoencoder():
