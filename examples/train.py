@@ -14,8 +14,9 @@ import json
 import platform
 import resource
 import sys
-import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ try:
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
     from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
     from lightning.pytorch.utilities import rank_zero_only
 except ImportError as error:
     raise SystemExit(
@@ -51,6 +53,29 @@ SHOWN = {
 
 class RunError(Exception):
     """Settings that do not fit each other; a message of one or two lines."""
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes the place of ``path`` when all has gone well."""
+    part = path.with_name(path.name + ".part")  # in the same folder, so in the same file system
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """A checkpoint is the former or the new one, never a part of it, whenever the process ends.
+
+    Lightning writes to the system's folder for temporary files, and moving from another disk is copying.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replaced(Path(path)) as part:
+            torch.save(checkpoint, part)
 
 
 class CLI(LightningCLI):
@@ -103,6 +128,7 @@ class CLI(LightningCLI):
             patience = int(self.config.early_stopping)  # of a type of jsonargparse, which checkpoints could not hold
             callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=True))
         trainer_config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        trainer_config["plugins"] = [*(trainer_config.get("plugins") or []), WholeCheckpoints()]
         trainer_config["enable_progress_bar"] = shows_bar
         trainer_config["logger"] = [
             CSVLogger(out, name="csv"),
@@ -182,10 +208,8 @@ def begin(cli: CLI) -> None:
 def write(path: Path, text: str) -> None:
     """As a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+    with replaced(path) as part:
+        part.write_text(text)
 
 
 def test(cli: CLI) -> dict[str, Any]:

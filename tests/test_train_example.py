@@ -172,10 +172,14 @@ def finished(synthetic, tmp_path_factory):
 
 
 @pytest.fixture
-def refused(monkeypatch, synthetic):
-    """Runs in this process, and returns the message of a run that must fail."""
+def example(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    example = importlib.import_module("train")
+    return importlib.import_module("train")
+
+
+@pytest.fixture
+def refused(monkeypatch, example, synthetic):
+    """Runs in this process, and returns the message of a run that must fail."""
 
     def refused(out, *options):
         monkeypatch.setattr(sys, "argv", command("mnist", synthetic, out, "--trainer.max_epochs", "1", *options)[1:])
@@ -244,6 +248,26 @@ def test_damaged_data(refused, tmp_path):
     path.write_bytes(path.read_bytes()[:999])
     assert f"the files of MNIST in {folder} cannot be read" in refused(tmp_path / "out", "--data.dir", tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_half_written(example, monkeypatch, tmp_path):
+    path, whole = tmp_path / "new" / "last.ckpt", torch.save
+    example.WholeCheckpoints().save_checkpoint({"epoch": torch.tensor(1)}, path)
+
+    def broken(checkpoint, part):
+        whole(checkpoint, part)
+        part.write_bytes(part.read_bytes()[:100])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(OSError, match="no space left"):
+        example.WholeCheckpoints().save_checkpoint({"epoch": torch.tensor(2)}, path)
+    assert torch.load(path)["epoch"] == 1
+    assert list(path.parent.iterdir()) == [path]
+    monkeypatch.setattr(Path, "write_text", lambda path, text: path.write_bytes(b"{") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        example.write(tmp_path / "results.json", "{}")
+    assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])

@@ -1,0 +1,224 @@
+"""TandemModule of the training example: two twins, other numbers of steps, seeds, checkpoints."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tandem_cuda import SpikeTrain, TandemNetwork, models
+from tandem_cuda.diagnostics import diagnose
+
+lightning = pytest.importorskip("lightning")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's advice on workers and the like
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "tandem_module.py"
+spec = importlib.util.spec_from_file_location("tandem_module", EXAMPLE)
+example = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(example)
+
+SAMPLES = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(32) % 10
+
+
+def module(seed=0, **options):
+    torch.manual_seed(0)
+    return example.TandemModule(models.mnist_cnn(size=8, dropout=0.5), seed=seed, **options)
+
+
+def settled(**options):
+    """In eval mode, with statistics of the samples."""
+    made = module(**options)
+    x = spikes(8) if made.encoding == "spikes" else SAMPLES
+    with torch.no_grad():
+        for _ in range(4):
+            made(x)
+    return made.eval()
+
+
+def spikes(time_steps):
+    return SpikeTrain.from_dense((torch.linspace(0.7, 0.9, time_steps).view(-1, 1, 1, 1, 1) < SAMPLES).float())
+
+
+class Steps(lightning.LightningDataModule):
+    """Three batches to train with, two to validate with."""
+
+    def __init__(self, x, target):
+        super().__init__()
+        self.batch = x, target
+
+    def train_dataloader(self):
+        return DataLoader([self.batch] * 3, batch_size=None)
+
+    def val_dataloader(self):
+        return DataLoader([self.batch] * 2, batch_size=None)
+
+
+def fit(made, x=SAMPLES, target=LABELS, epochs=1):
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        inference_mode=False,
+    )
+    trainer.fit(made, datamodule=Steps(x, target))
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def test_twins_have_one_state():
+    snn, ann = module(), module(spiking=False)
+    assert isinstance(snn.net, TandemNetwork)
+    assert snn.ann is snn.net.ann()
+    assert ann.ann is ann.net
+    assert list(snn.state_dict()) == list(ann.state_dict())
+    assert len(list(snn.parameters())) == len(list(ann.parameters()))
+    ann.load_state_dict(snn.state_dict())
+
+
+@pytest.mark.parametrize("encoding", ["constant", "impulse", "spikes"])
+def test_what_is_logged(encoding):
+    x = spikes(8) if encoding == "spikes" else SAMPLES
+    metrics = fit(module(encoding=encoding), x)
+    layers = ("conv1", "conv2", "conv3", "hidden")
+    wanted = {f"{what}/{layer}" for what in ("firing_rate", "count_error") for layer in layers} | {"synops"}
+    assert set(metrics) == wanted | {f"{part}_{what}" for part in ("train", "val") for what in ("loss", "accuracy")}
+    assert all(0 < metrics[f"firing_rate/{layer}"] < 1 for layer in layers)
+    assert all(metrics[f"count_error/{layer}"] > 0 for layer in layers)
+    assert metrics["synops"] > 0
+
+
+def test_ann_logs_no_spikes():
+    metrics = fit(module(spiking=False, encoding="spikes"), spikes(8))
+    assert set(metrics) == {f"{part}_{what}" for part in ("train", "val") for what in ("loss", "accuracy")}
+
+
+def test_training_is_a_function_of_the_seed():
+    runs = [module(seed=1), module(seed=1), module(seed=2)]
+    for made in runs:
+        torch.manual_seed(torch.seed())
+        fit(made, epochs=2)
+    states = [made.state_dict() for made in runs]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])  # other dropout
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "none"])
+def test_schedules(schedule):
+    made = module(schedule=schedule, learning_rate=0.01)
+    fit(made, epochs=2)
+    rate = made.optimizers().param_groups[0]["lr"]
+    assert made._steps == (None if schedule == "none" else 6)
+    assert rate == 0.01 if schedule == "none" else rate < 0.005  # the step after the last
+
+
+def test_autoencoder():
+    made = example.TandemModule(models.autoencoder(64, (16, 8, 16)), loss="mse")
+    metrics = fit(made, SAMPLES, SAMPLES)
+    assert "val_loss" in metrics
+    assert "val_accuracy" not in metrics
+
+
+# --- other numbers of steps ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["constant", "impulse", "spikes"])
+def test_same_steps_same_network(encoding):
+    made = settled(encoding=encoding)
+    x = spikes(8) if encoding == "spikes" else SAMPLES
+    with torch.no_grad():
+        assert torch.equal(made.network_at(8)(x), made(x))
+
+
+@pytest.mark.parametrize("encoding", ["constant", "impulse"])
+@pytest.mark.parametrize("time_steps", [2, 16, 64])
+def test_other_steps_same_ann(encoding, time_steps):
+    """What the ANN has by itself does not depend on T; counts come nearer to it with more steps."""
+    made = settled(encoding=encoding)
+    activations = []
+    for net in (made.net, made.network_at(time_steps)):
+        assert {id(p) for p in net.parameters()} == {id(p) for p in made.parameters()}
+        found = []
+        layer = net.snn.conv1
+        hook = layer.register_forward_hook(
+            lambda module, args, train, found=found: found.append((args[0], train.count))
+        )
+        net(SAMPLES)
+        hook.remove()
+        ((x, count),) = found
+        value = x.value * x.time_steps if x.mode == "constant" else x.value
+        activations.append(torch.relu(layer.norm(nn.functional.conv2d(value, layer.weight, None, 1, 1))))
+        if encoding == "constant":
+            wanted = activations[-1].clamp(max=x.time_steps)
+            assert (count <= wanted + 1).all()
+            assert (count >= wanted - 1 - 1e-4).all()
+    torch.testing.assert_close(*activations)
+
+
+def test_more_steps_come_nearer_to_the_ann():
+    made = settled()
+    errors = [diagnose(made.network_at(t).snn, SAMPLES, lambda y: y.sum())[0].count_error for t in (2, 8, 64)]
+    assert errors[0] >= errors[1] >= errors[2]
+
+
+def test_evaluate():
+    made = settled()
+    batches = [(SAMPLES[:20], LABELS[:20]), (SAMPLES[20:], LABELS[20:])]
+    result = example.evaluate(made, made.net, batches, torch.device("cpu"))
+    with torch.no_grad():
+        output = made(SAMPLES)
+    assert result["samples"] == 32
+    assert result["accuracy"] == pytest.approx(float((output.argmax(1) == LABELS).float().mean()))
+    assert result["loss"] == pytest.approx(float(made.loss_of(output, LABELS)), rel=1e-5)
+    assert result["ann_macs_per_sample"] == 9 * (32 * 64 + 32 * 64 * 16 + 64 * 64 * 4) + 256 * 128 + 1280
+    assert result["snn_macs_per_sample"] == 9 * 32 * 64
+    assert [layer["name"] for layer in result["layers"]] == ["conv1", "conv2", "conv3", "hidden", "readout"]
+    baseline = example.evaluate(module(spiking=False), module(spiking=False).net, batches, torch.device("cpu"))
+    assert set(baseline) == {"samples", "loss", "accuracy"}
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def checkpoint(made):
+    found = {"state_dict": made.state_dict()}
+    made.on_save_checkpoint(found)
+    return found
+
+
+def test_checkpoint_of_the_same_run():
+    found = checkpoint(module())
+    found["tandem"]["seconds"] = 12.5
+    made = module()
+    made.on_load_checkpoint(found)
+    assert made.seconds == 12.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time_steps": 9}, "was trained with time_steps = 9, this run has 8"),
+        ({"encoding": "impulse"}, "was trained with encoding = impulse, this run has constant"),
+        ({"spiking": False}, "was trained with spiking = False, this run has True"),
+    ],
+)
+def test_checkpoint_of_another_run(options, message):
+    with pytest.raises(example.CheckpointError, match=message):
+        module().on_load_checkpoint(checkpoint(module(**options)))
+
+
+def test_checkpoint_of_another_network():
+    other = example.TandemModule(models.mnist_cnn(size=8, classes=3))
+    with pytest.raises(example.CheckpointError, match=r"net.readout.weight is \[3, 128\] there and \[10, 128\] here"):
+        module().on_load_checkpoint(checkpoint(other))
+    with pytest.raises(example.CheckpointError, match=r"net.conv1.weight is missing there"):
+        module().on_load_checkpoint({"state_dict": {}})
+    more = checkpoint(module())
+    more["state_dict"] = {**more["state_dict"], "net.extra": torch.zeros(2)}
+    with pytest.raises(example.CheckpointError, match=r"net.extra is \[2\] there and missing here"):
+        module().on_load_checkpoint(more)
