@@ -232,7 +232,10 @@ def _remove_parametrisation(layer: Any) -> None:
     weight, plain = layer.parametrizations.weight.original, parametrize.type_before_parametrizations(layer)
     del layer.parametrizations
     layer.__class__ = plain
-    layer.register_parameter("weight", weight)
+    others = dict(layer._parameters)
+    layer._parameters.clear()
+    layer.register_parameter("weight", weight)  # first, as it was
+    layer._parameters.update(others)
 
 
 def _remove_hooks(layer: nn.Module) -> None:

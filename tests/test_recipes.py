@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-LAY_OUT = Path(__file__).parents[2] / "shared" / "data" / "lay_out.py"
 
 lightning = pytest.importorskip("lightning")
 for name in ("jsonargparse", "tensorboard", "torchvision"):
@@ -267,12 +266,8 @@ def test_a_checkpoint_of_other_bits(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def mnist(tmp_path_factory):
-    if not LAY_OUT.is_file():
-        pytest.skip(f"no digits: {LAY_OUT} is no file")
-    folder = tmp_path_factory.mktemp("data")
-    subprocess.run([sys.executable, LAY_OUT, folder, "mnist"], check=True, capture_output=True)
-    return folder
+def mnist(laid_out):
+    return laid_out("mnist")
 
 
 def on_digits(mnist, callbacks, epochs):
