@@ -59,12 +59,20 @@ CONFIGS = {
     "nmnist": ("nmnist", ("--trainer.max_epochs", "2"), 0.3),
     "cifar10_dvs": ("synthetic", ("--trainer.max_epochs", "1", "--model.time_steps", "8"), None),
     "dvs128_gesture": ("synthetic", ("--trainer.max_epochs", "4", "--data.shift", "0"), 0.2),
-    "mnist_autoencoder": ("mnist", ("--data.limit", "2000", "--trainer.max_epochs", "2"), None),
+    "mnist_autoencoder": (
+        "mnist",
+        (
+            *("--data.limit", "2000", "--trainer.max_epochs", "6"),
+            '--trainer.callbacks=[{"class_path": "recipes.AnnFirst", "init_args": {"epochs": 3}}]',
+        ),
+        None,
+    ),
 }
 
 
 def test_all_configurations_are_tested():
-    assert {path.stem for path in (EXAMPLES / "configs").iterdir()} == set(CONFIGS)
+    of_recipes = {"mnist_4bit", "mnist_ann_first", "mnist_progressive"}  # tests/test_recipes.py
+    assert {path.stem for path in (EXAMPLES / "configs").iterdir()} == set(CONFIGS) | of_recipes
 
 
 @pytest.mark.parametrize("config", CONFIGS)
