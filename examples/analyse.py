@@ -12,7 +12,10 @@ in. docs/results.md says what each picture shows.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
+import functools
+import io
 import math
 import tempfile
 import warnings
@@ -30,7 +33,9 @@ try:
     from finished import FinishedError, Run, load_all
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+    from PIL import Image
+    from tandem_module import TandemModule
 except ImportError as error:
     raise SystemExit(
         f"examples/analyse.py needs matplotlib, Lightning, jsonargparse, TensorBoard and torchvision: {error}\n"
@@ -88,10 +93,12 @@ class Work:
         return (SNN_COLOURS if run.spiking else ANN_COLOURS)[same.index(run) % len(SNN_COLOURS)]
 
     def figure(self, name: str, figure: Any, title: str) -> None:
+        """With a palette of 256 colours, which takes a third of the bytes."""
         figure.suptitle(title)
-        figure.set_dpi(110)
-        with plt.rc_context({"savefig.dpi": 110}):
-            plots.save(figure, self.out / f"{name}.png")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=110)
+        plt.close(figure)
+        Image.open(drawn).convert("RGB").quantize(256).save(self.out / f"{name}.png", optimize=True)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """As a whole or not at all."""
@@ -138,6 +145,14 @@ def steps_axis(axes: Axes, steps: Sequence[int]) -> None:
     axes.set(xlabel="time steps T", xticks=list(steps))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(alpha=0.25)
+
+
+def log_axis(axes: Axes, form: Callable[[float, Any], str] = lambda value, _: f"{value:g}") -> None:
+    """A logarithmic y axis with numbers written out."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(form)
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -322,7 +337,7 @@ def angles(work: Work) -> None:
         title="Angle; bars and bands: 5 % to 95 % of samples", ylabel="degrees", ylim=(0, 92), yticks=range(0, 91, 15)
     )
     right.set(title=f"Sums of {READERS} random neurons that read the layer", ylim=(min(0.5, *_dots(rows)), 1.01))
-    right.set_ylabel("correlation: of counts and of activations")
+    right.set_ylabel("correlation of W · counts with W · activations")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -353,55 +368,72 @@ def _angles(network: str, layer: str, steps: int, count: Tensor, activation: Ten
     }
 
 
+def untrained(run: Run) -> TandemModule:
+    """A copy with fresh weights, and statistics of batch norm from a few samples."""
+    module = copy.deepcopy(run.module)
+    torch.manual_seed(run.module.seed)
+    for layer in module.net.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    module.net.train()
+    with torch.no_grad():
+        for x, _ in run.detail():
+            module.net(x)
+    return module.eval()
+
+
 def gradients(work: Work) -> None:
     """The tandem gradient against the ANN's, layer by layer."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run in work.snns:
-        tables = []
-        for x, target in run.detail():
-
-            def loss(output: Tensor, target: Tensor = target, run: Run = run) -> Tensor:
-                return run.module.loss_of(output, target)
-
-            tables.append(diagnose(run.module.net.snn, x, loss))
-        for layers in zip(*tables, strict=True):
-            row: dict[str, Any] = {"run": run.name, "layer": layers[0].name, "time_steps": run.time_steps}
-            row["batches"] = len(layers)
-            for name in list(asdict(layers[0]))[1:]:
-                values = torch.tensor([getattr(layer, name) for layer in layers], dtype=torch.float64)
-                row |= {name: float(values.mean()), f"{name}_deviation": float(values.std(correction=0))}
-            rows.append(row)
+        states = {"trained": run.module}
+        if run.module.net.levels is None:  # thresholds are of these weights otherwise
+            states = {"untrained": untrained(run), **states}
+        for state, module in states.items():
+            tables = []
+            for x, target in run.detail():
+                tables.append(diagnose(module.net.snn, x, functools.partial(loss_of, module, target)))
+            for layers in zip(*tables, strict=True):
+                row: dict[str, Any] = {"run": run.name, "weights": state, "layer": layers[0].name}
+                row |= {"time_steps": run.time_steps, "batches": len(layers)}
+                for name in list(asdict(layers[0]))[1:]:
+                    values = torch.tensor([getattr(layer, name) for layer in layers], dtype=torch.float64)
+                    row |= {name: float(values.mean()), f"{name}_deviation": float(values.std(correction=0))}
+                rows.append(row)
     work.table("gradients", rows)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.6), layout="constrained")
     for run in work.snns:
-        of = [row for row in rows if row["run"] == run.name]
-        names = [row["layer"] for row in of]
-        for axes, what in ((left, "gradient_cosine"), (right, "gradient_norm_ratio")):
-            deviations = [row[f"{what}_deviation"] for row in of]
-            label = run.label if axes is left else None
-            style = {"fmt": "o-", "ms": 5, "capsize": 3, "color": work.colour(run), "label": label}
-            axes.errorbar(names, [row[what] for row in of], deviations, **style)
-    left.set(
-        title="Direction",
-        ylabel="cosine of the angle between the gradients",
-        ylim=(min(0, *(r["gradient_cosine"] for r in rows)), 1.05),
-    )
-    right.set(title="Length", ylabel="norm of tandem gradient / norm of ANN gradient", yscale="log")
-    right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    right.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+        for state, style in (("untrained", "s:"), ("trained", "o-")):
+            of = [row for row in rows if (row["run"], row["weights"]) == (run.name, state)]
+            if not of:
+                continue
+            names, colour = [row["layer"] for row in of], work.colour(run)
+            for axes, what in ((left, "gradient_cosine"), (right, "gradient_norm_ratio")):
+                means = torch.tensor([row[what] for row in of])
+                deviations = torch.tensor([row[f"{what}_deviation"] for row in of])
+                if axes is right:  # stays positive on the logarithmic axis
+                    deviations = torch.stack([deviations.minimum(means * 0.9), deviations])
+                label = f"{run.label}, {state}" if axes is left else None
+                axes.errorbar(names, means, deviations, fmt=style, ms=5, capsize=3, color=colour, label=label)
+    least = -1 if any(row["gradient_cosine"] - row["gradient_cosine_deviation"] < 0 for row in rows) else 0
+    left.set(title="Direction", ylabel="cosine of the angle between the gradients", ylim=(least - 0.05, 1.05))
+    left.axhline(0, color=plots.GREY, lw=0.8)
+    log_axis(right)
+    right.set(title="Length", ylabel="norm: tandem gradient / ANN gradient")
     for axes in (left, right):
         axes.axhline(1, color=plots.GREY, ls="--", lw=1)
         axes.set_xlabel("layer, from the input")
         axes.tick_params(axis="x", rotation=25)
         axes.grid(alpha=0.25)
-    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=9)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
     size = len(work.snns[0].detail()[0][1])
-    work.figure(
-        "gradients",
-        figure,
-        f"Tandem gradient against the ANN's: mean and deviation over batches of {size} test samples",
-    )
+    title = f"Tandem gradient against the ANN's: mean and deviation over batches of {size} test samples"
+    work.figure("gradients", figure, title)
+
+
+def loss_of(module: TandemModule, target: Tensor, output: Tensor) -> Tensor:
+    return module.loss_of(output, target)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -464,7 +496,8 @@ def curves(work: Work) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
     measure = "cross entropy" if work.runs[0].classifies else "mean squared error"
-    grid[0, 0].set(title="Loss; dotted: on training samples", ylabel=measure, yscale="log")
+    grid[0, 0].set(title="Loss; dotted: on training samples", ylabel=measure)
+    log_axis(grid[0, 0])
     if len(plotted) == 2:
         grid[0, 1].set(title="Accuracy", ylabel="accuracy on the validation set")
         grid[0, 1].yaxis.set_major_formatter(PercentFormatter(1))
@@ -497,6 +530,22 @@ def figures_at(work: Work) -> list[dict[str, Any]]:
     return rows
 
 
+def error_against_time(work: Work, axes: Axes, rows: Sequence[Mapping[str, Any]], what: str) -> None:
+    """One figure of ``figures_at`` against T."""
+    for run in work.runs:
+        colour = work.colour(run)
+        of = {row["time_steps"]: row[what] for row in rows if row["run"] == run.name}
+        ann = of.pop(None, None)
+        label = run.label if run.spiking else f"{run.name}: ANN transferred, not trained on"
+        axes.plot(list(of), list(of.values()), "o-" if run.spiking else "s:", ms=4, color=colour, label=label)
+        if run.spiking:
+            axes.plot(run.time_steps, of[run.time_steps], "o", ms=10, mfc="none", mec=colour, mew=1.6)
+        else:
+            axes.axhline(ann, color=colour, ls="--", lw=1.3, label=run.label)
+    steps_axis(axes, sorted({row["time_steps"] for row in rows if row["time_steps"] is not None}))
+    axes.set_title("The same weights at every T; circles: T in training")
+
+
 def time_steps(work: Work) -> None:
     """The same weights in fewer and more time steps."""
     rows = figures_at(work)
@@ -505,24 +554,13 @@ def time_steps(work: Work) -> None:
     work.table("time_steps", [{name: row[name] for name in kept} for row in rows])
 
     figure, axes = plt.subplots(figsize=(7.4, 5), layout="constrained")
-    for run in work.runs:
-        colour = work.colour(run)
-        of = [row for row in rows if row["run"] == run.name and row["time_steps"] is not None]
-        steps, values = [row["time_steps"] for row in of], [row[what] for row in of]
-        label = run.label if run.spiking else f"{run.name}: ANN transferred without training"
-        axes.plot(steps, values, "o-" if run.spiking else "s:", ms=4, color=colour, label=label)
-        if run.spiking:
-            axes.plot(run.time_steps, values[steps.index(run.time_steps)], "o", ms=10, mfc="none", mec=colour, mew=1.6)
-        else:
-            axes.axhline(run.evaluated()[what], color=colour, ls="--", lw=1.3, label=run.label)
-    steps_axis(axes, sorted({row["time_steps"] for row in rows if row["time_steps"] is not None}))
+    error_against_time(work, axes, rows, what)
     number = f"{rows[0]['samples']:,} test samples"
     if what == "accuracy":
         axes.set(ylabel=f"accuracy on {number}", ylim=(0, 1.03))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
     else:
         axes.set(ylabel=f"mean squared error of {number}", ylim=(0, None))
-    axes.set_title("The same weights at every T; circles: T in training")
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
     work.figure(
         "time_steps", figure, f"{'Accuracy' if what == 'accuracy' else 'Error'} against time steps: {work.source}"
@@ -567,7 +605,8 @@ def synops(work: Work) -> None:
         if value:
             axes.axhline(value, color=plots.ANN, ls=style, lw=1.4, label=label)
     steps_axis(axes, sorted({row["time_steps"] for row in totals}))
-    axes.set(ylabel="operations per sample", yscale="log")
+    log_axis(axes, lambda value, _: f"{value / 1e6:g}")
+    axes.set(ylabel="operations per sample, millions")
     axes.set_title("The same weights at every T; circles: T in training")
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
     work.figure("synops", figure, f"Operations against time steps: {work.source}")
@@ -595,7 +634,7 @@ def rates(work: Work) -> None:
             axes.bar_label(bars, [f"{rate:.1%}" for rate in of.values()], fontsize=8.5, padding=1)
     axes.set(xticks=range(len(names)), xticklabels=names, xlabel="layer, from the input")
     axes.set(ylabel="spikes per neuron and time step")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     axes.grid(alpha=0.25, axis="y")
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
     work.figure("rates", figure, f"Firing rates: {work.source}, test set")
@@ -667,23 +706,23 @@ def reconstructions(work: Work) -> None:
             pictures["ANN"] = work.anns[0].network()(images)
         for steps in work.steps_of(run):
             pictures[f"T = {steps}"] = run.network(steps)(images)
-    figure, grid = plt.subplots(
-        len(pictures),
-        len(images),
-        figsize=(0.8 * len(images) + 1, 0.8 * len(pictures) + 0.5),
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = plt.figure(figsize=(0.7 * len(images) + 5.6, 0.7 * len(pictures) + 0.6), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(0.7 * len(images) + 1.2, 4.4))
+    grid = left.subplots(len(pictures), len(images), squeeze=False)
     for row_axes, (name, shown) in zip(grid, pictures.items(), strict=True):
         for axes, image in zip(row_axes, shown.cpu().clamp(0, 1), strict=True):
-            axes.imshow(image.movedim(0, -1).squeeze(-1), cmap="gray_r", vmin=0, vmax=1)
+            axes.imshow(image.movedim(0, -1).squeeze(-1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         colour = plots.ANN if name == "ANN" else "black" if name == "input" else plots.SNN
         trained = "\n(as trained)" if name == f"T = {run.time_steps}" else ""
-        label = name + trained if name in ("input", "ANN") else f"SNN, {name}{trained}"
+        label = name if name in ("input", "ANN") else f"SNN, {name}{trained}"
         row_axes[0].set_ylabel(label, rotation=0, ha="right", va="center", color=colour, fontsize=9)
-    work.figure("reconstructions", figure, f"Test images out of the autoencoder ({run.name})")
+    axes = right.subplots()
+    error_against_time(work, axes, rows, "mean_squared_error")
+    axes.set(ylabel=f"mean squared error, {rows[0]['samples']:,} test samples", ylim=(0, None))
+    axes.legend(frameon=False, loc="lower left", fontsize=8.5)
+    work.figure("reconstructions", figure, f"Test images out of the autoencoder {run.name}, and the error of all")
 
 
 ANALYSES: dict[str, Callable[[Work], None]] = {
