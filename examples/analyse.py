@@ -35,7 +35,7 @@ try:
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
     from PIL import Image
-    from tandem_module import TandemModule
+    from tandem_module import TandemModule, evaluate
 except ImportError as error:
     raise SystemExit(
         f"examples/analyse.py needs matplotlib, Lightning, jsonargparse, TensorBoard and torchvision: {error}\n"
@@ -228,6 +228,8 @@ def counts(work: Work) -> None:
         squeeze=False,
         layout="constrained",
     )
+    shown = max(int(found.sum(0).nonzero().max()) for found in density.values())  # the highest count
+    shown = min(steps, shown + 1)
     mesh = None
     for (above, below_axes), row in zip(grid.T, rows, strict=True):
         name = row["layer"]
@@ -242,7 +244,7 @@ def counts(work: Work) -> None:
         )
         (line,) = above.plot([0, steps, highest], [0, steps, steps], color=plots.SNN, lw=1.3)
         above.set(title=f"{name}\n{row['neurons']:,} neurons, r = {row['correlation']:.3f}")
-        above.set(xlabel="ANN activation / threshold", xlim=(0, highest), ylim=(-0.5, steps + 0.5))
+        above.set(xlabel="ANN activation / threshold", xlim=(0, 1.25 * shown), ylim=(-0.5, shown + 0.5))
         hist = residuals[name] / residuals[name].sum()
         below_axes.stairs(hist, edges, fill=True, color=plots.ANN)
         below_axes.set(yscale="log", xlabel="residual: count - activation", xlim=(-3, 3), ylim=(1e-7, 2))
@@ -322,14 +324,22 @@ def angles(work: Work) -> None:
         if run is first:
             for row in of:
                 at = (row["neurons"], row["angle"])
-                left.annotate(row["layer"], at, (6, 3), textcoords="offset points", fontsize=8, color=work.colour(run))
+                left.annotate(
+                    row["layer"].rpartition(".")[2],
+                    at,
+                    (6, 3),
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=work.colour(run),
+                )
     left.axhline(BINARISED, color=plots.ANN, ls=":", lw=1.2)
     left.annotate(
         f"a Gaussian vector and its signs: {BINARISED:.0f}°",
-        (0.02, BINARISED),
+        (0.98, BINARISED),
         (0, 3),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
+        ha="right",
         fontsize=8.5,
         color=plots.ANN,
     )
@@ -640,27 +650,32 @@ def rates(work: Work) -> None:
     work.figure("rates", figure, f"Firing rates: {work.source}, test set")
 
 
+def rounded(net: nn.Module, number: int | None) -> nn.Module:
+    """A copy with weights of so many bits, rounded once; None: in full precision."""
+    net = copy.deepcopy(net)
+    values = []
+    if number is not None:
+        quantise(net, number)
+        values = [(layer, layer.weight.detach()) for layer in net.modules() if quantiser(layer) is not None]
+    unquantise(net)
+    with torch.no_grad():
+        for layer, value in values:
+            layer.weight.copy_(value)
+    return net
+
+
 def bits(work: Work) -> None:
     """Weights rounded after training, in both networks."""
     rows = []
     what = "accuracy" if work.runs[0].classifies else "loss"
     for run in work.runs:
-        net = run.module.net
-        was = next((q.bits for q in map(quantiser, net.modules()) if q is not None), None)
-        try:
-            for number in [*work.bits, None]:
-                if number is None:
-                    unquantise(net)
-                else:
-                    quantise(net, number)
-                tested = run.evaluated_now()
-                row = {"run": run.name, "network": "SNN" if run.spiking else "ANN"}
-                row["time_steps"] = run.time_steps if run.spiking else None
-                row |= {"bits": 32 if number is None else number, "trained_with_bits": was}
-                rows.append(row | {"loss": tested["loss"], "accuracy": tested.get("accuracy")})
-        finally:
-            if was is not None:
-                quantise(net, was)
+        trained_with = next((q.bits for q in map(quantiser, run.module.net.modules()) if q is not None), None)
+        for number in [*work.bits, None]:
+            tested = evaluate(run.module, rounded(run.module.net, number), run.batches(), run.device)
+            row: dict[str, Any] = {"run": run.name, "network": "SNN" if run.spiking else "ANN"}
+            row["time_steps"] = run.time_steps if run.spiking else None
+            row |= {"bits": 32 if number is None else number, "trained_with_bits": trained_with}
+            rows.append(row | {"loss": tested["loss"], "accuracy": tested.get("accuracy")})
     work.table("bits", rows)
 
     figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")

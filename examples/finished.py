@@ -102,12 +102,9 @@ class Run:
         if self.spiking and time_steps is None:
             time_steps = self.time_steps
         if time_steps not in self._evaluated:
-            self._evaluated[time_steps] = self.evaluated_now(time_steps)
+            net = self.network(time_steps)
+            self._evaluated[time_steps] = evaluate(self.module, net, self.batches(time_steps), self.device)
         return self._evaluated[time_steps]
-
-    def evaluated_now(self, time_steps: int | None = None) -> dict[str, Any]:
-        """The same, computed each time: for networks that are being changed."""
-        return evaluate(self.module, self.network(time_steps), self.batches(time_steps), self.device)
 
     def validated(self, time_steps: int) -> dict[str, Any]:
         """The same on the validation set."""
