@@ -13,7 +13,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help test test-slow test-oldest demo docs bench gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format clean
+.PHONY: help test test-slow test-oldest demo docs bench results gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format clean
 
 help:
 	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
@@ -22,6 +22,7 @@ help:
 	@echo "make demo       train the example network"
 	@echo "make docs       build the documentation site in build/site; a warning is an error"
 	@echo "make bench      measure against plain PyTorch, the ANN and other SNN libraries"
+	@echo "make results    train the networks of docs/results.md on the data in DATA=FOLDER, write its tables and pictures"
 	@echo "make gpu        on a machine with a CUDA device: build for it, run the gpu tests and the checker's, measure"
 	@echo "make gpu-dry-run  list the steps of make gpu"
 	@echo "make lint       ruff, mypy, clang-format, clang-tidy"
@@ -47,6 +48,11 @@ docs: $(VENV)/.installed-docs
 bench: $(VENV)/.installed-bench
 	$(PY) bench/compare.py
 	$(PY) -m pytest bench --benchmark-only $(PYTEST_ARGS)
+
+# Can be interrupted: runs that are complete stay, others go on. RESULTS_ARGS="--only mnist" trains some of them.
+DATA ?= data
+results: $(VENV)/.installed-examples
+	$(PY) examples/results.py --data-dir $(DATA) $(RESULTS_ARGS)
 
 # Works without a network: the environment of $(PYTHON) must have torch, cmake, ninja, pybind11, numpy, setuptools,
 # pytest and hypothesis. Builds for this device alone.

@@ -1,4 +1,4 @@
-"""The pictures of mnist.py."""
+"""The pictures of mnist.py and early_exit.py, and the style of all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ plt.rcParams.update(
 )
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     figure.savefig(path)
     plt.close(figure)
 
@@ -57,7 +57,7 @@ def training_curves(
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc=corner)
     figure.suptitle("Training on the same distorted digits, batch by batch")
-    _save(figure, path)
+    save(figure, path)
 
 
 def spike_raster(image: Tensor, label: int, trains: Mapping[str, Tensor], path: Path) -> None:
@@ -105,7 +105,7 @@ def spike_raster(image: Tensor, label: int, trains: Mapping[str, Tensor], path: 
         else:
             rate.tick_params(labelleft=False)
     figure.suptitle("Spikes caused by one test digit")
-    _save(figure, path)
+    save(figure, path)
 
 
 def count_against_activation(layers: Mapping[str, tuple[Tensor, Tensor]], time_steps: int, path: Path) -> None:
@@ -147,7 +147,7 @@ def count_against_activation(layers: Mapping[str, tuple[Tensor, Tensor]], time_s
     row[0, 0].legend([line], ["count = activation, at most T"], frameon=False, loc="lower right", fontsize=9)
     figure.colorbar(mesh, ax=row[0], label="share of neurons and test digits", pad=0.01)
     figure.suptitle("Spike count of every neuron against its ANN twin, both given the spike counts of the layer below")
-    _save(figure, path)
+    save(figure, path)
 
 
 def accuracy_over_time(accuracies: Sequence[float], ann_accuracy: float, digits: int, path: Path) -> None:
@@ -162,7 +162,7 @@ def accuracy_over_time(accuracies: Sequence[float], ann_accuracy: float, digits:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="lower right")
-    _save(figure, path)
+    save(figure, path)
 
 
 def early_exit(curve: AccuracyCurve, chosen: float, path: Path) -> None:
@@ -191,4 +191,4 @@ def early_exit(curve: AccuracyCurve, chosen: float, path: Path) -> None:
     row[1].xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
     row[0].legend(frameon=False, loc="lower right")
     figure.suptitle("What time buys: accuracy against time steps and against synaptic operations")
-    _save(figure, path)
+    save(figure, path)

@@ -223,7 +223,7 @@ def evaluate(module: TandemModule, net: nn.Module, batches: Any, device: torch.d
     with record_activity(net.snn if isinstance(net, TandemNetwork) else net) as record:
         for batch in batches:
             x, target = (part.to(device) for part in batch)
-            output = net(x.count if isinstance(x, SpikeTrain) and not module.spiking else x)
+            output = net(x.count if isinstance(x, SpikeTrain) and not isinstance(net, TandemNetwork) else x)
             loss += float(module.loss_of(output, target)) * len(target)
             samples += len(target)
             if module.loss == "cross_entropy":

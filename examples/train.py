@@ -285,8 +285,9 @@ def report(results: dict[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
-def run(args: ArgsType = None) -> None:
-    cli = CLI(
+def command_line(args: ArgsType = None) -> CLI:
+    """The model, the data and the trainer that arguments ask for."""
+    return CLI(
         tandem_module.TandemModule,
         data.DataModule,
         subclass_mode_data=True,
@@ -306,6 +307,10 @@ def run(args: ArgsType = None) -> None:
         },
         parser_kwargs={"description": __doc__.splitlines()[0]},
     )
+
+
+def run(args: ArgsType = None) -> None:
+    cli = command_line(args)
     checkpoint = resumed_from(cli.config, cli.model)
     leads = rank_zero_only.rank == 0
     if leads:  # before Lightning makes files of logs

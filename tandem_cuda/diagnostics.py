@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,13 +38,16 @@ class LayerAgreement:
     gradient_cosine: float
     """Cosine between the tandem rule's and the ANN's gradient of the loss with respect to the layer's weights (those of
     all branches of a TandemAdd)."""
+    gradient_norm_ratio: float
+    """Euclidean norm of the tandem rule's gradient over that of the ANN's; infinite where the latter alone is 0, nan
+    where both are."""
 
 
 class AgreementTable(list[LayerAgreement]):
     """A list of :class:`LayerAgreement`, one per layer in order of execution, that prints as a table."""
 
     def __str__(self) -> str:
-        header = ["layer", "count error", "cosine", "accumulated error", "cosine", "gradient cosine"]
+        header = ["layer", "count error", "cosine", "accumulated error", "cosine", "gradient cosine", "norm ratio"]
         rows = [
             [
                 layer.name,
@@ -53,6 +56,7 @@ class AgreementTable(list[LayerAgreement]):
                 f"{layer.accumulated_error:.4f}",
                 f"{layer.accumulated_cosine:.4f}",
                 f"{layer.gradient_cosine:.4f}",
+                f"{layer.gradient_norm_ratio:.4f}",
             ]
             for layer in self
         ]
@@ -91,25 +95,11 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"diagnose: model must be an nn.Module, got {type(model).__name__}")
-    found: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}  # counts, and activations of the counts from below
-
-    def on_layer(name: str, layer: nn.Module, args: tuple[Any, ...], output: SpikeTrain) -> None:
-        if name in found:
-            raise ValueError(f"diagnose: model must run each tandem layer once, got {name!r} twice")
-        with torch.no_grad():
-            found[name] = layer, output.count.detach(), _activation(layer, *args).detach()
-
     modules = {path or type(module).__name__: module for path, module in model.named_modules()}
     layers = {name: module for name, module in modules.items() if isinstance(module, (TandemLayer, TandemAdd))}
-    handles = [layer.register_forward_hook(partial(on_layer, name)) for name, layer in layers.items()]
     with _evaluating(model), torch.enable_grad():
-        try:
+        with _recorded("diagnose", layers) as found:
             tandem_loss = _scalar(loss(model(inputs)))
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not found:
-            raise ValueError("diagnose: model must run a tandem layer (TandemConv2d, TandemLinear), got none that ran")
         weights = [_weights(name, layer) for name, (layer, _, _) in found.items()]
         flat = [weight for group in weights for weight in group]
         tandem = iter(torch.autograd.grad(tandem_loss, flat, allow_unused=True))
@@ -117,6 +107,7 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
         alone: dict[str, Tensor] = {}
         with _ann({**layers, **pools}, alone):
             exact = iter(torch.autograd.grad(_scalar(loss(model(inputs))), flat, allow_unused=True))
+    gradients = [(_gathered(group, tandem), _gathered(group, exact)) for group in weights]
     return AgreementTable(
         LayerAgreement(
             name=name,
@@ -124,10 +115,58 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
             count_cosine=_cosine(count, activation),
             accumulated_error=float((count - alone[name]).abs().mean()),
             accumulated_cosine=_cosine(count, alone[name]),
-            gradient_cosine=_cosine(_gathered(group, tandem), _gathered(group, exact)),
+            gradient_cosine=_cosine(ours, theirs),
+            gradient_norm_ratio=float(ours.double().norm() / theirs.double().norm()),
         )
-        for (name, (_, count, activation)), group in zip(found.items(), weights, strict=True)
+        for (name, (_, count, activation)), (ours, theirs) in zip(found.items(), gradients, strict=True)
     )
+
+
+def counts_and_activations(model: nn.Module, inputs: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Spike counts of each tandem layer (or TandemAdd) and what :func:`diagnose` compares them with.
+
+    Args:
+        model: any module with tandem layers in it, each of which runs once in a forward pass. Runs in eval mode without
+            gradient; each submodule gets its own mode back.
+        inputs: one batch for it.
+
+    Returns:
+        By qualified name, in order of execution: counts and the ANN activations given the counts from below, both
+        [N, ...] and of one dtype.
+
+    Raises:
+        TypeError: ``model`` is no nn.Module.
+        ValueError: no tandem layer ran, or one ran twice.
+    """
+    op = "counts_and_activations"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be an nn.Module, got {type(model).__name__}")
+    modules = {path or type(module).__name__: module for path, module in model.named_modules()}
+    layers = {name: module for name, module in modules.items() if isinstance(module, (TandemLayer, TandemAdd))}
+    with _evaluating(model), torch.no_grad(), _recorded(op, layers) as found:
+        model(inputs)
+    return {name: (count, activation) for name, (_, count, activation) in found.items()}
+
+
+@contextmanager
+def _recorded(op: str, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[nn.Module, Tensor, Tensor]]]:
+    """Layers that run, with their counts, and activations of the counts from below."""
+    found: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+
+    def on_layer(name: str, layer: nn.Module, args: tuple[Any, ...], output: SpikeTrain) -> None:
+        if name in found:
+            raise ValueError(f"{op}: model must run each tandem layer once, got {name!r} twice")
+        with torch.no_grad():
+            found[name] = layer, output.count.detach(), _activation(layer, *args).detach()
+
+    handles = [layer.register_forward_hook(partial(on_layer, name)) for name, layer in layers.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise ValueError(f"{op}: model must run a tandem layer (TandemConv2d, TandemLinear), got none that ran")
 
 
 def _weights(name: str, layer: nn.Module) -> list[Tensor]:

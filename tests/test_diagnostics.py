@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tandem_cuda import IF, LIF, Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, convert
-from tandem_cuda.diagnostics import LayerAgreement, diagnose
+from tandem_cuda.diagnostics import LayerAgreement, counts_and_activations, diagnose
 from tandem_cuda.lif_rate import lif_rate
 
 LABELS = torch.arange(6) % 3
@@ -84,6 +84,14 @@ def test_against_an_ann_written_out(neuron, norm, mode):
         assert layer.accumulated_error == pytest.approx((count - own).abs().mean().item(), rel=1e-9)
         assert layer.accumulated_cosine == pytest.approx(mean_cosine(count, own), rel=1e-9)
         assert layer.gradient_cosine == pytest.approx(mean_cosine(*(g[None] for g in gradients)), rel=1e-7)
+        ours, theirs = (g.norm().item() for g in gradients)
+        assert layer.gradient_norm_ratio == pytest.approx(ours / theirs, rel=1e-7)
+    pairs = counts_and_activations(net.train(), IMAGES)
+    assert net.training
+    assert list(pairs) == ["1", "3"]
+    for (count, a), wanted in zip(pairs.values(), zip(counts, (first, of_counts), strict=True), strict=True):
+        assert torch.equal(count, wanted[0])
+        torch.testing.assert_close(a, wanted[1])
     assert got[0].count_error == got[0].accumulated_error  # nothing is below the first layer
     assert got[1].count_error != got[1].accumulated_error
 
@@ -158,7 +166,7 @@ def test_perfect_agreement():
             layer.weight.copy_(torch.eye(3))
     x = torch.tensor([[0.0, 0.25, 1.0], [0.5, 0.75, 0.0]])
     for layer in diagnose(net, x, lambda y: F.cross_entropy(y, torch.tensor([0, 1]))):
-        assert layer == LayerAgreement(layer.name, 0.0, *(pytest.approx(v, abs=1e-6) for v in (1, 0, 1, 1)))
+        assert layer == LayerAgreement(layer.name, 0.0, *(pytest.approx(v, abs=1e-6) for v in (1, 0, 1, 1, 1)))
 
 
 def test_agreement_improves_with_time():
@@ -202,7 +210,7 @@ def test_model_is_left_as_it_was():
 def test_table():
     header, _, *rows = str(diagnose(network(), IMAGES, loss)).splitlines()
     assert header.split() == [
-        *("layer", "count", "error", "cosine", "accumulated", "error", "cosine", "gradient", "cosine")
+        *("layer", "count", "error", "cosine", "accumulated", "error", "cosine", "gradient", "cosine", "norm", "ratio")
     ]
     assert [row.split()[0] for row in rows] == ["1", "3"]
 
@@ -217,6 +225,10 @@ def test_bad_input():
         diagnose(net, IMAGES, lambda logits: logits)
     with pytest.raises(ValueError, match="diagnose: model must run a tandem layer"):
         diagnose(nn.Linear(2, 3), torch.rand(6, 2), loss)
+    with pytest.raises(TypeError, match=r"counts_and_activations: model must be an nn\.Module, got int"):
+        counts_and_activations(3, IMAGES)
+    with pytest.raises(ValueError, match="counts_and_activations: model must run a tandem layer"):
+        counts_and_activations(nn.Linear(2, 3), torch.rand(6, 2))
     layer = TandemLinear(3, 3)
     with pytest.raises(ValueError, match="diagnose: model must run each tandem layer once, got '0' twice"):
         diagnose(nn.Sequential(layer, layer, Decode()), SpikeTrain.from_dense(torch.ones(8, 6, 3)), loss)
