@@ -48,6 +48,8 @@ class Experiment:
     below: str = "."
     """--data.dir below --data-dir."""
     options: tuple[str, ...] = ()
+    ann_options: tuple[str, ...] = ()
+    """Of the ANN's runs alone."""
     seeds: tuple[int, ...] = (0, 1, 2)
     remark: str = ""
     pictures: tuple[str, ...] = ("time_steps",)
@@ -93,7 +95,7 @@ EXPERIMENTS = (
         "Autoencoder, MNIST",
         "mnist_autoencoder",
         "MNIST/raw/train-images-idx3-ubyte",
-        options=("--model.time_steps", "32"),
+        ann_options=("--trainer.callbacks", "null"),  # no conversion: the ANN for all of the epochs
         pictures=("reconstructions", "curves"),
         time_steps=(2, 4, 8, 16, 32),
     ),
@@ -118,6 +120,8 @@ class Training:
     def settings(self) -> list[str]:
         """The options that decide the result."""
         options = [*self.experiment.options, *(QUICK if self.quick else ())]
+        if self.kind == "ann":
+            options += self.experiment.ann_options
         return [*options, "--model.spiking", KINDS[self.kind], "--seed_everything", str(self.seed)]
 
     def results(self) -> dict[str, Any] | None:
