@@ -50,6 +50,7 @@ class Experiment:
     options: tuple[str, ...] = ()
     ann_options: tuple[str, ...] = ()
     """Of the ANN's runs alone."""
+    quick_options: tuple[str, ...] = QUICK
     seeds: tuple[int, ...] = (0, 1, 2)
     remark: str = ""
     pictures: tuple[str, ...] = ("time_steps",)
@@ -96,6 +97,10 @@ EXPERIMENTS = (
         "mnist_autoencoder",
         "MNIST/raw/train-images-idx3-ubyte",
         ann_options=("--trainer.callbacks", "null"),  # no conversion: the ANN for all of the epochs
+        quick_options=(
+            *("--data.limit", "400", "--trainer.max_epochs", "2"),
+            '--trainer.callbacks=[{"class_path": "recipes.AnnFirst", "init_args": {"epochs": 1}}]',
+        ),
         pictures=("reconstructions", "curves"),
         time_steps=(2, 4, 8, 16, 32),
     ),
@@ -119,7 +124,7 @@ class Training:
     @property
     def settings(self) -> list[str]:
         """The options that decide the result."""
-        options = [*self.experiment.options, *(QUICK if self.quick else ())]
+        options = [*self.experiment.options, *(self.experiment.quick_options if self.quick else ())]
         if self.kind == "ann":
             options += self.experiment.ann_options
         return [*options, "--model.spiking", KINDS[self.kind], "--seed_everything", str(self.seed)]
@@ -295,10 +300,11 @@ def section(experiment: Experiment, args: argparse.Namespace) -> list[str]:
     lines += [f"{'; '.join(sorted(threads))}; {'; '.join(sorted(versions | kernels))}. As:", "", "```bash"]
     command = ["python", "examples/train.py", "--config", f"examples/configs/{experiment.config}.yaml"]
     seeds = ",".join(str(run.seed) for run in runs if run.kind == "snn")
-    settings = [*experiment.options, *(QUICK if args.quick else ())]
+    settings = [*experiment.options, *(experiment.quick_options if args.quick else ())]
     lines += [
         f"{shlex.join([*command, *settings])} --model.spiking true --seed_everything {{{seeds}}} --data.dir FOLDER",
-        f"{shlex.join([*command, *settings])} --model.spiking false --seed_everything {{{seeds}}} --data.dir FOLDER",
+        f"{shlex.join([*command, *settings, *experiment.ann_options])} --model.spiking false "
+        f"--seed_everything {{{seeds}}} --data.dir FOLDER",
         *("```", ""),
     ]
     pictures = [
