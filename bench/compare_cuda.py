@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import tandem_cuda as tc
 from networks import ann_twin, cifar_net, fused, settle
 from tandem_cuda import ops, reference
+from tandem_cuda.ops.product import ENGINES
 
 DEVICE = "cuda"
 SHAPES = {"S1": (128, 256, 32, 2), "S2": (256, 512, 16, 2), "S3": (512, 1024, 8, 1)}  # channels, outputs, side, stride
@@ -131,7 +132,7 @@ def layer(name: str, batch: int, rate: float, compiled: bool) -> dict[str, float
 
     def tensor_cores(terms: int) -> Callable[[], Any]:
         neurons = (None, *places, STEPS, 1.0, 1.0)
-        arguments = (bits, None, weight, packed, None, None, *neurons, "dense", terms, True, True)
+        arguments = (bits, None, weight, packed, None, None, *neurons, ENGINES.index("dense"), terms, True, True)
         return lambda: torch.ops.tandem_cuda.spiking_conv2d(*arguments)
 
     def count_product(engine: str) -> Callable[[], Any]:

@@ -4,7 +4,8 @@
 // T: time steps. P = ceil(T / 8): bit planes. N: batch. `bits` is uint8 [P, N, C, *spatial], features last in memory;
 // bit i of plane p is the spike at step 8p + i, unused high bits are zero. `potential` is the membrane potential u
 // before its reset; passing the one that a call returned continues the simulation where that call stopped.
-// Outputs that a `want_*` flag turned off are empty tensors of shape [0].
+// Outputs that a `want_*` flag turned off are empty tensors of shape [0]. engine: 0 auto, 1 event, 2 dense. mode: 0
+// constant, 1 impulse, 2 series. They are no strings because torch's stable ABI (2.13) leaks every string argument.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(tandem_cuda, m) {
@@ -46,7 +47,7 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // current: [N, C, *spatial], series [T, N, C, *spatial]; bias: [C], per time step; potential: [N, C, *spatial]
   // -> bits [P, N, C, *spatial], sum over t of x[t] [N, C, *spatial], final potential [N, C, *spatial]
   m.def(
-      "integrate_and_fire(Tensor current, Tensor? scale, Tensor? bias, Tensor? potential, int time_steps, str mode, "
+      "integrate_and_fire(Tensor current, Tensor? scale, Tensor? bias, Tensor? potential, int time_steps, int mode, "
       "float threshold, float leak, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
 
   // The weights of a product in the order of the event-driven kernels, to be passed as `packed` as long as they stay as
@@ -61,7 +62,7 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // -> bits [P, N, *, O], sum over t of x[t] [N, *, O], final potential [N, *, O]
   m.def(
       "spiking_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
-      "Tensor? potential, int time_steps, float threshold, float leak, str engine, int terms, bool want_sum, bool "
+      "Tensor? potential, int time_steps, float threshold, float leak, int engine, int terms, bool want_sum, bool "
       "want_potential) -> (Tensor, Tensor, Tensor)");
 
   // The same with a 2-D convolution. bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step;
@@ -70,18 +71,18 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   m.def(
       "spiking_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
       "Tensor? potential, int[2] stride, int[2] padding, int[2] dilation, int groups, int time_steps, float threshold, "
-      "float leak, str engine, int terms, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
+      "float leak, int engine, int terms, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
 
   // scale * (weight * (spike count of bits)) + bias; what batch norm needs before the neurons can fire.
   // bits: [P, N, *, F]; count: [N, *, F] as above; weight: [O, F]; bias: [O] -> [N, *, O]
   m.def(
-      "count_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, str "
+      "count_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, int "
       "engine, int terms) -> Tensor");
 
   // The same with a 2-D convolution. bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O] -> [N, O, Ho, Wo]
   m.def(
       "count_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
-      "int[2] stride, int[2] padding, int[2] dilation, int groups, str engine, int terms) -> Tensor");
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, int engine, int terms) -> Tensor");
 
   // The gradient of such a convolution with respect to its weights; sparse where the counts are.
   // grad: [N, O, Ho, Wo]; count: [N, C, H, W]; weight: for its shape -> [O, C/groups, kH, kW], contiguous

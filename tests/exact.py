@@ -28,6 +28,8 @@ DEPTHWISE_CHANNELS = (2, 3, 7, 8, 15, 16, 17, 33, 40)
 MULTIPLIERS = (1, 2, 3, 17)
 SEEDS = st.integers(0, 2**31 - 1)
 ENGINES = ("auto", "event", "dense")
+AUTO, EVENT, DENSE = range(3)  # as the operators themselves take them
+CONSTANT, _, SERIES = range(3)  # modes, likewise
 META = torch.device("meta")
 
 

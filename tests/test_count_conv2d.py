@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact import (
+    AUTO,
+    DENSE,
     ENGINES,
+    EVENT,
     FLOATS,
     META,
     RATES,
@@ -241,10 +244,10 @@ def test_opcheck(batch, draw, optional, requires_grad, geometry):
     bits, weight = planes(9, batch, 6, 5, 4, seed=0), draw(9, 6 // geometry[-1], 3, 2, seed=1)
     how = {"optional": optional, "requires_grad": requires_grad, "groups": geometry[-1]}
     op = torch.ops.tandem_cuda.count_conv2d.default
-    engine = "auto" if draw is int8 else "dense"
+    engine = AUTO if draw is int8 else DENSE
     torch.library.opcheck(op, (*direct_arguments(bits, weight, **how), *geometry, engine, 3))
     strided = bits.contiguous(), weight.mT.contiguous().mT
-    torch.library.opcheck(op, (*direct_arguments(*strided, **how), *geometry, "event", 3))
+    torch.library.opcheck(op, (*direct_arguments(*strided, **how), *geometry, EVENT, 3))
 
 
 BITS = torch.zeros(2, 3, 4, 6, 5, dtype=torch.uint8)

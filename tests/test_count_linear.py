@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact import (
+    AUTO,
     CHANNELS,
+    DENSE,
     ENGINES,
+    EVENT,
     FLOATS,
     META,
     RATES,
@@ -178,9 +181,9 @@ def test_opcheck(draw, batch, optional, requires_grad):
     bits, weight = planes(9, *batch, 7, seed=0), draw(4, 7, seed=1)
     how = {"optional": optional, "requires_grad": requires_grad}
     op = torch.ops.tandem_cuda.count_linear.default
-    torch.library.opcheck(op, (*direct_arguments(bits, weight, **how), "auto" if draw is int8 else "dense", 3))
+    torch.library.opcheck(op, (*direct_arguments(bits, weight, **how), AUTO if draw is int8 else DENSE, 3))
     strided = bits.mT.contiguous().mT, weight.t().contiguous().t()
-    torch.library.opcheck(op, (*direct_arguments(*strided, **how), "event", 3))
+    torch.library.opcheck(op, (*direct_arguments(*strided, **how), EVENT, 3))
 
 
 BITS = torch.zeros(2, 4, 3, dtype=torch.uint8)

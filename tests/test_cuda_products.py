@@ -6,7 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tandem_cuda as tc
-from exact import LEAKS, RATES, SEEDS, TIME_STEPS, convolutions, depthwise_convolutions, dyadic, int8, out_shape, planes
+from exact import (
+    ENGINES,
+    LEAKS,
+    RATES,
+    SEEDS,
+    TIME_STEPS,
+    convolutions,
+    depthwise_convolutions,
+    dyadic,
+    int8,
+    out_shape,
+    planes,
+)
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
 from test_cuda_operators import DEVICE, identical, on_device
@@ -115,7 +127,7 @@ def test_float32_accuracy():
 def sums(bits, weight, engine, terms=3):
     """Of random weights, whose rounding gives away who computed them."""
     arguments = (bits, None, weight, None, None, None, None, [1, 1], [1, 1], [1, 1], 1, 8, 1e9, 1.0)
-    return torch.ops.tandem_cuda.spiking_conv2d(*arguments, engine, terms, True, False)[1]
+    return torch.ops.tandem_cuda.spiking_conv2d(*arguments, ENGINES.index(engine), terms, True, False)[1]
 
 
 @pytest.mark.parametrize(

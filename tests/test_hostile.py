@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import tandem_cuda
+from exact import AUTO, CONSTANT, DENSE, EVENT, SERIES
 from tandem_cuda import _C
 
 OPS = torch.ops.tandem_cuda
@@ -65,12 +66,12 @@ def operands(b, w, count=None, packed=None, scale=None, bias=None):
     return b, count, w, packed, scale, bias
 
 
-def spiking_linear(b, w, steps=8, threshold=1.0, leak=1.0, engine="auto", terms=3, potential=None, want=True, **named):
+def spiking_linear(b, w, steps=8, threshold=1.0, leak=1.0, engine=AUTO, terms=3, potential=None, want=True, **named):
     neuron = (potential, steps, threshold, leak)
     return OPS.spiking_linear(*operands(b, w, **named), *neuron, engine, terms, want, want)
 
 
-def count_linear(b, w, engine="auto", terms=3, **named):
+def count_linear(b, w, engine=AUTO, terms=3, **named):
     return OPS.count_linear(*operands(b, w, **named), engine, terms)
 
 
@@ -82,7 +83,7 @@ def spiking_conv2d(
     dilation=(1, 1),
     groups=1,
     steps=8,
-    engine="auto",
+    engine=AUTO,
     potential=None,
     **named,
 ):
@@ -90,12 +91,12 @@ def spiking_conv2d(
     return OPS.spiking_conv2d(*operands(b, w, **named), potential, *geometry, steps, 1.0, 1.0, engine, 3, True, True)
 
 
-def count_conv2d(b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, engine="auto", **named):
+def count_conv2d(b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, engine=AUTO, **named):
     return OPS.count_conv2d(*operands(b, w, **named), stride, padding, dilation, groups, engine, 3)
 
 
 def integrate_and_fire(
-    current, steps=8, mode="constant", threshold=1.0, leak=1.0, scale=None, bias=None, potential=None, want=True
+    current, steps=8, mode=CONSTANT, threshold=1.0, leak=1.0, scale=None, bias=None, potential=None, want=True
 ):
     return OPS.integrate_and_fire(current, scale, bias, potential, steps, mode, threshold, leak, want, want)
 
@@ -253,7 +254,7 @@ def depthwise_at_a_hole(conv2d, potentials):
             u = before_a_hole(torch.ones(1, 2, 1, outputs, dtype=scales)).permute(0, 3, 1, 2)
             named |= {"potential": u, "steps": 16}
         b, w = before_a_hole(b).permute(0, 1, 4, 2, 3), before_a_hole(w)
-        return conv2d(b, w, groups=channels, engine="event", **named)
+        return conv2d(b, w, groups=channels, engine=EVENT, **named)
 
     return with_every_isa(call, (2, 3, 7, 8, 15, 16, 17, 33), (1, 2, 3, 17), (torch.float32, torch.float64, torch.int8))
 
@@ -262,7 +263,7 @@ def operand_cases(op, conv2d, linear):
     """The same of scale, engine and packed weights, through which kernels would read past the end."""
 
     def packed(wrong, weight=MATRIX):
-        return "packed", lambda: linear(ROW, weight, packed=wrong, engine="event")
+        return "packed", lambda: linear(ROW, weight, packed=wrong, engine=EVENT)
 
     def int8(**named):
         return linear(ROW, INT8, **{"scale": torch.ones(4)} | named)
@@ -271,7 +272,7 @@ def operand_cases(op, conv2d, linear):
     misaligned = torch.zeros(n + 1)[1:]
     depthwise = bits(1, 1, 4, 1, 1), floats(4, 1, 1, 1)
 
-    def packed_depthwise(wrong, engine="auto"):
+    def packed_depthwise(wrong, engine=AUTO):
         return "packed", lambda: conv2d(*depthwise, groups=4, packed=wrong, engine=engine)
 
     fitting = OPS.pack_weight(depthwise[1], 4)
@@ -295,7 +296,7 @@ def operand_cases(op, conv2d, linear):
         f"{op}-linear-int8-packed-short": ("packed", lambda: int8(packed=PACKED_INT8[:-1])),
         f"{op}-linear-int8-packed-float": ("packed", lambda: int8(packed=PACKED)),
         f"{op}-linear-int8-packed-fits": (FINE, lambda: int8(packed=PACKED_INT8)),
-        f"{op}-conv2d-packed-other-groups": packed_depthwise(OPS.pack_weight(depthwise[1], 1), "event"),
+        f"{op}-conv2d-packed-other-groups": packed_depthwise(OPS.pack_weight(depthwise[1], 1), EVENT),
         f"{op}-conv2d-packed-other-groups-auto": packed_depthwise(OPS.pack_weight(depthwise[1], 1)),
         f"{op}-conv2d-packed-depthwise-short": packed_depthwise(fitting[:-1]),
         f"{op}-conv2d-packed-depthwise-2-dims": packed_depthwise(fitting[None]),
@@ -306,7 +307,7 @@ def operand_cases(op, conv2d, linear):
         f"{op}-depthwise-at-a-hole": (FINE, lambda: depthwise_at_a_hole(conv2d, op == "spiking")),
         f"{op}-linear-int8-no-scale": ("scale", lambda: int8(scale=None)),
         f"{op}-linear-int8-scale-float64": ("scale", lambda: int8(scale=torch.ones(4).double())),
-        f"{op}-linear-int8-dense": ("engine dense cannot serve int8", lambda: int8(engine="dense")),
+        f"{op}-linear-int8-dense": ("engine dense cannot serve int8", lambda: int8(engine=DENSE)),
         f"{op}-linear-int8-bias-float64": ("bias", lambda: int8(bias=torch.ones(4).double())),
         f"{op}-linear-int8-features-huge": (TOO_LARGE, lambda: int8_of(linear, 1, HUGE)),
         f"{op}-linear-int8-outputs-huge": (TOO_LARGE, lambda: int8_of(linear, HUGE, 1)),
@@ -318,8 +319,8 @@ def operand_cases(op, conv2d, linear):
         f"{op}-linear-terms-4": ("terms", lambda: linear(ROW, MATRIX, terms=4)),
         f"{op}-linear-terms-huge": ("terms", lambda: linear(ROW, MATRIX, terms=2**32 + 1)),
         f"{op}-linear-terms-least": ("terms", lambda: linear(ROW, MATRIX, terms=LEAST)),
-        f"{op}-linear-engine": ("engine", lambda: linear(ROW, MATRIX, engine="fast")),
-        f"{op}-conv2d-engine-empty": ("engine", lambda: conv2d(PIXEL, KERNEL, engine="")),
+        f"{op}-linear-engine": ("engine", lambda: linear(ROW, MATRIX, engine=3)),
+        f"{op}-conv2d-engine-empty": ("engine", lambda: conv2d(PIXEL, KERNEL, engine=-1)),
     }
 
 
@@ -329,7 +330,7 @@ def int8_of(linear, outputs, features):
 
 
 def dense(product):
-    return partial(product, engine="dense")
+    return partial(product, engine=DENSE)
 
 
 def pack_weight_cases():
@@ -505,11 +506,11 @@ def integrate_and_fire_cases():
         "0-dims": ("current", lambda: integrate_and_fire(torch.zeros(()))),
         "int": ("current", lambda: integrate_and_fire(CURRENT.int())),
         "complex": ("current", lambda: integrate_and_fire(torch.zeros(2, 3, dtype=torch.complex64))),
-        "mode": ("mode", lambda: integrate_and_fire(CURRENT, mode="ramp")),
-        "mode-empty": ("mode", lambda: integrate_and_fire(CURRENT, mode="")),
-        "series-2-dims": ("current", lambda: integrate_and_fire(CURRENT, 2, "series")),
-        "series-other-length": ("current", lambda: integrate_and_fire(floats(2, 2, 3), 3, "series")),
-        "series-huge": (TOO_LARGE, lambda: integrate_and_fire(floats(HUGE, 1, 1), HUGE, "series")),
+        "mode": ("mode", lambda: integrate_and_fire(CURRENT, mode=3)),
+        "mode-empty": ("mode", lambda: integrate_and_fire(CURRENT, mode=-1)),
+        "series-2-dims": ("current", lambda: integrate_and_fire(CURRENT, 2, SERIES)),
+        "series-other-length": ("current", lambda: integrate_and_fire(floats(2, 2, 3), 3, SERIES)),
+        "series-huge": (TOO_LARGE, lambda: integrate_and_fire(floats(HUGE, 1, 1), HUGE, SERIES)),
         "steps-0": ("time_steps", lambda: integrate_and_fire(CURRENT, 0)),
         "steps-least": ("time_steps", lambda: integrate_and_fire(CURRENT, LEAST)),
         "steps-huge": (TOO_LARGE, lambda: integrate_and_fire(CURRENT, HUGE)),

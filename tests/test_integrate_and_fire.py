@@ -222,9 +222,9 @@ def test_opcheck(mode, optional, shape):
     op = torch.ops.tandem_cuda.integrate_and_fire.default
     bias, potential = (dyadic(shape[1], seed=1), dyadic(*shape, seed=2)) if optional else (None, None)
     scale = None if optional else dyadic(shape[1], seed=3)
-    torch.library.opcheck(op, (current, scale, bias, potential, 9, mode, 0.5, 0.9, not optional, optional))
+    torch.library.opcheck(op, (current, scale, bias, potential, 9, MODES.index(mode), 0.5, 0.9, not optional, optional))
     strided = current.mT.contiguous().mT
-    torch.library.opcheck(op, (strided, scale, bias, potential, 9, mode, 0.5, 1.0, True, True))
+    torch.library.opcheck(op, (strided, scale, bias, potential, 9, MODES.index(mode), 0.5, 1.0, True, True))
 
 
 CURRENT = torch.zeros(2, 3, 4)

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from exact import HALVES, META, dyadic, planes
+from exact import EVENT, HALVES, META, dyadic, planes
 from tandem_cuda import ops
 from tandem_cuda.ops.product import terms_of
 
@@ -74,7 +74,7 @@ def test_setting_of_the_cuda_backend(setting, terms):
 
 def test_the_cpu_takes_no_notice():
     bits, weight = planes(9, 3, 21, seed=0), dyadic(10, 21, seed=1) / 3
-    arguments = (bits, None, weight, None, None, None, "event")
+    arguments = (bits, None, weight, None, None, None, EVENT)
     results = [torch.ops.tandem_cuda.count_linear(*arguments, terms) for terms in (1, 2, 3)]
     assert all(torch.equal(result, results[0]) for result in results)
 

@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact import (
+    AUTO,
+    DENSE,
     ENGINES,
+    EVENT,
     FLOATS,
     LEAKS,
     RATES,
@@ -357,9 +360,9 @@ def test_opcheck(batch, draw, optional, requires_grad, geometry):
     out = ref.count_conv2d(bits, weight.float(), None, *geometry)
     after = (dyadic(*out.shape, seed=3) if optional else None, *geometry, 9, 1.0, 0.5)
     op = torch.ops.tandem_cuda.spiking_conv2d.default
-    opcheck_spiking(op, (*first, *after, "event", 3, True, optional))
-    opcheck_spiking(op, (*second, *after, "auto", 2, optional, True))
-    opcheck_spiking(op, (*first, *after, "auto" if draw is int8 else "dense", 1, False, False))
+    opcheck_spiking(op, (*first, *after, EVENT, 3, True, optional))
+    opcheck_spiking(op, (*second, *after, AUTO, 2, optional, True))
+    opcheck_spiking(op, (*first, *after, AUTO if draw is int8 else DENSE, 1, False, False))
 
 
 BAD_POTENTIAL = [

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact import (
+    AUTO,
     CHANNELS,
+    DENSE,
     ENGINES,
+    EVENT,
     FLOATS,
     LEAKS,
     RATES,
@@ -267,9 +270,9 @@ def test_opcheck(draw, batch, optional, requires_grad):
     second = direct_arguments(bits.mT.contiguous().mT, weight.t().contiguous().t(), **how)
     potential = dyadic(*batch, 4, seed=3) if optional else None
     op = torch.ops.tandem_cuda.spiking_linear.default
-    opcheck_spiking(op, (*first, potential, 9, 1.0, 0.5, "event", 3, True, optional))
-    opcheck_spiking(op, (*second, potential, 9, 1.0, 1.0, "auto", 2, optional, True))
-    opcheck_spiking(op, (*first, potential, 9, 1.0, 1.0, "auto" if draw is int8 else "dense", 1, False, False))
+    opcheck_spiking(op, (*first, potential, 9, 1.0, 0.5, EVENT, 3, True, optional))
+    opcheck_spiking(op, (*second, potential, 9, 1.0, 1.0, AUTO, 2, optional, True))
+    opcheck_spiking(op, (*first, potential, 9, 1.0, 1.0, AUTO if draw is int8 else DENSE, 1, False, False))
 
 
 BAD_NEURONS = [

@@ -10,6 +10,7 @@
 namespace tandem {
 
 // How a given current spreads over time: the same at every step, at the first one alone, or one for each step.
+// Numbered as in the schemas.
 enum class CurrentMode { kConstant, kImpulse, kSeries };
 
 // A leak of 1, which is cheaper not to multiply by.

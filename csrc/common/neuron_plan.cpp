@@ -4,15 +4,14 @@ namespace tandem {
 
 IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
                                              const std::optional<Tensor>& bias, const std::optional<Tensor>& potential,
-                                             int64_t time_steps, const std::string& mode, double threshold, double leak,
+                                             int64_t time_steps, int64_t mode, double threshold, double leak,
                                              bool want_sum, bool want_potential) {
   const char* op = "integrate_and_fire";
-  check(mode == "constant" || mode == "impulse" || mode == "series", op,
-        "mode must be constant, impulse or series, got ", mode);
+  check(mode >= 0 && mode <= 2, op, "mode must be 0 (constant), 1 (impulse) or 2 (series), got ", mode);
   check_floating(op, "current", current);
   check_time_steps(op, time_steps);
   check_neuron(op, threshold, leak);
-  const bool series = mode == "series";
+  const bool series = static_cast<CurrentMode>(mode) == CurrentMode::kSeries;
   Sizes neurons = sizes_of(current);
   const char* expected = series ? "[T, N, C, ...]" : "[N, C, ...]";
   check(neurons.size() >= (series ? 3U : 2U), op, "current must be ", expected, ", got ", shape(current));
@@ -39,9 +38,7 @@ IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::o
       want_potential ? empty_channels_last(current, neurons, type, 1) : no_tensor(current, type),
       channels,
       checked_numel(op, neurons),
-      series               ? CurrentMode::kSeries
-      : mode == "constant" ? CurrentMode::kConstant
-                           : CurrentMode::kImpulse,
+      static_cast<CurrentMode>(mode),
   };
   return plan;
 }

@@ -21,7 +21,7 @@ struct IntegrateAndFirePlan {
 
 IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
                                              const std::optional<Tensor>& bias, const std::optional<Tensor>& potential,
-                                             int64_t time_steps, const std::string& mode, double threshold, double leak,
+                                             int64_t time_steps, int64_t mode, double threshold, double leak,
                                              bool want_sum, bool want_potential);
 
 }  // namespace tandem

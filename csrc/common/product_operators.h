@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking_linear(const Tensor& bits, const std:
                                                   const Tensor& weight, const std::optional<Tensor>& packed,
                                                   const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
                                                   const std::optional<Tensor>& potential, int64_t time_steps,
-                                                  double threshold, double leak, const std::string& engine,
+                                                  double threshold, double leak, int64_t engine,
                                                   int64_t terms, bool want_sum, bool want_potential) {
   const char* op = "spiking_linear";
   return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking_conv2d(
     const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight, const std::optional<Tensor>& packed,
     const std::optional<Tensor>& scale, const std::optional<Tensor>& bias, const std::optional<Tensor>& potential,
     const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups, int64_t time_steps,
-    double threshold, double leak, const std::string& engine, int64_t terms, bool want_sum, bool want_potential) {
+    double threshold, double leak, int64_t engine, int64_t terms, bool want_sum, bool want_potential) {
   const char* op = "spiking_conv2d";
   return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
                   {potential, time_steps, threshold, leak, want_sum, want_potential},
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking_conv2d(
 template <CountProduct* kProduct>
 Tensor count_linear(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
                     const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
-                    const std::optional<Tensor>& bias, const std::string& engine, int64_t terms) {
+                    const std::optional<Tensor>& bias, int64_t engine, int64_t terms) {
   const char* op = "count_linear";
   return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms}, linear_geometry(op, bits, weight),
                   true);
@@ -49,7 +49,7 @@ template <CountProduct* kProduct>
 Tensor count_conv2d(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
                     const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
                     const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-                    int64_t groups, const std::string& engine, int64_t terms) {
+                    int64_t groups, int64_t engine, int64_t terms) {
   const char* op = "count_conv2d";
   return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
                   conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);

@@ -42,9 +42,9 @@ void check_packable(const char* op, const ConvGeometry& g) {
   checked_numel(op, {g.groups, g.group_out() + 128, g.kernel_h, g.kernel_w, g.group_in(), 16});
 }
 
-Engine engine_of(const char* op, const std::string& name) {
-  check(name == "auto" || name == "event" || name == "dense", op, "engine must be auto, event or dense, got ", name);
-  return name == "auto" ? Engine::kAuto : name == "event" ? Engine::kEvent : Engine::kDense;
+Engine engine_of(const char* op, int64_t number) {
+  check(number >= 0 && number <= 2, op, "engine must be 0 (auto), 1 (event) or 2 (dense), got ", number);
+  return static_cast<Engine>(number);
 }
 
 Sizes neuron_sizes(const Tensor& bits, const ConvGeometry& geometry, bool linear) {

@@ -9,7 +9,7 @@
 
 namespace tandem {
 
-enum class Engine { kAuto, kEvent, kDense };
+enum class Engine { kAuto, kEvent, kDense };  // numbered as in the schemas
 
 // The arguments that the linear and the convolutional products share.
 struct ProductArguments {
@@ -19,7 +19,7 @@ struct ProductArguments {
   const std::optional<Tensor>& packed;
   const std::optional<Tensor>& scale;
   const std::optional<Tensor>& bias;
-  const std::string& engine;
+  int64_t engine;
   int64_t terms;
 };
 

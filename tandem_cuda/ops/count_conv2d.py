@@ -11,6 +11,7 @@ from torch import Tensor
 from . import checks, layout
 from .autocast import without_autocast
 from .product import (
+    ENGINES,
     Gradients,
     Saved,
     check_operands,
@@ -67,7 +68,7 @@ def count_conv2d(
     """
     op = "count_conv2d"
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)
-    how = (engine, terms_of(weight))
+    how = (ENGINES.index(engine), terms_of(weight))
     return torch.ops.tandem_cuda.count_conv2d(bits, count, weight, packed, scale, bias, *geometry, groups, *how)
 
 
@@ -161,7 +162,7 @@ def _(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    engine: str,
+    engine: int,
     terms: int,
 ) -> Tensor:
     sizes = [bits.shape[1], weight.shape[0], *out_size(bits, weight, stride, padding, dilation)]

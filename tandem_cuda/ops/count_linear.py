@@ -10,6 +10,7 @@ from torch import Tensor
 from . import layout
 from .autocast import without_autocast
 from .product import (
+    ENGINES,
     Gradients,
     Saved,
     check_operands,
@@ -57,7 +58,9 @@ def count_linear(
         ValueError: a shape or device that does not fit.
     """
     check_linear("count_linear", bits, count, weight, packed, scale, bias, engine)
-    return torch.ops.tandem_cuda.count_linear(bits, count, weight, packed, scale, bias, engine, terms_of(weight))
+    return torch.ops.tandem_cuda.count_linear(
+        bits, count, weight, packed, scale, bias, ENGINES.index(engine), terms_of(weight)
+    )
 
 
 def check_linear(op: str, bits: Any, count: Any, weight: Any, packed: Any, scale: Any, bias: Any, engine: Any) -> None:
@@ -80,7 +83,7 @@ def _(
     packed: Tensor | None,
     scale: Tensor | None,
     bias: Tensor | None,
-    engine: str,
+    engine: int,
     terms: int,
 ) -> Tensor:
     sizes = [*bits.shape[1:-1], weight.shape[0]]

@@ -78,7 +78,7 @@ def integrate_and_fire(
         None if bias is None else bias.detach(),
         None if potential is None else potential.detach(),
         time_steps,
-        mode,
+        _MODES.index(mode),
         threshold,
         leak,
         want_sum,
@@ -93,13 +93,13 @@ def _(
     bias: Tensor | None,
     potential: Tensor | None,
     time_steps: int,
-    mode: str,
+    mode: int,
     threshold: float,
     leak: float,
     want_sum: bool,
     want_potential: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    neurons = list(current.shape[1:] if mode == "series" else current.shape)
+    neurons = list(current.shape[1:] if _MODES[mode] == "series" else current.shape)
     bits = layout.empty_channels_last(current, [checks.planes_for(time_steps), *neurons], torch.uint8, 2)
     total = layout.empty_channels_last(current, neurons if want_sum else [0], current.dtype, 1 if want_sum else 0)
     final = layout.empty_channels_last(

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import checks, layout
 from .count_conv2d import check_conv2d, conv2d_gradients, out_size
 from .product import (
+    ENGINES,
     Gradients,
     check_operand,
     current_dtype,
@@ -101,7 +102,7 @@ def spiking_conv2d(
         time_steps,
         threshold,
         leak,
-        engine,
+        ENGINES.index(engine),
         terms_of(weight),
         want_sum,
         want_potential,
@@ -137,7 +138,7 @@ def _(
     time_steps: int,
     threshold: float,
     leak: float,
-    engine: str,
+    engine: int,
     terms: int,
     want_sum: bool,
     want_potential: bool,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import checks
 from .count_linear import check_linear, linear_gradients
-from .product import Gradients, check_operand, needed_gradients, product_gradients, save_product, terms_of
+from .product import ENGINES, Gradients, check_operand, needed_gradients, product_gradients, save_product, terms_of
 from .spiking_conv2d import empty_spiking_outputs, per_time_step
 
 
@@ -80,7 +80,7 @@ def spiking_linear(
         time_steps,
         threshold,
         leak,
-        engine,
+        ENGINES.index(engine),
         terms_of(weight),
         want_sum,
         want_potential,
@@ -99,7 +99,7 @@ def _(
     time_steps: int,
     threshold: float,
     leak: float,
-    engine: str,
+    engine: int,
     terms: int,
     want_sum: bool,
     want_potential: bool,
