@@ -235,9 +235,9 @@ def counts(work: Work) -> None:
         name = row["layer"]
         share = density[name].T.double() / density[name].sum()
         mesh = above.pcolormesh(
-            torch.arange(columns + 1) / per_unit,
-            torch.arange(steps + 2) - 0.5,
-            share.where(share > 0, torch.nan),
+            (torch.arange(columns + 1) / per_unit).numpy(),
+            (torch.arange(steps + 2) - 0.5).numpy(),
+            share.where(share > 0, torch.nan).numpy(),
             cmap="viridis_r",
             norm=LogNorm(1e-7, 1),
             rasterized=True,
@@ -246,7 +246,7 @@ def counts(work: Work) -> None:
         above.set(title=f"{name}\n{row['neurons']:,} neurons, r = {row['correlation']:.3f}")
         above.set(xlabel="ANN activation / threshold", xlim=(0, 1.25 * shown), ylim=(-0.5, shown + 0.5))
         hist = residuals[name] / residuals[name].sum()
-        below_axes.stairs(hist, edges, fill=True, color=plots.ANN)
+        below_axes.stairs(hist.numpy(), edges.numpy(), fill=True, color=plots.ANN)
         below_axes.set(yscale="log", xlabel="residual: count - activation", xlim=(-3, 3), ylim=(1e-7, 2))
         below_axes.axvline(0, color=plots.SNN, lw=1)
         below_axes.set_title(f"mean |residual| {row['mean_absolute_residual']:.3f} spikes", fontsize=9.5)
@@ -425,7 +425,9 @@ def gradients(work: Work) -> None:
                 if axes is right:  # stays positive on the logarithmic axis
                     deviations = torch.stack([deviations.minimum(means * 0.9), deviations])
                 label = f"{run.label}, {state}" if axes is left else None
-                axes.errorbar(names, means, deviations, fmt=style, ms=5, capsize=3, color=colour, label=label)
+                axes.errorbar(
+                    names, means.numpy(), deviations.numpy(), fmt=style, ms=5, capsize=3, color=colour, label=label
+                )
     least = -1 if any(row["gradient_cosine"] - row["gradient_cosine_deviation"] < 0 for row in rows) else 0
     left.set(title="Direction", ylabel="cosine of the angle between the gradients", ylim=(least - 0.05, 1.05))
     left.axhline(0, color=plots.GREY, lw=0.8)
@@ -726,7 +728,9 @@ def reconstructions(work: Work) -> None:
     grid = left.subplots(len(pictures), len(images), squeeze=False)
     for row_axes, (name, shown) in zip(grid, pictures.items(), strict=True):
         for axes, image in zip(row_axes, shown.cpu().clamp(0, 1), strict=True):
-            axes.imshow(image.movedim(0, -1).squeeze(-1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(
+                image.movedim(0, -1).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest"
+            )
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         colour = plots.ANN if name == "ANN" else "black" if name == "input" else plots.SNN
