@@ -610,12 +610,14 @@ def synops(work: Work) -> None:
         axes.plot(steps, [row["synops"] for row in of], "o-", ms=4, color=colour, label=f"SynOps, {run.label}")
         at = steps.index(run.time_steps)
         axes.plot(run.time_steps, of[at]["synops"], "o", ms=10, mfc="none", mec=colour, mew=1.6)
-    for value, label, style in (
-        (totals[0]["ann_macs"], "MACs of the ANN", "--"),
-        (totals[0]["snn_macs"], "MACs of the SNN, on real input", ":"),
+    for what, label, style in (
+        ("ann_macs", "MACs of the ANN", "--"),
+        ("snn_macs", "MACs of the SNN, on real input", ":"),
     ):
-        if value:
-            axes.axhline(value, color=plots.ANN, ls=style, lw=1.4, label=label)
+        of = {row[what]: row["run"] for row in totals if row[what]}  # most often the runs are of one network
+        for value, name in of.items():
+            label_of = label if len(of) == 1 else f"{label}, {name}"
+            axes.axhline(value, color=plots.ANN, ls=style, lw=1.4, label=label_of)
     steps_axis(axes, sorted({row["time_steps"] for row in totals}))
     log_axis(axes, lambda value, _: f"{value / 1e6:g}")
     axes.set(ylabel="operations per sample, millions")

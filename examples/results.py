@@ -126,25 +126,29 @@ class Training:
         options = [*self.experiment.options, *(QUICK if self.quick else ())]
         return [*options, "--model.spiking", KINDS[self.kind], "--seed_everything", str(self.seed)]
 
-    def results(self) -> dict[str, Any] | None:
-        """What the run wrote in the end, with the processor it ran on; None where it is not complete."""
-        path = self.folder / "results.json"
-        if not path.is_file():
-            return None
-        started = self.folder / "started.json"
-        record = json.loads(started.read_text()) if started.is_file() else {"settings": None}
+    def started(self) -> dict[str, Any]:
+        """What was noted when the run began."""
+        path = self.folder / "started.json"
+        record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"settings": None}
         if record["settings"] != self.settings:
             raise ResultsError(
                 f"{self.folder} holds a run of other settings: {record['settings']}.\n"
                 "Remove that folder, or choose another --out."
             )
-        return {**json.loads(path.read_text()), "cpu": record["cpu"], "lossy": record["lossy"]}
+        return record
+
+    def results(self) -> dict[str, Any] | None:
+        """What the run wrote in the end, with what it ran on; None where it is not complete."""
+        path = self.folder / "results.json"
+        return {**json.loads(path.read_text()), **self.started()} if path.is_file() else None
 
     def train(self, data_dir: Path, threads: int) -> bool:
         """Whether train.py came to its end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         goes_on = (self.folder / "checkpoints" / "last.ckpt").exists()
-        if not goes_on:
+        if goes_on:
+            self.started()
+        else:
             started = {
                 "settings": self.settings,
                 "cpu": processor(),
