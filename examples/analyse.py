@@ -54,6 +54,7 @@ BINARISED = math.degrees(math.acos(math.sqrt(2 / math.pi)))  # Anderson & Berg 2
 SHOWN_IMAGES = 8
 
 SNN_COLOURS = (plots.SNN, "#e09f3e", "#7b2d26", "#d88c9a", "#a26769", "#f2c14e")
+TRANSFERRED = ((0, (6, 3)), (0, (2, 2)), "-.", (0, (9, 2, 1, 2, 1, 2)))  # lines of different T
 ANN_COLOURS = (plots.ANN, "#5b8e7d", "#1d3557", "#7aa5d2", "#4a6fa5", "#9bc1bc")
 
 
@@ -503,7 +504,10 @@ def curves(work: Work) -> None:
         for row in transferred:
             run = next(run for run in work.anns if run.name == row["run"])
             label = f"{run.name}: ANN transferred, T = {row['time_steps']}" if axes is grid[0, 0] else None
-            axes.axhline(row[what], color=work.colour(run), ls=(0, (6, 3)), lw=1.3, label=label)
+            style = TRANSFERRED[
+                sorted({r["time_steps"] for r in transferred}).index(row["time_steps"]) % len(TRANSFERRED)
+            ]
+            axes.axhline(row[what], color=work.colour(run), ls=style, lw=1.3, label=label)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
@@ -548,7 +552,7 @@ def error_against_time(work: Work, axes: Axes, rows: Sequence[Mapping[str, Any]]
         colour = work.colour(run)
         of = {row["time_steps"]: row[what] for row in rows if row["run"] == run.name}
         ann = of.pop(None, None)
-        label = run.label if run.spiking else f"{run.name}: ANN transferred, not trained on"
+        label = run.label if run.spiking else f"{run.name}: ANN transferred, not trained further"
         axes.plot(list(of), list(of.values()), "o-" if run.spiking else "s:", ms=4, color=colour, label=label)
         if run.spiking:
             axes.plot(run.time_steps, of[run.time_steps], "o", ms=10, mfc="none", mec=colour, mew=1.6)

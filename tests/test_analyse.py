@@ -251,7 +251,7 @@ def test_refused(refused, digits, autoencoders, tmp_path):
     (unfinished / "checkpoints" / "best.ckpt").write_bytes(b"no checkpoint")
     assert "cannot be read" in refused(unfinished)
     (unfinished / "config.yaml").write_text("model: 3\n")
-    assert "cannot be loaded" in refused(unfinished)
+    assert "config.yaml is no configuration of examples/train.py" in refused(unfinished)
 
 
 # --- results.py ------------------------------------------------------------------------------------------------------
