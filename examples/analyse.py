@@ -54,6 +54,7 @@ BINARISED = math.degrees(math.acos(math.sqrt(2 / math.pi)))  # Anderson & Berg 2
 SHOWN_IMAGES = 8
 
 SNN_COLOURS = (plots.SNN, "#e09f3e", "#7b2d26", "#d88c9a", "#a26769", "#f2c14e")
+TRANSFERRED = ((0, (6, 3)), (0, (2, 2)), "-.", (0, (9, 2, 1, 2, 1, 2)))  # lines of different T
 ANN_COLOURS = (plots.ANN, "#5b8e7d", "#1d3557", "#7aa5d2", "#4a6fa5", "#9bc1bc")
 
 
@@ -235,9 +236,9 @@ def counts(work: Work) -> None:
         name = row["layer"]
         share = density[name].T.double() / density[name].sum()
         mesh = above.pcolormesh(
-            torch.arange(columns + 1) / per_unit,
-            torch.arange(steps + 2) - 0.5,
-            share.where(share > 0, torch.nan),
+            (torch.arange(columns + 1) / per_unit).numpy(),
+            (torch.arange(steps + 2) - 0.5).numpy(),
+            share.where(share > 0, torch.nan).numpy(),
             cmap="viridis_r",
             norm=LogNorm(1e-7, 1),
             rasterized=True,
@@ -246,7 +247,7 @@ def counts(work: Work) -> None:
         above.set(title=f"{name}\n{row['neurons']:,} neurons, r = {row['correlation']:.3f}")
         above.set(xlabel="ANN activation / threshold", xlim=(0, 1.25 * shown), ylim=(-0.5, shown + 0.5))
         hist = residuals[name] / residuals[name].sum()
-        below_axes.stairs(hist, edges, fill=True, color=plots.ANN)
+        below_axes.stairs(hist.numpy(), edges.numpy(), fill=True, color=plots.ANN)
         below_axes.set(yscale="log", xlabel="residual: count - activation", xlim=(-3, 3), ylim=(1e-7, 2))
         below_axes.axvline(0, color=plots.SNN, lw=1)
         below_axes.set_title(f"mean |residual| {row['mean_absolute_residual']:.3f} spikes", fontsize=9.5)
@@ -425,7 +426,9 @@ def gradients(work: Work) -> None:
                 if axes is right:  # stays positive on the logarithmic axis
                     deviations = torch.stack([deviations.minimum(means * 0.9), deviations])
                 label = f"{run.label}, {state}" if axes is left else None
-                axes.errorbar(names, means, deviations, fmt=style, ms=5, capsize=3, color=colour, label=label)
+                axes.errorbar(
+                    names, means.numpy(), deviations.numpy(), fmt=style, ms=5, capsize=3, color=colour, label=label
+                )
     least = -1 if any(row["gradient_cosine"] - row["gradient_cosine_deviation"] < 0 for row in rows) else 0
     left.set(title="Direction", ylabel="cosine of the angle between the gradients", ylim=(least - 0.05, 1.05))
     left.axhline(0, color=plots.GREY, lw=0.8)
@@ -501,7 +504,10 @@ def curves(work: Work) -> None:
         for row in transferred:
             run = next(run for run in work.anns if run.name == row["run"])
             label = f"{run.name}: ANN transferred, T = {row['time_steps']}" if axes is grid[0, 0] else None
-            axes.axhline(row[what], color=work.colour(run), ls=(0, (6, 3)), lw=1.3, label=label)
+            style = TRANSFERRED[
+                sorted({r["time_steps"] for r in transferred}).index(row["time_steps"]) % len(TRANSFERRED)
+            ]
+            axes.axhline(row[what], color=work.colour(run), ls=style, lw=1.3, label=label)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
@@ -546,7 +552,7 @@ def error_against_time(work: Work, axes: Axes, rows: Sequence[Mapping[str, Any]]
         colour = work.colour(run)
         of = {row["time_steps"]: row[what] for row in rows if row["run"] == run.name}
         ann = of.pop(None, None)
-        label = run.label if run.spiking else f"{run.name}: ANN transferred, not trained on"
+        label = run.label if run.spiking else f"{run.name}: ANN transferred, not trained further"
         axes.plot(list(of), list(of.values()), "o-" if run.spiking else "s:", ms=4, color=colour, label=label)
         if run.spiking:
             axes.plot(run.time_steps, of[run.time_steps], "o", ms=10, mfc="none", mec=colour, mew=1.6)
@@ -608,12 +614,14 @@ def synops(work: Work) -> None:
         axes.plot(steps, [row["synops"] for row in of], "o-", ms=4, color=colour, label=f"SynOps, {run.label}")
         at = steps.index(run.time_steps)
         axes.plot(run.time_steps, of[at]["synops"], "o", ms=10, mfc="none", mec=colour, mew=1.6)
-    for value, label, style in (
-        (totals[0]["ann_macs"], "MACs of the ANN", "--"),
-        (totals[0]["snn_macs"], "MACs of the SNN, on real input", ":"),
+    for what, label, style in (
+        ("ann_macs", "MACs of the ANN", "--"),
+        ("snn_macs", "MACs of the SNN, on real input", ":"),
     ):
-        if value:
-            axes.axhline(value, color=plots.ANN, ls=style, lw=1.4, label=label)
+        of = {row[what]: row["run"] for row in totals if row[what]}  # most often the runs are of one network
+        for value, name in of.items():
+            label_of = label if len(of) == 1 else f"{label}, {name}"
+            axes.axhline(value, color=plots.ANN, ls=style, lw=1.4, label=label_of)
     steps_axis(axes, sorted({row["time_steps"] for row in totals}))
     log_axis(axes, lambda value, _: f"{value / 1e6:g}")
     axes.set(ylabel="operations per sample, millions")
@@ -726,7 +734,9 @@ def reconstructions(work: Work) -> None:
     grid = left.subplots(len(pictures), len(images), squeeze=False)
     for row_axes, (name, shown) in zip(grid, pictures.items(), strict=True):
         for axes, image in zip(row_axes, shown.cpu().clamp(0, 1), strict=True):
-            axes.imshow(image.movedim(0, -1).squeeze(-1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(
+                image.movedim(0, -1).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest"
+            )
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         colour = plots.ANN if name == "ANN" else "black" if name == "input" else plots.SNN

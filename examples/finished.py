@@ -138,7 +138,7 @@ def load(
             )
     try:
         results = json.loads((folder / "results.json").read_text())
-        results["test"], results["spiking"]
+        results["test"], results["data"]["source"]
     except (ValueError, KeyError, TypeError) as error:
         raise FinishedError(f"{folder / 'results.json'} is not what examples/train.py writes: {error!r}.") from error
     settings = ["--config", str(folder / "config.yaml"), "--out", str(folder), "--threads", str(threads)]
@@ -153,7 +153,11 @@ def load(
                 callback.on_fit_start(cli.trainer, cli.model)
         cli.model.check_checkpoint(checkpoint)
         cli.model.load_state_dict(checkpoint["state_dict"])
-    except (SystemExit, train.RunError, CheckpointError, recipes.RecipeError) as error:
+    except KeyError as error:
+        raise FinishedError(f"the checkpoint in {folder} has no state of the callback {error}.") from error
+    except SystemExit as error:  # jsonargparse, which has said why
+        raise FinishedError(f"{folder / 'config.yaml'} is no configuration of examples/train.py.") from error
+    except (train.RunError, CheckpointError, recipes.RecipeError) as error:
         reason = str(error).splitlines()[0]
         raise FinishedError(f"the run in {folder} cannot be loaded:\n{reason}") from error
     cli.model.to(device).eval()
