@@ -55,8 +55,10 @@ def digits(mnist, tmp_path_factory):
 @pytest.fixture(scope="module")
 def autoencoders(mnist, tmp_path_factory):
     folder = tmp_path_factory.mktemp("autoencoders")
+    plain = ("--trainer.callbacks", "null", "--model.time_steps", "8", "--model.learning_rate", "0.005")
+    plain += ("--model.schedule", "one_cycle")
     return [
-        train("mnist_autoencoder", mnist, folder / kind, *WHOLE, "--model.spiking", spiking)
+        train("mnist_autoencoder", mnist, folder / kind, *WHOLE, *plain, "--model.spiking", spiking)
         for kind, spiking in (("snn", "true"), ("ann", "false"))
     ]
 

@@ -16,8 +16,8 @@ std::tuple<Tensor, Tensor, Tensor> spiking_linear(const Tensor& bits, const std:
                                                   const Tensor& weight, const std::optional<Tensor>& packed,
                                                   const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
                                                   const std::optional<Tensor>& potential, int64_t time_steps,
-                                                  double threshold, double leak, int64_t engine,
-                                                  int64_t terms, bool want_sum, bool want_potential) {
+                                                  double threshold, double leak, int64_t engine, int64_t terms,
+                                                  bool want_sum, bool want_potential) {
   const char* op = "spiking_linear";
   return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
                   {potential, time_steps, threshold, leak, want_sum, want_potential}, linear_geometry(op, bits, weight),
@@ -25,11 +25,13 @@ std::tuple<Tensor, Tensor, Tensor> spiking_linear(const Tensor& bits, const std:
 }
 
 template <SpikingProduct* kProduct>
-std::tuple<Tensor, Tensor, Tensor> spiking_conv2d(
-    const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight, const std::optional<Tensor>& packed,
-    const std::optional<Tensor>& scale, const std::optional<Tensor>& bias, const std::optional<Tensor>& potential,
-    const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups, int64_t time_steps,
-    double threshold, double leak, int64_t engine, int64_t terms, bool want_sum, bool want_potential) {
+std::tuple<Tensor, Tensor, Tensor> spiking_conv2d(const Tensor& bits, const std::optional<Tensor>& count,
+                                                  const Tensor& weight, const std::optional<Tensor>& packed,
+                                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
+                                                  const std::optional<Tensor>& potential, const Sizes& stride,
+                                                  const Sizes& padding, const Sizes& dilation, int64_t groups,
+                                                  int64_t time_steps, double threshold, double leak, int64_t engine,
+                                                  int64_t terms, bool want_sum, bool want_potential) {
   const char* op = "spiking_conv2d";
   return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
                   {potential, time_steps, threshold, leak, want_sum, want_potential},

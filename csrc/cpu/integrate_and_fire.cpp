@@ -32,8 +32,8 @@ void run(const IntegrateAndFirePlan& plan, int64_t time_steps, double threshold,
 std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
                                                       const std::optional<Tensor>& bias,
                                                       const std::optional<Tensor>& potential, int64_t time_steps,
-                                                      int64_t mode, double threshold, double leak,
-                                                      bool want_sum, bool want_potential) {
+                                                      int64_t mode, double threshold, double leak, bool want_sum,
+                                                      bool want_potential) {
   const IntegrateAndFirePlan plan = plan_integrate_and_fire(current, scale, bias, potential, time_steps, mode,
                                                             threshold, leak, want_sum, want_potential);
   if (plan.neurons > 0) {

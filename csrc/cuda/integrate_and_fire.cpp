@@ -17,8 +17,8 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
                                                       const std::optional<Tensor>& bias,
                                                       const std::optional<Tensor>& potential, int64_t time_steps,
-                                                      int64_t mode, double threshold, double leak,
-                                                      bool want_sum, bool want_potential) {
+                                                      int64_t mode, double threshold, double leak, bool want_sum,
+                                                      bool want_potential) {
   const char* op = "integrate_and_fire";
   const torch::stable::accelerator::DeviceGuard guard(current.get_device_index());
   const IntegrateAndFirePlan plan = plan_integrate_and_fire(current, scale, bias, potential, time_steps, mode,

@@ -342,7 +342,8 @@ void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const
     Vec<E>* to = reinterpret_cast<Vec<E>*>(acc + at * block);
     Vec<E> sum[kVectors];
     for (int i = 0; i < kVectors; ++i) sum[i] = to[i];
-    // Up to eight entries come in one load: a load each would take the places of loads of weights, which bound the loop.
+    // Up to eight entries come in one load: a load each would take the places of loads of weights, which bound the
+    // loop.
     const auto add = [&](auto count) TANDEM_INLINE {
       static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
       uint64_t entries;
