@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 lightning = pytest.importorskip("lightning")
 for name in ("jsonargparse", "tensorboard", "torchvision"):
     pytest.importorskip(name)
-sys.path.insert(0, str(EXAMPLES))
+sys.path.insert(0, str(EXAMPLES))  # where these are; none loads without what was asked for above
 import data  # noqa: E402
 import recipes  # noqa: E402
 import tandem_module  # noqa: E402

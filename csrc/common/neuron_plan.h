@@ -2,7 +2,6 @@
 #pragma once
 
 #include <optional>
-#include <string>
 
 #include "common/neuron.h"
 #include "common/tensors.h"

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <optional>
-#include <string>
 
 #include "common/conv_geometry.h"
 #include "common/tensors.h"
