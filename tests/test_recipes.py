@@ -26,6 +26,8 @@ from exact import generator, same  # noqa: E402
 from tandem_cuda import SpikeTrain, TandemNetwork, convert, freeze, models  # noqa: E402
 from tandem_cuda.quantisation import quantiser  # noqa: E402
 
+pytestmark = pytest.mark.slow  # with the others, since `make test` installs no Lightning
+
 
 @pytest.fixture(autouse=True)
 def quiet():
@@ -291,7 +293,6 @@ def on_digits(mnist, callbacks, epochs):
     return module, seen
 
 
-@pytest.mark.slow
 def test_ann_first_on_digits(mnist):
     _, seen = on_digits(mnist, [recipes.AnnFirst(4, percentile=99)], 8)
     assert seen.layers == [0] * 4 + [4] * 4
@@ -299,7 +300,6 @@ def test_ann_first_on_digits(mnist):
     assert seen.losses[-1] < 0.8 * seen.losses[4]
 
 
-@pytest.mark.slow
 def test_progressive_on_digits(mnist):
     module, seen = on_digits(mnist, [recipes.ProgressiveTandem(percentile=99, patience=1)], 60)
     assert len(module.net.spiking_layers) == 4
@@ -307,7 +307,6 @@ def test_progressive_on_digits(mnist):
     assert seen.losses[-1] < 0.3 * seen.losses[0]
 
 
-@pytest.mark.slow
 def test_few_bits_and_spikes_on_digits(mnist):
     _, many = on_digits(mnist, [recipes.QuantiseWeights(4, from_epoch=2), recipes.RateRegulariser(1e-9)], 6)
     module, seen = on_digits(mnist, [recipes.QuantiseWeights(4, from_epoch=2), recipes.RateRegulariser(300.0)], 6)
@@ -321,7 +320,6 @@ def test_few_bits_and_spikes_on_digits(mnist):
             assert codes.abs().max() <= 7
 
 
-@pytest.mark.slow
 def test_configurations(mnist, tmp_path):
     """The command line: each configuration runs; one is resumed in the middle of its recipe."""
     common = ["--data.dir", mnist, "--data.limit", "200", "--threads", "2", "--test_time_steps", "[4]"]
@@ -350,7 +348,6 @@ def test_configurations(mnist, tmp_path):
             assert (layers[0], layers[-1]) == (0, 4)
 
 
-@pytest.mark.slow
 def test_configuration_with_a_wrong_recipe(tmp_path):
     command = [sys.executable, EXAMPLES / "train.py", "--config", EXAMPLES / "configs" / "mnist_4bit.yaml"]
     command += ["--data.dir", tmp_path, "--out", tmp_path / "out", "--trainer.callbacks.bits", "9"]

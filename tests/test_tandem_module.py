@@ -12,7 +12,10 @@ from tandem_cuda import SpikeTrain, TandemNetwork, models
 from tandem_cuda.diagnostics import diagnose
 
 lightning = pytest.importorskip("lightning")
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Lightning's advice on workers and the like
+pytestmark = [
+    pytest.mark.slow,  # with the others, since `make test` installs no Lightning
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # Lightning's advice on workers and the like
+]
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tandem_module.py"
 spec = importlib.util.spec_from_file_location("tandem_module", EXAMPLE)

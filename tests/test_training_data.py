@@ -13,6 +13,7 @@ import training_files as files
 from tandem_cuda import SpikeTrain
 
 pytest.importorskip("lightning")
+pytestmark = pytest.mark.slow  # with the others, since `make test` installs no Lightning
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "data.py"
 spec = importlib.util.spec_from_file_location("training_data", EXAMPLE)
