@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tandem_cuda import SpikeTrain, TandemNetwork, convert, record_activity
+from tandem_cuda import IF, SpikeTrain, TandemNetwork, convert, record_activity
 from tandem_cuda.diagnostics import diagnose
 
 
@@ -34,6 +34,7 @@ class TandemModule(lightning.LightningModule):
         time_steps: T.
         encoding: how the input becomes spikes: "constant" or "impulse" for images, "spikes" for recorded spikes.
         spiking: whether to train the spiking twin, or the ANN as a baseline (of recordings it gets the counts).
+        threshold: of the spiking neurons. Half of it doubles the counts, which then round less, and the SynOps.
         loss: "cross_entropy" with labels, "mse" with targets of the output's shape.
         learning_rate: the highest one.
         weight_decay: of AdamW.
@@ -47,6 +48,7 @@ class TandemModule(lightning.LightningModule):
         time_steps: int = 8,
         encoding: Literal["constant", "impulse", "spikes"] = "constant",
         spiking: bool = True,
+        threshold: float = 1.0,
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
         learning_rate: float = 5e-3,
         weight_decay: float = 0.01,
@@ -54,15 +56,17 @@ class TandemModule(lightning.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.net: nn.Module = convert(ann, time_steps, mode=encoding) if spiking else ann
         self.time_steps = time_steps
         self.encoding = encoding
         self.spiking = spiking
+        self.threshold = threshold
         self.loss = loss
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.schedule = schedule
         self.seed = seed
+        # An ANN with convolutions is fastest with channels last.
+        self.net: nn.Module = self._convert(ann, time_steps) if spiking else ann.to(memory_format=torch.channels_last)
         self.penalty: Callable[[], Tensor] | None = None
         """A further term of the training loss, of the latest forward pass; recipes.RateRegulariser sets it."""
         self.seconds = 0.0
@@ -88,11 +92,14 @@ class TandemModule(lightning.LightningModule):
         levels = self.net.levels if isinstance(self.net, TandemNetwork) else None
         if levels is not None:  # of a recipe; thresholds that are a share of these whatever T
             return convert(self.ann, time_steps, mode=self.encoding, calibrate=levels, spiking_layers=len(levels))
-        net = convert(self.ann, time_steps, mode=self.encoding)
+        net = self._convert(self.ann, time_steps)
         if self.encoding == "constant":  # Encode gives X in every step: T times in training
             encode: Any = net.snn.get_submodule("encode")
             encode.scale = self.time_steps / time_steps
         return net
+
+    def _convert(self, ann: nn.Module, time_steps: int) -> TandemNetwork:
+        return convert(ann, time_steps, mode=self.encoding, neuron=IF(self.threshold))
 
     def loss_of(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss; half precision is left before it."""
@@ -182,7 +189,8 @@ class TandemModule(lightning.LightningModule):
     def _identity(self) -> dict[str, Any]:
         if not self.spiking:
             return {"spiking": False}
-        return {"spiking": True, "time_steps": self.time_steps, "encoding": self.encoding}
+        names = ("time_steps", "encoding", "threshold")
+        return {"spiking": True, **{name: getattr(self, name) for name in names}}
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network or another T.

@@ -84,6 +84,21 @@ def test_twins_have_one_state():
     ann.load_state_dict(snn.state_dict())
 
 
+def test_threshold_of_every_layer():
+    made = module(threshold=0.5)
+    for net in (made.net, made.network_at(3)):
+        neurons = [net.snn.get_submodule(name).neuron for name in net.spiking_layers]
+        assert neurons
+        assert all(neuron.threshold == 0.5 for neuron in neurons)
+
+
+def test_ann_runs_channels_last():
+    made = module(spiking=False)
+    filters = [p for p in made.net.parameters() if p.dim() == 4]
+    assert filters
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)
+
+
 @pytest.mark.parametrize("encoding", ["constant", "impulse", "spikes"])
 def test_what_is_logged(encoding):
     x = spikes(8) if encoding == "spikes" else SAMPLES
@@ -207,6 +222,7 @@ def test_checkpoint_of_the_same_run():
     [
         ({"time_steps": 9}, "was trained with time_steps = 9, this run has 8"),
         ({"encoding": "impulse"}, "was trained with encoding = impulse, this run has constant"),
+        ({"threshold": 0.5}, "was trained with threshold = 0.5, this run has 1.0"),
         ({"spiking": False}, "was trained with spiking = False, this run has True"),
     ],
 )
