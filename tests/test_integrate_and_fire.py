@@ -137,6 +137,26 @@ def test_not_finite_anywhere(value, mode, leak):
         everywhere(want, ops.integrate_and_fire, current, 11, bias, potential, mode=mode, leak=leak)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("leak", [1.0, 0.5])
+def test_not_finite_in_whole_vectors(mode, leak, dtype):
+    """The same in rows so long that vectors do the work: what tells a spike there must not take NaN for a number."""
+    values = torch.tensor([math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0], dtype=dtype)
+    time_steps = 11
+    choose = torch.randint(0, 28, (time_steps, 2, 300), generator=generator(0))
+    series = torch.where(choose < 7, values[choose % 7], currents((2, 300), "series", time_steps, dtype, 1))
+    current = series if mode == "series" else series[0].contiguous()
+    bias, potential = series[1, 0].contiguous(), series[2].contiguous()
+    for given_bias, given_potential in ((None, None), (bias, None), (None, potential), (bias, potential)):
+        arguments = {"bias": given_bias, "potential": given_potential, "mode": mode, "leak": leak}
+        want = ref.integrate_and_fire(current, time_steps, **arguments)
+        everywhere(want, ops.integrate_and_fire, current, time_steps, **arguments)
+        arguments.update(want_sum=False, want_potential=False)
+        for path, (bits, _, _) in every_path(ops.integrate_and_fire, current, time_steps, **arguments):
+            same(bits, want[0], path)
+
+
 @given(
     cuts=st.lists(st.integers(1, 20), min_size=1, max_size=5),
     multiples=st.booleans(),

@@ -10,10 +10,11 @@ template <class T>
 constexpr int64_t kFireBlock = kGroups * kSpikeVectors * kLanes<T>;
 
 // Neurons at..at+n-1, a whole block or fewer; the first one's channel is `channel`.
-template <bool kSeries, bool kWhole, class T, class Leak>
+template <bool kSeries, bool kPlain, bool kWhole, class T, class Leak>
 TANDEM_HOST_DEVICE void fire_block(const IntegrateAndFireArgs<T>& a, int64_t at, int64_t channel, int64_t n,
                                    Vec<T> threshold, Leak leak) {
   static_assert(kFireBlock<T> <= kNeuronBlock);
+  constexpr bool kSigns = kInvalidIsNegative && std::is_same_v<Leak, NoLeak>;
   using Group = Vec<T>[kSpikeVectors];
   Group bias[kGroups] = {}, next[kGroups] = {}, u[kGroups], sum[kGroups] = {};
   const auto every = [&](const auto& f) TANDEM_INLINE {
@@ -21,13 +22,18 @@ TANDEM_HOST_DEVICE void fire_block(const IntegrateAndFireArgs<T>& a, int64_t at,
       unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE { f(g, j, (g * kSpikeVectors + j) * kLanes<T>); });
     });
   };
+  const auto canonical = [](Vec<T> x) TANDEM_INLINE {
+    if constexpr (kSigns) x = negative_nan<T>(x);
+    return x;
+  };
   // The current of a step after the first.
   const auto current = [&](int64_t t, int g, int j) TANDEM_INLINE {
     if (!kSeries) return next[g][j];
     const int64_t i = (g * kSpikeVectors + j) * kLanes<T>;
     Vec<T> given = load(a.current + t * a.current_stride + at + i, n - i);
     if (a.scale) given *= load(a.scale + channel + i, n - i);
-    return a.bias ? given + bias[g][j] : given;
+    if (a.bias) given += bias[g][j];
+    return canonical(given);
   };
   every([&](int g, int j, int64_t i) TANDEM_INLINE {
     Vec<T> x = load(a.current + at + i, n - i);
@@ -36,26 +42,38 @@ TANDEM_HOST_DEVICE void fire_block(const IntegrateAndFireArgs<T>& a, int64_t at,
       bias[g][j] = load(a.bias + channel + i, n - i);
       x += bias[g][j];
     }
-    next[g][j] = a.mode == CurrentMode::kConstant ? x : bias[g][j];
+    x = canonical(x);
+    next[g][j] = a.mode == CurrentMode::kConstant ? x : canonical(bias[g][j]);
     if (a.sum) sum[g][j] = a.add_sum ? load(a.sum + at + i, n - i) + x : x;
     // Where the potential is known to be zero, most of the step falls away.
-    if (a.initial) {
-      u[g][j] = membrane_update(load(a.initial + at + i, n - i), x, threshold, leak);
+    if (kPlain) {
+      u[g][j] = x;  // but for the sign of a zero, which nobody sees
+    } else if (a.initial) {
+      u[g][j] = membrane_update(canonical(load(a.initial + at + i, n - i)), x, threshold, leak);
     } else {
       u[g][j] = membrane_update(Vec<T>{}, x, threshold, leak);
     }
   });
   for (int64_t first = 0; first < a.time_steps; first += kStepsPerPlane) {
     const int64_t plane = first / kStepsPerPlane, steps = steps_in_plane(plane, a.time_steps);
-    SpikeWord<T> word[kGroups];
-    // The spikes of step s, then the potential of the next one: a comparison serves both and need not be kept.
+    std::conditional_t<kSigns, SpikeSigns<T>, SpikeWord<T>> word[kGroups];
+    // The spikes of step s, then the potential of the next one: what tells spikes serves both and need not be kept.
     const auto fire = [&](int s, bool more) TANDEM_INLINE {
       unrolled<kGroups>([&](int g) TANDEM_INLINE {
-        word[g].add(u[g], threshold, s);
-        if (!more) return;
-        unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE {
-          u[g][j] = membrane_update(u[g][j], current(first + s + 1, g, j), threshold, leak);
-        });
+        if constexpr (kSigns) {
+          Group reduced;
+          unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE { reduced[j] = u[g][j] - threshold; });
+          word[g].add(reduced, s);
+          if (!more) return;
+          unrolled<kSpikeVectors>(
+              [&](int j) TANDEM_INLINE { u[g][j] = reset<T>(u[g][j], reduced[j]) + current(first + s + 1, g, j); });
+        } else {
+          word[g].add(u[g], threshold, s);
+          if (!more) return;
+          unrolled<kSpikeVectors>([&](int j) TANDEM_INLINE {
+            u[g][j] = membrane_update(u[g][j], current(first + s + 1, g, j), threshold, leak);
+          });
+        }
       });
     };
     // Not for the few neurons of a last block, whose loads of single elements would make it long.
@@ -80,15 +98,26 @@ TANDEM_HOST_DEVICE void fire_block(const IntegrateAndFireArgs<T>& a, int64_t at,
   });
 }
 
-// Whole blocks.
-template <bool kSeries, class T, class Leak>
+constexpr int64_t kFetchAhead = 8192;  // bytes
+
+// Whole blocks. kPlain: of a constant current and nothing else, without all that the compiler need not plan for then.
+template <bool kSeries, bool kPlain, class T, class Leak>
 void fire_blocks(const IntegrateAndFireArgs<T>& args, int64_t begin, int64_t end, Leak leak) {
-  const IntegrateAndFireArgs<T> a = args;  // a copy, which the stores cannot change
+  IntegrateAndFireArgs<T> a = args;  // a copy, which the stores cannot change
+  if (kPlain) {
+    a.mode = CurrentMode::kConstant;
+    a.scale = a.bias = a.initial = nullptr;
+    a.sum = a.potential = nullptr;
+  }
   const Vec<T> threshold = broadcast(a.neuron.threshold);
   const int64_t stride = kFireBlock<T> % a.channels;
   int64_t channel = begin % a.channels;
   for (int64_t at = begin; at < end; at += kFireBlock<T>) {
-    fire_block<kSeries, true>(a, at, channel, kFireBlock<T>, threshold, leak);
+    if (kPlain) {  // takes little longer than reading, which the processor fetches ahead for within pages alone
+      const char* ahead = reinterpret_cast<const char*>(a.current + at) + kFetchAhead;
+      unrolled<kGroups * kSpikeVectors>([&](int i) TANDEM_INLINE { __builtin_prefetch(ahead + i * kVectorBytes); });
+    }
+    fire_block<kSeries, kPlain, true>(a, at, channel, kFireBlock<T>, threshold, leak);
     channel += stride;
     if (channel >= a.channels) channel -= a.channels;
   }
@@ -98,12 +127,15 @@ template <bool kSeries, class T>
 void fire_range(const IntegrateAndFireArgs<T>& a, int64_t begin, int64_t end) {
   const Vec<T> threshold = broadcast(a.neuron.threshold), leak = broadcast(a.neuron.leak);
   const int64_t rest = (end - begin) % kFireBlock<T>, whole = end - rest;
-  if (a.neuron.leak == 1) {
-    fire_blocks<kSeries>(a, begin, whole, NoLeak{});
+  const bool plain = a.mode == CurrentMode::kConstant && !a.scale && !a.bias && !a.initial && !a.sum && !a.potential;
+  if (a.neuron.leak != 1) {
+    fire_blocks<kSeries, false>(a, begin, whole, leak);
+  } else if (kSeries || !plain) {
+    fire_blocks<kSeries, false>(a, begin, whole, NoLeak{});
   } else {
-    fire_blocks<kSeries>(a, begin, whole, leak);
+    fire_blocks<false, true>(a, begin, whole, NoLeak{});
   }
-  if (rest > 0) fire_block<kSeries, false>(a, whole, whole % a.channels, rest, threshold, leak);
+  if (rest > 0) fire_block<kSeries, false, false>(a, whole, whole % a.channels, rest, threshold, leak);
 }
 
 template <class T>

@@ -2,6 +2,7 @@
 // AVX-512, AVX2, SSE2 or NEON code.
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -134,10 +135,55 @@ class SpikeWord<T, 1> {
   TANDEM_HOST_DEVICE void store(uint8_t* p, int64_t n) const { store_bytes<T>(p, word_, n); }
 };
 
+// The sign bits of four vectors, in order but for unpermute: the sign of a lane of Word is that of a number.
+template <class T>
+TANDEM_HOST_DEVICE typename Simd<T>::Word narrow_signs(const Vec<T> (&v)[kSpikeVectors]) {
+  // Saturation keeps the sign of a number's upper half.
+#if defined(__AVX512BW__)
+  const auto bits = [&](int j) { return reinterpret_cast<__m512i>(v[j]); };
+  const __m512i all = _mm512_packs_epi16(_mm512_packs_epi32(bits(0), bits(1)), _mm512_packs_epi32(bits(2), bits(3)));
+#elif defined(__AVX2__)
+  const auto bits = [&](int j) { return reinterpret_cast<__m256i>(v[j]); };
+  const __m256i all = _mm256_packs_epi16(_mm256_packs_epi32(bits(0), bits(1)), _mm256_packs_epi32(bits(2), bits(3)));
+#elif defined(__SSE2__)
+  const auto bits = [&](int j) { return reinterpret_cast<__m128i>(v[j]); };
+  const __m128i all = _mm_packs_epi16(_mm_packs_epi32(bits(0), bits(1)), _mm_packs_epi32(bits(2), bits(3)));
+#else
+  static_assert(sizeof(T) == 0, "x86 alone needs this");
+  const Vec<T> all = v[0];
+#endif
+  return reinterpret_cast<typename Simd<T>::Word>(all);
+}
+
+// Wide vectors are packed 16 bytes at a time: puts these in order.
+template <class T>
+TANDEM_HOST_DEVICE typename Simd<T>::Word unpermute(typename Simd<T>::Word word) {
+#if defined(__AVX512BW__)
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return reinterpret_cast<decltype(word)>(_mm512_permutexvar_epi32(order, reinterpret_cast<__m512i>(word)));
+#elif defined(__AVX2__)
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  return reinterpret_cast<decltype(word)>(_mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(word), order));
+#else
+  return word;
+#endif
+}
+
+// The low byte of every lane of a word.
+template <class T>
+TANDEM_HOST_DEVICE void store_word(uint8_t* p, typename Simd<T>::Word word, int64_t n) {
+  constexpr int64_t kAll = kSpikeVectors * kLanes<T>;
+  const auto bytes = __builtin_convertvector(word, typename Simd<T>::WordBytes);
+  if (n >= kAll) {
+    std::memcpy(p, &bytes, kAll);
+  } else {
+    for (int64_t i = 0; i < n; ++i) p[i] = bytes[i];
+  }
+}
+
 // A step's comparisons are narrowed first, and then need two operations where four vectors of words would need eight.
 template <class T>
 class SpikeWord<T, kSpikeVectors> {
-  static constexpr int64_t kAll = kSpikeVectors * kLanes<T>;
 #if defined(__SSE2__)
   // Lanes of a byte (float) or two (double).
   using Word = typename Simd<T>::Word;
@@ -165,15 +211,10 @@ class SpikeWord<T, kSpikeVectors> {
       word_ = reinterpret_cast<Word>(
           _mm512_mask_add_epi16(word, all, word, _mm512_set1_epi16(static_cast<int16_t>(1 << s))));
     }
-#elif defined(__AVX2__)
-    const auto spikes = [&](int j) { return reinterpret_cast<__m256i>(u[j] >= threshold); };
-    const __m256i all =
-        _mm256_packs_epi16(_mm256_packs_epi32(spikes(0), spikes(1)), _mm256_packs_epi32(spikes(2), spikes(3)));
-    word_ |= reinterpret_cast<Word>(all) & static_cast<Narrow>(1 << s);
 #elif defined(__SSE2__)
-    const auto spikes = [&](int j) { return reinterpret_cast<__m128i>(u[j] >= threshold); };
-    const __m128i all = _mm_packs_epi16(_mm_packs_epi32(spikes(0), spikes(1)), _mm_packs_epi32(spikes(2), spikes(3)));
-    word_ |= reinterpret_cast<Word>(all) & static_cast<Narrow>(1 << s);
+    Vec<T> spikes[kSpikeVectors];
+    for (int j = 0; j < kSpikeVectors; ++j) spikes[j] = reinterpret_cast<Vec<T>>(u[j] >= threshold);
+    word_ |= narrow_signs<T>(spikes) & static_cast<Narrow>(1 << s);
 #else
     for (int64_t j = 0; j < kSpikeVectors; ++j)
       words_[j] |= (u[j] >= threshold) & (typename IntegerOf<T>::type{1} << s);
@@ -182,23 +223,74 @@ class SpikeWord<T, kSpikeVectors> {
 
   TANDEM_HOST_DEVICE void store(uint8_t* p, int64_t n) const {
 #if defined(__SSE2__)
-#if defined(__AVX2__) && !defined(__AVX512BW__)
-    // AVX2 packs its halves one by one.
-    const Word word = reinterpret_cast<Word>(
-        _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(word_), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+#if defined(__AVX512BW__)
+    store_word<T>(p, word_, n);
 #else
-    const Word word = word_;
+    store_word<T>(p, unpermute<T>(word_), n);
 #endif
-    const auto bytes = __builtin_convertvector(word, typename Simd<T>::WordBytes);
-    if (n >= kAll) {
-      std::memcpy(p, &bytes, kAll);
-    } else {
-      for (int64_t i = 0; i < n; ++i) p[i] = bytes[i];
-    }
 #else
     for (int64_t j = 0; j < kSpikeVectors; ++j) store_bytes<T>(p + j * kLanes<T>, words_[j], n - j * kLanes<T>);
 #endif
   }
 };
+
+// Whether inf - inf is a NaN with a negative sign, which SpikeSigns relies on.
+#if defined(__SSE2__)
+constexpr bool kInvalidIsNegative = true;
+#else
+constexpr bool kInvalidIsNegative = false;
+#endif
+
+// The spikes of four vectors of neurons without leak, from the signs of u - threshold: that difference is the potential
+// after a spike as well, so that a step needs neither comparisons nor masks. NaNs must be negative, to be silent.
+template <class T>
+class SpikeSigns {
+  using Word = typename Simd<T>::Word;
+  using Narrow = typename Simd<T>::Narrow;
+  Word word_ = {};
+
+ public:
+  // The spikes of one step: bit `s` where `reduced`, which is u - threshold, is not negative.
+  TANDEM_HOST_DEVICE void add(const Vec<T> (&reduced)[kSpikeVectors], int s) {
+    typedef uint16_t Shifted __attribute__((vector_size(kVectorBytes), may_alias));
+    constexpr int kSign = 8 * sizeof(Narrow) - 1;
+    // Lanes of 16 bits are shifted even where they are two of a byte each: the foreign bits do not reach bit `s`.
+    const Shifted silent = reinterpret_cast<Shifted>(narrow_signs<T>(reduced)) >> (kSign - s);
+    const Word bit = Word{} + static_cast<Narrow>(1 << s);
+#if defined(__AVX512BW__)
+    // GCC would keep the signs of all steps to join them in the end, for which there are no registers.
+    word_ = reinterpret_cast<Word>(_mm512_ternarylogic_epi32(
+        reinterpret_cast<__m512i>(word_), reinterpret_cast<__m512i>(silent), reinterpret_cast<__m512i>(bit), 0xF2));
+#else
+    word_ |= ~reinterpret_cast<Word>(silent) & bit;
+#endif
+  }
+  TANDEM_HOST_DEVICE void store(uint8_t* p, int64_t n) const { store_word<T>(p, unpermute<T>(word_), n); }
+};
+
+// The potential after a step's spikes: `reduced`, which is u - threshold, where that is not negative.
+template <class T>
+TANDEM_HOST_DEVICE Vec<T> reset(Vec<T> u, Vec<T> reduced) {
+#if defined(__AVX512BW__)
+  // The lesser pattern of bits is the positive number of two, or the one nearer to zero.
+  const auto a = reinterpret_cast<__m512i>(u), b = reinterpret_cast<__m512i>(reduced);
+  return reinterpret_cast<Vec<T>>(sizeof(T) == 4 ? _mm512_min_epu32(a, b) : _mm512_min_epu64(a, b));
+#else
+  return reinterpret_cast<typename Simd<T>::Mask>(reduced) < 0 ? u : reduced;
+#endif
+}
+
+// A NaN that operations hand on as a negative one.
+template <class T>
+TANDEM_HOST_DEVICE Vec<T> negative_nan(Vec<T> v) {
+#if defined(__AVX512BW__)
+  // The digits of the table say what becomes of a class of numbers: 3, of quiet and signalling NaNs, is the negative
+  // NaN.
+  if constexpr (sizeof(T) == 4) return _mm512_fixupimm_ps(v, v, _mm512_set1_epi32(0x33), 0);
+  if constexpr (sizeof(T) == 8) return _mm512_fixupimm_pd(v, v, _mm512_set1_epi64(0x33), 0);
+#else
+  return v == v ? v : broadcast(-std::numeric_limits<T>::quiet_NaN());
+#endif
+}
 
 }  // namespace tandem::TANDEM_ISA
