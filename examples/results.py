@@ -54,8 +54,9 @@ class Experiment:
     below: str = "."
     """--data.dir below --data-dir."""
     options: tuple[str, ...] = ()
+    snn_options: tuple[str, ...] = ()
     ann_options: tuple[str, ...] = ()
-    """Of the ANN's runs alone."""
+    """Of runs of one kind alone."""
     quick_options: tuple[str, ...] = QUICK
     seeds: tuple[int, ...] = (0, 1, 2)
     remark: str = ""
@@ -66,6 +67,7 @@ class Experiment:
     """Whether it takes so long that it is run with --only alone."""
 
 
+FEW_SPIKES = '[{"class_path": "recipes.RateRegulariser", "init_args": {"weight": 50, "target": 0.06}}]'
 EXPERIMENTS = (
     Experiment(
         "mnist",
@@ -91,6 +93,7 @@ EXPERIMENTS = (
         "cifar10/train",
         below="cifar10",
         options=(*FOLDER, "--model.ann", "tandem_cuda.models.small_cifarnet", "--trainer.max_epochs", "20"),
+        snn_options=("--model.threshold", "0.5", f"--trainer.callbacks={FEW_SPIKES}"),
         seeds=(0,),
         remark="A network with a sixteenth of CifarNet's channels, 20 epochs: not comparable with the paper's figures.",
         pictures=("counts", "curves", "time_steps"),
@@ -149,8 +152,7 @@ class Training:
     def settings(self) -> list[str]:
         """The options that decide the result."""
         options = [*self.experiment.options, *(self.experiment.quick_options if self.quick else ())]
-        if self.kind == "ann":
-            options += self.experiment.ann_options
+        options += self.experiment.snn_options if self.kind == "snn" else self.experiment.ann_options
         return [*options, "--model.spiking", KINDS[self.kind], "--seed_everything", str(self.seed)]
 
     def started(self) -> dict[str, Any]:
@@ -348,7 +350,8 @@ def section(experiment: Experiment, args: argparse.Namespace) -> list[str]:
     settings = [*experiment.options, *(experiment.quick_options if args.quick else ())]
     lines += [
         f"export GLIBC_TUNABLES={KEEP_MEMORY}",
-        f"{shlex.join([*command, *settings])} --model.spiking true --seed_everything {seeds} --data.dir FOLDER",
+        f"{shlex.join([*command, *settings, *experiment.snn_options])} --model.spiking true --seed_everything {seeds} "
+        "--data.dir FOLDER",
         f"{shlex.join([*command, *settings, *experiment.ann_options])} --model.spiking false --seed_everything {seeds} "
         "--data.dir FOLDER",
         *("```", ""),
