@@ -115,7 +115,8 @@ void fire_blocks(const IntegrateAndFireArgs<T>& args, int64_t begin, int64_t end
   for (int64_t at = begin; at < end; at += kFireBlock<T>) {
     if (kPlain) {  // takes little longer than reading, which the processor fetches ahead for within pages alone
       const char* ahead = reinterpret_cast<const char*>(a.current + at) + kFetchAhead;
-      unrolled<kGroups * kSpikeVectors>([&](int i) TANDEM_INLINE { __builtin_prefetch(ahead + i * kVectorBytes); });
+      unrolled<kGroups * kSpikeVectors>([&](int i)
+                                            TANDEM_INLINE { __builtin_prefetch(ahead + int64_t{i} * kVectorBytes); });
     }
     fire_block<kSeries, kPlain, true>(a, at, channel, kFireBlock<T>, threshold, leak);
     channel += stride;
