@@ -113,7 +113,7 @@ void fire_blocks(const IntegrateAndFireArgs<T>& args, int64_t begin, int64_t end
   const int64_t stride = kFireBlock<T> % a.channels;
   int64_t channel = begin % a.channels;
   for (int64_t at = begin; at < end; at += kFireBlock<T>) {
-    if (kPlain) {  // takes little longer than reading, which the processor fetches ahead for within pages alone
+    if (kPlain) {  // takes little longer than reading, and the processor itself fetches ahead within a page alone
       const char* ahead = reinterpret_cast<const char*>(a.current + at) + kFetchAhead;
       unrolled<kGroups * kSpikeVectors>([&](int i)
                                             TANDEM_INLINE { __builtin_prefetch(ahead + int64_t{i} * kVectorBytes); });
