@@ -54,6 +54,8 @@ class Conversion(lightning.Callback):
         name = type(self).__name__
         if not module.spiking:
             raise RecipeError(f"{name} ends with a spiking network: it needs --model.spiking true.")
+        if module.threshold != 1:
+            raise RecipeError(f"{name} finds thresholds itself: --model.threshold must be 1, got {module.threshold}.")
         if sum(isinstance(callback, Conversion) for callback in trainer.callbacks) > 1:
             raise RecipeError(f"{name}: only one of AnnFirst and ProgressiveTandem can decide when layers spike.")
         if trainer.world_size > 1:

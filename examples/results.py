@@ -2,7 +2,7 @@
 
     python examples/results.py --data-dir FOLDER                    # all that FOLDER has data for
     python examples/results.py --data-dir FOLDER --only mnist nmnist
-    python examples/results.py --data-dir FOLDER --only cifarnet    # on demand: longer than all others together
+    python examples/results.py --data-dir FOLDER --only cifarnet    # on demand: another 20 minutes on two cores
     python examples/results.py --quick --data-dir FOLDER            # a few samples, to see that it works
 
 Runs that are complete stay as they are, interrupted ones go on from their latest epoch: start it again at any time.

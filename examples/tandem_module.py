@@ -35,6 +35,7 @@ class TandemModule(lightning.LightningModule):
         encoding: how the input becomes spikes: "constant" or "impulse" for images, "spikes" for recorded spikes.
         spiking: whether to train the spiking twin, or the ANN as a baseline (of recordings it gets the counts).
         threshold: of the spiking neurons. Half of it doubles the counts, which then round less, and the SynOps.
+            Recipes that convert a trained ANN find their own.
         loss: "cross_entropy" with labels, "mse" with targets of the output's shape.
         learning_rate: the highest one.
         weight_decay: of AdamW.

@@ -244,6 +244,7 @@ def test_what_was_best_is_forgotten(tmp_path):
         (lambda: fit([recipes.AnnFirst(3)], 3), "AnnFirst: epochs must be fewer than --trainer.max_epochs 3, got 3"),
         (lambda: fit([recipes.QuantiseWeights(4, 2)], 2), "from_epoch must be less than --trainer.max_epochs 2, got 2"),
         (lambda: fit([recipes.AnnFirst(1)], 2, spiking=False), "AnnFirst ends with a spiking network"),
+        (lambda: fit([recipes.AnnFirst(1)], 2, threshold=0.5), "AnnFirst finds thresholds itself: .* got 0.5"),
         (lambda: fit([recipes.RateRegulariser(1.0)], 2, spiking=False), "RateRegulariser asks for fewer spikes"),
         (lambda: fit([recipes.AnnFirst(1), recipes.ProgressiveTandem()], 2), "only one of AnnFirst and Progressive"),
         (
