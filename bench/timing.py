@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 
 Sides = Mapping[str, Callable[[], object]]
-SLICE = 0.02  # seconds that a side fills with repetitions when its turn comes
+# Seconds that a side fills with repetitions when its turn comes: its first one finds the caches full of what other sides
+# left there, as a program that does the same again and again does not.
+SLICE = 0.1
 
 
 def rounds(

@@ -61,14 +61,13 @@ double spike_crossover(const ConvGeometry& g) {
   constexpr int64_t kSmall = int64_t{1} << 25;  // multiply-adds a time step
   const int64_t multiply_adds = g.pixels_out() * g.features() * g.out_channels;
   if (multiply_adds < kSmall && g.features() >= kUnitRows && g.group_out() >= 32) return 1;
-  return crossover(g, g.group_in() < kUnitRows ? 6 : 1,
-                   g.group_out() <= 16        ? 1.5
-                   : g.group_in() < kUnitRows ? 1.15
-                                              : 1.25);
+  // Narrow blocks of output channels spend more of their time on lists' entries. Wide ones win at any density.
+  const double slope = g.group_out() < 32 ? 1.7 : g.group_out() < 64 ? 1.4 : g.group_out() < 256 ? 1.2 : 0.95;
+  return crossover(g, g.group_in() < kUnitRows ? 6 : 1, slope);
 }
 
 // Binary ones per spike count above which the dense engine is the faster one.
-double count_crossover(const ConvGeometry& g) { return crossover(g, g.group_in() < kUnitRows ? 25 : 4, 1.15); }
+double count_crossover(const ConvGeometry& g) { return crossover(g, 40, 1.1); }
 
 // The engine that was asked for, as far as there is a choice: an image without pixels leaves nothing to multiply, and
 // torch's convolution would refuse it.

@@ -162,7 +162,7 @@ inline uint8_t* write_visits(const ChunkUnits* units, int64_t rows, int64_t step
     groups[header.groups++] = {static_cast<uint16_t>(n), count[n]};
     header.visits += count[n];
     header.events += static_cast<uint32_t>(n * count[n]);
-    list += static_cast<uint32_t>(n * count[n] + kGroupSlack);
+    list += static_cast<uint32_t>(list_room(n) * count[n] + kGroupSlack);
   }
   place[0] = {header.visits, list};  // behind all others, where nobody looks
   header.slots = static_cast<uint32_t>(slots);
@@ -189,7 +189,7 @@ inline uint8_t* write_visits(const ChunkUnits* units, int64_t rows, int64_t step
       const int64_t first = units[row].unit[0][t];
       copy_list(entries, list_of[0], first, 0);
       copy_list(entries + first, list_of[1], n - first, static_cast<uint8_t>(second));
-      here.list += n;
+      here.list += static_cast<uint32_t>(list_room(n));
       list_of[0] += first;
       list_of[1] += n - first;
     }
@@ -325,16 +325,33 @@ TANDEM_HOST_DEVICE void finish([[maybe_unused]] V (&sum)[kVectors]) {
 #endif
 }
 
+// Weights that are fetched ahead: in turn a line of their first and one of their second half, since memory is read
+// faster from two places than from one.
+struct Ahead {
+  const char* weights;
+  int64_t lines, next;  // of 64 bytes: all, and the one to fetch next
+
+  TANDEM_HOST_DEVICE const char* line(int64_t i) const {
+    return weights + ((i & 1) * ((lines + 1) / 2) + (i >> 1)) * 64;
+  }
+};
+
 // acc[slot, :] += sweep[row, :] for the rows of the lists of one group. kRest: their length modulo 8.
 template <class E, int kVectors, int kRest>
 void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const E* sweep, E* acc, int32_t* wide,
-              const char** ahead, int64_t lines_a_visit) {
+              Ahead& ahead, int64_t lines_a_visit) {
   constexpr int64_t block = kVectors * kLanes<E>;
   const int eights = group.length / 8;
-  const char* fetch = *ahead;
-  for (const uint16_t* const end = slot + group.visits; slot != end; ++slot) {
-    for (int64_t i = 0; i < lines_a_visit; ++i, fetch += 64) __builtin_prefetch(fetch, 0, 2);
-    int64_t at = *slot;
+  const Ahead fetched = ahead;  // a copy, which the stores cannot change
+  int64_t line = ahead.next;
+  uint64_t next, after;
+  std::memcpy(&next, list, sizeof(next));
+  std::memcpy(&after, list + 8, sizeof(after));
+  uint16_t next_slot = *slot;
+  for (const uint16_t* const end = slot + group.visits; slot != end;) {
+    for (int64_t i = 0; i < lines_a_visit; ++i) __builtin_prefetch(fetched.line(line++), 0, 2);
+    int64_t at = next_slot;
+    next_slot = *++slot;
     if (sizeof(E) == 2 && (at & kWiden)) {
       at ^= kWiden;
       empty_slot<kVectors>(reinterpret_cast<int16_t*>(acc + at * block), wide + at * block);
@@ -342,24 +359,26 @@ void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const
     Vec<E>* to = reinterpret_cast<Vec<E>*>(acc + at * block);
     Vec<E> sum[kVectors];
     for (int i = 0; i < kVectors; ++i) sum[i] = to[i];
-    // Up to eight entries come in one load: a load each would take the places of loads of weights, which bound the
-    // loop.
+    // Eight entries come in one load: a load each would take the places of loads of weights, which bound the loop. They
+    // come two turns ahead, and slots one: the processor makes its oldest loads first, so that entries would only come
+    // once all rows before them have, and the next rows had to wait for them.
     const auto add = [&](auto count) TANDEM_INLINE {
       static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
-      uint64_t entries;
-      std::memcpy(&entries, list, sizeof(entries));
+      const uint64_t entries = next;
+      next = after;
+      list += 8;
+      std::memcpy(&after, list + 8, sizeof(after));
       unrolled<count>([&](int j) TANDEM_INLINE {
         const Vec<E>* from = reinterpret_cast<const Vec<E>*>(sweep + (entries >> (8 * j) & 255) * block);
         for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
         finish(sum);
       });
-      list += count;
     };
     for (int i = 0; i < eights; ++i) add(std::integral_constant<int, 8>{});
-    add(std::integral_constant<int, kRest>{});
+    if constexpr (kRest > 0) add(std::integral_constant<int, kRest>{});
     for (int i = 0; i < kVectors; ++i) to[i] = sum[i];
   }
-  *ahead = fetch;
+  ahead.next = line;
 }
 
 template <class E, int kVectors>
@@ -382,10 +401,11 @@ void accumulate(const EventTileArgs<E, T>& a, int64_t plane, E* acc, int32_t* wi
     // The next chunk's weights (the first one's, for the next tile) come to the L2 cache while this one's are added,
     // unless spikes are so few that most rows are not needed.
     const int64_t next = chunk + 1 < a.chunks ? chunk + 1 : 0;
-    const int64_t next_rows = a.chunk_begin[next + 1] - a.chunk_begin[next], lines = next_rows * row_bytes / 64;
-    const char* ahead = reinterpret_cast<const char*>(a.weight + a.chunk_begin[next] * block);
+    const int64_t next_rows = a.chunk_begin[next + 1] - a.chunk_begin[next];
+    Ahead ahead = {reinterpret_cast<const char*>(a.weight + a.chunk_begin[next] * block), next_rows * row_bytes / 64,
+                   0};
     const bool fetches = large && 2 * static_cast<int64_t>(visits.events) > next_rows;
-    const int64_t lines_a_visit = fetches ? (lines + visits.visits - 1) / visits.visits : 0;
+    const int64_t lines_a_visit = fetches ? (ahead.lines + visits.visits - 1) / visits.visits : 0;
 
     const VisitGroup* group = reinterpret_cast<const VisitGroup*>(at + sizeof(ChunkVisits));
     const VisitGroup* const end = group + visits.groups;
@@ -393,9 +413,10 @@ void accumulate(const EventTileArgs<E, T>& a, int64_t plane, E* acc, int32_t* wi
     const uint8_t* list = reinterpret_cast<const uint8_t*>(slot + visits.slots);
     const E* sweep = a.weight + a.chunk_begin[chunk] * block;
     for (; group != end; ++group) {
-      kAddRows<E, kVectors>[group->length % 8](*group, slot, list, sweep, acc, wide, & ahead, lines_a_visit);
+      kAddRows<E, kVectors>[group->length % 8](*group, slot, list, sweep, acc, wide, ahead,
+                                               ahead.next < ahead.lines ? lines_a_visit : 0);
       slot += group->visits;
-      list += int64_t{group->visits} * group->length + kGroupSlack;
+      list += group->visits * list_room(group->length) + kGroupSlack;
     }
     at += visits.bytes;
   }

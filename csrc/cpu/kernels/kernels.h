@@ -69,7 +69,7 @@ struct UnitArgs {
 //   ChunkVisits
 //   VisitGroup [groups]            ascending in length
 //   uint16_t [slots]               of the visits, group by group: row * steps + step
-//   uint8_t [visits, length]       for each group its lists, and kGroupSlack bytes
+//   uint8_t [visits, list_room()] for each group its lists, and kGroupSlack bytes
 // The next chunk's follow from a multiple of 8 bytes on.
 struct ChunkVisits {
   uint32_t bytes;  // to the next chunk's
@@ -86,15 +86,18 @@ struct VisitGroup {
 };
 // 16-bit sums, in a slot: this visit could overflow the slot's, which has to be emptied first.
 constexpr uint16_t kWiden = 0x8000;
-// Behind the lists of a group: they are written 16 bytes and read 8 at a time.
+// Behind the lists of a group: they are written 16 bytes at a time, and read 8 at a time and 16 ahead.
 constexpr int64_t kGroupSlack = 16;
+
+// A list of n entries: it is read 8 at a time.
+constexpr int64_t list_room(int64_t n) { return (n + 7) / 8 * 8; }
 
 // Room for the visits of one chunk of `chunk_rows` rows of weights and a tile of `rows` output pixels.
 constexpr int64_t visits_bytes(int64_t rows, int64_t chunk_rows) {
   const int64_t slots = 8 * rows, groups = chunk_rows < slots ? chunk_rows : slots;
   const auto header = static_cast<int64_t>(sizeof(ChunkVisits) + sizeof(uint64_t));
-  return header + groups * (static_cast<int64_t>(sizeof(VisitGroup)) + kGroupSlack) + slots * (2 + chunk_rows) +
-         2 * kGroupSlack;
+  return header + groups * (static_cast<int64_t>(sizeof(VisitGroup)) + kGroupSlack) +
+         slots * (2 + list_room(chunk_rows)) + 2 * kGroupSlack;
 }
 
 // Stage 2.
