@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 
 Sides = Mapping[str, Callable[[], object]]
-# Seconds that a side fills with repetitions when its turn comes: its first one finds the caches full of what other sides
-# left there, as a program that does the same again and again does not.
+# Seconds that a side fills with repetitions when its turn comes: the first one finds the caches full of what other
+# sides left there, as a program that does the same again and again does not.
 SLICE = 0.1
 
 
