@@ -13,6 +13,7 @@ the right one. Each recipe's state is in the checkpoint; a run resumed in its mi
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
-from tandem_cuda import FiringRatePenalty, SpikeTrain, TandemNetwork, convert, quantise
+from tandem_cuda import FiringRatePenalty, SpikeTrain, SynOpsPenalty, TandemNetwork, convert, quantise
 from tandem_cuda.quantisation import check_bits
 
 
@@ -95,7 +96,7 @@ class Conversion(lightning.Callback):
         net = self._converted(module, len(self.levels), self.levels)
         module.net = net.train(module.training)  # validation leaves the ANN twin, no submodule, in eval mode
         for callback in trainer.callbacks:
-            if isinstance(callback, RateRegulariser):
+            if isinstance(callback, Regulariser):
                 callback.watch(module)
 
     def _converted(self, module: Any, count: int, calibrate: Any) -> TandemNetwork:
@@ -263,28 +264,30 @@ class QuantiseWeights(lightning.Callback):
         self.began = state_dict["began"]
 
 
-class RateRegulariser(lightning.Callback):
-    """A term of the training loss: weight times tandem_cuda.FiringRatePenalty. An ANN that does not spike yet has none.
+class Regulariser(lightning.Callback):
+    """A term of the training loss: ``weight`` times a penalty of spikes. An ANN that does not spike yet has none."""
 
-    Logged each epoch: rate_penalty, without its weight.
-
-    Args:
-        weight: positive.
-        target: firing rate that costs nothing, in [0, 1).
-    """
+    kind: type[FiringRatePenalty] | type[SynOpsPenalty]
+    logged: str
+    end: float
+    """Targets lie below it."""
 
     def __init__(self, weight: float, target: float = 0.0) -> None:
-        if not 0 < weight < float("inf"):
-            raise RecipeError(f"RateRegulariser: weight must be positive, got {weight}.")
-        if not 0 <= target < 1:
-            raise RecipeError(f"RateRegulariser: target must be in [0, 1), got {target}.")
+        name = type(self).__name__
+        if not 0 < weight < math.inf:
+            raise RecipeError(f"{name}: weight must be positive, got {weight}.")
+        if not 0 <= target < self.end:
+            raise RecipeError(f"{name}: target must be in [0, {self.end:g}), got {target}.")
         self.weight = weight
         self.target = target
-        self._penalty: FiringRatePenalty | None = None
+        self._penalty: FiringRatePenalty | SynOpsPenalty | None = None
 
     def setup(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
+        name = type(self).__name__
         if stage == "fit" and not module.spiking:
-            raise RecipeError("RateRegulariser asks for fewer spikes: it needs --model.spiking true.")
+            raise RecipeError(f"{name} asks for fewer spikes: it needs --model.spiking true.")
+        if sum(isinstance(callback, Regulariser) for callback in trainer.callbacks) > 1:
+            raise RecipeError(f"{name}: only one of RateRegulariser and SynOpsRegulariser can be a term of the loss.")
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.watch(module)
@@ -299,11 +302,11 @@ class RateRegulariser(lightning.Callback):
         """Turn to the network that the module has now."""
         self._forget(module)
         if isinstance(module.net, TandemNetwork):
-            penalty = self._penalty = FiringRatePenalty(module.net, self.target)
+            penalty = self._penalty = self.kind(module.net, self.target)
 
             def term() -> Tensor:
                 value = penalty()
-                module.log("rate_penalty", value.detach(), on_step=False, on_epoch=True)
+                module.log(self.logged, value.detach(), on_step=False, on_epoch=True)
                 return self.weight * value
 
             module.penalty = term
@@ -312,6 +315,32 @@ class RateRegulariser(lightning.Callback):
         if self._penalty is not None:
             self._penalty.remove()
         self._penalty = module.penalty = None
+
+
+class RateRegulariser(Regulariser):
+    """A term of the training loss: weight times tandem_cuda.FiringRatePenalty. An ANN that does not spike yet has none.
+
+    Logged each epoch: rate_penalty, without its weight.
+
+    Args:
+        weight: positive.
+        target: firing rate that costs nothing, in [0, 1).
+    """
+
+    kind, logged, end = FiringRatePenalty, "rate_penalty", 1.0
+
+
+class SynOpsRegulariser(Regulariser):
+    """A term of the training loss: weight times tandem_cuda.SynOpsPenalty. An ANN that does not spike yet has none.
+
+    Logged each epoch: synops_penalty, without its weight.
+
+    Args:
+        weight: positive.
+        target: SynOps over the ANN's MACs that cost nothing, not negative.
+    """
+
+    kind, logged, end = SynOpsPenalty, "synops_penalty", math.inf
 
 
 def begin_anew(trainer: lightning.Trainer) -> None:

@@ -34,8 +34,9 @@ class TandemModule(lightning.LightningModule):
         time_steps: T.
         encoding: how the input becomes spikes: "constant" or "impulse" for images, "spikes" for recorded spikes.
         spiking: whether to train the spiking twin, or the ANN as a baseline (of recordings it gets the counts).
-        threshold: of the spiking neurons. Half of it doubles the counts, which then round less, and the SynOps.
-            Recipes that convert a trained ANN find their own.
+        threshold: of the spiking neurons. Half of it doubles the counts, which then round less, and the SynOps. Or of
+            some layers, by their names in the ANN; of the others it is 1. Recipes that convert a trained ANN find
+            their own.
         loss: "cross_entropy" with labels, "mse" with targets of the output's shape.
         learning_rate: the highest one.
         weight_decay: of AdamW.
@@ -49,7 +50,7 @@ class TandemModule(lightning.LightningModule):
         time_steps: int = 8,
         encoding: Literal["constant", "impulse", "spikes"] = "constant",
         spiking: bool = True,
-        threshold: float = 1.0,
+        threshold: float | dict[str, float] = 1.0,
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
         learning_rate: float = 5e-3,
         weight_decay: float = 0.01,
@@ -69,7 +70,7 @@ class TandemModule(lightning.LightningModule):
         # An ANN with convolutions is fastest with channels last.
         self.net: nn.Module = self._convert(ann, time_steps) if spiking else ann.to(memory_format=torch.channels_last)
         self.penalty: Callable[[], Tensor] | None = None
-        """A further term of the training loss, of the latest forward pass; recipes.RateRegulariser sets it."""
+        """A further term of the training loss, of the latest forward pass; recipes.Regulariser sets it."""
         self.seconds = 0.0
         """Spent in training so far, validation and the runs before this one included."""
         self._steps: int | None = None  # of the schedule, in all; and that of the checkpoint resumed from
@@ -100,7 +101,15 @@ class TandemModule(lightning.LightningModule):
         return net
 
     def _convert(self, ann: nn.Module, time_steps: int) -> TandemNetwork:
-        return convert(ann, time_steps, mode=self.encoding, neuron=IF(self.threshold))
+        if not isinstance(self.threshold, dict):
+            return convert(ann, time_steps, mode=self.encoding, neuron=IF(self.threshold))
+        net = convert(ann, time_steps, mode=self.encoding)
+        for name, threshold in self.threshold.items():
+            if name not in net.spiking_layers:
+                raise ValueError(f"threshold: layers are {', '.join(net.spiking_layers)}, got {name!r}")
+            layer: Any = net.snn.get_submodule(name)
+            layer.neuron = IF(threshold)
+        return net
 
     def loss_of(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss; half precision is left before it."""

@@ -14,7 +14,7 @@ from .anytime import AccuracyCurve, OperatingPoint, Prediction  # noqa: E402
 from .build_info import build_info  # noqa: E402
 from .checkpoint import from_authors  # noqa: E402
 from .convert import TandemNetwork, convert  # noqa: E402
-from .firing_rate import FiringRatePenalty  # noqa: E402
+from .firing_rate import FiringRatePenalty, SynOpsPenalty  # noqa: E402
 from .freeze import FrozenNetwork, Stream, freeze  # noqa: E402
 from .neuron import IF, LIF  # noqa: E402
 from .nn import (  # noqa: E402
@@ -55,6 +55,7 @@ __all__ = [
     "SpikingAvgPool2d",
     "SpikingMaxPool2d",
     "Stream",
+    "SynOpsPenalty",
     "TandemAdd",
     "TandemConv1d",
     "TandemConv2d",

@@ -239,11 +239,11 @@ class ActivityRecord:
         _check_samples(output.shape)
         count = output.count.detach()
         branches = list(layer.branches) if isinstance(layer, TandemAdd) else [layer]
-        operations, macs = count.new_zeros((), dtype=torch.float64), 0
+        operations, multiplications = count.new_zeros((), dtype=torch.float64), 0
         for i, (branch, x) in enumerate(zip(branches, args, strict=True)):
             if isinstance(x, SpikeTrain):
                 operations = operations + self._operations(f"{name}.{i}", branch, x)
-            macs += _macs(branch, x, output)
+            multiplications += layer_macs(branch, x, output)
         sums = (count.sum(dtype=torch.float64), (count == output.time_steps).sum(), (count == 0).sum(), operations)
         neurons = math.prod(output.shape[1:])
         self._add(
@@ -251,7 +251,7 @@ class ActivityRecord:
                 name=name,
                 neurons=neurons,
                 time_steps=output.time_steps,
-                macs=macs,
+                macs=multiplications,
                 analogue=isinstance(args[0], EncodedInput),
                 spiking=True,
                 samples=output.shape[0],
@@ -297,24 +297,24 @@ class ActivityRecord:
             return x.count.detach().sum(dtype=torch.float64)
         key = name, x.shape[1:]
         if key not in self._fan_outs:
-            self._fan_outs[key] = fan_out(layer, x)
+            self._fan_outs[key] = fan_out(layer, x.shape[1:], x.device)
         return (x.count.detach().sum(0, dtype=torch.float64) * self._fan_outs[key]).sum()
 
 
-def fan_out(layer: TandemLayer, x: SpikeTrain) -> Tensor:
+def fan_out(layer: TandemLayer, shape: torch.Size, device: torch.device) -> Tensor:
     """Output neurons that each input neuron reaches, float64 in the shape of a sample.
 
     With weights of one, that is the derivative of the sum of the outputs. One output channel per group stands for all.
     """
     weight, groups = layer._kernel_weight(), getattr(layer, "groups", 1)
     with torch.inference_mode(False), torch.enable_grad():
-        ones = torch.ones(groups, *weight.shape[1:], dtype=torch.float64, device=x.device)
-        sample = torch.zeros(1, *x.shape[1:], dtype=torch.float64, device=x.device, requires_grad=True)
+        ones = torch.ones(groups, *weight.shape[1:], dtype=torch.float64, device=device)
+        sample = torch.zeros(1, *shape, dtype=torch.float64, device=device, requires_grad=True)
         (reached,) = torch.autograd.grad(layer._dense_product(sample, ones, None).sum(), sample)
     return reached[0] * (weight.shape[0] // groups)
 
 
-def _macs(layer: nn.Module, x: SpikeTrain | EncodedInput, output: SpikeTrain) -> int:
+def layer_macs(layer: nn.Module, x: SpikeTrain | EncodedInput, output: SpikeTrain) -> int:
     """Multiply-accumulates per sample; an identity has none."""
     if not isinstance(layer, TandemLayer):
         return 0

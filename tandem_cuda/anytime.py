@@ -206,7 +206,9 @@ def _observe(
         trains = [x for x in inputs[2:] if isinstance(x, SpikeTrain)]
         for i, (branch, train) in enumerate(zip(_branches(layer), trains, strict=False)):
             if (layer, i) not in reached:
-                reached[layer, i] = fan_out(branch, train) if isinstance(branch, TandemLayer) else 1
+                reached[layer, i] = (
+                    fan_out(branch, train.shape[1:], train.device) if isinstance(branch, TandemLayer) else 1
+                )
             spent = spent + (train.count.double() * reached[layer, i]).flatten(1).sum(1)
 
     handles = [layer.register_forward_hook(count_synops) for layer in network.layers]

@@ -1,4 +1,4 @@
-"""FiringRatePenalty against a calculation by hand, its gradient, what it keeps, and that it lowers rates."""
+"""FiringRatePenalty and SynOpsPenalty: values and gradients by hand, what they keep, and that they have an effect."""
 
 import gc
 import weakref
@@ -17,12 +17,17 @@ from tandem_cuda import (
     FiringRatePenalty,
     SpikeTrain,
     SpikingAvgPool2d,
+    SynOpsPenalty,
     TandemAdd,
     TandemConv2d,
+    TandemConvTranspose2d,
     TandemLinear,
     convert,
     record_activity,
+    synops,
 )
+
+PENALTIES = [FiringRatePenalty, SynOpsPenalty]
 
 
 def net(norm="batch"):
@@ -60,6 +65,68 @@ def test_by_hand():
         torch.testing.assert_close(gradient, torch.tensor([[slope], [slope], [0.0]]))
 
 
+def test_synops_by_hand():
+    """8 and 4 spikes that reach two neurons each, of which MACs are 3 + 2 * 3 per sample; one sample silent."""
+    first, second = TandemLinear(1, 3, bias=False), TandemLinear(3, 2, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0], [0.5], [-1.0]]))
+    model = nn.Sequential(Encode(8), first, second, Decode())
+    x = torch.tensor([[1.0], [0.0]])
+    for target, want in ((0.0, 4 / 3), (1.0, 1 / 3), (1.5, 0.0)):
+        with SynOpsPenalty(model, target=target) as penalty:
+            model(x)
+            value = penalty()
+        torch.testing.assert_close(value.item(), want**2)
+        if want > 0:
+            (gradient,) = torch.autograd.grad(value, first.weight)
+            # count' = 8 x where v > 0, and each count weighs 2 of 18 MACs.
+            slope = 2 * want * 8 * 2 / 18
+            torch.testing.assert_close(gradient, torch.tensor([[slope], [slope], [0.0]]))
+
+
+def test_synops_are_those_of_the_table():
+    """Strides, padding, groups, transposed convolutions, pooling and joins; a read-out is not counted."""
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode, neuron = Encode(8), IF(0.25)
+            self.conv = TandemConv2d(1, 8, 3, neuron=neuron)
+            self.grouped = TandemConv2d(8, 8, 3, stride=2, padding=1, groups=2, neuron=neuron)
+            self.join = TandemAdd(TandemConv2d(8, 8, 3, padding=2, dilation=2), nn.Identity(), neuron=neuron)
+            self.larger = TandemConvTranspose2d(8, 4, 2, stride=2, neuron=neuron)
+            self.pool = SpikingAvgPool2d(2)
+            self.linear = TandemLinear(36, 6, neuron=neuron)
+            self.decode, self.readout = Decode(), nn.Linear(6, 3)
+
+        def forward(self, x):
+            y = self.grouped(self.conv(self.encode(x)))
+            return self.readout(self.decode(self.linear(self.pool(self.larger(self.join(y, y))).flatten(1))))
+
+    model = Net()
+    for x in (inputs(3), inputs(5, seed=3)):  # what is kept of the first pass is no matter of the batch
+        table = [row for row in synops(model, x) if row.name != "readout"]
+        assert all(row.synops > 0 for row in table[1:])
+        with SynOpsPenalty(model) as penalty:
+            for _ in range(2):
+                model(x)
+                value = penalty()
+        want = sum(row.synops for row in table) / sum(row.macs for row in table)
+        torch.testing.assert_close(value.item(), want**2)
+        value.backward()
+        assert model.conv.weight.grad.abs().sum() > 0
+
+
+def test_without_weights():
+    join = TandemAdd(nn.Identity(), nn.Identity())
+    train = SpikeTrain.from_dense(torch.ones(8, 5, 4))
+    with SynOpsPenalty(join) as penalty:
+        join(train, train)
+        with pytest.raises(ValueError, match="SynOpsPenalty: model must run a layer with weights"):
+            penalty()
+
+
 def test_all_layers_are_summed():
     model = net()
     with FiringRatePenalty(model, target=0.01) as penalty, record_activity(model) as record:
@@ -82,9 +149,10 @@ def test_joins_are_layers():
         same(penalty().detach(), (count.detach().mean() / 8).square())
 
 
-def test_the_latest_pass_alone():
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_the_latest_pass_alone(kind):
     model = net(norm=None)
-    with FiringRatePenalty(model) as penalty:
+    with kind(model) as penalty:
         model(inputs(seed=1))
         model(inputs(seed=2))
         got = penalty().detach()
@@ -101,11 +169,12 @@ def test_the_latest_pass_alone():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_nothing_is_kept():
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_nothing_is_kept(kind):
     model = net()
     counts = []
     model[4].register_forward_hook(lambda module, x, output: counts.append(weakref.ref(output.count)))
-    with FiringRatePenalty(model) as penalty:
+    with kind(model) as penalty:
         for _ in range(3):
             (model(inputs()).sum() + penalty()).backward()
         gc.collect()
@@ -118,7 +187,8 @@ def test_nothing_is_kept():
     assert counts[4]() is None
 
 
-def test_checkpointed_layers():
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_checkpointed_layers(kind):
     """What is computed again in the backward pass is not counted again."""
     results = []
     for use in (False, True):
@@ -133,7 +203,7 @@ def test_checkpointed_layers():
                 return checkpoint(self.inner, x, use_reentrant=False) if self.use else self.inner(x)
 
         outer = Checkpointed(model, use)
-        with FiringRatePenalty(outer) as penalty:
+        with kind(outer) as penalty:
             y = outer(inputs())
             (y.sum() + penalty()).backward()
             with pytest.raises(ValueError, match="must run"):
@@ -162,23 +232,52 @@ def test_it_lowers_rates():
     assert all(rate > 0 for rate in rates[100.0])
 
 
-def test_converted_networks():
+def test_it_lowers_synops():
+    torch.manual_seed(0)
+    x, y = inputs(48), torch.arange(48) % 3
+    shares = {}
+    for weight in (0.0, 100.0):
+        model = net()
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        with SynOpsPenalty(model, target=0.05) as penalty:
+            for _ in range(60):
+                loss = F.cross_entropy(model(x), y) + weight * penalty()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            model(x)
+            shares[weight] = float(penalty().detach().sqrt()) + 0.05
+    assert shares[0.0] > 0.2
+    assert shares[100.0] < 0.1
+
+
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_converted_networks(kind):
     ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3))
     model = convert(ann, 8, calibrate=inputs(), spiking_layers=1)
-    with FiringRatePenalty(model) as penalty:
+    with kind(model) as penalty:
         model(inputs())
-        penalty().backward()
+        value = penalty()
+    if kind is SynOpsPenalty:  # one spiking layer, which reads real numbers
+        assert value == 0
+        return
+    value.backward()
     assert ann[0].weight.grad.abs().sum() > 0
     assert ann[3].weight.grad is None
 
 
-def test_bad_arguments():
-    with pytest.raises(TypeError, match=r"FiringRatePenalty: model must be an nn\.Module, got list"):
-        FiringRatePenalty([])
-    with pytest.raises(ValueError, match="FiringRatePenalty: model must have tandem layers, got Linear without"):
-        FiringRatePenalty(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="target must be a number, got str"):
-        FiringRatePenalty(net(), "0.1")
-    for target in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"target must be in \[0, 1\)"):
-            FiringRatePenalty(net(), target)
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_bad_arguments(kind):
+    name = kind.__name__
+    with pytest.raises(TypeError, match=rf"{name}: model must be an nn\.Module, got list"):
+        kind([])
+    with pytest.raises(ValueError, match=f"{name}: model must have tandem layers, got Linear without"):
+        kind(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=f"{name}: target must be a number, got str"):
+        kind(net(), "0.1")
+    end = {FiringRatePenalty: 1.0, SynOpsPenalty: float("inf")}[kind]
+    for target in (-0.1, end, float("nan")):
+        model = net()
+        with pytest.raises(ValueError, match=rf"{name}: target must be in \[0, {end:g}\), got"):
+            kind(model, target)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -60,7 +60,8 @@ class Seen(lightning.Callback):
         self.layers.append(len(module.net.spiking_layers) if spiking else 0)
         self.losses.append(float(trainer.callback_metrics["train_loss"]))
         self.weights.append({k: v.clone() for k, v in module.ann.state_dict().items()})
-        self.penalties.append(trainer.callback_metrics.get("rate_penalty"))
+        logged = trainer.callback_metrics
+        self.penalties.append(logged.get("rate_penalty", logged.get("synops_penalty")))
 
 
 def fit(callbacks, epochs, folder=None, checkpoint=None, **settings):
@@ -138,11 +139,12 @@ def test_few_bits():
         same(frozen(x), module.net(x))
 
 
+@pytest.mark.parametrize("kind", [recipes.RateRegulariser, recipes.SynOpsRegulariser])
 @pytest.mark.parametrize("order", [1, -1])
-def test_few_spikes(order):
+def test_few_spikes(order, kind):
     rates = []
     for weight in (1e-9, 100.0):
-        callbacks = [recipes.AnnFirst(1, percentile=90), recipes.RateRegulariser(weight)][::order]
+        callbacks = [recipes.AnnFirst(1, percentile=90), kind(weight)][::order]
         module, seen, _ = fit(callbacks, 8)
         assert seen.penalties[0] is None
         assert all(p > 0 for p in seen.penalties[1:])
@@ -241,6 +243,12 @@ def test_what_was_best_is_forgotten(tmp_path):
         (lambda: recipes.QuantiseWeights(4, from_epoch=-1), "QuantiseWeights: from_epoch must not be negative"),
         (lambda: recipes.RateRegulariser(0.0), "RateRegulariser: weight must be positive, got 0.0"),
         (lambda: recipes.RateRegulariser(1.0, 1.0), r"RateRegulariser: target must be in \[0, 1\), got 1.0"),
+        (lambda: recipes.SynOpsRegulariser(-1.0), "SynOpsRegulariser: weight must be positive, got -1.0"),
+        (lambda: recipes.SynOpsRegulariser(1.0, -0.1), r"SynOpsRegulariser: target must be in \[0, inf\), got -0.1"),
+        (
+            lambda: fit([recipes.RateRegulariser(1.0), recipes.SynOpsRegulariser(1.0)], 2),
+            "only one of RateRegulariser and SynOpsRegulariser",
+        ),
         (lambda: fit([recipes.AnnFirst(3)], 3), "AnnFirst: epochs must be fewer than --trainer.max_epochs 3, got 3"),
         (lambda: fit([recipes.QuantiseWeights(4, 2)], 2), "from_epoch must be less than --trainer.max_epochs 2, got 2"),
         (lambda: fit([recipes.AnnFirst(1)], 2, spiking=False), "AnnFirst ends with a spiking network"),

@@ -92,6 +92,15 @@ def test_threshold_of_every_layer():
         assert all(neuron.threshold == 0.5 for neuron in neurons)
 
 
+def test_thresholds_of_some_layers():
+    made = module(threshold={"conv2": 0.5, "hidden": 0.25})
+    for net in (made.net, made.network_at(3)):
+        thresholds = {name: net.snn.get_submodule(name).neuron.threshold for name in net.spiking_layers}
+        assert thresholds == {"conv1": 1, "conv2": 0.5, "conv3": 1, "hidden": 0.25}
+    with pytest.raises(ValueError, match="threshold: layers are conv1, conv2, conv3, hidden, got 'readout'"):
+        module(threshold={"readout": 0.5})
+
+
 def test_ann_runs_channels_last():
     made = module(spiking=False)
     filters = [p for p in made.net.parameters() if p.dim() == 4]
@@ -223,6 +232,7 @@ def test_checkpoint_of_the_same_run():
         ({"time_steps": 9}, "was trained with time_steps = 9, this run has 8"),
         ({"encoding": "impulse"}, "was trained with encoding = impulse, this run has constant"),
         ({"threshold": 0.5}, "was trained with threshold = 0.5, this run has 1.0"),
+        ({"threshold": {"conv2": 0.5}}, r"was trained with threshold = \{'conv2': 0.5\}, this run has 1.0"),
         ({"spiking": False}, "was trained with spiking = False, this run has True"),
     ],
 )
