@@ -281,7 +281,14 @@ def test_nothing_is_half_written(example, monkeypatch, tmp_path):
 @pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
 def test_signals(synthetic, tmp_path, sent):
     started = command("mnist", synthetic, tmp_path, "--trainer.max_epochs", "500")
-    process = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts what runs in its background with SIGINT ignored, the tests too.
+    process = subprocess.Popen(
+        started,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while "epoch   2/500" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(getattr(signal, sent))
