@@ -14,7 +14,6 @@ from .anytime import AccuracyCurve, OperatingPoint, Prediction  # noqa: E402
 from .build_info import build_info  # noqa: E402
 from .checkpoint import from_authors  # noqa: E402
 from .convert import TandemNetwork, convert  # noqa: E402
-from .firing_rate import FiringRatePenalty, SynOpsPenalty  # noqa: E402
 from .freeze import FrozenNetwork, Stream, freeze  # noqa: E402
 from .neuron import IF, LIF  # noqa: E402
 from .nn import (  # noqa: E402
@@ -32,6 +31,7 @@ from .nn import (  # noqa: E402
     TandemDropout2d,
     TandemLinear,
 )
+from .penalties import FiringRatePenalty, SynOpsPenalty  # noqa: E402
 from .quantisation import quantise, unquantise  # noqa: E402
 from .spike_train import SpikeTrain  # noqa: E402
 

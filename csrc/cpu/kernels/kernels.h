@@ -69,7 +69,7 @@ struct UnitArgs {
 //   ChunkVisits
 //   VisitGroup [groups]            ascending in length
 //   uint16_t [slots]               of the visits, group by group: row * steps + step
-//   uint8_t [visits, list_room()] for each group its lists, and kGroupSlack bytes
+//   uint8_t [visits, list_room()]  for each group its lists, and kGroupSlack bytes
 // The next chunk's follow from a multiple of 8 bytes on.
 struct ChunkVisits {
   uint32_t bytes;  // to the next chunk's
