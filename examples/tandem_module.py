@@ -37,6 +37,7 @@ class TandemModule(lightning.LightningModule):
         threshold: of the spiking neurons. Half of it doubles the counts, which then round less, and the SynOps. Or of
             some layers, by their names in the ANN; of the others it is 1. Recipes that convert a trained ANN find
             their own.
+        clip: whether neurons get no gradient where the ANN's pre-activation is beyond what T spikes can say.
         loss: "cross_entropy" with labels, "mse" with targets of the output's shape.
         learning_rate: the highest one.
         weight_decay: of AdamW.
@@ -51,6 +52,7 @@ class TandemModule(lightning.LightningModule):
         encoding: Literal["constant", "impulse", "spikes"] = "constant",
         spiking: bool = True,
         threshold: float | dict[str, float] = 1.0,
+        clip: bool = False,
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
         learning_rate: float = 5e-3,
         weight_decay: float = 0.01,
@@ -62,6 +64,7 @@ class TandemModule(lightning.LightningModule):
         self.encoding = encoding
         self.spiking = spiking
         self.threshold = threshold
+        self.clip = clip
         self.loss = loss
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -93,7 +96,14 @@ class TandemModule(lightning.LightningModule):
         """
         levels = self.net.levels if isinstance(self.net, TandemNetwork) else None
         if levels is not None:  # of a recipe; thresholds that are a share of these whatever T
-            return convert(self.ann, time_steps, mode=self.encoding, calibrate=levels, spiking_layers=len(levels))
+            return convert(
+                self.ann,
+                time_steps,
+                mode=self.encoding,
+                neuron=IF(clip=self.clip),
+                calibrate=levels,
+                spiking_layers=len(levels),
+            )
         net = self._convert(self.ann, time_steps)
         if self.encoding == "constant":  # Encode gives X in every step: T times in training
             encode: Any = net.snn.get_submodule("encode")
@@ -102,13 +112,13 @@ class TandemModule(lightning.LightningModule):
 
     def _convert(self, ann: nn.Module, time_steps: int) -> TandemNetwork:
         if not isinstance(self.threshold, dict):
-            return convert(ann, time_steps, mode=self.encoding, neuron=IF(self.threshold))
-        net = convert(ann, time_steps, mode=self.encoding)
+            return convert(ann, time_steps, mode=self.encoding, neuron=IF(self.threshold, self.clip))
+        net = convert(ann, time_steps, mode=self.encoding, neuron=IF(clip=self.clip))
         for name, threshold in self.threshold.items():
             if name not in net.spiking_layers:
                 raise ValueError(f"threshold: layers are {', '.join(net.spiking_layers)}, got {name!r}")
             layer: Any = net.snn.get_submodule(name)
-            layer.neuron = IF(threshold)
+            layer.neuron = IF(threshold, self.clip)
         return net
 
     def loss_of(self, output: Tensor, target: Tensor) -> Tensor:

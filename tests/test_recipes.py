@@ -216,6 +216,12 @@ def test_other_numbers_of_steps():
         assert neuron.threshold == neuron.amplitude == level / 32
 
 
+def test_conversion_clips():
+    module, _, _ = fit([recipes.AnnFirst(1)], 2, clip=True)
+    for net in (module.net, module.network_at(32)):
+        assert all(net.snn.get_submodule(name).neuron.clip for name in net.spiking_layers)
+
+
 def test_what_was_best_is_forgotten(tmp_path):
     """A checkpoint of the ANN stage is no spiking network's best, nor does early stopping count from there."""
     best = ModelCheckpoint(tmp_path, filename="best", monitor="val_loss", mode="min", enable_version_counter=False)

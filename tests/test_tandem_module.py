@@ -92,6 +92,14 @@ def test_threshold_of_every_layer():
         assert all(neuron.threshold == 0.5 for neuron in neurons)
 
 
+@pytest.mark.parametrize("threshold", [0.5, {"conv2": 0.5}])
+def test_clip(threshold):
+    for clip in (False, True):
+        made = module(threshold=threshold, clip=clip)
+        for net in (made.net, made.network_at(3)):
+            assert all(net.snn.get_submodule(name).neuron.clip == clip for name in net.spiking_layers)
+
+
 def test_thresholds_of_some_layers():
     made = module(threshold={"conv2": 0.5, "hidden": 0.25})
     for net in (made.net, made.network_at(3)):
