@@ -37,7 +37,8 @@ class TandemModule(lightning.LightningModule):
         threshold: of the spiking neurons. Half of it doubles the counts, which then round less, and the SynOps. Or of
             some layers, by their names in the ANN; of the others it is 1. Recipes that convert a trained ANN find
             their own.
-        clip: whether neurons get no gradient where the ANN's pre-activation is beyond what T spikes can say.
+        clip: of IF: whether neurons get no gradient where the ANN's pre-activation exceeds T thresholds, since they
+            spike at most T times.
         loss: "cross_entropy" with labels, "mse" with targets of the output's shape.
         learning_rate: the highest one.
         weight_decay: of AdamW.
@@ -111,10 +112,9 @@ class TandemModule(lightning.LightningModule):
         return net
 
     def _convert(self, ann: nn.Module, time_steps: int) -> TandemNetwork:
-        if not isinstance(self.threshold, dict):
-            return convert(ann, time_steps, mode=self.encoding, neuron=IF(self.threshold, self.clip))
-        net = convert(ann, time_steps, mode=self.encoding, neuron=IF(clip=self.clip))
-        for name, threshold in self.threshold.items():
+        everywhere, by_name = (1.0, self.threshold) if isinstance(self.threshold, dict) else (self.threshold, {})
+        net = convert(ann, time_steps, mode=self.encoding, neuron=IF(everywhere, self.clip))
+        for name, threshold in by_name.items():
             if name not in net.spiking_layers:
                 raise ValueError(f"threshold: layers are {', '.join(net.spiking_layers)}, got {name!r}")
             layer: Any = net.snn.get_submodule(name)

@@ -8,15 +8,15 @@ from ._load import load_library
 
 _C = load_library()
 
-from . import models, ops, reference  # noqa: E402 (the operators exist only once the library is loaded)
-from .activity import ActivityTable, LayerActivity, record_activity, synops  # noqa: E402
-from .anytime import AccuracyCurve, OperatingPoint, Prediction  # noqa: E402
-from .build_info import build_info  # noqa: E402
-from .checkpoint import from_authors  # noqa: E402
-from .convert import TandemNetwork, convert  # noqa: E402
-from .freeze import FrozenNetwork, Stream, freeze  # noqa: E402
-from .neuron import IF, LIF  # noqa: E402
-from .nn import (  # noqa: E402
+from . import models, ops, reference
+from .activity import ActivityTable, LayerActivity, record_activity, synops
+from .anytime import AccuracyCurve, OperatingPoint, Prediction
+from .build_info import build_info
+from .checkpoint import from_authors
+from .convert import TandemNetwork, convert
+from .freeze import FrozenNetwork, Stream, freeze
+from .neuron import IF, LIF
+from .nn import (
     Decode,
     Encode,
     EncodedInput,
@@ -31,9 +31,9 @@ from .nn import (  # noqa: E402
     TandemDropout2d,
     TandemLinear,
 )
-from .penalties import FiringRatePenalty, SynOpsPenalty  # noqa: E402
-from .quantisation import quantise, unquantise  # noqa: E402
-from .spike_train import SpikeTrain  # noqa: E402
+from .penalties import FiringRatePenalty, SynOpsPenalty
+from .quantisation import quantise, unquantise
+from .spike_train import SpikeTrain
 
 __version__: str = _C.__version__
 

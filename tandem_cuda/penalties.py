@@ -156,7 +156,7 @@ class SynOpsPenalty(_Penalty[list[_Branch]]):
 
     def __init__(self, model: nn.Module, target: float = 0.0) -> None:
         super().__init__(model, target, end=math.inf)
-        self._fan_outs: dict[tuple[int, torch.Size, torch.device], Tensor] = {}
+        self._fan_outs: dict[tuple[nn.Module, torch.Size, torch.device], Tensor] = {}
 
     def _see(self, layer: Any, inputs: Any, output: SpikeTrain) -> list[_Branch]:
         # Sums keep nothing for backward, which checkpointing would look for when it computes the layer again.
@@ -181,7 +181,7 @@ class SynOpsPenalty(_Penalty[list[_Branch]]):
         """Spikes times the neurons that they reach."""
         if not isinstance(layer, TandemLayer):  # the identity in a join
             return counts.sum()
-        key = id(layer), counts.shape, counts.device
+        key = layer, counts.shape, counts.device
         if key not in self._fan_outs:
             self._fan_outs[key] = fan_out(layer, counts.shape, counts.device).to(counts.dtype)
         return (counts * self._fan_outs[key]).sum()

@@ -7,6 +7,7 @@ import csv
 import importlib
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -303,6 +304,16 @@ def test_results(mnist, tmp_path):
     assert status == 1
     assert "holds a run of other settings" in error
     assert "Traceback" not in error
+
+
+def test_results_of_photographs(laid_out, tmp_path):
+    """The options that only the small network's SNN is given."""
+    status, _, error = results(laid_out("cifar10"), tmp_path, "--only", "cifar10")
+    assert status == 0, error
+    page = (tmp_path / "results.md").read_text()
+    assert "lossy copies" in page
+    assert len(re.findall(r"\| (?:SNN, T = 8|ANN) \| 0 \| \d", page)) == 2
+    assert "--model.clip true" in page
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

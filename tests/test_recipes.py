@@ -219,7 +219,7 @@ def test_other_numbers_of_steps():
 def test_conversion_clips():
     module, _, _ = fit([recipes.AnnFirst(1)], 2, clip=True)
     for net in (module.net, module.network_at(32)):
-        assert all(net.snn.get_submodule(name).neuron.clip for name in net.spiking_layers)
+        assert {net.snn.get_submodule(name).neuron.clip for name in net.spiking_layers} == {True}
 
 
 def test_what_was_best_is_forgotten(tmp_path):

@@ -97,7 +97,7 @@ def test_clip(threshold):
     for clip in (False, True):
         made = module(threshold=threshold, clip=clip)
         for net in (made.net, made.network_at(3)):
-            assert all(net.snn.get_submodule(name).neuron.clip == clip for name in net.spiking_layers)
+            assert {net.snn.get_submodule(name).neuron.clip for name in net.spiking_layers} == {clip}
 
 
 def test_thresholds_of_some_layers():
