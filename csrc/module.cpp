@@ -8,12 +8,15 @@
 #include <cstdint>
 #include <sstream>
 #include <string>
+#include <utility>
+#include <vector>
 
 #if defined(TANDEM_CUDA_TOOLKIT)
 #include <cuda_runtime_api.h>
 #endif
 
 #include "common/neuron.h"
+#include "cpu/fingerprint.h"
 #include "cpu/isa.h"
 
 namespace py = pybind11;
@@ -102,6 +105,16 @@ py::array_t<uint8_t> integrate_and_fire(const py::array& current, double thresho
                        got(py::str(current.dtype()).cast<std::string>()));
 }
 
+// memory: (address, bytes) of tensors on the CPU.
+uint64_t fingerprint(const std::vector<std::pair<uintptr_t, size_t>>& memory) {
+  uint64_t hash = 0;
+  for (const auto& [address, bytes] : memory) {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): what Tensor.data_ptr() returns
+    hash = tandem::fingerprint(reinterpret_cast<const void*>(address), bytes, hash);
+  }
+  return hash;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -111,6 +124,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", &tandem::active_isa, "The instruction set that the CPU kernels use: scalar, avx2 or avx512.");
   m.def("set_cpu_isa", &tandem::set_active_isa, py::arg("name"),
         "Use the CPU kernels of this instruction set from now on. ValueError for one that cannot run here.");
+  m.def("fingerprint", &fingerprint, py::arg("memory"),
+        "A hash of the memory at [(address, bytes), ...]: of all of it up to 64 KiB each, of 16 KiB of samples beyond.");
   m.def("integrate_and_fire", &integrate_and_fire, py::arg("current"), py::arg("threshold") = 1.0,
         py::arg("leak") = 1.0,
         "The neuron loop on a NumPy array [T, n] of float32 or float64, for debugging without torch: spikes [T, n], "
