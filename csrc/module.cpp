@@ -124,8 +124,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", &tandem::active_isa, "The instruction set that the CPU kernels use: scalar, avx2 or avx512.");
   m.def("set_cpu_isa", &tandem::set_active_isa, py::arg("name"),
         "Use the CPU kernels of this instruction set from now on. ValueError for one that cannot run here.");
-  m.def("fingerprint", &fingerprint, py::arg("memory"),
-        "A hash of the memory at [(address, bytes), ...]: of all of it up to 64 KiB each, of 16 KiB of samples beyond.");
+  m.def(
+      "fingerprint", &fingerprint, py::arg("memory"),
+      "A hash of the memory at [(address, bytes), ...]: of all of it up to 64 KiB each, of 16 KiB of samples beyond.");
   m.def("integrate_and_fire", &integrate_and_fire, py::arg("current"), py::arg("threshold") = 1.0,
         py::arg("leak") = 1.0,
         "The neuron loop on a NumPy array [T, n] of float32 or float64, for debugging without torch: spikes [T, n], "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .conv import ConvolutionLayer, Geometry
 from .geometry import insert_zeros
-from .layer import SpikingWeights, Stamp, TandemLayer, needs_gradient, per_step, spike_scale
+from .layer import TandemLayer, needs_gradient, per_step
+from .weight_cache import SpikingWeights, WeightCache
 
 
 class TandemAdd(nn.Module):
@@ -68,7 +70,7 @@ class TandemAdd(nn.Module):
         self.branches = nn.ModuleList(branches)
         self.neuron = neuron
         self.engine = engine
-        self._frozen: tuple[Stamp, SpikingWeights] | None = None
+        self._cache = WeightCache()
 
     def forward(self, *inputs: SpikeTrain) -> SpikeTrain:
         self._check_inputs(inputs)
@@ -105,25 +107,26 @@ class TandemAdd(nn.Module):
 
     def _pre_activation(self, pairs: list[tuple[Any, SpikeTrain]]) -> Tensor | None:
         """The sum of the branches' v; None where nobody asks. Batch norm in training takes its statistics here."""
-        layers = [(branch, x) for branch, x in pairs if isinstance(branch, TandemLayer)]
-        tensors = [y for branch, _ in layers for y in branch._tensors()]
-        moves = any(branch._uses_batch_statistics() for branch, _ in layers)
-        if not moves and not needs_gradient(*tensors, *(x.carried_count for _, x in pairs)):
+        moves = any(branch._uses_batch_statistics() for branch in self._layers())
+        if not moves and not needs_gradient(*self._tensors(), *(x.carried_count for _, x in pairs)):
             return None
         total: Tensor | None = None
         for branch, x in pairs:
             if not isinstance(branch, TandemLayer):
                 v = x.count if x.amplitude == 1 else x.count * x.amplitude
-            elif branch._uses_batch_statistics():
-                self._frozen = None
-                v = branch._batch_normalised(branch._pre_activation(x, branch._packed()))
             else:
-                weight, bias = branch._folded()
-                v = branch._count_product(x, SpikingWeights(weight, None, spike_scale(weight, x.amplitude), bias))
+                v = branch._pre_activation(x, branch._packed())
+                v = v if branch.norm is None else branch._batch_normalised(v)
             if total is not None and total.shape != v.shape:
                 raise ValueError(f"TandemAdd: branches must agree in shape, got {list(total.shape)}, {list(v.shape)}")
             total = v if total is None else total + v
         return total
+
+    def _layers(self) -> list[TandemLayer]:
+        return [branch for branch in self.branches if isinstance(branch, TandemLayer)]
+
+    def _tensors(self) -> list[Tensor]:
+        return [x for layer in self._layers() for x in layer._tensors()]
 
     # -- the spiking twin, in one product
 
@@ -164,26 +167,16 @@ class TandemAdd(nn.Module):
     def _kept(
         self, pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int], steps: int
     ) -> SpikingWeights:
-        """The joint weights, from the last call where nothing has changed since."""
-        layers = [branch for branch, _ in pairs if isinstance(branch, TandemLayer)]
-        if torch.compiler.is_compiling() or any(layer._computes_weights() for layer in layers):
-            return _joint(pairs, parts, low, kernel, steps)
+        """The joint weights, in eval mode from the last call where nothing has changed since."""
+        layers = self._layers()
+        if self.training or torch.compiler.is_compiling() or any(layer._computes_weights() for layer in layers):
+            return _joint(pairs, parts, low, kernel, steps, self._cache)
         eps = [None if layer.norm is None else layer.norm.eps for layer in layers]
         sizes = [(part.bits.shape[2], part.geometry) for part in parts]
         first = pairs[0][1]
         settings = (steps, [x.amplitude for _, x in pairs], eps, sizes, self._dtype([first]), first.device)
-        stamp, frozen = Stamp([x for layer in layers for x in layer._tensors()], settings), self._frozen
-        if frozen is None or not frozen[0].holds(stamp):
-            frozen = stamp, _joint(pairs, parts, low, kernel, steps)
-            self._frozen = frozen
-        return frozen[1]
-
-    def train(self, mode: bool = True) -> TandemAdd:
-        self._frozen = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_frozen": None}  # for pickle and deepcopy
+        make = functools.partial(_joint, pairs, parts, low, kernel, steps, self._cache)
+        return self._cache.weights(self._tensors(), settings, make)
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f"engine={self.engine!r}, "
@@ -275,7 +268,12 @@ def _side_by_side(images: list[Tensor], low: Sequence[int], size: Sequence[int])
 
 
 def _joint(
-    pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int], steps: int
+    pairs: list[tuple[Any, SpikeTrain]],
+    parts: list[_Part],
+    low: list[int],
+    kernel: list[int],
+    steps: int,
+    cache: WeightCache,
 ) -> SpikingWeights:
     """One kernel [O, sum of C, kH, kW] that holds those of all parts, each at its own taps, and the summed bias."""
     first = pairs[0][1]
@@ -303,4 +301,5 @@ def _joint(
         if bias is not None:
             total = bias.detach() if total is None else total + bias.detach()
     bias = per_step(total, steps)
-    return SpikingWeights(joint, ops.pack_weight(joint, 1), None, bias)
+    packed = ops.pack_weight(joint, 1) if torch.compiler.is_compiling() else cache.pack(joint, 1)
+    return SpikingWeights(joint, packed, None, bias)

@@ -14,7 +14,8 @@ from ..neuron import IF, Neuron
 from ..ops.count_conv2d import check_fit, check_geometry
 from ..spike_train import SpikeTrain
 from .geometry import insert_zeros, pad
-from .layer import SpikingWeights, TandemLayer
+from .layer import TandemLayer
+from .weight_cache import SpikingWeights
 
 Pair = int | tuple[int, int]
 

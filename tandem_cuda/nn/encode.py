@@ -51,7 +51,8 @@ class Encode(nn.Module):
     Raises:
         TypeError: ``time_steps`` is no int, ``scale`` no number, or the input is not a floating point Tensor (recorded
             spikes enter through ``SpikeTrain.from_dense`` instead).
-        ValueError: ``time_steps`` < 1, an unknown mode, or ``scale`` is not finite.
+        ValueError: ``time_steps`` < 1, an unknown mode, or ``scale`` is not finite; NaN or an infinity in an input on
+            the CPU.
     """
 
     def __init__(self, time_steps: int, mode: str = "constant", scale: float = 1.0) -> None:
@@ -73,6 +74,7 @@ class Encode(nn.Module):
                 f"Encode: input must be floating point, got {x.dtype}; recorded spikes enter through "
                 "SpikeTrain.from_dense(spikes) without Encode"
             )
+        checks.check_finite("Encode", "input", x)
         return EncodedInput(x if self.scale == 1 else x * self.scale, self.time_steps, self.mode)
 
     def extra_repr(self) -> str:

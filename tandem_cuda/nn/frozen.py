@@ -60,6 +60,10 @@ class FrozenLayer(nn.Module, ABC):
     def settings(self) -> Settings:
         """What the loader needs beside the tensors."""
 
+    def train(self, mode: bool = True) -> Any:
+        """Change nothing: frozen layers have no modes."""
+        return self
+
     def tensors(self) -> dict[str, Tensor]:
         """What is saved: all of its buffers."""
         return dict(self.named_buffers())

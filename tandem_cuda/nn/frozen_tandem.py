@@ -28,8 +28,9 @@ from .frozen import (
     frozen_tensor,
     register,
 )
-from .layer import SpikingWeights, TandemLayer, spike_scale
+from .layer import TandemLayer, encoded_drive, spike_scale
 from .linear import TandemLinear
+from .weight_cache import SpikingWeights
 
 
 class FrozenTandem(FrozenLayer):
@@ -37,8 +38,8 @@ class FrozenTandem(FrozenLayer):
 
     Args:
         layer: says how to multiply and when neurons fire; made without bias and norm. Its parameter is replaced.
-        weight: of the shape of the layer's own; where ``takes_encoded``, with batch norm's gain in it.
-        scale: [O], batch norm's gain of sums over spikes; None for 1.
+        weight: of the shape of the layer's own.
+        scale: [O], batch norm's gain of the layer's sums; None for 1.
         bias: [O], to be spread over the T time steps.
         takes_encoded: the input is what Encode returns, not a SpikeTrain.
     """
@@ -65,14 +66,10 @@ class FrozenTandem(FrozenLayer):
     @classmethod
     @torch.no_grad()
     def of(cls, layer: TandemLayer, encoded: bool) -> FrozenTandem:
-        """Fold batch norm where eval mode does: into the weights for real input, into sums for spikes."""
-        twin = _bare(_type(layer), _settings(layer))
-        if encoded:
-            weight, bias = layer._folded()
-            return cls(twin, layer._own_weight(weight), None, bias, encoded)
+        """Keep batch norm as the gain and bias of currents, as eval mode has it."""
         gain = None if layer.norm is None else layer._gain()
         bias = layer.bias if gain is None else layer._folded_bias(gain)
-        return cls(twin, layer.weight, gain, bias, encoded)
+        return cls(_bare(_type(layer), _settings(layer)), layer.weight, gain, bias, encoded)
 
     @classmethod
     def load(cls, layer_class: type[TandemLayer], settings: Settings, tensors: Tensors) -> FrozenTandem:
@@ -82,7 +79,7 @@ class FrozenTandem(FrozenLayer):
             raise ValueError(f"{kind}: setting takes_encoded must be true or false, got {encoded!r}")
         layer = _checked(layer_class, given)
         outputs = _outputs(layer)
-        shapes = {"weight": tuple(layer.weight.shape), "bias": outputs} | ({} if encoded else {"scale": outputs})
+        shapes = {"weight": tuple(layer.weight.shape), "bias": outputs, "scale": outputs}
         check_tensors(kind, tensors, shapes, optional=("scale", "bias"))
         return cls(layer, tensors["weight"], tensors.get("scale"), tensors.get("bias"), encoded)
 
@@ -125,16 +122,17 @@ class FrozenTandem(FrozenLayer):
     ) -> tuple[Tensor, State]:
         layer, constant = self.layer, x.mode == "constant"
         if state is None:
-            weight, value = layer._kernel_weight(), layer._checked_value(x.value)
-            current = layer._current(value, weight, bias if constant else None)
+            current = layer._encoded_current(x, span.total, bias, self.scale is not None)
             mode, potential = x.mode, None
         else:
             (current, potential), mode = state, "constant"
+        scale, bias = encoded_drive(self.scale, bias, span.total, constant)
         bits, _, potential = ops.integrate_and_fire(
             current,
             span.now,
-            None if constant else bias,
+            bias,
             potential,
+            scale=scale,
             mode=mode,
             threshold=layer.neuron.threshold,
             leak=layer.neuron.leak,
@@ -176,7 +174,7 @@ class FrozenAdd(FrozenLayer):
                 tensor = tensors.get(f"{i}.{name}")
                 delattr(branch, name)
                 branch.register_buffer(name, None if tensor is None else frozen_tensor(tensor))
-        self.join = join
+        self.join = join.eval()  # which keeps its weights from call to call
 
     @classmethod
     @torch.no_grad()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +15,12 @@ from torch.nn.utils import parametrize
 from .. import ops
 from ..neuron import IF, LIF, Neuron
 from ..ops import autocast, checks
-from ..ops.pack_weight import can_hold
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .encode import EncodedInput
+from .weight_cache import SpikingWeights, WeightCache
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-class SpikingWeights(NamedTuple):
-    """What the spiking twin multiplies spikes with: x[t] = scale * (weight * s[t]) + bias."""
-
-    weight: Tensor
-    packed: Tensor | None = None
-    scale: Tensor | None = None
-    bias: Tensor | None = None
-    """Per time step."""
 
 
 class TandemLayer(nn.Module, ABC):
@@ -39,12 +29,13 @@ class TandemLayer(nn.Module, ABC):
     The spiking twin runs on the spikes it is given; the ANN twin sees their counts. The output is the spikes, and
     their count with the gradient of the ANN's activation. With ``norm="batch"`` the ANN normalises its pre-activation
     with the batch's statistics in training, and the spiking twin folds the running statistics, as this batch has left
-    them, into its weights and bias; ``norm`` (an nn.BatchNorm of this layer's own) keeps gamma, beta and statistics.
+    them, into the gain and bias of its currents; ``norm`` (an nn.BatchNorm of this layer's own) keeps gamma, beta and
+    statistics. The gain multiplies sums of weights, never the weights: so a spike train is the same whether a gradient
+    is asked for, whether the layer trains and whether it is frozen.
 
-    Where no gradient is asked for and batch norm is in eval mode, the folded and rearranged weights are kept from call
-    to call until a parameter or a statistic changes. Changes that go around autograd's version counter, in place
-    through ``parameter.data``, are noticed at the next ``train()`` or ``eval()``. Of parametrised weights nothing is
-    kept.
+    In eval mode, where no gradient is asked for, the rearranged weights are kept from call to call, and
+    :class:`WeightCache` notices when they change. In training they are rearranged at every call. Of parametrised
+    weights nothing is kept.
 
     Under ``torch.autocast`` the product with real input runs in the lower precision, as that of any convolution. What
     has to do with spikes keeps the precision of the weights: spiking is a threshold, which rounding moves.
@@ -71,8 +62,7 @@ class TandemLayer(nn.Module, ABC):
             raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self.neuron = neuron
         self.engine = engine
-        self._pack: tuple[Stamp, Tensor] | None = None
-        self._frozen: tuple[Stamp, SpikingWeights] | None = None
+        self._cache = WeightCache()
         self.norm = None if norm is None else self._new_norm()
 
     def forward(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
@@ -94,65 +84,60 @@ class TandemLayer(nn.Module, ABC):
     def _from_spikes(self, x: SpikeTrain) -> SpikeTrain:
         steps = x.time_steps
         checks.check_floating(type(self).__name__, "weight", self.weight)
-        if self._uses_batch_statistics():
+        if self.norm is None and needs_gradient(self.weight, self.bias, x.carried_count):
+            weights = self._scaled(steps, x.amplitude, self._packed())
+            bits, v, _ = self._spiking_product(x, weights, want_sum=True)
+            return self._coupled(bits, v, steps)
+        if self.norm is not None and (self.norm.training or needs_gradient(*self._tensors(), x.carried_count)):
             packed = self._packed()
-            self._frozen = None  # batch norm changes its statistics and does not tell
             couple = self._behind_norm(self._pre_activation(x, packed), steps)
             with torch.no_grad():
                 weights = self._scaled(steps, x.amplitude, packed)
                 bits, _, _ = self._spiking_product(x.detach(), weights, want_sum=False)
             return couple(bits)
-        if needs_gradient(*self._tensors(), x.carried_count):
-            weight, bias = self._folded()
-            weights = SpikingWeights(weight, None, spike_scale(weight, x.amplitude), per_step(bias, steps))
-            bits, v, _ = self._spiking_product(x, weights, want_sum=True)
-        else:
-            bits, v, _ = self._spiking_product(x, self._kept(steps, x.amplitude), want_sum=False)
+        bits, v, _ = self._spiking_product(x, self._kept(steps, x.amplitude), want_sum=False)
         return self._coupled(bits, v, steps)
 
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
-        steps, mode = x.time_steps, x.mode
-        constant = mode == "constant"
-        value = self._checked_value(x.value)
-        gain: Tensor | None = None  # of `current`, and
-        bias: Tensor | None  # current per time step that it does not hold yet
+        steps, constant = x.time_steps, x.mode == "constant"
+        normed = self.norm is not None
+        bias = None if normed else per_step(self.bias, steps)
+        current = self._encoded_current(x, steps, bias, normed)
+        checks.check_finite(type(self).__name__, "weight", self.weight)
         couple: Callable[[Tensor], SpikeTrain]
-        if self._uses_batch_statistics():
-            pre = self._current(value * steps if constant else value, self._kernel_weight(), self.bias)
-            couple = self._behind_norm(pre, steps)
-            with torch.no_grad():
-                # The folded product, W' * X, is an affine function of the ANN's pre-activation.
-                gain = self._gain()
-                folded_bias = self._folded_bias(gain)
-                raw_bias = folded_bias.new_zeros(()) if self.bias is None else self.bias * gain
-                if constant:
-                    current, gain, bias = pre, gain / steps, (folded_bias - raw_bias) / steps
-                else:
-                    current = torch.addcmul(self._per_channel(-raw_bias), pre, self._per_channel(gain))
-                    gain, bias = None, folded_bias / steps
-        else:
-            weight, folded = self._folded()
-            bias = per_step(folded, steps)
-            if constant:
-                current = self._current(value, weight, bias)
-                v, bias = current, None
-            else:
-                current = self._current(value, weight, None)
-                v = current if folded is None else current + self._per_channel(folded)
-            scale = 1 / steps if constant else 1.0  # v is the current of one step where it is constant
-            couple = functools.partial(self._coupled, v=v, steps=steps, scale=scale)
-        bits, _, _ = ops.integrate_and_fire(
-            current,
-            steps,
-            bias,
-            scale=gain,
-            mode=mode,
-            threshold=self.neuron.threshold,
-            leak=self.neuron.leak,
-            want_sum=False,
-            want_potential=False,
-        )
+        if normed or not constant:
+            v = current if self.bias is None else current + self._per_channel(self.bias)
+            couple = self._behind_norm(v, steps) if normed else functools.partial(self._coupled, v=v, steps=steps)
+        else:  # the current of one step is v / T
+            couple = functools.partial(self._coupled, v=current, steps=steps, scale=1 / steps)
+        with torch.no_grad():
+            gain = self._gain() if normed else None
+            if gain is not None:
+                bias = per_step(self._folded_bias(gain), steps)
+            scale, bias = encoded_drive(gain, bias, steps, constant)
+            bits, _, _ = ops.integrate_and_fire(
+                current,
+                steps,
+                bias,
+                scale=scale,
+                mode=x.mode,
+                threshold=self.neuron.threshold,
+                leak=self.neuron.leak,
+                want_sum=False,
+                want_potential=False,
+            )
         return couple(bits)
+
+    def _encoded_current(self, x: EncodedInput, steps: int, bias: Tensor | None, normed: bool) -> Tensor:
+        """What real input and weights come to, [N, O, ...]; :func:`encoded_drive` says how it drives the neurons.
+
+        Behind batch norm W * (T * X) (constant) or W * X (impulse), which the ANN normalises; without it the current of
+        one step, W * X + bias, or of the impulse alone, W * X.
+        """
+        value, constant, weight = self._checked_value(x.value), x.mode == "constant", self._kernel_weight()
+        if normed:
+            return self._current(value * steps if constant else value, weight, None)
+        return self._current(value, weight, bias if constant else None)
 
     def _checked_value(self, value: Tensor) -> Tensor:
         name = type(self).__name__
@@ -184,13 +169,15 @@ class TandemLayer(nn.Module, ABC):
         return self._count_product(x, SpikingWeights(weight, packed, spike_scale(weight, x.amplitude), self.bias))
 
     def _behind_norm(self, product: Tensor, steps: int) -> Callable[[Tensor], SpikeTrain]:
-        """Bring the running statistics up to date with a product; returns _coupled for the v that ``norm`` makes of it.
+        """The coupling for the v that batch norm makes of a product, W * c + b.
 
-        Behind the operator that leads the gradient through batch norm itself there is no v.
+        In training the running statistics are brought up to date here. The fused operator never materialises v.
         """
-        if not self._fuses_norm(product):
-            return functools.partial(self._coupled, v=self._batch_normalised(product), steps=steps)
         norm, neuron = self._checked_norm(), self.neuron
+        if not norm.training and not needs_gradient(product, norm.weight, norm.bias):
+            return functools.partial(self._coupled, v=product, steps=steps)  # nobody asks for v
+        if not norm.training or not self._fuses_norm(product):
+            return functools.partial(self._coupled, v=self._batch_normalised(product), steps=steps)
         mean, var = self._updated_statistics(product)
         return lambda bits: SpikeTrain(
             bits,
@@ -218,7 +205,7 @@ class TandemLayer(nn.Module, ABC):
     def _fuses_norm(self, product: Tensor) -> bool:
         """Whether the normalised product need not be stored: the operator that leads the gradient on makes it anew.
 
-        Not where others could be watching or changing what ``norm`` does.
+        Not where ``norm`` is subclassed or has hooks: others may watch or change what it does.
         """
         norm = self._checked_norm()
         return (
@@ -246,8 +233,8 @@ class TandemLayer(nn.Module, ABC):
         return mean, var
 
     def _batch_normalised(self, v: Tensor) -> Tensor:
-        """``norm`` applied to v in training; its statistics move, but once a batch."""
-        if not _recomputing():
+        """``norm`` applied to v = W * c + b; in training its running statistics move, but once a batch."""
+        if not self._uses_batch_statistics() or not _recomputing():
             return self._normalise(v)
         buffers = self._checked_norm()._buffers
         moved = dict(buffers)
@@ -269,7 +256,7 @@ class TandemLayer(nn.Module, ABC):
         return bias * gain + norm.bias
 
     def _folded(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the spiking twin: batch norm folded in, W' = W * g; their own without norm."""
+        """Weight, in the shape that products take, and bias with batch norm in them; their own without norm."""
         weight = self._kernel_weight()
         if self.norm is None:
             return weight, self.bias
@@ -277,7 +264,7 @@ class TandemLayer(nn.Module, ABC):
         return weight * gain.view(-1, *[1] * (weight.dim() - 1)), self._folded_bias(gain)
 
     def _scaled(self, steps: int, amplitude: float, packed: Tensor | None) -> SpikingWeights:
-        """The spiking twin's, for use without gradients: batch norm's gain applied to sums, not to the weights."""
+        """The spiking twin's: batch norm's gain, which has no gradient here, applied to sums, not to the weights."""
         weight = self._kernel_weight()
         if self.norm is None:
             return SpikingWeights(weight, packed, spike_scale(weight, amplitude), per_step(self.bias, steps))
@@ -294,44 +281,34 @@ class TandemLayer(nn.Module, ABC):
         norm = self.norm
         tensors = [self.weight, self.bias]
         if norm is not None:
-            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked]
+            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
         return [x for x in tensors if x is not None]
 
     @torch.no_grad()
     def _kept(self, steps: int, amplitude: float) -> SpikingWeights:
-        """As _scaled, from the last call where nothing has changed since."""
-        if torch.compiler.is_compiling() or self._computes_weights():
+        """As _scaled, from the last call where nothing has changed since; for calls without gradient."""
+        if self._keeps_nothing():
             return self._scaled(steps, amplitude, self._packed())
-        stamp = Stamp(self._tensors(), (steps, amplitude, None if self.norm is None else self.norm.eps))
-        frozen = self._frozen  # read and written once: threads may share the layer
-        if frozen is None or not frozen[0].holds(stamp):
-            frozen = stamp, self._scaled(steps, amplitude, self._packed())
-            self._frozen = frozen
-        return frozen[1]
+        settings = steps, amplitude, None if self.norm is None else self.norm.eps
+        return self._cache.weights(self._tensors(), settings, lambda: self._scaled(steps, amplitude, self._packed()))
 
     def _packed(self) -> Tensor:
-        """The weights, rearranged for the kernels; from the last call where they have not changed since."""
+        """The weights, rearranged for the kernels."""
         groups = getattr(self, "groups", 1)
         if torch.compiler.is_compiling() or self._computes_weights():
             return ops.pack_weight(self._kernel_weight(), groups)
-        stamp, pack = Stamp([self.weight], None), self._pack
-        if pack is None or not pack[0].holds(stamp):
-            # Where they were serves again: large fresh memory costs more than the packing.
-            out = None if pack is None else pack[1]
-            weight = self._kernel_weight().detach()
-            if out is not None and (out.is_inference() or not can_hold(out, weight, groups)):
-                out = None
-            self._frozen = None  # it may refer to what is overwritten here
-            pack = stamp, ops.pack_weight(weight, groups, out=out)
-            self._pack = pack
-        return pack[1]
+        if self._keeps_nothing():
+            return self._cache.pack(self._kernel_weight(), groups)
+        return self._cache.packed(self.weight, self._kernel_weight, groups)
 
-    def train(self, mode: bool = True) -> Any:
-        self._pack = self._frozen = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pack": None, "_frozen": None}  # for pickle and deepcopy
+    def _keeps_nothing(self) -> bool:
+        """Whether weights may be about to learn, or come of something that cannot be watched."""
+        return (
+            self.training
+            or torch.compiler.is_compiling()
+            or self._computes_weights()
+            or needs_gradient(*self._tensors())
+        )
 
     def _checked_norm(self) -> Any:
         norm = self.norm
@@ -397,27 +374,20 @@ class TandemLayer(nn.Module, ABC):
         return f"{super().extra_repr()}, neuron={self.neuron}{engine}"
 
 
-class Stamp:
-    """The state of tensors and settings, to tell whether something made from them still holds."""
+def encoded_drive(
+    gain: Tensor | None, bias: Tensor | None, steps: int, constant: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and bias [O] of the currents x[t] = scale * current + bias that an encoded current drives neurons with.
 
-    def __init__(self, tensors: Sequence[Tensor], settings: Any) -> None:
-        self._settings = settings
-        self._tensors = tensors
-        self._states: list[tuple[int, int]] | None
-        try:
-            self._states = [(x._version, x.data_ptr()) for x in tensors]
-            self._memory = [x.detach() for x in tensors]  # held, so that no other tensor can get its address
-        except RuntimeError:  # tensors that keep no version (of inference mode) or no data (of transforms)
-            self._states = None
-
-    def holds(self, now: Stamp) -> bool:
-        """Whether nothing has changed between this stamp and a later one."""
-        return (
-            self._states is not None
-            and self._states == now._states
-            and self._settings == now._settings
-            and all(a is b for a, b in zip(self._tensors, now._tensors, strict=True))
-        )
+    Args:
+        gain: batch norm's, None without.
+        bias: of a time step.
+        steps: T.
+        constant: the input's mode; otherwise it is an impulse, which drives the first step alone.
+    """
+    if gain is None:
+        return None, None if constant else bias
+    return gain / steps if constant else gain, bias
 
 
 def spike_scale(weight: Tensor, amplitude: float) -> Tensor | None:

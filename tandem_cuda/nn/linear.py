@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .. import ops
 from ..neuron import IF, Neuron
 from ..spike_train import SpikeTrain
-from .layer import SpikingWeights, TandemLayer
+from .layer import TandemLayer
+from .weight_cache import SpikingWeights
 
 
 class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: spike trains, not tensors

@@ -85,6 +85,23 @@ def check_number(op: str, argument: str, value: Any) -> None:
         raise TypeError(f"{op}: {argument} must be a number, got {type(value).__name__}")
 
 
+def check_finite(op: str, argument: str, value: Tensor) -> None:
+    """ValueError for NaN and infinities on the CPU; no look where one would wait for a device or break a trace.
+
+    A current that is NaN never fires, so that without this NaN would end in finite spike counts.
+    """
+    if torch.compiler.is_compiling() or not value.is_cpu:
+        return
+    value = value.detach()
+    try:
+        if math.isfinite(value.sum()) or bool(value.isfinite().all()):  # a sum of finite values may overflow
+            return
+        wrong = value[~value.isfinite()][0].item()
+    except RuntimeError:  # tensors without values, of transforms
+        return
+    raise ValueError(f"{op}: {argument} must be finite, got {wrong}")
+
+
 def check_neuron(op: str, threshold: Any, leak: Any) -> None:
     check_number(op, "threshold", threshold)
     check_number(op, "leak", leak)

@@ -1,0 +1,382 @@
+"""What layers keep of their weights: never in training, and in eval mode only while nothing has changed."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from exact import SEEDS, generator, planes, same
+from tandem_cuda import (
+    _C,
+    IF,
+    LIF,
+    Decode,
+    Encode,
+    SpikeTrain,
+    TandemAdd,
+    TandemConv1d,
+    TandemConv2d,
+    TandemConvTranspose2d,
+    TandemLinear,
+    freeze,
+    ops,
+)
+
+STEPS = 8
+
+
+class Joined(nn.Module):
+    """A join of two layers that see the same spikes."""
+
+    def __init__(self):
+        super().__init__()
+        self.join = TandemAdd(TandemConv2d(5, 6, 3, padding=1, norm="batch"), TandemConv2d(5, 6, 1))
+
+    def forward(self, x):
+        return self.join(x, x)
+
+
+# Small weights are watched whole, large ones (over 64 KiB) by samples.
+MODELS = {
+    "linear": (lambda: TandemLinear(20, 7), (20,)),
+    "linear, batch norm": (lambda: TandemLinear(20, 7, norm="batch"), (20,)),
+    "conv1d": (lambda: TandemConv1d(3, 6, 3), (3, 9)),
+    "conv2d, batch norm": (lambda: TandemConv2d(5, 6, 3, norm="batch"), (5, 7, 7)),
+    "transposed": (lambda: TandemConvTranspose2d(5, 6, 3, stride=2), (5, 4, 4)),
+    "join": (Joined, (5, 6, 6)),
+    "large": (lambda: TandemLinear(300, 200, norm="batch"), (300,)),
+}
+every_model = pytest.mark.parametrize(("make", "sample"), MODELS.values(), ids=MODELS)
+
+
+def lively(make, seed=0):
+    """A model whose neurons fire now and then."""
+    torch.manual_seed(seed)
+    model = make()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2).add_(1 / p[0].numel())
+    return model
+
+
+def events(*shape, seed=1):
+    return SpikeTrain(planes(STEPS, 6, *shape, seed=seed), STEPS)
+
+
+def fresh(model, x):
+    """What a copy, which keeps nothing, computes."""
+    return copy.deepcopy(model)(x).bits
+
+
+OPTIMISERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
+    "SGD, momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.1, fused=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1, fused=True),
+}
+
+
+@every_model
+@pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS)
+@pytest.mark.parametrize("training", [True, False])
+def test_fused_optimisers(make, sample, optimiser, training):
+    """They write weights without a word to autograd; one call of train() or eval() is all that layers hear."""
+    model, x = lively(make).train(training), events(*sample)
+    optimise = optimiser(list(model.parameters()))
+    first = model(x).bits.clone()
+    for _ in range(3):
+        optimise.zero_grad()
+        y = model(x)
+        ((y.count - 2) ** 2).sum().backward()
+        optimise.step()
+        same(copy.deepcopy(model)(x).bits, model(x).bits)
+        with torch.no_grad():
+            same(fresh(model, x), model(x).bits)
+    assert not torch.equal(model(x).bits, first)
+
+
+def through_numpy(weight):
+    weight.detach().numpy()[...] *= -1
+
+
+def swapped(weight):
+    """As an average of weights is swapped in."""
+    weight.data.copy_(weight.data.flip(0) - 0.01)
+
+
+def storage(weight):
+    torch.from_numpy(np.frombuffer(memoryview(weight.detach().numpy()).cast("B"), dtype=np.float32)).neg_()
+
+
+BEHIND = {
+    "data": lambda weight: weight.data.mul_(-1),
+    "data, a part": lambda weight: weight.data[: len(weight) // 2].mul_(-1),
+    "numpy": through_numpy,
+    "swap": swapped,
+    "storage": storage,
+}
+
+
+@every_model
+@pytest.mark.parametrize("change", BEHIND.values(), ids=BEHIND)
+def test_changes_behind_autograd(make, sample, change):
+    model, x = lively(make).eval(), events(*sample)
+    for guard in (torch.no_grad, torch.inference_mode):
+        with guard():
+            before = model(x).bits.clone()
+            same(model(x).bits, before)
+            version = [p._version for p in model.parameters()]
+            for name, p in model.named_parameters():
+                if name.endswith("weight") and "norm" not in name:
+                    change(p)
+            assert [p._version for p in model.parameters()] == version
+            after = model(x).bits
+            same(fresh(model, x), after)
+            assert not torch.equal(after, before)
+
+
+@every_model
+def test_statistics_behind_autograd(make, sample):
+    model, x = lively(make).eval(), events(*sample)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    with torch.no_grad():
+        before = model(x).bits.clone()
+        for norm in norms:
+            norm.running_mean.data.sub_(1)
+        same(fresh(model, x), model(x).bits)
+    assert not norms or not torch.equal(model(x).bits, before)
+
+
+@every_model
+def test_weights_swapped_for_an_average_and_back(make, sample):
+    """The memory of packed weights is written in training; what eval mode kept of it before no longer holds."""
+    model, x = lively(make).eval(), events(*sample)
+    with torch.no_grad():
+        want = model(x).bits.clone()
+        saved = [p.data.clone() for p in model.parameters()]
+        states = copy.deepcopy(list(model.buffers()))
+        for p in model.parameters():
+            p.data.neg_()
+        model.train()(x)
+        for p, old in zip(model.parameters(), saved, strict=True):
+            p.data.copy_(old)
+        for buffer, old in zip(model.buffers(), states, strict=True):
+            buffer.data.copy_(old)
+        same(model.eval()(x).bits, want)
+
+
+def test_every_element_of_a_small_weight():
+    layer, x = TandemLinear(16, 4, bias=False).eval(), SpikeTrain(planes(STEPS, 2, 16, seed=0, rate=0.9), STEPS)
+    with torch.no_grad():
+        layer.weight.zero_()
+        assert layer(x).count.sum() == 0
+        for i in range(layer.weight.numel()):
+            layer.weight.data.view(-1)[i] = 8
+            assert layer(x).count.sum() > 0, i
+            layer.weight.data.view(-1)[i] = 0
+            assert layer(x).count.sum() == 0, i
+
+
+def test_weights_of_inference_mode_are_kept_and_watched():
+    with torch.inference_mode():
+        layer, x = TandemLinear(20, 7).eval(), events(20)
+        layer(x)
+        layer.weight.neg_()
+        same(fresh(layer, x), layer(x).bits)
+
+
+# --- fingerprints -----------------------------------------------------------------------------------------------------
+
+
+def fingerprint(*arrays):
+    return _C.fingerprint([(a.ctypes.data, a.nbytes) for a in arrays])
+
+
+@given(st.integers(1, 300), SEEDS)
+def test_any_bit_of_small_memory(size, seed):
+    rng = np.random.default_rng(seed)
+    memory = rng.integers(0, 256, size, dtype=np.uint8)
+    before = fingerprint(memory)
+    assert fingerprint(memory) == before
+    for i in rng.permutation(size)[:40]:
+        memory[i] ^= 1 << rng.integers(8)
+        assert fingerprint(memory) != before
+        before = fingerprint(memory)
+
+
+def test_the_border_of_whole_and_sampled():
+    for size in (2**16 - 1, 2**16):
+        memory = np.zeros(size, dtype=np.uint8)
+        before = fingerprint(memory)
+        for i in (0, 1, 63, 64, size // 3, size - 65, size - 1):
+            memory[i] = 1
+            assert fingerprint(memory) != before, (size, i)
+            memory[i] = 0
+
+
+@pytest.mark.parametrize("size", [2**16 + 1, 10**6, 2**22 + 4])
+def test_large_memory(size):
+    """A change of the whole, or of any run of it that is long enough to meet a sample."""
+    memory = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    before = fingerprint(memory)
+    assert fingerprint(memory + np.uint8(1)) != before
+    run = size // 256 + 64
+    for start in np.linspace(0, size - run, 50).astype(int):
+        changed = memory.copy()
+        changed[start : start + run] ^= 0x40
+        assert fingerprint(changed) != before, start
+
+
+def test_several_pieces_and_their_order():
+    a, b = (np.random.default_rng(seed).standard_normal(10) for seed in (0, 1))
+    assert len({fingerprint(a, b), fingerprint(b, a), fingerprint(a), fingerprint(b), fingerprint()}) == 5
+
+
+# --- one formula ------------------------------------------------------------------------------------------------------
+
+
+def random_float_network(seed):
+    """Layers of any kind with random float weights, gains of both signs, and an input of them."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def pick(*values):
+        return values[int(torch.randint(len(values), (), generator=rng))]
+
+    torch.manual_seed(seed)
+    neuron, bias = pick(IF(0.3), IF(0.7, amplitude=0.7), LIF(0.4, 0.9)), pick(True, False)
+    kind = pick("constant", "impulse", "spikes")
+    norm = {"norm": pick("batch", "batch", None), "neuron": neuron}
+    steps = pick(1, 3, 8, 11)
+    layers = [
+        TandemConv2d(2, 5, 3, padding=1, bias=bias, **norm),
+        pick(TandemConv2d, TandemConvTranspose2d)(5, 6, 3, stride=2, bias=bias, **norm),
+        nn.Flatten(),
+    ]
+    shape = (7, 2, 8, 8)
+    x = torch.randn(shape, generator=rng)
+    if kind == "spikes":
+        x = SpikeTrain(planes(steps, *shape, seed=seed), steps, amplitude=pick(1.0, 0.3))
+    else:
+        layers.insert(0, Encode(steps, kind))
+    features = nn.Sequential(*layers)(x).shape[1]
+    net = nn.Sequential(*layers, TandemLinear(features, 9, bias=bias, **norm))
+    if pick(True, False):
+        net.append(JoinedLinear(neuron))
+    randomise_norms(net, rng)
+    return net.append(Decode()), x
+
+
+class JoinedLinear(nn.Module):
+    def __init__(self, neuron):
+        super().__init__()
+        self.join = TandemAdd(TandemLinear(9, 9, norm="batch"), nn.Identity(), neuron=neuron)
+
+    def forward(self, x):
+        return self.join(x, x)
+
+
+def randomise_norms(net, rng):
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.weight.copy_(torch.randn(module.weight.shape, generator=rng))
+                module.bias.copy_(torch.randn(module.bias.shape, generator=rng) / 2)
+                module.running_mean.copy_(torch.randn(module.bias.shape, generator=rng) / 2)
+                module.running_var.copy_(torch.rand(module.bias.shape, generator=rng) + 0.1)
+
+
+@pytest.fixture
+def potentials(monkeypatch):
+    """The final membrane potentials of all neurons that fire meanwhile: they tell currents apart to the last bit."""
+    seen = []
+
+    def watched(operator):
+        def call(*arguments, **named):
+            out = operator(*arguments, **{**named, "want_potential": True})
+            seen.append(out[2].detach().clone())
+            return out
+
+        return call
+
+    for name in ("spiking_linear", "spiking_conv2d", "integrate_and_fire"):
+        monkeypatch.setattr(ops, name, watched(getattr(ops, name)))
+    return seen
+
+
+@pytest.mark.parametrize("first", range(0, 200, 20))
+def test_one_formula_for_the_current(first, potentials):
+    """Random floats, the same to the bit with and without gradient, in training and frozen."""
+    fired = 0
+    for seed in range(first, first + 20):
+        net, x = random_float_network(seed)
+        net.eval()
+
+        def run(mode, model=net, x=x, seed=seed):
+            potentials.clear()
+            out = model(x).detach()
+            return (out, *potentials), f"seed {seed}, {mode}"
+
+        want, _ = run("eval, gradient")
+        with torch.no_grad():
+            for got, mode in (run("no_grad"), run("no_grad, weights kept")):
+                same(got, want, mode)
+        with torch.inference_mode():
+            got, mode = run("inference mode")
+            same(got, want, mode)
+        net.requires_grad_(False)
+        got, mode = run("no parameter learns")
+        same(got, want, mode)
+        net.requires_grad_(True)
+        if not any(isinstance(m, JoinedLinear) for m in net):
+            got, mode = run("frozen", freeze(net))
+            same(got, want, mode)
+        net.train()
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        got, mode = run("training with frozen statistics")
+        same(got, want, mode)
+        fired += want[0].sum()
+    assert fired > 0
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_training_drives_neurons_as_the_statistics_it_leaves(seed, potentials):
+    net, x = random_float_network(seed)
+    at = next(i for i, m in enumerate(net) if isinstance(m, TandemConv2d))
+    front, layer = net[:at], net[at]
+    x = front(x)
+    potentials.clear()
+    for run in (layer.train(), layer.eval()):
+        run(x)
+    with torch.no_grad():
+        layer(x)
+    same(potentials[1:], [potentials[0]] * 2)
+
+
+# --- numbers that are none --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("mode", ["constant", "impulse"])
+def test_an_input_that_is_not_finite(wrong, mode):
+    x = torch.rand(2, 3, 4)
+    Encode(4, mode)(x * 3e38)  # finite, though its sum is not
+    x[1, 2, 3] = wrong
+    with pytest.raises(ValueError, match=f"Encode: input must be finite, got {wrong}"):
+        Encode(4, mode)(x)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_first_layer_that_is_not_finite(wrong, norm, training):
+    layer = TandemLinear(3, 4, norm=norm).train(training)
+    layer.weight.data[1, 1] = wrong
+    with pytest.raises(ValueError, match=f"TandemLinear: weight must be finite, got {wrong}"):
+        layer(Encode(4)(torch.rand(generator=generator(0), size=(5, 3))))
