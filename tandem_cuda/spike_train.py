@@ -53,15 +53,35 @@ class SpikeTrain:
             checks.check_floating("SpikeTrain", "count", count)
             checks.check_same_device("SpikeTrain", "count", count, bits, "bits")
             checks.check_shape("SpikeTrain", "count", count, bits.shape[1:])
-        self.bits = bits
         checks.check_number("SpikeTrain", "amplitude", amplitude)
         if not (amplitude > 0 and math.isfinite(amplitude)):
             raise ValueError(f"SpikeTrain: amplitude must be positive and finite, got {amplitude}")
+        self._set(bits, time_steps, count, dtype, amplitude)
+        checks.check_dtype("SpikeTrain", "dtype", self._dtype)
+
+    def _set(self, bits: Any, time_steps: int, count: Any, dtype: torch.dtype | None, amplitude: float) -> None:
+        """The one place where fields are set."""
+        self.bits = bits
         self.time_steps = time_steps
         self.amplitude = amplitude
         self._count = count
-        self._dtype = count.dtype if count is not None else dtype or torch.get_default_dtype()
-        checks.check_dtype("SpikeTrain", "dtype", self._dtype)
+        # While torch rearranges a pytree, leaves may be of any type.
+        self._dtype = count.dtype if isinstance(count, Tensor) else dtype or torch.get_default_dtype()
+
+    @classmethod
+    def _of(
+        cls,
+        bits: Any,
+        time_steps: int,
+        count: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        amplitude: float = 1.0,
+    ) -> SpikeTrain:
+        """The train of what the library's own operators returned: as the constructor makes it, but without checks."""
+        train = cls.__new__(cls)
+        train._set(bits, time_steps, count, dtype, amplitude)
+        return train
 
     @classmethod
     def from_dense(cls, spikes: Tensor, dtype: torch.dtype | None = None) -> SpikeTrain:
@@ -79,7 +99,8 @@ class SpikeTrain:
         bits = ops.pack_spikes(spikes)
         if dtype is None:
             dtype = spikes.dtype if spikes.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
-        return cls(bits, spikes.shape[0], dtype=dtype)
+        checks.check_dtype("SpikeTrain", "dtype", dtype)
+        return cls._of(bits, spikes.shape[0], dtype=dtype)
 
     @classmethod
     def from_events(
@@ -157,6 +178,34 @@ class SpikeTrain:
         """Dtype of ``count``."""
         return self._dtype
 
+    def replace(self, **changes: Any) -> SpikeTrain:
+        """The train with some of its fields changed and all others kept.
+
+        Args:
+            changes: any of ``bits``, ``time_steps``, ``count``, ``dtype`` and ``amplitude``, as the constructor takes
+                them. Where ``bits`` or ``time_steps`` change, the old count is dropped; give the new one where it
+                carries a gradient. Where ``dtype`` changes, the count is cast.
+
+        Raises:
+            TypeError: no such field, or a value of the wrong type.
+            ValueError: values that do not fit each other, as in the constructor.
+        """
+        new = self._replaced(**changes)
+        return SpikeTrain(new.bits, new.time_steps, new.carried_count, new.dtype, amplitude=new.amplitude)
+
+    def _replaced(self, **changes: Any) -> SpikeTrain:
+        """As ``replace``, without checks of the values: for what the library itself has made."""
+        fields = {"bits": self.bits, "time_steps": self.time_steps, "dtype": self._dtype, "amplitude": self.amplitude}
+        unknown = changes.keys() - fields.keys() - {"count"}
+        if unknown:
+            raise TypeError(
+                f"SpikeTrain.replace: changes must be of bits, time_steps, count, dtype and amplitude, "
+                f"got {', '.join(sorted(unknown))}"
+            )
+        if self._count is not None and not changes.keys() & {"bits", "time_steps", "count"}:
+            changes["count"] = self._count if "dtype" not in changes else self._count.to(changes["dtype"])
+        return SpikeTrain._of(**(fields | changes))
+
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> SpikeTrain:
         """Flatten dimensions of [N, ...], as ``torch.flatten`` does; time and batch stay apart.
 
@@ -172,8 +221,7 @@ class SpikeTrain:
         if start == 0:
             raise ValueError(f"SpikeTrain.flatten: start_dim must leave the batch dimension alone, got {start_dim}")
         count = None if self._count is None else self._count.flatten(start, end)
-        bits = self.bits.flatten(start + 1, end + 1)
-        return SpikeTrain(bits, self.time_steps, count, self._dtype, amplitude=self.amplitude)
+        return self._replaced(bits=self.bits.flatten(start + 1, end + 1), count=count)
 
     def rearranged(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
         """The train of other neurons, chosen and placed by ``f``; the gradient of their counts follows.
@@ -183,7 +231,7 @@ class SpikeTrain:
                 nothing but move, copy, drop or zero elements.
         """
         count = None if self._count is None else f(self._count.unsqueeze(0)).squeeze(0)
-        return SpikeTrain(f(self.bits), self.time_steps, count, self._dtype, amplitude=self.amplitude)
+        return self._replaced(bits=f(self.bits), count=count)
 
     def window(self, start: int, stop: int) -> SpikeTrain:
         """The spikes of time steps start+1 to stop, as a train of stop - start steps; its count has no gradient.
@@ -207,17 +255,17 @@ class SpikeTrain:
             bits[: len(following)] |= following << (8 - shift)
         if steps % 8:
             bits[-1] &= (1 << steps % 8) - 1
-        return SpikeTrain(bits, steps, dtype=self._dtype, amplitude=self.amplitude)
+        return self._replaced(bits=bits, time_steps=steps)
 
     def to(self, *args: Any, **kwargs: Any) -> SpikeTrain:
         """Move to a device and/or cast ``count``; arguments of ``Tensor.to``. The spikes stay uint8."""
         count = self.count.to(*args, **kwargs)
-        return SpikeTrain(self.bits.to(count.device), self.time_steps, count, amplitude=self.amplitude)
+        return self._replaced(bits=self.bits.to(count.device), count=count)
 
     def detach(self) -> SpikeTrain:
         """The same spikes, their count cut off from the graph."""
         count = None if self._count is None else self._count.detach()
-        return SpikeTrain(self.bits, self.time_steps, count, self._dtype, amplitude=self.amplitude)
+        return self._replaced(count=count)
 
     def firing_rate(self) -> Tensor:
         """Mean spikes per neuron and time step, a scalar in [0, 1] (nan for an empty train)."""
@@ -242,11 +290,9 @@ def _flatten(train: SpikeTrain) -> tuple[list[Any], _Context]:
 
 
 def _unflatten(leaves: Any, context: _Context) -> SpikeTrain:
-    # Leaves may be placeholders of any type while torch rearranges a tree: no checks here.
-    train = SpikeTrain.__new__(SpikeTrain)
-    train.bits, train._count = leaves
-    train.time_steps, train._dtype, train.amplitude = context
-    return train
+    bits, count = leaves
+    time_steps, dtype, amplitude = context
+    return SpikeTrain._of(bits, time_steps, count, dtype, amplitude=amplitude)
 
 
 _pytree.register_pytree_node(

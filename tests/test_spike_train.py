@@ -12,7 +12,18 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from exact import FLOATS, SEEDS, planes, same, train
-from tandem_cuda import SpikeTrain, ops
+from tandem_cuda import (
+    IF,
+    SpikeTrain,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    SpikingMaxPool2d,
+    TandemConv2d,
+    TandemDropout,
+    TandemDropout2d,
+    freeze,
+    ops,
+)
 from tandem_cuda import reference as ref
 
 
@@ -275,3 +286,92 @@ def test_from_dense_bad_input(spikes, error):
 def test_from_dense_bad_dtype():
     with pytest.raises(TypeError, match=r"dtype must be .*got torch\.int32"):
         SpikeTrain.from_dense(torch.zeros(9, 2), dtype=torch.int32)
+
+
+# --- no field is lost ------------------------------------------------------------------------------------------------
+
+
+def selected(x):
+    """What a stream of all of the train goes on with when some samples leave it."""
+    layer = TandemConv2d(x.shape[1], 2, 3, dtype=x.dtype, neuron=IF())
+    stream = freeze(layer).stream(x)
+    stream.advance(1)
+    stream.select(torch.tensor([1]))
+    return stream.x
+
+
+OPERATIONS = {
+    "flatten": lambda x: x.flatten(),
+    "nn.Flatten": nn.Flatten(),
+    "rearranged": lambda x: x.rearranged(lambda values: values.flip(-1)),
+    "window": lambda x: x.window(0, x.time_steps),
+    "to": lambda x: x.to("cpu"),
+    "detach": lambda x: x.detach(),
+    "replace": lambda x: x.replace(),
+    "replace bits": lambda x: x.replace(bits=x.bits),
+    "stream.select": selected,
+    "dropout of none": TandemDropout(0.0),
+    "dropout in eval mode": TandemDropout(0.5).eval(),
+    "dropout": lambda x: TandemDropout(0.5)(x.replace(amplitude=x.amplitude / 2)),
+    "dropout2d": lambda x: TandemDropout2d(0.75)(x.replace(amplitude=x.amplitude / 4)),
+    "max pooling": SpikingMaxPool2d(2),
+    "average pooling": SpikingAvgPool2d(2),
+    "adaptive average pooling": SpikingAdaptiveAvgPool2d(2),
+    "frozen max pooling": lambda x: freeze(SpikingMaxPool2d(2))(x),
+    "frozen average pooling": lambda x: freeze(SpikingAvgPool2d(2))(x),
+    "pytree": lambda x: pytree.tree_map_only(torch.Tensor, torch.clone, x),
+    "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+    "copy": copy.copy,
+    "deepcopy": lambda x: copy.deepcopy(x.detach()),
+}
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_field_is_lost(name, counted):
+    x = example(time_steps=13, dtype=torch.float64, amplitude=3.0)
+    if counted:
+        x = x.replace(count=x.count.clone().requires_grad_())
+    y = OPERATIONS[name](x)
+    assert (y.time_steps, y.dtype, y.amplitude, y.device) == (13, torch.float64, 3.0, x.device)
+    assert y.count.dtype == torch.float64
+    if (
+        counted
+        and name not in ("to", "detach", "deepcopy", "pickle", "window", "replace bits")
+        and "frozen" not in name
+    ):
+        assert y.carried_count is not None
+        assert y.count.requires_grad
+    same(y.count.detach(), ops.spike_count(y.bits, torch.float64))
+
+
+def test_the_operations_are_all_of_them():
+    """One that is added needs its line above."""
+    made = {name for name, value in vars(SpikeTrain).items() if callable(value) and not name.startswith("_")}
+    assert made - set(OPERATIONS) == {"to_dense", "firing_rate"}
+
+
+def test_replace():
+    x = example(time_steps=9, amplitude=3.0)
+    count = x.count.clone().requires_grad_()
+    x = x.replace(count=count)
+    assert x.count is count
+    assert x.replace(amplitude=2).count is count
+    assert x.replace(amplitude=2).amplitude == 2
+    y = x.replace(dtype=torch.float64)
+    assert (y.dtype, y.count.dtype, y.count.requires_grad) == (torch.float64, torch.float64, True)
+    y = x.replace(bits=torch.zeros_like(x.bits))
+    assert y.carried_count is None
+    assert not y.count.any()
+    assert x.replace(bits=torch.zeros_like(x.bits), count=count).count is count
+    assert x.replace(bits=x.bits[:1], time_steps=8).time_steps == 8
+    assert x.replace(count=None).carried_count is None
+    for changes, error, message in (
+        ({"steps": 3}, TypeError, "changes must be of bits, time_steps, count, dtype and amplitude, got steps"),
+        ({"bits": x.bits[:1]}, ValueError, r"bits must have ceil\(time_steps / 8\) = 2 planes"),
+        ({"count": x.count[:1]}, ValueError, "count must be"),
+        ({"amplitude": 0}, ValueError, "amplitude must be positive"),
+        ({"dtype": torch.float16}, TypeError, ".* must be float32 or float64"),
+    ):
+        with pytest.raises(error, match=f"SpikeTrain.*: {message}"):
+            x.replace(**changes)
