@@ -21,8 +21,9 @@ class SpikeTrain:
     Registered as a pytree, so it passes through ``torch.compile``, ``functional_call`` and friends.
 
     Args:
-        bits: uint8 [P, N, ...], P = ceil(T / 8): bit i of plane p is the spike at time step 8p + i; bits past
-            T are zero.
+        bits: uint8 [P, N, ...], P = ceil(T / 8): bit i of plane p is the spike at time step 8p + i. Bits past T must
+            be zero. On the CPU that is checked; on CUDA and in compiled code, where a look would wait for the device,
+            they are cleared in a copy.
         time_steps: T.
         count: floating point [N, ...]: spikes per neuron, differentiable. Computed from ``bits`` when first asked for
             if it is not given; such a count has no gradient.
@@ -34,7 +35,7 @@ class SpikeTrain:
     Raises:
         TypeError: ``bits`` is no uint8 tensor, ``count`` none of float32 or float64.
         ValueError: ``bits`` or ``count`` do not have the shape that ``time_steps`` and each other demand, or are on
-            different devices; ``amplitude`` is not positive and finite.
+            different devices; bits past T are set; ``amplitude`` is not positive and finite.
     """
 
     __slots__ = ("_count", "_dtype", "amplitude", "bits", "time_steps")
@@ -56,7 +57,7 @@ class SpikeTrain:
         checks.check_number("SpikeTrain", "amplitude", amplitude)
         if not (amplitude > 0 and math.isfinite(amplitude)):
             raise ValueError(f"SpikeTrain: amplitude must be positive and finite, got {amplitude}")
-        self._set(bits, time_steps, count, dtype, amplitude)
+        self._set(_ending(bits, time_steps), time_steps, count, dtype, amplitude)
         checks.check_dtype("SpikeTrain", "dtype", self._dtype)
 
     def _set(self, bits: Any, time_steps: int, count: Any, dtype: torch.dtype | None, amplitude: float) -> None:
@@ -145,7 +146,9 @@ class SpikeTrain:
             ValueError: events of different number; a coordinate or polarity out of its range; a time that is not
                 finite; ``time_steps``, ``size``, ``window`` or ``downsample`` out of its range.
         """
-        return cls(event_planes(t, x, y, p, time_steps, size, window, downsample), time_steps, dtype=dtype)
+        dtype = dtype or torch.get_default_dtype()
+        checks.check_dtype("SpikeTrain", "dtype", dtype)
+        return cls._of(event_planes(t, x, y, p, time_steps, size, window, downsample), time_steps, dtype=dtype)
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Unpack to [T, N, ...] of 0 and 1, by default in the dtype of ``count``."""
@@ -280,6 +283,22 @@ class SpikeTrain:
         return (
             f"SpikeTrain([{shape}], time_steps={self.time_steps}, dtype={self.dtype}, device={self.device}{amplitude})"
         )
+
+
+def _ending(bits: Tensor, time_steps: int) -> Tensor:
+    """The same bits, none of them past ``time_steps``."""
+    steps = time_steps % 8
+    if steps == 0 or bits.numel() == 0:
+        return bits
+    if bits.device.type != "cpu" or type(bits) is not Tensor or torch.compiler.is_compiling():
+        bits = bits.clone()
+        bits[-1] &= (1 << steps) - 1
+    elif (largest := int(bits[-1].amax())) >> steps:
+        raise ValueError(
+            f"SpikeTrain: bits past time_steps must be zero: the last plane of {time_steps} time steps holds {steps}, "
+            f"so that its bytes must be below {1 << steps}, got {largest}"
+        )
+    return bits
 
 
 _Context = tuple[int, torch.dtype, float]
