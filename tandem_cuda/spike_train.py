@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+from torch.utils.data._utils.collate import default_collate_fn_map  # torch documents it in default_collate
 
 from . import ops
 from .events import event_planes
@@ -139,7 +140,7 @@ class SpikeTrain:
 
         Returns:
             A train of one sample on the CPU, [1, C, ceil(H / downsample), ceil(W / downsample)]; without events it has
-            no spikes. For a batch: ``SpikeTrain(torch.cat([train.bits for train in trains], 1), T)``.
+            no spikes. :meth:`cat` makes a batch of several; so does the default collate of a DataLoader.
 
         Raises:
             TypeError: an argument of the wrong type, dtype or number of dimensions.
@@ -149,6 +150,22 @@ class SpikeTrain:
         dtype = dtype or torch.get_default_dtype()
         checks.check_dtype("SpikeTrain", "dtype", dtype)
         return cls._of(event_planes(t, x, y, p, time_steps, size, window, downsample), time_steps, dtype=dtype)
+
+    @staticmethod
+    def cat(trains: Sequence[SpikeTrain]) -> SpikeTrain:
+        """One batch of the samples of several trains, in order.
+
+        The default collate of ``torch.utils.data.DataLoader`` does this to trains of one sample each.
+
+        Args:
+            trains: [N, ...], of equal time steps, neurons, amplitude, dtype and device. Where all carry a count, so
+                does the batch.
+
+        Raises:
+            TypeError: not all are SpikeTrains.
+            ValueError: there are none, or they differ.
+        """
+        return _concatenated("SpikeTrain.cat", list(trains))
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Unpack to [T, N, ...] of 0 and 1, by default in the dtype of ``count``."""
@@ -265,6 +282,11 @@ class SpikeTrain:
         count = self.count.to(*args, **kwargs)
         return self._replaced(bits=self.bits.to(count.device), count=count)
 
+    def pin_memory(self) -> SpikeTrain:
+        """A copy in page-locked memory; ``DataLoader(pin_memory=True)`` calls it."""
+        count = None if self._count is None else self._count.pin_memory()
+        return self._replaced(bits=self.bits.pin_memory(), count=count)
+
     def detach(self) -> SpikeTrain:
         """The same spikes, their count cut off from the graph."""
         count = None if self._count is None else self._count.detach()
@@ -299,6 +321,46 @@ def _ending(bits: Tensor, time_steps: int) -> Tensor:
             f"so that its bytes must be below {1 << steps}, got {largest}"
         )
     return bits
+
+
+def _concatenated(op: str, trains: Sequence[SpikeTrain]) -> SpikeTrain:
+    for train in trains:
+        if not isinstance(train, SpikeTrain):
+            raise TypeError(f"{op}: trains must be SpikeTrains, got {type(train).__name__}")
+    if not trains:
+        raise ValueError(f"{op}: trains must be at least one, got none")
+    first = trains[0]
+    for i, train in enumerate(trains):
+        for name in ("time_steps", "amplitude", "dtype", "device"):
+            if getattr(train, name) != getattr(first, name):
+                raise ValueError(
+                    f"{op}: trains must have the same {name}, got {getattr(first, name)} and, of train {i}, "
+                    f"{getattr(train, name)}"
+                )
+        if train.shape[1:] != first.shape[1:]:
+            raise ValueError(
+                f"{op}: trains must have the same neurons, got {list(first.shape)} and, of train {i}, "
+                f"{list(train.shape)}"
+            )
+    # Channels innermost, as products want them, and as recordings have them.
+    axis = min(2, first.bits.dim() - 1)
+    bits = torch.cat([train.bits.movedim(axis, -1) for train in trains], 1).movedim(-1, axis)
+    counts = [train.carried_count for train in trains]
+    carried = [count for count in counts if count is not None]
+    return first._replaced(bits=bits, count=torch.cat(carried) if len(carried) == len(counts) else None)
+
+
+def _collate(batch: Sequence[SpikeTrain], *, collate_fn_map: Any = None) -> SpikeTrain:
+    for i, train in enumerate(batch):
+        if isinstance(train, SpikeTrain) and len(train) != 1:
+            raise ValueError(
+                f"default_collate: trains must be of one sample each, [1, ...], got {list(train.shape)} of train {i}; "
+                "SpikeTrain.cat joins batches"
+            )
+    return _concatenated("default_collate", batch)
+
+
+default_collate_fn_map[SpikeTrain] = _collate
 
 
 _Context = tuple[int, torch.dtype, float]

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, default_collate
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from exact import FLOATS, SEEDS, planes, same, train
+from exact import FLOATS, SEEDS, generator, planes, same, train
 from tandem_cuda import (
     IF,
     SpikeTrain,
@@ -351,6 +353,20 @@ def test_devices_clear_bits_past_time_steps(device):
 # --- no field is lost ------------------------------------------------------------------------------------------------
 
 
+def apart(x):
+    """Each sample as a train."""
+    return [x.rearranged(lambda values, i=i: values[:, i : i + 1]) for i in range(len(x))]
+
+
+def pinned(x):
+    """As where there is page-locked memory, for which torch wants a device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+        y = pin_memory(x)
+    assert y.bits is not x.bits
+    return y
+
+
 def selected(x):
     """What a stream of all of the train goes on with when some samples leave it."""
     layer = TandemConv2d(x.shape[1], 2, 3, dtype=x.dtype, neuron=IF())
@@ -365,6 +381,10 @@ OPERATIONS = {
     "nn.Flatten": nn.Flatten(),
     "rearranged": lambda x: x.rearranged(lambda values: values.flip(-1)),
     "window": lambda x: x.window(0, x.time_steps),
+    "cat": lambda x: SpikeTrain.cat([x]),
+    "cat of all samples": lambda x: SpikeTrain.cat(apart(x)),
+    "default_collate": lambda x: default_collate(apart(x)),
+    "pin_memory": pinned,
     "to": lambda x: x.to("cpu"),
     "detach": lambda x: x.detach(),
     "replace": lambda x: x.replace(),
@@ -435,3 +455,79 @@ def test_replace():
     ):
         with pytest.raises(error, match=f"SpikeTrain.*: {message}"):
             x.replace(**changes)
+
+
+# --- batches of trains -----------------------------------------------------------------------------------------------
+
+
+def recordings(n=6, time_steps=13):
+    """Trains of one sample, [1, 2, 4, 5], as event cameras give them, with their labels."""
+    return [
+        (
+            SpikeTrain.from_events(
+                *torch.randint(0, 4, (3, 50), generator=generator(i)).unbind(),
+                torch.randint(0, 2, (50,), generator=generator(i)),
+                time_steps=time_steps,
+                size=(4, 5),
+            ).replace(amplitude=3.0),
+            i,
+        )
+        for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_batches_trains(workers):
+    data = recordings()
+    loaded = list(DataLoader(data, batch_size=4, num_workers=workers))
+    assert [labels.tolist() for _, labels in loaded] == [[0, 1, 2, 3], [4, 5]]
+    for x, labels in loaded:
+        assert (x.shape, x.time_steps, x.amplitude, x.dtype) == ((len(labels), 2, 4, 5), 13, 3.0, torch.float32)
+        same(x.to_dense(), torch.cat([data[i][0].to_dense() for i in labels], 1))
+        assert x.bits.stride(2) == 1  # channels innermost, as those of the recordings
+    assert sum(x.count.sum() for x, _ in loaded) > 0
+
+
+@pytest.mark.gpu
+def test_a_data_loader_pins_trains():
+    ((x, _),) = DataLoader(recordings(), batch_size=6, pin_memory=True)
+    assert x.bits.is_pinned()
+    assert (x.time_steps, x.amplitude) == (13, 3.0)
+
+
+def test_cat_carries_gradients():
+    a, b = (example(n, 5, amplitude=3.0) for n in (2, 3))
+    leaves = [x.count.clone().requires_grad_() for x in (a, b)]
+    a, b = (x.replace(count=leaf) for x, leaf in zip((a, b), leaves, strict=True))
+    x = SpikeTrain.cat([a, b])
+    same(x.count.detach(), torch.cat([y.detach() for y in leaves]))
+    for grad in torch.autograd.grad(x.count.sum(), leaves):
+        same(grad, torch.ones_like(grad))
+    assert SpikeTrain.cat([a, b.replace(count=None)]).carried_count is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda x: x.window(0, 12), "same time_steps, got 13 and, of train 1, 12"),
+        (lambda x: x.replace(amplitude=2), r"same amplitude, got 3\.0 and, of train 1, 2"),
+        (lambda x: x.replace(dtype=torch.float64), "same dtype, got torch.float32 and, of train 1, torch.float64"),
+        (lambda x: x.flatten(), r"same neurons, got \[1, 2, 4, 5\] and, of train 1, \[1, 40\]"),
+        (lambda x: x.to("meta"), "same device, got cpu and, of train 1, meta"),
+    ],
+)
+def test_trains_that_differ_make_no_batch(changed, message):
+    (x, _), (y, _) = recordings(2)
+    for cat, name in ((SpikeTrain.cat, "SpikeTrain.cat"), (default_collate, "default_collate")):
+        with pytest.raises(ValueError, match=f"{name}: trains must have the {message}"):
+            cat([x, changed(y)])
+
+
+def test_what_else_makes_no_batch():
+    x = recordings(1)[0][0]
+    with pytest.raises(ValueError, match="at least one, got none"):
+        SpikeTrain.cat([])
+    with pytest.raises(TypeError, match="must be SpikeTrains, got Tensor"):
+        SpikeTrain.cat([x, x.bits])
+    with pytest.raises(ValueError, match=r"one sample each, \[1, \.\.\.\], got \[2, 2, 4, 5\] of train 1"):
+        default_collate([x, SpikeTrain.cat([x, x])])
