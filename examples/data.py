@@ -365,7 +365,11 @@ def _read_dvs128_gesture(path: Path) -> Events:
     events = np.load(path)
     if events.ndim != 2 or events.shape[1] != 4:
         raise ValueError(f"must be [E, 4] (x, y, p, t in ms), got {list(events.shape)}")
-    x, y, p, t = events.astype(np.int64).T
+    with np.errstate(invalid="ignore"):
+        whole = events.astype(np.int64) if events.dtype.kind in "iuf" else None
+    if whole is None or not (whole == events).all():
+        raise ValueError(f"must hold whole numbers (x, y, p, t in ms), got others in {events.dtype}")
+    x, y, p, t = whole.T
     return t, x, y, p
 
 

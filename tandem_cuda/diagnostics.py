@@ -230,7 +230,7 @@ def _ann(layers: dict[str, nn.Module], found: dict[str, Tensor]) -> Iterator[Non
         planes = -(-x.time_steps // 8)
         no_spikes = torch.zeros((), dtype=torch.uint8, device=activation.device).expand(planes, *activation.shape)
         amplitude = x.amplitude if isinstance(layer, _POOLS) else layer.neuron.amplitude
-        return SpikeTrain(no_spikes, x.time_steps, activation, amplitude=amplitude)
+        return SpikeTrain._of(no_spikes, x.time_steps, activation, amplitude=amplitude)
 
     try:
         for name, layer in layers.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -36,55 +37,83 @@ def event_planes(
         raise TypeError(f"{_OP}: downsample must be an int, got {type(downsample).__name__}")
     if downsample < 1:
         raise ValueError(f"{_OP}: downsample must be at least 1, got {downsample}")
-    times = _column("t", t, None)
-    if times.dtype.kind not in "iuf":
-        raise TypeError(f"{_OP}: t must be of integers or floating point numbers, got {times.dtype}")
-    if times.dtype.kind == "f" and not np.isfinite(times).all():
-        raise ValueError(f"{_OP}: t must be finite, got {times[~np.isfinite(times)][0]}")
-    # np.int64 also for what is unsigned: differences of unsigned numbers wrap around.
-    times = times.astype(np.float64 if times.dtype.kind == "f" else np.int64)
+    times = _times(t)
     column, row = (
         _coordinates(name, value, len(times), end) for name, value, end in (("x", x, width), ("y", y, height))
     )
     channel = np.zeros(len(times), np.int64) if p is None else _coordinates("p", p, len(times), 2)
-    step, kept = _steps(times, time_steps, window)
 
     planes, channels = checks.planes_for(time_steps), 1 if p is None else 2
     height, width = -(-height // downsample), -(-width // downsample)
-    flat = np.zeros(planes * height * width * channels, np.uint8)
+    flat = _zeros(planes * height * width * channels)
+    step = _steps(times, time_steps, window)
     index = ((step // 8 * height + row // downsample) * width + column // downsample) * channels + channel
+    kept = (step >= 0) & (step < time_steps)
     index, bit = index[kept], step[kept] % 8
     for i in range(8):  # events that meet in one neuron and step all write the same value
         flat[index[bit == i]] |= np.uint8(1 << i)
     return torch.from_numpy(flat.reshape(planes, 1, height, width, channels)).permute(0, 1, 4, 2, 3)
 
 
-def _steps(times: _Array, time_steps: int, window: tuple[float, float] | None) -> tuple[_Array, Any]:
-    """The time step of each event, from 0 on, and which events are in the window."""
+def _zeros(size: int) -> _Array:
+    try:
+        return np.zeros(size, np.uint8)
+    except (MemoryError, ValueError, OverflowError) as error:  # numpy has one for each size of too large
+        raise MemoryError(f"{_OP}: {size} bytes of bit planes do not fit into memory") from error
+
+
+def _steps(times: _Array, time_steps: int, window: tuple[float, float] | None) -> _Array:
+    """The time step of each event, from 0 on: -1 before the window, ``time_steps`` behind it."""
+    if not len(times):
+        return np.zeros(0, np.int64)
+    start, stop = _bounds(times, window)
+    # In exact numbers: differences of times, and their products with T, do not fit into what times are stored in.
+    edges = [start + (stop - start) * Fraction(i, time_steps) for i in range(time_steps + 1)]
+    step = np.searchsorted(_first_at_or_after(edges, times.dtype), times, side="right") - 1
+    if window is None:  # of floats, the last event is at the end of the last step
+        step = np.minimum(step, time_steps - 1)
+    return step.astype(np.int64)
+
+
+def _bounds(times: _Array, window: tuple[float, float] | None) -> tuple[Fraction, Fraction]:
+    """Start and stop."""
     if window is None:
-        if not len(times):
-            return times.astype(np.int64), slice(None)
-        start, duration = times.min(), times.max() - times.min()
-        # Integers are ticks: the last one lasts one tick. The last of floats belongs to the last step.
-        duration = duration + 1 if times.dtype == np.int64 else duration or 1.0
-        kept: Any = slice(None)
-    else:
-        if not isinstance(window, (tuple, list)) or len(window) != 2:
-            raise TypeError(f"{_OP}: window must be a pair of times, got {window!r}")
-        for value in window:
-            checks.check_number(_OP, "window", value)
-        start, stop = window
-        if not (start < stop and math.isfinite(start) and math.isfinite(stop)):
-            raise ValueError(f"{_OP}: window must be (start, stop) with start < stop, got {window}")
-        duration, kept = stop - start, (times >= start) & (times < stop)
-    step = np.floor((times - start) * time_steps / duration) if _fractional(times, start, duration) else None
-    if step is None:
-        step = (times - int(start)) * time_steps // int(duration)
-    return np.minimum(step, time_steps - 1).astype(np.int64), kept
+        start, stop = Fraction(times.min().item()), Fraction(times.max().item())
+        # Integers are ticks: the last one lasts one tick.
+        return start, stop + 1 if times.dtype.kind != "f" or start == stop else stop
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        raise TypeError(f"{_OP}: window must be a pair of times, got {window!r}")
+    for value in window:
+        checks.check_number(_OP, "window", value)
+    if not (window[0] < window[1] and all(isinstance(value, int) or math.isfinite(value) for value in window)):
+        raise ValueError(f"{_OP}: window must be (start, stop) with start < stop, got {window}")
+    return Fraction(window[0]), Fraction(window[1])
 
 
-def _fractional(times: _Array, *values: Any) -> bool:
-    return times.dtype != np.int64 or any(value != int(value) for value in values)
+def _first_at_or_after(edges: Sequence[Fraction], dtype: np.dtype[Any]) -> _Array:
+    """The least number of a dtype that each edge reaches; edges beyond all of its numbers are left out."""
+    if dtype.kind == "f":
+        largest = Fraction(np.finfo(dtype).max)
+        rounded = [float(max(edge, -largest)) for edge in edges if edge <= largest]
+        # Fractions are compared with floats exactly.
+        return np.array([np.nextafter(x, np.inf) if x < edge else x for x, edge in zip(rounded, edges, strict=False)])
+    limits = np.iinfo(dtype)
+    ticks = [max(math.ceil(edge), int(limits.min)) for edge in edges]
+    return np.array([tick for tick in ticks if tick <= limits.max], dtype)
+
+
+def _times(t: Any) -> _Array:
+    """[E] of int64, uint64 or float64."""
+    times = _column("t", t, None)
+    if times.dtype.kind not in "iuf":
+        raise TypeError(f"{_OP}: t must be of integers or floating point numbers, got {times.dtype}")
+    if times.dtype.kind != "f":
+        return times.astype(np.int64 if times.dtype.kind == "i" else np.uint64)
+    with np.errstate(over="ignore"):  # of longer floats
+        finite = times.astype(np.float64)
+    if not np.isfinite(finite).all():
+        raise ValueError(f"{_OP}: t must be finite, got {times[~np.isfinite(finite)][0]}")
+    return finite
 
 
 def _column(argument: str, value: Any, length: int | None) -> _Array:
@@ -102,8 +131,7 @@ def _coordinates(argument: str, value: Any, length: int, end: int) -> _Array:
     array = _column(argument, value, length)
     if array.dtype.kind == "f" and length:  # an empty list is one of floats
         raise TypeError(f"{_OP}: {argument} must be of integers, got {array.dtype}")
-    wrong = array.astype(np.int64)
-    wrong = wrong[(wrong < 0) | (wrong >= end)]
+    wrong = array[(array < 0) | (array >= end)]
     if len(wrong):
         raise ValueError(f"{_OP}: {argument} must be in [0, {end}), got {wrong[0]} ({len(wrong)} of {length} events)")
     return array.astype(np.int64)

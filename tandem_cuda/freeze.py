@@ -398,7 +398,7 @@ class Stream:
             raise TypeError(f"select: samples must be int64 [M], got {samples.dtype} {list(samples.shape)}")
         self.state = {name: tuple(x[samples] for x in carried) for name, carried in self.state.items()}
         if isinstance(self.x, SpikeTrain):
-            self.x = SpikeTrain(self.x.bits[:, samples], self.x.time_steps, dtype=self.x.dtype)
+            self.x = self.x.rearranged(lambda values: values[:, samples])
         elif self.x is not None:
             self.x = self.x[samples]
         if self._samples is not None:

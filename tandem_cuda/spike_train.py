@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+from torch.utils.data._utils.collate import default_collate_fn_map  # torch documents it in default_collate
 
 from . import ops
 from .events import event_planes
@@ -21,8 +22,9 @@ class SpikeTrain:
     Registered as a pytree, so it passes through ``torch.compile``, ``functional_call`` and friends.
 
     Args:
-        bits: uint8 [P, N, ...], P = ceil(T / 8): bit i of plane p is the spike at time step 8p + i; bits past
-            T are zero.
+        bits: uint8 [P, N, ...], P = ceil(T / 8): bit i of plane p is the spike at time step 8p + i. Bits past T must
+            be zero. On the CPU that is checked; on CUDA and in compiled code, where a look would wait for the device,
+            they are cleared in a copy.
         time_steps: T.
         count: floating point [N, ...]: spikes per neuron, differentiable. Computed from ``bits`` when first asked for
             if it is not given; such a count has no gradient.
@@ -34,7 +36,7 @@ class SpikeTrain:
     Raises:
         TypeError: ``bits`` is no uint8 tensor, ``count`` none of float32 or float64.
         ValueError: ``bits`` or ``count`` do not have the shape that ``time_steps`` and each other demand, or are on
-            different devices; ``amplitude`` is not positive and finite.
+            different devices; bits past T are set; ``amplitude`` is not positive and finite.
     """
 
     __slots__ = ("_count", "_dtype", "amplitude", "bits", "time_steps")
@@ -53,15 +55,35 @@ class SpikeTrain:
             checks.check_floating("SpikeTrain", "count", count)
             checks.check_same_device("SpikeTrain", "count", count, bits, "bits")
             checks.check_shape("SpikeTrain", "count", count, bits.shape[1:])
-        self.bits = bits
         checks.check_number("SpikeTrain", "amplitude", amplitude)
         if not (amplitude > 0 and math.isfinite(amplitude)):
             raise ValueError(f"SpikeTrain: amplitude must be positive and finite, got {amplitude}")
+        self._set(_ending(bits, time_steps), time_steps, count, dtype, amplitude)
+        checks.check_dtype("SpikeTrain", "dtype", self._dtype)
+
+    def _set(self, bits: Any, time_steps: int, count: Any, dtype: torch.dtype | None, amplitude: float) -> None:
+        """The one place where fields are set."""
+        self.bits = bits
         self.time_steps = time_steps
         self.amplitude = amplitude
         self._count = count
-        self._dtype = count.dtype if count is not None else dtype or torch.get_default_dtype()
-        checks.check_dtype("SpikeTrain", "dtype", self._dtype)
+        # While torch rearranges a pytree, leaves may be of any type.
+        self._dtype = count.dtype if isinstance(count, Tensor) else dtype or torch.get_default_dtype()
+
+    @classmethod
+    def _of(
+        cls,
+        bits: Any,
+        time_steps: int,
+        count: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        amplitude: float = 1.0,
+    ) -> SpikeTrain:
+        """The train of what the library's own operators returned: as the constructor makes it, but without checks."""
+        train = cls.__new__(cls)
+        train._set(bits, time_steps, count, dtype, amplitude)
+        return train
 
     @classmethod
     def from_dense(cls, spikes: Tensor, dtype: torch.dtype | None = None) -> SpikeTrain:
@@ -79,7 +101,8 @@ class SpikeTrain:
         bits = ops.pack_spikes(spikes)
         if dtype is None:
             dtype = spikes.dtype if spikes.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
-        return cls(bits, spikes.shape[0], dtype=dtype)
+        checks.check_dtype("SpikeTrain", "dtype", dtype)
+        return cls._of(bits, spikes.shape[0], dtype=dtype)
 
     @classmethod
     def from_events(
@@ -117,14 +140,32 @@ class SpikeTrain:
 
         Returns:
             A train of one sample on the CPU, [1, C, ceil(H / downsample), ceil(W / downsample)]; without events it has
-            no spikes. For a batch: ``SpikeTrain(torch.cat([train.bits for train in trains], 1), T)``.
+            no spikes. :meth:`cat` makes a batch of several; so does the default collate of a DataLoader.
 
         Raises:
             TypeError: an argument of the wrong type, dtype or number of dimensions.
             ValueError: events of different number; a coordinate or polarity out of its range; a time that is not
                 finite; ``time_steps``, ``size``, ``window`` or ``downsample`` out of its range.
         """
-        return cls(event_planes(t, x, y, p, time_steps, size, window, downsample), time_steps, dtype=dtype)
+        dtype = dtype or torch.get_default_dtype()
+        checks.check_dtype("SpikeTrain", "dtype", dtype)
+        return cls._of(event_planes(t, x, y, p, time_steps, size, window, downsample), time_steps, dtype=dtype)
+
+    @staticmethod
+    def cat(trains: Sequence[SpikeTrain]) -> SpikeTrain:
+        """One batch of the samples of several trains, in order.
+
+        The default collate of ``torch.utils.data.DataLoader`` does this to trains of one sample each.
+
+        Args:
+            trains: [N, ...], of equal time steps, neurons, amplitude, dtype and device. Where all carry a count, so
+                does the batch.
+
+        Raises:
+            TypeError: not all are SpikeTrains.
+            ValueError: there are none, or they differ.
+        """
+        return _concatenated("SpikeTrain.cat", list(trains))
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Unpack to [T, N, ...] of 0 and 1, by default in the dtype of ``count``."""
@@ -157,6 +198,34 @@ class SpikeTrain:
         """Dtype of ``count``."""
         return self._dtype
 
+    def replace(self, **changes: Any) -> SpikeTrain:
+        """The train with some of its fields changed and all others kept.
+
+        Args:
+            changes: any of ``bits``, ``time_steps``, ``count``, ``dtype`` and ``amplitude``, as the constructor takes
+                them. Where ``bits`` or ``time_steps`` change, the old count is dropped; give the new one where it
+                carries a gradient. Where ``dtype`` changes, the count is cast.
+
+        Raises:
+            TypeError: no such field, or a value of the wrong type.
+            ValueError: values that do not fit each other, as in the constructor.
+        """
+        new = self._replaced(**changes)
+        return SpikeTrain(new.bits, new.time_steps, new.carried_count, new.dtype, amplitude=new.amplitude)
+
+    def _replaced(self, **changes: Any) -> SpikeTrain:
+        """As ``replace``, without checks of the values: for what the library itself has made."""
+        fields = {"bits": self.bits, "time_steps": self.time_steps, "dtype": self._dtype, "amplitude": self.amplitude}
+        unknown = changes.keys() - fields.keys() - {"count"}
+        if unknown:
+            raise TypeError(
+                f"SpikeTrain.replace: changes must be of bits, time_steps, count, dtype and amplitude, "
+                f"got {', '.join(sorted(unknown))}"
+            )
+        if self._count is not None and not changes.keys() & {"bits", "time_steps", "count"}:
+            changes["count"] = self._count if "dtype" not in changes else self._count.to(changes["dtype"])
+        return SpikeTrain._of(**(fields | changes))
+
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> SpikeTrain:
         """Flatten dimensions of [N, ...], as ``torch.flatten`` does; time and batch stay apart.
 
@@ -172,8 +241,7 @@ class SpikeTrain:
         if start == 0:
             raise ValueError(f"SpikeTrain.flatten: start_dim must leave the batch dimension alone, got {start_dim}")
         count = None if self._count is None else self._count.flatten(start, end)
-        bits = self.bits.flatten(start + 1, end + 1)
-        return SpikeTrain(bits, self.time_steps, count, self._dtype, amplitude=self.amplitude)
+        return self._replaced(bits=self.bits.flatten(start + 1, end + 1), count=count)
 
     def rearranged(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
         """The train of other neurons, chosen and placed by ``f``; the gradient of their counts follows.
@@ -183,7 +251,7 @@ class SpikeTrain:
                 nothing but move, copy, drop or zero elements.
         """
         count = None if self._count is None else f(self._count.unsqueeze(0)).squeeze(0)
-        return SpikeTrain(f(self.bits), self.time_steps, count, self._dtype, amplitude=self.amplitude)
+        return self._replaced(bits=f(self.bits), count=count)
 
     def window(self, start: int, stop: int) -> SpikeTrain:
         """The spikes of time steps start+1 to stop, as a train of stop - start steps; its count has no gradient.
@@ -207,17 +275,22 @@ class SpikeTrain:
             bits[: len(following)] |= following << (8 - shift)
         if steps % 8:
             bits[-1] &= (1 << steps % 8) - 1
-        return SpikeTrain(bits, steps, dtype=self._dtype, amplitude=self.amplitude)
+        return self._replaced(bits=bits, time_steps=steps)
 
     def to(self, *args: Any, **kwargs: Any) -> SpikeTrain:
         """Move to a device and/or cast ``count``; arguments of ``Tensor.to``. The spikes stay uint8."""
         count = self.count.to(*args, **kwargs)
-        return SpikeTrain(self.bits.to(count.device), self.time_steps, count, amplitude=self.amplitude)
+        return self._replaced(bits=self.bits.to(count.device), count=count)
+
+    def pin_memory(self) -> SpikeTrain:
+        """A copy in page-locked memory; ``DataLoader(pin_memory=True)`` calls it."""
+        count = None if self._count is None else self._count.pin_memory()
+        return self._replaced(bits=self.bits.pin_memory(), count=count)
 
     def detach(self) -> SpikeTrain:
         """The same spikes, their count cut off from the graph."""
         count = None if self._count is None else self._count.detach()
-        return SpikeTrain(self.bits, self.time_steps, count, self._dtype, amplitude=self.amplitude)
+        return self._replaced(count=count)
 
     def firing_rate(self) -> Tensor:
         """Mean spikes per neuron and time step, a scalar in [0, 1] (nan for an empty train)."""
@@ -234,6 +307,62 @@ class SpikeTrain:
         )
 
 
+def _ending(bits: Tensor, time_steps: int) -> Tensor:
+    """The same bits, none of them past ``time_steps``."""
+    steps = time_steps % 8
+    if steps == 0 or bits.numel() == 0:
+        return bits
+    if bits.device.type != "cpu" or type(bits) is not Tensor or torch.compiler.is_compiling():
+        bits = bits.clone()
+        bits[-1] &= (1 << steps) - 1
+    elif (largest := int(bits[-1].amax())) >> steps:
+        raise ValueError(
+            f"SpikeTrain: bits past time_steps must be zero: the last plane of {time_steps} time steps holds {steps}, "
+            f"so that its bytes must be below {1 << steps}, got {largest}"
+        )
+    return bits
+
+
+def _concatenated(op: str, trains: Sequence[SpikeTrain]) -> SpikeTrain:
+    for train in trains:
+        if not isinstance(train, SpikeTrain):
+            raise TypeError(f"{op}: trains must be SpikeTrains, got {type(train).__name__}")
+    if not trains:
+        raise ValueError(f"{op}: trains must be at least one, got none")
+    first = trains[0]
+    for i, train in enumerate(trains):
+        for name in ("time_steps", "amplitude", "dtype", "device"):
+            if getattr(train, name) != getattr(first, name):
+                raise ValueError(
+                    f"{op}: trains must have the same {name}, got {getattr(first, name)} and, of train {i}, "
+                    f"{getattr(train, name)}"
+                )
+        if train.shape[1:] != first.shape[1:]:
+            raise ValueError(
+                f"{op}: trains must have the same neurons, got {list(first.shape)} and, of train {i}, "
+                f"{list(train.shape)}"
+            )
+    # Channels innermost, as products want them, and as recordings have them.
+    axis = min(2, first.bits.dim() - 1)
+    bits = torch.cat([train.bits.movedim(axis, -1) for train in trains], 1).movedim(-1, axis)
+    counts = [train.carried_count for train in trains]
+    carried = [count for count in counts if count is not None]
+    return first._replaced(bits=bits, count=torch.cat(carried) if len(carried) == len(counts) else None)
+
+
+def _collate(batch: Sequence[SpikeTrain], *, collate_fn_map: Any = None) -> SpikeTrain:
+    for i, train in enumerate(batch):
+        if isinstance(train, SpikeTrain) and len(train) != 1:
+            raise ValueError(
+                f"default_collate: trains must be of one sample each, [1, ...], got {list(train.shape)} of train {i}; "
+                "SpikeTrain.cat joins batches"
+            )
+    return _concatenated("default_collate", batch)
+
+
+default_collate_fn_map[SpikeTrain] = _collate
+
+
 _Context = tuple[int, torch.dtype, float]
 
 
@@ -242,11 +371,9 @@ def _flatten(train: SpikeTrain) -> tuple[list[Any], _Context]:
 
 
 def _unflatten(leaves: Any, context: _Context) -> SpikeTrain:
-    # Leaves may be placeholders of any type while torch rearranges a tree: no checks here.
-    train = SpikeTrain.__new__(SpikeTrain)
-    train.bits, train._count = leaves
-    train.time_steps, train._dtype, train.amplitude = context
-    return train
+    bits, count = leaves
+    time_steps, dtype, amplitude = context
+    return SpikeTrain._of(bits, time_steps, count, dtype, amplitude=amplitude)
 
 
 _pytree.register_pytree_node(

@@ -55,6 +55,14 @@ def test_each_sample_stops_at_its_first_sure_look(mode, exit_confidence, chunk, 
         assert len(got.steps.unique()) > 2  # they do leave at different times
 
 
+def test_samples_that_go_on_keep_what_their_spikes_weigh():
+    frozen, x = frozen_network("events"), input_for("events").replace(amplitude=3.0)
+    got, history = frozen.predict(x, 0.6), looks(frozen, x, 1)
+    assert 0 < got.steps.eq(1).sum() < got.steps.gt(1).sum()  # some leave, and some go on
+    for n, time in enumerate(got.steps.tolist()):
+        torch.testing.assert_close(got.logits[n], history[time - 1][1][n], rtol=0, atol=1e-12)
+
+
 @every_mode
 def test_nobody_leaves_early_where_nothing_is_sure(mode):
     frozen, x = frozen_network(mode), input_for(mode)

@@ -67,6 +67,45 @@ def test_dtypes_of_times(dtype):
     assert torch.equal(got.to_dense(), obvious(t, x, y, p, 9, (5, 7), 0, 1000))
 
 
+EXTREMES = {
+    "large floats": [0.0, 3e307, 6e307, 9e307],
+    "all floats": [-1.7e308, -1e-300, 1e-300, 1.7e308],
+    "tiny floats": [0.0, 5e-324, 1e-323, 2e-323],
+    "float32": np.array([-3e38, 0, 1e38, 3e38], np.float32),
+    "all integers": [-(2**63), -1, 0, 2**63 - 1],
+    "large integers": [1, 2**61, 2**62, 2**63 - 1],
+    "uint64": np.array([0, 2**62, 2**63 + 5, 2**64 - 1], np.uint64),
+    "late": np.array([2**63, 2**63 + 1, 2**63 + 2, 2**63 + 3], np.uint64),
+    "nanoseconds": [0, 10**18, 2 * 10**18, 4 * 10**18],
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("time_steps", [1, 7, 16, 70])
+@pytest.mark.parametrize("name", EXTREMES)
+def test_times_of_any_size(name, time_steps):
+    """Each event is a neuron of its own; by the window of all of them, and by others, some of them fractions."""
+    t = EXTREMES[name]
+    floats = np.asarray(t).dtype.kind == "f"
+    exact = [Fraction(np.asarray(value).item()) for value in t]
+    whole = min(exact), max(exact) + (0 if floats else 1)
+    others = [(exact[1], exact[3]), (exact[0] - 1, exact[2]), (-(10**400), 10**400)]
+    windows = [None, (0.5, 1.5), *(tuple(int(edge) for edge in window) for window in others)]
+    for window in windows:
+        start, stop = whole if window is None else map(Fraction, window)
+        if start >= stop:
+            continue
+        got = SpikeTrain.from_events(t, range(4), [0] * 4, time_steps=time_steps, size=(1, 4), window=window)
+        want = torch.zeros(time_steps, 4)
+        for i, value in enumerate(exact):
+            step = (value - start) * time_steps // (stop - start)
+            if window is None and floats:
+                step = min(step, time_steps - 1)
+            if 0 <= step < time_steps:
+                want[int(step), i] = 1
+        assert torch.equal(got.to_dense()[:, 0, 0, 0], want), window
+
+
 def test_floating_point_times():
     got = SpikeTrain.from_events([0.0, 0.25, 0.5, 1.0], [0, 1, 2, 3], [0] * 4, time_steps=4, size=(1, 4))
     assert got.to_dense()[:, 0, 0, 0].tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
@@ -96,6 +135,15 @@ GOOD = {"t": [0, 1], "x": [0, 6], "y": [0, 4], "p": [0, 1], "time_steps": 8, "si
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"t": [1j, 2j]}, TypeError, "t must be one-dimensional and of numbers, got .* of complex128"),
+        ({"x": [1j, 2j]}, TypeError, "x must be one-dimensional and of numbers, got .* of complex128"),
+        ({"t": [0, float("-inf")]}, ValueError, "t must be finite, got -inf"),
+        ({"t": np.array([0, "1e4000"], np.longdouble)}, ValueError, r"t must be finite, got (1e\+4000|inf)"),
+        ({"x": np.array([0, 2**64 - 1], np.uint64)}, ValueError, r"x must be in \[0, 7\), got 18446744073709551615"),
+        ({"p": np.array([0, 2**63], np.uint64)}, ValueError, r"p must be in \[0, 2\), got 9223372036854775808"),
+        ({"size": 2**62}, MemoryError, "[0-9]+ bytes of bit planes do not fit into memory"),
+        ({"time_steps": 2**62}, MemoryError, "[0-9]+ bytes of bit planes do not fit into memory"),
+        ({"window": (0, float("inf"))}, ValueError, "window must be"),
         ({"x": [0, 7]}, ValueError, r"x must be in \[0, 7\), got 7 \(1 of 2 events\)"),
         ({"x": np.array([0, 2**16 - 1], np.uint16)}, ValueError, r"x must be in \[0, 7\), got 65535"),
         ({"y": [-1, 0]}, ValueError, r"y must be in \[0, 5\), got -1"),

@@ -10,9 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, default_collate
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from exact import FLOATS, SEEDS, planes, same, train
-from tandem_cuda import SpikeTrain, ops
+from exact import FLOATS, SEEDS, generator, planes, same, train
+from tandem_cuda import (
+    IF,
+    SpikeTrain,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    SpikingMaxPool2d,
+    TandemConv2d,
+    TandemDropout,
+    TandemDropout2d,
+    freeze,
+    ops,
+)
 from tandem_cuda import reference as ref
 
 
@@ -275,3 +288,246 @@ def test_from_dense_bad_input(spikes, error):
 def test_from_dense_bad_dtype():
     with pytest.raises(TypeError, match=r"dtype must be .*got torch\.int32"):
         SpikeTrain.from_dense(torch.zeros(9, 2), dtype=torch.int32)
+
+
+# --- bits past T -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("time_steps", [1, 4, 7, 9, 15])
+def test_bits_past_time_steps(time_steps):
+    clean = planes(time_steps, 2, 3, 4, seed=0)
+    for bit in range(time_steps % 8, 8):
+        bits = clean.clone()
+        bits[-1, 1, 2, 3] |= 1 << bit
+        message = rf"must be zero: .* below {1 << time_steps % 8}, got {bits[-1, 1, 2, 3]}"
+        for made in (
+            lambda bits=bits: SpikeTrain(bits, time_steps),
+            lambda bits=bits: SpikeTrain(clean, time_steps).replace(bits=bits),
+            lambda bits=bits: SpikeTrain(bits, 8 * len(bits)).replace(time_steps=time_steps),
+        ):
+            with pytest.raises(ValueError, match=f"SpikeTrain: bits past time_steps {message}"):
+                made()
+    same(SpikeTrain(clean, time_steps).bits, clean)
+    assert SpikeTrain(clean, time_steps).bits is clean
+
+
+def test_bits_past_time_steps_of_no_samples():
+    assert len(SpikeTrain(torch.zeros(2, 0, 3, dtype=torch.uint8), 9)) == 0
+
+
+def test_compiled_code_clears_bits_past_time_steps():
+    dirty = torch.full((2, 3, 4), 0xF5, dtype=torch.uint8)
+    given = dirty.clone()
+
+    def count(bits):
+        return SpikeTrain(bits, 12).count
+
+    torch.compiler.reset()
+    for got in (
+        torch.compile(count, backend="aot_eager", fullgraph=True)(given),
+        torch.export.export(Calling(count), (given,)).module()(given),
+    ):
+        same(got, torch.full((3, 4), 6.0 + 2))
+    same(given, dirty)
+
+
+class Calling(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x):
+        return self.f(x)
+
+
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_devices_clear_bits_past_time_steps(device):
+    given = torch.full((2, 3, 4), 0xF5, dtype=torch.uint8, device=device)
+    x = SpikeTrain(given, 12)
+    assert x.bits is not given
+    if device == "cuda":
+        same(x.count.cpu(), torch.full((3, 4), 8.0))
+        same(given.cpu(), torch.full((2, 3, 4), 0xF5, dtype=torch.uint8))
+
+
+# --- no field is lost ------------------------------------------------------------------------------------------------
+
+
+def apart(x):
+    """Each sample as a train."""
+    return [x.rearranged(lambda values, i=i: values[:, i : i + 1]) for i in range(len(x))]
+
+
+def pinned(x):
+    """As where there is page-locked memory, for which torch wants a device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+        y = pin_memory(x)
+    assert y.bits is not x.bits
+    return y
+
+
+def selected(x):
+    """What a stream of all of the train goes on with when some samples leave it."""
+    layer = TandemConv2d(x.shape[1], 2, 3, dtype=x.dtype, neuron=IF())
+    stream = freeze(layer).stream(x)
+    stream.advance(1)
+    stream.select(torch.tensor([1]))
+    return stream.x
+
+
+OPERATIONS = {
+    "flatten": lambda x: x.flatten(),
+    "nn.Flatten": nn.Flatten(),
+    "rearranged": lambda x: x.rearranged(lambda values: values.flip(-1)),
+    "window": lambda x: x.window(0, x.time_steps),
+    "cat": lambda x: SpikeTrain.cat([x]),
+    "cat of all samples": lambda x: SpikeTrain.cat(apart(x)),
+    "default_collate": lambda x: default_collate(apart(x)),
+    "pin_memory": pinned,
+    "to": lambda x: x.to("cpu"),
+    "detach": lambda x: x.detach(),
+    "replace": lambda x: x.replace(),
+    "replace bits": lambda x: x.replace(bits=x.bits),
+    "stream.select": selected,
+    "dropout of none": TandemDropout(0.0),
+    "dropout in eval mode": TandemDropout(0.5).eval(),
+    "dropout": lambda x: TandemDropout(0.5)(x.replace(amplitude=x.amplitude / 2)),
+    "dropout2d": lambda x: TandemDropout2d(0.75)(x.replace(amplitude=x.amplitude / 4)),
+    "max pooling": SpikingMaxPool2d(2),
+    "average pooling": SpikingAvgPool2d(2),
+    "adaptive average pooling": SpikingAdaptiveAvgPool2d(2),
+    "frozen max pooling": lambda x: freeze(SpikingMaxPool2d(2))(x),
+    "frozen average pooling": lambda x: freeze(SpikingAvgPool2d(2))(x),
+    "pytree": lambda x: pytree.tree_map_only(torch.Tensor, torch.clone, x),
+    "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+    "copy": copy.copy,
+    "deepcopy": lambda x: copy.deepcopy(x.detach()),
+}
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_field_is_lost(name, counted):
+    x = example(time_steps=13, dtype=torch.float64, amplitude=3.0)
+    if counted:
+        x = x.replace(count=x.count.clone().requires_grad_())
+    y = OPERATIONS[name](x)
+    assert (y.time_steps, y.dtype, y.amplitude, y.device) == (13, torch.float64, 3.0, x.device)
+    assert y.count.dtype == torch.float64
+    if (
+        counted
+        and name not in ("to", "detach", "deepcopy", "pickle", "window", "replace bits")
+        and "frozen" not in name
+    ):
+        assert y.carried_count is not None
+        assert y.count.requires_grad
+    same(y.count.detach(), ops.spike_count(y.bits, torch.float64))
+
+
+def test_the_operations_are_all_of_them():
+    """One that is added needs its line above."""
+    made = {name for name, value in vars(SpikeTrain).items() if callable(value) and not name.startswith("_")}
+    assert made - set(OPERATIONS) == {"to_dense", "firing_rate"}
+
+
+def test_replace():
+    x = example(time_steps=9, amplitude=3.0)
+    count = x.count.clone().requires_grad_()
+    x = x.replace(count=count)
+    assert x.count is count
+    assert x.replace(amplitude=2).count is count
+    assert x.replace(amplitude=2).amplitude == 2
+    y = x.replace(dtype=torch.float64)
+    assert (y.dtype, y.count.dtype, y.count.requires_grad) == (torch.float64, torch.float64, True)
+    y = x.replace(bits=torch.zeros_like(x.bits))
+    assert y.carried_count is None
+    assert not y.count.any()
+    assert x.replace(bits=torch.zeros_like(x.bits), count=count).count is count
+    assert x.replace(bits=x.bits[:1], time_steps=8).time_steps == 8
+    assert x.replace(count=None).carried_count is None
+    for changes, error, message in (
+        ({"steps": 3}, TypeError, "changes must be of bits, time_steps, count, dtype and amplitude, got steps"),
+        ({"bits": x.bits[:1]}, ValueError, r"bits must have ceil\(time_steps / 8\) = 2 planes"),
+        ({"count": x.count[:1]}, ValueError, "count must be"),
+        ({"amplitude": 0}, ValueError, "amplitude must be positive"),
+        ({"dtype": torch.float16}, TypeError, ".* must be float32 or float64"),
+    ):
+        with pytest.raises(error, match=f"SpikeTrain.*: {message}"):
+            x.replace(**changes)
+
+
+# --- batches of trains -----------------------------------------------------------------------------------------------
+
+
+def recordings(n=6, time_steps=13):
+    """Trains of one sample, [1, 2, 4, 5], as event cameras give them, with their labels."""
+    return [
+        (
+            SpikeTrain.from_events(
+                *torch.randint(0, 4, (3, 50), generator=generator(i)).unbind(),
+                torch.randint(0, 2, (50,), generator=generator(i)),
+                time_steps=time_steps,
+                size=(4, 5),
+            ).replace(amplitude=3.0),
+            i,
+        )
+        for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_batches_trains(workers):
+    data = recordings()
+    loaded = list(DataLoader(data, batch_size=4, num_workers=workers))
+    assert [labels.tolist() for _, labels in loaded] == [[0, 1, 2, 3], [4, 5]]
+    for x, labels in loaded:
+        assert (x.shape, x.time_steps, x.amplitude, x.dtype) == ((len(labels), 2, 4, 5), 13, 3.0, torch.float32)
+        same(x.to_dense(), torch.cat([data[i][0].to_dense() for i in labels], 1))
+        assert x.bits.stride(2) == 1  # channels innermost, as those of the recordings
+    assert sum(x.count.sum() for x, _ in loaded) > 0
+
+
+@pytest.mark.gpu
+def test_a_data_loader_pins_trains():
+    ((x, _),) = DataLoader(recordings(), batch_size=6, pin_memory=True)
+    assert x.bits.is_pinned()
+    assert (x.time_steps, x.amplitude) == (13, 3.0)
+
+
+def test_cat_carries_gradients():
+    a, b = (example(n, 5, amplitude=3.0) for n in (2, 3))
+    leaves = [x.count.clone().requires_grad_() for x in (a, b)]
+    a, b = (x.replace(count=leaf) for x, leaf in zip((a, b), leaves, strict=True))
+    x = SpikeTrain.cat([a, b])
+    same(x.count.detach(), torch.cat([y.detach() for y in leaves]))
+    for grad in torch.autograd.grad(x.count.sum(), leaves):
+        same(grad, torch.ones_like(grad))
+    assert SpikeTrain.cat([a, b.replace(count=None)]).carried_count is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda x: x.window(0, 12), "same time_steps, got 13 and, of train 1, 12"),
+        (lambda x: x.replace(amplitude=2), r"same amplitude, got 3\.0 and, of train 1, 2"),
+        (lambda x: x.replace(dtype=torch.float64), "same dtype, got torch.float32 and, of train 1, torch.float64"),
+        (lambda x: x.flatten(), r"same neurons, got \[1, 2, 4, 5\] and, of train 1, \[1, 40\]"),
+        (lambda x: x.to("meta"), "same device, got cpu and, of train 1, meta"),
+    ],
+)
+def test_trains_that_differ_make_no_batch(changed, message):
+    (x, _), (y, _) = recordings(2)
+    for cat, name in ((SpikeTrain.cat, "SpikeTrain.cat"), (default_collate, "default_collate")):
+        with pytest.raises(ValueError, match=f"{name}: trains must have the {message}"):
+            cat([x, changed(y)])
+
+
+def test_what_else_makes_no_batch():
+    x = recordings(1)[0][0]
+    with pytest.raises(ValueError, match="at least one, got none"):
+        SpikeTrain.cat([])
+    with pytest.raises(TypeError, match="must be SpikeTrains, got Tensor"):
+        SpikeTrain.cat([x, x.bits])
+    with pytest.raises(ValueError, match=r"one sample each, \[1, \.\.\.\], got \[2, 2, 4, 5\] of train 1"):
+        default_collate([x, SpikeTrain.cat([x, x])])

@@ -317,6 +317,19 @@ def test_damaged_recordings_of_other_formats(tmp_path):
         data.EventData(str(tmp_path), "cifar10_dvs").setup()
 
 
+@pytest.mark.parametrize(
+    "value", [1j, 0.5, float("nan"), float("inf"), 1e300, np.uint64(2**63), "1"], ids=lambda value: str(value)
+)
+def test_gestures_are_of_whole_numbers(tmp_path, value):
+    np.save(tmp_path / "2.npy", np.ones((5, 4)))
+    assert [len(column) for column in data._read_dvs128_gesture(tmp_path / "2.npy")] == [5] * 4
+    events = np.ones((5, 4), np.asarray(value).dtype)
+    events[3, 2] = value
+    np.save(tmp_path / "2.npy", events)
+    with pytest.raises(ValueError, match=rf"must hold whole numbers .* got others in {events.dtype}"):
+        data._read_dvs128_gesture(tmp_path / "2.npy")
+
+
 @pytest.mark.parametrize("source", ["nmnist", "cifar10_dvs", "dvs128_gesture"])
 def test_missing_recordings(tmp_path, source):
     with pytest.raises(data.DataError, match=rf"no recordings {tmp_path}.*CLASS"):

@@ -81,10 +81,10 @@ class TandemAdd(nn.Module):
             bits, _ = self._spikes(pairs, steps)
         dtype = self._dtype(inputs)
         if v is None or not v.requires_grad:
-            return SpikeTrain(bits, steps, dtype=dtype, amplitude=neuron.amplitude)
+            return SpikeTrain._of(bits, steps, dtype=dtype, amplitude=neuron.amplitude)
         upper = neuron.saturation * steps if neuron.clip else math.inf
         count = ops.tandem_count(bits, v, steps, neuron.threshold, neuron.leak, upper)
-        return SpikeTrain(bits, steps, count, amplitude=neuron.amplitude)
+        return SpikeTrain._of(bits, steps, count, amplitude=neuron.amplitude)
 
     def _check_inputs(self, inputs: Sequence[Any]) -> None:
         if len(inputs) != len(self.branches):

@@ -66,9 +66,7 @@ def _dropped(module: nn.Dropout | nn.Dropout2d, x: Any, shape: Any) -> SpikeTrai
     def masked(values: Tensor) -> Tensor:
         return values * mask.to(values.dtype)
 
-    kept = x.rearranged(masked)
-    kept.amplitude = x.amplitude if module.p == 1 else x.amplitude / (1 - module.p)
-    return kept
+    return x.rearranged(masked)._replaced(amplitude=x.amplitude if module.p == 1 else x.amplitude / (1 - module.p))
 
 
 for idle in (TandemDropout, TandemDropout2d):

@@ -115,7 +115,8 @@ class FrozenTandem(FrozenLayer):
         else:
             raise TypeError(f"{self.kind}: input must be a SpikeTrain, got {type(x).__name__}")
         neuron, dtype = self.layer.neuron, self.layer.weight.dtype
-        return SpikeTrain(bits, span.now, dtype=dtype, amplitude=neuron.amplitude), None if span.ends else carried
+        train = SpikeTrain._of(bits, span.now, dtype=dtype, amplitude=neuron.amplitude)
+        return train, None if span.ends else carried
 
     def _from_encoded(
         self, span: Span, state: State | None, x: EncodedInput, bias: Tensor | None
@@ -241,7 +242,7 @@ class FrozenAdd(FrozenLayer):
         join._check_inputs(inputs)
         pairs = list(zip(join.branches, inputs, strict=True))
         bits, potential = join._spikes(pairs, span.total, None if state is None else state[0], not span.ends)
-        train = SpikeTrain(bits, span.now, dtype=join._dtype(inputs), amplitude=join.neuron.amplitude)
+        train = SpikeTrain._of(bits, span.now, dtype=join._dtype(inputs), amplitude=join.neuron.amplitude)
         return train, None if span.ends else (potential,)
 
 

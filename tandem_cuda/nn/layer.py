@@ -158,10 +158,10 @@ class TandemLayer(nn.Module, ABC):
         """The train whose count carries the gradient of the ANN's activation of the pre-activation v / scale."""
         neuron = self.neuron
         if not (torch.is_grad_enabled() and v.requires_grad):
-            return SpikeTrain(bits, steps, dtype=self.weight.dtype, amplitude=neuron.amplitude)
+            return SpikeTrain._of(bits, steps, dtype=self.weight.dtype, amplitude=neuron.amplitude)
         upper = neuron.saturation * steps * scale if neuron.clip else math.inf
         count = ops.tandem_count(bits, v, steps, neuron.threshold * scale, neuron.leak, upper)
-        return SpikeTrain(bits, steps, count, amplitude=neuron.amplitude)
+        return SpikeTrain._of(bits, steps, count, amplitude=neuron.amplitude)
 
     def _pre_activation(self, x: SpikeTrain, packed: Tensor | None) -> Tensor:
         """W * (amplitude * c) + b, what batch norm is given."""
@@ -179,7 +179,7 @@ class TandemLayer(nn.Module, ABC):
         if not norm.training or not self._fuses_norm(product):
             return functools.partial(self._coupled, v=self._batch_normalised(product), steps=steps)
         mean, var = self._updated_statistics(product)
-        return lambda bits: SpikeTrain(
+        return lambda bits: SpikeTrain._of(
             bits,
             steps,
             ops.tandem_norm_count(

@@ -323,9 +323,9 @@ def _check_image(module: nn.Module, x: Any) -> None:
 def _carrying(bits: Tensor, steps: int, dtype: torch.dtype, ann: Tensor | None, amplitude: float) -> SpikeTrain:
     """The train whose count has the value of the spikes and the gradient of the ANN's activation."""
     if ann is None:
-        return SpikeTrain(bits, steps, dtype=dtype, amplitude=amplitude)
+        return SpikeTrain._of(bits, steps, dtype=dtype, amplitude=amplitude)
     count = ops.spike_count(bits, dtype) + (ann - ann.detach())
-    return SpikeTrain(bits, steps, count, amplitude=amplitude)
+    return SpikeTrain._of(bits, steps, count, amplitude=amplitude)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -404,9 +404,9 @@ class FrozenPool(FrozenLayer):
     def forward(self, span: Span, state: State | None, x: SpikeTrain) -> tuple[SpikeTrain, State | None]:
         _check_image(self.pool, x)
         if isinstance(self.pool, SpikingMaxPool2d):
-            return SpikeTrain(self.pool._spikes(x), span.now, dtype=x.dtype, amplitude=x.amplitude), None
+            return x._replaced(bits=self.pool._spikes(x)), None
         bits, potential = self.pool._spikes(x, None if state is None else state[0], not span.ends)
-        train = SpikeTrain(bits, span.now, dtype=x.dtype, amplitude=x.amplitude)
+        train = x._replaced(bits=bits)
         return train, None if span.ends else (potential,)
 
 
