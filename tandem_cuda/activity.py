@@ -315,7 +315,8 @@ class ActivityRecord:
         self._frames: list[_Frame] = []  # the modules that are running, the innermost last
         self._pending: list[LayerSums] = []  # of the outermost of them, which ends when the number of samples is known
         self._samples: int | None = None  # of the latest spiking layer
-        self._counts: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()  # real tensors that hold counts: their T
+        # Of real tensors that hold counts: T, and their version then.
+        self._counts: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
         self._fan_outs: dict[Any, Tensor] = {}
 
     @property
@@ -368,7 +369,7 @@ class ActivityRecord:
         if isinstance(module, _SPIKING):
             self._on_spikes(frame.name, module, args, output)
         elif isinstance(module, (Decode, FrozenDecode)):
-            self._counts[output] = args[0].time_steps
+            self._mark(output, args[0].time_steps)
         elif not isinstance(module, _CLOSED):
             kind = type(module).__name__
             owns = any(True for _ in module.parameters(recurse=False))
@@ -428,18 +429,29 @@ class ActivityRecord:
             return
         frame = self._frames[-1]
         if name in CARRYING:
-            inputs = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
-            if inputs and all(x in self._counts for x in inputs):
-                self._counts.update({x: self._counts[inputs[0]] for x in tree_leaves(output) if isinstance(x, Tensor)})
+            steps = [self._steps(x) for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
+            if steps and steps[0] is not None and None not in steps:
+                for x in tree_leaves(output):
+                    self._mark(x, steps[0])
         elif name in PRODUCTS or not isinstance(output, Tensor):
             frame.products[name] = None
         else:
             frame.counted = True
             self._on_weights(frame.name, _Product.of(func, args, kwargs), output)
 
+    def _mark(self, x: Any, steps: int) -> None:
+        """Remember that a tensor holds counts."""
+        if isinstance(x, Tensor):
+            self._counts[x] = steps, _version(x)
+
+    def _steps(self, x: Tensor) -> int | None:
+        """T of a tensor that holds counts; None of another, and of one that something was written into since."""
+        steps, version = self._counts.get(x, (None, 0))
+        return steps if version == _version(x) else None
+
     def _on_weights(self, name: str, product: _Product, output: Tensor) -> None:
         x = product.batch()
-        steps = self._counts.get(product.input)
+        steps = self._steps(product.input)
         operations = torch.zeros((), dtype=torch.int64, device=x.device)
         if steps is not None:
             key = name, product.func, x.shape[1:], product.weight.shape, f"{product.settings} {product.named}"
@@ -510,6 +522,10 @@ class _Product:
             return output
 
         return _reached(product, x.shape[1:], self.weight.shape, x.device)
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
 
 
 def branches_of(layer: nn.Module) -> list[nn.Module]:

@@ -232,16 +232,16 @@ def _readouts(network: FrozenNetwork) -> tuple[dict[nn.Module, int], list[str]]:
     reached: dict[nn.Module, int] = {}
     not_counted = []
     decoded: dict[str, nn.Module] = {}  # nodes that hold counts, by the Decode that counted them
-    for name, layer, inputs in network.nodes:
-        source = decoded.get(inputs[0])
+    for node in network.nodes:
+        layer, source = node.layer, decoded.get(node.inputs[0])
         if isinstance(layer, FrozenDecode):
-            decoded[name] = layer
+            decoded[node.name] = layer
         elif isinstance(layer, FrozenFlatten) and source is not None:
-            decoded[name] = source
+            decoded[node.name] = source
         elif isinstance(layer, FrozenLinear) and source is not None:
             reached[source] = reached.get(source, 0) + layer.weight.shape[0]
         elif not branches_of(layer) and (layer.tensors() or any(True for _ in layer.parameters())):
-            not_counted.append(f"{name} ({layer.kind})")
+            not_counted.append(f"{node.name} ({layer.kind})")
     return reached, not_counted
 
 

@@ -392,6 +392,18 @@ def test_functions_and_what_leaves_counts_counts() -> None:
     assert table.not_counted == ()
 
 
+def test_counts_that_were_written_into_are_real_values() -> None:
+    class Centred(nn.Module):
+        def forward(self, counts: Tensor) -> Tensor:
+            return counts.sub_(counts.mean())
+
+    with torch.no_grad():
+        net = nn.Sequential(Encode(4), TandemLinear(6, 40), Decode(), Centred(), nn.Linear(40, 3))
+        _, row = synops(net, torch.rand(8, 6))
+    assert row.analogue
+    assert (row.synops, row.macs) == (0, 120)
+
+
 def test_training_mode_counts_what_dropout_left() -> None:
     net = nn.Sequential(Encode(4), TandemLinear(6, 40), Decode(), nn.Dropout(0.5), nn.Linear(40, 3))
     nn.init.uniform_(net[1].weight, 0, 1)
