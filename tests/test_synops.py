@@ -607,3 +607,18 @@ def test_an_error_leaves_the_record_in_order() -> None:
             net(x.long())
         net(x)
     assert record.table() == want
+
+
+def test_exported_parts() -> None:
+    """What torch.export writes calls operators in the place of functions."""
+    head = nn.Sequential(nn.Conv2d(6, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 2, 3))
+    net = counting(head).eval()
+    x = torch.rand(3, 2, 7, 6)
+    want = synops(net, x)
+    exported = torch.export.export(head, (torch.rand(3, 6, 5, 4),)).module()
+    both = nn.Sequential(*net[:3], exported)
+    with record_activity(both) as record, torch.no_grad():  # exported modules have no eval()
+        both(x)
+    got = record.table()
+    assert [replace(row, name="") for row in got] == [replace(row, name="") for row in want]
+    assert got.not_counted == ()
