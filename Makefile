@@ -23,7 +23,8 @@ help:
 	@echo "make docs       build the documentation site in build/site; a warning is an error"
 	@echo "make bench      measure against plain PyTorch, the ANN and other SNN libraries"
 	@echo "make results    train the networks of docs/results.md on the data in DATA=FOLDER, write its tables and pictures"
-	@echo "make gpu        on a machine with a CUDA device: build for it, run the gpu tests and the checker's, measure"
+	@echo "make gpu        on a machine with a CUDA device: build for it (or install WHEEL=FILE), run the gpu tests and the"
+	@echo "                checker's, measure; REPORT=FILE has it all"
 	@echo "make gpu-dry-run  list the steps of make gpu"
 	@echo "make lint       ruff, mypy, clang-format, clang-tidy"
 	@echo "make format     let ruff and clang-format rewrite the sources"
@@ -55,19 +56,15 @@ results: $(VENV)/.installed-examples
 	$(PY) examples/results.py --data-dir $(DATA) $(RESULTS_ARGS)
 
 # Works without a network: the environment of $(PYTHON) must have torch, cmake, ninja, pybind11, numpy, setuptools,
-# pytest and hypothesis. Builds for this device alone.
-GPU_ARCH = $$($(PYTHON) -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")
-SMALL := tests/test_cuda_operators.py tests/test_cuda_products.py -k "linear or graph or packed"
+# pytest and hypothesis. Builds for this device alone, or installs WHEEL=FILE that was built elsewhere. Runs all steps,
+# whatever fails, and writes REPORT.
+REPORT ?= docs/performance/gpu_report.json
+GPU = $(PYTHON) bench/gpu.py --report "$(REPORT)" $(if $(WHEEL),--wheel "$(WHEEL)") --pytest-args="$(PYTEST_ARGS)"
 gpu:
-	TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
-	$(PYTHON) -m pytest -m gpu tests $(PYTEST_ARGS)
-	compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q $(SMALL)
-	compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) -m pytest -q $(SMALL)
-	compute-sanitizer --tool initcheck --error-exitcode 1 $(PYTHON) -m pytest -q $(SMALL)
-	$(PYTHON) bench/compare_cuda.py --out docs/performance
+	$(GPU)
 
 gpu-dry-run:
-	@$(MAKE) --no-print-directory --dry-run gpu
+	@$(GPU) --dry-run
 
 lint: ruff mypy clang-format clang-tidy
 

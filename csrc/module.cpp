@@ -13,6 +13,8 @@
 
 #if defined(TANDEM_CUDA_TOOLKIT)
 #include <cuda_runtime_api.h>
+
+#include "cuda/launch_error.h"
 #endif
 
 #include "common/neuron.h"
@@ -37,9 +39,7 @@ std::string compiler() {
 py::object cuda_driver() {
 #if defined(TANDEM_CUDA_TOOLKIT)
   int version = 0;
-  if (cudaDriverGetVersion(&version) == cudaSuccess && version > 0) {
-    return py::str(std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10));
-  }
+  if (cudaDriverGetVersion(&version) == cudaSuccess && version > 0) return py::str(tandem::cuda_version(version));
 #endif
   return py::none();
 }

@@ -603,7 +603,7 @@ def synops(work: Work) -> None:
                     }
                 )
     for row in rows:
-        row["synops_per_ann_mac"] = row["synops"] / row["ann_macs"]
+        row["synops_per_ann_mac"] = row["synops"] / row["ann_macs"] if row["ann_macs"] else None
     work.table("synops", rows)
 
     totals = [row for row in rows if row["layer"] == "total"]

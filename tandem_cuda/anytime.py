@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .activity import fan_out
+from .activity import branches_of, fan_out
 from .nn.encode import FrozenDecode
-from .nn.frozen import FrozenLinear
-from .nn.frozen_tandem import FrozenAdd, FrozenTandem
+from .nn.frozen import FrozenFlatten, FrozenLinear
 from .nn.layer import TandemLayer
 from .ops import checks
 from .spike_train import SpikeTrain
@@ -61,6 +60,8 @@ class AccuracyCurve:
     """Samples stop at each confidence asked for."""
     samples: int
     """Number of samples."""
+    not_counted: tuple[str, ...] = ()
+    """Layers whose operations are in no ``synops``: what is in front of Encode, or behind Decode and no read-out."""
 
 
 def predict(
@@ -182,7 +183,7 @@ def accuracy_curve(
         sure = (confidence >= exit_confidence) & may_exit
         sure[-1] = True
         over_confidence.append(point(float(exit_confidence), sure.int().argmax(0)))  # the first of them
-    return AccuracyCurve(over_time, over_confidence, samples)
+    return AccuracyCurve(over_time, over_confidence, samples, tuple(_readouts(network)[1]))
 
 
 def _observe(
@@ -194,17 +195,15 @@ def _observe(
     if labels.shape != (len(x),):
         raise ValueError(f"{name}: labels must be [{len(x)}] for {len(x)} samples, got {list(labels.shape)}")
     spent = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    reached: dict[tuple[nn.Module, int], Tensor | int] = {}  # output neurons, by each neuron of an input
-    names = {node.name: node.layer for node in network.nodes}
-    for node in network.nodes:
-        source = names.get(node.inputs[0])
-        if isinstance(node.layer, FrozenLinear) and isinstance(source, FrozenDecode):
-            reached[source, 0] = reached.get((source, 0), 0) + node.layer.weight.shape[0]
+    # Output neurons, by each neuron of an input.
+    reached: dict[tuple[nn.Module, int], Tensor | int] = {(layer, 0): n for layer, n in _readouts(network)[0].items()}
 
     def count_synops(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal spent
         trains = [x for x in inputs[2:] if isinstance(x, SpikeTrain)]
-        for i, (branch, train) in enumerate(zip(_branches(layer), trains, strict=False)):
+        # A read-out adds its weights for every spike that Decode counts.
+        branches = [layer] if isinstance(layer, FrozenDecode) and (layer, 0) in reached else branches_of(layer)
+        for i, (branch, train) in enumerate(zip(branches, trains, strict=False)):
             if (layer, i) not in reached:
                 reached[layer, i] = (
                     fan_out(branch, train.shape[1:], train.device) if isinstance(branch, TandemLayer) else 1
@@ -228,13 +227,22 @@ def _observe(
     return times, right, confident, cost
 
 
-def _branches(layer: nn.Module) -> list[nn.Module]:
-    """What spikes go through in a layer that pays for them; Decode, where a read-out stands behind it, is one."""
-    if isinstance(layer, FrozenTandem):
-        return [layer.layer]
-    if isinstance(layer, FrozenAdd):
-        return list(layer.join.branches)
-    return [layer] if isinstance(layer, FrozenDecode) else []
+def _readouts(network: FrozenNetwork) -> tuple[dict[nn.Module, int], list[str]]:
+    """Output neurons that a neuron reaches in the read-outs behind each Decode; and what is not counted."""
+    reached: dict[nn.Module, int] = {}
+    not_counted = []
+    decoded: dict[str, nn.Module] = {}  # nodes that hold counts, by the Decode that counted them
+    for node in network.nodes:
+        layer, source = node.layer, decoded.get(node.inputs[0])
+        if isinstance(layer, FrozenDecode):
+            decoded[node.name] = layer
+        elif isinstance(layer, FrozenFlatten) and source is not None:
+            decoded[node.name] = source
+        elif isinstance(layer, FrozenLinear) and source is not None:
+            reached[source] = reached.get(source, 0) + layer.weight.shape[0]
+        elif not branches_of(layer) and (layer.tensors() or any(True for _ in layer.parameters())):
+            not_counted.append(f"{node.name} ({layer.kind})")
+    return reached, not_counted
 
 
 def _readout(name: str, logits: Any) -> Tensor:

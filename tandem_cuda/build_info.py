@@ -8,6 +8,7 @@ import re
 import torch
 
 from . import _C
+from ._cuda_versions import driver_obstacle
 
 
 def build_info() -> dict[str, object]:
@@ -24,7 +25,7 @@ def build_info() -> dict[str, object]:
       ``cuda_not_built_because`` (str, else None);
     - ``cuda_driver`` (str or None), the newest CUDA that the driver supports;
     - ``cuda_usable`` (bool): whether the CUDA kernels run on torch's current device, and
-      ``cuda_unusable_because`` (str, else None).
+      ``cuda_unusable_because`` (str, else None): a driver too old for the toolkit, an architecture that is missing, ...
 
     Returns:
         A dictionary with these keys.
@@ -47,18 +48,20 @@ def _cuda_obstacle(compiled: _C.BuildInfo) -> str | None:
         return f"the kernels were not compiled: {compiled['cuda_not_built_because']}"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
+    driver, toolkit = compiled["cuda_driver"], compiled["cuda_toolkit"]
+    too_old = driver_obstacle(toolkit, driver)
+    if too_old is not None:  # which can be why torch finds no device, too
+        return too_old
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    driver, toolkit = compiled["cuda_driver"], compiled["cuda_toolkit"]
-    if driver is None or int(driver.split(".")[0]) < int(toolkit.split(".")[0]):
-        return f"the kernels were compiled by CUDA {toolkit}, the driver supports only CUDA {driver}"
     major, minor = torch.cuda.get_device_capability()
-    if not any(_runs_on(architecture, major, minor) for architecture in compiled["cuda_architectures"]):
+    usable = [name for name in compiled["cuda_architectures"] if _runs_on(name, major, minor)]
+    if not usable:
         return (
             f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}, the kernels were compiled for "
             f"{' '.join(compiled['cuda_architectures'])}; add {major}.{minor} to TORCH_CUDA_ARCH_LIST and build again"
         )
-    return None
+    return driver_obstacle(toolkit, driver, ptx=all(name.startswith("compute_") for name in usable))
 
 
 def _runs_on(architecture: str, major: int, minor: int) -> bool:

@@ -12,7 +12,8 @@ Update them with what :func:`tandem_cuda.record_activity` has recorded of a forw
     ...
     self.log_dict(self.activity.compute())  # in on_train_epoch_end, then self.activity.reset()
 
-States are sums, so distributed processes add theirs up. All count as :func:`tandem_cuda.synops` does.
+States are sums, so distributed processes add theirs up. All count as :func:`tandem_cuda.synops` does; what it cannot
+count is in no metric, and named in ``record.not_counted``.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class ActivityMetric(Metric):
     silent: Tensor
     additions: Tensor  # synaptic operations of spiking layers
     readout: Tensor  # operations on counts that are not zero
-    macs: Tensor  # of the spiking network, on real input
+    macs: Tensor  # of the spiking network, on real values
     ann_macs: Tensor
 
     def __init__(self, layer: str | None = None, **kwargs: Any) -> None:
@@ -92,8 +93,8 @@ class ActivityMetric(Metric):
             else:
                 self.readout += operations
             if layer.analogue:
-                self.macs += layer.samples * layer.macs
-            self.ann_macs += layer.samples * layer.macs
+                self.macs += layer.multiplications
+            self.ann_macs += layer.multiplications
 
     def _snn_energy(self) -> Tensor:
         return ADDITION_PJ * self.additions + MAC_PJ * (self.readout + self.macs)
@@ -121,14 +122,14 @@ class SilentNeurons(ActivityMetric):
 
 
 class SynOps(ActivityMetric):
-    """Synaptic operations per sample, those of read-outs included, real input (MACs) not."""
+    """Synaptic operations per sample, those on counts included, those on real values (MACs) not."""
 
     def compute(self) -> Tensor:
         return (self.additions + self.readout) / self.samples
 
 
 class OperationsRatio(ActivityMetric):
-    """Operations of the spiking network, SynOps and MACs on real input, per MAC of the ANN."""
+    """Operations of the spiking network, SynOps and MACs on real values, per MAC of the ANN; inf where it has none."""
 
     def compute(self) -> Tensor:
         return (self.additions + self.readout + self.macs) / self.ann_macs
@@ -142,7 +143,7 @@ class Energy(ActivityMetric):
 
 
 class EnergyRatio(ActivityMetric):
-    """Estimated energy of the spiking network's arithmetic over that of the ANN's."""
+    """Estimated energy of the spiking network's arithmetic over that of the ANN's; inf where the ANN has no MACs."""
 
     def compute(self) -> Tensor:
         return self._snn_energy() / (MAC_PJ * self.ann_macs)

@@ -141,8 +141,8 @@ class SynOpsPenalty(_Penalty[list[_Branch]]):
             for images, labels in batches:
                 loss = F.cross_entropy(net(images), labels) + 100 * penalty()
 
-    MACs of a first layer that reads real input count, its own operations do not, for no spike changes them; nor does a
-    read-out behind Decode. Layers are watched as by :class:`FiringRatePenalty`.
+    MACs of a first layer that reads real input count, its own operations do not, for no spike changes them; nor do
+    weights in front of Encode or behind Decode. Layers are watched as by :class:`FiringRatePenalty`.
 
     Args:
         model: any module with tandem layers or TandemAdd in it.

@@ -38,6 +38,21 @@ def pytest_report_header() -> str:
     )
 
 
+_NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, _NO_CUDA])])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where a test of CUDA runs. The CPU stands in for a device, so that tests themselves are tested without one."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=[pytest.param("cuda", marks=[pytest.mark.gpu, _NO_CUDA])])
+def cuda(request: pytest.FixtureRequest) -> str:
+    """The device of tests that say nothing on the CPU."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def oracle() -> Path:
     """The folder of the golden values; tests that need it are skipped where it is absent."""

@@ -208,6 +208,14 @@ GRADIENTS = {
 every_gradient = pytest.mark.parametrize("variant", GRADIENTS.values(), ids=GRADIENTS)
 
 
+def rounded(weight, terms):
+    """A float32 weight as its terms hold it: bf16 numbers, the last one of fewer than three to the nearest."""
+    if terms == 3:
+        return weight
+    first = (weight.view(torch.int32) & ~0xFFFF).view(torch.float32) if terms == 2 else torch.zeros_like(weight)
+    return first + (weight - first).bfloat16().float()
+
+
 def bfloat16(*shape, seed):
     return dyadic(*shape, seed=seed, dtype=torch.bfloat16)
 

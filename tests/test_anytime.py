@@ -131,6 +131,21 @@ def test_synops_of_the_curve(geometry):
     assert curve.over_time[-1].synops == pytest.approx(sum(layer.synops for layer in layers) + readout)
 
 
+def test_readouts_of_the_curve():
+    """Counts that are flattened on their way to two read-outs; what else multiplies is named."""
+    torch.manual_seed(0)
+    net = nn.Sequential(Encode(4), TandemConv2d(1, 2, 3), Decode(), nn.Flatten(), nn.Linear(2 * 20, 6), nn.Linear(6, 3))
+    nn.init.uniform_(net[1].weight, 0, 0.3)
+    x, labels = torch.rand(5, 1, 7, 6), torch.zeros(5, dtype=torch.int64)
+    with torch.no_grad():
+        spikes = net[:3](x).sum().item()
+    assert spikes > 0
+    whole = freeze(net).accuracy_curve([(x, labels)])
+    assert whole.not_counted == ("5 (Linear)",)
+    assert whole.over_time[-1].synops == pytest.approx(spikes * 6 / 5)
+    assert freeze(net[:5]).accuracy_curve([(x, labels)]).not_counted == ()
+
+
 def test_bad_arguments():
     frozen, x = frozen_network("constant"), input_for("constant")
     labels = torch.zeros(40, dtype=torch.int64)

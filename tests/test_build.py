@@ -16,6 +16,7 @@ import torch
 
 import tandem_cuda
 from tandem_cuda import _C
+from tandem_cuda._cuda_versions import driver_obstacle
 from tandem_cuda.build_info import _cuda_obstacle, _runs_on
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,14 +95,50 @@ def test_why_cuda_is_unusable(monkeypatch):
     assert "was built without CUDA" in _cuda_obstacle(WORKING)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _cuda_obstacle(WORKING) == "torch finds no CUDA device"
+    assert _cuda_obstacle(WORKING) == _cuda_obstacle({**WORKING, "cuda_driver": None}) == "torch finds no CUDA device"
+    # torch may find none for the same reason.
+    assert "the driver supports CUDA up to 12.8" in _cuda_obstacle({**WORKING, "cuda_driver": "12.8"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert "the driver supports only CUDA 12.8" in _cuda_obstacle({**WORKING, "cuda_driver": "12.8"})
+    assert "the driver supports CUDA up to 12.8" in _cuda_obstacle({**WORKING, "cuda_driver": "12.8"})
     assert "Tesla T4 has compute capability 7.5, the kernels were compiled for sm_80" in _cuda_obstacle(WORKING)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     assert _cuda_obstacle(WORKING) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
+    newer = {**WORKING, "cuda_toolkit": "13.2", "cuda_architectures": ["sm_80", "compute_80"]}
+    assert "as PTX by CUDA 13.2, the driver supports CUDA up to 13.0" in _cuda_obstacle(newer)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    assert _cuda_obstacle(newer) is None
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "driver", "ptx", "serves"),
+    [
+        ("13.0", None, False, True),  # no driver to ask: the build may be for another machine
+        ("12.8", "12.4", False, True),
+        ("12.8", "12.4", True, False),
+        ("12.8.93", "12.8", True, True),
+        ("12.8", "13.0", True, True),
+        ("13.0", "12.9", False, False),
+        ("13.0", "12.9", True, False),
+        ("9.2", "10.0", False, True),
+    ],
+)
+def test_which_driver_serves_a_toolkit(toolkit, driver, ptx, serves):
+    obstacle = driver_obstacle(toolkit, driver, ptx=ptx)
+    assert (obstacle is None) == serves
+    if not serves:
+        assert f"by CUDA {toolkit}, the driver supports CUDA up to {driver}: update the driver" in obstacle
+
+
+def test_driver_check_without_the_library():
+    """As the build and make gpu run it: by a Python that has nothing."""
+    script = ROOT / "tandem_cuda" / "_cuda_versions.py"
+    result = run(sys.executable, "-I", "-S", script, "13.0", "12.4", cwd=ROOT)
+    assert result.returncode == 0
+    assert result.stdout == driver_obstacle("13.0", "12.4")
+    assert run(sys.executable, "-I", "-S", script, "13.0", "13.0", cwd=ROOT).stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -228,7 +265,7 @@ def test_instruction_sets_do_not_leak():
 # ---- Building
 
 
-def configure(folder, **environment):
+def configure(folder, *arguments, **environment):
     """Configure the build alone; CMake's messages, unwrapped."""
     cmake, ninja = pytest.importorskip("cmake"), pytest.importorskip("ninja")
     result = run(
@@ -240,6 +277,7 @@ def configure(folder, **environment):
         ROOT,
         "-B",
         folder,
+        *arguments,
         cwd=folder,
         **environment,
     )
@@ -283,6 +321,16 @@ def test_architecture_list(tmp_path):
     assert "TORCH_CUDA_ARCH_LIST must list compute capabilities like '8.0;9.0+PTX', got 'Hopper'" in messages
     _, messages = configure(tmp_path, CUDACXX=str(nvcc), TORCH_CUDA_ARCH_LIST="8.6 9.0a 12.0+PTX")
     assert "for sm_86;sm_90a;sm_120;compute_120" in messages
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("driver", "warns"), [("11.8", True), ("99.0", False), ("", False)])
+def test_driver_that_is_older_than_the_toolkit(tmp_path, driver, warns):
+    if not Path("/usr/local/cuda/bin/nvcc").exists():
+        pytest.skip("no nvcc in /usr/local/cuda/bin")
+    code, messages = configure(tmp_path, f"-DTANDEM_CUDA_DRIVER={driver}", CUDA_HOME="/usr/local/cuda")
+    assert code == 0, messages
+    assert (f"the driver supports CUDA up to {driver}: update the driver" in messages) == warns
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from exact import generator, same
 from tandem_cuda import (
@@ -707,11 +708,16 @@ def test_hybrids_are_refused_or_measured():
 
 @every_cut
 def test_operations_of_a_hybrid(make, k):
-    """Its spiking layers are counted as they are in the whole network, and nothing else."""
+    """Its spiking layers are counted as they are in the whole network, what is behind them as in the ANN."""
     ann = trained(make)
     x = inputs()
     hybrid = synops(convert(ann, 8, calibrate=x, spiking_layers=k), x)
-    assert list(hybrid) == list(synops(convert(ann, 8, calibrate=x), x))[:k]
+    assert list(hybrid)[:k] == list(synops(convert(ann, 8, calibrate=x), x))[:k]
+    assert all(row.firing_rate is None for row in hybrid[k:])
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        ann.eval()(x)
+    assert sum(row.macs for row in hybrid) * len(x) * 2 == flops.get_total_flops()
+    assert not hybrid.not_counted
 
 
 @pytest.mark.parametrize(

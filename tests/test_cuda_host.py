@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from exact import HALVES, generator, planes
+from exact import HALVES, generator, planes, rounded
 from tandem_cuda import ops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,14 +176,6 @@ SHAPES = [
     ((1, 34, 3, 9, 18, 3, 1, 1, 1, 2), 16, 0.1),
     *(((1, 18, 3, 4, 20, 3, 1, 1, 1, 1), steps, 0.15) for steps in range(1, 21)),
 ]
-
-
-def rounded(weight, terms):
-    """A float32 weight as its terms hold it: bf16 numbers, the last one of fewer than three to the nearest."""
-    if terms == 3:
-        return weight
-    first = (weight.view(torch.int32) & ~0xFFFF).view(torch.float32) if terms == 2 else torch.zeros_like(weight)
-    return first + (weight - first).bfloat16().float()
 
 
 def hows(dtype):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tandem_cuda import Decode, Encode, TandemConv2d, TandemLinear, record_activity, synops
+from tandem_cuda import Decode, Encode, SpikeTrain, TandemAdd, TandemConv2d, TandemLinear, record_activity, synops
 from tandem_cuda.activity import ActivityTable
 
 pytest.importorskip("torchmetrics", reason="pip install tandem_cuda[metrics]")
@@ -31,6 +31,8 @@ def small_net() -> nn.Sequential:
         TandemLinear(80, 7),
         Decode(),
         nn.Linear(7, 3),
+        nn.ReLU(),
+        nn.Linear(3, 2),
     ).eval()
 
 
@@ -104,7 +106,7 @@ def test_bad_input() -> None:
     with pytest.raises(TypeError, match="FiringRate: record must be what record_activity yields, got Tensor"):
         metrics.FiringRate().update(IMAGES)
     net = small_net()
-    with pytest.raises(ValueError, match=r"FiringRate: record must hold layer 'x', got \['1', '2', '4', '6'\]"):
+    with pytest.raises(ValueError, match=r"FiringRate: record must hold layer 'x', got \['1', '2', '4', '6', '8'\]"):
         updated(metrics.FiringRate("x"), net, [IMAGES])
     with record_activity(net) as record:
         pass
@@ -185,3 +187,23 @@ def test_lightning_logs(tmp_path: Path) -> None:
     trainer.fit(training.eval(), loader)
     want = WANTED["FiringRate"](synops(training.net.to("cpu"), IMAGES))
     assert trainer.callback_metrics["firing rate"].item() == pytest.approx(want, rel=1e-5)
+
+
+def test_no_multiplications() -> None:
+    """Joins of identities have operations and no MACs: the ratios are infinite, not an error."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.join = TandemAdd(nn.Identity(), nn.Identity())
+
+        def forward(self, x: SpikeTrain) -> SpikeTrain:
+            return self.join(x, x)
+
+    net = Twice()
+    with record_activity(net) as record:
+        net(SpikeTrain.from_dense(torch.ones(4, 2, 3)))
+    for name in ("OperationsRatio", "EnergyRatio"):
+        metric = getattr(metrics, name)()
+        metric.update(record)
+        assert metric.compute().item() == float("inf")

@@ -1,6 +1,8 @@
 """synops against brute force and against cases worked out by hand."""
 
+import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,10 +10,25 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from exact import SEEDS, convolutions, train
-from tandem_cuda import Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, record_activity
+from tandem_cuda import (
+    Decode,
+    Encode,
+    SpikeTrain,
+    SpikingAvgPool2d,
+    SpikingMaxPool2d,
+    TandemAdd,
+    TandemConv2d,
+    TandemLinear,
+    convert,
+    freeze,
+    ops,
+    record_activity,
+)
 from tandem_cuda.activity import LayerActivity, synops
 
 
@@ -87,12 +104,12 @@ def test_network_lists_its_layers_in_order() -> None:
     net = small_net()
     x = torch.rand(3, 2, 8, 10)
     activities = synops(net, x)
-    assert [a.name for a in activities] == ["1", "2", "4", "7"]  # and not the second nn.Linear
-    assert [a.analogue for a in activities] == [True, False, False, False]
-    assert [a.neurons for a in activities] == [6 * 8 * 10, 4 * 4 * 5, 7, 3]
-    assert [a.macs for a in activities] == [6 * 8 * 10 * 2 * 9, 4 * 4 * 5 * 6 * 9, 80 * 7, 7 * 3]
-    assert all(a.time_steps == 5 for a in activities)
-    assert activities[0].synops == 0
+    assert [a.name for a in activities] == ["1", "2", "4", "7", "9"]
+    assert [a.analogue for a in activities] == [True, False, False, False, True]
+    assert [a.neurons for a in activities] == [6 * 8 * 10, 4 * 4 * 5, 7, 3, 2]
+    assert [a.macs for a in activities] == [6 * 8 * 10 * 2 * 9, 4 * 4 * 5 * 6 * 9, 80 * 7, 7 * 3, 3 * 2]
+    assert [a.time_steps for a in activities] == [5, 5, 5, 5, 1]
+    assert activities[0].synops == activities[4].synops == 0
 
     net.eval()
     with torch.no_grad():
@@ -232,11 +249,12 @@ def test_dead_neurons_are_silent_in_every_sample() -> None:
 
 
 def test_energy() -> None:
-    analogue, spiking, _, readout = synops(small_net(), torch.rand(3, 2, 8, 10))
+    analogue, spiking, _, readout, behind = synops(small_net(), torch.rand(3, 2, 8, 10))
     assert analogue.snn_energy_pj == analogue.ann_energy_pj == 4.6 * analogue.macs
     assert spiking.snn_energy_pj == 0.9 * spiking.synops
     assert spiking.ann_energy_pj == 4.6 * spiking.macs
     assert readout.snn_energy_pj == 4.6 * readout.synops
+    assert behind.snn_energy_pj == behind.ann_energy_pj == 4.6 * behind.macs
 
 
 def test_table() -> None:
@@ -246,7 +264,7 @@ def test_table() -> None:
         "layer, neurons, firing rate, saturated, silent, dead, SynOps, SNN MACs, ANN MACs, SNN / ANN, SNN nJ, ANN nJ"
     )
     assert header.split() == names.replace(",", "").split()
-    assert [row.split()[0] for row in rows] == ["1", "2", "4", "7"]
+    assert [row.split()[0] for row in rows] == ["1", "2", "4", "7", "9"]
     assert f"{activities[1].synops:,.0f}" in rows[1].split()
     assert f"{activities[1].firing_rate:.1%}" in rows[1].split()
     assert f"{sum(a.macs for a in activities):,}" in total.split()
@@ -291,3 +309,316 @@ def test_large_sums_are_exact() -> None:
     (activity,) = synops(layer, SpikeTrain.from_dense(spikes))
     assert activity.synops == (8 * 3 * 5001 - 1) * 4099 / 3
     assert math.log2(activity.synops) > 24
+
+
+# --- weights without spikes ------------------------------------------------------------------------------------------
+
+
+def counting(readout: nn.Module, in_channels: int = 6) -> nn.Sequential:
+    """Counts of 6 channels, 5 x 4 pixels, on the way to a read-out."""
+    torch.manual_seed(3)
+    net = nn.Sequential(Encode(5), TandemConv2d(2, in_channels, 3), Decode(), readout)
+    nn.init.uniform_(net[1].weight, -0.1, 0.2)
+    return net
+
+
+READOUTS: dict[str, tuple[nn.Module, nn.Module]] = {  # what is in front of the weights, the weights
+    "Conv2d": (nn.Identity(), nn.Conv2d(6, 8, 3, stride=2, padding=1)),
+    "grouped": (nn.Identity(), nn.Conv2d(6, 4, (2, 3), groups=2, dilation=(1, 2), padding=3)),
+    "ConvTranspose2d": (nn.Identity(), nn.ConvTranspose2d(6, 4, 3, stride=2, padding=2, groups=2)),
+    "Conv1d": (nn.Flatten(2), nn.Conv1d(6, 3, 5, stride=3)),
+    "Conv3d": (nn.Unflatten(1, (2, 3)), nn.Conv3d(2, 4, (3, 3, 2))),
+    "Linear": (nn.Flatten(), nn.Linear(120, 7)),
+    "Linear of the last dimension": (nn.Identity(), nn.Linear(4, 7)),
+    "behind dropout": (nn.Sequential(nn.Dropout2d(), nn.Flatten(), nn.Dropout()), nn.Linear(120, 7)),
+}
+
+
+def reached(weights: nn.Module, nonzero: Tensor) -> float:
+    """How many outputs the entries reach that are not zero, by weights of one."""
+    twin = copy.deepcopy(weights).double()
+    nn.init.ones_(twin.weight)
+    nn.init.zeros_(twin.bias)
+    with torch.no_grad():
+        return float(twin(nonzero).sum())
+
+
+@pytest.mark.parametrize("name", READOUTS)
+def test_readout_of_any_kind(name: str) -> None:
+    """All of its operations: one for each count that is not zero and each output that it reaches."""
+    front, weights = READOUTS[name]
+    net = counting(nn.Sequential(front, weights)).eval()
+    x = torch.rand(3, 2, 7, 6)
+    with torch.no_grad():
+        counts = front(net[:3](x))
+        output = weights(counts)
+    assert 0 < int((counts != 0).sum()) < counts.numel()
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        weights(counts)
+    _, row = table = synops(net, x)
+    assert row.name == "3.1"
+    assert row.synops == reached(weights, (counts != 0).double()) / 3
+    assert row.macs * 3 * 2 == flops.get_total_flops()
+    assert (row.neurons, row.time_steps, row.analogue) == (output[0].numel(), 5, False)
+    assert (row.firing_rate, row.saturation, row.silent, row.dead) == (None,) * 4
+    assert table.not_counted == ()
+    assert "Not counted" not in str(table)
+
+
+class Functional(nn.Module):
+    """Weights by functions, on counts that were moved, copied, scaled and joined, and on real values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.rand(4, 12, 3, 3))
+        self.fc = nn.Linear(4 * 4 * 5, 3)
+
+    def forward(self, counts: Tensor) -> Tensor:
+        both = torch.cat([counts / 5, counts.clone()], 1).permute(0, 1, 3, 2).contiguous()
+        y = F.conv2d(both, self.kernel, padding=1)
+        return F.linear(y.flatten(1), weight=self.fc.weight)
+
+
+def test_functions_and_what_leaves_counts_counts() -> None:
+    net = counting(Functional()).eval()
+    x = torch.rand(3, 2, 7, 6)
+    _, convolution, linear = table = synops(net, x)
+    with torch.no_grad():
+        nonzero = (net[:3](x) != 0).double()
+    ones = torch.ones(4, 6, 3, 3, dtype=torch.float64)
+    assert convolution.synops == 2 * F.conv2d(nonzero, ones, padding=1).sum().item() / 3
+    assert (convolution.name, convolution.macs, convolution.analogue) == ("3", 4 * 20 * 12 * 9, False)
+    assert (linear.name, linear.macs, linear.analogue, linear.synops) == ("3", 80 * 3, True, 0)
+    assert table.not_counted == ()
+
+
+def test_counts_that_were_written_into_are_real_values() -> None:
+    class Centred(nn.Module):
+        def forward(self, counts: Tensor) -> Tensor:
+            return counts.sub_(counts.mean())
+
+    with torch.no_grad():
+        net = nn.Sequential(Encode(4), TandemLinear(6, 40), Decode(), Centred(), nn.Linear(40, 3))
+        _, row = synops(net, torch.rand(8, 6))
+    assert row.analogue
+    assert (row.synops, row.macs) == (0, 120)
+
+
+def test_training_mode_counts_what_dropout_left() -> None:
+    net = nn.Sequential(Encode(4), TandemLinear(6, 40), Decode(), nn.Dropout(0.5), nn.Linear(40, 3))
+    nn.init.uniform_(net[1].weight, 0, 1)
+    seen = []
+    net[4].register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    with record_activity(net) as record:
+        net(torch.rand(8, 6))
+    row = record.table()[1]
+    assert 0 < row.synops == float((seen[0] != 0).sum()) * 3 / 8 < 40 * 3
+
+
+class Elsewhere(nn.Module):
+    """What multiplies and is in no row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.LSTM(6, 6, batch_first=True)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6)))
+        self.norm = nn.LayerNorm(6)
+        self.gain = nn.PReLU()
+        self.fc = nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))
+
+    def forward(self, counts: Tensor) -> Tensor:
+        x, _ = self.recurrent(counts[:, None])
+        x, _ = self.attention(x, x, x)
+        x = self.gain(self.norm(self.scripted(x[:, 0])))
+        return self.fc(x + x @ x.mT @ x)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_what_is_not_counted_is_named() -> None:
+    net = nn.Sequential(Encode(4), TandemLinear(6, 6), Decode(), Elsewhere())
+    table = synops(net, torch.rand(8, 6))
+    assert [row.name for row in table] == ["1", "3.fc"]
+    assert table[1].analogue
+    assert list(table.not_counted) == [
+        "3.scripted.0 (Linear, scripted)",
+        "3.recurrent (LSTM)",
+        "3.attention (MultiheadAttention)",
+        "3.gain (PReLU)",
+        "matmul in 3",
+    ]
+    assert str(table).splitlines()[-1] == f"Not counted: {', '.join(table.not_counted)}"
+
+
+def test_operators_of_the_library_by_hand() -> None:
+    class Own(nn.Module):
+        def forward(self, x: SpikeTrain) -> Tensor:
+            bits, *_ = ops.spiking_linear(x.bits, torch.ones(3, 6), time_steps=x.time_steps)
+            return bits
+
+    net = nn.Sequential(TandemLinear(6, 6), Own())
+    table = synops(net, SpikeTrain.from_dense(random_train(5, 3, 6)))
+    assert table.not_counted == ("spiking_linear in 1",)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(400, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.fc(F.relu(self.norm(self.conv(x)) + x).flatten(1))
+
+
+def test_joins_of_identities() -> None:
+    """No multiplications: nothing to relate operations to."""
+    net = TandemAdd(nn.Identity(), nn.Identity())
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.join = net
+
+        def forward(self, x: SpikeTrain) -> SpikeTrain:
+            return self.join(x, x)
+
+    spikes = random_train(6, 2, 5)
+    table = synops(Twice(), SpikeTrain.from_dense(spikes))
+    assert (table[0].synops, table[0].macs) == (2 * spikes.sum() / 2, 0)
+    assert str(table).splitlines()[-1].split()[-3] == "-"
+
+
+def frozen_pairs() -> dict[str, tuple[nn.Module, Any]]:
+    torch.manual_seed(0)
+    pool = nn.Sequential(
+        Encode(6),
+        TandemConv2d(2, 4, 3, norm="batch"),
+        SpikingAvgPool2d(2),
+        TandemConv2d(4, 6, 3, groups=2, padding=1),
+        SpikingMaxPool2d(2),
+        nn.Flatten(),
+        TandemLinear(6 * 4, 9),
+        Decode(),
+        nn.Dropout(),
+        nn.Linear(9, 3),
+        nn.Linear(3, 2),
+    )
+    for module in pool:
+        if hasattr(module, "weight"):
+            nn.init.uniform_(module.weight, -0.1, 0.4)
+    x = torch.rand(5, 2, 12, 12)
+    return {
+        "sequential": (pool, x),
+        "converted": (convert(Residual().eval(), 8, calibrate=x), x),
+        "of spikes": (pool[3:], SpikeTrain.from_dense(random_train(7, 5, 4, 9, 8))),
+    }
+
+
+@pytest.mark.parametrize("name", frozen_pairs())
+def test_frozen_networks(name: str) -> None:
+    """The table of the network that was frozen."""
+    net, x = frozen_pairs()[name]
+    if name == "of spikes":
+        net[3] = TandemLinear(6 * 16, 9)
+        nn.init.uniform_(net[3].weight, 0, 0.3)
+    net.eval()
+    frozen = freeze(net)
+    want, got = synops(net, x), synops(frozen, x)
+    assert all(row.synops > 0 for row in want if not row.analogue)
+    if name == "converted":
+        assert [row.name for row in got] == [row.name.removeprefix("snn.") for row in want]
+        want = [replace(row, name=row.name.removeprefix("snn.")) for row in want]
+    assert list(got) == list(want)
+    assert got.not_counted == ()
+    wrapped = synops(nn.ModuleDict({"net": frozen})["net"], x)
+    assert list(wrapped) == list(got)
+
+
+def test_frozen_networks_in_chunks_are_refused() -> None:
+    net = small_net().eval()
+    frozen = freeze(net[:-2])
+    x = torch.rand(2, 2, 8, 10)
+    with (
+        pytest.raises(ValueError, match="record_activity: frozen networks must run all time steps at once, got 1 of 5"),
+        record_activity(frozen),
+    ):
+        frozen.predict(x)
+    assert synops(frozen, x) == synops(net[:-2], x)
+
+
+def test_compiled_networks() -> None:
+    """Hooks are not what torch.compile looks at."""
+    net, x = small_net().eval(), torch.rand(3, 2, 8, 10)
+    want = synops(net, x)
+    compiled = torch.compile(net, backend="eager")
+    with torch.no_grad():
+        compiled(x)
+        with record_activity(net) as record:
+            compiled(x)
+    assert record.table() == want
+
+
+def test_activation_checkpointing_counts_once() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.net, x, use_reentrant=False)
+
+    net, x = Checkpointed(), torch.rand(3, 2, 8, 10)
+    with record_activity(net) as record:
+        net(x).sum().backward()
+    assert [row.name for row in record.table()] == ["net.1", "net.2", "net.4", "net.7", "net.9"]
+
+
+def test_samples_are_those_of_the_spiking_layers() -> None:
+    """The first dimension of what plain layers read is no sample where time comes first, or patches."""
+
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.front = nn.Linear(6, 6)
+            self.layer = TandemLinear(6, 4)
+            self.head = nn.Linear(2, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            spikes = (self.front(x) > 0).float()
+            return self.head(Decode()(self.layer(SpikeTrain.from_dense(spikes))).view(-1, 2))
+
+    rows = synops(TimeFirst(), [torch.randn(7, 3, 6), torch.randn(7, 2, 6)])
+    assert [(row.name, row.neurons, row.macs) for row in rows] == [
+        ("front", 7 * 6, 7 * 36),
+        ("layer", 4, 24),
+        ("head", 2 * 5, 4 * 5),
+    ]
+
+
+def test_an_error_leaves_the_record_in_order() -> None:
+    """A pass that ends early does not shift the names of the next."""
+    net, x = small_net().eval(), torch.rand(3, 2, 8, 10)
+    want = synops(net, x)
+    with record_activity(net) as record, torch.no_grad():
+        with pytest.raises(TypeError):
+            net(x.long())
+        net(x)
+    assert record.table() == want
+
+
+def test_exported_parts() -> None:
+    """What torch.export writes calls operators in the place of functions."""
+    head = nn.Sequential(nn.Conv2d(6, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 2, 3))
+    net = counting(head).eval()
+    x = torch.rand(3, 2, 7, 6)
+    want = synops(net, x)
+    exported = torch.export.export(head, (torch.rand(3, 6, 5, 4),)).module()
+    both = nn.Sequential(*net[:3], exported)
+    with record_activity(both) as record, torch.no_grad():  # exported modules have no eval()
+        both(x)
+    got = record.table()
+    assert [replace(row, name="") for row in got] == [replace(row, name="") for row in want]
+    assert got.not_counted == ()

@@ -16,8 +16,9 @@
 
 namespace tandem {
 
-// d += a * b for a of 16 x 16, b of 16 x 8, both bf16, d in float32. Fragments: PTX ISA, "Matrix Fragments for
-// mma.m16n8k16 with floating point type".
+// d += a * b for a of 16 x 16, b of 16 x 8, both bf16, d in float32, but not rounded as float32 additions are: what is
+// below the largest addend's last bits is cut off (docs/cuda.md, "Precision"). Fragments: PTX ISA, "Matrix Fragments
+// for mma.m16n8k16 with floating point type".
 __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
   asm volatile(

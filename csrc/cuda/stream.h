@@ -28,7 +28,8 @@ inline cudaStream_t current_stream(const char* op, int32_t device_index) {
 inline void check_launch(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return;
   int device = 0;
-  DeviceFacts facts = {0, 0, TANDEM_CUDA_ARCHITECTURES};
+  DeviceFacts facts = {0, 0, TANDEM_CUDA_ARCHITECTURES, 0, CUDART_VERSION};
+  cudaDriverGetVersion(&facts.driver);
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&facts.major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&facts.minor, cudaDevAttrComputeCapabilityMinor, device);
