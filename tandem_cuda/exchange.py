@@ -545,6 +545,7 @@ def _array(x: Tensor) -> Any:
 
 _LARGEST = 2**31 - 1
 _LARGEST_COUNT = 2**24  # up to which float32 counts
+_FLOAT32 = torch.finfo(torch.float32)
 _NEURONS = (nir.IF, nir.LIF)
 _CONVOLUTIONS = (nir.Conv1d, nir.Conv2d)
 _POOLINGS = (nir.AvgPool2d, nir.SumPool2d)
@@ -950,9 +951,10 @@ class _Import:
         """A layer, or a join of several, whose neurons a node describes."""
         neuron, gain, own = _neuron(node, self.dt)
         shape = inputs[0].shape
-        for x in inputs:
-            if not _agrees(x.shape, shape):
-                raise ValueError(f"its inputs must have one shape, got {_listed(x.shape)} and {_listed(shape)}")
+        if not all(_agrees(x.shape, shape) for x in inputs):
+            got = zip(self.sources[name], inputs, strict=True)
+            shapes = ", ".join(f"{source} {_listed(x.shape)}" for source, x in got)
+            raise ValueError(f"its inputs must have one shape, got {shapes}")
         if shape is not None and None in shape and len(own) == len(shape) and _agrees(shape, own):
             shape = own
         if math.prod(own) != 1 and not _agrees(own, shape) and (shape is None or own != shape[:1]):
@@ -1113,8 +1115,8 @@ def _neuron(node: Any, dt: float) -> tuple[Neuron, float, tuple[int, ...]]:
     if len(shapes) > 1:
         raise ValueError(f"its parameters must have one shape, got {', '.join(str(list(x)) for x in sorted(shapes))}")
     threshold, leak, gain = values["v_threshold"], 1.0, values["r"] * dt
-    if not threshold > 0:
-        raise ValueError(f"v_threshold must be positive, got {threshold}")
+    if not _FLOAT32.tiny <= threshold <= _FLOAT32.max:
+        raise ValueError(f"v_threshold must be positive, and so in float32, got {threshold}")
     if isinstance(node, nir.LIF):
         if values["v_leak"] != 0:
             raise ValueError(f"v_leak must be 0, got {values['v_leak']}")

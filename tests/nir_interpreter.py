@@ -1,7 +1,7 @@
 """An interpreter of NIR graphs, for tests: the equations of the NIR paper, step by step, with a reset that subtracts.
 
-Pedersen et al., "Neuromorphic intermediate representation", Nature Communications 2024, table 1. It knows NIR and torch,
-and nothing of tandem_cuda.
+Pedersen et al., "Neuromorphic intermediate representation", Nature Communications 2024, table 1. It knows NIR
+and torch, and nothing of tandem_cuda.
 """
 
 from collections import defaultdict

@@ -273,9 +273,9 @@ def test_the_reset_is_never_guessed(tmp_path: Path, neuron: str):
         graph.nodes["lif"] = nir.LIF(np.full(4, 2.0), np.full(4, 2.0), np.zeros(4), np.ones(4), np.full(4, -1.0))
     nir.write(tmp_path / "net.nir", graph)
     for source in (graph, tmp_path / "net.nir"):
-        with pytest.raises(ValueError, match='from_nir: reset must be given, .* got None(.|\n)*reset="subtract"'):
+        with pytest.raises(ValueError, match=r'from_nir: reset must be given, .* got None(.|\n)*reset="subtract"'):
             from_nir(source, time_steps=8, encoding="spikes", dt=1.0)
-        with pytest.raises(ValueError, match="from_nir: reset must be 'subtract', .* got 'zero'"):
+        with pytest.raises(ValueError, match=r"from_nir: reset must be 'subtract', .* got 'zero'"):
             from_nir(source, time_steps=8, encoding="spikes", dt=1.0, reset="zero")
         net = from_nir(source, time_steps=8, encoding="spikes", dt=1.0, reset="subtract")
         assert net[0].neuron == (IF() if neuron == "IF" else LIF(leak=0.5))
@@ -283,7 +283,7 @@ def test_the_reset_is_never_guessed(tmp_path: Path, neuron: str):
     with pytest.raises(ValueError, match="reset must be given"):
         from_nir(graph)
     graph.metadata["reset"] = "hard"
-    with pytest.raises(ValueError, match="reset must be 'subtract', .* got 'hard'"):
+    with pytest.raises(ValueError, match=r"reset must be 'subtract', .* got 'hard'"):
         from_nir(graph)
 
 

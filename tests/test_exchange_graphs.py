@@ -195,7 +195,7 @@ def test_one_dimension(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("amplitude", [1.0, 0.5])
 def test_features(tmp_path: Path, amplitude: float) -> None:
-    """The same spikes twice into one join, a train whose spikes do not weigh 1, and one that nothing but Decode reads."""
+    """The same spikes twice into one join, one whose spikes do not weigh 1, and one that Decode alone reads."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
