@@ -1,5 +1,7 @@
 """NIR: what comes back spikes as what went out, and other simulators run the file with the same spike counts."""
 
+import importlib.util
+import math
 import subprocess
 import sys
 import venv
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tandem_cuda
 from exact import dyadic, same, train
 from tandem_cuda import (
     IF,
@@ -18,10 +21,9 @@ from tandem_cuda import (
     Decode,
     Encode,
     SpikeTrain,
-    SpikingAvgPool2d,
+    SpikingAdaptiveAvgPool2d,
     SpikingMaxPool2d,
     TandemAdd,
-    TandemConv1d,
     TandemConv2d,
     TandemConvTranspose2d,
     TandemDropout,
@@ -138,7 +140,7 @@ def test_geometry_of_convolutions(tmp_path: Path, geometry):
     back = from_nir(tmp_path / "net.nir")
     want = spiking(net, x)
     same(tuple(spiking(back, x)), tuple(want))
-    assert graph.metadata == {"time_steps": 9, "dt": 1e-4, "encoding": "spikes"}
+    assert graph.metadata == {"time_steps": 9, "dt": 1e-4, "encoding": "spikes", "reset": "subtract"}
     assert graph.nodes["layer_0"].output_type["output"].tolist() == list(net[0](x).shape[1:])
     assert back[0].extra_repr().split("neuron")[0] == net[0].extra_repr().split("neuron")[0]
 
@@ -240,7 +242,7 @@ def test_foreign_graph():
         [("in", "a.conv"), ("a.conv", "a.if"), ("a.if", "pool"), ("pool", "pool.if"), ("pool.if", "out")],
     )
     x = SpikeTrain.from_dense(train(8, 3, 2, 8, 8, seed=0, rate=0.5).float())
-    net = from_nir(graph, time_steps=8, encoding="spikes", dt=1.0)
+    net = from_nir(graph, time_steps=8, encoding="spikes", dt=1.0, reset="subtract")
     assert [name for name, _ in net.named_children()] == ["a_conv", "pool"]
     first = TandemConv2d(2, 4, 3, padding=1)
     first.load_state_dict({"weight": torch.from_numpy(weight) / 4, "bias": torch.from_numpy(bias) / 4 * 8})
@@ -249,6 +251,81 @@ def test_foreign_graph():
     want = spiking(nn.Sequential(first, second), x)
     assert want[1].any()
     same(tuple(spiking(net, x)), tuple(want))
+
+
+def foreign(threshold: float = 1.0, **edits: object) -> nir.NIRGraph:
+    """A graph as another library may have made it: nothing but what NIR knows is in it."""
+    weight = np.random.default_rng(0).normal(0.2, 0.5, (4, 6)).astype(np.float32)
+    nodes = {
+        "in": nir.Input(np.array([6])),
+        "fc": nir.Affine(weight, np.zeros(4, np.float32)),
+        "lif": nir.IF(np.ones(4), np.full(4, threshold)),
+        "out": nir.Output(np.array([4])),
+    }
+    return nir.NIRGraph({**nodes, **edits}, list(pairwise(nodes)), type_check=False)
+
+
+@pytest.mark.parametrize("neuron", ["IF", "LIF"])
+def test_the_reset_is_never_guessed(tmp_path: Path, neuron: str):
+    """NIR's own reset is to v_reset: what another library wrote says nothing of a reset that subtracts."""
+    graph = foreign()
+    if neuron == "LIF":
+        graph.nodes["lif"] = nir.LIF(np.full(4, 2.0), np.full(4, 2.0), np.zeros(4), np.ones(4), np.full(4, -1.0))
+    nir.write(tmp_path / "net.nir", graph)
+    for source in (graph, tmp_path / "net.nir"):
+        with pytest.raises(ValueError, match=r'from_nir: reset must be given, .* got None(.|\n)*reset="subtract"'):
+            from_nir(source, time_steps=8, encoding="spikes", dt=1.0)
+        with pytest.raises(ValueError, match=r"from_nir: reset must be 'subtract', .* got 'zero'"):
+            from_nir(source, time_steps=8, encoding="spikes", dt=1.0, reset="zero")
+        net = from_nir(source, time_steps=8, encoding="spikes", dt=1.0, reset="subtract")
+        assert net[0].neuron == (IF() if neuron == "IF" else LIF(leak=0.5))
+    graph.metadata = {"time_steps": 8, "encoding": "spikes", "dt": 1.0}
+    with pytest.raises(ValueError, match="reset must be given"):
+        from_nir(graph)
+    graph.metadata["reset"] = "hard"
+    with pytest.raises(ValueError, match=r"reset must be 'subtract', .* got 'hard'"):
+        from_nir(graph)
+
+
+def test_graphs_in_memory_hold_whatever_their_library_put_there():
+    """Parameters as Tensors that want gradients, as numbers and lists; shapes as tuples, Tensors, or not at all."""
+    settings = {"time_steps": 8, "encoding": "spikes", "dt": 1.0, "reset": "subtract"}
+    x = SpikeTrain.from_dense(train(8, 5, 6, seed=0).float())
+    want = from_nir(foreign(), **settings)(x).bits
+    assert want.any()
+    weight = foreign().nodes["fc"].weight
+    for parameters in (nn.Parameter(torch.from_numpy(weight)), weight.tolist()):
+        graph = foreign()
+        graph.nodes["fc"].weight = parameters
+        graph.nodes["fc"].bias = torch.zeros(4, requires_grad=True)
+        graph.nodes["lif"].r, graph.nodes["lif"].v_threshold = torch.ones(4), 1
+        graph.nodes["lif"].v_reset = None
+        for shape in ((6,), {"input": (6,)}, {"input": torch.tensor([6])}, {"input": None}, None, {}, [6.0]):
+            graph.nodes["in"].input_type = shape
+            graph.nodes["out"].output_type = None if shape is None else {"output": [4]}
+            same(from_nir(graph, **settings)(x).bits, want)
+
+
+def test_unknown_shapes_come_from_what_is_behind_them():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0.2, 0.5, (4, 2, 3, 3)).astype(np.float32)
+    nodes = {
+        "in": nir.Input(None),
+        "conv": nir.Conv2d(None, weight, 1, 0, 1, 1, np.zeros(4, np.float32)),
+        "if": nir.IF(np.ones((4, 6, 6)), np.ones((4, 6, 6))),
+        "pool": nir.SumPool2d(2, 2, 0),
+        "pooled": nir.IF(np.ones((4, 3, 3)), np.ones((4, 3, 3))),
+        "flat": nir.Flatten(None, 0, -1),
+        "fc": nir.Linear(rng.normal(0.2, 0.5, (3, 36))),
+        "out": nir.Output(None),
+    }
+    graph = nir.NIRGraph(nodes, list(pairwise(nodes)), type_check=False)
+    net = from_nir(graph, time_steps=8, encoding="spikes", dt=1.0, reset="subtract")
+    assert {x.dtype for x in net.parameters()} == {torch.float64}  # that of the widest
+    assert net(SpikeTrain.from_dense(train(8, 5, 2, 8, 8, seed=0).double())).shape == (5, 3)
+    graph.nodes["fc"].weight = np.ones((3, 35))
+    with pytest.raises(ValueError, match=r"fc \(Linear\): its input must be \[N, 35\], got \[N, 36\]"):
+        from_nir(graph, time_steps=8, encoding="spikes", dt=1.0, reset="subtract")
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -263,28 +340,39 @@ def test_what_cannot_be_exported_is_named():
         def forward(self, x):
             return self.b(self.a(x)), self.a(x)
 
+    def refused(net, x, *lines):
+        with pytest.raises(ValueError, match=r"^to_nir: model must be made of Encode") as caught:
+            to_nir(net, x)
+        got = str(caught.value).split("\n")[1:]
+        assert len(got) == len(lines), got
+        for line, want in zip(got, lines, strict=True):
+            assert line.startswith(f"  {want}"), got
+
     x = SpikeTrain.from_dense(torch.ones(8, 1, 4))
-    with pytest.raises(ValueError, match=r"to_nir: model must be a chain of Encode(.|\n)*a \(TandemLinear\)"):
-        to_nir(Skip(), x)
+    refused(Skip(), x, "output: it must be one value")
     net = nn.Sequential(Encode(8), TandemConv2d(2, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Softmax(1), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match=r"  2 \(MaxPool2d\)\n  4 \(Softmax\)$"):
-        to_nir(net, IMAGES)
-    with pytest.raises(ValueError, match=r"  3 \(Linear\): nothing may follow the read-out"):
-        to_nir(nn.Sequential(TandemLinear(4, 4), Decode(), nn.Linear(4, 4), nn.Linear(4, 4)), x)
-    net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3, padding=1), SpikingMaxPool2d(2), SpikingAvgPool2d(2), Decode())
-    with pytest.raises(ValueError, match=r"  2 \(SpikingMaxPool2d\)\n  3 \(SpikingAvgPool2d\)$"):
-        to_nir(net, IMAGES)
-    net = nn.Sequential(Encode(8), TandemConvTranspose2d(2, 2, 3), TandemConv1d(2, 2, 3))
-    with pytest.raises(ValueError, match=r"  1 \(TandemConvTranspose2d\)\n  2 \(TandemConv1d\)$"):
-        to_nir(net, IMAGES)
-    with pytest.raises(ValueError, match=r"tandemadd \(TandemAdd\)"):
-        to_nir(TandemAdd(TandemLinear(4, 4), nn.Identity()), x)
+    refused(net, IMAGES, "2 (MaxPool2d): NIR has no node for it", "4 (Softmax): NIR has no node for it")
+    net = nn.Sequential(TandemLinear(4, 4), nn.Linear(4, 4))
+    refused(net, x, "1 (Linear): its input must be current, got spikes; put it behind Decode")
+    net = nn.Sequential(TandemLinear(4, 4), Decode(), Encode(8), TandemLinear(4, 4))
+    refused(net, x, "2 (Encode): its input must be real, got current")
+    net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3, padding=1), SpikingMaxPool2d(2), Decode())
+    refused(net, IMAGES, "2 (SpikingMaxPool2d): NIR has no max pooling; pool averages, or let the convolution stride")
+    net = nn.Sequential(Encode(8), TandemConvTranspose2d(2, 2, 3, stride=2))
+    refused(net, IMAGES, "1 (TandemConvTranspose2d): its stride must be 1 (NIR has no transposed convolution)")
+    refused(TandemAdd(TandemLinear(4, 4), nn.Identity()), x, "tandemadd (TandemAdd): it must have 2 inputs, got 1")
     net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3, padding=1, padding_mode="circular"))
-    with pytest.raises(ValueError, match=r"1 \(TandemConv2d\): padding_mode must be 'zeros', got 'circular'"):
-        to_nir(net, IMAGES)
+    refused(net, IMAGES, "1 (TandemConv2d): padding_mode must be 'zeros', got 'circular'")
+    net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3), SpikingAdaptiveAvgPool2d(4), TandemConv2d(2, 2, 3))
+    refused(net, IMAGES, "3 (TandemConv2d): the pooling in front of it has windows of different sizes")
+    refused(nn.Sequential(Encode(8), nn.Flatten()), IMAGES, "output: it must come from a tandem layer")
     wide = SpikeTrain.from_dense(torch.ones(8, 1, 3, 4))
-    with pytest.raises(ValueError, match=r"0 \(TandemLinear\): its input must be \[N, F\], got \[1, 3, 4\]"):
-        to_nir(nn.Sequential(TandemLinear(4, 4)), wide)
+    refused(nn.Sequential(TandemLinear(4, 4)), wide, "0 (TandemLinear): its input must be [N, F], got [1, 3, 4]")
+    layer = TandemLinear(4, 4)
+    nn.init.constant_(layer.bias[1:2], math.nan)
+    refused(layer, x, "tandemlinear (TandemLinear): its weights and bias must be finite, got NaN or infinite ones")
+    with pytest.raises(ValueError, match=r"to_nir: sample must be \[N, ...\] and not empty, got \[0, 2, 8, 9\]"):
+        to_nir(network(), IMAGES[:0])
 
 
 def test_what_cannot_be_imported_is_named():
@@ -297,7 +385,7 @@ def test_what_cannot_be_imported_is_named():
 
     weights = nir.Linear(np.eye(3, dtype=np.float32))
     cases = {
-        r"cuba \(CubaLIF\)\n  li \(LI\)": graph(
+        r"cuba \(CubaLIF\): .*\n  li \(LI\)": graph(
             w=weights,
             cuba=nir.CubaLIF(shape, shape, shape, shape, shape),
             li=nir.LI(shape, shape, shape),
@@ -316,12 +404,12 @@ def test_what_cannot_be_imported_is_named():
         r"d \(Delay\)": graph(d=nir.Delay(shape)),
     }
     for message, bad in cases.items():
-        with pytest.raises(ValueError, match=r"from_nir: source must be a chain of(.|\n)*" + message):
-            from_nir(bad, time_steps=8, encoding="spikes", dt=1.0)
+        with pytest.raises(ValueError, match=r"from_nir: source must be made of(.|\n)*" + message):
+            from_nir(bad, time_steps=8, encoding="spikes", dt=1.0, reset="subtract")
     looped = graph(w=weights, n=nir.IF(shape, shape))
     looped.edges.append(("n", "w"))
-    with pytest.raises(ValueError, match=r"w \(Linear\): it must have one input and one output"):
-        from_nir(looped, time_steps=8, encoding="spikes", dt=1.0)
+    with pytest.raises(ValueError, match=r"  n, out, w: on a cycle or behind one"):
+        from_nir(looped, time_steps=8, encoding="spikes", dt=1.0, reset="subtract")
 
 
 def test_bad_arguments(tmp_path: Path):
@@ -354,6 +442,43 @@ def test_bad_arguments(tmp_path: Path):
     graph.metadata.clear()
     with pytest.raises(ValueError, match="from_nir: time_steps must be given"):
         from_nir(graph)
+
+
+@pytest.mark.parametrize("place", ["weight", "bias", "v_threshold", "r"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused(place: str, value: float):
+    graph = foreign()
+    node = "fc" if place in ("weight", "bias") else "lif"
+    getattr(graph.nodes[node], place)[1] = value
+    with pytest.raises(ValueError, match=rf"{node} \(.*\): {place} must be finite, got NaN or infinite values"):
+        from_nir(graph, time_steps=8, encoding="spikes", dt=1.0, reset="subtract")
+
+
+def test_files_that_cannot_be_written(tmp_path: Path):
+    x, net = SpikeTrain.from_dense(torch.ones(8, 1, 4)), TandemLinear(4, 4)
+    with pytest.raises(FileNotFoundError, match="to_nir: path cannot be written: No such file or directory") as caught:
+        to_nir(net, x, tmp_path / "no folder" / "net.nir")
+    assert caught.value.filename == str(tmp_path / "no folder" / "net.nir")
+    with pytest.raises(IsADirectoryError, match="to_nir: path cannot be written"):
+        to_nir(net, x, tmp_path)
+    with pytest.raises(IsADirectoryError):
+        from_nir(tmp_path)
+    if Path("/dev/full").exists():
+        with pytest.raises(OSError, match="to_nir: path cannot be written: No space left on device"):
+            to_nir(net, x, "/dev/full")
+
+
+@pytest.mark.parametrize(("version", "good"), [("1.0.4", False), ("0.9", False), ("1.0.7", True), ("1.1.dev3", True)])
+def test_versions_of_nir(monkeypatch: pytest.MonkeyPatch, version: str, good: bool):
+    """Older graphs have other fields, and every error would be about these."""
+    path = Path(tandem_cuda.__file__).parent / "exchange.py"
+    spec = importlib.util.spec_from_file_location("tandem_cuda.exchange_again", path)
+    monkeypatch.setattr(nir, "__version__", version)
+    if good:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    else:
+        with pytest.raises(ImportError, match=rf"needs nir >= 1\.0\.7 and nirtorch \(got nir {version}.*pip install"):
+            spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def test_missing_extra_is_named(tmp_path: Path):

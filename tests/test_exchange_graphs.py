@@ -1,0 +1,289 @@
+"""NIR graphs with branches, pooling and all kinds of convolutions: an independent interpreter counts the same spikes.
+
+Weights are dyadic, so that sums are exact in any order and every comparison is.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from exact import dyadic, same, train
+from tandem_cuda import (
+    IF,
+    LIF,
+    Decode,
+    Encode,
+    SpikeTrain,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    TandemAdd,
+    TandemConv1d,
+    TandemConv2d,
+    TandemConvTranspose2d,
+    TandemDropout,
+    TandemLinear,
+    convert,
+    freeze,
+)
+
+nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
+pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
+
+from nir_interpreter import executed  # noqa: E402 (only where the extra is there)
+from tandem_cuda.exchange import from_nir, to_nir  # noqa: E402
+
+STEPS = 8
+
+
+def filled(net: nn.Module) -> nn.Module:
+    """Dyadic weights that make neurons fire, and batch norm that is a dyadic map."""
+    for seed, module in enumerate(net.modules()):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.eps = 0.0
+            module.weight.data = 0.75 + dyadic(len(module.weight), seed=seed, scale=4) / 4
+            module.bias.data = 0.5 + dyadic(len(module.bias), seed=seed + 1, scale=4) / 2
+            module.running_mean = dyadic(len(module.running_mean), seed=seed + 2, scale=4)
+        elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)):
+            size = 2.0 ** round(np.log2(2.5 * module.weight[0].numel() ** -0.5))
+            module.weight.data = size * (dyadic(*module.weight.shape, seed=seed) + 0.125)
+            if module.bias is not None:
+                module.bias.data = 1 + dyadic(len(module.bias), seed=seed + 1)
+    return net.eval()
+
+
+def steps_of(x: Tensor | SpikeTrain, mode: str) -> list[Tensor]:
+    if isinstance(x, SpikeTrain):
+        return list(x.to_dense())
+    return [x if mode == "constant" or t == 0 else torch.zeros_like(x) for t in range(STEPS)]
+
+
+def result(net: nn.Module, x: Tensor | SpikeTrain) -> Tensor:
+    with torch.no_grad():
+        y = net(x)
+    return y.count if isinstance(y, SpikeTrain) else y
+
+
+def exchanged(net: nn.Module, x: Tensor | SpikeTrain, path: Path) -> tuple[nir.NIRGraph, nn.Module]:
+    """Export, execute, import, and compare; returns the graph and what was imported from its file."""
+    graph = to_nir(net, x, path / "net.nir")
+    want = result(net, x)
+    if isinstance(x, Tensor) or x.amplitude == 1:
+        assert len(want.unique()) > 2
+    assert want.dtype == torch.float32
+    same(executed(graph, steps_of(x, graph.metadata["encoding"])).float(), want)
+    plain = SpikeTrain(x.bits, x.time_steps) if isinstance(x, SpikeTrain) else x
+    for source in (graph, path / "net.nir"):
+        back = from_nir(source)
+        same(result(back, plain), want)
+    again = to_nir(back, plain)
+    assert len(again.nodes) == len(graph.nodes)
+    assert len(again.edges) == len(graph.edges)
+    same(result(from_nir(again), plain), want)
+    return graph, back
+
+
+IMAGES = (torch.randint(0, 9, (3, 2, 9, 10), generator=torch.Generator().manual_seed(0)) / 8).float()
+
+
+def spikes(*shape: int, amplitude: float = 1.0) -> SpikeTrain:
+    bits = SpikeTrain.from_dense(train(STEPS, 3, *shape, seed=1, rate=0.4).float()).bits
+    return SpikeTrain(bits, STEPS, amplitude=amplitude)
+
+
+def images(*layers: nn.Module, mode: str = "constant", neuron: IF | LIF = IF()) -> nn.Sequential:
+    return nn.Sequential(Encode(STEPS, mode), TandemConv2d(2, 4, 3, padding=1, neuron=neuron), *layers)
+
+
+class Residual(nn.Module):
+    """A block whose shortcut is the identity, and one that changes channels and strides."""
+
+    def __init__(self, amplitude: float = 1.0, mode: str = "constant") -> None:
+        super().__init__()
+        neuron = IF(0.5, amplitude=amplitude)
+        self.stem = images(mode=mode, neuron=neuron)
+        self.conv1 = TandemConv2d(4, 4, 3, padding=1, bias=False, norm="batch", neuron=neuron)
+        self.add1 = TandemAdd(TandemConv2d(4, 4, 3, padding=1, norm="batch"), nn.Identity(), neuron=neuron)
+        self.conv2 = TandemConv2d(4, 6, 3, 2, 1, norm="batch", neuron=neuron)
+        self.add2 = TandemAdd(
+            TandemConv2d(6, 6, 3, padding=1, norm="batch"), TandemConv2d(4, 6, 1, 2, norm="batch"), neuron=neuron
+        )
+        self.pool = SpikingAdaptiveAvgPool2d(1)
+        self.decode, self.out = Decode(), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.add1(self.conv1(x), x)
+        x = self.add2(self.conv2(x), x)
+        return self.out(self.decode(self.pool(x).flatten(1)))
+
+
+@pytest.mark.parametrize("mode", ["constant", "impulse"])
+@pytest.mark.parametrize("amplitude", [1.0, 0.5])
+def test_residual_network(tmp_path: Path, amplitude: float, mode: str) -> None:
+    graph, back = exchanged(filled(Residual(amplitude, mode)), IMAGES, tmp_path)
+    assert sum(target == "add1_neurons" for _, target in graph.edges) == 2
+    assert ("stem_1_neurons", "add1_neurons") in graph.edges or amplitude != 1
+    assert isinstance(back, fx.GraphModule)
+    same(freeze(back)(IMAGES), result(back, IMAGES))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (SpikingAvgPool2d(2),),
+        (SpikingAvgPool2d(3, 2),),
+        (SpikingAvgPool2d(3, 2, padding=1, threshold=0.5),),
+        (SpikingAvgPool2d(2, ceil_mode=True, divisor_override=3),),
+        (SpikingAvgPool2d((1, 4), (2, 3), divisor_override=2),),
+        (
+            SpikingAvgPool2d(3, 1, padding=1, count_include_pad=False),
+            nn.Flatten(),
+            TandemLinear(360, 9, neuron=IF(8.0)),
+        ),
+        (SpikingAdaptiveAvgPool2d(1),),
+        (SpikingAdaptiveAvgPool2d((3, 5)),),
+        (
+            SpikingAdaptiveAvgPool2d((7, 12)),
+            nn.Identity(),
+            nn.Flatten(),
+            TandemDropout(),
+            TandemLinear(336, 9, neuron=IF(8.0)),
+        ),
+        (SpikingAvgPool2d(2), TandemConv2d(4, 6, 3, neuron=LIF(0.75, 0.5))),
+        (TandemConv2d(4, 6, (2, 4), padding="same", groups=2),),
+        (TandemConvTranspose2d(4, 6, 3, padding=1),),
+        (TandemConvTranspose2d(4, 6, (3, 2), dilation=(2, 3), output_padding=(1, 2), groups=2),),
+        (SpikingAdaptiveAvgPool2d(1), TandemConvTranspose2d(4, 6, (3, 2), stride=2, output_padding=1)),
+        (Decode(), nn.Conv2d(4, 5, 3, 2), nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(10, 3)),
+        (Decode(), nn.AvgPool2d((4, 2)), nn.Flatten(2)),
+    ],
+    ids=str,
+)
+def test_layers(tmp_path: Path, layers: tuple[nn.Module, ...]) -> None:
+    """Pooling, whatever its windows, transposed convolutions and read-outs."""
+    exchanged(filled(images(*layers)), IMAGES, tmp_path)
+
+
+def test_pools_are_exact_nodes() -> None:
+    """Means where divisors are powers of two, else sums with the threshold of as many: both are whole numbers."""
+    kinds = []
+    for pool in (SpikingAvgPool2d(2), SpikingAvgPool2d(3), SpikingAvgPool2d(3, padding=1)):
+        graph = to_nir(filled(images(pool)), IMAGES)
+        kinds.append((type(graph.nodes["layer_2_windows"]), float(graph.nodes["layer_2_neurons"].v_threshold.max())))
+    assert kinds == [(nir.AvgPool2d, 1.0), (nir.SumPool2d, 9.0), (nir.Conv2d, 9.0)]
+
+
+def test_one_dimension(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = TandemConv1d(3, 4, 3, padding=1, neuron=IF(0.5, amplitude=0.25))
+            self.second = TandemConv1d(4, 4, 4, padding="same", groups=2, dilation=2)
+            self.add = TandemAdd(TandemConv1d(4, 4, 1), nn.Identity(), neuron=IF(0.5))
+            self.third = TandemConv1d(4, 5, 2, stride=3)
+            self.decode, self.out = Decode(), nn.Conv1d(5, 2, 2)
+
+        def forward(self, x: SpikeTrain) -> Tensor:
+            x = self.first(x)
+            return self.out(self.decode(self.third(self.add(self.second(x), x))))
+
+    exchanged(filled(Net()), spikes(3, 17), tmp_path)
+
+
+@pytest.mark.parametrize("amplitude", [1.0, 0.5])
+def test_features(tmp_path: Path, amplitude: float) -> None:
+    """The same spikes twice into one join, one whose spikes do not weigh 1, and one that Decode alone reads."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = TandemLinear(12, 7, neuron=IF(0.5, amplitude=amplitude))
+            self.twice = TandemAdd(nn.Identity(), nn.Identity(), TandemLinear(12, 7), neuron=IF(amplitude=amplitude))
+            self.decode = Decode()
+
+        def forward(self, x: SpikeTrain) -> Tensor:
+            y = self.first(x)
+            return self.decode(self.twice(y, y, x))
+
+    net, x = filled(Net()), spikes(12, amplitude=0.75)
+    graph = to_nir(net, x, tmp_path / "net.nir")
+    want = result(net, x)
+    assert len(want.unique()) > 2
+    same(executed(graph, steps_of(x, "spikes")).float(), want)
+    same(result(from_nir(tmp_path / "net.nir"), SpikeTrain(x.bits, STEPS)), want)
+
+
+def test_layers_that_run_twice(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.again = TandemLinear(12, 7), TandemLinear(7, 7)
+
+        def forward(self, x: SpikeTrain) -> SpikeTrain:
+            return self.again(self.again(self.first(x)))
+
+    graph, _ = exchanged(filled(Twice()), spikes(12), tmp_path)
+    assert [name for name in graph.nodes if name.startswith("again")] == [
+        "again",
+        "again_neurons",
+        "again_",
+        "again_neurons_",
+    ]
+
+
+def test_a_converted_network(tmp_path: Path) -> None:
+    """With branches, batch norm and a mean over all pixels, as an ANN has them."""
+
+    class ANN(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.norm1 = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+            self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+            self.pool, self.conv3, self.out = nn.AvgPool2d(2), nn.Conv2d(4, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm1(self.conv1(x)).relu()
+            x = (self.norm2(self.conv2(x)) + x).relu()
+            x = self.conv3(self.pool(x)).relu().mean((2, 3))
+            return self.out(x.view(-1, 8))
+
+    net = convert(filled(ANN()), STEPS)
+    for name in net.spiking_layers:
+        net.snn.get_submodule(name).neuron = IF(0.5, amplitude=0.5)
+    exchanged(net, IMAGES, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+def test_torchvision(tmp_path: Path, name: str) -> None:
+    """For small images: without the stem's pooling, with average pooling in place of the others."""
+    models = pytest.importorskip("torchvision").models
+    ann = models.get_model(name, num_classes=10)
+    if name == "resnet18":
+        ann.conv1, ann.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    else:  # narrower read-outs: two of 4096 are all that takes time
+        ann.classifier = nn.Sequential(nn.Linear(25088, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
+    for path, module in list(ann.named_modules()):
+        if isinstance(module, nn.MaxPool2d):
+            ann.set_submodule(path, nn.AvgPool2d(module.kernel_size, module.stride))
+    net = convert(filled(ann), STEPS)
+    for path in net.spiking_layers:
+        net.snn.get_submodule(path).neuron = IF(0.5, amplitude=0.5)
+    x = (torch.randint(0, 9, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0)) / 8).float()
+    graph, _ = exchanged(net, x, tmp_path)
+    size = sum(
+        values.size for node in graph.nodes.values() for values in vars(node).values() if hasattr(values, "size")
+    )
+    neurons = sum(node.v_threshold.size for node in graph.nodes.values() if isinstance(node, nir.IF))
+    assert size < 1.2 * sum(p.numel() for p in net.parameters()) + 4 * neurons
+
+
+def test_long_chains() -> None:
+    """Time and size grow with the number of layers, not with its square."""
+    layers = [TandemLinear(3, 3) for _ in range(300)]
+    graph = to_nir(nn.Sequential(*filled(nn.Sequential(*layers))), spikes(3))
+    assert len(graph.nodes) == 2 + 2 * len(layers)
+    assert len(from_nir(graph)) == len(layers)
