@@ -20,6 +20,7 @@ from .neuron import IF, LIF, Neuron
 from .nn import (
     Decode,
     Encode,
+    SpikeWindows,
     SpikingAdaptiveAvgPool2d,
     SpikingAvgPool2d,
     SpikingMaxPool2d,
@@ -48,8 +49,8 @@ class TandemNetwork(nn.Module):
     spiking_layers: tuple[str, ...]
     """Names in ``snn`` of the layers with neurons (pooling aside), in order of execution: tandem layers and joins."""
     levels: dict[str, float] | None
-    """By name of a spiking layer, T * threshold: the activation at which it fires at every step. As calibration found
-    it, for :func:`convert` to be given again; None without calibration."""
+    """By name of a spiking layer, T * threshold: the activation at which it fires at every step; and the same of
+    averages that have neurons. As calibration found it, for :func:`convert` to be given again; None without."""
 
     def __init__(
         self,
@@ -178,8 +179,10 @@ def convert(
     learning: Wu et al., "Progressive Tandem Learning for Pattern Recognition with Deep Spiking Neural Networks", 2022,
     doi:10.1109/TPAMI.2021.3114196). A spike then weighs a threshold (``IF.amplitude``), and the input is divided by T
     in mode "constant", so that amplitude * count approximates the ANN's activation, and weights, biases and batch norms
-    hold as they are. In deep networks the errors of rounding to whole spikes add up; training on, with gradients
-    through the ANN as always, is for taking them back.
+    hold as they are. Average pooling then rounds nothing: the read-out averages decoded counts, and into spiking
+    weights it is folded (:class:`SpikeWindows`), where its windows have one size that the image does not decide; else
+    its neurons get a level of their own. In deep networks the errors of rounding to whole spikes add up; training on,
+    with gradients through the ANN as always, is for taking them back.
 
     With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, ``Decode``, and behind it the ANN as
     it is (Wu et al. 2022). As all stages share the ANN's parameters, the next stage is a conversion with k + 1. Layers
@@ -195,7 +198,8 @@ def convert(
         neuron: of every spiking layer; with ``calibrate`` IF(...), whose threshold and amplitude are replaced.
         calibrate: inputs of the ANN: a batch, or an iterable of batches, or of tuples that begin with one, as a
             DataLoader yields them. Run through the ANN in eval mode without gradient. Or what came of it before,
-            ``TandemNetwork.levels``, which hold for any T; those of layers that this network has not are ignored.
+            ``TandemNetwork.levels``, which hold for any T; those of layers that this network has not are ignored, and
+            averages without a level fire at that of the layer they average over.
         percentile: of a layer's activations in a batch, in (0, 100]; averaged over the batches.
         spiking_layers: how many spike, from 1 to all of them; by default all. For less than all ``calibrate`` must be
             given: the ANN behind the cut expects its activations, not counts.
@@ -247,18 +251,19 @@ def convert(
         return TandemNetwork(snn, ann, names)
     assert isinstance(neuron, IF)
     if isinstance(calibrate, Mapping):
-        levels = _checked_levels(names, calibrate)
+        levels = _checked_levels(names, [name for _, name, _ in conversion.pools], calibrate)
     else:
         batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
-        nodes = [node for node, _ in conversion.neurons]
-        levels = dict(zip(names, _percentiles(ann, graph, nodes, batches, percentile), strict=True))
-    for name, level in levels.items():
-        if not level > 0:
-            raise ValueError(
-                f"convert: calibrate must make every layer active, but behind {name} the ANN is never positive"
-            )
+        measured = [*conversion.neurons, *((node, name) for node, name, _ in conversion.pools)]
+        levels = _percentiles(ann, graph, measured, batches, percentile)
+    for name in names:
         layer: Any = snn.get_submodule(name)
-        layer.neuron = replace(neuron, threshold=level / time_steps, amplitude=level / time_steps)
+        layer.neuron = replace(neuron, threshold=levels[name] / time_steps, amplitude=levels[name] / time_steps)
+    for _, name, source in conversion.pools:  # in the order of execution, so that a source has its level
+        below = time_steps if source is None else levels[source]
+        level = levels[name] = min(levels.get(name, below), below)  # no average is larger than what it is of
+        pool: Any = snn.get_submodule(name)
+        pool.threshold = pool.amplitude = level / below
     return TandemNetwork(snn, ann, names, levels)
 
 
@@ -285,38 +290,49 @@ def _cut(whole: _Conversion, count: int, again: Callable[[set[fx.Node]], _Conver
 class _Recorder(fx.Interpreter):
     """Runs the ANN and keeps the percentile of what the nodes named put out."""
 
-    def __init__(self, ann: nn.Module, graph: fx.Graph, nodes: list[fx.Node], percentile: float) -> None:
+    def __init__(self, ann: nn.Module, graph: fx.Graph, measured: list[tuple[fx.Node, str]], percentile: float) -> None:
         super().__init__(ann, graph=graph)
-        self.levels: dict[fx.Node, float] = dict.fromkeys(nodes, 0.0)
+        self.names = dict(measured)
+        self.levels: dict[str, float] = {}
         self.percentile = percentile
 
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
-        if n in self.levels and out.numel():
-            rank = max(1, math.ceil(self.percentile / 100 * out.numel()))
-            level = float(out.flatten().kthvalue(rank).values)
-            self.levels[n] = level if level > 0 else float(out.max())  # where hardly any neuron is active
+        if n in self.names:
+            self.levels[self.names[n]] = self._level(self.names[n], out)
         return out
 
+    def _level(self, name: str, out: Tensor) -> float:
+        if not out.isfinite().all():
+            raise ValueError(f"convert: activations of the ANN must be finite, got NaN or infinity behind {name}")
+        if not out.numel():
+            return 0.0
+        rank = max(1, math.ceil(self.percentile / 100 * out.numel()))
+        level = float(out.flatten().kthvalue(rank).values)
+        return level if level > 0 else float(out.max())  # where hardly any neuron is active
 
-def _checked_levels(names: list[str], levels: Mapping[str, float]) -> dict[str, float]:
-    """Those of the layers that there are, all of them."""
+
+def _checked_levels(names: list[str], pools: list[str], levels: Mapping[str, float]) -> dict[str, float]:
+    """Those of the layers that there are, all of them; and of the pools that it has."""
     missing = [name for name in names if name not in levels]
     if missing:
         raise ValueError(f"convert: calibrate must hold a level for each spiking layer, got none for {missing}")
-    for name in names:
-        checks.check_number("convert", f"calibrate[{name!r}]", levels[name])
-        if not math.isfinite(levels[name]):
-            raise ValueError(f"convert: calibrate[{name!r}] must be finite, got {levels[name]}")
-    return {name: float(levels[name]) for name in names}
+    found = {name: levels[name] for name in [*names, *pools] if name in levels}
+    for name, level in found.items():
+        checks.check_number("convert", f"calibrate[{name!r}]", level)
+        if not math.isfinite(level):
+            raise ValueError(f"convert: calibrate[{name!r}] must be finite, got {level}")
+        if not level > 0:
+            raise ValueError(f"convert: calibrate[{name!r}] must be positive, got {level}")
+    return {name: float(level) for name, level in found.items()}
 
 
 def _percentiles(
-    ann: nn.Module, graph: fx.Graph, nodes: list[fx.Node], batches: Iterable[Any], percentile: float
-) -> list[float]:
-    """Of the activations behind each of the nodes, the mean over batches."""
-    recorder = _Recorder(ann, graph, nodes, percentile)
-    totals, count = [0.0] * len(nodes), 0
+    ann: nn.Module, graph: fx.Graph, measured: list[tuple[fx.Node, str]], batches: Iterable[Any], percentile: float
+) -> dict[str, float]:
+    """Of what the nodes put out, by the names that go with them, the mean over batches."""
+    recorder = _Recorder(ann, graph, measured, percentile)
+    totals, count = {name: 0.0 for _, name in measured}, 0
     with _evaluating(ann), torch.no_grad():
         for batch in batches:
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
@@ -324,12 +340,20 @@ def _percentiles(
                 raise ValueError(
                     f"convert: calibrate must yield batches of at least one sample, got {type(x).__name__}"
                 )
+            if not x.isfinite().all():
+                raise ValueError(f"convert: calibrate must be finite, got NaN or infinity in batch {count}")
             recorder.run(x)
-            totals = [total + recorder.levels[node] for total, node in zip(totals, nodes, strict=True)]
+            totals = {name: total + recorder.levels[name] for name, total in totals.items()}
             count += 1
     if not count:
         raise ValueError("convert: calibrate must yield at least one batch, got none")
-    return [total / count for total in totals]
+    levels = {name: total / count for name, total in totals.items()}
+    for name, level in levels.items():
+        if not level > 0:
+            raise ValueError(
+                f"convert: calibrate must make every layer active, but behind {name} the ANN is never positive"
+            )
+    return levels
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -349,6 +373,10 @@ class _Train:
     """A spike train."""
 
     node: fx.Node
+    level: str | None = None
+    """The layer whose level, over T, its spikes weigh; None of recorded spikes, which weigh 1."""
+    copies: int = 1
+    """So many neurons stand for one of the ANN, whose activation is the sum of theirs."""
 
 
 @dataclass
@@ -360,6 +388,7 @@ class _Branch:
     layer: nn.Module | None = None
     norm: nn.Module | None = None
     encoded: bool = False
+    copies: int = 1
 
 
 @dataclass
@@ -369,6 +398,30 @@ class _Current:
     branches: list[_Branch]
     then: list[Callable[[_Train], _Train]] = field(default_factory=list)
     """Done behind the neurons, though the ANN does it in front of its ReLU, which does not mind."""
+
+
+@dataclass
+class _Pooled:
+    """An average of spikes. What it goes into says what becomes of it: weights, a real value, or neurons of its own."""
+
+    node: fx.Node
+    module: nn.AvgPool2d | nn.AdaptiveAvgPool2d
+    source: _Train | _Pooled
+    then: list[Callable[[Any], Any]] = field(default_factory=list)
+    """Done to the average, whatever it is."""
+    flat: bool = False
+    made: dict[str, Any] = field(default_factory=dict)
+    """The average, by what has become of it."""
+    done: dict[str, Any] = field(default_factory=dict)
+    """The same behind ``then``."""
+
+    def folds_into(self, layer: Any) -> bool:
+        """Whether weights can take the spikes of all windows as they are, in place of their average."""
+        pool = self.module
+        alike = isinstance(pool, nn.AvgPool2d) and not pool.ceil_mode
+        if not alike or not (pool.count_include_pad or pool.divisor_override or pool.padding in (0, (0, 0))):
+            return False  # windows of different sizes, or of a size that the image decides
+        return self.flat if _kind(layer) is nn.Linear else layer.groups == 1
 
 
 class _BatchSize:
@@ -475,6 +528,8 @@ class _Conversion:
         self.problems: dict[str, str] = {}
         self.neurons: list[tuple[fx.Node, str]] = []
         """The ANN's activations, and the spiking layers in their places."""
+        self.pools: list[tuple[fx.Node, str, str | None]] = []
+        """Averages that have neurons of their own, with these, and the layer whose level the averaged spikes weigh."""
         self.before, self.last = self._order()
         for node in self.nodes:
             self.values[node] = self._converted(node)
@@ -550,17 +605,27 @@ class _Conversion:
         if isinstance(module, _NORMS):
             return self._norm(node, x, module)
         if isinstance(module, nn.Flatten):
-            return self._behind(x, lambda train: self._flattened(train, module.start_dim, module.end_dim))
+            return self._flattened(x, module.start_dim, module.end_dim)
         spiking = self._spiking(module)
         if spiking is None:
             if getattr(module, "return_indices", False):
                 return self._problem(node, "set return_indices=False: the maximum moves from step to step")
             return self._problem(node, _advice(module))
-        if isinstance(x, _Current) and isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
-            if not all(branch.layer is None for branch in x.branches):
+        if isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
+            if isinstance(x, _Current) and not all(branch.layer is None for branch in x.branches):
                 return self._problem(node, "put the ReLU in front of it: a mean of currents is no mean of spikes")
-            x = self._fired(node.all_input_nodes[0], x)
-        return self._behind(x, lambda train: self._called(train, name, spiking, node.op == "call_module"))
+            return self._averaged(node, module, x)
+        if isinstance(module, nn.MaxPool2d):
+            x = self._spikes(x) if isinstance(x, _Pooled) else x
+        return self._behind(x, lambda value: self._applied(value, node, module, spiking))
+
+    def _applied(self, value: Any, node: fx.Node, module: nn.Module, spiking: Any) -> Any:
+        """The spiking form of a module; the module itself where an average is real."""
+        if isinstance(value, _Real):
+            return self._called(value, node, module)
+        if value.copies > 1:
+            spiking.copies = value.copies
+        return self._called(value, node, spiking)
 
     def _spiking(self, module: nn.Module) -> nn.Module | None:
         if type(module) is nn.AvgPool2d:
@@ -599,11 +664,15 @@ class _Conversion:
             x = self._fired(argument, x)
         if isinstance(x, _Current):
             return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
-        return _Current([_Branch(x.node, str(node.target), module)])
+        if isinstance(x, _Pooled):
+            x = self._pooled(x, "windows" if x.folds_into(module) else "neurons")
+        return _Current([_Branch(x.node, str(node.target), module, copies=x.copies)])
 
     def _readable(self, x: Any) -> bool:
         """Whether it is a train, or a sum of trains, which is never negative and needs no ReLU."""
-        return isinstance(x, _Train) or (isinstance(x, _Current) and all(b.layer is None for b in x.branches))
+        return isinstance(x, (_Train, _Pooled)) or (
+            isinstance(x, _Current) and all(b.layer is None for b in x.branches)
+        )
 
     def _norm(self, node: fx.Node, x: Any, norm: Any) -> Any:
         branch = x.branches[0] if isinstance(x, _Current) and len(x.branches) == 1 and not x.then else None
@@ -623,7 +692,7 @@ class _Conversion:
             return self._sum(node, arguments)
         if isinstance(x, _Shape) and target is operator.getitem and arguments[1] == 0:
             return _BatchSize()
-        if not isinstance(x, (_Train, _Current)):
+        if not isinstance(x, (_Train, _Pooled, _Current)):
             return self._problem(node, _NOTHING_ELSE)
         if target == "size":
             return _Shape() if len(arguments) == 1 else _BatchSize() if arguments[1:] == [0] else self._sized(node)
@@ -641,12 +710,12 @@ class _Conversion:
         if target in (torch.flatten, "flatten"):
             dims = inspect.signature(lambda x, start_dim=0, end_dim=-1: None).bind(*node.args, **node.kwargs)
             dims.apply_defaults()
-            return self._behind(x, lambda train: self._flattened(train, *dims.args[1:]))
+            return self._flattened(x, *dims.args[1:])
         if target in ("view", "reshape", torch.reshape):
             return self._reshaped(node, x, arguments[1:])
         if target in (torch.mean, "mean"):
             return self._mean(node, x)
-        if target == "contiguous" and isinstance(x, _Train):
+        if target == "contiguous" and isinstance(x, (_Train, _Pooled)):
             return x
         return self._problem(node, _NOTHING_ELSE)
 
@@ -663,8 +732,13 @@ class _Conversion:
         if not (isinstance(batch, _BatchSize) or batch == -1) or not isinstance(features, int):
             return self._sized(node)
         if features == -1:
-            return self._behind(x, lambda train: self._flattened(train, 1, -1))
-        return self._behind(x, lambda train: _Train(self.graph.call_function(flattened_to, (train.node, features))))
+            return self._flattened(x, 1, -1)
+
+        def step(value: Any) -> Any:
+            size = features * getattr(value, "copies", 1)
+            return replace(value, node=self.graph.call_function(flattened_to, (value.node, size)))
+
+        return self._behind(x, step, flat=True)
 
     def _mean(self, node: fx.Node, x: Any) -> Any:
         given = inspect.signature(lambda x, dim=None, keepdim=False: None).bind(*node.args, **node.kwargs)
@@ -674,17 +748,22 @@ class _Conversion:
             return self._problem(node, "use nn.AdaptiveAvgPool2d(1): of spikes, only the mean over all pixels is known")
         if not self._readable(x):
             return self._problem(node, "put the ReLU in front of it: a mean of currents is no mean of spikes")
-        train = x if isinstance(x, _Train) else self._fired(node.all_input_nodes[0], x)
-        pooled = self._called(train, node.name, SpikingAdaptiveAvgPool2d(1, engine=self.engine))
+        pooled = self._averaged(node, nn.AdaptiveAvgPool2d(1), x)
         return pooled if keepdim else self._flattened(pooled, 1, -1)
+
+    def _averaged(self, node: fx.Node, module: Any, x: Any) -> Any:
+        """Average pooling of spikes. With calibration there is more that can become of it than neurons."""
+        x = self._fired(node.all_input_nodes[0], x) if isinstance(x, _Current) else x
+        pooled = _Pooled(node, module, x)
+        return pooled if self.scaled else self._spikes(pooled)
 
     def _sum(self, node: fx.Node, values: list[Any]) -> Any:
         branches: list[_Branch] = []
         for argument, x in zip(node.args, values, strict=True):
             if isinstance(x, _Current) and not x.then and len(argument.users) == 1:  # type: ignore[union-attr]
                 branches += x.branches
-            elif isinstance(x, _Train):
-                branches.append(_Branch(x.node))
+            elif isinstance(x, (_Train, _Pooled)):
+                branches.append(_Branch(self._spikes(x).node))
             elif isinstance(x, _Current):
                 return self._problem(node, "put a ReLU in front of what is pooled or used twice before it is added")
             else:
@@ -721,15 +800,45 @@ class _Conversion:
         if isinstance(x, _Current):
             x = self._fired(node, x)
             self.values[node] = x
+        return self._decoded(x).node
+
+    def _decoded(self, x: Any) -> Any:
         if isinstance(x, _Real):
-            return x.node
+            return x
+        if isinstance(x, _Pooled):
+            return self._pooled(x, "real")
         if x.node not in self.decoded:
             name = self._register("decode", Decode())
             real = self.graph.call_module(name, (x.node,))
             if self.spiking is not None:  # the ANN writes in place and asks for views where it likes
                 real = self.graph.call_method("clone", (real,), {"memory_format": torch.contiguous_format})
             self.decoded[x.node] = real
-        return self.decoded[x.node]
+        return _Real(self.decoded[x.node])
+
+    def _pooled(self, x: _Pooled, form: str) -> Any:
+        """An average as the "real" mean of counts; as "neurons"; or as the spikes of its "windows", side by side."""
+        if form not in x.made:
+            pool: Any = x.module
+            if form == "real":
+                x.made[form] = self._called(self._decoded(x.source), x.node, pool)
+            elif form == "windows":
+                windows = SpikeWindows(pool.kernel_size, pool.stride, pool.padding, pool.divisor_override)
+                x.made[form] = replace(self._called(self._spikes(x.source), x.node, windows), copies=windows.size)
+            else:
+                train = self._called(self._spikes(x.source), x.node, self._spiking(pool))
+                name = str(train.node.target)
+                self.pools.append((x.node, name, train.level))
+                x.made[form] = replace(train, level=name)
+        if form not in x.done:
+            x.done[form] = x.made[form]
+            for step in x.then:
+                x.done[form] = step(x.done[form])
+        return x.done[form]
+
+    def _spikes(self, x: Any) -> _Train:
+        """A train, of neurons if it is an average."""
+        train: _Train = self._pooled(x, "neurons") if isinstance(x, _Pooled) else x
+        return train
 
     def _encode(self, x: fx.Node) -> fx.Node:
         if x not in self.encoded:
@@ -738,9 +847,9 @@ class _Conversion:
             self.encoded[x] = self.graph.call_module(name, (x,))
         return self.encoded[x]
 
-    def _fired(self, node: fx.Node, x: Any) -> _Train:
-        """The neurons in place of the ReLU ``node``."""
-        if isinstance(x, _Train):
+    def _fired(self, node: fx.Node, x: Any) -> Any:
+        """The neurons in place of the ReLU ``node``, which leaves spikes and averages of spikes as they are."""
+        if isinstance(x, (_Train, _Pooled)):
             return x
         if len(x.branches) == 1 and x.branches[0].layer is not None:
             (branch,) = x.branches
@@ -751,7 +860,7 @@ class _Conversion:
             module = TandemAdd(*branches, neuron=self.neuron, engine=self.engine)
         name = self._register(name, module, replaces=len(x.branches) == 1)
         self.neurons.append((node, name))
-        train = _Train(self.graph.call_module(name, tuple(branch.source for branch in x.branches)))
+        train = _Train(self.graph.call_module(name, tuple(branch.source for branch in x.branches)), name)
         for step in x.then:
             train = step(train)
         return train
@@ -765,8 +874,11 @@ class _Conversion:
             for name in inspect.signature(_kind(module)).parameters
             if name not in ("bias", "device", "dtype")
         }
-        layer = tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.engine)
-        layer.norm = branch.norm  # type: ignore[assignment]
+        inputs = "in_features" if "in_features" in arguments else "in_channels"
+        arguments[inputs] *= branch.copies
+        layer: Any = tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.engine)
+        layer.copies = branch.copies
+        layer.norm = branch.norm
         for name in ("weight", "bias"):
             owner, key = _owner(module, name)
             setattr(layer, name, getattr(owner, key))
@@ -783,14 +895,22 @@ class _Conversion:
         self.modules[unique] = module
         return unique
 
-    def _called(self, train: _Train, name: str, module: nn.Module, replaces: bool = False) -> _Train:
-        return _Train(self.graph.call_module(self._register(name, module, replaces), (train.node,)))
+    def _called(self, x: Any, node: fx.Node, module: Any) -> Any:
+        """A module in the place of the ANN's node, applied to a train or a real value."""
+        replaces = node.op == "call_module"
+        name = self._register(str(node.target) if replaces else node.name, module, replaces)
+        return replace(x, node=self.graph.call_module(name, (x.node,)))
 
-    def _flattened(self, train: _Train, start: int, end: int) -> _Train:
-        return _Train(self.graph.call_method("flatten", (train.node, start, end)))
+    def _flattened(self, x: Any, start: int, end: int) -> Any:
+        def step(value: Any) -> Any:
+            return replace(value, node=self.graph.call_method("flatten", (value.node, start, end)))
 
-    def _behind(self, x: Any, step: Callable[[_Train], _Train]) -> Any:
-        """Do it to a train, or later, behind the neurons."""
+        return self._behind(x, step, flat=start == 1 and end in (-1, 3))
+
+    def _behind(self, x: Any, step: Callable[[Any], Any], flat: bool = False) -> Any:
+        """Do it to a train, or later: behind the neurons, or to what becomes of an average."""
+        if isinstance(x, _Pooled):  # whose forms all that comes of it shares
+            return replace(x, then=[*x.then, step], flat=x.flat or flat, done={})
         return step(x) if isinstance(x, _Train) else _Current(x.branches, [*x.then, step])
 
     def _as_module(self, node: fx.Node) -> nn.Module:

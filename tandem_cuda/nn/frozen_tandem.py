@@ -72,7 +72,7 @@ class FrozenTandem(FrozenLayer):
             return cls(twin, layer._own_weight(weight), None, bias, encoded)
         gain = None if layer.norm is None else layer._gain()
         bias = layer.bias if gain is None else layer._folded_bias(gain)
-        return cls(twin, layer.weight, gain, bias, encoded)
+        return cls(twin, layer._own_weight(layer._kernel_weight()), gain, bias, encoded)
 
     @classmethod
     def load(cls, layer_class: type[TandemLayer], settings: Settings, tensors: Tensors) -> FrozenTandem:
