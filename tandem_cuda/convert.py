@@ -44,6 +44,10 @@ class TandemNetwork(nn.Module):
     ``snn`` is the spiking twin, a torch.fx.GraphModule whose layers have the names that they have in the ANN;
     :meth:`ann` is the ANN that was given. Whatever trains, moves or loads one does it to the other. ``state_dict`` has
     the ANN's names, so that checkpoints of the two are the same.
+
+    Raises:
+        RuntimeError: in forward, train, eval and what reads, loads or moves state, where a parameter or module that the
+            twins share was replaced in the ANN; while compiling, forward does not check.
     """
 
     spiking_layers: tuple[str, ...]
@@ -65,6 +69,7 @@ class TandemNetwork(nn.Module):
         self.levels = None if levels is None else dict(levels)
         self._twin = (ann,)  # in a tuple, so that it is no submodule and its parameters are listed once
         self._tie_names()
+        self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]  # torch's
         self.train(ann.training)
 
     def ann(self) -> nn.Module:
@@ -72,6 +77,8 @@ class TandemNetwork(nn.Module):
         return self._twin[0]
 
     def forward(self, *inputs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            self._check_twins()
         return self.snn(*inputs)
 
     def _tie_names(self) -> None:
@@ -80,6 +87,62 @@ class TandemNetwork(nn.Module):
         own = super().state_dict(keep_vars=True)
         self._names = {name: names[id(x)] for name, x in own.items() if id(x) in names}
         self._only_ann = sorted(set(names.values()) - set(self._names.values()))
+        self._note_twins()
+
+    def _note_twins(self) -> None:
+        """Note what the twins share, to notice when the ANN holds something else in its place."""
+        ann = self.ann()
+        shared = {*self.snn.modules()} & {*ann.modules()}
+        paths = {name: None for name, module in ann.named_modules() if module in shared}
+        self._held: list[tuple[str, nn.Module, str, Any]] = []
+        """What the ANN's modules hold: name of module and parameter, the module, the key, the parameter."""
+        self._buffers_held: list[tuple[nn.Module, str, nn.Module, str, Tensor]] = []
+        """The same of buffers of which the twins have modules of their own; first the spiking twin's."""
+        for mine, theirs in self._names.items():
+            path, _, _ = theirs.rpartition(".")
+            layer = ann.get_submodule(path)
+            owner, key = _owner(ann, theirs)
+            paths[path] = None
+            if owner is not layer:
+                paths[f"{path}.parametrizations.{theirs.rpartition('.')[2]}".lstrip(".")] = None
+            if layer in shared:
+                continue
+            if key in owner._buffers:
+                self._buffers_held.append((*_owner(self, mine), owner, key, getattr(owner, key)))
+                continue
+            self._held.append((theirs, owner, key, getattr(owner, key)))
+            if _kind(layer) in _LAYERS and getattr(layer, "bias", None) is None:
+                self._held.append((f"{path}.bias".lstrip("."), layer, "bias", None))
+        self._placed: dict[str, tuple[nn.Module, str, nn.Module]] = {}
+        """By name, the ANN's modules on the way: the module that holds each, under which key, and itself."""
+        for path in paths:
+            parent, name = ann, ""
+            for key in path.split(".") if path else ():
+                child, name = parent.get_submodule(key), f"{name}.{key}".lstrip(".")
+                self._placed[name] = parent, key, child
+                parent = child
+
+    def _check_twins(self) -> None:
+        """RuntimeError where the ANN no longer holds what the twins shared. Cheap: identities are compared.
+
+        The spiking twin may hold other tensors for a while, as in torch.func.functional_call.
+        """
+        changed = [name for name, (parent, key, child) in self._placed.items() if parent._modules.get(key) is not child]
+        changed += [name for name, owner, key, x in self._held if owner._parameters.get(key) is not x]
+        if changed:
+            more = "" if len(changed) < 4 else f" and {len(changed) - 3} more"
+            raise RuntimeError(
+                f"TandemNetwork: the ANN must hold the parameters and modules that its spiking twin shares; "
+                f"{', '.join(changed[:3])}{more} of the ANN "
+                f"{'was' if len(changed) == 1 else 'were'} replaced (by load_state_dict(assign=True), pruning, "
+                "a parametrization or an assignment). Call convert on the ANN again (calibrate=snn.levels keeps the "
+                "thresholds), or load with snn.load_state_dict"
+            )
+        for i, (mine, mine_key, owner, key, x) in enumerate(self._buffers_held):
+            now = owner._buffers.get(key)
+            if now is not x and now is not None:  # moved by the ANN's .to(), or loaded: it trains nothing
+                setattr(mine, mine_key, now)
+                self._buffers_held[i] = mine, mine_key, owner, key, now
 
     def _tie(self) -> None:
         """Make the ANN hold what the spiking twin holds, where something put another tensor in its place."""
@@ -88,34 +151,41 @@ class TandemNetwork(nn.Module):
             x = getattr(owner, key)
             if getattr(other, other_key) is not x:
                 setattr(other, other_key, x)
+        self._note_twins()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The ANN's: its names, and all that it holds."""
+        self._check_twins()
         return self.ann().state_dict(*args, **kwargs)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state dict of the ANN or of this network, which are the same."""
-        result = super().load_state_dict(state_dict, strict, assign)
-        self._tie()
-        return result
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        self._check_twins()
+        strict, missing, _, errors = args
         # The twin's own modules are loaded next, under the names they have there.
         renamed = {theirs: state_dict.pop(prefix + theirs) for theirs in self._used() if prefix + theirs in state_dict}
         for name, theirs in self._names.items():
             if theirs in renamed:
                 state_dict[prefix + name] = renamed[theirs]
         for name in self._only_ann:
-            if prefix + name in state_dict:
-                owner, key = _owner(self.ann(), name)
+            if prefix + name not in state_dict:
+                missing += [prefix + name] if strict else []
+                continue
+            owner, key = _owner(self.ann(), name)
+            old, new = getattr(owner, key), state_dict.pop(prefix + name)
+            if old.shape != new.shape:
+                errors.append(f"size mismatch for {prefix + name}: got {list(new.shape)}, expected {list(old.shape)}.")
+            elif local_metadata.get("assign_to_params_buffers", False):
+                setattr(owner, key, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+            else:
                 with torch.no_grad():
-                    getattr(owner, key).copy_(state_dict.pop(prefix + name))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+                    old.copy_(new)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _used(self) -> list[str]:
         return list(dict.fromkeys(self._names.values()))
 
     def _apply(self, fn: Any, recurse: bool = True) -> TandemNetwork:
+        self._check_twins()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in self._only_ann:  # .to() and the like are for all that the ANN holds
             owner, key = _owner(self.ann(), name)
@@ -129,9 +199,15 @@ class TandemNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> TandemNetwork:
         """Train or eval mode of both twins."""
+        if not torch.compiler.is_compiling():
+            self._check_twins()  # also for compiled networks, which do not in forward
         super().train(mode)
         self.ann().train(mode)
         return self
+
+
+def _tie_again(network: TandemNetwork, incompatible_keys: Any) -> None:
+    network._tie()
 
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:

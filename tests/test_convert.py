@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from exact import generator, same
 from tandem_cuda import (
@@ -28,6 +29,7 @@ from tandem_cuda import (
     TandemNetwork,
     convert,
     freeze,
+    quantise,
     synops,
 )
 from tandem_cuda.diagnostics import diagnose
@@ -398,6 +400,115 @@ def test_state_is_shared_after_it_was_replaced():
     snn.double()
     assert {x.dtype for x in snn.ann().parameters()} == {torch.float64}
     assert snn(inputs().double())[0].dtype == torch.float64
+
+
+def assigned(ann):
+    ann.load_state_dict({k: v.clone() for k, v in ann.state_dict().items()}, assign=True)
+
+
+def another_parameter(ann):
+    ann.blocks[1].conv2.weight = nn.Parameter(ann.blocks[1].conv2.weight.detach().clone())
+
+
+def pruned(ann):
+    prune.l1_unstructured(ann.blocks[0].conv2, "weight", 0.5)
+
+
+def parametrised(ann):
+    parametrizations.weight_norm(ann.stem)
+
+
+def another_norm(ann):
+    ann.blocks[0].bn1 = nn.BatchNorm2d(6)
+
+
+def another_block(ann):
+    ann.blocks[1] = copy.deepcopy(ann.blocks[1])
+
+
+def bias_given(ann):
+    ann.blocks[0].conv1.bias = nn.Parameter(torch.ones(6))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (assigned, "stem.weight"),
+        (another_parameter, "blocks.1.conv2.weight"),
+        (pruned, "blocks.0.conv2.weight"),
+        (parametrised, "stem.weight"),
+        (another_norm, "blocks.0.bn1 of the ANN was"),
+        (another_block, "blocks.1 of the ANN was"),
+        (bias_given, "blocks.0.conv1.bias of the ANN was"),
+        (lambda ann: quantise(ann, 4), "stem.weight"),
+    ],
+)
+def test_twins_that_come_apart_are_noticed(change, name):
+    ann, snn = made(Residual, calibrate=inputs())
+    snn(inputs())
+    change(ann)
+    compiled = torch.compile(snn, backend="eager")
+    for use in (
+        lambda: snn(inputs()),
+        snn.eval,
+        snn.train,
+        snn.state_dict,
+        snn.double,
+        lambda: snn.load_state_dict({}, strict=False),
+        compiled.eval,
+    ):
+        with pytest.raises(RuntimeError, match=f"TandemNetwork: .*{name}.* replaced .*Call convert on the ANN again"):
+            use()
+    if change not in (parametrised, pruned):  # which cannot be shared
+        assert set(convert(ann, 8, calibrate=snn.levels).parameters()) == set(ann.parameters())
+
+
+def test_twins_that_stay_together():
+    """What moves or loads in place, or lends the spiking twin other tensors, does not part them."""
+    ann, snn = made(Functional, calibrate=inputs())
+    snn.eval()
+    x = inputs()
+    want = snn(x).detach()
+    lent = {name: 2 * p.detach() for name, p in snn.named_parameters()}
+    assert (torch.func.functional_call(snn, lent, x) != want).any()
+    same(snn(x).detach(), want)
+    ann.double()  # its buffer is a new tensor then
+    assert snn(x.double()).dtype == torch.float64
+    ann.float()
+    same(snn(x).detach(), want)
+    ann.mean = ann.mean + 1  # a buffer assigned: the spiking twin has it too
+    assert (snn(x) != want).any()
+    assert snn.snn.mean is ann.mean
+    before = snn(x).detach()
+    prune.l1_unstructured(ann.fc2, "weight", 0.5)  # the read-out is one module in both
+    assert (snn(x) != before).any()
+
+
+@pytest.mark.parametrize("make", [Functional, Residual, TwoHeads])
+def test_assigned_in_a_larger_model(make):
+    """load_state_dict(assign=True) of what the network is a part of gives the ANN the same tensors, unused ones too."""
+    with torch.device("meta"):
+        ann = make()
+    snn = convert(ann, 8)
+    torch.manual_seed(1)
+    other = make()
+    outer = nn.ModuleDict({"net": snn})
+    outer.load_state_dict({f"net.{k}": v for k, v in other.state_dict().items()}, assign=True)
+    for mine, theirs in zip(ann.state_dict().values(), other.state_dict().values(), strict=True):
+        same(mine, theirs)
+    assert {id(p) for p in snn.parameters()} <= {id(p) for p in ann.parameters()}
+    assert all(isinstance(p, nn.Parameter) for p in ann.parameters())
+    same(whole(snn.eval()(inputs())).detach(), whole(convert(other.eval(), 8)(inputs())).detach())
+
+
+def test_state_of_unused_layers_is_checked():
+    net = nn.ModuleDict({"net": convert(TwoHeads(), 8)})
+    state = net.state_dict()
+    with pytest.raises(RuntimeError, match=r"size mismatch for net\.unused\.bias: got"):
+        net.load_state_dict({**state, "net.unused.bias": torch.ones(1)})
+    del state["net.unused.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*net\.unused\.bias"):
+        net.load_state_dict(state)
 
 
 @pytest.mark.filterwarnings("error:tandem_cuda")
