@@ -508,8 +508,25 @@ class _Shape:
     """All sizes of a train."""
 
 
+@dataclass
 class _Broken:
-    """What comes of something that cannot be converted: reported once."""
+    """What comes of something that cannot be converted."""
+
+    instead: Any
+    """What to go on with, to find what else cannot."""
+
+
+@dataclass
+class _Problem:
+    """A part of the ANN that cannot be converted."""
+
+    kind: str
+    name: str
+    place: str
+    """The name, for a list of several of the kind."""
+    why: str
+    why_all: str
+    """What to do about all of the kind."""
 
 
 _LAYERS: dict[type, tuple[type[TandemLayer], type[nn.Module]]] = {
@@ -555,17 +572,26 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     F.dropout: lambda input, p=0.5, training=True, inplace=False: nn.Dropout(p),
     F.dropout2d: lambda input, p=0.5, training=True, inplace=False: nn.Dropout2d(p),
 }
+_CURVED = (
+    *(nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Threshold),
+)
+_SQUASHING = (nn.Sigmoid, nn.Tanh, nn.Softmax, nn.LogSoftmax)
+_NORMALISING = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.instancenorm._InstanceNorm)
+_ACTIVATION_NAMES: dict[str, type[nn.Module]] = {
+    kind.__name__.lower(): kind for kind in (*_CURVED, nn.Sigmoid, nn.Tanh, nn.Softmax)
+} | {"leaky_relu": nn.LeakyReLU, "log_softmax": nn.LogSoftmax}
+# Functions and methods by the modules that they are.
+_ACTIVATIONS: dict[Any, type[nn.Module]] = {
+    function: kind
+    for name, kind in _ACTIVATION_NAMES.items()
+    for function in (name, f"{name}_", *(getattr(f, n, name) for f in (F, torch) for n in (name, f"{name}_")))
+}
 _WEIGHT_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.linear)
 _ADVICE: list[tuple[tuple[type, ...], str]] = [
-    (
-        (nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Softplus),
-        "use nn.ReLU: a spike count is neither negative nor curved",
-    ),
-    ((nn.Sigmoid, nn.Tanh, nn.Softmax, nn.LogSoftmax), "use nn.ReLU, or move it behind the last layer"),
-    (
-        (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.instancenorm._InstanceNorm),
-        "use nn.BatchNorm2d between weights and ReLU: its running statistics fold into the weights",
-    ),
+    (_CURVED, "use nn.ReLU: a spike count is neither negative nor curved"),
+    (_SQUASHING, "use nn.ReLU, or move it behind the last layer"),
+    (_NORMALISING, "use nn.BatchNorm2d between weights and ReLU: its running statistics fold into the weights"),
     ((nn.AvgPool1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d), "use a strided nn.Conv1d, or images of height 1"),
     ((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.LPPool2d), "use nn.MaxPool2d or nn.AdaptiveAvgPool2d"),
     ((nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d), "use nn.Conv1d, nn.Conv2d or nn.ConvTranspose2d"),
@@ -573,7 +599,15 @@ _ADVICE: list[tuple[tuple[type, ...], str]] = [
     ((nn.AlphaDropout, nn.Dropout1d, nn.Dropout3d), "use nn.Dropout or nn.Dropout2d"),
     ((nn.RNNBase, nn.MultiheadAttention), "use convolutions and linear layers"),
 ]
+_CONCATENATED = "add branches of equal width instead: trains are not concatenated"
+_MULTIPLIED = "remove it, or move it behind the last layer: spikes are not multiplied"
+_FUNCTION_ADVICE: dict[Any, str] = {
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _CONCATENATED),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _MULTIPLIED),
+}
 _NOTHING_ELSE = "move it in front of the first weight layer or behind the last one"
+_NAMES = 6
+"""So many names of parts that cannot be converted, of each kind, are given."""
 
 
 class _Conversion:
@@ -601,14 +635,23 @@ class _Conversion:
         self.values: dict[fx.Node, Any] = {}
         self.encoded: dict[fx.Node, fx.Node] = {}
         self.decoded: dict[fx.Node, fx.Node] = {}
-        self.problems: dict[str, str] = {}
+        self.problems: list[_Problem] = []
+        self.tainted: set[fx.Node] = set()
+        """What cannot be converted, and all behind it."""
         self.neurons: list[tuple[fx.Node, str]] = []
         """The ANN's activations, and the spiking layers in their places."""
         self.pools: list[tuple[fx.Node, str, str | None]] = []
         """Averages that have neurons of their own, with these, and the layer whose level the averaged spikes weigh."""
         self.before, self.last = self._order()
         for node in self.nodes:
+            if not self.tainted.isdisjoint(node.all_input_nodes):
+                self.tainted.add(node)
             self.values[node] = self._converted(node)
+
+    def _value(self, node: fx.Node) -> Any:
+        """What it is in the SNN; behind what cannot be converted, what to go on with."""
+        x = self.values[node]
+        return x.instead if isinstance(x, _Broken) else x
 
     def written(self) -> fx.GraphModule:
         """The SNN.
@@ -617,7 +660,7 @@ class _Conversion:
             ValueError: what cannot be converted, all of it.
         """
         if self.problems:
-            lines = "\n".join(f"  {name}: {why}" for name, why in self.problems.items())
+            lines = "\n".join(_listed(self.problems))
             raise ValueError(f"convert: ann must have nothing but what can be converted; this cannot:\n{lines}")
         if not self.neurons:
             raise ValueError("convert: ann must have a weight layer and a ReLU in front of its last weight layer")
@@ -643,9 +686,7 @@ class _Conversion:
     # -- one node
 
     def _converted(self, node: fx.Node) -> Any:
-        values = [self.values[x] for x in node.all_input_nodes]
-        if any(isinstance(x, _Broken) for x in values):
-            return _Broken()
+        values = [self._value(x) for x in node.all_input_nodes]
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
             dropout = node.target in (F.dropout, F.dropout2d)
             return self._copied(node, node.name, self._as_module(node) if dropout else None)
@@ -654,10 +695,13 @@ class _Conversion:
             if _kind(module) in _LAYERS:
                 return self._weight(node, module)
             if isinstance(module, nn.modules.conv._ConvNd) and node in self.before:
-                return self._problem(node, _advice(module))  # not as a part of what stays in front
+                return self._problem(
+                    node, _advice(type(module)), _Train(self._stand_in())
+                )  # not a part of what is in front
             return self._module(node, str(node.target), module)
         if node.target in _WEIGHT_FUNCTIONS and node in self.before:
-            return self._problem(node, "use the module of the same name, which has parameters to share")
+            why = "use the module of the same name, which has parameters to share"
+            return self._problem(node, why, _Train(self._stand_in()))
         if node.op == "placeholder" and self.mode == "spikes":
             return _Train(self.graph.node_copy(node))
         if all(isinstance(x, _Real) for x in values):
@@ -669,7 +713,7 @@ class _Conversion:
         return self._copied(node)  # the output
 
     def _module(self, node: fx.Node, name: str, module: nn.Module) -> Any:
-        (x, *more) = [self.values[a] for a in node.all_input_nodes]
+        (x, *more) = [self._value(a) for a in node.all_input_nodes]
         if isinstance(module, nn.Identity) and not more:
             return x
         if more or isinstance(x, _Real):
@@ -686,7 +730,7 @@ class _Conversion:
         if spiking is None:
             if getattr(module, "return_indices", False):
                 return self._problem(node, "set return_indices=False: the maximum moves from step to step")
-            return self._problem(node, _advice(module))
+            return self._unknown(node, type(module), x)
         if isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
             if isinstance(x, _Current) and not all(branch.layer is None for branch in x.branches):
                 return self._problem(node, "put the ReLU in front of it: a mean of currents is no mean of spikes")
@@ -727,19 +771,21 @@ class _Conversion:
 
     def _weight(self, node: fx.Node, module: nn.Module) -> Any:
         (argument,) = node.all_input_nodes
-        x = self.values[argument]
+        x = self._value(argument)
         if node in self.last:
             if isinstance(x, _Real) or self._readable(x):
                 return self._copied(node)
-            return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
+            return self._unfired(node, argument, _Real(self._stand_in()))
         if not all(_is_shareable(parametrizations) for _, parametrizations in _parametrized(module)):
-            return self._problem(node, "remove the parametrization of its weight; of those, only quantise's is shared")
+            why = "remove the parametrization of its weight; of those, only quantise's is shared"
+            return self._problem(node, why, _Current([_Branch(self._stand_in(), str(node.target), module)]))
         if isinstance(x, _Real):
             return _Current([_Branch(self._encode(x.node), str(node.target), module, encoded=True)])
         if isinstance(x, _Current) and self._readable(x):
             x = self._fired(argument, x)
         if isinstance(x, _Current):
-            return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
+            branch = _Branch(self._stand_in(), str(node.target), module)
+            return self._unfired(node, argument, _Current([branch]))
         if isinstance(x, _Pooled):
             x = self._pooled(x, "windows" if x.folds_into(module) else "neurons")
         return _Current([_Branch(x.node, str(node.target), module, copies=x.copies)])
@@ -753,6 +799,8 @@ class _Conversion:
     def _norm(self, node: fx.Node, x: Any, norm: Any) -> Any:
         branch = x.branches[0] if isinstance(x, _Current) and len(x.branches) == 1 and not x.then else None
         if branch is None or branch.layer is None or branch.norm is not None:
+            if isinstance(self.values[node.all_input_nodes[0]], _Broken):  # which may have been a weight layer
+                return x
             return self._problem(node, "put it directly behind a weight layer, whose weights it can fold into")
         if type(norm) is not _LAYERS[_kind(branch.layer)][1]:
             return self._problem(node, f"use nn.{_LAYERS[_kind(branch.layer)][1].__name__} behind {branch.name}")
@@ -761,7 +809,7 @@ class _Conversion:
         return _Current([replace(branch, norm=norm)])
 
     def _function(self, node: fx.Node) -> Any:
-        arguments = [self.values[a] if isinstance(a, fx.Node) else a for a in node.args]
+        arguments = [self._value(a) if isinstance(a, fx.Node) else a for a in node.args]
         x = arguments[0] if arguments else None
         target: Any = node.target
         if target in _ADD and len(arguments) == 2 and not node.kwargs:
@@ -769,7 +817,7 @@ class _Conversion:
         if isinstance(x, _Shape) and target is operator.getitem and arguments[1] == 0:
             return _BatchSize()
         if not isinstance(x, (_Train, _Pooled, _Current)):
-            return self._problem(node, _NOTHING_ELSE)
+            return self._problem(node, _FUNCTION_ADVICE.get(target, _NOTHING_ELSE))
         if target == "size":
             return _Shape() if len(arguments) == 1 else _BatchSize() if arguments[1:] == [0] else self._sized(node)
         if target is getattr and arguments[1] == "shape":
@@ -781,6 +829,8 @@ class _Conversion:
             return self._problem(node, "its input is used again; put a ReLU in front of what is used twice")
         if target in _RELU:
             return self._fired(node, x)
+        if target in _ACTIVATIONS:
+            return self._unknown(node, _ACTIVATIONS[target], x)
         if target in _FUNCTIONS:
             return self._module(node, node.name, self._as_module(node))
         if target in (torch.flatten, "flatten"):
@@ -793,7 +843,7 @@ class _Conversion:
             return self._mean(node, x)
         if target == "contiguous" and isinstance(x, (_Train, _Pooled)):
             return x
-        return self._problem(node, _NOTHING_ELSE)
+        return self._problem(node, _FUNCTION_ADVICE.get(target, _NOTHING_ELSE))
 
     def _asks_for_size(self, node: fx.Node) -> bool:
         return node.target in ("size", len) or (node.target is getattr and node.args[1] == "shape")
@@ -803,7 +853,7 @@ class _Conversion:
 
     def _reshaped(self, node: fx.Node, x: Any, sizes: list[Any]) -> Any:
         if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-            sizes = [self.values[s] if isinstance(s, fx.Node) else s for s in sizes[0]]
+            sizes = [self._value(s) if isinstance(s, fx.Node) else s for s in sizes[0]]
         batch, features = sizes if len(sizes) == 2 else (None, None)
         if not (isinstance(batch, _BatchSize) or batch == -1) or not isinstance(features, int):
             return self._sized(node)
@@ -853,8 +903,8 @@ class _Conversion:
     def _copied(self, node: fx.Node, name: str | None = None, module: nn.Module | None = None) -> Any:
         """The node as it is; trains it needs are decoded."""
         for argument in node.all_input_nodes:
-            if not isinstance(self.values[argument], _Real) and not self._readable(self.values[argument]):
-                return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
+            if not isinstance(self._value(argument), _Real) and not self._readable(self._value(argument)):
+                return self._unfired(node, argument, _Real(self._stand_in()))
         if node.op == "call_module":
             module, name = self.ann.get_submodule(str(node.target)), str(node.target)
             if self.modules.get(name, module) is not module:  # it runs twice, as a spiking layer the first time
@@ -872,7 +922,7 @@ class _Conversion:
         return _Real(self.graph.node_copy(node, self._real))
 
     def _real(self, node: fx.Node) -> Any:
-        x = self.values[node]
+        x = self._value(node)
         if isinstance(x, _Current):
             x = self._fired(node, x)
             self.values[node] = x
@@ -935,7 +985,8 @@ class _Conversion:
             branches = [nn.Identity() if b.layer is None else self._layer(b, IF()) for b in x.branches]
             module = TandemAdd(*branches, neuron=self.neuron, engine=self.engine)
         name = self._register(name, module, replaces=len(x.branches) == 1)
-        self.neurons.append((node, name))
+        if node not in self.tainted:
+            self.neurons.append((node, name))
         train = _Train(self.graph.call_module(name, tuple(branch.source for branch in x.branches)), name)
         for step in x.then:
             train = step(train)
@@ -997,17 +1048,61 @@ class _Conversion:
     def _name(self, node: fx.Node) -> str:
         if node.op == "call_module":
             return str(node.target)
-        stack = node.meta.get("nn_module_stack") or {}
-        scope = list(stack)[-1] if stack else ""
-        target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        return f"{node.name} ({target} in forward of {scope or type(self.ann).__name__})"
+        return f"{node.name} ({_word(node.target)} in forward of {self._scope(node)})"
 
-    def _problem(self, node: fx.Node, why: str) -> _Broken:
-        name = self._name(node)
+    def _scope(self, node: fx.Node) -> str:
+        """The module whose forward does it."""
+        stack = node.meta.get("nn_module_stack") or {}
+        return (list(stack)[-1] if stack else "") or type(self.ann).__name__
+
+    def _problem(self, node: fx.Node, why: str, instead: Any = None, why_all: str | None = None) -> _Broken:
+        """Note it; behind it goes on ``instead``, by default the first of its inputs that is none of the real ones."""
+        name, kind, place = self._name(node), _word(node.target), f"{node.name} in {self._scope(node)}"
         if node.op == "call_module":
-            name += f" ({type(self.ann.get_submodule(str(node.target))).__name__})"
-        self.problems[name] = why
-        return _Broken()
+            kind, place = type(self.ann.get_submodule(str(node.target))).__name__, name
+            name += f" ({kind})"
+        self.problems.append(_Problem(kind, name, place, why, why_all or why))
+        self.tainted.add(node)
+        if instead is None:
+            inputs = [self._value(x) for x in node.all_input_nodes]
+            instead = next((x for x in inputs if isinstance(x, (_Train, _Pooled, _Current))), None)
+        return _Broken(_Train(self._stand_in()) if instead is None else instead)
+
+    def _unknown(self, node: fx.Node, kind: type[nn.Module], x: Any) -> Any:
+        """A module, or a function that does what it does, that has no spiking form."""
+        problem = self._problem(node, _advice(kind))
+        if issubclass(kind, (*_CURVED, *_SQUASHING)):  # as if it were a ReLU
+            return _Train(self._stand_in())
+        return x if issubclass(kind, _NORMALISING) else problem
+
+    def _unfired(self, node: fx.Node, argument: fx.Node, instead: Any) -> Any:
+        """A weight layer or an output whose input is a pre-activation; behind it goes on as if it had fired."""
+        self._problem(node, f"put a ReLU between {self._name(argument)} and it", why_all="put a ReLU in front of each")
+        return instead
+
+    def _stand_in(self) -> fx.Node:
+        """A node for what is not there, in a graph that is not going to be written."""
+        return self.graph.placeholder("stand_in")
+
+
+def _listed(problems: list[_Problem]) -> list[str]:
+    """For each kind of problem what to do, how many there are, and their names or the first of them."""
+    groups: dict[tuple[str, str], list[_Problem]] = {}
+    for problem in problems:
+        groups.setdefault((problem.kind, problem.why_all), []).append(problem)
+    lines = []
+    for (kind, why_all), group in groups.items():
+        if len(group) == 1:
+            lines.append(f"  {group[0].name}: {group[0].why}")
+            continue
+        more = [f"and {len(group) - _NAMES} more"] if len(group) > _NAMES else []
+        places = ", ".join([problem.place for problem in group[:_NAMES]] + more)
+        lines += [f"  {len(group)} {kind}: {why_all}", f"      {places}"]
+    return lines
+
+
+def _word(target: Any) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
 def _leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -1036,8 +1131,8 @@ def _is_shareable(parametrizations: Any) -> bool:
     return parametrizations.is_tensor and not any(hasattr(x, "right_inverse") for x in parametrizations)
 
 
-def _advice(module: nn.Module) -> str:
-    return next((why for kinds, why in _ADVICE if isinstance(module, kinds)), _NOTHING_ELSE)
+def _advice(kind: type[nn.Module]) -> str:
+    return next((why for kinds, why in _ADVICE if issubclass(kind, kinds)), _NOTHING_ELSE)
 
 
 def _common(paths: list[list[str]]) -> list[str]:

@@ -594,16 +594,86 @@ def test_everything_that_cannot_be_converted_is_named():
         "plain.1 (BatchNorm2d)": "affine=True",
         "pool (MaxPool2d)": "return_indices=False",
         "sigmoid (sigmoid in forward of Unconvertible)": "move it",
-        "mul (mul in forward of Unconvertible)": "move it",
+        "mul (mul in forward of Unconvertible)": "remove it",
         "view (view in forward of Unconvertible)": "use nn.Flatten",
         "mean (mean in forward of Unconvertible)": "use nn.AdaptiveAvgPool2d(1)",
         "add (add in forward of Unconvertible)": "add spikes to spikes",
         "deep (Conv3d)": "use nn.Conv1d, nn.Conv2d",
         "conv2d (conv2d in forward of Unconvertible)": "use the module",
+        "features.4 (GroupNorm)": "use nn.BatchNorm2d",
+        "cat (cat in forward of Unconvertible)": "add branches",
     }.items():
         (line,) = [line for line in text.splitlines() if line.startswith(f"  {name}: ")]
         assert advice in line
-    assert len(text.splitlines()) == 14
+    assert len(text.splitlines()) == 16
+
+
+class FunctionalActivations(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(2, 2, 3) for _ in range(4))
+
+    def forward(self, x):
+        x = F.gelu(self.convs[0](x))
+        x = torch.sigmoid(F.group_norm(self.convs[1](x), 2))
+        x = F.gelu(self.convs[2](x * 2))
+        return self.convs[3](x)
+
+
+@pytest.mark.parametrize(
+    ("make", "lines"),
+    [
+        (
+            lambda: nn.Sequential(
+                nn.Conv2d(2, 4, 3),
+                nn.LeakyReLU(),
+                nn.Conv2d(4, 4, 3),
+                nn.GELU(),
+                nn.Conv2d(4, 4, 3),
+                nn.GroupNorm(2, 4),
+                nn.ReLU(),
+                nn.Conv2d(4, 4, 3),
+                nn.Softplus(),
+                nn.Conv2d(4, 2, 1),
+            ),
+            [
+                "  1 (LeakyReLU): use nn.ReLU: a spike count is neither negative nor curved",
+                "  3 (GELU): use nn.ReLU: a spike count is neither negative nor curved",
+                "  5 (GroupNorm): use nn.BatchNorm2d between weights and ReLU: its running statistics fold into the "
+                "weights",
+                "  8 (Softplus): use nn.ReLU: a spike count is neither negative nor curved",
+            ],
+        ),
+        (
+            lambda: nn.Sequential(*[m for _ in range(50) for m in (nn.Linear(4, 4), nn.SiLU())], nn.Linear(4, 4)),
+            [
+                "  50 SiLU: use nn.ReLU: a spike count is neither negative nor curved",
+                "      1, 3, 5, 7, 9, 11, and 44 more",
+            ],
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
+            ["  2 Linear: put a ReLU in front of each", "      1, 2"],
+        ),
+        (
+            FunctionalActivations,
+            [
+                "  2 gelu: use nn.ReLU: a spike count is neither negative nor curved",
+                "      gelu in FunctionalActivations, gelu_1 in FunctionalActivations",
+                "  group_norm (group_norm in forward of FunctionalActivations): move it in front of the first weight "
+                "layer or behind the last one",
+                "  sigmoid (sigmoid in forward of FunctionalActivations): use nn.ReLU, or move it behind the last "
+                "layer",
+                "  mul (mul in forward of FunctionalActivations): remove it, or move it behind the last layer: spikes "
+                "are not multiplied",
+            ],
+        ),
+    ],
+)
+def test_problems_do_not_hide_each_other(make, lines):
+    with pytest.raises(ValueError, match="cannot:\n") as error:
+        convert(make(), 8)
+    assert str(error.value).splitlines()[1:] == lines
 
 
 class Branching(nn.Sequential):
@@ -1025,5 +1095,18 @@ def test_torchvision(name):
     if name == "resnet18":
         assert kinds(convert(ann, 8)).count(TandemAdd) == 8
     else:
-        with pytest.raises(ValueError, match="cat in forward of features"):
+        with pytest.raises(ValueError, match=r"(8|62) cat: add branches .*\n +cat in features\."):
             convert(ann, 8)
+
+
+def test_everything_in_mobilenet_v2():
+    with torch.device("meta"):
+        ann = torchvision_model("mobilenet_v2")
+    with pytest.raises(ValueError, match="cannot:\n") as error:
+        convert(ann, 8)
+    lines = str(error.value).splitlines()[1:]
+    assert [line.split(": ")[0] for line in lines[::2]] == ["  35 ReLU6", "  17 Conv2d", "  10 add"]
+    assert lines[1] == (
+        "      features.0.2, features.1.conv.0.2, features.2.conv.0.2, features.2.conv.1.2, features.3.conv.0.2, "
+        "features.3.conv.1.2, and 29 more"
+    )
