@@ -61,22 +61,28 @@ class Conversion(lightning.Callback):
             raise RecipeError(f"{name}: only one of AnnFirst and ProgressiveTandem can decide when layers spike.")
         if trainer.world_size > 1:
             raise RecipeError(f"{name} runs in one process: each would calibrate on its own batches.")
-        self.total = len(convert(module.ann, module.time_steps, mode=module.encoding).spiking_layers)
+        self.layers = convert(module.ann, module.time_steps, mode=module.encoding).spiking_layers
+        self.total = len(self.layers)
         module.net = module.ann  # until on_fit_start knows better; the optimiser's parameters have the ANN's order
+
+    @property
+    def spiking(self) -> int:
+        """How many layers spike. Averages with neurons have levels too, but are no layers."""
+        return sum(name in self.levels for name in self.layers)
 
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
         if self.levels:  # of a checkpoint
             self._install(trainer, module)
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        if len(self.levels) < self.total and not trainer.interrupted:
+        if self.spiking < self.total and not trainer.interrupted:
             raise RecipeError(
-                f"{type(self).__name__}: training is over with {len(self.levels)} of {self.total} layers spiking.\n"
+                f"{type(self).__name__}: training is over with {self.spiking} of {self.total} layers spiking.\n"
                 "Go on from the last checkpoint with more --trainer.max_epochs."
             )
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        module.log("spiking_layers", float(len(self.levels)))
+        module.log("spiking_layers", float(self.spiking))
 
     def state_dict(self) -> dict[str, Any]:
         return {"levels": self.levels}
@@ -93,7 +99,7 @@ class Conversion(lightning.Callback):
         begin_anew(trainer)
 
     def _install(self, trainer: lightning.Trainer, module: Any) -> None:
-        net = self._converted(module, len(self.levels), self.levels)
+        net = self._converted(module, self.spiking, self.levels)
         module.net = net.train(module.training)  # validation leaves the ANN twin, no submodule, in eval mode
         for callback in trainer.callbacks:
             if isinstance(callback, Regulariser):
@@ -183,12 +189,12 @@ class ProgressiveTandem(Conversion):
             self.best, self.waited = value, 0
         else:
             self.waited += 1
-        if self.waited >= self.patience and len(self.levels) == self.total:
+        if self.waited >= self.patience and self.spiking == self.total:
             trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, batch_index: int) -> None:
-        if self.waited >= self.patience and len(self.levels) < self.total:
-            self.let_spike(trainer, module, len(self.levels) + 1)
+        if self.waited >= self.patience and self.spiking < self.total:
+            self.let_spike(trainer, module, self.spiking + 1)
             self.best, self.waited = float("inf"), 0
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, module: Any, optimizer: Any) -> None:

@@ -103,7 +103,7 @@ class TandemModule(lightning.LightningModule):
                 mode=self.encoding,
                 neuron=IF(clip=self.clip),
                 calibrate=levels,
-                spiking_layers=len(levels),
+                spiking_layers=len(self.net.spiking_layers),
             )
         net = self._convert(self.ann, time_steps)
         if self.encoding == "constant":  # Encode gives X in every step: T times in training

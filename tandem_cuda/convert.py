@@ -20,6 +20,7 @@ from .neuron import IF, LIF, Neuron
 from .nn import (
     Decode,
     Encode,
+    SpikeWindows,
     SpikingAdaptiveAvgPool2d,
     SpikingAvgPool2d,
     SpikingMaxPool2d,
@@ -43,13 +44,17 @@ class TandemNetwork(nn.Module):
     ``snn`` is the spiking twin, a torch.fx.GraphModule whose layers have the names that they have in the ANN;
     :meth:`ann` is the ANN that was given. Whatever trains, moves or loads one does it to the other. ``state_dict`` has
     the ANN's names, so that checkpoints of the two are the same.
+
+    Raises:
+        RuntimeError: in forward, train, eval and what reads, loads or moves state, where a parameter or module that the
+            twins share was replaced in the ANN; while compiling, forward does not check.
     """
 
     spiking_layers: tuple[str, ...]
     """Names in ``snn`` of the layers with neurons (pooling aside), in order of execution: tandem layers and joins."""
     levels: dict[str, float] | None
-    """By name of a spiking layer, T * threshold: the activation at which it fires at every step. As calibration found
-    it, for :func:`convert` to be given again; None without calibration."""
+    """By name of a spiking layer, T * threshold: the activation at which it fires at every step; and the same of
+    averages that have neurons. As calibration found it, for :func:`convert` to be given again; None without."""
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class TandemNetwork(nn.Module):
         self.levels = None if levels is None else dict(levels)
         self._twin = (ann,)  # in a tuple, so that it is no submodule and its parameters are listed once
         self._tie_names()
+        self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]  # torch's
         self.train(ann.training)
 
     def ann(self) -> nn.Module:
@@ -71,6 +77,8 @@ class TandemNetwork(nn.Module):
         return self._twin[0]
 
     def forward(self, *inputs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            self._check_twins()
         return self.snn(*inputs)
 
     def _tie_names(self) -> None:
@@ -79,6 +87,62 @@ class TandemNetwork(nn.Module):
         own = super().state_dict(keep_vars=True)
         self._names = {name: names[id(x)] for name, x in own.items() if id(x) in names}
         self._only_ann = sorted(set(names.values()) - set(self._names.values()))
+        self._note_twins()
+
+    def _note_twins(self) -> None:
+        """Note what the twins share, to notice when the ANN holds something else in its place."""
+        ann = self.ann()
+        shared = {*self.snn.modules()} & {*ann.modules()}
+        paths = {name: None for name, module in ann.named_modules() if module in shared}
+        self._held: list[tuple[str, nn.Module, str, Any]] = []
+        """What the ANN's modules hold: name of module and parameter, the module, the key, the parameter."""
+        self._buffers_held: list[tuple[nn.Module, str, nn.Module, str, Tensor]] = []
+        """The same of buffers of which the twins have modules of their own; first the spiking twin's."""
+        for mine, theirs in self._names.items():
+            path, _, _ = theirs.rpartition(".")
+            layer = ann.get_submodule(path)
+            owner, key = _owner(ann, theirs)
+            paths[path] = None
+            if owner is not layer:
+                paths[f"{path}.parametrizations.{theirs.rpartition('.')[2]}".lstrip(".")] = None
+            if layer in shared:
+                continue
+            if key in owner._buffers:
+                self._buffers_held.append((*_owner(self, mine), owner, key, getattr(owner, key)))
+                continue
+            self._held.append((theirs, owner, key, getattr(owner, key)))
+            if _kind(layer) in _LAYERS and getattr(layer, "bias", None) is None:
+                self._held.append((f"{path}.bias".lstrip("."), layer, "bias", None))
+        self._placed: dict[str, tuple[nn.Module, str, nn.Module]] = {}
+        """By name, the ANN's modules on the way: the module that holds each, under which key, and itself."""
+        for path in paths:
+            parent, name = ann, ""
+            for key in path.split(".") if path else ():
+                child, name = parent.get_submodule(key), f"{name}.{key}".lstrip(".")
+                self._placed[name] = parent, key, child
+                parent = child
+
+    def _check_twins(self) -> None:
+        """RuntimeError where the ANN no longer holds what the twins shared. Cheap: identities are compared.
+
+        The spiking twin may hold other tensors for a while, as in torch.func.functional_call.
+        """
+        changed = [name for name, (parent, key, child) in self._placed.items() if parent._modules.get(key) is not child]
+        changed += [name for name, owner, key, x in self._held if owner._parameters.get(key) is not x]
+        if changed:
+            more = "" if len(changed) < 4 else f" and {len(changed) - 3} more"
+            raise RuntimeError(
+                f"TandemNetwork: the ANN must hold the parameters and modules that its spiking twin shares; "
+                f"{', '.join(changed[:3])}{more} of the ANN "
+                f"{'was' if len(changed) == 1 else 'were'} replaced (by load_state_dict(assign=True), pruning, "
+                "a parametrization or an assignment). Call convert on the ANN again (calibrate=snn.levels keeps the "
+                "thresholds), or load with snn.load_state_dict"
+            )
+        for i, (mine, mine_key, owner, key, x) in enumerate(self._buffers_held):
+            now = owner._buffers.get(key)
+            if now is not x and now is not None:  # moved by the ANN's .to(), or loaded: it trains nothing
+                setattr(mine, mine_key, now)
+                self._buffers_held[i] = mine, mine_key, owner, key, now
 
     def _tie(self) -> None:
         """Make the ANN hold what the spiking twin holds, where something put another tensor in its place."""
@@ -87,34 +151,41 @@ class TandemNetwork(nn.Module):
             x = getattr(owner, key)
             if getattr(other, other_key) is not x:
                 setattr(other, other_key, x)
+        self._note_twins()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The ANN's: its names, and all that it holds."""
+        self._check_twins()
         return self.ann().state_dict(*args, **kwargs)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state dict of the ANN or of this network, which are the same."""
-        result = super().load_state_dict(state_dict, strict, assign)
-        self._tie()
-        return result
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        self._check_twins()
+        strict, missing, _, errors = args
         # The twin's own modules are loaded next, under the names they have there.
         renamed = {theirs: state_dict.pop(prefix + theirs) for theirs in self._used() if prefix + theirs in state_dict}
         for name, theirs in self._names.items():
             if theirs in renamed:
                 state_dict[prefix + name] = renamed[theirs]
         for name in self._only_ann:
-            if prefix + name in state_dict:
-                owner, key = _owner(self.ann(), name)
+            if prefix + name not in state_dict:
+                missing += [prefix + name] if strict else []
+                continue
+            owner, key = _owner(self.ann(), name)
+            old, new = getattr(owner, key), state_dict.pop(prefix + name)
+            if old.shape != new.shape:
+                errors.append(f"size mismatch for {prefix + name}: got {list(new.shape)}, expected {list(old.shape)}.")
+            elif local_metadata.get("assign_to_params_buffers", False):
+                setattr(owner, key, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+            else:
                 with torch.no_grad():
-                    getattr(owner, key).copy_(state_dict.pop(prefix + name))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+                    old.copy_(new)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _used(self) -> list[str]:
         return list(dict.fromkeys(self._names.values()))
 
     def _apply(self, fn: Any, recurse: bool = True) -> TandemNetwork:
+        self._check_twins()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in self._only_ann:  # .to() and the like are for all that the ANN holds
             owner, key = _owner(self.ann(), name)
@@ -128,9 +199,15 @@ class TandemNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> TandemNetwork:
         """Train or eval mode of both twins."""
+        if not torch.compiler.is_compiling():
+            self._check_twins()  # also for compiled networks, which do not in forward
         super().train(mode)
         self.ann().train(mode)
         return self
+
+
+def _tie_again(network: TandemNetwork, incompatible_keys: Any) -> None:
+    network._tie()
 
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -178,8 +255,10 @@ def convert(
     learning: Wu et al., "Progressive Tandem Learning for Pattern Recognition with Deep Spiking Neural Networks", 2022,
     doi:10.1109/TPAMI.2021.3114196). A spike then weighs a threshold (``IF.amplitude``), and the input is divided by T
     in mode "constant", so that amplitude * count approximates the ANN's activation, and weights, biases and batch norms
-    hold as they are. In deep networks the errors of rounding to whole spikes add up; training on, with gradients
-    through the ANN as always, is for taking them back.
+    hold as they are. Average pooling then rounds nothing: the read-out averages decoded counts, and into spiking
+    weights it is folded (:class:`SpikeWindows`), where its windows have one size that the image does not decide; else
+    its neurons get a level of their own. In deep networks the errors of rounding to whole spikes add up; training on,
+    with gradients through the ANN as always, is for taking them back.
 
     With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, ``Decode``, and behind it the ANN as
     it is (Wu et al. 2022). As all stages share the ANN's parameters, the next stage is a conversion with k + 1. Layers
@@ -195,7 +274,8 @@ def convert(
         neuron: of every spiking layer; with ``calibrate`` IF(...), whose threshold and amplitude are replaced.
         calibrate: inputs of the ANN: a batch, or an iterable of batches, or of tuples that begin with one, as a
             DataLoader yields them. Run through the ANN in eval mode without gradient. Or what came of it before,
-            ``TandemNetwork.levels``, which hold for any T; those of layers that this network has not are ignored.
+            ``TandemNetwork.levels``, which hold for any T; those of layers that this network has not are ignored, and
+            averages without a level fire at that of the layer they average over.
         percentile: of a layer's activations in a batch, in (0, 100]; averaged over the batches.
         spiking_layers: how many spike, from 1 to all of them; by default all. For less than all ``calibrate`` must be
             given: the ANN behind the cut expects its activations, not counts.
@@ -247,18 +327,19 @@ def convert(
         return TandemNetwork(snn, ann, names)
     assert isinstance(neuron, IF)
     if isinstance(calibrate, Mapping):
-        levels = _checked_levels(names, calibrate)
+        levels = _checked_levels(names, [name for _, name, _ in conversion.pools], calibrate)
     else:
         batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
-        nodes = [node for node, _ in conversion.neurons]
-        levels = dict(zip(names, _percentiles(ann, graph, nodes, batches, percentile), strict=True))
-    for name, level in levels.items():
-        if not level > 0:
-            raise ValueError(
-                f"convert: calibrate must make every layer active, but behind {name} the ANN is never positive"
-            )
+        measured = [*conversion.neurons, *((node, name) for node, name, _ in conversion.pools)]
+        levels = _percentiles(ann, graph, measured, batches, percentile)
+    for name in names:
         layer: Any = snn.get_submodule(name)
-        layer.neuron = replace(neuron, threshold=level / time_steps, amplitude=level / time_steps)
+        layer.neuron = replace(neuron, threshold=levels[name] / time_steps, amplitude=levels[name] / time_steps)
+    for _, name, source in conversion.pools:  # in the order of execution, so that a source has its level
+        below = time_steps if source is None else levels[source]
+        level = levels[name] = min(levels.get(name, below), below)  # no average is larger than what it is of
+        pool: Any = snn.get_submodule(name)
+        pool.threshold = pool.amplitude = level / below
     return TandemNetwork(snn, ann, names, levels)
 
 
@@ -285,38 +366,49 @@ def _cut(whole: _Conversion, count: int, again: Callable[[set[fx.Node]], _Conver
 class _Recorder(fx.Interpreter):
     """Runs the ANN and keeps the percentile of what the nodes named put out."""
 
-    def __init__(self, ann: nn.Module, graph: fx.Graph, nodes: list[fx.Node], percentile: float) -> None:
+    def __init__(self, ann: nn.Module, graph: fx.Graph, measured: list[tuple[fx.Node, str]], percentile: float) -> None:
         super().__init__(ann, graph=graph)
-        self.levels: dict[fx.Node, float] = dict.fromkeys(nodes, 0.0)
+        self.names = dict(measured)
+        self.levels: dict[str, float] = {}
         self.percentile = percentile
 
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
-        if n in self.levels and out.numel():
-            rank = max(1, math.ceil(self.percentile / 100 * out.numel()))
-            level = float(out.flatten().kthvalue(rank).values)
-            self.levels[n] = level if level > 0 else float(out.max())  # where hardly any neuron is active
+        if n in self.names:
+            self.levels[self.names[n]] = self._level(self.names[n], out)
         return out
 
+    def _level(self, name: str, out: Tensor) -> float:
+        if not out.isfinite().all():
+            raise ValueError(f"convert: activations of the ANN must be finite, got NaN or infinity behind {name}")
+        if not out.numel():
+            return 0.0
+        rank = max(1, math.ceil(self.percentile / 100 * out.numel()))
+        level = float(out.flatten().kthvalue(rank).values)
+        return level if level > 0 else float(out.max())  # where hardly any neuron is active
 
-def _checked_levels(names: list[str], levels: Mapping[str, float]) -> dict[str, float]:
-    """Those of the layers that there are, all of them."""
+
+def _checked_levels(names: list[str], pools: list[str], levels: Mapping[str, float]) -> dict[str, float]:
+    """Those of the layers that there are, all of them; and of the pools that it has."""
     missing = [name for name in names if name not in levels]
     if missing:
         raise ValueError(f"convert: calibrate must hold a level for each spiking layer, got none for {missing}")
-    for name in names:
-        checks.check_number("convert", f"calibrate[{name!r}]", levels[name])
-        if not math.isfinite(levels[name]):
-            raise ValueError(f"convert: calibrate[{name!r}] must be finite, got {levels[name]}")
-    return {name: float(levels[name]) for name in names}
+    found = {name: levels[name] for name in [*names, *pools] if name in levels}
+    for name, level in found.items():
+        checks.check_number("convert", f"calibrate[{name!r}]", level)
+        if not math.isfinite(level):
+            raise ValueError(f"convert: calibrate[{name!r}] must be finite, got {level}")
+        if not level > 0:
+            raise ValueError(f"convert: calibrate[{name!r}] must be positive, got {level}")
+    return {name: float(level) for name, level in found.items()}
 
 
 def _percentiles(
-    ann: nn.Module, graph: fx.Graph, nodes: list[fx.Node], batches: Iterable[Any], percentile: float
-) -> list[float]:
-    """Of the activations behind each of the nodes, the mean over batches."""
-    recorder = _Recorder(ann, graph, nodes, percentile)
-    totals, count = [0.0] * len(nodes), 0
+    ann: nn.Module, graph: fx.Graph, measured: list[tuple[fx.Node, str]], batches: Iterable[Any], percentile: float
+) -> dict[str, float]:
+    """Of what the nodes put out, by the names that go with them, the mean over batches."""
+    recorder = _Recorder(ann, graph, measured, percentile)
+    totals, count = {name: 0.0 for _, name in measured}, 0
     with _evaluating(ann), torch.no_grad():
         for batch in batches:
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
@@ -324,12 +416,20 @@ def _percentiles(
                 raise ValueError(
                     f"convert: calibrate must yield batches of at least one sample, got {type(x).__name__}"
                 )
+            if not x.isfinite().all():
+                raise ValueError(f"convert: calibrate must be finite, got NaN or infinity in batch {count}")
             recorder.run(x)
-            totals = [total + recorder.levels[node] for total, node in zip(totals, nodes, strict=True)]
+            totals = {name: total + recorder.levels[name] for name, total in totals.items()}
             count += 1
     if not count:
         raise ValueError("convert: calibrate must yield at least one batch, got none")
-    return [total / count for total in totals]
+    levels = {name: total / count for name, total in totals.items()}
+    for name, level in levels.items():
+        if not level > 0:
+            raise ValueError(
+                f"convert: calibrate must make every layer active, but behind {name} the ANN is never positive"
+            )
+    return levels
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -349,6 +449,10 @@ class _Train:
     """A spike train."""
 
     node: fx.Node
+    level: str | None = None
+    """The layer whose level, over T, its spikes weigh; None of recorded spikes, which weigh 1."""
+    copies: int = 1
+    """So many neurons stand for one of the ANN, whose activation is the sum of theirs."""
 
 
 @dataclass
@@ -360,6 +464,7 @@ class _Branch:
     layer: nn.Module | None = None
     norm: nn.Module | None = None
     encoded: bool = False
+    copies: int = 1
 
 
 @dataclass
@@ -371,6 +476,30 @@ class _Current:
     """Done behind the neurons, though the ANN does it in front of its ReLU, which does not mind."""
 
 
+@dataclass
+class _Pooled:
+    """An average of spikes. What it goes into says what becomes of it: weights, a real value, or neurons of its own."""
+
+    node: fx.Node
+    module: nn.AvgPool2d | nn.AdaptiveAvgPool2d
+    source: _Train | _Pooled
+    then: list[Callable[[Any], Any]] = field(default_factory=list)
+    """Done to the average, whatever it is."""
+    flat: bool = False
+    made: dict[str, Any] = field(default_factory=dict)
+    """The average, by what has become of it."""
+    done: dict[str, Any] = field(default_factory=dict)
+    """The same behind ``then``."""
+
+    def folds_into(self, layer: Any) -> bool:
+        """Whether weights can take the spikes of all windows as they are, in place of their average."""
+        pool = self.module
+        alike = isinstance(pool, nn.AvgPool2d) and not pool.ceil_mode
+        if not alike or not (pool.count_include_pad or pool.divisor_override or pool.padding in (0, (0, 0))):
+            return False  # windows of different sizes, or of a size that the image decides
+        return self.flat if _kind(layer) is nn.Linear else layer.groups == 1
+
+
 class _BatchSize:
     """The size of the first dimension of a train."""
 
@@ -379,8 +508,25 @@ class _Shape:
     """All sizes of a train."""
 
 
+@dataclass
 class _Broken:
-    """What comes of something that cannot be converted: reported once."""
+    """What comes of something that cannot be converted."""
+
+    instead: Any
+    """What to go on with, to find what else cannot."""
+
+
+@dataclass
+class _Problem:
+    """A part of the ANN that cannot be converted."""
+
+    kind: str
+    name: str
+    place: str
+    """The name, for a list of several of the kind."""
+    why: str
+    why_all: str
+    """What to do about all of the kind."""
 
 
 _LAYERS: dict[type, tuple[type[TandemLayer], type[nn.Module]]] = {
@@ -426,17 +572,26 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     F.dropout: lambda input, p=0.5, training=True, inplace=False: nn.Dropout(p),
     F.dropout2d: lambda input, p=0.5, training=True, inplace=False: nn.Dropout2d(p),
 }
+_CURVED = (
+    *(nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Threshold),
+)
+_SQUASHING = (nn.Sigmoid, nn.Tanh, nn.Softmax, nn.LogSoftmax)
+_NORMALISING = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.instancenorm._InstanceNorm)
+_ACTIVATION_NAMES: dict[str, type[nn.Module]] = {
+    kind.__name__.lower(): kind for kind in (*_CURVED, nn.Sigmoid, nn.Tanh, nn.Softmax)
+} | {"leaky_relu": nn.LeakyReLU, "log_softmax": nn.LogSoftmax}
+# Functions and methods by the modules that they are.
+_ACTIVATIONS: dict[Any, type[nn.Module]] = {
+    function: kind
+    for name, kind in _ACTIVATION_NAMES.items()
+    for function in (name, f"{name}_", *(getattr(f, n, name) for f in (F, torch) for n in (name, f"{name}_")))
+}
 _WEIGHT_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.linear)
 _ADVICE: list[tuple[tuple[type, ...], str]] = [
-    (
-        (nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Softplus),
-        "use nn.ReLU: a spike count is neither negative nor curved",
-    ),
-    ((nn.Sigmoid, nn.Tanh, nn.Softmax, nn.LogSoftmax), "use nn.ReLU, or move it behind the last layer"),
-    (
-        (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.instancenorm._InstanceNorm),
-        "use nn.BatchNorm2d between weights and ReLU: its running statistics fold into the weights",
-    ),
+    (_CURVED, "use nn.ReLU: a spike count is neither negative nor curved"),
+    (_SQUASHING, "use nn.ReLU, or move it behind the last layer"),
+    (_NORMALISING, "use nn.BatchNorm2d between weights and ReLU: its running statistics fold into the weights"),
     ((nn.AvgPool1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d), "use a strided nn.Conv1d, or images of height 1"),
     ((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.LPPool2d), "use nn.MaxPool2d or nn.AdaptiveAvgPool2d"),
     ((nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d), "use nn.Conv1d, nn.Conv2d or nn.ConvTranspose2d"),
@@ -444,7 +599,15 @@ _ADVICE: list[tuple[tuple[type, ...], str]] = [
     ((nn.AlphaDropout, nn.Dropout1d, nn.Dropout3d), "use nn.Dropout or nn.Dropout2d"),
     ((nn.RNNBase, nn.MultiheadAttention), "use convolutions and linear layers"),
 ]
+_CONCATENATED = "add branches of equal width instead: trains are not concatenated"
+_MULTIPLIED = "remove it, or move it behind the last layer: spikes are not multiplied"
+_FUNCTION_ADVICE: dict[Any, str] = {
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _CONCATENATED),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _MULTIPLIED),
+}
 _NOTHING_ELSE = "move it in front of the first weight layer or behind the last one"
+_NAMES = 6
+"""So many names of parts that cannot be converted, of each kind, are given."""
 
 
 class _Conversion:
@@ -472,12 +635,23 @@ class _Conversion:
         self.values: dict[fx.Node, Any] = {}
         self.encoded: dict[fx.Node, fx.Node] = {}
         self.decoded: dict[fx.Node, fx.Node] = {}
-        self.problems: dict[str, str] = {}
+        self.problems: list[_Problem] = []
+        self.tainted: set[fx.Node] = set()
+        """What cannot be converted, and all behind it."""
         self.neurons: list[tuple[fx.Node, str]] = []
         """The ANN's activations, and the spiking layers in their places."""
+        self.pools: list[tuple[fx.Node, str, str | None]] = []
+        """Averages that have neurons of their own, with these, and the layer whose level the averaged spikes weigh."""
         self.before, self.last = self._order()
         for node in self.nodes:
+            if not self.tainted.isdisjoint(node.all_input_nodes):
+                self.tainted.add(node)
             self.values[node] = self._converted(node)
+
+    def _value(self, node: fx.Node) -> Any:
+        """What it is in the SNN; behind what cannot be converted, what to go on with."""
+        x = self.values[node]
+        return x.instead if isinstance(x, _Broken) else x
 
     def written(self) -> fx.GraphModule:
         """The SNN.
@@ -486,7 +660,7 @@ class _Conversion:
             ValueError: what cannot be converted, all of it.
         """
         if self.problems:
-            lines = "\n".join(f"  {name}: {why}" for name, why in self.problems.items())
+            lines = "\n".join(_listed(self.problems))
             raise ValueError(f"convert: ann must have nothing but what can be converted; this cannot:\n{lines}")
         if not self.neurons:
             raise ValueError("convert: ann must have a weight layer and a ReLU in front of its last weight layer")
@@ -512,9 +686,7 @@ class _Conversion:
     # -- one node
 
     def _converted(self, node: fx.Node) -> Any:
-        values = [self.values[x] for x in node.all_input_nodes]
-        if any(isinstance(x, _Broken) for x in values):
-            return _Broken()
+        values = [self._value(x) for x in node.all_input_nodes]
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
             dropout = node.target in (F.dropout, F.dropout2d)
             return self._copied(node, node.name, self._as_module(node) if dropout else None)
@@ -523,10 +695,13 @@ class _Conversion:
             if _kind(module) in _LAYERS:
                 return self._weight(node, module)
             if isinstance(module, nn.modules.conv._ConvNd) and node in self.before:
-                return self._problem(node, _advice(module))  # not as a part of what stays in front
+                return self._problem(
+                    node, _advice(type(module)), _Train(self._stand_in())
+                )  # not a part of what is in front
             return self._module(node, str(node.target), module)
         if node.target in _WEIGHT_FUNCTIONS and node in self.before:
-            return self._problem(node, "use the module of the same name, which has parameters to share")
+            why = "use the module of the same name, which has parameters to share"
+            return self._problem(node, why, _Train(self._stand_in()))
         if node.op == "placeholder" and self.mode == "spikes":
             return _Train(self.graph.node_copy(node))
         if all(isinstance(x, _Real) for x in values):
@@ -538,7 +713,7 @@ class _Conversion:
         return self._copied(node)  # the output
 
     def _module(self, node: fx.Node, name: str, module: nn.Module) -> Any:
-        (x, *more) = [self.values[a] for a in node.all_input_nodes]
+        (x, *more) = [self._value(a) for a in node.all_input_nodes]
         if isinstance(module, nn.Identity) and not more:
             return x
         if more or isinstance(x, _Real):
@@ -550,17 +725,27 @@ class _Conversion:
         if isinstance(module, _NORMS):
             return self._norm(node, x, module)
         if isinstance(module, nn.Flatten):
-            return self._behind(x, lambda train: self._flattened(train, module.start_dim, module.end_dim))
+            return self._flattened(x, module.start_dim, module.end_dim)
         spiking = self._spiking(module)
         if spiking is None:
             if getattr(module, "return_indices", False):
                 return self._problem(node, "set return_indices=False: the maximum moves from step to step")
-            return self._problem(node, _advice(module))
-        if isinstance(x, _Current) and isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
-            if not all(branch.layer is None for branch in x.branches):
+            return self._unknown(node, type(module), x)
+        if isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
+            if isinstance(x, _Current) and not all(branch.layer is None for branch in x.branches):
                 return self._problem(node, "put the ReLU in front of it: a mean of currents is no mean of spikes")
-            x = self._fired(node.all_input_nodes[0], x)
-        return self._behind(x, lambda train: self._called(train, name, spiking, node.op == "call_module"))
+            return self._averaged(node, module, x)
+        if isinstance(module, nn.MaxPool2d):
+            x = self._spikes(x) if isinstance(x, _Pooled) else x
+        return self._behind(x, lambda value: self._applied(value, node, module, spiking))
+
+    def _applied(self, value: Any, node: fx.Node, module: nn.Module, spiking: Any) -> Any:
+        """The spiking form of a module; the module itself where an average is real."""
+        if isinstance(value, _Real):
+            return self._called(value, node, module)
+        if value.copies > 1:
+            spiking.copies = value.copies
+        return self._called(value, node, spiking)
 
     def _spiking(self, module: nn.Module) -> nn.Module | None:
         if type(module) is nn.AvgPool2d:
@@ -586,28 +771,36 @@ class _Conversion:
 
     def _weight(self, node: fx.Node, module: nn.Module) -> Any:
         (argument,) = node.all_input_nodes
-        x = self.values[argument]
+        x = self._value(argument)
         if node in self.last:
             if isinstance(x, _Real) or self._readable(x):
                 return self._copied(node)
-            return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
+            return self._unfired(node, argument, _Real(self._stand_in()))
         if not all(_is_shareable(parametrizations) for _, parametrizations in _parametrized(module)):
-            return self._problem(node, "remove the parametrization of its weight; of those, only quantise's is shared")
+            why = "remove the parametrization of its weight; of those, only quantise's is shared"
+            return self._problem(node, why, _Current([_Branch(self._stand_in(), str(node.target), module)]))
         if isinstance(x, _Real):
             return _Current([_Branch(self._encode(x.node), str(node.target), module, encoded=True)])
         if isinstance(x, _Current) and self._readable(x):
             x = self._fired(argument, x)
         if isinstance(x, _Current):
-            return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
-        return _Current([_Branch(x.node, str(node.target), module)])
+            branch = _Branch(self._stand_in(), str(node.target), module)
+            return self._unfired(node, argument, _Current([branch]))
+        if isinstance(x, _Pooled):
+            x = self._pooled(x, "windows" if x.folds_into(module) else "neurons")
+        return _Current([_Branch(x.node, str(node.target), module, copies=x.copies)])
 
     def _readable(self, x: Any) -> bool:
         """Whether it is a train, or a sum of trains, which is never negative and needs no ReLU."""
-        return isinstance(x, _Train) or (isinstance(x, _Current) and all(b.layer is None for b in x.branches))
+        return isinstance(x, (_Train, _Pooled)) or (
+            isinstance(x, _Current) and all(b.layer is None for b in x.branches)
+        )
 
     def _norm(self, node: fx.Node, x: Any, norm: Any) -> Any:
         branch = x.branches[0] if isinstance(x, _Current) and len(x.branches) == 1 and not x.then else None
         if branch is None or branch.layer is None or branch.norm is not None:
+            if isinstance(self.values[node.all_input_nodes[0]], _Broken):  # which may have been a weight layer
+                return x
             return self._problem(node, "put it directly behind a weight layer, whose weights it can fold into")
         if type(norm) is not _LAYERS[_kind(branch.layer)][1]:
             return self._problem(node, f"use nn.{_LAYERS[_kind(branch.layer)][1].__name__} behind {branch.name}")
@@ -616,15 +809,15 @@ class _Conversion:
         return _Current([replace(branch, norm=norm)])
 
     def _function(self, node: fx.Node) -> Any:
-        arguments = [self.values[a] if isinstance(a, fx.Node) else a for a in node.args]
+        arguments = [self._value(a) if isinstance(a, fx.Node) else a for a in node.args]
         x = arguments[0] if arguments else None
         target: Any = node.target
         if target in _ADD and len(arguments) == 2 and not node.kwargs:
             return self._sum(node, arguments)
         if isinstance(x, _Shape) and target is operator.getitem and arguments[1] == 0:
             return _BatchSize()
-        if not isinstance(x, (_Train, _Current)):
-            return self._problem(node, _NOTHING_ELSE)
+        if not isinstance(x, (_Train, _Pooled, _Current)):
+            return self._problem(node, _FUNCTION_ADVICE.get(target, _NOTHING_ELSE))
         if target == "size":
             return _Shape() if len(arguments) == 1 else _BatchSize() if arguments[1:] == [0] else self._sized(node)
         if target is getattr and arguments[1] == "shape":
@@ -636,19 +829,21 @@ class _Conversion:
             return self._problem(node, "its input is used again; put a ReLU in front of what is used twice")
         if target in _RELU:
             return self._fired(node, x)
+        if target in _ACTIVATIONS:
+            return self._unknown(node, _ACTIVATIONS[target], x)
         if target in _FUNCTIONS:
             return self._module(node, node.name, self._as_module(node))
         if target in (torch.flatten, "flatten"):
             dims = inspect.signature(lambda x, start_dim=0, end_dim=-1: None).bind(*node.args, **node.kwargs)
             dims.apply_defaults()
-            return self._behind(x, lambda train: self._flattened(train, *dims.args[1:]))
+            return self._flattened(x, *dims.args[1:])
         if target in ("view", "reshape", torch.reshape):
             return self._reshaped(node, x, arguments[1:])
         if target in (torch.mean, "mean"):
             return self._mean(node, x)
-        if target == "contiguous" and isinstance(x, _Train):
+        if target == "contiguous" and isinstance(x, (_Train, _Pooled)):
             return x
-        return self._problem(node, _NOTHING_ELSE)
+        return self._problem(node, _FUNCTION_ADVICE.get(target, _NOTHING_ELSE))
 
     def _asks_for_size(self, node: fx.Node) -> bool:
         return node.target in ("size", len) or (node.target is getattr and node.args[1] == "shape")
@@ -658,13 +853,18 @@ class _Conversion:
 
     def _reshaped(self, node: fx.Node, x: Any, sizes: list[Any]) -> Any:
         if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-            sizes = [self.values[s] if isinstance(s, fx.Node) else s for s in sizes[0]]
+            sizes = [self._value(s) if isinstance(s, fx.Node) else s for s in sizes[0]]
         batch, features = sizes if len(sizes) == 2 else (None, None)
         if not (isinstance(batch, _BatchSize) or batch == -1) or not isinstance(features, int):
             return self._sized(node)
         if features == -1:
-            return self._behind(x, lambda train: self._flattened(train, 1, -1))
-        return self._behind(x, lambda train: _Train(self.graph.call_function(flattened_to, (train.node, features))))
+            return self._flattened(x, 1, -1)
+
+        def step(value: Any) -> Any:
+            size = features * getattr(value, "copies", 1)
+            return replace(value, node=self.graph.call_function(flattened_to, (value.node, size)))
+
+        return self._behind(x, step, flat=True)
 
     def _mean(self, node: fx.Node, x: Any) -> Any:
         given = inspect.signature(lambda x, dim=None, keepdim=False: None).bind(*node.args, **node.kwargs)
@@ -674,17 +874,22 @@ class _Conversion:
             return self._problem(node, "use nn.AdaptiveAvgPool2d(1): of spikes, only the mean over all pixels is known")
         if not self._readable(x):
             return self._problem(node, "put the ReLU in front of it: a mean of currents is no mean of spikes")
-        train = x if isinstance(x, _Train) else self._fired(node.all_input_nodes[0], x)
-        pooled = self._called(train, node.name, SpikingAdaptiveAvgPool2d(1, engine=self.engine))
+        pooled = self._averaged(node, nn.AdaptiveAvgPool2d(1), x)
         return pooled if keepdim else self._flattened(pooled, 1, -1)
+
+    def _averaged(self, node: fx.Node, module: Any, x: Any) -> Any:
+        """Average pooling of spikes. With calibration there is more that can become of it than neurons."""
+        x = self._fired(node.all_input_nodes[0], x) if isinstance(x, _Current) else x
+        pooled = _Pooled(node, module, x)
+        return pooled if self.scaled else self._spikes(pooled)
 
     def _sum(self, node: fx.Node, values: list[Any]) -> Any:
         branches: list[_Branch] = []
         for argument, x in zip(node.args, values, strict=True):
             if isinstance(x, _Current) and not x.then and len(argument.users) == 1:  # type: ignore[union-attr]
                 branches += x.branches
-            elif isinstance(x, _Train):
-                branches.append(_Branch(x.node))
+            elif isinstance(x, (_Train, _Pooled)):
+                branches.append(_Branch(self._spikes(x).node))
             elif isinstance(x, _Current):
                 return self._problem(node, "put a ReLU in front of what is pooled or used twice before it is added")
             else:
@@ -698,8 +903,8 @@ class _Conversion:
     def _copied(self, node: fx.Node, name: str | None = None, module: nn.Module | None = None) -> Any:
         """The node as it is; trains it needs are decoded."""
         for argument in node.all_input_nodes:
-            if not isinstance(self.values[argument], _Real) and not self._readable(self.values[argument]):
-                return self._problem(node, f"put a ReLU between {self._name(argument)} and it")
+            if not isinstance(self._value(argument), _Real) and not self._readable(self._value(argument)):
+                return self._unfired(node, argument, _Real(self._stand_in()))
         if node.op == "call_module":
             module, name = self.ann.get_submodule(str(node.target)), str(node.target)
             if self.modules.get(name, module) is not module:  # it runs twice, as a spiking layer the first time
@@ -717,19 +922,49 @@ class _Conversion:
         return _Real(self.graph.node_copy(node, self._real))
 
     def _real(self, node: fx.Node) -> Any:
-        x = self.values[node]
+        x = self._value(node)
         if isinstance(x, _Current):
             x = self._fired(node, x)
             self.values[node] = x
+        return self._decoded(x).node
+
+    def _decoded(self, x: Any) -> Any:
         if isinstance(x, _Real):
-            return x.node
+            return x
+        if isinstance(x, _Pooled):
+            return self._pooled(x, "real")
         if x.node not in self.decoded:
             name = self._register("decode", Decode())
             real = self.graph.call_module(name, (x.node,))
             if self.spiking is not None:  # the ANN writes in place and asks for views where it likes
                 real = self.graph.call_method("clone", (real,), {"memory_format": torch.contiguous_format})
             self.decoded[x.node] = real
-        return self.decoded[x.node]
+        return _Real(self.decoded[x.node])
+
+    def _pooled(self, x: _Pooled, form: str) -> Any:
+        """An average as the "real" mean of counts; as "neurons"; or as the spikes of its "windows", side by side."""
+        if form not in x.made:
+            pool: Any = x.module
+            if form == "real":
+                x.made[form] = self._called(self._decoded(x.source), x.node, pool)
+            elif form == "windows":
+                windows = SpikeWindows(pool.kernel_size, pool.stride, pool.padding, pool.divisor_override)
+                x.made[form] = replace(self._called(self._spikes(x.source), x.node, windows), copies=windows.size)
+            else:
+                train = self._called(self._spikes(x.source), x.node, self._spiking(pool))
+                name = str(train.node.target)
+                self.pools.append((x.node, name, train.level))
+                x.made[form] = replace(train, level=name)
+        if form not in x.done:
+            x.done[form] = x.made[form]
+            for step in x.then:
+                x.done[form] = step(x.done[form])
+        return x.done[form]
+
+    def _spikes(self, x: Any) -> _Train:
+        """A train, of neurons if it is an average."""
+        train: _Train = self._pooled(x, "neurons") if isinstance(x, _Pooled) else x
+        return train
 
     def _encode(self, x: fx.Node) -> fx.Node:
         if x not in self.encoded:
@@ -738,9 +973,9 @@ class _Conversion:
             self.encoded[x] = self.graph.call_module(name, (x,))
         return self.encoded[x]
 
-    def _fired(self, node: fx.Node, x: Any) -> _Train:
-        """The neurons in place of the ReLU ``node``."""
-        if isinstance(x, _Train):
+    def _fired(self, node: fx.Node, x: Any) -> Any:
+        """The neurons in place of the ReLU ``node``, which leaves spikes and averages of spikes as they are."""
+        if isinstance(x, (_Train, _Pooled)):
             return x
         if len(x.branches) == 1 and x.branches[0].layer is not None:
             (branch,) = x.branches
@@ -750,8 +985,9 @@ class _Conversion:
             branches = [nn.Identity() if b.layer is None else self._layer(b, IF()) for b in x.branches]
             module = TandemAdd(*branches, neuron=self.neuron, engine=self.engine)
         name = self._register(name, module, replaces=len(x.branches) == 1)
-        self.neurons.append((node, name))
-        train = _Train(self.graph.call_module(name, tuple(branch.source for branch in x.branches)))
+        if node not in self.tainted:
+            self.neurons.append((node, name))
+        train = _Train(self.graph.call_module(name, tuple(branch.source for branch in x.branches)), name)
         for step in x.then:
             train = step(train)
         return train
@@ -765,8 +1001,11 @@ class _Conversion:
             for name in inspect.signature(_kind(module)).parameters
             if name not in ("bias", "device", "dtype")
         }
-        layer = tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.engine)
-        layer.norm = branch.norm  # type: ignore[assignment]
+        inputs = "in_features" if "in_features" in arguments else "in_channels"
+        arguments[inputs] *= branch.copies
+        layer: Any = tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.engine)
+        layer.copies = branch.copies
+        layer.norm = branch.norm
         for name in ("weight", "bias"):
             owner, key = _owner(module, name)
             setattr(layer, name, getattr(owner, key))
@@ -783,14 +1022,22 @@ class _Conversion:
         self.modules[unique] = module
         return unique
 
-    def _called(self, train: _Train, name: str, module: nn.Module, replaces: bool = False) -> _Train:
-        return _Train(self.graph.call_module(self._register(name, module, replaces), (train.node,)))
+    def _called(self, x: Any, node: fx.Node, module: Any) -> Any:
+        """A module in the place of the ANN's node, applied to a train or a real value."""
+        replaces = node.op == "call_module"
+        name = self._register(str(node.target) if replaces else node.name, module, replaces)
+        return replace(x, node=self.graph.call_module(name, (x.node,)))
 
-    def _flattened(self, train: _Train, start: int, end: int) -> _Train:
-        return _Train(self.graph.call_method("flatten", (train.node, start, end)))
+    def _flattened(self, x: Any, start: int, end: int) -> Any:
+        def step(value: Any) -> Any:
+            return replace(value, node=self.graph.call_method("flatten", (value.node, start, end)))
 
-    def _behind(self, x: Any, step: Callable[[_Train], _Train]) -> Any:
-        """Do it to a train, or later, behind the neurons."""
+        return self._behind(x, step, flat=start == 1 and end in (-1, 3))
+
+    def _behind(self, x: Any, step: Callable[[Any], Any], flat: bool = False) -> Any:
+        """Do it to a train, or later: behind the neurons, or to what becomes of an average."""
+        if isinstance(x, _Pooled):  # whose forms all that comes of it shares
+            return replace(x, then=[*x.then, step], flat=x.flat or flat, done={})
         return step(x) if isinstance(x, _Train) else _Current(x.branches, [*x.then, step])
 
     def _as_module(self, node: fx.Node) -> nn.Module:
@@ -801,17 +1048,61 @@ class _Conversion:
     def _name(self, node: fx.Node) -> str:
         if node.op == "call_module":
             return str(node.target)
-        stack = node.meta.get("nn_module_stack") or {}
-        scope = list(stack)[-1] if stack else ""
-        target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        return f"{node.name} ({target} in forward of {scope or type(self.ann).__name__})"
+        return f"{node.name} ({_word(node.target)} in forward of {self._scope(node)})"
 
-    def _problem(self, node: fx.Node, why: str) -> _Broken:
-        name = self._name(node)
+    def _scope(self, node: fx.Node) -> str:
+        """The module whose forward does it."""
+        stack = node.meta.get("nn_module_stack") or {}
+        return (list(stack)[-1] if stack else "") or type(self.ann).__name__
+
+    def _problem(self, node: fx.Node, why: str, instead: Any = None, why_all: str | None = None) -> _Broken:
+        """Note it; behind it goes on ``instead``, by default the first of its inputs that is none of the real ones."""
+        name, kind, place = self._name(node), _word(node.target), f"{node.name} in {self._scope(node)}"
         if node.op == "call_module":
-            name += f" ({type(self.ann.get_submodule(str(node.target))).__name__})"
-        self.problems[name] = why
-        return _Broken()
+            kind, place = type(self.ann.get_submodule(str(node.target))).__name__, name
+            name += f" ({kind})"
+        self.problems.append(_Problem(kind, name, place, why, why_all or why))
+        self.tainted.add(node)
+        if instead is None:
+            inputs = [self._value(x) for x in node.all_input_nodes]
+            instead = next((x for x in inputs if isinstance(x, (_Train, _Pooled, _Current))), None)
+        return _Broken(_Train(self._stand_in()) if instead is None else instead)
+
+    def _unknown(self, node: fx.Node, kind: type[nn.Module], x: Any) -> Any:
+        """A module, or a function that does what it does, that has no spiking form."""
+        problem = self._problem(node, _advice(kind))
+        if issubclass(kind, (*_CURVED, *_SQUASHING)):  # as if it were a ReLU
+            return _Train(self._stand_in())
+        return x if issubclass(kind, _NORMALISING) else problem
+
+    def _unfired(self, node: fx.Node, argument: fx.Node, instead: Any) -> Any:
+        """A weight layer or an output whose input is a pre-activation; behind it goes on as if it had fired."""
+        self._problem(node, f"put a ReLU between {self._name(argument)} and it", why_all="put a ReLU in front of each")
+        return instead
+
+    def _stand_in(self) -> fx.Node:
+        """A node for what is not there, in a graph that is not going to be written."""
+        return self.graph.placeholder("stand_in")
+
+
+def _listed(problems: list[_Problem]) -> list[str]:
+    """For each kind of problem what to do, how many there are, and their names or the first of them."""
+    groups: dict[tuple[str, str], list[_Problem]] = {}
+    for problem in problems:
+        groups.setdefault((problem.kind, problem.why_all), []).append(problem)
+    lines = []
+    for (kind, why_all), group in groups.items():
+        if len(group) == 1:
+            lines.append(f"  {group[0].name}: {group[0].why}")
+            continue
+        more = [f"and {len(group) - _NAMES} more"] if len(group) > _NAMES else []
+        places = ", ".join([problem.place for problem in group[:_NAMES]] + more)
+        lines += [f"  {len(group)} {kind}: {why_all}", f"      {places}"]
+    return lines
+
+
+def _word(target: Any) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
 def _leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -840,8 +1131,8 @@ def _is_shareable(parametrizations: Any) -> bool:
     return parametrizations.is_tensor and not any(hasattr(x, "right_inverse") for x in parametrizations)
 
 
-def _advice(module: nn.Module) -> str:
-    return next((why for kinds, why in _ADVICE if isinstance(module, kinds)), _NOTHING_ELSE)
+def _advice(kind: type[nn.Module]) -> str:
+    return next((why for kinds, why in _ADVICE if issubclass(kind, kinds)), _NOTHING_ELSE)
 
 
 def _common(paths: list[list[str]]) -> list[str]:

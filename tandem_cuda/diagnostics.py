@@ -229,7 +229,9 @@ def _ann(layers: dict[str, nn.Module], found: dict[str, Tensor]) -> Iterator[Non
         # Whatever stands between the layers handles a train, but nothing reads the spikes of this one.
         planes = -(-x.time_steps // 8)
         no_spikes = torch.zeros((), dtype=torch.uint8, device=activation.device).expand(planes, *activation.shape)
-        amplitude = x.amplitude if isinstance(layer, _POOLS) else layer.neuron.amplitude
+        amplitude = (
+            x.amplitude * getattr(layer, "amplitude", 1.0) if isinstance(layer, _POOLS) else layer.neuron.amplitude
+        )
         return SpikeTrain._of(no_spikes, x.time_steps, activation, amplitude=amplitude)
 
     try:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from exact import generator, same
@@ -29,6 +30,7 @@ from tandem_cuda import (
     TandemNetwork,
     convert,
     freeze,
+    quantise,
     synops,
 )
 from tandem_cuda.diagnostics import diagnose
@@ -210,7 +212,8 @@ def test_calibrated_network_approximates_its_ann(make, mode):
         with torch.no_grad():
             got = whole(snn(x))
         errors.append(((got - want).norm() / want.norm()).item())
-    assert errors[1] < errors[0]
+    if mode == "constant":  # the disorder of an impulse may be larger than what few steps round
+        assert errors[1] < errors[0]
     assert errors[1] < (0.02 if mode == "constant" and make not in (cnn, Functional) else 0.15)
 
 
@@ -400,6 +403,115 @@ def test_state_is_shared_after_it_was_replaced():
     assert snn(inputs().double())[0].dtype == torch.float64
 
 
+def assigned(ann):
+    ann.load_state_dict({k: v.clone() for k, v in ann.state_dict().items()}, assign=True)
+
+
+def another_parameter(ann):
+    ann.blocks[1].conv2.weight = nn.Parameter(ann.blocks[1].conv2.weight.detach().clone())
+
+
+def pruned(ann):
+    prune.l1_unstructured(ann.blocks[0].conv2, "weight", 0.5)
+
+
+def parametrised(ann):
+    parametrizations.weight_norm(ann.stem)
+
+
+def another_norm(ann):
+    ann.blocks[0].bn1 = nn.BatchNorm2d(6)
+
+
+def another_block(ann):
+    ann.blocks[1] = copy.deepcopy(ann.blocks[1])
+
+
+def bias_given(ann):
+    ann.blocks[0].conv1.bias = nn.Parameter(torch.ones(6))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (assigned, "stem.weight"),
+        (another_parameter, "blocks.1.conv2.weight"),
+        (pruned, "blocks.0.conv2.weight"),
+        (parametrised, "stem.weight"),
+        (another_norm, "blocks.0.bn1 of the ANN was"),
+        (another_block, "blocks.1 of the ANN was"),
+        (bias_given, "blocks.0.conv1.bias of the ANN was"),
+        (lambda ann: quantise(ann, 4), "stem.weight"),
+    ],
+)
+def test_twins_that_come_apart_are_noticed(change, name):
+    ann, snn = made(Residual, calibrate=inputs())
+    snn(inputs())
+    change(ann)
+    compiled = torch.compile(snn, backend="eager")
+    for use in (
+        lambda: snn(inputs()),
+        snn.eval,
+        snn.train,
+        snn.state_dict,
+        snn.double,
+        lambda: snn.load_state_dict({}, strict=False),
+        compiled.eval,
+    ):
+        with pytest.raises(RuntimeError, match=f"TandemNetwork: .*{name}.* replaced .*Call convert on the ANN again"):
+            use()
+    if change not in (parametrised, pruned):  # which cannot be shared
+        assert set(convert(ann, 8, calibrate=snn.levels).parameters()) == set(ann.parameters())
+
+
+def test_twins_that_stay_together():
+    """What moves or loads in place, or lends the spiking twin other tensors, does not part them."""
+    ann, snn = made(Functional, calibrate=inputs())
+    snn.eval()
+    x = inputs()
+    want = snn(x).detach()
+    lent = {name: 2 * p.detach() for name, p in snn.named_parameters()}
+    assert (torch.func.functional_call(snn, lent, x) != want).any()
+    same(snn(x).detach(), want)
+    ann.double()  # its buffer is a new tensor then
+    assert snn(x.double()).dtype == torch.float64
+    ann.float()
+    same(snn(x).detach(), want)
+    ann.mean = ann.mean + 1  # a buffer assigned: the spiking twin has it too
+    assert (snn(x) != want).any()
+    assert snn.snn.mean is ann.mean
+    before = snn(x).detach()
+    prune.l1_unstructured(ann.fc2, "weight", 0.5)  # the read-out is one module in both
+    assert (snn(x) != before).any()
+
+
+@pytest.mark.parametrize("make", [Functional, Residual, TwoHeads])
+def test_assigned_in_a_larger_model(make):
+    """load_state_dict(assign=True) of what the network is a part of gives the ANN the same tensors, unused ones too."""
+    with torch.device("meta"):
+        ann = make()
+    snn = convert(ann, 8)
+    torch.manual_seed(1)
+    other = make()
+    outer = nn.ModuleDict({"net": snn})
+    outer.load_state_dict({f"net.{k}": v for k, v in other.state_dict().items()}, assign=True)
+    for mine, theirs in zip(ann.state_dict().values(), other.state_dict().values(), strict=True):
+        same(mine, theirs)
+    assert {id(p) for p in snn.parameters()} <= {id(p) for p in ann.parameters()}
+    assert all(isinstance(p, nn.Parameter) for p in ann.parameters())
+    same(whole(snn.eval()(inputs())).detach(), whole(convert(other.eval(), 8)(inputs())).detach())
+
+
+def test_state_of_unused_layers_is_checked():
+    net = nn.ModuleDict({"net": convert(TwoHeads(), 8)})
+    state = net.state_dict()
+    with pytest.raises(RuntimeError, match=r"size mismatch for net\.unused\.bias: got"):
+        net.load_state_dict({**state, "net.unused.bias": torch.ones(1)})
+    del state["net.unused.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*net\.unused\.bias"):
+        net.load_state_dict(state)
+
+
 @pytest.mark.filterwarnings("error:tandem_cuda")
 def test_compile():
     torch.compiler.reset()
@@ -483,16 +595,86 @@ def test_everything_that_cannot_be_converted_is_named():
         "plain.1 (BatchNorm2d)": "affine=True",
         "pool (MaxPool2d)": "return_indices=False",
         "sigmoid (sigmoid in forward of Unconvertible)": "move it",
-        "mul (mul in forward of Unconvertible)": "move it",
+        "mul (mul in forward of Unconvertible)": "remove it",
         "view (view in forward of Unconvertible)": "use nn.Flatten",
         "mean (mean in forward of Unconvertible)": "use nn.AdaptiveAvgPool2d(1)",
         "add (add in forward of Unconvertible)": "add spikes to spikes",
         "deep (Conv3d)": "use nn.Conv1d, nn.Conv2d",
         "conv2d (conv2d in forward of Unconvertible)": "use the module",
+        "features.4 (GroupNorm)": "use nn.BatchNorm2d",
+        "cat (cat in forward of Unconvertible)": "add branches",
     }.items():
         (line,) = [line for line in text.splitlines() if line.startswith(f"  {name}: ")]
         assert advice in line
-    assert len(text.splitlines()) == 14
+    assert len(text.splitlines()) == 16
+
+
+class FunctionalActivations(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(2, 2, 3) for _ in range(4))
+
+    def forward(self, x):
+        x = F.gelu(self.convs[0](x))
+        x = torch.sigmoid(F.group_norm(self.convs[1](x), 2))
+        x = F.gelu(self.convs[2](x * 2))
+        return self.convs[3](x)
+
+
+@pytest.mark.parametrize(
+    ("make", "lines"),
+    [
+        (
+            lambda: nn.Sequential(
+                nn.Conv2d(2, 4, 3),
+                nn.LeakyReLU(),
+                nn.Conv2d(4, 4, 3),
+                nn.GELU(),
+                nn.Conv2d(4, 4, 3),
+                nn.GroupNorm(2, 4),
+                nn.ReLU(),
+                nn.Conv2d(4, 4, 3),
+                nn.Softplus(),
+                nn.Conv2d(4, 2, 1),
+            ),
+            [
+                "  1 (LeakyReLU): use nn.ReLU: a spike count is neither negative nor curved",
+                "  3 (GELU): use nn.ReLU: a spike count is neither negative nor curved",
+                "  5 (GroupNorm): use nn.BatchNorm2d between weights and ReLU: its running statistics fold into the "
+                "weights",
+                "  8 (Softplus): use nn.ReLU: a spike count is neither negative nor curved",
+            ],
+        ),
+        (
+            lambda: nn.Sequential(*[m for _ in range(50) for m in (nn.Linear(4, 4), nn.SiLU())], nn.Linear(4, 4)),
+            [
+                "  50 SiLU: use nn.ReLU: a spike count is neither negative nor curved",
+                "      1, 3, 5, 7, 9, 11, and 44 more",
+            ],
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
+            ["  2 Linear: put a ReLU in front of each", "      1, 2"],
+        ),
+        (
+            FunctionalActivations,
+            [
+                "  2 gelu: use nn.ReLU: a spike count is neither negative nor curved",
+                "      gelu in FunctionalActivations, gelu_1 in FunctionalActivations",
+                "  group_norm (group_norm in forward of FunctionalActivations): move it in front of the first weight "
+                "layer or behind the last one",
+                "  sigmoid (sigmoid in forward of FunctionalActivations): use nn.ReLU, or move it behind the last "
+                "layer",
+                "  mul (mul in forward of FunctionalActivations): remove it, or move it behind the last layer: spikes "
+                "are not multiplied",
+            ],
+        ),
+    ],
+)
+def test_problems_do_not_hide_each_other(make, lines):
+    with pytest.raises(ValueError, match="cannot:\n") as error:
+        convert(make(), 8)
+    assert str(error.value).splitlines()[1:] == lines
 
 
 class Branching(nn.Sequential):
@@ -562,6 +744,170 @@ def test_thresholds_are_percentiles():
     assert neuron.clip
     assert neuron.threshold == neuron.amplitude == pytest.approx(want, rel=0.02)
     assert not ann.training
+
+
+# --- average pooling -------------------------------------------------------------------------------------------------
+
+
+def pooled_conv():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
+        nn.AvgPool2d(3, 2, 1, divisor_override=8), nn.Dropout2d(0.5), nn.ConvTranspose2d(4, 4, 2, 2), nn.ReLU(),
+        nn.AvgPool2d((2, 1)), nn.Flatten(), nn.Dropout(0.5), nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def pooled_line():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2, divisor_override=2), nn.Flatten(2),
+        nn.Conv1d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(56, 3),
+    )  # fmt: skip
+
+
+def pooled_read_out():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(3, ceil_mode=True), nn.AdaptiveAvgPool2d((2, 1)),
+        nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+class PooledJoin(nn.Module):
+    """A shortcut that averages, as in ResNet-D, and two uses of one average."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 6, 3, 2, 1)
+        self.short, self.hidden = nn.Conv2d(4, 6, 1), nn.Linear(24, 8)
+        self.heads = nn.ModuleList([nn.Linear(8, 3), nn.Linear(24, 2)])
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.body(x) + self.short(F.avg_pool2d(x, 2)))
+        x = F.avg_pool2d(x, 2)
+        x = x.view(x.size(0), -1)
+        return self.heads[0](torch.relu(self.hidden(x))), self.heads[1](x)
+
+
+def dyadic(ann):
+    for p in ann.parameters():
+        with torch.no_grad():
+            p.copy_(torch.randint(-4, 7, p.shape, generator=generator(p.numel())) / 16)
+    return ann
+
+
+class Integrating(nn.Module):
+    """A ReLU in discrete time: IF neurons whose spikes weigh the threshold."""
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.threshold, self.potential, self.spikes = threshold, 0.0, 0.0
+
+    def forward(self, v):
+        self.potential = self.potential + v - self.spikes
+        self.spikes = self.threshold * (self.potential >= self.threshold).to(v.dtype)
+        return self.spikes
+
+
+def stepped(ann, x, steps, levels):
+    """The mean output of the ANN in discrete time, averages as real numbers; layers are those of an nn.Sequential."""
+    places = [name for name, module in ann.named_children() if isinstance(module, nn.ReLU)]
+    net = copy.deepcopy(ann)
+    for place, level in zip(places, levels, strict=True):
+        net[int(place)] = Integrating(level)
+    return torch.stack([net(x) for _ in range(steps)]).mean(0)
+
+
+@pytest.mark.parametrize("make", [pooled_conv, pooled_line, pooled_read_out])
+def test_calibrated_averages_need_no_neurons(make):
+    """They lose nothing: the outputs are those of a simulation that averages spikes as real numbers."""
+    ann = dyadic(make()).double().eval()
+    x = torch.randint(0, 8, (6, 2, 8, 8), generator=generator(0)).double() / 8
+    names = convert(ann, 8).spiking_layers
+    levels = dict(zip(names, (1.0, 0.5, 0.25, 0.25), strict=False))
+    for steps in (4, 16):
+        snn = convert(ann, steps, calibrate=levels)
+        assert not {SpikingAvgPool2d, SpikingAdaptiveAvgPool2d} & set(kinds(snn))
+        assert snn.levels == levels
+        with torch.no_grad():
+            got, want = snn(x), stepped(ann, x, steps, levels.values())
+        assert len(want.unique()) > 5
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
+        same(freeze(snn)(x), got)
+
+
+@pytest.mark.parametrize("make", [pooled_conv, pooled_line, pooled_read_out, PooledJoin])
+def test_calibrated_averages_converge_to_the_ann(make):
+    torch.manual_seed(0)
+    ann, x = make().eval(), inputs(32)
+    snn = convert(ann, 512, calibrate=x, percentile=100)
+    assert_no_leak(snn)
+    want = whole(ann(x))
+    assert (whole(snn(x)) - want).norm() < 0.01 * want.norm()
+    weights = torch.randn(want.shape, generator=generator(1))
+    parameters = list(ann.parameters())
+    got, want = (torch.autograd.grad((whole(net(x)) * weights).sum(), parameters) for net in (snn, ann))
+    for mine, theirs in zip(got, want, strict=True):
+        assert (mine - theirs).norm() < 0.1 * theirs.norm()
+
+
+def test_dropout_of_an_average():
+    """All that an average is of is dropped together, or kept."""
+    ann = pooled_conv().eval()
+    snn = convert(ann, 8, calibrate=inputs(), percentile=100).train()
+    trains = {}
+    for name in ("5", "6", "11"):
+        snn.snn.get_submodule(name).register_forward_hook(lambda m, args, out, name=name: trains.update({name: out}))
+    ones = SpikeTrain.from_dense(torch.ones(8, 6, 4, 4, 4))
+    dropped = snn.snn.get_submodule("6")(snn.snn.get_submodule("5")(ones))
+    assert dropped.amplitude == 2 / 8
+    whole_channels = dropped.count.view(6, 9, 4, 2, 2)[:, 4]  # the middle of each window, which no padding covers
+    assert set(whole_channels.unique().tolist()) == {0.0, 8.0}
+    kept = whole_channels.amax((2, 3)) > 0
+    assert ((dropped.count.view(6, 9, 4, -1).amax(3) > 0) <= kept.unsqueeze(1)).all()
+    flat = snn.snn.get_submodule("11")(SpikeTrain.from_dense(torch.ones(8, 6, 64))).count
+    same(flat[:, :32], flat[:, 32:])
+    assert 0 < flat.mean() < 8
+
+
+def pooled_adaptively():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 8), nn.ReLU(),
+        nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def test_averages_with_neurons_are_calibrated():
+    """Where the image decides on the windows, the average fires; at a level of its own."""
+    torch.manual_seed(0)
+    ann, x = pooled_adaptively().eval(), inputs(32)
+    want = ann(x)
+    snn = convert(ann, 64, calibrate=x, percentile=99.9)
+    assert SpikingAdaptiveAvgPool2d in kinds(snn)
+    assert snn.spiking_layers == ("0", "4")
+    assert list(snn.levels) == ["0", "4", "2"]
+    pooled = ann[:3](x).detach().flatten()
+    assert snn.levels["2"] == pytest.approx(torch.quantile(pooled, 0.999, interpolation="higher").item())
+    assert snn.levels["2"] < snn.levels["0"]
+    pool = snn.snn.get_submodule("2")
+    assert pool.threshold == pool.amplitude == snn.levels["2"] / snn.levels["0"]
+    assert (snn(x) - want).norm() < 0.03 * want.norm()
+    same(convert(ann, 64, calibrate=snn.levels)(x).detach(), snn(x).detach())
+    same(freeze(snn)(x), snn(x).detach())
+    earlier = {name: snn.levels[name] for name in snn.spiking_layers}  # levels that know of no pools
+    pool = convert(ann, 64, calibrate=earlier).snn.get_submodule("2")
+    assert pool.threshold == pool.amplitude == 1
+    pool = convert(ann, 64).snn.get_submodule("2")
+    assert pool.threshold == pool.amplitude == 1
+
+
+def test_averages_of_recorded_spikes():
+    ann = dyadic(nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double())
+    spikes = (torch.rand(8, 6, 2, 8, 8, generator=generator(1)) < 0.3).double()
+    snn = convert(ann, 8, mode="spikes", calibrate={"1": 8.0})
+    neurons, total = Integrating(1.0), 0
+    for step in spikes:
+        total = total + neurons(ann[:2](step) + ann[1].bias.view(-1, 1, 1) * (1 / 8 - 1))
+    same(snn(SpikeTrain.from_dense(spikes)).detach(), ann[3:](total).detach())
 
 
 # --- hybrids ---------------------------------------------------------------------------------------------------------
@@ -731,7 +1077,7 @@ def test_operations_of_a_hybrid(make, k):
         ({"calibrate": {"0": 1.0, "4": 2.0}}, ValueError, r"a level for each spiking layer, got none for \['9'\]"),
         ({"calibrate": {"0": "1"}, "spiking_layers": 1}, TypeError, r"calibrate\['0'\] must be a number, got str"),
         ({"calibrate": {"0": float("inf")}, "spiking_layers": 1}, ValueError, r"calibrate\['0'\] must be finite"),
-        ({"calibrate": {"0": -1.0}, "spiking_layers": 1}, ValueError, "behind 0 the ANN is never positive"),
+        ({"calibrate": {"0": -1.0}, "spiking_layers": 1}, ValueError, r"calibrate\['0'\] must be positive, got -1.0"),
     ],
 )
 def test_bad_hybrids(arguments, error, message):
@@ -755,5 +1101,18 @@ def test_torchvision(name):
     if name == "resnet18":
         assert kinds(convert(ann, 8)).count(TandemAdd) == 8
     else:
-        with pytest.raises(ValueError, match="cat in forward of features"):
+        with pytest.raises(ValueError, match=r"(8|62) cat: add branches .*\n +cat in features\."):
             convert(ann, 8)
+
+
+def test_everything_in_mobilenet_v2():
+    with torch.device("meta"):
+        ann = torchvision_model("mobilenet_v2")
+    with pytest.raises(ValueError, match="cannot:\n") as error:
+        convert(ann, 8)
+    lines = str(error.value).splitlines()[1:]
+    assert [line.split(": ")[0] for line in lines[::2]] == ["  35 ReLU6", "  17 Conv2d", "  10 add"]
+    assert lines[1] == (
+        "      features.0.2, features.1.conv.0.2, features.2.conv.0.2, features.2.conv.1.2, features.3.conv.0.2, "
+        "features.3.conv.1.2, and 29 more"
+    )

@@ -5,12 +5,13 @@ from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
 from .dropout import TandemDropout, TandemDropout2d
 from .encode import Decode, Encode, EncodedInput
 from .linear import TandemLinear
-from .pool import SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, SpikingMaxPool2d
+from .pool import SpikeWindows, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, SpikingMaxPool2d
 
 __all__ = [
     "Decode",
     "Encode",
     "EncodedInput",
+    "SpikeWindows",
     "SpikingAdaptiveAvgPool2d",
     "SpikingAvgPool2d",
     "SpikingMaxPool2d",

@@ -277,7 +277,7 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         return nn.BatchNorm1d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
     def _kernel_weight(self) -> Tensor:
-        return self.weight.unsqueeze(2)
+        return self._repeated(self.weight).unsqueeze(2)
 
     def _own_weight(self, weight: Tensor) -> Tensor:
         return weight.squeeze(2)
@@ -392,7 +392,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
     def _kernel_weight(self) -> Tensor:
-        return _mirrored(self.weight, self.groups)
+        return self._repeated(_mirrored(self.weight, self.groups))
 
     def _own_weight(self, weight: Tensor) -> Tensor:
         return _mirrored(weight, self.groups)

@@ -31,6 +31,9 @@ class TandemDropout(nn.Dropout):
         ValueError: ``p`` outside [0, 1].
     """
 
+    copies: int = 1
+    """So many neurons side by side share each draw, as :class:`SpikeWindows` puts them."""
+
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
         return _dropped(self, x, x.shape if isinstance(x, SpikeTrain) else None)
 
@@ -50,18 +53,24 @@ class TandemDropout2d(nn.Dropout2d):
         ValueError: ``p`` outside [0, 1], or no image.
     """
 
+    copies: int = 1
+    """So many neurons side by side share each draw, as :class:`SpikeWindows` puts them."""
+
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
         if isinstance(x, SpikeTrain) and len(x.shape) != 4:
             raise ValueError(f"TandemDropout2d: input must be [N, C, H, W], got {list(x.shape)}")
         return _dropped(self, x, (*x.shape[:2], 1, 1) if isinstance(x, SpikeTrain) else None)
 
 
-def _dropped(module: nn.Dropout | nn.Dropout2d, x: Any, shape: Any) -> SpikeTrain:
+def _dropped(module: TandemDropout | TandemDropout2d, x: Any, shape: Any) -> SpikeTrain:
     if not isinstance(x, SpikeTrain):
         raise TypeError(f"{type(module).__name__}: input must be a SpikeTrain, got {type(x).__name__}")
     if not module.training or module.p == 0:
         return x
-    mask = torch.rand(shape, device=x.device) >= module.p
+    samples, neurons, *rest = shape
+    mask = torch.rand((samples, neurons // module.copies, *rest), device=x.device) >= module.p
+    if module.copies > 1:
+        mask = mask.repeat(1, module.copies, *[1] * len(rest))
 
     def masked(values: Tensor) -> Tensor:
         return values * mask.to(values.dtype)

@@ -69,7 +69,8 @@ class FrozenTandem(FrozenLayer):
         """Keep batch norm as the gain and bias of currents, as eval mode has it."""
         gain = None if layer.norm is None else layer._gain()
         bias = layer.bias if gain is None else layer._folded_bias(gain)
-        return cls(_bare(_type(layer), _settings(layer)), layer.weight, gain, bias, encoded)
+        weight = layer._own_weight(layer._kernel_weight())
+        return cls(_bare(_type(layer), _settings(layer)), weight, gain, bias, encoded)
 
     @classmethod
     def load(cls, layer_class: type[TandemLayer], settings: Settings, tensors: Tensors) -> FrozenTandem:

@@ -43,6 +43,8 @@ class TandemLayer(nn.Module, ABC):
     Concrete layers put the weight layer behind this class in their bases and say how to multiply.
     """
 
+    copies: int = 1
+    """So many inputs side by side share each weight, as :class:`SpikeWindows` puts them."""
     weight: Tensor
     bias: Any  # Tensor | None, which torch's own layers annotate in different ways
     norm: nn.BatchNorm1d | nn.BatchNorm2d | None
@@ -323,7 +325,11 @@ class TandemLayer(nn.Module, ABC):
 
     def _kernel_weight(self) -> Tensor:
         """``weight`` in the shape that the products take, output channels first; differentiable."""
-        return self.weight
+        return self._repeated(self.weight)
+
+    def _repeated(self, weight: Tensor) -> Tensor:
+        """A weight [O, C, ...] for all ``copies`` of its inputs."""
+        return weight if self.copies == 1 else weight.repeat(1, self.copies, *[1] * (weight.dim() - 2))
 
     def _own_weight(self, weight: Tensor) -> Tensor:
         """The inverse of _kernel_weight."""

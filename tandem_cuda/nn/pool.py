@@ -42,15 +42,19 @@ class _Axis:
 class _SpikingAverage(nn.Module):
     """What both kinds of average pooling share; the pooling module of torch comes next in the bases."""
 
-    def __init__(self, *args: Any, threshold: float = 1.0, engine: str = "auto", **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, threshold: float = 1.0, amplitude: float = 1.0, engine: str = "auto", **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         name = type(self).__name__
-        checks.check_number(name, "threshold", threshold)
-        if not (threshold > 0 and math.isfinite(threshold)):
-            raise ValueError(f"{name}: threshold must be positive and finite, got {threshold}")
+        for argument, value in (("threshold", threshold), ("amplitude", amplitude)):
+            checks.check_number(name, argument, value)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name}: {argument} must be positive and finite, got {value}")
         if engine not in ENGINES:
             raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self.threshold = threshold
+        self.amplitude = amplitude
         self.engine = engine
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
@@ -61,7 +65,7 @@ class _SpikingAverage(nn.Module):
         mean = None
         if needs_gradient(x.carried_count):
             mean = super().forward(x.count) / self.threshold
-        return _carrying(bits, steps, dtype, mean, x.amplitude)
+        return _carrying(bits, steps, dtype, mean, x.amplitude * self.amplitude)
 
     def _spikes(
         self, x: SpikeTrain, potential: Tensor | None = None, want_potential: bool = False
@@ -128,7 +132,8 @@ class _SpikingAverage(nn.Module):
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
-        return f"{super().extra_repr()}, threshold={self.threshold}{engine}"
+        amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
+        return f"{super().extra_repr()}, threshold={self.threshold}{amplitude}{engine}"
 
 
 class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -141,7 +146,7 @@ class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # 
 
     computed in units of 1 / D, so that sums are whole numbers and the spikes the same everywhere. The ANN twin is
     nn.AvgPool2d of the counts, over ``threshold``: that is the gradient (a mean of counts is never negative, so that
-    its ReLU is the identity). The output's ``amplitude`` is that of the input.
+    its ReLU is the identity).
 
     Args:
         kernel_size: of the window, an int or a pair.
@@ -151,6 +156,8 @@ class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # 
         count_include_pad: count the padding in the divisor.
         divisor_override: use this as the divisor.
         threshold: of the neurons, in units of the mean.
+        amplitude: what a spike of the output weighs, in units of the input's ``amplitude``. As large as the threshold,
+            it makes amplitude * count approximate the mean itself.
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
 
     Shape:
@@ -158,7 +165,7 @@ class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # 
 
     Raises:
         TypeError: the input is no SpikeTrain, or ``threshold`` no number.
-        ValueError: no image, a window larger than the padded image, a bad ``threshold`` or ``engine``.
+        ValueError: no image, a window larger than the padded image, a bad ``threshold``, ``amplitude`` or ``engine``.
     """
 
     def __init__(
@@ -171,6 +178,7 @@ class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # 
         divisor_override: int | None = None,
         *,
         threshold: float = 1.0,
+        amplitude: float = 1.0,
         engine: str = "auto",
     ) -> None:
         super().__init__(
@@ -181,6 +189,7 @@ class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # 
             count_include_pad,
             divisor_override,
             threshold=threshold,
+            amplitude=amplitude,
             engine=engine,
         )
 
@@ -214,6 +223,8 @@ class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: 
     Args:
         output_size: Ho and Wo, an int or a pair; None keeps the input's.
         threshold: of the neurons, in units of the mean.
+        amplitude: what a spike of the output weighs, in units of the input's ``amplitude``. As large as the threshold,
+            it makes amplitude * count approximate the mean itself.
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
 
     Shape:
@@ -221,7 +232,7 @@ class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: 
 
     Raises:
         TypeError: the input is no SpikeTrain, or ``threshold`` no number.
-        ValueError: no image, a bad ``threshold`` or ``engine``.
+        ValueError: no image, a bad ``threshold``, ``amplitude`` or ``engine``.
     """
 
     def __init__(
@@ -229,9 +240,10 @@ class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: 
         output_size: int | tuple[int | None, int | None] | None,
         *,
         threshold: float = 1.0,
+        amplitude: float = 1.0,
         engine: str = "auto",
     ) -> None:
-        super().__init__(output_size, threshold=threshold, engine=engine)
+        super().__init__(output_size, threshold=threshold, amplitude=amplitude, engine=engine)
 
     def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
         """Vertical and horizontal windows for an image of that size."""
@@ -243,6 +255,64 @@ class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: 
             bounds = [(i * size // n, -(-(i + 1) * size // n)) for i in range(n)]
             axes.append(_Axis(size, [(start, stop, stop - start) for start, stop in bounds]))
         return axes[0], axes[1]
+
+
+class SpikeWindows(nn.Module):
+    """The spikes of all windows of an average pooling, side by side as channels, for weights to add them up.
+
+    A layer with the weights of the pooled image's, repeated for every position in the window (``copies`` of a tandem
+    layer), has the currents of that layer behind the pooling, exactly and without neurons in between: the output's
+    ``amplitude`` is that of the input over the divisor.
+
+    Args:
+        kernel_size: of the window, an int or a pair.
+        stride: an int or a pair; by default that of the kernel.
+        padding: silent neurons around the image, an int or a pair.
+        divisor_override: by which the sum of a window is divided; by default the size of the kernel.
+
+    Shape:
+        SpikeTrain [N, C, H, W] -> SpikeTrain [N, kH * kW * C, Ho, Wo], the channels of a position together.
+
+    Raises:
+        TypeError: the input is no SpikeTrain.
+        ValueError: no image, or a window larger than the padded image.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        divisor_override: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = _pair(kernel_size)
+        self.stride = self.kernel_size if stride is None else _pair(stride)
+        self.padding = _pair(padding)
+        self.divisor_override = divisor_override
+
+    @property
+    def size(self) -> int:
+        """Positions in a window."""
+        return math.prod(self.kernel_size)
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:
+        _check_image(self, x)
+        return x.rearranged(self._side_by_side)._replaced(amplitude=x.amplitude / (self.divisor_override or self.size))
+
+    def _side_by_side(self, image: Tensor) -> Tensor:
+        (top, left), settings = self.padding, zip(self.kernel_size, self.stride, self.padding, strict=True)
+        rows, columns = (
+            [slice(first, first + (n - 1) * stride + 1, stride) for first in range(kernel)]
+            for size, (kernel, stride, padding) in zip(image.shape[3:], settings, strict=True)
+            for n in [_outputs("SpikeWindows", size, kernel, stride, padding, 1, False)]
+        )
+        padded = pad(image, (left, left, top, top)).movedim(2, -1)
+        return torch.cat([padded[:, :, row, column] for row in rows for column in columns], -1).movedim(-1, 2)
+
+    def extra_repr(self) -> str:
+        divisor = "" if self.divisor_override is None else f", divisor_override={self.divisor_override}"
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}{divisor}"
 
 
 class SpikingMaxPool2d(nn.MaxPool2d):
@@ -347,18 +417,21 @@ def _outputs(name: str, size: int, kernel: int, stride: int, padding: int, dilat
 
 
 class FrozenPool(FrozenLayer):
-    """A pooling of spikes; averages carry the membrane potentials of their neurons."""
+    """A pooling of spikes or, in the read-out, of counts; averages of spikes carry membrane potentials."""
 
     SETTINGS: ClassVar[dict[type[nn.Module], tuple[str, ...]]] = {
         SpikingAvgPool2d: (
             *("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-            *("threshold", "engine"),
+            *("threshold", "amplitude", "engine"),
         ),
-        SpikingAdaptiveAvgPool2d: ("output_size", "threshold", "engine"),
+        SpikingAdaptiveAvgPool2d: ("output_size", "threshold", "amplitude", "engine"),
         SpikingMaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+        SpikeWindows: ("kernel_size", "stride", "padding", "divisor_override"),
+        nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+        nn.AdaptiveAvgPool2d: ("output_size",),
     }
 
-    def __init__(self, pool: SpikingAvgPool2d | SpikingAdaptiveAvgPool2d | SpikingMaxPool2d) -> None:
+    def __init__(self, pool: Any) -> None:
         super().__init__()
         self.kind = type(pool).__name__
         self.pool = pool
@@ -366,7 +439,7 @@ class FrozenPool(FrozenLayer):
     @classmethod
     def made(cls, pool_class: type[nn.Module], settings: Settings) -> FrozenPool:
         """From the constructor's arguments."""
-        return cls(pool_class(**settings))  # type: ignore[arg-type]
+        return cls(pool_class(**settings))
 
     @classmethod
     def of(cls, module: nn.Module, encoded: bool) -> FrozenPool:
@@ -375,6 +448,8 @@ class FrozenPool(FrozenLayer):
     @classmethod
     def load(cls, pool_class: type[nn.Module], settings: Settings, tensors: Tensors) -> FrozenPool:
         kind = pool_class.__name__
+        if issubclass(pool_class, _SpikingAverage):
+            settings = {"amplitude": 1.0, **settings}  # files of version 0.1 have none
         check_settings(kind, settings, {*cls.SETTINGS[pool_class]})
         check_tensors(kind, tensors, {})
         for name, value in settings.items():
@@ -389,7 +464,7 @@ class FrozenPool(FrozenLayer):
                 for size in sizes:
                     if size is not None:
                         frozen_numbers(kind, name, size, 1)
-            elif name not in ("threshold", "engine"):  # which the constructor checks
+            elif name not in ("threshold", "amplitude", "engine"):  # which the constructor checks
                 frozen_numbers(kind, name, value, 0 if name == "padding" else 1, pairs=True)
         return cls.made(pool_class, {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()})
 
@@ -401,12 +476,14 @@ class FrozenPool(FrozenLayer):
             raise ValueError(f"{self.kind}: input must be spikes, and one")
         return False
 
-    def forward(self, span: Span, state: State | None, x: SpikeTrain) -> tuple[SpikeTrain, State | None]:
+    def forward(self, span: Span, state: State | None, x: Any) -> tuple[Any, State | None]:
+        if not isinstance(self.pool, (_SpikingAverage, SpikingMaxPool2d)):
+            return self.pool(x), None
         _check_image(self.pool, x)
         if isinstance(self.pool, SpikingMaxPool2d):
             return x._replaced(bits=self.pool._spikes(x)), None
         bits, potential = self.pool._spikes(x, None if state is None else state[0], not span.ends)
-        train = x._replaced(bits=bits)
+        train = x._replaced(bits=bits, amplitude=x.amplitude * self.pool.amplitude)
         return train, None if span.ends else (potential,)
 
 
