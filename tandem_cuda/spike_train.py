@@ -55,7 +55,7 @@ class SpikeTrain:
             checks.check_shape("SpikeTrain", "count", count, bits.shape[1:])
         self.bits = bits
         checks.check_number("SpikeTrain", "amplitude", amplitude)
-        if not (amplitude > 0 and math.isfinite(amplitude)):
+        if not 0 < amplitude < math.inf:
             raise ValueError(f"SpikeTrain: amplitude must be positive and finite, got {amplitude}")
         self.time_steps = time_steps
         self.amplitude = amplitude
