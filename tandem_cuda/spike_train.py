@@ -56,7 +56,7 @@ class SpikeTrain:
             checks.check_same_device("SpikeTrain", "count", count, bits, "bits")
             checks.check_shape("SpikeTrain", "count", count, bits.shape[1:])
         checks.check_number("SpikeTrain", "amplitude", amplitude)
-        if not (amplitude > 0 and math.isfinite(amplitude)):
+        if not 0 < amplitude < math.inf:
             raise ValueError(f"SpikeTrain: amplitude must be positive and finite, got {amplitude}")
         self._set(_ending(bits, time_steps), time_steps, count, dtype, amplitude)
         checks.check_dtype("SpikeTrain", "dtype", self._dtype)

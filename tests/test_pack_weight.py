@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import CHANNELS, HALVES, META, SEEDS, WEIGHTS, dyadic, every_path, int8, planes, same, views
-from tandem_cuda import ops
+from exact import CHANNELS, HALVES, ISAS, META, SEEDS, WEIGHTS, dyadic, every_path, int8, planes, same, views
+from tandem_cuda import _C, ops
 from tandem_cuda import reference as ref
 from tandem_cuda.ops.pack_weight import packed_like
 
@@ -76,6 +76,33 @@ def test_out(shape, groups, dtype):
     weight = weights(*shape, seed=1, dtype=dtype)
     assert ops.pack_weight(weight, groups, out=out) is out
     same(out, ops.pack_weight(weight, groups))
+
+
+def placed(packed, offset):
+    """The same in memory that begins ``offset`` elements behind the boundary of a cache line."""
+    memory = torch.zeros(len(packed) + 128, dtype=packed.dtype)
+    start = -memory.data_ptr() % 64 // packed.itemsize + offset
+    place = memory[start : start + len(packed)]
+    assert place.data_ptr() % 64 == offset * packed.itemsize
+    return place.copy_(packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int8])
+@pytest.mark.parametrize("outputs", [10, 40, 200])
+def test_any_alignment(outputs, dtype):
+    """Whoever loads packed weights chooses where they lie. Rows of one to four vectors."""
+    bits, weight = planes(9, 3, 70, 2, 2, seed=0), weights(outputs, 70, 2, 1, seed=1, dtype=dtype)
+    scale = torch.ones(outputs) if dtype == torch.int8 else None
+    packed = ops.pack_weight(weight)
+    want = ref.spiking_conv2d(bits, weight, scale=scale, time_steps=9)
+    assert want[0].any()
+    for offset in range(64 // packed.itemsize):
+        moved = placed(packed, offset)
+        same(ops.pack_weight(weight, out=placed(torch.zeros_like(packed), offset)), packed)
+        for isa in ISAS:
+            _C.set_cpu_isa(isa)
+            got = ops.spiking_conv2d(bits, weight, packed=moved, scale=scale, time_steps=9, engine="event")
+            same(got, want, f"{isa}, {offset} elements")
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS)

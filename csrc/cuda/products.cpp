@@ -64,6 +64,14 @@ void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
   pack(op, weight, g, out);
 }
 
+// The tensor-core engine reads weights 16 bytes at a time; those that begin elsewhere are copied.
+Tensor aligned(const Tensor& packed) {
+  if (reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0) return packed;
+  Tensor copy = empty_channels_last(packed, sizes_of(packed), packed.scalar_type(), 0);
+  torch::stable::copy_(copy, packed);
+  return copy;
+}
+
 // A number on the device: the binary ones of (a part of) the input, and the limit above which engine dense is chosen.
 struct Density {
   Tensor ones;
@@ -135,7 +143,7 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
     using E = decltype(element);
     using T = decltype(type);
     if (plan.packed) check_packed<E>(op, "packed", *plan.packed, g);
-    const Tensor packed = plan.packed ? *plan.packed : empty_packed(plan.weight, g);
+    const Tensor packed = plan.packed ? aligned(*plan.packed) : empty_packed(plan.weight, g);
     if (!plan.packed) pack(op, plan.weight, g, packed);
     const PackedLayout layout = packed_layout<E>(g);
     CudaProductArgs<E, T> args = {};

@@ -26,7 +26,7 @@ struct CudaProductArgs {
   ConvGeometry geometry;
   const uint8_t* bits;    // [planes, N * H * W, C]
   int64_t planes;         // bit planes of the input
-  const E* weight;        // packed: [groups, blocks, features, block]
+  const E* weight;        // packed: [groups, blocks, features, block], 16-byte aligned
   int64_t block, blocks;  // output channels in a row; rows of a group
   const T* scale;         // [O] or null
   const T* bias;          // [O] or null

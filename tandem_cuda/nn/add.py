@@ -140,7 +140,7 @@ class TandemAdd(nn.Module):
         """Bits and final potential, starting from one that was returned before; biases are spread over ``steps``."""
         parts = [_part(branch, x) for branch, x in pairs]
         shapes = [part.out for part in parts]
-        if len(set(shapes)) > 1:
+        if any(shape != shapes[0] for shape in shapes):  # compared, for a set would fix the sizes that it hashes
             raise ValueError(f"TandemAdd: branches must agree in shape, got {', '.join(str(list(s)) for s in shapes)}")
         stride, parts = _aligned(parts)
         low, high = _window(parts)

@@ -11,8 +11,9 @@ from torch import Tensor
 def empty_channels_last(like: Tensor, sizes: Sequence[int], dtype: torch.dtype, channel_dim: int) -> Tensor:
     """An uninitialised tensor of ``sizes`` whose dimension ``channel_dim`` is innermost in memory."""
     order = [d for d in range(len(sizes)) if d != channel_dim] + [channel_dim]
-    inverse = [order.index(d) for d in range(len(sizes))]
-    return like.new_empty([sizes[d] for d in order], dtype=dtype).permute(inverse)
+    strides = like.new_empty([sizes[d] for d in order], device="meta").stride()
+    # No permuted view: kernels return none, and compilers plan other memory for views.
+    return like.new_empty_strided(sizes, [strides[order.index(d)] for d in range(len(sizes))], dtype=dtype)
 
 
 def train_feature_dim(dims: int) -> int:

@@ -340,6 +340,7 @@ struct Ahead {
 template <class E, int kVectors, int kRest>
 void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const E* sweep, E* acc, int32_t* wide,
               Ahead& ahead, int64_t lines_a_visit) {
+  using Weights = typename Simd<E>::Unaligned;
   constexpr int64_t block = kVectors * kLanes<E>;
   const int eights = group.length / 8;
   const Ahead fetched = ahead;  // a copy, which the stores cannot change
@@ -369,7 +370,8 @@ void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const
       list += 8;
       std::memcpy(&after, list + 8, sizeof(after));
       unrolled<count>([&](int j) TANDEM_INLINE {
-        const Vec<E>* from = reinterpret_cast<const Vec<E>*>(sweep + (entries >> (8 * j) & 255) * block);
+        // Whoever packed the weights chose where they lie.
+        const Weights* from = reinterpret_cast<const Weights*>(sweep + (entries >> (8 * j) & 255) * block);
         for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
         finish(sum);
       });

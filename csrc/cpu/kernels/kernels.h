@@ -137,7 +137,7 @@ struct EventTileArgs {
   const uint32_t* chunk_begin;  // [chunks + 1]: where each begins, in rows of the weights
   int64_t steps;                // time steps, or binary digits of a count: the planes' valid bits
   int64_t first_plane;          // how many planes of the product came before these
-  const E* weight;              // [features, block] of this group and block of output channels, 64-byte aligned
+  const E* weight;              // [features, block] of this group and block of output channels, any alignment
   int64_t block;                // output channels in a row of weight, a block_size()
   int64_t valid;                // of them real, the rest padding
   int64_t group;

@@ -1,0 +1,142 @@
+"""Whole networks compiled, exported and packaged for batches of any size, with the results of eager mode."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import test_freeze
+import test_more_layers
+from exact import generator, same
+from tandem_cuda import Decode, Encode, TandemConv2d, TandemLinear, freeze
+
+BATCHES = (4, 8, 3)
+BATCH = {0: Dim("batch")}
+
+
+def plain(norm=None):
+    """Real input of one channel, which has both memory formats."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Encode(8),
+        TandemConv2d(1, 4, 3, padding=1, norm=norm),
+        TandemConv2d(4, 6, 3, stride=2, norm=norm),
+        nn.Flatten(),
+        TandemLinear(54, 10, norm=norm),
+        Decode(),
+        nn.Linear(10, 3),
+    ).double()
+
+
+def everything():
+    """Joins and pooling of every kind; dropout silences nobody, since compiled code draws other numbers."""
+    torch.manual_seed(0)
+    net = test_more_layers.Everything().double()
+    net.drop.p = 0.0
+    return net
+
+
+def converted():
+    return test_freeze.converted(test_freeze.Everything, calibrated=True, dtype=torch.float64).eval()
+
+
+NETWORKS = {
+    "plain": (plain, (1, 8, 8)),
+    "batch norm": (lambda: plain("batch"), (1, 8, 8)),
+    "everything": (everything, (2, 8, 8)),
+    "converted": (converted, (2, 8, 8)),
+}
+every_network = pytest.mark.parametrize(("make", "size"), NETWORKS.values(), ids=NETWORKS)
+
+
+def images(batch, size):
+    return torch.rand(batch, *size, generator=generator(batch), dtype=torch.float64)
+
+
+def outcome(net, x, run=None):
+    """Output and gradients; gradients of batch norm are sums of many numbers, which a compiler may order anew."""
+    out = (run or net)(x)
+    return out.detach(), torch.autograd.grad(out.square().sum(), list(net.parameters()))
+
+
+def check_training(make, size, batches=BATCHES, **how):
+    torch.compiler.reset()
+    net, twin = make(), make()
+    compiled = torch.compile(twin, fullgraph=True, **how)
+    for batch in batches:
+        x = images(batch, size)
+        (want, grads), (got, compiled_grads) = outcome(net, x), outcome(twin, x, compiled)
+        assert want.abs().sum() > 0
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(compiled_grads, grads, rtol=1e-9, atol=1e-9)
+
+
+def check_inference(make, size, batches=BATCHES, **how):
+    net = make().eval()
+    for run in (net, freeze(net)):
+        torch.compiler.reset()
+        compiled = torch.compile(copy.deepcopy(run), fullgraph=True, **how)
+        with torch.no_grad():
+            for batch in batches:
+                x = images(batch, size)
+                torch.testing.assert_close(compiled(x), run(x), rtol=1e-12, atol=1e-12)
+
+
+def test_dynamic_shapes():
+    """With numbers such as thresholds and T symbolic, as sizes are."""
+
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(Encode(8), TandemLinear(5, 4), Decode()).double()
+
+    check_inference(make, (5,), (4, 3), dynamic=True, backend="aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [None, True, False])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@every_network
+def test_compile(make, size, dynamic, backend):
+    check_training(make, size, dynamic=dynamic, backend=backend)
+    check_inference(make, size, dynamic=dynamic, backend=backend)
+
+
+def check_export(net, size, dynamic_shapes=(BATCH,), **how):
+    exported = torch.export.export(net, (images(4, size),), dynamic_shapes=dynamic_shapes, **how).module()
+    for batch in (2, 1, 7):
+        x = images(batch, size)
+        same(exported(x).detach(), net(x).detach())
+
+
+def test_export_layers_with_a_dynamic_batch():
+    net = nn.Sequential(Encode(9), TandemConv2d(1, 3, 3, norm="batch"), nn.Flatten(), TandemLinear(108, 4), Decode())
+    check_export(net.double().eval(), (1, 8, 8))
+    check_export(freeze(net), (1, 8, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+@every_network
+def test_export_with_a_dynamic_batch(make, size, gradients, strict):
+    net = make().eval()
+    shapes = ((BATCH,),) if make is converted else (BATCH,)  # a converted network takes *inputs
+    with torch.set_grad_enabled(gradients):
+        check_export(net, size, shapes, strict=strict)
+        check_export(freeze(net), size, strict=strict)
+
+
+@pytest.mark.slow
+def test_packages_compiled_ahead_of_time(tmp_path):
+    """AOTInductor places weights where malloc does: each time the package is loaded, elsewhere."""
+    net = freeze(plain("batch").eval())
+    exported = torch.export.export(net, (images(4, (1, 8, 8)),), dynamic_shapes=(BATCH,))
+    path = torch._inductor.aoti_compile_and_package(exported, package_path=tmp_path / "net.pt2")
+    kept = []
+    for batch in range(1, 17):
+        loaded = torch._inductor.aoti_load_package(path)
+        kept.append(loaded)  # so that the next one lies elsewhere
+        x = images(batch, (1, 8, 8))
+        torch.testing.assert_close(loaded(x), net(x), rtol=1e-12, atol=1e-12)
