@@ -1,6 +1,7 @@
 """Mutants of frozen networks' files: refused with ValueError, TypeError or OSError, or sound networks."""
 
 import contextlib
+import copy
 import functools
 import itertools
 import json
@@ -16,7 +17,7 @@ from tandem_cuda import IF, LIF, Decode, Encode, FrozenNetwork, SpikeTrain, arte
 from tandem_cuda import nn as tandem
 
 from .draw import Draw
-from .mutate import any_value, loaded, mutated_array, mutated_bytes, mutated_tree, runs
+from .mutate import any_value, loaded, mutated_array, mutated_bytes, mutated_tree, near, places, runs
 
 CHAIN = 5000  # nodes of the long chain that a file may hold
 
@@ -119,6 +120,15 @@ def _json(draw, description, tensors, metadata, data):
     return sealed(json.dumps(mutated_tree(draw, description)), tensors, metadata)
 
 
+def _settings(draw, description, tensors, metadata, data):
+    """One setting of one layer, mostly by a little."""
+    changed = copy.deepcopy(description)
+    node = draw.one([node for node in changed["nodes"] if node["settings"]])
+    container, key = draw.one(list(places(node["settings"])))
+    container[key] = near(draw, container[key])
+    return sealed(json.dumps(changed), tensors, metadata)
+
+
 def _text(draw, description, tensors, metadata, data):
     text = json.dumps(description)
     at = draw.int(0, len(text))
@@ -142,7 +152,7 @@ def _tensors(draw, description, tensors, metadata, data):
     else:
         changed[name] = changed[name].to(draw.one((torch.bfloat16, torch.float16, torch.float64, torch.int32)))
     text = json.dumps(description if draw.chance(0.8) else mutated_tree(draw, description))
-    return sealed(text, {key: x.clone() for key, x in changed.items()}, metadata)
+    return sealed(text, {k: x.clone(memory_format=torch.contiguous_format) for k, x in changed.items()}, metadata)
 
 
 def _graph(draw, description, tensors, metadata, data):
@@ -178,7 +188,16 @@ def _chain(draw, description, tensors, metadata, data):
     return sealed(json.dumps({**description, "nodes": nodes, "output": name}), tensors, metadata)
 
 
-MUTATIONS = [*[_raw] * 10, *[_metadata] * 5, *[_json] * 40, *[_text] * 5, *[_tensors] * 20, *[_graph] * 20, _chain]
+MUTATIONS = [
+    *[_raw] * 10,
+    *[_metadata] * 5,
+    *[_json] * 20,
+    *[_settings] * 25,
+    *[_text] * 5,
+    *[_tensors] * 15,
+    *[_graph] * 20,
+    _chain,
+]
 
 
 def files(draw: Draw):
@@ -194,7 +213,12 @@ def files(draw: Draw):
         network = loaded(lambda: FrozenNetwork.load(file.name))
     draw.note(refused=network is None)
     if network is not None:
-        runs(network, itertools.chain([x], _inputs(network)))
+        runs(network, itertools.chain([x] * _takes(network, x), _inputs(network)))
+
+
+def _takes(network, x):
+    """Whether it is made for such inputs: real ones where it has an Encode, else spikes."""
+    return isinstance(x, torch.Tensor) == (network.time_steps is not None)
 
 
 def _inputs(network):
