@@ -13,12 +13,14 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help test test-slow test-oldest demo docs bench results gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format clean
+.PHONY: help test test-slow test-oldest fuzz sanitize demo docs bench results gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format clean
 
 help:
 	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
 	@echo "make test-slow  the slow tests"
 	@echo "make test-oldest  the quick tests of the same library under torch $(OLDEST_TORCH)"
+	@echo "make fuzz       look for failures in random cases and mutated files for MINUTES=$(MINUTES), on all cores"
+	@echo "make sanitize   build the C++ library under ASan and UBSan; operator tests and MINUTES=$(MINUTES) of fuzzing on it"
 	@echo "make demo       train the example network"
 	@echo "make docs       build the documentation site in build/site; a warning is an error"
 	@echo "make bench      measure against plain PyTorch, the ANN and other SNN libraries"
@@ -39,6 +41,14 @@ test-slow: $(VENV)/.installed-test $(VENV)/.installed-examples
 # The library as built under this environment's torch, tested under the oldest torch that it promises to load in.
 test-oldest: $(VENV)-oldest/.installed
 	$(VENV)-oldest/bin/pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+# FUZZ_ARGS="products networks" picks kinds of cases. Every failure's line ends with the command that repeats it.
+MINUTES ?= 2
+fuzz: $(VENV)/.installed-test
+	$(PY) -m tests.fuzz --minutes $(MINUTES) $(FUZZ_ARGS)
+
+sanitize: $(VENV)/.installed-test
+	$(PY) -m tests.fuzz.sanitize --minutes $(MINUTES)
 
 demo: $(VENV)/.installed-examples
 	$(PY) examples/mnist.py

@@ -223,6 +223,8 @@ AVERAGES = {
     "inside": ("SpikingAvgPool2d", (3, 2, 1), {"count_include_pad": False}),
     "ceil inside": ("SpikingAvgPool2d", (2, 3), {"ceil_mode": True, "count_include_pad": False}),
     "override": ("SpikingAvgPool2d", (3, 2), {"divisor_override": 2, "ceil_mode": True}),
+    "one window of many": ("SpikingAvgPool2d", (2, 8), {}),
+    "one row of windows": ("SpikingAvgPool2d", (2, (8, 2), 1), {}),
     "global": ("SpikingAdaptiveAvgPool2d", (1,), {}),
     "adaptive": ("SpikingAdaptiveAvgPool2d", ((2, 3),), {}),
     "same height": ("SpikingAdaptiveAvgPool2d", ((None, 3),), {}),

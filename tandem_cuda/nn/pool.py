@@ -24,7 +24,9 @@ class _Axis:
     def __init__(self, size: int, windows: list[tuple[int, int, int]]) -> None:
         self.size = size
         self.starts, self.stops, self.divisors = ([window[i] for window in windows] for i in range(3))
-        self.stride = self.starts[1] - self.starts[0] if len(windows) > 1 else 1
+        # Of a single window: large enough that the convolution has no second one.
+        alone = max(1, size - self.starts[0] - self.stops[0] + 1)
+        self.stride = self.starts[1] - self.starts[0] if len(windows) > 1 else alone
 
     def uniform(self) -> bool:
         """Whether they are the windows of a convolution, all divided by the same."""

@@ -214,7 +214,8 @@ class SpikeWord<T, kSpikeVectors> {
 #elif defined(__SSE2__)
     Vec<T> spikes[kSpikeVectors];
     for (int j = 0; j < kSpikeVectors; ++j) spikes[j] = reinterpret_cast<Vec<T>>(u[j] >= threshold);
-    word_ |= narrow_signs<T>(spikes) & static_cast<Narrow>(1 << s);
+    const auto bit = static_cast<Narrow>(1 << s);  // named: under sanitizers GCC takes the expression for an int
+    word_ |= narrow_signs<T>(spikes) & bit;
 #else
     for (int64_t j = 0; j < kSpikeVectors; ++j)
       words_[j] |= (u[j] >= threshold) & (typename IntegerOf<T>::type{1} << s);
@@ -256,7 +257,8 @@ class SpikeSigns {
     constexpr int kSign = 8 * sizeof(Narrow) - 1;
     // Lanes of 16 bits are shifted even where they are two of a byte each: the foreign bits do not reach bit `s`.
     const Shifted silent = reinterpret_cast<Shifted>(narrow_signs<T>(reduced)) >> (kSign - s);
-    const Word bit = Word{} + static_cast<Narrow>(1 << s);
+    const auto narrow_bit = static_cast<Narrow>(1 << s);
+    const Word bit = Word{} + narrow_bit;
 #if defined(__AVX512BW__)
     // GCC would keep the signs of all steps to join them in the end, for which there are no registers.
     word_ = reinterpret_cast<Word>(_mm512_ternarylogic_epi32(

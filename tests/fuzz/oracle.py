@@ -1,0 +1,213 @@
+"""What operators and layers compute, in NumPy alone: a second opinion, written from their mathematics.
+
+A neuron loop takes its floats in the one order that is promised, so that its results are equal to the bit. Products
+are float64 sums, exact for the dyadic weights that the cases draw, and rounded to the currents' dtype once.
+"""
+
+import math
+
+import numpy as np
+
+
+def pack(spikes):
+    """[T, ...] of 0 and 1 -> uint8 [P, ...]: bit i of plane p is the spike at step 8p + i."""
+    steps = len(spikes)
+    planes = np.zeros((-(-steps // 8), *spikes.shape[1:]), np.uint8)
+    for t in range(steps):
+        planes[t // 8] |= (spikes[t] != 0).astype(np.uint8) << np.uint8(t % 8)
+    return planes
+
+
+def unpack(planes, steps):
+    """The inverse: uint8 [T, ...]."""
+    return np.stack([(planes[t // 8] >> np.uint8(t % 8)) & np.uint8(1) for t in range(steps)])
+
+
+def neurons(currents, threshold, leak, potential=None):
+    """The integrate-and-fire loop on currents [T, ...] -> (spikes uint8 [T, ...], sum, final potential)."""
+    dtype = currents.dtype.type
+    threshold, leak = dtype(threshold), dtype(leak)
+    u = np.zeros(currents.shape[1:], dtype) if potential is None else potential
+    spikes = np.empty(currents.shape, np.uint8)
+    total = None
+    with np.errstate(all="ignore"):
+        for t, x in enumerate(currents):
+            held = u if leak == 1 else leak * u
+            u = np.where(u >= threshold, held - threshold, held) + x
+            spikes[t] = u >= threshold
+            total = x if total is None else total + x
+    return spikes, total, u
+
+
+def affine(product, scale, bias, axis):
+    """scale * product + bias, each rounded once, for a product in float64; in the dtype of scale and bias."""
+    with np.errstate(all="ignore"):
+        for operation, operand in ((np.multiply, scale), (np.add, bias)):
+            if operand is not None:
+                shape = [1] * product.ndim
+                shape[axis] = -1
+                product = operation(product, operand.reshape(shape))
+    return product
+
+
+def pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def conv2d(x, weight, stride=1, padding=0, dilation=1, groups=1):
+    """[B, C, H, W] with [O, C/groups, kH, kW] -> [B, O, Ho, Wo], in float64."""
+    stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
+    batch, channels = x.shape[:2]
+    outputs, inputs, *kernel = weight.shape
+    x = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
+    size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)]
+    x = x.reshape(batch, groups, channels // groups, *x.shape[2:])
+    weight = weight.astype(np.float64).reshape(groups, outputs // groups, inputs, *kernel)
+    out = np.zeros((batch, groups, outputs // groups, size[0] * size[1]))
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            rows = slice(i * dilation[0], i * dilation[0] + (size[0] - 1) * stride[0] + 1, stride[0])
+            columns = slice(j * dilation[1], j * dilation[1] + (size[1] - 1) * stride[1] + 1, stride[1])
+            out += weight[..., i, j] @ x[..., rows, columns].reshape(batch, groups, inputs, size[0] * size[1])
+    return out.reshape(batch, outputs, *size)
+
+
+def conv2d_gradients(grad, x, weight, stride, padding, dilation, groups):
+    """Gradients of sum(grad * conv2d(x, weight)) with respect to x and weight, in float64."""
+    batch, channels, height, width = x.shape
+    outputs, inputs, *kernel = weight.shape
+    rows, columns = grad.shape[2:]
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
+    padded = padded.reshape(batch, groups, inputs, *padded.shape[2:])
+    weight = weight.astype(np.float64).reshape(groups, outputs // groups, inputs, *kernel)
+    grad = grad.astype(np.float64).reshape(batch, groups, outputs // groups, rows * columns)
+    of_x, of_weight = np.zeros_like(padded), np.zeros_like(weight)
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            taps = np.s_[
+                ...,
+                i * dilation[0] : i * dilation[0] + (rows - 1) * stride[0] + 1 : stride[0],
+                j * dilation[1] : j * dilation[1] + (columns - 1) * stride[1] + 1 : stride[1],
+            ]
+            seen = padded[taps].reshape(batch, groups, inputs, rows * columns)
+            of_weight[..., i, j] = np.einsum("bgop,bgip->goi", grad, seen)
+            through = np.swapaxes(weight[..., i, j], -1, -2) @ grad
+            of_x[taps] += through.reshape(batch, groups, inputs, rows, columns)
+    inside = np.s_[..., padding[0] : padding[0] + height, padding[1] : padding[1] + width]
+    of_x = of_x.reshape(batch, channels, *of_x.shape[3:])[inside]
+    return of_x, of_weight.reshape(outputs, inputs, *kernel)
+
+
+def conv_transpose2d(x, weight, stride, padding, output_padding, groups, dilation):
+    """[B, C, H, W] with [C, O/groups, kH, kW] -> [B, O, Ho, Wo], in float64: every pixel spreads a kernel."""
+    batch, channels, *size = x.shape
+    _, outputs, *kernel = weight.shape
+    full = [
+        (n - 1) * s + d * (k - 1) + 1 + o
+        for n, s, d, k, o in zip(size, stride, dilation, kernel, output_padding, strict=True)
+    ]
+    out = np.zeros((batch, groups, outputs, *full))
+    x = x.astype(np.float64).reshape(batch, groups, channels // groups, size[0] * size[1])
+    weight = weight.astype(np.float64).reshape(groups, channels // groups, outputs, *kernel)
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            rows = slice(i * dilation[0], i * dilation[0] + (size[0] - 1) * stride[0] + 1, stride[0])
+            columns = slice(j * dilation[1], j * dilation[1] + (size[1] - 1) * stride[1] + 1, stride[1])
+            spread = np.swapaxes(weight[..., i, j], -1, -2) @ x
+            out[..., rows, columns] += spread.reshape(batch, groups, outputs, *size)
+    out = out.reshape(batch, groups * outputs, *full)
+    return out[..., padding[0] : full[0] - padding[0], padding[1] : full[1] - padding[1]]
+
+
+PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def pad(x, pads, mode):
+    """Pad the last two dimensions by ((top, bottom), (left, right)), as ``padding_mode`` says."""
+    return np.pad(x, ((0, 0),) * (x.ndim - 2) + tuple(pads), PAD_MODES[mode])
+
+
+def average_windows(size, kernel, stride, padding, ceil_mode, count_include_pad):
+    """(start, stop, divisor) of the windows along one axis, as torch's average pooling has them."""
+    room = size + 2 * padding - kernel
+    windows = (math.ceil(room / stride) if ceil_mode else room // stride) + 1
+    if ceil_mode and (windows - 1) * stride >= size + padding:
+        windows -= 1
+    out = []
+    for i in range(windows):
+        start = i * stride - padding
+        stop = min(start + kernel, size + padding)
+        first, last = max(start, 0), min(stop, size)
+        out.append((first, last, stop - start if count_include_pad else last - first))
+    return out
+
+
+def adaptive_windows(size, outputs):
+    """The same of adaptive average pooling."""
+    windows = [(i * size // outputs, -(-(i + 1) * size // outputs)) for i in range(outputs)]
+    return [(first, last, last - first) for first, last in windows]
+
+
+def average_pool(spikes, rows, columns, threshold, override, dtype):
+    """IF neurons driven by the means of their windows, in units of 1 / (the divisors' common multiple)."""
+    divisors = [override or r[2] * c[2] for r in rows for c in columns]
+    common = math.lcm(*divisors)
+    sums = np.stack(
+        [spikes[..., r[0] : r[1], c[0] : c[1]].astype(np.float64).sum((-1, -2)) for r in rows for c in columns], -1
+    )
+    currents = (sums * (common // np.array(divisors))).astype(dtype)
+    fired = neurons(currents, threshold * common, 1.0)[0]
+    return fired.reshape(*fired.shape[:-1], len(rows), len(columns))
+
+
+def batch_norm_fold(gamma, beta, mean, var, eps, bias):
+    """(gain, bias) of the spiking twin, in the dtype of the parameters."""
+    gain = gamma / np.sqrt(var + var.dtype.type(eps))
+    centred = -mean if bias is None else bias - mean
+    return gain, centred * gain + beta
+
+
+def tandem_gradient(grad, v, threshold, upper):
+    """Of relu(v) / threshold, zero above upper."""
+    dtype = v.dtype.type
+    with np.errstate(all="ignore"):
+        return np.where((v > 0) & (v <= dtype(upper)), grad / dtype(threshold), dtype(0))
+
+
+def lif_gradient(grad, v, steps, threshold, leak, upper):
+    """Of T * (soft LIF rate), in float64: the rate is -ln(leak) / ln(1 + a / q), q = I - i0 smoothed by a softplus."""
+    v = v.astype(np.float64)
+    onset = threshold * (1 - leak)
+    width, a = 0.1 * onset, onset / leak
+    z = (v / steps - onset) / width
+    with np.errstate(all="ignore"):
+        # Far below the onset q underflows; ln q does not, and dq/dI over q is 1 / width.
+        below = z < -30
+        log_q = math.log(width) + np.where(below, z, np.log(np.logaddexp(0, z)))
+        slope_over_q = np.where(below, 1, 1 / (1 + np.exp(-z)) / np.logaddexp(0, z)) / width
+        rate_slope = (
+            -math.log(leak) / np.logaddexp(0, math.log(a) - log_q) ** 2 * slope_over_q * a / (np.exp(log_q) + a)
+        )
+    return np.where(v <= upper, grad * rate_slope, 0.0)
+
+
+def norm_gradient(grad, product, gamma, beta, eps, threshold, upper):
+    """The tandem gradient led through batch norm: of product, gamma and beta, in float64. product: [N, C, ...]."""
+    others = tuple(d for d in range(product.ndim) if d != 1)
+    shape = [1, -1, *[1] * (product.ndim - 2)]
+    product, gamma, beta = (x.astype(np.float64) for x in (product, gamma, beta))
+    mean, var = product.mean(others, keepdims=True), product.var(others, keepdims=True)
+    gain = 1 / np.sqrt(var + eps)
+    normal = (product - mean) * gain
+    gated = tandem_gradient(
+        grad.astype(np.float64), gamma.reshape(shape) * normal + beta.reshape(shape), threshold, upper
+    )
+    along = gated * normal
+    inner = gated - gated.mean(others, keepdims=True) - normal * along.mean(others, keepdims=True)
+    return gamma.reshape(shape) * gain * inner, along.sum(others), gated.sum(others)
+
+
+def bfloat16(x):
+    """float32 values rounded to bfloat16, to nearest even, in float32."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
