@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases import S2, SMALL
+from cases import S2, SMALL, ConvCase
 from tandem_cuda import ops, reference
 
 T = 8
@@ -32,6 +32,12 @@ CASES: dict[str, Callable[[], tuple[str, tuple[Any, ...], dict[str, Any]]]] = {
     "pack_spikes": lambda: ("pack_spikes", (S2.spikes(RATE),), {}),
     "unpack_spikes": lambda: ("unpack_spikes", (S2.bits(RATE), T), {}),
     "spike_count": lambda: ("spike_count", (S2.bits(RATE),), {}),
+    "max_pool_spikes": lambda: ("max_pool_spikes", (S2.bits(RATE), 2), {"time_steps": T}),
+    "max_pool_spikes-T64": lambda: (
+        "max_pool_spikes",
+        (ConvCase("T = 64", 64, 64, 1, 16, time_steps=64).bits(RATE), 3, 2, 1),
+        {"time_steps": 64},
+    ),
     "tandem_count": lambda: ("tandem_count", (S2.bits(RATE), _dyadic(8, 256, 16, 16), T), {}),
     "integrate_and_fire": lambda: (
         "integrate_and_fire",

@@ -18,6 +18,13 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // bits [P, N, C, *spatial] -> spikes per neuron [N, C, *spatial]
   m.def("spike_count(Tensor bits, ScalarType dtype) -> Tensor");
 
+  // Max pooling by count: the output's count after any number of steps is the largest of its window's, padding aside.
+  // bits: [P, N, C, H, W]; count: int32 [N, C, H, W], the spikes of earlier time steps, or none
+  // -> bits [P, N, C, Ho, Wo], count after the last step, int32 [N, C, H, W]
+  m.def(
+      "max_pool_spikes(Tensor bits, Tensor? count, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
+      "bool ceil_mode, int time_steps, bool want_count) -> (Tensor, Tensor)");
+
   // The tandem coupling. Forward: spike_count(bits) in the dtype of pre_activation. Backward: the gradient of the ANN
   // activation relu(pre_activation) / threshold (leak = 1), zero above `upper`, or of the soft LIF rate (leak < 1).
   // pre_activation: [N, C, *spatial], the current summed over all time steps

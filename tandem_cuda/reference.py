@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -112,6 +113,30 @@ def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.floa
     """Bits uint8 [P, N, ...] -> spikes [T, N, ...], 0 or 1 in dtype."""
     _check_bits("unpack_spikes", bits, time_steps)
     return torch.stack([(bits[t // 8] >> (t % 8)) & 1 for t in range(time_steps)]).to(dtype)
+
+
+def max_pool_spikes(
+    bits: Tensor,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    *,
+    time_steps: int,
+    count: Tensor | None = None,
+    want_count: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The spikes with which the largest count of each window grows.
+
+    bits: [P, N, C, H, W]; count: int32 [N, C, H, W], spikes of earlier time steps. Returns bits [P, N, C, Ho, Wo] and
+    the counts after the last step, or an empty tensor. A window that lies in the padding as a whole has no spikes.
+    """
+    start = torch.zeros(bits.shape[1:], dtype=torch.int32) if count is None else count
+    counts = [start, *(start + c for c in unpack_spikes(bits, time_steps, torch.float64).cumsum(0))]
+    most = [F.max_pool2d(c.double(), kernel_size, stride, padding, dilation, ceil_mode) for c in counts]
+    spikes = [after > before for before, after in pairwise(most)]
+    return pack_spikes(torch.stack(spikes)), counts[-1].int() if want_count else start.new_empty(0)
 
 
 def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -628,12 +653,14 @@ class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: 
 
 
 class SpikingMaxPool2d(nn.MaxPool2d):
-    """Max pooling of each time step's spikes, with the gradient of max pooling their counts."""
+    """The spikes with which the largest count of a window grows; max pooling of the counts, in value and gradient."""
 
     def forward(self, x: Any) -> DenseTrain:
         """Take a spike train of images."""
         pool = super().forward
-        train = DenseTrain(torch.stack([pool(s) for s in x.to_dense()]), amplitude=x.amplitude)
+        counts = x.to_dense().cumsum(0)
+        most = torch.stack([pool(c) for c in (torch.zeros_like(counts[0]), *counts)]).clamp(min=0)
+        train = DenseTrain(most.diff(dim=0), amplitude=x.amplitude)
         train.count = _replace_value(pool(x.count), train.count)
         return train
 

@@ -113,6 +113,26 @@ def operators(time_steps, neurons, dtype, seed):
     return cases
 
 
+def pooled(*arguments, time_steps):
+    def f(bits, count=None):
+        return ops.max_pool_spikes(bits, *arguments, time_steps=time_steps, count=count, want_count=True)
+
+    return f
+
+
+@pytest.mark.parametrize("arguments", [(2,), (3, 2, 1), ((2, 3), 1, 1, (3, 1)), (2, 3, 1, 1, True)])
+@pytest.mark.parametrize("time_steps", [*TIME_STEPS, 128, 129, 300])
+@pytest.mark.parametrize("shape", [(3, 5, 9, 7), (0, 3, 8, 8), (2, 64, 16, 16)])
+def test_max_pool_spikes(arguments, time_steps, shape):
+    bits = planes(time_steps, *shape, seed=time_steps, rate=0.6)
+    count = torch.randint(0, 40, shape, generator=generator(1), dtype=torch.int32)
+    f = pooled(*arguments, time_steps=time_steps)
+    identical(f(on_device(bits)), f(bits))
+    identical(f(on_device(bits), on_device(count)), f(bits, count))
+    for view in views(bits):
+        identical(f(on_device(view)), f(view))
+
+
 NAMES = tuple(operators(1, (1, 1), torch.float32, 0))
 every_operator = pytest.mark.parametrize("name", NAMES)
 every_dtype = pytest.mark.parametrize("dtype", FLOATS)

@@ -105,6 +105,10 @@ def pack(spikes):
     return OPS.pack_spikes(spikes)
 
 
+def max_pool(b, kernel=(2, 2), stride=(2, 2), padding=(0, 0), dilation=(1, 1), ceil=False, steps=8, count=None):
+    return OPS.max_pool_spikes(b, count, kernel, stride, padding, dilation, ceil, steps, True)
+
+
 def unpack(b, steps=8, dtype=torch.float32):
     return OPS.unpack_spikes(b, steps, dtype)
 
@@ -593,6 +597,62 @@ def train_cases():
     }
 
 
+def max_pool_cases():
+    image, big = bits(1, 2, 3, 4, 4), 2**30
+
+    def at_a_hole(channels, planes, kernel, counts):
+        b = before_a_hole(torch.full((planes, 2, 3, 5, channels), 255, dtype=torch.uint8)).permute(0, 1, 4, 2, 3)
+        count = before_a_hole(torch.ones(2, 3, 5, channels, dtype=torch.int32)).permute(0, 3, 1, 2) if counts else None
+        return max_pool(b, kernel, (1, 1), (1, 1), ceil=True, steps=8 * planes, count=count)
+
+    return {
+        "fits": (FINE, lambda: max_pool(image)),
+        "4-dims": ("bits", lambda: max_pool(image[0])),
+        "6-dims": ("bits", lambda: max_pool(image[None])),
+        "0-planes": ("bits", lambda: max_pool(image[:0])),
+        "0-channels": ("bits", lambda: max_pool(bits(1, 2, 0, 4, 4))),
+        "0-rows": ("bits", lambda: max_pool(bits(1, 2, 3, 0, 4), padding=(1, 1))),
+        "float-bits": ("bits", lambda: max_pool(floats(1, 2, 3, 4, 4))),
+        "kernel-0": ("kernel_size", lambda: max_pool(image, (0, 2))),
+        "kernel-negative": ("kernel_size", lambda: max_pool(image, (2, -1))),
+        "kernel-one": ("kernel_size", lambda: max_pool(image, (2,))),
+        "kernel-huge": ("kernel_size", lambda: max_pool(image, (HUGE, HUGE))),
+        "kernel-larger": ("the window", lambda: max_pool(image, (5, 5))),
+        "kernel-2^30": ("the window", lambda: max_pool(image, (big, big), dilation=(big, big))),
+        "kernel-2^30-padded": (FINE, lambda: max_pool(image, (big, big), (big, big), (big // 2, big // 2))),
+        "stride-0": ("stride", lambda: max_pool(image, stride=(0, 1))),
+        "stride-most": ("stride", lambda: max_pool(image, stride=(MOST, LEAST))),
+        "stride-2^30": (FINE, lambda: max_pool(image, stride=(big, big), ceil=True)),
+        "padding-negative": ("padding", lambda: max_pool(image, padding=(0, -1))),
+        "padding-more-than-half": ("padding", lambda: max_pool(image, padding=(2, 0))),
+        "padding-most": ("padding", lambda: max_pool(image, padding=(MOST, MOST))),
+        "dilation-0": ("dilation", lambda: max_pool(image, dilation=(1, 0))),
+        "dilation-three": ("dilation", lambda: max_pool(image, dilation=(1, 1, 1))),
+        "dilation-2^30": ("the window", lambda: max_pool(image, dilation=(big, big))),
+        "in-the-padding": (FINE, lambda: max_pool(image[..., :2, :2], (2, 2), (1, 1), (1, 1), (3, 3))),
+        "steps-0": ("time_steps", lambda: max_pool(image, steps=0)),
+        "steps-9": ("planes", lambda: max_pool(image, steps=9)),
+        "steps-most": ("time steps", lambda: max_pool(image, steps=MOST)),
+        "steps-2^31": ("time_steps", lambda: max_pool(bits(2**28, 1, 1, 2, 2), steps=2**31)),
+        "count-float": ("count", lambda: max_pool(image, count=floats(2, 3, 4, 4))),
+        "count-int64": ("count", lambda: max_pool(image, count=torch.zeros(2, 3, 4, 4, dtype=torch.int64))),
+        "count-size": ("count", lambda: max_pool(image, count=torch.zeros(2, 3, 4, 3, dtype=torch.int32))),
+        "count-dims": ("count", lambda: max_pool(image, count=torch.zeros(2, 3, dtype=torch.int32))),
+        "count-extreme": (
+            FINE,
+            lambda: max_pool(image, count=torch.tensor([-(2**31), 2**31 - 1] * 48, dtype=torch.int32).view(2, 3, 4, 4)),
+        ),
+        "batch-huge": (TOO_LARGE, lambda: max_pool(bits(1, HUGE, 1, 2, 2))),
+        "image-huge": (TOO_LARGE, lambda: max_pool(bits(1, 1, 1, 2**31, 2**31))),
+        "image-huge-no-batch": (FINE, lambda: max_pool(bits(1, 0, 1, 2**40, 2**40))),
+        "height-2^41": ("height", lambda: max_pool(bits(1, 1, 1, 2**41, 2))),
+        "at-a-hole": (
+            FINE,
+            lambda: with_every_isa(at_a_hole, (1, 3, 16, 17, 33, 64, 65), (1, 2), ((2, 2), (3, 3)), (False, True)),
+        ),
+    }
+
+
 def operator_of(name):
     """The operator that a message must name: the case's first word, or its kind of product."""
     first = name.split("-")[0]
@@ -614,6 +674,7 @@ CASES = {
     **{f"count_linear-{k}": v for k, v in counting_cases().items()},
     **{f"integrate_and_fire-{k}": v for k, v in integrate_and_fire_cases().items()},
     **{f"pack_weight-{k}": v for k, v in pack_weight_cases().items()},
+    **{f"max_pool_spikes-{k}": v for k, v in max_pool_cases().items()},
     **{f"conv2d_weight_gradient-{k}": v for k, v in gradient_cases().items()},
     **train_cases(),
 }

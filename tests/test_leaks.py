@@ -57,6 +57,7 @@ CALLS = {
     "pack_spikes": lambda: ops.pack_spikes(CURRENT > 0),
     "unpack_spikes": lambda: ops.unpack_spikes(BITS, 9),
     "spike_count": lambda: ops.spike_count(BITS),
+    "max_pool_spikes": lambda: ops.max_pool_spikes(BITS, 2, time_steps=9, want_count=True),
     "pack_weight": lambda: ops.pack_weight(WEIGHT),
     "pack_weight, out": lambda: ops.pack_weight(WEIGHT, out=PACKED),
     "integrate_and_fire": lambda: ops.integrate_and_fire(CURRENT, 9, BIAS, mode="impulse"),

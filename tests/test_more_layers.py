@@ -267,14 +267,39 @@ def test_average_counts_whole_thirds():
     assert y.to_dense().flatten().tolist() == [0, 0, 1, 0, 0, 1, 0, 0, 1]
 
 
-def test_maximum_counts_what_it_lets_through():
-    """Neurons that take turns: the pooled neuron spikes more often than each; the gradient goes to the most active."""
-    spikes = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 0]]).float().view(4, 1, 1, 1, 2)
+def test_maximum_of_neurons_that_take_turns():
+    """The pooled neuron follows the one that leads; the gradient goes to the most active."""
+    spikes = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [0, 1]]).float().view(5, 1, 1, 1, 2)
     x, _ = fronts(spikes)
     y = tandem_cuda.SpikingMaxPool2d((1, 2))(x)
-    assert y.count.item() == 3
+    assert y.to_dense().flatten().tolist() == [1, 1, 0, 0, 1]
     (grad,) = torch.autograd.grad(y.count.sum(), x.count)
-    assert grad.flatten().tolist() == [1, 0]
+    assert grad.flatten().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("name", "arguments", "named"), MAXIMA.values())
+@pytest.mark.parametrize("time_steps", [1, 8, 9, 17, 300])
+def test_maximum_counts_are_those_of_the_ann(name, arguments, named, time_steps):
+    """Value and gradient, ties and all; in training as in eval mode."""
+    pool, plain = getattr(tandem_cuda, name)(*arguments, **named), nn.MaxPool2d(*arguments, **named)
+    for rate in (0.1, 0.5, 0.9):
+        x, x_ref = fronts(train(time_steps, 2, 3, 7, 8, seed=time_steps, rate=rate).double())
+        y, want = pool(x), plain(x_ref.count)
+        same(y.count.detach(), want.detach())
+        same(SpikeTrain(y.bits, time_steps, dtype=torch.float64).count, want.detach())
+        seed_grad = torch.randn(want.shape, generator=generator(1), dtype=torch.float64)
+        same(torch.autograd.grad(y.count, x.count, seed_grad), torch.autograd.grad(want, x_ref.count, seed_grad))
+        with torch.no_grad():
+            same(pool.eval()(SpikeTrain(x.bits, time_steps, dtype=torch.float64)).count, want.detach())
+
+
+def test_maximum_of_a_window_in_the_padding():
+    """Where torch finds minus infinity, nothing spikes, and the gradient stays finite."""
+    x, _ = fronts(torch.ones(9, 1, 1, 2, 1))
+    y = tandem_cuda.SpikingMaxPool2d((2, 1), 1, (1, 0), (3, 1))(x)
+    assert y.count.tolist() == [[[[0]]]]
+    (grad,) = torch.autograd.grad(y.count.sum(), x.count)
+    assert grad.tolist() == [[[[0], [0]]]]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,6 @@ namespace {
 // Far beyond any real layer, small enough that the arithmetic below cannot overflow.
 constexpr int64_t kLargestParameter = int64_t{1} << 30;
 
-void check_pair(const char* op, const char* argument, const Sizes& value, int64_t least) {
-  check(value.size() == 2 && value[0] >= least && value[1] >= least && value[0] <= kLargestParameter &&
-            value[1] <= kLargestParameter,
-        op, argument, " must be two integers of at least ", least, " and at most 2^30, got ", to_string(value));
-}
-
 int64_t out_size(const char* op, const char* axis, int64_t size, int64_t kernel, int64_t stride, int64_t padding,
                  int64_t dilation) {
   int64_t reach = 0;
@@ -113,6 +107,12 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
 }
 
 }  // namespace
+
+void check_pair(const char* op, const char* argument, const Sizes& value, int64_t least) {
+  check(value.size() == 2 && value[0] >= least && value[1] >= least && value[0] <= kLargestParameter &&
+            value[1] <= kLargestParameter,
+        op, argument, " must be two integers of at least ", least, " and at most 2^30, got ", to_string(value));
+}
 
 ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
                              const Sizes& padding, const Sizes& dilation, int64_t groups) {

@@ -42,6 +42,8 @@ struct ProductPlan {
   Tensor out_bits, out_sum, out_potential;  // features last; shape [0] where not wanted
 };
 
+// Throws unless a geometry's argument is two integers from `least` to 2^30.
+void check_pair(const char* op, const char* argument, const Sizes& value, int64_t least);
 // Throws where stride, padding, dilation, groups and shapes do not make a convolution.
 ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
                              const Sizes& padding, const Sizes& dilation, int64_t groups);

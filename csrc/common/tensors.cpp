@@ -93,6 +93,8 @@ int32_t shim_dtype(ScalarType type) {
       return aoti_torch_dtype_uint8();
     case ScalarType::Short:
       return aoti_torch_dtype_int16();
+    case ScalarType::Int:
+      return aoti_torch_dtype_int32();
     case ScalarType::Bool:
       return aoti_torch_dtype_bool();
     case ScalarType::Float:

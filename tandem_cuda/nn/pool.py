@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import partial, reduce
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops import checks
+from ..ops.max_pool_spikes import windows_along as _outputs
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .frozen import FrozenLayer, Settings, Span, State, Tensors, check_settings, check_tensors, frozen_numbers, register
@@ -318,14 +319,20 @@ class SpikeWindows(nn.Module):
 
 
 class SpikingMaxPool2d(nn.MaxPool2d):
-    """Max pooling of spikes: at every time step, a spike if any neuron of the window spikes.
+    """Max pooling of spikes by count: the pooled count is exactly nn.MaxPool2d of the counts, whatever T.
 
-    That is nn.MaxPool2d of each step's zeros and ones, computed as a bitwise OR of bit planes. The count is that of the
-    pooled spikes: at least the largest count in the window, more where its neurons take turns, at most T. (Gating the
-    spikes of the neuron that has fired most so far, as Rueckauer et al. 2017 do, doi:10.3389/fnins.2017.00682, follows
-    the maximum more closely but needs a state for each neuron. The CifarNet of Wu et al. 2021 does not pool: its
-    convolutions stride.) The gradient is that of the ANN's max pooling of the counts: it goes to the neuron that spiked
-    most. The output's ``amplitude`` is that of the input.
+    With c_i[t] the spikes of neuron i of the window up to step t, the pooled neuron spikes where the largest grows::
+
+        M[t] = max over i of c_i[t],      s[t] = M[t] - M[t-1]
+
+    A count grows by at most one a step, hence so does M, and s[t] is 0 or 1. The tandem coupling is therefore exact in
+    value and gradient; the gradient goes to the neuron that spiked most, as in torch. The usual rule lets the spikes of
+    the neuron through that has fired most so far (Rueckauer et al. 2017, doi:10.3389/fnins.2017.00682); here the spikes
+    with which another one catches up are dropped. For T = 1 it is the OR of the window's spikes. The CifarNet of Wu et
+    al. 2021 does not pool: its convolutions stride. The output's ``amplitude`` is that of the input.
+
+    The cost is a counter for each neuron of the input and time well below that of the convolution in front
+    (docs/performance.md); there are no synaptic operations (SynOps), since nothing is added to a membrane potential.
 
     Args:
         kernel_size: of the window, an int or a pair.
@@ -360,28 +367,16 @@ class SpikingMaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
         _check_image(self, x)
-        bits = self._spikes(x)
-        # With gradients the ANN's pooling of the counts; its values, not those of the spikes, are replaced.
-        largest = super().forward(x.count) if needs_gradient(x.carried_count) else None
+        bits, _ = self._spikes(x)
+        # With gradients the ANN's pooling of the counts, which has the same values, but for a window that lies in the
+        # padding as a whole.
+        largest = super().forward(x.count).clamp(min=0) if needs_gradient(x.carried_count) else None
         return _carrying(bits, x.time_steps, x.dtype, largest, x.amplitude)
 
-    def _spikes(self, x: SpikeTrain) -> Tensor:
-        bits = x.bits.movedim(2, -1)
-        settings = map(_pair, (self.kernel_size, self.stride, self.padding, self.dilation))
-        for dim, (kernel, stride, padding, dilation) in zip((2, 3), zip(*settings, strict=True), strict=True):
-            size = bits.shape[dim]
-            n = _outputs("SpikingMaxPool2d", size, kernel, stride, padding, dilation, self.ceil_mode)
-            behind = max((n - 1) * stride + dilation * (kernel - 1) + 1 - padding - size, 0)
-            pads = (0, 0) * (4 - dim) + (padding, behind)
-            padded = nn.functional.pad(bits, pads)
-            taps = [
-                padded[(slice(None),) * dim + (slice(at, at + (n - 1) * stride + 1, stride),)]
-                for at in range(0, dilation * kernel, dilation)
-            ]
-            bits = taps[0]
-            for tap in taps[1:]:
-                bits = bits | tap
-        return bits.movedim(-1, 2)
+    def _spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
+        """Bits and the inputs' final counts, starting from those that were returned before."""
+        pooling = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        return ops.max_pool_spikes(x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count)
 
 
 def _check_image(module: nn.Module, x: Any) -> None:
@@ -405,21 +400,16 @@ def _pair(value: Any) -> tuple[int, int]:
     return first, second
 
 
-def _outputs(name: str, size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """Windows along an axis, as torch's pooling counts them."""
-    if padding > kernel // 2:
-        raise ValueError(f"{name}: padding must be at most half of the kernel size {kernel}, got {padding}")
-    room = size + 2 * padding - dilation * (kernel - 1) - 1
-    outputs = (-(-room // stride) if ceil_mode else room // stride) + 1
-    if ceil_mode and (outputs - 1) * stride >= size + padding:
-        outputs -= 1  # the last window would begin in the padding
-    if outputs < 1:
-        raise ValueError(f"{name}: the window of {kernel} is larger than the padded input of {size + 2 * padding}")
-    return outputs
-
-
 class FrozenPool(FrozenLayer):
-    """A pooling of spikes or, in the read-out, of counts; averages of spikes carry membrane potentials."""
+    """A pooling of spikes or, in the read-out, of counts.
+
+    Averages of spikes carry the membrane potentials of their neurons, maxima the counts of their inputs.
+
+    Args:
+        pool: the layer.
+        gate: of max pooling alone: "count", as the layer computes, or "any", a spike whenever a neuron of the window
+            spikes, which is what files without this setting mean.
+    """
 
     SETTINGS: ClassVar[dict[type[nn.Module], tuple[str, ...]]] = {
         SpikingAvgPool2d: (
@@ -433,15 +423,18 @@ class FrozenPool(FrozenLayer):
         nn.AdaptiveAvgPool2d: ("output_size",),
     }
 
-    def __init__(self, pool: Any) -> None:
+    GATES: ClassVar[tuple[str, ...]] = ("count", "any")
+
+    def __init__(self, pool: Any, gate: str = "count") -> None:
         super().__init__()
         self.kind = type(pool).__name__
         self.pool = pool
+        self.gate = gate
 
     @classmethod
-    def made(cls, pool_class: type[nn.Module], settings: Settings) -> FrozenPool:
+    def made(cls, pool_class: type[nn.Module], settings: Settings, gate: str = "count") -> FrozenPool:
         """From the constructor's arguments."""
-        return cls(pool_class(**settings))
+        return cls(pool_class(**settings), gate)
 
     @classmethod
     def of(cls, module: nn.Module, encoded: bool) -> FrozenPool:
@@ -449,9 +442,14 @@ class FrozenPool(FrozenLayer):
 
     @classmethod
     def load(cls, pool_class: type[nn.Module], settings: Settings, tensors: Tensors) -> FrozenPool:
-        kind = pool_class.__name__
+        kind, gate = pool_class.__name__, "count"
+        if pool_class is SpikingMaxPool2d:
+            settings = {"gate": "any"} | settings  # version 0.1 knew no other
+            gate = settings.pop("gate")
+            if gate not in cls.GATES:
+                raise ValueError(f"{kind}: setting gate must be one of {', '.join(cls.GATES)}, got {gate!r}")
         if issubclass(pool_class, _SpikingAverage):
-            settings = {"amplitude": 1.0, **settings}  # files of version 0.1 have none
+            settings = {"amplitude": 1.0} | settings  # version 0.1 had none
         check_settings(kind, settings, {*cls.SETTINGS[pool_class]})
         check_tensors(kind, tensors, {})
         for name, value in settings.items():
@@ -468,10 +466,11 @@ class FrozenPool(FrozenLayer):
                         frozen_numbers(kind, name, size, 1)
             elif name not in ("threshold", "amplitude", "engine"):  # which the constructor checks
                 frozen_numbers(kind, name, value, 0 if name == "padding" else 1, pairs=True)
-        return cls.made(pool_class, {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()})
+        return cls.made(pool_class, {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}, gate)
 
     def settings(self) -> Settings:
-        return {name: getattr(self.pool, name) for name in self.SETTINGS[type(self.pool)]}
+        gate = {"gate": self.gate} if isinstance(self.pool, SpikingMaxPool2d) else {}
+        return {name: getattr(self.pool, name) for name in self.SETTINGS[type(self.pool)]} | gate
 
     def encoded(self, *inputs: bool) -> bool:
         if inputs != (False,):
@@ -482,11 +481,31 @@ class FrozenPool(FrozenLayer):
         if not isinstance(self.pool, (_SpikingAverage, SpikingMaxPool2d)):
             return self.pool(x), None
         _check_image(self.pool, x)
-        if isinstance(self.pool, SpikingMaxPool2d):
-            return x._replaced(bits=self.pool._spikes(x)), None
-        bits, potential = self.pool._spikes(x, None if state is None else state[0], not span.ends)
-        train = x._replaced(bits=bits, amplitude=x.amplitude * self.pool.amplitude)
-        return train, None if span.ends else (potential,)
+        if self.gate == "any":
+            return x._replaced(bits=_any_spikes(self.pool, x)), None
+        if isinstance(self.pool, SpikingMaxPool2d) and span.total >= 2**31:  # which its counts could not hold
+            raise ValueError(f"{self.kind}: time_steps must be below 2^31, got {span.total}")
+        bits, carried = self.pool._spikes(x, None if state is None else state[0], not span.ends)
+        train = x._replaced(bits=bits, amplitude=x.amplitude * getattr(self.pool, "amplitude", 1.0))
+        return train, None if span.ends else (carried,)
+
+
+def _any_spikes(pool: Any, x: SpikeTrain) -> Tensor:
+    """The spikes of a max pooling that lets one pass whenever any neuron of its window spikes."""
+    bits = x.bits.movedim(2, -1)
+    settings = map(_pair, (pool.kernel_size, pool.stride, pool.padding, pool.dilation))
+    for dim, (kernel, stride, padding, dilation) in zip((2, 3), zip(*settings, strict=True), strict=True):
+        size = bits.shape[dim]
+        n = _outputs("SpikingMaxPool2d", size, kernel, stride, padding, dilation, pool.ceil_mode)
+        behind = max((n - 1) * stride + dilation * (kernel - 1) + 1 - padding - size, 0)
+        pads = (0, 0) * (4 - dim) + (padding, behind)
+        padded = nn.functional.pad(bits, pads)
+        taps = [
+            padded[(slice(None),) * dim + (slice(at, at + (n - 1) * stride + 1, stride),)]
+            for at in range(0, dilation * kernel, dilation)
+        ]
+        bits = reduce(torch.bitwise_or, taps)
+    return bits.movedim(-1, 2)
 
 
 for pool_class in FrozenPool.SETTINGS:

@@ -8,6 +8,7 @@ from .batch_statistics import batch_statistics
 from .count_conv2d import count_conv2d
 from .count_linear import count_linear
 from .integrate_and_fire import integrate_and_fire
+from .max_pool_spikes import max_pool_spikes
 from .pack_spikes import pack_spikes
 from .pack_weight import pack_weight
 from .spike_count import spike_count
@@ -24,6 +25,7 @@ __all__ = [
     "count_conv2d",
     "count_linear",
     "integrate_and_fire",
+    "max_pool_spikes",
     "pack_spikes",
     "pack_weight",
     "spike_count",

@@ -213,6 +213,34 @@ void count_spikes(int64_t begin, int64_t end) {
   hash.print("count_spikes " + std::to_string(begin) + ".." + std::to_string(end));
 }
 
+void max_pool(int64_t channels, int64_t time_steps, bool given) {
+  ConvGeometry g = {};
+  g.batch = 2, g.height = 5, g.width = 7, g.out_height = 3, g.out_width = 4;
+  g.in_channels = g.out_channels = g.groups = channels;
+  g.kernel_h = g.kernel_w = 3, g.stride_h = g.stride_w = 2, g.padding_h = g.padding_w = 1;
+  g.dilation_h = g.dilation_w = 1;
+  Random random;
+  const std::vector<uint8_t> bits = random.planes(time_steps, g.pixels_in(), channels);
+  std::vector<int32_t> count(static_cast<size_t>(g.pixels_in() * channels));
+  for (int32_t& x : count) x = static_cast<int32_t>(random.next() >> 58);
+  MaxPoolArgs args = {};
+  args.geometry = &g;
+  args.bits = bits.data();
+  args.planes = planes_for(time_steps);
+  args.count = given ? count.data() : nullptr;
+  std::vector<uint8_t> out(static_cast<size_t>(args.planes * g.pixels_out() * channels));
+  args.out = out.data();
+  const AlignedBuffer<uint8_t> scratch(pool_pixels(g) * pool_scratch_bytes(pool_taps(g)));
+  scalar::kernels.max_pool(args, 0, g.pixels_out(), scratch.data);
+  const auto neurons = static_cast<int64_t>(count.size());
+  scalar::kernels.add_counts(bits.data(), args.planes, neurons, 0, neurons, args.count, count.data());
+  Hash hash;
+  hash.add(out);
+  hash.add(count);
+  hash.print("max_pool" + steps_name(time_steps) + ", " + std::to_string(channels) + " channels" +
+             (given ? ", counts" : ""));
+}
+
 template <class T>
 void whole_bytes(bool odd) {
   Random random;
@@ -523,6 +551,12 @@ int main() {
   typed_cases<float>();
   typed_cases<double>();
   for (const int64_t time_steps : {1, 8, 20}) pack_and_unpack<uint8_t>(time_steps);
+  for (const int64_t channels : {3, 19}) {
+    for (const int64_t time_steps : {1, 8, 20, 300}) {
+      max_pool(channels, time_steps, false);
+      max_pool(channels, time_steps, true);
+    }
+  }
   count_bytes(20, 1);
   count_bytes(400, 2);  // counts beyond a byte
   count_spikes(0, 301);

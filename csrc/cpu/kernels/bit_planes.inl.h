@@ -55,6 +55,19 @@ void spike_count(const uint8_t* bits, int64_t planes, int64_t stride, int64_t be
   }
 }
 
+inline void add_counts(const uint8_t* bits, int64_t planes, int64_t stride, int64_t begin, int64_t end,
+                       const int32_t* initial, int32_t* out) {
+  alignas(64) uint32_t count[kCountChunk];
+  for (int64_t i = begin; i < end; i += kCountChunk) {
+    const int64_t n = end - i < kCountChunk ? end - i : kCountChunk;
+    count_chunk(bits + i, planes, stride, n, count);
+    if (initial) {
+      for (int64_t j = 0; j < n; ++j) count[j] += static_cast<uint32_t>(initial[i + j]);
+    }
+    std::memcpy(out + i, count, sizeof(int32_t) * static_cast<size_t>(n));
+  }
+}
+
 inline void count_bytes(const uint8_t* bits, int64_t planes, int64_t stride, int64_t begin, int64_t end, uint8_t* bytes,
                         int64_t byte_planes) {
   alignas(64) uint32_t count[kCountChunk];

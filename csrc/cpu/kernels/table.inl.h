@@ -5,6 +5,7 @@
 #include "cpu/kernels/depthwise.inl.h"
 #include "cpu/kernels/event_tile.inl.h"
 #include "cpu/kernels/integrate_and_fire.inl.h"
+#include "cpu/kernels/max_pool_spikes.inl.h"
 #include "cpu/kernels/tandem_count_backward.inl.h"
 #include "cpu/kernels/tandem_norm_count.inl.h"
 
@@ -29,6 +30,8 @@ const Kernels kernels = {
     build_units,
     build_visits,
     count_bytes,
+    add_counts,
+    max_pool,
 };
 
 }  // namespace tandem::TANDEM_ISA

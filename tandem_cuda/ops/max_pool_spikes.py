@@ -1,0 +1,136 @@
+"""max_pool_spikes: the train whose count is the largest of a window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks, layout
+
+
+def max_pool_spikes(
+    bits: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    *,
+    time_steps: int,
+    count: Tensor | None = None,
+    want_count: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Max-pool spikes by count, so that the pooled count is the maximum of the counts after every time step.
+
+    With c_i[t] the spikes of neuron i up to step t, a pooled neuron spikes where its window's largest count grows::
+
+        M[t] = max over i of c_i[t],      s[t] = M[t] - M[t-1]
+
+    A count grows by at most one a step, hence so does M, and s[t] is 0 or 1. This gates the spikes of the neuron that
+    leads (Rueckauer et al. 2017, doi:10.3389/fnins.2017.00682), but drops those with which another one catches up, so
+    that the count of s is exactly ``max_pool2d`` of the counts. For T = 1 it is the OR of the window's spikes.
+
+    Args:
+        bits: uint8 [P, N, C, H, W].
+        kernel_size: of the window, an int or a pair.
+        stride: an int or a pair; by default that of the window.
+        padding: silent neurons around the image, an int or a pair; at most half of the window.
+        dilation: spacing of the window's neurons, an int or a pair.
+        ceil_mode: let windows hang over the end.
+        time_steps: T, below 2^31.
+        count: int32 [N, C, H, W], the spikes c_i[0] of earlier time steps, as an earlier call returned them; a train in
+            pieces is pooled as it is in one. Zero by default. The steps of all pieces together must be below 2^31.
+        want_count: return the counts after the last step.
+
+    Returns:
+        ``(bits, count)``: uint8 [P, N, C, Ho, Wo]; c_i[T], int32 [N, C, H, W], or an empty tensor if it is not wanted.
+        Channels lie last in memory. No gradient.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a shape, device, window or T that does not fit.
+    """
+    op = "max_pool_spikes"
+    checks.check_train(op, bits, time_steps)
+    if time_steps >= 2**31:
+        raise ValueError(f"{op}: time_steps must be below 2^31, got {time_steps}")
+    if bits.dim() != 5 or 0 in bits.shape[2:]:
+        raise ValueError(f"{op}: bits must be [P, N, C, H, W] with channels and pixels, got {list(bits.shape)}")
+    if not isinstance(ceil_mode, bool):
+        raise TypeError(f"{op}: ceil_mode must be a bool, got {type(ceil_mode).__name__}")
+    if count is not None:
+        checks.check_tensor(op, "count", count)
+        if count.dtype != torch.int32:
+            raise TypeError(f"{op}: count must be int32, got {count.dtype}")
+        checks.check_same_device(op, "count", count, bits, "bits")
+        checks.check_shape(op, "count", count, bits.shape[1:])
+    stride = kernel_size if stride is None else stride
+    kernel_size, stride, padding, dilation = _geometry(op, kernel_size, stride, padding, dilation)
+    pooled_size(op, bits.shape[3:], kernel_size, stride, padding, dilation, ceil_mode)
+    return torch.ops.tandem_cuda.max_pool_spikes(
+        bits, count, kernel_size, stride, padding, dilation, ceil_mode, time_steps, want_count
+    )
+
+
+def pooled_size(
+    name: str,
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[int]:
+    """Windows along each axis, as torch's pooling counts them; ValueError, of ``name``, where there are none."""
+    axes = zip(size, kernel_size, stride, padding, dilation, strict=True)
+    return [windows_along(name, *axis, ceil_mode) for axis in axes]
+
+
+def windows_along(name: str, size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """Windows along one axis."""
+    if padding > kernel // 2:
+        raise ValueError(f"{name}: padding must be at most half of the kernel size {kernel}, got {padding}")
+    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    outputs = (-(-room // stride) if ceil_mode else room // stride) + 1
+    if ceil_mode and (outputs - 1) * stride >= size + padding:
+        outputs -= 1  # the last window would begin in the padding
+    if outputs < 1:
+        raise ValueError(f"{name}: the window of {kernel} is larger than the padded input of {size + 2 * padding}")
+    return outputs
+
+
+def _geometry(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> list[list[int]]:
+    """Each as a pair, checked in itself."""
+    pairs = []
+    for name, value, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        both = checks.pair(op, name, value)
+        if not (least <= min(both) and max(both) <= 2**30):
+            raise ValueError(f"{op}: {name} must be from {least} to 2^30, got {value}")
+        pairs.append([*both])
+    return pairs
+
+
+@torch.library.register_fake("tandem_cuda::max_pool_spikes")
+def _(
+    bits: Tensor,
+    count: Tensor | None,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    time_steps: int,
+    want_count: bool,
+) -> tuple[Tensor, Tensor]:
+    pooled = pooled_size("max_pool_spikes", bits.shape[3:], kernel_size, stride, padding, dilation, ceil_mode)
+    out = layout.empty_channels_last(bits, [*bits.shape[:3], *pooled], torch.uint8, 2)
+    neurons = bits.shape[1:] if want_count else [0]
+    return out, layout.empty_channels_last(bits, neurons, torch.int32, 1 if want_count else 0)
