@@ -335,7 +335,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *geometry: Any) -> Tensor:
     """The same with a convolution; geometry: stride to groups, as F.conv2d takes them."""
-    weight = weight.to(x.dtype)
+    # A view with plain strides: torch's convolution reads others of dimensions of size 1 as another layout.
+    weight = weight.to(x.dtype).reshape(-1).view(weight.shape)
     if scale is None:
         return F.conv2d(x, weight, bias, *geometry)
     scaled = scale.detach().reshape(-1, 1, 1) * F.conv2d(x, weight, None, *geometry)

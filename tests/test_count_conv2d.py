@@ -1,7 +1,5 @@
 """count_conv2d against the reference, bit for bit where sums are exact."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,30 +160,6 @@ def test_any_strides(groups, variant):
         same(got(weight=expanded), want(weight=expanded))
     few = bits[:, :, :1, :, :1].expand_as(bits)
     same(got(bits=few), want(bits=few))
-
-
-# One weight of a product of all channels, and of depthwise ones that fill part of a vector and several; its input.
-ONE_WEIGHT = pytest.mark.parametrize(
-    ("shape", "groups", "place", "channel"),
-    [((20, 5, 1, 1), 1, (7, 3), 3), ((20, 1, 1, 1), 5, (13, 0), 3), ((40, 1, 1, 1), 40, (20, 0), 20)],
-)
-
-
-@ONE_WEIGHT
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_weights_that_are_not_finite(shape, groups, place, channel, value):
-    """They spoil the sums of neurons whose input spikes; the others, and silent inputs, never see them."""
-    bits = planes(9, 2, groups * shape[1], 6, 7, seed=0)
-    bits[:, :, channel] = 0
-    bits[0, 1, channel, 2, 4] = 1
-    weight = dyadic(*shape, seed=1)
-    want = ref.count_conv2d(bits, weight, groups=groups)
-    weight[place] = value
-    want[1, place[0], 2, 4] = value
-    everywhere(want, ops.count_conv2d, bits, weight, groups=groups, engine="event")
-    # A dense product multiplies them by zeros too.
-    want = ref.count_conv2d(bits, weight, groups=groups)
-    everywhere(want, ops.count_conv2d, bits, weight, groups=groups, engine="dense")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

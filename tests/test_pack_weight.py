@@ -148,8 +148,9 @@ def test_bad_input(wrong, error, message):
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_every_16_bit_float(dtype):
-    """Subnormals, infinities and NaNs among them, whatever torch does with subnormals."""
-    weight = torch.arange(2**16).to(torch.uint16).view(dtype).view(-1, 64)
+    """Subnormals among them, whatever torch does with these; but none that is not finite."""
+    weight = torch.arange(2**16).to(torch.uint16).view(dtype)
+    weight = weight[weight.isfinite()].view(-1, 64)
     want = ops.pack_weight(weight.float())
     same(ops.pack_weight(weight), want)
     torch.set_flush_denormal(True)

@@ -1,7 +1,5 @@
 """spiking_conv2d against the reference, bit for bit where sums are exact."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,7 +41,7 @@ from exact import (
 )
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
-from test_count_conv2d import BAD_CONV2D, BITS, GEOMETRIES, NARROW_SUMS, ONE_WEIGHT, OPCHECK_GEOMETRIES, WEIGHT
+from test_count_conv2d import BAD_CONV2D, BITS, GEOMETRIES, NARROW_SUMS, OPCHECK_GEOMETRIES, WEIGHT
 from test_spiking_linear import BAD_NEURONS
 
 
@@ -233,28 +231,6 @@ def test_any_strides(groups, variant):
     narrow = (weight[:, :, :1, :1].expand_as(weight), bias[:1].expand(12))
     level = potential[:1, :, :1, :1].expand_as(potential)
     same(got(bits, *narrow, level), ref.spiking_conv2d(bits, *narrow, potential=level, scale=scale, **named))
-
-
-@ONE_WEIGHT
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_weights_that_are_not_finite(shape, groups, place, channel, value):
-    """They matter from the step on at which their input spikes: NaN and -inf silence a neuron, inf makes it fire."""
-    spikes = train(11, 2, groups * shape[1], 6, 7, seed=0)
-    spikes[:, :, channel] = 0
-    spikes[4, 1, channel, 2, 4] = 1
-    bits = ref.pack_spikes(spikes)
-    weight = dyadic(*shape, seed=1)
-    weight[place] = 0
-    named = {"groups": groups, "time_steps": 11}
-    want_bits, want_total, want_potential = ref.spiking_conv2d(bits, weight, **named)
-    dense = ref.unpack_spikes(want_bits, 11)
-    dense[4:, 1, place[0], 2, 4] = float(value > 0)
-    want_total[1, place[0], 2, 4] = want_potential[1, place[0], 2, 4] = value
-    weight[place] = value
-    want = (ref.pack_spikes(dense), want_total, want_potential)
-    everywhere(want, ops.spiking_conv2d, bits, weight, **named, engine="event")
-    # A dense product multiplies them by zeros too.
-    everywhere(ref.spiking_conv2d(bits, weight, **named), ops.spiking_conv2d, bits, weight, **named, engine="dense")
 
 
 @given(

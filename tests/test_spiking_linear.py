@@ -151,28 +151,6 @@ def test_any_strides(variant):
     same(got(bits, *narrow), ref.spiking_linear(bits, *narrow, **named))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("leak", [1.0, 0.5])
-def test_weights_that_are_not_finite(value, leak):
-    """They matter from the step on at which their input spikes: NaN and -inf silence a neuron, inf makes it fire."""
-    spikes = train(11, 6, 70, seed=0)
-    spikes[:, :, 5] = 0
-    spikes[4, 3:, 5] = 1  # the input of the last three samples, at step 4
-    bits = ref.pack_spikes(spikes)
-    weight, bias = dyadic(20, 70, seed=1), dyadic(20, seed=2)
-    weight[:, 5] = 0
-    want_bits, want_total, want_potential = ref.spiking_linear(bits, weight, bias, time_steps=11, leak=leak)
-    dense = ref.unpack_spikes(want_bits, 11)
-    dense[4:, 3:, 7] = float(value > 0)
-    want_total[3:, 7] = want_potential[3:, 7] = value
-    weight[7, 5] = value
-    want = (ref.pack_spikes(dense), want_total, want_potential)
-    everywhere(want, ops.spiking_linear, bits, weight, bias, time_steps=11, leak=leak, engine="event")
-    # A dense product multiplies them by zeros too.
-    want = ref.spiking_linear(bits, weight, bias, time_steps=11, leak=leak)
-    everywhere(want, ops.spiking_linear, bits, weight, bias, time_steps=11, leak=leak, engine="dense")
-
-
 @given(
     cuts=st.lists(st.integers(1, 20), min_size=1, max_size=4),
     multiples=st.booleans(),

@@ -15,4 +15,10 @@ constexpr int64_t steps_in_plane(int64_t plane, int64_t time_steps) {
   return left < kStepsPerPlane ? left : kStepsPerPlane;
 }
 
+// The bits of the last plane that stand for no time step.
+constexpr uint8_t bits_past(int64_t time_steps) {
+  const int64_t used = time_steps % kStepsPerPlane;
+  return static_cast<uint8_t>(used == 0 ? 0 : 0xff << used);
+}
+
 }  // namespace tandem

@@ -91,19 +91,11 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
   // Each its own tensor: an operator's outputs may not alias.
   const auto none = [&] { return no_tensor(a.weight, type); };
   const Tensor bits = channels_last(a.bits, feature_dim(inputs, linear) + 1);
-  return {geometry,
-          bits,
-          a.weight,
-          a.packed,
-          channels_last(a.scale, 0),
-          channels_last(a.bias, 0),
-          engine_of(op, a.engine),
-          a.terms,
-          type,
-          std::nullopt,
-          none(),
-          none(),
-          none()};
+  const std::optional<Tensor> scale = channels_last(a.scale, 0), bias = channels_last(a.bias, 0);
+  if (scale) check_finite(op, "scale", *scale);
+  if (bias) check_finite(op, "bias", *bias);
+  return {geometry, bits, a.weight,     a.packed, scale,  bias,  engine_of(op, a.engine),
+          a.terms,  type, std::nullopt, none(),   none(), none()};
 }
 
 }  // namespace
@@ -199,6 +191,7 @@ ProductPlan plan_spiking(const char* op, const ProductArguments& a, const Spikin
   check_planes(op, a.bits, s.time_steps);
   check_neuron(op, s.threshold, s.leak);
   ProductPlan plan = plan_inputs(op, a, geometry, linear);
+  check_past_end(op, plan.bits, s.time_steps);
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
   const int64_t dim = feature_dim(neurons, linear);
   if (s.potential) check_operand(op, "potential", *s.potential, a.weight, neurons);

@@ -29,6 +29,13 @@ struct SpikingArguments {
   bool want_sum, want_potential;
 };
 
+// Some samples of a batch.
+struct Samples {
+  int64_t first, last;  // last: the one behind them
+
+  int64_t count() const { return last - first; }
+};
+
 struct ProductPlan {
   ConvGeometry geometry;
   Tensor bits;                        // [P, N, C, H, W] or [P, N, *, F], features last

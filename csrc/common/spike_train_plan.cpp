@@ -62,6 +62,7 @@ TrainPlan plan_unpack_spikes(const Tensor& bits, int64_t time_steps, ScalarType 
   dispatch_dense(op, "dtype", dtype, [&](auto) {
     const int64_t feature_dim = train_feature_dim(bits.dim());
     plan.in = channels_last(bits, feature_dim);
+    check_past_end(op, plan.in, time_steps);
     plan.out = empty_channels_last(bits, sizes, dtype, feature_dim);
     plan.neurons = bits.numel() / bits.size(0);
   });
@@ -84,7 +85,9 @@ TrainPlan plan_tandem_count(const Tensor& bits, const Tensor& pre_activation, in
   check_floating(op, "pre_activation", pre_activation);
   check_same_device(op, "pre_activation", pre_activation, bits, "bits");
   check_shape(op, "pre_activation", pre_activation, without_time(bits));
-  return plan_count(op, bits, pre_activation.scalar_type());
+  TrainPlan plan = plan_count(op, bits, pre_activation.scalar_type());
+  check_past_end(op, plan.in, time_steps);
+  return plan;
 }
 
 TandemGradientPlan plan_tandem_count_backward(const Tensor& grad, const Tensor& pre_activation, double threshold,

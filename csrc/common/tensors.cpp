@@ -3,7 +3,9 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <iomanip>
 
 namespace tandem {
 
@@ -68,6 +70,36 @@ void check_planes(const char* op, const Tensor& bits, int64_t time_steps) {
         time_steps, " time steps, got ", shape(bits));
 }
 
+void check_past_end(const char* op, const Tensor& bits, int64_t time_steps) {
+  const uint8_t past = bits_past(time_steps);
+  if (past == 0 || !bits.is_cpu() || bits.numel() == 0) return;
+  const int64_t bytes = bits.numel() / bits.size(0);
+  const auto* const last = static_cast<const uint8_t*>(bits.const_data_ptr()) + bits.numel() - bytes;
+  std::atomic<bool> found{false};
+  torch::stable::parallel_for(0, bytes, int64_t{1} << 18, [&](int64_t begin, int64_t end) {
+    uint8_t any = 0;
+    for (int64_t i = begin; i < end; ++i) any |= last[i];
+    if (any & past) found = true;
+  });
+  if (!found) return;
+  const unsigned odd = *std::find_if(last, last + bytes, [past](uint8_t byte) { return (byte & past) != 0; });
+  std::ostringstream text;
+  text << "0x" << std::hex << std::setw(2) << std::setfill('0') << odd;
+  check(false, op, "bits must be zero past time_steps = ", time_steps, ", got ", text.str(), " in the last plane");
+}
+
+void check_finite(const char* op, const char* argument, const Tensor& tensor) {
+  if (!tensor.is_cpu()) return;
+  dispatch_floating(op, tensor.scalar_type(), [&](auto type) {
+    const auto* const values = static_cast<const decltype(type)*>(tensor.const_data_ptr());
+    for (int64_t i = 0; i < tensor.numel(); ++i) {
+      const auto value = static_cast<double>(values[i]);  // a NaN prints its sign
+      check(std::isfinite(value), op, argument, " must be finite, got ", std::isnan(value) ? std::fabs(value) : value,
+            " at [", i, "]");
+    }
+  });
+}
+
 void check_neuron(const char* op, double threshold, double leak) {
   check(threshold > 0 && std::isfinite(threshold), op, "threshold must be positive and finite, got ", threshold);
   check(leak > 0 && leak <= 1, op, "leak must be in (0, 1], got ", leak);
@@ -111,19 +143,44 @@ int32_t shim_dtype(ScalarType type) {
 Tensor empty_channels_last(const Tensor& like, const Sizes& sizes, ScalarType type, int64_t channel_dim) {
   const Sizes strides = channels_last_strides(sizes, channel_dim);
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  const auto code = aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), shim_dtype(type),
-      like.is_cpu() ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(), like.get_device_index(), &handle));
+      like.is_cpu() ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(), like.get_device_index(), &handle);
+  check(code == AOTI_TORCH_SUCCESS, "tandem_cuda", "cannot allocate a tensor ", to_string(sizes), " of ",
+        name_of(type));
   return Tensor(handle);
 }
 
-Tensor channels_last(const Tensor& tensor, int64_t channel_dim) {
+namespace {
+
+// The tensor, or a view of it, with exactly the strides of channels_last_strides; nothing where its memory is in
+// another order.
+std::optional<Tensor> viewed(const Tensor& tensor, int64_t channel_dim) {
   const Sizes sizes = sizes_of(tensor);
   const Sizes strides = channels_last_strides(sizes, channel_dim);
-  bool same = true;
-  for (size_t d = 0; d < sizes.size(); ++d) same = same && (sizes[d] <= 1 || tensor.stride(d) == strides[d]);
-  if (same || tensor.numel() == 0) return tensor;
-  Tensor copy = empty_channels_last(tensor, sizes, tensor.scalar_type(), channel_dim);
+  bool same = true, exact = true;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    const bool equal = tensor.stride(d) == strides[d];
+    exact = exact && equal;
+    same = same && (equal || sizes[d] <= 1);
+  }
+  if (exact || tensor.numel() == 0) return tensor;
+  if (!same) return std::nullopt;
+  AtenTensorHandle view = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_as_strided(tensor.get(), sizes.data(), strides.data(), &view));
+  return Tensor(view);
+}
+
+}  // namespace
+
+Tensor canonical(const Tensor& tensor) {
+  if (const auto view = viewed(tensor, tensor.dim() - 1)) return *view;
+  return viewed(tensor, 1).value_or(tensor);
+}
+
+Tensor channels_last(const Tensor& tensor, int64_t channel_dim) {
+  if (const auto view = viewed(tensor, channel_dim)) return *view;
+  Tensor copy = empty_channels_last(tensor, sizes_of(tensor), tensor.scalar_type(), channel_dim);
   torch::stable::copy_(copy, tensor);
   return copy;
 }

@@ -51,15 +51,25 @@ void check_same_device(const char* op, const char* argument, const Tensor& tenso
 // time_steps >= 1 and, where bits are given, exactly their number of planes.
 void check_time_steps(const char* op, int64_t time_steps);
 void check_planes(const char* op, const Tensor& bits, int64_t time_steps);
+// That the bits past time_steps, in the last plane, are zero, where they are on the CPU: a device is not waited for,
+// and its kernels ignore such bits. bits: without gaps in memory.
+void check_past_end(const char* op, const Tensor& bits, int64_t time_steps);
+// That all elements of a contiguous float32 or float64 tensor [n] are finite, where it is on the CPU: a current of NaN
+// would silence a neuron without a word.
+void check_finite(const char* op, const char* argument, const Tensor& tensor);
 void check_neuron(const char* op, double threshold, double leak);
 
 // Memory order with the dimension `channel_dim` innermost and the others as they stand ("channels last").
 Sizes channels_last_strides(const Sizes& sizes, int64_t channel_dim);
 // An uninitialised tensor on the device of `like`, channels last.
 Tensor empty_channels_last(const Tensor& like, const Sizes& sizes, ScalarType type, int64_t channel_dim);
-// The tensor itself where it is laid out so already, else a copy.
+// The same memory where it is laid out so already, else a copy; with exactly these strides either way.
 Tensor channels_last(const Tensor& tensor, int64_t channel_dim);
 std::optional<Tensor> channels_last(const std::optional<Tensor>& tensor, int64_t channel_dim);
+// The same memory, contiguous or channels last, with the strides of that order in dimensions of size 1 too, where they
+// mean nothing: torch's convolution multiplies by the wrong weights where they are others. Any other tensor is returned
+// as it is. At least two dimensions.
+Tensor canonical(const Tensor& tensor);
 // What stands for an output that was not asked for: shape [0].
 Tensor no_tensor(const Tensor& like, ScalarType type);
 

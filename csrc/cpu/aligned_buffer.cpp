@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <mutex>
 #include <new>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace tandem {
@@ -43,7 +45,9 @@ Store& store() {
 
 }  // namespace
 
-void* take_scratch(size_t bytes) {
+namespace {
+
+void* take(size_t bytes) {
   if (!is_kept(bytes)) return ::operator new(bytes, kAlignment);
   const size_t size = rounded(bytes);
   Store& s = store();
@@ -60,6 +64,19 @@ void* take_scratch(size_t bytes) {
     }
   }
   return ::operator new(size, kAlignment);
+}
+
+}  // namespace
+
+void* take_scratch(const char* op, int64_t count, size_t size) {
+  const auto bytes = static_cast<unsigned __int128>(count) * size;
+  try {
+    if (bytes > PTRDIFF_MAX) throw std::bad_alloc();
+    return take(static_cast<size_t>(bytes));
+  } catch (const std::bad_alloc&) {
+    throw std::runtime_error(std::string(op) + ": cannot allocate " + std::to_string(count) + " times " +
+                             std::to_string(size) + " bytes of scratch memory");
+  }
 }
 
 void give_scratch_back(void* memory, size_t bytes) {

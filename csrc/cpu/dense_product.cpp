@@ -6,6 +6,7 @@
 #include <array>
 
 #include "cpu/neurons.h"
+#include "cpu/packed_weight.h"
 
 namespace tandem {
 
@@ -25,15 +26,6 @@ Tensor call(const char* op, const char* name, std::array<StableIValue, n> stack)
   return to<Tensor>(stack[0]);
 }
 
-// The plan with weights of the currents' dtype, in which torch multiplies.
-ProductPlan with_wide_weight(ProductPlan plan) {
-  if (plan.weight.scalar_type() == plan.type) return plan;
-  Tensor wide = empty_channels_last(plan.weight, sizes_of(plan.weight), plan.type, 1);
-  torch::stable::copy_(wide, plan.weight);
-  plan.weight = wide;
-  return plan;
-}
-
 // weight * x for x [n, C, H, W] or [n, F], features last in memory; so is the result.
 Tensor dense_product(const char* op, const ProductPlan& plan, const Tensor& x) {
   const ConvGeometry& g = plan.geometry;
@@ -41,9 +33,9 @@ Tensor dense_product(const char* op, const ProductPlan& plan, const Tensor& x) {
     return call<3>(op, "aten::linear", {from(x), from(plan.weight), from(std::nullopt)});
   }
   const Tensor out = call<9>(op, "aten::convolution",
-                             {from(x), from(channels_last(plan.weight, 1)), from(std::nullopt),
-                              from(Sizes{g.stride_h, g.stride_w}), from(Sizes{g.padding_h, g.padding_w}),
-                              from(Sizes{g.dilation_h, g.dilation_w}), from(false), from(Sizes{0, 0}), from(g.groups)});
+                             {from(x), from(plan.weight), from(std::nullopt), from(Sizes{g.stride_h, g.stride_w}),
+                              from(Sizes{g.padding_h, g.padding_w}), from(Sizes{g.dilation_h, g.dilation_w}),
+                              from(false), from(Sizes{0, 0}), from(g.groups)});
   return channels_last(out, 1);
 }
 
@@ -55,16 +47,18 @@ Tensor empty_input(const ProductPlan& plan, int64_t n) {
 }
 
 template <class T>
-void run(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak) {
+void run(const char* op, const ProductPlan& plan, Samples all, int64_t time_steps, double threshold, double leak) {
   const ConvGeometry& g = plan.geometry;
-  if (g.pixels_out() == 0) return;
   const int64_t inputs = g.height * g.width * g.in_channels;  // of a sample
   const int64_t pixels = g.out_height * g.out_width, outputs = pixels * g.out_channels;
   const int64_t planes = plan.bits.size(0);
   const int64_t plane_bytes =
       std::min(time_steps, kStepsPerPlane) * (inputs + outputs) * static_cast<int64_t>(sizeof(T));
-  const int64_t pass_planes = std::clamp<int64_t>(kPassBytes / plane_bytes, 1, planes);
-  const int64_t pass_samples = std::clamp<int64_t>(kPassBytes / (plane_bytes * pass_planes), 1, g.batch);
+  const bool linear = plan.weight.dim() == 2;
+  const int64_t most_planes = linear || time_steps <= kDenseSteps ? planes : 1;
+  const int64_t pass_planes = std::clamp<int64_t>(kPassBytes / plane_bytes, 1, most_planes);
+  const int64_t most_samples = linear ? all.count() : 1;
+  const int64_t pass_samples = std::clamp<int64_t>(kPassBytes / (plane_bytes * pass_planes), 1, most_samples);
   const bool carries = pass_planes < planes;
   const auto* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
   T* sum = plan.out_sum.numel() ? static_cast<T*>(plan.out_sum.mutable_data_ptr()) : nullptr;
@@ -73,8 +67,8 @@ void run(const char* op, const ProductPlan& plan, int64_t time_steps, double thr
   if (carries && !potential) carried = empty_channels_last(plan.weight, {pass_samples * outputs}, plan.type, 0);
 
   Tensor dense;
-  for (int64_t n = 0; n < g.batch; n += pass_samples) {
-    const int64_t samples = std::min(pass_samples, g.batch - n);
+  for (int64_t n = all.first; n < all.last; n += pass_samples) {
+    const int64_t samples = std::min(pass_samples, all.last - n);
     for (int64_t p = 0; p < planes; p += pass_planes) {
       const int64_t steps =
           std::min(time_steps - p * kStepsPerPlane, std::min(pass_planes, planes - p) * kStepsPerPlane);
@@ -114,44 +108,56 @@ void run(const char* op, const ProductPlan& plan, int64_t time_steps, double thr
 
 }  // namespace
 
-void run_spiking_dense(const char* op, const ProductPlan& given, int64_t time_steps, double threshold, double leak) {
-  const ProductPlan plan = with_wide_weight(given);
-  dispatch_floating(op, plan.type, [&](auto type) { run<decltype(type)>(op, plan, time_steps, threshold, leak); });
+ProductPlan plan_dense(const char* op, ProductPlan plan) {
+  if (plan.weight.scalar_type() != plan.type) {
+    Tensor wide = empty_channels_last(plan.weight, sizes_of(plan.weight), plan.type, 1);
+    torch::stable::copy_(wide, plan.weight);
+    plan.weight = wide;
+  }
+  plan.weight = plan.weight.dim() == 2 ? canonical(plan.weight) : channels_last(plan.weight, 1);
+  check_finite_weight(op, plan.weight);
+  return plan;
 }
 
-Tensor run_count_dense(const char* op, const ProductPlan& given) {
-  const ProductPlan plan = with_wide_weight(given);
+void run_spiking_dense(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double threshold,
+                       double leak) {
+  if (plan.geometry.pixels_out() == 0) return;
+  dispatch_floating(op, plan.type,
+                    [&](auto type) { run<decltype(type)>(op, plan, samples, time_steps, threshold, leak); });
+}
+
+void run_count_dense(const char* op, const ProductPlan& plan, Samples samples) {
   const ConvGeometry& g = plan.geometry;
-  if (plan.out_sum.numel() == 0) return plan.out_sum;
-  Tensor product;
+  if (g.pixels_out() == 0) return;
   dispatch_floating(op, plan.type, [&](auto type) {
     using T = decltype(type);
-    const int64_t inputs = g.pixels_in() * g.in_channels, planes = plan.bits.size(0);
-    const Tensor count = empty_input(plan, g.batch);
-    parallel_ranges(inputs, 16384, [&](int64_t begin, int64_t end) {
-      kernels().typed<T>().spike_count(static_cast<const uint8_t*>(plan.bits.const_data_ptr()), planes, inputs, begin,
-                                       end, static_cast<T*>(count.mutable_data_ptr()));
-    });
-    product = dense_product(op, plan, count);
-    if (!plan.scale && !plan.bias) return;
+    const int64_t inputs = g.height * g.width * g.in_channels, planes = plan.bits.size(0);
+    const int64_t pixels = g.out_height * g.out_width, channels = g.out_channels;
+    const int64_t pass = plan.weight.dim() == 2 ? samples.count() : 1;
+    const Tensor count = empty_input(plan, pass);
     const T* scale = data_or_null<T>(plan.scale);
     const T* bias = data_or_null<T>(plan.bias);
-    T* out = static_cast<T*>(product.mutable_data_ptr());
-    const int64_t channels = g.out_channels;
-    parallel_ranges(g.pixels_out(), std::max<int64_t>(1, 16384 / channels), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        T* values = out + row * channels;
-        if (scale) {
-          for (int64_t c = 0; c < channels; ++c) values[c] *= scale[c];
+    for (int64_t n = samples.first; n < samples.last; n += pass) {
+      const auto* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr()) + n * inputs;
+      parallel_ranges(pass * inputs, 16384, [&](int64_t begin, int64_t end) {
+        kernels().typed<T>().spike_count(bits, planes, g.batch * inputs, begin, end,
+                                         static_cast<T*>(count.mutable_data_ptr()));
+      });
+      const Tensor product = dense_product(op, plan, count);
+      const T* from = static_cast<const T*>(product.const_data_ptr());
+      T* to = static_cast<T*>(plan.out_sum.mutable_data_ptr()) + n * pixels * channels;
+      parallel_ranges(pass * pixels, std::max<int64_t>(1, 16384 / channels), [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          for (int64_t c = 0; c < channels; ++c) {
+            T value = from[row * channels + c];
+            if (scale) value *= scale[c];
+            if (bias) value += bias[c];
+            to[row * channels + c] = value;
+          }
         }
-        if (bias) {
-          for (int64_t c = 0; c < channels; ++c) values[c] += bias[c];
-        }
-      }
-    });
+      });
+    }
   });
-  if (plan.weight.dim() != 2) return product;
-  return torch::stable::view(product, sizes_of(plan.out_sum));
 }
 
 }  // namespace tandem

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/finite.h"
 #include "cpu/isa.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/packed_weight.h"
@@ -39,6 +40,7 @@ void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
   dispatch_unpacked<E>(plan.weight.scalar_type(), [&](auto unpacked) {
     weight = taps_first<decltype(unpacked), T>(plan.weight, g, args.weight_stride);
   });
+  if (!all_finite(weight.data(), static_cast<int64_t>(weight.size()))) report_odd_weight(op, plan.weight);
   args.geometry = &g;
   args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
   args.planes = plan.bits.size(0);

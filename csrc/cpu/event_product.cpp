@@ -1,7 +1,6 @@
 #include "cpu/event_product.h"
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "cpu/aligned_buffer.h"
@@ -72,6 +71,7 @@ constexpr int64_t kPassBytes = int64_t{64} << 20;
 // that its scratch memory grows neither with N nor with T nor with the image.
 template <class E, class T>
 struct Pass {
+  const char* op;
   const Chunking* chunking;
   ConvGeometry geometry;  // batch: the samples of this pass
   const uint8_t* bits;    // of the first plane and sample
@@ -89,8 +89,8 @@ void run_pass(const Pass<E, T>& pass) {
   const Kernels& k = kernels();
   const int64_t pixels = pass.planes * g.pixels_in(), per_pixel = g.groups * chunking.units_per_group;
   const bool joins = chunking.joins();
-  const AlignedBuffer<uint8_t> lists(joins ? 0 : pixels * pixel_bytes(per_pixel, chunking.unit_channels));
-  const AlignedBuffer<uint32_t> units(joins ? 0 : pixels * per_pixel);
+  const AlignedBuffer<uint8_t> lists(pass.op, joins ? 0 : pixels * pixel_bytes(per_pixel, chunking.unit_channels));
+  const AlignedBuffer<uint32_t> units(pass.op, joins ? 0 : pixels * per_pixel);
   UnitArgs unit_args = {};
   unit_args.bits = pass.bits;
   unit_args.bits_stride = pass.bits_stride;
@@ -124,12 +124,12 @@ void run_pass(const Pass<E, T>& pass) {
   visit_args.tiles = tiles;
   visit_args.narrow_sums = sizeof(E) == 2;
   visit_args.visits_per_tile = chunking.tile_bytes(std::min(rows, g.pixels_out()));
-  const AlignedBuffer<uint8_t> visits(all_tiles * visit_args.visits_per_tile);
+  const AlignedBuffer<uint8_t> visits(pass.op, all_tiles * visit_args.visits_per_tile);
   visit_args.visits = visits.data;
-  const AlignedBuffer<uint8_t> widened(all_tiles);
+  const AlignedBuffer<uint8_t> widened(pass.op, all_tiles);
   visit_args.widened = widened.data;
   parallel_tasks(all_tiles, [&](const auto& next) {
-    const AlignedBuffer<uint8_t> scratch(joins ? kVisitScratch : 0);
+    const AlignedBuffer<uint8_t> scratch(pass.op, joins ? kVisitScratch : 0);
     VisitArgs tile = visit_args;
     tile.scratch = scratch.data;
     for (int64_t task = next(); task >= 0; task = next()) {
@@ -148,7 +148,7 @@ void run_pass(const Pass<E, T>& pass) {
   args.row_stride = g.out_channels;
   // Tiles innermost: neighbouring tasks share a block of weights.
   parallel_tasks(g.groups * pass.layout.blocks * tiles, [&](const auto& next) {
-    const AlignedBuffer<uint8_t> scratch(event_scratch_bytes<E, T>(rows, args.block));
+    const AlignedBuffer<uint8_t> scratch(pass.op, event_scratch_bytes<E, T>(rows, args.block));
     for (int64_t task = next(); task >= 0; task = next()) {
       const int64_t b = task / tiles % pass.layout.blocks, group = task / tiles / pass.layout.blocks;
       const int64_t channel = group * g.group_out() + b * args.block;
@@ -172,15 +172,17 @@ void run_pass(const Pass<E, T>& pass) {
 }
 
 // packed: weights in order; planes: [plane_count, pixels_in, C]; args carries steps, neuron, bias, scale and outputs of
-// the whole product.
+// the whole product, of which it computes some samples.
 template <class E, class T>
-void run(const char* op, const ConvGeometry& g, const E* packed, const uint8_t* planes, int64_t plane_count,
-         double density, EventTileArgs<E, T> args) {
-  if (g.pixels_out() == 0) return;
+void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed, const uint8_t* planes,
+         int64_t plane_count, double density, EventTileArgs<E, T> args) {
+  if (samples.count() * g.out_height * g.out_width == 0) return;
   const Chunking chunking(g, density);
   const PackedLayout layout = packed_layout<E>(g);
   args.block = layout.block;
-  const int64_t rows = tile_rows(g, event_scratch_bytes<E, T>(1, args.block), g.groups * layout.blocks);
+  ConvGeometry of_samples = g;
+  of_samples.batch = samples.count();
+  const int64_t rows = tile_rows(of_samples, event_scratch_bytes<E, T>(1, args.block), g.groups * layout.blocks);
 
   // Worst-case bytes of `n` output rows of one sample in one plane: of the lists of what they see, and of the visits.
   const auto list_bytes = [&](int64_t n) {
@@ -195,7 +197,8 @@ void run(const char* op, const ConvGeometry& g, const E* packed, const uint8_t* 
   const bool whole = sample_bytes <= kPassBytes;
   const int64_t pass_rows = whole ? g.out_height : std::max<int64_t>(1, g.out_height / (sample_bytes / kPassBytes + 1));
   const int64_t pass_planes = whole ? std::min(kPassBytes / sample_bytes, plane_count) : 1;
-  const int64_t pass_samples = whole ? std::clamp<int64_t>(kPassBytes / (sample_bytes * pass_planes), 1, g.batch) : 1;
+  const int64_t pass_samples =
+      whole ? std::clamp<int64_t>(kPassBytes / (sample_bytes * pass_planes), 1, samples.count()) : 1;
   // Lists are addressed by 32 bits.
   check(pass_samples * pass_planes * list_bytes(pass_rows) < int64_t{1} << 32, op,
         "one row of the input is too large: the lists of its spikes could take more than 4 GiB");
@@ -203,11 +206,11 @@ void run(const char* op, const ConvGeometry& g, const E* packed, const uint8_t* 
   // Where the time steps do not fit one pass, the potential (and the sum, where it is wanted) carries on.
   const bool carries = pass_planes < plane_count;
   const int64_t row_size = g.out_width * g.out_channels;
-  const AlignedBuffer<T> carried(carries && !args.potential ? pass_samples * pass_rows * row_size : 0);
-  for (int64_t n = 0; n < g.batch; n += pass_samples) {
+  const AlignedBuffer<T> carried(op, carries && !args.potential ? pass_samples * pass_rows * row_size : 0);
+  for (int64_t n = samples.first; n < samples.last; n += pass_samples) {
     for (int64_t oh = 0; oh < g.out_height; oh += pass_rows) {
       ConvGeometry band = g;  // these samples; output rows oh.. and the input rows that they see
-      band.batch = std::min(pass_samples, g.batch - n);
+      band.batch = std::min(pass_samples, samples.last - n);
       const int64_t first = (n * g.out_height + oh) * row_size;
       int64_t top = 0;
       if (!whole) {
@@ -220,6 +223,7 @@ void run(const char* op, const ConvGeometry& g, const E* packed, const uint8_t* 
       }
       for (int64_t p = 0; p < plane_count; p += pass_planes) {
         Pass<E, T> pass = {};
+        pass.op = op;
         pass.chunking = &chunking;
         pass.geometry = band;
         pass.bits = planes + ((p * g.batch + n) * g.height + top) * g.width * g.in_channels;
@@ -249,26 +253,25 @@ void run(const char* op, const ConvGeometry& g, const E* packed, const uint8_t* 
 }
 
 template <class E, class T>
-void run(const char* op, const ProductPlan& plan, const uint8_t* planes, int64_t plane_count, double density,
-         EventTileArgs<E, T> args) {
+void run(const char* op, const ProductPlan& plan, Samples samples, const uint8_t* planes, int64_t plane_count,
+         double density, EventTileArgs<E, T> args) {
   const ConvGeometry& g = plan.geometry;
-  if (g.pixels_out() == 0) return;
   args.scale = data_or_null<T>(plan.scale);
   args.bias = data_or_null<T>(plan.bias);
   if (plan.packed) {
     check_packed<E>(op, "packed", *plan.packed, g);
-    run(op, g, static_cast<const E*>(plan.packed->const_data_ptr()), planes, plane_count, density, args);
+    run(op, g, samples, static_cast<const E*>(plan.packed->const_data_ptr()), planes, plane_count, density, args);
   } else {
-    const AlignedBuffer<E> packed(packed_layout<E>(g).elements());
-    pack_weight<E>(weight_view(plan.weight), g, packed.data);
-    run(op, g, packed.data, planes, plane_count, density, args);
+    const AlignedBuffer<E> packed(op, packed_layout<E>(g).elements());
+    pack_weight(op, plan.weight, g, packed.data);
+    run(op, g, samples, packed.data, planes, plane_count, density, args);
   }
 }
 
 }  // namespace
 
-void run_spiking_events(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak,
-                        double density) {
+void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double threshold,
+                        double leak, double density) {
   dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
     using T = decltype(type);
     EventTileArgs<decltype(element), T> args = {};
@@ -279,37 +282,40 @@ void run_spiking_events(const char* op, const ProductPlan& plan, int64_t time_st
     args.sum = output<T>(plan.out_sum);
     args.potential = output<T>(plan.out_potential);
     args.neuron = neuron_parameters<T>(op, threshold, leak);
-    run(op, plan, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), density, args);
+    run(op, plan, samples, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), density, args);
   });
 }
 
-bool run_count_events(const char* op, const ProductPlan& plan, double most) {
-  const int64_t planes = plan.bits.size(0), inputs = plan.geometry.pixels_in() * plan.geometry.in_channels;
-  if (plan.out_sum.numel() == 0) return true;
-  int64_t digits = 3;  // binary digits of the largest possible count, 8 * planes
+namespace {
+
+// Binary digits of the largest possible count, 8 * planes.
+int64_t digits_for(int64_t planes) {
+  int64_t digits = 3;
   while (planes >> (digits - 3)) ++digits;
-  const int64_t byte_planes = planes_for(digits);
-  const AlignedBuffer<uint8_t> counts(byte_planes * inputs);
-  const uint8_t* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
-  std::atomic<int64_t> ones{0};
+  return digits;
+}
+
+}  // namespace
+
+BinaryCounts::BinaryCounts(const char* op, const ProductPlan& plan)
+    : digits(digits_for(plan.bits.size(0))),
+      planes(planes_for(digits)),
+      bytes(op, planes * plan.geometry.pixels_in() * plan.geometry.in_channels) {
+  const auto* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
+  const int64_t inputs = plan.geometry.pixels_in() * plan.geometry.in_channels;
   parallel_ranges(inputs, 16384, [&](int64_t begin, int64_t end) {
-    kernels().count_bytes(bits, planes, inputs, begin, end, counts.data, byte_planes);
-    int64_t here = 0;
-    for (int64_t p = 0; p < byte_planes; ++p) {
-      here += kernels().count_spikes(counts.data, p * inputs + begin, p * inputs + end);
-    }
-    ones.fetch_add(here, std::memory_order_relaxed);
+    kernels().count_bytes(bits, plan.bits.size(0), inputs, begin, end, bytes.data, planes);
   });
-  if (static_cast<double>(ones.load()) > most * static_cast<double>(inputs)) return false;
+}
+
+void run_count_events(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts,
+                      double density) {
   dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
-    using T = decltype(type);
-    EventTileArgs<decltype(element), T> args = {};
-    args.steps = digits;
-    args.sum = output<T>(plan.out_sum);
-    const double density = static_cast<double>(ones.load()) / static_cast<double>(inputs * digits);
-    run(op, plan, counts.data, byte_planes, density, args);
+    EventTileArgs<decltype(element), decltype(type)> args = {};
+    args.steps = counts.digits;
+    args.sum = output<decltype(type)>(plan.out_sum);
+    run(op, plan, samples, counts.bytes.data, counts.planes, density, args);
   });
-  return true;
 }
 
 template <class T>
@@ -319,7 +325,7 @@ void add_byte_product(const char* op, const ConvGeometry& g, const T* packed, co
   args.steps = kStepsPerPlane;
   args.sum = out;
   args.add_sum = add;
-  run(op, g, packed, bytes, 1, density, args);
+  run(op, g, {0, g.batch}, packed, bytes, 1, density, args);
 }
 
 template void add_byte_product<float>(const char*, const ConvGeometry&, const float*, const uint8_t*, double, bool,

@@ -2,14 +2,24 @@
 #pragma once
 
 #include "common/product_plan.h"
+#include "cpu/aligned_buffer.h"
 
 namespace tandem {
 
-// Fills plan.out_bits, out_sum and out_potential. density: spikes per neuron and time step of the input, about.
-void run_spiking_events(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak,
-                        double density);
-// Fills plan.out_sum, unless the counts have more binary ones than `most` per neuron: then it returns false.
-bool run_count_events(const char* op, const ProductPlan& plan, double most);
+// The spike counts of an input: their binary digits take the place of time steps in an event-driven product.
+struct BinaryCounts {
+  int64_t digits, planes;
+  AlignedBuffer<uint8_t> bytes;  // [planes, pixels_in, C]
+
+  BinaryCounts(const char* op, const ProductPlan& plan);
+};
+
+// Both fill the outputs of some samples. density: ones per bit of these samples' input, about; the order of additions
+// does not depend on it, nor on how many samples there are.
+void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double threshold,
+                        double leak, double density);
+void run_count_events(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts,
+                      double density);
 
 // out [pixels_out, O] = weight * bytes, or += where `add`; bytes: unsigned integers [pixels_in, C], of whose binary
 // digits about a share of `density` are ones; packed: the weights.

@@ -3,10 +3,13 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 #include <vector>
 
+#include "cpu/finite.h"
 #include "cpu/huge_pages.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/parallel.h"
@@ -67,7 +70,7 @@ WeightView weight_view(const Tensor& weight) {
 namespace {
 
 template <class W, class E>
-void pack(const WeightView& weight, const ConvGeometry& g, E* packed) {
+bool pack(const WeightView& weight, const ConvGeometry& g, E* packed) {
   constexpr int64_t kBufferBytes = 16384;
   const W* w = static_cast<const W*>(weight.data);
   const int64_t stride_o = weight.stride_o, stride_c = weight.stride_c;
@@ -80,7 +83,9 @@ void pack(const WeightView& weight, const ConvGeometry& g, E* packed) {
   // of the result lie at distances that would evict each other from it.
   const int64_t slice_channels = std::clamp<int64_t>(kBufferBytes / (g.taps() * block * sizeof(E)), 1, channels);
   const int64_t slices = (channels + slice_channels - 1) / slice_channels;
+  std::atomic<bool> finite{true};
   parallel_ranges(g.groups * layout.blocks * slices, 4, [&](int64_t begin, int64_t end) {
+    bool finite_here = true;
     std::vector<E> turned(slice_channels * g.taps() * block);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t slice = task % slices, b = task / slices % layout.blocks, group = task / slices / layout.blocks;
@@ -104,38 +109,94 @@ void pack(const WeightView& weight, const ConvGeometry& g, E* packed) {
       for (int64_t c = c_begin; c < c_end; ++c) {
         for (int64_t tap = 0; tap < g.taps(); ++tap, to += block) {
           E* row = out + (tap * channels + c) * block;
-          std::copy_n(to, valid, row);
+          finite_here &= copy_finite(to, valid, row);
           std::fill_n(row + valid, block - valid, E(0));
         }
       }
     }
+    if (!finite_here) finite = false;
   });
+  return finite;
 }
 
 }  // namespace
 
+void report_odd_weight(const char* op, const Tensor& weight) {
+  const WeightView view = weight_view(weight);
+  const Sizes sizes = sizes_of(weight);
+  const int64_t height = sizes.size() == 4 ? sizes[2] : 1, width = sizes.size() == 4 ? sizes[3] : 1;
+  dispatch_packed(weight.scalar_type(), [&](auto packed, auto) {
+    dispatch_unpacked<decltype(packed)>(weight.scalar_type(), [&](auto element) {
+      using W = decltype(element);
+      for (int64_t i = 0; i < weight.numel(); ++i) {
+        Sizes at = {i / (sizes[1] * height * width), i / (height * width) % sizes[1], i / width % height, i % width};
+        const W* place = static_cast<const W*>(view.data) + at[0] * view.stride_o + at[1] * view.stride_c +
+                         at[2] * view.stride_h + at[3] * view.stride_w;
+        // NOLINTNEXTLINE(bugprone-signed-char-misuse): 8-bit integers, no characters
+        const auto value = static_cast<double>(*place);
+        at.resize(sizes.size());
+        check(std::isfinite(value), op, "weight must be finite, got ", std::isnan(value) ? std::fabs(value) : value,
+              " at ", to_string(at));
+      }
+    });
+  });
+}
+
 template <class E>
-void pack_weight(const WeightView& weight, const ConvGeometry& geometry, E* packed) {
-  dispatch_unpacked<E>(weight.type, [&](auto element) { pack<decltype(element)>(weight, geometry, packed); });
+bool pack_if_finite(const WeightView& weight, const ConvGeometry& geometry, E* packed) {
+  bool finite = true;
+  dispatch_unpacked<E>(weight.type, [&](auto element) { finite = pack<decltype(element)>(weight, geometry, packed); });
+  return finite;
+}
+
+template <class E>
+void pack_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry, E* packed) {
+  if (!pack_if_finite(weight_view(weight), geometry, packed)) report_odd_weight(op, weight);
+}
+
+Tensor packed_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry) {
+  const Tensor packed = empty_packed(weight, geometry);
+  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
+    using E = decltype(element);
+    prefer_huge_pages(packed.mutable_data_ptr(), static_cast<size_t>(packed.numel()) * sizeof(E));
+    pack_weight(op, weight, geometry, static_cast<E*>(packed.mutable_data_ptr()));
+  });
+  return packed;
+}
+
+void check_finite_weight(const char* op, const Tensor& weight) {
+  dispatch_floating(op, weight.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const WeightView view = weight_view(weight);
+    const int64_t channels = weight.size(1), taps = weight.numel() / weight.size(0) / channels;
+    const int64_t width = weight.dim() == 4 ? weight.size(3) : 1;
+    std::atomic<bool> finite{true};
+    parallel_ranges(weight.size(0) * taps, std::max<int64_t>(1, 16384 / channels), [&](int64_t begin, int64_t end) {
+      bool finite_here = true;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t tap = i % taps;
+        const T* row = static_cast<const T*>(view.data) + i / taps * view.stride_o + tap / width * view.stride_h +
+                       tap % width * view.stride_w;
+        finite_here &= all_finite(row, channels, view.stride_c);
+      }
+      if (!finite_here) finite = false;
+    });
+    if (!finite) report_odd_weight(op, weight);
+  });
 }
 
 template void turn<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
 template void turn<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, int64_t);
-template void pack_weight<float>(const WeightView&, const ConvGeometry&, float*);
-template void pack_weight<double>(const WeightView&, const ConvGeometry&, double*);
-template void pack_weight<int16_t>(const WeightView&, const ConvGeometry&, int16_t*);
+template bool pack_if_finite<float>(const WeightView&, const ConvGeometry&, float*);
+template bool pack_if_finite<double>(const WeightView&, const ConvGeometry&, double*);
+template void pack_weight<float>(const char*, const Tensor&, const ConvGeometry&, float*);
+template void pack_weight<double>(const char*, const Tensor&, const ConvGeometry&, double*);
+template void pack_weight<int16_t>(const char*, const Tensor&, const ConvGeometry&, int16_t*);
 
 namespace {
 
 Tensor pack_weight_op(const Tensor& weight, int64_t groups) {
-  const ConvGeometry g = weight_geometry("pack_weight", weight, groups);
-  const Tensor packed = empty_packed(weight, g);
-  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
-    using E = decltype(element);
-    prefer_huge_pages(packed.mutable_data_ptr(), static_cast<size_t>(packed.numel()) * sizeof(E));
-    pack_weight<E>(weight_view(weight), g, static_cast<E*>(packed.mutable_data_ptr()));
-  });
-  return packed;
+  return packed_weight("pack_weight", weight, weight_geometry("pack_weight", weight, groups));
 }
 
 void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
@@ -144,7 +205,7 @@ void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);
     check_packed<E>("pack_weight", "out", out, g);
-    pack_weight<E>(weight_view(weight), g, static_cast<E*>(out.mutable_data_ptr()));
+    pack_weight("pack_weight", weight, g, static_cast<E*>(out.mutable_data_ptr()));
   });
 }
 

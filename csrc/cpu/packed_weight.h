@@ -14,8 +14,18 @@ struct WeightView {
 
 WeightView weight_view(const Tensor& weight);
 
+// Returns whether all weights are finite.
 template <class E>
-void pack_weight(const WeightView& weight, const ConvGeometry& geometry, E* packed);
+bool pack_if_finite(const WeightView& weight, const ConvGeometry& geometry, E* packed);
+// Throws where they are not: neurons would not fire for a current of NaN, and nobody would notice.
+template <class E>
+void pack_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry, E* packed);
+Tensor packed_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry);
+
+// Throws, naming the first weight that is not finite, if there is one. One by one.
+void report_odd_weight(const char* op, const Tensor& weight);
+// Throws where a weight of this dtype, float32 or float64, is not finite.
+void check_finite_weight(const char* op, const Tensor& weight);
 
 // A matrix [rows, n], rows row_stride and elements `stride` apart -> its transpose [n, columns], columns >= rows.
 template <class W, class E>

@@ -106,29 +106,32 @@ ConvGeometry product_geometry(int64_t weights, int64_t pixels, int64_t out_chann
 }
 
 // counts: [pixels_in, C] as bytes, of whose binary digits a share of `density` are ones; grad: [pixels_out, O]; out:
-// [O, C, kH, kW].
+// [O, C, kH, kW]. Returns false, and no gradient, where grad is not finite: NaN times a count of zero is NaN, which an
+// event-driven product would not see.
 template <class T>
-void run(const char* op, const ConvGeometry& g, const uint8_t* counts, double density, const T* grad, T* out) {
+bool run(const char* op, const ConvGeometry& g, const uint8_t* counts, double density, const T* grad, T* out) {
   const int64_t all = g.in_channels * g.taps(), pixels = g.out_height * g.out_width;
   const int64_t row_bytes = g.out_channels * static_cast<int64_t>(sizeof(T));
   const int64_t part = std::min(all, std::max<int64_t>(64, kSumBytes / row_bytes / 16 * 16));
   const int64_t chunk = std::clamp<int64_t>(kCountBytes / (part * pixels), 1, g.batch);
   const int64_t sample_bytes = g.height * g.width * g.in_channels, turned_bytes = g.in_channels * Turned(g).channel();
 
-  const AlignedBuffer<uint8_t> turned(g.batch * turned_bytes + kSlack);
+  const AlignedBuffer<uint8_t> turned(op, g.batch * turned_bytes + kSlack);
   parallel_ranges(g.batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) turn_counts(g, counts + n * sample_bytes, turned.data + n * turned_bytes);
   });
   const int64_t packed_pixel = packed_layout<T>(product_geometry(1, 1, g.out_channels)).elements();
-  const AlignedBuffer<T> packed(g.pixels_out() * packed_pixel);
+  const AlignedBuffer<T> packed(op, g.pixels_out() * packed_pixel);
   for (int64_t n = 0; n < g.batch; n += chunk) {
     const ConvGeometry product = product_geometry(part, std::min(chunk, g.batch - n) * pixels, g.out_channels);
-    pack_weight<T>({grad + n * pixels * g.out_channels, packed_type<T>(), 1, g.out_channels, 1, 1}, product,
-                   packed.data + n * pixels * packed_pixel);
+    const bool finite =
+        pack_if_finite<T>({grad + n * pixels * g.out_channels, packed_type<T>(), 1, g.out_channels, 1, 1}, product,
+                          packed.data + n * pixels * packed_pixel);
+    if (!finite) return false;
   }
 
-  const AlignedBuffer<uint8_t> met(part * chunk * pixels);
-  const AlignedBuffer<T> sums(part * g.out_channels);  // [C * taps, O]
+  const AlignedBuffer<uint8_t> met(op, part * chunk * pixels);
+  const AlignedBuffer<T> sums(op, part * g.out_channels);  // [C * taps, O]
   for (int64_t first = 0; first < all; first += part) {
     const int64_t weights = std::min(part, all - first);
     for (int64_t n = 0; n < g.batch; n += chunk) {
@@ -151,6 +154,7 @@ void run(const char* op, const ConvGeometry& g, const uint8_t* counts, double de
       }
     });
   }
+  return true;
 }
 
 // What torch makes of it, where there are too many events.
@@ -159,9 +163,9 @@ Tensor dense_gradient(const char* op, const Tensor& grad, const Tensor& count, c
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   constexpr std::array<bool, 3> kWeightAlone = {false, true, false};
-  std::array<StableIValue, 11> stack = {from(grad),
-                                        from(count),
-                                        from(weight),
+  std::array<StableIValue, 11> stack = {from(canonical(grad)),
+                                        from(canonical(count)),
+                                        from(canonical(weight)),
                                         from(std::nullopt),
                                         from(stride),
                                         from(padding),
@@ -198,7 +202,7 @@ Tensor conv2d_weight_gradient(const Tensor& grad, const Tensor& count, const Ten
 
   const Tensor counts = channels_last(count, 1);
   const int64_t inputs = counts.numel();
-  const AlignedBuffer<uint8_t> bytes(inputs);
+  const AlignedBuffer<uint8_t> bytes(op, inputs);
   std::atomic<int64_t> ones{0};
   std::atomic<bool> whole{true};
   Tensor out;
@@ -212,10 +216,12 @@ Tensor conv2d_weight_gradient(const Tensor& grad, const Tensor& count, const Ten
     });
     if (!whole || static_cast<double>(ones.load()) > kLargestDensity * static_cast<double>(inputs)) return;
     const Tensor rows = channels_last(grad, 1);
-    out = empty_channels_last(weight, sizes_of(weight), weight.scalar_type(), 3);
+    const Tensor sparse = empty_channels_last(weight, sizes_of(weight), weight.scalar_type(), 3);
     const double density = static_cast<double>(ones.load()) / static_cast<double>(8 * inputs);
-    run(op, g, bytes.data, density, static_cast<const T*>(rows.const_data_ptr()),
-        static_cast<T*>(out.mutable_data_ptr()));
+    if (run(op, g, bytes.data, density, static_cast<const T*>(rows.const_data_ptr()),
+            static_cast<T*>(sparse.mutable_data_ptr()))) {
+      out = sparse;
+    }
   });
   return out.defined() ? out : dense();
 }

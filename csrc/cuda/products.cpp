@@ -18,13 +18,9 @@ namespace {
 using torch::stable::accelerator::DeviceGuard;
 
 // Where the tensor-core engine is expected to be the faster one: predicted from bytes and operations, never measured.
-// docs/cuda.md has the model.
+// docs/cuda.md has the model. By the layer alone: an engine that followed from the density of the whole input would
+// make the sums of a sample depend on its batch mates.
 constexpr int64_t kFewestInputs = 16, kFewestOutputs = 16;  // of a group
-constexpr double kSpikeCrossover = 0.02;                    // spikes per neuron and time step
-constexpr double kCountCrossover = 0.02;                    // spikes per neuron and time step, too
-
-// Counting the spikes of a larger input reads every seventh line of it.
-constexpr int64_t kLine = 128, kLarge = int64_t{1} << 20, kEvery = 7;
 
 void pack(const char* op, const Tensor& weight, const ConvGeometry& g, const Tensor& packed) {
   const cudaStream_t stream = current_stream(op, weight.get_device_index());
@@ -72,24 +68,6 @@ Tensor aligned(const Tensor& packed) {
   return copy;
 }
 
-// A number on the device: the binary ones of (a part of) the input, and the limit above which engine dense is chosen.
-struct Density {
-  Tensor ones;
-  unsigned long long limit;
-};
-
-Density density(const char* op, const ProductPlan& plan, double most_per_step, int64_t time_steps,
-                cudaStream_t stream) {
-  const int64_t bytes = plan.bits.numel(), every = bytes < kLarge ? 1 : kEvery, lines = bytes / kLine / every;
-  const Tensor ones = empty_channels_last(plan.bits, {sizeof(unsigned long long)}, ScalarType::Byte, 0);
-  auto* const number = static_cast<unsigned long long*>(ones.mutable_data_ptr());
-  check_launch(op, cudaMemsetAsync(number, 0, sizeof(*number), stream));
-  check_launch(
-      op, launch_count_ones(static_cast<const uint8_t*>(plan.bits.const_data_ptr()), lines, every, number, stream));
-  const double steps_a_byte = static_cast<double>(time_steps) / static_cast<double>(plan.bits.size(0));
-  return {ones, static_cast<unsigned long long>(most_per_step * static_cast<double>(lines * kLine) * steps_a_byte)};
-}
-
 bool has_tensor_cores(const char* op) {
   int device = 0, major = 0;
   check_launch(op, cudaGetDevice(&device));
@@ -105,28 +83,18 @@ int terms_of(const ProductPlan& plan) {
 }
 
 template <class E, class T>
-void launch(const char* op, const ProductPlan& plan, double crossover, CudaProductArgs<E, T>& args,
-            cudaStream_t stream) {
+void launch(const char* op, const ProductPlan& plan, const CudaProductArgs<E, T>& args, cudaStream_t stream) {
   const ConvGeometry& g = plan.geometry;
   if constexpr (std::is_same_v<E, float>) {
     const bool can = has_tensor_cores(op);
     check(can || plan.engine != Engine::kDense, op,
           "engine dense needs a device of compute capability 8.0 or newer; engine event (or auto) does not");
-    const int terms = terms_of(plan);
-    if (plan.engine == Engine::kDense) {
-      check_launch(op, launch_tensor_core_product(args, terms, stream));
-      return;
+    const bool wide = g.group_in() >= kFewestInputs && g.group_out() >= kFewestOutputs;
+    if (plan.engine == Engine::kDense || (plan.engine == Engine::kAuto && can && wide)) {
+      check_launch(op, launch_tensor_core_product(args, terms_of(plan), stream));
+    } else {
+      check_launch(op, launch_gather_product(args, stream));
     }
-    // An input of less than a line has no density worth the name.
-    const bool wide = g.group_in() >= kFewestInputs && g.group_out() >= kFewestOutputs && plan.bits.numel() >= kLine;
-    if (can && wide && plan.engine == Engine::kAuto) {
-      // Only the device knows the density: both engines are launched, and one of them returns at once.
-      const Density found = density(op, plan, crossover, args.time_steps, stream);
-      args.gate = {static_cast<const unsigned long long*>(found.ones.const_data_ptr()), found.limit, true};
-      check_launch(op, launch_tensor_core_product(args, terms, stream));
-      args.gate.above = false;
-    }
-    check_launch(op, launch_gather_product(args, stream));
   } else {
     check(plan.engine != Engine::kDense, op, "engine dense cannot serve ", name_of(plan.weight.scalar_type()),
           " weights on a CUDA device; engine event (or auto) does");
@@ -160,7 +128,7 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
     args.potential = output<T>(plan.out_potential);
     args.time_steps = spiking ? spiking->time_steps : args.planes * kStepsPerPlane;
     if (spiking) args.neuron = neuron_parameters<T>(op, spiking->threshold, spiking->leak);
-    launch(op, plan, spiking ? kSpikeCrossover : kCountCrossover, args, stream);
+    launch(op, plan, args, stream);
   });
 }
 

@@ -51,7 +51,7 @@ Tensor unpack_spikes(const Tensor& bits, int64_t time_steps, ScalarType dtype) {
   return plan.out;
 }
 
-Tensor count(const char* op, const TrainPlan& plan) {
+Tensor count(const char* op, const TrainPlan& plan, int64_t time_steps) {
   if (plan.neurons == 0) return plan.out;
   const cudaStream_t stream = current_stream(op, plan.out.get_device_index());
   dispatch_floating(op, plan.out.scalar_type(), [&](auto type) {
@@ -61,6 +61,7 @@ Tensor count(const char* op, const TrainPlan& plan) {
     args.count = static_cast<T*>(plan.out.mutable_data_ptr());
     args.planes = plan.in.size(0);
     args.neurons = plan.neurons;
+    args.past = bits_past(time_steps);
     check_launch(op, launch_spike_count(args, stream));
   });
   return plan.out;
@@ -68,13 +69,14 @@ Tensor count(const char* op, const TrainPlan& plan) {
 
 Tensor spike_count(const Tensor& bits, ScalarType dtype) {
   const DeviceGuard guard(bits.get_device_index());
-  return count("spike_count", plan_spike_count(bits, dtype));
+  return count("spike_count", plan_spike_count(bits, dtype), bits.size(0) * kStepsPerPlane);
 }
 
 Tensor tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, double threshold, double leak,
                     double upper) {
   const DeviceGuard guard(bits.get_device_index());
-  return count("tandem_count", plan_tandem_count(bits, pre_activation, time_steps, threshold, leak, upper));
+  const TrainPlan plan = plan_tandem_count(bits, pre_activation, time_steps, threshold, leak, upper);
+  return count("tandem_count", plan, time_steps);
 }
 
 Tensor tandem_count_backward(const Tensor& grad, const Tensor& pre_activation, double threshold, double upper) {

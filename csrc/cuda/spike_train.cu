@@ -104,7 +104,8 @@ struct SpikeCount {
     int count[kLanes] = {};
     for (int64_t p = 0; p < a.planes; ++p) {
       const Lanes<uint8_t, kLanes> word = load<kLanes>(a.bits + p * a.neurons + i);
-      for (int j = 0; j < kLanes; ++j) count[j] += __popc(word.x[j]);
+      const unsigned past = p + 1 == a.planes ? a.past : 0;
+      for (int j = 0; j < kLanes; ++j) count[j] += __popc(word.x[j] & ~past);
     }
     Lanes<T, kLanes> out;
     for (int j = 0; j < kLanes; ++j) out.x[j] = static_cast<T>(count[j]);

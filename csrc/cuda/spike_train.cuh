@@ -31,6 +31,7 @@ struct CudaSpikeCountArgs {
   const uint8_t* bits;  // [P, neurons]
   T* count;             // [neurons]
   int64_t planes, neurons;
+  uint8_t past;  // bits of the last plane that do not count: those past T
 };
 
 template <class T>

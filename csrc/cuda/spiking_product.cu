@@ -19,10 +19,6 @@ constexpr int64_t kMostBlocks = int64_t{1} << 30;
 
 unsigned grid_for(int64_t tasks) { return static_cast<unsigned>(tasks < kMostBlocks ? tasks : kMostBlocks); }
 
-__device__ __forceinline__ bool closed(const EngineGate& gate) {
-  return gate.ones != nullptr && (*gate.ones > gate.limit) != gate.above;
-}
-
 struct Pixel {
   int64_t image;      // first input pixel of its sample
   int64_t top, side;  // input row and column of its first tap
@@ -55,7 +51,6 @@ __global__ void __launch_bounds__(kGatherWarps* kWarp, 2) gather_kernel(const Cu
   using Integer = std::conditional_t<kCounts, long long, int32_t>;
   using Sum = std::conditional_t<std::is_same<E, int16_t>::value, Integer, T>;
   constexpr int kSums = kCounts ? 1 : static_cast<int>(kStepsPerPlane);
-  if (closed(a.gate)) return;
   const ConvGeometry& g = a.geometry;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t pixels = g.pixels_out(), channels = g.group_in(), outputs = g.group_out(), row_at = lane * kPerLane;
@@ -230,7 +225,6 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2) tensor_core_kernel(const
   // Potential and sum from plane to plane; a thread reads but what it wrote.
   __shared__ float carried[kCounts ? 1 : 2][kCounts ? 1 : kNeurons][kThreads];
   __shared__ Pixel located[kTileWarps * kTilePixels];
-  if (closed(a.gate)) return;
   const ConvGeometry& g = a.geometry;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   const int q = lane % 4, r = lane / 4;
@@ -397,23 +391,9 @@ cudaError_t launch_tensor_cores(const CudaProductArgs<float, float>& args, cudaS
   return cudaGetLastError();
 }
 
-// ---- Density, and the order of the weights
+// ---- The order of the weights
 
 constexpr int kThreads = 256;
-
-__global__ void __launch_bounds__(kThreads)
-    count_ones_kernel(const uint8_t* bits, int64_t lines, int64_t every, unsigned long long* ones) {
-  constexpr int64_t kLine = 128, kPart = 4;
-  constexpr int64_t kParts = kLine / kPart;
-  unsigned found = 0;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < lines * kParts; i += stride) {
-    const uint8_t* const part = bits + i / kParts * every * kLine + i % kParts * kPart;
-    for (int64_t j = 0; j < kPart; ++j) found += static_cast<unsigned>(__popc(part[j]));
-  }
-  for (int lane = kWarp / 2; lane > 0; lane /= 2) found += __shfl_xor_sync(kAllLanes, found, lane);
-  if (threadIdx.x % kWarp == 0 && found != 0) atomicAdd(ones, static_cast<unsigned long long>(found));
-}
 
 template <class W, class E>
 __global__ void __launch_bounds__(kThreads) pack_weight_kernel(const CudaPackArgs<W, E> a) {
@@ -459,16 +439,6 @@ cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args
     default:
       return cudaErrorInvalidValue;
   }
-}
-
-cudaError_t launch_count_ones(const uint8_t* bits, int64_t lines, int64_t every, unsigned long long* ones,
-                              cudaStream_t stream) {
-  if (lines == 0) return cudaSuccess;
-  constexpr int64_t kEnough = 2048;  // blocks: each adds to `ones` but a few times
-  const int64_t blocks = (lines * kWarp + kThreads - 1) / kThreads;
-  TANDEM_LAUNCH(count_ones_kernel, static_cast<unsigned>(blocks < kEnough ? blocks : kEnough), kThreads, 0, stream,
-                bits, lines, every, ones);
-  return cudaGetLastError();
 }
 
 template <class W, class E>

@@ -11,14 +11,6 @@
 
 namespace tandem {
 
-// Lets the device choose between two kernels that are both launched, from a number that only it knows: a kernel runs
-// where (*ones > limit) == above, and where there is no gate.
-struct EngineGate {
-  const unsigned long long* ones;  // or null
-  unsigned long long limit;
-  bool above;
-};
-
 // E: packed weights (float, double, or int16_t for 8-bit weights); T: neurons. A product with spike counts has no
 // out_bits; its scale and bias apply once.
 template <class E, class T>
@@ -36,7 +28,6 @@ struct CudaProductArgs {
   T* potential;           // [N * Ho * Wo, O] or null
   int64_t time_steps;
   NeuronParameters<T> neuron;
-  EngineGate gate;
 };
 
 // Each launches on the current device and returns what cudaGetLastError says of it.
@@ -48,10 +39,6 @@ cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_
 // The tensor-core engine: weights as so many bf16 terms each, 1 to 3, which hold 8 bits of the significand each; the
 // last of fewer than 3 is rounded to the nearest. Needs compute capability 8.0.
 cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, int terms, cudaStream_t stream);
-
-// ones += binary ones in every `every`-th line of 128 bytes among the first lines * every lines.
-cudaError_t launch_count_ones(const uint8_t* bits, int64_t lines, int64_t every, unsigned long long* ones,
-                              cudaStream_t stream);
 
 // Weights [O, C/groups, kH, kW] with these strides -> packed. W: Float16 or BFloat16 too, where E is float.
 template <class W, class E>

@@ -34,6 +34,7 @@ Tensor tandem_norm_count(const Tensor& bits, const Tensor& product, const Tensor
     args.count = static_cast<T*>(plan.out.mutable_data_ptr());
     args.planes = plan.in.size(0);
     args.neurons = plan.neurons;
+    args.past = bits_past(time_steps);
     check_launch(op, launch_spike_count(args, stream));
   });
   return plan.out;

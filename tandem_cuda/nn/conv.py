@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..neuron import IF, Neuron
 from ..ops.count_conv2d import check_fit, check_geometry
+from ..ops.layout import canonical
 from ..spike_train import SpikeTrain
 from .geometry import insert_zeros, pad
 from .layer import TandemLayer
@@ -183,7 +184,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
             x = x.clone(memory_format=torch.channels_last)  # no view, whose symbolic strides Inductor cannot sort
         else:
             x = x.contiguous(memory_format=torch.channels_last)
-        return self._conv_forward(x, weight, bias)
+        return self._conv_forward(x, canonical(weight), bias)
 
     def lifted(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
         """The image, and what padding the products cannot add themselves."""
@@ -293,7 +294,7 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         return x.view(-1, 1)
 
     def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x, self._own_weight(weight), bias)
+        return self._conv_forward(x, canonical(self._own_weight(weight)), bias)
 
     def lifted(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
         """The input as an image of height 1, and what padding the products cannot add themselves."""
@@ -406,7 +407,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
     def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv_transpose2d(
             x.contiguous(memory_format=torch.channels_last),
-            self._own_weight(weight),
+            canonical(self._own_weight(weight)),
             bias,
             _pair(self.stride),
             _pair(self.padding),

@@ -54,8 +54,9 @@ def count_conv2d(
         scale: [O], of the weights; must be given with int8 weights. No gradient flows to it.
         count: [N, C, H, W], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in
             the forward pass.
-        engine: "event": work in proportion to the spikes; "dense": torch's own convolution of float counts; "auto":
-            the faster one for these counts. Weights have to be finite for the two to agree. On a CUDA device
+        engine: "event": work in proportion to the spikes; "dense": torch's own convolution of float counts, a sample
+            at a time; "auto": for each sample, by its own counts, the faster one. What a sample gives depends on no
+            other. On a CUDA device
             "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
             multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
@@ -65,6 +66,7 @@ def count_conv2d(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a shape or device that does not fit.
+        RuntimeError: on the CPU, a weight, scale or bias that is not finite; not enough memory.
     """
     op = "count_conv2d"
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)
@@ -184,6 +186,7 @@ def conv2d_gradients(
     grad_bias = grad.sum([0, 2, 3]) if needed[2] else None
     if scale is not None:
         grad = grad * scale.view(-1, 1, 1)
+    grad, values, weight = layout.canonical(grad), layout.canonical(values), layout.canonical(weight)
     grad_count = grad_weight = None
     # The kernel of the weight gradient has no gradient of its own.
     if grad.device.type != "cpu" or torch.is_grad_enabled():

@@ -45,8 +45,8 @@ def count_linear(
         scale: [O], of the weights; must be given with int8 weights. No gradient flows to it.
         count: [N, ..., F], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in the
             forward pass.
-        engine: "event": work in proportion to the spikes; "dense": torch's own matrix product of float counts; "auto":
-            the faster one for these counts. Weights have to be finite for the two to agree. On a CUDA device
+        engine: "event": work in proportion to the spikes; "dense": torch's own matrix product of float counts, whose
+            roundings may depend on the size of the batch; "auto": "event". On a CUDA device
             "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
             multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
@@ -56,6 +56,7 @@ def count_linear(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a shape or device that does not fit.
+        RuntimeError: on the CPU, a weight, scale or bias that is not finite; not enough memory.
     """
     check_linear("count_linear", bits, count, weight, packed, scale, bias, engine)
     return torch.ops.tandem_cuda.count_linear(

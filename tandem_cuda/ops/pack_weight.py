@@ -31,6 +31,7 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
     Raises:
         TypeError: wrong dtype.
         ValueError: a shape or number of groups that no product has; an ``out`` that does not fit.
+        RuntimeError: on the CPU, a weight that is not finite.
     """
     op = "pack_weight"
     checks.check_weight(op, weight)

@@ -67,9 +67,9 @@ def spiking_conv2d(
         leak: in (0, 1]; 1 is IF, less is LIF.
         want_sum: compute the sum of currents.
         want_potential: return the final potential.
-        engine: "event": work in proportion to the spikes; "dense": torch's own convolution on unpacked spikes, at most
-            32 MiB at a time; "auto" counts the spikes and takes the faster one. Weights have
-            to be finite for the two to agree. On a CUDA device
+        engine: "event": work in proportion to the spikes; "dense": torch's own convolution on unpacked spikes, a sample
+            at a time; "auto": for each sample, by its own spikes, the faster one. What a sample gives depends on no
+            other. On a CUDA device
             "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
             multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
@@ -81,6 +81,7 @@ def spiking_conv2d(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a shape, device, threshold, leak or T that does not fit; an engine that cannot serve the call.
+        RuntimeError: on the CPU, a weight, scale or bias that is not finite, or bits past T; not enough memory.
     """
     op = "spiking_conv2d"
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)

@@ -49,10 +49,9 @@ def spiking_linear(
         want_sum: compute the sum of currents.
         want_potential: return the final potential.
         engine: "event": work in proportion to the spikes; "dense": torch's own matrix product on unpacked spikes, at
-            most 32 MiB at a time; "auto" counts the spikes and takes the faster one. Weights have
-            to be finite for the two to agree. On a CUDA device
-            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
-            multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
+            most 32 MiB at a time, whose roundings may depend on the size of the batch; "auto": "event". On a CUDA
+            device "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer.
+            It multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
 
     Returns:
         ``(bits, sum, potential)``: uint8 [P, N, ..., O]; the sum over t of x[t], [N, ..., O], differentiable in
@@ -61,6 +60,7 @@ def spiking_linear(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a shape, device, threshold, leak or T that does not fit; an engine that cannot serve the call.
+        RuntimeError: on the CPU, a weight, scale or bias that is not finite, or bits past T; not enough memory.
     """
     op = "spiking_linear"
     check_linear(op, bits, count, weight, packed, scale, bias, engine)

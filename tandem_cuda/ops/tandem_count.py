@@ -43,6 +43,7 @@ def tandem_count(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a shape, device, threshold, leak, T or upper that does not fit.
+        RuntimeError: on the CPU, bits past T. On a CUDA device they do not count.
     """
     op = "tandem_count"
     checks.check_train(op, bits, time_steps)

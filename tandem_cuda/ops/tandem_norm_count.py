@@ -51,6 +51,7 @@ def tandem_norm_count(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a shape, device, eps, threshold, T or upper that does not fit.
+        RuntimeError: on the CPU, bits past T. On a CUDA device they do not count.
     """
     op = "tandem_norm_count"
     checks.check_train(op, bits, time_steps)

@@ -24,6 +24,7 @@ def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.floa
     Raises:
         TypeError: wrong dtype.
         ValueError: T < 1 or the number of planes does not match it.
+        RuntimeError: on the CPU, bits past T.
     """
     checks.check_train("unpack_spikes", bits, time_steps)
     if dtype not in _DTYPES:

@@ -405,7 +405,7 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
   visit_args.tiles = tiles;
   visit_args.narrow_sums = sizeof(E) == 2;
   visit_args.visits_per_tile = (tile_bytes + 7) / 8 * 8;
-  const AlignedBuffer<uint8_t> visits(all_tiles * visit_args.visits_per_tile);
+  const AlignedBuffer<uint8_t> visits("event tile", all_tiles * visit_args.visits_per_tile);
   visit_args.visits = visits.data;
   std::vector<uint8_t> widened(static_cast<size_t>(all_tiles));
   visit_args.widened = widened.data();
@@ -420,9 +420,9 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
 
   const int64_t block = block_size<E>(g.group_out()), blocks = (g.group_out() + block - 1) / block;
   const int64_t block_elements = g.features() * block;
-  const AlignedBuffer<E> weight(g.groups * blocks * block_elements);
+  const AlignedBuffer<E> weight("event tile", g.groups * blocks * block_elements);
   for (int64_t i = 0; i < g.groups * blocks * block_elements; ++i) weight.data[i] = random.value<E>();
-  const AlignedBuffer<uint8_t> scratch(event_scratch_bytes<E, T>(tile_rows, block));
+  const AlignedBuffer<uint8_t> scratch("event tile", event_scratch_bytes<E, T>(tile_rows, block));
   std::memset(scratch.data, 0xA5, scratch.bytes);
   std::vector<T> scale = random.values<T>(g.out_channels), bias = random.values<T>(g.out_channels);
   std::vector<T> initial = random.values<T>(outputs), sum = random.values<T>(outputs), potential(outputs);

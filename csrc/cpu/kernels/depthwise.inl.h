@@ -206,10 +206,8 @@ void depthwise_count(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, 
   const int64_t n = kMoved ? lanes.n : kLanes<T>;
   Vec<T> total = {};
   for (int64_t p = 0; p < a.planes; ++p) {
-    for_taps<T, kMoved>(a, lanes, taps, p, [&](LaneBytes bytes, Vec<T> weight) {
-      const Vec<T> count = count_spiking<T>(bytes);
-      total += count > 0 ? weight * count : Vec<T>{};  // a silent input does not see a weight that is not finite
-    });
+    for_taps<T, kMoved>(a, lanes, taps, p,
+                        [&](LaneBytes bytes, Vec<T> weight) { total += weight * count_spiking<T>(bytes); });
   }
   if (a.scale) total *= load(a.scale + lanes.first, n);
   if (a.bias) total += load(a.bias + lanes.first, n);

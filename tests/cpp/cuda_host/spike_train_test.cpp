@@ -163,9 +163,12 @@ void count(int64_t neurons, int64_t time_steps, int64_t in, int64_t out) {
   }
   Buffer<uint8_t> bits(planes_for(time_steps) * neurons, in);
   for (int64_t i = 0; i < bits.size; ++i) bits[i] = train.bits[static_cast<size_t>(i)];
+  // Bits past T, which do not count where T is given.
+  for (int64_t i = bits.size - neurons; i < bits.size; ++i) bits[i] |= bits_past(time_steps);
   Buffer<T> counts(neurons, out);
   CudaSpikeCountArgs<T> args = {};
   args.bits = bits.data, args.count = counts.data, args.planes = planes_for(time_steps), args.neurons = neurons;
+  args.past = bits_past(time_steps);
   const std::string where = name<T>("spike_count", neurons, time_steps, in, out);
   check_success(where, launch_spike_count(args, nullptr));
   compare(where, counts, expected);

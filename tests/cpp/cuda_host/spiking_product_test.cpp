@@ -195,58 +195,9 @@ void run(const Case& c) {
   }
 }
 
-// A closed gate leaves the outputs alone; exactly one of the two engines runs, on either side of the limit.
-void gate() {
-  const ConvGeometry g = geometry(1, 16, 2, 2, 16, 1, 1, 0, 1, 1);
-  Buffer<uint8_t> bits(64), out_bits(64);
-  Buffer<float> packed(16 * 16), sum(64);
-  for (int64_t i = 0; i < 64; ++i) bits[i] = 1;
-  for (int64_t i = 0; i < packed.size; ++i) packed[i] = 0.25F;
-  for (const unsigned long long ones : {9ULL, 10ULL, 11ULL}) {
-    for (const bool above : {false, true}) {
-      CudaProductArgs<float, float> args = {};
-      args.geometry = g, args.bits = bits.data, args.planes = 1, args.weight = packed.data, args.block = 16,
-      args.blocks = 1;
-      args.out_bits = out_bits.data, args.sum = sum.data, args.time_steps = 8, args.neuron = {1, 1};
-      args.gate = {&ones, 10, above};
-      for (const bool tensor_cores : {false, true}) {
-        for (int64_t i = 0; i < 64; ++i) sum[i] = -1;
-        tensor_cores ? launch_tensor_core_product(args, 3, nullptr) : launch_gather_product(args, nullptr);
-        const float expected = (ones > 10) == above ? 4.0F : -1.0F;
-        for (int64_t i = 0; i < 64; ++i) {
-          if (sum[i] == expected) continue;
-          ++failures;
-          std::printf("FAIL gate: ones %llu, above %d, tensor cores %d: %g\n", ones, above, tensor_cores, sum[i]);
-          break;
-        }
-      }
-    }
-  }
-}
-
-void ones() {
-  for (const int64_t every : {1, 7}) {
-    for (const int64_t lines : {0, 1, 3, 70}) {
-      Buffer<uint8_t> bits(lines * every * 128);
-      unsigned long long expected = 0, got = 5;
-      for (int64_t i = 0; i < bits.size; ++i) {
-        bits[i] = static_cast<uint8_t>(random_int(0, 255));
-        if (i / 128 % every == 0) expected += static_cast<unsigned long long>(__builtin_popcount(bits[i]));
-      }
-      launch_count_ones(bits.data, lines, every, &got, nullptr);
-      if (got == expected + 5) continue;
-      ++failures;
-      std::printf("FAIL ones: every %lld, lines %lld: %llu, expected %llu\n", static_cast<long long>(every),
-                  static_cast<long long>(lines), got, expected + 5);
-    }
-  }
-}
-
 }  // namespace
 
 int main() {
-  gate();
-  ones();
   const std::vector<Case> cases = {
       {geometry(2, 32, 5, 7, 64, 3, 1, 1, 1, 1), 8, 0.1, false, true, false, 1},
       {geometry(1, 16, 3, 3, 16, 1, 1, 0, 1, 1), 1, 0.5, false, false, false, 1},

@@ -1,0 +1,51 @@
+// Whether numbers are finite: told by their bits, in loops that compilers make vectors of.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace tandem {
+
+// All ones where x is an infinity or NaN, else zero; integers are finite.
+template <class T>
+auto odd_bits(T x) {
+  if constexpr (std::is_same_v<T, float>) {
+    constexpr uint32_t kExponent = 0x7f800000;
+    uint32_t word;
+    std::memcpy(&word, &x, sizeof(word));
+    return (word & kExponent) == kExponent ? ~uint32_t{0} : uint32_t{0};
+  } else if constexpr (std::is_same_v<T, double>) {
+    constexpr uint64_t kExponent = 0x7ff0000000000000;
+    uint64_t word;
+    std::memcpy(&word, &x, sizeof(word));
+    return (word & kExponent) == kExponent ? ~uint64_t{0} : uint64_t{0};
+  } else {
+    static_assert(std::is_integral_v<T>);
+    return T{0};
+  }
+}
+
+template <class T>
+bool all_finite(const T* from, int64_t n, int64_t stride = 1) {
+  decltype(odd_bits(T{})) odd = 0;
+  if (stride == 1) {
+    for (int64_t i = 0; i < n; ++i) odd |= odd_bits(from[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) odd |= odd_bits(from[i * stride]);
+  }
+  return odd == 0;
+}
+
+// Copies n numbers and returns whether they are finite.
+template <class T>
+bool copy_finite(const T* from, int64_t n, T* to) {
+  decltype(odd_bits(T{})) odd = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    to[i] = from[i];
+    odd |= odd_bits(from[i]);
+  }
+  return odd == 0;
+}
+
+}  // namespace tandem
