@@ -14,6 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
 
 from .activity import _evaluating
 from .neuron import IF, LIF, Neuron
@@ -32,7 +36,7 @@ from .nn import (
     TandemDropout2d,
     TandemLinear,
 )
-from .nn.layer import TandemLayer, stored
+from .nn.layer import HOOKS, TandemLayer, stored
 from .ops import checks
 from .ops.product import ENGINES
 from .spike_train import SpikeTrain
@@ -70,15 +74,23 @@ class TandemNetwork(nn.Module):
         self._twin = (ann,)  # in a tuple, so that it is no submodule and its parameters are listed once
         self._tie_names()
         self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]  # torch's
-        self.train(ann.training)
+        self._arguments = _arguments(ann)
+        modes = {name: module.training for name, module in ann.named_modules()}
+        shared = {*ann.modules()}
+        self.training = ann.training
+        for name, module in snn.named_modules():
+            if module not in shared:  # those have the mode that they have: parts of a model may be frozen
+                module.training = modes.get(name, ann.training)
 
     def ann(self) -> nn.Module:
         """The ANN twin, with which this network shares parameters, statistics and train or eval mode."""
         return self._twin[0]
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         if not torch.compiler.is_compiling():
             self._check_twins()
+        if named or len(inputs) != self._arguments.required:
+            inputs = self._arguments.of(inputs, named)
         return self.snn(*inputs)
 
     def _tie_names(self) -> None:
@@ -206,6 +218,48 @@ class TandemNetwork(nn.Module):
         return self
 
 
+@dataclass
+class _Arguments:
+    """Those of the ANN's forward, of which the spiking twin takes the ones without a default."""
+
+    names: list[str]
+    defaults: dict[str, Any]
+    open: bool
+    """Whether forward takes any number of arguments."""
+
+    @property
+    def required(self) -> int:
+        """How many arguments have no default."""
+        return len(self.names) - len(self.defaults)
+
+    def of(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The inputs of the spiking twin in a call of the network."""
+        if self.open and not named:
+            return inputs
+        given = dict(zip(self.names, inputs, strict=False))
+        twice = [name for name in named if name in given or name not in self.names]
+        missing = [name for name in self.names if name not in self.defaults and name not in {*given, *named}]
+        if len(inputs) > len(self.names) or twice or missing:
+            raise TypeError(
+                f"TandemNetwork: inputs must be those of the ANN's forward, {', '.join(self.names)}, got {len(inputs)} "
+                f"by position and {', '.join(named) or 'none'} by name"
+            )
+        given |= named
+        for name, default in self.defaults.items():
+            x = given.get(name, default)
+            if x is not default and (isinstance(x, Tensor) or isinstance(default, Tensor) or x != default):
+                raise ValueError(f"TandemNetwork: {name} must be {default!r}, its default in the conversion, got {x!r}")
+        return tuple(given[name] for name in self.names if name not in self.defaults)
+
+
+def _arguments(ann: nn.Module) -> _Arguments:
+    parameters = inspect.signature(ann.forward).parameters.values()
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    single = [parameter for parameter in parameters if parameter.kind not in many]
+    defaults = {p.name: p.default for p in single if p.default is not inspect.Parameter.empty}
+    return _Arguments([p.name for p in single], defaults, len(single) < len(parameters))
+
+
 def _tie_again(network: TandemNetwork, incompatible_keys: Any) -> None:
     network._tie()
 
@@ -246,7 +300,8 @@ def convert(
     nn.Identity; ReLU of what is not negative                           nothing
     ==================================================================  ================================================
 
-    ReLU, pooling, dropout and flatten may be modules, functions or methods.
+    ReLU, pooling, dropout and flatten may be modules, functions or methods. Optional arguments of forward keep their
+    defaults; a call of the SNN may name its inputs, as one of the ANN.
 
     Without ``calibrate`` every layer has the neurons given, as in the paper, and is to be trained. With it, the ANN is
     one that has been trained: each layer's threshold becomes the given percentile of its ANN activations over T
@@ -285,9 +340,10 @@ def convert(
         A TandemNetwork. ``.ann()`` is the ANN.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range; a model that torch.fx cannot trace; or one with parts that cannot be
-            converted, all of which the message lists by their names, with what to use instead.
+        TypeError: an argument of the wrong type, or parameters of another dtype than float32 or float64.
+        ValueError: an argument out of its range; inputs or activations that are not finite; a model that torch.fx
+            cannot trace, or that does something else in training than in eval mode; or one with parts that cannot be
+            converted, all of which the message lists, with what to use instead.
     """
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
@@ -310,13 +366,8 @@ def convert(
         raise ValueError(f"convert: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     if calibrate is not None and not isinstance(neuron, IF):
         raise ValueError(f"convert: neuron must be IF(...) with calibrate (a leak bends the rate), got {neuron}")
-    try:
-        graph = fx.Tracer().trace(ann)
-    except Exception as error:  # whatever a user's forward raises when it meets a proxy
-        raise ValueError(
-            f"convert: ann must be traceable by torch.fx, whose trace of {type(ann).__name__} failed: {error}. Control "
-            "flow must not depend on the values of tensors"
-        ) from error
+    _check_dtypes(ann)
+    graph = _traced(ann)
     settings = time_steps, mode, neuron, engine, calibrate is not None
     conversion = _Conversion(ann, graph, *settings)
     if spiking_layers is not None:
@@ -341,6 +392,76 @@ def convert(
         pool: Any = snn.get_submodule(name)
         pool.threshold = pool.amplitude = level / below
     return TandemNetwork(snn, ann, names, levels)
+
+
+def _check_dtypes(ann: nn.Module) -> None:
+    """TypeError where parameters have a dtype that spiking layers do not compute in."""
+    dtypes = torch.float32, torch.float64
+    other = {name: p.dtype for name, p in ann.named_parameters() if p.is_floating_point() and p.dtype not in dtypes}
+    if other:
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        got = ", ".join(sorted({str(dtype) for dtype in other.values()}))
+        names = ", ".join(list(other)[:3])
+        raise TypeError(
+            f"convert: ann must have parameters of float32 or float64, got {got} in {names}{more}; call ann.float() "
+            "first (under torch.autocast products run in lower precision)"
+        )
+
+
+class _Tracer(fx.Tracer):
+    """Traces forward with its optional arguments at their defaults."""
+
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
+        function, inputs = super().create_args_for_root(*args, **kwargs)
+        for i, x in enumerate(inputs):
+            if isinstance(x, fx.Proxy) and x.node.args:  # a default
+                inputs[i] = x.node.args[0]
+                self.graph.erase_node(x.node)
+        return function, inputs
+
+
+def _traced(ann: nn.Module) -> fx.Graph:
+    """What forward does in eval mode; functions of dropout have whether they drop in ``meta``, in eval and training.
+
+    Raises:
+        ValueError: it cannot be traced, or does something else in training.
+    """
+    with _evaluating(ann):
+        try:
+            graphs = [_Tracer().trace(ann.train(training)) for training in (False, True)]
+        except Exception as error:  # whatever a user's forward raises when it meets a proxy
+            raise ValueError(
+                f"convert: ann must be traceable by torch.fx, whose trace of {type(ann).__name__} failed: {error}. "
+                "Control flow must not depend on the values of tensors"
+            ) from error
+    orders = [{node: i for i, node in enumerate(graph.nodes)} for graph in graphs]
+    for mine, theirs in itertools.zip_longest(graphs[0].nodes, graphs[1].nodes):
+        if mine is None or theirs is None or _done(mine, orders[0], ann) != _done(theirs, orders[1], ann):
+            got = " and ".join(
+                "nothing more" if node is None else f"{_word(node.target)} in {_scope(node, ann)}"
+                for node in (mine, theirs)
+            )
+            raise ValueError(
+                "convert: ann must do the same in eval mode and in training, but for dropout and batch norm, got "
+                f"{got} (self.training in a forward, or random numbers?)"
+            )
+        if mine.target in _DROPOUTS:
+            mine.meta["drops"] = tuple(_as_dropout(node)[1] for node in (mine, theirs))
+    return graphs[0]
+
+
+def _done(node: fx.Node, order: dict[fx.Node, int], ann: nn.Module) -> tuple[Any, ...]:
+    """What a node does, to be compared with one of another trace; other nodes are meant by their places in order."""
+    if node.target in _DROPOUTS:
+        return node.op, node.target, [order[x] for x in node.all_input_nodes], _as_dropout(node)[0]
+    if node.op == "get_attr":
+        owner, key = _owner(ann, str(node.target))
+        value = getattr(owner, key)
+        if str(node.target).startswith("_tensor_constant"):  # a new one in each trace
+            x = value.detach().flatten()
+            return node.op, value.shape, value.dtype, value.is_meta or x.view(torch.uint8).cpu().numpy().tobytes()
+        return node.op, id(value)
+    return node.op, node.target, str(fx.node.map_arg((node.args, node.kwargs), lambda x: f"node {order[x]}"))
 
 
 def _cut(whole: _Conversion, count: int, again: Callable[[set[fx.Node]], _Conversion]) -> _Conversion:
@@ -403,6 +524,26 @@ def _checked_levels(names: list[str], pools: list[str], levels: Mapping[str, flo
     return {name: float(level) for name, level in found.items()}
 
 
+def _check_traced(ann: nn.Module, graph: fx.Graph, x: Tensor) -> None:
+    """ValueError where the graph does not compute what the ANN does: what Python does to aliases, fx does not see."""
+
+    def run(f: Callable[[Tensor], Any]) -> list[Tensor]:
+        return [y for y in tree_leaves(f(x.clone())) if isinstance(y, Tensor)]
+
+    def alike(one: list[Tensor], other: list[Tensor]) -> bool:
+        if [y.shape for y in one] != [y.shape for y in other]:
+            return False
+        pairs = [(a.double(), b.double()) for a, b in zip(one, other, strict=True)]
+        return all(bool((a - b).norm() <= 1e-3 * b.norm()) for a, b in pairs)
+
+    want, got = run(ann), run(fx.Interpreter(ann, graph=graph).run)
+    if not alike(got, want) and alike(run(ann), want):  # the latter is not so where it draws random numbers
+        raise ValueError(
+            "convert: ann must compute what torch.fx traces of it, got other outputs (a tensor written in place under "
+            "another name, as in y = x; x += z, or a context such as autocast in a forward?)"
+        )
+
+
 def _percentiles(
     ann: nn.Module, graph: fx.Graph, measured: list[tuple[fx.Node, str]], batches: Iterable[Any], percentile: float
 ) -> dict[str, float]:
@@ -412,12 +553,14 @@ def _percentiles(
     with _evaluating(ann), torch.no_grad():
         for batch in batches:
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
-            if not isinstance(x, Tensor) or not len(x):
+            if not isinstance(x, Tensor) or not x.dim() or not len(x):
                 raise ValueError(
                     f"convert: calibrate must yield batches of at least one sample, got {type(x).__name__}"
                 )
             if not x.isfinite().all():
                 raise ValueError(f"convert: calibrate must be finite, got NaN or infinity in batch {count}")
+            if not count:
+                _check_traced(ann, graph, x)
             recorder.run(x)
             totals = {name: total + recorder.levels[name] for name, total in totals.items()}
             count += 1
@@ -537,6 +680,7 @@ _LAYERS: dict[type, tuple[type[TandemLayer], type[nn.Module]]] = {
 }
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _RELU = {F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
+_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow}
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
@@ -569,9 +713,8 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     F.avg_pool2d: _avg_pool,
     F.max_pool2d: _max_pool,
     F.adaptive_avg_pool2d: lambda input, output_size: nn.AdaptiveAvgPool2d(output_size),
-    F.dropout: lambda input, p=0.5, training=True, inplace=False: nn.Dropout(p),
-    F.dropout2d: lambda input, p=0.5, training=True, inplace=False: nn.Dropout2d(p),
 }
+_DROPOUTS: dict[Any, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
 _CURVED = (
     *(nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Threshold),
@@ -647,6 +790,17 @@ class _Conversion:
             if not self.tainted.isdisjoint(node.all_input_nodes):
                 self.tainted.add(node)
             self.values[node] = self._converted(node)
+        self._check_hooks()
+
+    def _check_hooks(self) -> None:
+        """Note hooks that nothing would call: of the ANN itself, and of modules that are not in the SNN as they are."""
+        if why := _hooked(self.ann):
+            self.problems.append(_Problem(type(self.ann).__name__, type(self.ann).__name__, "", why, why))
+        for node in self.nodes:
+            if node.op == "call_module" and node not in self.tainted:
+                module = self.ann.get_submodule(str(node.target))
+                if (why := _hooked(module)) and not any(x is module for x in self.modules.values()):
+                    self._problem(node, why)
 
     def _value(self, node: fx.Node) -> Any:
         """What it is in the SNN; behind what cannot be converted, what to go on with."""
@@ -688,8 +842,9 @@ class _Conversion:
     def _converted(self, node: fx.Node) -> Any:
         values = [self._value(x) for x in node.all_input_nodes]
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
-            dropout = node.target in (F.dropout, F.dropout2d)
-            return self._copied(node, node.name, self._as_module(node) if dropout else None)
+            return self._copied(node, node.name, self._dropout(node))
+        if self._overwrites(node):
+            return self._problem(node, "write out of place: its input is used again behind it")
         if node.op == "call_module":
             module = self.ann.get_submodule(str(node.target))
             if _kind(module) in _LAYERS:
@@ -705,9 +860,7 @@ class _Conversion:
         if node.op == "placeholder" and self.mode == "spikes":
             return _Train(self.graph.node_copy(node))
         if all(isinstance(x, _Real) for x in values):
-            if node.target in (F.dropout, F.dropout2d):  # a function has the mode that the ANN was traced in
-                return self._module(node, node.name, self._as_module(node))
-            return self._copied(node)
+            return self._copied(node, node.name, self._dropout(node))
         if node.op in ("call_function", "call_method"):
             return self._function(node)
         return self._copied(node)  # the output
@@ -770,7 +923,11 @@ class _Conversion:
         return None
 
     def _weight(self, node: fx.Node, module: nn.Module) -> Any:
-        (argument,) = node.all_input_nodes
+        argument = node.all_input_nodes[0]
+        if (len(node.args), len(node.kwargs)) not in ((1, 0), (0, 1)) and node not in self.last:
+            return self._problem(node, "call it with its input alone", _Train(self._stand_in()))
+        if (why := _hooked(module)) and node not in self.last:
+            return self._problem(node, why, _Current([_Branch(self._stand_in(), str(node.target), module)]))
         x = self._value(argument)
         if node in self.last:
             if isinstance(x, _Real) or self._readable(x):
@@ -832,7 +989,11 @@ class _Conversion:
         if target in _ACTIVATIONS:
             return self._unknown(node, _ACTIVATIONS[target], x)
         if target in _FUNCTIONS:
-            return self._module(node, node.name, self._as_module(node))
+            return self._module(node, node.name, _FUNCTIONS[target](*node.args, **node.kwargs))
+        if target in _DROPOUTS:
+            if node.meta["drops"] == (True, True):
+                return self._problem(node, "use nn.Dropout, or training=self.training: it drops in eval mode too")
+            return self._module(node, node.name, self._dropout(node) or nn.Identity())
         if target in (torch.flatten, "flatten"):
             dims = inspect.signature(lambda x, start_dim=0, end_dim=-1: None).bind(*node.args, **node.kwargs)
             dims.apply_defaults()
@@ -867,10 +1028,10 @@ class _Conversion:
         return self._behind(x, step, flat=True)
 
     def _mean(self, node: fx.Node, x: Any) -> Any:
-        given = inspect.signature(lambda x, dim=None, keepdim=False: None).bind(*node.args, **node.kwargs)
+        given = inspect.signature(lambda x, dim=None, keepdim=False, dtype=None: None).bind(*node.args, **node.kwargs)
         given.apply_defaults()
-        _, dims, keepdim = given.args
-        if not isinstance(dims, (tuple, list)) or sorted(d % 4 for d in dims) != [2, 3]:
+        _, dims, keepdim, dtype = given.args
+        if dtype is not None or not isinstance(dims, (tuple, list)) or sorted(d % 4 for d in dims) != [2, 3]:
             return self._problem(node, "use nn.AdaptiveAvgPool2d(1): of spikes, only the mean over all pixels is known")
         if not self._readable(x):
             return self._problem(node, "put the ReLU in front of it: a mean of currents is no mean of spikes")
@@ -977,6 +1138,8 @@ class _Conversion:
         """The neurons in place of the ReLU ``node``, which leaves spikes and averages of spikes as they are."""
         if isinstance(x, (_Train, _Pooled)):
             return x
+        if node in self.tainted:  # no part of a layer can be relied on
+            return _Train(self._stand_in())
         if len(x.branches) == 1 and x.branches[0].layer is not None:
             (branch,) = x.branches
             name, module = branch.name, self._layer(branch, self.neuron)
@@ -985,8 +1148,7 @@ class _Conversion:
             branches = [nn.Identity() if b.layer is None else self._layer(b, IF()) for b in x.branches]
             module = TandemAdd(*branches, neuron=self.neuron, engine=self.engine)
         name = self._register(name, module, replaces=len(x.branches) == 1)
-        if node not in self.tainted:
-            self.neurons.append((node, name))
+        self.neurons.append((node, name))
         train = _Train(self.graph.call_module(name, tuple(branch.source for branch in x.branches)), name)
         for step in x.then:
             train = step(train)
@@ -1040,24 +1202,41 @@ class _Conversion:
             return replace(x, then=[*x.then, step], flat=x.flat or flat, done={})
         return step(x) if isinstance(x, _Train) else _Current(x.branches, [*x.then, step])
 
-    def _as_module(self, node: fx.Node) -> nn.Module:
-        return _FUNCTIONS[node.target](*node.args, **node.kwargs)
+    def _dropout(self, node: fx.Node) -> nn.Module | None:
+        """The module that a function of dropout is, where it has the mode of the ANN."""
+        follows = node.target in _DROPOUTS and node.meta["drops"] == (False, True)
+        return _DROPOUTS[node.target](_as_dropout(node)[0]) if follows else None
+
+    def _overwrites(self, node: fx.Node) -> bool:
+        """Whether it writes in place to spikes that are used again behind it, which would not see that in the SNN."""
+        module = self.ann.get_submodule(str(node.target)) if node.op == "call_module" else None
+        word = _word(node.target)
+        in_place = (
+            word.endswith("_") and not word.endswith("__") if module is None else getattr(module, "inplace", False)
+        )
+        in_place = in_place or bool(node.kwargs.get("inplace")) or node.target in _IN_PLACE
+        if not in_place or not node.args or not isinstance(node.args[0], fx.Node):
+            return False
+        written = node.args[0]
+        if (
+            isinstance(module, nn.ReLU)
+            or node.target in _RELU
+            or not isinstance(self._value(written), (_Train, _Pooled))
+        ):
+            return False  # spikes are not negative; what is real stays in the ANN's order; the rest is used once
+        behind = self.nodes[self.nodes.index(node) + 1 :]
+        return any(user in behind for user in written.users)
 
     # -- what is said
 
     def _name(self, node: fx.Node) -> str:
         if node.op == "call_module":
             return str(node.target)
-        return f"{node.name} ({_word(node.target)} in forward of {self._scope(node)})"
-
-    def _scope(self, node: fx.Node) -> str:
-        """The module whose forward does it."""
-        stack = node.meta.get("nn_module_stack") or {}
-        return (list(stack)[-1] if stack else "") or type(self.ann).__name__
+        return f"{node.name} ({_word(node.target)} in forward of {_scope(node, self.ann)})"
 
     def _problem(self, node: fx.Node, why: str, instead: Any = None, why_all: str | None = None) -> _Broken:
         """Note it; behind it goes on ``instead``, by default the first of its inputs that is none of the real ones."""
-        name, kind, place = self._name(node), _word(node.target), f"{node.name} in {self._scope(node)}"
+        name, kind, place = self._name(node), _word(node.target), f"{node.name} in {_scope(node, self.ann)}"
         if node.op == "call_module":
             kind, place = type(self.ann.get_submodule(str(node.target))).__name__, name
             name += f" ({kind})"
@@ -1101,8 +1280,21 @@ def _listed(problems: list[_Problem]) -> list[str]:
     return lines
 
 
+def _as_dropout(node: fx.Node) -> tuple[float, bool]:
+    """The probability of a function of dropout, and whether it drops."""
+    given = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
+    given.apply_defaults()
+    return given.arguments["p"], bool(given.arguments["training"])
+
+
 def _word(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def _scope(node: fx.Node, ann: nn.Module) -> str:
+    """The module whose forward does what a node does."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return (list(stack)[-1] if stack else "") or type(ann).__name__
 
 
 def _leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -1115,6 +1307,20 @@ def _leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
             found.add(node)
             waiting += node.all_input_nodes
     return found
+
+
+def _hooked(module: nn.Module) -> str:
+    """What to do about the hooks of a module that are not called where a spiking one takes its place."""
+    hooks = [hook for name in HOOKS for hook in getattr(module, name).values()]
+    for hook in hooks:
+        if isinstance(hook, WeightNorm):
+            return "call torch.nn.utils.remove_weight_norm on it: its weight is computed by a hook"
+        if isinstance(hook, SpectralNorm):
+            return "call torch.nn.utils.remove_spectral_norm on it: its weight is computed by a hook"
+        if isinstance(hook, BasePruningMethod):
+            return "call torch.nn.utils.prune.remove on it: its pruned weight is computed by a hook"
+    names = ", ".join(dict.fromkeys(_word(getattr(hook, "__qualname__", type(hook).__qualname__)) for hook in hooks))
+    return f"remove its hooks ({names}): nothing calls them in the spiking twin" if hooks else ""
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:

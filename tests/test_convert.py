@@ -1,5 +1,6 @@
 """From PyTorch models to tandem SNNs on the same parameters."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -675,6 +676,196 @@ def test_problems_do_not_hide_each_other(make, lines):
     with pytest.raises(ValueError, match="cannot:\n") as error:
         convert(make(), 8)
     assert str(error.value).splitlines()[1:] == lines
+
+
+class Optional(nn.Module):
+    """With an optional argument, which changes what is traced, and a flag."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 4, 3), nn.Linear(144, 3)
+
+    def forward(self, x, scale=None, features=False):
+        if scale is not None:
+            x = x * scale
+        x = torch.relu(self.conv(x)).flatten(1)
+        return x if features else self.fc(x)
+
+
+def test_optional_arguments_keep_their_defaults():
+    ann = Optional().eval()
+    snn, x = convert(ann, 64, calibrate=inputs()), inputs()
+    want = snn(x)
+    assert (want - ann(x)).norm() < 0.05 * ann(x).norm()
+    for y in (snn(x=x), snn(x, None), snn(x, scale=None, features=False), copy.deepcopy(snn)(x, None)):
+        same(y.detach(), want.detach())
+    with pytest.raises(ValueError, match=r"TandemNetwork: scale must be None, its default in the conversion, got 2\.0"):
+        snn(x, 2.0)
+    with pytest.raises(ValueError, match="features must be False"):
+        snn(x, features=True)
+    for args, kwargs in (((), {}), ((x, None, False, 1), {}), ((x,), {"x": x}), ((x,), {"other": 1})):
+        with pytest.raises(TypeError, match="inputs must be those of the ANN's forward, x, scale, features, got"):
+            snn(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype):
+    with pytest.raises(TypeError, match=rf"float32 or float64, got {dtype} in 0.weight, 0.bias, 1.weight and 8 more; "):
+        convert(cnn().to(dtype), 8)
+
+
+def watch(module, *args):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ann: nn.utils.weight_norm(ann[4]), r"4 \(Conv2d\): call torch.nn.utils.remove_weight_norm"),
+        (lambda ann: nn.utils.spectral_norm(ann[4]), r"4 \(Conv2d\): call torch.nn.utils.remove_spectral_norm"),
+        (lambda ann: prune.random_unstructured(ann[9], "weight", 0.5), r"9 \(Linear\): call .*prune.remove"),
+        (lambda ann: ann[0].register_forward_hook(watch), r"0 \(Conv2d\): remove its hooks \(watch\)"),
+        (lambda ann: ann[1].register_forward_pre_hook(watch), r"1 \(BatchNorm2d\): remove its hooks \(watch\)"),
+        (lambda ann: ann[2].register_forward_hook(watch), r"2 \(ReLU\): remove its hooks"),
+        (lambda ann: ann[6].register_full_backward_hook(watch), r"6 \(AvgPool2d\): remove its hooks"),
+        (lambda ann: ann.register_forward_pre_hook(watch), "Sequential: remove its hooks"),
+    ],
+)
+def test_what_hooks_do_is_not_dropped(change, message):
+    ann = cnn()
+    with pytest.warns(FutureWarning) if "weight_norm" in message else contextlib.nullcontext():
+        change(ann)
+    with pytest.raises(ValueError, match=message):
+        convert(ann, 8)
+
+
+def test_hooks_that_are_called_are_no_problem():
+    """Of the read-out, and of what is in front of Encode; pruning of the read-out too."""
+    ann = nn.Sequential(nn.Upsample(scale_factor=2), *cnn()[:3], nn.Flatten(), nn.Linear(6 * 256, 3)).eval()
+    prune.random_unstructured(ann[5], "weight", 0.5)
+    seen = []
+    ann[0].register_forward_hook(lambda *args: seen.append(0))
+    snn = convert(ann, 64, calibrate=inputs())
+    want = ann(inputs())
+    seen.clear()
+    assert (snn(inputs()) - want).norm() < 0.05 * want.norm()
+    assert len(seen) == 1
+
+
+class Modes(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.conv, self.fc = kind, nn.Conv2d(2, 4, 3), nn.Linear(144, 3)
+
+    def forward(self, x):
+        if self.kind == "noise":
+            x = x + torch.randn(1)
+        if self.kind == "branch" and self.training:
+            x = x * 2
+        x = F.relu(self.conv(x))
+        if self.kind == "always":
+            x = F.dropout(x, 0.5)
+        if self.kind == "never":
+            x = F.dropout(x, 0.5, training=False)
+        if self.kind == "alpha":
+            x = F.alpha_dropout(x, 0.5, training=self.training)
+        if self.kind == "written":
+            x.add_(F.relu(x))
+            return self.fc(torch.flatten(x, 1))
+        if self.kind == "alias":
+            y = x
+            x += F.relu(x)
+            return self.fc(torch.flatten(y, 1))
+        if self.kind == "dropped":
+            F.dropout(x, 0.5, self.training, True)
+        return self.fc(torch.flatten(x, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("noise", "the same in eval mode and in training, .*, got _tensor_constant0 in Modes and"),
+        ("branch", "the same in eval mode and in training, .*, got conv in conv and mul in Modes"),
+        ("alpha", "the same in eval mode and in training, .*, got alpha_dropout in Modes and alpha_dropout in Modes"),
+        ("always", r"dropout \(dropout in forward of Modes\): use nn.Dropout, or training=self.training"),
+        ("written", r"add_ \(add_ in forward of Modes\): write out of place"),
+        ("alias", "ann must compute what torch.fx traces of it, got other outputs"),
+        ("dropped", r"dropout \(dropout in forward of Modes\): write out of place"),
+    ],
+)
+def test_what_would_be_wrong_in_another_mode_or_order(kind, message):
+    for training in (False, True):
+        with pytest.raises(ValueError, match=message):
+            convert(Modes(kind).train(training), 8, calibrate=inputs())
+
+
+def test_dropout_that_never_drops():
+    ann = Modes("never")
+    assert TandemDropout not in kinds(convert(ann, 8))
+    snn = convert(ann, 64, calibrate=inputs())
+    same(snn.train()(inputs()).detach(), snn.eval()(inputs()).detach())
+
+
+def test_calibration_is_in_eval_mode():
+    """Functions of dropout too, whatever the mode of the ANN when it was converted."""
+
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.last = nn.Linear(128, 16), nn.Linear(16, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = F.dropout(torch.relu(self.one(x.flatten(1))), 0.5, training=self.training)
+            return self.last(torch.relu(self.two(x)))
+
+    ann = Dropping()
+    levels = [convert(ann.train(mode), 8, calibrate=inputs()).levels for mode in (True, False)]
+    assert levels[0] == levels[1]
+
+
+def test_frozen_parts_keep_their_mode():
+    ann = cnn().train()
+    ann[1].eval()  # batch norm of fixed statistics
+    ann[12].eval()
+    snn = convert(ann, 8)
+    assert [name for name, m in ann.named_modules() if not m.training] == ["1", "12"]
+    layers = dict(snn.snn.named_children())
+    assert snn.training
+    assert layers["0"].training
+    assert layers["7"].training
+    assert not layers["0"].norm.training
+    assert not layers["12"].training
+    mean = ann[1].running_mean.clone()
+    snn(inputs())
+    same(ann[1].running_mean, mean)
+
+
+def test_output_size_is_not_dropped():
+    class Resized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.up, self.last = nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 4, 3, 2), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.up(torch.relu(self.stem(x)), output_size=[14, 14])))
+
+    with pytest.raises(ValueError, match=r"up \(ConvTranspose2d\): call it with its input alone"):
+        convert(Resized(), 8)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_calibration_must_be_finite(value):
+    x = inputs()
+    x[1, 0, 2, 3] = value
+    with pytest.raises(ValueError, match="calibrate must be finite, got NaN or infinity in batch 1"):
+        convert(cnn(), 8, calibrate=[inputs(), x])
+    ann = cnn()
+    with torch.no_grad():
+        ann[4].weight[0, 0, 0, 0] = abs(value)  # of minus infinity nothing is left behind the ReLU
+    with pytest.raises(ValueError, match="activations of the ANN must be finite, got NaN or infinity behind 4"):
+        convert(ann, 8, calibrate=inputs())
+    with pytest.raises(ValueError, match=r"calibrate\['0'\] must be finite"):
+        convert(cnn(), 8, calibrate={"0": value, "4": 1.0, "9": 1.0})
 
 
 class Branching(nn.Sequential):

@@ -20,7 +20,7 @@ from ..spike_train import SpikeTrain
 from .encode import EncodedInput
 from .weight_cache import SpikingWeights, WeightCache
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class TandemLayer(nn.Module, ABC):
@@ -216,7 +216,7 @@ class TandemLayer(nn.Module, ABC):
             and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
             and (product.dim() == 2 or type(norm) is nn.BatchNorm2d)  # channels are dimension 1
             and norm.momentum is not None
-            and not any(getattr(norm, hooks) for hooks in _HOOKS)
+            and not any(getattr(norm, hooks) for hooks in HOOKS)
             and product.numel() > product.shape[1]  # of a single value there is no variance: torch says so
         )
 
