@@ -329,14 +329,20 @@ def test_a_layer_that_is_there_twice():
     same(freeze(net)(x), want)
 
 
-def graph_module(net):
-    """A network with the calls of a Sequential, as torch.fx writes them down."""
+def graph_of(net, calls):
+    """A network that calls its modules so, {module: inputs}, as torch.fx writes it down."""
     graph = fx.Graph()
-    x = graph.placeholder("x")
-    for name, _ in net.named_children():
-        x = graph.call_module(name, (x,))
-    graph.output(x)
+    values = {"x": graph.placeholder("x")}
+    for name, inputs in calls.items():
+        values[name] = graph.call_module(name, tuple(values[i] for i in inputs))
+    graph.output(values[name])
     return fx.GraphModule(net, graph)
+
+
+def graph_module(net):
+    """A network with the calls of a Sequential."""
+    names = [name for name, _ in net.named_children()]
+    return graph_of(net, {name: (before,) for before, name in zip(["x", *names], names, strict=False)})
 
 
 @every_mode
@@ -600,7 +606,7 @@ def test_what_cannot_be_frozen_is_named():
     layer.norm = nn.BatchNorm1d(4, track_running_stats=False)
     with pytest.raises(ValueError, match="norm must keep running statistics"):
         freeze(layer)
-    with pytest.raises(ValueError, match="output must be of"):
+    with pytest.raises(ValueError, match="output must be the name of a node, got '<input>'"):
         freeze(nn.Identity())
 
 
@@ -608,10 +614,10 @@ def test_networks_that_are_none():
     flatten, encode = (freeze(layer).nodes[0].layer for layer in (nn.Flatten(), Encode(3)))
     other = freeze(Encode(4)).nodes[0].layer
     for nodes, output, message in (
-        ([Node("a", flatten, ("b",))], "a", "inputs of 'a' must be of"),
-        ([Node("a", flatten, ())], "a", "inputs of 'a' must be of"),
+        ([Node("a", flatten, ("b",))], "a", "inputs of 'a' must be the network's or nodes before it, got 'b'"),
+        ([Node("a", flatten, ())], "a", "inputs of 'a' must be the network's or nodes before it, got none"),
         ([Node("a", flatten, ("<input>",))] * 2, "a", "names of nodes must differ, got 'a' twice"),
-        ([Node("a", flatten, ("<input>",))], "b", "output must be of"),
+        ([Node("a", flatten, ("<input>",))], "b", "output must be the name of a node, got 'b'"),
         (
             [Node("a", encode, ("<input>",)), Node("b", other, ("<input>",))],
             "b",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,7 +14,23 @@ from .. import ops
 from ..ops import checks
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
-from .frozen import FrozenLayer, Settings, Span, State, Tensors, check_settings, check_tensors, frozen_numbers, register
+from .frozen import (
+    SPIKES,
+    FrozenLayer,
+    Settings,
+    Size,
+    Span,
+    State,
+    Tensors,
+    Value,
+    check_count,
+    check_settings,
+    check_tensors,
+    frozen_numbers,
+    frozen_scale,
+    register,
+    single,
+)
 from .geometry import pad
 from .layer import needs_gradient
 
@@ -361,6 +378,8 @@ class FrozenPool(FrozenLayer):
     def __init__(self, pool: SpikingAvgPool2d | SpikingAdaptiveAvgPool2d | SpikingMaxPool2d) -> None:
         super().__init__()
         self.kind = type(pool).__name__
+        if not isinstance(pool, SpikingMaxPool2d):
+            pool.threshold = frozen_scale(self.kind, "threshold", pool.threshold)
         self.pool = pool
 
     @classmethod
@@ -396,10 +415,40 @@ class FrozenPool(FrozenLayer):
     def settings(self) -> Settings:
         return {name: getattr(self.pool, name) for name in self.SETTINGS[type(self.pool)]}
 
-    def encoded(self, *inputs: bool) -> bool:
-        if inputs != (False,):
-            raise ValueError(f"{self.kind}: input must be spikes, and one")
-        return False
+    def takes(self) -> str:
+        return SPIKES
+
+    def output(self, *inputs: Value) -> Value:
+        x = single(inputs)
+        x.check_kind(SPIKES)
+        x.check_dims(3)
+        channels, *image = (Size(),) * 3 if x.shape is None else x.shape
+        if isinstance(self.pool, SpikingAdaptiveAvgPool2d):
+            wanted = self.pool.output_size
+            pair = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
+            sizes = [
+                size if n is None else Size(n, True, 1, Fraction(0), Fraction(size.needs))
+                for size, n in zip(image, pair, strict=True)
+            ]
+        else:
+            sizes = self._windows(image)
+        check_count("outputs", [size.least for size in (channels, *sizes)])
+        return x._replace(kind=SPIKES, shape=(channels, *sizes))
+
+    def _windows(self, image: list[Size]) -> list[Size]:
+        """Sizes of the output, of an image of these sizes."""
+        pool: Any = self.pool
+        kernels, strides, paddings = map(_pair, (pool.kernel_size, pool.stride, pool.padding))
+        dilations = _pair(getattr(pool, "dilation", 1))
+        sizes = []
+        for size, kernel, stride, padding, dilation in zip(image, kernels, strides, paddings, dilations, strict=True):
+            # The least size that a window fits into.
+            fits = dilation * (kernel - 1) + 1 - 2 * padding - (stride - 1 if pool.ceil_mode else 0)
+            how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+            windows = partial(_outputs, self.kind, ceil_mode=pool.ceil_mode, **how)
+            sizes.append(size.at_least(fits).through(windows, stride, fits - stride, regular=not pool.ceil_mode))
+        check_count("input", [size.needs for size in sizes])
+        return sizes
 
     def forward(self, span: Span, state: State | None, x: SpikeTrain) -> tuple[SpikeTrain, State | None]:
         _check_image(self.pool, x)
