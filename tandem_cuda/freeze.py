@@ -314,7 +314,8 @@ class FrozenNetwork(nn.Module):
 
         Raises:
             ImportError: safetensors is missing.
-            OSError: the file cannot be written; an earlier file of that name is then as it was.
+            OSError: the file, which the message names, cannot be written, as where the disk is full; an earlier file of
+                that name is then as it was, and nothing else is left behind.
         """
         description = {
             "nodes": [
