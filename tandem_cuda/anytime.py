@@ -89,11 +89,13 @@ def predict(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: ``exit_confidence`` outside (0, 1], ``chunk`` or ``min_steps`` < 1; a network without read-out.
+        ValueError: ``exit_confidence`` outside (0, 1], ``chunk`` or ``min_steps`` < 1; a network without read-out;
+            input or logits that are NaN or infinite.
     """
     _check_confidence("predict", exit_confidence)
     _check_count("predict", "chunk", chunk)
     _check_count("predict", "min_steps", min_steps)
+    _check_input("predict", x)
     stream = network.stream(x)
     left = torch.arange(len(x), device=x.device)
     found: list[tuple[Tensor, Tensor, Tensor]] = []  # of those that left: indices, steps, logits
@@ -118,6 +120,7 @@ def predict(
     order = indices.argsort()
     logits = logits[order]
     confidence, classes = logits.softmax(1).max(1)
+    _check_finite("predict", "read-out", confidence)  # sums beyond the dtype's range
     return Prediction(classes, steps[order], confidence, logits)
 
 
@@ -146,7 +149,8 @@ def accuracy_curve(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a confidence outside (0, 1], labels that do not fit, no samples, or batches of different T.
+        ValueError: a confidence outside (0, 1], labels that do not fit, no samples, batches of different T, or input or
+            logits that are NaN or infinite.
     """
     name = "accuracy_curve"
     for exit_confidence in exit_confidences:
@@ -191,6 +195,7 @@ def _observe(
 ) -> tuple[list[int], Tensor, Tensor, Tensor]:
     """At every look: time; and on the CPU whether each sample is right, its confidence, its SynOps so far."""
     checks.check_tensor(name, "labels", labels)
+    _check_input(name, x)
     stream = network.stream(x)
     if labels.shape != (len(x),):
         raise ValueError(f"{name}: labels must be [{len(x)}] for {len(x)} samples, got {list(labels.shape)}")
@@ -224,6 +229,7 @@ def _observe(
         for handle in handles:
             handle.remove()
     right, confident, cost = (torch.stack(values).cpu() for values in (rights, confidences, costs))
+    _check_finite(name, "read-out", confident)
     return times, right, confident, cost
 
 
@@ -243,6 +249,19 @@ def _readouts(network: FrozenNetwork) -> tuple[dict[nn.Module, int], list[str]]:
         elif not branches_of(layer) and (layer.tensors() or any(True for _ in layer.parameters())):
             not_counted.append(f"{node.name} ({layer.kind})")
     return reached, not_counted
+
+
+def _check_input(name: str, x: Any) -> None:
+    """NaN is no reason for a neuron to fire, so that an answer to it would look like any other."""
+    value = x.carried_count if isinstance(x, SpikeTrain) else x
+    if isinstance(value, Tensor):
+        _check_finite(name, "input", value)
+
+
+def _check_finite(name: str, argument: str, value: Tensor) -> None:
+    wrong = ~value.isfinite()
+    if wrong.any():
+        raise ValueError(f"{name}: {argument} must be finite, got {value[wrong][0].item()}")
 
 
 def _readout(name: str, logits: Any) -> Tensor:

@@ -48,18 +48,30 @@ def write(path: str | PathLike[str], description: Any, tensors: Mapping[str, Ten
     metadata = {"format": FORMAT, "version": str(VERSION), "description": text, "sha256": _digest(text, plain)}
     data = safetensors.torch.save(plain, metadata)
     target = Path(path)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
+    try:
+        _replace(target, data)
+    except OSError as error:  # of a temporary file that nobody knows
+        raise OSError(
+            error.errno, f"FrozenNetwork.save: the file cannot be written: {error.strerror or error}", str(target)
+        ) from error
+
+
+def _replace(target: Path, data: bytes) -> None:
+    """Put a file of these bytes in place; what goes wrong leaves everything as it was."""
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            rest = memoryview(data)
+            while rest:  # a disk that fills up takes a part first
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
-            mask = os.umask(0)
-            os.umask(mask)
-            Path(file.name).chmod(0o666 & ~mask)  # that of any new file
-            Path(file.name).replace(target)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)  # that of any new file
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def read(path: str | PathLike[str]) -> tuple[Any, dict[str, Tensor]]:

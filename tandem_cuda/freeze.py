@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import keystr, tree_leaves_with_path
 
 from . import anytime, artefact
 from .convert import TandemNetwork, flattened_to
 from .nn.encode import FrozenEncode
-from .nn.frozen import FORMS, LOADERS, FrozenLayer, Span, State
+from .nn.frozen import ANY, ENCODED, FORMS, LOADERS, REAL, SPIKES, FrozenLayer, Span, State, Value
 from .ops import checks
 from .spike_train import SpikeTrain
 
@@ -45,7 +47,8 @@ def freeze(model: nn.Module) -> FrozenNetwork:
 
     Raises:
         TypeError: ``model`` is no nn.Module.
-        ValueError: modules that cannot be frozen, all of them named; a batch norm without statistics or affine map.
+        ValueError: modules that cannot be frozen, all of them named; a batch norm without statistics or affine map; a
+            layer whose weights or statistics are NaN or infinite; layers that do not fit each other.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
@@ -59,16 +62,16 @@ def freeze(model: nn.Module) -> FrozenNetwork:
         raise ValueError(f"freeze: model must consist of {known}, got {', '.join(refused)}")
 
     nodes: list[Node] = []
-    renamed, encoded = {INPUT: INPUT}, {INPUT: False}
+    renamed, values = {INPUT: INPUT}, {INPUT: Value()}
     for name, module, inputs in calls:
         sources = tuple(renamed[i] for i in inputs)
-        form = FORMS[_type(module)](module, any(encoded[i] for i in sources))
+        form = FORMS[_type(module)](module, any(values[i].kind == ENCODED for i in sources))
         if form is None:
             renamed[name] = sources[0]
             continue
         renamed[name] = name
-        encoded[name] = form.encoded(*(encoded[i] for i in sources))
         nodes.append(Node(name, form, sources))
+        values[name] = _output("freeze", nodes[-1], values)
     return FrozenNetwork(nodes, renamed[result])
 
 
@@ -133,11 +136,51 @@ def _flattening(node: fx.Node) -> nn.Module | None:
     return nn.Flatten() if node.target is flattened_to else None
 
 
+def _input_kind(nodes: Sequence[Node], default: str) -> str:
+    """The kind of value that the network takes, by what stands behind its input."""
+    wanted: dict[str, str] = {}
+    for node in reversed(nodes):
+        kind = node.layer.takes()
+        if kind == ANY:  # its output is of the kind of its input
+            kind = wanted.get(node.name, ANY)
+        if kind != ANY:
+            wanted |= dict.fromkeys(node.inputs, kind)
+    kind = wanted.get(INPUT, ANY)
+    return kind if kind in (REAL, SPIKES) else default
+
+
+def _output(op: str, node: Node, values: Mapping[str, Value]) -> Value:
+    """What is known of a node's output; ValueError, naming the node, where its inputs cannot be its layer's."""
+    try:
+        return node.layer.output(*(values[source] for source in node.inputs))
+    except ValueError as error:
+        raise ValueError(f"{op}: {node.layer.kind} {node.name!r}: {error}") from error
+
+
+def _used(nodes: Sequence[Node], output: str) -> list[Node]:
+    """Those that the output depends on."""
+    used, kept = {output}, []
+    for node in reversed(nodes):
+        if node.name in used:
+            used.update(node.inputs)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _check_finite(node: Node) -> None:
+    for name, tensor in node.layer.tensors().items():
+        if not tensor.is_meta and not tensor.isfinite().all():
+            raise ValueError(
+                f"FrozenNetwork: {node.layer.kind} {node.name!r}: {name} must be finite, got "
+                f"{tensor[~tensor.isfinite()][0].item()}"
+            )
+
+
 class FrozenNetwork(nn.Module):
     """What :func:`freeze` returns: layers without parameters, and how they are connected.
 
     Args:
-        nodes: in order of execution.
+        nodes: in order of execution. Those that the output does not depend on are left out.
         output: the name of the node whose output is the network's.
 
     Shape:
@@ -146,28 +189,41 @@ class FrozenNetwork(nn.Module):
 
     Raises:
         TypeError: the input is neither.
-        ValueError: names that occur twice, or are used before they are there; several Encode of different T.
+        ValueError: names that occur twice, or are used before they are there; several Encode of different T; layers
+            whose tensors are not finite or whose inputs cannot be what the layers before put out.
     """
 
     def __init__(self, nodes: Sequence[Node], output: str) -> None:
         super().__init__()
-        known, encoded = [INPUT], {INPUT: False}
+        steps = {node.layer.time_steps for node in nodes if isinstance(node.layer, FrozenEncode)}
+        if len(steps) > 1:
+            raise ValueError(f"FrozenNetwork: every Encode must have the same time_steps, got {sorted(steps)}")
+        self.kind = _input_kind(nodes, SPIKES if not steps else REAL)
+        values = {INPUT: Value(self.kind, source=INPUT)}
         for node in nodes:
-            if node.name in known:
+            if node.name in values:
                 raise ValueError(f"FrozenNetwork: names of nodes must differ, got {node.name!r} twice")
-            if not node.inputs or not set(node.inputs) <= set(known):
-                raise ValueError(f"FrozenNetwork: inputs of {node.name!r} must be of {known}, got {list(node.inputs)}")
-            encoded[node.name] = node.layer.encoded(*(encoded[source] for source in node.inputs))
-            known.append(node.name)
-        if output not in known[1:]:
-            raise ValueError(f"FrozenNetwork: output must be of {known[1:]}, got {output!r}")
-        self.names = known[1:]
+            unknown = [source for source in node.inputs if source not in values]
+            if unknown or not node.inputs:
+                raise ValueError(
+                    f"FrozenNetwork: inputs of {node.name!r} must be the network's or nodes before it, "
+                    f"got {', '.join(map(repr, unknown)) or 'none'}"
+                )
+            _check_finite(node)
+            values[node.name] = _output("FrozenNetwork", node, values)
+        if output not in values or output == INPUT:
+            raise ValueError(f"FrozenNetwork: output must be the name of a node, got {output!r}")
+        nodes = _used(nodes, output)
+        self.names = [node.name for node in nodes]
         self.inputs = [node.inputs for node in nodes]
         self.output = output
         self.layers = nn.ModuleList(node.layer for node in nodes)
-        steps = {layer.time_steps for layer in self.layers if isinstance(layer, FrozenEncode)}
-        if len(steps) > 1:
-            raise ValueError(f"FrozenNetwork: every Encode must have the same time_steps, got {sorted(steps)}")
+        last = {source: i for i, node in enumerate(nodes) for source in node.inputs}
+        self.done: list[list[str]] = [[] for _ in nodes]
+        """What is not needed behind each of the nodes, so that its memory may go."""
+        for source, i in last.items():
+            if source != output:
+                self.done[i].append(source)
         self.steady = all(layer.mode == "constant" for layer in self.layers if isinstance(layer, FrozenEncode))
         self.time_steps: int | None = steps.pop() if steps else None
         """T of its Encode; None where spike trains bring their own."""
@@ -207,13 +263,11 @@ class FrozenNetwork(nn.Module):
         """
         values: dict[str, Any] = {INPUT: x}
         after: NetworkState = {}
-        uses = [source for inputs in self.inputs for source in inputs] + [self.output]
-        for name, layer, inputs in zip(self.names, self.layers, self.inputs, strict=True):
+        for name, layer, inputs, done in zip(self.names, self.layers, self.inputs, self.done, strict=True):
             values[name], carried = layer(span, state.get(name), *(values[source] for source in inputs))
             if carried is not None:
                 after[name] = carried
-            del uses[: len(inputs)]
-            for source in {*inputs} - {*uses}:  # no longer needed: its memory may go
+            for source in done:
                 del values[source]
         return values[self.output], after
 
@@ -260,7 +314,8 @@ class FrozenNetwork(nn.Module):
 
         Raises:
             ImportError: safetensors is missing.
-            OSError: the file cannot be written; an earlier file of that name is then as it was.
+            OSError: the file, which the message names, cannot be written, as where the disk is full; an earlier file of
+                that name is then as it was, and nothing else is left behind.
         """
         description = {
             "nodes": [
@@ -309,14 +364,27 @@ def _network(description: Any, tensors: Mapping[str, Tensor]) -> FrozenNetwork:
         if not isinstance(node, dict) or node.keys() != {"name", "kind", "inputs", "settings"}:
             raise ValueError(f"a node must hold name, kind, inputs and settings, got {node!r}")
         name, inputs, settings = node["name"], node["inputs"], node["settings"]
+        _check_numbers(name, settings)
         if not isinstance(name, str) or not isinstance(settings, dict):
             raise ValueError(f"a node's name must be a string and its settings an object, got {node!r}")
         if not isinstance(inputs, list) or not all(isinstance(i, str) for i in inputs):
             raise ValueError(f"inputs of {name!r} must be a list of names, got {inputs!r}")
-        nodes.append(Node(name, _loader(node["kind"])(settings, owners.pop(name, {})), tuple(inputs)))
+        loader = _loader(node["kind"])
+        try:
+            layer = loader(settings, owners.pop(name, {}))
+        except (TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"node {name!r}: {error}") from error
+        nodes.append(Node(name, layer, tuple(inputs)))
     if owners:
-        raise ValueError(f"tensors must belong to nodes, got {sorted(owners)}")
+        raise ValueError(f"tensors must belong to nodes, got one of {min(owners)!r}")
     return FrozenNetwork(nodes, description["output"])
+
+
+def _check_numbers(name: str, settings: Any) -> None:
+    """JSON has no infinity, but 1e999."""
+    for path, value in tree_leaves_with_path(settings):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"node {name!r}: setting {keystr(path)} must be finite, got {value}")
 
 
 def _loader(kind: Any) -> Callable[[dict[str, Any], Mapping[str, Tensor]], FrozenLayer]:

@@ -2,10 +2,14 @@
 
 import contextlib
 import copy
+import errno
+import io
 import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 from collections import OrderedDict
 
 import pytest
@@ -329,14 +333,20 @@ def test_a_layer_that_is_there_twice():
     same(freeze(net)(x), want)
 
 
-def graph_module(net):
-    """A network with the calls of a Sequential, as torch.fx writes them down."""
+def graph_of(net, calls):
+    """A network that calls its modules so, {module: inputs}, as torch.fx writes it down."""
     graph = fx.Graph()
-    x = graph.placeholder("x")
-    for name, _ in net.named_children():
-        x = graph.call_module(name, (x,))
-    graph.output(x)
+    values = {"x": graph.placeholder("x")}
+    for name, inputs in calls.items():
+        values[name] = graph.call_module(name, tuple(values[i] for i in inputs))
+    graph.output(values[name])
     return fx.GraphModule(net, graph)
+
+
+def graph_module(net):
+    """A network with the calls of a Sequential."""
+    names = [name for name, _ in net.named_children()]
+    return graph_of(net, {name: (before,) for before, name in zip(["x", *names], names, strict=False)})
 
 
 @every_mode
@@ -417,6 +427,70 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
     with pytest.raises(FileNotFoundError):
         other.save(tmp_path / "nowhere" / "net.safetensors")
+
+
+FULL = """
+import resource, signal, sys, torch
+from torch import nn
+from tandem_cuda import Decode, Encode, TandemLinear, freeze
+
+frozen = freeze(nn.Sequential(Encode(3), TandemLinear(400, 500), Decode()))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    frozen.save(sys.argv[1])
+except OSError as error:
+    print(type(error).__name__, error.errno, error.filename, error)
+"""
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "net.safetensors"
+    frozen = freeze(small_network())
+    frozen.save(path)
+    before = path.read_bytes()
+    ran = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith(f"OSError {errno.EFBIG} {path} "), ran
+    assert "FrozenNetwork.save: the file cannot be written: File too large" in ran.stdout
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+    for name, number, kind in (
+        ("write", errno.ENOSPC, OSError),
+        ("fsync", errno.EDQUOT, OSError),
+        ("replace", errno.EACCES, PermissionError),
+        ("mkstemp", errno.EROFS, OSError),
+    ):
+
+        def fail(*args, number=number, **named):
+            raise OSError(number, os.strerror(number), "/some/temporary")
+
+        with monkeypatch.context() as patch:
+            owner = {"fsync": os, "replace": artefact.Path, "mkstemp": artefact.tempfile}.get(name)
+            if owner is None:
+                patch.setattr(artefact.os, "fdopen", lambda fd, *args, **named: Failing(fd, fail))
+            else:
+                patch.setattr(owner, name, fail)
+            with pytest.raises(kind, match=f"FrozenNetwork.save: .*{os.strerror(number)}") as caught:
+                frozen.save(path)
+        assert (caught.value.errno, caught.value.filename) == (number, str(path))
+        assert list(tmp_path.iterdir()) == [path]
+        assert path.read_bytes() == before
+    with pytest.raises(FileNotFoundError, match="nowhere") as caught:
+        frozen.save(tmp_path / "nowhere" / "net")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "net")
+    frozen.save(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Failing(io.FileIO):
+    """A file that takes a part, then fails, as a disk that fills up."""
+
+    def __init__(self, descriptor, fail):
+        super().__init__(descriptor, "wb")
+        self.fail = fail
+
+    def write(self, data):
+        return super().write(data[:-50]) if len(data) > 500 else self.fail()
 
 
 def tiny():
@@ -567,7 +641,7 @@ def test_tensors_that_do_not_fit(tmp_path, change):
 
 
 def test_missing_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ImportError, match=r"pip install tandem_cuda\[freeze\]"):
         freeze(small_network()).save(tmp_path / "net.safetensors")
     with pytest.raises(ImportError, match=r"pip install tandem_cuda\[freeze\]"):
@@ -603,7 +677,7 @@ def test_what_cannot_be_frozen_is_named():
     layer.norm = nn.BatchNorm1d(4, track_running_stats=False)
     with pytest.raises(ValueError, match="norm must keep running statistics"):
         freeze(layer)
-    with pytest.raises(ValueError, match="output must be of"):
+    with pytest.raises(ValueError, match="output must be the name of a node, got '<input>'"):
         freeze(nn.Identity())
 
 
@@ -611,10 +685,10 @@ def test_networks_that_are_none():
     flatten, encode = (freeze(layer).nodes[0].layer for layer in (nn.Flatten(), Encode(3)))
     other = freeze(Encode(4)).nodes[0].layer
     for nodes, output, message in (
-        ([Node("a", flatten, ("b",))], "a", "inputs of 'a' must be of"),
-        ([Node("a", flatten, ())], "a", "inputs of 'a' must be of"),
+        ([Node("a", flatten, ("b",))], "a", "inputs of 'a' must be the network's or nodes before it, got 'b'"),
+        ([Node("a", flatten, ())], "a", "inputs of 'a' must be the network's or nodes before it, got none"),
         ([Node("a", flatten, ("<input>",))] * 2, "a", "names of nodes must differ, got 'a' twice"),
-        ([Node("a", flatten, ("<input>",))], "b", "output must be of"),
+        ([Node("a", flatten, ("<input>",))], "b", "output must be the name of a node, got 'b'"),
         (
             [Node("a", encode, ("<input>",)), Node("b", other, ("<input>",))],
             "b",

@@ -9,7 +9,23 @@ from torch import Tensor, nn
 
 from ..ops import checks
 from ..spike_train import SpikeTrain
-from .frozen import FrozenLayer, Settings, Span, State, Tensors, check_settings, check_tensors, register
+from .frozen import (
+    ENCODED,
+    REAL,
+    SPIKES,
+    FrozenLayer,
+    Settings,
+    Span,
+    State,
+    Tensors,
+    Value,
+    check_settings,
+    check_tensors,
+    frozen_numbers,
+    frozen_scale,
+    register,
+    single,
+)
 
 _MODES = ("constant", "impulse")
 
@@ -43,7 +59,7 @@ class Encode(nn.Module):
     Args:
         time_steps: T, at least 1.
         mode: "constant" or "impulse".
-        scale: factor of the input; with mode "constant" and scale 1 / T the ANN's input is X.
+        scale: factor of the input, not 0; with mode "constant" and scale 1 / T the ANN's input is X.
 
     Shape:
         Tensor [N, ...] -> :class:`EncodedInput`.
@@ -51,8 +67,8 @@ class Encode(nn.Module):
     Raises:
         TypeError: ``time_steps`` is no int, ``scale`` no number, or the input is not a floating point Tensor (recorded
             spikes enter through ``SpikeTrain.from_dense`` instead).
-        ValueError: ``time_steps`` < 1, an unknown mode, or ``scale`` is not finite; NaN or an infinity in an input on
-            the CPU.
+        ValueError: ``time_steps`` < 1, an unknown mode, or ``scale`` is 0 or not finite; NaN or an infinity in an input
+            on the CPU.
     """
 
     def __init__(self, time_steps: int, mode: str = "constant", scale: float = 1.0) -> None:
@@ -61,11 +77,11 @@ class Encode(nn.Module):
         if mode not in _MODES:
             raise ValueError(f"Encode: mode must be one of {', '.join(_MODES)}, got {mode!r}")
         checks.check_number("Encode", "scale", scale)
-        if not math.isfinite(scale):
-            raise ValueError(f"Encode: scale must be finite, got {scale}")
+        if scale == 0 or not math.isfinite(scale):
+            raise ValueError(f"Encode: scale must be finite and not 0, got {scale}")
         self.time_steps = time_steps
         self.mode = mode
-        self.scale = scale
+        self.scale = float(scale)
 
     def forward(self, x: Tensor) -> EncodedInput:
         checks.check_tensor("Encode", "input", x)
@@ -107,6 +123,9 @@ class FrozenEncode(FrozenLayer):
 
     def __init__(self, encode: Encode) -> None:
         super().__init__()
+        # More spikes than 2^24 no float32 counts, and no device runs.
+        frozen_numbers(self.kind, "time_steps", encode.time_steps, 1, 2**24)
+        frozen_scale(self.kind, "scale", encode.scale)
         self.encode = encode
 
     @classmethod
@@ -132,8 +151,13 @@ class FrozenEncode(FrozenLayer):
     def settings(self) -> Settings:
         return {name: getattr(self.encode, name) for name in ("time_steps", "mode", "scale")}
 
-    def encoded(self, *inputs: bool) -> bool:
-        return True
+    def takes(self) -> str:
+        return REAL
+
+    def output(self, *inputs: Value) -> Value:
+        x = single(inputs)
+        x.check_kind(REAL)
+        return x._replace(kind=ENCODED)
 
     def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[EncodedInput, None]:
         encoded: EncodedInput = self.encode(x)
@@ -161,6 +185,14 @@ class FrozenDecode(FrozenLayer):
 
     def settings(self) -> Settings:
         return {}
+
+    def takes(self) -> str:
+        return SPIKES
+
+    def output(self, *inputs: Value) -> Value:
+        x = single(inputs)
+        x.check_kind(SPIKES)
+        return x._replace(kind=REAL)
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[Tensor, State | None]:
         if not isinstance(x, SpikeTrain):

@@ -6,8 +6,10 @@ becomes a :class:`FrozenLayer` and how that is made again from a file.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +45,89 @@ class Span(NamedTuple):
         return self.reached == self.total
 
 
+REAL, ENCODED, SPIKES, ANY = "a Tensor", "what Encode returns", "spikes", "anything"
+"""Kinds of values, in the words of error messages."""
+
+LARGEST = 2**31
+"""Values that a layer takes or puts out for one sample: a file that says there are more is wrong."""
+
+
+class Size(NamedTuple):
+    """What is known of a size before there is an input."""
+
+    least: int = 1
+    exact: bool = False
+    """Whether it is ``least``."""
+    factor: int = 1
+    """Divides it."""
+    slope: Fraction = Fraction(1)
+    offset: Fraction = Fraction(0)
+    """The network's input has at least slope * size + offset along this axis."""
+    regular: bool = True
+    """Whether that many and less than ``slope`` more is just what the input has."""
+
+    def check(self, what: str, size: int) -> None:
+        """ValueError unless it can be that."""
+        if size != self.least if self.exact else size < self.least or size % self.factor:
+            multiple = "" if self.factor == 1 else f" and a multiple of {self.factor}"
+            raise ValueError(f"{what} must be {self if self.exact else f'at least {self.least}{multiple}'}, got {size}")
+
+    @property
+    def needs(self) -> int:
+        """The least size of the network's input along this axis."""
+        return max(1, math.ceil(self.slope * self.least + self.offset))
+
+    def at_least(self, size: int) -> Size:
+        """The size, which a layer needs to be that or more; ValueError where it is known to be less."""
+        if self.exact and self.least < size:
+            raise ValueError(f"the window must fit into the padded input: it needs {size}, got {self.least}")
+        return self if self.exact else self._replace(least=max(self.least, size))
+
+    def through(
+        self, f: Callable[[int], int], slope: Fraction | int, offset: Fraction | int, *, regular: bool = True
+    ) -> Size:
+        """The size that a layer makes of it, by a function that never falls: size n out takes slope * n + offset."""
+        return Size(
+            max(f(self.least), 1),
+            self.exact,
+            slope=self.slope * slope,
+            offset=self.slope * offset + self.offset,
+            regular=self.regular and regular,
+        )
+
+    def __str__(self) -> str:
+        return str(self.least) if self.exact else f">={self.least}"
+
+
+class Value(NamedTuple):
+    """What is known of an input or output of a layer before there is one."""
+
+    kind: str = ANY
+    shape: tuple[Size, ...] | None = None
+    """Without the batch; None where not even the number of dimensions is known."""
+    source: str | None = None
+    """The one input of the network whose sizes those of ``shape`` come of."""
+
+    def check_kind(self, *kinds: str) -> None:
+        """ValueError unless it is one of these."""
+        if self.kind not in (*kinds, ANY):
+            raise ValueError(f"input must be {' or '.join(kinds)}, got {self.kind}")
+
+    def check_dims(self, *dims: int) -> None:
+        """ValueError unless it has one of these numbers of dimensions, without the batch."""
+        if self.shape is not None and len(self.shape) not in dims:
+            raise ValueError(f"input must have {' or '.join(str(1 + d) for d in dims)} dimensions, got {self}")
+
+    def __str__(self) -> str:
+        return "[N, ...]" if self.shape is None else f"[{', '.join(['N', *map(str, self.shape)])}]"
+
+
+def check_count(what: str, sizes: Sequence[int]) -> None:
+    """ValueError where a sample alone would not fit into memory."""
+    if math.prod(sizes) > LARGEST:
+        raise ValueError(f"{what} must be at most {LARGEST} values, got {' x '.join(map(str, sizes))}")
+
+
 class FrozenLayer(nn.Module, ABC):
     """A layer without parameters, gradients and modes; its tensors are buffers, and constants.
 
@@ -68,9 +153,13 @@ class FrozenLayer(nn.Module, ABC):
         """What is saved: all of its buffers."""
         return dict(self.named_buffers())
 
-    def encoded(self, *inputs: bool) -> bool:
-        """Whether the output is an EncodedInput, given for each input whether it is one; ValueError if it must not."""
-        return False
+    def takes(self) -> str:
+        """The kind of value that its inputs are; ANY where that depends on the layers around it."""
+        return ANY
+
+    def output(self, *inputs: Value) -> Value:
+        """What is known of its output, given what is known of its inputs; ValueError if they cannot be that."""
+        return Value()
 
 
 Form = Callable[[Any, bool], FrozenLayer | None]
@@ -119,13 +208,27 @@ def check_tensors(
         raise TypeError(f"{kind}: tensors must be of one dtype, got {[str(x.dtype) for x in tensors.values()]}")
 
 
-def frozen_numbers(kind: str, name: str, value: Any, least: int, *, pairs: bool = False) -> None:
-    """ValueError unless a setting is an int, or a pair of them where pairs will do, of at least that and below 2^30."""
+def frozen_numbers(kind: str, name: str, value: Any, least: int, most: int = 2**30, *, pairs: bool = False) -> None:
+    """ValueError unless a setting is an int, or a pair of them where pairs will do, in that range."""
     numbers = value if pairs and isinstance(value, (list, tuple)) and len(value) == 2 else [value]
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= 2**30:
+        if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
             what = "an int or a pair of ints" if pairs else "an int"
-            raise ValueError(f"{kind}: setting {name} must be {what} from {least} to 2^30, got {value!r}")
+            raise ValueError(f"{kind}: setting {name} must be {what} from {least} to {most}, got {value!r}")
+
+
+def single(inputs: tuple[Value, ...]) -> Value:
+    """The one input of a layer that takes one."""
+    if len(inputs) != 1:
+        raise ValueError(f"inputs must be one, got {len(inputs)}")
+    return inputs[0]
+
+
+def frozen_scale(kind: str, name: str, value: Any) -> float:
+    """A setting that potentials are measured in; ValueError where products with it may leave float32's range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-30 <= abs(value) <= 1e30:
+        raise ValueError(f"{kind}: setting {name} must be a number of magnitude 1e-30 to 1e30, got {value!r}")
+    return float(value)
 
 
 class FrozenFlatten(FrozenLayer):
@@ -153,8 +256,26 @@ class FrozenFlatten(FrozenLayer):
     def settings(self) -> Settings:
         return {"start_dim": self.start_dim, "end_dim": self.end_dim}
 
-    def encoded(self, *inputs: bool) -> bool:
-        return inputs[0]
+    def output(self, *inputs: Value) -> Value:
+        x = single(inputs)
+        if self.start_dim == 0:
+            raise ValueError("start_dim must leave the batch dimension alone, got 0")
+        if x.shape is None:
+            return x._replace(shape=(Size(),) if (self.start_dim, self.end_dim) == (1, -1) else None)
+        dims = 1 + len(x.shape)
+        for name, dim in (("start_dim", self.start_dim), ("end_dim", self.end_dim)):
+            if not -dims <= dim < dims:
+                raise ValueError(f"{name} must be from {-dims} to {dims - 1} for {x}, got {dim}")
+        start, end = self.start_dim % dims - 1, self.end_dim % dims - 1
+        if not 0 <= start <= end:
+            raise ValueError(
+                f"start_dim and end_dim must be behind the batch dimension of {x} and in order, got {self.start_dim}, "
+                f"{self.end_dim}"
+            )
+        sizes = x.shape[start : end + 1]
+        factor = math.prod(size.least if size.exact else size.factor for size in sizes)
+        flat = Size(math.prod(size.least for size in sizes), all(size.exact for size in sizes), factor)
+        return x._replace(shape=(*x.shape[:start], flat, *x.shape[end + 1 :]))
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[Any, None]:
         return x.flatten(self.start_dim, self.end_dim), None
@@ -184,12 +305,28 @@ class FrozenLinear(FrozenLayer):
     @classmethod
     def load(cls, settings: Settings, tensors: Tensors) -> FrozenLinear:
         check_settings(cls.kind, settings, {"in_features", "out_features"})
+        for name in settings:
+            frozen_numbers(cls.kind, name, settings[name], 0)
         sizes = settings["out_features"], settings["in_features"]
         check_tensors(cls.kind, tensors, {"weight": sizes, "bias": sizes[:1]}, optional=("bias",))
         return cls(tensors["weight"], tensors.get("bias"))
 
     def settings(self) -> Settings:
         return {"in_features": self.weight.shape[1], "out_features": self.weight.shape[0]}
+
+    def takes(self) -> str:
+        return REAL
+
+    def output(self, *inputs: Value) -> Value:
+        x = single(inputs)
+        x.check_kind(REAL)
+        outputs, features = self.weight.shape
+        if x.shape is None:
+            return Value(REAL)
+        if not x.shape:
+            raise ValueError(f"input must have features, got {x}")
+        x.shape[-1].check("in_features", features)
+        return Value(REAL, (*x.shape[:-1], Size(outputs, True)))
 
     def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[Tensor, None]:
         return F.linear(x, self.weight, self.bias), None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from fractions import Fraction
 from functools import partial
 from typing import Any, cast
 
@@ -15,18 +17,26 @@ from .. import ops
 from ..neuron import IF, LIF, Neuron
 from ..spike_train import SpikeTrain
 from .add import TandemAdd
-from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
+from .conv import ConvolutionLayer, TandemConv1d, TandemConv2d, TandemConvTranspose2d
 from .encode import EncodedInput
 from .frozen import (
+    ENCODED,
+    SPIKES,
     FrozenLayer,
     Settings,
+    Size,
     Span,
     State,
     Tensors,
+    Value,
+    check_count,
     check_settings,
     check_tensors,
+    frozen_numbers,
+    frozen_scale,
     frozen_tensor,
     register,
+    single,
 )
 from .layer import TandemLayer, encoded_drive, spike_scale
 from .linear import TandemLinear
@@ -53,6 +63,7 @@ class FrozenTandem(FrozenLayer):
     ) -> None:
         super().__init__()
         self.kind = type(layer).__name__
+        _check_neuron(self.kind, layer.neuron)
         self.takes_encoded = takes_encoded
         del layer.weight
         layer.register_buffer("weight", frozen_tensor(weight))
@@ -91,11 +102,13 @@ class FrozenTandem(FrozenLayer):
         tensors = {"weight": self.layer.weight, "scale": self.scale, "bias": self.bias}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
-    def encoded(self, *inputs: bool) -> bool:
-        if inputs != (self.takes_encoded,):
-            expected = "what Encode returns" if self.takes_encoded else "spikes"
-            raise ValueError(f"{self.kind}: input must be {expected}, and one")
-        return False
+    def takes(self) -> str:
+        return ENCODED if self.takes_encoded else SPIKES
+
+    def output(self, *inputs: Value) -> Value:
+        x = single(inputs)
+        x.check_kind(self.takes())
+        return _output(self.layer, x)
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[SpikeTrain, State | None]:
         bias = None if self.bias is None else self.bias / span.total
@@ -171,6 +184,7 @@ class FrozenAdd(FrozenLayer):
 
     def __init__(self, join: TandemAdd, tensors: Tensors) -> None:
         super().__init__()
+        _check_neuron(self.kind, join.neuron)
         for i, branch in _layers(join):
             for name in ("weight", "bias"):
                 tensor = tensors.get(f"{i}.{name}")
@@ -233,10 +247,24 @@ class FrozenAdd(FrozenLayer):
         named = {f"{i}.{name}": getattr(x, name) for i, x in _layers(self.join) for name in ("weight", "bias")}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def encoded(self, *inputs: bool) -> bool:
-        if len(inputs) != len(self.join.branches) or any(inputs):
-            raise ValueError(f"{self.kind}: inputs must be spikes, and {len(self.join.branches)}")
-        return False
+    def takes(self) -> str:
+        return SPIKES
+
+    def output(self, *inputs: Value) -> Value:
+        branches = self.join.branches
+        if len(inputs) != len(branches):
+            raise ValueError(f"inputs must be {len(branches)}, one a branch, got {len(inputs)}")
+        strides = {_stride(branch) for branch in branches if max(getattr(branch, "kernel_size", (1,))) > 1}
+        if len(strides) > 1:
+            raise ValueError(f"convolutions larger than 1 x 1 must have one stride, got {sorted(strides)}")
+        joined: Value | None = None
+        for i, (branch, x) in enumerate(zip(branches, inputs, strict=True)):
+            x.check_kind(SPIKES)
+            x.check_dims(1, 2, 3)
+            y = _output(branch, x) if isinstance(branch, TandemLayer) else x
+            joined = y if joined is None else _agreed(i, joined, y)
+        assert joined is not None
+        return joined._replace(kind=SPIKES)
 
     def forward(self, span: Span, state: State | None, *inputs: SpikeTrain) -> tuple[SpikeTrain, State | None]:
         join = self.join
@@ -245,6 +273,77 @@ class FrozenAdd(FrozenLayer):
         bits, potential = join._spikes(pairs, span.total, None if state is None else state[0], not span.ends)
         train = SpikeTrain._of(bits, span.now, dtype=join._dtype(inputs), amplitude=join.neuron.amplitude)
         return train, None if span.ends else (potential,)
+
+
+def _output(layer: Any, x: Value) -> Value:
+    """What a layer of weights makes of spikes or encoded input."""
+    if not isinstance(layer, ConvolutionLayer):
+        x.check_dims(1)
+        if x.shape is not None:
+            x.shape[0].check("in_features", layer.in_features)
+        return x._replace(kind=SPIKES, shape=(Size(layer.out_features, True),))
+    convolution: Any = layer
+    dims = len(convolution.kernel_size)
+    x.check_dims(1 + dims)
+    channels, *sizes = (Size(),) * (1 + dims) if x.shape is None else x.shape
+    channels.check("in_channels", layer.in_channels)
+    sizes = [_convolved(convolution, axis, size) for axis, size in enumerate(sizes)]
+    check_count("outputs", [layer.out_channels, *(size.least for size in sizes)])
+    check_count("input", [size.needs for size in sizes])
+    return x._replace(kind=SPIKES, shape=(Size(layer.out_channels, True), *sizes))
+
+
+def _convolved(layer: Any, axis: int, size: Size) -> Size:
+    """The size of a convolution's output along an axis."""
+    extent, stride = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1, layer.stride[axis]
+    # What is padded in front and behind, last axis first.
+    before, behind = layer._reversed_padding_repeated_twice[2 * (len(layer.kernel_size) - 1 - axis) :][:2]
+    if isinstance(layer, TandemConvTranspose2d):
+        if layer.output_padding[axis] >= max(stride, layer.dilation[axis]):
+            raise ValueError(f"output_padding must be below stride or dilation, got {layer.output_padding}")
+        more = extent + layer.output_padding[axis] - before - behind
+        needs = 1 + max(0, math.ceil(Fraction(1 - more, stride)))
+        spread = size.at_least(needs).through(
+            lambda n: (n - 1) * stride + more, Fraction(1, stride), 1 - Fraction(more, stride), regular=stride == 1
+        )
+        return spread if more % stride else spread._replace(factor=stride)
+    needs = extent - before - behind
+    if layer.padding_mode in ("circular", "reflect"):
+        most = max(before, behind)
+        needs = max(needs, most + (layer.padding_mode == "reflect" and most > 0))
+    windows = size.at_least(needs)
+    return windows.through(
+        lambda n: (n + before + behind - extent) // stride + 1, stride, extent - before - behind - stride
+    )
+
+
+def _stride(layer: Any) -> tuple[int, int]:
+    """Of the convolution of images that the layer is; vertical and horizontal."""
+    if isinstance(layer, TandemConvTranspose2d):
+        return (1, 1)
+    return (1, *layer.stride) if len(layer.stride) == 1 else tuple(layer.stride)
+
+
+def _agreed(branch: int, a: Value, b: Value) -> Value:
+    """What is known of a value of which both hold."""
+    if a.shape is None or b.shape is None:
+        return b if a.shape is None else a
+    known = a.source is not None and a.source == b.source
+    pairs = list(zip(a.shape, b.shape, strict=False))
+    if len(a.shape) != len(b.shape) or not all(_may_agree(*pair, known) for pair in pairs):
+        raise ValueError(f"branches must agree in shape, got {a} and, of branch {branch}, {b}")
+    shape = tuple(one if one.exact or one.least >= other.least else other for one, other in pairs)
+    return Value(a.kind, shape, a.source if known else None)
+
+
+def _may_agree(one: Size, other: Size, same_source: bool) -> bool:
+    """Whether two sizes can be equal, by what is known of them."""
+    if one.exact or other.exact:
+        exact, rest = (one, other) if one.exact else (other, one)
+        return rest.least == exact.least if rest.exact else rest.least <= exact.least
+    if same_source and one.regular and other.regular and one.slope == other.slope:
+        return abs(one.offset - other.offset) < one.slope
+    return True
 
 
 def _layers(join: TandemAdd) -> list[tuple[int, Any]]:
@@ -273,10 +372,44 @@ def _bare(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:
     return layer_class(**arguments, neuron=neuron, bias=False, device="meta")
 
 
+_COUNTS = {"in_channels": 0, "out_channels": 0, "in_features": 0, "out_features": 0, "groups": 1}
+_PER_AXIS = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
+"""Settings that are ints, and lists of them, with the least that they may be."""
+
+
+def _check_geometry(layer_class: type[TandemLayer], settings: Settings) -> None:
+    """ValueError unless these are the arguments of a layer, each in its range."""
+    kind, transposed = layer_class.__name__, layer_class is TandemConvTranspose2d
+    names = {"in_features", "out_features"}
+    if layer_class is not TandemLinear:
+        names = {"in_channels", "out_channels", "groups", "padding_mode", *_PER_AXIS}
+        names -= set() if transposed else {"output_padding"}
+    check_settings(kind, settings, {*names, "neuron", "engine"})
+    for name in names & _COUNTS.keys():
+        frozen_numbers(kind, name, settings[name], _COUNTS[name])
+    axes = 1 if layer_class is TandemConv1d else 2
+    for name in names & _PER_AXIS.keys():
+        value = settings[name]
+        if name == "padding" and value in ("same", "valid") and not transposed:
+            continue
+        if not isinstance(value, list) or len(value) != axes:
+            raise ValueError(f"{kind}: setting {name} must be a list of {axes} ints, got {value!r}")
+        for number in value:
+            frozen_numbers(kind, name, number, _PER_AXIS[name])
+    if "padding_mode" in names:
+        modes = ("zeros",) if transposed else ("zeros", "reflect", "replicate", "circular")
+        if settings["padding_mode"] not in modes:
+            raise ValueError(
+                f"{kind}: setting padding_mode must be one of {', '.join(modes)}, got {settings['padding_mode']!r}"
+            )
+        check_count("weights of setting kernel_size", [settings["out_channels"], *settings["kernel_size"]])
+
+
 def _checked(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:
     """As _bare, from settings that may be anything."""
     kind = layer_class.__name__
     _check_no_bool(kind, settings)
+    _check_geometry(layer_class, settings)
     layer = _bare(layer_class, settings)
     if json.dumps(_settings(layer), sort_keys=True) != json.dumps(settings, sort_keys=True):
         raise ValueError(f"{kind}: settings must be those of a layer, {_settings(layer)}, got {settings}")
@@ -301,6 +434,11 @@ def _neuron(kind: str, settings: Any) -> Neuron:
     if amplitude != 1:
         raise ValueError(f"{kind}: amplitude of leaky neurons must be 1, got {amplitude!r}")
     return LIF(threshold, leak)
+
+
+def _check_neuron(kind: str, neuron: Neuron) -> None:
+    for name in ("threshold", "leak", "amplitude"):
+        frozen_scale(kind, name, getattr(neuron, name))
 
 
 LAYERS = (TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemLinear)

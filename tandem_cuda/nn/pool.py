@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import partial, reduce
 from typing import Any, ClassVar
 
@@ -14,7 +15,24 @@ from ..ops import checks
 from ..ops.max_pool_spikes import windows_along as _outputs
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
-from .frozen import FrozenLayer, Settings, Span, State, Tensors, check_settings, check_tensors, frozen_numbers, register
+from .frozen import (
+    REAL,
+    SPIKES,
+    FrozenLayer,
+    Settings,
+    Size,
+    Span,
+    State,
+    Tensors,
+    Value,
+    check_count,
+    check_settings,
+    check_tensors,
+    frozen_numbers,
+    frozen_scale,
+    register,
+    single,
+)
 from .geometry import pad
 from .layer import needs_gradient
 
@@ -400,6 +418,9 @@ def _pair(value: Any) -> tuple[int, int]:
     return first, second
 
 
+_SPIKING = (_SpikingAverage, SpikingMaxPool2d, SpikeWindows)
+
+
 class FrozenPool(FrozenLayer):
     """A pooling of spikes or, in the read-out, of counts.
 
@@ -428,6 +449,8 @@ class FrozenPool(FrozenLayer):
     def __init__(self, pool: Any, gate: str = "count") -> None:
         super().__init__()
         self.kind = type(pool).__name__
+        if isinstance(pool, _SpikingAverage):
+            pool.threshold = frozen_scale(self.kind, "threshold", pool.threshold)
         self.pool = pool
         self.gate = gate
 
@@ -472,13 +495,46 @@ class FrozenPool(FrozenLayer):
         gate = {"gate": self.gate} if isinstance(self.pool, SpikingMaxPool2d) else {}
         return {name: getattr(self.pool, name) for name in self.SETTINGS[type(self.pool)]} | gate
 
-    def encoded(self, *inputs: bool) -> bool:
-        if inputs != (False,):
-            raise ValueError(f"{self.kind}: input must be spikes, and one")
-        return False
+    def takes(self) -> str:
+        return SPIKES if isinstance(self.pool, _SPIKING) else REAL
+
+    def output(self, *inputs: Value) -> Value:
+        x = single(inputs)
+        x.check_kind(self.takes())
+        x.check_dims(3)
+        channels, *image = (Size(),) * 3 if x.shape is None else x.shape
+        if isinstance(self.pool, nn.AdaptiveAvgPool2d):
+            wanted = self.pool.output_size
+            pair = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
+            sizes = [
+                size if n is None else Size(n, True, 1, Fraction(0), Fraction(size.needs))
+                for size, n in zip(image, pair, strict=True)
+            ]
+        else:
+            sizes = self._windows(image)
+        if isinstance(self.pool, SpikeWindows):
+            copies = self.pool.size
+            channels = Size(channels.least * copies, channels.exact, channels.factor * copies)
+        check_count("outputs", [size.least for size in (channels, *sizes)])
+        return x._replace(kind=self.takes(), shape=(channels, *sizes))
+
+    def _windows(self, image: list[Size]) -> list[Size]:
+        """Sizes of the output, of an image of these sizes."""
+        pool: Any = self.pool
+        kernels, strides, paddings = map(_pair, (pool.kernel_size, pool.stride, pool.padding))
+        dilations, ceil_mode = _pair(getattr(pool, "dilation", 1)), getattr(pool, "ceil_mode", False)
+        sizes = []
+        for size, kernel, stride, padding, dilation in zip(image, kernels, strides, paddings, dilations, strict=True):
+            # The least size that a window fits into.
+            fits = dilation * (kernel - 1) + 1 - 2 * padding - (stride - 1 if ceil_mode else 0)
+            how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+            windows = partial(_outputs, self.kind, ceil_mode=ceil_mode, **how)
+            sizes.append(size.at_least(fits).through(windows, stride, fits - stride, regular=not ceil_mode))
+        check_count("input", [size.needs for size in sizes])
+        return sizes
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[Any, State | None]:
-        if not isinstance(self.pool, (_SpikingAverage, SpikingMaxPool2d)):
+        if not isinstance(self.pool, (_SpikingAverage, SpikingMaxPool2d)):  # there is nothing to carry
             return self.pool(x), None
         _check_image(self.pool, x)
         if self.gate == "any":
