@@ -35,6 +35,8 @@ from tandem_cuda import (
     synops,
 )
 from tandem_cuda.diagnostics import diagnose
+from tandem_cuda.nn.frozen import LOADERS
+from tandem_cuda.nn.pool import FrozenPool
 
 
 def cnn():
@@ -1089,6 +1091,24 @@ def test_averages_with_neurons_are_calibrated():
     assert pool.threshold == pool.amplitude == 1
     pool = convert(ann, 64).snn.get_submodule("2")
     assert pool.threshold == pool.amplitude == 1
+
+
+def test_pools_of_earlier_files():
+    """Frozen files that know of no amplitude of averages."""
+    load = LOADERS["SpikingAvgPool2d"]
+    settings = load({**FrozenPool(SpikingAvgPool2d(2, threshold=0.5)).settings()}, {}).settings()
+    assert settings.pop("amplitude") == 1
+    assert load(settings, {}).pool.amplitude == 1
+
+
+@pytest.mark.filterwarnings("error:tandem_cuda")
+@pytest.mark.parametrize("make", [pooled_conv, PooledJoin])
+def test_compiled_averages(make):
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    snn, x = convert(make().eval(), 8, calibrate=inputs()), inputs()
+    compiled = torch.compile(copy.deepcopy(snn), backend="aot_eager", fullgraph=True)
+    same(whole(compiled(x)).detach(), whole(snn(x)).detach())
 
 
 def test_averages_of_recorded_spikes():
