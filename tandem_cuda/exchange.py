@@ -157,6 +157,7 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
         nodes = list(NIRTorchTracer(_LEAVES, autowrap_functions=(flattened_to,)).trace(model).nodes)
     except Exception as error:  # whatever a user's forward raises when it meets a proxy
         raise ValueError(f"to_nir: model must have a forward pass that torch.fx can trace, got {error}") from error
+    nodes = _used(nodes)
     problems = []
     for node in nodes:
         what = f"{node.target} ({node.op})"
@@ -185,6 +186,15 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     if problems:
         raise _unsupported("to_nir: model", problems)
     return model, nodes
+
+
+def _used(nodes: list[fx.Node]) -> list[fx.Node]:
+    """The input, and what the output depends on."""
+    found = {nodes[-1]}
+    for node in reversed(nodes):
+        if node in found:
+            found.update(node.all_input_nodes)
+    return [node for node in nodes if node in found or node.op == "placeholder"]
 
 
 def _name(node: fx.Node, module: nn.Module) -> str:
@@ -863,7 +873,8 @@ class _Import:
                 try:
                     values[name] = self._value(name, [values[source] for source in self.sources[name]])
                 except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-                    self.problems.append(f"{self._what(name)}: {error}")
+                    behind = f" (behind {', '.join(self.sources[name])})" if self.sources[name] else ""
+                    self.problems.append(f"{self._what(name)}: {error}{behind}")
         if self.problems:
             raise _unsupported("from_nir: source", self.problems)
         dtypes = {x.dtype for module in self.modules.values() for x in module.parameters()}
@@ -1139,11 +1150,12 @@ def _neuron(node: Any, dt: float) -> tuple[Neuron, float, tuple[int, ...]]:
 
 def _leak(node: Any, leak: float) -> float:
     """That in the node's metadata, which has all digits, where it is the same."""
-    if not isinstance(node.metadata, dict) or "leak" not in node.metadata:
+    metadata = getattr(node, "metadata", None)
+    if not isinstance(metadata, dict) or "leak" not in metadata:
         return leak
-    stated = _numbers("leak in its metadata", node.metadata["leak"])
+    stated = _numbers("leak in its metadata", metadata["leak"])
     if stated.size != 1 or not math.isclose(float(stated.reshape(-1)[0]), leak, rel_tol=1e-9):
-        raise ValueError(f"leak in its metadata must be 1 - dt / tau = {leak}, got {node.metadata['leak']!r}")
+        raise ValueError(f"leak in its metadata must be 1 - dt / tau = {leak}, got {metadata['leak']!r}")
     return float(stated.reshape(-1)[0])
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 import subprocess
 import sys
 import venv
@@ -22,6 +23,7 @@ from tandem_cuda import (
     Encode,
     SpikeTrain,
     SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
     SpikingMaxPool2d,
     TandemAdd,
     TandemConv2d,
@@ -604,6 +606,60 @@ def test_spikingjelly_runs_recorded_spikes(simulators: Path, tmp_path: Path):
     want = net(x).count.detach()
     assert 0 < want.mean() < 8
     same(torch.from_numpy(np.load(outputs)), want)
+
+
+@pytest.mark.slow
+def test_spikingjelly_adds_branches_and_pools(simulators: Path, tmp_path: Path):
+    """A shortcut whose spikes weigh 0.5, means of 2 x 2 and sums of 5 x 5 pixels; dyadic weights, float64."""
+    from test_exchange_graphs import IMAGES as images
+    from test_exchange_graphs import Residual, filled
+    from test_exchange_graphs import images as behind_a_convolution
+
+    x = images.double()
+    for net in (Residual(0.5), behind_a_convolution(SpikingAvgPool2d(2), TandemConv2d(4, 6, 3))):
+        net = filled(net).double()
+        got = executed(simulators, tmp_path, SPIKINGJELLY, net, x, x.expand(8, *x.shape))
+        with torch.no_grad():
+            want = net(x)
+        want = want.count if isinstance(want, SpikeTrain) else want
+        assert len(want.unique()) > 2
+        same(got, want)
+
+
+@pytest.mark.slow
+def test_graphs_that_spikingjelly_holds_in_memory(simulators: Path):
+    """They say nothing of the reset; with it said, they count here what they count there."""
+    code = """
+import sys, torch
+from torch import nn
+from spikingjelly.activation_based import neuron
+from spikingjelly.activation_based.nir_exchange import export_to_nir
+from tandem_cuda.exchange import from_nir
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), neuron.IFNode(0.5), nn.Flatten(), nn.Linear(360, 8), neuron.IFNode())
+graph = export_to_nir(net.double(), torch.rand(1, 2, 9, 10).double())
+try:
+    from_nir(graph, time_steps=8, encoding="constant")
+except ValueError as error:
+    assert "reset must be given" in str(error)
+else:
+    raise AssertionError
+ours = from_nir(graph, time_steps=8, encoding="constant", reset="subtract")
+for module in net:
+    if isinstance(module, neuron.IFNode):
+        module.reset()
+        module.v_reset = None
+x = torch.rand(16, 2, 9, 10).double()
+with torch.no_grad():
+    want = sum(net(x) for _ in range(8))
+    assert len(want.unique()) > 2
+    assert torch.equal(ours(x).count, want)
+"""
+    root = str(Path(tandem_cuda.__file__).parents[1])
+    done = subprocess.run(
+        [simulators, "-c", code], env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
