@@ -45,7 +45,8 @@ def seed_of_the_day():
 
 
 def reproduction(kind, seed):
-    return f"python -m tests.fuzz {kind} --seed {seed}"
+    """The command that runs one case; of an instrumented library one that builds and loads it."""
+    return f"python -m tests.fuzz{'.sanitize' if sanitized() else ''} {kind} --seed {seed}"
 
 
 def run_case(kind, seed):
@@ -257,7 +258,7 @@ def _status(code):
 
 def _telling(text):
     """The line of a report that says what it is about."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.replace(str(ROOT) + "/", "").splitlines() if line.strip()]
     for mark in ("runtime error", "ERROR: AddressSanitizer", "Error"):
         for line in lines:
             if mark in line:

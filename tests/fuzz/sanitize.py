@@ -1,7 +1,8 @@
 """Builds the library under AddressSanitizer and UndefinedBehaviorSanitizer and runs fuzzers and operator tests on it.
 
-``python -m tests.fuzz.sanitize --minutes 2``. The build is a folder of its own, build/sanitize; the installed library
-stays as it is. A report ends the process that it is about, and fails the run.
+``python -m tests.fuzz.sanitize --minutes 2``, or one case: ``python -m tests.fuzz.sanitize products --seed 12``. The
+build has a folder of its own, build/sanitize; the installed library stays as it is. A report ends the process that it
+is about, and fails the run.
 """
 
 import argparse
@@ -66,20 +67,28 @@ def environment():
     }
 
 
+def run(*command):
+    return subprocess.run([sys.executable, *command], cwd=TREE, env=environment(), check=False).returncode
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.sanitize", description=__doc__)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help="of the cases; default all")
     parser.add_argument("--minutes", type=float, default=2, help="of fuzzing")
+    parser.add_argument("--seed", help="run this case alone")
     arguments = parser.parse_args()
     build()
+    if arguments.seed:
+        return run("-m", "tests.fuzz", *arguments.kinds, "--seed", arguments.seed)
     steps = {
         "imports the instrumented library": ["-c", "import tandem_cuda; print(tandem_cuda._C.__file__)"],
         "operators": ["-m", "pytest", "-q", "-x", "-m", "not slow and not gpu", *(f"tests/test_{t}.py" for t in TESTS)],
-        "fuzz": ["-m", "tests.fuzz", "--minutes", str(arguments.minutes)],
+        "fuzz": ["-m", "tests.fuzz", *arguments.kinds, "--minutes", str(arguments.minutes)],
     }
     failed = []
     for name, command in steps.items():
         print(f"== {name}", flush=True)
-        if subprocess.run([sys.executable, *command], cwd=TREE, env=environment(), check=False).returncode:
+        if run(*command):
             failed.append(name)
     print("sanitize: " + (f"FAILED: {', '.join(failed)}" if failed else "no report"))
     return 1 if failed else 0
