@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor> max_pool_spikes(const Tensor& bits, const std::option
   if (plan.out.numel() > 0) {
     const int64_t taps = pool_taps(g), grain = std::max<int64_t>(1, kGrain / (taps * g.in_channels));
     parallel_ranges(g.pixels_out(), grain, [&](int64_t begin, int64_t end) {
-      const AlignedBuffer<uint8_t> scratch(pool_pixels(g) * pool_scratch_bytes(taps));
+      const AlignedBuffer<uint8_t> scratch("max_pool_spikes", pool_pixels(g) * pool_scratch_bytes(taps));
       kernels().max_pool(args, begin, end, scratch.data);
     });
   }
