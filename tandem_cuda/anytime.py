@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .activity import fan_out
 from .nn.encode import FrozenDecode
 from .nn.frozen import FrozenLinear
+from .nn.frozen_plain import is_convolution, moves
 from .nn.frozen_tandem import FrozenAdd, FrozenTandem
 from .nn.layer import TandemLayer
 from .ops import checks
 from .spike_train import SpikeTrain
 
 if TYPE_CHECKING:
-    from .freeze import FrozenNetwork
+    from .freeze import FrozenNetwork, Stream
 
 
 class Prediction(NamedTuple):
@@ -31,7 +33,7 @@ class Prediction(NamedTuple):
     confidence: Tensor
     """[N]: the softmax of the class at its exit."""
     logits: Tensor
-    """[N, K]: the read-out at the exit."""
+    """[N, K]: the read-out at the exit; probabilities where the network ends in a softmax."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class OperatingPoint:
     """Share of samples classified correctly."""
     synops: float
     """Mean synaptic operations of a sample up to its exit: additions of one weight to one neuron (as in
-    :func:`tandem_cuda.synops`, but for the read-out, which adds its weights for every spike, as it has to be ready at
-    any time). Multiplications of real input, once for all T, do
-    not count."""
+    :func:`tandem_cuda.synops`, but for the read-out, the first weights behind Decode, which adds its weights for every
+    spike, as it has to be ready at any time). Multiplications of real numbers, in front of the spikes and behind the
+    read-out, do not count."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class AccuracyCurve:
 
 def predict(
     network: FrozenNetwork,
-    x: Tensor | SpikeTrain,
+    x: Any,
     exit_confidence: float = 0.9,
     *,
     chunk: int = 1,
@@ -81,7 +83,8 @@ def predict(
 
     Args:
         network: ends in a read-out [N, K].
-        x: real input [N, ...] for a network with Encode, else the spikes, [N, ...] of T steps.
+        x: real input [N, ...] for a network with Encode, else the spikes, [N, ...] of T steps; or a tuple of several
+            inputs.
         exit_confidence: in (0, 1]; 1 lets samples stop early only where the softmax rounds to 1.
         chunk: time steps between two looks. Looking costs a read-out, and on a device a wait for its result.
         min_steps: time steps before the first exit. Counts of few steps say little, in large numbers.
@@ -96,7 +99,7 @@ def predict(
     _check_count("predict", "min_steps", min_steps)
     _check_input("predict", x)
     stream = network.stream(x)
-    left = torch.arange(len(x), device=x.device)
+    left = torch.arange(stream.samples or 0, device=_device(stream))
     found: list[tuple[Tensor, Tensor, Tensor]] = []  # of those that left: indices, steps, logits
     while True:
         logits = _readout("predict", stream.advance(min(chunk, stream.remaining)))
@@ -105,7 +108,7 @@ def predict(
             break
         if stream.done < min_steps:
             continue
-        sure = logits.softmax(1).amax(1) >= exit_confidence
+        sure = _probabilities(network, logits).amax(1) >= exit_confidence
         out = sure.nonzero().flatten()
         if len(out) == 0:
             continue
@@ -118,7 +121,7 @@ def predict(
     indices, steps, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
     order = indices.argsort()
     logits = logits[order]
-    confidence, classes = logits.softmax(1).max(1)
+    confidence, classes = _probabilities(network, logits).max(1)
     _check_finite("predict", "read-out", confidence)  # sums beyond the dtype's range
     return Prediction(classes, steps[order], confidence, logits)
 
@@ -128,7 +131,7 @@ EXIT_CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0
 
 def accuracy_curve(
     network: FrozenNetwork,
-    batches: Iterable[tuple[Tensor | SpikeTrain, Tensor]],
+    batches: Iterable[tuple[Any, Tensor]],
     exit_confidences: Sequence[float] = EXIT_CONFIDENCES,
     *,
     chunk: int = 1,
@@ -190,30 +193,28 @@ def accuracy_curve(
 
 
 def _observe(
-    name: str, network: FrozenNetwork, x: Tensor | SpikeTrain, labels: Tensor, chunk: int
+    name: str, network: FrozenNetwork, x: Any, labels: Tensor, chunk: int
 ) -> tuple[list[int], Tensor, Tensor, Tensor]:
     """At every look: time; and on the CPU whether each sample is right, its confidence, its SynOps so far."""
     checks.check_tensor(name, "labels", labels)
     _check_input(name, x)
     stream = network.stream(x)
-    if labels.shape != (len(x),):
-        raise ValueError(f"{name}: labels must be [{len(x)}] for {len(x)} samples, got {list(labels.shape)}")
-    spent = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    samples = stream.samples
+    if labels.shape != (samples,):
+        raise ValueError(f"{name}: labels must be [{samples}] for {samples} samples, got {list(labels.shape)}")
+    spent = torch.zeros(len(labels), dtype=torch.float64, device=_device(stream))
     reached: dict[tuple[nn.Module, int], Tensor | int] = {}  # output neurons, by each neuron of an input
-    names = {node.name: node.layer for node in network.nodes}
-    for node in network.nodes:
-        source = names.get(node.inputs[0])
-        if isinstance(node.layer, FrozenLinear) and isinstance(source, FrozenDecode):
-            reached[source, 0] = reached.get((source, 0), 0) + node.layer.weight.shape[0]
+    decoders = {node.layer: node.name for node in network.nodes if isinstance(node.layer, FrozenDecode)}
 
     def count_synops(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal spent
         trains = [x for x in inputs[2:] if isinstance(x, SpikeTrain)]
         for i, (branch, train) in enumerate(zip(_branches(layer), trains, strict=False)):
             if (layer, i) not in reached:
-                reached[layer, i] = (
-                    fan_out(branch, train.shape[1:], train.device) if isinstance(branch, TandemLayer) else 1
-                )
+                if isinstance(branch, TandemLayer):
+                    reached[layer, i] = fan_out(branch, train.shape[1:], train.device)
+                else:
+                    reached[layer, i] = _read_out(network, decoders[branch], train) if branch in decoders else 1
             spent = spent + (train.count.double() * reached[layer, i]).flatten(1).sum(1)
 
     handles = [layer.register_forward_hook(count_synops) for layer in network.layers]
@@ -221,7 +222,7 @@ def _observe(
     try:
         while stream.remaining:
             logits = _readout(name, stream.advance(min(chunk, stream.remaining)))
-            confidence, classes = logits.softmax(1).max(1)
+            confidence, classes = _probabilities(network, logits).max(1)
             times.append(stream.done)
             rights.append(classes == labels.to(classes.device))
             confidences.append(confidence)
@@ -232,6 +233,34 @@ def _observe(
     right, confident, cost = (torch.stack(values).cpu() for values in (rights, confidences, costs))
     _check_finite(name, "read-out", confident)
     return times, right, confident, cost
+
+
+def _read_out(network: FrozenNetwork, decode: str, train: SpikeTrain) -> Tensor:
+    """Outputs that each neuron reaches through the first weights behind Decode, float64; as fan_out finds them."""
+    with torch.inference_mode(False), torch.enable_grad():
+        sample = torch.zeros(1, *train.shape[1:], dtype=torch.float64, device=train.device, requires_grad=True)
+        values, total = {decode: sample}, sample.sum() * 0
+        for name, layer, inputs in network.nodes:
+            x = values.get(inputs[0])
+            if x is None:
+                continue
+            if (weighted := _with_ones(layer, x)) is not None:
+                total = total + weighted.sum()
+            elif moves(layer):
+                values[name] = layer(None, None, x)[0]
+        return torch.autograd.grad(total, sample)[0][0]
+
+
+def _with_ones(layer: nn.Module, x: Tensor) -> Tensor | None:
+    """What a layer makes of x with weights of one and no bias; None where it has no weights."""
+    if isinstance(layer, FrozenLinear):
+        return nn.functional.linear(x, torch.ones_like(layer.weight, dtype=x.dtype))
+    if not is_convolution(layer):
+        return None
+    values = {"weight": torch.ones_like, "bias": torch.zeros_like}
+    named = {name: values[name](tensor, dtype=x.dtype) for name, tensor in layer.tensors().items()}
+    weighted: Tensor = torch.func.functional_call(layer.module, named, (x,))
+    return weighted
 
 
 def _branches(layer: nn.Module) -> list[nn.Module]:
@@ -245,9 +274,18 @@ def _branches(layer: nn.Module) -> list[nn.Module]:
 
 def _check_input(name: str, x: Any) -> None:
     """NaN is no reason for a neuron to fire, so that an answer to it would look like any other."""
-    value = x.carried_count if isinstance(x, SpikeTrain) else x
-    if isinstance(value, Tensor):
-        _check_finite(name, "input", value)
+    for value in tree_leaves(x):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            _check_finite(name, "input", value)
+
+
+def _device(stream: Stream) -> torch.device:
+    assert stream.inputs is not None
+    return stream.inputs[0].device
+
+
+def _probabilities(network: FrozenNetwork, logits: Tensor) -> Tensor:
+    return logits if network.probabilities else logits.softmax(1)
 
 
 def _check_finite(name: str, argument: str, value: Tensor) -> None:

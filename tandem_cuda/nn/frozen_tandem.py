@@ -63,7 +63,7 @@ class FrozenTandem(FrozenLayer):
         super().__init__()
         self.kind = type(layer).__name__
         _check_neuron(self.kind, layer.neuron)
-        self.takes_encoded = takes_encoded
+        self.takes_encoded = self.resumes = takes_encoded
         del layer.weight
         layer.register_buffer("weight", frozen_tensor(weight))
         self.layer = layer
@@ -137,13 +137,12 @@ class FrozenTandem(FrozenLayer):
     def _from_encoded(
         self, span: Span, state: State | None, x: EncodedInput, bias: Tensor | None
     ) -> tuple[Tensor, State]:
-        layer, constant = self.layer, x.mode == "constant"
+        layer = self.layer
         if state is None:
-            weight, value = layer._kernel_weight(), layer._checked_value(x.value)
-            current = layer._current(value, weight, bias if constant else None)
-            mode, potential = x.mode, None
-        else:
-            (current, potential), mode = state, "constant"
+            mode, potential, constant = x.mode, None, x.mode == "constant"
+            current = layer._current(layer._checked_value(x.value), layer._kernel_weight(), bias if constant else None)
+        else:  # in which the input is
+            (current, potential), mode, constant = state, "constant", True
         bits, _, potential = ops.integrate_and_fire(
             current,
             span.now,
@@ -155,8 +154,10 @@ class FrozenTandem(FrozenLayer):
             want_sum=False,
             want_potential=not span.ends,
         )
-        # Of an impulse nothing is left after the first step but the bias.
-        return bits, (current if constant else torch.zeros_like(current), potential)
+        if not constant:  # of an impulse nothing is left after the first step but the bias
+            current = torch.zeros_like(current)
+            current = current if bias is None else current + layer._per_channel(bias)
+        return bits, (current, potential)
 
     def pack(self) -> None:
         """Arrange the weights for the kernels of their device."""
