@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .activity import branches_of, fan_out
 from .nn.encode import FrozenDecode
-from .nn.frozen import FrozenFlatten, FrozenLinear
+from .nn.frozen import FrozenLinear
+from .nn.frozen_plain import is_convolution, moves
 from .nn.layer import TandemLayer
 from .ops import checks
 from .spike_train import SpikeTrain
 
 if TYPE_CHECKING:
-    from .freeze import FrozenNetwork
+    from .freeze import FrozenNetwork, Stream
 
 
 class Prediction(NamedTuple):
@@ -30,7 +32,7 @@ class Prediction(NamedTuple):
     confidence: Tensor
     """[N]: the softmax of the class at its exit."""
     logits: Tensor
-    """[N, K]: the read-out at the exit."""
+    """[N, K]: the read-out at the exit; probabilities where the network ends in a softmax."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class OperatingPoint:
     """Share of samples classified correctly."""
     synops: float
     """Mean synaptic operations of a sample up to its exit: additions of one weight to one neuron (as in
-    :func:`tandem_cuda.synops`, but for the read-out, which adds its weights for every spike, as it has to be ready at
-    any time). Multiplications of real input, once for all T, do
-    not count."""
+    :func:`tandem_cuda.synops`, but for the read-out, the first weights behind Decode, which adds its weights for every
+    spike, as it has to be ready at any time). Multiplications of real numbers, in front of the spikes and behind the
+    read-out, do not count."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class AccuracyCurve:
 
 def predict(
     network: FrozenNetwork,
-    x: Tensor | SpikeTrain,
+    x: Any,
     exit_confidence: float = 0.9,
     *,
     chunk: int = 1,
@@ -82,7 +84,8 @@ def predict(
 
     Args:
         network: ends in a read-out [N, K].
-        x: real input [N, ...] for a network with Encode, else the spikes, [N, ...] of T steps.
+        x: real input [N, ...] for a network with Encode, else the spikes, [N, ...] of T steps; or a tuple of several
+            inputs.
         exit_confidence: in (0, 1]; 1 lets samples stop early only where the softmax rounds to 1.
         chunk: time steps between two looks. Looking costs a read-out, and on a device a wait for its result.
         min_steps: time steps before the first exit. Counts of few steps say little, in large numbers.
@@ -97,7 +100,7 @@ def predict(
     _check_count("predict", "min_steps", min_steps)
     _check_input("predict", x)
     stream = network.stream(x)
-    left = torch.arange(len(x), device=x.device)
+    left = torch.arange(stream.samples or 0, device=_device(stream))
     found: list[tuple[Tensor, Tensor, Tensor]] = []  # of those that left: indices, steps, logits
     while True:
         logits = _readout("predict", stream.advance(min(chunk, stream.remaining)))
@@ -106,7 +109,7 @@ def predict(
             break
         if stream.done < min_steps:
             continue
-        sure = logits.softmax(1).amax(1) >= exit_confidence
+        sure = _probabilities(network, logits).amax(1) >= exit_confidence
         out = sure.nonzero().flatten()
         if len(out) == 0:
             continue
@@ -119,7 +122,7 @@ def predict(
     indices, steps, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
     order = indices.argsort()
     logits = logits[order]
-    confidence, classes = logits.softmax(1).max(1)
+    confidence, classes = _probabilities(network, logits).max(1)
     _check_finite("predict", "read-out", confidence)  # sums beyond the dtype's range
     return Prediction(classes, steps[order], confidence, logits)
 
@@ -129,7 +132,7 @@ EXIT_CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0
 
 def accuracy_curve(
     network: FrozenNetwork,
-    batches: Iterable[tuple[Tensor | SpikeTrain, Tensor]],
+    batches: Iterable[tuple[Any, Tensor]],
     exit_confidences: Sequence[float] = EXIT_CONFIDENCES,
     *,
     chunk: int = 1,
@@ -187,32 +190,34 @@ def accuracy_curve(
         sure = (confidence >= exit_confidence) & may_exit
         sure[-1] = True
         over_confidence.append(point(float(exit_confidence), sure.int().argmax(0)))  # the first of them
-    return AccuracyCurve(over_time, over_confidence, samples, tuple(_readouts(network)[1]))
+    return AccuracyCurve(over_time, over_confidence, samples, _not_counted(network))
 
 
 def _observe(
-    name: str, network: FrozenNetwork, x: Tensor | SpikeTrain, labels: Tensor, chunk: int
+    name: str, network: FrozenNetwork, x: Any, labels: Tensor, chunk: int
 ) -> tuple[list[int], Tensor, Tensor, Tensor]:
     """At every look: time; and on the CPU whether each sample is right, its confidence, its SynOps so far."""
     checks.check_tensor(name, "labels", labels)
     _check_input(name, x)
     stream = network.stream(x)
-    if labels.shape != (len(x),):
-        raise ValueError(f"{name}: labels must be [{len(x)}] for {len(x)} samples, got {list(labels.shape)}")
-    spent = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    # Output neurons, by each neuron of an input.
-    reached: dict[tuple[nn.Module, int], Tensor | int] = {(layer, 0): n for layer, n in _readouts(network)[0].items()}
+    samples = stream.samples
+    if labels.shape != (samples,):
+        raise ValueError(f"{name}: labels must be [{samples}] for {samples} samples, got {list(labels.shape)}")
+    spent = torch.zeros(len(labels), dtype=torch.float64, device=_device(stream))
+    reached: dict[tuple[nn.Module, int], Tensor | int] = {}  # output neurons, by each neuron of an input
+    decoders = {node.layer: node.name for node in network.nodes if isinstance(node.layer, FrozenDecode)}
 
     def count_synops(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal spent
         trains = [x for x in inputs[2:] if isinstance(x, SpikeTrain)]
         # A read-out adds its weights for every spike that Decode counts.
-        branches = [layer] if isinstance(layer, FrozenDecode) and (layer, 0) in reached else branches_of(layer)
+        branches = [layer] if isinstance(layer, FrozenDecode) else branches_of(layer)
         for i, (branch, train) in enumerate(zip(branches, trains, strict=False)):
             if (layer, i) not in reached:
-                reached[layer, i] = (
-                    fan_out(branch, train.shape[1:], train.device) if isinstance(branch, TandemLayer) else 1
-                )
+                if isinstance(branch, TandemLayer):
+                    reached[layer, i] = fan_out(branch, train.shape[1:], train.device)
+                else:
+                    reached[layer, i] = _read_out(network, decoders[branch], train) if branch in decoders else 1
             spent = spent + (train.count.double() * reached[layer, i]).flatten(1).sum(1)
 
     handles = [layer.register_forward_hook(count_synops) for layer in network.layers]
@@ -220,7 +225,7 @@ def _observe(
     try:
         while stream.remaining:
             logits = _readout(name, stream.advance(min(chunk, stream.remaining)))
-            confidence, classes = logits.softmax(1).max(1)
+            confidence, classes = _probabilities(network, logits).max(1)
             times.append(stream.done)
             rights.append(classes == labels.to(classes.device))
             confidences.append(confidence)
@@ -233,29 +238,65 @@ def _observe(
     return times, right, confident, cost
 
 
-def _readouts(network: FrozenNetwork) -> tuple[dict[nn.Module, int], list[str]]:
-    """Output neurons that a neuron reaches in the read-outs behind each Decode; and what is not counted."""
-    reached: dict[nn.Module, int] = {}
-    not_counted = []
-    decoded: dict[str, nn.Module] = {}  # nodes that hold counts, by the Decode that counted them
-    for node in network.nodes:
-        layer, source = node.layer, decoded.get(node.inputs[0])
-        if isinstance(layer, FrozenDecode):
-            decoded[node.name] = layer
-        elif isinstance(layer, FrozenFlatten) and source is not None:
-            decoded[node.name] = source
-        elif isinstance(layer, FrozenLinear) and source is not None:
-            reached[source] = reached.get(source, 0) + layer.weight.shape[0]
-        elif not branches_of(layer) and (layer.tensors() or any(True for _ in layer.parameters())):
-            not_counted.append(f"{node.name} ({layer.kind})")
-    return reached, not_counted
+def _read_out(network: FrozenNetwork, decode: str, train: SpikeTrain) -> Tensor:
+    """Outputs that each neuron reaches through the first weights behind Decode, float64; as fan_out finds them."""
+    with torch.inference_mode(False), torch.enable_grad():
+        sample = torch.zeros(1, *train.shape[1:], dtype=torch.float64, device=train.device, requires_grad=True)
+        values, total = {decode: sample}, sample.sum() * 0
+        for name, layer, inputs in network.nodes:
+            x = values.get(inputs[0])
+            if x is None:
+                continue
+            if (weighted := _with_ones(layer, x)) is not None:
+                total = total + weighted.sum()
+            elif moves(layer):
+                values[name] = layer(None, None, x)[0]
+        return torch.autograd.grad(total, sample)[0][0]
+
+
+def _with_ones(layer: nn.Module, x: Tensor) -> Tensor | None:
+    """What a layer makes of x with weights of one and no bias; None where it has no weights."""
+    if isinstance(layer, FrozenLinear):
+        return nn.functional.linear(x, torch.ones_like(layer.weight, dtype=x.dtype))
+    if not is_convolution(layer):
+        return None
+    values = {"weight": torch.ones_like, "bias": torch.zeros_like}
+    named = {name: values[name](tensor, dtype=x.dtype) for name, tensor in layer.tensors().items()}
+    weighted: Tensor = torch.func.functional_call(layer.module, named, (x,))
+    return weighted
+
+
+def _not_counted(network: FrozenNetwork) -> tuple[str, ...]:
+    """Layers that multiply and are neither spiking nor the first weights behind Decode."""
+    missing = []
+    decoded: set[str] = set()  # nodes that hold counts
+    for name, layer, inputs in network.nodes:
+        counts = inputs[0] in decoded
+        if isinstance(layer, FrozenDecode) or (counts and moves(layer)):
+            decoded.add(name)
+        elif not branches_of(layer) and layer.tensors() and not (counts and _is_weight(layer)):
+            missing.append(f"{name} ({layer.kind})")
+    return tuple(missing)
+
+
+def _is_weight(layer: nn.Module) -> bool:
+    return isinstance(layer, FrozenLinear) or is_convolution(layer)
 
 
 def _check_input(name: str, x: Any) -> None:
     """NaN is no reason for a neuron to fire, so that an answer to it would look like any other."""
-    value = x.carried_count if isinstance(x, SpikeTrain) else x
-    if isinstance(value, Tensor):
-        _check_finite(name, "input", value)
+    for value in tree_leaves(x):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            _check_finite(name, "input", value)
+
+
+def _device(stream: Stream) -> torch.device:
+    assert stream.inputs is not None
+    return stream.inputs[0].device
+
+
+def _probabilities(network: FrozenNetwork, logits: Tensor) -> Tensor:
+    return logits if network.probabilities else logits.softmax(1)
 
 
 def _check_finite(name: str, argument: str, value: Tensor) -> None:

@@ -1,10 +1,12 @@
 """The file of a frozen network: a safetensors file whose metadata describe the network in JSON.
 
-Format 1. The metadata of a safetensors file are strings:
+Formats 1 and 2. The metadata of a safetensors file are strings:
 
-- ``format``: "tandem_cuda.frozen"; ``version``: "1".
+- ``format``: "tandem_cuda.frozen"; ``version``: "1", or "2" where something is used that came with it.
 - ``description``: JSON, {"nodes": [{"name", "kind", "inputs", "settings"}, ...], "output": name}. Nodes are in order of
-  execution; inputs are names of nodes before, or "<input>".
+  execution; inputs are names of nodes before, or "<input>". Since 2: modules and functions of plain PyTorch are nodes
+  (nn/frozen_plain.py); "inputs", the names of the network's inputs, where these are not ["<input>"]; "output" may be
+  {"tuple": [...]}, {"list": [...]} or {"dict": {...}} of outputs.
 - ``sha256``: of the description and of every tensor (name, dtype, shape and bytes, in order of names).
 
 A tensor is named <node>/<tensor>. Weights are stored as layers have them, and packed when loaded: how they are packed
@@ -27,7 +29,8 @@ import torch
 from torch import Tensor
 
 FORMAT = "tandem_cuda.frozen"
-VERSION = 1
+VERSION = 2
+"""The newest."""
 
 
 def _safetensors() -> ModuleType:
@@ -40,12 +43,12 @@ def _safetensors() -> ModuleType:
     return safetensors
 
 
-def write(path: str | PathLike[str], description: Any, tensors: Mapping[str, Tensor]) -> None:
+def write(path: str | PathLike[str], description: Any, tensors: Mapping[str, Tensor], version: int = 1) -> None:
     """Write a file as a whole or not at all."""
     safetensors = _safetensors()
     text = json.dumps(description, allow_nan=False)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "version": str(VERSION), "description": text, "sha256": _digest(text, plain)}
+    metadata = {"format": FORMAT, "version": str(version), "description": text, "sha256": _digest(text, plain)}
     data = safetensors.torch.save(plain, metadata)
     target = Path(path)
     try:
@@ -105,10 +108,10 @@ def _check_format(path: str | PathLike[str], metadata: Mapping[str, str]) -> Non
             f"{metadata.get('format')!r}"
         )
     version = metadata.get("version", "")
-    if version != str(VERSION):
+    if version not in [str(known) for known in range(1, VERSION + 1)]:
         newer = version.isdecimal() and int(version) > VERSION
         hint = "; a newer tandem_cuda wrote it, upgrade to read it" if newer else ""
-        raise ValueError(f"FrozenNetwork.load: {path} must be of format version {VERSION}, got {version!r}{hint}")
+        raise ValueError(f"FrozenNetwork.load: {path} must be of format version 1 to {VERSION}, got {version!r}{hint}")
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import keystr, tree_leaves_with_path
 
@@ -15,6 +16,7 @@ from . import anytime, artefact
 from .convert import TandemNetwork, flattened_to
 from .nn.encode import FrozenEncode
 from .nn.frozen import ANY, ENCODED, FORMS, LOADERS, REAL, SPIKES, FrozenLayer, Span, State, Value
+from .nn.frozen_plain import IDLE, frozen_call, is_softmax, writes_alone
 from .ops import checks
 from .spike_train import SpikeTrain
 
@@ -41,59 +43,70 @@ def freeze(model: nn.Module) -> FrozenNetwork:
     memory with it.
 
     Args:
-        model: what :func:`tandem_cuda.convert` returns; nn.Sequential, nested or not; or a torch.fx.GraphModule that
-            calls modules and ``flatten`` alone. Of Encode, tandem layers, TandemAdd, pooling of spikes, nn.Flatten,
-            Decode and nn.Linear; dropout and nn.Identity leave no trace. One such layer alone will do.
+        model: what :func:`tandem_cuda.convert` returns; nn.Sequential, nested or not; or a torch.fx.GraphModule. Of
+            Encode, tandem layers, TandemAdd, pooling of spikes and Decode; in front of Encode and behind Decode of the
+            modules and functions of plain PyTorch that :mod:`tandem_cuda.nn.frozen_plain` lists, between several inputs
+            and outputs. Dropout and nn.Identity leave no trace. One such layer alone will do.
 
     Raises:
         TypeError: ``model`` is no nn.Module.
-        ValueError: modules that cannot be frozen, all of them named; a batch norm without statistics or affine map; a
+        ValueError: parts that cannot be frozen, all of them named; a batch norm without statistics or affine map; a
             layer whose weights or statistics are NaN or infinite; layers that do not fit each other.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
-    refused: list[str] = []
-    calls, result = _calls(model, refused)
-    for name, module, _ in calls:
-        if _type(module) not in FORMS:
+    calls = _calls(model.snn if isinstance(model, TandemNetwork) else model)
+    refused = list(calls.refused)
+    for name, module, _ in calls.layers:
+        if not isinstance(module, FrozenLayer) and _type(module) not in FORMS:
             refused.append(f"{name or 'model'} ({type(module).__name__})")
     if refused:
-        known = ", ".join(sorted(kind.__name__ for kind in FORMS))
-        raise ValueError(f"freeze: model must consist of {known}, got {', '.join(refused)}")
-
+        raise ValueError(
+            "freeze: model must consist of tandem layers, of the modules and functions of plain PyTorch that "
+            "docs/inference.md lists, and of modules that tandem_cuda.nn.frozen.register knows, "
+            f"got {', '.join(refused)}"
+        )
     nodes: list[Node] = []
-    renamed, values = {INPUT: INPUT}, {INPUT: Value()}
-    for name, module, inputs in calls:
+    renamed, values = {name: name for name in calls.inputs}, {name: Value() for name in calls.inputs}
+    for name, module, inputs in calls.layers:
         sources = tuple(renamed[i] for i in inputs)
-        form = FORMS[_type(module)](module, any(values[i].kind == ENCODED for i in sources))
+        form = module
+        if not isinstance(module, FrozenLayer):
+            form = FORMS[_type(module)](module, any(values[i].kind == ENCODED for i in sources))
         if form is None:
             renamed[name] = sources[0]
             continue
         renamed[name] = name
         nodes.append(Node(name, form, sources))
         values[name] = _output("freeze", nodes[-1], values)
-    return FrozenNetwork(nodes, renamed[result])
+    return FrozenNetwork(nodes, _mapped(calls.output, renamed.__getitem__), calls.inputs)
 
 
-Call = tuple[str, nn.Module, tuple[str, ...]]
+class _Calls(NamedTuple):
+    """What a model does."""
+
+    layers: list[tuple[str, Any, tuple[str, ...]]]
+    """In order: names, modules or frozen layers, and the names of their inputs."""
+    output: Any
+    """As of FrozenNetwork."""
+    inputs: tuple[str, ...] = (INPUT,)
+    refused: tuple[str, ...] = ()
+    """What has no frozen form, and why."""
 
 
 def _type(module: nn.Module) -> type[nn.Module]:
     return nn.utils.parametrize.type_before_parametrizations(module)
 
 
-def _calls(model: nn.Module, refused: list[str]) -> tuple[list[Call], str]:
-    """The layers that a model calls, in order, with the names of their inputs; and the name of its output."""
-    if isinstance(model, TandemNetwork):
-        model = model.snn
+def _calls(model: nn.Module) -> _Calls:
     if isinstance(model, fx.GraphModule):
-        return _graph_calls(model, refused)
-    calls: list[Call] = []
+        return _GraphCalls(model).found()
+    layers: list[tuple[str, Any, tuple[str, ...]]] = []
     last = INPUT
     for name, module in _chain("", model):
-        calls.append((name, module, (last,)))
+        layers.append((name, module, (last,)))
         last = name
-    return calls, last
+    return _Calls(layers, last)
 
 
 def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -105,28 +118,81 @@ def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield name or type(module).__name__, module
 
 
-def _graph_calls(model: fx.GraphModule, refused: list[str]) -> tuple[list[Call], str]:
-    calls: list[Call] = []
-    names: dict[fx.Node, str] = {}
-    result = INPUT
-    for node in model.graph.nodes:
-        if node.op == "placeholder" and INPUT not in names.values():
-            names[node] = INPUT
-        elif node.op == "output" and isinstance(node.args[0], fx.Node):
-            result = names.get(node.args[0], INPUT)
-        elif node.op == "call_module" and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args):
-            last = INPUT if not node.args else names.get(node.args[0], INPUT)
-            inputs = tuple(names.get(argument, INPUT) for argument in node.args)
-            for name, module in _chain(node.name, model.get_submodule(str(node.target))):
-                calls.append((name, module, inputs))
-                inputs, last = (name,), name
-            names[node] = last
+class _GraphCalls:
+    """One pass over the graph of a model."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        self.model = model
+        self.layers: list[tuple[str, Any, tuple[str, ...]]] = []
+        self.refused: list[str] = []
+        placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
+        several = len(placeholders) > 1
+        self.names = {node: f"<{node.name}>" if several else INPUT for node in placeholders}
+        self.inputs = tuple(self.names.values())
+
+    def found(self) -> _Calls:
+        nodes = list(self.model.graph.nodes)
+        (end,) = (node for node in nodes if node.op == "output")
+        needed = {end}
+        for node in reversed(nodes):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        for node in nodes:
+            if node in needed and node.op not in ("placeholder", "output", "get_attr"):
+                try:
+                    self._call(node)
+                except (TypeError, ValueError) as error:
+                    self.names[node] = INPUT  # to go on, and name all of it
+                    self.refused.append(f"{node.name} ({_target(node)}: {error})")
+        output = self._structure(end.args[0])
+        return _Calls(self.layers, output, self.inputs, tuple(self.refused))
+
+    def _call(self, node: fx.Node) -> None:
+        if node.op == "call_module":
+            self._module(node)
         elif (flatten := _flattening(node)) is not None:
-            calls.append((node.name, flatten, (names.get(node.args[0], INPUT),)))
-            names[node] = node.name
+            self._add(node, flatten, [node.args[0]])
+        elif node.target in _DROPOUTS:
+            if node.kwargs.get("training", True):
+                raise ValueError("is random as it was traced; use nn.Dropout, or trace the model in eval mode")
+            self.names[node] = self.names[node.all_input_nodes[0]]
         else:
-            refused.append(f"{node.name} ({node.op} {node.target})")
-    return calls, result
+            self._add(node, *frozen_call(self.model, node))
+
+    def _module(self, node: fx.Node) -> None:
+        if node.kwargs or not node.args or not all(a in self.names for a in node.args):
+            raise ValueError("has arguments beside the outputs of others")
+        inputs, last = tuple(self.names[a] for a in node.all_input_nodes), ""
+        if len(inputs) != len(node.args):  # one of them twice
+            inputs = tuple(self.names[a] for a in node.args)
+        for name, module in _chain(node.name, self.model.get_submodule(str(node.target))):
+            writes = getattr(module, "inplace", False) and not isinstance(module, IDLE)
+            if writes and not last and not writes_alone(self.model, node):
+                raise ValueError("writes in place into what is used elsewhere; set inplace=False")
+            self.layers.append((name, module, inputs))
+            inputs, last = (name,), name
+        self.names[node] = last or inputs[0]
+
+    def _add(self, node: fx.Node, layer: Any, inputs: Sequence[Any]) -> None:
+        self.layers.append((node.name, layer, tuple(self.names[x] for x in inputs)))
+        self.names[node] = node.name
+
+    def _structure(self, value: Any) -> Any:
+        if isinstance(value, fx.Node) and value in self.names:
+            return self.names[value]
+        if isinstance(value, (tuple, list)) and value:
+            return {type(value).__name__: [self._structure(x) for x in value]}
+        if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
+            return {"dict": {key: self._structure(x) for key, x in value.items()}}
+        self.refused.append(f"output ({value!r} of type {type(value).__name__})")
+        return INPUT
+
+
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+
+
+def _target(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 def _flattening(node: fx.Node) -> nn.Module | None:
@@ -136,8 +202,42 @@ def _flattening(node: fx.Node) -> nn.Module | None:
     return nn.Flatten() if node.target is flattened_to else None
 
 
-def _input_kind(nodes: Sequence[Node], default: str) -> str:
-    """The kind of value that the network takes, by what stands behind its input."""
+def _mapped(output: Any, f: Callable[[str], Any]) -> Any:
+    """The structure of an output with something in place of the names."""
+    if isinstance(output, str):
+        return f(output)
+    ((form, parts),) = output.items()
+    if form == "dict":
+        return {form: {key: _mapped(part, f) for key, part in parts.items()}}
+    return {form: [_mapped(part, f) for part in parts]}
+
+
+def _names_in(output: Any) -> list[str]:
+    """The names of nodes in the structure of an output; ValueError where it is none."""
+    if isinstance(output, str):
+        return [output]
+    if isinstance(output, dict) and len(output) == 1:
+        ((form, parts),) = output.items()
+        if form == "dict" and isinstance(parts, dict) and parts and all(isinstance(key, str) for key in parts):
+            return [name for part in parts.values() for name in _names_in(part)]
+        if form in ("tuple", "list") and isinstance(parts, list) and parts:
+            return [name for part in parts for name in _names_in(part)]
+    raise ValueError(f"FrozenNetwork: output must be the name of a node, or a tuple, list or dict, got {output!r}")
+
+
+def _built(output: Any, values: Mapping[str, Any]) -> Any:
+    """What the network returns."""
+    if isinstance(output, str):
+        return values[output]
+    ((form, parts),) = output.items()
+    if form == "dict":
+        return {key: _built(part, values) for key, part in parts.items()}
+    built = [_built(part, values) for part in parts]
+    return tuple(built) if form == "tuple" else built
+
+
+def _input_kinds(nodes: Sequence[Node], inputs: Sequence[str], default: str) -> dict[str, str]:
+    """The kind of value that each input of the network is, by what stands behind it."""
     wanted: dict[str, str] = {}
     for node in reversed(nodes):
         kind = node.layer.takes()
@@ -145,8 +245,7 @@ def _input_kind(nodes: Sequence[Node], default: str) -> str:
             kind = wanted.get(node.name, ANY)
         if kind != ANY:
             wanted |= dict.fromkeys(node.inputs, kind)
-    kind = wanted.get(INPUT, ANY)
-    return kind if kind in (REAL, SPIKES) else default
+    return {name: wanted[name] if wanted.get(name) in (REAL, SPIKES) else default for name in inputs}
 
 
 def _output(op: str, node: Node, values: Mapping[str, Value]) -> Value:
@@ -157,13 +256,14 @@ def _output(op: str, node: Node, values: Mapping[str, Value]) -> Value:
         raise ValueError(f"{op}: {node.layer.kind} {node.name!r}: {error}") from error
 
 
-def _used(nodes: Sequence[Node], output: str) -> list[Node]:
-    """Those that the output depends on."""
-    used, kept = {output}, []
+def _used(nodes: Sequence[Node], outputs: Sequence[str], *, later: bool = False) -> list[Node]:
+    """Those that the outputs depend on; ``later`` where layers have a state."""
+    used, kept = {*outputs}, []
     for node in reversed(nodes):
         if node.name in used:
-            used.update(node.inputs)
             kept.append(node)
+            if not (later and node.layer.resumes):
+                used.update(node.inputs)
     return kept[::-1]
 
 
@@ -181,25 +281,30 @@ class FrozenNetwork(nn.Module):
 
     Args:
         nodes: in order of execution. Those that the output does not depend on are left out.
-        output: the name of the node whose output is the network's.
+        output: the name of the node whose output is the network's; or {"tuple": [...]}, {"list": [...]} or
+            {"dict": {...}} of such.
+        inputs: the names of the network's inputs among those of the nodes.
 
     Shape:
-        Tensor [N, ...] for a network that begins with Encode, else SpikeTrain [N, ...] of any T -> what the last
-        layer returns, [N, K] of a read-out.
+        For each input a Tensor [N, ...], or a SpikeTrain [N, ...] where the layer behind it takes spikes -> what the
+        last layers return, [N, K] of a read-out. T is that of Encode, or of the trains where there is none.
 
     Raises:
-        TypeError: the input is neither.
+        TypeError: an input is not what it must be.
         ValueError: names that occur twice, or are used before they are there; several Encode of different T; layers
             whose tensors are not finite or whose inputs cannot be what the layers before put out.
     """
 
-    def __init__(self, nodes: Sequence[Node], output: str) -> None:
+    def __init__(self, nodes: Sequence[Node], output: Any, inputs: Sequence[str] = (INPUT,)) -> None:
         super().__init__()
         steps = {node.layer.time_steps for node in nodes if isinstance(node.layer, FrozenEncode)}
         if len(steps) > 1:
             raise ValueError(f"FrozenNetwork: every Encode must have the same time_steps, got {sorted(steps)}")
-        self.kind = _input_kind(nodes, SPIKES if not steps else REAL)
-        values = {INPUT: Value(self.kind, source=INPUT)}
+        if not inputs or len({*inputs}) < len(inputs):
+            raise ValueError(f"FrozenNetwork: inputs must be one or more different names, got {list(inputs)}")
+        self.kinds = _input_kinds(nodes, inputs, REAL if steps else SPIKES)
+        """Of each input, by its name."""
+        values = {name: Value(kind, source=name) for name, kind in self.kinds.items()}
         for node in nodes:
             if node.name in values:
                 raise ValueError(f"FrozenNetwork: names of nodes must differ, got {node.name!r} twice")
@@ -211,9 +316,13 @@ class FrozenNetwork(nn.Module):
                 )
             _check_finite(node)
             values[node.name] = _output("FrozenNetwork", node, values)
-        if output not in values or output == INPUT:
-            raise ValueError(f"FrozenNetwork: output must be the name of a node, got {output!r}")
-        nodes = _used(nodes, output)
+        outputs = _names_in(output)
+        for name in outputs:
+            if name not in values or name in self.kinds:
+                raise ValueError(f"FrozenNetwork: output must be the name of a node, got {name!r}")
+        nodes = _used(nodes, outputs)
+        if not steps and SPIKES not in self.kinds.values():
+            raise ValueError("FrozenNetwork: an input must be spikes or go through Encode: else there is no time")
         self.names = [node.name for node in nodes]
         self.inputs = [node.inputs for node in nodes]
         self.output = output
@@ -221,9 +330,11 @@ class FrozenNetwork(nn.Module):
         last = {source: i for i, node in enumerate(nodes) for source in node.inputs}
         self.done: list[list[str]] = [[] for _ in nodes]
         """What is not needed behind each of the nodes, so that its memory may go."""
-        for source, i in last.items():
-            if source != output:
-                self.done[i].append(source)
+        for source in last.keys() - {*outputs}:
+            self.done[last[source]].append(source)
+        later = {node.name for node in _used(nodes, outputs, later=True)}
+        self.again = [name in later for name in self.names]
+        """Which nodes run at every call, and not at the first one alone: all but what stands in front of the spikes."""
         self.steady = all(layer.mode == "constant" for layer in self.layers if isinstance(layer, FrozenEncode))
         self.time_steps: int | None = steps.pop() if steps else None
         """T of its Encode; None where spike trains bring their own."""
@@ -234,26 +345,41 @@ class FrozenNetwork(nn.Module):
         layers = [layer for layer in self.layers if isinstance(layer, FrozenLayer)]
         return [Node(*node) for node in zip(self.names, layers, self.inputs, strict=True)]
 
-    def forward(self, x: Tensor | SpikeTrain) -> Any:
-        total = self._total(x)
-        return self.advance(x, {}, Span(total, 0, total))[0]
+    @property
+    def probabilities(self) -> bool:
+        """Whether the output is that of a softmax."""
+        layers = dict(zip(self.names, self.layers, strict=True))
+        return isinstance(self.output, str) and is_softmax(layers[self.output])
 
-    def _total(self, x: Any) -> int:
-        if self.time_steps is not None:
-            checks.check_tensor("FrozenNetwork", "input", x)
-            return self.time_steps
-        if not isinstance(x, SpikeTrain):
-            raise TypeError(
-                f"FrozenNetwork: input must be a SpikeTrain (the network has no Encode), got {type(x).__name__}"
-            )
-        return x.time_steps
+    def forward(self, *inputs: Tensor | SpikeTrain) -> Any:
+        total = self._total(inputs)
+        return self.advance(inputs if len(inputs) > 1 else inputs[0], {}, Span(total, 0, total))[0]
+
+    def _total(self, inputs: Sequence[Any]) -> int:
+        """T of a run with these inputs."""
+        if len(inputs) != len(self.kinds):
+            raise TypeError(f"FrozenNetwork: inputs must be {len(self.kinds)}, got {len(inputs)}")
+        steps = [] if self.time_steps is None else [self.time_steps]
+        for (name, kind), x in zip(self.kinds.items(), inputs, strict=True):
+            what = "input" if name == INPUT else f"input {name}"
+            if kind == REAL:
+                checks.check_tensor("FrozenNetwork", what, x)
+            elif not isinstance(x, SpikeTrain):
+                reason = " (the network has no Encode)" if self.time_steps is None else ""
+                raise TypeError(f"FrozenNetwork: {what} must be a SpikeTrain{reason}, got {type(x).__name__}")
+            else:
+                steps.append(x.time_steps)
+        if len({*steps}) > 1:
+            raise ValueError(f"FrozenNetwork: inputs must have the same time steps, got {steps}")
+        return steps[0]
 
     @torch.no_grad()
-    def advance(self, x: Tensor | SpikeTrain, state: NetworkState, span: Span) -> tuple[Any, NetworkState]:
+    def advance(self, x: Any, state: NetworkState, span: Span) -> tuple[Any, NetworkState]:
         """Run some of the time steps; :meth:`stream` keeps account of them for you.
 
         Args:
-            x: the real input, the same at every call; or the spikes of these ``span.now`` time steps.
+            x: the input, or a tuple of several: real ones, the same at every call; of trains the spikes of these
+                ``span.now`` time steps.
             state: what the call before returned; {} at first.
             span: the time steps.
 
@@ -261,21 +387,25 @@ class FrozenNetwork(nn.Module):
             ``(output, state)``. Decode returns what counts are estimated to come to at the end, where
             ``state`` is {}.
         """
-        values: dict[str, Any] = {INPUT: x}
+        values: dict[str, Any] = dict(zip(self.kinds, x if len(self.kinds) > 1 else (x,), strict=True))
         after: NetworkState = {}
-        for name, layer, inputs, done in zip(self.names, self.layers, self.inputs, self.done, strict=True):
-            values[name], carried = layer(span, state.get(name), *(values[source] for source in inputs))
+        for i, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
+            if span.done and not self.again[i]:
+                continue
+            inputs = (values.get(source) for source in self.inputs[i])
+            values[name], carried = layer(span, state.get(name), *inputs)
             if carried is not None:
                 after[name] = carried
-            for source in done:
-                del values[source]
-        return values[self.output], after
+            for source in self.done[i]:
+                values.pop(source, None)
+        return _built(self.output, values), after
 
-    def stream(self, x: Tensor | SpikeTrain | None = None, *, time_steps: int | None = None) -> Stream:
+    def stream(self, x: Any = None, *, time_steps: int | None = None) -> Stream:
         """Begin a run over chunks of time.
 
         Args:
-            x: all of the input, as of a call of the network. Left out where spikes arrive chunk by chunk.
+            x: all of the input, as of a call of the network, or a tuple of several. Left out where spikes, as the only
+                input, arrive chunk by chunk.
             time_steps: T, over which layers spread their bias; given just where ``x`` is not.
 
         Raises:
@@ -285,22 +415,25 @@ class FrozenNetwork(nn.Module):
         if x is not None:
             if time_steps is not None:
                 raise TypeError(f"stream: time_steps must be left out where x is given, got {time_steps}")
-            return Stream(self, x, self._total(x))
-        if self.time_steps is not None:
-            raise TypeError("stream: x must be given to a network with Encode, got None")
+            inputs = (x,) if len(self.kinds) == 1 else x
+            if not isinstance(inputs, (tuple, list)):
+                raise TypeError(f"stream: x must be a tuple of {len(self.kinds)} inputs, got {type(x).__name__}")
+            return Stream(self, inputs, self._total(inputs))
+        if self.time_steps is not None or len(self.kinds) > 1:
+            raise TypeError("stream: x must be given to a network with Encode or several inputs, got None")
         checks.check_time_steps("stream", time_steps)
         assert time_steps is not None
         return Stream(self, None, time_steps)
 
     def predict(
-        self, x: Tensor | SpikeTrain, exit_confidence: float = 0.9, *, chunk: int = 1, min_steps: int = 1
+        self, x: Any, exit_confidence: float = 0.9, *, chunk: int = 1, min_steps: int = 1
     ) -> anytime.Prediction:
         """Classify, each sample for as many time steps as it takes; :func:`tandem_cuda.anytime.predict`."""
         return anytime.predict(self, x, exit_confidence, chunk=chunk, min_steps=min_steps)
 
     def accuracy_curve(
         self,
-        batches: Iterable[tuple[Tensor | SpikeTrain, Tensor]],
+        batches: Iterable[tuple[Any, Tensor]],
         exit_confidences: Sequence[float] = anytime.EXIT_CONFIDENCES,
         *,
         chunk: int = 1,
@@ -317,15 +450,20 @@ class FrozenNetwork(nn.Module):
             OSError: the file, which the message names, cannot be written, as where the disk is full; an earlier file of
                 that name is then as it was, and nothing else is left behind.
         """
-        description = {
+        description: dict[str, Any] = {
             "nodes": [
                 {"name": name, "kind": layer.kind, "inputs": list(inputs), "settings": layer.settings()}
                 for name, layer, inputs in self.nodes
             ],
             "output": self.output,
         }
+        version = max((layer.format for _, layer, _ in self.nodes), default=1)
+        if not isinstance(self.output, str) or tuple(self.kinds) != (INPUT,):
+            version = 2
+        if version > 1:
+            description["inputs"] = list(self.kinds)
         tensors = {f"{name}/{key}": tensor for name, layer, _ in self.nodes for key, tensor in layer.tensors().items()}
-        artefact.write(path, description, tensors)
+        artefact.write(path, description, tensors, version)
 
     @classmethod
     def load(cls, path: str | PathLike[str], *, device: torch.device | str = "cpu") -> FrozenNetwork:
@@ -351,8 +489,11 @@ class FrozenNetwork(nn.Module):
 
 def _network(description: Any, tensors: Mapping[str, Tensor]) -> FrozenNetwork:
     """Make a network of a description, every part of which is checked."""
-    if not isinstance(description, dict) or description.keys() != {"nodes", "output"}:
+    if not isinstance(description, dict) or description.keys() - {"inputs"} != {"nodes", "output"}:
         raise ValueError("the description must hold nodes and output")
+    names = description.get("inputs", [INPUT])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"inputs must be a list of names, got {names!r}")
     if not isinstance(description["nodes"], list):
         raise ValueError("nodes must be a list")
     owners: dict[str, dict[str, Tensor]] = {}
@@ -377,7 +518,7 @@ def _network(description: Any, tensors: Mapping[str, Tensor]) -> FrozenNetwork:
         nodes.append(Node(name, layer, tuple(inputs)))
     if owners:
         raise ValueError(f"tensors must belong to nodes, got one of {min(owners)!r}")
-    return FrozenNetwork(nodes, description["output"])
+    return FrozenNetwork(nodes, description["output"], names)
 
 
 def _check_numbers(name: str, settings: Any) -> None:
@@ -400,7 +541,7 @@ class Stream:
     network ends in a spiking layer, each output is the train of its chunk.
     """
 
-    def __init__(self, network: FrozenNetwork, x: Tensor | SpikeTrain | None, time_steps: int) -> None:
+    def __init__(self, network: FrozenNetwork, inputs: Sequence[Tensor | SpikeTrain] | None, time_steps: int) -> None:
         self.network = network
         self.time_steps = time_steps
         """T."""
@@ -408,9 +549,15 @@ class Stream:
         """Time steps that are over."""
         self.state: NetworkState = {}
         """What layers carry: membrane potentials and counts, [N, ...]."""
-        self.x = x
-        """The input, where all of it was given."""
-        self._samples = None if x is None else len(x)
+        self.inputs = None if inputs is None else tuple(inputs)
+        """The inputs, where all of them were given."""
+        self.samples: int | None = None
+        """N; None where no spikes have arrived yet."""
+        if self.inputs is not None:
+            sizes = [len(x) for x in self.inputs]
+            if len({*sizes}) > 1:
+                raise ValueError(f"stream: inputs must have the same number of samples, got {sizes}")
+            self.samples = sizes[0]
 
     @property
     def remaining(self) -> int:
@@ -431,24 +578,29 @@ class Stream:
             TypeError: a chunk of the wrong type.
             ValueError: more steps than remain, or another number of samples than before.
         """
-        if self.x is None and not isinstance(chunk, SpikeTrain):
+        whole = self.inputs
+        if whole is None and not isinstance(chunk, SpikeTrain):
             raise TypeError(f"advance: chunk must be a SpikeTrain, got {type(chunk).__name__}")
-        if self.x is not None and (isinstance(chunk, bool) or not isinstance(chunk, int)):
+        if whole is not None and (isinstance(chunk, bool) or not isinstance(chunk, int)):
             raise TypeError(f"advance: chunk must be a number of time steps, got {type(chunk).__name__}")
         now = chunk.time_steps if isinstance(chunk, SpikeTrain) else chunk
         if not 1 <= now <= self.remaining:
             raise ValueError(f"advance: chunk must be of 1 to {self.remaining} time steps (the rest), got {now}")
-        x = chunk if isinstance(chunk, SpikeTrain) else self.x
-        assert x is not None
-        if self._samples not in (None, len(x)):
-            raise ValueError(f"advance: chunk must hold {self._samples} samples, got {len(x)}")
-        if isinstance(self.x, SpikeTrain):
-            x = self.x.window(self.done, self.done + now)
+        if isinstance(chunk, SpikeTrain):
+            if self.samples not in (None, len(chunk)):
+                raise ValueError(f"advance: chunk must hold {self.samples} samples, got {len(chunk)}")
+            self.samples = len(chunk)
+            inputs: tuple[Any, ...] = (chunk,)
+        else:
+            assert whole is not None
+            done = self.done
+            inputs = tuple(x.window(done, done + now) if isinstance(x, SpikeTrain) else x for x in whole)
         output, self.state = self.network.advance(
-            x, self.state, Span(now, self.done, self.time_steps, self.network.steady)
+            inputs if len(inputs) > 1 else inputs[0],
+            self.state,
+            Span(now, self.done, self.time_steps, self.network.steady),
         )
         self.done += now
-        self._samples = len(x)
         return output
 
     def select(self, samples: Tensor) -> None:
@@ -465,9 +617,10 @@ class Stream:
         if samples.dtype != torch.int64 or samples.dim() != 1:
             raise TypeError(f"select: samples must be int64 [M], got {samples.dtype} {list(samples.shape)}")
         self.state = {name: tuple(x[samples] for x in carried) for name, carried in self.state.items()}
-        if isinstance(self.x, SpikeTrain):
-            self.x = self.x.rearranged(lambda values: values[:, samples])
-        elif self.x is not None:
-            self.x = self.x[samples]
-        if self._samples is not None:
-            self._samples = len(samples)
+        if self.inputs is not None:
+            self.inputs = tuple(
+                x.rearranged(lambda values: values[:, samples]) if isinstance(x, SpikeTrain) else x[samples]
+                for x in self.inputs
+            )
+        if self.samples is not None:
+            self.samples = len(samples)

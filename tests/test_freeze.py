@@ -551,13 +551,11 @@ def test_foreign_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("version", "message"), [(2, "got '2'; a newer tandem_cuda wrote it"), ("x", "got 'x'$"), (0, "got '0'$")]
+    ("version", "message"), [("3", "got '3'; a newer tandem_cuda wrote it"), ("x", "got 'x'$"), (0, "got '0'$")]
 )
-def test_other_versions(tmp_path, monkeypatch, version, message):
-    monkeypatch.setattr(artefact, "VERSION", version)
-    freeze(small_network()).save(tmp_path / "net.safetensors")
-    monkeypatch.undo()
-    with pytest.raises(ValueError, match=f"must be of format version 1, {message}"):
+def test_other_versions(tmp_path, version, message):
+    artefact.write(tmp_path / "net.safetensors", *contents(tiny(), tmp_path), version=version)
+    with pytest.raises(ValueError, match=f"must be of format version 1 to 2, {message}"):
         FrozenNetwork.load(tmp_path / "net.safetensors")
 
 
@@ -658,11 +656,12 @@ class OwnConv(TandemConv2d):
 def test_what_cannot_be_frozen_is_named():
     net = nn.Sequential(
         OrderedDict(
-            stem=nn.Conv2d(1, 2, 3), body=nn.Sequential(Encode(3), OwnConv(2, 3, 1), nn.Flatten()), act=nn.Softmax(1)
+            stem=nn.Bilinear(1, 2, 3), body=nn.Sequential(Encode(3), OwnConv(2, 3, 1), nn.Flatten()), act=nn.RReLU()
         )
     )
     message = (
-        r"freeze: model must consist of .*TandemConv2d.*, got stem \(Conv2d\), body.1 \(OwnConv\), act \(Softmax\)"
+        r"freeze: model must consist of tandem layers.* that docs/inference.md lists, .*register knows, "
+        r"got stem \(Bilinear\), body.1 \(OwnConv\), act \(RReLU\)$"
     )
     with pytest.raises(ValueError, match=message):
         freeze(net)

@@ -35,12 +35,12 @@ from test_freeze import graph_of, paths_in, randomised
 safetensors = pytest.importorskip("safetensors")
 
 
-def write(path, description, tensors):
+def write(path, description, tensors, version="1"):
     """A file with the right checksum, whatever it holds."""
     import safetensors.torch
 
     text = json.dumps(description)  # NaN and Infinity too
-    metadata = {"format": artefact.FORMAT, "version": "1", "description": text}
+    metadata = {"format": artefact.FORMAT, "version": version, "description": text}
     metadata["sha256"] = artefact._digest(text, tensors)
     safetensors.torch.save_file(tensors, path, metadata)
 

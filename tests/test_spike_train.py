@@ -373,7 +373,7 @@ def selected(x):
     stream = freeze(layer).stream(x)
     stream.advance(1)
     stream.select(torch.tensor([1]))
-    return stream.x
+    return stream.inputs[0]
 
 
 OPERATIONS = {

@@ -137,6 +137,10 @@ class FrozenLayer(nn.Module, ABC):
 
     kind: str
     """Name of the class of modules that it was registered for."""
+    format: int = 1
+    """The version of files in which the kind came."""
+    resumes: bool = False
+    """Whether it needs its inputs no more once it has a state."""
 
     @abstractmethod
     def forward(self, span: Span, state: State | None, *inputs: Any) -> tuple[Any, State | None]: ...
@@ -337,5 +341,3 @@ class FrozenLinear(FrozenLayer):
 
 register(nn.Flatten, FrozenFlatten.of, FrozenFlatten.load)
 register(nn.Linear, FrozenLinear.of, FrozenLinear.load)
-for idle in (nn.Identity, nn.Dropout, nn.Dropout2d):
-    register(idle, lambda module, encoded: None)

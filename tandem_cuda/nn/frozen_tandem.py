@@ -64,7 +64,7 @@ class FrozenTandem(FrozenLayer):
         super().__init__()
         self.kind = type(layer).__name__
         _check_neuron(self.kind, layer.neuron)
-        self.takes_encoded = takes_encoded
+        self.takes_encoded = self.resumes = takes_encoded
         del layer.weight
         layer.register_buffer("weight", frozen_tensor(weight))
         self.layer = layer
@@ -135,17 +135,17 @@ class FrozenTandem(FrozenLayer):
     def _from_encoded(
         self, span: Span, state: State | None, x: EncodedInput, bias: Tensor | None
     ) -> tuple[Tensor, State]:
-        layer, constant = self.layer, x.mode == "constant"
+        layer = self.layer
         if state is None:
             current = layer._encoded_current(x, span.total, bias, self.scale is not None)
-            mode, potential = x.mode, None
-        else:
-            (current, potential), mode = state, "constant"
-        scale, bias = encoded_drive(self.scale, bias, span.total, constant)
+            mode, potential, constant = x.mode, None, x.mode == "constant"
+        else:  # in which the input is
+            (current, potential), mode, constant = state, "constant", True
+        scale, step_bias = encoded_drive(self.scale, bias, span.total, constant)
         bits, _, potential = ops.integrate_and_fire(
             current,
             span.now,
-            bias,
+            step_bias,
             potential,
             scale=scale,
             mode=mode,
@@ -154,8 +154,11 @@ class FrozenTandem(FrozenLayer):
             want_sum=False,
             want_potential=not span.ends,
         )
-        # Of an impulse nothing is left after the first step but the bias.
-        return bits, (current if constant else torch.zeros_like(current), potential)
+        if not constant:  # of an impulse nothing is left after the first step but the bias
+            current = torch.zeros_like(current)
+            if bias is not None and self.scale is None:  # with a scale, the bias is added behind it
+                current = current + layer._per_channel(bias)
+        return bits, (current, potential)
 
     def pack(self) -> None:
         """Arrange the weights for the kernels of their device."""
