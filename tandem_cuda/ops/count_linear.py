@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import layout
 from .autocast import without_autocast
+from .gradient import register_gradient
 from .product import (
     ENGINES,
     Gradients,
@@ -116,4 +117,4 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     return product_gradients(grads, 2)
 
 
-torch.library.register_autograd("tandem_cuda::count_linear", _backward, setup_context=_setup_context)
+register_gradient("count_linear", _backward, _setup_context)
