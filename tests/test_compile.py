@@ -57,7 +57,7 @@ def images(batch, size):
 
 def outcome(net, x, run=None):
     """Output and gradients; gradients of batch norm are sums of many numbers, which a compiler may order anew."""
-    out = (run or net)(x)
+    out = (net if run is None else run)(x)
     return out.detach(), torch.autograd.grad(out.square().sum(), list(net.parameters()))
 
 

@@ -46,6 +46,19 @@ def test_reverse_mode_of_operators(name):
         torch.testing.assert_close(jacrev(jacrev(lambda x: f(x).square().sum()))(x), hessian(f, x))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@every_product
+def test_batched_gradients(name):
+    """Many vectors in one backward pass."""
+    f, shape = PRODUCTS[name]
+    x = normal(*shape).requires_grad_()
+    out = f(x)
+    many = normal(2, *out.shape, seed=1)
+    (got,) = torch.autograd.grad(out, x, many, is_grads_batched=True, retain_graph=True)
+    want = [torch.autograd.grad(out, x, one, retain_graph=True)[0] for one in many]
+    torch.testing.assert_close(got, torch.stack(want))
+
+
 def hessian(f, x):
     return torch.autograd.functional.hessian(lambda x: f(x).square().sum(), x)
 

@@ -95,13 +95,16 @@ def _(
 def linear_gradients(grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool]) -> Gradients:
     """Gradients of scale * (weight * count) + bias with respect to count, weight and bias, where needed."""
     weight, scale = saved[2].to(grad.dtype), saved[3]
-    grad_bias = grad.flatten(0, -2).sum(0) if needed[2] else None
+    # reshape, for there is no rule to batch flatten with is_grads_batched
+    grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if needed[2] else None
     if scale is not None:
         grad = grad * scale
     grad_count = grad @ weight if needed[0] else None
     grad_weight = None
     if needed[1]:
-        grad_weight = (grad.flatten(0, -2).t() @ saved_values(saved, grad.dtype).flatten(0, -2)).to(saved[2].dtype)
+        grad_weight = (grad.reshape(-1, grad.shape[-1]).t() @ saved_values(saved, grad.dtype).flatten(0, -2)).to(
+            saved[2].dtype
+        )
     return grad_count, grad_weight, grad_bias
 
 
