@@ -181,7 +181,10 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
     def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # The format of the input is that of the result, and a single channel has both unless its strides say otherwise.
         if x.shape[1] == 1:
-            x = x.clone(memory_format=torch.channels_last)  # no view, whose symbolic strides Inductor cannot sort
+            if torch.compiler.is_compiling():  # of a view Inductor could not sort the strides where they are symbols
+                x = x.clone(memory_format=torch.channels_last)
+            else:
+                x = x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
         else:
             x = x.contiguous(memory_format=torch.channels_last)
         return self._conv_forward(x, canonical(weight), bias)

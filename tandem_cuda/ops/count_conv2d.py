@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import checks, layout
 from .autocast import without_autocast
+from .gradient import register_gradient
 from .product import (
     ENGINES,
     Gradients,
@@ -230,4 +231,4 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     return product_gradients(grads, 6)
 
 
-torch.library.register_autograd("tandem_cuda::count_conv2d", _backward, setup_context=_setup_context)
+register_gradient("count_conv2d", _backward, _setup_context)

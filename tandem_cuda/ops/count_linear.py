@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import layout
 from .autocast import without_autocast
+from .gradient import register_gradient
 from .product import (
     ENGINES,
     Gradients,
@@ -95,13 +96,16 @@ def _(
 def linear_gradients(grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool]) -> Gradients:
     """Gradients of scale * (weight * count) + bias with respect to count, weight and bias, where needed."""
     weight, scale = saved[2].to(grad.dtype), saved[3]
-    grad_bias = grad.flatten(0, -2).sum(0) if needed[2] else None
+    # reshape, for there is no rule to batch flatten with is_grads_batched
+    grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if needed[2] else None
     if scale is not None:
         grad = grad * scale
     grad_count = grad @ weight if needed[0] else None
     grad_weight = None
     if needed[1]:
-        grad_weight = (grad.flatten(0, -2).t() @ saved_values(saved, grad.dtype).flatten(0, -2)).to(saved[2].dtype)
+        grad_weight = (grad.reshape(-1, grad.shape[-1]).t() @ saved_values(saved, grad.dtype).flatten(0, -2)).to(
+            saved[2].dtype
+        )
     return grad_count, grad_weight, grad_bias
 
 
@@ -117,4 +121,4 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     return product_gradients(grads, 2)
 
 
-torch.library.register_autograd("tandem_cuda::count_linear", _backward, setup_context=_setup_context)
+register_gradient("count_linear", _backward, _setup_context)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import checks, layout
 from .count_conv2d import check_conv2d, conv2d_gradients, out_size
+from .gradient import register_gradient
 from .product import (
     ENGINES,
     Gradients,
@@ -168,4 +169,4 @@ def per_time_step(gradients: Gradients, time_steps: int) -> Gradients:
     return count, weight, None if bias is None else bias * time_steps
 
 
-torch.library.register_autograd("tandem_cuda::spiking_conv2d", _backward, setup_context=_setup_context)
+register_gradient("spiking_conv2d", _backward, _setup_context)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import checks
 from .count_linear import check_linear, linear_gradients
+from .gradient import register_gradient
 from .product import ENGINES, Gradients, check_operand, needed_gradients, product_gradients, save_product, terms_of
 from .spiking_conv2d import empty_spiking_outputs, per_time_step
 
@@ -121,4 +122,4 @@ def _backward(ctx: Any, _bits: None, grad: Tensor | None, _potential: None) -> t
     return product_gradients(per_time_step(grads, ctx.time_steps), 8)
 
 
-torch.library.register_autograd("tandem_cuda::spiking_linear", _backward, setup_context=_setup_context)
+register_gradient("spiking_linear", _backward, _setup_context)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..lif_rate import lif_rate_derivative
 from . import checks
+from .gradient import register_gradient
 from .spike_count import empty_count
 
 
@@ -77,7 +78,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return None, grad, None, None, None, None
 
 
-torch.library.register_autograd("tandem_cuda::tandem_count", _backward, setup_context=_setup_context)
+register_gradient("tandem_count", _backward, _setup_context)
 
 
 @torch.library.register_fake("tandem_cuda::tandem_count_backward")
@@ -96,6 +97,4 @@ def _backward_twice(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return torch.ops.tandem_cuda.tandem_count_backward(grad, v, ctx.threshold, ctx.upper), None, None, None
 
 
-torch.library.register_autograd(
-    "tandem_cuda::tandem_count_backward", _backward_twice, setup_context=_setup_context_twice
-)
+register_gradient("tandem_count_backward", _backward_twice, _setup_context_twice)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import checks, layout
+from .gradient import register_gradient
 from .spike_count import empty_count
 
 
@@ -140,4 +141,4 @@ def _composed(
     return gamma * gain * inner, along.sum(others), gated.sum(others)
 
 
-torch.library.register_autograd("tandem_cuda::tandem_norm_count", _backward, setup_context=_setup_context)
+register_gradient("tandem_norm_count", _backward, _setup_context)

@@ -1,0 +1,55 @@
+"""How operators get their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._functorch import autograd_function
+from torch.autograd import forward_ad
+
+_LIBRARY: Any = torch.library.Library("tandem_cuda", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's
+_forward_ad: Any = forward_ad
+_functorch: Any = autograd_function
+
+
+def register_gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    """As ``torch.library.register_autograd``, with its arguments, and for ``torch.func`` as well.
+
+    What torch registers refuses functional transforms, since it stands for functions that Python calls. The dispatcher
+    runs a transform layer by layer, each with the autograd of its own level: an operator's function must not do so
+    again, and _SingleLevelFunction does not. Forward mode is refused: without a formula tangents would become zero.
+    """
+    op = getattr(torch.ops.tandem_cuda, name).default
+
+    def below(keyset: Any, arguments: Sequence[Any]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    class Gradient(torch.autograd.function._SingleLevelFunction):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            *arguments, keyset = inputs  # last, so that ctx.needs_input_grad tells of the operator's arguments
+            with torch.enable_grad():  # for the transforms around this one, which run inside
+                output = below(keyset, arguments)
+            setup_context(ctx, arguments, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return *backward(ctx, *grads), None
+
+    def differentiable(keyset: Any, *arguments: Any) -> Any:
+        tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
+        if _forward_ad._current_level >= 0 and any(_forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+            raise NotImplementedError(
+                f"{name}: there is no forward-mode gradient (jvp, jacfwd, hessian); use grad, vjp or jacrev"
+            )
+        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            with _functorch.enable_single_level_autograd_function():
+                return Gradient.apply(*arguments, keyset)  # type: ignore[attr-defined]
+        return below(keyset, arguments)
+
+    Gradient.__name__ = f"{name}Backward"
+    _LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
