@@ -16,7 +16,6 @@ from ..ops.max_pool_spikes import windows_along as _outputs
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .frozen import (
-    REAL,
     SPIKES,
     FrozenLayer,
     Settings,
@@ -418,13 +417,10 @@ def _pair(value: Any) -> tuple[int, int]:
     return first, second
 
 
-_SPIKING = (_SpikingAverage, SpikingMaxPool2d, SpikeWindows)
-
-
 class FrozenPool(FrozenLayer):
-    """A pooling of spikes or, in the read-out, of counts.
+    """A pooling of spikes.
 
-    Averages of spikes carry the membrane potentials of their neurons, maxima the counts of their inputs.
+    Averages carry the membrane potentials of their neurons, maxima the counts of their inputs.
 
     Args:
         pool: the layer.
@@ -440,8 +436,6 @@ class FrozenPool(FrozenLayer):
         SpikingAdaptiveAvgPool2d: ("output_size", "threshold", "amplitude", "engine"),
         SpikingMaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
         SpikeWindows: ("kernel_size", "stride", "padding", "divisor_override"),
-        nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-        nn.AdaptiveAvgPool2d: ("output_size",),
     }
 
     GATES: ClassVar[tuple[str, ...]] = ("count", "any")
@@ -496,14 +490,14 @@ class FrozenPool(FrozenLayer):
         return {name: getattr(self.pool, name) for name in self.SETTINGS[type(self.pool)]} | gate
 
     def takes(self) -> str:
-        return SPIKES if isinstance(self.pool, _SPIKING) else REAL
+        return SPIKES
 
     def output(self, *inputs: Value) -> Value:
         x = single(inputs)
-        x.check_kind(self.takes())
+        x.check_kind(SPIKES)
         x.check_dims(3)
         channels, *image = (Size(),) * 3 if x.shape is None else x.shape
-        if isinstance(self.pool, nn.AdaptiveAvgPool2d):
+        if isinstance(self.pool, SpikingAdaptiveAvgPool2d):
             wanted = self.pool.output_size
             pair = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
             sizes = [
@@ -516,7 +510,7 @@ class FrozenPool(FrozenLayer):
             copies = self.pool.size
             channels = Size(channels.least * copies, channels.exact, channels.factor * copies)
         check_count("outputs", [size.least for size in (channels, *sizes)])
-        return x._replace(kind=self.takes(), shape=(channels, *sizes))
+        return x._replace(kind=SPIKES, shape=(channels, *sizes))
 
     def _windows(self, image: list[Size]) -> list[Size]:
         """Sizes of the output, of an image of these sizes."""
@@ -534,7 +528,7 @@ class FrozenPool(FrozenLayer):
         return sizes
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[Any, State | None]:
-        if not isinstance(self.pool, (_SpikingAverage, SpikingMaxPool2d)):  # there is nothing to carry
+        if isinstance(self.pool, SpikeWindows):  # there is nothing to carry
             return self.pool(x), None
         _check_image(self.pool, x)
         if self.gate == "any":
