@@ -162,8 +162,12 @@ class FrozenTandem(FrozenLayer):
 
     def pack(self) -> None:
         """Arrange the weights for the kernels of their device."""
-        if not self.takes_encoded:  # else the product is torch's
-            self.packed = ops.pack_weight(self.layer._kernel_weight(), getattr(self.layer, "groups", 1))
+        if self.takes_encoded:  # the product is torch's
+            return
+        weight = self.layer._kernel_weight()
+        # Of NaN the network says whose it is.
+        good = weight.is_meta or bool(weight.isfinite().all())
+        self.packed = ops.pack_weight(weight, getattr(self.layer, "groups", 1)) if good else None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's

@@ -445,6 +445,7 @@ class FrozenPool(FrozenLayer):
         self.kind = type(pool).__name__
         if isinstance(pool, _SpikingAverage):
             pool.threshold = frozen_scale(self.kind, "threshold", pool.threshold)
+            pool.amplitude = frozen_scale(self.kind, "amplitude", pool.amplitude)
         self.pool = pool
         self.gate = gate
 
