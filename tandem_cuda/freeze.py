@@ -16,7 +16,7 @@ from . import anytime, artefact
 from .convert import TandemNetwork, flattened_to
 from .nn.encode import FrozenEncode
 from .nn.frozen import ANY, ENCODED, FORMS, LOADERS, REAL, SPIKES, FrozenLayer, Span, State, Value
-from .nn.frozen_plain import IDLE, frozen_call, is_softmax, writes_alone
+from .nn.frozen_plain import VIEWS, frozen_call, is_softmax, writes, writes_alone, writes_in_place
 from .ops import checks
 from .spike_train import SpikeTrain
 
@@ -126,6 +126,7 @@ class _GraphCalls:
         self.layers: list[tuple[str, Any, tuple[str, ...]]] = []
         self.refused: list[str] = []
         placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
+        placeholders = [node for node in placeholders if node.users or not node.args]  # else an argument with a default
         several = len(placeholders) > 1
         self.names = {node: f"<{node.name}>" if several else INPUT for node in placeholders}
         self.inputs = tuple(self.names.values())
@@ -138,9 +139,12 @@ class _GraphCalls:
             if node in needed:
                 needed.update(node.all_input_nodes)
         for node in nodes:
-            if node in needed and node.op not in ("placeholder", "output", "get_attr"):
+            if node.op not in ("placeholder", "output", "get_attr"):
                 try:
-                    self._call(node)
+                    if node in needed:
+                        self._call(node)
+                    elif writes(self.model, node):
+                        raise ValueError("writes in place; use its result")
                 except (TypeError, ValueError) as error:
                     self.names[node] = INPUT  # to go on, and name all of it
                     self.refused.append(f"{node.name} ({_target(node)}: {error})")
@@ -153,7 +157,7 @@ class _GraphCalls:
         elif (flatten := _flattening(node)) is not None:
             self._add(node, flatten, [node.args[0]])
         elif node.target in _DROPOUTS:
-            if node.kwargs.get("training", True):
+            if node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True):
                 raise ValueError("is random as it was traced; use nn.Dropout, or trace the model in eval mode")
             self.names[node] = self.names[node.all_input_nodes[0]]
         else:
@@ -162,16 +166,14 @@ class _GraphCalls:
     def _module(self, node: fx.Node) -> None:
         if node.kwargs or not node.args or not all(a in self.names for a in node.args):
             raise ValueError("has arguments beside the outputs of others")
-        inputs, last = tuple(self.names[a] for a in node.all_input_nodes), ""
-        if len(inputs) != len(node.args):  # one of them twice
-            inputs = tuple(self.names[a] for a in node.args)
+        inputs, given = tuple(self.names[a] for a in node.args if isinstance(a, fx.Node)), True
         for name, module in _chain(node.name, self.model.get_submodule(str(node.target))):
-            writes = getattr(module, "inplace", False) and not isinstance(module, IDLE)
-            if writes and not last and not writes_alone(self.model, node):
+            if given and writes_in_place(module) and not writes_alone(self.model, node):
                 raise ValueError("writes in place into what is used elsewhere; set inplace=False")
+            given = given and isinstance(module, VIEWS)
             self.layers.append((name, module, inputs))
-            inputs, last = (name,), name
-        self.names[node] = last or inputs[0]
+            inputs = (name,)
+        self.names[node] = inputs[0]
 
     def _add(self, node: fx.Node, layer: Any, inputs: Sequence[Any]) -> None:
         self.layers.append((node.name, layer, tuple(self.names[x] for x in inputs)))
@@ -180,8 +182,8 @@ class _GraphCalls:
     def _structure(self, value: Any) -> Any:
         if isinstance(value, fx.Node) and value in self.names:
             return self.names[value]
-        if isinstance(value, (tuple, list)) and value:
-            return {type(value).__name__: [self._structure(x) for x in value]}
+        if (type(value) is tuple or isinstance(value, list)) and value:
+            return {"tuple" if type(value) is tuple else "list": [self._structure(x) for x in value]}
         if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
             return {"dict": {key: self._structure(x) for key, x in value.items()}}
         self.refused.append(f"output ({value!r} of type {type(value).__name__})")
@@ -335,6 +337,8 @@ class FrozenNetwork(nn.Module):
         later = {node.name for node in _used(nodes, outputs, later=True)}
         self.again = [name in later for name in self.names]
         """Which nodes run at every call, and not at the first one alone: all but what stands in front of the spikes."""
+        self.probabilities = any(node.name == output and is_softmax(node.layer) for node in nodes)
+        """Whether the output is that of a softmax."""
         self.steady = all(layer.mode == "constant" for layer in self.layers if isinstance(layer, FrozenEncode))
         self.time_steps: int | None = steps.pop() if steps else None
         """T of its Encode; None where spike trains bring their own."""
@@ -344,12 +348,6 @@ class FrozenNetwork(nn.Module):
         """The layers with their names and inputs, in order of execution."""
         layers = [layer for layer in self.layers if isinstance(layer, FrozenLayer)]
         return [Node(*node) for node in zip(self.names, layers, self.inputs, strict=True)]
-
-    @property
-    def probabilities(self) -> bool:
-        """Whether the output is that of a softmax."""
-        layers = dict(zip(self.names, self.layers, strict=True))
-        return isinstance(self.output, str) and is_softmax(layers[self.output])
 
     def forward(self, *inputs: Tensor | SpikeTrain) -> Any:
         total = self._total(inputs)

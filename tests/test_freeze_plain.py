@@ -349,6 +349,8 @@ def test_every_name_is_a_function():
         (lambda self, x: self.last(self.relu(self.first(x))).grad, "getattr: asks for an attribute"),
         (lambda self, x: F.dropout(self.last(self.relu(self.first(x)))), None),
         (lambda self, x: (self.last(self.relu(self.first(x))), 3), r"output \(3 of type int\)"),
+        (lambda self, x: self.ignored(self.last(self.relu(self.first(x)))), "relu_: writes in place; use its result"),
+        (lambda self, x: self.after_dropout(self.last(self.relu(self.first(x)))), "writes in place into what is used"),
         (lambda self, x: self.twice(self.last(self.relu(self.first(x)))), "relu_: writes into what is used elsewhere"),
     ],
 )
@@ -357,6 +359,14 @@ def test_what_cannot_be_frozen_is_named(forward, message):
         def __init__(self):
             super().__init__()
             self.first, self.relu, self.last = nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)
+            self.block = nn.Sequential(nn.Dropout(), nn.ReLU(inplace=True))
+
+        def ignored(self, x):
+            x.relu_()
+            return x + 1
+
+        def after_dropout(self, x):
+            return self.block(x) + x
 
         def twice(self, x):
             return x.relu_() + x

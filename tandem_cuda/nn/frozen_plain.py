@@ -261,6 +261,8 @@ SOFTMAX = ("Tensor.softmax", "torch.softmax", "torch.nn.functional.softmax")
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 for idle in IDLE:
     register(idle, lambda module, encoded: None)
+VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
+"""Modules whose output may be the memory of their input."""
 _UNKNOWN = "is none of the functions in docs/inference.md; make it a module that nn.frozen.register knows"
 _SHARED = "writes into what is used elsewhere; do it out of place"
 
@@ -285,6 +287,20 @@ def function_name(model: fx.GraphModule, node: fx.Node) -> str:
     return name
 
 
+def writes_in_place(module: nn.Module) -> bool:
+    """Whether a module changes its input."""
+    return bool(getattr(module, "inplace", False)) and not isinstance(module, IDLE)
+
+
+def writes(model: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node changes anything but its result."""
+    if node.op == "call_module":
+        return any(writes_in_place(module) for module in model.get_submodule(str(node.target)).modules())
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = node.target in _IN_PLACE or node.target is operator.setitem or name.endswith("_")
+    return in_place or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
+
+
 def writes_alone(model: fx.GraphModule, node: fx.Node) -> bool:
     """Whether nothing else sees what a node writes into its first argument."""
     x = node.args[0]
@@ -292,9 +308,7 @@ def writes_alone(model: fx.GraphModule, node: fx.Node) -> bool:
         if len(x.users) > 1 or x.op == "get_attr":
             return False
         if x.op == "call_module":
-            views: bool = isinstance(
-                model.get_submodule(str(x.target)), (*IDLE, nn.Flatten, nn.Unflatten, nn.Sequential)
-            )
+            views = isinstance(model.get_submodule(str(x.target)), (*VIEWS, nn.Sequential))
         else:
             target: Any = x.target
             views = (f"Tensor.{target}" if x.op == "call_method" else _NAMES.get(target, "")) in _VIEWS
