@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from exact import ENGINES, FLOATS, HALVES, THREADS, dyadic, planes
+from exact import ENGINES, FLOATS, HALVES, THREADS, dyadic, planes, same
 from tandem_cuda import ops
 
 VALUES = (math.nan, math.inf, -math.inf)
@@ -89,13 +89,15 @@ def test_scale_and_bias(argument, shape, groups, engine, value):
 
 
 def test_largest_numbers_are_finite():
-    """And so are subnormal ones."""
+    """And so are subnormal ones, and numbers whose sum is not."""
     for dtype in (*FLOATS, *HALVES):
         info = torch.finfo(dtype)
         weight = torch.tensor([[info.max, info.min, info.tiny, -0.0, info.smallest_normal / 2, 1, -1, 0]], dtype=dtype)
         ops.pack_weight(weight)
         for _, call in calls((1, 8), 1, "dense"):
             call(weight)
+        huge = torch.full((9, 13), info.max, dtype=dtype)
+        same(ops.pack_weight(huge).max(), huge.to(ops.pack_weight(huge).dtype).max())
 
 
 def test_gradients_do_not_ask():

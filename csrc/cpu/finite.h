@@ -37,15 +37,4 @@ bool all_finite(const T* from, int64_t n, int64_t stride = 1) {
   return odd == 0;
 }
 
-// Copies n numbers and returns whether they are finite.
-template <class T>
-bool copy_finite(const T* from, int64_t n, T* to) {
-  decltype(odd_bits(T{})) odd = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    to[i] = from[i];
-    odd |= odd_bits(from[i]);
-  }
-  return odd == 0;
-}
-
 }  // namespace tandem

@@ -34,14 +34,17 @@ Four picked(Four a, Four b) {
 }  // namespace
 
 template <class W, class E>
-void turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64_t n, E* to, int64_t columns) {
+bool turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64_t n, E* to, int64_t columns) {
   int64_t row = 0;
+  decltype(odd_bits(E{})) odd = 0;
   if constexpr (std::is_same_v<W, float>) {
+    Four seen[4] = {};  // sums, which cost less than a look at exponents
     for (; stride == 1 && row + 4 <= rows; row += 4) {
       int64_t i = 0;
       for (; i + 4 <= n; i += 4) {
         Four line[4];
         for (int64_t r = 0; r < 4; ++r) std::memcpy(&line[r], from + (row + r) * row_stride + i, sizeof(Four));
+        for (int64_t r = 0; r < 4; ++r) seen[r] += line[r];
         const Four a = picked<0, 4, 1, 5>(line[0], line[1]), b = picked<2, 6, 3, 7>(line[0], line[1]);
         const Four c = picked<0, 4, 1, 5>(line[2], line[3]), d = picked<2, 6, 3, 7>(line[2], line[3]);
         const Four turned[4] = {picked<0, 1, 4, 5>(a, c), picked<2, 3, 6, 7>(a, c), picked<0, 1, 4, 5>(b, d),
@@ -49,16 +52,24 @@ void turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64
         for (int64_t r = 0; r < 4; ++r) std::memcpy(to + (i + r) * columns + row, &turned[r], sizeof(Four));
       }
       for (; i < n; ++i) {
-        for (int64_t r = row; r < row + 4; ++r) to[i * columns + r] = from[r * row_stride + i];
+        const float* const at = from + row * row_stride + i;
+        const Four column = {at[0], at[row_stride], at[2 * row_stride], at[3 * row_stride]};
+        std::memcpy(to + i * columns + row, &column, sizeof(Four));
+        seen[0] += column;
       }
     }
+    const Four all = seen[0] + seen[1] + seen[2] + seen[3];
+    for (int lane = 0; lane < 4; ++lane) odd |= odd_bits(all[lane]);
   }
   for (; row < rows; ++row) {
     for (int64_t i = 0; i < n; ++i) {
       // NOLINTNEXTLINE(bugprone-signed-char-misuse): 8-bit integers, no characters
-      to[i * columns + row] = static_cast<E>(from[row * row_stride + i * stride]);
+      const E value = static_cast<E>(from[row * row_stride + i * stride]);
+      to[i * columns + row] = value;
+      odd |= odd_bits(value);
     }
   }
+  return odd == 0;
 }
 
 WeightView weight_view(const Tensor& weight) {
@@ -94,14 +105,17 @@ bool pack(const WeightView& weight, const ConvGeometry& g, E* packed) {
       E* to = turned.data();  // [channel, tap, block]
       const W* from = w + first * stride_o + c_begin * stride_c;
       if (stride_o == 1 && g.taps() == 1) {
-        for (int64_t c = 0; c < c_end - c_begin; ++c) std::copy_n(from + c * stride_c, valid, to + c * block);
+        for (int64_t c = 0; c < c_end - c_begin; ++c) {
+          std::copy_n(from + c * stride_c, valid, to + c * block);
+          finite_here &= all_finite(to + c * block, valid);
+        }
       } else if (contiguous) {
-        turn(from, stride_o, 1, valid, (c_end - c_begin) * g.taps(), to, block);
+        finite_here &= turn(from, stride_o, 1, valid, (c_end - c_begin) * g.taps(), to, block);
       } else {
         for (int64_t c = 0; c < c_end - c_begin; ++c) {
           for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
-            turn(from + c * stride_c + kh * stride_h, stride_o, stride_w, valid, g.kernel_w,
-                 to + (c * g.taps() + kh * g.kernel_w) * block, block);
+            finite_here &= turn(from + c * stride_c + kh * stride_h, stride_o, stride_w, valid, g.kernel_w,
+                                to + (c * g.taps() + kh * g.kernel_w) * block, block);
           }
         }
       }
@@ -109,7 +123,7 @@ bool pack(const WeightView& weight, const ConvGeometry& g, E* packed) {
       for (int64_t c = c_begin; c < c_end; ++c) {
         for (int64_t tap = 0; tap < g.taps(); ++tap, to += block) {
           E* row = out + (tap * channels + c) * block;
-          finite_here &= copy_finite(to, valid, row);
+          std::copy_n(to, valid, row);
           std::fill_n(row + valid, block - valid, E(0));
         }
       }
@@ -185,8 +199,8 @@ void check_finite_weight(const char* op, const Tensor& weight) {
   });
 }
 
-template void turn<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
-template void turn<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, int64_t);
+template bool turn<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
+template bool turn<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, int64_t);
 template bool pack_if_finite<float>(const WeightView&, const ConvGeometry&, float*);
 template bool pack_if_finite<double>(const WeightView&, const ConvGeometry&, double*);
 template void pack_weight<float>(const char*, const Tensor&, const ConvGeometry&, float*);

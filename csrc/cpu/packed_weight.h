@@ -14,7 +14,7 @@ struct WeightView {
 
 WeightView weight_view(const Tensor& weight);
 
-// Returns whether all weights are finite.
+// Returns false where a weight is not finite; or where only sums of them are not.
 template <class E>
 bool pack_if_finite(const WeightView& weight, const ConvGeometry& geometry, E* packed);
 // Throws where they are not: neurons would not fire for a current of NaN, and nobody would notice.
@@ -28,7 +28,8 @@ void report_odd_weight(const char* op, const Tensor& weight);
 void check_finite_weight(const char* op, const Tensor& weight);
 
 // A matrix [rows, n], rows row_stride and elements `stride` apart -> its transpose [n, columns], columns >= rows.
+// Returns false where one is not finite; or where only their sums are not, of float32.
 template <class W, class E>
-void turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64_t n, E* to, int64_t columns);
+bool turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64_t n, E* to, int64_t columns);
 
 }  // namespace tandem
