@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +20,16 @@ TREE = BUILD / "tree"
 TESTS = ("pack_spikes", "unpack_spikes", "spike_count", "tandem_count", "tandem_norm_count", "integrate_and_fire")
 TESTS += ("pack_weight", "spiking_linear", "spiking_conv2d", "count_linear", "count_conv2d", "depthwise")
 TESTS += ("conv2d_weight_gradient",)
+
+
+# Reads 12,000 bytes past the end of an array.
+PLANTED = """
+import numpy as np, torch
+from tandem_cuda import _C, ops
+print(_C.__file__, flush=True)
+x = np.lib.stride_tricks.as_strided(np.zeros(1000, np.float32), (1, 1, 4000), (4, 4, 4))
+ops.pack_spikes(torch.from_numpy(x))
+"""
 
 
 def tool(name):
@@ -67,8 +78,18 @@ def environment():
     }
 
 
-def run(*command):
-    return subprocess.run([sys.executable, *command], cwd=TREE, env=environment(), check=False).returncode
+def run(*command, **named):
+    return subprocess.run([sys.executable, *command], cwd=TREE, env=environment(), check=False, **named).returncode
+
+
+def check_planted_bug():
+    """The sanitizers are there, and look at this library."""
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        run("-c", PLANTED, stdout=said, stderr=said)
+        said.seek(0)
+        text = said.read()
+    if "AddressSanitizer: heap-buffer-overflow" not in text or str(TREE) not in text:
+        raise SystemExit(f"sanitize: a planted read past the end of an array was not reported, got:\n{text[-3000:]}")
 
 
 def main():
@@ -80,8 +101,8 @@ def main():
     build()
     if arguments.seed:
         return run("-m", "tests.fuzz", *arguments.kinds, "--seed", arguments.seed)
+    check_planted_bug()
     steps = {
-        "imports the instrumented library": ["-c", "import tandem_cuda; print(tandem_cuda._C.__file__)"],
         "operators": ["-m", "pytest", "-q", "-x", "-m", "not slow and not gpu", *(f"tests/test_{t}.py" for t in TESTS)],
         "fuzz": ["-m", "tests.fuzz", *arguments.kinds, "--minutes", str(arguments.minutes)],
     }
