@@ -11,6 +11,7 @@ import test_freeze
 import test_more_layers
 from exact import generator, same
 from tandem_cuda import Decode, Encode, TandemConv2d, TandemLinear, freeze
+from tandem_cuda.nn.layer import TandemLayer
 
 BATCHES = (4, 8, 3)
 BATCH = {0: Dim("batch")}
@@ -35,6 +36,11 @@ def everything():
     torch.manual_seed(0)
     net = test_more_layers.Everything().double()
     net.drop.p = 0.0
+    for layer in net.modules():
+        if isinstance(layer, TandemLayer):  # enough current for every layer to fire
+            nn.init.normal_(layer.weight, 0.5 / layer.weight[0].numel(), 2 / layer.weight[0].numel() ** 0.5)
+            if layer.norm is not None:
+                nn.init.uniform_(layer.norm.bias, 1, 3)
     return net
 
 
