@@ -9,8 +9,8 @@ from torch.export import Dim
 
 import test_freeze
 import test_more_layers
-from exact import generator, same
-from tandem_cuda import Decode, Encode, TandemConv2d, TandemLinear, freeze
+from exact import generator, planes, same
+from tandem_cuda import Decode, Encode, SpikeTrain, SpikingAdaptiveAvgPool2d, TandemConv2d, TandemLinear, freeze
 from tandem_cuda.nn.layer import TandemLayer
 
 BATCHES = (4, 8, 3)
@@ -103,6 +103,18 @@ def test_dynamic_shapes():
         return nn.Sequential(Encode(8), TandemLinear(5, 4), Decode()).double()
 
     check_inference(make, (5,), (4, 3), dynamic=True, backend="aot_eager")
+
+
+def test_windows_of_different_sizes():
+    """An image of every size has its own divisors."""
+    torch.compiler.reset()
+    pool = SpikingAdaptiveAvgPool2d((3, 2))
+    compiled = torch.compile(pool, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch, size in ((3, 8), (4, 8), (2, 7)):
+        x = SpikeTrain(planes(8, batch, 2, size, size, seed=0), 8)
+        want = pool(x).bits
+        assert want.any()
+        same(compiled(x).bits, want)
 
 
 @pytest.mark.slow

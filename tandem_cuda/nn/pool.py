@@ -91,7 +91,9 @@ class _SpikingAverage(nn.Module):
         self, x: SpikeTrain, potential: Tensor | None = None, want_potential: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Bits and final potential, starting from one that was returned before."""
-        rows, columns = self.windows(x.shape[2], x.shape[3])
+        # Each size has a graph of its own: math.lcm cannot be traced with a size that torch.compile leaves open.
+        height, width = (len(range(s)) if torch.compiler.is_compiling() else s for s in x.shape[2:])
+        rows, columns = self.windows(height, width)
         pooled = self._pooled_alike if rows.uniform() and columns.uniform() else self._pooled
         return pooled(x, rows, columns, potential, want_potential)
 

@@ -91,7 +91,7 @@ def _attribute(draw, graph):
 
 def _edges(draw, graph):
     names = [*graph.nodes, "x"]
-    edges = [tuple(edge) for edge in graph.edges]
+    edges = [edge for edge in graph.edges if isinstance(edge, tuple)]
     kind = draw.int(0, 4)
     if kind == 0 and edges:
         del edges[draw.int(0, len(edges) - 1)]
@@ -199,6 +199,6 @@ def _inputs(network, x):
     if encoded:
         yield value.to(dtype)
     elif isinstance(x, SpikeTrain):
-        yield x
+        yield SpikeTrain(x.bits, x.time_steps, dtype=dtype)
     else:
         yield SpikeTrain.from_dense((value > 0.5).expand(4, *value.shape), dtype=dtype)
