@@ -169,6 +169,9 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
                 problems.append(f"{what}: {_NO_MAXIMUM if isinstance(module, SpikingMaxPool2d) else _NO_NODE}")
                 continue
             wanted = len(module.branches) if isinstance(module, TandemAdd) else 1
+            if not all(bool(x.isfinite().all()) for x in (*module.parameters(), *module.buffers())):
+                problems.append(f"{what}: its weights and bias must be finite, got NaN or infinite ones")
+                continue
         elif node.op == "placeholder":
             wanted = 0
             if node is not nodes[0]:

@@ -123,14 +123,14 @@ def pooled(*arguments, time_steps):
 @pytest.mark.parametrize("arguments", [(2,), (3, 2, 1), ((2, 3), 1, 1, (3, 1)), (2, 3, 1, 1, True)])
 @pytest.mark.parametrize("time_steps", [*TIME_STEPS, 128, 129, 300])
 @pytest.mark.parametrize("shape", [(3, 5, 9, 7), (0, 3, 8, 8), (2, 64, 16, 16)])
-def test_max_pool_spikes(arguments, time_steps, shape):
+def test_max_pool_spikes(device, arguments, time_steps, shape):
     bits = planes(time_steps, *shape, seed=time_steps, rate=0.6)
     count = torch.randint(0, 40, shape, generator=generator(1), dtype=torch.int32)
     f = pooled(*arguments, time_steps=time_steps)
-    identical(f(on_device(bits)), f(bits))
-    identical(f(on_device(bits), on_device(count)), f(bits, count))
+    identical(f(on_device(bits, device)), f(bits), device)
+    identical(f(on_device(bits, device), on_device(count, device)), f(bits, count), device)
     for view in views(bits):
-        identical(f(on_device(view)), f(view))
+        identical(f(on_device(view, device)), f(view), device)
 
 
 NAMES = tuple(operators(1, (1, 1), torch.float32, 0))

@@ -1,4 +1,4 @@
-"""Memory that there is not ends in an error that says how much was asked for, and for scratch memory by whom."""
+"""Memory that there is not ends in an error that says which operator asked for how much."""
 
 import pytest
 import torch
@@ -18,5 +18,14 @@ def test_scratch_memory(name, named):
 
 
 def test_tensors():
-    with pytest.raises(RuntimeError, match=rf"cannot allocate a tensor \[{SIDE * SIDE}\] of Float"):
+    message = rf"^pack_weight: cannot allocate a tensor \[{SIDE * SIDE}\] of Float, {SIDE * SIDE} times 4 bytes$"
+    with pytest.raises(RuntimeError, match=message):
         ops.pack_weight(HUGE)
+    bits = torch.zeros(1, 1, 1, 1, 1, dtype=torch.uint8).expand(1, 2**20, 1, 2**14, 2**14)
+    for name, call in {
+        "count_conv2d": lambda: ops.count_conv2d(bits, torch.ones(1, 1, 1, 1)),
+        "spike_count": lambda: ops.spike_count(bits),
+        "unpack_spikes": lambda: ops.unpack_spikes(bits, 8),
+    }.items():
+        with pytest.raises(RuntimeError, match=rf"^{name}: cannot allocate a tensor \[.*\] of .*, \d+ times \d bytes$"):
+            call()

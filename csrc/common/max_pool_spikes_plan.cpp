@@ -58,9 +58,10 @@ MaxPoolPlan plan_max_pool_spikes(const MaxPoolArguments& a) {
   const Sizes pooled = {a.bits.size(0), g.batch, g.out_channels, g.out_height, g.out_width};
   checked_numel(kOp, pooled);
   checked_numel(kOp, {g.batch, g.in_channels, g.height, g.width, 4});
-  return {g, channels_last(a.bits, 2), channels_last(a.count, 1),
-          empty_channels_last(a.bits, pooled, ScalarType::Byte, 2),
-          a.want_count ? empty_channels_last(a.bits, neurons, ScalarType::Int, 1) : no_tensor(a.bits, ScalarType::Int)};
+  return {g, channels_last(kOp, a.bits, 2), channels_last(kOp, a.count, 1),
+          empty_channels_last(kOp, a.bits, pooled, ScalarType::Byte, 2),
+          a.want_count ? empty_channels_last(kOp, a.bits, neurons, ScalarType::Int, 1)
+                       : no_tensor(kOp, a.bits, ScalarType::Int)};
 }
 
 }  // namespace tandem

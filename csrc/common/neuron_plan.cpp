@@ -29,13 +29,13 @@ IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::o
   checked_numel(op, bit_sizes);
   const ScalarType type = current.scalar_type();
   IntegrateAndFirePlan plan = {
-      channels_last(current, series ? 2 : 1),
-      channels_last(scale, 0),
-      channels_last(bias, 0),
-      channels_last(potential, 1),
-      empty_channels_last(current, bit_sizes, ScalarType::Byte, 2),
-      want_sum ? empty_channels_last(current, neurons, type, 1) : no_tensor(current, type),
-      want_potential ? empty_channels_last(current, neurons, type, 1) : no_tensor(current, type),
+      channels_last(op, current, series ? 2 : 1),
+      channels_last(op, scale, 0),
+      channels_last(op, bias, 0),
+      channels_last(op, potential, 1),
+      empty_channels_last(op, current, bit_sizes, ScalarType::Byte, 2),
+      want_sum ? empty_channels_last(op, current, neurons, type, 1) : no_tensor(op, current, type),
+      want_potential ? empty_channels_last(op, current, neurons, type, 1) : no_tensor(op, current, type),
       channels,
       checked_numel(op, neurons),
       static_cast<CurrentMode>(mode),

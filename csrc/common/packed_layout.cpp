@@ -14,11 +14,11 @@ template void check_packed<float>(const char*, const char*, const Tensor&, const
 template void check_packed<double>(const char*, const char*, const Tensor&, const ConvGeometry&);
 template void check_packed<int16_t>(const char*, const char*, const Tensor&, const ConvGeometry&);
 
-Tensor empty_packed(const Tensor& weight, const ConvGeometry& geometry) {
+Tensor empty_packed(const char* op, const Tensor& weight, const ConvGeometry& geometry) {
   Tensor packed;
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);
-    packed = empty_channels_last(weight, {packed_layout<E>(geometry).elements()}, packed_type<E>(), 0);
+    packed = empty_channels_last(op, weight, {packed_layout<E>(geometry).elements()}, packed_type<E>(), 0);
   });
   return packed;
 }

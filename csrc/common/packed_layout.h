@@ -73,6 +73,6 @@ template <class E>
 void check_packed(const char* op, const char* argument, const Tensor& packed, const ConvGeometry& geometry);
 
 // Memory for packed weights of this geometry, uninitialised.
-Tensor empty_packed(const Tensor& weight, const ConvGeometry& geometry);
+Tensor empty_packed(const char* op, const Tensor& weight, const ConvGeometry& geometry);
 
 }  // namespace tandem

@@ -89,9 +89,9 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
   if (a.packed) check_same_device(op, "packed", *a.packed, a.weight, "weight");
   const ScalarType type = current_type(a.weight);
   // Each its own tensor: an operator's outputs may not alias.
-  const auto none = [&] { return no_tensor(a.weight, type); };
-  const Tensor bits = channels_last(a.bits, feature_dim(inputs, linear) + 1);
-  const std::optional<Tensor> scale = channels_last(a.scale, 0), bias = channels_last(a.bias, 0);
+  const auto none = [&] { return no_tensor(op, a.weight, type); };
+  const Tensor bits = channels_last(op, a.bits, feature_dim(inputs, linear) + 1);
+  const std::optional<Tensor> scale = channels_last(op, a.scale, 0), bias = channels_last(op, a.bias, 0);
   if (scale) check_finite(op, "scale", *scale);
   if (bias) check_finite(op, "bias", *bias);
   return {geometry, bits, a.weight,     a.packed, scale,  bias,  engine_of(op, a.engine),
@@ -182,7 +182,7 @@ ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t group
 ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {
   ProductPlan plan = plan_inputs(op, a, geometry, linear);
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
-  plan.out_sum = empty_channels_last(a.weight, neurons, plan.type, feature_dim(neurons, linear));
+  plan.out_sum = empty_channels_last(op, a.weight, neurons, plan.type, feature_dim(neurons, linear));
   return plan;
 }
 
@@ -195,13 +195,13 @@ ProductPlan plan_spiking(const char* op, const ProductArguments& a, const Spikin
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
   const int64_t dim = feature_dim(neurons, linear);
   if (s.potential) check_operand(op, "potential", *s.potential, a.weight, neurons);
-  plan.initial = channels_last(s.potential, dim);
+  plan.initial = channels_last(op, s.potential, dim);
   Sizes bit_sizes = neurons;
   bit_sizes.insert(bit_sizes.begin(), a.bits.size(0));
   checked_numel(op, bit_sizes);
-  plan.out_bits = empty_channels_last(a.bits, bit_sizes, ScalarType::Byte, dim + 1);
-  if (s.want_sum) plan.out_sum = empty_channels_last(a.weight, neurons, plan.type, dim);
-  if (s.want_potential) plan.out_potential = empty_channels_last(a.weight, neurons, plan.type, dim);
+  plan.out_bits = empty_channels_last(op, a.bits, bit_sizes, ScalarType::Byte, dim + 1);
+  if (s.want_sum) plan.out_sum = empty_channels_last(op, a.weight, neurons, plan.type, dim);
+  if (s.want_potential) plan.out_potential = empty_channels_last(op, a.weight, neurons, plan.type, dim);
   return plan;
 }
 

@@ -19,8 +19,8 @@ TrainPlan plan_count(const char* op, const Tensor& bits, ScalarType dtype) {
   TrainPlan plan;
   dispatch_floating(op, dtype, [&](auto) {
     const int64_t feature_dim = train_feature_dim(bits.dim());
-    plan.in = channels_last(bits, feature_dim);
-    plan.out = empty_channels_last(bits, without_time(bits), dtype, feature_dim - 1);
+    plan.in = channels_last(op, bits, feature_dim);
+    plan.out = empty_channels_last(op, bits, without_time(bits), dtype, feature_dim - 1);
     plan.neurons = plan.out.numel();
   });
   return plan;
@@ -44,8 +44,8 @@ TrainPlan plan_pack_spikes(const Tensor& spikes) {
     const int64_t feature_dim = train_feature_dim(spikes.dim());
     Sizes sizes = sizes_of(spikes);
     sizes[0] = planes_for(spikes.size(0));
-    plan.in = channels_last(spikes, feature_dim);
-    plan.out = empty_channels_last(spikes, sizes, ScalarType::Byte, feature_dim);
+    plan.in = channels_last(op, spikes, feature_dim);
+    plan.out = empty_channels_last(op, spikes, sizes, ScalarType::Byte, feature_dim);
     plan.neurons = plan.out.numel() / sizes[0];
   });
   return plan;
@@ -61,9 +61,9 @@ TrainPlan plan_unpack_spikes(const Tensor& bits, int64_t time_steps, ScalarType 
   TrainPlan plan;
   dispatch_dense(op, "dtype", dtype, [&](auto) {
     const int64_t feature_dim = train_feature_dim(bits.dim());
-    plan.in = channels_last(bits, feature_dim);
+    plan.in = channels_last(op, bits, feature_dim);
     check_past_end(op, plan.in, time_steps);
-    plan.out = empty_channels_last(bits, sizes, dtype, feature_dim);
+    plan.out = empty_channels_last(op, bits, sizes, dtype, feature_dim);
     plan.neurons = bits.numel() / bits.size(0);
   });
   return plan;

@@ -29,9 +29,9 @@ TrainPlan plan_tandem_norm_count(const Tensor& bits, const NormArguments& a, int
   neurons.erase(neurons.begin());
   check_shape(op, "product", a.product, neurons);
   TrainPlan plan;
-  plan.in = channels_last(bits, 2);
+  plan.in = channels_last(op, bits, 2);
   check_past_end(op, plan.in, time_steps);
-  plan.out = empty_channels_last(bits, neurons, a.product.scalar_type(), 1);
+  plan.out = empty_channels_last(op, bits, neurons, a.product.scalar_type(), 1);
   plan.neurons = plan.out.numel();
   return plan;
 }
@@ -42,15 +42,15 @@ NormGradientPlan plan_tandem_norm_count_backward(const Tensor& grad, const NormA
   check_like(op, "grad", grad, a.product, "product", sizes_of(a.product));
   const int64_t channels = a.product.size(1);
   const ScalarType type = a.product.scalar_type();
-  return {channels_last(grad, 1),
-          channels_last(a.product, 1),
-          channels_last(a.mean, 0),
-          channels_last(a.var, 0),
-          channels_last(a.gamma, 0),
-          channels_last(a.beta, 0),
-          empty_channels_last(a.product, sizes_of(a.product), type, 1),
-          empty_channels_last(a.product, {channels}, type, 0),
-          empty_channels_last(a.product, {channels}, type, 0),
+  return {channels_last(op, grad, 1),
+          channels_last(op, a.product, 1),
+          channels_last(op, a.mean, 0),
+          channels_last(op, a.var, 0),
+          channels_last(op, a.gamma, 0),
+          channels_last(op, a.beta, 0),
+          empty_channels_last(op, a.product, sizes_of(a.product), type, 1),
+          empty_channels_last(op, a.product, {channels}, type, 0),
+          empty_channels_last(op, a.product, {channels}, type, 0),
           channels == 0 ? 0 : a.product.numel() / channels,
           channels};
 }

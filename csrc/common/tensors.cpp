@@ -138,16 +138,32 @@ int32_t shim_dtype(ScalarType type) {
   }
 }
 
+// Of an element.
+int64_t bytes_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return 8;
+    case ScalarType::Float:
+    case ScalarType::Int:
+      return 4;
+    case ScalarType::Short:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
 }  // namespace
 
-Tensor empty_channels_last(const Tensor& like, const Sizes& sizes, ScalarType type, int64_t channel_dim) {
+Tensor empty_channels_last(const char* op, const Tensor& like, const Sizes& sizes, ScalarType type,
+                           int64_t channel_dim) {
   const Sizes strides = channels_last_strides(sizes, channel_dim);
   AtenTensorHandle handle = nullptr;
   const auto code = aoti_torch_empty_strided(
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), shim_dtype(type),
       like.is_cpu() ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(), like.get_device_index(), &handle);
-  check(code == AOTI_TORCH_SUCCESS, "tandem_cuda", "cannot allocate a tensor ", to_string(sizes), " of ",
-        name_of(type));
+  check(code == AOTI_TORCH_SUCCESS, op, "cannot allocate a tensor ", to_string(sizes), " of ", name_of(type), ", ",
+        checked_numel(op, sizes), " times ", bytes_of(type), " bytes");
   return Tensor(handle);
 }
 
@@ -178,18 +194,20 @@ Tensor canonical(const Tensor& tensor) {
   return viewed(tensor, 1).value_or(tensor);
 }
 
-Tensor channels_last(const Tensor& tensor, int64_t channel_dim) {
+Tensor channels_last(const char* op, const Tensor& tensor, int64_t channel_dim) {
   if (const auto view = viewed(tensor, channel_dim)) return *view;
-  Tensor copy = empty_channels_last(tensor, sizes_of(tensor), tensor.scalar_type(), channel_dim);
+  Tensor copy = empty_channels_last(op, tensor, sizes_of(tensor), tensor.scalar_type(), channel_dim);
   torch::stable::copy_(copy, tensor);
   return copy;
 }
 
-std::optional<Tensor> channels_last(const std::optional<Tensor>& tensor, int64_t channel_dim) {
+std::optional<Tensor> channels_last(const char* op, const std::optional<Tensor>& tensor, int64_t channel_dim) {
   if (!tensor) return std::nullopt;
-  return channels_last(*tensor, channel_dim);
+  return channels_last(op, *tensor, channel_dim);
 }
 
-Tensor no_tensor(const Tensor& like, ScalarType type) { return empty_channels_last(like, {0}, type, 0); }
+Tensor no_tensor(const char* op, const Tensor& like, ScalarType type) {
+  return empty_channels_last(op, like, {0}, type, 0);
+}
 
 }  // namespace tandem

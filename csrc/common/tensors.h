@@ -62,16 +62,17 @@ void check_neuron(const char* op, double threshold, double leak);
 // Memory order with the dimension `channel_dim` innermost and the others as they stand ("channels last").
 Sizes channels_last_strides(const Sizes& sizes, int64_t channel_dim);
 // An uninitialised tensor on the device of `like`, channels last.
-Tensor empty_channels_last(const Tensor& like, const Sizes& sizes, ScalarType type, int64_t channel_dim);
+Tensor empty_channels_last(const char* op, const Tensor& like, const Sizes& sizes, ScalarType type,
+                           int64_t channel_dim);
 // The same memory where it is laid out so already, else a copy; with exactly these strides either way.
-Tensor channels_last(const Tensor& tensor, int64_t channel_dim);
-std::optional<Tensor> channels_last(const std::optional<Tensor>& tensor, int64_t channel_dim);
+Tensor channels_last(const char* op, const Tensor& tensor, int64_t channel_dim);
+std::optional<Tensor> channels_last(const char* op, const std::optional<Tensor>& tensor, int64_t channel_dim);
 // The same memory, contiguous or channels last, with the strides of that order in dimensions of size 1 too, where they
 // mean nothing: torch's convolution multiplies by the wrong weights where they are others. Any other tensor is returned
 // as it is. At least two dimensions.
 Tensor canonical(const Tensor& tensor);
 // What stands for an output that was not asked for: shape [0].
-Tensor no_tensor(const Tensor& like, ScalarType type);
+Tensor no_tensor(const char* op, const Tensor& like, ScalarType type);
 
 // Dispatch on float32 / float64: calls f(T{}).
 template <class F>

@@ -36,14 +36,14 @@ Tensor dense_product(const char* op, const ProductPlan& plan, const Tensor& x) {
                              {from(x), from(plan.weight), from(std::nullopt), from(Sizes{g.stride_h, g.stride_w}),
                               from(Sizes{g.padding_h, g.padding_w}), from(Sizes{g.dilation_h, g.dilation_w}),
                               from(false), from(Sizes{0, 0}), from(g.groups)});
-  return channels_last(out, 1);
+  return channels_last(op, out, 1);
 }
 
 // A buffer for `n` samples of the input.
-Tensor empty_input(const ProductPlan& plan, int64_t n) {
+Tensor empty_input(const char* op, const ProductPlan& plan, int64_t n) {
   const ConvGeometry& g = plan.geometry;
   const Sizes sizes = plan.weight.dim() == 2 ? Sizes{n, g.in_channels} : Sizes{n, g.in_channels, g.height, g.width};
-  return empty_channels_last(plan.weight, sizes, plan.type, 1);
+  return empty_channels_last(op, plan.weight, sizes, plan.type, 1);
 }
 
 template <class T>
@@ -64,7 +64,7 @@ void run(const char* op, const ProductPlan& plan, Samples all, int64_t time_step
   T* sum = plan.out_sum.numel() ? static_cast<T*>(plan.out_sum.mutable_data_ptr()) : nullptr;
   T* potential = plan.out_potential.numel() ? static_cast<T*>(plan.out_potential.mutable_data_ptr()) : nullptr;
   Tensor carried;
-  if (carries && !potential) carried = empty_channels_last(plan.weight, {pass_samples * outputs}, plan.type, 0);
+  if (carries && !potential) carried = empty_channels_last(op, plan.weight, {pass_samples * outputs}, plan.type, 0);
 
   Tensor dense;
   for (int64_t n = all.first; n < all.last; n += pass_samples) {
@@ -72,7 +72,7 @@ void run(const char* op, const ProductPlan& plan, Samples all, int64_t time_step
     for (int64_t p = 0; p < planes; p += pass_planes) {
       const int64_t steps =
           std::min(time_steps - p * kStepsPerPlane, std::min(pass_planes, planes - p) * kStepsPerPlane);
-      if (!dense.defined() || dense.size(0) != steps * samples) dense = empty_input(plan, steps * samples);
+      if (!dense.defined() || dense.size(0) != steps * samples) dense = empty_input(op, plan, steps * samples);
       T* to = static_cast<T*>(dense.mutable_data_ptr());
       const uint8_t* packed = bits + (p * g.batch + n) * inputs;
       parallel_ranges(samples * inputs, 16384, [&](int64_t begin, int64_t end) {
@@ -110,11 +110,11 @@ void run(const char* op, const ProductPlan& plan, Samples all, int64_t time_step
 
 ProductPlan plan_dense(const char* op, ProductPlan plan) {
   if (plan.weight.scalar_type() != plan.type) {
-    Tensor wide = empty_channels_last(plan.weight, sizes_of(plan.weight), plan.type, 1);
+    Tensor wide = empty_channels_last(op, plan.weight, sizes_of(plan.weight), plan.type, 1);
     torch::stable::copy_(wide, plan.weight);
     plan.weight = wide;
   }
-  plan.weight = plan.weight.dim() == 2 ? canonical(plan.weight) : channels_last(plan.weight, 1);
+  plan.weight = plan.weight.dim() == 2 ? canonical(plan.weight) : channels_last(op, plan.weight, 1);
   check_finite_weight(op, plan.weight);
   return plan;
 }
@@ -134,7 +134,7 @@ void run_count_dense(const char* op, const ProductPlan& plan, Samples samples) {
     const int64_t inputs = g.height * g.width * g.in_channels, planes = plan.bits.size(0);
     const int64_t pixels = g.out_height * g.out_width, channels = g.out_channels;
     const int64_t pass = plan.weight.dim() == 2 ? samples.count() : 1;
-    const Tensor count = empty_input(plan, pass);
+    const Tensor count = empty_input(op, plan, pass);
     const T* scale = data_or_null<T>(plan.scale);
     const T* bias = data_or_null<T>(plan.bias);
     for (int64_t n = samples.first; n < samples.last; n += pass) {

@@ -169,7 +169,7 @@ void pack_weight(const char* op, const Tensor& weight, const ConvGeometry& geome
 }
 
 Tensor packed_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry) {
-  const Tensor packed = empty_packed(weight, geometry);
+  const Tensor packed = empty_packed(op, weight, geometry);
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);
     prefer_huge_pages(packed.mutable_data_ptr(), static_cast<size_t>(packed.numel()) * sizeof(E));

@@ -146,6 +146,7 @@ void run_engines(const char* op, const ProductPlan& plan, const std::vector<Run>
 std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArguments& arguments,
                                            const SpikingArguments& neurons, const ConvGeometry& geometry, bool linear) {
   const ProductPlan plan = plan_spiking(op, arguments, neurons, geometry, linear);
+  if (geometry.pixels_out() == 0) return {plan.out_bits, plan.out_sum, plan.out_potential};
   const bool depthwise = is_depthwise(plan, 1);
   const Engine engine = asked(op, plan, depthwise);
   const int64_t time_steps = neurons.time_steps;
@@ -167,6 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
 
 Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear) {
   const ProductPlan plan = plan_product(op, arguments, geometry, linear);
+  if (geometry.pixels_out() == 0) return plan.out_sum;
   const bool depthwise = is_depthwise(plan, plan.bits.size(0) * kStepsPerPlane);
   const Engine engine = asked(op, plan, depthwise);
   if (engine == Engine::kDense) {

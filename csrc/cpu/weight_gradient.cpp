@@ -192,15 +192,15 @@ Tensor conv2d_weight_gradient(const Tensor& grad, const Tensor& count, const Ten
   check_like(op, "count", count, weight, "weight", sizes_of(count));
   check_like(op, "grad", grad, weight, "weight", {g.batch, g.out_channels, g.out_height, g.out_width});
   if (count.numel() == 0 || grad.numel() == 0) {
-    Tensor none = empty_channels_last(weight, sizes_of(weight), weight.scalar_type(), 3);
+    Tensor none = empty_channels_last(op, weight, sizes_of(weight), weight.scalar_type(), 3);
     return torch::stable::zero_(none);
   }
   const auto dense = [&] {  // contiguous, as promised: torch's layout follows that of its arguments
-    return channels_last(dense_gradient(op, grad, count, weight, stride, padding, dilation, groups), 3);
+    return channels_last(op, dense_gradient(op, grad, count, weight, stride, padding, dilation, groups), 3);
   };
   if (!pays(g)) return dense();
 
-  const Tensor counts = channels_last(count, 1);
+  const Tensor counts = channels_last(op, count, 1);
   const int64_t inputs = counts.numel();
   const AlignedBuffer<uint8_t> bytes(op, inputs);
   std::atomic<int64_t> ones{0};
@@ -215,8 +215,8 @@ Tensor conv2d_weight_gradient(const Tensor& grad, const Tensor& count, const Ten
       ones.fetch_add(ones_here, std::memory_order_relaxed);
     });
     if (!whole || static_cast<double>(ones.load()) > kLargestDensity * static_cast<double>(inputs)) return;
-    const Tensor rows = channels_last(grad, 1);
-    const Tensor sparse = empty_channels_last(weight, sizes_of(weight), weight.scalar_type(), 3);
+    const Tensor rows = channels_last(op, grad, 1);
+    const Tensor sparse = empty_channels_last(op, weight, sizes_of(weight), weight.scalar_type(), 3);
     const double density = static_cast<double>(ones.load()) / static_cast<double>(8 * inputs);
     if (run(op, g, bytes.data, density, static_cast<const T*>(rows.const_data_ptr()),
             static_cast<T*>(sparse.mutable_data_ptr()))) {

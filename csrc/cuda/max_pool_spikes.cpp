@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor> max_pool_spikes(const Tensor& bits, const std::option
   args.planes = plan.bits.size(0);
   const int64_t rows = pool_counts(args.planes, plan.count.has_value(), want_count);
   const int64_t neurons = plan.geometry.pixels_in() * plan.geometry.in_channels;
-  const Tensor scratch = empty_channels_last(bits, {checked_numel(op, {rows, neurons})}, ScalarType::Int, 0);
+  const Tensor scratch = empty_channels_last(op, bits, {checked_numel(op, {rows, neurons})}, ScalarType::Int, 0);
   args.scratch = output<int32_t>(scratch);
   check_launch(op, launch_max_pool_spikes(args, current_stream(op, bits.get_device_index())));
   return {plan.out, plan.out_count};

@@ -43,10 +43,11 @@ void pack(const char* op, const Tensor& weight, const ConvGeometry& g, const Ten
 }
 
 Tensor pack_weight(const Tensor& weight, int64_t groups) {
+  const char* op = "pack_weight";
   const DeviceGuard guard(weight.get_device_index());
-  const ConvGeometry g = weight_geometry("pack_weight", weight, groups);
-  const Tensor packed = empty_packed(weight, g);
-  pack("pack_weight", weight, g, packed);
+  const ConvGeometry g = weight_geometry(op, weight, groups);
+  const Tensor packed = empty_packed(op, weight, g);
+  pack(op, weight, g, packed);
   return packed;
 }
 
@@ -61,9 +62,9 @@ void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
 }
 
 // The tensor-core engine reads weights 16 bytes at a time; those that begin elsewhere are copied.
-Tensor aligned(const Tensor& packed) {
+Tensor aligned(const char* op, const Tensor& packed) {
   if (reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0) return packed;
-  Tensor copy = empty_channels_last(packed, sizes_of(packed), packed.scalar_type(), 0);
+  Tensor copy = empty_channels_last(op, packed, sizes_of(packed), packed.scalar_type(), 0);
   torch::stable::copy_(copy, packed);
   return copy;
 }
@@ -111,7 +112,7 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
     using E = decltype(element);
     using T = decltype(type);
     if (plan.packed) check_packed<E>(op, "packed", *plan.packed, g);
-    const Tensor packed = plan.packed ? aligned(*plan.packed) : empty_packed(plan.weight, g);
+    const Tensor packed = plan.packed ? aligned(op, *plan.packed) : empty_packed(op, plan.weight, g);
     if (!plan.packed) pack(op, plan.weight, g, packed);
     const PackedLayout layout = packed_layout<E>(g);
     CudaProductArgs<E, T> args = {};

@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> tandem_norm_count_backward(const Tensor& grad
       plan_tandem_norm_count_backward(grad, {product, mean, var, gamma, beta, eps, threshold, upper});
   const cudaStream_t stream = current_stream(op, product.get_device_index());
   const int64_t chunks = (plan.rows + kNormRows - 1) / kNormRows;
-  const Tensor sums = empty_channels_last(product, {chunks * 2 * plan.channels}, product.scalar_type(), 0);
+  const Tensor sums = empty_channels_last(op, product, {chunks * 2 * plan.channels}, product.scalar_type(), 0);
   dispatch_floating(op, product.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const auto data = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };

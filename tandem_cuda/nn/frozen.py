@@ -150,8 +150,8 @@ class FrozenLayer(nn.Module, ABC):
         """What the loader needs beside the tensors."""
 
     def train(self, mode: bool = True) -> Any:
-        """Change nothing: frozen layers have no modes."""
-        return self
+        """Eval mode, whatever is asked for: frozen layers have no other."""
+        return super().train(False)
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved: all of its buffers."""
