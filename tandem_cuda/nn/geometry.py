@@ -46,6 +46,8 @@ def insert_zeros(x: Tensor, stride: Sequence[int]) -> Tensor:
     if tuple(stride) == (1, 1):
         return x
     planes, batch, channels, *size = x.shape
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        size = [len(range(s)) for s in size]  # fixed: the gradient, of an image of open size, is too much for Inductor
     height, width = ((s - 1) * step + 1 for s, step in zip(size, stride, strict=True))
     out = x.new_zeros(planes, batch, height, width, channels)
     out[:, :, :: stride[0], :: stride[1]] = x.movedim(2, -1)

@@ -102,8 +102,9 @@ def main():
     if arguments.seed:
         return run("-m", "tests.fuzz", *arguments.kinds, "--seed", arguments.seed)
     check_planted_bug()
+    few = ["-m", "not slow and not gpu", "--hypothesis-profile", "few"]
     steps = {
-        "operators": ["-m", "pytest", "-q", "-x", "-m", "not slow and not gpu", *(f"tests/test_{t}.py" for t in TESTS)],
+        "operators": ["-m", "pytest", "-q", "-x", *few, *(f"tests/test_{t}.py" for t in TESTS)],
         "fuzz": ["-m", "tests.fuzz", *arguments.kinds, "--minutes", str(arguments.minutes)],
     }
     failed = []
