@@ -86,11 +86,12 @@ class TandemLayer(nn.Module, ABC):
     def _from_spikes(self, x: SpikeTrain) -> SpikeTrain:
         steps = x.time_steps
         checks.check_floating(type(self).__name__, "weight", self.weight)
-        if self.norm is None and needs_gradient(self.weight, self.bias, x.carried_count):
+        learns = torch.is_grad_enabled() and needs_gradient(*self._tensors(), x.carried_count)
+        if self.norm is None and learns:
             weights = self._scaled(steps, x.amplitude, self._packed())
             bits, v, _ = self._spiking_product(x, weights, want_sum=True)
             return self._coupled(bits, v, steps)
-        if self.norm is not None and (self.norm.training or needs_gradient(*self._tensors(), x.carried_count)):
+        if self.norm is not None and (learns or self.norm.training):
             packed = self._packed()
             couple = self._behind_norm(self._pre_activation(x, packed), steps)
             with torch.no_grad():
@@ -103,25 +104,24 @@ class TandemLayer(nn.Module, ABC):
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
         steps, constant = x.time_steps, x.mode == "constant"
         normed = self.norm is not None
-        bias = None if normed else per_step(self.bias, steps)
-        current = self._encoded_current(x, steps, bias, normed)
-        checks.check_finite(type(self).__name__, "weight", self.weight)
+        current = self._encoded_current(x, steps, None if normed else per_step(self.bias, steps), normed)
         couple: Callable[[Tensor], SpikeTrain]
-        if normed or not constant:
-            v = current if self.bias is None else current + self._per_channel(self.bias)
-            couple = self._behind_norm(v, steps) if normed else functools.partial(self._coupled, v=v, steps=steps)
-        else:  # the current of one step is v / T
+        if normed:
+            couple = self._behind_norm(current, steps, self.bias)
+        elif constant:  # the current of one step is v / T
             couple = functools.partial(self._coupled, v=current, steps=steps, scale=1 / steps)
+        else:
+            v = current
+            if self.bias is not None and needs_gradient(current, self.bias):  # else nobody asks for v
+                v = current + self._per_channel(self.bias)
+            couple = functools.partial(self._coupled, v=v, steps=steps)
         with torch.no_grad():
-            gain = self._gain() if normed else None
-            if gain is not None:
-                bias = per_step(self._folded_bias(gain), steps)
-            scale, bias = encoded_drive(gain, bias, steps, constant)
+            drive = self._kept_drive(steps, constant)
             bits, _, _ = ops.integrate_and_fire(
                 current,
                 steps,
-                bias,
-                scale=scale,
+                drive.bias,
+                scale=drive.scale,
                 mode=x.mode,
                 threshold=self.neuron.threshold,
                 leak=self.neuron.leak,
@@ -170,17 +170,26 @@ class TandemLayer(nn.Module, ABC):
         weight = self._kernel_weight()
         return self._count_product(x, SpikingWeights(weight, packed, spike_scale(weight, x.amplitude), self.bias))
 
-    def _behind_norm(self, product: Tensor, steps: int) -> Callable[[Tensor], SpikeTrain]:
+    def _behind_norm(
+        self, product: Tensor, steps: int, missing: Tensor | None = None
+    ) -> Callable[[Tensor], SpikeTrain]:
         """The coupling for the v that batch norm makes of a product, W * c + b.
 
         In training the running statistics are brought up to date here. The fused operator never materialises v.
+
+        Args:
+            product: without the bias, where that is ``missing``: what batch norm takes away again need not be added.
+            steps: T.
+            missing: the bias, [O].
         """
         norm, neuron = self._checked_norm(), self.neuron
         if not norm.training and not needs_gradient(product, norm.weight, norm.bias):
             return functools.partial(self._coupled, v=product, steps=steps)  # nobody asks for v
         if not norm.training or not self._fuses_norm(product):
-            return functools.partial(self._coupled, v=self._batch_normalised(product), steps=steps)
-        mean, var = self._updated_statistics(product)
+            v = product if missing is None else product + self._per_channel(missing)
+            return functools.partial(self._coupled, v=self._batch_normalised(v), steps=steps)
+        mean, var = self._updated_statistics(product, missing)
+        beta = norm.bias if missing is None else norm.bias + 0 * missing  # whose gradient is zero
         return lambda bits: SpikeTrain._of(
             bits,
             steps,
@@ -190,7 +199,7 @@ class TandemLayer(nn.Module, ABC):
                 mean,
                 var,
                 norm.weight,
-                norm.bias,
+                beta,
                 steps,
                 eps=norm.eps,
                 threshold=neuron.threshold,
@@ -221,8 +230,8 @@ class TandemLayer(nn.Module, ABC):
         )
 
     @torch.no_grad()
-    def _updated_statistics(self, product: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance [O] of a product, by which the running ones have been brought up to date."""
+    def _updated_statistics(self, product: Tensor, missing: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance [O] of a product; the running ones are brought up to date, of product + missing."""
         norm = self._checked_norm()
         count = product.numel() // product.shape[1]
         mean, var = ops.batch_statistics(product)
@@ -230,7 +239,8 @@ class TandemLayer(nn.Module, ABC):
             return mean, var
         norm.num_batches_tracked.add_(1)
         # Products and sums one by one: with alpha= torch rounds once or twice, in compiled code not as in eager mode.
-        norm.running_mean.mul_(1 - norm.momentum).add_(mean * norm.momentum)
+        of_v = mean if missing is None else mean + missing
+        norm.running_mean.mul_(1 - norm.momentum).add_(of_v * norm.momentum)
         norm.running_var.mul_(1 - norm.momentum).add_(var * (norm.momentum * count / (count - 1)))
         return mean, var
 
@@ -288,29 +298,41 @@ class TandemLayer(nn.Module, ABC):
 
     @torch.no_grad()
     def _kept(self, steps: int, amplitude: float) -> SpikingWeights:
-        """As _scaled, from the last call where nothing has changed since; for calls without gradient."""
-        if self._keeps_nothing():
+        """As _scaled, in eval mode from the last call where nothing has changed since; for calls without gradient."""
+        if self.training or self._cannot_be_watched():
             return self._scaled(steps, amplitude, self._packed())
         settings = steps, amplitude, None if self.norm is None else self.norm.eps
-        return self._cache.weights(self._tensors(), settings, lambda: self._scaled(steps, amplitude, self._packed()))
-
-    def _packed(self) -> Tensor:
-        """The weights, rearranged for the kernels."""
-        groups = getattr(self, "groups", 1)
-        if torch.compiler.is_compiling() or self._computes_weights():
-            return ops.pack_weight(self._kernel_weight(), groups)
-        if self._keeps_nothing():
-            return self._cache.pack(self._kernel_weight(), groups)
-        return self._cache.packed(self.weight, self._kernel_weight, groups)
-
-    def _keeps_nothing(self) -> bool:
-        """Whether weights may be about to learn, or come of something that cannot be watched."""
-        return (
-            self.training
-            or torch.compiler.is_compiling()
-            or self._computes_weights()
-            or needs_gradient(*self._tensors())
+        return self._cache.weights(
+            self._tensors(), settings, lambda: self._scaled(steps, amplitude, self._packed(True))
         )
+
+    def _drive(self, steps: int, constant: bool) -> SpikingWeights:
+        """Scale and bias of the currents that an encoded current drives neurons with."""
+        checks.check_finite(type(self).__name__, "weight", self.weight)
+        gain = None if self.norm is None else self._gain()
+        bias = per_step(self.bias if gain is None else self._folded_bias(gain), steps)
+        scale, bias = encoded_drive(gain, bias, steps, constant)
+        return SpikingWeights(self.weight, None, scale, bias)
+
+    def _kept_drive(self, steps: int, constant: bool) -> SpikingWeights:
+        """As _drive, in eval mode from the last call where nothing has changed since."""
+        if self.training or self._cannot_be_watched():
+            return self._drive(steps, constant)
+        settings = "encoded", steps, constant, None if self.norm is None else self.norm.eps
+        return self._cache.weights(self._tensors(), settings, lambda: self._drive(steps, constant))
+
+    def _packed(self, keep: bool = False) -> Tensor:
+        """The weights, rearranged for the kernels; ``keep``: from the last call where they have not changed since."""
+        groups = getattr(self, "groups", 1)
+        if self._cannot_be_watched():
+            return ops.pack_weight(self._kernel_weight(), groups)
+        if keep:
+            return self._cache.packed(self.weight, self._kernel_weight, groups)
+        return self._cache.pack(self._kernel_weight(), groups)
+
+    def _cannot_be_watched(self) -> bool:
+        """Whether weights come of something that does not tell when they change."""
+        return torch.compiler.is_compiling() or self._computes_weights()
 
     def _checked_norm(self) -> Any:
         norm = self.norm

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import _C, ops
@@ -35,12 +36,14 @@ class WeightCache:
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None  # of packed weights
-        self._packed: _Stamp | None = None  # of what it holds
-        self._weights: tuple[_Stamp, SpikingWeights] | None = None
+        self._packed: _Kept | None = None  # what it holds
+        self._weights: _Kept | None = None
 
     def pack(self, weight: Tensor, groups: int) -> Tensor:
         """Pack weights, into the memory of the last call where it fits: large fresh memory costs more than packing."""
         self._packed = self._weights = None  # both describe what is overwritten here
+        if torch._C._functorch.is_functorch_wrapped_tensor(weight):  # nothing of a transform may outlive it
+            return ops.pack_weight(weight.detach(), groups)
         memory = self._memory
         if memory is not None and (memory.is_inference() or not can_hold(memory, weight, groups)):
             memory = None
@@ -49,63 +52,77 @@ class WeightCache:
 
     def packed(self, source: Tensor, make: Callable[[], Tensor], groups: int) -> Tensor:
         """Packed weights, from the last call where ``source``, of which ``make`` makes them, has not changed."""
-        stamp = _Stamp.of([source], groups)
-        if stamp is None or self._packed is None or not self._packed.holds(stamp):
-            packed = self.pack(make(), groups)
-            self._packed = stamp
-            return packed
-        assert self._memory is not None
-        return self._memory
+        state = _state([source])
+        if self._memory is not None and _holds(self._packed, [source], state, groups):
+            return self._memory
+        packed = self.pack(make(), groups)
+        self._packed = _kept([source], state, groups, None)
+        return packed
 
-    def weights(self, tensors: Sequence[Tensor], settings: Any, make: Callable[[], SpikingWeights]) -> SpikingWeights:
+    def weights(self, tensors: list[Tensor], settings: Any, make: Callable[[], SpikingWeights]) -> SpikingWeights:
         """What ``make`` makes of tensors and settings, from the last call where none of these has changed."""
-        stamp = _Stamp.of(tensors, settings)
+        state = _state(tensors)
         kept = self._weights  # read and written once: threads may share the layer
-        if stamp is None or kept is None or not kept[0].holds(stamp):
-            made = make()
-            self._weights = None if stamp is None else (stamp, made)
-            return made
-        return kept[1]
+        if kept is not None and _holds(kept, tensors, state, settings):
+            return kept.made
+        made = make()
+        self._weights = _kept(tensors, state, settings, made)
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         return dict.fromkeys(self.__dict__)
 
 
-class _Stamp:
-    """The state of tensors and settings at one time."""
-
-    def __init__(self, tensors: Sequence[Tensor], settings: Any) -> None:
-        self._tensors = tensors
-        self._settings = settings
-        self._versions = [-1 if x.is_inference() else x._version for x in tensors]
-        self._addresses = [x.data_ptr() for x in tensors]
-        self._fingerprint = _C.fingerprint([_memory(x) for x in tensors])
-        self._held = [x.detach() for x in tensors]  # so that no other tensor can get its address
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor], settings: Any) -> _Stamp | None:
-        """None where nothing tells whether tensors change."""
-        if not all(x.is_cpu for x in tensors):
-            return None
-        try:
-            return cls(tensors, settings)
-        except RuntimeError:  # tensors without memory, of transforms
-            return None
-
-    def holds(self, now: _Stamp) -> bool:
-        """Whether nothing has changed between this stamp and a later one."""
-        return (
-            self._fingerprint == now._fingerprint
-            and self._versions == now._versions
-            and self._addresses == now._addresses
-            and self._settings == now._settings
-            and all(a is b for a, b in zip(self._tensors, now._tensors, strict=True))
-        )
+_State = tuple[int, list[int], list[int]]
+"""Fingerprint, versions and addresses of tensors."""
 
 
-def _memory(x: Tensor) -> tuple[int, int]:
-    """Address and bytes of the memory that elements lie in, with the gaps between them."""
-    if x.is_contiguous():
-        return x.data_ptr(), x.nbytes
+class _Kept(NamedTuple):
+    """Something made of tensors, and their state then."""
+
+    tensors: list[Tensor]
+    memory: list[Tensor]
+    """Held, so that no other tensor can get its address."""
+    state: _State
+    settings: Any
+    made: Any
+
+
+def _kept(tensors: list[Tensor], state: _State | None, settings: Any, made: Any) -> _Kept | None:
+    return None if state is None else _Kept(tensors, [x.detach() for x in tensors], state, settings, made)
+
+
+def _holds(kept: _Kept | None, tensors: list[Tensor], state: _State | None, settings: Any) -> bool:
+    """Whether nothing has changed since."""
+    return (
+        kept is not None
+        and kept.state == state
+        and kept.settings == settings
+        and all(a is b for a, b in zip(kept.tensors, tensors, strict=True))
+    )
+
+
+def _state(tensors: list[Tensor]) -> _State | None:
+    """None where nothing tells whether tensors change."""
+    memory = []
+    try:
+        for x in tensors:
+            if not x.is_cpu:
+                return None
+            memory.append((x.data_ptr(), x.nbytes if x.is_contiguous() else _span(x)))
+    except RuntimeError:  # tensors without memory, of transforms
+        return None
+    return _C.fingerprint(memory), _versions(tensors), [address for address, _ in memory]
+
+
+def _versions(tensors: list[Tensor]) -> list[int]:
+    try:
+        return [x._version for x in tensors]
+    except RuntimeError:  # tensors of inference mode keep none
+        return [-1 if x.is_inference() else x._version for x in tensors]
+
+
+def _span(x: Tensor) -> int:
+    """Bytes from the first element to the last, with the gaps between them."""
     elements = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
-    return x.data_ptr(), elements * x.element_size()
+    return elements * x.element_size()
