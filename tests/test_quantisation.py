@@ -179,7 +179,8 @@ def test_both_twins_see_the_same_weights(make, order):
     optimizer = torch.optim.SGD(parameters, lr=0.1)
     snn.train()(x).square().sum().backward()
     optimizer.step()
-    assert all((p != q).any() for p, q in zip(parameters, before, strict=True))
+    # Not of a bias that batch norm takes away again: its gradient is zero.
+    assert all((p != q).any() for p, q in zip(parameters, before, strict=True) if p.dim() > 1)
 
 
 @every_model

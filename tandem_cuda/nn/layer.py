@@ -183,12 +183,15 @@ class TandemLayer(nn.Module, ABC):
             missing: the bias, [O].
         """
         norm, neuron = self._checked_norm(), self.neuron
-        if not norm.training and not needs_gradient(product, norm.weight, norm.bias):
-            return functools.partial(self._coupled, v=product, steps=steps)  # nobody asks for v
-        if not norm.training or not self._fuses_norm(product):
+        learns = needs_gradient(product, norm.weight, norm.bias)
+        fuses = norm.training and self._fuses_norm(product)
+        if (learns or norm.training) and not fuses:
             v = product if missing is None else product + self._per_channel(missing)
             return functools.partial(self._coupled, v=self._batch_normalised(v), steps=steps)
-        mean, var = self._updated_statistics(product, missing)
+        if fuses:
+            mean, var = self._updated_statistics(product, missing)
+        if not learns:
+            return functools.partial(self._coupled, v=product, steps=steps)  # nobody asks for v
         beta = norm.bias if missing is None else norm.bias + 0 * missing  # whose gradient is zero
         return lambda bits: SpikeTrain._of(
             bits,
@@ -221,7 +224,6 @@ class TandemLayer(nn.Module, ABC):
         norm = self._checked_norm()
         return (
             self.neuron.leak == 1
-            and needs_gradient(product, norm.weight, norm.bias)
             and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
             and (product.dim() == 2 or type(norm) is nn.BatchNorm2d)  # channels are dimension 1
             and norm.momentum is not None
