@@ -342,3 +342,11 @@ def test_errors_do_not_list_long_chains():
     with pytest.raises(ValueError, match="inputs of 'a' must be") as caught:
         FrozenNetwork([*nodes, Node("a", nodes[0].layer, ("nobody",))], "a")
     assert len(str(caught.value)) < 200
+
+
+def test_a_read_out_of_another_width():
+    """Of an image whose size no file knows."""
+    frozen = freeze(nn.Sequential(Encode(3), TandemConv2d(1, 2, 3), Decode(), nn.Linear(5, 2)))
+    assert frozen(torch.rand(1, 1, 9, 7)).shape == (1, 2, 7, 2)
+    with pytest.raises(ValueError, match=r"Linear: input must be \[N, ..., 5\], got \[1, 2, 7, 6\]"):
+        frozen(torch.rand(1, 1, 9, 8))

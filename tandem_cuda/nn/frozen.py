@@ -333,6 +333,9 @@ class FrozenLinear(FrozenLayer):
         return Value(REAL, (*x.shape[:-1], Size(outputs, True)))
 
     def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[Tensor, None]:
+        checks.check_tensor(self.kind, "input", x)
+        if x.dim() < 1 or x.shape[-1] != self.weight.shape[1]:
+            raise ValueError(f"{self.kind}: input must be [N, ..., {self.weight.shape[1]}], got {list(x.shape)}")
         return F.linear(x, self.weight, self.bias), None
 
     def extra_repr(self) -> str:

@@ -104,7 +104,7 @@ def mutated_array(draw: Draw, values):
     elif kind == 5:
         values = values.astype(draw.one((np.float64, np.float16, np.int8, np.int64, bool)))
     else:
-        values = draw.one((values * 0, -values, values + 1))
+        values = draw.one((values * 0, ~values if values.dtype == bool else -values, values + 1))
     return np.ascontiguousarray(values)
 
 
