@@ -61,8 +61,7 @@ class Conversion(lightning.Callback):
             raise RecipeError(f"{name}: only one of AnnFirst and ProgressiveTandem can decide when layers spike.")
         if trainer.world_size > 1:
             raise RecipeError(f"{name} runs in one process: each would calibrate on its own batches.")
-        self.layers = convert(module.ann, module.time_steps, mode=module.encoding).spiking_layers
-        self.total = len(self.layers)
+        self._find_layers(module)
         module.net = module.ann  # until on_fit_start knows better; the optimiser's parameters have the ANN's order
 
     @property
@@ -70,8 +69,13 @@ class Conversion(lightning.Callback):
         """How many layers spike. Averages with neurons have levels too, but are no layers."""
         return sum(name in self.levels for name in self.layers)
 
+    def _find_layers(self, module: Any) -> None:
+        self.layers = convert(module.ann, module.time_steps, mode=module.encoding).spiking_layers
+        self.total = len(self.layers)
+
     def on_fit_start(self, trainer: lightning.Trainer, module: Any) -> None:
         if self.levels:  # of a checkpoint
+            self._find_layers(module)  # which nobody has where a finished run is loaded
             self._install(trainer, module)
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
