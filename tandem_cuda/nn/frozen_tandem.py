@@ -137,11 +137,11 @@ class FrozenTandem(FrozenLayer):
     ) -> tuple[Tensor, State]:
         layer = self.layer
         if state is None:
-            current = layer._encoded_current(x, span.total, bias, self.scale is not None)
+            current = layer._encoded_current(x, bias, self.scale is not None)
             mode, potential, constant = x.mode, None, x.mode == "constant"
         else:  # in which the input is
             (current, potential), mode, constant = state, "constant", True
-        scale, step_bias = encoded_drive(self.scale, bias, span.total, constant)
+        scale, step_bias = encoded_drive(self.scale, bias, constant)
         bits, _, potential = ops.integrate_and_fire(
             current,
             span.now,

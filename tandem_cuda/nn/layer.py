@@ -104,10 +104,10 @@ class TandemLayer(nn.Module, ABC):
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
         steps, constant = x.time_steps, x.mode == "constant"
         normed = self.norm is not None
-        current = self._encoded_current(x, steps, None if normed else per_step(self.bias, steps), normed)
+        current = self._encoded_current(x, None if normed else per_step(self.bias, steps), normed)
         couple: Callable[[Tensor], SpikeTrain]
         if normed:
-            couple = self._behind_norm(current, steps, self.bias)
+            couple = self._behind_norm(current, steps, repeats=steps if constant else 1, missing=self.bias)
         elif constant:  # the current of one step is v / T
             couple = functools.partial(self._coupled, v=current, steps=steps, scale=1 / steps)
         else:
@@ -130,16 +130,13 @@ class TandemLayer(nn.Module, ABC):
             )
         return couple(bits)
 
-    def _encoded_current(self, x: EncodedInput, steps: int, bias: Tensor | None, normed: bool) -> Tensor:
+    def _encoded_current(self, x: EncodedInput, bias: Tensor | None, normed: bool) -> Tensor:
         """What real input and weights come to, [N, O, ...]; :func:`encoded_drive` says how it drives the neurons.
 
-        Behind batch norm W * (T * X) (constant) or W * X (impulse), which the ANN normalises; without it the current of
-        one step, W * X + bias, or of the impulse alone, W * X.
+        Behind batch norm W * X; without it the current of one step, W * X + bias, or of the impulse alone, W * X.
         """
-        value, constant, weight = self._checked_value(x.value), x.mode == "constant", self._kernel_weight()
-        if normed:
-            return self._current(value * steps if constant else value, weight, None)
-        return self._current(value, weight, bias if constant else None)
+        value, weight = self._checked_value(x.value), self._kernel_weight()
+        return self._current(value, weight, bias if x.mode == "constant" and not normed else None)
 
     def _checked_value(self, value: Tensor) -> Tensor:
         name = type(self).__name__
@@ -171,25 +168,28 @@ class TandemLayer(nn.Module, ABC):
         return self._count_product(x, SpikingWeights(weight, packed, spike_scale(weight, x.amplitude), self.bias))
 
     def _behind_norm(
-        self, product: Tensor, steps: int, missing: Tensor | None = None
+        self, product: Tensor, steps: int, *, repeats: int = 1, missing: Tensor | None = None
     ) -> Callable[[Tensor], SpikeTrain]:
         """The coupling for the v that batch norm makes of a product, W * c + b.
 
         In training the running statistics are brought up to date here. The fused operator never materialises v.
 
         Args:
-            product: without the bias, where that is ``missing``: what batch norm takes away again need not be added.
+            product: W * c + b over ``repeats``, but for the bias where that is ``missing``: what batch norm takes away
+                again need be neither multiplied nor added.
             steps: T.
+            repeats: how often the product enters.
             missing: the bias, [O].
         """
         norm, neuron = self._checked_norm(), self.neuron
         learns = needs_gradient(product, norm.weight, norm.bias)
         fuses = norm.training and self._fuses_norm(product)
         if (learns or norm.training) and not fuses:
-            v = product if missing is None else product + self._per_channel(missing)
+            v = product if repeats == 1 else product * repeats
+            v = v if missing is None else v + self._per_channel(missing)
             return functools.partial(self._coupled, v=self._batch_normalised(v), steps=steps)
         if fuses:
-            mean, var = self._updated_statistics(product, missing)
+            mean, var = self._updated_statistics(product, repeats, missing)
         if not learns:
             return functools.partial(self._coupled, v=product, steps=steps)  # nobody asks for v
         beta = norm.bias if missing is None else norm.bias + 0 * missing  # whose gradient is zero
@@ -204,7 +204,7 @@ class TandemLayer(nn.Module, ABC):
                 norm.weight,
                 beta,
                 steps,
-                eps=norm.eps,
+                eps=norm.eps / repeats**2,
                 threshold=neuron.threshold,
                 upper=neuron.saturation * steps if neuron.clip else math.inf,
             ),
@@ -232,8 +232,8 @@ class TandemLayer(nn.Module, ABC):
         )
 
     @torch.no_grad()
-    def _updated_statistics(self, product: Tensor, missing: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance [O] of a product; the running ones are brought up to date, of product + missing."""
+    def _updated_statistics(self, product: Tensor, repeats: int, missing: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance [O] of a product, and those of repeats * product + missing into the running ones."""
         norm = self._checked_norm()
         count = product.numel() // product.shape[1]
         mean, var = ops.batch_statistics(product)
@@ -241,9 +241,9 @@ class TandemLayer(nn.Module, ABC):
             return mean, var
         norm.num_batches_tracked.add_(1)
         # Products and sums one by one: with alpha= torch rounds once or twice, in compiled code not as in eager mode.
-        of_v = mean if missing is None else mean + missing
+        of_v = mean * repeats if missing is None else mean * repeats + missing
         norm.running_mean.mul_(1 - norm.momentum).add_(of_v * norm.momentum)
-        norm.running_var.mul_(1 - norm.momentum).add_(var * (norm.momentum * count / (count - 1)))
+        norm.running_var.mul_(1 - norm.momentum).add_(var * (repeats**2 * norm.momentum * count / (count - 1)))
         return mean, var
 
     def _batch_normalised(self, v: Tensor) -> Tensor:
@@ -313,7 +313,7 @@ class TandemLayer(nn.Module, ABC):
         checks.check_finite(type(self).__name__, "weight", self.weight)
         gain = None if self.norm is None else self._gain()
         bias = per_step(self.bias if gain is None else self._folded_bias(gain), steps)
-        scale, bias = encoded_drive(gain, bias, steps, constant)
+        scale, bias = encoded_drive(gain, bias, constant)
         return SpikingWeights(self.weight, None, scale, bias)
 
     def _kept_drive(self, steps: int, constant: bool) -> SpikingWeights:
@@ -404,20 +404,15 @@ class TandemLayer(nn.Module, ABC):
         return f"{super().extra_repr()}, neuron={self.neuron}{engine}"
 
 
-def encoded_drive(
-    gain: Tensor | None, bias: Tensor | None, steps: int, constant: bool
-) -> tuple[Tensor | None, Tensor | None]:
+def encoded_drive(gain: Tensor | None, bias: Tensor | None, constant: bool) -> tuple[Tensor | None, Tensor | None]:
     """Scale and bias [O] of the currents x[t] = scale * current + bias that an encoded current drives neurons with.
 
     Args:
         gain: batch norm's, None without.
         bias: of a time step.
-        steps: T.
         constant: the input's mode; otherwise it is an impulse, which drives the first step alone.
     """
-    if gain is None:
-        return None, None if constant else bias
-    return gain / steps if constant else gain, bias
+    return gain, None if constant and gain is None else bias
 
 
 def spike_scale(weight: Tensor, amplitude: float) -> Tensor | None:
