@@ -32,8 +32,11 @@ Tensor dense_product(const char* op, const ProductPlan& plan, const Tensor& x) {
   if (plan.weight.dim() == 2) {
     return call<3>(op, "aten::linear", {from(x), from(plan.weight), from(std::nullopt)});
   }
+  // Of one channel into columns of one pixel, torch convolves wrongly where strides are those of channels last.
+  const bool plain = g.in_channels == 1 && g.out_width == 1;
+  const Tensor input = plain ? canonical(x) : x, weight = plain ? canonical(plan.weight) : plan.weight;
   const Tensor out = call<9>(op, "aten::convolution",
-                             {from(x), from(plan.weight), from(std::nullopt), from(Sizes{g.stride_h, g.stride_w}),
+                             {from(input), from(weight), from(std::nullopt), from(Sizes{g.stride_h, g.stride_w}),
                               from(Sizes{g.padding_h, g.padding_w}), from(Sizes{g.dilation_h, g.dilation_w}),
                               from(false), from(Sizes{0, 0}), from(g.groups)});
   return channels_last(op, out, 1);

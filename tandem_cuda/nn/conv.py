@@ -181,13 +181,25 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
     def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # The format of the input is that of the result, and a single channel has both unless its strides say otherwise.
         if x.shape[1] == 1:
-            if torch.compiler.is_compiling():  # of a view Inductor could not sort the strides where they are symbols
+            if self._puts_out_one_column(x):  # which torch convolves wrongly, channels last
+                x = x.contiguous().view(-1).view(x.shape)
+            elif torch.compiler.is_compiling():  # of a view Inductor could not sort the strides where they are symbols
                 x = x.clone(memory_format=torch.channels_last)
             else:
                 x = x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
         else:
             x = x.contiguous(memory_format=torch.channels_last)
         return self._conv_forward(x, canonical(weight), bias)
+
+    def _puts_out_one_column(self, x: Tensor) -> bool:
+        """Whether its stride skips columns of the image and leaves a single one."""
+        stride = self.stride[1]
+        if stride == 1 or isinstance(self.padding, str):
+            padding = 0
+        else:
+            padding = self.padding[1]
+        room = x.shape[-1] + 2 * padding - self.dilation[1] * (self.kernel_size[1] - 1) - 1
+        return bool(stride > 1 and room < stride)
 
     def lifted(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
         """The image, and what padding the products cannot add themselves."""
