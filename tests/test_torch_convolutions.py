@@ -122,3 +122,20 @@ def test_exact_without_onednn(channels, outputs, time_steps, engine):
     got = ops.spiking_conv2d(bits, weight, time_steps=time_steps, **named)
     same(got, (want[0], want[1].float(), want[2].float()))
     same(ops.count_conv2d(bits, weight, **named), ref.count_conv2d(bits, weight.double(), padding=1).float())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_channel_into_one_column(engine):
+    """Channels last and with a stride over columns, torch takes other pixels for the window's."""
+    bits, weight = planes(8, 8, 1, 5, 3, seed=0), dyadic(2, 1, 3, 3, seed=1)
+    geometry = {"stride": (1, 2), "padding": (1, 0), "time_steps": 8}
+    same(ops.spiking_conv2d(bits, weight, engine=engine, **geometry), ref.spiking_conv2d(bits, weight, **geometry))
+    layer = tc.TandemConv2d(1, 2, 3, stride=(1, 2), padding=(1, 0), engine=engine)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(dyadic(2, seed=2))
+        x = dyadic(8, 1, 5, 3, seed=3)
+        want = ref.integrate_and_fire(
+            F.conv2d(x.double(), weight.double(), layer.bias.double() / 8, (1, 2), (1, 0)).float(), 8
+        )
+        same(layer(tc.Encode(8)(x)).bits, want[0])

@@ -194,10 +194,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
     def _puts_out_one_column(self, x: Tensor) -> bool:
         """Whether its stride skips columns of the image and leaves a single one."""
         stride = self.stride[1]
-        if stride == 1 or isinstance(self.padding, str):
-            padding = 0
-        else:
-            padding = self.padding[1]
+        padding = 0 if isinstance(self.padding, str) else self.padding[1]  # by name, "same" has stride 1
         room = x.shape[-1] + 2 * padding - self.dilation[1] * (self.kernel_size[1] - 1) - 1
         return bool(stride > 1 and room < stride)
 

@@ -261,7 +261,7 @@ class TandemLayer(nn.Module, ABC):
     def _gain(self) -> Tensor:
         """g = gamma / sqrt(running_var + eps), [O] (eq. 15; the authors' code leaves eps out)."""
         norm = self._checked_norm()
-        # In double precision, which rounds to float32's exact root: torch's own, in float32, is an ulp off for some sizes.
+        # In double precision, which rounds to float32's exact root: torch's own in float32 may be an ulp off.
         deviation = torch.sqrt((norm.running_var + norm.eps).double()).to(norm.running_var.dtype)
         return norm.weight / deviation
 
