@@ -1035,7 +1035,9 @@ class _Import:
         if isinstance(node, _POOLINGS):
             size, stride, padding = weights.weight.shape[2:], weights.stride, weights.padding
             divisor = None if isinstance(node, nir.AvgPool2d) else 1
-            module: nn.Module = nn.AvgPool2d(tuple(size), stride, padding, divisor_override=divisor)  # type: ignore[arg-type]
+            # Of lines too, or padded by name, are weights alone: a pooling has two numbers of each.
+            window: Any = (tuple(size), stride, padding)
+            module: nn.Module = nn.AvgPool2d(*window, divisor_override=divisor)
         else:
             module = weights.read_out(self.steps)
         return x._replace(call=self._called(key, module, x.call), shape=shape)

@@ -359,6 +359,23 @@ def test_training_drives_neurons_as_the_statistics_it_leaves(seed, potentials):
     same(potentials[1:], [potentials[0]] * 2)
 
 
+@pytest.mark.parametrize("mode", ["constant", "impulse"])
+def test_a_bias_that_learns_alone(mode):
+    """Behind frozen statistics, gain and weights, the bias of a first layer gets the gradient of the ANN's."""
+    torch.manual_seed(0)
+    layer = TandemLinear(5, 7, norm="batch", dtype=torch.float64).eval()
+    layer.requires_grad_(False)
+    layer.bias.requires_grad_(True)
+    x = Encode(8, mode)(3 * torch.rand(6, 5, dtype=torch.float64))
+    layer(x).count.sum().backward()
+    alone = layer.bias.grad.clone()
+    layer.requires_grad_(True)
+    layer.zero_grad()
+    layer(x).count.sum().backward()
+    same(alone, layer.bias.grad)
+    assert alone.abs().sum() > 0
+
+
 # --- numbers that are none --------------------------------------------------------------------------------------------
 
 

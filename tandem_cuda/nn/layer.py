@@ -182,7 +182,7 @@ class TandemLayer(nn.Module, ABC):
             missing: the bias, [O].
         """
         norm, neuron = self._checked_norm(), self.neuron
-        learns = needs_gradient(product, norm.weight, norm.bias)
+        learns = needs_gradient(product, missing, norm.weight, norm.bias)
         fuses = norm.training and self._fuses_norm(product)
         if (learns or norm.training) and not fuses:
             v = product if repeats == 1 else product * repeats

@@ -48,7 +48,7 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
             )
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
             with _functorch.enable_single_level_autograd_function():
-                return Gradient.apply(*arguments, keyset)  # type: ignore[attr-defined]
+                return Gradient.apply(*arguments, keyset)  # type: ignore[attr-defined]  # of a metaclass
         return below(keyset, arguments)
 
     Gradient.__name__ = f"{name}Backward"

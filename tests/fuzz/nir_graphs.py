@@ -2,8 +2,8 @@
 
 import copy
 import functools
-import os
 import tempfile
+from pathlib import Path
 
 import h5py
 import nir
@@ -46,10 +46,9 @@ def bases():
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         for i, (model, x) in enumerate(_models()):
-            path = os.path.join(folder, f"{i}.nir")  # noqa: PTH118 (nir takes strings)
+            path = Path(folder, f"{i}.nir")
             graph = to_nir(model.eval(), x, path)
-            with open(path, "rb") as file:  # noqa: PTH123
-                out.append((graph, file.read(), x))
+            out.append((graph, path.read_bytes(), x))
     return out
 
 
@@ -137,8 +136,7 @@ def _metadata(draw, graph):
 
 def _file(draw, data, path):
     """Datasets and groups of a file removed, replaced or renamed."""
-    with open(path, "wb") as file:  # noqa: PTH123
-        file.write(data)
+    path.write_bytes(data)
     with h5py.File(path, "r+") as file:
         for _ in range(draw.one((1, 1, 2))):
             names = []
@@ -169,15 +167,14 @@ def nir_graphs(draw: Draw):
     draw.note(base=which, mutation=mutation.__name__)
     if mutation in (_file, mutated_bytes):
         with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "mutant.nir")  # noqa: PTH118
+            path = Path(folder, "mutant.nir")
             if mutation is _file:
                 try:
                     _file(draw, data, path)
                 except (ValueError, OSError, RuntimeError, KeyError):
                     return  # no change that HDF5 allows
             else:
-                with open(path, "wb") as file:  # noqa: PTH123
-                    file.write(mutated_bytes(draw, data))
+                path.write_bytes(mutated_bytes(draw, data))
             network = loaded(lambda: from_nir(path))
     else:
         graph = copy.deepcopy(graph)
