@@ -1033,11 +1033,11 @@ class _Import:
         weights = _Weights.of(key, node, x.shape)
         shape = weights.out_shape(x.shape)
         if isinstance(node, _POOLINGS):
-            size, stride, padding = weights.weight.shape[2:], weights.stride, weights.padding
             divisor = None if isinstance(node, nir.AvgPool2d) else 1
-            # Of lines too, or padded by name, are weights alone: a pooling has two numbers of each.
-            window: Any = (tuple(size), stride, padding)
-            module: nn.Module = nn.AvgPool2d(*window, divisor_override=divisor)
+            # Of any length, or padded by name, are weights alone: a pooling has two numbers of each.
+            size: Any = tuple(weights.weight.shape[2:])
+            window: dict[str, Any] = {"kernel_size": size, "stride": weights.stride, "padding": weights.padding}
+            module: nn.Module = nn.AvgPool2d(**window, divisor_override=divisor)
         else:
             module = weights.read_out(self.steps)
         return x._replace(call=self._called(key, module, x.call), shape=shape)
