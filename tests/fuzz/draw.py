@@ -184,14 +184,17 @@ def same(name, got, want):
         )
 
 
-def close(name, got, want, tolerance):
-    """Mismatch unless equal up to `tolerance` times the largest value."""
+def close(name, got, want, tolerance, terms=None):
+    """Mismatch unless equal up to `tolerance` times the largest value.
+
+    Of sums that may cancel, `terms` are the sums of their terms' sizes, whose largest counts: rounding goes by these.
+    """
     got = got.detach().double().numpy()
     if got.shape != want.shape:
         raise Mismatch(f"{name}: shape {list(got.shape)}, expected {list(want.shape)}")
     if not want.size:
         return
-    allowed = tolerance * max(float(np.abs(want).max()), 1e-30)
+    allowed = tolerance * max(float(np.abs(want if terms is None else terms).max()), 1e-30)
     worst = np.abs(got - want)
     if not (worst <= allowed).all():
         at = tuple(

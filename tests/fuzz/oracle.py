@@ -192,7 +192,10 @@ def lif_gradient(grad, v, steps, threshold, leak, upper):
 
 
 def norm_gradient(grad, product, gamma, beta, eps, threshold, upper):
-    """The tandem gradient led through batch norm: of product, gamma and beta, in float64. product: [N, C, ...]."""
+    """The tandem gradient led through batch norm: of product, gamma and beta, in float64. product: [N, C, ...].
+
+    Then the same with the sizes of the terms that are added up.
+    """
     others = tuple(d for d in range(product.ndim) if d != 1)
     shape = [1, -1, *[1] * (product.ndim - 2)]
     product, gamma, beta = (x.astype(np.float64) for x in (product, gamma, beta))
@@ -204,7 +207,9 @@ def norm_gradient(grad, product, gamma, beta, eps, threshold, upper):
     )
     along = gated * normal
     inner = gated - gated.mean(others, keepdims=True) - normal * along.mean(others, keepdims=True)
-    return gamma.reshape(shape) * gain * inner, along.sum(others), gated.sum(others)
+    gain = gamma.reshape(shape) * gain
+    want = gain * inner, along.sum(others), gated.sum(others)
+    return want, (gain * gated, np.abs(along).sum(others), np.abs(gated).sum(others))
 
 
 def bfloat16(x):
