@@ -42,6 +42,7 @@ from .nn.layer import TandemLayer
 from .spike_train import SpikeTrain
 
 try:
+    import h5py
     import nir
 
     _version = str(getattr(nir, "__version__", ""))
@@ -645,6 +646,21 @@ def _check_reset(reset: Any) -> None:
         raise ValueError(f"from_nir: reset must be {_RESET!r}, the only one that tandem layers have, got {reset!r}")
 
 
+def _check_sizes(contents: bytes) -> None:
+    """ValueError where a dataset claims more than the file can hold, even deflated (by 1,032 at most).
+
+    HDF5 would fill in what was never written: terabytes, of a damaged size.
+    """
+    most = 1032 * len(contents)
+
+    def check(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.nbytes > most:
+            raise ValueError(f"{name} claims {item.nbytes} bytes in a file of {len(contents)}")
+
+    with h5py.File(io.BytesIO(contents), "r") as file:
+        file.visititems(check)
+
+
 def _read(source: Any) -> nir.NIRGraph:
     if isinstance(source, nir.NIRGraph):
         return source
@@ -655,6 +671,7 @@ def _read(source: Any) -> nir.NIRGraph:
         raise FileNotFoundError(f"from_nir: source must be an existing file, got {path}")
     contents = Path(path).read_bytes()
     try:
+        _check_sizes(contents)
         # Without nir's check of types, which takes all kernels for square ones and ignores groups.
         graph = nir.read(io.BytesIO(contents), type_check=False)
     except Exception as error:  # whatever nir and libhdf5 make of a file that is damaged or of another kind

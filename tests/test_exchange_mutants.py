@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import tandem_cuda
 from exact import train
 from tandem_cuda import (
     IF,
@@ -256,3 +257,13 @@ def test_files(tmp_path: Path, name: str, count: int | None) -> None:
             changed[draw.randrange(len(changed))] = draw.randrange(256)
         path.write_bytes(changed if i % 3 else changed[: draw.randrange(len(changed))])
         verdict(path, x, "", f"bytes {i}")
+
+
+def test_a_dataset_larger_than_its_file(tmp_path):
+    path = tmp_path / "net.nir"
+    to_nir(nn.Sequential(tandem_cuda.Encode(4), TandemLinear(3, 2)), torch.rand(1, 3), path)
+    with h5py.File(path, "r+") as file:
+        del file["node/nodes/input/shape"]
+        file["node/nodes/input"].create_dataset("shape", (2**40,), chunks=(1024,), dtype="int64")
+    with pytest.raises(ValueError, match=r"from_nir: source must be a NIR file, .*shape claims 8796093022208 bytes"):
+        from_nir(path)

@@ -69,7 +69,8 @@ def test_coupling_and_norm_by_hand():
     want = (count(x + h) - count(x - h)) / (2 * h)
     np.testing.assert_allclose(oracle.lif_gradient(np.ones(2), x, 8, 1.0, 0.75, np.inf), want, rtol=1e-6)
     product = np.array([[0.0], [2.0]])  # normalised: -1 and 1; the gate is open for the second alone
-    (of_product, gamma, beta), _ = oracle.norm_gradient(np.ones((2, 1)), product, np.ones(1), np.zeros(1), 0.0, 1.0, np.inf)
+    want, _ = oracle.norm_gradient(np.ones((2, 1)), product, np.ones(1), np.zeros(1), 0.0, 1.0, np.inf)
+    of_product, gamma, beta = want
     assert (of_product.ravel().tolist(), gamma.tolist(), beta.tolist()) == ([0, 0], [1], [1])
 
 
