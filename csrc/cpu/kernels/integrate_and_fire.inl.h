@@ -100,13 +100,13 @@ TANDEM_HOST_DEVICE void fire_block(const IntegrateAndFireArgs<T>& a, int64_t at,
 
 constexpr int64_t kFetchAhead = 8192;  // bytes
 
-// Whole blocks. kPlain: of a constant current and nothing else, without all that the compiler need not plan for then.
+// Whole blocks. kPlain: bits alone of a constant current from rest, without all that the compiler need not plan for then.
 template <bool kSeries, bool kPlain, class T, class Leak>
 void fire_blocks(const IntegrateAndFireArgs<T>& args, int64_t begin, int64_t end, Leak leak) {
   IntegrateAndFireArgs<T> a = args;  // a copy, which the stores cannot change
   if (kPlain) {
     a.mode = CurrentMode::kConstant;
-    a.scale = a.bias = a.initial = nullptr;
+    a.initial = nullptr;
     a.sum = a.potential = nullptr;
   }
   const Vec<T> threshold = broadcast(a.neuron.threshold);
@@ -128,7 +128,7 @@ template <bool kSeries, class T>
 void fire_range(const IntegrateAndFireArgs<T>& a, int64_t begin, int64_t end) {
   const Vec<T> threshold = broadcast(a.neuron.threshold), leak = broadcast(a.neuron.leak);
   const int64_t rest = (end - begin) % kFireBlock<T>, whole = end - rest;
-  const bool plain = a.mode == CurrentMode::kConstant && !a.scale && !a.bias && !a.initial && !a.sum && !a.potential;
+  const bool plain = a.mode == CurrentMode::kConstant && !a.initial && !a.sum && !a.potential;
   if (a.neuron.leak != 1) {
     fire_blocks<kSeries, false>(a, begin, whole, leak);
   } else if (kSeries || !plain) {
