@@ -12,6 +12,7 @@ import keyword
 import math
 import os
 import re
+import struct
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -558,6 +559,7 @@ def _array(x: Tensor) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 _LARGEST = 2**31 - 1
+_HEAP = b"GCOL\x01\0\0\0"
 _LARGEST_COUNT = 2**24  # up to which float32 counts
 _FLOAT32 = torch.finfo(torch.float32)
 _NEURONS = (nir.IF, nir.LIF)
@@ -661,6 +663,24 @@ def _check_sizes(contents: bytes) -> None:
         file.visititems(check)
 
 
+def _check_heaps(contents: bytes) -> None:
+    """ValueError where free space of a heap of strings takes no room: HDF5 would look for its end for ever.
+
+    A heap: "GCOL", a version (1), 3 zeros, its size in 8 bytes, then objects: index and references, 2 bytes each, 4
+    zeros, a size in 8 bytes, and so many bytes, filled up to a multiple of 8. Free space has index 0.
+    """
+    at = contents.find(_HEAP)
+    while at >= 0:
+        (size,) = struct.unpack_from("<Q", contents, at + 8) if at + 16 <= len(contents) else (0,)
+        end, here = min(at + size, len(contents)), at + 16
+        while here + 16 <= end:
+            index, _, _, room = struct.unpack_from("<HHIQ", contents, here)
+            if index == 0 and room == 0:
+                raise ValueError(f"a heap of strings is damaged at byte {here}")
+            here += -(-room // 8) * 8 + (16 if index else 0)
+        at = contents.find(_HEAP, at + 1)
+
+
 def _read(source: Any) -> nir.NIRGraph:
     if isinstance(source, nir.NIRGraph):
         return source
@@ -671,6 +691,7 @@ def _read(source: Any) -> nir.NIRGraph:
         raise FileNotFoundError(f"from_nir: source must be an existing file, got {path}")
     contents = Path(path).read_bytes()
     try:
+        _check_heaps(contents)
         _check_sizes(contents)
         # Without nir's check of types, which takes all kernels for square ones and ignores groups.
         graph = nir.read(io.BytesIO(contents), type_check=False)

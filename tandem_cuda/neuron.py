@@ -19,6 +19,12 @@ def _check(name: str, threshold: Any, leak: Any = 1.0, amplitude: Any = 1.0) -> 
         raise ValueError(f"{name}: amplitude must be positive and finite, got {amplitude}")
 
 
+def _as_floats(neuron: IF | LIF, *names: str) -> None:
+    """Floats for the ints among its numbers: torch takes no int beyond 64 bits, where it takes the float."""
+    for name in names:
+        object.__setattr__(neuron, name, float(getattr(neuron, name)))  # past the dataclass's own lock
+
+
 @dataclass(frozen=True)
 class IF:
     """Integrate-and-fire neurons without leak (Wu et al. 2021, eqs. 1-3).
@@ -42,6 +48,7 @@ class IF:
 
     def __post_init__(self) -> None:
         _check("IF", self.threshold, amplitude=self.amplitude)
+        _as_floats(self, "threshold", "amplitude")
 
     def __repr__(self) -> str:
         amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
@@ -79,6 +86,7 @@ class LIF:
 
     def __post_init__(self) -> None:
         _check("LIF", self.threshold, self.leak)
+        _as_floats(self, "threshold", "leak")
 
     @property
     def amplitude(self) -> float:

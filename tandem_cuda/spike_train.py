@@ -58,7 +58,7 @@ class SpikeTrain:
         checks.check_number("SpikeTrain", "amplitude", amplitude)
         if not 0 < amplitude < math.inf:
             raise ValueError(f"SpikeTrain: amplitude must be positive and finite, got {amplitude}")
-        self._set(_ending(bits, time_steps), time_steps, count, dtype, amplitude)
+        self._set(_ending(bits, time_steps), time_steps, count, dtype, float(amplitude))
         checks.check_dtype("SpikeTrain", "dtype", self._dtype)
 
     def _set(self, bits: Any, time_steps: int, count: Any, dtype: torch.dtype | None, amplitude: float) -> None:

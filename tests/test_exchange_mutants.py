@@ -5,6 +5,7 @@ import io
 import math
 import random
 import re
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -266,4 +267,18 @@ def test_a_dataset_larger_than_its_file(tmp_path):
         del file["node/nodes/input/shape"]
         file["node/nodes/input"].create_dataset("shape", (2**40,), chunks=(1024,), dtype="int64")
     with pytest.raises(ValueError, match=r"from_nir: source must be a NIR file, .*shape claims 8796093022208 bytes"):
+        from_nir(path)
+
+
+def test_free_space_of_no_size(tmp_path):
+    """HDF5 itself would never come back."""
+    path = tmp_path / "net.nir"
+    to_nir(nn.Sequential(tandem_cuda.Encode(4), TandemLinear(3, 2)), torch.rand(1, 3), path)
+    contents = bytearray(path.read_bytes())
+    at = contents.index(b"GCOL") + 16
+    while struct.unpack_from("<H", contents, at)[0] != 0:
+        at += 16 + -(-struct.unpack_from("<Q", contents, at + 8)[0] // 8) * 8
+    struct.pack_into("<Q", contents, at + 8, 0)
+    path.write_bytes(contents)
+    with pytest.raises(ValueError, match=rf"from_nir: source must be a NIR file, .*damaged at byte {at}"):
         from_nir(path)

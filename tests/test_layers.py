@@ -128,6 +128,15 @@ def test_neurons():
         IF().threshold = 2.0
 
 
+def test_numbers_beyond_64_bits():
+    """Which torch takes as floats alone."""
+    big = 10**25
+    assert (LIF(big).threshold, IF(big, amplitude=big).amplitude) == (1e25, 1e25)
+    spikes, _ = events(2, 5)
+    layer = exact_layer(TandemLinear(5, 7, neuron=IF(big)), 9)
+    same(layer(spikes.replace(amplitude=big)).bits, layer(spikes.replace(amplitude=1e25)).bits)
+
+
 def test_a_leak_of_one_is_no_leak():
     x, _ = events(2, 5)
     layers = [exact_layer(TandemLinear(5, 7, neuron=neuron), 9) for neuron in (IF(0.5), LIF(0.5, leak=1.0))]

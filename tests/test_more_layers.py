@@ -340,6 +340,11 @@ def test_maximum_of_a_window_in_the_padding():
             ValueError,
             "padding must be at most 2 for 3 pixels, got 3",
         ),
+        (
+            lambda: tandem_cuda.TandemConvTranspose2d(1, 1, 1, padding=3)(fronts(torch.ones(1, 1, 1, 5, 8))[0]),
+            ValueError,
+            "the padding takes 6 rows away, of 5",
+        ),
         (lambda: tandem_cuda.TandemConv1d(2, 1, 3)(fronts(torch.ones(1, 1, 1, 3))[0]), ValueError, r"\[N, 2, L\]"),
     ],
 )

@@ -12,14 +12,19 @@ from torch import Tensor
 def pad(x: Tensor, pads: Sequence[int], mode: str = "zeros") -> Tensor:
     """Pad the last two dimensions by (left, right, top, bottom), as ``padding_mode`` of nn.Conv2d says.
 
-    Zeros may be negative: that many rows or columns less. No other mode pads more often than the image repeats itself:
-    ValueError.
+    Zeros may be negative: that many rows or columns less.
+
+    Raises:
+        ValueError: nothing of the image is left; or another mode would repeat the image more than once.
     """
     if not any(pads):
         return x
-    if mode == "zeros":
-        return F.pad(x.movedim(2, -1), (0, 0, *pads)).movedim(-1, 2)
     left, right, top, bottom = pads
+    if mode == "zeros":
+        for axis, size, less in (("rows", x.shape[3], top + bottom), ("columns", x.shape[4], left + right)):
+            if less < 0 and size + less < 1:
+                raise ValueError(f"the padding takes {-less} {axis} away, of {size}")
+        return F.pad(x.movedim(2, -1), (0, 0, *pads)).movedim(-1, 2)
     for dim, before, after in ((3, top, bottom), (4, left, right)):
         if before or after:
             index = _source(x.shape[dim], before, after, mode).to(x.device)
