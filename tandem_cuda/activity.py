@@ -31,6 +31,7 @@ from .nn.encode import FrozenDecode
 from .nn.frozen import FrozenLayer, Span
 from .nn.frozen_tandem import FrozenAdd, FrozenTandem
 from .nn.layer import TandemLayer, _recomputing
+from .nn.modes import evaluating
 from .nn.pool import FrozenPool
 from .spike_train import SpikeTrain
 
@@ -156,7 +157,7 @@ def synops(model: nn.Module, inputs: Any) -> ActivityTable:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"synops: model must be an nn.Module, got {type(model).__name__}")
-    with record_activity(model) as record, _evaluating(model), torch.no_grad():
+    with record_activity(model) as record, evaluating(model), torch.no_grad():
         for batch in _batches(model, inputs):
             model(batch)
     return record.table()
@@ -605,18 +606,6 @@ def _batches(model: nn.Module, inputs: Any) -> Iterator[Any]:
 
 def _named(name: str, hook: Any) -> Any:
     return lambda *args: hook(name, *args)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, then for each module the mode it had: parts of a model may be frozen."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _check_samples(shape: torch.Size) -> None:

@@ -19,7 +19,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
-from .activity import _evaluating
 from .neuron import IF, LIF, Neuron
 from .nn import (
     Decode,
@@ -37,6 +36,7 @@ from .nn import (
     TandemLinear,
 )
 from .nn.layer import HOOKS, TandemLayer, stored
+from .nn.modes import evaluating
 from .ops import checks
 from .ops.product import ENGINES
 from .spike_train import SpikeTrain
@@ -426,7 +426,7 @@ def _traced(ann: nn.Module) -> fx.Graph:
     Raises:
         ValueError: it cannot be traced, or does something else in training.
     """
-    with _evaluating(ann):
+    with evaluating(ann):
         try:
             graphs = [_Tracer().trace(ann.train(training)) for training in (False, True)]
         except Exception as error:  # whatever a user's forward raises when it meets a proxy
@@ -550,7 +550,7 @@ def _percentiles(
     """Of what the nodes put out, by the names that go with them, the mean over batches."""
     recorder = _Recorder(ann, graph, measured, percentile)
     totals, count = {name: 0.0 for _, name in measured}, 0
-    with _evaluating(ann), torch.no_grad():
+    with evaluating(ann), torch.no_grad():
         for batch in batches:
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
             if not isinstance(x, Tensor) or not x.dim() or not len(x):

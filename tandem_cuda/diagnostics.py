@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ._table import table
-from .activity import _evaluating
 from .lif_rate import lif_rate
 from .nn import EncodedInput, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, SpikingMaxPool2d, TandemAdd
 from .nn.layer import TandemLayer, stored
+from .nn.modes import evaluating
 from .spike_train import SpikeTrain
 
 _POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d)
@@ -97,7 +97,7 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
         raise TypeError(f"diagnose: model must be an nn.Module, got {type(model).__name__}")
     modules = {path or type(module).__name__: module for path, module in model.named_modules()}
     layers = {name: module for name, module in modules.items() if isinstance(module, (TandemLayer, TandemAdd))}
-    with _evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
         with _recorded("diagnose", layers) as found:
             tandem_loss = _scalar(loss(model(inputs)))
         weights = [_weights(name, layer) for name, (layer, _, _) in found.items()]
@@ -143,7 +143,7 @@ def counts_and_activations(model: nn.Module, inputs: Any) -> dict[str, tuple[Ten
         raise TypeError(f"{op}: model must be an nn.Module, got {type(model).__name__}")
     modules = {path or type(module).__name__: module for path, module in model.named_modules()}
     layers = {name: module for name, module in modules.items() if isinstance(module, (TandemLayer, TandemAdd))}
-    with _evaluating(model), torch.no_grad(), _recorded(op, layers) as found:
+    with evaluating(model), torch.no_grad(), _recorded(op, layers) as found:
         model(inputs)
     return {name: (count, activation) for name, (_, count, activation) in found.items()}
 

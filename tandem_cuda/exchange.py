@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .activity import _evaluating
 from .convert import TandemNetwork, flattened_to
 from .neuron import IF, LIF, Neuron
 from .nn import (
@@ -39,6 +38,7 @@ from .nn import (
     TandemLinear,
 )
 from .nn.layer import TandemLayer
+from .nn.modes import evaluating
 from .spike_train import SpikeTrain
 
 try:
@@ -131,7 +131,7 @@ def to_nir(
     if len(sample.shape) < 2 or 0 in sample.shape:
         raise ValueError(f"to_nir: sample must be [N, ...] and not empty, got {list(sample.shape)}")
     _check_dt("to_nir", dt)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         value = sample[:1] if isinstance(sample, Tensor) else sample.rearranged(lambda bits: bits[:, :1])
         graph = _Export(dt, value).graph(*_traced(model))
     if path is not None:
