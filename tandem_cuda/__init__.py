@@ -12,8 +12,8 @@ from . import models, ops, reference
 from .activity import ActivityTable, LayerActivity, record_activity, synops
 from .anytime import AccuracyCurve, OperatingPoint, Prediction
 from .build_info import build_info
-from .checkpoint import from_authors
 from .convert import TandemNetwork, convert
+from .exchange import from_authors
 from .freeze import FrozenNetwork, Stream, freeze
 from .neuron import IF, LIF
 from .nn import (
