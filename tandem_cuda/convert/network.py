@@ -15,8 +15,8 @@ from ..ops import checks
 from ..ops.product import ENGINES
 from .calibrate import checked_levels, percentiles
 from .conversion import Conversion, cut
-from .rules import LAYERS
-from .trace import kind_of, owner_of, traced
+from .rules import RULES, has_weights
+from .trace import owner_of, traced
 
 
 class TandemNetwork(nn.Module):
@@ -100,7 +100,7 @@ class TandemNetwork(nn.Module):
                 self._buffers_held.append((*owner_of(self, mine), owner, key, getattr(owner, key)))
                 continue
             self._held.append((theirs, owner, key, getattr(owner, key)))
-            if kind_of(layer) in LAYERS and getattr(layer, "bias", None) is None:
+            if has_weights(layer) and getattr(layer, "bias", None) is None:
                 self._held.append((f"{path}.bias".lstrip("."), layer, "bias", None))
         self._placed: dict[str, tuple[nn.Module, str, nn.Module]] = {}
         """By name, the ANN's modules on the way: the module that holds each, under which key, and itself."""
@@ -339,7 +339,7 @@ def convert(
     if calibrate is not None and not isinstance(neuron, IF):
         raise ValueError(f"convert: neuron must be IF(...) with calibrate (a leak bends the rate), got {neuron}")
     _check_dtypes(ann)
-    graph = traced(ann)
+    graph = traced(ann, RULES)
     settings = time_steps, mode, neuron, engine, calibrate is not None
     conversion = Conversion(ann, graph, *settings)
     if spiking_layers is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -26,7 +27,15 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 class _Tracer(fx.Tracer):
-    """Traces forward with its optional arguments at their defaults."""
+    """Traces forward with its optional arguments at their defaults, and what has a rule as one call."""
+
+    def __init__(self, known: Collection[Any]) -> None:
+        functions = [x for x in known if isinstance(x, FunctionType) and x.__module__.partition(".")[0] != "torch"]
+        super().__init__(autowrap_functions=tuple(functions))
+        self.known = known
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return kind_of(m) in self.known or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
         function, inputs = super().create_args_for_root(*args, **kwargs)
@@ -37,15 +46,17 @@ class _Tracer(fx.Tracer):
         return function, inputs
 
 
-def traced(ann: nn.Module) -> fx.Graph:
+def traced(ann: nn.Module, known: Collection[Any]) -> fx.Graph:
     """What forward does in eval mode; functions of dropout have whether they drop in ``meta``, in eval and training.
+
+    Calls of ``known`` classes of modules, and functions, are one node each.
 
     Raises:
         ValueError: it cannot be traced, or does something else in training.
     """
     with evaluating(ann):
         try:
-            graphs = [_Tracer().trace(ann.train(training)) for training in (False, True)]
+            graphs = [_Tracer(known).trace(ann.train(training)) for training in (False, True)]
         except Exception as error:  # whatever a user's forward raises when it meets a proxy
             raise ValueError(
                 f"convert: ann must be traceable by torch.fx, whose trace of {type(ann).__name__} failed: {error}. "
@@ -106,6 +117,17 @@ def as_dropout(node: fx.Node) -> tuple[float, bool]:
     given = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
     given.apply_defaults()
     return given.arguments["p"], bool(given.arguments["training"])
+
+
+def dropout_of(node: fx.Node) -> nn.Module | None:
+    """The module that a function of dropout is, where it has the mode of the ANN."""
+    follows = node.target in DROPOUTS and node.meta["drops"] == (False, True)
+    return DROPOUTS[node.target](as_dropout(node)[0]) if follows else None
+
+
+def asks_for_size(node: fx.Node) -> bool:
+    """Whether a node asks for nothing but sizes."""
+    return node.target in ("size", len) or (node.target is getattr and node.args[1] == "shape")
 
 
 def word_of(target: Any) -> str:

@@ -88,3 +88,8 @@ class Broken:
 
     instead: Any
     """What to go on with, to find what else cannot."""
+
+
+def is_value(x: object) -> bool:
+    """Whether it is what a value of the ANN can be in the SNN."""
+    return isinstance(x, (Real, Train, Current, Pooled, BatchSize, Shape, Broken))
