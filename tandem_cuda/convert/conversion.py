@@ -91,8 +91,9 @@ class Conversion:
         What stands beside a problem is not written, so only where there is none.
         """
         held = {id(x) for module in self.modules.values() if isinstance(module, nn.Module) for x in module.parameters()}
-        for node in () if self.problems else leading_to(self.nodes[-1:]):
-            if node.op == "call_module":
+        needed = set() if self.problems else leading_to(self.nodes[-1:])
+        for node in self.nodes:
+            if node.op == "call_module" and node in needed:
                 module = self.ann.get_submodule(str(node.target))
                 if not all(id(x) in held for x in module.parameters()):
                     self._problem(node, "its rule must put its parameters into the spiking twin, to train them there")
