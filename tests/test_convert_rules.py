@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tandem_cuda import SpikeTrain, TandemConv2d, TandemNetwork, convert
+from tandem_cuda import SpikeTrain, TandemConv2d, TandemLinear, TandemNetwork, convert
 from tandem_cuda.convert import rules
 from tandem_cuda.convert.rules import Call, Unconvertible, WeightRule, register
 
@@ -324,6 +324,61 @@ def test_parameters_that_nothing_would_train():
     register(nn.PReLU, rules.fire)
     with pytest.raises(ValueError, match=r"1 \(PReLU\): its rule must put its parameters into the spiking twin"):
         convert(with_head(nn.PReLU()), 8)
+
+
+@pytest.mark.parametrize("state", ["parameter", "buffer"])
+def test_state_that_nothing_would_save(state):
+    class Spiking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            if state == "parameter":
+                self.x = nn.Parameter(torch.zeros(()))
+            else:
+                self.register_buffer("x", torch.zeros(()))
+
+        def forward(self, x):
+            return x
+
+    register(nn.Upsample, lambda call: call.apply(Spiking()))
+    with pytest.raises(ValueError, match=r"2 \(Spiking\): make it of parameters and buffers of the ANN"):
+        convert(with_head(nn.ReLU(), nn.Upsample(scale_factor=1)), 8)
+
+
+class NormAndReLU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return positive(self.norm(x))
+
+
+def test_parts_of_a_module():
+    """Batch norm of the ANN's own is folded; that of a rule's would be trained in one twin alone."""
+    rule = {"norm": lambda call: call.module.norm}
+    register(NormAndReLU, lambda call: call.like(rule["norm"](call)))
+    ann, other = with_head(NormAndReLU(), nn.ReLU()), with_head(nn.BatchNorm2d(4), nn.ReLU())
+    same_network(ann, other)
+    rule["norm"] = lambda call: nn.BatchNorm2d(4)
+    with pytest.raises(ValueError, match=r"1 \(NormAndReLU\): its rule must put its parameters into the spiking twin"):
+        convert(ann, 8)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_linear_layers_behind_an_average(calibrated):
+    """Which are folded into each other in a calibrated network."""
+
+    class Linear(nn.Linear):
+        pass
+
+    register(Linear, WeightRule(TandemLinear, nn.BatchNorm1d))
+
+    def net(kind: type[nn.Linear]) -> nn.Sequential:
+        torch.manual_seed(0)
+        layers = conv(), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), kind(64, 16), nn.ReLU(), nn.Linear(16, 3)
+        return nn.Sequential(*layers)
+
+    same_network(net(Linear), net(nn.Linear), calibrate=images(4, 1, 8, 8) if calibrated else None)
 
 
 def test_modules_in_front_of_the_relu():

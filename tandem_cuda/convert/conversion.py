@@ -86,17 +86,26 @@ class Conversion:
                     self._problem(node, why)
 
     def _check_parameters(self) -> None:
-        """Note layers whose rule has left their parameters out of the SNN, where nothing would train them.
+        """Note rules after which the twins would not share all that is trained and saved.
 
         What stands beside a problem is not written, so only where there is none.
         """
-        held = {id(x) for module in self.modules.values() if isinstance(module, nn.Module) for x in module.parameters()}
-        needed = set() if self.problems else leading_to(self.nodes[-1:])
+        if self.problems:
+            return
+        modules = {name: module for name, module in self.modules.items() if isinstance(module, nn.Module)}
+        held = {id(x) for module in modules.values() for x in module.parameters()}
+        needed = leading_to(self.nodes[-1:])
         for node in self.nodes:
             if node.op == "call_module" and node in needed:
                 module = self.ann.get_submodule(str(node.target))
                 if not all(id(x) in held for x in module.parameters()):
                     self._problem(node, "its rule must put its parameters into the spiking twin, to train them there")
+        own = {id(x) for x in self.ann.state_dict(keep_vars=True).values()}
+        why = "make it of parameters and buffers of the ANN, whose state_dict both twins have"
+        for name, module in modules.items():
+            if not all(id(x) in own for x in module.state_dict(keep_vars=True).values()):
+                kind = type(module).__name__
+                self.problems.append(Problem(kind, f"{name} ({kind})", name, why, why))
 
     def value(self, node: fx.Node) -> Any:
         """What it is in the SNN; behind what cannot be converted, what to go on with."""

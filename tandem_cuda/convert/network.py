@@ -273,7 +273,8 @@ def convert(
     ==================================================================  ================================================
 
     ReLU, pooling, dropout and flatten may be modules, functions or methods. Optional arguments of forward keep their
-    defaults; a call of the SNN may name its inputs, as one of the ANN.
+    defaults; a call of the SNN may name its inputs, as one of the ANN. :func:`tandem_cuda.convert.rules.register` adds
+    rules for other classes and functions.
 
     Without ``calibrate`` every layer has the neurons given, as in the paper, and is to be trained. With it, the ANN is
     one that has been trained: each layer's threshold becomes the given percentile of its ANN activations over T

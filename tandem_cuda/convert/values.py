@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from .trace import kind_of
-
 
 @dataclass
 class Real:
@@ -71,7 +69,7 @@ class Pooled:
         alike = isinstance(pool, nn.AvgPool2d) and not pool.ceil_mode
         if not alike or not (pool.count_include_pad or pool.divisor_override or pool.padding in (0, (0, 0))):
             return False  # windows of different sizes, or of a size that the image decides
-        return self.flat if kind_of(layer) is nn.Linear else layer.groups == 1
+        return self.flat if isinstance(layer, nn.Linear) else layer.groups == 1
 
 
 class BatchSize:
