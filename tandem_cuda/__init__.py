@@ -9,11 +9,13 @@ from ._load import load_library
 _C = load_library()
 
 from . import models, ops, reference
-from .activity import ActivityTable, LayerActivity, record_activity, synops
+from .analysis.activity import record_activity, synops
+from .analysis.activity_table import ActivityTable, LayerActivity
+from .analysis.penalties import FiringRatePenalty, SynOpsPenalty
 from .anytime import AccuracyCurve, OperatingPoint, Prediction
 from .build_info import build_info
-from .checkpoint import from_authors
 from .convert import TandemNetwork, convert
+from .exchange import from_authors
 from .freeze import FrozenNetwork, Stream, freeze
 from .neuron import IF, LIF
 from .nn import (
@@ -32,7 +34,6 @@ from .nn import (
     TandemDropout2d,
     TandemLinear,
 )
-from .penalties import FiringRatePenalty, SynOpsPenalty
 from .quantisation import quantise, unquantise
 from .spike_train import SpikeTrain
 

@@ -473,8 +473,8 @@ def test_files_that_cannot_be_written(tmp_path: Path):
 @pytest.mark.parametrize(("version", "good"), [("1.0.4", False), ("0.9", False), ("1.0.7", True), ("1.1.dev3", True)])
 def test_versions_of_nir(monkeypatch: pytest.MonkeyPatch, version: str, good: bool):
     """Older graphs have other fields, and every error would be about these."""
-    path = Path(tandem_cuda.__file__).parent / "exchange.py"
-    spec = importlib.util.spec_from_file_location("tandem_cuda.exchange_again", path)
+    path = Path(tandem_cuda.__file__).parent / "exchange" / "nir_format.py"
+    spec = importlib.util.spec_from_file_location("tandem_cuda.nir_format_again", path)
     monkeypatch.setattr(nir, "__version__", version)
     if good:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
@@ -485,7 +485,7 @@ def test_versions_of_nir(monkeypatch: pytest.MonkeyPatch, version: str, good: bo
 
 def test_missing_extra_is_named(tmp_path: Path):
     (tmp_path / "nir.py").write_text("raise ImportError('not here')\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import tandem_cuda.exchange"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from tandem_cuda.exchange import to_nir"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "pip install tandem_cuda[nir]" in done.stderr

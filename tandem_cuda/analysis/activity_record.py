@@ -1,0 +1,368 @@
+"""What the layers of a network do, summed over forward passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ..nn import (
+    Decode,
+    EncodedInput,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    SpikingMaxPool2d,
+    TandemAdd,
+)
+from ..nn.encode import FrozenDecode
+from ..nn.frozen import FrozenLayer, Span
+from ..nn.frozen_tandem import FrozenAdd, FrozenTandem
+from ..nn.layer import TandemLayer, _recomputing
+from ..nn.operations import branches_of, fan_out, layer_macs, reached
+from ..nn.pool import FrozenPool
+from ..spike_train import SpikeTrain
+from .activity_table import ActivityTable, LayerActivity
+
+
+@dataclass
+class LayerSums:
+    """What one layer did, summed over samples; the numbers stay on the layer's device."""
+
+    name: str
+    neurons: int
+    time_steps: int
+    multiplications: int
+    """Of the ANN."""
+    analogue: bool
+    samples: int
+    totals: Tensor
+    """int64 [4]: spikes; pairs of sample and neuron that are saturated, that are silent; synaptic operations."""
+    fired: Tensor | None
+    """bool, the shape of the neurons: spiked for any sample. None for a layer without spikes."""
+
+    @property
+    def spiking(self) -> bool:
+        """Whether the layer has spikes of its own; a read-out, for one, has none."""
+        return self.fired is not None
+
+    def _added(self, other: LayerSums) -> LayerSums:
+        if self.fired is not None and other.fired is not None:
+            if (self.fired.shape, self.time_steps) != (other.fired.shape, other.time_steps):
+                raise ValueError(
+                    f"synops: inputs must all lead to the same neurons and time steps in layer {self.name!r}, got "
+                    f"{list(self.fired.shape)} with T = {self.time_steps} and {list(other.fired.shape)} with T = "
+                    f"{other.time_steps}"
+                )
+            self.fired = self.fired | other.fired
+        self.samples += other.samples
+        self.multiplications += other.multiplications
+        self.totals = self.totals + other.totals
+        return self
+
+
+# Functions by name: torch's own, and the operators that torch.export writes in their place (aten::linear).
+WEIGHTED = {
+    "linear",
+    "convolution",
+    *(f"conv{transposed}{dims}d" for transposed in ("", "_transpose") for dims in (1, 2, 3)),
+}
+# Other products. What is a function of its own on the way to a kernel is here by each of its names.
+PRODUCTS = {
+    *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "addbmm", "baddbmm"),
+    *("einsum", "tensordot", "inner", "bilinear", "scaled_dot_product_attention"),
+    *("spiking_linear", "spiking_conv2d", "count_linear", "count_conv2d"),
+}
+# What leaves counts that are zero zero, and no others, given nothing but counts and numbers.
+CARRYING = {
+    *("flatten", "unflatten", "reshape", "view", "view_as", "squeeze", "unsqueeze", "permute", "transpose", "movedim"),
+    *("cat", "stack", "split", "chunk", "__getitem__", "select", "contiguous", "clone", "detach", "alias"),
+    *("to", "_to_copy", "float", "double", "half", "bfloat16", "type", "cpu", "cuda"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),
+    *("mul", "__mul__", "__rmul__", "div", "true_divide", "__truediv__"),
+}
+# Modules whose insides are counted as a whole, or are no operations by convention (pooling of spikes).
+_SPIKING = (TandemLayer, TandemAdd, FrozenTandem, FrozenAdd)
+_CLOSED = (*_SPIKING, SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, FrozenPool)
+_NO_PRODUCTS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, parametrize.ParametrizationList)
+
+
+class Watch(TorchFunctionMode):
+    """Tells a record of every function of torch that runs."""
+
+    def __init__(self, record: ActivityRecord) -> None:
+        super().__init__()
+        self._record = record
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        self._record._on_function(func, args, kwargs, output)
+        return output
+
+
+@dataclass
+class _Frame:
+    """A module that is running."""
+
+    name: str
+    module: nn.Module
+    counted: bool = False
+    """Whether it multiplied by weights, in a row of the record."""
+    products: dict[str, None] = field(default_factory=dict)
+    """Names of functions that multiplied, in none."""
+
+
+class ActivityRecord:
+    """Sums over the forward passes of a network; what :func:`record_activity` yields."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, int], LayerSums] = {}
+        self._not_counted: dict[str, None] = {}
+        self._calls: dict[str, int] = {}  # of each layer in the forward pass that is running
+        self._frames: list[_Frame] = []  # the modules that are running, the innermost last
+        self._pending: list[LayerSums] = []  # of the outermost of them, which ends when the number of samples is known
+        self._samples: int | None = None  # of the latest spiking layer
+        # Of real tensors that hold counts: T, and their version then.
+        self._counts: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
+        self._fan_outs: dict[Any, Tensor] = {}
+
+    @property
+    def layers(self) -> list[LayerSums]:
+        """The sums of each layer, in order of execution; a layer that runs twice is listed twice."""
+        return list(self._sums.values())
+
+    @property
+    def not_counted(self) -> tuple[str, ...]:
+        """What ran and is in none of the sums; see :class:`ActivityTable`."""
+        return tuple(self._not_counted)
+
+    def table(self) -> ActivityTable:
+        """What the layers did on average over the recorded samples.
+
+        Raises:
+            ValueError: no tandem layer ran.
+        """
+        if not any(layer.spiking for layer in self.layers):
+            raise ValueError("synops: model must run a tandem layer (TandemConv2d, TandemLinear), got none that ran")
+        return ActivityTable((_averages(layer) for layer in self.layers), self.not_counted)
+
+    # -- modules
+
+    def _begin(self, model: nn.Module, args: Any) -> None:
+        self._calls.clear()
+        self._samples = None
+
+    def _enter(self, name: str, module: nn.Module, args: Any) -> None:
+        self._frames.append(_Frame(name, module))
+
+    @torch.no_grad()
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """The end of a module, also by an exception: there is no output then."""
+        frame = self._frames[-1]
+        try:
+            closed = any(isinstance(outer.module, _CLOSED) for outer in self._frames[:-1])
+            if not closed and output is not None and not _recomputing():
+                self._on_output(frame, args, output)
+        finally:
+            self._frames.pop()
+            if not self._frames:
+                self._flush()
+
+    def _on_output(self, frame: _Frame, args: tuple[Any, ...], output: Any) -> None:
+        module = frame.module
+        if isinstance(module, FrozenLayer):
+            self._check_span(args[0])
+            args, output = args[2:], output[0]
+        if isinstance(module, _SPIKING):
+            self._on_spikes(frame.name, module, args, output)
+        elif isinstance(module, (Decode, FrozenDecode)):
+            self._mark(output, args[0].time_steps)
+        elif not isinstance(module, _CLOSED):
+            kind = type(module).__name__
+            owns = any(True for _ in module.parameters(recurse=False))
+            if owns and not frame.counted and not isinstance(module, _NO_PRODUCTS):
+                self._not_counted[f"{frame.name} ({kind})"] = None
+            else:
+                self._not_counted |= {f"{name} in {frame.name}": None for name in frame.products}
+
+    def _check_span(self, span: Span) -> None:
+        if span.now != span.total:
+            raise ValueError(
+                f"record_activity: frozen networks must run all time steps at once, got {span.now} of {span.total}; "
+                "accuracy_curve counts operations over time"
+            )
+
+    def _on_spikes(self, name: str, layer: Any, args: tuple[Any, ...], output: SpikeTrain) -> None:
+        _check_samples(output.shape)
+        count = output.count.detach()
+        branches = branches_of(layer)
+        operations, multiplications = count.new_zeros((), dtype=torch.float64), 0
+        for i, (branch, x) in enumerate(zip(branches, args, strict=True)):
+            if isinstance(x, SpikeTrain):
+                operations = operations + self._operations(f"{name}.{i}", branch, x)
+            multiplications += layer_macs(branch, x, output)
+        sums = (count.sum(dtype=torch.float64), (count == output.time_steps).sum(), (count == 0).sum(), operations)
+        self._samples = output.shape[0]
+        self._pending.append(
+            LayerSums(
+                name=name,
+                neurons=math.prod(output.shape[1:]),
+                time_steps=output.time_steps,
+                multiplications=multiplications * output.shape[0],
+                analogue=isinstance(args[0], EncodedInput),
+                samples=output.shape[0],
+                totals=torch.stack([x.to(torch.int64) for x in sums]),
+                fired=(count != 0).any(0),
+            )
+        )
+
+    def _operations(self, name: str, layer: nn.Module, x: SpikeTrain) -> Tensor:
+        """Sum over all input neurons of spikes times output neurons reached, a float64 scalar (exact up to 2^53)."""
+        if not isinstance(layer, TandemLayer):  # the identity in a join
+            return x.count.detach().sum(dtype=torch.float64)
+        key = name, x.shape[1:]
+        if key not in self._fan_outs:
+            self._fan_outs[key] = fan_out(layer, x.shape[1:], x.device)
+        return (x.count.detach().sum(0, dtype=torch.float64) * self._fan_outs[key]).sum()
+
+    # -- functions
+
+    @torch.no_grad()
+    def _on_function(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        name = getattr(func, "__name__", "").partition(".")[0]  # operators have an overload behind the point
+        if name not in WEIGHTED and name not in PRODUCTS and name not in CARRYING:
+            return
+        if not self._frames or any(isinstance(frame.module, _CLOSED) for frame in self._frames) or _recomputing():
+            return
+        frame = self._frames[-1]
+        if name in CARRYING:
+            steps = [self._steps(x) for x in tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
+            if steps and steps[0] is not None and None not in steps:
+                for x in tree_leaves(output):
+                    self._mark(x, steps[0])
+        elif name in PRODUCTS or not isinstance(output, Tensor):
+            frame.products[name] = None
+        else:
+            frame.counted = True
+            self._on_weights(frame.name, _Product.of(func, args, kwargs), output)
+
+    def _mark(self, x: Any, steps: int) -> None:
+        """Remember that a tensor holds counts."""
+        if isinstance(x, Tensor):
+            self._counts[x] = steps, _version(x)
+
+    def _steps(self, x: Tensor) -> int | None:
+        """T of a tensor that holds counts; None of another, and of one that something was written into since."""
+        steps, version = self._counts.get(x, (None, 0))
+        return steps if version == _version(x) else None
+
+    def _on_weights(self, name: str, product: _Product, output: Tensor) -> None:
+        x = product.batch()
+        steps = self._steps(product.input)
+        operations = torch.zeros((), dtype=torch.int64, device=x.device)
+        if steps is not None:
+            key = name, product.func, x.shape[1:], product.weight.shape, f"{product.settings} {product.named}"
+            if key not in self._fan_outs:
+                self._fan_outs[key] = product.fan_out()
+            operations = ((x != 0).sum(0, dtype=torch.float64) * self._fan_outs[key]).sum().to(torch.int64)
+        self._pending.append(
+            LayerSums(
+                name=name,
+                neurons=output.numel(),  # of all samples, until _flush knows how many these are
+                time_steps=1 if steps is None else steps,
+                multiplications=product.multiplications(output),
+                analogue=steps is None,
+                samples=x.shape[0],
+                totals=torch.stack([torch.zeros_like(operations)] * 3 + [operations]),
+                fired=None,
+            )
+        )
+
+    def _flush(self) -> None:
+        """Add up what the outermost module did. What is the first dimension of a plain layer need not be samples."""
+        for sums in self._pending:
+            if not sums.spiking:
+                sums.samples = self._samples or sums.samples
+                sums.neurons = math.ceil(sums.neurons / max(1, sums.samples))
+            call = self._calls.get(sums.name, 0)
+            self._calls[sums.name] = call + 1
+            key = sums.name, call
+            self._sums[key] = self._sums[key]._added(sums) if key in self._sums else sums
+        self._pending = []
+        self._samples = None
+
+
+@dataclass
+class _Product:
+    """A call of one of WEIGHTED: ``func(input, weight, bias, *settings, **named)``."""
+
+    func: Any
+    input: Tensor
+    weight: Tensor
+    settings: tuple[Any, ...]
+    named: dict[str, Any]
+
+    @classmethod
+    def of(cls, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Product:
+        named = dict(zip(("input", "weight", "bias"), args, strict=False)) | dict(kwargs)
+        x, weight, _ = named.pop("input"), named.pop("weight"), named.pop("bias", None)
+        return cls(func, x, weight, args[3:], named)
+
+    def batch(self) -> Tensor:
+        """The input with a first dimension that is no channel or feature."""
+        return self.input if self.input.dim() >= self.weight.dim() else self.input[None]
+
+    def multiplications(self, output: Tensor) -> int:
+        name = self.func.__name__
+        transposed = "transpose" in name or (name.startswith("convolution") and self.settings[3])
+        taps = self.weight.numel() if self.weight.dim() == 1 else self.weight[0].numel()
+        return (self.input if transposed else output).numel() * taps
+
+    def fan_out(self) -> Tensor:
+        """As of a tandem layer, in the shape of one of the batch; a scalar where it is the same everywhere."""
+        x = self.batch()
+        if self.func.__name__.startswith("linear"):
+            return x.new_tensor(self.weight.shape[0] if self.weight.dim() > 1 else 1, dtype=torch.float64)
+
+        def product(sample: Tensor, ones: Tensor) -> Tensor:
+            output: Tensor = self.func(sample, ones, None, *self.settings, **self.named)
+            return output
+
+        return reached(product, x.shape[1:], self.weight.shape, x.device)
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+def _averages(layer: LayerSums) -> LayerActivity:
+    spikes, saturated, silent, operations = layer.totals.tolist()
+    pairs = layer.neurons * layer.samples
+    return LayerActivity(
+        name=layer.name,
+        neurons=layer.neurons,
+        time_steps=layer.time_steps,
+        firing_rate=spikes / (pairs * layer.time_steps) if layer.spiking else None,
+        saturation=saturated / pairs if layer.spiking else None,
+        silent=silent / pairs if layer.spiking else None,
+        dead=None if layer.fired is None else 1 - int(layer.fired.sum()) / layer.neurons,
+        synops=operations / max(1, layer.samples),
+        macs=round(layer.multiplications / max(1, layer.samples)),
+        analogue=layer.analogue,
+    )
+
+
+def _check_samples(shape: torch.Size) -> None:
+    if math.prod(shape) == 0:
+        raise ValueError(f"synops: inputs must hold at least one sample, got a batch of shape {list(shape)}")

@@ -1,0 +1,83 @@
+"""What the layers of a network did on average, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .table import table
+
+# Of one float32 operation in a 45 nm process at 0.9 V: M. Horowitz, "Computing's energy problem (and what we can do
+# about it)", ISSCC 2014, doi:10.1109/ISSCC.2014.6757323, figure 1.1.9: 3.7 pJ a multiplication, 0.9 pJ an addition.
+ADDITION_PJ = 0.9
+MAC_PJ = 4.6
+
+
+@dataclass(frozen=True)
+class LayerActivity:
+    """What one layer did, averaged over the samples."""
+
+    name: str
+    """Qualified name in the model, as in ``named_modules``."""
+    neurons: int
+    """Output neurons per sample."""
+    time_steps: int
+    """T; 1 for a layer without spikes that reads real values."""
+    firing_rate: float | None
+    """Spikes per output neuron and time step, in [0, 1]; None for a layer without spikes, such as a read-out."""
+    saturation: float | None
+    """Share of output neurons that spike at every time step; None for a layer without spikes."""
+    silent: float | None
+    """Share of output neurons that never spike, of each sample; None for a layer without spikes."""
+    dead: float | None
+    """Share of output neurons that spike for none of the samples; None for a layer without spikes."""
+    synops: float
+    """Synaptic operations per sample: additions of one weight to one neuron. 0 for an analogue layer."""
+    macs: int
+    """Multiply-accumulates per sample of the same layer in the ANN."""
+    analogue: bool
+    """The input is real, neither spikes nor their counts: the layer does the ANN's ``macs`` too, once for all T."""
+
+    @property
+    def snn_energy_pj(self) -> float:
+        """Estimated energy of the spiking layer's arithmetic per sample, in picojoules; :func:`synops` says how."""
+        if self.analogue:
+            return MAC_PJ * self.macs
+        return (MAC_PJ if self.firing_rate is None else ADDITION_PJ) * self.synops
+
+    @property
+    def ann_energy_pj(self) -> float:
+        """Estimated energy of the ANN layer's arithmetic per sample, in picojoules."""
+        return MAC_PJ * self.macs
+
+
+class ActivityTable(list[LayerActivity]):
+    """A list of :class:`LayerActivity`, one per layer in order of execution, that prints as a table."""
+
+    def __init__(self, activities: Iterable[LayerActivity] = (), not_counted: Iterable[str] = ()) -> None:
+        super().__init__(activities)
+        self.not_counted = tuple(not_counted)
+        """What ran and is in none of the rows: modules with parameters, and products other than of weight layers."""
+
+    def __str__(self) -> str:
+        rows = [["layer", "neurons", "firing rate", "saturated", "silent", "dead"]]
+        rows[0] += ["SynOps", "SNN MACs", "ANN MACs", "SNN / ANN", "SNN nJ", "ANN nJ"]
+        for a in self:
+            rates = ["" if x is None else f"{x:.1%}" for x in (a.firing_rate, a.saturation, a.silent, a.dead)]
+            rows.append([a.name, f"{a.neurons:,}", *rates, *_costs([a])])
+        spiking = [(a.firing_rate, a.neurons) for a in self if a.firing_rate is not None]
+        rate = sum(rate * neurons for rate, neurons in spiking) / max(1, sum(neurons for _, neurons in spiking))
+        total = ["total", f"{sum(a.neurons for a in self):,}", f"{rate:.1%}", "", "", "", *_costs(self)]
+        missing = f"\nNot counted: {', '.join(self.not_counted)}" if self.not_counted else ""
+        return table([*rows, total]) + missing
+
+
+def _costs(activities: Iterable[LayerActivity]) -> list[str]:
+    """Operations and energy of some layers, as cells of the table."""
+    layers = list(activities)
+    snn_macs, macs = sum(a.macs for a in layers if a.analogue), sum(a.macs for a in layers)
+    synops = sum(a.synops for a in layers)
+    counts = [f"{x:,.0f}" if x else "-" for x in (synops, snn_macs, macs)]
+    energies = [sum(a.snn_energy_pj for a in layers), sum(a.ann_energy_pj for a in layers)]
+    ratio = f"{(synops + snn_macs) / macs:.2f}" if macs else "-"  # joins of identities multiply nothing
+    return [*counts, ratio, *(f"{x / 1000:,.1f}" for x in energies)]

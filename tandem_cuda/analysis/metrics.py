@@ -1,0 +1,134 @@
+"""Activity and cost of a network as torchmetrics metrics: what :mod:`tandem_cuda.metrics` has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .activity_record import ActivityRecord
+from .activity_table import ADDITION_PJ, MAC_PJ
+
+try:
+    from torchmetrics import Metric
+except ImportError as error:
+    raise ImportError(f"tandem_cuda.metrics needs torchmetrics ({error}): pip install tandem_cuda[metrics]") from error
+
+__all__ = ["Energy", "EnergyRatio", "FiringRate", "OperationsRatio", "SaturatedNeurons", "SilentNeurons", "SynOps"]
+
+
+class ActivityMetric(Metric):
+    """What all metrics here share: sums over the layers of the records that they are updated with.
+
+    Args:
+        layer: qualified name of the one layer to measure, as in ``named_modules``; by default the whole network.
+        kwargs: of ``torchmetrics.Metric``.
+    """
+
+    full_state_update = False
+    # int64, summed over samples.
+    samples: Tensor
+    spikes: Tensor
+    chances: Tensor  # to spike: neurons times time steps
+    neurons: Tensor  # of spiking layers
+    saturated: Tensor
+    silent: Tensor
+    additions: Tensor  # synaptic operations of spiking layers
+    readout: Tensor  # operations on counts that are not zero
+    macs: Tensor  # of the spiking network, on real values
+    ann_macs: Tensor
+
+    def __init__(self, layer: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if layer is not None and not isinstance(layer, str):
+            raise TypeError(f"{type(self).__name__}: layer must be a str or None, got {type(layer).__name__}")
+        self.layer = layer
+        counts = ("spikes", "chances", "neurons", "saturated", "silent", "additions", "readout", "macs", "ann_macs")
+        for name in ("samples", *counts):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, record: ActivityRecord) -> None:
+        """Add a record.
+
+        Args:
+            record: of forward passes that have not been added yet; what :func:`tandem_cuda.record_activity` yields.
+
+        Raises:
+            TypeError: ``record`` is no such record.
+            ValueError: it holds no layer, or not the one to measure.
+        """
+        name = type(self).__name__
+        if not isinstance(record, ActivityRecord):
+            raise TypeError(f"{name}: record must be what record_activity yields, got {type(record).__name__}")
+        layers = [layer for layer in record.layers if self.layer in (None, layer.name)]
+        if not layers:
+            wanted = "a layer" if self.layer is None else f"layer {self.layer!r}"
+            raise ValueError(f"{name}: record must hold {wanted}, got {sorted({x.name for x in record.layers})}")
+        self.samples += layers[0].samples
+        for layer in layers:
+            spikes, saturated, silent, operations = layer.totals.to(self.spikes.device).unbind()
+            if layer.spiking:
+                self.spikes += spikes
+                self.saturated += saturated
+                self.silent += silent
+                self.additions += operations
+                self.neurons += layer.samples * layer.neurons
+                self.chances += layer.samples * layer.neurons * layer.time_steps
+            else:
+                self.readout += operations
+            if layer.analogue:
+                self.macs += layer.multiplications
+            self.ann_macs += layer.multiplications
+
+    def _snn_energy(self) -> Tensor:
+        return ADDITION_PJ * self.additions + MAC_PJ * (self.readout + self.macs)
+
+
+class FiringRate(ActivityMetric):
+    """Spikes per neuron and time step, in [0, 1]."""
+
+    def compute(self) -> Tensor:
+        return self.spikes / self.chances
+
+
+class SaturatedNeurons(ActivityMetric):
+    """Share of neurons that spike at every time step, of each sample: their count cannot follow the ANN any further."""
+
+    def compute(self) -> Tensor:
+        return self.saturated / self.neurons
+
+
+class SilentNeurons(ActivityMetric):
+    """Share of neurons that never spike, of each sample."""
+
+    def compute(self) -> Tensor:
+        return self.silent / self.neurons
+
+
+class SynOps(ActivityMetric):
+    """Synaptic operations per sample, those on counts included, those on real values (MACs) not."""
+
+    def compute(self) -> Tensor:
+        return (self.additions + self.readout) / self.samples
+
+
+class OperationsRatio(ActivityMetric):
+    """Operations of the spiking network, SynOps and MACs on real values, per MAC of the ANN; inf where it has none."""
+
+    def compute(self) -> Tensor:
+        return (self.additions + self.readout + self.macs) / self.ann_macs
+
+
+class Energy(ActivityMetric):
+    """Estimated energy of the spiking network's arithmetic per sample, in picojoules, as :func:`tandem_cuda.synops`."""
+
+    def compute(self) -> Tensor:
+        return self._snn_energy() / self.samples
+
+
+class EnergyRatio(ActivityMetric):
+    """Estimated energy of the spiking network's arithmetic over that of the ANN's; inf where the ANN has no MACs."""
+
+    def compute(self) -> Tensor:
+        return self._snn_energy() / (MAC_PJ * self.ann_macs)

@@ -1,0 +1,187 @@
+"""FiringRatePenalty and SynOpsPenalty: terms of the loss that make a network spike less."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import TandemAdd
+from ..nn.layer import TandemLayer, _recomputing
+from ..nn.operations import fan_out, layer_macs
+from ..ops import checks
+from ..spike_train import SpikeTrain
+
+_Seen = TypeVar("_Seen")
+_Self = TypeVar("_Self", bound="_Penalty[Any]")
+
+
+class _Penalty(ABC, Generic[_Seen]):
+    """Watches the spiking layers of a network, and makes one number of what they did in the latest forward pass."""
+
+    def __init__(self, model: nn.Module, target: float, end: float) -> None:
+        name = type(self).__name__
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{name}: model must be an nn.Module, got {type(model).__name__}")
+        checks.check_number(name, "target", target)
+        if not 0 <= target < end:
+            raise ValueError(f"{name}: target must be in [0, {end:g}), got {target}")
+        joined = {id(branch) for join in model.modules() if isinstance(join, TandemAdd) for branch in join.branches}
+        layers = [m for m in model.modules() if isinstance(m, (TandemLayer, TandemAdd)) and id(m) not in joined]
+        if not layers:
+            raise ValueError(f"{name}: model must have tandem layers, got {type(model).__name__} without")
+        self.target = target
+        self._seen: list[_Seen] = []
+        self._handles = [layer.register_forward_hook(self._on_layer) for layer in layers]
+        self._handles.append(model.register_forward_pre_hook(self._begin, prepend=True))
+
+    @abstractmethod
+    def _see(self, layer: Any, inputs: Any, output: SpikeTrain) -> _Seen:
+        """What the penalty is to know of a layer that ran."""
+
+    @abstractmethod
+    def _of(self, seen: list[_Seen]) -> Tensor:
+        """The penalty, a scalar."""
+
+    def __call__(self) -> Tensor:
+        """The penalty of the latest forward pass in training mode, a scalar; the pass is forgotten then.
+
+        Raises:
+            ValueError: there was none since the last call.
+        """
+        if not self._seen:
+            name = type(self).__name__
+            raise ValueError(f"{name}: model must run in training mode before each call of the penalty")
+        seen, self._seen = self._seen, []
+        return self._of(seen)
+
+    def remove(self) -> None:
+        """Stop watching; also done at the end of a ``with`` block."""
+        for handle in self._handles:
+            handle.remove()
+        self._seen = []
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.remove()
+
+    def _begin(self, model: nn.Module, inputs: Any) -> None:
+        self._seen = []
+
+    def _on_layer(self, layer: nn.Module, inputs: Any, output: SpikeTrain) -> None:
+        if layer.training and not _recomputing():
+            self._seen.append(self._see(layer, inputs, output))
+
+
+class FiringRatePenalty(_Penalty[Tensor]):
+    """The squared excess of firing rates over a target, summed over the spiking layers of a network.
+
+    With r the mean spikes per neuron, sample and time step of a layer's output in the latest forward pass::
+
+        penalty = sum over layers of max(0, r - target)^2
+
+    It is differentiable: the gradient of the counts is the tandem gradient, that of the ANN's activations. Each spike
+    costs additions at all neurons that it reaches, so that lower rates are fewer operations::
+
+        with FiringRatePenalty(net, target=0.05) as penalty:
+            for images, labels in batches:
+                loss = F.cross_entropy(net(images), labels) + 10 * penalty()
+
+    Layers are watched by hooks, in training mode alone: validation in between leaves no trace. Activation checkpointing
+    must not be of the reentrant kind, which computes without a graph at first.
+
+    Args:
+        model: any module with tandem layers or TandemAdd in it. Pooling is not counted.
+        target: a firing rate, in [0, 1).
+
+    Raises:
+        TypeError: ``model`` is no nn.Module, ``target`` no number.
+        ValueError: ``model`` has no tandem layer, ``target`` is not in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, target: float = 0.0) -> None:
+        super().__init__(model, target, end=1)
+
+    def _see(self, layer: Any, inputs: Any, output: SpikeTrain) -> Tensor:
+        return output.count.mean() / output.time_steps
+
+    def _of(self, seen: list[Tensor]) -> Tensor:
+        return (torch.stack(seen) - self.target).clamp(min=0).square().sum()
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A layer, or a branch of a join, in one forward pass."""
+
+    layer: nn.Module
+    counts: Tensor | None
+    """Spike counts of its input, summed over the batch; None for real input."""
+    multiplications: int
+    """Of the ANN, for the batch."""
+
+
+class SynOpsPenalty(_Penalty[list[_Branch]]):
+    """The squared excess of a network's synaptic operations over a share of its ANN's multiply-accumulates.
+
+    Of all tandem layers' latest forward pass, counted as :func:`tandem_cuda.synops` does::
+
+        penalty = max(0, SynOps / MACs - target)^2
+
+    A spike weighs what it costs: the number of neurons that it reaches. Layers whose spikes cost little may spend more
+    of them, where :class:`FiringRatePenalty` holds all to one rate. The gradient of the counts is the tandem gradient::
+
+        with SynOpsPenalty(net, target=0.3) as penalty:
+            for images, labels in batches:
+                loss = F.cross_entropy(net(images), labels) + 100 * penalty()
+
+    MACs of a first layer that reads real input count, its own operations do not, for no spike changes them; nor do
+    weights in front of Encode or behind Decode. Layers are watched as by :class:`FiringRatePenalty`.
+
+    Args:
+        model: any module with tandem layers or TandemAdd in it.
+        target: SynOps over MACs, not negative.
+
+    Raises:
+        TypeError: ``model`` is no nn.Module, ``target`` no number.
+        ValueError: ``model`` has no tandem layer, ``target`` is not in [0, inf); at a call, no layer of the pass had
+            weights.
+    """
+
+    def __init__(self, model: nn.Module, target: float = 0.0) -> None:
+        super().__init__(model, target, end=math.inf)
+        self._fan_outs: dict[tuple[nn.Module, torch.Size, torch.device], Tensor] = {}
+
+    def _see(self, layer: Any, inputs: Any, output: SpikeTrain) -> list[_Branch]:
+        # Sums keep nothing for backward, which checkpointing would look for when it computes the layer again.
+        return [
+            _Branch(
+                branch,
+                x.count.sum(0) if isinstance(x, SpikeTrain) else None,
+                layer_macs(branch, x, output) * output.shape[0],
+            )
+            for branch, x in zip(layer.branches if isinstance(layer, TandemAdd) else [layer], inputs, strict=True)
+        ]
+
+    def _of(self, seen: list[list[_Branch]]) -> Tensor:
+        branches = list(itertools.chain.from_iterable(seen))
+        multiplications = sum(branch.multiplications for branch in branches)
+        if multiplications == 0:
+            raise ValueError("SynOpsPenalty: model must run a layer with weights, on a batch that is not empty")
+        operations = [self._operations(branch.layer, branch.counts) for branch in branches if branch.counts is not None]
+        return (sum(operations, torch.zeros(())) / multiplications - self.target).clamp(min=0).square()
+
+    def _operations(self, layer: nn.Module, counts: Tensor) -> Tensor:
+        """Spikes times the neurons that they reach."""
+        if not isinstance(layer, TandemLayer):  # the identity in a join
+            return counts.sum()
+        key = layer, counts.shape, counts.device
+        if key not in self._fan_outs:
+            self._fan_outs[key] = fan_out(layer, counts.shape, counts.device).to(counts.dtype)
+        return (counts * self._fan_outs[key]).sum()

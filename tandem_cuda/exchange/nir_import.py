@@ -1,0 +1,442 @@
+"""from_nir: a network of a NIR graph."""
+
+from __future__ import annotations
+
+import io
+import keyword
+import math
+import os
+import re
+import struct
+from collections import Counter, OrderedDict, deque
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from ..neuron import IF, Neuron
+from ..nn import Decode, Encode, TandemAdd
+from .nir_format import ENCODINGS, RESET, check_dt, h5py, nir, unsupported
+from .nir_nodes import (
+    NEURONS,
+    POOLINGS,
+    WEIGHTS,
+    Shape,
+    Weights,
+    agrees,
+    declared_shape,
+    field_of,
+    listed,
+    neuron_of,
+    whole,
+)
+
+_LARGEST_COUNT = 2**24  # up to which float32 counts
+_HEAP = b"GCOL\x01\0\0\0"
+_TYPES = (nir.Input, nir.Output, nir.Flatten, *NEURONS, *WEIGHTS)
+
+
+def from_nir(
+    source: nir.NIRGraph | str | os.PathLike[str],
+    *,
+    time_steps: int | None = None,
+    encoding: str | None = None,
+    dt: float | None = None,
+    reset: str | None = None,
+) -> nn.Module:
+    """Build a network from a NIR graph; the inverse of :func:`to_nir`, whose docstring has the mapping.
+
+    Of a graph that ``to_nir`` has made, the network has bit-identical spikes to the model with its batch norm folded
+    into the weights; a read-out's bias may differ in the last digit where T is no power of two. (Without gradients, a
+    layer with batch norm applies its gain to the sums instead, which rounds differently: where sums are not exact, a
+    potential within rounding of the threshold may then spike a step apart.)
+
+    Args:
+        source: a graph, or the path of a NIR file.
+        time_steps: T; by default that in the graph's metadata.
+        encoding: "constant" or "impulse": put ``Encode(time_steps, encoding)`` in front; "spikes": the network takes
+            spike trains. By default that in the graph's metadata.
+        dt: time step in seconds; by default that in the graph's metadata, else 1e-4.
+        reset: "subtract", which says that the network was trained with a reset that subtracts the threshold. By default
+            what the graph's metadata say, as those of ``to_nir`` do. NIR has no field for it and defines IF and LIF as
+            jumping to v_reset; a network trained so counts other spikes here.
+
+    Returns:
+        In eval mode, in the dtype of the weights (float64 where any are): nn.Sequential of ``TandemConv1d``,
+        ``TandemConv2d``, ``TandemLinear`` and nn.Flatten with the names of the graph's weight nodes; behind the last
+        neurons ``Decode`` and nn.Linear, nn.Conv1d, nn.Conv2d or nn.AvgPool2d, where the graph goes on. A graph whose
+        branches part or join becomes a torch.fx.GraphModule of the same and ``TandemAdd``. SumPool2d and AvgPool2d in
+        front of neurons become a depthwise ``TandemConv2d``.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a file that is no NIR file; ``time_steps``, ``encoding`` or ``reset`` neither given nor in the
+            metadata, or out of range; a graph that is malformed or has parts that this package has no layer for: the
+            message names every one.
+        OSError: the file cannot be read; FileNotFoundError: there is none.
+    """
+    graph = _read(source)
+    if graph.metadata is not None and not isinstance(graph.metadata, dict):
+        raise ValueError(f"from_nir: the graph's metadata must be a dict, got {type(graph.metadata).__name__}")
+    given = {"time_steps": time_steps, "encoding": encoding, "reset": reset}
+    stated = {**(graph.metadata or {}), **{name: value for name, value in given.items() if value is not None}}
+    if dt is None:
+        dt = _stated_dt(stated)
+    check_dt("from_nir", dt)
+    for name in ("time_steps", "encoding"):
+        if name not in stated:
+            raise ValueError(f"from_nir: {name} must be given, since the graph's metadata does not state it, got None")
+    steps, mode = whole("from_nir: time_steps", stated["time_steps"], 1), stated["encoding"]
+    if steps > _LARGEST_COUNT:
+        raise ValueError(f"from_nir: time_steps must be at most {_LARGEST_COUNT}, got {steps}")
+    if not isinstance(mode, str) or mode not in ENCODINGS:
+        raise ValueError(f"from_nir: encoding must be one of {', '.join(ENCODINGS)}, got {mode!r}")
+    _check_reset(stated.get("reset"))
+    encode = Encode(steps, "constant" if mode == "spikes" else mode)  # checks the steps
+    return _Import(graph, steps, dt, None if mode == "spikes" else encode).network()
+
+
+def _stated_dt(metadata: dict[str, Any]) -> float:
+    try:
+        return float(metadata.get("dt", 1e-4))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"from_nir: dt in the graph's metadata must be a number, got {metadata['dt']!r}") from error
+
+
+def _check_reset(reset: Any) -> None:
+    if reset is None:
+        raise ValueError(
+            "from_nir: reset must be given, since the graph's metadata does not state it, got None. NIR defines IF and "
+            "LIF as jumping to v_reset and cannot say what the network was trained with; neurons here subtract the "
+            'threshold. Pass reset="subtract" if those of the network did too (as in files of to_nir before it noted '
+            "the reset). A network trained with a hard reset counts other spikes here: train it on"
+        )
+    if not isinstance(reset, str) or reset != RESET:
+        raise ValueError(f"from_nir: reset must be {RESET!r}, the only one that tandem layers have, got {reset!r}")
+
+
+def _check_sizes(contents: bytes) -> None:
+    """ValueError where a dataset claims more than the file can hold, even deflated (by 1,032 at most).
+
+    HDF5 would fill in what was never written: terabytes, of a damaged size.
+    """
+    most = 1032 * len(contents)
+
+    def check(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.nbytes > most:
+            raise ValueError(f"{name} claims {item.nbytes} bytes in a file of {len(contents)}")
+
+    with h5py.File(io.BytesIO(contents), "r") as file:
+        file.visititems(check)
+
+
+def _check_heaps(contents: bytes) -> None:
+    """ValueError where free space of a heap of strings takes no room: HDF5 would look for its end for ever.
+
+    A heap: "GCOL", a version (1), 3 zeros, its size in 8 bytes, then objects: index and references, 2 bytes each, 4
+    zeros, a size in 8 bytes, and so many bytes, filled up to a multiple of 8. Free space has index 0.
+    """
+    at = contents.find(_HEAP)
+    while at >= 0:
+        (size,) = struct.unpack_from("<Q", contents, at + 8) if at + 16 <= len(contents) else (0,)
+        end, here = min(at + size, len(contents)), at + 16
+        while here + 16 <= end:
+            index, _, _, room = struct.unpack_from("<HHIQ", contents, here)
+            if index == 0 and room == 0:
+                raise ValueError(f"a heap of strings is damaged at byte {here}")
+            here += -(-room // 8) * 8 + (16 if index else 0)
+        at = contents.find(_HEAP, at + 1)
+
+
+def _read(source: Any) -> nir.NIRGraph:
+    if isinstance(source, nir.NIRGraph):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"from_nir: source must be a nir.NIRGraph or a path, got {type(source).__name__}")
+    path = os.fspath(source)
+    if not Path(path).exists():
+        raise FileNotFoundError(f"from_nir: source must be an existing file, got {path}")
+    contents = Path(path).read_bytes()
+    try:
+        _check_heaps(contents)
+        _check_sizes(contents)
+        # Without nir's check of types, which takes all kernels for square ones and ignores groups.
+        graph = nir.read(io.BytesIO(contents), type_check=False)
+    except Exception as error:  # whatever nir and libhdf5 make of a file that is damaged or of another kind
+        raise ValueError(f"from_nir: source must be a NIR file, got {path}: {error!r}") from error
+    if not isinstance(graph, nir.NIRGraph):
+        raise ValueError(f"from_nir: source must hold a NIRGraph, got a {type(graph).__name__}")
+    return graph
+
+
+class _Value(NamedTuple):
+    """What a node puts out."""
+
+    call: str
+    """The module that computes it, "" for the network's input."""
+    kind: str
+    """"encoded", "spikes", or "real" behind the last neurons."""
+    shape: Shape
+    weights: Weights | None = None
+    """Of a current, whose neurons are still to come; call and kind then are those of what the weights are given."""
+
+
+class _Import:
+    """A network under construction."""
+
+    def __init__(self, graph: nir.NIRGraph, steps: int, dt: float, encode: Encode | None) -> None:
+        self.steps, self.dt = steps, dt
+        self.problems: list[str] = []
+        self.nodes = _checked_nodes(graph)
+        self.sources = _sources(graph, self.nodes)
+        self.modules: OrderedDict[str, nn.Module] = OrderedDict()
+        self.inputs: dict[str, tuple[str, ...]] = {}
+        """Of every module: the modules whose outputs it takes; "" for the network's input."""
+        self.first = "" if encode is None else self._called("encode", encode, "")
+        self.kind = "spikes" if encode is None else "encoded"
+        self.decoded: dict[str, str] = {}
+
+    def network(self) -> nn.Module:
+        order, result = self._order()
+        self.spiking = self._in_front_of_neurons(order)
+        values: dict[str, _Value] = {}
+        for name in order:
+            # Behind what is refused, nothing can be said.
+            if all(source in values for source in self.sources[name]):
+                try:
+                    values[name] = self._value(name, [values[source] for source in self.sources[name]])
+                except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+                    behind = f" (behind {', '.join(self.sources[name])})" if self.sources[name] else ""
+                    self.problems.append(f"{self._what(name)}: {error}{behind}")
+        if self.problems:
+            raise unsupported("from_nir: source", self.problems)
+        dtypes = {x.dtype for module in self.modules.values() for x in module.parameters()}
+        net = self._wired(values[result].call)
+        return (net.double() if torch.float64 in dtypes else net).eval()
+
+    def _what(self, name: str) -> str:
+        return f"{name} ({type(self.nodes[name]).__name__})"
+
+    # -- the order of the nodes
+
+    def _order(self) -> tuple[list[str], str]:
+        """The nodes on the way from the input to the output, each behind its sources, and the output."""
+        following: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name, sources in self.sources.items():
+            for source in sources:
+                following[source].append(name)
+        inputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Input)]
+        outputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Output)]
+        outputs = outputs or [name for name in self.nodes if not following[name]]  # old graphs do not mark it
+        for what, names in (("Input", inputs), ("Output", outputs)):
+            if len(names) != 1:
+                self.problems.append(f"{len(names)} {what} nodes, where one must be: {', '.join(names) or 'none'}")
+        for name, node in self.nodes.items():
+            if not isinstance(node, _TYPES):
+                self.problems.append(f"{self._what(name)}: no layer here does what it does")
+        if self.problems:
+            raise unsupported("from_nir: source", self.problems)
+        between = _reached(inputs[0], following) & _reached(outputs[0], self.sources)
+        for name in self.nodes:
+            if name not in between:
+                self.problems.append(f"{self._what(name)}: not on the way from {inputs[0]} to {outputs[0]}")
+        waiting = {name: len(sources) for name, sources in self.sources.items()}
+        ready, order = deque(name for name in self.nodes if not waiting[name]), []
+        while ready:
+            order.append(ready.popleft())
+            for name in following[order[-1]]:
+                waiting[name] -= 1
+                if not waiting[name]:
+                    ready.append(name)
+        circle = sorted(self.nodes.keys() - set(order))
+        if circle:
+            self.problems.append(f"{', '.join(circle)}: on a cycle or behind one, and recurrent layers there are none")
+        if self.problems:
+            raise unsupported("from_nir: source", self.problems)
+        return order, outputs[0]
+
+    def _in_front_of_neurons(self, order: list[str]) -> set[str]:
+        found: set[str] = set()
+        for name in reversed(order):
+            if name in found or isinstance(self.nodes[name], NEURONS):
+                found.update(self.sources[name])
+        return found
+
+    # -- one node
+
+    def _value(self, name: str, inputs: list[_Value]) -> _Value:
+        node = self.nodes[name]
+        if isinstance(node, nir.Input):
+            if inputs:
+                raise ValueError("nothing may lead to it")
+            return _Value(self.first, self.kind, declared_shape("input_type", getattr(node, "input_type", None)))
+        if isinstance(node, NEURONS):
+            return self._fired(name, node, inputs)
+        if len(inputs) != 1:
+            raise ValueError(f"it must have one input, got {len(inputs)}: only currents of neurons add up here")
+        (x,) = inputs
+        if x.weights is not None:
+            raise ValueError(f"{x.weights.name} in front of it has no neurons")
+        if isinstance(node, nir.Output):
+            declared = declared_shape("output_type", getattr(node, "output_type", None))
+            if not agrees(declared, x.shape):
+                raise ValueError(f"it must have the shape of its input, {listed(x.shape)}, got {listed(declared)}")
+            if x.kind == "encoded" or not x.call:
+                raise ValueError("no neurons are in front of it")
+            return x
+        if isinstance(node, nir.Flatten):
+            return self._flattened(name, node, x)
+        if name in self.spiking:
+            weights = Weights.of(self._key(name), node, x.shape)
+            return x._replace(shape=weights.out_shape(x.shape), weights=weights)
+        return self._read_out(name, node, x)
+
+    def _fired(self, name: str, node: Any, inputs: list[_Value]) -> _Value:
+        """A layer, or a join of several, whose neurons a node describes."""
+        neuron, gain, own = neuron_of(node, self.dt)
+        shape = inputs[0].shape
+        if not all(agrees(x.shape, shape) for x in inputs):
+            got = zip(self.sources[name], inputs, strict=True)
+            shapes = ", ".join(f"{source} {listed(x.shape)}" for source, x in got)
+            raise ValueError(f"its inputs must have one shape, got {shapes}")
+        if shape is not None and None in shape and len(own) == len(shape) and agrees(shape, own):
+            shape = own
+        if math.prod(own) != 1 and not agrees(own, shape) and (shape is None or own != shape[:1]):
+            raise ValueError(f"its parameters must have the shape of its input, {listed(shape)}, got {list(own)}")
+        if len(inputs) == 1:
+            (x,) = inputs
+            if x.weights is None:
+                raise ValueError("no weights in front of it")
+            layer: nn.Module = x.weights.layer(neuron, gain, x.weights.whole_bias(self.steps, gain))
+            return _Value(self._called(x.weights.name, layer, x.call), "spikes", shape)
+        return _Value(self._joined(name, neuron, gain, inputs), "spikes", shape)
+
+    def _joined(self, name: str, neuron: Neuron, gain: float, inputs: list[_Value]) -> str:
+        branches: list[nn.Module] = []
+        strides = set()
+        for x in inputs:
+            if x.kind == "encoded":
+                raise ValueError("real input cannot be added to spikes: put a layer of neurons in between")
+            if x.weights is not None:
+                branches.append(x.weights.layer(IF(), gain, x.weights.whole_bias(self.steps, gain)))
+                if x.weights.stride and max(x.weights.weight.shape[2:]) > 1:
+                    strides.add(x.weights.stride)
+            elif gain != 1:
+                raise ValueError(f"its r * dt must be 1 where spikes enter without weights, got {gain}")
+            elif x.shape is not None and len(x.shape) > 3:
+                raise ValueError(f"spikes must be [N, F], [N, C, L] or [N, C, H, W] to be added, got {listed(x.shape)}")
+            else:
+                branches.append(nn.Identity())
+        if len(strides) > 1:
+            raise ValueError(f"the convolutions that it adds up must have one stride, got {sorted(strides)}")
+        return self._called(
+            self._key(name.removesuffix("_neurons")), TandemAdd(*branches, neuron=neuron), *(x.call for x in inputs)
+        )
+
+    def _flattened(self, name: str, node: Any, x: _Value) -> _Value:
+        (start,), (end,) = (field_of(node, dim, 1) for dim in ("start_dim", "end_dim"))
+        shape = x.shape
+        if shape is not None:
+            dims = len(shape)
+            if not (-dims <= start < dims and -dims <= end < dims and start % dims <= end % dims):
+                raise ValueError(
+                    f"start_dim and end_dim must be dimensions of {listed(shape)} without N, got {start}, {end}"
+                )
+            start, end = start % dims, end % dims
+            middle = shape[start : end + 1]
+            size = None if None in middle else math.prod(n for n in middle if n is not None)
+            shape = (*shape[:start], size, *shape[end + 1 :])
+        module = nn.Flatten(start + (start >= 0), end + (end >= 0))
+        return x._replace(call=self._called(self._key(name), module, x.call), shape=shape)
+
+    def _read_out(self, name: str, node: Any, x: _Value) -> _Value:
+        """What real numbers, decoded from spikes, go through."""
+        if x.kind == "encoded" or not x.call:
+            raise ValueError("no neurons in front of it or behind it")
+        if x.kind == "spikes":
+            if x.call not in self.decoded:
+                self.decoded[x.call] = self._called(self._key("decode"), Decode(), x.call)
+            x = x._replace(call=self.decoded[x.call], kind="real")
+        key = self._key(name)
+        weights = Weights.of(key, node, x.shape)
+        shape = weights.out_shape(x.shape)
+        if isinstance(node, POOLINGS):
+            divisor = None if isinstance(node, nir.AvgPool2d) else 1
+            # Of any length, or padded by name, are weights alone: a pooling has two numbers of each.
+            size: Any = tuple(weights.weight.shape[2:])
+            window: dict[str, Any] = {"kernel_size": size, "stride": weights.stride, "padding": weights.padding}
+            module: nn.Module = nn.AvgPool2d(**window, divisor_override=divisor)
+        else:
+            module = weights.read_out(self.steps)
+        return x._replace(call=self._called(key, module, x.call), shape=shape)
+
+    # -- the modules
+
+    def _key(self, name: str) -> str:
+        """A name for a module, like that of the node, which torch takes and no other module has."""
+        key = re.sub(r"\W", "_", name) or "node"
+        while key in self.modules or hasattr(_ANY_NETWORK, key) or keyword.iskeyword(key):
+            key += "_"
+        return key
+
+    def _called(self, key: str, module: nn.Module, *inputs: str) -> str:
+        key = self._key(key)  # anew: two neurons may share weights
+        self.modules[key], self.inputs[key] = module, inputs
+        return key
+
+    def _wired(self, result: str) -> nn.Module:
+        """nn.Sequential where every module takes what the one before puts out."""
+        keys = list(self.modules)
+        if keys[-1] == result and all(
+            self.inputs[key] == (last,) for last, key in zip(["", *keys], keys, strict=False)
+        ):
+            return nn.Sequential(self.modules)
+        graph = fx.Graph()
+        outputs = {"": graph.placeholder("input")}
+        for key in keys:
+            outputs[key] = graph.call_module(key, tuple(outputs[x] for x in self.inputs[key]))
+        graph.output(outputs[result])
+        return fx.GraphModule(dict(self.modules), graph, "NIRNetwork")
+
+
+_ANY_NETWORK = fx.GraphModule({}, fx.Graph())  # for the names that its attributes take
+
+
+def _checked_nodes(graph: nir.NIRGraph) -> dict[str, nir.NIRNode]:
+    nodes = graph.nodes
+    if not isinstance(nodes, dict) or not nodes:
+        raise ValueError(f"from_nir: the graph's nodes must be a dict with entries, got {nodes!r}")
+    for name, node in nodes.items():
+        if not isinstance(name, str) or not isinstance(node, nir.NIRNode):
+            raise ValueError(f"from_nir: nodes must be NIR nodes under names, got {name!r}: {type(node).__name__}")
+    return nodes
+
+
+def _sources(graph: nir.NIRGraph, nodes: dict[str, nir.NIRNode]) -> dict[str, list[str]]:
+    """Of every node: the nodes that lead to it."""
+    try:
+        edges = [(source, target) for source, target in graph.edges]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"from_nir: the graph's edges must be pairs of names, got {graph.edges!r}") from error
+    for edge in edges:
+        for name in edge:
+            if not isinstance(name, str) or name not in nodes:
+                raise ValueError(f"from_nir: edges must lead from node to node, got {edge} without a node {name!r}")
+    twice = [edge for edge, times in Counter(edges).items() if times > 1]
+    if twice:
+        raise ValueError(f"from_nir: no edge may be there twice, got {', '.join(map(str, twice))}")
+    sources: dict[str, list[str]] = {name: [] for name in nodes}
+    for source, target in edges:
+        sources[target].append(source)
+    return sources
+
+
+def _reached(start: str, following: dict[str, list[str]]) -> set[str]:
+    found, waiting = {start}, [start]
+    while waiting:
+        for name in following[waiting.pop()]:
+            if name not in found:
+                found.add(name)
+                waiting.append(name)
+    return found

@@ -1,0 +1,263 @@
+"""What the nodes of a NIR graph describe, whose numbers may be anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..neuron import IF, LIF, Neuron
+from ..nn import TandemConv1d, TandemConv2d, TandemLinear
+from ..nn.layer import TandemLayer
+from .nir_format import nir
+
+_LARGEST = 2**31 - 1
+_FLOAT32 = torch.finfo(torch.float32)
+NEURONS = (nir.IF, nir.LIF)
+_CONVOLUTIONS = (nir.Conv1d, nir.Conv2d)
+POOLINGS = (nir.AvgPool2d, nir.SumPool2d)
+WEIGHTS = (nir.Linear, nir.Affine, *_CONVOLUTIONS, *POOLINGS)
+
+
+def _numbers(name: str, value: Any) -> Any:
+    """An array of finite floats from a number, an array, a Tensor, lists; ValueError that begins with the name."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    try:
+        values = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers, got {type(value).__name__}: {error}") from error
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"{name} must be real numbers, got {type(value).__name__} of {values.dtype}")
+    single = values.dtype.kind == "f" and values.dtype.itemsize <= 4
+    values = values.astype(np.float32 if single else np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinite values")
+    return values
+
+
+def whole(name: str, value: Any, low: int | None = None) -> int:
+    """An int of a number; ValueError that begins with the name."""
+    return _wholes(name, value, 1, low)[0]
+
+
+def _wholes(name: str, value: Any, count: int, low: int | None = None) -> tuple[int, ...]:
+    """So many ints, of one or as many; ValueError that begins with the name."""
+    values = _numbers(name, value).reshape(-1)
+    if len(values) not in (1, count) or (values != np.floor(values)).any() or np.abs(values).max() > _LARGEST:
+        wanted = "a whole number" if count == 1 else f"a whole number or {count}"
+        raise ValueError(f"{name} must be {wanted} of at most {_LARGEST}, got {value!r}")
+    if low is not None and values.min() < low:
+        raise ValueError(f"{name} must be at least {low}, got {value!r}")
+    numbers = [int(x) for x in values]
+    return tuple(numbers * count if len(numbers) == 1 else numbers)
+
+
+def field_of(node: Any, name: str, count: int, low: int | None = None) -> tuple[int, ...]:
+    """So many ints from a field of a node; ValueError that begins with its name."""
+    return _wholes(name, getattr(node, name, None), count, low)
+
+
+Shape = tuple[int | None, ...] | None
+"""Of a value, without the batch; None where a graph does not say."""
+
+
+def declared_shape(name: str, types: Any) -> Shape:
+    """The shape that input_type or output_type of a node holds, in whatever form."""
+    if isinstance(types, dict):
+        types = next(iter(types.values()), None)
+    if types is None:
+        return None
+    return _wholes(name, types, max(_numbers(name, types).size, 1), 1)
+
+
+def agrees(shape: Shape, other: Shape) -> bool:
+    """Whether they are the same as far as both are known."""
+    if shape is None or other is None:
+        return True
+    return len(shape) == len(other) and all(a == b or None in (a, b) for a, b in zip(shape, other, strict=True))
+
+
+def listed(shape: Shape) -> str:
+    """A shape as error messages show it, with the batch."""
+    return "[N, ...]" if shape is None else f"[{', '.join(['N', *('?' if x is None else str(x) for x in shape)])}]"
+
+
+class Weights(NamedTuple):
+    """What is known of a weight node."""
+
+    name: str
+    """Of the layer."""
+    weight: Tensor
+    """[O, F], [O, C/groups, K] or [O, C/groups, kH, kW]."""
+    bias: Tensor | None
+    """Per time step; None where it is zero."""
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    @classmethod
+    def of(cls, name: str, node: Any, shape: Shape) -> Weights:
+        """Of a node whose input has that shape; ValueError where it is malformed."""
+        if isinstance(node, POOLINGS):
+            if shape is None or len(shape) != 3 or shape[0] is None:
+                raise ValueError(f"its input must be [N, C, H, W], got {listed(shape)}")
+            kernel = field_of(node, "kernel_size", 2, 1)
+            steps, around = field_of(node, "stride", 2, 1), field_of(node, "padding", 2, 0)
+            _out_size(shape[1:], kernel, steps, around, (1, 1))  # before there is memory for the kernel
+            share = 1 / math.prod(kernel) if isinstance(node, nir.AvgPool2d) else 1.0
+            ones = torch.full((shape[0], 1, *kernel), share)
+            return cls(name, ones, None, steps, around, (1, 1), shape[0])
+        values = _numbers("weight", getattr(node, "weight", None))
+        dims = 2 if isinstance(node, nir.Conv2d) else 1 if isinstance(node, nir.Conv1d) else 0
+        axes = "[O, F]" if not dims else f"[O, C/groups, {'kH, kW' if dims == 2 else 'K'}]"
+        if values.ndim != 2 + dims or 0 in values.shape:
+            raise ValueError(f"weight must be {axes} and not empty, got {list(values.shape)}")
+        weight, bias = torch.from_numpy(values), None
+        if getattr(node, "bias", None) is not None:
+            per_step = _numbers("bias", node.bias)
+            if per_step.shape != values.shape[:1]:
+                raise ValueError(f"bias must be [{len(values)}], one for each output, got {list(per_step.shape)}")
+            bias = torch.from_numpy(per_step).to(weight.dtype) if per_step.any() else None
+        if not dims:
+            return cls(name, weight, bias)
+        stride, dilation = field_of(node, "stride", dims, 1), field_of(node, "dilation", dims, 1)
+        padding: Any = getattr(node, "padding", None)
+        if not isinstance(padding, str):
+            padding = field_of(node, "padding", dims, 0)
+        elif padding not in ("same", "valid"):
+            raise ValueError(f"padding must be whole numbers, 'same' or 'valid', got {padding!r}")
+        (groups,) = field_of(node, "groups", 1, 1)
+        if len(weight) % groups:
+            raise ValueError(f"groups must divide the {len(weight)} outputs, got {groups}")
+        return cls(name, weight, bias, stride, padding, dilation, groups)
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """The shape of what it puts out; ValueError where its input does not fit."""
+        inputs = self.weight.shape[1] * self.groups
+        size: Sequence[int | None] = [None] * len(self.stride) if shape is None else shape[1:]
+        if not agrees(shape, (inputs, *size)) or len(size) != len(self.stride):
+            axes = ["N", str(inputs), *("L" if len(self.stride) == 1 else "HW")[: len(self.stride)]]
+            raise ValueError(f"its input must be [{', '.join(axes)}], got {listed(shape)}")
+        if self.padding == "same":
+            return len(self.weight), *size
+        padding = (0,) * len(size) if isinstance(self.padding, str) else self.padding
+        return len(self.weight), *_out_size(size, self.weight.shape[2:], self.stride, padding, self.dilation)
+
+    def layer(self, neuron: Neuron, gain: float, bias: Tensor | None) -> TandemLayer:
+        """The tandem layer; its bias is that of all steps."""
+        return self._module((TandemLinear, TandemConv1d, TandemConv2d), gain, bias, neuron=neuron)
+
+    def read_out(self, steps: int) -> nn.Module:
+        return self._module((nn.Linear, nn.Conv1d, nn.Conv2d), 1.0, self.whole_bias(steps))
+
+    def whole_bias(self, steps: int, gain: float = 1.0) -> Tensor | None:
+        """That of all steps."""
+        if self.bias is None:
+            return None
+        return _times(self.bias if gain == 1 else self.bias * gain, steps)
+
+    def _module(self, kinds: Sequence[Any], gain: float, bias: Tensor | None, **named: Any) -> Any:
+        weight = self.weight if gain == 1 else self.weight * gain
+        if not all(bool(x.isfinite().all()) for x in (weight, bias) if x is not None):
+            raise ValueError(f"weight and bias must be finite for r * dt = {gain}, got infinite ones")
+        outputs, inputs, *kernel = weight.shape
+        named |= {"bias": bias is not None, "dtype": weight.dtype}
+        if kernel:
+            geometry = kernel, self.stride, self.padding, self.dilation, self.groups
+            layer = kinds[len(kernel)](inputs * self.groups, outputs, *geometry, **named)
+        else:
+            layer = kinds[0](inputs, outputs, **named)
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            if bias is not None:
+                layer.bias.copy_(bias)
+        return layer
+
+
+def _out_size(
+    size: Sequence[int | None],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int | None, ...]:
+    out: list[int | None] = []
+    for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
+        room = None if n is None else n + 2 * p - d * (k - 1) - 1
+        if room is not None and room < 0:
+            raise ValueError(
+                f"its window of {d * (k - 1) + 1} must fit into the padded input, got {room + d * (k - 1) + 1}"
+            )
+        out.append(None if room is None else room // s + 1)
+    return tuple(out)
+
+
+def neuron_of(node: Any, dt: float) -> tuple[Neuron, float, tuple[int, ...]]:
+    """The neurons of a node, what their input is multiplied by, and the shape of their parameters.
+
+    ValueError where there are no such neurons here.
+    """
+    values, shapes = {}, set()
+    for name in ("r", "v_threshold", "v_reset", *(("tau", "v_leak") if isinstance(node, nir.LIF) else ())):
+        value = getattr(node, name, None)
+        numbers = _numbers(name, 0.0 if value is None and name == "v_reset" else value)
+        distinct = np.unique(numbers)
+        if len(distinct) != 1:
+            raise ValueError(f"{name} must be the same for all neurons, got {len(distinct)} values")
+        values[name] = float(distinct[0])
+        if numbers.size > 1:
+            shapes.add(numbers.shape)
+    if len(shapes) > 1:
+        raise ValueError(f"its parameters must have one shape, got {', '.join(str(list(x)) for x in sorted(shapes))}")
+    threshold, leak, gain = values["v_threshold"], 1.0, values["r"] * dt
+    if not _FLOAT32.tiny <= threshold <= _FLOAT32.max:
+        raise ValueError(f"v_threshold must be positive, and so in float32, got {threshold}")
+    if isinstance(node, nir.LIF):
+        if values["v_leak"] != 0:
+            raise ValueError(f"v_leak must be 0, got {values['v_leak']}")
+        if not values["tau"] > dt:
+            raise ValueError(f"tau must be greater than dt = {dt}, got {values['tau']}")
+        leak = _leak(node, 1 - dt / values["tau"])
+        gain /= values["tau"]
+    if not (gain != 0 and math.isfinite(gain)):
+        raise ValueError(f"r * dt, or r * dt / tau, must be finite and not zero, got {gain}")
+    reset = threshold * (1 - 1 / leak)
+    if not math.isclose(values["v_reset"], reset, rel_tol=1e-6, abs_tol=1e-9 * threshold):
+        raise ValueError(
+            f"v_reset must be v_threshold * (1 - 1 / leak) = {reset:.6g}, so that the reset subtracts the threshold, "
+            f"got {values['v_reset']:.6g}"
+        )
+    gain = 1.0 if math.isclose(gain, 1, rel_tol=1e-9) else gain
+    neuron = IF(threshold) if leak == 1 else LIF(threshold, leak)
+    return neuron, gain, shapes.pop() if shapes else ()
+
+
+def _leak(node: Any, leak: float) -> float:
+    """That in the node's metadata, which has all digits, where it is the same."""
+    metadata = getattr(node, "metadata", None)
+    if not isinstance(metadata, dict) or "leak" not in metadata:
+        return leak
+    stated = _numbers("leak in its metadata", metadata["leak"])
+    if stated.size != 1 or not math.isclose(float(stated.reshape(-1)[0]), leak, rel_tol=1e-9):
+        raise ValueError(f"leak in its metadata must be 1 - dt / tau = {leak}, got {metadata['leak']!r}")
+    return float(stated.reshape(-1)[0])
+
+
+def _times(per_step: Tensor, steps: int) -> Tensor:
+    """The bias b whose share b / steps is per_step to the bit; the nearest one where rounding leaves no such b."""
+    bias = per_step * steps
+    best = bias
+    up = down = bias
+    for _ in range(2):
+        up, down = (torch.nextafter(x, torch.full_like(x, y)) for x, y in ((up, math.inf), (down, -math.inf)))
+        for candidate in (up, down):
+            hit = (candidate / steps == per_step) & (best / steps != per_step)
+            best = torch.where(hit, candidate, best)
+    return best

@@ -1,0 +1,178 @@
+"""Imports run one way: never to a higher layer of the list below, nor in a circle. Those in functions count too."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import tandem_cuda
+
+# From the lowest to the highest. A part is a module or package of tandem_cuda; it imports from its own layer and below.
+LAYERS = [
+    {"_C", "_load", "_cuda_versions"},
+    {"ops", "neuron", "lif_rate", "events", "spike_train", "reference"},
+    {"nn"},
+    {"convert", "freeze", "anytime", "artefact", "analysis", "exchange", "models", "quantisation", "build_info"}
+    | {"activity", "diagnostics", "metrics", "penalties"},  # names of what is in analysis
+    {"__init__", "__main__"},
+]
+EXCEPTIONS = {
+    ("anytime", "activity"): "takes branches_of and fan_out from there, which are in nn.operations",
+}
+
+Arrow = tuple[str, str]
+
+
+def module_names(root: Path) -> dict[str, Path]:
+    """Every module of a package, by its name in it; packages by that of their folder, and "__init__" the root."""
+    found = {"_C": root / "_C"}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """All of them, but those that only a type checker sees."""
+    if isinstance(tree, (ast.Import, ast.ImportFrom)):
+        yield tree
+    hidden = tree.body if isinstance(tree, ast.If) and ast.unparse(tree.test).endswith("TYPE_CHECKING") else []
+    for child in ast.iter_child_nodes(tree):
+        if child not in hidden:
+            yield from imports(child)
+
+
+def targets(node: ast.Import | ast.ImportFrom, name: str, modules: dict[str, Path], root: Path) -> Iterator[str]:
+    """The modules of the package that an import in one of them reads."""
+    if isinstance(node, ast.Import):
+        paths = [alias.name.split(".") for alias in node.names]
+    elif node.level:
+        inside = [] if name == "__init__" else name.split(".")
+        up = node.level - (modules[name].name == "__init__.py" and name != "__init__")
+        base = [root.name, *inside[: len(inside) - up], *(node.module.split(".") if node.module else [])]
+        paths = [[*base, alias.name] for alias in node.names]
+    else:
+        assert node.module is not None
+        paths = [[*node.module.split("."), alias.name] for alias in node.names]
+    for first, *rest in paths:
+        if first == root.name:
+            while rest and ".".join(rest) not in modules:  # a name in a module
+                rest.pop()
+            yield ".".join(rest) or "__init__"
+
+
+def arrows(root: Path) -> set[Arrow]:
+    """Which module imports which."""
+    modules = module_names(root)
+    return {
+        (name, target)
+        for name, path in modules.items()
+        if path.suffix == ".py"
+        for node in imports(ast.parse(path.read_text()))
+        for target in targets(node, name, modules, root)
+        if target != name
+    }
+
+
+def part(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def between_parts(found: set[Arrow]) -> set[Arrow]:
+    pairs = {(part(source), part(target)) for source, target in found}
+    return {(source, target) for source, target in pairs if source != target} - EXCEPTIONS.keys()
+
+
+def upward(found: set[Arrow], layers: list[set[str]]) -> list[Arrow]:
+    height = {name: i for i, layer in enumerate(layers) for name in layer}
+    return sorted((source, target) for source, target in between_parts(found) if height[source] < height[target])
+
+
+def circle(found: set[Arrow]) -> list[str]:
+    """One of them; none is []."""
+    graph: dict[str, set[str]] = {}
+    for source, target in found:
+        graph.setdefault(source, set()).add(target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+ROOT = Path(tandem_cuda.__file__).parent
+ARROWS = arrows(ROOT)
+
+
+def test_every_part_has_its_layer():
+    listed = [name for layer in LAYERS for name in layer]
+    assert sorted(listed) == sorted({part(name) for name in module_names(ROOT)})
+
+
+def test_no_import_goes_up():
+    assert upward(ARROWS, LAYERS) == []
+
+
+def test_no_circle_of_parts():
+    assert circle(between_parts(ARROWS)) == []
+
+
+def test_no_circle_of_modules():
+    excepted = {pair for pair in ARROWS if (part(pair[0]), part(pair[1])) in EXCEPTIONS}
+    assert circle(ARROWS - excepted) == []
+
+
+@pytest.mark.parametrize("pair", EXCEPTIONS, ids=" to ".join)
+def test_exceptions_are_needed(pair):
+    assert pair in {(part(source), part(target)) for source, target in ARROWS}
+
+
+# --- the tests themselves --------------------------------------------------------------------------------------------
+
+
+def package(folder: Path, **files: str) -> Path:
+    """With modules of these contents; a_b is b in a."""
+    root = folder / "made"
+    for name, text in {"": "", **files}.items():
+        path = root.joinpath(*name.split("_")).with_suffix(".py") if name else root / "__init__.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name("__init__.py").touch()
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from .high import x",
+        "from . import high",
+        "import made.high",
+        "from made import high",
+        "from made.high import x",
+        "def f():\n    from .high.inner import x",
+        "if True:\n    import made.high.inner as m",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    pass\nelse:\n    from .high import x",
+    ],
+)
+def test_sees_every_import(tmp_path: Path, text: str):
+    root = package(tmp_path, low=text, high_inner="x = 1")
+    assert upward(arrows(root), [{"low"}, {"high"}]) == [("low", "high")]
+
+
+@pytest.mark.parametrize("text", ["from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .high import x", ""])
+def test_types_are_no_imports(tmp_path: Path, text: str):
+    assert arrows(package(tmp_path, low=text, high="x = 1")) == set()
+
+
+def test_sees_circles(tmp_path: Path):
+    root = package(
+        tmp_path, one="def f():\n    from . import two", two_a="from .b import x", two_b="from ..one import f"
+    )
+    found = arrows(root)
+    assert found == {("one", "two"), ("two.a", "two.b"), ("two.b", "one")}
+    assert circle(found) == []
+    assert sorted({*circle(between_parts(found))}) == ["one", "two"]
+    root = package(tmp_path, two_b="from .a import x")
+    assert sorted({*circle(arrows(root))}) == ["two.a", "two.b"]
