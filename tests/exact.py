@@ -1,5 +1,7 @@
 """What the tests of operators and layers draw, and how they run it: exact numbers, spike trains, every CPU path."""
 
+import importlib
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -31,6 +33,19 @@ ENGINES = ("auto", "event", "dense")
 AUTO, EVENT, DENSE = range(3)  # as the operators themselves take them
 CONSTANT, _, SERIES = range(3)  # modes, likewise
 META = torch.device("meta")
+
+
+def slow(*values, **named):
+    """One of a test's parameters that only `make test-slow` takes."""
+    return pytest.param(*values, **named, marks=pytest.mark.slow)
+
+
+def imported_without(monkeypatch, module, missing):
+    """Import a module of the library anew where another one cannot be imported."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    return importlib.import_module(module)
 
 
 def every_path(f, *arguments, **named):

@@ -39,7 +39,7 @@ from tandem_cuda import reference as ref
 from test_count_linear import bad_operands
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(
     case=st.one_of(convolutions(), depthwise_convolutions()),
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
