@@ -120,6 +120,13 @@ def raw_call(case, **arguments):
     return operator, dict(zip(names, positional, strict=False)) | named
 
 
+def raw(name, **arguments):
+    """Call an operator with no Python in between; optional arguments that are not given are None."""
+    operator = getattr(RAW, name).default
+    given = dict.fromkeys(a.name for a in operator._schema.arguments if "Optional" in str(a.type))
+    return operator(**given | arguments)
+
+
 # ---- Products
 
 
