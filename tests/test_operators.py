@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cases import CASES, ELEMENT_WISE, outputs_of, raw_call, tensors_of
-from exact import TOLERANCES, every_path, everywhere, features_last, same, slow
+from exact import TOLERANCES, every_path, everywhere, features_last, firing_rate, same, slow
 from tensors import META, generator, views
 
 TIME_STEPS = (1, 9, 20)
@@ -198,6 +198,15 @@ def test_wrong_arguments(case):
             if name in passed_on and kind not in ("no tensor", "device"):
                 with pytest.raises(RuntimeError, match=f"{case.operator}: {named}"):
                     op(**passed_on | {name: value})
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.operator.startswith(("spiking", "integrate"))], ids=str)
+def test_neurons_fire(case):
+    """And not always: silence would prove little."""
+    for dtype in case.dtypes:
+        for optional in (True, False):
+            bits = case.run(**case.arguments(dtype, optional=optional))[0]
+            assert 0.02 < firing_rate(bits, 9) < 0.9
 
 
 def test_paths():
