@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import peers
 import tandem_cuda as tc
-from cases import LINEAR, OTHERS, POINTWISE, S1, S2, S3, SMALL, Case, ConvCase
 from report import Figure, Run, check, cost, fastest, speed
+from sizes import LINEAR, OTHERS, POINTWISE, S1, S2, S3, SMALL, Case, ConvCase
 from tandem_cuda import _C, ops, reference
 
 Sides = dict[str, Callable[[], Tensor]]

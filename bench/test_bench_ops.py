@@ -1,70 +1,47 @@
-"""pytest-benchmark cases of every operator against its reference; equality is asserted before the clock starts."""
+"""pytest-benchmark cases of every operator against its reference; equality is asserted before the clock starts.
+
+The operators are those of tests/cases.py, in the sizes of a layer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from cases import S2, SMALL, ConvCase
-from tandem_cuda import ops, reference
+from cases import CASES, Case, Convolution, convolution, linear
 
 T = 8
 RATE = 0.05
-
-
-def _dyadic(*shape: int, seed: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-64, 65, shape, generator=generator) / 128
-
-
-def _linear() -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(4)
-    spikes = (torch.rand((T, 64, 3136), generator=generator) < RATE).float()
-    return ops.pack_spikes(spikes), _dyadic(128, 3136), _dyadic(128)
-
-
-# name -> (operator's name, arguments, keyword arguments)
-CASES: dict[str, Callable[[], tuple[str, tuple[Any, ...], dict[str, Any]]]] = {
-    "pack_spikes": lambda: ("pack_spikes", (S2.spikes(RATE),), {}),
-    "unpack_spikes": lambda: ("unpack_spikes", (S2.bits(RATE), T), {}),
-    "spike_count": lambda: ("spike_count", (S2.bits(RATE),), {}),
-    "max_pool_spikes": lambda: ("max_pool_spikes", (S2.bits(RATE), 2), {"time_steps": T}),
-    "max_pool_spikes-T64": lambda: (
-        "max_pool_spikes",
-        (ConvCase("T = 64", 64, 64, 1, 16, time_steps=64).bits(RATE), 3, 2, 1),
-        {"time_steps": 64},
-    ),
-    "tandem_count": lambda: ("tandem_count", (S2.bits(RATE), _dyadic(8, 256, 16, 16), T), {}),
-    "integrate_and_fire": lambda: (
-        "integrate_and_fire",
-        (_dyadic(8, 128, 32, 32).contiguous(memory_format=torch.channels_last), T, _dyadic(128)),
-        {"want_sum": False, "want_potential": False},
-    ),
-    "spiking_linear": lambda: ("spiking_linear", _linear(), {"time_steps": T}),
-    "count_linear": lambda: ("count_linear", _linear(), {}),
-    "spiking_conv2d-small": lambda: (
-        "spiking_conv2d",
-        (SMALL.bits(RATE), SMALL.weight(), SMALL.bias(), SMALL.stride, 1),
-        {"time_steps": T},
-    ),
-    "spiking_conv2d-S2": lambda: (
-        "spiking_conv2d",
-        (S2.bits(RATE), S2.weight(), S2.bias(), S2.stride, 1),
-        {"time_steps": T},
-    ),
-    "count_conv2d-S2": lambda: ("count_conv2d", (S2.bits(RATE), S2.weight(), S2.bias(), S2.stride, 1), {}),
+NEURONS = (8, 256, 16, 16)
+CONVOLUTIONS = {
+    "small": Convolution(8, 32, (14, 14), 64, stride=(2, 2), rate=RATE),
+    "S2": Convolution(8, 256, (16, 16), 512, stride=(2, 2), rate=RATE),
 }
 
 
+def timed() -> list[Case]:
+    """Those with a function for users and a reference, once for each sort of neuron; and products of these sizes."""
+    found = [
+        case
+        for case in CASES
+        if not (case.takes_engine or case.kernel or case.operator == "pack_weight" or case.name.endswith("leak"))
+    ]
+    for kind in ("spiking", "count"):
+        spiking = kind == "spiking"
+        for name, sizes in CONVOLUTIONS.items():
+            operator = f"{kind}_conv2d"
+            found.append(Case(f"{operator}, {name}", operator, convolution(spiking, sizes), sizes.input))
+        found.append(Case(f"{kind}_linear", f"{kind}_linear", linear(spiking, 128, RATE), (64, 3136)))
+    return found
+
+
 @pytest.mark.parametrize("side", ["kernel", "reference"])
-@pytest.mark.parametrize("case", CASES)
-def test_operator(benchmark: Any, case: str, side: str) -> None:
-    name, arguments, keywords = CASES[case]()
-    kernel, plain = getattr(ops, name), getattr(reference, name)
-    torch.testing.assert_close(kernel(*arguments, **keywords), plain(*arguments, **keywords), rtol=0, atol=0)
-    benchmark.group = case
-    benchmark(kernel if side == "kernel" else plain, *arguments, **keywords)
+@pytest.mark.parametrize("case", timed(), ids=str)
+def test_operator(benchmark: Any, case: Case, side: str) -> None:
+    neurons = case.neurons if case.operator.endswith(("conv2d", "linear")) else NEURONS
+    arguments = case.arguments(case.dtypes[0], time_steps=T, neurons=neurons, optional=False)
+    torch.testing.assert_close(case.run(**arguments), case.expected(**arguments), rtol=0, atol=0)
+    benchmark.group = str(case)
+    benchmark(case.run if side == "kernel" else case.expected, **arguments)

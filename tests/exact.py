@@ -1,5 +1,7 @@
-"""What the tests of operators and layers draw, and how they run it: exact numbers, spike trains, every CPU path."""
+"""What the tests of operators and layers draw, and how they run it on every CPU path. Tensors are in tensors.py."""
 
+import importlib
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -10,12 +12,25 @@ from hypothesis import strategies as st
 from tandem_cuda import _C, ops
 from tandem_cuda import reference as ref
 
+# Some of them for whoever imports from here.
+from tensors import (  # noqa: F401
+    ENGINES,
+    FLOATS,
+    HALVES,
+    META,
+    WEIGHTS,
+    dyadic,
+    generator,
+    int8,
+    normal,
+    planes,
+    train,
+    views,
+)  # fmt: skip
+
 ISAS = _C.build_info()["cpu_isas_runnable"]
 THREADS = (1, 2)
 
-FLOATS = (torch.float32, torch.float64)
-HALVES = (torch.float16, torch.bfloat16)
-WEIGHTS = (*FLOATS, *HALVES, torch.int8)
 LEAKS = (1.0, 0.5, 0.75, 0.9)
 THRESHOLDS = (0.25, 1.0, 2.5, 0.7)
 RATES = (0.0, 0.05, 0.5, 1.0)
@@ -27,10 +42,21 @@ CHANNELS = (1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 70, 130, 257)
 DEPTHWISE_CHANNELS = (2, 3, 7, 8, 15, 16, 17, 33, 40)
 MULTIPLIERS = (1, 2, 3, 17)
 SEEDS = st.integers(0, 2**31 - 1)
-ENGINES = ("auto", "event", "dense")
 AUTO, EVENT, DENSE = range(3)  # as the operators themselves take them
 CONSTANT, _, SERIES = range(3)  # modes, likewise
-META = torch.device("meta")
+
+
+def slow(*values, **named):
+    """One of a test's parameters that only `make test-slow` takes."""
+    return pytest.param(*values, **named, marks=pytest.mark.slow)
+
+
+def imported_without(monkeypatch, module, missing):
+    """Import a module of the library anew where another one cannot be imported."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    return importlib.import_module(module)
 
 
 def every_path(f, *arguments, **named):
@@ -53,26 +79,6 @@ def everywhere(want, f, *arguments, **named):
         same(got, want, path)
 
 
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def dyadic(*shape, seed, scale=16, span=1, dtype=torch.float32):
-    """Random multiples of 1 / scale in [-span, span]: sums of them are exact, in any order."""
-    whole = torch.randint(-span * scale, span * scale + 1, shape, generator=generator(seed))
-    return whole.to(dtype) / scale
-
-
-def train(*shape, seed, rate=0.3):
-    """A random spike train, uint8 [T, N, ...]."""
-    return (torch.rand(shape, generator=generator(seed)) < rate).to(torch.uint8)
-
-
-def planes(*shape, seed, rate=0.3):
-    """The same as bits; `shape` starts with T."""
-    return ref.pack_spikes(train(*shape, seed=seed, rate=rate))
-
-
 def same(got, want, path=""):
     """Assert that tensors, or tuples of them, are equal in every element and in dtype; NaN equals NaN."""
     if isinstance(want, torch.Tensor):
@@ -86,25 +92,6 @@ def same(got, want, path=""):
 def features_last(x, dim):
     """Whether dimension `dim` is innermost in memory and the others keep their order."""
     return x.movedim(dim, -1).is_contiguous()
-
-
-def views(x):
-    """The same values in other memory: any dimension innermost, sliced, with gaps between elements, expanded."""
-    yield x
-    yield x.contiguous()
-    for dim in range(1, x.dim()):
-        yield x.movedim(dim, -1).contiguous().movedim(-1, dim)
-    # What nobody must read.
-    wrong = float("nan") if x.dtype.is_floating_point else torch.iinfo(x.dtype).max
-    wider = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 3), wrong, dtype=x.dtype)
-    wider[..., 1 : 1 + x.shape[-1]] = x
-    yield wider[..., 1 : 1 + x.shape[-1]]
-    wider = torch.full_like(wider, wrong)
-    wider[..., 1 : 1 + 2 * x.shape[-1] : 2] = x
-    yield wider[..., 1 : 1 + 2 * x.shape[-1] : 2]
-    first = x[..., :1].contiguous()
-    if torch.equal(first.expand_as(x), x):
-        yield first.expand_as(x)
 
 
 def sized(draw, groups, channels, outputs, wider=range(5)):
@@ -197,16 +184,6 @@ VARIANTS = {
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
-# Of the gradients, which no engine computes: what they see of the forward pass.
-GRADIENTS = {
-    "plain": Variant(torch.float64),
-    "scaled": Variant(torch.float64, scaled=True, packed=True, engine="dense"),
-    "bfloat16": Variant(torch.bfloat16, scaled=True),
-    "float16": Variant(torch.float16, packed=True),
-    "int8": VARIANTS["int8"],
-}
-every_gradient = pytest.mark.parametrize("variant", GRADIENTS.values(), ids=GRADIENTS)
-
 
 def rounded(weight, terms):
     """A float32 weight as its terms hold it: bf16 numbers, the last one of fewer than three to the nearest."""
@@ -216,73 +193,5 @@ def rounded(weight, terms):
     return first + (weight - first).bfloat16().float()
 
 
-def bfloat16(*shape, seed):
-    return dyadic(*shape, seed=seed, dtype=torch.bfloat16)
-
-
-def int8(*shape, seed):
-    """Random weights of the whole range."""
-    return torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator(seed))
-
-
 # Of gradients, which are rounded to the dtype of what they are of.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-
-
-def check_gradients(name, bits, shape, variant, *, bias, count, **named):
-    """Assert that a product has the gradients of the reference's, to the accuracy of their dtype."""
-    weight, scale = variant.operands(*shape, seed=1)
-    arguments = {
-        "weight": weight,
-        "bias": dyadic(shape[0], seed=2, dtype=variant.dtype) if bias else None,
-        "count": ref.spike_count(bits, variant.dtype) if count else None,
-    }
-    leaves = [x.requires_grad_() for x in arguments.values() if x is not None and x.is_floating_point()]
-    results = []
-    for package, how in ((ops, variant.how(weight, named.get("groups", 1))), (ref, {})):
-        out = getattr(package, name)(bits, **arguments, scale=scale, **named, **how)
-        total = out if isinstance(out, torch.Tensor) else out[1]
-        assert total.requires_grad == bool(leaves)
-        seed_grad = torch.randn(total.shape, generator=generator(3), dtype=total.dtype)
-        results.append(torch.autograd.grad(total, leaves, seed_grad) if leaves else ())
-    for got, want, leaf in zip(*results, leaves, strict=True):
-        assert got.dtype == leaf.dtype
-        tolerance = TOLERANCES[leaf.dtype]
-        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
-
-
-# Of the operators' opchecks: with gradients and optional arguments or without, float and int8 weights.
-def opcheck_operands(test):
-    draws = [(dyadic, True), (dyadic, False), (int8, True), (bfloat16, True)]
-    test = pytest.mark.parametrize(("draw", "optional"), draws)(test)
-    return pytest.mark.parametrize("requires_grad", [True, False])(test)
-
-
-def direct_arguments(bits, weight, *, optional, requires_grad, groups=1):
-    """(bits, count, weight, packed, scale, bias) as torch.ops.tandem_cuda takes them."""
-    integers = weight.dtype == torch.int8
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    scale = dyadic(len(weight), seed=4, dtype=dtype) if optional or integers else None
-    packed = ops.pack_weight(weight, groups) if optional else None
-    bias = dyadic(len(weight), seed=2, dtype=dtype).requires_grad_(requires_grad) if optional else None
-    count = ref.spike_count(bits, dtype).requires_grad_(requires_grad) if optional else None
-    return bits, count, weight.detach().requires_grad_(requires_grad and not integers), packed, scale, bias
-
-
-def opcheck_spiking(op, arguments):
-    """torch.library.opcheck of an operator that returns bits, the differentiable sum and the potential."""
-    plain = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments)
-    torch.library.opcheck(op, plain)
-    leaves = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
-    if not leaves:
-        return
-    # Where there are gradients, the last of opcheck's tests adds up all outputs in the dtype of the first, the bits,
-    # which torch refuses; what stands below does the same with the sum alone.
-    without_last = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(op, arguments, test_utils=without_last)
-    torch.compiler.reset()
-    compiled = torch.compile(op, backend="aot_eager", fullgraph=True, dynamic=True)
-    outputs = op(*arguments), compiled(*arguments)
-    same(outputs[1], outputs[0])
-    if outputs[0][1].requires_grad:
-        same(*(torch.autograd.grad(out[1].square().sum(), leaves) for out in outputs))

@@ -515,6 +515,7 @@ def test_state_of_unused_layers_is_checked():
         net.load_state_dict(state)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:tandem_cuda")
 def test_compile():
     torch.compiler.reset()
@@ -1102,7 +1103,7 @@ def test_pools_of_earlier_files():
 
 
 @pytest.mark.filterwarnings("error:tandem_cuda")
-@pytest.mark.parametrize("make", [pooled_conv, PooledJoin])
+@pytest.mark.parametrize("make", [pytest.param(pooled_conv, marks=pytest.mark.slow), PooledJoin])
 def test_compiled_averages(make):
     torch.compiler.reset()
     torch.manual_seed(0)

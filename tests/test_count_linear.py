@@ -8,31 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact import (
-    AUTO,
     CHANNELS,
-    DENSE,
-    ENGINES,
-    EVENT,
     FLOATS,
     META,
     RATES,
     SEEDS,
     TIME_STEPS,
-    check_gradients,
-    direct_arguments,
     dyadic,
-    every_gradient,
     every_path,
     every_variant,
     everywhere,
-    features_last,
     generator,
-    int8,
-    opcheck_operands,
     planes,
     same,
     variants,
-    views,
 )
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
@@ -98,77 +87,9 @@ def test_inexact_weights(dtype, engine):
             same(got, results.setdefault(path.split(",")[0], got), path)
 
 
-@every_variant
-def test_any_strides(variant):
-    bits, (weight, scale) = planes(9, 2, 3, 21, seed=0), variant.operands(10, 21, seed=1)
-    bias = dyadic(10, seed=2, dtype=variant.dtype)
-
-    def got(bits=bits, weight=weight, bias=bias, scale=scale):
-        return ops.count_linear(bits, weight, bias, scale=scale, **variant.how(weight))
-
-    want = ref.count_linear(bits, weight, bias, scale=scale)
-    for view in views(bits):
-        same(got(bits=view), want)
-    for view in views(weight):
-        same(got(weight=view), want)
-    same(got(weight=weight.t().contiguous().t()), want)
-    same(got(bias=bias.repeat_interleave(3)[::3]), want)
-    same(got(scale=None if scale is None else scale.repeat_interleave(3)[::3]), want)
-    for narrow in (weight[:1].expand(10, 21), weight[:, :1].expand(10, 21), weight[:1, :1].expand(10, 21)):
-        same(got(bits, narrow, bias[:1].expand(10)), ref.count_linear(bits, narrow, bias[:1].expand(10), scale=scale))
-    few = bits[:1, :1].expand(3, 4, 3, 21)
-    same(got(few), ref.count_linear(few, weight, bias, scale=scale))
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_features_lie_last(engine):
-    assert features_last(ops.count_linear(planes(9, 2, 3, 21, seed=0), dyadic(10, 21, seed=1), engine=engine), 2)
-
-
-@every_gradient
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("count", [True, False])
-@pytest.mark.parametrize("batch", [(3,), (3, 4), (0,)])
-def test_gradients(bias, count, batch, variant):
-    check_gradients("count_linear", planes(20, *batch, 21, seed=0), (10, 21), variant, bias=bias, count=count)
-
-
-@pytest.mark.parametrize("needed", ["weight", "bias", "count"])
-def test_gradient_of_one_argument(needed):
-    bits = planes(20, 3, 21, seed=0)
-    leaves = {
-        "weight": dyadic(10, 21, seed=1, dtype=torch.float64),
-        "bias": dyadic(10, seed=2, dtype=torch.float64),
-        "count": ref.spike_count(bits, torch.float64),
-    }
-    leaf = leaves[needed].requires_grad_()
-    (got,) = torch.autograd.grad(ops.count_linear(bits, **leaves).square().sum(), leaf)
-    (want,) = torch.autograd.grad(ref.count_linear(bits, **leaves).square().sum(), leaf)
-    same(got, want)
-
-
-@pytest.mark.parametrize("scaled", [True, False])
-def test_gradcheck(scaled):
-    bits = planes(9, 3, 7, seed=0)
-    weight, bias = (dyadic(*s, seed=1, dtype=torch.float64).requires_grad_() for s in ((4, 7), (4,)))
-    scale = dyadic(4, seed=2, dtype=torch.float64) if scaled else None
-    assert torch.autograd.gradcheck(lambda w, b: ops.count_linear(bits, w, b, scale=scale), (weight, bias))
-
-
 def test_value_of_count_is_not_read():
     bits, weight = planes(9, 3, 7, seed=0), dyadic(4, 7, seed=1)
     same(ops.count_linear(bits, weight, count=torch.full((3, 7), math.nan)), ref.count_linear(bits, weight))
-
-
-@opcheck_operands
-@pytest.mark.parametrize("batch", [(2,), (0,), (2, 3)])
-def test_opcheck(draw, batch, optional, requires_grad):
-    bits, weight = planes(9, *batch, 7, seed=0), draw(4, 7, seed=1)
-    how = {"optional": optional, "requires_grad": requires_grad}
-    op = torch.ops.tandem_cuda.count_linear.default
-    torch.library.opcheck(op, (*direct_arguments(bits, weight, **how), AUTO if draw is int8 else DENSE, 3))
-    strided = bits.mT.contiguous().mT, weight.t().contiguous().t()
-    torch.library.opcheck(op, (*direct_arguments(*strided, **how), EVENT, 3))
 
 
 BITS = torch.zeros(2, 4, 3, dtype=torch.uint8)

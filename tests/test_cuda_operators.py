@@ -1,4 +1,4 @@
-"""The element-wise operators on a CUDA device: bit for bit what the CPU computes, whose tests say that it is right.
+"""Every operator on a CUDA device: bit for bit what the CPU computes, whose tests say that it is right.
 
 Where there is no device the CPU stands in for it: such a run says nothing of kernels, but that the tests are right.
 """
@@ -12,12 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import FLOATS, LEAKS, SEEDS, THRESHOLDS, generator, planes, train, views
+from cases import CASES, ELEMENT_WISE, MODES, RAW, STATE, neuron, outputs_of, raw_neuron, tensors_of
+from exact import LEAKS, SEEDS, THRESHOLDS
 from tandem_cuda import ops
+from tensors import FLOATS, generator, planes, views
 
 TIME_STEPS = (1, 7, 8, 9, 20)
 DENSE = (*FLOATS, torch.float16, torch.bool, torch.uint8)
-MODES = ("constant", "impulse", "series")
 
 
 def on_device(x, device):
@@ -67,50 +68,13 @@ def captured(device, f):
     return got, graph.replay
 
 
-def random(*shape, dtype, seed):
-    return torch.randn(shape, generator=generator(seed), dtype=dtype)
+def moved(arguments, device):
+    return {name: on_device(x, device) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
 
 
-def gates(*shape, dtype, seed):
-    """Pre-activations among them 0, the bound 1.5, and what is not finite."""
-    v = random(*shape, dtype=dtype, seed=seed)
-    special = torch.tensor([0.0, -0.0, 1.5, math.inf, -math.inf, math.nan], dtype=dtype)
-    which = torch.randint(0, 12, shape, generator=generator(seed + 1))
-    return torch.where(which < len(special), special[which.clamp(max=len(special) - 1)], v)
-
-
-def backward(grad, v):
-    return torch.ops.tandem_cuda.tandem_count_backward(grad, v, 0.7, 1.5)
-
-
-def fire(time_steps, mode, threshold=0.7, leak=0.9):
-    def f(current, scale, bias, potential):
-        return ops.integrate_and_fire(
-            current, time_steps, bias, potential, scale=scale, mode=mode, threshold=threshold, leak=leak
-        )
-
-    return f
-
-
-def operators(time_steps, neurons, dtype, seed):
-    """Every operator as name -> (f, its tensors). `neurons`: [N, C, *spatial]."""
-    bits = planes(time_steps, *neurons, seed=seed)
-    v = gates(*neurons, dtype=dtype, seed=seed + 1)
-    cases = {
-        "pack_spikes": (ops.pack_spikes, (train(time_steps, *neurons, seed=seed).to(dtype),)),
-        "unpack_spikes": (lambda bits: ops.unpack_spikes(bits, time_steps, dtype), (bits,)),
-        "spike_count": (lambda bits: ops.spike_count(bits, dtype), (bits,)),
-        "tandem_count": (lambda bits, v: ops.tandem_count(bits, v, time_steps), (bits, v)),
-        "tandem_count_backward": (backward, (random(*neurons, dtype=dtype, seed=seed), v)),
-    }
-    channels = neurons[1]
-    affine = [random(channels, dtype=dtype, seed=seed + i) for i in range(2)]
-    for mode in MODES:
-        shape = (time_steps, *neurons) if mode == "series" else neurons
-        current = 2 * random(*shape, dtype=dtype, seed=seed + 2)
-        tensors = (current, *affine, random(*neurons, dtype=dtype, seed=seed + 3))
-        cases[f"integrate_and_fire {mode}"] = (fire(time_steps, mode), tensors)
-    return cases
+def check(case, arguments, device, **others):
+    """Assert that a case computes on the device what it computes here, of these arguments or of others there."""
+    identical(case.run(**(moved(arguments, device) | others)), case.run(**arguments), device)
 
 
 def pooled(*arguments, time_steps):
@@ -133,38 +97,31 @@ def test_max_pool_spikes(device, arguments, time_steps, shape):
         identical(f(on_device(view, device)), f(view), device)
 
 
-NAMES = tuple(operators(1, (1, 1), torch.float32, 0))
-every_operator = pytest.mark.parametrize("name", NAMES)
-every_dtype = pytest.mark.parametrize("dtype", FLOATS)
+# The gradient of weights is torch's own there.
+HERE_AND_THERE = [case for case in CASES if case.operator != "conv2d_weight_gradient"]
+every_case = pytest.mark.parametrize("case", HERE_AND_THERE, ids=str)
+every_element_wise = pytest.mark.parametrize("case", ELEMENT_WISE, ids=str)
 every_length = pytest.mark.parametrize("time_steps", TIME_STEPS)
 
 
+@every_case
+@every_length
+@pytest.mark.parametrize("optional", [True, False])
+def test_every_dtype(case, time_steps, optional, device):
+    for dtype in case.dtypes:
+        check(case, case.arguments(dtype, 0, time_steps, optional=optional), device)
+
+
 @given(
+    case=st.sampled_from(ELEMENT_WISE),
     time_steps=st.sampled_from(TIME_STEPS),
     neurons=st.lists(st.integers(0, 9), min_size=2, max_size=4),
     dtype=st.sampled_from(FLOATS),
+    optional=st.booleans(),
     seed=SEEDS,
 )
-def test_random_shapes(time_steps, neurons, dtype, seed, device):
-    if too_many(device, seed):
-        return
-    for f, tensors in operators(time_steps, neurons, dtype, seed).values():
-        identical(f(*(on_device(x, device) for x in tensors)), f(*tensors), device)
-
-
-@given(
-    time_steps=st.sampled_from(TIME_STEPS),
-    neurons=st.lists(st.integers(0, 9), min_size=1, max_size=4),
-    dtype=st.sampled_from(DENSE),
-    seed=SEEDS,
-)
-def test_dense_dtypes(time_steps, neurons, dtype, seed, device):
-    spikes = train(time_steps, *neurons, seed=seed).to(dtype)
-    bits = ops.pack_spikes(spikes)
-    identical(ops.pack_spikes(on_device(spikes, device)), bits, device)
-    if dtype != torch.float16:
-        got = ops.unpack_spikes(on_device(bits, device), time_steps, dtype)
-        identical(got, ops.unpack_spikes(bits, time_steps, dtype), device)
+def test_random_shapes(case, time_steps, neurons, dtype, optional, seed, device):
+    check(case, case.arguments(dtype, seed, time_steps, neurons, optional), device)
 
 
 @given(
@@ -173,100 +130,95 @@ def test_dense_dtypes(time_steps, neurons, dtype, seed, device):
     threshold=st.sampled_from(THRESHOLDS),
     leak=st.sampled_from(LEAKS),
     dtype=st.sampled_from(FLOATS),
-    given_=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    absent=st.sets(st.sampled_from(("scale", "bias", STATE))),
     seed=SEEDS,
 )
-def test_integrate_and_fire_of_any_neuron(time_steps, mode, threshold, leak, dtype, given_, seed, device):
-    shape = (2, 7, 3)
-    current = 2 * random(*((time_steps, *shape) if mode == "series" else shape), dtype=dtype, seed=seed)
-    optional = [random(*s, dtype=dtype, seed=seed + i) for i, s in enumerate([(7,), (7,), shape], 1)]
-    tensors = [current, *(x if present else None for x, present in zip(optional, given_, strict=True))]
-    f = fire(time_steps, mode, threshold, leak)
-    identical(f(*(None if x is None else on_device(x, device) for x in tensors)), f(*tensors), device)
+def test_integrate_and_fire_of_any_neuron(time_steps, mode, threshold, leak, dtype, absent, seed, device):
+    case = next(case for case in ELEMENT_WISE if case.name == f"integrate_and_fire, {mode}")
+    arguments = case.arguments(dtype, seed, time_steps) | neuron(threshold, leak)
+    check(case, {name: x for name, x in arguments.items() if name not in absent}, device)
 
 
-@every_operator
-@every_dtype
+@every_element_wise
 @every_length
 @pytest.mark.parametrize("neurons", [(16, 64, 28, 28), (3, 129, 31, 33)])
-def test_many_neurons(name, dtype, time_steps, neurons, device):
+def test_many_neurons(case, time_steps, neurons, device):
     """Rows that are aligned and rows that are not, many blocks of them."""
     if device == "cpu":
         neurons = (2, *neurons[1:2], 3, 3)
-    f, tensors = operators(time_steps, neurons, dtype, 0)[name]
-    identical(f(*(on_device(x, device) for x in tensors)), f(*tensors), device)
+    for dtype in FLOATS:
+        check(case, case.arguments(dtype, 0, time_steps, neurons), device)
 
 
-@every_operator
-@every_length
-def test_any_strides(name, time_steps, device):
-    f, tensors = operators(time_steps, (2, 5, 4, 3), torch.float32, 0)[name]
-    for i, tensor in enumerate(tensors):
-        for view in views(tensor):
-            arguments = [*tensors[:i], view, *tensors[i + 1 :]]
-            identical(f(*(on_device(x, device) for x in arguments)), f(*arguments), device)
+@every_case
+def test_any_strides(case, device):
+    for time_steps in (8, 9):
+        arguments = case.arguments(case.dtypes[0], time_steps=time_steps)
+        for name, x in tensors_of(arguments).items():
+            for view in views(x):
+                check(case, arguments | {name: view}, device)
 
 
-@every_operator
-def test_misaligned(name, device):
+@every_case
+def test_misaligned(case, device):
     """Contiguous memory that begins one element behind a boundary."""
-    f, tensors = operators(8, (2, 8, 4, 4), torch.float32, 0)[name]
-    moved = []
-    for x in tensors:
+    arguments = case.arguments(case.dtypes[0], time_steps=8)
+    for name, x in tensors_of(arguments).items():
         memory = torch.zeros(x.numel() + 1, dtype=x.dtype)
         memory[1:] = x.flatten()
-        moved.append(memory[1:].view(x.shape))
-    identical(f(*(on_device(x, device) for x in moved)), f(*tensors), device)
+        arguments[name] = memory[1:].view(x.shape)
+    check(case, arguments, device)
 
 
-@every_operator
-@every_length
-def test_empty_batch(name, time_steps, device):
-    f, tensors = operators(time_steps, (0, 3, 2), torch.float32, 0)[name]
-    identical(f(*(x.to(device) for x in tensors)), f(*tensors), device)
+@every_case
+def test_empty_batch(case, device):
+    if case.operator == "pack_weight":
+        pytest.skip("weights have no batch")
+    for time_steps in TIME_STEPS:
+        check(case, case.arguments(case.dtypes[0], 0, time_steps, (0, *case.neurons[1:])), device)
 
 
-@every_operator
-def test_current_stream(name, cuda):
+@every_case
+def test_current_stream(case, cuda):
     """What the current stream has yet to write is what the operator reads."""
-    f, tensors = operators(9, (4, 16, 8, 8), torch.float32, 0)[name]
-    late = [x.to(cuda) for x in tensors]
-    early = [torch.zeros_like(x) for x in late]
+    arguments = case.arguments(case.dtypes[0])
+    late = moved(arguments, cuda)
+    early = late | {name: torch.zeros_like(x) for name, x in tensors_of(late).items()}
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        f(*early)  # so that nothing has to be loaded, and no memory to be had, while the stream sleeps: both may wait
+        case.run(**early)  # so that nothing has to be loaded, and no memory to be had, while the stream sleeps
         torch.cuda.synchronize()
         torch.cuda._sleep(1_000_000_000)
-        for to, x in zip(early, late, strict=True):
-            to.copy_(x)
-        got = f(*early)
+        for name, to in tensors_of(early).items():
+            to.copy_(late[name])
+        got = case.run(**early)
         assert not stream.query(), "the operator waited, or the stream did not sleep for long enough"
     stream.synchronize()
-    want = f(*tensors)
-    assert any(x.any() for x in ([want] if isinstance(want, torch.Tensor) else want))
+    want = case.run(**arguments)
+    assert any(x.any() for x in outputs_of(want))
     identical(got, want, cuda)
 
 
-@every_operator
-@every_dtype
-def test_graph_capture(name, dtype, device):
+@every_case
+def test_graph_capture(case, device):
     """A captured call computes anew from what its arguments hold when it is replayed."""
-    (f, first), (_, second) = (operators(9, (4, 16, 8, 8), dtype, seed)[name] for seed in (0, 10))
-    arguments = [x.to(device, copy=True) for x in first]
-    got, replay = captured(device, lambda: f(*arguments))
-    for tensors in (first, second):
-        for to, x in zip(arguments, tensors, strict=True):
-            to.copy_(x)
-        replay()
-        identical(got, f(*tensors), device)
+    for dtype in case.dtypes[:2]:
+        first, second = (case.arguments(dtype, seed) for seed in (0, 10))
+        there = moved(first, device)
+        got, replay = captured(device, lambda there=there: case.run(**there))
+        for arguments in (first, second):
+            for name, x in tensors_of(arguments).items():
+                there[name].copy_(x)
+            replay()
+            identical(got, case.run(**arguments), device)
 
 
-@every_operator
+@every_case
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices")
-def test_another_device_than_the_current_one(name, cuda):
-    f, tensors = operators(9, (2, 5, 4, 3), torch.float32, 0)[name]
-    identical(f(*(x.to(f"{cuda}:1") for x in tensors)), f(*tensors), f"{cuda}:1")
+def test_another_device_than_the_current_one(case, cuda):
+    arguments = case.arguments(case.dtypes[0])
+    identical(case.run(**moved(arguments, f"{cuda}:1")), case.run(**arguments), f"{cuda}:1")
     assert torch.cuda.current_device() == 0
 
 
@@ -275,6 +227,7 @@ def test_pack_spikes_of_other_numbers_ends_the_context(odd, cuda):
     script = f"""
 import torch
 from tandem_cuda import ops
+from tensors import FLOATS, generator, planes, train, views
 spikes = torch.ones(9, 2, 5, device="{cuda}")
 spikes[3, 1, 2] = {odd}
 ops.pack_spikes(spikes)
@@ -292,30 +245,31 @@ print("not reached")
 
 def test_bad_input_has_the_messages_of_the_cpu(device):
     """Of the operators themselves, which the checks in Python precede."""
-    raw = torch.ops.tandem_cuda
     bits, v = torch.zeros(2, 2, 3, dtype=torch.uint8), torch.zeros(2, 3)
+    coupled = {"bits": bits, "pre_activation": v, "time_steps": 9, "upper": 1.0}
+    gated = {"grad": v, "pre_activation": v, "threshold": 1.0, "upper": 1.0}
     calls = [
-        (raw.pack_spikes, (v[0],)),
-        (raw.pack_spikes, (torch.zeros(0, 3),)),
-        (raw.pack_spikes, (v.long(),)),
-        (raw.unpack_spikes, (bits.float(), 9, torch.float32)),
-        (raw.unpack_spikes, (bits, 8, torch.float32)),
-        (raw.unpack_spikes, (bits, 9, torch.int64)),
-        (raw.spike_count, (bits[0, 0], torch.float32)),
-        (raw.spike_count, (bits, torch.float16)),
-        (raw.tandem_count, (bits, v.half(), 9, 1.0, 1.0, 1.0)),
-        (raw.tandem_count, (bits, v[0], 9, 1.0, 1.0, 1.0)),
-        (raw.tandem_count, (bits, v, 9, 0.0, 1.0, 1.0)),
-        (raw.tandem_count, (bits, v, 9, 1.0, 1.0, 0.0)),
-        (raw.tandem_count_backward, (v.double(), v, 1.0, 1.0)),
-        (raw.tandem_count_backward, (v[0], v, 1.0, 1.0)),
-        (raw.tandem_count_backward, (v, v, math.inf, 1.0)),
-        (raw.tandem_count_backward, (v, v, 1.0, math.nan)),
+        (RAW.pack_spikes, {"spikes": v[0]}),
+        (RAW.pack_spikes, {"spikes": torch.zeros(0, 3)}),
+        (RAW.pack_spikes, {"spikes": v.long()}),
+        (RAW.unpack_spikes, {"bits": bits.float(), "time_steps": 9, "dtype": torch.float32}),
+        (RAW.unpack_spikes, {"bits": bits, "time_steps": 8, "dtype": torch.float32}),
+        (RAW.unpack_spikes, {"bits": bits, "time_steps": 9, "dtype": torch.int64}),
+        (RAW.spike_count, {"bits": bits[0, 0], "dtype": torch.float32}),
+        (RAW.spike_count, {"bits": bits, "dtype": torch.float16}),
+        (RAW.tandem_count, coupled | raw_neuron() | {"pre_activation": v.half()}),
+        (RAW.tandem_count, coupled | raw_neuron() | {"pre_activation": v[0]}),
+        (RAW.tandem_count, coupled | raw_neuron(threshold=0.0)),
+        (RAW.tandem_count, coupled | raw_neuron() | {"upper": 0.0}),
+        (RAW.tandem_count_backward, gated | {"grad": v.double()}),
+        (RAW.tandem_count_backward, gated | {"grad": v[0]}),
+        (RAW.tandem_count_backward, gated | {"threshold": math.inf}),
+        (RAW.tandem_count_backward, gated | {"upper": math.nan}),
     ]
     for op, arguments in calls:
         messages = []
         for place in ("cpu", device):
             with pytest.raises(RuntimeError) as error:
-                op(*(x.to(place) if isinstance(x, torch.Tensor) else x for x in arguments))
+                op(**moved(arguments, place))
             messages.append(next(line for line in str(error.value).splitlines() if f"{op.__name__}: " in line))
         assert messages[0] == messages[1]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exact import FLOATS, generator, same
+from exact import FLOATS, generator, same, slow
 from tandem_cuda import Decode, Encode, FrozenNetwork, SpikeTrain, TandemLinear, artefact, convert, freeze, synops
 from tandem_cuda.nn import frozen_plain
 from tandem_cuda.nn.frozen_plain import FUNCTIONS, FrozenFunction, FrozenModule
@@ -196,7 +196,7 @@ def test_an_old_reader_refuses_it(make, tmp_path, monkeypatch):
         FrozenNetwork.load(tmp_path / "net.safetensors")
 
 
-@every_network
+@pytest.mark.parametrize("make", [Several, Normalised, *(slow(n) for n in NETWORKS if n not in (Several, Normalised))])
 def test_export_and_compile(make):
     frozen, x = freeze(converted(make)), inputs_of(make)
     want = outputs(frozen(*x))

@@ -7,39 +7,42 @@ import torch
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
 import test_compile
-from exact import generator, planes
-from tandem_cuda import LIF, SpikeTrain, TandemLinear, ops
+from cases import CASES, statistics
+from tandem_cuda import LIF, SpikeTrain, TandemLinear
+from tensors import normal, planes
 
 BITS = planes(9, 3, 5, seed=0)
-IMAGE = planes(9, 3, 4, 5, 6, seed=0)
 
 
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+def of_its_first_argument(case):
+    """(f, x): what the case computes of the first argument that has a gradient, and a value for it."""
+    arguments = case.arguments(torch.float64, neurons=None if case.takes_engine else (3, 4))
+    x = arguments.pop(case.differentiable[0])
+
+    def f(value):
+        own = {}
+        if case.operator == "tandem_norm_count":
+            own["var"], own["mean"] = statistics(value)
+        out = case.with_gradient(case.run(**arguments | own | {case.differentiable[0]: value}))
+        return out if case.smooth else out * value  # the gradient of a count does not depend on the value
+
+    return f, x
 
 
-COUNTED = planes(9, 3, 4, seed=1)
-PRODUCTS = {
-    "count_linear": (lambda w: ops.count_linear(BITS, w), (7, 5)),
-    "spiking_linear": (lambda w: ops.spiking_linear(BITS, w, time_steps=9)[1], (7, 5)),
-    "count_conv2d": (lambda w: ops.count_conv2d(IMAGE, w, padding=1), (2, 4, 3, 3)),
-    "spiking_conv2d": (lambda w: ops.spiking_conv2d(IMAGE, w, time_steps=9)[1], (2, 4, 3, 3)),
-    "tandem_count": (lambda v: ops.tandem_count(COUNTED, v, 9) * v, (3, 4)),
-    "tandem_norm_count": (
-        lambda v: v * ops.tandem_norm_count(COUNTED, v, v.mean(0), v.var(0, False), *torch.ones(2, 4).to(v), 9),
-        (3, 4),
-    ),
-}
-every_product = pytest.mark.parametrize("name", PRODUCTS)
+def small(case):
+    return not case.takes_engine or case.name.endswith(("_linear", "nothing square"))
 
 
-@every_product
+FUNCTIONS = {case.name: of_its_first_argument(case) for case in CASES if case.differentiable and small(case)}
+every_function = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+@every_function
 def test_reverse_mode_of_operators(name):
-    f, shape = PRODUCTS[name]
-    x = normal(*shape)
+    f, x = FUNCTIONS[name]
     want = torch.autograd.functional.jacobian(f, x)
     assert want.abs().sum() > 0
-    torch.testing.assert_close(grad(lambda x: f(x).sum())(x), want.flatten(0, -len(shape) - 1).sum(0))
+    torch.testing.assert_close(grad(lambda x: f(x).sum())(x), want.flatten(0, -x.dim() - 1).sum(0))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")  # no batching rules: one after the other
         torch.testing.assert_close(jacrev(f)(x), want)
@@ -47,13 +50,13 @@ def test_reverse_mode_of_operators(name):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@every_product
+@every_function
 def test_batched_gradients(name):
     """Many vectors in one backward pass."""
-    f, shape = PRODUCTS[name]
-    x = normal(*shape).requires_grad_()
+    f, x = FUNCTIONS[name]
+    x = x.clone().requires_grad_()
     out = f(x)
-    many = normal(2, *out.shape, seed=1)
+    many = normal(2, *out.shape, seed=1, dtype=torch.float64)
     (got,) = torch.autograd.grad(out, x, many, is_grads_batched=True, retain_graph=True)
     want = [torch.autograd.grad(out, x, one, retain_graph=True)[0] for one in many]
     torch.testing.assert_close(got, torch.stack(want))
@@ -63,21 +66,22 @@ def hessian(f, x):
     return torch.autograd.functional.hessian(lambda x: f(x).square().sum(), x)
 
 
-@every_product
+@every_function
 @pytest.mark.parametrize("differentiate", [jacfwd, lambda f: lambda x: jvp(f, (x,), (x,))])
 def test_forward_mode_is_refused(name, differentiate):
     """It would be zero, silently."""
-    f, shape = PRODUCTS[name]
-    with pytest.raises(NotImplementedError, match=f"{name}: there is no forward-mode gradient"):
-        differentiate(f)(normal(*shape))
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match=name):
-        f(torch.autograd.forward_ad.make_dual(normal(*shape), normal(*shape)))
+    f, x = FUNCTIONS[name]
+    operator = name.split(",")[0]
+    with pytest.raises(NotImplementedError, match=f"{operator}: there is no forward-mode gradient"):
+        differentiate(f)(x)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match=operator):
+        f(torch.autograd.forward_ad.make_dual(x.clone(), torch.ones_like(x)))
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_of_operators():
-    f, shape = PRODUCTS["spiking_conv2d"]
-    weights = normal(3, *shape)
+    f, x = FUNCTIONS["spiking_conv2d, nothing square"]
+    weights = normal(3, *x.shape, seed=0, dtype=torch.float64)
     torch.testing.assert_close(vmap(f)(weights), torch.stack([f(w) for w in weights]))
     per_weight = vmap(grad(lambda w: f(w).square().sum()))(weights)
     torch.testing.assert_close(per_weight, torch.stack([grad(lambda w: f(w).square().sum())(w) for w in weights]))

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import tandem_cuda
+from cases import STATE, raw, raw_neuron
 from exact import AUTO, CONSTANT, DENSE, EVENT, SERIES
 from tandem_cuda import _C
 
@@ -61,44 +62,33 @@ def with_every_isa(f, *choices):
     return out
 
 
-def operands(b, w, count=None, packed=None, scale=None, bias=None):
-    """What all products begin with."""
-    return b, count, w, packed, scale, bias
-
-
 def spiking_linear(b, w, steps=8, threshold=1.0, leak=1.0, engine=AUTO, terms=3, potential=None, want=True, **named):
-    neuron = (potential, steps, threshold, leak)
-    return OPS.spiking_linear(*operands(b, w, **named), *neuron, engine, terms, want, want)
+    firing = {"time_steps": steps, STATE: potential, **raw_neuron(threshold, leak)}
+    wanted = {"want_sum": want, "want_potential": want}
+    return raw("spiking_linear", bits=b, weight=w, engine=engine, terms=terms, **firing, **wanted, **named)
 
 
 def count_linear(b, w, engine=AUTO, terms=3, **named):
-    return OPS.count_linear(*operands(b, w, **named), engine, terms)
+    return raw("count_linear", bits=b, weight=w, engine=engine, terms=terms, **named)
 
 
-def spiking_conv2d(
-    b,
-    w,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    steps=8,
-    engine=AUTO,
-    potential=None,
-    **named,
-):
-    geometry = (stride, padding, dilation, groups)
-    return OPS.spiking_conv2d(*operands(b, w, **named), potential, *geometry, steps, 1.0, 1.0, engine, 3, True, True)
+def spiking_conv2d(b, w, *geometry, steps=8, potential=None, **named):
+    firing = {"time_steps": steps, STATE: potential, **raw_neuron(), "want_sum": True, "want_potential": True}
+    return conv2d("spiking_conv2d", b, w, *geometry, **firing, **named)
 
 
-def count_conv2d(b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, engine=AUTO, **named):
-    return OPS.count_conv2d(*operands(b, w, **named), stride, padding, dilation, groups, engine, 3)
+def count_conv2d(b, w, *geometry, **named):
+    return conv2d("count_conv2d", b, w, *geometry, **named)
 
 
-def integrate_and_fire(
-    current, steps=8, mode=CONSTANT, threshold=1.0, leak=1.0, scale=None, bias=None, potential=None, want=True
-):
-    return OPS.integrate_and_fire(current, scale, bias, potential, steps, mode, threshold, leak, want, want)
+def conv2d(op, b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, engine=AUTO, **named):
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return raw(op, bits=b, weight=w, engine=engine, terms=3, **geometry, **named)
+
+
+def integrate_and_fire(current, steps=8, mode=CONSTANT, threshold=1.0, leak=1.0, potential=None, want=True, **named):
+    firing = {"time_steps": steps, "mode": mode, STATE: potential, **raw_neuron(threshold, leak)}
+    return raw("integrate_and_fire", current=current, want_sum=want, want_potential=want, **firing, **named)
 
 
 def pack(spikes):
@@ -122,7 +112,7 @@ def tandem_backward(grad, v, threshold=1.0, upper=1.0):
 
 
 def tandem(b, v, steps=8, threshold=1.0, leak=1.0, upper=1.0):
-    return OPS.tandem_count(b, v, steps, threshold, leak, upper)
+    return raw("tandem_count", bits=b, pre_activation=v, time_steps=steps, upper=upper, **raw_neuron(threshold, leak))
 
 
 # What a case must end in. Too large for this machine is no mistake of the caller's arguments as such.

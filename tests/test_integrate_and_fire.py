@@ -16,11 +16,9 @@ from exact import (
     dyadic,
     every_path,
     everywhere,
-    features_last,
     firing_rate,
     generator,
     same,
-    views,
 )
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
@@ -181,70 +179,11 @@ def test_streaming(cuts, multiples, leak, mode, seed):
     same(potential, final)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_any_strides(mode):
-    shape = (2, 5, 4, 3)
-    current = currents(shape, mode, 9, torch.float32, 0)
-    bias, potential = dyadic(5, seed=1), dyadic(*shape, seed=2)
-    want = ref.integrate_and_fire(current, 9, bias, potential, mode=mode)
-    for view in views(current):
-        same(ops.integrate_and_fire(view, 9, bias, potential, mode=mode), want)
-    for view in views(potential):
-        same(ops.integrate_and_fire(current, 9, bias, view, mode=mode), want)
-    gapped = torch.full((15,), math.nan)
-    gapped[::3] = bias
-    same(ops.integrate_and_fire(current, 9, gapped[::3], potential, mode=mode), want)
-    one = bias[:1].expand(5)
-    same(
-        ops.integrate_and_fire(current, 9, one, potential, mode=mode),
-        ref.integrate_and_fire(current, 9, one.clone(), potential, mode=mode),
-    )
-    expanded = current[..., :1].expand_as(current)
-    same(
-        ops.integrate_and_fire(expanded, 9, bias, expanded[0] if mode == "series" else expanded, mode=mode),
-        ref.integrate_and_fire(expanded, 9, bias, expanded[0] if mode == "series" else expanded, mode=mode),
-    )
-
-
-def test_arguments_are_left_alone():
-    current, bias, potential = torch.ones(2, 5, 4), dyadic(5, seed=1), dyadic(2, 5, 4, seed=2)
-    copies = [x.clone() for x in (current, bias, potential)]
-    out = ops.integrate_and_fire(current, 9, bias, potential)
-    same((current, bias, potential), copies)
-    starts = {x.untyped_storage().data_ptr() for x in (current, bias, potential, *out)}
-    assert len(starts) == 6
-
-
 def test_unwanted_outputs():
     """Empty, and not one tensor twice: outputs of an operator must not alias each other."""
     _, total, potential = ops.integrate_and_fire(torch.zeros(2, 5), 9, want_sum=False, want_potential=False)
     assert total.shape == potential.shape == (0,)
     assert total.untyped_storage()._cdata != potential.untyped_storage()._cdata
-
-
-def test_features_lie_last():
-    bits, total, potential = ops.integrate_and_fire(torch.zeros(2, 5, 4, 3), 9)
-    assert features_last(bits, 2)
-    assert features_last(total, 1)
-    assert features_last(potential, 1)
-
-
-def test_has_no_gradient():
-    current, bias, potential = (torch.ones(s, requires_grad=True) for s in ((2, 3), (3,), (2, 3)))
-    assert not any(x.requires_grad for x in ops.integrate_and_fire(current, 8, bias, potential))
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("optional", [True, False])
-@pytest.mark.parametrize("shape", [(2, 3), (0, 3), (2, 5, 4, 3)])
-def test_opcheck(mode, optional, shape):
-    current = currents(shape, mode, 9, torch.float32, 0)
-    op = torch.ops.tandem_cuda.integrate_and_fire.default
-    bias, potential = (dyadic(shape[1], seed=1), dyadic(*shape, seed=2)) if optional else (None, None)
-    scale = None if optional else dyadic(shape[1], seed=3)
-    torch.library.opcheck(op, (current, scale, bias, potential, 9, MODES.index(mode), 0.5, 0.9, not optional, optional))
-    strided = current.mT.contiguous().mT
-    torch.library.opcheck(op, (strided, scale, bias, potential, 9, MODES.index(mode), 0.5, 1.0, True, True))
 
 
 CURRENT = torch.zeros(2, 3, 4)

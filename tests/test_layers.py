@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import tandem_cuda
-from exact import ENGINES, META, dyadic, everywhere, generator, planes, same, train
+from exact import ENGINES, META, dyadic, everywhere, generator, planes, same, slow, train
 from tandem_cuda import IF, LIF, Decode, Encode, EncodedInput, SpikeTrain, TandemConv2d, TandemLinear, ops
 from tandem_cuda import reference as ref
 
@@ -410,9 +410,16 @@ def test_layers_can_be_copied_and_saved(layer):
         assert other.weight is not layer.weight
 
 
-@pytest.mark.parametrize("norm", [None, "batch"])
-@pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("neuron", [IF(), LIF()])
+@pytest.mark.parametrize(
+    ("norm", "mode", "neuron"),
+    [
+        ("batch", "train", IF()),
+        (None, "train", LIF()),
+        ("batch", "eval", LIF()),
+        *(slow(norm, mode, IF()) for norm, mode in ((None, "train"), ("batch", "eval"), (None, "eval"))),
+        *(slow(norm, mode, LIF()) for norm, mode in (("batch", "train"), (None, "eval"))),
+    ],
+)
 @pytest.mark.filterwarnings("error:tandem_cuda")
 def test_compile(norm, mode, neuron):
     """One graph, forward and backward, with the results of eager mode."""

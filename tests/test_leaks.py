@@ -7,8 +7,9 @@ import gc
 import pytest
 import torch
 
-from exact import dyadic, planes
+from cases import CASES
 from tandem_cuda import Encode, SpikeTrain, TandemConv2d, TandemLinear, ops
+from tensors import dyadic, planes
 
 FIELDS = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
 
@@ -24,6 +25,8 @@ def in_use():
     if not hasattr(libc, "mallinfo2"):
         pytest.skip("needs glibc's mallinfo2")
     libc.mallinfo2.restype = Mallinfo
+    gc.collect()
+    gc.freeze()  # what earlier tests left need not be looked through at every collection
     return lambda: libc.mallinfo2().uordblks
 
 
@@ -36,12 +39,6 @@ def backward(f, *leaves):
     return call
 
 
-BITS, ROW = planes(9, 2, 6, 5, 4, seed=0), planes(9, 2, 7, seed=0)
-WEIGHT, MATRIX = dyadic(8, 6, 3, 3, seed=1).requires_grad_(), dyadic(4, 7, seed=1).requires_grad_()
-CURRENT, BIAS = dyadic(2, 8, 5, 4, seed=2), dyadic(8, seed=3)
-PACKED = ops.pack_weight(WEIGHT.detach())
-
-
 def evaluated(layer, x):
     with torch.no_grad():
         return layer.eval()(x)
@@ -51,22 +48,11 @@ def trained(layer, x):
     return backward(lambda: layer.train()(x).count, *layer.parameters())
 
 
+TIMES = 30
+BITS, ROW = planes(9, 2, 6, 5, 4, seed=0), planes(9, 2, 7, seed=0)
 CONV = TandemConv2d(6, 8, 3, norm="batch")
 LINEAR = TandemLinear(7, 4, norm="batch")
-CALLS = {
-    "pack_spikes": lambda: ops.pack_spikes(CURRENT > 0),
-    "unpack_spikes": lambda: ops.unpack_spikes(BITS, 9),
-    "spike_count": lambda: ops.spike_count(BITS),
-    "max_pool_spikes": lambda: ops.max_pool_spikes(BITS, 2, time_steps=9, want_count=True),
-    "pack_weight": lambda: ops.pack_weight(WEIGHT),
-    "pack_weight, out": lambda: ops.pack_weight(WEIGHT, out=PACKED),
-    "integrate_and_fire": lambda: ops.integrate_and_fire(CURRENT, 9, BIAS, mode="impulse"),
-    "count_conv2d": backward(lambda: ops.count_conv2d(BITS, WEIGHT, BIAS, packed=PACKED), WEIGHT),
-    "count_linear": backward(lambda: ops.count_linear(ROW, MATRIX, engine="dense"), MATRIX),
-    "spiking_conv2d": backward(lambda: ops.spiking_conv2d(BITS, WEIGHT, BIAS, time_steps=9, want_sum=True)[1], WEIGHT),
-    "spiking_linear": backward(
-        lambda: ops.spiking_linear(ROW, MATRIX, time_steps=9, engine="event", want_sum=True)[1], MATRIX
-    ),
+LAYERS = {
     "convolution, eval": lambda: evaluated(CONV, SpikeTrain(BITS, 9)),
     "convolution, training": trained(CONV, SpikeTrain(BITS, 9)),
     "linear layer, training": trained(LINEAR, SpikeTrain(ROW, 9)),
@@ -74,16 +60,41 @@ CALLS = {
 }
 
 
+def called(case, optional):
+    """A call of an operator, forward and where it has a gradient backward."""
+    arguments = case.arguments(case.dtypes[0], optional=optional)
+    if optional:
+        arguments |= case.packed(arguments)
+    leaves = [arguments[name].requires_grad_() for name in case.differentiable if name in arguments]
+    if not leaves:
+        return lambda: case.run(**arguments)
+    return backward(lambda: case.with_gradient(case.run(**arguments)), *leaves)
+
+
+def packed_into_the_same_memory():
+    weight = dyadic(8, 6, 3, 3, seed=1)
+    packed = ops.pack_weight(weight)
+    return lambda: ops.pack_weight(weight, out=packed)
+
+
+CALLS = {
+    **{str(case): called(case, optional=True) for case in CASES},
+    **{f"{case}, without": called(case, optional=False) for case in CASES if "_linear" in case.name},
+    "pack_weight, out": packed_into_the_same_memory(),
+    **LAYERS,
+}
+
+
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_nothing_is_kept(in_use, call):
-    for _ in range(50):
+    for _ in range(10):
         call()
     grown = []
-    for _ in range(3):  # caches of Python or torch may grow at times, a leak grows at all
+    for _ in range(5):  # caches of Python or torch may grow at times, a leak grows at all
         gc.collect()
         before = in_use()
-        for _ in range(100):
+        for _ in range(TIMES):
             call()
         gc.collect()
         grown.append(in_use() - before)
-    assert min(grown) < 100 * 8, f"bytes that 100 calls kept, three times: {grown}"
+    assert min(grown) < TIMES * 8, f"bytes that {TIMES} calls kept, five times: {grown}"

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exact import RATES, SEEDS, every_path, everywhere, features_last, generator, planes, same, train, views
+from exact import RATES, SEEDS, every_path, everywhere, generator, same, train
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
 
@@ -130,43 +130,6 @@ def test_a_window_in_the_padding_is_silent():
         for path, (out, _) in every_path(ops.max_pool_spikes, bits, *arguments, time_steps=16, count=start):
             same(out, torch.zeros(2, 1, 3, 1, 1, dtype=torch.uint8), path)
         same(ref.max_pool_spikes(bits, *arguments, time_steps=16, count=start)[0], out)
-
-
-def test_any_strides():
-    bits = uneven(9, 2, 5, 4, 6, seed=0)
-    count = torch.randint(0, 9, bits.shape[1:], generator=generator(0), dtype=torch.int32)
-    want = ref.max_pool_spikes(bits, 2, time_steps=9, count=count, want_count=True)
-    for view in views(bits):
-        same(ops.max_pool_spikes(view, 2, time_steps=9, count=count, want_count=True), want)
-    for view in views(count):
-        same(ops.max_pool_spikes(bits, 2, time_steps=9, count=view, want_count=True), want)
-
-
-def test_arguments_are_left_alone():
-    bits, count = uneven(9, 2, 5, 4, 6, seed=0), torch.ones(2, 5, 4, 6, dtype=torch.int32)
-    copies = bits.clone(), count.clone()
-    out = ops.max_pool_spikes(bits, 1, time_steps=9, count=count, want_count=True)
-    same((bits, count), copies)
-    assert len({x.untyped_storage().data_ptr() for x in (bits, count, *out)}) == 4
-
-
-def test_features_lie_last():
-    bits, count = ops.max_pool_spikes(torch.zeros(2, 2, 5, 4, 6, dtype=torch.uint8), 2, time_steps=9, want_count=True)
-    assert features_last(bits, 2)
-    assert features_last(count, 1)
-    assert ops.max_pool_spikes(torch.zeros(2, 2, 5, 4, 6, dtype=torch.uint8), 2, time_steps=9)[1].shape == (0,)
-
-
-@pytest.mark.parametrize("shape", [(2, 2, 3, 5, 4), (2, 0, 3, 5, 4), (1, 1, 1, 3, 3)])
-@pytest.mark.parametrize("optional", [True, False])
-@pytest.mark.parametrize("ceil_mode", [True, False])
-def test_opcheck(shape, optional, ceil_mode):
-    bits = planes(8 * shape[0], *shape[1:], seed=0)
-    count = torch.ones(shape[1:], dtype=torch.int32) if optional else None
-    geometry = ([3, 2], [2, 2], [1, 0], [1, 1])
-    op = torch.ops.tandem_cuda.max_pool_spikes.default
-    torch.library.opcheck(op, (bits, count, *geometry, ceil_mode, 8 * shape[0], optional))
-    torch.library.opcheck(op, (bits.mT.contiguous().mT, count, *geometry, ceil_mode, 8 * shape[0], optional))
 
 
 BITS = torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8)

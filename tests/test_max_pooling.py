@@ -174,7 +174,7 @@ def test_pooling_costs_no_synops():
 
 # --- files of version 0.1 --------------------------------------------------------------------------------------------
 
-OLD = Path(__file__).parent / "frozen_0_1_max_pool.safetensors"
+OLD = Path(__file__).parent / "golden" / "version_0_1" / "max_pool.safetensors"
 
 
 def old_input():

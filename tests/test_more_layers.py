@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tandem_cuda
-from exact import ENGINES, dyadic, every_path, generator, same, train, views
+from exact import ENGINES, dyadic, every_path, generator, same, slow, train, views
 from tandem_cuda import IF, LIF, Encode, SpikeTrain, ops, synops
 from tandem_cuda import reference as ref
 
@@ -541,7 +541,7 @@ class Everything(nn.Module):
         return self.decode(self.line(x.flatten(2)))
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, slow(False)])
 @pytest.mark.filterwarnings("error:tandem_cuda")
 def test_compile(training):
     """One graph, forward and backward, with the results of eager mode."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -108,6 +108,7 @@ def trains_of(net, x):
     return (*seen, out.detach()), out
 
 
+@settings(max_examples=60)
 @given(
     network=networks(),
     encoding=st.sampled_from(("constant", "impulse", "events")),

@@ -1,82 +1,73 @@
 """Bits past T in the last plane are refused by every operator that knows T."""
 
+import math
+
 import pytest
 import torch
 
-from exact import THREADS, dyadic, planes
-from tandem_cuda import ops
+from cases import CASES
+from exact import THREADS
+from tensors import planes
 
 # T whose last plane has bits past it, and one whose last plane has none.
 TIME_STEPS = (1, 4, 7, 9, 15)
 
 
-def spiking_linear(bits, time_steps):
-    return ops.spiking_linear(bits, dyadic(4, bits.shape[-1], seed=1), time_steps=time_steps)
+def knows(case):
+    """Of the products, each kernel once. Not max_pool_spikes, which takes whatever a train holds."""
+    one_of_many = case.takes_engine and not case.name.endswith(("_linear", "3 x 3", "depthwise"))
+    return {"bits", "time_steps"} <= set(case.arguments(case.dtypes[0])) and not (
+        one_of_many or case.operator == "max_pool_spikes"
+    )
 
 
-def spiking_conv2d(bits, time_steps):
-    return ops.spiking_conv2d(bits, dyadic(4, bits.shape[2], 1, 1, seed=1), time_steps=time_steps)
+every_case = pytest.mark.parametrize("case", [case for case in CASES if knows(case)], ids=str)
 
 
-def depthwise(bits, time_steps):
-    channels = bits.shape[2]
-    return ops.spiking_conv2d(bits, dyadic(channels, 1, 1, 1, seed=1), groups=channels, time_steps=time_steps)
+def silent(case, time_steps, neurons=None):
+    """Its arguments, of which no neuron of the layer below spikes."""
+    arguments = case.arguments(case.dtypes[0], time_steps=time_steps, neurons=neurons, optional=False)
+    return arguments | {"bits": torch.zeros_like(arguments["bits"])}
 
 
-def tandem_count(bits, time_steps):
-    return ops.tandem_count(bits, torch.zeros(bits.shape[1:]), time_steps)
+def refused(case, arguments, got=""):
+    message = f"^{case.operator}: bits must be zero past time_steps = {arguments['time_steps']}, got 0x{got}"
+    with pytest.raises(RuntimeError, match=message):
+        case.run(**arguments)
 
 
-def tandem_norm_count(bits, time_steps):
-    channels = torch.ones(bits.shape[2])
-    return ops.tandem_norm_count(bits, torch.zeros(bits.shape[1:]), *[channels] * 4, time_steps)
-
-
-OPERATORS = {
-    "unpack_spikes": ops.unpack_spikes,
-    "tandem_count": tandem_count,
-    "tandem_norm_count": tandem_norm_count,
-    "spiking_linear": spiking_linear,
-    "spiking_conv2d": spiking_conv2d,
-    "depthwise": depthwise,
-}
-every_operator = pytest.mark.parametrize("name", OPERATORS)
-
-
-@every_operator
+@every_case
 @pytest.mark.parametrize("time_steps", TIME_STEPS)
-def test_refused(name, time_steps):
+def test_refused(case, time_steps):
     """Every bit past T, wherever it is, in any order of memory."""
     for threads in THREADS:
         torch.set_num_threads(threads)
-        for place in ((0, 0, 0, 0), (1, 4, 2, 3)):
+        for neuron in (0, -1):
             for bit in range(time_steps % 8, 8):
-                bits = planes(time_steps, 2, 5, 3, 4, seed=0, rate=0)
-                bits[-1][place] = 1 << bit | 1
-                op = "spiking_conv2d" if name == "depthwise" else name
-                got = f"got 0x{1 << bit | 1:02x} in the last plane"
-                for view in (bits, bits.movedim(2, -1).contiguous().movedim(-1, 2), bits[..., :4]):
-                    message = f"^{op}: bits must be zero past time_steps = {time_steps}, {got}$"
-                    with pytest.raises(RuntimeError, match=message):
-                        OPERATORS[name](view, time_steps)
-    torch.set_num_threads(1)
+                arguments = silent(case, time_steps)
+                bits = arguments["bits"].contiguous()
+                bits[-1].view(-1)[neuron] = 1 << bit | 1
+                wider = torch.cat([bits, torch.full_like(bits, 255)], -1)
+                for view in (bits, bits.movedim(2, -1).contiguous().movedim(-1, 2), wider[..., : bits.shape[-1]]):
+                    refused(case, arguments | {"bits": view}, f"{1 << bit | 1:02x} in the last plane$")
 
 
-@every_operator
+@every_case
 @pytest.mark.parametrize("time_steps", [*TIME_STEPS, 8, 16])
-def test_full_trains_are_taken(name, time_steps):
-    OPERATORS[name](planes(time_steps, 2, 5, 3, 4, seed=0, rate=1), time_steps)
+def test_full_trains_are_taken(case, time_steps):
+    arguments = silent(case, time_steps)
+    case.run(**arguments | {"bits": planes(time_steps, *arguments["bits"].shape[1:], seed=0, rate=1)})
 
 
-@every_operator
-def test_large(name):
+@every_case
+def test_large(case):
     """More bytes than one thread looks at."""
-    bits = planes(4, 9, 32, 33, 32, seed=0)
+    rest = case.neurons[1:]
+    arguments = silent(case, 4, (300_000 // math.prod(rest), *rest))
     for threads in THREADS:
         torch.set_num_threads(threads)
-        OPERATORS[name](bits, 4)
-        bits.view(-1)[-1] |= 0x80
-        with pytest.raises(RuntimeError, match="bits must be zero past time_steps = 4"):
-            OPERATORS[name](bits, 4)
-        bits.view(-1)[-1] &= 0x0F
-    torch.set_num_threads(1)
+        case.run(**arguments)
+        last = arguments["bits"][-1].select(0, -1)
+        last[(-1,) * last.dim()] |= 0x80
+        refused(case, arguments)
+        last[(-1,) * last.dim()] &= 0x0F

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exact import generator, same
+from exact import generator, same, slow
 from tandem_cuda import (
     IF,
     Decode,
@@ -342,12 +342,16 @@ def test_diagnose_of_a_quantised_network():
     assert all(row.gradient_cosine > 0.5 for row in table)
 
 
+def small():
+    return nn.Sequential(Encode(8), TandemConv2d(2, 6, 3, norm="batch"), Decode())
+
+
+@pytest.mark.parametrize("make", [small, slow(lambda: convert(trained(cnn), 8, calibrate=inputs()), id="converted")])
 @pytest.mark.filterwarnings("error:tandem_cuda")
-def test_compile():
+def test_compile(make):
     torch.compiler.reset()
-    snn = convert(trained(cnn), 8, calibrate=inputs())
+    snn, x = make().eval(), inputs()
     quantise(snn, 4)
-    x = inputs()
     compiled = torch.compile(snn, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), snn(x))
 

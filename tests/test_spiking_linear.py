@@ -8,35 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exact import (
-    AUTO,
     CHANNELS,
-    DENSE,
-    ENGINES,
-    EVENT,
     FLOATS,
     LEAKS,
     RATES,
     SEEDS,
     THRESHOLDS,
     TIME_STEPS,
-    check_gradients,
-    direct_arguments,
     dyadic,
-    every_gradient,
     every_path,
     every_variant,
     everywhere,
-    features_last,
     firing_rate,
     generator,
-    int8,
-    opcheck_operands,
-    opcheck_spiking,
     planes,
     same,
     train,
     variants,
-    views,
 )
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
@@ -127,30 +115,6 @@ def test_inexact_weights(dtype, engine):
             same(got, results.setdefault(path.split(",")[0], got), path)
 
 
-@every_variant
-def test_any_strides(variant):
-    bits, (weight, scale) = planes(9, 2, 3, 21, seed=0), variant.operands(10, 21, seed=1)
-    bias, potential = (dyadic(*s, seed=2, dtype=variant.dtype) for s in ((10,), (2, 3, 10)))
-    named = {"scale": scale, "time_steps": 9}
-    want = ref.spiking_linear(bits, weight, bias, potential, **named)
-
-    def got(bits=bits, weight=weight, bias=bias, potential=potential, **more):
-        return ops.spiking_linear(bits, weight, bias, potential, **named | variant.how(weight) | more)
-
-    for view in views(bits):
-        same(got(bits=view), want)
-    for view in views(weight):
-        same(got(weight=view), want)
-    for view in views(potential):
-        same(got(potential=view), want)
-    same(got(weight=weight.t().contiguous().t()), want)
-    same(got(bias=bias.repeat_interleave(3)[::3]), want)
-    if variant.scaled:
-        same(got(scale=scale.repeat_interleave(3)[::3]), want)
-    narrow = (weight[:1].expand(10, 21), bias[:1].expand(10), potential[:1, :1, :1].expand(2, 3, 10))
-    same(got(bits, *narrow), ref.spiking_linear(bits, *narrow, **named))
-
-
 @given(
     cuts=st.lists(st.integers(1, 20), min_size=1, max_size=4),
     multiples=st.booleans(),
@@ -181,54 +145,11 @@ def test_streaming(cuts, multiples, leak, variant, seed):
     same(sum(totals), total)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_outputs(engine):
-    bits, weight = planes(9, 2, 3, 21, seed=0), dyadic(10, 21, seed=1)
-    copies = bits.clone(), weight.clone()
-    out = ops.spiking_linear(bits, weight, time_steps=9, engine=engine)
-    same((bits, weight), copies)
-    assert features_last(out[0], 3)
-    assert features_last(out[1], 2)
-    assert features_last(out[2], 2)
-    assert len({x.untyped_storage().data_ptr() for x in (bits, weight, *out)}) == 5
-
-
 def test_unwanted_outputs():
     """Empty, and not one tensor twice: outputs of an operator must not alias each other."""
     _, total, potential = ops.spiking_linear(BITS, WEIGHT, time_steps=9, want_sum=False, want_potential=False)
     assert total.shape == potential.shape == (0,)
     assert total.untyped_storage()._cdata != potential.untyped_storage()._cdata
-
-
-@every_gradient
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("count", [True, False])
-@pytest.mark.parametrize("batch", [(3,), (3, 4), (0,)])
-def test_gradients(bias, count, batch, variant):
-    bits = planes(20, *batch, 21, seed=0)
-    check_gradients("spiking_linear", bits, (10, 21), variant, bias=bias, count=count, time_steps=20)
-
-
-@pytest.mark.parametrize("needed", ["weight", "bias", "count"])
-def test_gradient_of_one_argument(needed):
-    bits = planes(20, 3, 21, seed=0)
-    leaves = {
-        "weight": dyadic(10, 21, seed=1, dtype=torch.float64),
-        "bias": dyadic(10, seed=2, dtype=torch.float64),
-        "count": ref.spike_count(bits, torch.float64),
-    }
-    leaf = leaves[needed].requires_grad_()
-    (got,) = torch.autograd.grad(ops.spiking_linear(bits, **leaves, time_steps=20)[1].square().sum(), leaf)
-    (want,) = torch.autograd.grad(ref.spiking_linear(bits, **leaves, time_steps=20)[1].square().sum(), leaf)
-    same(got, want)
-
-
-@pytest.mark.parametrize("scaled", [True, False])
-def test_gradcheck(scaled):
-    bits = planes(9, 3, 7, seed=0)
-    weight, bias = (dyadic(*s, seed=1, dtype=torch.float64).requires_grad_() for s in ((4, 7), (4,)))
-    named = {"scale": dyadic(4, seed=2, dtype=torch.float64) if scaled else None, "time_steps": 9}
-    assert torch.autograd.gradcheck(lambda w, b: ops.spiking_linear(bits, w, b, **named)[1], (weight, bias))
 
 
 @pytest.mark.parametrize("want_sum", [True, False])
@@ -237,20 +158,6 @@ def test_only_the_sum_has_a_gradient(want_sum):
     potential = dyadic(3, 4, seed=2).requires_grad_()
     out = ops.spiking_linear(bits, weight, potential=potential, time_steps=9, want_sum=want_sum)
     assert [x.requires_grad for x in out] == [False, want_sum, False]
-
-
-@opcheck_operands
-@pytest.mark.parametrize("batch", [(2,), (0,), (2, 3)])
-def test_opcheck(draw, batch, optional, requires_grad):
-    bits, weight = planes(9, *batch, 7, seed=0), draw(4, 7, seed=1)
-    how = {"optional": optional, "requires_grad": requires_grad}
-    first = direct_arguments(bits, weight, **how)
-    second = direct_arguments(bits.mT.contiguous().mT, weight.t().contiguous().t(), **how)
-    potential = dyadic(*batch, 4, seed=3) if optional else None
-    op = torch.ops.tandem_cuda.spiking_linear.default
-    opcheck_spiking(op, (*first, potential, 9, 1.0, 0.5, EVENT, 3, True, optional))
-    opcheck_spiking(op, (*second, potential, 9, 1.0, 1.0, AUTO, 2, optional, True))
-    opcheck_spiking(op, (*first, potential, 9, 1.0, 1.0, AUTO if draw is int8 else DENSE, 1, False, False))
 
 
 BAD_NEURONS = [

@@ -15,7 +15,6 @@ from exact import (
     dyadic,
     every_path,
     everywhere,
-    features_last,
     generator,
     planes,
     same,
@@ -140,37 +139,6 @@ def test_gradient_of_the_gradient(leak):
     assert first(seed_grad).abs().sum() > 0
     assert torch.autograd.gradcheck(first, seed_grad)
     assert torch.autograd.gradgradcheck(first, seed_grad)
-
-
-def test_features_lie_last():
-    assert features_last(ops.tandem_count(torch.zeros(2, 2, 5, 4, 3, dtype=torch.uint8), torch.ones(2, 5, 4, 3), 9), 1)
-
-
-@pytest.mark.parametrize("leak", [1.0, 0.9])
-@pytest.mark.parametrize("shape", [(2, 3), (0, 3), (2, 5, 4, 3)])
-@pytest.mark.parametrize("requires_grad", [True, False])
-def test_opcheck(shape, leak, requires_grad):
-    bits = planes(9, *shape, seed=0)
-    v = dyadic(*shape, seed=1, dtype=torch.float64)
-    op = torch.ops.tandem_cuda.tandem_count.default
-    for upper in (math.inf, 0.25):
-        torch.library.opcheck(op, (bits, v.clone().requires_grad_(requires_grad), 9, 0.5, leak, upper))
-    strided = v.mT.contiguous().mT.requires_grad_(requires_grad)
-    torch.library.opcheck(op, (bits.mT.contiguous().mT, strided, 9, 0.5, leak, 2.0))
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", [(3,), (2, 3), (0, 3), (2, 5, 4, 3)])
-@pytest.mark.parametrize("requires_grad", [True, False])
-def test_backward_opcheck(dtype, shape, requires_grad):
-    grad, v = (dyadic(*shape, seed=seed, dtype=dtype) for seed in (0, 1))
-    op = torch.ops.tandem_cuda.tandem_count_backward.default
-    torch.library.opcheck(op, (grad.clone().requires_grad_(requires_grad), v, 0.5, math.inf))
-    if len(shape) > 1:
-        strided = v.mT.contiguous().mT
-        torch.library.opcheck(op, (grad.clone().requires_grad_(requires_grad), strided, 0.5, 2.0))
-        expanded = grad[:, :1].expand_as(grad)
-        torch.library.opcheck(op, (expanded, v[..., :1].expand_as(v), 0.5, 2.0))
 
 
 BITS = torch.zeros(2, 2, 3, dtype=torch.uint8)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import RATES, SEEDS, TIME_STEPS, everywhere, features_last, same, train, views
+from exact import RATES, SEEDS, TIME_STEPS, everywhere, same, train
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
 
@@ -31,25 +31,6 @@ def test_many_neurons():
     spikes = train(11, 3, 50, 33, 31, seed=0).float()
     bits = ref.pack_spikes(spikes)
     everywhere(spikes, ops.unpack_spikes, bits, 11)
-
-
-@pytest.mark.parametrize("shape", [(9, 2, 5, 4, 3), (9, 2, 5), (9, 2)])
-def test_any_strides(shape):
-    spikes = train(*shape, seed=0).double()
-    for view in views(ref.pack_spikes(spikes)):
-        same(ops.unpack_spikes(view, 9, torch.float64), spikes)
-
-
-def test_features_lie_last():
-    assert features_last(ops.unpack_spikes(torch.zeros(2, 2, 5, 4, 3, dtype=torch.uint8), 9), 2)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 3), (2, 0, 3), (2, 2, 5, 4, 3)])
-def test_opcheck(shape, dtype):
-    bits = torch.zeros(shape, dtype=torch.uint8)
-    torch.library.opcheck(torch.ops.tandem_cuda.unpack_spikes.default, (bits, 9, dtype))
-    torch.library.opcheck(torch.ops.tandem_cuda.unpack_spikes.default, (bits.mT.contiguous().mT, 16, dtype))
 
 
 BITS = torch.zeros(2, 2, 3, dtype=torch.uint8)

@@ -1,0 +1,400 @@
+"""Every operator once: how to call it, what it must return, which arguments have a gradient.
+
+test_operators.py makes of this list the tests that all operators pass on every path of the CPU. test_cuda_operators.py,
+test_cuda_host.py, test_leaks.py, test_func.py, test_past_end.py and bench/test_bench_ops.py take their calls from here
+too. A new operator is one more `Case`; what is special about it is tested in a file of its own.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from tandem_cuda import ops
+from tandem_cuda import reference as ref
+from tensors import ENGINES, FLOATS, WEIGHTS, dyadic, generator, int8, normal, planes, train
+
+RAW = torch.ops.tandem_cuda
+MODES = ("constant", "impulse", "series")
+
+# ---- The neuron, as operators take it. No other line of the shared tests knows.
+
+STATE = "potential"
+
+
+def neuron(threshold=1.0, leak=1.0):
+    """Of the functions in `ops` and `reference`."""
+    return {"threshold": threshold, "leak": leak}
+
+
+def raw_neuron(threshold=1.0, leak=1.0):
+    """Of the operators themselves."""
+    return {"threshold": threshold, "leak": leak}
+
+
+# ---- What a case is
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to call one operator."""
+
+    name: str
+    operator: str
+    draw: Callable[..., dict[str, Any]]
+    """(time_steps, neurons, dtype, seed, optional) -> the arguments by name, optional ones too or only those that it
+    needs."""
+    neurons: tuple[int, ...] = (2, 6, 5, 4)
+    """[N, C, *spatial] of the input, where nothing else is asked for."""
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    reference: Callable[..., Any] | None = None
+    """What it must return, to the bit where sums are exact; by default the function of the same name in `reference`."""
+    kernel: Callable[..., Any] | None = None
+    """The function that users call; by default the one of the same name in `ops`."""
+    differentiable: tuple[str, ...] = ()
+    """Arguments to which a gradient flows, from the output that has one."""
+    smooth: bool = False
+    """Whether this is the derivative of what is computed; the tandem rule replaces a value and keeps its gradient."""
+    features: int | None = 1
+    """The dimension of the features in [N, ...], which is innermost in the memory of all outputs; None: not so."""
+    takes_engine: bool = False
+
+    def arguments(self, dtype=torch.float32, seed=0, time_steps=9, neurons=None, optional=True):
+        return self.draw(time_steps, self.neurons if neurons is None else neurons, dtype, seed, optional)
+
+    def run(self, **arguments):
+        return (self.kernel or getattr(ops, self.operator))(**arguments)
+
+    def expected(self, **arguments):
+        return (self.reference or getattr(ref, self.operator))(**arguments)
+
+    def engines(self, dtype):
+        """The keywords that choose how to compute, which the reference does not have."""
+        if not self.takes_engine:
+            return [{}]
+        return [{"engine": engine} for engine in ENGINES if (engine, dtype) != ("dense", torch.int8)]
+
+    def packed(self, arguments):
+        """The same, with weights arranged beforehand."""
+        if not self.takes_engine:
+            return {}
+        return {"packed": ops.pack_weight(arguments["weight"], arguments.get("groups", 1))}
+
+    def with_gradient(self, out):
+        """The output that has one."""
+        return out if isinstance(out, torch.Tensor) else out[1 if self.operator.startswith("spiking") else 0]
+
+    def __str__(self):
+        return self.name
+
+
+def tensors_of(arguments):
+    return {name: x for name, x in arguments.items() if isinstance(x, torch.Tensor)}
+
+
+def outputs_of(out):
+    return (out,) if isinstance(out, torch.Tensor) else tuple(out)
+
+
+class _Calls(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        if isinstance(function, torch._ops.OpOverloadPacket) and str(function).startswith("tandem_cuda."):
+            self.seen.append((function.default, arguments, named or {}))
+        return function(*arguments, **(named or {}))
+
+
+def raw_call(case, **arguments):
+    """The operator that a function calls in the end, and what it passes on, by name."""
+    with _Calls() as calls:
+        case.run(**arguments)
+    operator, positional, named = calls.seen[-1]
+    names = [argument.name for argument in operator._schema.arguments]
+    return operator, dict(zip(names, positional, strict=False)) | named
+
+
+def raw(name, **arguments):
+    """Call an operator with no Python in between; optional arguments that are not given are None."""
+    operator = getattr(RAW, name).default
+    given = dict.fromkeys(a.name for a in operator._schema.arguments if "Optional" in str(a.type))
+    return operator(**given | arguments)
+
+
+# ---- Products
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Sizes, and the spikes that are drawn for them."""
+
+    batch: int
+    channels: int
+    image: tuple[int, int]
+    outputs: int
+    kernel: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    time_steps: int = 8
+    rate: float = 0.3
+
+    @property
+    def input(self):
+        return self.batch, self.channels, *self.image
+
+    @property
+    def weight(self):
+        return self.outputs, self.channels // self.groups, *self.kernel
+
+    @property
+    def geometry(self):
+        names = ("stride", "padding", "dilation", "groups")
+        return {name: getattr(self, name) for name in names}
+
+    def output(self, batch):
+        return F.conv2d(torch.zeros(batch, *self.input[1:]), torch.zeros(self.weight), **self.geometry).shape
+
+
+CONVOLUTIONS = {
+    "3 x 3": Convolution(2, 18, (3, 4), 20, rate=0.15),
+    "1 x 1": Convolution(1, 16, (3, 3), 16, (1, 1), padding=(0, 0), time_steps=1, rate=0.5),
+    "strided": Convolution(3, 20, (6, 5), 40, stride=(2, 2), rate=0.1),
+    "dilated": Convolution(1, 17, (5, 5), 33, padding=(2, 2), dilation=(2, 2), time_steps=11, rate=0.1),
+    "few channels": Convolution(2, 3, (6, 6), 10, (5, 5), padding=(2, 2), time_steps=20, rate=0.05),
+    "in groups": Convolution(1, 24, (4, 4), 24, groups=3, time_steps=9, rate=0.2),
+    "depthwise": Convolution(1, 6, (5, 4), 12, groups=6),
+    "one pixel": Convolution(5, 100, (1, 1), 130, (1, 1), padding=(0, 0), time_steps=17, rate=0.1),
+    "many pixels": Convolution(1, 48, (9, 9), 64, (1, 1), padding=(0, 0), rate=0.05),
+    "wide, in groups": Convolution(1, 34, (3, 9), 18, groups=2, time_steps=16, rate=0.1),
+    "nothing square": Convolution(2, 6, (9, 8), 9, (3, 2), (1, 2), (2, 0), (2, 1), groups=3),
+    # The gradient of its weights picks rows of the arriving one.
+    "many outputs": Convolution(2, 6, (9, 8), 129, stride=(2, 2), rate=0.02),
+}
+
+
+def weights(dtype, *shape, seed):
+    """(weight, scale) whose sums are exact. Of int8 weights the scale is such that neurons fire now and then."""
+    if dtype == torch.int8:
+        return int8(*shape, seed=seed), dyadic(shape[0], seed=seed + 1) / 64
+    return dyadic(*shape, seed=seed, dtype=dtype), dyadic(shape[0], seed=seed + 1, dtype=current_dtype(dtype))
+
+
+def current_dtype(dtype):
+    """Of currents, bias, state and count, by that of the weights."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def operands(bits, dtype, shape, seed, optional, out_shape, time_steps):
+    """The arguments of a product but its geometry; `time_steps` of one that fires."""
+    weight, scale = weights(dtype, *shape, seed=seed + 1)
+    arguments = {"bits": bits, "weight": weight}
+    float_ = current_dtype(dtype)
+    if optional or dtype == torch.int8:
+        arguments["scale"] = scale
+    if optional:
+        arguments["bias"] = dyadic(shape[0], seed=seed + 3, dtype=float_) / 8
+        arguments["count"] = ref.spike_count(bits, float_)
+    if time_steps:
+        arguments |= {"time_steps": time_steps, **(neuron(0.75, 0.5) if optional else neuron())}
+        if optional:
+            arguments[STATE] = dyadic(*out_shape, seed=seed + 4, span=2, dtype=float_)
+    return arguments
+
+
+def convolution(spiking, sizes):
+    def draw(time_steps, neurons, dtype, seed, optional):
+        bits = planes(time_steps, *neurons, seed=seed, rate=sizes.rate)
+        out_shape = sizes.output(neurons[0])
+        return operands(bits, dtype, sizes.weight, seed, optional, out_shape, time_steps * spiking) | sizes.geometry
+
+    return draw
+
+
+def linear(spiking, outputs, rate=0.3):
+    def draw(time_steps, neurons, dtype, seed, optional):
+        bits = planes(time_steps, *neurons, seed=seed, rate=rate)
+        out_shape = (*neurons[:-1], outputs)
+        shape = (outputs, neurons[-1])
+        return operands(bits, dtype, shape, seed, optional, out_shape, time_steps * spiking)
+
+    return draw
+
+
+def products():
+    named = {"dtypes": WEIGHTS, "differentiable": ("weight", "bias", "count"), "smooth": True, "takes_engine": True}
+    for kind in ("spiking", "count"):
+        spiking = kind == "spiking"
+        for name, sizes in CONVOLUTIONS.items():
+            operator = f"{kind}_conv2d"
+            yield Case(f"{operator}, {name}", operator, convolution(spiking, sizes), sizes.input, **named)
+        for name, neurons, outputs in (("", (3, 21), 10), (", rows", (2, 3, 130), 70)):
+            operator = f"{kind}_linear"
+            yield Case(f"{operator}{name}", operator, linear(spiking, outputs), neurons, **named, features=-1)
+
+
+# ---- The others
+
+
+def unpacked(time_steps, neurons, dtype, seed, optional):
+    return {"bits": planes(time_steps, *neurons, seed=seed), "time_steps": time_steps, "dtype": dtype}
+
+
+def counted(time_steps, neurons, dtype, seed, optional):
+    return {"bits": planes(time_steps, *neurons, seed=seed), "dtype": dtype}
+
+
+def pooled(kernel_size, *geometry):
+    names = ("stride", "padding", "dilation", "ceil_mode")
+
+    def draw(time_steps, neurons, dtype, seed, optional):
+        bits = planes(time_steps, *neurons, seed=seed, rate=0.6)
+        count = torch.randint(0, 40, neurons, generator=generator(seed + 1), dtype=torch.int32)
+        chosen = {"kernel_size": kernel_size, **dict(zip(names, geometry, strict=False)), "time_steps": time_steps}
+        return {"bits": bits, **chosen} | ({"count": count, "want_count": True} if optional else {})
+
+    return draw
+
+
+def fired(mode, leak=1.0):
+    def draw(time_steps, neurons, dtype, seed, optional):
+        shape = (time_steps, *neurons) if mode == "series" else neurons
+        spread = 3 if mode == "impulse" else 1  # impulses must be large for neurons to go on firing
+        arguments = {"current": spread * normal(*shape, seed=seed, dtype=dtype), "time_steps": time_steps, "mode": mode}
+        arguments |= neuron(0.7, leak)
+        if optional:
+            arguments["scale"], arguments["bias"] = (normal(neurons[1], seed=seed + i, dtype=dtype) for i in (1, 2))
+            arguments[STATE] = normal(*neurons, seed=seed + 3, dtype=dtype)
+        return arguments
+
+    return draw
+
+
+def gates(*shape, dtype, seed):
+    """Pre-activations among them 0, the bound 1.5, and what is not finite."""
+    special = torch.tensor([0.0, -0.0, 1.5, math.inf, -math.inf, math.nan], dtype=dtype)
+    which = torch.randint(0, 12, shape, generator=generator(seed + 1))
+    v = normal(*shape, seed=seed, dtype=dtype)
+    return torch.where(which < len(special), special[which.clamp(max=len(special) - 1)], v)
+
+
+def coupled(leak):
+    def draw(time_steps, neurons, dtype, seed, optional):
+        arguments = {"bits": planes(time_steps, *neurons, seed=seed), "time_steps": time_steps, **neuron(0.5, leak)}
+        v = dyadic(*neurons, seed=seed + 1, span=2, dtype=dtype)
+        return {**arguments, "pre_activation": v} | ({"upper": 1.5} if optional else {})
+
+    return draw
+
+
+def gated(time_steps, neurons, dtype, seed, optional):
+    v = gates(*neurons, dtype=dtype, seed=seed + 1)
+    upper = 1.5 if optional else math.inf
+    return {"grad": normal(*neurons, seed=seed, dtype=dtype), "pre_activation": v, "threshold": 0.7, "upper": upper}
+
+
+def gated_reference(grad, pre_activation, threshold, upper):
+    return torch.where((pre_activation > 0) & (pre_activation <= upper), grad / threshold, 0.0)
+
+
+def statistics(product):
+    """Biased variance and mean over all dimensions but the second."""
+    if product.numel() == 0:
+        return product.new_ones(product.shape[1]), product.new_zeros(product.shape[1])
+    return torch.var_mean(product, [d for d in range(product.dim()) if d != 1], correction=0)
+
+
+def normalised(time_steps, neurons, dtype, seed, optional):
+    product = 3 * normal(*neurons, seed=seed + 1, dtype=dtype) + 0.5
+    var, mean = statistics(product)
+    gamma, beta = (normal(neurons[1], seed=seed + i, dtype=dtype) for i in (2, 3))
+    arguments = {"bits": planes(time_steps, *neurons, seed=seed), "product": product, "mean": mean, "var": var}
+    arguments |= {"gamma": gamma, "beta": beta, "time_steps": time_steps, "threshold": 0.7}
+    return arguments | ({"upper": 1.5} if optional else {})
+
+
+def packable(groups, *kernel):
+    def draw(time_steps, neurons, dtype, seed, optional):
+        weight, _ = weights(dtype, 3 * groups, neurons[1], *kernel, seed=seed)
+        return {"weight": weight, "groups": groups}
+
+    return draw
+
+
+def weight_gradient(outputs):
+    def draw(time_steps, neurons, dtype, seed, optional):
+        n, c, h, w = neurons
+        count = ref.spike_count(planes(time_steps, *neurons, seed=seed, rate=0.05), dtype)
+        weight = torch.full((1,), math.nan, dtype=dtype).expand(outputs, c, 2, 3)  # only its shape matters
+        geometry = {"stride": [1, 1], "padding": [0, 1], "dilation": [1, 1], "groups": 1}
+        return {
+            "grad": dyadic(n, outputs, h - 1, w, seed=seed, dtype=dtype),
+            "count": count,
+            "weight": weight,
+        } | geometry
+
+    return draw
+
+
+def weight_gradient_reference(grad, count, weight, stride, padding, dilation, groups):
+    """torch's own, in float64, where all sums are exact."""
+    doubles = (x.double() for x in (grad, count, weight))
+    settings = (None, stride, padding, dilation, False, [0, 0], groups, [False, True, False])
+    return torch.ops.aten.convolution_backward(*doubles, *settings)[1].to(weight.dtype)
+
+
+def packed_spikes(time_steps, neurons, dtype, seed, optional):
+    return {"spikes": train(time_steps, *neurons, seed=seed).to(dtype)}
+
+
+DENSE = (*FLOATS, torch.bool, torch.uint8)
+COUPLED = {"differentiable": ("pre_activation",)}
+
+
+def element_wise():
+    """Operators that see one neuron at a time, whatever shape they lie in."""
+    yield Case("pack_spikes", "pack_spikes", packed_spikes, dtypes=(*DENSE, torch.float16, torch.bfloat16))
+    yield Case("unpack_spikes", "unpack_spikes", unpacked, dtypes=DENSE)
+    yield Case("spike_count", "spike_count", counted)
+    yield Case("tandem_count", "tandem_count", coupled(1.0), **COUPLED)
+    yield Case("tandem_count, leak", "tandem_count", coupled(0.9), **COUPLED)
+    yield Case(
+        "tandem_count_backward", "tandem_count_backward", gated, kernel=RAW.tandem_count_backward,
+        reference=gated_reference, differentiable=("grad",), features=None,
+    )  # fmt: skip
+    for mode in MODES:
+        for leak in (1.0, 0.9):
+            name = f"integrate_and_fire, {mode}{'' if leak == 1 else ', leak'}"
+            yield Case(name, "integrate_and_fire", fired(mode, leak))
+
+
+def others():
+    leaves = ("product", "gamma", "beta")
+    yield Case("tandem_norm_count", "tandem_norm_count", normalised, differentiable=leaves)
+    yield Case("max_pool_spikes", "max_pool_spikes", pooled(2), dtypes=(torch.uint8,))
+    yield Case("max_pool_spikes, ceil", "max_pool_spikes", pooled((2, 3), 2, 1, 1, True), dtypes=(torch.uint8,))
+    # What is in it, test_pack_weight.py asks; here that paths and strides do not matter.
+    packs = {
+        "dtypes": WEIGHTS,
+        "reference": lambda weight, groups: ops.pack_weight(weight.contiguous(), groups),
+        "features": None,
+    }
+    yield Case("pack_weight, linear", "pack_weight", packable(1), **packs)
+    yield Case("pack_weight, groups", "pack_weight", packable(3, 3, 2), **packs)
+    for outputs in (127, 128):  # the fewest that rows of gradients are picked for, and one less
+        yield Case(
+            f"conv2d_weight_gradient, {outputs} outputs", "conv2d_weight_gradient", weight_gradient(outputs),
+            kernel=RAW.conv2d_weight_gradient, reference=weight_gradient_reference, features=None,
+        )  # fmt: skip
+
+
+ELEMENT_WISE = tuple(element_wise())
+PRODUCTS = tuple(products())
+CASES = (*ELEMENT_WISE, *others(), *PRODUCTS)

@@ -1,0 +1,215 @@
+"""What holds for every operator: all of cases.py, against the reference, on every path of the CPU."""
+
+import pytest
+import torch
+
+from cases import CASES, ELEMENT_WISE, outputs_of, raw_call, tensors_of
+from exact import TOLERANCES, every_path, everywhere, features_last, firing_rate, same, slow
+from tensors import META, generator, views
+
+TIME_STEPS = (1, 9, 20)
+
+
+def parametrize(chosen):
+    return pytest.mark.parametrize("case", chosen, ids=str)
+
+
+def of_every_dtype(chosen):
+    pairs = [(case, dtype) for case in chosen for dtype in case.dtypes]
+    return pytest.mark.parametrize(("case", "dtype"), pairs, ids=[f"{c}-{str(d)[6:]}" for c, d in pairs])
+
+
+DIFFERENTIABLE = [case for case in CASES if case.differentiable]
+every_case = parametrize(CASES)
+either_way = pytest.mark.parametrize("optional", [True, False])
+
+
+@of_every_dtype(CASES)
+@either_way
+def test_is_the_reference_on_every_path(case, dtype, optional):
+    """With every engine, instruction set and number of threads, to the bit."""
+    for time_steps in TIME_STEPS:
+        arguments = case.arguments(dtype, time_steps, time_steps, optional=optional)
+        want = case.expected(**arguments)
+        packed = case.packed(arguments) if time_steps == 9 else {}
+        for engine in case.engines(dtype):
+            everywhere(want, case.run, **arguments, **engine, **packed)
+
+
+@of_every_dtype(CASES)
+def test_any_strides(case, dtype):
+    for neurons in [case.neurons, *(((2, 5), (2, 5, 3, 2, 2)) if case in ELEMENT_WISE else ())]:
+        check_strides(case, dtype, case.arguments(dtype, time_steps=16, neurons=neurons))
+
+
+def check_strides(case, dtype, arguments):
+    want = case.expected(**arguments)
+    engines = case.engines(dtype)
+    for name, x in tensors_of(arguments).items():
+        for i, view in enumerate(() if dtype == torch.bool else views(x)):
+            same(case.run(**arguments | {name: view} | engines[i % len(engines)]), want, name)
+        for dim in range(x.dim()):
+            changed = arguments | {name: x.narrow(dim, 0, 1).expand_as(x)}
+            same(case.run(**changed, **engines[-1]), case.expected(**changed), f"{name}, one along {dim}")
+
+
+@every_case
+@either_way
+def test_outputs_are_new_tensors(case, optional):
+    """Arguments stay as they are; nothing shares memory; features lie last."""
+    for dtype in case.dtypes[:2]:
+        arguments = case.arguments(dtype, optional=optional)
+        given = tensors_of(arguments)
+        copies = [x.clone() for x in given.values()]
+        out = outputs_of(case.run(**arguments))
+        same(list(given.values()), copies)
+        storages = {x.untyped_storage()._cdata for x in (*given.values(), *out)}
+        assert len(storages) == len(given) + len(out)
+        for x in out:
+            if case.features is not None and x.numel():
+                over_time = case.features > 0 and x.dim() > len(case.neurons)
+                assert features_last(x, case.features + over_time)
+
+
+@pytest.mark.parametrize("batch", [None, 0])
+@of_every_dtype(DIFFERENTIABLE)
+@either_way
+def test_gradients(case, dtype, optional, batch):
+    """Of all arguments at once, and of each alone."""
+    neurons = None if batch is None else (0, *case.neurons[1:])
+    arguments = case.arguments(dtype, neurons=neurons, optional=optional)
+    names = [n for n in case.differentiable if n in arguments and arguments[n].is_floating_point()]
+    for chosen in [names, *([name] for name in names if len(names) > 1)]:
+        got, want = (gradients(f, case, arguments, chosen) for f in (case.run, case.expected))
+        for name, g, w in zip(chosen, got, want, strict=True):
+            assert g.dtype == arguments[name].dtype
+            tolerance = TOLERANCES[g.dtype] * (max(1.0, w.abs().max().item()) if w.numel() else 1)
+            torch.testing.assert_close(g, w, rtol=TOLERANCES[g.dtype], atol=tolerance)
+
+
+def gradients(f, case, arguments, names):
+    leaves = {name: arguments[name].detach().clone().requires_grad_() for name in names}
+    out = f(**arguments | leaves)
+    with_gradient = case.with_gradient(out)
+    assert [x is with_gradient and bool(names) for x in outputs_of(out)] == [x.requires_grad for x in outputs_of(out)]
+    if not names:
+        return ()
+    arriving = torch.randn(with_gradient.shape, generator=generator(3), dtype=with_gradient.dtype)
+    return torch.autograd.grad(with_gradient, list(leaves.values()), arriving)
+
+
+@parametrize([case for case in DIFFERENTIABLE if case.smooth])
+@either_way
+def test_gradcheck(case, optional):
+    arguments = case.arguments(torch.float64, optional=optional)
+    names = [name for name in ("weight", "bias") if name in arguments]
+    leaves = [arguments[name].requires_grad_() for name in names]
+
+    def f(*leaves):
+        return case.with_gradient(case.run(**arguments | dict(zip(names, leaves, strict=True))))
+
+    assert torch.autograd.gradcheck(f, leaves, fast_mode=True)
+
+
+@parametrize([case for case in CASES if not case.differentiable and case.dtypes[0].is_floating_point])
+def test_the_others_have_no_gradient(case):
+    arguments = case.arguments()
+    for x in tensors_of(arguments).values():
+        x.requires_grad_(x.is_floating_point())
+    if case.kernel is None:
+        assert not any(x.requires_grad for x in outputs_of(case.run(**arguments)))
+
+
+# ---- What torch asks of operators
+
+CHECKED = [(case, case.dtypes[0]) for case in CASES] + [
+    (case, dtype) for case in CASES if case.takes_engine for dtype in (torch.bfloat16, torch.int8)
+]
+
+
+def is_quick(case, dtype):
+    """Of the products' many shapes and dtypes, those that fake kernels and gradients tell apart."""
+    return not case.takes_engine or (dtype == torch.float32 and case.name.endswith(("linear", "d, in groups")))
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [(x if is_quick(*x) else slow(*x)) for x in CHECKED],
+    ids=[f"{c}-{str(d)[6:]}" for c, d in CHECKED],
+)
+@either_way
+def test_opcheck(case, dtype, optional):
+    """Schema, fake kernel and gradient; of tensors with gradients and without, contiguous and not."""
+    arguments = case.arguments(dtype, optional=optional)
+    check(case, arguments, ())
+    if not optional:
+        arguments |= {n: x.mT.contiguous().mT for n, x in tensors_of(arguments).items() if x.dim() > 1}
+    if case.differentiable:
+        check(case, arguments, case.differentiable)
+
+
+def check(case, arguments, differentiable):
+    leaves = [arguments[n] for n in differentiable if n in arguments and arguments[n].is_floating_point()]
+    for x in leaves:
+        x.requires_grad_()
+    op, passed_on = raw_call(case, **arguments)
+    passed_on = tuple(passed_on.values())
+    if not leaves or isinstance(case.run(**arguments), torch.Tensor):
+        torch.library.opcheck(op, passed_on)
+        return
+    # The last of opcheck's tests adds up all outputs in the dtype of the first, the bits, which torch refuses; what
+    # stands below does the same with the one that has a gradient.
+    torch.library.opcheck(op, passed_on, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    torch.compiler.reset()
+    compiled = torch.compile(op, backend="aot_eager", fullgraph=True, dynamic=True)
+    outputs = op(*passed_on), compiled(*passed_on)
+    same(outputs[1], outputs[0])
+    same(*(torch.autograd.grad(case.with_gradient(out).square().sum(), leaves) for out in outputs))
+
+
+# ---- Arguments that are wrong whatever the operator is
+
+
+def wrong(x):
+    """(what is wrong, the argument, errors of the function that users call)."""
+    yield "no tensor", [1.0], TypeError
+    yield "dtype", torch.zeros(x.shape, dtype=torch.complex64), TypeError
+    yield "device", x.to(META), ValueError
+    yield "dimensions", x.new_zeros(()), ValueError
+    yield "size", x[..., :0], ValueError
+
+
+@every_case
+def test_wrong_arguments(case):
+    """Errors that name the operator and the argument, of the function that users call and of the operator itself."""
+    arguments = case.arguments(case.dtypes[0])
+    op, passed_on = raw_call(case, **arguments)
+    tensors = tensors_of(arguments)
+    alone = len(tensors) == 1  # an only tensor may have any device, and often any size
+    for name, x in tensors.items():
+        for kind, value, error in wrong(x):
+            if alone and kind in ("device", "size"):
+                continue
+            # Others are compared with the first one.
+            named = name if kind in ("no tensor", "dtype") else ".*"
+            if case.kernel is None:
+                with pytest.raises(error, match=f"^{case.operator}: {named}"):
+                    case.run(**arguments | {name: value})
+            if name in passed_on and kind not in ("no tensor", "device"):
+                with pytest.raises(RuntimeError, match=f"{case.operator}: {named}"):
+                    op(**passed_on | {name: value})
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.operator.startswith(("spiking", "integrate"))], ids=str)
+def test_neurons_fire(case):
+    """And not always: silence would prove little."""
+    for dtype in case.dtypes:
+        for optional in (True, False):
+            bits = case.run(**case.arguments(dtype, optional=optional))[0]
+            assert 0.02 < firing_rate(bits, 9) < 0.9
+
+
+def test_paths():
+    """Of the tests' own: a path that differs is found."""
+    paths = [path for path, _ in every_path(lambda: None)]
+    assert len(set(paths)) == len(paths) > 1
