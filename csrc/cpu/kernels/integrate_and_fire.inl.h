@@ -100,7 +100,8 @@ TANDEM_HOST_DEVICE void fire_block(const IntegrateAndFireArgs<T>& a, int64_t at,
 
 constexpr int64_t kFetchAhead = 8192;  // bytes
 
-// Whole blocks. kPlain: bits alone of a constant current from rest, without all that the compiler need not plan for then.
+// Whole blocks. kPlain: bits alone of a constant current from rest, without all that the compiler need not plan for
+// then.
 template <bool kSeries, bool kPlain, class T, class Leak>
 void fire_blocks(const IntegrateAndFireArgs<T>& args, int64_t begin, int64_t end, Leak leak) {
   IntegrateAndFireArgs<T> a = args;  // a copy, which the stores cannot change
