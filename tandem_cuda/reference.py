@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tandem_cuda.lif_rate import lif_rate_derivative
 from tandem_cuda.neuron import IF, Neuron
 
 Pair = int | tuple[int, int]
@@ -32,25 +31,22 @@ Pair = int | tuple[int, int]
 
 
 def neuron_loop(
-    currents: Sequence[Tensor], potential: Tensor | None = None, threshold: float = 1.0, leak: float = 1.0
+    currents: Sequence[Tensor], neuron: Neuron = IF(), state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Drive (leaky) integrate-and-fire neurons with one current per time step.
+    """Drive neurons with one current per time step.
 
-    currents: T tensors [N, ...]; potential: [N, ...], the membrane potential before its reset after an earlier step.
-    Returns the spikes [T, N, ...], 0 or 1 in the dtype of the currents, and the final potential before its reset.
-    `threshold` and `leak` are rounded to that dtype first; a potential that is NaN never fires. Nothing is
-    differentiable here: in tandem learning no gradient flows through spikes or through time.
+    currents: T tensors [N, ...]; state: [S, N, ...], the S state variables of the neuron after an earlier step.
+    Returns the spikes [T, N, ...], 0 or 1 in the dtype of the currents, and the final state [S, N, ...]. The neuron's
+    parameters are rounded to that dtype first; a potential that is NaN never fires. Nothing is differentiable here: in
+    tandem learning no gradient flows through spikes or through time.
     """
     with torch.no_grad():
-        u = torch.zeros_like(currents[0]) if potential is None else potential
-        spike = (u >= threshold).to(u.dtype)
+        variables = neuron.rest(currents[0]) if state is None else state.unbind(0)
         spikes = []
         for x in currents:
-            decayed = u if leak == 1 else leak * u
-            u = (decayed - threshold * spike) + x  # in this order: other orders round differently
-            spike = (u >= threshold).to(u.dtype)
+            spike, variables = neuron.step(variables, x)
             spikes.append(spike)
-        return torch.stack(spikes), u
+        return torch.stack(spikes), torch.stack(variables)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -79,16 +75,13 @@ def _replace_value(x: Tensor, value: Tensor, slope: Tensor | None = None) -> Ten
     return replaced
 
 
-def _couple(v: Tensor, count: Tensor, time_steps: int, threshold: float, leak: float, upper: float) -> Tensor:
+def _couple(v: Tensor, count: Tensor, time_steps: int, neuron: Neuron, upper: float) -> Tensor:
     """The activation of pre-activation v, its value replaced by the actual spike count, its gradient kept.
 
-    The activation is relu(v) / threshold where leak is 1, else time_steps * lif_rate(v). The gradient is zero where
-    v > upper and where v is NaN.
+    The gradient is zero where v > upper and where v is NaN.
     """
     with torch.no_grad():
-        is_lif = leak != 1
-        slope = lif_rate_derivative(v, time_steps, threshold, leak) if is_lif else (v > 0).to(v.dtype) / threshold
-        slope = torch.where(v <= upper, slope, 0.0)
+        slope = torch.where(v <= upper, neuron.slope(v, time_steps), 0.0)
     return _replace_value(v, count, slope)
 
 
@@ -148,17 +141,16 @@ def tandem_count(
     bits: Tensor,
     pre_activation: Tensor,
     time_steps: int,
-    threshold: float = 1.0,
-    leak: float = 1.0,
+    neuron: Neuron = IF(),
     upper: float = math.inf,
 ) -> Tensor:
     """Spike count of bits [P, N, ...] with the gradient of the ANN activation of pre_activation [N, ...].
 
-    d count / d pre_activation = (0 < v <= upper) / threshold for IF (leak = 1); for LIF lif_rate_derivative, zero
-    above `upper` too. Returns [N, ...] in the dtype of pre_activation.
+    d count / d pre_activation is the neuron's slope, (v > 0) / threshold for IF; zero above `upper`. Returns [N, ...]
+    in the dtype of pre_activation.
     """
     _check_bits("tandem_count", bits, time_steps)
-    return _couple(pre_activation, spike_count(bits, pre_activation.dtype), time_steps, threshold, leak, upper)
+    return _couple(pre_activation, spike_count(bits, pre_activation.dtype), time_steps, neuron, upper)
 
 
 def tandem_norm_count(
@@ -180,27 +172,26 @@ def tandem_norm_count(
     gamma, beta: [C]. Returns [N, C, ...] in the dtype of product.
     """
     v = F.batch_norm(product, None, None, gamma, beta, training=True, eps=eps)
-    return tandem_count(bits, v, time_steps, threshold, 1.0, upper)
+    return tandem_count(bits, v, time_steps, IF(threshold), upper)
 
 
 def integrate_and_fire(
     current: Tensor,
     time_steps: int,
     bias: Tensor | None = None,
-    potential: Tensor | None = None,
+    state: Tensor | None = None,
     *,
     scale: Tensor | None = None,
     mode: str = "constant",
-    threshold: float = 1.0,
-    leak: float = 1.0,
+    neuron: Neuron = IF(),
     want_sum: bool = True,
-    want_potential: bool = True,
+    want_state: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Neurons driven by a dense current: x[t] = scale * current + bias, or as the mode says.
 
     constant: current [N, C, ...] at every step; impulse: the same at t = 1 only, the bias [C] at every step; series:
-    current [T, N, C, ...]. potential: [N, C, ...].
-    Returns bits [P, N, C, ...], the sum of x[t] (differentiable) and the final potential, both [N, C, ...].
+    current [T, N, C, ...]. state: [S, N, C, ...].
+    Returns bits [P, N, C, ...], the sum of x[t] (differentiable) [N, C, ...] and the final state [S, N, C, ...].
     """
     _check_time_steps("integrate_and_fire", time_steps)
     steps: Sequence[Tensor]
@@ -220,41 +211,40 @@ def integrate_and_fire(
     if bias is not None:
         per_channel = bias.reshape(-1, *[1] * (steps[0].dim() - 2))
         steps = [x + per_channel for x in steps]
-    spikes, final = neuron_loop(steps, potential, threshold, leak)
+    spikes, final = neuron_loop(steps, neuron, state)
     total = reduce(torch.add, steps)
-    return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_potential, final)
+    return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_state, final)
 
 
 def spiking_linear(
     bits: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    potential: Tensor | None = None,
+    state: Tensor | None = None,
     *,
     scale: Tensor | None = None,
     count: Tensor | None = None,
     time_steps: int,
-    threshold: float = 1.0,
-    leak: float = 1.0,
+    neuron: Neuron = IF(),
     want_sum: bool = True,
-    want_potential: bool = True,
+    want_state: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spiking neurons behind a linear layer: x[t] = scale * (weight * s[t]) + bias.
 
     bits: [P, N, ..., F]; weight: [O, F], narrower than float32 too, int8 only with a scale; bias: [O], per time step;
-    potential: [N, ..., O]; scale: [O], no gradient; count: [N, ..., F], to which the gradient of the sum flows; its
+    state: [S, N, ..., O]; scale: [O], no gradient; count: [N, ..., F], to which the gradient of the sum flows; its
     value is not read.
-    Returns bits [P, N, ..., O], the sum of x[t] (differentiable) and the final potential, both [N, ..., O].
+    Returns bits [P, N, ..., O], the sum of x[t] (differentiable) [N, ..., O] and the final state [S, N, ..., O].
     """
     _check_bits("spiking_linear", bits, time_steps)
     with torch.no_grad():
         steps = [_linear(s, weight, bias, scale) for s in unpack_spikes(bits, time_steps, _dtype(weight))]
-    spikes, final = neuron_loop(steps, potential, threshold, leak)
+    spikes, final = neuron_loop(steps, neuron, state)
     # In exact arithmetic the sum of the currents is this product with the counts, which carries its gradient.
     bias_sum = None if bias is None else time_steps * bias
     product = count_linear(bits, weight, bias_sum, scale=scale, count=count)
     total = _replace_value(product, reduce(torch.add, steps))
-    return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_potential, final)
+    return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_state, final)
 
 
 def spiking_conv2d(
@@ -265,30 +255,30 @@ def spiking_conv2d(
     padding: Pair = 0,
     dilation: Pair = 1,
     groups: int = 1,
-    potential: Tensor | None = None,
+    state: Tensor | None = None,
     *,
     scale: Tensor | None = None,
     count: Tensor | None = None,
     time_steps: int,
-    threshold: float = 1.0,
-    leak: float = 1.0,
+    neuron: Neuron = IF(),
     want_sum: bool = True,
-    want_potential: bool = True,
+    want_state: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """spiking_linear with a 2-D convolution.
 
-    bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step; potential: [N, O, Ho, Wo]; scale:
-    [O]; count: [N, C, H, W]. Returns bits [P, N, O, Ho, Wo], the sum and the final potential, both [N, O, Ho, Wo].
+    bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step; state: [S, N, O, Ho, Wo]; scale:
+    [O]; count: [N, C, H, W]. Returns bits [P, N, O, Ho, Wo], the sum [N, O, Ho, Wo] and the final state
+    [S, N, O, Ho, Wo].
     """
     _check_bits("spiking_conv2d", bits, time_steps)
     with torch.no_grad():
         dense = unpack_spikes(bits, time_steps, _dtype(weight))
         steps = [_conv2d(s, weight, bias, scale, stride, padding, dilation, groups) for s in dense]
-    spikes, final = neuron_loop(steps, potential, threshold, leak)
+    spikes, final = neuron_loop(steps, neuron, state)
     bias_sum = None if bias is None else time_steps * bias
     product = count_conv2d(bits, weight, bias_sum, stride, padding, dilation, groups, scale=scale, count=count)
     total = _replace_value(product, reduce(torch.add, steps))
-    return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_potential, final)
+    return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_state, final)
 
 
 def count_linear(
@@ -541,11 +531,10 @@ class _TandemLayer(nn.Module):
 
 def _fire(neuron: Neuron, time_steps: int, v: Tensor | None, currents: Sequence[Tensor]) -> DenseTrain:
     """The spikes of neurons driven by currents whose sum is v; their count carries the gradient of the ANN."""
-    spikes, _ = neuron_loop(currents, None, neuron.threshold, neuron.leak)
+    spikes, _ = neuron_loop(currents, neuron)
     train = DenseTrain(spikes, amplitude=neuron.amplitude)
     if v is not None:
-        upper = neuron.saturation * time_steps if neuron.clip else math.inf
-        train.count = _couple(v, train.count, time_steps, neuron.threshold, neuron.leak, upper)
+        train.count = _couple(v, train.count, time_steps, neuron, neuron.upper(time_steps))
     return train
 
 
@@ -634,7 +623,7 @@ class _SpikingAverage(nn.Module):
         pool = super().forward
         with torch.no_grad():
             currents = [torch.round(pool(s) * unit) for s in x.to_dense()]
-            spikes, _ = neuron_loop(currents, None, self.threshold * unit)
+            spikes, _ = neuron_loop(currents, IF(self.threshold * unit))
         train = DenseTrain(spikes, amplitude=x.amplitude)
         train.count = _replace_value(pool(x.count) / self.threshold, train.count)
         return train

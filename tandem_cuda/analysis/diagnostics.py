@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..lif_rate import lif_rate
 from ..nn import EncodedInput, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, SpikingMaxPool2d, TandemAdd
 from ..nn.layer import TandemLayer, stored
 from ..nn.modes import evaluating
@@ -74,8 +73,9 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
     what has piled up since the input (the ANN by itself), and say what is left of the ANN's exact gradient.
 
     With v = W * (amplitude * c_below) + b, batch norm applied, the activation is relu(v) / threshold for IF neurons and
-    T times :func:`tandem_cuda.lif_rate.lif_rate` of v for LIF neurons; where neurons have ``clip``, at most T. Pooling
-    is the ANN's, of counts or activations. Both networks run in eval mode: batch norm's running statistics, no dropout.
+    T times :func:`tandem_cuda.neuron.lif.lif_rate` of v for LIF neurons; where neurons have ``clip``, at most T.
+    Pooling is the ANN's, of counts or activations. Both networks run in eval mode: batch norm's running statistics, no
+    dropout.
 
     Cosines of two zero vectors, and of one, are 0.
 
@@ -194,12 +194,8 @@ def _activation(layer: Any, *inputs: SpikeTrain | EncodedInput) -> Tensor:
         return nn.AdaptiveAvgPool2d.forward(layer, _value(x)) / layer.threshold
     branches = layer.branches if isinstance(layer, TandemAdd) else [layer]
     v = torch.stack([_pre_activation(branch, x) for branch, x in zip(branches, inputs, strict=True)]).sum(0)
-    neuron, steps = layer.neuron, x.time_steps
-    if neuron.leak == 1:
-        activation = torch.relu(v) / neuron.threshold
-    else:
-        activation = steps * lif_rate(v, steps, neuron.threshold, neuron.leak)
-    return activation.clamp(max=steps) if neuron.clip else activation
+    activation: Tensor = layer.neuron.activation(v, x.time_steps)
+    return activation.clamp(max=x.time_steps) if layer.neuron.clip else activation
 
 
 def _pre_activation(layer: Any, x: SpikeTrain | EncodedInput) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..neuron import IF, LIF, Neuron
+from ..neuron import IF, Neuron, check_neuron
 from ..ops import checks
 from ..ops.product import ENGINES
 from .calibrate import checked_levels, percentiles
@@ -323,8 +323,7 @@ def convert(
     checks.check_time_steps("convert", time_steps)
     if mode not in ("constant", "impulse", "spikes"):
         raise ValueError(f"convert: mode must be 'constant', 'impulse' or 'spikes', got {mode!r}")
-    if not isinstance(neuron, (IF, LIF)):
-        raise TypeError(f"convert: neuron must be IF(...) or LIF(...), got {type(neuron).__name__}")
+    check_neuron("convert", neuron)
     if spiking_layers is not None:
         if isinstance(spiking_layers, bool) or not isinstance(spiking_layers, int):
             raise TypeError(f"convert: spiking_layers must be an int, got {type(spiking_layers).__name__}")
@@ -337,8 +336,11 @@ def convert(
         raise ValueError(f"convert: percentile must be in (0, 100], got {percentile}")
     if engine not in ENGINES:
         raise ValueError(f"convert: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    if calibrate is not None and not isinstance(neuron, IF):
-        raise ValueError(f"convert: neuron must be IF(...) with calibrate (a leak bends the rate), got {neuron}")
+    if calibrate is not None:
+        try:
+            neuron.calibrated(1.0)
+        except ValueError as error:
+            raise ValueError(f"convert: {error}") from None
     _check_dtypes(ann)
     graph = traced(ann, RULES)
     settings = time_steps, mode, neuron, engine, calibrate is not None
@@ -349,7 +351,6 @@ def convert(
     names = [name for _, name in conversion.neurons]
     if calibrate is None:
         return TandemNetwork(snn, ann, names)
-    assert isinstance(neuron, IF)
     if isinstance(calibrate, Mapping):
         levels = checked_levels(names, [name for _, name, _ in conversion.pools], calibrate)
     else:
@@ -358,7 +359,7 @@ def convert(
         levels = percentiles(ann, graph, measured, batches, percentile)
     for name in names:
         layer: Any = snn.get_submodule(name)
-        layer.neuron = replace(neuron, threshold=levels[name] / time_steps, amplitude=levels[name] / time_steps)
+        layer.neuron = neuron.calibrated(levels[name] / time_steps)
     for _, name, source in conversion.pools:  # in the order of execution, so that a source has its level
         below = time_steps if source is None else levels[source]
         level = levels[name] = min(levels.get(name, below), below)  # no average is larger than what it is of

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..neuron import IF, LIF, Neuron
+from ..neuron import MODELS, Neuron
+from ..neuron.base import NirForm
 from ..nn import TandemConv1d, TandemConv2d, TandemLinear
 from ..nn.layer import TandemLayer
 from .nir_format import nir
@@ -216,38 +217,23 @@ def neuron_of(node: Any, dt: float) -> tuple[Neuron, float, tuple[int, ...]]:
             shapes.add(numbers.shape)
     if len(shapes) > 1:
         raise ValueError(f"its parameters must have one shape, got {', '.join(str(list(x)) for x in sorted(shapes))}")
-    threshold, leak, gain = values["v_threshold"], 1.0, values["r"] * dt
+    threshold = values["v_threshold"]
     if not _FLOAT32.tiny <= threshold <= _FLOAT32.max:
         raise ValueError(f"v_threshold must be positive, and so in float32, got {threshold}")
-    if isinstance(node, nir.LIF):
-        if values["v_leak"] != 0:
-            raise ValueError(f"v_leak must be 0, got {values['v_leak']}")
-        if not values["tau"] > dt:
-            raise ValueError(f"tau must be greater than dt = {dt}, got {values['tau']}")
-        leak = _leak(node, 1 - dt / values["tau"])
-        gain /= values["tau"]
-    if not (gain != 0 and math.isfinite(gain)):
-        raise ValueError(f"r * dt, or r * dt / tau, must be finite and not zero, got {gain}")
-    reset = threshold * (1 - 1 / leak)
-    if not math.isclose(values["v_reset"], reset, rel_tol=1e-6, abs_tol=1e-9 * threshold):
-        raise ValueError(
-            f"v_reset must be v_threshold * (1 - 1 / leak) = {reset:.6g}, so that the reset subtracts the threshold, "
-            f"got {values['v_reset']:.6g}"
-        )
-    gain = 1.0 if math.isclose(gain, 1, rel_tol=1e-9) else gain
-    neuron = IF(threshold) if leak == 1 else LIF(threshold, leak)
+    form = NirForm(type(node).__name__, values, _metadata(node))
+    neuron, gain = next(made for model in MODELS if (made := model.of_nir(form, dt)) is not None)
     return neuron, gain, shapes.pop() if shapes else ()
 
 
-def _leak(node: Any, leak: float) -> float:
-    """That in the node's metadata, which has all digits, where it is the same."""
+def _metadata(node: Any) -> dict[str, float]:
+    """The leak of a node, which its metadata have with all digits."""
     metadata = getattr(node, "metadata", None)
     if not isinstance(metadata, dict) or "leak" not in metadata:
-        return leak
-    stated = _numbers("leak in its metadata", metadata["leak"])
-    if stated.size != 1 or not math.isclose(float(stated.reshape(-1)[0]), leak, rel_tol=1e-9):
-        raise ValueError(f"leak in its metadata must be 1 - dt / tau = {leak}, got {metadata['leak']!r}")
-    return float(stated.reshape(-1)[0])
+        return {}
+    stated = _numbers("leak in its metadata", metadata["leak"]).reshape(-1)
+    if stated.size != 1:
+        raise ValueError(f"leak in its metadata must be a number, got {metadata['leak']!r}")
+    return {"leak": float(stated[0])}
 
 
 def _times(per_step: Tensor, steps: int) -> Tensor:

@@ -235,23 +235,12 @@ class Export:
 
     def _neurons(self, name: str, neuron: Neuron, sources: list[str], out: Any, shape: Any = None) -> _Signal:
         """The signal of neurons that sum what the sources put out."""
-        threshold, leak = neuron.threshold, neuron.leak
         shape = _shape(out) if shape is None else shape
-
-        def full(value: float) -> Any:
-            return np.full(shape, value, dtype=np.float64)
-
-        if leak == 1:
-            node = nir.IF(r=full(1 / self.dt), v_threshold=full(threshold), v_reset=full(0))
-        else:
-            node = nir.LIF(
-                tau=full(self.dt / (1 - leak)),
-                r=full(1 / (1 - leak)),
-                v_leak=full(0),
-                v_threshold=full(threshold),
-                v_reset=full(threshold * (1 - 1 / leak)),
-                metadata={"leak": float(leak)},  # 1 - dt / tau may differ in the last digit
-            )
+        form = neuron.to_nir(self.dt)
+        node = getattr(nir, form.node)(
+            **{parameter: np.full(shape, value, dtype=np.float64) for parameter, value in form.values.items()},
+            metadata=form.metadata,
+        )
         return _Signal(self._put(f"{name}_neurons", node, sources), out, "spikes", out.amplitude, shape)
 
     def _join(self, name: str, what: str, join: TandemAdd, inputs: list[_Signal], out: Any) -> _Signal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..neuron import IF, LIF, Neuron
-from ..ops.count_conv2d import out_size
+from ..neuron import IF, Neuron, check_neuron
+from ..ops.geometry import Geometry, out_size
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
-from .conv import ConvolutionLayer, Geometry
+from .conv import ConvolutionLayer
 from .geometry import insert_zeros
 from .layer import TandemLayer, needs_gradient, per_step
 from .weight_cache import SpikingWeights, WeightCache
@@ -63,8 +62,7 @@ class TandemAdd(nn.Module):
                 raise TypeError(
                     f"TandemAdd: branches must be tandem layers or nn.Identity, got {type(branch).__name__}"
                 )
-        if not isinstance(neuron, (IF, LIF)):
-            raise TypeError(f"TandemAdd: neuron must be IF(...) or LIF(...), got {type(neuron).__name__}")
+        check_neuron("TandemAdd", neuron)
         if engine not in ENGINES:
             raise ValueError(f"TandemAdd: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self.branches = nn.ModuleList(branches)
@@ -82,8 +80,7 @@ class TandemAdd(nn.Module):
         dtype = self._dtype(inputs)
         if v is None or not v.requires_grad:
             return SpikeTrain._of(bits, steps, dtype=dtype, amplitude=neuron.amplitude)
-        upper = neuron.saturation * steps if neuron.clip else math.inf
-        count = ops.tandem_count(bits, v, steps, neuron.threshold, neuron.leak, upper)
+        count = ops.tandem_count(bits, v, steps, neuron, neuron.upper(steps))
         return SpikeTrain._of(bits, steps, count, amplitude=neuron.amplitude)
 
     def _check_inputs(self, inputs: Sequence[Any]) -> None:
@@ -134,10 +131,13 @@ class TandemAdd(nn.Module):
         self,
         pairs: list[tuple[Any, SpikeTrain]],
         steps: int,
-        potential: Tensor | None = None,
-        want_potential: bool = False,
+        state: Tensor | None = None,
+        want_state: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Bits and final potential, starting from one that was returned before; biases are spread over ``steps``."""
+        """Bits and the neurons' final state, starting from one that was returned before.
+
+        Biases are spread over ``steps``.
+        """
         parts = [_part(branch, x) for branch, x in pairs]
         shapes = [part.out for part in parts]
         if any(shape != shapes[0] for shape in shapes):  # compared, for a set would fix the sizes that it hashes
@@ -148,21 +148,20 @@ class TandemAdd(nn.Module):
         size = [(o - 1) * s + k for o, s, k in zip(shapes[0][2:], stride, kernel, strict=True)]
         bits = _side_by_side([part.bits for part in parts], low, size)
         weights = self._kept(pairs, parts, low, kernel, steps)
-        out, _, potential = ops.spiking_conv2d(
+        out, _, state = ops.spiking_conv2d(
             bits,
             weights.weight,
             weights.bias,
             stride=stride,
-            potential=potential,
+            state=state,
             packed=weights.packed,
             time_steps=pairs[0][1].time_steps,
-            threshold=self.neuron.threshold,
-            leak=self.neuron.leak,
+            neuron=self.neuron,
             want_sum=False,
-            want_potential=want_potential,
+            want_state=want_state,
             engine=self.engine,
         )
-        return parts[0].lowered(out), potential
+        return parts[0].lowered(out), state
 
     def _kept(
         self, pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int], steps: int
@@ -219,7 +218,7 @@ def _part(branch: Any, x: SpikeTrain) -> _Part:
             raise ValueError(f"TandemAdd: input must be [N, F], [N, C, L] or [N, C, H, W], got {list(x.shape)}")
         bits = x.bits if dims == 3 else x.bits.unsqueeze(3) if dims == 2 else x.bits[..., None, None]
         outputs = len(branch.weight) if isinstance(branch, TandemLayer) else bits.shape[2]
-        geometry = Geometry((1, 1), (0, 0), (1, 1))
+        geometry = Geometry()
     size = out_size(bits, bits.new_empty((1, 1, *kernel), device="meta"), *geometry)
     return _Part(branch, bits, kernel, geometry, (bits.shape[1], outputs, *size), dims)
 
@@ -238,7 +237,7 @@ def _aligned(parts: list[_Part]) -> tuple[tuple[int, int], list[_Part]]:
             down, right = part.geometry.stride
             picked = _side_by_side([part.bits], [-top, -left], [(rows - 1) * down + 1, (columns - 1) * right + 1])
             bits = insert_zeros(picked[..., ::down, ::right], stride)
-            part = part._replace(bits=bits, geometry=Geometry(stride, (0, 0), (1, 1)))
+            part = part._replace(bits=bits, geometry=Geometry(stride))
         aligned.append(part)
     return stride, aligned
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF, Neuron
-from ..ops.count_conv2d import check_fit, check_geometry
+from ..ops.geometry import Geometry, check_fit, check_geometry
 from ..ops.layout import canonical
 from ..spike_train import SpikeTrain
 from .geometry import insert_zeros, pad
@@ -19,14 +19,6 @@ from .layer import TandemLayer
 from .weight_cache import SpikingWeights
 
 Pair = int | tuple[int, int]
-
-
-class Geometry(NamedTuple):
-    """Of a convolution of images: (vertical, horizontal)."""
-
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
 
 
 class ConvolutionLayer(TandemLayer):
@@ -70,28 +62,27 @@ class ConvolutionLayer(TandemLayer):
         weights: SpikingWeights,
         *,
         want_sum: bool,
-        potential: Tensor | None = None,
-        want_potential: bool = False,
+        state: Tensor | None = None,
+        want_state: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, geometry = self.lifted(x)
-        bits, total, potential = ops.spiking_conv2d(
+        bits, total, state = ops.spiking_conv2d(
             x.bits,
             weights.weight,
             weights.bias,
             *geometry,
             self.groups,
-            potential,
+            state,
             packed=weights.packed,
             scale=weights.scale,
             count=x.carried_count,
             time_steps=x.time_steps,
-            threshold=self.neuron.threshold,
-            leak=self.neuron.leak,
+            neuron=self.neuron,
             want_sum=want_sum,
-            want_potential=want_potential,
+            want_state=want_state,
             engine=self.engine,
         )
-        return self.lowered(bits), self.lowered(total) if want_sum else total, potential
+        return self.lowered(bits), self.lowered(total) if want_sum else total, state
 
     def _check_dims(self, x: SpikeTrain | Tensor, axes: str) -> None:
         name, got = type(self).__name__, list(x.shape)

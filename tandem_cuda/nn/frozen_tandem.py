@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from .. import ops
-from ..neuron import IF, LIF, Neuron
+from ..neuron import Neuron, of_settings
 from ..spike_train import SpikeTrain
 from .add import TandemAdd
 from .conv import ConvolutionLayer, TandemConv1d, TandemConv2d, TandemConvTranspose2d
@@ -118,14 +118,14 @@ class FrozenTandem(FrozenLayer):
             weight, scale = self.layer._kernel_weight(), self.scale
             if x.amplitude != 1:
                 scale = spike_scale(weight, x.amplitude) if scale is None else scale * x.amplitude
-            bits, _, potential = self.layer._spiking_product(
+            bits, _, carried_state = self.layer._spiking_product(
                 x,
                 SpikingWeights(weight, self.packed, scale, bias),
                 want_sum=False,
-                potential=None if state is None else state[0],
-                want_potential=not span.ends,
+                state=None if state is None else state[0],
+                want_state=not span.ends,
             )
-            carried = (potential,)
+            carried = (carried_state,)
         else:
             raise TypeError(f"{self.kind}: input must be a SpikeTrain, got {type(x).__name__}")
         neuron, dtype = self.layer.neuron, self.layer.weight.dtype
@@ -138,27 +138,26 @@ class FrozenTandem(FrozenLayer):
         layer = self.layer
         if state is None:
             current = layer._encoded_current(x, bias, self.scale is not None)
-            mode, potential, constant = x.mode, None, x.mode == "constant"
+            mode, neurons, constant = x.mode, None, x.mode == "constant"
         else:  # in which the input is
-            (current, potential), mode, constant = state, "constant", True
+            (current, neurons), mode, constant = state, "constant", True
         scale, step_bias = encoded_drive(self.scale, bias, constant)
-        bits, _, potential = ops.integrate_and_fire(
+        bits, _, neurons = ops.integrate_and_fire(
             current,
             span.now,
             step_bias,
-            potential,
+            neurons,
             scale=scale,
             mode=mode,
-            threshold=layer.neuron.threshold,
-            leak=layer.neuron.leak,
+            neuron=layer.neuron,
             want_sum=False,
-            want_potential=not span.ends,
+            want_state=not span.ends,
         )
         if not constant:  # of an impulse nothing is left after the first step but the bias
             current = torch.zeros_like(current)
             if bias is not None and self.scale is None:  # with a scale, the bias is added behind it
                 current = current + layer._per_channel(bias)
-        return bits, (current, potential)
+        return bits, (current, neurons)
 
     def pack(self) -> None:
         """Arrange the weights for the kernels of their device."""
@@ -240,7 +239,7 @@ class FrozenAdd(FrozenLayer):
             twins.append(twin)
         check_tensors(cls.kind, tensors, shapes, optional=tuple(name for name in shapes if name.endswith("bias")))
         _check_no_bool(cls.kind, settings["neuron"])
-        neuron = _neuron(cls.kind, settings["neuron"])
+        neuron = of_settings(cls.kind, settings["neuron"])
         return cls(TandemAdd(*twins, neuron=neuron, engine=settings["engine"]), tensors)
 
     def settings(self) -> Settings:
@@ -248,7 +247,7 @@ class FrozenAdd(FrozenLayer):
             {"kind": _type(branch).__name__, **(_settings(branch) if isinstance(branch, TandemLayer) else {})}
             for branch in self.join.branches
         ]
-        return {"branches": branches, "neuron": _neuron_settings(self.join.neuron), "engine": self.join.engine}
+        return {"branches": branches, "neuron": self.join.neuron.settings(), "engine": self.join.engine}
 
     def tensors(self) -> dict[str, Tensor]:
         named = {f"{i}.{name}": getattr(x, name) for i, x in _layers(self.join) for name in ("weight", "bias")}
@@ -277,9 +276,9 @@ class FrozenAdd(FrozenLayer):
         join = self.join
         join._check_inputs(inputs)
         pairs = list(zip(join.branches, inputs, strict=True))
-        bits, potential = join._spikes(pairs, span.total, None if state is None else state[0], not span.ends)
+        bits, carried = join._spikes(pairs, span.total, None if state is None else state[0], not span.ends)
         train = SpikeTrain._of(bits, span.now, dtype=join._dtype(inputs), amplitude=join.neuron.amplitude)
-        return train, None if span.ends else (potential,)
+        return train, None if span.ends else (carried,)
 
 
 def _output(layer: Any, x: Value) -> Value:
@@ -363,11 +362,7 @@ def _type(module: nn.Module) -> type[Any]:
 
 def _settings(layer: TandemLayer) -> Settings:
     """The arguments of the layer's constructor, without bias, norm, device and dtype."""
-    return {**layer._geometry(), "neuron": _neuron_settings(layer.neuron), "engine": layer.engine}
-
-
-def _neuron_settings(neuron: Neuron) -> Settings:
-    return {name: float(getattr(neuron, name)) for name in ("threshold", "leak", "amplitude")}
+    return {**layer._geometry(), "neuron": layer.neuron.settings(), "engine": layer.engine}
 
 
 def _bare(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:
@@ -375,7 +370,7 @@ def _bare(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:
     arguments: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
-    neuron = _neuron(layer_class.__name__, arguments.pop("neuron", None))
+    neuron = of_settings(layer_class.__name__, arguments.pop("neuron", None))
     return layer_class(**arguments, neuron=neuron, bias=False, device="meta")
 
 
@@ -432,20 +427,9 @@ def _outputs(layer: TandemLayer) -> tuple[int]:
     return (layer.out_channels if isinstance(layer, _ConvNd) else cast(nn.Linear, layer).out_features,)
 
 
-def _neuron(kind: str, settings: Any) -> Neuron:
-    if not isinstance(settings, dict) or settings.keys() != {"threshold", "leak", "amplitude"}:
-        raise ValueError(f"{kind}: setting neuron must hold threshold, leak and amplitude, got {settings!r}")
-    threshold, leak, amplitude = settings["threshold"], settings["leak"], settings["amplitude"]
-    if leak == 1:
-        return IF(threshold, amplitude=amplitude)
-    if amplitude != 1:
-        raise ValueError(f"{kind}: amplitude of leaky neurons must be 1, got {amplitude!r}")
-    return LIF(threshold, leak)
-
-
 def _check_neuron(kind: str, neuron: Neuron) -> None:
-    for name in ("threshold", "leak", "amplitude"):
-        frozen_scale(kind, name, getattr(neuron, name))
+    for name, value in neuron.scales().items():
+        frozen_scale(kind, name, value)
 
 
 LAYERS = (TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemLinear)

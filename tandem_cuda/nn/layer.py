@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .. import ops
-from ..neuron import IF, LIF, Neuron
+from ..neuron import IF, Neuron, check_neuron
 from ..ops import autocast, checks
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
@@ -58,8 +57,7 @@ class TandemLayer(nn.Module, ABC):
         name = type(self).__name__
         if norm not in (None, "batch"):
             raise ValueError(f"{name}: norm must be None or 'batch', got {norm!r}")
-        if not isinstance(neuron, (IF, LIF)):
-            raise TypeError(f"{name}: neuron must be IF(...) or LIF(...), got {type(neuron).__name__}")
+        check_neuron(name, neuron)
         if engine not in ENGINES:
             raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self.neuron = neuron
@@ -123,10 +121,9 @@ class TandemLayer(nn.Module, ABC):
                 drive.bias,
                 scale=drive.scale,
                 mode=x.mode,
-                threshold=self.neuron.threshold,
-                leak=self.neuron.leak,
+                neuron=self.neuron,
                 want_sum=False,
-                want_potential=False,
+                want_state=False,
             )
         return couple(bits)
 
@@ -158,8 +155,8 @@ class TandemLayer(nn.Module, ABC):
         neuron = self.neuron
         if not (torch.is_grad_enabled() and v.requires_grad):
             return SpikeTrain._of(bits, steps, dtype=self.weight.dtype, amplitude=neuron.amplitude)
-        upper = neuron.saturation * steps * scale if neuron.clip else math.inf
-        count = ops.tandem_count(bits, v, steps, neuron.threshold * scale, neuron.leak, upper)
+        scaled = neuron if scale == 1 else neuron.scaled(scale)
+        count = ops.tandem_count(bits, v, steps, scaled, neuron.upper(steps, scale))
         return SpikeTrain._of(bits, steps, count, amplitude=neuron.amplitude)
 
     def _pre_activation(self, x: SpikeTrain, packed: Tensor | None) -> Tensor:
@@ -182,6 +179,7 @@ class TandemLayer(nn.Module, ABC):
             missing: the bias, [O].
         """
         norm, neuron = self._checked_norm(), self.neuron
+        threshold = neuron.relu_threshold
         learns = needs_gradient(product, missing, norm.weight, norm.bias)
         fuses = norm.training and self._fuses_norm(product)
         if (learns or norm.training) and not fuses:
@@ -192,6 +190,7 @@ class TandemLayer(nn.Module, ABC):
             mean, var = self._updated_statistics(product, repeats, missing)
         if not learns:
             return functools.partial(self._coupled, v=product, steps=steps)  # nobody asks for v
+        assert threshold is not None  # which the fused operator needs
         beta = norm.bias if missing is None else norm.bias + 0 * missing  # whose gradient is zero
         return lambda bits: SpikeTrain._of(
             bits,
@@ -205,8 +204,8 @@ class TandemLayer(nn.Module, ABC):
                 beta,
                 steps,
                 eps=norm.eps / repeats**2,
-                threshold=neuron.threshold,
-                upper=neuron.saturation * steps if neuron.clip else math.inf,
+                threshold=threshold,
+                upper=neuron.upper(steps),
             ),
             amplitude=neuron.amplitude,
         )
@@ -223,7 +222,7 @@ class TandemLayer(nn.Module, ABC):
         """
         norm = self._checked_norm()
         return (
-            self.neuron.leak == 1
+            self.neuron.relu_threshold is not None
             and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
             and (product.dim() == 2 or type(norm) is nn.BatchNorm2d)  # channels are dimension 1
             and norm.momentum is not None
@@ -396,10 +395,10 @@ class TandemLayer(nn.Module, ABC):
         weights: SpikingWeights,
         *,
         want_sum: bool,
-        potential: Tensor | None = None,
-        want_potential: bool = False,
+        state: Tensor | None = None,
+        want_state: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Bits, sum of currents and final potential, starting from ``potential``, one that was returned before."""
+        """Bits, sum of currents and the neurons' final state, starting from one that was returned before."""
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..neuron import IF
 from ..ops import checks
 from ..ops.max_pool_spikes import windows_along as _outputs
 from ..ops.product import ENGINES
@@ -87,18 +88,16 @@ class _SpikingAverage(nn.Module):
             mean = super().forward(x.count) / self.threshold
         return _carrying(bits, steps, dtype, mean, x.amplitude * self.amplitude)
 
-    def _spikes(
-        self, x: SpikeTrain, potential: Tensor | None = None, want_potential: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Bits and final potential, starting from one that was returned before."""
+    def _spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
+        """Bits and the neurons' final state, starting from one that was returned before."""
         # Each size has a graph of its own: math.lcm cannot be traced with a size that torch.compile leaves open.
         height, width = (len(range(s)) if torch.compiler.is_compiling() else s for s in x.shape[2:])
         rows, columns = self.windows(height, width)
         pooled = self._pooled_alike if rows.uniform() and columns.uniform() else self._pooled
-        return pooled(x, rows, columns, potential, want_potential)
+        return pooled(x, rows, columns, state, want_state)
 
     def _pooled_alike(
-        self, x: SpikeTrain, rows: _Axis, columns: _Axis, potential: Tensor | None, want_potential: bool
+        self, x: SpikeTrain, rows: _Axis, columns: _Axis, state: Tensor | None, want_state: bool
     ) -> tuple[Tensor, Tensor]:
         """A depthwise convolution with ones."""
         bits = x.bits
@@ -107,23 +106,23 @@ class _SpikingAverage(nn.Module):
         behind = [axis.stops[-1] - axis.size - p for axis, p in zip((rows, columns), padding, strict=True)]
         bits = pad(bits, (0, max(behind[1], 0), 0, max(behind[0], 0)))
         channels = bits.shape[2]
-        pooled, _, potential = ops.spiking_conv2d(
+        pooled, _, state = ops.spiking_conv2d(
             bits,
             torch.ones(channels, 1, *kernel, dtype=x.dtype, device=bits.device),
             stride=(rows.stride, columns.stride),
             padding=padding,
             groups=channels,
-            potential=potential,
+            state=state,
             time_steps=x.time_steps,
-            threshold=self.threshold * self._divisors(rows, columns)[0],
+            neuron=IF(self.threshold * self._divisors(rows, columns)[0]),
             want_sum=False,
-            want_potential=want_potential,
+            want_state=want_state,
             engine=self.engine,
         )
-        return pooled, potential
+        return pooled, state
 
     def _pooled(
-        self, x: SpikeTrain, rows: _Axis, columns: _Axis, potential: Tensor | None, want_potential: bool
+        self, x: SpikeTrain, rows: _Axis, columns: _Axis, state: Tensor | None, want_state: bool
     ) -> tuple[Tensor, Tensor]:
         """A linear map of each channel's image, as a matrix."""
         divisors = self._divisors(rows, columns)
@@ -131,17 +130,17 @@ class _SpikingAverage(nn.Module):
         covers = torch.einsum("iy,jx->ijyx", rows.membership().to(x.dtype), columns.membership().to(x.dtype))
         shares = torch.tensor([common // d for d in divisors], dtype=x.dtype)
         weight = covers.flatten(2).flatten(0, 1) * shares.unsqueeze(1)
-        pooled, _, potential = ops.spiking_linear(
+        pooled, _, state = ops.spiking_linear(
             x.bits.flatten(3),
             weight.to(x.device),
-            potential=potential,
+            state=state,
             time_steps=x.time_steps,
-            threshold=self.threshold * common,
+            neuron=IF(self.threshold * common),
             want_sum=False,
-            want_potential=want_potential,
+            want_state=want_state,
             engine=self.engine,
         )
-        return pooled.reshape(*pooled.shape[:3], len(rows.starts), len(columns.starts)), potential
+        return pooled.reshape(*pooled.shape[:3], len(rows.starts), len(columns.starts)), state
 
     def _divisors(self, rows: _Axis, columns: _Axis) -> list[int]:
         """Of all windows, in order."""

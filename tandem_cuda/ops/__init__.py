@@ -3,7 +3,6 @@
 One file an operator. Shapes follow :mod:`tandem_cuda.spike_train`: T time steps, P = ceil(T / 8) bit planes, N batch.
 """
 
-from .autocast import register_products
 from .batch_statistics import batch_statistics
 from .count_conv2d import count_conv2d
 from .count_linear import count_linear
@@ -11,6 +10,7 @@ from .integrate_and_fire import integrate_and_fire
 from .max_pool_spikes import max_pool_spikes
 from .pack_spikes import pack_spikes
 from .pack_weight import pack_weight
+from .product_gradient import register_products
 from .spike_count import spike_count
 from .spiking_conv2d import spiking_conv2d
 from .spiking_linear import spiking_linear

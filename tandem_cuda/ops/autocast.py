@@ -13,14 +13,11 @@ from typing import Any
 
 import torch
 
-_PRODUCTS = ("spiking_conv2d", "spiking_linear", "count_conv2d", "count_linear")
 
-
-def register_products() -> None:
-    """Register the rule for every product, on CPU and CUDA."""
-    for name in _PRODUCTS:
-        for device in ("cpu", "cuda"):
-            torch.library.register_autocast(f"tandem_cuda::{name}", device, torch.float32)
+def keep_precision(name: str) -> None:
+    """Register the rule for a product, on CPU and CUDA."""
+    for device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"tandem_cuda::{name}", device, torch.float32)
 
 
 def is_on(device: torch.device) -> bool:

@@ -102,13 +102,10 @@ def check_finite(op: str, argument: str, value: Tensor) -> None:
     raise ValueError(f"{op}: {argument} must be finite, got {wrong}")
 
 
-def check_neuron(op: str, threshold: Any, leak: Any) -> None:
-    check_number(op, "threshold", threshold)
-    check_number(op, "leak", leak)
-    if not 0 < threshold < math.inf:  # a comparison, which torch.compile traces with numbers that it does not know
-        raise ValueError(f"{op}: threshold must be positive and finite, got {threshold}")
-    if not 0 < leak <= 1:
-        raise ValueError(f"{op}: leak must be in (0, 1], got {leak}")
+def check_positive(op: str, argument: str, value: Any) -> None:
+    check_number(op, argument, value)
+    if not 0 < value < math.inf:  # a comparison, which torch.compile traces with numbers that it does not know
+        raise ValueError(f"{op}: {argument} must be positive and finite, got {value}")
 
 
 def planes_for(time_steps: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import neuron as models
+from ..neuron import IF, Neuron, check_neuron
 from . import checks, layout
 
 _MODES = ("constant", "impulse", "series")
@@ -14,49 +16,46 @@ def integrate_and_fire(
     current: Tensor,
     time_steps: int,
     bias: Tensor | None = None,
-    potential: Tensor | None = None,
+    state: Tensor | None = None,
     *,
     scale: Tensor | None = None,
     mode: str = "constant",
-    threshold: float = 1.0,
-    leak: float = 1.0,
+    neuron: Neuron = IF(),
     want_sum: bool = True,
-    want_potential: bool = True,
+    want_state: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run integrate-and-fire neurons on a current (Wu et al. 2021, eqs. 1-3).
+    """Run spiking neurons on a current (Wu et al. 2021, eqs. 1-3).
 
-    For t = 1..T, with u[0] = ``potential`` or 0 and s[t] = (u[t] >= threshold)::
-
-        u[t] = leak * u[t-1] - threshold * s[t-1] + x[t]
-
-    where x[t] is ``scale * current + bias`` at every step (mode "constant"), the same at t = 1 and ``bias`` afterwards
-    ("impulse"), or ``scale * current[t] + bias`` ("series"). A NaN current makes a neuron fall silent: it never
-    reaches the threshold again.
+    At t = 1..T the neurons, those of :class:`tandem_cuda.IF` for one, take the current x[t]. It is
+    ``scale * current + bias`` at every step (mode "constant"), the same at t = 1 and ``bias`` afterwards ("impulse"),
+    or ``scale * current[t] + bias`` ("series"). A NaN current makes a neuron fall silent: it never reaches the
+    threshold again.
 
     Args:
         current: float32 or float64 [N, C, ...]; in mode "series" [T, N, C, ...].
         time_steps: T.
         bias: [C], current per time step.
-        potential: [N, C, ...]: u[0] before its reset, as an earlier call returned it; a simulation continues there.
+        state: [S, N, C, ...], the neuron's S state variables as an earlier call returned them, the first one u[0]
+            before its reset; a simulation continues there.
         scale: [C], of the current; batch norm's gain, for one.
         mode: how ``current`` spreads over time.
-        threshold: firing threshold, positive.
-        leak: in (0, 1]; 1 is IF, less is LIF.
+        neuron: IF(...) or LIF(...); ``clip`` and ``amplitude`` do not matter here.
         want_sum: compute the sum of currents.
-        want_potential: return the final potential.
+        want_state: return the final state.
 
     Returns:
-        ``(bits, sum, potential)``: uint8 [P, N, C, ...]; the sum over t of x[t], [N, C, ...]; u[T], [N, C, ...]. An
-        output that is not wanted is an empty tensor. None of them has a gradient: see :func:`tandem_count`.
+        ``(bits, sum, state)``: uint8 [P, N, C, ...]; the sum over t of x[t], [N, C, ...]; the final state,
+        [S, N, C, ...]. An output that is not wanted is an empty tensor. None of them has a gradient: see
+        :func:`tandem_count`.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape, device, mode, threshold, leak or T that does not fit.
+        ValueError: a shape, device, mode or T that does not fit.
     """
     op = "integrate_and_fire"
     checks.check_floating(op, "current", current)
     checks.check_time_steps(op, time_steps)
-    checks.check_neuron(op, threshold, leak)
+    check_neuron(op, neuron)
     if mode not in _MODES:
         raise ValueError(f"{op}: mode must be one of {', '.join(_MODES)}, got {mode!r}")
     series = mode == "series"
@@ -70,19 +69,19 @@ def integrate_and_fire(
         checks.check_like(op, "scale", scale, current, "current", neurons[1:2])
     if bias is not None:
         checks.check_like(op, "bias", bias, current, "current", neurons[1:2])
-    if potential is not None:
-        checks.check_like(op, "potential", potential, current, "current", neurons)
+    if state is not None:
+        checks.check_like(op, "state", state, current, "current", (neuron.states, *neurons))
     return torch.ops.tandem_cuda.integrate_and_fire(
         current.detach(),
         None if scale is None else scale.detach(),
         None if bias is None else bias.detach(),
-        None if potential is None else potential.detach(),
+        None if state is None else state.detach(),
         time_steps,
         _MODES.index(mode),
-        threshold,
-        leak,
+        neuron.kind,
+        neuron.parameters,
         want_sum,
-        want_potential,
+        want_state,
     )
 
 
@@ -91,18 +90,19 @@ def _(
     current: Tensor,
     scale: Tensor | None,
     bias: Tensor | None,
-    potential: Tensor | None,
+    state: Tensor | None,
     time_steps: int,
     mode: int,
-    threshold: float,
-    leak: float,
+    neuron: int,
+    parameters: list[float],
     want_sum: bool,
-    want_potential: bool,
+    want_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     neurons = list(current.shape[1:] if _MODES[mode] == "series" else current.shape)
     bits = layout.empty_channels_last(current, [checks.planes_for(time_steps), *neurons], torch.uint8, 2)
     total = layout.empty_channels_last(current, neurons if want_sum else [0], current.dtype, 1 if want_sum else 0)
+    states = models.STATES[neuron]
     final = layout.empty_channels_last(
-        current, neurons if want_potential else [0], current.dtype, 1 if want_potential else 0
+        current, [states, *neurons] if want_state else [0], current.dtype, 2 if want_state else 0
     )
     return bits, total, final

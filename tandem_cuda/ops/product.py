@@ -1,4 +1,4 @@
-"""What the products of spikes and weights share: checks of the weights, and what their gradients need."""
+"""What the products of spikes and weights check, whatever their weights connect and whether neurons follow."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .geometry import Geometry, check_fit, check_geometry
 from .pack_weight import check_packed
-from .spike_count import spike_count
 
 ENGINES = ("auto", "event", "dense")
-
-# bits (where there is no count), count, weight, scale
-Saved = tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]
 
 
 def check_product(op: str, bits: Any, weight: Any, engine: Any) -> None:
@@ -79,7 +76,7 @@ def _float32_terms() -> int:
 
 
 def check_operand(op: str, argument: str, value: Any, weight: Tensor, expected: Sequence[int]) -> None:
-    """Check a count, scale, bias or potential."""
+    """Check a count, scale, bias or state."""
     if weight.dtype not in checks.NARROW:
         checks.check_like(op, argument, value, weight, "weight", expected)
         return
@@ -91,31 +88,54 @@ def check_operand(op: str, argument: str, value: Any, weight: Tensor, expected: 
     checks.check_shape(op, argument, value, expected)
 
 
-def save_product(ctx: Any, bits: Tensor, count: Tensor | None, weight: Tensor, scale: Tensor | None) -> None:
-    """Keep what the gradient of a product needs: the counts where there are any (they do not grow with T)."""
-    ctx.save_for_backward(None if count is not None else bits, count, weight, scale)
-    ctx.set_materialize_grads(False)
+def check_conv2d(
+    op: str,
+    bits: Any,
+    count: Any,
+    weight: Any,
+    packed: Any,
+    scale: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    engine: Any,
+) -> Geometry:
+    """Check a convolutional product's arguments; return stride, padding and dilation as pairs."""
+    check_product(op, bits, weight, engine)
+    if bits.dim() != 5:
+        raise ValueError(f"{op}: bits must be [P, N, C, H, W], got {list(bits.shape)}")
+    if weight.dim() != 4:
+        raise ValueError(f"{op}: weight must be [O, C/groups, kH, kW], got {list(weight.shape)}")
+    channels = bits.shape[2]
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"{op}: groups must be an int, got {type(groups).__name__}")
+    if groups < 1 or channels % groups or weight.shape[0] % groups:
+        raise ValueError(
+            f"{op}: groups must divide the input channels ({channels}) and the output channels ({weight.shape[0]}), "
+            f"got {groups}"
+        )
+    if weight.shape[1] != channels // groups:
+        raise ValueError(
+            f"{op}: weight must be [O, {channels // groups}, kH, kW] for {channels} input channels in {groups} groups, "
+            f"got {list(weight.shape)}"
+        )
+    if 0 in weight.shape:
+        raise ValueError(f"{op}: weight must have no empty dimension, got {list(weight.shape)}")
+    check_operands(op, bits, count, weight, packed, scale, bias, groups)
+    geometry = check_geometry(op, stride, padding, dilation)
+    check_fit(op, bits, weight, *geometry)
+    return geometry
 
 
-def saved_values(saved: Saved, dtype: torch.dtype) -> Tensor:
-    """The counts that entered a product."""
-    bits, count, _, _ = saved
-    if count is not None:
-        return count
-    assert bits is not None
-    return spike_count(bits, dtype)
-
-
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
-def needed_gradients(ctx: Any) -> tuple[bool, bool, bool]:
-    """Whether count, weight and bias of (bits, count, weight, packed, scale, bias, ...) need theirs."""
-    needs = ctx.needs_input_grad
-    return needs[1], needs[2], needs[5]
-
-
-def product_gradients(gradients: Gradients, others: int) -> tuple[Tensor | None, ...]:
-    """Those of count, weight and bias in their places, with ``others`` arguments behind them."""
-    count, weight, bias = gradients
-    return None, count, weight, None, None, bias, *[None] * others
+def check_linear(op: str, bits: Any, count: Any, weight: Any, packed: Any, scale: Any, bias: Any, engine: Any) -> None:
+    """Check a linear product's arguments."""
+    check_product(op, bits, weight, engine)
+    if bits.dim() < 3:
+        raise ValueError(f"{op}: bits must be [P, N, ..., F], got {list(bits.shape)}")
+    if weight.dim() != 2 or 0 in weight.shape or weight.shape[1] != bits.shape[-1]:
+        raise ValueError(
+            f"{op}: weight must be [O, {bits.shape[-1]}] for bits of shape {list(bits.shape)}, got {list(weight.shape)}"
+        )
+    check_operands(op, bits, count, weight, packed, scale, bias, 1)

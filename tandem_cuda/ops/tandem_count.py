@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lif_rate import lif_rate_derivative
+from .. import neuron as models
+from ..neuron import IF, Neuron, check_neuron
 from . import checks
 from .gradient import register_gradient
 from .spike_count import empty_count
@@ -18,24 +19,22 @@ def tandem_count(
     bits: Tensor,
     pre_activation: Tensor,
     time_steps: int,
-    threshold: float = 1.0,
-    leak: float = 1.0,
+    neuron: Neuron = IF(),
     upper: float = math.inf,
 ) -> Tensor:
     """Spike counts that carry the gradient of the ANN's activation (Wu et al. 2021, section III-C).
 
-    Forward: the actual counts, :func:`spike_count` of ``bits``. Backward, with v = ``pre_activation``::
+    Forward: the actual counts, :func:`spike_count` of ``bits``. Backward, with v = ``pre_activation``: the derivative
+    of ``neuron.activation(v, T)``, the ANN's activation, where v <= upper, else 0. For IF neurons that is::
 
-        dc/dv = 1 / threshold  where 0 < v <= upper, else 0            (leak = 1: the ANN's relu(v) / threshold)
-        dc/dv = lif_rate_derivative(v, T, threshold, leak)             (leak < 1: the soft LIF rate; 0 above upper)
+        dc/dv = 1 / threshold  where 0 < v <= upper, else 0            (the ANN's relu(v) / threshold)
 
     Args:
         bits: uint8 [P, N, ...].
         pre_activation: float32 or float64 [N, ...]: the current summed over all time steps; any value proportional to
-            it will do, if ``threshold`` and ``upper`` are scaled alike (leak = 1).
+            it will do, if ``neuron.scaled`` and ``upper`` are in its units.
         time_steps: T.
-        threshold: firing threshold, positive.
-        leak: in (0, 1].
+        neuron: IF(...) or LIF(...); ``clip`` and ``amplitude`` do not matter here.
         upper: no gradient where v exceeds it (nor where v is NaN); inf, the default, excludes nothing.
 
     Returns:
@@ -43,7 +42,7 @@ def tandem_count(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape, device, threshold, leak, T or upper that does not fit.
+        ValueError: a shape, device, T or upper that does not fit.
         RuntimeError: on the CPU, bits past T. On a CUDA device they do not count.
     """
     op = "tandem_count"
@@ -51,30 +50,33 @@ def tandem_count(
     checks.check_floating(op, "pre_activation", pre_activation)
     checks.check_same_device(op, "pre_activation", pre_activation, bits, "bits")
     checks.check_shape(op, "pre_activation", pre_activation, bits.shape[1:])
-    checks.check_neuron(op, threshold, leak)
+    check_neuron(op, neuron)
     checks.check_number(op, "upper", upper)
     if not upper > 0:
         raise ValueError(f"{op}: upper must be positive, got {upper}")
-    return torch.ops.tandem_cuda.tandem_count(bits, pre_activation, time_steps, threshold, leak, upper)
+    return torch.ops.tandem_cuda.tandem_count(bits, pre_activation, time_steps, neuron.kind, neuron.parameters, upper)
 
 
 @torch.library.register_fake("tandem_cuda::tandem_count")
-def _(bits: Tensor, pre_activation: Tensor, time_steps: int, threshold: float, leak: float, upper: float) -> Tensor:
+def _(
+    bits: Tensor, pre_activation: Tensor, time_steps: int, neuron: int, parameters: list[float], upper: float
+) -> Tensor:
     return empty_count(bits, pre_activation.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, pre_activation, ctx.time_steps, ctx.threshold, ctx.leak, ctx.upper = inputs
+    _, pre_activation, ctx.time_steps, kind, parameters, ctx.upper = inputs
+    ctx.neuron = models.of_parameters(kind, parameters)
     ctx.save_for_backward(pre_activation)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (v,) = ctx.saved_tensors
-    if ctx.leak == 1:
-        grad = torch.ops.tandem_cuda.tandem_count_backward(grad, v, ctx.threshold, ctx.upper)
+    threshold = ctx.neuron.relu_threshold
+    if threshold is not None:
+        grad = torch.ops.tandem_cuda.tandem_count_backward(grad, v, threshold, ctx.upper)
     else:
-        slope = lif_rate_derivative(v, ctx.time_steps, ctx.threshold, ctx.leak)
-        grad = torch.where(v <= ctx.upper, grad * slope, 0.0)
+        grad = torch.where(v <= ctx.upper, grad * ctx.neuron.slope(v, ctx.time_steps), 0.0)
     return None, grad, None, None, None, None
 
 

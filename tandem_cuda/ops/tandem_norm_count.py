@@ -28,7 +28,7 @@ def tandem_norm_count(
 ) -> Tensor:
     """Spike counts that carry the gradient of the ANN's activation of a batch-normalised product.
 
-    Forward: the actual counts, :func:`spike_count` of ``bits``. Backward: as :func:`tandem_count` (leak = 1) of
+    Forward: the actual counts, :func:`spike_count` of ``bits``. Backward: as :func:`tandem_count` with IF neurons of
     v = gamma * (product - mean) / sqrt(var + eps) + beta, led on through batch norm (Ioffe and Szegedy 2015, section
     3). Nothing but ``product`` is kept for it: v and the gate are computed anew, and never stored.
 
@@ -66,7 +66,7 @@ def tandem_norm_count(
     checks.check_number(op, "eps", eps)
     if not eps >= 0:
         raise ValueError(f"{op}: eps must not be negative, got {eps}")
-    checks.check_neuron(op, threshold, 1.0)
+    checks.check_positive(op, "threshold", threshold)
     checks.check_number(op, "upper", upper)
     if not upper > 0:
         raise ValueError(f"{op}: upper must be positive, got {upper}")

@@ -1,0 +1,182 @@
+"""What a neuron model is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+"""The state variables of a model, each [N, ...]; operators take and return them as one tensor [S, N, ...]."""
+
+Self = TypeVar("Self", bound="Neuron")
+
+
+class NirForm(NamedTuple):
+    """How NIR (Neuromorphic Intermediate Representation) describes neurons in continuous time."""
+
+    node: str
+    """The class of the node, "IF" or "LIF"."""
+    values: dict[str, float]
+    """Its parameters, the same for all neurons."""
+    metadata: dict[str, Any]
+
+
+class Neuron:
+    """A neuron model: a frozen dataclass that says how neurons spike and what their ANN twin computes.
+
+    The compiled library has the same step in ``csrc/neuron``. A model's parameters cross the operator boundary as a
+    vector of floats, in the order of ``PARAMETERS``; the potential they are measured in is that of the threshold.
+    """
+
+    KINDS: ClassVar[dict[int, int]]
+    """The numbers of the model in the compiled library, with the number of state variables of each."""
+    PARAMETERS: ClassVar[tuple[str, ...]]
+    """The fields that the compiled library takes."""
+    SETTINGS: ClassVar[tuple[str, ...]]
+    """What frozen files hold: fields and properties with float values."""
+
+    threshold: float
+    clip: bool
+    amplitude: float
+
+    # -- across the operator boundary
+
+    @property
+    def kind(self) -> int:
+        """The number of the model in the compiled library."""
+        return next(iter(self.KINDS))
+
+    @property
+    def parameters(self) -> list[float]:
+        """What the compiled library takes."""
+        return [getattr(self, name) for name in self.PARAMETERS]
+
+    @classmethod
+    def of_parameters(cls: type[Self], parameters: Sequence[float]) -> Self:
+        """The neuron with these ``parameters``."""
+        return cls(**dict(zip(cls.PARAMETERS, parameters, strict=True)))
+
+    @property
+    def states(self) -> int:
+        """Number S of state variables. The first one is the membrane potential before its reset."""
+        return self.KINDS[self.kind]
+
+    # -- the spiking neuron
+
+    def rest(self, like: Tensor) -> State:
+        """The state before the first time step, for neurons [N, ...] with currents like these."""
+        return (torch.zeros_like(like),)
+
+    def step(self, state: State, x: Tensor) -> tuple[Tensor, State]:
+        """One time step with the current x [N, ...]: spikes of 0 and 1 in the dtype of x, and the new state.
+
+        The order of the operations is part of the contract: it makes every path round alike.
+        """
+        raise NotImplementedError
+
+    # -- its ANN twin
+
+    @property
+    def saturation(self) -> float:
+        """The constant current from which on the spike count grows no further."""
+        return self.threshold
+
+    @property
+    def relu_threshold(self) -> float | None:
+        """The threshold, where the activation is relu(v) / threshold; None where it is not.
+
+        Such a gradient has kernels of its own.
+        """
+        return None
+
+    def upper(self, steps: int, scale: float = 1.0) -> float:
+        """The pre-activation, times ``scale``, above which there is no gradient."""
+        return self.saturation * steps * scale if self.clip else math.inf
+
+    def activation(self, v: Tensor, steps: int) -> Tensor:
+        """The spike count that the ANN expects for the pre-activation v, the current summed over T = ``steps``."""
+        raise NotImplementedError
+
+    def slope(self, v: Tensor, steps: int) -> Tensor:
+        """The derivative of ``activation`` with respect to v."""
+        raise NotImplementedError
+
+    def scaled(self: Self, factor: float) -> Self:
+        """The same neuron where potentials and currents are measured in other units."""
+        return replace(self, threshold=self.threshold * factor)  # type: ignore[type-var]  # every model is a dataclass
+
+    def calibrated(self, threshold: float) -> Neuron:
+        """The neuron whose amplitude * count approximates relu(v), with that threshold.
+
+        ValueError where the model has none.
+        """
+        raise ValueError(f"neuron must be IF(...) with calibrate (a leak bends the rate), got {self}")
+
+    # -- in files
+
+    def settings(self) -> dict[str, float]:
+        """What of_settings makes the same neuron from; in JSON. ``clip`` is for training alone."""
+        return {name: float(getattr(self, name)) for name in self.SETTINGS}
+
+    @classmethod
+    def of_settings(cls, name: str, settings: dict[str, Any]) -> Neuron | None:
+        """The neuron with these settings; None where they are those of another model."""
+        raise NotImplementedError
+
+    def scales(self) -> dict[str, float]:
+        """The settings that potentials are multiplied by or compared with."""
+        return self.settings()
+
+    def to_nir(self, dt: float) -> NirForm:
+        """In continuous time, a time step being ``dt`` long."""
+        raise NotImplementedError
+
+    @classmethod
+    def of_nir(cls, form: NirForm, dt: float) -> tuple[Neuron, float] | None:
+        """The neuron, and what its input is multiplied by; None where the node is that of another model.
+
+        ValueError where the model has no such neurons.
+        """
+        raise NotImplementedError
+
+
+def check_number(name: str, argument: str, value: Any) -> None:
+    """TypeError unless a parameter is a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: {argument} must be a number, got {type(value).__name__}")
+
+
+def check_positive(name: str, argument: str, value: Any) -> None:
+    """TypeError or ValueError unless a parameter is a positive and finite number."""
+    check_number(name, argument, value)
+    if not 0 < value < math.inf:  # a comparison, which torch.compile traces with numbers that it does not know
+        raise ValueError(f"{name}: {argument} must be positive and finite, got {value}")
+
+
+def store_floats(neuron: Neuron, *names: str) -> None:
+    """Floats for the ints among its fields: torch takes no int beyond 64 bits, where it takes the float."""
+    for name in names:
+        object.__setattr__(neuron, name, float(getattr(neuron, name)))  # past the dataclass's own lock
+
+
+def nir_gain(gain: float) -> float:
+    """What the input of a NIR node is multiplied by in a time step, exactly 1 where rounding alone keeps it from it."""
+    if not (gain != 0 and math.isfinite(gain)):
+        raise ValueError(f"r * dt, or r * dt / tau, must be finite and not zero, got {gain}")
+    return 1.0 if math.isclose(gain, 1, rel_tol=1e-9) else gain
+
+
+def check_nir_reset(values: dict[str, float], leak: float) -> None:
+    """ValueError unless a NIR node's reset, which the next step's leak acts on, subtracts the threshold."""
+    threshold = values["v_threshold"]
+    reset = threshold * (1 - 1 / leak)
+    if not math.isclose(values["v_reset"], reset, rel_tol=1e-6, abs_tol=1e-9 * threshold):
+        raise ValueError(
+            f"v_reset must be v_threshold * (1 - 1 / leak) = {reset:.6g}, so that the reset subtracts the threshold, "
+            f"got {values['v_reset']:.6g}"
+        )
