@@ -124,11 +124,11 @@ def _gradients(ctx: Any, grad: Tensor | None) -> Gradients:
     """Gradients of scale * (weight * count) + bias, where needed."""
     if grad is None:
         return None, None, None
-    needs = ctx.needs_input_grad
+    needs, saved = ctx.needs_input_grad, ctx.saved_tensors  # which checkpointing lets be read once
     needed = needs[1], needs[2], needs[5]
-    if ctx.saved_tensors[2].dim() == 2:
-        return _linear_gradients(grad, ctx.saved_tensors, needed)
-    return _conv2d_gradients(grad, ctx.saved_tensors, needed, ctx.convolution)
+    if saved[2].dim() == 2:
+        return _linear_gradients(grad, saved, needed)
+    return _conv2d_gradients(grad, saved, needed, ctx.convolution)
 
 
 @autocast.without_autocast
