@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .base import Neuron
+from .base import Neuron, stacked
 from .if_ import IF
 from .lif import LIF
 
@@ -48,4 +48,15 @@ def check_neuron(name: str, neuron: Any) -> None:
         raise TypeError(f"{name}: neuron must be {models}, got {type(neuron).__name__}")
 
 
-__all__ = ["IF", "KINDS", "LIF", "MODELS", "STATES", "Neuron", "check_neuron", "of_parameters", "of_settings"]
+__all__ = [
+    "IF",
+    "KINDS",
+    "LIF",
+    "MODELS",
+    "STATES",
+    "Neuron",
+    "check_neuron",
+    "of_parameters",
+    "of_settings",
+    "stacked",
+]

@@ -145,6 +145,11 @@ class Neuron:
         raise NotImplementedError
 
 
+def stacked(variables: Sequence[Tensor]) -> Tensor:
+    """State variables [N, ...] as operators take them, [S, N, ...]; a single one without a copy."""
+    return variables[0].unsqueeze(0) if len(variables) == 1 else torch.stack([*variables])
+
+
 def check_number(name: str, argument: str, value: Any) -> None:
     """TypeError unless a parameter is a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

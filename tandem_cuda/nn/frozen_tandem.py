@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from .. import ops
-from ..neuron import Neuron, of_settings
+from ..neuron import Neuron, of_settings, stacked
 from ..spike_train import SpikeTrain
 from .add import TandemAdd
 from .conv import ConvolutionLayer, TandemConv1d, TandemConv2d, TandemConvTranspose2d
@@ -118,14 +118,14 @@ class FrozenTandem(FrozenLayer):
             weight, scale = self.layer._kernel_weight(), self.scale
             if x.amplitude != 1:
                 scale = spike_scale(weight, x.amplitude) if scale is None else scale * x.amplitude
-            bits, _, carried_state = self.layer._spiking_product(
+            bits, _, neurons = self.layer._spiking_product(
                 x,
                 SpikingWeights(weight, self.packed, scale, bias),
                 want_sum=False,
-                state=None if state is None else state[0],
+                state=None if state is None else stacked(state),
                 want_state=not span.ends,
             )
-            carried = (carried_state,)
+            carried = neurons.unbind(0)
         else:
             raise TypeError(f"{self.kind}: input must be a SpikeTrain, got {type(x).__name__}")
         neuron, dtype = self.layer.neuron, self.layer.weight.dtype
@@ -138,15 +138,16 @@ class FrozenTandem(FrozenLayer):
         layer = self.layer
         if state is None:
             current = layer._encoded_current(x, bias, self.scale is not None)
-            mode, neurons, constant = x.mode, None, x.mode == "constant"
+            mode, before, constant = x.mode, None, x.mode == "constant"
         else:  # in which the input is
-            (current, neurons), mode, constant = state, "constant", True
+            (current, *variables), mode, constant = state, "constant", True
+            before = stacked(variables)
         scale, step_bias = encoded_drive(self.scale, bias, constant)
         bits, _, neurons = ops.integrate_and_fire(
             current,
             span.now,
             step_bias,
-            neurons,
+            before,
             scale=scale,
             mode=mode,
             neuron=layer.neuron,
@@ -157,7 +158,7 @@ class FrozenTandem(FrozenLayer):
             current = torch.zeros_like(current)
             if bias is not None and self.scale is None:  # with a scale, the bias is added behind it
                 current = current + layer._per_channel(bias)
-        return bits, (current, neurons)
+        return bits, (current, *neurons.unbind(0))
 
     def pack(self) -> None:
         """Arrange the weights for the kernels of their device."""
@@ -276,9 +277,10 @@ class FrozenAdd(FrozenLayer):
         join = self.join
         join._check_inputs(inputs)
         pairs = list(zip(join.branches, inputs, strict=True))
-        bits, carried = join._spikes(pairs, span.total, None if state is None else state[0], not span.ends)
+        before = None if state is None else stacked(state)
+        bits, carried = join._spikes(pairs, span.total, before, not span.ends)
         train = SpikeTrain._of(bits, span.now, dtype=join._dtype(inputs), amplitude=join.neuron.amplitude)
-        return train, None if span.ends else (carried,)
+        return train, None if span.ends else carried.unbind(0)
 
 
 def _output(layer: Any, x: Value) -> Value:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..neuron import IF
+from ..neuron import IF, stacked
 from ..ops import checks
 from ..ops.max_pool_spikes import windows_along as _outputs
 from ..ops.product import ENGINES
@@ -537,9 +537,11 @@ class FrozenPool(FrozenLayer):
             return x._replaced(bits=_any_spikes(self.pool, x)), None
         if isinstance(self.pool, SpikingMaxPool2d) and span.total >= 2**31:  # which its counts could not hold
             raise ValueError(f"{self.kind}: time_steps must be below 2^31, got {span.total}")
-        bits, carried = self.pool._spikes(x, None if state is None else state[0], not span.ends)
+        averages = isinstance(self.pool, _SpikingAverage)
+        before = None if state is None else stacked(state) if averages else state[0]
+        bits, carried = self.pool._spikes(x, before, not span.ends)
         train = x._replaced(bits=bits, amplitude=x.amplitude * getattr(self.pool, "amplitude", 1.0))
-        return train, None if span.ends else (carried,)
+        return train, None if span.ends else carried.unbind(0) if averages else (carried,)
 
 
 def _any_spikes(pool: Any, x: SpikeTrain) -> Tensor:
