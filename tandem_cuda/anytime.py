@@ -14,7 +14,7 @@ from .activity import branches_of, fan_out
 from .nn.encode import FrozenDecode
 from .nn.frozen import FrozenLinear
 from .nn.frozen_plain import is_convolution, moves
-from .nn.layer import TandemLayer
+from .nn.tandem import TandemLayer
 from .ops import checks
 from .spike_train import SpikeTrain
 

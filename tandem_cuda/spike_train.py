@@ -71,7 +71,7 @@ class SpikeTrain:
         self._dtype = count.dtype if isinstance(count, Tensor) else dtype or torch.get_default_dtype()
 
     @classmethod
-    def _of(
+    def unchecked(
         cls,
         bits: Any,
         time_steps: int,
@@ -102,7 +102,7 @@ class SpikeTrain:
         if dtype is None:
             dtype = spikes.dtype if spikes.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
         checks.check_dtype("SpikeTrain", "dtype", dtype)
-        return cls._of(bits, spikes.shape[0], dtype=dtype)
+        return cls.unchecked(bits, spikes.shape[0], dtype=dtype)
 
     @classmethod
     def from_events(
@@ -149,7 +149,7 @@ class SpikeTrain:
         """
         dtype = dtype or torch.get_default_dtype()
         checks.check_dtype("SpikeTrain", "dtype", dtype)
-        return cls._of(event_planes(t, x, y, p, time_steps, size, window, downsample), time_steps, dtype=dtype)
+        return cls.unchecked(event_planes(t, x, y, p, time_steps, size, window, downsample), time_steps, dtype=dtype)
 
     @staticmethod
     def cat(trains: Sequence[SpikeTrain]) -> SpikeTrain:
@@ -210,10 +210,10 @@ class SpikeTrain:
             TypeError: no such field, or a value of the wrong type.
             ValueError: values that do not fit each other, as in the constructor.
         """
-        new = self._replaced(**changes)
+        new = self.replace_unchecked(**changes)
         return SpikeTrain(new.bits, new.time_steps, new.carried_count, new.dtype, amplitude=new.amplitude)
 
-    def _replaced(self, **changes: Any) -> SpikeTrain:
+    def replace_unchecked(self, **changes: Any) -> SpikeTrain:
         """As ``replace``, without checks of the values: for what the library itself has made."""
         fields = {"bits": self.bits, "time_steps": self.time_steps, "dtype": self._dtype, "amplitude": self.amplitude}
         unknown = changes.keys() - fields.keys() - {"count"}
@@ -224,7 +224,7 @@ class SpikeTrain:
             )
         if self._count is not None and not changes.keys() & {"bits", "time_steps", "count"}:
             changes["count"] = self._count if "dtype" not in changes else self._count.to(changes["dtype"])
-        return SpikeTrain._of(**(fields | changes))
+        return SpikeTrain.unchecked(**(fields | changes))
 
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> SpikeTrain:
         """Flatten dimensions of [N, ...], as ``torch.flatten`` does; time and batch stay apart.
@@ -241,7 +241,7 @@ class SpikeTrain:
         if start == 0:
             raise ValueError(f"SpikeTrain.flatten: start_dim must leave the batch dimension alone, got {start_dim}")
         count = None if self._count is None else self._count.flatten(start, end)
-        return self._replaced(bits=self.bits.flatten(start + 1, end + 1), count=count)
+        return self.replace_unchecked(bits=self.bits.flatten(start + 1, end + 1), count=count)
 
     def rearranged(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
         """The train of other neurons, chosen and placed by ``f``; the gradient of their counts follows.
@@ -251,7 +251,7 @@ class SpikeTrain:
                 nothing but move, copy, drop or zero elements.
         """
         count = None if self._count is None else f(self._count.unsqueeze(0)).squeeze(0)
-        return self._replaced(bits=f(self.bits), count=count)
+        return self.replace_unchecked(bits=f(self.bits), count=count)
 
     def window(self, start: int, stop: int) -> SpikeTrain:
         """The spikes of time steps start+1 to stop, as a train of stop - start steps; its count has no gradient.
@@ -275,22 +275,22 @@ class SpikeTrain:
             bits[: len(following)] |= following << (8 - shift)
         if steps % 8:
             bits[-1] &= (1 << steps % 8) - 1
-        return self._replaced(bits=bits, time_steps=steps)
+        return self.replace_unchecked(bits=bits, time_steps=steps)
 
     def to(self, *args: Any, **kwargs: Any) -> SpikeTrain:
         """Move to a device and/or cast ``count``; arguments of ``Tensor.to``. The spikes stay uint8."""
         count = self.count.to(*args, **kwargs)
-        return self._replaced(bits=self.bits.to(count.device), count=count)
+        return self.replace_unchecked(bits=self.bits.to(count.device), count=count)
 
     def pin_memory(self) -> SpikeTrain:
         """A copy in page-locked memory; ``DataLoader(pin_memory=True)`` calls it."""
         count = None if self._count is None else self._count.pin_memory()
-        return self._replaced(bits=self.bits.pin_memory(), count=count)
+        return self.replace_unchecked(bits=self.bits.pin_memory(), count=count)
 
     def detach(self) -> SpikeTrain:
         """The same spikes, their count cut off from the graph."""
         count = None if self._count is None else self._count.detach()
-        return self._replaced(count=count)
+        return self.replace_unchecked(count=count)
 
     def firing_rate(self) -> Tensor:
         """Mean spikes per neuron and time step, a scalar in [0, 1] (nan for an empty train)."""
@@ -347,7 +347,7 @@ def _concatenated(op: str, trains: Sequence[SpikeTrain]) -> SpikeTrain:
     bits = torch.cat([train.bits.movedim(axis, -1) for train in trains], 1).movedim(-1, axis)
     counts = [train.carried_count for train in trains]
     carried = [count for count in counts if count is not None]
-    return first._replaced(bits=bits, count=torch.cat(carried) if len(carried) == len(counts) else None)
+    return first.replace_unchecked(bits=bits, count=torch.cat(carried) if len(carried) == len(counts) else None)
 
 
 def _collate(batch: Sequence[SpikeTrain], *, collate_fn_map: Any = None) -> SpikeTrain:
@@ -373,7 +373,7 @@ def _flatten(train: SpikeTrain) -> tuple[list[Any], _Context]:
 def _unflatten(leaves: Any, context: _Context) -> SpikeTrain:
     bits, count = leaves
     time_steps, dtype, amplitude = context
-    return SpikeTrain._of(bits, time_steps, count, dtype, amplitude=amplitude)
+    return SpikeTrain.unchecked(bits, time_steps, count, dtype, amplitude=amplitude)
 
 
 _pytree.register_pytree_node(

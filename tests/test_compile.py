@@ -11,7 +11,7 @@ import test_freeze
 import test_more_layers
 from exact import generator, planes, same
 from tandem_cuda import Decode, Encode, SpikeTrain, SpikingAdaptiveAvgPool2d, TandemConv2d, TandemLinear, freeze
-from tandem_cuda.nn.layer import TandemLayer
+from tandem_cuda.nn.tandem import TandemLayer
 
 BATCHES = (4, 8, 3)
 BATCH = {0: Dim("batch")}

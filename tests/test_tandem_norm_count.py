@@ -12,7 +12,7 @@ import tandem_cuda as tc
 from exact import FLOATS, META, SEEDS, every_path, features_last, generator, planes, same, views
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
-from tandem_cuda.nn import layer as layers
+from tandem_cuda.nn import batch_norm
 
 OP = torch.ops.tandem_cuda.tandem_norm_count_backward
 EPS = 1e-5

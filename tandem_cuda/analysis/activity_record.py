@@ -26,9 +26,10 @@ from ..nn import (
 from ..nn.encode import FrozenDecode
 from ..nn.frozen import FrozenLayer, Span
 from ..nn.frozen_tandem import FrozenAdd, FrozenTandem
-from ..nn.layer import TandemLayer, _recomputing
+from ..nn.modes import recomputing
 from ..nn.operations import branches_of, fan_out, layer_macs, reached
 from ..nn.pool import FrozenPool
+from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .activity_table import ActivityTable, LayerActivity
 
@@ -172,7 +173,7 @@ class ActivityRecord:
         frame = self._frames[-1]
         try:
             closed = any(isinstance(outer.module, _CLOSED) for outer in self._frames[:-1])
-            if not closed and output is not None and not _recomputing():
+            if not closed and output is not None and not recomputing():
                 self._on_output(frame, args, output)
         finally:
             self._frames.pop()
@@ -243,7 +244,7 @@ class ActivityRecord:
         name = getattr(func, "__name__", "").partition(".")[0]  # operators have an overload behind the point
         if name not in WEIGHTED and name not in PRODUCTS and name not in CARRYING:
             return
-        if not self._frames or any(isinstance(frame.module, _CLOSED) for frame in self._frames) or _recomputing():
+        if not self._frames or any(isinstance(frame.module, _CLOSED) for frame in self._frames) or recomputing():
             return
         frame = self._frames[-1]
         if name in CARRYING:

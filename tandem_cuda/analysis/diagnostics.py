@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import EncodedInput, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, SpikingMaxPool2d, TandemAdd
-from ..nn.layer import TandemLayer, stored
 from ..nn.modes import evaluating
+from ..nn.tandem import TandemLayer, stored
 from ..spike_train import SpikeTrain
 from .table import table
 
@@ -204,8 +204,8 @@ def _pre_activation(layer: Any, x: SpikeTrain | EncodedInput) -> Tensor:
         value = value * x.amplitude
     if not isinstance(layer, TandemLayer):  # the identity in a join
         return value
-    v = layer._dense_product(value, layer._kernel_weight(), layer.bias)
-    return v if layer.norm is None else layer._normalise(v)
+    v = layer.dense_product(value, layer.kernel_weight(), layer.bias)
+    return v if layer.norm is None else layer.normalise(v)
 
 
 def _value(x: SpikeTrain | EncodedInput) -> Tensor:
@@ -228,7 +228,7 @@ def _ann(layers: dict[str, nn.Module], found: dict[str, Tensor]) -> Iterator[Non
         amplitude = (
             x.amplitude * getattr(layer, "amplitude", 1.0) if isinstance(layer, _POOLS) else layer.neuron.amplitude
         )
-        return SpikeTrain._of(no_spikes, x.time_steps, activation, amplitude=amplitude)
+        return SpikeTrain.unchecked(no_spikes, x.time_steps, activation, amplitude=amplitude)
 
     try:
         for name, layer in layers.items():

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import TandemAdd
-from ..nn.layer import TandemLayer, _recomputing
+from ..nn.modes import recomputing
 from ..nn.operations import fan_out, layer_macs
+from ..nn.tandem import TandemLayer
 from ..ops import checks
 from ..spike_train import SpikeTrain
 
@@ -76,7 +77,7 @@ class _Penalty(ABC, Generic[_Seen]):
         self._seen = []
 
     def _on_layer(self, layer: nn.Module, inputs: Any, output: SpikeTrain) -> None:
-        if layer.training and not _recomputing():
+        if layer.training and not recomputing():
             self._seen.append(self._see(layer, inputs, output))
 
 

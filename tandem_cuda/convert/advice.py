@@ -13,7 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..nn.layer import HOOKS
+from ..nn.batch_norm import HOOKS
 from .trace import word_of
 
 CURVED = (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from ..nn.layer import TandemLayer
+from ..nn.tandem import TandemLayer
 from .advice import FUNCTION_ADVICE, NOTHING_ELSE
 from .trace import asks_for_size, kind_of
 from .values import Branch, Broken, Current, Pooled, Real, Train, is_value

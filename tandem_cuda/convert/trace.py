@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
-from ..nn.layer import stored
 from ..nn.modes import evaluating
+from ..nn.tandem import stored
 
 DROPOUTS: dict[Any, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
 

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 
 from ..convert import TandemNetwork, flattened_to
 from ..nn import Decode, Encode, SpikingMaxPool2d, TandemAdd
-from ..nn.layer import TandemLayer
 from ..nn.modes import evaluating
+from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .nir_format import NIRTorchTracer, check_dt, nir, unsupported
 from .nir_writer import IDLE, MEANS, POOLS, READ_OUTS, Export, name_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..neuron import MODELS, Neuron
 from ..neuron.base import NirForm
 from ..nn import TandemConv1d, TandemConv2d, TandemLinear
-from ..nn.layer import TandemLayer
+from ..nn.tandem import TandemLayer
 from .nir_format import nir
 
 _LARGEST = 2**31 - 1

@@ -23,7 +23,7 @@ from ..nn import (
     TandemConv1d,
     TandemConvTranspose2d,
 )
-from ..nn.layer import TandemLayer
+from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .nir_format import RESET, nir, unsupported
 
@@ -139,7 +139,7 @@ class Export:
         if isinstance(module, Decode):
             return signal._replace(value=out, kind="current")
         if isinstance(module, TandemLayer):
-            weights = self._weights(name, what, module, *module._folded(), signal, out)
+            weights = self._weights(name, what, module, *module.folded(), signal, out)
             return self._neurons(name, module.neuron, [weights], out)
         if isinstance(module, TandemAdd):
             return self._join(name, what, module, inputs, out)
@@ -183,7 +183,7 @@ class Export:
             self.problems.append(f"{what}: padding_mode must be 'zeros', got {module.padding_mode!r}")
         stride, padding, dilation = module.stride, module.padding, module.dilation
         if isinstance(module, TandemConv1d):
-            weight = module._own_weight(weight)
+            weight = module.own_weight(weight)
         elif isinstance(module, TandemConvTranspose2d):
             weight, padding = self._transposed(what, module, weight, signal)
             stride, dilation = (1, 1), (1, 1)
@@ -244,7 +244,7 @@ class Export:
         return _Signal(self._put(f"{name}_neurons", node, sources), out, "spikes", out.amplitude, shape)
 
     def _join(self, name: str, what: str, join: TandemAdd, inputs: list[_Signal], out: Any) -> _Signal:
-        folded = [branch._folded() if isinstance(branch, TandemLayer) else None for branch in join.branches]
+        folded = [branch.folded() if isinstance(branch, TandemLayer) else None for branch in join.branches]
         biases = [pair[1] for pair in folded if pair is not None and pair[1] is not None]
         total = sum(biases[1:], biases[0]) if biases else None  # summed first, as the layer does
         sources: list[str] = []
@@ -280,7 +280,7 @@ class Export:
     def _pool(self, name: str, what: str, pool: Any, signal: _Signal, out: Any) -> _Signal:
         """Neurons behind the sums or means of windows."""
         rows, columns = pool.windows(*signal.shape[1:])
-        divisors = pool._divisors(rows, columns)
+        divisors = pool.divisors(rows, columns)
         channels, shape, threshold = signal.shape[0], _shape(out), float(pool.threshold)
         part = f"{name}_windows"
         if not (rows.uniform() and columns.uniform()):

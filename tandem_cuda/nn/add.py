@@ -15,9 +15,11 @@ from ..ops.geometry import Geometry, out_size
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .conv import ConvolutionLayer
+from .coupling import coupled, needs_gradient
+from .current import per_step
 from .geometry import insert_zeros
-from .layer import TandemLayer, needs_gradient, per_step
-from .weight_cache import SpikingWeights, WeightCache
+from .tandem import TandemLayer
+from .weight_cache import SpikingWeights, WeightCache, may_keep
 
 
 class TandemAdd(nn.Module):
@@ -71,19 +73,15 @@ class TandemAdd(nn.Module):
         self._cache = WeightCache()
 
     def forward(self, *inputs: SpikeTrain) -> SpikeTrain:
-        self._check_inputs(inputs)
-        steps, neuron = inputs[0].time_steps, self.neuron
+        self.check_inputs(inputs)
+        steps = inputs[0].time_steps
         pairs = list(zip(self.branches, inputs, strict=True))
-        v = self._pre_activation(pairs)
+        v = self.pre_activation(pairs)
         with torch.no_grad():
-            bits, _ = self._spikes(pairs, steps)
-        dtype = self._dtype(inputs)
-        if v is None or not v.requires_grad:
-            return SpikeTrain._of(bits, steps, dtype=dtype, amplitude=neuron.amplitude)
-        count = ops.tandem_count(bits, v, steps, neuron, neuron.upper(steps))
-        return SpikeTrain._of(bits, steps, count, amplitude=neuron.amplitude)
+            bits, _ = self.spikes(pairs, steps)
+        return coupled(self.neuron, bits, v, steps, self.dtype_of(inputs))
 
-    def _check_inputs(self, inputs: Sequence[Any]) -> None:
+    def check_inputs(self, inputs: Sequence[Any]) -> None:
         if len(inputs) != len(self.branches):
             raise ValueError(f"TandemAdd: inputs must be {len(self.branches)}, one a branch, got {len(inputs)}")
         for x in inputs:
@@ -94,7 +92,7 @@ class TandemAdd(nn.Module):
                 f"TandemAdd: inputs must have the same number of time steps, got {[x.time_steps for x in inputs]}"
             )
 
-    def _dtype(self, inputs: Sequence[SpikeTrain]) -> torch.dtype:
+    def dtype_of(self, inputs: Sequence[SpikeTrain]) -> torch.dtype:
         for branch in self.branches:
             if isinstance(branch, TandemLayer):
                 return branch.weight.dtype
@@ -102,18 +100,18 @@ class TandemAdd(nn.Module):
 
     # -- the ANN twin, branch by branch
 
-    def _pre_activation(self, pairs: list[tuple[Any, SpikeTrain]]) -> Tensor | None:
+    def pre_activation(self, pairs: list[tuple[Any, SpikeTrain]]) -> Tensor | None:
         """The sum of the branches' v; None where nobody asks. Batch norm in training takes its statistics here."""
-        moves = any(branch._uses_batch_statistics() for branch in self._layers())
-        if not moves and not needs_gradient(*self._tensors(), *(x.carried_count for _, x in pairs)):
+        moves = any(branch.uses_batch_statistics() for branch in self._layers())
+        if not moves and not needs_gradient(*self._sources(), *(x.carried_count for _, x in pairs)):
             return None
         total: Tensor | None = None
         for branch, x in pairs:
             if not isinstance(branch, TandemLayer):
                 v = x.count if x.amplitude == 1 else x.count * x.amplitude
             else:
-                v = branch._pre_activation(x, branch._packed())
-                v = v if branch.norm is None else branch._batch_normalised(v)
+                v = branch.pre_activation(x, branch.packed())
+                v = v if branch.norm is None else branch.batch_normalised(v)
             if total is not None and total.shape != v.shape:
                 raise ValueError(f"TandemAdd: branches must agree in shape, got {list(total.shape)}, {list(v.shape)}")
             total = v if total is None else total + v
@@ -122,12 +120,12 @@ class TandemAdd(nn.Module):
     def _layers(self) -> list[TandemLayer]:
         return [branch for branch in self.branches if isinstance(branch, TandemLayer)]
 
-    def _tensors(self) -> list[Tensor]:
-        return [x for layer in self._layers() for x in layer._tensors()]
+    def _sources(self) -> list[Tensor]:
+        return [x for layer in self._layers() for x in layer.sources()]
 
     # -- the spiking twin, in one product
 
-    def _spikes(
+    def spikes(
         self,
         pairs: list[tuple[Any, SpikeTrain]],
         steps: int,
@@ -161,21 +159,18 @@ class TandemAdd(nn.Module):
             want_state=want_state,
             engine=self.engine,
         )
-        return parts[0].lowered(out), state
+        return parts[0].from_image(out), state
 
     def _kept(
         self, pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int], steps: int
     ) -> SpikingWeights:
         """The joint weights, in eval mode from the last call where nothing has changed since."""
-        layers = self._layers()
-        if self.training or torch.compiler.is_compiling() or any(layer._computes_weights() for layer in layers):
-            return _joint(pairs, parts, low, kernel, steps, self._cache)
+        layers, first = self._layers(), pairs[0][1]
         eps = [None if layer.norm is None else layer.norm.eps for layer in layers]
         sizes = [(part.bits.shape[2], part.geometry) for part in parts]
-        first = pairs[0][1]
-        settings = (steps, [x.amplitude for _, x in pairs], eps, sizes, self._dtype([first]), first.device)
+        settings = (steps, [x.amplitude for _, x in pairs], eps, sizes, self.dtype_of([first]), first.device)
         make = functools.partial(_joint, pairs, parts, low, kernel, steps, self._cache)
-        return self._cache.weights(self._tensors(), settings, make)
+        return self._cache.weights(may_keep(self, layers), self._sources(), settings, make)
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f"engine={self.engine!r}, "
@@ -195,7 +190,7 @@ class _Part(NamedTuple):
     dims: int
     """Of what the branch puts out, without the batch."""
 
-    def lowered(self, y: Tensor) -> Tensor:
+    def from_image(self, y: Tensor) -> Tensor:
         """Image [P, N, O, Ho, Wo] in the dimensions of the branch's output."""
         return y if self.dims == 3 else y.flatten(1 + self.dims)
 
@@ -209,9 +204,9 @@ def _part(branch: Any, x: SpikeTrain) -> _Part:
     dims = len(x.shape) - 1
     kernel = (1, 1)
     if isinstance(branch, ConvolutionLayer):
-        image, geometry = branch.lifted(x)
+        image, geometry = branch.as_image(x)
         bits, outputs = image.bits, branch.out_channels
-        shape = branch._kernel_weight().shape
+        shape = branch.kernel_weight().shape
         kernel = (shape[2], shape[3])
     else:
         if dims not in (1, 2, 3) or (isinstance(branch, TandemLayer) and dims != 1):
@@ -290,7 +285,7 @@ def _joint(
         if not isinstance(branch, TandemLayer):
             place[..., 0, 0] = x.amplitude * torch.eye(channels, dtype=dtype, device=first.device)
             continue
-        weight, bias = branch._folded()
+        weight, bias = branch.folded()
         weight = weight.detach() * x.amplitude
         weight = weight[..., None, None] if weight.dim() == 2 else weight
         groups = getattr(branch, "groups", 1)
@@ -300,5 +295,4 @@ def _joint(
         if bias is not None:
             total = bias.detach() if total is None else total + bias.detach()
     bias = per_step(total, steps)
-    packed = ops.pack_weight(joint, 1) if torch.compiler.is_compiling() else cache.pack(joint, 1)
-    return SpikingWeights(joint, packed, None, bias)
+    return SpikingWeights(joint, cache.pack(joint, 1), None, bias)

@@ -15,34 +15,34 @@ from ..ops.geometry import Geometry, check_fit, check_geometry
 from ..ops.layout import canonical
 from ..spike_train import SpikeTrain
 from .geometry import insert_zeros, pad
-from .layer import TandemLayer
+from .tandem import TandemLayer
 from .weight_cache import SpikingWeights
 
 Pair = int | tuple[int, int]
 
 
 class ConvolutionLayer(TandemLayer):
-    """A tandem layer whose products are convolutions of images, with ``_kernel_weight`` [O, C/groups, kH, kW]."""
+    """A tandem layer whose products are convolutions of images, with ``kernel_weight`` [O, C/groups, kH, kW]."""
 
     in_channels: int
     out_channels: int
     groups: int
 
     @abstractmethod
-    def lifted(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
+    def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
         """Images [N, C, H, W] whose convolution in that geometry is this layer's product."""
 
-    def lowered(self, y: Tensor) -> Tensor:
+    def from_image(self, y: Tensor) -> Tensor:
         """An image [..., Ho, Wo] that came out of it, in the dimensions of this layer's output."""
         return y
 
-    def _normalise(self, v: Tensor) -> Tensor:
+    def normalise(self, v: Tensor) -> Tensor:
         assert self.norm is not None
         normalised: Tensor = self.norm(v)
         return normalised
 
-    def _count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
-        x, geometry = self.lifted(x)
+    def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        x, geometry = self.as_image(x)
         v = ops.count_conv2d(
             x.bits,
             weights.weight,
@@ -54,9 +54,9 @@ class ConvolutionLayer(TandemLayer):
             count=x.carried_count,
             engine=self.engine,
         )
-        return self.lowered(v)
+        return self.from_image(v)
 
-    def _spiking_product(
+    def spiking_product(
         self,
         x: SpikeTrain,
         weights: SpikingWeights,
@@ -65,7 +65,7 @@ class ConvolutionLayer(TandemLayer):
         state: Tensor | None = None,
         want_state: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x, geometry = self.lifted(x)
+        x, geometry = self.as_image(x)
         bits, total, state = ops.spiking_conv2d(
             x.bits,
             weights.weight,
@@ -82,7 +82,7 @@ class ConvolutionLayer(TandemLayer):
             want_state=want_state,
             engine=self.engine,
         )
-        return self.lowered(bits), self.lowered(total) if want_sum else total, state
+        return self.from_image(bits), self.from_image(total) if want_sum else total, state
 
     def _check_dims(self, x: SpikeTrain | Tensor, axes: str) -> None:
         name, got = type(self).__name__, list(x.shape)
@@ -154,7 +154,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
         )
         check_geometry("TandemConv2d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation)
 
-    def _geometry(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         return _arguments(self)
 
     def _new_norm(self) -> nn.BatchNorm2d:
@@ -166,10 +166,10 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
             padding = (0, 0) if isinstance(self.padding, str) else self.padding
             check_fit("TandemConv2d", value, self.weight, self.stride, padding, self.dilation)
 
-    def _per_channel(self, x: Tensor) -> Tensor:
+    def per_channel(self, x: Tensor) -> Tensor:
         return x.view(-1, 1, 1)
 
-    def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # The format of the input is that of the result, and a single channel has both unless its strides say otherwise.
         if x.shape[1] == 1:
             if self._puts_out_one_column(x):  # which torch convolves wrongly, channels last
@@ -189,7 +189,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
         room = x.shape[-1] + 2 * padding - self.dilation[1] * (self.kernel_size[1] - 1) - 1
         return bool(stride > 1 and room < stride)
 
-    def lifted(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
+    def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
         """The image, and what padding the products cannot add themselves."""
         self._check_dims(x, "H, W")
         stride, dilation = _pair(self.stride), _pair(self.dilation)
@@ -274,16 +274,16 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         number = 0 if isinstance(padding, str) else self.padding[0]
         check_geometry("TandemConv1d", self.stride[0], number, self.dilation[0])
 
-    def _geometry(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         return _arguments(self)
 
     def _new_norm(self) -> nn.BatchNorm1d:
         return nn.BatchNorm1d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
-    def _kernel_weight(self) -> Tensor:
+    def kernel_weight(self) -> Tensor:
         return self._repeated(self.weight).unsqueeze(2)
 
-    def _own_weight(self, weight: Tensor) -> Tensor:
+    def own_weight(self, weight: Tensor) -> Tensor:
         return weight.squeeze(2)
 
     def _check_shape(self, value: Tensor) -> None:
@@ -293,13 +293,13 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
             weight = self.weight.unsqueeze(2)
             check_fit("TandemConv1d", value.unsqueeze(2), weight, (1, *self.stride), (0, padding), (1, *self.dilation))
 
-    def _per_channel(self, x: Tensor) -> Tensor:
+    def per_channel(self, x: Tensor) -> Tensor:
         return x.view(-1, 1)
 
-    def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x, canonical(self._own_weight(weight)), bias)
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, canonical(self.own_weight(weight)), bias)
 
-    def lifted(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
+    def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
         """The input as an image of height 1, and what padding the products cannot add themselves."""
         self._check_dims(x, "L")
         padding, pads, mode = 0, [0, 0], "zeros"
@@ -313,7 +313,7 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         image = x.rearranged(lambda line: pad(line.unsqueeze(3), [*pads, 0, 0], mode))
         return image, Geometry((1, self.stride[0]), (0, padding), (1, self.dilation[0]))
 
-    def lowered(self, y: Tensor) -> Tensor:
+    def from_image(self, y: Tensor) -> Tensor:
         """Without the height."""
         return y.squeeze(-2)
 
@@ -389,28 +389,28 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
         )
         check_geometry("TandemConvTranspose2d", self.stride, self.padding, self.dilation)
 
-    def _geometry(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         return {**_arguments(self), "output_padding": self.output_padding}
 
     def _new_norm(self) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
-    def _kernel_weight(self) -> Tensor:
+    def kernel_weight(self) -> Tensor:
         return self._repeated(_mirrored(self.weight, self.groups))
 
-    def _own_weight(self, weight: Tensor) -> Tensor:
+    def own_weight(self, weight: Tensor) -> Tensor:
         return _mirrored(weight, self.groups)
 
     def _check_shape(self, value: Tensor) -> None:
         self._check_dims(value, "H, W")
 
-    def _per_channel(self, x: Tensor) -> Tensor:
+    def per_channel(self, x: Tensor) -> Tensor:
         return x.view(-1, 1, 1)
 
-    def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv_transpose2d(
             x.contiguous(memory_format=torch.channels_last),
-            canonical(self._own_weight(weight)),
+            canonical(self.own_weight(weight)),
             bias,
             _pair(self.stride),
             _pair(self.padding),
@@ -419,7 +419,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
             _pair(self.dilation),
         )
 
-    def lifted(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
+    def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
         """The image with zeros between its pixels and, where the products cannot add it, around them."""
         self._check_dims(x, "H, W")
         padding = _pair(self.padding)

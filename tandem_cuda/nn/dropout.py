@@ -75,7 +75,9 @@ def _dropped(module: TandemDropout | TandemDropout2d, x: Any, shape: Any) -> Spi
     def masked(values: Tensor) -> Tensor:
         return values * mask.to(values.dtype)
 
-    return x.rearranged(masked)._replaced(amplitude=x.amplitude if module.p == 1 else x.amplitude / (1 - module.p))
+    return x.rearranged(masked).replace_unchecked(
+        amplitude=x.amplitude if module.p == 1 else x.amplitude / (1 - module.p)
+    )
 
 
 for idle in (TandemDropout, TandemDropout2d):

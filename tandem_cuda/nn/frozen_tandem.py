@@ -18,6 +18,7 @@ from ..neuron import Neuron, of_settings, stacked
 from ..spike_train import SpikeTrain
 from .add import TandemAdd
 from .conv import ConvolutionLayer, TandemConv1d, TandemConv2d, TandemConvTranspose2d
+from .current import Affine, per_step
 from .encode import EncodedInput
 from .frozen import (
     ENCODED,
@@ -38,8 +39,8 @@ from .frozen import (
     register,
     single,
 )
-from .layer import TandemLayer, encoded_drive, spike_scale
 from .linear import TandemLinear
+from .tandem import TandemLayer
 from .weight_cache import SpikingWeights
 
 
@@ -78,9 +79,8 @@ class FrozenTandem(FrozenLayer):
     @torch.no_grad()
     def of(cls, layer: TandemLayer, encoded: bool) -> FrozenTandem:
         """Keep batch norm as the gain and bias of currents, as eval mode has it."""
-        gain = None if layer.norm is None else layer._gain()
-        bias = layer.bias if gain is None else layer._folded_bias(gain)
-        weight = layer._own_weight(layer._kernel_weight())
+        gain, bias = layer.affine()
+        weight = layer.own_weight(layer.kernel_weight())
         return cls(_bare(_type(layer), _settings(layer)), weight, gain, bias, encoded)
 
     @classmethod
@@ -111,14 +111,13 @@ class FrozenTandem(FrozenLayer):
         return _output(self.layer, x)
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[SpikeTrain, State | None]:
-        bias = None if self.bias is None else self.bias / span.total
+        affine = Affine(self.scale, self.bias)
         if self.takes_encoded:
-            bits, carried = self._from_encoded(span, state, x, bias)
+            bits, carried = self._from_encoded(span, state, x, affine)
         elif isinstance(x, SpikeTrain):
-            weight, scale = self.layer._kernel_weight(), self.scale
-            if x.amplitude != 1:
-                scale = spike_scale(weight, x.amplitude) if scale is None else scale * x.amplitude
-            bits, _, neurons = self.layer._spiking_product(
+            weight = self.layer.kernel_weight()
+            scale, bias = affine.drive(weight, span.total, x.amplitude)
+            bits, _, neurons = self.layer.spiking_product(
                 x,
                 SpikingWeights(weight, self.packed, scale, bias),
                 want_sum=False,
@@ -129,20 +128,18 @@ class FrozenTandem(FrozenLayer):
         else:
             raise TypeError(f"{self.kind}: input must be a SpikeTrain, got {type(x).__name__}")
         neuron, dtype = self.layer.neuron, self.layer.weight.dtype
-        train = SpikeTrain._of(bits, span.now, dtype=dtype, amplitude=neuron.amplitude)
+        train = SpikeTrain.unchecked(bits, span.now, dtype=dtype, amplitude=neuron.amplitude)
         return train, None if span.ends else carried
 
-    def _from_encoded(
-        self, span: Span, state: State | None, x: EncodedInput, bias: Tensor | None
-    ) -> tuple[Tensor, State]:
-        layer = self.layer
+    def _from_encoded(self, span: Span, state: State | None, x: EncodedInput, affine: Affine) -> tuple[Tensor, State]:
+        layer, bias = self.layer, per_step(affine.bias, span.total)
         if state is None:
-            current = layer._encoded_current(x, bias, self.scale is not None)
+            current = layer.encoded_current(x, bias, affine.gain is not None)
             mode, before, constant = x.mode, None, x.mode == "constant"
         else:  # in which the input is
             (current, *variables), mode, constant = state, "constant", True
             before = stacked(variables)
-        scale, step_bias = encoded_drive(self.scale, bias, constant)
+        scale, step_bias = affine.encoded_drive(span.total, constant)
         bits, _, neurons = ops.integrate_and_fire(
             current,
             span.now,
@@ -156,15 +153,15 @@ class FrozenTandem(FrozenLayer):
         )
         if not constant:  # of an impulse nothing is left after the first step but the bias
             current = torch.zeros_like(current)
-            if bias is not None and self.scale is None:  # with a scale, the bias is added behind it
-                current = current + layer._per_channel(bias)
+            if bias is not None and affine.gain is None:  # with a scale, the bias is added behind it
+                current = current + layer.per_channel(bias)
         return bits, (current, *neurons.unbind(0))
 
     def pack(self) -> None:
         """Arrange the weights for the kernels of their device."""
         if self.takes_encoded:  # the product is torch's
             return
-        weight = self.layer._kernel_weight()
+        weight = self.layer.kernel_weight()
         # Of NaN the network says whose it is.
         good = weight.is_meta or bool(weight.isfinite().all())
         self.packed = ops.pack_weight(weight, getattr(self.layer, "groups", 1)) if good else None
@@ -209,8 +206,8 @@ class FrozenAdd(FrozenLayer):
                 twins.append(nn.Identity())
                 continue
             twins.append(_bare(_type(branch), _settings(branch)))
-            weight, bias = branch._folded()
-            tensors[f"{i}.weight"] = branch._own_weight(weight)
+            weight, bias = branch.folded()
+            tensors[f"{i}.weight"] = branch.own_weight(weight)
             if bias is not None:
                 tensors[f"{i}.bias"] = bias
         return cls(TandemAdd(*twins, neuron=join.neuron, engine=join.engine), tensors)
@@ -275,11 +272,11 @@ class FrozenAdd(FrozenLayer):
 
     def forward(self, span: Span, state: State | None, *inputs: SpikeTrain) -> tuple[SpikeTrain, State | None]:
         join = self.join
-        join._check_inputs(inputs)
+        join.check_inputs(inputs)
         pairs = list(zip(join.branches, inputs, strict=True))
         before = None if state is None else stacked(state)
-        bits, carried = join._spikes(pairs, span.total, before, not span.ends)
-        train = SpikeTrain._of(bits, span.now, dtype=join._dtype(inputs), amplitude=join.neuron.amplitude)
+        bits, carried = join.spikes(pairs, span.total, before, not span.ends)
+        train = SpikeTrain.unchecked(bits, span.now, dtype=join.dtype_of(inputs), amplitude=join.neuron.amplitude)
         return train, None if span.ends else carried.unbind(0)
 
 
@@ -364,7 +361,7 @@ def _type(module: nn.Module) -> type[Any]:
 
 def _settings(layer: TandemLayer) -> Settings:
     """The arguments of the layer's constructor, without bias, norm, device and dtype."""
-    return {**layer._geometry(), "neuron": layer.neuron.settings(), "engine": layer.engine}
+    return {**layer.arguments(), "neuron": layer.neuron.settings(), "engine": layer.engine}
 
 
 def _bare(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..neuron import IF, Neuron
 from ..spike_train import SpikeTrain
-from .layer import TandemLayer
+from .tandem import TandemLayer
 from .weight_cache import SpikingWeights
 
 
@@ -49,7 +49,7 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype, norm=norm, neuron=neuron, engine=engine)
 
-    def _geometry(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         return {"in_features": self.in_features, "out_features": self.out_features}
 
     def _new_norm(self) -> nn.BatchNorm1d:
@@ -59,18 +59,18 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         if value.dim() < 2 or value.shape[-1] != self.in_features:
             raise ValueError(f"TandemLinear: input must be [N, ..., {self.in_features}], got {list(value.shape)}")
 
-    def _normalise(self, v: Tensor) -> Tensor:
+    def normalise(self, v: Tensor) -> Tensor:
         assert self.norm is not None
         normalised: Tensor = self.norm(v.flatten(0, -2))
         return normalised.view(v.shape)
 
-    def _per_channel(self, x: Tensor) -> Tensor:
+    def per_channel(self, x: Tensor) -> Tensor:
         return x
 
-    def _dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
-    def _count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+    def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         return ops.count_linear(
             x.bits,
             weights.weight,
@@ -81,7 +81,7 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
             engine=self.engine,
         )
 
-    def _spiking_product(
+    def spiking_product(
         self,
         x: SpikeTrain,
         weights: SpikingWeights,

@@ -13,7 +13,7 @@ from .add import TandemAdd
 from .conv import TandemConvTranspose2d
 from .encode import EncodedInput
 from .frozen_tandem import FrozenAdd, FrozenTandem
-from .layer import TandemLayer
+from .tandem import TandemLayer
 
 
 def branches_of(layer: nn.Module) -> list[nn.Module]:
@@ -31,8 +31,8 @@ def fan_out(layer: TandemLayer, shape: torch.Size, device: torch.device) -> Tens
 
     One output channel per group stands for all.
     """
-    weight, groups = layer._kernel_weight(), getattr(layer, "groups", 1)
-    of_one = reached(lambda x, ones: layer._dense_product(x, ones, None), shape, (groups, *weight.shape[1:]), device)
+    weight, groups = layer.kernel_weight(), getattr(layer, "groups", 1)
+    of_one = reached(lambda x, ones: layer.dense_product(x, ones, None), shape, (groups, *weight.shape[1:]), device)
     return of_one * (weight.shape[0] // groups)
 
 

@@ -16,6 +16,7 @@ from ..ops import checks
 from ..ops.max_pool_spikes import windows_along as _outputs
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
+from .coupling import needs_gradient
 from .frozen import (
     SPIKES,
     FrozenLayer,
@@ -34,7 +35,6 @@ from .frozen import (
     single,
 )
 from .geometry import pad
-from .layer import needs_gradient
 
 
 class _Axis:
@@ -82,13 +82,13 @@ class _SpikingAverage(nn.Module):
         _check_image(self, x)
         steps, dtype = x.time_steps, x.dtype
         with torch.no_grad():
-            bits, _ = self._spikes(x)
+            bits, _ = self.spikes(x)
         mean = None
         if needs_gradient(x.carried_count):
             mean = super().forward(x.count) / self.threshold
         return _carrying(bits, steps, dtype, mean, x.amplitude * self.amplitude)
 
-    def _spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
+    def spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
         """Bits and the neurons' final state, starting from one that was returned before."""
         # Each size has a graph of its own: math.lcm cannot be traced with a size that torch.compile leaves open.
         height, width = (len(range(s)) if torch.compiler.is_compiling() else s for s in x.shape[2:])
@@ -114,7 +114,7 @@ class _SpikingAverage(nn.Module):
             groups=channels,
             state=state,
             time_steps=x.time_steps,
-            neuron=IF(self.threshold * self._divisors(rows, columns)[0]),
+            neuron=IF(self.threshold * self.divisors(rows, columns)[0]),
             want_sum=False,
             want_state=want_state,
             engine=self.engine,
@@ -125,7 +125,7 @@ class _SpikingAverage(nn.Module):
         self, x: SpikeTrain, rows: _Axis, columns: _Axis, state: Tensor | None, want_state: bool
     ) -> tuple[Tensor, Tensor]:
         """A linear map of each channel's image, as a matrix."""
-        divisors = self._divisors(rows, columns)
+        divisors = self.divisors(rows, columns)
         common = math.lcm(*divisors)
         covers = torch.einsum("iy,jx->ijyx", rows.membership().to(x.dtype), columns.membership().to(x.dtype))
         shares = torch.tensor([common // d for d in divisors], dtype=x.dtype)
@@ -142,7 +142,7 @@ class _SpikingAverage(nn.Module):
         )
         return pooled.reshape(*pooled.shape[:3], len(rows.starts), len(columns.starts)), state
 
-    def _divisors(self, rows: _Axis, columns: _Axis) -> list[int]:
+    def divisors(self, rows: _Axis, columns: _Axis) -> list[int]:
         """Of all windows, in order."""
         override = getattr(self, "divisor_override", None)
         return [override or r * c for r in rows.divisors for c in columns.divisors]
@@ -319,7 +319,9 @@ class SpikeWindows(nn.Module):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         _check_image(self, x)
-        return x.rearranged(self._side_by_side)._replaced(amplitude=x.amplitude / (self.divisor_override or self.size))
+        return x.rearranged(self._side_by_side).replace_unchecked(
+            amplitude=x.amplitude / (self.divisor_override or self.size)
+        )
 
     def _side_by_side(self, image: Tensor) -> Tensor:
         (top, left), settings = self.padding, zip(self.kernel_size, self.stride, self.padding, strict=True)
@@ -385,13 +387,13 @@ class SpikingMaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
         _check_image(self, x)
-        bits, _ = self._spikes(x)
+        bits, _ = self.spikes(x)
         # With gradients the ANN's pooling of the counts, which has the same values, but for a window that lies in the
         # padding as a whole.
         largest = super().forward(x.count).clamp(min=0) if needs_gradient(x.carried_count) else None
         return _carrying(bits, x.time_steps, x.dtype, largest, x.amplitude)
 
-    def _spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
+    def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
         """Bits and the inputs' final counts, starting from those that were returned before."""
         pooling = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
         return ops.max_pool_spikes(x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count)
@@ -408,9 +410,9 @@ def _check_image(module: nn.Module, x: Any) -> None:
 def _carrying(bits: Tensor, steps: int, dtype: torch.dtype, ann: Tensor | None, amplitude: float) -> SpikeTrain:
     """The train whose count has the value of the spikes and the gradient of the ANN's activation."""
     if ann is None:
-        return SpikeTrain._of(bits, steps, dtype=dtype, amplitude=amplitude)
+        return SpikeTrain.unchecked(bits, steps, dtype=dtype, amplitude=amplitude)
     count = ops.spike_count(bits, dtype) + (ann - ann.detach())
-    return SpikeTrain._of(bits, steps, count, amplitude=amplitude)
+    return SpikeTrain.unchecked(bits, steps, count, amplitude=amplitude)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -534,13 +536,13 @@ class FrozenPool(FrozenLayer):
             return self.pool(x), None
         _check_image(self.pool, x)
         if self.gate == "any":
-            return x._replaced(bits=_any_spikes(self.pool, x)), None
+            return x.replace_unchecked(bits=_any_spikes(self.pool, x)), None
         if isinstance(self.pool, SpikingMaxPool2d) and span.total >= 2**31:  # which its counts could not hold
             raise ValueError(f"{self.kind}: time_steps must be below 2^31, got {span.total}")
         averages = isinstance(self.pool, _SpikingAverage)
         before = None if state is None else stacked(state) if averages else state[0]
-        bits, carried = self.pool._spikes(x, before, not span.ends)
-        train = x._replaced(bits=bits, amplitude=x.amplitude * getattr(self.pool, "amplitude", 1.0))
+        bits, carried = self.pool.spikes(x, before, not span.ends)
+        train = x.replace_unchecked(bits=bits, amplitude=x.amplitude * getattr(self.pool, "amplitude", 1.0))
         return train, None if span.ends else carried.unbind(0) if averages else (carried,)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .. import _C, ops
 from ..ops.pack_weight import can_hold
@@ -41,6 +42,8 @@ class WeightCache:
 
     def pack(self, weight: Tensor, groups: int) -> Tensor:
         """Pack weights, into the memory of the last call where it fits: large fresh memory costs more than packing."""
+        if torch.compiler.is_compiling():  # compiled code has no memory of its own
+            return ops.pack_weight(weight, groups)
         self._packed = self._weights = None  # both describe what is overwritten here
         if torch._C._functorch.is_functorch_wrapped_tensor(weight):  # nothing of a transform may outlive it
             return ops.pack_weight(weight.detach(), groups)
@@ -59,8 +62,12 @@ class WeightCache:
         self._packed = _kept([source], state, groups, None)
         return packed
 
-    def weights(self, tensors: list[Tensor], settings: Any, make: Callable[[], SpikingWeights]) -> SpikingWeights:
-        """What ``make`` makes of tensors and settings, from the last call where none of these has changed."""
+    def weights(
+        self, keep: bool, tensors: list[Tensor], settings: Any, make: Callable[[], SpikingWeights]
+    ) -> SpikingWeights:
+        """What ``make`` makes of tensors and settings; ``keep``: from the last call where none has changed since."""
+        if not keep:
+            return make()
         state = _state(tensors)
         kept = self._weights  # read and written once: threads may share the layer
         if kept is not None and _holds(kept, tensors, state, settings):
@@ -71,6 +78,16 @@ class WeightCache:
 
     def __getstate__(self) -> dict[str, Any]:
         return dict.fromkeys(self.__dict__)
+
+
+def may_keep(module: nn.Module, layers: Sequence[nn.Module]) -> bool:
+    """Whether the spiking weights of a module, made of those of layers, may be used again at the next call.
+
+    Not in training, where they learn; not in compiled code; and not with a parametrisation, whose state nothing tells.
+    """
+    return not (
+        module.training or torch.compiler.is_compiling() or any(parametrize.is_parametrized(layer) for layer in layers)
+    )
 
 
 _State = tuple[int, list[int], list[int]]

@@ -1,0 +1,321 @@
+"""What every tandem layer does, whatever its weights connect."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .. import ops
+from ..neuron import IF, Neuron, check_neuron
+from ..ops import autocast, checks
+from ..ops.product import ENGINES
+from ..spike_train import SpikeTrain
+from . import batch_norm
+from .coupling import coupled, coupled_behind_norm, needs_gradient
+from .current import Affine, affine, per_step, spike_scale
+from .encode import EncodedInput
+from .weight_cache import SpikingWeights, WeightCache, may_keep
+
+
+class TandemLayer(nn.Module, ABC):
+    """A weight layer whose spiking and ANN twin share parameters (Wu et al. 2021, section III).
+
+    The spiking twin runs on the spikes it is given; the ANN twin sees their counts. The output is the spikes, and
+    their count with the gradient of the ANN's activation. With ``norm="batch"`` the ANN normalises its pre-activation
+    with the batch's statistics in training, and the spiking twin folds the running statistics, as this batch has left
+    them, into the gain and bias of its currents; ``norm`` (an nn.BatchNorm of this layer's own) keeps gamma, beta and
+    statistics. The gain multiplies sums of weights, never the weights: so a spike train is the same whether a gradient
+    is asked for, whether the layer trains and whether it is frozen.
+
+    In eval mode, where no gradient is asked for, the rearranged weights are kept from call to call, and
+    :class:`WeightCache` notices when they change. In training they are rearranged at every call. Of parametrised
+    weights nothing is kept.
+
+    Under ``torch.autocast`` the product with real input runs in the lower precision, as that of any convolution. What
+    has to do with spikes keeps the precision of the weights: spiking is a threshold, which rounding moves.
+
+    Concrete layers put the weight layer behind this class in their bases and say how to multiply.
+    """
+
+    copies: int = 1
+    """So many inputs side by side share each weight, as :class:`SpikeWindows` puts them."""
+    weight: Tensor
+    bias: Any  # Tensor | None, which torch's own layers annotate in different ways
+    norm: nn.BatchNorm1d | nn.BatchNorm2d | None
+    neuron: Neuron
+    engine: str
+
+    def __init__(
+        self, *args: Any, norm: str | None = None, neuron: Neuron = IF(), engine: str = "auto", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        name = type(self).__name__
+        if norm not in (None, "batch"):
+            raise ValueError(f"{name}: norm must be None or 'batch', got {norm!r}")
+        check_neuron(name, neuron)
+        if engine not in ENGINES:
+            raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        self.neuron = neuron
+        self.engine = engine
+        self._cache = WeightCache()
+        self.norm = None if norm is None else self._new_norm()
+
+    def forward(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
+        if self.computes_weights() and not torch.compiler.is_compiling():
+            with parametrize.cached():  # once for all that reads them
+                return self._run(x)
+        return self._run(x)
+
+    def _run(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
+        if isinstance(x, SpikeTrain):
+            return self._from_spikes(x)
+        if isinstance(x, EncodedInput):
+            return self._from_encoded(x)
+        raise TypeError(
+            f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}; put Encode(time_steps) in "
+            "front of the first tandem layer, or SpikeTrain.from_dense(spikes) for recorded spikes"
+        )
+
+    def _from_spikes(self, x: SpikeTrain) -> SpikeTrain:
+        steps, dtype = x.time_steps, self.weight.dtype
+        checks.check_floating(type(self).__name__, "weight", self.weight)
+        learns = torch.is_grad_enabled() and needs_gradient(*self.sources(), x.carried_count)
+        if self.norm is None and learns:
+            bits, v, _ = self.spiking_product(x, self._spiking(steps, x.amplitude, self.packed()), want_sum=True)
+            return coupled(self.neuron, bits, v, steps, dtype)
+        if self.norm is not None and (learns or self.norm.training):
+            packed = self.packed()
+            couple = self._behind_norm(self.pre_activation(x, packed), steps)
+            with torch.no_grad():
+                weights = self._spiking(steps, x.amplitude, packed)
+                bits, _, _ = self.spiking_product(x.detach(), weights, want_sum=False)
+            return couple(bits)
+        bits, _, _ = self.spiking_product(x, self._kept(steps, x.amplitude), want_sum=False)
+        return coupled(self.neuron, bits, None, steps, dtype)
+
+    def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
+        steps, constant, bias = x.time_steps, x.mode == "constant", self.bias
+        normed = self.norm is not None
+        current = self.encoded_current(x, None if normed else per_step(bias, steps), normed)
+        couple: Callable[[Tensor], SpikeTrain]
+        if normed:
+            couple = self._behind_norm(current, steps, repeats=steps if constant else 1, missing=bias)
+        elif constant:  # the current of one step is v / T
+            couple = self._couple(current, steps, 1 / steps)
+        else:
+            v = current
+            if bias is not None and needs_gradient(current, bias):  # else nobody asks for v
+                v = current + self.per_channel(bias)
+            couple = self._couple(v, steps)
+        with torch.no_grad():
+            drive = self._kept_drive(steps, constant)
+            bits, _, _ = ops.integrate_and_fire(
+                current,
+                steps,
+                drive.bias,
+                scale=drive.scale,
+                mode=x.mode,
+                neuron=self.neuron,
+                want_sum=False,
+                want_state=False,
+            )
+        return couple(bits)
+
+    def encoded_current(self, x: EncodedInput, bias: Tensor | None, normed: bool) -> Tensor:
+        """What real input and weights come to, [N, O, ...]; ``Affine.encoded_drive`` says how it drives the neurons.
+
+        Behind batch norm W * X; without it the current of one step, W * X + bias, or of the impulse alone, W * X.
+        """
+        value, weight = self._checked_value(x.value), self.kernel_weight()
+        # In the dtype of the weights, in whatever precision autocast computes products.
+        return self.dense_product(value, weight, bias if x.mode == "constant" and not normed else None).to(weight.dtype)
+
+    def _checked_value(self, value: Tensor) -> Tensor:
+        name = type(self).__name__
+        checks.check_floating(name, "weight", self.weight)
+        if autocast.is_on(value.device) and value.is_floating_point():
+            value = value.to(self.weight.dtype)  # layers before Encode may have left another; the product casts anyway
+        if value.dtype != self.weight.dtype:
+            raise TypeError(f"{name}: input must have the dtype of weight, {self.weight.dtype}, got {value.dtype}")
+        checks.check_same_device(name, "input", value, self.weight, "weight")
+        self._check_shape(value)
+        return value
+
+    def pre_activation(self, x: SpikeTrain, packed: Tensor | None) -> Tensor:
+        """W * (amplitude * c) + b, what batch norm is given."""
+        weight = self.kernel_weight()
+        return self.count_product(x, SpikingWeights(weight, packed, spike_scale(weight, x.amplitude), self.bias))
+
+    def _couple(self, v: Tensor | None, steps: int, scale: float = 1.0) -> Callable[[Tensor], SpikeTrain]:
+        """The coupling of bits and the pre-activation v / scale."""
+        return lambda bits: coupled(self.neuron, bits, v, steps, self.weight.dtype, scale)
+
+    def _behind_norm(
+        self, product: Tensor, steps: int, *, repeats: int = 1, missing: Tensor | None = None
+    ) -> Callable[[Tensor], SpikeTrain]:
+        """The coupling for the v that batch norm makes of a product, W * c + b.
+
+        In training the running statistics are brought up to date here.
+
+        Args:
+            product: W * c + b over ``repeats``, but for the bias where that is ``missing``: what batch norm takes away
+                again need be neither multiplied nor added.
+            steps: T.
+            repeats: how often the product enters.
+            missing: the bias, [O].
+        """
+        neuron, norm = self.neuron, batch_norm.checked_norm(type(self).__name__, self.norm)
+        learns = needs_gradient(product, missing, norm.weight, norm.bias)
+        threshold = neuron.relu_threshold
+        if norm.training and threshold is not None and batch_norm.fuses(norm, product):
+            statistics = batch_norm.update_statistics(norm, product, repeats, missing)
+            if not learns:
+                return self._couple(None, steps)
+            return lambda bits: coupled_behind_norm(
+                neuron, threshold, norm, bits, product, statistics, steps, repeats, missing
+            )
+        if not learns and not norm.training:
+            return self._couple(None, steps)
+        v = product if repeats == 1 else product * repeats
+        return self._couple(self.batch_normalised(v if missing is None else v + self.per_channel(missing)), steps)
+
+    def batch_normalised(self, v: Tensor) -> Tensor:
+        """``norm`` applied to v = W * c + b; in training its running statistics move, but once a batch."""
+        return batch_norm.normalised(self.norm, self.normalise, v)
+
+    def uses_batch_statistics(self) -> bool:
+        """Whether there is a batch norm, in training."""
+        return self.norm is not None and self.norm.training
+
+    # -- the spiking twin's weights
+
+    def affine(self) -> Affine:
+        """Gain and bias of the sums of this layer's weights; differentiable."""
+        return affine(None if self.norm is None else batch_norm.checked_norm(type(self).__name__, self.norm), self.bias)
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight, in the shape that products take, and bias with batch norm in them; their own without norm."""
+        weight, (gain, bias) = self.kernel_weight(), self.affine()
+        return weight if gain is None else weight * gain.view(-1, *[1] * (weight.dim() - 1)), bias
+
+    def sources(self) -> list[Tensor]:
+        """All tensors that the spiking twin's weights depend on."""
+        norm = self.norm
+        tensors = [self.weight, self.bias]
+        if norm is not None:
+            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        return [x for x in tensors if x is not None]
+
+    def computes_weights(self) -> bool:
+        """Whether they come of a parametrisation, whose state nothing tells."""
+        return parametrize.is_parametrized(self)
+
+    def packed(self, keep: bool = False) -> Tensor:
+        """The weights, rearranged for the kernels; ``keep``: from the last call where they have not changed since."""
+        groups = getattr(self, "groups", 1)
+        if keep:
+            return self._cache.packed(self.weight, self.kernel_weight, groups)
+        if self.computes_weights():  # of which nothing may be kept
+            return ops.pack_weight(self.kernel_weight(), groups)
+        return self._cache.pack(self.kernel_weight(), groups)
+
+    def _spiking(self, steps: int, amplitude: float, packed: Tensor | None) -> SpikingWeights:
+        weight = self.kernel_weight()
+        scale, bias = self.affine().drive(weight, steps, amplitude)
+        return SpikingWeights(weight, packed, scale, bias)
+
+    @torch.no_grad()
+    def _kept(self, steps: int, amplitude: float) -> SpikingWeights:
+        """What spikes are multiplied with where no gradient is asked for; in eval mode kept from call to call."""
+        keep = may_keep(self, [self])
+        make = functools.partial(self._made, steps, amplitude, keep)
+        return self._cache.weights(keep, self.sources(), (steps, amplitude, self._eps()), make)
+
+    def _made(self, steps: int, amplitude: float, keep: bool) -> SpikingWeights:
+        return self._spiking(steps, amplitude, self.packed(keep))
+
+    def _kept_drive(self, steps: int, constant: bool) -> SpikingWeights:
+        """Scale and bias of the currents that an encoded current drives neurons with, kept likewise."""
+        settings = "encoded", steps, constant, self._eps()
+        return self._cache.weights(
+            may_keep(self, [self]), self.sources(), settings, functools.partial(self._drive, steps, constant)
+        )
+
+    def _drive(self, steps: int, constant: bool) -> SpikingWeights:
+        checks.check_finite(type(self).__name__, "weight", self.weight)
+        scale, bias = self.affine().encoded_drive(steps, constant)
+        return SpikingWeights(self.weight, None, scale, bias)
+
+    def _eps(self) -> float | None:
+        return None if self.norm is None else self.norm.eps
+
+    # -- what a concrete layer provides; v, sums and counts are [N, O, ...]
+
+    def kernel_weight(self) -> Tensor:
+        """``weight`` in the shape that the products take, output channels first; differentiable."""
+        return self._repeated(self.weight)
+
+    def _repeated(self, weight: Tensor) -> Tensor:
+        """A weight [O, C, ...] for all ``copies`` of its inputs."""
+        return weight if self.copies == 1 else weight.repeat(1, self.copies, *[1] * (weight.dim() - 2))
+
+    def own_weight(self, weight: Tensor) -> Tensor:
+        """The inverse of kernel_weight."""
+        return weight
+
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments that say what is connected, in the types of JSON (tuples for lists)."""
+
+    @abstractmethod
+    def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
+        """The module for norm="batch"."""
+
+    @abstractmethod
+    def _check_shape(self, value: Tensor) -> None:
+        """ValueError where a real input does not fit the weights."""
+
+    @abstractmethod
+    def normalise(self, v: Tensor) -> Tensor:
+        """``norm`` applied to v."""
+
+    @abstractmethod
+    def per_channel(self, x: Tensor) -> Tensor:
+        """[O] shaped so that it broadcasts over v."""
+
+    @abstractmethod
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Weight * x + bias for real x."""
+
+    @abstractmethod
+    def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        """Weight * count + bias."""
+
+    @abstractmethod
+    def spiking_product(
+        self,
+        x: SpikeTrain,
+        weights: SpikingWeights,
+        *,
+        want_sum: bool,
+        state: Tensor | None = None,
+        want_state: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Bits, sum of currents and the neurons' final state, starting from one that was returned before."""
+
+    def extra_repr(self) -> str:
+        engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
+        return f"{super().extra_repr()}, neuron={self.neuron}{engine}"
+
+
+def stored(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Where a module keeps one of its tensors: in itself, or behind the tensor's parametrisation."""
+    if parametrize.is_parametrized(module, name):
+        return module.parametrizations[name], "original"  # type: ignore[index, return-value]  # a ModuleDict
+    return module, name
