@@ -139,7 +139,7 @@ def trained(make, x, fused, monkeypatch):
     """Counts, gradients and buffers after two steps."""
     with monkeypatch.context() as patch:
         if not fused:
-            patch.setattr(layers.TandemLayer, "_fuses_norm", lambda *_: False)
+            patch.setattr(batch_norm, "fuses", lambda *_: False)
         return two_steps(make, x)
 
 
