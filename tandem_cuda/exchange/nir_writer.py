@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..convert import flattened_to
-from ..neuron import IF, Neuron
+from ..neuron import Neuron
 from ..nn import (
     Decode,
     Encode,
@@ -140,7 +140,7 @@ class Export:
             return signal._replace(value=out, kind="current")
         if isinstance(module, TandemLayer):
             weights = self._weights(name, what, module, *module.folded(), signal, out)
-            return self._neurons(name, module.neuron, [weights], out)
+            return self._neurons(name, what, module.neuron, [weights], out)
         if isinstance(module, TandemAdd):
             return self._join(name, what, module, inputs, out)
         if isinstance(module, POOLS):
@@ -233,10 +233,16 @@ class Export:
         behind = [b + more for b, more in zip(before, module.output_padding, strict=True)]
         return _evenly_padded(spread, before, behind)
 
-    def _neurons(self, name: str, neuron: Neuron, sources: list[str], out: Any, shape: Any = None) -> _Signal:
+    def _neurons(
+        self, name: str, what: str, neuron: Neuron, sources: list[str], out: Any, shape: Any = None
+    ) -> _Signal:
         """The signal of neurons that sum what the sources put out."""
         shape = _shape(out) if shape is None else shape
-        form = neuron.to_nir(self.dt)
+        try:
+            form = neuron.to_nir(self.dt)
+        except ValueError as error:
+            self.problems.append(f"{what}: {error}")
+            raise unsupported("to_nir: model", self.problems) from None
         node = getattr(nir, form.node)(
             **{parameter: np.full(shape, value, dtype=np.float64) for parameter, value in form.values.items()},
             metadata=form.metadata,
@@ -258,7 +264,7 @@ class Export:
             else:
                 source = self._scaled(part, f"{what}, branch {i}", signal).node
             sources.append(source)
-        return self._neurons(name, join.neuron, sources, out)
+        return self._neurons(name, what, join.neuron, sources, out)
 
     def _scaled(self, name: str, what: str, signal: _Signal) -> _Signal:
         """A signal times its gain, by means that every importer knows."""
@@ -281,7 +287,7 @@ class Export:
         """Neurons behind the sums or means of windows."""
         rows, columns = pool.windows(*signal.shape[1:])
         divisors = pool.divisors(rows, columns)
-        channels, shape, threshold = signal.shape[0], _shape(out), float(pool.threshold)
+        channels, shape = signal.shape[0], _shape(out)
         part = f"{name}_windows"
         if not (rows.uniform() and columns.uniform()):
             covers = torch.einsum("iy,jx->ijyx", rows.membership().double(), columns.membership().double())
@@ -291,7 +297,7 @@ class Export:
             weight = maps.to(signal.value.dtype).repeat(channels, 1, 1).unsqueeze(1)
             shape = (len(weight), 1, 1)
             weights = self._convolution(part, weight, None, (1, 1), (0, 0), (1, 1), channels, signal, shape)
-            return self._neurons(name, IF(threshold * common), [weights], out, shape)
+            return self._neurons(name, what, pool.neurons(common), [weights], out, shape)
         kernel = [axis.stops[0] - axis.starts[0] for axis in (rows, columns)]
         before = [-axis.starts[0] for axis in (rows, columns)]
         behind = [axis.stops[-1] - axis.size for axis in (rows, columns)]
@@ -301,10 +307,10 @@ class Export:
             weights = self._convolution(part, ones, None, stride, padding, (1, 1), channels, signal, shape)
         elif divisors[0] == math.prod(kernel) and divisors[0] & (divisors[0] - 1) == 0:
             mean = self._windows(part, nir.AvgPool2d, kernel, stride, signal, shape)
-            return self._neurons(name, IF(threshold), [mean], out)
+            return self._neurons(name, what, pool.neurons(), [mean], out)
         else:
             weights = self._windows(part, nir.SumPool2d, kernel, stride, signal, shape)
-        return self._neurons(name, IF(threshold * divisors[0]), [weights], out)
+        return self._neurons(name, what, pool.neurons(divisors[0]), [weights], out)
 
     def _mean(self, name: str, what: str, mean: Any, signal: _Signal, out: Tensor) -> _Signal:
         """Average pooling of what Decode puts out."""

@@ -114,7 +114,7 @@ class _SpikingAverage(nn.Module):
             groups=channels,
             state=state,
             time_steps=x.time_steps,
-            neuron=IF(self.threshold * self.divisors(rows, columns)[0]),
+            neuron=self.neurons(self.divisors(rows, columns)[0]),
             want_sum=False,
             want_state=want_state,
             engine=self.engine,
@@ -135,12 +135,16 @@ class _SpikingAverage(nn.Module):
             weight.to(x.device),
             state=state,
             time_steps=x.time_steps,
-            neuron=IF(self.threshold * common),
+            neuron=self.neurons(common),
             want_sum=False,
             want_state=want_state,
             engine=self.engine,
         )
         return pooled.reshape(*pooled.shape[:3], len(rows.starts), len(columns.starts)), state
+
+    def neurons(self, divisor: int = 1) -> IF:
+        """Those of a window, driven by ``divisor`` times its mean."""
+        return IF(self.threshold * divisor)
 
     def divisors(self, rows: _Axis, columns: _Axis) -> list[int]:
         """Of all windows, in order."""
