@@ -195,7 +195,7 @@ def _activation(layer: Any, *inputs: SpikeTrain | EncodedInput) -> Tensor:
     branches = layer.branches if isinstance(layer, TandemAdd) else [layer]
     v = torch.stack([_pre_activation(branch, x) for branch, x in zip(branches, inputs, strict=True)]).sum(0)
     activation: Tensor = layer.neuron.activation(v, x.time_steps)
-    return activation.clamp(max=x.time_steps) if layer.neuron.clip else activation
+    return activation.clamp(max=layer.neuron.largest(x.time_steps)) if layer.neuron.clip else activation
 
 
 def _pre_activation(layer: Any, x: SpikeTrain | EncodedInput) -> Tensor:

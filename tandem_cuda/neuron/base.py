@@ -86,6 +86,10 @@ class Neuron:
         """The constant current from which on the spike count grows no further."""
         return self.threshold
 
+    def largest(self, steps: int) -> float:
+        """The count that an ever larger current leads to, about."""
+        return steps
+
     @property
     def relu_threshold(self) -> float | None:
         """The threshold, where the activation is relu(v) / threshold; None where it is not.
