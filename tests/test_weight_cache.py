@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import fx, nn
 
 from exact import SEEDS, generator, planes, same
 from tandem_cuda import (
@@ -280,6 +280,15 @@ class JoinedLinear(nn.Module):
         return self.join(x, x)
 
 
+class WholeLayers(fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return not isinstance(module, (nn.Sequential, JoinedLinear))
+
+
+def graph_of(net):
+    return fx.GraphModule(net, WholeLayers().trace(net))
+
+
 def randomise_norms(net, rng):
     with torch.no_grad():
         for module in net.modules():
@@ -297,7 +306,7 @@ def potentials(monkeypatch):
 
     def watched(operator):
         def call(*arguments, **named):
-            out = operator(*arguments, **{**named, "want_potential": True})
+            out = operator(*arguments, **{**named, "want_state": True})
             seen.append(out[2].detach().clone())
             return out
 
@@ -308,7 +317,7 @@ def potentials(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("first", range(0, 200, 20))
+@pytest.mark.parametrize("first", [0, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in range(40, 200, 20))])
 def test_one_formula_for_the_current(first, potentials):
     """Random floats, the same to the bit with and without gradient, in training and frozen."""
     fired = 0
@@ -332,9 +341,8 @@ def test_one_formula_for_the_current(first, potentials):
         got, mode = run("no parameter learns")
         same(got, want, mode)
         net.requires_grad_(True)
-        if not any(isinstance(m, JoinedLinear) for m in net):
-            got, mode = run("frozen", freeze(net))
-            same(got, want, mode)
+        got, mode = run("frozen", freeze(graph_of(net)))
+        same(got, want, mode)
         net.train()
         for module in net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -343,6 +351,85 @@ def test_one_formula_for_the_current(first, potentials):
         same(got, want, mode)
         fired += want[0].sum()
     assert fired > 0
+
+
+def some(net, kind, rng):
+    found = [m for m in net.modules() if isinstance(m, kind)]
+    return found[int(torch.randint(len(found), (), generator=rng))] if found else None
+
+
+def through_numpy(net, rng):
+    some(net, WEIGHTS, rng).weight.detach().numpy()[0] *= 1.5
+
+
+def through_data(net, rng):
+    some(net, WEIGHTS, rng).weight.data.neg_()
+
+
+def another_parameter(net, rng):
+    layer = some(net, WEIGHTS, rng)
+    layer.weight = nn.Parameter(layer.weight.detach() * 0.75)
+
+
+def a_state_dict(net, rng):
+    net.load_state_dict({name: x * 1.25 if x.is_floating_point() else x for name, x in net.state_dict().items()})
+
+
+def a_training_step(net, rng):
+    net.train()
+    optimiser = torch.optim.SGD(net.parameters(), 0.1)
+    net(net.sample).sum().backward()
+    optimiser.step()
+    net.eval()
+
+
+def other_statistics(net, rng):
+    norm = some(net, nn.modules.batchnorm._BatchNorm, rng)
+    if norm is not None:
+        norm.running_mean.add_(0.125)
+
+
+def another_eps(net, rng):
+    norm = some(net, nn.modules.batchnorm._BatchNorm, rng)
+    if norm is not None:
+        norm.eps *= 100
+
+
+def another_amplitude(net, rng):
+    some(net, WEIGHTS, rng).neuron = IF(0.3, amplitude=0.6)
+
+
+def other_steps(net, rng):
+    encode = some(net, Encode, rng)
+    if encode is not None:
+        encode.time_steps = 5
+
+
+def there_and_back(net, rng):
+    net.double()
+    net.float()
+
+
+WEIGHTS = (TandemConv2d, TandemConvTranspose2d, TandemLinear)
+CHANGES = (through_numpy, through_data, another_parameter, a_state_dict, a_training_step, other_statistics, another_eps,
+           another_amplitude, other_steps, there_and_back)  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [0, 20, *(pytest.param(n, marks=pytest.mark.slow) for n in range(40, 200, 20))])
+def test_kept_weights_are_those_made_anew(first):
+    """Whatever changes between calls, to the bit; a copy of a network has kept nothing."""
+    for seed in range(first, first + 20):
+        rng = generator(seed)
+        net, x = random_float_network(seed)
+        net.sample = x
+        net.eval()
+        for _ in range(4):
+            with torch.no_grad():
+                net(x)  # kept from here on
+            change = CHANGES[int(torch.randint(len(CHANGES), (), generator=rng))]
+            change(net, rng)
+            with torch.no_grad():
+                same(net(x), copy.deepcopy(net)(x), f"seed {seed}, {change.__name__}")
 
 
 @pytest.mark.parametrize("seed", range(40))
