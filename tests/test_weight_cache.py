@@ -291,13 +291,13 @@ def randomise_norms(net, rng):
 
 
 @pytest.fixture
-def potentials(monkeypatch):
-    """The final membrane potentials of all neurons that fire meanwhile: they tell currents apart to the last bit."""
+def states(monkeypatch):
+    """The final states of all neurons that fire meanwhile: their potentials tell currents apart to the last bit."""
     seen = []
 
     def watched(operator):
         def call(*arguments, **named):
-            out = operator(*arguments, **{**named, "want_potential": True})
+            out = operator(*arguments, **{**named, "want_state": True})
             seen.append(out[2].detach().clone())
             return out
 
@@ -309,7 +309,7 @@ def potentials(monkeypatch):
 
 
 @pytest.mark.parametrize("first", range(0, 200, 20))
-def test_one_formula_for_the_current(first, potentials):
+def test_one_formula_for_the_current(first, states):
     """Random floats, the same to the bit with and without gradient, in training and frozen."""
     fired = 0
     for seed in range(first, first + 20):
@@ -317,9 +317,9 @@ def test_one_formula_for_the_current(first, potentials):
         net.eval()
 
         def run(mode, model=net, x=x, seed=seed):
-            potentials.clear()
+            states.clear()
             out = model(x).detach()
-            return (out, *potentials), f"seed {seed}, {mode}"
+            return (out, *states), f"seed {seed}, {mode}"
 
         want, _ = run("eval, gradient")
         with torch.no_grad():
@@ -346,17 +346,17 @@ def test_one_formula_for_the_current(first, potentials):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_training_drives_neurons_as_the_statistics_it_leaves(seed, potentials):
+def test_training_drives_neurons_as_the_statistics_it_leaves(seed, states):
     net, x = random_float_network(seed)
     at = next(i for i, m in enumerate(net) if isinstance(m, TandemConv2d))
     front, layer = net[:at], net[at]
     x = front(x)
-    potentials.clear()
+    states.clear()
     for run in (layer.train(), layer.eval()):
         run(x)
     with torch.no_grad():
         layer(x)
-    same(potentials[1:], [potentials[0]] * 2)
+    same(states[1:], [states[0]] * 2)
 
 
 @pytest.mark.parametrize("mode", ["constant", "impulse"])
