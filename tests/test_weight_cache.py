@@ -291,8 +291,8 @@ def randomise_norms(net, rng):
 
 
 @pytest.fixture
-def states(monkeypatch):
-    """The final states of all neurons that fire meanwhile: their potentials tell currents apart to the last bit."""
+def potentials(monkeypatch):
+    """The final membrane potentials of all neurons that fire meanwhile: they tell currents apart to the last bit."""
     seen = []
 
     def watched(operator):
@@ -309,7 +309,7 @@ def states(monkeypatch):
 
 
 @pytest.mark.parametrize("first", range(0, 200, 20))
-def test_one_formula_for_the_current(first, states):
+def test_one_formula_for_the_current(first, potentials):
     """Random floats, the same to the bit with and without gradient, in training and frozen."""
     fired = 0
     for seed in range(first, first + 20):
@@ -317,9 +317,9 @@ def test_one_formula_for_the_current(first, states):
         net.eval()
 
         def run(mode, model=net, x=x, seed=seed):
-            states.clear()
+            potentials.clear()
             out = model(x).detach()
-            return (out, *states), f"seed {seed}, {mode}"
+            return (out, *potentials), f"seed {seed}, {mode}"
 
         want, _ = run("eval, gradient")
         with torch.no_grad():
@@ -346,17 +346,17 @@ def test_one_formula_for_the_current(first, states):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_training_drives_neurons_as_the_statistics_it_leaves(seed, states):
+def test_training_drives_neurons_as_the_statistics_it_leaves(seed, potentials):
     net, x = random_float_network(seed)
     at = next(i for i, m in enumerate(net) if isinstance(m, TandemConv2d))
     front, layer = net[:at], net[at]
     x = front(x)
-    states.clear()
+    potentials.clear()
     for run in (layer.train(), layer.eval()):
         run(x)
     with torch.no_grad():
         layer(x)
-    same(states[1:], [states[0]] * 2)
+    same(potentials[1:], [potentials[0]] * 2)
 
 
 @pytest.mark.parametrize("mode", ["constant", "impulse"])
