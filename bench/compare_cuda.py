@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import tandem_cuda as tc
 from networks import ann_twin, cifar_net, fused, settle
-from tandem_cuda import ops, reference
+from tandem_cuda import IF, ops, reference
 from tandem_cuda.ops.product import ENGINES
 
 DEVICE = "cuda"
@@ -131,9 +131,9 @@ def layer(name: str, batch: int, rate: float, compiled: bool) -> dict[str, float
         return lambda: ops.spiking_conv2d(bits, w, packed=packed, engine=engine, **named)
 
     def tensor_cores(terms: int) -> Callable[[], Any]:
-        neurons = (None, *places, STEPS, 1.0, 1.0)
+        neurons = (None, *places, STEPS, IF().kind, IF().parameters)
         arguments = (bits, None, weight, packed, None, None, *neurons, ENGINES.index("dense"), terms, True, True)
-        return lambda: torch.ops.tandem_cuda.spiking_conv2d(*arguments)
+        return lambda: torch.ops.tandem_cuda.spiking_product(*arguments)
 
     def count_product(engine: str) -> Callable[[], Any]:
         return lambda: ops.count_conv2d(bits, weight, packed=packed, engine=engine, **geometry)
@@ -205,7 +205,7 @@ def ceilings() -> dict[str, float]:
     into = torch.empty_like(big)
     a = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
     current = torch.randn(1 << 24, 1, device=DEVICE)
-    neurons: dict[str, Any] = {"want_sum": False, "want_potential": False}
+    neurons: dict[str, Any] = {"want_sum": False, "want_state": False}
     found = medians(
         {
             "copy": lambda: into.copy_(big),

@@ -346,10 +346,10 @@ def neurons(run: Run) -> list[Figure]:
     target = torch.empty_like(current)
 
     def fire(x: Tensor) -> Tensor:
-        return ops.integrate_and_fire(x, 8, want_sum=False, want_potential=False)[0]
+        return ops.integrate_and_fire(x, 8, want_sum=False, want_state=False)[0]
 
     sample = current[:1]
-    expected = reference.integrate_and_fire(sample, 8, want_sum=False, want_potential=False)[0]
+    expected = reference.integrate_and_fire(sample, 8, want_sum=False, want_state=False)[0]
     check_activity("integrate_and_fire", expected, 8)
     check(torch.equal(fire(current)[:, :1], expected), "integrate_and_fire and the reference give different spikes")
     medians = run.time(

@@ -92,7 +92,7 @@ class ConvCase(Case):
 
     def run(self, module: Any, bits: Tensor, weight: Tensor, bias: Tensor, **keywords: Any) -> Tensor:
         """Output bits of the operator, ``module`` being tandem_cuda.ops or tandem_cuda.reference."""
-        keywords = {"want_sum": False, "want_potential": False, **keywords}
+        keywords = {"want_sum": False, "want_state": False, **keywords}
         return module.spiking_conv2d(bits, weight, bias, *self.geometry, time_steps=self.time_steps, **keywords)[0]
 
 
@@ -117,7 +117,7 @@ class LinearCase(Case):
 
     def run(self, module: Any, bits: Tensor, weight: Tensor, bias: Tensor, **keywords: Any) -> Tensor:
         """As ConvCase.run."""
-        keywords = {"want_sum": False, "want_potential": False, **keywords}
+        keywords = {"want_sum": False, "want_state": False, **keywords}
         return module.spiking_linear(bits, weight, bias, time_steps=self.time_steps, **keywords)[0]
 
 

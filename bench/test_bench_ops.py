@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from cases import CASES, Case, Convolution, convolution, linear
+from neurons import EVERY_KIND
+from tandem_cuda import IF
 
 T = 8
 RATE = 0.05
@@ -22,18 +24,18 @@ CONVOLUTIONS = {
 
 
 def timed() -> list[Case]:
-    """Those with a function for users and a reference, once for each sort of neuron; and products of these sizes."""
+    """Those with a function for users and a reference, of IF neurons; and products of these sizes."""
+    models = tuple(f", {model}" for model in EVERY_KIND)
     found = [
         case
         for case in CASES
-        if not (case.takes_engine or case.kernel or case.operator == "pack_weight" or case.name.endswith("leak"))
+        if not (case.takes_engine or case.kernel or case.operator == "pack_weight" or case.name.endswith(models))
     ]
-    for kind in ("spiking", "count"):
-        spiking = kind == "spiking"
+    for kind, neuron in (("spiking", IF()), ("count", None)):
         for name, sizes in CONVOLUTIONS.items():
             operator = f"{kind}_conv2d"
-            found.append(Case(f"{operator}, {name}", operator, convolution(spiking, sizes), sizes.input))
-        found.append(Case(f"{kind}_linear", f"{kind}_linear", linear(spiking, 128, RATE), (64, 3136)))
+            found.append(Case(f"{operator}, {name}", operator, convolution(neuron, sizes), sizes.input))
+        found.append(Case(f"{kind}_linear", f"{kind}_linear", linear(neuron, 128, RATE), (64, 3136)))
     return found
 
 

@@ -14,27 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from neurons import EVERY_KIND, state_of
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
 from tensors import ENGINES, FLOATS, WEIGHTS, dyadic, generator, int8, normal, planes, train
 
 RAW = torch.ops.tandem_cuda
 MODES = ("constant", "impulse", "series")
-
-# ---- The neuron, as operators take it. No other line of the shared tests knows.
-
-STATE = "potential"
-
-
-def neuron(threshold=1.0, leak=1.0):
-    """Of the functions in `ops` and `reference`."""
-    return {"threshold": threshold, "leak": leak}
-
-
-def raw_neuron(threshold=1.0, leak=1.0):
-    """Of the operators themselves."""
-    return {"threshold": threshold, "leak": leak}
-
 
 # ---- What a case is
 
@@ -192,8 +178,8 @@ def current_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def operands(bits, dtype, shape, seed, optional, out_shape, time_steps):
-    """The arguments of a product but its geometry; `time_steps` of one that fires."""
+def operands(bits, dtype, shape, seed, optional, out_shape, time_steps, neuron):
+    """The arguments of a product but its geometry; with a neuron those of one that fires."""
     weight, scale = weights(dtype, *shape, seed=seed + 1)
     arguments = {"bits": bits, "weight": weight}
     float_ = current_dtype(dtype)
@@ -202,42 +188,49 @@ def operands(bits, dtype, shape, seed, optional, out_shape, time_steps):
     if optional:
         arguments["bias"] = dyadic(shape[0], seed=seed + 3, dtype=float_) / 8
         arguments["count"] = ref.spike_count(bits, float_)
-    if time_steps:
-        arguments |= {"time_steps": time_steps, **(neuron(0.75, 0.5) if optional else neuron())}
+    if neuron is not None:
+        arguments |= {"time_steps": time_steps, "neuron": neuron.scaled(0.75) if optional else neuron}
         if optional:
-            arguments[STATE] = dyadic(*out_shape, seed=seed + 4, span=2, dtype=float_)
+            arguments["state"] = state_of(neuron, *out_shape, seed=seed + 4, span=2, dtype=float_)
     return arguments
 
 
-def convolution(spiking, sizes):
+def convolution(neuron, sizes):
     def draw(time_steps, neurons, dtype, seed, optional):
         bits = planes(time_steps, *neurons, seed=seed, rate=sizes.rate)
         out_shape = sizes.output(neurons[0])
-        return operands(bits, dtype, sizes.weight, seed, optional, out_shape, time_steps * spiking) | sizes.geometry
+        return operands(bits, dtype, sizes.weight, seed, optional, out_shape, time_steps, neuron) | sizes.geometry
 
     return draw
 
 
-def linear(spiking, outputs, rate=0.3):
+def linear(neuron, outputs, rate=0.3):
     def draw(time_steps, neurons, dtype, seed, optional):
         bits = planes(time_steps, *neurons, seed=seed, rate=rate)
         out_shape = (*neurons[:-1], outputs)
         shape = (outputs, neurons[-1])
-        return operands(bits, dtype, shape, seed, optional, out_shape, time_steps * spiking)
+        return operands(bits, dtype, shape, seed, optional, out_shape, time_steps, neuron)
 
     return draw
 
 
 def products():
     named = {"dtypes": WEIGHTS, "differentiable": ("weight", "bias", "count"), "smooth": True, "takes_engine": True}
-    for kind in ("spiking", "count"):
-        spiking = kind == "spiking"
-        for name, sizes in CONVOLUTIONS.items():
-            operator = f"{kind}_conv2d"
-            yield Case(f"{operator}, {name}", operator, convolution(spiking, sizes), sizes.input, **named)
-        for name, neurons, outputs in (("", (3, 21), 10), (", rows", (2, 3, 130), 70)):
-            operator = f"{kind}_linear"
-            yield Case(f"{operator}{name}", operator, linear(spiking, outputs), neurons, **named, features=-1)
+    for kind, models in (("spiking", EVERY_KIND), ("count", {"": None})):
+        for model, neuron in models.items():
+            for name, sizes in CONVOLUTIONS.items():
+                operator = f"{kind}_conv2d"
+                full = named_after(model, f"{operator}, {name}")
+                yield Case(full, operator, convolution(neuron, sizes), sizes.input, **named)
+            for name, neurons, outputs in (("", (3, 21), 10), (", rows", (2, 3, 130), 70)):
+                operator = f"{kind}_linear"
+                full = named_after(model, f"{operator}{name}")
+                yield Case(full, operator, linear(neuron, outputs), neurons, **named, features=-1)
+
+
+def named_after(model, name):
+    """A case's name; of IF neurons, and of none, it does not speak."""
+    return name if model in ("", "IF") else f"{name}, {model}"
 
 
 # ---- The others
@@ -263,15 +256,15 @@ def pooled(kernel_size, *geometry):
     return draw
 
 
-def fired(mode, leak=1.0):
+def fired(mode, neuron):
     def draw(time_steps, neurons, dtype, seed, optional):
         shape = (time_steps, *neurons) if mode == "series" else neurons
         spread = 3 if mode == "impulse" else 1  # impulses must be large for neurons to go on firing
         arguments = {"current": spread * normal(*shape, seed=seed, dtype=dtype), "time_steps": time_steps, "mode": mode}
-        arguments |= neuron(0.7, leak)
+        arguments["neuron"] = neuron.scaled(0.7)
         if optional:
             arguments["scale"], arguments["bias"] = (normal(neurons[1], seed=seed + i, dtype=dtype) for i in (1, 2))
-            arguments[STATE] = normal(*neurons, seed=seed + 3, dtype=dtype)
+            arguments["state"] = state_of(neuron, *neurons, draw=normal, seed=seed + 3, dtype=dtype)
         return arguments
 
     return draw
@@ -285,9 +278,10 @@ def gates(*shape, dtype, seed):
     return torch.where(which < len(special), special[which.clamp(max=len(special) - 1)], v)
 
 
-def coupled(leak):
+def coupled(neuron):
     def draw(time_steps, neurons, dtype, seed, optional):
-        arguments = {"bits": planes(time_steps, *neurons, seed=seed), "time_steps": time_steps, **neuron(0.5, leak)}
+        arguments = {"bits": planes(time_steps, *neurons, seed=seed), "time_steps": time_steps}
+        arguments["neuron"] = neuron.scaled(0.5)
         v = dyadic(*neurons, seed=seed + 1, span=2, dtype=dtype)
         return {**arguments, "pre_activation": v} | ({"upper": 1.5} if optional else {})
 
@@ -363,16 +357,15 @@ def element_wise():
     yield Case("pack_spikes", "pack_spikes", packed_spikes, dtypes=(*DENSE, torch.float16, torch.bfloat16))
     yield Case("unpack_spikes", "unpack_spikes", unpacked, dtypes=DENSE)
     yield Case("spike_count", "spike_count", counted)
-    yield Case("tandem_count", "tandem_count", coupled(1.0), **COUPLED)
-    yield Case("tandem_count, leak", "tandem_count", coupled(0.9), **COUPLED)
+    for model, neuron in EVERY_KIND.items():
+        yield Case(named_after(model, "tandem_count"), "tandem_count", coupled(neuron), **COUPLED)
     yield Case(
         "tandem_count_backward", "tandem_count_backward", gated, kernel=RAW.tandem_count_backward,
         reference=gated_reference, differentiable=("grad",), features=None,
     )  # fmt: skip
     for mode in MODES:
-        for leak in (1.0, 0.9):
-            name = f"integrate_and_fire, {mode}{'' if leak == 1 else ', leak'}"
-            yield Case(name, "integrate_and_fire", fired(mode, leak))
+        for model, neuron in EVERY_KIND.items():
+            yield Case(named_after(model, f"integrate_and_fire, {mode}"), "integrate_and_fire", fired(mode, neuron))
 
 
 def others():

@@ -31,8 +31,6 @@ from tensors import (  # noqa: F401
 ISAS = _C.build_info()["cpu_isas_runnable"]
 THREADS = (1, 2)
 
-LEAKS = (1.0, 0.5, 0.75, 0.9)
-THRESHOLDS = (0.25, 1.0, 2.5, 0.7)
 RATES = (0.0, 0.05, 0.5, 1.0)
 # T around the borders of bytes and words; counts above 255 have tests of their own.
 TIME_STEPS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 64, 65, 70)
@@ -146,7 +144,7 @@ class Variant:
 
     @property
     def dtype(self):
-        """Of currents, bias, potential and count."""
+        """Of currents, bias, state and count."""
         return torch.float64 if self.weights == torch.float64 else torch.float32
 
     def operands(self, *shape, seed):

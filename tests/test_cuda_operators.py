@@ -12,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cases import CASES, ELEMENT_WISE, MODES, RAW, STATE, neuron, outputs_of, raw_neuron, tensors_of
-from exact import LEAKS, SEEDS, THRESHOLDS
-from tandem_cuda import ops
+from cases import CASES, ELEMENT_WISE, MODES, RAW, outputs_of, tensors_of
+from exact import SEEDS
+from neurons import any_neuron, raw_neuron, state_of
+from tandem_cuda import IF, LIF, ops
 from tensors import FLOATS, generator, planes, views
 
 TIME_STEPS = (1, 7, 8, 9, 20)
@@ -127,15 +128,15 @@ def test_random_shapes(case, time_steps, neurons, dtype, optional, seed, device)
 @given(
     time_steps=st.sampled_from(TIME_STEPS),
     mode=st.sampled_from(MODES),
-    threshold=st.sampled_from(THRESHOLDS),
-    leak=st.sampled_from(LEAKS),
+    neuron=any_neuron(),
     dtype=st.sampled_from(FLOATS),
-    absent=st.sets(st.sampled_from(("scale", "bias", STATE))),
+    absent=st.sets(st.sampled_from(("scale", "bias", "state"))),
     seed=SEEDS,
 )
-def test_integrate_and_fire_of_any_neuron(time_steps, mode, threshold, leak, dtype, absent, seed, device):
+def test_integrate_and_fire_of_any_neuron(time_steps, mode, neuron, dtype, absent, seed, device):
     case = next(case for case in ELEMENT_WISE if case.name == f"integrate_and_fire, {mode}")
-    arguments = case.arguments(dtype, seed, time_steps) | neuron(threshold, leak)
+    arguments = case.arguments(dtype, seed, time_steps) | {"neuron": neuron}
+    arguments["state"] = state_of(neuron, *case.neurons, seed=seed + 3, dtype=dtype)
     check(case, {name: x for name, x in arguments.items() if name not in absent}, device)
 
 
@@ -246,7 +247,9 @@ print("not reached")
 def test_bad_input_has_the_messages_of_the_cpu(device):
     """Of the operators themselves, which the checks in Python precede."""
     bits, v = torch.zeros(2, 2, 3, dtype=torch.uint8), torch.zeros(2, 3)
-    coupled = {"bits": bits, "pre_activation": v, "time_steps": 9, "upper": 1.0}
+    coupled = {"bits": bits, "pre_activation": v, "time_steps": 9, "upper": 1.0, **raw_neuron(IF())}
+    driven = {"current": v, "scale": None, "bias": None, "state": None, "time_steps": 9, "mode": 0}
+    driven |= {**raw_neuron(LIF()), "want_sum": True, "want_state": True}
     gated = {"grad": v, "pre_activation": v, "threshold": 1.0, "upper": 1.0}
     calls = [
         (RAW.pack_spikes, {"spikes": v[0]}),
@@ -257,10 +260,15 @@ def test_bad_input_has_the_messages_of_the_cpu(device):
         (RAW.unpack_spikes, {"bits": bits, "time_steps": 9, "dtype": torch.int64}),
         (RAW.spike_count, {"bits": bits[0, 0], "dtype": torch.float32}),
         (RAW.spike_count, {"bits": bits, "dtype": torch.float16}),
-        (RAW.tandem_count, coupled | raw_neuron() | {"pre_activation": v.half()}),
-        (RAW.tandem_count, coupled | raw_neuron() | {"pre_activation": v[0]}),
-        (RAW.tandem_count, coupled | raw_neuron(threshold=0.0)),
-        (RAW.tandem_count, coupled | raw_neuron() | {"upper": 0.0}),
+        (RAW.tandem_count, coupled | {"pre_activation": v.half()}),
+        (RAW.tandem_count, coupled | {"pre_activation": v[0]}),
+        (RAW.tandem_count, coupled | {"parameters": [0.0]}),
+        (RAW.tandem_count, coupled | {"neuron": -1}),
+        (RAW.tandem_count, coupled | {"upper": 0.0}),
+        (RAW.integrate_and_fire, driven | {"parameters": [1.0]}),
+        (RAW.integrate_and_fire, driven | {"parameters": [1.0, 1.5]}),
+        (RAW.integrate_and_fire, driven | {"state": v}),
+        (RAW.integrate_and_fire, driven | {"state": torch.zeros(2, 2, 3)}),
         (RAW.tandem_count_backward, gated | {"grad": v.double()}),
         (RAW.tandem_count_backward, gated | {"grad": v[0]}),
         (RAW.tandem_count_backward, gated | {"threshold": math.inf}),

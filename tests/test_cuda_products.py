@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tandem_cuda as tc
+from cases import raw
 from exact import (
     ENGINES,
-    LEAKS,
     RATES,
     SEEDS,
     TIME_STEPS,
@@ -26,7 +26,8 @@ from exact import (
     planes,
     rounded,
 )
-from tandem_cuda import ops
+from neurons import any_neuron, raw_neuron, state_of
+from tandem_cuda import IF, ops
 from test_cuda_operators import captured, identical, on_device, too_many
 
 KINDS = ("float32", "float64", "float16", "bfloat16", "int8")
@@ -67,22 +68,22 @@ def tensor_cores(device):
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 40)),
     kind=st.sampled_from(KINDS),
     rate=st.sampled_from(RATES),
-    leak=st.sampled_from(LEAKS),
+    neuron=any_neuron((1.0,)),
     optional=st.booleans(),
     seed=SEEDS,
 )
-def test_conv2d(engine, case, time_steps, kind, rate, leak, optional, seed, device):
+def test_conv2d(engine, case, time_steps, kind, rate, neuron, optional, seed, device):
     if not served(kind, engine, device) or too_many(device, seed):
         return
     bits = planes(time_steps, *case["input"], seed=seed, rate=rate)
     weight, scale, dtype = operands(kind, *case["weight"], seed=seed + 1)
     bias = dyadic(case["weight"][0], seed=seed + 2, dtype=dtype) if optional else None
-    potential = dyadic(*out_shape(case), seed=seed + 3, span=2, dtype=dtype) if optional else None
+    state = state_of(neuron, *out_shape(case), seed=seed + 3, span=2, dtype=dtype) if optional else None
     named = {"scale": scale, "bias": bias, **case["geometry"]}
-    spiking = {**named, "potential": potential, "time_steps": time_steps, "leak": leak, "want_sum": True}
-    want = ops.spiking_conv2d(bits, weight, **spiking, want_potential=True, engine="event")
+    spiking = {**named, "state": state, "time_steps": time_steps, "neuron": neuron, "want_sum": True}
+    want = ops.spiking_conv2d(bits, weight, **spiking, want_state=True, engine="event")
     here, there = on_device(bits, device), on_device(weight, device)
-    got = ops.spiking_conv2d(here, there, **moved(spiking, device), want_potential=True, engine=engine)
+    got = ops.spiking_conv2d(here, there, **moved(spiking, device), want_state=True, engine=engine)
     identical(got, want, device)
     want = ops.count_conv2d(bits, weight, **named, engine="event")
     identical(ops.count_conv2d(here, there, **moved(named, device), engine=engine), want, device)
@@ -132,8 +133,10 @@ ROUNDING = 2**-19
 
 def sums(bits, weight, engine, terms=3):
     """The sums of a 3 x 3 convolution; of random weights, their rounding gives away who computed them."""
-    arguments = (bits, None, weight, None, None, None, None, [1, 1], [1, 1], [1, 1], 1, 8, 1e9, 1.0)
-    return torch.ops.tandem_cuda.spiking_conv2d(*arguments, ENGINES.index(engine), terms, True, False)[1]
+    geometry = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
+    how = {"engine": ENGINES.index(engine), "terms": terms, "want_sum": True, "want_state": False}
+    firing = {"time_steps": 8, **raw_neuron(IF(1e9))}
+    return raw("spiking_product", bits=bits, weight=weight, **geometry, **firing, **how)[1]
 
 
 def accuracy_case():
@@ -197,7 +200,7 @@ def test_precision_is_that_of_torch(precision, terms, tensor_cores):
     torch.set_float32_matmul_precision(precision)
     try:
         arguments = (bits.to(tensor_cores), weight.to(tensor_cores))
-        got = ops.spiking_conv2d(*arguments, time_steps=1, threshold=1e9, want_sum=True, engine="dense")[1]
+        got = ops.spiking_conv2d(*arguments, time_steps=1, neuron=IF(1e9), want_sum=True, engine="dense")[1]
     finally:
         torch.set_float32_matmul_precision("highest")
     held = weight if tensor_cores == "cpu" else rounded(weight, terms)  # the setting changes nothing on the CPU
@@ -206,7 +209,7 @@ def test_precision_is_that_of_torch(precision, terms, tensor_cores):
     by_number = sums(many.to(tensor_cores), weight.to(tensor_cores), "dense", terms)
     torch.set_float32_matmul_precision(precision)
     try:
-        named = {"padding": 1, "time_steps": 8, "threshold": 1e9, "want_sum": True, "engine": "dense"}
+        named = {"padding": 1, "time_steps": 8, "neuron": IF(1e9), "want_sum": True, "engine": "dense"}
         by_setting = ops.spiking_conv2d(many.to(tensor_cores), weight.to(tensor_cores), **named)[1]
     finally:
         torch.set_float32_matmul_precision("highest")

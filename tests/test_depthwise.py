@@ -18,7 +18,7 @@ from exact import (
     planes,
     same,
 )
-from tandem_cuda import ops
+from tandem_cuda import IF, LIF, ops
 from tandem_cuda import reference as ref
 
 every_product = pytest.mark.parametrize("product", ["spiking_conv2d", "count_conv2d"])
@@ -29,7 +29,7 @@ def arguments(product, channels, multiplier, kernel, variant, time_steps, seed=0
     outputs = channels * multiplier
     weight, scale = variant.operands(outputs, 1, *kernel, seed=seed)
     named = {"bias": dyadic(outputs, seed=seed + 2, dtype=variant.dtype) / 8, "scale": scale, "groups": channels}
-    return weight, named | ({"time_steps": time_steps, "leak": 0.75} if product == "spiking_conv2d" else {})
+    return weight, named | ({"time_steps": time_steps, "neuron": LIF(leak=0.75)} if product == "spiking_conv2d" else {})
 
 
 @every_product
@@ -102,5 +102,5 @@ def test_int8_currents_at_the_limit_of_float32(size):
     weight, scale = full(2, 1, size, size, seed=1), torch.ones(2)
     sums = F.conv2d(ref.spike_count(bits, torch.float64) / 2, weight.double(), groups=2)
     assert (sums.abs().max() < 2**24) == (size == 362)
-    want = ref.integrate_and_fire(sums.float(), 2, threshold=1000)
-    everywhere(want, ops.spiking_conv2d, bits, weight, scale=scale, groups=2, time_steps=2, threshold=1000)
+    want = ref.integrate_and_fire(sums.float(), 2, neuron=IF(1000))
+    everywhere(want, ops.spiking_conv2d, bits, weight, scale=scale, groups=2, time_steps=2, neuron=IF(1000))

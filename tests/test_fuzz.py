@@ -12,7 +12,8 @@ from fuzz import oracle, runner
 from fuzz.__main__ import one
 from fuzz.draw import Draw, Mismatch
 from fuzz.runner import DIFFERENTIAL, KINDS, MUTATORS, Run, reproduction, run_case, seed_of_the_day
-from tandem_cuda import ops
+from tandem_cuda import IF, LIF, ops
+from tandem_cuda.neuron import MODELS
 
 
 def array(*values):
@@ -20,14 +21,20 @@ def array(*values):
 
 
 def test_neurons_by_hand():
-    spikes, total, u = oracle.neurons(np.full((4, 1), 0.5, np.float32), 1.0, 1.0)
+    spikes, total, u = oracle.neurons(np.full((4, 1), 0.5, np.float32), IF())
     assert spikes.ravel().tolist() == [0, 1, 0, 1]  # u: 0.5, 1, 0.5, 1
     assert (total.item(), u.item()) == (2.0, 1.0)
-    spikes, total, u = oracle.neurons(np.full((3, 1), 1.0, np.float32), 1.0, 0.5)
+    spikes, total, u = oracle.neurons(np.full((3, 1), 1.0, np.float32), LIF(leak=0.5))
     assert spikes.ravel().tolist() == [1, 0, 1]  # u: 1; 0.5 - 1 + 1 = 0.5; 0.25 + 1 = 1.25
     assert u.item() == 1.25
-    spikes, _, u = oracle.neurons(np.zeros((2, 1), np.float32), 1.0, 1.0, array(2.5))
+    spikes, _, u = oracle.neurons(np.zeros((2, 1), np.float32), IF(), array(2.5)[None])
     assert (spikes.ravel().tolist(), u.item()) == ([1, 0], 0.5)
+
+
+def test_every_model_is_drawn():
+    drawn = [Draw(seed).neuron() for seed in range(100)]
+    assert {type(neuron) for neuron in drawn} == {*oracle.MODELS} == {*MODELS}
+    assert all(len(oracle.MODELS[type(neuron)].start(neuron)) == neuron.states for neuron in drawn)
 
 
 def test_planes_by_hand():

@@ -5,6 +5,7 @@ All cases run in a process of their own: one that dies fails its own test and na
 
 import ctypes
 import itertools
+import math
 import mmap
 import os
 import re
@@ -18,8 +19,9 @@ import pytest
 import torch
 
 import tandem_cuda
-from cases import STATE, raw, raw_neuron
+from cases import raw
 from exact import AUTO, CONSTANT, DENSE, EVENT, SERIES
+from neurons import EVERY_KIND, raw_neuron
 from tandem_cuda import _C
 
 OPS = torch.ops.tandem_cuda
@@ -62,33 +64,36 @@ def with_every_isa(f, *choices):
     return out
 
 
-def spiking_linear(b, w, steps=8, threshold=1.0, leak=1.0, engine=AUTO, terms=3, potential=None, want=True, **named):
-    firing = {"time_steps": steps, STATE: potential, **raw_neuron(threshold, leak)}
-    wanted = {"want_sum": want, "want_potential": want}
-    return raw("spiking_linear", bits=b, weight=w, engine=engine, terms=terms, **firing, **wanted, **named)
+def product(op, b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, engine=AUTO, terms=3, **named):
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return raw(op, bits=b, weight=w, engine=engine, terms=terms, **geometry, **named)
 
 
-def count_linear(b, w, engine=AUTO, terms=3, **named):
-    return raw("count_linear", bits=b, weight=w, engine=engine, terms=terms, **named)
+def firing(steps=8, neuron=0, parameters=(1.0,), want=True):
+    return {
+        "time_steps": steps, "neuron": neuron, "parameters": parameters, "want_sum": want, "want_state": want
+    }  # fmt: skip
 
 
-def spiking_conv2d(b, w, *geometry, steps=8, potential=None, **named):
-    firing = {"time_steps": steps, STATE: potential, **raw_neuron(), "want_sum": True, "want_potential": True}
-    return conv2d("spiking_conv2d", b, w, *geometry, **firing, **named)
+def spiking_linear(b, w, steps=8, neuron=0, parameters=(1.0,), want=True, **named):
+    return product("spiking_product", b, w, **firing(steps, neuron, parameters, want), **named)
+
+
+def spiking_conv2d(b, w, *geometry, steps=8, neuron=0, parameters=(1.0,), **named):
+    return product("spiking_product", b, w, *geometry, **firing(steps, neuron, parameters), **named)
+
+
+def count_linear(b, w, **named):
+    return product("count_product", b, w, **named)
 
 
 def count_conv2d(b, w, *geometry, **named):
-    return conv2d("count_conv2d", b, w, *geometry, **named)
+    return product("count_product", b, w, *geometry, **named)
 
 
-def conv2d(op, b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, engine=AUTO, **named):
-    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return raw(op, bits=b, weight=w, engine=engine, terms=3, **geometry, **named)
-
-
-def integrate_and_fire(current, steps=8, mode=CONSTANT, threshold=1.0, leak=1.0, potential=None, want=True, **named):
-    firing = {"time_steps": steps, "mode": mode, STATE: potential, **raw_neuron(threshold, leak)}
-    return raw("integrate_and_fire", current=current, want_sum=want, want_potential=want, **firing, **named)
+def integrate_and_fire(current, steps=8, mode=CONSTANT, neuron=0, parameters=(1.0,), want=True, **named):
+    driven = firing(steps, neuron, parameters, want)
+    return raw("integrate_and_fire", current=current, mode=mode, **driven, **named)
 
 
 def pack(spikes):
@@ -111,8 +116,9 @@ def tandem_backward(grad, v, threshold=1.0, upper=1.0):
     return OPS.tandem_count_backward(grad, v, threshold, upper)
 
 
-def tandem(b, v, steps=8, threshold=1.0, leak=1.0, upper=1.0):
-    return raw("tandem_count", bits=b, pre_activation=v, time_steps=steps, upper=upper, **raw_neuron(threshold, leak))
+def tandem(b, v, steps=8, upper=1.0, **named):
+    named = {"neuron": 0, "parameters": (1.0,)} | named
+    return raw("tandem_count", bits=b, pre_activation=v, time_steps=steps, upper=upper, **named)
 
 
 # What a case must end in. Too large for this machine is no mistake of the caller's arguments as such.
@@ -164,6 +170,8 @@ def product_cases(op, conv2d, linear):
         f"{op}-kernel-tall": (TOO_LARGE, lambda: conv2d(PIXEL, floats(1, 1, 2**31, 1), padding=(2**30, 0))),
         # shapes
         f"{op}-4-dims": ("bits", lambda: conv2d(bits(1, 1, 1, 1), KERNEL)),
+        f"{op}-weight-5-dims": ("weight", lambda: conv2d(PIXEL, floats(1, 1, 1, 1, 1))),
+        f"{op}-weight-0-dims": ("weight", lambda: conv2d(PIXEL, torch.zeros(()))),
         f"{op}-6-dims": ("bits", lambda: conv2d(bits(1, 1, 1, 1, 1, 1), KERNEL)),
         f"{op}-weight-3-dims": ("weight", lambda: conv2d(PIXEL, floats(1, 1, 1))),
         f"{op}-weight-0-outputs": ("weight", lambda: conv2d(PIXEL, floats(0, 1, 1, 1))),
@@ -210,12 +218,21 @@ def product_cases(op, conv2d, linear):
         f"{op}-conv2d-bias": ("bias", lambda: conv2d(PIXEL, KERNEL, bias=floats(HUGE))),
         f"{op}-conv2d-count": ("count", lambda: conv2d(PIXEL, KERNEL, count=floats(1, 1, 1, HUGE))),
         # linear
+        f"{op}-linear-stride": ("stride", lambda: linear(ROW, MATRIX, stride=(1, 2))),
+        f"{op}-linear-stride-huge": ("stride", lambda: linear(ROW, MATRIX, stride=(HUGE, MOST))),
+        f"{op}-linear-stride-none": ("stride", lambda: linear(ROW, MATRIX, stride=())),
+        f"{op}-linear-padding": ("padding", lambda: linear(ROW, MATRIX, padding=(0, 1))),
+        f"{op}-linear-padding-huge": ("padding", lambda: linear(ROW, MATRIX, padding=(HUGE, HUGE))),
+        f"{op}-linear-dilation": ("dilation", lambda: linear(ROW, MATRIX, dilation=(2, 1))),
+        f"{op}-linear-dilation-three": ("dilation", lambda: linear(ROW, MATRIX, dilation=(1, 1, 1))),
+        f"{op}-linear-groups": ("groups", lambda: linear(ROW, MATRIX, groups=3)),
+        f"{op}-linear-groups-least": ("groups", lambda: linear(ROW, MATRIX, groups=LEAST)),
         f"{op}-linear-2-dims": ("bits", lambda: linear(bits(1, 3), MATRIX)),
         f"{op}-linear-0-planes": ("bits", lambda: linear(bits(0, 2, 3), MATRIX)),
         f"{op}-linear-bool-bits": ("bits", lambda: linear(bits(1, 2, 3).bool(), MATRIX)),
         f"{op}-linear-int-weight": ("weight", lambda: linear(ROW, MATRIX.int())),
         f"{op}-linear-complex": ("weight", lambda: linear(ROW, torch.zeros(4, 3, dtype=torch.complex64))),
-        f"{op}-linear-weight-1-dim": ("weight", lambda: linear(ROW, floats(3))),
+        f"{op}-weight-1-dim": ("weight", lambda: conv2d(PIXEL, floats(3))),
         f"{op}-linear-weight-0-outputs": ("weight", lambda: linear(ROW, floats(0, 3))),
         f"{op}-linear-weight-0-inputs": ("weight", lambda: linear(bits(1, 2, 0), floats(4, 0))),
         f"{op}-linear-weight-features": ("weight", lambda: linear(ROW, floats(4, 2))),
@@ -236,21 +253,22 @@ def product_cases(op, conv2d, linear):
     }
 
 
-def depthwise_at_a_hole(conv2d, potentials):
-    """Calls of which no argument may be read past its end; `potentials` of those that take one."""
+def depthwise_at_a_hole(conv2d, neurons):
+    """Calls of which no argument may be read past its end; with neurons of these models, or [None]."""
 
-    def call(channels, multiplier, dtype):
+    def call(channels, multiplier, dtype, neuron):
         outputs, scales = channels * multiplier, torch.float32 if dtype == torch.int8 else dtype
         b = torch.full((2, 1, 3, 1, channels), 255, dtype=torch.uint8)
         w, ones = torch.ones(outputs, 1, 2, 1, dtype=dtype), torch.ones(outputs, dtype=scales)
         named = {"scale": before_a_hole(ones), "bias": before_a_hole(ones)}
-        if potentials:
-            u = before_a_hole(torch.ones(1, 2, 1, outputs, dtype=scales)).permute(0, 3, 1, 2)
-            named |= {"potential": u, "steps": 16}
+        if neuron is not None:
+            state = before_a_hole(torch.ones(neuron.states, 1, 2, 1, outputs, dtype=scales)).permute(0, 1, 4, 2, 3)
+            named |= {"state": state, "steps": 16, **raw_neuron(neuron)}
         b, w = before_a_hole(b).permute(0, 1, 4, 2, 3), before_a_hole(w)
         return conv2d(b, w, groups=channels, engine=EVENT, **named)
 
-    return with_every_isa(call, (2, 3, 7, 8, 15, 16, 17, 33), (1, 2, 3, 17), (torch.float32, torch.float64, torch.int8))
+    dtypes = torch.float32, torch.float64, torch.int8
+    return with_every_isa(call, (2, 3, 7, 8, 15, 16, 17, 33), (1, 2, 3, 17), dtypes, neurons)
 
 
 def operand_cases(op, conv2d, linear):
@@ -270,6 +288,7 @@ def operand_cases(op, conv2d, linear):
         return "packed", lambda: conv2d(*depthwise, groups=4, packed=wrong, engine=engine)
 
     fitting = OPS.pack_weight(depthwise[1], 4)
+    neurons = EVERY_KIND.values() if op == "spiking" else [None]
     return {
         f"{op}-linear-packed-short": packed(PACKED[:-1]),
         f"{op}-linear-packed-empty": packed(PACKED[:0]),
@@ -298,7 +317,7 @@ def operand_cases(op, conv2d, linear):
         f"{op}-conv2d-packed-depthwise-int16": packed_depthwise(fitting.short()),
         f"{op}-conv2d-packed-depthwise-misaligned": (FINE, packed_depthwise(torch.zeros(len(fitting) + 1)[1:])[1]),
         f"{op}-conv2d-packed-depthwise-fits": (FINE, packed_depthwise(fitting)[1]),
-        f"{op}-depthwise-at-a-hole": (FINE, lambda: depthwise_at_a_hole(conv2d, op == "spiking")),
+        f"{op}-depthwise-at-a-hole": (FINE, lambda: depthwise_at_a_hole(conv2d, neurons)),
         f"{op}-linear-int8-no-scale": ("scale", lambda: int8(scale=None)),
         f"{op}-linear-int8-scale-float64": ("scale", lambda: int8(scale=torch.ones(4).double())),
         f"{op}-linear-int8-dense": ("engine dense cannot serve int8", lambda: int8(engine=DENSE)),
@@ -449,6 +468,48 @@ def gradient_cases():
     }
 
 
+# Of every kind, in the order of its parameters: what each is called, and values that it cannot have.
+THRESHOLD = ("threshold", (0.0, -0.0, -1.0, NAN, math.inf, -math.inf))
+LEAK = ("leak", (0.0, -0.5, 1.0000001, 2.0, NAN, math.inf))
+BAD_PARAMETERS = {"IF": [THRESHOLD], "LIF": [THRESHOLD, LEAK]}
+TINY = 1e-320  # zero in float32, which is what potentials are
+
+
+def neuron_cases(call, *neurons):
+    """Kinds that there are not, wrong parameters, and states [S, *neurons] of other models."""
+
+    def of(kind, parameters=(1.0,), **named):
+        return lambda: call(neuron=kind, parameters=parameters, **named)
+
+    cases = {f"kind-{kind}": ("neuron", of(kind)) for kind in (-1, 1000, 2**32, MOST, LEAST)}
+    for name, neuron in EVERY_KIND.items():
+        good = neuron.parameters
+        for wrong in (good[:-1], [*good, 1.0], [], [1.0] * 1000):
+            cases[f"{name}-{len(wrong)}-parameters"] = "parameters", of(neuron.kind, wrong)
+        for i, (parameter, values) in enumerate(BAD_PARAMETERS[name]):
+            for value in (*values, TINY) if neurons else values:
+                wrong = [*good[:i], value, *good[i + 1 :]]
+                cases[f"{name}-{parameter}-{value}"] = parameter, of(neuron.kind, wrong)
+        for states in {neuron.states - 1, neuron.states + 1, 2**58} if neurons else ():
+            cases[f"{name}-state-of-{states}"] = "state", of(neuron.kind, good, state=floats(states, *neurons))
+    return cases
+
+
+def integrate_and_fire_at_a_hole():
+    """Currents, states and the rest, none of which may be read past its end."""
+
+    def call(channels, neuron, dtype):
+        current, state, ones = (
+            before_a_hole(torch.ones(*shape, dtype=dtype))
+            for shape in ((3, channels), (neuron.states, 3, channels), (channels,))
+        )
+        return integrate_and_fire(current, 9, state=state, scale=ones, bias=ones, **raw_neuron(neuron))
+
+    channels = 1, 3, 8, 15, 16, 17, 33, 65
+    choices = channels, EVERY_KIND.values(), (torch.float32, torch.float64)
+    return {"at-a-hole": (FINE, lambda: with_every_isa(call, *choices))}
+
+
 def spiking_cases():
     return {
         "steps-0": ("time_steps", lambda: spiking_linear(ROW, MATRIX, 0)),
@@ -461,15 +522,11 @@ def spiking_cases():
         "planes-2^59": (TOO_LARGE, lambda: spiking_linear(bits(2**59, 1, 1), floats(1, 1), HUGE)),
         "planes-2^60": (TOO_LARGE, lambda: spiking_linear(bits(2**60, 1, 1), floats(1, 1), MOST)),
         "planes-2^60-no-batch": (FINE, lambda: spiking_linear(bits(2**60, 0, 1), floats(1, 1), MOST)),
-        "threshold-0": ("threshold", lambda: spiking_linear(ROW, MATRIX, threshold=0.0)),
-        "threshold-nan": ("threshold", lambda: spiking_linear(ROW, MATRIX, threshold=NAN)),
-        "threshold-inf": ("threshold", lambda: spiking_linear(ROW, MATRIX, threshold=float("inf"))),
-        "leak-0": ("leak", lambda: spiking_linear(ROW, MATRIX, leak=0.0)),
-        "leak-nan": ("leak", lambda: spiking_linear(ROW, MATRIX, leak=NAN)),
-        "leak-2": ("leak", lambda: spiking_linear(ROW, MATRIX, leak=2.0)),
-        "potential-size": ("potential", lambda: spiking_linear(ROW, MATRIX, potential=floats(4, 2))),
-        "potential-dtype": ("potential", lambda: spiking_linear(ROW, MATRIX, potential=floats(2, 4).double())),
-        "potential-huge": ("potential", lambda: spiking_linear(ROW, MATRIX, potential=floats(2, HUGE // 2))),
+        "state-size": ("state", lambda: spiking_linear(ROW, MATRIX, state=floats(1, 4, 2))),
+        "state-dims": ("state", lambda: spiking_linear(ROW, MATRIX, state=floats(2, 4))),
+        "state-dtype": ("state", lambda: spiking_linear(ROW, MATRIX, state=floats(1, 2, 4).double())),
+        "state-huge": ("state", lambda: spiking_linear(ROW, MATRIX, state=floats(1, 2, HUGE // 2))),
+        **neuron_cases(lambda **named: spiking_linear(ROW, MATRIX, **named), 2, 4),
         "outputs-huge-unwanted": (TOO_LARGE, lambda: spiking_linear(bits(1, 1, 1), floats(HUGE, 1), want=False)),
     }
 
@@ -479,8 +536,9 @@ def spiking_conv2d_cases():
         "steps-0": ("time_steps", lambda: spiking_conv2d(PIXEL, KERNEL, steps=0)),
         "steps-negative": ("time_steps", lambda: spiking_conv2d(PIXEL, KERNEL, steps=-1)),
         "steps-huge": ("time steps", lambda: spiking_conv2d(PIXEL, KERNEL, steps=HUGE)),
-        "potential-size": ("potential", lambda: spiking_conv2d(PIXEL, KERNEL, potential=floats(1, 1, 1, 2))),
-        "potential-dims": ("potential", lambda: spiking_conv2d(PIXEL, KERNEL, potential=floats(1))),
+        "state-size": ("state", lambda: spiking_conv2d(PIXEL, KERNEL, state=floats(1, 1, 1, 1, 2))),
+        "state-dims": ("state", lambda: spiking_conv2d(PIXEL, KERNEL, state=floats(1))),
+        **neuron_cases(lambda **named: spiking_conv2d(PIXEL, KERNEL, **named), 1, 1, 1, 1),
     }
 
 
@@ -520,10 +578,11 @@ def integrate_and_fire_cases():
         "bias-size": ("bias", lambda: integrate_and_fire(CURRENT, bias=floats(2))),
         "bias-dims": ("bias", lambda: integrate_and_fire(CURRENT, bias=floats(3, 1))),
         "bias-dtype": ("bias", lambda: integrate_and_fire(CURRENT, bias=floats(3).double())),
-        "potential-size": ("potential", lambda: integrate_and_fire(CURRENT, potential=floats(3, 2))),
-        "potential-dtype": ("potential", lambda: integrate_and_fire(CURRENT, potential=CURRENT.double())),
-        "threshold-0": ("threshold", lambda: integrate_and_fire(CURRENT, threshold=0.0)),
-        "leak-negative": ("leak", lambda: integrate_and_fire(CURRENT, leak=-1.0)),
+        "state-size": ("state", lambda: integrate_and_fire(CURRENT, state=floats(1, 3, 2))),
+        "state-dims": ("state", lambda: integrate_and_fire(CURRENT, state=CURRENT)),
+        "state-dtype": ("state", lambda: integrate_and_fire(CURRENT, state=CURRENT[None].double())),
+        **neuron_cases(lambda **named: integrate_and_fire(CURRENT, **named), 2, 3),
+        **integrate_and_fire_at_a_hole(),
     }
 
 
@@ -568,8 +627,7 @@ def train_cases():
         "tandem_count-steps-0": ("time_steps", lambda: tandem(ROW, floats(2, 3), 0)),
         "tandem_count-steps-9": ("planes", lambda: tandem(ROW, floats(2, 3), 9)),
         "tandem_count-steps-huge": ("planes", lambda: tandem(ROW, floats(2, 3), HUGE)),
-        "tandem_count-threshold": ("threshold", lambda: tandem(ROW, floats(2, 3), threshold=-1.0)),
-        "tandem_count-leak": ("leak", lambda: tandem(ROW, floats(2, 3), leak=NAN)),
+        **{f"tandem_count-{k}": v for k, v in neuron_cases(lambda **named: tandem(ROW, floats(2, 3), **named)).items()},
         "tandem_count-upper": ("upper", lambda: tandem(ROW, floats(2, 3), upper=-1.0)),
         "tandem_count-upper-nan": ("upper", lambda: tandem(ROW, floats(2, 3), upper=NAN)),
         "tandem_count-neurons-huge": (TOO_LARGE, lambda: tandem(bits(1, HUGE), floats(HUGE))),

@@ -113,7 +113,7 @@ def test_integrate_and_fire(bias):
     current = torch.zeros(ROWS, WIDE)
     current[edges()] = 1.0
     b = torch.zeros(WIDE) if bias else None
-    bits, _, _ = ops.integrate_and_fire(current, 3, b, want_sum=False, want_potential=False)
+    bits, _, _ = ops.integrate_and_fire(current, 3, b, want_sum=False, want_state=False)
     assert bits.numel() > 2**31
     assert torch.equal(bits[0][edges()], torch.full((len(EDGES), 2), 0b111, dtype=torch.uint8))
     assert total(bits) == 0b111 * SPIKES
@@ -124,11 +124,11 @@ def test_integrate_and_fire_series():
     needs(12)
     current = torch.zeros(3, ROWS // 2, WIDE)
     current[2, -1, -1] = 1.0
-    bits, _, potential = ops.integrate_and_fire(current, 3, mode="series", want_sum=False)
+    bits, _, state = ops.integrate_and_fire(current, 3, mode="series", want_sum=False)
     assert current.numel() > 2**31
     assert bits[0, -1, -1] == 0b100
     assert total(bits) == 0b100
-    assert potential[-1, -1] == 1
+    assert state[0, -1, -1] == 1
 
 
 def test_pack_weight():
@@ -167,7 +167,7 @@ def test_spiking_linear_inputs(engine):
     needs(8)
     weight = torch.zeros(1, WIDE)
     weight[0, SEEN] = torch.tensor([0.25, 0.75])
-    bits, total_current, _ = ops.spiking_linear(marked(), weight, time_steps=1, want_potential=False, engine=engine)
+    bits, total_current, _ = ops.spiking_linear(marked(), weight, time_steps=1, want_state=False, engine=engine)
     assert torch.equal(bits[0, list(EDGES), 0], torch.ones(len(EDGES), dtype=torch.uint8))
     assert total(bits) == len(EDGES)
     assert torch.equal(total_current[list(EDGES), 0], torch.ones(len(EDGES)))
@@ -180,7 +180,7 @@ def test_spiking_linear_outputs(engine):
     inputs[0, list(EDGES)] = 1
     weight = torch.zeros(WIDE, 1)
     weight[SEEN] = 1.0
-    unwanted = {"want_sum": False, "want_potential": False}
+    unwanted = {"want_sum": False, "want_state": False}
     bits, _, _ = ops.spiking_linear(inputs, weight, time_steps=1, **unwanted, engine=engine)
     assert bits.numel() > 2**31
     assert torch.equal(bits[0][edges()], torch.ones(len(EDGES), 2, dtype=torch.uint8))
@@ -210,7 +210,7 @@ def test_spiking_conv2d_inputs(engine):
     weight = torch.zeros(1, WIDE, 2, 2)
     weight[0, -1, 1, 1] = 1.0
     weight[0, 0, 0, 0] = 1.0
-    unwanted = {"want_sum": False, "want_potential": False}
+    unwanted = {"want_sum": False, "want_state": False}
     out, _, _ = ops.spiking_conv2d(bits, weight, stride=2, time_steps=1, **unwanted, engine=engine)
     assert total(out) == 2
     assert out[0, -1, 0, -1, -1] == out[0, 0, 0, 0, 0] == 1
@@ -225,7 +225,7 @@ def test_spiking_conv2d_outputs(engine):
     bits[0, -1, 0, -1, -1] = 1
     weight = torch.zeros(WIDE, 1, 3, 3)
     weight[-1, 0, 1, 1] = 1.0
-    unwanted = {"want_sum": False, "want_potential": False}
+    unwanted = {"want_sum": False, "want_state": False}
     out, _, _ = ops.spiking_conv2d(bits, weight, padding=1, time_steps=1, **unwanted, engine=engine)
     assert out.numel() > 2**31
     assert total(out) == out[0, -1, -1, -1, -1] == 1
@@ -244,7 +244,7 @@ def test_one_large_image(engine):
             bits[..., rows, columns] = corner
     weight = torch.arange(9.0).view(1, 1, 3, 3)
     _, want, _ = ops.spiking_conv2d(corner.view(1, 1, 1, 4, 4), weight, time_steps=1)
-    _, got, _ = ops.spiking_conv2d(bits, weight, time_steps=1, want_potential=False, engine=engine)
+    _, got, _ = ops.spiking_conv2d(bits, weight, time_steps=1, want_state=False, engine=engine)
     ends = (slice(0, 2), slice(-2, None))
     for rows in ends:
         for columns in ends:
@@ -265,7 +265,7 @@ def peak_extra(engine, byte, time_steps):
     torch.set_num_threads(2)
     bits = torch.full((time_steps // 8, 1, 64, 64, 64), byte, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
     weight = torch.ones(16, 64, 3, 3)
-    named = {"padding": 1, "want_sum": False, "want_potential": False, "engine": engine}
+    named = {"padding": 1, "want_sum": False, "want_state": False, "engine": engine}
     ops.spiking_conv2d(bits[:1], weight, **named, time_steps=8)  # what a first call loads is not counted
     before = status("VmRSS")
     CLEAR.write_text("5")  # resets the peak, VmHWM

@@ -5,6 +5,7 @@ import torch
 
 from cases import CASES, ELEMENT_WISE, outputs_of, raw_call, tensors_of
 from exact import TOLERANCES, every_path, everywhere, features_last, firing_rate, same, slow
+from neurons import EVERY_KIND
 from tensors import META, generator, views
 
 TIME_STEPS = (1, 9, 20)
@@ -129,7 +130,8 @@ CHECKED = [(case, case.dtypes[0]) for case in CASES] + [
 
 def is_quick(case, dtype):
     """Of the products' many shapes and dtypes, those that fake kernels and gradients tell apart."""
-    return not case.takes_engine or (dtype == torch.float32 and case.name.endswith(("linear", "d, in groups")))
+    chosen = "linear", "d, in groups", *(f"linear, {model}" for model in EVERY_KIND)
+    return not case.takes_engine or (dtype == torch.float32 and case.name.endswith(chosen))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,10 @@ def test_wrong_arguments(case):
                 with pytest.raises(error, match=f"^{case.operator}: {named}"):
                     case.run(**arguments | {name: value})
             if name in passed_on and kind not in ("no tensor", "device"):
-                with pytest.raises(RuntimeError, match=f"{case.operator}: {named}"):
+                # A weight's dimensions say whether a product is linear.
+                either = case.takes_engine and (name, kind) == ("weight", "dimensions")
+                operator = case.operator.split("_")[0] + "_(linear|conv2d)" if either else case.operator
+                with pytest.raises(RuntimeError, match=f"{operator}: {named}"):
                     op(**passed_on | {name: value})
 
 

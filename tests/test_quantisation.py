@@ -331,7 +331,7 @@ def test_integers_run_on_the_int8_engine(bits):
     first = TandemLinear(4, 40)
     train = first(Encode(8)(torch.rand(5, 4, generator=generator(1))))
     weight, scale = quantiser(layer).integers(layer.parametrizations.weight.original)
-    bits_out, _, _ = ops.spiking_linear(train.bits, weight, scale=scale, time_steps=8, threshold=1.0)
+    bits_out, _, _ = ops.spiking_linear(train.bits, weight, scale=scale, time_steps=8)
     same(bits_out, layer(train).bits)
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from neurons import every_kind
 from tandem_cuda import reference as ref
-from tandem_cuda.lif_rate import lif_rate, lif_rate_derivative
-from tandem_cuda.neuron import IF, LIF
+from tandem_cuda.neuron import IF, LIF, Neuron
+from tandem_cuda.neuron.lif import lif_rate, lif_rate_derivative
 
 FORMS = ["loop", "folded"]
 
@@ -54,8 +55,8 @@ def test_golden_conv2d(oracle: Path, case: str, dtype: torch.dtype) -> None:
     spikes_out = tensor(z[f"{case}_spikes_out"], dtype).transpose(0, 1)
     count_out = tensor(z[f"{case}_count_out"], dtype)
 
+    neuron = IF(threshold=threshold) if leak == 1 else LIF(threshold=threshold, leak=leak)
     for form in FORMS:
-        neuron = IF(threshold=threshold) if leak == 1 else LIF(threshold=threshold, leak=leak)
         layer = ref.TandemConv2d(
             weight.shape[1], weight.shape[0], weight.shape[2], stride, padding, neuron=neuron, form=form
         ).to(dtype)
@@ -72,8 +73,7 @@ def test_golden_conv2d(oracle: Path, case: str, dtype: torch.dtype) -> None:
         stride,
         padding,
         time_steps=time_steps,
-        threshold=threshold,
-        leak=leak,
+        neuron=neuron,
     )
     assert torch.equal(bits, ref.pack_spikes(spikes_out))
     assert torch.equal(total, ref.count_conv2d(ref.pack_spikes(spikes_in), weight, bias, stride, padding))
@@ -96,7 +96,7 @@ def test_golden_linear(oracle: Path, case: str, dtype: torch.dtype) -> None:
         assert torch.equal(out.count, tensor(z[f"{case}_count_out"], dtype))
 
     bits, total, _ = ref.spiking_linear(
-        ref.pack_spikes(spikes_in), weight, bias / time_steps, time_steps=time_steps, threshold=threshold
+        ref.pack_spikes(spikes_in), weight, bias / time_steps, time_steps=time_steps, neuron=IF(threshold)
     )
     assert torch.equal(bits, ref.pack_spikes(spikes_out))
     assert torch.equal(total, ref.count_linear(ref.pack_spikes(spikes_in), weight, bias))
@@ -168,47 +168,45 @@ def test_golden_network(oracle: Path, time_steps: int, form: str, memory_format:
 
 
 @pytest.mark.parametrize(
-    ("currents", "threshold", "leak", "spikes", "potential"),
+    ("currents", "neuron", "spikes", "potential"),
     [
-        pytest.param([1.0], 1.0, 1.0, [1], 1.0, id="exactly at threshold, T=1"),
-        pytest.param([0.5, 0.5, 0.5, 0.5], 1.0, 1.0, [0, 1, 0, 1], 1.0, id="every second step"),
+        pytest.param([1.0], IF(), [1], 1.0, id="exactly at threshold, T=1"),
+        pytest.param([0.5, 0.5, 0.5, 0.5], IF(), [0, 1, 0, 1], 1.0, id="every second step"),
         # u: -1, 1, 0, 1: a negative potential is kept
-        pytest.param([-1.0, 2.0, 0.0, 1.0], 1.0, 1.0, [0, 1, 0, 1], 1.0, id="negative then positive"),
+        pytest.param([-1.0, 2.0, 0.0, 1.0], IF(), [0, 1, 0, 1], 1.0, id="negative then positive"),
         # u: 1, -0.75, 0.25, 1.25: one step after the spike
-        pytest.param([1.0, -0.75, 1.0, 1.0], 1.0, 1.0, [1, 0, 0, 1], 1.25, id="reset below zero"),
+        pytest.param([1.0, -0.75, 1.0, 1.0], IF(), [1, 0, 0, 1], 1.25, id="reset below zero"),
         # u: 3, 2, 1, 0: at most one spike per step, the rest is paid out later
-        pytest.param([3.0, 0.0, 0.0, 0.0], 1.0, 1.0, [1, 1, 1, 0], 0.0, id="surplus"),
+        pytest.param([3.0, 0.0, 0.0, 0.0], IF(), [1, 1, 1, 0], 0.0, id="surplus"),
         # u: 0.75, 1.125, 0.5 * 1.125 - 1 + 0.75 = 0.3125, 0.90625
-        pytest.param([0.75] * 4, 1.0, 0.5, [0, 1, 0, 0], 0.90625, id="leak"),
+        pytest.param([0.75] * 4, LIF(leak=0.5), [0, 1, 0, 0], 0.90625, id="leak"),
         # u: 0.25 to 2 in steps of 0.25, fires at 2, then 2 - 2 + 0.25
-        pytest.param([0.25] * 9, 2.0, 1.0, [0] * 7 + [1, 0], 0.25, id="T=9, two planes"),
+        pytest.param([0.25] * 9, IF(2.0), [0] * 7 + [1, 0], 0.25, id="T=9, two planes"),
         # (1 - 1) + 2^-30; the other orders of addition lose the current in float32
-        pytest.param([1.0, 2**-30], 1.0, 1.0, [1, 0], 2**-30, id="order of operations"),
-        pytest.param([2.0, math.nan, 2.0], 1.0, 1.0, [1, 0, 0], math.nan, id="NaN never fires"),
+        pytest.param([1.0, 2**-30], IF(), [1, 0], 2**-30, id="order of operations"),
+        pytest.param([2.0, math.nan, 2.0], IF(), [1, 0, 0], math.nan, id="NaN never fires"),
     ],
 )
-def test_neuron(currents: list[float], threshold: float, leak: float, spikes: list[int], potential: float) -> None:
-    bits, total, final = ref.integrate_and_fire(
-        steps(*currents), len(currents), mode="series", threshold=threshold, leak=leak
-    )
+def test_neuron(currents: list[float], neuron: Neuron, spikes: list[int], potential: float) -> None:
+    bits, total, final = ref.integrate_and_fire(steps(*currents), len(currents), mode="series", neuron=neuron)
     assert bits.shape == (math.ceil(len(currents) / 8), 1, 1)
     assert fired(bits, len(currents)) == spikes
-    np.testing.assert_equal(final.item(), potential)
+    np.testing.assert_equal(final.tolist(), [[[potential]]])
     np.testing.assert_equal(total.item(), float(np.float32(sum(currents))))
 
 
 def test_modes_and_bias() -> None:
     current, bias = torch.tensor([[0.5, 1.0]]), torch.tensor([0.25, -0.5])
     # constant: currents 0.75 and 0.5; u: 0.75, 1.5, 1.25 and 0.5, 1, 0.5
-    bits, total, potential = ref.integrate_and_fire(current, 3, bias)
+    bits, total, state = ref.integrate_and_fire(current, 3, bias)
     assert torch.equal(ref.unpack_spikes(bits, 3)[:, 0], torch.tensor([[0.0, 0], [1, 1], [1, 0]]))
     assert torch.equal(total, torch.tensor([[2.25, 1.5]]))
-    assert torch.equal(potential, torch.tensor([[1.25, 0.5]]))
+    assert torch.equal(state, torch.tensor([[[1.25, 0.5]]]))
     # impulse: 0.75, 0.25, 0.25 and 0.5, -0.5, -0.5
-    bits, total, potential = ref.integrate_and_fire(current, 3, bias, mode="impulse")
+    bits, total, state = ref.integrate_and_fire(current, 3, bias, mode="impulse")
     assert torch.equal(ref.unpack_spikes(bits, 3)[:, 0], torch.tensor([[0.0, 0], [1, 0], [0, 0]]))
     assert torch.equal(total, torch.tensor([[1.25, -0.5]]))
-    assert torch.equal(potential, torch.tensor([[0.25, -0.5]]))
+    assert torch.equal(state, torch.tensor([[[0.25, -0.5]]]))
     # series with a bias per channel, over an image
     image = torch.zeros(2, 1, 2, 3, 3)
     _, total, _ = ref.integrate_and_fire(image, 2, bias, mode="series")
@@ -216,27 +214,27 @@ def test_modes_and_bias() -> None:
 
 
 def test_unwanted_outputs_are_empty() -> None:
-    bits, total, potential = ref.integrate_and_fire(torch.ones(2, 3), 4, want_sum=False, want_potential=False)
+    bits, total, state = ref.integrate_and_fire(torch.ones(2, 3), 4, want_sum=False, want_state=False)
     assert bits.shape == (1, 2, 3)
-    assert total.shape == potential.shape == (0,)
+    assert total.shape == state.shape == (0,)
 
 
-@pytest.mark.parametrize("leak", [1.0, 0.5])
+@every_kind
 @pytest.mark.parametrize("cut", [1, 5, 8])
-def test_streaming(cut: int, leak: float) -> None:
-    """Two calls, the second with the potential of the first, fire as one call does."""
+def test_streaming(cut: int, neuron: Neuron) -> None:
+    """Two calls, the second with the state of the first, fire as one call does."""
     spikes = random_train(11, 2, 6)
     weight, bias = dyadic(4, 6, seed=1), dyadic(4, seed=2)
-    whole, total, potential = ref.spiking_linear(ref.pack_spikes(spikes), weight, bias, time_steps=11, leak=leak)
+    whole, total, state = ref.spiking_linear(ref.pack_spikes(spikes), weight, bias, time_steps=11, neuron=neuron)
     head, head_total, carried = ref.spiking_linear(
-        ref.pack_spikes(spikes[:cut]), weight, bias, time_steps=cut, leak=leak
+        ref.pack_spikes(spikes[:cut]), weight, bias, time_steps=cut, neuron=neuron
     )
     tail, tail_total, final = ref.spiking_linear(
-        ref.pack_spikes(spikes[cut:]), weight, bias, carried, time_steps=11 - cut, leak=leak
+        ref.pack_spikes(spikes[cut:]), weight, bias, carried, time_steps=11 - cut, neuron=neuron
     )
     parts = torch.cat([ref.unpack_spikes(head, cut), ref.unpack_spikes(tail, 11 - cut)])
     assert torch.equal(parts, ref.unpack_spikes(whole, 11))
-    assert torch.equal(final, potential)
+    assert torch.equal(final, state)
     assert torch.equal(head_total + tail_total, total)
 
 
@@ -306,18 +304,18 @@ def test_bad_input() -> None:
 def test_tandem_count_if() -> None:
     v = torch.tensor([[-1.0, 0.0, 1e-30, 4.0, 4.5, math.inf, math.nan]], requires_grad=True)
     bits = torch.full((1, 1, 7), 0b101, dtype=torch.uint8)
-    count = ref.tandem_count(bits, v, 8, threshold=0.5, upper=4.0)
+    count = ref.tandem_count(bits, v, 8, IF(0.5), upper=4.0)
     assert torch.equal(count, torch.full((1, 7), 2.0))
     (grad,) = torch.autograd.grad(count.sum(), v)
     assert torch.equal(grad, torch.tensor([[0.0, 0, 2, 2, 0, 0, 0]]))
-    (grad,) = torch.autograd.grad(ref.tandem_count(bits, v, 8, threshold=0.5).sum(), v)
+    (grad,) = torch.autograd.grad(ref.tandem_count(bits, v, 8, IF(0.5)).sum(), v)
     assert torch.equal(grad, torch.tensor([[0.0, 0, 2, 2, 2, 2, 0]]))
 
 
 def test_tandem_count_lif() -> None:
     v = torch.tensor([[0.5, 3.0, 6.0, math.nan]], dtype=torch.float64, requires_grad=True)
     bits = torch.zeros(1, 1, 4, dtype=torch.uint8)
-    (grad,) = torch.autograd.grad(ref.tandem_count(bits, v, 8, 1.0, 0.9, upper=5.0).sum(), v)
+    (grad,) = torch.autograd.grad(ref.tandem_count(bits, v, 8, LIF(1.0, 0.9), upper=5.0).sum(), v)
     want = lif_rate_derivative(v.detach(), 8, 1.0, 0.9)
     assert torch.equal(grad[0, :2], want[0, :2])
     assert torch.equal(grad[0, 2:], torch.zeros(2, dtype=torch.float64))
@@ -359,7 +357,7 @@ def test_lif_rate_has_the_error_it_states(leak: float, threshold: float) -> None
     """The rate predicted against simulated counts; it is 1 where the count saturates."""
     current = threshold * (2 - leak) * torch.linspace(-0.2, 1, 2401, dtype=torch.float64).unsqueeze(0)
     for time_steps, (mean, largest) in zip((4, 8, 16, 64), LIF_ERRORS[leak], strict=True):
-        bits, v, _ = ref.integrate_and_fire(current, time_steps, threshold=threshold, leak=leak)
+        bits, v, _ = ref.integrate_and_fire(current, time_steps, neuron=LIF(threshold, leak))
         rate = lif_rate(v, time_steps, threshold, leak)
         error = rate - ref.spike_count(bits) / time_steps
         assert error.abs().mean().item() == pytest.approx(mean, abs=0.0007)
@@ -428,9 +426,9 @@ def test_scale_of_integers() -> None:
     weight = torch.tensor([[100, -128], [3, 4]], dtype=torch.int8)
     scale, bias = torch.tensor([0.5, -2.0]), torch.tensor([1.0, 0.5])
     want = torch.tensor([[[51.0, -5.5]], [[-13.0, -13.5]], [[-63.0, -7.5]]])
-    _, total, potential = ref.spiking_linear(bits, weight, bias, scale=scale, time_steps=3, threshold=8.0)
+    _, total, state = ref.spiking_linear(bits, weight, bias, scale=scale, time_steps=3, neuron=IF(8.0))
     assert torch.equal(total, want.sum(0))
-    assert torch.equal(potential, torch.tensor([[51.0 - 8 - 13 - 8 - 63, -26.5]]))
+    assert torch.equal(state, torch.tensor([[[51.0 - 8 - 13 - 8 - 63, -26.5]]]))
     assert torch.equal(ref.count_linear(bits, weight, bias, scale=scale), torch.tensor([[-27.0, -27.5]]))
     image = {"bits": bits[..., None, None], "weight": weight[..., None, None], "bias": bias, "scale": scale}
     assert torch.equal(ref.spiking_conv2d(**image, time_steps=3)[1], total[..., None, None])
@@ -471,7 +469,7 @@ def test_encoded_input(mode: str, bias: bool, form: str) -> None:
 
     drive = nn.functional.conv2d(x, layer.weight).detach()
     per_step = None if layer.bias is None else layer.bias.detach() / 4
-    bits, v, _ = ref.integrate_and_fire(drive, 4, per_step, mode=mode, threshold=0.5)
+    bits, v, _ = ref.integrate_and_fire(drive, 4, per_step, mode=mode, neuron=IF(0.5))
     assert torch.equal(out.spikes, ref.unpack_spikes(bits, 4, torch.float64))
     assert 0 < out.firing_rate() < 1
 

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from exact import (
     ENGINES,
     FLOATS,
-    LEAKS,
     RATES,
     SEEDS,
-    THRESHOLDS,
     TIME_STEPS,
     convolutions,
     depthwise_convolutions,
@@ -29,7 +27,8 @@ from exact import (
     train,
     variants,
 )
-from tandem_cuda import ops
+from neurons import any_neuron, every_kind, state_of
+from tandem_cuda import IF, LIF, ops
 from tandem_cuda import reference as ref
 from test_count_conv2d import BAD_CONV2D, BITS, NARROW_SUMS, WEIGHT
 from test_spiking_linear import BAD_NEURONS
@@ -41,26 +40,24 @@ from test_spiking_linear import BAD_NEURONS
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
     variant=variants(),
     rate=st.sampled_from(RATES),
-    threshold=st.sampled_from(THRESHOLDS),
-    leak=st.sampled_from(LEAKS),
+    neuron=any_neuron(),
     bias=st.booleans(),
-    potential=st.booleans(),
+    state=st.booleans(),
     wanted=st.tuples(st.booleans(), st.booleans()),
     seed=SEEDS,
 )
-def test_matches_reference(case, time_steps, variant, rate, threshold, leak, bias, potential, wanted, seed):
+def test_matches_reference(case, time_steps, variant, rate, neuron, bias, state, wanted, seed):
     bits = planes(time_steps, *case["input"], seed=seed, rate=rate)
     weight, scale = variant.operands(*case["weight"], seed=seed + 1)
     arguments = {
         "scale": scale,
         "bias": dyadic(case["weight"][0], seed=seed + 2, dtype=variant.dtype) if bias else None,
-        "potential": dyadic(*out_shape(case), seed=seed + 3, span=2, dtype=variant.dtype) if potential else None,
+        "state": state_of(neuron, *out_shape(case), seed=seed + 3, span=2, dtype=variant.dtype) if state else None,
         **case["geometry"],
         "time_steps": time_steps,
-        "threshold": threshold,
-        "leak": leak,
+        "neuron": neuron,
         "want_sum": wanted[0],
-        "want_potential": wanted[1],
+        "want_state": wanted[1],
     }
     want = ref.spiking_conv2d(bits, weight, **arguments)
     everywhere(want, ops.spiking_conv2d, bits, weight, **arguments, **variant.how(weight, arguments["groups"]))
@@ -90,8 +87,8 @@ def test_int8_sums_are_exact(shape, value, groups, rate):
     geometry = {"padding": 1, "groups": groups}
     steps = [F.conv2d(s, weight.double(), **geometry).float() for s in ref.unpack_spikes(bits, 3, torch.float64)]
     scale = torch.linspace(-1, 1, len(weight))
-    want = ref.integrate_and_fire(scale.view(-1, 1, 1) * torch.stack(steps), 3, mode="series", threshold=1000)
-    named = {"scale": scale, "time_steps": 3, "threshold": 1000, **geometry}
+    want = ref.integrate_and_fire(scale.view(-1, 1, 1) * torch.stack(steps), 3, mode="series", neuron=IF(1000))
+    named = {"scale": scale, "time_steps": 3, "neuron": IF(1000), **geometry}
     for packed in (None, ops.pack_weight(weight, groups)):
         everywhere(want, ops.spiking_conv2d, bits, weight, packed=packed, **named)
 
@@ -99,9 +96,9 @@ def test_int8_sums_are_exact(shape, value, groups, rate):
 @every_variant
 @pytest.mark.parametrize(("batch", "time_steps"), [(10, 8), (2, 44)])
 @pytest.mark.parametrize(
-    ("wanted", "potential"), [(True, True), *(slow(*x) for x in ((True, False), (False, True), (False, False)))]
+    ("wanted", "state"), [(True, True), *(slow(*x) for x in ((True, False), (False, True), (False, False)))]
 )
-def test_large_images(batch, time_steps, wanted, potential, variant):
+def test_large_images(batch, time_steps, wanted, state, variant):
     """More than the kernels' scratch memory holds at once: several samples, or several planes of one."""
     bits = planes(time_steps, batch, 16, 8, 64, seed=0, rate=0.1).repeat(1, 1, 1, 8, 1)
     weight, scale = variant.operands(5, 16, 3, 3, seed=1)
@@ -110,10 +107,10 @@ def test_large_images(batch, time_steps, wanted, potential, variant):
         "bias": dyadic(5, seed=2, dtype=variant.dtype) / 8,
         "padding": 1,
         "time_steps": time_steps,
-        "leak": 0.75,
-        "potential": dyadic(batch, 5, 64, 64, seed=3, span=2, dtype=variant.dtype) if potential else None,
+        "neuron": LIF(leak=0.75),
+        "state": dyadic(1, batch, 5, 64, 64, seed=3, span=2, dtype=variant.dtype) if state else None,
         "want_sum": wanted,
-        "want_potential": wanted,
+        "want_state": wanted,
     }
     want = ref.spiking_conv2d(bits, weight, **arguments)
     everywhere(want, ops.spiking_conv2d, bits, weight, **arguments, **variant.how(weight))
@@ -132,17 +129,18 @@ def test_all_or_nothing_spikes(byte, variant):
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-@pytest.mark.parametrize("potential", [True, False])
-def test_dense_passes(wanted, potential):
-    """More than the dense engine unpacks at once: it carries potentials and sums from pass to pass."""
+@pytest.mark.parametrize("state", [True, False])
+@every_kind
+def test_dense_passes(wanted, state, neuron):
+    """More than the dense engine unpacks at once: it carries states and sums from pass to pass."""
     bits, weight = planes(44, 2, 8, 64, 128, seed=0), dyadic(24, 8, 1, 1, seed=1)
     arguments = {
         "bias": dyadic(24, seed=2) / 8,
         "time_steps": 44,
-        "leak": 0.75,
-        "potential": dyadic(2, 24, 64, 128, seed=3, span=2) if potential else None,
+        "neuron": neuron,
+        "state": state_of(neuron, 2, 24, 64, 128, seed=3, span=2) if state else None,
         "want_sum": wanted,
-        "want_potential": wanted,
+        "want_state": wanted,
     }
     want = ref.spiking_conv2d(bits, weight, **arguments)
     everywhere(want, ops.spiking_conv2d, bits, weight, **arguments, engine="dense")
@@ -202,61 +200,68 @@ def test_image_without_pixels(groups, engine):
 @given(
     cuts=st.lists(st.integers(1, 20), min_size=1, max_size=4),
     multiples=st.booleans(),
-    leak=st.sampled_from(LEAKS),
+    neuron=any_neuron((1.0,)),
     variant=variants(),
     seed=SEEDS,
 )
-def test_streaming(cuts, multiples, leak, variant, seed):
-    """In pieces, each with the potential that the last one returned, a train is what it is in one."""
+def test_streaming(cuts, multiples, neuron, variant, seed):
+    """In pieces, each with the state that the last one returned, a train is what it is in one."""
     cuts = [8 * c for c in cuts] if multiples else cuts
     time_steps = sum(cuts)
     spikes = train(time_steps, 2, 4, 5, 5, seed=seed)
     weight, _ = variant.operands(6, 2, 3, 3, seed=seed + 1)
     bias, scale = (dyadic(6, seed=seed + i, dtype=variant.dtype) / 4 for i in (2, 3))  # their sums are exact
-    named = {"stride": 2, "padding": 1, "groups": 2, "leak": leak, "scale": scale if variant.scaled else None}
+    named = {"stride": 2, "padding": 1, "groups": 2, "neuron": neuron, "scale": scale if variant.scaled else None}
     named |= variant.how(weight, 2)
     whole, total, final = ops.spiking_conv2d(ref.pack_spikes(spikes), weight, bias, time_steps=time_steps, **named)
-    pieces, totals, potential, start = [], [], None, 0
+    pieces, totals, state, start = [], [], None, 0
     for steps in cuts:
         # Whole planes are cut without a copy; other pieces are packed anew.
         cut = slice(start, start + steps)
         part = ref.pack_spikes(spikes)[start // 8 : (start + steps) // 8] if multiples else ref.pack_spikes(spikes[cut])
-        bits, part_total, potential = ops.spiking_conv2d(
-            part, weight, bias, potential=potential, time_steps=steps, **named
-        )
+        bits, part_total, state = ops.spiking_conv2d(part, weight, bias, state=state, time_steps=steps, **named)
         pieces.append(ops.unpack_spikes(bits, steps))
         totals.append(part_total)
         start += steps
     same(torch.cat(pieces), ops.unpack_spikes(whole, time_steps))
-    same(potential, final)
+    same(state, final)
     same(sum(totals), total)
 
 
 def test_unwanted_outputs():
     """Empty, and not one tensor twice: outputs of an operator must not alias each other."""
-    _, total, potential = ops.spiking_conv2d(BITS, WEIGHT, time_steps=9, want_sum=False, want_potential=False)
-    assert total.shape == potential.shape == (0,)
-    assert total.untyped_storage()._cdata != potential.untyped_storage()._cdata
+    _, total, state = ops.spiking_conv2d(BITS, WEIGHT, time_steps=9, want_sum=False, want_state=False)
+    assert total.shape == state.shape == (0,)
+    assert total.untyped_storage()._cdata != state.untyped_storage()._cdata
 
 
 @pytest.mark.parametrize("want_sum", [True, False])
 def test_only_the_sum_has_a_gradient(want_sum):
     bits, weight = planes(9, 2, 3, 4, 3, seed=0), dyadic(4, 3, 2, 2, seed=1).requires_grad_()
-    potential = dyadic(2, 4, 3, 2, seed=2).requires_grad_()
-    out = ops.spiking_conv2d(bits, weight, potential=potential, time_steps=9, want_sum=want_sum)
+    state = dyadic(1, 2, 4, 3, 2, seed=2).requires_grad_()
+    out = ops.spiking_conv2d(bits, weight, state=state, time_steps=9, want_sum=want_sum)
     assert [x.requires_grad for x in out] == [False, want_sum, False]
 
 
-BAD_POTENTIAL = [
-    ({"potential": 0.0}, TypeError, "potential must be a Tensor, got float"),
-    ({"potential": torch.zeros(3, 8, 6, 5)}, ValueError, r"potential must be \[3, 8, 4, 4\], got \[3, 8, 6, 5\]"),
-    ({"potential": torch.zeros(8)}, ValueError, r"potential must be \[3, 8, 4, 4\], got \[8\]"),
-    ({"potential": torch.zeros(3, 8, 4, 4).double()}, TypeError, "potential must have the dtype of weight"),
-    ({"potential": torch.zeros(3, 8, 4, 4, device="meta")}, ValueError, "potential must be on the device of weight"),
+BAD_STATE = [
+    ({"state": 0.0}, TypeError, "state must be a Tensor, got float"),
+    ({"state": torch.zeros(3, 8, 4, 4)}, ValueError, r"state must be \[1, 3, 8, 4, 4\], got \[3, 8, 4, 4\]"),
+    ({"state": torch.zeros(1, 3, 8, 6, 5)}, ValueError, r"state must be \[1, 3, 8, 4, 4\], got \[1, 3, 8, 6, 5\]"),
+    ({"state": torch.zeros(8)}, ValueError, r"state must be \[1, 3, 8, 4, 4\], got \[8\]"),
+    ({"state": torch.zeros(1, 3, 8, 4, 4).double()}, TypeError, "state must have the dtype of weight"),
+    ({"state": torch.zeros(1, 3, 8, 4, 4, device="meta")}, ValueError, "state must be on the device of weight"),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "error", "message"), BAD_CONV2D + BAD_NEURONS + BAD_POTENTIAL)
+@pytest.mark.parametrize(("wrong", "error", "message"), BAD_CONV2D + BAD_NEURONS + BAD_STATE)
 def test_bad_input(wrong, error, message):
     with pytest.raises(error, match=f"spiking_conv2d: .*{message}"):
         ops.spiking_conv2d(**{"bits": BITS, "weight": WEIGHT, "time_steps": 9} | wrong)
+
+
+@every_kind
+def test_state_of_another_model(neuron):
+    wrong = torch.zeros(neuron.states + 1, 3, 8, 4, 4)
+    expected, got = (rf"\[{states}, 3, 8, 4, 4\]" for states in (neuron.states, neuron.states + 1))
+    with pytest.raises(ValueError, match=f"spiking_conv2d: state must be {expected}, got {got}"):
+        ops.spiking_conv2d(BITS, WEIGHT, state=wrong, time_steps=9, neuron=neuron)

@@ -1,7 +1,5 @@
 """spiking_linear against the reference, bit for bit where sums are exact."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,10 +8,8 @@ from hypothesis import strategies as st
 from exact import (
     CHANNELS,
     FLOATS,
-    LEAKS,
     RATES,
     SEEDS,
-    THRESHOLDS,
     TIME_STEPS,
     dyadic,
     every_path,
@@ -26,7 +22,8 @@ from exact import (
     train,
     variants,
 )
-from tandem_cuda import ops
+from neurons import any_neuron, every_kind, state_of
+from tandem_cuda import IF, ops
 from tandem_cuda import reference as ref
 from test_count_linear import BAD_LINEAR, BITS, NARROW_SUMS, WEIGHT
 
@@ -39,27 +36,23 @@ from test_count_linear import BAD_LINEAR, BITS, NARROW_SUMS, WEIGHT
     outputs=st.sampled_from(CHANNELS),
     variant=variants(),
     rate=st.sampled_from(RATES),
-    threshold=st.sampled_from(THRESHOLDS),
-    leak=st.sampled_from(LEAKS),
+    neuron=any_neuron(),
     bias=st.booleans(),
-    potential=st.booleans(),
+    state=st.booleans(),
     wanted=st.tuples(st.booleans(), st.booleans()),
     seed=SEEDS,
 )
-def test_matches_reference(
-    time_steps, batch, features, outputs, variant, rate, threshold, leak, bias, potential, wanted, seed
-):
+def test_matches_reference(time_steps, batch, features, outputs, variant, rate, neuron, bias, state, wanted, seed):
     bits = planes(time_steps, *batch, features, seed=seed, rate=rate)
     weight, scale = variant.operands(outputs, features, seed=seed + 1)
     arguments = {
         "scale": scale,
         "bias": dyadic(outputs, seed=seed + 2, dtype=variant.dtype) if bias else None,
-        "potential": dyadic(*batch, outputs, seed=seed + 3, span=2, dtype=variant.dtype) if potential else None,
+        "state": state_of(neuron, *batch, outputs, seed=seed + 3, span=2, dtype=variant.dtype) if state else None,
         "time_steps": time_steps,
-        "threshold": threshold,
-        "leak": leak,
+        "neuron": neuron,
         "want_sum": wanted[0],
-        "want_potential": wanted[1],
+        "want_state": wanted[1],
     }
     want = ref.spiking_linear(bits, weight, **arguments)
     everywhere(want, ops.spiking_linear, bits, weight, **variant.how(weight), **arguments)
@@ -83,8 +76,8 @@ def test_int8_sums_are_exact(outputs, features, value, rate):
     bits, weight = planes(3, 5, features, seed=0, rate=rate), torch.full((outputs, features), value, dtype=torch.int8)
     scale, bias = torch.linspace(-1, 1, outputs), dyadic(outputs, seed=1)
     series = scale * (ref.unpack_spikes(bits, 3, torch.int64) @ weight.long().t()).float() + bias
-    want = ref.integrate_and_fire(series, 3, mode="series", threshold=1000)
-    named = {"scale": scale, "time_steps": 3, "threshold": 1000}
+    want = ref.integrate_and_fire(series, 3, mode="series", neuron=IF(1000))
+    named = {"scale": scale, "time_steps": 3, "neuron": IF(1000)}
     for packed in (None, ops.pack_weight(weight)):
         everywhere(want, ops.spiking_linear, bits, weight, bias, packed=packed, **named)
 
@@ -93,10 +86,10 @@ def test_exactly_at_threshold_fires():
     weight = torch.tensor([[0.5, 0.5], [0.5, 0.25], [1.0, -1.0]])
     bits = torch.tensor([[[0b011, 0b110]]], dtype=torch.uint8)  # currents 1/2, 1, 1/2; 1/2, 3/4, 1/4; 1, 0, -1
     want = torch.tensor([[[0b110, 0b010, 0b001]]], dtype=torch.uint8)
-    for path, (got, total, potential) in every_path(ops.spiking_linear, bits, weight, time_steps=3):
+    for path, (got, total, state) in every_path(ops.spiking_linear, bits, weight, time_steps=3):
         same(got, want, path)
         same(total, torch.tensor([[2.0, 1.5, 0.0]]), path)
-        same(potential, torch.tensor([[1.0, 0.5, -1.0]]), path)
+        same(state, torch.tensor([[[1.0, 0.5, -1.0]]]), path)
 
 
 @pytest.mark.parametrize("engine", ["event", "dense"])
@@ -118,45 +111,45 @@ def test_inexact_weights(dtype, engine):
 @given(
     cuts=st.lists(st.integers(1, 20), min_size=1, max_size=4),
     multiples=st.booleans(),
-    leak=st.sampled_from(LEAKS),
+    neuron=any_neuron((1.0,)),
     variant=variants(),
     seed=SEEDS,
 )
-def test_streaming(cuts, multiples, leak, variant, seed):
-    """In pieces, each with the potential that the last one returned, a train is what it is in one."""
+def test_streaming(cuts, multiples, neuron, variant, seed):
+    """In pieces, each with the state that the last one returned, a train is what it is in one."""
     cuts = [8 * c for c in cuts] if multiples else cuts
     time_steps = sum(cuts)
     spikes = train(time_steps, 2, 3, 21, seed=seed)
     weight, _ = variant.operands(10, 21, seed=seed + 1)
     bias, scale = (dyadic(10, seed=seed + i, dtype=variant.dtype) / 4 for i in (2, 3))  # their sums are exact
-    named = {"leak": leak, "scale": scale if variant.scaled else None, **variant.how(weight)}
+    named = {"neuron": neuron, "scale": scale if variant.scaled else None, **variant.how(weight)}
     whole, total, final = ops.spiking_linear(ref.pack_spikes(spikes), weight, bias, time_steps=time_steps, **named)
-    pieces, totals, potential, start = [], [], None, 0
+    pieces, totals, state, start = [], [], None, 0
     for steps in cuts:
         # Whole planes are cut without a copy; other pieces are packed anew.
         cut = slice(start, start + steps)
         part = ref.pack_spikes(spikes)[start // 8 : (start + steps) // 8] if multiples else ref.pack_spikes(spikes[cut])
-        bits, part_total, potential = ops.spiking_linear(part, weight, bias, potential, time_steps=steps, **named)
+        bits, part_total, state = ops.spiking_linear(part, weight, bias, state, time_steps=steps, **named)
         pieces.append(ops.unpack_spikes(bits, steps))
         totals.append(part_total)
         start += steps
     same(torch.cat(pieces), ops.unpack_spikes(whole, time_steps))
-    same(potential, final)
+    same(state, final)
     same(sum(totals), total)
 
 
 def test_unwanted_outputs():
     """Empty, and not one tensor twice: outputs of an operator must not alias each other."""
-    _, total, potential = ops.spiking_linear(BITS, WEIGHT, time_steps=9, want_sum=False, want_potential=False)
-    assert total.shape == potential.shape == (0,)
-    assert total.untyped_storage()._cdata != potential.untyped_storage()._cdata
+    _, total, state = ops.spiking_linear(BITS, WEIGHT, time_steps=9, want_sum=False, want_state=False)
+    assert total.shape == state.shape == (0,)
+    assert total.untyped_storage()._cdata != state.untyped_storage()._cdata
 
 
 @pytest.mark.parametrize("want_sum", [True, False])
 def test_only_the_sum_has_a_gradient(want_sum):
     bits, weight = planes(9, 3, 7, seed=0), dyadic(4, 7, seed=1).requires_grad_()
-    potential = dyadic(3, 4, seed=2).requires_grad_()
-    out = ops.spiking_linear(bits, weight, potential=potential, time_steps=9, want_sum=want_sum)
+    state = dyadic(1, 3, 4, seed=2).requires_grad_()
+    out = ops.spiking_linear(bits, weight, state=state, time_steps=9, want_sum=want_sum)
     assert [x.requires_grad for x in out] == [False, want_sum, False]
 
 
@@ -168,27 +161,30 @@ BAD_NEURONS = [
     ({"time_steps": 9.0}, TypeError, "time_steps must be an int, got float"),
     ({"time_steps": True}, TypeError, "time_steps must be an int, got bool"),
     ({"time_steps": None}, TypeError, "time_steps must be an int, got NoneType"),
-    ({"threshold": 0.0}, ValueError, "threshold must be positive and finite, got 0"),
-    ({"threshold": -1.0}, ValueError, "threshold must be positive and finite, got -1"),
-    ({"threshold": math.inf}, ValueError, "threshold must be positive and finite, got inf"),
-    ({"threshold": math.nan}, ValueError, "threshold must be positive and finite, got nan"),
-    ({"threshold": "1"}, TypeError, "threshold must be .*str"),
-    ({"leak": 0.0}, ValueError, r"leak must be in \(0, 1\], got 0"),
-    ({"leak": -0.5}, ValueError, r"leak must be in \(0, 1\], got -0.5"),
-    ({"leak": 1.01}, ValueError, r"leak must be in \(0, 1\], got 1.01"),
-    ({"leak": math.nan}, ValueError, r"leak must be in \(0, 1\], got nan"),
-    ({"leak": None}, TypeError, "leak must be .*NoneType"),
+    ({"neuron": 1.0}, TypeError, "neuron must be .*, got float"),
+    ({"neuron": None}, TypeError, "neuron must be .*, got NoneType"),
+    ({"neuron": "IF"}, TypeError, "neuron must be .*, got str"),
+    ({"neuron": IF}, TypeError, "neuron must be .*, got type"),
 ]
-BAD_POTENTIAL = [
-    ({"potential": 0.0}, TypeError, "potential must be a Tensor, got float"),
-    ({"potential": torch.zeros(4, 3)}, ValueError, r"potential must be \[4, 5\], got \[4, 3\]"),
-    ({"potential": torch.zeros(5)}, ValueError, r"potential must be \[4, 5\], got \[5\]"),
-    ({"potential": torch.zeros(4, 5).double()}, TypeError, "potential must have the dtype of weight"),
-    ({"potential": torch.zeros(4, 5, device="meta")}, ValueError, "potential must be on the device of weight"),
+BAD_STATE = [
+    ({"state": 0.0}, TypeError, "state must be a Tensor, got float"),
+    ({"state": torch.zeros(4, 5)}, ValueError, r"state must be \[1, 4, 5\], got \[4, 5\]"),
+    ({"state": torch.zeros(1, 4, 3)}, ValueError, r"state must be \[1, 4, 5\], got \[1, 4, 3\]"),
+    ({"state": torch.zeros(5)}, ValueError, r"state must be \[1, 4, 5\], got \[5\]"),
+    ({"state": torch.zeros(1, 4, 5).double()}, TypeError, "state must have the dtype of weight"),
+    ({"state": torch.zeros(1, 4, 5, device="meta")}, ValueError, "state must be on the device of weight"),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "error", "message"), BAD_LINEAR + BAD_NEURONS + BAD_POTENTIAL)
+@pytest.mark.parametrize(("wrong", "error", "message"), BAD_LINEAR + BAD_NEURONS + BAD_STATE)
 def test_bad_input(wrong, error, message):
     with pytest.raises(error, match=f"spiking_linear: {message}"):
         ops.spiking_linear(**{"bits": BITS, "weight": WEIGHT, "time_steps": 9} | wrong)
+
+
+@every_kind
+def test_state_of_another_model(neuron):
+    wrong = torch.zeros(neuron.states + 1, 4, 5)
+    message = rf"spiking_linear: state must be \[{neuron.states}, 4, 5\], got \[{neuron.states + 1}, 4, 5\]"
+    with pytest.raises(ValueError, match=message):
+        ops.spiking_linear(BITS, WEIGHT, state=wrong, time_steps=9, neuron=neuron)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from exact import (
     FLOATS,
     SEEDS,
-    THRESHOLDS,
     TIME_STEPS,
     dyadic,
     every_path,
@@ -20,9 +19,10 @@ from exact import (
     same,
     views,
 )
-from tandem_cuda import ops
+from neurons import NEURONS, THRESHOLDS, every_kind
+from tandem_cuda import IF, LIF, ops
 from tandem_cuda import reference as ref
-from tandem_cuda.lif_rate import lif_rate
+from tandem_cuda.neuron.lif import lif_rate
 
 UPPERS = (math.inf, 0.5, 4.0, 1e-3)
 
@@ -38,15 +38,15 @@ def gradient(op, bits, v, *arguments, seed_grad):
     neurons=st.lists(st.integers(0, 5), min_size=1, max_size=4),
     dtype=st.sampled_from(FLOATS),
     threshold=st.sampled_from(THRESHOLDS),
-    leak=st.sampled_from((1.0, 0.5, 0.9, 0.999)),
+    neuron=st.sampled_from([*NEURONS.values(), LIF(leak=0.999)]),
     upper=st.sampled_from(UPPERS),
     seed=SEEDS,
 )
-def test_matches_reference(time_steps, neurons, dtype, threshold, leak, upper, seed):
+def test_matches_reference(time_steps, neurons, dtype, threshold, neuron, upper, seed):
     bits = planes(time_steps, *neurons, seed=seed)
     v = dyadic(*neurons, seed=seed, scale=2, span=8, dtype=dtype)  # often 0 and often at `upper`
     seed_grad = dyadic(*neurons, seed=seed + 1, dtype=dtype)
-    arguments = (time_steps, threshold, leak, upper)
+    arguments = (time_steps, neuron.scaled(threshold), upper)
     want_count, want_grad = gradient(ref.tandem_count, bits, v, *arguments, seed_grad=seed_grad)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     got = every_path(gradient, ops.tandem_count, bits, v, *arguments, seed_grad=seed_grad)
@@ -62,16 +62,16 @@ def test_borders():
     v = torch.tensor([[-1.0, -0.0, 0.0, 1e-38, 4.0, 4.0000005, math.inf, -math.inf, math.nan]])
     bits = torch.full((1, 1, 9), 0b101, dtype=torch.uint8)
     for upper, want in ((4.0, [0, 0, 0, 2, 2, 0, 0, 0, 0]), (math.inf, [0, 0, 0, 2, 2, 2, 2, 0, 0])):
-        count, grad = gradient(ops.tandem_count, bits, v, 8, 0.5, 1.0, upper, seed_grad=torch.ones_like(v))
+        count, grad = gradient(ops.tandem_count, bits, v, 8, IF(0.5), upper, seed_grad=torch.ones_like(v))
         assert count.tolist() == [[2.0] * 9]
         assert grad.tolist() == [want]
-        same(gradient(ref.tandem_count, bits, v, 8, 0.5, 1.0, upper, seed_grad=torch.ones_like(v))[1], grad)
+        same(gradient(ref.tandem_count, bits, v, 8, IF(0.5), upper, seed_grad=torch.ones_like(v))[1], grad)
 
 
 def test_lif_gradient_is_that_of_the_soft_rate():
     v = torch.linspace(-4, 20, 97, dtype=torch.float64).unsqueeze(0)
     bits = torch.zeros(1, 1, 97, dtype=torch.uint8)
-    _, grad = gradient(ops.tandem_count, bits, v, 8, 1.5, 0.8, seed_grad=torch.ones_like(v))
+    _, grad = gradient(ops.tandem_count, bits, v, 8, LIF(1.5, 0.8), seed_grad=torch.ones_like(v))
     leaf = v.requires_grad_()
     (want,) = torch.autograd.grad((8 * lif_rate(leaf, 8, 1.5, 0.8)).sum(), leaf)
     torch.testing.assert_close(grad, want, rtol=1e-9, atol=1e-12)
@@ -125,15 +125,15 @@ def test_backward_of_any_strides():
     same((grad, v), copies)
 
 
-@pytest.mark.parametrize("leak", [1.0, 0.9])
-def test_gradient_of_the_gradient(leak):
+@every_kind
+def test_gradient_of_the_gradient(neuron):
     """The gradient is linear in the one that arrives, and that is what the second one is of."""
     bits = planes(9, 2, 5, seed=0)
     v = dyadic(2, 5, seed=1, span=4, dtype=torch.float64).requires_grad_()
     seed_grad = dyadic(2, 5, seed=2, dtype=torch.float64).requires_grad_()
 
     def first(seed_grad):
-        count = ops.tandem_count(bits, v, 9, 0.5, leak, 2.0)
+        count = ops.tandem_count(bits, v, 9, neuron.scaled(0.5), 2.0)
         return torch.autograd.grad(count, v, seed_grad, create_graph=True)[0]
 
     assert first(seed_grad).abs().sum() > 0
@@ -159,15 +159,13 @@ V = torch.zeros(2, 3)
         ((BITS, V.mT, 9), ValueError, r"pre_activation must be \[2, 3\], got \[3, 2\]"),
         ((BITS, V[0], 9), ValueError, r"pre_activation must be \[2, 3\], got \[3\]"),
         ((BITS, V.to("meta"), 9), ValueError, "pre_activation must be on the device of bits, cpu, got meta"),
-        ((BITS, V, 9, 0.0), ValueError, "threshold must be positive and finite, got 0"),
-        ((BITS, V, 9, math.nan), ValueError, "threshold must be positive and finite, got nan"),
-        ((BITS, V, 9, "1"), TypeError, "threshold must be .*str"),
-        ((BITS, V, 9, 1.0, 0.0), ValueError, r"leak must be in \(0, 1\], got 0"),
-        ((BITS, V, 9, 1.0, 1.5), ValueError, r"leak must be in \(0, 1\], got 1.5"),
-        ((BITS, V, 9, 1.0, None), TypeError, "leak must be .*NoneType"),
-        ((BITS, V, 9, 1.0, 1.0, 0.0), ValueError, "upper must be positive, got 0"),
-        ((BITS, V, 9, 1.0, 1.0, math.nan), ValueError, "upper must be positive, got nan"),
-        ((BITS, V, 9, 1.0, 1.0, "inf"), TypeError, "upper must be .*str"),
+        ((BITS, V, 9, 1.0), TypeError, "neuron must be .*, got float"),
+        ((BITS, V, 9, "IF"), TypeError, "neuron must be .*, got str"),
+        ((BITS, V, 9, None), TypeError, "neuron must be .*, got NoneType"),
+        ((BITS, V, 9, IF), TypeError, "neuron must be .*, got type"),
+        ((BITS, V, 9, IF(), 0.0), ValueError, "upper must be positive, got 0"),
+        ((BITS, V, 9, IF(), math.nan), ValueError, "upper must be positive, got nan"),
+        ((BITS, V, 9, IF(), "inf"), TypeError, "upper must be .*str"),
     ],
 )
 def test_bad_input(arguments, error, message):

@@ -10,7 +10,6 @@ import tandem_cuda as tc
 from exact import ENGINES, FLOATS, HALVES, SEEDS, dyadic, planes, same
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
-from tandem_cuda.ops.count_conv2d import conv2d_gradients
 
 
 def plain(x):
@@ -80,10 +79,11 @@ def test_gradients_of_any_strides_of_size_1(data, groups, channels, outputs, ker
     settings = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], groups, [True, True, False])
     want = torch.ops.aten.convolution_backward(grad.double(), count.double(), weight.double(), *settings)
     grad, count, weight = (data.draw(odd_strides(x)) for x in (grad, count, weight))
-    geometry, saved = ([1, 1], [0, 0], [1, 1]), (None, count, weight, None)
-    with torch.set_grad_enabled(twice):  # with it on, a gradient that has one itself
-        got = conv2d_gradients(grad, saved, (True, True, False), geometry, groups)
-    same(tuple(got[:2]), tuple(x.float() for x in want[:2]))
+    leaves = count.requires_grad_(), weight.requires_grad_()
+    bits = torch.zeros(1, *count.shape, dtype=torch.uint8)
+    product = ops.count_conv2d(bits, weight, groups=groups, count=count)
+    got = torch.autograd.grad(product, leaves, grad, create_graph=twice)  # True: a gradient that has one itself
+    same(tuple(x.detach() for x in got), tuple(x.float() for x in want[:2]))
 
 
 @settings(max_examples=100)

@@ -60,11 +60,18 @@ class Draw:
         return 0 if self.chance(0.03) else self.one((1, 1, 2, 3))
 
     def neuron(self, span=4):
-        """(threshold, leak); thresholds are mostly dyadic, so that potentials reach them exactly."""
+        """Of any model; thresholds are mostly dyadic, so that potentials reach them exactly."""
         threshold = (
             self.one((0.25, 0.5, 1.0, 1.0, 2.5, 0.7)) if self.chance(0.8) else float(self.rng.uniform(0.01, span))
         )
-        return threshold, self.one((1.0, 1.0, 1.0, 0.5, 0.75, 0.9))
+        return self.one([*oracle.MODELS.values()]).draw(self, threshold)
+
+    def state(self, neuron, *shape, dtype):
+        """[S, *shape], as an earlier call might have left it; potentials are often exactly the threshold."""
+        state = np.stack([self.floats(*shape, dtype=dtype) for _ in oracle.MODELS[type(neuron)].start(neuron)])
+        if self.chance(0.5):
+            state[0][self.rng.random(shape) < 0.3] = dtype(neuron.threshold)
+        return state
 
     def spikes(self, *shape):
         """uint8 of 0 and 1, of one rate, sometimes the same at every step or along another axis."""

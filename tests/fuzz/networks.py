@@ -2,13 +2,14 @@
 
 import contextlib
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from tandem_cuda import IF, LIF, Decode, Encode, SpikeTrain, freeze
+from tandem_cuda import IF, Decode, Encode, SpikeTrain, freeze
 from tandem_cuda import nn as tandem
 
 from . import oracle
@@ -76,10 +77,10 @@ class Network:
     # ---- Parameters
 
     def neuron(self):
-        threshold, leak = self.draw.neuron()
-        if leak < 1:
-            return LIF(threshold, leak)
-        return IF(threshold, amplitude=self.draw.one((1.0, 1.0, 0.5, 2.0)))
+        neuron = self.draw.neuron()
+        if isinstance(neuron, IF):
+            return replace(neuron, amplitude=self.draw.one((1.0, 1.0, 0.5, 2.0)))
+        return neuron
 
     def fill(self, layer, plain):
         """Random parameters; returns (weight, gain or None, bias or None) of the spiking twin.
@@ -132,7 +133,7 @@ class Network:
         return series
 
     def fired(self, currents, neuron):
-        return Spikes(oracle.neurons(currents, neuron.threshold, neuron.leak)[0], neuron.amplitude)
+        return Spikes(oracle.neurons(currents, neuron)[0], neuron.amplitude)
 
 
 def _over_time(product, spikes):

@@ -53,15 +53,13 @@ def neurons(draw: Draw):
         shape.append(draw.channels())
     mode, dtype = draw.one(("constant", "impulse", "series")), draw.one(FLOATS)
     number = NUMPY[dtype]
-    threshold, leak = draw.neuron()
+    neuron = draw.neuron()
     current = draw.floats(*((steps, *shape) if mode == "series" else shape), dtype=number)
     scale = draw.floats(shape[1], dtype=number) if draw.chance(0.4) else None
     bias = draw.floats(shape[1], dtype=number) if draw.chance(0.5) else None
-    potential = draw.floats(*shape, dtype=number) if draw.chance(0.4) else None
-    if potential is not None and draw.chance(0.5):
-        potential[draw.rng.random(potential.shape) < 0.3] = number(threshold)
+    state = draw.state(neuron, *shape, dtype=number) if draw.chance(0.4) else None
     wants = draw.chance(0.6), draw.chance(0.6)
-    draw.note(steps=steps, shape=shape, mode=mode, dtype=str(dtype), threshold=threshold, leak=leak)
+    draw.note(steps=steps, shape=shape, mode=mode, dtype=str(dtype), neuron=str(neuron))
 
     axis = 2 if mode == "series" else 1
     x = oracle.affine(current, scale, bias, axis)
@@ -69,8 +67,8 @@ def neurons(draw: Draw):
         x = np.repeat(x[None], steps, 0)
         if mode == "impulse":
             x[1:] = 0 if bias is None else bias.reshape(-1, *[1] * (len(shape) - 2))
-    spikes, total, final = oracle.neurons(x, threshold, leak, potential)
-    given = [None if value is None else draw.tensor(value) for value in (bias, potential, scale)]
+    spikes, total, final = oracle.neurons(x, neuron, state)
+    given = [None if value is None else draw.tensor(value) for value in (bias, state, scale)]
     got = ops.integrate_and_fire(
         draw.tensor(current),
         steps,
@@ -78,18 +76,17 @@ def neurons(draw: Draw):
         given[1],
         scale=given[2],
         mode=mode,
-        threshold=threshold,
-        leak=leak,
+        neuron=neuron,
         want_sum=wants[0],
-        want_potential=wants[1],
+        want_state=wants[1],
     )
     check_spiking(got, spikes, total, final, wants)
 
 
 def check_spiking(got, spikes, total, final, wants):
-    """(bits, sum, potential) of an operator against the oracle's; what was not wanted is empty."""
+    """(bits, sum, state) of an operator against the oracle's; what was not wanted is empty."""
     same("bits", got[0], oracle.pack(spikes))
-    for name, value, want, wanted in zip(("sum", "potential"), got[1:], (total, final), wants, strict=True):
+    for name, value, want, wanted in zip(("sum", "state"), got[1:], (total, final), wants, strict=True):
         same(name, value, want if wanted else np.empty(0))
 
 
@@ -198,23 +195,22 @@ def _arguments(draw, linear, spikes, operands, geometry):
 
 
 def _spiking(draw, linear, spikes, operands, product, geometry):
-    threshold, leak = draw.neuron()
+    neuron = draw.neuron()
     axis = -1 if linear else 2
     x = oracle.affine(product(spikes).astype(operands.number), operands.scale, operands.bias, axis)
-    potential = draw.floats(*x.shape[1:], dtype=operands.number) if draw.chance(0.3) else None
-    want = oracle.neurons(x, threshold, leak, potential)
+    state = draw.state(neuron, *x.shape[1:], dtype=operands.number) if draw.chance(0.3) else None
+    want = oracle.neurons(x, neuron, state)
     wants = draw.chance(0.7), draw.chance(0.5)
     arguments, named = _arguments(draw, linear, spikes, operands, geometry)
-    draw.note(op="spiking", threshold=threshold, leak=leak)
+    draw.note(op="spiking", neuron=str(neuron))
     op = ops.spiking_linear if linear else ops.spiking_conv2d
     got = op(
         *arguments,
-        potential=None if potential is None else draw.tensor(potential),
+        state=None if state is None else draw.tensor(state),
         time_steps=len(spikes),
-        threshold=threshold,
-        leak=leak,
+        neuron=neuron,
         want_sum=wants[0],
-        want_potential=wants[1],
+        want_state=wants[1],
         **named,
     )
     check_spiking(got, *want, wants)
@@ -291,30 +287,31 @@ def coupling(draw: Draw):
 
 def _count(draw, spikes, dtype):
     number, steps, shape = NUMPY[dtype], len(spikes), spikes.shape[1:]
-    threshold, leak = draw.neuron()
-    upper = math.inf if draw.chance(0.5) else threshold * steps
+    neuron = draw.neuron()
+    model = oracle.MODELS[type(neuron)]
+    upper = math.inf if draw.chance(0.5) else neuron.threshold * steps
     v, grad = draw.floats(*shape, dtype=number), draw.floats(*shape, dtype=number)
     if draw.chance(0.5):
         v[draw.rng.random(shape) < 0.2] = number(min(upper, 4.0))
         v[draw.rng.random(shape) < 0.2] = 0
-    if leak < 1:
+    if not model.is_relu(neuron):
         v, grad = np.clip(v, -1e3, 1e3), np.clip(grad, -1e3, 1e3)
         upper = math.inf if upper == math.inf else float(number(upper))
-    draw.note(op="tandem_count", threshold=threshold, leak=leak, upper=upper)
+    draw.note(op="tandem_count", neuron=str(neuron), upper=upper)
     given = draw.tensor(v).requires_grad_()
-    count = ops.tandem_count(draw.bits(spikes), given, steps, threshold, leak, upper)
+    count = ops.tandem_count(draw.bits(spikes), given, steps, neuron, upper)
     same("count", count, spikes.sum(0).astype(number))
     (got,) = torch.autograd.grad(count, given, draw.tensor(grad))
-    if leak == 1:
-        same("gradient", got, oracle.tandem_gradient(grad, v, threshold, upper))
+    want = model.gradient(neuron, grad, v, steps, upper)
+    if model.is_relu(neuron):
+        same("gradient", got, want)
     else:
-        want = oracle.lif_gradient(grad.astype(np.float64), v, steps, threshold, leak, upper)
         close("gradient", got, want, 1e-9 if dtype == torch.float64 else 2e-4)
 
 
 def _norm_count(draw, spikes, dtype):
     number, steps, shape = NUMPY[dtype], len(spikes), spikes.shape[1:]
-    threshold = draw.neuron()[0]
+    threshold = draw.neuron().threshold
     upper = math.inf if draw.chance(0.5) else threshold * steps
     eps = draw.one((1e-5, 1e-3, 0.5))
     product = draw.rng.standard_normal(shape).astype(number)

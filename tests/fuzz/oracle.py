@@ -5,8 +5,13 @@ are float64 sums, exact for the dyadic weights that the cases draw, and rounded 
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from tandem_cuda import IF, LIF
 
 
 def pack(spikes):
@@ -23,20 +28,75 @@ def unpack(planes, steps):
     return np.stack([(planes[t // 8] >> np.uint8(t % 8)) & np.uint8(1) for t in range(steps)])
 
 
-def neurons(currents, threshold, leak, potential=None):
-    """The integrate-and-fire loop on currents [T, ...] -> (spikes uint8 [T, ...], sum, final potential)."""
-    dtype = currents.dtype.type
-    threshold, leak = dtype(threshold), dtype(leak)
-    u = np.zeros(currents.shape[1:], dtype) if potential is None else potential
+@dataclass(frozen=True)
+class Model:
+    """What the oracle knows of a neuron model."""
+
+    draw: Callable[..., Any]
+    """(draw, threshold) -> a neuron with other parameters at random."""
+    start: Callable[..., Any]
+    """(neuron) -> what each state variable is before the first step."""
+    step: Callable[..., Any]
+    """(neuron, state [S, ...], x [...]) -> (spikes, new state), with the parameters rounded to the dtype of x."""
+    gradient: Callable[..., Any]
+    """(neuron, grad, v, steps, upper) -> the tandem gradient, exact in the dtype of v where is_relu(neuron)."""
+    is_relu: Callable[..., Any]
+
+
+def if_step(neuron, state, x):
+    (u,) = state
+    threshold = x.dtype.type(neuron.threshold)
+    u = np.where(u >= threshold, u - threshold, u) + x
+    return u >= threshold, u[None]
+
+
+def lif_step(neuron, state, x):
+    (u,) = state
+    threshold, held = x.dtype.type(neuron.threshold), x.dtype.type(neuron.leak) * u
+    u = np.where(u >= threshold, held - threshold, held) + x
+    return u >= threshold, u[None]
+
+
+def if_gradient(neuron, grad, v, steps, upper):
+    return tandem_gradient(grad, v, neuron.threshold, upper)
+
+
+def lif_model_gradient(neuron, grad, v, steps, upper):
+    if neuron.leak == 1:
+        return if_gradient(neuron, grad, v, steps, upper)
+    return lif_gradient(grad.astype(np.float64), v, steps, neuron.threshold, neuron.leak, upper)
+
+
+MODELS = {
+    IF: Model(
+        draw=lambda draw, threshold: IF(threshold),
+        start=lambda neuron: (0.0,),
+        step=if_step,
+        gradient=if_gradient,
+        is_relu=lambda neuron: True,
+    ),
+    LIF: Model(
+        draw=lambda draw, threshold: LIF(threshold, draw.one((0.5, 0.5, 0.75, 0.75, 0.9, 0.9, 1.0))),
+        start=lambda neuron: (0.0,),
+        step=lif_step,
+        gradient=lif_model_gradient,
+        is_relu=lambda neuron: neuron.leak == 1,
+    ),
+}
+
+
+def neurons(currents, neuron, state=None):
+    """The neuron loop on currents [T, ...] -> (spikes uint8 [T, ...], sum, final state [S, ...])."""
+    model = MODELS[type(neuron)]
+    if state is None:
+        state = np.stack([np.full(currents.shape[1:], start, currents.dtype) for start in model.start(neuron)])
     spikes = np.empty(currents.shape, np.uint8)
     total = None
     with np.errstate(all="ignore"):
         for t, x in enumerate(currents):
-            held = u if leak == 1 else leak * u
-            u = np.where(u >= threshold, held - threshold, held) + x
-            spikes[t] = u >= threshold
+            spikes[t], state = model.step(neuron, state, x)
             total = x if total is None else total + x
-    return spikes, total, u
+    return spikes, total, state
 
 
 def affine(product, scale, bias, axis):
@@ -156,7 +216,7 @@ def average_pool(spikes, rows, columns, threshold, override, dtype):
         [spikes[..., r[0] : r[1], c[0] : c[1]].astype(np.float64).sum((-1, -2)) for r in rows for c in columns], -1
     )
     currents = (sums * (common // np.array(divisors))).astype(dtype)
-    fired = neurons(currents, threshold * common, 1.0)[0]
+    fired = neurons(currents, IF(threshold * common))[0]
     return fired.reshape(*fired.shape[:-1], len(rows), len(columns))
 
 

@@ -1,0 +1,37 @@
+"""The neuron models that the tests of operators and layers draw: one more entry here, and a model joins them all."""
+
+import pytest
+from hypothesis import strategies as st
+
+from tandem_cuda import IF, LIF
+from tensors import dyadic
+
+THRESHOLDS = (0.25, 1.0, 2.5, 0.7)
+# Every model with the parameters that matter and a threshold of 1.
+NEURONS = {
+    "IF": IF(),
+    "LIF": LIF(leak=0.5),
+    "LIF, leak 0.75": LIF(leak=0.75),
+    "LIF, leak 0.9": LIF(leak=0.9),
+    "LIF, leak 1": LIF(leak=1.0),  # no leak, by the kernels of the leaky model
+}
+EVERY_KIND = {name: neuron for name, neuron in NEURONS.items() if "," not in name}
+"""One neuron of every kind that the compiled library knows."""
+
+every_kind = pytest.mark.parametrize("neuron", EVERY_KIND.values(), ids=EVERY_KIND)
+
+
+def any_neuron(thresholds=THRESHOLDS):
+    """Any of them, of any threshold."""
+    chosen = st.sampled_from([*NEURONS.values()]), st.sampled_from(thresholds)
+    return st.builds(lambda neuron, threshold: neuron.scaled(threshold), *chosen)
+
+
+def state_of(neuron, *shape, draw=dyadic, **named):
+    """A state [S, N, ...], as an earlier call might have left it; `draw` makes such tensors."""
+    return draw(neuron.states, *shape, **named)
+
+
+def raw_neuron(neuron):
+    """A neuron as the operators themselves take it."""
+    return {"neuron": neuron.kind, "parameters": neuron.parameters}
