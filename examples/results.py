@@ -311,9 +311,9 @@ def section(experiment: Experiment, args: argparse.Namespace) -> list[str]:
     first = found[0]
     samples, steps = first["samples"], first["time_steps"]
     lines += [
-        f"{samples['train']:,} samples for training, {samples['val']:,} for validation, {first['test']['samples']:,} for "
-        "testing; "
-        f"`{first['network'].rpartition('.')[2]}`, {first['parameters']:,} parameters, trained with T = {steps}.",
+        f"{samples['train']:,} samples for training, {samples['val']:,} for validation, "
+        f"{first['test']['samples']:,} for testing; `{first['network'].rpartition('.')[2]}`, "
+        f"{first['parameters']:,} parameters, trained with T = {steps}.",
     ]
     if args.quick:
         lines.append("A quick run: so few samples and epochs only show that the program works.")
