@@ -84,8 +84,8 @@ EXPERIMENTS = (
         "N-MNIST",
         "nmnist",
         "NMNIST/Train",
-        remark="N-MNIST has 60,000 recordings to train and 10,000 to test. Figures of a part of it, as the numbers "
-        "below tell, are not comparable with the paper's.",
+        remark="N-MNIST has 60,000 recordings to train and 10,000 to test. Figures from a part of it "
+        "are not comparable with the paper's.",
         pictures=("time_steps", "rates"),
     ),
     Experiment(
@@ -97,7 +97,8 @@ EXPERIMENTS = (
         options=(*FOLDER, "--model.ann", "tandem_cuda.models.small_cifarnet", "--trainer.max_epochs", "20"),
         snn_options=("--model.threshold", THRESHOLDS, "--model.clip", "true", f"--trainer.callbacks={FEW_SPIKES}"),
         seeds=(0,),
-        remark="A network with a sixteenth of CifarNet's channels, 20 epochs: not comparable with the paper's figures.",
+        remark="This network has a sixteenth of CifarNet's channels and is trained for 20 epochs; not comparable with "
+        "the paper's figures.",
         pictures=("counts", "curves", "time_steps"),
     ),
     Experiment(
@@ -108,7 +109,7 @@ EXPERIMENTS = (
         below="cifar10",
         options=(*FOLDER, "--trainer.max_epochs", "1"),
         seeds=(0,),
-        remark="One epoch, to show what it takes: the network is far from trained.",
+        remark="One epoch, to show its cost. The network is far from trained.",
         pictures=(),
         on_demand=True,
     ),
@@ -310,15 +311,14 @@ def section(experiment: Experiment, args: argparse.Namespace) -> list[str]:
     first = found[0]
     samples, steps = first["samples"], first["time_steps"]
     lines += [
-        f"{samples['train']:,} samples to train, {samples['val']:,} to validate, {first['test']['samples']:,} to test; "
-        f"`{first['network'].rpartition('.')[2]}`, {first['parameters']:,} parameters, trained with T = {steps}.",
+        f"{samples['train']:,} samples for training, {samples['val']:,} for validation, "
+        f"{first['test']['samples']:,} for testing; `{first['network'].rpartition('.')[2]}`, "
+        f"{first['parameters']:,} parameters, trained with T = {steps}.",
     ]
     if args.quick:
         lines.append("A quick run: so few samples and epochs only show that the program works.")
     if first["lossy"]:
-        lines.append(
-            "The images are JPEG files: lossy copies, whose figures do not hold for the data set as published."
-        )
+        lines.append("The images are JPEG files: lossy copies, so the figures do not apply to the published data set.")
     if experiment.remark:
         lines.append(experiment.remark)
     table = columns(found)
@@ -345,7 +345,7 @@ def section(experiment: Experiment, args: argparse.Namespace) -> list[str]:
     kernels = {
         f"{r['build']['cpu_isa']} kernels" for r in found if r["device"] == "cpu" or not r["build"]["cuda_usable"]
     }
-    lines += [f"{'; '.join(sorted(threads))}; {'; '.join(sorted(versions | kernels))}. As:", "", "```bash"]
+    lines += [f"{'; '.join(sorted(threads))}; {'; '.join(sorted(versions | kernels))}. Commands:", "", "```bash"]
     command = ["python", "examples/train.py", "--config", f"examples/configs/{experiment.config}.yaml"]
     seeds = [str(run.seed) for run in runs if run.kind == "snn"]
     seeds = seeds[0] if len(seeds) == 1 else f"{{{','.join(seeds)}}}"

@@ -1,9 +1,13 @@
-"""The documentation names everything public, and its links lead somewhere. `make docs` builds the site."""
+"""The documentation names everything public, its links lead somewhere, its code runs. `make docs` builds the site."""
 
+import contextlib
+import io
 import re
+import struct
 from pathlib import Path
 
 import pytest
+import torch
 
 import tandem_cuda
 from tandem_cuda import ops
@@ -34,3 +38,49 @@ def test_site_lists_every_page() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES[1:]:
         assert f": {page.name}\n" in navigation
+
+
+def test_example_of_the_readme_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, torch.nn.Module] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert all(x.grad.isfinite().all() for x in names["net"].parameters())
+
+
+def write_idx(path: Path, data: torch.Tensor) -> None:
+    """Bytes in the format of MNIST's files."""
+    header = struct.pack(f">{1 + data.dim()}i", 0x800 + data.dim(), *data.shape)
+    path.write_bytes(header + data.numpy().tobytes())
+
+
+def small_mnist(folder: Path) -> None:
+    """Noisy bars, one position a label, in place of digits: with these files there, torchvision downloads nothing."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for part, samples in (("train", 300), ("t10k", 100)):
+        labels = torch.randint(0, 10, (samples,), generator=generator, dtype=torch.uint8)
+        images = torch.randint(0, 100, (samples, 28, 28), generator=generator, dtype=torch.uint8)
+        for image, label in zip(images, labels.tolist(), strict=True):
+            image[4 + 2 * label] = 255
+        write_idx(folder / f"{part}-images-idx3-ubyte", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte", labels)
+
+
+def without_numbers(text: str) -> str:
+    """Numbers (tables have a dash for none) and the widths of columns depend on the data."""
+    words = re.sub("-{2,}", "--", re.sub(r"\d[\d,.]*", "0", text)).split()
+    return " ".join("0" if word == "-" else word for word in words)
+
+
+@pytest.mark.slow
+def test_tutorial_runs_and_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_mnist(tmp_path / "data" / "MNIST" / "raw")
+    monkeypatch.chdir(tmp_path)
+    tutorial = (ROOT / "docs" / "tutorial.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```(?:\s+```text\n(.*?)```)?", tutorial, re.DOTALL)
+    assert len(blocks) > 8
+    names: dict[str, object] = {}
+    for code, said in blocks:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(code, "tutorial.md", "exec"), names)
+        assert without_numbers(printed.getvalue()) == without_numbers(said), code
