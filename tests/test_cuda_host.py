@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from cases import CONVOLUTIONS, STATE, neuron
+from cases import CONVOLUTIONS
 from exact import HALVES, generator, planes, rounded
-from tandem_cuda import ops
+from tandem_cuda import IF, LIF, ops
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "cpp" / "cuda_host"
@@ -199,7 +199,7 @@ class Call:
             x if there else None for x, there in zip((scale, bias, initial), some, strict=True)
         )
         self.geometry = sizes.geometry
-        self.threshold, self.leak = 0.25, (1.0, 0.5, 0.75)[number % 3]
+        self.neuron = (IF(0.25), LIF(0.25, 0.5), LIF(0.25, 0.75))[number % 3]
         *pairs, groups = self.geometry.values()
         kernels = [x for pair in (sizes.kernel, *pairs) for x in pair]
         self.sizes = [*sizes.input, sizes.outputs, *out[2:], *kernels, groups, self.steps, how[0], counts, how[1]]
@@ -208,7 +208,8 @@ class Call:
         """As run_products reads it."""
         arrays = [self.bits.permute(0, 1, 3, 4, 2), self.weight, self.scale, self.bias]
         arrays += [None if self.initial is None else self.initial.permute(0, 2, 3, 1)]
-        parts = [np.array([DTYPES.index(self.dtype), *self.sizes], np.int64), np.array([self.threshold, self.leak])]
+        neuron = np.array([self.neuron.threshold, self.neuron.leak])
+        parts = [np.array([DTYPES.index(self.dtype), *self.sizes], np.int64), neuron]
         for array in arrays:
             values = b"" if array is None else array.contiguous().view(torch.uint8).numpy().tobytes()
             parts += [np.int64(len(values)), values]
@@ -222,9 +223,8 @@ class Call:
         if self.counts:
             results = [self.bits[:0], ops.count_conv2d(self.bits, weight, **named), None]
         else:
-            state = {STATE: self.initial}
-            firing = neuron(self.threshold, self.leak)
-            results = ops.spiking_conv2d(self.bits, weight, time_steps=self.steps, **named, **state, **firing)
+            firing = {"neuron": self.neuron, "state": None if self.initial is None else self.initial[None]}
+            results = ops.spiking_conv2d(self.bits, weight, time_steps=self.steps, **named, **firing)
         channels = [None if x is None else x.movedim(-3, -1).contiguous() for x in results]
         return [ops.pack_weight(self.weight, self.geometry["groups"]), *channels]
 

@@ -20,9 +20,9 @@ from torch import fx, nn
 
 import tandem_cuda
 from exact import FLOATS, SEEDS, generator, same, slow, train
+from neurons import EVERY_KIND
 from tandem_cuda import (
     IF,
-    LIF,
     Decode,
     Encode,
     FrozenNetwork,
@@ -176,7 +176,7 @@ def test_frozen_networks_compute_what_eval_mode_does(tmp_path_factory, network, 
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("neuron", [IF(0.7), LIF(leak=0.9)])
+@pytest.mark.parametrize("neuron", [neuron.scaled(0.7) for neuron in EVERY_KIND.values()], ids=str)
 @pytest.mark.parametrize("norm", [None, "batch"])
 @pytest.mark.parametrize("time_steps", [1, 9, 21])
 @every_mode

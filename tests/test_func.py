@@ -9,7 +9,8 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
 import test_compile
 from cases import CASES, statistics
-from tandem_cuda import LIF, SpikeTrain, TandemLinear
+from neurons import every_kind
+from tandem_cuda import SpikeTrain, TandemLinear
 from tensors import normal, planes
 
 BITS = planes(9, 3, 5, seed=0)
@@ -88,11 +89,11 @@ def test_vmap_of_operators():
     torch.testing.assert_close(per_weight, torch.stack([grad(lambda w: f(w).square().sum())(w) for w in weights]))
 
 
-@pytest.mark.parametrize("neuron", [None, LIF()])
+@every_kind
 @pytest.mark.parametrize("norm", [None, "batch"])
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_of_layers(norm, training, neuron):
-    layer = TandemLinear(5, 7, norm=norm, **({} if neuron is None else {"neuron": neuron}), dtype=torch.float64)
+    layer = TandemLinear(5, 7, norm=norm, neuron=neuron, dtype=torch.float64)
     layer.train(training)
     check_gradients(layer, SpikeTrain(BITS, 9, dtype=torch.float64), lambda train: train.count)
 

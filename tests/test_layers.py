@@ -8,6 +8,7 @@ import math
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 import tandem_cuda
 from exact import ENGINES, META, dyadic, everywhere, generator, planes, same, slow, train
+from neurons import EVERY_KIND, every_kind
 from tandem_cuda import IF, LIF, Decode, Encode, EncodedInput, SpikeTrain, TandemConv2d, TandemLinear, ops
 from tandem_cuda import reference as ref
 
@@ -290,7 +292,7 @@ def test_frozen_norm_in_training():
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("norm", [None, "batch"])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("neuron", [IF(), LIF()])
+@every_kind
 def test_every_parameter_gets_a_gradient(mode, norm, bias, neuron):
     net = small_network(norm, neuron, bias=bias).train(mode == "train")
     x = torch.rand(4, 1, 8, 8).requires_grad_()
@@ -305,7 +307,8 @@ def test_every_parameter_gets_a_gradient(mode, norm, bias, neuron):
 @pytest.mark.parametrize("front", ["events", "constant", "impulse"])
 def test_clip(norm, front):
     """No gradient where v exceeds saturation * T, and the gradient of the reference elsewhere."""
-    for neuron in (IF(0.25), IF(0.25, clip=True), LIF(0.25, 0.5), LIF(0.25, 0.5, clip=True)):
+    neurons = [replace(neuron.scaled(0.25), clip=clip) for neuron in EVERY_KIND.values() for clip in (False, True)]
+    for neuron in neurons:
         torch.manual_seed(0)
         layer = TandemLinear(5, 40, norm=norm, neuron=neuron, dtype=torch.float64)
         twin = ref.TandemLinear(5, 40, norm=norm, neuron=neuron, dtype=torch.float64)
@@ -386,7 +389,7 @@ def saved_bytes(net, x):
 
 @pytest.mark.parametrize("norm", [None, "batch"])
 @pytest.mark.parametrize("mode", ["constant", "impulse"])
-@pytest.mark.parametrize("neuron", [IF(), LIF()])
+@every_kind
 def test_memory_for_the_backward_pass_does_not_grow_with_time(norm, mode, neuron):
     x = torch.rand(4, 1, 8, 8)
     sizes = [saved_bytes(small_network(norm, neuron, time_steps, mode), x) for time_steps in (8, 64)]

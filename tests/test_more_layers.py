@@ -10,6 +10,7 @@ from torch import nn
 
 import tandem_cuda
 from exact import ENGINES, dyadic, every_path, generator, same, slow, train, views
+from neurons import EVERY_KIND
 from tandem_cuda import IF, LIF, Encode, SpikeTrain, ops, synops
 from tandem_cuda import reference as ref
 
@@ -457,7 +458,9 @@ def test_joins(branches, samples, time_steps, batch, norm):
     agree(ours, theirs, *join_inputs(samples, time_steps, batch))
 
 
-@pytest.mark.parametrize("neuron", [IF(0.5, clip=True), LIF(0.5, 0.75)])
+@pytest.mark.parametrize(
+    "neuron", [IF(0.5, clip=True), *(neuron.scaled(0.5) for neuron in EVERY_KIND.values())], ids=str
+)
 def test_join_with_other_neurons(neuron):
     branches, samples = JOINS["downsample"]
     ours, theirs = join_twins(branches, 8, "batch", neuron)

@@ -1,5 +1,7 @@
 """Whole networks against the same networks in plain PyTorch: the same spikes, whatever the architecture."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,10 +10,12 @@ from torch import nn
 
 import tandem_cuda
 from exact import ENGINES, FLOATS, SEEDS, dyadic, every_path, generator, same, train
+from neurons import EVERY_KIND, every_kind
 from tandem_cuda import IF, LIF, SpikeTrain
 from tandem_cuda import reference as ref
 
-NEURONS = (IF(), IF(threshold=0.5), IF(threshold=2.0, clip=True), LIF(leak=0.5), LIF(threshold=0.75, clip=True))
+DRAWN = (*EVERY_KIND.values(), IF(threshold=0.5), IF(threshold=2.0, clip=True), LIF(threshold=0.75, clip=True))
+CLIPPED = [replace(neuron, clip=True) for neuron in EVERY_KIND.values()]
 
 
 @st.composite
@@ -39,7 +43,7 @@ def networks(draw):
             "groups": groups,
             "bias": draw(st.booleans()),
             "norm": draw(st.sampled_from((None, "batch"))),
-            "neuron": draw(st.sampled_from(NEURONS)),
+            "neuron": draw(st.sampled_from(DRAWN)),
             "engine": draw(st.sampled_from(ENGINES)),
         }
         layers.append(("TandemConv2d", (channels, outputs, kernel), named))
@@ -53,7 +57,7 @@ def networks(draw):
         named = {
             "bias": draw(st.booleans()),
             "norm": draw(st.sampled_from((None, "batch"))),
-            "neuron": draw(st.sampled_from(NEURONS)),
+            "neuron": draw(st.sampled_from(DRAWN)),
             "engine": draw(st.sampled_from(ENGINES)),
         }
         layers.append(("TandemLinear", (features, outputs), named))
@@ -171,7 +175,7 @@ CNN = [
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("neuron", [IF(), LIF(leak=0.75)])
+@every_kind
 @pytest.mark.parametrize("mode", ["constant", "impulse"])
 @pytest.mark.parametrize("time_steps", [8, 20])
 def test_a_larger_exact_network(time_steps, mode, neuron, dtype):
@@ -212,7 +216,7 @@ def random_twins(layers, front, dtype, seed=0):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("norm", [None, "batch"])
-@pytest.mark.parametrize("neuron", [IF(threshold=0.7), IF(clip=True), LIF(leak=0.9), LIF(leak=0.5, clip=True)])
+@pytest.mark.parametrize("neuron", [IF(threshold=0.7), LIF(leak=0.9), *CLIPPED], ids=str)
 @pytest.mark.parametrize("mode", ["constant", "impulse"])
 @pytest.mark.parametrize("time_steps", [4, 9])
 @pytest.mark.parametrize("training", [True, False])

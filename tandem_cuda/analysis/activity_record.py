@@ -80,7 +80,7 @@ WEIGHTED = {
 PRODUCTS = {
     *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "addbmm", "baddbmm"),
     *("einsum", "tensordot", "inner", "bilinear", "scaled_dot_product_attention"),
-    *("spiking_linear", "spiking_conv2d", "count_linear", "count_conv2d"),
+    *("spiking_product", "count_product"),
 }
 # What leaves counts that are zero zero, and no others, given nothing but counts and numbers.
 CARRYING = {
