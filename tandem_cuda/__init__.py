@@ -12,11 +12,10 @@ from . import models, ops, reference
 from .analysis.activity import record_activity, synops
 from .analysis.activity_table import ActivityTable, LayerActivity
 from .analysis.penalties import FiringRatePenalty, SynOpsPenalty
-from .anytime import AccuracyCurve, OperatingPoint, Prediction
 from .build_info import build_info
 from .convert import TandemNetwork, convert
 from .exchange import from_authors
-from .freeze import FrozenNetwork, Stream, freeze
+from .freeze import AccuracyCurve, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
 from .neuron import IF, LIF
 from .nn import (
     Decode,

@@ -14,13 +14,11 @@ LAYERS = [
     {"_C", "_load", "_cuda_versions"},
     {"ops", "neuron", "lif_rate", "events", "spike_train", "reference"},
     {"nn"},
-    {"convert", "freeze", "anytime", "artefact", "analysis", "exchange", "models", "quantisation", "build_info"}
+    {"convert", "freeze", "analysis", "exchange", "models", "quantisation", "build_info"}
     | {"activity", "diagnostics", "metrics", "penalties"},  # names of what is in analysis
     {"__init__", "__main__"},
 ]
-EXCEPTIONS = {
-    ("anytime", "activity"): "takes branches_of and fan_out from there, which are in nn.operations",
-}
+EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 Arrow = tuple[str, str]
 

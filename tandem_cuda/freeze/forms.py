@@ -13,7 +13,6 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import checks
@@ -157,6 +156,10 @@ class FrozenLayer(nn.Module, ABC):
         """What is saved: all of its buffers."""
         return dict(self.named_buffers())
 
+    def branches(self) -> list[nn.Module]:
+        """What the spikes of its inputs go through, one for each input, if it is spiking."""
+        return []
+
     def takes(self) -> str:
         """The kind of value that its inputs are; ANY where that depends on the layers around it."""
         return ANY
@@ -185,6 +188,11 @@ def register(module: type[nn.Module], form: Form, load: Loader | None = None) ->
     FORMS[module] = form
     if load is not None:
         LOADERS[module.__name__] = load
+
+
+def class_of(module: nn.Module) -> type[Any]:
+    """Its class; of a parametrized module the one that it had before."""
+    return nn.utils.parametrize.type_before_parametrizations(module)
 
 
 def frozen_tensor(tensor: Tensor) -> Tensor:
@@ -233,114 +241,3 @@ def frozen_scale(kind: str, name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-30 <= abs(value) <= 1e30:
         raise ValueError(f"{kind}: setting {name} must be a number of magnitude 1e-30 to 1e30, got {value!r}")
     return float(value)
-
-
-class FrozenFlatten(FrozenLayer):
-    """nn.Flatten."""
-
-    kind = "Flatten"
-
-    def __init__(self, start_dim: int, end_dim: int) -> None:
-        super().__init__()
-        for name, dim in (("start_dim", start_dim), ("end_dim", end_dim)):
-            if isinstance(dim, bool) or not isinstance(dim, int):
-                raise TypeError(f"Flatten: {name} must be an int, got {type(dim).__name__}")
-        self.start_dim, self.end_dim = start_dim, end_dim
-
-    @classmethod
-    def of(cls, module: nn.Flatten, encoded: bool) -> FrozenFlatten:
-        return cls(module.start_dim, module.end_dim)
-
-    @classmethod
-    def load(cls, settings: Settings, tensors: Tensors) -> FrozenFlatten:
-        check_settings(cls.kind, settings, {"start_dim", "end_dim"})
-        check_tensors(cls.kind, tensors, {})
-        return cls(**settings)
-
-    def settings(self) -> Settings:
-        return {"start_dim": self.start_dim, "end_dim": self.end_dim}
-
-    def output(self, *inputs: Value) -> Value:
-        x = single(inputs)
-        if self.start_dim == 0:
-            raise ValueError("start_dim must leave the batch dimension alone, got 0")
-        if x.shape is None:
-            return x._replace(shape=(Size(),) if (self.start_dim, self.end_dim) == (1, -1) else None)
-        dims = 1 + len(x.shape)
-        for name, dim in (("start_dim", self.start_dim), ("end_dim", self.end_dim)):
-            if not -dims <= dim < dims:
-                raise ValueError(f"{name} must be from {-dims} to {dims - 1} for {x}, got {dim}")
-        start, end = self.start_dim % dims - 1, self.end_dim % dims - 1
-        if not 0 <= start <= end:
-            raise ValueError(
-                f"start_dim and end_dim must be behind the batch dimension of {x} and in order, got {self.start_dim}, "
-                f"{self.end_dim}"
-            )
-        sizes = x.shape[start : end + 1]
-        factor = math.prod(size.least if size.exact else size.factor for size in sizes)
-        flat = Size(math.prod(size.least for size in sizes), all(size.exact for size in sizes), factor)
-        return x._replace(shape=(*x.shape[:start], flat, *x.shape[end + 1 :]))
-
-    def forward(self, span: Span, state: State | None, x: Any) -> tuple[Any, None]:
-        return x.flatten(self.start_dim, self.end_dim), None
-
-
-class FrozenLinear(FrozenLayer):
-    """nn.Linear, as a read-out of spike counts.
-
-    Args:
-        weight: [O, F].
-        bias: [O] or None.
-    """
-
-    kind = "Linear"
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("weight", frozen_tensor(weight))
-        self.register_buffer("bias", None if bias is None else frozen_tensor(bias))
-
-    @classmethod
-    def of(cls, module: nn.Linear, encoded: bool) -> FrozenLinear:
-        return cls(module.weight, module.bias)
-
-    @classmethod
-    def load(cls, settings: Settings, tensors: Tensors) -> FrozenLinear:
-        check_settings(cls.kind, settings, {"in_features", "out_features"})
-        for name in settings:
-            frozen_numbers(cls.kind, name, settings[name], 0)
-        sizes = settings["out_features"], settings["in_features"]
-        check_tensors(cls.kind, tensors, {"weight": sizes, "bias": sizes[:1]}, optional=("bias",))
-        return cls(tensors["weight"], tensors.get("bias"))
-
-    def settings(self) -> Settings:
-        return {"in_features": self.weight.shape[1], "out_features": self.weight.shape[0]}
-
-    def takes(self) -> str:
-        return REAL
-
-    def output(self, *inputs: Value) -> Value:
-        x = single(inputs)
-        x.check_kind(REAL)
-        outputs, features = self.weight.shape
-        if x.shape is None:
-            return Value(REAL)
-        if not x.shape:
-            raise ValueError(f"input must have features, got {x}")
-        x.shape[-1].check("in_features", features)
-        return Value(REAL, (*x.shape[:-1], Size(outputs, True)))
-
-    def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[Tensor, None]:
-        checks.check_tensor(self.kind, "input", x)
-        if x.dim() < 1 or x.shape[-1] != self.weight.shape[1]:
-            raise ValueError(f"{self.kind}: input must be [N, ..., {self.weight.shape[1]}], got {list(x.shape)}")
-        return F.linear(x, self.weight, self.bias), None
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
-
-
-register(nn.Flatten, FrozenFlatten.of, FrozenFlatten.load)
-register(nn.Linear, FrozenLinear.of, FrozenLinear.load)

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .activity import branches_of, fan_out
-from .nn.encode import FrozenDecode
-from .nn.frozen import FrozenLinear
-from .nn.frozen_plain import is_convolution, moves
-from .nn.tandem import TandemLayer
-from .ops import checks
-from .spike_train import SpikeTrain
+from ..nn.operations import fan_out
+from ..nn.tandem import TandemLayer
+from ..ops import checks
+from ..spike_train import SpikeTrain
+from .encode import FrozenDecode
+from .functions import moves
+from .plain import FrozenLinear, is_convolution
 
 if TYPE_CHECKING:
-    from .freeze import FrozenNetwork, Stream
+    from .network import FrozenNetwork
+    from .stream import Stream
 
 
 class Prediction(NamedTuple):
@@ -207,11 +208,11 @@ def _observe(
     reached: dict[tuple[nn.Module, int], Tensor | int] = {}  # output neurons, by each neuron of an input
     decoders = {node.layer: node.name for node in network.nodes if isinstance(node.layer, FrozenDecode)}
 
-    def count_synops(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def count_synops(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal spent
         trains = [x for x in inputs[2:] if isinstance(x, SpikeTrain)]
         # A read-out adds its weights for every spike that Decode counts.
-        branches = [layer] if isinstance(layer, FrozenDecode) else branches_of(layer)
+        branches = [layer] if isinstance(layer, FrozenDecode) else layer.branches()
         for i, (branch, train) in enumerate(zip(branches, trains, strict=False)):
             if (layer, i) not in reached:
                 if isinstance(branch, TandemLayer):
@@ -274,7 +275,7 @@ def _not_counted(network: FrozenNetwork) -> tuple[str, ...]:
         counts = inputs[0] in decoded
         if isinstance(layer, FrozenDecode) or (counts and moves(layer)):
             decoded.add(name)
-        elif not branches_of(layer) and layer.tensors() and not (counts and _is_weight(layer)):
+        elif not layer.branches() and layer.tensors() and not (counts and _is_weight(layer)):
             missing.append(f"{name} ({layer.kind})")
     return tuple(missing)
 

@@ -5,8 +5,8 @@ Formats 1 and 2. The metadata of a safetensors file are strings:
 - ``format``: "tandem_cuda.frozen"; ``version``: "1", or "2" where something is used that came with it.
 - ``description``: JSON, {"nodes": [{"name", "kind", "inputs", "settings"}, ...], "output": name}. Nodes are in order of
   execution; inputs are names of nodes before, or "<input>". Since 2: modules and functions of plain PyTorch are nodes
-  (nn/frozen_plain.py); "inputs", the names of the network's inputs, where these are not ["<input>"]; "output" may be
-  {"tuple": [...]}, {"list": [...]} or {"dict": {...}} of outputs.
+  (plain.py and functions.py); "inputs", the names of the network's inputs, where these are not ["<input>"]; "output"
+  may be {"tuple": [...]}, {"list": [...]} or {"dict": {...}} of outputs.
 - ``sha256``: of the description and of every tensor (name, dtype, shape and bytes, in order of names).
 
 A tensor is named <node>/<tensor>. Weights are stored as layers have them, and packed when loaded: how they are packed
@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import keystr, tree_leaves_with_path
+
+from .forms import LOADERS, FrozenLayer
+from .graph import INPUT, Node
 
 FORMAT = "tandem_cuda.frozen"
 VERSION = 2
@@ -48,7 +53,7 @@ def write(path: str | PathLike[str], description: Any, tensors: Mapping[str, Ten
     safetensors = _safetensors()
     text = json.dumps(description, allow_nan=False)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "version": str(version), "description": text, "sha256": _digest(text, plain)}
+    metadata = {"format": FORMAT, "version": str(version), "description": text, "sha256": digest(text, plain)}
     data = safetensors.torch.save(plain, metadata)
     target = Path(path)
     try:
@@ -93,7 +98,7 @@ def read(path: str | PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
             f"FrozenNetwork.load: {path} must be a frozen network, got a damaged file or another kind: {error}"
         ) from error
     text = metadata.get("description", "")
-    if metadata.get("sha256") != _digest(text, tensors):
+    if metadata.get("sha256") != digest(text, tensors):
         raise ValueError(f"FrozenNetwork.load: {path} is damaged: its contents do not have the sha256 that it names")
     try:
         return json.loads(text), tensors
@@ -114,10 +119,58 @@ def _check_format(path: str | PathLike[str], metadata: Mapping[str, str]) -> Non
         raise ValueError(f"FrozenNetwork.load: {path} must be of format version 1 to {VERSION}, got {version!r}{hint}")
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of the description and of every tensor."""
+    sha256 = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        sha256.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
+
+
+def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node], Any, list[str]]:
+    """The arguments of FrozenNetwork from a description, every part of which is checked."""
+    if not isinstance(description, dict) or description.keys() - {"inputs"} != {"nodes", "output"}:
+        raise ValueError("the description must hold nodes and output")
+    names = description.get("inputs", [INPUT])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"inputs must be a list of names, got {names!r}")
+    if not isinstance(description["nodes"], list):
+        raise ValueError("nodes must be a list")
+    owners: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, tensor_name = key.rpartition("/")
+        owners.setdefault(name, {})[tensor_name] = tensor
+    nodes = []
+    for node in description["nodes"]:
+        if not isinstance(node, dict) or node.keys() != {"name", "kind", "inputs", "settings"}:
+            raise ValueError(f"a node must hold name, kind, inputs and settings, got {node!r}")
+        name, inputs, settings = node["name"], node["inputs"], node["settings"]
+        _check_numbers(name, settings)
+        if not isinstance(name, str) or not isinstance(settings, dict):
+            raise ValueError(f"a node's name must be a string and its settings an object, got {node!r}")
+        if not isinstance(inputs, list) or not all(isinstance(i, str) for i in inputs):
+            raise ValueError(f"inputs of {name!r} must be a list of names, got {inputs!r}")
+        loader = _loader(node["kind"])
+        try:
+            layer = loader(settings, owners.pop(name, {}))
+        except (TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"node {name!r}: {error}") from error
+        nodes.append(Node(name, layer, tuple(inputs)))
+    if owners:
+        raise ValueError(f"tensors must belong to nodes, got one of {min(owners)!r}")
+    return nodes, description["output"], names
+
+
+def _check_numbers(name: str, settings: Any) -> None:
+    """JSON has no infinity, but 1e999."""
+    for path, value in tree_leaves_with_path(settings):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"node {name!r}: setting {keystr(path)} must be finite, got {value}")
+
+
+def _loader(kind: Any) -> Callable[[dict[str, Any], Mapping[str, Tensor]], FrozenLayer]:
+    if not isinstance(kind, str) or kind not in LOADERS:
+        raise ValueError(f"kind must be one of {', '.join(sorted(LOADERS))}, got {kind!r}")
+    return LOADERS[kind]
