@@ -8,6 +8,9 @@ from ._load import load_library
 
 _C = load_library()
 
+from . import activity as activity
+from . import anytime as anytime
+from . import artefact as artefact
 from . import models, ops, reference
 from .analysis.activity import record_activity, synops
 from .analysis.activity_table import ActivityTable, LayerActivity
@@ -33,6 +36,7 @@ from .nn import (
     TandemDropout2d,
     TandemLinear,
 )
+from .nn import frozen as _frozen  # noqa: F401 (makes tandem_cuda.nn.frozen there)
 from .quantisation import quantise, unquantise
 from .spike_train import SpikeTrain
 
