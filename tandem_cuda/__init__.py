@@ -52,7 +52,7 @@ else:
         TandemDropout2d,
         TandemLinear,
     )
-    from .nn import frozen as _frozen  # noqa: F401 (makes tandem_cuda.nn.frozen there)
+    from .nn import frozen as _frozen  # noqa: F401 (tandem_cuda.nn.frozen.register needs no import of its own)
     from .quantisation import quantise, unquantise
     from .spike_train import SpikeTrain
 
