@@ -4,40 +4,59 @@ Wu et al., "A Tandem Learning Rule for Effective Training and Rapid Inference of
 IEEE TNNLS 2021, doi:10.1109/TNNLS.2021.3095724. Sizes in docstrings: T time steps, N batch, C channels, F features.
 """
 
+from typing import TYPE_CHECKING
+
+from . import neuron as neuron
+from . import reference
 from ._load import load_library
 
-_C = load_library()
+try:
+    _C = load_library()
+except ImportError as error:
+    _unloaded = error
 
-from . import models, ops, reference
-from .analysis.activity import record_activity, synops
-from .analysis.activity_table import ActivityTable, LayerActivity
-from .analysis.penalties import FiringRatePenalty, SynOpsPenalty
-from .anytime import AccuracyCurve, OperatingPoint, Prediction
-from .build_info import build_info
-from .convert import TandemNetwork, convert
-from .exchange import from_authors
-from .freeze import FrozenNetwork, Stream, freeze
-from .neuron import IF, LIF
-from .nn import (
-    Decode,
-    Encode,
-    EncodedInput,
-    SpikeWindows,
-    SpikingAdaptiveAvgPool2d,
-    SpikingAvgPool2d,
-    SpikingMaxPool2d,
-    TandemAdd,
-    TandemConv1d,
-    TandemConv2d,
-    TandemConvTranspose2d,
-    TandemDropout,
-    TandemDropout2d,
-    TandemLinear,
-)
-from .quantisation import quantise, unquantise
-from .spike_train import SpikeTrain
+    if not TYPE_CHECKING:  # which would take any name for one of the package's
 
-__version__: str = _C.__version__
+        def __getattr__(name: str) -> object:
+            """Say what is wrong at the first use of what needs the library: all but neuron and reference."""
+            if name.startswith("__") and name != "__version__":  # Python asks modules for names that they may not have
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            raise ImportError(_unloaded.msg, name=_unloaded.name, path=_unloaded.path) from _unloaded
+
+else:
+    from . import activity as activity
+    from . import anytime as anytime
+    from . import artefact as artefact
+    from . import models, ops
+    from .analysis.activity import record_activity, synops
+    from .analysis.activity_table import ActivityTable, LayerActivity
+    from .analysis.penalties import FiringRatePenalty, SynOpsPenalty
+    from .build_info import build_info
+    from .convert import TandemNetwork, convert
+    from .exchange import from_authors
+    from .freeze import AccuracyCurve, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
+    from .neuron import IF, LIF
+    from .nn import (
+        Decode,
+        Encode,
+        EncodedInput,
+        SpikeWindows,
+        SpikingAdaptiveAvgPool2d,
+        SpikingAvgPool2d,
+        SpikingMaxPool2d,
+        TandemAdd,
+        TandemConv1d,
+        TandemConv2d,
+        TandemConvTranspose2d,
+        TandemDropout,
+        TandemDropout2d,
+        TandemLinear,
+    )
+    from .nn import frozen as _frozen  # noqa: F401 (tandem_cuda.nn.frozen.register needs no import of its own)
+    from .quantisation import quantise, unquantise
+    from .spike_train import SpikeTrain
+
+    __version__: str = _C.__version__
 
 __all__ = [
     "IF",

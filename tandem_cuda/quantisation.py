@@ -205,7 +205,7 @@ def _layers(op: str, model: Any) -> list[tuple[str, nn.Module]]:
 
 def _tie(model: nn.Module) -> None:
     for network in _networks(model):
-        network._tie_names()
+        network.tie_names()
 
 
 # State dicts have the weight where it would be without a parametrisation.

@@ -203,10 +203,16 @@ def unbuilt(tmp_path):
     return tmp_path
 
 
-def import_error(tree):
+def without_library(tree, script):
+    """Run a script with the package of a source tree."""
     # Without setuptools' finder for editable installs, which would find the compiled library all the same
-    script = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]; import tandem_cuda"
-    result = run(sys.executable, "-c", script, cwd=tree)
+    finders = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]"
+    return run(sys.executable, "-c", f"{finders}\n{script}", cwd=tree)
+
+
+def import_error(tree):
+    """What the first use of a name says."""
+    result = without_library(tree, "import tandem_cuda; tandem_cuda.synops")
     assert result.returncode == 1
     return result.stderr.strip().splitlines()[-1]
 
@@ -221,6 +227,59 @@ def test_import_unbuilt(unbuilt):
 def test_import_built_for_another_python(unbuilt):
     (unbuilt / "tandem_cuda" / "_C.cpython-27-x86_64-linux-gnu.so").touch()
     assert "there is _C.cpython-27-x86_64-linux-gnu.so, built for another Python" in import_error(unbuilt)
+
+
+REFERENCE_ALONE = """
+import torch
+import tandem_cuda
+import tandem_cuda.reference as ref
+from tandem_cuda import neuron, reference
+from tandem_cuda.neuron import IF
+net = torch.nn.Sequential(ref.Encode(4), ref.TandemConv2d(1, 2, 3, neuron=IF(0.5)), ref.Decode())
+assert net(torch.rand(1, 1, 5, 5)).shape == (1, 2, 3, 3)
+assert not hasattr(tandem_cuda, "__wrapped__")
+"""
+
+
+@pytest.fixture
+def unloadable(unbuilt):
+    """A source tree whose library is not one."""
+    (unbuilt / "tandem_cuda" / f"_C{SUFFIX}").write_text("no library")
+    return unbuilt
+
+
+@pytest.mark.parametrize("tree", ["unbuilt", "unloadable"])
+def test_reference_needs_no_library(request, tree):
+    result = without_library(request.getfixturevalue(tree), REFERENCE_ALONE)
+    assert result.returncode == 0, result.stderr
+
+
+EVERYTHING_ELSE = """
+import importlib, pkgutil
+import tandem_cuda
+statements = [f"tandem_cuda.{name}" for name in (*tandem_cuda.__all__, "__version__", "_C") if name != "reference"]
+statements += [f"from {statement.replace('.', ' import ')}" for statement in statements]
+statements += ["from tandem_cuda import *", "from tandem_cuda import nn", "tandem_cuda.nn"]
+statements += [f"import tandem_cuda.{m.name}" for m in pkgutil.iter_modules(tandem_cuda.__path__) if m.name not in FREE]
+for statement in statements:
+    for again in range(2):
+        try:
+            exec(statement)
+        except ImportError as error:
+            assert str(error).startswith("tandem_cuda: no compiled library"), f"{statement}: {error}"
+            assert error.name == "tandem_cuda._C", statement
+        else:
+            raise AssertionError(statement)
+print(len(statements))
+"""
+
+
+def test_everything_else_does(unbuilt):
+    # The last two import little themselves.
+    free = ("reference", "neuron", "lif_rate", "_load", "_cuda_versions", "analysis", "exchange")
+    result = without_library(unbuilt, f"FREE = {free}\n{EVERYTHING_ELSE}")
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 2 * len(tandem_cuda.__all__)
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")

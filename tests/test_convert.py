@@ -35,8 +35,8 @@ from tandem_cuda import (
     synops,
 )
 from tandem_cuda.diagnostics import diagnose
-from tandem_cuda.nn.frozen import LOADERS
-from tandem_cuda.nn.pool import FrozenPool
+from tandem_cuda.freeze import LOADERS
+from tandem_cuda.freeze.pool import FrozenPool
 
 
 def cnn():

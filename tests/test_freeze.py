@@ -29,12 +29,12 @@ from tandem_cuda import (
     SpikeTrain,
     TandemConv2d,
     TandemLinear,
-    artefact,
     convert,
     freeze,
     synops,
 )
 from tandem_cuda.freeze import Node
+from tandem_cuda.freeze import file as artefact
 from test_networks import build, networks
 
 pytest.importorskip("safetensors")

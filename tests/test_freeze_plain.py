@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from exact import FLOATS, generator, same, slow
-from tandem_cuda import Decode, Encode, FrozenNetwork, SpikeTrain, TandemLinear, artefact, convert, freeze, synops
-from tandem_cuda.nn import frozen_plain
-from tandem_cuda.nn.frozen_plain import FUNCTIONS, FrozenFunction, FrozenModule
+from tandem_cuda import Decode, Encode, FrozenNetwork, SpikeTrain, TandemLinear, convert, freeze, synops
+from tandem_cuda.freeze import file as artefact
+from tandem_cuda.freeze import plain
+from tandem_cuda.freeze.functions import FUNCTIONS, FrozenFunction
+from tandem_cuda.freeze.plain import FrozenModule
 from test_freeze import in_chunks, paths_in, randomised
 from test_frozen_files import changed, write
 
@@ -299,7 +301,7 @@ def test_input_is_not_written_into():
         same(got, net(x.clone()))
 
 
-@pytest.mark.parametrize("module_class", frozen_plain.MODULES, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("module_class", plain.MODULES, ids=lambda c: c.__name__)
 def test_every_module(module_class, tmp_path):
     """As it computes in eval mode, in a file and out of it."""
     required = {
@@ -307,7 +309,7 @@ def test_every_module(module_class, tmp_path):
         "num_groups": 2, "num_channels": 4, "norm_type": 2.0, "output_size": 2, "dim": 1, "unflattened_size": (2, 2),
         "upscale_factor": 2, "downscale_factor": 2, "padding": 1, "value": 0.5, "scale_factor": 2,
     }  # fmt: skip
-    names = frozen_plain._parameters(module_class)
+    names = plain._parameters(module_class)
     wanted = [
         name for name in names if name in required and not (name in ("padding", "dim", "size") and name != names[0])
     ]

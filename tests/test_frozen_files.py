@@ -26,10 +26,10 @@ from tandem_cuda import (
     TandemConv2d,
     TandemConvTranspose2d,
     TandemLinear,
-    artefact,
     freeze,
 )
 from tandem_cuda.freeze import Node
+from tandem_cuda.freeze import file as artefact
 from test_freeze import graph_of, paths_in, randomised
 
 safetensors = pytest.importorskip("safetensors")
@@ -41,7 +41,7 @@ def write(path, description, tensors, version="1"):
 
     text = json.dumps(description)  # NaN and Infinity too
     metadata = {"format": artefact.FORMAT, "version": version, "description": text}
-    metadata["sha256"] = artefact._digest(text, tensors)
+    metadata["sha256"] = artefact.digest(text, tensors)
     safetensors.torch.save_file(tensors, path, metadata)
 
 
@@ -214,9 +214,7 @@ def test_every_tensor_of_another_shape(tmp_path, good):
 
 def test_the_good_files_run(good):
     name, description, tensors = good
-    from tandem_cuda.freeze import _network
-
-    assert runs(name, _network(description, tensors))
+    assert runs(name, FrozenNetwork(*artefact.parsed(description, tensors)))
 
 
 # --- sizes that do not fit -------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Imports run one way: never to a higher layer of the list below, nor in a circle. Those in functions count too."""
+"""Imports run one way: never to a higher layer of the list below, nor in a circle. Those in functions count too.
+
+Nor does one part use private names of another.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -12,15 +15,19 @@ import tandem_cuda
 # From the lowest to the highest. A part is a module or package of tandem_cuda; it imports from its own layer and below.
 LAYERS = [
     {"_C", "_load", "_cuda_versions"},
-    {"ops", "neuron", "lif_rate", "events", "spike_train", "reference"},
+    {"neuron"},
+    {"ops", "lif_rate", "events", "spike_train", "reference"},
     {"nn"},
-    {"convert", "freeze", "anytime", "artefact", "analysis", "exchange", "models", "quantisation", "build_info"}
-    | {"activity", "diagnostics", "metrics", "penalties"},  # names of what is in analysis
+    {"convert", "freeze", "analysis", "exchange", "models", "quantisation", "build_info"}
+    | {"activity", "diagnostics", "metrics", "penalties"}  # names of what is in analysis
+    | {"anytime", "artefact"},  # and in freeze
     {"__init__", "__main__"},
 ]
 EXCEPTIONS = {
-    ("anytime", "activity"): "takes branches_of and fan_out from there, which are in nn.operations",
+    ("nn", "freeze"): "nn.frozen is the name that freeze.forms had in version 0.1; nothing in nn imports it",
 }
+PRIVATE: dict[tuple[str, str], str] = {}
+"""Uses of a private name of another part that are there on purpose: the module and the name, and why."""
 
 Arrow = tuple[str, str]
 
@@ -102,6 +109,53 @@ def circle(found: set[Arrow]) -> list[str]:
     return []
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def owners(trees: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """Private names that are methods of some class: the parts that have them, as methods or attributes."""
+    methods: set[str] = set()
+    having: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                found = {child.name for child in node.body if isinstance(child, ast.FunctionDef)}
+                methods |= found
+            else:
+                found = {node.attr} if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) else set()
+            for attribute in found:
+                having.setdefault(attribute, set()).add(part(name))
+    return {name: having[name] for name in methods if is_private(name)}
+
+
+def private_uses(root: Path) -> set[Arrow]:
+    """Modules and the private names that they use of another part.
+
+    They import them, look them up in what they import, or call methods that only classes of other parts have.
+    """
+    modules = module_names(root)
+    trees = {name: ast.parse(path.read_text()) for name, path in modules.items() if path.suffix == ".py"}
+    known, found = owners(trees), set()
+    for name, tree in trees.items():
+        foreign = set()
+        for node in ast.walk(tree):
+            for alias in node.names if isinstance(node, ast.ImportFrom) else []:
+                single = ast.ImportFrom(node.module, [alias], node.level)
+                for target in targets(single, name, modules, root):
+                    if part(target) == part(name) or target == alias.name:  # a module of the root may have any name
+                        continue
+                    foreign.add(alias.asname or alias.name)
+                    if is_private(alias.name):
+                        found.add((name, alias.name))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and is_private(node.attr):
+                its_own = part(name) in known.get(node.attr, {part(name)})
+                if not its_own or (isinstance(node.value, ast.Name) and node.value.id in foreign):
+                    found.add((name, node.attr))
+    return found
+
+
 ROOT = Path(tandem_cuda.__file__).parent
 ARROWS = arrows(ROOT)
 
@@ -127,6 +181,10 @@ def test_no_circle_of_modules():
 @pytest.mark.parametrize("pair", EXCEPTIONS, ids=" to ".join)
 def test_exceptions_are_needed(pair):
     assert pair in {(part(source), part(target)) for source, target in ARROWS}
+
+
+def test_private_names_stay_in_their_part():
+    assert private_uses(ROOT) == PRIVATE.keys()
 
 
 # --- the tests themselves --------------------------------------------------------------------------------------------
@@ -176,3 +234,27 @@ def test_sees_circles(tmp_path: Path):
     assert sorted({*circle(between_parts(found))}) == ["one", "two"]
     root = package(tmp_path, two_b="from .a import x")
     assert sorted({*circle(arrows(root))}) == ["two.a", "two.b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "used"),
+    [
+        ("from .low import _f", "_f"),
+        ("def f():\n    from .low.inner import a, _f as g", "_f"),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .low import _C", "_C"),
+        ("from made.low import _x", "_x"),
+        ("def f(x):\n    return x._method()", "_method"),
+        ("from .low import inner\ninner._f()", "_f"),
+        ("from .low.inner import A as B\nB._values", "_values"),
+        ("class B:\n    def f(self):\n        return self._method()", "_method"),
+        ("def f(x):\n    return x._own() + x.__len__() + x._f + x._fields", None),
+        ("from torch import _C\nfrom . import _load\ndef _own():\n    pass", None),
+        ("class B:\n    def _method(self):\n        return super()._method()", None),
+        ("class B:\n    def __init__(self):\n        self._method = 1", None),
+    ],
+)
+def test_sees_private_names(tmp_path: Path, text: str, used: str | None):
+    low = "def _f():\n    pass\nclass A:\n    def _method(self):\n        self._method()"
+    root = package(tmp_path, low_inner=low, high=text)
+    (root / "_load.py").touch()
+    assert private_uses(root) == ({("high", used)} if used else set())

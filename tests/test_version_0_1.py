@@ -1,4 +1,4 @@
-"""State dicts and frozen files that version 0.1 wrote: they load, and compute what they computed."""
+"""State dicts and frozen files that version 0.1 wrote load, and compute what they computed; its names are there."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import tandem_cuda
 from exact import everywhere, same
 from tandem_cuda import (
     IF,
@@ -21,6 +22,7 @@ from tandem_cuda import (
     TandemLinear,
     freeze,
 )
+from tandem_cuda.freeze import file, predict, register
 from test_freeze import graph_of
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -84,3 +86,10 @@ def test_frozen_file(values, tmp_path):
     frozen.save(tmp_path / "again")
     same(FrozenNetwork.load(tmp_path / "again")(x), values["logits"])
     same(freeze(loaded(values))(x), values["logits"])
+
+
+def test_module_names():
+    """Without an import of their own."""
+    assert tandem_cuda.nn.frozen.register is register
+    assert tandem_cuda.anytime.predict is predict
+    assert tandem_cuda.artefact.read is file.read

@@ -15,6 +15,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..freeze.encode import FrozenDecode
+from ..freeze.forms import FrozenLayer, Span
+from ..freeze.pool import FrozenPool
+from ..freeze.tandem import FrozenAdd, FrozenTandem
 from ..nn import (
     Decode,
     EncodedInput,
@@ -23,12 +27,8 @@ from ..nn import (
     SpikingMaxPool2d,
     TandemAdd,
 )
-from ..nn.encode import FrozenDecode
-from ..nn.frozen import FrozenLayer, Span
-from ..nn.frozen_tandem import FrozenAdd, FrozenTandem
 from ..nn.modes import recomputing
 from ..nn.operations import branches_of, fan_out, layer_macs, reached
-from ..nn.pool import FrozenPool
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .activity_table import ActivityTable, LayerActivity
@@ -207,7 +207,7 @@ class ActivityRecord:
     def _on_spikes(self, name: str, layer: Any, args: tuple[Any, ...], output: SpikeTrain) -> None:
         _check_samples(output.shape)
         count = output.count.detach()
-        branches = branches_of(layer)
+        branches = layer.branches() if isinstance(layer, FrozenLayer) else branches_of(layer)
         operations, multiplications = count.new_zeros((), dtype=torch.float64), 0
         for i, (branch, x) in enumerate(zip(branches, args, strict=True)):
             if isinstance(x, SpikeTrain):

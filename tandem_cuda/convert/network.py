@@ -49,7 +49,7 @@ class TandemNetwork(nn.Module):
         self.spiking_layers = tuple(spiking_layers)
         self.levels = None if levels is None else dict(levels)
         self._twin = (ann,)  # in a tuple, so that it is no submodule and its parameters are listed once
-        self._tie_names()
+        self.tie_names()
         self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]  # torch's
         self._arguments = _arguments(ann)
         modes = {name: module.training for name, module in ann.named_modules()}
@@ -70,7 +70,7 @@ class TandemNetwork(nn.Module):
             inputs = self._arguments.of(inputs, named)
         return self.snn(*inputs)
 
-    def _tie_names(self) -> None:
+    def tie_names(self) -> None:
         """Find every name of the spiking twin's state in the ANN's, by what they stand for."""
         names = {id(x): name for name, x in self.ann().state_dict(keep_vars=True).items()}
         own = super().state_dict(keep_vars=True)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..spike_train import SpikeTrain
-from .frozen import register
 
 
 class TandemDropout(nn.Dropout):
@@ -78,7 +77,3 @@ def _dropped(module: TandemDropout | TandemDropout2d, x: Any, shape: Any) -> Spi
     return x.rearranged(masked).replace_unchecked(
         amplitude=x.amplitude if module.p == 1 else x.amplitude / (1 - module.p)
     )
-
-
-for idle in (TandemDropout, TandemDropout2d):
-    register(idle, lambda module, encoded: None)

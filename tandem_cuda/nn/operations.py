@@ -12,17 +12,13 @@ from ..spike_train import SpikeTrain
 from .add import TandemAdd
 from .conv import TandemConvTranspose2d
 from .encode import EncodedInput
-from .frozen_tandem import FrozenAdd, FrozenTandem
 from .tandem import TandemLayer
 
 
 def branches_of(layer: nn.Module) -> list[nn.Module]:
     """What the spikes of a layer's inputs go through, one for each input, if it is spiking."""
-    if isinstance(layer, FrozenTandem):
-        return [layer.layer]
-    join = layer.join if isinstance(layer, FrozenAdd) else layer
-    if isinstance(join, TandemAdd):
-        return list(join.branches)
+    if isinstance(layer, TandemAdd):
+        return list(layer.branches)
     return [layer] if isinstance(layer, TandemLayer) else []
 
 

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
-from functools import partial, reduce
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..neuron import IF, stacked
+from ..neuron import IF
 from ..ops import checks
-from ..ops.max_pool_spikes import windows_along as _outputs
+from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .coupling import needs_gradient
-from .frozen import (
-    SPIKES,
-    FrozenLayer,
-    Settings,
-    Size,
-    Span,
-    State,
-    Tensors,
-    Value,
-    check_count,
-    check_settings,
-    check_tensors,
-    frozen_numbers,
-    frozen_scale,
-    register,
-    single,
-)
 from .geometry import pad
 
 
@@ -60,7 +41,7 @@ class _Axis:
         return (at >= starts) & (at < stops)
 
 
-class _SpikingAverage(nn.Module):
+class SpikingAverage(nn.Module):
     """What both kinds of average pooling share; the pooling module of torch comes next in the bases."""
 
     def __init__(
@@ -79,7 +60,7 @@ class _SpikingAverage(nn.Module):
         self.engine = engine
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
-        _check_image(self, x)
+        check_image(self, x)
         steps, dtype = x.time_steps, x.dtype
         with torch.no_grad():
             bits, _ = self.spikes(x)
@@ -161,7 +142,7 @@ class _SpikingAverage(nn.Module):
         return f"{super().extra_repr()}, threshold={self.threshold}{amplitude}{engine}"
 
 
-class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # forward: spike trains, not tensors
+class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """Average pooling of spikes: integrate-and-fire neurons driven by the mean of their window at every time step.
 
     A depthwise convolution with constant weights in front of IF neurons: with S[t] the number of spikes in the window
@@ -220,13 +201,13 @@ class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # 
 
     def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
         """Vertical and horizontal windows for an image of that size."""
-        settings = zip(*map(_pair, (self.kernel_size, self.stride, self.padding)), strict=True)
+        settings = zip(*map(pair, (self.kernel_size, self.stride, self.padding)), strict=True)
         rows, columns = (self._axis(size, *how) for size, how in zip((height, width), settings, strict=True))
         return rows, columns
 
     def _axis(self, size: int, kernel: int, stride: int, padding: int) -> _Axis:
         windows = []
-        for i in range(_outputs(type(self).__name__, size, kernel, stride, padding, 1, self.ceil_mode)):
+        for i in range(windows_along(type(self).__name__, size, kernel, stride, padding, 1, self.ceil_mode)):
             start = i * stride - padding
             stop = min(start + kernel, size + padding)
             inside = min(stop, size) - max(start, 0)
@@ -238,7 +219,7 @@ class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # 
         return _Axis(size, windows)
 
 
-class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
+class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
     """Adaptive average pooling of spikes: :class:`SpikingAvgPool2d` with as many windows as the output has pixels.
 
     Windows are those of nn.AdaptiveAvgPool2d: from floor(i * H / Ho) to ceil((i + 1) * H / Ho). Where their sizes
@@ -311,9 +292,9 @@ class SpikeWindows(nn.Module):
         divisor_override: int | None = None,
     ) -> None:
         super().__init__()
-        self.kernel_size = _pair(kernel_size)
-        self.stride = self.kernel_size if stride is None else _pair(stride)
-        self.padding = _pair(padding)
+        self.kernel_size = pair(kernel_size)
+        self.stride = self.kernel_size if stride is None else pair(stride)
+        self.padding = pair(padding)
         self.divisor_override = divisor_override
 
     @property
@@ -322,7 +303,7 @@ class SpikeWindows(nn.Module):
         return math.prod(self.kernel_size)
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
-        _check_image(self, x)
+        check_image(self, x)
         return x.rearranged(self._side_by_side).replace_unchecked(
             amplitude=x.amplitude / (self.divisor_override or self.size)
         )
@@ -332,7 +313,7 @@ class SpikeWindows(nn.Module):
         rows, columns = (
             [slice(first, first + (n - 1) * stride + 1, stride) for first in range(kernel)]
             for size, (kernel, stride, padding) in zip(image.shape[3:], settings, strict=True)
-            for n in [_outputs("SpikeWindows", size, kernel, stride, padding, 1, False)]
+            for n in [windows_along("SpikeWindows", size, kernel, stride, padding, 1, False)]
         )
         padded = pad(image, (left, left, top, top)).movedim(2, -1)
         return torch.cat([padded[:, :, row, column] for row in rows for column in columns], -1).movedim(-1, 2)
@@ -390,7 +371,7 @@ class SpikingMaxPool2d(nn.MaxPool2d):
         super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
-        _check_image(self, x)
+        check_image(self, x)
         bits, _ = self.spikes(x)
         # With gradients the ANN's pooling of the counts, which has the same values, but for a window that lies in the
         # padding as a whole.
@@ -403,7 +384,8 @@ class SpikingMaxPool2d(nn.MaxPool2d):
         return ops.max_pool_spikes(x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count)
 
 
-def _check_image(module: nn.Module, x: Any) -> None:
+def check_image(module: nn.Module, x: Any) -> None:
+    """Check that the input of a pooling is a SpikeTrain of images."""
     name = type(module).__name__
     if not isinstance(x, SpikeTrain):
         raise TypeError(f"{name}: input must be a SpikeTrain, got {type(x).__name__}")
@@ -419,154 +401,7 @@ def _carrying(bits: Tensor, steps: int, dtype: torch.dtype, ann: Tensor | None, 
     return SpikeTrain.unchecked(bits, steps, count, amplitude=amplitude)
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """An int or a pair of ints, as a pair."""
     first, second = (value, value) if isinstance(value, int) else value
     return first, second
-
-
-class FrozenPool(FrozenLayer):
-    """A pooling of spikes.
-
-    Averages carry the membrane potentials of their neurons, maxima the counts of their inputs.
-
-    Args:
-        pool: the layer.
-        gate: of max pooling alone: "count", as the layer computes, or "any", a spike whenever a neuron of the window
-            spikes, which is what files without this setting mean.
-    """
-
-    SETTINGS: ClassVar[dict[type[nn.Module], tuple[str, ...]]] = {
-        SpikingAvgPool2d: (
-            *("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-            *("threshold", "amplitude", "engine"),
-        ),
-        SpikingAdaptiveAvgPool2d: ("output_size", "threshold", "amplitude", "engine"),
-        SpikingMaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-        SpikeWindows: ("kernel_size", "stride", "padding", "divisor_override"),
-    }
-
-    GATES: ClassVar[tuple[str, ...]] = ("count", "any")
-
-    def __init__(self, pool: Any, gate: str = "count") -> None:
-        super().__init__()
-        self.kind = type(pool).__name__
-        if isinstance(pool, _SpikingAverage):
-            pool.threshold = frozen_scale(self.kind, "threshold", pool.threshold)
-            pool.amplitude = frozen_scale(self.kind, "amplitude", pool.amplitude)
-        self.pool = pool
-        self.gate = gate
-
-    @classmethod
-    def made(cls, pool_class: type[nn.Module], settings: Settings, gate: str = "count") -> FrozenPool:
-        """From the constructor's arguments."""
-        return cls(pool_class(**settings), gate)
-
-    @classmethod
-    def of(cls, module: nn.Module, encoded: bool) -> FrozenPool:
-        return cls.made(type(module), {name: getattr(module, name) for name in cls.SETTINGS[type(module)]})
-
-    @classmethod
-    def load(cls, pool_class: type[nn.Module], settings: Settings, tensors: Tensors) -> FrozenPool:
-        kind, gate = pool_class.__name__, "count"
-        if pool_class is SpikingMaxPool2d:
-            settings = {"gate": "any"} | settings  # version 0.1 knew no other
-            gate = settings.pop("gate")
-            if gate not in cls.GATES:
-                raise ValueError(f"{kind}: setting gate must be one of {', '.join(cls.GATES)}, got {gate!r}")
-        if issubclass(pool_class, _SpikingAverage):
-            settings = {"amplitude": 1.0} | settings  # version 0.1 had none
-        check_settings(kind, settings, {*cls.SETTINGS[pool_class]})
-        check_tensors(kind, tensors, {})
-        for name, value in settings.items():
-            if name in ("ceil_mode", "count_include_pad"):
-                if not isinstance(value, bool):
-                    raise ValueError(f"{kind}: setting {name} must be true or false, got {value!r}")
-            elif name == "divisor_override":
-                if value is not None:
-                    frozen_numbers(kind, name, value, 1)
-            elif name == "output_size":
-                sizes = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
-                for size in sizes:
-                    if size is not None:
-                        frozen_numbers(kind, name, size, 1)
-            elif name not in ("threshold", "amplitude", "engine"):  # which the constructor checks
-                frozen_numbers(kind, name, value, 0 if name == "padding" else 1, pairs=True)
-        return cls.made(pool_class, {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}, gate)
-
-    def settings(self) -> Settings:
-        gate = {"gate": self.gate} if isinstance(self.pool, SpikingMaxPool2d) else {}
-        return {name: getattr(self.pool, name) for name in self.SETTINGS[type(self.pool)]} | gate
-
-    def takes(self) -> str:
-        return SPIKES
-
-    def output(self, *inputs: Value) -> Value:
-        x = single(inputs)
-        x.check_kind(SPIKES)
-        x.check_dims(3)
-        channels, *image = (Size(),) * 3 if x.shape is None else x.shape
-        if isinstance(self.pool, SpikingAdaptiveAvgPool2d):
-            wanted = self.pool.output_size
-            pair = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
-            sizes = [
-                size if n is None else Size(n, True, 1, Fraction(0), Fraction(size.needs))
-                for size, n in zip(image, pair, strict=True)
-            ]
-        else:
-            sizes = self._windows(image)
-        if isinstance(self.pool, SpikeWindows):
-            copies = self.pool.size
-            channels = Size(channels.least * copies, channels.exact, channels.factor * copies)
-        check_count("outputs", [size.least for size in (channels, *sizes)])
-        return x._replace(kind=SPIKES, shape=(channels, *sizes))
-
-    def _windows(self, image: list[Size]) -> list[Size]:
-        """Sizes of the output, of an image of these sizes."""
-        pool: Any = self.pool
-        kernels, strides, paddings = map(_pair, (pool.kernel_size, pool.stride, pool.padding))
-        dilations, ceil_mode = _pair(getattr(pool, "dilation", 1)), getattr(pool, "ceil_mode", False)
-        sizes = []
-        for size, kernel, stride, padding, dilation in zip(image, kernels, strides, paddings, dilations, strict=True):
-            # The least size that a window fits into.
-            fits = dilation * (kernel - 1) + 1 - 2 * padding - (stride - 1 if ceil_mode else 0)
-            how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-            windows = partial(_outputs, self.kind, ceil_mode=ceil_mode, **how)
-            sizes.append(size.at_least(fits).through(windows, stride, fits - stride, regular=not ceil_mode))
-        check_count("input", [size.needs for size in sizes])
-        return sizes
-
-    def forward(self, span: Span, state: State | None, x: Any) -> tuple[Any, State | None]:
-        if isinstance(self.pool, SpikeWindows):  # there is nothing to carry
-            return self.pool(x), None
-        _check_image(self.pool, x)
-        if self.gate == "any":
-            return x.replace_unchecked(bits=_any_spikes(self.pool, x)), None
-        if isinstance(self.pool, SpikingMaxPool2d) and span.total >= 2**31:  # which its counts could not hold
-            raise ValueError(f"{self.kind}: time_steps must be below 2^31, got {span.total}")
-        averages = isinstance(self.pool, _SpikingAverage)
-        before = None if state is None else stacked(state) if averages else state[0]
-        bits, carried = self.pool.spikes(x, before, not span.ends)
-        train = x.replace_unchecked(bits=bits, amplitude=x.amplitude * getattr(self.pool, "amplitude", 1.0))
-        return train, None if span.ends else carried.unbind(0) if averages else (carried,)
-
-
-def _any_spikes(pool: Any, x: SpikeTrain) -> Tensor:
-    """The spikes of a max pooling that lets one pass whenever any neuron of its window spikes."""
-    bits = x.bits.movedim(2, -1)
-    settings = map(_pair, (pool.kernel_size, pool.stride, pool.padding, pool.dilation))
-    for dim, (kernel, stride, padding, dilation) in zip((2, 3), zip(*settings, strict=True), strict=True):
-        size = bits.shape[dim]
-        n = _outputs("SpikingMaxPool2d", size, kernel, stride, padding, dilation, pool.ceil_mode)
-        behind = max((n - 1) * stride + dilation * (kernel - 1) + 1 - padding - size, 0)
-        pads = (0, 0) * (4 - dim) + (padding, behind)
-        padded = nn.functional.pad(bits, pads)
-        taps = [
-            padded[(slice(None),) * dim + (slice(at, at + (n - 1) * stride + 1, stride),)]
-            for at in range(0, dilation * kernel, dilation)
-        ]
-        bits = reduce(torch.bitwise_or, taps)
-    return bits.movedim(-1, 2)
-
-
-for pool_class in FrozenPool.SETTINGS:
-    register(pool_class, FrozenPool.of, partial(FrozenPool.load, pool_class))

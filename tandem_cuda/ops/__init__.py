@@ -3,6 +3,7 @@
 One file an operator. Shapes follow :mod:`tandem_cuda.spike_train`: T time steps, P = ceil(T / 8) bit planes, N batch.
 """
 
+from .. import _C as _C  # registers the operators of torch.ops.tandem_cuda
 from .batch_statistics import batch_statistics
 from .count_conv2d import count_conv2d
 from .count_linear import count_linear

@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from tandem_cuda import IF, LIF, Decode, Encode, FrozenNetwork, SpikeTrain, artefact, convert, freeze
+from tandem_cuda import IF, LIF, Decode, Encode, FrozenNetwork, SpikeTrain, convert, freeze
 from tandem_cuda import nn as tandem
+from tandem_cuda.freeze import file as artefact
 
 from .draw import Draw
 from .mutate import any_value, loaded, mutated_array, mutated_bytes, mutated_tree, near, places, runs
@@ -95,7 +96,7 @@ def bases():
 
 def sealed(text, tensors, metadata):
     """The bytes of a file with this description and these tensors, whose digest is right."""
-    digest = artefact._digest(text, tensors)
+    digest = artefact.digest(text, tensors)
     return safetensors.torch.save(tensors, {**metadata, "description": text, "sha256": digest})
 
 

@@ -15,12 +15,16 @@ from torch.utils._pytree import tree_leaves
 
 from .. import ops
 from ..neuron import Neuron, of_settings, stacked
+from ..nn.add import TandemAdd
+from ..nn.conv import ConvolutionLayer, TandemConv1d, TandemConv2d, TandemConvTranspose2d
+from ..nn.current import Affine, per_step
+from ..nn.dropout import TandemDropout, TandemDropout2d
+from ..nn.encode import EncodedInput
+from ..nn.linear import TandemLinear
+from ..nn.tandem import TandemLayer
+from ..nn.weight_cache import SpikingWeights
 from ..spike_train import SpikeTrain
-from .add import TandemAdd
-from .conv import ConvolutionLayer, TandemConv1d, TandemConv2d, TandemConvTranspose2d
-from .current import Affine, per_step
-from .encode import EncodedInput
-from .frozen import (
+from .forms import (
     ENCODED,
     SPIKES,
     FrozenLayer,
@@ -33,15 +37,13 @@ from .frozen import (
     check_count,
     check_settings,
     check_tensors,
+    class_of,
     frozen_numbers,
     frozen_scale,
     frozen_tensor,
     register,
     single,
 )
-from .linear import TandemLinear
-from .tandem import TandemLayer
-from .weight_cache import SpikingWeights
 
 
 class FrozenTandem(FrozenLayer):
@@ -81,7 +83,7 @@ class FrozenTandem(FrozenLayer):
         """Keep batch norm as the gain and bias of currents, as eval mode has it."""
         gain, bias = layer.affine()
         weight = layer.own_weight(layer.kernel_weight())
-        return cls(_bare(_type(layer), _settings(layer)), weight, gain, bias, encoded)
+        return cls(_bare(class_of(layer), _settings(layer)), weight, gain, bias, encoded)
 
     @classmethod
     def load(cls, layer_class: type[TandemLayer], settings: Settings, tensors: Tensors) -> FrozenTandem:
@@ -101,6 +103,9 @@ class FrozenTandem(FrozenLayer):
     def tensors(self) -> dict[str, Tensor]:
         tensors = {"weight": self.layer.weight, "scale": self.scale, "bias": self.bias}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def branches(self) -> list[nn.Module]:
+        return [self.layer]
 
     def takes(self) -> str:
         return ENCODED if self.takes_encoded else SPIKES
@@ -205,7 +210,7 @@ class FrozenAdd(FrozenLayer):
             if not isinstance(branch, TandemLayer):
                 twins.append(nn.Identity())
                 continue
-            twins.append(_bare(_type(branch), _settings(branch)))
+            twins.append(_bare(class_of(branch), _settings(branch)))
             weight, bias = branch.folded()
             tensors[f"{i}.weight"] = branch.own_weight(weight)
             if bias is not None:
@@ -242,7 +247,7 @@ class FrozenAdd(FrozenLayer):
 
     def settings(self) -> Settings:
         branches = [
-            {"kind": _type(branch).__name__, **(_settings(branch) if isinstance(branch, TandemLayer) else {})}
+            {"kind": class_of(branch).__name__, **(_settings(branch) if isinstance(branch, TandemLayer) else {})}
             for branch in self.join.branches
         ]
         return {"branches": branches, "neuron": self.join.neuron.settings(), "engine": self.join.engine}
@@ -250,6 +255,9 @@ class FrozenAdd(FrozenLayer):
     def tensors(self) -> dict[str, Tensor]:
         named = {f"{i}.{name}": getattr(x, name) for i, x in _layers(self.join) for name in ("weight", "bias")}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def branches(self) -> list[nn.Module]:
+        return list(self.join.branches)
 
     def takes(self) -> str:
         return SPIKES
@@ -355,10 +363,6 @@ def _layers(join: TandemAdd) -> list[tuple[int, Any]]:
     return [(i, branch) for i, branch in enumerate(join.branches) if isinstance(branch, TandemLayer)]
 
 
-def _type(module: nn.Module) -> type[Any]:
-    return nn.utils.parametrize.type_before_parametrizations(module)
-
-
 def _settings(layer: TandemLayer) -> Settings:
     """The arguments of the layer's constructor, without bias, norm, device and dtype."""
     return {**layer.arguments(), "neuron": layer.neuron.settings(), "engine": layer.engine}
@@ -435,3 +439,5 @@ LAYERS = (TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemLinear)
 for layer_class in LAYERS:
     register(layer_class, FrozenTandem.of, partial(FrozenTandem.load, layer_class))
 register(TandemAdd, FrozenAdd.of, FrozenAdd.load)
+for idle in (TandemDropout, TandemDropout2d):
+    register(idle, lambda module, encoded: None)

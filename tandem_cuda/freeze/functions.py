@@ -1,196 +1,34 @@
-"""Plain PyTorch in front of Encode and behind Decode, frozen: modules and functions of a list, by name.
+"""Functions and methods of plain PyTorch in front of Encode and behind Decode, frozen: those of a list, by name.
 
 Nothing but what is listed here is called, whatever a file says: names are looked up in tables, arguments are JSON.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
 import operator
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from ..ops import checks
-from .frozen import (
+from .forms import (
     LOADERS,
     REAL,
-    FrozenFlatten,
     FrozenLayer,
     Settings,
-    Size,
     Span,
     State,
     Tensors,
     Value,
-    check_count,
     check_settings,
     check_tensors,
-    frozen_numbers,
     frozen_tensor,
-    register,
 )
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Modules
-# ---------------------------------------------------------------------------------------------------------------------
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_WEIGHTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
-MODULES: tuple[type[nn.Module], ...] = (
-    *_NORMS,
-    *_WEIGHTS,
-    *(nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softmin),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.LPPool2d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.GLU),
-    *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softplus, nn.Softsign),
-    *(nn.Unflatten, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle),
-    *(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
-)
-"""Classes of modules that can be frozen, beside nn.Linear, nn.Flatten, nn.Identity and dropout."""
-
-
-def _parameters(module_class: type[nn.Module]) -> list[str]:
-    """The constructor's arguments that an instance keeps."""
-    dropped = ("device", "dtype", "inplace", "args", "kwargs", "min_value", "max_value")
-    return [name for name in inspect.signature(module_class).parameters if name not in dropped]
-
-
-_LEAST = {
-    **dict.fromkeys(("kernel_size", "stride", "dilation", "groups", "num_groups"), 1),
-    **dict.fromkeys(("padding", "output_padding", "output_size"), 0),
-}
-"""The least value of settings that are of ints."""
-
-
-class FrozenModule(FrozenLayer):
-    """A module of torch in eval mode.
-
-    Args:
-        module_class: one of MODULES.
-        arguments: all that _parameters names.
-        tensors: parameters and statistics, by name.
-    """
-
-    format = 2
-
-    def __init__(self, module_class: type[nn.Module], arguments: Settings, tensors: Tensors) -> None:
-        super().__init__()
-        self.kind = module_class.__name__
-        self.arguments = arguments
-        module = self._without_values(module_class)
-        expected = _tensors(module)
-        check_tensors(self.kind, tensors, {name: tuple(x.shape) for name, x in expected.items()})
-        for name, tensor in tensors.items():
-            module._parameters.pop(name, None)
-            module.register_buffer(name, frozen_tensor(tensor))
-        module._buffers.pop("num_batches_tracked", None)
-        self.module = module
-        self.train(False)
-
-    def _without_values(self, module_class: type[nn.Module]) -> nn.Module:
-        with torch.device("meta"):
-            return module_class(**{name: _tuples(value) for name, value in self.arguments.items()})
-
-    @classmethod
-    def of(cls, module: nn.Module, encoded: bool) -> FrozenModule:
-        module_class = nn.utils.parametrize.type_before_parametrizations(module)
-        if isinstance(module, _NORMS) and module.running_mean is None:
-            raise ValueError(
-                f"{module_class.__name__}: norm must keep running statistics: else outputs depend on other samples"
-            )
-        arguments = {name: getattr(module, name) for name in _parameters(module_class)}
-        if "bias" in arguments:
-            arguments["bias"] = arguments["bias"] is not None
-        with torch.device("meta"):
-            names = _tensors(module_class(**arguments))
-        return cls(module_class, arguments, {name: getattr(module, name) for name in names})
-
-    @classmethod
-    def load(cls, module_class: type[nn.Module], settings: Settings, tensors: Tensors) -> FrozenModule:
-        check_settings(module_class.__name__, settings, {*_parameters(module_class)})
-        for name in settings.keys() & _LEAST.keys():
-            for number in tree_leaves(settings[name]):
-                if number not in (None, "same", "valid"):
-                    frozen_numbers(module_class.__name__, name, number, _LEAST[name])
-        return cls(module_class, dict(settings), tensors)
-
-    def settings(self) -> Settings:
-        return self.arguments
-
-    def tensors(self) -> dict[str, Tensor]:
-        return _tensors(self.module)
-
-    def takes(self) -> str:
-        return REAL
-
-    def output(self, *inputs: Value) -> Value:
-        if len(inputs) != 1:
-            raise ValueError(f"inputs must be one, got {len(inputs)}")
-        x = inputs[0]
-        x.check_kind(REAL)
-        if x.shape and isinstance(self.module, (*_WEIGHTS, *_NORMS)):
-            name = "num_features" if isinstance(self.module, _NORMS) else "in_channels"
-            x.shape[0].check(name, self.arguments[name])
-        sketch = self._without_values(type(self.module)).eval()
-        like = next(iter(self.tensors().values()), torch.empty(0))
-        return _tried(sketch, self.module, inputs, like)
-
-    def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[Any, None]:
-        return self.module(x), None
-
-    def train(self, mode: bool = True) -> FrozenModule:
-        """Frozen layers have no modes."""
-        return super().train(False)
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and statistics, but for the count of batches."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    return {name: x for name, x in named if name != "num_batches_tracked"}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(x) for x in value) if isinstance(value, (list, tuple)) else value
-
-
-def _tried(sketch: Callable[..., Any], f: Callable[..., Any], inputs: tuple[Value, ...], like: Tensor) -> Value:
-    """What f makes of inputs whose sizes are all known, found by calling it.
-
-    Before that ``sketch``, the same on tensors without values, says how large the result is.
-    """
-    if not all(x.kind == REAL and x.shape is not None and all(s.exact for s in x.shape) for x in inputs):
-        return Value(REAL)
-    shapes = [[2, *(size.least for size in x.shape or ())] for x in inputs]
-    for shape in shapes:
-        check_count("inputs", shape)
-    try:
-        y = sketch(*(torch.empty(shape, device="meta") for shape in shapes))
-        if not isinstance(y, Tensor):
-            return Value()
-        check_count("outputs", y.shape)
-        if max(y.numel(), *map(math.prod, shapes)) <= 2**16:  # without values not all is checked
-            f(*(like.new_zeros(shape) for shape in shapes))
-    except (TypeError, ValueError, IndexError, RuntimeError, ArithmeticError, AssertionError) as error:
-        got = ", ".join(str(shape[1:]) for shape in shapes)
-        raise ValueError(f"settings must fit inputs of {got} a sample: {error}") from error
-    batch, *shape = y.shape or (0,)
-    return Value(REAL, tuple(Size(n, True) for n in shape) if batch == 2 else None)
-
-
-for module_class in MODULES:
-    register(module_class, FrozenModule.of, partial(FrozenModule.load, module_class))
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Functions and methods
-# ---------------------------------------------------------------------------------------------------------------------
+from .plain import VIEWS, FrozenFlatten, FrozenModule, tried, writes_in_place
 
 
 def _words(text: str) -> list[str]:
@@ -258,11 +96,6 @@ _VIEWS = {
 SOFTMAX = ("Tensor.softmax", "torch.softmax", "torch.nn.functional.softmax")
 
 
-IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-for idle in IDLE:
-    register(idle, lambda module, encoded: None)
-VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
-"""Modules whose output may be the memory of their input."""
 _UNKNOWN = "is none of the functions in docs/inference.md; make it a module that nn.frozen.register knows"
 _SHARED = "writes into what is used elsewhere; do it out of place"
 
@@ -285,11 +118,6 @@ def function_name(model: fx.GraphModule, node: fx.Node) -> str:
     if (target in _IN_PLACE or node.kwargs.get("inplace")) and not writes_alone(model, node):
         raise ValueError(_SHARED)
     return name
-
-
-def writes_in_place(module: nn.Module) -> bool:
-    """Whether a module changes its input."""
-    return bool(getattr(module, "inplace", False)) and not isinstance(module, IDLE)
 
 
 def writes(model: fx.GraphModule, node: fx.Node) -> bool:
@@ -352,7 +180,7 @@ class FrozenFunction(FrozenLayer):
         super().__init__()
         if not isinstance(function, str) or function not in FUNCTIONS:
             raise ValueError(
-                f"{self.kind}: setting function must be one of tandem_cuda.nn.frozen_plain, got {function!r}"
+                f"{self.kind}: setting function must be one of tandem_cuda.freeze.functions, got {function!r}"
             )
         if not isinstance(args, list) or not isinstance(kwargs, dict):
             raise ValueError(
@@ -393,7 +221,7 @@ class FrozenFunction(FrozenLayer):
             x.check_kind(REAL)
         if self.constants or not inputs:
             return Value()
-        y = _tried(self._called, self._called, inputs, torch.empty(0))
+        y = tried(self._called, self._called, inputs, torch.empty(0))
         return y if y.shape is not None else Value()  # sizes, parts and tuples are no tensors
 
     def _called(self, *inputs: Any) -> Any:
@@ -413,11 +241,6 @@ def moves(layer: nn.Module) -> bool:
     if isinstance(layer, FrozenFunction):
         return layer.function in {"Tensor.clone", *_VIEWS} - {"Tensor.float", "Tensor.double"}
     return isinstance(layer, FrozenFlatten) or (isinstance(layer, FrozenModule) and layer.kind == "Unflatten")
-
-
-def is_convolution(layer: nn.Module) -> TypeGuard[FrozenModule]:
-    """Whether it multiplies with weights, as nn.Conv2d does."""
-    return isinstance(layer, FrozenModule) and isinstance(layer.module, _WEIGHTS)
 
 
 def is_softmax(layer: nn.Module) -> bool:

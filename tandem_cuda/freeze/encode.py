@@ -1,0 +1,117 @@
+"""The frozen forms of Encode and Decode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..nn.encode import Decode, Encode, EncodedInput
+from ..spike_train import SpikeTrain
+from .forms import (
+    ENCODED,
+    REAL,
+    SPIKES,
+    FrozenLayer,
+    Settings,
+    Span,
+    State,
+    Tensors,
+    Value,
+    check_settings,
+    check_tensors,
+    frozen_numbers,
+    frozen_scale,
+    register,
+    single,
+)
+
+
+class FrozenEncode(FrozenLayer):
+    """Encode."""
+
+    kind = "Encode"
+
+    def __init__(self, encode: Encode) -> None:
+        super().__init__()
+        # More spikes than 2^24 no float32 counts, and no device runs.
+        frozen_numbers(self.kind, "time_steps", encode.time_steps, 1, 2**24)
+        frozen_scale(self.kind, "scale", encode.scale)
+        self.encode = encode
+
+    @classmethod
+    def of(cls, module: Encode, encoded: bool) -> FrozenEncode:
+        return cls(Encode(module.time_steps, module.mode, module.scale))
+
+    @classmethod
+    def load(cls, settings: Settings, tensors: Tensors) -> FrozenEncode:
+        check_settings(cls.kind, settings, {"time_steps", "mode", "scale"})
+        check_tensors(cls.kind, tensors, {})
+        return cls(Encode(**settings))
+
+    @property
+    def time_steps(self) -> int:
+        """T."""
+        return self.encode.time_steps
+
+    @property
+    def mode(self) -> str:
+        """Of Encode."""
+        return self.encode.mode
+
+    def settings(self) -> Settings:
+        return {name: getattr(self.encode, name) for name in ("time_steps", "mode", "scale")}
+
+    def takes(self) -> str:
+        return REAL
+
+    def output(self, *inputs: Value) -> Value:
+        x = single(inputs)
+        x.check_kind(REAL)
+        return x._replace(kind=ENCODED)
+
+    def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[EncodedInput, None]:
+        encoded: EncodedInput = self.encode(x)
+        return encoded._replace(time_steps=span.now), None
+
+
+class FrozenDecode(FrozenLayer):
+    """Decode: the counts after t of T steps times T / t, what they come to if the rates stay as they are.
+
+    After an impulse all of the input is there from the first step on and rates fall: the counts so far then are the
+    better estimate.
+    """
+
+    kind = "Decode"
+
+    @classmethod
+    def of(cls, module: Decode, encoded: bool) -> FrozenDecode:
+        return cls()
+
+    @classmethod
+    def load(cls, settings: Settings, tensors: Tensors) -> FrozenDecode:
+        check_settings(cls.kind, settings, set())
+        check_tensors(cls.kind, tensors, {})
+        return cls()
+
+    def settings(self) -> Settings:
+        return {}
+
+    def takes(self) -> str:
+        return SPIKES
+
+    def output(self, *inputs: Value) -> Value:
+        x = single(inputs)
+        x.check_kind(SPIKES)
+        return x._replace(kind=REAL)
+
+    def forward(self, span: Span, state: State | None, x: Any) -> tuple[Tensor, State | None]:
+        if not isinstance(x, SpikeTrain):
+            raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
+        count = x.count if state is None else x.count + state[0]
+        factor = x.amplitude * (span.total / span.reached) if span.steady else x.amplitude
+        return count if factor == 1 else count * factor, None if span.ends else (count,)
+
+
+register(Encode, FrozenEncode.of, FrozenEncode.load)
+register(Decode, FrozenDecode.of, FrozenDecode.load)

@@ -1,0 +1,176 @@
+"""The file of a frozen network: a safetensors file whose metadata describe the network in JSON.
+
+Formats 1 and 2. The metadata of a safetensors file are strings:
+
+- ``format``: "tandem_cuda.frozen"; ``version``: "1", or "2" where something is used that came with it.
+- ``description``: JSON, {"nodes": [{"name", "kind", "inputs", "settings"}, ...], "output": name}. Nodes are in order of
+  execution; inputs are names of nodes before, or "<input>". Since 2: modules and functions of plain PyTorch are nodes
+  (plain.py and functions.py); "inputs", the names of the network's inputs, where these are not ["<input>"]; "output"
+  may be {"tuple": [...]}, {"list": [...]} or {"dict": {...}} of outputs.
+- ``sha256``: of the description and of every tensor (name, dtype, shape and bytes, in order of names).
+
+A tensor is named <node>/<tensor>. Weights are stored as layers have them, and packed when loaded: how they are packed
+depends on the device and may change. Nothing is pickled; reading a file runs no code of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import keystr, tree_leaves_with_path
+
+from .forms import LOADERS, FrozenLayer
+from .graph import INPUT, Node
+
+FORMAT = "tandem_cuda.frozen"
+VERSION = 2
+"""The newest."""
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            f"saving and loading frozen networks needs safetensors: {error}; pip install tandem_cuda[freeze]"
+        ) from error
+    return safetensors
+
+
+def write(path: str | PathLike[str], description: Any, tensors: Mapping[str, Tensor], version: int = 1) -> None:
+    """Write a file as a whole or not at all."""
+    safetensors = _safetensors()
+    text = json.dumps(description, allow_nan=False)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": FORMAT, "version": str(version), "description": text, "sha256": digest(text, plain)}
+    data = safetensors.torch.save(plain, metadata)
+    target = Path(path)
+    try:
+        _replace(target, data)
+    except OSError as error:  # of a temporary file that nobody knows
+        raise OSError(
+            error.errno, f"FrozenNetwork.save: the file cannot be written: {error.strerror or error}", str(target)
+        ) from error
+
+
+def _replace(target: Path, data: bytes) -> None:
+    """Put a file of these bytes in place; what goes wrong leaves everything as it was."""
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            rest = memoryview(data)
+            while rest:  # a disk that fills up takes a part first
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)  # that of any new file
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read(path: str | PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
+    """Description and tensors of a file that is whole and of this format."""
+    safetensors = _safetensors()
+    with Path(path).open("rb"):  # OSError where it cannot be read at all
+        pass
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check_format(path, metadata)
+            # Copies: the file may change under its mapping.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"FrozenNetwork.load: {path} must be a frozen network, got a damaged file or another kind: {error}"
+        ) from error
+    text = metadata.get("description", "")
+    if metadata.get("sha256") != digest(text, tensors):
+        raise ValueError(f"FrozenNetwork.load: {path} is damaged: its contents do not have the sha256 that it names")
+    try:
+        return json.loads(text), tensors
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"FrozenNetwork.load: {path} must hold a description in JSON, got {error}") from error
+
+
+def _check_format(path: str | PathLike[str], metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"FrozenNetwork.load: {path} must be a frozen network ({FORMAT}), got a safetensors file of format "
+            f"{metadata.get('format')!r}"
+        )
+    version = metadata.get("version", "")
+    if version not in [str(known) for known in range(1, VERSION + 1)]:
+        newer = version.isdecimal() and int(version) > VERSION
+        hint = "; a newer tandem_cuda wrote it, upgrade to read it" if newer else ""
+        raise ValueError(f"FrozenNetwork.load: {path} must be of format version 1 to {VERSION}, got {version!r}{hint}")
+
+
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of the description and of every tensor."""
+    sha256 = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha256.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
+
+
+def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node], Any, list[str]]:
+    """The arguments of FrozenNetwork from a description, every part of which is checked."""
+    if not isinstance(description, dict) or description.keys() - {"inputs"} != {"nodes", "output"}:
+        raise ValueError("the description must hold nodes and output")
+    names = description.get("inputs", [INPUT])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"inputs must be a list of names, got {names!r}")
+    if not isinstance(description["nodes"], list):
+        raise ValueError("nodes must be a list")
+    owners: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, tensor_name = key.rpartition("/")
+        owners.setdefault(name, {})[tensor_name] = tensor
+    nodes = []
+    for node in description["nodes"]:
+        if not isinstance(node, dict) or node.keys() != {"name", "kind", "inputs", "settings"}:
+            raise ValueError(f"a node must hold name, kind, inputs and settings, got {node!r}")
+        name, inputs, settings = node["name"], node["inputs"], node["settings"]
+        _check_numbers(name, settings)
+        if not isinstance(name, str) or not isinstance(settings, dict):
+            raise ValueError(f"a node's name must be a string and its settings an object, got {node!r}")
+        if not isinstance(inputs, list) or not all(isinstance(i, str) for i in inputs):
+            raise ValueError(f"inputs of {name!r} must be a list of names, got {inputs!r}")
+        loader = _loader(node["kind"])
+        try:
+            layer = loader(settings, owners.pop(name, {}))
+        except (TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"node {name!r}: {error}") from error
+        nodes.append(Node(name, layer, tuple(inputs)))
+    if owners:
+        raise ValueError(f"tensors must belong to nodes, got one of {min(owners)!r}")
+    return nodes, description["output"], names
+
+
+def _check_numbers(name: str, settings: Any) -> None:
+    """JSON has no infinity, but 1e999."""
+    for path, value in tree_leaves_with_path(settings):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"node {name!r}: setting {keystr(path)} must be finite, got {value}")
+
+
+def _loader(kind: Any) -> Callable[[dict[str, Any], Mapping[str, Tensor]], FrozenLayer]:
+    if not isinstance(kind, str) or kind not in LOADERS:
+        raise ValueError(f"kind must be one of {', '.join(sorted(LOADERS))}, got {kind!r}")
+    return LOADERS[kind]

@@ -1,0 +1,98 @@
+"""The graph of a frozen network: its nodes, and the structure of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .forms import ANY, REAL, SPIKES, FrozenLayer, State, Value
+
+INPUT = "<input>"
+"""The name of the network's input among those of its nodes."""
+
+NetworkState = dict[str, State]
+"""State of every layer that carries one, by name."""
+
+
+class Node(NamedTuple):
+    """A layer in the graph of a network."""
+
+    name: str
+    layer: FrozenLayer
+    inputs: tuple[str, ...]
+    """Names of nodes, or INPUT."""
+
+
+def mapped(output: Any, f: Callable[[str], Any]) -> Any:
+    """The structure of an output with something in place of the names."""
+    if isinstance(output, str):
+        return f(output)
+    ((form, parts),) = output.items()
+    if form == "dict":
+        return {form: {key: mapped(part, f) for key, part in parts.items()}}
+    return {form: [mapped(part, f) for part in parts]}
+
+
+def names_in(output: Any) -> list[str]:
+    """The names of nodes in the structure of an output; ValueError where it is none."""
+    if isinstance(output, str):
+        return [output]
+    if isinstance(output, dict) and len(output) == 1:
+        ((form, parts),) = output.items()
+        if form == "dict" and isinstance(parts, dict) and parts and all(isinstance(key, str) for key in parts):
+            return [name for part in parts.values() for name in names_in(part)]
+        if form in ("tuple", "list") and isinstance(parts, list) and parts:
+            return [name for part in parts for name in names_in(part)]
+    raise ValueError(f"FrozenNetwork: output must be the name of a node, or a tuple, list or dict, got {output!r}")
+
+
+def returned(output: Any, values: Mapping[str, Any]) -> Any:
+    """What the network returns."""
+    if isinstance(output, str):
+        return values[output]
+    ((form, parts),) = output.items()
+    if form == "dict":
+        return {key: returned(part, values) for key, part in parts.items()}
+    built = [returned(part, values) for part in parts]
+    return tuple(built) if form == "tuple" else built
+
+
+def input_kinds(nodes: Sequence[Node], inputs: Sequence[str], default: str) -> dict[str, str]:
+    """The kind of value that each input of the network is, by what stands behind it."""
+    wanted: dict[str, str] = {}
+    for node in reversed(nodes):
+        kind = node.layer.takes()
+        if kind == ANY:  # its output is of the kind of its input
+            kind = wanted.get(node.name, ANY)
+        if kind != ANY:
+            wanted |= dict.fromkeys(node.inputs, kind)
+    return {name: wanted[name] if wanted.get(name) in (REAL, SPIKES) else default for name in inputs}
+
+
+def output_value(op: str, node: Node, values: Mapping[str, Value]) -> Value:
+    """What is known of a node's output; ValueError, naming the node, where its inputs cannot be its layer's."""
+    try:
+        return node.layer.output(*(values[source] for source in node.inputs))
+    except ValueError as error:
+        raise ValueError(f"{op}: {node.layer.kind} {node.name!r}: {error}") from error
+
+
+def needed(nodes: Sequence[Node], outputs: Sequence[str], *, later: bool = False) -> list[Node]:
+    """Those that the outputs depend on; ``later`` where layers have a state."""
+    used, kept = {*outputs}, []
+    for node in reversed(nodes):
+        if node.name in used:
+            kept.append(node)
+            if not (later and node.layer.resumes):
+                used.update(node.inputs)
+    return kept[::-1]
+
+
+def check_finite(node: Node) -> None:
+    """ValueError unless all that the layer's tensors hold is finite."""
+    for name, tensor in node.layer.tensors().items():
+        if not tensor.is_meta and not tensor.isfinite().all():
+            raise ValueError(
+                f"FrozenNetwork: {node.layer.kind} {node.name!r}: {name} must be finite, got "
+                f"{tensor[~tensor.isfinite()][0].item()}"
+            )

@@ -1,0 +1,181 @@
+"""freeze: what a model does, and the frozen form of each of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from ..convert import TandemNetwork, flattened_to
+from .forms import ENCODED, FORMS, FrozenLayer, Value, class_of
+from .functions import frozen_call, writes, writes_alone
+from .graph import INPUT, Node, mapped, output_value
+from .network import FrozenNetwork
+from .plain import VIEWS, writes_in_place
+
+
+def freeze(model: nn.Module) -> FrozenNetwork:
+    """Turn a trained network into constants: batch norm folded, weights packed, no ANN, no gradients, no modes.
+
+    The frozen network computes what ``model.eval()`` computes under ``torch.no_grad()``, to the bit, and shares no
+    memory with it.
+
+    Args:
+        model: what :func:`tandem_cuda.convert` returns; nn.Sequential, nested or not; or a torch.fx.GraphModule. Of
+            Encode, tandem layers, TandemAdd, pooling of spikes and Decode; in front of Encode and behind Decode of the
+            modules and functions of plain PyTorch that :mod:`tandem_cuda.freeze.plain` and
+            :mod:`tandem_cuda.freeze.functions` list, between several inputs and outputs. Dropout and nn.Identity leave
+            no trace. One such layer alone will do.
+
+    Raises:
+        TypeError: ``model`` is no nn.Module.
+        ValueError: parts that cannot be frozen, all of them named; a batch norm without statistics or affine map; a
+            layer whose weights or statistics are NaN or infinite; layers that do not fit each other.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
+    calls = _calls(model.snn if isinstance(model, TandemNetwork) else model)
+    refused = list(calls.refused)
+    for name, module, _ in calls.layers:
+        if not isinstance(module, FrozenLayer) and class_of(module) not in FORMS:
+            refused.append(f"{name or 'model'} ({type(module).__name__})")
+    if refused:
+        raise ValueError(
+            "freeze: model must consist of tandem layers, of the modules and functions of plain PyTorch that "
+            "docs/inference.md lists, and of modules that tandem_cuda.nn.frozen.register knows, "
+            f"got {', '.join(refused)}"
+        )
+    nodes: list[Node] = []
+    renamed, values = {name: name for name in calls.inputs}, {name: Value() for name in calls.inputs}
+    for name, module, inputs in calls.layers:
+        sources = tuple(renamed[i] for i in inputs)
+        form = module
+        if not isinstance(module, FrozenLayer):
+            form = FORMS[class_of(module)](module, any(values[i].kind == ENCODED for i in sources))
+        if form is None:
+            renamed[name] = sources[0]
+            continue
+        renamed[name] = name
+        nodes.append(Node(name, form, sources))
+        values[name] = output_value("freeze", nodes[-1], values)
+    return FrozenNetwork(nodes, mapped(calls.output, renamed.__getitem__), calls.inputs)
+
+
+class _Calls(NamedTuple):
+    """What a model does."""
+
+    layers: list[tuple[str, Any, tuple[str, ...]]]
+    """In order: names, modules or frozen layers, and the names of their inputs."""
+    output: Any
+    """As of FrozenNetwork."""
+    inputs: tuple[str, ...] = (INPUT,)
+    refused: tuple[str, ...] = ()
+    """What has no frozen form, and why."""
+
+
+def _calls(model: nn.Module) -> _Calls:
+    if isinstance(model, fx.GraphModule):
+        return _GraphCalls(model).found()
+    layers: list[tuple[str, Any, tuple[str, ...]]] = []
+    last = INPUT
+    for name, module in _chain("", model):
+        layers.append((name, module, (last,)))
+        last = name
+    return _Calls(layers, last)
+
+
+def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    if class_of(module) is nn.Sequential:
+        for child, submodule in module._modules.items():  # a module that is there twice runs twice
+            assert submodule is not None
+            yield from _chain(f"{name}.{child}" if name else child, submodule)
+    else:
+        yield name or type(module).__name__, module
+
+
+class _GraphCalls:
+    """One pass over the graph of a model."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        self.model = model
+        self.layers: list[tuple[str, Any, tuple[str, ...]]] = []
+        self.refused: list[str] = []
+        placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
+        placeholders = [node for node in placeholders if node.users or not node.args]  # else an argument with a default
+        several = len(placeholders) > 1
+        self.names = {node: f"<{node.name}>" if several else INPUT for node in placeholders}
+        self.inputs = tuple(self.names.values())
+
+    def found(self) -> _Calls:
+        nodes = list(self.model.graph.nodes)
+        (end,) = (node for node in nodes if node.op == "output")
+        needed = {end}
+        for node in reversed(nodes):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        for node in nodes:
+            if node.op not in ("placeholder", "output", "get_attr"):
+                try:
+                    if node in needed:
+                        self._call(node)
+                    elif writes(self.model, node):
+                        raise ValueError("writes in place; use its result")
+                except (TypeError, ValueError) as error:
+                    self.names[node] = INPUT  # to go on, and name all of it
+                    self.refused.append(f"{node.name} ({_target(node)}: {error})")
+        output = self._structure(end.args[0])
+        return _Calls(self.layers, output, self.inputs, tuple(self.refused))
+
+    def _call(self, node: fx.Node) -> None:
+        if node.op == "call_module":
+            self._module(node)
+        elif (flatten := _flattening(node)) is not None:
+            self._add(node, flatten, [node.args[0]])
+        elif node.target in _DROPOUTS:
+            if node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True):
+                raise ValueError("is random as it was traced; use nn.Dropout, or trace the model in eval mode")
+            self.names[node] = self.names[node.all_input_nodes[0]]
+        else:
+            self._add(node, *frozen_call(self.model, node))
+
+    def _module(self, node: fx.Node) -> None:
+        if node.kwargs or not node.args or not all(a in self.names for a in node.args):
+            raise ValueError("has arguments beside the outputs of others")
+        inputs, given = tuple(self.names[a] for a in node.args if isinstance(a, fx.Node)), True
+        for name, module in _chain(node.name, self.model.get_submodule(str(node.target))):
+            if given and writes_in_place(module) and not writes_alone(self.model, node):
+                raise ValueError("writes in place into what is used elsewhere; set inplace=False")
+            given = given and isinstance(module, VIEWS)
+            self.layers.append((name, module, inputs))
+            inputs = (name,)
+        self.names[node] = inputs[0]
+
+    def _add(self, node: fx.Node, layer: Any, inputs: Sequence[Any]) -> None:
+        self.layers.append((node.name, layer, tuple(self.names[x] for x in inputs)))
+        self.names[node] = node.name
+
+    def _structure(self, value: Any) -> Any:
+        if isinstance(value, fx.Node) and value in self.names:
+            return self.names[value]
+        if (type(value) is tuple or isinstance(value, list)) and value:
+            return {"tuple" if type(value) is tuple else "list": [self._structure(x) for x in value]}
+        if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
+            return {"dict": {key: self._structure(x) for key, x in value.items()}}
+        self.refused.append(f"output ({value!r} of type {type(value).__name__})")
+        return INPUT
+
+
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+
+
+def _target(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def _flattening(node: fx.Node) -> nn.Module | None:
+    """What a node does that flattens all but the batch; None where it does something else."""
+    if node.op == "call_method" and node.target == "flatten" and not node.kwargs and len(node.args) == 3:
+        return nn.Flatten(*node.args[1:])  # type: ignore[arg-type]
+    return nn.Flatten() if node.target is flattened_to else None

@@ -1,0 +1,226 @@
+"""A frozen network: a trained network as constants, run as a whole, in chunks of time, or until it is sure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import checks
+from ..spike_train import SpikeTrain
+from . import anytime, file
+from .encode import FrozenEncode
+from .forms import REAL, SPIKES, FrozenLayer, Span, Value
+from .functions import is_softmax
+from .graph import INPUT, NetworkState, Node, check_finite, input_kinds, names_in, needed, output_value, returned
+from .stream import Stream
+
+
+class FrozenNetwork(nn.Module):
+    """What :func:`freeze` returns: layers without parameters, and how they are connected.
+
+    Args:
+        nodes: in order of execution. Those that the output does not depend on are left out.
+        output: the name of the node whose output is the network's; or {"tuple": [...]}, {"list": [...]} or
+            {"dict": {...}} of such.
+        inputs: the names of the network's inputs among those of the nodes.
+
+    Shape:
+        For each input a Tensor [N, ...], or a SpikeTrain [N, ...] where the layer behind it takes spikes -> what the
+        last layers return, [N, K] of a read-out. T is that of Encode, or of the trains where there is none.
+
+    Raises:
+        TypeError: an input is not what it must be.
+        ValueError: names that occur twice, or are used before they are there; several Encode of different T; layers
+            whose tensors are not finite or whose inputs cannot be what the layers before put out.
+    """
+
+    def __init__(self, nodes: Sequence[Node], output: Any, inputs: Sequence[str] = (INPUT,)) -> None:
+        super().__init__()
+        steps = {node.layer.time_steps for node in nodes if isinstance(node.layer, FrozenEncode)}
+        if len(steps) > 1:
+            raise ValueError(f"FrozenNetwork: every Encode must have the same time_steps, got {sorted(steps)}")
+        if not inputs or len({*inputs}) < len(inputs):
+            raise ValueError(f"FrozenNetwork: inputs must be one or more different names, got {list(inputs)}")
+        self.kinds = input_kinds(nodes, inputs, REAL if steps else SPIKES)
+        """Of each input, by its name."""
+        values = {name: Value(kind, source=name) for name, kind in self.kinds.items()}
+        for node in nodes:
+            if node.name in values:
+                raise ValueError(f"FrozenNetwork: names of nodes must differ, got {node.name!r} twice")
+            unknown = [source for source in node.inputs if source not in values]
+            if unknown or not node.inputs:
+                raise ValueError(
+                    f"FrozenNetwork: inputs of {node.name!r} must be the network's or nodes before it, "
+                    f"got {', '.join(map(repr, unknown)) or 'none'}"
+                )
+            check_finite(node)
+            values[node.name] = output_value("FrozenNetwork", node, values)
+        outputs = names_in(output)
+        for name in outputs:
+            if name not in values or name in self.kinds:
+                raise ValueError(f"FrozenNetwork: output must be the name of a node, got {name!r}")
+        nodes = needed(nodes, outputs)
+        if not steps and SPIKES not in self.kinds.values():
+            raise ValueError("FrozenNetwork: an input must be spikes or go through Encode: else there is no time")
+        self.names = [node.name for node in nodes]
+        self.inputs = [node.inputs for node in nodes]
+        self.output = output
+        self.layers = nn.ModuleList(node.layer for node in nodes)
+        last = {source: i for i, node in enumerate(nodes) for source in node.inputs}
+        self.done: list[list[str]] = [[] for _ in nodes]
+        """What is not needed behind each of the nodes, so that its memory may go."""
+        for source in last.keys() - {*outputs}:
+            self.done[last[source]].append(source)
+        later = {node.name for node in needed(nodes, outputs, later=True)}
+        self.again = [name in later for name in self.names]
+        """Which nodes run at every call, and not at the first one alone: all but what stands in front of the spikes."""
+        self.probabilities = any(node.name == output and is_softmax(node.layer) for node in nodes)
+        """Whether the output is that of a softmax."""
+        self.steady = all(layer.mode == "constant" for layer in self.layers if isinstance(layer, FrozenEncode))
+        self.time_steps: int | None = steps.pop() if steps else None
+        """T of its Encode; None where spike trains bring their own."""
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The layers with their names and inputs, in order of execution."""
+        layers = [layer for layer in self.layers if isinstance(layer, FrozenLayer)]
+        return [Node(*node) for node in zip(self.names, layers, self.inputs, strict=True)]
+
+    def forward(self, *inputs: Tensor | SpikeTrain) -> Any:
+        total = self._total(inputs)
+        return self.advance(inputs if len(inputs) > 1 else inputs[0], {}, Span(total, 0, total))[0]
+
+    def _total(self, inputs: Sequence[Any]) -> int:
+        """T of a run with these inputs."""
+        if len(inputs) != len(self.kinds):
+            raise TypeError(f"FrozenNetwork: inputs must be {len(self.kinds)}, got {len(inputs)}")
+        steps = [] if self.time_steps is None else [self.time_steps]
+        for (name, kind), x in zip(self.kinds.items(), inputs, strict=True):
+            what = "input" if name == INPUT else f"input {name}"
+            if kind == REAL:
+                checks.check_tensor("FrozenNetwork", what, x)
+            elif not isinstance(x, SpikeTrain):
+                reason = " (the network has no Encode)" if self.time_steps is None else ""
+                raise TypeError(f"FrozenNetwork: {what} must be a SpikeTrain{reason}, got {type(x).__name__}")
+            else:
+                steps.append(x.time_steps)
+        if len({*steps}) > 1:
+            raise ValueError(f"FrozenNetwork: inputs must have the same time steps, got {steps}")
+        return steps[0]
+
+    @torch.no_grad()
+    def advance(self, x: Any, state: NetworkState, span: Span) -> tuple[Any, NetworkState]:
+        """Run some of the time steps; :meth:`stream` keeps account of them for you.
+
+        Args:
+            x: the input, or a tuple of several: real ones, the same at every call; of trains the spikes of these
+                ``span.now`` time steps.
+            state: what the call before returned; {} at first.
+            span: the time steps.
+
+        Returns:
+            ``(output, state)``. Decode returns what counts are estimated to come to at the end, where
+            ``state`` is {}.
+        """
+        values: dict[str, Any] = dict(zip(self.kinds, x if len(self.kinds) > 1 else (x,), strict=True))
+        after: NetworkState = {}
+        for i, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
+            if span.done and not self.again[i]:
+                continue
+            inputs = (values.get(source) for source in self.inputs[i])
+            values[name], carried = layer(span, state.get(name), *inputs)
+            if carried is not None:
+                after[name] = carried
+            for source in self.done[i]:
+                values.pop(source, None)
+        return returned(self.output, values), after
+
+    def stream(self, x: Any = None, *, time_steps: int | None = None) -> Stream:
+        """Begin a run over chunks of time.
+
+        Args:
+            x: all of the input, as of a call of the network, or a tuple of several. Left out where spikes, as the only
+                input, arrive chunk by chunk.
+            time_steps: T, over which layers spread their bias; given just where ``x`` is not.
+
+        Raises:
+            TypeError: an argument of the wrong type, or both or none of them.
+            ValueError: ``time_steps`` < 1.
+        """
+        if x is not None:
+            if time_steps is not None:
+                raise TypeError(f"stream: time_steps must be left out where x is given, got {time_steps}")
+            inputs = (x,) if len(self.kinds) == 1 else x
+            if not isinstance(inputs, (tuple, list)):
+                raise TypeError(f"stream: x must be a tuple of {len(self.kinds)} inputs, got {type(x).__name__}")
+            return Stream(self, inputs, self._total(inputs))
+        if self.time_steps is not None or len(self.kinds) > 1:
+            raise TypeError("stream: x must be given to a network with Encode or several inputs, got None")
+        checks.check_time_steps("stream", time_steps)
+        assert time_steps is not None
+        return Stream(self, None, time_steps)
+
+    def predict(
+        self, x: Any, exit_confidence: float = 0.9, *, chunk: int = 1, min_steps: int = 1
+    ) -> anytime.Prediction:
+        """Classify, each sample for as many time steps as it takes; :func:`tandem_cuda.anytime.predict`."""
+        return anytime.predict(self, x, exit_confidence, chunk=chunk, min_steps=min_steps)
+
+    def accuracy_curve(
+        self,
+        batches: Iterable[tuple[Any, Tensor]],
+        exit_confidences: Sequence[float] = anytime.EXIT_CONFIDENCES,
+        *,
+        chunk: int = 1,
+        min_steps: int = 1,
+    ) -> anytime.AccuracyCurve:
+        """Accuracy and cost against time and exit confidence; :func:`tandem_cuda.anytime.accuracy_curve`."""
+        return anytime.accuracy_curve(self, batches, exit_confidences, chunk=chunk, min_steps=min_steps)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the network to one file; see :mod:`tandem_cuda.freeze.file`.
+
+        Raises:
+            ImportError: safetensors is missing.
+            OSError: the file, which the message names, cannot be written, as where the disk is full; an earlier file of
+                that name is then as it was, and nothing else is left behind.
+        """
+        description: dict[str, Any] = {
+            "nodes": [
+                {"name": name, "kind": layer.kind, "inputs": list(inputs), "settings": layer.settings()}
+                for name, layer, inputs in self.nodes
+            ],
+            "output": self.output,
+        }
+        version = max((layer.format for _, layer, _ in self.nodes), default=1)
+        if not isinstance(self.output, str) or tuple(self.kinds) != (INPUT,):
+            version = 2
+        if version > 1:
+            description["inputs"] = list(self.kinds)
+        tensors = {f"{name}/{key}": tensor for name, layer, _ in self.nodes for key, tensor in layer.tensors().items()}
+        file.write(path, description, tensors, version)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], *, device: torch.device | str = "cpu") -> FrozenNetwork:
+        """Read a network that :meth:`save` wrote.
+
+        Args:
+            path: of the file.
+            device: where the network is to run.
+
+        Raises:
+            ImportError: safetensors is missing.
+            OSError: the file cannot be read.
+            ValueError: it is damaged, of another kind, of a newer format, or does not describe a network; the message
+                says which.
+        """
+        description, tensors = file.read(path)
+        try:
+            network = cls(*file.parsed(description, tensors))
+        except (TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"FrozenNetwork.load: {path} does not describe a network: {error}") from error
+        return network.to(device)

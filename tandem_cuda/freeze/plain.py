@@ -1,0 +1,305 @@
+"""Modules of plain PyTorch in front of Encode and behind Decode, frozen: those of a list, by name."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..ops import checks
+from .forms import (
+    REAL,
+    FrozenLayer,
+    Settings,
+    Size,
+    Span,
+    State,
+    Tensors,
+    Value,
+    check_count,
+    check_settings,
+    check_tensors,
+    class_of,
+    frozen_numbers,
+    frozen_tensor,
+    register,
+    single,
+)
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_WEIGHTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+MODULES: tuple[type[nn.Module], ...] = (
+    *_NORMS,
+    *_WEIGHTS,
+    *(nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softmin),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.LPPool2d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.GLU),
+    *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softplus, nn.Softsign),
+    *(nn.Unflatten, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle),
+    *(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
+)
+"""Classes of modules that can be frozen, beside nn.Linear, nn.Flatten, nn.Identity and dropout."""
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
+"""Modules whose output may be the memory of their input."""
+
+
+def _parameters(module_class: type[nn.Module]) -> list[str]:
+    """The constructor's arguments that an instance keeps."""
+    dropped = ("device", "dtype", "inplace", "args", "kwargs", "min_value", "max_value")
+    return [name for name in inspect.signature(module_class).parameters if name not in dropped]
+
+
+_LEAST = {
+    **dict.fromkeys(("kernel_size", "stride", "dilation", "groups", "num_groups"), 1),
+    **dict.fromkeys(("padding", "output_padding", "output_size"), 0),
+}
+"""The least value of settings that are of ints."""
+
+
+class FrozenModule(FrozenLayer):
+    """A module of torch in eval mode.
+
+    Args:
+        module_class: one of MODULES.
+        arguments: all that _parameters names.
+        tensors: parameters and statistics, by name.
+    """
+
+    format = 2
+
+    def __init__(self, module_class: type[nn.Module], arguments: Settings, tensors: Tensors) -> None:
+        super().__init__()
+        self.kind = module_class.__name__
+        self.arguments = arguments
+        module = self._without_values(module_class)
+        expected = _tensors(module)
+        check_tensors(self.kind, tensors, {name: tuple(x.shape) for name, x in expected.items()})
+        for name, tensor in tensors.items():
+            module._parameters.pop(name, None)
+            module.register_buffer(name, frozen_tensor(tensor))
+        module._buffers.pop("num_batches_tracked", None)
+        self.module = module
+        self.train(False)
+
+    def _without_values(self, module_class: type[nn.Module]) -> nn.Module:
+        with torch.device("meta"):
+            return module_class(**{name: _tuples(value) for name, value in self.arguments.items()})
+
+    @classmethod
+    def of(cls, module: nn.Module, encoded: bool) -> FrozenModule:
+        module_class = class_of(module)
+        if isinstance(module, _NORMS) and module.running_mean is None:
+            raise ValueError(
+                f"{module_class.__name__}: norm must keep running statistics: else outputs depend on other samples"
+            )
+        arguments = {name: getattr(module, name) for name in _parameters(module_class)}
+        if "bias" in arguments:
+            arguments["bias"] = arguments["bias"] is not None
+        with torch.device("meta"):
+            names = _tensors(module_class(**arguments))
+        return cls(module_class, arguments, {name: getattr(module, name) for name in names})
+
+    @classmethod
+    def load(cls, module_class: type[nn.Module], settings: Settings, tensors: Tensors) -> FrozenModule:
+        check_settings(module_class.__name__, settings, {*_parameters(module_class)})
+        for name in settings.keys() & _LEAST.keys():
+            for number in tree_leaves(settings[name]):
+                if number not in (None, "same", "valid"):
+                    frozen_numbers(module_class.__name__, name, number, _LEAST[name])
+        return cls(module_class, dict(settings), tensors)
+
+    def settings(self) -> Settings:
+        return self.arguments
+
+    def tensors(self) -> dict[str, Tensor]:
+        return _tensors(self.module)
+
+    def takes(self) -> str:
+        return REAL
+
+    def output(self, *inputs: Value) -> Value:
+        if len(inputs) != 1:
+            raise ValueError(f"inputs must be one, got {len(inputs)}")
+        x = inputs[0]
+        x.check_kind(REAL)
+        if x.shape and isinstance(self.module, (*_WEIGHTS, *_NORMS)):
+            name = "num_features" if isinstance(self.module, _NORMS) else "in_channels"
+            x.shape[0].check(name, self.arguments[name])
+        sketch = self._without_values(type(self.module)).eval()
+        like = next(iter(self.tensors().values()), torch.empty(0))
+        return tried(sketch, self.module, inputs, like)
+
+    def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[Any, None]:
+        return self.module(x), None
+
+    def train(self, mode: bool = True) -> FrozenModule:
+        """Frozen layers have no modes."""
+        return super().train(False)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and statistics, but for the count of batches."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: x for name, x in named if name != "num_batches_tracked"}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(x) for x in value) if isinstance(value, (list, tuple)) else value
+
+
+def tried(sketch: Callable[..., Any], f: Callable[..., Any], inputs: tuple[Value, ...], like: Tensor) -> Value:
+    """What f makes of inputs whose sizes are all known, found by calling it.
+
+    Before that ``sketch``, the same on tensors without values, says how large the result is.
+    """
+    if not all(x.kind == REAL and x.shape is not None and all(s.exact for s in x.shape) for x in inputs):
+        return Value(REAL)
+    shapes = [[2, *(size.least for size in x.shape or ())] for x in inputs]
+    for shape in shapes:
+        check_count("inputs", shape)
+    try:
+        y = sketch(*(torch.empty(shape, device="meta") for shape in shapes))
+        if not isinstance(y, Tensor):
+            return Value()
+        check_count("outputs", y.shape)
+        if max(y.numel(), *map(math.prod, shapes)) <= 2**16:  # without values not all is checked
+            f(*(like.new_zeros(shape) for shape in shapes))
+    except (TypeError, ValueError, IndexError, RuntimeError, ArithmeticError, AssertionError) as error:
+        got = ", ".join(str(shape[1:]) for shape in shapes)
+        raise ValueError(f"settings must fit inputs of {got} a sample: {error}") from error
+    batch, *shape = y.shape or (0,)
+    return Value(REAL, tuple(Size(n, True) for n in shape) if batch == 2 else None)
+
+
+class FrozenFlatten(FrozenLayer):
+    """nn.Flatten."""
+
+    kind = "Flatten"
+
+    def __init__(self, start_dim: int, end_dim: int) -> None:
+        super().__init__()
+        for name, dim in (("start_dim", start_dim), ("end_dim", end_dim)):
+            if isinstance(dim, bool) or not isinstance(dim, int):
+                raise TypeError(f"Flatten: {name} must be an int, got {type(dim).__name__}")
+        self.start_dim, self.end_dim = start_dim, end_dim
+
+    @classmethod
+    def of(cls, module: nn.Flatten, encoded: bool) -> FrozenFlatten:
+        return cls(module.start_dim, module.end_dim)
+
+    @classmethod
+    def load(cls, settings: Settings, tensors: Tensors) -> FrozenFlatten:
+        check_settings(cls.kind, settings, {"start_dim", "end_dim"})
+        check_tensors(cls.kind, tensors, {})
+        return cls(**settings)
+
+    def settings(self) -> Settings:
+        return {"start_dim": self.start_dim, "end_dim": self.end_dim}
+
+    def output(self, *inputs: Value) -> Value:
+        x = single(inputs)
+        if self.start_dim == 0:
+            raise ValueError("start_dim must leave the batch dimension alone, got 0")
+        if x.shape is None:
+            return x._replace(shape=(Size(),) if (self.start_dim, self.end_dim) == (1, -1) else None)
+        dims = 1 + len(x.shape)
+        for name, dim in (("start_dim", self.start_dim), ("end_dim", self.end_dim)):
+            if not -dims <= dim < dims:
+                raise ValueError(f"{name} must be from {-dims} to {dims - 1} for {x}, got {dim}")
+        start, end = self.start_dim % dims - 1, self.end_dim % dims - 1
+        if not 0 <= start <= end:
+            raise ValueError(
+                f"start_dim and end_dim must be behind the batch dimension of {x} and in order, got {self.start_dim}, "
+                f"{self.end_dim}"
+            )
+        sizes = x.shape[start : end + 1]
+        factor = math.prod(size.least if size.exact else size.factor for size in sizes)
+        flat = Size(math.prod(size.least for size in sizes), all(size.exact for size in sizes), factor)
+        return x._replace(shape=(*x.shape[:start], flat, *x.shape[end + 1 :]))
+
+    def forward(self, span: Span, state: State | None, x: Any) -> tuple[Any, None]:
+        return x.flatten(self.start_dim, self.end_dim), None
+
+
+class FrozenLinear(FrozenLayer):
+    """nn.Linear, as a read-out of spike counts.
+
+    Args:
+        weight: [O, F].
+        bias: [O] or None.
+    """
+
+    kind = "Linear"
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", frozen_tensor(weight))
+        self.register_buffer("bias", None if bias is None else frozen_tensor(bias))
+
+    @classmethod
+    def of(cls, module: nn.Linear, encoded: bool) -> FrozenLinear:
+        return cls(module.weight, module.bias)
+
+    @classmethod
+    def load(cls, settings: Settings, tensors: Tensors) -> FrozenLinear:
+        check_settings(cls.kind, settings, {"in_features", "out_features"})
+        for name in settings:
+            frozen_numbers(cls.kind, name, settings[name], 0)
+        sizes = settings["out_features"], settings["in_features"]
+        check_tensors(cls.kind, tensors, {"weight": sizes, "bias": sizes[:1]}, optional=("bias",))
+        return cls(tensors["weight"], tensors.get("bias"))
+
+    def settings(self) -> Settings:
+        return {"in_features": self.weight.shape[1], "out_features": self.weight.shape[0]}
+
+    def takes(self) -> str:
+        return REAL
+
+    def output(self, *inputs: Value) -> Value:
+        x = single(inputs)
+        x.check_kind(REAL)
+        outputs, features = self.weight.shape
+        if x.shape is None:
+            return Value(REAL)
+        if not x.shape:
+            raise ValueError(f"input must have features, got {x}")
+        x.shape[-1].check("in_features", features)
+        return Value(REAL, (*x.shape[:-1], Size(outputs, True)))
+
+    def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[Tensor, None]:
+        checks.check_tensor(self.kind, "input", x)
+        if x.dim() < 1 or x.shape[-1] != self.weight.shape[1]:
+            raise ValueError(f"{self.kind}: input must be [N, ..., {self.weight.shape[1]}], got {list(x.shape)}")
+        return F.linear(x, self.weight, self.bias), None
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
+
+
+def writes_in_place(module: nn.Module) -> bool:
+    """Whether a module changes its input."""
+    return bool(getattr(module, "inplace", False)) and not isinstance(module, IDLE)
+
+
+def is_convolution(layer: nn.Module) -> TypeGuard[FrozenModule]:
+    """Whether it multiplies with weights, as nn.Conv2d does."""
+    return isinstance(layer, FrozenModule) and isinstance(layer.module, _WEIGHTS)
+
+
+for module_class in MODULES:
+    register(module_class, FrozenModule.of, partial(FrozenModule.load, module_class))
+register(nn.Flatten, FrozenFlatten.of, FrozenFlatten.load)
+register(nn.Linear, FrozenLinear.of, FrozenLinear.load)
+for idle in IDLE:
+    register(idle, lambda module, encoded: None)

@@ -1,0 +1,75 @@
+"""The operators and layers of tandem_cuda in plain PyTorch, slow and obvious.
+
+This package is the specification: every kernel is tested against it and timed against it. It needs neither the compiled
+library nor any other code of the package than the neuron models. The operators have the names and signatures of
+`tandem_cuda.ops`, less what says how to compute (`packed`, `engine`); the layers have the constructors of the package's
+own, less the same, but pass time-major float spike trains on, as a user of plain PyTorch would.
+
+Names of sizes: T time steps, P = ceil(T / 8) bit planes, N batch, C channels, F features in, O features out.
+The learning rule is that of Wu et al., "A Tandem Learning Rule for Effective Training and Rapid Inference of Deep
+Spiking Neural Networks", IEEE TNNLS 2021, doi:10.1109/TNNLS.2021.3095724.
+"""
+
+from ..neuron import IF as IF
+from ..neuron import Neuron as Neuron
+from .layers import (
+    Decode,
+    DenseTrain,
+    Encode,
+    EncodedInput,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    SpikingMaxPool2d,
+    TandemAdd,
+    TandemConv1d,
+    TandemConv2d,
+    TandemConvTranspose2d,
+    TandemDropout,
+    TandemDropout2d,
+    TandemLinear,
+)
+from .ops import (
+    Pair,
+    count_conv2d,
+    count_linear,
+    integrate_and_fire,
+    max_pool_spikes,
+    neuron_loop,
+    pack_spikes,
+    spike_count,
+    spiking_conv2d,
+    spiking_linear,
+    tandem_count,
+    tandem_norm_count,
+    unpack_spikes,
+)
+
+__all__ = [
+    "Decode",
+    "DenseTrain",
+    "Encode",
+    "EncodedInput",
+    "Pair",
+    "SpikingAdaptiveAvgPool2d",
+    "SpikingAvgPool2d",
+    "SpikingMaxPool2d",
+    "TandemAdd",
+    "TandemConv1d",
+    "TandemConv2d",
+    "TandemConvTranspose2d",
+    "TandemDropout",
+    "TandemDropout2d",
+    "TandemLinear",
+    "count_conv2d",
+    "count_linear",
+    "integrate_and_fire",
+    "max_pool_spikes",
+    "neuron_loop",
+    "pack_spikes",
+    "spike_count",
+    "spiking_conv2d",
+    "spiking_linear",
+    "tandem_count",
+    "tandem_norm_count",
+    "unpack_spikes",
+]

@@ -1,0 +1,328 @@
+"""The layers in plain PyTorch: spike trains are float tensors [T, N, ...]."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..neuron import IF, Neuron
+from .ops import check_time_steps, couple, neuron_loop, replace_value
+
+
+class DenseTrain:
+    """Spikes [T, N, ...] as a float tensor of 0 and 1, and their count [N, ...], which carries the tandem gradient.
+
+    amplitude: what one spike weighs in the layer behind.
+    """
+
+    def __init__(self, spikes: Tensor, count: Tensor | None = None, amplitude: float = 1.0) -> None:
+        self.spikes = spikes
+        self.amplitude = amplitude
+        # This sum, unlike spikes.sum(0), keeps the channels_last memory format.
+        self.count = reduce(torch.add, spikes) if count is None else count
+
+    @property
+    def time_steps(self) -> int:
+        """Number of time steps T."""
+        return self.spikes.shape[0]
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, ...]: without the time."""
+        return self.spikes.shape[1:]
+
+    def to_dense(self) -> Tensor:
+        """Spikes [T, N, ...]."""
+        return self.spikes
+
+    def flatten(self, start_dim: int = 1, end_dim: int = -1) -> "DenseTrain":
+        """Merge dimensions of [N, ...], numbered without the time; nn.Flatten calls this."""
+        start, end = (d + 1 if d >= 0 else d for d in (start_dim, end_dim))
+        return DenseTrain(self.spikes.flatten(start, end), self.count.flatten(start_dim, end_dim), self.amplitude)
+
+    def firing_rate(self) -> Tensor:
+        """Mean number of spikes per neuron and time step, a scalar tensor."""
+        return self.spikes.mean()
+
+
+@dataclass(frozen=True)
+class EncodedInput:
+    """Real-valued input [N, ...] that a tandem layer turns into currents over time_steps steps."""
+
+    value: Tensor
+    time_steps: int
+    mode: str
+
+    def flatten(self, start_dim: int = 1, end_dim: int = -1) -> "EncodedInput":
+        """Merge dimensions of [N, ...]; nn.Flatten calls this."""
+        return EncodedInput(self.value.flatten(start_dim, end_dim), self.time_steps, self.mode)
+
+
+class Encode(nn.Module):
+    """Real-valued input [N, ...] as current: constant (at every time step) or impulse (at the first one only)."""
+
+    def __init__(self, time_steps: int, mode: str = "constant") -> None:
+        super().__init__()
+        check_time_steps("Encode", time_steps)
+        if mode not in ("constant", "impulse"):
+            raise ValueError(f"Encode: mode: expected 'constant' or 'impulse', got {mode!r}")
+        self.time_steps = time_steps
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> EncodedInput:
+        """Take x [N, ...] and leave it as it is."""
+        return EncodedInput(x, self.time_steps, self.mode)
+
+
+class Decode(nn.Module):
+    """Spike train -> spike counts [N, ...], the input of an ordinary nn.Linear."""
+
+    def forward(self, x: Any) -> Tensor:
+        """Take a spike train and return its count [N, ...], times what a spike weighs."""
+        count: Tensor = x.count if x.amplitude == 1 else x.amplitude * x.count
+        return count
+
+
+class _TandemLayer(nn.Module):
+    """The tandem rule around a weight layer, the next class of the method resolution order."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    norm_class: type[nn.BatchNorm1d | nn.BatchNorm2d]
+    output_dim = 0  # of the weights; behind another one it holds the output channels of each group
+    groups: int
+
+    def __init__(
+        self,
+        *args: Any,
+        norm: str | None = None,
+        neuron: Neuron = IF(),
+        form: str = "folded",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if norm not in (None, "batch"):
+            raise ValueError(f"{type(self).__name__}: norm: expected None or 'batch', got {norm!r}")
+        if form not in ("loop", "folded"):
+            raise ValueError(f"{type(self).__name__}: form: expected 'loop' or 'folded', got {form!r}")
+        w = self.weight
+        outputs = w.shape[self.output_dim] * (self.groups if self.output_dim else 1)
+        self.norm = self.norm_class(outputs, device=w.device, dtype=w.dtype) if norm else None
+        self.neuron = neuron
+        self.form = form
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The weight layer itself: x [N, ...] -> [N, ...]."""
+        raise NotImplementedError
+
+    def forward(self, x: Any) -> DenseTrain:
+        """Take an EncodedInput or a spike train (anything with to_dense(), count, time_steps and amplitude)."""
+        if isinstance(x, Tensor):
+            name = type(self).__name__
+            raise TypeError(f"{name}: input: expected spikes, got a Tensor; put Encode(time_steps) in front")
+        return _fire(self.neuron, x.time_steps, *self.drive(x))
+
+    def drive(self, x: Any) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """The ANN's pre-activation (None where no gradient is asked for) and the current of every time step."""
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        time_steps: int = x.time_steps
+        v = None
+        if self.norm is not None and self.norm.training:
+            # The ANN normalises with the statistics of this batch, and this call updates the running ones ...
+            v = self.norm(self.product(self._ann_input(x), weight, bias))
+        if self.norm is not None:
+            # ... which the SNN, and in evaluation the ANN too, folds into weight and bias.
+            weight, bias = self._fold(self.norm)
+        if v is None and torch.is_grad_enabled():
+            v = self.product(self._ann_input(x), weight, bias)
+        with torch.no_grad():
+            return v, self._currents(x, weight, None if bias is None else bias / time_steps)
+
+    def _ann_input(self, x: Any) -> Tensor:
+        """What the ANN layer receives: the sum over time of what the SNN layer receives."""
+        if not hasattr(x, "mode"):
+            ann_input: Tensor = x.count if x.amplitude == 1 else x.amplitude * x.count
+        else:
+            ann_input = x.time_steps * x.value if x.mode == "constant" else x.value
+        return ann_input
+
+    def _fold(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+        """Weight and bias that do what the weight layer and the norm with its running statistics do, differentiably."""
+        if norm.running_mean is None or norm.running_var is None:
+            raise ValueError(f"{type(self).__name__}: norm: expected running statistics, got none")
+        gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        shifted = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
+        if self.output_dim:
+            inputs, outputs, *kernel = self.weight.shape
+            grouped = self.weight.view(self.groups, inputs // self.groups, outputs, *kernel)
+            weight = grouped * gain.view(self.groups, 1, outputs, *[1] * len(kernel))
+            return weight.view_as(self.weight), shifted * gain + norm.bias
+        return self.weight * gain.reshape(-1, *[1] * (self.weight.dim() - 1)), shifted * gain + norm.bias
+
+    def _currents(self, x: Any, weight: Tensor, bias: Tensor | None) -> Sequence[Tensor]:
+        """Input current of each time step; bias is that of one step."""
+        if hasattr(x, "mode"):
+            first = self.product(x.value, weight, bias)
+            rest = first if x.mode == "constant" else self.product(torch.zeros_like(x.value), weight, bias)
+            return [first] + [rest] * (x.time_steps - 1)
+        spikes: Tensor = x.to_dense() if x.amplitude == 1 else x.amplitude * x.to_dense()
+        if self.form == "loop":
+            return [self.product(s, weight, bias) for s in spikes]
+        return self.product(spikes.flatten(0, 1), weight, bias).chunk(x.time_steps)
+
+
+def _fire(neuron: Neuron, time_steps: int, v: Tensor | None, currents: Sequence[Tensor]) -> DenseTrain:
+    """The spikes of neurons driven by currents whose sum is v; their count carries the gradient of the ANN."""
+    spikes, _ = neuron_loop(currents, neuron)
+    train = DenseTrain(spikes, amplitude=neuron.amplitude)
+    if v is not None:
+        train.count = couple(v, train.count, time_steps, neuron, neuron.upper(time_steps))
+    return train
+
+
+class TandemConv2d(_TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains in and out, not tensors
+    """Convolution, optional batch norm and spiking neurons, trained by the tandem rule.
+
+    The constructor is that of nn.Conv2d, then norm (None or "batch": an nn.BatchNorm2d, `norm`), neuron (IF or LIF)
+    and form: one convolution per time step ("loop") or one with time folded into the batch ("folded").
+    """
+
+    norm_class = nn.BatchNorm2d
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution: x [N, C, H, W] -> [N, O, Ho, Wo]."""
+        out: Tensor = self._conv_forward(x, weight, bias)  # F.conv2d, after whatever padding_mode asks for
+        return out
+
+
+class TandemLinear(_TandemLayer, nn.Linear):  # type: ignore[misc]  # as above
+    """Linear layer, optional batch norm (nn.BatchNorm1d) and spiking neurons; otherwise as TandemConv2d."""
+
+    norm_class = nn.BatchNorm1d
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The matrix product: x [N, ..., F] -> [N, ..., O]."""
+        return F.linear(x, weight, bias)
+
+
+class TandemConv1d(_TandemLayer, nn.Conv1d):  # type: ignore[misc]  # as above
+    """Convolution of [N, C, L], optional batch norm (nn.BatchNorm1d) and spiking neurons; otherwise as TandemConv2d."""
+
+    norm_class = nn.BatchNorm1d
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution: x [N, C, L] -> [N, O, Lo]."""
+        out: Tensor = self._conv_forward(x, weight, bias)
+        return out
+
+
+class TandemConvTranspose2d(_TandemLayer, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
+    """Transposed convolution, optional batch norm and spiking neurons; otherwise as TandemConv2d."""
+
+    norm_class = nn.BatchNorm2d
+    output_dim = 1
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The transposed convolution: x [N, C, H, W] -> [N, O, Ho, Wo]."""
+        geometry: Any = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return F.conv_transpose2d(x, weight, bias, *geometry)
+
+
+class TandemAdd(nn.Module):
+    """Neurons driven by the sum of what drives several branches, tandem layers or nn.Identity, with one input each."""
+
+    def __init__(self, *branches: nn.Module, neuron: Neuron = IF()) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        self.neuron = neuron
+
+    def forward(self, *inputs: Any) -> DenseTrain:
+        """Take one spike train per branch."""
+        drives = []
+        for branch, x in zip(self.branches, inputs, strict=True):
+            if isinstance(branch, _TandemLayer):
+                drives.append(branch.drive(x))
+            else:
+                drives.append((x.amplitude * x.count, (x.amplitude * x.to_dense()).unbind(0)))
+        pre_activations, currents = zip(*drives, strict=True)
+        v = None if any(v is None for v in pre_activations) else reduce(torch.add, pre_activations)
+        steps = [reduce(torch.add, branches) for branches in zip(*currents, strict=True)]
+        return _fire(self.neuron, inputs[0].time_steps, v, steps)
+
+
+class _SpikingAverage(nn.Module):
+    """IF neurons on the mean of a window, the next class of the method resolution order being torch's pooling."""
+
+    def __init__(self, *args: Any, threshold: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.threshold = threshold
+
+    def forward(self, x: Any) -> DenseTrain:
+        """Take a spike train of images."""
+        divisors = self._divisors(torch.ones(1, 1, *x.shape[2:], dtype=x.count.dtype))
+        # In units in which every mean is a whole number: sums of thirds would be rounded.
+        unit = math.lcm(*divisors.flatten().int().tolist())
+        pool = super().forward
+        with torch.no_grad():
+            currents = [torch.round(pool(s) * unit) for s in x.to_dense()]
+            spikes, _ = neuron_loop(currents, IF(self.threshold * unit))
+        train = DenseTrain(spikes, amplitude=x.amplitude)
+        train.count = replace_value(pool(x.count) / self.threshold, train.count)
+        return train
+
+    def _divisors(self, ones: Tensor) -> Tensor:
+        """Of the windows of an image [1, 1, H, W]: the reciprocals of what a single spike adds to their means."""
+        flat = torch.eye(ones.numel(), dtype=ones.dtype).view(-1, 1, *ones.shape[2:])
+        return torch.round(1 / super().forward(flat).amax(0))
+
+
+class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # as above
+    """IF neurons on the mean of a window at every time step: the constructor of nn.AvgPool2d, then threshold."""
+
+
+class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
+    """The same with the constructor of nn.AdaptiveAvgPool2d."""
+
+
+class SpikingMaxPool2d(nn.MaxPool2d):
+    """The spikes with which the largest count of a window grows; max pooling of the counts, in value and gradient."""
+
+    def forward(self, x: Any) -> DenseTrain:
+        """Take a spike train of images."""
+        pool = super().forward
+        counts = x.to_dense().cumsum(0)
+        most = torch.stack([pool(c) for c in (torch.zeros_like(counts[0]), *counts)]).clamp(min=0)
+        train = DenseTrain(most.diff(dim=0), amplitude=x.amplitude)
+        train.count = replace_value(pool(x.count), train.count)
+        return train
+
+
+class TandemDropout(nn.Dropout):
+    """One mask for the spikes of all time steps and for their count; what is left weighs 1 / (1 - p)."""
+
+    def forward(self, x: Any) -> DenseTrain:  # type: ignore[override]
+        """Take a spike train."""
+        if not self.training:
+            train: DenseTrain = x
+            return train
+        mask = (torch.rand(self.mask_shape(x.shape)) >= self.p).to(x.count.dtype)
+        amplitude = x.amplitude if self.p == 1 else x.amplitude / (1 - self.p)
+        return DenseTrain(x.to_dense() * mask, x.count * mask, amplitude)
+
+    def mask_shape(self, shape: torch.Size) -> Sequence[int]:
+        """Of the draws for neurons [N, ...]."""
+        return shape
+
+
+class TandemDropout2d(TandemDropout):
+    """The same with one draw a channel."""
+
+    def mask_shape(self, shape: torch.Size) -> Sequence[int]:
+        """Of the draws for neurons [N, C, H, W]."""
+        return (*shape[:2], 1, 1)

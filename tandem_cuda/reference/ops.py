@@ -1,0 +1,352 @@
+"""Neurons, the tandem rule and the operators, in plain PyTorch."""
+
+import math
+from collections.abc import Sequence
+from functools import reduce
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..neuron import IF, Neuron
+
+Pair = int | tuple[int, int]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The neuron
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def neuron_loop(
+    currents: Sequence[Tensor], neuron: Neuron = IF(), state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Drive neurons with one current per time step.
+
+    currents: T tensors [N, ...]; state: [S, N, ...], the S state variables of the neuron after an earlier step.
+    Returns the spikes [T, N, ...], 0 or 1 in the dtype of the currents, and the final state [S, N, ...]. The neuron's
+    parameters are rounded to that dtype first; a potential that is NaN never fires. Nothing is differentiable here: in
+    tandem learning no gradient flows through spikes or through time.
+    """
+    with torch.no_grad():
+        variables = neuron.rest(currents[0]) if state is None else state.unbind(0)
+        spikes = []
+        for x in currents:
+            spike, variables = neuron.step(variables, x)
+            spikes.append(spike)
+        return torch.stack(spikes), torch.stack(variables)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tandem rule
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _ReplaceValue(torch.autograd.Function):
+    """`value` in the forward pass; in the backward pass the gradient goes to `x`, times `slope`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None, None
+
+
+def replace_value(x: Tensor, value: Tensor, slope: Tensor | None = None) -> Tensor:
+    """A tensor of this value whose gradient goes to x, times slope."""
+    slope = x.new_ones(()) if slope is None else slope
+    # torch does not annotate autograd.Function.apply.
+    replaced: Tensor = _ReplaceValue.apply(x, value.detach(), slope.detach())  # type: ignore[no-untyped-call]
+    return replaced
+
+
+def couple(v: Tensor, count: Tensor, time_steps: int, neuron: Neuron, upper: float) -> Tensor:
+    """The activation of pre-activation v, its value replaced by the actual spike count, its gradient kept.
+
+    The gradient is zero where v > upper and where v is NaN.
+    """
+    with torch.no_grad():
+        slope = torch.where(v <= upper, neuron.slope(v, time_steps), 0.0)
+    return replace_value(v, count, slope)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operators: tandem_cuda.ops in plain PyTorch. The layout of results in memory is left to PyTorch; only values count.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pack_spikes(spikes: Tensor) -> Tensor:
+    """Spikes [T, N, ...] of 0 and 1 (any dtype) -> bits uint8 [P, N, ...]: bit i of plane p is the spike at 8p + i."""
+    check_time_steps("pack_spikes", spikes.shape[0])
+    planes = []
+    for chunk in torch.split(spikes != 0, 8):
+        plane = torch.zeros_like(chunk[0], dtype=torch.uint8)
+        for i, spike in enumerate(chunk):
+            plane |= spike.to(torch.uint8) << i
+        planes.append(plane)
+    return torch.stack(planes)
+
+
+def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bits uint8 [P, N, ...] -> spikes [T, N, ...], 0 or 1 in dtype."""
+    _check_bits("unpack_spikes", bits, time_steps)
+    return torch.stack([(bits[t // 8] >> (t % 8)) & 1 for t in range(time_steps)]).to(dtype)
+
+
+def max_pool_spikes(
+    bits: Tensor,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    *,
+    time_steps: int,
+    count: Tensor | None = None,
+    want_count: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The spikes with which the largest count of each window grows.
+
+    bits: [P, N, C, H, W]; count: int32 [N, C, H, W], spikes of earlier time steps. Returns bits [P, N, C, Ho, Wo] and
+    the counts after the last step, or an empty tensor. A window that lies in the padding as a whole has no spikes.
+    """
+    start = torch.zeros(bits.shape[1:], dtype=torch.int32) if count is None else count
+    counts = [start, *(start + c for c in unpack_spikes(bits, time_steps, torch.float64).cumsum(0))]
+    most = [F.max_pool2d(c.double(), kernel_size, stride, padding, dilation, ceil_mode) for c in counts]
+    spikes = [after > before for before, after in pairwise(most)]
+    return pack_spikes(torch.stack(spikes)), counts[-1].int() if want_count else start.new_empty(0)
+
+
+def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bits uint8 [P, N, ...] -> spikes per neuron [N, ...]. Unused high bits are zero, so T does not matter."""
+    return unpack_spikes(bits, 8 * bits.shape[0], dtype).sum(0)
+
+
+def tandem_count(
+    bits: Tensor,
+    pre_activation: Tensor,
+    time_steps: int,
+    neuron: Neuron = IF(),
+    upper: float = math.inf,
+) -> Tensor:
+    """Spike count of bits [P, N, ...] with the gradient of the ANN activation of pre_activation [N, ...].
+
+    d count / d pre_activation is the neuron's slope, (v > 0) / threshold for IF; zero above `upper`. Returns [N, ...]
+    in the dtype of pre_activation.
+    """
+    _check_bits("tandem_count", bits, time_steps)
+    return couple(pre_activation, spike_count(bits, pre_activation.dtype), time_steps, neuron, upper)
+
+
+def tandem_norm_count(
+    bits: Tensor,
+    product: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    time_steps: int,
+    *,
+    eps: float = 1e-5,
+    threshold: float = 1.0,
+    upper: float = math.inf,
+) -> Tensor:
+    """tandem_count of IF neurons for the pre-activation that batch norm makes of product [N, C, ...], differentiably.
+
+    mean, var: [C], those of product over all dimensions but C, for kernels that need not compute them; var is biased.
+    gamma, beta: [C]. Returns [N, C, ...] in the dtype of product.
+    """
+    v = F.batch_norm(product, None, None, gamma, beta, training=True, eps=eps)
+    return tandem_count(bits, v, time_steps, IF(threshold), upper)
+
+
+def integrate_and_fire(
+    current: Tensor,
+    time_steps: int,
+    bias: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    mode: str = "constant",
+    neuron: Neuron = IF(),
+    want_sum: bool = True,
+    want_state: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Neurons driven by a dense current: x[t] = scale * current + bias, or as the mode says.
+
+    constant: current [N, C, ...] at every step; impulse: the same at t = 1 only, the bias [C] at every step; series:
+    current [T, N, C, ...]. state: [S, N, C, ...].
+    Returns bits [P, N, C, ...], the sum of x[t] (differentiable) [N, C, ...] and the final state [S, N, C, ...].
+    """
+    check_time_steps("integrate_and_fire", time_steps)
+    steps: Sequence[Tensor]
+    if mode == "constant":
+        steps = [current] * time_steps
+    elif mode == "impulse":
+        steps = [current] + [torch.zeros_like(current)] * (time_steps - 1)
+    elif mode == "series":
+        steps = current.unbind(0)
+        if len(steps) != time_steps:
+            raise ValueError(f"integrate_and_fire: current: expected {time_steps} time steps, got {len(steps)}")
+    else:
+        raise ValueError(f"integrate_and_fire: mode: expected 'constant', 'impulse' or 'series', got {mode!r}")
+    if scale is not None:
+        per_channel = scale.reshape(-1, *[1] * (steps[0].dim() - 2))
+        steps = [x * per_channel for x in steps]
+    if bias is not None:
+        per_channel = bias.reshape(-1, *[1] * (steps[0].dim() - 2))
+        steps = [x + per_channel for x in steps]
+    spikes, final = neuron_loop(steps, neuron, state)
+    total = reduce(torch.add, steps)
+    return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_state, final)
+
+
+def spiking_linear(
+    bits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    count: Tensor | None = None,
+    time_steps: int,
+    neuron: Neuron = IF(),
+    want_sum: bool = True,
+    want_state: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Spiking neurons behind a linear layer: x[t] = scale * (weight * s[t]) + bias.
+
+    bits: [P, N, ..., F]; weight: [O, F], narrower than float32 too, int8 only with a scale; bias: [O], per time step;
+    state: [S, N, ..., O]; scale: [O], no gradient; count: [N, ..., F], to which the gradient of the sum flows; its
+    value is not read.
+    Returns bits [P, N, ..., O], the sum of x[t] (differentiable) [N, ..., O] and the final state [S, N, ..., O].
+    """
+    _check_bits("spiking_linear", bits, time_steps)
+    with torch.no_grad():
+        steps = [_linear(s, weight, bias, scale) for s in unpack_spikes(bits, time_steps, _dtype(weight))]
+    spikes, final = neuron_loop(steps, neuron, state)
+    # In exact arithmetic the sum of the currents is this product with the counts, which carries its gradient.
+    bias_sum = None if bias is None else time_steps * bias
+    product = count_linear(bits, weight, bias_sum, scale=scale, count=count)
+    total = replace_value(product, reduce(torch.add, steps))
+    return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_state, final)
+
+
+def spiking_conv2d(
+    bits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    state: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    count: Tensor | None = None,
+    time_steps: int,
+    neuron: Neuron = IF(),
+    want_sum: bool = True,
+    want_state: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """spiking_linear with a 2-D convolution.
+
+    bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step; state: [S, N, O, Ho, Wo]; scale:
+    [O]; count: [N, C, H, W]. Returns bits [P, N, O, Ho, Wo], the sum [N, O, Ho, Wo] and the final state
+    [S, N, O, Ho, Wo].
+    """
+    _check_bits("spiking_conv2d", bits, time_steps)
+    with torch.no_grad():
+        dense = unpack_spikes(bits, time_steps, _dtype(weight))
+        steps = [_conv2d(s, weight, bias, scale, stride, padding, dilation, groups) for s in dense]
+    spikes, final = neuron_loop(steps, neuron, state)
+    bias_sum = None if bias is None else time_steps * bias
+    product = count_conv2d(bits, weight, bias_sum, stride, padding, dilation, groups, scale=scale, count=count)
+    total = replace_value(product, reduce(torch.add, steps))
+    return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_state, final)
+
+
+def count_linear(
+    bits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    count: Tensor | None = None,
+) -> Tensor:
+    """Return scale * (weight * (spike count of bits)) + bias: bits [P, N, ..., F], weight [O, F] -> [N, ..., O].
+
+    weight: narrower than float32 too, int8 only with a scale; bias, scale: [O], no gradient flows to the scale; count:
+    [N, ..., F], to which the gradient of the counts flows; its value is not read.
+    """
+    return _linear(_count(bits, count, _dtype(weight)), weight, bias, scale)
+
+
+def count_conv2d(
+    bits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    count: Tensor | None = None,
+) -> Tensor:
+    """count_linear with a 2-D convolution: bits [P, N, C, H, W], weight [O, C/groups, kH, kW] -> [N, O, Ho, Wo]."""
+    dense = _count(bits, count, _dtype(weight))
+    return _conv2d(dense, weight, bias, scale, stride, padding, dilation, groups)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    """scale * (weight * x) + bias: x [..., F] -> [..., O]."""
+    weight = weight.to(x.dtype)
+    if scale is None:
+        return F.linear(x, weight, bias)
+    scaled = scale.detach() * F.linear(x, weight)
+    return scaled if bias is None else scaled + bias
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *geometry: Any) -> Tensor:
+    """The same with a convolution; geometry: stride to groups, as F.conv2d takes them."""
+    # A view with plain strides: torch's convolution reads others of dimensions of size 1 as another layout.
+    weight = weight.to(x.dtype).reshape(-1).view(weight.shape)
+    if scale is None:
+        return F.conv2d(x, weight, bias, *geometry)
+    scaled = scale.detach().reshape(-1, 1, 1) * F.conv2d(x, weight, None, *geometry)
+    return scaled if bias is None else scaled + bias.reshape(-1, 1, 1)
+
+
+def _dtype(weight: Tensor) -> torch.dtype:
+    """That of the currents: narrower weights have float32 ones."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def _count(bits: Tensor, count: Tensor | None, dtype: torch.dtype) -> Tensor:
+    counted = spike_count(bits, dtype)
+    return counted if count is None else replace_value(count, counted)
+
+
+def _wanted(want: bool, x: Tensor) -> Tensor:
+    return x if want else x.new_empty(0)
+
+
+def check_time_steps(op: str, time_steps: int) -> None:
+    """ValueError where there is no time step."""
+    if time_steps < 1:
+        raise ValueError(f"{op}: time_steps: expected at least 1, got {time_steps}")
+
+
+def _check_bits(op: str, bits: Tensor, time_steps: int) -> None:
+    check_time_steps(op, time_steps)
+    if bits.dtype != torch.uint8:
+        raise TypeError(f"{op}: bits: expected dtype torch.uint8, got {bits.dtype}")
+    if bits.shape[0] != math.ceil(time_steps / 8):
+        expected = math.ceil(time_steps / 8)
+        raise ValueError(f"{op}: bits: expected {expected} planes for {time_steps} time steps, got {bits.shape[0]}")
