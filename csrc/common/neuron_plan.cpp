@@ -3,14 +3,14 @@
 namespace tandem {
 
 IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
-                                             const std::optional<Tensor>& bias, const std::optional<Tensor>& potential,
-                                             int64_t time_steps, int64_t mode, double threshold, double leak,
-                                             bool want_sum, bool want_potential) {
+                                             const std::optional<Tensor>& bias, const std::optional<Tensor>& state,
+                                             int64_t time_steps, int64_t mode, int64_t neuron,
+                                             const std::vector<double>& parameters, bool want_sum, bool want_state) {
   const char* op = "integrate_and_fire";
   check(mode >= 0 && mode <= 2, op, "mode must be 0 (constant), 1 (impulse) or 2 (series), got ", mode);
   check_floating(op, "current", current);
   check_time_steps(op, time_steps);
-  check_neuron(op, threshold, leak);
+  const NeuronArguments checked_neuron = neuron_arguments(op, neuron, parameters);
   const bool series = static_cast<CurrentMode>(mode) == CurrentMode::kSeries;
   Sizes neurons = sizes_of(current);
   const char* expected = series ? "[T, N, C, ...]" : "[N, C, ...]";
@@ -22,7 +22,9 @@ IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::o
   const int64_t channels = neurons[1];
   if (scale) check_like(op, "scale", *scale, current, "current", {channels});
   if (bias) check_like(op, "bias", *bias, current, "current", {channels});
-  if (potential) check_like(op, "potential", *potential, current, "current", neurons);
+  Sizes state_sizes = neurons;
+  state_sizes.insert(state_sizes.begin(), 1);
+  if (state) check_like(op, "state", *state, current, "current", state_sizes);
 
   Sizes bit_sizes = neurons;
   bit_sizes.insert(bit_sizes.begin(), planes_for(time_steps));
@@ -32,13 +34,14 @@ IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::o
       channels_last(op, current, series ? 2 : 1),
       channels_last(op, scale, 0),
       channels_last(op, bias, 0),
-      channels_last(op, potential, 1),
+      channels_last(op, state, 2),
       empty_channels_last(op, current, bit_sizes, ScalarType::Byte, 2),
       want_sum ? empty_channels_last(op, current, neurons, type, 1) : no_tensor(op, current, type),
-      want_potential ? empty_channels_last(op, current, neurons, type, 1) : no_tensor(op, current, type),
+      want_state ? empty_channels_last(op, current, state_sizes, type, 2) : no_tensor(op, current, type),
       channels,
       checked_numel(op, neurons),
       static_cast<CurrentMode>(mode),
+      checked_neuron,
   };
   return plan;
 }

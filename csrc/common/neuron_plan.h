@@ -2,9 +2,11 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
 #include "common/neuron.h"
 #include "common/tensors.h"
+#include "neuron/arguments.h"
 
 namespace tandem {
 
@@ -16,11 +18,12 @@ struct IntegrateAndFirePlan {
   Tensor bits, sum, potential;    // outputs, channels last; shape [0] where not wanted
   int64_t channels, neurons;      // neurons = N * C * spatial
   CurrentMode mode;
+  NeuronArguments neuron;
 };
 
 IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
-                                             const std::optional<Tensor>& bias, const std::optional<Tensor>& potential,
-                                             int64_t time_steps, int64_t mode, double threshold, double leak,
-                                             bool want_sum, bool want_potential);
+                                             const std::optional<Tensor>& bias, const std::optional<Tensor>& state,
+                                             int64_t time_steps, int64_t mode, int64_t neuron,
+                                             const std::vector<double>& parameters, bool want_sum, bool want_state);
 
 }  // namespace tandem

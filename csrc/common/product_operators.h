@@ -2,6 +2,7 @@
 #pragma once
 
 #include <tuple>
+#include <vector>
 
 #include "common/product_plan.h"
 
@@ -12,49 +13,28 @@ using SpikingProduct = std::tuple<Tensor, Tensor, Tensor>(const char* op, const 
 using CountProduct = Tensor(const char* op, const ProductArguments&, const ConvGeometry&, bool linear);
 
 template <SpikingProduct* kProduct>
-std::tuple<Tensor, Tensor, Tensor> spiking_linear(const Tensor& bits, const std::optional<Tensor>& count,
-                                                  const Tensor& weight, const std::optional<Tensor>& packed,
-                                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-                                                  const std::optional<Tensor>& potential, int64_t time_steps,
-                                                  double threshold, double leak, int64_t engine, int64_t terms,
-                                                  bool want_sum, bool want_potential) {
-  const char* op = "spiking_linear";
+std::tuple<Tensor, Tensor, Tensor> spiking_product(
+    const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight, const std::optional<Tensor>& packed,
+    const std::optional<Tensor>& scale, const std::optional<Tensor>& bias, const std::optional<Tensor>& state,
+    const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups, int64_t time_steps,
+    int64_t neuron, const std::vector<double>& parameters, int64_t engine, int64_t terms, bool want_sum,
+    bool want_state) {
+  const bool linear = weight.dim() == 2;
+  const char* op = linear ? "spiking_linear" : "spiking_conv2d";  // as the Python functions are called
+  const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
   return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
-                  {potential, time_steps, threshold, leak, want_sum, want_potential}, linear_geometry(op, bits, weight),
-                  true);
-}
-
-template <SpikingProduct* kProduct>
-std::tuple<Tensor, Tensor, Tensor> spiking_conv2d(const Tensor& bits, const std::optional<Tensor>& count,
-                                                  const Tensor& weight, const std::optional<Tensor>& packed,
-                                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& bias,
-                                                  const std::optional<Tensor>& potential, const Sizes& stride,
-                                                  const Sizes& padding, const Sizes& dilation, int64_t groups,
-                                                  int64_t time_steps, double threshold, double leak, int64_t engine,
-                                                  int64_t terms, bool want_sum, bool want_potential) {
-  const char* op = "spiking_conv2d";
-  return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
-                  {potential, time_steps, threshold, leak, want_sum, want_potential},
-                  conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);
+                  {state, time_steps, neuron, parameters, want_sum, want_state}, geometry, linear);
 }
 
 template <CountProduct* kProduct>
-Tensor count_linear(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
-                    const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
-                    const std::optional<Tensor>& bias, int64_t engine, int64_t terms) {
-  const char* op = "count_linear";
-  return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms}, linear_geometry(op, bits, weight),
-                  true);
-}
-
-template <CountProduct* kProduct>
-Tensor count_conv2d(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
-                    const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
-                    const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-                    int64_t groups, int64_t engine, int64_t terms) {
-  const char* op = "count_conv2d";
-  return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
-                  conv2d_geometry(op, bits, weight, stride, padding, dilation, groups), false);
+Tensor count_product(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
+                     const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
+                     const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding,
+                     const Sizes& dilation, int64_t groups, int64_t engine, int64_t terms) {
+  const bool linear = weight.dim() == 2;
+  const char* op = linear ? "count_linear" : "count_conv2d";
+  const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
+  return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms}, geometry, linear);
 }
 
 }  // namespace tandem

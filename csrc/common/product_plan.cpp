@@ -56,7 +56,7 @@ ScalarType current_type(const Tensor& weight) {
   return weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// count, scale, bias or potential.
+// count, scale, bias or state.
 void check_operand(const char* op, const char* argument, const Tensor& tensor, const Tensor& weight,
                    const Sizes& expected) {
   const ScalarType type = current_type(weight);
@@ -94,8 +94,8 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
   const std::optional<Tensor> scale = channels_last(op, a.scale, 0), bias = channels_last(op, a.bias, 0);
   if (scale) check_finite(op, "scale", *scale);
   if (bias) check_finite(op, "bias", *bias);
-  return {geometry, bits, a.weight,     a.packed, scale,  bias,  engine_of(op, a.engine),
-          a.terms,  type, std::nullopt, none(),   none(), none()};
+  return {geometry, bits, a.weight, a.packed,     scale,  bias,   engine_of(op, a.engine),
+          a.terms,  type, {},       std::nullopt, none(), none(), none()};
 }
 
 }  // namespace
@@ -143,6 +143,8 @@ ConvGeometry conv2d_geometry(const char* op, const Sizes& input, const Tensor& w
   return g;
 }
 
+namespace {
+
 ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& weight) {
   check_bits(op, bits, 3);
   check_weight(op, bits, weight);
@@ -160,6 +162,19 @@ ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& w
   checked_numel(op, {g.batch, g.out_channels, 8});
   if (g.batch > 0) check_packable(op, g);
   return g;
+}
+
+}  // namespace
+
+ConvGeometry product_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
+                              const Sizes& padding, const Sizes& dilation, int64_t groups) {
+  if (weight.dim() != 2) return conv2d_geometry(op, bits, weight, stride, padding, dilation, groups);
+  const Sizes ones = {1, 1}, zeros = {0, 0};
+  check(stride == ones, op, "stride must be [1, 1] for a weight [O, F], got ", to_string(stride));
+  check(padding == zeros, op, "padding must be [0, 0] for a weight [O, F], got ", to_string(padding));
+  check(dilation == ones, op, "dilation must be [1, 1] for a weight [O, F], got ", to_string(dilation));
+  check(groups == 1, op, "groups must be 1 for a weight [O, F], got ", groups);
+  return linear_geometry(op, bits, weight);
 }
 
 ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t groups) {
@@ -189,19 +204,22 @@ ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGe
 ProductPlan plan_spiking(const char* op, const ProductArguments& a, const SpikingArguments& s,
                          const ConvGeometry& geometry, bool linear) {
   check_planes(op, a.bits, s.time_steps);
-  check_neuron(op, s.threshold, s.leak);
+  const NeuronArguments neuron = neuron_arguments(op, s.neuron, s.parameters);
   ProductPlan plan = plan_inputs(op, a, geometry, linear);
+  plan.neuron = neuron;
   check_past_end(op, plan.bits, s.time_steps);
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
   const int64_t dim = feature_dim(neurons, linear);
-  if (s.potential) check_operand(op, "potential", *s.potential, a.weight, neurons);
-  plan.initial = channels_last(op, s.potential, dim);
+  Sizes state_sizes = neurons;
+  state_sizes.insert(state_sizes.begin(), 1);
+  if (s.state) check_operand(op, "state", *s.state, a.weight, state_sizes);
+  plan.initial = channels_last(op, s.state, dim + 1);
   Sizes bit_sizes = neurons;
   bit_sizes.insert(bit_sizes.begin(), a.bits.size(0));
   checked_numel(op, bit_sizes);
   plan.out_bits = empty_channels_last(op, a.bits, bit_sizes, ScalarType::Byte, dim + 1);
   if (s.want_sum) plan.out_sum = empty_channels_last(op, a.weight, neurons, plan.type, dim);
-  if (s.want_potential) plan.out_potential = empty_channels_last(op, a.weight, neurons, plan.type, dim);
+  if (s.want_state) plan.out_potential = empty_channels_last(op, a.weight, state_sizes, plan.type, dim + 1);
   return plan;
 }
 

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
 #include "common/conv_geometry.h"
 #include "common/tensors.h"
+#include "neuron/arguments.h"
 
 namespace tandem {
 
@@ -23,10 +25,11 @@ struct ProductArguments {
 };
 
 struct SpikingArguments {
-  const std::optional<Tensor>& potential;
+  const std::optional<Tensor>& state;
   int64_t time_steps;
-  double threshold, leak;
-  bool want_sum, want_potential;
+  int64_t neuron;
+  const std::vector<double>& parameters;
+  bool want_sum, want_state;
 };
 
 // Some samples of a batch.
@@ -45,6 +48,7 @@ struct ProductPlan {
   Engine engine;
   int64_t terms;                            // bf16 terms of a float32 weight on tensor cores
   ScalarType type;                          // of currents and potentials
+  NeuronArguments neuron;                   // of a spiking product
   std::optional<Tensor> initial;            // features last
   Tensor out_bits, out_sum, out_potential;  // features last; shape [0] where not wanted
 };
@@ -57,7 +61,9 @@ ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& w
 // The same for an input of sizes [N, C, H, W].
 ConvGeometry conv2d_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
                              const Sizes& padding, const Sizes& dilation, int64_t groups);
-ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& weight);
+// Of a linear product where the weight has two dimensions, else of a convolution.
+ConvGeometry product_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
+                              const Sizes& padding, const Sizes& dilation, int64_t groups);
 
 // The geometry of the weights alone: an input of no sample and no pixel.
 ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t groups);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "neuron/arguments.h"
+
 namespace tandem {
 
 namespace {
@@ -75,12 +77,12 @@ TrainPlan plan_spike_count(const Tensor& bits, ScalarType dtype) {
   return plan_count(op, bits, dtype);
 }
 
-TrainPlan plan_tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, double threshold,
-                            double leak, double upper) {
+TrainPlan plan_tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, int64_t neuron,
+                            const std::vector<double>& parameters, double upper) {
   const char* op = "tandem_count";
   check_bits(op, bits, 2);
   check_planes(op, bits, time_steps);
-  check_neuron(op, threshold, leak);
+  neuron_arguments(op, neuron, parameters);
   check(upper > 0, op, "upper must be positive, got ", upper);
   check_floating(op, "pre_activation", pre_activation);
   check_same_device(op, "pre_activation", pre_activation, bits, "bits");

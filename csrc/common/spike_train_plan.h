@@ -2,6 +2,8 @@
 // device.
 #pragma once
 
+#include <vector>
+
 #include "common/tensors.h"
 
 namespace tandem {
@@ -27,8 +29,8 @@ struct TrainPlan {
 TrainPlan plan_pack_spikes(const Tensor& spikes);
 TrainPlan plan_unpack_spikes(const Tensor& bits, int64_t time_steps, ScalarType dtype);
 TrainPlan plan_spike_count(const Tensor& bits, ScalarType dtype);
-TrainPlan plan_tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, double threshold,
-                            double leak, double upper);
+TrainPlan plan_tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, int64_t neuron,
+                            const std::vector<double>& parameters, double upper);
 
 // All three without gaps and in the same order; grad may be out itself.
 struct TandemGradientPlan {

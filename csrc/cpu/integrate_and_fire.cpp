@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
+#include <vector>
 
 #include "common/neuron_plan.h"
 #include "cpu/neurons.h"
@@ -11,7 +12,7 @@ namespace tandem {
 namespace {
 
 template <class T>
-void run(const IntegrateAndFirePlan& plan, int64_t time_steps, double threshold, double leak) {
+void run(const IntegrateAndFirePlan& plan, int64_t time_steps) {
   IntegrateAndFireArgs<T> args = {};
   args.current = static_cast<const T*>(plan.current.const_data_ptr());
   args.current_stride = plan.neurons;
@@ -25,20 +26,21 @@ void run(const IntegrateAndFirePlan& plan, int64_t time_steps, double threshold,
   args.channels = plan.channels;
   args.time_steps = time_steps;
   args.mode = plan.mode;
-  args.neuron = neuron_parameters<T>("integrate_and_fire", threshold, leak);
+  args.neuron = neuron_parameters<T>("integrate_and_fire", plan.neuron.threshold, plan.neuron.leak);
   run_neurons(args, plan.neurons);
 }
 
 std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
                                                       const std::optional<Tensor>& bias,
-                                                      const std::optional<Tensor>& potential, int64_t time_steps,
-                                                      int64_t mode, double threshold, double leak, bool want_sum,
-                                                      bool want_potential) {
-  const IntegrateAndFirePlan plan = plan_integrate_and_fire(current, scale, bias, potential, time_steps, mode,
-                                                            threshold, leak, want_sum, want_potential);
+                                                      const std::optional<Tensor>& state, int64_t time_steps,
+                                                      int64_t mode, int64_t neuron,
+                                                      const std::vector<double>& parameters, bool want_sum,
+                                                      bool want_state) {
+  const IntegrateAndFirePlan plan =
+      plan_integrate_and_fire(current, scale, bias, state, time_steps, mode, neuron, parameters, want_sum, want_state);
   if (plan.neurons > 0) {
     dispatch_floating("integrate_and_fire", current.scalar_type(),
-                      [&](auto type) { run<decltype(type)>(plan, time_steps, threshold, leak); });
+                      [&](auto type) { run<decltype(type)>(plan, time_steps); });
   }
   return {plan.bits, plan.sum, plan.potential};
 }

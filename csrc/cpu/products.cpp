@@ -1,4 +1,4 @@
-// spiking_linear, spiking_conv2d, count_linear and count_conv2d on the CPU: the choice of the engine.
+// spiking_product and count_product on the CPU: the choice of the engine.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -150,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
   const bool depthwise = is_depthwise(plan, 1);
   const Engine engine = asked(op, plan, depthwise);
   const int64_t time_steps = neurons.time_steps;
-  const double threshold = neurons.threshold, leak = neurons.leak;
+  const double threshold = plan.neuron.threshold, leak = plan.neuron.leak;
   if (depthwise && engine != Engine::kDense) {
     run_spiking_depthwise(op, plan, time_steps, threshold, leak);
   } else {
@@ -193,10 +193,8 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CPU, m) {
-  m.impl("spiking_linear", TORCH_BOX(&spiking_linear<spiking>));
-  m.impl("spiking_conv2d", TORCH_BOX(&spiking_conv2d<spiking>));
-  m.impl("count_linear", TORCH_BOX(&count_linear<counted>));
-  m.impl("count_conv2d", TORCH_BOX(&count_conv2d<counted>));
+  m.impl("spiking_product", TORCH_BOX(&spiking_product<spiking>));
+  m.impl("count_product", TORCH_BOX(&count_product<counted>));
 }
 
 }  // namespace tandem

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <vector>
 
 #include "common/spike_train_plan.h"
 #include "cpu/isa.h"
@@ -63,9 +64,9 @@ Tensor count(const char* op, const TrainPlan& plan) {
 
 Tensor spike_count(const Tensor& bits, ScalarType dtype) { return count("spike_count", plan_spike_count(bits, dtype)); }
 
-Tensor tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, double threshold, double leak,
-                    double upper) {
-  return count("tandem_count", plan_tandem_count(bits, pre_activation, time_steps, threshold, leak, upper));
+Tensor tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, int64_t neuron,
+                    const std::vector<double>& parameters, double upper) {
+  return count("tandem_count", plan_tandem_count(bits, pre_activation, time_steps, neuron, parameters, upper));
 }
 
 }  // namespace

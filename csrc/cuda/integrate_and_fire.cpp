@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
+#include <vector>
 
 #include "common/neuron_plan.h"
 #include "cuda/stream.h"
@@ -16,13 +17,14 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,
                                                       const std::optional<Tensor>& bias,
-                                                      const std::optional<Tensor>& potential, int64_t time_steps,
-                                                      int64_t mode, double threshold, double leak, bool want_sum,
-                                                      bool want_potential) {
+                                                      const std::optional<Tensor>& state, int64_t time_steps,
+                                                      int64_t mode, int64_t neuron,
+                                                      const std::vector<double>& parameters, bool want_sum,
+                                                      bool want_state) {
   const char* op = "integrate_and_fire";
   const torch::stable::accelerator::DeviceGuard guard(current.get_device_index());
-  const IntegrateAndFirePlan plan = plan_integrate_and_fire(current, scale, bias, potential, time_steps, mode,
-                                                            threshold, leak, want_sum, want_potential);
+  const IntegrateAndFirePlan plan =
+      plan_integrate_and_fire(current, scale, bias, state, time_steps, mode, neuron, parameters, want_sum, want_state);
   const cudaStream_t stream = current_stream(op, current.get_device_index());
   dispatch_floating(op, current.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -38,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, con
     args.channels = plan.channels;
     args.time_steps = time_steps;
     args.mode = plan.mode;
-    args.neuron = neuron_parameters<T>(op, threshold, leak);
+    args.neuron = neuron_parameters<T>(op, plan.neuron.threshold, plan.neuron.leak);
     check_launch(op, launch_integrate_and_fire(args, stream));
   });
   return {plan.bits, plan.sum, plan.potential};

@@ -1,4 +1,4 @@
-// pack_weight, spiking_linear, spiking_conv2d, count_linear and count_conv2d on a CUDA device: the choice of the
+// pack_weight, spiking_product and count_product on a CUDA device: the choice of the
 // engine. Allocates through torch alone and never synchronises, so that it can be captured in a CUDA graph.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -128,7 +128,7 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
     args.sum = output<T>(plan.out_sum);
     args.potential = output<T>(plan.out_potential);
     args.time_steps = spiking ? spiking->time_steps : args.planes * kStepsPerPlane;
-    if (spiking) args.neuron = neuron_parameters<T>(op, spiking->threshold, spiking->leak);
+    if (spiking) args.neuron = neuron_parameters<T>(op, plan.neuron.threshold, plan.neuron.leak);
     launch(op, plan, args, stream);
   });
 }
@@ -153,10 +153,8 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
 STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CUDA, m) {
   m.impl("pack_weight", TORCH_BOX(&pack_weight));
   m.impl("pack_weight_out", TORCH_BOX(&pack_weight_out));
-  m.impl("spiking_linear", TORCH_BOX(&spiking_linear<spiking>));
-  m.impl("spiking_conv2d", TORCH_BOX(&spiking_conv2d<spiking>));
-  m.impl("count_linear", TORCH_BOX(&count_linear<counted>));
-  m.impl("count_conv2d", TORCH_BOX(&count_conv2d<counted>));
+  m.impl("spiking_product", TORCH_BOX(&spiking_product<spiking>));
+  m.impl("count_product", TORCH_BOX(&count_product<counted>));
 }
 
 }  // namespace tandem

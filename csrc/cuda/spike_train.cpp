@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <vector>
+
 #include "common/spike_train_plan.h"
 #include "cuda/stream.h"
 
@@ -72,10 +74,10 @@ Tensor spike_count(const Tensor& bits, ScalarType dtype) {
   return count("spike_count", plan_spike_count(bits, dtype), bits.size(0) * kStepsPerPlane);
 }
 
-Tensor tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, double threshold, double leak,
-                    double upper) {
+Tensor tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, int64_t neuron,
+                    const std::vector<double>& parameters, double upper) {
   const DeviceGuard guard(bits.get_device_index());
-  const TrainPlan plan = plan_tandem_count(bits, pre_activation, time_steps, threshold, leak, upper);
+  const TrainPlan plan = plan_tandem_count(bits, pre_activation, time_steps, neuron, parameters, upper);
   return count("tandem_count", plan, time_steps);
 }
 
