@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "common/neuron.h"
+#include "core/host_device.h"
 
 namespace tandem {
 

@@ -10,7 +10,7 @@ IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::o
   check(mode >= 0 && mode <= 2, op, "mode must be 0 (constant), 1 (impulse) or 2 (series), got ", mode);
   check_floating(op, "current", current);
   check_time_steps(op, time_steps);
-  const NeuronArguments checked_neuron = neuron_arguments(op, neuron, parameters);
+  const Neuron model = checked_neuron(op, neuron, parameters, current.scalar_type());
   const bool series = static_cast<CurrentMode>(mode) == CurrentMode::kSeries;
   Sizes neurons = sizes_of(current);
   const char* expected = series ? "[T, N, C, ...]" : "[N, C, ...]";
@@ -22,9 +22,8 @@ IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::o
   const int64_t channels = neurons[1];
   if (scale) check_like(op, "scale", *scale, current, "current", {channels});
   if (bias) check_like(op, "bias", *bias, current, "current", {channels});
-  Sizes state_sizes = neurons;
-  state_sizes.insert(state_sizes.begin(), 1);
-  if (state) check_like(op, "state", *state, current, "current", state_sizes);
+  const Sizes states = state_sizes(model, neurons);
+  if (state) check_like(op, "state", *state, current, "current", states);
 
   Sizes bit_sizes = neurons;
   bit_sizes.insert(bit_sizes.begin(), planes_for(time_steps));
@@ -37,11 +36,11 @@ IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::o
       channels_last(op, state, 2),
       empty_channels_last(op, current, bit_sizes, ScalarType::Byte, 2),
       want_sum ? empty_channels_last(op, current, neurons, type, 1) : no_tensor(op, current, type),
-      want_state ? empty_channels_last(op, current, state_sizes, type, 2) : no_tensor(op, current, type),
+      want_state ? empty_channels_last(op, current, states, type, 2) : no_tensor(op, current, type),
       channels,
       checked_numel(op, neurons),
       static_cast<CurrentMode>(mode),
-      checked_neuron,
+      model,
   };
   return plan;
 }

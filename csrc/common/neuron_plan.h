@@ -4,7 +4,6 @@
 #include <optional>
 #include <vector>
 
-#include "common/neuron.h"
 #include "common/tensors.h"
 #include "neuron/arguments.h"
 
@@ -14,11 +13,11 @@ struct IntegrateAndFirePlan {
   Tensor current;                 // channels last
   std::optional<Tensor> scale;    // contiguous
   std::optional<Tensor> bias;     // contiguous
-  std::optional<Tensor> initial;  // channels last
-  Tensor bits, sum, potential;    // outputs, channels last; shape [0] where not wanted
+  std::optional<Tensor> initial;  // state, channels last
+  Tensor bits, sum, state;        // outputs, channels last; shape [0] where not wanted
   int64_t channels, neurons;      // neurons = N * C * spatial
   CurrentMode mode;
-  NeuronArguments neuron;
+  Neuron neuron;
 };
 
 IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::optional<Tensor>& scale,

@@ -2,7 +2,7 @@
 // and on the device. Whether a gate is open may depend on every rounding.
 #pragma once
 
-#include "common/neuron.h"
+#include "core/host_device.h"
 
 namespace tandem {
 

@@ -204,22 +204,21 @@ ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGe
 ProductPlan plan_spiking(const char* op, const ProductArguments& a, const SpikingArguments& s,
                          const ConvGeometry& geometry, bool linear) {
   check_planes(op, a.bits, s.time_steps);
-  const NeuronArguments neuron = neuron_arguments(op, s.neuron, s.parameters);
+  const Neuron neuron = checked_neuron(op, s.neuron, s.parameters, current_type(a.weight));
   ProductPlan plan = plan_inputs(op, a, geometry, linear);
   plan.neuron = neuron;
   check_past_end(op, plan.bits, s.time_steps);
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
   const int64_t dim = feature_dim(neurons, linear);
-  Sizes state_sizes = neurons;
-  state_sizes.insert(state_sizes.begin(), 1);
-  if (s.state) check_operand(op, "state", *s.state, a.weight, state_sizes);
+  const Sizes states = state_sizes(neuron, neurons);
+  if (s.state) check_operand(op, "state", *s.state, a.weight, states);
   plan.initial = channels_last(op, s.state, dim + 1);
   Sizes bit_sizes = neurons;
   bit_sizes.insert(bit_sizes.begin(), a.bits.size(0));
   checked_numel(op, bit_sizes);
   plan.out_bits = empty_channels_last(op, a.bits, bit_sizes, ScalarType::Byte, dim + 1);
   if (s.want_sum) plan.out_sum = empty_channels_last(op, a.weight, neurons, plan.type, dim);
-  if (s.want_state) plan.out_potential = empty_channels_last(op, a.weight, state_sizes, plan.type, dim + 1);
+  if (s.want_state) plan.out_state = empty_channels_last(op, a.weight, states, plan.type, dim + 1);
   return plan;
 }
 

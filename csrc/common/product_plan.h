@@ -46,11 +46,11 @@ struct ProductPlan {
   std::optional<Tensor> packed;       // as given; unchecked, since each engine has a layout of its own
   std::optional<Tensor> scale, bias;  // [O], contiguous
   Engine engine;
-  int64_t terms;                            // bf16 terms of a float32 weight on tensor cores
-  ScalarType type;                          // of currents and potentials
-  NeuronArguments neuron;                   // of a spiking product
-  std::optional<Tensor> initial;            // features last
-  Tensor out_bits, out_sum, out_potential;  // features last; shape [0] where not wanted
+  int64_t terms;                        // bf16 terms of a float32 weight on tensor cores
+  ScalarType type;                      // of currents and potentials
+  Neuron neuron;                        // of a spiking product
+  std::optional<Tensor> initial;        // state, features last
+  Tensor out_bits, out_sum, out_state;  // features last; shape [0] where not wanted
 };
 
 // Throws unless a geometry's argument is two integers from `least` to 2^30.

@@ -82,7 +82,7 @@ TrainPlan plan_tandem_count(const Tensor& bits, const Tensor& pre_activation, in
   const char* op = "tandem_count";
   check_bits(op, bits, 2);
   check_planes(op, bits, time_steps);
-  neuron_arguments(op, neuron, parameters);
+  checked_neuron(op, neuron, parameters, ScalarType::Double);
   check(upper > 0, op, "upper must be positive, got ", upper);
   check_floating(op, "pre_activation", pre_activation);
   check_same_device(op, "pre_activation", pre_activation, bits, "bits");
@@ -97,7 +97,7 @@ TandemGradientPlan plan_tandem_count_backward(const Tensor& grad, const Tensor& 
   const char* op = "tandem_count_backward";
   check_floating(op, "pre_activation", pre_activation);
   check_like(op, "grad", grad, pre_activation, "pre_activation", sizes_of(pre_activation));
-  check_neuron(op, threshold, 1.0);
+  check_threshold(op, threshold);
   check(upper > 0, op, "upper must be positive, got ", upper);
   // Without gaps and, if pre_activation has none, in the same order.
   TandemGradientPlan plan = {grad, pre_activation, torch::stable::empty_like(pre_activation)};

@@ -1,5 +1,7 @@
 #include "common/tandem_norm_count_plan.h"
 
+#include "neuron/arguments.h"
+
 namespace tandem {
 
 namespace {
@@ -12,7 +14,7 @@ void check_norm(const char* op, const NormArguments& a) {
   check_like(op, "var", a.var, a.product, "product", channels);
   check_like(op, "gamma", a.gamma, a.product, "product", channels);
   check_like(op, "beta", a.beta, a.product, "product", channels);
-  check_neuron(op, a.threshold, 1.0);
+  check_threshold(op, a.threshold);
   check(a.eps >= 0, op, "eps must not be negative, got ", a.eps);
   check(a.upper > 0, op, "upper must be positive, got ", a.upper);
 }

@@ -100,11 +100,6 @@ void check_finite(const char* op, const char* argument, const Tensor& tensor) {
   });
 }
 
-void check_neuron(const char* op, double threshold, double leak) {
-  check(threshold > 0 && std::isfinite(threshold), op, "threshold must be positive and finite, got ", threshold);
-  check(leak > 0 && leak <= 1, op, "leak must be in (0, 1], got ", leak);
-}
-
 Sizes channels_last_strides(const Sizes& sizes, int64_t channel_dim) {
   Sizes strides(sizes.size());
   strides[channel_dim] = 1;

@@ -11,8 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "common/bit_planes.h"
-#include "common/neuron.h"
+#include "core/bit_planes.h"
 
 namespace tandem {
 
@@ -57,7 +56,6 @@ void check_past_end(const char* op, const Tensor& bits, int64_t time_steps);
 // That all elements of a contiguous float32 or float64 tensor [n] are finite, where it is on the CPU: a current of NaN
 // would silence a neuron without a word.
 void check_finite(const char* op, const char* argument, const Tensor& tensor);
-void check_neuron(const char* op, double threshold, double leak);
 
 // Memory order with the dimension `channel_dim` innermost and the others as they stand ("channels last").
 Sizes channels_last_strides(const Sizes& sizes, int64_t channel_dim);
@@ -84,15 +82,6 @@ void dispatch_floating(const char* op, ScalarType type, F&& f) {
   } else {
     check(false, op, "dtype must be float32 or float64, got ", name_of(type));
   }
-}
-
-// Threshold and leak in the precision of the potential, where a tiny threshold could vanish.
-template <class T>
-NeuronParameters<T> neuron_parameters(const char* op, double threshold, double leak) {
-  const NeuronParameters<T> out = {static_cast<T>(threshold), static_cast<T>(leak)};
-  check(out.threshold > 0 && out.leak > 0, op,
-        "threshold and leak must be positive in the dtype of the potential, got ", threshold, " and ", leak);
-  return out;
 }
 
 template <class T>

@@ -50,7 +50,7 @@ Tensor empty_input(const char* op, const ProductPlan& plan, int64_t n) {
 }
 
 template <class T>
-void run(const char* op, const ProductPlan& plan, Samples all, int64_t time_steps, double threshold, double leak) {
+void run(const char* op, const ProductPlan& plan, Samples all, int64_t time_steps) {
   const ConvGeometry& g = plan.geometry;
   const int64_t inputs = g.height * g.width * g.in_channels;  // of a sample
   const int64_t pixels = g.out_height * g.out_width, outputs = pixels * g.out_channels;
@@ -65,9 +65,12 @@ void run(const char* op, const ProductPlan& plan, Samples all, int64_t time_step
   const bool carries = pass_planes < planes;
   const auto* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
   T* sum = plan.out_sum.numel() ? static_cast<T*>(plan.out_sum.mutable_data_ptr()) : nullptr;
-  T* potential = plan.out_potential.numel() ? static_cast<T*>(plan.out_potential.mutable_data_ptr()) : nullptr;
+  const State<const T> initial = given_state<T>(plan.initial);
+  const State<T> wanted = wanted_state<T>(plan.out_state);
   Tensor carried;
-  if (carries && !potential) carried = empty_channels_last(op, plan.weight, {pass_samples * outputs}, plan.type, 0);
+  if (carries && !wanted) {
+    carried = empty_channels_last(op, plan.weight, {states_of(plan.neuron), pass_samples * outputs}, plan.type, 1);
+  }
 
   Tensor dense;
   for (int64_t n = all.first; n < all.last; n += pass_samples) {
@@ -92,18 +95,12 @@ void run(const char* op, const ProductPlan& plan, Samples all, int64_t time_step
       args.bits_stride = g.batch * outputs;
       args.sum = sum ? sum + n * outputs : nullptr;
       args.add_sum = p > 0;
-      args.initial = data_or_null<T>(plan.initial);
-      if (args.initial) args.initial += n * outputs;
-      if (potential) {
-        args.potential = potential + n * outputs;
-      } else if (carries) {
-        args.potential = static_cast<T*>(carried.mutable_data_ptr());
-      }
-      if (p > 0) args.initial = args.potential;
+      args.state = carries && !wanted ? wanted_state<T>(carried) : wanted + n * outputs;
+      args.initial = p > 0 ? read_only(args.state) : initial + n * outputs;
       args.channels = g.out_channels;
       args.time_steps = steps;
       args.mode = CurrentMode::kSeries;
-      args.neuron = neuron_parameters<T>(op, threshold, leak);
+      args.neuron = plan.neuron;
       run_neurons(args, samples * outputs);
     }
   }
@@ -122,11 +119,9 @@ ProductPlan plan_dense(const char* op, ProductPlan plan) {
   return plan;
 }
 
-void run_spiking_dense(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double threshold,
-                       double leak) {
+void run_spiking_dense(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps) {
   if (plan.geometry.pixels_out() == 0) return;
-  dispatch_floating(op, plan.type,
-                    [&](auto type) { run<decltype(type)>(op, plan, samples, time_steps, threshold, leak); });
+  dispatch_floating(op, plan.type, [&](auto type) { run<decltype(type)>(op, plan, samples, time_steps); });
 }
 
 void run_count_dense(const char* op, const ProductPlan& plan, Samples samples) {

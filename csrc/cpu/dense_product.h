@@ -14,8 +14,7 @@ constexpr int64_t kDenseSteps = 15;
 ProductPlan plan_dense(const char* op, ProductPlan plan);
 
 // Both fill the outputs of some samples of a plan_dense.
-void run_spiking_dense(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double threshold,
-                       double leak);
+void run_spiking_dense(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps);
 void run_count_dense(const char* op, const ProductPlan& plan, Samples samples);
 
 }  // namespace tandem

@@ -66,15 +66,15 @@ bool is_depthwise(const ProductPlan& plan, int64_t largest_input) {
          (plan.weight.scalar_type() != ScalarType::Char || g.taps() <= kExact / largest_input);
 }
 
-void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak) {
+void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time_steps) {
   dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
     using T = decltype(type);
     DepthwiseArgs<T> args = {};
-    args.initial = data_or_null<T>(plan.initial);
+    args.initial = given_state<T>(plan.initial);
     args.out_bits = static_cast<uint8_t*>(plan.out_bits.mutable_data_ptr());
-    if (plan.out_potential.numel()) args.potential = static_cast<T*>(plan.out_potential.mutable_data_ptr());
+    args.state = wanted_state<T>(plan.out_state);
     args.time_steps = time_steps;
-    args.neuron = neuron_parameters<T>(op, threshold, leak);
+    args.neuron = plan.neuron;
     run<decltype(element)>(op, plan, args);
   });
 }

@@ -9,8 +9,8 @@ namespace tandem {
 // serves the product.
 bool is_depthwise(const ProductPlan& plan, int64_t largest_input);
 
-// Fills plan.out_bits, out_sum and out_potential.
-void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time_steps, double threshold, double leak);
+// Fills plan.out_bits, out_sum and out_state.
+void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time_steps);
 // Fills plan.out_sum.
 void run_count_depthwise(const char* op, const ProductPlan& plan);
 

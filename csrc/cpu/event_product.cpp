@@ -148,7 +148,7 @@ void run_pass(const Pass<E, T>& pass) {
   args.row_stride = g.out_channels;
   // Tiles innermost: neighbouring tasks share a block of weights.
   parallel_tasks(g.groups * pass.layout.blocks * tiles, [&](const auto& next) {
-    const AlignedBuffer<uint8_t> scratch(pass.op, event_scratch_bytes<E, T>(rows, args.block));
+    const AlignedBuffer<uint8_t> scratch(pass.op, event_scratch_bytes<E, T>(rows, args.block, states_of(args.neuron)));
     for (int64_t task = next(); task >= 0; task = next()) {
       const int64_t b = task / tiles % pass.layout.blocks, group = task / tiles / pass.layout.blocks;
       const int64_t channel = group * g.group_out() + b * args.block;
@@ -161,10 +161,10 @@ void run_pass(const Pass<E, T>& pass) {
       tile.row_end = std::min(g.pixels_out(), tile.row_begin + rows);
       if (tile.scale) tile.scale += channel;
       if (tile.bias) tile.bias += channel;
-      if (tile.initial) tile.initial += channel;
+      tile.initial = tile.initial + channel;
       if (tile.bits) tile.bits += channel;
       if (tile.sum) tile.sum += channel;
-      if (tile.potential) tile.potential += channel;
+      tile.state = tile.state + channel;
       tile.scratch = scratch.data;
       k.event_tile<E>()(tile);
     }
@@ -182,7 +182,8 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
   args.block = layout.block;
   ConvGeometry of_samples = g;
   of_samples.batch = samples.count();
-  const int64_t rows = tile_rows(of_samples, event_scratch_bytes<E, T>(1, args.block), g.groups * layout.blocks);
+  const int64_t rows =
+      tile_rows(of_samples, event_scratch_bytes<E, T>(1, args.block, states_of(args.neuron)), g.groups * layout.blocks);
 
   // Worst-case bytes of `n` output rows of one sample in one plane: of the lists of what they see, and of the visits.
   const auto list_bytes = [&](int64_t n) {
@@ -203,10 +204,11 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
   check(pass_samples * pass_planes * list_bytes(pass_rows) < int64_t{1} << 32, op,
         "one row of the input is too large: the lists of its spikes could take more than 4 GiB");
 
-  // Where the time steps do not fit one pass, the potential (and the sum, where it is wanted) carries on.
+  // Where the time steps do not fit one pass, the state (and the sum, where it is wanted) carries on.
   const bool carries = pass_planes < plane_count;
   const int64_t row_size = g.out_width * g.out_channels;
-  const AlignedBuffer<T> carried(op, carries && !args.potential ? pass_samples * pass_rows * row_size : 0);
+  const int64_t pass_neurons = pass_samples * pass_rows * row_size;
+  const AlignedBuffer<T> carried(op, carries && !args.state ? states_of(args.neuron) * pass_neurons : 0);
   for (int64_t n = samples.first; n < samples.last; n += pass_samples) {
     for (int64_t oh = 0; oh < g.out_height; oh += pass_rows) {
       ConvGeometry band = g;  // these samples; output rows oh.. and the input rows that they see
@@ -237,12 +239,12 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
         a.first_plane = p;
         a.steps = std::min(args.steps - p * kStepsPerPlane, pass.planes * kStepsPerPlane);
         if (a.bits) a.bits += p * a.bits_stride + first;
-        if (a.initial) a.initial += first;
+        a.initial = a.initial + first;
         if (a.sum) a.sum += first;
-        if (a.potential) a.potential += first;
+        a.state = a.state + first;
         if (carries) {
-          if (!a.potential) a.potential = carried.data;
-          if (p > 0) a.initial = a.potential;
+          if (!a.state) a.state = {carried.data, pass_neurons};
+          if (p > 0) a.initial = read_only(a.state);
           a.add_sum = a.sum && p > 0;
         }
         a.last = p + pass_planes >= plane_count;
@@ -270,18 +272,17 @@ void run(const char* op, const ProductPlan& plan, Samples samples, const uint8_t
 
 }  // namespace
 
-void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double threshold,
-                        double leak, double density) {
+void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double density) {
   dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
     using T = decltype(type);
     EventTileArgs<decltype(element), T> args = {};
     args.steps = time_steps;
-    args.initial = data_or_null<T>(plan.initial);
+    args.initial = given_state<T>(plan.initial);
     args.bits = output<uint8_t>(plan.out_bits);
     args.bits_stride = plan.geometry.pixels_out() * plan.geometry.out_channels;
     args.sum = output<T>(plan.out_sum);
-    args.potential = output<T>(plan.out_potential);
-    args.neuron = neuron_parameters<T>(op, threshold, leak);
+    args.state = wanted_state<T>(plan.out_state);
+    args.neuron = plan.neuron;
     run(op, plan, samples, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), density, args);
   });
 }

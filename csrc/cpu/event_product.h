@@ -16,8 +16,7 @@ struct BinaryCounts {
 
 // Both fill the outputs of some samples. density: ones per bit of these samples' input, about; the order of additions
 // does not depend on it, nor on how many samples there are.
-void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double threshold,
-                        double leak, double density);
+void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double density);
 void run_count_events(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts,
                       double density);
 

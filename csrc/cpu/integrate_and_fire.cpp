@@ -18,15 +18,15 @@ void run(const IntegrateAndFirePlan& plan, int64_t time_steps) {
   args.current_stride = plan.neurons;
   args.scale = data_or_null<T>(plan.scale);
   args.bias = data_or_null<T>(plan.bias);
-  args.initial = data_or_null<T>(plan.initial);
+  args.initial = given_state<T>(plan.initial);
   args.bits = static_cast<uint8_t*>(plan.bits.mutable_data_ptr());
   args.bits_stride = plan.neurons;
   args.sum = plan.sum.numel() ? static_cast<T*>(plan.sum.mutable_data_ptr()) : nullptr;
-  args.potential = plan.potential.numel() ? static_cast<T*>(plan.potential.mutable_data_ptr()) : nullptr;
+  args.state = wanted_state<T>(plan.state);
   args.channels = plan.channels;
   args.time_steps = time_steps;
   args.mode = plan.mode;
-  args.neuron = neuron_parameters<T>("integrate_and_fire", plan.neuron.threshold, plan.neuron.leak);
+  args.neuron = plan.neuron;
   run_neurons(args, plan.neurons);
 }
 
@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, con
     dispatch_floating("integrate_and_fire", current.scalar_type(),
                       [&](auto type) { run<decltype(type)>(plan, time_steps); });
   }
-  return {plan.bits, plan.sum, plan.potential};
+  return {plan.bits, plan.sum, plan.state};
 }
 
 }  // namespace

@@ -146,24 +146,23 @@ void run_engines(const char* op, const ProductPlan& plan, const std::vector<Run>
 std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArguments& arguments,
                                            const SpikingArguments& neurons, const ConvGeometry& geometry, bool linear) {
   const ProductPlan plan = plan_spiking(op, arguments, neurons, geometry, linear);
-  if (geometry.pixels_out() == 0) return {plan.out_bits, plan.out_sum, plan.out_potential};
+  if (geometry.pixels_out() == 0) return {plan.out_bits, plan.out_sum, plan.out_state};
   const bool depthwise = is_depthwise(plan, 1);
   const Engine engine = asked(op, plan, depthwise);
   const int64_t time_steps = neurons.time_steps;
-  const double threshold = plan.neuron.threshold, leak = plan.neuron.leak;
   if (depthwise && engine != Engine::kDense) {
-    run_spiking_depthwise(op, plan, time_steps, threshold, leak);
+    run_spiking_depthwise(op, plan, time_steps);
   } else {
     const Planes in = {static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), time_steps,
                        geometry.height * geometry.width * geometry.in_channels, geometry.batch};
     run_engines(
         op, plan, choose(in, engine, spike_crossover(geometry, time_steps)),
         [&](const ProductPlan& p, Samples samples, double density) {
-          run_spiking_events(op, p, samples, time_steps, threshold, leak, density);
+          run_spiking_events(op, p, samples, time_steps, density);
         },
-        [&](const ProductPlan& p, Samples samples) { run_spiking_dense(op, p, samples, time_steps, threshold, leak); });
+        [&](const ProductPlan& p, Samples samples) { run_spiking_dense(op, p, samples, time_steps); });
   }
-  return {plan.out_bits, plan.out_sum, plan.out_potential};
+  return {plan.out_bits, plan.out_sum, plan.out_state};
 }
 
 Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear) {

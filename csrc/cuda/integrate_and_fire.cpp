@@ -32,18 +32,18 @@ std::tuple<Tensor, Tensor, Tensor> integrate_and_fire(const Tensor& current, con
     args.current = static_cast<const T*>(plan.current.const_data_ptr());
     args.scale = data_or_null<T>(plan.scale);
     args.bias = data_or_null<T>(plan.bias);
-    args.initial = data_or_null<T>(plan.initial);
+    args.initial = given_state<T>(plan.initial);
     args.bits = output<uint8_t>(plan.bits);
     args.sum = output<T>(plan.sum);
-    args.potential = output<T>(plan.potential);
+    args.state = wanted_state<T>(plan.state);
     args.neurons = plan.neurons;
     args.channels = plan.channels;
     args.time_steps = time_steps;
     args.mode = plan.mode;
-    args.neuron = neuron_parameters<T>(op, plan.neuron.threshold, plan.neuron.leak);
+    args.neuron = plan.neuron;
     check_launch(op, launch_integrate_and_fire(args, stream));
   });
-  return {plan.bits, plan.sum, plan.potential};
+  return {plan.bits, plan.sum, plan.state};
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
-#include "common/bit_planes.h"
-#include "cuda/device.cuh"
+#include <type_traits>
+
 #include "cuda/integrate_and_fire.cuh"
+#include "neuron/epilogue.cuh"
 
 namespace tandem {
 
@@ -11,38 +12,32 @@ constexpr unsigned kThreads = 256;
 constexpr int64_t kMostBlocks = int64_t{1} << 20;
 
 // One thread a neuron at a time; neighbouring threads read and write neighbouring neurons.
-template <class T, CurrentMode kMode>
-__global__ void __launch_bounds__(kThreads) integrate_and_fire_kernel(CudaIntegrateAndFireArgs<T> a) {
+template <class T, CurrentMode kMode, class Model>
+__global__ void __launch_bounds__(kThreads)
+    integrate_and_fire_kernel(const CudaIntegrateAndFireArgs<T> a, const Model model) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < a.neurons; i += stride) {
     const T bias = a.bias ? a.bias[i % a.channels] : T(0);
-    T u = a.initial ? a.initial[i] : T(0);
-    T sum = 0;
     const T scale = a.scale ? a.scale[i % a.channels] : T(1);
-    // Where there is no bias, nothing is added: -0 + 0 would be another number.
-    const auto current = [&](int64_t at) {
-      const T scaled = scale * a.current[at];
-      return a.bias ? scaled + bias : scaled;
+    const auto given = [&](int64_t at) {
+      return current_of(a.current[at], a.scale != nullptr, scale, a.bias != nullptr, bias);
     };
-    T x = kMode == CurrentMode::kSeries ? T(0) : current(i);
+    DeviceNeuron<T, Model> neuron;
+    neuron.start(model, a.initial, i);
+    neuron.sum = T(-0.0);  // -0 + x is x, whatever x is
+    T x = kMode == CurrentMode::kSeries ? T(0) : given(i);
     int64_t t = 0;
     for (int64_t p = 0; t < a.time_steps; ++p) {
-      unsigned word = 0;
-      const int64_t steps = steps_in_plane(p, a.time_steps);
-      for (int64_t s = 0; s < steps; ++s, ++t) {
-        if (kMode == CurrentMode::kSeries) {
-          x = current(t * a.neurons + i);
-        } else if (kMode == CurrentMode::kImpulse) {
-          if (t == 1) x = bias;
-        }
-        u = membrane_update(u, x, a.neuron.threshold, a.neuron.leak);
-        sum = t > 0 ? sum + x : x;  // 0 + -0 would be another number
-        word |= static_cast<unsigned>(u >= a.neuron.threshold) << s;
-      }
-      a.bits[p * a.neurons + i] = static_cast<uint8_t>(word);
+      const auto current = [&](int /*s*/) {
+        if (kMode == CurrentMode::kSeries) return given(t++ * a.neurons + i);
+        if (kMode == CurrentMode::kImpulse && t == 1) x = bias;
+        ++t;
+        return x;
+      };
+      a.bits[p * a.neurons + i] =
+          run_plane<false>(model, static_cast<int>(steps_in_plane(p, a.time_steps)), current, neuron);
     }
-    if (a.sum) a.sum[i] = sum;
-    if (a.potential) a.potential[i] = u;
+    neuron.store(a.state, a.sum, i);
   }
 }
 
@@ -51,17 +46,23 @@ cudaError_t launch(const CudaIntegrateAndFireArgs<T>& args, cudaStream_t stream)
   if (args.neurons == 0) return cudaSuccess;
   const int64_t blocks = (args.neurons + kThreads - 1) / kThreads;
   const auto grid = static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks);
-  switch (args.mode) {
-    case CurrentMode::kConstant:
-      TANDEM_LAUNCH((integrate_and_fire_kernel<T, CurrentMode::kConstant>), grid, kThreads, 0, stream, args);
-      break;
-    case CurrentMode::kImpulse:
-      TANDEM_LAUNCH((integrate_and_fire_kernel<T, CurrentMode::kImpulse>), grid, kThreads, 0, stream, args);
-      break;
-    case CurrentMode::kSeries:
-      TANDEM_LAUNCH((integrate_and_fire_kernel<T, CurrentMode::kSeries>), grid, kThreads, 0, stream, args);
-      break;
-  }
+  visit_model<Scalar<T>>(args.neuron, [&](const auto& model) {
+    using Model = std::decay_t<decltype(model)>;
+    switch (args.mode) {
+      case CurrentMode::kConstant:
+        TANDEM_LAUNCH((integrate_and_fire_kernel<T, CurrentMode::kConstant, Model>), grid, kThreads, 0, stream, args,
+                      model);
+        break;
+      case CurrentMode::kImpulse:
+        TANDEM_LAUNCH((integrate_and_fire_kernel<T, CurrentMode::kImpulse, Model>), grid, kThreads, 0, stream, args,
+                      model);
+        break;
+      case CurrentMode::kSeries:
+        TANDEM_LAUNCH((integrate_and_fire_kernel<T, CurrentMode::kSeries, Model>), grid, kThreads, 0, stream, args,
+                      model);
+        break;
+    }
+  });
   return cudaGetLastError();
 }
 

@@ -5,24 +5,25 @@
 
 #include <cstdint>
 
-#include "common/neuron.h"
+#include "neuron/models.h"
+#include "neuron/state.h"
 
 namespace tandem {
 
 template <class T>
 struct CudaIntegrateAndFireArgs {
-  const T* current;    // [N * spatial, C], series [T, N * spatial, C]
-  const T* scale;      // [C] of the current, or null
-  const T* bias;       // [C] per time step, or null
-  const T* initial;    // [N * spatial, C] or null (zero)
-  uint8_t* bits;       // [P, N * spatial, C]
-  T* sum;              // [N * spatial, C] or null
-  T* potential;        // [N * spatial, C] or null
-  int64_t neurons;     // N * spatial * C
-  int64_t channels;    // C
-  int64_t time_steps;  // T
+  const T* current;        // [N * spatial, C], series [T, N * spatial, C]
+  const T* scale;          // [C] of the current, or null
+  const T* bias;           // [C] per time step, or null
+  State<const T> initial;  // [kStates, N * spatial, C] or null: the model's start
+  uint8_t* bits;           // [P, N * spatial, C]
+  T* sum;                  // [N * spatial, C] or null
+  State<T> state;          // [kStates, N * spatial, C] or null
+  int64_t neurons;         // N * spatial * C
+  int64_t channels;        // C
+  int64_t time_steps;      // T
   CurrentMode mode;
-  NeuronParameters<T> neuron;
+  Neuron neuron;
 };
 
 // Launches on the current device; returns what cudaGetLastError says of the launch.

@@ -1,6 +1,6 @@
 // Two passes: the count of every neuron before each plane, from which a thread takes one pooled neuron through the
 // eight steps of one plane.
-#include "common/bit_planes.h"
+#include "core/bit_planes.h"
 #include "cuda/device.cuh"
 #include "cuda/max_pool_spikes.cuh"
 

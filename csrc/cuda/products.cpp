@@ -123,12 +123,12 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
     args.block = layout.block, args.blocks = layout.blocks;
     args.scale = data_or_null<T>(plan.scale);
     args.bias = data_or_null<T>(plan.bias);
-    args.initial = data_or_null<T>(plan.initial);
+    args.initial = given_state<T>(plan.initial);
     args.out_bits = output<uint8_t>(plan.out_bits);
     args.sum = output<T>(plan.out_sum);
-    args.potential = output<T>(plan.out_potential);
+    args.state = wanted_state<T>(plan.out_state);
     args.time_steps = spiking ? spiking->time_steps : args.planes * kStepsPerPlane;
-    if (spiking) args.neuron = neuron_parameters<T>(op, plan.neuron.threshold, plan.neuron.leak);
+    args.neuron = plan.neuron;
     launch(op, plan, args, stream);
   });
 }
@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
   const DeviceGuard guard(arguments.bits.get_device_index());
   const ProductPlan plan = plan_spiking(op, arguments, neurons, geometry, linear);
   run(op, plan, &neurons);
-  return {plan.out_bits, plan.out_sum, plan.out_potential};
+  return {plan.out_bits, plan.out_sum, plan.out_state};
 }
 
 Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear) {

@@ -2,7 +2,7 @@
 // steps or planes.
 #include <cstdio>
 
-#include "common/bit_planes.h"
+#include "core/bit_planes.h"
 #include "cuda/device.cuh"
 #include "cuda/spike_train.cuh"
 

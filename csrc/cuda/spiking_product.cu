@@ -1,12 +1,13 @@
-// Both engines give every neuron to one thread (and its warp) for all time steps: currents, potentials and spikes of a
-// step stay in registers. See docs/cuda.md.
+// Both engines give every neuron to one thread (and its warp) for all time steps: currents, states and spikes of a step
+// stay in registers. See docs/cuda.md.
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
-#include "common/bit_planes.h"
+#include "core/bit_planes.h"
 #include "cuda/device.cuh"
 #include "cuda/spiking_product.cuh"
+#include "neuron/epilogue.cuh"
 
 namespace tandem {
 
@@ -38,6 +39,10 @@ __device__ __forceinline__ int64_t seen_by(const ConvGeometry& g, const Pixel& p
   return h < 0 || h >= g.height || w < 0 || w >= g.width ? -1 : pixel.image + h * g.width + w;
 }
 
+// The neurons of a count product, which has none.
+template <class T>
+using Silent = If<Scalar<T>>;
+
 // ---- The gather engine
 
 constexpr int kGatherWarps = 8;
@@ -45,8 +50,9 @@ constexpr int kGatherWarps = 8;
 // One warp: one output pixel and one row of output channels, kPerLane a lane. A warp reads the bytes of 32 input
 // channels at once, finds by ballot those that spike, and adds the row of weights of each, one coalesced read, to the
 // sums of the steps at which it spikes.
-template <class E, class T, int kPerLane, bool kCounts>
-__global__ void __launch_bounds__(kGatherWarps* kWarp, 2) gather_kernel(const CudaProductArgs<E, T> a) {
+template <class E, class T, int kPerLane, bool kCounts, class Model>
+__global__ void __launch_bounds__(kGatherWarps* kWarp, 2)
+    gather_kernel(const CudaProductArgs<E, T> a, const Model model) {
   // 8-bit weights are summed exactly: a fan-in of 2^24 fits 32 bits at one step, not with counts.
   using Integer = std::conditional_t<kCounts, long long, int32_t>;
   using Sum = std::conditional_t<std::is_same<E, int16_t>::value, Integer, T>;
@@ -66,10 +72,10 @@ __global__ void __launch_bounds__(kGatherWarps* kWarp, 2) gather_kernel(const Cu
     const int64_t place = at * g.out_channels + first;
     const int64_t left = has_row ? outputs - b * a.block - row_at : 0;  // real channels from `first` on
 
-    T u[kPerLane], total[kPerLane];
+    DeviceNeuron<T, Model> neurons[kPerLane];
     for (int v = 0; v < kPerLane; ++v) {
-      u[v] = a.initial && v < left ? a.initial[place + v] : T(0);
-      total[v] = 0;
+      neurons[v].start(model, v < left ? a.initial : State<const T>{}, place + v);
+      neurons[v].sum = 0;
     }
     Sum sums[kSums][kPerLane] = {};
     for (int64_t p = 0; p < (kCounts ? 1 : a.planes); ++p) {
@@ -117,31 +123,21 @@ __global__ void __launch_bounds__(kGatherWarps* kWarp, 2) gather_kernel(const Cu
         for (int v = 0; v < kPerLane; ++v) {
           if (v >= left) continue;
           const T scale = a.scale ? a.scale[first + v] : T(1), bias = a.bias ? a.bias[first + v] : T(0);
-          unsigned word = 0;
-#pragma unroll
-          for (int t = 0; t < kSums; ++t) {
-            if (t >= steps) break;
-            T x = static_cast<T>(sums[t][v]);
-            if (a.scale) x *= scale;
-            if (a.bias) x += bias;
-            u[v] = membrane_update(u[v], x, a.neuron.threshold, a.neuron.leak);
-            total[v] += x;
-            word |= static_cast<unsigned>(u[v] >= a.neuron.threshold) << t;
-          }
-          a.out_bits[p * pixels * g.out_channels + place + v] = static_cast<uint8_t>(word);
+          const auto current = [&](int s) {
+            return current_of(static_cast<T>(sums[s][v]), a.scale != nullptr, scale, a.bias != nullptr, bias);
+          };
+          a.out_bits[p * pixels * g.out_channels + place + v] = run_plane<true>(model, steps, current, neurons[v]);
         }
       }
     }
     for (int v = 0; v < kPerLane; ++v) {
       if (v >= left) continue;
       if constexpr (kCounts) {
-        T x = static_cast<T>(sums[0][v]);
-        if (a.scale) x *= a.scale[first + v];
-        if (a.bias) x += a.bias[first + v];
-        total[v] = x;
+        const T scale = a.scale ? a.scale[first + v] : T(1), bias = a.bias ? a.bias[first + v] : T(0);
+        a.sum[place + v] = current_of(static_cast<T>(sums[0][v]), a.scale != nullptr, scale, a.bias != nullptr, bias);
+      } else {
+        neurons[v].store(a.state, a.sum, place + v);
       }
-      if (a.sum) a.sum[place + v] = total[v];
-      if (a.potential) a.potential[place + v] = u[v];
     }
   }
 }
@@ -150,11 +146,15 @@ template <class E, class T, int kPerLane>
 void launch_gather(const CudaProductArgs<E, T>& args, cudaStream_t stream) {
   const int64_t tasks = args.geometry.pixels_out() * args.geometry.groups * args.blocks;
   const unsigned grid = grid_for((tasks + kGatherWarps - 1) / kGatherWarps);
-  if (args.out_bits) {
-    TANDEM_LAUNCH((gather_kernel<E, T, kPerLane, false>), grid, kGatherWarps * kWarp, 0, stream, args);
-  } else {
-    TANDEM_LAUNCH((gather_kernel<E, T, kPerLane, true>), grid, kGatherWarps * kWarp, 0, stream, args);
+  if (args.out_bits == nullptr) {
+    TANDEM_LAUNCH((gather_kernel<E, T, kPerLane, true, Silent<T>>), grid, kGatherWarps * kWarp, 0, stream, args,
+                  Silent<T>{});
+    return;
   }
+  visit_model<Scalar<T>>(args.neuron, [&](const auto& model) {
+    using Model = std::decay_t<decltype(model)>;
+    TANDEM_LAUNCH((gather_kernel<E, T, kPerLane, false, Model>), grid, kGatherWarps * kWarp, 0, stream, args, model);
+  });
 }
 
 // ---- The tensor-core engine
@@ -216,14 +216,15 @@ __device__ __forceinline__ unsigned count_pair(unsigned low, unsigned high) {
 // time step; a B fragment, split into terms in registers, serves all of them. Which channel a fragment calls k is free
 // as long as A and B agree: k = 2q, 2q + 1, 2q + 8, 2q + 9 are the channels 4q to 4q + 3, so that a lane's bytes lie
 // side by side.
-template <int kColumns, bool kCounts, int kTerms>
-__global__ void __launch_bounds__(kTileWarps* kWarp, 2) tensor_core_kernel(const CudaProductArgs<float, float> a) {
+template <int kColumns, bool kCounts, int kTerms, class Model>
+__global__ void __launch_bounds__(kTileWarps* kWarp, 2)
+    tensor_core_kernel(const CudaProductArgs<float, float> a, const Model model) {
   constexpr int kSums = kCounts ? 1 : static_cast<int>(kStepsPerPlane);
   constexpr int kWidth = kColumns * kColumn, kChunks = kTileChannels * kWidth / 4, kThreads = kTileWarps * kWarp;
   constexpr int kNeurons = 4 * kColumns;  // of a thread
   __shared__ __align__(16) float staged[kStages][kTileChannels * kWidth];
-  // Potential and sum from plane to plane; a thread reads but what it wrote.
-  __shared__ float carried[kCounts ? 1 : 2][kCounts ? 1 : kNeurons][kThreads];
+  // States and sum from plane to plane; a thread reads but what it wrote.
+  __shared__ float carried[kCounts ? 1 : Model::kStates + 1][kCounts ? 1 : kNeurons][kThreads];
   __shared__ Pixel located[kTileWarps * kTilePixels];
   const ConvGeometry& g = a.geometry;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
@@ -330,7 +331,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2) tensor_core_kernel(const
     cp_async_wait<0>();
     __syncthreads();  // nobody still reads what the next plane, or tile, is staged over
 
-    const int in_plane = kCounts ? 1 : static_cast<int>(steps_in_plane(plane, a.time_steps));
+    [[maybe_unused]] const int in_plane = static_cast<int>(steps_in_plane(plane, a.time_steps));
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
@@ -340,34 +341,27 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2) tensor_core_kernel(const
         if (at >= pixels || n >= outputs) continue;
         const int64_t channel = group * outputs + n, place = at * g.out_channels + channel;
         const float scale = a.scale ? a.scale[channel] : 1.0f, bias = a.bias ? a.bias[channel] : 0.0f;
-        float u = a.initial && plane == 0 ? a.initial[place] : 0.0f, total = 0.0f;
-        if constexpr (!kCounts) {
-          if (plane > 0) {
-            u = carried[0][4 * j + e][thread];
-            total = carried[1][4 * j + e][thread];
-          }
-        }
-        unsigned word = 0;
+        const auto current = [&](int s) {
+          return current_of(sums[s][j][e], a.scale != nullptr, scale, a.bias != nullptr, bias);
+        };
+        if constexpr (kCounts) {
+          a.sum[place] = current(0);
+        } else {
+          DeviceNeuron<float, Model> neuron;
+          if (plane == 0) {
+            neuron.start(model, a.initial, place);
+            neuron.sum = 0;
+          } else {
 #pragma unroll
-        for (int t = 0; t < kSums; ++t) {
-          if (t >= in_plane) break;
-          float x = sums[t][j][e];
-          if (a.scale) x *= scale;
-          if (a.bias) x += bias;
-          if constexpr (!kCounts) {
-            u = membrane_update(u, x, a.neuron.threshold, a.neuron.leak);
-            word |= static_cast<unsigned>(u >= a.neuron.threshold) << t;
+            for (int v = 0; v < Model::kStates; ++v) neuron.state[v] = carried[v][4 * j + e][thread];
+            neuron.sum = carried[Model::kStates][4 * j + e][thread];
           }
-          total += x;
-        }
-        if constexpr (!kCounts) {
-          a.out_bits[static_cast<int64_t>(plane) * pixels * g.out_channels + place] = static_cast<uint8_t>(word);
-          carried[0][4 * j + e][thread] = u;
-          carried[1][4 * j + e][thread] = total;
-        }
-        if (plane + 1 == planes) {
-          if (a.sum) a.sum[place] = total;
-          if (a.potential) a.potential[place] = u;
+          a.out_bits[static_cast<int64_t>(plane) * pixels * g.out_channels + place] =
+              run_plane<true>(model, in_plane, current, neuron);
+#pragma unroll
+          for (int v = 0; v < Model::kStates; ++v) carried[v][4 * j + e][thread] = neuron.state[v];
+          carried[Model::kStates][4 * j + e][thread] = neuron.sum;
+          if (plane + 1 == planes) neuron.store(a.state, a.sum, place);
         }
       }
     }
@@ -383,11 +377,17 @@ cudaError_t launch_tensor_cores(const CudaProductArgs<float, float>& args, cudaS
   if (tiles * slices * g.groups > INT32_MAX || g.taps() * g.group_in() > INT32_MAX || args.planes > INT32_MAX)
     return cudaErrorInvalidValue;
   const auto grid = static_cast<unsigned>(tiles * slices * g.groups);
-  if (args.out_bits) {
-    TANDEM_LAUNCH((tensor_core_kernel<kColumns, false, kTerms>), grid, kTileWarps * kWarp, 0, stream, args);
-  } else {
-    TANDEM_LAUNCH((tensor_core_kernel<kColumns, true, kTerms>), grid, kTileWarps * kWarp, 0, stream, args);
+  if (args.out_bits == nullptr) {
+    using Model = Silent<float>;
+    TANDEM_LAUNCH((tensor_core_kernel<kColumns, true, kTerms, Model>), grid, kTileWarps * kWarp, 0, stream, args,
+                  Model{});
+    return cudaGetLastError();
   }
+  visit_model<Scalar<float>>(args.neuron, [&](const auto& model) {
+    using Model = std::decay_t<decltype(model)>;
+    TANDEM_LAUNCH((tensor_core_kernel<kColumns, false, kTerms, Model>), grid, kTileWarps * kWarp, 0, stream, args,
+                  model);
+  });
   return cudaGetLastError();
 }
 

@@ -7,7 +7,8 @@
 
 #include "common/conv_geometry.h"
 #include "common/narrow_float.h"
-#include "common/neuron.h"
+#include "neuron/models.h"
+#include "neuron/state.h"
 
 namespace tandem {
 
@@ -16,18 +17,18 @@ namespace tandem {
 template <class E, class T>
 struct CudaProductArgs {
   ConvGeometry geometry;
-  const uint8_t* bits;    // [planes, N * H * W, C]
-  int64_t planes;         // bit planes of the input
-  const E* weight;        // packed: [groups, blocks, features, block], 16-byte aligned
-  int64_t block, blocks;  // output channels in a row; rows of a group
-  const T* scale;         // [O] or null
-  const T* bias;          // [O] or null
-  const T* initial;       // [N * Ho * Wo, O] or null
-  uint8_t* out_bits;      // [planes, N * Ho * Wo, O] or null
-  T* sum;                 // [N * Ho * Wo, O] or null
-  T* potential;           // [N * Ho * Wo, O] or null
+  const uint8_t* bits;     // [planes, N * H * W, C]
+  int64_t planes;          // bit planes of the input
+  const E* weight;         // packed: [groups, blocks, features, block], 16-byte aligned
+  int64_t block, blocks;   // output channels in a row; rows of a group
+  const T* scale;          // [O] or null
+  const T* bias;           // [O] or null
+  State<const T> initial;  // [kStates, N * Ho * Wo, O] or null: the model's start
+  uint8_t* out_bits;       // [planes, N * Ho * Wo, O] or null
+  T* sum;                  // [N * Ho * Wo, O] or null
+  State<T> state;          // [kStates, N * Ho * Wo, O] or null
   int64_t time_steps;
-  NeuronParameters<T> neuron;
+  Neuron neuron;
 };
 
 // Each launches on the current device and returns what cudaGetLastError says of it.

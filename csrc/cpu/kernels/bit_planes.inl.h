@@ -1,5 +1,5 @@
 // Counting and transposing bit planes.
-#include "common/bit_planes.h"
+#include "core/bit_planes.h"
 #include "cpu/kernels/kernels.h"
 
 namespace tandem::TANDEM_ISA {
@@ -7,7 +7,7 @@ namespace tandem::TANDEM_ISA {
 // Spikes per neuron of up to kChunk neurons, summed over the planes.
 constexpr int64_t kCountChunk = 256;
 
-TANDEM_HOST_DEVICE void count_chunk(const uint8_t* bits, int64_t planes, int64_t stride, int64_t n, uint32_t* count) {
+TANDEM_HOST void count_chunk(const uint8_t* bits, int64_t planes, int64_t stride, int64_t n, uint32_t* count) {
   std::memset(count, 0, sizeof(uint32_t) * kCountChunk);
   for (int64_t p = 0; p < planes; ++p) {
     const uint8_t* b = bits + p * stride;
@@ -119,7 +119,7 @@ void unpack(const uint8_t* bits, int64_t stride, int64_t time_steps, int64_t neu
 }
 
 // 64 channels' bytes to 8 words: bit c of out[t] is bit t of in[c].
-TANDEM_HOST_DEVICE void transpose_64x8(const uint8_t* in, uint64_t* out) {
+TANDEM_HOST void transpose_64x8(const uint8_t* in, uint64_t* out) {
 #if defined(__AVX512BW__)
   const __m512i v = _mm512_loadu_si512(in);
   for (int t = 0; t < 8; ++t) out[t] = _mm512_test_epi8_mask(v, _mm512_set1_epi8(static_cast<char>(1 << t)));

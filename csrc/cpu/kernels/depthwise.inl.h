@@ -1,8 +1,9 @@
 // Depthwise products: an output channel sees one input channel, so that a list of spikes would hold one entry. Here the
 // lanes are output channels, and the byte of a lane's input channel at a tap says at which steps the lane adds the
 // tap's weight. Nothing but a vector's sums of 8 steps is stored on the way.
-#include "common/bit_planes.h"
+#include "core/bit_planes.h"
 #include "cpu/kernels/kernels.h"
+#include "neuron/epilogue.inl.h"
 
 namespace tandem::TANDEM_ISA {
 
@@ -10,7 +11,7 @@ namespace tandem::TANDEM_ISA {
 typedef uint64_t LaneBytes __attribute__((vector_size(16)));
 
 template <class T>
-TANDEM_HOST_DEVICE LaneBytes load_lane_bytes(const uint8_t* from) {
+TANDEM_HOST LaneBytes load_lane_bytes(const uint8_t* from) {
   LaneBytes bytes = {};
   if constexpr (kLanes<T> > 8) {
     std::memcpy(&bytes, from, sizeof(bytes));
@@ -22,7 +23,7 @@ TANDEM_HOST_DEVICE LaneBytes load_lane_bytes(const uint8_t* from) {
   return bytes;
 }
 
-TANDEM_HOST_DEVICE bool is_silent(LaneBytes bytes) {
+TANDEM_HOST bool is_silent(LaneBytes bytes) {
 #if defined(__AVX2__)
   return _mm_testz_si128(reinterpret_cast<__m128i>(bytes), reinterpret_cast<__m128i>(bytes));
 #else
@@ -31,7 +32,7 @@ TANDEM_HOST_DEVICE bool is_silent(LaneBytes bytes) {
 }
 
 template <class T>
-TANDEM_HOST_DEVICE typename Simd<T>::Mask widen(LaneBytes bytes) {
+TANDEM_HOST typename Simd<T>::Mask widen(LaneBytes bytes) {
   using Mask = typename Simd<T>::Mask;
 #if defined(__AVX512BW__)
   const __m128i in = reinterpret_cast<__m128i>(bytes);
@@ -62,7 +63,7 @@ constexpr typename IntegerOf<T>::type kFirstStep = 1;
 
 // sum[t] += weight in the lanes that spike at step t.
 template <class T, int kSteps>
-TANDEM_HOST_DEVICE void add_spiking(LaneBytes bytes, Vec<T> weight, const StepBit<T>* steps, Vec<T>* sum) {
+TANDEM_HOST void add_spiking(LaneBytes bytes, Vec<T> weight, const StepBit<T>* steps, Vec<T>* sum) {
 #if defined(__AVX512BW__)
   for (int t = 0; t < kSteps; ++t) {
     const __mmask16 lanes = _mm_test_epi8_mask(reinterpret_cast<__m128i>(bytes), reinterpret_cast<__m128i>(steps[t]));
@@ -84,7 +85,7 @@ TANDEM_HOST_DEVICE void add_spiking(LaneBytes bytes, Vec<T> weight, const StepBi
 
 // Spikes in the byte of each lane.
 template <class T>
-TANDEM_HOST_DEVICE Vec<T> count_spiking(LaneBytes bytes) {
+TANDEM_HOST Vec<T> count_spiking(LaneBytes bytes) {
   bytes -= (bytes >> 1) & 0x5555555555555555;
   bytes = (bytes & 0x3333333333333333) + ((bytes >> 2) & 0x3333333333333333);
   bytes = (bytes + (bytes >> 4)) & 0x0F0F0F0F0F0F0F0F;
@@ -103,8 +104,8 @@ struct DepthwiseLanes {
 // The bytes of lanes whose input channels are not one full vector of neighbours. from: the first lane's; end: of the
 // input, where reading has to stop.
 template <class T>
-TANDEM_HOST_DEVICE LaneBytes move_lane_bytes(const uint8_t* from, [[maybe_unused]] const uint8_t* end,
-                                             const DepthwiseLanes<T>& lanes) {
+TANDEM_HOST LaneBytes move_lane_bytes(const uint8_t* from, [[maybe_unused]] const uint8_t* end,
+                                      const DepthwiseLanes<T>& lanes) {
 #if defined(__AVX2__)
   __m128i in;
   if (end - from >= 16) {
@@ -132,8 +133,8 @@ struct TapList {
 
 // f(bytes, weight) for each tap in one plane, except where no lane spikes. kMoved: as move_lane_bytes says.
 template <class T, bool kMoved, class F>
-TANDEM_HOST_DEVICE void for_taps(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, TapList taps, int64_t plane,
-                                 const F& f) {
+TANDEM_HOST void for_taps(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, TapList taps, int64_t plane,
+                          const F& f) {
   const int64_t plane_size = a.geometry->pixels_in() * a.geometry->in_channels;
   const int64_t first = plane * plane_size + lanes.channel;
   const uint8_t* end = a.bits + a.planes * plane_size;
@@ -146,8 +147,8 @@ TANDEM_HOST_DEVICE void for_taps(const DepthwiseArgs<T>& a, const DepthwiseLanes
 }
 
 template <class T, bool kMoved, int kSteps>
-TANDEM_HOST_DEVICE void depthwise_sums(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, TapList taps,
-                                       int64_t plane, Vec<T>* out) {
+TANDEM_HOST void depthwise_sums(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, TapList taps, int64_t plane,
+                                Vec<T>* out) {
   Vec<T> sum[kSteps];
 #pragma GCC unroll 8
   for (int t = 0; t < kSteps; ++t) sum[t] = Vec<T>{};
@@ -158,20 +159,20 @@ TANDEM_HOST_DEVICE void depthwise_sums(const DepthwiseArgs<T>& a, const Depthwis
 }
 
 // Several pixels' neurons step together, since each of them waits for itself from step to step.
-template <class T, bool kMoved, int kPixels>
-void depthwise_neurons(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, const TapList* taps, int64_t pixel) {
+template <class T, bool kMoved, int kPixels, class Model>
+TANDEM_HOST void depthwise_neurons(const DepthwiseArgs<T>& a, const Model& model, const DepthwiseLanes<T>& lanes,
+                                   const TapList* taps, int64_t pixel) {
   const int64_t n = kMoved ? lanes.n : kLanes<T>;
   const int64_t channels = a.geometry->out_channels, plane_size = a.geometry->pixels_out() * channels;
   const int64_t at = pixel * channels + lanes.first;
-  const Vec<T> threshold = broadcast(a.neuron.threshold), leak = broadcast(a.neuron.leak);
   const Vec<T> scale = a.scale ? load(a.scale + lanes.first, n) : Vec<T>{};
   const Vec<T> bias = a.bias ? load(a.bias + lanes.first, n) : Vec<T>{};
-  Vec<T> u[kPixels], total[kPixels], sum[kPixels][kStepsPerPlane];
-#pragma GCC unroll 4
-  for (int i = 0; i < kPixels; ++i) {
-    u[i] = a.initial ? load(a.initial + at + i * channels, n) : Vec<T>{};
-    total[i] = Vec<T>{};
-  }
+  Vec<T> sum[kPixels][kStepsPerPlane];
+  Neurons<T, Model, kPixels> neurons;
+  unrolled<kPixels>([&](int i) TANDEM_INLINE {
+    first_state<T>(model, a.initial, at + i * channels, n, neurons.state[i]);
+    neurons.sum[i] = Vec<T>{};
+  });
   for (int64_t p = 0; p < a.planes; ++p) {
     const int64_t steps = steps_in_plane(p, a.time_steps);
     if (steps > 4) {  // half the work where not: trains of 4 steps are common
@@ -179,26 +180,17 @@ void depthwise_neurons(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes
     } else {
       for (int i = 0; i < kPixels; ++i) depthwise_sums<T, kMoved, 4>(a, lanes, taps[i], p, sum[i]);
     }
-    typename Simd<T>::Mask word[kPixels] = {};
-    for (int64_t t = 0; t < steps; ++t) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kPixels; ++i) {
-        Vec<T> x = sum[i][t];
-        if (a.scale) x *= scale;
-        if (a.bias) x += bias;
-        u[i] = membrane_update(u[i], x, threshold, leak);
-        total[i] += x;
-        word[i] |= (u[i] >= threshold) & (typename IntegerOf<T>::type{1} << t);
-      }
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < kPixels; ++i) store_bytes<T>(a.out_bits + p * plane_size + at + i * channels, word[i], n);
+    SpikeWord<T, 1> words[kPixels];
+    const auto current = [&](int s, int i) TANDEM_INLINE {
+      return current_of(sum[i][s], a.scale != nullptr, scale, a.bias != nullptr, bias);
+    };
+    run_plane<false, true>(model, steps, current, neurons, words);
+    unrolled<kPixels>([&](int i) TANDEM_INLINE { words[i].store(a.out_bits + p * plane_size + at + i * channels, n); });
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < kPixels; ++i) {
-    if (a.sum) store(a.sum + at + i * channels, total[i], n);
-    if (a.potential) store(a.potential + at + i * channels, u[i], n);
-  }
+  unrolled<kPixels>([&](int i) TANDEM_INLINE {
+    if (a.sum) store(a.sum + at + i * channels, neurons.sum[i], n);
+    if (a.state) store_state<T>(a.state, at + i * channels, neurons.state[i], n);
+  });
 }
 
 template <class T, bool kMoved>
@@ -234,11 +226,15 @@ void depthwise_pixels(const DepthwiseArgs<T>& a, const TapList* taps, int64_t pi
     }
     if (a.out_bits == nullptr) {
       for (int64_t i = 0; i < pixels; ++i) depthwise_count<T, kMoved>(a, lanes, taps[i], pixel + i);
-    } else if (pixels == kDepthwisePixels) {
-      depthwise_neurons<T, kMoved, kDepthwisePixels>(a, lanes, taps, pixel);
-    } else {
-      for (int64_t i = 0; i < pixels; ++i) depthwise_neurons<T, kMoved, 1>(a, lanes, taps + i, pixel + i);
+      continue;
     }
+    visit_model<Simd<T>>(a.neuron, [&](const auto& model) {
+      if (pixels == kDepthwisePixels) {
+        depthwise_neurons<T, kMoved, kDepthwisePixels>(a, model, lanes, taps, pixel);
+      } else {
+        for (int64_t i = 0; i < pixels; ++i) depthwise_neurons<T, kMoved, 1>(a, model, lanes, taps + i, pixel + i);
+      }
+    });
   }
 }
 

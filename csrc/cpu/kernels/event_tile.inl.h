@@ -12,14 +12,15 @@
 //
 // 8-bit weights are summed in 16 bits, twice the lanes of a float. A visit that could overflow the sums of its slot
 // first moves them to 32 bits, so that the sums are exact whatever the weights, the fan-in and the rate.
-#include "common/bit_planes.h"
+#include "core/bit_planes.h"
 #include "cpu/kernels/kernels.h"
+#include "neuron/epilogue.inl.h"
 
 namespace tandem::TANDEM_ISA {
 
 // Spikes of n channels -> a unit: 8 lengths, then the lists of all `steps` end to end. Returns its end and writes up to
 // kListSlack bytes more. Reads whole words of 64 channels; those past the n-th must be silent.
-TANDEM_HOST_DEVICE uint8_t* build_unit(const uint8_t* in, int64_t n, int64_t steps, uint8_t* unit) {
+TANDEM_HOST uint8_t* build_unit(const uint8_t* in, int64_t n, int64_t steps, uint8_t* unit) {
   uint8_t* out = unit + 8;
   std::memset(unit, 0, 8);
 #if defined(__AVX512VBMI2__)
@@ -98,7 +99,7 @@ inline void build_units(const UnitArgs& a, int64_t begin, int64_t end) {
 }
 
 // Copies n bytes, in steps of 16 where those that follow, up to `end`, can be read: writes up to 15 bytes more.
-TANDEM_HOST_DEVICE void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n, const uint8_t* end) {
+TANDEM_HOST void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n, const uint8_t* end) {
   typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
   if (end - from < n + 15) {
     std::memcpy(to, from, static_cast<size_t>(n));
@@ -110,7 +111,7 @@ TANDEM_HOST_DEVICE void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n, 
 }
 
 // A list, `offset` added to its entries: writes up to 16 bytes more, and reads as many.
-TANDEM_HOST_DEVICE void copy_list(uint8_t* to, const uint8_t* from, int64_t n, uint8_t offset) {
+TANDEM_HOST void copy_list(uint8_t* to, const uint8_t* from, int64_t n, uint8_t offset) {
   typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
   int64_t i = 0;
   do {  // most lists are done in one turn
@@ -298,7 +299,7 @@ inline void build_visits(const VisitArgs& a, int64_t plane, int64_t group, int64
 
 // Sums of 16 bits -> 32 bits, for all lanes of a slot: wide += narrow, narrow = 0.
 template <int kVectors>
-TANDEM_HOST_DEVICE void empty_slot(int16_t* narrow, int32_t* wide) {
+TANDEM_HOST void empty_slot(int16_t* narrow, int32_t* wide) {
   using Wide = Simd<float>::Int32;
   using Narrow = Simd<float>::Int16;
   for (int i = 0; i < 2 * kVectors; ++i) {
@@ -313,7 +314,7 @@ TANDEM_HOST_DEVICE void empty_slot(int16_t* narrow, int32_t* wide) {
 // One row after the other: GCC would rather add half of each of eight rows and then their other halves, so that each
 // sum waits for itself twice as often (3 to 6 % of the sweep's time).
 template <class V, int kVectors>
-TANDEM_HOST_DEVICE void finish([[maybe_unused]] V (&sum)[kVectors]) {
+TANDEM_HOST void finish([[maybe_unused]] V (&sum)[kVectors]) {
 #if defined(__AVX512BW__)
   if constexpr (kVectors == 4) asm("" : "+v"(sum[0]), "+v"(sum[1]), "+v"(sum[2]), "+v"(sum[3]));
 #elif defined(__AVX2__)
@@ -331,9 +332,7 @@ struct Ahead {
   const char* weights;
   int64_t lines, next;  // of 64 bytes: all, and the one to fetch next
 
-  TANDEM_HOST_DEVICE const char* line(int64_t i) const {
-    return weights + ((i & 1) * ((lines + 1) / 2) + (i >> 1)) * 64;
-  }
+  TANDEM_HOST const char* line(int64_t i) const { return weights + ((i & 1) * ((lines + 1) / 2) + (i >> 1)) * 64; }
 };
 
 // acc[slot, :] += sweep[row, :] for the rows of the lists of one group. kRest: their length modulo 8.
@@ -432,7 +431,7 @@ struct Sums {
 
   // One vector of the neurons' type, from element `at` on.
   template <class T>
-  TANDEM_HOST_DEVICE Vec<T> operator()(int64_t at) const {
+  TANDEM_HOST Vec<T> operator()(int64_t at) const {
     if constexpr (sizeof(E) == 2) {
       using Wide = typename Simd<T>::Int32;
       using Narrow = typename Simd<T>::Int16;
@@ -446,47 +445,36 @@ struct Sums {
   }
 };
 
-// The neuron loop over the steps of one plane; potential and sum are carried from plane to plane in [rows, block].
-// kVectors of a row step together, since each of them waits for itself from step to step.
-template <class E, class T, int kVectors, class Leak>
-void fire(const EventTileArgs<E, T>& args, int64_t plane, int64_t steps, const Sums<E>& sums, T* carried_u,
-          T* carried_sum, Leak leak) {
+// The neurons of one plane; states and sums are carried from plane to plane in [rows, block]. kVectors of a row step
+// together.
+template <class E, class T, int kVectors, class Model>
+TANDEM_HOST void fire(const EventTileArgs<E, T>& args, const Model& model, int64_t plane, int64_t steps,
+                      const Sums<E>& sums, State<T> carried, T* carried_sum) {
   const EventTileArgs<E, T> a = args;  // a copy, which the stores cannot change
   constexpr int64_t lanes = kLanes<T>;
-  const Vec<T> threshold = broadcast(a.neuron.threshold);
   for (int64_t row = 0; row < a.row_end - a.row_begin; ++row) {
     uint8_t* bits = a.bits + plane * a.bits_stride + (a.row_begin + row) * a.row_stride;
     for (int64_t c = 0; c < a.valid; c += kVectors * lanes) {
-      Vec<T>* const u_place = reinterpret_cast<Vec<T>*>(carried_u + row * a.block + c);
-      Vec<T>* const sum_place = reinterpret_cast<Vec<T>*>(carried_sum + row * a.block + c);
-      Vec<T> u[kVectors], sum[kVectors], scale[kVectors], bias[kVectors];
+      const int64_t place = row * a.block + c;
+      Neurons<T, Model, kVectors> neurons;
+      Vec<T> scale[kVectors], bias[kVectors];
       unrolled<kVectors>([&](int j) TANDEM_INLINE {
         const int64_t left = a.valid - c - j * lanes;
-        u[j] = u_place[j];
-        sum[j] = sum_place[j];
+        load_state<T>(read_only(carried), place + j * lanes, lanes, neurons.state[j]);
+        neurons.sum[j] = load(carried_sum + place + j * lanes, lanes);
         scale[j] = a.scale && left > 0 ? load(a.scale + c + j * lanes, left) : Vec<T>{};
         bias[j] = a.bias && left > 0 ? load(a.bias + c + j * lanes, left) : Vec<T>{};
       });
-      SpikeWord<T, kVectors> word;
-      const auto step = [&](int t) TANDEM_INLINE {
-        unrolled<kVectors>([&](int j) TANDEM_INLINE {
-          Vec<T> x = sums.template operator()<T>((row * steps + t) * a.block + c + j * lanes);
-          if (a.scale) x *= scale[j];
-          if (a.bias) x += bias[j];
-          u[j] = membrane_update(u[j], x, threshold, leak);
-          sum[j] += x;
-        });
-        word.add(u, threshold, t);
+      SpikeWord<T, kVectors> words[1];
+      const auto current = [&](int s, int j) TANDEM_INLINE {
+        const Vec<T> sum = sums.template operator()<T>((row * steps + s) * a.block + c + j * lanes);
+        return current_of(sum, a.scale != nullptr, scale[j], a.bias != nullptr, bias[j]);
       };
-      if (steps == kStepsPerPlane) {
-        unrolled<kStepsPerPlane>(step);
-      } else {
-        for (int t = 0; t < steps; ++t) step(t);
-      }
-      word.store(bits + c, a.valid - c);
+      run_plane<true, true>(model, steps, current, neurons, words);
+      words[0].store(bits + c, a.valid - c);
       unrolled<kVectors>([&](int j) TANDEM_INLINE {
-        u_place[j] = u[j];
-        sum_place[j] = sum[j];
+        store_state<T>(carried, place + j * lanes, neurons.state[j], lanes);
+        store(carried_sum + place + j * lanes, neurons.sum[j], lanes);
       });
     }
   }
@@ -511,24 +499,28 @@ void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, co
   }
 }
 
-template <class E, class T, int kVectors>
-void event_tile_of(const EventTileArgs<E, T>& a) {
+// Model: of the neurons that fire, or void for a count product.
+template <class E, class T, int kVectors, class Model>
+void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* model) {
   constexpr int64_t lanes = kLanes<T>, block = kVectors * kLanes<E>;
+  constexpr bool kFires = !std::is_void_v<Model>;
   const int64_t rows = a.row_end - a.row_begin;
-  const bool fires = a.bits != nullptr;
-  T* u = static_cast<T*>(a.scratch);
-  T* sum = u + rows * block;
-  E* acc = reinterpret_cast<E*>(sum + rows * block);
+  T* sum = static_cast<T*>(a.scratch);
+  [[maybe_unused]] State<T> carried = {sum + rows * block, rows * block};
+  E* acc = reinterpret_cast<E*>(carried.data);
+  if constexpr (kFires) acc = reinterpret_cast<E*>(carried.data + Model::kStates * carried.stride);
   int32_t* wide = reinterpret_cast<int32_t*>(acc + rows * kStepsPerPlane * block);  // of 16-bit sums alone
 
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = (a.row_begin + row) * a.row_stride;
     for (int64_t c = 0; c < block; c += lanes) {
       const bool real = c < a.valid;
-      *reinterpret_cast<Vec<T>*>(u + row * block + c) =
-          real && a.initial ? load(a.initial + at + c, a.valid - c) : Vec<T>{};
-      *reinterpret_cast<Vec<T>*>(sum + row * block + c) =
-          real && a.add_sum ? load(a.sum + at + c, a.valid - c) : Vec<T>{};
+      if constexpr (kFires) {
+        Vec<T> state[Model::kStates];
+        first_state<T>(*model, real ? a.initial : State<const T>{}, at + c, a.valid - c, state);
+        store_state<T>(carried, row * block + c, state, lanes);
+      }
+      store(sum + row * block + c, real && a.add_sum ? load(a.sum + at + c, a.valid - c) : Vec<T>{}, lanes);
     }
   }
   for (int64_t plane = 0; plane * kStepsPerPlane < a.steps; ++plane) {
@@ -538,14 +530,9 @@ void event_tile_of(const EventTileArgs<E, T>& a) {
     if (widened) std::memset(wide, 0, static_cast<size_t>(rows * steps * block) * sizeof(int32_t));
     accumulate<E, T, kVectors>(a, plane, acc, wide);
     const Sums<E> sums = {acc, widened ? wide : nullptr};
-    if (fires) {
-      constexpr int64_t kAll = block / lanes;
-      constexpr int kTogether = kAll < kSpikeVectors ? 1 : kSpikeVectors;
-      if (a.neuron.leak == 1) {
-        fire<E, T, kTogether>(a, plane, steps, sums, u, sum, NoLeak{});
-      } else {
-        fire<E, T, kTogether>(a, plane, steps, sums, u, sum, broadcast(a.neuron.leak));
-      }
+    if constexpr (kFires) {
+      constexpr int kTogether = block / lanes < kSpikeVectors ? 1 : kSpikeVectors;
+      fire<E, T, kTogether>(a, *model, plane, steps, sums, carried, sum);
     } else {
       weigh_digits<E, T>(a, plane, steps, sums, sum);
     }
@@ -554,14 +541,29 @@ void event_tile_of(const EventTileArgs<E, T>& a) {
     const int64_t at = (a.row_begin + row) * a.row_stride;
     for (int64_t c = 0; c < a.valid; c += lanes) {
       const int64_t left = a.valid - c;
-      Vec<T> total = *reinterpret_cast<Vec<T>*>(sum + row * block + c);
-      if (!fires && a.last) {
+      Vec<T> total = load(sum + row * block + c, lanes);
+      if (!kFires && a.last) {
         if (a.scale) total *= load(a.scale + c, left);
         if (a.bias) total += load(a.bias + c, left);
       }
       if (a.sum) store(a.sum + at + c, total, left);
-      if (a.potential) store(a.potential + at + c, *reinterpret_cast<Vec<T>*>(u + row * block + c), left);
+      if constexpr (kFires) {
+        if (!a.state) continue;
+        Vec<T> state[Model::kStates];
+        load_state<T>(read_only(carried), row * block + c, lanes, state);
+        store_state<T>(a.state, at + c, state, left);
+      }
     }
+  }
+}
+
+// kVectors: vectors in a row of weights.
+template <int kVectors, class E, class T>
+void event_tile_in(const EventTileArgs<E, T>& a) {
+  if (a.bits == nullptr) {
+    event_tile_of<E, T, kVectors, void>(a, nullptr);
+  } else {
+    visit_model<Simd<T>>(a.neuron, [&](const auto& model) { event_tile_of<E, T, kVectors>(a, &model); });
   }
 }
 
@@ -569,11 +571,11 @@ template <class E, class T>
 void event_tile(const EventTileArgs<E, T>& a) {
   const int64_t row_bytes = a.block * static_cast<int64_t>(sizeof(E));
   if (row_bytes == 256) {
-    event_tile_of<E, T, 256 / kVectorBytes>(a);
+    event_tile_in<256 / kVectorBytes>(a);
   } else if (row_bytes == 128) {
-    event_tile_of<E, T, 128 / kVectorBytes>(a);
+    event_tile_in<128 / kVectorBytes>(a);
   } else {
-    event_tile_of<E, T, 64 / kVectorBytes>(a);
+    event_tile_in<64 / kVectorBytes>(a);
   }
 }
 

@@ -8,8 +8,9 @@
 #include <cstdint>
 
 #include "common/conv_geometry.h"
-#include "common/neuron.h"
 #include "common/norm_gate.h"
+#include "neuron/models.h"
+#include "neuron/state.h"
 
 namespace tandem {
 
@@ -22,18 +23,18 @@ struct IntegrateAndFireArgs {
   const T* current;        // [neurons], series [time_steps, neurons]
   int64_t current_stride;  // elements between time steps of a series
   // [channels + kNeuronBlock], those of `channels` again and again; or null
-  const T* scale;       // of the current
-  const T* bias;        // per time step
-  const T* initial;     // potential before the first step [neurons], or null (zero)
-  uint8_t* bits;        // [planes, neurons]
-  int64_t bits_stride;  // bytes between planes
-  T* sum;               // [neurons] or null
-  bool add_sum;         // sum holds that of earlier time steps
-  T* potential;         // [neurons] or null
+  const T* scale;          // of the current
+  const T* bias;           // per time step
+  State<const T> initial;  // before the first step [kStates, neurons], or null: the model's start
+  uint8_t* bits;           // [planes, neurons]
+  int64_t bits_stride;     // bytes between planes
+  T* sum;                  // [neurons] or null
+  bool add_sum;            // sum holds that of earlier time steps
+  State<T> state;          // after the last step [kStates, neurons], or null
   int64_t channels;
   int64_t time_steps;
   CurrentMode mode;
-  NeuronParameters<T> neuron;
+  Neuron neuron;
 };
 
 // Channels in a unit; list entries are bytes.
@@ -144,16 +145,16 @@ struct EventTileArgs {
   int64_t row_begin, row_end;  // output pixels of the tile
   // All below point at the block's first channel; their rows are row_stride elements apart.
   int64_t row_stride;
-  const T* scale;    // [block] or null: of the weights
-  const T* bias;     // [block] or null
-  const T* initial;  // or null
-  uint8_t* bits;     // neuron loop: planes bits_stride apart; null for a count product
+  const T* scale;          // [block] or null: of the weights
+  const T* bias;           // [block] or null
+  State<const T> initial;  // or null: the model's start
+  uint8_t* bits;           // neuron loop: planes bits_stride apart; null for a count product
   int64_t bits_stride;
-  T* sum;        // sum of currents or the count product; or null
-  bool add_sum;  // sum holds that of earlier planes
-  bool last;     // no planes follow: a count product gets its scale and bias
-  T* potential;  // or null
-  NeuronParameters<T> neuron;
+  T* sum;          // sum of currents or the count product; or null
+  bool add_sum;    // sum holds that of earlier planes
+  bool last;       // no planes follow: a count product gets its scale and bias
+  State<T> state;  // or null
+  Neuron neuron;
   void* scratch;  // event_scratch_bytes(), 64-byte aligned
 };
 
@@ -171,16 +172,16 @@ struct DepthwiseArgs {
   const ConvGeometry* geometry;
   const uint8_t* bits;  // [planes, pixels_in, in_channels]
   int64_t planes;
-  const T* weight;        // [taps, weight_stride]
-  int64_t weight_stride;  // out_channels, but at least a vector of any instruction set
-  const T* scale;         // [out_channels] of the weights, or null
-  const T* bias;          // [out_channels] or null
-  const T* initial;       // [pixels_out, out_channels] or null
-  uint8_t* out_bits;      // neuron loop: [planes, pixels_out, out_channels]; null for a count product
-  T* sum;                 // sum of currents or the count product [pixels_out, out_channels]; or null
-  T* potential;           // [pixels_out, out_channels] or null
+  const T* weight;         // [taps, weight_stride]
+  int64_t weight_stride;   // out_channels, but at least a vector of any instruction set
+  const T* scale;          // [out_channels] of the weights, or null
+  const T* bias;           // [out_channels] or null
+  State<const T> initial;  // [kStates, pixels_out, out_channels] or null: the model's start
+  uint8_t* out_bits;       // neuron loop: [planes, pixels_out, out_channels]; null for a count product
+  T* sum;                  // sum of currents or the count product [pixels_out, out_channels]; or null
+  State<T> state;          // [kStates, pixels_out, out_channels] or null
   int64_t time_steps;
-  NeuronParameters<T> neuron;
+  Neuron neuron;
   DepthwiseTap* scratch;  // [kDepthwisePixels, taps]
 };
 
@@ -324,11 +325,11 @@ inline const DenseKernels<uint8_t>& Kernels::dense<uint8_t>() const {
 
 constexpr int64_t words_for(int64_t channels) { return (channels + 63) / 64; }
 
-// Scratch memory of one event tile: the sums of 8 steps (16-bit sums also wide), carried potentials and sums.
+// Scratch memory of one event tile: the sums of 8 steps (16-bit sums also wide), carried states and sums.
 template <class E, class T>
-constexpr int64_t event_scratch_bytes(int64_t rows, int64_t block) {
+constexpr int64_t event_scratch_bytes(int64_t rows, int64_t block, int64_t states) {
   const auto slot = static_cast<int64_t>(sizeof(E) == 2 ? sizeof(E) + sizeof(int32_t) : sizeof(E));
-  return rows * block * (8 * slot + 2 * static_cast<int64_t>(sizeof(T)));
+  return rows * block * (8 * slot + (states + 1) * static_cast<int64_t>(sizeof(T)));
 }
 
 namespace scalar {

@@ -1,6 +1,6 @@
 // Max pooling of spikes by count: the largest count of a window grows by at most one a step, and where it grows, the
 // pooled neuron spikes. A vector takes a channel a byte.
-#include "common/bit_planes.h"
+#include "core/bit_planes.h"
 #include "cpu/kernels/kernels.h"
 
 namespace tandem::TANDEM_ISA {
@@ -19,7 +19,7 @@ struct PoolWindow {
   int64_t taps() const { return rows * columns; }
   // f(number, element) of each neuron in turn
   template <class F>
-  TANDEM_HOST_DEVICE void each(const F& f) const {
+  TANDEM_HOST void each(const F& f) const {
     int64_t i = 0;
     for (int64_t y = 0; y < rows; ++y) {
       for (int64_t x = 0; x < columns; ++x, ++i) f(i, first + y * row_stride + x * column_stride);
@@ -57,18 +57,18 @@ struct PoolMemory {
   int64_t out_end;  // of what may be written in a plane
   int64_t n;        // channels
 
-  TANDEM_HOST_DEVICE PoolVec load(int64_t at) const {
+  TANDEM_HOST PoolVec load(int64_t at) const {
     PoolVec v = {};
     std::memcpy(&v, bits + at, at + kPoolVector <= bits_size ? sizeof(v) : static_cast<size_t>(n));
     return v;
   }
   // `at`: in a plane, which begins at `plane`
-  TANDEM_HOST_DEVICE void store(int64_t plane, int64_t at, PoolVec v) const {
+  TANDEM_HOST void store(int64_t plane, int64_t at, PoolVec v) const {
     std::memcpy(out + plane + at, &v, at + kPoolVector <= out_end ? sizeof(v) : static_cast<size_t>(n));
   }
 };
 
-TANDEM_HOST_DEVICE bool any_spike(PoolVec v) {
+TANDEM_HOST bool any_spike(PoolVec v) {
 #if defined(__AVX512BW__)
   const auto words = reinterpret_cast<__m512i>(v);
   return _mm512_test_epi32_mask(words, words) != 0;
@@ -84,7 +84,7 @@ TANDEM_HOST_DEVICE bool any_spike(PoolVec v) {
 // The spikes of the only plane, where all counts begin at zero: the pooled neuron's k-th spike is the first among the
 // k-th ones of its window, each of which is the lowest bit once k - 1 bits have been cleared.
 // words: [taps, kPoolVector]
-TANDEM_HOST_DEVICE PoolVec pool_plane(const PoolMemory& memory, const PoolWindow& window, uint8_t* scratch) {
+TANDEM_HOST PoolVec pool_plane(const PoolMemory& memory, const PoolWindow& window, uint8_t* scratch) {
   auto* const words = reinterpret_cast<PoolVec*>(scratch);
   PoolVec left = {}, spikes = {};
   window.each([&](int64_t i, int64_t at) TANDEM_INLINE {
@@ -105,7 +105,7 @@ TANDEM_HOST_DEVICE PoolVec pool_plane(const PoolMemory& memory, const PoolWindow
 
 // count += 1 where bit `s` is set.
 template <int s>
-TANDEM_HOST_DEVICE PoolVec with_spike(PoolVec count, PoolVec bits) {
+TANDEM_HOST PoolVec with_spike(PoolVec count, PoolVec bits) {
 #if defined(__AVX512BW__)
   const auto c = reinterpret_cast<__m512i>(count), b = reinterpret_cast<__m512i>(bits);
   const __mmask64 spikes = _mm512_test_epi8_mask(b, _mm512_set1_epi8(static_cast<char>(1 << s)));

@@ -1,5 +1,7 @@
 // Vectors of the instruction set being compiled, through the compiler's vector extensions: the same expressions become
 // AVX-512, AVX2, SSE2 or NEON code.
+#pragma once
+
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -10,7 +12,7 @@
 #include <immintrin.h>
 #endif
 
-#include "common/neuron.h"
+#include "core/host_device.h"
 
 namespace tandem::TANDEM_ISA {
 
@@ -44,6 +46,7 @@ template <class T>
 struct Simd {
   using Integer = typename IntegerOf<T>::type;
   typedef T Vector __attribute__((vector_size(kVectorBytes), may_alias));
+  TANDEM_HOST static Vector of(double x) { return Vector{} + static_cast<T>(x); }
   typedef T Unaligned __attribute__((vector_size(kVectorBytes), may_alias, aligned(alignof(T))));
   typedef Integer Mask __attribute__((vector_size(kVectorBytes), may_alias));
   // As many integers as there are lanes.
@@ -60,13 +63,13 @@ template <class T>
 using Vec = typename Simd<T>::Vector;
 
 template <class T>
-TANDEM_HOST_DEVICE Vec<T> broadcast(T x) {
+TANDEM_HOST Vec<T> broadcast(T x) {
   return Vec<T>{} + x;
 }
 
 // n of the vector's lanes, the rest zero; n may exceed the lanes.
 template <class T>
-TANDEM_HOST_DEVICE Vec<T> load(const T* p, int64_t n) {
+TANDEM_HOST Vec<T> load(const T* p, int64_t n) {
   if (n >= kLanes<T>) return *reinterpret_cast<const typename Simd<T>::Unaligned*>(p);
   Vec<T> v = {};
   for (int64_t i = 0; i < n; ++i) v[i] = p[i];
@@ -74,7 +77,7 @@ TANDEM_HOST_DEVICE Vec<T> load(const T* p, int64_t n) {
 }
 
 template <class T>
-TANDEM_HOST_DEVICE void store(T* p, Vec<T> v, int64_t n) {
+TANDEM_HOST void store(T* p, Vec<T> v, int64_t n) {
   if (n >= kLanes<T>) {
     *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
   } else {
@@ -84,7 +87,7 @@ TANDEM_HOST_DEVICE void store(T* p, Vec<T> v, int64_t n) {
 
 // The low byte of every lane.
 template <class T>
-TANDEM_HOST_DEVICE void store_bytes(uint8_t* p, typename Simd<T>::Mask word, int64_t n) {
+TANDEM_HOST void store_bytes(uint8_t* p, typename Simd<T>::Mask word, int64_t n) {
 #if defined(__AVX2__) && !defined(__AVX512BW__)
   // GCC would convert lane by lane.
   const __m128i low_bytes = sizeof(T) == 4 ? _mm_set1_epi32(0x0C080400) : _mm_set1_epi16(0x0800);
@@ -108,11 +111,11 @@ TANDEM_HOST_DEVICE void store_bytes(uint8_t* p, typename Simd<T>::Mask word, int
 
 // f(0) to f(n - 1).
 template <class F, int... i>
-TANDEM_HOST_DEVICE void unrolled(const F& f, std::integer_sequence<int, i...>) {
+TANDEM_HOST void unrolled(const F& f, std::integer_sequence<int, i...>) {
   (f(std::integral_constant<int, i>{}), ...);
 }
 template <int n, class F>
-TANDEM_HOST_DEVICE void unrolled(const F& f) {
+TANDEM_HOST void unrolled(const F& f) {
   unrolled(f, std::make_integer_sequence<int, n>{});
 }
 
@@ -128,16 +131,17 @@ class SpikeWord<T, 1> {
   typename Simd<T>::Mask word_ = {};
 
  public:
+  static constexpr int kVectors = 1;
   // The spikes of one step: bit `s` where u >= threshold.
-  TANDEM_HOST_DEVICE void add(const Vec<T> (&u)[1], Vec<T> threshold, int s) {
+  TANDEM_HOST void add(const Vec<T> (&u)[1], Vec<T> threshold, int s) {
     word_ |= (u[0] >= threshold) & (typename IntegerOf<T>::type{1} << s);
   }
-  TANDEM_HOST_DEVICE void store(uint8_t* p, int64_t n) const { store_bytes<T>(p, word_, n); }
+  TANDEM_HOST void store(uint8_t* p, int64_t n) const { store_bytes<T>(p, word_, n); }
 };
 
 // The sign bits of four vectors, in order but for unpermute: the sign of a lane of Word is that of a number.
 template <class T>
-TANDEM_HOST_DEVICE typename Simd<T>::Word narrow_signs(const Vec<T> (&v)[kSpikeVectors]) {
+TANDEM_HOST typename Simd<T>::Word narrow_signs(const Vec<T> (&v)[kSpikeVectors]) {
   // Saturation keeps the sign of a number's upper half.
 #if defined(__AVX512BW__)
   const auto bits = [&](int j) { return reinterpret_cast<__m512i>(v[j]); };
@@ -157,7 +161,7 @@ TANDEM_HOST_DEVICE typename Simd<T>::Word narrow_signs(const Vec<T> (&v)[kSpikeV
 
 // Wide vectors are packed 16 bytes at a time: puts these in order.
 template <class T>
-TANDEM_HOST_DEVICE typename Simd<T>::Word unpermute(typename Simd<T>::Word word) {
+TANDEM_HOST typename Simd<T>::Word unpermute(typename Simd<T>::Word word) {
 #if defined(__AVX512BW__)
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   return reinterpret_cast<decltype(word)>(_mm512_permutexvar_epi32(order, reinterpret_cast<__m512i>(word)));
@@ -171,7 +175,7 @@ TANDEM_HOST_DEVICE typename Simd<T>::Word unpermute(typename Simd<T>::Word word)
 
 // The low byte of every lane of a word.
 template <class T>
-TANDEM_HOST_DEVICE void store_word(uint8_t* p, typename Simd<T>::Word word, int64_t n) {
+TANDEM_HOST void store_word(uint8_t* p, typename Simd<T>::Word word, int64_t n) {
   constexpr int64_t kAll = kSpikeVectors * kLanes<T>;
   const auto bytes = __builtin_convertvector(word, typename Simd<T>::WordBytes);
   if (n >= kAll) {
@@ -194,8 +198,9 @@ class SpikeWord<T, kSpikeVectors> {
 #endif
 
  public:
+  static constexpr int kVectors = kSpikeVectors;
   // The spikes of one step: bit `s` where u >= threshold.
-  TANDEM_HOST_DEVICE void add(const Vec<T> (&u)[kSpikeVectors], Vec<T> threshold, int s) {
+  TANDEM_HOST void add(const Vec<T> (&u)[kSpikeVectors], Vec<T> threshold, int s) {
 #if defined(__AVX512BW__)
     const auto word = reinterpret_cast<__m512i>(word_);
     if constexpr (sizeof(T) == 4) {
@@ -222,7 +227,7 @@ class SpikeWord<T, kSpikeVectors> {
 #endif
   }
 
-  TANDEM_HOST_DEVICE void store(uint8_t* p, int64_t n) const {
+  TANDEM_HOST void store(uint8_t* p, int64_t n) const {
 #if defined(__SSE2__)
 #if defined(__AVX512BW__)
     store_word<T>(p, word_, n);
@@ -242,8 +247,9 @@ constexpr bool kInvalidIsNegative = true;
 constexpr bool kInvalidIsNegative = false;
 #endif
 
-// The spikes of four vectors of neurons without leak, from the signs of u - threshold: that difference is the potential
-// after a spike as well, so that a step needs neither comparisons nor masks. NaNs must be negative, to be silent.
+// The spikes of four vectors of neurons of a subtractive model, from the signs of u - threshold: that difference is the
+// potential after a spike as well, so that a step needs neither comparisons nor masks. NaNs must be negative, to be
+// silent.
 template <class T>
 class SpikeSigns {
   using Word = typename Simd<T>::Word;
@@ -251,8 +257,9 @@ class SpikeSigns {
   Word word_ = {};
 
  public:
+  static constexpr int kVectors = kSpikeVectors;
   // The spikes of one step: bit `s` where `reduced`, which is u - threshold, is not negative.
-  TANDEM_HOST_DEVICE void add(const Vec<T> (&reduced)[kSpikeVectors], int s) {
+  TANDEM_HOST void add(const Vec<T> (&reduced)[kSpikeVectors], int s) {
     typedef uint16_t Shifted __attribute__((vector_size(kVectorBytes), may_alias));
     constexpr int kSign = 8 * sizeof(Narrow) - 1;
     // Lanes of 16 bits are shifted even where they are two of a byte each: the foreign bits do not reach bit `s`.
@@ -267,12 +274,12 @@ class SpikeSigns {
     word_ |= ~reinterpret_cast<Word>(silent) & bit;
 #endif
   }
-  TANDEM_HOST_DEVICE void store(uint8_t* p, int64_t n) const { store_word<T>(p, unpermute<T>(word_), n); }
+  TANDEM_HOST void store(uint8_t* p, int64_t n) const { store_word<T>(p, unpermute<T>(word_), n); }
 };
 
 // The potential after a step's spikes: `reduced`, which is u - threshold, where that is not negative.
 template <class T>
-TANDEM_HOST_DEVICE Vec<T> reset(Vec<T> u, Vec<T> reduced) {
+TANDEM_HOST Vec<T> reset(Vec<T> u, Vec<T> reduced) {
 #if defined(__AVX512BW__)
   // The lesser pattern of bits is the positive number of two, or the one nearer to zero.
   const auto a = reinterpret_cast<__m512i>(u), b = reinterpret_cast<__m512i>(reduced);
@@ -284,7 +291,7 @@ TANDEM_HOST_DEVICE Vec<T> reset(Vec<T> u, Vec<T> reduced) {
 
 // A NaN that operations hand on as a negative one.
 template <class T>
-TANDEM_HOST_DEVICE Vec<T> negative_nan(Vec<T> v) {
+TANDEM_HOST Vec<T> negative_nan(Vec<T> v) {
 #if defined(__AVX512BW__)
   // The digits of the table say what becomes of a class of numbers: 3, of quiet and signalling NaNs, is the negative
   // NaN.

@@ -11,7 +11,7 @@ struct NormLanes {
 
 // f(lanes, first channel, channels) for every vector of channels.
 template <class T, class F>
-TANDEM_HOST_DEVICE void for_norm_channels(const NormGradientArgs<T>& a, const F& f) {
+TANDEM_HOST void for_norm_channels(const NormGradientArgs<T>& a, const F& f) {
   for (int64_t c = 0; c < a.channels; c += kLanes<T>) {
     const int64_t n = a.channels - c;
     f(NormLanes<T>{load(a.mean + c, n), load(a.gain + c, n), load(a.gamma + c, n), load(a.beta + c, n)}, c, n);
