@@ -37,25 +37,25 @@ std::string listed(const Facts& model) {
 }
 
 void check_parameter(const char* op, const Parameter& parameter, double value) {
-  check(parameter.holds(value), op, parameter.name, " must be ", parameter.rule, ", got ", value);
+  TANDEM_CHECK(parameter.holds(value), op, parameter.name, " must be ", parameter.rule, ", got ", value);
 }
 
 }  // namespace
 
 Neuron checked_neuron(const char* op, int64_t kind, const std::vector<double>& parameters, ScalarType type) {
   static const std::vector<Facts> models = facts_of(Models{});
-  check(kind >= 0 && kind < kModelCount, op, "neuron must be ", numbered(models), ", got ", kind);
+  TANDEM_CHECK(kind >= 0 && kind < kModelCount, op, "neuron must be ", numbered(models), ", got ", kind);
   const Facts& model = models[kind];
-  check(static_cast<int>(parameters.size()) == model.count, op, "parameters of ", model.name, " must be ",
-        listed(model), ", got ", parameters.size(), " numbers");
+  TANDEM_CHECK(static_cast<int>(parameters.size()) == model.count, op, "parameters of ", model.name, " must be ",
+               listed(model), ", got ", parameters.size(), " numbers");
   Neuron neuron = {};
   neuron.kind = static_cast<int>(kind);
   for (int i = 0; i < model.count; ++i) {
     const double value = parameters[i];
     check_parameter(op, model.parameters[i], value);
     const double rounded = type == ScalarType::Float ? static_cast<double>(static_cast<float>(value)) : value;
-    check(rounded > 0 || !(value > 0), op, model.parameters[i].name,
-          " must be positive in the dtype of the potential, got ", value);
+    TANDEM_CHECK(rounded > 0 || !(value > 0), op, model.parameters[i].name,
+                 " must be positive in the dtype of the potential, got ", value);
     neuron.parameters[i] = value;
   }
   return neuron;

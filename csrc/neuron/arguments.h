@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "common/tensors.h"
+#include "core/tensors.h"
 #include "neuron/models.h"
 #include "neuron/state.h"
 

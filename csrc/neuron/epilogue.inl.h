@@ -3,7 +3,7 @@
 #pragma once
 
 #include "core/bit_planes.h"
-#include "cpu/kernels/simd.inl.h"
+#include "cpu/simd.inl.h"
 #include "neuron/models.h"
 #include "neuron/state.h"
 

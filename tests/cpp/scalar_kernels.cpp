@@ -11,10 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "common/block_size.h"
 #include "core/bit_planes.h"
 #include "cpu/aligned_buffer.h"
-#include "cpu/kernels/kernels.h"
+#include "cpu/kernels.h"
+#include "ops/product/block_size.h"
 
 namespace tandem {
 

@@ -1,5 +1,5 @@
 // integrate_and_fire's kernel, run on the host, against a plain loop and the CPU's portable kernel: the same bits.
-#include "cuda/integrate_and_fire.cu"
+#include "ops/neuron_loop/integrate_and_fire.cu"
 
 #include <cstdio>
 #include <cstring>
@@ -9,9 +9,9 @@
 // Sanitizers judge the device's kernel; to build the other one for them takes a minute.
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define TANDEM_ISA scalar
-#include "cpu/kernels/simd.inl.h"
+#include "cpu/simd.inl.h"
 // after what it needs
-#include "cpu/kernels/integrate_and_fire.inl.h"
+#include "ops/neuron_loop/integrate_and_fire.inl.h"
 #endif
 
 namespace {

@@ -7,7 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "cuda/spiking_product.cu"
+#include "ops/product/spiking_product.cu"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // The device's spiking and count products, run on the host, against plain loops over pixels, channels and time steps.
 // Weights and biases are dyadic, so that every order of addition gives the same bits.
-#include "cuda/spiking_product.cu"
+#include "ops/product/spiking_product.cu"
 
 #include <algorithm>
 #include <cstdio>
