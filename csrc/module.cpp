@@ -17,9 +17,9 @@
 #include "cuda/launch_error.h"
 #endif
 
-#include "common/neuron.h"
 #include "cpu/fingerprint.h"
 #include "cpu/isa.h"
+#include "neuron/lif.h"
 
 namespace py = pybind11;
 
@@ -71,17 +71,17 @@ py::dict build_info() {
 // current: [T, n] -> spikes [T, n] of 0 and 1, neuron by neuron: nothing shared with the kernels but the step.
 template <class T>
 py::array_t<uint8_t> simulate(const py::array_t<T, py::array::c_style>& current, T threshold, T leak) {
+  using Model = tandem::Lif<tandem::Scalar<T>>;
   const py::ssize_t steps = current.shape(0);
   const py::ssize_t neurons = current.shape(1);
   py::array_t<uint8_t> spikes({steps, neurons});
   const auto x = current.template unchecked<2>();
   auto s = spikes.template mutable_unchecked<2>();
+  const Model model = {threshold, leak};
   for (py::ssize_t i = 0; i < neurons; ++i) {
-    T u = 0;
-    for (py::ssize_t t = 0; t < steps; ++t) {
-      u = tandem::membrane_update(u, x(t, i), threshold, leak);
-      s(t, i) = u >= threshold;
-    }
+    T state[Model::kStates];
+    for (int v = 0; v < Model::kStates; ++v) state[v] = model.start(v);
+    for (py::ssize_t t = 0; t < steps; ++t) s(t, i) = model.step(state, x(t, i)) >= threshold;
   }
   return spikes;
 }

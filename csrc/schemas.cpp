@@ -2,8 +2,12 @@
 // fake kernels and autograd formulas live beside the Python wrapper of the same name in tandem_cuda/ops.
 //
 // T: time steps. P = ceil(T / 8): bit planes. N: batch. `bits` is uint8 [P, N, C, *spatial], features last in memory;
-// bit i of plane p is the spike at step 8p + i, unused high bits are zero. `potential` is the membrane potential u
-// before its reset; passing the one that a call returned continues the simulation where that call stopped.
+// bit i of plane p is the spike at step 8p + i, unused high bits are zero.
+//
+// neuron: the number of a neuron model, and `parameters` its parameters: 0, IF, [threshold]; 1, LIF, [threshold, leak].
+// `state` holds its S variables, [S, N, C, *spatial]: of both models one, the membrane potential u before its reset.
+// Passing the state that a call returned continues the simulation where that call stopped.
+//
 // Outputs that a `want_*` flag turned off are empty tensors of shape [0]. engine: 0 auto, 1 event, 2 dense. mode: 0
 // constant, 1 impulse, 2 series. They are no strings because torch's stable ABI (2.13) leaks every string argument.
 #include <torch/csrc/stable/library.h>
@@ -26,10 +30,10 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "bool ceil_mode, int time_steps, bool want_count) -> (Tensor, Tensor)");
 
   // The tandem coupling. Forward: spike_count(bits) in the dtype of pre_activation. Backward: the gradient of the ANN
-  // activation relu(pre_activation) / threshold (leak = 1), zero above `upper`, or of the soft LIF rate (leak < 1).
+  // activation relu(pre_activation) / threshold (IF), zero above `upper`, or of the soft LIF rate (LIF).
   // pre_activation: [N, C, *spatial], the current summed over all time steps
   m.def(
-      "tandem_count(Tensor bits, Tensor pre_activation, int time_steps, float threshold, float leak, float upper) "
+      "tandem_count(Tensor bits, Tensor pre_activation, int time_steps, int neuron, float[] parameters, float upper) "
       "-> Tensor");
 
   // The gradient of relu(pre_activation) / threshold: grad / threshold where 0 < pre_activation <= upper, elsewhere 0,
@@ -51,44 +55,33 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
 
   // x[t] = scale * current + bias (constant), the same at t = 1 and bias after it (impulse), or
   // scale * current[t] + bias (series). scale: [C]
-  // current: [N, C, *spatial], series [T, N, C, *spatial]; bias: [C], per time step; potential: [N, C, *spatial]
-  // -> bits [P, N, C, *spatial], sum over t of x[t] [N, C, *spatial], final potential [N, C, *spatial]
+  // current: [N, C, *spatial], series [T, N, C, *spatial]; bias: [C], per time step; state: [S, N, C, *spatial]
+  // -> bits [P, N, C, *spatial], sum over t of x[t] [N, C, *spatial], final state [S, N, C, *spatial]
   m.def(
-      "integrate_and_fire(Tensor current, Tensor? scale, Tensor? bias, Tensor? potential, int time_steps, int mode, "
-      "float threshold, float leak, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
+      "integrate_and_fire(Tensor current, Tensor? scale, Tensor? bias, Tensor? state, int time_steps, int mode, "
+      "int neuron, float[] parameters, bool want_sum, bool want_state) -> (Tensor, Tensor, Tensor)");
 
   // The weights of a product in the order of the event-driven kernels, to be passed as `packed` as long as they stay as
   // they are. weight: [O, F] or [O, C/groups, kH, kW] -> [n]; int16 for int8 weights
   m.def("pack_weight(Tensor weight, int groups) -> Tensor");
   m.def("pack_weight_out(Tensor weight, int groups, Tensor(a!) out) -> ()");
 
-  // x[t] = scale * (weight * s[t]) + bias, then the neuron loop. bits: [P, N, *, F]; weight: [O, F]; packed:
-  // pack_weight(weight); scale: [O], must be given with int8 weights; bias: [O], per time step; potential: [N, *, O];
-  // count: [N, *, F] carries the gradient to the layer below and is not read in the forward pass; engine: auto, event
-  // or dense; terms: 1, 2 or 3, bf16 terms of a float32 weight on tensor cores, of no account anywhere else
-  // -> bits [P, N, *, O], sum over t of x[t] [N, *, O], final potential [N, *, O]
+  // x[t] = scale * (weight * s[t]) + bias, then the neuron loop. A weight [O, C/groups, kH, kW] makes a 2-D convolution
+  // of bits [P, N, C, H, W]. A weight [O, F] makes a linear product: bits [P, N, *, F], outputs [N, *, O] in place of
+  // [N, O, Ho, Wo]; stride and dilation must be (1, 1), padding (0, 0) and groups 1. packed: pack_weight(weight);
+  // scale: [O], must be given with int8 weights; bias: [O], per time step; state: [S, N, O, Ho, Wo]; count: [N, C, H,
+  // W] carries the gradient to the layer below and is not read in the forward pass; terms: 1, 2 or 3, bf16 terms of a
+  // float32 weight on tensor cores, of no account anywhere else
+  // -> bits [P, N, O, Ho, Wo], sum over t of x[t] [N, O, Ho, Wo], final state [S, N, O, Ho, Wo]
   m.def(
-      "spiking_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
-      "Tensor? potential, int time_steps, float threshold, float leak, int engine, int terms, bool want_sum, bool "
-      "want_potential) -> (Tensor, Tensor, Tensor)");
+      "spiking_product(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
+      "Tensor? state, int[2] stride, int[2] padding, int[2] dilation, int groups, int time_steps, int neuron, "
+      "float[] parameters, int engine, int terms, bool want_sum, bool want_state) -> (Tensor, Tensor, Tensor)");
 
-  // The same with a 2-D convolution. bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step;
-  // potential: [N, O, Ho, Wo]; count: [N, C, H, W]
-  // -> bits [P, N, O, Ho, Wo], sum over t of x[t] [N, O, Ho, Wo], final potential [N, O, Ho, Wo]
+  // scale * (weight * (spike count of bits)) + bias; what batch norm needs before the neurons can fire. Arguments as
+  // above -> [N, O, Ho, Wo] or [N, *, O]
   m.def(
-      "spiking_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
-      "Tensor? potential, int[2] stride, int[2] padding, int[2] dilation, int groups, int time_steps, float threshold, "
-      "float leak, int engine, int terms, bool want_sum, bool want_potential) -> (Tensor, Tensor, Tensor)");
-
-  // scale * (weight * (spike count of bits)) + bias; what batch norm needs before the neurons can fire.
-  // bits: [P, N, *, F]; count: [N, *, F] as above; weight: [O, F]; bias: [O] -> [N, *, O]
-  m.def(
-      "count_linear(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, int "
-      "engine, int terms) -> Tensor");
-
-  // The same with a 2-D convolution. bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O] -> [N, O, Ho, Wo]
-  m.def(
-      "count_conv2d(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
+      "count_product(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
       "int[2] stride, int[2] padding, int[2] dilation, int groups, int engine, int terms) -> Tensor");
 
   // The gradient of such a convolution with respect to its weights; sparse where the counts are.

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "cpu/kernels/kernels.h"
+#include "cpu/kernels.h"
 
 namespace tandem {
 

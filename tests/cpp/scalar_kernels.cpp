@@ -11,10 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "common/bit_planes.h"
-#include "common/block_size.h"
+#include "core/bit_planes.h"
 #include "cpu/aligned_buffer.h"
-#include "cpu/kernels/kernels.h"
+#include "cpu/kernels.h"
+#include "ops/product/block_size.h"
 
 namespace tandem {
 
@@ -100,6 +100,10 @@ T* data_if(bool wanted, std::vector<T>& values) {
 
 // ---- The neuron loop
 
+// IF where the leak is 1, else LIF: models of one state variable, so that a state has no stride. Of a count product,
+// with leak 0, nobody looks.
+Neuron neuron(double leak) { return {leak == 1 ? 0 : 1, {0.75, leak}}; }
+
 enum : unsigned { kScale = 1, kBias = 2, kInitial = 4, kSum = 8, kAddSum = 16, kPotential = 32, kAll = 63 };
 
 std::string options_name(unsigned options) {
@@ -132,16 +136,16 @@ void integrate_and_fire(CurrentMode mode, int64_t time_steps, T leak, unsigned o
   args.current_stride = neurons;
   args.scale = data_if(options & kScale, scale);
   args.bias = data_if(options & kBias, bias);
-  args.initial = data_if(options & kInitial, initial);
+  args.initial = {data_if(options & kInitial, initial), 0};
   args.bits = bits.data();
   args.bits_stride = neurons;
   args.sum = data_if(options & kSum, sum);
   args.add_sum = options & kAddSum;
-  args.potential = data_if(options & kPotential, potential);
+  args.state = {data_if(options & kPotential, potential), 0};
   args.channels = channels;
   args.time_steps = time_steps;
   args.mode = mode;
-  args.neuron = {T(0.75), leak};
+  args.neuron = neuron(leak);
   scalar::kernels.typed<T>().integrate_and_fire(args, 0, split);
   scalar::kernels.typed<T>().integrate_and_fire(args, split, neurons);
 
@@ -230,7 +234,7 @@ void max_pool(int64_t channels, int64_t time_steps, bool given) {
   args.count = given ? count.data() : nullptr;
   std::vector<uint8_t> out(static_cast<size_t>(args.planes * g.pixels_out() * channels));
   args.out = out.data();
-  const AlignedBuffer<uint8_t> scratch(pool_pixels(g) * pool_scratch_bytes(pool_taps(g)));
+  const AlignedBuffer<uint8_t> scratch("max_pool", pool_pixels(g) * pool_scratch_bytes(pool_taps(g)));
   scalar::kernels.max_pool(args, 0, g.pixels_out(), scratch.data);
   const auto neurons = static_cast<int64_t>(count.size());
   scalar::kernels.add_counts(bits.data(), args.planes, neurons, 0, neurons, args.count, count.data());
@@ -325,12 +329,12 @@ void depthwise(int64_t channels, int64_t multiplier, int64_t time_steps, T leak,
   args.weight_stride = weight_stride;
   args.scale = data_if(options & kScale, scale);
   args.bias = data_if(options & kBias, bias);
-  args.initial = data_if(options & kInitial, initial);
+  args.initial = {data_if(options & kInitial, initial), 0};
   args.out_bits = data_if(leak != 0, out_bits);
   args.sum = data_if((options & kSum) || leak == 0, sum);
-  args.potential = data_if(options & kPotential, potential);
+  args.state = {data_if(options & kPotential, potential), 0};
   args.time_steps = time_steps;
-  args.neuron = {T(0.75), leak};
+  args.neuron = neuron(leak);
   args.scratch = scratch.data();
   scalar::kernels.typed<T>().depthwise(args, 0, 13);
   scalar::kernels.typed<T>().depthwise(args, 13, g.pixels_out());
@@ -422,7 +426,7 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
   const int64_t block_elements = g.features() * block;
   const AlignedBuffer<E> weight("event tile", g.groups * blocks * block_elements);
   for (int64_t i = 0; i < g.groups * blocks * block_elements; ++i) weight.data[i] = random.value<E>();
-  const AlignedBuffer<uint8_t> scratch("event tile", event_scratch_bytes<E, T>(tile_rows, block));
+  const AlignedBuffer<uint8_t> scratch("event tile", event_scratch_bytes<E, T>(tile_rows, block, 1));
   std::memset(scratch.data, 0xA5, scratch.bytes);
   std::vector<T> scale = random.values<T>(g.out_channels), bias = random.values<T>(g.out_channels);
   std::vector<T> initial = random.values<T>(outputs), sum = random.values<T>(outputs), potential(outputs);
@@ -442,7 +446,7 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
   args.bits_stride = outputs;
   args.add_sum = options & kAddSum;
   args.last = true;
-  args.neuron = {T(0.75), leak};
+  args.neuron = neuron(leak);
   args.scratch = scratch.data;
   for (int64_t task = 0; task < g.groups * blocks * tiles; ++task) {
     const int64_t b = task / tiles % blocks, group = task / tiles / blocks;
@@ -455,10 +459,10 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
     args.row_end = std::min(g.pixels_out(), args.row_begin + tile_rows);
     args.scale = options & kScale ? scale.data() + channel : nullptr;
     args.bias = options & kBias ? bias.data() + channel : nullptr;
-    args.initial = options & kInitial ? initial.data() + channel : nullptr;
+    args.initial = {options & kInitial ? initial.data() + channel : nullptr, 0};
     args.bits = leak == 0 ? nullptr : out_bits.data() + channel;
     args.sum = (options & kSum) || leak == 0 ? sum.data() + channel : nullptr;
-    args.potential = options & kPotential ? potential.data() + channel : nullptr;
+    args.state = {options & kPotential ? potential.data() + channel : nullptr, 0};
     scalar::kernels.event_tile<E>()(args);
   }
 

@@ -1,5 +1,5 @@
 // integrate_and_fire's kernel, run on the host, against a plain loop and the CPU's portable kernel: the same bits.
-#include "cuda/integrate_and_fire.cu"
+#include "ops/neuron_loop/integrate_and_fire.cu"
 
 #include <cstdio>
 #include <cstring>
@@ -9,9 +9,9 @@
 // Sanitizers judge the device's kernel; to build the other one for them takes a minute.
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define TANDEM_ISA scalar
-#include "cpu/kernels/simd.inl.h"
+#include "cpu/simd.inl.h"
 // after what it needs
-#include "cpu/kernels/integrate_and_fire.inl.h"
+#include "ops/neuron_loop/integrate_and_fire.inl.h"
 #endif
 
 namespace {
@@ -126,14 +126,14 @@ Result<T> cpu_kernel(const Case& c, const Inputs<T>& in) {
   args.current_stride = args.bits_stride = c.neurons;
   args.scale = c.options & 1 ? scale.data() : nullptr;
   args.bias = c.options & 2 ? bias.data() : nullptr;
-  args.initial = c.options & 4 ? in.initial.data() : nullptr;
+  args.initial = {c.options & 4 ? in.initial.data() : nullptr, c.neurons};
   args.bits = out.bits.data();
   args.sum = out.sum.data();
-  args.potential = out.potential.data();
+  args.state = {out.potential.data(), c.neurons};
   args.channels = c.channels;
   args.time_steps = c.time_steps;
   args.mode = c.mode;
-  args.neuron = {in.threshold, in.leak};
+  args.neuron = {c.leaks ? 1 : 0, {in.threshold, in.leak}};  // LIF or IF
   tandem::scalar::integrate_and_fire(args, 0, c.neurons);
   return out;
 }
@@ -161,15 +161,15 @@ bool check(const Case& c, Result<T>& total) {
   args.current = in.current.data();
   args.scale = c.options & 1 ? in.scale.data() : nullptr;
   args.bias = c.options & 2 ? in.bias.data() : nullptr;
-  args.initial = c.options & 4 ? in.initial.data() : nullptr;
+  args.initial = {c.options & 4 ? in.initial.data() : nullptr, c.neurons};
   args.bits = bits.data();
   args.sum = c.options & 8 ? sum.data() : nullptr;
-  args.potential = c.options & 16 ? potential.data() : nullptr;
+  args.state = {c.options & 16 ? potential.data() : nullptr, c.neurons};
   args.neurons = c.neurons;
   args.channels = c.channels;
   args.time_steps = c.time_steps;
   args.mode = c.mode;
-  args.neuron = {in.threshold, in.leak};
+  args.neuron = {c.leaks ? 1 : 0, {in.threshold, in.leak}};  // LIF or IF
   // Blocks of which each walks on, too.
   tandem::host::most_blocks = c.time_steps % 2 == 0 ? 2 : 0;
   const cudaError_t error = tandem::launch_integrate_and_fire(args, nullptr);

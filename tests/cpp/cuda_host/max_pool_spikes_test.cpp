@@ -1,5 +1,5 @@
 // max_pool_spikes' kernels, run on the host, against a plain loop over time steps and the CPU's portable kernel.
-#include "cuda/max_pool_spikes.cu"
+#include "ops/max_pool/max_pool_spikes.cu"
 
 #include <cstdio>
 #include <vector>
@@ -7,10 +7,10 @@
 // Sanitizers judge the device's kernel.
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define TANDEM_ISA scalar
-#include "cpu/kernels/simd.inl.h"
+#include "cpu/simd.inl.h"
 // after what it needs
-#include "cpu/kernels/bit_planes.inl.h"
-#include "cpu/kernels/max_pool_spikes.inl.h"
+#include "ops/max_pool/max_pool_spikes.inl.h"
+#include "ops/spike_train/bit_planes.inl.h"
 #endif
 
 namespace {

@@ -7,7 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "cuda/spiking_product.cu"
+#include "ops/product/spiking_product.cu"
 
 namespace {
 
@@ -83,7 +83,8 @@ void product() {
   }
   const auto time_steps = read<int64_t>();
   const How how = {static_cast<int>(read<int64_t>()), read<int64_t>() != 0, static_cast<unsigned>(read<int64_t>())};
-  const NeuronParameters<T> neuron = {static_cast<T>(read<double>()), static_cast<T>(read<double>())};
+  const auto threshold = read<double>(), leak = read<double>();
+  const Neuron neuron = {leak == 1 ? 0 : 1, {threshold, leak}};  // IF or LIF
   const int64_t planes = planes_for(time_steps), neurons = g.pixels_out() * g.out_channels;
   const Given<uint8_t> bits(planes * g.pixels_in() * g.in_channels);
   const Given<W> weight(g.out_channels * g.features());
@@ -107,7 +108,10 @@ void product() {
   args.weight = packed.data, args.block = pack.block, args.blocks = pack.blocks;
   args.scale = scale.or_null(), args.bias = bias.or_null();
   args.sum = sum.data, args.time_steps = time_steps, args.neuron = neuron;
-  if (!how.counts) args.initial = initial.or_null(), args.out_bits = out_bits.data, args.potential = potential.data;
+  if (!how.counts) {
+    args.initial = {initial.or_null(), neurons}, args.state = {potential.data, neurons};
+    args.out_bits = out_bits.data;
+  }
   if constexpr (std::is_same<E, float>::value) {
     if (how.terms != 0) {
       if (how.blocks != 0) stop("the tensor-core engine has a block for each tile");

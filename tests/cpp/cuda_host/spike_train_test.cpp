@@ -1,5 +1,5 @@
 // The device's element-wise operators, run on the host, against plain loops over time steps and neurons.
-#include "cuda/spike_train.cu"
+#include "ops/spike_train/spike_train.cu"
 
 #include <sys/wait.h>
 #include <unistd.h>

@@ -1,6 +1,6 @@
 // The device's spiking and count products, run on the host, against plain loops over pixels, channels and time steps.
 // Weights and biases are dyadic, so that every order of addition gives the same bits.
-#include "cuda/spiking_product.cu"
+#include "ops/product/spiking_product.cu"
 
 #include <algorithm>
 #include <cstdio>
@@ -172,9 +172,9 @@ void run(const Case& c) {
       args.sum = out_sum.data;
       args.time_steps = c.steps;
       if (!counts) {
-        args.initial = c.initial ? initial.data : nullptr;
-        args.out_bits = out_bits.data, args.potential = out_potential.data;
-        args.neuron = {threshold, leak};
+        args.initial = {c.initial ? initial.data : nullptr, out};
+        args.out_bits = out_bits.data, args.state = {out_potential.data, out};
+        args.neuron = {c.leak == 1 ? 0 : 1, {threshold, leak}};  // IF or LIF
       }
       if constexpr (std::is_same<E, float>::value) {
         tensor_cores ? launch_tensor_core_product(args, 3, nullptr) : launch_gather_product(args, nullptr);

@@ -1,5 +1,5 @@
 // The device's gradient of neurons behind batch norm, run on the host, against its formula in float64.
-#include "cuda/tandem_norm_count.cu"
+#include "ops/tandem_count/tandem_norm_count.cu"
 
 #include <cmath>
 #include <cstdio>

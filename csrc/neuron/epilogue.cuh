@@ -1,0 +1,55 @@
+// The neuron loop on the device: the steps of one plane, for a thread's neuron, which stays in registers. Every kernel
+// whose neurons fire ends in it.
+#pragma once
+
+#include "core/bit_planes.h"
+#include "cuda/device.cuh"
+#include "neuron/models.h"
+#include "neuron/state.h"
+
+namespace tandem {
+
+// Model: of Scalar<T>.
+template <class T, class Model>
+struct DeviceNeuron {
+  T state[Model::kStates];
+  T sum;  // of currents
+
+  // The state before the first step: the one given, or where there is none the model's.
+  __device__ __forceinline__ void start(const Model& model, const State<const T>& given, int64_t neuron) {
+#pragma unroll
+    for (int v = 0; v < Model::kStates; ++v) state[v] = given ? given(v, neuron) : model.start(v);
+  }
+
+  __device__ __forceinline__ void store(const State<T>& to, T* sums, int64_t neuron) const {
+    if (sums) sums[neuron] = sum;
+    if (!to) return;
+#pragma unroll
+    for (int v = 0; v < Model::kStates; ++v) to(v, neuron) = state[v];
+  }
+};
+
+// The steps of one plane: returns their spikes. current(s): what step s brings, scale and bias included (current_of).
+// kUnroll: where the currents of all steps are in registers.
+template <bool kUnroll, class T, class Model, class Current>
+__device__ __forceinline__ uint8_t run_plane(const Model& model, int steps, const Current& current,
+                                             DeviceNeuron<T, Model>& neuron) {
+  unsigned word = 0;
+  const auto step = [&](int s) {
+    const T x = current(s);
+    neuron.sum += x;
+    word |= static_cast<unsigned>(model.step(neuron.state, x) >= model.threshold) << s;
+  };
+  if constexpr (kUnroll) {
+#pragma unroll
+    for (int s = 0; s < static_cast<int>(kStepsPerPlane); ++s) {
+      if (s >= steps) break;
+      step(s);
+    }
+  } else {
+    for (int s = 0; s < steps; ++s) step(s);
+  }
+  return static_cast<uint8_t>(word);
+}
+
+}  // namespace tandem

@@ -1,0 +1,116 @@
+// The neuron loop on given currents. Each step of a neuron waits for the one before it: several vectors at once hide
+// that, and their states stay in registers for all time steps.
+#pragma once
+
+#include "core/bit_planes.h"
+#include "cpu/kernels.h"
+#include "cpu/simd.inl.h"
+#include "neuron/epilogue.inl.h"
+
+namespace tandem::TANDEM_ISA {
+
+constexpr int kGroups = 2;  // of kSpikeVectors vectors
+template <class T>
+constexpr int64_t kFireBlock = kGroups * kSpikeVectors * kLanes<T>;
+
+// Neurons at..at+n-1, a whole block or fewer; the first one's channel is `channel`.
+template <bool kSeries, bool kSum, bool kPlain, bool kWhole, class T, class Model>
+TANDEM_HOST void fire_block(const IntegrateAndFireArgs<T>& a, const Model& model, int64_t at, int64_t channel,
+                            int64_t n) {
+  static_assert(kFireBlock<T> <= kNeuronBlock);
+  constexpr bool kSigns = kInvalidIsNegative && Model::kSubtractive;
+  constexpr int kVectors = kGroups * kSpikeVectors;
+  Neurons<T, Model, kVectors> neurons;
+  Vec<T> next[kVectors], bias[kVectors] = {};
+  const auto canonical = [](Vec<T> x) TANDEM_INLINE {
+    if constexpr (kSigns) x = negative_nan<T>(x);
+    return x;
+  };
+  const auto each = [](const auto& f)
+                        TANDEM_INLINE { unrolled<kVectors>([&](int j) TANDEM_INLINE { f(j, j * kLanes<T>); }); };
+  // The current that is given for a time step.
+  const auto given = [&](int64_t t, int j) TANDEM_INLINE {
+    const int64_t i = j * kLanes<T>;
+    const Vec<T> scale = a.scale ? load(a.scale + channel + i, n - i) : Vec<T>{};
+    const Vec<T> sum = load(a.current + t * a.current_stride + at + i, n - i);
+    return canonical(current_of(sum, a.scale != nullptr, scale, a.bias != nullptr, bias[j]));
+  };
+  each([&](int j, int64_t i) TANDEM_INLINE {
+    if (a.bias) bias[j] = load(a.bias + channel + i, n - i);
+    if (!kSeries) next[j] = given(0, j);
+    first_state<T>(model, a.initial, at + i, n - i, neurons.state[j]);
+    if (kSigns && a.initial) neurons.state[j][0] = canonical(neurons.state[j][0]);
+    // -0 + x is x, whatever x is.
+    if (kSum) neurons.sum[j] = a.add_sum ? load(a.sum + at + i, n - i) : -Vec<T>{};
+  });
+  for (int64_t first = 0; first < a.time_steps; first += kStepsPerPlane) {
+    const int64_t plane = first / kStepsPerPlane, steps = steps_in_plane(plane, a.time_steps);
+    std::conditional_t<kSigns, SpikeSigns<T>, SpikeWord<T>> words[kGroups];
+    const auto current = [&](int s, int j) TANDEM_INLINE {
+      if (kSeries) return given(first + s, j);
+      const Vec<T> x = next[j];
+      if (!kPlain && s == 0 && a.mode == CurrentMode::kImpulse) next[j] = canonical(bias[j]);
+      return x;
+    };
+    // Not for the few neurons of a last block, whose loads of single elements would make it long.
+    run_plane<kWhole, kSum>(model, steps, current, neurons, words);
+    unrolled<kGroups>([&](int g) TANDEM_INLINE {
+      const int64_t i = g * kSpikeVectors * kLanes<T>;
+      words[g].store(a.bits + plane * a.bits_stride + at + i, n - i);
+    });
+  }
+  each([&](int j, int64_t i) TANDEM_INLINE {
+    if (kSum) store(a.sum + at + i, neurons.sum[j], n - i);
+    if (a.state) store_state<T>(a.state, at + i, neurons.state[j], n - i);
+  });
+}
+
+constexpr int64_t kFetchAhead = 8192;  // bytes
+
+// Whole blocks. kPlain: bits alone of a constant current from the model's start, without all that the compiler need not
+// plan for then.
+template <bool kSeries, bool kSum, bool kPlain, class T, class Model>
+void fire_blocks(const IntegrateAndFireArgs<T>& args, const Model& model, int64_t begin, int64_t end) {
+  IntegrateAndFireArgs<T> a = args;  // a copy, which the stores cannot change
+  if (kPlain) {
+    a.mode = CurrentMode::kConstant;
+    a.initial = {};
+    a.state = {};
+  }
+  const int64_t stride = kFireBlock<T> % a.channels;
+  int64_t channel = begin % a.channels;
+  for (int64_t at = begin; at < end; at += kFireBlock<T>) {
+    if (kPlain) {  // takes little longer than reading, and the processor itself fetches ahead within a page alone
+      const char* ahead = reinterpret_cast<const char*>(a.current + at) + kFetchAhead;
+      unrolled<kGroups * kSpikeVectors>([&](int i)
+                                            TANDEM_INLINE { __builtin_prefetch(ahead + int64_t{i} * kVectorBytes); });
+    }
+    fire_block<kSeries, kSum, kPlain, true>(a, model, at, channel, kFireBlock<T>);
+    channel += stride;
+    if (channel >= a.channels) channel -= a.channels;
+  }
+}
+
+template <bool kSeries, bool kSum, class T, class Model>
+void fire_range(const IntegrateAndFireArgs<T>& a, const Model& model, int64_t begin, int64_t end) {
+  const int64_t rest = (end - begin) % kFireBlock<T>, whole = end - rest;
+  if (!kSeries && !kSum && a.mode == CurrentMode::kConstant && !a.initial && !a.state) {
+    fire_blocks<false, false, true>(a, model, begin, whole);
+  } else {
+    fire_blocks<kSeries, kSum, false>(a, model, begin, whole);
+  }
+  if (rest > 0) fire_block<kSeries, kSum, false, false>(a, model, whole, whole % a.channels, rest);
+}
+
+template <class T>
+void integrate_and_fire(const IntegrateAndFireArgs<T>& a, int64_t begin, int64_t end) {
+  visit_model<Simd<T>>(a.neuron, [&](const auto& model) {
+    if (a.mode == CurrentMode::kSeries) {
+      a.sum ? fire_range<true, true>(a, model, begin, end) : fire_range<true, false>(a, model, begin, end);
+    } else {
+      a.sum ? fire_range<false, true>(a, model, begin, end) : fire_range<false, false>(a, model, begin, end);
+    }
+  });
+}
+
+}  // namespace tandem::TANDEM_ISA

@@ -1,0 +1,200 @@
+// spiking_product and count_product on the CPU: the choice of the engine.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "ops/product/cpu_dense.h"
+#include "ops/product/cpu_depthwise.h"
+#include "ops/product/cpu_event.h"
+#include "ops/product/cpu_pack_weight.h"
+#include "ops/product/operators.h"
+
+namespace tandem {
+
+namespace {
+
+// Planes of bits [planes, N, inputs of a sample], `digits` of them at every place.
+struct Planes {
+  const uint8_t* bits;
+  int64_t planes, digits, inputs, batch;
+};
+
+// Ones in some bytes; of many, an estimate from every seventh cache line, so that counting costs little even where
+// there is nothing to add. Seven, for no number of channels that is a power of two comes round to the same channels.
+double count_ones(const uint8_t* bits, int64_t bytes) {
+  constexpr int64_t kLine = 64, kEvery = 7, kLarge = int64_t{1} << 16;
+  if (bytes < kLarge) return static_cast<double>(kernels().count_spikes(bits, 0, bytes));
+  std::atomic<int64_t> ones{0};
+  const int64_t lines = bytes / kLine / kEvery;
+  parallel_ranges(lines, int64_t{1} << 13, [&](int64_t begin, int64_t end) {
+    int64_t here = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      here += kernels().count_spikes(bits, i * kEvery * kLine, i * kEvery * kLine + kLine);
+    }
+    ones.fetch_add(here, std::memory_order_relaxed);
+  });
+  return static_cast<double>(ones.load()) * static_cast<double>(bytes) / static_cast<double>(lines * kLine);
+}
+
+// Ones per bit of some samples.
+double density(const Planes& in, Samples samples) {
+  const int64_t bytes = samples.count() * in.inputs;
+  if (bytes == 0) return 0;
+  double ones = 0;
+  for (int64_t p = 0; p < in.planes; ++p) {
+    ones += count_ones(in.bits + (p * in.batch + samples.first) * in.inputs, bytes);
+  }
+  return ones / (static_cast<double>(bytes) * static_cast<double>(in.digits));
+}
+
+// The time of the event-driven engine over that of the dense one is close to overhead + slope * density. Making lists
+// is the overhead; it weighs less the more output channels use them. Measured: docs/performance.md.
+double crossover(const ConvGeometry& g, double list_cost, double slope) {
+  const double rows = static_cast<double>(std::min<int64_t>(g.features(), kUnitRows));
+  const double per_output = list_cost * std::min(3.0, static_cast<double>(kUnitRows) / rows);
+  return std::max(0.0, 1 - per_output / static_cast<double>(g.group_out())) / slope;
+}
+
+bool is_linear(const ConvGeometry& g) { return g.taps() * g.height * g.width == 1; }
+
+// The dense engine convolves a sample at a time, and rearranges the weights for each: its time, over that of a large
+// batch, for so many images of a sample.
+double alone(const ConvGeometry& g, int64_t images) {
+  return 1 + 60 / static_cast<double>(images * g.out_height * g.out_width);
+}
+
+// Spikes per neuron and step of a sample above which the dense engine is the faster one.
+double spike_crossover(const ConvGeometry& g, int64_t time_steps) {
+  // A matrix product of few rows waits for its weights, of which the event-driven engine reads no more.
+  if (is_linear(g)) return 1;
+  // Threads share a small dense product badly, unless there are so few features that lists cost more than it.
+  constexpr int64_t kSmall = int64_t{1} << 25;  // multiply-adds a time step
+  const int64_t multiply_adds = g.out_height * g.out_width * g.features() * g.out_channels;
+  if (multiply_adds < kSmall && g.features() >= kUnitRows && g.group_out() >= 32) return 1;
+  // Narrow blocks of output channels spend more of their time on lists' entries. Wide ones win at any density.
+  const double slope = g.group_out() < 32 ? 1.7 : g.group_out() < 64 ? 1.4 : g.group_out() < 256 ? 1.2 : 0.95;
+  const int64_t images = time_steps <= kDenseSteps ? time_steps : kStepsPerPlane;
+  return crossover(g, g.group_in() < kUnitRows ? 6 : 1, slope) * alone(g, images);
+}
+
+// Binary ones per spike count of a sample above which the dense engine is the faster one.
+double count_crossover(const ConvGeometry& g) {
+  if (is_linear(g)) return std::numeric_limits<double>::infinity();  // as above
+  return crossover(g, 40, 1.1) * alone(g, 1);
+}
+
+// The engine that was asked for, as far as there is a choice: an image without pixels leaves nothing to multiply, and
+// torch's convolution would refuse it.
+Engine asked(const char* op, const ProductPlan& plan, bool depthwise) {
+  const bool integers = plan.weight.scalar_type() == ScalarType::Char;
+  TANDEM_CHECK(
+      !(integers && plan.engine == Engine::kDense), op,
+      "engine dense cannot serve int8 weights; engine event (or auto) does, or float weights of the same values");
+  const bool no_choice = integers || (depthwise && plan.engine == Engine::kAuto) || plan.geometry.pixels_in() == 0;
+  return no_choice ? Engine::kEvent : plan.engine;
+}
+
+// Samples that take the same engine.
+struct Run {
+  Samples samples;
+  bool dense;
+  double density;  // of the event-driven engine's input
+};
+
+// Every sample chooses for itself, by its own density, so that its sums do not depend on its batch mates.
+std::vector<Run> choose(const Planes& in, Engine engine, double crossover) {
+  const Samples all = {0, in.batch};
+  if (engine == Engine::kDense) return {{all, true, 0}};
+  if (engine == Engine::kEvent || crossover >= 1) return {{all, false, density(in, all)}};
+  std::vector<double> densities(in.batch);
+  parallel_ranges(in.batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) densities[n] = density(in, {n, n + 1});
+  });
+  std::vector<Run> runs;
+  for (int64_t n = 0; n < in.batch; ++n) {
+    const bool dense = densities[n] > crossover;
+    if (runs.empty() || runs.back().dense != dense) runs.push_back({{n, n}, dense, 0});
+    Run& run = runs.back();
+    run.samples.last = n + 1;
+    run.density += (densities[n] - run.density) / static_cast<double>(run.samples.count());
+  }
+  return runs;
+}
+
+// event(plan, samples, density) and dense(plan, samples) for all runs; what they need of the weights is made once.
+template <class Event, class Dense>
+void run_engines(const char* op, const ProductPlan& plan, const std::vector<Run>& runs, const Event& event,
+                 const Dense& dense) {
+  const auto is_dense = [](const Run& run) { return run.dense; };
+  const int64_t dense_runs = std::count_if(runs.begin(), runs.end(), is_dense);
+  const ProductPlan dense_plan = dense_runs > 0 ? plan_dense(op, plan) : plan;
+  ProductPlan event_plan = plan;
+  if (!plan.packed && static_cast<int64_t>(runs.size()) - dense_runs > 1) {
+    event_plan.packed = packed_weight(op, plan.weight, plan.geometry);
+  }
+  for (const Run& run : runs) {
+    run.dense ? dense(dense_plan, run.samples) : event(event_plan, run.samples, run.density);
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArguments& arguments,
+                                           const SpikingArguments& neurons, const ConvGeometry& geometry, bool linear) {
+  const ProductPlan plan = plan_spiking(op, arguments, neurons, geometry, linear);
+  if (geometry.pixels_out() == 0) return {plan.out_bits, plan.out_sum, plan.out_state};
+  const bool depthwise = is_depthwise(plan, 1);
+  const Engine engine = asked(op, plan, depthwise);
+  const int64_t time_steps = neurons.time_steps;
+  if (depthwise && engine != Engine::kDense) {
+    run_spiking_depthwise(op, plan, time_steps);
+  } else {
+    const Planes in = {static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), time_steps,
+                       geometry.height * geometry.width * geometry.in_channels, geometry.batch};
+    run_engines(
+        op, plan, choose(in, engine, spike_crossover(geometry, time_steps)),
+        [&](const ProductPlan& p, Samples samples, double density) {
+          run_spiking_events(op, p, samples, time_steps, density);
+        },
+        [&](const ProductPlan& p, Samples samples) { run_spiking_dense(op, p, samples, time_steps); });
+  }
+  return {plan.out_bits, plan.out_sum, plan.out_state};
+}
+
+Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear) {
+  const ProductPlan plan = plan_product(op, arguments, geometry, linear);
+  if (geometry.pixels_out() == 0) return plan.out_sum;
+  const bool depthwise = is_depthwise(plan, plan.bits.size(0) * kStepsPerPlane);
+  const Engine engine = asked(op, plan, depthwise);
+  if (engine == Engine::kDense) {
+    run_count_dense(op, plan_dense(op, plan), {0, geometry.batch});
+  } else if (depthwise) {
+    run_count_depthwise(op, plan);
+  } else {
+    const BinaryCounts counts(op, plan);
+    const Planes in = {counts.bytes.data, counts.planes, counts.digits,
+                       geometry.height * geometry.width * geometry.in_channels, geometry.batch};
+    const double crossover = count_crossover(geometry) / static_cast<double>(counts.digits);
+    run_engines(
+        op, plan, choose(in, engine, crossover),
+        [&](const ProductPlan& p, Samples samples, double density) {
+          run_count_events(op, p, samples, counts, density);
+        },
+        [&](const ProductPlan& p, Samples samples) { run_count_dense(op, p, samples); });
+  }
+  return plan.out_sum;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CPU, m) {
+  m.impl("spiking_product", TORCH_BOX(&spiking_product<spiking>));
+  m.impl("count_product", TORCH_BOX(&count_product<counted>));
+}
+
+}  // namespace tandem

@@ -1,0 +1,87 @@
+#include "ops/product/cpu_depthwise.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/finite.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "ops/product/cpu_pack_weight.h"
+
+namespace tandem {
+
+namespace {
+
+// weight [O, 1, kH, kW], any strides -> [kH, kW, stride]; W: what the weight consists of.
+template <class W, class T>
+std::vector<T> taps_first(const Tensor& weight, const ConvGeometry& g, int64_t stride) {
+  const W* w = static_cast<const W*>(weight.const_data_ptr());
+  const int64_t stride_o = weight.stride(0), stride_h = weight.stride(2), stride_w = weight.stride(3);
+  std::vector<T> out(static_cast<size_t>(g.taps() * stride));
+  parallel_ranges(g.taps(), std::max<int64_t>(1, 16384 / g.out_channels), [&](int64_t begin, int64_t end) {
+    for (int64_t tap = begin; tap < end; ++tap) {
+      const W* from = w + tap / g.kernel_w * stride_h + tap % g.kernel_w * stride_w;
+      T* to = out.data() + tap * stride;
+      for (int64_t o = 0; o < g.out_channels; ++o) to[o] = static_cast<T>(from[o * stride_o]);
+    }
+  });
+  return out;
+}
+
+// args carries time steps and neuron; a count product has out_bits null.
+template <class E, class T>
+void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
+  const ConvGeometry& g = plan.geometry;
+  // Not used: so few weights are arranged faster than they are looked after.
+  if (plan.packed) check_packed<E>(op, "packed", *plan.packed, g);
+  args.weight_stride = std::max<int64_t>(g.out_channels, 64 / sizeof(T));
+  std::vector<T> weight;
+  dispatch_unpacked<E>(plan.weight.scalar_type(), [&](auto unpacked) {
+    weight = taps_first<decltype(unpacked), T>(plan.weight, g, args.weight_stride);
+  });
+  if (!all_finite(weight.data(), static_cast<int64_t>(weight.size()))) report_odd_weight(op, plan.weight);
+  args.geometry = &g;
+  args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
+  args.planes = plan.bits.size(0);
+  args.weight = weight.data();
+  args.scale = data_or_null<T>(plan.scale);
+  args.bias = data_or_null<T>(plan.bias);
+  args.sum = plan.out_sum.numel() ? static_cast<T*>(plan.out_sum.mutable_data_ptr()) : nullptr;
+  parallel_ranges(g.pixels_out(), std::max<int64_t>(1, 4096 / g.out_channels), [&](int64_t begin, int64_t end) {
+    std::vector<DepthwiseTap> scratch(static_cast<size_t>(kDepthwisePixels * g.taps()));
+    DepthwiseArgs<T> range = args;
+    range.scratch = scratch.data();
+    kernels().typed<T>().depthwise(range, begin, end);
+  });
+}
+
+}  // namespace
+
+bool is_depthwise(const ProductPlan& plan, int64_t largest_input) {
+  // Sums of 8-bit weights are exact in float32 as long as none can exceed 2^24.
+  constexpr int64_t kExact = (int64_t{1} << 24) / 128;
+  const ConvGeometry& g = plan.geometry;
+  return g.groups > 1 && g.group_in() == 1 &&
+         (plan.weight.scalar_type() != ScalarType::Char || g.taps() <= kExact / largest_input);
+}
+
+void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time_steps) {
+  dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
+    using T = decltype(type);
+    DepthwiseArgs<T> args = {};
+    args.initial = given_state<T>(plan.initial);
+    args.out_bits = static_cast<uint8_t*>(plan.out_bits.mutable_data_ptr());
+    args.state = wanted_state<T>(plan.out_state);
+    args.time_steps = time_steps;
+    args.neuron = plan.neuron;
+    run<decltype(element)>(op, plan, args);
+  });
+}
+
+void run_count_depthwise(const char* op, const ProductPlan& plan) {
+  dispatch_packed(plan.weight.scalar_type(),
+                  [&](auto element, auto type) { run<decltype(element)>(op, plan, DepthwiseArgs<decltype(type)>{}); });
+}
+
+}  // namespace tandem

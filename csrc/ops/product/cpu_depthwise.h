@@ -1,0 +1,17 @@
+// Products of one input channel a group: threads and packing around the depthwise kernel.
+#pragma once
+
+#include "ops/product/plan.h"
+
+namespace tandem {
+
+// Whether run_spiking_depthwise (largest_input: 1) or run_count_depthwise (largest_input: the largest possible count)
+// serves the product.
+bool is_depthwise(const ProductPlan& plan, int64_t largest_input);
+
+// Fills plan.out_bits, out_sum and out_state.
+void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time_steps);
+// Fills plan.out_sum.
+void run_count_depthwise(const char* op, const ProductPlan& plan);
+
+}  // namespace tandem

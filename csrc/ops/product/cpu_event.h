@@ -1,0 +1,29 @@
+// The event-driven engine: threads, tiles and scratch memory around the event_tile kernel.
+#pragma once
+
+#include "cpu/aligned_buffer.h"
+#include "ops/product/plan.h"
+
+namespace tandem {
+
+// The spike counts of an input: their binary digits take the place of time steps in an event-driven product.
+struct BinaryCounts {
+  int64_t digits, planes;
+  AlignedBuffer<uint8_t> bytes;  // [planes, pixels_in, C]
+
+  BinaryCounts(const char* op, const ProductPlan& plan);
+};
+
+// Both fill the outputs of some samples. density: ones per bit of these samples' input, about; the order of additions
+// does not depend on it, nor on how many samples there are.
+void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double density);
+void run_count_events(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts,
+                      double density);
+
+// out [pixels_out, O] = weight * bytes, or += where `add`; bytes: unsigned integers [pixels_in, C], of whose binary
+// digits about a share of `density` are ones; packed: the weights.
+template <class T>
+void add_byte_product(const char* op, const ConvGeometry& geometry, const T* packed, const uint8_t* bytes,
+                      double density, bool add, T* out);
+
+}  // namespace tandem

@@ -1,0 +1,233 @@
+#include "ops/product/cpu_pack_weight.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/finite.h"
+#include "cpu/huge_pages.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+namespace tandem {
+
+namespace {
+
+typedef float Four __attribute__((vector_size(16)));
+
+// Elements of the eight that a and b have between them.
+template <int i, int j, int k, int l>
+Four picked(Four a, Four b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, i, j, k, l);
+#else
+  typedef int32_t Order __attribute__((vector_size(16)));
+  return __builtin_shuffle(a, b, Order{i, j, k, l});
+#endif
+}
+
+}  // namespace
+
+template <class W, class E>
+bool turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64_t n, E* to, int64_t columns) {
+  int64_t row = 0;
+  decltype(odd_bits(E{})) odd = 0;
+  if constexpr (std::is_same_v<W, float>) {
+    Four seen[4] = {};  // sums, which cost less than a look at exponents
+    for (; stride == 1 && row + 4 <= rows; row += 4) {
+      int64_t i = 0;
+      for (; i + 4 <= n; i += 4) {
+        Four line[4];
+        for (int64_t r = 0; r < 4; ++r) std::memcpy(&line[r], from + (row + r) * row_stride + i, sizeof(Four));
+        for (int64_t r = 0; r < 4; ++r) seen[r] += line[r];
+        const Four a = picked<0, 4, 1, 5>(line[0], line[1]), b = picked<2, 6, 3, 7>(line[0], line[1]);
+        const Four c = picked<0, 4, 1, 5>(line[2], line[3]), d = picked<2, 6, 3, 7>(line[2], line[3]);
+        const Four turned[4] = {picked<0, 1, 4, 5>(a, c), picked<2, 3, 6, 7>(a, c), picked<0, 1, 4, 5>(b, d),
+                                picked<2, 3, 6, 7>(b, d)};
+        for (int64_t r = 0; r < 4; ++r) std::memcpy(to + (i + r) * columns + row, &turned[r], sizeof(Four));
+      }
+      for (; i < n; ++i) {
+        const float* const at = from + row * row_stride + i;
+        const Four column = {at[0], at[row_stride], at[2 * row_stride], at[3 * row_stride]};
+        std::memcpy(to + i * columns + row, &column, sizeof(Four));
+        seen[0] += column;
+      }
+    }
+    const Four all = seen[0] + seen[1] + seen[2] + seen[3];
+    for (int lane = 0; lane < 4; ++lane) odd |= odd_bits(all[lane]);
+  }
+  for (; row < rows; ++row) {
+    for (int64_t i = 0; i < n; ++i) {
+      // NOLINTNEXTLINE(bugprone-signed-char-misuse): 8-bit integers, no characters
+      const E value = static_cast<E>(from[row * row_stride + i * stride]);
+      to[i * columns + row] = value;
+      odd |= odd_bits(value);
+    }
+  }
+  return odd == 0;
+}
+
+WeightView weight_view(const Tensor& weight) {
+  const bool linear = weight.dim() == 2;
+  return {weight.const_data_ptr(), weight.scalar_type(),          weight.stride(0),
+          weight.stride(1),        linear ? 1 : weight.stride(2), linear ? 1 : weight.stride(3)};
+}
+
+namespace {
+
+template <class W, class E>
+bool pack(const WeightView& weight, const ConvGeometry& g, E* packed) {
+  constexpr int64_t kBufferBytes = 16384;
+  const W* w = static_cast<const W*>(weight.data);
+  const int64_t stride_o = weight.stride_o, stride_c = weight.stride_c;
+  const int64_t stride_h = weight.stride_h, stride_w = weight.stride_w;
+  const bool contiguous =
+      g.taps() == 1 ? stride_c == 1 : stride_w == 1 && stride_h == g.kernel_w && stride_c == g.taps();
+  const PackedLayout layout = packed_layout<E>(g);
+  const int64_t outputs = g.group_out(), channels = g.group_in(), block = layout.block;
+  // One task: some channels of one block, all taps. They are turned round in a buffer that fits the L1 cache: the rows
+  // of the result lie at distances that would evict each other from it.
+  const int64_t slice_channels = std::clamp<int64_t>(kBufferBytes / (g.taps() * block * sizeof(E)), 1, channels);
+  const int64_t slices = (channels + slice_channels - 1) / slice_channels;
+  std::atomic<bool> finite{true};
+  parallel_ranges(g.groups * layout.blocks * slices, 4, [&](int64_t begin, int64_t end) {
+    bool finite_here = true;
+    std::vector<E> turned(slice_channels * g.taps() * block);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t slice = task % slices, b = task / slices % layout.blocks, group = task / slices / layout.blocks;
+      const int64_t first = group * outputs + b * block, valid = std::min(block, outputs - b * block);
+      const int64_t c_begin = slice * slice_channels, c_end = std::min(channels, c_begin + slice_channels);
+      E* to = turned.data();  // [channel, tap, block]
+      const W* from = w + first * stride_o + c_begin * stride_c;
+      if (stride_o == 1 && g.taps() == 1) {
+        for (int64_t c = 0; c < c_end - c_begin; ++c) {
+          std::copy_n(from + c * stride_c, valid, to + c * block);
+          finite_here &= all_finite(to + c * block, valid);
+        }
+      } else if (contiguous) {
+        finite_here &= turn(from, stride_o, 1, valid, (c_end - c_begin) * g.taps(), to, block);
+      } else {
+        for (int64_t c = 0; c < c_end - c_begin; ++c) {
+          for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+            finite_here &= turn(from + c * stride_c + kh * stride_h, stride_o, stride_w, valid, g.kernel_w,
+                                to + (c * g.taps() + kh * g.kernel_w) * block, block);
+          }
+        }
+      }
+      E* out = packed + (group * layout.blocks + b) * layout.block_elements();
+      for (int64_t c = c_begin; c < c_end; ++c) {
+        for (int64_t tap = 0; tap < g.taps(); ++tap, to += block) {
+          E* row = out + (tap * channels + c) * block;
+          std::copy_n(to, valid, row);
+          std::fill_n(row + valid, block - valid, E(0));
+        }
+      }
+    }
+    if (!finite_here) finite = false;
+  });
+  return finite;
+}
+
+}  // namespace
+
+void report_odd_weight(const char* op, const Tensor& weight) {
+  const WeightView view = weight_view(weight);
+  const Sizes sizes = sizes_of(weight);
+  const int64_t height = sizes.size() == 4 ? sizes[2] : 1, width = sizes.size() == 4 ? sizes[3] : 1;
+  dispatch_packed(weight.scalar_type(), [&](auto packed, auto) {
+    dispatch_unpacked<decltype(packed)>(weight.scalar_type(), [&](auto element) {
+      using W = decltype(element);
+      for (int64_t i = 0; i < weight.numel(); ++i) {
+        Sizes at = {i / (sizes[1] * height * width), i / (height * width) % sizes[1], i / width % height, i % width};
+        const W* place = static_cast<const W*>(view.data) + at[0] * view.stride_o + at[1] * view.stride_c +
+                         at[2] * view.stride_h + at[3] * view.stride_w;
+        // NOLINTNEXTLINE(bugprone-signed-char-misuse): 8-bit integers, no characters
+        const auto value = static_cast<double>(*place);
+        at.resize(sizes.size());
+        TANDEM_CHECK(std::isfinite(value), op, "weight must be finite, got ",
+                     std::isnan(value) ? std::fabs(value) : value, " at ", to_string(at));
+      }
+    });
+  });
+}
+
+template <class E>
+bool pack_if_finite(const WeightView& weight, const ConvGeometry& geometry, E* packed) {
+  bool finite = true;
+  dispatch_unpacked<E>(weight.type, [&](auto element) { finite = pack<decltype(element)>(weight, geometry, packed); });
+  return finite;
+}
+
+template <class E>
+void pack_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry, E* packed) {
+  if (!pack_if_finite(weight_view(weight), geometry, packed)) report_odd_weight(op, weight);
+}
+
+Tensor packed_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry) {
+  const Tensor packed = empty_packed(op, weight, geometry);
+  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
+    using E = decltype(element);
+    prefer_huge_pages(packed.mutable_data_ptr(), static_cast<size_t>(packed.numel()) * sizeof(E));
+    pack_weight(op, weight, geometry, static_cast<E*>(packed.mutable_data_ptr()));
+  });
+  return packed;
+}
+
+void check_finite_weight(const char* op, const Tensor& weight) {
+  dispatch_floating(op, weight.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const WeightView view = weight_view(weight);
+    const int64_t channels = weight.size(1), taps = weight.numel() / weight.size(0) / channels;
+    const int64_t width = weight.dim() == 4 ? weight.size(3) : 1;
+    std::atomic<bool> finite{true};
+    parallel_ranges(weight.size(0) * taps, std::max<int64_t>(1, 16384 / channels), [&](int64_t begin, int64_t end) {
+      bool finite_here = true;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t tap = i % taps;
+        const T* row = static_cast<const T*>(view.data) + i / taps * view.stride_o + tap / width * view.stride_h +
+                       tap % width * view.stride_w;
+        finite_here &= all_finite(row, channels, view.stride_c);
+      }
+      if (!finite_here) finite = false;
+    });
+    if (!finite) report_odd_weight(op, weight);
+  });
+}
+
+template bool turn<float, float>(const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
+template bool turn<double, double>(const double*, int64_t, int64_t, int64_t, int64_t, double*, int64_t);
+template bool pack_if_finite<float>(const WeightView&, const ConvGeometry&, float*);
+template bool pack_if_finite<double>(const WeightView&, const ConvGeometry&, double*);
+template void pack_weight<float>(const char*, const Tensor&, const ConvGeometry&, float*);
+template void pack_weight<double>(const char*, const Tensor&, const ConvGeometry&, double*);
+template void pack_weight<int16_t>(const char*, const Tensor&, const ConvGeometry&, int16_t*);
+
+namespace {
+
+Tensor pack_weight_op(const Tensor& weight, int64_t groups) {
+  return packed_weight("pack_weight", weight, weight_geometry("pack_weight", weight, groups));
+}
+
+void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
+  const ConvGeometry g = weight_geometry("pack_weight", weight, groups);
+  check_same_device("pack_weight", "out", out, weight, "weight");
+  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
+    using E = decltype(element);
+    check_packed<E>("pack_weight", "out", out, g);
+    pack_weight("pack_weight", weight, g, static_cast<E*>(out.mutable_data_ptr()));
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CPU, m) {
+  m.impl("pack_weight", TORCH_BOX(&pack_weight_op));
+  m.impl("pack_weight_out", TORCH_BOX(&pack_weight_out));
+}
+
+}  // namespace tandem

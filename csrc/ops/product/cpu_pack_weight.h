@@ -1,0 +1,35 @@
+// Weights in the order in which the event-driven kernels add them, made on the CPU.
+#pragma once
+
+#include "ops/product/packed_layout.h"
+
+namespace tandem {
+
+// Weights [O, C/groups, kH, kW] in any order of memory.
+struct WeightView {
+  const void* data;
+  ScalarType type;
+  int64_t stride_o, stride_c, stride_h, stride_w;
+};
+
+WeightView weight_view(const Tensor& weight);
+
+// Returns false where a weight is not finite; or where only sums of them are not.
+template <class E>
+bool pack_if_finite(const WeightView& weight, const ConvGeometry& geometry, E* packed);
+// Throws where they are not: neurons would not fire for a current of NaN, and nobody would notice.
+template <class E>
+void pack_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry, E* packed);
+Tensor packed_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry);
+
+// Throws, naming the first weight that is not finite, if there is one. One by one.
+void report_odd_weight(const char* op, const Tensor& weight);
+// Throws where a weight of this dtype, float32 or float64, is not finite.
+void check_finite_weight(const char* op, const Tensor& weight);
+
+// A matrix [rows, n], rows row_stride and elements `stride` apart -> its transpose [n, columns], columns >= rows.
+// Returns false where one is not finite; or where only their sums are not, of float32.
+template <class W, class E>
+bool turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64_t n, E* to, int64_t columns);
+
+}  // namespace tandem

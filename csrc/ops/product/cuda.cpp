@@ -1,0 +1,160 @@
+// pack_weight, spiking_product and count_product on a CUDA device: the choice of the
+// engine. Allocates through torch alone and never synchronises, so that it can be captured in a CUDA graph.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+#include <type_traits>
+
+#include "cuda/stream.h"
+#include "ops/product/operators.h"
+#include "ops/product/packed_layout.h"
+#include "ops/product/spiking_product.cuh"
+
+namespace tandem {
+
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+// Where the tensor-core engine is expected to be the faster one: predicted from bytes and operations, never measured.
+// docs/cuda.md has the model. By the layer alone: an engine that followed from the density of the whole input would
+// make the sums of a sample depend on its batch mates.
+constexpr int64_t kFewestInputs = 16, kFewestOutputs = 16;  // of a group
+
+void pack(const char* op, const Tensor& weight, const ConvGeometry& g, const Tensor& packed) {
+  const cudaStream_t stream = current_stream(op, weight.get_device_index());
+  const bool linear = weight.dim() == 2;
+  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
+    using E = decltype(element);
+    dispatch_unpacked<E>(weight.scalar_type(), [&](auto unpacked) {
+      using W = decltype(unpacked);
+      const PackedLayout layout = packed_layout<E>(g);
+      CudaPackArgs<W, E> args = {};
+      args.geometry = g;
+      args.weight = static_cast<const W*>(weight.const_data_ptr());
+      args.stride_o = weight.stride(0), args.stride_c = weight.stride(1);
+      args.stride_h = linear ? 1 : weight.stride(2), args.stride_w = linear ? 1 : weight.stride(3);
+      args.packed = static_cast<E*>(packed.mutable_data_ptr());
+      args.block = layout.block, args.blocks = layout.blocks;
+      check_launch(op, launch_pack_weight(args, stream));
+    });
+  });
+}
+
+Tensor pack_weight(const Tensor& weight, int64_t groups) {
+  const char* op = "pack_weight";
+  const DeviceGuard guard(weight.get_device_index());
+  const ConvGeometry g = weight_geometry(op, weight, groups);
+  const Tensor packed = empty_packed(op, weight, g);
+  pack(op, weight, g, packed);
+  return packed;
+}
+
+void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
+  const char* op = "pack_weight";
+  const DeviceGuard guard(weight.get_device_index());
+  const ConvGeometry g = weight_geometry(op, weight, groups);
+  check_same_device(op, "out", out, weight, "weight");
+  dispatch_packed(weight.scalar_type(),
+                  [&](auto element, auto) { check_packed<decltype(element)>(op, "out", out, g); });
+  pack(op, weight, g, out);
+}
+
+// The tensor-core engine reads weights 16 bytes at a time; those that begin elsewhere are copied.
+Tensor aligned(const char* op, const Tensor& packed) {
+  if (reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0) return packed;
+  Tensor copy = empty_channels_last(op, packed, sizes_of(packed), packed.scalar_type(), 0);
+  torch::stable::copy_(copy, packed);
+  return copy;
+}
+
+bool has_tensor_cores(const char* op) {
+  int device = 0, major = 0;
+  check_launch(op, cudaGetDevice(&device));
+  check_launch(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return major >= 8;
+}
+
+// bf16 terms of a weight, each of which takes 8 bits of the significand: all 8 or 11 of narrow weights, of a float32's
+// 24 as many as was asked for.
+int terms_of(const ProductPlan& plan) {
+  const ScalarType type = plan.weight.scalar_type();
+  return type == ScalarType::BFloat16 ? 1 : type == ScalarType::Half ? 2 : static_cast<int>(plan.terms);
+}
+
+template <class E, class T>
+void launch(const char* op, const ProductPlan& plan, const CudaProductArgs<E, T>& args, cudaStream_t stream) {
+  const ConvGeometry& g = plan.geometry;
+  if constexpr (std::is_same_v<E, float>) {
+    const bool can = has_tensor_cores(op);
+    TANDEM_CHECK(can || plan.engine != Engine::kDense, op,
+                 "engine dense needs a device of compute capability 8.0 or newer; engine event (or auto) does not");
+    const bool wide = g.group_in() >= kFewestInputs && g.group_out() >= kFewestOutputs;
+    if (plan.engine == Engine::kDense || (plan.engine == Engine::kAuto && can && wide)) {
+      check_launch(op, launch_tensor_core_product(args, terms_of(plan), stream));
+    } else {
+      check_launch(op, launch_gather_product(args, stream));
+    }
+  } else {
+    TANDEM_CHECK(plan.engine != Engine::kDense, op, "engine dense cannot serve ", name_of(plan.weight.scalar_type()),
+                 " weights on a CUDA device; engine event (or auto) does");
+    check_launch(op, launch_gather_product(args, stream));
+  }
+}
+
+// spiking: null for a product with spike counts.
+void run(const char* op, const ProductPlan& plan, const SpikingArguments* spiking) {
+  const ConvGeometry& g = plan.geometry;
+  if (g.pixels_out() == 0) return;
+  const cudaStream_t stream = current_stream(op, plan.weight.get_device_index());
+  dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
+    using E = decltype(element);
+    using T = decltype(type);
+    if (plan.packed) check_packed<E>(op, "packed", *plan.packed, g);
+    const Tensor packed = plan.packed ? aligned(op, *plan.packed) : empty_packed(op, plan.weight, g);
+    if (!plan.packed) pack(op, plan.weight, g, packed);
+    const PackedLayout layout = packed_layout<E>(g);
+    CudaProductArgs<E, T> args = {};
+    args.geometry = g;
+    args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
+    args.planes = plan.bits.size(0);
+    args.weight = static_cast<const E*>(packed.const_data_ptr());
+    args.block = layout.block, args.blocks = layout.blocks;
+    args.scale = data_or_null<T>(plan.scale);
+    args.bias = data_or_null<T>(plan.bias);
+    args.initial = given_state<T>(plan.initial);
+    args.out_bits = output<uint8_t>(plan.out_bits);
+    args.sum = output<T>(plan.out_sum);
+    args.state = wanted_state<T>(plan.out_state);
+    args.time_steps = spiking ? spiking->time_steps : args.planes * kStepsPerPlane;
+    args.neuron = plan.neuron;
+    launch(op, plan, args, stream);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArguments& arguments,
+                                           const SpikingArguments& neurons, const ConvGeometry& geometry, bool linear) {
+  const DeviceGuard guard(arguments.bits.get_device_index());
+  const ProductPlan plan = plan_spiking(op, arguments, neurons, geometry, linear);
+  run(op, plan, &neurons);
+  return {plan.out_bits, plan.out_sum, plan.out_state};
+}
+
+Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear) {
+  const DeviceGuard guard(arguments.bits.get_device_index());
+  const ProductPlan plan = plan_product(op, arguments, geometry, linear);
+  run(op, plan, nullptr);
+  return plan.out_sum;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CUDA, m) {
+  m.impl("pack_weight", TORCH_BOX(&pack_weight));
+  m.impl("pack_weight_out", TORCH_BOX(&pack_weight_out));
+  m.impl("spiking_product", TORCH_BOX(&spiking_product<spiking>));
+  m.impl("count_product", TORCH_BOX(&count_product<counted>));
+}
+
+}  // namespace tandem

@@ -1,0 +1,277 @@
+// Depthwise products: an output channel sees one input channel, so that a list of spikes would hold one entry. Here the
+// lanes are output channels, and the byte of a lane's input channel at a tap says at which steps the lane adds the
+// tap's weight. Nothing but a vector's sums of 8 steps is stored on the way.
+#pragma once
+
+#include "core/bit_planes.h"
+#include "cpu/kernels.h"
+#include "cpu/simd.inl.h"
+#include "neuron/epilogue.inl.h"
+
+namespace tandem::TANDEM_ISA {
+
+// A byte for each lane of a vector, and zero behind them.
+typedef uint64_t LaneBytes __attribute__((vector_size(16)));
+
+template <class T>
+TANDEM_HOST LaneBytes load_lane_bytes(const uint8_t* from) {
+  LaneBytes bytes = {};
+  if constexpr (kLanes<T> > 8) {
+    std::memcpy(&bytes, from, sizeof(bytes));
+  } else {
+    uint64_t word = 0;
+    std::memcpy(&word, from, kLanes<T>);
+    bytes[0] = word;
+  }
+  return bytes;
+}
+
+TANDEM_HOST bool is_silent(LaneBytes bytes) {
+#if defined(__AVX2__)
+  return _mm_testz_si128(reinterpret_cast<__m128i>(bytes), reinterpret_cast<__m128i>(bytes));
+#else
+  return (bytes[0] | bytes[1]) == 0;
+#endif
+}
+
+template <class T>
+TANDEM_HOST typename Simd<T>::Mask widen(LaneBytes bytes) {
+  using Mask = typename Simd<T>::Mask;
+#if defined(__AVX512BW__)
+  const __m128i in = reinterpret_cast<__m128i>(bytes);
+  return reinterpret_cast<Mask>(sizeof(T) == 4 ? _mm512_cvtepu8_epi32(in) : _mm512_cvtepu8_epi64(in));
+#elif defined(__AVX2__)
+  const __m128i in = reinterpret_cast<__m128i>(bytes);
+  return reinterpret_cast<Mask>(sizeof(T) == 4 ? _mm256_cvtepu8_epi32(in) : _mm256_cvtepu8_epi64(in));
+#else
+  typename Simd<T>::Bytes low;
+  std::memcpy(&low, &bytes, sizeof(low));
+  return __builtin_convertvector(low, Mask);
+#endif
+}
+
+// The bit of one step in every lane, in the form that add_spiking wants. The kernel keeps them in memory: as constants
+// in its loop they would be made anew at each tap.
+#if defined(__AVX512BW__)
+template <class T>
+using StepBit = LaneBytes;
+template <class T>
+constexpr uint64_t kFirstStep = 0x0101010101010101;
+#else
+template <class T>
+using StepBit = typename Simd<T>::Mask;
+template <class T>
+constexpr typename IntegerOf<T>::type kFirstStep = 1;
+#endif
+
+// sum[t] += weight in the lanes that spike at step t.
+template <class T, int kSteps>
+TANDEM_HOST void add_spiking(LaneBytes bytes, Vec<T> weight, const StepBit<T>* steps, Vec<T>* sum) {
+#if defined(__AVX512BW__)
+  for (int t = 0; t < kSteps; ++t) {
+    const __mmask16 lanes = _mm_test_epi8_mask(reinterpret_cast<__m128i>(bytes), reinterpret_cast<__m128i>(steps[t]));
+    if constexpr (sizeof(T) == 4) {
+      sum[t] = _mm512_mask_add_ps(sum[t], lanes, sum[t], weight);
+    } else {
+      sum[t] = _mm512_mask_add_pd(sum[t], static_cast<__mmask8>(lanes), sum[t], weight);
+    }
+  }
+#else
+  using Vector = Vec<T>;
+  using Mask = typename Simd<T>::Mask;
+  const Mask word = widen<T>(bytes);
+  for (int t = 0; t < kSteps; ++t) {
+    sum[t] += reinterpret_cast<Vector>(((word & steps[t]) != 0) & reinterpret_cast<Mask>(weight));
+  }
+#endif
+}
+
+// Spikes in the byte of each lane.
+template <class T>
+TANDEM_HOST Vec<T> count_spiking(LaneBytes bytes) {
+  bytes -= (bytes >> 1) & 0x5555555555555555;
+  bytes = (bytes & 0x3333333333333333) + ((bytes >> 2) & 0x3333333333333333);
+  bytes = (bytes + (bytes >> 4)) & 0x0F0F0F0F0F0F0F0F;
+  return __builtin_convertvector(widen<T>(bytes), Vec<T>);
+}
+
+// One vector of output channels.
+template <class T>
+struct DepthwiseLanes {
+  StepBit<T> steps[kStepsPerPlane];
+  int64_t first, n;
+  int64_t channel;     // input channel of the first lane
+  uint8_t source[16];  // those of all lanes, counted from that one; 128 behind the last lane
+};
+
+// The bytes of lanes whose input channels are not one full vector of neighbours. from: the first lane's; end: of the
+// input, where reading has to stop.
+template <class T>
+TANDEM_HOST LaneBytes move_lane_bytes(const uint8_t* from, [[maybe_unused]] const uint8_t* end,
+                                      const DepthwiseLanes<T>& lanes) {
+#if defined(__AVX2__)
+  __m128i in;
+  if (end - from >= 16) {
+    std::memcpy(&in, from, 16);
+  } else {
+    uint8_t last[16] = {};
+    for (int64_t i = 0; i < end - from; ++i) last[i] = from[i];
+    std::memcpy(&in, last, 16);
+  }
+  __m128i source;
+  std::memcpy(&source, lanes.source, 16);
+  return reinterpret_cast<LaneBytes>(_mm_shuffle_epi8(in, source));
+#else
+  uint8_t moved[16] = {};
+  for (int64_t i = 0; i < lanes.n; ++i) moved[i] = from[lanes.source[i]];
+  return load_lane_bytes<T>(moved);
+#endif
+}
+
+// The taps of an output pixel that lie in the image.
+struct TapList {
+  const DepthwiseTap* begin;
+  const DepthwiseTap* end;
+};
+
+// f(bytes, weight) for each tap in one plane, except where no lane spikes. kMoved: as move_lane_bytes says.
+template <class T, bool kMoved, class F>
+TANDEM_HOST void for_taps(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, TapList taps, int64_t plane,
+                          const F& f) {
+  const int64_t plane_size = a.geometry->pixels_in() * a.geometry->in_channels;
+  const int64_t first = plane * plane_size + lanes.channel;
+  const uint8_t* end = a.bits + a.planes * plane_size;
+  const T* weight = a.weight + lanes.first;
+  for (const DepthwiseTap* tap = taps.begin; tap != taps.end; ++tap) {
+    const uint8_t* from = a.bits + (first + tap->input);
+    const LaneBytes bytes = kMoved ? move_lane_bytes<T>(from, end, lanes) : load_lane_bytes<T>(from);
+    if (!is_silent(bytes)) f(bytes, load(weight + tap->weight, kLanes<T>));
+  }
+}
+
+template <class T, bool kMoved, int kSteps>
+TANDEM_HOST void depthwise_sums(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, TapList taps, int64_t plane,
+                                Vec<T>* out) {
+  Vec<T> sum[kSteps];
+#pragma GCC unroll 8
+  for (int t = 0; t < kSteps; ++t) sum[t] = Vec<T>{};
+  for_taps<T, kMoved>(a, lanes, taps, plane,
+                      [&](LaneBytes bytes, Vec<T> weight) { add_spiking<T, kSteps>(bytes, weight, lanes.steps, sum); });
+#pragma GCC unroll 8
+  for (int t = 0; t < kSteps; ++t) out[t] = sum[t];
+}
+
+// Several pixels' neurons step together, since each of them waits for itself from step to step.
+template <class T, bool kMoved, int kPixels, class Model>
+TANDEM_HOST void depthwise_neurons(const DepthwiseArgs<T>& a, const Model& model, const DepthwiseLanes<T>& lanes,
+                                   const TapList* taps, int64_t pixel) {
+  const int64_t n = kMoved ? lanes.n : kLanes<T>;
+  const int64_t channels = a.geometry->out_channels, plane_size = a.geometry->pixels_out() * channels;
+  const int64_t at = pixel * channels + lanes.first;
+  const Vec<T> scale = a.scale ? load(a.scale + lanes.first, n) : Vec<T>{};
+  const Vec<T> bias = a.bias ? load(a.bias + lanes.first, n) : Vec<T>{};
+  Vec<T> sum[kPixels][kStepsPerPlane];
+  Neurons<T, Model, kPixels> neurons;
+  unrolled<kPixels>([&](int i) TANDEM_INLINE {
+    first_state<T>(model, a.initial, at + i * channels, n, neurons.state[i]);
+    neurons.sum[i] = Vec<T>{};
+  });
+  for (int64_t p = 0; p < a.planes; ++p) {
+    const int64_t steps = steps_in_plane(p, a.time_steps);
+    if (steps > 4) {  // half the work where not: trains of 4 steps are common
+      for (int i = 0; i < kPixels; ++i) depthwise_sums<T, kMoved, 8>(a, lanes, taps[i], p, sum[i]);
+    } else {
+      for (int i = 0; i < kPixels; ++i) depthwise_sums<T, kMoved, 4>(a, lanes, taps[i], p, sum[i]);
+    }
+    SpikeWord<T, 1> words[kPixels];
+    const auto current = [&](int s, int i) TANDEM_INLINE {
+      return current_of(sum[i][s], a.scale != nullptr, scale, a.bias != nullptr, bias);
+    };
+    run_plane<false, true>(model, steps, current, neurons, words);
+    unrolled<kPixels>([&](int i) TANDEM_INLINE { words[i].store(a.out_bits + p * plane_size + at + i * channels, n); });
+  }
+  unrolled<kPixels>([&](int i) TANDEM_INLINE {
+    if (a.sum) store(a.sum + at + i * channels, neurons.sum[i], n);
+    if (a.state) store_state<T>(a.state, at + i * channels, neurons.state[i], n);
+  });
+}
+
+template <class T, bool kMoved>
+void depthwise_count(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, TapList taps, int64_t pixel) {
+  const int64_t n = kMoved ? lanes.n : kLanes<T>;
+  Vec<T> total = {};
+  for (int64_t p = 0; p < a.planes; ++p) {
+    for_taps<T, kMoved>(a, lanes, taps, p,
+                        [&](LaneBytes bytes, Vec<T> weight) { total += weight * count_spiking<T>(bytes); });
+  }
+  if (a.scale) total *= load(a.scale + lanes.first, n);
+  if (a.bias) total += load(a.bias + lanes.first, n);
+  store(a.sum + pixel * a.geometry->out_channels + lanes.first, total, n);
+}
+
+// All output channels of at most kDepthwisePixels pixels.
+template <class T, bool kMoved>
+void depthwise_pixels(const DepthwiseArgs<T>& a, const TapList* taps, int64_t pixel, int64_t pixels) {
+  const int64_t channels = a.geometry->out_channels, multiplier = a.geometry->group_out();
+  DepthwiseLanes<T> lanes = {};
+  for (int t = 0; t < kStepsPerPlane; ++t) lanes.steps[t] = StepBit<T>{} + (kFirstStep<T> << t);
+  lanes.n = channels < kLanes<T> ? channels : kLanes<T>;
+  for (int64_t c = 0; c < channels; c += lanes.n) {
+    // The last vector overlaps the one before it, so that it is full, too.
+    lanes.first = c + lanes.n <= channels ? c : channels - lanes.n;
+    lanes.channel = kMoved ? lanes.first / multiplier : lanes.first;
+    if (kMoved) {
+      int64_t next = lanes.first % multiplier, source = 0;
+      for (int64_t i = 0; i < 16; ++i) {
+        lanes.source[i] = static_cast<uint8_t>(i < lanes.n ? source : 128);
+        if (++next == multiplier) next = 0, ++source;
+      }
+    }
+    if (a.out_bits == nullptr) {
+      for (int64_t i = 0; i < pixels; ++i) depthwise_count<T, kMoved>(a, lanes, taps[i], pixel + i);
+      continue;
+    }
+    visit_model<Simd<T>>(a.neuron, [&](const auto& model) {
+      if (pixels == kDepthwisePixels) {
+        depthwise_neurons<T, kMoved, kDepthwisePixels>(a, model, lanes, taps, pixel);
+      } else {
+        for (int64_t i = 0; i < pixels; ++i) depthwise_neurons<T, kMoved, 1>(a, model, lanes, taps + i, pixel + i);
+      }
+    });
+  }
+}
+
+// Output pixels begin..end-1.
+template <class T>
+void depthwise(const DepthwiseArgs<T>& a, int64_t begin, int64_t end) {
+  const ConvGeometry& g = *a.geometry;
+  const bool moved = g.group_out() > 1 || g.out_channels < kLanes<T>;
+  int64_t column = begin % g.out_width, row = begin / g.out_width % g.out_height;
+  int64_t image = begin / g.out_width / g.out_height * g.height;  // its first row
+  for (int64_t pixel = begin; pixel < end; pixel += kDepthwisePixels) {
+    TapList taps[kDepthwisePixels];
+    const int64_t pixels = end - pixel < kDepthwisePixels ? end - pixel : kDepthwisePixels;
+    DepthwiseTap* tap = a.scratch;
+    for (int64_t i = 0; i < pixels; ++i) {
+      const int64_t top = row * g.stride_h - g.padding_h, left = column * g.stride_w - g.padding_w;
+      taps[i].begin = tap;
+      for (int64_t kh = 0; kh < g.kernel_h; ++kh) {
+        const int64_t h = top + kh * g.dilation_h;
+        if (h < 0 || h >= g.height) continue;
+        for (int64_t kw = 0; kw < g.kernel_w; ++kw) {
+          const int64_t w = left + kw * g.dilation_w;
+          if (w < 0 || w >= g.width) continue;
+          *tap++ = {((image + h) * g.width + w) * g.in_channels, (kh * g.kernel_w + kw) * a.weight_stride};
+        }
+      }
+      taps[i].end = tap;
+      if (++column == g.out_width) {
+        column = 0;
+        if (++row == g.out_height) row = 0, image += g.height;
+      }
+    }
+    (moved ? depthwise_pixels<T, true> : depthwise_pixels<T, false>)(a, taps, pixel, pixels);
+  }
+}
+
+}  // namespace tandem::TANDEM_ISA

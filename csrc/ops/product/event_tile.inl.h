@@ -1,0 +1,306 @@
+// Event-driven product fused with the neuron loop: rows of weights are added for the inputs that spike, nothing else.
+//
+// The features of a neuron (taps x channels) fall into chunks of at most 256. A tile of output pixels is swept with one
+// chunk of weights at a time, which stays in the inner caches while every pixel and step of the tile picks its rows
+// from it; the accumulators [pixel, step, channel] stay in L2. Three stages:
+// - a unit lists the spikes of some channels of one input pixel, for each of 8 steps;
+// - a visit is one (pixel, step) of a tile that has spikes in a chunk, with the list of the rows to add. The visits of
+//   a chunk are sorted by the length of their lists: the loop over a list is short, its mispredicted end costs more
+//   than its additions, and equal lengths in a row are predicted. Slots and lists are written down in that order, once
+//   for all output channels, so that the sweep reads memory from one end to the other;
+// - the sweep makes the visits, for each block of output channels anew.
+//
+// 8-bit weights are summed in 16 bits, twice the lanes of a float. A visit that could overflow the sums of its slot
+// first moves them to 32 bits, so that the sums are exact whatever the weights, the fan-in and the rate.
+#pragma once
+
+#include "core/bit_planes.h"
+#include "cpu/kernels.h"
+#include "cpu/simd.inl.h"
+#include "neuron/epilogue.inl.h"
+
+namespace tandem::TANDEM_ISA {
+
+// Sums of 16 bits -> 32 bits, for all lanes of a slot: wide += narrow, narrow = 0.
+template <int kVectors>
+TANDEM_HOST void empty_slot(int16_t* narrow, int32_t* wide) {
+  using Wide = Simd<float>::Int32;
+  using Narrow = Simd<float>::Int16;
+  for (int i = 0; i < 2 * kVectors; ++i) {
+    Wide* to = reinterpret_cast<Wide*>(wide) + i;
+    Narrow* from = reinterpret_cast<Narrow*>(narrow) + i;
+    const Narrow sum = *from;
+    *to += __builtin_convertvector(sum, Wide);
+    *from = Narrow{};
+  }
+}
+
+// One row after the other: GCC would rather add half of each of eight rows and then their other halves, so that each
+// sum waits for itself twice as often (3 to 6 % of the sweep's time).
+template <class V, int kVectors>
+TANDEM_HOST void finish([[maybe_unused]] V (&sum)[kVectors]) {
+#if defined(__AVX512BW__)
+  if constexpr (kVectors == 4) asm("" : "+v"(sum[0]), "+v"(sum[1]), "+v"(sum[2]), "+v"(sum[3]));
+#elif defined(__AVX2__)
+  if constexpr (kVectors == 8) {
+    asm(""
+        : "+x"(sum[0]), "+x"(sum[1]), "+x"(sum[2]), "+x"(sum[3]), "+x"(sum[4]), "+x"(sum[5]), "+x"(sum[6]),
+          "+x"(sum[7]));
+  }
+#endif
+}
+
+// Weights that are fetched ahead: in turn a line of their first and one of their second half, since memory is read
+// faster from two places than from one.
+struct Ahead {
+  const char* weights;
+  int64_t lines, next;  // of 64 bytes: all, and the one to fetch next
+
+  TANDEM_HOST const char* line(int64_t i) const { return weights + ((i & 1) * ((lines + 1) / 2) + (i >> 1)) * 64; }
+};
+
+// acc[slot, :] += sweep[row, :] for the rows of the lists of one group. kRest: their length modulo 8.
+template <class E, int kVectors, int kRest>
+void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const E* sweep, E* acc, int32_t* wide,
+              Ahead& ahead, int64_t lines_a_visit) {
+  using Weights = typename Simd<E>::Unaligned;
+  constexpr int64_t block = kVectors * kLanes<E>;
+  const int eights = group.length / 8;
+  const Ahead fetched = ahead;  // a copy, which the stores cannot change
+  int64_t line = ahead.next;
+  uint64_t next, after;
+  std::memcpy(&next, list, sizeof(next));
+  std::memcpy(&after, list + 8, sizeof(after));
+  uint16_t next_slot = *slot;
+  for (const uint16_t* const end = slot + group.visits; slot != end;) {
+    for (int64_t i = 0; i < lines_a_visit; ++i) __builtin_prefetch(fetched.line(line++), 0, 2);
+    int64_t at = next_slot;
+    next_slot = *++slot;
+    if (sizeof(E) == 2 && (at & kWiden)) {
+      at ^= kWiden;
+      empty_slot<kVectors>(reinterpret_cast<int16_t*>(acc + at * block), wide + at * block);
+    }
+    Vec<E>* to = reinterpret_cast<Vec<E>*>(acc + at * block);
+    Vec<E> sum[kVectors];
+    for (int i = 0; i < kVectors; ++i) sum[i] = to[i];
+    // Eight entries come in one load: a load each would take the places of loads of weights, which bound the loop. They
+    // come two turns ahead, and slots one: the processor makes its oldest loads first, so that entries would only come
+    // once all rows before them have, and the next rows had to wait for them.
+    const auto add = [&](auto count) TANDEM_INLINE {
+      static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
+      const uint64_t entries = next;
+      next = after;
+      list += 8;
+      std::memcpy(&after, list + 8, sizeof(after));
+      unrolled<count>([&](int j) TANDEM_INLINE {
+        // Whoever packed the weights chose where they lie.
+        const Weights* from = reinterpret_cast<const Weights*>(sweep + (entries >> (8 * j) & 255) * block);
+        for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
+        finish(sum);
+      });
+    };
+    for (int i = 0; i < eights; ++i) add(std::integral_constant<int, 8>{});
+    if constexpr (kRest > 0) add(std::integral_constant<int, kRest>{});
+    for (int i = 0; i < kVectors; ++i) to[i] = sum[i];
+  }
+  ahead.next = line;
+}
+
+template <class E, int kVectors>
+constexpr decltype(&add_rows<E, kVectors, 0>) kAddRows[8] = {
+    add_rows<E, kVectors, 0>, add_rows<E, kVectors, 1>, add_rows<E, kVectors, 2>, add_rows<E, kVectors, 3>,
+    add_rows<E, kVectors, 4>, add_rows<E, kVectors, 5>, add_rows<E, kVectors, 6>, add_rows<E, kVectors, 7>};
+
+// Weights of a block beyond this many bytes do not stay in the L2 cache from tile to tile.
+constexpr int64_t kResidentBytes = int64_t{256} << 10;
+
+// acc[row, step, :] += weight[feature, :] for every feature that spikes. kVectors: vectors in a row of weight.
+template <class E, class T, int kVectors>
+void accumulate(const EventTileArgs<E, T>& a, int64_t plane, E* acc, int32_t* wide) {
+  constexpr int64_t block = kVectors * kLanes<E>;
+  constexpr int64_t row_bytes = block * static_cast<int64_t>(sizeof(E));
+  const bool large = a.geometry->features() * row_bytes > kResidentBytes;
+  const uint8_t* at = a.visits + ((plane * a.geometry->groups + a.group) * a.tiles + a.tile) * a.visits_per_tile;
+  for (int64_t chunk = 0; chunk < a.chunks; ++chunk) {
+    const ChunkVisits& visits = *reinterpret_cast<const ChunkVisits*>(at);
+    // The next chunk's weights (the first one's, for the next tile) come to the L2 cache while this one's are added,
+    // unless spikes are so few that most rows are not needed.
+    const int64_t next = chunk + 1 < a.chunks ? chunk + 1 : 0;
+    const int64_t next_rows = a.chunk_begin[next + 1] - a.chunk_begin[next];
+    Ahead ahead = {reinterpret_cast<const char*>(a.weight + a.chunk_begin[next] * block), next_rows * row_bytes / 64,
+                   0};
+    const bool fetches = large && 2 * static_cast<int64_t>(visits.events) > next_rows;
+    const int64_t lines_a_visit = fetches ? (ahead.lines + visits.visits - 1) / visits.visits : 0;
+
+    const VisitGroup* group = reinterpret_cast<const VisitGroup*>(at + sizeof(ChunkVisits));
+    const VisitGroup* const end = group + visits.groups;
+    const uint16_t* slot = reinterpret_cast<const uint16_t*>(end);
+    const uint8_t* list = reinterpret_cast<const uint8_t*>(slot + visits.slots);
+    const E* sweep = a.weight + a.chunk_begin[chunk] * block;
+    for (; group != end; ++group) {
+      kAddRows<E, kVectors>[group->length % 8](*group, slot, list, sweep, acc, wide, ahead,
+                                               ahead.next < ahead.lines ? lines_a_visit : 0);
+      slot += group->visits;
+      list += group->visits * list_room(group->length) + kGroupSlack;
+    }
+    at += visits.bytes;
+  }
+}
+
+// The sums of one plane, [rows, steps, block].
+template <class E>
+struct Sums {
+  const E* narrow;
+  const int32_t* wide;  // what was moved out of 16-bit sums; null where nothing was
+
+  // One vector of the neurons' type, from element `at` on.
+  template <class T>
+  TANDEM_HOST Vec<T> operator()(int64_t at) const {
+    if constexpr (sizeof(E) == 2) {
+      using Wide = typename Simd<T>::Int32;
+      using Narrow = typename Simd<T>::Int16;
+      const Narrow low = *reinterpret_cast<const Narrow*>(narrow + at);
+      Wide sum = __builtin_convertvector(low, Wide);
+      if (wide) sum += *reinterpret_cast<const Wide*>(wide + at);
+      return __builtin_convertvector(sum, Vec<T>);
+    } else {
+      return *reinterpret_cast<const Vec<T>*>(narrow + at);
+    }
+  }
+};
+
+// The neurons of one plane; states and sums are carried from plane to plane in [rows, block]. kVectors of a row step
+// together.
+template <class E, class T, int kVectors, class Model>
+TANDEM_HOST void fire(const EventTileArgs<E, T>& args, const Model& model, int64_t plane, int64_t steps,
+                      const Sums<E>& sums, State<T> carried, T* carried_sum) {
+  const EventTileArgs<E, T> a = args;  // a copy, which the stores cannot change
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t row = 0; row < a.row_end - a.row_begin; ++row) {
+    uint8_t* bits = a.bits + plane * a.bits_stride + (a.row_begin + row) * a.row_stride;
+    for (int64_t c = 0; c < a.valid; c += kVectors * lanes) {
+      const int64_t place = row * a.block + c;
+      Neurons<T, Model, kVectors> neurons;
+      Vec<T> scale[kVectors], bias[kVectors];
+      unrolled<kVectors>([&](int j) TANDEM_INLINE {
+        const int64_t left = a.valid - c - j * lanes;
+        load_state<T>(read_only(carried), place + j * lanes, lanes, neurons.state[j]);
+        neurons.sum[j] = load(carried_sum + place + j * lanes, lanes);
+        scale[j] = a.scale && left > 0 ? load(a.scale + c + j * lanes, left) : Vec<T>{};
+        bias[j] = a.bias && left > 0 ? load(a.bias + c + j * lanes, left) : Vec<T>{};
+      });
+      SpikeWord<T, kVectors> words[1];
+      const auto current = [&](int s, int j) TANDEM_INLINE {
+        const Vec<T> sum = sums.template operator()<T>((row * steps + s) * a.block + c + j * lanes);
+        return current_of(sum, a.scale != nullptr, scale[j], a.bias != nullptr, bias[j]);
+      };
+      run_plane<true, true>(model, steps, current, neurons, words);
+      words[0].store(bits + c, a.valid - c);
+      unrolled<kVectors>([&](int j) TANDEM_INLINE {
+        store_state<T>(carried, place + j * lanes, neurons.state[j], lanes);
+        store(carried_sum + place + j * lanes, neurons.sum[j], lanes);
+      });
+    }
+  }
+}
+
+// A count product: the sums belong to the binary digits of the counts.
+template <class E, class T>
+void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, const Sums<E>& sums, T* carried_sum) {
+  constexpr int64_t lanes = kLanes<T>;
+  T first = 1;
+  for (int64_t p = 0; p < (a.first_plane + plane) * kStepsPerPlane; ++p) first *= 2;
+  for (int64_t row = 0; row < a.row_end - a.row_begin; ++row) {
+    for (int64_t c = 0; c < a.valid; c += lanes) {
+      Vec<T>& place = *reinterpret_cast<Vec<T>*>(carried_sum + row * a.block + c);
+      Vec<T> sum = place, factor = broadcast(first);
+      for (int64_t t = 0; t < steps; ++t) {
+        sum += factor * sums.template operator()<T>((row * steps + t) * a.block + c);
+        factor += factor;
+      }
+      place = sum;
+    }
+  }
+}
+
+// Model: of the neurons that fire, or void for a count product.
+template <class E, class T, int kVectors, class Model>
+void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* model) {
+  constexpr int64_t lanes = kLanes<T>, block = kVectors * kLanes<E>;
+  constexpr bool kFires = !std::is_void_v<Model>;
+  const int64_t rows = a.row_end - a.row_begin;
+  T* sum = static_cast<T*>(a.scratch);
+  [[maybe_unused]] State<T> carried = {sum + rows * block, rows * block};
+  E* acc = reinterpret_cast<E*>(carried.data);
+  if constexpr (kFires) acc = reinterpret_cast<E*>(carried.data + Model::kStates * carried.stride);
+  int32_t* wide = reinterpret_cast<int32_t*>(acc + rows * kStepsPerPlane * block);  // of 16-bit sums alone
+
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t at = (a.row_begin + row) * a.row_stride;
+    for (int64_t c = 0; c < block; c += lanes) {
+      const bool real = c < a.valid;
+      if constexpr (kFires) {
+        Vec<T> state[Model::kStates];
+        first_state<T>(*model, real ? a.initial : State<const T>{}, at + c, a.valid - c, state);
+        store_state<T>(carried, row * block + c, state, lanes);
+      }
+      store(sum + row * block + c, real && a.add_sum ? load(a.sum + at + c, a.valid - c) : Vec<T>{}, lanes);
+    }
+  }
+  for (int64_t plane = 0; plane * kStepsPerPlane < a.steps; ++plane) {
+    const int64_t steps = steps_in_plane(plane, a.steps);
+    const bool widened = sizeof(E) == 2 && a.widened[(plane * a.geometry->groups + a.group) * a.tiles + a.tile];
+    std::memset(acc, 0, static_cast<size_t>(rows * steps * block) * sizeof(E));
+    if (widened) std::memset(wide, 0, static_cast<size_t>(rows * steps * block) * sizeof(int32_t));
+    accumulate<E, T, kVectors>(a, plane, acc, wide);
+    const Sums<E> sums = {acc, widened ? wide : nullptr};
+    if constexpr (kFires) {
+      constexpr int kTogether = block / lanes < kSpikeVectors ? 1 : kSpikeVectors;
+      fire<E, T, kTogether>(a, *model, plane, steps, sums, carried, sum);
+    } else {
+      weigh_digits<E, T>(a, plane, steps, sums, sum);
+    }
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t at = (a.row_begin + row) * a.row_stride;
+    for (int64_t c = 0; c < a.valid; c += lanes) {
+      const int64_t left = a.valid - c;
+      Vec<T> total = load(sum + row * block + c, lanes);
+      if (!kFires && a.last) {
+        if (a.scale) total *= load(a.scale + c, left);
+        if (a.bias) total += load(a.bias + c, left);
+      }
+      if (a.sum) store(a.sum + at + c, total, left);
+      if constexpr (kFires) {
+        if (!a.state) continue;
+        Vec<T> state[Model::kStates];
+        load_state<T>(read_only(carried), row * block + c, lanes, state);
+        store_state<T>(a.state, at + c, state, left);
+      }
+    }
+  }
+}
+
+// kVectors: vectors in a row of weights.
+template <int kVectors, class E, class T>
+void event_tile_in(const EventTileArgs<E, T>& a) {
+  if (a.bits == nullptr) {
+    event_tile_of<E, T, kVectors, void>(a, nullptr);
+  } else {
+    visit_model<Simd<T>>(a.neuron, [&](const auto& model) { event_tile_of<E, T, kVectors>(a, &model); });
+  }
+}
+
+template <class E, class T>
+void event_tile(const EventTileArgs<E, T>& a) {
+  const int64_t row_bytes = a.block * static_cast<int64_t>(sizeof(E));
+  if (row_bytes == 256) {
+    event_tile_in<256 / kVectorBytes>(a);
+  } else if (row_bytes == 128) {
+    event_tile_in<128 / kVectorBytes>(a);
+  } else {
+    event_tile_in<64 / kVectorBytes>(a);
+  }
+}
+
+}  // namespace tandem::TANDEM_ISA

@@ -1,0 +1,40 @@
+// The arguments of the product operators, in the order of their schemas, for a device's products.
+#pragma once
+
+#include <tuple>
+#include <vector>
+
+#include "ops/product/plan.h"
+
+namespace tandem {
+
+using SpikingProduct = std::tuple<Tensor, Tensor, Tensor>(const char* op, const ProductArguments&,
+                                                          const SpikingArguments&, const ConvGeometry&, bool linear);
+using CountProduct = Tensor(const char* op, const ProductArguments&, const ConvGeometry&, bool linear);
+
+template <SpikingProduct* kProduct>
+std::tuple<Tensor, Tensor, Tensor> spiking_product(
+    const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight, const std::optional<Tensor>& packed,
+    const std::optional<Tensor>& scale, const std::optional<Tensor>& bias, const std::optional<Tensor>& state,
+    const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups, int64_t time_steps,
+    int64_t neuron, const std::vector<double>& parameters, int64_t engine, int64_t terms, bool want_sum,
+    bool want_state) {
+  const bool linear = weight.dim() == 2;
+  const char* op = linear ? "spiking_linear" : "spiking_conv2d";  // as the Python functions are called
+  const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
+  return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
+                  {state, time_steps, neuron, parameters, want_sum, want_state}, geometry, linear);
+}
+
+template <CountProduct* kProduct>
+Tensor count_product(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
+                     const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
+                     const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding,
+                     const Sizes& dilation, int64_t groups, int64_t engine, int64_t terms) {
+  const bool linear = weight.dim() == 2;
+  const char* op = linear ? "count_linear" : "count_conv2d";
+  const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
+  return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms}, geometry, linear);
+}
+
+}  // namespace tandem

@@ -1,0 +1,78 @@
+// The layout of packed weights, the same on every device.
+#pragma once
+
+#include <type_traits>
+
+#include "core/narrow_float.h"
+#include "ops/product/block_size.h"
+#include "ops/product/plan.h"
+
+namespace tandem {
+
+// What a packed weight consists of: float and double as they are, 16-bit floats widened to 32 bits, 8-bit integers
+// to 16.
+template <class E>
+constexpr ScalarType packed_type();
+template <>
+constexpr ScalarType packed_type<float>() {
+  return ScalarType::Float;
+}
+template <>
+constexpr ScalarType packed_type<double>() {
+  return ScalarType::Double;
+}
+template <>
+constexpr ScalarType packed_type<int16_t>() {
+  return ScalarType::Short;
+}
+
+// Dispatch on a checked weight's dtype: calls f(E{}, T{}) with the packed elements' and the neurons' types.
+template <class F>
+void dispatch_packed(ScalarType weight, F&& f) {
+  if (weight == ScalarType::Char) {
+    f(int16_t{}, float{});
+  } else if (weight == ScalarType::Double) {
+    f(double{}, double{});
+  } else {
+    f(float{}, float{});
+  }
+}
+
+// Dispatch on the dtype of a weight that is packed as E: calls f(W{}) with what the weight itself consists of.
+template <class E, class F>
+void dispatch_unpacked(ScalarType weight, F&& f) {
+  if constexpr (std::is_same_v<E, int16_t>) {
+    f(int8_t{});
+  } else if constexpr (std::is_same_v<E, double>) {
+    f(double{});
+  } else if (weight == ScalarType::Half) {
+    f(Float16{});
+  } else if (weight == ScalarType::BFloat16) {
+    f(BFloat16{});
+  } else {
+    f(float{});
+  }
+}
+
+// [groups, blocks, features, block]: features in the order (tap, channel), zero where a block has no output channel.
+struct PackedLayout {
+  int64_t block, blocks, features, groups;
+
+  int64_t block_elements() const { return features * block; }
+  int64_t elements() const { return groups * blocks * block_elements(); }
+};
+
+template <class E>
+PackedLayout packed_layout(const ConvGeometry& g) {
+  const int64_t block = block_size<E>(g.group_out());
+  return {block, (g.group_out() + block - 1) / block, g.features(), g.groups};
+}
+
+// Throws where `packed` is not what pack_weight makes of weights of this geometry.
+template <class E>
+void check_packed(const char* op, const char* argument, const Tensor& packed, const ConvGeometry& geometry);
+
+// Memory for packed weights of this geometry, uninitialised.
+Tensor empty_packed(const char* op, const Tensor& weight, const ConvGeometry& geometry);
+
+}  // namespace tandem

@@ -1,0 +1,76 @@
+// What the spiking and the count products check and allocate, whatever the device.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "core/conv_geometry.h"
+#include "core/tensors.h"
+#include "neuron/arguments.h"
+
+namespace tandem {
+
+enum class Engine { kAuto, kEvent, kDense };  // numbered as in the schemas
+
+// The arguments that the linear and the convolutional products share.
+struct ProductArguments {
+  const Tensor& bits;
+  const std::optional<Tensor>& count;
+  const Tensor& weight;
+  const std::optional<Tensor>& packed;
+  const std::optional<Tensor>& scale;
+  const std::optional<Tensor>& bias;
+  int64_t engine;
+  int64_t terms;
+};
+
+struct SpikingArguments {
+  const std::optional<Tensor>& state;
+  int64_t time_steps;
+  int64_t neuron;
+  const std::vector<double>& parameters;
+  bool want_sum, want_state;
+};
+
+// Some samples of a batch.
+struct Samples {
+  int64_t first, last;  // last: the one behind them
+
+  int64_t count() const { return last - first; }
+};
+
+struct ProductPlan {
+  ConvGeometry geometry;
+  Tensor bits;                        // [P, N, C, H, W] or [P, N, *, F], features last
+  Tensor weight;                      // as given: its strides are the kernel's affair
+  std::optional<Tensor> packed;       // as given; unchecked, since each engine has a layout of its own
+  std::optional<Tensor> scale, bias;  // [O], contiguous
+  Engine engine;
+  int64_t terms;                        // bf16 terms of a float32 weight on tensor cores
+  ScalarType type;                      // of currents and potentials
+  Neuron neuron;                        // of a spiking product
+  std::optional<Tensor> initial;        // state, features last
+  Tensor out_bits, out_sum, out_state;  // features last; shape [0] where not wanted
+};
+
+// Throws unless a geometry's argument is two integers from `least` to 2^30.
+void check_pair(const char* op, const char* argument, const Sizes& value, int64_t least);
+// Throws where stride, padding, dilation, groups and shapes do not make a convolution.
+ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
+                             const Sizes& padding, const Sizes& dilation, int64_t groups);
+// The same for an input of sizes [N, C, H, W].
+ConvGeometry conv2d_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
+                             const Sizes& padding, const Sizes& dilation, int64_t groups);
+// Of a linear product where the weight has two dimensions, else of a convolution.
+ConvGeometry product_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
+                              const Sizes& padding, const Sizes& dilation, int64_t groups);
+
+// The geometry of the weights alone: an input of no sample and no pixel.
+ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t groups);
+
+// Sizes of the neurons that `geometry` gives for `bits`: [N, O, Ho, Wo] or [N, *, O].
+ProductPlan plan_product(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear);
+ProductPlan plan_spiking(const char* op, const ProductArguments& arguments, const SpikingArguments& spiking,
+                         const ConvGeometry& geometry, bool linear);
+
+}  // namespace tandem

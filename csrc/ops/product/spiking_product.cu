@@ -1,0 +1,461 @@
+// Both engines give every neuron to one thread (and its warp) for all time steps: currents, states and spikes of a step
+// stay in registers. See docs/cuda.md.
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "core/bit_planes.h"
+#include "cuda/device.cuh"
+#include "neuron/epilogue.cuh"
+#include "ops/product/spiking_product.cuh"
+
+namespace tandem {
+
+namespace {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+// Blocks beyond this many walk their tasks in a grid-stride loop.
+constexpr int64_t kMostBlocks = int64_t{1} << 30;
+
+unsigned grid_for(int64_t tasks) { return static_cast<unsigned>(tasks < kMostBlocks ? tasks : kMostBlocks); }
+
+struct Pixel {
+  int64_t image;      // first input pixel of its sample
+  int64_t top, side;  // input row and column of its first tap
+};
+
+__device__ __forceinline__ Pixel pixel_at(const ConvGeometry& g, int64_t at) {
+  Pixel out;
+  out.image = at / (g.out_height * g.out_width) * g.height * g.width;
+  out.top = at / g.out_width % g.out_height * g.stride_h - g.padding_h;
+  out.side = at % g.out_width * g.stride_w - g.padding_w;
+  return out;
+}
+
+// The input pixel that a tap sees, or -1 outside the image.
+__device__ __forceinline__ int64_t seen_by(const ConvGeometry& g, const Pixel& pixel, int64_t kh, int64_t kw) {
+  const int64_t h = pixel.top + kh * g.dilation_h, w = pixel.side + kw * g.dilation_w;
+  return h < 0 || h >= g.height || w < 0 || w >= g.width ? -1 : pixel.image + h * g.width + w;
+}
+
+// The neurons of a count product, which has none.
+template <class T>
+using Silent = If<Scalar<T>>;
+
+// ---- The gather engine
+
+constexpr int kGatherWarps = 8;
+
+// Long, as is the tensor-core kernel: what a kernel keeps in registers stays there only in one function.
+// One warp: one output pixel and one row of output channels, kPerLane a lane. A warp reads the bytes of 32 input
+// channels at once, finds by ballot those that spike, and adds the row of weights of each, one coalesced read, to the
+// sums of the steps at which it spikes.
+template <class E, class T, int kPerLane, bool kCounts, class Model>
+__global__ void __launch_bounds__(kGatherWarps* kWarp, 2)
+    gather_kernel(const CudaProductArgs<E, T> a, const Model model) {
+  // 8-bit weights are summed exactly: a fan-in of 2^24 fits 32 bits at one step, not with counts.
+  using Integer = std::conditional_t<kCounts, long long, int32_t>;
+  using Sum = std::conditional_t<std::is_same<E, int16_t>::value, Integer, T>;
+  constexpr int kSums = kCounts ? 1 : static_cast<int>(kStepsPerPlane);
+  const ConvGeometry& g = a.geometry;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t pixels = g.pixels_out(), channels = g.group_in(), outputs = g.group_out(), row_at = lane * kPerLane;
+  const bool has_row = row_at < a.block;  // rows of 16 channels, or 8, leave lanes without any
+  const int64_t warps = static_cast<int64_t>(gridDim.x) * kGatherWarps;
+  // Pixels innermost: neighbouring warps share a row of output channels.
+  for (int64_t task = static_cast<int64_t>(blockIdx.x) * kGatherWarps + threadIdx.x / kWarp;
+       task < pixels * g.groups * a.blocks; task += warps) {
+    const int64_t at = task % pixels, b = task / pixels % a.blocks, group = task / pixels / a.blocks;
+    const Pixel pixel = pixel_at(g, at);
+    const E* const rows = a.weight + (group * a.blocks + b) * g.features() * a.block + row_at;
+    const int64_t first = group * outputs + b * a.block + row_at;  // output channel of the lane
+    const int64_t place = at * g.out_channels + first;
+    const int64_t left = has_row ? outputs - b * a.block - row_at : 0;  // real channels from `first` on
+
+    DeviceNeuron<T, Model> neurons[kPerLane];
+    for (int v = 0; v < kPerLane; ++v) {
+      neurons[v].start(model, v < left ? a.initial : State<const T>{}, place + v);
+      neurons[v].sum = 0;
+    }
+    Sum sums[kSums][kPerLane] = {};
+    for (int64_t p = 0; p < (kCounts ? 1 : a.planes); ++p) {
+      for (int t = 0; t < kSums; ++t) {
+        for (int v = 0; v < kPerLane; ++v) sums[t][v] = 0;
+      }
+      for (int64_t tap = 0; tap < g.taps(); ++tap) {
+        const int64_t seen = seen_by(g, pixel, tap / g.kernel_w, tap % g.kernel_w);
+        if (seen < 0) continue;
+        const uint8_t* const in = a.bits + (p * g.pixels_in() + seen) * g.in_channels + group * channels;
+        for (int64_t c = 0; c < channels; c += kWarp) {
+          unsigned word = 0;  // the spikes of the lane's input channel, or their number
+          if (c + lane < channels) {
+            if constexpr (kCounts) {
+              for (int64_t q = 0; q < a.planes; ++q) {
+                word += static_cast<unsigned>(__popc(in[q * g.pixels_in() * g.in_channels + c + lane]));
+              }
+            } else {
+              word = in[c + lane];
+            }
+          }
+          unsigned active = __ballot_sync(kAllLanes, word != 0);
+          while (active != 0) {
+            const int from = __ffs(static_cast<int>(active)) - 1;
+            active &= active - 1;
+            const unsigned spikes = __shfl_sync(kAllLanes, word, from);
+            const E* const row = rows + (tap * channels + c + from) * a.block;
+            for (int v = 0; v < kPerLane; ++v) {
+              const Sum weight = has_row ? static_cast<Sum>(row[v]) : Sum(0);
+              if constexpr (kCounts) {
+                sums[0][v] += static_cast<Sum>(spikes) * weight;
+              } else {
+#pragma unroll
+                for (int t = 0; t < kSums; ++t) {
+                  if (spikes >> t & 1) sums[t][v] += weight;
+                }
+              }
+            }
+          }
+        }
+      }
+      if constexpr (!kCounts) {
+        const int steps = static_cast<int>(steps_in_plane(p, a.time_steps));
+#pragma unroll
+        for (int v = 0; v < kPerLane; ++v) {
+          if (v >= left) continue;
+          const T scale = a.scale ? a.scale[first + v] : T(1), bias = a.bias ? a.bias[first + v] : T(0);
+          const auto current = [&](int s) {
+            return current_of(static_cast<T>(sums[s][v]), a.scale != nullptr, scale, a.bias != nullptr, bias);
+          };
+          a.out_bits[p * pixels * g.out_channels + place + v] = run_plane<true>(model, steps, current, neurons[v]);
+        }
+      }
+    }
+    for (int v = 0; v < kPerLane; ++v) {
+      if (v >= left) continue;
+      if constexpr (kCounts) {
+        const T scale = a.scale ? a.scale[first + v] : T(1), bias = a.bias ? a.bias[first + v] : T(0);
+        a.sum[place + v] = current_of(static_cast<T>(sums[0][v]), a.scale != nullptr, scale, a.bias != nullptr, bias);
+      } else {
+        neurons[v].store(a.state, a.sum, place + v);
+      }
+    }
+  }
+}
+
+template <class E, class T, int kPerLane>
+void launch_gather(const CudaProductArgs<E, T>& args, cudaStream_t stream) {
+  const int64_t tasks = args.geometry.pixels_out() * args.geometry.groups * args.blocks;
+  const unsigned grid = grid_for((tasks + kGatherWarps - 1) / kGatherWarps);
+  if (args.out_bits == nullptr) {
+    TANDEM_LAUNCH((gather_kernel<E, T, kPerLane, true, Silent<T>>), grid, kGatherWarps * kWarp, 0, stream, args,
+                  Silent<T>{});
+    return;
+  }
+  visit_model<Scalar<T>>(args.neuron, [&](const auto& model) {
+    using Model = std::decay_t<decltype(model)>;
+    TANDEM_LAUNCH((gather_kernel<E, T, kPerLane, false, Model>), grid, kGatherWarps * kWarp, 0, stream, args, model);
+  });
+}
+
+// ---- The tensor-core engine
+
+constexpr int kTileWarps = 4;      // of a block, one below the other
+constexpr int kTilePixels = 16;    // of a warp: the rows of a fragment
+constexpr int kTileChannels = 16;  // input channels of a step: the depth of a fragment
+constexpr int kColumn = 8;         // output channels of a fragment
+constexpr int kStages = 4;         // steps whose weights are in shared memory or on their way there
+constexpr int kMostTerms = 3;      // bf16 terms of a weight that hold all of a float32: 8 bits of the significand each
+
+// A float32 as the sum of bf16 numbers, in the upper halves of words.
+template <int kTerms>
+__device__ __forceinline__ void split(float x, unsigned (&terms)[kTerms]) {
+  for (int i = 0; i < kTerms; ++i) {
+    unsigned word;
+    memcpy(&word, &x, sizeof(word));
+    const bool finite = (word & 0x7f800000u) != 0x7f800000u;
+    // Where bits are lost, the last term is the nearest one, the even one of two.
+    if (kTerms < kMostTerms && i + 1 == kTerms && finite) word += 0x7fffu + (word >> 16 & 1);
+    terms[i] = word & 0xffff0000u;
+    // An infinity has no rest; its own difference would be NaN.
+    x = finite ? x - float_of_word(terms[i]) : 0.0f;
+  }
+}
+
+// Where column n of row k of a step's weights stands, in floats. Lanes that read together differ in n % 8 and in k / 4:
+// turning the columns by k / 4 sends them to different banks.
+template <int kColumns>
+__device__ __forceinline__ int staged_at(int k, int n) {
+  constexpr int kTurns = kColumns;
+  return k * kColumns * kColumn + (n ^ (k / 4 % kTurns * kColumn));
+}
+
+// The 4 bytes of input channels from c on, zeros past the last one.
+__device__ __forceinline__ unsigned load_four(const uint8_t* pixel, int64_t c, int64_t channels, bool aligned) {
+  if (pixel == nullptr || c >= channels) return 0;
+  if (aligned) return *reinterpret_cast<const unsigned*>(pixel + c);
+  unsigned word = 0;
+  for (int i = 0; i < 4; ++i) {
+    if (c + i < channels) word |= static_cast<unsigned>(pixel[c + i]) << 8 * i;
+  }
+  return word;
+}
+
+// Two bf16 of the number of ones in two bytes.
+__device__ __forceinline__ unsigned count_pair(unsigned low, unsigned high) {
+  const float a = static_cast<float>(__popc(low)), b = static_cast<float>(__popc(high));
+  unsigned x, y;
+  memcpy(&x, &a, sizeof(x));
+  memcpy(&y, &b, sizeof(y));
+  return x >> 16 | (y & 0xffff0000u);
+}
+
+// A block: 64 output pixels x kColumns * 8 output channels; a warp: 16 of the pixels, all 8 time steps of a plane.
+//
+// Step after step, 16 input channels of a tap: the block's weights come to shared memory three steps ahead; a lane
+// reads the 4 bytes of its 4 input channels once for each of its 2 pixels and expands them to the A fragment of every
+// time step; a B fragment, split into terms in registers, serves all of them. Which channel a fragment calls k is free
+// as long as A and B agree: k = 2q, 2q + 1, 2q + 8, 2q + 9 are the channels 4q to 4q + 3, so that a lane's bytes lie
+// side by side.
+template <int kColumns, bool kCounts, int kTerms, class Model>
+__global__ void __launch_bounds__(kTileWarps* kWarp, 2)
+    tensor_core_kernel(const CudaProductArgs<float, float> a, const Model model) {
+  constexpr int kSums = kCounts ? 1 : static_cast<int>(kStepsPerPlane);
+  constexpr int kWidth = kColumns * kColumn, kChunks = kTileChannels * kWidth / 4, kThreads = kTileWarps * kWarp;
+  constexpr int kNeurons = 4 * kColumns;  // of a thread
+  __shared__ __align__(16) float staged[kStages][kTileChannels * kWidth];
+  // States and sum from plane to plane; a thread reads but what it wrote.
+  __shared__ float carried[kCounts ? 1 : Model::kStates + 1][kCounts ? 1 : kNeurons][kThreads];
+  __shared__ Pixel located[kTileWarps * kTilePixels];
+  const ConvGeometry& g = a.geometry;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+  const int q = lane % 4, r = lane / 4;
+  const int64_t pixels = g.pixels_out(), channels = g.group_in(), outputs = g.group_out();
+  const auto tiles = static_cast<unsigned>((pixels + kTileWarps * kTilePixels - 1) / (kTileWarps * kTilePixels));
+  const auto slices = static_cast<unsigned>((outputs + kWidth - 1) / kWidth);
+  const int depth = static_cast<int>((channels + kTileChannels - 1) / kTileChannels);
+  const int steps = static_cast<int>(g.taps()) * depth;
+  const bool aligned = channels % 4 == 0 && reinterpret_cast<uintptr_t>(a.bits) % 4 == 0;
+
+  const unsigned slice = blockIdx.x / tiles % slices, group = blockIdx.x / tiles / slices;
+  const float* const rows =
+      a.weight + (group * a.blocks + slice * kWidth / a.block) * g.features() * a.block + slice * kWidth % a.block;
+  const int64_t first = static_cast<int64_t>(blockIdx.x % tiles) * kTileWarps * kTilePixels;  // pixel of the block
+  if (thread < kTileWarps * kTilePixels) {
+    located[thread] = pixel_at(g, first + thread);
+    if (first + thread >= pixels) located[thread].top = INT64_MIN / 2;  // sees nothing
+  }
+  __syncthreads();
+
+  const auto stage = [&](int step) {
+    const int64_t tap = step / depth, c = static_cast<int64_t>(step % depth) * kTileChannels;
+    for (int i = thread; i < kChunks; i += kThreads) {
+      const int k = i / (kWidth / 4), n = i % (kWidth / 4) * 4;
+      const bool valid = c + k < channels;
+      const float* const row = rows + (tap * channels + (valid ? c + k : 0)) * a.block + n;
+      cp_async_16(&staged[step % kStages][staged_at<kColumns>(k, n)], row, valid);
+    }
+  };
+
+  const int planes = kCounts ? 1 : static_cast<int>(a.planes);
+  for (int plane = 0; plane < planes; ++plane) {
+    float sums[kSums][kColumns][4] = {};
+    // For counts the planes follow one another in each step.
+    const int64_t digits = kCounts ? a.planes : 1;
+    for (int s = 0; s < kStages - 1; ++s) {
+      if (s < steps) stage(s);
+      cp_async_commit();
+    }
+    int d = 0;  // step % depth
+    const uint8_t* in[2] = {nullptr, nullptr};
+    for (int step = 0; step < steps; ++step) {
+      if (d == 0) {
+        const int tap = step / depth;
+        for (int i = 0; i < 2; ++i) {
+          const Pixel& pixel = located[warp * kTilePixels + r + 8 * i];
+          const int64_t seen = seen_by(g, pixel, tap / g.kernel_w, tap % g.kernel_w);
+          in[i] = seen < 0 ? nullptr
+                           : a.bits + (static_cast<int64_t>(plane) * g.pixels_in() + seen) * g.in_channels +
+                                 group * channels;
+        }
+      }
+      cp_async_wait<kStages - 2>();
+      // Everybody's copies of this step are there, and everybody has read the stage that is filled next.
+      __syncthreads();
+      if (step + kStages - 1 < steps) stage(step + kStages - 1);
+      cp_async_commit();
+      const float* const weights = staged[step % kStages];
+      for (int64_t digit = 0; digit < digits; ++digit) {
+        const int64_t at = digit * g.pixels_in() * g.in_channels, c = static_cast<int64_t>(d) * kTileChannels + 4 * q;
+        const unsigned upper = load_four(in[0] ? in[0] + at : nullptr, c, channels, aligned);
+        const unsigned lower = load_four(in[1] ? in[1] + at : nullptr, c, channels, aligned);
+        if (__ballot_sync(kAllLanes, (upper | lower) != 0) == 0) continue;  // 16 silent pixels
+        // Bytes 0 and 1, and 2 and 3, a halfword apart: bit t of each becomes a bf16 of 0 or 1.
+        const unsigned pairs[4] = {(upper & 0xff) | (upper & 0xff00) << 8, (lower & 0xff) | (lower & 0xff00) << 8,
+                                   (upper >> 16 & 0xff) | (upper >> 24) << 16,
+                                   (lower >> 16 & 0xff) | (lower >> 24) << 16};
+        // Two columns at a time: fragments of all four would not fit the registers beside the sums.
+#pragma unroll
+        for (int j = 0; j < kColumns; j += 2) {
+          unsigned b[2][kTerms][2];
+#pragma unroll
+          for (int k = 0; k < 2; ++k) {
+            unsigned terms[4][kTerms];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              split(weights[staged_at<kColumns>(4 * q + i, (j + k) * kColumn + r)], terms[i]);
+            }
+#pragma unroll
+            for (int e = 0; e < kTerms; ++e) {
+              b[k][e][0] = terms[0][e] >> 16 | terms[1][e];
+              b[k][e][1] = terms[2][e] >> 16 | terms[3][e];
+            }
+          }
+#pragma unroll
+          for (int t = 0; t < kSums; ++t) {
+            unsigned fragment[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              constexpr unsigned kOne = 0x3f80;  // 1 in bf16
+              fragment[i] = kCounts ? count_pair(pairs[i] & 0xff, pairs[i] >> 16) : (pairs[i] >> t & 0x10001u) * kOne;
+            }
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+#pragma unroll
+              for (int e = 0; e < kTerms; ++e) mma_m16n8k16_bf16(sums[t][j + k], fragment, b[k][e]);
+            }
+          }
+        }
+      }
+      if (++d == depth) d = 0;
+    }
+    cp_async_wait<0>();
+    __syncthreads();  // nobody still reads what the next plane, or tile, is staged over
+
+    [[maybe_unused]] const int in_plane = static_cast<int>(steps_in_plane(plane, a.time_steps));
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int64_t n = slice * kWidth + j * kColumn + 2 * q + e % 2;
+        const int64_t at = first + warp * kTilePixels + r + e / 2 * 8;
+        if (at >= pixels || n >= outputs) continue;
+        const int64_t channel = group * outputs + n, place = at * g.out_channels + channel;
+        const float scale = a.scale ? a.scale[channel] : 1.0f, bias = a.bias ? a.bias[channel] : 0.0f;
+        const auto current = [&](int s) {
+          return current_of(sums[s][j][e], a.scale != nullptr, scale, a.bias != nullptr, bias);
+        };
+        if constexpr (kCounts) {
+          a.sum[place] = current(0);
+        } else {
+          DeviceNeuron<float, Model> neuron;
+          if (plane == 0) {
+            neuron.start(model, a.initial, place);
+            neuron.sum = 0;
+          } else {
+#pragma unroll
+            for (int v = 0; v < Model::kStates; ++v) neuron.state[v] = carried[v][4 * j + e][thread];
+            neuron.sum = carried[Model::kStates][4 * j + e][thread];
+          }
+          a.out_bits[static_cast<int64_t>(plane) * pixels * g.out_channels + place] =
+              run_plane<true>(model, in_plane, current, neuron);
+#pragma unroll
+          for (int v = 0; v < Model::kStates; ++v) carried[v][4 * j + e][thread] = neuron.state[v];
+          carried[Model::kStates][4 * j + e][thread] = neuron.sum;
+          if (plane + 1 == planes) neuron.store(a.state, a.sum, place);
+        }
+      }
+    }
+  }
+}
+
+template <int kColumns, int kTerms>
+cudaError_t launch_tensor_cores(const CudaProductArgs<float, float>& args, cudaStream_t stream) {
+  const ConvGeometry& g = args.geometry;
+  const int64_t tiles = (g.pixels_out() + kTileWarps * kTilePixels - 1) / (kTileWarps * kTilePixels);
+  const int64_t slices = (g.group_out() + kColumns * kColumn - 1) / (kColumns * kColumn);
+  // More than this is more memory than a device has: 2048 neurons a block.
+  if (tiles * slices * g.groups > INT32_MAX || g.taps() * g.group_in() > INT32_MAX || args.planes > INT32_MAX)
+    return cudaErrorInvalidValue;
+  const auto grid = static_cast<unsigned>(tiles * slices * g.groups);
+  if (args.out_bits == nullptr) {
+    using Model = Silent<float>;
+    TANDEM_LAUNCH((tensor_core_kernel<kColumns, true, kTerms, Model>), grid, kTileWarps * kWarp, 0, stream, args,
+                  Model{});
+    return cudaGetLastError();
+  }
+  visit_model<Scalar<float>>(args.neuron, [&](const auto& model) {
+    using Model = std::decay_t<decltype(model)>;
+    TANDEM_LAUNCH((tensor_core_kernel<kColumns, false, kTerms, Model>), grid, kTileWarps * kWarp, 0, stream, args,
+                  model);
+  });
+  return cudaGetLastError();
+}
+
+// ---- The order of the weights
+
+constexpr int kThreads = 256;
+
+template <class W, class E>
+__global__ void __launch_bounds__(kThreads) pack_weight_kernel(const CudaPackArgs<W, E> a) {
+  const ConvGeometry& g = a.geometry;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads, channels = g.group_in();
+  const int64_t elements = g.groups * a.blocks * g.features() * a.block;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < elements; i += stride) {
+    const int64_t feature = i / a.block % g.features(), b = i / a.block / g.features();
+    const int64_t in_group = b % a.blocks * a.block + i % a.block, tap = feature / channels;
+    const int64_t from = (b / a.blocks * g.group_out() + in_group) * a.stride_o + feature % channels * a.stride_c +
+                         tap / g.kernel_w * a.stride_h + tap % g.kernel_w * a.stride_w;
+    // NOLINTNEXTLINE(bugprone-signed-char-misuse): 8-bit integers, no characters
+    a.packed[i] = in_group < g.group_out() ? static_cast<E>(a.weight[from]) : E(0);
+  }
+}
+
+}  // namespace
+
+template <class E, class T>
+cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_t stream) {
+  if (args.geometry.pixels_out() == 0) return cudaSuccess;
+  constexpr int kMost = 256 / static_cast<int>(sizeof(E)) / kWarp;  // the largest block over the lanes
+  if (args.block <= kWarp) {
+    launch_gather<E, T, 1>(args, stream);
+  } else if (args.block < kMost * kWarp) {
+    launch_gather<E, T, (kMost > 1 ? kMost / 2 : 1)>(args, stream);
+  } else {
+    launch_gather<E, T, kMost>(args, stream);
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, int terms, cudaStream_t stream) {
+  if (args.geometry.pixels_out() == 0) return cudaSuccess;
+  const bool narrow = args.block <= 2 * kColumn;
+  switch (terms) {
+    case 1:
+      return narrow ? launch_tensor_cores<2, 1>(args, stream) : launch_tensor_cores<4, 1>(args, stream);
+    case 2:
+      return narrow ? launch_tensor_cores<2, 2>(args, stream) : launch_tensor_cores<4, 2>(args, stream);
+    case kMostTerms:
+      return narrow ? launch_tensor_cores<2, 3>(args, stream) : launch_tensor_cores<4, 3>(args, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+template <class W, class E>
+cudaError_t launch_pack_weight(const CudaPackArgs<W, E>& args, cudaStream_t stream) {
+  const int64_t elements = args.geometry.groups * args.blocks * args.geometry.features() * args.block;
+  TANDEM_LAUNCH((pack_weight_kernel<W, E>), grid_for((elements + kThreads - 1) / kThreads), kThreads, 0, stream, args);
+  return cudaGetLastError();
+}
+
+template cudaError_t launch_gather_product(const CudaProductArgs<float, float>&, cudaStream_t);
+template cudaError_t launch_gather_product(const CudaProductArgs<double, double>&, cudaStream_t);
+template cudaError_t launch_gather_product(const CudaProductArgs<int16_t, float>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<float, float>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<Float16, float>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<BFloat16, float>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<double, double>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<int8_t, int16_t>&, cudaStream_t);
+
+}  // namespace tandem

@@ -1,0 +1,56 @@
+// Spiking and count products on the device: plain pointers and a stream. Torch-free.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "core/conv_geometry.h"
+#include "core/narrow_float.h"
+#include "neuron/models.h"
+#include "neuron/state.h"
+
+namespace tandem {
+
+// E: packed weights (float, double, or int16_t for 8-bit weights); T: neurons. A product with spike counts has no
+// out_bits; its scale and bias apply once.
+template <class E, class T>
+struct CudaProductArgs {
+  ConvGeometry geometry;
+  const uint8_t* bits;     // [planes, N * H * W, C]
+  int64_t planes;          // bit planes of the input
+  const E* weight;         // packed: [groups, blocks, features, block], 16-byte aligned
+  int64_t block, blocks;   // output channels in a row; rows of a group
+  const T* scale;          // [O] or null
+  const T* bias;           // [O] or null
+  State<const T> initial;  // [kStates, N * Ho * Wo, O] or null: the model's start
+  uint8_t* out_bits;       // [planes, N * Ho * Wo, O] or null
+  T* sum;                  // [N * Ho * Wo, O] or null
+  State<T> state;          // [kStates, N * Ho * Wo, O] or null
+  int64_t time_steps;
+  Neuron neuron;
+};
+
+// Each launches on the current device and returns what cudaGetLastError says of it.
+
+// The gather engine: weights of the inputs that spike are added, on CUDA cores. Any weights, any geometry.
+template <class E, class T>
+cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_t stream);
+
+// The tensor-core engine: weights as so many bf16 terms each, 1 to 3, which hold 8 bits of the significand each; the
+// last of fewer than 3 is rounded to the nearest. Needs compute capability 8.0.
+cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, int terms, cudaStream_t stream);
+
+// Weights [O, C/groups, kH, kW] with these strides -> packed. W: Float16 or BFloat16 too, where E is float.
+template <class W, class E>
+struct CudaPackArgs {
+  ConvGeometry geometry;
+  const W* weight;
+  int64_t stride_o, stride_c, stride_h, stride_w;
+  E* packed;
+  int64_t block, blocks;
+};
+template <class W, class E>
+cudaError_t launch_pack_weight(const CudaPackArgs<W, E>& args, cudaStream_t stream);
+
+}  // namespace tandem

@@ -1,0 +1,107 @@
+// Two passes over memory, each of which reads the gradient and what batch norm normalised: one for the sums over the
+// batch, in a fixed order, one for the gradient. The normalised value and the gate are computed anew in both.
+#include <cmath>
+
+#include "cuda/device.cuh"
+#include "ops/tandem_count/norm_gate.h"
+#include "ops/tandem_count/tandem_norm_count.cuh"
+
+namespace tandem {
+
+namespace {
+
+constexpr int kLanes = 32;  // neighbouring channels
+constexpr int kLines = 8;   // rows that a block has in hand
+constexpr int kThreads = kLanes * kLines;
+
+template <class T>
+struct NormChannel {
+  T mean, gain, gamma, beta;
+};
+
+template <class T>
+__device__ __forceinline__ NormChannel<T> channel_of(const CudaNormGradientArgs<T>& a, int64_t c) {
+  return {a.mean[c], T(1) / std::sqrt(a.var[c] + a.eps), a.gamma[c], a.beta[c]};
+}
+
+// f(place, normalised value, gradient behind the gate) for the rows of this block's chunk in which the thread has a
+// part.
+template <class T, class F>
+__device__ __forceinline__ void for_rows(const CudaNormGradientArgs<T>& a, int64_t chunk, int64_t c,
+                                         const NormChannel<T>& channel, const F& f) {
+  const int64_t first = chunk * kNormRows, end = first + kNormRows < a.rows ? first + kNormRows : a.rows;
+  for (int64_t row = first + threadIdx.x / kLanes; row < end; row += kLines) {
+    const int64_t at = row * a.channels + c;
+    const T normal = normalised(a.product[at], channel.mean, channel.gain);
+    f(at, normal, gated_gradient(a.grad[at], normal, channel.gamma, channel.beta, a.threshold, a.upper));
+  }
+}
+
+// A block: 32 channels of kNormRows rows.
+template <class T>
+__global__ void __launch_bounds__(kThreads) norm_sums_kernel(const CudaNormGradientArgs<T> a) {
+  __shared__ T shared[2][kLines][kLanes];
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, line = static_cast<int>(threadIdx.x) / kLanes;
+  const int64_t slices = (a.channels + kLanes - 1) / kLanes;
+  const int64_t chunk = blockIdx.x / slices, c = blockIdx.x % slices * kLanes + lane;
+  T sum = 0, along = 0;
+  if (c < a.channels) {
+    for_rows(a, chunk, c, channel_of(a, c), [&](int64_t, T normal, T g) {
+      sum += g;
+      along += g * normal;
+    });
+  }
+  shared[0][line][lane] = sum;
+  shared[1][line][lane] = along;
+  __syncthreads();
+  if (line >= 2 || c >= a.channels) return;
+  T total = 0;
+  for (int i = 0; i < kLines; ++i) total += shared[line][i][lane];
+  a.sums[(chunk * 2 + line) * a.channels + c] = total;
+}
+
+// A thread: one channel.
+template <class T>
+__global__ void __launch_bounds__(kThreads) norm_totals_kernel(const CudaNormGradientArgs<T> a) {
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= a.channels) return;
+  double sum = 0, along = 0;
+  for (int64_t chunk = 0; chunk * kNormRows < a.rows; ++chunk) {
+    sum += static_cast<double>(a.sums[chunk * 2 * a.channels + c]);
+    along += static_cast<double>(a.sums[(chunk * 2 + 1) * a.channels + c]);
+  }
+  a.grad_beta[c] = static_cast<T>(sum);
+  a.grad_gamma[c] = static_cast<T>(along);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 4) norm_gradient_kernel(const CudaNormGradientArgs<T> a) {
+  const int64_t slices = (a.channels + kLanes - 1) / kLanes;
+  const int64_t chunk = blockIdx.x / slices, c = blockIdx.x % slices * kLanes + threadIdx.x % kLanes;
+  if (c >= a.channels) return;
+  const NormChannel<T> channel = channel_of(a, c);
+  const T factor = channel.gamma * channel.gain, rows = static_cast<T>(a.rows);
+  const T mean = a.grad_beta[c] / rows, along = a.grad_gamma[c] / rows;
+  for_rows(a, chunk, c, channel,
+           [&](int64_t at, T normal, T g) { a.grad_product[at] = factor * (g - mean - normal * along); });
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t launch_tandem_norm_count_backward(const CudaNormGradientArgs<T>& args, cudaStream_t stream) {
+  const int64_t slices = (args.channels + kLanes - 1) / kLanes, chunks = (args.rows + kNormRows - 1) / kNormRows;
+  if (slices == 0) return cudaSuccess;
+  if (slices * chunks > INT32_MAX) return cudaErrorInvalidValue;  // more memory than a device has
+  const auto grid = static_cast<unsigned>(slices * chunks);
+  if (grid != 0) TANDEM_LAUNCH((norm_sums_kernel<T>), grid, kThreads, 0, stream, args);
+  TANDEM_LAUNCH((norm_totals_kernel<T>), static_cast<unsigned>((args.channels + kThreads - 1) / kThreads), kThreads, 0,
+                stream, args);
+  if (grid != 0) TANDEM_LAUNCH((norm_gradient_kernel<T>), grid, kThreads, 0, stream, args);
+  return cudaGetLastError();
+}
+
+template cudaError_t launch_tandem_norm_count_backward(const CudaNormGradientArgs<float>&, cudaStream_t);
+template cudaError_t launch_tandem_norm_count_backward(const CudaNormGradientArgs<double>&, cudaStream_t);
+
+}  // namespace tandem
