@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -19,7 +20,7 @@
 
 #include "cpu/fingerprint.h"
 #include "cpu/isa.h"
-#include "neuron/lif.h"
+#include "neuron/models.h"
 
 namespace py = pybind11;
 
@@ -68,41 +69,65 @@ py::dict build_info() {
   return info;
 }
 
+template <class... Args>
+std::string joined(const Args&... args) {
+  std::ostringstream text;
+  (text << ... << args);
+  return text.str();
+}
+
+// Checks the parameters of a neuron model, as the operators do, which need torch for it.
+tandem::Neuron checked_neuron(int kind, const std::vector<double>& parameters) {
+  if (kind < 0 || kind >= tandem::kModelCount) {
+    throw py::value_error(
+        joined("integrate_and_fire: neuron must be from 0 to ", tandem::kModelCount - 1, ", got ", kind));
+  }
+  tandem::Neuron neuron = {};
+  neuron.kind = kind;
+  tandem::visit_model<tandem::Scalar<double>>(neuron, [&](const auto& model) {
+    if (static_cast<int>(parameters.size()) != model.kParameterCount) {
+      throw py::value_error(joined("integrate_and_fire: parameters of ", model.kName, " must be ",
+                                   model.kParameterCount, " numbers, got ", parameters.size()));
+    }
+    for (int i = 0; i < model.kParameterCount; ++i) {
+      const tandem::Parameter& parameter = model.kParameters[i];
+      if (!parameter.holds(parameters[i])) {
+        throw py::value_error(
+            joined("integrate_and_fire: ", parameter.name, " must be ", parameter.rule, ", got ", parameters[i]));
+      }
+      neuron.parameters[i] = parameters[i];
+    }
+  });
+  return neuron;
+}
+
 // current: [T, n] -> spikes [T, n] of 0 and 1, neuron by neuron: nothing shared with the kernels but the step.
 template <class T>
-py::array_t<uint8_t> simulate(const py::array_t<T, py::array::c_style>& current, T threshold, T leak) {
-  using Model = tandem::Lif<tandem::Scalar<T>>;
+py::array_t<uint8_t> simulate(const py::array_t<T, py::array::c_style>& current, const tandem::Neuron& neuron) {
   const py::ssize_t steps = current.shape(0);
   const py::ssize_t neurons = current.shape(1);
   py::array_t<uint8_t> spikes({steps, neurons});
   const auto x = current.template unchecked<2>();
   auto s = spikes.template mutable_unchecked<2>();
-  const Model model = {threshold, leak};
-  for (py::ssize_t i = 0; i < neurons; ++i) {
-    T state[Model::kStates];
-    for (int v = 0; v < Model::kStates; ++v) state[v] = model.start(v);
-    for (py::ssize_t t = 0; t < steps; ++t) s(t, i) = model.step(state, x(t, i)) >= threshold;
-  }
+  tandem::visit_model<tandem::Scalar<T>>(neuron, [&](const auto& model) {
+    for (py::ssize_t i = 0; i < neurons; ++i) {
+      T state[std::decay_t<decltype(model)>::kStates];
+      for (int v = 0; v < model.kStates; ++v) state[v] = model.start(v);
+      for (py::ssize_t t = 0; t < steps; ++t) s(t, i) = model.step(state, x(t, i)) >= model.threshold;
+    }
+  });
   return spikes;
 }
 
-py::array_t<uint8_t> integrate_and_fire(const py::array& current, double threshold, double leak) {
-  const auto got = [](const auto& value) {
-    std::ostringstream text;
-    text << ", got " << value;
-    return text.str();
-  };
+py::array_t<uint8_t> integrate_and_fire(const py::array& current, int kind, const std::vector<double>& parameters) {
   if (current.ndim() != 2) {
-    throw py::value_error("integrate_and_fire: current must have 2 dimensions [T, n]" + got(current.ndim()));
+    throw py::value_error(joined("integrate_and_fire: current must have 2 dimensions [T, n], got ", current.ndim()));
   }
-  if (!(threshold > 0)) throw py::value_error("integrate_and_fire: threshold must be positive" + got(threshold));
-  if (!(leak > 0 && leak <= 1)) throw py::value_error("integrate_and_fire: leak must be in (0, 1]" + got(leak));
-  if (py::isinstance<py::array_t<float>>(current)) {
-    return simulate<float>(current, static_cast<float>(threshold), static_cast<float>(leak));
-  }
-  if (py::isinstance<py::array_t<double>>(current)) return simulate<double>(current, threshold, leak);
-  throw py::type_error("integrate_and_fire: current must be float32 or float64" +
-                       got(py::str(current.dtype()).cast<std::string>()));
+  const tandem::Neuron neuron = checked_neuron(kind, parameters);
+  if (py::isinstance<py::array_t<float>>(current)) return simulate<float>(current, neuron);
+  if (py::isinstance<py::array_t<double>>(current)) return simulate<double>(current, neuron);
+  throw py::type_error(joined("integrate_and_fire: current must be float32 or float64, got ",
+                              py::str(current.dtype()).cast<std::string>()));
 }
 
 // memory: (address, bytes) of tensors on the CPU.
@@ -127,8 +152,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "fingerprint", &fingerprint, py::arg("memory"),
       "A hash of the memory at [(address, bytes), ...]: of all of it up to 64 KiB each, of 16 KiB of samples beyond.");
-  m.def("integrate_and_fire", &integrate_and_fire, py::arg("current"), py::arg("threshold") = 1.0,
-        py::arg("leak") = 1.0,
+  m.def("integrate_and_fire", &integrate_and_fire, py::arg("current"), py::arg("neuron"), py::arg("parameters"),
         "The neuron loop on a NumPy array [T, n] of float32 or float64, for debugging without torch: spikes [T, n], "
-        "uint8.");
+        "uint8. neuron and parameters: as in the operators.");
 }

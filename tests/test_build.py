@@ -16,7 +16,7 @@ import torch
 
 import tandem_cuda
 from exact import ISAS, slow
-from tandem_cuda import _C
+from tandem_cuda import _C, IF, LIF
 from tandem_cuda._cuda_versions import driver_obstacle
 from tandem_cuda.build_info import _cuda_obstacle, _runs_on
 
@@ -161,33 +161,40 @@ def test_which_devices_an_architecture_runs_on(architecture, runs, does_not):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("leak", [1.0, 0.9])
-def test_numpy_integrate_and_fire(dtype, leak):
+@pytest.mark.parametrize("neuron", [IF(0.75), LIF(0.75, 0.9)], ids=str)
+def test_numpy_integrate_and_fire(dtype, neuron):
     current = np.random.default_rng(0).normal(0.3, 0.7, (19, 65)).astype(dtype)
-    threshold, leak = dtype(0.75), dtype(leak)
+    threshold, leak = dtype(neuron.threshold), dtype(neuron.leak)
     u, fired, expected = np.zeros(65, dtype), np.zeros(65, bool), []
     for x in current:
         u = (leak * u - np.where(fired, threshold, dtype(0))) + x
         fired = u >= threshold
         expected.append(fired)
-    spikes = _C.integrate_and_fire(current, threshold, leak)
+    model = neuron.kind, neuron.parameters
+    spikes = _C.integrate_and_fire(current, *model)
     assert spikes.dtype == np.uint8
     np.testing.assert_array_equal(spikes, np.array(expected))
-    np.testing.assert_array_equal(_C.integrate_and_fire(np.asfortranarray(current), threshold, leak), spikes)
+    np.testing.assert_array_equal(_C.integrate_and_fire(np.asfortranarray(current), *model), spikes)
 
 
 def test_numpy_integrate_and_fire_edge_cases():
+    model = IF().kind, IF().parameters
     current = np.array([[1.0, np.nan, 0.5], [1.0, 1.0, 0.25]])
-    np.testing.assert_array_equal(_C.integrate_and_fire(current), [[1, 0, 0], [1, 0, 0]])
-    assert _C.integrate_and_fire(np.zeros((0, 3))).shape == (0, 3)
+    np.testing.assert_array_equal(_C.integrate_and_fire(current, *model), [[1, 0, 0], [1, 0, 0]])
+    assert _C.integrate_and_fire(np.zeros((0, 3)), *model).shape == (0, 3)
     with pytest.raises(ValueError, match=r"current must have 2 dimensions \[T, n\], got 1"):
-        _C.integrate_and_fire(np.zeros(3))
+        _C.integrate_and_fire(np.zeros(3), *model)
     with pytest.raises(TypeError, match="current must be float32 or float64, got int64"):
-        _C.integrate_and_fire(np.zeros((2, 3), np.int64))
-    with pytest.raises(ValueError, match="threshold must be positive, got 0"):
-        _C.integrate_and_fire(current, threshold=0.0)
+        _C.integrate_and_fire(np.zeros((2, 3), np.int64), *model)
+    with pytest.raises(ValueError, match="neuron must be from 0 to .*, got -1"):
+        _C.integrate_and_fire(current, -1, [1.0])
+    with pytest.raises(ValueError, match="parameters of LIF must be . numbers, got 0"):
+        _C.integrate_and_fire(current, LIF().kind, [])
+    _, *others = LIF().parameters
+    with pytest.raises(ValueError, match="threshold must be positive and finite, got 0"):
+        _C.integrate_and_fire(current, LIF().kind, [0.0, *others])
     with pytest.raises(ValueError, match=r"leak must be in \(0, 1\], got 1.5"):
-        _C.integrate_and_fire(current, leak=1.5)
+        _C.integrate_and_fire(current, LIF().kind, [1.0, 1.5, *others[1:]])
 
 
 # ---- Imports that fail
