@@ -186,9 +186,9 @@ def test_numpy_integrate_and_fire_edge_cases():
         _C.integrate_and_fire(np.zeros(3), *model)
     with pytest.raises(TypeError, match="current must be float32 or float64, got int64"):
         _C.integrate_and_fire(np.zeros((2, 3), np.int64), *model)
-    with pytest.raises(ValueError, match="neuron must be from 0 to .*, got -1"):
+    with pytest.raises(ValueError, match=r"neuron must be from 0 to .*, got -1"):
         _C.integrate_and_fire(current, -1, [1.0])
-    with pytest.raises(ValueError, match="parameters of LIF must be . numbers, got 0"):
+    with pytest.raises(ValueError, match=r"parameters of LIF must be . numbers, got 0"):
         _C.integrate_and_fire(current, LIF().kind, [])
     _, *others = LIF().parameters
     with pytest.raises(ValueError, match="threshold must be positive and finite, got 0"):
