@@ -46,7 +46,7 @@ def test_the_tests_have_every_model() -> None:
 def test_parameters(neuron: Neuron) -> None:
     again = of_parameters(neuron.kind, neuron.parameters)
     assert (type(again), again.kind, again.parameters) == (type(neuron), neuron.kind, neuron.parameters)
-    assert len(neuron.parameters) == len(neuron.PARAMETERS)
+    assert len(neuron.parameters) == len(neuron.KINDS[neuron.kind].parameters)
     assert all(type(value) is float for value in neuron.parameters)
     assert again.states == neuron.states == STATES[neuron.kind] >= 1
     assert again == neuron
@@ -263,7 +263,7 @@ def test_bad_settings(neuron: Neuron) -> None:
     for value in wrong:
         with pytest.raises(ValueError, match=r"layer: setting neuron must hold .*threshold.*, got"):
             of_settings("layer", value)
-    for name in neuron.PARAMETERS:
+    for name in neuron.KINDS[neuron.kind].parameters:
         for number in (0.0, -1.0, math.nan, math.inf):
             with pytest.raises(ValueError, match=f"{name} must be .*, got {number}"):
                 of_settings("layer", settings | {name: number})
@@ -311,7 +311,7 @@ NOT_POSITIVE = (0, 0.0, -1.0, math.nan, math.inf, -math.inf)
 @every_model
 def test_bad_values(model: type[Neuron]) -> None:
     names = [f.name for f in dataclasses.fields(model) if f.name != "clip"]  # type: ignore[arg-type]  # a dataclass
-    assert {*model.PARAMETERS} <= {*names}
+    assert {name for kind in model.KINDS.values() for name in kind.parameters} <= {*names}
     for name in names:
         for value in NOT_NUMBERS:
             with pytest.raises(
@@ -342,7 +342,8 @@ def test_is_a_value(neuron: Neuron) -> None:
 
 @every_model
 def test_whole_numbers_become_floats(model: type[Neuron]) -> None:
-    assert all(type(value) is float for value in model(**dict.fromkeys(model.PARAMETERS, 1)).parameters)
+    for kind in model.KINDS.values():
+        assert all(type(value) is float for value in model(**dict.fromkeys(kind.parameters, 1)).parameters)
     assert model(threshold=10**25).parameters[0] == 1e25
 
 

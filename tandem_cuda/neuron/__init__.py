@@ -17,13 +17,13 @@ MODELS: tuple[type[Neuron], ...] = (IF, LIF)
 """Every model, in the order in which settings are tried."""
 
 KINDS: dict[int, type[Neuron]] = {kind: model for model in MODELS for kind in model.KINDS}
-STATES: dict[int, int] = {kind: states for model in MODELS for kind, states in model.KINDS.items()}
+STATES: dict[int, int] = {number: kind.states for model in MODELS for number, kind in model.KINDS.items()}
 """The model of each kind, and its number of state variables."""
 
 
 def of_parameters(kind: int, parameters: Sequence[float]) -> Neuron:
     """The neuron that an operator was given."""
-    return KINDS[kind].of_parameters(parameters)
+    return KINDS[kind].of_parameters(kind, parameters)
 
 
 def of_settings(name: str, settings: Any) -> Neuron:

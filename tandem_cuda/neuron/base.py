@@ -26,17 +26,24 @@ class NirForm(NamedTuple):
     metadata: dict[str, Any]
 
 
+class Kind(NamedTuple):
+    """What the compiled library knows of a model."""
+
+    states: int
+    """Number S of state variables. The first one is the membrane potential before its reset."""
+    parameters: tuple[str, ...]
+    """The fields that it takes, in this order."""
+
+
 class Neuron:
     """A neuron model: a frozen dataclass that says how neurons spike and what their ANN twin computes.
 
     The compiled library has the same step in ``csrc/neuron``. A model's parameters cross the operator boundary as a
-    vector of floats, in the order of ``PARAMETERS``; the potential they are measured in is that of the threshold.
+    vector of floats.
     """
 
-    KINDS: ClassVar[dict[int, int]]
-    """The numbers of the model in the compiled library, with the number of state variables of each."""
-    PARAMETERS: ClassVar[tuple[str, ...]]
-    """The fields that the compiled library takes."""
+    KINDS: ClassVar[dict[int, Kind]]
+    """The models in ``csrc/neuron/models.h`` that this one becomes, by their numbers there."""
     SETTINGS: ClassVar[tuple[str, ...]]
     """What frozen files hold: fields and properties with float values."""
 
@@ -54,17 +61,17 @@ class Neuron:
     @property
     def parameters(self) -> list[float]:
         """What the compiled library takes."""
-        return [getattr(self, name) for name in self.PARAMETERS]
+        return [getattr(self, name) for name in self.KINDS[self.kind].parameters]
 
     @classmethod
-    def of_parameters(cls: type[Self], parameters: Sequence[float]) -> Self:
-        """The neuron with these ``parameters``."""
-        return cls(**dict(zip(cls.PARAMETERS, parameters, strict=True)))
+    def of_parameters(cls: type[Self], kind: int, parameters: Sequence[float]) -> Self:
+        """The neuron of that kind with these ``parameters``."""
+        return cls(**dict(zip(cls.KINDS[kind].parameters, parameters, strict=True)))
 
     @property
     def states(self) -> int:
-        """Number S of state variables. The first one is the membrane potential before its reset."""
-        return self.KINDS[self.kind]
+        """Number S of state variables."""
+        return self.KINDS[self.kind].states
 
     # -- the spiking neuron
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import Neuron, NirForm, State, check_nir_reset, check_positive, nir_gain, store_floats
+from .base import Kind, Neuron, NirForm, State, check_nir_reset, check_positive, nir_gain, store_floats
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class IF(Neuron):
         ValueError: a threshold or amplitude that is not positive and finite.
     """
 
-    KINDS: ClassVar[dict[int, int]] = {0: 1}
-    PARAMETERS: ClassVar[tuple[str, ...]] = ("threshold",)
+    KINDS: ClassVar[dict[int, Kind]] = {0: Kind(1, ("threshold",))}
     SETTINGS: ClassVar[tuple[str, ...]] = ("threshold", "leak", "amplitude")
 
     threshold: float = 1.0

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Neuron, NirForm, State, check_nir_reset, check_number, check_positive, nir_gain, store_floats
+from .base import Kind, Neuron, NirForm, State, check_nir_reset, check_number, check_positive, nir_gain, store_floats
 from .if_ import IF
 
 
@@ -33,8 +33,7 @@ class LIF(Neuron):
         ValueError: a threshold that is not positive and finite, a leak outside (0, 1].
     """
 
-    KINDS: ClassVar[dict[int, int]] = {1: 1}
-    PARAMETERS: ClassVar[tuple[str, ...]] = ("threshold", "leak")
+    KINDS: ClassVar[dict[int, Kind]] = {1: Kind(1, ("threshold", "leak"))}
     SETTINGS: ClassVar[tuple[str, ...]] = ("threshold", "leak", "amplitude")
 
     threshold: float = 1.0
