@@ -69,17 +69,20 @@ def product(op, b, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, 
     return raw(op, bits=b, weight=w, engine=engine, terms=terms, **geometry, **named)
 
 
-def firing(steps=8, neuron=0, parameters=(1.0,), want=True):
+PLAIN = EVERY_KIND["IF"]
+
+
+def firing(steps=8, neuron=PLAIN.kind, parameters=PLAIN.parameters, want=True):
     return {
         "time_steps": steps, "neuron": neuron, "parameters": parameters, "want_sum": want, "want_state": want
     }  # fmt: skip
 
 
-def spiking_linear(b, w, steps=8, neuron=0, parameters=(1.0,), want=True, **named):
+def spiking_linear(b, w, steps=8, neuron=PLAIN.kind, parameters=PLAIN.parameters, want=True, **named):
     return product("spiking_product", b, w, **firing(steps, neuron, parameters, want), **named)
 
 
-def spiking_conv2d(b, w, *geometry, steps=8, neuron=0, parameters=(1.0,), **named):
+def spiking_conv2d(b, w, *geometry, steps=8, neuron=PLAIN.kind, parameters=PLAIN.parameters, **named):
     return product("spiking_product", b, w, *geometry, **firing(steps, neuron, parameters), **named)
 
 
@@ -91,7 +94,9 @@ def count_conv2d(b, w, *geometry, **named):
     return product("count_product", b, w, *geometry, **named)
 
 
-def integrate_and_fire(current, steps=8, mode=CONSTANT, neuron=0, parameters=(1.0,), want=True, **named):
+def integrate_and_fire(
+    current, steps=8, mode=CONSTANT, neuron=PLAIN.kind, parameters=PLAIN.parameters, want=True, **named
+):
     driven = firing(steps, neuron, parameters, want)
     return raw("integrate_and_fire", current=current, mode=mode, **driven, **named)
 
@@ -117,7 +122,7 @@ def tandem_backward(grad, v, threshold=1.0, upper=1.0):
 
 
 def tandem(b, v, steps=8, upper=1.0, **named):
-    named = {"neuron": 0, "parameters": (1.0,)} | named
+    named = raw_neuron(PLAIN) | named
     return raw("tandem_count", bits=b, pre_activation=v, time_steps=steps, upper=upper, **named)
 
 
@@ -478,7 +483,7 @@ TINY = 1e-320  # zero in float32, which is what potentials are
 def neuron_cases(call, *neurons):
     """Kinds that there are not, wrong parameters, and states [S, *neurons] of other models."""
 
-    def of(kind, parameters=(1.0,), **named):
+    def of(kind, parameters=PLAIN.parameters, **named):
         return lambda: call(neuron=kind, parameters=parameters, **named)
 
     cases = {f"kind-{kind}": ("neuron", of(kind)) for kind in (-1, 1000, 2**32, MOST, LEAST)}

@@ -210,7 +210,7 @@ def test_activation_is_near_the_count(neuron: Neuron, time_steps: int, mean: flo
 def test_saturation(neuron: Neuron, threshold: float) -> None:
     """From there on as many spikes as steps, once the neuron has settled; below it fewer."""
     neuron = neuron.scaled(threshold)
-    factors = torch.tensor([[0.9, 1.0 + 1e-9, 1.5, 4.0]], dtype=torch.float64)
+    factors = torch.tensor([[0.5, 1.0 + 1e-9, 1.5, 4.0]], dtype=torch.float64)
     spikes, _ = ref.neuron_loop([neuron.saturation * factors] * 400, neuron)
     rate = spikes[200:].mean(0).flatten().tolist()
     assert rate[0] < 1
