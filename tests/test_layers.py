@@ -294,7 +294,7 @@ def test_frozen_norm_in_training():
 @pytest.mark.parametrize("bias", [True, False])
 @every_kind
 def test_every_parameter_gets_a_gradient(mode, norm, bias, neuron):
-    net = small_network(norm, neuron, bias=bias).train(mode == "train")
+    net = small_network(norm, neuron.scaled(0.5), bias=bias).train(mode == "train")
     x = torch.rand(4, 1, 8, 8).requires_grad_()
     net(4 * x).square().sum().backward()
     for name, p in net.named_parameters():
