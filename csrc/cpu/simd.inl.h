@@ -47,6 +47,19 @@ struct Simd {
   using Integer = typename IntegerOf<T>::type;
   typedef T Vector __attribute__((vector_size(kVectorBytes), may_alias));
   TANDEM_HOST static Vector of(double x) { return Vector{} + static_cast<T>(x); }
+  // The reset: held - threshold where u >= threshold, else held.
+  TANDEM_HOST static Vector subtract_spiked(Vector held, Vector u, Vector threshold) {
+#if defined(__AVX512BW__)
+    // One masked subtraction, by the very comparison of SpikeWord::add, which GCC then makes once for both.
+    if constexpr (sizeof(T) == 4) {
+      return _mm512_mask_sub_ps(held, _mm512_cmp_ps_mask(threshold, u, _CMP_LE_OS), held, threshold);
+    } else {
+      return _mm512_mask_sub_pd(held, _mm512_cmp_pd_mask(threshold, u, _CMP_LE_OS), held, threshold);
+    }
+#else
+    return held - (u >= threshold ? threshold : Vector{});
+#endif
+  }
   typedef T Unaligned __attribute__((vector_size(kVectorBytes), may_alias, aligned(alignof(T))));
   typedef Integer Mask __attribute__((vector_size(kVectorBytes), may_alias));
   // As many integers as there are lanes.
