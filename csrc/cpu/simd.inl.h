@@ -94,7 +94,8 @@ TANDEM_HOST void store(T* p, Vec<T> v, int64_t n) {
   if (n >= kLanes<T>) {
     *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
   } else {
-    for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+    const int64_t some = n < 0 ? 0 : n;  // GCC takes the loop for a memcpy, and warns of negative sizes
+    for (int64_t i = 0; i < some; ++i) p[i] = v[i];
   }
 }
 
