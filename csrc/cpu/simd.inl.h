@@ -47,6 +47,19 @@ struct Simd {
   using Integer = typename IntegerOf<T>::type;
   typedef T Vector __attribute__((vector_size(kVectorBytes), may_alias));
   TANDEM_HOST static Vector of(double x) { return Vector{} + static_cast<T>(x); }
+  // The reset: held - threshold where u >= threshold, else held.
+  TANDEM_HOST static Vector subtract_spiked(Vector held, Vector u, Vector threshold) {
+#if defined(__AVX512BW__)
+    // One masked subtraction, by the very comparison of SpikeWord::add, which GCC then makes once for both.
+    if constexpr (sizeof(T) == 4) {
+      return _mm512_mask_sub_ps(held, _mm512_cmp_ps_mask(threshold, u, _CMP_LE_OS), held, threshold);
+    } else {
+      return _mm512_mask_sub_pd(held, _mm512_cmp_pd_mask(threshold, u, _CMP_LE_OS), held, threshold);
+    }
+#else
+    return held - (u >= threshold ? threshold : Vector{});
+#endif
+  }
   typedef T Unaligned __attribute__((vector_size(kVectorBytes), may_alias, aligned(alignof(T))));
   typedef Integer Mask __attribute__((vector_size(kVectorBytes), may_alias));
   // As many integers as there are lanes.
@@ -81,7 +94,8 @@ TANDEM_HOST void store(T* p, Vec<T> v, int64_t n) {
   if (n >= kLanes<T>) {
     *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
   } else {
-    for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+    const int64_t some = n < 0 ? 0 : n;  // GCC takes the loop for a memcpy, and warns of negative sizes
+    for (int64_t i = 0; i < some; ++i) p[i] = v[i];
   }
 }
 

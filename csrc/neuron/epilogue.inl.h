@@ -38,46 +38,83 @@ TANDEM_HOST void first_state(const Model& model, State<const T> given, int64_t n
   }
 }
 
-// One step of the vectors that a word of spikes collects, the first of them `first`; `s`: the step's bit.
-template <bool kSum, class T, class Model, int kVectors, class Current, class Word>
-TANDEM_HOST void run_step(const Model& model, int s, int first, const Current& current,
-                          Neurons<T, Model, kVectors>& neurons, Word& word) {
-  Vec<T> value[Word::kVectors];
-  unrolled<Word::kVectors>([&](int j) TANDEM_INLINE {
-    Vec<T>(&state)[Model::kStates] = neurons.state[first + j];
-    const Vec<T> x = current(s, first + j);
-    if constexpr (kSum) neurons.sum[first + j] += x;
-    if constexpr (std::is_same_v<Word, SpikeSigns<T>>) {
-      static_assert(Model::kSubtractive);
-      state[0] = reset<T>(state[0], state[0] - model.threshold) + x;
-      value[j] = state[0] - model.threshold;
-    } else {
-      value[j] = model.step(state, x);
-    }
-  });
-  if constexpr (std::is_same_v<Word, SpikeSigns<T>>) {
-    word.add(value, s);
-  } else {
-    word.add(value, model.threshold, s);
-  }
-}
+// The neurons of the words of spikes that step together, since each neuron waits for itself.
+template <bool kSum, class T, class Model, class Word, int kWords>
+class Stepping {
+  static constexpr int kVectors = Word::kVectors;
+  // Spikes are told by the signs of u - threshold, which is what a reset needs, too.
+  static constexpr bool kSigns = std::is_same_v<Word, SpikeSigns<T>>;
+  static_assert(!kSigns || Model::kSubtractive);
+  using Group = Vec<T>[kVectors];
+  Group value_[kWords];  // what is compared with the threshold, or u - threshold
+  const Model model_;
 
-// The steps of one plane. current(s, j): what step s brings vector j, scale and bias included (current_of). words: of
-// Word::kVectors vectors each, empty; several words step together, since each neuron waits for itself. kUnroll: a whole
-// plane is one piece of code without branches. kSum: currents are summed up.
-template <bool kUnroll, bool kSum, class T, class Model, int kVectors, class Current, class Word, int kWords>
-TANDEM_HOST void run_plane(const Model& model, int64_t steps, const Current& current,
-                           Neurons<T, Model, kVectors>& neurons, Word (&words)[kWords]) {
-  static_assert(kWords * Word::kVectors == kVectors);
-  const auto step = [&](int s) TANDEM_INLINE {
-    unrolled<kWords>([&](int g)
-                         TANDEM_INLINE { run_step<kSum>(model, s, g * Word::kVectors, current, neurons, words[g]); });
-  };
-  if (kUnroll && steps == kStepsPerPlane) {
-    unrolled<kStepsPerPlane>(step);
-  } else {
-    for (int s = 0; s < steps; ++s) step(s);
+  // The next step of word g's neurons.
+  template <class Current>
+  TANDEM_HOST void advance(int g, int s, const Current& current) {
+    unrolled<kVectors>([&](int j) TANDEM_INLINE {
+      const int i = g * kVectors + j;
+      const Vec<T> x = current(s, i);
+      if constexpr (kSum) neurons.sum[i] += x;
+      if constexpr (kSigns) {
+        neurons.state[i][0] = reset<T>(neurons.state[i][0], value_[g][j]) + x;
+      } else {
+        value_[g][j] = model_.step(neurons.state[i], x);
+      }
+    });
   }
-}
+
+  TANDEM_HOST void reduce(int g) {
+    unrolled<kVectors>([&](int j)
+                           TANDEM_INLINE { value_[g][j] = neurons.state[g * kVectors + j][0] - model_.threshold; });
+  }
+
+ public:
+  Neurons<T, Model, kWords * kVectors> neurons;
+
+  TANDEM_HOST explicit Stepping(const Model& model) : model_(model) {}
+
+  // Step 0. spiked: whether a neuron may have spiked just before; after a model's start none has.
+  template <class Current>
+  TANDEM_HOST void begin(bool spiked, const Current& current) {
+    unrolled<kWords>([&](int g) TANDEM_INLINE {
+      if (!kSigns || spiked) {
+        if constexpr (kSigns) reduce(g);
+        advance(g, 0, current);
+        return;
+      }
+      unrolled<kVectors>([&](int j) TANDEM_INLINE {
+        const int i = g * kVectors + j;
+        const Vec<T> x = current(0, i);
+        if constexpr (kSum) neurons.sum[i] += x;
+        neurons.state[i][0] += x;
+      });
+    });
+  }
+
+  // The spikes of one plane, whose step 0 is done. current(s, i): what step s brings vector i, scale and bias included
+  // (current_of). words: empty. more: whether the step that follows the plane is to be done as well. kUnroll: a whole
+  // plane is one piece of code without branches.
+  template <bool kUnroll, class Current>
+  TANDEM_HOST void run_plane(int64_t steps, bool more, const Current& current, Word (&words)[kWords]) {
+    // The spikes of step s, then the neurons' next step: what tells spikes serves both and need not be kept.
+    const auto fire = [&](int s, bool next) TANDEM_INLINE {
+      unrolled<kWords>([&](int g) TANDEM_INLINE {
+        if constexpr (kSigns) {
+          reduce(g);
+          words[g].add(value_[g], s);
+        } else {
+          words[g].add(value_[g], model_.threshold, s);
+        }
+        if (next) advance(g, s + 1, current);
+      });
+    };
+    if (kUnroll && steps == kStepsPerPlane) {
+      unrolled<kStepsPerPlane>([&](int s) TANDEM_INLINE { fire(s, s + 1 < kStepsPerPlane || more); });
+    } else {
+      for (int s = 0; s < steps; ++s) fire(s, s + 1 < steps || more);
+    }
+  }
+};
 
 }  // namespace tandem::TANDEM_ISA

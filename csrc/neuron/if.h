@@ -21,7 +21,7 @@ struct If {
   }
   TANDEM_HOST_DEVICE V start(int /*variable*/) const { return V{}; }
   TANDEM_HOST_DEVICE V step(V (&state)[kStates], V x) const {
-    return state[0] = reset_by_subtraction(state[0], state[0], threshold) + x;
+    return state[0] = N::subtract_spiked(state[0], state[0], threshold) + x;
   }
 };
 

@@ -10,7 +10,7 @@
 //     static constexpr Parameter kParameters[kParameterCount];  // what it takes, in this order
 //     static constexpr int kStates;              // variables of a neuron that steps hand on, at least 1
 //     static constexpr bool kSubtractive;        // one variable u, and step is exactly
-//                                                //   u = reset_by_subtraction(u, u, threshold) + x, returning u
+//                                                //   u = N::subtract_spiked(u, u, threshold) + x, returning u
 //     V threshold;
 //     ...                                        // other parameters
 //
@@ -44,6 +44,10 @@ template <class T>
 struct Scalar {
   using Vector = T;
   TANDEM_HOST_DEVICE static T of(double x) { return static_cast<T>(x); }
+  // The reset: held - threshold where u >= threshold, else held.
+  TANDEM_HOST_DEVICE static T subtract_spiked(T held, T u, T threshold) {
+    return held - (u >= threshold ? threshold : T{});
+  }
 };
 
 // A parameter of a model: "threshold must be positive and finite".
@@ -55,17 +59,6 @@ struct Parameter {
 
 constexpr bool is_positive_and_finite(double x) { return x > 0 && x <= std::numeric_limits<double>::max(); }
 constexpr Parameter kThreshold = {"threshold", "positive and finite", is_positive_and_finite};
-
-// held - threshold where u >= threshold, else held.
-template <class V>
-TANDEM_HOST_DEVICE V reset_by_subtraction(V held, V u, V threshold) {
-#if defined(__AVX512F__)
-  // The same value, for a - 0 is a; one masked subtraction instead of a masked copy and a subtraction.
-  return u >= threshold ? held - threshold : held;
-#else
-  return held - (u >= threshold ? threshold : V{});
-#endif
-}
 
 // What a product has summed up -> the current of a step. Nothing is multiplied or added where there is no scale or no
 // bias: -0 + 0 would be another number.

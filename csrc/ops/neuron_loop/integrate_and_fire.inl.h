@@ -20,7 +20,10 @@ TANDEM_HOST void fire_block(const IntegrateAndFireArgs<T>& a, const Model& model
   static_assert(kFireBlock<T> <= kNeuronBlock);
   constexpr bool kSigns = kInvalidIsNegative && Model::kSubtractive;
   constexpr int kVectors = kGroups * kSpikeVectors;
-  Neurons<T, Model, kVectors> neurons;
+  using Word = std::conditional_t<kSigns, SpikeSigns<T>, SpikeWord<T>>;
+  // The currents of a series are summed up where they are at hand, others after a plane: there are not the registers.
+  Stepping<kSeries && kSum, T, Model, Word, kGroups> stepping(model);
+  auto& neurons = stepping.neurons;
   Vec<T> next[kVectors], bias[kVectors] = {};
   const auto canonical = [](Vec<T> x) TANDEM_INLINE {
     if constexpr (kSigns) x = negative_nan<T>(x);
@@ -37,27 +40,31 @@ TANDEM_HOST void fire_block(const IntegrateAndFireArgs<T>& a, const Model& model
   };
   each([&](int j, int64_t i) TANDEM_INLINE {
     if (a.bias) bias[j] = load(a.bias + channel + i, n - i);
-    if (!kSeries) next[j] = given(0, j);
     first_state<T>(model, a.initial, at + i, n - i, neurons.state[j]);
     if (kSigns && a.initial) neurons.state[j][0] = canonical(neurons.state[j][0]);
     // -0 + x is x, whatever x is.
     if (kSum) neurons.sum[j] = a.add_sum ? load(a.sum + at + i, n - i) : -Vec<T>{};
   });
+  stepping.begin(bool{a.initial}, [&](int /*s*/, int j) TANDEM_INLINE {
+    const Vec<T> x = given(0, j);
+    if (!kSeries) next[j] = a.mode == CurrentMode::kConstant ? x : canonical(bias[j]);
+    if (!kSeries && kSum) neurons.sum[j] += x;
+    return x;
+  });
   for (int64_t first = 0; first < a.time_steps; first += kStepsPerPlane) {
     const int64_t plane = first / kStepsPerPlane, steps = steps_in_plane(plane, a.time_steps);
-    std::conditional_t<kSigns, SpikeSigns<T>, SpikeWord<T>> words[kGroups];
-    const auto current = [&](int s, int j) TANDEM_INLINE {
-      if (kSeries) return given(first + s, j);
-      const Vec<T> x = next[j];
-      if (!kPlain && s == 0 && a.mode == CurrentMode::kImpulse) next[j] = canonical(bias[j]);
-      return x;
-    };
+    const auto current = [&](int s, int j) TANDEM_INLINE { return kSeries ? given(first + s, j) : next[j]; };
+    Word words[kGroups];
     // Not for the few neurons of a last block, whose loads of single elements would make it long.
-    run_plane<kWhole, kSum>(model, steps, current, neurons, words);
+    stepping.template run_plane<kWhole>(steps, first + kStepsPerPlane < a.time_steps, current, words);
     unrolled<kGroups>([&](int g) TANDEM_INLINE {
       const int64_t i = g * kSpikeVectors * kLanes<T>;
       words[g].store(a.bits + plane * a.bits_stride + at + i, n - i);
     });
+    if (kSeries || !kSum) continue;
+    for (int64_t t = first ? first : 1; t < first + steps; ++t) {
+      each([&](int j, int64_t /*i*/) TANDEM_INLINE { neurons.sum[j] += next[j]; });
+    }
   }
   each([&](int j, int64_t i) TANDEM_INLINE {
     if (kSum) store(a.sum + at + i, neurons.sum[j], n - i);

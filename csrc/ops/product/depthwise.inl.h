@@ -171,7 +171,8 @@ TANDEM_HOST void depthwise_neurons(const DepthwiseArgs<T>& a, const Model& model
   const Vec<T> scale = a.scale ? load(a.scale + lanes.first, n) : Vec<T>{};
   const Vec<T> bias = a.bias ? load(a.bias + lanes.first, n) : Vec<T>{};
   Vec<T> sum[kPixels][kStepsPerPlane];
-  Neurons<T, Model, kPixels> neurons;
+  Stepping<true, T, Model, SpikeWord<T, 1>, kPixels> stepping(model);
+  auto& neurons = stepping.neurons;
   unrolled<kPixels>([&](int i) TANDEM_INLINE {
     first_state<T>(model, a.initial, at + i * channels, n, neurons.state[i]);
     neurons.sum[i] = Vec<T>{};
@@ -187,7 +188,8 @@ TANDEM_HOST void depthwise_neurons(const DepthwiseArgs<T>& a, const Model& model
     const auto current = [&](int s, int i) TANDEM_INLINE {
       return current_of(sum[i][s], a.scale != nullptr, scale, a.bias != nullptr, bias);
     };
-    run_plane<false, true>(model, steps, current, neurons, words);
+    stepping.begin(true, current);
+    stepping.template run_plane<false>(steps, false, current, words);
     unrolled<kPixels>([&](int i) TANDEM_INLINE { words[i].store(a.out_bits + p * plane_size + at + i * channels, n); });
   }
   unrolled<kPixels>([&](int i) TANDEM_INLINE {

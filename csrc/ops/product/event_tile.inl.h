@@ -180,7 +180,8 @@ TANDEM_HOST void fire(const EventTileArgs<E, T>& args, const Model& model, int64
     uint8_t* bits = a.bits + plane * a.bits_stride + (a.row_begin + row) * a.row_stride;
     for (int64_t c = 0; c < a.valid; c += kVectors * lanes) {
       const int64_t place = row * a.block + c;
-      Neurons<T, Model, kVectors> neurons;
+      Stepping<true, T, Model, SpikeWord<T, kVectors>, 1> stepping(model);
+      auto& neurons = stepping.neurons;
       Vec<T> scale[kVectors], bias[kVectors];
       unrolled<kVectors>([&](int j) TANDEM_INLINE {
         const int64_t left = a.valid - c - j * lanes;
@@ -194,7 +195,8 @@ TANDEM_HOST void fire(const EventTileArgs<E, T>& args, const Model& model, int64
         const Vec<T> sum = sums.template operator()<T>((row * steps + s) * a.block + c + j * lanes);
         return current_of(sum, a.scale != nullptr, scale[j], a.bias != nullptr, bias[j]);
       };
-      run_plane<true, true>(model, steps, current, neurons, words);
+      stepping.begin(true, current);
+      stepping.template run_plane<true>(steps, false, current, words);
       words[0].store(bits + c, a.valid - c);
       unrolled<kVectors>([&](int j) TANDEM_INLINE {
         store_state<T>(carried, place + j * lanes, neurons.state[j], lanes);
