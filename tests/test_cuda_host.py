@@ -14,7 +14,8 @@ import torch
 
 from cases import CONVOLUTIONS
 from exact import HALVES, generator, planes, rounded
-from tandem_cuda import IF, LIF, ops
+from neurons import NEURONS
+from tandem_cuda import ops
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "cpp" / "cuda_host"
@@ -187,19 +188,20 @@ class Call:
         out = sizes.output(sizes.batch)
         integers = dtype == torch.int8
         some = [number % 3 == 0 or integers, number // 2 % 2 == 0, number % 5 < 3 and not counts]
-        scale, bias, initial = (
+        neurons = [neuron.scaled(0.25) for neuron in NEURONS.values()]
+        self.neuron = neurons[number % len(neurons)]
+        scale, bias, state = (
             torch.randint(low, high, size, generator=random).to(float_) / divisor
             for low, high, size, divisor in (
                 (-1, 4, (sizes.outputs,), 512 if integers else 2),
                 (-4, 6, (sizes.outputs,), 64),
-                (-16, 24, out, 64),
+                (-16, 24, (self.neuron.states, *out), 64),
             )
         )
-        self.scale, self.bias, self.initial = (
-            x if there else None for x, there in zip((scale, bias, initial), some, strict=True)
+        self.scale, self.bias, self.state = (
+            x if there else None for x, there in zip((scale, bias, state), some, strict=True)
         )
         self.geometry = sizes.geometry
-        self.neuron = (IF(0.25), LIF(0.25, 0.5), LIF(0.25, 0.75))[number % 3]
         *pairs, groups = self.geometry.values()
         kernels = [x for pair in (sizes.kernel, *pairs) for x in pair]
         self.sizes = [*sizes.input, sizes.outputs, *out[2:], *kernels, groups, self.steps, how[0], counts, how[1]]
@@ -207,23 +209,24 @@ class Call:
     def written(self):
         """As run_products reads it."""
         arrays = [self.bits.permute(0, 1, 3, 4, 2), self.weight, self.scale, self.bias]
-        arrays += [None if self.initial is None else self.initial.permute(0, 2, 3, 1)]
-        neuron = np.array([self.neuron.threshold, self.neuron.leak])
-        parts = [np.array([DTYPES.index(self.dtype), *self.sizes], np.int64), neuron]
+        arrays += [None if self.state is None else self.state.permute(0, 1, 3, 4, 2)]
+        parameters = np.array(self.neuron.parameters)
+        head = [DTYPES.index(self.dtype), *self.sizes, self.neuron.kind, len(parameters)]
+        parts = [np.array(head, np.int64), parameters]
         for array in arrays:
             values = b"" if array is None else array.contiguous().view(torch.uint8).numpy().tobytes()
             parts += [np.int64(len(values)), values]
         return b"".join(part if isinstance(part, bytes) else part.tobytes() for part in parts)
 
     def expected(self):
-        """What the CPU's operators return: packed weights, bits, sum and potential, channels last."""
+        """What the CPU's operators return: packed weights, bits, sum and state, channels last."""
         terms = self.how[0]
         weight = rounded(self.weight, terms) if self.dtype == torch.float32 and terms else self.weight
         named = {**self.geometry, "scale": self.scale, "bias": self.bias, "engine": "event"}
         if self.counts:
             results = [self.bits[:0], ops.count_conv2d(self.bits, weight, **named), None]
         else:
-            firing = {"neuron": self.neuron, "state": None if self.initial is None else self.initial[None]}
+            firing = {"neuron": self.neuron, "state": self.state}
             results = ops.spiking_conv2d(self.bits, weight, time_steps=self.steps, **named, **firing)
         channels = [None if x is None else x.movedim(-3, -1).contiguous() for x in results]
         return [ops.pack_weight(self.weight, self.geometry["groups"]), *channels]
@@ -259,7 +262,7 @@ def test_products_of_the_cpu(host, calls, tmp_path, variant, order, every):
     rest = memoryview((tmp_path / "out").read_bytes())
     spikes = 0
     for call, expected in calls:
-        for name, want in zip(("packed", "bits", "sum", "potential"), expected, strict=True):
+        for name, want in zip(("packed", "bits", "sum", "state"), expected, strict=True):
             size = int.from_bytes(rest[:8], "little")
             got, rest = rest[8 : 8 + size], rest[8 + size :]
             want = np.zeros(0, np.uint8) if want is None else want.numpy().ravel()

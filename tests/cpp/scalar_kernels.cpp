@@ -102,7 +102,7 @@ T* data_if(bool wanted, std::vector<T>& values) {
 
 // IF where the leak is 1, else LIF: models of one state variable, so that a state has no stride. Of a count product,
 // with leak 0, nobody looks.
-Neuron neuron(double leak) { return {leak == 1 ? 0 : 1, {0.75, leak}}; }
+Neuron neuron(double leak) { return leak == 1 ? Neuron{0, {0.75}} : Neuron{1, {0.75, leak}}; }
 
 enum : unsigned { kScale = 1, kBias = 2, kInitial = 4, kSum = 8, kAddSum = 16, kPotential = 32, kAll = 63 };
 

@@ -133,7 +133,7 @@ Result<T> cpu_kernel(const Case& c, const Inputs<T>& in) {
   args.channels = c.channels;
   args.time_steps = c.time_steps;
   args.mode = c.mode;
-  args.neuron = {c.leaks ? 1 : 0, {in.threshold, in.leak}};  // LIF or IF
+  args.neuron = c.leaks ? tandem::Neuron{1, {in.threshold, in.leak}} : tandem::Neuron{0, {in.threshold}};  // LIF, IF
   tandem::scalar::integrate_and_fire(args, 0, c.neurons);
   return out;
 }
@@ -169,7 +169,7 @@ bool check(const Case& c, Result<T>& total) {
   args.channels = c.channels;
   args.time_steps = c.time_steps;
   args.mode = c.mode;
-  args.neuron = {c.leaks ? 1 : 0, {in.threshold, in.leak}};  // LIF or IF
+  args.neuron = c.leaks ? tandem::Neuron{1, {in.threshold, in.leak}} : tandem::Neuron{0, {in.threshold}};  // LIF, IF
   // Blocks of which each walks on, too.
   tandem::host::most_blocks = c.time_steps % 2 == 0 ? 2 : 0;
   const cudaError_t error = tandem::launch_integrate_and_fire(args, nullptr);

@@ -72,6 +72,15 @@ struct How {
   unsigned blocks;
 };
 
+Neuron read_neuron() {
+  Neuron neuron = {};
+  neuron.kind = static_cast<int>(read<int64_t>());
+  const auto count = read<int64_t>();
+  if (neuron.kind < 0 || neuron.kind >= kModelCount || count > kMostParameters) stop("no such neuron");
+  for (int64_t i = 0; i < count; ++i) neuron.parameters[i] = read<double>();
+  return neuron;
+}
+
 // W: weights as given; E: packed; T: neurons.
 template <class W, class E, class T>
 void product() {
@@ -83,12 +92,12 @@ void product() {
   }
   const auto time_steps = read<int64_t>();
   const How how = {static_cast<int>(read<int64_t>()), read<int64_t>() != 0, static_cast<unsigned>(read<int64_t>())};
-  const auto threshold = read<double>(), leak = read<double>();
-  const Neuron neuron = {leak == 1 ? 0 : 1, {threshold, leak}};  // IF or LIF
+  const Neuron neuron = read_neuron();
   const int64_t planes = planes_for(time_steps), neurons = g.pixels_out() * g.out_channels;
+  const int64_t states = states_of(neuron);
   const Given<uint8_t> bits(planes * g.pixels_in() * g.in_channels);
   const Given<W> weight(g.out_channels * g.features());
-  const Given<T> scale(g.out_channels), bias(g.out_channels), initial(neurons);
+  const Given<T> scale(g.out_channels), bias(g.out_channels), initial(states * neurons);
 
   host::most_blocks = how.blocks;
   const int64_t unit = 64 / static_cast<int64_t>(sizeof(E)), outputs = g.group_out();
@@ -102,14 +111,14 @@ void product() {
   launch_pack_weight(pack, nullptr);
 
   const Array<uint8_t> out_bits(how.counts ? 0 : planes * neurons);
-  const Array<T> sum(neurons), potential(how.counts ? 0 : neurons);
+  const Array<T> sum(neurons), state(how.counts ? 0 : states * neurons);
   CudaProductArgs<E, T> args = {};
   args.geometry = g, args.bits = bits.data, args.planes = planes;
   args.weight = packed.data, args.block = pack.block, args.blocks = pack.blocks;
   args.scale = scale.or_null(), args.bias = bias.or_null();
   args.sum = sum.data, args.time_steps = time_steps, args.neuron = neuron;
   if (!how.counts) {
-    args.initial = {initial.or_null(), neurons}, args.state = {potential.data, neurons};
+    args.initial = {initial.or_null(), neurons}, args.state = {state.data, neurons};
     args.out_bits = out_bits.data;
   }
   if constexpr (std::is_same<E, float>::value) {
@@ -122,7 +131,7 @@ void product() {
   }
   if (how.terms == 0) launch_gather_product(args, nullptr);
   host::most_blocks = 0;
-  packed.write(), out_bits.write(), sum.write(), potential.write();
+  packed.write(), out_bits.write(), sum.write(), state.write();
 }
 
 }  // namespace

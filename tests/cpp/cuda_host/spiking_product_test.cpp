@@ -174,7 +174,7 @@ void run(const Case& c) {
       if (!counts) {
         args.initial = {c.initial ? initial.data : nullptr, out};
         args.out_bits = out_bits.data, args.state = {out_potential.data, out};
-        args.neuron = {c.leak == 1 ? 0 : 1, {threshold, leak}};  // IF or LIF
+        args.neuron = c.leak == 1 ? Neuron{0, {threshold}} : Neuron{1, {threshold, leak}};  // IF, LIF
       }
       if constexpr (std::is_same<E, float>::value) {
         tensor_cores ? launch_tensor_core_product(args, 3, nullptr) : launch_gather_product(args, nullptr);
