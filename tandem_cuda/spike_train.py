@@ -329,7 +329,7 @@ def _concatenated(op: str, trains: Sequence[SpikeTrain]) -> SpikeTrain:
         if not isinstance(train, SpikeTrain):
             raise TypeError(f"{op}: trains must be SpikeTrains, got {type(train).__name__}")
     if not trains:
-        raise ValueError(f"{op}: trains must not be empty, got no train")
+        raise ValueError(f"{op}: trains must hold at least one train, got none")
     first = trains[0]
     for i, train in enumerate(trains):
         for name in ("time_steps", "amplitude", "dtype", "device"):

@@ -525,9 +525,9 @@ def test_trains_that_differ_make_no_batch(changed, message):
 
 def test_what_else_makes_no_batch():
     x = recordings(1)[0][0]
-    with pytest.raises(ValueError, match="at least one, got none"):
+    with pytest.raises(ValueError, match="trains must hold at least one train, got none"):
         SpikeTrain.cat([])
     with pytest.raises(TypeError, match="must be SpikeTrains, got Tensor"):
         SpikeTrain.cat([x, x.bits])
-    with pytest.raises(ValueError, match=r"one sample each, \[1, \.\.\.\], got \[2, 2, 4, 5\] of train 1"):
+    with pytest.raises(ValueError, match=r"one sample each, \[1, \.\.\.\], got \[2, 2, 4, 5\] for train 1"):
         default_collate([x, SpikeTrain.cat([x, x])])
