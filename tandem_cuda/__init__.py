@@ -15,11 +15,11 @@ try:
 except ImportError as error:
     _unloaded = error
 
-    if not TYPE_CHECKING:  # which would take any name for one of the package's
+    if not TYPE_CHECKING:  # type checkers would accept any attribute of the package
 
         def __getattr__(name: str) -> object:
-            """Say what is wrong at the first use of what needs the library: all but neuron and reference."""
-            if name.startswith("__") and name != "__version__":  # Python asks modules for names that they may not have
+            """Raise the load error at the first use of anything but neuron and reference."""
+            if name.startswith("__") and name != "__version__":  # Python itself looks up optional module attributes
                 raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
             raise ImportError(_unloaded.msg, name=_unloaded.name, path=_unloaded.path) from _unloaded
 

@@ -1,4 +1,4 @@
-"""``python -m tandem_cuda``: what runs here, and why the rest does not."""
+"""``python -m tandem_cuda``: report what was built and what runs on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .build_info import build_info
 
 
 def report() -> str:
-    """The facts of :func:`tandem_cuda.build_info`, as lines for a reader."""
+    """Format :func:`tandem_cuda.build_info` as readable lines."""
     info = build_info()
 
     def listed(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Import of the compiled library, with an error that says what to do where it fails."""
+"""Import the compiled library, or raise an error that says how to fix it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-import torch  # before the library, which takes torch's symbols from the process
+import torch  # must come before the library, which resolves torch's symbols in the process
 
 
 def load_library() -> ModuleType:
-    """Import ``tandem_cuda._C``, which registers the operators ``torch.ops.tandem_cuda``.
+    """Import ``tandem_cuda._C``, which registers the operators in ``torch.ops.tandem_cuda``.
 
     Raises:
-        ImportError: it was not built for this Python, or does not load under this torch; the message says which.
+        ImportError: the library was not built for this Python, or does not load under this torch. The message says
+            which, and what to do.
     """
     try:
         return importlib.import_module("tandem_cuda._C")
@@ -25,17 +26,17 @@ def _explain(error: ImportError) -> str:
     package = Path(__file__).resolve().parent
     if isinstance(error, ModuleNotFoundError) and error.name == "tandem_cuda._C":
         others = sorted(path.name for path in package.glob("_C.*.so"))
-        found = f"there is {', '.join(others)}, built for another Python" if others else "it was never built"
+        found = f"found {', '.join(others)}, built for another Python" if others else "it was never built"
         if (package.parent / "CMakeLists.txt").exists():
             return (
                 f"tandem_cuda: no compiled library for this Python in the source tree {package.parent}: {found}. "
-                "To build it, run there: pip install -e . --no-build-isolation"
+                "Build it by running this command there: pip install -e . --no-build-isolation"
             )
-        return f"tandem_cuda: no compiled library for this Python in {package}: {found}. Install tandem_cuda again."
+        return f"tandem_cuda: no compiled library for this Python in {package}: {found}. Reinstall tandem_cuda."
     message = f"tandem_cuda: the compiled library does not load under torch {torch.__version__}: {error}."
     if "undefined symbol" in str(error):
         message += (
-            " It needs torch >= 2.11; with such a torch, build the library again: "
-            "pip install --force-reinstall --no-deps --no-build-isolation, from the source tree."
+            " It needs torch >= 2.11. With torch 2.11 or newer installed, rebuild the library by running this in the "
+            "source tree: pip install --force-reinstall --no-deps --no-build-isolation ."
         )
     return message

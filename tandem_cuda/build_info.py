@@ -1,4 +1,4 @@
-"""What was built, what runs here, and why the rest does not."""
+"""Report what was built, what runs on this machine, and why the rest does not."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from ._cuda_versions import driver_obstacle
 
 
 def build_info() -> dict[str, object]:
-    """What was built and what runs here; ``python -m tandem_cuda`` prints it.
+    """Return what was built and what runs on this machine; ``python -m tandem_cuda`` prints it.
 
-    - ``version`` (str), ``compiler`` (str) of the library;
-    - ``torch`` (str), the version in use; ``torch_built_against`` (str); ``torch_stable_abi`` (str), the oldest
-      version that the library loads under;
-    - ``cpu_isas_compiled``, ``cpu_isas_runnable`` (list of str), the instruction sets of the CPU kernels, from
-      "scalar" up; ``cpu_isa`` (str), the one in use; ``TANDEM_CPU_ISA`` (str or None), the environment variable
-      that caps it; ``threads`` (int), torch's;
-    - ``cuda_toolkit`` (str), the version that compiled the CUDA kernels, and ``cuda_architectures`` (list of str,
-      "sm_80" for machine code, "compute_90" for PTX); without CUDA kernels None and an empty list, and
-      ``cuda_not_built_because`` (str, else None);
-    - ``cuda_driver`` (str or None), the newest CUDA that the driver supports;
-    - ``cuda_usable`` (bool): whether the CUDA kernels run on torch's current device, and
-      ``cuda_unusable_because`` (str, else None): a driver too old for the toolkit, an architecture that is missing, ...
+    - ``version`` (str), ``compiler`` (str): of the library;
+    - ``torch`` (str): the version in use; ``torch_built_against`` (str); ``torch_stable_abi`` (str): the oldest version
+      that can load the library;
+    - ``cpu_isas_compiled``, ``cpu_isas_runnable`` (list of str): the instruction sets of the CPU kernels, from "scalar"
+      up; ``cpu_isa`` (str): the one in use; ``TANDEM_CPU_ISA`` (str or None): the environment variable that limits the
+      choice; ``threads`` (int): torch's number of threads;
+    - ``cuda_toolkit`` (str or None): the version that compiled the CUDA kernels, None if there are none;
+      ``cuda_architectures`` (list of str): "sm_80" for machine code, "compute_90" for PTX, empty if there are none;
+      ``cuda_not_built_because`` (str or None): why there are no CUDA kernels;
+    - ``cuda_driver`` (str or None): the newest CUDA version that the driver supports;
+    - ``cuda_usable`` (bool): whether the CUDA kernels run on torch's current device;
+      ``cuda_unusable_because`` (str or None): why they do not, for example because the driver is too old for the
+      toolkit or an architecture is missing.
 
     Returns:
         A dictionary with these keys.
@@ -43,14 +44,14 @@ def build_info() -> dict[str, object]:
 
 
 def _cuda_obstacle(compiled: _C.BuildInfo) -> str | None:
-    """The first thing in the way of the CUDA kernels, in the order in which a user would mend them."""
+    """Return the first reason why the CUDA kernels cannot run, in the order in which a user would fix them."""
     if compiled["cuda_toolkit"] is None:
         return f"the kernels were not compiled: {compiled['cuda_not_built_because']}"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
     driver, toolkit = compiled["cuda_driver"], compiled["cuda_toolkit"]
     too_old = driver_obstacle(toolkit, driver)
-    if too_old is not None:  # which can be why torch finds no device, too
+    if too_old is not None:  # may also be the reason why torch finds no device
         return too_old
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
@@ -58,17 +59,18 @@ def _cuda_obstacle(compiled: _C.BuildInfo) -> str | None:
     usable = [name for name in compiled["cuda_architectures"] if _runs_on(name, major, minor)]
     if not usable:
         return (
-            f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}, the kernels were compiled for "
-            f"{' '.join(compiled['cuda_architectures'])}; add {major}.{minor} to TORCH_CUDA_ARCH_LIST and build again"
+            f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}, but the kernels were compiled for "
+            f"{' '.join(compiled['cuda_architectures'])}; add {major}.{minor} to TORCH_CUDA_ARCH_LIST and rebuild"
         )
     return driver_obstacle(toolkit, driver, ptx=all(name.startswith("compute_") for name in usable))
 
 
 def _runs_on(architecture: str, major: int, minor: int) -> bool:
-    """Machine code runs on its own major version, from its minor version on; PTX on all that is newer.
+    """Return whether code for an architecture runs on compute capability major.minor.
 
-    Architectures with a suffix run on that one alone ("a") or count as any other ("f", a family's).
-    https://docs.nvidia.com/cuda/cuda-compiler-driver-nvcc/#gpu-compilation
+    Machine code runs on devices of the same major version and the same or a higher minor version; PTX runs on every
+    device that is not older. Code with suffix "a" runs on exactly its own architecture, code with suffix "f" (a family)
+    like machine code. https://docs.nvidia.com/cuda/cuda-compiler-driver-nvcc/#gpu-compilation
     """
     match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
     if match is None:

@@ -1,4 +1,4 @@
-"""Recordings of event cameras to bit planes, without a dense train in between."""
+"""Bin recordings of event cameras into bit planes without a dense train in between."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def event_planes(
     window: tuple[float, float] | None,
     downsample: int,
 ) -> Tensor:
-    """What ``SpikeTrain.from_events`` makes of these arguments: uint8 [P, 1, C, H, W], channels last in memory."""
+    """Return the bit planes of ``SpikeTrain.from_events``: uint8 [P, 1, C, H, W], channels last in memory."""
     checks.check_time_steps(_OP, time_steps)
     height, width = checks.pair(_OP, "size", size)
     if min(height, width) < 1:
@@ -50,7 +50,7 @@ def event_planes(
     index = ((step // 8 * height + row // downsample) * width + column // downsample) * channels + channel
     kept = (step >= 0) & (step < time_steps)
     index, bit = index[kept], step[kept] % 8
-    for i in range(8):  # events that meet in one neuron and step all write the same value
+    for i in range(8):  # duplicate events of a neuron and step write the same value
         flat[index[bit == i]] |= np.uint8(1 << i)
     return torch.from_numpy(flat.reshape(planes, 1, height, width, channels)).permute(0, 1, 4, 2, 3)
 
@@ -58,44 +58,44 @@ def event_planes(
 def _zeros(size: int) -> _Array:
     try:
         return np.zeros(size, np.uint8)
-    except (MemoryError, ValueError, OverflowError) as error:  # numpy has one for each size of too large
-        raise MemoryError(f"{_OP}: {size} bytes of bit planes do not fit into memory") from error
+    except (MemoryError, ValueError, OverflowError) as error:  # which one numpy raises depends on the size
+        raise MemoryError(f"{_OP}: {size} bytes for the bit planes cannot be allocated") from error
 
 
 def _steps(times: _Array, time_steps: int, window: tuple[float, float] | None) -> _Array:
-    """The time step of each event, from 0 on: -1 before the window, ``time_steps`` behind it."""
+    """Return the time step of each event, counted from 0: -1 before the window, ``time_steps`` after it."""
     if not len(times):
         return np.zeros(0, np.int64)
     start, stop = _bounds(times, window)
-    # In exact numbers: differences of times, and their products with T, do not fit into what times are stored in.
+    # Use exact fractions: differences of times and their products with T can overflow or round in the times' dtype.
     edges = [start + (stop - start) * Fraction(i, time_steps) for i in range(time_steps + 1)]
     step = np.searchsorted(_first_at_or_after(edges, times.dtype), times, side="right") - 1
-    if window is None:  # of floats, the last event is at the end of the last step
+    if window is None:  # with float times, the last event lies on the end of the last step
         step = np.minimum(step, time_steps - 1)
     return step.astype(np.int64)
 
 
 def _bounds(times: _Array, window: tuple[float, float] | None) -> tuple[Fraction, Fraction]:
-    """Start and stop."""
+    """Return start and stop of the window."""
     if window is None:
         start, stop = Fraction(times.min().item()), Fraction(times.max().item())
-        # Integers are ticks: the last one lasts one tick.
+        # Integer times are ticks: the window ends when the last tick does.
         return start, stop + 1 if times.dtype.kind != "f" or start == stop else stop
     if not isinstance(window, (tuple, list)) or len(window) != 2:
         raise TypeError(f"{_OP}: window must be a pair of times, got {window!r}")
     for value in window:
         checks.check_number(_OP, "window", value)
     if not (window[0] < window[1] and all(isinstance(value, int) or math.isfinite(value) for value in window)):
-        raise ValueError(f"{_OP}: window must be (start, stop) with start < stop, got {window}")
+        raise ValueError(f"{_OP}: window must be (start, stop), finite and with start < stop, got {window}")
     return Fraction(window[0]), Fraction(window[1])
 
 
 def _first_at_or_after(edges: Sequence[Fraction], dtype: np.dtype[Any]) -> _Array:
-    """The least number of a dtype that each edge reaches; edges beyond all of its numbers are left out."""
+    """Return the smallest number of a dtype at or after each edge; edges beyond its range are dropped."""
     if dtype.kind == "f":
         largest = Fraction(np.finfo(dtype).max)
         rounded = [float(max(edge, -largest)) for edge in edges if edge <= largest]
-        # Fractions are compared with floats exactly.
+        # Comparing a Fraction with a float is exact.
         return np.array([np.nextafter(x, np.inf) if x < edge else x for x, edge in zip(rounded, edges, strict=False)])
     limits = np.iinfo(dtype)
     ticks = [max(math.ceil(edge), int(limits.min)) for edge in edges]
@@ -103,13 +103,13 @@ def _first_at_or_after(edges: Sequence[Fraction], dtype: np.dtype[Any]) -> _Arra
 
 
 def _times(t: Any) -> _Array:
-    """[E] of int64, uint64 or float64."""
+    """Return the times, [E], as int64, uint64 or float64."""
     times = _column("t", t, None)
     if times.dtype.kind not in "iuf":
-        raise TypeError(f"{_OP}: t must be of integers or floating point numbers, got {times.dtype}")
+        raise TypeError(f"{_OP}: t must contain integers or floating point numbers, got {times.dtype}")
     if times.dtype.kind != "f":
         return times.astype(np.int64 if times.dtype.kind == "i" else np.uint64)
-    with np.errstate(over="ignore"):  # of longer floats
+    with np.errstate(over="ignore"):  # long doubles may overflow
         finite = times.astype(np.float64)
     if not np.isfinite(finite).all():
         raise ValueError(f"{_OP}: t must be finite, got {times[~np.isfinite(finite)][0]}")
@@ -120,7 +120,7 @@ def _column(argument: str, value: Any, length: int | None) -> _Array:
     array = np.asarray(value)
     if array.ndim != 1 or array.dtype.kind not in "biuf":
         raise TypeError(
-            f"{_OP}: {argument} must be one-dimensional and of numbers, got {list(array.shape)} of {array.dtype}"
+            f"{_OP}: {argument} must be one-dimensional and numeric, got {list(array.shape)} of {array.dtype}"
         )
     if length is not None and len(array) != length:
         raise ValueError(f"{_OP}: {argument} must have as many events as t, {length}, got {len(array)}")
@@ -129,8 +129,8 @@ def _column(argument: str, value: Any, length: int | None) -> _Array:
 
 def _coordinates(argument: str, value: Any, length: int, end: int) -> _Array:
     array = _column(argument, value, length)
-    if array.dtype.kind == "f" and length:  # an empty list is one of floats
-        raise TypeError(f"{_OP}: {argument} must be of integers, got {array.dtype}")
+    if array.dtype.kind == "f" and length:  # numpy makes an empty list a float array
+        raise TypeError(f"{_OP}: {argument} must contain integers, got {array.dtype}")
     wrong = array[(array < 0) | (array >= end)]
     if len(wrong):
         raise ValueError(f"{_OP}: {argument} must be in [0, {end}), got {wrong[0]} ({len(wrong)} of {length} events)")

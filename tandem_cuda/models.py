@@ -1,21 +1,21 @@
-"""The networks of the tandem-learning paper as plain PyTorch ANNs; ``tandem_cuda.convert`` makes their spiking twins.
+"""The networks of the tandem-learning paper as plain PyTorch ANNs, to be turned into SNNs by ``tandem_cuda.convert``.
 
 Wu et al., "A Tandem Learning Rule for Effective Training and Rapid Inference of Deep Spiking Neural Networks", IEEE
-TNNLS 2021, doi:10.1109/TNNLS.2021.3095724. One definition, two twins on the same parameters::
+TNNLS 2021, doi:10.1109/TNNLS.2021.3095724. The ANN and its spiking twin share their parameters::
 
     ann = tandem_cuda.models.cifarnet()
     snn = tandem_cuda.convert(ann, time_steps=8)
 
-Batch norm is behind every hidden weight layer, with the eps = 1e-4 and momentum = 0.9 of the networks that the authors
-published (https://github.com/deepspike/tandem_learning). The momentum matters: the spiking twin folds batch norm's
-*running* statistics, which with PyTorch's 0.1 take dozens of steps, layer after layer, to come near those of the
-batches; until then deep layers are silent and nothing is learnt. What differs from the published networks:
+Every hidden weight layer is followed by batch norm with eps = 1e-4 and momentum = 0.9, as in the networks that the
+authors published (https://github.com/deepspike/tandem_learning). The momentum matters: the spiking twin folds batch
+norm's *running* statistics. With PyTorch's default of 0.1 these take dozens of steps per layer to approach the batch
+statistics; until then deep layers are silent and learn nothing. Differences from the published networks:
 
-- Layers in front of batch norm have no bias, which it would take out again.
-- Dropout in front of the read-out is on in training alone (theirs stays on when testing).
-- They return logits (theirs: their log_softmax).
+- Layers before batch norm have no bias, since batch norm would cancel it.
+- Dropout before the read-out is active in training only (theirs also in testing).
+- The networks return logits (theirs log_softmax).
 
-Strided convolutions stand in place of pooling, as theirs. Weights have PyTorch's initialisation.
+As in theirs, strided convolutions replace pooling. Weights use PyTorch's default initialisation.
 
 Layers are named conv1, norm1, relu1, conv2, ... flatten, hidden, hidden_norm, hidden_relu, dropout, readout.
 """
@@ -41,20 +41,20 @@ def mnist_cnn(
 ) -> nn.Sequential:
     """Three convolutions and two linear layers, for digits: 32, 64 (stride 2), 64 (stride 2), 128, classes.
 
-    Not of the paper, whose MNIST networks are not published: of the size that digits ask for.
+    This network is not from the paper, whose MNIST networks are not published.
 
     Args:
         in_channels: C.
-        classes: outputs.
+        classes: number of outputs.
         size: H and W of the input, an int or a pair.
-        dropout: probability, in front of the read-out.
+        dropout: dropout probability before the read-out.
 
     Shape:
         [N, C, H, W] -> logits [N, classes].
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
     """
     return _cnn("mnist_cnn", (32, 64, 64), (1, 2, 2), 128, in_channels, classes, size, dropout)
 
@@ -64,7 +64,7 @@ def cifarnet(
 ) -> nn.Sequential:
     """CifarNet of Wu et al. 2021: 128, 256 (stride 2), 512 (stride 2), 1024, 512, 1024, classes.
 
-    Args and errors as :func:`mnist_cnn`.
+    Arguments and errors are those of :func:`mnist_cnn`.
 
     Shape:
         [N, C, H, W] -> logits [N, classes].
@@ -77,7 +77,7 @@ def small_cifarnet(
 ) -> nn.Sequential:
     """CifarNet with a sixteenth of the channels, for CPUs: 8, 16 (stride 2), 32 (stride 2), 64, 32, 64, classes.
 
-    Args and errors as :func:`mnist_cnn`.
+    Arguments and errors are those of :func:`mnist_cnn`.
 
     Shape:
         [N, C, H, W] -> logits [N, classes].
@@ -91,9 +91,9 @@ def alexnet(
     """AlexNet for small images: 96, 256 (stride 2), 384 (stride 2), 384, 256, 1024, classes.
 
     The channels are those of Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks",
-    2012; kernels are 3 x 3, one linear layer of 1024 stands for two of 4096, strides stand for max pooling.
+    2012. All kernels are 3 x 3, one linear layer of 1024 replaces two of 4096, and strides replace max pooling.
 
-    Args and errors as :func:`mnist_cnn`.
+    Arguments and errors are those of :func:`mnist_cnn`.
 
     Shape:
         [N, C, H, W] -> logits [N, classes].
@@ -107,10 +107,10 @@ def vgg11(
     """VGG11 for small images: 64, 128 (s2), 256 (s2), 256, 512 (s2), 512, 512 (s2), 512, 1024, classes; s2: stride 2.
 
     The channels are those of Simonyan & Zisserman, "Very Deep Convolutional Networks", ICLR 2015, arXiv:1409.1556,
-    configuration A. A convolution of stride 2 stands for the max pooling in front of it, the last pooling is left out,
-    and one linear layer of 1024 stands for two of 4096.
+    configuration A. A convolution with stride 2 replaces the max pooling before it, the last pooling is omitted, and
+    one linear layer of 1024 replaces two of 4096.
 
-    Args and errors as :func:`mnist_cnn`.
+    Arguments and errors are those of :func:`mnist_cnn`.
 
     Shape:
         [N, C, H, W] -> logits [N, classes].
@@ -129,15 +129,15 @@ def nmnist_net(
 ) -> nn.Sequential:
     """Convolutions, all but the first with stride 2, and two linear layers, for recordings of event cameras.
 
-    Convert it with mode "spikes"; its ANN takes the counts. N-MNIST: [N, 2, 34, 34] as it is; DVS128 Gesture (11
-    classes) and CIFAR10-DVS (10), whose sensor has 128 x 128 pixels: size 32 after downsampling by 4, or 64 by 2. Not
-    of the paper, whose network for N-MNIST is not published.
+    Convert it with mode "spikes"; the ANN takes spike counts. N-MNIST recordings are [N, 2, 34, 34]. DVS128 Gesture (11
+    classes) and CIFAR10-DVS (10 classes) have 128 x 128 pixels: use size 32 after downsampling by 4, or 64 after
+    downsampling by 2. This network is not from the paper, whose N-MNIST network is not published.
 
     Args:
         in_channels: C, 2 for both polarities.
-        classes: outputs.
+        classes: number of outputs.
         size: H and W of the input, an int or a pair.
-        dropout: probability, in front of the read-out.
+        dropout: dropout probability before the read-out.
         channels: output channels of each convolution.
         hidden: output features of the first linear layer.
 
@@ -145,8 +145,8 @@ def nmnist_net(
         [N, C, H, W] -> logits [N, classes].
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
     """
     if isinstance(channels, (str, int)) or not isinstance(channels, Sequence):
         raise TypeError(f"nmnist_net: channels must be a sequence of ints, got {channels!r}")
@@ -155,7 +155,7 @@ def nmnist_net(
 
 
 class Autoencoder(nn.Module):
-    """Linear layers that make an input out of a code again; what :func:`autoencoder` returns."""
+    """Linear layers that encode an input and reconstruct it; returned by :func:`autoencoder`."""
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
@@ -168,19 +168,20 @@ class Autoencoder(nn.Module):
 def autoencoder(features: int = 784, hidden: Sequence[int] = (128, 64, 32, 64, 128)) -> Autoencoder:
     """The autoencoder of Wu et al. 2021 (image reconstruction): 784-128-64-32-64-128-784.
 
-    The last layer is analogue: it makes pixels out of spike counts. Batch norm is behind the hidden layers. For modes
-    "constant" and "impulse" of ``convert``: its output has the shape of its input, which a spike train does not have.
+    The last layer does not spike: it computes pixels from spike counts. Hidden layers are followed by batch norm.
+    Convert the network with mode "constant" or "impulse", not "spikes": ``forward`` reshapes its output to the shape
+    of the input tensor.
 
     Args:
-        features: inputs and outputs, C * H * W of an image.
+        features: number of inputs and outputs, C * H * W of an image.
         hidden: output features of each hidden layer.
 
     Shape:
-        [N, ...] with ``features`` elements a sample -> the same.
+        [N, ...] with ``features`` elements per sample -> the same shape.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
     """
     _check_size("autoencoder", "features", features)
     if isinstance(hidden, (str, int)) or not isinstance(hidden, Sequence):
@@ -209,7 +210,7 @@ def _cnn(
     size: int | Sequence[int],
     dropout: float,
 ) -> nn.Sequential:
-    """3 x 3 convolutions with padding 1, a hidden linear layer, a read-out."""
+    """Build 3 x 3 convolutions with padding 1, a hidden linear layer and a read-out."""
     _check_size(op, "in_channels", in_channels)
     _check_size(op, "classes", classes)
     _check_size(op, "hidden", hidden)

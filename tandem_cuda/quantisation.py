@@ -1,4 +1,4 @@
-"""Quantisation-aware training: weights of few bits, one scale per output channel."""
+"""Quantisation-aware training: weights of a few bits, with one scale per output channel."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ from .nn.tandem import TandemLayer
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHT_LAYERS = (TandemLayer, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
-# Scales that are tried, as shares of the least that clips nothing. Of channels of 576 Gaussian weights, those of least
-# error are on average 0.38 of it for 2 bits, 0.76 for 4 and all of it for 8; of 4,096 weights, 0.33, 0.66 and all.
+# Candidate scales, as fractions of the smallest scale that clips nothing. For channels of 576 Gaussian weights the best
+# fraction is on average 0.38 with 2 bits, 0.76 with 4 and 1 with 8; for 4,096 weights it is 0.33, 0.66 and 1.
 _SHARES = [share / 20 for share in range(20, 4, -1)]
 
 
 class WeightQuantiser(nn.Module):
     """A parametrisation (torch.nn.utils.parametrize) that rounds weights to scale * {-q, ..., q}, q = 2^(bits-1) - 1.
 
-    The gradient is handed on to the weights as if they were not rounded: the straight-through estimator (Bengio,
-    Leonard & Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation",
-    2013, arXiv:1308.3432), of weights that are clipped too, so that none is stuck.
+    The gradient passes to the weights as if they were not rounded: the straight-through estimator (Bengio, Leonard &
+    Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation", 2013,
+    arXiv:1308.3432). Clipped weights receive it too, so that none gets stuck.
 
-    There is one scale for each output channel, as in Krishnamoorthi ("Quantizing deep convolutional networks
-    for efficient inference: A whitepaper", 2018, arXiv:1806.08342): batch norm, whose gains differ from channel to
-    channel, folds into it. It is the one of least squared error among 16 shares, 0.25 to 1, of the largest weight of
-    the channel over q. The largest weight by itself serves few bits badly: with two, whatever is below half of it
-    would be zero, and of 576 Gaussian weights the error 84 % of their norm instead of 43 % (4 bits: 14 % instead of
-    11 %). The scale is found anew whenever the weights are used; nothing is stored but the weights.
+    Each output channel has its own scale, as in Krishnamoorthi ("Quantizing deep convolutional networks for efficient
+    inference: A whitepaper", 2018, arXiv:1806.08342), so that batch norm, whose gain differs between channels, can be
+    folded into it. The scale is a fraction of the channel's largest weight over q: of 16 fractions from 0.25 to 1, the
+    one with the least squared error. Fraction 1 alone would serve few bits badly. With 2 bits it would round every
+    weight below half of the largest one to zero; for 576 Gaussian weights the error would be 84 % of their norm instead
+    of 43 % (with 4 bits, 14 % instead of 11 %). The scale is recomputed whenever the weights are used; only the weights
+    are stored.
 
     Args:
         bits: 2 to 8.
-        groups: of a transposed convolution, whose weights are [C, O/groups, ...]; None for all others, [O, ...].
+        groups: the ``groups`` of a transposed convolution, whose weights are [C, O/groups, ...]; None for all other
+            layers, whose weights are [O, ...].
 
     Shape:
         Tensor -> Tensor of the same shape and dtype, float32 or float64.
 
     Raises:
-        TypeError: ``bits`` is no int.
-        ValueError: ``bits`` are not 2 to 8.
+        TypeError: ``bits`` is not an int.
+        ValueError: ``bits`` is not from 2 to 8.
     """
 
     def __init__(self, bits: int, groups: int | None = None) -> None:
@@ -61,13 +63,14 @@ class WeightQuantiser(nn.Module):
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The quantised weights as whole numbers, such as ``ops.spiking_conv2d`` takes them with their ``scale``.
+        """Quantise to integers and scales, in the form that ``ops.spiking_conv2d`` takes.
 
         Args:
-            weight: as of a call.
+            weight: the full-precision weights, as ``forward`` takes them.
 
         Returns:
-            int8 in the shape of ``weight``, and the scales [O] in its dtype: their product is what a call returns.
+            ``(integers, scale)``: int8 in the shape of ``weight``, and [O] in its dtype. Their product is the result of
+            ``forward``.
         """
         grouped = self._by_channel(weight.detach())
         scale = self._scale(grouped)
@@ -75,20 +78,20 @@ class WeightQuantiser(nn.Module):
 
     @property
     def largest(self) -> int:
-        """q, the largest whole number."""
+        """q, the largest integer."""
         return 2 ** (self.bits - 1) - 1
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
 
     def _by_channel(self, weight: Tensor) -> Tensor:
-        """As [G, C/G, O/G, taps], G = 1 and C = 1 where output channels come first."""
+        """Reshape to [G, C/G, O/G, taps]; G = 1 and C = 1 if output channels come first."""
         if self.groups is None:
             return weight.reshape(1, 1, weight.shape[0], -1)
         return weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
 
     def _scale(self, grouped: Tensor) -> Tensor:
-        """[G, 1, O/G, 1]; 1 for channels of zeros."""
+        """Return the scales [G, 1, O/G, 1]; 1 for channels whose weights are all zero."""
         largest = grouped.abs().amax((1, 3), keepdim=True) / self.largest
         best = torch.where(largest > 0, largest, torch.ones_like(largest))
         least = torch.full_like(best, torch.inf)
@@ -104,7 +107,7 @@ class WeightQuantiser(nn.Module):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """``rounded`` with the gradient of ``weight``."""
+    """Return ``rounded`` and pass its gradient to ``weight``."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, rounded: Tensor) -> Tensor:
@@ -116,34 +119,33 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def quantise(model: nn.Module, bits: int) -> None:
-    """Let all weight layers of a network compute with weights of few bits, in training too; see WeightQuantiser.
+    """Quantise the weights of all weight layers of a network, for training and inference; see WeightQuantiser.
 
-    Parameters stay as they are and train on, in full precision; what the layers read as ``weight`` are rounded
-    values. Optimisers made before hold the same Parameter objects. Biases and batch norm are not quantised.
-    ``state_dict`` keeps names and full precision, so that checkpoints of quantised and other networks load into each
-    other.
+    The Parameters are unchanged and keep training in full precision, and existing optimisers stay valid; the layers'
+    ``weight`` attribute returns the rounded values. Biases and batch norm are not quantised. ``state_dict`` keeps its
+    names and full precision, so quantised and other networks can load each other's checkpoints.
 
-    Of a TandemNetwork both twins are quantised, as they are where :func:`tandem_cuda.convert` is given a quantised ANN,
-    and :func:`tandem_cuda.freeze` freezes the rounded weights. Layers quantise at every call: they keep no folded
-    weights in eval mode, so freeze what is to be fast. Of a quantised network a copy can be made by ``copy.deepcopy``,
-    but not by pickling, as of all parametrised modules.
+    A TandemNetwork is quantised in both twins; converting a quantised ANN with :func:`tandem_cuda.convert` has the same
+    effect. :func:`tandem_cuda.freeze` freezes the rounded weights. Layers quantise in every call and cache nothing in
+    eval mode, so freeze a network for fast inference. Like every parametrised module, a quantised network supports
+    ``copy.deepcopy`` but not pickling.
 
     Args:
-        model: changed in place: its tandem layers, nn.Linear and convolutions.
-        bits: 2 to 8. A network that is quantised already gets the new number.
+        model: the network; its tandem layers, nn.Linear and convolutions are changed in place.
+        bits: 2 to 8. A network that is already quantised is changed to this number of bits.
 
     Raises:
-        TypeError: ``model`` is no nn.Module, ``bits`` no int.
-        ValueError: ``bits`` are not 2 to 8; no weight layer; a layer whose weight has another parametrisation. Nothing
-            is changed then.
+        TypeError: ``model`` is not an nn.Module, or ``bits`` is not an int.
+        ValueError: ``bits`` is not from 2 to 8, ``model`` has no weight layer, or a weight has another parametrisation.
+            The model is then unchanged.
     """
     check_bits("quantise", bits)
     layers = _layers("quantise", model)
     if not layers:
-        raise ValueError(f"quantise: model must have weight layers, got {type(model).__name__} without")
+        raise ValueError(f"quantise: model must have weight layers, got a {type(model).__name__} without any")
     for name, layer in layers:
         if parametrize.is_parametrized(layer, "weight") and quantiser(layer) is None:
-            raise ValueError(f"quantise: model must have weights without parametrisations, got one of {name}")
+            raise ValueError(f"quantise: model must have no other parametrisations of weights, got one in layer {name}")
     for _, layer in layers:
         present = quantiser(layer)
         if present is not None:
@@ -157,10 +159,10 @@ def quantise(model: nn.Module, bits: int) -> None:
 
 
 def unquantise(model: nn.Module) -> None:
-    """Undo :func:`quantise`: layers compute with the full-precision weights that have been trained.
+    """Undo :func:`quantise`: layers compute with their trained full-precision weights.
 
     Raises:
-        TypeError: ``model`` is no nn.Module.
+        TypeError: ``model`` is not an nn.Module.
     """
     for _, layer in _layers("unquantise", model):
         if quantiser(layer) is not None:
@@ -170,7 +172,7 @@ def unquantise(model: nn.Module) -> None:
 
 
 def quantiser(layer: nn.Module) -> WeightQuantiser | None:
-    """What quantises the weight of a layer, None where nothing does."""
+    """Return the WeightQuantiser of a layer's weight, or None if it has none."""
     if not parametrize.is_parametrized(layer, "weight"):
         return None
     parametrizations: Any = layer.parametrizations
@@ -179,7 +181,7 @@ def quantiser(layer: nn.Module) -> WeightQuantiser | None:
 
 
 def check_bits(op: str, bits: Any) -> None:
-    """TypeError or ValueError unless a number of bits is an int from 2 to 8."""
+    """Raise TypeError or ValueError unless ``bits`` is an int from 2 to 8."""
     if isinstance(bits, bool) or not isinstance(bits, int):
         raise TypeError(f"{op}: bits must be an int, got {type(bits).__name__}")
     if not 2 <= bits <= 8:
@@ -191,7 +193,7 @@ def _networks(model: nn.Module) -> list[TandemNetwork]:
 
 
 def _layers(op: str, model: Any) -> list[tuple[str, nn.Module]]:
-    """Weight layers with their names, each once, those of ANN twins among them."""
+    """Return each weight layer once, with its name, including those of ANN twins."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model must be an nn.Module, got {type(model).__name__}")
 
@@ -208,7 +210,7 @@ def _tie(model: nn.Module) -> None:
         network.tie_names()
 
 
-# State dicts have the weight where it would be without a parametrisation.
+# State dicts keep the weight under the name that it has without a parametrisation.
 
 _PARAMETRISED = "parametrizations.weight.original"
 
@@ -225,16 +227,16 @@ def _parametrised_name(module: nn.Module, state_dict: dict[str, Any], prefix: st
 
 
 def _remove_parametrisation(layer: Any) -> None:
-    if len(layer.parametrizations) > 1:  # of the bias, by somebody else
+    if len(layer.parametrizations) > 1:  # another one, for example of the bias
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
         return
-    # torch's own takes the property off the class, which copies of the layer share.
+    # Not torch's remove_parametrizations: it deletes the property from the class, which copies of the layer share.
     weight, plain = layer.parametrizations.weight.original, parametrize.type_before_parametrizations(layer)
     del layer.parametrizations
     layer.__class__ = plain
     others = dict(layer._parameters)
     layer._parameters.clear()
-    layer.register_parameter("weight", weight)  # first, as it was
+    layer.register_parameter("weight", weight)  # weight comes first, as before
     layer._parameters.update(others)
 
 

@@ -1,4 +1,4 @@
-"""SpikeTrain: the spikes of a layer over T time steps, eight steps to a byte."""
+"""SpikeTrain: the spikes of a layer over T time steps, eight steps per byte."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree
-from torch.utils.data._utils.collate import default_collate_fn_map  # torch documents it in default_collate
+from torch.utils.data._utils.collate import default_collate_fn_map  # documented under default_collate
 
 from . import ops
 from .events import event_planes
@@ -17,26 +17,26 @@ from .ops import checks
 
 
 class SpikeTrain:
-    """The spikes that flow between tandem layers, and the count that carries the tandem gradient.
+    """The spikes that flow between tandem layers, with the count that carries the tandem gradient.
 
-    Registered as a pytree, so it passes through ``torch.compile``, ``functional_call`` and friends.
+    SpikeTrain is registered as a pytree, so it works with ``torch.compile``, ``functional_call`` and the like.
 
     Args:
         bits: uint8 [P, N, ...], P = ceil(T / 8): bit i of plane p is the spike at time step 8p + i. Bits past T must
-            be zero. On the CPU that is checked; on CUDA and in compiled code, where a look would wait for the device,
-            they are cleared in a copy.
+            be zero. The CPU checks this; on CUDA and in compiled code, where a check would wait for the device, such
+            bits are cleared in a copy.
         time_steps: T.
-        count: floating point [N, ...]: spikes per neuron, differentiable. Computed from ``bits`` when first asked for
-            if it is not given; such a count has no gradient.
-        dtype: of a count computed later; by default torch's default dtype.
-        amplitude: what one spike weighs in the layer behind, whose input is ``amplitude * s[t]``, and in ``Decode``. 1,
-            but 1 / (1 - p) behind dropout, and a threshold where a network was converted with calibration. ``count``
-            counts spikes, whatever they weigh.
+        count: floating point [N, ...], the differentiable number of spikes per neuron. If omitted, it is computed from
+            ``bits`` on first use and has no gradient.
+        dtype: dtype of a count computed later; defaults to torch's default dtype.
+        amplitude: the weight of one spike: the next layer's input is ``amplitude * s[t]``, and ``Decode`` returns
+            ``amplitude * count``. It is 1 by default, 1 / (1 - p) after dropout, and a threshold in networks converted
+            with calibration. ``count`` is the number of spikes for any amplitude.
 
     Raises:
-        TypeError: ``bits`` is no uint8 tensor, ``count`` none of float32 or float64.
-        ValueError: ``bits`` or ``count`` do not have the shape that ``time_steps`` and each other demand, or are on
-            different devices; bits past T are set; ``amplitude`` is not positive and finite.
+        TypeError: ``bits`` is not a uint8 tensor, or ``count`` is not a float32 or float64 tensor.
+        ValueError: the shapes of ``bits`` and ``count`` do not match ``time_steps`` or each other, or their devices
+            differ; bits past T are set; ``amplitude`` is not positive and finite.
     """
 
     __slots__ = ("_count", "_dtype", "amplitude", "bits", "time_steps")
@@ -62,12 +62,12 @@ class SpikeTrain:
         checks.check_dtype("SpikeTrain", "dtype", self._dtype)
 
     def _set(self, bits: Any, time_steps: int, count: Any, dtype: torch.dtype | None, amplitude: float) -> None:
-        """The one place where fields are set."""
+        """Set all fields; nothing else sets them."""
         self.bits = bits
         self.time_steps = time_steps
         self.amplitude = amplitude
         self._count = count
-        # While torch rearranges a pytree, leaves may be of any type.
+        # While torch processes a pytree, its leaves may have any type.
         self._dtype = count.dtype if isinstance(count, Tensor) else dtype or torch.get_default_dtype()
 
     @classmethod
@@ -80,21 +80,22 @@ class SpikeTrain:
         *,
         amplitude: float = 1.0,
     ) -> SpikeTrain:
-        """The train of what the library's own operators returned: as the constructor makes it, but without checks."""
+        """Create a train as the constructor does, but without checks: for the results of this library's operators."""
         train = cls.__new__(cls)
         train._set(bits, time_steps, count, dtype, amplitude)
         return train
 
     @classmethod
     def from_dense(cls, spikes: Tensor, dtype: torch.dtype | None = None) -> SpikeTrain:
-        """Pack a dense train.
+        """Create a train from a dense tensor of spikes.
 
         Args:
             spikes: [T, N, ...] of 0 and 1; floating point, bool or uint8.
-            dtype: of ``count``; by default that of ``spikes`` if it is float32 or float64, else torch's default dtype.
+            dtype: dtype of ``count``; defaults to the dtype of ``spikes`` if that is float32 or float64, otherwise to
+                torch's default dtype.
 
         Raises:
-            TypeError: ``spikes`` is not a tensor of such a dtype.
+            TypeError: ``spikes`` is not a tensor of one of these dtypes.
             ValueError: ``spikes`` has fewer than two dimensions or no time step.
             RuntimeError: an element is neither 0 nor 1 (checked on the CPU).
         """
@@ -120,32 +121,32 @@ class SpikeTrain:
     ) -> SpikeTrain:
         """Bin a recording of an event camera into time steps, directly into bit planes.
 
-        A neuron spikes in a step if one or more events of its pixels and polarity fall into it. Step i (from 0 on)
-        takes the times from start + i * (stop - start) / T, inclusive, to start + (i + 1) * (stop - start) / T,
-        exclusive.
+        A neuron spikes in a time step if at least one event of its pixels and polarity falls into the step. Step i
+        (counted from 0) covers the times from start + i * (stop - start) / T, inclusive, to
+        start + (i + 1) * (stop - start) / T, exclusive.
 
         Args:
             t: [E] times of E events, in any order and unit; integers or floating point.
             x: [E] columns, integers in [0, W).
             y: [E] rows, integers in [0, H).
-            p: [E] polarities, 0 and 1 or bool, which become channels; None makes one channel of all events.
+            p: [E] polarities, 0 and 1 or bool; each becomes a channel. With None all events share one channel.
             time_steps: T.
             size: H and W of the sensor, an int or a pair.
-            window: start and stop in the unit of ``t``; other events are left out. By default from the first event to
-                the last (of integers: to the end of that tick).
-            downsample: blocks of this many rows and columns are one pixel; those at the border may be smaller.
-            dtype: of ``count``; by default torch's default dtype.
+            window: start and stop in the unit of ``t``; events outside are dropped. Defaults to the time from the first
+                event to the last one (for integer times, to the end of the last tick).
+            downsample: merge blocks of this many rows and columns into one pixel; blocks at the border may be smaller.
+            dtype: dtype of ``count``; defaults to torch's default dtype.
 
-        Arguments of one dimension may be numpy arrays, CPU Tensors or lists.
+        ``t``, ``x``, ``y`` and ``p`` may be numpy arrays, CPU Tensors or lists.
 
         Returns:
             A train of one sample on the CPU, [1, C, ceil(H / downsample), ceil(W / downsample)]; without events it has
-            no spikes. :meth:`cat` makes a batch of several; so does the default collate of a DataLoader.
+            no spikes. Use :meth:`cat` or the default collate of a DataLoader to batch several trains.
 
         Raises:
             TypeError: an argument of the wrong type, dtype or number of dimensions.
-            ValueError: events of different number; a coordinate or polarity out of its range; a time that is not
-                finite; ``time_steps``, ``size``, ``window`` or ``downsample`` out of its range.
+            ValueError: ``t``, ``x``, ``y`` and ``p`` of different lengths; a coordinate or polarity out of range; a
+                time that is not finite; ``time_steps``, ``size``, ``window`` or ``downsample`` out of range.
         """
         dtype = dtype or torch.get_default_dtype()
         checks.check_dtype("SpikeTrain", "dtype", dtype)
@@ -153,39 +154,39 @@ class SpikeTrain:
 
     @staticmethod
     def cat(trains: Sequence[SpikeTrain]) -> SpikeTrain:
-        """One batch of the samples of several trains, in order.
+        """Concatenate trains along the batch dimension.
 
         The default collate of ``torch.utils.data.DataLoader`` does this to trains of one sample each.
 
         Args:
-            trains: [N, ...], of equal time steps, neurons, amplitude, dtype and device. Where all carry a count, so
-                does the batch.
+            trains: trains [N, ...] with equal time steps, neurons, amplitude, dtype and device. If all of them carry a
+                count, so does the result.
 
         Raises:
-            TypeError: not all are SpikeTrains.
-            ValueError: there are none, or they differ.
+            TypeError: an element is not a SpikeTrain.
+            ValueError: ``trains`` is empty, or the trains do not match.
         """
         return _concatenated("SpikeTrain.cat", list(trains))
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Unpack to [T, N, ...] of 0 and 1, by default in the dtype of ``count``."""
+        """Unpack to a dense tensor [T, N, ...] of 0 and 1, by default in the dtype of ``count``."""
         return ops.unpack_spikes(self.bits, self.time_steps, dtype or self.dtype)
 
     @property
     def count(self) -> Tensor:
-        """Spikes per neuron over all time steps, [N, ...]; carries the tandem gradient."""
+        """Spikes per neuron over all time steps, [N, ...]. Carries the tandem gradient."""
         if self._count is None:
             self._count = ops.spike_count(self.bits, self._dtype)
         return self._count
 
     @property
     def carried_count(self) -> Tensor | None:
-        """``count`` where it exists already, else None: asks for no computation."""
+        """``count`` if it exists already, else None. Never computes it."""
         return self._count
 
     @property
     def shape(self) -> torch.Size:
-        """[N, ...]: the batch and the neurons, without time."""
+        """[N, ...]: batch and neurons, without the time dimension."""
         return self.bits.shape[1:]
 
     @property
@@ -199,27 +200,27 @@ class SpikeTrain:
         return self._dtype
 
     def replace(self, **changes: Any) -> SpikeTrain:
-        """The train with some of its fields changed and all others kept.
+        """Return a train with some fields changed and all others kept.
 
         Args:
-            changes: any of ``bits``, ``time_steps``, ``count``, ``dtype`` and ``amplitude``, as the constructor takes
-                them. Where ``bits`` or ``time_steps`` change, the old count is dropped; give the new one where it
-                carries a gradient. Where ``dtype`` changes, the count is cast.
+            changes: any of the constructor's arguments ``bits``, ``time_steps``, ``count``, ``dtype`` and
+                ``amplitude``. A change of ``bits`` or ``time_steps`` drops the old count; pass a new count if it should
+                carry a gradient. A change of ``dtype`` casts the count.
 
         Raises:
-            TypeError: no such field, or a value of the wrong type.
-            ValueError: values that do not fit each other, as in the constructor.
+            TypeError: an unknown field, or a value of the wrong type.
+            ValueError: inconsistent values, as in the constructor.
         """
         new = self.replace_unchecked(**changes)
         return SpikeTrain(new.bits, new.time_steps, new.carried_count, new.dtype, amplitude=new.amplitude)
 
     def replace_unchecked(self, **changes: Any) -> SpikeTrain:
-        """As ``replace``, without checks of the values: for what the library itself has made."""
+        """Work as ``replace``, but do not check the values: for tensors that this library made."""
         fields = {"bits": self.bits, "time_steps": self.time_steps, "dtype": self._dtype, "amplitude": self.amplitude}
         unknown = changes.keys() - fields.keys() - {"count"}
         if unknown:
             raise TypeError(
-                f"SpikeTrain.replace: changes must be of bits, time_steps, count, dtype and amplitude, "
+                f"SpikeTrain.replace: changes must be among bits, time_steps, count, dtype and amplitude, "
                 f"got {', '.join(sorted(unknown))}"
             )
         if self._count is not None and not changes.keys() & {"bits", "time_steps", "count"}:
@@ -227,11 +228,11 @@ class SpikeTrain:
         return SpikeTrain.unchecked(**(fields | changes))
 
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> SpikeTrain:
-        """Flatten dimensions of [N, ...], as ``torch.flatten`` does; time and batch stay apart.
+        """Flatten dimensions of [N, ...], as ``torch.flatten`` does; time is not counted as a dimension.
 
         Raises:
-            ValueError: the range would flatten the batch dimension, or ends before it starts.
-            IndexError: a dimension that is not there.
+            ValueError: the range includes the batch dimension, or ends before it starts.
+            IndexError: a dimension is out of range.
         """
         dims = len(self.shape)
         for name, dim in (("start_dim", start_dim), ("end_dim", end_dim)):
@@ -244,21 +245,21 @@ class SpikeTrain:
         return self.replace_unchecked(bits=self.bits.flatten(start + 1, end + 1), count=count)
 
     def rearranged(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
-        """The train of other neurons, chosen and placed by ``f``; the gradient of their counts follows.
+        """Return a train whose neurons ``f`` selects and rearranges; the gradient of the count follows them.
 
         Args:
-            f: given the bits [P, N, ...] or the count as [1, N, ...], returns the same of the new neurons. It must do
-                nothing but move, copy, drop or zero elements.
+            f: maps the bits [P, N, ...], or the count as [1, N, ...], to those of the new neurons. It may only move,
+                copy, drop or zero elements.
         """
         count = None if self._count is None else f(self._count.unsqueeze(0)).squeeze(0)
         return self.replace_unchecked(bits=f(self.bits), count=count)
 
     def window(self, start: int, stop: int) -> SpikeTrain:
-        """The spikes of time steps start+1 to stop, as a train of stop - start steps; its count has no gradient.
+        """Return the spikes of time steps start + 1 to stop as a train of stop - start steps, without a gradient.
 
         Raises:
-            TypeError: no ints.
-            ValueError: no step, or steps outside of the train.
+            TypeError: ``start`` or ``stop`` is not an int.
+            ValueError: the window is empty or exceeds the train.
         """
         for name, step in (("start", start), ("stop", stop)):
             if isinstance(step, bool) or not isinstance(step, int):
@@ -278,22 +279,22 @@ class SpikeTrain:
         return self.replace_unchecked(bits=bits, time_steps=steps)
 
     def to(self, *args: Any, **kwargs: Any) -> SpikeTrain:
-        """Move to a device and/or cast ``count``; arguments of ``Tensor.to``. The spikes stay uint8."""
+        """Move to a device and/or cast ``count``. Takes the arguments of ``Tensor.to``; the spikes stay uint8."""
         count = self.count.to(*args, **kwargs)
         return self.replace_unchecked(bits=self.bits.to(count.device), count=count)
 
     def pin_memory(self) -> SpikeTrain:
-        """A copy in page-locked memory; ``DataLoader(pin_memory=True)`` calls it."""
+        """Return a copy in page-locked memory; ``DataLoader(pin_memory=True)`` calls this."""
         count = None if self._count is None else self._count.pin_memory()
         return self.replace_unchecked(bits=self.bits.pin_memory(), count=count)
 
     def detach(self) -> SpikeTrain:
-        """The same spikes, their count cut off from the graph."""
+        """Return the same spikes with their count detached from the graph."""
         count = None if self._count is None else self._count.detach()
         return self.replace_unchecked(count=count)
 
     def firing_rate(self) -> Tensor:
-        """Mean spikes per neuron and time step, a scalar in [0, 1] (nan for an empty train)."""
+        """Return the mean number of spikes per neuron and time step, a scalar in [0, 1] (nan for an empty train)."""
         return self.count.detach().mean() / self.time_steps
 
     def __len__(self) -> int:
@@ -308,7 +309,7 @@ class SpikeTrain:
 
 
 def _ending(bits: Tensor, time_steps: int) -> Tensor:
-    """The same bits, none of them past ``time_steps``."""
+    """Return the bits with none set past ``time_steps``."""
     steps = time_steps % 8
     if steps == 0 or bits.numel() == 0:
         return bits
@@ -317,8 +318,8 @@ def _ending(bits: Tensor, time_steps: int) -> Tensor:
         bits[-1] &= (1 << steps) - 1
     elif (largest := int(bits[-1].amax())) >> steps:
         raise ValueError(
-            f"SpikeTrain: bits past time_steps must be zero: the last plane of {time_steps} time steps holds {steps}, "
-            f"so that its bytes must be below {1 << steps}, got {largest}"
+            f"SpikeTrain: bits past time_steps must be zero: with {time_steps} time steps the last plane holds {steps} "
+            f"steps and its bytes must be below {1 << steps}, got {largest}"
         )
     return bits
 
@@ -328,21 +329,21 @@ def _concatenated(op: str, trains: Sequence[SpikeTrain]) -> SpikeTrain:
         if not isinstance(train, SpikeTrain):
             raise TypeError(f"{op}: trains must be SpikeTrains, got {type(train).__name__}")
     if not trains:
-        raise ValueError(f"{op}: trains must be at least one, got none")
+        raise ValueError(f"{op}: trains must hold at least one train, got none")
     first = trains[0]
     for i, train in enumerate(trains):
         for name in ("time_steps", "amplitude", "dtype", "device"):
             if getattr(train, name) != getattr(first, name):
                 raise ValueError(
-                    f"{op}: trains must have the same {name}, got {getattr(first, name)} and, of train {i}, "
+                    f"{op}: trains must have the same {name}, got {getattr(first, name)} and, for train {i}, "
                     f"{getattr(train, name)}"
                 )
         if train.shape[1:] != first.shape[1:]:
             raise ValueError(
-                f"{op}: trains must have the same neurons, got {list(first.shape)} and, of train {i}, "
+                f"{op}: trains must have the same neurons, got {list(first.shape)} and, for train {i}, "
                 f"{list(train.shape)}"
             )
-    # Channels innermost, as products want them, and as recordings have them.
+    # Keep channels innermost, the layout that the products expect and from_events makes.
     axis = min(2, first.bits.dim() - 1)
     bits = torch.cat([train.bits.movedim(axis, -1) for train in trains], 1).movedim(-1, axis)
     counts = [train.carried_count for train in trains]
@@ -354,8 +355,8 @@ def _collate(batch: Sequence[SpikeTrain], *, collate_fn_map: Any = None) -> Spik
     for i, train in enumerate(batch):
         if isinstance(train, SpikeTrain) and len(train) != 1:
             raise ValueError(
-                f"default_collate: trains must be of one sample each, [1, ...], got {list(train.shape)} of train {i}; "
-                "SpikeTrain.cat joins batches"
+                f"default_collate: trains must have one sample each, [1, ...], got {list(train.shape)} for train {i}; "
+                "use SpikeTrain.cat to join batches"
             )
     return _concatenated("default_collate", batch)
 

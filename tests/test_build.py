@@ -233,7 +233,7 @@ def test_import_unbuilt(unbuilt):
 
 def test_import_built_for_another_python(unbuilt):
     (unbuilt / "tandem_cuda" / "_C.cpython-27-x86_64-linux-gnu.so").touch()
-    assert "there is _C.cpython-27-x86_64-linux-gnu.so, built for another Python" in import_error(unbuilt)
+    assert "found _C.cpython-27-x86_64-linux-gnu.so, built for another Python" in import_error(unbuilt)
 
 
 REFERENCE_ALONE = """

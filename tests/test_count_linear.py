@@ -105,7 +105,7 @@ def bad_operands(weight):
     return [
         ({"engine": "fast"}, ValueError, "engine must be one of auto, event, dense, got 'fast'"),
         ({"engine": None}, ValueError, "engine must be one of auto, event, dense, got None"),
-        ({**int8, "engine": "dense"}, ValueError, "engine 'dense' cannot serve int8 weights; engine 'event' .* does"),
+        ({**int8, "engine": "dense"}, ValueError, "engine must be 'event' or 'auto' for int8 weights, got 'dense'"),
         ({**int8, "scale": None}, ValueError, "scale must be given with int8 weights"),
         ({**int8, "scale": 1.0}, TypeError, "scale must be a Tensor, got float"),
         ({**int8, "scale": scale.double()}, TypeError, f"scale must be float32 with int8 weights, got {float64}"),
@@ -120,7 +120,7 @@ def bad_operands(weight):
         ({"scale": scale.double()}, TypeError, f"scale must have the dtype of weight, {float32}, got {float64}"),
         ({"scale": scale.to(META)}, ValueError, "scale must be on the device of weight, cpu, got meta"),
         ({"scale": scale[:, None]}, ValueError, rf"scale must be \[{n}\], got \[{n}, 1\]"),
-        ({"scale": torch.ones(n, requires_grad=True)}, ValueError, "scale has no gradient; detach it"),
+        ({"scale": torch.ones(n, requires_grad=True)}, ValueError, "scale must not require a gradient; detach it"),
         ({"packed": [1.0]}, TypeError, "packed must be a Tensor, got list"),
         ({"packed": packed.double()}, ValueError, f"{wrong}{float32} .*, got {float64}"),
         ({"packed": packed[1:]}, ValueError, rf"{wrong}.*, got {float32} \[{len(packed) - 1}\]"),

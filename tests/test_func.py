@@ -74,7 +74,7 @@ def test_forward_mode_is_refused(name, differentiate):
     """It would be zero, silently."""
     f, x = FUNCTIONS[name]
     operator = re.sub("_(conv2d|linear)$", "_product", name.split(",")[0])
-    with pytest.raises(NotImplementedError, match=f"{operator}: there is no forward-mode gradient"):
+    with pytest.raises(NotImplementedError, match=f"{operator}: forward-mode gradients .* are not supported"):
         differentiate(f)(x)
     with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match=operator):
         f(torch.autograd.forward_ad.make_dual(x.clone(), torch.ones_like(x)))

@@ -332,7 +332,7 @@ def test_maximum_of_a_window_in_the_padding():
         (
             lambda: tandem_cuda.TandemAdd(nn.Identity(), nn.Identity())(torch.ones(1)),
             ValueError,
-            "2, one a branch, got 1",
+            "2, one per branch, got 1",
         ),
         (
             lambda: tandem_cuda.TandemConv2d(1, 1, 3, padding=3, padding_mode="reflect")(
@@ -344,7 +344,7 @@ def test_maximum_of_a_window_in_the_padding():
         (
             lambda: tandem_cuda.TandemConvTranspose2d(1, 1, 1, padding=3)(fronts(torch.ones(1, 1, 1, 5, 8))[0]),
             ValueError,
-            "the padding takes 6 rows away, of 5",
+            "padding must leave at least one of 5 rows, but removes 6",
         ),
         (lambda: tandem_cuda.TandemConv1d(2, 1, 3)(fronts(torch.ones(1, 1, 1, 3))[0]), ValueError, r"\[N, 2, L\]"),
     ],

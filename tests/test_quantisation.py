@@ -405,14 +405,16 @@ def test_bad_arguments():
         quantise(torch.zeros(3), 4)
     with pytest.raises(TypeError, match=r"unquantise: model must be an nn\.Module, got Tensor"):
         unquantise(torch.zeros(3))
-    with pytest.raises(ValueError, match="quantise: model must have weight layers, got ReLU without"):
+    with pytest.raises(ValueError, match="quantise: model must have weight layers, got a ReLU without any"):
         quantise(nn.ReLU(), 4)
 
 
 def test_other_parametrisations_are_refused():
     ann = cnn()
     nn.utils.parametrizations.weight_norm(ann[3])
-    with pytest.raises(ValueError, match="quantise: model must have weights without parametrisations, got one of 3"):
+    with pytest.raises(
+        ValueError, match="quantise: model must have no other parametrisations of weights, got one in layer 3"
+    ):
         quantise(ann, 4)
     assert quantiser(ann[0]) is None
     with pytest.raises(ValueError, match=r"3 \(ParametrizedConv2d\): remove the parametrization"):

@@ -278,23 +278,23 @@ def test_empty_batch(form: str, time_steps: int) -> None:
 
 def test_bad_input() -> None:
     bits = torch.zeros(1, 2, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="unpack_spikes: bits: expected 2 planes for 9 time steps, got 1"):
+    with pytest.raises(ValueError, match="unpack_spikes: bits must have 2 planes for 9 time steps, got 1"):
         ref.unpack_spikes(bits, 9)
-    with pytest.raises(TypeError, match=r"spiking_linear: bits: expected dtype torch.uint8, got torch.float32"):
+    with pytest.raises(TypeError, match=r"spiking_linear: bits must be uint8, got torch.float32"):
         ref.spiking_linear(bits.float(), torch.ones(2, 3), time_steps=8)
-    with pytest.raises(ValueError, match="tandem_count: time_steps: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="tandem_count: time_steps must be at least 1, got 0"):
         ref.tandem_count(bits, torch.ones(2, 3), 0)
-    with pytest.raises(ValueError, match=r"integrate_and_fire: mode: .* got 'ramp'"):
+    with pytest.raises(ValueError, match=r"integrate_and_fire: mode must be .* got 'ramp'"):
         ref.integrate_and_fire(torch.ones(2, 3), 4, mode="ramp")
-    with pytest.raises(ValueError, match="integrate_and_fire: current: expected 4 time steps, got 2"):
+    with pytest.raises(ValueError, match="integrate_and_fire: current must hold 4 time steps, got 2"):
         ref.integrate_and_fire(torch.ones(2, 3, 1), 4, mode="series")
-    with pytest.raises(ValueError, match=r"Encode: mode: .* got 'series'"):
+    with pytest.raises(ValueError, match=r"Encode: mode must be .* got 'series'"):
         ref.Encode(4, "series")
-    with pytest.raises(ValueError, match=r"TandemLinear: norm: .* got 'layer'"):
+    with pytest.raises(ValueError, match=r"TandemLinear: norm must be .* got 'layer'"):
         ref.TandemLinear(3, 2, norm="layer")
-    with pytest.raises(ValueError, match=r"TandemLinear: form: .* got 'fast'"):
+    with pytest.raises(ValueError, match=r"TandemLinear: form must be .* got 'fast'"):
         ref.TandemLinear(3, 2, form="fast")
-    with pytest.raises(TypeError, match=r"TandemConv2d: input: .* put Encode"):
+    with pytest.raises(TypeError, match=r"TandemConv2d: input must be spikes, .* put Encode"):
         ref.TandemConv2d(1, 2, 3)(torch.ones(1, 1, 4, 4))
 
 

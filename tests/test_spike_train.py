@@ -447,7 +447,7 @@ def test_replace():
     assert x.replace(bits=x.bits[:1], time_steps=8).time_steps == 8
     assert x.replace(count=None).carried_count is None
     for changes, error, message in (
-        ({"steps": 3}, TypeError, "changes must be of bits, time_steps, count, dtype and amplitude, got steps"),
+        ({"steps": 3}, TypeError, "changes must be among bits, time_steps, count, dtype and amplitude, got steps"),
         ({"bits": x.bits[:1]}, ValueError, r"bits must have ceil\(time_steps / 8\) = 2 planes"),
         ({"count": x.count[:1]}, ValueError, "count must be"),
         ({"amplitude": 0}, ValueError, "amplitude must be positive"),
@@ -509,11 +509,11 @@ def test_cat_carries_gradients():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (lambda x: x.window(0, 12), "same time_steps, got 13 and, of train 1, 12"),
-        (lambda x: x.replace(amplitude=2), r"same amplitude, got 3\.0 and, of train 1, 2"),
-        (lambda x: x.replace(dtype=torch.float64), "same dtype, got torch.float32 and, of train 1, torch.float64"),
-        (lambda x: x.flatten(), r"same neurons, got \[1, 2, 4, 5\] and, of train 1, \[1, 40\]"),
-        (lambda x: x.to("meta"), "same device, got cpu and, of train 1, meta"),
+        (lambda x: x.window(0, 12), "same time_steps, got 13 and, for train 1, 12"),
+        (lambda x: x.replace(amplitude=2), r"same amplitude, got 3\.0 and, for train 1, 2"),
+        (lambda x: x.replace(dtype=torch.float64), "same dtype, got torch.float32 and, for train 1, torch.float64"),
+        (lambda x: x.flatten(), r"same neurons, got \[1, 2, 4, 5\] and, for train 1, \[1, 40\]"),
+        (lambda x: x.to("meta"), "same device, got cpu and, for train 1, meta"),
     ],
 )
 def test_trains_that_differ_make_no_batch(changed, message):
@@ -525,9 +525,9 @@ def test_trains_that_differ_make_no_batch(changed, message):
 
 def test_what_else_makes_no_batch():
     x = recordings(1)[0][0]
-    with pytest.raises(ValueError, match="at least one, got none"):
+    with pytest.raises(ValueError, match="trains must hold at least one train, got none"):
         SpikeTrain.cat([])
     with pytest.raises(TypeError, match="must be SpikeTrains, got Tensor"):
         SpikeTrain.cat([x, x.bits])
-    with pytest.raises(ValueError, match=r"one sample each, \[1, \.\.\.\], got \[2, 2, 4, 5\] of train 1"):
+    with pytest.raises(ValueError, match=r"one sample each, \[1, \.\.\.\], got \[2, 2, 4, 5\] for train 1"):
         default_collate([x, SpikeTrain.cat([x, x])])

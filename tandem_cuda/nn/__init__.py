@@ -1,4 +1,4 @@
-"""Tandem layers, to be composed in nn.Sequential with nn.Flatten and, behind Decode, nn.Linear."""
+"""Tandem layers. Compose them with nn.Sequential, nn.Flatten and, after Decode, nn.Linear."""
 
 from .add import TandemAdd
 from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d

@@ -1,4 +1,4 @@
-"""TandemAdd: where branches of a network join in front of the neurons."""
+"""TandemAdd: neurons driven by the sum of several branches, as at the end of a residual block."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from .weight_cache import SpikingWeights, WeightCache, may_keep
 
 
 class TandemAdd(nn.Module):
-    """Neurons driven by the sum of the currents of several branches: what a residual network adds up before its ReLU.
+    """Neurons driven by the summed currents of several branches, like the sum before the ReLU of a residual block.
 
-    With branches i of weights W_i and biases b_i (batch norm folded in), inputs s_i and their counts c_i::
+    Branch i has the weights W_i and the bias b_i (batch norm folded in), the input spikes s_i and their counts c_i::
 
         x[t] = sum over i of (W_i * s_i[t] + b_i / T),      v = sum over i of (W_i * c_i + b_i)
 
-    so that the sum of x[t] over time is v again and the tandem rule holds as for one layer. A branch is a tandem layer,
-    whose weights and norm are used and whose own neurons are not, or nn.Identity, through which each spike enters as a
-    current of its ``amplitude``. For a torchvision BasicBlock::
+    As in a single layer, x[t] summed over time is v, so the tandem rule holds. A branch is a tandem layer, of which
+    only the weights and the norm are used, not the neurons; or nn.Identity, which adds the ``amplitude`` of each spike
+    as a current. For a torchvision BasicBlock::
 
         join = TandemAdd(TandemConv2d(64, 64, 3, padding=1, norm="batch"), nn.Identity())
         y = join(hidden, x)        # relu(bn2(conv2(hidden)) + x)
 
-    The spikes of all branches come from *one* event-driven product: channels of the inputs side by side, and in the
-    largest kernel those of the others, an identity or 1 x 1 shortcut as its centre tap. Spikes of a small kernel's
-    branch therefore cost as many additions as the largest kernel has taps. The ANN twin's v is computed branch by
+    *One* event-driven product computes the spikes of all branches: it concatenates the inputs' channels and embeds
+    every kernel in the largest one; an identity or 1 x 1 shortcut becomes its centre tap. A spike in a branch with a
+    small kernel therefore costs as many additions as the largest kernel has taps. The ANN twin computes v branch by
     branch.
 
     Args:
-        branches: two or more; tandem layers or nn.Identity.
+        branches: two or more tandem layers or nn.Identity modules.
         neuron: IF(...) or LIF(...).
-        engine: "auto", "event" or "dense": of the joint product; the branches' own engines serve their v.
+        engine: "auto", "event" or "dense", for the joint product. Each branch computes its v with its own engine.
 
     Shape:
-        One SpikeTrain per branch -> SpikeTrain, of the shape that all branches put out.
+        One SpikeTrain per branch -> SpikeTrain, in the common output shape of the branches.
 
     Raises:
-        TypeError: a branch of another kind, an input that is no SpikeTrain.
-        ValueError: fewer than two branches or another number of inputs; outputs of different shapes, trains of
-            different T; convolutions (larger than 1 x 1) of different strides.
+        TypeError: a branch is neither a tandem layer nor nn.Identity, or an input is not a SpikeTrain.
+        ValueError: fewer than two branches; not one input per branch; output shapes or time steps differ; convolutions
+            larger than 1 x 1 have different strides.
     """
 
     def __init__(self, *branches: nn.Module, neuron: Neuron = IF(), engine: str = "auto") -> None:
@@ -83,7 +83,7 @@ class TandemAdd(nn.Module):
 
     def check_inputs(self, inputs: Sequence[Any]) -> None:
         if len(inputs) != len(self.branches):
-            raise ValueError(f"TandemAdd: inputs must be {len(self.branches)}, one a branch, got {len(inputs)}")
+            raise ValueError(f"TandemAdd: inputs must be {len(self.branches)}, one per branch, got {len(inputs)}")
         for x in inputs:
             if not isinstance(x, SpikeTrain):
                 raise TypeError(f"TandemAdd: inputs must be SpikeTrains, got {type(x).__name__}")
@@ -98,10 +98,10 @@ class TandemAdd(nn.Module):
                 return branch.weight.dtype
         return inputs[0].dtype
 
-    # -- the ANN twin, branch by branch
+    # -- ANN twin, branch by branch
 
     def pre_activation(self, pairs: list[tuple[Any, SpikeTrain]]) -> Tensor | None:
-        """The sum of the branches' v; None where nobody asks. Batch norm in training takes its statistics here."""
+        """Return the sum of the branches' v, or None if not needed. In training this updates the running statistics."""
         moves = any(branch.uses_batch_statistics() for branch in self._layers())
         if not moves and not needs_gradient(*self._sources(), *(x.carried_count for _, x in pairs)):
             return None
@@ -123,7 +123,7 @@ class TandemAdd(nn.Module):
     def _sources(self) -> list[Tensor]:
         return [x for layer in self._layers() for x in layer.sources()]
 
-    # -- the spiking twin, in one product
+    # -- spiking twin, in one product
 
     def spikes(
         self,
@@ -132,13 +132,13 @@ class TandemAdd(nn.Module):
         state: Tensor | None = None,
         want_state: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Bits and the neurons' final state, starting from one that was returned before.
+        """Return the bits and the neurons' final state; ``state`` continues an earlier call.
 
-        Biases are spread over ``steps``.
+        Biases are divided by ``steps``.
         """
         parts = [_part(branch, x) for branch, x in pairs]
         shapes = [part.out for part in parts]
-        if any(shape != shapes[0] for shape in shapes):  # compared, for a set would fix the sizes that it hashes
+        if any(shape != shapes[0] for shape in shapes):  # not a set: hashing would specialise symbolic sizes
             raise ValueError(f"TandemAdd: branches must agree in shape, got {', '.join(str(list(s)) for s in shapes)}")
         stride, parts = _aligned(parts)
         low, high = _window(parts)
@@ -164,7 +164,7 @@ class TandemAdd(nn.Module):
     def _kept(
         self, pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int], steps: int
     ) -> SpikingWeights:
-        """The joint weights, in eval mode from the last call where nothing has changed since."""
+        """Return the joint weights; in eval mode they are reused from the last call if nothing has changed."""
         layers, first = self._layers(), pairs[0][1]
         eps = [None if layer.norm is None else layer.norm.eps for layer in layers]
         sizes = [(part.bits.shape[2], part.geometry) for part in parts]
@@ -188,14 +188,14 @@ class _Part(NamedTuple):
     out: tuple[int, ...]
     """[N, O, Ho, Wo]."""
     dims: int
-    """Of what the branch puts out, without the batch."""
+    """Number of dimensions of the branch's output, without the batch."""
 
     def from_image(self, y: Tensor) -> Tensor:
-        """Image [P, N, O, Ho, Wo] in the dimensions of the branch's output."""
+        """Convert an image [P, N, O, Ho, Wo] to the dimensions of the branch's output."""
         return y if self.dims == 3 else y.flatten(1 + self.dims)
 
     def taps(self, axis: int) -> list[int]:
-        """Rows or columns of the input that the first output takes part in."""
+        """Return the input rows or columns that the first output reads."""
         first = -self.geometry.padding[axis]
         return [first + i * self.geometry.dilation[axis] for i in range(self.kernel[axis])]
 
@@ -219,7 +219,10 @@ def _part(branch: Any, x: SpikeTrain) -> _Part:
 
 
 def _aligned(parts: list[_Part]) -> tuple[tuple[int, int], list[_Part]]:
-    """The stride that all can have, and the parts with it: single taps first pick their pixels, then spread them."""
+    """Return the common stride and the parts converted to it.
+
+    A part with a single tap is converted by picking the pixels that it reads and spreading them by the common stride.
+    """
     strides = {part.geometry.stride for part in parts if part.kernel != (1, 1)}
     if len(strides) > 1:
         raise ValueError(f"TandemAdd: convolutions larger than 1 x 1 must have one stride, got {sorted(strides)}")
@@ -238,14 +241,14 @@ def _aligned(parts: list[_Part]) -> tuple[tuple[int, int], list[_Part]]:
 
 
 def _window(parts: list[_Part]) -> tuple[list[int], list[int]]:
-    """First and last row and column that the first output of any part takes part in."""
+    """Return the first and last row and column that the first output of any part reads."""
     low = [min(part.taps(axis)[0] for part in parts) for axis in (0, 1)]
     high = [max(part.taps(axis)[-1] for part in parts) for axis in (0, 1)]
     return low, high
 
 
 def _side_by_side(images: list[Tensor], low: Sequence[int], size: Sequence[int]) -> Tensor:
-    """The channels of all images [P, N, C, H, W], rows and columns from ``low`` on; zero where an image has none."""
+    """Concatenate the channels of images [P, N, C, H, W], cropped from ``low`` to ``size`` and zero-padded."""
     planes, batch = images[0].shape[:2]
     channels = sum(image.shape[2] for image in images)
     out = images[0].new_zeros(planes, batch, *size, channels)
@@ -269,7 +272,7 @@ def _joint(
     steps: int,
     cache: WeightCache,
 ) -> SpikingWeights:
-    """One kernel [O, sum of C, kH, kW] that holds those of all parts, each at its own taps, and the summed bias."""
+    """Embed the kernels of all parts, each at its own taps, in one kernel [O, sum of C, kH, kW]; sum the biases."""
     first = pairs[0][1]
     dtype = next((branch.weight.dtype for branch, _ in pairs if isinstance(branch, TandemLayer)), first.dtype)
     outputs = parts[0].out[1]

@@ -1,7 +1,7 @@
 """Batch norm between the weights of a tandem layer and its neurons.
 
-The ANN normalises with the batch's statistics in training; the spiking twin uses the running ones, as this batch has
-left them (``current.affine``).
+In training the ANN normalises with the batch statistics. The spiking twin uses the running statistics, already updated
+with this batch (``current.affine``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def checked_norm(name: str, norm: Any) -> Any:
-    """The batch norm; ValueError, naming the layer, where the spiking twin cannot use it."""
+    """Return the batch norm; ValueError, naming the layer, if the spiking twin cannot fold it."""
     if norm is None or norm.running_mean is None or not norm.affine:
         raise ValueError(
             f"{name}: norm must keep running statistics and an affine map (the spiking twin folds them), got {norm}"
@@ -28,31 +28,31 @@ def checked_norm(name: str, norm: Any) -> Any:
 
 
 def fuses(norm: Any, product: Tensor) -> bool:
-    """Whether the normalised product need not be stored: ``tandem_norm_count`` computes it anew for the gradient.
+    """Return whether ``tandem_norm_count`` can replace ``norm`` and its stored output.
 
-    Not where ``norm`` is subclassed or has hooks: others may watch or change what it does.
+    False if ``norm`` is subclassed or has hooks, which could observe or change the result.
     """
     return (
         type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
         and (product.dim() == 2 or type(norm) is nn.BatchNorm2d)  # channels are dimension 1
         and norm.momentum is not None
         and not any(getattr(norm, hooks) for hooks in HOOKS)
-        and product.numel() > product.shape[1]  # of a single value there is no variance: torch says so
+        and product.numel() > product.shape[1]  # a single value has no variance: let torch raise its error
     )
 
 
 @torch.no_grad()
 def update_statistics(norm: Any, product: Tensor, repeats: int, missing: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Take those of repeats * product + missing into the running ones, as torch's batch norm does.
+    """Update the running statistics with those of repeats * product + missing, as torch's batch norm does.
 
-    Returns mean and biased variance of the product itself, each [O].
+    Returns mean and biased variance of ``product`` itself, each [O].
     """
     count = product.numel() // product.shape[1]
     mean, var = ops.batch_statistics(product)
     if recomputing():
         return mean, var
     norm.num_batches_tracked.add_(1)
-    # Products and sums one by one: with alpha= torch rounds once or twice, in compiled code not as in eager mode.
+    # Separate products and sums: the rounding of add_(alpha=) differs between compiled code and eager mode.
     of_v = mean * repeats if missing is None else mean * repeats + missing
     norm.running_mean.mul_(1 - norm.momentum).add_(of_v * norm.momentum)
     norm.running_var.mul_(1 - norm.momentum).add_(var * (repeats**2 * norm.momentum * count / (count - 1)))
@@ -60,7 +60,7 @@ def update_statistics(norm: Any, product: Tensor, repeats: int, missing: Tensor 
 
 
 def normalised(norm: Any, normalise: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
-    """``normalise(v)``, which calls the norm; in training its running statistics move, but once a batch."""
+    """Apply ``normalise``, which calls ``norm``; running statistics move once per batch, not when recomputing."""
     if not norm.training or not recomputing():
         return normalise(v)
     buffers = norm._buffers

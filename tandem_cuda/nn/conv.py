@@ -1,4 +1,4 @@
-"""Convolutional tandem layers; whatever their dimensions, their products are convolutions of images."""
+"""Convolutional tandem layers. All of them compute their products as 2-D convolutions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Pair = int | tuple[int, int]
 
 
 class ConvolutionLayer(TandemLayer):
-    """A tandem layer whose products are convolutions of images, with ``kernel_weight`` [O, C/groups, kH, kW]."""
+    """A tandem layer whose products are 2-D convolutions with ``kernel_weight`` [O, C/groups, kH, kW]."""
 
     in_channels: int
     out_channels: int
@@ -30,10 +30,10 @@ class ConvolutionLayer(TandemLayer):
 
     @abstractmethod
     def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
-        """Images [N, C, H, W] whose convolution in that geometry is this layer's product."""
+        """Return images [N, C, H, W] and the geometry whose convolution is this layer's product."""
 
     def from_image(self, y: Tensor) -> Tensor:
-        """An image [..., Ho, Wo] that came out of it, in the dimensions of this layer's output."""
+        """Convert a convolved image [..., Ho, Wo] to the dimensions of this layer's output."""
         return y
 
     def normalise(self, v: Tensor) -> Tensor:
@@ -96,26 +96,25 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: of the taps, an int or a pair.
+        kernel_size: an int or a pair.
         stride: an int or a pair.
         padding: an int, a pair, "valid" or "same".
-        dilation: spacing of the taps, an int or a pair.
-        groups: blocks of channels.
-        bias: learn an additive bias; the ANN receives it once, the spiking twin 1/T of it per time step.
-        padding_mode: what stands in the padding: "zeros", or the image's own spikes, as "reflect", "replicate" or
-            "circular" places them.
-        device: of the parameters.
-        dtype: of the parameters, float32 or float64.
-        norm: None or "batch": batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
+        dilation: spacing of the kernel taps, an int or a pair.
+        groups: number of channel groups.
+        bias: learn an additive bias. The ANN adds it once, the spiking twin adds 1/T of it at every time step.
+        padding_mode: "zeros", or "reflect", "replicate" or "circular" to fill the padding with the image's spikes.
+        device: device of the parameters.
+        dtype: dtype of the parameters, float32 or float64.
+        norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
         neuron: IF(...) or LIF(...).
-        engine: "auto", "event" or "dense": of the products, as in :func:`tandem_cuda.ops.spiking_conv2d`.
+        engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
 
     Shape:
-        SpikeTrain [N, C, H, W] (or the EncodedInput that Encode returns) -> SpikeTrain [N, O, Ho, Wo].
+        SpikeTrain [N, C, H, W] (or EncodedInput from Encode) -> SpikeTrain [N, O, Ho, Wo].
 
     Raises:
-        TypeError: the input is a Tensor, or of another dtype than the weights.
-        ValueError: shapes that do not fit; more padding than the image can provide.
+        TypeError: the input is a Tensor, or its dtype differs from that of the weights.
+        ValueError: a wrong input shape, or more padding than the image has pixels for.
     """
 
     def __init__(
@@ -170,11 +169,11 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
         return x.view(-1, 1, 1)
 
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # The format of the input is that of the result, and a single channel has both unless its strides say otherwise.
+        # torch returns the memory format of the input. With one channel, only the strides tell the formats apart.
         if x.shape[1] == 1:
-            if self._puts_out_one_column(x):  # which torch convolves wrongly, channels last
+            if self._puts_out_one_column(x):  # torch's channels-last convolution is wrong here
                 x = x.contiguous().view(-1).view(x.shape)
-            elif torch.compiler.is_compiling():  # of a view Inductor could not sort the strides where they are symbols
+            elif torch.compiler.is_compiling():  # Inductor cannot sort symbolic strides of a view
                 x = x.clone(memory_format=torch.channels_last)
             else:
                 x = x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
@@ -183,14 +182,14 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
         return self._conv_forward(x, canonical(weight), bias)
 
     def _puts_out_one_column(self, x: Tensor) -> bool:
-        """Whether its stride skips columns of the image and leaves a single one."""
+        """Return whether the stride skips columns of the image and the output has a single column."""
         stride = self.stride[1]
-        padding = 0 if isinstance(self.padding, str) else self.padding[1]  # by name, "same" has stride 1
+        padding = 0 if isinstance(self.padding, str) else self.padding[1]  # torch allows "same" only with stride 1
         room = x.shape[-1] + 2 * padding - self.dilation[1] * (self.kernel_size[1] - 1) - 1
         return bool(stride > 1 and room < stride)
 
     def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
-        """The image, and what padding the products cannot add themselves."""
+        """Return the input, with any padding that the products cannot add themselves."""
         self._check_dims(x, "H, W")
         stride, dilation = _pair(self.stride), _pair(self.dilation)
         if self.padding_mode != "zeros":
@@ -200,7 +199,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
             return x, Geometry(stride, (0, 0), dilation)
         if self.padding == "same":
             total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            extra = (0, total[1] % 2, 0, total[0] % 2)  # one row or column more at the end
+            extra = (0, total[1] % 2, 0, total[0] % 2)  # odd padding has one more row or column at the end
             if any(extra):
                 x = x.rearranged(lambda image: pad(image, extra))
             return x, Geometry(stride, (total[0] // 2, total[1] // 2), dilation)
@@ -210,7 +209,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
 class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """A convolutional tandem layer over one dimension: nn.Conv1d whose neurons spike (Wu et al. 2021, section III).
 
-    Computed as the convolution of images of height 1.
+    It is computed as a 2-D convolution of images of height 1.
 
     Args:
         in_channels: C.
@@ -218,23 +217,22 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         kernel_size: number of taps.
         stride: an int.
         padding: an int, "valid" or "same".
-        dilation: spacing of the taps.
-        groups: blocks of channels.
-        bias: learn an additive bias; the ANN receives it once, the spiking twin 1/T of it per time step.
-        padding_mode: what stands in the padding: "zeros", or the input's own spikes, as "reflect", "replicate" or
-            "circular" places them.
-        device: of the parameters.
-        dtype: of the parameters, float32 or float64.
-        norm: None or "batch": batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm1d).
+        dilation: spacing of the kernel taps.
+        groups: number of channel groups.
+        bias: learn an additive bias. The ANN adds it once, the spiking twin adds 1/T of it at every time step.
+        padding_mode: "zeros", or "reflect", "replicate" or "circular" to fill the padding with the input's spikes.
+        device: device of the parameters.
+        dtype: dtype of the parameters, float32 or float64.
+        norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm1d).
         neuron: IF(...) or LIF(...).
-        engine: "auto", "event" or "dense": of the products, as in :func:`tandem_cuda.ops.spiking_conv2d`.
+        engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
 
     Shape:
-        SpikeTrain [N, C, L] (or the EncodedInput that Encode returns) -> SpikeTrain [N, O, Lo].
+        SpikeTrain [N, C, L] (or EncodedInput from Encode) -> SpikeTrain [N, O, Lo].
 
     Raises:
-        TypeError: the input is a Tensor, or of another dtype than the weights.
-        ValueError: shapes that do not fit; more padding than the input can provide.
+        TypeError: the input is a Tensor, or its dtype differs from that of the weights.
+        ValueError: a wrong input shape, or more padding than the input has values for.
     """
 
     def __init__(
@@ -300,55 +298,55 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         return self._conv_forward(x, canonical(self.own_weight(weight)), bias)
 
     def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
-        """The input as an image of height 1, and what padding the products cannot add themselves."""
+        """Return the input as an image of height 1, with any padding that the products cannot add themselves."""
         self._check_dims(x, "L")
         padding, pads, mode = 0, [0, 0], "zeros"
         if self.padding_mode != "zeros":
             pads, mode = self._reversed_padding_repeated_twice, self.padding_mode
         elif self.padding == "same":
             total = self.dilation[0] * (self.kernel_size[0] - 1)
-            padding, pads = total // 2, [0, total % 2]  # one more at the end
+            padding, pads = total // 2, [0, total % 2]  # odd padding has one more value at the end
         elif not isinstance(self.padding, str):
             padding = self.padding[0]
         image = x.rearranged(lambda line: pad(line.unsqueeze(3), [*pads, 0, 0], mode))
         return image, Geometry((1, self.stride[0]), (0, padding), (1, self.dilation[0]))
 
     def from_image(self, y: Tensor) -> Tensor:
-        """Without the height."""
+        """Remove the height."""
         return y.squeeze(-2)
 
 
 class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
     """A transposed convolution as a tandem layer: nn.ConvTranspose2d whose neurons spike (Wu et al. 2021, section III).
 
-    Computed as a convolution with the taps mirrored, over the image with stride - 1 zeros between its pixels (Dumoulin
-    & Visin, "A guide to convolution arithmetic for deep learning", 2016, arXiv:1603.07285, section 4). Zeros are no
-    spikes, so the event-driven engine adds nothing for them; the gradient, which is dense, does stride^2 times the
-    work of the transposed convolution's own.
+    It is computed as a convolution with mirrored kernels over the image with stride - 1 zeros between its pixels
+    (Dumoulin & Visin, "A guide to convolution arithmetic for deep learning", 2016, arXiv:1603.07285, section 4). The
+    event-driven engine does no work for the zeros. The gradient is dense and does stride^2 times the work of an
+    ordinary transposed convolution's gradient.
 
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: of the taps, an int or a pair.
+        kernel_size: an int or a pair.
         stride: an int or a pair.
-        padding: rows and columns less at each side, an int or a pair.
-        output_padding: rows and columns more at the end, an int or a pair.
-        groups: blocks of channels.
-        bias: learn an additive bias; the ANN receives it once, the spiking twin 1/T of it per time step.
-        dilation: spacing of the taps, an int or a pair.
-        padding_mode: "zeros", the only one that torch has here.
-        device: of the parameters.
-        dtype: of the parameters, float32 or float64.
-        norm: None or "batch": batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
+        padding: rows and columns removed from each side of the output, an int or a pair.
+        output_padding: rows and columns added at the end of the output, an int or a pair.
+        groups: number of channel groups.
+        bias: learn an additive bias. The ANN adds it once, the spiking twin adds 1/T of it at every time step.
+        dilation: spacing of the kernel taps, an int or a pair.
+        padding_mode: "zeros", the only mode of nn.ConvTranspose2d.
+        device: device of the parameters.
+        dtype: dtype of the parameters, float32 or float64.
+        norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
         neuron: IF(...) or LIF(...).
-        engine: "auto", "event" or "dense": of the products, as in :func:`tandem_cuda.ops.spiking_conv2d`.
+        engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
 
     Shape:
-        SpikeTrain [N, C, H, W] (or the EncodedInput that Encode returns) -> SpikeTrain [N, O, Ho, Wo].
+        SpikeTrain [N, C, H, W] (or EncodedInput from Encode) -> SpikeTrain [N, O, Ho, Wo].
 
     Raises:
-        TypeError: the input is a Tensor, or of another dtype than the weights.
-        ValueError: shapes that do not fit.
+        TypeError: the input is a Tensor, or its dtype differs from that of the weights.
+        ValueError: a wrong input shape.
     """
 
     def __init__(
@@ -420,7 +418,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
         )
 
     def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
-        """The image with zeros between its pixels and, where the products cannot add it, around them."""
+        """Insert zeros between the pixels and add any padding that the products cannot add themselves."""
         self._check_dims(x, "H, W")
         padding = _pair(self.padding)
         full = [d * (k - 1) - p for d, k, p in zip(self.dilation, self.kernel_size, padding, strict=True)]
@@ -439,14 +437,14 @@ def _arguments(layer: Any) -> dict[str, Any]:
 
 
 def _mirrored(weight: Tensor, groups: int) -> Tensor:
-    """[C, O/groups, kH, kW] of a transposed convolution to [O, C/groups, kH, kW] of the convolution, and back."""
+    """Convert the weight [C, O/groups, kH, kW] of a transposed convolution to [O, C/groups, kH, kW], or back."""
     first, second, *kernel = weight.shape
     grouped = weight.view(groups, first // groups, second, *kernel).transpose(1, 2)
     return grouped.reshape(groups * second, first // groups, *kernel).flip(2, 3)
 
 
 def _pair(values: tuple[int, ...] | str) -> tuple[int, int]:
-    """What torch's modules keep of an int or a pair."""
+    """Return the pair that torch's modules store for an int or a pair."""
     assert not isinstance(values, str)
     first, second = values
     return first, second

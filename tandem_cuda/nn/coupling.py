@@ -1,4 +1,4 @@
-"""The tandem coupling: the count has the value of the spikes and the gradient of the ANN's activation."""
+"""The tandem coupling: a count with the value of the spikes and the gradient of the ANN's activation."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..spike_train import SpikeTrain
 def coupled(
     neuron: Neuron, bits: Tensor, v: Tensor | None, steps: int, dtype: torch.dtype, scale: float = 1.0
 ) -> SpikeTrain:
-    """The train of a layer's spikes, whose count carries the gradient of the activation of v / scale.
+    """Return a layer's spikes as a train whose count carries the gradient of the activation of v / scale.
 
     Args:
-        neuron: of the layer.
+        neuron: the layer's neuron.
         bits: uint8 [P, N, ...].
-        v: the pre-activation times ``scale``, [N, ...]; without a gradient, or None, nothing is carried.
+        v: the pre-activation times ``scale``, [N, ...]. If it is None or needs no gradient, the train carries no count.
         steps: T.
-        dtype: of the count.
-        scale: the unit of v.
+        dtype: dtype of the count.
+        scale: the factor in v.
     """
     if v is None or not (torch.is_grad_enabled() and v.requires_grad):
         return SpikeTrain.unchecked(bits, steps, dtype=dtype, amplitude=neuron.amplitude)
@@ -43,21 +43,21 @@ def coupled_behind_norm(
     repeats: int,
     missing: Tensor | None,
 ) -> SpikeTrain:
-    """The same for the v that batch norm in training makes of repeats * product + missing, never storing v.
+    """Couple the spikes with v = norm(repeats * product + missing), normalised with batch statistics; v is not stored.
 
     Args:
-        neuron: of the layer.
-        threshold: its ``relu_threshold``.
+        neuron: the layer's neuron.
+        threshold: the neuron's ``relu_threshold``.
         norm: the batch norm.
         bits: uint8 [P, N, ...].
         product: [N, O, ...].
-        statistics: mean and biased variance of the product, each [O].
+        statistics: mean and biased variance of ``product``, each [O].
         steps: T.
-        repeats: how often the product enters.
-        missing: the bias, [O], which batch norm takes away again.
+        repeats: factor of ``product``.
+        missing: the bias, [O], not yet added to ``product``. Batch norm cancels it.
     """
     mean, var = statistics
-    beta = norm.bias if missing is None else norm.bias + 0 * missing  # whose gradient is zero
+    beta = norm.bias if missing is None else norm.bias + 0 * missing  # gives the bias a zero gradient
     count = ops.tandem_norm_count(
         bits,
         product,
@@ -74,5 +74,5 @@ def coupled_behind_norm(
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd would follow an operation on any of these."""
+    """Return whether autograd records operations on any of these tensors."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

@@ -1,4 +1,4 @@
-"""Dropout of spiking neurons, with one mask for all time steps."""
+"""Dropout of spiking neurons, with the same mask at all time steps."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from ..spike_train import SpikeTrain
 
 
 class TandemDropout(nn.Dropout):
-    """Dropout that silences whole neurons: one mask for all time steps of the spikes and for their count.
+    """Dropout that silences whole neurons: one mask for the spikes of all time steps and for their count.
 
-    A spike is 0 or 1 and cannot be scaled. The factor 1 / (1 - p) of inverted dropout (Srivastava et al., "Dropout",
-    JMLR 2014) is therefore carried by the train, as its ``amplitude``: the layer behind multiplies the currents of both
-    twins by it, x[t] = W * (m * s[t]) / (1 - p) + b / T and v = W * (m * c) / (1 - p) + b. So both see the same input,
-    its expectation is that of evaluation, and nothing happens in eval mode.
+    A spike is 0 or 1 and cannot be scaled, so the train's ``amplitude`` carries the factor 1 / (1 - p) of inverted
+    dropout (Srivastava et al., "Dropout", JMLR 2014). With mask m, the next layer computes
+    x[t] = W * (m * s[t]) / (1 - p) + b / T in the spiking twin and v = W * (m * c) / (1 - p) + b in the ANN twin. Both
+    twins see the same input, whose expectation is the input in eval mode. In eval mode dropout does nothing.
 
     Args:
-        p: probability of a neuron to be silenced, in [0, 1].
-        inplace: accepted for the sake of nn.Dropout's signature; trains are never changed in place.
+        p: probability of silencing a neuron, in [0, 1].
+        inplace: accepted for compatibility with nn.Dropout and ignored.
 
     Shape:
         SpikeTrain [N, ...] -> SpikeTrain [N, ...].
 
     Raises:
-        TypeError: the input is no SpikeTrain.
-        ValueError: ``p`` outside [0, 1].
+        TypeError: the input is not a SpikeTrain.
+        ValueError: ``p`` is outside [0, 1].
     """
 
     copies: int = 1
-    """So many neurons side by side share each draw, as :class:`SpikeWindows` puts them."""
+    """Number of copies of the neurons that share a mask, side by side as :class:`SpikeWindows` arranges them."""
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
         return _dropped(self, x, x.shape if isinstance(x, SpikeTrain) else None)
@@ -41,19 +41,19 @@ class TandemDropout2d(nn.Dropout2d):
     """:class:`TandemDropout` of whole channels: one draw for each sample and channel.
 
     Args:
-        p: probability of a channel to be silenced, in [0, 1].
-        inplace: accepted for the sake of nn.Dropout2d's signature; trains are never changed in place.
+        p: probability of silencing a channel, in [0, 1].
+        inplace: accepted for compatibility with nn.Dropout2d and ignored.
 
     Shape:
         SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, H, W].
 
     Raises:
-        TypeError: the input is no SpikeTrain.
-        ValueError: ``p`` outside [0, 1], or no image.
+        TypeError: the input is not a SpikeTrain.
+        ValueError: ``p`` is outside [0, 1], or the input is not [N, C, H, W].
     """
 
     copies: int = 1
-    """So many neurons side by side share each draw, as :class:`SpikeWindows` puts them."""
+    """Number of copies of the neurons that share a mask, side by side as :class:`SpikeWindows` arranges them."""
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
         if isinstance(x, SpikeTrain) and len(x.shape) != 4:

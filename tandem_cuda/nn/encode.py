@@ -1,4 +1,4 @@
-"""Encode and Decode: where real numbers become spike trains and spike counts become real numbers again."""
+"""Encode and Decode: from real numbers to spike trains, and from spike counts back to real numbers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _MODES = ("constant", "impulse")
 
 
 class EncodedInput(NamedTuple):
-    """Real input on its way to the first tandem layer, which turns it into currents; what :class:`Encode` returns.
+    """Real input for the first tandem layer, which turns it into currents. Returned by :class:`Encode`.
 
-    A tuple, hence a pytree: it passes through ``torch.compile`` and friends.
+    It is a tuple, hence a pytree, and works with ``torch.compile`` and the like.
     """
 
     value: Tensor
-    """[N, ...], the input, times the factor of Encode."""
+    """[N, ...], the input times ``scale`` of Encode."""
     time_steps: int
     """T."""
     mode: str
@@ -32,9 +32,9 @@ class EncodedInput(NamedTuple):
 
 
 class Encode(nn.Module):
-    """Mark a real input X for encoding by the first tandem layer (Wu et al. 2021, section II-B).
+    """Mark a real input X to be encoded by the first tandem layer (Wu et al. 2021, section II-B).
 
-    The layer behind it receives, with weight W and bias b, at time step t the current
+    At time step t the neurons of the next layer, with weight W and bias b, receive the current
 
     - mode "constant": W * X + b / T for every t; the ANN's input is T * X. W * X is computed once, not T times.
     - mode "impulse": W * X + b / T for t = 1, b / T afterwards; the ANN's input is X.
@@ -42,16 +42,16 @@ class Encode(nn.Module):
     Args:
         time_steps: T, at least 1.
         mode: "constant" or "impulse".
-        scale: factor of the input, not 0; with mode "constant" and scale 1 / T the ANN's input is X.
+        scale: factor of the input, not 0. With mode "constant" and scale 1 / T the ANN's input is X.
 
     Shape:
         Tensor [N, ...] -> :class:`EncodedInput`.
 
     Raises:
-        TypeError: ``time_steps`` is no int, ``scale`` no number, or the input is not a floating point Tensor (recorded
-            spikes enter through ``SpikeTrain.from_dense`` instead).
-        ValueError: ``time_steps`` < 1, an unknown mode, or ``scale`` is 0 or not finite; NaN or an infinity in an input
-            on the CPU.
+        TypeError: ``time_steps`` is not an int, ``scale`` is not a number, or the input is not a floating point Tensor
+            (for recorded spikes use ``SpikeTrain.from_dense``).
+        ValueError: ``time_steps`` < 1, an unknown mode, or ``scale`` is 0 or not finite; on the CPU, an input that
+            contains NaN or infinity.
     """
 
     def __init__(self, time_steps: int, mode: str = "constant", scale: float = 1.0) -> None:
@@ -70,8 +70,8 @@ class Encode(nn.Module):
         checks.check_tensor("Encode", "input", x)
         if not x.is_floating_point():
             raise TypeError(
-                f"Encode: input must be floating point, got {x.dtype}; recorded spikes enter through "
-                "SpikeTrain.from_dense(spikes) without Encode"
+                f"Encode: input must be floating point, got {x.dtype}; pass recorded spikes as "
+                "SpikeTrain.from_dense(spikes), without Encode"
             )
         checks.check_finite("Encode", "input", x)
         return EncodedInput(x if self.scale == 1 else x * self.scale, self.time_steps, self.mode)
@@ -82,15 +82,16 @@ class Encode(nn.Module):
 
 
 class Decode(nn.Module):
-    """Hand the spike counts of the last tandem layer to an ordinary layer (aggregate membrane potential).
+    """Return the spike counts of the last tandem layer, as input for an ordinary layer (aggregate membrane potential).
 
-    ``nn.Linear`` behind it computes W * c + b: what output neurons that never spike would have gathered after T steps.
+    An ``nn.Linear`` after Decode computes W * c + b, the membrane potential of output neurons that never spike after T
+    steps.
 
     Shape:
-        SpikeTrain of [N, ...] -> Tensor [N, ...], the differentiable spike counts, times the train's ``amplitude``.
+        SpikeTrain [N, ...] -> Tensor [N, ...], the differentiable spike counts times the train's ``amplitude``.
 
     Raises:
-        TypeError: the input is no SpikeTrain.
+        TypeError: the input is not a SpikeTrain.
     """
 
     def forward(self, x: Any) -> Tensor:

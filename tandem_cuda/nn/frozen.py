@@ -1,4 +1,4 @@
-"""The public names of :mod:`tandem_cuda.freeze.forms` and the smallest frozen forms, by the name of version 0.1."""
+"""Alias of :mod:`tandem_cuda.freeze.forms` and the smallest frozen forms, under the module name of version 0.1."""
 
 from ..freeze.forms import (
     ANY,

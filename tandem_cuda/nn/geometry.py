@@ -1,4 +1,4 @@
-"""Images of bits and counts [P, N, C, H, W], rearranged with the features kept innermost in memory."""
+"""Rearrange images of bits and counts [P, N, C, H, W], keeping channels innermost in memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def pad(x: Tensor, pads: Sequence[int], mode: str = "zeros") -> Tensor:
-    """Pad the last two dimensions by (left, right, top, bottom), as ``padding_mode`` of nn.Conv2d says.
+    """Pad the last two dimensions by (left, right, top, bottom), with the ``padding_mode`` of nn.Conv2d.
 
-    Zeros may be negative: that many rows or columns less.
+    With mode "zeros", a negative padding removes rows or columns.
 
     Raises:
-        ValueError: nothing of the image is left; or another mode would repeat the image more than once.
+        ValueError: no rows or columns are left, or another mode would repeat the image more than once.
     """
     if not any(pads):
         return x
@@ -23,7 +23,7 @@ def pad(x: Tensor, pads: Sequence[int], mode: str = "zeros") -> Tensor:
     if mode == "zeros":
         for axis, size, less in (("rows", x.shape[3], top + bottom), ("columns", x.shape[4], left + right)):
             if less < 0 and size + less < 1:
-                raise ValueError(f"the padding takes {-less} {axis} away, of {size}")
+                raise ValueError(f"padding must leave at least one of {size} {axis}, but removes {-less}")
         return F.pad(x.movedim(2, -1), (0, 0, *pads)).movedim(-1, 2)
     for dim, before, after in ((3, top, bottom), (4, left, right)):
         if before or after:
@@ -33,7 +33,7 @@ def pad(x: Tensor, pads: Sequence[int], mode: str = "zeros") -> Tensor:
 
 
 def _source(size: int, before: int, after: int, mode: str) -> Tensor:
-    """Where each element of a padded axis comes from."""
+    """Return the source index of each element of a padded axis."""
     limit = {"circular": size, "reflect": size - 1, "replicate": before + after if size else 0}[mode]
     if max(before, after) > limit:
         got = max(before, after)
@@ -47,12 +47,12 @@ def _source(size: int, before: int, after: int, mode: str) -> Tensor:
 
 
 def insert_zeros(x: Tensor, stride: Sequence[int]) -> Tensor:
-    """Rows and columns ``stride`` apart, zeros in between: size S becomes (S - 1) * stride + 1."""
+    """Place rows and columns ``stride`` apart with zeros in between: size S becomes (S - 1) * stride + 1."""
     if tuple(stride) == (1, 1):
         return x
     planes, batch, channels, *size = x.shape
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        size = [len(range(s)) for s in size]  # fixed: the gradient, of an image of open size, is too much for Inductor
+        size = [len(range(s)) for s in size]  # specialised: Inductor fails on the gradient of a symbolic size
     height, width = ((s - 1) * step + 1 for s, step in zip(size, stride, strict=True))
     out = x.new_zeros(planes, batch, height, width, channels)
     out[:, :, :: stride[0], :: stride[1]] = x.movedim(2, -1)

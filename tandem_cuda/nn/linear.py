@@ -1,4 +1,4 @@
-"""TandemLinear."""
+"""The fully connected tandem layer."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     Args:
         in_features: F.
         out_features: O.
-        bias: learn an additive bias; the ANN receives it once, the spiking twin 1/T of it per time step.
-        device: of the parameters.
-        dtype: of the parameters, float32 or float64.
-        norm: None or "batch": batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm1d).
+        bias: learn an additive bias. The ANN adds it once, the spiking twin adds 1/T of it at every time step.
+        device: device of the parameters.
+        dtype: dtype of the parameters, float32 or float64.
+        norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm1d).
         neuron: IF(...) or LIF(...).
-        engine: "auto", "event" or "dense": of the products, as in :func:`tandem_cuda.ops.spiking_linear`.
+        engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_linear`.
 
     Shape:
-        SpikeTrain [N, ..., F] (or the EncodedInput that Encode returns) -> SpikeTrain [N, ..., O].
+        SpikeTrain [N, ..., F] (or EncodedInput from Encode) -> SpikeTrain [N, ..., O].
 
     Raises:
-        TypeError: the input is a Tensor, or of another dtype than the weights.
-        ValueError: shapes that do not fit.
+        TypeError: the input is a Tensor, or its dtype differs from that of the weights.
+        ValueError: a wrong input shape.
     """
 
     def __init__(

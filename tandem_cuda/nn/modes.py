@@ -1,4 +1,4 @@
-"""What a forward pass is part of: training, evaluation, or a backward pass that repeats it."""
+"""Tell whether a forward pass is training, evaluation, or recomputation in a backward pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, then for each module the mode it had: parts of a model may be frozen."""
+    """Switch to eval mode, then restore the mode of each module: parts of a model may be in eval mode already."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -22,9 +22,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def recomputing() -> bool:
-    """Whether activation checkpointing runs a forward pass again, in a backward pass.
+    """Return whether activation checkpointing is repeating a forward pass inside a backward pass.
 
-    Statistics have moved already then. To move them twice would fold others into the spiking twin, which then fired
-    other spikes than it did.
+    The first pass has already updated the running statistics. A second update would fold other statistics into the
+    spiking twin, which would then fire other spikes than in the first pass.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

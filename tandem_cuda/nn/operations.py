@@ -1,4 +1,4 @@
-"""Synaptic operations and multiply-accumulates of a layer: what its spikes reach, and what its ANN multiplies."""
+"""Count a layer's synaptic operations (the synapses its spikes reach) and its ANN's multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .tandem import TandemLayer
 
 
 def branches_of(layer: nn.Module) -> list[nn.Module]:
-    """What the spikes of a layer's inputs go through, one for each input, if it is spiking."""
+    """Return the modules that a spiking layer's inputs pass through, one per input; empty for other modules."""
     if isinstance(layer, TandemAdd):
         return list(layer.branches)
     return [layer] if isinstance(layer, TandemLayer) else []
 
 
 def fan_out(layer: TandemLayer, shape: torch.Size, device: torch.device) -> Tensor:
-    """Output neurons that each input neuron reaches, float64 in the shape of a sample.
+    """Return the number of output neurons that each input neuron reaches, float64 in the shape of a sample.
 
-    One output channel per group stands for all.
+    Computes one output channel per group and scales the result up.
     """
     weight, groups = layer.kernel_weight(), getattr(layer, "groups", 1)
     of_one = reached(lambda x, ones: layer.dense_product(x, ones, None), shape, (groups, *weight.shape[1:]), device)
@@ -35,8 +35,8 @@ def fan_out(layer: TandemLayer, shape: torch.Size, device: torch.device) -> Tens
 def reached(
     product: Callable[[Tensor, Tensor], Tensor], shape: torch.Size, kernel: Sequence[int], device: torch.device
 ) -> Tensor:
-    """With weights of one, what a neuron reaches is the derivative of the sum of the outputs."""
-    # Hooks of its own: else activation checkpointing, around the forward pass that is counted, waits for these tensors.
+    """Compute the fan-out as the gradient of the summed outputs, with all weights set to one."""
+    # Own hooks: otherwise activation checkpointing around the counted forward pass would expect these tensors again.
     kept = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
     with torch.inference_mode(False), torch.enable_grad(), kept:
         ones = torch.ones(*kernel, dtype=torch.float64, device=device)
@@ -46,10 +46,10 @@ def reached(
 
 
 def layer_macs(layer: nn.Module, x: SpikeTrain | EncodedInput, output: SpikeTrain) -> int:
-    """Multiply-accumulates per sample; an identity has none."""
+    """Return the multiply-accumulates per sample; an identity has none."""
     if not isinstance(layer, TandemLayer):
         return 0
-    # Every weight of an input channel meets every pixel of the input where the convolution is transposed.
+    # In a transposed convolution every weight of an input channel is used once per input pixel.
     value = x.value if isinstance(x, EncodedInput) else x
     neurons = value.shape[1:] if isinstance(layer, TandemConvTranspose2d) else output.shape[1:]
     return math.prod(neurons) * layer.weight[0].numel()

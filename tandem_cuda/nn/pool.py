@@ -19,30 +19,30 @@ from .geometry import pad
 
 
 class _Axis:
-    """The windows along one dimension: of which positions each takes the sum, and by what the sum is divided."""
+    """The windows along one dimension: the positions that each one sums, and the divisor of the sum."""
 
     def __init__(self, size: int, windows: list[tuple[int, int, int]]) -> None:
         self.size = size
         self.starts, self.stops, self.divisors = ([window[i] for window in windows] for i in range(3))
-        # Of a single window: large enough that the convolution has no second one.
+        # For a single window: a stride so large that the convolution has no second one.
         alone = max(1, size - self.starts[0] - self.stops[0] + 1)
         self.stride = self.starts[1] - self.starts[0] if len(windows) > 1 else alone
 
     def uniform(self) -> bool:
-        """Whether they are the windows of a convolution, all divided by the same."""
+        """Return whether a convolution with a common divisor has these windows."""
         starts = [self.starts[0] + i * self.stride for i in range(len(self.starts))]
         lengths = {stop - start for start, stop in zip(self.starts, self.stops, strict=True)}
         return self.stride > 0 and starts == self.starts and len(lengths) == 1 and len(set(self.divisors)) == 1
 
     def membership(self) -> Tensor:
-        """[windows, size]: 1 where a window covers a position."""
+        """Return [windows, size]: 1 where a window covers a position."""
         at = torch.arange(self.size)
         starts, stops = (torch.tensor(x).unsqueeze(1) for x in (self.starts, self.stops))
         return (at >= starts) & (at < stops)
 
 
 class SpikingAverage(nn.Module):
-    """What both kinds of average pooling share; the pooling module of torch comes next in the bases."""
+    """Base of both average poolings. The matching pooling module of torch must come next in the bases."""
 
     def __init__(
         self, *args: Any, threshold: float = 1.0, amplitude: float = 1.0, engine: str = "auto", **kwargs: Any
@@ -70,8 +70,8 @@ class SpikingAverage(nn.Module):
         return _carrying(bits, steps, dtype, mean, x.amplitude * self.amplitude)
 
     def spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
-        """Bits and the neurons' final state, starting from one that was returned before."""
-        # Each size has a graph of its own: math.lcm cannot be traced with a size that torch.compile leaves open.
+        """Return the bits and the neurons' final state; ``state`` continues an earlier call."""
+        # Specialise the sizes: torch.compile cannot trace math.lcm with symbolic sizes.
         height, width = (len(range(s)) if torch.compiler.is_compiling() else s for s in x.shape[2:])
         rows, columns = self.windows(height, width)
         pooled = self._pooled_alike if rows.uniform() and columns.uniform() else self._pooled
@@ -80,7 +80,7 @@ class SpikingAverage(nn.Module):
     def _pooled_alike(
         self, x: SpikeTrain, rows: _Axis, columns: _Axis, state: Tensor | None, want_state: bool
     ) -> tuple[Tensor, Tensor]:
-        """A depthwise convolution with ones."""
+        """Pool with a depthwise convolution whose weights are one."""
         bits = x.bits
         kernel = [axis.stops[0] - axis.starts[0] for axis in (rows, columns)]
         padding = [-axis.starts[0] for axis in (rows, columns)]
@@ -105,7 +105,7 @@ class SpikingAverage(nn.Module):
     def _pooled(
         self, x: SpikeTrain, rows: _Axis, columns: _Axis, state: Tensor | None, want_state: bool
     ) -> tuple[Tensor, Tensor]:
-        """A linear map of each channel's image, as a matrix."""
+        """Pool with a linear map of each channel's image, as a matrix."""
         divisors = self.divisors(rows, columns)
         common = math.lcm(*divisors)
         covers = torch.einsum("iy,jx->ijyx", rows.membership().to(x.dtype), columns.membership().to(x.dtype))
@@ -124,16 +124,16 @@ class SpikingAverage(nn.Module):
         return pooled.reshape(*pooled.shape[:3], len(rows.starts), len(columns.starts)), state
 
     def neurons(self, divisor: int = 1) -> IF:
-        """Those of a window, driven by ``divisor`` times its mean."""
+        """Return neurons for a current of ``divisor`` times the window's mean."""
         return IF(self.threshold * divisor)
 
     def divisors(self, rows: _Axis, columns: _Axis) -> list[int]:
-        """Of all windows, in order."""
+        """Return the divisors of all windows, in order."""
         override = getattr(self, "divisor_override", None)
         return [override or r * c for r in rows.divisors for c in columns.divisors]
 
     def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
-        """Vertical and horizontal windows for an image of that size."""
+        """Return the vertical and horizontal windows for an image of this size."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -145,33 +145,34 @@ class SpikingAverage(nn.Module):
 class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """Average pooling of spikes: integrate-and-fire neurons driven by the mean of their window at every time step.
 
-    A depthwise convolution with constant weights in front of IF neurons: with S[t] the number of spikes in the window
-    at step t and D its divisor (kernel height times width, unless the arguments say otherwise)::
+    This is a depthwise convolution with constant weights, followed by IF neurons. With S[t] the number of spikes in the
+    window at step t and D its divisor (kernel height times width, unless the arguments say otherwise)::
 
         u[t] = u[t-1] + S[t] / D - threshold * s[t-1],      s[t] = 1 if u[t] >= threshold else 0
 
-    computed in units of 1 / D, so that sums are whole numbers and the spikes the same everywhere. The ANN twin is
-    nn.AvgPool2d of the counts, over ``threshold``: that is the gradient (a mean of counts is never negative, so that
-    its ReLU is the identity).
+    The potential is computed in units of 1 / D, so that all sums are integers and the spikes are the same on every
+    device. The ANN twin, and so the gradient, is nn.AvgPool2d of the counts divided by ``threshold``. (A mean of counts
+    is never negative, so its ReLU is the identity.)
 
     Args:
-        kernel_size: of the window, an int or a pair.
-        stride: an int or a pair; by default that of the kernel.
-        padding: silent neurons around the image, an int or a pair.
-        ceil_mode: let windows hang over the end.
-        count_include_pad: count the padding in the divisor.
-        divisor_override: use this as the divisor.
-        threshold: of the neurons, in units of the mean.
-        amplitude: what a spike of the output weighs, in units of the input's ``amplitude``. As large as the threshold,
-            it makes amplitude * count approximate the mean itself.
+        kernel_size: size of the window, an int or a pair.
+        stride: an int or a pair; defaults to ``kernel_size``.
+        padding: silent neurons added around the image, an int or a pair.
+        ceil_mode: let the last windows extend beyond the padded image.
+        count_include_pad: include the padding in the divisor.
+        divisor_override: the divisor to use instead.
+        threshold: threshold of the neurons, in units of the mean.
+        amplitude: weight of an output spike, in units of the input's ``amplitude``. If it equals the threshold,
+            amplitude * count approximates the mean itself.
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
 
     Shape:
         SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, Ho, Wo].
 
     Raises:
-        TypeError: the input is no SpikeTrain, or ``threshold`` no number.
-        ValueError: no image, a window larger than the padded image, a bad ``threshold``, ``amplitude`` or ``engine``.
+        TypeError: the input is not a SpikeTrain, or ``threshold`` or ``amplitude`` is not a number.
+        ValueError: the input is not [N, C, H, W], a window is larger than the padded image, or ``threshold``,
+            ``amplitude`` or ``engine`` is invalid.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
         )
 
     def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
-        """Vertical and horizontal windows for an image of that size."""
+        """Return the vertical and horizontal windows for an image of this size."""
         settings = zip(*map(pair, (self.kernel_size, self.stride, self.padding)), strict=True)
         rows, columns = (self._axis(size, *how) for size, how in zip((height, width), settings, strict=True))
         return rows, columns
@@ -212,7 +213,7 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
             stop = min(start + kernel, size + padding)
             inside = min(stop, size) - max(start, 0)
             override = self.divisor_override is not None
-            # A window that hangs over counts only what it covers, except where the divisor is given.
+            # A window that extends beyond the padding divides by what it covers, unless the divisor is given.
             windows.append(
                 (start, start + kernel, 1 if override else stop - start if self.count_include_pad else inside)
             )
@@ -220,25 +221,25 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
 
 
 class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
-    """Adaptive average pooling of spikes: :class:`SpikingAvgPool2d` with as many windows as the output has pixels.
+    """Adaptive average pooling of spikes: :class:`SpikingAvgPool2d` with one window per output pixel.
 
-    Windows are those of nn.AdaptiveAvgPool2d: from floor(i * H / Ho) to ceil((i + 1) * H / Ho). Where their sizes
-    differ, the mean is a matrix product over the pixels of each channel, in units of 1 / (least common multiple of the
-    sizes).
+    Windows are those of nn.AdaptiveAvgPool2d: from floor(i * H / Ho) to ceil((i + 1) * H / Ho). If their sizes differ,
+    the means are computed as a matrix product over the pixels of each channel, in units of 1 / (least common multiple
+    of the sizes).
 
     Args:
-        output_size: Ho and Wo, an int or a pair; None keeps the input's.
-        threshold: of the neurons, in units of the mean.
-        amplitude: what a spike of the output weighs, in units of the input's ``amplitude``. As large as the threshold,
-            it makes amplitude * count approximate the mean itself.
+        output_size: Ho and Wo, an int or a pair; None keeps the size of the input.
+        threshold: threshold of the neurons, in units of the mean.
+        amplitude: weight of an output spike, in units of the input's ``amplitude``. If it equals the threshold,
+            amplitude * count approximates the mean itself.
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
 
     Shape:
         SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, Ho, Wo].
 
     Raises:
-        TypeError: the input is no SpikeTrain, or ``threshold`` no number.
-        ValueError: no image, a bad ``threshold``, ``amplitude`` or ``engine``.
+        TypeError: the input is not a SpikeTrain, or ``threshold`` or ``amplitude`` is not a number.
+        ValueError: the input is not [N, C, H, W], or ``threshold``, ``amplitude`` or ``engine`` is invalid.
     """
 
     def __init__(
@@ -252,7 +253,7 @@ class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: i
         super().__init__(output_size, threshold=threshold, amplitude=amplitude, engine=engine)
 
     def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
-        """Vertical and horizontal windows for an image of that size."""
+        """Return the vertical and horizontal windows for an image of this size."""
         wanted: Any = self.output_size
         wanted = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
         axes = []
@@ -264,24 +265,24 @@ class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: i
 
 
 class SpikeWindows(nn.Module):
-    """The spikes of all windows of an average pooling, side by side as channels, for weights to add them up.
+    """Average pooling without neurons: pass on the spikes of each window side by side, as channels.
 
-    A layer with the weights of the pooled image's, repeated for every position in the window (``copies`` of a tandem
-    layer), has the currents of that layer behind the pooling, exactly and without neurons in between: the output's
-    ``amplitude`` is that of the input over the divisor.
+    A tandem layer after it repeats its weights for every position in the window (see ``copies`` of tandem layers) and
+    so adds the window's spikes up. Its currents are exactly those it would have after an average pooling. The output's
+    ``amplitude`` is that of the input divided by the divisor.
 
     Args:
-        kernel_size: of the window, an int or a pair.
-        stride: an int or a pair; by default that of the kernel.
-        padding: silent neurons around the image, an int or a pair.
-        divisor_override: by which the sum of a window is divided; by default the size of the kernel.
+        kernel_size: size of the window, an int or a pair.
+        stride: an int or a pair; defaults to ``kernel_size``.
+        padding: silent neurons added around the image, an int or a pair.
+        divisor_override: divisor of a window's sum; defaults to the number of positions in the window.
 
     Shape:
-        SpikeTrain [N, C, H, W] -> SpikeTrain [N, kH * kW * C, Ho, Wo], the channels of a position together.
+        SpikeTrain [N, C, H, W] -> SpikeTrain [N, kH * kW * C, Ho, Wo], grouped by position.
 
     Raises:
-        TypeError: the input is no SpikeTrain.
-        ValueError: no image, or a window larger than the padded image.
+        TypeError: the input is not a SpikeTrain.
+        ValueError: the input is not [N, C, H, W], or a window is larger than the padded image.
     """
 
     def __init__(
@@ -299,7 +300,7 @@ class SpikeWindows(nn.Module):
 
     @property
     def size(self) -> int:
-        """Positions in a window."""
+        """Number of positions in a window."""
         return math.prod(self.kernel_size)
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
@@ -326,33 +327,36 @@ class SpikeWindows(nn.Module):
 class SpikingMaxPool2d(nn.MaxPool2d):
     """Max pooling of spikes by count: the pooled count is exactly nn.MaxPool2d of the counts, whatever T.
 
-    With c_i[t] the spikes of neuron i of the window up to step t, the pooled neuron spikes where the largest grows::
+    Let c_i[t] be the number of spikes of neuron i up to step t. A pooled neuron spikes when the largest count of its
+    window grows::
 
         M[t] = max over i of c_i[t],      s[t] = M[t] - M[t-1]
 
-    A count grows by at most one a step, hence so does M, and s[t] is 0 or 1. The tandem coupling is therefore exact in
-    value and gradient; the gradient goes to the neuron that spiked most, as in torch. The usual rule lets the spikes of
-    the neuron through that has fired most so far (Rueckauer et al. 2017, doi:10.3389/fnins.2017.00682); here the spikes
-    with which another one catches up are dropped. For T = 1 it is the OR of the window's spikes. The CifarNet of Wu et
-    al. 2021 does not pool: its convolutions stride. The output's ``amplitude`` is that of the input.
+    A count grows by at most one per step, and so does M, so s[t] is 0 or 1. The tandem coupling is therefore exact in
+    value and gradient; the gradient goes to the neuron with the most spikes, as in torch. The usual rule passes on the
+    spikes of the neuron that has fired most so far (Rueckauer et al. 2017, doi:10.3389/fnins.2017.00682). Unlike it,
+    this layer drops the spikes with which another neuron only catches up. For T = 1 the result is the OR of the
+    window's spikes. (The CifarNet of Wu et al. 2021 has strided convolutions instead of pooling.) The output's
+    ``amplitude`` is that of the input.
 
-    The cost is a counter for each neuron of the input and time well below that of the convolution in front
-    (docs/performance.md); there are no synaptic operations (SynOps), since nothing is added to a membrane potential.
+    Pooling needs one counter per input neuron and takes much less time than the convolution before it
+    (docs/performance.md). It has no synaptic operations (SynOps), since it adds nothing to a membrane potential.
 
     Args:
-        kernel_size: of the window, an int or a pair.
-        stride: an int or a pair; by default that of the kernel.
-        padding: silent neurons around the image, an int or a pair.
+        kernel_size: size of the window, an int or a pair.
+        stride: an int or a pair; defaults to ``kernel_size``.
+        padding: silent neurons added around the image, an int or a pair.
         dilation: spacing of the window's neurons, an int or a pair.
-        return_indices: False alone.
-        ceil_mode: let windows hang over the end.
+        return_indices: must be False.
+        ceil_mode: let the last windows extend beyond the padded image.
 
     Shape:
         SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, Ho, Wo].
 
     Raises:
-        TypeError: the input is no SpikeTrain.
-        ValueError: no image, a window larger than the padded image, or ``return_indices``.
+        TypeError: the input is not a SpikeTrain.
+        ValueError: the input is not [N, C, H, W], a window is larger than the padded image, or ``return_indices`` is
+            True.
     """
 
     def __init__(
@@ -373,19 +377,19 @@ class SpikingMaxPool2d(nn.MaxPool2d):
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
         check_image(self, x)
         bits, _ = self.spikes(x)
-        # With gradients the ANN's pooling of the counts, which has the same values, but for a window that lies in the
-        # padding as a whole.
+        # The ANN's pooling of the counts has the same values, except for windows entirely in the padding, where it
+        # is negative: clamp those.
         largest = super().forward(x.count).clamp(min=0) if needs_gradient(x.carried_count) else None
         return _carrying(bits, x.time_steps, x.dtype, largest, x.amplitude)
 
     def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
-        """Bits and the inputs' final counts, starting from those that were returned before."""
+        """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
         pooling = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
         return ops.max_pool_spikes(x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count)
 
 
 def check_image(module: nn.Module, x: Any) -> None:
-    """Check that the input of a pooling is a SpikeTrain of images."""
+    """Check that a pooling's input is a SpikeTrain of images."""
     name = type(module).__name__
     if not isinstance(x, SpikeTrain):
         raise TypeError(f"{name}: input must be a SpikeTrain, got {type(x).__name__}")
@@ -394,7 +398,7 @@ def check_image(module: nn.Module, x: Any) -> None:
 
 
 def _carrying(bits: Tensor, steps: int, dtype: torch.dtype, ann: Tensor | None, amplitude: float) -> SpikeTrain:
-    """The train whose count has the value of the spikes and the gradient of the ANN's activation."""
+    """Return a train whose count has the value of the spikes and the gradient of the ANN's activation."""
     if ann is None:
         return SpikeTrain.unchecked(bits, steps, dtype=dtype, amplitude=amplitude)
     count = ops.spike_count(bits, dtype) + (ann - ann.detach())
@@ -402,6 +406,6 @@ def _carrying(bits: Tensor, steps: int, dtype: torch.dtype, ann: Tensor | None, 
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """An int or a pair of ints, as a pair."""
+    """Return an int or a pair of ints as a pair."""
     first, second = (value, value) if isinstance(value, int) else value
     return first, second

@@ -1,4 +1,4 @@
-"""What every tandem layer does, whatever its weights connect."""
+"""The base of all tandem layers."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from .weight_cache import SpikingWeights, WeightCache, may_keep
 class TandemLayer(nn.Module, ABC):
     """A weight layer whose spiking and ANN twin share parameters (Wu et al. 2021, section III).
 
-    The spiking twin runs on the spikes it is given; the ANN twin sees their counts. The output is the spikes, and
-    their count with the gradient of the ANN's activation. With ``norm="batch"`` the ANN normalises its pre-activation
-    with the batch's statistics in training, and the spiking twin folds the running statistics, as this batch has left
-    them, into the gain and bias of its currents; ``norm`` (an nn.BatchNorm of this layer's own) keeps gamma, beta and
-    statistics. The gain multiplies sums of weights, never the weights: so a spike train is the same whether a gradient
-    is asked for, whether the layer trains and whether it is frozen.
+    The spiking twin processes the input spikes, the ANN twin their counts. The output contains the spikes, and their
+    count with the gradient of the ANN's activation.
 
-    In eval mode, where no gradient is asked for, the rearranged weights are kept from call to call, and
-    :class:`WeightCache` notices when they change. In training they are rearranged at every call. Of parametrised
-    weights nothing is kept.
+    With ``norm="batch"`` the submodule ``norm`` (an nn.BatchNorm) holds gamma, beta and the statistics. In training the
+    ANN normalises its pre-activation with the batch statistics. The spiking twin folds the running statistics, already
+    updated with this batch, into the gain and bias of its currents. The gain multiplies sums of weights, never the
+    weights themselves, so the spikes do not depend on whether a gradient is computed or the layer is frozen.
 
-    Under ``torch.autocast`` the product with real input runs in the lower precision, as that of any convolution. What
-    has to do with spikes keeps the precision of the weights: spiking is a threshold, which rounding moves.
+    In training the weights are rearranged for the kernels in every call. In eval mode without gradients the rearranged
+    weights are cached, and :class:`WeightCache` notices when they change. Parametrised weights are never cached.
 
-    Concrete layers put the weight layer behind this class in their bases and say how to multiply.
+    Under ``torch.autocast`` the product with real input runs in the lower precision, like any convolution. Products
+    with spikes keep the precision of the weights, because rounding could move a potential across the threshold.
+
+    Concrete layers list the weight layer after this class in their bases and implement the products.
     """
 
     copies: int = 1
-    """So many inputs side by side share each weight, as :class:`SpikeWindows` puts them."""
+    """Number of inputs that share each weight, side by side as :class:`SpikeWindows` arranges them."""
     weight: Tensor
-    bias: Any  # Tensor | None, which torch's own layers annotate in different ways
+    bias: Any  # Tensor | None; torch's layers annotate it differently
     norm: nn.BatchNorm1d | nn.BatchNorm2d | None
     neuron: Neuron
     engine: str
@@ -68,7 +68,7 @@ class TandemLayer(nn.Module, ABC):
 
     def forward(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
         if self.computes_weights() and not torch.compiler.is_compiling():
-            with parametrize.cached():  # once for all that reads them
+            with parametrize.cached():  # compute the weights once per call
                 return self._run(x)
         return self._run(x)
 
@@ -106,11 +106,11 @@ class TandemLayer(nn.Module, ABC):
         couple: Callable[[Tensor], SpikeTrain]
         if normed:
             couple = self._behind_norm(current, steps, repeats=steps if constant else 1, missing=bias)
-        elif constant:  # the current of one step is v / T
+        elif constant:  # the current of each step is v / T
             couple = self._couple(current, steps, 1 / steps)
         else:
             v = current
-            if bias is not None and needs_gradient(current, bias):  # else nobody asks for v
+            if bias is not None and needs_gradient(current, bias):  # otherwise v is not needed
                 v = current + self.per_channel(bias)
             couple = self._couple(v, steps)
         with torch.no_grad():
@@ -128,19 +128,20 @@ class TandemLayer(nn.Module, ABC):
         return couple(bits)
 
     def encoded_current(self, x: EncodedInput, bias: Tensor | None, normed: bool) -> Tensor:
-        """What real input and weights come to, [N, O, ...]; ``Affine.encoded_drive`` says how it drives the neurons.
+        """Return the product with real input, [N, O, ...]; ``Affine.encoded_drive`` says how it drives the neurons.
 
-        Behind batch norm W * X; without it the current of one step, W * X + bias, or of the impulse alone, W * X.
+        With batch norm that is W * X. Without, it is W * X + bias, the current of one step, if the input is constant,
+        and W * X if it is an impulse.
         """
         value, weight = self._checked_value(x.value), self.kernel_weight()
-        # In the dtype of the weights, in whatever precision autocast computes products.
+        # Cast back: autocast may compute the product in a lower precision.
         return self.dense_product(value, weight, bias if x.mode == "constant" and not normed else None).to(weight.dtype)
 
     def _checked_value(self, value: Tensor) -> Tensor:
         name = type(self).__name__
         checks.check_floating(name, "weight", self.weight)
         if autocast.is_on(value.device) and value.is_floating_point():
-            value = value.to(self.weight.dtype)  # layers before Encode may have left another; the product casts anyway
+            value = value.to(self.weight.dtype)  # layers before Encode may return a lower precision
         if value.dtype != self.weight.dtype:
             raise TypeError(f"{name}: input must have the dtype of weight, {self.weight.dtype}, got {value.dtype}")
         checks.check_same_device(name, "input", value, self.weight, "weight")
@@ -148,27 +149,27 @@ class TandemLayer(nn.Module, ABC):
         return value
 
     def pre_activation(self, x: SpikeTrain, packed: Tensor | None) -> Tensor:
-        """W * (amplitude * c) + b, what batch norm is given."""
+        """Return W * (amplitude * c) + b, the input of batch norm."""
         weight = self.kernel_weight()
         return self.count_product(x, SpikingWeights(weight, packed, spike_scale(weight, x.amplitude), self.bias))
 
     def _couple(self, v: Tensor | None, steps: int, scale: float = 1.0) -> Callable[[Tensor], SpikeTrain]:
-        """The coupling of bits and the pre-activation v / scale."""
+        """Return a function that couples bits with the pre-activation v / scale."""
         return lambda bits: coupled(self.neuron, bits, v, steps, self.weight.dtype, scale)
 
     def _behind_norm(
         self, product: Tensor, steps: int, *, repeats: int = 1, missing: Tensor | None = None
     ) -> Callable[[Tensor], SpikeTrain]:
-        """The coupling for the v that batch norm makes of a product, W * c + b.
+        """Return a function that couples bits with v = norm(repeats * product + missing).
 
-        In training the running statistics are brought up to date here.
+        In training this updates the running statistics.
 
         Args:
-            product: W * c + b over ``repeats``, but for the bias where that is ``missing``: what batch norm takes away
-                again need be neither multiplied nor added.
+            product: (W * c + b) / ``repeats``, without b if that is ``missing``. Batch norm with batch statistics
+                cancels the bias, and the factor up to eps, so neither is applied in advance.
             steps: T.
-            repeats: how often the product enters.
-            missing: the bias, [O].
+            repeats: the factor of ``product``.
+            missing: the bias, [O], or None if ``product`` contains it.
         """
         neuron, norm = self.neuron, batch_norm.checked_norm(type(self).__name__, self.norm)
         learns = needs_gradient(product, missing, norm.weight, norm.bias)
@@ -186,26 +187,26 @@ class TandemLayer(nn.Module, ABC):
         return self._couple(self.batch_normalised(v if missing is None else v + self.per_channel(missing)), steps)
 
     def batch_normalised(self, v: Tensor) -> Tensor:
-        """``norm`` applied to v = W * c + b; in training its running statistics move, but once a batch."""
+        """Apply ``norm`` to v = W * c + b. In training the running statistics are updated once per batch."""
         return batch_norm.normalised(self.norm, self.normalise, v)
 
     def uses_batch_statistics(self) -> bool:
-        """Whether there is a batch norm, in training."""
+        """Return whether there is a batch norm in training mode."""
         return self.norm is not None and self.norm.training
 
-    # -- the spiking twin's weights
+    # -- weights of the spiking twin
 
     def affine(self) -> Affine:
-        """Gain and bias of the sums of this layer's weights; differentiable."""
+        """Return gain and bias of the sums of this layer's weights; differentiable."""
         return affine(None if self.norm is None else batch_norm.checked_norm(type(self).__name__, self.norm), self.bias)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Weight, in the shape that products take, and bias with batch norm in them; their own without norm."""
+        """Return weight, in the shape that the products take, and bias, with batch norm folded in if there is one."""
         weight, (gain, bias) = self.kernel_weight(), self.affine()
         return weight if gain is None else weight * gain.view(-1, *[1] * (weight.dim() - 1)), bias
 
     def sources(self) -> list[Tensor]:
-        """All tensors that the spiking twin's weights depend on."""
+        """Return all tensors that the spiking twin's weights depend on."""
         norm = self.norm
         tensors = [self.weight, self.bias]
         if norm is not None:
@@ -213,15 +214,15 @@ class TandemLayer(nn.Module, ABC):
         return [x for x in tensors if x is not None]
 
     def computes_weights(self) -> bool:
-        """Whether they come of a parametrisation, whose state nothing tells."""
+        """Return whether a parametrisation computes the weights, so that changes of its state go unnoticed."""
         return parametrize.is_parametrized(self)
 
     def packed(self, keep: bool = False) -> Tensor:
-        """The weights, rearranged for the kernels; ``keep``: from the last call where they have not changed since."""
+        """Return the weights rearranged for the kernels; with ``keep``, from the last call if they have not changed."""
         groups = getattr(self, "groups", 1)
         if keep:
             return self._cache.packed(self.weight, self.kernel_weight, groups)
-        if self.computes_weights():  # of which nothing may be kept
+        if self.computes_weights():  # never cached
             return ops.pack_weight(self.kernel_weight(), groups)
         return self._cache.pack(self.kernel_weight(), groups)
 
@@ -232,7 +233,7 @@ class TandemLayer(nn.Module, ABC):
 
     @torch.no_grad()
     def _kept(self, steps: int, amplitude: float) -> SpikingWeights:
-        """What spikes are multiplied with where no gradient is asked for; in eval mode kept from call to call."""
+        """Return the spiking twin's weights when no gradient is needed; cached in eval mode."""
         keep = may_keep(self, [self])
         make = functools.partial(self._made, steps, amplitude, keep)
         return self._cache.weights(keep, self.sources(), (steps, amplitude, self._eps()), make)
@@ -241,7 +242,7 @@ class TandemLayer(nn.Module, ABC):
         return self._spiking(steps, amplitude, self.packed(keep))
 
     def _kept_drive(self, steps: int, constant: bool) -> SpikingWeights:
-        """Scale and bias of the currents that an encoded current drives neurons with, kept likewise."""
+        """Return scale and bias for an encoded current; cached in eval mode."""
         settings = "encoded", steps, constant, self._eps()
         return self._cache.weights(
             may_keep(self, [self]), self.sources(), settings, functools.partial(self._drive, steps, constant)
@@ -255,47 +256,47 @@ class TandemLayer(nn.Module, ABC):
     def _eps(self) -> float | None:
         return None if self.norm is None else self.norm.eps
 
-    # -- what a concrete layer provides; v, sums and counts are [N, O, ...]
+    # -- implemented by concrete layers; v, sums and counts are [N, O, ...]
 
     def kernel_weight(self) -> Tensor:
-        """``weight`` in the shape that the products take, output channels first; differentiable."""
+        """Return ``weight`` in the shape that the products take, output channels first; differentiable."""
         return self._repeated(self.weight)
 
     def _repeated(self, weight: Tensor) -> Tensor:
-        """A weight [O, C, ...] for all ``copies`` of its inputs."""
+        """Repeat a weight [O, C, ...] for all ``copies`` of its inputs."""
         return weight if self.copies == 1 else weight.repeat(1, self.copies, *[1] * (weight.dim() - 2))
 
     def own_weight(self, weight: Tensor) -> Tensor:
-        """The inverse of kernel_weight."""
+        """Invert ``kernel_weight``."""
         return weight
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments that say what is connected, in the types of JSON (tuples for lists)."""
+        """Return the constructor's arguments that define the connections, as JSON types (but tuples for lists)."""
 
     @abstractmethod
     def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
-        """The module for norm="batch"."""
+        """Create the module for norm="batch"."""
 
     @abstractmethod
     def _check_shape(self, value: Tensor) -> None:
-        """ValueError where a real input does not fit the weights."""
+        """Raise ValueError if a real input does not fit the weights."""
 
     @abstractmethod
     def normalise(self, v: Tensor) -> Tensor:
-        """``norm`` applied to v."""
+        """Apply ``norm`` to v."""
 
     @abstractmethod
     def per_channel(self, x: Tensor) -> Tensor:
-        """[O] shaped so that it broadcasts over v."""
+        """Reshape [O] so that it broadcasts over v."""
 
     @abstractmethod
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Weight * x + bias for real x."""
+        """Compute weight * x + bias for real x."""
 
     @abstractmethod
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
-        """Weight * count + bias."""
+        """Compute weight * count + bias."""
 
     @abstractmethod
     def spiking_product(
@@ -307,7 +308,7 @@ class TandemLayer(nn.Module, ABC):
         state: Tensor | None = None,
         want_state: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Bits, sum of currents and the neurons' final state, starting from one that was returned before."""
+        """Return bits, sum of the currents and the neurons' final state; ``state`` continues an earlier call."""
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
@@ -315,7 +316,7 @@ class TandemLayer(nn.Module, ABC):
 
 
 def stored(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Where a module keeps one of its tensors: in itself, or behind the tensor's parametrisation."""
+    """Return the module and name that store a tensor: the module itself, or the tensor's parametrisation."""
     if parametrize.is_parametrized(module, name):
         return module.parametrizations[name], "original"  # type: ignore[index, return-value]  # a ModuleDict
     return module, name

@@ -1,4 +1,4 @@
-"""What layers make of their weights, and when it may be used again."""
+"""Cache the weights that layers prepare for the kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..ops.pack_weight import can_hold
 
 
 class SpikingWeights(NamedTuple):
-    """What the spiking twin multiplies spikes with: x[t] = scale * (weight * s[t]) + bias."""
+    """The weights of the spiking twin: x[t] = scale * (weight * s[t]) + bias."""
 
     weight: Tensor
     packed: Tensor | None = None
@@ -24,28 +24,28 @@ class SpikingWeights(NamedTuple):
 
 
 class WeightCache:
-    """Packed weights of one layer or join, and what else its spiking twin needs.
+    """Cache the packed weights of one layer or TandemAdd, and the other tensors that its spiking twin needs.
 
-    Many things change weights without a word to autograd's version counter: fused optimisers, ``parameter.data``, numpy
-    views, collectives of other processes. So nothing is used again where weights may be about to learn (``pack``), and
-    elsewhere (``packed``, ``weights``) only while the tensors are the same objects with the same version and the same
-    :func:`fingerprint <tandem_cuda._C.fingerprint>` of their memory. On other devices than the CPU, where a look
-    at the memory would wait for the device, nothing is used again.
+    Weights can change without autograd's version counter noticing: by fused optimisers, ``parameter.data``, numpy views
+    or collectives of other processes. In training, ``pack`` therefore reuses no values. Elsewhere, ``packed`` and
+    ``weights`` reuse values only while the tensors are the same objects with the same version and the same
+    :func:`fingerprint <tandem_cuda._C.fingerprint>` of their memory. On devices other than the CPU, where reading the
+    memory would wait for the device, nothing is reused.
 
     Copies and pickles of a cache are empty.
     """
 
     def __init__(self) -> None:
-        self._memory: Tensor | None = None  # of packed weights
-        self._packed: _Kept | None = None  # what it holds
+        self._memory: Tensor | None = None  # buffer of the packed weights
+        self._packed: _Kept | None = None  # describes what the buffer holds
         self._weights: _Kept | None = None
 
     def pack(self, weight: Tensor, groups: int) -> Tensor:
-        """Pack weights, into the memory of the last call where it fits: large fresh memory costs more than packing."""
-        if torch.compiler.is_compiling():  # compiled code has no memory of its own
+        """Pack weights, reusing the buffer of the last call if it fits: a large allocation costs more than packing."""
+        if torch.compiler.is_compiling():  # compiled code cannot keep a buffer
             return ops.pack_weight(weight, groups)
-        self._packed = self._weights = None  # both describe what is overwritten here
-        if torch._C._functorch.is_functorch_wrapped_tensor(weight):  # nothing of a transform may outlive it
+        self._packed = self._weights = None  # both describe the buffer, which is overwritten below
+        if torch._C._functorch.is_functorch_wrapped_tensor(weight):  # must not outlive its transform
             return ops.pack_weight(weight.detach(), groups)
         memory = self._memory
         if memory is not None and (memory.is_inference() or not can_hold(memory, weight, groups)):
@@ -54,7 +54,7 @@ class WeightCache:
         return self._memory
 
     def packed(self, source: Tensor, make: Callable[[], Tensor], groups: int) -> Tensor:
-        """Packed weights, from the last call where ``source``, of which ``make`` makes them, has not changed."""
+        """Return packed weights that ``make`` computes from ``source``; from the last call if it has not changed."""
         state = _state([source])
         if self._memory is not None and _holds(self._packed, [source], state, groups):
             return self._memory
@@ -65,7 +65,7 @@ class WeightCache:
     def weights(
         self, keep: bool, tensors: list[Tensor], settings: Any, make: Callable[[], SpikingWeights]
     ) -> SpikingWeights:
-        """What ``make`` makes of tensors and settings; ``keep``: from the last call where none has changed since."""
+        """Return what ``make`` computes from tensors and settings; with ``keep``, reuse the last result if valid."""
         if not keep:
             return make()
         state = _state(tensors)
@@ -81,9 +81,9 @@ class WeightCache:
 
 
 def may_keep(module: nn.Module, layers: Sequence[nn.Module]) -> bool:
-    """Whether the spiking weights of a module, made of those of layers, may be used again at the next call.
+    """Return whether the spiking weights of ``module``, made from those of ``layers``, may be reused in the next call.
 
-    Not in training, where they learn; not in compiled code; and not with a parametrisation, whose state nothing tells.
+    False in training, where weights change; in compiled code; and with parametrisations, whose changes go unnoticed.
     """
     return not (
         module.training or torch.compiler.is_compiling() or any(parametrize.is_parametrized(layer) for layer in layers)
@@ -95,11 +95,11 @@ _State = tuple[int, list[int], list[int]]
 
 
 class _Kept(NamedTuple):
-    """Something made of tensors, and their state then."""
+    """A cached result, with the tensors it was made from and their state."""
 
     tensors: list[Tensor]
     memory: list[Tensor]
-    """Held, so that no other tensor can get its address."""
+    """Keeps the memory alive, so that no other tensor can get its address."""
     state: _State
     settings: Any
     made: Any
@@ -110,7 +110,7 @@ def _kept(tensors: list[Tensor], state: _State | None, settings: Any, made: Any)
 
 
 def _holds(kept: _Kept | None, tensors: list[Tensor], state: _State | None, settings: Any) -> bool:
-    """Whether nothing has changed since."""
+    """Return whether nothing has changed since."""
     return (
         kept is not None
         and kept.state == state
@@ -120,14 +120,14 @@ def _holds(kept: _Kept | None, tensors: list[Tensor], state: _State | None, sett
 
 
 def _state(tensors: list[Tensor]) -> _State | None:
-    """None where nothing tells whether tensors change."""
+    """Return the state of tensors, or None if their changes cannot be detected."""
     memory = []
     try:
         for x in tensors:
             if not x.is_cpu:
                 return None
             memory.append((x.data_ptr(), x.nbytes if x.is_contiguous() else _span(x)))
-    except RuntimeError:  # tensors without memory, of transforms
+    except RuntimeError:  # tensors inside torch.func transforms may have no memory
         return None
     return _C.fingerprint(memory), _versions(tensors), [address for address, _ in memory]
 
@@ -135,11 +135,11 @@ def _state(tensors: list[Tensor]) -> _State | None:
 def _versions(tensors: list[Tensor]) -> list[int]:
     try:
         return [x._version for x in tensors]
-    except RuntimeError:  # tensors of inference mode keep none
+    except RuntimeError:  # inference tensors have no version counter
         return [-1 if x.is_inference() else x._version for x in tensors]
 
 
 def _span(x: Tensor) -> int:
-    """Bytes from the first element to the last, with the gaps between them."""
+    """Return the number of bytes from the first element to the last, including gaps."""
     elements = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
     return elements * x.element_size()

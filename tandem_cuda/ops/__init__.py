@@ -1,6 +1,7 @@
 """The operators: thin, checked functions over ``torch.ops.tandem_cuda``, with their fake kernels and gradients.
 
-One file an operator. Shapes follow :mod:`tandem_cuda.spike_train`: T time steps, P = ceil(T / 8) bit planes, N batch.
+Each operator has its own file. Shapes follow :mod:`tandem_cuda.spike_train`: T time steps, P = ceil(T / 8) bit planes,
+N batch.
 """
 
 from .. import _C as _C  # registers the operators of torch.ops.tandem_cuda

@@ -1,8 +1,8 @@
-"""What autocast does to the products of spikes and weights: nothing.
+"""Keep the products of spikes and weights in full precision under autocast.
 
-Neurons compare sums with a threshold, so that a rounded sum is another spike. As torch does for operators that need
-their precision, the products take their inputs in float32 (float64 stays), and torch's own products, which engine
-"dense" and the gradients call, are kept from choosing a lower one.
+Neurons compare sums with a threshold, so rounding a sum can change a spike. Like torch's own operators that need full
+precision, the products take their inputs in float32 (float64 stays float64). Nor does
+autocast lower the precision of the torch products that engine "dense" and the gradients call.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 
 
 def keep_precision(name: str) -> None:
-    """Register the rule for a product, on CPU and CUDA."""
+    """Register a product to run in float32 under autocast, on CPU and CUDA."""
     for device in ("cpu", "cuda"):
         torch.library.register_autocast(f"tandem_cuda::{name}", device, torch.float32)
 
 
 def is_on(device: torch.device) -> bool:
-    """Whether autocast is on for this kind of device, one that the products run on."""
+    """Return whether autocast is enabled for a device type that the products run on."""
     return device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
 
 
 def without_autocast(gradients: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a function of a gradient, its first argument, compute in the precision of its arguments.
+    """Decorate a function whose first argument is a gradient, so that it computes in the precision of its arguments.
 
-    ``backward()`` may be called where autocast is on.
+    ``backward()`` may be called while autocast is enabled.
     """
 
     @wraps(gradients)

@@ -1,4 +1,4 @@
-"""batch_statistics: what batch norm normalises with in training."""
+"""batch_statistics: the mean and variance that batch norm uses in training."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from . import checks
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of every channel over the batch and all pixels, by the kernel of torch's own batch norm.
+    """Compute the mean and variance of every channel over the batch and all pixels.
 
-    On the CPU that is ten times as fast as ``torch.var_mean``. The result carries no gradient.
+    Calls the kernel of torch's own batch norm, which on the CPU is ten times as fast as ``torch.var_mean``. The results
+    carry no gradient.
 
     Args:
-        x: float32 or float64 [N, C, ...], more than none of it.
+        x: float32 or float64 [N, C, ...], not empty.
 
     Returns:
-        Mean and biased variance, [C] each.
+        Mean and biased variance, each [C].
 
     Raises:
-        TypeError: ``x`` is not a tensor of such a dtype.
-        ValueError: it has fewer than two dimensions, or no element.
+        TypeError: ``x`` is not a float32 or float64 tensor.
+        ValueError: ``x`` has fewer than two dimensions or no elements.
     """
     op = "batch_statistics"
     checks.check_floating(op, "x", x)
@@ -30,7 +31,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return _batch_statistics(x.detach())
 
 
-# An operator, since torch.compile has no code for torch's.
+# A custom operator, because torch.compile cannot lower torch.batch_norm_update_stats.
 @torch.library.custom_op("tandem_cuda::batch_statistics", mutates_args=())
 def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)

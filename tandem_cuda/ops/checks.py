@@ -1,4 +1,4 @@
-"""Argument checks that name the operator, the argument, what was expected and what was got."""
+"""Argument checks. Messages name the operator and the argument, what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64)
-NARROW = (torch.float16, torch.bfloat16, torch.int8)  # weights whose products are float32
+NARROW = (torch.float16, torch.bfloat16, torch.int8)  # weight dtypes whose products are float32
 
 
 def check_tensor(op: str, argument: str, value: Any) -> None:
@@ -40,7 +40,7 @@ def check_shape(op: str, argument: str, tensor: Tensor, expected: Sequence[int])
 
 
 def check_like(op: str, argument: str, value: Any, like: Tensor, like_name: str, expected: Sequence[int]) -> None:
-    """A tensor with the dtype and device of ``like`` and the shape expected."""
+    """Check that a tensor has the dtype and device of ``like`` and the expected shape."""
     check_tensor(op, argument, value)
     if value.dtype != like.dtype:
         raise TypeError(f"{op}: {argument} must have the dtype of {like_name}, {like.dtype}, got {value.dtype}")
@@ -69,7 +69,7 @@ def check_bits(op: str, bits: Any) -> None:
 
 
 def check_train(op: str, bits: Any, time_steps: Any) -> None:
-    """Bit planes, and exactly as many as ``time_steps`` fill."""
+    """Check bit planes: there must be exactly as many as ``time_steps`` needs."""
     check_bits(op, bits)
     check_time_steps(op, time_steps)
     planes = planes_for(time_steps)
@@ -86,9 +86,11 @@ def check_number(op: str, argument: str, value: Any) -> None:
 
 
 def check_finite(op: str, argument: str, value: Tensor) -> None:
-    """ValueError for NaN and infinities on the CPU; no look where one would wait for a device or break a trace.
+    """Raise ValueError if a CPU tensor contains NaN or infinity.
 
-    A current that is NaN never fires, so that without this NaN would end in finite spike counts.
+    A neuron whose current is NaN never fires, so without this check NaN would disappear into finite spike counts. The
+    check is skipped on other devices, where it would have to wait, and under torch.compile, where it would break the
+    graph.
     """
     if torch.compiler.is_compiling() or not value.is_cpu:
         return
@@ -97,24 +99,24 @@ def check_finite(op: str, argument: str, value: Tensor) -> None:
         if math.isfinite(value.sum()) or bool(value.isfinite().all()):  # a sum of finite values may overflow
             return
         wrong = value[~value.isfinite()][0].item()
-    except RuntimeError:  # tensors without values, of transforms
+    except RuntimeError:  # tensors inside torch.func transforms may have no values
         return
     raise ValueError(f"{op}: {argument} must be finite, got {wrong}")
 
 
 def check_positive(op: str, argument: str, value: Any) -> None:
     check_number(op, argument, value)
-    if not 0 < value < math.inf:  # a comparison, which torch.compile traces with numbers that it does not know
+    if not 0 < value < math.inf:  # torch.compile can trace a comparison of symbolic numbers
         raise ValueError(f"{op}: {argument} must be positive and finite, got {value}")
 
 
 def planes_for(time_steps: int) -> int:
-    """Bit planes that hold ``time_steps`` steps: ceil(T / 8)."""
+    """Return the number of bit planes that hold ``time_steps`` steps: ceil(T / 8)."""
     return (time_steps + 7) // 8
 
 
 def pair(op: str, argument: str, value: Any) -> tuple[int, int]:
-    """An int or a pair of ints, as nn.Conv2d takes them."""
+    """Return an int or a pair of ints as a pair, as nn.Conv2d does."""
     values = (value, value) if isinstance(value, int) else value
     if not isinstance(values, Sequence) or len(values) != 2 or not all(isinstance(v, int) for v in values):
         raise TypeError(f"{op}: {argument} must be an int or a pair of ints, got {value!r}")

@@ -1,4 +1,4 @@
-"""count_conv2d: convolution of spike counts, event-driven."""
+"""count_conv2d: event-driven convolution of spike counts."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ def count_conv2d(
     """Convolve spike counts, v = scale * (weight * c) + bias: the ANN's pre-activation (Wu et al. 2021, eq. 9).
 
     Args:
-        bits: uint8 [P, N, C, H, W]; c is their :func:`spike_count`.
-        weight: float32, float64, float16, bfloat16 or int8 [O, C/groups, kH, kW]. With the last three all other
-            arguments and results are float32, but gradients have the dtype of what they are the gradient of.
+        bits: uint8 [P, N, C, H, W]; c is the :func:`spike_count` of ``bits``.
+        weight: float32, float64, float16, bfloat16 or int8 [O, C/groups, kH, kW]. With one of the last three, all other
+            arguments and all results are float32. Each gradient has the dtype of its tensor.
         bias: [O].
         stride: as in ``torch.nn.functional.conv2d``.
         padding: zero padding, an int or a pair.
-        dilation: spacing of the taps.
-        groups: blocks of channels.
-        packed: :func:`pack_weight` of ``weight``, to save arranging it at this call.
-        scale: [O], of the weights; must be given with int8 weights. No gradient flows to it.
-        count: [N, C, H, W], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in
-            the forward pass.
-        engine: "event": work in proportion to the spikes; "dense": torch's own convolution of float counts, a sample
-            at a time; "auto": for each sample, by its own counts, the faster one. What a sample gives depends on no
-            other. On a CUDA device
-            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
-            multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
+        dilation: spacing of the kernel taps, an int or a pair.
+        groups: number of channel groups, as in ``torch.nn.functional.conv2d``.
+        packed: the result of ``pack_weight(weight, groups)``, to avoid rearranging the weights in this call.
+        scale: [O], one factor per output channel; required with int8 weights. It gets no gradient.
+        count: [N, C, H, W], the differentiable count of ``bits``, which gets the gradient. The forward pass does not
+            read its values.
+        engine: "event": the work grows with the number of spikes. "dense": torch's own convolution of float counts, one
+            sample at a time. "auto": the faster of the two, chosen for each sample by its own counts, so that no result
+            depends on the rest of the batch. On CUDA, "dense" is the tensor-core engine: it needs compute capability
+            8.0 or newer and does not support float64 or int8 weights. The precision of float32 weights follows
+            ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
 
     Returns:
         [N, O, Ho, Wo], channels last in memory; differentiable in ``weight``, ``bias`` and ``count``.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape or device that does not fit.
-        RuntimeError: on the CPU, a weight, scale or bias that is not finite; not enough memory.
+        ValueError: a wrong shape or device, or an engine that does not support the weights.
+        RuntimeError: on the CPU, a weight, scale or bias that is not finite; out of memory.
     """
     op = "count_conv2d"
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)

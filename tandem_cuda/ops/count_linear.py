@@ -1,4 +1,4 @@
-"""count_linear: a linear layer on spike counts, event-driven."""
+"""count_linear: event-driven linear layer on spike counts."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def count_linear(
     """Apply a linear layer to spike counts, v = scale * (weight * c) + bias (Wu et al. 2021, eq. 9).
 
     Args:
-        bits: uint8 [P, N, ..., F]; c is their :func:`spike_count`.
-        weight: float32, float64, float16, bfloat16 or int8 [O, F]. With the last three all other
-            arguments and results are float32, but gradients have the dtype of what they are the gradient of.
+        bits: uint8 [P, N, ..., F]; c is the :func:`spike_count` of ``bits``.
+        weight: float32, float64, float16, bfloat16 or int8 [O, F]. With one of the last three, all other arguments and
+            all results are float32. Each gradient has the dtype of its tensor.
         bias: [O].
-        packed: :func:`pack_weight` of ``weight``, to save arranging it at this call.
-        scale: [O], of the weights; must be given with int8 weights. No gradient flows to it.
-        count: [N, ..., F], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in the
-            forward pass.
-        engine: "event": work in proportion to the spikes; "dense": torch's own matrix product of float counts, whose
-            roundings may depend on the size of the batch; "auto": "event". On a CUDA device
-            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
-            multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
+        packed: the result of ``pack_weight(weight)``, to avoid rearranging the weights in this call.
+        scale: [O], one factor per output channel; required with int8 weights. It gets no gradient.
+        count: [N, ..., F], the differentiable count of ``bits``, which gets the gradient. The forward pass does not
+            read its values.
+        engine: "event": the work grows with the number of spikes. "dense": torch's own matrix product of float counts,
+            whose rounding may depend on the batch size. "auto": the same as "event". On CUDA, "dense" is the
+            tensor-core engine: it needs compute capability 8.0 or newer and does not support float64 or int8 weights.
+            The precision of float32 weights follows ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
 
     Returns:
         [N, ..., O]; differentiable in ``weight``, ``bias`` and ``count``.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape or device that does not fit.
-        RuntimeError: on the CPU, a weight, scale or bias that is not finite; not enough memory.
+        ValueError: a wrong shape or device, or an engine that does not support the weights.
+        RuntimeError: on the CPU, a weight, scale or bias that is not finite; out of memory.
     """
     check_linear("count_linear", bits, count, weight, packed, scale, bias, engine)
     how = (*Geometry(), 1, ENGINES.index(engine), terms_of(weight))

@@ -11,7 +11,7 @@ from . import checks
 
 
 class Geometry(NamedTuple):
-    """How a convolution of images moves over them; vertical and horizontal."""
+    """Stride, padding and dilation of a 2-D convolution, each as (vertical, horizontal)."""
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
@@ -19,7 +19,7 @@ class Geometry(NamedTuple):
 
 
 def check_geometry(op: str, stride: Any, padding: Any, dilation: Any) -> Geometry:
-    """Check these numbers in themselves; return them as pairs."""
+    """Check the range of each number; return pairs."""
     pairs = [checks.pair(op, *named) for named in (("stride", stride), ("padding", padding), ("dilation", dilation))]
     for name, value, least in zip(Geometry._fields, pairs, (1, 0, 1), strict=True):
         if min(value) < least:
@@ -32,11 +32,11 @@ def check_geometry(op: str, stride: Any, padding: Any, dilation: Any) -> Geometr
 def check_fit(
     op: str, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> None:
-    """ValueError where the kernel is larger than the input x [..., H, W]."""
+    """Raise ValueError if the kernel is larger than the input x [..., H, W]."""
     for axis, size in zip(("height", "width"), out_size(x, weight, stride, padding, dilation), strict=True):
         if size < 1:
             raise ValueError(
-                f"{op}: the dilated kernel is larger than the padded input along the {axis}: weight "
+                f"{op}: the dilated kernel is larger than the padded input along the {axis}: got weight "
                 f"{list(weight.shape)}, input {list(x.shape)}, padding {list(padding)}, dilation {list(dilation)}"
             )
 
@@ -44,7 +44,7 @@ def check_fit(
 def out_size(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, int]:
-    """Height and width of the output for an input x [..., H, W]; below 1 where the kernel does not fit."""
+    """Return height and width of the output for an input x [..., H, W]; below 1 if the kernel does not fit."""
     height, width = (
         (x.shape[i - 2] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
         for i in range(2)

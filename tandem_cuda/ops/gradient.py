@@ -1,4 +1,4 @@
-"""How operators get their gradients."""
+"""Register gradients of the operators."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ _functorch: Any = autograd_function
 
 
 def register_gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-    """As ``torch.library.register_autograd``, with its arguments, and for ``torch.func`` as well.
+    """Register a gradient that also works under ``torch.func``.
 
-    What torch registers refuses functional transforms, since it stands for functions that Python calls. The dispatcher
-    runs a transform layer by layer, each with the autograd of its own level: an operator's function must not do so
-    again, and _SingleLevelFunction does not. Forward mode is refused: without a formula tangents would become zero.
+    Takes the arguments of ``torch.library.register_autograd``. The autograd function that torch registers there refuses
+    functional transforms, because it is written for functions called from Python. The dispatcher instead runs a
+    transform level by level, each with the autograd of its own level. An operator's autograd function must therefore
+    handle a single level, which _SingleLevelFunction does. Forward mode raises an error: without a formula its tangents
+    would silently become zero.
     """
     op = getattr(torch.ops.tandem_cuda, name).default
 
@@ -30,8 +32,8 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
     class Gradient(torch.autograd.function._SingleLevelFunction):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            *arguments, keyset = inputs  # last, so that ctx.needs_input_grad tells of the operator's arguments
-            with torch.enable_grad():  # for the transforms around this one, which run inside
+            *arguments, keyset = inputs  # keyset comes last, so that ctx.needs_input_grad starts with the arguments
+            with torch.enable_grad():  # enclosing transforms run inside this call and need gradients
                 output = below(keyset, arguments)
             setup_context(ctx, arguments, output)
             return output
@@ -44,11 +46,11 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
         tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
         if _forward_ad._current_level >= 0 and any(_forward_ad.unpack_dual(x).tangent is not None for x in tensors):
             raise NotImplementedError(
-                f"{name}: there is no forward-mode gradient (jvp, jacfwd, hessian); use grad, vjp or jacrev"
+                f"{name}: forward-mode gradients (jvp, jacfwd, hessian) are not supported; use grad, vjp or jacrev"
             )
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
             with _functorch.enable_single_level_autograd_function():
-                return Gradient.apply(*arguments, keyset)  # type: ignore[attr-defined]  # of a metaclass
+                return Gradient.apply(*arguments, keyset)  # type: ignore[attr-defined]  # set by a metaclass
         return below(keyset, arguments)
 
     Gradient.__name__ = f"{name}Backward"

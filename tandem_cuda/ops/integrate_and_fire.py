@@ -1,4 +1,4 @@
-"""integrate_and_fire: the neuron loop on given currents."""
+"""integrate_and_fire: run the neuron loop on given currents."""
 
 from __future__ import annotations
 
@@ -26,31 +26,34 @@ def integrate_and_fire(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run spiking neurons on a current (Wu et al. 2021, eqs. 1-3).
 
-    At t = 1..T the neurons, those of :class:`tandem_cuda.IF` for one, take the current x[t]. It is
-    ``scale * current + bias`` at every step (mode "constant"), the same at t = 1 and ``bias`` afterwards ("impulse"),
-    or ``scale * current[t] + bias`` ("series"). A NaN current makes a neuron fall silent: it never reaches the
-    threshold again.
+    At time step t = 1..T the current x[t] drives the neurons (see :class:`tandem_cuda.IF`). By mode, x[t] is
+
+    - "constant": ``scale * current + bias`` at every step;
+    - "impulse": ``scale * current + bias`` at t = 1, ``bias`` afterwards;
+    - "series": ``scale * current[t] + bias``.
+
+    A neuron that receives a NaN current never fires again.
 
     Args:
         current: float32 or float64 [N, C, ...]; in mode "series" [T, N, C, ...].
         time_steps: T.
         bias: [C], current per time step.
-        state: [S, N, C, ...], the neuron's S state variables as an earlier call returned them, the first one u[0]
-            before its reset; a simulation continues there.
-        scale: [C], of the current; batch norm's gain, for one.
-        mode: how ``current`` spreads over time.
-        neuron: IF(...) or LIF(...); ``clip`` and ``amplitude`` do not matter here.
-        want_sum: compute the sum of currents.
+        state: [S, N, C, ...], the S state variables returned by an earlier call, to continue its simulation. The first
+            variable is u[0] before its reset.
+        scale: [C], factor of the current, for example batch norm's gain.
+        mode: "constant", "impulse" or "series".
+        neuron: IF(...) or LIF(...). ``clip`` and ``amplitude`` are ignored.
+        want_sum: return the sum of the currents.
         want_state: return the final state.
 
     Returns:
         ``(bits, sum, state)``: uint8 [P, N, C, ...]; the sum over t of x[t], [N, C, ...]; the final state,
-        [S, N, C, ...]. An output that is not wanted is an empty tensor. None of them has a gradient: see
-        :func:`tandem_count`.
+        [S, N, C, ...]. An output that was not requested is an empty tensor. The outputs have no gradient:
+        see :func:`tandem_count`.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape, device, mode or T that does not fit.
+        ValueError: a wrong shape, device, mode or T.
     """
     op = "integrate_and_fire"
     checks.check_floating(op, "current", current)

@@ -1,4 +1,4 @@
-"""Memory layout of the operators' outputs, as their fake kernels must promise it."""
+"""Memory layout of the operators' outputs. Fake kernels must return the same layout as the real ones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 def empty_channels_last(like: Tensor, sizes: Sequence[int], dtype: torch.dtype, channel_dim: int) -> Tensor:
-    """An uninitialised tensor of ``sizes`` whose dimension ``channel_dim`` is innermost in memory."""
+    """Return an uninitialised tensor of ``sizes`` with dimension ``channel_dim`` innermost in memory."""
     order = [d for d in range(len(sizes)) if d != channel_dim] + [channel_dim]
     strides = like.new_empty([sizes[d] for d in order], device="meta").stride()
-    # No permuted view: kernels return none, and compilers plan other memory for views.
+    # Not a permuted view: the kernels return none, and compilers plan memory differently for views.
     return like.new_empty_strided(sizes, [strides[order.index(d)] for d in range(len(sizes))], dtype=dtype)
 
 
 def canonical(x: Tensor) -> Tensor:
-    """The same values with the strides that their order in memory implies, in dimensions of size 1 too.
+    """Return the same values with regular strides, also in dimensions of size 1.
 
-    There strides mean nothing, and a tensor may have any; torch's convolution takes some of them for another layout
-    and multiplies by the wrong weights. No copy of a tensor [N, C, ...] that is contiguous or channels last.
+    Strides of such dimensions have no meaning and may be anything. torch's convolution takes some of them for another
+    layout and multiplies by the wrong weights. A tensor [N, C, ...] that is contiguous or channels last is not copied.
     """
     if 1 not in x.shape:
         return x
@@ -31,5 +31,5 @@ def canonical(x: Tensor) -> Tensor:
 
 
 def train_feature_dim(dims: int) -> int:
-    """Feature dimension of a train [T or P, N, C, *spatial]; the last one where there is no dimension 2."""
+    """Return the feature dimension of a train [T or P, N, C, *spatial]: 2, or the last one if there are fewer."""
     return min(2, dims - 1)

@@ -1,4 +1,4 @@
-"""max_pool_spikes: the train whose count is the largest of a window."""
+"""max_pool_spikes: max pooling of spike trains by count."""
 
 from __future__ import annotations
 
@@ -23,35 +23,37 @@ def max_pool_spikes(
     count: Tensor | None = None,
     want_count: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Max-pool spikes by count, so that the pooled count is the maximum of the counts after every time step.
+    """Max-pool spikes by count: after every time step the pooled count is the maximum of the counts.
 
-    With c_i[t] the spikes of neuron i up to step t, a pooled neuron spikes where its window's largest count grows::
+    Let c_i[t] be the number of spikes of neuron i up to step t. A pooled neuron spikes when the largest count of its
+    window grows::
 
         M[t] = max over i of c_i[t],      s[t] = M[t] - M[t-1]
 
-    A count grows by at most one a step, hence so does M, and s[t] is 0 or 1. This gates the spikes of the neuron that
-    leads (Rueckauer et al. 2017, doi:10.3389/fnins.2017.00682), but drops those with which another one catches up, so
-    that the count of s is exactly ``max_pool2d`` of the counts. For T = 1 it is the OR of the window's spikes.
+    A count grows by at most one per step, and so does M, so s[t] is 0 or 1. Like the rule of Rueckauer et al. 2017
+    (doi:10.3389/fnins.2017.00682), this passes on the spikes of the neuron with the largest count. Unlike it, it drops
+    the spikes with which another neuron only catches up, so the count of s is exactly ``max_pool2d`` of the counts. For
+    T = 1 the result is the OR of the window's spikes.
 
     Args:
         bits: uint8 [P, N, C, H, W].
-        kernel_size: of the window, an int or a pair.
-        stride: an int or a pair; by default that of the window.
-        padding: silent neurons around the image, an int or a pair; at most half of the window.
+        kernel_size: size of the window, an int or a pair.
+        stride: an int or a pair; defaults to ``kernel_size``.
+        padding: silent neurons added around the image, an int or a pair; at most half of the window.
         dilation: spacing of the window's neurons, an int or a pair.
-        ceil_mode: let windows hang over the end.
+        ceil_mode: let the last windows extend beyond the padded image.
         time_steps: T, below 2^31.
-        count: int32 [N, C, H, W], the spikes c_i[0] of earlier time steps, as an earlier call returned them; a train in
-            pieces is pooled as it is in one. Zero by default. The steps of all pieces together must be below 2^31.
+        count: int32 [N, C, H, W], the counts c_i[0] returned by an earlier call; zero by default. With it, a train
+            pooled in pieces gives the same result as in one call. All pieces together must have fewer than 2^31 steps.
         want_count: return the counts after the last step.
 
     Returns:
-        ``(bits, count)``: uint8 [P, N, C, Ho, Wo]; c_i[T], int32 [N, C, H, W], or an empty tensor if it is not wanted.
-        Channels lie last in memory. No gradient.
+        ``(bits, count)``: uint8 [P, N, C, Ho, Wo]; the counts c_i[T], int32 [N, C, H, W], or an empty tensor if they
+        were not requested. Both are channels last in memory and have no gradient.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape, device, window or T that does not fit.
+        ValueError: a wrong shape, device, window or T.
     """
     op = "max_pool_spikes"
     checks.check_train(op, bits, time_steps)
@@ -84,13 +86,13 @@ def pooled_size(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> list[int]:
-    """Windows along each axis, as torch's pooling counts them; ValueError, of ``name``, where there are none."""
+    """Return the number of windows along each axis, as torch's pooling has them; ValueError if there are none."""
     axes = zip(size, kernel_size, stride, padding, dilation, strict=True)
     return [windows_along(name, *axis, ceil_mode) for axis in axes]
 
 
 def windows_along(name: str, size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """Windows along one axis."""
+    """Return the number of windows along one axis."""
     if padding > kernel // 2:
         raise ValueError(f"{name}: padding must be at most half of the kernel size {kernel}, got {padding}")
     room = size + 2 * padding - dilation * (kernel - 1) - 1
@@ -103,7 +105,7 @@ def windows_along(name: str, size: int, kernel: int, stride: int, padding: int, 
 
 
 def _geometry(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> list[list[int]]:
-    """Each as a pair, checked in itself."""
+    """Check the range of each argument and return it as a pair."""
     pairs = []
     for name, value, least in (
         ("kernel_size", kernel_size, 1),

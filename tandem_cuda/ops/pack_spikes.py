@@ -1,4 +1,4 @@
-"""pack_spikes: a dense spike train to bit planes."""
+"""pack_spikes: pack a dense spike train into bit planes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def pack_spikes(spikes: Tensor) -> Tensor:
         uint8 [P, N, ...], P = ceil(T / 8); bit i of plane p is the spike at time step 8p + i.
 
     Raises:
-        TypeError: ``spikes`` is not a tensor of such a dtype.
+        TypeError: ``spikes`` is not a tensor of one of these dtypes.
         ValueError: fewer than two dimensions, or no time step.
-        RuntimeError: an element is neither 0 nor 1; on the CPU alone. A call on a CUDA device does not wait for the
-            kernel, which prints such an element and traps. As after an assertion on the device, the next call that
-            waits fails then, and so does every later one in the process.
+        RuntimeError: an element is neither 0 nor 1 (on the CPU). On CUDA the call does not wait for the kernel, which
+            prints the element and traps. As after a device-side assertion, the next synchronising call raises an error,
+            and so does every later CUDA call of the process.
     """
     checks.check_tensor("pack_spikes", "spikes", spikes)
     if not (spikes.dtype.is_floating_point or spikes.dtype in (torch.bool, torch.uint8)):
@@ -30,7 +30,7 @@ def pack_spikes(spikes: Tensor) -> Tensor:
     if spikes.dim() < 2 or spikes.shape[0] < 1:
         raise ValueError(f"pack_spikes: spikes must be [T, N, ...] with T >= 1, got {list(spikes.shape)}")
     if spikes.dtype.is_floating_point and spikes.dtype not in checks.FLOATING:
-        spikes = spikes.float()  # every float16 and bfloat16 value survives
+        spikes = spikes.float()  # exact for every float16 and bfloat16 value
     return torch.ops.tandem_cuda.pack_spikes(spikes.detach())
 
 

@@ -1,4 +1,4 @@
-"""pack_weight: weights in the order in which the event-driven kernels add them."""
+"""pack_weight: rearrange weights into the order in which the event-driven kernels add them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from torch import Tensor
 
 from . import checks
 
-# Narrow weights are packed as what holds all of them and is added faster.
+# Narrow weights are packed in a wider dtype that holds every value and is faster to add.
 _PACKED = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.int8: torch.int16}
 
 
 def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -> Tensor:
-    """Arrange weights for the event-driven engine, once for as many calls as they stay as they are.
+    """Rearrange weights for the event-driven engine, once for many calls.
 
-    The products take the result as ``packed`` and then need not arrange the weights themselves at every call. It is a
-    copy: it knows nothing of later changes to ``weight``. Tandem layers do this on their own.
+    Pass the result to the products as ``packed``; otherwise they rearrange the weights in every call. The result is a
+    copy and does not follow later changes of ``weight``. Tandem layers pack their weights themselves.
 
     Args:
         weight: float32, float64, float16, bfloat16 or int8 [O, C/groups, kH, kW] or [O, F].
-        groups: blocks of channels of the convolution.
-        out: what an earlier call returned for weights of the same shape and dtype: memory to use again.
+        groups: number of channel groups of the convolution.
+        out: the result of an earlier call for weights of the same shape and dtype; it is overwritten and returned.
 
     Returns:
-        [n] in the dtype of ``weight``, but float32 for float16 and bfloat16, int16 for int8; its order is the library's
-        affair. No gradient.
+        [n] in the dtype of ``weight``, but float32 for float16 and bfloat16 and int16 for int8. The order of the
+        elements is an implementation detail. No gradient.
 
     Raises:
         TypeError: wrong dtype.
-        ValueError: a shape or number of groups that no product has; an ``out`` that does not fit.
+        ValueError: a shape or number of groups that no product accepts, or an ``out`` of the wrong size, dtype or
+            device.
         RuntimeError: on the CPU, a weight that is not finite.
     """
     op = "pack_weight"
@@ -53,7 +54,7 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
 
 
 def check_packed(op: str, argument: str, packed: Any, weight: Tensor, groups: int) -> None:
-    """Check that ``packed`` looks like pack_weight(weight, groups)."""
+    """Check that ``packed`` has the size, dtype and device of ``pack_weight(weight, groups)``."""
     checks.check_tensor(op, argument, packed)
     size, dtype = packed_like(weight, groups)
     if packed.dtype != dtype or packed.shape != torch.Size([size]):
@@ -65,12 +66,12 @@ def check_packed(op: str, argument: str, packed: Any, weight: Tensor, groups: in
 
 
 def can_hold(packed: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether these packed weights, of whatever weight, have the shape, dtype and device of those of ``weight``."""
+    """Return whether ``packed`` has the size, dtype and device of the packed ``weight``, whatever it holds now."""
     return (packed.numel(), packed.dtype) == packed_like(weight, groups) and packed.device == weight.device
 
 
 def packed_like(weight: Tensor, groups: int) -> tuple[int, torch.dtype]:
-    """Number of elements and dtype of packed weights; csrc/common/packed_layout.h has the layout."""
+    """Return number of elements and dtype of packed weights; csrc/common/packed_layout.h defines the layout."""
     dtype = _PACKED.get(weight.dtype, weight.dtype)
     outputs, unit = weight.shape[0] // groups, 64 // dtype.itemsize
     block = unit if outputs <= unit else 2 * unit if outputs <= 2 * unit else 4 * unit

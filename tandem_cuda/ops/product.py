@@ -1,4 +1,4 @@
-"""What the products of spikes and weights check, whatever their weights connect and whether neurons follow."""
+"""Argument checks shared by the products of spikes and weights, linear or convolutional, with or without neurons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENGINES = ("auto", "event", "dense")
 
 
 def check_product(op: str, bits: Any, weight: Any, engine: Any) -> None:
-    """Check what does not depend on the shapes."""
+    """Check what does not depend on shapes."""
     checks.check_bits(op, bits)
     checks.check_weight(op, weight)
     checks.check_same_device(op, "weight", weight, bits, "bits")
@@ -24,27 +24,27 @@ def check_product(op: str, bits: Any, weight: Any, engine: Any) -> None:
         raise ValueError(f"{op}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     if engine == "dense" and weight.dtype == torch.int8:
         raise ValueError(
-            f"{op}: engine 'dense' cannot serve int8 weights; engine 'event' (or 'auto') does, or float weights of the "
-            "same values"
+            f"{op}: engine must be 'event' or 'auto' for int8 weights, got 'dense'; for 'dense', convert the weights "
+            "to floating point"
         )
 
 
 def check_operands(
     op: str, bits: Tensor, count: Any, weight: Tensor, packed: Any, scale: Any, bias: Any, groups: int
 ) -> None:
-    """Check what comes with bits and weight once these two fit each other."""
+    """Check the other tensors, after bits and weight have been checked against each other."""
     if weight.dtype == torch.int8:
         if scale is None:
             raise ValueError(f"{op}: scale must be given with int8 weights")
         if weight.numel() // weight.shape[0] > 2**24:
             raise ValueError(
-                f"{op}: int8 weights must have at most 2^24 inputs a neuron, whose sum fits 32 bits, got "
+                f"{op}: int8 weights must have at most 2^24 inputs per neuron, so that sums fit into 32 bits, got "
                 f"{list(weight.shape)}"
             )
     if scale is not None:
         check_operand(op, "scale", scale, weight, weight.shape[:1])
         if scale.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{op}: scale has no gradient; detach it, or multiply the weights by it")
+            raise ValueError(f"{op}: scale must not require a gradient; detach it, or multiply the weights by it")
     if bias is not None:
         check_operand(op, "bias", bias, weight, weight.shape[:1])
     if count is not None:
@@ -54,29 +54,29 @@ def check_operands(
 
 
 def current_dtype(weight: Tensor) -> torch.dtype:
-    """That of currents, and of all that is added to them or multiplies them: narrower weights have float32 ones."""
+    """Return the dtype of currents, scales and biases: float32 for weights narrower than that."""
     return torch.float32 if weight.dtype in checks.NARROW else weight.dtype
 
 
 def terms_of(weight: Tensor) -> int:
-    """How many bf16 terms CUDA's tensor cores take a float32 weight for; 3, all of it, where they have no say."""
+    """Return how many bf16 terms represent a float32 weight on CUDA's tensor cores; otherwise 3, full precision."""
     return _float32_terms() if weight.is_cuda and weight.dtype == torch.float32 else 3
 
 
 _TERMS = {"highest": 3, "high": 2, "medium": 1}
 
 
-# A constant to torch.compile, which cannot trace the question.
+# torch.compile cannot trace this query, so it treats the result as a constant.
 @torch.compiler.assume_constant_result
 def _float32_terms() -> int:
     try:
         return _TERMS[torch.get_float32_matmul_precision()]
-    except RuntimeError:  # torch refuses to say where its newer setting, one for each backend, is in use
+    except RuntimeError:  # raised once the newer setting, one per backend, has been used
         return 2 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 3
 
 
 def check_operand(op: str, argument: str, value: Any, weight: Tensor, expected: Sequence[int]) -> None:
-    """Check a count, scale, bias or state."""
+    """Check the dtype, device and shape of a count, scale, bias or state."""
     if weight.dtype not in checks.NARROW:
         checks.check_like(op, argument, value, weight, "weight", expected)
         return
@@ -102,7 +102,7 @@ def check_conv2d(
     groups: Any,
     engine: Any,
 ) -> Geometry:
-    """Check a convolutional product's arguments; return stride, padding and dilation as pairs."""
+    """Check the arguments of a convolutional product; return stride, padding and dilation as pairs."""
     check_product(op, bits, weight, engine)
     if bits.dim() != 5:
         raise ValueError(f"{op}: bits must be [P, N, C, H, W], got {list(bits.shape)}")
@@ -130,7 +130,7 @@ def check_conv2d(
 
 
 def check_linear(op: str, bits: Any, count: Any, weight: Any, packed: Any, scale: Any, bias: Any, engine: Any) -> None:
-    """Check a linear product's arguments."""
+    """Check the arguments of a linear product."""
     check_product(op, bits, weight, engine)
     if bits.dim() < 3:
         raise ValueError(f"{op}: bits must be [P, N, ..., F], got {list(bits.shape)}")

@@ -1,6 +1,6 @@
-"""The two product operators as torch sees them: fake kernels and gradients.
+"""Fake kernels and gradients of the two product operators.
 
-A weight [O, F] makes a product linear, one of [O, C/groups, kH, kW] a convolution.
+With a weight [O, F] a product is a linear layer, with [O, C/groups, kH, kW] a convolution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .spike_count import spike_count
 
 Pair = list[int]
 
-# bits (where there is no count), count, weight, scale
+# bits (None if there is a count), count, weight, scale
 Saved = tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of count, weight and bias."""
@@ -28,7 +28,7 @@ Convolution = tuple[Pair, Pair, Pair, int]
 
 
 def _neurons(bits: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
-    """The shape of the output's neurons."""
+    """Return the shape of the output neurons."""
     if weight.dim() == 2:
         return [*bits.shape[1:-1], weight.shape[0]]
     return [bits.shape[1], weight.shape[0], *out_size(bits, weight, stride, padding, dilation)]
@@ -102,17 +102,17 @@ def _(
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
-# -- what the gradient needs
+# -- gradients
 
 
 def _save(ctx: Any, bits: Tensor, count: Tensor | None, weight: Tensor, scale: Tensor | None) -> None:
-    """Keep what the gradient of a product needs: the counts where there are any (they do not grow with T)."""
+    """Save the tensors for the gradient of a product: the count rather than the bits, since bits grow with T."""
     ctx.save_for_backward(None if count is not None else bits, count, weight, scale)
     ctx.set_materialize_grads(False)
 
 
 def _values(saved: Saved, dtype: torch.dtype) -> Tensor:
-    """The counts that entered a product."""
+    """Return the counts that entered a product."""
     bits, count, _, _ = saved
     if count is not None:
         return count
@@ -121,10 +121,10 @@ def _values(saved: Saved, dtype: torch.dtype) -> Tensor:
 
 
 def _gradients(ctx: Any, grad: Tensor | None) -> Gradients:
-    """Gradients of scale * (weight * count) + bias, where needed."""
+    """Return the gradients of scale * (weight * count) + bias that are needed."""
     if grad is None:
         return None, None, None
-    needs, saved = ctx.needs_input_grad, ctx.saved_tensors  # which checkpointing lets be read once
+    needs, saved = ctx.needs_input_grad, ctx.saved_tensors  # activation checkpointing allows one read
     needed = needs[1], needs[2], needs[5]
     if saved[2].dim() == 2:
         return _linear_gradients(grad, saved, needed)
@@ -138,7 +138,7 @@ def _conv2d_gradients(
     needed: tuple[bool, bool, bool],
     convolution: Convolution,
 ) -> Gradients:
-    """Gradients of scale * (weight * count) + bias with respect to count, weight and bias, where needed."""
+    """Return the needed gradients of scale * (weight * count) + bias with respect to count, weight and bias."""
     values, weight, scale = _values(saved, grad.dtype), saved[2].to(grad.dtype), saved[3]
     stride, padding, dilation, groups = convolution
     settings = (stride, padding, dilation, False, [0, 0], groups)
@@ -147,7 +147,7 @@ def _conv2d_gradients(
         grad = grad * scale.view(-1, 1, 1)
     grad, values, weight = layout.canonical(grad), layout.canonical(values), layout.canonical(weight)
     grad_count = grad_weight = None
-    # The kernel of the weight gradient has no gradient of its own.
+    # conv2d_weight_gradient runs on the CPU only and is not differentiable itself.
     if grad.device.type != "cpu" or torch.is_grad_enabled():
         mask = [*needed[:2], False]
         grad_count, grad_weight, _ = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, mask)
@@ -156,7 +156,7 @@ def _conv2d_gradients(
             grad_weight = torch.ops.tandem_cuda.conv2d_weight_gradient(grad, values, weight, *convolution)
         if needed[0]:
             if weight.numel() > values.numel() + grad.numel():
-                # Otherwise torch brings the weights into the layout of the activations, which are less here.
+                # Convert the smaller tensors: otherwise torch converts the weights to the layout of the activations.
                 grad, values = grad.contiguous(), values.contiguous()
             only_count = [True, False, False]
             grad_count = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, only_count)[0]
@@ -165,9 +165,9 @@ def _conv2d_gradients(
 
 @autocast.without_autocast
 def _linear_gradients(grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool]) -> Gradients:
-    """Gradients of scale * (weight * count) + bias with respect to count, weight and bias, where needed."""
+    """Return the needed gradients of scale * (weight * count) + bias with respect to count, weight and bias."""
     weight, scale = saved[2].to(grad.dtype), saved[3]
-    # reshape, for there is no rule to batch flatten with is_grads_batched
+    # reshape, because is_grads_batched has no batching rule for flatten
     grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if needed[2] else None
     if scale is not None:
         grad = grad * scale
@@ -192,7 +192,7 @@ def _setup_spiking(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _spiking_backward(ctx: Any, _bits: None, grad: Tensor | None, _state: None) -> tuple[Tensor | None, ...]:
     count, weight, bias = _gradients(ctx, grad)
-    bias = None if bias is None else bias * ctx.time_steps  # it acts at every time step
+    bias = None if bias is None else bias * ctx.time_steps  # the bias enters at every time step
     return None, count, weight, None, None, bias, *[None] * 12
 
 
@@ -208,7 +208,7 @@ def _count_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def register_products() -> None:
-    """Register the gradients, and what autocast does."""
+    """Register the gradients and the autocast rule of the products."""
     register_gradient("spiking_product", _spiking_backward, _setup_spiking)
     register_gradient("count_product", _count_backward, _setup_count)
     for name in ("spiking_product", "count_product"):

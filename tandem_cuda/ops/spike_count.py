@@ -1,4 +1,4 @@
-"""spike_count: spikes per neuron."""
+"""spike_count: count the spikes of every neuron."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         dtype: of the result: float32 or float64.
 
     Returns:
-        [N, ...] whole numbers from 0 to 8P, features last in memory. No gradient: see :func:`tandem_count`.
+        [N, ...], integers from 0 to 8P, features last in memory. No gradient: see :func:`tandem_count`.
 
     Raises:
         TypeError: wrong dtype.
@@ -28,7 +28,7 @@ def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def empty_count(bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """What spike_count returns, uninitialised."""
+    """Return an uninitialised tensor with the shape and layout of a spike_count."""
     return layout.empty_channels_last(bits, bits.shape[1:], dtype, layout.train_feature_dim(bits.dim()) - 1)
 
 

@@ -35,43 +35,43 @@ def spiking_conv2d(
     """Convolve a spike train at every time step and feed integrate-and-fire neurons (Wu et al. 2021, eqs. 1-5).
 
     For t = 1..T, x[t] = scale * (weight * s_in[t]) + bias drives the neurons of :func:`integrate_and_fire`. The
-    event-driven engine adds weights for inputs that spike and for no others, and stores neither a current nor a float
-    spike of a single time step. Sums of int8 weights are exact integers, so that they are the same in any order.
+    event-driven engine adds weights only for inputs that spike, and stores neither the currents nor float spikes of the
+    time steps. Sums of int8 weights are exact integers, the same in any order.
 
     Args:
         bits: uint8 [P, N, C, H, W].
-        weight: float32, float64, float16, bfloat16 or int8 [O, C/groups, kH, kW]. With the last three all other
-            arguments and results are float32, but gradients have the dtype of what they are the gradient of.
+        weight: float32, float64, float16, bfloat16 or int8 [O, C/groups, kH, kW]. With one of the last three, all other
+            arguments and all results are float32. Each gradient has the dtype of its tensor.
         bias: [O], current per time step (the ANN's bias divided by T).
         stride: as in ``torch.nn.functional.conv2d``.
         padding: zero padding, an int or a pair.
-        dilation: spacing of the taps.
-        groups: blocks of channels.
-        state: [S, N, O, Ho, Wo], the neuron's S state variables as an earlier call returned them, the first one u[0]
-            before its reset; a simulation continues there.
-        packed: :func:`pack_weight` of ``weight``, to save arranging it at this call.
-        scale: [O], of the weights; must be given with int8 weights. No gradient flows to it.
-        count: [N, C, H, W], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in
-            the forward pass.
+        dilation: spacing of the kernel taps, an int or a pair.
+        groups: number of channel groups, as in ``torch.nn.functional.conv2d``.
+        state: [S, N, O, Ho, Wo], the S state variables returned by an earlier call, to continue its simulation. The
+            first variable is u[0] before its reset.
+        packed: the result of ``pack_weight(weight, groups)``, to avoid rearranging the weights in this call.
+        scale: [O], one factor per output channel; required with int8 weights. It gets no gradient.
+        count: [N, C, H, W], the differentiable count of ``bits``, which gets the gradient. The forward pass does not
+            read its values.
         time_steps: T.
-        neuron: IF(...) or LIF(...); ``clip`` and ``amplitude`` do not matter here.
-        want_sum: compute the sum of currents.
+        neuron: IF(...) or LIF(...). ``clip`` and ``amplitude`` are ignored.
+        want_sum: return the sum of the currents.
         want_state: return the final state.
-        engine: "event": work in proportion to the spikes; "dense": torch's own convolution on unpacked spikes, a sample
-            at a time; "auto": for each sample, by its own spikes, the faster one. What a sample gives depends on no
-            other. On a CUDA device
-            "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer. It
-            multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
+        engine: "event": the work grows with the number of spikes. "dense": torch's own convolution of unpacked spikes,
+            one sample at a time. "auto": the faster of the two, chosen for each sample by its own spikes, so that no
+            result depends on the rest of the batch. On CUDA, "dense" is the tensor-core engine: it needs compute
+            capability 8.0 or newer and does not support float64 or int8 weights. The precision of float32 weights
+            follows ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
 
     Returns:
-        ``(bits, sum, state)``: uint8 [P, N, O, Ho, Wo]; the sum over t of x[t], [N, O, Ho, Wo], which is the ANN's
-        pre-activation and differentiable as such in ``weight``, ``bias`` and ``count``; the final state,
-        [S, N, O, Ho, Wo]. Channels last in memory. An output that is not wanted is an empty tensor.
+        ``(bits, sum, state)``: uint8 [P, N, O, Ho, Wo]; the sum over t of x[t], [N, O, Ho, Wo]; the final state,
+        [S, N, O, Ho, Wo]. All are channels last in memory. The sum is the ANN's pre-activation and is differentiable in
+        ``weight``, ``bias`` and ``count``. An output that was not requested is an empty tensor.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape, device or T that does not fit; an engine that cannot serve the call.
-        RuntimeError: on the CPU, a weight, scale or bias that is not finite, or bits past T; not enough memory.
+        ValueError: a wrong shape, device or T, or an engine that does not support the weights.
+        RuntimeError: on the CPU, a weight, scale or bias that is not finite, or bits past T; out of memory.
     """
     op = "spiking_conv2d"
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)

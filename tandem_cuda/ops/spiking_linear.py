@@ -28,37 +28,38 @@ def spiking_linear(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply a linear layer to a spike train at every time step and feed integrate-and-fire neurons.
 
-    As :func:`spiking_conv2d`, with x[t] = scale * (weight * s_in[t]) + bias.
+    Works as :func:`spiking_conv2d`, with x[t] = scale * (weight * s_in[t]) + bias.
 
     Args:
         bits: uint8 [P, N, ..., F].
-        weight: float32, float64, float16, bfloat16 or int8 [O, F]. With the last three all other
-            arguments and results are float32, but gradients have the dtype of what they are the gradient of.
+        weight: float32, float64, float16, bfloat16 or int8 [O, F]. With one of the last three, all other arguments and
+            all results are float32. Each gradient has the dtype of its tensor.
         bias: [O], current per time step (the ANN's bias divided by T).
-        state: [S, N, ..., O], the neuron's S state variables as an earlier call returned them, the first one u[0]
-            before its reset; a simulation continues there.
-        packed: :func:`pack_weight` of ``weight``, to save arranging it at this call.
-        scale: [O], of the weights; must be given with int8 weights. No gradient flows to it.
-        count: [N, ..., F], the differentiable count of ``bits``; the gradient flows to it. Its value is not read in the
-            forward pass.
+        state: [S, N, ..., O], the S state variables returned by an earlier call, to continue its simulation. The first
+            variable is u[0] before its reset.
+        packed: the result of ``pack_weight(weight)``, to avoid rearranging the weights in this call.
+        scale: [O], one factor per output channel; required with int8 weights. It gets no gradient.
+        count: [N, ..., F], the differentiable count of ``bits``, which gets the gradient. The forward pass does not
+            read its values.
         time_steps: T.
-        neuron: IF(...) or LIF(...); ``clip`` and ``amplitude`` do not matter here.
-        want_sum: compute the sum of currents.
+        neuron: IF(...) or LIF(...). ``clip`` and ``amplitude`` are ignored.
+        want_sum: return the sum of the currents.
         want_state: return the final state.
-        engine: "event": work in proportion to the spikes; "dense": torch's own matrix product on unpacked spikes, at
-            most 32 MiB at a time, whose roundings may depend on the size of the batch; "auto": "event". On a CUDA
-            device "dense" is the tensor-core engine: not for float64 and int8 weights; compute capability 8.0 or newer.
-            It multiplies float32 weights as precisely as ``torch.set_float32_matmul_precision`` asks: docs/cuda.md.
+        engine: "event": the work grows with the number of spikes. "dense": torch's own matrix product of unpacked
+            spikes, at most 32 MiB at a time, whose rounding may depend on the batch size. "auto": the same as "event".
+            On CUDA, "dense" is the tensor-core engine: it needs compute capability 8.0 or newer and does not support
+            float64 or int8 weights. The precision of float32 weights follows ``torch.set_float32_matmul_precision``
+            (see docs/cuda.md).
 
     Returns:
         ``(bits, sum, state)``: uint8 [P, N, ..., O]; the sum over t of x[t], [N, ..., O], differentiable in
-        ``weight``, ``bias`` and ``count``; the final state, [S, N, ..., O]. An output that is not wanted is an empty
-        tensor.
+        ``weight``, ``bias`` and ``count``; the final state, [S, N, ..., O]. An output that was not requested is an
+        empty tensor.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape, device or T that does not fit; an engine that cannot serve the call.
-        RuntimeError: on the CPU, a weight, scale or bias that is not finite, or bits past T; not enough memory.
+        ValueError: a wrong shape, device or T, or an engine that does not support the weights.
+        RuntimeError: on the CPU, a weight, scale or bias that is not finite, or bits past T; out of memory.
     """
     op = "spiking_linear"
     check_linear(op, bits, count, weight, packed, scale, bias, engine)

@@ -1,4 +1,4 @@
-"""tandem_count: the tandem coupling of spike counts and ANN gradient."""
+"""tandem_count: couple spike counts with the gradient of the ANN's activation."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ def tandem_count(
     neuron: Neuron = IF(),
     upper: float = math.inf,
 ) -> Tensor:
-    """Spike counts that carry the gradient of the ANN's activation (Wu et al. 2021, section III-C).
+    """Return spike counts that carry the gradient of the ANN's activation (Wu et al. 2021, section III-C).
 
     Forward: the actual counts, :func:`spike_count` of ``bits``. Backward, with v = ``pre_activation``: the derivative
-    of ``neuron.activation(v, T)``, the ANN's activation, where v <= upper, else 0. For IF neurons that is::
+    of the ANN's activation ``neuron.activation(v, T)`` where v <= upper, else 0. For IF neurons the activation is
+    relu(v) / threshold, so that::
 
-        dc/dv = 1 / threshold  where 0 < v <= upper, else 0            (the ANN's relu(v) / threshold)
+        dc/dv = 1 / threshold  where 0 < v <= upper, else 0
 
     Args:
         bits: uint8 [P, N, ...].
-        pre_activation: float32 or float64 [N, ...]: the current summed over all time steps; any value proportional to
-            it will do, if ``neuron.scaled`` and ``upper`` are in its units.
+        pre_activation: float32 or float64 [N, ...]: the current summed over all time steps. It may be in other units if
+            the neuron (see ``neuron.scaled``) and ``upper`` are in the same ones.
         time_steps: T.
-        neuron: IF(...) or LIF(...); ``clip`` and ``amplitude`` do not matter here.
-        upper: no gradient where v exceeds it (nor where v is NaN); inf, the default, excludes nothing.
+        neuron: IF(...) or LIF(...). ``clip`` and ``amplitude`` are ignored.
+        upper: the gradient is zero where v > upper or v is NaN. The default, inf, sets no bound.
 
     Returns:
         [N, ...] in the dtype of ``pre_activation``, features last in memory.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape, device, T or upper that does not fit.
-        RuntimeError: on the CPU, bits past T. On a CUDA device they do not count.
+        ValueError: a wrong shape, device, T or upper.
+        RuntimeError: on the CPU, bits past T. On CUDA such bits are ignored.
     """
     op = "tandem_count"
     checks.check_train(op, bits, time_steps)
@@ -94,7 +95,7 @@ def _setup_context_twice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 
 def _backward_twice(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # Linear in the gradient, piecewise constant in pre_activation.
+    # The gradient is linear in the incoming gradient and piecewise constant in pre_activation.
     (v,) = ctx.saved_tensors
     return torch.ops.tandem_cuda.tandem_count_backward(grad, v, ctx.threshold, ctx.upper), None, None, None
 

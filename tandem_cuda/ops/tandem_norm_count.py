@@ -1,4 +1,4 @@
-"""tandem_norm_count: the tandem coupling behind batch norm, its gradient in two passes over memory."""
+"""tandem_norm_count: the tandem coupling after batch norm, with a gradient in two passes over memory."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ def tandem_norm_count(
     threshold: float = 1.0,
     upper: float = math.inf,
 ) -> Tensor:
-    """Spike counts that carry the gradient of the ANN's activation of a batch-normalised product.
+    """Return spike counts that carry the gradient of the ANN's activation of a batch-normalised product.
 
-    Forward: the actual counts, :func:`spike_count` of ``bits``. Backward: as :func:`tandem_count` with IF neurons of
-    v = gamma * (product - mean) / sqrt(var + eps) + beta, led on through batch norm (Ioffe and Szegedy 2015, section
-    3). Nothing but ``product`` is kept for it: v and the gate are computed anew, and never stored.
+    Forward: the actual counts, :func:`spike_count` of ``bits``. Backward: the gradient of :func:`tandem_count` with IF
+    neurons and v = gamma * (product - mean) / sqrt(var + eps) + beta, then that of batch norm (Ioffe and Szegedy 2015,
+    section 3). The backward pass recomputes v from ``product``; v is never stored.
 
     Args:
         bits: uint8 [P, N, C, ...].
-        product: float32 or float64 [N, C, ...]: what batch norm normalises.
-        mean: [C], of ``product`` over all other dimensions.
-        var: [C], the biased variance likewise. The gradient that flows through these two is part of the result;
-            none is returned for themselves.
-        gamma: [C], batch norm's gain.
+        product: float32 or float64 [N, C, ...]: the input of batch norm.
+        mean: [C], mean of ``product`` over all other dimensions.
+        var: [C], biased variance of ``product`` over all other dimensions. The gradient of ``product`` includes the
+            parts through ``mean`` and ``var``, which get no gradient themselves.
+        gamma: [C], batch norm's weight.
         beta: [C], batch norm's bias.
         time_steps: T.
         eps: added to the variance.
         threshold: firing threshold, positive.
-        upper: no gradient where v exceeds it (nor where v is NaN).
+        upper: the gradient is zero where v > upper or v is NaN.
 
     Returns:
-        [N, C, ...] in the dtype of ``product``, channels last in memory; differentiable, twice too, in ``product``,
-        ``gamma`` and ``beta``.
+        [N, C, ...] in the dtype of ``product``, channels last in memory. Twice differentiable in ``product``, ``gamma``
+        and ``beta``.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape, device, eps, threshold, T or upper that does not fit.
-        RuntimeError: on the CPU, bits past T. On a CUDA device they do not count.
+        ValueError: a wrong shape, device, eps, threshold, T or upper.
+        RuntimeError: on the CPU, bits past T. On CUDA such bits are ignored.
     """
     op = "tandem_norm_count"
     checks.check_train(op, bits, time_steps)
@@ -117,7 +117,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     product, mean, var, gamma, beta = ctx.saved_tensors
-    if torch.is_grad_enabled():  # the gradient is to have one itself
+    if torch.is_grad_enabled():  # create_graph=True: the gradient must be differentiable
         grads = _composed(grad, product, gamma, beta, ctx.eps, ctx.threshold, ctx.upper)
     else:
         grads = torch.ops.tandem_cuda.tandem_norm_count_backward(
@@ -129,7 +129,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _composed(
     grad: Tensor, product: Tensor, gamma: Tensor, beta: Tensor, eps: float, threshold: float, upper: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the operator computes, of differentiable operations."""
+    """Compute the operator's gradients from differentiable operations."""
     others = [d for d in range(product.dim()) if d != 1]
     var, mean = torch.var_mean(product, others, correction=0, keepdim=True)
     gain = torch.rsqrt(var + eps)

@@ -1,4 +1,4 @@
-"""unpack_spikes: bit planes to a dense spike train."""
+"""unpack_spikes: unpack bit planes into a dense spike train."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """The operators and layers of tandem_cuda in plain PyTorch, slow and obvious.
 
-This package is the specification: every kernel is tested against it and timed against it. It needs neither the compiled
-library nor any other code of the package than the neuron models. The operators have the names and signatures of
-`tandem_cuda.ops`, less what says how to compute (`packed`, `engine`); the layers have the constructors of the package's
-own, less the same, but pass time-major float spike trains on, as a user of plain PyTorch would.
+This package is the specification: every kernel is tested and timed against it. It needs only the neuron models of the
+package, not the compiled library. The operators have the names and signatures of `tandem_cuda.ops`, without the
+arguments that say how to compute (`packed`, `engine`). The layers have the constructors of `tandem_cuda`, without the
+same arguments, but pass time-major float spike trains, as a user of plain PyTorch would.
 
-Names of sizes: T time steps, P = ceil(T / 8) bit planes, N batch, C channels, F features in, O features out.
-The learning rule is that of Wu et al., "A Tandem Learning Rule for Effective Training and Rapid Inference of Deep
+Sizes: T time steps, P = ceil(T / 8) bit planes, N batch, C channels, F features in, O features out.
+The learning rule is from Wu et al., "A Tandem Learning Rule for Effective Training and Rapid Inference of Deep
 Spiking Neural Networks", IEEE TNNLS 2021, doi:10.1109/TNNLS.2021.3095724.
 """
 

@@ -17,7 +17,7 @@ from .ops import check_time_steps, couple, neuron_loop, replace_value
 class DenseTrain:
     """Spikes [T, N, ...] as a float tensor of 0 and 1, and their count [N, ...], which carries the tandem gradient.
 
-    amplitude: what one spike weighs in the layer behind.
+    amplitude: weight of one spike in the next layer.
     """
 
     def __init__(self, spikes: Tensor, count: Tensor | None = None, amplitude: float = 1.0) -> None:
@@ -33,7 +33,7 @@ class DenseTrain:
 
     @property
     def shape(self) -> torch.Size:
-        """[N, ...]: without the time."""
+        """[N, ...]: batch and neurons, without the time dimension."""
         return self.spikes.shape[1:]
 
     def to_dense(self) -> Tensor:
@@ -41,7 +41,7 @@ class DenseTrain:
         return self.spikes
 
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> "DenseTrain":
-        """Merge dimensions of [N, ...], numbered without the time; nn.Flatten calls this."""
+        """Flatten dimensions of [N, ...]; time is not counted as a dimension. nn.Flatten calls this."""
         start, end = (d + 1 if d >= 0 else d for d in (start_dim, end_dim))
         return DenseTrain(self.spikes.flatten(start, end), self.count.flatten(start_dim, end_dim), self.amplitude)
 
@@ -59,42 +59,42 @@ class EncodedInput:
     mode: str
 
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> "EncodedInput":
-        """Merge dimensions of [N, ...]; nn.Flatten calls this."""
+        """Flatten dimensions of [N, ...]; nn.Flatten calls this."""
         return EncodedInput(self.value.flatten(start_dim, end_dim), self.time_steps, self.mode)
 
 
 class Encode(nn.Module):
-    """Real-valued input [N, ...] as current: constant (at every time step) or impulse (at the first one only)."""
+    """Mark real-valued input [N, ...] as a current: constant (at every time step) or impulse (at the first one)."""
 
     def __init__(self, time_steps: int, mode: str = "constant") -> None:
         super().__init__()
         check_time_steps("Encode", time_steps)
         if mode not in ("constant", "impulse"):
-            raise ValueError(f"Encode: mode: expected 'constant' or 'impulse', got {mode!r}")
+            raise ValueError(f"Encode: mode must be 'constant' or 'impulse', got {mode!r}")
         self.time_steps = time_steps
         self.mode = mode
 
     def forward(self, x: Tensor) -> EncodedInput:
-        """Take x [N, ...] and leave it as it is."""
+        """Wrap x [N, ...] unchanged."""
         return EncodedInput(x, self.time_steps, self.mode)
 
 
 class Decode(nn.Module):
-    """Spike train -> spike counts [N, ...], the input of an ordinary nn.Linear."""
+    """Convert a spike train to spike counts [N, ...], the input of an ordinary nn.Linear."""
 
     def forward(self, x: Any) -> Tensor:
-        """Take a spike train and return its count [N, ...], times what a spike weighs."""
+        """Return the count of a spike train, [N, ...], times the weight of a spike."""
         count: Tensor = x.count if x.amplitude == 1 else x.amplitude * x.count
         return count
 
 
 class _TandemLayer(nn.Module):
-    """The tandem rule around a weight layer, the next class of the method resolution order."""
+    """Apply the tandem rule to a weight layer, the next class in the method resolution order."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     norm_class: type[nn.BatchNorm1d | nn.BatchNorm2d]
-    output_dim = 0  # of the weights; behind another one it holds the output channels of each group
+    output_dim = 0  # of the weight; if it is not 0, it holds the output channels of one group
     groups: int
 
     def __init__(
@@ -107,9 +107,9 @@ class _TandemLayer(nn.Module):
     ) -> None:
         super().__init__(*args, **kwargs)
         if norm not in (None, "batch"):
-            raise ValueError(f"{type(self).__name__}: norm: expected None or 'batch', got {norm!r}")
+            raise ValueError(f"{type(self).__name__}: norm must be None or 'batch', got {norm!r}")
         if form not in ("loop", "folded"):
-            raise ValueError(f"{type(self).__name__}: form: expected 'loop' or 'folded', got {form!r}")
+            raise ValueError(f"{type(self).__name__}: form must be 'loop' or 'folded', got {form!r}")
         w = self.weight
         outputs = w.shape[self.output_dim] * (self.groups if self.output_dim else 1)
         self.norm = self.norm_class(outputs, device=w.device, dtype=w.dtype) if norm else None
@@ -117,27 +117,27 @@ class _TandemLayer(nn.Module):
         self.form = form
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The weight layer itself: x [N, ...] -> [N, ...]."""
+        """Compute the weight layer's product: x [N, ...] -> [N, ...]."""
         raise NotImplementedError
 
     def forward(self, x: Any) -> DenseTrain:
-        """Take an EncodedInput or a spike train (anything with to_dense(), count, time_steps and amplitude)."""
+        """Process an EncodedInput or a spike train (anything with to_dense(), count, time_steps and amplitude)."""
         if isinstance(x, Tensor):
             name = type(self).__name__
-            raise TypeError(f"{name}: input: expected spikes, got a Tensor; put Encode(time_steps) in front")
+            raise TypeError(f"{name}: input must be spikes, got a Tensor; put Encode(time_steps) in front")
         return _fire(self.neuron, x.time_steps, *self.drive(x))
 
     def drive(self, x: Any) -> tuple[Tensor | None, Sequence[Tensor]]:
-        """The ANN's pre-activation (None where no gradient is asked for) and the current of every time step."""
+        """Return the ANN's pre-activation (None if no gradient is needed) and the current of every time step."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         time_steps: int = x.time_steps
         v = None
         if self.norm is not None and self.norm.training:
-            # The ANN normalises with the statistics of this batch, and this call updates the running ones ...
+            # The ANN normalises with the batch statistics, and this call updates the running statistics.
             v = self.norm(self.product(self._ann_input(x), weight, bias))
         if self.norm is not None:
-            # ... which the SNN, and in evaluation the ANN too, folds into weight and bias.
+            # The SNN, and in eval mode the ANN too, folds the running statistics into weight and bias.
             weight, bias = self._fold(self.norm)
         if v is None and torch.is_grad_enabled():
             v = self.product(self._ann_input(x), weight, bias)
@@ -145,7 +145,7 @@ class _TandemLayer(nn.Module):
             return v, self._currents(x, weight, None if bias is None else bias / time_steps)
 
     def _ann_input(self, x: Any) -> Tensor:
-        """What the ANN layer receives: the sum over time of what the SNN layer receives."""
+        """Return the input of the ANN layer: the SNN layer's input summed over time."""
         if not hasattr(x, "mode"):
             ann_input: Tensor = x.count if x.amplitude == 1 else x.amplitude * x.count
         else:
@@ -153,9 +153,9 @@ class _TandemLayer(nn.Module):
         return ann_input
 
     def _fold(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-        """Weight and bias that do what the weight layer and the norm with its running statistics do, differentiably."""
+        """Fold the norm, with its running statistics, into weight and bias; differentiable."""
         if norm.running_mean is None or norm.running_var is None:
-            raise ValueError(f"{type(self).__name__}: norm: expected running statistics, got none")
+            raise ValueError(f"{type(self).__name__}: norm must keep running statistics, got none")
         gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         shifted = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
         if self.output_dim:
@@ -166,7 +166,7 @@ class _TandemLayer(nn.Module):
         return self.weight * gain.reshape(-1, *[1] * (self.weight.dim() - 1)), shifted * gain + norm.bias
 
     def _currents(self, x: Any, weight: Tensor, bias: Tensor | None) -> Sequence[Tensor]:
-        """Input current of each time step; bias is that of one step."""
+        """Return the input current of each time step; bias is the bias per step."""
         if hasattr(x, "mode"):
             first = self.product(x.value, weight, bias)
             rest = first if x.mode == "constant" else self.product(torch.zeros_like(x.value), weight, bias)
@@ -178,7 +178,7 @@ class _TandemLayer(nn.Module):
 
 
 def _fire(neuron: Neuron, time_steps: int, v: Tensor | None, currents: Sequence[Tensor]) -> DenseTrain:
-    """The spikes of neurons driven by currents whose sum is v; their count carries the gradient of the ANN."""
+    """Fire neurons driven by currents whose sum is v; the count carries the gradient of the ANN."""
     spikes, _ = neuron_loop(currents, neuron)
     train = DenseTrain(spikes, amplitude=neuron.amplitude)
     if v is not None:
@@ -189,15 +189,15 @@ def _fire(neuron: Neuron, time_steps: int, v: Tensor | None, currents: Sequence[
 class TandemConv2d(_TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains in and out, not tensors
     """Convolution, optional batch norm and spiking neurons, trained by the tandem rule.
 
-    The constructor is that of nn.Conv2d, then norm (None or "batch": an nn.BatchNorm2d, `norm`), neuron (IF or LIF)
-    and form: one convolution per time step ("loop") or one with time folded into the batch ("folded").
+    The constructor takes the arguments of nn.Conv2d, and norm (None, or "batch" for an nn.BatchNorm2d), neuron (IF or
+    LIF) and form: "loop" for one convolution per time step, "folded" for one with time folded into the batch.
     """
 
     norm_class = nn.BatchNorm2d
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution: x [N, C, H, W] -> [N, O, Ho, Wo]."""
-        out: Tensor = self._conv_forward(x, weight, bias)  # F.conv2d, after whatever padding_mode asks for
+        """Convolve: x [N, C, H, W] -> [N, O, Ho, Wo]."""
+        out: Tensor = self._conv_forward(x, weight, bias)  # F.conv2d, after any padding of padding_mode
         return out
 
 
@@ -207,7 +207,7 @@ class TandemLinear(_TandemLayer, nn.Linear):  # type: ignore[misc]  # as above
     norm_class = nn.BatchNorm1d
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The matrix product: x [N, ..., F] -> [N, ..., O]."""
+        """Compute the matrix product: x [N, ..., F] -> [N, ..., O]."""
         return F.linear(x, weight, bias)
 
 
@@ -217,7 +217,7 @@ class TandemConv1d(_TandemLayer, nn.Conv1d):  # type: ignore[misc]  # as above
     norm_class = nn.BatchNorm1d
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution: x [N, C, L] -> [N, O, Lo]."""
+        """Convolve: x [N, C, L] -> [N, O, Lo]."""
         out: Tensor = self._conv_forward(x, weight, bias)
         return out
 
@@ -229,13 +229,13 @@ class TandemConvTranspose2d(_TandemLayer, nn.ConvTranspose2d):  # type: ignore[m
     output_dim = 1
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The transposed convolution: x [N, C, H, W] -> [N, O, Ho, Wo]."""
+        """Apply the transposed convolution: x [N, C, H, W] -> [N, O, Ho, Wo]."""
         geometry: Any = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         return F.conv_transpose2d(x, weight, bias, *geometry)
 
 
 class TandemAdd(nn.Module):
-    """Neurons driven by the sum of what drives several branches, tandem layers or nn.Identity, with one input each."""
+    """Neurons driven by the summed currents of several branches: tandem layers or nn.Identity, with one input each."""
 
     def __init__(self, *branches: nn.Module, neuron: Neuron = IF()) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class TandemAdd(nn.Module):
         self.neuron = neuron
 
     def forward(self, *inputs: Any) -> DenseTrain:
-        """Take one spike train per branch."""
+        """Add up the branches, with one spike train each."""
         drives = []
         for branch, x in zip(self.branches, inputs, strict=True):
             if isinstance(branch, _TandemLayer):
@@ -257,16 +257,16 @@ class TandemAdd(nn.Module):
 
 
 class _SpikingAverage(nn.Module):
-    """IF neurons on the mean of a window, the next class of the method resolution order being torch's pooling."""
+    """IF neurons driven by a window's mean; torch's pooling is the next class in the method resolution order."""
 
     def __init__(self, *args: Any, threshold: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.threshold = threshold
 
     def forward(self, x: Any) -> DenseTrain:
-        """Take a spike train of images."""
+        """Pool a spike train of images."""
         divisors = self._divisors(torch.ones(1, 1, *x.shape[2:], dtype=x.count.dtype))
-        # In units in which every mean is a whole number: sums of thirds would be rounded.
+        # Use units in which every mean is an integer: sums of thirds, say, would be rounded.
         unit = math.lcm(*divisors.flatten().int().tolist())
         pool = super().forward
         with torch.no_grad():
@@ -277,24 +277,24 @@ class _SpikingAverage(nn.Module):
         return train
 
     def _divisors(self, ones: Tensor) -> Tensor:
-        """Of the windows of an image [1, 1, H, W]: the reciprocals of what a single spike adds to their means."""
+        """Return the divisors of the windows of an image [1, 1, H, W]: one over what a single spike adds to a mean."""
         flat = torch.eye(ones.numel(), dtype=ones.dtype).view(-1, 1, *ones.shape[2:])
         return torch.round(1 / super().forward(flat).amax(0))
 
 
 class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # as above
-    """IF neurons on the mean of a window at every time step: the constructor of nn.AvgPool2d, then threshold."""
+    """IF neurons driven by a window's mean at every time step; takes the arguments of nn.AvgPool2d, and threshold."""
 
 
 class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
-    """The same with the constructor of nn.AdaptiveAvgPool2d."""
+    """SpikingAvgPool2d with the windows and arguments of nn.AdaptiveAvgPool2d."""
 
 
 class SpikingMaxPool2d(nn.MaxPool2d):
-    """The spikes with which the largest count of a window grows; max pooling of the counts, in value and gradient."""
+    """Spike when the largest count of a window grows: max pooling of the counts, in value and gradient."""
 
     def forward(self, x: Any) -> DenseTrain:
-        """Take a spike train of images."""
+        """Pool a spike train of images."""
         pool = super().forward
         counts = x.to_dense().cumsum(0)
         most = torch.stack([pool(c) for c in (torch.zeros_like(counts[0]), *counts)]).clamp(min=0)
@@ -304,10 +304,10 @@ class SpikingMaxPool2d(nn.MaxPool2d):
 
 
 class TandemDropout(nn.Dropout):
-    """One mask for the spikes of all time steps and for their count; what is left weighs 1 / (1 - p)."""
+    """Dropout with one mask for the spikes of all time steps and for their count; spikes weigh 1 / (1 - p)."""
 
     def forward(self, x: Any) -> DenseTrain:  # type: ignore[override]
-        """Take a spike train."""
+        """Drop neurons of a spike train."""
         if not self.training:
             train: DenseTrain = x
             return train
@@ -316,13 +316,13 @@ class TandemDropout(nn.Dropout):
         return DenseTrain(x.to_dense() * mask, x.count * mask, amplitude)
 
     def mask_shape(self, shape: torch.Size) -> Sequence[int]:
-        """Of the draws for neurons [N, ...]."""
+        """Return the shape of the mask for neurons [N, ...]."""
         return shape
 
 
 class TandemDropout2d(TandemDropout):
-    """The same with one draw a channel."""
+    """Dropout of whole channels: one draw per channel."""
 
     def mask_shape(self, shape: torch.Size) -> Sequence[int]:
-        """Of the draws for neurons [N, C, H, W]."""
+        """Return the shape of the mask for neurons [N, C, H, W]."""
         return (*shape[:2], 1, 1)

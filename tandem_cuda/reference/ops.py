@@ -24,9 +24,9 @@ def neuron_loop(
 ) -> tuple[Tensor, Tensor]:
     """Drive neurons with one current per time step.
 
-    currents: T tensors [N, ...]; state: [S, N, ...], the S state variables of the neuron after an earlier step.
+    currents: T tensors [N, ...]; state: [S, N, ...], the S state variables returned by an earlier call.
     Returns the spikes [T, N, ...], 0 or 1 in the dtype of the currents, and the final state [S, N, ...]. The neuron's
-    parameters are rounded to that dtype first; a potential that is NaN never fires. Nothing is differentiable here: in
+    parameters are first rounded to that dtype. A potential that is NaN never fires. The outputs have no gradient: in
     tandem learning no gradient flows through spikes or through time.
     """
     with torch.no_grad():
@@ -44,7 +44,7 @@ def neuron_loop(
 
 
 class _ReplaceValue(torch.autograd.Function):
-    """`value` in the forward pass; in the backward pass the gradient goes to `x`, times `slope`."""
+    """Return `value` in the forward pass; in the backward pass pass the gradient, times `slope`, to `x`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class _ReplaceValue(torch.autograd.Function):
 
 
 def replace_value(x: Tensor, value: Tensor, slope: Tensor | None = None) -> Tensor:
-    """A tensor of this value whose gradient goes to x, times slope."""
+    """Return a tensor with this value whose gradient, times slope, goes to x."""
     slope = x.new_ones(()) if slope is None else slope
     # torch does not annotate autograd.Function.apply.
     replaced: Tensor = _ReplaceValue.apply(x, value.detach(), slope.detach())  # type: ignore[no-untyped-call]
@@ -66,7 +66,7 @@ def replace_value(x: Tensor, value: Tensor, slope: Tensor | None = None) -> Tens
 
 
 def couple(v: Tensor, count: Tensor, time_steps: int, neuron: Neuron, upper: float) -> Tensor:
-    """The activation of pre-activation v, its value replaced by the actual spike count, its gradient kept.
+    """Return the activation of v with its gradient, but the actual spike count as its value.
 
     The gradient is zero where v > upper and where v is NaN.
     """
@@ -76,12 +76,12 @@ def couple(v: Tensor, count: Tensor, time_steps: int, neuron: Neuron, upper: flo
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Operators: tandem_cuda.ops in plain PyTorch. The layout of results in memory is left to PyTorch; only values count.
+# Operators: tandem_cuda.ops in plain PyTorch. Values are specified, the memory layout of results is not.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def pack_spikes(spikes: Tensor) -> Tensor:
-    """Spikes [T, N, ...] of 0 and 1 (any dtype) -> bits uint8 [P, N, ...]: bit i of plane p is the spike at 8p + i."""
+    """Pack spikes [T, N, ...] of 0 and 1 (any dtype) into bits uint8 [P, N, ...]; bit i of plane p is step 8p + i."""
     check_time_steps("pack_spikes", spikes.shape[0])
     planes = []
     for chunk in torch.split(spikes != 0, 8):
@@ -93,7 +93,7 @@ def pack_spikes(spikes: Tensor) -> Tensor:
 
 
 def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Bits uint8 [P, N, ...] -> spikes [T, N, ...], 0 or 1 in dtype."""
+    """Unpack bits uint8 [P, N, ...] into spikes [T, N, ...], 0 or 1 in dtype."""
     _check_bits("unpack_spikes", bits, time_steps)
     return torch.stack([(bits[t // 8] >> (t % 8)) & 1 for t in range(time_steps)]).to(dtype)
 
@@ -110,10 +110,10 @@ def max_pool_spikes(
     count: Tensor | None = None,
     want_count: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The spikes with which the largest count of each window grows.
+    """Spike when the largest count of a window grows.
 
     bits: [P, N, C, H, W]; count: int32 [N, C, H, W], spikes of earlier time steps. Returns bits [P, N, C, Ho, Wo] and
-    the counts after the last step, or an empty tensor. A window that lies in the padding as a whole has no spikes.
+    the counts after the last step, or an empty tensor. A window entirely in the padding has no spikes.
     """
     start = torch.zeros(bits.shape[1:], dtype=torch.int32) if count is None else count
     counts = [start, *(start + c for c in unpack_spikes(bits, time_steps, torch.float64).cumsum(0))]
@@ -123,7 +123,7 @@ def max_pool_spikes(
 
 
 def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Bits uint8 [P, N, ...] -> spikes per neuron [N, ...]. Unused high bits are zero, so T does not matter."""
+    """Count the spikes of bits uint8 [P, N, ...] per neuron, [N, ...]. Unused high bits are zero: T is not needed."""
     return unpack_spikes(bits, 8 * bits.shape[0], dtype).sum(0)
 
 
@@ -134,10 +134,10 @@ def tandem_count(
     neuron: Neuron = IF(),
     upper: float = math.inf,
 ) -> Tensor:
-    """Spike count of bits [P, N, ...] with the gradient of the ANN activation of pre_activation [N, ...].
+    """Return the spike count of bits [P, N, ...] with the gradient of the ANN activation of pre_activation [N, ...].
 
-    d count / d pre_activation is the neuron's slope, (v > 0) / threshold for IF; zero above `upper`. Returns [N, ...]
-    in the dtype of pre_activation.
+    d count / d pre_activation is the neuron's slope, (v > 0) / threshold for IF; it is zero above `upper`. The result
+    is [N, ...] in the dtype of pre_activation.
     """
     _check_bits("tandem_count", bits, time_steps)
     return couple(pre_activation, spike_count(bits, pre_activation.dtype), time_steps, neuron, upper)
@@ -156,10 +156,10 @@ def tandem_norm_count(
     threshold: float = 1.0,
     upper: float = math.inf,
 ) -> Tensor:
-    """tandem_count of IF neurons for the pre-activation that batch norm makes of product [N, C, ...], differentiably.
+    """Return tandem_count of IF neurons whose pre-activation is the batch-normalised product [N, C, ...].
 
-    mean, var: [C], those of product over all dimensions but C, for kernels that need not compute them; var is biased.
-    gamma, beta: [C]. Returns [N, C, ...] in the dtype of product.
+    mean, var: [C], mean and biased variance of product over all dimensions but C. Only the kernels use them. gamma,
+    beta: [C]. Returns [N, C, ...] in the dtype of product.
     """
     v = F.batch_norm(product, None, None, gamma, beta, training=True, eps=eps)
     return tandem_count(bits, v, time_steps, IF(threshold), upper)
@@ -177,10 +177,10 @@ def integrate_and_fire(
     want_sum: bool = True,
     want_state: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Neurons driven by a dense current: x[t] = scale * current + bias, or as the mode says.
+    """Drive neurons with a dense current, x[t] = scale * current[t] + bias.
 
-    constant: current [N, C, ...] at every step; impulse: the same at t = 1 only, the bias [C] at every step; series:
-    current [T, N, C, ...]. state: [S, N, C, ...].
+    mode: "constant", current [N, C, ...] at every step; "impulse", current [N, C, ...] at t = 1 and zero afterwards;
+    "series", current [T, N, C, ...]. scale, bias: [C]; state: [S, N, C, ...].
     Returns bits [P, N, C, ...], the sum of x[t] (differentiable) [N, C, ...] and the final state [S, N, C, ...].
     """
     check_time_steps("integrate_and_fire", time_steps)
@@ -192,9 +192,9 @@ def integrate_and_fire(
     elif mode == "series":
         steps = current.unbind(0)
         if len(steps) != time_steps:
-            raise ValueError(f"integrate_and_fire: current: expected {time_steps} time steps, got {len(steps)}")
+            raise ValueError(f"integrate_and_fire: current must hold {time_steps} time steps, got {len(steps)}")
     else:
-        raise ValueError(f"integrate_and_fire: mode: expected 'constant', 'impulse' or 'series', got {mode!r}")
+        raise ValueError(f"integrate_and_fire: mode must be 'constant', 'impulse' or 'series', got {mode!r}")
     if scale is not None:
         per_channel = scale.reshape(-1, *[1] * (steps[0].dim() - 2))
         steps = [x * per_channel for x in steps]
@@ -219,10 +219,10 @@ def spiking_linear(
     want_sum: bool = True,
     want_state: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Spiking neurons behind a linear layer: x[t] = scale * (weight * s[t]) + bias.
+    """Drive spiking neurons with a linear layer: x[t] = scale * (weight * s[t]) + bias.
 
-    bits: [P, N, ..., F]; weight: [O, F], narrower than float32 too, int8 only with a scale; bias: [O], per time step;
-    state: [S, N, ..., O]; scale: [O], no gradient; count: [N, ..., F], to which the gradient of the sum flows; its
+    bits: [P, N, ..., F]; weight: [O, F], of any dtype of `tandem_cuda.ops`, int8 only with a scale; bias: [O], per time
+    step; state: [S, N, ..., O]; scale: [O], gets no gradient; count: [N, ..., F], gets the gradient of the sum, but its
     value is not read.
     Returns bits [P, N, ..., O], the sum of x[t] (differentiable) [N, ..., O] and the final state [S, N, ..., O].
     """
@@ -230,7 +230,7 @@ def spiking_linear(
     with torch.no_grad():
         steps = [_linear(s, weight, bias, scale) for s in unpack_spikes(bits, time_steps, _dtype(weight))]
     spikes, final = neuron_loop(steps, neuron, state)
-    # In exact arithmetic the sum of the currents is this product with the counts, which carries its gradient.
+    # In exact arithmetic the sum of the currents equals this product with the counts, which provides its gradient.
     bias_sum = None if bias is None else time_steps * bias
     product = count_linear(bits, weight, bias_sum, scale=scale, count=count)
     total = replace_value(product, reduce(torch.add, steps))
@@ -254,7 +254,7 @@ def spiking_conv2d(
     want_sum: bool = True,
     want_state: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """spiking_linear with a 2-D convolution.
+    """Work as spiking_linear, with a 2-D convolution.
 
     bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step; state: [S, N, O, Ho, Wo]; scale:
     [O]; count: [N, C, H, W]. Returns bits [P, N, O, Ho, Wo], the sum [N, O, Ho, Wo] and the final state
@@ -281,8 +281,8 @@ def count_linear(
 ) -> Tensor:
     """Return scale * (weight * (spike count of bits)) + bias: bits [P, N, ..., F], weight [O, F] -> [N, ..., O].
 
-    weight: narrower than float32 too, int8 only with a scale; bias, scale: [O], no gradient flows to the scale; count:
-    [N, ..., F], to which the gradient of the counts flows; its value is not read.
+    weight: of any dtype of `tandem_cuda.ops`, int8 only with a scale; bias, scale: [O], the scale gets no gradient;
+    count: [N, ..., F], gets the gradient of the counts, but its value is not read.
     """
     return _linear(_count(bits, count, _dtype(weight)), weight, bias, scale)
 
@@ -299,13 +299,13 @@ def count_conv2d(
     scale: Tensor | None = None,
     count: Tensor | None = None,
 ) -> Tensor:
-    """count_linear with a 2-D convolution: bits [P, N, C, H, W], weight [O, C/groups, kH, kW] -> [N, O, Ho, Wo]."""
+    """Work as count_linear, with a 2-D convolution: [P, N, C, H, W], weight [O, C/groups, kH, kW] -> [N, O, Ho, Wo]."""
     dense = _count(bits, count, _dtype(weight))
     return _conv2d(dense, weight, bias, scale, stride, padding, dilation, groups)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-    """scale * (weight * x) + bias: x [..., F] -> [..., O]."""
+    """Return scale * (weight * x) + bias: x [..., F] -> [..., O]."""
     weight = weight.to(x.dtype)
     if scale is None:
         return F.linear(x, weight, bias)
@@ -314,8 +314,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *geometry: Any) -> Tensor:
-    """The same with a convolution; geometry: stride to groups, as F.conv2d takes them."""
-    # A view with plain strides: torch's convolution reads others of dimensions of size 1 as another layout.
+    """Work as _linear, with a convolution; geometry: stride to groups, as F.conv2d takes them."""
+    # Make strides regular: torch's convolution mistakes some strides of dimensions of size 1 for another layout.
     weight = weight.to(x.dtype).reshape(-1).view(weight.shape)
     if scale is None:
         return F.conv2d(x, weight, bias, *geometry)
@@ -324,7 +324,7 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
 
 
 def _dtype(weight: Tensor) -> torch.dtype:
-    """That of the currents: narrower weights have float32 ones."""
+    """Return the dtype of the currents: float32 for narrower weights."""
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
@@ -338,15 +338,15 @@ def _wanted(want: bool, x: Tensor) -> Tensor:
 
 
 def check_time_steps(op: str, time_steps: int) -> None:
-    """ValueError where there is no time step."""
+    """Raise ValueError if there is no time step."""
     if time_steps < 1:
-        raise ValueError(f"{op}: time_steps: expected at least 1, got {time_steps}")
+        raise ValueError(f"{op}: time_steps must be at least 1, got {time_steps}")
 
 
 def _check_bits(op: str, bits: Tensor, time_steps: int) -> None:
     check_time_steps(op, time_steps)
     if bits.dtype != torch.uint8:
-        raise TypeError(f"{op}: bits: expected dtype torch.uint8, got {bits.dtype}")
+        raise TypeError(f"{op}: bits must be uint8, got {bits.dtype}")
     if bits.shape[0] != math.ceil(time_steps / 8):
         expected = math.ceil(time_steps / 8)
-        raise ValueError(f"{op}: bits: expected {expected} planes for {time_steps} time steps, got {bits.shape[0]}")
+        raise ValueError(f"{op}: bits must have {expected} planes for {time_steps} time steps, got {bits.shape[0]}")
