@@ -290,7 +290,9 @@ def test_rules_that_are_none(rule):
 
 @pytest.mark.parametrize("target", [nn.Conv3d, nn.Linear, Positive, F.conv2d], ids=lambda x: x.__name__)
 def test_weight_rules_for_other_layers(target):
-    with pytest.raises(TypeError, match=r"target of a WeightRule must be the torch.nn base class of TandemConv2d or .*, got "):
+    with pytest.raises(
+        TypeError, match=r"target of a WeightRule must be the torch.nn base class of TandemConv2d or .*, got "
+    ):
         register(target, WeightRule(TandemConv2d, nn.BatchNorm2d))
 
 
