@@ -346,7 +346,7 @@ class Conversion:
         return replace(x, node=self.graph.call_module(name, (x.node,)))
 
     def flattened(self, x: Any, start: int = 1, end: int = -1) -> Any:
-        """Flatten dimensions start to end of a spike train, or later of what an average or current becomes."""
+        """Flatten dimensions start to end of a spike train. For averages and currents, this is deferred."""
 
         def step(value: Any) -> Any:
             return replace(value, node=self.graph.call_method("flatten", (value.node, start, end)))
