@@ -2,7 +2,8 @@
 
 Needs ``pip install tandem_cuda[metrics]``.
 
-Update them with what :func:`tandem_cuda.record_activity` has recorded of a forward pass. In a LightningModule::
+Update the metrics with the record of a forward pass that :func:`tandem_cuda.record_activity` yields. In a
+LightningModule::
 
     self.activity = MetricCollection([FiringRate(), SynOps(), EnergyRatio()])  # in __init__
     ...
@@ -12,8 +13,8 @@ Update them with what :func:`tandem_cuda.record_activity` has recorded of a forw
     ...
     self.log_dict(self.activity.compute())  # in on_train_epoch_end, then self.activity.reset()
 
-States are sums, so distributed processes add theirs up. All count as :func:`tandem_cuda.synops` does; what it cannot
-count is in no metric, and named in ``record.not_counted``.
+The metrics' states are sums, so those of distributed processes are added up. Operations are counted as by
+:func:`tandem_cuda.synops`. What it cannot count is in no metric; ``record.not_counted`` names it.
 """
 
 from .analysis.metrics import ActivityMetric as ActivityMetric

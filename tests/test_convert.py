@@ -441,9 +441,9 @@ def bias_given(ann):
         (another_parameter, "blocks.1.conv2.weight"),
         (pruned, "blocks.0.conv2.weight"),
         (parametrised, "stem.weight"),
-        (another_norm, "blocks.0.bn1 of the ANN was"),
-        (another_block, "blocks.1 of the ANN was"),
-        (bias_given, "blocks.0.conv1.bias of the ANN was"),
+        (another_norm, "blocks.0.bn1 was"),
+        (another_block, "blocks.1 was"),
+        (bias_given, "blocks.0.conv1.bias was"),
         (lambda ann: quantise(ann, 4), "stem.weight"),
     ],
 )
@@ -588,21 +588,21 @@ class Unconvertible(nn.Module):
 
 
 def test_everything_that_cannot_be_converted_is_named():
-    with pytest.raises(ValueError, match="cannot:\n") as error:
+    with pytest.raises(ValueError, match="these are not:\n") as error:
         convert(Unconvertible(), 8)
     text = str(error.value)
     for name, advice in {
         "features.1 (LeakyReLU)": "use nn.ReLU",
-        "other.2 (BatchNorm2d)": "directly behind a weight layer",
+        "other.2 (BatchNorm2d)": "directly after a weight layer",
         "twice.1 (Conv2d)": "put a ReLU between twice.0 and it",
-        "mean.1 (AvgPool2d)": "put the ReLU in front",
+        "mean.1 (AvgPool2d)": "put the ReLU before it",
         "plain.1 (BatchNorm2d)": "affine=True",
         "pool (MaxPool2d)": "return_indices=False",
         "sigmoid (sigmoid in forward of Unconvertible)": "move it",
         "mul (mul in forward of Unconvertible)": "remove it",
         "view (view in forward of Unconvertible)": "use nn.Flatten",
         "mean (mean in forward of Unconvertible)": "use nn.AdaptiveAvgPool2d(1)",
-        "add (add in forward of Unconvertible)": "add spikes to spikes",
+        "add (add in forward of Unconvertible)": "add only spikes",
         "deep (Conv3d)": "use nn.Conv1d, nn.Conv2d",
         "conv2d (conv2d in forward of Unconvertible)": "use the module",
         "features.4 (GroupNorm)": "use nn.BatchNorm2d",
@@ -642,41 +642,41 @@ class FunctionalActivations(nn.Module):
                 nn.Conv2d(4, 2, 1),
             ),
             [
-                "  1 (LeakyReLU): use nn.ReLU: a spike count is neither negative nor curved",
-                "  3 (GELU): use nn.ReLU: a spike count is neither negative nor curved",
+                "  1 (LeakyReLU): use nn.ReLU: spiking neurons approximate only ReLU",
+                "  3 (GELU): use nn.ReLU: spiking neurons approximate only ReLU",
                 "  5 (GroupNorm): use nn.BatchNorm2d between weights and ReLU: its running statistics fold into the "
                 "weights",
-                "  8 (Softplus): use nn.ReLU: a spike count is neither negative nor curved",
+                "  8 (Softplus): use nn.ReLU: spiking neurons approximate only ReLU",
             ],
         ),
         (
             lambda: nn.Sequential(*[m for _ in range(50) for m in (nn.Linear(4, 4), nn.SiLU())], nn.Linear(4, 4)),
             [
-                "  50 SiLU: use nn.ReLU: a spike count is neither negative nor curved",
+                "  50 SiLU: use nn.ReLU: spiking neurons approximate only ReLU",
                 "      1, 3, 5, 7, 9, 11, and 44 more",
             ],
         ),
         (
             lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
-            ["  2 Linear: put a ReLU in front of each", "      1, 2"],
+            ["  2 Linear: put a ReLU before each", "      1, 2"],
         ),
         (
             FunctionalActivations,
             [
-                "  2 gelu: use nn.ReLU: a spike count is neither negative nor curved",
+                "  2 gelu: use nn.ReLU: spiking neurons approximate only ReLU",
                 "      gelu in FunctionalActivations, gelu_1 in FunctionalActivations",
-                "  group_norm (group_norm in forward of FunctionalActivations): move it in front of the first weight "
-                "layer or behind the last one",
-                "  sigmoid (sigmoid in forward of FunctionalActivations): use nn.ReLU, or move it behind the last "
-                "layer",
-                "  mul (mul in forward of FunctionalActivations): remove it, or move it behind the last layer: spikes "
-                "are not multiplied",
+                "  group_norm (group_norm in forward of FunctionalActivations): move it before the first weight "
+                "layer or after the last one",
+                "  sigmoid (sigmoid in forward of FunctionalActivations): use nn.ReLU, or move it after the last "
+                "weight layer",
+                "  mul (mul in forward of FunctionalActivations): remove it, or move it after the last weight layer: "
+                "spikes cannot be multiplied",
             ],
         ),
     ],
 )
 def test_problems_do_not_hide_each_other(make, lines):
-    with pytest.raises(ValueError, match="cannot:\n") as error:
+    with pytest.raises(ValueError, match="these are not:\n") as error:
         convert(make(), 8)
     assert str(error.value).splitlines()[1:] == lines
 
@@ -702,12 +702,12 @@ def test_optional_arguments_keep_their_defaults():
     assert (want - ann(x)).norm() < 0.05 * ann(x).norm()
     for y in (snn(x=x), snn(x, None), snn(x, scale=None, features=False), copy.deepcopy(snn)(x, None)):
         same(y.detach(), want.detach())
-    with pytest.raises(ValueError, match=r"TandemNetwork: scale must be None, its default in the conversion, got 2\.0"):
+    with pytest.raises(ValueError, match=r"TandemNetwork: scale must keep its default, None, got 2\.0"):
         snn(x, 2.0)
-    with pytest.raises(ValueError, match="features must be False"):
+    with pytest.raises(ValueError, match="features must keep its default, False"):
         snn(x, features=True)
     for args, kwargs in (((), {}), ((x, None, False, 1), {}), ((x,), {"x": x}), ((x,), {"other": 1})):
-        with pytest.raises(TypeError, match="inputs must be those of the ANN's forward, x, scale, features, got"):
+        with pytest.raises(TypeError, match=r"inputs must match the ANN's forward\(x, scale, features\), got"):
             snn(*args, **kwargs)
 
 
@@ -792,7 +792,7 @@ class Modes(nn.Module):
         ("alpha", "the same in eval mode and in training, .*, got alpha_dropout in Modes and alpha_dropout in Modes"),
         ("always", r"dropout \(dropout in forward of Modes\): use nn.Dropout, or training=self.training"),
         ("written", r"add_ \(add_ in forward of Modes\): write out of place"),
-        ("alias", "ann must compute what torch.fx traces of it, got other outputs"),
+        ("alias", "ann must compute the same as its torch.fx trace, got different outputs"),
         ("dropped", r"dropout \(dropout in forward of Modes\): write out of place"),
     ],
 )
@@ -865,7 +865,7 @@ def test_calibration_must_be_finite(value):
     ann = cnn()
     with torch.no_grad():
         ann[4].weight[0, 0, 0, 0] = abs(value)  # of minus infinity nothing is left behind the ReLU
-    with pytest.raises(ValueError, match="activations of the ANN must be finite, got NaN or infinity behind 4"):
+    with pytest.raises(ValueError, match="activations of the ANN must be finite, got NaN or infinity after 4"):
         convert(ann, 8, calibrate=inputs())
     with pytest.raises(ValueError, match=r"calibrate\['0'\] must be finite"):
         convert(cnn(), 8, calibrate={"0": value, "4": 1.0, "9": 1.0})
@@ -899,7 +899,7 @@ class Branching(nn.Sequential):
             ValueError,
             "calibrate must yield batches of at least one sample",
         ),
-        (lambda: convert(nn.Linear(2, 2), 8), ValueError, "must have a weight layer and a ReLU in front"),
+        (lambda: convert(nn.Linear(2, 2), 8), ValueError, "must have a weight layer and a ReLU before"),
         (lambda: convert(Branching(nn.Linear(2, 2)), 8), ValueError, "traceable by torch.fx.*control flow"),
     ],
 )
@@ -911,7 +911,7 @@ def test_bad_arguments(make, error, message):
 def test_silent_layer_is_named():
     ann = cnn().eval()
     nn.init.constant_(ann[1].bias, -100)
-    with pytest.raises(ValueError, match="behind 0 the ANN is never positive"):
+    with pytest.raises(ValueError, match="got data that never makes the output of 0 positive"):
         convert(ann, 8, calibrate=inputs())
 
 
@@ -921,7 +921,7 @@ def test_view_that_mixes_samples():
             return self.fc2(F.relu(self.fc1(F.relu(self.conv1(x)).view(-1, 32))))
 
     snn = convert(Viewed(), 8)
-    with pytest.raises(ValueError, match="view: input must have 32 features a sample, got 384"):
+    with pytest.raises(ValueError, match="view: input must have 32 features per sample, got 384"):
         snn(inputs())
 
 
@@ -1279,7 +1279,7 @@ def test_operations_of_a_hybrid(make, k):
     ("arguments", "error", "message"),
     [
         ({"spiking_layers": 0}, ValueError, "at least 1 .*the ANN.*, got 0"),
-        ({"spiking_layers": 4}, ValueError, "at most the 3 that the ANN has, got 4"),
+        ({"spiking_layers": 4}, ValueError, "at most 3, all that the ANN has, got 4"),
         ({"spiking_layers": True}, TypeError, "spiking_layers must be an int, got bool"),
         ({"spiking_layers": 1.0}, TypeError, "spiking_layers must be an int, got float"),
         ({"spiking_layers": 2, "calibrate": None}, ValueError, "calibrate must be given with spiking_layers=2 of 3"),
@@ -1317,7 +1317,7 @@ def test_torchvision(name):
 def test_everything_in_mobilenet_v2():
     with torch.device("meta"):
         ann = torchvision_model("mobilenet_v2")
-    with pytest.raises(ValueError, match="cannot:\n") as error:
+    with pytest.raises(ValueError, match="these are not:\n") as error:
         convert(ann, 8)
     lines = str(error.value).splitlines()[1:]
     assert [line.split(": ")[0] for line in lines[::2]] == ["  35 ReLU6", "  17 Conv2d", "  10 add"]

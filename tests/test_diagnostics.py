@@ -233,6 +233,6 @@ def test_bad_input():
     with pytest.raises(ValueError, match="diagnose: model must run each tandem layer once, got '0' twice"):
         diagnose(nn.Sequential(layer, layer, Decode()), SpikeTrain.from_dense(torch.ones(8, 6, 3)), loss)
     with pytest.raises(
-        ValueError, match="diagnose: model must have layers with weights that require gradients, got '1' without"
+        ValueError, match="diagnose: every layer must have weights that require gradients, but '1' has none"
     ):
         diagnose(net.requires_grad_(False), IMAGES, loss)

@@ -349,28 +349,28 @@ def test_what_cannot_be_exported_is_named():
             assert line.startswith(f"  {want}"), got
 
     x = SpikeTrain.from_dense(torch.ones(8, 1, 4))
-    refused(Skip(), x, "output: it must be one value")
+    refused(Skip(), x, "output: it must be a single value")
     net = nn.Sequential(Encode(8), TandemConv2d(2, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Softmax(1), nn.Linear(4, 2))
     refused(net, IMAGES, "2 (MaxPool2d): NIR has no node for it", "4 (Softmax): NIR has no node for it")
     net = nn.Sequential(TandemLinear(4, 4), nn.Linear(4, 4))
-    refused(net, x, "1 (Linear): its input must be current, got spikes; put it behind Decode")
+    refused(net, x, "1 (Linear): its input must be current, got spikes; put it after Decode")
     net = nn.Sequential(TandemLinear(4, 4), Decode(), Encode(8), TandemLinear(4, 4))
     refused(net, x, "2 (Encode): its input must be real, got current")
     net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3, padding=1), SpikingMaxPool2d(2), Decode())
-    refused(net, IMAGES, "2 (SpikingMaxPool2d): NIR has no max pooling; pool averages, or let the convolution stride")
+    refused(net, IMAGES, "2 (SpikingMaxPool2d): NIR has no max pooling; use average pooling or a strided convolution")
     net = nn.Sequential(Encode(8), TandemConvTranspose2d(2, 2, 3, stride=2))
     refused(net, IMAGES, "1 (TandemConvTranspose2d): its stride must be 1 (NIR has no transposed convolution)")
     refused(TandemAdd(TandemLinear(4, 4), nn.Identity()), x, "tandemadd (TandemAdd): it must have 2 inputs, got 1")
     net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3, padding=1, padding_mode="circular"))
     refused(net, IMAGES, "1 (TandemConv2d): padding_mode must be 'zeros', got 'circular'")
     net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3), SpikingAdaptiveAvgPool2d(4), TandemConv2d(2, 2, 3))
-    refused(net, IMAGES, "3 (TandemConv2d): the pooling in front of it has windows of different sizes")
-    refused(nn.Sequential(Encode(8), nn.Flatten()), IMAGES, "output: it must come from a tandem layer")
+    refused(net, IMAGES, "3 (TandemConv2d): the pooling before it has windows of different sizes")
+    refused(nn.Sequential(Encode(8), nn.Flatten()), IMAGES, "output: it must depend on a tandem layer")
     wide = SpikeTrain.from_dense(torch.ones(8, 1, 3, 4))
     refused(nn.Sequential(TandemLinear(4, 4)), wide, "0 (TandemLinear): its input must be [N, F], got [1, 3, 4]")
     layer = TandemLinear(4, 4)
     nn.init.constant_(layer.bias[1:2], math.nan)
-    refused(layer, x, "tandemlinear (TandemLinear): its weights and bias must be finite, got NaN or infinite ones")
+    refused(layer, x, "tandemlinear (TandemLinear): weights and bias must be finite, got NaN or infinite values")
     with pytest.raises(ValueError, match=r"to_nir: sample must be \[N, ...\] and not empty, got \[0, 2, 8, 9\]"):
         to_nir(network(), IMAGES[:0])
 
@@ -390,8 +390,8 @@ def test_what_cannot_be_imported_is_named():
             cuba=nir.CubaLIF(shape, shape, shape, shape, shape),
             li=nir.LI(shape, shape, shape),
         ),
-        r"n \(IF\): no weights in front of it": graph(n=nir.IF(shape, shape)),
-        r"v \(Linear\): w in front of it has no neurons": graph(w=weights, v=weights, n=nir.IF(shape, shape)),
+        r"n \(IF\): there must be weights before it": graph(n=nir.IF(shape, shape)),
+        r"v \(Linear\): w before it must be followed by neurons": graph(w=weights, v=weights, n=nir.IF(shape, shape)),
         r"n \(IF\): v_threshold must be the same for all neurons, got 3 values": graph(
             w=weights, n=nir.IF(shape, np.arange(1.0, 4.0))
         ),
@@ -408,7 +408,7 @@ def test_what_cannot_be_imported_is_named():
             from_nir(bad, time_steps=8, encoding="spikes", dt=1.0, reset="subtract")
     looped = graph(w=weights, n=nir.IF(shape, shape))
     looped.edges.append(("n", "w"))
-    with pytest.raises(ValueError, match=r"  n, out, w: on a cycle or behind one"):
+    with pytest.raises(ValueError, match=r"  n, out, w: on a cycle or after one"):
         from_nir(looped, time_steps=8, encoding="spikes", dt=1.0, reset="subtract")
 
 

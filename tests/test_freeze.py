@@ -552,7 +552,8 @@ def test_foreign_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("version", "message"), [("3", "got '3'; a newer tandem_cuda wrote it"), ("x", "got 'x'$"), (0, "got '0'$")]
+    ("version", "message"),
+    [("3", "got '3'; upgrade tandem_cuda: a newer version wrote"), ("x", "got 'x'$"), (0, "got '0'$")],
 )
 def test_other_versions(tmp_path, version, message):
     artefact.write(tmp_path / "net.safetensors", *contents(tiny(), tmp_path), version=version)
@@ -663,7 +664,7 @@ def test_what_cannot_be_frozen_is_named():
         )
     )
     message = (
-        r"freeze: model must consist of tandem layers.* that docs/inference.md lists, .*register knows, "
+        r"freeze: model must contain only tandem layers, .* docs/inference.md, .*nn.frozen.register, "
         r"got stem \(Bilinear\), body.1 \(OwnConv\), act \(RReLU\)$"
     )
     with pytest.raises(ValueError, match=message):
@@ -673,7 +674,7 @@ def test_what_cannot_be_frozen_is_named():
     graph = fx.symbolic_trace(nn.Sequential(nn.Flatten(), nn.Identity()))
     freeze(graph)
     graph = fx.symbolic_trace(lambda x, y: torch.trace(x) + torch.diag(y))
-    with pytest.raises(ValueError, match=r"got trace \(trace: is none of .*, diag \(diag: is none of"):
+    with pytest.raises(ValueError, match=r"got trace \(trace: is not listed in .*, diag \(diag: is not listed in"):
         freeze(graph)
     layer = TandemLinear(3, 4, norm="batch")
     layer.norm = nn.BatchNorm1d(4, track_running_stats=False)
@@ -687,8 +688,8 @@ def test_networks_that_are_none():
     flatten, encode = (freeze(layer).nodes[0].layer for layer in (nn.Flatten(), Encode(3)))
     other = freeze(Encode(4)).nodes[0].layer
     for nodes, output, message in (
-        ([Node("a", flatten, ("b",))], "a", "inputs of 'a' must be the network's or nodes before it, got 'b'"),
-        ([Node("a", flatten, ())], "a", "inputs of 'a' must be the network's or nodes before it, got none"),
+        ([Node("a", flatten, ("b",))], "a", "inputs of 'a' must be inputs of the network or earlier nodes, got 'b'"),
+        ([Node("a", flatten, ())], "a", "inputs of 'a' must be inputs of the network or earlier nodes, got none"),
         ([Node("a", flatten, ("<input>",))] * 2, "a", "names of nodes must differ, got 'a' twice"),
         ([Node("a", flatten, ("<input>",))], "b", "output must be the name of a node, got 'b'"),
         (
@@ -709,17 +710,21 @@ def test_bad_input():
         (lambda: events(x), TypeError, "FrozenNetwork: input must be a SpikeTrain .*no Encode.*got Tensor"),
         (lambda: encoded(x.double()), TypeError, "TandemConv2d: input must have the dtype of weight"),
         (lambda: encoded(x[:, :1]), ValueError, r"TandemConv2d: input must be \[N, 2, H, W\]"),
-        (lambda: encoded.stream(), TypeError, "stream: x must be given to a network with Encode"),
-        (lambda: encoded.stream(x, time_steps=3), TypeError, "stream: time_steps must be left out where x is given"),
+        (lambda: encoded.stream(), TypeError, "stream: x must be given for a network with Encode"),
+        (lambda: encoded.stream(x, time_steps=3), TypeError, "stream: time_steps must be left out if x is given"),
         (lambda: encoded.stream(spikes), TypeError, "input must be a Tensor"),
         (lambda: events.stream(), TypeError, "stream: time_steps must be an int, got NoneType"),
         (lambda: events.stream(time_steps=0), ValueError, "stream: time_steps must be at least 1"),
-        (lambda: encoded.stream(x).advance(9), ValueError, r"chunk must be of 1 to 8 time steps \(the rest\), got 9"),
-        (lambda: encoded.stream(x).advance(0), ValueError, "chunk must be of 1 to 8 time steps"),
+        (
+            lambda: encoded.stream(x).advance(9),
+            ValueError,
+            r"chunk must be 1 to 8 time steps \(all that remain\), got 9",
+        ),
+        (lambda: encoded.stream(x).advance(0), ValueError, "chunk must be 1 to 8 time steps"),
         (lambda: encoded.stream(x).advance(1.0), TypeError, "chunk must be a number of time steps, got float"),
         (lambda: encoded.stream(x).advance(spikes), TypeError, "chunk must be a number of time steps, got SpikeTrain"),
         (lambda: events.stream(time_steps=9).advance(1), TypeError, "chunk must be a SpikeTrain, got int"),
-        (lambda: events.stream(time_steps=7).advance(spikes), ValueError, "chunk must be of 1 to 7 time steps"),
+        (lambda: events.stream(time_steps=7).advance(spikes), ValueError, "chunk must be 1 to 7 time steps"),
         (lambda: encoded.stream(x).select([0]), TypeError, "select: samples must be a Tensor, got list"),
         (lambda: encoded.stream(x).select(torch.ones(4) > 0), TypeError, "select: samples must be int64"),
     ):

@@ -194,7 +194,7 @@ def test_an_old_reader_refuses_it(make, tmp_path, monkeypatch):
     monkeypatch.setattr(artefact, "VERSION", 1)
     if all(layer.format == 1 for layer in frozen.layers):
         pytest.skip("nothing in it is new")
-    with pytest.raises(ValueError, match="got '2'; a newer tandem_cuda wrote it, upgrade to read it"):
+    with pytest.raises(ValueError, match="got '2'; upgrade tandem_cuda: a newer version wrote the file"):
         FrozenNetwork.load(tmp_path / "net.safetensors")
 
 
@@ -346,15 +346,24 @@ def test_every_name_is_a_function():
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (lambda self, x: torch.linalg.norm(self.last(self.relu(self.first(x)))), "is none of the functions in docs"),
-        (lambda self, x: self.last(self.relu(self.first(x))).cuda(), "cuda: is none of the functions"),
-        (lambda self, x: self.last(self.relu(self.first(x))).grad, "getattr: asks for an attribute"),
+        (lambda self, x: torch.linalg.norm(self.last(self.relu(self.first(x)))), "is not listed in docs"),
+        (lambda self, x: self.last(self.relu(self.first(x))).cuda(), "cuda: is not listed in docs"),
+        (lambda self, x: self.last(self.relu(self.first(x))).grad, "getattr: reads an attribute"),
         (lambda self, x: F.dropout(self.last(self.relu(self.first(x))), training=self.training), None),
-        (lambda self, x: F.dropout(self.last(self.relu(self.first(x)))), "dropout: is random as it was traced"),
+        (lambda self, x: F.dropout(self.last(self.relu(self.first(x)))), "dropout: was traced in training mode"),
         (lambda self, x: (self.last(self.relu(self.first(x))), 3), r"output \(3 of type int\)"),
-        (lambda self, x: self.ignored(self.last(self.relu(self.first(x)))), "relu_: writes in place; use its result"),
-        (lambda self, x: self.after_dropout(self.last(self.relu(self.first(x)))), "writes in place into what is used"),
-        (lambda self, x: self.twice(self.last(self.relu(self.first(x)))), "relu_: writes into what is used elsewhere"),
+        (
+            lambda self, x: self.ignored(self.last(self.relu(self.first(x)))),
+            "relu_: writes in place, but its result is not used",
+        ),
+        (
+            lambda self, x: self.after_dropout(self.last(self.relu(self.first(x)))),
+            "writes in place to a tensor that is used",
+        ),
+        (
+            lambda self, x: self.twice(self.last(self.relu(self.first(x)))),
+            "relu_: writes in place to a tensor that is used elsewhere; use the out-of-place",
+        ),
     ],
 )
 def test_what_cannot_be_frozen_is_named(forward, message):
@@ -381,7 +390,7 @@ def test_what_cannot_be_frozen_is_named(forward, message):
     if message is None:
         freeze(net)
         return
-    with pytest.raises(ValueError, match=f"freeze: model must consist of .*{message}"):
+    with pytest.raises(ValueError, match=f"freeze: model must contain only .*{message}"):
         freeze(net)
 
 
@@ -409,7 +418,7 @@ def test_batch_norm_without_statistics():
 def test_bad_inputs():
     frozen, (x, y) = freeze(converted(Several)), inputs_of(Several)
     for call, error, message in (
-        (lambda: frozen(x), TypeError, "FrozenNetwork: inputs must be 2, got 1"),
+        (lambda: frozen(x), TypeError, "FrozenNetwork: number of inputs must be 2, got 1"),
         (lambda: frozen(x, None), TypeError, "FrozenNetwork: input <y> must be a Tensor, got NoneType"),
         (lambda: frozen.stream(x), TypeError, "stream: x must be a tuple of 2 inputs, got Tensor"),
         (
@@ -422,7 +431,7 @@ def test_bad_inputs():
     ):
         with pytest.raises(error, match=message):
             call()
-    with pytest.raises(ValueError, match="an input must be spikes or go through Encode"):
+    with pytest.raises(ValueError, match="the network must take spikes or contain Encode, got neither"):
         freeze(nn.Linear(3, 4))
 
 

@@ -242,7 +242,7 @@ def test_the_good_files_run(good):
             "'1': the window must fit into the padded input: it needs 3, got 2",
         ),
         ((TandemLinear(1, 4), nn.Linear(4, 2)), "'1': input must be a Tensor, got spikes"),
-        ((Encode(2), Decode()), "'1': input must be spikes, got what Encode returns"),
+        ((Encode(2), Decode()), "'1': input must be spikes, got the output of Encode"),
         ((Encode(2), TandemLinear(1, 2), Encode(2)), "'2': input must be a Tensor, got spikes"),
         ((TandemConv2d(1, 2, 3), nn.Flatten(0)), "'1': start_dim must leave the batch dimension alone"),
         ((TandemConv2d(1, 2, 3), nn.Flatten(3, 2)), "'1': start_dim and end_dim must be"),

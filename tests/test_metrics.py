@@ -104,14 +104,14 @@ def test_states_are_sums() -> None:
 def test_bad_input() -> None:
     with pytest.raises(TypeError, match="FiringRate: layer must be a str or None, got int"):
         metrics.FiringRate(3)
-    with pytest.raises(TypeError, match="FiringRate: record must be what record_activity yields, got Tensor"):
+    with pytest.raises(TypeError, match="FiringRate: record must be an ActivityRecord, got Tensor"):
         metrics.FiringRate().update(IMAGES)
     net = small_net()
-    with pytest.raises(ValueError, match=r"FiringRate: record must hold layer 'x', got \['1', '2', '4', '6', '8'\]"):
+    with pytest.raises(ValueError, match=r"FiringRate: record must contain layer 'x', got \['1', '2', '4', '6', '8'\]"):
         updated(metrics.FiringRate("x"), net, [IMAGES])
     with record_activity(net) as record:
         pass
-    with pytest.raises(ValueError, match=r"FiringRate: record must hold a layer, got \[\]"):
+    with pytest.raises(ValueError, match=r"FiringRate: record must contain a layer, got \[\]"):
         metrics.FiringRate().update(record)
 
 

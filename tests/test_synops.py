@@ -173,7 +173,7 @@ def test_bad_input() -> None:
         synops(small_net, torch.rand(1))
     with pytest.raises(ValueError, match=r"synops: model must run a tandem layer"):
         synops(nn.Linear(3, 2), torch.rand(1, 3))
-    with pytest.raises(ValueError, match=r"synops: inputs must hold at least one sample, got .*\[0, 6, 8, 10\]"):
+    with pytest.raises(ValueError, match=r"synops: inputs must have at least one sample, got .*\[0, 6, 8, 10\]"):
         synops(small_net(), torch.rand(0, 2, 8, 10))
     with pytest.raises(ValueError, match=r"synops: model must run a tandem layer"):
         synops(small_net(), [])

@@ -1,1 +1,1 @@
-"""What a network does: activity and cost, agreement of the twins, metrics, and penalties to train with."""
+"""Analysis of networks: activity and cost, agreement of the twins, metrics, and penalties for training."""

@@ -1,4 +1,4 @@
-"""What the layers of a network do, summed over forward passes."""
+"""The activity of a network's layers, summed over forward passes."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ from .activity_table import ActivityTable, LayerActivity
 
 @dataclass
 class LayerSums:
-    """What one layer did, summed over samples; the numbers stay on the layer's device."""
+    """The activity of one layer, summed over samples. The tensors stay on the layer's device."""
 
     name: str
     neurons: int
     time_steps: int
     multiplications: int
-    """Of the ANN."""
+    """Multiply-accumulates of the ANN's layer."""
     analogue: bool
     samples: int
     totals: Tensor
-    """int64 [4]: spikes; pairs of sample and neuron that are saturated, that are silent; synaptic operations."""
+    """int64 [4]: spikes; pairs of sample and neuron that are saturated; such pairs that are silent; SynOps."""
     fired: Tensor | None
-    """bool, the shape of the neurons: spiked for any sample. None for a layer without spikes."""
+    """bool, one per neuron: whether it spiked for any sample. None for a layer without spikes."""
 
     @property
     def spiking(self) -> bool:
-        """Whether the layer has spikes of its own; a read-out, for one, has none."""
+        """Whether the layer itself spikes. A read-out, for example, does not."""
         return self.fired is not None
 
     def _added(self, other: LayerSums) -> LayerSums:
         if self.fired is not None and other.fired is not None:
             if (self.fired.shape, self.time_steps) != (other.fired.shape, other.time_steps):
                 raise ValueError(
-                    f"synops: inputs must all lead to the same neurons and time steps in layer {self.name!r}, got "
+                    f"synops: inputs must all give the same neurons and time steps in layer {self.name!r}, got "
                     f"{list(self.fired.shape)} with T = {self.time_steps} and {list(other.fired.shape)} with T = "
                     f"{other.time_steps}"
                 )
@@ -70,19 +70,19 @@ class LayerSums:
         return self
 
 
-# Functions by name: torch's own, and the operators that torch.export writes in their place (aten::linear).
+# Functions by name: torch's own, and the operators with which torch.export replaces them (aten::linear).
 WEIGHTED = {
     "linear",
     "convolution",
     *(f"conv{transposed}{dims}d" for transposed in ("", "_transpose") for dims in (1, 2, 3)),
 }
-# Other products. What is a function of its own on the way to a kernel is here by each of its names.
+# Other products, by every name that a call may have on its way to a kernel.
 PRODUCTS = {
     *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "addbmm", "baddbmm"),
     *("einsum", "tensordot", "inner", "bilinear", "scaled_dot_product_attention"),
     *("spiking_product", "count_product"),
 }
-# What leaves counts that are zero zero, and no others, given nothing but counts and numbers.
+# Functions that keep zero counts zero and nonzero counts nonzero if all their tensor arguments are counts.
 CARRYING = {
     *("flatten", "unflatten", "reshape", "view", "view_as", "squeeze", "unsqueeze", "permute", "transpose", "movedim"),
     *("cat", "stack", "split", "chunk", "__getitem__", "select", "contiguous", "clone", "detach", "alias"),
@@ -90,14 +90,14 @@ CARRYING = {
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),
     *("mul", "__mul__", "__rmul__", "div", "true_divide", "__truediv__"),
 }
-# Modules whose insides are counted as a whole, or are no operations by convention (pooling of spikes).
+# Modules that are counted as a whole, or not counted by convention (pooling of spikes).
 _SPIKING = (TandemLayer, TandemAdd, FrozenTandem, FrozenAdd)
 _CLOSED = (*_SPIKING, SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, FrozenPool)
 _NO_PRODUCTS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, parametrize.ParametrizationList)
 
 
 class Watch(TorchFunctionMode):
-    """Tells a record of every function of torch that runs."""
+    """Reports every torch function that runs to a record."""
 
     def __init__(self, record: ActivityRecord) -> None:
         super().__init__()
@@ -119,43 +119,43 @@ class _Frame:
     name: str
     module: nn.Module
     counted: bool = False
-    """Whether it multiplied by weights, in a row of the record."""
+    """Whether it called a function of WEIGHTED, which has its own row in the record."""
     products: dict[str, None] = field(default_factory=dict)
-    """Names of functions that multiplied, in none."""
+    """Names of the other products that it called, which have no row."""
 
 
 class ActivityRecord:
-    """Sums over the forward passes of a network; what :func:`record_activity` yields."""
+    """The activity of a network summed over forward passes, as yielded by :func:`record_activity`."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, int], LayerSums] = {}
         self._not_counted: dict[str, None] = {}
-        self._calls: dict[str, int] = {}  # of each layer in the forward pass that is running
+        self._calls: dict[str, int] = {}  # calls of each layer in the current forward pass
         self._frames: list[_Frame] = []  # the modules that are running, the innermost last
-        self._pending: list[LayerSums] = []  # of the outermost of them, which ends when the number of samples is known
-        self._samples: int | None = None  # of the latest spiking layer
-        # Of real tensors that hold counts: T, and their version then.
+        self._pending: list[LayerSums] = []  # sums of the outermost running module; at its end the batch size is known
+        self._samples: int | None = None  # batch size of the latest spiking layer
+        # Real tensors that hold counts: T, and the tensor's version when it was noted.
         self._counts: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
         self._fan_outs: dict[Any, Tensor] = {}
 
     @property
     def layers(self) -> list[LayerSums]:
-        """The sums of each layer, in order of execution; a layer that runs twice is listed twice."""
+        """The sums of each layer, in order of execution. A layer that runs twice is listed twice."""
         return list(self._sums.values())
 
     @property
     def not_counted(self) -> tuple[str, ...]:
-        """What ran and is in none of the sums; see :class:`ActivityTable`."""
+        """What ran but is not counted; see :class:`ActivityTable`."""
         return tuple(self._not_counted)
 
     def table(self) -> ActivityTable:
-        """What the layers did on average over the recorded samples.
+        """Return the activity of the layers, averaged over the recorded samples.
 
         Raises:
             ValueError: no tandem layer ran.
         """
         if not any(layer.spiking for layer in self.layers):
-            raise ValueError("synops: model must run a tandem layer (TandemConv2d, TandemLinear), got none that ran")
+            raise ValueError("synops: model must run a tandem layer such as TandemConv2d, but none ran")
         return ActivityTable((_averages(layer) for layer in self.layers), self.not_counted)
 
     # -- modules
@@ -169,7 +169,7 @@ class ActivityRecord:
 
     @torch.no_grad()
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """The end of a module, also by an exception: there is no output then."""
+        """Handle the end of a module. After an exception, ``output`` is None."""
         frame = self._frames[-1]
         try:
             closed = any(isinstance(outer.module, _CLOSED) for outer in self._frames[:-1])
@@ -201,7 +201,7 @@ class ActivityRecord:
         if span.now != span.total:
             raise ValueError(
                 f"record_activity: frozen networks must run all time steps at once, got {span.now} of {span.total}; "
-                "accuracy_curve counts operations over time"
+                "use accuracy_curve to count operations over time"
             )
 
     def _on_spikes(self, name: str, layer: Any, args: tuple[Any, ...], output: SpikeTrain) -> None:
@@ -229,7 +229,7 @@ class ActivityRecord:
         )
 
     def _operations(self, name: str, layer: nn.Module, x: SpikeTrain) -> Tensor:
-        """Sum over all input neurons of spikes times output neurons reached, a float64 scalar (exact up to 2^53)."""
+        """Return spikes times output neurons reached, summed over input neurons: float64, exact up to 2^53."""
         if not isinstance(layer, TandemLayer):  # the identity in a join
             return x.count.detach().sum(dtype=torch.float64)
         key = name, x.shape[1:]
@@ -241,7 +241,7 @@ class ActivityRecord:
 
     @torch.no_grad()
     def _on_function(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        name = getattr(func, "__name__", "").partition(".")[0]  # operators have an overload behind the point
+        name = getattr(func, "__name__", "").partition(".")[0]  # an operator's overload follows the point
         if name not in WEIGHTED and name not in PRODUCTS and name not in CARRYING:
             return
         if not self._frames or any(isinstance(frame.module, _CLOSED) for frame in self._frames) or recomputing():
@@ -259,12 +259,12 @@ class ActivityRecord:
             self._on_weights(frame.name, _Product.of(func, args, kwargs), output)
 
     def _mark(self, x: Any, steps: int) -> None:
-        """Remember that a tensor holds counts."""
+        """Note that a tensor holds counts."""
         if isinstance(x, Tensor):
             self._counts[x] = steps, _version(x)
 
     def _steps(self, x: Tensor) -> int | None:
-        """T of a tensor that holds counts; None of another, and of one that something was written into since."""
+        """Return T of a tensor that holds counts; None if it does not, or was written to since it was noted."""
         steps, version = self._counts.get(x, (None, 0))
         return steps if version == _version(x) else None
 
@@ -280,7 +280,7 @@ class ActivityRecord:
         self._pending.append(
             LayerSums(
                 name=name,
-                neurons=output.numel(),  # of all samples, until _flush knows how many these are
+                neurons=output.numel(),  # for all samples; _flush divides by their number
                 time_steps=1 if steps is None else steps,
                 multiplications=product.multiplications(output),
                 analogue=steps is None,
@@ -291,7 +291,10 @@ class ActivityRecord:
         )
 
     def _flush(self) -> None:
-        """Add up what the outermost module did. What is the first dimension of a plain layer need not be samples."""
+        """Add the sums of the outermost module to the record.
+
+        The first dimension of a plain layer need not be the batch, so the batch size is that of the spiking layers.
+        """
         for sums in self._pending:
             if not sums.spiking:
                 sums.samples = self._samples or sums.samples
@@ -306,7 +309,7 @@ class ActivityRecord:
 
 @dataclass
 class _Product:
-    """A call of one of WEIGHTED: ``func(input, weight, bias, *settings, **named)``."""
+    """A call of a function of WEIGHTED: ``func(input, weight, bias, *settings, **named)``."""
 
     func: Any
     input: Tensor
@@ -321,7 +324,7 @@ class _Product:
         return cls(func, x, weight, args[3:], named)
 
     def batch(self) -> Tensor:
-        """The input with a first dimension that is no channel or feature."""
+        """Return the input with a batch dimension."""
         return self.input if self.input.dim() >= self.weight.dim() else self.input[None]
 
     def multiplications(self, output: Tensor) -> int:
@@ -331,7 +334,7 @@ class _Product:
         return (self.input if transposed else output).numel() * taps
 
     def fan_out(self) -> Tensor:
-        """As of a tandem layer, in the shape of one of the batch; a scalar where it is the same everywhere."""
+        """Return the outputs that each input reaches, in the shape of one sample, or a scalar if all are the same."""
         x = self.batch()
         if self.func.__name__.startswith("linear"):
             return x.new_tensor(self.weight.shape[0] if self.weight.dim() > 1 else 1, dtype=torch.float64)
@@ -366,4 +369,4 @@ def _averages(layer: LayerSums) -> LayerActivity:
 
 def _check_samples(shape: torch.Size) -> None:
     if math.prod(shape) == 0:
-        raise ValueError(f"synops: inputs must hold at least one sample, got a batch of shape {list(shape)}")
+        raise ValueError(f"synops: inputs must have at least one sample, got a batch of shape {list(shape)}")

@@ -1,4 +1,4 @@
-"""What the layers of a network did on average, as a table."""
+"""The average activity of a network's layers, as a table."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from .table import table
 
-# Of one float32 operation in a 45 nm process at 0.9 V: M. Horowitz, "Computing's energy problem (and what we can do
-# about it)", ISSCC 2014, doi:10.1109/ISSCC.2014.6757323, figure 1.1.9: 3.7 pJ a multiplication, 0.9 pJ an addition.
+# Energy of a float32 operation in a 45 nm process at 0.9 V: M. Horowitz, "Computing's energy problem (and what we can
+# do about it)", ISSCC 2014, doi:10.1109/ISSCC.2014.6757323, figure 1.1.9: 3.7 pJ per multiplication, 0.9 per addition.
 ADDITION_PJ = 0.9
 MAC_PJ = 4.6
 
 
 @dataclass(frozen=True)
 class LayerActivity:
-    """What one layer did, averaged over the samples."""
+    """The activity of one layer, averaged over the samples."""
 
     name: str
     """Qualified name in the model, as in ``named_modules``."""
@@ -28,19 +28,19 @@ class LayerActivity:
     saturation: float | None
     """Share of output neurons that spike at every time step; None for a layer without spikes."""
     silent: float | None
-    """Share of output neurons that never spike, of each sample; None for a layer without spikes."""
+    """Share of output neurons that do not spike for a sample; None for a layer without spikes."""
     dead: float | None
-    """Share of output neurons that spike for none of the samples; None for a layer without spikes."""
+    """Share of output neurons that do not spike for any sample; None for a layer without spikes."""
     synops: float
     """Synaptic operations per sample: additions of one weight to one neuron. 0 for an analogue layer."""
     macs: int
     """Multiply-accumulates per sample of the same layer in the ANN."""
     analogue: bool
-    """The input is real, neither spikes nor their counts: the layer does the ANN's ``macs`` too, once for all T."""
+    """Whether the input is real, neither spikes nor counts. The layer then does the ANN's ``macs`` once for all T."""
 
     @property
     def snn_energy_pj(self) -> float:
-        """Estimated energy of the spiking layer's arithmetic per sample, in picojoules; :func:`synops` says how."""
+        """Estimated energy of the spiking layer's arithmetic per sample, in picojoules; see :func:`synops`."""
         if self.analogue:
             return MAC_PJ * self.macs
         return (MAC_PJ if self.firing_rate is None else ADDITION_PJ) * self.synops
@@ -57,7 +57,7 @@ class ActivityTable(list[LayerActivity]):
     def __init__(self, activities: Iterable[LayerActivity] = (), not_counted: Iterable[str] = ()) -> None:
         super().__init__(activities)
         self.not_counted = tuple(not_counted)
-        """What ran and is in none of the rows: modules with parameters, and products other than of weight layers."""
+        """What ran but is not in the table: other modules with parameters, and products outside weight layers."""
 
     def __str__(self) -> str:
         rows = [["layer", "neurons", "firing rate", "saturated", "silent", "dead"]]
@@ -73,11 +73,11 @@ class ActivityTable(list[LayerActivity]):
 
 
 def _costs(activities: Iterable[LayerActivity]) -> list[str]:
-    """Operations and energy of some layers, as cells of the table."""
+    """Return the total operations and energy of some layers, as cells of the table."""
     layers = list(activities)
     snn_macs, macs = sum(a.macs for a in layers if a.analogue), sum(a.macs for a in layers)
     synops = sum(a.synops for a in layers)
     counts = [f"{x:,.0f}" if x else "-" for x in (synops, snn_macs, macs)]
     energies = [sum(a.snn_energy_pj for a in layers), sum(a.ann_energy_pj for a in layers)]
-    ratio = f"{(synops + snn_macs) / macs:.2f}" if macs else "-"  # joins of identities multiply nothing
+    ratio = f"{(synops + snn_macs) / macs:.2f}" if macs else "-"  # a TandemAdd of identities has no MACs
     return [*counts, ratio, *(f"{x / 1000:,.1f}" for x in energies)]

@@ -22,24 +22,25 @@ _POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d)
 
 @dataclass(frozen=True)
 class LayerAgreement:
-    """How far one tandem layer (or TandemAdd) and its ANN twin agree, averaged over the samples."""
+    """The agreement of one tandem layer or TandemAdd with its ANN twin, averaged over the samples."""
 
     name: str
     """Qualified name in the model, as in ``named_modules``."""
     count_error: float
-    """Mean of abs(c - a) over neurons and samples, in spikes; a is the ANN activation given the counts from below."""
+    """Mean of abs(c - a) over neurons and samples, in spikes. c are the counts, and a the activations that the ANN
+    layer computes from the counts of the layer before."""
     count_cosine: float
-    """Cosine of the angle between a sample's counts c and those activations a."""
+    """Cosine of the angle between a sample's counts c and activations a."""
     accumulated_error: float
-    """As ``count_error``, with the activation that the ANN has by itself, of its own activations from below."""
+    """As ``count_error``, with a computed from the ANN's own activations in all layers before."""
     accumulated_cosine: float
-    """As ``count_cosine``, with the activation that the ANN has by itself."""
+    """As ``count_cosine``, with a computed from the ANN's own activations in all layers before."""
     gradient_cosine: float
-    """Cosine between the tandem rule's and the ANN's gradient of the loss with respect to the layer's weights (those of
-    all branches of a TandemAdd)."""
+    """Cosine between the tandem rule's and the ANN's gradient of the loss with respect to the layer's weights (for a
+    TandemAdd, those of all branches)."""
     gradient_norm_ratio: float
-    """Euclidean norm of the tandem rule's gradient over that of the ANN's; infinite where the latter alone is 0, nan
-    where both are."""
+    """Euclidean norm of the tandem rule's gradient divided by that of the ANN's gradient; infinite if only the latter
+    is 0, nan if both are."""
 
 
 class AgreementTable(list[LayerAgreement]):
@@ -65,33 +66,34 @@ class AgreementTable(list[LayerAgreement]):
 def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> AgreementTable:
     """Compare a tandem network with its ANN twin on one batch.
 
-    The tandem rule lets the ANN receive actual spike counts and back-propagates through the ANN's activations (Wu et
-    al., "A Tandem Learning Rule", IEEE TNNLS 2021, doi:10.1109/TNNLS.2021.3095724), which works as far as counts are
-    near the activations that they stand for. That paper judges this, after Anderson & Berg, "The High-Dimensional
-    Geometry of Binary Neural Networks", ICLR 2018, arXiv:1705.07199, by the angle between the two as vectors: what
-    ``count_cosine`` measures. The others separate what one layer adds (the ANN fed with the counts from below) from
-    what has piled up since the input (the ANN by itself), and say what is left of the ANN's exact gradient.
+    The tandem rule feeds actual spike counts into the ANN and back-propagates through the ANN's activations (Wu et al.,
+    "A Tandem Learning Rule", IEEE TNNLS 2021, doi:10.1109/TNNLS.2021.3095724). It works as long as the counts are close
+    to the activations that they replace. Following Anderson & Berg, "The High-Dimensional Geometry of Binary Neural
+    Networks", ICLR 2018, arXiv:1705.07199, the paper measures this by the angle between the two as vectors, which is
+    ``count_cosine``. The other measures separate the error of one layer (the ANN layer fed with counts) from the error
+    accumulated since the input (the ANN by itself), and compare the tandem gradient with the ANN's exact gradient.
 
-    With v = W * (amplitude * c_below) + b, batch norm applied, the activation is relu(v) / threshold for IF neurons and
-    T times :func:`tandem_cuda.neuron.lif.lif_rate` of v for LIF neurons; where neurons have ``clip``, at most T.
-    Pooling is the ANN's, of counts or activations. Both networks run in eval mode: batch norm's running statistics, no
-    dropout.
+    With v = W * (amplitude * c_below) + b after batch norm, the activation is relu(v) / threshold for IF neurons and T
+    times :func:`tandem_cuda.neuron.lif.lif_rate` of v for LIF neurons. It is at most T for neurons with ``clip``.
+    Pooling is the ANN's, applied to counts or activations. Both networks run in eval mode: batch norm uses its running
+    statistics, and dropout is off.
 
-    Cosines of two zero vectors, and of one, are 0.
+    The cosine is 0 if one or both vectors are zero.
 
     Args:
-        model: any module with tandem layers in it, each of which runs once in a forward pass.
-        inputs: one batch for it.
-        loss: takes what ``model`` returns; a scalar Tensor, such as ``lambda y: F.cross_entropy(y, labels)``.
+        model: any module that contains tandem layers, each of which runs once in a forward pass.
+        inputs: one batch for ``model``.
+        loss: a function that takes the output of ``model`` and returns a scalar Tensor, such as
+            ``lambda y: F.cross_entropy(y, labels)``.
 
     Returns:
-        One LayerAgreement per tandem layer, in order of execution; a list whose ``str`` is a table. Modes, gradients
-        (``.grad``) and statistics of the model are left as they were.
+        A list whose ``str`` is a table: one LayerAgreement per tandem layer, in order of execution. Modes, gradients
+        (``.grad``) and statistics of the model are unchanged.
 
     Raises:
-        TypeError: ``model`` is no nn.Module, or ``loss`` does not return a Tensor.
-        ValueError: no tandem layer ran, one ran twice, a layer has no weights that require gradients, or ``loss`` is
-            no scalar.
+        TypeError: ``model`` is not an nn.Module, or ``loss`` does not return a Tensor.
+        ValueError: no tandem layer ran; one ran twice; a layer has no weights that require gradients; or ``loss`` does
+            not return a scalar.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"diagnose: model must be an nn.Module, got {type(model).__name__}")
@@ -123,19 +125,19 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
 
 
 def counts_and_activations(model: nn.Module, inputs: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """Spike counts of each tandem layer (or TandemAdd) and what :func:`diagnose` compares them with.
+    """Return the spike counts of each tandem layer or TandemAdd, and the activations of the ANN twin.
 
     Args:
-        model: any module with tandem layers in it, each of which runs once in a forward pass. Runs in eval mode without
-            gradient; each submodule gets its own mode back.
-        inputs: one batch for it.
+        model: any module that contains tandem layers, each of which runs once in a forward pass. It runs in eval mode
+            without gradient; afterwards each submodule has its own mode again.
+        inputs: one batch for ``model``.
 
     Returns:
-        By qualified name, in order of execution: counts and the ANN activations given the counts from below, both
-        [N, ...] and of one dtype.
+        For each qualified name, in order of execution: the counts, and the ANN activations computed from the counts of
+        the layer before, both [N, ...] and of the same dtype. :func:`diagnose` compares these.
 
     Raises:
-        TypeError: ``model`` is no nn.Module.
+        TypeError: ``model`` is not an nn.Module.
         ValueError: no tandem layer ran, or one ran twice.
     """
     op = "counts_and_activations"
@@ -150,7 +152,7 @@ def counts_and_activations(model: nn.Module, inputs: Any) -> dict[str, tuple[Ten
 
 @contextmanager
 def _recorded(op: str, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[nn.Module, Tensor, Tensor]]]:
-    """Layers that run, with their counts, and activations of the counts from below."""
+    """Record the layers that run, their counts, and the activations computed from the counts of the layer before."""
     found: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
 
     def on_layer(name: str, layer: nn.Module, args: tuple[Any, ...], output: SpikeTrain) -> None:
@@ -166,25 +168,25 @@ def _recorded(op: str, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tu
         for handle in handles:
             handle.remove()
     if not found:
-        raise ValueError(f"{op}: model must run a tandem layer (TandemConv2d, TandemLinear), got none that ran")
+        raise ValueError(f"{op}: model must run a tandem layer such as TandemConv2d, but none ran")
 
 
 def _weights(name: str, layer: nn.Module) -> list[Tensor]:
     branches = layer.branches if isinstance(layer, TandemAdd) else [layer]
     weights = [getattr(*stored(branch, "weight")) for branch in branches if isinstance(branch, TandemLayer)]
     if not weights or not all(weight.requires_grad for weight in weights):
-        raise ValueError(f"diagnose: model must have layers with weights that require gradients, got {name!r} without")
+        raise ValueError(f"diagnose: every layer must have weights that require gradients, but {name!r} has none")
     return weights
 
 
 def _gathered(weights: list[Tensor], gradients: Iterator[Tensor | None]) -> Tensor:
-    """The next gradients, of these weights, as one vector [1, ...]; zero where the loss does not depend on them."""
+    """Return the next gradients, those of these weights, as one vector [1, ...]; zero where the loss has none."""
     parts = ((weight, next(gradients)) for weight in weights)
     return torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for w, g in parts]).unsqueeze(0)
 
 
 def _activation(layer: Any, *inputs: SpikeTrain | EncodedInput) -> Tensor:
-    """The layer's ANN activation in eval mode, differentiable; its inputs are the counts of trains."""
+    """Compute the layer's ANN activation in eval mode, differentiably, from the counts of its inputs."""
     x = inputs[0]
     if isinstance(layer, SpikingMaxPool2d):
         return nn.MaxPool2d.forward(layer, _value(x))
@@ -209,7 +211,7 @@ def _pre_activation(layer: Any, x: SpikeTrain | EncodedInput) -> Tensor:
 
 
 def _value(x: SpikeTrain | EncodedInput) -> Tensor:
-    """What the ANN receives, but for the amplitude."""
+    """Return the input of the ANN, without the amplitude."""
     if isinstance(x, SpikeTrain):
         return x.count
     return x.value * x.time_steps if x.mode == "constant" else x.value
@@ -217,12 +219,12 @@ def _value(x: SpikeTrain | EncodedInput) -> Tensor:
 
 @contextmanager
 def _ann(layers: dict[str, nn.Module], found: dict[str, Tensor]) -> Iterator[None]:
-    """Let layers and pooling hand on ANN activations instead of counts, and note them."""
+    """Make layers and pooling pass on ANN activations instead of counts, and record the activations."""
 
     def forward(name: str, layer: Any, *inputs: Any) -> SpikeTrain:
         activation, x = _activation(layer, *inputs), inputs[0]
         found[name] = activation.detach()
-        # Whatever stands between the layers handles a train, but nothing reads the spikes of this one.
+        # The modules between the layers expect a SpikeTrain, but none of them reads its spikes.
         planes = -(-x.time_steps // 8)
         no_spikes = torch.zeros((), dtype=torch.uint8, device=activation.device).expand(planes, *activation.shape)
         amplitude = (
@@ -248,5 +250,5 @@ def _scalar(loss: Any) -> Tensor:
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
-    """Mean over samples of the cosine between vectors."""
+    """Return the cosine between vectors, averaged over samples."""
     return float(nn.functional.cosine_similarity(a.flatten(1).double(), b.flatten(1).double(), dim=1).mean())

@@ -1,4 +1,4 @@
-"""Activity and cost of a network as torchmetrics metrics: what :mod:`tandem_cuda.metrics` has."""
+"""Activity and cost of a network as torchmetrics metrics; :mod:`tandem_cuda.metrics` explains their use."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["Energy", "EnergyRatio", "FiringRate", "OperationsRatio", "SaturatedN
 
 
 class ActivityMetric(Metric):
-    """What all metrics here share: sums over the layers of the records that they are updated with.
+    """The base class of all metrics here. It sums activity over the layers of the records it is updated with.
 
     Args:
-        layer: qualified name of the one layer to measure, as in ``named_modules``; by default the whole network.
-        kwargs: of ``torchmetrics.Metric``.
+        layer: qualified name of a single layer to measure, as in ``named_modules``; by default the whole network.
+        kwargs: arguments of ``torchmetrics.Metric``.
     """
 
     full_state_update = False
     # int64, summed over samples.
     samples: Tensor
     spikes: Tensor
-    chances: Tensor  # to spike: neurons times time steps
+    chances: Tensor  # neurons times time steps
     neurons: Tensor  # of spiking layers
     saturated: Tensor
     silent: Tensor
@@ -52,19 +52,19 @@ class ActivityMetric(Metric):
         """Add a record.
 
         Args:
-            record: of forward passes that have not been added yet; what :func:`tandem_cuda.record_activity` yields.
+            record: the record that :func:`tandem_cuda.record_activity` yields, of forward passes not yet added.
 
         Raises:
-            TypeError: ``record`` is no such record.
-            ValueError: it holds no layer, or not the one to measure.
+            TypeError: ``record`` is not an ActivityRecord.
+            ValueError: ``record`` has no layers, or not the layer to measure.
         """
         name = type(self).__name__
         if not isinstance(record, ActivityRecord):
-            raise TypeError(f"{name}: record must be what record_activity yields, got {type(record).__name__}")
+            raise TypeError(f"{name}: record must be an ActivityRecord, got {type(record).__name__}")
         layers = [layer for layer in record.layers if self.layer in (None, layer.name)]
         if not layers:
             wanted = "a layer" if self.layer is None else f"layer {self.layer!r}"
-            raise ValueError(f"{name}: record must hold {wanted}, got {sorted({x.name for x in record.layers})}")
+            raise ValueError(f"{name}: record must contain {wanted}, got {sorted({x.name for x in record.layers})}")
         self.samples += layers[0].samples
         for layer in layers:
             spikes, saturated, silent, operations = layer.totals.to(self.spikes.device).unbind()
@@ -93,42 +93,42 @@ class FiringRate(ActivityMetric):
 
 
 class SaturatedNeurons(ActivityMetric):
-    """Share of neurons that spike at every time step, of each sample: their count cannot follow the ANN any further."""
+    """Share of neurons that spike at every time step of a sample. Their counts cannot grow with the ANN any further."""
 
     def compute(self) -> Tensor:
         return self.saturated / self.neurons
 
 
 class SilentNeurons(ActivityMetric):
-    """Share of neurons that never spike, of each sample."""
+    """Share of neurons that do not spike for a sample."""
 
     def compute(self) -> Tensor:
         return self.silent / self.neurons
 
 
 class SynOps(ActivityMetric):
-    """Synaptic operations per sample, those on counts included, those on real values (MACs) not."""
+    """Synaptic operations per sample. Includes operations on counts, but not those on real values (MACs)."""
 
     def compute(self) -> Tensor:
         return (self.additions + self.readout) / self.samples
 
 
 class OperationsRatio(ActivityMetric):
-    """Operations of the spiking network, SynOps and MACs on real values, per MAC of the ANN; inf where it has none."""
+    """Operations of the spiking network (SynOps, and MACs on real values) per MAC of the ANN; inf if it has no MACs."""
 
     def compute(self) -> Tensor:
         return (self.additions + self.readout + self.macs) / self.ann_macs
 
 
 class Energy(ActivityMetric):
-    """Estimated energy of the spiking network's arithmetic per sample, in picojoules, as :func:`tandem_cuda.synops`."""
+    """Estimated energy per sample of the spiking network's arithmetic, in picojoules; see ``tandem_cuda.synops``."""
 
     def compute(self) -> Tensor:
         return self._snn_energy() / self.samples
 
 
 class EnergyRatio(ActivityMetric):
-    """Estimated energy of the spiking network's arithmetic over that of the ANN's; inf where the ANN has no MACs."""
+    """Estimated energy of the spiking network's arithmetic divided by the ANN's; inf if the ANN has no MACs."""
 
     def compute(self) -> Tensor:
         return self._snn_energy() / (MAC_PJ * self.ann_macs)

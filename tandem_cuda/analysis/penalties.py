@@ -1,4 +1,4 @@
-"""FiringRatePenalty and SynOpsPenalty: terms of the loss that make a network spike less."""
+"""FiringRatePenalty and SynOpsPenalty: loss terms that make a network spike less."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Self = TypeVar("_Self", bound="_Penalty[Any]")
 
 
 class _Penalty(ABC, Generic[_Seen]):
-    """Watches the spiking layers of a network, and makes one number of what they did in the latest forward pass."""
+    """Watches the spiking layers of a network and computes a penalty from the latest forward pass."""
 
     def __init__(self, model: nn.Module, target: float, end: float) -> None:
         name = type(self).__name__
@@ -35,7 +35,7 @@ class _Penalty(ABC, Generic[_Seen]):
         joined = {id(branch) for join in model.modules() if isinstance(join, TandemAdd) for branch in join.branches}
         layers = [m for m in model.modules() if isinstance(m, (TandemLayer, TandemAdd)) and id(m) not in joined]
         if not layers:
-            raise ValueError(f"{name}: model must have tandem layers, got {type(model).__name__} without")
+            raise ValueError(f"{name}: model must have tandem layers, got {type(model).__name__} without any")
         self.target = target
         self._seen: list[_Seen] = []
         self._handles = [layer.register_forward_hook(self._on_layer) for layer in layers]
@@ -43,17 +43,17 @@ class _Penalty(ABC, Generic[_Seen]):
 
     @abstractmethod
     def _see(self, layer: Any, inputs: Any, output: SpikeTrain) -> _Seen:
-        """What the penalty is to know of a layer that ran."""
+        """Return what the penalty needs to know about a layer that ran."""
 
     @abstractmethod
     def _of(self, seen: list[_Seen]) -> Tensor:
-        """The penalty, a scalar."""
+        """Compute the penalty, a scalar."""
 
     def __call__(self) -> Tensor:
-        """The penalty of the latest forward pass in training mode, a scalar; the pass is forgotten then.
+        """Return the penalty of the latest forward pass in training mode, a scalar, and forget the pass.
 
         Raises:
-            ValueError: there was none since the last call.
+            ValueError: there was no such pass since the last call.
         """
         if not self._seen:
             name = type(self).__name__
@@ -62,7 +62,7 @@ class _Penalty(ABC, Generic[_Seen]):
         return self._of(seen)
 
     def remove(self) -> None:
-        """Stop watching; also done at the end of a ``with`` block."""
+        """Stop watching. The end of a ``with`` block does this, too."""
         for handle in self._handles:
             handle.remove()
         self._seen = []
@@ -84,27 +84,27 @@ class _Penalty(ABC, Generic[_Seen]):
 class FiringRatePenalty(_Penalty[Tensor]):
     """The squared excess of firing rates over a target, summed over the spiking layers of a network.
 
-    With r the mean spikes per neuron, sample and time step of a layer's output in the latest forward pass::
+    With r the mean number of spikes per neuron, sample and time step of a layer in the latest forward pass::
 
         penalty = sum over layers of max(0, r - target)^2
 
-    It is differentiable: the gradient of the counts is the tandem gradient, that of the ANN's activations. Each spike
-    costs additions at all neurons that it reaches, so that lower rates are fewer operations::
+    The penalty is differentiable: counts have the tandem gradient, that of the ANN's activations. Each spike costs an
+    addition at every neuron that it reaches, so lower rates mean fewer operations::
 
         with FiringRatePenalty(net, target=0.05) as penalty:
             for images, labels in batches:
                 loss = F.cross_entropy(net(images), labels) + 10 * penalty()
 
-    Layers are watched by hooks, in training mode alone: validation in between leaves no trace. Activation checkpointing
-    must not be of the reentrant kind, which computes without a graph at first.
+    Hooks watch the layers in training mode only, so validation in between has no effect. Reentrant activation
+    checkpointing does not work, because its first pass has no graph.
 
     Args:
-        model: any module with tandem layers or TandemAdd in it. Pooling is not counted.
+        model: any module that contains tandem layers or TandemAdd. Pooling is not counted.
         target: a firing rate, in [0, 1).
 
     Raises:
-        TypeError: ``model`` is no nn.Module, ``target`` no number.
-        ValueError: ``model`` has no tandem layer, ``target`` is not in [0, 1).
+        TypeError: ``model`` is not an nn.Module, or ``target`` is not a number.
+        ValueError: ``model`` has no tandem layer, or ``target`` is not in [0, 1).
     """
 
     def __init__(self, model: nn.Module, target: float = 0.0) -> None:
@@ -119,40 +119,40 @@ class FiringRatePenalty(_Penalty[Tensor]):
 
 @dataclass(frozen=True)
 class _Branch:
-    """A layer, or a branch of a join, in one forward pass."""
+    """A layer, or a branch of a TandemAdd, in one forward pass."""
 
     layer: nn.Module
     counts: Tensor | None
     """Spike counts of its input, summed over the batch; None for real input."""
     multiplications: int
-    """Of the ANN, for the batch."""
+    """Multiply-accumulates of the ANN for the batch."""
 
 
 class SynOpsPenalty(_Penalty[list[_Branch]]):
     """The squared excess of a network's synaptic operations over a share of its ANN's multiply-accumulates.
 
-    Of all tandem layers' latest forward pass, counted as :func:`tandem_cuda.synops` does::
+    With SynOps and MACs of all tandem layers in the latest forward pass, counted as by :func:`tandem_cuda.synops`::
 
         penalty = max(0, SynOps / MACs - target)^2
 
-    A spike weighs what it costs: the number of neurons that it reaches. Layers whose spikes cost little may spend more
-    of them, where :class:`FiringRatePenalty` holds all to one rate. The gradient of the counts is the tandem gradient::
+    Each spike is weighted by its cost, the number of neurons that it reaches. So layers with cheap spikes may use more
+    of them, whereas :class:`FiringRatePenalty` has one target rate for all layers. Counts have the tandem gradient::
 
         with SynOpsPenalty(net, target=0.3) as penalty:
             for images, labels in batches:
                 loss = F.cross_entropy(net(images), labels) + 100 * penalty()
 
-    MACs of a first layer that reads real input count, its own operations do not, for no spike changes them; nor do
-    weights in front of Encode or behind Decode. Layers are watched as by :class:`FiringRatePenalty`.
+    If a first layer reads real input, its MACs count as the ANN's, but not as SynOps, since spikes do not change them.
+    Weights before Encode or after Decode do not count. Layers are watched as by :class:`FiringRatePenalty`.
 
     Args:
-        model: any module with tandem layers or TandemAdd in it.
-        target: SynOps over MACs, not negative.
+        model: any module that contains tandem layers or TandemAdd.
+        target: SynOps divided by MACs, not negative.
 
     Raises:
-        TypeError: ``model`` is no nn.Module, ``target`` no number.
-        ValueError: ``model`` has no tandem layer, ``target`` is not in [0, inf); at a call, no layer of the pass had
-            weights.
+        TypeError: ``model`` is not an nn.Module, or ``target`` is not a number.
+        ValueError: ``model`` has no tandem layer, or ``target`` is not in [0, inf); when called, no layer of the pass
+            had weights.
     """
 
     def __init__(self, model: nn.Module, target: float = 0.0) -> None:
@@ -160,7 +160,7 @@ class SynOpsPenalty(_Penalty[list[_Branch]]):
         self._fan_outs: dict[tuple[nn.Module, torch.Size, torch.device], Tensor] = {}
 
     def _see(self, layer: Any, inputs: Any, output: SpikeTrain) -> list[_Branch]:
-        # Sums keep nothing for backward, which checkpointing would look for when it computes the layer again.
+        # A sum saves nothing for backward; saved tensors would confuse checkpointing when it recomputes the layer.
         return [
             _Branch(
                 branch,
@@ -174,12 +174,12 @@ class SynOpsPenalty(_Penalty[list[_Branch]]):
         branches = list(itertools.chain.from_iterable(seen))
         multiplications = sum(branch.multiplications for branch in branches)
         if multiplications == 0:
-            raise ValueError("SynOpsPenalty: model must run a layer with weights, on a batch that is not empty")
+            raise ValueError("SynOpsPenalty: model must run a layer with weights on a non-empty batch")
         operations = [self._operations(branch.layer, branch.counts) for branch in branches if branch.counts is not None]
         return (sum(operations, torch.zeros(())) / multiplications - self.target).clamp(min=0).square()
 
     def _operations(self, layer: nn.Module, counts: Tensor) -> Tensor:
-        """Spikes times the neurons that they reach."""
+        """Return the sum of spikes times the neurons that they reach."""
         if not isinstance(layer, TandemLayer):  # the identity in a join
             return counts.sum()
         key = layer, counts.shape, counts.device

@@ -1,6 +1,6 @@
-"""A tandem SNN from a PyTorch CNN, on the same parameters."""
+"""Convert a PyTorch CNN to a tandem SNN that shares its parameters."""
 
-from . import builtin as builtin  # registers the rules of PyTorch's layers and functions
+from . import builtin as builtin  # registers the rules for PyTorch's layers and functions
 from .conversion import flattened_to
 from .network import TandemNetwork, convert
 

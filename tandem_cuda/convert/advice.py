@@ -1,4 +1,4 @@
-"""What cannot be converted, and what to use instead."""
+"""Parts of an ANN that cannot be converted, and what to use instead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NORMALISING = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.inst
 _ACTIVATION_NAMES: dict[str, type[nn.Module]] = {
     kind.__name__.lower(): kind for kind in (*CURVED, nn.Sigmoid, nn.Tanh, nn.Softmax)
 } | {"leaky_relu": nn.LeakyReLU, "log_softmax": nn.LogSoftmax}
-# Functions and methods by the modules that they are.
+# The module class equivalent to each activation function or method.
 ACTIVATIONS: dict[Any, type[nn.Module]] = {
     function: kind
     for name, kind in _ACTIVATION_NAMES.items()
@@ -33,8 +33,8 @@ ACTIVATIONS: dict[Any, type[nn.Module]] = {
 }
 WEIGHT_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.linear)
 _ADVICE: list[tuple[tuple[type, ...], str]] = [
-    (CURVED, "use nn.ReLU: a spike count is neither negative nor curved"),
-    (SQUASHING, "use nn.ReLU, or move it behind the last layer"),
+    (CURVED, "use nn.ReLU: spiking neurons approximate only ReLU"),
+    (SQUASHING, "use nn.ReLU, or move it after the last weight layer"),
     (NORMALISING, "use nn.BatchNorm2d between weights and ReLU: its running statistics fold into the weights"),
     ((nn.AvgPool1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d), "use a strided nn.Conv1d, or images of height 1"),
     ((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.LPPool2d), "use nn.MaxPool2d or nn.AdaptiveAvgPool2d"),
@@ -43,15 +43,15 @@ _ADVICE: list[tuple[tuple[type, ...], str]] = [
     ((nn.AlphaDropout, nn.Dropout1d, nn.Dropout3d), "use nn.Dropout or nn.Dropout2d"),
     ((nn.RNNBase, nn.MultiheadAttention), "use convolutions and linear layers"),
 ]
-_CONCATENATED = "add branches of equal width instead: trains are not concatenated"
-_MULTIPLIED = "remove it, or move it behind the last layer: spikes are not multiplied"
+_CONCATENATED = "add branches of equal width instead: spike trains cannot be concatenated"
+_MULTIPLIED = "remove it, or move it after the last weight layer: spikes cannot be multiplied"
 FUNCTION_ADVICE: dict[Any, str] = {
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _CONCATENATED),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _MULTIPLIED),
 }
-NOTHING_ELSE = "move it in front of the first weight layer or behind the last one"
+NOTHING_ELSE = "move it before the first weight layer or after the last one"
 _NAMES = 6
-"""So many names of parts that cannot be converted, of each kind, are given."""
+"""The number of names that a message lists for each kind of problem."""
 
 
 @dataclass
@@ -61,14 +61,14 @@ class Problem:
     kind: str
     name: str
     place: str
-    """The name, for a list of several of the kind."""
+    """The name in a list of several problems of one kind."""
     why: str
     why_all: str
-    """What to do about all of the kind."""
+    """The advice for several problems of one kind."""
 
 
 def listed(problems: list[Problem]) -> list[str]:
-    """For each kind of problem what to do, how many there are, and their names or the first of them."""
+    """Return message lines: for each kind of problem the advice, the number of problems, and the first names."""
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
         groups.setdefault((problem.kind, problem.why_all), []).append(problem)
@@ -84,7 +84,7 @@ def listed(problems: list[Problem]) -> list[str]:
 
 
 def hooked(module: nn.Module) -> str:
-    """What to do about the hooks of a module that are not called where a spiking one takes its place."""
+    """Return the advice for a module whose hooks would not be called once a spiking module replaces it; else ""."""
     hooks = [hook for name in HOOKS for hook in getattr(module, name).values()]
     for hook in hooks:
         if isinstance(hook, WeightNorm):
@@ -98,5 +98,5 @@ def hooked(module: nn.Module) -> str:
 
 
 def advice_for(kind: type[nn.Module]) -> str:
-    """What to use instead of a kind of module."""
+    """Return what to use instead of a class of modules."""
     return next((why for kinds, why in _ADVICE if issubclass(kind, kinds)), NOTHING_ELSE)

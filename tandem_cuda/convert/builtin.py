@@ -1,4 +1,4 @@
-"""The rules for what PyTorch has."""
+"""The conversion rules for PyTorch's own layers and functions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _average(call: Call) -> Any:
 def _maximum(call: Call) -> Any:
     pool = call.module
     if pool.return_indices:
-        raise Unconvertible("set return_indices=False: the maximum moves from step to step")
+        raise Unconvertible("set return_indices=False: the position of the maximum differs between time steps")
     window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
     return call.apply(SpikingMaxPool2d(*window, False, pool.ceil_mode), commutes=True)
 
@@ -66,7 +66,7 @@ register(nn.Dropout, lambda call: call.drop(TandemDropout))
 register(nn.Dropout2d, lambda call: call.drop(TandemDropout2d))
 
 
-# Functions take the arguments that they have in torch, of which the first is what flows.
+# The helpers below have the signatures of torch's functions, without the first argument, the input.
 
 
 def _avg_pool(
@@ -96,10 +96,10 @@ def _adaptive_avg_pool(output_size: Any) -> nn.Module:
 
 
 def _as_module(make: Any) -> Any:
-    """The rule of a function that does what a module does."""
+    """Make the rule of a function that is equivalent to a module."""
 
     def rule(call: Call) -> Any:
-        _ = call.input  # before there are arguments to make the module of
+        _ = call.input  # raises Unconvertible first, before bad arguments could raise something else
         return call.like(make(*call.args[1:], **call.kwargs))
 
     return rule
@@ -138,7 +138,7 @@ def _mean(call: Call) -> Any:
     _ = call.input
     dims, keepdim, dtype = given(*call.args, **call.kwargs)
     if dtype is not None or not isinstance(dims, (tuple, list)) or sorted(d % 4 for d in dims) != [2, 3]:
-        raise Unconvertible("use nn.AdaptiveAvgPool2d(1): of spikes, only the mean over all pixels is known")
+        raise Unconvertible("use nn.AdaptiveAvgPool2d(1): spikes can only be averaged over all pixels")
     return call.average(nn.AdaptiveAvgPool2d(1), keepdim=keepdim)
 
 

@@ -1,4 +1,4 @@
-"""Levels of layers, from what the ANN's activations are."""
+"""Measure the levels of layers from the ANN's activations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .trace import check_traced
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the ANN and keeps the percentile of what the nodes named put out."""
+    """Runs the ANN and keeps a percentile of the output of each measured node."""
 
     def __init__(self, ann: nn.Module, graph: fx.Graph, measured: list[tuple[fx.Node, str]], percentile: float) -> None:
         super().__init__(ann, graph=graph)
@@ -31,16 +31,16 @@ class _Recorder(fx.Interpreter):
 
     def _level(self, name: str, out: Tensor) -> float:
         if not out.isfinite().all():
-            raise ValueError(f"convert: activations of the ANN must be finite, got NaN or infinity behind {name}")
+            raise ValueError(f"convert: activations of the ANN must be finite, got NaN or infinity after {name}")
         if not out.numel():
             return 0.0
         rank = max(1, math.ceil(self.percentile / 100 * out.numel()))
         level = float(out.flatten().kthvalue(rank).values)
-        return level if level > 0 else float(out.max())  # where hardly any neuron is active
+        return level if level > 0 else float(out.max())  # the percentile is 0 where hardly any neuron is active
 
 
 def checked_levels(names: list[str], pools: list[str], levels: Mapping[str, float]) -> dict[str, float]:
-    """Those of the layers that there are, all of them; and of the pools that it has."""
+    """Return the given levels of all layers, and of those pools that have one."""
     missing = [name for name in names if name not in levels]
     if missing:
         raise ValueError(f"convert: calibrate must hold a level for each spiking layer, got none for {missing}")
@@ -57,7 +57,7 @@ def checked_levels(names: list[str], pools: list[str], levels: Mapping[str, floa
 def percentiles(
     ann: nn.Module, graph: fx.Graph, measured: list[tuple[fx.Node, str]], batches: Iterable[Any], percentile: float
 ) -> dict[str, float]:
-    """Of what the nodes put out, by the names that go with them, the mean over batches."""
+    """Return the percentile of each measured node's output, averaged over the batches, by the node's given name."""
     recorder = _Recorder(ann, graph, measured, percentile)
     totals, count = {name: 0.0 for _, name in measured}, 0
     with evaluating(ann), torch.no_grad():
@@ -80,6 +80,6 @@ def percentiles(
     for name, level in levels.items():
         if not level > 0:
             raise ValueError(
-                f"convert: calibrate must make every layer active, but behind {name} the ANN is never positive"
+                f"convert: calibrate must activate every layer, got data that never makes the output of {name} positive"
             )
     return levels

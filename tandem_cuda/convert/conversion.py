@@ -1,4 +1,4 @@
-"""One pass over the ANN's graph, which writes the SNN's."""
+"""The conversion itself: one pass over the ANN's graph that writes the SNN's graph."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, ope
 
 
 class Conversion:
-    """One pass over the ANN's graph, writing the SNN's."""
+    """One pass over the ANN's graph that writes the SNN's graph."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Conversion:
     ) -> None:
         self.ann = ann
         self.spiking = spiking
-        """What leads to the layers that are to spike, and their activations; None for all that can."""
+        """The nodes up to and including the activations of the layers that are to spike; None for all that can."""
         self.nodes = list(graph.nodes)
         self.time_steps, self.mode, self.neuron, self.engine, self.scaled = time_steps, mode, neuron, engine, scaled
         self.graph = fx.Graph()
@@ -62,11 +62,11 @@ class Conversion:
         self.decoded: dict[fx.Node, fx.Node] = {}
         self.problems: list[Problem] = []
         self.tainted: set[fx.Node] = set()
-        """What cannot be converted, and all behind it."""
+        """Nodes that cannot be converted, and all nodes that depend on them."""
         self.neurons: list[tuple[fx.Node, str]] = []
-        """The ANN's activations, and the spiking layers in their places."""
+        """The ANN's activations, each with the name of the spiking layer that replaces it."""
         self.pools: list[tuple[fx.Node, str, str | None]] = []
-        """Averages that have neurons of their own, with these, and the layer whose level the averaged spikes weigh."""
+        """Average poolings with neurons: ANN node, name in the SNN, layer whose level scales the input."""
         self.before, self.last = self._order()
         for node in self.nodes:
             if not self.tainted.isdisjoint(node.all_input_nodes):
@@ -76,7 +76,7 @@ class Conversion:
         self._check_parameters()
 
     def _check_hooks(self) -> None:
-        """Note hooks that nothing would call: of the ANN itself, and of modules that are not in the SNN as they are."""
+        """Report hooks that would no longer be called: those of the ANN itself and of modules that the SNN replaces."""
         if why := hooked(self.ann):
             self.problems.append(Problem(type(self.ann).__name__, type(self.ann).__name__, "", why, why))
         for node in self.nodes:
@@ -86,9 +86,9 @@ class Conversion:
                     self._problem(node, why)
 
     def _check_parameters(self) -> None:
-        """Note rules after which the twins would not share all that is trained and saved.
+        """Report rules that leave the twins without some of each other's parameters or buffers.
 
-        What stands beside a problem is not written, so only where there is none.
+        Skipped where there are problems already, since the graph is then incomplete.
         """
         if self.problems:
             return
@@ -101,33 +101,33 @@ class Conversion:
                 if not all(id(x) in held for x in module.parameters()):
                     self._problem(node, "its rule must put its parameters into the spiking twin, to train them there")
         own = {id(x) for x in self.ann.state_dict(keep_vars=True).values()}
-        why = "make it of parameters and buffers of the ANN, whose state_dict both twins have"
+        why = "build it from parameters and buffers of the ANN: both twins have the ANN's state_dict"
         for name, module in modules.items():
             if not all(id(x) in own for x in module.state_dict(keep_vars=True).values()):
                 kind = type(module).__name__
                 self.problems.append(Problem(kind, f"{name} ({kind})", name, why, why))
 
     def value(self, node: fx.Node) -> Any:
-        """What it is in the SNN; behind what cannot be converted, what to go on with."""
+        """Return what the node is in the SNN, or the substitute for a node that cannot be converted."""
         x = self.values[node]
         return x.instead if isinstance(x, Broken) else x
 
     def written(self) -> fx.GraphModule:
-        """The SNN.
+        """Return the SNN.
 
         Raises:
-            ValueError: what cannot be converted, all of it.
+            ValueError: parts of the ANN cannot be converted; the message lists all of them.
         """
         if self.problems:
             lines = "\n".join(listed(self.problems))
-            raise ValueError(f"convert: ann must have nothing but what can be converted; this cannot:\n{lines}")
+            raise ValueError(f"convert: every part of ann must be convertible; these are not:\n{lines}")
         if not self.neurons:
-            raise ValueError("convert: ann must have a weight layer and a ReLU in front of its last weight layer")
+            raise ValueError("convert: ann must have a weight layer and a ReLU before its last weight layer, got none")
         self.graph.lint()
         return fx.GraphModule(self.modules, self.graph, "SpikingTwin")
 
     def _order(self) -> tuple[set[fx.Node], set[fx.Node]]:
-        """What has a spiking weight layer behind it; and the weight layers that stay as they are, the read-outs."""
+        """Return the nodes that lead to a weight layer, and the last weight layers, which stay as they are."""
         before: set[fx.Node] = set()
         if self.spiking is not None:
             return self.spiking, set()
@@ -148,12 +148,12 @@ class Conversion:
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
             return self._copied(node, node.name, dropout_of(node))
         if self._overwrites(node):
-            return self._problem(node, "write out of place: its input is used again behind it")
+            return self._problem(node, "write out of place: its input is used again later")
         rule = rule_for(node, self.ann)
         if isinstance(rule, WeightRule):
             return self._weight(node, rule)
         if rule is None and node in self.before and (why := self._weightless(node)):
-            return self._problem(node, why, Train(self._stand_in()))  # not a part of what is in front
+            return self._problem(node, why, Train(self._stand_in()))  # would have been a layer of its own
         if node.op == "placeholder" and self.mode == "spikes":
             return Train(self.graph.node_copy(node))
         if node.op == "output" or all(isinstance(self.value(x), Real) for x in node.all_input_nodes):
@@ -164,7 +164,7 @@ class Conversion:
             return self._problem(node, str(refused), why_all=refused.why_all)
 
     def _weightless(self, node: fx.Node) -> str | None:
-        """What to use instead of a convolution or weight function that has no rule."""
+        """Return the advice for a convolution or weight function that has no rule."""
         if node.target in WEIGHT_FUNCTIONS:
             return "use the module of the same name, which has parameters to share"
         if node.op != "call_module":
@@ -173,14 +173,14 @@ class Conversion:
         return advice_for(type(module)) if isinstance(module, nn.modules.conv._ConvNd) else None
 
     def _unknown(self, call: Call) -> Any:
-        """A call of something that has no rule; behind it goes on what finds more that cannot be converted."""
+        """Report a call that has no rule, and return a substitute so that later problems are found, too."""
         node = call.node
         if node.op == "call_module" and len(node.all_input_nodes) > 1:
             return self._copied(node)
         x = call.input
         kind = type(call.module) if node.op == "call_module" else ACTIVATIONS.get(node.target)
         if getattr(call.module, "return_indices", False):
-            raise Unconvertible("set return_indices=False: the maximum moves from step to step")
+            raise Unconvertible("set return_indices=False: the position of the maximum differs between time steps")
         if kind is None:
             raise Unconvertible(FUNCTION_ADVICE.get(node.target, NOTHING_ELSE))
         problem = self._problem(node, advice_for(kind))
@@ -201,7 +201,7 @@ class Conversion:
                 return self._copied(node)
             return self._unfired(node, argument, Real(self._stand_in()))
         if not all(_is_shareable(parametrizations) for _, parametrizations in parametrized(module)):
-            why = "remove the parametrization of its weight; of those, only quantise's is shared"
+            why = "remove the parametrization of its weight: only that of quantise can be shared"
             return self._problem(node, why, Current([Branch(self._stand_in(), str(node.target), module)]))
         if isinstance(x, Real):
             return Current([Branch(self._encode(x.node), str(node.target), module, encoded=True)])
@@ -215,19 +215,19 @@ class Conversion:
         return Current([Branch(x.node, str(node.target), module, copies=x.copies)])
 
     def readable(self, x: Any) -> bool:
-        """Whether it is a train, or a sum of trains, which is never negative and needs no ReLU."""
+        """Whether x is a spike train or a sum of them. Such a sum is never negative and needs no ReLU."""
         return isinstance(x, (Train, Pooled)) or (isinstance(x, Current) and all(b.layer is None for b in x.branches))
 
-    # -- what is written
+    # -- writing the graph
 
     def _copied(self, node: fx.Node, name: str | None = None, module: nn.Module | None = None) -> Any:
-        """The node as it is; trains it needs are decoded."""
+        """Copy the node unchanged, decoding its spike-train inputs."""
         for argument in node.all_input_nodes:
             if not isinstance(self.value(argument), Real) and not self.readable(self.value(argument)):
                 return self._unfired(node, argument, Real(self._stand_in()))
         if node.op == "call_module":
             module, name = self.ann.get_submodule(str(node.target)), str(node.target)
-            if self.modules.get(name, module) is not module:  # it runs twice, as a spiking layer the first time
+            if self.modules.get(name, module) is not module:  # it runs twice, the first time as a spiking layer
                 name = self._named(name, module)
             self.modules[name] = module
             copied = self.graph.node_copy(node, self._real)
@@ -256,13 +256,13 @@ class Conversion:
         if x.node not in self.decoded:
             name = self._named("decode", Decode())
             real = self.graph.call_module(name, (x.node,))
-            if self.spiking is not None:  # the ANN writes in place and asks for views where it likes
+            if self.spiking is not None:  # the rest of the ANN may write in place or take views
                 real = self.graph.call_method("clone", (real,), {"memory_format": torch.contiguous_format})
             self.decoded[x.node] = real
         return Real(self.decoded[x.node])
 
     def _pooled(self, x: Pooled, form: str) -> Any:
-        """An average as the "real" mean of counts; as "neurons"; or as the spikes of its "windows", side by side."""
+        """Write an average as "real" mean of counts, as "neurons", or as the spikes of its "windows" side by side."""
         if form not in x.made:
             pool: Any = x.module
             if form == "real":
@@ -282,7 +282,7 @@ class Conversion:
         return x.done[form]
 
     def spikes(self, x: Any) -> Train:
-        """A train, of neurons if it is an average."""
+        """Return x as a spike train; an average gets neurons."""
         train: Train = self._pooled(x, "neurons") if isinstance(x, Pooled) else x
         return train
 
@@ -294,10 +294,10 @@ class Conversion:
         return self.encoded[x]
 
     def fired(self, node: fx.Node, x: Any) -> Any:
-        """The neurons in place of the ReLU ``node``, which leaves spikes and averages of spikes as they are."""
+        """Write the neurons that replace the ReLU ``node``. A ReLU of spikes or of their average changes nothing."""
         if isinstance(x, (Train, Pooled)):
             return x
-        if node in self.tainted:  # no part of a layer can be relied on
+        if node in self.tainted:  # the layer may be incomplete
             return Train(self._stand_in())
         if len(x.branches) == 1 and x.branches[0].layer is not None:
             (branch,) = x.branches
@@ -314,7 +314,7 @@ class Conversion:
         return train
 
     def _layer(self, branch: Branch, neuron: Neuron) -> Any:
-        """The tandem layer that holds a weight layer's parameters and its norm."""
+        """Make the tandem layer that holds a weight layer's parameters and its batch norm."""
         module: Any = branch.layer
         rule = weights_of(module)
         arguments = rule.arguments(module)
@@ -332,7 +332,7 @@ class Conversion:
         return layer
 
     def _named(self, name: str, module: nn.Module, replaces: bool = False) -> str:
-        """Name a module; by the name of a module of the ANN only where it takes that one's place."""
+        """Add a module under a unique name. Only a module that replaces one of the ANN may take that one's name."""
         unique, i = name, 1
         while unique in self.modules or (unique in self.names and not (replaces and unique == name)):
             unique, i = f"{name}_{i}", i + 1
@@ -340,13 +340,13 @@ class Conversion:
         return unique
 
     def called(self, x: Any, node: fx.Node, module: Any) -> Any:
-        """A module in the place of the ANN's node, applied to a train or a real value."""
+        """Apply a module to a spike train or a real value, in place of the ANN's node."""
         replaces = node.op == "call_module"
         name = self._named(str(node.target) if replaces else node.name, module, replaces)
         return replace(x, node=self.graph.call_module(name, (x.node,)))
 
     def flattened(self, x: Any, start: int = 1, end: int = -1) -> Any:
-        """A train, or what becomes of an average or current, with some dimensions made one."""
+        """Flatten dimensions start to end of a spike train. For averages and currents, this is deferred."""
 
         def step(value: Any) -> Any:
             return replace(value, node=self.graph.call_method("flatten", (value.node, start, end)))
@@ -354,7 +354,7 @@ class Conversion:
         return self.behind(x, step, flat=start == 1 and end in (-1, 3))
 
     def flattened_to(self, x: Any, features: int) -> Any:
-        """All dimensions made one, of so many features."""
+        """Flatten all dimensions but the first to ``features`` features."""
 
         def step(value: Any) -> Any:
             size = features * getattr(value, "copies", 1)
@@ -363,13 +363,13 @@ class Conversion:
         return self.behind(x, step, flat=True)
 
     def behind(self, x: Any, step: Callable[[Any], Any], flat: bool = False) -> Any:
-        """Do it to a train, or later: behind the neurons, or to what becomes of an average."""
-        if isinstance(x, Pooled):  # whose forms all that comes of it shares
+        """Apply a step to a spike train, or defer it: until after the neurons, or until the average has its form."""
+        if isinstance(x, Pooled):  # copies share the forms made so far, but not the steps applied to them
             return replace(x, then=[*x.then, step], flat=x.flat or flat, done={})
         return step(x) if isinstance(x, Train) else Current(x.branches, [*x.then, step])
 
     def _overwrites(self, node: fx.Node) -> bool:
-        """Whether it writes in place to spikes that are used again behind it, which would not see that in the SNN."""
+        """Whether the node writes in place to spikes that are used again later. In the SNN that write has no effect."""
         module = self.ann.get_submodule(str(node.target)) if node.op == "call_module" else None
         word = word_of(node.target)
         in_place = (
@@ -380,11 +380,11 @@ class Conversion:
             return False
         written = node.args[0]
         if rule_for(node, self.ann) is fire or not isinstance(self.value(written), (Train, Pooled)):
-            return False  # spikes are not negative; what is real stays in the ANN's order; the rest is used once
+            return False  # ReLU does not change spikes; real values keep the ANN's order; currents are used only once
         behind = self.nodes[self.nodes.index(node) + 1 :]
         return any(user in behind for user in written.users)
 
-    # -- what is said
+    # -- reporting problems
 
     def _name(self, node: fx.Node) -> str:
         if node.op == "call_module":
@@ -392,7 +392,7 @@ class Conversion:
         return f"{node.name} ({word_of(node.target)} in forward of {scope_of(node, self.ann)})"
 
     def _problem(self, node: fx.Node, why: str, instead: Any = None, why_all: str | None = None) -> Broken:
-        """Note it; behind it goes on ``instead``, by default the first of its inputs that is none of the real ones."""
+        """Record a problem and go on with ``instead``, by default the node's first input that is not real."""
         name, kind, place = self._name(node), word_of(node.target), f"{node.name} in {scope_of(node, self.ann)}"
         if node.op == "call_module":
             kind, place = type(self.ann.get_submodule(str(node.target))).__name__, name
@@ -405,22 +405,25 @@ class Conversion:
         return Broken(Train(self._stand_in()) if instead is None else instead)
 
     def _unfired(self, node: fx.Node, argument: fx.Node, instead: Any) -> Any:
-        """A weight layer or an output whose input is a pre-activation; behind it goes on as if it had fired."""
-        self._problem(node, f"put a ReLU between {self._name(argument)} and it", why_all="put a ReLU in front of each")
+        """Report a weight layer or output that reads a pre-activation, and go on with ``instead``."""
+        self._problem(node, f"put a ReLU between {self._name(argument)} and it", why_all="put a ReLU before each")
         return instead
 
     def _stand_in(self) -> fx.Node:
-        """A node for what is not there, in a graph that is not going to be written."""
+        """Return a placeholder for a missing value. A graph with problems is never used, so it may be incomplete."""
         return self.graph.placeholder("stand_in")
 
 
 def _is_shareable(parametrizations: Any) -> bool:
-    """Whether two layers can hold them, on one parameter: what has an inverse changes it where it is registered."""
+    """Whether two layers can both hold these parametrizations of one parameter.
+
+    Registering a parametrization that has a ``right_inverse`` changes the parameter, so such a one cannot be shared.
+    """
     return parametrizations.is_tensor and not any(hasattr(x, "right_inverse") for x in parametrizations)
 
 
 def _spiking_pool(pool: Any, engine: str) -> nn.Module:
-    """Neurons of average pooling."""
+    """Make the spiking layer for average pooling."""
     if isinstance(pool, nn.AdaptiveAvgPool2d):
         return SpikingAdaptiveAvgPool2d(pool.output_size, engine=engine)
     windows = pool.kernel_size, pool.stride, pool.padding
@@ -429,29 +432,29 @@ def _spiking_pool(pool: Any, engine: str) -> nn.Module:
 
 
 def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:
-    """Checks what x.view(-1, features) would have mixed up."""
+    """Flatten a spike train like ``x.view(-1, features)``, but raise a ValueError where that would mix samples."""
     flat = train.flatten(1)
     if flat.shape[1] != features:
-        raise ValueError(f"view: input must have {features} features a sample, got {flat.shape[1]}")
+        raise ValueError(f"view: input must have {features} features per sample, got {flat.shape[1]}")
     return flat
 
 
 def _common(paths: list[list[str]]) -> list[str]:
-    """The beginning that all paths have."""
+    """Return the longest common prefix of the paths."""
     together = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
     return [parts[0] for parts in together]
 
 
 def cut(whole: Conversion, count: int, again: Callable[[set[fx.Node]], Conversion]) -> Conversion:
-    """A conversion of the first layers only; the whole one where these are all, or where it has to say why not."""
+    """Convert only the first ``count`` layers. Return ``whole`` if those are all, or if its problems are to be told."""
     total = len(whole.neurons)
     if count < total or (count == total and whole.problems):
         if not whole.scaled:
             raise ValueError(
-                f"convert: calibrate must be given with spiking_layers={count} of {total} (the ANN behind them expects "
-                "its activations, not counts), got None"
+                f"convert: calibrate must be given with spiking_layers={count} of {total} (the ANN after them expects "
+                "activations, not counts), got None"
             )
         return again(leading_to(node for node, _ in whole.neurons[:count]))
     if count > total and not whole.problems:
-        raise ValueError(f"convert: spiking_layers must be at most the {total} that the ANN has, got {count}")
+        raise ValueError(f"convert: spiking_layers must be at most {total}, all that the ANN has, got {count}")
     return whole

@@ -20,22 +20,23 @@ from .trace import owner_of, traced
 
 
 class TandemNetwork(nn.Module):
-    """A converted network: the spiking twin of an ANN, on the ANN's own parameters and batch-norm modules.
+    """A converted network: the spiking twin of an ANN, sharing the ANN's parameters and batch-norm modules.
 
-    ``snn`` is the spiking twin, a torch.fx.GraphModule whose layers have the names that they have in the ANN;
-    :meth:`ann` is the ANN that was given. Whatever trains, moves or loads one does it to the other. ``state_dict`` has
-    the ANN's names, so that checkpoints of the two are the same.
+    ``snn`` is the spiking twin, a torch.fx.GraphModule whose layers keep their names in the ANN. :meth:`ann` returns
+    the original ANN. Training, moving or loading either network does the same to the other. ``state_dict`` uses the
+    ANN's names, so the two have the same checkpoints.
 
     Raises:
-        RuntimeError: in forward, train, eval and what reads, loads or moves state, where a parameter or module that the
-            twins share was replaced in the ANN; while compiling, forward does not check.
+        RuntimeError: a parameter or module that the twins share has been replaced in the ANN. Checked in forward (but
+            not in compiled code), in train and eval, and when state is read, loaded or moved.
     """
 
     spiking_layers: tuple[str, ...]
-    """Names in ``snn`` of the layers with neurons (pooling aside), in order of execution: tandem layers and joins."""
+    """Names in ``snn`` of the tandem layers and TandemAdds, in order of execution. Pooling layers are not listed."""
     levels: dict[str, float] | None
-    """By name of a spiking layer, T * threshold: the activation at which it fires at every step; and the same of
-    averages that have neurons. As calibration found it, for :func:`convert` to be given again; None without."""
+    """T * threshold of each spiking layer, and of each average-pooling layer that has neurons, by name: the activation
+    at which it fires at every step. Measured by calibration; pass it to :func:`convert` as ``calibrate`` to reuse it.
+    None if the network was not calibrated."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class TandemNetwork(nn.Module):
         self.snn = snn
         self.spiking_layers = tuple(spiking_layers)
         self.levels = None if levels is None else dict(levels)
-        self._twin = (ann,)  # in a tuple, so that it is no submodule and its parameters are listed once
+        self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
         self.tie_names()
         self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]  # torch's
         self._arguments = _arguments(ann)
@@ -56,11 +57,11 @@ class TandemNetwork(nn.Module):
         shared = {*ann.modules()}
         self.training = ann.training
         for name, module in snn.named_modules():
-            if module not in shared:  # those have the mode that they have: parts of a model may be frozen
+            if module not in shared:  # shared modules keep their mode: parts of a model may be frozen
                 module.training = modes.get(name, ann.training)
 
     def ann(self) -> nn.Module:
-        """The ANN twin, with which this network shares parameters, statistics and train or eval mode."""
+        """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
         return self._twin[0]
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
@@ -71,7 +72,7 @@ class TandemNetwork(nn.Module):
         return self.snn(*inputs)
 
     def tie_names(self) -> None:
-        """Find every name of the spiking twin's state in the ANN's, by what they stand for."""
+        """Map each state name of the spiking twin to the ANN's name for the same tensor."""
         names = {id(x): name for name, x in self.ann().state_dict(keep_vars=True).items()}
         own = super().state_dict(keep_vars=True)
         self._names = {name: names[id(x)] for name, x in own.items() if id(x) in names}
@@ -79,14 +80,14 @@ class TandemNetwork(nn.Module):
         self._note_twins()
 
     def _note_twins(self) -> None:
-        """Note what the twins share, to notice when the ANN holds something else in its place."""
+        """Record what the twins share, to detect later that the ANN has replaced it."""
         ann = self.ann()
         shared = {*self.snn.modules()} & {*ann.modules()}
         paths = {name: None for name, module in ann.named_modules() if module in shared}
         self._held: list[tuple[str, nn.Module, str, Any]] = []
-        """What the ANN's modules hold: name of module and parameter, the module, the key, the parameter."""
+        """The ANN's shared parameters: qualified name, owning module, key in that module, parameter."""
         self._buffers_held: list[tuple[nn.Module, str, nn.Module, str, Tensor]] = []
-        """The same of buffers of which the twins have modules of their own; first the spiking twin's."""
+        """Buffers held by a module of each twin: the spiking twin's module and key, the ANN's, the buffer."""
         for mine, theirs in self._names.items():
             path, _, _ = theirs.rpartition(".")
             layer = ann.get_submodule(path)
@@ -103,7 +104,7 @@ class TandemNetwork(nn.Module):
             if has_weights(layer) and getattr(layer, "bias", None) is None:
                 self._held.append((f"{path}.bias".lstrip("."), layer, "bias", None))
         self._placed: dict[str, tuple[nn.Module, str, nn.Module]] = {}
-        """By name, the ANN's modules on the way: the module that holds each, under which key, and itself."""
+        """The ANN's modules on the path to anything shared, by name: parent module, key in the parent, the module."""
         for path in paths:
             parent, name = ann, ""
             for key in path.split(".") if path else ():
@@ -112,29 +113,29 @@ class TandemNetwork(nn.Module):
                 parent = child
 
     def _check_twins(self) -> None:
-        """RuntimeError where the ANN no longer holds what the twins shared. Cheap: identities are compared.
+        """Raise a RuntimeError if the ANN no longer holds what the twins share. Cheap: it compares identities only.
 
-        The spiking twin may hold other tensors for a while, as in torch.func.functional_call.
+        The spiking twin itself is not checked: torch.func.functional_call swaps its tensors temporarily.
         """
         changed = [name for name, (parent, key, child) in self._placed.items() if parent._modules.get(key) is not child]
         changed += [name for name, owner, key, x in self._held if owner._parameters.get(key) is not x]
         if changed:
             more = "" if len(changed) < 4 else f" and {len(changed) - 3} more"
             raise RuntimeError(
-                f"TandemNetwork: the ANN must hold the parameters and modules that its spiking twin shares; "
-                f"{', '.join(changed[:3])}{more} of the ANN "
+                "TandemNetwork: the ANN must keep the parameters and modules that it shares with its spiking twin, "
+                f"but {', '.join(changed[:3])}{more} "
                 f"{'was' if len(changed) == 1 else 'were'} replaced (by load_state_dict(assign=True), pruning, "
                 "a parametrization or an assignment). Call convert on the ANN again (calibrate=snn.levels keeps the "
                 "thresholds), or load with snn.load_state_dict"
             )
         for i, (mine, mine_key, owner, key, x) in enumerate(self._buffers_held):
             now = owner._buffers.get(key)
-            if now is not x and now is not None:  # moved by the ANN's .to(), or loaded: it trains nothing
+            if now is not x and now is not None:  # the ANN was moved or loaded; buffers are not trained
                 setattr(mine, mine_key, now)
                 self._buffers_held[i] = mine, mine_key, owner, key, now
 
     def _tie(self) -> None:
-        """Make the ANN hold what the spiking twin holds, where something put another tensor in its place."""
+        """Make the ANN hold the spiking twin's tensors again after loading or moving has replaced some of them."""
         for name, theirs in self._names.items():
             (owner, key), (other, other_key) = owner_of(self, name), owner_of(self.ann(), theirs)
             x = getattr(owner, key)
@@ -143,14 +144,14 @@ class TandemNetwork(nn.Module):
         self._note_twins()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The ANN's: its names, and all that it holds."""
+        """Return the ANN's state_dict, under the ANN's names."""
         self._check_twins()
         return self.ann().state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         self._check_twins()
         strict, missing, _, errors = args
-        # The twin's own modules are loaded next, under the names they have there.
+        # The spiking twin's modules load themselves next, so they need the names they have in the spiking twin.
         renamed = {theirs: state_dict.pop(prefix + theirs) for theirs in self._used() if prefix + theirs in state_dict}
         for name, theirs in self._names.items():
             if theirs in renamed:
@@ -176,7 +177,7 @@ class TandemNetwork(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> TandemNetwork:
         self._check_twins()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in self._only_ann:  # .to() and the like are for all that the ANN holds
+        for name in self._only_ann:  # .to() and the like also apply to what only the ANN holds
             owner, key = owner_of(self.ann(), name)
             x = getattr(owner, key)
             if isinstance(x, nn.Parameter):
@@ -187,9 +188,9 @@ class TandemNetwork(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> TandemNetwork:
-        """Train or eval mode of both twins."""
+        """Set train or eval mode of both twins."""
         if not torch.compiler.is_compiling():
-            self._check_twins()  # also for compiled networks, which do not in forward
+            self._check_twins()  # compiled networks do not check in forward, so they check here
         super().train(mode)
         self.ann().train(mode)
         return self
@@ -197,20 +198,20 @@ class TandemNetwork(nn.Module):
 
 @dataclass
 class _Arguments:
-    """Those of the ANN's forward, of which the spiking twin takes the ones without a default."""
+    """The arguments of the ANN's forward. The spiking twin takes only those without a default."""
 
     names: list[str]
     defaults: dict[str, Any]
     open: bool
-    """Whether forward takes any number of arguments."""
+    """Whether forward has *args or **kwargs."""
 
     @property
     def required(self) -> int:
-        """How many arguments have no default."""
+        """The number of arguments without a default."""
         return len(self.names) - len(self.defaults)
 
     def of(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The inputs of the spiking twin in a call of the network."""
+        """Return the spiking twin's inputs for a call of the network."""
         if self.open and not named:
             return inputs
         given = dict(zip(self.names, inputs, strict=False))
@@ -218,14 +219,14 @@ class _Arguments:
         missing = [name for name in self.names if name not in self.defaults and name not in {*given, *named}]
         if len(inputs) > len(self.names) or twice or missing:
             raise TypeError(
-                f"TandemNetwork: inputs must be those of the ANN's forward, {', '.join(self.names)}, got {len(inputs)} "
+                f"TandemNetwork: inputs must match the ANN's forward({', '.join(self.names)}), got {len(inputs)} "
                 f"by position and {', '.join(named) or 'none'} by name"
             )
         given |= named
         for name, default in self.defaults.items():
             x = given.get(name, default)
             if x is not default and (isinstance(x, Tensor) or isinstance(default, Tensor) or x != default):
-                raise ValueError(f"TandemNetwork: {name} must be {default!r}, its default in the conversion, got {x!r}")
+                raise ValueError(f"TandemNetwork: {name} must keep its default, {default!r}, got {x!r}")
         return tuple(given[name] for name in self.names if name not in self.defaults)
 
 
@@ -252,71 +253,72 @@ def convert(
     spiking_layers: int | None = None,
     engine: str = "auto",
 ) -> TandemNetwork:
-    """Make the tandem SNN of an ANN (Wu et al. 2021), on the same parameters.
+    """Convert an ANN to a tandem SNN (Wu et al. 2021) that shares its parameters.
 
     The ANN's forward is traced with torch.fx. Each weight layer with its batch norm and ReLU becomes one tandem layer,
-    which holds the ANN's own Parameters and its own batch-norm module: training either network trains both. What stands
-    in front of the first weight layer stays as it is, then comes ``Encode``; the last weight layer stays analogue,
-    behind ``Decode``, with all that follows it. With mode "spikes" there is no ``Encode``: the SNN takes spike trains,
-    whose counts are what its ANN takes, and all up to the last weight layer must be convertible.
+    which holds the ANN's own Parameters and batch-norm module: training either network trains both. Everything before
+    the first weight layer stays as it is; ``Encode`` follows it. The last weight layer stays analogue: it reads the
+    output of ``Decode``, and everything after it stays as it is, too. In mode "spikes" there is no ``Encode``: the SNN
+    takes spike trains, the ANN takes their counts, and everything up to the last weight layer must be convertible.
 
     ==================================================================  ================================================
     in the ANN                                                          in the SNN
     ==================================================================  ================================================
     nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear,                TandemConv1d, TandemConv2d,
-    then nn.BatchNorm1d or 2d (or not), then ReLU                       TandemConvTranspose2d, TandemLinear
+    optionally nn.BatchNorm1d or 2d, then ReLU                          TandemConvTranspose2d, TandemLinear
     sums of such branches and of activations, then ReLU                 TandemAdd
     average pooling, adaptive or not, or the mean over all pixels       SpikingAvgPool2d, SpikingAdaptiveAvgPool2d
-    max pooling, dropout, dropout2d; also in front of the ReLU          SpikingMaxPool2d, TandemDropout, TandemDropout2d
+    max pooling, dropout, dropout2d, also before the ReLU               SpikingMaxPool2d, TandemDropout, TandemDropout2d
     nn.Flatten, torch.flatten, x.view(len(x), -1) and the like          SpikeTrain.flatten
-    nn.Identity; ReLU of what is not negative                           nothing
+    nn.Identity; ReLU of non-negative values                            nothing
     ==================================================================  ================================================
 
     ReLU, pooling, dropout and flatten may be modules, functions or methods. Optional arguments of forward keep their
-    defaults; a call of the SNN may name its inputs, as one of the ANN. :func:`tandem_cuda.convert.rules.register` adds
+    defaults. Inputs of the SNN may be passed by name, as for the ANN. :func:`tandem_cuda.convert.rules.register` adds
     rules for other classes and functions.
 
-    Without ``calibrate`` every layer has the neurons given, as in the paper, and is to be trained. With it, the ANN is
-    one that has been trained: each layer's threshold becomes the given percentile of its ANN activations over T
-    (percentile: Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven networks for
-    image classification", 2017, doi:10.3389/fnins.2017.00682; thresholds layer by layer for T steps, then tandem
-    learning: Wu et al., "Progressive Tandem Learning for Pattern Recognition with Deep Spiking Neural Networks", 2022,
-    doi:10.1109/TPAMI.2021.3114196). A spike then weighs a threshold (``IF.amplitude``), and the input is divided by T
-    in mode "constant", so that amplitude * count approximates the ANN's activation, and weights, biases and batch norms
-    hold as they are. Average pooling then rounds nothing: the read-out averages decoded counts, and into spiking
-    weights it is folded (:class:`SpikeWindows`), where its windows have one size that the image does not decide; else
-    its neurons get a level of their own. In deep networks the errors of rounding to whole spikes add up; training on,
-    with gradients through the ANN as always, is for taking them back.
+    Without ``calibrate``, every layer uses ``neuron`` as given, as in the paper; train the network afterwards. With
+    ``calibrate``, start from a trained ANN: each layer's threshold becomes a percentile of its ANN activations, divided
+    by T (percentile: Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven
+    networks for image classification", 2017, doi:10.3389/fnins.2017.00682; thresholds layer by layer for T steps, then
+    tandem learning: Wu et al., "Progressive Tandem Learning for Pattern Recognition with Deep Spiking Neural Networks",
+    2022, doi:10.1109/TPAMI.2021.3114196). A spike then has the weight of one threshold (``IF.amplitude``), and in mode
+    "constant" the input is divided by T. So amplitude * count approximates the ANN's activation, and weights, biases
+    and batch norms are used unchanged. Average pooling then adds no rounding error: before the read-out it averages
+    decoded counts, and before a spiking layer it is folded into that layer's weights (:class:`SpikeWindows`). Folding
+    requires windows of one size that does not depend on the image; otherwise the pooling layer has neurons with a level
+    of their own. In deep networks, rounding to whole spikes accumulates errors; further training, with gradients
+    through the ANN as always, reduces them.
 
-    With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, ``Decode``, and behind it the ANN as
-    it is (Wu et al. 2022). As all stages share the ANN's parameters, the next stage is a conversion with k + 1. Layers
-    are counted in the order in which the ANN's forward runs their activations. A sum of branches with its ReLU is one
-    layer, so that the cut goes through a residual block only in front of the sum: then the branches that spike are
-    decoded and the ANN adds. The pooling behind the last spiking layer is the ANN's. What stands behind the cut need
-    not be convertible.
+    With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, then ``Decode``, then the rest of the
+    ANN unchanged (Wu et al. 2022). All stages share the ANN's parameters, so the next stage is a conversion with k + 1.
+    Layers are counted in the order in which the ANN's forward runs their activations. A sum of branches with its ReLU
+    is one layer. A cut inside a residual block is therefore always before the sum: spiking branches are decoded, and
+    the ANN adds them. Pooling after the last spiking layer is the ANN's. Nothing after the cut needs to be convertible.
 
     Args:
-        ann: the ANN. Its mode, train or eval, becomes that of the SNN.
+        ann: the ANN. The SNN takes over its train or eval mode.
         time_steps: T.
-        mode: "constant" or "impulse", as for ``Encode``; or "spikes".
-        neuron: of every spiking layer; with ``calibrate`` IF(...), whose threshold and amplitude are replaced.
-        calibrate: inputs of the ANN: a batch, or an iterable of batches, or of tuples that begin with one, as a
-            DataLoader yields them. Run through the ANN in eval mode without gradient. Or what came of it before,
-            ``TandemNetwork.levels``, which hold for any T; those of layers that this network has not are ignored, and
-            averages without a level fire at that of the layer they average over.
-        percentile: of a layer's activations in a batch, in (0, 100]; averaged over the batches.
-        spiking_layers: how many spike, from 1 to all of them; by default all. For less than all ``calibrate`` must be
-            given: the ANN behind the cut expects its activations, not counts.
-        engine: "auto", "event" or "dense": of all spiking products.
+        mode: "constant" or "impulse", as for ``Encode``, or "spikes".
+        neuron: the neurons of every spiking layer. With ``calibrate`` it must be IF(...); its threshold and amplitude
+            are replaced.
+        calibrate: inputs for the ANN: one batch, or an iterable of batches or of tuples that begin with a batch, such
+            as a DataLoader. The ANN runs on them in eval mode without gradient. Alternatively the result of an earlier
+            calibration, ``TandemNetwork.levels``, which is valid for any T: levels of layers that this network lacks
+            are ignored, and pooling layers without a level use that of the layer they average over.
+        percentile: the percentile of a layer's activations in each batch, in (0, 100]; averaged over the batches.
+        spiking_layers: the number of spiking layers, at least 1; by default all. A smaller number than all requires
+            ``calibrate``: the ANN after the cut expects activations, not counts.
+        engine: "auto", "event" or "dense": how spiking products are computed.
 
     Returns:
         A TandemNetwork. ``.ann()`` is the ANN.
 
     Raises:
-        TypeError: an argument of the wrong type, or parameters of another dtype than float32 or float64.
-        ValueError: an argument out of its range; inputs or activations that are not finite; a model that torch.fx
-            cannot trace, or that does something else in training than in eval mode; or one with parts that cannot be
-            converted, all of which the message lists, with what to use instead.
+        TypeError: an argument has the wrong type, or a parameter is neither float32 nor float64.
+        ValueError: an argument is out of range; inputs or activations are not finite; torch.fx cannot trace the model;
+            the model does something different in training than in eval mode; or parts of it cannot be converted. The
+            message lists all of these parts and what to use instead.
     """
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
@@ -329,7 +331,7 @@ def convert(
             raise TypeError(f"convert: spiking_layers must be an int, got {type(spiking_layers).__name__}")
         if spiking_layers < 1:
             raise ValueError(
-                f"convert: spiking_layers must be at least 1 (without any it is the ANN), got {spiking_layers}"
+                f"convert: spiking_layers must be at least 1 (with none, use the ANN itself), got {spiking_layers}"
             )
     checks.check_number("convert", "percentile", percentile)
     if not 0 < percentile <= 100:
@@ -360,16 +362,16 @@ def convert(
     for name in names:
         layer: Any = snn.get_submodule(name)
         layer.neuron = neuron.calibrated(levels[name] / time_steps)
-    for _, name, source in conversion.pools:  # in the order of execution, so that a source has its level
+    for _, name, source in conversion.pools:  # in order of execution: the source's level is known by now
         below = time_steps if source is None else levels[source]
-        level = levels[name] = min(levels.get(name, below), below)  # no average is larger than what it is of
+        level = levels[name] = min(levels.get(name, below), below)  # an average never exceeds its largest input
         pool: Any = snn.get_submodule(name)
         pool.threshold = pool.amplitude = level / below
     return TandemNetwork(snn, ann, names, levels)
 
 
 def _check_dtypes(ann: nn.Module) -> None:
-    """TypeError where parameters have a dtype that spiking layers do not compute in."""
+    """Raise a TypeError if a parameter has a dtype that spiking layers do not support."""
     dtypes = torch.float32, torch.float64
     other = {name: p.dtype for name, p in ann.named_parameters() if p.is_floating_point() and p.dtype not in dtypes}
     if other:
@@ -378,5 +380,5 @@ def _check_dtypes(ann: nn.Module) -> None:
         names = ", ".join(list(other)[:3])
         raise TypeError(
             f"convert: ann must have parameters of float32 or float64, got {got} in {names}{more}; call ann.float() "
-            "first (under torch.autocast products run in lower precision)"
+            "first (products still run in lower precision under torch.autocast)"
         )

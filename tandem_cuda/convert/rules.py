@@ -1,7 +1,7 @@
-"""The registry of conversion rules: what the calls of a class of modules, or of a function, become in the SNN.
+"""The registry of conversion rules. A rule says what calls of a module class or function become in the SNN.
 
-A class or function takes part in :func:`tandem_cuda.convert` by one call of :func:`register`. What ``convert`` knows of
-PyTorch's own layers and functions is registered so too.
+Call :func:`register` once to let :func:`tandem_cuda.convert` convert a further class or function. The rules for
+PyTorch's own layers and functions are registered in the same way.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Unconvertible(Exception):
-    """What a rule raises for a call that has no spiking form; ``convert`` lists all of them in its ValueError.
+    """Raised by a rule for a call that has no spiking form. ``convert`` lists all such calls in its ValueError.
 
     Args:
         why: what to use instead, as in "use mode='nearest'".
-        why_all: the same of several such calls; by default ``why``.
+        why_all: the same for several such calls; by default ``why``.
     """
 
     def __init__(self, why: str, why_all: str | None = None) -> None:
@@ -39,34 +39,35 @@ class Unconvertible(Exception):
 class Call:
     """A call in the ANN's forward, as a rule sees it.
 
-    A rule returns what one of the methods returns, or the input itself where nothing is done to it. It is not asked
-    where all inputs are real, in front of the first weight layer or behind the last: there the ANN's call stays.
+    A rule returns the result of one of these methods, or ``input`` itself for a call that changes nothing. Rules are
+    not used before the first weight layer or after the last one, where all inputs are real: those calls stay as they
+    are.
     """
 
     def __init__(self, conversion: Conversion, node: fx.Node, module: nn.Module | None = None) -> None:
         self._conversion = conversion
         self.node = node
-        """The call in what torch.fx traced."""
+        """The call's node in the torch.fx graph."""
         if module is None and node.op == "call_module":
             module = conversion.ann.get_submodule(str(node.target))
         self.module: Any = module
-        """The module that is called; None where it is a function."""
+        """The module that is called; None for a function."""
         self.args: tuple[Any, ...] = fx.node.map_arg(node.args, conversion.value)
-        """The arguments by position; in place of tensors what they are in the SNN."""
+        """The positional arguments. Tensors are replaced by what they are in the SNN."""
         self.kwargs: dict[str, Any] = fx.node.map_arg(node.kwargs, conversion.value)
-        """The arguments by name."""
+        """The keyword arguments, likewise."""
 
     @property
     def engine(self) -> str:
-        """Of spiking products, as ``convert`` was given it."""
+        """The ``engine`` argument of ``convert``, for spiking products."""
         return self._conversion.engine
 
     @property
     def value(self) -> Any:
-        """The first argument: spikes, or the currents of weight layers whose neurons are still to come.
+        """The first argument: spikes, or the currents of weight layers before their neurons.
 
         Raises:
-            Unconvertible: it is something else.
+            Unconvertible: the first argument is something else.
         """
         first = self._first()
         x = None if first is None else self._conversion.value(first)
@@ -77,42 +78,45 @@ class Call:
 
     @property
     def input(self) -> Any:
-        """The same, to do something to it.
+        """The same as :attr:`value`, for rules that transform it.
 
         Raises:
-            Unconvertible: also where currents are used elsewhere too.
+            Unconvertible: the first argument is neither spikes nor currents, or it is currents that are used elsewhere.
         """
         x, first = self.value, self._first()
         assert first is not None
         if isinstance(x, Current) and len([user for user in first.users if not asks_for_size(user)]) > 1:
-            raise Unconvertible("its input is used again; put a ReLU in front of what is used twice")
+            raise Unconvertible("put a ReLU before it: its input is used more than once")
         return x
 
     def fire(self) -> Any:
-        """The neurons, in place of an activation; spikes stay as they are."""
+        """Replace an activation by neurons. Spikes stay as they are."""
         return self._conversion.fired(self.node, self.input)
 
     def apply(self, module: nn.Module, *, commutes: bool = False) -> Any:
-        """A module that takes a SpikeTrain and returns one, in place of the call.
+        """Replace the call by a module that takes a SpikeTrain and returns one.
 
         Args:
-            module: a new one for each call.
-            commutes: whether the ANN's call gives the same in front of a ReLU and behind it, as max pooling does: then
-                it may stand in front, where the module is put behind the neurons.
+            module: a new module for each call.
+            commutes: whether the ANN's call gives the same result before and after a ReLU, as max pooling does. Such a
+                call may come before the ReLU; the module is then put after the neurons.
         """
-        x = self.input if commutes else self._fired("put the ReLU in front of it")
+        x = self.input if commutes else self._fired("put the ReLU before it")
         x = self._conversion.spikes(x) if isinstance(x, Pooled) else x
         return self._conversion.behind(x, lambda value: self._conversion.called(value, self.node, module))
 
     def average(self, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d, *, keepdim: bool = True) -> Any:
-        """Average pooling of spikes: neurons or, in a calibrated network, what needs none; then flat if not keepdim."""
-        x = self._fired("put the ReLU in front of it: a mean of currents is no mean of spikes")
+        """Pool spikes by averaging, and flatten the result if not ``keepdim``.
+
+        The averages get neurons; in a calibrated network only where they cannot do without.
+        """
+        x = self._fired("put the ReLU before it: only spikes can be averaged, not currents")
         pooled = Pooled(self.node, pool, x)
         average = pooled if self._conversion.scaled else self._conversion.spikes(pooled)
         return average if keepdim else self._conversion.flattened(average)
 
     def drop(self, kind: type[Any]) -> Any:
-        """Dropout of spikes by a class of modules, or of averages of them."""
+        """Apply dropout to spikes with a module of class ``kind``, or the ANN's own module to real averages of them."""
         module = self.module
 
         def step(value: Any) -> Any:
@@ -125,15 +129,15 @@ class Call:
         return self._conversion.behind(self.input, step)
 
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> Any:
-        """``SpikeTrain.flatten``."""
+        """Apply ``SpikeTrain.flatten``."""
         return self._conversion.flattened(self.input, start_dim, end_dim)
 
     def flatten_to(self, features: int) -> Any:
-        """The same of all dimensions, which must come to so many features: else the SNN's forward raises."""
+        """Flatten all dimensions but the first. The SNN's forward raises if the result does not have ``features``."""
         return self._conversion.flattened_to(self.input, features)
 
     def add(self) -> Any:
-        """The sum of all arguments: currents of weight layers, and spikes; a ReLU behind it is a TandemAdd."""
+        """Add all arguments, which may be currents of weight layers and spikes. A ReLU of the sum is a TandemAdd."""
         branches: list[Branch] = []
         for argument in (*self.node.args, *self.node.kwargs.values()):
             x = self._conversion.value(argument) if isinstance(argument, fx.Node) else argument
@@ -142,37 +146,37 @@ class Call:
             elif isinstance(x, (Train, Pooled)):
                 branches.append(Branch(self._conversion.spikes(x).node))
             elif isinstance(x, Current):
-                raise Unconvertible("put a ReLU in front of what is pooled or used twice before it is added")
+                raise Unconvertible("put a ReLU after every summand that is pooled, dropped out or used twice")
             else:
-                raise Unconvertible("add spikes to spikes: real input and constants are none")
+                raise Unconvertible("add only spikes and outputs of weight layers, not constants or network inputs")
         if any(branch.encoded for branch in branches):
             raise Unconvertible("put a weight layer and a ReLU between the input of the network and the sum")
         return Current(branches)
 
     def fold(self, norm: Any) -> Any:
-        """Batch norm, into the weight layer in front of it."""
+        """Fold batch norm into the weight layer before it."""
         x = self.input
         branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.then else None
         if branch is None or branch.layer is None or branch.norm is not None:
             if isinstance(self._conversion.values[self.node.all_input_nodes[0]], Broken):  # maybe a weight layer
                 return x
-            raise Unconvertible("put it directly behind a weight layer, whose weights it can fold into")
+            raise Unconvertible("put it directly after a weight layer, so that it can fold into the weights")
         wanted = weights_of(branch.layer).norm
         if type(norm) is not wanted:
-            raise Unconvertible(f"use nn.{wanted.__name__} behind {branch.name}")
+            raise Unconvertible(f"use nn.{wanted.__name__} after {branch.name}")
         if norm.running_mean is None or not norm.affine:
             raise Unconvertible("set affine=True and track_running_stats=True: the spiking twin folds them")
         return Current([replace(branch, norm=norm)])
 
     def like(self, module: nn.Module) -> Any:
-        """What a call of another module would become: of ``nn.MaxPool2d(2)``, say, for a function that does just that.
+        """Convert the call as if it were one of ``module``, such as ``nn.MaxPool2d(2)`` for an equivalent function.
 
         Raises:
-            TypeError: there is no rule for its class, or it has weights.
+            TypeError: there is no rule for the class of ``module``, or ``module`` has weights.
         """
         rule = RULES.get(kind_of(module))
         if rule is None or isinstance(rule, WeightRule):
-            raise TypeError(f"like: module must be of a class that has a rule, and no weights, got {module}")
+            raise TypeError(f"like: module must be of a class with a rule and without weights, got {module}")
         return rule(Call(self._conversion, self.node, module))
 
     def _first(self) -> fx.Node | None:
@@ -180,7 +184,7 @@ class Call:
         return inputs[0] if inputs and isinstance(inputs[0], fx.Node) else None
 
     def _fired(self, otherwise: str) -> Any:
-        """The input as spikes: a sum of spikes is never negative, and needs no ReLU."""
+        """Return the input as spikes. A sum of spikes is never negative and needs no ReLU."""
         x = self.input
         if not isinstance(x, Current):
             return x
@@ -193,52 +197,53 @@ class Call:
 
 @dataclass(frozen=True)
 class WeightRule:
-    """The rule of a class of weight layers: with batch norm (or not) and an activation behind it, one tandem layer.
+    """The rule of a class of weight layers: with optional batch norm and an activation they become one tandem layer.
 
-    The tandem layer holds the ANN layer's own parameters, and must compute the same from them.
+    The tandem layer holds the ANN layer's own parameters and must compute the same from them.
     """
 
     tandem: type[TandemLayer]
-    """Its class, derived from the same layer of torch.nn as the ANN's; made with the arguments of that."""
+    """The class of the tandem layer. It has the same torch.nn base class as the ANN's layer, whose constructor
+    arguments it takes."""
     norm: type[nn.Module]
-    """The class of batch norm that folds into it."""
+    """The class of batch norm that folds into the layer."""
 
     def fits(self, kind: type[nn.Module]) -> bool:
-        """Whether the tandem layer can hold what layers of a class hold."""
+        """Whether the tandem layer can hold the parameters of layers of class ``kind``."""
         layer = _layer_of_torch(kind)
         return layer is not nn.Module and issubclass(self.tandem, layer)
 
     def arguments(self, module: nn.Module) -> dict[str, Any]:
-        """Those of the constructor, but for the bias."""
+        """Return the constructor arguments that remake the layer, except ``bias``, ``device`` and ``dtype``."""
         names = inspect.signature(_layer_of_torch(kind_of(module))).parameters
         return {name: getattr(module, name) for name in names if name not in ("bias", "device", "dtype")}
 
 
 Rule = Callable[[Call], Any]
 RULES: dict[Any, Rule | WeightRule] = {}
-"""By class or function; of methods of Tensor by name."""
+"""The rule of each class or function; methods of Tensor are listed by name."""
 
 
 def register(target: Any, rule: Rule | WeightRule) -> None:
-    """Let calls of a class of modules, or of a function, be converted.
+    """Add a conversion rule for a class of modules or for a function.
 
     Args:
-        target: the class (not its subclasses, which may compute something else), whose modules torch.fx then traces as
-            one call; or a function: one of torch, a method such as ``torch.Tensor.relu``, or one of your own that
-            forwards call by its global name.
-        rule: from a :class:`Call` to what it becomes. It raises :class:`Unconvertible` for what it does not convert.
-            Of weight layers a :class:`WeightRule`.
+        target: a module class or a function. The rule does not apply to subclasses, which may compute something else;
+            torch.fx then traces modules of the class as one call. A function may be one of torch, a method such as
+            ``torch.Tensor.relu``, or one of your own that forwards call by its global name.
+        rule: a function that takes a :class:`Call` and returns what it becomes. It raises :class:`Unconvertible` for
+            calls that it cannot convert. For weight layers, a :class:`WeightRule`.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: there is a rule for ``target`` already, which the message names.
+        TypeError: an argument has the wrong type.
+        ValueError: ``target`` has a rule already; the message names it.
     """
     is_class = isinstance(target, type) and issubclass(target, nn.Module)
     if not is_class and (not _is_callable(target) or not hasattr(target, "__name__")):
         raise TypeError(f"register: target must be a class of nn.Module or a function, got {_word(target)}")
     if isinstance(rule, WeightRule):
         if not is_class or not rule.fits(target):
-            derived = f"what {rule.tandem.__name__} is derived from, or a subclass of that"
+            derived = f"the torch.nn base class of {rule.tandem.__name__} or a subclass of it"
             raise TypeError(f"register: target of a WeightRule must be {derived}, got {_word(target)}")
     elif not _is_callable(rule):
         raise TypeError(f"register: rule must be a function or a WeightRule, got {_word(rule)}")
@@ -246,45 +251,45 @@ def register(target: Any, rule: Rule | WeightRule) -> None:
     if not is_class and getattr(torch.Tensor, name, None) is target:
         key = name  # by which torch.fx calls methods
     if key in RULES:
-        raise ValueError(f"register: {_word(target)} must have one rule, got {_word(rule)} after {_word(RULES[key])}")
+        raise ValueError(f"register: {_word(target)} already has the rule {_word(RULES[key])}, got {_word(rule)}")
     RULES[key] = rule
 
 
 def fire(call: Call) -> Any:
-    """The rule of nn.ReLU: neurons."""
+    """The rule of nn.ReLU: replace it by neurons."""
     return call.fire()
 
 
 def rule_for(node: fx.Node, ann: nn.Module) -> Rule | WeightRule | None:
-    """The rule for what a node of the ANN's graph calls."""
+    """Return the rule for what a node of the ANN's graph calls; None if there is none."""
     if node.op == "call_module":
         return RULES.get(kind_of(ann.get_submodule(str(node.target))))
     return RULES.get(node.target) if node.op in ("call_function", "call_method") else None
 
 
 def weights_of(layer: nn.Module) -> WeightRule:
-    """The rule of a weight layer."""
+    """Return the rule of a weight layer."""
     rule = RULES[kind_of(layer)]
     assert isinstance(rule, WeightRule)
     return rule
 
 
 def has_weights(module: nn.Module) -> bool:
-    """Whether it is a weight layer that can be converted."""
+    """Whether the module is a weight layer that can be converted."""
     return isinstance(RULES.get(kind_of(module)), WeightRule)
 
 
 def applied(rule: Rule, call: Call) -> Any:
-    """What a rule returns.
+    """Apply a rule to a call and check the result.
 
     Raises:
-        TypeError: it is nothing that a value of the ANN can be.
+        TypeError: the rule returned something other than its call's input or the result of one of the call's methods.
     """
     x = rule(call)
     if not is_value(x):
         raise TypeError(
-            f"convert: a rule must return its call's input or what a method of the call returns, got "
-            f"{type(x).__name__} of {_word(rule)}"
+            f"convert: a rule must return its call's input or the result of a method of the call, got "
+            f"{type(x).__name__} from {_word(rule)}"
         )
     return x
 
@@ -294,12 +299,12 @@ def _is_callable(x: Any) -> bool:
 
 
 def _layer_of_torch(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class of torch.nn that it is, or is derived from."""
+    """Return the class of torch.nn that ``kind`` is or is derived from."""
     return next(base for base in kind.__mro__ if base.__module__.startswith("torch.nn"))
 
 
 def _word(x: Any) -> str:
-    """A class, function or rule as error messages name it."""
+    """Return the name of a class, function or rule for error messages."""
     if isinstance(x, WeightRule):
         return f"WeightRule({x.tandem.__name__}, {x.norm.__name__})"
     name = getattr(x, "__qualname__", None)

@@ -1,4 +1,4 @@
-"""What the ANN's forward does, as a graph, and the names of its parts."""
+"""Trace the ANN's forward to a graph, and name its parts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ DROPOUTS: dict[Any, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.D
 
 
 def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that stores a parameter or buffer, and its name there: elsewhere where it is parametrized."""
+    """Return the module that stores a parameter or buffer, and its name there, even if it is parametrized."""
     path, _, key = name.rpartition(".")
     return stored(module.get_submodule(path), key)
 
 
 class _Tracer(fx.Tracer):
-    """Traces forward with its optional arguments at their defaults, and what has a rule as one call."""
+    """Traces forward with optional arguments at their defaults. Whatever has a rule becomes one call."""
 
     def __init__(self, known: Collection[Any]) -> None:
         functions = [x for x in known if isinstance(x, FunctionType) and x.__module__.partition(".")[0] != "torch"]
@@ -47,19 +47,20 @@ class _Tracer(fx.Tracer):
 
 
 def traced(ann: nn.Module, known: Collection[Any]) -> fx.Graph:
-    """What forward does in eval mode; functions of dropout have whether they drop in ``meta``, in eval and training.
+    """Trace forward in eval mode.
 
-    Calls of ``known`` classes of modules, and functions, are one node each.
+    Each call of a module whose class is ``known``, or of a ``known`` function, is one node. For dropout functions,
+    ``meta["drops"]`` tells whether they drop in eval mode and in training.
 
     Raises:
-        ValueError: it cannot be traced, or does something else in training.
+        ValueError: torch.fx cannot trace the ANN, or the ANN does something different in training.
     """
     with evaluating(ann):
         try:
             graphs = [_Tracer(known).trace(ann.train(training)) for training in (False, True)]
-        except Exception as error:  # whatever a user's forward raises when it meets a proxy
+        except Exception as error:  # a user's forward may raise anything when it meets a proxy
             raise ValueError(
-                f"convert: ann must be traceable by torch.fx, whose trace of {type(ann).__name__} failed: {error}. "
+                f"convert: ann must be traceable by torch.fx, got an error in {type(ann).__name__}: {error}. "
                 "Control flow must not depend on the values of tensors"
             ) from error
     orders = [{node: i for i, node in enumerate(graph.nodes)} for graph in graphs]
@@ -70,8 +71,8 @@ def traced(ann: nn.Module, known: Collection[Any]) -> fx.Graph:
                 for node in (mine, theirs)
             )
             raise ValueError(
-                "convert: ann must do the same in eval mode and in training, but for dropout and batch norm, got "
-                f"{got} (self.training in a forward, or random numbers?)"
+                "convert: ann must do the same in eval mode and in training, except for dropout and batch norm, got "
+                f"{got} (does a forward use self.training or random numbers?)"
             )
         if mine.target in DROPOUTS:
             mine.meta["drops"] = tuple(as_dropout(node)[1] for node in (mine, theirs))
@@ -79,13 +80,13 @@ def traced(ann: nn.Module, known: Collection[Any]) -> fx.Graph:
 
 
 def _done(node: fx.Node, order: dict[fx.Node, int], ann: nn.Module) -> tuple[Any, ...]:
-    """What a node does, to be compared with one of another trace; other nodes are meant by their places in order."""
+    """Return what a node does in a form comparable across traces: other nodes are given by their position."""
     if node.target in DROPOUTS:
         return node.op, node.target, [order[x] for x in node.all_input_nodes], as_dropout(node)[0]
     if node.op == "get_attr":
         owner, key = owner_of(ann, str(node.target))
         value = getattr(owner, key)
-        if str(node.target).startswith("_tensor_constant"):  # a new one in each trace
+        if str(node.target).startswith("_tensor_constant"):  # a new tensor in each trace
             x = value.detach().flatten()
             return node.op, value.shape, value.dtype, value.is_meta or x.view(torch.uint8).cpu().numpy().tobytes()
         return node.op, id(value)
@@ -93,7 +94,7 @@ def _done(node: fx.Node, order: dict[fx.Node, int], ann: nn.Module) -> tuple[Any
 
 
 def check_traced(ann: nn.Module, graph: fx.Graph, x: Tensor) -> None:
-    """ValueError where the graph does not compute what the ANN does: what Python does to aliases, fx does not see."""
+    """Raise a ValueError if the graph does not compute what the ANN does: torch.fx does not see aliases in Python."""
 
     def run(f: Callable[[Tensor], Any]) -> list[Tensor]:
         return [y for y in tree_leaves(f(x.clone())) if isinstance(y, Tensor)]
@@ -105,44 +106,44 @@ def check_traced(ann: nn.Module, graph: fx.Graph, x: Tensor) -> None:
         return all(bool((a - b).norm() <= 1e-3 * b.norm()) for a, b in pairs)
 
     want, got = run(ann), run(fx.Interpreter(ann, graph=graph).run)
-    if not alike(got, want) and alike(run(ann), want):  # the latter is not so where it draws random numbers
+    if not alike(got, want) and alike(run(ann), want):  # an ANN that draws random numbers differs from itself
         raise ValueError(
-            "convert: ann must compute what torch.fx traces of it, got other outputs (a tensor written in place under "
-            "another name, as in y = x; x += z, or a context such as autocast in a forward?)"
+            "convert: ann must compute the same as its torch.fx trace, got different outputs (does a forward write to "
+            "a tensor that has another name, as in y = x; x += z, or use a context manager such as autocast?)"
         )
 
 
 def as_dropout(node: fx.Node) -> tuple[float, bool]:
-    """The probability of a function of dropout, and whether it drops."""
+    """Return the probability of a dropout function's call, and whether it drops."""
     given = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
     given.apply_defaults()
     return given.arguments["p"], bool(given.arguments["training"])
 
 
 def dropout_of(node: fx.Node) -> nn.Module | None:
-    """The module that a function of dropout is, where it has the mode of the ANN."""
+    """Return the module equivalent to a dropout function that follows the ANN's mode; else None."""
     follows = node.target in DROPOUTS and node.meta["drops"] == (False, True)
     return DROPOUTS[node.target](as_dropout(node)[0]) if follows else None
 
 
 def asks_for_size(node: fx.Node) -> bool:
-    """Whether a node asks for nothing but sizes."""
+    """Whether a node only reads sizes."""
     return node.target in ("size", len) or (node.target is getattr and node.args[1] == "shape")
 
 
 def word_of(target: Any) -> str:
-    """The name of a function, method or module."""
+    """Return the name of a function, method or module."""
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
 def scope_of(node: fx.Node, ann: nn.Module) -> str:
-    """The module whose forward does what a node does."""
+    """Return the name of the module whose forward contains a node."""
     stack = node.meta.get("nn_module_stack") or {}
     return (list(stack)[-1] if stack else "") or type(ann).__name__
 
 
 def leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """These nodes and all that they depend on."""
+    """Return these nodes and all nodes that they depend on."""
     found: set[fx.Node] = set()
     waiting = list(nodes)
     while waiting:
@@ -154,10 +155,10 @@ def leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
-    """Its class; that which it had before its parameters were parametrized."""
+    """Return the module's class, ignoring parametrizations, which change it."""
     return parametrize.type_before_parametrizations(module)
 
 
 def parametrized(module: Any) -> list[tuple[str, Any]]:
-    """The names of its tensors that have parametrizations, with these."""
+    """Return the names of the module's parametrized tensors, each with its parametrizations."""
     return list(module.parametrizations.items()) if parametrize.is_parametrized(module) else []

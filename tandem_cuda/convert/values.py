@@ -1,4 +1,4 @@
-"""What a value of the ANN's graph is in the SNN's."""
+"""What the values of the ANN's graph become in the SNN's graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import fx, nn
 
 @dataclass
 class Real:
-    """An ordinary value."""
+    """A value that is the same in both graphs, such as an ordinary tensor."""
 
     node: Any
 
@@ -22,14 +22,14 @@ class Train:
 
     node: fx.Node
     level: str | None = None
-    """The layer whose level, over T, its spikes weigh; None of recorded spikes, which weigh 1."""
+    """The layer whose level, divided by T, is the weight of a spike; None for recorded spikes, whose weight is 1."""
     copies: int = 1
-    """So many neurons stand for one of the ANN, whose activation is the sum of theirs."""
+    """The number of neurons per neuron of the ANN. The ANN's activation is the sum of theirs."""
 
 
 @dataclass
 class Branch:
-    """A summand of a pre-activation: a weight layer, whose name it is, or a train as it is."""
+    """A summand of a pre-activation: the output of a weight layer (``name``, ``layer``), or a spike train itself."""
 
     source: fx.Node
     name: str = ""
@@ -41,53 +41,53 @@ class Branch:
 
 @dataclass
 class Current:
-    """A pre-activation: the neurons are still to come."""
+    """A pre-activation, whose neurons have not been written yet."""
 
     branches: list[Branch]
     then: list[Callable[[Train], Train]] = field(default_factory=list)
-    """Done behind the neurons, though the ANN does it in front of its ReLU, which does not mind."""
+    """Steps to apply after the neurons. The ANN applies them before its ReLU, with the same result."""
 
 
 @dataclass
 class Pooled:
-    """An average of spikes. What it goes into says what becomes of it: weights, a real value, or neurons of its own."""
+    """An average of spikes. Its consumer decides its form: folded into weights, a real value, or neurons of its own."""
 
     node: fx.Node
     module: nn.AvgPool2d | nn.AdaptiveAvgPool2d
     source: Train | Pooled
     then: list[Callable[[Any], Any]] = field(default_factory=list)
-    """Done to the average, whatever it is."""
+    """Steps to apply to the average, whatever its form."""
     flat: bool = False
     made: dict[str, Any] = field(default_factory=dict)
-    """The average, by what has become of it."""
+    """The average in each form written so far."""
     done: dict[str, Any] = field(default_factory=dict)
-    """The same behind ``then``."""
+    """The same after the steps of ``then``."""
 
     def folds_into(self, layer: Any) -> bool:
-        """Whether weights can take the spikes of all windows as they are, in place of their average."""
+        """Whether the layer's weights can read the spikes of all windows directly instead of their average."""
         pool = self.module
         alike = isinstance(pool, nn.AvgPool2d) and not pool.ceil_mode
         if not alike or not (pool.count_include_pad or pool.divisor_override or pool.padding in (0, (0, 0))):
-            return False  # windows of different sizes, or of a size that the image decides
+            return False  # windows differ in size, or their size depends on the image
         return self.flat if isinstance(layer, nn.Linear) else layer.groups == 1
 
 
 class BatchSize:
-    """The size of the first dimension of a train."""
+    """The size of the first dimension of a spike train."""
 
 
 class Shape:
-    """All sizes of a train."""
+    """The shape of a spike train."""
 
 
 @dataclass
 class Broken:
-    """What comes of something that cannot be converted."""
+    """The result of something that cannot be converted."""
 
     instead: Any
-    """What to go on with, to find what else cannot."""
+    """A substitute to go on with, so that later problems are found, too."""
 
 
 def is_value(x: object) -> bool:
-    """Whether it is what a value of the ANN can be in the SNN."""
+    """Whether x is of one of the classes above."""
     return isinstance(x, (Real, Train, Current, Pooled, BatchSize, Shape, Broken))

@@ -1,8 +1,8 @@
 """Exchange with other simulators through NIR, the Neuromorphic Intermediate Representation.
 
 Needs ``pip install tandem_cuda[nir]``. NIR (Pedersen et al., "Neuromorphic intermediate representation", Nature
-Communications 2024, doi:10.1038/s41467-024-52259-9) describes neurons in continuous time; both functions here and
-docs/exchange.md say how that maps to time steps.
+Communications 2024, doi:10.1038/s41467-024-52259-9) describes neurons in continuous time. :func:`to_nir` and
+docs/exchange.md explain how that maps to time steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["from_authors", "from_nir", "to_nir"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import NIR where it is asked for: checkpoints need none, and it takes long."""
+    """Import NIR only on demand: it is slow to import, and checkpoints do not need it."""
     if name == "to_nir":
         from .nir_export import to_nir
 

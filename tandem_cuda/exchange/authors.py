@@ -1,4 +1,4 @@
-"""Checkpoints of the networks that the paper's authors published."""
+"""Load checkpoints of the networks that the paper's authors published."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _NORMS = ("bn1d", "bn2d")
 def from_authors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the entries of a checkpoint from https://github.com/deepspike/tandem_learning to those of tandem layers.
 
-    There a layer holds its weights in a submodule conv1d, conv2d or linear and its batch norm in bn1d or bn2d; here it
-    is itself the convolution or linear layer and holds ``norm``::
+    The authors' layers hold their weights in a submodule conv1d, conv2d or linear, and their batch norm in bn1d or
+    bn2d. A tandem layer is itself the convolution or linear layer, and its batch norm is ``norm``::
 
         conv1.conv2d.weight -> conv1.weight        fc5.linear.bias       -> fc5.bias
         conv1.bn2d.weight   -> conv1.norm.weight   fc5.bn1d.running_mean -> fc5.norm.running_mean
 
-    What has no such submodule in its name (a read-out such as fc6.weight) keeps its name. Load the result into a
-    network whose layers have the names of theirs, nn.Sequential(OrderedDict(encode=..., conv1=TandemConv2d(...), ...)).
-    Their batch norms have eps = 1e-4 and momentum = 0.9: set ``norm.eps`` and ``norm.momentum``. They leave eps out
-    where they fold the norm into the spiking twin, which tandem layers do not.
+    Entries without such a submodule in their name, such as fc6.weight of a read-out, keep their name. Load the result
+    into a network whose layers are named as theirs: nn.Sequential(OrderedDict(encode=..., conv1=TandemConv2d(...),
+    ...)). Their batch norms have eps = 1e-4 and momentum = 0.9: set ``norm.eps`` and ``norm.momentum``. Their code
+    omits eps when it folds batch norm into the spiking twin; tandem layers include it.
 
     Args:
-        state_dict: of a network as published; "module." in front, of nn.DataParallel, is dropped.
+        state_dict: the state_dict of a published network. The prefix "module." of nn.DataParallel is dropped.
 
     Returns:
-        The same values under other names.
+        The same values under the new names.
 
     Raises:
-        TypeError: ``state_dict`` is no mapping of names.
+        TypeError: ``state_dict`` is not a mapping whose keys are names.
         ValueError: two entries would get the same name.
     """
     if not isinstance(state_dict, Mapping):
@@ -38,7 +38,7 @@ def from_authors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     renamed: dict[str, Any] = {}
     for name, value in state_dict.items():
         if not isinstance(name, str):
-            raise TypeError(f"from_authors: state_dict must have names for keys, got {name!r}")
+            raise TypeError(f"from_authors: keys of state_dict must be strings, got {name!r}")
         parts = [
             "norm" if part in _NORMS else part
             for part in name.removeprefix("module.").split(".")
@@ -46,6 +46,6 @@ def from_authors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         ]
         new = ".".join(parts)
         if new in renamed:
-            raise ValueError(f"from_authors: state_dict must have one entry for {new}, got another in {name}")
+            raise ValueError(f"from_authors: state_dict must have only one entry for {new}, got a second one, {name}")
         renamed[new] = value
     return renamed

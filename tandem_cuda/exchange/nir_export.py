@@ -1,4 +1,4 @@
-"""to_nir: a network as a NIR graph."""
+"""to_nir: export a network as a NIR graph."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .nir_writer import IDLE, MEANS, POOLS, READ_OUTS, Export, name_of
 
 _FLATTENED = (torch.flatten, flattened_to, "flatten")
 _LEAVES = (TandemLayer, TandemAdd, *POOLS, SpikingMaxPool2d, Encode, Decode, nn.Flatten, *IDLE)
-_NO_MAXIMUM = "NIR has no max pooling; pool averages, or let the convolution stride"
-_NO_NODE = "NIR has no node for it; real numbers go into Encode, and what Decode returns into linear layers"
+_NO_MAXIMUM = "NIR has no max pooling; use average pooling or a strided convolution"
+_NO_NODE = "NIR has no node for it; nothing may come before Encode, and only linear layers after Decode"
 
 
 def to_nir(
@@ -31,48 +31,50 @@ def to_nir(
     *,
     dt: float = 1e-4,
 ) -> nir.NIRGraph:
-    """Describe a network in NIR, batch norm folded into the weights, as it is in eval mode.
+    """Export a network, as it is in eval mode, as a NIR graph. Batch norm is folded into the weights.
 
-    With a time step of dt, a simulator that integrates NIR's equations by the forward Euler method computes what
-    u[t] = leak * u[t-1] + x[t] - threshold * s[t-1] says:
+    Neurons are mapped so that a simulator that integrates NIR's equations by the forward Euler method, with a time step
+    of dt, computes u[t] = leak * u[t-1] + x[t] - threshold * s[t-1]:
 
     - IF: nir.IF with r = 1 / dt, v_threshold = threshold and v_reset = 0.
     - LIF: nir.LIF with tau = dt / (1 - leak), r = 1 / (1 - leak), v_leak = 0, v_threshold = threshold and v_reset =
       threshold * (1 - 1 / leak).
-    - In continuous time a neuron spikes at v = v_threshold exactly, and setting v to v_reset is subtracting
-      v_threshold - v_reset. In time steps it is not: the simulator has to *subtract* it, as its setting for resets
-      ("soft", "subtract") makes it do. The potential leaks after that, and leak * (v_threshold - v_reset) = threshold.
-    - A neuron spikes where u >= threshold.
+    - Reset: in continuous time a neuron spikes exactly at v = v_threshold, so setting v to v_reset subtracts
+      v_threshold - v_reset. In discrete time v may exceed v_threshold, so the simulator must be set to *subtract* this
+      difference (reset "soft" or "subtract"). The potential leaks afterwards, and leak * (v_threshold - v_reset) =
+      threshold.
+    - A neuron spikes if u >= threshold.
     - Biases are those of one time step, b / T.
-    - Weights are multiplied by the ``amplitude`` of the spikes they receive, or the ``scale`` of ``Encode``.
-    - ``TandemAdd``: neurons with an edge from each branch, whose currents add up; the first branch has the biases of
-      all. Spikes of amplitude 1 enter directly, others through a 1 x 1 convolution (of features, a matrix).
-    - Average pooling: neurons behind AvgPool2d where the size of a window is a power of two and there is no padding,
-      else with as many times the threshold behind SumPool2d or a depthwise convolution of ones, so that sums are exact.
-      Windows of different sizes become a convolution of the whole image, which must be flattened behind the neurons.
-    - Input: at every time step the input itself (``Encode(T, "constant")``), or that at the first step and zeros
-      afterwards ("impulse"), or the recorded spikes (no ``Encode``).
-    - Output: spikes, or behind ``Decode`` and linear layers a current; summed over the T steps it is what the model
-      returns (the spike counts of a model that ends in a tandem layer).
+    - Weights are multiplied by the ``amplitude`` of the spikes that they receive, or by the ``scale`` of ``Encode``.
+    - ``TandemAdd``: neurons with an edge from each branch, whose currents add up. The first branch holds the sum of all
+      biases. Spikes of amplitude 1 enter directly, others through a 1 x 1 convolution (for features, a matrix).
+    - Average pooling: AvgPool2d and neurons if the window size is a power of two and there is no padding. Otherwise
+      SumPool2d, or a depthwise convolution of ones, and neurons whose threshold is multiplied by the window size, so
+      that sums are exact. Windows of different sizes become a convolution of the whole image; flattening must follow
+      the neurons.
+    - Input: the input itself at every time step (``Encode(T, "constant")``); the input at the first step and zeros
+      afterwards ("impulse"); or the recorded spikes (no ``Encode``).
+    - Output: spikes, or a current after ``Decode`` and linear layers. Its sum over the T steps is the model's output
+      (the spike counts if the model ends in a tandem layer).
 
-    dt, T (``time_steps``), the encoding and the reset, "subtract", are in the graph's metadata, each LIF's leak in that
-    of its node.
+    The graph's metadata hold dt, T (``time_steps``), the encoding and the reset, "subtract". The metadata of each LIF
+    node hold its leak.
 
     Args:
-        model: its forward pass, as torch.fx traces it, calls ``Encode``, tandem layers, ``TandemAdd``, average pooling
-            of spikes, flattening, dropout, ``Decode`` and, behind it, nn.Linear, nn.Conv1d, nn.Conv2d and average
-            pooling; branches may part and join. Also what :func:`tandem_cuda.convert` has returned.
-        sample: an input of the model, Tensor or SpikeTrain [N, ...], for the shapes and T.
-        path: where to write the graph, as HDF5; by default nowhere.
-        dt: duration of a time step in seconds; 1e-4 is what snnTorch and SpikingJelly assume.
+        model: a model whose forward pass, as traced by torch.fx, calls ``Encode``, tandem layers, ``TandemAdd``,
+            average pooling of spikes, flattening, dropout and ``Decode``, and after it nn.Linear, nn.Conv1d, nn.Conv2d
+            and average pooling. It may have branches. The result of :func:`tandem_cuda.convert` works, too.
+        sample: an input of the model, a Tensor or SpikeTrain [N, ...], which defines the shapes and T.
+        path: the HDF5 file to write the graph to; by default none is written.
+        dt: duration of a time step in seconds. snnTorch and SpikingJelly assume 1e-4.
 
     Returns:
-        The graph. Its weights have the values and dtype of the folded ones.
+        The graph. Its weights have the values and dtype of the folded weights.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: ``dt`` is not positive, or ``sample`` is empty; ``model`` has parts that have no place in the graph,
-            all of which the message names, or weights that are not finite.
+        TypeError: an argument has the wrong type.
+        ValueError: ``dt`` is not positive; ``sample`` is empty; parts of ``model`` cannot be exported (the message
+            names all of them); or weights are not finite.
         OSError: the file cannot be written.
     """
     if not isinstance(model, nn.Module):
@@ -91,7 +93,7 @@ def to_nir(
 
 
 def _write(graph: nir.NIRGraph, path: str) -> None:
-    contents = io.BytesIO()  # libhdf5's own errors do not say what the system said
+    contents = io.BytesIO()  # libhdf5's own errors do not include the system's message
     nir.write(contents, graph)
     try:
         Path(path).write_bytes(contents.getbuffer())
@@ -100,15 +102,15 @@ def _write(graph: nir.NIRGraph, path: str) -> None:
 
 
 def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
-    """A module and what its forward pass calls; ValueError where that has no place in a graph."""
+    """Return a module and the calls of its forward pass; raise a ValueError if some cannot be exported."""
     if isinstance(model, _LEAVES):
         model = nn.Sequential(OrderedDict({type(model).__name__.lower(): model}))
     if isinstance(model, TandemNetwork):
         model = model.snn
     try:
         nodes = list(NIRTorchTracer(_LEAVES, autowrap_functions=(flattened_to,)).trace(model).nodes)
-    except Exception as error:  # whatever a user's forward raises when it meets a proxy
-        raise ValueError(f"to_nir: model must have a forward pass that torch.fx can trace, got {error}") from error
+    except Exception as error:  # a user's forward may raise anything when it meets a proxy
+        raise ValueError(f"to_nir: model must be traceable by torch.fx, got the error: {error}") from error
     nodes = _used(nodes)
     problems = []
     for node in nodes:
@@ -122,18 +124,18 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
                 continue
             wanted = len(module.branches) if isinstance(module, TandemAdd) else 1
             if not all(bool(x.isfinite().all()) for x in (*module.parameters(), *module.buffers())):
-                problems.append(f"{what}: its weights and bias must be finite, got NaN or infinite ones")
+                problems.append(f"{what}: weights and bias must be finite, got NaN or infinite values")
                 continue
         elif node.op == "placeholder":
             wanted = 0
             if node is not nodes[0]:
-                problems.append(f"{what}: a model with one input is what can be exported")
+                problems.append(f"{what}: the model must have only one input")
         elif node.op == "output":
             what = "output"
             if not isinstance(node.args[0], fx.Node):
-                problems.append("output: it must be one value")
+                problems.append("output: it must be a single value")
         elif not (node.op in ("call_method", "call_function") and node.target in _FLATTENED):
-            problems.append(f"{what}: only calls of modules and flattening can be exported")
+            problems.append(f"{what}: calls must be of modules, or flatten")
             continue
         inputs = [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node)]
         if len(inputs) != wanted and node.op != "output":
@@ -144,7 +146,7 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
 
 
 def _used(nodes: list[fx.Node]) -> list[fx.Node]:
-    """The input, and what the output depends on."""
+    """Return the inputs and the nodes that the output depends on."""
     found = {nodes[-1]}
     for node in reversed(nodes):
         if node in found:

@@ -1,4 +1,4 @@
-"""What export and import share: nir itself, and the words of a graph's metadata."""
+"""What export and import share: the nir package, and the values of a graph's metadata."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ try:
 
     _version = str(getattr(nir, "__version__", ""))
     if _version and [int(number) for number in re.findall(r"\d+", _version)[:3]] < [1, 0, 7]:
-        raise ImportError(f"got nir {_version}, whose graphs are not what this module reads and writes")
+        raise ImportError(f"got nir {_version}, whose graphs have an older format")
     from nirtorch.torch_tracer import NIRTorchTracer
 except ImportError as error:
     raise ImportError(
@@ -26,7 +26,7 @@ RESET = "subtract"
 
 
 def check_dt(caller: str, dt: Any) -> None:
-    """TypeError or ValueError unless it can be the duration of a time step."""
+    """Raise a TypeError or ValueError unless dt can be the duration of a time step."""
     if isinstance(dt, bool) or not isinstance(dt, (int, float)):
         raise TypeError(f"{caller}: dt must be a number, got {type(dt).__name__}")
     if not (dt > 0 and math.isfinite(dt)):
@@ -34,12 +34,12 @@ def check_dt(caller: str, dt: Any) -> None:
 
 
 def unsupported(what: str, problems: list[str]) -> ValueError:
-    """The error that lists all parts of a network or graph that cannot be exchanged."""
+    """Make the error that lists all parts of a network or graph that cannot be exchanged."""
     supported = (
         "made of Encode, tandem layers, TandemAdd, average pooling of spikes, flattening, dropout, Decode and linear "
-        "layers behind it"
+        "layers after it"
         if what.startswith("to_nir")
-        else "made of Conv1d, Conv2d, Linear, Affine, AvgPool2d or SumPool2d with IF or LIF behind them, Flatten, and "
-        "weights behind the last neurons"
+        else "made of Conv1d, Conv2d, Linear, Affine, AvgPool2d or SumPool2d followed by IF or LIF, Flatten, and "
+        "weights after the last neurons"
     )
     return ValueError(f"{what} must be {supported}, got:\n" + "\n".join(f"  {problem}" for problem in problems))

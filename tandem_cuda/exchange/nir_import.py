@@ -1,4 +1,4 @@
-"""from_nir: a network of a NIR graph."""
+"""from_nir: build a network from a NIR graph."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .nir_nodes import (
     whole,
 )
 
-_LARGEST_COUNT = 2**24  # up to which float32 counts
+_LARGEST_COUNT = 2**24  # the largest count up to which float32 is exact
 _HEAP = b"GCOL\x01\0\0\0"
 _TYPES = (nir.Input, nir.Output, nir.Flatten, *NEURONS, *WEIGHTS)
 
@@ -45,36 +45,36 @@ def from_nir(
     dt: float | None = None,
     reset: str | None = None,
 ) -> nn.Module:
-    """Build a network from a NIR graph; the inverse of :func:`to_nir`, whose docstring has the mapping.
+    """Build a network from a NIR graph. This is the inverse of :func:`to_nir`, whose docstring describes the mapping.
 
-    Of a graph that ``to_nir`` has made, the network has bit-identical spikes to the model with its batch norm folded
-    into the weights; a read-out's bias may differ in the last digit where T is no power of two. (Without gradients, a
-    layer with batch norm applies its gain to the sums instead, which rounds differently: where sums are not exact, a
-    potential within rounding of the threshold may then spike a step apart.)
+    For a graph made by ``to_nir``, the network's spikes are bit-identical to those of the model with batch norm folded
+    into the weights. A read-out's bias may differ in the last digit if T is not a power of two. (Without gradients, a
+    layer with batch norm applies its gain to the sums instead. This rounds differently: a neuron whose potential is
+    within rounding error of the threshold may then spike one step earlier or later.)
 
     Args:
         source: a graph, or the path of a NIR file.
-        time_steps: T; by default that in the graph's metadata.
-        encoding: "constant" or "impulse": put ``Encode(time_steps, encoding)`` in front; "spikes": the network takes
-            spike trains. By default that in the graph's metadata.
-        dt: time step in seconds; by default that in the graph's metadata, else 1e-4.
-        reset: "subtract", which says that the network was trained with a reset that subtracts the threshold. By default
-            what the graph's metadata say, as those of ``to_nir`` do. NIR has no field for it and defines IF and LIF as
-            jumping to v_reset; a network trained so counts other spikes here.
+        time_steps: T; by default taken from the graph's metadata.
+        encoding: "constant" or "impulse" put ``Encode(time_steps, encoding)`` before the first layer; with "spikes" the
+            network takes spike trains. By default taken from the graph's metadata.
+        dt: time step in seconds; by default taken from the graph's metadata, or else 1e-4.
+        reset: "subtract" confirms that the network was trained with a reset that subtracts the threshold. By default
+            taken from the graph's metadata, where ``to_nir`` writes it. NIR has no field for the reset, and defines
+            that IF and LIF jump to v_reset; a network trained that way has other spike counts here.
 
     Returns:
-        In eval mode, in the dtype of the weights (float64 where any are): nn.Sequential of ``TandemConv1d``,
-        ``TandemConv2d``, ``TandemLinear`` and nn.Flatten with the names of the graph's weight nodes; behind the last
-        neurons ``Decode`` and nn.Linear, nn.Conv1d, nn.Conv2d or nn.AvgPool2d, where the graph goes on. A graph whose
-        branches part or join becomes a torch.fx.GraphModule of the same and ``TandemAdd``. SumPool2d and AvgPool2d in
-        front of neurons become a depthwise ``TandemConv2d``.
+        A network in eval mode, in the dtype of the weights (float64 if any are float64). It is an nn.Sequential of
+        ``TandemConv1d``, ``TandemConv2d``, ``TandemLinear`` and nn.Flatten, named after the graph's weight nodes. If
+        the graph continues after the last neurons, ``Decode`` and nn.Linear, nn.Conv1d, nn.Conv2d or nn.AvgPool2d
+        follow. A graph with branches becomes a torch.fx.GraphModule, which may also contain ``TandemAdd``. SumPool2d
+        and AvgPool2d before neurons become a depthwise ``TandemConv2d``.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: a file that is no NIR file; ``time_steps``, ``encoding`` or ``reset`` neither given nor in the
-            metadata, or out of range; a graph that is malformed or has parts that this package has no layer for: the
-            message names every one.
-        OSError: the file cannot be read; FileNotFoundError: there is none.
+        TypeError: an argument has the wrong type.
+        ValueError: the file is not a NIR file; ``time_steps``, ``encoding`` or ``reset`` is out of range, or neither
+            given nor in the metadata; or the graph is malformed or has nodes without a counterpart in this package (the
+            message names all of them).
+        OSError: the file cannot be read; a FileNotFoundError if it does not exist.
     """
     graph = _read(source)
     if graph.metadata is not None and not isinstance(graph.metadata, dict):
@@ -107,19 +107,19 @@ def _stated_dt(metadata: dict[str, Any]) -> float:
 def _check_reset(reset: Any) -> None:
     if reset is None:
         raise ValueError(
-            "from_nir: reset must be given, since the graph's metadata does not state it, got None. NIR defines IF and "
-            "LIF as jumping to v_reset and cannot say what the network was trained with; neurons here subtract the "
-            'threshold. Pass reset="subtract" if those of the network did too (as in files of to_nir before it noted '
-            "the reset). A network trained with a hard reset counts other spikes here: train it on"
+            "from_nir: reset must be given, since the graph's metadata does not state it, got None. NIR does not "
+            "record the reset that a network was trained with; neurons here subtract the threshold. Pass "
+            'reset="subtract" if the network was trained that way, too (true for files that early versions of to_nir '
+            "wrote). A network trained with a reset to v_reset has other spike counts here and needs further training"
         )
     if not isinstance(reset, str) or reset != RESET:
         raise ValueError(f"from_nir: reset must be {RESET!r}, the only one that tandem layers have, got {reset!r}")
 
 
 def _check_sizes(contents: bytes) -> None:
-    """ValueError where a dataset claims more than the file can hold, even deflated (by 1,032 at most).
+    """Raise a ValueError if a dataset claims more than the file can hold, even compressed (deflate: at most 1,032:1).
 
-    HDF5 would fill in what was never written: terabytes, of a damaged size.
+    HDF5 fills in missing data, which for a damaged size can be terabytes.
     """
     most = 1032 * len(contents)
 
@@ -132,10 +132,11 @@ def _check_sizes(contents: bytes) -> None:
 
 
 def _check_heaps(contents: bytes) -> None:
-    """ValueError where free space of a heap of strings takes no room: HDF5 would look for its end for ever.
+    """Raise a ValueError if free space in a heap of strings has size 0, for which HDF5 would loop forever.
 
-    A heap: "GCOL", a version (1), 3 zeros, its size in 8 bytes, then objects: index and references, 2 bytes each, 4
-    zeros, a size in 8 bytes, and so many bytes, filled up to a multiple of 8. Free space has index 0.
+    A heap is "GCOL", a version byte (1), 3 zeros, its size (8 bytes), and objects. An object is an index and a
+    reference count (2 bytes each), 4 zeros, a size (8 bytes), and that many bytes, padded to a multiple of 8. Free
+    space has index 0.
     """
     at = contents.find(_HEAP)
     while at >= 0:
@@ -161,9 +162,9 @@ def _read(source: Any) -> nir.NIRGraph:
     try:
         _check_heaps(contents)
         _check_sizes(contents)
-        # Without nir's check of types, which takes all kernels for square ones and ignores groups.
+        # nir's type check assumes square kernels and ignores groups.
         graph = nir.read(io.BytesIO(contents), type_check=False)
-    except Exception as error:  # whatever nir and libhdf5 make of a file that is damaged or of another kind
+    except Exception as error:  # nir and libhdf5 may raise anything for a file that is damaged or of another kind
         raise ValueError(f"from_nir: source must be a NIR file, got {path}: {error!r}") from error
     if not isinstance(graph, nir.NIRGraph):
         raise ValueError(f"from_nir: source must hold a NIRGraph, got a {type(graph).__name__}")
@@ -171,15 +172,15 @@ def _read(source: Any) -> nir.NIRGraph:
 
 
 class _Value(NamedTuple):
-    """What a node puts out."""
+    """The output of a node."""
 
     call: str
-    """The module that computes it, "" for the network's input."""
+    """The module that computes it; "" for the network's input."""
     kind: str
-    """"encoded", "spikes", or "real" behind the last neurons."""
+    """"encoded", "spikes", or, after the last neurons, "real"."""
     shape: Shape
     weights: Weights | None = None
-    """Of a current, whose neurons are still to come; call and kind then are those of what the weights are given."""
+    """The weights of a current that has no neurons yet; ``call`` and ``kind`` are then those of the weights' input."""
 
 
 class _Import:
@@ -192,7 +193,7 @@ class _Import:
         self.sources = _sources(graph, self.nodes)
         self.modules: OrderedDict[str, nn.Module] = OrderedDict()
         self.inputs: dict[str, tuple[str, ...]] = {}
-        """Of every module: the modules whose outputs it takes; "" for the network's input."""
+        """For every module, the modules whose outputs it takes; "" is the network's input."""
         self.first = "" if encode is None else self._called("encode", encode, "")
         self.kind = "spikes" if encode is None else "encoded"
         self.decoded: dict[str, str] = {}
@@ -202,12 +203,12 @@ class _Import:
         self.spiking = self._in_front_of_neurons(order)
         values: dict[str, _Value] = {}
         for name in order:
-            # Behind what is refused, nothing can be said.
+            # Nodes after a refused one cannot be checked.
             if all(source in values for source in self.sources[name]):
                 try:
                     values[name] = self._value(name, [values[source] for source in self.sources[name]])
                 except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-                    behind = f" (behind {', '.join(self.sources[name])})" if self.sources[name] else ""
+                    behind = f" (after {', '.join(self.sources[name])})" if self.sources[name] else ""
                     self.problems.append(f"{self._what(name)}: {error}{behind}")
         if self.problems:
             raise unsupported("from_nir: source", self.problems)
@@ -221,26 +222,26 @@ class _Import:
     # -- the order of the nodes
 
     def _order(self) -> tuple[list[str], str]:
-        """The nodes on the way from the input to the output, each behind its sources, and the output."""
+        """Return the nodes between the input and the output in topological order, and the output."""
         following: dict[str, list[str]] = {name: [] for name in self.nodes}
         for name, sources in self.sources.items():
             for source in sources:
                 following[source].append(name)
         inputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Input)]
         outputs = [name for name, node in self.nodes.items() if isinstance(node, nir.Output)]
-        outputs = outputs or [name for name in self.nodes if not following[name]]  # old graphs do not mark it
+        outputs = outputs or [name for name in self.nodes if not following[name]]  # old graphs have no Output node
         for what, names in (("Input", inputs), ("Output", outputs)):
             if len(names) != 1:
-                self.problems.append(f"{len(names)} {what} nodes, where one must be: {', '.join(names) or 'none'}")
+                self.problems.append(f"there must be one {what} node, got {len(names)}: {', '.join(names) or 'none'}")
         for name, node in self.nodes.items():
             if not isinstance(node, _TYPES):
-                self.problems.append(f"{self._what(name)}: no layer here does what it does")
+                self.problems.append(f"{self._what(name)}: this package has no such layer")
         if self.problems:
             raise unsupported("from_nir: source", self.problems)
         between = _reached(inputs[0], following) & _reached(outputs[0], self.sources)
         for name in self.nodes:
             if name not in between:
-                self.problems.append(f"{self._what(name)}: not on the way from {inputs[0]} to {outputs[0]}")
+                self.problems.append(f"{self._what(name)}: it must be on a path from {inputs[0]} to {outputs[0]}")
         waiting = {name: len(sources) for name, sources in self.sources.items()}
         ready, order = deque(name for name in self.nodes if not waiting[name]), []
         while ready:
@@ -251,7 +252,7 @@ class _Import:
                     ready.append(name)
         circle = sorted(self.nodes.keys() - set(order))
         if circle:
-            self.problems.append(f"{', '.join(circle)}: on a cycle or behind one, and recurrent layers there are none")
+            self.problems.append(f"{', '.join(circle)}: on a cycle or after one; recurrent networks are not supported")
         if self.problems:
             raise unsupported("from_nir: source", self.problems)
         return order, outputs[0]
@@ -269,21 +270,21 @@ class _Import:
         node = self.nodes[name]
         if isinstance(node, nir.Input):
             if inputs:
-                raise ValueError("nothing may lead to it")
+                raise ValueError("it must not have inputs")
             return _Value(self.first, self.kind, declared_shape("input_type", getattr(node, "input_type", None)))
         if isinstance(node, NEURONS):
             return self._fired(name, node, inputs)
         if len(inputs) != 1:
-            raise ValueError(f"it must have one input, got {len(inputs)}: only currents of neurons add up here")
+            raise ValueError(f"it must have one input, got {len(inputs)}: only neurons may have several")
         (x,) = inputs
         if x.weights is not None:
-            raise ValueError(f"{x.weights.name} in front of it has no neurons")
+            raise ValueError(f"{x.weights.name} before it must be followed by neurons")
         if isinstance(node, nir.Output):
             declared = declared_shape("output_type", getattr(node, "output_type", None))
             if not agrees(declared, x.shape):
                 raise ValueError(f"it must have the shape of its input, {listed(x.shape)}, got {listed(declared)}")
             if x.kind == "encoded" or not x.call:
-                raise ValueError("no neurons are in front of it")
+                raise ValueError("there must be neurons before it")
             return x
         if isinstance(node, nir.Flatten):
             return self._flattened(name, node, x)
@@ -293,7 +294,7 @@ class _Import:
         return self._read_out(name, node, x)
 
     def _fired(self, name: str, node: Any, inputs: list[_Value]) -> _Value:
-        """A layer, or a join of several, whose neurons a node describes."""
+        """Make the tandem layer, or the TandemAdd, whose neurons a node describes."""
         neuron, gain, own = neuron_of(node, self.dt)
         shape = inputs[0].shape
         if not all(agrees(x.shape, shape) for x in inputs):
@@ -307,7 +308,7 @@ class _Import:
         if len(inputs) == 1:
             (x,) = inputs
             if x.weights is None:
-                raise ValueError("no weights in front of it")
+                raise ValueError("there must be weights before it")
             layer: nn.Module = x.weights.layer(neuron, gain, x.weights.whole_bias(self.steps, gain))
             return _Value(self._called(x.weights.name, layer, x.call), "spikes", shape)
         return _Value(self._joined(name, neuron, gain, inputs), "spikes", shape)
@@ -317,13 +318,13 @@ class _Import:
         strides = set()
         for x in inputs:
             if x.kind == "encoded":
-                raise ValueError("real input cannot be added to spikes: put a layer of neurons in between")
+                raise ValueError("its inputs must be spikes, got real input: put weights and neurons in between")
             if x.weights is not None:
                 branches.append(x.weights.layer(IF(), gain, x.weights.whole_bias(self.steps, gain)))
                 if x.weights.stride and max(x.weights.weight.shape[2:]) > 1:
                     strides.add(x.weights.stride)
             elif gain != 1:
-                raise ValueError(f"its r * dt must be 1 where spikes enter without weights, got {gain}")
+                raise ValueError(f"its r * dt must be 1 if spikes enter without weights, got {gain}")
             elif x.shape is not None and len(x.shape) > 3:
                 raise ValueError(f"spikes must be [N, F], [N, C, L] or [N, C, H, W] to be added, got {listed(x.shape)}")
             else:
@@ -351,9 +352,9 @@ class _Import:
         return x._replace(call=self._called(self._key(name), module, x.call), shape=shape)
 
     def _read_out(self, name: str, node: Any, x: _Value) -> _Value:
-        """What real numbers, decoded from spikes, go through."""
+        """Make a layer that reads decoded spikes."""
         if x.kind == "encoded" or not x.call:
-            raise ValueError("no neurons in front of it or behind it")
+            raise ValueError("there must be neurons before it or after it")
         if x.kind == "spikes":
             if x.call not in self.decoded:
                 self.decoded[x.call] = self._called(self._key("decode"), Decode(), x.call)
@@ -363,7 +364,7 @@ class _Import:
         shape = weights.out_shape(x.shape)
         if isinstance(node, POOLINGS):
             divisor = None if isinstance(node, nir.AvgPool2d) else 1
-            # Of any length, or padded by name, are weights alone: a pooling has two numbers of each.
+            # Pooling always has two numbers of each; only convolutions may have fewer, or padding by name.
             size: Any = tuple(weights.weight.shape[2:])
             window: dict[str, Any] = {"kernel_size": size, "stride": weights.stride, "padding": weights.padding}
             module: nn.Module = nn.AvgPool2d(**window, divisor_override=divisor)
@@ -374,19 +375,19 @@ class _Import:
     # -- the modules
 
     def _key(self, name: str) -> str:
-        """A name for a module, like that of the node, which torch takes and no other module has."""
+        """Make a unique name for a module from the name of its node."""
         key = re.sub(r"\W", "_", name) or "node"
         while key in self.modules or hasattr(_ANY_NETWORK, key) or keyword.iskeyword(key):
             key += "_"
         return key
 
     def _called(self, key: str, module: nn.Module, *inputs: str) -> str:
-        key = self._key(key)  # anew: two neurons may share weights
+        key = self._key(key)  # again, since two nodes of neurons may share weights
         self.modules[key], self.inputs[key] = module, inputs
         return key
 
     def _wired(self, result: str) -> nn.Module:
-        """nn.Sequential where every module takes what the one before puts out."""
+        """Return an nn.Sequential if the modules form a chain, else a GraphModule."""
         keys = list(self.modules)
         if keys[-1] == result and all(
             self.inputs[key] == (last,) for last, key in zip(["", *keys], keys, strict=False)
@@ -400,7 +401,7 @@ class _Import:
         return fx.GraphModule(dict(self.modules), graph, "NIRNetwork")
 
 
-_ANY_NETWORK = fx.GraphModule({}, fx.Graph())  # for the names that its attributes take
+_ANY_NETWORK = fx.GraphModule({}, fx.Graph())  # modules must not have the names of its attributes
 
 
 def _checked_nodes(graph: nir.NIRGraph) -> dict[str, nir.NIRNode]:
@@ -409,12 +410,12 @@ def _checked_nodes(graph: nir.NIRGraph) -> dict[str, nir.NIRNode]:
         raise ValueError(f"from_nir: the graph's nodes must be a dict with entries, got {nodes!r}")
     for name, node in nodes.items():
         if not isinstance(name, str) or not isinstance(node, nir.NIRNode):
-            raise ValueError(f"from_nir: nodes must be NIR nodes under names, got {name!r}: {type(node).__name__}")
+            raise ValueError(f"from_nir: nodes must map names to NIR nodes, got {name!r}: {type(node).__name__}")
     return nodes
 
 
 def _sources(graph: nir.NIRGraph, nodes: dict[str, nir.NIRNode]) -> dict[str, list[str]]:
-    """Of every node: the nodes that lead to it."""
+    """Return the sources of every node."""
     try:
         edges = [(source, target) for source, target in graph.edges]
     except (TypeError, ValueError) as error:
@@ -422,10 +423,10 @@ def _sources(graph: nir.NIRGraph, nodes: dict[str, nir.NIRNode]) -> dict[str, li
     for edge in edges:
         for name in edge:
             if not isinstance(name, str) or name not in nodes:
-                raise ValueError(f"from_nir: edges must lead from node to node, got {edge} without a node {name!r}")
+                raise ValueError(f"from_nir: edges must connect nodes, got {edge}, but there is no node {name!r}")
     twice = [edge for edge, times in Counter(edges).items() if times > 1]
     if twice:
-        raise ValueError(f"from_nir: no edge may be there twice, got {', '.join(map(str, twice))}")
+        raise ValueError(f"from_nir: edges must not occur twice, got {', '.join(map(str, twice))}")
     sources: dict[str, list[str]] = {name: [] for name in nodes}
     for source, target in edges:
         sources[target].append(source)

@@ -1,4 +1,4 @@
-"""What the nodes of a NIR graph describe, whose numbers may be anything."""
+"""Read and check the nodes of a NIR graph, which may hold arbitrary values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEIGHTS = (nir.Linear, nir.Affine, *_CONVOLUTIONS, *POOLINGS)
 
 
 def _numbers(name: str, value: Any) -> Any:
-    """An array of finite floats from a number, an array, a Tensor, lists; ValueError that begins with the name."""
+    """Convert a number, array, Tensor or list to an array of finite floats. A ValueError begins with the name."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
@@ -43,16 +43,16 @@ def _numbers(name: str, value: Any) -> Any:
 
 
 def whole(name: str, value: Any, low: int | None = None) -> int:
-    """An int of a number; ValueError that begins with the name."""
+    """Convert a number to an int. A ValueError begins with the name."""
     return _wholes(name, value, 1, low)[0]
 
 
 def _wholes(name: str, value: Any, count: int, low: int | None = None) -> tuple[int, ...]:
-    """So many ints, of one or as many; ValueError that begins with the name."""
+    """Convert one number, or ``count`` numbers, to ``count`` ints. A ValueError begins with the name."""
     values = _numbers(name, value).reshape(-1)
     if len(values) not in (1, count) or (values != np.floor(values)).any() or np.abs(values).max() > _LARGEST:
-        wanted = "a whole number" if count == 1 else f"a whole number or {count}"
-        raise ValueError(f"{name} must be {wanted} of at most {_LARGEST}, got {value!r}")
+        wanted = "a whole number" if count == 1 else f"one or {count} whole numbers"
+        raise ValueError(f"{name} must be {wanted} of magnitude at most {_LARGEST}, got {value!r}")
     if low is not None and values.min() < low:
         raise ValueError(f"{name} must be at least {low}, got {value!r}")
     numbers = [int(x) for x in values]
@@ -60,16 +60,16 @@ def _wholes(name: str, value: Any, count: int, low: int | None = None) -> tuple[
 
 
 def field_of(node: Any, name: str, count: int, low: int | None = None) -> tuple[int, ...]:
-    """So many ints from a field of a node; ValueError that begins with its name."""
+    """Read ``count`` ints from a field of a node. A ValueError begins with the field's name."""
     return _wholes(name, getattr(node, name, None), count, low)
 
 
 Shape = tuple[int | None, ...] | None
-"""Of a value, without the batch; None where a graph does not say."""
+"""The shape of a value without the batch dimension; None where a graph does not state it."""
 
 
 def declared_shape(name: str, types: Any) -> Shape:
-    """The shape that input_type or output_type of a node holds, in whatever form."""
+    """Return the shape in a node's input_type or output_type, which may be a dict or the shape itself."""
     if isinstance(types, dict):
         types = next(iter(types.values()), None)
     if types is None:
@@ -78,26 +78,26 @@ def declared_shape(name: str, types: Any) -> Shape:
 
 
 def agrees(shape: Shape, other: Shape) -> bool:
-    """Whether they are the same as far as both are known."""
+    """Whether two shapes are the same as far as both are known."""
     if shape is None or other is None:
         return True
     return len(shape) == len(other) and all(a == b or None in (a, b) for a, b in zip(shape, other, strict=True))
 
 
 def listed(shape: Shape) -> str:
-    """A shape as error messages show it, with the batch."""
+    """Return a shape for error messages, with the batch dimension."""
     return "[N, ...]" if shape is None else f"[{', '.join(['N', *('?' if x is None else str(x) for x in shape)])}]"
 
 
 class Weights(NamedTuple):
-    """What is known of a weight node."""
+    """The contents of a weight node."""
 
     name: str
-    """Of the layer."""
+    """The name of the layer."""
     weight: Tensor
     """[O, F], [O, C/groups, K] or [O, C/groups, kH, kW]."""
     bias: Tensor | None
-    """Per time step; None where it is zero."""
+    """The bias per time step; None if it is zero."""
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] | str = ()
     dilation: tuple[int, ...] = ()
@@ -105,13 +105,13 @@ class Weights(NamedTuple):
 
     @classmethod
     def of(cls, name: str, node: Any, shape: Shape) -> Weights:
-        """Of a node whose input has that shape; ValueError where it is malformed."""
+        """Read a node whose input has the given shape; raise a ValueError if the node is malformed."""
         if isinstance(node, POOLINGS):
             if shape is None or len(shape) != 3 or shape[0] is None:
                 raise ValueError(f"its input must be [N, C, H, W], got {listed(shape)}")
             kernel = field_of(node, "kernel_size", 2, 1)
             steps, around = field_of(node, "stride", 2, 1), field_of(node, "padding", 2, 0)
-            _out_size(shape[1:], kernel, steps, around, (1, 1))  # before there is memory for the kernel
+            _out_size(shape[1:], kernel, steps, around, (1, 1))  # checks the size before the kernel is allocated
             share = 1 / math.prod(kernel) if isinstance(node, nir.AvgPool2d) else 1.0
             ones = torch.full((shape[0], 1, *kernel), share)
             return cls(name, ones, None, steps, around, (1, 1), shape[0])
@@ -140,7 +140,7 @@ class Weights(NamedTuple):
         return cls(name, weight, bias, stride, padding, dilation, groups)
 
     def out_shape(self, shape: Shape) -> Shape:
-        """The shape of what it puts out; ValueError where its input does not fit."""
+        """Return the shape of the output; raise a ValueError if the input does not fit."""
         inputs = self.weight.shape[1] * self.groups
         size: Sequence[int | None] = [None] * len(self.stride) if shape is None else shape[1:]
         if not agrees(shape, (inputs, *size)) or len(size) != len(self.stride):
@@ -152,14 +152,14 @@ class Weights(NamedTuple):
         return len(self.weight), *_out_size(size, self.weight.shape[2:], self.stride, padding, self.dilation)
 
     def layer(self, neuron: Neuron, gain: float, bias: Tensor | None) -> TandemLayer:
-        """The tandem layer; its bias is that of all steps."""
+        """Make the tandem layer. ``bias`` is the sum over all steps."""
         return self._module((TandemLinear, TandemConv1d, TandemConv2d), gain, bias, neuron=neuron)
 
     def read_out(self, steps: int) -> nn.Module:
         return self._module((nn.Linear, nn.Conv1d, nn.Conv2d), 1.0, self.whole_bias(steps))
 
     def whole_bias(self, steps: int, gain: float = 1.0) -> Tensor | None:
-        """That of all steps."""
+        """Return the bias summed over all steps."""
         if self.bias is None:
             return None
         return _times(self.bias if gain == 1 else self.bias * gain, steps)
@@ -167,7 +167,7 @@ class Weights(NamedTuple):
     def _module(self, kinds: Sequence[Any], gain: float, bias: Tensor | None, **named: Any) -> Any:
         weight = self.weight if gain == 1 else self.weight * gain
         if not all(bool(x.isfinite().all()) for x in (weight, bias) if x is not None):
-            raise ValueError(f"weight and bias must be finite for r * dt = {gain}, got infinite ones")
+            raise ValueError(f"weight and bias must be finite after multiplication by r * dt = {gain}, got infinity")
         outputs, inputs, *kernel = weight.shape
         named |= {"bias": bias is not None, "dtype": weight.dtype}
         if kernel:
@@ -201,9 +201,10 @@ def _out_size(
 
 
 def neuron_of(node: Any, dt: float) -> tuple[Neuron, float, tuple[int, ...]]:
-    """The neurons of a node, what their input is multiplied by, and the shape of their parameters.
+    """Return the neurons of a node, the factor of their input, and the shape of their parameters.
 
-    ValueError where there are no such neurons here.
+    Raises:
+        ValueError: this package has no such neurons.
     """
     values, shapes = {}, set()
     for name in ("r", "v_threshold", "v_reset", *(("tau", "v_leak") if isinstance(node, nir.LIF) else ())):
@@ -219,14 +220,14 @@ def neuron_of(node: Any, dt: float) -> tuple[Neuron, float, tuple[int, ...]]:
         raise ValueError(f"its parameters must have one shape, got {', '.join(str(list(x)) for x in sorted(shapes))}")
     threshold = values["v_threshold"]
     if not _FLOAT32.tiny <= threshold <= _FLOAT32.max:
-        raise ValueError(f"v_threshold must be positive, and so in float32, got {threshold}")
+        raise ValueError(f"v_threshold must be positive and in float32's range, got {threshold}")
     form = NirForm(type(node).__name__, values, _metadata(node))
     neuron, gain = next(made for model in MODELS if (made := model.of_nir(form, dt)) is not None)
     return neuron, gain, shapes.pop() if shapes else ()
 
 
 def _metadata(node: Any) -> dict[str, float]:
-    """The leak of a node, which its metadata have with all digits."""
+    """Return the leak in a node's metadata, which is exact; empty if there is none."""
     metadata = getattr(node, "metadata", None)
     if not isinstance(metadata, dict) or "leak" not in metadata:
         return {}
@@ -237,7 +238,7 @@ def _metadata(node: Any) -> dict[str, float]:
 
 
 def _times(per_step: Tensor, steps: int) -> Tensor:
-    """The bias b whose share b / steps is per_step to the bit; the nearest one where rounding leaves no such b."""
+    """Return a bias b with b / steps == per_step exactly, or the nearest b if rounding leaves no such value."""
     bias = per_step * steps
     best = bias
     up = down = bias

@@ -1,4 +1,4 @@
-"""A NIR graph, node by node, of what a network's modules do."""
+"""Build a NIR graph, node by node, from a network's modules."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d)
 READ_OUTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 MEANS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _FLAT_NEXT = (
-    "the pooling in front of it has windows of different sizes, for which NIR has no node unless flattening to [N, F] "
-    "follows"
+    "the pooling before it has windows of different sizes and must be followed by flattening to [N, F]: NIR has no "
+    "other node for it"
 )
 
 
 def name_of(node: fx.Node, module: nn.Module) -> str:
-    """A module as error messages name it."""
+    """Return the name of a module for error messages."""
     return f"{node.target} ({type(module).__name__})"
 
 
 class _Signal(NamedTuple):
-    """A value of the model, and the node of the graph that puts it out."""
+    """A value of the model, and the graph node whose output it is."""
 
     node: str
     value: Any
-    """For the sample."""
+    """The value for the sample."""
     kind: str
-    """"real", "encoded", "spikes", or "current": behind Decode."""
+    """"real", "encoded", "spikes", or, after Decode, "current"."""
     gain: float
-    """What the node's output is to be multiplied by."""
+    """The factor to multiply the node's output by."""
     shape: tuple[int, ...]
-    """Of the node's output; that of the value but where it is to be flattened."""
+    """The shape of the node's output. It differs from the value's only if flattening must follow."""
 
     def flat_next(self) -> bool:
-        """Whether nothing but flattening can follow."""
+        """Whether flattening must follow."""
         return self.shape != _shape(self.value)
 
 
@@ -76,7 +76,7 @@ class Export:
         self.nodes: dict[str, nir.NIRNode] = {"input": nir.Input(input_type=np.array(sample.shape[1:]))}
         self.edges: list[tuple[str, str]] = []
         self.encoding: tuple[int, str] | None = None
-        """T, and how real input enters."""
+        """T, and the encoding of the input."""
         spikes = isinstance(sample, SpikeTrain)
         if isinstance(sample, SpikeTrain):
             self.encoding = sample.time_steps, "spikes"
@@ -100,7 +100,7 @@ class Export:
                 named: Any = {name: x for name, x in node.kwargs.items() if not isinstance(x, fx.Node)}
                 signals[node] = self._flatten(node.name, f"{node.name} ({node.op})", inputs[0], *dims, **named)
         if result.kind not in ("spikes", "current") or self.encoding is None or result.node == "input":
-            self.problems.append("output: it must come from a tandem layer")
+            self.problems.append("output: it must depend on a tandem layer")
         if result.flat_next():
             self.problems.append(f"output: {_FLAT_NEXT}")
         if self.problems:
@@ -111,10 +111,10 @@ class Export:
         assert self.encoding is not None
         steps, mode = self.encoding
         metadata = {"time_steps": steps, "dt": float(self.dt), "encoding": mode, "reset": RESET}
-        return nir.NIRGraph(self.nodes, self.edges, metadata, type_check=False)  # it takes the square of the time
+        return nir.NIRGraph(self.nodes, self.edges, metadata, type_check=False)  # the check takes quadratic time
 
     def add(self, node: fx.Node, module: Any, inputs: list[_Signal]) -> _Signal:
-        """What a module makes of its inputs."""
+        """Add the nodes of a module, and return its output."""
         what, name = name_of(node, module), str(node.target)
         if isinstance(module, IDLE):
             return inputs[0]
@@ -123,9 +123,9 @@ class Export:
         for signal in inputs:
             takes = next(takes for kinds, takes in _TAKES if isinstance(module, kinds))
             if signal.kind not in takes:
-                hint = "; put it behind Decode" if takes == ("current",) else ""
+                hint = "; put it after Decode" if takes == ("current",) else ""
                 self.problems.append(f"{what}: its input must be {' or '.join(takes)}, got {signal.kind}{hint}")
-                raise unsupported("to_nir: model", self.problems)  # what follows cannot be computed
+                raise unsupported("to_nir: model", self.problems)  # later values cannot be computed
             if signal.flat_next():
                 self.problems.append(f"{what}: {_FLAT_NEXT}")
         (signal, *_) = inputs
@@ -133,7 +133,7 @@ class Export:
         if isinstance(module, Encode):
             encoding = module.time_steps, module.mode
             if self.encoding not in (None, encoding):
-                self.problems.append(f"{what}: T and mode must be those of the other Encode, {self.encoding}")
+                self.problems.append(f"{what}: T and mode must be {self.encoding}, as in the other Encode")
             self.encoding = encoding
             return signal._replace(value=out, kind="encoded", gain=module.scale)
         if isinstance(module, Decode):
@@ -153,7 +153,7 @@ class Export:
     # -- nodes
 
     def _put(self, name: str, node: nir.NIRNode, sources: Iterable[str]) -> str:
-        """Add a node under a name that other libraries accept as that of a module, and that no other node has."""
+        """Add a node under a unique name that other libraries accept as the name of a module."""
         if name != "output":
             name = name.replace(".", "_")
             name = f"layer_{name}" if name[0].isdigit() else name
@@ -166,16 +166,16 @@ class Export:
     def _weights(
         self, name: str, what: str, module: Any, weight: Tensor, bias: Tensor | None, signal: _Signal, out: Any
     ) -> str:
-        """The node of a layer's weights [O, ...] and bias, which is that of all T steps."""
+        """Add the node of a layer's weights [O, ...] and bias. The bias given is the sum over all T steps."""
         assert self.encoding is not None
         weight = weight * signal.gain
         per_step = None if bias is None else bias / self.encoding[0]
         if not all(bool(x.isfinite().all()) for x in (weight, per_step) if x is not None):
-            self.problems.append(f"{what}: its weights and bias must be finite, got NaN or infinite ones")
+            self.problems.append(f"{what}: weights and bias must be finite, got NaN or infinite values")
         if isinstance(module, nn.Linear):
             if len(signal.shape) != 1:
                 got = [1, *signal.shape]
-                self.problems.append(f"{what}: its input must be [N, F], got {got}; put nn.Flatten in front")
+                self.problems.append(f"{what}: its input must be [N, F], got {got}; put nn.Flatten before it")
                 return name
             node = nir.Linear(_array(weight)) if per_step is None else nir.Affine(_array(weight), _array(per_step))
             return self._put(name, node, [signal.node])
@@ -201,7 +201,7 @@ class Export:
         signal: _Signal,
         shape: tuple[int, ...],
     ) -> str:
-        """A node of type Conv1d or Conv2d."""
+        """Add a node of type Conv1d or Conv2d."""
         size: Any = signal.shape[1:]
         geometry: list[Any] = [stride, padding if isinstance(padding, str) else tuple(padding), dilation]
         one_dimension = weight.dim() == 3
@@ -218,7 +218,7 @@ class Export:
     def _transposed(
         self, what: str, module: TandemConvTranspose2d, weight: Tensor, signal: _Signal
     ) -> tuple[Tensor, list[int]]:
-        """Kernel and padding of the convolution that does the same, which there is where no zeros go between pixels."""
+        """Return kernel and padding of the equivalent convolution, if the stride puts no zeros between pixels."""
         if any(s > 1 and size > 1 for s, size in zip(module.stride, signal.shape[1:], strict=True)):
             self.problems.append(
                 f"{what}: its stride must be 1 (NIR has no transposed convolution), got {module.stride}"
@@ -236,7 +236,7 @@ class Export:
     def _neurons(
         self, name: str, what: str, neuron: Neuron, sources: list[str], out: Any, shape: Any = None
     ) -> _Signal:
-        """The signal of neurons that sum what the sources put out."""
+        """Add neurons that sum the outputs of the sources."""
         shape = _shape(out) if shape is None else shape
         try:
             form = neuron.to_nir(self.dt)
@@ -267,7 +267,7 @@ class Export:
         return self._neurons(name, what, join.neuron, sources, out)
 
     def _scaled(self, name: str, what: str, signal: _Signal) -> _Signal:
-        """A signal times its gain, by means that every importer knows."""
+        """Multiply a signal by its gain, using only nodes that every importer supports."""
         channels, *size = signal.shape
         weight = signal.gain * torch.eye(channels, dtype=signal.value.dtype)
         if len(size) > 2:
@@ -284,7 +284,7 @@ class Export:
         return signal._replace(node=node, gain=1.0)
 
     def _pool(self, name: str, what: str, pool: Any, signal: _Signal, out: Any) -> _Signal:
-        """Neurons behind the sums or means of windows."""
+        """Add the sums or means of windows and the neurons of average pooling."""
         rows, columns = pool.windows(*signal.shape[1:])
         divisors = pool.divisors(rows, columns)
         channels, shape = signal.shape[0], _shape(out)
@@ -302,7 +302,7 @@ class Export:
         before = [-axis.starts[0] for axis in (rows, columns)]
         behind = [axis.stops[-1] - axis.size for axis in (rows, columns)]
         stride = rows.stride, columns.stride
-        if any(before) or max(behind) > 0:  # of pooling, importers forget the padding; of a convolution they do not
+        if any(before) or max(behind) > 0:  # importers ignore the padding of pooling, but not that of convolutions
             ones, padding = _evenly_padded(torch.ones(channels, 1, *kernel, dtype=signal.value.dtype), before, behind)
             weights = self._convolution(part, ones, None, stride, padding, (1, 1), channels, signal, shape)
         elif divisors[0] == math.prod(kernel) and divisors[0] & (divisors[0] - 1) == 0:
@@ -313,7 +313,7 @@ class Export:
         return self._neurons(name, what, pool.neurons(divisors[0]), [weights], out)
 
     def _mean(self, name: str, what: str, mean: Any, signal: _Signal, out: Tensor) -> _Signal:
-        """Average pooling of what Decode puts out."""
+        """Add average pooling of decoded counts."""
         if isinstance(mean, nn.AvgPool2d):
             settings = mean.ceil_mode, mean.count_include_pad, mean.divisor_override
             pool: Any = SpikingAvgPool2d(mean.kernel_size, mean.stride, mean.padding, *settings)
@@ -323,7 +323,7 @@ class Export:
         kernel = [axis.stops[0] - axis.starts[0] for axis in axes]
         inside = all(axis.uniform() and axis.starts[0] == 0 and axis.stops[-1] <= axis.size for axis in axes)
         if not inside or getattr(mean, "divisor_override", None) not in (None, math.prod(kernel)):
-            self.problems.append(f"{what}: its windows must be of one size, without padding, and not divided otherwise")
+            self.problems.append(f"{what}: it must have windows of one size, no padding and no other divisor")
         means = self._windows(name, nir.AvgPool2d, kernel, [axis.stride for axis in axes], signal, _shape(out))
         return signal._replace(node=means, value=out, shape=_shape(out))
 
@@ -336,7 +336,7 @@ class Export:
         signal: _Signal,
         shape: tuple[int, ...],
     ) -> str:
-        """A node of type AvgPool2d or SumPool2d."""
+        """Add a node of type AvgPool2d or SumPool2d."""
         node = kind(np.array(kernel), np.array(stride), np.array([0, 0]))
         return self._put(name, _typed(node, signal, shape), [signal.node])
 
@@ -353,24 +353,24 @@ class Export:
             return signal._replace(value=out)
         if signal.flat_next() and len(_shape(out)) > 1:
             self.problems.append(f"{what}: {_FLAT_NEXT}")
-        # NIR has no batch.
+        # NIR has no batch dimension.
         node = self._put(name, nir.Flatten({"input": np.array(signal.shape)}, start - 1, end - 1), [signal.node])
         return signal._replace(node=node, value=out, shape=_shape(out))
 
 
 def _typed(node: nir.NIRNode, signal: _Signal, shape: tuple[int, ...]) -> nir.NIRNode:
-    """The node with its types: nir itself takes all kernels for square ones and ignores groups."""
+    """Set the node's input and output types: nir itself assumes square kernels and ignores groups."""
     node.input_type, node.output_type = {"input": np.array(signal.shape)}, {"output": np.array(shape)}
     return node
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    """Without the batch."""
+    """Return the shape without the batch dimension."""
     return tuple((value.value if isinstance(value, EncodedInput) else value).shape[1:])
 
 
 def _evenly_padded(kernel: Tensor, before: Sequence[int], behind: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """The kernel for the same padding on both sides: with zeros in front where there is to be more behind the image."""
+    """Return an equivalent kernel for equal padding on both sides: its leading zeros skip extra padding in front."""
     more = [max(last - first, 0) for first, last in zip(before, behind, strict=True)]
     return F.pad(kernel, (more[1], 0, more[0], 0)), [first + m for first, m in zip(before, more, strict=True)]
 

@@ -1,6 +1,6 @@
-"""Inference with trained networks as constants: frozen networks, their files, streams and early exit."""
+"""Inference with trained networks: frozen networks, their files, streaming and early exit."""
 
-from . import encode as encode  # registers the frozen forms of layers, as the next three do
+from . import encode as encode  # this and the next three register the frozen forms of layers
 from . import plain as plain
 from . import pool as pool
 from . import tandem as tandem

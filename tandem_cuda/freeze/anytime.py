@@ -1,4 +1,4 @@
-"""Anytime inference: each sample runs for as many time steps as its answer takes."""
+"""Anytime inference: each sample stops as soon as the network is confident of its class."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ if TYPE_CHECKING:
 
 
 class Prediction(NamedTuple):
-    """What :func:`predict` returns."""
+    """The result of :func:`predict`."""
 
     classes: Tensor
-    """int64 [N]."""
+    """int64 [N]: the predicted classes."""
     steps: Tensor
-    """int64 [N]: time steps that each sample ran for."""
+    """int64 [N]: the number of time steps that each sample ran for."""
     confidence: Tensor
-    """[N]: the softmax of the class at its exit."""
+    """[N]: the softmax probability of the class at the exit."""
     logits: Tensor
-    """[N, K]: the read-out at the exit; probabilities where the network ends in a softmax."""
+    """[N, K]: the read-out at the exit; probabilities if the network ends in a softmax."""
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Accuracy and cost of one way to decide when to stop."""
+    """Accuracy and cost of one rule for when to stop."""
 
     exit_confidence: float | None
-    """Confidence at which a sample stops; None where all stop after the same number of steps."""
+    """Confidence at which a sample stops; None if all samples stop after the same number of steps."""
     steps: float
-    """Mean time steps of a sample."""
+    """Mean number of time steps per sample."""
     accuracy: float
     """Share of samples classified correctly."""
     synops: float
-    """Mean synaptic operations of a sample up to its exit: additions of one weight to one neuron (as in
-    :func:`tandem_cuda.synops`, but for the read-out, the first weights behind Decode, which adds its weights for every
-    spike, as it has to be ready at any time). Multiplications of real numbers, in front of the spikes and behind the
-    read-out, do not count."""
+    """Mean synaptic operations per sample up to its exit: additions of one weight to one neuron. They are counted as by
+    :func:`tandem_cuda.synops`, except for the read-out (the first weights after Decode): it must be ready at any time,
+    so it adds its weights for every spike. Multiplications of real values, before the spikes and after the read-out,
+    are not counted."""
 
 
 @dataclass(frozen=True)
 class AccuracyCurve:
-    """What :func:`accuracy_curve` returns."""
+    """The result of :func:`accuracy_curve`."""
 
     over_time: list[OperatingPoint]
-    """All samples stop after t = 1..T time steps (the multiples of the chunk, and T)."""
+    """One point for each t at which all samples may stop: the multiples of ``chunk`` up to T, and T."""
     over_confidence: list[OperatingPoint]
-    """Samples stop at each confidence asked for."""
+    """One point for each of ``exit_confidences``."""
     samples: int
     """Number of samples."""
     not_counted: tuple[str, ...] = ()
-    """Layers whose operations are in no ``synops``: what is in front of Encode, or behind Decode and no read-out."""
+    """Layers whose operations ``synops`` leaves out: those before Encode, and those after Decode but the read-out."""
 
 
 def predict(
@@ -75,26 +75,28 @@ def predict(
     chunk: int = 1,
     min_steps: int = 1,
 ) -> Prediction:
-    """Classify a batch; samples whose answer is sure leave it early.
+    """Classify a batch with early exit: a sample stops as soon as its confidence is high enough.
 
     After every ``chunk`` time steps the read-out W * (k * c) + b is computed from the counts c after t of T steps, with
-    k = T / t for constant and event input, k = 1 after an impulse: k * c is what the counts are to come to, so that
-    read-outs at all t are on the scale that the network was trained for, and the one at t = T is the network's own. A
-    sample whose largest softmax reaches ``exit_confidence`` stops: its row leaves the membrane potentials, and what
-    remains is a smaller batch.
+    k = T / t for constant and event input and k = 1 for an impulse. k * c estimates the final counts. So read-outs at
+    all t have the scale that the network was trained for, and the one at t = T is the network's own output. A sample
+    whose largest softmax probability reaches ``exit_confidence`` stops: its membrane potentials are dropped, and the
+    others continue as a smaller batch.
 
     Args:
-        network: ends in a read-out [N, K].
-        x: real input [N, ...] for a network with Encode, else the spikes, [N, ...] of T steps; or a tuple of several
+        network: a network that ends in a read-out [N, K].
+        x: real input [N, ...] for a network with Encode, else a SpikeTrain [N, ...] of T steps; or a tuple of several
             inputs.
-        exit_confidence: in (0, 1]; 1 lets samples stop early only where the softmax rounds to 1.
-        chunk: time steps between two looks. Looking costs a read-out, and on a device a wait for its result.
-        min_steps: time steps before the first exit. Counts of few steps say little, in large numbers.
+        exit_confidence: the confidence at which a sample stops, in (0, 1]. With 1, samples stop early only if the
+            softmax rounds to 1.
+        chunk: the number of time steps between two checks. A check costs one read-out, and on a GPU a wait for it.
+        min_steps: the number of time steps before the first exit. Counts of only a few steps are unreliable, yet their
+            scaled read-outs can be large.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: ``exit_confidence`` outside (0, 1], ``chunk`` or ``min_steps`` < 1; a network without read-out;
-            input or logits that are NaN or infinite.
+        TypeError: an argument has the wrong type.
+        ValueError: ``exit_confidence`` is outside (0, 1]; ``chunk`` or ``min_steps`` is < 1; the network has no
+            read-out; or inputs or logits are NaN or infinite.
     """
     _check_confidence("predict", exit_confidence)
     _check_count("predict", "chunk", chunk)
@@ -102,7 +104,7 @@ def predict(
     _check_input("predict", x)
     stream = network.stream(x)
     left = torch.arange(stream.samples or 0, device=_device(stream))
-    found: list[tuple[Tensor, Tensor, Tensor]] = []  # of those that left: indices, steps, logits
+    found: list[tuple[Tensor, Tensor, Tensor]] = []  # of samples that have stopped: indices, steps, logits
     while True:
         logits = _readout("predict", stream.advance(min(chunk, stream.remaining)))
         if stream.remaining == 0:
@@ -124,7 +126,7 @@ def predict(
     order = indices.argsort()
     logits = logits[order]
     confidence, classes = _probabilities(network, logits).max(1)
-    _check_finite("predict", "read-out", confidence)  # sums beyond the dtype's range
+    _check_finite("predict", "read-out", confidence)  # sums may overflow
     return Prediction(classes, steps[order], confidence, logits)
 
 
@@ -139,22 +141,23 @@ def accuracy_curve(
     chunk: int = 1,
     min_steps: int = 1,
 ) -> AccuracyCurve:
-    """Accuracy, time steps and synaptic operations, against time and against the confidence at which samples stop.
+    """Measure accuracy, time steps and synaptic operations for each stopping time and each exit confidence.
 
-    Every sample runs once, over all T steps; what :func:`predict` would have done at each confidence follows from the
-    read-outs on the way.
+    Every sample runs only once, over all T steps. What :func:`predict` would do at each confidence is derived from the
+    intermediate read-outs.
 
     Args:
-        network: ends in a read-out [N, K].
-        batches: of input and labels int64 [N]; a DataLoader, for one. Trains of all batches have the same T.
-        exit_confidences: each in (0, 1].
+        network: a network that ends in a read-out [N, K].
+        batches: an iterable of pairs of inputs and labels, int64 [N], such as a DataLoader. Spike trains of all batches
+            must have the same T.
+        exit_confidences: the confidences to evaluate, each in (0, 1].
         chunk: as in :func:`predict`.
         min_steps: as in :func:`predict`.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: a confidence outside (0, 1], labels that do not fit, no samples, batches of different T, or input or
-            logits that are NaN or infinite.
+        TypeError: an argument has the wrong type.
+        ValueError: a confidence is outside (0, 1]; labels do not fit the inputs; there are no samples; batches differ
+            in T; or inputs or logits are NaN or infinite.
     """
     name = "accuracy_curve"
     for exit_confidence in exit_confidences:
@@ -162,7 +165,7 @@ def accuracy_curve(
     _check_count(name, "chunk", chunk)
     _check_count(name, "min_steps", min_steps)
     times: list[int] = []
-    collected: list[tuple[Tensor, Tensor, Tensor]] = []  # of each batch: correct, confidence, SynOps, all [looks, N]
+    collected: list[tuple[Tensor, Tensor, Tensor]] = []  # per batch: correct, confidence, SynOps, each [checks, N]
     for x, labels in batches:
         looked, *values = _observe(name, network, x, labels, chunk)
         if times and looked != times:
@@ -190,14 +193,14 @@ def accuracy_curve(
     for exit_confidence in exit_confidences:
         sure = (confidence >= exit_confidence) & may_exit
         sure[-1] = True
-        over_confidence.append(point(float(exit_confidence), sure.int().argmax(0)))  # the first of them
+        over_confidence.append(point(float(exit_confidence), sure.int().argmax(0)))  # the first exit
     return AccuracyCurve(over_time, over_confidence, samples, _not_counted(network))
 
 
 def _observe(
     name: str, network: FrozenNetwork, x: Any, labels: Tensor, chunk: int
 ) -> tuple[list[int], Tensor, Tensor, Tensor]:
-    """At every look: time; and on the CPU whether each sample is right, its confidence, its SynOps so far."""
+    """Run a batch. Return for every check the time, and on the CPU each sample's correctness, confidence and SynOps."""
     checks.check_tensor(name, "labels", labels)
     _check_input(name, x)
     stream = network.stream(x)
@@ -205,7 +208,7 @@ def _observe(
     if labels.shape != (samples,):
         raise ValueError(f"{name}: labels must be [{samples}] for {samples} samples, got {list(labels.shape)}")
     spent = torch.zeros(len(labels), dtype=torch.float64, device=_device(stream))
-    reached: dict[tuple[nn.Module, int], Tensor | int] = {}  # output neurons, by each neuron of an input
+    reached: dict[tuple[nn.Module, int], Tensor | int] = {}  # output neurons reached by each input neuron
     decoders = {node.layer: node.name for node in network.nodes if isinstance(node.layer, FrozenDecode)}
 
     def count_synops(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -240,7 +243,7 @@ def _observe(
 
 
 def _read_out(network: FrozenNetwork, decode: str, train: SpikeTrain) -> Tensor:
-    """Outputs that each neuron reaches through the first weights behind Decode, float64; as fan_out finds them."""
+    """Return how many outputs each neuron reaches through the first weights after Decode, in fan_out's form."""
     with torch.inference_mode(False), torch.enable_grad():
         sample = torch.zeros(1, *train.shape[1:], dtype=torch.float64, device=train.device, requires_grad=True)
         values, total = {decode: sample}, sample.sum() * 0
@@ -256,7 +259,7 @@ def _read_out(network: FrozenNetwork, decode: str, train: SpikeTrain) -> Tensor:
 
 
 def _with_ones(layer: nn.Module, x: Tensor) -> Tensor | None:
-    """What a layer makes of x with weights of one and no bias; None where it has no weights."""
+    """Apply a weight layer to x with all weights 1 and no bias; return None if the layer has no weights."""
     if isinstance(layer, FrozenLinear):
         return nn.functional.linear(x, torch.ones_like(layer.weight, dtype=x.dtype))
     if not is_convolution(layer):
@@ -268,7 +271,7 @@ def _with_ones(layer: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def _not_counted(network: FrozenNetwork) -> tuple[str, ...]:
-    """Layers that multiply and are neither spiking nor the first weights behind Decode."""
+    """Return the layers that multiply but are neither spiking nor the first weights after Decode."""
     missing = []
     decoded: set[str] = set()  # nodes that hold counts
     for name, layer, inputs in network.nodes:
@@ -285,7 +288,7 @@ def _is_weight(layer: nn.Module) -> bool:
 
 
 def _check_input(name: str, x: Any) -> None:
-    """NaN is no reason for a neuron to fire, so that an answer to it would look like any other."""
+    """Raise a ValueError if an input is not finite. NaN never makes a neuron fire, so outputs would hide it."""
     for value in tree_leaves(x):
         if isinstance(value, Tensor) and value.is_floating_point():
             _check_finite(name, "input", value)

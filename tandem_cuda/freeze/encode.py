@@ -34,7 +34,7 @@ class FrozenEncode(FrozenLayer):
 
     def __init__(self, encode: Encode) -> None:
         super().__init__()
-        # More spikes than 2^24 no float32 counts, and no device runs.
+        # float32 cannot count further than 2^24, and no device would run that many steps.
         frozen_numbers(self.kind, "time_steps", encode.time_steps, 1, 2**24)
         frozen_scale(self.kind, "scale", encode.scale)
         self.encode = encode
@@ -56,7 +56,7 @@ class FrozenEncode(FrozenLayer):
 
     @property
     def mode(self) -> str:
-        """Of Encode."""
+        """The mode of Encode."""
         return self.encode.mode
 
     def settings(self) -> Settings:
@@ -76,10 +76,10 @@ class FrozenEncode(FrozenLayer):
 
 
 class FrozenDecode(FrozenLayer):
-    """Decode: the counts after t of T steps times T / t, what they come to if the rates stay as they are.
+    """Decode. After t of T steps it returns the counts times T / t, the final counts if firing rates stay the same.
 
-    After an impulse all of the input is there from the first step on and rates fall: the counts so far then are the
-    better estimate.
+    For an impulse, whose whole input arrives in the first step, firing rates fall over time. The counts so far are then
+    the better estimate and are returned unchanged.
     """
 
     kind = "Decode"

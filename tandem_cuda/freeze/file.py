@@ -1,16 +1,16 @@
-"""The file of a frozen network: a safetensors file whose metadata describe the network in JSON.
+"""The file format of frozen networks: a safetensors file whose metadata describe the network in JSON.
 
-Formats 1 and 2. The metadata of a safetensors file are strings:
+There are format versions 1 and 2. The metadata of the safetensors file are strings:
 
-- ``format``: "tandem_cuda.frozen"; ``version``: "1", or "2" where something is used that came with it.
+- ``format``: "tandem_cuda.frozen". ``version``: "1", or "2" if the file uses a feature of version 2.
 - ``description``: JSON, {"nodes": [{"name", "kind", "inputs", "settings"}, ...], "output": name}. Nodes are in order of
-  execution; inputs are names of nodes before, or "<input>". Since 2: modules and functions of plain PyTorch are nodes
-  (plain.py and functions.py); "inputs", the names of the network's inputs, where these are not ["<input>"]; "output"
-  may be {"tuple": [...]}, {"list": [...]} or {"dict": {...}} of outputs.
-- ``sha256``: of the description and of every tensor (name, dtype, shape and bytes, in order of names).
+  execution. Inputs are names of earlier nodes, or "<input>". Version 2 adds: nodes that are PyTorch modules and
+  functions (plain.py and functions.py); "inputs", the names of the network's inputs if they are not ["<input>"];
+  {"tuple": [...]}, {"list": [...]} or {"dict": {...}} of outputs as "output".
+- ``sha256``: the hash of the description and of every tensor (name, dtype, shape and bytes, in order of names).
 
-A tensor is named <node>/<tensor>. Weights are stored as layers have them, and packed when loaded: how they are packed
-depends on the device and may change. Nothing is pickled; reading a file runs no code of it.
+Tensors are named <node>/<tensor>. Weights are stored unpacked and packed on loading, since the packing depends on the
+device and may change. Nothing is pickled, and reading a file runs no code from it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .graph import INPUT, Node
 
 FORMAT = "tandem_cuda.frozen"
 VERSION = 2
-"""The newest."""
+"""The newest format version."""
 
 
 def _safetensors() -> ModuleType:
@@ -49,7 +49,7 @@ def _safetensors() -> ModuleType:
 
 
 def write(path: str | PathLike[str], description: Any, tensors: Mapping[str, Tensor], version: int = 1) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file completely or not at all."""
     safetensors = _safetensors()
     text = json.dumps(description, allow_nan=False)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -58,24 +58,24 @@ def write(path: str | PathLike[str], description: Any, tensors: Mapping[str, Ten
     target = Path(path)
     try:
         _replace(target, data)
-    except OSError as error:  # of a temporary file that nobody knows
+    except OSError as error:  # which names the temporary file
         raise OSError(
             error.errno, f"FrozenNetwork.save: the file cannot be written: {error.strerror or error}", str(target)
         ) from error
 
 
 def _replace(target: Path, data: bytes) -> None:
-    """Put a file of these bytes in place; what goes wrong leaves everything as it was."""
+    """Replace the target by a file of these bytes. After an error the target is unchanged."""
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as file:
             rest = memoryview(data)
-            while rest:  # a disk that fills up takes a part first
+            while rest:  # write() may write only a part, as when the disk fills up
                 rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)  # that of any new file
+        Path(name).chmod(0o666 & ~mask)  # the usual mode of a new file; mkstemp's is 0600
         Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -83,15 +83,15 @@ def _replace(target: Path, data: bytes) -> None:
 
 
 def read(path: str | PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
-    """Description and tensors of a file that is whole and of this format."""
+    """Read description and tensors, checking format, version and hash."""
     safetensors = _safetensors()
-    with Path(path).open("rb"):  # OSError where it cannot be read at all
+    with Path(path).open("rb"):  # raises an OSError if the file cannot be read
         pass
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check_format(path, metadata)
-            # Copies: the file may change under its mapping.
+            # Clone, since the file may change while it is memory-mapped.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except safetensors.SafetensorError as error:
         raise ValueError(
@@ -99,7 +99,7 @@ def read(path: str | PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
         ) from error
     text = metadata.get("description", "")
     if metadata.get("sha256") != digest(text, tensors):
-        raise ValueError(f"FrozenNetwork.load: {path} is damaged: its contents do not have the sha256 that it names")
+        raise ValueError(f"FrozenNetwork.load: {path} is damaged: its contents do not match its sha256")
     try:
         return json.loads(text), tensors
     except (json.JSONDecodeError, RecursionError) as error:
@@ -115,12 +115,12 @@ def _check_format(path: str | PathLike[str], metadata: Mapping[str, str]) -> Non
     version = metadata.get("version", "")
     if version not in [str(known) for known in range(1, VERSION + 1)]:
         newer = version.isdecimal() and int(version) > VERSION
-        hint = "; a newer tandem_cuda wrote it, upgrade to read it" if newer else ""
+        hint = "; upgrade tandem_cuda: a newer version wrote the file" if newer else ""
         raise ValueError(f"FrozenNetwork.load: {path} must be of format version 1 to {VERSION}, got {version!r}{hint}")
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Of the description and of every tensor."""
+    """Return the SHA-256 of the description and of all tensors."""
     sha256 = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -130,7 +130,7 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node], Any, list[str]]:
-    """The arguments of FrozenNetwork from a description, every part of which is checked."""
+    """Check a description and make the arguments of FrozenNetwork from it."""
     if not isinstance(description, dict) or description.keys() - {"inputs"} != {"nodes", "output"}:
         raise ValueError("the description must hold nodes and output")
     names = description.get("inputs", [INPUT])
@@ -164,7 +164,7 @@ def parsed(description: Any, tensors: Mapping[str, Tensor]) -> tuple[list[Node],
 
 
 def _check_numbers(name: str, settings: Any) -> None:
-    """JSON has no infinity, but 1e999."""
+    """Raise a ValueError if a setting is infinite: Python reads the JSON number 1e999 as infinity."""
     for path, value in tree_leaves_with_path(settings):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"node {name!r}: setting {keystr(path)} must be finite, got {value}")

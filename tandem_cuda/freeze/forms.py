@@ -1,7 +1,7 @@
-"""What remains of a layer once nothing learns any more: the base of frozen layers, and their registry.
+"""The base class of frozen layers, and the registry of frozen forms.
 
-A class of modules takes part in :func:`tandem_cuda.freeze` by one call of :func:`register`, which says how an instance
-becomes a :class:`FrozenLayer` and how that is made again from a file.
+Call :func:`register` once to let :func:`tandem_cuda.freeze` freeze a further class of modules. It says how to make a
+:class:`FrozenLayer` from an instance, and how to load one from a file.
 """
 
 from __future__ import annotations
@@ -18,66 +18,67 @@ from torch import Tensor, nn
 from ..ops import checks
 
 State = tuple[Tensor, ...]
-"""What a frozen layer carries from one span of time steps to the next: tensors [N, ...], a row a sample."""
+"""What a frozen layer carries from one span of time steps to the next: tensors [N, ...], one row per sample."""
 Settings = dict[str, Any]
-"""What describes a frozen layer beside its tensors, in the types of JSON."""
+"""The description of a frozen layer without its tensors, in JSON types."""
 Tensors = Mapping[str, Tensor]
 
 
 class Span(NamedTuple):
-    """The time steps that one call covers: ``now`` of ``total``, after the ``done`` that came before."""
+    """The time steps of one call: the next ``now`` steps after the first ``done`` of ``total``."""
 
     now: int
     done: int
     total: int
     steady: bool = True
-    """Whether the input goes on to the end, so that counts grow with time; not so after an impulse."""
+    """Whether the input lasts until the end, so that counts keep growing; False for an impulse."""
 
     @property
     def reached(self) -> int:
-        """Time steps that are over after the call."""
+        """The number of time steps done after the call."""
         return self.done + self.now
 
     @property
     def ends(self) -> bool:
-        """Whether no step follows, so that nothing need be carried on."""
+        """Whether this is the last span, so that no state need be kept."""
         return self.reached == self.total
 
 
-REAL, ENCODED, SPIKES, ANY = "a Tensor", "what Encode returns", "spikes", "anything"
-"""Kinds of values, in the words of error messages."""
+REAL, ENCODED, SPIKES, ANY = "a Tensor", "the output of Encode", "spikes", "anything"
+"""Kinds of values, as error messages name them."""
 
 LARGEST = 2**31
-"""Values that a layer takes or puts out for one sample: a file that says there are more is wrong."""
+"""The most values that a layer may take or return per sample. Only a damaged file asks for more."""
 
 
 class Size(NamedTuple):
-    """What is known of a size before there is an input."""
+    """What is known about a size before there is an input."""
 
     least: int = 1
+    """A lower bound of the size."""
     exact: bool = False
-    """Whether it is ``least``."""
+    """Whether the size is exactly ``least``."""
     factor: int = 1
-    """Divides it."""
+    """A divisor of the size."""
     slope: Fraction = Fraction(1)
     offset: Fraction = Fraction(0)
-    """The network's input has at least slope * size + offset along this axis."""
+    """The network's input has at least slope * size + offset values along this axis."""
     regular: bool = True
-    """Whether that many and less than ``slope`` more is just what the input has."""
+    """Whether the network's input also has less than slope * (size + 1) + offset values."""
 
     def check(self, what: str, size: int) -> None:
-        """ValueError unless it can be that."""
+        """Raise a ValueError unless this size can be ``size``."""
         if size != self.least if self.exact else size < self.least or size % self.factor:
             multiple = "" if self.factor == 1 else f" and a multiple of {self.factor}"
             raise ValueError(f"{what} must be {self if self.exact else f'at least {self.least}{multiple}'}, got {size}")
 
     @property
     def needs(self) -> int:
-        """The least size of the network's input along this axis."""
+        """The minimum size of the network's input along this axis."""
         return max(1, math.ceil(self.slope * self.least + self.offset))
 
     def at_least(self, size: int) -> Size:
-        """The size, which a layer needs to be that or more; ValueError where it is known to be less."""
+        """Require at least ``size``; raise a ValueError if the size is known to be smaller."""
         if self.exact and self.least < size:
             raise ValueError(f"the window must fit into the padded input: it needs {size}, got {self.least}")
         return self if self.exact else self._replace(least=max(self.least, size))
@@ -85,7 +86,10 @@ class Size(NamedTuple):
     def through(
         self, f: Callable[[int], int], slope: Fraction | int, offset: Fraction | int, *, regular: bool = True
     ) -> Size:
-        """The size that a layer makes of it, by a function that never falls: size n out takes slope * n + offset."""
+        """Return a layer's output size, given by the non-decreasing function ``f`` of its input size.
+
+        For an output of size n, the layer needs an input of at least slope * n + offset.
+        """
         return Size(
             max(f(self.least), 1),
             self.exact,
@@ -99,21 +103,21 @@ class Size(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What is known of an input or output of a layer before there is one."""
+    """What is known about an input or output of a layer before there is an input."""
 
     kind: str = ANY
     shape: tuple[Size, ...] | None = None
-    """Without the batch; None where not even the number of dimensions is known."""
+    """The shape without the batch dimension; None if not even the number of dimensions is known."""
     source: str | None = None
-    """The one input of the network whose sizes those of ``shape`` come of."""
+    """The input of the network on whose sizes ``shape`` depends, if there is exactly one."""
 
     def check_kind(self, *kinds: str) -> None:
-        """ValueError unless it is one of these."""
+        """Raise a ValueError unless the value may be of one of these kinds."""
         if self.kind not in (*kinds, ANY):
             raise ValueError(f"input must be {' or '.join(kinds)}, got {self.kind}")
 
     def check_dims(self, *dims: int) -> None:
-        """ValueError unless it has one of these numbers of dimensions, without the batch."""
+        """Raise a ValueError unless the number of dimensions, without the batch, may be one of these."""
         if self.shape is not None and len(self.shape) not in dims:
             raise ValueError(f"input must have {' or '.join(str(1 + d) for d in dims)} dimensions, got {self}")
 
@@ -122,50 +126,51 @@ class Value(NamedTuple):
 
 
 def check_count(what: str, sizes: Sequence[int]) -> None:
-    """ValueError where a sample alone would not fit into memory."""
+    """Raise a ValueError if one sample would have more than LARGEST values."""
     if math.prod(sizes) > LARGEST:
         raise ValueError(f"{what} must be at most {LARGEST} values, got {' x '.join(map(str, sizes))}")
 
 
 class FrozenLayer(nn.Module, ABC):
-    """A layer without parameters, gradients and modes; its tensors are buffers, and constants.
+    """A layer without parameters, gradients and modes. Its tensors are constant buffers.
 
-    Called with a span, the state that its last call returned (None at first) and its inputs, it returns its output
-    over the span and its state after it: None where it carries nothing, as always at the end of time.
+    A call takes a span, the state that the previous call returned (None in the first call), and the inputs. It returns
+    the output over the span and the state after it. The state is None if the layer carries nothing, and always after
+    the last time step.
     """
 
     kind: str
-    """Name of the class of modules that it was registered for."""
+    """The name of the module class that the layer is registered for."""
     format: int = 1
-    """The version of files in which the kind came."""
+    """The first version of the file format that has this kind."""
     resumes: bool = False
-    """Whether it needs its inputs no more once it has a state."""
+    """Whether the layer no longer needs its inputs once it has a state."""
 
     @abstractmethod
     def forward(self, span: Span, state: State | None, *inputs: Any) -> tuple[Any, State | None]: ...
 
     @abstractmethod
     def settings(self) -> Settings:
-        """What the loader needs beside the tensors."""
+        """Return what the loader needs in addition to the tensors."""
 
     def train(self, mode: bool = True) -> Any:
-        """Eval mode, whatever is asked for: frozen layers have no other."""
+        """Stay in eval mode: frozen layers have no training mode."""
         return super().train(False)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved: all of its buffers."""
+        """Return the tensors to save: all buffers."""
         return dict(self.named_buffers())
 
     def branches(self) -> list[nn.Module]:
-        """What the spikes of its inputs go through, one for each input, if it is spiking."""
+        """Return the modules that read the spikes of each input, one per input; empty if the layer is not spiking."""
         return []
 
     def takes(self) -> str:
-        """The kind of value that its inputs are; ANY where that depends on the layers around it."""
+        """Return the kind of the inputs; ANY if it depends on the surrounding layers."""
         return ANY
 
     def output(self, *inputs: Value) -> Value:
-        """What is known of its output, given what is known of its inputs; ValueError if they cannot be that."""
+        """Return what is known about the output, given the inputs. Raise a ValueError if the inputs cannot be right."""
         return Value()
 
 
@@ -176,14 +181,14 @@ LOADERS: dict[str, Loader] = {}
 
 
 def register(module: type[nn.Module], form: Form, load: Loader | None = None) -> None:
-    """Let modules of this class (not of its subclasses, which may compute something else) be frozen.
+    """Let :func:`tandem_cuda.freeze` freeze modules of a class, but not of its subclasses, which may differ.
 
     Args:
-        module: the class; its name is the ``kind`` of the frozen layer.
-        form: from a module, and whether its input is an EncodedInput, to its frozen form as eval mode computes; None
-            for a module that only hands its input on.
-        load: from settings and tensors of a file to the frozen layer. TypeError or ValueError where these are not
-            what the frozen layer saves.
+        module: the class. Its name is the ``kind`` of the frozen layer.
+        form: a function that takes a module, and whether its input is an EncodedInput, and returns the frozen form,
+            which computes what the module computes in eval mode; None for a module that returns its input unchanged.
+        load: a function that takes settings and tensors from a file and returns the frozen layer. It raises a TypeError
+            or ValueError if these are not what the frozen layer saves.
     """
     FORMS[module] = form
     if load is not None:
@@ -191,17 +196,17 @@ def register(module: type[nn.Module], form: Form, load: Loader | None = None) ->
 
 
 def class_of(module: nn.Module) -> type[Any]:
-    """Its class; of a parametrized module the one that it had before."""
+    """Return the module's class, ignoring parametrizations, which change it."""
     return nn.utils.parametrize.type_before_parametrizations(module)
 
 
 def frozen_tensor(tensor: Tensor) -> Tensor:
-    """A copy without gradient, in one memory layout whatever the model's: what is loaded computes as what was saved."""
+    """Return a contiguous copy without gradient, so that a loaded network computes exactly as the saved one."""
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def check_settings(kind: str, settings: Settings, names: set[str]) -> None:
-    """ValueError unless just these settings are there."""
+    """Raise a ValueError unless exactly these settings are given."""
     if settings.keys() != names:
         raise ValueError(f"{kind}: settings must be {sorted(names)}, got {sorted(settings)}")
 
@@ -209,7 +214,7 @@ def check_settings(kind: str, settings: Settings, names: set[str]) -> None:
 def check_tensors(
     kind: str, tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], optional: tuple[str, ...] = ()
 ) -> None:
-    """Check names and shapes; and that all are float32 or all float64."""
+    """Check that names and shapes are right, and that all tensors are float32 or all are float64."""
     missing, unknown = shapes.keys() - tensors.keys() - {*optional}, tensors.keys() - shapes.keys()
     if missing or unknown:
         raise ValueError(f"{kind}: tensors must be {sorted(shapes)}, got {sorted(tensors)}")
@@ -221,7 +226,7 @@ def check_tensors(
 
 
 def frozen_numbers(kind: str, name: str, value: Any, least: int, most: int = 2**30, *, pairs: bool = False) -> None:
-    """ValueError unless a setting is an int, or a pair of them where pairs will do, in that range."""
+    """Raise a ValueError unless a setting is an int from least to most, or with ``pairs`` perhaps a pair of them."""
     numbers = value if pairs and isinstance(value, (list, tuple)) and len(value) == 2 else [value]
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
@@ -230,14 +235,14 @@ def frozen_numbers(kind: str, name: str, value: Any, least: int, most: int = 2**
 
 
 def single(inputs: tuple[Value, ...]) -> Value:
-    """The one input of a layer that takes one."""
+    """Return the input of a layer that takes exactly one."""
     if len(inputs) != 1:
-        raise ValueError(f"inputs must be one, got {len(inputs)}")
+        raise ValueError(f"number of inputs must be 1, got {len(inputs)}")
     return inputs[0]
 
 
 def frozen_scale(kind: str, name: str, value: Any) -> float:
-    """A setting that potentials are measured in; ValueError where products with it may leave float32's range."""
+    """Return a setting that scales membrane potentials; raise a ValueError if products may leave float32's range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-30 <= abs(value) <= 1e30:
         raise ValueError(f"{kind}: setting {name} must be a number of magnitude 1e-30 to 1e30, got {value!r}")
     return float(value)

@@ -1,6 +1,6 @@
-"""Functions and methods of plain PyTorch in front of Encode and behind Decode, frozen: those of a list, by name.
+"""The PyTorch functions and tensor methods that can be frozen before Encode and after Decode.
 
-Nothing but what is listed here is called, whatever a file says: names are looked up in tables, arguments are JSON.
+A file can call nothing but what is listed here: names are looked up in tables, and arguments are JSON.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "shape": _shape,
     "len": len,
 }
-"""What a file may call, by name."""
+"""The functions that a file may call, by name."""
 _NAMES = {f: name for name, f in FUNCTIONS.items() if not name.startswith("Tensor.")}
 _IN_PLACE: dict[Any, str] = {
     **{f"{name}_": f"Tensor.{name}" for name in _METHODS},
@@ -82,7 +82,7 @@ _IN_PLACE: dict[Any, str] = {
     **{getattr(F, f"{name}_"): f"torch.nn.functional.{name}" for name in _FUNCTIONAL if hasattr(F, f"{name}_")},
     **{getattr(operator, f"i{name}"): f"operator.{name}" for name in _OPERATOR if hasattr(operator, f"i{name}")},
 }
-"""What writes into its first argument, with the function that computes the same elsewhere."""
+"""Functions that write to their first argument, each with its out-of-place counterpart."""
 _VIEWS = {
     *(f"Tensor.{name}" for name in _words("contiguous double expand float view")),
     *(
@@ -92,20 +92,20 @@ _VIEWS = {
     ),
     "operator.getitem",
 }
-"""Functions whose result may be the memory of their input."""
+"""Functions whose result may share memory with their input."""
 SOFTMAX = ("Tensor.softmax", "torch.softmax", "torch.nn.functional.softmax")
 
 
-_UNKNOWN = "is none of the functions in docs/inference.md; make it a module that nn.frozen.register knows"
-_SHARED = "writes into what is used elsewhere; do it out of place"
+_UNKNOWN = "is not listed in docs/inference.md; wrap it in a module class and register that with nn.frozen.register"
+_SHARED = "writes in place to a tensor that is used elsewhere; use the out-of-place function"
 
 
 def function_name(model: fx.GraphModule, node: fx.Node) -> str:
-    """The name of what a node calls; ValueError, saying why, where it cannot be frozen."""
+    """Return the name of the function that a node calls; raise a ValueError with the reason if it cannot be frozen."""
     target: Any = node.target
     if target is getattr:
         if node.args[1:] != ("shape",):
-            raise ValueError("asks for an attribute; of those, shape alone can be frozen")
+            raise ValueError("reads an attribute other than shape, which cannot be frozen")
         return "shape"
     if target in _IN_PLACE:
         name: str | None = _IN_PLACE[target]
@@ -121,7 +121,7 @@ def function_name(model: fx.GraphModule, node: fx.Node) -> str:
 
 
 def writes(model: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node changes anything but its result."""
+    """Whether a node writes to anything but its result."""
     if node.op == "call_module":
         return any(writes_in_place(module) for module in model.get_submodule(str(node.target)).modules())
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -130,7 +130,7 @@ def writes(model: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def writes_alone(model: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether nothing else sees what a node writes into its first argument."""
+    """Whether nothing else reads the memory of the first argument, to which a node writes."""
     x = node.args[0]
     while isinstance(x, fx.Node) and x.op != "placeholder":
         if len(x.users) > 1 or x.op == "get_attr":
@@ -147,7 +147,7 @@ def writes_alone(model: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def frozen_call(model: fx.GraphModule, node: fx.Node) -> tuple[FrozenFunction, list[fx.Node]]:
-    """The frozen form of a node that calls a function, and the nodes that are its inputs; ValueError if it has none."""
+    """Return the frozen form of a function call, and its input nodes; raise a ValueError if it cannot be frozen."""
     name = function_name(model, node)
     constants = [x for x in node.all_input_nodes if x.op == "get_attr"]
     inputs = [x for x in node.all_input_nodes if x.op != "get_attr"]
@@ -163,13 +163,13 @@ def frozen_call(model: fx.GraphModule, node: fx.Node) -> tuple[FrozenFunction, l
 
 
 class FrozenFunction(FrozenLayer):
-    """A call of a function or method of a tensor.
+    """A call of a function or tensor method.
 
     Args:
         function: a name in FUNCTIONS.
-        args: in the types of JSON: {"input": i} is the i-th input, {"tensor": name} one of ``tensors``; "tuple",
-            "slice", "dtype", "memory_format" and "ellipsis" are written likewise.
-        kwargs: the same by name.
+        args: the positional arguments, in JSON types. {"input": i} is the i-th input and {"tensor": name} is one of
+            ``tensors``. "tuple", "slice", "dtype", "memory_format" and "ellipsis" are written likewise.
+        kwargs: the keyword arguments, in the same form.
         tensors: constants.
     """
 
@@ -180,14 +180,14 @@ class FrozenFunction(FrozenLayer):
         super().__init__()
         if not isinstance(function, str) or function not in FUNCTIONS:
             raise ValueError(
-                f"{self.kind}: setting function must be one of tandem_cuda.freeze.functions, got {function!r}"
+                f"{self.kind}: setting function must be listed in tandem_cuda.freeze.functions, got {function!r}"
             )
         if not isinstance(args, list) or not isinstance(kwargs, dict):
             raise ValueError(
                 f"{self.kind}: settings args and kwargs must be a list and an object, got {args}, {kwargs}"
             )
         if kwargs.get("inplace") or "out" in kwargs:
-            raise ValueError(f"{self.kind}: setting kwargs must not write anywhere, got {kwargs}")
+            raise ValueError(f"{self.kind}: setting kwargs must not contain inplace=True or out, got {kwargs}")
         self.function, self.args, self.kwargs = function, args, kwargs
         self.constants = sorted(tensors)
         for i, name in enumerate(self.constants):
@@ -216,13 +216,13 @@ class FrozenFunction(FrozenLayer):
 
     def output(self, *inputs: Value) -> Value:
         if len(inputs) != self.uses:
-            raise ValueError(f"inputs must be {self.uses}, as many as args name, got {len(inputs)}")
+            raise ValueError(f"number of inputs must be {self.uses}, as in args, got {len(inputs)}")
         for x in inputs:
             x.check_kind(REAL)
         if self.constants or not inputs:
             return Value()
         y = tried(self._called, self._called, inputs, torch.empty(0))
-        return y if y.shape is not None else Value()  # sizes, parts and tuples are no tensors
+        return y if y.shape is not None else Value()  # sizes, chunks and tuples are not tensors
 
     def _called(self, *inputs: Any) -> Any:
         decoded = partial(_decoded, inputs=inputs, tensors=self.tensors())
@@ -237,14 +237,14 @@ class FrozenFunction(FrozenLayer):
 
 
 def moves(layer: nn.Module) -> bool:
-    """Whether a layer does nothing but place values elsewhere."""
+    """Whether a layer only moves values, without changing them."""
     if isinstance(layer, FrozenFunction):
         return layer.function in {"Tensor.clone", *_VIEWS} - {"Tensor.float", "Tensor.double"}
     return isinstance(layer, FrozenFlatten) or (isinstance(layer, FrozenModule) and layer.kind == "Unflatten")
 
 
 def is_softmax(layer: nn.Module) -> bool:
-    """Whether its outputs are probabilities of classes, [N, K]."""
+    """Whether the layer's outputs are class probabilities, [N, K]."""
     if isinstance(layer, FrozenModule):
         return isinstance(layer.module, nn.Softmax) and layer.module.dim in (1, -1)
     if isinstance(layer, FrozenFunction) and layer.function in SOFTMAX:
@@ -254,7 +254,7 @@ def is_softmax(layer: nn.Module) -> bool:
 
 
 class _Collector:
-    """Looks anything up, and notes what."""
+    """A mapping stand-in that records which keys are looked up."""
 
     def __init__(self, seen: set[Any]) -> None:
         self.seen = seen
@@ -264,7 +264,7 @@ class _Collector:
 
 
 def _decoded(value: Any, inputs: Any, tensors: Any) -> Any:
-    """Arguments from JSON; ValueError where it is none of its forms."""
+    """Decode an argument from JSON; raise a ValueError if it has none of the known forms."""
     decoded = partial(_decoded, inputs=inputs, tensors=tensors)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -290,7 +290,7 @@ def _decoded(value: Any, inputs: Any, tensors: Any) -> Any:
 
 
 def encoded_argument(value: Any, inputs: Mapping[fx.Node, int], tensors: Mapping[fx.Node, str]) -> Any:
-    """The inverse of _decoded; ValueError for what has no form there."""
+    """Encode an argument as JSON, the inverse of _decoded; raise a ValueError if that is impossible."""
     encoded = partial(encoded_argument, inputs=inputs, tensors=tensors)
     if isinstance(value, fx.Node):
         return {"tensor": tensors[value]} if value in tensors else {"input": inputs[value]}

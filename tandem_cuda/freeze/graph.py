@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from .forms import ANY, REAL, SPIKES, FrozenLayer, State, Value
 
 INPUT = "<input>"
-"""The name of the network's input among those of its nodes."""
+"""The name by which nodes refer to the network's only input."""
 
 NetworkState = dict[str, State]
-"""State of every layer that carries one, by name."""
+"""The state of every layer that has one, by name."""
 
 
 class Node(NamedTuple):
@@ -20,11 +20,11 @@ class Node(NamedTuple):
     name: str
     layer: FrozenLayer
     inputs: tuple[str, ...]
-    """Names of nodes, or INPUT."""
+    """Names of earlier nodes or of inputs of the network."""
 
 
 def mapped(output: Any, f: Callable[[str], Any]) -> Any:
-    """The structure of an output with something in place of the names."""
+    """Apply a function to all names in the structure of an output."""
     if isinstance(output, str):
         return f(output)
     ((form, parts),) = output.items()
@@ -34,7 +34,7 @@ def mapped(output: Any, f: Callable[[str], Any]) -> Any:
 
 
 def names_in(output: Any) -> list[str]:
-    """The names of nodes in the structure of an output; ValueError where it is none."""
+    """Return the names of nodes in the structure of an output; raise a ValueError if it is not a valid structure."""
     if isinstance(output, str):
         return [output]
     if isinstance(output, dict) and len(output) == 1:
@@ -47,7 +47,7 @@ def names_in(output: Any) -> list[str]:
 
 
 def returned(output: Any, values: Mapping[str, Any]) -> Any:
-    """What the network returns."""
+    """Return the network's output, built from the values of its nodes."""
     if isinstance(output, str):
         return values[output]
     ((form, parts),) = output.items()
@@ -58,11 +58,11 @@ def returned(output: Any, values: Mapping[str, Any]) -> Any:
 
 
 def input_kinds(nodes: Sequence[Node], inputs: Sequence[str], default: str) -> dict[str, str]:
-    """The kind of value that each input of the network is, by what stands behind it."""
+    """Return the kind of each input of the network, found from the layers that read it."""
     wanted: dict[str, str] = {}
     for node in reversed(nodes):
         kind = node.layer.takes()
-        if kind == ANY:  # its output is of the kind of its input
+        if kind == ANY:  # such a layer's input is of the same kind as its output
             kind = wanted.get(node.name, ANY)
         if kind != ANY:
             wanted |= dict.fromkeys(node.inputs, kind)
@@ -70,7 +70,7 @@ def input_kinds(nodes: Sequence[Node], inputs: Sequence[str], default: str) -> d
 
 
 def output_value(op: str, node: Node, values: Mapping[str, Value]) -> Value:
-    """What is known of a node's output; ValueError, naming the node, where its inputs cannot be its layer's."""
+    """Return what is known about a node's output; raise a ValueError that names the node if its inputs do not fit."""
     try:
         return node.layer.output(*(values[source] for source in node.inputs))
     except ValueError as error:
@@ -78,7 +78,7 @@ def output_value(op: str, node: Node, values: Mapping[str, Value]) -> Value:
 
 
 def needed(nodes: Sequence[Node], outputs: Sequence[str], *, later: bool = False) -> list[Node]:
-    """Those that the outputs depend on; ``later`` where layers have a state."""
+    """Return the nodes that the outputs depend on: in the first chunk or, with ``later``, in all later chunks."""
     used, kept = {*outputs}, []
     for node in reversed(nodes):
         if node.name in used:
@@ -89,7 +89,7 @@ def needed(nodes: Sequence[Node], outputs: Sequence[str], *, later: bool = False
 
 
 def check_finite(node: Node) -> None:
-    """ValueError unless all that the layer's tensors hold is finite."""
+    """Raise a ValueError if a tensor of the layer is not finite."""
     for name, tensor in node.layer.tensors().items():
         if not tensor.is_meta and not tensor.isfinite().all():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""freeze: what a model does, and the frozen form of each of its parts."""
+"""freeze: collect the calls of a model and replace each layer by its frozen form."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .plain import VIEWS, writes_in_place
 
 
 def freeze(model: nn.Module) -> FrozenNetwork:
-    """Turn a trained network into constants: batch norm folded, weights packed, no ANN, no gradients, no modes.
+    """Freeze a trained network for inference: fold batch norm, pack weights, and drop the ANN, gradients and modes.
 
-    The frozen network computes what ``model.eval()`` computes under ``torch.no_grad()``, to the bit, and shares no
-    memory with it.
+    The outputs of the frozen network equal those of ``model.eval()`` under ``torch.no_grad()`` bit for bit. It shares
+    no memory with the model.
 
     Args:
-        model: what :func:`tandem_cuda.convert` returns; nn.Sequential, nested or not; or a torch.fx.GraphModule. Of
-            Encode, tandem layers, TandemAdd, pooling of spikes and Decode; in front of Encode and behind Decode of the
-            modules and functions of plain PyTorch that :mod:`tandem_cuda.freeze.plain` and
-            :mod:`tandem_cuda.freeze.functions` list, between several inputs and outputs. Dropout and nn.Identity leave
-            no trace. One such layer alone will do.
+        model: the result of :func:`tandem_cuda.convert`, an nn.Sequential (nested or not), a torch.fx.GraphModule, or a
+            single layer. It may contain Encode, tandem layers, TandemAdd, spiking pooling and Decode. Before Encode and
+            after Decode it may also contain the PyTorch modules and functions that :mod:`tandem_cuda.freeze.plain` and
+            :mod:`tandem_cuda.freeze.functions` list. It may have several inputs and outputs. Dropout and nn.Identity
+            are removed.
 
     Raises:
-        TypeError: ``model`` is no nn.Module.
-        ValueError: parts that cannot be frozen, all of them named; a batch norm without statistics or affine map; a
-            layer whose weights or statistics are NaN or infinite; layers that do not fit each other.
+        TypeError: ``model`` is not an nn.Module.
+        ValueError: parts of the model cannot be frozen (the message names all of them); a batch norm has no running
+            statistics or is not affine; weights or statistics are NaN or infinite; or layers do not fit each other.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
@@ -43,8 +43,8 @@ def freeze(model: nn.Module) -> FrozenNetwork:
             refused.append(f"{name or 'model'} ({type(module).__name__})")
     if refused:
         raise ValueError(
-            "freeze: model must consist of tandem layers, of the modules and functions of plain PyTorch that "
-            "docs/inference.md lists, and of modules that tandem_cuda.nn.frozen.register knows, "
+            "freeze: model must contain only tandem layers, the PyTorch modules and functions listed in "
+            "docs/inference.md, and modules registered with tandem_cuda.nn.frozen.register, "
             f"got {', '.join(refused)}"
         )
     nodes: list[Node] = []
@@ -64,15 +64,15 @@ def freeze(model: nn.Module) -> FrozenNetwork:
 
 
 class _Calls(NamedTuple):
-    """What a model does."""
+    """The calls that make up a model's forward."""
 
     layers: list[tuple[str, Any, tuple[str, ...]]]
-    """In order: names, modules or frozen layers, and the names of their inputs."""
+    """In order of execution: the name, the module or frozen layer, and the names of its inputs."""
     output: Any
-    """As of FrozenNetwork."""
+    """As for FrozenNetwork."""
     inputs: tuple[str, ...] = (INPUT,)
     refused: tuple[str, ...] = ()
-    """What has no frozen form, and why."""
+    """The calls that have no frozen form, each with the reason."""
 
 
 def _calls(model: nn.Module) -> _Calls:
@@ -88,7 +88,7 @@ def _calls(model: nn.Module) -> _Calls:
 
 def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     if class_of(module) is nn.Sequential:
-        for child, submodule in module._modules.items():  # a module that is there twice runs twice
+        for child, submodule in module._modules.items():  # children() skips repeats
             assert submodule is not None
             yield from _chain(f"{name}.{child}" if name else child, submodule)
     else:
@@ -96,14 +96,14 @@ def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 class _GraphCalls:
-    """One pass over the graph of a model."""
+    """Collects the calls in the graph of a model."""
 
     def __init__(self, model: fx.GraphModule) -> None:
         self.model = model
         self.layers: list[tuple[str, Any, tuple[str, ...]]] = []
         self.refused: list[str] = []
         placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
-        placeholders = [node for node in placeholders if node.users or not node.args]  # else an argument with a default
+        placeholders = [node for node in placeholders if node.users or not node.args]  # unused defaults
         several = len(placeholders) > 1
         self.names = {node: f"<{node.name}>" if several else INPUT for node in placeholders}
         self.inputs = tuple(self.names.values())
@@ -121,9 +121,9 @@ class _GraphCalls:
                     if node in needed:
                         self._call(node)
                     elif writes(self.model, node):
-                        raise ValueError("writes in place; use its result")
+                        raise ValueError("writes in place, but its result is not used; use the result")
                 except (TypeError, ValueError) as error:
-                    self.names[node] = INPUT  # to go on, and name all of it
+                    self.names[node] = INPUT  # a substitute, so that later problems are found, too
                     self.refused.append(f"{node.name} ({_target(node)}: {error})")
         output = self._structure(end.args[0])
         return _Calls(self.layers, output, self.inputs, tuple(self.refused))
@@ -135,18 +135,18 @@ class _GraphCalls:
             self._add(node, flatten, [node.args[0]])
         elif node.target in _DROPOUTS:
             if node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True):
-                raise ValueError("is random as it was traced; use nn.Dropout, or trace the model in eval mode")
+                raise ValueError("was traced in training mode; use nn.Dropout, or trace the model in eval mode")
             self.names[node] = self.names[node.all_input_nodes[0]]
         else:
             self._add(node, *frozen_call(self.model, node))
 
     def _module(self, node: fx.Node) -> None:
         if node.kwargs or not node.args or not all(a in self.names for a in node.args):
-            raise ValueError("has arguments beside the outputs of others")
+            raise ValueError("must be called with outputs of other layers only, by position")
         inputs, given = tuple(self.names[a] for a in node.args if isinstance(a, fx.Node)), True
         for name, module in _chain(node.name, self.model.get_submodule(str(node.target))):
             if given and writes_in_place(module) and not writes_alone(self.model, node):
-                raise ValueError("writes in place into what is used elsewhere; set inplace=False")
+                raise ValueError("writes in place to a tensor that is used elsewhere; set inplace=False")
             given = given and isinstance(module, VIEWS)
             self.layers.append((name, module, inputs))
             inputs = (name,)
@@ -175,7 +175,7 @@ def _target(node: fx.Node) -> str:
 
 
 def _flattening(node: fx.Node) -> nn.Module | None:
-    """What a node does that flattens all but the batch; None where it does something else."""
+    """Return the nn.Flatten equivalent to a node; None if there is none."""
     if node.op == "call_method" and node.target == "flatten" and not node.kwargs and len(node.args) == 3:
         return nn.Flatten(*node.args[1:])  # type: ignore[arg-type]
     return nn.Flatten() if node.target is flattened_to else None

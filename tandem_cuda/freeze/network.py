@@ -1,4 +1,4 @@
-"""A frozen network: a trained network as constants, run as a whole, in chunks of time, or until it is sure."""
+"""FrozenNetwork: a trained network for inference over all time steps, in chunks of time, or with early exit."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from .stream import Stream
 
 
 class FrozenNetwork(nn.Module):
-    """What :func:`freeze` returns: layers without parameters, and how they are connected.
+    """A network that :func:`freeze` has made: a graph of layers without parameters.
 
     Args:
-        nodes: in order of execution. Those that the output does not depend on are left out.
-        output: the name of the node whose output is the network's; or {"tuple": [...]}, {"list": [...]} or
-            {"dict": {...}} of such.
-        inputs: the names of the network's inputs among those of the nodes.
+        nodes: the layers, in order of execution. Nodes that the output does not depend on are dropped.
+        output: the name of the node whose output the network returns; or {"tuple": [...]}, {"list": [...]} or
+            {"dict": {...}} of such names.
+        inputs: the names by which nodes refer to the network's inputs.
 
     Shape:
-        For each input a Tensor [N, ...], or a SpikeTrain [N, ...] where the layer behind it takes spikes -> what the
-        last layers return, [N, K] of a read-out. T is that of Encode, or of the trains where there is none.
+        For each input a Tensor [N, ...], or a SpikeTrain [N, ...] if the layer that reads it takes spikes -> the output
+        of the last layers, such as [N, K] of a read-out. T is set by Encode, or by the spike trains if there is no
+        Encode.
 
     Raises:
-        TypeError: an input is not what it must be.
-        ValueError: names that occur twice, or are used before they are there; several Encode of different T; layers
-            whose tensors are not finite or whose inputs cannot be what the layers before put out.
+        TypeError: an input has the wrong type.
+        ValueError: a name occurs twice or is used before it is defined; Encode layers differ in T; a layer's tensors
+            are not finite; or a layer cannot take the output of the layer before it.
     """
 
     def __init__(self, nodes: Sequence[Node], output: Any, inputs: Sequence[str] = (INPUT,)) -> None:
@@ -46,7 +47,7 @@ class FrozenNetwork(nn.Module):
         if not inputs or len({*inputs}) < len(inputs):
             raise ValueError(f"FrozenNetwork: inputs must be one or more different names, got {list(inputs)}")
         self.kinds = input_kinds(nodes, inputs, REAL if steps else SPIKES)
-        """Of each input, by its name."""
+        """The kind of each input, by name."""
         values = {name: Value(kind, source=name) for name, kind in self.kinds.items()}
         for node in nodes:
             if node.name in values:
@@ -54,7 +55,7 @@ class FrozenNetwork(nn.Module):
             unknown = [source for source in node.inputs if source not in values]
             if unknown or not node.inputs:
                 raise ValueError(
-                    f"FrozenNetwork: inputs of {node.name!r} must be the network's or nodes before it, "
+                    f"FrozenNetwork: inputs of {node.name!r} must be inputs of the network or earlier nodes, "
                     f"got {', '.join(map(repr, unknown)) or 'none'}"
                 )
             check_finite(node)
@@ -65,24 +66,24 @@ class FrozenNetwork(nn.Module):
                 raise ValueError(f"FrozenNetwork: output must be the name of a node, got {name!r}")
         nodes = needed(nodes, outputs)
         if not steps and SPIKES not in self.kinds.values():
-            raise ValueError("FrozenNetwork: an input must be spikes or go through Encode: else there is no time")
+            raise ValueError("FrozenNetwork: the network must take spikes or contain Encode, got neither")
         self.names = [node.name for node in nodes]
         self.inputs = [node.inputs for node in nodes]
         self.output = output
         self.layers = nn.ModuleList(node.layer for node in nodes)
         last = {source: i for i, node in enumerate(nodes) for source in node.inputs}
         self.done: list[list[str]] = [[] for _ in nodes]
-        """What is not needed behind each of the nodes, so that its memory may go."""
+        """For each node, the values that no later node needs, so that their memory can be freed."""
         for source in last.keys() - {*outputs}:
             self.done[last[source]].append(source)
         later = {node.name for node in needed(nodes, outputs, later=True)}
         self.again = [name in later for name in self.names]
-        """Which nodes run at every call, and not at the first one alone: all but what stands in front of the spikes."""
+        """Whether each node runs in every chunk. Nodes before the first spikes run only in the first chunk."""
         self.probabilities = any(node.name == output and is_softmax(node.layer) for node in nodes)
-        """Whether the output is that of a softmax."""
+        """Whether the network ends in a softmax."""
         self.steady = all(layer.mode == "constant" for layer in self.layers if isinstance(layer, FrozenEncode))
         self.time_steps: int | None = steps.pop() if steps else None
-        """T of its Encode; None where spike trains bring their own."""
+        """T of Encode; None if the network has no Encode and T is that of its spike trains."""
 
     @property
     def nodes(self) -> list[Node]:
@@ -95,9 +96,9 @@ class FrozenNetwork(nn.Module):
         return self.advance(inputs if len(inputs) > 1 else inputs[0], {}, Span(total, 0, total))[0]
 
     def _total(self, inputs: Sequence[Any]) -> int:
-        """T of a run with these inputs."""
+        """Return T for these inputs."""
         if len(inputs) != len(self.kinds):
-            raise TypeError(f"FrozenNetwork: inputs must be {len(self.kinds)}, got {len(inputs)}")
+            raise TypeError(f"FrozenNetwork: number of inputs must be {len(self.kinds)}, got {len(inputs)}")
         steps = [] if self.time_steps is None else [self.time_steps]
         for (name, kind), x in zip(self.kinds.items(), inputs, strict=True):
             what = "input" if name == INPUT else f"input {name}"
@@ -114,16 +115,16 @@ class FrozenNetwork(nn.Module):
 
     @torch.no_grad()
     def advance(self, x: Any, state: NetworkState, span: Span) -> tuple[Any, NetworkState]:
-        """Run some of the time steps; :meth:`stream` keeps account of them for you.
+        """Run a chunk of the time steps. :meth:`stream` is more convenient: it keeps track of state and time.
 
         Args:
-            x: the input, or a tuple of several: real ones, the same at every call; of trains the spikes of these
-                ``span.now`` time steps.
-            state: what the call before returned; {} at first.
-            span: the time steps.
+            x: the input, or a tuple of several. Real inputs must be the same in every call; spike trains hold only the
+                ``span.now`` time steps of this chunk.
+            state: the state that the previous call returned; {} in the first call.
+            span: the time steps to run.
 
         Returns:
-            ``(output, state)``. Decode returns what counts are estimated to come to at the end, where
+            ``(output, state)``. Before the last time step, Decode returns an estimate of the final counts. After it,
             ``state`` is {}.
         """
         values: dict[str, Any] = dict(zip(self.kinds, x if len(self.kinds) > 1 else (x,), strict=True))
@@ -140,26 +141,26 @@ class FrozenNetwork(nn.Module):
         return returned(self.output, values), after
 
     def stream(self, x: Any = None, *, time_steps: int | None = None) -> Stream:
-        """Begin a run over chunks of time.
+        """Start a run over chunks of time. Pass either ``x`` or ``time_steps``.
 
         Args:
-            x: all of the input, as of a call of the network, or a tuple of several. Left out where spikes, as the only
-                input, arrive chunk by chunk.
-            time_steps: T, over which layers spread their bias; given just where ``x`` is not.
+            x: the whole input, as for a call of the network, or a tuple of several inputs. Leave it out if the network
+                has one input, of spikes, and these arrive chunk by chunk.
+            time_steps: T of such a run. Layers spread their bias over T steps.
 
         Raises:
-            TypeError: an argument of the wrong type, or both or none of them.
+            TypeError: an argument has the wrong type, or both or neither were given.
             ValueError: ``time_steps`` < 1.
         """
         if x is not None:
             if time_steps is not None:
-                raise TypeError(f"stream: time_steps must be left out where x is given, got {time_steps}")
+                raise TypeError(f"stream: time_steps must be left out if x is given, got {time_steps}")
             inputs = (x,) if len(self.kinds) == 1 else x
             if not isinstance(inputs, (tuple, list)):
                 raise TypeError(f"stream: x must be a tuple of {len(self.kinds)} inputs, got {type(x).__name__}")
             return Stream(self, inputs, self._total(inputs))
         if self.time_steps is not None or len(self.kinds) > 1:
-            raise TypeError("stream: x must be given to a network with Encode or several inputs, got None")
+            raise TypeError("stream: x must be given for a network with Encode or several inputs, got None")
         checks.check_time_steps("stream", time_steps)
         assert time_steps is not None
         return Stream(self, None, time_steps)
@@ -167,7 +168,7 @@ class FrozenNetwork(nn.Module):
     def predict(
         self, x: Any, exit_confidence: float = 0.9, *, chunk: int = 1, min_steps: int = 1
     ) -> anytime.Prediction:
-        """Classify, each sample for as many time steps as it takes; :func:`tandem_cuda.anytime.predict`."""
+        """Classify with early exit; see :func:`tandem_cuda.anytime.predict`."""
         return anytime.predict(self, x, exit_confidence, chunk=chunk, min_steps=min_steps)
 
     def accuracy_curve(
@@ -178,16 +179,16 @@ class FrozenNetwork(nn.Module):
         chunk: int = 1,
         min_steps: int = 1,
     ) -> anytime.AccuracyCurve:
-        """Accuracy and cost against time and exit confidence; :func:`tandem_cuda.anytime.accuracy_curve`."""
+        """Measure accuracy and cost over time and confidence; see :func:`tandem_cuda.anytime.accuracy_curve`."""
         return anytime.accuracy_curve(self, batches, exit_confidences, chunk=chunk, min_steps=min_steps)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the network to one file; see :mod:`tandem_cuda.freeze.file`.
+        """Write the network to one file, whose format :mod:`tandem_cuda.freeze.file` describes.
 
         Raises:
             ImportError: safetensors is missing.
-            OSError: the file, which the message names, cannot be written, as where the disk is full; an earlier file of
-                that name is then as it was, and nothing else is left behind.
+            OSError: the file cannot be written, for example because the disk is full; the message names the file. An
+                earlier file of that name is left unchanged, and no temporary file remains.
         """
         description: dict[str, Any] = {
             "nodes": [
@@ -209,14 +210,14 @@ class FrozenNetwork(nn.Module):
         """Read a network that :meth:`save` wrote.
 
         Args:
-            path: of the file.
-            device: where the network is to run.
+            path: the file to read.
+            device: the device to put the network on.
 
         Raises:
             ImportError: safetensors is missing.
             OSError: the file cannot be read.
-            ValueError: it is damaged, of another kind, of a newer format, or does not describe a network; the message
-                says which.
+            ValueError: the file is damaged, of another kind or of a newer format, or it does not describe a network;
+                the message says which.
         """
         description, tensors = file.read(path)
         try:

@@ -1,4 +1,4 @@
-"""Modules of plain PyTorch in front of Encode and behind Decode, frozen: those of a list, by name."""
+"""The PyTorch modules that can be frozen before Encode and after Decode."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ MODULES: tuple[type[nn.Module], ...] = (
     *(nn.Unflatten, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle),
     *(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
 )
-"""Classes of modules that can be frozen, beside nn.Linear, nn.Flatten, nn.Identity and dropout."""
+"""Module classes that can be frozen, in addition to nn.Linear, nn.Flatten, nn.Identity and dropout."""
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
-"""Modules whose output may be the memory of their input."""
+"""Modules whose output may share memory with their input."""
 
 
 def _parameters(module_class: type[nn.Module]) -> list[str]:
-    """The constructor's arguments that an instance keeps."""
+    """Return the names of the constructor arguments that an instance keeps as attributes."""
     dropped = ("device", "dtype", "inplace", "args", "kwargs", "min_value", "max_value")
     return [name for name in inspect.signature(module_class).parameters if name not in dropped]
 
@@ -62,15 +62,15 @@ _LEAST = {
     **dict.fromkeys(("kernel_size", "stride", "dilation", "groups", "num_groups"), 1),
     **dict.fromkeys(("padding", "output_padding", "output_size"), 0),
 }
-"""The least value of settings that are of ints."""
+"""The minimum of settings that are ints."""
 
 
 class FrozenModule(FrozenLayer):
-    """A module of torch in eval mode.
+    """A PyTorch module in eval mode.
 
     Args:
         module_class: one of MODULES.
-        arguments: all that _parameters names.
+        arguments: the constructor arguments that _parameters names.
         tensors: parameters and statistics, by name.
     """
 
@@ -99,7 +99,7 @@ class FrozenModule(FrozenLayer):
         module_class = class_of(module)
         if isinstance(module, _NORMS) and module.running_mean is None:
             raise ValueError(
-                f"{module_class.__name__}: norm must keep running statistics: else outputs depend on other samples"
+                f"{module_class.__name__}: norm must keep running statistics: without them outputs depend on the batch"
             )
         arguments = {name: getattr(module, name) for name in _parameters(module_class)}
         if "bias" in arguments:
@@ -128,7 +128,7 @@ class FrozenModule(FrozenLayer):
 
     def output(self, *inputs: Value) -> Value:
         if len(inputs) != 1:
-            raise ValueError(f"inputs must be one, got {len(inputs)}")
+            raise ValueError(f"number of inputs must be 1, got {len(inputs)}")
         x = inputs[0]
         x.check_kind(REAL)
         if x.shape and isinstance(self.module, (*_WEIGHTS, *_NORMS)):
@@ -142,12 +142,12 @@ class FrozenModule(FrozenLayer):
         return self.module(x), None
 
     def train(self, mode: bool = True) -> FrozenModule:
-        """Frozen layers have no modes."""
+        """Stay in eval mode: frozen layers have no training mode."""
         return super().train(False)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and statistics, but for the count of batches."""
+    """Return parameters and statistics, without ``num_batches_tracked``."""
     named = [*module.named_parameters(), *module.named_buffers()]
     return {name: x for name, x in named if name != "num_batches_tracked"}
 
@@ -157,9 +157,9 @@ def _tuples(value: Any) -> Any:
 
 
 def tried(sketch: Callable[..., Any], f: Callable[..., Any], inputs: tuple[Value, ...], like: Tensor) -> Value:
-    """What f makes of inputs whose sizes are all known, found by calling it.
+    """Find the output of ``f`` for inputs whose sizes are all known, by calling it.
 
-    Before that ``sketch``, the same on tensors without values, says how large the result is.
+    ``sketch``, the same function on meta tensors, is called first to find out how large the output is.
     """
     if not all(x.kind == REAL and x.shape is not None and all(s.exact for s in x.shape) for x in inputs):
         return Value(REAL)
@@ -171,11 +171,11 @@ def tried(sketch: Callable[..., Any], f: Callable[..., Any], inputs: tuple[Value
         if not isinstance(y, Tensor):
             return Value()
         check_count("outputs", y.shape)
-        if max(y.numel(), *map(math.prod, shapes)) <= 2**16:  # without values not all is checked
+        if max(y.numel(), *map(math.prod, shapes)) <= 2**16:  # meta tensors skip some checks
             f(*(like.new_zeros(shape) for shape in shapes))
     except (TypeError, ValueError, IndexError, RuntimeError, ArithmeticError, AssertionError) as error:
         got = ", ".join(str(shape[1:]) for shape in shapes)
-        raise ValueError(f"settings must fit inputs of {got} a sample: {error}") from error
+        raise ValueError(f"settings must fit inputs of {got} per sample: {error}") from error
     batch, *shape = y.shape or (0,)
     return Value(REAL, tuple(Size(n, True) for n in shape) if batch == 2 else None)
 
@@ -218,7 +218,7 @@ class FrozenFlatten(FrozenLayer):
         start, end = self.start_dim % dims - 1, self.end_dim % dims - 1
         if not 0 <= start <= end:
             raise ValueError(
-                f"start_dim and end_dim must be behind the batch dimension of {x} and in order, got {self.start_dim}, "
+                f"start_dim and end_dim must be after the batch dimension of {x} and in order, got {self.start_dim}, "
                 f"{self.end_dim}"
             )
         sizes = x.shape[start : end + 1]
@@ -231,7 +231,7 @@ class FrozenFlatten(FrozenLayer):
 
 
 class FrozenLinear(FrozenLayer):
-    """nn.Linear, as a read-out of spike counts.
+    """nn.Linear, such as a read-out of spike counts.
 
     Args:
         weight: [O, F].
@@ -288,12 +288,12 @@ class FrozenLinear(FrozenLayer):
 
 
 def writes_in_place(module: nn.Module) -> bool:
-    """Whether a module changes its input."""
+    """Whether a module writes to its input."""
     return bool(getattr(module, "inplace", False)) and not isinstance(module, IDLE)
 
 
 def is_convolution(layer: nn.Module) -> TypeGuard[FrozenModule]:
-    """Whether it multiplies with weights, as nn.Conv2d does."""
+    """Whether a frozen layer is a PyTorch convolution."""
     return isinstance(layer, FrozenModule) and isinstance(layer.module, _WEIGHTS)
 
 

@@ -1,4 +1,4 @@
-"""The frozen form of spiking pools."""
+"""The frozen form of spiking pooling."""
 
 from __future__ import annotations
 
@@ -41,14 +41,15 @@ from .forms import (
 
 
 class FrozenPool(FrozenLayer):
-    """A pooling of spikes.
+    """Spiking pooling.
 
-    Averages carry the membrane potentials of their neurons, maxima the counts of their inputs.
+    Average pooling carries the membrane potentials of its neurons as its state; max pooling carries the counts of its
+    inputs.
 
     Args:
         pool: the layer.
-        gate: of max pooling alone: "count", as the layer computes, or "any", a spike whenever a neuron of the window
-            spikes, which is what files without this setting mean.
+        gate: for max pooling only. "count" computes what the layer computes. "any" passes a spike whenever any neuron
+            of the window spikes; files without this setting mean "any".
     """
 
     SETTINGS: ClassVar[dict[type[nn.Module], tuple[str, ...]]] = {
@@ -74,7 +75,7 @@ class FrozenPool(FrozenLayer):
 
     @classmethod
     def made(cls, pool_class: type[nn.Module], settings: Settings, gate: str = "count") -> FrozenPool:
-        """From the constructor's arguments."""
+        """Make the layer from the arguments of its constructor."""
         return cls(pool_class(**settings), gate)
 
     @classmethod
@@ -85,12 +86,12 @@ class FrozenPool(FrozenLayer):
     def load(cls, pool_class: type[nn.Module], settings: Settings, tensors: Tensors) -> FrozenPool:
         kind, gate = pool_class.__name__, "count"
         if pool_class is SpikingMaxPool2d:
-            settings = {"gate": "any"} | settings  # version 0.1 knew no other
+            settings = {"gate": "any"} | settings  # the only gate of version 0.1
             gate = settings.pop("gate")
             if gate not in cls.GATES:
                 raise ValueError(f"{kind}: setting gate must be one of {', '.join(cls.GATES)}, got {gate!r}")
         if issubclass(pool_class, SpikingAverage):
-            settings = {"amplitude": 1.0} | settings  # version 0.1 had none
+            settings = {"amplitude": 1.0} | settings  # version 0.1 did not have this setting
         check_settings(kind, settings, {*cls.SETTINGS[pool_class]})
         check_tensors(kind, tensors, {})
         for name, value in settings.items():
@@ -105,7 +106,7 @@ class FrozenPool(FrozenLayer):
                 for size in sizes:
                     if size is not None:
                         frozen_numbers(kind, name, size, 1)
-            elif name not in ("threshold", "amplitude", "engine"):  # which the constructor checks
+            elif name not in ("threshold", "amplitude", "engine"):  # the constructor checks these
                 frozen_numbers(kind, name, value, 0 if name == "padding" else 1, pairs=True)
         return cls.made(pool_class, {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}, gate)
 
@@ -137,13 +138,13 @@ class FrozenPool(FrozenLayer):
         return x._replace(kind=SPIKES, shape=(channels, *sizes))
 
     def _windows(self, image: list[Size]) -> list[Size]:
-        """Sizes of the output, of an image of these sizes."""
+        """Return the output sizes for an image of these sizes."""
         pool: Any = self.pool
         kernels, strides, paddings = map(pair, (pool.kernel_size, pool.stride, pool.padding))
         dilations, ceil_mode = pair(getattr(pool, "dilation", 1)), getattr(pool, "ceil_mode", False)
         sizes = []
         for size, kernel, stride, padding, dilation in zip(image, kernels, strides, paddings, dilations, strict=True):
-            # The least size that a window fits into.
+            # The minimum size that a window fits into.
             fits = dilation * (kernel - 1) + 1 - 2 * padding - (stride - 1 if ceil_mode else 0)
             how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
             windows = partial(windows_along, self.kind, ceil_mode=ceil_mode, **how)
@@ -152,12 +153,12 @@ class FrozenPool(FrozenLayer):
         return sizes
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[Any, State | None]:
-        if isinstance(self.pool, SpikeWindows):  # there is nothing to carry
+        if isinstance(self.pool, SpikeWindows):  # it has no state
             return self.pool(x), None
         check_image(self.pool, x)
         if self.gate == "any":
             return x.replace_unchecked(bits=_any_spikes(self.pool, x)), None
-        if isinstance(self.pool, SpikingMaxPool2d) and span.total >= 2**31:  # which its counts could not hold
+        if isinstance(self.pool, SpikingMaxPool2d) and span.total >= 2**31:  # its counts are int32
             raise ValueError(f"{self.kind}: time_steps must be below 2^31, got {span.total}")
         averages = isinstance(self.pool, SpikingAverage)
         before = None if state is None else stacked(state) if averages else state[0]
@@ -167,7 +168,7 @@ class FrozenPool(FrozenLayer):
 
 
 def _any_spikes(pool: Any, x: SpikeTrain) -> Tensor:
-    """The spikes of a max pooling that lets one pass whenever any neuron of its window spikes."""
+    """Return the output of a max pooling that spikes whenever any neuron of its window spikes."""
     bits = x.bits.movedim(2, -1)
     settings = map(pair, (pool.kernel_size, pool.stride, pool.padding, pool.dilation))
     for dim, (kernel, stride, padding, dilation) in zip((2, 3), zip(*settings, strict=True), strict=True):

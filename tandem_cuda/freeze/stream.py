@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """A run of a frozen network over chunks of time; what :meth:`FrozenNetwork.stream` returns.
+    """A run of a frozen network over chunks of time, started by :meth:`FrozenNetwork.stream`.
 
-    After the last of the T steps the output is, to the bit, that of the network on all of them at once. Where a
-    network ends in a spiking layer, each output is the train of its chunk.
+    After the last of the T steps the output equals, bit for bit, that of the network run on all steps at once. If the
+    network ends in a spiking layer, each output is the spike train of one chunk.
     """
 
     def __init__(self, network: FrozenNetwork, inputs: Sequence[Tensor | SpikeTrain] | None, time_steps: int) -> None:
@@ -29,13 +29,13 @@ class Stream:
         self.time_steps = time_steps
         """T."""
         self.done = 0
-        """Time steps that are over."""
+        """The number of time steps done."""
         self.state: NetworkState = {}
-        """What layers carry: membrane potentials and counts, [N, ...]."""
+        """The layers' membrane potentials and counts, [N, ...]."""
         self.inputs = None if inputs is None else tuple(inputs)
-        """The inputs, where all of them were given."""
+        """The inputs; None if spikes arrive chunk by chunk."""
         self.samples: int | None = None
-        """N; None where no spikes have arrived yet."""
+        """N; None if no spikes have arrived yet."""
         if self.inputs is not None:
             sizes = [len(x) for x in self.inputs]
             if len({*sizes}) > 1:
@@ -44,22 +44,22 @@ class Stream:
 
     @property
     def remaining(self) -> int:
-        """Time steps that are to come."""
+        """The number of time steps left."""
         return self.time_steps - self.done
 
     def advance(self, chunk: int | SpikeTrain = 1) -> Any:
         """Run the next time steps.
 
         Args:
-            chunk: how many; or their spikes, [N, ...] of that many steps, where the stream began without input.
+            chunk: the number of time steps; or, if the stream was started without input, their spikes, [N, ...].
 
         Returns:
-            The output after these steps: the read-out of the counts so far, times T / (steps so far) unless the input
-            was an impulse.
+            The output after these steps: the read-out of the counts so far. Unless the input was an impulse, the counts
+            are scaled by T / (steps so far).
 
         Raises:
-            TypeError: a chunk of the wrong type.
-            ValueError: more steps than remain, or another number of samples than before.
+            TypeError: ``chunk`` has the wrong type.
+            ValueError: ``chunk`` has more steps than remain, or a different number of samples than before.
         """
         whole = self.inputs
         if whole is None and not isinstance(chunk, SpikeTrain):
@@ -68,7 +68,7 @@ class Stream:
             raise TypeError(f"advance: chunk must be a number of time steps, got {type(chunk).__name__}")
         now = chunk.time_steps if isinstance(chunk, SpikeTrain) else chunk
         if not 1 <= now <= self.remaining:
-            raise ValueError(f"advance: chunk must be of 1 to {self.remaining} time steps (the rest), got {now}")
+            raise ValueError(f"advance: chunk must be 1 to {self.remaining} time steps (all that remain), got {now}")
         if isinstance(chunk, SpikeTrain):
             if self.samples not in (None, len(chunk)):
                 raise ValueError(f"advance: chunk must hold {self.samples} samples, got {len(chunk)}")
@@ -87,14 +87,14 @@ class Stream:
         return output
 
     def select(self, samples: Tensor) -> None:
-        """Go on with some of the samples.
+        """Continue with only some of the samples.
 
         Args:
-            samples: their indices, int64 [M].
+            samples: the indices of the samples to keep, int64 [M].
 
         Raises:
-            TypeError: no such tensor.
-            IndexError: an index of no sample.
+            TypeError: ``samples`` is not such a tensor.
+            IndexError: an index is out of range.
         """
         checks.check_tensor("select", "samples", samples)
         if samples.dtype != torch.int64 or samples.dim() != 1:

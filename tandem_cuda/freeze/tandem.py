@@ -1,4 +1,4 @@
-"""The frozen form of tandem layers and of their joins: the spiking twin."""
+"""The frozen forms of tandem layers and TandemAdd: their spiking twins."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ from .forms import (
 
 
 class FrozenTandem(FrozenLayer):
-    """A tandem layer's spiking twin: batch norm folded, weights packed.
+    """The spiking twin of a tandem layer, with folded batch norm and packed weights.
 
     Args:
-        layer: says how to multiply and when neurons fire; made without bias and norm. Its parameter is replaced.
-        weight: of the shape of the layer's own.
-        scale: [O], batch norm's gain of the layer's sums; None for 1.
-        bias: [O], to be spread over the T time steps.
-        takes_encoded: the input is what Encode returns, not a SpikeTrain.
+        layer: defines the product and the neurons. It has no bias and no norm; its weight parameter is replaced.
+        weight: the weights, of the shape of the layer's own.
+        scale: [O], the gain of batch norm, applied to the layer's sums; None for 1.
+        bias: [O], spread evenly over the T time steps.
+        takes_encoded: whether the input is the output of Encode instead of a SpikeTrain.
     """
 
     scale: Tensor | None
@@ -80,7 +80,7 @@ class FrozenTandem(FrozenLayer):
     @classmethod
     @torch.no_grad()
     def of(cls, layer: TandemLayer, encoded: bool) -> FrozenTandem:
-        """Keep batch norm as the gain and bias of currents, as eval mode has it."""
+        """Freeze a layer. Batch norm is kept as gain and bias of the currents, as in eval mode."""
         gain, bias = layer.affine()
         weight = layer.own_weight(layer.kernel_weight())
         return cls(_bare(class_of(layer), _settings(layer)), weight, gain, bias, encoded)
@@ -141,7 +141,7 @@ class FrozenTandem(FrozenLayer):
         if state is None:
             current = layer.encoded_current(x, bias, affine.gain is not None)
             mode, before, constant = x.mode, None, x.mode == "constant"
-        else:  # in which the input is
+        else:  # the state holds the current of the first chunk
             (current, *variables), mode, constant = state, "constant", True
             before = stacked(variables)
         scale, step_bias = affine.encoded_drive(span.total, constant)
@@ -156,18 +156,18 @@ class FrozenTandem(FrozenLayer):
             want_sum=False,
             want_state=not span.ends,
         )
-        if not constant:  # of an impulse nothing is left after the first step but the bias
+        if not constant:  # after the first step of an impulse, only the bias is left
             current = torch.zeros_like(current)
-            if bias is not None and affine.gain is None:  # with a scale, the bias is added behind it
+            if bias is not None and affine.gain is None:  # with a gain, the bias is added after the gain instead
                 current = current + layer.per_channel(bias)
         return bits, (current, *neurons.unbind(0))
 
     def pack(self) -> None:
-        """Arrange the weights for the kernels of their device."""
-        if self.takes_encoded:  # the product is torch's
+        """Pack the weights for the kernels of their device."""
+        if self.takes_encoded:  # torch computes the product
             return
         weight = self.layer.kernel_weight()
-        # Of NaN the network says whose it is.
+        # FrozenNetwork reports weights that are not finite: its message names the layer.
         good = weight.is_meta or bool(weight.isfinite().all())
         self.packed = ops.pack_weight(weight, getattr(self.layer, "groups", 1)) if good else None
 
@@ -182,11 +182,12 @@ def _pack_again(module: FrozenTandem, incompatible_keys: Any) -> None:
 
 
 class FrozenAdd(FrozenLayer):
-    """The spiking twin of a join: batch norms folded into the weights of its branches.
+    """The spiking twin of a TandemAdd, with batch norms folded into the weights of its branches.
 
     Args:
-        join: of branches made without norm, whose parameters are replaced.
-        tensors: weight [O, ...] and bias [O] (or none) of every branch but identities, as "<branch>.weight".
+        join: a TandemAdd whose branches have no norm. Their parameters are replaced.
+        tensors: weight [O, ...] and optional bias [O] of every branch that is not an identity, named "<branch>.weight"
+            and "<branch>.bias".
     """
 
     kind = "TandemAdd"
@@ -199,7 +200,7 @@ class FrozenAdd(FrozenLayer):
                 tensor = tensors.get(f"{i}.{name}")
                 delattr(branch, name)
                 branch.register_buffer(name, None if tensor is None else frozen_tensor(tensor))
-        self.join = join.eval()  # which keeps its weights from call to call
+        self.join = join.eval()  # in eval mode it caches its weights between calls
 
     @classmethod
     @torch.no_grad()
@@ -265,7 +266,7 @@ class FrozenAdd(FrozenLayer):
     def output(self, *inputs: Value) -> Value:
         branches = self.join.branches
         if len(inputs) != len(branches):
-            raise ValueError(f"inputs must be {len(branches)}, one a branch, got {len(inputs)}")
+            raise ValueError(f"number of inputs must be {len(branches)}, one per branch, got {len(inputs)}")
         strides = {_stride(branch) for branch in branches if max(getattr(branch, "kernel_size", (1,))) > 1}
         if len(strides) > 1:
             raise ValueError(f"convolutions larger than 1 x 1 must have one stride, got {sorted(strides)}")
@@ -289,7 +290,7 @@ class FrozenAdd(FrozenLayer):
 
 
 def _output(layer: Any, x: Value) -> Value:
-    """What a layer of weights makes of spikes or encoded input."""
+    """Return what is known about a weight layer's output for spikes or encoded input."""
     if not isinstance(layer, ConvolutionLayer):
         x.check_dims(1)
         if x.shape is not None:
@@ -307,9 +308,9 @@ def _output(layer: Any, x: Value) -> Value:
 
 
 def _convolved(layer: Any, axis: int, size: Size) -> Size:
-    """The size of a convolution's output along an axis."""
+    """Return the output size of a convolution along an axis."""
     extent, stride = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1, layer.stride[axis]
-    # What is padded in front and behind, last axis first.
+    # Padding before and after, last axis first.
     before, behind = layer._reversed_padding_repeated_twice[2 * (len(layer.kernel_size) - 1 - axis) :][:2]
     if isinstance(layer, TandemConvTranspose2d):
         if layer.output_padding[axis] >= max(stride, layer.dilation[axis]):
@@ -331,26 +332,26 @@ def _convolved(layer: Any, axis: int, size: Size) -> Size:
 
 
 def _stride(layer: Any) -> tuple[int, int]:
-    """Of the convolution of images that the layer is; vertical and horizontal."""
+    """Return the vertical and horizontal stride of the 2D convolution equivalent to the layer."""
     if isinstance(layer, TandemConvTranspose2d):
         return (1, 1)
     return (1, *layer.stride) if len(layer.stride) == 1 else tuple(layer.stride)
 
 
 def _agreed(branch: int, a: Value, b: Value) -> Value:
-    """What is known of a value of which both hold."""
+    """Combine what two branches say about the same value."""
     if a.shape is None or b.shape is None:
         return b if a.shape is None else a
     known = a.source is not None and a.source == b.source
     pairs = list(zip(a.shape, b.shape, strict=False))
     if len(a.shape) != len(b.shape) or not all(_may_agree(*pair, known) for pair in pairs):
-        raise ValueError(f"branches must agree in shape, got {a} and, of branch {branch}, {b}")
+        raise ValueError(f"branches must agree in shape, got {a} and, for branch {branch}, {b}")
     shape = tuple(one if one.exact or one.least >= other.least else other for one, other in pairs)
     return Value(a.kind, shape, a.source if known else None)
 
 
 def _may_agree(one: Size, other: Size, same_source: bool) -> bool:
-    """Whether two sizes can be equal, by what is known of them."""
+    """Whether two sizes can be equal, given what is known about them."""
     if one.exact or other.exact:
         exact, rest = (one, other) if one.exact else (other, one)
         return rest.least == exact.least if rest.exact else rest.least <= exact.least
@@ -364,12 +365,12 @@ def _layers(join: TandemAdd) -> list[tuple[int, Any]]:
 
 
 def _settings(layer: TandemLayer) -> Settings:
-    """The arguments of the layer's constructor, without bias, norm, device and dtype."""
+    """Return the arguments of the layer's constructor, without bias, norm, device and dtype."""
     return {**layer.arguments(), "neuron": layer.neuron.settings(), "engine": layer.engine}
 
 
 def _bare(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:
-    """A layer made from its settings, without bias, norm and values."""
+    """Make a layer from its settings, without bias and norm, on the meta device."""
     arguments: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
@@ -379,11 +380,11 @@ def _bare(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:
 
 _COUNTS = {"in_channels": 0, "out_channels": 0, "in_features": 0, "out_features": 0, "groups": 1}
 _PER_AXIS = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
-"""Settings that are ints, and lists of them, with the least that they may be."""
+"""The minimum of each setting that is an int, and of each that is a list of ints."""
 
 
 def _check_geometry(layer_class: type[TandemLayer], settings: Settings) -> None:
-    """ValueError unless these are the arguments of a layer, each in its range."""
+    """Raise a ValueError unless the settings are exactly the arguments of a layer, each in its range."""
     kind, transposed = layer_class.__name__, layer_class is TandemConvTranspose2d
     names = {"in_features", "out_features"}
     if layer_class is not TandemLinear:
@@ -411,18 +412,18 @@ def _check_geometry(layer_class: type[TandemLayer], settings: Settings) -> None:
 
 
 def _checked(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:
-    """As _bare, from settings that may be anything."""
+    """Make a layer as _bare does, but from unchecked settings of a file."""
     kind = layer_class.__name__
     _check_no_bool(kind, settings)
     _check_geometry(layer_class, settings)
     layer = _bare(layer_class, settings)
     if json.dumps(_settings(layer), sort_keys=True) != json.dumps(settings, sort_keys=True):
-        raise ValueError(f"{kind}: settings must be those of a layer, {_settings(layer)}, got {settings}")
+        raise ValueError(f"{kind}: settings must be {_settings(layer)}, got {settings}")
     return layer
 
 
 def _check_no_bool(kind: str, settings: Any) -> None:
-    if any(isinstance(value, bool) for value in tree_leaves(settings)):  # which passes for a number
+    if any(isinstance(value, bool) for value in tree_leaves(settings)):  # Python's bool is an int
         raise ValueError(f"{kind}: settings must not be true or false, got {settings}")
 
 
