@@ -53,7 +53,7 @@ def row_of(network: str, layer: str, steps: int, count: Tensor, activation: Tens
 
 
 def of_random_layers(run: Run, x: Any, deviation: float) -> list[dict[str, Any]]:
-    """Random layers of growing width on the run's samples."""
+    """Rows of random layers of growing width, given the run's samples x."""
     rows = []
     features, steps = math.prod(x.shape[1:]), run.time_steps
     for width in WIDTHS:
@@ -69,6 +69,7 @@ def of_random_layers(run: Run, x: Any, deviation: float) -> list[dict[str, Any]]
 
 
 def of_trained_layers(run: Run) -> list[dict[str, Any]]:
+    """Rows of the layers of a run."""
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for batch, _ in run.detail():
         for name, pair in counts_and_activations(run.module.net.snn, batch).items():

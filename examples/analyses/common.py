@@ -1,4 +1,4 @@
-"""What all analyses are made of: their runs, pictures and tables."""
+"""What the analyses share: the runs they look at, and how they write pictures and tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NotApplicable(FinishedError):
 
 @dataclass(frozen=True)
 class Work:
-    """What analyses are made of."""
+    """The runs to analyse, and where pictures and tables go."""
 
     runs: Sequence[Run]
     out: Path
@@ -57,7 +57,7 @@ class Work:
         return (SNN_COLOURS if run.spiking else ANN_COLOURS)[same.index(run) % len(SNN_COLOURS)]
 
     def figure(self, name: str, figure: Any, title: str) -> None:
-        """With a palette of 256 colours, which takes a third of the bytes."""
+        """Write NAME.png, with a palette of 256 colours: a third of the bytes."""
         figure.suptitle(title)
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=110)
@@ -65,7 +65,7 @@ class Work:
         Image.open(drawn).convert("RGB").quantize(256).save(self.out / f"{name}.png", optimize=True)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """As a whole or not at all."""
+        """Write NAME.csv, whole or not at all."""
         with tempfile.NamedTemporaryFile("w", dir=self.out, delete=False, newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()

@@ -23,7 +23,7 @@ from tandem_cuda.diagnostics import counts_and_activations
 
 @dataclass(frozen=True)
 class Bins:
-    """Those of the histograms of a network with so many time steps."""
+    """The bins of the histograms, for a network of so many time steps."""
 
     steps: int
 
@@ -49,7 +49,7 @@ class Bins:
 
 @dataclass(frozen=True)
 class Tally:
-    """What is kept of a layer's pairs of count and activation; tallies of different samples add up."""
+    """What is kept of a layer's pairs of count and activation; tallies of different batches add up."""
 
     neurons: int
     density: Tensor  # pairs by activation and count
@@ -96,7 +96,7 @@ def tally_of(count: Tensor, activation: Tensor, bins: Bins) -> Tally:
 
 
 def tallies(run: Run, bins: Bins) -> dict[str, Tally]:
-    """Of every layer, over the samples of ``run.detail()``."""
+    """The tally of every layer over the samples of ``run.detail()``."""
     found: dict[str, Tally] = {}
     for x, _ in run.detail():
         for name, (count, activation) in counts_and_activations(run.module.net.snn, x).items():
@@ -126,7 +126,7 @@ def row_of(run: Run, layer: str, tally: Tally) -> dict[str, Any]:
 
 
 def draw_density(axes: Axes, row: Mapping[str, Any], density: Tensor, bins: Bins, shown: int) -> tuple[Any, Any]:
-    """Counts up to the one shown against activations; returns what a colour bar and a legend are made of."""
+    """Draw counts, up to the one given, against activations; returns mesh and line, for colour bar and legend."""
     share = density.T.double() / density.sum()
     mesh = axes.pcolormesh(
         (torch.arange(bins.columns + 1) / bins.per_unit).numpy(),

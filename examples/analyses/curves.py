@@ -16,7 +16,7 @@ TRANSFERRED = ((0, (6, 3)), (0, (2, 2)), "-.", (0, (9, 2, 1, 2, 1, 2)))  # lines
 
 
 def logged(run: Run) -> list[dict[str, float]]:
-    """By epoch what the CSV logs have; later starts of a run go before earlier ones."""
+    """What the CSV logs say of each epoch; where a run was started again, the later start counts."""
     epochs: dict[int, dict[str, float]] = {}
     files = sorted(run.folder.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     for path in files:

@@ -29,7 +29,7 @@ def angles_between(a: Tensor, b: Tensor) -> Tensor:
 
 
 def spread(values: Tensor) -> dict[str, float]:
-    """Mean, 5th and 95th percentile of those that are numbers."""
+    """Mean, 5th and 95th percentile of the values that are not nan."""
     known = values[~values.isnan()]
     if not len(known):
         return dict.fromkeys(("mean", "p05", "p95"), math.nan)

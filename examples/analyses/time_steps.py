@@ -33,7 +33,7 @@ def figures_at(work: Work) -> list[dict[str, Any]]:
 
 
 def error_against_time(work: Work, axes: Axes, rows: Sequence[Mapping[str, Any]], what: str) -> None:
-    """One figure of ``figures_at`` against T."""
+    """Draw one column of ``figures_at`` against T."""
     for run in work.runs:
         colour = work.colour(run)
         of = {row["time_steps"]: row[what] for row in rows if row["run"] == run.name}
