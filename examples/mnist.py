@@ -10,10 +10,8 @@ from the same weights and see the same batches; the test digits are looked at on
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
-import statistics
 import sys
 import textwrap
 import time
@@ -37,6 +35,7 @@ except ImportError as error:
 
 import torch
 import torch.nn.functional as F
+from stopwatch import measure_times
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
@@ -270,57 +269,6 @@ def share_of_differing_counts(net: nn.Module, other: nn.Module, images: Tensor) 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Timing
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def median_times(sides: dict[str, Callable[[], None]], device: torch.device, rounds: int = 11) -> dict[str, float]:
-    """Median milliseconds of each side. The sides take turns, so that whatever else the machine does hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for i in range(rounds + 2):
-        for name, run in sides.items():
-            _synchronize(device)
-            start = time.perf_counter()
-            run()
-            _synchronize(device)
-            if i >= 2:  # the first two warm up
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def inference(net: nn.Module, images: Tensor) -> None:
-    with torch.no_grad():
-        net(images)
-
-
-def training_step_of(net: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """Forward, backward and update on a copy of the network."""
-    net = copy.deepcopy(net).train()
-    optimizer = torch.optim.AdamW(net.parameters())
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(net(images), labels).backward()
-        optimizer.step()
-
-    return step
-
-
-def measure_times(
-    nets: dict[str, nn.Module], images: Tensor, labels: Tensor, device: torch.device
-) -> dict[str, dict[str, float]]:
-    """Milliseconds of inference and of a training step on one batch, for each network."""
-    inferences: dict[str, Callable[[], None]] = {name: partial(inference, net, images) for name, net in nets.items()}
-    steps = {name: training_step_of(net, images, labels) for name, net in nets.items()}
-    return {"inference": median_times(inferences, device), "training step": median_times(steps, device)}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Reporting
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -408,61 +356,44 @@ def choose_device(choice: str) -> torch.device:
     return device
 
 
-def main() -> None:
-    begin = time.perf_counter()
-    args = parse_arguments()
-    console.quieten_lightning()
-    torch.set_num_threads(args.threads)
-    threads = f"{args.threads} thread{'' if args.threads == 1 else 's'}"
-    device = choose_device(args.device)
-    args.out.mkdir(parents=True, exist_ok=True)
-
-    train_set, test_set = load_digits(args.limit, args.seed)
-    data = f"{len(train_set):,} training and {len(test_set):,} test digits, a stratified split of {DATA}"
-    print(f"Data: {data}.")
-
+def twins(args: argparse.Namespace) -> tuple[nn.Sequential, nn.Sequential]:
+    """The SNN and the ANN, with the same weights."""
     torch.manual_seed(args.seed)
     snn = spiking_network(tandem_cuda, args.time_steps, args.encoding)
     torch.manual_seed(args.seed)
     ann = ann_network()
     assert all(torch.equal(p, q) for p, q in zip(snn.parameters(), ann.parameters(), strict=True)), "unequal twins"
+    return snn, ann
 
-    histories, seconds = {}, {}
-    for name, net in {"SNN": snn, "ANN": ann}.items():
-        print(f"Training the {name} on {device.type}, {threads}:", flush=True)
-        histories[name], seconds[name] = train(net, train_set, device, args)
-        print(f"  {seconds[name]:.1f} s")
 
-    # From here on nothing learns, and nothing was chosen by what the test digits say.
-    images, labels = (x.to(device) for x in test_set.tensors)
-    test = (images, labels)
-    accuracies = {name: accuracy(net, test, args.batch_size) for name, net in {"SNN": snn, "ANN": ann}.items()}
-    over_time = accuracy_over_time(snn, test)
-    activities = synops(snn, images)
-
-    batch_images, batch_labels = images[: args.batch_size], labels[: args.batch_size]
-    nets: dict[str, nn.Module] = {"SNN": snn, "ANN": ann}
+def references(snn: nn.Module, args: argparse.Namespace, device: torch.device) -> dict[str, nn.Module]:
+    """The trained SNN in plain PyTorch, in both its forms."""
+    nets: dict[str, nn.Module] = {}
     for form in ("loop", "folded"):
         plain = spiking_network(reference, args.time_steps, args.encoding, form=form).to(device).eval()
         plain.load_state_dict(snn.state_dict())
         nets[f"reference, {form}"] = plain
-    differing = share_of_differing_counts(snn, nets["reference, loop"], batch_images)
-    if differing > 1e-3:
-        raise SystemExit(f"the SNN and its reference disagree on {differing:.2%} of the spike counts")
-    times = measure_times(nets, batch_images, batch_labels, device)
+    return nets
 
+
+def draw(snn: nn.Module, images: Tensor, labels: Tensor, results: dict[str, Any], args: argparse.Namespace) -> None:
     recorded = record(snn, images)
     layer_pairs = {
         name: (ann_activation(snn.get_submodule(name), x), output.count) for name, (x, output) in recorded.items()
     }
     trains = {name: output.to_dense()[:, 0].cpu() for name, (_, output) in recorded.items()}
-    plots.training_curves(histories, accuracies, args.out / "training.png")
+    accuracies, over_time = results["accuracy"], results["accuracy_over_time"]
+    plots.training_curves(results["training"], accuracies, args.out / "training.png")
     plots.spike_raster(images[0, 0].cpu(), int(labels[0]), trains, args.out / "spike_raster.png")
     plots.count_against_activation(layer_pairs, args.time_steps, args.out / "count_vs_activation.png")
     plots.accuracy_over_time(over_time, accuracies["ANN"], len(labels), args.out / "accuracy_over_time.png")
 
-    print(f"\nAccuracy on {len(labels)} test digits: SNN {accuracies['SNN']:.1%}, ANN {accuracies['ANN']:.1%}")
-    print(f"\nActivity and operations per test digit, T = {args.time_steps}:")
+
+def report(results: dict[str, Any], activities: Sequence[LayerActivity], digits: int, where: str) -> None:
+    """Print what was measured on so many test digits."""
+    accuracies = results["accuracy"]
+    print(f"\nAccuracy on {digits} test digits: SNN {accuracies['SNN']:.1%}, ANN {accuracies['ANN']:.1%}")
+    print(f"\nActivity and operations per test digit, T = {results['settings']['time_steps']}:")
     print(textwrap.indent(str(activities), "  "))
     print(
         "  firing rate: spikes per neuron and time step. saturated, silent: neurons that fire at every step, at none;\n"
@@ -470,14 +401,49 @@ def main() -> None:
         "  SynOps: additions of a weight, one for each spike and each neuron it reaches. SNN MACs: the first layer\n"
         "  multiplies the real pixels once, whatever T."
     )
-    print(f"\nTime on {device.type}, {threads}; medians, all sides taking turns:")
-    print(time_table(times, len(batch_labels)))
+    print(f"\nTime on {where}; medians, all sides taking turns:")
+    print(time_table(results["milliseconds_per_batch"], results["timed_batch_size"]))
+    agreeing = 1 - results["share_of_counts_differing_from_reference"]
     print(
         "  reference: the same SNN in plain PyTorch, the faster of its two forms."
-        f"\n  Its spike counts agree in {1 - differing:.4%} of the neurons (it sums floats in another order)."
+        f"\n  Its spike counts agree in {agreeing:.4%} of the neurons (it sums floats in another order)."
     )
-    total_seconds = time.perf_counter() - begin
-    print(f"\nPictures and results.json are in {args.out}/. {total_seconds:.0f} s in all.")
+
+
+def main() -> None:
+    begin = time.perf_counter()
+    args = parse_arguments()
+    console.quieten_lightning()
+    torch.set_num_threads(args.threads)
+    device = choose_device(args.device)
+    where = f"{device.type}, {args.threads} thread{'' if args.threads == 1 else 's'}"
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    train_set, test_set = load_digits(args.limit, args.seed)
+    data = f"{len(train_set):,} training and {len(test_set):,} test digits, a stratified split of {DATA}"
+    print(f"Data: {data}.")
+
+    snn, ann = twins(args)
+    nets: dict[str, nn.Module] = {"SNN": snn, "ANN": ann}
+    histories, seconds = {}, {}
+    for name, net in nets.items():
+        print(f"Training the {name} on {where}:", flush=True)
+        histories[name], seconds[name] = train(net, train_set, device, args)
+        print(f"  {seconds[name]:.1f} s")
+
+    # From here on nothing learns, and nothing was chosen by what the test digits say.
+    images, labels = (x.to(device) for x in test_set.tensors)
+    test = (images, labels)
+    accuracies = {name: accuracy(net, test, args.batch_size) for name, net in nets.items()}
+    over_time = accuracy_over_time(snn, test)
+    activities = synops(snn, images)
+
+    batch_images, batch_labels = images[: args.batch_size], labels[: args.batch_size]
+    nets |= references(snn, args, device)
+    differing = share_of_differing_counts(snn, nets["reference, loop"], batch_images)
+    if differing > 1e-3:
+        raise SystemExit(f"the SNN and its reference disagree on {differing:.2%} of the spike counts")
+    times = measure_times(nets, batch_images, batch_labels, device)
 
     results = {
         "data": data,
@@ -493,8 +459,11 @@ def main() -> None:
         "share_of_counts_differing_from_reference": differing,
         "training": histories,
         "training_seconds": seconds,
-        "total_seconds": total_seconds,
     }
+    draw(snn, images, labels, results, args)
+    report(results, activities, len(labels), where)
+    results["total_seconds"] = time.perf_counter() - begin
+    print(f"\nPictures and results.json are in {args.out}/. {results['total_seconds']:.0f} s in all.")
     (args.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -316,18 +316,21 @@ def test_results_of_photographs(laid_out, tmp_path):
     assert "--model.clip true" in page
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- measures --------------------------------------------------------------------------------------------------------
 
 
-def test_figures(example):
+@pytest.mark.usefixtures("example")
+def test_measures():
+    from analyses import measures
+
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 1000, generator=generator).double()
-    sums = example.sums_of(x, x + y) + example.sums_of(y, x)
+    sums = measures.sums_of(x, x + y) + measures.sums_of(y, x)
     pairs = torch.stack([torch.cat([x, y]), torch.cat([x + y, x])])
-    assert example.pearson(sums) == pytest.approx(float(torch.corrcoef(pairs)[0, 1]), rel=1e-9)
-    assert math.isnan(example.pearson(example.sums_of(torch.ones(3), torch.arange(3))))
-    angles = example.angles_between(torch.tensor([[1.0, 0], [1, 1], [0, 0]]), torch.tensor([[0.0, 2], [3, 3], [1, 1]]))
+    assert measures.pearson(sums) == pytest.approx(float(torch.corrcoef(pairs)[0, 1]), rel=1e-9)
+    assert math.isnan(measures.pearson(measures.sums_of(torch.ones(3), torch.arange(3))))
+    angles = measures.angles_between(torch.tensor([[1.0, 0], [1, 1], [0, 0]]), torch.tensor([[0.0, 2], [3, 3], [1, 1]]))
     assert angles[:2].tolist() == pytest.approx([90, 0], abs=1e-5)
     assert math.isnan(angles[2])
-    assert example.spread(angles)["mean"] == pytest.approx(45)
-    assert math.isnan(example.spread(angles[2:])["mean"])
+    assert measures.spread(angles)["mean"] == pytest.approx(45)
+    assert math.isnan(measures.spread(angles[2:])["mean"])

@@ -1,0 +1,1 @@
+"""The analyses of analyse.py, by what they look at."""
