@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tandem_cuda.neuron import STATES
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
@@ -17,7 +19,7 @@ except ModuleNotFoundError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = tomllib.loads((ROOT / "tests" / "cuda_resources.toml").read_text())
-SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+SOURCES = {path.stem: path for path in sorted((ROOT / "csrc" / "ops").glob("*/*.cu"))}
 FLAGS = ["-std=c++17", "-O3", "-I", ROOT / "csrc", "-fmad=false", "--expt-relaxed-constexpr", "-lineinfo"]
 pytestmark = pytest.mark.slow
 
@@ -37,7 +39,7 @@ def compiled(nvcc, source, architecture, folder, *flags):
         f"-arch={architecture}",
         "-cubin",
         *flags,
-        ROOT / "csrc/cuda" / f"{source}.cu",
+        SOURCES[source],
         "-o",
         cubin,
     ]
@@ -52,7 +54,7 @@ def kernel_of(mangled):
 
 def limits_of(entry):
     """The row of the table for a compiled kernel: of the instance where there is one, else of the template."""
-    arguments = re.search(r"_kernelI((?:L[ib]\d+E)+)E", entry)
+    arguments = re.search(r"_kernelI((?:L[ib]\d+E)+)", entry)
     instance = ",".join(re.findall(r"L[ib](\d+)E", arguments[1])) if arguments else ""
     row = TABLE[kernel_of(entry)]
     return row if "registers" in row else row[instance]
@@ -77,7 +79,7 @@ def test_resources(nvcc, tmp_path, source, architecture):
 
 
 def test_table_names_the_kernels_that_exist():
-    text = "".join((ROOT / "csrc/cuda" / f"{source}.cu").read_text() for source in SOURCES)
+    text = "".join(path.read_text() for path in SOURCES.values())
     assert set(TABLE) == set(re.findall(r"[a-z][a-z_]*_kernel(?=\()", text))
 
 
@@ -98,9 +100,9 @@ def test_instructions(nvcc, cuobjdump, tmp_path, architecture):
     functions = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function :|\Z)", sass, re.DOTALL))
     seen = {name: Counter(re.findall(r"\b(HMMA|LDGSTS\S*|LDL|STL)\b", body)) for name, body in functions.items()}
     cores = {name: found for name, found in seen.items() if "tensor_core_kernel" in name}
-    assert len(cores) == 12
+    assert len(cores) == 6 * (1 + len(STATES))  # counting, and with the neurons of every kind
     for name, found in cores.items():
-        columns, terms = number(r"ILi(\d)E", name), number(r"Li(\d)EE", name)
+        columns, terms = number(r"ILi(\d)E", name), number(r"Li\d+ELb\dELi(\d)E", name)
         steps = 1 if "ELb1E" in name else 8
         # Every column, step and term of one depth of 16 channels, once: the loop is not unrolled further.
         assert found["HMMA"] == columns * steps * terms, name
