@@ -13,7 +13,7 @@ from fuzz.__main__ import one
 from fuzz.draw import Draw, Mismatch
 from fuzz.runner import DIFFERENTIAL, KINDS, MUTATORS, Run, reproduction, run_case, seed_of_the_day
 from tandem_cuda import IF, LIF, ops
-from tandem_cuda.neuron import MODELS
+from tandem_cuda.neuron import STATES
 
 
 def array(*values):
@@ -33,8 +33,8 @@ def test_neurons_by_hand():
 
 def test_every_model_is_drawn():
     drawn = [Draw(seed).neuron() for seed in range(100)]
-    assert {type(neuron) for neuron in drawn} == {*oracle.MODELS} == {*MODELS}
-    assert all(len(oracle.MODELS[type(neuron)].start(neuron)) == neuron.states for neuron in drawn)
+    assert {neuron.kind for neuron in drawn} == {*oracle.MODELS} == {*STATES}
+    assert all(len(oracle.MODELS[neuron.kind].start(neuron, np.float32)) == neuron.states for neuron in drawn)
 
 
 def test_planes_by_hand():

@@ -476,7 +476,8 @@ def gradient_cases():
 # Of every kind, in the order of its parameters: what each is called, and values that it cannot have.
 THRESHOLD = ("threshold", (0.0, -0.0, -1.0, NAN, math.inf, -math.inf))
 LEAK = ("leak", (0.0, -0.5, 1.0000001, 2.0, NAN, math.inf))
-BAD_PARAMETERS = {"IF": [THRESHOLD], "LIF": [THRESHOLD, LEAK]}
+INITIAL = ("initial", (-0.5, 1.0, 1 - 1e-9, 2.0, NAN, math.inf))
+BAD_PARAMETERS = {"IF": [THRESHOLD, INITIAL], "LIF": [THRESHOLD, LEAK, INITIAL]}
 TINY = 1e-320  # zero in float32, which is what potentials are
 
 

@@ -60,6 +60,10 @@ struct Parameter {
 constexpr bool is_positive_and_finite(double x) { return x > 0 && x <= std::numeric_limits<double>::max(); }
 constexpr Parameter kThreshold = {"threshold", "positive and finite", is_positive_and_finite};
 
+// Where the membrane potential starts, as a share of the threshold; what is nearer to 1 is 1 in float32.
+constexpr bool is_initial(double x) { return x >= 0 && x < 1 - 1.0 / (1 << 25); }
+constexpr Parameter kInitial = {"initial", "in [0, 1)", is_initial};
+
 // What a product has summed up -> the current of a step. Nothing is multiplied or added where there is no scale or no
 // bias: -0 + 0 would be another number.
 template <class V>

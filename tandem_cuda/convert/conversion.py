@@ -271,7 +271,7 @@ class Conversion:
                 windows = SpikeWindows(pool.kernel_size, pool.stride, pool.padding, pool.divisor_override)
                 x.made[form] = replace(self.called(self.spikes(x.source), x.node, windows), copies=windows.size)
             else:
-                train = self.called(self.spikes(x.source), x.node, _spiking_pool(pool, self.engine))
+                train = self.called(self.spikes(x.source), x.node, _spiking_pool(pool, self.neuron, self.engine))
                 name = str(train.node.target)
                 self.pools.append((x.node, name, train.level))
                 x.made[form] = replace(train, level=name)
@@ -422,13 +422,13 @@ def _is_shareable(parametrizations: Any) -> bool:
     return parametrizations.is_tensor and not any(hasattr(x, "right_inverse") for x in parametrizations)
 
 
-def _spiking_pool(pool: Any, engine: str) -> nn.Module:
-    """Make the spiking layer for average pooling."""
+def _spiking_pool(pool: Any, neuron: Neuron, engine: str) -> nn.Module:
+    """Make the spiking layer for average pooling. Its neurons start as those of the other layers."""
     if isinstance(pool, nn.AdaptiveAvgPool2d):
-        return SpikingAdaptiveAvgPool2d(pool.output_size, engine=engine)
+        return SpikingAdaptiveAvgPool2d(pool.output_size, initial=neuron.initial, engine=engine)
     windows = pool.kernel_size, pool.stride, pool.padding
     settings = pool.ceil_mode, pool.count_include_pad, pool.divisor_override
-    return SpikingAvgPool2d(*windows, *settings, engine=engine)
+    return SpikingAvgPool2d(*windows, *settings, initial=neuron.initial, engine=engine)
 
 
 def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:

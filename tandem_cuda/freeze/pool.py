@@ -55,9 +55,9 @@ class FrozenPool(FrozenLayer):
     SETTINGS: ClassVar[dict[type[nn.Module], tuple[str, ...]]] = {
         SpikingAvgPool2d: (
             *("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-            *("threshold", "amplitude", "engine"),
+            *("threshold", "amplitude", "initial", "engine"),
         ),
-        SpikingAdaptiveAvgPool2d: ("output_size", "threshold", "amplitude", "engine"),
+        SpikingAdaptiveAvgPool2d: ("output_size", "threshold", "amplitude", "initial", "engine"),
         SpikingMaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
         SpikeWindows: ("kernel_size", "stride", "padding", "divisor_override"),
     }
@@ -91,7 +91,7 @@ class FrozenPool(FrozenLayer):
             if gate not in cls.GATES:
                 raise ValueError(f"{kind}: setting gate must be one of {', '.join(cls.GATES)}, got {gate!r}")
         if issubclass(pool_class, SpikingAverage):
-            settings = {"amplitude": 1.0} | settings  # version 0.1 did not have this setting
+            settings = {"amplitude": 1.0, "initial": 0.0} | settings  # version 0.1 did not have these settings
         check_settings(kind, settings, {*cls.SETTINGS[pool_class]})
         check_tensors(kind, tensors, {})
         for name, value in settings.items():
@@ -106,13 +106,16 @@ class FrozenPool(FrozenLayer):
                 for size in sizes:
                     if size is not None:
                         frozen_numbers(kind, name, size, 1)
-            elif name not in ("threshold", "amplitude", "engine"):  # the constructor checks these
+            elif name not in ("threshold", "amplitude", "initial", "engine"):  # the constructor checks these
                 frozen_numbers(kind, name, value, 0 if name == "padding" else 1, pairs=True)
         return cls.made(pool_class, {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}, gate)
 
     def settings(self) -> Settings:
         gate = {"gate": self.gate} if isinstance(self.pool, SpikingMaxPool2d) else {}
-        return {name: getattr(self.pool, name) for name in self.SETTINGS[type(self.pool)]} | gate
+        settings = {name: getattr(self.pool, name) for name in self.SETTINGS[type(self.pool)]}
+        if settings.get("initial") == 0:  # left out, so that older versions read the file
+            del settings["initial"]
+        return settings | gate
 
     def takes(self) -> str:
         return SPIKES

@@ -46,10 +46,13 @@ class Neuron:
     """The models in ``csrc/neuron/models.h`` that this one becomes, by their numbers there."""
     SETTINGS: ClassVar[tuple[str, ...]]
     """What frozen files hold: fields and properties with float values."""
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("initial",)
+    """Fields that they hold where they are not 0."""
 
     threshold: float
     clip: bool
     amplitude: float
+    initial: float
 
     # -- across the operator boundary
 
@@ -77,7 +80,7 @@ class Neuron:
 
     def rest(self, like: Tensor) -> State:
         """The state before the first time step, for neurons [N, ...] with currents like these."""
-        return (torch.zeros_like(like),)
+        return (torch.full_like(like, self.initial) * self.threshold,)
 
     def step(self, state: State, x: Tensor) -> tuple[Tensor, State]:
         """One time step with the current x [N, ...]: spikes of 0 and 1 in the dtype of x, and the new state.
@@ -132,7 +135,8 @@ class Neuron:
 
     def settings(self) -> dict[str, float]:
         """What of_settings makes the same neuron from; in JSON. ``clip`` is for training alone."""
-        return {name: float(getattr(self, name)) for name in self.SETTINGS}
+        required = {name: float(getattr(self, name)) for name in self.SETTINGS}
+        return required | {name: value for name in self.OPTIONAL if (value := float(getattr(self, name))) != 0}
 
     @classmethod
     def of_settings(cls, name: str, settings: dict[str, Any]) -> Neuron | None:
@@ -141,7 +145,12 @@ class Neuron:
 
     def scales(self) -> dict[str, float]:
         """The settings that potentials are multiplied by or compared with."""
-        return self.settings()
+        return {name: float(getattr(self, name)) for name in self.SETTINGS}
+
+    @classmethod
+    def has_settings(cls, settings: dict[str, Any]) -> bool:
+        """Whether these are the names of this model's settings."""
+        return {*cls.SETTINGS} <= settings.keys() <= {*cls.SETTINGS, *cls.OPTIONAL}
 
     def to_nir(self, dt: float) -> NirForm:
         """In continuous time, a time step being ``dt`` long."""
@@ -172,6 +181,21 @@ def check_positive(name: str, argument: str, value: Any) -> None:
     check_number(name, argument, value)
     if not 0 < value < math.inf:  # a comparison, which torch.compile traces with numbers that it does not know
         raise ValueError(f"{name}: {argument} must be positive and finite, got {value}")
+
+
+def check_initial(name: str, value: Any) -> None:
+    """TypeError or ValueError unless neurons can start at this share of their threshold without having reached it."""
+    check_number(name, "initial", value)
+    if not 0 <= value < 1 - 2.0**-25:  # what is nearer to 1 is 1 in float32
+        raise ValueError(f"{name}: initial must be in [0, 1), got {value}")
+
+
+def check_nir_initial(neuron: Neuron) -> None:
+    """ValueError where neurons do not start at 0."""
+    if neuron.initial != 0:
+        raise ValueError(
+            f"initial must be 0, since NIR has no field for the potential at the start, got {neuron.initial}"
+        )
 
 
 def store_floats(neuron: Neuron, *names: str) -> None:

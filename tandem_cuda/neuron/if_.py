@@ -8,14 +8,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import Kind, Neuron, NirForm, State, check_nir_reset, check_positive, nir_gain, store_floats
+from .base import (
+    Kind,
+    Neuron,
+    NirForm,
+    State,
+    check_initial,
+    check_nir_initial,
+    check_nir_reset,
+    check_positive,
+    nir_gain,
+    store_floats,
+)
 
 
 @dataclass(frozen=True)
 class IF(Neuron):
     """Integrate-and-fire neurons without leak (Wu et al. 2021, eqs. 1-3).
 
-    With input current x[t] and u[0] = s[0] = 0, at every time step t = 1..T::
+    With input current x[t], u[0] = initial * threshold and s[0] = 0, at every time step t = 1..T::
 
         u[t] = u[t-1] + x[t] - threshold * s[t-1]        (reset by subtraction)
         s[t] = 1 if u[t] >= threshold else 0
@@ -26,27 +37,32 @@ class IF(Neuron):
             more than T times.
         amplitude: what one spike weighs in the layer behind. With amplitude = threshold, amplitude * count approximates
             the activation of the ANN, relu(v), itself, and not relu(v) / threshold.
+        initial: where the membrane potential starts, as a share of the threshold, in [0, 1). With 0, as in the paper,
+            the count of an even current is floor(v / threshold); with 0.5 it is rounded, and neurons fire earlier.
 
     Raises:
         TypeError: a parameter that is no number.
-        ValueError: a threshold or amplitude that is not positive and finite.
+        ValueError: a threshold or amplitude that is not positive and finite, an initial potential outside [0, 1).
     """
 
-    KINDS: ClassVar[dict[int, Kind]] = {0: Kind(1, ("threshold",))}
+    KINDS: ClassVar[dict[int, Kind]] = {0: Kind(1, ("threshold", "initial"))}
     SETTINGS: ClassVar[tuple[str, ...]] = ("threshold", "leak", "amplitude")
 
     threshold: float = 1.0
     clip: bool = False
     amplitude: float = field(default=1.0, kw_only=True)
+    initial: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         check_positive("IF", "threshold", self.threshold)
         check_positive("IF", "amplitude", self.amplitude)
-        store_floats(self, "threshold", "amplitude")
+        check_initial("IF", self.initial)
+        store_floats(self, "threshold", "amplitude", "initial")
 
     def __repr__(self) -> str:
         amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
-        return f"IF(threshold={self.threshold}, clip={self.clip}{amplitude})"
+        initial = "" if self.initial == 0 else f", initial={self.initial}"
+        return f"IF(threshold={self.threshold}, clip={self.clip}{amplitude}{initial})"
 
     @property
     def leak(self) -> float:
@@ -73,11 +89,13 @@ class IF(Neuron):
 
     @classmethod
     def of_settings(cls, name: str, settings: dict[str, Any]) -> IF | None:
-        if settings.keys() != {*cls.SETTINGS} or settings["leak"] != 1:
+        if not cls.has_settings(settings) or settings["leak"] != 1:
             return None
-        return cls(settings["threshold"], amplitude=settings["amplitude"])
+        others = {name: value for name, value in settings.items() if name != "leak"}
+        return cls(**others)
 
     def to_nir(self, dt: float) -> NirForm:
+        check_nir_initial(self)
         return NirForm("IF", {"r": 1 / dt, "v_threshold": self.threshold, "v_reset": 0.0}, {})
 
     @classmethod

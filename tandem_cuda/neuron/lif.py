@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Kind, Neuron, NirForm, State, check_nir_reset, check_number, check_positive, nir_gain, store_floats
+from .base import (
+    Kind,
+    Neuron,
+    NirForm,
+    State,
+    check_initial,
+    check_nir_initial,
+    check_nir_reset,
+    check_number,
+    check_positive,
+    nir_gain,
+    store_floats,
+)
 from .if_ import IF
 
 
@@ -27,25 +39,33 @@ class LIF(Neuron):
         threshold: firing threshold, in units of the membrane potential; positive.
         leak: factor by which the membrane potential decays in a time step, in (0, 1].
         clip: zero the gradient where the ANN's pre-activation exceeds ``saturation`` * T.
+        initial: where the membrane potential starts, as a share of the threshold, in [0, 1).
 
     Raises:
         TypeError: a parameter that is no number.
-        ValueError: a threshold that is not positive and finite, a leak outside (0, 1].
+        ValueError: a threshold that is not positive and finite, a leak outside (0, 1], an initial potential outside
+            [0, 1).
     """
 
-    KINDS: ClassVar[dict[int, Kind]] = {1: Kind(1, ("threshold", "leak"))}
+    KINDS: ClassVar[dict[int, Kind]] = {1: Kind(1, ("threshold", "leak", "initial"))}
     SETTINGS: ClassVar[tuple[str, ...]] = ("threshold", "leak", "amplitude")
 
     threshold: float = 1.0
     leak: float = 0.9
     clip: bool = False
+    initial: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         check_positive("LIF", "threshold", self.threshold)
         check_number("LIF", "leak", self.leak)
         if not 0 < self.leak <= 1:
             raise ValueError(f"LIF: leak must be in (0, 1], got {self.leak}")
-        store_floats(self, "threshold", "leak")
+        check_initial("LIF", self.initial)
+        store_floats(self, "threshold", "leak", "initial")
+
+    def __repr__(self) -> str:
+        initial = "" if self.initial == 0 else f", initial={self.initial}"
+        return f"LIF(threshold={self.threshold}, leak={self.leak}, clip={self.clip}{initial})"
 
     @property
     def amplitude(self) -> float:  # type: ignore[override]  # a constant
@@ -78,15 +98,17 @@ class LIF(Neuron):
 
     @classmethod
     def of_settings(cls, name: str, settings: dict[str, Any]) -> LIF | None:
-        if settings.keys() != {*cls.SETTINGS}:
+        if not cls.has_settings(settings):
             return None
         if settings["amplitude"] != 1:
             raise ValueError(f"{name}: amplitude of leaky neurons must be 1, got {settings['amplitude']!r}")
-        return cls(settings["threshold"], settings["leak"])
+        others = {name: value for name, value in settings.items() if name != "amplitude"}
+        return cls(**others)
 
     def to_nir(self, dt: float) -> NirForm:
         if self.leak == 1:
-            return IF(self.threshold).to_nir(dt)
+            return IF(self.threshold, initial=self.initial).to_nir(dt)
+        check_nir_initial(self)
         values = {
             "tau": dt / (1 - self.leak),
             "r": 1 / (1 - self.leak),

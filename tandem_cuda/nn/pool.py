@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF
+from ..neuron.base import check_initial
 from ..ops import checks
 from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
@@ -44,8 +45,16 @@ class _Axis:
 class SpikingAverage(nn.Module):
     """Base of both average poolings. The matching pooling module of torch must come next in the bases."""
 
+    initial = 0.0  # of modules pickled by version 0.1
+
     def __init__(
-        self, *args: Any, threshold: float = 1.0, amplitude: float = 1.0, engine: str = "auto", **kwargs: Any
+        self,
+        *args: Any,
+        threshold: float = 1.0,
+        amplitude: float = 1.0,
+        initial: float = 0.0,
+        engine: str = "auto",
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         name = type(self).__name__
@@ -57,6 +66,8 @@ class SpikingAverage(nn.Module):
             raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self.threshold = threshold
         self.amplitude = amplitude
+        check_initial(name, initial)
+        self.initial = initial
         self.engine = engine
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
@@ -125,7 +136,7 @@ class SpikingAverage(nn.Module):
 
     def neurons(self, divisor: int = 1) -> IF:
         """Return neurons for a current of ``divisor`` times the window's mean."""
-        return IF(self.threshold * divisor)
+        return IF(self.threshold * divisor, initial=self.initial)
 
     def divisors(self, rows: _Axis, columns: _Axis) -> list[int]:
         """Return the divisors of all windows, in order."""
@@ -139,7 +150,8 @@ class SpikingAverage(nn.Module):
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
         amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
-        return f"{super().extra_repr()}, threshold={self.threshold}{amplitude}{engine}"
+        initial = "" if self.initial == 0 else f", initial={self.initial}"
+        return f"{super().extra_repr()}, threshold={self.threshold}{amplitude}{initial}{engine}"
 
 
 class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -164,6 +176,7 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
         threshold: threshold of the neurons, in units of the mean.
         amplitude: weight of an output spike, in units of the input's ``amplitude``. If it equals the threshold,
             amplitude * count approximates the mean itself.
+        initial: initial potential of the neurons as a fraction of the threshold, in [0, 1).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
 
     Shape:
@@ -172,7 +185,7 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
     Raises:
         TypeError: the input is not a SpikeTrain, or ``threshold`` or ``amplitude`` is not a number.
         ValueError: the input is not [N, C, H, W], a window is larger than the padded image, or ``threshold``,
-            ``amplitude`` or ``engine`` is invalid.
+            ``amplitude``, ``initial`` or ``engine`` is invalid.
     """
 
     def __init__(
@@ -186,6 +199,7 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
         *,
         threshold: float = 1.0,
         amplitude: float = 1.0,
+        initial: float = 0.0,
         engine: str = "auto",
     ) -> None:
         super().__init__(
@@ -197,6 +211,7 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
             divisor_override,
             threshold=threshold,
             amplitude=amplitude,
+            initial=initial,
             engine=engine,
         )
 
@@ -232,6 +247,7 @@ class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: i
         threshold: threshold of the neurons, in units of the mean.
         amplitude: weight of an output spike, in units of the input's ``amplitude``. If it equals the threshold,
             amplitude * count approximates the mean itself.
+        initial: initial potential of the neurons as a fraction of the threshold, in [0, 1).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
 
     Shape:
@@ -239,7 +255,8 @@ class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: i
 
     Raises:
         TypeError: the input is not a SpikeTrain, or ``threshold`` or ``amplitude`` is not a number.
-        ValueError: the input is not [N, C, H, W], or ``threshold``, ``amplitude`` or ``engine`` is invalid.
+        ValueError: the input is not [N, C, H, W], or ``threshold``, ``amplitude``, ``initial`` or ``engine`` is
+            invalid.
     """
 
     def __init__(
@@ -248,9 +265,10 @@ class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: i
         *,
         threshold: float = 1.0,
         amplitude: float = 1.0,
+        initial: float = 0.0,
         engine: str = "auto",
     ) -> None:
-        super().__init__(output_size, threshold=threshold, amplitude=amplitude, engine=engine)
+        super().__init__(output_size, threshold=threshold, amplitude=amplitude, initial=initial, engine=engine)
 
     def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
         """Return the vertical and horizontal windows for an image of this size."""

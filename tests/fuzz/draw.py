@@ -68,7 +68,7 @@ class Draw:
 
     def state(self, neuron, *shape, dtype):
         """[S, *shape], as an earlier call might have left it; potentials are often exactly the threshold."""
-        state = np.stack([self.floats(*shape, dtype=dtype) for _ in oracle.MODELS[type(neuron)].start(neuron)])
+        state = np.stack([self.floats(*shape, dtype=dtype) for _ in range(neuron.states)])
         if self.chance(0.5):
             state[0][self.rng.random(shape) < 0.3] = dtype(neuron.threshold)
         return state

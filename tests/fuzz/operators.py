@@ -288,7 +288,7 @@ def coupling(draw: Draw):
 def _count(draw, spikes, dtype):
     number, steps, shape = NUMPY[dtype], len(spikes), spikes.shape[1:]
     neuron = draw.neuron()
-    model = oracle.MODELS[type(neuron)]
+    model = oracle.MODELS[neuron.kind]
     upper = math.inf if draw.chance(0.5) else neuron.threshold * steps
     v, grad = draw.floats(*shape, dtype=number), draw.floats(*shape, dtype=number)
     if draw.chance(0.5):

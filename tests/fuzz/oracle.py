@@ -35,7 +35,7 @@ class Model:
     draw: Callable[..., Any]
     """(draw, threshold) -> a neuron with other parameters at random."""
     start: Callable[..., Any]
-    """(neuron) -> what each state variable is before the first step."""
+    """(neuron, dtype) -> what each state variable is before the first step."""
     step: Callable[..., Any]
     """(neuron, state [S, ...], x [...]) -> (spikes, new state), with the parameters rounded to the dtype of x."""
     gradient: Callable[..., Any]
@@ -67,17 +67,27 @@ def lif_model_gradient(neuron, grad, v, steps, upper):
     return lif_gradient(grad.astype(np.float64), v, steps, neuron.threshold, neuron.leak, upper)
 
 
+def potential(neuron, dtype):
+    return (dtype(neuron.initial) * dtype(neuron.threshold),)
+
+
+def initial(draw):
+    return draw.one((0.0, 0.0, 0.5, 0.25, 0.9))
+
+
 MODELS = {
-    IF: Model(
-        draw=lambda draw, threshold: IF(threshold),
-        start=lambda neuron: (0.0,),
+    IF().kind: Model(
+        draw=lambda draw, threshold: IF(threshold, initial=initial(draw)),
+        start=potential,
         step=if_step,
         gradient=if_gradient,
         is_relu=lambda neuron: True,
     ),
-    LIF: Model(
-        draw=lambda draw, threshold: LIF(threshold, draw.one((0.5, 0.5, 0.75, 0.75, 0.9, 0.9, 1.0))),
-        start=lambda neuron: (0.0,),
+    LIF().kind: Model(
+        draw=lambda draw, threshold: LIF(
+            threshold, draw.one((0.5, 0.5, 0.75, 0.75, 0.9, 0.9, 1.0)), initial=initial(draw)
+        ),
+        start=potential,
         step=lif_step,
         gradient=lif_model_gradient,
         is_relu=lambda neuron: neuron.leak == 1,
@@ -87,9 +97,9 @@ MODELS = {
 
 def neurons(currents, neuron, state=None):
     """The neuron loop on currents [T, ...] -> (spikes uint8 [T, ...], sum, final state [S, ...])."""
-    model = MODELS[type(neuron)]
+    model, dtype = MODELS[neuron.kind], currents.dtype.type
     if state is None:
-        state = np.stack([np.full(currents.shape[1:], start, currents.dtype) for start in model.start(neuron)])
+        state = np.stack([np.full(currents.shape[1:], start) for start in model.start(neuron, dtype)])
     spikes = np.empty(currents.shape, np.uint8)
     total = None
     with np.errstate(all="ignore"):
