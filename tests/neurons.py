@@ -16,6 +16,8 @@ NEURONS = {
     "LIF, leak 1": LIF(leak=1.0),  # no leak, by the kernels of the leaky model
     "IF, initial": IF(initial=0.5),
     "LIF, initial": LIF(leak=0.75, initial=0.25),
+    "refractory": IF(refractory=2),
+    "refractory, 9 steps, initial": IF(initial=0.5, refractory=9),
 }
 EVERY_KIND = {name: neuron for name, neuron in NEURONS.items() if "," not in name}
 """One neuron of every kind that the compiled library knows."""

@@ -477,7 +477,12 @@ def gradient_cases():
 THRESHOLD = ("threshold", (0.0, -0.0, -1.0, NAN, math.inf, -math.inf))
 LEAK = ("leak", (0.0, -0.5, 1.0000001, 2.0, NAN, math.inf))
 INITIAL = ("initial", (-0.5, 1.0, 1 - 1e-9, 2.0, NAN, math.inf))
-BAD_PARAMETERS = {"IF": [THRESHOLD, INITIAL], "LIF": [THRESHOLD, LEAK, INITIAL]}
+REFRACTORY = ("refractory", (0.0, -1.0, 1.5, 2.0**24 + 1, 1e30, -1e30, NAN, math.inf, -math.inf))
+BAD_PARAMETERS = {
+    "IF": [THRESHOLD, INITIAL],
+    "LIF": [THRESHOLD, LEAK, INITIAL],
+    "refractory": [THRESHOLD, INITIAL, REFRACTORY],
+}
 TINY = 1e-320  # zero in float32, which is what potentials are
 
 

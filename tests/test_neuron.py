@@ -102,7 +102,19 @@ def scalar_lif(neuron: Any, state: list[float], x: float) -> tuple[int, list[flo
     return int(u >= neuron.threshold), [u]
 
 
-SCALAR_STEPS: dict[int, Any] = {0: scalar_if, 1: scalar_lif}
+def scalar_refractory(neuron: Any, state: list[float], x: float) -> tuple[int, list[float]]:
+    u, left = state
+    if left == 0 and u >= neuron.threshold:
+        u, left = u - neuron.threshold, neuron.refractory
+    else:
+        left = max(left - 1, 0.0)
+    if left > 0:
+        return 0, [u, left]
+    u += x
+    return int(u >= neuron.threshold), [u, 0.0]
+
+
+SCALAR_STEPS: dict[int, Any] = {0: scalar_if, 1: scalar_lif, 2: scalar_refractory}
 
 
 @given(neuron=any_neuron(), time_steps=st.integers(1, 40), carried=st.booleans(), seed=SEEDS)
@@ -191,6 +203,8 @@ ERRORS: list[tuple[Neuron, int, float, float]] = [
     (LIF(leak=0.5), 8, 0.103, 0.258),
     (LIF(leak=0.5), 64, 0.102, 0.256),
     (LIF(leak=1.0), 8, 0.5 / 8, 1 / 8),
+    (IF(refractory=1), 8, 0.25 / 8, 0.89 / 8),
+    (IF(refractory=4), 64, 0.26 / 64, 0.94 / 64),
 ]
 
 

@@ -6,6 +6,7 @@
 
 #include "neuron/if.h"
 #include "neuron/lif.h"
+#include "neuron/refractory.h"
 
 namespace tandem {
 
@@ -15,7 +16,8 @@ struct ModelList {};
 // Numbered from 0 in this order: `neuron` in the schemas.
 using Models = ModelList<  //
     If,                    //
-    Lif>;
+    Lif,                   //
+    Refractory>;
 
 template <template <class> class... kModels>
 constexpr int count_models(ModelList<kModels...> /*models*/) {

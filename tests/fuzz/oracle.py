@@ -57,6 +57,23 @@ def lif_step(neuron, state, x):
     return u >= threshold, u[None]
 
 
+def refractory_step(neuron, state, x):
+    u, left = state
+    threshold, refractory = x.dtype.type(neuron.threshold), x.dtype.type(neuron.refractory)
+    fired = (left == 0) & (u >= threshold)
+    u = np.where(fired, u - threshold, u)
+    left = np.where(fired, refractory, np.maximum(left - 1, 0))
+    u = np.where(left == 0, u + x, u)
+    return (left == 0) & (u >= threshold), np.stack([u, left])
+
+
+def refractory_gradient(neuron, grad, v, steps, upper):
+    """Of v / (threshold + refractory * v / T), in float64."""
+    v = v.astype(np.float64)
+    slope = neuron.threshold / (neuron.threshold + neuron.refractory * v / steps) ** 2
+    return np.where((v > 0) & (v <= upper), grad * slope, 0.0)
+
+
 def if_gradient(neuron, grad, v, steps, upper):
     return tandem_gradient(grad, v, neuron.threshold, upper)
 
@@ -91,6 +108,13 @@ MODELS = {
         step=lif_step,
         gradient=lif_model_gradient,
         is_relu=lambda neuron: neuron.leak == 1,
+    ),
+    IF(refractory=1).kind: Model(
+        draw=lambda draw, threshold: IF(threshold, initial=initial(draw), refractory=draw.int(1, 9)),
+        start=lambda neuron, dtype: (*potential(neuron, dtype), dtype(0)),
+        step=refractory_step,
+        gradient=refractory_gradient,
+        is_relu=lambda neuron: False,
     ),
 }
 
