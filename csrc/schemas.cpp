@@ -1,11 +1,11 @@
-// Every operator of the library, one schema each. Implementations register themselves in csrc/cpu and csrc/cuda;
-// fake kernels and autograd formulas live beside the Python wrapper of the same name in tandem_cuda/ops.
+// Every operator of the library, one schema each. Implementations register themselves in csrc/ops; fake kernels and
+// autograd formulas are in tandem_cuda/ops, beside the Python functions.
 //
 // T: time steps. P = ceil(T / 8): bit planes. N: batch. `bits` is uint8 [P, N, C, *spatial], features last in memory;
 // bit i of plane p is the spike at step 8p + i, unused high bits are zero.
 //
-// neuron: the number of a neuron model, and `parameters` its parameters: 0, IF, [threshold]; 1, LIF, [threshold, leak].
-// `state` holds its S variables, [S, N, C, *spatial]: of both models one, the membrane potential u before its reset.
+// neuron: the number of a neuron model in csrc/neuron/models.h; `parameters`: its parameters, in the order of its header.
+// `state` holds its S variables, [S, N, C, *spatial], the first of them the membrane potential u before its reset.
 // Passing the state that a call returned continues the simulation where that call stopped.
 //
 // Outputs that a `want_*` flag turned off are empty tensors of shape [0]. engine: 0 auto, 1 event, 2 dense. mode: 0

@@ -103,7 +103,7 @@ def test_why_cuda_is_unusable(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     assert "the driver supports CUDA up to 12.8" in _cuda_obstacle({**WORKING, "cuda_driver": "12.8"})
-    assert "Tesla T4 has compute capability 7.5, the kernels were compiled for sm_80" in _cuda_obstacle(WORKING)
+    assert "Tesla T4 has compute capability 7.5, but the kernels were compiled for sm_80" in _cuda_obstacle(WORKING)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     assert _cuda_obstacle(WORKING) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))

@@ -231,7 +231,7 @@ def test_names_of_the_authors():
         "fc6.weight": "fc6.weight",
     }
     assert from_authors({name: i for i, name in enumerate(names)}) == {new: i for i, new in enumerate(names.values())}
-    with pytest.raises(ValueError, match=r"one entry for a.weight, got another in a.conv2d.weight"):
+    with pytest.raises(ValueError, match=r"one entry for a.weight, got a second one, a.conv2d.weight"):
         from_authors({"a.weight": 0, "a.conv2d.weight": 1})
     with pytest.raises(TypeError, match="from_authors: state_dict must be a mapping, got list"):
         from_authors([])
