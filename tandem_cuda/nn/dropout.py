@@ -18,9 +18,8 @@ class TandemDropout(nn.Dropout):
     x[t] = W * (m * s[t]) / (1 - p) + b / T in the spiking twin and v = W * (m * c) / (1 - p) + b in the ANN twin. Both
     twins see the same input, whose expectation is the input in eval mode. In eval mode dropout does nothing.
 
-    Args:
-        p: probability of silencing a neuron, in [0, 1].
-        inplace: accepted for compatibility with nn.Dropout and ignored.
+    Takes the arguments of nn.Dropout: ``p``, the probability of silencing a neuron, in [0, 1], and ``inplace``, which
+    is ignored.
 
     Shape:
         SpikeTrain [N, ...] -> SpikeTrain [N, ...].
@@ -40,9 +39,8 @@ class TandemDropout(nn.Dropout):
 class TandemDropout2d(nn.Dropout2d):
     """:class:`TandemDropout` of whole channels: one draw for each sample and channel.
 
-    Args:
-        p: probability of silencing a channel, in [0, 1].
-        inplace: accepted for compatibility with nn.Dropout2d and ignored.
+    Takes the arguments of nn.Dropout2d: ``p``, the probability of silencing a channel, in [0, 1], and ``inplace``,
+    which is ignored.
 
     Shape:
         SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, H, W].
