@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from exact import generator, same
+from freezable import MODES, input_of, small_network
 from tandem_cuda import Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, freeze, synops
-from test_freeze import MODES, input_of, small_network
 
 every_mode = pytest.mark.parametrize("mode", MODES)
 T = 11

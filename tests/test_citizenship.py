@@ -81,7 +81,7 @@ every_norm = pytest.mark.parametrize("norm", [None, "batch"])
 @pytest.mark.slow
 @every_norm
 def test_compile_with_inductor(norm):
-    """A graph of its own kernels around the operators; that it is one graph, and right, shows test_layers.py too."""
+    """A graph of its own kernels around the operators; that it is one, and right, is in test_layer_training.py too."""
     torch.compiler.reset()
     nets = [network(norm, dtype=torch.float64) for _ in range(2)]
     compiled = torch.compile(nets[1], fullgraph=True)

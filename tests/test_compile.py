@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-import test_freeze
-import test_more_layers
+import freezable
+import layer_twins
 from exact import generator, planes, same
 from tandem_cuda import Decode, Encode, SpikeTrain, SpikingAdaptiveAvgPool2d, TandemConv2d, TandemLinear, freeze
 from tandem_cuda.nn.tandem import TandemLayer
@@ -34,7 +34,7 @@ def plain(norm=None):
 def everything():
     """Joins and pooling of every kind; dropout silences nobody, since compiled code draws other numbers."""
     torch.manual_seed(0)
-    net = test_more_layers.Everything().double()
+    net = layer_twins.Everything().double()
     net.drop.p = 0.0
     for layer in net.modules():
         if isinstance(layer, TandemLayer):  # enough current for every layer to fire
@@ -45,7 +45,7 @@ def everything():
 
 
 def converted():
-    return test_freeze.converted(test_freeze.Everything, calibrated=True, dtype=torch.float64).eval()
+    return freezable.converted(freezable.Everything, calibrated=True, dtype=torch.float64).eval()
 
 
 NETWORKS = {
@@ -69,7 +69,7 @@ def outcome(net, x, run=None):
 
 def frozen(net):
     """Its frozen twin, if it has one: not where the forward method is code that freeze cannot read."""
-    return [] if isinstance(net, test_more_layers.Everything) else [freeze(net)]
+    return [] if isinstance(net, layer_twins.Everything) else [freeze(net)]
 
 
 def check_training(make, size, batches=BATCHES, **how):

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from exact import FLOATS, generator, same, slow
+from freezable import in_chunks, paths_in, randomised
 from tandem_cuda import Decode, Encode, FrozenNetwork, SpikeTrain, TandemLinear, convert, freeze, synops
 from tandem_cuda.freeze import file as artefact
 from tandem_cuda.freeze import plain
 from tandem_cuda.freeze.functions import FUNCTIONS, FrozenFunction
 from tandem_cuda.freeze.plain import FrozenModule
-from test_freeze import in_chunks, paths_in, randomised
 from test_frozen_files import changed, write
 
 safetensors = pytest.importorskip("safetensors")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from exact import generator, same, train
+from freezable import graph_of, paths_in, randomised
 from tandem_cuda import (
     IF,
     Decode,
@@ -30,7 +31,6 @@ from tandem_cuda import (
 )
 from tandem_cuda.freeze import Node
 from tandem_cuda.freeze import file as artefact
-from test_freeze import graph_of, paths_in, randomised
 
 safetensors = pytest.importorskip("safetensors")
 

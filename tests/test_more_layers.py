@@ -1,4 +1,4 @@
-"""Convolutions in one dimension and transposed, padding modes, pooling, dropout and joins, against plain PyTorch."""
+"""Convolutions in one dimension and transposed, padding modes and dropout, against plain PyTorch."""
 
 import copy
 import inspect
@@ -10,7 +10,7 @@ from torch import nn
 
 import tandem_cuda
 from exact import ENGINES, dyadic, every_path, generator, same, slow, train, views
-from neurons import EVERY_KIND
+from layer_twins import Everything, agree, fronts, twins
 from tandem_cuda import IF, LIF, Encode, SpikeTrain, ops, synops
 from tandem_cuda import reference as ref
 
@@ -42,75 +42,22 @@ CONVOLUTIONS = {
         for padding in ((2, 3), "same")
     },
 }
+
+
 every_convolution = pytest.mark.parametrize(
     ("name", "arguments", "named", "sample"), CONVOLUTIONS.values(), ids=CONVOLUTIONS
 )
+
+
 LAYERS = {
     **CONVOLUTIONS,
     "two-dimensional": ("TandemConv2d", (3, 5, 3), {"padding": 1}, (3, 4, 5)),
     "linear": ("TandemLinear", (12, 30), {}, (12,)),
     "linear to few": ("TandemLinear", (12, 5), {"bias": False}, (12,)),
 }
+
+
 every_layer = pytest.mark.parametrize(("name", "arguments", "named", "sample"), LAYERS.values(), ids=LAYERS)
-
-
-def exact(layer, time_steps):
-    """Dyadic parameters, also after norm is folded, whose share per time step is dyadic."""
-    with torch.no_grad():
-        for i, module in enumerate(layer.modules()):
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-                module.weight.copy_(dyadic(*module.weight.shape, seed=10 * i))
-                if module.bias is not None:
-                    module.bias.copy_(time_steps * dyadic(len(module.bias), seed=10 * i + 1) / 4)
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                power = torch.randint(-1, 2, module.weight.shape, generator=generator(10 * i + 2))
-                module.eps = 0.0
-                module.running_var.copy_(4.0**power)
-                module.weight.copy_(2.0**power * (1 - 2 * (power == 0).int()))
-                module.running_mean.copy_(time_steps * dyadic(len(power), seed=10 * i + 3))
-                module.bias.copy_(time_steps * dyadic(len(power), seed=10 * i + 4) / 4)
-    return layer
-
-
-def twins(name, arguments, named, time_steps, dtype=torch.float64):
-    """The same exact layer of both packages."""
-    ours = exact(getattr(tandem_cuda, name)(*arguments, **named, dtype=dtype).eval(), time_steps)
-    theirs = getattr(ref, name)(*arguments, **named, dtype=dtype).eval()
-    theirs.load_state_dict(ours.state_dict())
-    if ours.norm is not None:
-        theirs.norm.eps = 0.0
-    return ours, theirs
-
-
-def fronts(spikes, amplitude=1.0):
-    """The same train with a differentiable count for both packages."""
-    count = spikes.sum(0)
-    ours = SpikeTrain(ops.pack_spikes(spikes), len(spikes), count.clone().requires_grad_(), amplitude=amplitude)
-    return ours, ref.DenseTrain(spikes, count.clone().requires_grad_(), amplitude)
-
-
-def agree(ours, theirs, inputs, inputs_ref, *, tolerance=None):
-    """The same spikes and counts on every path, with and without gradients; and the same gradients."""
-    want = theirs(*inputs_ref)
-    assert len(want.spikes) == 1 or want.spikes.numel() == 0 or want.spikes.any()
-    for path, got in every_path(ours, *inputs):
-        same((got.to_dense(), got.count.detach()), (want.spikes, want.count.detach()), path)
-        assert got.amplitude == want.amplitude
-    with torch.no_grad():
-        for _ in range(2):  # what is kept from the first serves the second
-            same(ours(*inputs).to_dense(), want.spikes)
-    seed_grad = dyadic(*want.shape, seed=3, dtype=want.count.dtype)
-    leaves = [
-        ([x.count for x in trains] + list(module.parameters()))
-        for trains, module in ((inputs, ours), (inputs_ref, theirs))
-    ]
-    got = torch.autograd.grad(ours(*inputs).count, leaves[0], seed_grad)
-    expected = torch.autograd.grad(want.count, leaves[1], seed_grad)
-    if tolerance is None:
-        same(got, expected)
-    else:
-        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
-    return got
 
 
 # --- convolutions ----------------------------------------------------------------------------------------------------
@@ -214,93 +161,7 @@ def test_new_weights_are_noticed():
                     module.weight.neg_()
 
 
-# --- pooling ---------------------------------------------------------------------------------------------------------
-
-AVERAGES = {
-    "2": ("SpikingAvgPool2d", (2,), {}),
-    "3x2": ("SpikingAvgPool2d", ((3, 2), (2, 1)), {"threshold": 0.5}),
-    "padded": ("SpikingAvgPool2d", (3, 2, 1), {}),
-    "ceil": ("SpikingAvgPool2d", (3, 2, 1), {"ceil_mode": True}),
-    "inside": ("SpikingAvgPool2d", (3, 2, 1), {"count_include_pad": False}),
-    "ceil inside": ("SpikingAvgPool2d", (2, 3), {"ceil_mode": True, "count_include_pad": False}),
-    "override": ("SpikingAvgPool2d", (3, 2), {"divisor_override": 2, "ceil_mode": True}),
-    "one window of many": ("SpikingAvgPool2d", (2, 8), {}),
-    "one row of windows": ("SpikingAvgPool2d", (2, (8, 2), 1), {}),
-    "global": ("SpikingAdaptiveAvgPool2d", (1,), {}),
-    "adaptive": ("SpikingAdaptiveAvgPool2d", ((2, 3),), {}),
-    "same height": ("SpikingAdaptiveAvgPool2d", ((None, 3),), {}),
-    "larger": ("SpikingAdaptiveAvgPool2d", ((9, 4),), {"threshold": 0.25}),
-}
-MAXIMA = {
-    "2": ("SpikingMaxPool2d", (2,), {}),
-    "3 s2 p1": ("SpikingMaxPool2d", (3, 2, 1), {}),
-    "ceil": ("SpikingMaxPool2d", ((3, 2), 2), {"ceil_mode": True}),
-    "dilated": ("SpikingMaxPool2d", ((2, 3), 1, 1, (3, 2)), {}),
-    "ceil padded": ("SpikingMaxPool2d", (2, 3, 1), {"ceil_mode": True}),
-}
-
-
-@pytest.mark.parametrize(("name", "arguments", "named"), [*AVERAGES.values(), *MAXIMA.values()])
-@pytest.mark.parametrize(("time_steps", "batch", "size"), [(1, 2, (6, 6)), (9, 3, (7, 5)), (17, 0, (5, 8))])
-def test_pooling(name, arguments, named, time_steps, batch, size):
-    ours, theirs = (getattr(package, name)(*arguments, **named) for package in (tandem_cuda, ref))
-    spikes = train(time_steps, batch, 3, *size, seed=1, rate=0.6).float()
-    agree(ours, theirs, *([x] for x in fronts(spikes, 0.5)), tolerance=1e-6)
-
-
-@pytest.mark.parametrize(("name", "arguments", "named"), [*AVERAGES.values(), *MAXIMA.values()])
-def test_pooling_has_the_gradient_of_torch(name, arguments, named):
-    pool = getattr(tandem_cuda, name)(*arguments, **named)
-    plain = getattr(nn, name.removeprefix("Spiking"))
-    plain = plain(*arguments, **{k: v for k, v in named.items() if k != "threshold"})
-    x, x_ref = fronts(train(9, 2, 3, 7, 8, seed=2, rate=0.3).double())
-    out = plain(x_ref.count) / named.get("threshold", 1.0)
-    seed_grad = torch.randn(out.shape, generator=generator(1), dtype=torch.float64)
-    got = torch.autograd.grad(pool(x).count, x.count, seed_grad)
-    same(got, torch.autograd.grad(out, x_ref.count, seed_grad))
-
-
-def test_average_counts_whole_thirds():
-    """Nine steps of one spike in a window of three: three spikes, which sums of rounded thirds would not give."""
-    spikes = torch.zeros(9, 1, 1, 1, 3)
-    spikes[..., 1] = 1
-    y = tandem_cuda.SpikingAvgPool2d((1, 3))(SpikeTrain.from_dense(spikes))
-    assert y.to_dense().flatten().tolist() == [0, 0, 1, 0, 0, 1, 0, 0, 1]
-
-
-def test_maximum_of_neurons_that_take_turns():
-    """The pooled neuron follows the one that leads; the gradient goes to the most active."""
-    spikes = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [0, 1]]).float().view(5, 1, 1, 1, 2)
-    x, _ = fronts(spikes)
-    y = tandem_cuda.SpikingMaxPool2d((1, 2))(x)
-    assert y.to_dense().flatten().tolist() == [1, 1, 0, 0, 1]
-    (grad,) = torch.autograd.grad(y.count.sum(), x.count)
-    assert grad.flatten().tolist() == [0, 1]
-
-
-@pytest.mark.parametrize(("name", "arguments", "named"), MAXIMA.values())
-@pytest.mark.parametrize("time_steps", [1, 8, 9, 17, 300])
-def test_maximum_counts_are_those_of_the_ann(name, arguments, named, time_steps):
-    """Value and gradient, ties and all; in training as in eval mode."""
-    pool, plain = getattr(tandem_cuda, name)(*arguments, **named), nn.MaxPool2d(*arguments, **named)
-    for rate in (0.1, 0.5, 0.9):
-        x, x_ref = fronts(train(time_steps, 2, 3, 7, 8, seed=time_steps, rate=rate).double())
-        y, want = pool(x), plain(x_ref.count)
-        same(y.count.detach(), want.detach())
-        same(SpikeTrain(y.bits, time_steps, dtype=torch.float64).count, want.detach())
-        seed_grad = torch.randn(want.shape, generator=generator(1), dtype=torch.float64)
-        same(torch.autograd.grad(y.count, x.count, seed_grad), torch.autograd.grad(want, x_ref.count, seed_grad))
-        with torch.no_grad():
-            same(pool.eval()(SpikeTrain(x.bits, time_steps, dtype=torch.float64)).count, want.detach())
-
-
-def test_maximum_of_a_window_in_the_padding():
-    """Where torch finds minus infinity, nothing spikes, and the gradient stays finite."""
-    x, _ = fronts(torch.ones(9, 1, 1, 2, 1))
-    y = tandem_cuda.SpikingMaxPool2d((2, 1), 1, (1, 0), (3, 1))(x)
-    assert y.count.tolist() == [[[[0]]]]
-    (grad,) = torch.autograd.grad(y.count.sum(), x.count)
-    assert grad.tolist() == [[[[0], [0]]]]
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -398,150 +259,7 @@ def test_layer_behind_dropout(norm):
         same(layers[0](again).bits, layers[0](dropped).bits)
 
 
-# --- joins -----------------------------------------------------------------------------------------------------------
-
-
-def conv(*arguments, name="TandemConv2d", **named):
-    return name, arguments, named
-
-
-IDENTITY = ("Identity", (), {})
-JOINS = {
-    "identity": ([conv(5, 5, 3, padding=1), IDENTITY], [(5, 6, 7), (5, 6, 7)]),
-    "downsample": ([conv(6, 6, 3, padding=1), conv(4, 6, 1, stride=2, bias=False)], [(6, 3, 4), (4, 6, 8)]),
-    "odd downsample": ([conv(6, 6, 3, padding=1), conv(4, 6, 1, stride=2)], [(6, 4, 3), (4, 7, 5)]),
-    "bottleneck": ([conv(4, 8, 1), conv(6, 8, 1, stride=2)], [(4, 3, 3), (6, 6, 5)]),
-    "two kernels": ([conv(3, 5, 3, padding=1), conv(4, 5, 5, padding=2)], [(3, 6, 6), (4, 6, 6)]),
-    "strided": ([conv(3, 5, 3, stride=2, padding=1), IDENTITY], [(3, 7, 8), (5, 4, 4)]),
-    "dilated, grouped": ([conv(4, 6, 3, padding=2, dilation=2, groups=2), conv(3, 6, 2)], [(4, 5, 5), (3, 6, 6)]),
-    "three": ([conv(5, 5, 3, padding=1), IDENTITY, conv(2, 5, 1)], [(5, 4, 4), (5, 4, 4), (2, 4, 4)]),
-    "valid": ([conv(3, 4, (2, 3)), conv(3, 4, 1, padding=1)], [(3, 5, 6), (3, 2, 2)]),
-    "circular": ([conv(3, 3, 3, padding=1, padding_mode="circular"), IDENTITY], [(3, 4, 5), (3, 4, 5)]),
-    "transposed": ([conv(3, 4, 2, stride=2, name="TandemConvTranspose2d"), IDENTITY], [(3, 3, 2), (4, 6, 4)]),
-    "1d": ([conv(3, 3, 3, padding=1, name="TandemConv1d"), IDENTITY], [(3, 7), (3, 7)]),
-    "linear": ([conv(6, 4, name="TandemLinear"), IDENTITY], [(6,), (4,)]),
-    "identities": ([IDENTITY, IDENTITY], [(3, 2, 2), (3, 2, 2)]),
-}
-
-
-def join_twins(branches, time_steps, norm, neuron=IF()):
-    made = []
-    for package in (tandem_cuda, ref):
-        layers = []
-        for name, arguments, named in branches:
-            if name == "Identity":
-                layers.append(nn.Identity())
-            else:
-                layers.append(getattr(package, name)(*arguments, **named, norm=norm, dtype=torch.float64))
-        made.append(package.TandemAdd(*layers, neuron=neuron).eval())
-    exact(made[0], time_steps)
-    made[1].load_state_dict(made[0].state_dict())
-    for module in made[1].modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            module.eps = 0.0
-    return made
-
-
-def join_inputs(samples, time_steps, batch):
-    amplitudes = (1.0, 0.5, 2.0)
-    pairs = [
-        fronts(train(time_steps, batch, *sample, seed=i, rate=0.4).double(), amplitudes[i])
-        for i, sample in enumerate(samples)
-    ]
-    return [list(side) for side in zip(*pairs, strict=True)]
-
-
-@pytest.mark.parametrize(("branches", "samples"), JOINS.values(), ids=JOINS)
-@pytest.mark.parametrize(("time_steps", "batch", "norm"), [(1, 2, None), (9, 3, None), (8, 2, "batch"), (8, 0, None)])
-def test_joins(branches, samples, time_steps, batch, norm):
-    ours, theirs = join_twins(branches, time_steps, norm)
-    agree(ours, theirs, *join_inputs(samples, time_steps, batch))
-
-
-@pytest.mark.parametrize(
-    "neuron", [IF(0.5, clip=True), *(neuron.scaled(0.5) for neuron in EVERY_KIND.values())], ids=str
-)
-def test_join_with_other_neurons(neuron):
-    branches, samples = JOINS["downsample"]
-    ours, theirs = join_twins(branches, 8, "batch", neuron)
-    agree(ours, theirs, *join_inputs(samples, 8, 3), tolerance=1e-9)
-
-
-@pytest.mark.parametrize(("branches", "samples"), [JOINS["identity"], JOINS["downsample"]])
-def test_join_in_training(branches, samples):
-    """Each branch's norm has the statistics of its own pre-activation, moved once."""
-    ours, theirs = join_twins(branches, 8, "batch")
-    results = []
-    for module, inputs in zip((ours, theirs), join_inputs(samples, 8, 4), strict=True):
-        module.train()
-        for m in module.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.eps = 1e-5
-        y = module(*inputs)
-        leaves = [*(x.count for x in inputs), *module.parameters()]
-        results.append((y.to_dense(), *torch.autograd.grad(y.count.square().sum(), leaves), *module.buffers()))
-    same(results[0][0], results[1][0])
-    assert results[0][0].any()
-    torch.testing.assert_close(results[0][1:], results[1][1:], rtol=1e-9, atol=1e-9)
-
-
-def test_join_notices_changes():
-    branches, samples = JOINS["downsample"]
-    ours, theirs = join_twins(branches, 8, "batch")
-    inputs, inputs_ref = join_inputs(samples, 8, 3)
-    seen = set()
-    for name, _ in ours.named_parameters():
-        with torch.no_grad():
-            got = ours(*inputs).to_dense()
-            same(got, theirs(*inputs_ref).spikes)
-            seen.add(got.sum().item())
-            for module in (ours, theirs):
-                module.get_parameter(name).neg_()
-    assert len(seen) > 2
-    copied = pickle.loads(pickle.dumps(copy.deepcopy(ours)))
-    with torch.no_grad():
-        same(copied(*inputs).bits, ours(*inputs).bits)
-
-
-def test_join_refuses():
-    x, y = (fronts(train(8, 2, 3, size, 4, seed=0).double())[0] for size in (4, 5))
-    layer = tandem_cuda.TandemConv2d(3, 3, 3, padding=1, dtype=torch.float64)
-    strided = tandem_cuda.TandemConv2d(3, 3, 3, padding=1, stride=2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="branches must agree in shape"):
-        tandem_cuda.TandemAdd(layer, nn.Identity())(x, y)
-    big = fronts(train(8, 2, 3, 8, 8, seed=0).double())[0]
-    with pytest.raises(ValueError, match="must have one stride"):
-        tandem_cuda.TandemAdd(layer, strided)(x, big)
-    other = fronts(train(9, 2, 3, 4, 4, seed=0).double())[0]
-    with pytest.raises(ValueError, match=r"same number of time steps, got \[8, 9\]"):
-        tandem_cuda.TandemAdd(layer, nn.Identity())(x, other)
-    with pytest.raises(TypeError, match="inputs must be SpikeTrains, got Tensor"):
-        tandem_cuda.TandemAdd(layer, nn.Identity())(x, torch.ones(1))
-
-
 # --- life in torch ---------------------------------------------------------------------------------------------------
-
-
-class Everything(nn.Module):
-    """One of each."""
-
-    def __init__(self):
-        super().__init__()
-        self.encode = Encode(8)
-        self.first = tandem_cuda.TandemConv2d(2, 6, 3, padding=1, padding_mode="circular", norm="batch")
-        self.max = tandem_cuda.SpikingMaxPool2d(3, 2, 1)
-        self.drop = tandem_cuda.TandemDropout2d(0.25)
-        self.second = tandem_cuda.TandemConv2d(6, 6, 3, padding=1, norm="batch")
-        self.join = tandem_cuda.TandemAdd(tandem_cuda.TandemConv2d(6, 6, 3, padding=1, norm="batch"), nn.Identity())
-        self.up = tandem_cuda.TandemConvTranspose2d(6, 4, 2, stride=2, norm="batch")
-        self.mean = tandem_cuda.SpikingAdaptiveAvgPool2d((3, 2), threshold=0.5)
-        self.line = tandem_cuda.TandemConv1d(4, 5, 3)
-        self.decode = tandem_cuda.Decode()
-
-    def forward(self, x):
-        x = self.drop(self.max(self.first(self.encode(x))))
-        x = self.mean(self.up(self.join(self.second(x), x)))
-        return self.decode(self.line(x.flatten(2)))
 
 
 @pytest.mark.parametrize("training", [True, slow(False)])

@@ -290,66 +290,6 @@ def test_from_dense_bad_dtype():
         SpikeTrain.from_dense(torch.zeros(9, 2), dtype=torch.int32)
 
 
-# --- bits past T -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("time_steps", [1, 4, 7, 9, 15])
-def test_bits_past_time_steps(time_steps):
-    clean = planes(time_steps, 2, 3, 4, seed=0)
-    for bit in range(time_steps % 8, 8):
-        bits = clean.clone()
-        bits[-1, 1, 2, 3] |= 1 << bit
-        message = rf"must be zero: .* below {1 << time_steps % 8}, got {bits[-1, 1, 2, 3]}"
-        for made in (
-            lambda bits=bits: SpikeTrain(bits, time_steps),
-            lambda bits=bits: SpikeTrain(clean, time_steps).replace(bits=bits),
-            lambda bits=bits: SpikeTrain(bits, 8 * len(bits)).replace(time_steps=time_steps),
-        ):
-            with pytest.raises(ValueError, match=f"SpikeTrain: bits past time_steps {message}"):
-                made()
-    same(SpikeTrain(clean, time_steps).bits, clean)
-    assert SpikeTrain(clean, time_steps).bits is clean
-
-
-def test_bits_past_time_steps_of_no_samples():
-    assert len(SpikeTrain(torch.zeros(2, 0, 3, dtype=torch.uint8), 9)) == 0
-
-
-def test_compiled_code_clears_bits_past_time_steps():
-    dirty = torch.full((2, 3, 4), 0xF5, dtype=torch.uint8)
-    given = dirty.clone()
-
-    def count(bits):
-        return SpikeTrain(bits, 12).count
-
-    torch.compiler.reset()
-    for got in (
-        torch.compile(count, backend="aot_eager", fullgraph=True)(given),
-        torch.export.export(Calling(count), (given,)).module()(given),
-    ):
-        same(got, torch.full((3, 4), 6.0 + 2))
-    same(given, dirty)
-
-
-class Calling(nn.Module):
-    def __init__(self, f):
-        super().__init__()
-        self.f = f
-
-    def forward(self, x):
-        return self.f(x)
-
-
-@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_devices_clear_bits_past_time_steps(device):
-    given = torch.full((2, 3, 4), 0xF5, dtype=torch.uint8, device=device)
-    x = SpikeTrain(given, 12)
-    assert x.bits is not given
-    if device == "cuda":
-        same(x.count.cpu(), torch.full((3, 4), 8.0))
-        same(given.cpu(), torch.full((2, 3, 4), 0xF5, dtype=torch.uint8))
-
-
 # --- no field is lost ------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import tandem_cuda
 from exact import everywhere, same
+from freezable import graph_of
 from tandem_cuda import (
     IF,
     LIF,
@@ -23,7 +24,6 @@ from tandem_cuda import (
     freeze,
 )
 from tandem_cuda.freeze import file, predict, register
-from test_freeze import graph_of
 
 safetensors = pytest.importorskip("safetensors.torch")
 

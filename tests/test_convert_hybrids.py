@@ -1,0 +1,181 @@
+"""Networks of which only the first layers spike."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from anns import (
+    Decoder,
+    Functional,
+    OneDimension,
+    Residual,
+    TwoHeads,
+    assert_no_leak,
+    cnn,
+    every_model,
+    inputs,
+    kinds,
+    trained,
+    whole,
+)
+from exact import generator, same
+from tandem_cuda import IF, Decode, Encode, SpikeTrain, TandemAdd, TandemConv2d, convert, freeze, synops
+from tandem_cuda.diagnostics import diagnose
+
+LAYERS = {cnn: 3, Functional: 3, Residual: 5, OneDimension: 2, Decoder: 2, TwoHeads: 3}
+
+
+every_cut = pytest.mark.parametrize(
+    ("make", "k"),
+    [(make, k) for make, total in LAYERS.items() for k in range(1, total)],
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
+
+
+@every_cut
+def test_hybrid_approximates_its_ann(make, k):
+    ann = trained(make)
+    x = inputs(32)
+    want = whole(ann(x)).detach()
+    errors = []
+    for steps in (8, 256):
+        snn = convert(ann, steps, calibrate=x, percentile=100, spiking_layers=k)
+        assert len(snn.spiking_layers) == len(snn.levels) == k
+        assert_no_leak(snn)
+        with torch.no_grad():
+            errors.append(((whole(snn(x)) - want).norm() / want.norm()).item())
+    assert errors[1] < errors[0]
+    assert errors[1] < 0.02
+
+
+@every_cut
+def test_hybrid_trains_and_has_the_anns_state(make, k):
+    ann = trained(make)
+    snn = convert(ann, 8, calibrate=inputs(), spiking_layers=k)
+    unused = {p for m in ann.modules() if m is getattr(ann, "unused", None) for p in m.parameters()}
+    assert set(snn.parameters()) == set(ann.parameters()) - unused
+    assert list(snn.state_dict()) == list(ann.state_dict())
+    whole(snn(inputs())).square().sum().backward()
+    for name, p in snn.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.isfinite().all(), name
+        assert (p.grad != 0).any() or name.endswith("bias"), name
+    torch.manual_seed(1)
+    other = make().eval()
+    snn.load_state_dict(other.state_dict())
+    x = inputs()
+    want = whole(convert(other, 8, calibrate=snn.levels, spiking_layers=k)(x)).detach()
+    same(whole(snn(x)).detach(), want)
+    same(whole(copy.deepcopy(snn)(x)).detach(), want)
+
+
+@every_model
+def test_all_layers_are_no_hybrid(make):
+    ann = trained(make)
+    x = inputs()
+    whole_network = convert(ann, 8, calibrate=x)
+    total = LAYERS[make]
+    assert len(whole_network.spiking_layers) == total
+    same(whole(convert(ann, 8, calibrate=x, spiking_layers=total)(x)).detach(), whole(whole_network(x)).detach())
+    assert convert(ann, 8, spiking_layers=total).levels is None
+    for k in range(1, total):  # the next stage begins with the layers of the one before, at their thresholds
+        hybrid = convert(ann, 8, calibrate=x, spiking_layers=k)
+        assert hybrid.spiking_layers == whole_network.spiking_layers[:k]
+        assert hybrid.levels == {name: whole_network.levels[name] for name in hybrid.spiking_layers}
+
+
+def test_hybrid_is_the_layers_by_hand():
+    ann = trained(cnn)
+    x = inputs()
+    snn = convert(ann, 8, calibrate=x, spiking_layers=1)
+    level = snn.levels["0"]
+    layer = TandemConv2d(2, 6, 3, padding=1, norm="batch", neuron=IF(level / 8, amplitude=level / 8)).eval()
+    layer.load_state_dict({**ann[0].state_dict(), **{f"norm.{k}": v for k, v in ann[1].state_dict().items()}})
+    by_hand = nn.Sequential(Encode(8, scale=1 / 8), layer, Decode(), *ann[3:])
+    same(snn(x).detach(), by_hand(x).detach())
+
+
+def test_a_cut_through_a_residual_block():
+    """The shortcut's spikes are decoded, the ANN adds; behind the block's second layer the join spikes as a whole."""
+    ann = trained(Residual)
+    kinds_of = {k: kinds(convert(ann, 8, calibrate=inputs(), spiking_layers=k)) for k in range(1, 6)}
+    assert kinds_of[2].count(TandemConv2d) == 2
+    assert kinds_of[2].count(Decode) == 2
+    assert TandemAdd not in kinds_of[2]
+    assert kinds_of[3].count(TandemAdd) == kinds_of[3].count(Decode) == 1
+    assert kinds_of[5].count(TandemAdd) == 2
+    count = ann.blocks[0].conv1.weight  # in-place addition of the ANN leaves the decoded counts as they are
+    snn = convert(ann, 8, calibrate=inputs(), spiking_layers=2)
+    x = inputs()
+    grads = [torch.autograd.grad(snn(x).sum(), count)[0] for _ in range(2)]
+    same(grads[0], grads[1])
+
+
+def test_the_rest_need_not_be_convertible():
+    torch.manual_seed(0)
+    ann = nn.Sequential(
+        nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)
+    )
+    x = torch.rand(64, 4)
+    for k in (1, 2):
+        snn = convert(ann, 256, calibrate=x, percentile=100, spiking_layers=k)
+        torch.testing.assert_close(snn(x), ann(x), rtol=0, atol=0.02)
+    for k in (None, 3):
+        with pytest.raises(ValueError, match=r"5 \(Tanh\): use nn.ReLU"):
+            convert(ann, 8, calibrate=x, spiking_layers=k)
+
+
+def test_hybrid_with_recorded_spikes():
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    spikes = (torch.rand(64, 16, 6, generator=generator(1)) < 0.3).float()
+    x = SpikeTrain.from_dense(spikes)
+    snn = convert(ann, 64, mode="spikes", calibrate=x.count, percentile=100, spiking_layers=1)
+    assert (snn(x) - ann(x.count)).norm() < 0.2 * ann(x.count).norm()
+
+
+def test_hybrids_are_frozen_and_measured():
+    ann = trained(Residual)
+    x = inputs()
+    snn = convert(ann, 8, calibrate=x, spiking_layers=2)
+    with torch.no_grad():
+        same(freeze(snn)(x), snn.eval()(x))
+    table = diagnose(snn, x, lambda y: y.square().sum())
+    assert [row.name for row in table] == ["snn.stem", "snn.blocks.0.conv1"]
+    assert all(row.gradient_cosine > 0.5 for row in table)
+
+
+@every_cut
+def test_operations_of_a_hybrid(make, k):
+    """Its spiking layers are counted as they are in the whole network, what is behind them as in the ANN."""
+    ann = trained(make)
+    x = inputs()
+    hybrid = synops(convert(ann, 8, calibrate=x, spiking_layers=k), x)
+    assert list(hybrid)[:k] == list(synops(convert(ann, 8, calibrate=x), x))[:k]
+    assert all(row.firing_rate is None for row in hybrid[k:])
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        ann.eval()(x)
+    assert sum(row.macs for row in hybrid) * len(x) * 2 == flops.get_total_flops()
+    assert not hybrid.not_counted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"spiking_layers": 0}, ValueError, "at least 1 .*the ANN.*, got 0"),
+        ({"spiking_layers": 4}, ValueError, "at most 3, all that the ANN has, got 4"),
+        ({"spiking_layers": True}, TypeError, "spiking_layers must be an int, got bool"),
+        ({"spiking_layers": 1.0}, TypeError, "spiking_layers must be an int, got float"),
+        ({"spiking_layers": 2, "calibrate": None}, ValueError, "calibrate must be given with spiking_layers=2 of 3"),
+        ({"calibrate": {"0": 1.0, "4": 2.0}}, ValueError, r"a level for each spiking layer, got none for \['9'\]"),
+        ({"calibrate": {"0": "1"}, "spiking_layers": 1}, TypeError, r"calibrate\['0'\] must be a number, got str"),
+        ({"calibrate": {"0": float("inf")}, "spiking_layers": 1}, ValueError, r"calibrate\['0'\] must be finite"),
+        ({"calibrate": {"0": -1.0}, "spiking_layers": 1}, ValueError, r"calibrate\['0'\] must be positive, got -1.0"),
+    ],
+)
+def test_bad_hybrids(arguments, error, message):
+    with pytest.raises(error, match=f"convert: .*{message}"):
+        convert(cnn().eval(), 8, **{"calibrate": inputs(), **arguments})
