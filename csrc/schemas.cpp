@@ -4,9 +4,9 @@
 // T: time steps. P = ceil(T / 8): bit planes. N: batch. `bits` is uint8 [P, N, C, *spatial], features last in memory;
 // bit i of plane p is the spike at step 8p + i, unused high bits are zero.
 //
-// neuron: the number of a neuron model in csrc/neuron/models.h; `parameters`: its parameters, in the order of its header.
-// `state` holds its S variables, [S, N, C, *spatial], the first of them the membrane potential u before its reset.
-// Passing the state that a call returned continues the simulation where that call stopped.
+// neuron: the number of a neuron model in csrc/neuron/models.h, and `parameters` what its header lists. `state` holds
+// its S variables, [S, N, C, *spatial], the first of them the membrane potential u before its reset. Passing the state
+// that a call returned continues the simulation where that call stopped.
 //
 // Outputs that a `want_*` flag turned off are empty tensors of shape [0]. engine: 0 auto, 1 event, 2 dense. mode: 0
 // constant, 1 impulse, 2 series. They are no strings because torch's stable ABI (2.13) leaks every string argument.

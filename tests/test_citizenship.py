@@ -235,7 +235,7 @@ def test_names_of_the_authors():
         from_authors({"a.weight": 0, "a.conv2d.weight": 1})
     with pytest.raises(TypeError, match="from_authors: state_dict must be a mapping, got list"):
         from_authors([])
-    with pytest.raises(TypeError, match="from_authors: state_dict must have names for keys, got 3"):
+    with pytest.raises(TypeError, match="from_authors: keys of state_dict must be strings, got 3"):
         from_authors({3: 0})
 
 

@@ -1,4 +1,5 @@
-// Integrate and fire with a refractory period: for some steps after a spike a neuron integrates nothing and cannot fire.
+// Integrate and fire with a refractory period: for some steps after a spike a neuron integrates nothing and cannot
+// fire.
 #pragma once
 
 #include "neuron/neuron.h"
