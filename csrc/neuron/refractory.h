@@ -38,7 +38,7 @@ struct Refractory {
     const auto active = left == zero;
     state[0] = active ? held + x : held;
     state[1] = left;
-    return active ? state[0] : -threshold;  // below the threshold
+    return active ? state[0] : zero;  // which is below the threshold
   }
 };
 
