@@ -1,7 +1,7 @@
-"""Neuron models: what a layer's neurons do with the current they receive, one model a file.
+"""Neuron models, one per file.
 
-A model crosses the operator boundary as its kind, a number, and its parameters. docs/adding_a_neuron.md says how to add
-one.
+Operators receive a model as a number, its kind, and a list of parameters. docs/adding_a_neuron.md explains how to add a
+model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .if_ import IF
 from .lif import LIF
 
 MODELS: tuple[type[Neuron], ...] = (IF, LIF)
-"""Every model, in the order in which settings are tried."""
+"""All models. Settings are offered to them in this order."""
 
 KINDS: dict[int, type[Neuron]] = {kind: model for model in MODELS for kind in model.KINDS}
 STATES: dict[int, int] = {number: kind.states for model in MODELS for number, kind in model.KINDS.items()}
@@ -22,15 +22,19 @@ STATES: dict[int, int] = {number: kind.states for model in MODELS for number, ki
 
 
 def of_parameters(kind: int, parameters: Sequence[float]) -> Neuron:
-    """The neuron that an operator was given."""
+    """Return the neuron that an operator received."""
     return KINDS[kind].of_parameters(kind, parameters)
 
 
 def of_settings(name: str, settings: Any) -> Neuron:
-    """The neuron that ``settings()`` describes.
+    """Return the neuron that ``settings()`` describes.
+
+    Args:
+        name: of the layer; error messages begin with it.
+        settings: from a file.
 
     Raises:
-        ValueError: no model has these settings, or one has no such values; ``name`` says whose they are.
+        ValueError: no model has these settings, or a value is out of range.
     """
     if isinstance(settings, dict):
         for model in MODELS:
@@ -42,7 +46,7 @@ def of_settings(name: str, settings: Any) -> Neuron:
 
 
 def check_neuron(name: str, neuron: Any) -> None:
-    """TypeError, naming operator or layer, unless this is a neuron model."""
+    """TypeError unless this is a neuron model; ``name`` is the operator or layer that was given it."""
     if not isinstance(neuron, Neuron):
         models = " or ".join(f"{model.__name__}(...)" for model in MODELS)
         raise TypeError(f"{name}: neuron must be {models}, got {type(neuron).__name__}")

@@ -1,4 +1,4 @@
-"""What a neuron model is."""
+"""The base class of neuron models."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Neuron:
     """
 
     KINDS: ClassVar[dict[int, Kind]]
-    """The models in ``csrc/neuron/models.h`` that this one becomes, by their numbers there."""
+    """The C++ models that this class uses, by their numbers in ``csrc/neuron/models.h``."""
     SETTINGS: ClassVar[tuple[str, ...]]
-    """What frozen files hold: fields and properties with float values."""
+    """The fields and properties that frozen files always store, as floats."""
     OPTIONAL: ClassVar[tuple[str, ...]] = ("initial",)
-    """Fields that they hold where they are not 0."""
+    """The fields that frozen files store only if they are not 0."""
 
     threshold: float
     clip: bool
@@ -63,7 +63,7 @@ class Neuron:
 
     @property
     def parameters(self) -> list[float]:
-        """What the compiled library takes."""
+        """The parameters that the compiled library takes."""
         return [getattr(self, name) for name in self.KINDS[self.kind].parameters]
 
     @classmethod
@@ -79,13 +79,18 @@ class Neuron:
     # -- the spiking neuron
 
     def rest(self, like: Tensor) -> State:
-        """The state before the first time step, for neurons [N, ...] with currents like these."""
+        """Return the state before the first time step.
+
+        Args:
+            like: a current [N, ...] of one time step; gives shape, dtype and device.
+        """
         return (torch.full_like(like, self.initial) * self.threshold,)
 
     def step(self, state: State, x: Tensor) -> tuple[Tensor, State]:
-        """One time step with the current x [N, ...]: spikes of 0 and 1 in the dtype of x, and the new state.
+        """Run one time step with the current x [N, ...].
 
-        The order of the operations is part of the contract: it makes every path round alike.
+        Returns the spikes, 0 or 1 in the dtype of x, and the new state. The compiled library performs the same
+        operations in the same order, so that both round alike.
         """
         raise NotImplementedError
 
@@ -93,80 +98,86 @@ class Neuron:
 
     @property
     def saturation(self) -> float:
-        """The constant current from which on the spike count grows no further."""
+        """The constant current above which the spike count does not grow."""
         return self.threshold
 
     def largest(self, steps: int) -> float:
-        """The count that an ever larger current leads to, about."""
+        """Return the approximate spike count of a neuron whose current is at or above ``saturation``."""
         return steps
 
     @property
     def relu_threshold(self) -> float | None:
-        """The threshold, where the activation is relu(v) / threshold; None where it is not.
+        """The threshold if the activation is relu(v) / threshold, else None.
 
-        Such a gradient has kernels of its own.
+        The gradient of such an activation has faster kernels.
         """
         return None
 
     def upper(self, steps: int, scale: float = 1.0) -> float:
-        """The pre-activation, times ``scale``, above which there is no gradient."""
+        """Return the pre-activation, times ``scale``, above which the gradient is zero."""
         return self.saturation * steps * scale if self.clip else math.inf
 
     def activation(self, v: Tensor, steps: int) -> Tensor:
-        """The spike count that the ANN expects for the pre-activation v, the current summed over T = ``steps``."""
+        """Return the ANN's activation, in spikes, of the pre-activation v: the current summed over T = ``steps``."""
         raise NotImplementedError
 
     def slope(self, v: Tensor, steps: int) -> Tensor:
-        """The derivative of ``activation`` with respect to v."""
+        """Return the derivative of ``activation`` with respect to v."""
         raise NotImplementedError
 
     def scaled(self: Self, factor: float) -> Self:
-        """The same neuron where potentials and currents are measured in other units."""
+        """Return the same neuron for potentials and currents that are ``factor`` times as large."""
         return replace(self, threshold=self.threshold * factor)  # type: ignore[type-var]  # every model is a dataclass
 
     def calibrated(self, threshold: float) -> Neuron:
-        """The neuron whose amplitude * count approximates relu(v), with that threshold.
+        """Return the neuron with this threshold whose amplitude * count approximates relu(v).
 
-        ValueError where the model has none.
+        Raises:
+            ValueError: the model has no such neuron.
         """
         raise ValueError(f"neuron must be IF(...) with calibrate (a leak bends the rate), got {self}")
 
     # -- in files
 
     def settings(self) -> dict[str, float]:
-        """What of_settings makes the same neuron from; in JSON. ``clip`` is for training alone."""
+        """Return what frozen files store of the neuron; all but ``clip``, which only training needs."""
         required = {name: float(getattr(self, name)) for name in self.SETTINGS}
         return required | {name: value for name in self.OPTIONAL if (value := float(getattr(self, name))) != 0}
 
     @classmethod
     def of_settings(cls, name: str, settings: dict[str, Any]) -> Neuron | None:
-        """The neuron with these settings; None where they are those of another model."""
+        """Return the neuron with these settings, or None if they belong to another model."""
         raise NotImplementedError
 
     def scales(self) -> dict[str, float]:
-        """The settings that potentials are multiplied by or compared with."""
+        """Return the settings that scale potentials."""
         return {name: float(getattr(self, name)) for name in self.SETTINGS}
 
     @classmethod
     def has_settings(cls, settings: dict[str, Any]) -> bool:
-        """Whether these are the names of this model's settings."""
+        """Whether the names are those of this model's settings."""
         return {*cls.SETTINGS} <= settings.keys() <= {*cls.SETTINGS, *cls.OPTIONAL}
 
     def to_nir(self, dt: float) -> NirForm:
-        """In continuous time, a time step being ``dt`` long."""
+        """Return the NIR form of the neuron, for time steps of length ``dt``.
+
+        Raises:
+            ValueError: NIR cannot describe the neuron.
+        """
         raise NotImplementedError
 
     @classmethod
     def of_nir(cls, form: NirForm, dt: float) -> tuple[Neuron, float] | None:
-        """The neuron, and what its input is multiplied by; None where the node is that of another model.
+        """Return the neuron and the factor of its input, or None if the node belongs to another model.
 
-        ValueError where the model has no such neurons.
+        Raises:
+            ValueError: the model has no such neuron.
         """
         raise NotImplementedError
 
 
 def stacked(variables: Sequence[Tensor]) -> Tensor:
-    """State variables [N, ...] as operators take them, [S, N, ...]; a single one without a copy."""
+    """Stack state variables [N, ...] into [S, N, ...], as operators take them. A single one is not copied."""
     return variables[0].unsqueeze(0) if len(variables) == 1 else torch.stack([*variables])
 
 
@@ -184,14 +195,14 @@ def check_positive(name: str, argument: str, value: Any) -> None:
 
 
 def check_initial(name: str, value: Any) -> None:
-    """TypeError or ValueError unless neurons can start at this share of their threshold without having reached it."""
+    """TypeError or ValueError unless this is a number in [0, 1) that float32 does not round to 1."""
     check_number(name, "initial", value)
     if not 0 <= value < 1 - 2.0**-25:  # what is nearer to 1 is 1 in float32
         raise ValueError(f"{name}: initial must be in [0, 1), got {value}")
 
 
 def check_nir_initial(neuron: Neuron) -> None:
-    """ValueError where neurons do not start at 0."""
+    """ValueError unless the neurons start at 0."""
     if neuron.initial != 0:
         raise ValueError(
             f"initial must be 0, since NIR has no field for the potential at the start, got {neuron.initial}"
@@ -199,20 +210,20 @@ def check_nir_initial(neuron: Neuron) -> None:
 
 
 def store_floats(neuron: Neuron, *names: str) -> None:
-    """Floats for the ints among its fields: torch takes no int beyond 64 bits, where it takes the float."""
+    """Convert these fields to float. torch does not accept ints of more than 64 bits, but does accept floats."""
     for name in names:
         object.__setattr__(neuron, name, float(getattr(neuron, name)))  # past the dataclass's own lock
 
 
 def nir_gain(gain: float) -> float:
-    """What the input of a NIR node is multiplied by in a time step, exactly 1 where rounding alone keeps it from it."""
+    """Return the factor of a NIR node's input in one time step; exactly 1 if it differs from 1 only by rounding."""
     if not (gain != 0 and math.isfinite(gain)):
         raise ValueError(f"r * dt, or r * dt / tau, must be finite and not zero, got {gain}")
     return 1.0 if math.isclose(gain, 1, rel_tol=1e-9) else gain
 
 
 def check_nir_reset(values: dict[str, float], leak: float) -> None:
-    """ValueError unless a NIR node's reset, which the next step's leak acts on, subtracts the threshold."""
+    """ValueError unless a NIR node's reset subtracts the threshold. The leak of the next step acts on the reset."""
     threshold = values["v_threshold"]
     reset = threshold * (1 - 1 / leak)
     if not math.isclose(values["v_reset"], reset, rel_tol=1e-6, abs_tol=1e-9 * threshold):
