@@ -359,5 +359,5 @@ def test_bad_input(device):
 
 def test_weights_that_tensor_cores_do_not_take(cuda):
     bits, weight = planes(8, 1, 4, 5, 5, seed=1).to(cuda), dyadic(4, 4, 3, 3, seed=2).to(cuda)
-    with pytest.raises(RuntimeError, match="engine dense cannot serve Double weights on a CUDA device"):
+    with pytest.raises(RuntimeError, match="engine must be 'event' or 'auto' for Double weights on a CUDA device"):
         ops.spiking_conv2d(bits, weight.double(), time_steps=8, engine="dense")

@@ -96,7 +96,8 @@ Engine asked(const char* op, const ProductPlan& plan, bool depthwise) {
   const bool integers = plan.weight.scalar_type() == ScalarType::Char;
   TANDEM_CHECK(
       !(integers && plan.engine == Engine::kDense), op,
-      "engine dense cannot serve int8 weights; engine event (or auto) does, or float weights of the same values");
+      "engine must be 'event' or 'auto' for int8 weights, got 'dense'; for 'dense', convert the weights to floating "
+      "point");
   const bool no_choice = integers || (depthwise && plan.engine == Engine::kAuto) || plan.geometry.pixels_in() == 0;
   return no_choice ? Engine::kEvent : plan.engine;
 }

@@ -22,7 +22,7 @@ constexpr int64_t kPassBytes = int64_t{32} << 20;
 template <size_t n>
 Tensor call(const char* op, const char* name, std::array<StableIValue, n> stack) {
   const bool ok = torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS;
-  TANDEM_CHECK(ok, op, name, " failed in engine dense; torch has written why to the standard error");
+  TANDEM_CHECK(ok, op, name, " failed in engine 'dense'; torch wrote the reason to the standard error");
   return to<Tensor>(stack[0]);
 }
 

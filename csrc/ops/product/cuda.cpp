@@ -89,7 +89,7 @@ void launch(const char* op, const ProductPlan& plan, const CudaProductArgs<E, T>
   if constexpr (std::is_same_v<E, float>) {
     const bool can = has_tensor_cores(op);
     TANDEM_CHECK(can || plan.engine != Engine::kDense, op,
-                 "engine dense needs a device of compute capability 8.0 or newer; engine event (or auto) does not");
+                 "engine 'dense' requires a device of compute capability 8.0 or newer; use 'event' or 'auto'");
     const bool wide = g.group_in() >= kFewestInputs && g.group_out() >= kFewestOutputs;
     if (plan.engine == Engine::kDense || (plan.engine == Engine::kAuto && can && wide)) {
       check_launch(op, launch_tensor_core_product(args, terms_of(plan), stream));
@@ -97,8 +97,8 @@ void launch(const char* op, const ProductPlan& plan, const CudaProductArgs<E, T>
       check_launch(op, launch_gather_product(args, stream));
     }
   } else {
-    TANDEM_CHECK(plan.engine != Engine::kDense, op, "engine dense cannot serve ", name_of(plan.weight.scalar_type()),
-                 " weights on a CUDA device; engine event (or auto) does");
+    TANDEM_CHECK(plan.engine != Engine::kDense, op, "engine must be 'event' or 'auto' for ",
+                 name_of(plan.weight.scalar_type()), " weights on a CUDA device, got 'dense'");
     check_launch(op, launch_gather_product(args, stream));
   }
 }

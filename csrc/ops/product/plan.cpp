@@ -73,7 +73,8 @@ void check_operand(const char* op, const char* argument, const Tensor& tensor, c
 void check_integers(const char* op, const ProductArguments& a) {
   if (a.weight.scalar_type() != ScalarType::Char) return;
   TANDEM_CHECK(a.weight.numel() / a.weight.size(0) <= int64_t{1} << 24, op,
-               "int8 weights must have at most 2^24 inputs a neuron, whose sum fits 32 bits, got ", shape(a.weight));
+               "int8 weights must have at most 2^24 inputs per neuron, so that sums fit into 32 bits, got ",
+               shape(a.weight));
   TANDEM_CHECK(a.scale.has_value(), op, "scale must be given with int8 weights");
 }
 

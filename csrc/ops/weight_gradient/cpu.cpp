@@ -176,7 +176,7 @@ Tensor dense_gradient(const char* op, const Tensor& grad, const Tensor& count, c
                                         from(torch::headeronly::HeaderOnlyArrayRef<bool>(kWeightAlone.data(), 3))};
   const bool ok =
       torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS;
-  TANDEM_CHECK(ok, op, "aten::convolution_backward failed; torch has written why to the standard error");
+  TANDEM_CHECK(ok, op, "aten::convolution_backward failed; torch wrote the reason to the standard error");
   const Tensor input = to<Tensor>(stack[0]);  // undefined, but owned
   const Tensor bias = to<Tensor>(stack[2]);
   return to<Tensor>(stack[1]);
