@@ -173,8 +173,9 @@ def test_pools_of_earlier_files():
     assert load(settings, {}).pool.amplitude == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:tandem_cuda")
-@pytest.mark.parametrize("make", [pytest.param(pooled_conv, marks=pytest.mark.slow), PooledJoin])
+@pytest.mark.parametrize("make", [pooled_conv, PooledJoin])
 def test_compiled_averages(make):
     torch.compiler.reset()
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import tandem_cuda
-from exact import FLOATS, SEEDS, generator, same, train
+from exact import FLOATS, SEEDS, generator, same, slow, train
 from neurons import EVERY_KIND
 from tandem_cuda import Decode, Encode, FrozenNetwork, SpikeTrain, TandemConv2d, TandemLinear, freeze, synops
 from tandem_cuda.freeze import Node
@@ -191,7 +191,7 @@ def test_copies_pickles_state_dicts_and_conversions(mode):
     torch.testing.assert_close(double(x64), small_network(mode).double()(x64).detach(), rtol=0, atol=1e-6)
 
 
-@every_mode
+@pytest.mark.parametrize("mode", ["constant", *(slow(mode) for mode in MODES[1:])])
 def test_export_and_compile(mode):
     frozen, x = freeze(small_network(mode)), input_of(mode)
     want = frozen(x)

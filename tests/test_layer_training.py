@@ -186,8 +186,8 @@ def test_layers_can_be_copied_and_saved(layer):
     ("norm", "mode", "neuron"),
     [
         ("batch", "train", IF()),
-        (None, "train", LIF()),
-        ("batch", "eval", LIF()),
+        slow(None, "train", LIF()),
+        slow("batch", "eval", LIF()),
         *(slow(norm, mode, IF()) for norm, mode in ((None, "train"), ("batch", "eval"), (None, "eval"))),
         *(slow(norm, mode, LIF()) for norm, mode in (("batch", "train"), (None, "eval"))),
     ],

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tandem_cuda
-from exact import dyadic, generator, planes, same
+from exact import dyadic, generator, planes, same, slow
 from tandem_cuda import IF, Decode, Encode, FrozenNetwork, SpikeTrain, TandemConv2d, convert, freeze, synops
 
 POOLS = {"2 x 2": (2,), "3 x 3, stride 2": (3, 2)}
@@ -149,7 +149,7 @@ def test_more_steps_than_are_counted():
         stream.advance(SpikeTrain(planes(8, 1, 2, 9, 5, seed=0), 8))
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, slow(False)])
 def test_compile(training):
     """One graph, forward and backward."""
     torch.compiler.reset()
