@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+import host_programs
 from tandem_cuda import _C, build_info
 
 # The same examples in every run, however slow the machine.
@@ -51,6 +52,28 @@ def device(request: pytest.FixtureRequest) -> str:
 def cuda(request: pytest.FixtureRequest) -> str:
     """The device of tests that say nothing on the CPU."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    """Programs that run the CUDA kernels on the host."""
+    if reason := host_programs.obstacle():
+        pytest.skip(reason)
+    programs = host_programs.Host(tmp_path_factory.mktemp("cuda_host"))
+    yield programs
+    programs.pool.shutdown(cancel_futures=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of ``host`` last: its programs take a minute to compile."""
+    items.sort(key=lambda item: "host" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _host_programs_compile_meanwhile(request: pytest.FixtureRequest) -> None:
+    wanted = any("host" in getattr(item, "fixturenames", ()) for item in request.session.items)
+    if wanted and host_programs.obstacle() is None:
+        request.getfixturevalue("host").start("plain")
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,6 @@
 """CUDA kernels, run on the host: without a device, under sanitizers, in several orders of threads."""
 
-import os
-import platform
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,21 +8,10 @@ import torch
 
 from cases import CONVOLUTIONS
 from exact import HALVES, generator, planes, rounded
+from host_programs import TESTS, VARIANTS
 from neurons import NEURONS
 from tandem_cuda import ops
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "tests" / "cpp" / "cuda_host"
-
-# Found, and run under every variant, without being named anywhere.
-TESTS = sorted(path.stem for path in FOLDER.glob("*_test.cpp"))
-
-FLAGS = ["-std=c++17", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off"]
-VARIANTS = {
-    "plain": ["-O1"],
-    "asan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "tsan": ["-O1", "-fsanitize=thread"],
-}
 ORDERS = ["asc", "desc", "rand"]
 # The quick tests have one of each: the sanitizers' builds take minutes.
 every_order = pytest.mark.parametrize("order", [*(pytest.param(o, marks=pytest.mark.slow) for o in ORDERS[:2]), "rand"])
@@ -65,75 +48,6 @@ BUGS = {
     "trap": ("__trap()",) * 3,
 }
 GOOD = ["good", "copies"]
-
-
-def toolkit():
-    """The folder of the CUDA toolkit whose headers are there, or None."""
-    nvcc = shutil.which("nvcc")
-    places = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parents[1], "/usr/local/cuda"]
-    return next(
-        (Path(place) for place in places if place and (Path(place) / "include/cuda_runtime_api.h").exists()), None
-    )
-
-
-class Host:
-    """Compiles programs once each, and runs them."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.built = {}
-        # The older ThreadSanitizers cannot live with as much randomness of addresses as newer kernels have.
-        fixed = ["setarch", platform.machine(), "-R"]
-        usable = shutil.which("setarch") and subprocess.run([*fixed, "true"], capture_output=True, check=False)
-        self.fixed_addresses = fixed if usable and usable.returncode == 0 else []
-
-    def build(self, name, variant):
-        """The program of a source under a variant's flags; the first one asked for starts to compile all of them."""
-        if (name, variant) not in self.built:
-            for other in ["seeded_bugs", "run_products", *TESTS]:
-                program = self.folder / f"{other}-{variant}"
-                source = FOLDER / f"{other}.cpp"
-                self.built[other, variant] = self.pool.submit(self._compile, program, source, variant)
-        return self.built[name, variant].result()
-
-    def _compile(self, program, source, variant):
-        includes = ["-I", ROOT / "csrc", "-I", FOLDER, "-isystem", toolkit() / "include"]
-        flags = [*FLAGS, *VARIANTS[variant], f"-Wl,-T,{FOLDER / 'shared.ld'}", "-DTANDEM_CUDA_HOST", *includes]
-        command = ["g++", *flags, "-x", "c++", source, "-o", program]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        return program
-
-    def run(self, name, variant, *arguments, order="asc", seed="0"):
-        program = self.build(name, variant)
-        # Fibers' stacks confuse the search for leaks, and a shadow of each for every block takes most of the time.
-        options = {
-            "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-            "TSAN_OPTIONS": "exitcode=66",
-            "UBSAN_OPTIONS": "",
-        }
-        return subprocess.run(
-            [*(self.fixed_addresses if variant == "tsan" else []), program, *arguments],
-            env={**os.environ, **options, "TANDEM_HOST_ORDER": order, "TANDEM_HOST_SEED": seed},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
-
-
-@pytest.fixture(scope="session")
-def host(tmp_path_factory):
-    if platform.machine() != "x86_64":
-        pytest.skip(f"kernels run on the host on x86-64 alone, not on {platform.machine()}")
-    if toolkit() is None:
-        pytest.skip("no headers of the CUDA toolkit (CUDA_HOME, beside nvcc on PATH, /usr/local/cuda)")
-    if not shutil.which("g++"):
-        pytest.skip("no g++")
-    host = Host(tmp_path_factory.mktemp("cuda_host"))
-    with ThreadPoolExecutor(os.cpu_count()) as host.pool:
-        yield host
-        host.pool.shutdown(cancel_futures=True)
 
 
 def test_there_are_tests():
