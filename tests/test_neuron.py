@@ -277,7 +277,7 @@ def test_bad_settings(neuron: Neuron) -> None:
     for value in wrong:
         with pytest.raises(ValueError, match=r"layer: setting neuron must hold .*threshold.*, got"):
             of_settings("layer", value)
-    with pytest.raises(ValueError, match=r"amplitude and perhaps initial, refractory \(IF\) or threshold, .* \(LIF\), got"):
+    with pytest.raises(ValueError, match=r"and perhaps initial, refractory \(IF\) or threshold, .* \(LIF\), got"):
         of_settings("layer", {})
     for name in neuron.KINDS[neuron.kind].parameters:
         for number in (-1.0, math.nan, math.inf, *([] if name in neuron.OPTIONAL else [0.0])):
