@@ -284,7 +284,10 @@ class _SpikingAverage(nn.Module):
 
 
 class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # as above
-    """IF neurons driven by a window's mean at every time step; takes the arguments of nn.AvgPool2d, threshold and initial."""
+    """IF neurons driven by a window's mean at every time step.
+
+    Takes the arguments of nn.AvgPool2d, threshold and initial.
+    """
 
 
 class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
