@@ -15,6 +15,7 @@ from exact import generator, same, train
 from freezable import graph_of, paths_in, randomised
 from tandem_cuda import (
     IF,
+    LIF,
     Decode,
     Encode,
     FrozenNetwork,
@@ -348,3 +349,24 @@ def test_a_read_out_of_another_width():
     assert frozen(torch.rand(1, 1, 9, 7)).shape == (1, 2, 7, 2)
     with pytest.raises(ValueError, match=r"Linear: input must be \[N, ..., 5\], got \[1, 2, 7, 6\]"):
         frozen(torch.rand(1, 1, 9, 8))
+
+
+@pytest.mark.parametrize(
+    ("layer", "version"),
+    [
+        (TandemLinear(4, 3, neuron=IF(0.5)), "1"),
+        (TandemLinear(4, 3, neuron=LIF(0.5)), "1"),
+        (TandemLinear(4, 3, neuron=IF(initial=0.5)), "2"),
+        (TandemLinear(4, 3, neuron=IF(refractory=1)), "2"),
+        (TandemLinear(4, 3, neuron=LIF(initial=0.5)), "2"),
+        (SpikingAvgPool2d(2), "1"),
+        (SpikingAvgPool2d(2, initial=0.5), "2"),
+    ],
+    ids=str,
+)
+def test_new_settings_of_neurons_need_format_2(layer, version, tmp_path):
+    path = tmp_path / "net.safetensors"
+    freeze(nn.Sequential(layer, Decode()).eval()).save(path)
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata()["version"] == version
+    FrozenNetwork.load(path)

@@ -5,12 +5,13 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
 import test_compile
 from cases import CASES, statistics
 from neurons import every_kind
-from tandem_cuda import SpikeTrain, TandemLinear
+from tandem_cuda import Encode, SpikeTrain, TandemLinear
 from tensors import normal, planes
 
 BITS = planes(9, 3, 5, seed=0)
@@ -78,6 +79,19 @@ def test_forward_mode_is_refused(name, differentiate):
         differentiate(f)(x)
     with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match=operator):
         f(torch.autograd.forward_ad.make_dual(x.clone(), torch.ones_like(x)))
+
+
+@pytest.mark.parametrize("mode", ["constant", "impulse"])
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_forward_mode_of_encoded_input_is_refused(norm, mode):
+    net = nn.Sequential(Encode(9, mode), TandemLinear(5, 7, norm=norm)).eval()
+    weight, x = net[1].weight.detach(), torch.rand(3, 5)
+    for f, value in (
+        (lambda x: net(x).count, x),
+        (lambda weight: functional_call(net, {"1.weight": weight}, (x,)).count, weight),
+    ):
+        with pytest.raises(NotImplementedError, match=r"TandemLinear: forward-mode gradients .* are not supported"):
+            jvp(f, (value,), (value,))
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

@@ -277,6 +277,8 @@ def test_bad_settings(neuron: Neuron) -> None:
     for value in wrong:
         with pytest.raises(ValueError, match=r"layer: setting neuron must hold .*threshold.*, got"):
             of_settings("layer", value)
+    with pytest.raises(ValueError, match=r"and perhaps initial, refractory \(IF\) or threshold, .* \(LIF\), got"):
+        of_settings("layer", {})
     for name in neuron.KINDS[neuron.kind].parameters:
         for number in (-1.0, math.nan, math.inf, *([] if name in neuron.OPTIONAL else [0.0])):
             with pytest.raises(ValueError, match=f"{name} must be .*, got {number}"):
@@ -332,7 +334,7 @@ def test_nir_of_another_node(model: type[Neuron]) -> None:
 
 
 NOT_NUMBERS = (True, "1", None, [1.0], 1j, torch.tensor(1.0))
-NOT_POSITIVE = (0, 0.0, -1.0, math.nan, math.inf, -math.inf)
+NOT_POSITIVE = (0, 0.0, -1.0, math.nan, math.inf, -math.inf, 10**400)
 
 
 @every_model

@@ -20,6 +20,7 @@ AVERAGES = {
     "override": ("SpikingAvgPool2d", (3, 2), {"divisor_override": 2, "ceil_mode": True}),
     "one window of many": ("SpikingAvgPool2d", (2, 8), {}),
     "one row of windows": ("SpikingAvgPool2d", (2, (8, 2), 1), {}),
+    "initial": ("SpikingAvgPool2d", (2,), {"threshold": 0.75, "initial": 0.5}),
     "global": ("SpikingAdaptiveAvgPool2d", (1,), {}),
     "adaptive": ("SpikingAdaptiveAvgPool2d", ((2, 3),), {}),
     "same height": ("SpikingAdaptiveAvgPool2d", ((None, 3),), {}),
@@ -48,7 +49,7 @@ def test_pooling(name, arguments, named, time_steps, batch, size):
 def test_pooling_has_the_gradient_of_torch(name, arguments, named):
     pool = getattr(tandem_cuda, name)(*arguments, **named)
     plain = getattr(nn, name.removeprefix("Spiking"))
-    plain = plain(*arguments, **{k: v for k, v in named.items() if k != "threshold"})
+    plain = plain(*arguments, **{k: v for k, v in named.items() if k not in ("threshold", "initial")})
     x, x_ref = fronts(train(9, 2, 3, 7, 8, seed=2, rate=0.3).double())
     out = plain(x_ref.count) / named.get("threshold", 1.0)
     seed_grad = torch.randn(out.shape, generator=generator(1), dtype=torch.float64)

@@ -20,6 +20,7 @@ from tandem_cuda import (
     convert,
     freeze,
     ops,
+    synops,
 )
 from tandem_cuda import reference as ref
 from tandem_cuda.diagnostics import diagnose
@@ -202,11 +203,57 @@ def test_what_cannot_have_one():
 
 @pytest.mark.parametrize(
     ("value", "error"),
-    [(-1, ValueError), (2**24 + 1, ValueError), (1.5, ValueError), (True, TypeError), ("1", TypeError)],
+    [
+        *((value, ValueError) for value in (-1, 2**24 + 1, 10**400, 1.5, 1e300, math.nan, math.inf)),
+        (True, TypeError),
+        ("1", TypeError),
+    ],
 )
 def test_bad_values(value, error):
     with pytest.raises(error, match="IF: refractory must be"):
         IF(refractory=value)
+
+
+def test_the_longest_period():
+    neuron = IF(refractory=2**24)
+    assert neuron == IF(refractory=2.0**24) == eval(repr(neuron), {"IF": IF})
+
+
+def test_compiled_layers_take_another_period():
+    """torch.compile traces a number that has changed as one that it does not know."""
+    layer, x = TandemLinear(6, 4), torch.rand(5, 6)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    for neuron in (IF(0.25, refractory=1), IF(0.5, refractory=2), IF(0.5, initial=0.5, refractory=3), IF(0.75)):
+        layer.neuron = neuron
+        gradients = []
+        for run in (compiled, layer):
+            layer.zero_grad()
+            run(Encode(9)(x)).count.square().sum().backward()
+            gradients.append(layer.weight.grad.clone())
+        torch.testing.assert_close(*gradients)
+
+
+def test_saturated_neurons_are_counted():
+    neuron = IF(0.5, refractory=2)
+    join = TandemAdd(TandemLinear(3, 3), nn.Identity(), neuron=neuron)
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.join, self.encode = TandemLinear(3, 3, neuron=neuron), join, Encode(8)
+
+        def forward(self, x):
+            x = self.first(self.encode(x))
+            return self.join(x, x)
+
+    net = Network().eval()
+    with torch.no_grad():
+        for layer in (net.first, net.join.branches[0]):
+            layer.weight.copy_(torch.eye(3))
+            layer.bias.zero_()
+    for model in (net, freeze(nn.Sequential(Encode(8), net.first))):
+        table = synops(model, torch.tensor([[100.0, 0.1, 100.0]]))
+        assert [row.saturation for row in table] == [pytest.approx(2 / 3)] * len(table)
 
 
 def test_a_state_of_another_model():

@@ -54,7 +54,7 @@ Neuron checked_neuron(const char* op, int64_t kind, const std::vector<double>& p
     const double value = parameters[i];
     check_parameter(op, model.parameters[i], value);
     const double rounded = type == ScalarType::Float ? static_cast<double>(static_cast<float>(value)) : value;
-    TANDEM_CHECK(rounded > 0 || !(value > 0), op, model.parameters[i].name,
+    TANDEM_CHECK(rounded > 0 || model.parameters[i].holds(0), op, model.parameters[i].name,
                  " must be positive in the dtype of the potential, got ", value);
     neuron.parameters[i] = value;
   }

@@ -213,7 +213,8 @@ class ActivityRecord:
             if isinstance(x, SpikeTrain):
                 operations = operations + self._operations(f"{name}.{i}", branch, x)
             multiplications += layer_macs(branch, x, output)
-        sums = (count.sum(dtype=torch.float64), (count == output.time_steps).sum(), (count == 0).sum(), operations)
+        saturated, silent = count >= _largest(layer, output.time_steps), count == 0
+        sums = count.sum(dtype=torch.float64), saturated.sum(), silent.sum(), operations
         self._samples = output.shape[0]
         self._pending.append(
             LayerSums(
@@ -344,6 +345,12 @@ class _Product:
             return output
 
         return reached(product, x.shape[1:], self.weight.shape, x.device)
+
+
+def _largest(layer: Any, steps: int) -> float:
+    """Return the count from which on a layer's neurons are saturated."""
+    owner = layer.layer if isinstance(layer, FrozenTandem) else layer.join if isinstance(layer, FrozenAdd) else layer
+    return owner.neuron.largest(steps) if isinstance(owner, (TandemLayer, TandemAdd)) else steps
 
 
 def _version(x: Tensor) -> int:

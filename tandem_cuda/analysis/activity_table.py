@@ -26,7 +26,7 @@ class LayerActivity:
     firing_rate: float | None
     """Spikes per output neuron and time step, in [0, 1]; None for a layer without spikes, such as a read-out."""
     saturation: float | None
-    """Share of output neurons that spike at every time step; None for a layer without spikes."""
+    """Share of output neurons that spike as often as they can; None for a layer without spikes."""
     silent: float | None
     """Share of output neurons that do not spike for a sample; None for a layer without spikes."""
     dead: float | None

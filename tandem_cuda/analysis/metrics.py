@@ -93,7 +93,7 @@ class FiringRate(ActivityMetric):
 
 
 class SaturatedNeurons(ActivityMetric):
-    """Share of neurons that spike at every time step of a sample. Their counts cannot grow with the ANN any further."""
+    """Share of neurons that spike as often as they can. Their counts cannot grow with the ANN any further."""
 
     def compute(self) -> Tensor:
         return self.saturated / self.neurons

@@ -70,6 +70,7 @@ class FrozenPool(FrozenLayer):
         if isinstance(pool, SpikingAverage):
             pool.threshold = frozen_scale(self.kind, "threshold", pool.threshold)
             pool.amplitude = frozen_scale(self.kind, "amplitude", pool.amplitude)
+            self.format = 1 if pool.initial == 0 else 2
         self.pool = pool
         self.gate = gate
 

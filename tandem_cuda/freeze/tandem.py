@@ -67,6 +67,7 @@ class FrozenTandem(FrozenLayer):
         super().__init__()
         self.kind = type(layer).__name__
         _check_neuron(self.kind, layer.neuron)
+        self.format = _format(layer.neuron)
         self.takes_encoded = self.resumes = takes_encoded
         del layer.weight
         layer.register_buffer("weight", frozen_tensor(weight))
@@ -195,6 +196,7 @@ class FrozenAdd(FrozenLayer):
     def __init__(self, join: TandemAdd, tensors: Tensors) -> None:
         super().__init__()
         _check_neuron(self.kind, join.neuron)
+        self.format = _format(join.neuron)
         for i, branch in _layers(join):
             for name in ("weight", "bias"):
                 tensor = tensors.get(f"{i}.{name}")
@@ -429,6 +431,11 @@ def _check_no_bool(kind: str, settings: Any) -> None:
 
 def _outputs(layer: TandemLayer) -> tuple[int]:
     return (layer.out_channels if isinstance(layer, _ConvNd) else cast(nn.Linear, layer).out_features,)
+
+
+def _format(neuron: Neuron) -> int:
+    """Return the first version of the file format that has these neurons."""
+    return 1 if neuron.settings().keys() == {"threshold", "leak", "amplitude"} else 2
 
 
 def _check_neuron(kind: str, neuron: Neuron) -> None:

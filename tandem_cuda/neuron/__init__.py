@@ -41,7 +41,9 @@ def of_settings(name: str, settings: Any) -> Neuron:
             neuron = model.of_settings(name, settings)
             if neuron is not None:
                 return neuron
-    expected = " or ".join(", ".join(model.SETTINGS) for model in MODELS)
+    expected = " or ".join(
+        f"{', '.join(model.SETTINGS)} and perhaps {', '.join(model.OPTIONAL)} ({model.__name__})" for model in MODELS
+    )
     raise ValueError(f"{name}: setting neuron must hold {expected}, got {settings!r}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -190,7 +191,8 @@ def check_number(name: str, argument: str, value: Any) -> None:
 def check_positive(name: str, argument: str, value: Any) -> None:
     """TypeError or ValueError unless a parameter is a positive and finite number."""
     check_number(name, argument, value)
-    if not 0 < value < math.inf:  # a comparison, which torch.compile traces with numbers that it does not know
+    # Comparisons, which torch.compile traces with numbers that it does not know; an int may exceed every float.
+    if not 0 < value <= sys.float_info.max:
         raise ValueError(f"{name}: {argument} must be positive and finite, got {value}")
 
 

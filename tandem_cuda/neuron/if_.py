@@ -70,14 +70,15 @@ class IF(Neuron):
         check_positive("IF", "amplitude", self.amplitude)
         check_initial("IF", self.initial)
         check_number("IF", "refractory", self.refractory)
-        if self.refractory not in range(2**24 + 1):  # which float32 counts exactly
+        # float32 counts that far. torch.compile traces these operations with numbers that it does not know.
+        if not (0 <= self.refractory <= 2**24 and self.refractory % 1 == 0):
             raise ValueError(f"IF: refractory must be a whole number of steps up to 2^24, got {self.refractory}")
         store_floats(self, "threshold", "amplitude", "initial", "refractory")
 
     def __repr__(self) -> str:
         amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
         initial = "" if self.initial == 0 else f", initial={self.initial}"
-        refractory = "" if self.refractory == 0 else f", refractory={self.refractory:g}"
+        refractory = "" if self.refractory == 0 else f", refractory={int(self.refractory)}"
         return f"IF(threshold={self.threshold}, clip={self.clip}{amplitude}{initial}{refractory})"
 
     @property

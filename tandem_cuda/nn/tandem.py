@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from .. import ops
 from ..neuron import IF, Neuron, check_neuron
 from ..ops import autocast, checks
+from ..ops.gradient import refuse_tangents
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from . import batch_norm
@@ -103,6 +104,8 @@ class TandemLayer(nn.Module, ABC):
         steps, constant, bias = x.time_steps, x.mode == "constant", self.bias
         normed = self.norm is not None
         current = self.encoded_current(x, None if normed else per_step(bias, steps), normed)
+        if not torch.compiler.is_compiling():
+            refuse_tangents(type(self).__name__, current)
         couple: Callable[[Tensor], SpikeTrain]
         if normed:
             couple = self._behind_norm(current, steps, repeats=steps if constant else 1, missing=bias)

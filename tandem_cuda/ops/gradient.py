@@ -14,6 +14,14 @@ _forward_ad: Any = forward_ad
 _functorch: Any = autograd_function
 
 
+def refuse_tangents(name: str, *tensors: torch.Tensor) -> None:
+    """Raise NotImplementedError if forward mode differentiates a tensor. Its tangent would silently become zero."""
+    if _forward_ad._current_level >= 0 and any(_forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            f"{name}: forward-mode gradients (jvp, jacfwd, hessian) are not supported; use grad, vjp or jacrev"
+        )
+
+
 def register_gradient(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
     """Register a gradient that also works under ``torch.func``.
 
@@ -44,10 +52,7 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
 
     def differentiable(keyset: Any, *arguments: Any) -> Any:
         tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
-        if _forward_ad._current_level >= 0 and any(_forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-            raise NotImplementedError(
-                f"{name}: forward-mode gradients (jvp, jacfwd, hessian) are not supported; use grad, vjp or jacrev"
-            )
+        refuse_tangents(name, *tensors)
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
             with _functorch.enable_single_level_autograd_function():
                 return Gradient.apply(*arguments, keyset)  # type: ignore[attr-defined]  # set by a metaclass

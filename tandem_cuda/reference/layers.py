@@ -259,9 +259,10 @@ class TandemAdd(nn.Module):
 class _SpikingAverage(nn.Module):
     """IF neurons driven by a window's mean; torch's pooling is the next class in the method resolution order."""
 
-    def __init__(self, *args: Any, threshold: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, threshold: float = 1.0, initial: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.threshold = threshold
+        self.initial = initial
 
     def forward(self, x: Any) -> DenseTrain:
         """Pool a spike train of images."""
@@ -271,7 +272,7 @@ class _SpikingAverage(nn.Module):
         pool = super().forward
         with torch.no_grad():
             currents = [torch.round(pool(s) * unit) for s in x.to_dense()]
-            spikes, _ = neuron_loop(currents, IF(self.threshold * unit))
+            spikes, _ = neuron_loop(currents, IF(self.threshold * unit, initial=self.initial))
         train = DenseTrain(spikes, amplitude=x.amplitude)
         train.count = replace_value(pool(x.count) / self.threshold, train.count)
         return train
@@ -283,7 +284,10 @@ class _SpikingAverage(nn.Module):
 
 
 class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # as above
-    """IF neurons driven by a window's mean at every time step; takes the arguments of nn.AvgPool2d, and threshold."""
+    """IF neurons driven by a window's mean at every time step.
+
+    Takes the arguments of nn.AvgPool2d, threshold and initial.
+    """
 
 
 class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
