@@ -1,7 +1,8 @@
 // Every kernel of the portable body on fixed inputs: one line a case, its name and a hash of the bytes it computed.
 //
 // The project promises the same bits everywhere; what this prints on one processor must be what it prints on another.
-// So inputs come from integers alone, and no case makes a NaN, whose sign bit is the processor's own choice.
+// So inputs come from integers alone, and no case makes a NaN, whose sign bit is the processor's own choice. One file,
+// so that a cross compiler needs one command.
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>

@@ -1,4 +1,5 @@
-// Runs CUDA kernels on the host, without a device: a test includes a .cu file and calls its launch function.
+// Runs CUDA kernels on the host, without a device: a test includes a .cu file and calls its launch function. All of it
+// is one header, since a test is one translation unit.
 //
 // A thread of a block is a fiber with a stack of its own, and runs until it waits for others or ends. Who runs next is
 // up to the environment: TANDEM_HOST_ORDER=asc (the default: always the lowest thread that can run), desc, or rand with
