@@ -1,15 +1,17 @@
 // Every kernel of the portable body on fixed inputs: one line a case, its name and a hash of the bytes it computed.
 //
 // The project promises the same bits everywhere; what this prints on one processor must be what it prints on another.
-// So inputs come from integers alone, and no case makes a NaN, whose sign bit is the processor's own choice. One file,
-// so that a cross compiler needs one command.
+// So inputs come from integers alone, and all NaNs count as one: their sign bit is the processor's own choice. One
+// file, so that a cross compiler needs one command.
 #include <algorithm>
 #include <cinttypes>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "core/bit_planes.h"
@@ -86,7 +88,12 @@ class Hash {
     }
   }
   template <class T>
-  void add(const std::vector<T>& values) {
+  void add(std::vector<T> values) {
+    if constexpr (std::is_floating_point_v<T>) {
+      for (T& value : values) {
+        if (std::isnan(value)) value = std::numeric_limits<T>::quiet_NaN();
+      }
+    }
     add(values.data(), values.size() * sizeof(T));
   }
   void print(const std::string& name) const { std::printf("%s: %016" PRIx64 "\n", name.c_str(), state_); }
@@ -120,7 +127,7 @@ void integrate_and_fire(CurrentMode mode, int64_t time_steps, T leak, unsigned o
   Random random;
   const bool series = mode == CurrentMode::kSeries;
   std::vector<T> current = random.values<T>((series ? time_steps : 1) * neurons);
-  current[3] = std::numeric_limits<T>::quiet_NaN();  // passed on as it is
+  current[3] = std::numeric_limits<T>::quiet_NaN();
   current[5] = std::numeric_limits<T>::infinity();
   current[9] = T(-0.0);
   current[11] = std::numeric_limits<T>::denorm_min();
@@ -411,6 +418,7 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
   visit_args.narrow_sums = sizeof(E) == 2;
   visit_args.visits_per_tile = (tile_bytes + 7) / 8 * 8;
   const AlignedBuffer<uint8_t> visits("event tile", all_tiles * visit_args.visits_per_tile);
+  std::memset(visits.data, 0, static_cast<size_t>(all_tiles * visit_args.visits_per_tile));  // not all is written
   visit_args.visits = visits.data;
   std::vector<uint8_t> widened(static_cast<size_t>(all_tiles));
   visit_args.widened = widened.data();
