@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import tandem_cuda
-from exact import dyadic, every_path, generator, same
+from exact import VANISHING, dyadic, every_path, generator, same
 from tandem_cuda import Encode, SpikeTrain, ops
 from tandem_cuda import reference as ref
 
@@ -19,7 +19,7 @@ def exact(layer, time_steps):
                     module.bias.copy_(time_steps * dyadic(len(module.bias), seed=10 * i + 1) / 4)
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 power = torch.randint(-1, 2, module.weight.shape, generator=generator(10 * i + 2))
-                module.eps = 0.0
+                module.eps = VANISHING
                 module.running_var.copy_(4.0**power)
                 module.weight.copy_(2.0**power * (1 - 2 * (power == 0).int()))
                 module.running_mean.copy_(time_steps * dyadic(len(power), seed=10 * i + 3))
@@ -33,7 +33,7 @@ def twins(name, arguments, named, time_steps, dtype=torch.float64):
     theirs = getattr(ref, name)(*arguments, **named, dtype=dtype).eval()
     theirs.load_state_dict(ours.state_dict())
     if ours.norm is not None:
-        theirs.norm.eps = 0.0
+        theirs.norm.eps = VANISHING
     return ours, theirs
 
 

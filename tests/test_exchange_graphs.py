@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from exact import dyadic, same, train
+from exact import VANISHING, dyadic, same, train
 from tandem_cuda import (
     IF,
     LIF,
@@ -42,7 +42,7 @@ def filled(net: nn.Module) -> nn.Module:
     """Dyadic weights that make neurons fire, and batch norm that is a dyadic map."""
     for seed, module in enumerate(net.modules()):
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            module.eps = 0.0
+            module.eps = VANISHING
             module.weight.data = 0.75 + dyadic(len(module.weight), seed=seed, scale=4) / 4
             module.bias.data = 0.5 + dyadic(len(module.bias), seed=seed + 1, scale=4) / 2
             module.running_mean = dyadic(len(module.running_mean), seed=seed + 2, scale=4)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import tandem_cuda
-from exact import same, train
+from exact import VANISHING, same, train
 from layer_twins import agree, exact, fronts
 from neurons import EVERY_KIND
 from tandem_cuda import IF
@@ -54,7 +54,7 @@ def join_twins(branches, time_steps, norm, neuron=IF()):
     made[1].load_state_dict(made[0].state_dict())
     for module in made[1].modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            module.eps = 0.0
+            module.eps = VANISHING
     return made
 
 
