@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tandem_cuda
-from exact import ENGINES, FLOATS, SEEDS, dyadic, every_path, generator, same, train
+from exact import ENGINES, FLOATS, SEEDS, VANISHING, dyadic, every_path, generator, same, train
 from neurons import EVERY_KIND, every_kind
 from tandem_cuda import IF, LIF, SpikeTrain
 from tandem_cuda import reference as ref
@@ -90,7 +90,7 @@ def make_exact(net, time_steps, seed):
             if layer.norm is not None:
                 power = torch.randint(-1, 2, (outputs,), generator=generator(seed + 2))
                 sign = torch.randint(0, 2, (outputs,), generator=generator(seed + 3)) * 2 - 1
-                layer.norm.eps = 0.0
+                layer.norm.eps = VANISHING
                 layer.norm.running_var.copy_(4.0**power)
                 layer.norm.weight.copy_(sign * 2.0 ** power.flip(0))
                 layer.norm.running_mean.copy_(time_steps * dyadic(outputs, seed=seed + 4))
@@ -136,7 +136,7 @@ def test_exact_networks_fire_the_same_spikes(network, encoding, batch, dtype, se
     net_ref.load_state_dict(net.state_dict())
     for layer in net_ref:
         if getattr(layer, "norm", None) is not None:
-            layer.norm.eps = 0.0
+            layer.norm.eps = VANISHING
 
     want, out_ref = trains_of(net_ref, x_ref)
     for path, (got, _) in every_path(trains_of, net, x):
