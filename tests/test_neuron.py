@@ -389,3 +389,11 @@ def test_no_neuron(wrong: Any) -> None:
     }.items():
         with pytest.raises(TypeError, match=f"{name}: {message}"):
             call()
+
+
+def test_thresholds_that_float32_does_not_hold() -> None:
+    """Refused at the call, where rounding would change which neurons fire; float64 holds them."""
+    for neuron, message in ((IF(1e-45, initial=0.9), "initial must leave"), (IF(1e300), "threshold must be finite")):
+        ops.integrate_and_fire(torch.zeros(1, 4, dtype=torch.float64), 4, neuron=neuron)
+        with pytest.raises(RuntimeError, match=f"integrate_and_fire: {message}"):
+            ops.integrate_and_fire(torch.zeros(1, 4), 4, neuron=neuron)

@@ -1,5 +1,7 @@
 #include "neuron/arguments.h"
 
+#include <cmath>
+#include <sstream>
 #include <string>
 
 namespace tandem {
@@ -40,6 +42,23 @@ void check_parameter(const char* op, const Parameter& parameter, double value) {
   TANDEM_CHECK(parameter.holds(value), op, parameter.name, " must be ", parameter.rule, ", got ", value);
 }
 
+// Whether no neuron has reached its threshold before the first step, which kernels rely on: a threshold that is nearly
+// zero has too few digits for a share of it.
+template <class T>
+bool starts_silent(const Neuron& neuron) {
+  bool silent = false;
+  visit_model<Scalar<T>>(neuron, [&](const auto& model) { silent = model.start(0) < model.threshold; });
+  return silent;
+}
+
+std::string listed_values(const std::vector<double>& parameters) {
+  std::ostringstream text;
+  text << '[';
+  for (size_t i = 0; i < parameters.size(); ++i) text << (i ? ", " : "") << parameters[i];
+  text << ']';
+  return text.str();
+}
+
 }  // namespace
 
 Neuron checked_neuron(const char* op, int64_t kind, const std::vector<double>& parameters, ScalarType type) {
@@ -56,8 +75,13 @@ Neuron checked_neuron(const char* op, int64_t kind, const std::vector<double>& p
     const double rounded = type == ScalarType::Float ? static_cast<double>(static_cast<float>(value)) : value;
     TANDEM_CHECK(rounded > 0 || model.parameters[i].holds(0), op, model.parameters[i].name,
                  " must be positive in the dtype of the potential, got ", value);
+    TANDEM_CHECK(std::isfinite(rounded), op, model.parameters[i].name,
+                 " must be finite in the dtype of the potential, got ", value);
     neuron.parameters[i] = value;
   }
+  TANDEM_CHECK(type == ScalarType::Float ? starts_silent<float>(neuron) : starts_silent<double>(neuron), op,
+               "initial must leave the potential below the threshold in its dtype, got parameters ",
+               listed_values(parameters));
   return neuron;
 }
 

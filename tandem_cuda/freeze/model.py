@@ -177,5 +177,5 @@ def _target(node: fx.Node) -> str:
 def _flattening(node: fx.Node) -> nn.Module | None:
     """Return the nn.Flatten equivalent to a node; None if there is none."""
     if node.op == "call_method" and node.target == "flatten" and not node.kwargs and len(node.args) == 3:
-        return nn.Flatten(*node.args[1:])  # type: ignore[arg-type]
+        return nn.Flatten(*node.args[1:])  # type: ignore[arg-type]  # ints, where fx allows anything
     return nn.Flatten() if node.target is flattened_to else None

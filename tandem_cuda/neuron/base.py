@@ -40,7 +40,7 @@ class Neuron:
     """A neuron model: a frozen dataclass that says how neurons spike and what their ANN twin computes.
 
     The compiled library has the same step in ``csrc/neuron``. A model's parameters cross the operator boundary as a
-    vector of floats.
+    vector of floats. Every model must override the methods that raise NotImplementedError here.
     """
 
     KINDS: ClassVar[dict[int, Kind]]
