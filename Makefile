@@ -1,12 +1,16 @@
 # What a developer runs, in an environment of its own (.venv). Every target can be repeated: it does again only what its
-# sources ask for. PYTHON=python3.12 picks the interpreter, PYTEST_ARGS="-k conv2d" is passed on to pytest.
+# sources ask for. PYTHON=python3.12 picks the interpreter, PYTEST_ARGS="-k conv2d" is passed on to pytest, JOBS=1 says
+# how many processes share the tests (by default one a core).
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+JOBS ?= auto
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
 OLDEST_TORCH := 2.11.0
+# Files whole and in their order, so that what they share is made once and programs compile before they are needed.
+IN_PROCESSES = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Folders too: their times change where a file goes.
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
@@ -33,14 +37,14 @@ help:
 	@echo "make clean      remove builds, caches and $(VENV)"
 
 test: $(VENV)/.installed-test
-	$(PY) -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(PY) -m pytest $(IN_PROCESSES) -m "not slow and not gpu" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test $(VENV)/.installed-examples
-	$(PY) -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+	$(PY) -m pytest $(IN_PROCESSES) -m "slow and not gpu" $(PYTEST_ARGS)
 
 # The library as built under this environment's torch, tested under the oldest torch that it promises to load in.
 test-oldest: $(VENV)-oldest/.installed
-	$(VENV)-oldest/bin/pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(VENV)-oldest/bin/pytest $(IN_PROCESSES) -m "not slow and not gpu" $(PYTEST_ARGS)
 
 # FUZZ_ARGS="products networks" picks kinds of cases. Every failure's line ends with the command that repeats it.
 MINUTES ?= 2

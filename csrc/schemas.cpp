@@ -9,7 +9,8 @@
 // that a call returned continues the simulation where that call stopped.
 //
 // Outputs that a `want_*` flag turned off are empty tensors of shape [0]. engine: 0 auto, 1 event, 2 dense. mode: 0
-// constant, 1 impulse, 2 series. They are no strings because torch's stable ABI (2.13) leaks every string argument.
+// constant, 1 impulse, 2 series, 3 once. They are no strings because torch's stable ABI (2.13) leaks every string
+// argument.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(tandem_cuda, m) {
@@ -53,7 +54,7 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "tandem_norm_count_backward(Tensor grad, Tensor product, Tensor mean, Tensor var, Tensor gamma, Tensor beta, "
       "float eps, float threshold, float upper) -> (Tensor, Tensor, Tensor)");
 
-  // x[t] = scale * current + bias (constant), the same at t = 1 and bias after it (impulse), or
+  // x[t] = scale * current + bias (constant); the same at t = 1, then bias (impulse) or nothing (once); or
   // scale * current[t] + bias (series). scale: [C]
   // current: [N, C, *spatial], series [T, N, C, *spatial]; bias: [C], per time step; state: [S, N, C, *spatial]
   // -> bits [P, N, C, *spatial], sum over t of x[t] [N, C, *spatial], final state [S, N, C, *spatial]

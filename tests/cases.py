@@ -20,7 +20,7 @@ from tandem_cuda import reference as ref
 from tensors import ENGINES, FLOATS, WEIGHTS, dyadic, generator, int8, normal, planes, train
 
 RAW = torch.ops.tandem_cuda
-MODES = ("constant", "impulse", "series")
+MODES = ("constant", "impulse", "series", "once")
 
 # ---- What a case is
 
@@ -259,7 +259,7 @@ def pooled(kernel_size, *geometry):
 def fired(mode, neuron):
     def draw(time_steps, neurons, dtype, seed, optional):
         shape = (time_steps, *neurons) if mode == "series" else neurons
-        spread = 3 if mode == "impulse" else 1  # impulses must be large for neurons to go on firing
+        spread = 3 if mode in ("impulse", "once") else 1  # impulses must be large for neurons to go on firing
         arguments = {"current": spread * normal(*shape, seed=seed, dtype=dtype), "time_steps": time_steps, "mode": mode}
         arguments["neuron"] = neuron.scaled(0.7)
         if optional:

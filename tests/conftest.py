@@ -54,12 +54,20 @@ def cuda(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+"""The name of this process if pytest-xdist runs the tests in several."""
+
+
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
     """Programs that run the CUDA kernels on the host."""
     if reason := host_programs.obstacle():
         pytest.skip(reason)
-    programs = host_programs.Host(tmp_path_factory.mktemp("cuda_host"))
+    folder = tmp_path_factory.getbasetemp()
+    if WORKER is not None:
+        folder = folder.parent  # which all processes share
+    (folder / "cuda_host").mkdir(exist_ok=True)
+    programs = host_programs.Host(folder / "cuda_host")
     yield programs
     programs.pool.shutdown(cancel_futures=True)
 
@@ -72,6 +80,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _host_programs_compile_meanwhile(request: pytest.FixtureRequest) -> None:
     wanted = any("host" in getattr(item, "fixturenames", ()) for item in request.session.items)
+    if WORKER not in (None, "gw0"):
+        return
     if wanted and host_programs.obstacle() is None:
         request.getfixturevalue("host").start("plain")
 

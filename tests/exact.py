@@ -42,7 +42,7 @@ MULTIPLIERS = (1, 2, 3, 17)
 SEEDS = st.integers(0, 2**31 - 1)
 VANISHING = 1e-300  # of batch norm: leaves a variance as it is, and torch 2.11 refuses 0
 AUTO, EVENT, DENSE = range(3)  # as the operators themselves take them
-CONSTANT, _, SERIES = range(3)  # modes, likewise
+CONSTANT, _, SERIES, _ = range(4)  # modes, likewise
 
 
 def slow(*values, **named):

@@ -1,5 +1,6 @@
 """Programs that run the CUDA kernels on the host: how they are compiled and run."""
 
+import fcntl
 import os
 import platform
 import shutil
@@ -40,7 +41,7 @@ def obstacle():
 
 
 class Host:
-    """Compiles programs once each, and runs them."""
+    """Compiles programs once each, whichever of pytest's processes needs them first, and runs them."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -66,9 +67,14 @@ class Host:
     def _compile(self, program, source, variant):
         includes = ["-I", ROOT / "csrc", "-I", FOLDER, "-isystem", toolkit() / "include"]
         flags = [*FLAGS, *VARIANTS[variant], f"-Wl,-T,{FOLDER / 'shared.ld'}", "-DTANDEM_CUDA_HOST", *includes]
-        command = ["g++", *flags, "-x", "c++", source, "-o", program]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
+        part = program.with_suffix(".part")
+        command = ["g++", *flags, "-x", "c++", source, "-o", part]
+        with program.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another of pytest's processes may be at it
+            if not program.exists():
+                result = subprocess.run(command, capture_output=True, text=True, check=False)
+                assert result.returncode == 0, result.stderr
+                part.rename(program)
         return program
 
     def run(self, name, variant, *arguments, order="asc", seed="0"):

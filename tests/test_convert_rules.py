@@ -276,7 +276,11 @@ def test_a_second_rule():
     assert rules.RULES[nn.ReLU6] is first
 
 
-@pytest.mark.parametrize("target", ["relu", nn.ReLU(), int, None, 3, partial(F.relu, inplace=True)], ids=str)
+@pytest.mark.parametrize(
+    "target",
+    ["relu", nn.ReLU(), int, None, 3, partial(F.relu, inplace=True)],
+    ids=["name", "module", "type", "none", "number", "partial"],
+)
 def test_rules_for_what_is_never_called(target):
     with pytest.raises(TypeError, match=r"register: target must be a class of nn.Module or a function, got "):
         register(target, rules.fire)

@@ -154,7 +154,7 @@ def integrate_and_fire_cases():
         "0-dims": ("current", lambda: integrate_and_fire(torch.zeros(()))),
         "int": ("current", lambda: integrate_and_fire(CURRENT.int())),
         "complex": ("current", lambda: integrate_and_fire(torch.zeros(2, 3, dtype=torch.complex64))),
-        "mode": ("mode", lambda: integrate_and_fire(CURRENT, mode=3)),
+        "mode": ("mode", lambda: integrate_and_fire(CURRENT, mode=4)),
         "mode-empty": ("mode", lambda: integrate_and_fire(CURRENT, mode=-1)),
         "series-2-dims": ("current", lambda: integrate_and_fire(CURRENT, 2, SERIES)),
         "series-other-length": ("current", lambda: integrate_and_fire(floats(2, 2, 3), 3, SERIES)),

@@ -23,14 +23,14 @@ from neurons import any_neuron, every_kind, state_of
 from tandem_cuda import IF, ops
 from tandem_cuda import reference as ref
 
-MODES = ("constant", "impulse", "series")
+MODES = ("constant", "impulse", "series", "once")
 
 
 def currents(shape, mode, time_steps, dtype, seed):
     if mode == "series":
         shape = (time_steps, *shape)
     # Impulses must be large for neurons to go on firing.
-    spread = 3.0 if mode == "impulse" else 1.0
+    spread = 3.0 if mode in ("impulse", "once") else 1.0
     return spread * torch.randn(shape, generator=generator(seed), dtype=dtype)
 
 

@@ -29,15 +29,17 @@
 // its operations is part of the contract: it makes every path round alike.
 #pragma once
 
+#include <cstdint>
 #include <limits>
 
 #include "core/host_device.h"
 
 namespace tandem {
 
-// How a given current spreads over time: the same at every step, at the first one alone, or one for each step.
-// Numbered as in the schemas.
-enum class CurrentMode { kConstant, kImpulse, kSeries };
+// How a given current spreads over time: the same at every step; at the first one alone, and the bias at every step;
+// one for each step; or current and bias at the first one alone. Numbered as in the schemas.
+enum class CurrentMode { kConstant, kImpulse, kSeries, kOnce };
+constexpr int64_t kCurrentModes = 4;
 
 // Plain numbers, where a kernel's are vectors.
 template <class T>

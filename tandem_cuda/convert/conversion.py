@@ -423,12 +423,13 @@ def _is_shareable(parametrizations: Any) -> bool:
 
 
 def _spiking_pool(pool: Any, neuron: Neuron, engine: str) -> nn.Module:
-    """Make the spiking layer for average pooling. Its neurons start as those of the other layers."""
+    """Make the spiking layer for average pooling. Its neurons start, and wait, as those of the other layers."""
+    how: dict[str, Any] = {"initial": neuron.initial, "two_phase": neuron.two_phase, "engine": engine}
     if isinstance(pool, nn.AdaptiveAvgPool2d):
-        return SpikingAdaptiveAvgPool2d(pool.output_size, initial=neuron.initial, engine=engine)
+        return SpikingAdaptiveAvgPool2d(pool.output_size, **how)
     windows = pool.kernel_size, pool.stride, pool.padding
     settings = pool.ceil_mode, pool.count_include_pad, pool.divisor_override
-    return SpikingAvgPool2d(*windows, *settings, initial=neuron.initial, engine=engine)
+    return SpikingAvgPool2d(*windows, *settings, **how)
 
 
 def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:

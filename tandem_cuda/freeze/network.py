@@ -126,7 +126,17 @@ class FrozenNetwork(nn.Module):
         Returns:
             ``(output, state)``. Before the last time step, Decode returns an estimate of the final counts. After it,
             ``state`` is {}.
+
+        Raises:
+            ValueError: ``span`` has only some of the time steps, and there are neurons with ``two_phase``.
         """
+        if span.now < span.total:
+            waiting = [node.name for node in self.nodes if node.layer.waits]
+            if waiting:
+                raise ValueError(
+                    f"advance: chunk must be all {span.total} time steps (neurons with two_phase, of "
+                    f"{', '.join(waiting)}, wait for them), got {span.now}"
+                )
         values: dict[str, Any] = dict(zip(self.kinds, x if len(self.kinds) > 1 else (x,), strict=True))
         after: NetworkState = {}
         for i, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):

@@ -55,9 +55,9 @@ class FrozenPool(FrozenLayer):
     SETTINGS: ClassVar[dict[type[nn.Module], tuple[str, ...]]] = {
         SpikingAvgPool2d: (
             *("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-            *("threshold", "amplitude", "initial", "engine"),
+            *("threshold", "amplitude", "initial", "two_phase", "engine"),
         ),
-        SpikingAdaptiveAvgPool2d: ("output_size", "threshold", "amplitude", "initial", "engine"),
+        SpikingAdaptiveAvgPool2d: ("output_size", "threshold", "amplitude", "initial", "two_phase", "engine"),
         SpikingMaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
         SpikeWindows: ("kernel_size", "stride", "padding", "divisor_override"),
     }
@@ -70,7 +70,8 @@ class FrozenPool(FrozenLayer):
         if isinstance(pool, SpikingAverage):
             pool.threshold = frozen_scale(self.kind, "threshold", pool.threshold)
             pool.amplitude = frozen_scale(self.kind, "amplitude", pool.amplitude)
-            self.format = 1 if pool.initial == 0 else 2
+            self.waits = pool.two_phase
+            self.format = 1 if pool.initial == 0 and not pool.two_phase else 2
         self.pool = pool
         self.gate = gate
 
@@ -92,11 +93,12 @@ class FrozenPool(FrozenLayer):
             if gate not in cls.GATES:
                 raise ValueError(f"{kind}: setting gate must be one of {', '.join(cls.GATES)}, got {gate!r}")
         if issubclass(pool_class, SpikingAverage):
-            settings = {"amplitude": 1.0, "initial": 0.0} | settings  # version 0.1 did not have these settings
+            # Left out by version 0.1, and where they have these values.
+            settings = {"amplitude": 1.0, "initial": 0.0, "two_phase": False} | settings
         check_settings(kind, settings, {*cls.SETTINGS[pool_class]})
         check_tensors(kind, tensors, {})
         for name, value in settings.items():
-            if name in ("ceil_mode", "count_include_pad"):
+            if name in ("ceil_mode", "count_include_pad", "two_phase"):
                 if not isinstance(value, bool):
                     raise ValueError(f"{kind}: setting {name} must be true or false, got {value!r}")
             elif name == "divisor_override":
@@ -114,8 +116,9 @@ class FrozenPool(FrozenLayer):
     def settings(self) -> Settings:
         gate = {"gate": self.gate} if isinstance(self.pool, SpikingMaxPool2d) else {}
         settings = {name: getattr(self.pool, name) for name in self.SETTINGS[type(self.pool)]}
-        if settings.get("initial") == 0:  # left out, so that older versions read the file
-            del settings["initial"]
+        for name in ("initial", "two_phase"):  # left out if they are 0, so that older versions read the file
+            if settings.get(name) == 0:
+                del settings[name]
         return settings | gate
 
     def takes(self) -> str:

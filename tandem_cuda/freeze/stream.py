@@ -59,7 +59,8 @@ class Stream:
 
         Raises:
             TypeError: ``chunk`` has the wrong type.
-            ValueError: ``chunk`` has more steps than remain, or a different number of samples than before.
+            ValueError: ``chunk`` has more steps than remain, or a different number of samples than before; or fewer
+                than T, and there are neurons with ``two_phase``, which wait for all T.
         """
         whole = self.inputs
         if whole is None and not isinstance(chunk, SpikeTrain):

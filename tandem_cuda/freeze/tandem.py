@@ -69,6 +69,7 @@ class FrozenTandem(FrozenLayer):
         _check_neuron(self.kind, layer.neuron)
         self.format = _format(layer.neuron)
         self.takes_encoded = self.resumes = takes_encoded
+        self.waits = layer.neuron.two_phase
         del layer.weight
         layer.register_buffer("weight", frozen_tensor(weight))
         self.layer = layer
@@ -197,6 +198,7 @@ class FrozenAdd(FrozenLayer):
         super().__init__()
         _check_neuron(self.kind, join.neuron)
         self.format = _format(join.neuron)
+        self.waits = join.neuron.two_phase
         for i, branch in _layers(join):
             for name in ("weight", "bias"):
                 tensor = tensors.get(f"{i}.{name}")

@@ -54,6 +54,8 @@ class Neuron:
     clip: bool
     amplitude: float
     initial: float
+    two_phase: bool = False
+    """Whether the neuron first integrates the input of all time steps, and only then spikes."""
 
     # -- across the operator boundary
 

@@ -45,11 +45,18 @@ class IF(Neuron):
             that the ANN's activation is relu(v) / (threshold + refractory * v / T). It saturates at
             T / (1 + refractory). For currents from 0 to the threshold it differs from the count by 0.22 to 0.37 spikes
             on average, and by less than 1 spike, for 1, 2 and 4 steps and T = 4 to 64 (without: 0.5 and 1).
+        two_phase: first integrate the input of all T steps, then spike in T steps without input, as the paper's
+            encoding layer does (section II-B). With v the input summed over all steps, u[1] = v + initial * threshold
+            and x[t] = 0 for t > 1, so that the count is clip(floor(v / threshold + initial), 0, T), whenever the
+            spikes arrive. A one-phase neuron may miss it by several spikes. The ANN's activation and its gradient are
+            the same. A layer cannot start before the layer below has finished: a network of L such layers takes L * T
+            steps for one input, and a new input can enter every T steps. Few-spike neurons wait in the same way
+            (Stoeckl & Maass 2021, arXiv:2002.00860), as do two-phase probabilistic neurons (arXiv:2502.14487).
 
     Raises:
-        TypeError: a parameter that is no number.
+        TypeError: a parameter that is no number, or ``two_phase`` is not a bool.
         ValueError: a threshold or amplitude that is not positive and finite, an initial potential outside [0, 1), a
-            refractory period that is negative or not whole.
+            refractory period that is negative or not whole, or a refractory period with ``two_phase``.
     """
 
     KINDS: ClassVar[dict[int, Kind]] = {
@@ -57,13 +64,14 @@ class IF(Neuron):
         2: Kind(2, ("threshold", "initial", "refractory")),
     }
     SETTINGS: ClassVar[tuple[str, ...]] = ("threshold", "leak", "amplitude")
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("initial", "refractory")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("initial", "refractory", "two_phase")
 
     threshold: float = 1.0
     clip: bool = False
     amplitude: float = field(default=1.0, kw_only=True)
     initial: float = field(default=0.0, kw_only=True)
     refractory: float = field(default=0.0, kw_only=True)
+    two_phase: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_positive("IF", "threshold", self.threshold)
@@ -73,13 +81,18 @@ class IF(Neuron):
         # float32 counts that far. torch.compile traces these operations with numbers that it does not know.
         if not (0 <= self.refractory <= 2**24 and self.refractory % 1 == 0):
             raise ValueError(f"IF: refractory must be a whole number of steps up to 2^24, got {self.refractory}")
+        if not isinstance(self.two_phase, bool):
+            raise TypeError(f"IF: two_phase must be True or False, got {type(self.two_phase).__name__}")
+        if self.two_phase and self.refractory:
+            raise ValueError(f"IF: refractory must be 0 with two_phase, got {self.refractory}")
         store_floats(self, "threshold", "amplitude", "initial", "refractory")
 
     def __repr__(self) -> str:
         amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
         initial = "" if self.initial == 0 else f", initial={self.initial}"
         refractory = "" if self.refractory == 0 else f", refractory={int(self.refractory)}"
-        return f"IF(threshold={self.threshold}, clip={self.clip}{amplitude}{initial}{refractory})"
+        two_phase = ", two_phase=True" if self.two_phase else ""
+        return f"IF(threshold={self.threshold}, clip={self.clip}{amplitude}{initial}{refractory}{two_phase})"
 
     @property
     def leak(self) -> float:
@@ -136,13 +149,18 @@ class IF(Neuron):
     def of_settings(cls, name: str, settings: dict[str, Any]) -> IF | None:
         if not cls.has_settings(settings) or settings["leak"] != 1:
             return None
-        others = {name: value for name, value in settings.items() if name != "leak"}
-        return cls(**others)
+        others = {name: value for name, value in settings.items() if name not in ("leak", "two_phase")}
+        two_phase = settings.get("two_phase", 0)
+        if two_phase not in (0, 1):
+            raise ValueError(f"{name}: setting two_phase must be 0 or 1, got {two_phase!r}")
+        return cls(**others, two_phase=two_phase == 1)
 
     def to_nir(self, dt: float) -> NirForm:
         check_nir_initial(self)
         if self.refractory:
             raise ValueError(f"refractory must be 0, since NIR has no such neurons, got {self.refractory}")
+        if self.two_phase:
+            raise ValueError("two_phase must be False, since the neurons of NIR spike while they integrate, got True")
         return NirForm("IF", {"r": 1 / dt, "v_threshold": self.threshold, "v_reset": 0.0}, {})
 
     @classmethod

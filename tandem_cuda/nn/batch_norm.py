@@ -42,7 +42,7 @@ def fuses(norm: Any, product: Tensor) -> bool:
 
 
 @torch.no_grad()
-def update_statistics(norm: Any, product: Tensor, repeats: int, missing: Tensor | None) -> tuple[Tensor, Tensor]:
+def update_statistics(norm: Any, product: Tensor, repeats: float, missing: Tensor | None) -> tuple[Tensor, Tensor]:
     """Update the running statistics with those of repeats * product + missing, as torch's batch norm does.
 
     Returns mean and biased variance of ``product`` itself, each [O].

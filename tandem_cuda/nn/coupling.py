@@ -40,7 +40,7 @@ def coupled_behind_norm(
     product: Tensor,
     statistics: tuple[Tensor, Tensor],
     steps: int,
-    repeats: int,
+    repeats: float,
     missing: Tensor | None,
 ) -> SpikeTrain:
     """Couple the spikes with v = norm(repeats * product + missing), normalised with batch statistics; v is not stored.

@@ -46,6 +46,7 @@ class SpikingAverage(nn.Module):
     """Base of both average poolings. The matching pooling module of torch must come next in the bases."""
 
     initial = 0.0  # of modules pickled by version 0.1
+    two_phase = False  # likewise
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class SpikingAverage(nn.Module):
         threshold: float = 1.0,
         amplitude: float = 1.0,
         initial: float = 0.0,
+        two_phase: bool = False,
         engine: str = "auto",
         **kwargs: Any,
     ) -> None:
@@ -68,6 +70,9 @@ class SpikingAverage(nn.Module):
         self.amplitude = amplitude
         check_initial(name, initial)
         self.initial = initial
+        if not isinstance(two_phase, bool):
+            raise TypeError(f"{name}: two_phase must be True or False, got {type(two_phase).__name__}")
+        self.two_phase = two_phase
         self.engine = engine
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
@@ -136,7 +141,7 @@ class SpikingAverage(nn.Module):
 
     def neurons(self, divisor: int = 1) -> IF:
         """Return neurons for a current of ``divisor`` times the window's mean."""
-        return IF(self.threshold * divisor, initial=self.initial)
+        return IF(self.threshold * divisor, initial=self.initial, two_phase=self.two_phase)
 
     def divisors(self, rows: _Axis, columns: _Axis) -> list[int]:
         """Return the divisors of all windows, in order."""
@@ -151,7 +156,8 @@ class SpikingAverage(nn.Module):
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
         amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
         initial = "" if self.initial == 0 else f", initial={self.initial}"
-        return f"{super().extra_repr()}, threshold={self.threshold}{amplitude}{initial}{engine}"
+        two_phase = ", two_phase=True" if self.two_phase else ""
+        return f"{super().extra_repr()}, threshold={self.threshold}{amplitude}{initial}{two_phase}{engine}"
 
 
 class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -177,13 +183,15 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
         amplitude: weight of an output spike, in units of the input's ``amplitude``. If it equals the threshold,
             amplitude * count approximates the mean itself.
         initial: initial potential of the neurons as a fraction of the threshold, in [0, 1).
+        two_phase: first integrate all T steps, then spike, as :class:`IF` says.
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
 
     Shape:
         SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, Ho, Wo].
 
     Raises:
-        TypeError: the input is not a SpikeTrain, or ``threshold`` or ``amplitude`` is not a number.
+        TypeError: the input is not a SpikeTrain, ``threshold`` or ``amplitude`` is not a number, or ``two_phase`` is
+            not a bool.
         ValueError: the input is not [N, C, H, W], a window is larger than the padded image, or ``threshold``,
             ``amplitude``, ``initial`` or ``engine`` is invalid.
     """
@@ -200,6 +208,7 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
         threshold: float = 1.0,
         amplitude: float = 1.0,
         initial: float = 0.0,
+        two_phase: bool = False,
         engine: str = "auto",
     ) -> None:
         super().__init__(
@@ -212,6 +221,7 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
             threshold=threshold,
             amplitude=amplitude,
             initial=initial,
+            two_phase=two_phase,
             engine=engine,
         )
 
@@ -248,13 +258,15 @@ class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: i
         amplitude: weight of an output spike, in units of the input's ``amplitude``. If it equals the threshold,
             amplitude * count approximates the mean itself.
         initial: initial potential of the neurons as a fraction of the threshold, in [0, 1).
+        two_phase: first integrate all T steps, then spike, as :class:`IF` says.
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
 
     Shape:
         SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, Ho, Wo].
 
     Raises:
-        TypeError: the input is not a SpikeTrain, or ``threshold`` or ``amplitude`` is not a number.
+        TypeError: the input is not a SpikeTrain, ``threshold`` or ``amplitude`` is not a number, or ``two_phase`` is
+            not a bool.
         ValueError: the input is not [N, C, H, W], or ``threshold``, ``amplitude``, ``initial`` or ``engine`` is
             invalid.
     """
@@ -266,9 +278,11 @@ class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: i
         threshold: float = 1.0,
         amplitude: float = 1.0,
         initial: float = 0.0,
+        two_phase: bool = False,
         engine: str = "auto",
     ) -> None:
-        super().__init__(output_size, threshold=threshold, amplitude=amplitude, initial=initial, engine=engine)
+        neuron: dict[str, Any] = {"threshold": threshold, "amplitude": amplitude, "initial": initial}
+        super().__init__(output_size, **neuron, two_phase=two_phase, engine=engine)
 
     def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
         """Return the vertical and horizontal windows for an image of this size."""

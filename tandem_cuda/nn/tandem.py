@@ -91,14 +91,31 @@ class TandemLayer(nn.Module, ABC):
             bits, v, _ = self.spiking_product(x, self._spiking(steps, x.amplitude, self.packed()), want_sum=True)
             return coupled(self.neuron, bits, v, steps, dtype)
         if self.norm is not None and (learns or self.norm.training):
-            packed = self.packed()
-            couple = self._behind_norm(self.pre_activation(x, packed), steps)
-            with torch.no_grad():
-                weights = self._spiking(steps, x.amplitude, packed)
-                bits, _, _ = self.spiking_product(x.detach(), weights, want_sum=False)
-            return couple(bits)
+            return self._in_training(x, self.packed())
         bits, _, _ = self.spiking_product(x, self._kept(steps, x.amplitude), want_sum=False)
         return coupled(self.neuron, bits, None, steps, dtype)
+
+    def _in_training(self, x: SpikeTrain, packed: Tensor | None) -> SpikeTrain:
+        """Run spikes through a layer with batch norm, in training or where a gradient is needed."""
+        steps = x.time_steps
+        if self.neuron.two_phase:  # both twins need the same product of counts
+            weight = self.kernel_weight()
+            product = self.count_product(x, SpikingWeights(weight, packed))
+            couple = self._behind_norm(product, steps, repeats=x.amplitude, missing=self.bias)
+            with torch.no_grad():
+                scale, bias = self.affine().drive(weight, steps, x.amplitude)
+                bits = self._fired(product, steps, "impulse", scale, bias)
+            return couple(bits)
+        couple = self._behind_norm(self.pre_activation(x, packed), steps)
+        with torch.no_grad():
+            weights = self._spiking(steps, x.amplitude, packed)
+            bits, _, _ = self.spiking_product(x.detach(), weights, want_sum=False)
+        return couple(bits)
+
+    def _fired(self, current: Tensor, steps: int, mode: str, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return the bits of this layer's neurons."""
+        settings: dict[str, Any] = {"scale": scale, "mode": mode, "neuron": self.neuron}
+        return ops.integrate_and_fire(current, steps, bias, **settings, want_sum=False, want_state=False)[0]
 
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
         steps, constant, bias = x.time_steps, x.mode == "constant", self.bias
@@ -118,16 +135,7 @@ class TandemLayer(nn.Module, ABC):
             couple = self._couple(v, steps)
         with torch.no_grad():
             drive = self._kept_drive(steps, constant)
-            bits, _, _ = ops.integrate_and_fire(
-                current,
-                steps,
-                drive.bias,
-                scale=drive.scale,
-                mode=x.mode,
-                neuron=self.neuron,
-                want_sum=False,
-                want_state=False,
-            )
+            bits = self._fired(current, steps, x.mode, drive.scale, drive.bias)
         return couple(bits)
 
     def encoded_current(self, x: EncodedInput, bias: Tensor | None, normed: bool) -> Tensor:
@@ -161,7 +169,7 @@ class TandemLayer(nn.Module, ABC):
         return lambda bits: coupled(self.neuron, bits, v, steps, self.weight.dtype, scale)
 
     def _behind_norm(
-        self, product: Tensor, steps: int, *, repeats: int = 1, missing: Tensor | None = None
+        self, product: Tensor, steps: int, *, repeats: float = 1, missing: Tensor | None = None
     ) -> Callable[[Tensor], SpikeTrain]:
         """Return a function that couples bits with v = norm(repeats * product + missing).
 

@@ -9,7 +9,7 @@ from .. import neuron as models
 from ..neuron import IF, Neuron, check_neuron
 from . import checks, layout
 
-_MODES = ("constant", "impulse", "series")
+_MODES = ("constant", "impulse", "series", "once")
 
 
 def integrate_and_fire(
@@ -30,18 +30,20 @@ def integrate_and_fire(
 
     - "constant": ``scale * current + bias`` at every step;
     - "impulse": ``scale * current + bias`` at t = 1, ``bias`` afterwards;
-    - "series": ``scale * current[t] + bias``.
+    - "series": ``scale * current[t] + bias``;
+    - "once": ``scale * current + bias`` at t = 1, 0 afterwards.
 
-    A neuron that receives a NaN current never fires again.
+    Neurons with ``two_phase`` receive the sum of all x[t] at t = 1, and 0 afterwards. A neuron that receives a NaN
+    current never fires again.
 
     Args:
         current: float32 or float64 [N, C, ...]; in mode "series" [T, N, C, ...].
         time_steps: T.
         bias: [C], current per time step.
         state: [S, N, C, ...], the S state variables returned by an earlier call, to continue its simulation. The first
-            variable is u[0] before its reset.
+            variable is u[0] before its reset. Not for neurons with ``two_phase``, which take all steps at once.
         scale: [C], factor of the current, for example batch norm's gain.
-        mode: "constant", "impulse" or "series".
+        mode: "constant", "impulse", "series" or "once".
         neuron: IF(...) or LIF(...). ``clip`` and ``amplitude`` are ignored.
         want_sum: return the sum of the currents.
         want_state: return the final state.
@@ -53,7 +55,7 @@ def integrate_and_fire(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape, device, mode or T.
+        ValueError: a wrong shape, device, mode or T, or a state of neurons with ``two_phase``.
     """
     op = "integrate_and_fire"
     checks.check_floating(op, "current", current)
@@ -74,18 +76,54 @@ def integrate_and_fire(
         checks.check_like(op, "bias", bias, current, "current", neurons[1:2])
     if state is not None:
         checks.check_like(op, "state", state, current, "current", (neuron.states, *neurons))
+    current = current.detach()
+    scale, bias, state = (None if x is None else x.detach() for x in (scale, bias, state))
+    if neuron.two_phase:
+        check_whole(op, state)
+        if series:  # one-phase neurons, of which only the sum is taken
+            _, current, _ = _run(current, scale, bias, None, time_steps, mode, neuron, True, False)
+            scale = bias = None
+        elif mode != "once":
+            current = current * time_steps if mode == "constant" else current
+            bias = total_bias(bias, time_steps)
+        mode = "once"
+    return _run(current, scale, bias, state, time_steps, mode, neuron, want_sum, want_state)
+
+
+def _run(
+    current: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    state: Tensor | None,
+    time_steps: int,
+    mode: str,
+    neuron: Neuron,
+    want_sum: bool,
+    want_state: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.tandem_cuda.integrate_and_fire(
-        current.detach(),
-        None if scale is None else scale.detach(),
-        None if bias is None else bias.detach(),
-        None if state is None else state.detach(),
-        time_steps,
-        _MODES.index(mode),
-        neuron.kind,
-        neuron.parameters,
-        want_sum,
-        want_state,
+        *(current, scale, bias, state, time_steps, _MODES.index(mode)),
+        *(neuron.kind, neuron.parameters, want_sum, want_state),
     )
+
+
+def discharge(
+    v: Tensor, time_steps: int, neuron: Neuron, want_sum: bool, want_state: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a spiking product returns for neurons with ``two_phase`` whose input adds up to v."""
+    bits, _, state = _run(v.detach(), None, None, None, time_steps, "once", neuron, False, want_state)
+    return bits, v if want_sum else v.new_empty(0), state
+
+
+def total_bias(bias: Tensor | None, time_steps: int) -> Tensor | None:
+    """Return the sum over all steps of a bias per step."""
+    return None if bias is None else bias * time_steps
+
+
+def check_whole(op: str, state: Tensor | None) -> None:
+    """ValueError if neurons with ``two_phase`` are to continue an earlier call."""
+    if state is not None:
+        raise ValueError(f"{op}: state must be None with two_phase (such neurons need all time steps in one call)")
 
 
 @torch.library.register_fake("tandem_cuda::integrate_and_fire")

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..neuron import Neuron
 from . import checks
 from .geometry import Geometry, check_fit, check_geometry
+from .integrate_and_fire import check_whole, discharge, total_bias
 from .pack_weight import check_packed
 
 ENGINES = ("auto", "event", "dense")
@@ -51,6 +53,45 @@ def check_operands(
         check_operand(op, "count", count, weight, bits.shape[1:])
     if packed is not None:
         check_packed(op, "packed", packed, weight, groups)
+
+
+def spiking_product(
+    op: str,
+    operands: tuple[Tensor | None, ...],
+    state: Tensor | None,
+    time_steps: int,
+    neuron: Neuron,
+    geometry: tuple[Any, ...],
+    engine: str,
+    want_sum: bool,
+    want_state: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the product and the neurons of a checked call. Neurons with ``two_phase`` need only the counts' product.
+
+    Args:
+        op: name of the Python function.
+        operands: bits, count, weight, packed, scale and bias.
+        state: None, or the state from an earlier call.
+        time_steps: T.
+        neuron: the neuron.
+        geometry: stride, padding, dilation and groups.
+        engine: as in the Python functions.
+        want_sum: likewise.
+        want_state: likewise.
+    """
+    weight = operands[2]
+    assert weight is not None
+    how = ENGINES.index(engine), terms_of(weight)
+    if neuron.two_phase:
+        check_whole(op, state)
+        *others, bias = operands
+        v = torch.ops.tandem_cuda.count_product(*others, total_bias(bias, time_steps), *geometry, *how)
+        return discharge(v, time_steps, neuron, want_sum, want_state)
+    state = None if state is None else state.detach()
+    model = neuron.kind, neuron.parameters
+    return torch.ops.tandem_cuda.spiking_product(
+        *operands, state, *geometry, time_steps, *model, *how, want_sum, want_state
+    )
 
 
 def current_dtype(weight: Tensor) -> torch.dtype:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..neuron import IF, Neuron, check_neuron
 from . import checks
 from .geometry import out_size
-from .product import ENGINES, check_conv2d, check_operand, terms_of
+from .product import check_conv2d, check_operand, spiking_product
 
 
 def spiking_conv2d(
@@ -80,21 +79,6 @@ def spiking_conv2d(
     if state is not None:
         neurons = (bits.shape[1], weight.shape[0], *out_size(bits, weight, *geometry))
         check_operand(op, "state", state, weight, (neuron.states, *neurons))
-    return torch.ops.tandem_cuda.spiking_product(
-        bits,
-        count,
-        weight,
-        packed,
-        scale,
-        bias,
-        None if state is None else state.detach(),
-        *geometry,
-        groups,
-        time_steps,
-        neuron.kind,
-        neuron.parameters,
-        ENGINES.index(engine),
-        terms_of(weight),
-        want_sum,
-        want_state,
-    )
+    operands = bits, count, weight, packed, scale, bias
+    how = (*geometry, groups), engine, want_sum, want_state
+    return spiking_product(op, operands, state, time_steps, neuron, *how)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..neuron import IF, Neuron, check_neuron
 from . import checks
 from .geometry import Geometry
-from .product import ENGINES, check_linear, check_operand, terms_of
+from .product import check_linear, check_operand, spiking_product
 
 
 def spiking_linear(
@@ -67,21 +66,6 @@ def spiking_linear(
     check_neuron(op, neuron)
     if state is not None:
         check_operand(op, "state", state, weight, (neuron.states, *bits.shape[1:-1], weight.shape[0]))
-    return torch.ops.tandem_cuda.spiking_product(
-        bits,
-        count,
-        weight,
-        packed,
-        scale,
-        bias,
-        None if state is None else state.detach(),
-        *Geometry(),
-        1,
-        time_steps,
-        neuron.kind,
-        neuron.parameters,
-        ENGINES.index(engine),
-        terms_of(weight),
-        want_sum,
-        want_state,
-    )
+    operands = bits, count, weight, packed, scale, bias
+    how = (*Geometry(), 1), engine, want_sum, want_state
+    return spiking_product(op, operands, state, time_steps, neuron, *how)

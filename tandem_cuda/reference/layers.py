@@ -259,10 +259,13 @@ class TandemAdd(nn.Module):
 class _SpikingAverage(nn.Module):
     """IF neurons driven by a window's mean; torch's pooling is the next class in the method resolution order."""
 
-    def __init__(self, *args: Any, threshold: float = 1.0, initial: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, threshold: float = 1.0, initial: float = 0.0, two_phase: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.threshold = threshold
         self.initial = initial
+        self.two_phase = two_phase
 
     def forward(self, x: Any) -> DenseTrain:
         """Pool a spike train of images."""
@@ -272,7 +275,7 @@ class _SpikingAverage(nn.Module):
         pool = super().forward
         with torch.no_grad():
             currents = [torch.round(pool(s) * unit) for s in x.to_dense()]
-            spikes, _ = neuron_loop(currents, IF(self.threshold * unit, initial=self.initial))
+            spikes, _ = neuron_loop(currents, IF(self.threshold * unit, initial=self.initial, two_phase=self.two_phase))
         train = DenseTrain(spikes, amplitude=x.amplitude)
         train.count = replace_value(pool(x.count) / self.threshold, train.count)
         return train
@@ -286,7 +289,7 @@ class _SpikingAverage(nn.Module):
 class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # as above
     """IF neurons driven by a window's mean at every time step.
 
-    Takes the arguments of nn.AvgPool2d, threshold and initial.
+    Takes the arguments of nn.AvgPool2d, threshold, initial and two_phase.
     """
 
 

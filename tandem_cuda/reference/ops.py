@@ -27,9 +27,14 @@ def neuron_loop(
     currents: T tensors [N, ...]; state: [S, N, ...], the S state variables returned by an earlier call.
     Returns the spikes [T, N, ...], 0 or 1 in the dtype of the currents, and the final state [S, N, ...]. The neuron's
     parameters are first rounded to that dtype. A potential that is NaN never fires. The outputs have no gradient: in
-    tandem learning no gradient flows through spikes or through time.
+    tandem learning no gradient flows through spikes or through time. Neurons with two_phase receive all currents in the
+    first step; they take no state.
     """
     with torch.no_grad():
+        if neuron.two_phase:
+            if state is not None:
+                raise ValueError("neuron_loop: state must be None with two_phase")
+            currents = [reduce(torch.add, currents)] + [torch.zeros_like(currents[0])] * (len(currents) - 1)
         variables = neuron.rest(currents[0]) if state is None else state.unbind(0)
         spikes = []
         for x in currents:
@@ -180,27 +185,30 @@ def integrate_and_fire(
     """Drive neurons with a dense current, x[t] = scale * current[t] + bias.
 
     mode: "constant", current [N, C, ...] at every step; "impulse", current [N, C, ...] at t = 1 and zero afterwards;
-    "series", current [T, N, C, ...]. scale, bias: [C]; state: [S, N, C, ...].
+    "series", current [T, N, C, ...]; "once", as "impulse", but with the bias at t = 1 alone. scale, bias: [C]; state:
+    [S, N, C, ...].
     Returns bits [P, N, C, ...], the sum of x[t] (differentiable) [N, C, ...] and the final state [S, N, C, ...].
     """
     check_time_steps("integrate_and_fire", time_steps)
     steps: Sequence[Tensor]
     if mode == "constant":
         steps = [current] * time_steps
-    elif mode == "impulse":
+    elif mode in ("impulse", "once"):
         steps = [current] + [torch.zeros_like(current)] * (time_steps - 1)
     elif mode == "series":
         steps = current.unbind(0)
         if len(steps) != time_steps:
             raise ValueError(f"integrate_and_fire: current must hold {time_steps} time steps, got {len(steps)}")
     else:
-        raise ValueError(f"integrate_and_fire: mode must be 'constant', 'impulse' or 'series', got {mode!r}")
+        raise ValueError(f"integrate_and_fire: mode must be 'constant', 'impulse', 'series' or 'once', got {mode!r}")
     if scale is not None:
         per_channel = scale.reshape(-1, *[1] * (steps[0].dim() - 2))
         steps = [x * per_channel for x in steps]
     if bias is not None:
         per_channel = bias.reshape(-1, *[1] * (steps[0].dim() - 2))
         steps = [x + per_channel for x in steps]
+    if mode == "once":
+        steps = [steps[0]] + [torch.zeros_like(current)] * (time_steps - 1)
     spikes, final = neuron_loop(steps, neuron, state)
     total = reduce(torch.add, steps)
     return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_state, final)

@@ -161,7 +161,7 @@ void integrate_and_fire(CurrentMode mode, int64_t time_steps, T leak, unsigned o
   hash.add(bits);
   if (options & kSum) hash.add(sum);
   if (options & kPotential) hash.add(potential);
-  const char* modes[] = {" constant", " impulse", " series"};
+  const char* modes[] = {" constant", " impulse", " series", " once"};
   hash.print(std::string("integrate_and_fire ") + kName<T> + modes[static_cast<int>(mode)] + steps_name(time_steps) +
              (leak == 1 ? " IF" : " LIF") + options_name(options));
 }
@@ -532,7 +532,8 @@ void event_products() {
 
 template <class T>
 void typed_cases() {
-  for (const CurrentMode mode : {CurrentMode::kConstant, CurrentMode::kImpulse, CurrentMode::kSeries}) {
+  for (const CurrentMode mode :
+       {CurrentMode::kConstant, CurrentMode::kImpulse, CurrentMode::kSeries, CurrentMode::kOnce}) {
     for (const int64_t time_steps : {1, 8, 20}) {
       for (const T leak : {T(1), T(0.9)}) {
         for (const unsigned options : {0U, +kScale, +kBias, +kInitial, +kSum, kAll & ~kAddSum, +kAll}) {

@@ -51,7 +51,7 @@ def neurons(draw: Draw):
     steps, *shape = shape_of_train(draw)
     while len(shape) < 2:
         shape.append(draw.channels())
-    mode, dtype = draw.one(("constant", "impulse", "series")), draw.one(FLOATS)
+    mode, dtype = draw.one(("constant", "impulse", "series", "once")), draw.one(FLOATS)
     number = NUMPY[dtype]
     neuron = draw.neuron()
     current = draw.floats(*((steps, *shape) if mode == "series" else shape), dtype=number)
@@ -67,6 +67,8 @@ def neurons(draw: Draw):
         x = np.repeat(x[None], steps, 0)
         if mode == "impulse":
             x[1:] = 0 if bias is None else bias.reshape(-1, *[1] * (len(shape) - 2))
+        if mode == "once":
+            x[1:] = 0
     spikes, total, final = oracle.neurons(x, neuron, state)
     given = [None if value is None else draw.tensor(value) for value in (bias, state, scale)]
     got = ops.integrate_and_fire(

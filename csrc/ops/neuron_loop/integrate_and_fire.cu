@@ -31,6 +31,7 @@ __global__ void __launch_bounds__(kThreads)
       const auto current = [&](int /*s*/) {
         if (kMode == CurrentMode::kSeries) return given(t++ * a.neurons + i);
         if (kMode == CurrentMode::kImpulse && t == 1) x = bias;
+        if (kMode == CurrentMode::kOnce && t == 1) x = T(0);
         ++t;
         return x;
       };
@@ -59,6 +60,10 @@ cudaError_t launch(const CudaIntegrateAndFireArgs<T>& args, cudaStream_t stream)
         break;
       case CurrentMode::kSeries:
         TANDEM_LAUNCH((integrate_and_fire_kernel<T, CurrentMode::kSeries, Model>), grid, kThreads, 0, stream, args,
+                      model);
+        break;
+      case CurrentMode::kOnce:
+        TANDEM_LAUNCH((integrate_and_fire_kernel<T, CurrentMode::kOnce, Model>), grid, kThreads, 0, stream, args,
                       model);
         break;
     }

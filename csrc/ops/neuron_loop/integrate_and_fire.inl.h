@@ -47,7 +47,9 @@ TANDEM_HOST void fire_block(const IntegrateAndFireArgs<T>& a, const Model& model
   });
   stepping.begin(bool{a.initial}, [&](int /*s*/, int j) TANDEM_INLINE {
     const Vec<T> x = given(0, j);
-    if (!kSeries) next[j] = a.mode == CurrentMode::kConstant ? x : canonical(bias[j]);
+    if (!kSeries) {
+      next[j] = a.mode == CurrentMode::kConstant ? x : a.mode == CurrentMode::kImpulse ? canonical(bias[j]) : Vec<T>{};
+    }
     if (!kSeries && kSum) neurons.sum[j] += x;
     return x;
   });

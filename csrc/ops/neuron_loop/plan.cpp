@@ -7,7 +7,8 @@ IntegrateAndFirePlan plan_integrate_and_fire(const Tensor& current, const std::o
                                              int64_t time_steps, int64_t mode, int64_t neuron,
                                              const std::vector<double>& parameters, bool want_sum, bool want_state) {
   const char* op = "integrate_and_fire";
-  TANDEM_CHECK(mode >= 0 && mode <= 2, op, "mode must be 0 (constant), 1 (impulse) or 2 (series), got ", mode);
+  TANDEM_CHECK(mode >= 0 && mode < kCurrentModes, op,
+               "mode must be 0 (constant), 1 (impulse), 2 (series) or 3 (once), got ", mode);
   check_floating(op, "current", current);
   check_time_steps(op, time_steps);
   const Neuron model = checked_neuron(op, neuron, parameters, current.scalar_type());
