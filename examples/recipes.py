@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
-from tandem_cuda import IF, FiringRatePenalty, SpikeTrain, SynOpsPenalty, TandemNetwork, convert, quantise
+from tandem_cuda import FiringRatePenalty, SpikeTrain, SynOpsPenalty, TandemNetwork, convert, quantise
 from tandem_cuda.quantisation import check_bits
 
 
@@ -115,7 +115,7 @@ class Conversion(lightning.Callback):
                 module.ann,
                 module.time_steps,
                 mode=module.encoding,
-                neuron=IF(clip=module.clip),
+                neuron=module.neuron,
                 calibrate=calibrate,
                 percentile=self.percentile,
                 spiking_layers=count,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import lightning
@@ -31,14 +32,17 @@ class TandemModule(lightning.LightningModule):
 
     Args:
         ann: the network; ``convert`` must be able to convert it.
-        time_steps: T.
+        time_steps: T. Or several T for one network that serves them all: each training batch draws one of them,
+            validation takes them in turn, and everything else has the largest.
         encoding: how the input becomes spikes: "constant" or "impulse" for images, "spikes" for recorded spikes.
         spiking: whether to train the spiking twin, or the ANN as a baseline (of recordings it gets the counts).
         threshold: of the spiking neurons. Half of it doubles the counts, which then round less, and the SynOps. Or of
             some layers, by their names in the ANN; of the others it is 1. Recipes that convert a trained ANN find
-            their own.
+            their own. With several T it is that of the largest, and T times the threshold is the same for all.
         clip: of IF: whether neurons get no gradient where the ANN's pre-activation exceeds T thresholds, since they
             spike at most T times.
+        initial: of IF: where the membrane potential starts, as a share of the threshold.
+        two_phase: of IF: whether layers integrate the input of all steps before they spike.
         loss: "cross_entropy" with labels, "mse" with targets of the output's shape.
         learning_rate: the highest one.
         weight_decay: of AdamW.
@@ -49,11 +53,13 @@ class TandemModule(lightning.LightningModule):
     def __init__(
         self,
         ann: nn.Module,
-        time_steps: int = 8,
+        time_steps: int | list[int] = 8,
         encoding: Literal["constant", "impulse", "spikes"] = "constant",
         spiking: bool = True,
         threshold: float | dict[str, float] = 1.0,
         clip: bool = False,
+        initial: float = 0.0,
+        two_phase: bool = False,
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
         learning_rate: float = 5e-3,
         weight_decay: float = 0.01,
@@ -61,18 +67,20 @@ class TandemModule(lightning.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.time_steps = time_steps
+        self.trained_steps = sorted({time_steps} if isinstance(time_steps, int) else {*time_steps}, reverse=True)
+        """Each T that training is for, the largest first."""
+        self.time_steps = self.trained_steps[0]
         self.encoding = encoding
         self.spiking = spiking
         self.threshold = threshold
-        self.clip = clip
+        self.neuron = IF(1.0, clip, initial=initial, two_phase=two_phase)
         self.loss = loss
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.schedule = schedule
         self.seed = seed
         # An ANN with convolutions is fastest with channels last.
-        self.net: nn.Module = self._convert(ann, time_steps) if spiking else ann.to(memory_format=torch.channels_last)
+        self.net: nn.Module = self._convert(ann) if spiking else ann.to(memory_format=torch.channels_last)
         self.penalty: Callable[[], Tensor] | None = None
         """A further term of the training loss, of the latest forward pass; recipes.Regulariser sets it."""
         self.seconds = 0.0
@@ -95,31 +103,40 @@ class TandemModule(lightning.LightningModule):
         Currents add up to the same pre-activation, in fewer and larger or more and smaller ones: so batch norm's
         statistics hold. (What a network says before its T steps are over is FrozenNetwork.accuracy_curve's.)
         """
+        if len(self.trained_steps) > 1 and time_steps not in self.trained_steps:
+            known = ", ".join(map(str, sorted(self.trained_steps)))
+            warnings.warn(f"T = {time_steps} is none that the network was trained for: {known}", stacklevel=2)
         levels = self.net.levels if isinstance(self.net, TandemNetwork) else None
-        if levels is not None:  # of a recipe; thresholds that are a share of these whatever T
-            return convert(
-                self.ann,
-                time_steps,
-                mode=self.encoding,
-                neuron=IF(clip=self.clip),
-                calibrate=levels,
-                spiking_layers=len(self.net.spiking_layers),
-            )
-        net = self._convert(self.ann, time_steps)
-        if self.encoding == "constant":  # Encode gives X in every step: T times in training
-            encode: Any = net.snn.get_submodule("encode")
-            encode.scale = self.time_steps / time_steps
+        if levels is None:
+            net = self._convert(self.ann)
+        else:
+            layers = len(self.net.spiking_layers)
+            net = self._converted(self.ann, neuron=self.neuron, calibrate=levels, spiking_layers=layers)
+        net.set_time_steps(time_steps)
         return net
 
-    def _convert(self, ann: nn.Module, time_steps: int) -> TandemNetwork:
+    def _convert(self, ann: nn.Module) -> TandemNetwork:
         everywhere, by_name = (1.0, self.threshold) if isinstance(self.threshold, dict) else (self.threshold, {})
-        net = convert(ann, time_steps, mode=self.encoding, neuron=IF(everywhere, self.clip))
-        for name, threshold in by_name.items():
+        net = self._converted(ann, neuron=replace(self.neuron, threshold=everywhere))
+        for name in by_name:
             if name not in net.spiking_layers:
                 raise ValueError(f"threshold: layers are {', '.join(net.spiking_layers)}, got {name!r}")
+        thresholds = {name: by_name.get(name, everywhere) for name in net.spiking_layers}
+        if len(self.trained_steps) > 1:
+            levels = {name: self.time_steps * threshold for name, threshold in thresholds.items()}
+            return self._converted(ann, neuron=self.neuron, calibrate=levels)
+        for name, threshold in thresholds.items():
             layer: Any = net.snn.get_submodule(name)
-            layer.neuron = IF(threshold, self.clip)
+            layer.neuron = replace(self.neuron, threshold=threshold)
         return net
+
+    def _converted(self, ann: nn.Module, **how: Any) -> TandemNetwork:
+        return convert(ann, self.time_steps, mode=self.encoding, **how)
+
+    def set_time_steps(self, time_steps: int) -> None:
+        """Let the network, if it spikes, run in so many steps."""
+        if len(self.trained_steps) > 1 and isinstance(self.net, TandemNetwork):
+            self.net.set_time_steps(time_steps)
 
     def loss_of(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss; half precision is left before it."""
@@ -141,8 +158,9 @@ class TandemModule(lightning.LightningModule):
         self._start = time.perf_counter()
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        words = [self.seed, self.global_step, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+        words = [self.seed, self.global_step]
+        torch.manual_seed(int(np.random.SeedSequence([*words, self.global_rank]).generate_state(1)[0]))
+        self.set_time_steps(int(np.random.default_rng(words).choice(self.trained_steps)))  # the same in all processes
 
     def training_step(self, batch: tuple[Any, Tensor], batch_index: int) -> Tensor:
         x, target = batch
@@ -153,6 +171,7 @@ class TandemModule(lightning.LightningModule):
 
     def validation_step(self, batch: tuple[Any, Tensor], batch_index: int) -> None:
         x, target = batch
+        self.set_time_steps(self.trained_steps[batch_index % len(self.trained_steps)])
         if batch_index == 0 and isinstance(self.net, TandemNetwork):
             self._first_batch = x, target
             with record_activity(self.net.snn) as record:
@@ -165,6 +184,7 @@ class TandemModule(lightning.LightningModule):
         self._log_batch("val", output, target, self.loss_of(output, target))
 
     def on_validation_epoch_end(self) -> None:
+        self.set_time_steps(self.time_steps)
         if self._first_batch is not None and isinstance(self.net, TandemNetwork):
             x, target = self._first_batch
             agreement = diagnose(self.net.snn, x, lambda output: self.loss_of(output, target))
@@ -209,8 +229,15 @@ class TandemModule(lightning.LightningModule):
     def _identity(self) -> dict[str, Any]:
         if not self.spiking:
             return {"spiking": False}
-        names = ("time_steps", "encoding", "threshold")
-        return {"spiking": True, **{name: getattr(self, name) for name in names}}
+        steps = sorted(self.trained_steps)
+        return {
+            "spiking": True,
+            "time_steps": steps if len(steps) > 1 else self.time_steps,
+            "encoding": self.encoding,
+            "threshold": self.threshold,
+            "initial": self.neuron.initial,
+            "two_phase": self.neuron.two_phase,
+        }
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network or another T.
@@ -227,7 +254,7 @@ class TandemModule(lightning.LightningModule):
                     f"the checkpoint is of another network: {name} is {got} there and {want} here.\n"
                     "Run it with the configuration that it was trained with (config.yaml beside its folder)."
                 )
-        settings = checkpoint.get("tandem", {})
+        settings = {"initial": 0.0, "two_phase": False} | checkpoint.get("tandem", {})  # older ones lack these
         for name, value in self._identity().items():
             if settings.get(name) != value:
                 raise CheckpointError(

@@ -78,6 +78,15 @@ class WholeCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, part)
 
 
+def largest(time_steps: int | list[int]) -> int:
+    """The one number of time steps that recordings are cut into."""
+    return time_steps if isinstance(time_steps, int) else max(time_steps, default=0)
+
+
+def smallest(time_steps: int | list[int]) -> int:
+    return time_steps if isinstance(time_steps, int) else min(time_steps)
+
+
 class CLI(LightningCLI):
     """Arguments for the model, the data and the trainer, and a few of this program's own."""
 
@@ -91,7 +100,7 @@ class CLI(LightningCLI):
         add("--test_time_steps", type=list[positive], default=[2, 4, 8, 16], help="T of further tests, same weights")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
-        parser.link_arguments("model.time_steps", "data.init_args.time_steps")
+        parser.link_arguments("model.time_steps", "data.init_args.time_steps", largest)
 
     def instantiate_classes(self) -> None:
         """What a class refuses is a message of its own, under those that jsonargparse puts around it."""
@@ -105,8 +114,11 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         torch.set_num_threads(self.config.threads)
-        if self.config.model.time_steps < 1:
-            raise RunError(f"--model.time_steps must be at least 1, got {self.config.model.time_steps}.")
+        steps, encoding = self.config.model.time_steps, self.config.model.encoding
+        if not steps or smallest(steps) < 1:
+            raise RunError(f"--model.time_steps must be at least 1, got {steps}.")
+        if encoding == "spikes" and isinstance(steps, list) and len(steps) > 1:
+            raise RunError(f"--model.time_steps must be one number with recorded spikes, got {steps}.")
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         out = Path(self.config.out)
@@ -196,7 +208,8 @@ def check(module: Any, datamodule: data.DataModule) -> None:
 def begin(cli: CLI) -> None:
     """Write the configuration and say what is going to happen."""
     write(Path(cli.config.out) / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
-    twin = f"spiking twin, T = {cli.model.time_steps}" if cli.model.spiking else "ANN"
+    steps = ", ".join(map(str, sorted(cli.model.trained_steps)))
+    twin = f"spiking twin, T = {steps}" if cli.model.spiking else "ANN"
     numbers = [f"{len(cli.datamodule.parts[part]):,}" for part in ("train", "val")]
     print(
         f"Training the {twin}, on {numbers[0]} samples, {numbers[1]} held out for validation, "
@@ -222,7 +235,7 @@ def test(cli: CLI) -> dict[str, Any]:
     with cli.trainer.precision_plugin.val_step_context():
         tested = tandem_module.evaluate(module, module.net, cli.datamodule.test_batches(steps), device)
         others: dict[int, Any] = {}
-        for t in sorted({*cli.config.test_time_steps, steps} if module.spiking else set()):
+        for t in sorted({*cli.config.test_time_steps, *module.trained_steps} if module.spiking else set()):
             others[t] = tested
             if t != steps:
                 batches = cli.datamodule.test_batches(t)
@@ -245,6 +258,7 @@ def results_of(cli: CLI) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in module.parameters()),
         "spiking": module.spiking,
         "time_steps": module.time_steps,
+        "trained_time_steps": sorted(module.trained_steps),
         "encoding": module.encoding,
         "samples": {name: len(samples) for name, samples in cli.datamodule.parts.items()},
         "data": {"source": cli.datamodule.source, "dir": str(cli.datamodule.dir)},
@@ -274,7 +288,7 @@ def report(results: dict[str, Any], out: Path) -> str:
         lines[0] += f", accuracy {tested['accuracy']:.2%}"
     for t, other in results["test_at_time_steps"].items():
         accuracy = f", accuracy {other['accuracy']:7.2%}" if "accuracy" in other else ""
-        mark = " (as trained)" if t == results["time_steps"] else ""
+        mark = " (as trained)" if t in results["trained_time_steps"] else ""
         lines.append(f"  T = {t:>2}: loss {other['loss']:.4f}{accuracy}, firing rate {other['firing_rate']:5.1%}{mark}")
     if results["spiking"]:
         lines.append(

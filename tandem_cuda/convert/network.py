@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..neuron import IF, Neuron, check_neuron
+from ..nn.encode import Encode
 from ..ops import checks
 from ..ops.product import ENGINES
 from .calibrate import checked_levels, percentiles
@@ -37,18 +38,25 @@ class TandemNetwork(nn.Module):
     """T * threshold of each spiking layer, and of each average-pooling layer that has neurons, by name: the activation
     at which it fires at every step. Measured by calibration; pass it to :func:`convert` as ``calibrate`` to reuse it.
     None if the network was not calibrated."""
+    time_steps: int
+    """T. In mode "spikes" the input decides on T; thresholds are those for ``time_steps``."""
 
     def __init__(
         self,
         snn: fx.GraphModule,
         ann: nn.Module,
+        time_steps: int,
         spiking_layers: Iterable[str] = (),
         levels: Mapping[str, float] | None = None,
+        pools: Iterable[tuple[str, str | None]] = (),
     ) -> None:
         super().__init__()
         self.snn = snn
         self.spiking_layers = tuple(spiking_layers)
-        self.levels = None if levels is None else dict(levels)
+        self._measured = None if levels is None else dict(levels)
+        self._pools = tuple(pools)  # average poolings with neurons, and the layers whose levels their inputs have
+        self._totals = {module: module.scale * module.time_steps for module in self._encoders()}
+        self.set_time_steps(time_steps)
         self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
         self.tie_names()
         self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]  # torch's
@@ -63,6 +71,42 @@ class TandemNetwork(nn.Module):
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
         return self._twin[0]
+
+    def set_time_steps(self, time_steps: int) -> None:
+        """Run with another number of time steps from now on, on the same weights.
+
+        The currents of all steps add up to the same pre-activations: constant input is scaled by T_before / T, and the
+        thresholds of a calibrated network are its ``levels`` divided by T. Other thresholds stay. To serve several T
+        well, a network must be trained with them: draw T anew for every batch.
+
+        Args:
+            time_steps: T, at least 1. In mode "spikes", the T of the spike trains that follow.
+
+        Raises:
+            TypeError: ``time_steps`` is not an int.
+            ValueError: ``time_steps`` < 1.
+        """
+        checks.check_time_steps("set_time_steps", time_steps)
+        self.time_steps = time_steps
+        for encode in self._encoders():
+            encode.time_steps = time_steps
+            if encode.mode == "constant":
+                encode.scale = self._totals[encode] / time_steps
+        self.levels = None if self._measured is None else dict(self._measured)
+        if self.levels is None:
+            return
+        for name in self.spiking_layers:
+            layer: Any = self.snn.get_submodule(name)
+            layer.neuron = layer.neuron.calibrated(self.levels[name] / time_steps)
+        for name, source in self._pools:  # in order of execution: the source's level is known by now
+            below = time_steps if source is None else self.levels[source]
+            # An average never exceeds its largest input.
+            level = self.levels[name] = min(self.levels.get(name, below), below)
+            pool: Any = self.snn.get_submodule(name)
+            pool.threshold = pool.amplitude = level / below
+
+    def _encoders(self) -> list[Encode]:
+        return [module for module in self.snn.modules() if isinstance(module, Encode)]
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         if not torch.compiler.is_compiling():
@@ -352,22 +396,14 @@ def convert(
     snn = conversion.written()
     names = [name for _, name in conversion.neurons]
     if calibrate is None:
-        return TandemNetwork(snn, ann, names)
+        return TandemNetwork(snn, ann, time_steps, names)
     if isinstance(calibrate, Mapping):
         levels = checked_levels(names, [name for _, name, _ in conversion.pools], calibrate)
     else:
         batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
         measured = [*conversion.neurons, *((node, name) for node, name, _ in conversion.pools)]
         levels = percentiles(ann, graph, measured, batches, percentile)
-    for name in names:
-        layer: Any = snn.get_submodule(name)
-        layer.neuron = neuron.calibrated(levels[name] / time_steps)
-    for _, name, source in conversion.pools:  # in order of execution: the source's level is known by now
-        below = time_steps if source is None else levels[source]
-        level = levels[name] = min(levels.get(name, below), below)  # an average never exceeds its largest input
-        pool: Any = snn.get_submodule(name)
-        pool.threshold = pool.amplitude = level / below
-    return TandemNetwork(snn, ann, names, levels)
+    return TandemNetwork(snn, ann, time_steps, names, levels, [(name, source) for _, name, source in conversion.pools])
 
 
 def _check_dtypes(ann: nn.Module) -> None:
