@@ -69,6 +69,18 @@ def test_takes_recorded_spikes(name, time_steps):
     assert ann(train.count).shape == (4, *output)
 
 
+def test_width_of_cifarnet():
+    def shapes(net):
+        return {name: tuple(p.shape) for name, p in net.named_parameters()}
+
+    with torch.device("meta"):
+        quarter, whole = models.cifarnet(width=0.25), models.cifarnet()
+        assert shapes(models.cifarnet(width=1 / 16)) == shapes(models.small_cifarnet())
+    assert [quarter.get_submodule(f"conv{i}").out_channels for i in range(1, 6)] == [32, 64, 128, 256, 128]
+    assert quarter.hidden.out_features == 256
+    assert whole.conv4.out_channels == 1024
+
+
 @pytest.mark.parametrize("name", ["mnist_cnn", "small_cifarnet", "vgg11", "nmnist_net", "autoencoder"])
 def test_untrained_layers_fire(name):
     """After four batches, whatever the depth: batch norm's momentum is high."""
@@ -150,6 +162,9 @@ def test_last_layer_of_the_autoencoder_is_analogue():
     [
         (lambda: models.mnist_cnn(0), ValueError, "mnist_cnn: in_channels must be at least 1, got 0"),
         (lambda: models.cifarnet(classes=1.5), TypeError, "cifarnet: classes must be an int, got float"),
+        (lambda: models.cifarnet(width="1"), TypeError, "cifarnet: width must be a number, got str"),
+        (lambda: models.cifarnet(width=0), ValueError, "cifarnet: width must be from 1/256 to 256, got 0"),
+        (lambda: models.cifarnet(width=float("nan")), ValueError, "cifarnet: width must be from 1/256 to 256, got nan"),
         (lambda: models.vgg11(size=(1, 2, 3)), TypeError, "vgg11: size must be an int or a pair of ints"),
         (lambda: models.alexnet(size=0), ValueError, "alexnet: size must be at least 1, got 0"),
         (lambda: models.small_cifarnet(dropout=1), ValueError, r"small_cifarnet: dropout must be in \[0, 1\), got 1"),

@@ -1,6 +1,7 @@
 """TandemModule of the training example: two twins, other numbers of steps, seeds, checkpoints."""
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tandem_cuda import SpikeTrain, TandemNetwork, models
+from tandem_cuda import IF, SpikeTrain, TandemNetwork, models
 from tandem_cuda.diagnostics import diagnose
 
 lightning = pytest.importorskip("lightning")
@@ -201,6 +202,54 @@ def test_more_steps_come_nearer_to_the_ann():
     assert errors[0] >= errors[1] >= errors[2]
 
 
+# --- one network for several T ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["constant", "impulse"])
+def test_training_draws_from_the_list(encoding):
+    made = module(time_steps=[2, 4, 8], encoding=encoding, threshold={"conv2": 0.25}, two_phase=True, initial=0.5)
+    assert made.time_steps == made.net.time_steps == 8
+    trained, validated = [], []
+
+    def note(module, args):
+        t = module.encode.time_steps
+        assert module.conv1.neuron == IF(8 / t, amplitude=8 / t, initial=0.5, two_phase=True)
+        assert module.conv2.neuron.threshold == 2 / t
+        (trained if module.training else validated).append(t)
+
+    hook = made.net.snn.register_forward_pre_hook(note)
+    fit(made, epochs=20)
+    hook.remove()
+    assert set(trained) == {2, 4, 8}
+    assert set(validated) == {8, 4}  # there are two batches
+    assert made.net.time_steps == 8
+    again = module(time_steps=[8, 2, 4], encoding=encoding, threshold={"conv2": 0.25}, two_phase=True, initial=0.5)
+    fit(again, epochs=20)
+    assert all(torch.equal(x, y) for x, y in zip(made.parameters(), again.parameters(), strict=True))
+
+
+def test_all_of_the_list_share_weights():
+    made = settled(time_steps=[2, 4, 8], encoding="impulse", two_phase=True, initial=0.5)
+    with torch.no_grad():
+        assert torch.equal(made.network_at(8)(SAMPLES), made(SAMPLES))
+    for t in (2, 4):
+        net = made.network_at(t)
+        assert {id(p) for p in net.parameters()} == {id(p) for p in made.parameters()}
+        made.set_time_steps(t)
+        with torch.no_grad():
+            assert torch.equal(net(SAMPLES), made(SAMPLES))
+
+
+def test_a_T_outside_the_list_is_told():
+    made = module(time_steps=[2, 4])
+    with pytest.warns(UserWarning, match="T = 3 is none that the network was trained for: 2, 4"):
+        made.network_at(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.network_at(2)
+        module(time_steps=8).network_at(3)
+
+
 def test_evaluate():
     made = settled()
     batches = [(SAMPLES[:20], LABELS[:20]), (SAMPLES[20:], LABELS[20:])]
@@ -238,6 +287,9 @@ def test_checkpoint_of_the_same_run():
     ("options", "message"),
     [
         ({"time_steps": 9}, "was trained with time_steps = 9, this run has 8"),
+        ({"time_steps": [8, 4]}, r"was trained with time_steps = \[4, 8\], this run has 8"),
+        ({"initial": 0.5}, "was trained with initial = 0.5, this run has 0.0"),
+        ({"two_phase": True}, "was trained with two_phase = True, this run has False"),
         ({"encoding": "impulse"}, "was trained with encoding = impulse, this run has constant"),
         ({"threshold": 0.5}, "was trained with threshold = 0.5, this run has 1.0"),
         ({"threshold": {"conv2": 0.5}}, r"was trained with threshold = \{'conv2': 0.5\}, this run has 1.0"),

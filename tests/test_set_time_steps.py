@@ -1,0 +1,108 @@
+"""TandemNetwork.set_time_steps: one set of weights in any number of steps."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from exact import same
+from tandem_cuda import IF, SpikeTrain, convert, freeze
+from tensors import generator
+
+NEURON = IF(0.5, initial=0.5, two_phase=True)
+
+
+def ann(pool):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        *([pool] if pool is not None else []),
+        nn.Conv2d(6, 4, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(3),
+    )
+
+
+def inputs(mode, steps, seed=1):
+    real = torch.rand(3, 2, 8, 8, generator=generator(seed))
+    if mode != "spikes":
+        return real
+    return SpikeTrain.from_dense((torch.rand(steps, 3, 2, 8, 8, generator=generator(seed)) < real).float())
+
+
+POOLS = {"none": None, "folded": nn.AvgPool2d(2), "with neurons": nn.AvgPool2d(3, 2, ceil_mode=True)}
+
+
+@pytest.mark.parametrize("mode", ["constant", "impulse", "spikes"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_is_a_new_conversion_of_the_same_levels(mode, pool):
+    net = ann(POOLS[pool]).eval()
+    sample = torch.rand(4, 2, 8, 8) * (8 if mode == "spikes" else 1)
+    net(sample)
+    made = convert(net, 8, mode=mode, neuron=NEURON, calibrate=sample)
+    levels = dict(made.levels)
+    for steps in (3, 1, 16, 8):
+        made.set_time_steps(steps)
+        assert made.time_steps == steps
+        x, again = inputs(mode, steps), convert(net, steps, mode=mode, neuron=NEURON, calibrate=levels)
+        same(made(x), again(x))
+        assert made.levels == again.levels
+        same(freeze(made)(x), made(x).detach())
+
+
+@pytest.mark.parametrize("mode", ["constant", "impulse"])
+def test_thresholds_of_the_user_stay(mode):
+    """The currents of all steps add up to the same."""
+    net = ann(None).eval()
+    net(torch.rand(4, 2, 8, 8))
+    made, x = convert(net, 8, mode=mode, neuron=NEURON), inputs(mode, 8)
+    want = made(x).detach()
+    encode = made.snn.get_submodule("encode")
+    for steps in (4, 3, 16):
+        made.set_time_steps(steps)
+        assert all(made.snn.get_submodule(name).neuron == NEURON for name in made.spiking_layers)
+        assert encode.time_steps == steps
+        assert encode.scale == (8 / steps if mode == "constant" else 1)
+    made.set_time_steps(8)
+    same(made(x).detach(), want)
+
+
+def test_copies_go_their_own_way():
+    net = ann(None).eval()
+    net(torch.rand(4, 2, 8, 8))
+    made = convert(net, 8, neuron=NEURON, calibrate=torch.rand(4, 2, 8, 8))
+    x = inputs("constant", 8)
+    want = made(x).detach()
+    copied = copy.deepcopy(made)
+    copied.set_time_steps(2)
+    assert copied.snn.get_submodule("encode").time_steps == 2
+    same(made(x).detach(), want)
+
+
+def test_training_with_many_steps_moves_the_same_parameters():
+    net = ann(None)
+    net(torch.rand(4, 2, 8, 8))
+    made = convert(net, 8, neuron=NEURON, calibrate=torch.rand(4, 2, 8, 8))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+    for steps in (2, 8, 4):
+        made.set_time_steps(steps)
+        optimizer.zero_grad()
+        made(inputs("constant", steps)).square().sum().backward()
+        optimizer.step()
+    moved = [name for name, p in net.named_parameters() if not torch.equal(p, before[name])]
+    assert {*before} - {*moved} <= {"0.bias"}  # batch norm cancels it
+
+
+@pytest.mark.parametrize(("steps", "error"), [(0, ValueError), (2.0, TypeError), (True, TypeError)])
+def test_bad_values(steps, error):
+    net = ann(None).eval()
+    net(torch.rand(4, 2, 8, 8))
+    made = convert(net, 8)
+    with pytest.raises(error, match="set_time_steps: time_steps must be"):
+        made.set_time_steps(steps)
+    assert made.time_steps == 8
