@@ -34,7 +34,7 @@ else:
     from .build_info import build_info
     from .convert import TandemNetwork, convert
     from .exchange import from_authors
-    from .freeze import AccuracyCurve, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
+    from .freeze import AccuracyCurve, Cascade, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
     from .neuron import IF, LIF
     from .nn import (
         Decode,
@@ -63,6 +63,7 @@ __all__ = [
     "LIF",
     "AccuracyCurve",
     "ActivityTable",
+    "Cascade",
     "Decode",
     "Encode",
     "EncodedInput",

@@ -5,6 +5,7 @@ from . import plain as plain
 from . import pool as pool
 from . import tandem as tandem
 from .anytime import AccuracyCurve, OperatingPoint, Prediction, accuracy_curve, predict
+from .cascade import Cascade, CascadeRun
 from .forms import FORMS, LOADERS, FrozenLayer, Settings, Size, Span, State, Tensors, Value, register
 from .graph import INPUT, NetworkState, Node
 from .model import freeze
@@ -16,6 +17,8 @@ __all__ = [
     "INPUT",
     "LOADERS",
     "AccuracyCurve",
+    "Cascade",
+    "CascadeRun",
     "FrozenLayer",
     "FrozenNetwork",
     "NetworkState",

@@ -19,8 +19,8 @@ from .functions import moves
 from .plain import FrozenLinear, is_convolution
 
 if TYPE_CHECKING:
+    from .cascade import Cascade
     from .network import FrozenNetwork
-    from .stream import Stream
 
 
 class Prediction(NamedTuple):
@@ -68,7 +68,7 @@ class AccuracyCurve:
 
 
 def predict(
-    network: FrozenNetwork,
+    network: FrozenNetwork | Cascade,
     x: Any,
     exit_confidence: float = 0.9,
     *,
@@ -84,7 +84,8 @@ def predict(
     others continue as a smaller batch.
 
     Args:
-        network: a network that ends in a read-out [N, K].
+        network: a network that ends in a read-out [N, K], or a :class:`Cascade` of such networks, each of which runs as
+            a whole: ``chunk`` then has no effect.
         x: real input [N, ...] for a network with Encode, else a SpikeTrain [N, ...] of T steps; or a tuple of several
             inputs.
         exit_confidence: the confidence at which a sample stops, in (0, 1]. With 1, samples stop early only if the
@@ -103,7 +104,7 @@ def predict(
     _check_count("predict", "min_steps", min_steps)
     _check_input("predict", x)
     stream = network.stream(x)
-    left = torch.arange(stream.samples or 0, device=_device(stream))
+    left = torch.arange(stream.samples or 0, device=stream.device)
     found: list[tuple[Tensor, Tensor, Tensor]] = []  # of samples that have stopped: indices, steps, logits
     while True:
         logits = _readout("predict", stream.advance(min(chunk, stream.remaining)))
@@ -134,7 +135,7 @@ EXIT_CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0
 
 
 def accuracy_curve(
-    network: FrozenNetwork,
+    network: FrozenNetwork | Cascade,
     batches: Iterable[tuple[Any, Tensor]],
     exit_confidences: Sequence[float] = EXIT_CONFIDENCES,
     *,
@@ -147,7 +148,7 @@ def accuracy_curve(
     intermediate read-outs.
 
     Args:
-        network: a network that ends in a read-out [N, K].
+        network: a network that ends in a read-out [N, K], or a :class:`Cascade`.
         batches: an iterable of pairs of inputs and labels, int64 [N], such as a DataLoader. Spike trains of all batches
             must have the same T.
         exit_confidences: the confidences to evaluate, each in (0, 1].
@@ -194,11 +195,16 @@ def accuracy_curve(
         sure = (confidence >= exit_confidence) & may_exit
         sure[-1] = True
         over_confidence.append(point(float(exit_confidence), sure.int().argmax(0)))  # the first exit
-    return AccuracyCurve(over_time, over_confidence, samples, _not_counted(network))
+    missing = dict.fromkeys(name for part in _networks(network) for name in _not_counted(part))
+    return AccuracyCurve(over_time, over_confidence, samples, tuple(missing))
+
+
+def _networks(network: FrozenNetwork | Cascade) -> Sequence[FrozenNetwork]:
+    return (network,) if isinstance(network, nn.Module) else network.networks
 
 
 def _observe(
-    name: str, network: FrozenNetwork, x: Any, labels: Tensor, chunk: int
+    name: str, network: FrozenNetwork | Cascade, x: Any, labels: Tensor, chunk: int
 ) -> tuple[list[int], Tensor, Tensor, Tensor]:
     """Run a batch. Return for every check the time, and on the CPU each sample's correctness, confidence and SynOps."""
     checks.check_tensor(name, "labels", labels)
@@ -207,9 +213,12 @@ def _observe(
     samples = stream.samples
     if labels.shape != (samples,):
         raise ValueError(f"{name}: labels must be [{samples}] for {samples} samples, got {list(labels.shape)}")
-    spent = torch.zeros(len(labels), dtype=torch.float64, device=_device(stream))
+    spent = torch.zeros(len(labels), dtype=torch.float64, device=stream.device)
     reached: dict[tuple[nn.Module, int], Tensor | int] = {}  # output neurons reached by each input neuron
-    decoders = {node.layer: node.name for node in network.nodes if isinstance(node.layer, FrozenDecode)}
+    decoders: dict[Any, tuple[FrozenNetwork, str]] = {}
+    """Each Decode, with its network and its name there."""
+    for part in _networks(network):
+        decoders |= {node.layer: (part, node.name) for node in part.nodes if isinstance(node.layer, FrozenDecode)}
 
     def count_synops(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal spent
@@ -221,10 +230,11 @@ def _observe(
                 if isinstance(branch, TandemLayer):
                     reached[layer, i] = fan_out(branch, train.shape[1:], train.device)
                 else:
-                    reached[layer, i] = _read_out(network, decoders[branch], train) if branch in decoders else 1
+                    reached[layer, i] = _read_out(*decoders[branch], train) if branch in decoders else 1
             spent = spent + (train.count.double() * reached[layer, i]).flatten(1).sum(1)
 
-    handles = [layer.register_forward_hook(count_synops) for layer in network.layers]
+    layers = [layer for part in _networks(network) for layer in part.layers]
+    handles = [layer.register_forward_hook(count_synops) for layer in layers]
     times, rights, confidences, costs = [], [], [], []
     try:
         while stream.remaining:
@@ -294,12 +304,7 @@ def _check_input(name: str, x: Any) -> None:
             _check_finite(name, "input", value)
 
 
-def _device(stream: Stream) -> torch.device:
-    assert stream.inputs is not None
-    return stream.inputs[0].device
-
-
-def _probabilities(network: FrozenNetwork, logits: Tensor) -> Tensor:
+def _probabilities(network: FrozenNetwork | Cascade, logits: Tensor) -> Tensor:
     return logits if network.probabilities else logits.softmax(1)
 
 

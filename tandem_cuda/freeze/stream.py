@@ -43,6 +43,12 @@ class Stream:
             self.samples = sizes[0]
 
     @property
+    def device(self) -> torch.device:
+        """Device of the inputs, which must be there from the start."""
+        assert self.inputs is not None
+        return self.inputs[0].device
+
+    @property
     def remaining(self) -> int:
         """The number of time steps left."""
         return self.time_steps - self.done
