@@ -57,6 +57,8 @@ class Conversion(lightning.Callback):
             raise RecipeError(f"{name} ends with a spiking network: it needs --model.spiking true.")
         if module.threshold != 1:
             raise RecipeError(f"{name} finds thresholds itself: --model.threshold must be 1, got {module.threshold}.")
+        if module.level is not None and len(module.trained_steps) == 1:
+            raise RecipeError(f"{name} finds levels itself: --model.level must be null, got {module.level}.")
         if sum(isinstance(callback, Conversion) for callback in trainer.callbacks) > 1:
             raise RecipeError(f"{name}: only one of AnnFirst and ProgressiveTandem can decide when layers spike.")
         if trainer.world_size > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -38,7 +38,9 @@ class TandemModule(lightning.LightningModule):
         spiking: whether to train the spiking twin, or the ANN as a baseline (of recordings it gets the counts).
         threshold: of the spiking neurons. Half of it doubles the counts, which then round less, and the SynOps. Or of
             some layers, by their names in the ANN; of the others it is 1. Recipes that convert a trained ANN find
-            their own. With several T it is that of the largest, and T times the threshold is the same for all.
+            their own.
+        level: T times the threshold, in place of ``threshold``: the activation at which a neuron spikes in every step,
+            the same for every T. A spike then weighs a threshold. Or of some layers; of the others it is 3.
         clip: of IF: whether neurons get no gradient where the ANN's pre-activation exceeds T thresholds, since they
             spike at most T times.
         initial: of IF: where the membrane potential starts, as a share of the threshold.
@@ -57,6 +59,7 @@ class TandemModule(lightning.LightningModule):
         encoding: Literal["constant", "impulse", "spikes"] = "constant",
         spiking: bool = True,
         threshold: float | dict[str, float] = 1.0,
+        level: float | dict[str, float] | None = None,
         clip: bool = False,
         initial: float = 0.0,
         two_phase: bool = False,
@@ -72,7 +75,12 @@ class TandemModule(lightning.LightningModule):
         self.time_steps = self.trained_steps[0]
         self.encoding = encoding
         self.spiking = spiking
+        if level is not None and threshold != 1:
+            raise ValueError(f"threshold: must be 1 with a level, which is T thresholds, got {threshold}")
+        if level is None and len(self.trained_steps) > 1:
+            raise ValueError("level: must be given with several time_steps, got None")
         self.threshold = threshold
+        self.level = level
         self.neuron = IF(1.0, clip, initial=initial, two_phase=two_phase)
         self.loss = loss
         self.learning_rate = learning_rate
@@ -116,16 +124,11 @@ class TandemModule(lightning.LightningModule):
         return net
 
     def _convert(self, ann: nn.Module) -> TandemNetwork:
-        everywhere, by_name = (1.0, self.threshold) if isinstance(self.threshold, dict) else (self.threshold, {})
-        net = self._converted(ann, neuron=replace(self.neuron, threshold=everywhere))
-        for name in by_name:
-            if name not in net.spiking_layers:
-                raise ValueError(f"threshold: layers are {', '.join(net.spiking_layers)}, got {name!r}")
-        thresholds = {name: by_name.get(name, everywhere) for name in net.spiking_layers}
-        if len(self.trained_steps) > 1:
-            levels = {name: self.time_steps * threshold for name, threshold in thresholds.items()}
-            return self._converted(ann, neuron=self.neuron, calibrate=levels)
-        for name, threshold in thresholds.items():
+        if self.level is not None:
+            layers = convert(ann, self.time_steps, mode=self.encoding).spiking_layers
+            return self._converted(ann, neuron=self.neuron, calibrate=_by_name("level", self.level, 3.0, layers))
+        net = self._converted(ann, neuron=self.neuron)
+        for name, threshold in _by_name("threshold", self.threshold, 1.0, net.spiking_layers).items():
             layer: Any = net.snn.get_submodule(name)
             layer.neuron = replace(self.neuron, threshold=threshold)
         return net
@@ -235,6 +238,7 @@ class TandemModule(lightning.LightningModule):
             "time_steps": steps if len(steps) > 1 else self.time_steps,
             "encoding": self.encoding,
             "threshold": self.threshold,
+            "level": self.level,
             "initial": self.neuron.initial,
             "two_phase": self.neuron.two_phase,
         }
@@ -254,13 +258,25 @@ class TandemModule(lightning.LightningModule):
                     f"the checkpoint is of another network: {name} is {got} there and {want} here.\n"
                     "Run it with the configuration that it was trained with (config.yaml beside its folder)."
                 )
-        settings = {"initial": 0.0, "two_phase": False} | checkpoint.get("tandem", {})  # older ones lack these
+        settings = {"level": None, "initial": 0.0, "two_phase": False} | checkpoint.get(
+            "tandem", {}
+        )  # older ones lack these
         for name, value in self._identity().items():
             if settings.get(name) != value:
                 raise CheckpointError(
                     f"the checkpoint was trained with {name} = {settings.get(name)}, this run has {value}.\n"
                     f"Resume with --model.{name} {settings.get(name)}, or start a new run in another --out."
                 )
+
+
+def _by_name(what: str, given: float | dict[str, float], default: float, layers: Sequence[str]) -> dict[str, float]:
+    """A number for each layer."""
+    if not isinstance(given, dict):
+        return dict.fromkeys(layers, given)
+    for name in given:
+        if name not in layers:
+            raise ValueError(f"{what}: layers are {', '.join(layers)}, got {name!r}")
+    return {name: given.get(name, default) for name in layers}
 
 
 @torch.no_grad()

@@ -110,6 +110,20 @@ def test_thresholds_of_some_layers():
         module(threshold={"readout": 0.5})
 
 
+def test_levels():
+    made = module(level={"conv2": 2}, encoding="impulse")
+    for net, steps in ((made.net, 8), (made.network_at(3), 3)):
+        neurons = {name: net.snn.get_submodule(name).neuron for name in net.spiking_layers}
+        assert neurons.pop("conv2") == IF(2 / steps, amplitude=2 / steps)
+        assert {*neurons.values()} == {IF(3 / steps, amplitude=3 / steps)}
+    with pytest.raises(ValueError, match="level: layers are conv1, conv2, conv3, hidden, got 'readout'"):
+        module(level={"readout": 0.5})
+    with pytest.raises(ValueError, match=r"threshold: must be 1 with a level, which is T thresholds, got 0\.5"):
+        module(level=3, threshold=0.5)
+    with pytest.raises(ValueError, match="level: must be given with several time_steps, got None"):
+        module(time_steps=[2, 4])
+
+
 def test_ann_runs_channels_last():
     made = module(spiking=False)
     filters = [p for p in made.net.parameters() if p.dim() == 4]
@@ -207,7 +221,7 @@ def test_more_steps_come_nearer_to_the_ann():
 
 @pytest.mark.parametrize("encoding", ["constant", "impulse"])
 def test_training_draws_from_the_list(encoding):
-    made = module(time_steps=[2, 4, 8], encoding=encoding, threshold={"conv2": 0.25}, two_phase=True, initial=0.5)
+    made = module(time_steps=[2, 4, 8], encoding=encoding, level={"conv2": 2, "conv1": 8}, two_phase=True, initial=0.5)
     assert made.time_steps == made.net.time_steps == 8
     trained, validated = [], []
 
@@ -223,13 +237,13 @@ def test_training_draws_from_the_list(encoding):
     assert set(trained) == {2, 4, 8}
     assert set(validated) == {8, 4}  # there are two batches
     assert made.net.time_steps == 8
-    again = module(time_steps=[8, 2, 4], encoding=encoding, threshold={"conv2": 0.25}, two_phase=True, initial=0.5)
+    again = module(time_steps=[8, 2, 4], encoding=encoding, level={"conv2": 2, "conv1": 8}, two_phase=True, initial=0.5)
     fit(again, epochs=20)
     assert all(torch.equal(x, y) for x, y in zip(made.parameters(), again.parameters(), strict=True))
 
 
 def test_all_of_the_list_share_weights():
-    made = settled(time_steps=[2, 4, 8], encoding="impulse", two_phase=True, initial=0.5)
+    made = settled(time_steps=[2, 4, 8], level=3, encoding="impulse", two_phase=True, initial=0.5)
     with torch.no_grad():
         assert torch.equal(made.network_at(8)(SAMPLES), made(SAMPLES))
     for t in (2, 4):
@@ -241,7 +255,7 @@ def test_all_of_the_list_share_weights():
 
 
 def test_a_T_outside_the_list_is_told():
-    made = module(time_steps=[2, 4])
+    made = module(time_steps=[2, 4], level=3)
     with pytest.warns(UserWarning, match="T = 3 is none that the network was trained for: 2, 4"):
         made.network_at(3)
     with warnings.catch_warnings():
@@ -287,7 +301,8 @@ def test_checkpoint_of_the_same_run():
     ("options", "message"),
     [
         ({"time_steps": 9}, "was trained with time_steps = 9, this run has 8"),
-        ({"time_steps": [8, 4]}, r"was trained with time_steps = \[4, 8\], this run has 8"),
+        ({"time_steps": [8, 4], "level": 3}, r"was trained with time_steps = \[4, 8\], this run has 8"),
+        ({"level": 3}, "was trained with level = 3, this run has None"),
         ({"initial": 0.5}, "was trained with initial = 0.5, this run has 0.0"),
         ({"two_phase": True}, "was trained with two_phase = True, this run has False"),
         ({"encoding": "impulse"}, "was trained with encoding = impulse, this run has constant"),
