@@ -87,6 +87,7 @@ class Run:
 
     def _transferred(self, time_steps: int) -> nn.Module:
         """The trained ANN as a spiking network, thresholds from training samples, without further training."""
+        how: dict[str, Any] = {"mode": self.module.encoding, "neuron": self.module.neuron}
         if self._levels is None:
             self.data.setup("fit")
             samples = self.data.parts["train"]
@@ -94,8 +95,8 @@ class Run:
             chosen = samples.part(order[:CALIBRATED_ON].sort().values)  # without augmentation
             x, _ = chosen[torch.arange(len(chosen)), 0]
             x = (x.count if isinstance(x, SpikeTrain) else x).to(self.device)
-            self._levels = convert(self.module.net, time_steps, mode=self.module.encoding, calibrate=x).levels
-        return convert(self.module.net, time_steps, mode=self.module.encoding, calibrate=self._levels)
+            self._levels = convert(self.module.net, time_steps, **how, calibrate=x).levels
+        return convert(self.module.net, time_steps, **how, calibrate=self._levels)
 
     def evaluated(self, time_steps: int | None = None) -> dict[str, Any]:
         """What tandem_module.evaluate says of ``network(time_steps)`` on the test set; computed once."""

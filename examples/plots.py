@@ -108,6 +108,27 @@ def spike_raster(image: Tensor, label: int, trains: Mapping[str, Tensor], path: 
     save(figure, path)
 
 
+def accuracy_against_synops(panels: Mapping[str, Mapping[str, Sequence[tuple[str, float, float]]]], path: Path) -> None:
+    """One panel an experiment: a curve over T for each network, and the ANN's point at its MACs."""
+    figure, row = plt.subplots(1, len(panels), figsize=(6.4 * len(panels), 5.2), layout="constrained", squeeze=False)
+    for axes, (title, curves) in zip(row[0], panels.items(), strict=True):
+        for (name, points), colour in zip(curves.items(), plt.get_cmap("tab10").colors, strict=False):
+            labels, operations, accuracies = zip(*points, strict=True)
+            alone = len(points) == 1
+            axes.plot(operations, accuracies, "*" if alone else "o-", ms=13 if alone else 4, color=colour, label=name)
+            for label, x, y in zip(labels, operations, accuracies, strict=True):
+                axes.annotate(label, (x, y), (3, 3), textcoords="offset points", fontsize=7, color=colour)
+        best = max(y for points in curves.values() for _, _, y in points)
+        least = min(points[-1][2] for points in curves.values())
+        axes.set(title=title, xlabel="SynOps (ANN: MACs) per sample, millions", xscale="log")
+        axes.set(ylabel="test accuracy", ylim=(least - 0.6 * (best - least) - 0.02, best + 0.01))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        axes.grid(alpha=0.25)
+    row[0][0].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.suptitle("Accuracy against operations; numbers: T. All but the last SNN were trained for T = 4")
+    save(figure, path)
+
+
 def count_against_activation(layers: Mapping[str, tuple[Tensor, Tensor]], time_steps: int, path: Path) -> None:
     """How well spike counts follow the ANN; layers: ANN activation and spike count of the same neurons, [N, ...]."""
     figure, row = plt.subplots(

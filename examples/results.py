@@ -2,10 +2,11 @@
 
     python examples/results.py --data-dir FOLDER                    # all that FOLDER has data for
     python examples/results.py --data-dir FOLDER --only mnist nmnist
-    python examples/results.py --data-dir FOLDER --only cifarnet    # on demand: another 20 minutes on two cores
+    python examples/results.py --data-dir FOLDER --only cifar10     # on demand: two hours on two cores
     python examples/results.py --quick --data-dir FOLDER            # a few samples, to see that it works
 
 Runs that are complete stay as they are, interrupted ones go on from their latest epoch: start it again at any time.
+What the page says of a run is kept in docs/results/runs, so that it stands when another --out has other runs.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ ANALYSED = 2000  # test samples that pictures are drawn from
 # The C library would give the memory of large tensors back at once, and the system would clear new pages for the next
 # step's: a third of the time of an ANN like the MNIST one, less of an SNN's. Other C libraries ignore this.
 KEEP_MEMORY = "glibc.malloc.mmap_threshold=2147483648:glibc.malloc.trim_threshold=2147483648"
-KINDS = {"snn": "true", "ann": "false"}  # --model.spiking
+
+
+RECORDED = (
+    *("test", "test_at_time_steps", "network", "parameters", "spiking", "samples", "epochs", "training_seconds"),
+    *("peak_memory_mib", "device", "threads", "versions", "build", "cpu", "lossy", "settings"),
+)
+"""Of a run's results, what the page is made of."""
 
 
 class ResultsError(Exception):
@@ -43,88 +50,197 @@ class ResultsError(Exception):
 
 
 @dataclass(frozen=True)
+class Network:
+    """A network of an experiment."""
+
+    name: str
+    label: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def spiking(self) -> bool:
+        return self.name != "ann"
+
+
+def trained_for(time_steps: int, *options: str) -> Network:
+    return Network(f"t{time_steps}", f"SNN, T = {time_steps}", ("--model.time_steps", str(time_steps), *options))
+
+
+MANY = Network("many", "SNN, T = 2, 4, 8", ("--model.time_steps", "[2,4,8]"))
+ANN = Network("ann", "ANN", ("--model.spiking", "false"))
+
+
+@dataclass(frozen=True)
 class Experiment:
-    """A configuration of train.py, run with some seeds, as SNN and as ANN."""
+    """A configuration of train.py, run with some seeds, as SNNs and as ANN."""
 
     name: str
     title: str
     config: str
     needs: str
     """What must be there below --data-dir."""
+    networks: tuple[Network, ...]
     below: str = "."
     """--data.dir below --data-dir."""
     options: tuple[str, ...] = ()
-    snn_options: tuple[str, ...] = ()
-    ann_options: tuple[str, ...] = ()
-    """Of runs of one kind alone."""
+    """Of all networks."""
     quick_options: tuple[str, ...] = QUICK
     seeds: tuple[int, ...] = (0, 1, 2)
     remark: str = ""
     pictures: tuple[str, ...] = ("time_steps",)
+    """Of the first seed's runs of the first network and the last, which is the ANN."""
     time_steps: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Of the pictures."""
+    """Of tests and pictures."""
     on_demand: bool = False
     """Whether it takes so long that it is run with --only alone."""
 
 
-# Of CIFAR-10. Low thresholds where a spike costs few additions; the regulariser holds their sum below 0.6 of the MACs.
-THRESHOLDS = "{conv1: 0.25, conv2: 0.25, conv3: 0.4, conv4: 0.4, conv5: 0.25, hidden: 0.25}"
-FEW_SPIKES = '[{"class_path": "recipes.SynOpsRegulariser", "init_args": {"weight": 100, "target": 0.58}}]'
+SMALL = ("--model.ann", "tandem_cuda.models.small_cifarnet")
+QUARTER = (
+    *("--model.ann", "tandem_cuda.models.cifarnet"),
+    *("--model.ann.width", "0.25", "--model.ann.dropout", "0", "--trainer.max_epochs", "30"),
+)
+# The recipes are compared on parts of the data, at T = 4.
+SOME_DIGITS = ("--data.limit", "12000", "--trainer.max_epochs", "4")
+SOME_PHOTOGRAPHS = (*FOLDER, *SMALL, "--data.limit", "20000", "--trainer.max_epochs", "8")
+ONE_PHASE = ("--model.two_phase", "false")
+
+
+def callback(name: str, **arguments: Any) -> tuple[str, ...]:
+    return (f"--trainer.callbacks={json.dumps([{'class_path': name, 'init_args': arguments}])}",)
+
+
+def recipes(epochs: int) -> tuple[Network, ...]:
+    """The recipes for a training of so many epochs, from the paper's neurons to all that helps."""
+    at_4 = ("--model.time_steps", "4")
+    calibrated = (*at_4, "--model.level", "null")
+    return (
+        Network("two_phase", "two-phase", at_4),
+        Network("paper", "paper: one phase, impulse", (*at_4, *ONE_PHASE, "--model.initial", "0")),
+        Network("half", "the same, u[0] half a threshold", (*at_4, *ONE_PHASE)),
+        Network("constant", "the same, constant input", (*at_4, *ONE_PHASE, "--model.encoding", "constant")),
+        Network("learned", "two-phase, thresholds that learn", (*at_4, "--model.learn_thresholds", "true")),
+        Network(
+            "ann_first",
+            "two-phase, the ANN first",
+            (*calibrated, *callback("recipes.AnnFirst", epochs=epochs // 2)),
+        ),
+        Network(
+            "progressive",
+            "two-phase, progressive",
+            (
+                *(*calibrated, "--model.schedule", "none", "--model.learning_rate", "0.001"),
+                *callback("recipes.ProgressiveTandem", patience=1),
+                *("--trainer.max_epochs", str(4 * epochs)),
+            ),
+        ),
+        Network("many", "two-phase, T = 2, 4, 8", MANY.options),
+        ANN,
+    )
+
+
 EXPERIMENTS = (
+    Experiment(
+        "recipes_mnist",
+        "Recipes, 12,000 digits of MNIST",
+        "mnist",
+        "MNIST/raw/train-images-idx3-ubyte",
+        recipes(4),
+        options=SOME_DIGITS,
+        quick_options=QUICK[:2],
+        pictures=(),
+        time_steps=(1, 2, 4, 8),
+    ),
+    Experiment(
+        "recipes_cifar10",
+        "Recipes, 20,000 photographs of CIFAR-10",
+        "cifar10",
+        "cifar10/train",
+        recipes(8),
+        below="cifar10",
+        options=SOME_PHOTOGRAPHS,
+        quick_options=QUICK[:2],
+        pictures=(),
+        time_steps=(1, 2, 4, 8),
+    ),
     Experiment(
         "mnist",
         "MNIST",
         "mnist",
         "MNIST/raw/train-images-idx3-ubyte",
+        (trained_for(8), trained_for(4), trained_for(2), MANY, ANN),
         pictures=("counts", "angles", "gradients", "curves", "time_steps", "synops", "rates", "bits"),
     ),
-    Experiment("fashion_mnist", "Fashion-MNIST", "fashion_mnist", "FashionMNIST/raw/train-images-idx3-ubyte"),
+    Experiment(
+        "fashion_mnist",
+        "Fashion-MNIST",
+        "fashion_mnist",
+        "FashionMNIST/raw/train-images-idx3-ubyte",
+        (trained_for(8), trained_for(4), ANN),
+    ),
     Experiment(
         "nmnist",
         "N-MNIST",
         "nmnist",
         "NMNIST/Train",
+        (trained_for(4), ANN),
         remark="N-MNIST has 60,000 recordings to train and 10,000 to test. Figures from a part of it "
         "are not comparable with the paper's.",
         pictures=("time_steps", "rates"),
-    ),
-    Experiment(
-        "cifar10",
-        "CIFAR-10, small network",
-        "cifar10",
-        "cifar10/train",
-        below="cifar10",
-        options=(*FOLDER, "--model.ann", "tandem_cuda.models.small_cifarnet", "--trainer.max_epochs", "20"),
-        snn_options=("--model.threshold", THRESHOLDS, "--model.clip", "true", f"--trainer.callbacks={FEW_SPIKES}"),
-        seeds=(0,),
-        remark="This network has a sixteenth of CifarNet's channels and is trained for 20 epochs; not comparable with "
-        "the paper's figures.",
-        pictures=("counts", "curves", "time_steps"),
-    ),
-    Experiment(
-        "cifarnet",
-        "CIFAR-10, CifarNet as in the paper",
-        "cifar10",
-        "cifar10/train",
-        below="cifar10",
-        options=(*FOLDER, "--trainer.max_epochs", "1"),
-        seeds=(0,),
-        remark="One epoch, to show its cost. The network is far from trained.",
-        pictures=(),
-        on_demand=True,
     ),
     Experiment(
         "mnist_autoencoder",
         "Autoencoder, MNIST",
         "mnist_autoencoder",
         "MNIST/raw/train-images-idx3-ubyte",
-        ann_options=("--trainer.callbacks", "null"),  # no conversion: the ANN for all of the epochs
+        (trained_for(8), Network("ann", "ANN", (*ANN.options, "--trainer.callbacks", "null"))),
         quick_options=(
             *("--data.limit", "400", "--trainer.max_epochs", "2"),
-            '--trainer.callbacks=[{"class_path": "recipes.AnnFirst", "init_args": {"epochs": 1}}]',
+            *callback("recipes.AnnFirst", epochs=1),
         ),
         pictures=("reconstructions", "curves"),
         time_steps=(2, 4, 8, 16, 32),
+    ),
+    Experiment(
+        "small_cifar10",
+        "CIFAR-10, small network",
+        "cifar10",
+        "cifar10/train",
+        (trained_for(8), ANN),
+        below="cifar10",
+        options=(*FOLDER, *SMALL, "--trainer.max_epochs", "20"),
+        seeds=(0,),
+        remark="This network has a sixteenth of CifarNet's channels and is trained for 20 epochs; not comparable with "
+        "the paper's figures.",
+        pictures=("counts", "curves", "time_steps"),
+    ),
+    Experiment(
+        "cifar10",
+        "CIFAR-10, a quarter of CifarNet",
+        "cifar10",
+        "cifar10/train",
+        (trained_for(8), trained_for(4), trained_for(2), ANN),
+        below="cifar10",
+        options=(*FOLDER, *QUARTER),
+        seeds=(0,),
+        remark="This network has a quarter of CifarNet's channels and is trained for 30 epochs; not comparable with "
+        "the paper's figures.",
+        pictures=("counts", "curves", "time_steps"),
+        on_demand=True,
+    ),
+    Experiment(
+        "cifarnet",
+        "CIFAR-10, CifarNet as in the paper",
+        "cifar10",
+        "cifar10/train",
+        (trained_for(8), ANN),
+        below="cifar10",
+        options=(*FOLDER, "--trainer.max_epochs", "5"),
+        seeds=(0,),
+        remark="As many epochs as two hours allow, with a learning rate that falls to zero over them. The network is "
+        "far from trained.",
+        pictures=("curves",),
+        on_demand=True,
     ),
 )
 
@@ -142,21 +258,24 @@ class Training:
     """One run of train.py: a network of an experiment with a seed."""
 
     experiment: Experiment
-    kind: str
+    network: Network
     seed: int
     out: Path
     quick: bool
 
     @property
     def folder(self) -> Path:
-        return self.out / self.experiment.name / f"{self.kind}_seed{self.seed}"
+        return self.out / self.experiment.name / f"{self.network.name}_seed{self.seed}"
 
     @property
     def settings(self) -> list[str]:
         """The options that decide the result."""
-        options = [*self.experiment.options, *(self.experiment.quick_options if self.quick else ())]
-        options += self.experiment.snn_options if self.kind == "snn" else self.experiment.ann_options
-        return [*options, "--model.spiking", KINDS[self.kind], "--seed_everything", str(self.seed)]
+        options = [*self.experiment.options, *self.network.options]
+        if self.quick:
+            options += [
+                option for option in self.experiment.quick_options if self.network.spiking or "recipes." not in option
+            ]
+        return [*options, "--seed_everything", str(self.seed)]
 
     def started(self) -> dict[str, Any]:
         """What was noted when the run began."""
@@ -174,6 +293,18 @@ class Training:
         path = self.folder / "results.json"
         return {**json.loads(path.read_text()), **self.started()} if path.is_file() else None
 
+    def recorded(self, folder: Path) -> dict[str, Any] | None:
+        """What the page says of the run: of this one, or of the one that it would replace; None if there is none."""
+        path = folder / f"{self.experiment.name}_{self.folder.name}.json"
+        results = self.results()
+        if results is None:
+            return json.loads(path.read_text()) if path.is_file() else None
+        results = {name: value for name, value in results.items() if name in RECORDED}
+        results["test"] = {name: value for name, value in results["test"].items() if name != "layers"}
+        folder.mkdir(parents=True, exist_ok=True)
+        write(path, json.dumps(results, indent=1) + "\n")
+        return results
+
     def train(self, data_dir: Path, threads: int) -> bool:
         """Whether train.py came to its end."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +320,15 @@ class Training:
             write(self.folder / "started.json", json.dumps(started) + "\n")
         command = [sys.executable, str(HERE / "train.py"), "--config", f"{HERE}/configs/{self.experiment.config}.yaml"]
         command += ["--data.dir", str(data_dir / self.experiment.below), "--out", str(self.folder)]
-        command += [*self.settings, "--threads", str(threads), *(["--ckpt_path", "last"] if goes_on else [])]
+        steps = ",".join(map(str, self.experiment.time_steps))
+        command += [
+            *self.settings,
+            "--test_time_steps",
+            f"[{steps}]",
+            "--threads",
+            str(threads),
+            *(["--ckpt_path", "last"] if goes_on else []),
+        ]
         say(f"{'going on with' if goes_on else 'training'} {self.folder}:\n  {shlex.join(command)}")
         environment = {"GLIBC_TUNABLES": KEEP_MEMORY, **os.environ}
         return subprocess.run(command, check=False, env=environment).returncode == 0
@@ -223,13 +362,14 @@ def write(path: Path, text: str) -> None:
 
 def trainings(experiment: Experiment, out: Path, quick: bool) -> Iterator[Training]:
     for seed in experiment.seeds[:1] if quick else experiment.seeds:
-        for kind in KINDS:
-            yield Training(experiment, kind, seed, out, quick)
+        for network in experiment.networks:
+            yield Training(experiment, network, seed, out, quick)
 
 
 def analyse(experiment: Experiment, args: argparse.Namespace) -> bool:
-    """Pictures of the first seed's runs, copied beside the page; False where analyse.py fails."""
-    pair = [run for run in trainings(experiment, args.out, args.quick) if run.seed == experiment.seeds[0]]
+    """Pictures of runs of the first seed, copied beside the page; False where analyse.py fails."""
+    first = [run for run in trainings(experiment, args.out, args.quick) if run.seed == experiment.seeds[0]]
+    pair = [first[0], first[-1]]
     unknown = any(run.results() is None for run in pair) or not (args.data_dir / experiment.needs).exists()
     if unknown or not experiment.pictures:
         return True
@@ -273,7 +413,9 @@ def whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def columns(results: Sequence[dict[str, Any]]) -> dict[str, tuple[Cell, Callable[[float], str]]]:
+def columns(
+    results: Sequence[dict[str, Any]], anns: Sequence[dict[str, Any]]
+) -> dict[str, tuple[Cell, Callable[[float], str]]]:
     """By header: what to take from a run, and how to write it."""
     classifies = "accuracy" in results[0]["test"]
     what = "accuracy" if classifies else "loss"
@@ -283,8 +425,17 @@ def columns(results: Sequence[dict[str, Any]]) -> dict[str, tuple[Cell, Callable
     def at(t: int) -> Cell:
         return lambda r: r["test_at_time_steps"].get(str(t), {}).get(what)
 
+    mean = statistics.fmean(r["test"][what] for r in anns) if anns else None
+
+    def against(r: dict[str, Any]) -> float | None:
+        """Points that a network is behind its ANN, or its error over the ANN's."""
+        if mean is None or not r["spiking"]:
+            return None
+        return 100 * (mean - r["test"][what]) if classifies else r["test"][what] / mean
+
     return {
         "test accuracy" if classifies else "test error (MSE)": (lambda r: r["test"][what], form),
+        "points behind the ANN" if classifies else "over the ANN's": (against, lambda value: f"{value:.2f}"),
         **{f"T = {t}": (at(t), form) for t in steps},
         "firing rate": (lambda r: r["test"].get("firing_rate"), percent),
         "SynOps": (lambda r: r["test"].get("synops_per_sample"), whole),
@@ -303,17 +454,17 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 def section(experiment: Experiment, args: argparse.Namespace) -> list[str]:
     """The part of the page on one experiment."""
     lines = [f"### {experiment.title}", ""]
-    runs = {run: run.results() for run in trainings(experiment, args.out, args.quick)}
+    runs = {run: run.recorded(args.records) for run in trainings(experiment, args.out, args.quick)}
     found = [results for results in runs.values() if results is not None]
     if not found:
         reason = "" if (args.data_dir / experiment.needs).exists() else f": data not available (no {experiment.needs})"
         return [*lines, f"Not measured{reason}.", ""]
     first = found[0]
-    samples, steps = first["samples"], first["time_steps"]
+    samples = first["samples"]
     lines += [
         f"{samples['train']:,} samples for training, {samples['val']:,} for validation, "
         f"{first['test']['samples']:,} for testing; `{first['network'].rpartition('.')[2]}`, "
-        f"{first['parameters']:,} parameters, trained with T = {steps}.",
+        f"{first['parameters']:,} parameters.",
     ]
     if args.quick:
         lines.append("A quick run: so few samples and epochs only show that the program works.")
@@ -321,24 +472,16 @@ def section(experiment: Experiment, args: argparse.Namespace) -> list[str]:
         lines.append("The images are JPEG files: lossy copies, so the figures do not apply to the published data set.")
     if experiment.remark:
         lines.append(experiment.remark)
-    table = columns(found)
-    rows = [["network", "seed", *table]]
-    for kind in KINDS:
-        of = {run.seed: results for run, results in runs.items() if run.kind == kind}
-        name = f"SNN, T = {steps}" if kind == "snn" else "ANN"
-        for seed, results in of.items():
-            if results is None:
-                rows.append([name, str(seed), "not measured", *[""] * (len(table) - 1)])
-                continue
-            values = [(cell(results), form) for cell, form in table.values()]
-            rows.append([name, str(seed), *("" if value is None else form(value) for value, form in values)])
-        known = [results for results in of.values() if results is not None]
-        if len(known) > 1:
-            cells = []
-            for cell, form in table.values():
-                numbers = [value for value in map(cell, known) if value is not None]
-                cells.append(mean_and_spread(numbers, form) if numbers else "")
-            rows.append([f"{name}, mean ± deviation", f"{len(known)} seeds", *cells])
+    anns = [results for run, results in runs.items() if results is not None and not run.network.spiking]
+    table = columns(found, anns)
+    rows = [["network", "seeds", *table]]
+    for network in experiment.networks:
+        known = [results for run, results in runs.items() if run.network == network and results is not None]
+        cells = []
+        for cell, form in table.values():
+            numbers = [value for value in map(cell, known) if value is not None]
+            cells.append(mean_and_spread(numbers, form) if numbers else "")
+        rows.append([network.label, str(len(known)), *cells] if known else [network.label, "not measured", *cells])
     lines += ["", *markdown(rows), ""]
     threads = {f"{r['device'] if r['device'] != 'cpu' else r['cpu']}, {r['threads']} threads" for r in found}
     versions = {f"torch {r['versions']['torch']}, tandem_cuda {r['versions']['tandem_cuda']}" for r in found}
@@ -347,17 +490,13 @@ def section(experiment: Experiment, args: argparse.Namespace) -> list[str]:
     }
     lines += [f"{'; '.join(sorted(threads))}; {'; '.join(sorted(versions | kernels))}. Commands:", "", "```bash"]
     command = ["python", "examples/train.py", "--config", f"examples/configs/{experiment.config}.yaml"]
-    seeds = [str(run.seed) for run in runs if run.kind == "snn"]
-    seeds = seeds[0] if len(seeds) == 1 else f"{{{','.join(seeds)}}}"
-    settings = [*experiment.options, *(experiment.quick_options if args.quick else ())]
-    lines += [
-        f"export GLIBC_TUNABLES={KEEP_MEMORY}",
-        f"{shlex.join([*command, *settings, *experiment.snn_options])} --model.spiking true --seed_everything {seeds} "
-        "--data.dir FOLDER",
-        f"{shlex.join([*command, *settings, *experiment.ann_options])} --model.spiking false --seed_everything {seeds} "
-        "--data.dir FOLDER",
-        *("```", ""),
-    ]
+    seeds = [str(run.seed) for run in runs if run.network == ANN or run.network.name == "ann"]
+    chosen = seeds[0] if len(seeds) == 1 else f"{{{','.join(seeds)}}}"
+    lines.append(f"export GLIBC_TUNABLES={KEEP_MEMORY}")
+    for network in experiment.networks:
+        settings = Training(experiment, network, 0, args.out, args.quick).settings[:-2]
+        lines.append(f"{shlex.join([*command, *settings])} --seed_everything {chosen} --data.dir FOLDER")
+    lines += ["```", ""]
     pictures = [
         name for name in experiment.pictures if (args.page.parent / "results" / picture(experiment, name)).exists()
     ]
@@ -370,12 +509,51 @@ def picture(experiment: Experiment, name: str) -> str:
     return f"{experiment.name}_{name}.png"
 
 
+def front(args: argparse.Namespace) -> None:
+    """The picture that the page begins with: accuracy against SynOps of every recipe."""
+    panels = {}
+    for experiment in args.experiments:
+        if not experiment.name.startswith("recipes"):
+            continue
+        runs = [(run.network, run.recorded(args.records)) for run in trainings(experiment, args.out, args.quick)]
+        if any(results is None for _, results in runs):
+            return
+        panels[experiment.title] = panel(experiment, runs)
+    import plots  # matplotlib takes a while
+
+    folder = args.page.parent / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    plots.accuracy_against_synops(panels, folder / "recipes.png")
+
+
+def panel(experiment: Experiment, runs: Sequence[tuple[Network, Any]]) -> dict[str, list[tuple[str, float, float]]]:
+    """By network: T, millions of operations and accuracy, each a mean over seeds. The ANN has one point, of MACs."""
+    curves = {}
+    for network in experiment.networks:
+        found = [results for other, results in runs if other == network]
+        if not network.spiking:
+            macs = next(results for _, results in runs if results["spiking"])["test"]["ann_macs_per_sample"] / 1e6
+            curves[network.label] = [("", macs, statistics.fmean(r["test"]["accuracy"] for r in found))]
+            continue
+        at = [{int(t): tested for t, tested in r["test_at_time_steps"].items()} for r in found]
+        curves[network.label] = [
+            (
+                f"{t}",
+                statistics.fmean(tested[t]["synops_per_sample"] / 1e6 for tested in at),
+                statistics.fmean(tested[t]["accuracy"] for tested in at),
+            )
+            for t in experiment.time_steps
+        ]
+    return curves
+
+
 def write_page(args: argparse.Namespace) -> None:
     text = PAGE.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ResultsError(f"{PAGE} has no lines '{BEGIN}' and '{END}' to write between.")
+    front(args)
     lines = [line for experiment in args.experiments for line in section(experiment, args)]
     args.page.parent.mkdir(parents=True, exist_ok=True)
     write(args.page, "\n".join([before + BEGIN, "", *lines, END + after]))
@@ -421,6 +599,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args.experiments = [as_published(e) if args.cifar10 == "CIFAR10" else e for e in EXPERIMENTS]
     args.out = args.out or Path("runs/results_quick" if args.quick else "runs/results")
     args.page = args.out / "results.md" if args.quick else PAGE
+    args.records = args.page.parent / "results" / "runs"
     return args
 
 

@@ -272,14 +272,14 @@ def test_results(mnist, tmp_path):
     chosen = ("--only", "fashion_mnist", "mnist_autoencoder")
     status, said, error = results(mnist, out, *chosen)
     assert status == 0, error
-    assert "fashion_mnist/snn_seed0: left out, no " in said
+    assert "fashion_mnist/t8_seed0: left out, no " in said
     page = (out / "results.md").read_text()
     assert (
         "### Fashion-MNIST\n\nNot measured: data not available (no FashionMNIST/raw/train-images-idx3-ubyte).\n" in page
     )
     assert "### MNIST\n\nNot measured.\n" in page
-    tested = json.loads((out / "mnist_autoencoder" / "snn_seed0" / "results.json").read_text())
-    assert f"| SNN, T = 32 | 0 | {tested['test']['loss']:.5f} |" in page
+    tested = json.loads((out / "mnist_autoencoder" / "t8_seed0" / "results.json").read_text())
+    assert f"| SNN, T = 8 | 1 | {tested['test']['loss']:.5f} |" in page
     assert "A quick run" in page
     assert (out / "results" / "mnist_autoencoder_reconstructions.png").read_bytes().startswith(b"\x89PNG")
     assert str(mnist) not in page
@@ -296,7 +296,7 @@ def test_results(mnist, tmp_path):
     status, said, error = results(mnist, out, *chosen)
     assert status == 0, error
     assert "going on with" in said
-    assert (out / "results.md").read_text().count("| ANN | 0 |") == 1
+    assert (out / "results.md").read_text().count("| ANN | 1 |") == 1
 
     started = out / "mnist_autoencoder" / "ann_seed0" / "started.json"
     started.write_text(json.dumps({**json.loads(started.read_text()), "settings": ["other"]}))
@@ -307,13 +307,40 @@ def test_results(mnist, tmp_path):
 
 
 def test_results_of_photographs(laid_out, tmp_path):
-    """The options that only the small network's SNN is given."""
-    status, _, error = results(laid_out("cifar10"), tmp_path, "--only", "cifar10")
+    """Options of all networks, and of some."""
+    status, _, error = results(laid_out("cifar10"), tmp_path, "--only", "small_cifar10")
     assert status == 0, error
     page = (tmp_path / "results.md").read_text()
     assert "lossy copies" in page
-    assert len(re.findall(r"\| (?:SNN, T = 8|ANN) \| 0 \| \d", page)) == 2
-    assert "--model.clip true" in page
+    assert len(re.findall(r"\| (?:SNN, T = 8|ANN) \| 1 \| \d", page)) == 2
+    assert "--model.ann tandem_cuda.models.small_cifarnet" in page
+    assert page.count("--model.spiking false") == 1
+
+
+def test_records_stand_in_for_runs(mnist, tmp_path):
+    """The page says the same of a run when it is gone."""
+    out = tmp_path / "runs"
+    status, _, error = results(mnist, out, "--only", "mnist_autoencoder")
+    assert status == 0, error
+    page = (out / "results.md").read_text()
+    assert {path.name for path in (out / "results" / "runs").iterdir()} == {
+        "mnist_autoencoder_t8_seed0.json",
+        "mnist_autoencoder_ann_seed0.json",
+    }
+    shutil.rmtree(out / "mnist_autoencoder")
+    status, _, error = results(mnist, out, "--only", "fashion_mnist")
+    assert status == 0, error
+    assert (out / "results.md").read_text() == page
+
+
+@pytest.mark.parametrize("name", ["recipes_mnist", "mnist"])
+def test_results_of_many_networks(mnist, tmp_path, name):
+    out = tmp_path / "runs"
+    status, _, error = results(mnist, out, "--only", name)
+    assert status == 0, error
+    page = (out / "results.md").read_text()
+    networks = {"recipes_mnist": 9, "mnist": 5}[name]
+    assert len(re.findall(r"^\| [^|]+ \| 1 \| \d", page, re.MULTILINE)) == networks
 
 
 # --- measures --------------------------------------------------------------------------------------------------------
