@@ -49,6 +49,9 @@ class TandemModule(lightning.LightningModule):
         learning_rate: the highest one.
         weight_decay: of AdamW.
         schedule: of the learning rate, over all steps: "one_cycle", "cosine" down to 0, or "none".
+        final_momentum: of batch norm: over the second half of all steps, its momentum moves from the network's own to
+            this. The statistics that spiking layers fold are then averages of many batches, of every T that training
+            draws, and not of the last batch alone.
         seed: of dropout; each step is seeded by it and its number, so that a resumed run does what the other did.
     """
 
@@ -67,6 +70,7 @@ class TandemModule(lightning.LightningModule):
         learning_rate: float = 5e-3,
         weight_decay: float = 0.01,
         schedule: Literal["one_cycle", "cosine", "none"] = "one_cycle",
+        final_momentum: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -86,6 +90,9 @@ class TandemModule(lightning.LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.schedule = schedule
+        if final_momentum is not None and not 0 < final_momentum <= 1:
+            raise ValueError(f"final_momentum: must be in (0, 1], got {final_momentum}")
+        self.final_momentum = final_momentum
         self.seed = seed
         # An ANN with convolutions is fastest with channels last.
         self.net: nn.Module = self._convert(ann) if spiking else ann.to(memory_format=torch.channels_last)
@@ -149,6 +156,14 @@ class TandemModule(lightning.LightningModule):
 
     # -- what Lightning calls
 
+    def on_fit_start(self) -> None:
+        norms = [x for x in self.ann.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm)]
+        self._momenta = {norm: norm.momentum for norm in norms if norm.momentum is not None}
+
+    def on_fit_end(self) -> None:
+        for norm, momentum in self._momenta.items():
+            norm.momentum = momentum
+
     def on_train_start(self) -> None:
         if self._resumed_steps not in (None, self._steps):
             raise CheckpointError(
@@ -163,6 +178,10 @@ class TandemModule(lightning.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         words = [self.seed, self.global_step]
         torch.manual_seed(int(np.random.SeedSequence([*words, self.global_rank]).generate_state(1)[0]))
+        if self.final_momentum is not None:
+            late = max(0.0, 2 * self.global_step / max(1, int(self.trainer.estimated_stepping_batches)) - 1)
+            for norm, momentum in self._momenta.items():
+                norm.momentum = momentum + late * (self.final_momentum - momentum)
         self.set_time_steps(int(np.random.default_rng(words).choice(self.trained_steps)))  # the same in all processes
 
     def training_step(self, batch: tuple[Any, Tensor], batch_index: int) -> Tensor:

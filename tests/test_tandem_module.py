@@ -167,6 +167,18 @@ def test_schedules(schedule):
     assert rate == 0.01 if schedule == "none" else rate < 0.005  # the step after the last
 
 
+def test_final_momentum():
+    """It moves over the second half of the steps, and is the network's own again when training is over."""
+    made, seen = module(final_momentum=0.1), []
+    norm = made.ann.norm1
+    made.net.snn.conv2.register_forward_hook(lambda *args: seen.append(norm.momentum) if made.training else None)
+    fit(made, epochs=2)
+    assert seen == pytest.approx([0.9, 0.9, 0.9, 0.9, 0.9 - 0.8 / 3, 0.9 - 1.6 / 3])
+    assert norm.momentum == 0.9
+    with pytest.raises(ValueError, match=r"final_momentum: must be in \(0, 1\], got 0"):
+        module(final_momentum=0)
+
+
 def test_autoencoder():
     made = example.TandemModule(models.autoencoder(64, (16, 8, 16)), loss="mse")
     metrics = fit(made, SAMPLES, SAMPLES)
