@@ -6,8 +6,9 @@
           init_args: {percentile: 99.9, patience: 2}
 
 Recipes change the network that a TandemModule trains: how many of its layers spike, what its weights are rounded to,
-what its loss asks for. The Parameter objects stay the same throughout, so that the optimiser made at the start remains
-the right one. Each recipe's state is in the checkpoint; a run resumed in its middle goes on in the same stage.
+what its loss asks for. The Parameter objects, those of thresholds that learn too, stay the same throughout, so that the
+optimiser made at the start remains the right one. Each recipe's state is in the checkpoint; a run resumed in its middle
+goes on in the same stage.
 """
 
 from __future__ import annotations
@@ -113,15 +114,14 @@ class Conversion(lightning.Callback):
 
     def _converted(self, module: Any, count: int, calibrate: Any) -> TandemNetwork:
         try:
-            return convert(
+            net: TandemNetwork = module._converted(
                 module.ann,
-                module.time_steps,
-                mode=module.encoding,
                 neuron=module.neuron,
                 calibrate=calibrate,
                 percentile=self.percentile,
                 spiking_layers=count,
             )
+            return net
         except ValueError as error:
             raise RecipeError(f"{type(self).__name__}: {error}") from error
 

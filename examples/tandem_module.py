@@ -45,6 +45,8 @@ class TandemModule(lightning.LightningModule):
             spike at most T times.
         initial: of IF: where the membrane potential starts, as a share of the threshold.
         two_phase: of IF: whether layers integrate the input of all steps before they spike.
+        learn_thresholds: whether each layer's threshold is trained, too, from ``threshold`` on; use it with ``clip``.
+            The parameters, logarithms, get no weight decay.
         loss: "cross_entropy" with labels, "mse" with targets of the output's shape.
         learning_rate: the highest one.
         weight_decay: of AdamW.
@@ -66,6 +68,7 @@ class TandemModule(lightning.LightningModule):
         clip: bool = False,
         initial: float = 0.0,
         two_phase: bool = False,
+        learn_thresholds: bool = False,
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
         learning_rate: float = 5e-3,
         weight_decay: float = 0.01,
@@ -86,6 +89,10 @@ class TandemModule(lightning.LightningModule):
         self.threshold = threshold
         self.level = level
         self.neuron = IF(1.0, clip, initial=initial, two_phase=two_phase)
+        self.learn_thresholds = learn_thresholds
+        self.log_thresholds: dict[str, nn.Parameter] = {}
+        """Of the spiking layers, by name, those of every network that this module converts. The networks register them,
+        so that a network that does not spike yet has none in its state."""
         self.loss = loss
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -141,7 +148,13 @@ class TandemModule(lightning.LightningModule):
         return net
 
     def _converted(self, ann: nn.Module, **how: Any) -> TandemNetwork:
-        return convert(ann, self.time_steps, mode=self.encoding, **how)
+        net = convert(ann, self.time_steps, mode=self.encoding, learn_thresholds=self.learn_thresholds, **how)
+        for name in net.spiking_layers if self.learn_thresholds else ():
+            layer: Any = net.snn.get_submodule(name)
+            shared = self.log_thresholds.setdefault(name, layer.log_threshold)
+            shared.data = shared.data.to(layer.log_threshold)
+            layer.log_threshold = shared
+        return net
 
     def set_time_steps(self, time_steps: int) -> None:
         """Let the network, if it spikes, run in so many steps."""
@@ -217,7 +230,14 @@ class TandemModule(lightning.LightningModule):
         self.seconds += time.perf_counter() - self._start
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        learned = list(self.log_thresholds.values())
+        others = [p for p in self.parameters() if not any(p is x for x in learned)]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if learned:
+            for p in learned:  # those of layers that do not spike yet have not been moved
+                p.data = p.data.to(self.device)
+            groups.append({"params": learned, "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
         if self.schedule == "none":
             return optimizer
         self._steps = steps = max(1, int(self.trainer.estimated_stepping_batches))
@@ -246,6 +266,11 @@ class TandemModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)
+        state, own = checkpoint["state_dict"], self.state_dict()
+        for name, p in self.log_thresholds.items():
+            key = f"net.{name}.log_threshold"
+            if key in state and key not in own:  # of a layer that a recipe lets spike later
+                p.data.copy_(state.pop(key))
         self.seconds, self._resumed_steps = checkpoint["tandem"]["seconds"], checkpoint["tandem"]["steps"]
 
     def _identity(self) -> dict[str, Any]:
@@ -260,6 +285,7 @@ class TandemModule(lightning.LightningModule):
             "level": self.level,
             "initial": self.neuron.initial,
             "two_phase": self.neuron.two_phase,
+            "learn_thresholds": self.learn_thresholds,
         }
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -268,8 +294,10 @@ class TandemModule(lightning.LightningModule):
         Raises:
             CheckpointError: says what differs.
         """
-        theirs = {name: list(x.shape) for name, x in checkpoint.get("state_dict", {}).items()}
-        ours = {name: list(x.shape) for name, x in self.state_dict().items()}
+        theirs, ours = (
+            {name: list(x.shape) for name, x in state.items() if not name.endswith(".log_threshold")}
+            for state in (checkpoint.get("state_dict", {}), self.state_dict())
+        )
         for name in [*ours, *theirs]:
             if theirs.get(name) != ours.get(name):
                 got, want = (str(shapes.get(name, "missing")) for shapes in (theirs, ours))
@@ -277,9 +305,8 @@ class TandemModule(lightning.LightningModule):
                     f"the checkpoint is of another network: {name} is {got} there and {want} here.\n"
                     "Run it with the configuration that it was trained with (config.yaml beside its folder)."
                 )
-        settings = {"level": None, "initial": 0.0, "two_phase": False} | checkpoint.get(
-            "tandem", {}
-        )  # older ones lack these
+        older = {"level": None, "initial": 0.0, "two_phase": False, "learn_thresholds": False}  # which older ones lack
+        settings = older | checkpoint.get("tandem", {})
         for name, value in self._identity().items():
             if settings.get(name) != value:
                 raise CheckpointError(

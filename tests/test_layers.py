@@ -45,6 +45,7 @@ def test_constructors_begin_as_those_of_torch(tandem, plain):
         ("norm", inspect.Parameter.KEYWORD_ONLY),
         ("neuron", inspect.Parameter.KEYWORD_ONLY),
         ("engine", inspect.Parameter.KEYWORD_ONLY),
+        ("learn_threshold", inspect.Parameter.KEYWORD_ONLY),
     ]
 
 

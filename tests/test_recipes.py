@@ -167,16 +167,21 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES)
-def test_resumed(make, tmp_path):
+@pytest.mark.parametrize("learn_thresholds", [False, True])
+def test_resumed(learn_thresholds, make, tmp_path):
     """From the end of whichever epoch, a new process's run ends with the weights of the one that was not stopped."""
+    settings = {"learn_thresholds": learn_thresholds, "clip": learn_thresholds}
     callbacks = make()
     progressive = any(isinstance(callback, recipes.ProgressiveTandem) for callback in callbacks)
-    module, seen, trainer = fit(callbacks, 40 if progressive else 5, tmp_path)
+    module, seen, trainer = fit(callbacks, 40 if progressive else 5, tmp_path, **settings)
+    learned = [p for name, p in module.named_parameters() if name.endswith("log_threshold")]
+    assert [p.item() != 0 for p in learned] == [True] * (3 if learn_thresholds else 0)
     last = len(seen.layers) - 1
     changes = [e for e in range(1, last) if seen.layers[e] != seen.layers[e - 1]]
     for epoch in sorted({1, last - 1, *changes[-2:], *(e - 1 for e in changes[:2])}):
         callbacks = make()
-        resumed, again, _ = fit(callbacks, trainer.max_epochs, checkpoint=tmp_path / f"epoch={epoch}.ckpt")
+        file = tmp_path / f"epoch={epoch}.ckpt"
+        resumed, again, _ = fit(callbacks, trainer.max_epochs, checkpoint=file, **settings)
         assert again.layers[-(last - epoch) :] == seen.layers[epoch + 1 :]
         same(tuple(resumed.state_dict().values()), tuple(module.state_dict().values()))
         assert resumed.net.levels == module.net.levels

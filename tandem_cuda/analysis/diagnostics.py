@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import EncodedInput, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, SpikingMaxPool2d, TandemAdd
+from ..nn import (
+    EncodedInput,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    SpikingMaxPool2d,
+    TandemAdd,
+    learned_threshold,
+)
 from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer, stored
 from ..spike_train import SpikeTrain
@@ -73,10 +80,10 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
     ``count_cosine``. The other measures separate the error of one layer (the ANN layer fed with counts) from the error
     accumulated since the input (the ANN by itself), and compare the tandem gradient with the ANN's exact gradient.
 
-    With v = W * (amplitude * c_below) + b after batch norm, the activation is relu(v) / threshold for IF neurons and T
-    times :func:`tandem_cuda.neuron.lif.lif_rate` of v for LIF neurons. It is at most T for neurons with ``clip``.
-    Pooling is the ANN's, applied to counts or activations. Both networks run in eval mode: batch norm uses its running
-    statistics, and dropout is off.
+    With v = W * (amplitude * c_below) + b after batch norm, divided by exp(log_threshold) if the threshold learns, the
+    activation is relu(v) / threshold for IF neurons and T times :func:`tandem_cuda.neuron.lif.lif_rate` of v for LIF
+    neurons. It is at most T for neurons with ``clip``. Pooling is the ANN's, applied to counts or activations. Both
+    networks run in eval mode: batch norm uses its running statistics, and dropout is off.
 
     The cosine is 0 if one or both vectors are zero.
 
@@ -196,6 +203,8 @@ def _activation(layer: Any, *inputs: SpikeTrain | EncodedInput) -> Tensor:
         return nn.AdaptiveAvgPool2d.forward(layer, _value(x)) / layer.threshold
     branches = layer.branches if isinstance(layer, TandemAdd) else [layer]
     v = torch.stack([_pre_activation(branch, x) for branch, x in zip(branches, inputs, strict=True)]).sum(0)
+    if layer.log_threshold is not None:
+        v = v * learned_threshold.unit(layer.log_threshold).to(v.dtype)
     activation: Tensor = layer.neuron.activation(v, x.time_steps)
     return activation.clamp(max=layer.neuron.largest(x.time_steps)) if layer.neuron.clip else activation
 

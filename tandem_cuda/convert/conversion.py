@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from ..neuron import IF, Neuron
 from ..nn import Decode, Encode, SpikeWindows, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, TandemAdd
+from ..nn.learned_threshold import new_log_threshold
 from ..spike_train import SpikeTrain
 from .advice import (
     ACTIVATIONS,
@@ -47,6 +48,7 @@ class Conversion:
         neuron: Neuron,
         engine: str,
         scaled: bool,
+        learn_thresholds: bool,
         spiking: set[fx.Node] | None = None,
     ) -> None:
         self.ann = ann
@@ -54,6 +56,7 @@ class Conversion:
         """The nodes up to and including the activations of the layers that are to spike; None for all that can."""
         self.nodes = list(graph.nodes)
         self.time_steps, self.mode, self.neuron, self.engine, self.scaled = time_steps, mode, neuron, engine, scaled
+        self.learn_thresholds = learn_thresholds
         self.graph = fx.Graph()
         self.modules: dict[str, Any] = {}
         self.names = {name for name, _ in ann.named_modules()}
@@ -101,6 +104,7 @@ class Conversion:
                 if not all(id(x) in held for x in module.parameters()):
                     self._problem(node, "its rule must put its parameters into the spiking twin, to train them there")
         own = {id(x) for x in self.ann.state_dict(keep_vars=True).values()}
+        own |= {id(getattr(modules[name], "log_threshold", None)) for _, name in self.neurons}
         why = "build it from parameters and buffers of the ANN: both twins have the ANN's state_dict"
         for name, module in modules.items():
             if not all(id(x) in own for x in module.state_dict(keep_vars=True).values()):
@@ -301,11 +305,11 @@ class Conversion:
             return Train(self._stand_in())
         if len(x.branches) == 1 and x.branches[0].layer is not None:
             (branch,) = x.branches
-            name, module = branch.name, self._layer(branch, self.neuron)
+            name, module = branch.name, self._layer(branch, self.neuron, self.learn_thresholds)
         else:
             name = ".".join([*_common([b.name.split(".")[:-1] for b in x.branches if b.layer is not None]), "add"])
             branches = [nn.Identity() if b.layer is None else self._layer(b, IF()) for b in x.branches]
-            module = TandemAdd(*branches, neuron=self.neuron, engine=self.engine)
+            module = TandemAdd(*branches, neuron=self.neuron, engine=self.engine, learn_threshold=self.learn_thresholds)
         name = self._named(name, module, replaces=len(x.branches) == 1)
         self.neurons.append((node, name))
         train = Train(self.graph.call_module(name, tuple(branch.source for branch in x.branches)), name)
@@ -313,7 +317,7 @@ class Conversion:
             train = step(train)
         return train
 
-    def _layer(self, branch: Branch, neuron: Neuron) -> Any:
+    def _layer(self, branch: Branch, neuron: Neuron, learn_threshold: bool = False) -> Any:
         """Make the tandem layer that holds a weight layer's parameters and its batch norm."""
         module: Any = branch.layer
         rule = weights_of(module)
@@ -326,6 +330,8 @@ class Conversion:
         for name in ("weight", "bias"):
             owner, key = owner_of(module, name)
             setattr(layer, name, getattr(owner, key))
+        if learn_threshold:
+            layer.log_threshold = new_log_threshold(type(layer).__name__, True, layer.weight)
         for name, parametrizations in parametrized(module):
             for parametrization in parametrizations:
                 parametrize.register_parametrization(layer, name, parametrization, unsafe=True)

@@ -25,7 +25,8 @@ class TandemNetwork(nn.Module):
 
     ``snn`` is the spiking twin, a torch.fx.GraphModule whose layers keep their names in the ANN. :meth:`ann` returns
     the original ANN. Training, moving or loading either network does the same to the other. ``state_dict`` uses the
-    ANN's names, so the two have the same checkpoints.
+    ANN's names, so the two have the same checkpoints. Only thresholds that learn are not in the ANN: ``state_dict``
+    then also holds "<layer>.log_threshold" for each of ``spiking_layers``.
 
     Raises:
         RuntimeError: a parameter or module that the twins share has been replaced in the ANN. Checked in forward (but
@@ -37,7 +38,8 @@ class TandemNetwork(nn.Module):
     levels: dict[str, float] | None
     """T * threshold of each spiking layer, and of each average-pooling layer that has neurons, by name: the activation
     at which it fires at every step. Measured by calibration; pass it to :func:`convert` as ``calibrate`` to reuse it.
-    None if the network was not calibrated."""
+    None if the network was not calibrated. Without the factor exp(log_threshold) of thresholds that learn, which
+    ``load_state_dict(old.state_dict(), strict=False)`` takes over from another conversion."""
     time_steps: int
     """T. In mode "spikes" the input decides on T; thresholds are those for ``time_steps``."""
 
@@ -76,8 +78,9 @@ class TandemNetwork(nn.Module):
         """Run with another number of time steps from now on, on the same weights.
 
         The currents of all steps add up to the same pre-activations: constant input is scaled by T_before / T, and the
-        thresholds of a calibrated network are its ``levels`` divided by T. Other thresholds stay. To serve several T
-        well, a network must be trained with them: draw T anew for every batch.
+        thresholds of a calibrated network are its ``levels`` divided by T, times exp(log_threshold) if they learn.
+        Other thresholds stay. To serve several T well, a network must be trained with them: draw T anew for every
+        batch.
 
         Args:
             time_steps: T, at least 1. In mode "spikes", the T of the spike trains that follow.
@@ -120,6 +123,8 @@ class TandemNetwork(nn.Module):
         names = {id(x): name for name, x in self.ann().state_dict(keep_vars=True).items()}
         own = super().state_dict(keep_vars=True)
         self._names = {name: names[id(x)] for name, x in own.items() if id(x) in names}
+        self._only_snn = {name: name.removeprefix("snn.") for name in own if name.endswith(".log_threshold")}
+        """State of the spiking twin alone: the thresholds that learn, and their names in ``state_dict``."""
         self._only_ann = sorted(set(names.values()) - set(self._names.values()))
         self._note_twins()
 
@@ -188,9 +193,14 @@ class TandemNetwork(nn.Module):
         self._note_twins()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the ANN's state_dict, under the ANN's names."""
+        """Return the ANN's state_dict, under the ANN's names, and thresholds that learn."""
         self._check_twins()
-        return self.ann().state_dict(*args, **kwargs)
+        state = self.ann().state_dict(*args, **kwargs)
+        given = dict(zip(("destination", "prefix", "keep_vars"), args, strict=False)) | kwargs
+        for name, public in self._only_snn.items():
+            x = getattr(*owner_of(self, name))
+            state[given.get("prefix", "") + public] = x if given.get("keep_vars", False) else x.detach()
+        return state
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         self._check_twins()
@@ -200,6 +210,9 @@ class TandemNetwork(nn.Module):
         for name, theirs in self._names.items():
             if theirs in renamed:
                 state_dict[prefix + name] = renamed[theirs]
+        for name, public in self._only_snn.items():
+            if prefix + public in state_dict:
+                state_dict[prefix + name] = state_dict.pop(prefix + public)
         for name in self._only_ann:
             if prefix + name not in state_dict:
                 missing += [prefix + name] if strict else []
@@ -296,6 +309,7 @@ def convert(
     percentile: float = 99.9,
     spiking_layers: int | None = None,
     engine: str = "auto",
+    learn_thresholds: bool = False,
 ) -> TandemNetwork:
     """Convert an ANN to a tandem SNN (Wu et al. 2021) that shares its parameters.
 
@@ -354,6 +368,8 @@ def convert(
         spiking_layers: the number of spiking layers, at least 1; by default all. A smaller number than all requires
             ``calibrate``: the ANN after the cut expects activations, not counts.
         engine: "auto", "event" or "dense": how spiking products are computed.
+        learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
+            from that of ``neuron`` or of calibration. Average poolings with neurons keep theirs.
 
     Returns:
         A TandemNetwork. ``.ann()`` is the ANN.
@@ -382,6 +398,8 @@ def convert(
         raise ValueError(f"convert: percentile must be in (0, 100], got {percentile}")
     if engine not in ENGINES:
         raise ValueError(f"convert: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if not isinstance(learn_thresholds, bool):
+        raise TypeError(f"convert: learn_thresholds must be True or False, got {type(learn_thresholds).__name__}")
     if calibrate is not None:
         try:
             neuron.calibrated(1.0)
@@ -389,7 +407,7 @@ def convert(
             raise ValueError(f"convert: {error}") from None
     _check_dtypes(ann)
     graph = traced(ann, RULES)
-    settings = time_steps, mode, neuron, engine, calibrate is not None
+    settings = time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds
     conversion = Conversion(ann, graph, *settings)
     if spiking_layers is not None:
         conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(ann, graph, *settings, spiking))

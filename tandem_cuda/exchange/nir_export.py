@@ -46,6 +46,7 @@ def to_nir(
     - A neuron spikes if u >= threshold.
     - Biases are those of one time step, b / T.
     - Weights are multiplied by the ``amplitude`` of the spikes that they receive, or by the ``scale`` of ``Encode``.
+    - With ``learn_threshold``, weights and biases are divided by exp(``log_threshold``), not the threshold multiplied.
     - ``TandemAdd``: neurons with an edge from each branch, whose currents add up. The first branch holds the sum of all
       biases. Spikes of amplitude 1 enter directly, others through a 1 x 1 convolution (for features, a matrix).
     - Average pooling: AvgPool2d and neurons if the window size is a power of two and there is no padding. Otherwise

@@ -253,6 +253,10 @@ class Export:
         folded = [branch.folded() if isinstance(branch, TandemLayer) else None for branch in join.branches]
         biases = [pair[1] for pair in folded if pair is not None and pair[1] is not None]
         total = sum(biases[1:], biases[0]) if biases else None  # summed first, as the layer does
+        scale = join.current_scale()
+        if scale is not None:
+            total = None if total is None else total * scale
+            inputs = [signal._replace(gain=signal.gain * float(scale)) for signal in inputs]
         sources: list[str] = []
         for i, (branch, pair, signal) in enumerate(zip(join.branches, folded, inputs, strict=True)):
             part = f"{name}_{i}"

@@ -52,7 +52,8 @@ class FrozenTandem(FrozenLayer):
     Args:
         layer: defines the product and the neurons. It has no bias and no norm; its weight parameter is replaced.
         weight: the weights, of the shape of the layer's own.
-        scale: [O], the gain of batch norm, applied to the layer's sums; None for 1.
+        scale: [O], the gain of batch norm, divided by exp(log_threshold) if the threshold has learned; applied to the
+            layer's sums. None for 1.
         bias: [O], spread evenly over the T time steps.
         takes_encoded: whether the input is the output of Encode instead of a SpikeTrain.
     """
@@ -189,7 +190,7 @@ class FrozenAdd(FrozenLayer):
     Args:
         join: a TandemAdd whose branches have no norm. Their parameters are replaced.
         tensors: weight [O, ...] and optional bias [O] of every branch that is not an identity, named "<branch>.weight"
-            and "<branch>.bias".
+            and "<branch>.bias"; "scale" [1], a factor of the summed currents, if the threshold has learned.
     """
 
     kind = "TandemAdd"
@@ -197,7 +198,9 @@ class FrozenAdd(FrozenLayer):
     def __init__(self, join: TandemAdd, tensors: Tensors) -> None:
         super().__init__()
         _check_neuron(self.kind, join.neuron)
-        self.format = _format(join.neuron)
+        scale = tensors.get("scale")
+        self.format = _format(join.neuron) if scale is None else 2
+        join.scale = None if scale is None else frozen_tensor(scale)
         self.waits = join.neuron.two_phase
         for i, branch in _layers(join):
             for name in ("weight", "bias"):
@@ -220,6 +223,9 @@ class FrozenAdd(FrozenLayer):
             tensors[f"{i}.weight"] = branch.own_weight(weight)
             if bias is not None:
                 tensors[f"{i}.bias"] = bias
+        scale = join.current_scale()
+        if scale is not None:
+            tensors["scale"] = scale
         return cls(TandemAdd(*twins, neuron=join.neuron, engine=join.engine), tensors)
 
     @classmethod
@@ -229,7 +235,7 @@ class FrozenAdd(FrozenLayer):
         if not isinstance(branches, list) or not all(isinstance(branch, dict) for branch in branches):
             raise ValueError(f"{cls.kind}: setting branches must be a list of objects, got {branches!r}")
         twins: list[nn.Module] = []
-        shapes: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {"scale": (1,)}
         for i, branch in enumerate(branches):
             kind = branch.get("kind")
             kinds = {layer_class.__name__: layer_class for layer_class in LAYERS}
@@ -245,7 +251,7 @@ class FrozenAdd(FrozenLayer):
             twin = _checked(kinds[kind], given)
             shapes |= {f"{i}.weight": tuple(twin.weight.shape), f"{i}.bias": _outputs(twin)}
             twins.append(twin)
-        check_tensors(cls.kind, tensors, shapes, optional=tuple(name for name in shapes if name.endswith("bias")))
+        check_tensors(cls.kind, tensors, shapes, optional=tuple(name for name in shapes if not name.endswith("weight")))
         _check_no_bool(cls.kind, settings["neuron"])
         neuron = of_settings(cls.kind, settings["neuron"])
         return cls(TandemAdd(*twins, neuron=neuron, engine=settings["engine"]), tensors)
@@ -259,6 +265,7 @@ class FrozenAdd(FrozenLayer):
 
     def tensors(self) -> dict[str, Tensor]:
         named = {f"{i}.{name}": getattr(x, name) for i, x in _layers(self.join) for name in ("weight", "bias")}
+        named["scale"] = self.join.scale
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def branches(self) -> list[nn.Module]:

@@ -14,6 +14,7 @@ from ..neuron import IF, Neuron, check_neuron
 from ..ops.geometry import Geometry, out_size
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
+from . import learned_threshold
 from .conv import ConvolutionLayer
 from .coupling import coupled, needs_gradient
 from .current import per_step
@@ -45,17 +46,27 @@ class TandemAdd(nn.Module):
         branches: two or more tandem layers or nn.Identity modules.
         neuron: IF(...) or LIF(...).
         engine: "auto", "event" or "dense", for the joint product. Each branch computes its v with its own engine.
+        learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
+            is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153). The sum of
+            the branches is divided by exp(``log_threshold``).
 
     Shape:
         One SpikeTrain per branch -> SpikeTrain, in the common output shape of the branches.
 
     Raises:
-        TypeError: a branch is neither a tandem layer nor nn.Identity, or an input is not a SpikeTrain.
-        ValueError: fewer than two branches; not one input per branch; output shapes or time steps differ; convolutions
-            larger than 1 x 1 have different strides.
+        TypeError: a branch is neither a tandem layer nor nn.Identity, an input is not a SpikeTrain, or
+            ``learn_threshold`` is no bool.
+        ValueError: fewer than two branches; a branch has ``learn_threshold``; not one input per branch; output shapes
+            or time steps differ; convolutions larger than 1 x 1 have different strides.
     """
 
-    def __init__(self, *branches: nn.Module, neuron: Neuron = IF(), engine: str = "auto") -> None:
+    log_threshold: nn.Parameter | None
+    scale: Tensor | None
+    """Of a frozen join: exp(-log_threshold), [1]."""
+
+    def __init__(
+        self, *branches: nn.Module, neuron: Neuron = IF(), engine: str = "auto", learn_threshold: bool = False
+    ) -> None:
         super().__init__()
         if len(branches) < 2:
             raise ValueError(f"TandemAdd: branches must be two or more, got {len(branches)}")
@@ -64,6 +75,11 @@ class TandemAdd(nn.Module):
                 raise TypeError(
                     f"TandemAdd: branches must be tandem layers or nn.Identity, got {type(branch).__name__}"
                 )
+            if isinstance(branch, TandemLayer) and branch.log_threshold is not None:
+                raise ValueError(
+                    "TandemAdd: branches must have learn_threshold=False (the neurons are those of the TandemAdd), got "
+                    "True"
+                )
         check_neuron("TandemAdd", neuron)
         if engine not in ENGINES:
             raise ValueError(f"TandemAdd: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
@@ -71,12 +87,19 @@ class TandemAdd(nn.Module):
         self.neuron = neuron
         self.engine = engine
         self._cache = WeightCache()
+        like = next((layer.weight for layer in self._layers()), torch.empty(0))
+        self.register_parameter(
+            "log_threshold", learned_threshold.new_log_threshold("TandemAdd", learn_threshold, like)
+        )
+        self.register_buffer("scale", None)
 
     def forward(self, *inputs: SpikeTrain) -> SpikeTrain:
         self.check_inputs(inputs)
         steps = inputs[0].time_steps
         pairs = list(zip(self.branches, inputs, strict=True))
         v = self.pre_activation(pairs)
+        if v is not None and self.log_threshold is not None:
+            v = v * learned_threshold.learning_unit(self.log_threshold, v.shape, steps).to(v.dtype)
         with torch.no_grad():
             bits, _ = self.spikes(pairs, steps)
         return coupled(self.neuron, bits, v, steps, self.dtype_of(inputs))
@@ -101,7 +124,10 @@ class TandemAdd(nn.Module):
     # -- ANN twin, branch by branch
 
     def pre_activation(self, pairs: list[tuple[Any, SpikeTrain]]) -> Tensor | None:
-        """Return the sum of the branches' v, or None if not needed. In training this updates the running statistics."""
+        """Return the sum of the branches' v, or None if not needed. In training this updates the running statistics.
+
+        It is not yet divided by exp(log_threshold).
+        """
         moves = any(branch.uses_batch_statistics() for branch in self._layers())
         if not moves and not needs_gradient(*self._sources(), *(x.carried_count for _, x in pairs)):
             return None
@@ -121,7 +147,12 @@ class TandemAdd(nn.Module):
         return [branch for branch in self.branches if isinstance(branch, TandemLayer)]
 
     def _sources(self) -> list[Tensor]:
-        return [x for layer in self._layers() for x in layer.sources()]
+        own = [x for x in (self.log_threshold, self.scale) if x is not None]
+        return [x for layer in self._layers() for x in layer.sources()] + own
+
+    def current_scale(self) -> Tensor | None:
+        """Return the factor of the summed currents, [1], or None for 1."""
+        return self.scale if self.log_threshold is None else learned_threshold.unit(self.log_threshold).view(1)
 
     # -- spiking twin, in one product
 
@@ -153,6 +184,7 @@ class TandemAdd(nn.Module):
             stride=stride,
             state=state,
             packed=weights.packed,
+            scale=weights.scale,
             time_steps=pairs[0][1].time_steps,
             neuron=self.neuron,
             want_sum=False,
@@ -169,12 +201,13 @@ class TandemAdd(nn.Module):
         eps = [None if layer.norm is None else layer.norm.eps for layer in layers]
         sizes = [(part.bits.shape[2], part.geometry) for part in parts]
         settings = (steps, [x.amplitude for _, x in pairs], eps, sizes, self.dtype_of([first]), first.device)
-        make = functools.partial(_joint, pairs, parts, low, kernel, steps, self._cache)
+        make = functools.partial(_joint, pairs, parts, low, kernel, steps, self.current_scale(), self._cache)
         return self._cache.weights(may_keep(self, layers), self._sources(), settings, make)
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f"engine={self.engine!r}, "
-        return f"{engine}neuron={self.neuron}"
+        learns = "" if self.log_threshold is None else ", learn_threshold=True"
+        return f"{engine}neuron={self.neuron}{learns}"
 
 
 class _Part(NamedTuple):
@@ -270,9 +303,13 @@ def _joint(
     low: list[int],
     kernel: list[int],
     steps: int,
+    scale: Tensor | None,
     cache: WeightCache,
 ) -> SpikingWeights:
-    """Embed the kernels of all parts, each at its own taps, in one kernel [O, sum of C, kH, kW]; sum the biases."""
+    """Embed the kernels of all parts, each at its own taps, in one kernel [O, sum of C, kH, kW]; sum the biases.
+
+    ``scale``, [1], is a factor of all currents.
+    """
     first = pairs[0][1]
     dtype = next((branch.weight.dtype for branch, _ in pairs if isinstance(branch, TandemLayer)), first.dtype)
     outputs = parts[0].out[1]
@@ -297,5 +334,8 @@ def _joint(
             place[g * to : (g + 1) * to, g * of : (g + 1) * of] = weight[g * to : (g + 1) * to]
         if bias is not None:
             total = bias.detach() if total is None else total + bias.detach()
-    bias = per_step(total, steps)
-    return SpikingWeights(joint, cache.pack(joint, 1), None, bias)
+    if scale is not None:
+        scale = scale.to(dtype)
+        total = None if total is None else total * scale
+        scale = scale.repeat(outputs)
+    return SpikingWeights(joint, cache.pack(joint, 1), scale, per_step(total, steps))

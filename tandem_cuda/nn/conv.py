@@ -108,12 +108,14 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
         norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
         neuron: IF(...) or LIF(...).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
+        learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
+            is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153).
 
     Shape:
         SpikeTrain [N, C, H, W] (or EncodedInput from Encode) -> SpikeTrain [N, O, Ho, Wo].
 
     Raises:
-        TypeError: the input is a Tensor, or its dtype differs from that of the weights.
+        TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape, or more padding than the image has pixels for.
     """
 
@@ -134,6 +136,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
         norm: str | None = None,
         neuron: Neuron = IF(),
         engine: str = "auto",
+        learn_threshold: bool = False,
     ) -> None:
         super().__init__(
             in_channels,
@@ -150,6 +153,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
             norm=norm,
             neuron=neuron,
             engine=engine,
+            learn_threshold=learn_threshold,
         )
         check_geometry("TandemConv2d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation)
 
@@ -226,12 +230,14 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm1d).
         neuron: IF(...) or LIF(...).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
+        learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
+            is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153).
 
     Shape:
         SpikeTrain [N, C, L] (or EncodedInput from Encode) -> SpikeTrain [N, O, Lo].
 
     Raises:
-        TypeError: the input is a Tensor, or its dtype differs from that of the weights.
+        TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape, or more padding than the input has values for.
     """
 
@@ -252,6 +258,7 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         norm: str | None = None,
         neuron: Neuron = IF(),
         engine: str = "auto",
+        learn_threshold: bool = False,
     ) -> None:
         super().__init__(
             in_channels,
@@ -268,6 +275,7 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
             norm=norm,
             neuron=neuron,
             engine=engine,
+            learn_threshold=learn_threshold,
         )
         number = 0 if isinstance(padding, str) else self.padding[0]
         check_geometry("TandemConv1d", self.stride[0], number, self.dilation[0])
@@ -340,12 +348,14 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
         norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
         neuron: IF(...) or LIF(...).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
+        learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
+            is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153).
 
     Shape:
         SpikeTrain [N, C, H, W] (or EncodedInput from Encode) -> SpikeTrain [N, O, Ho, Wo].
 
     Raises:
-        TypeError: the input is a Tensor, or its dtype differs from that of the weights.
+        TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape.
     """
 
@@ -367,6 +377,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
         norm: str | None = None,
         neuron: Neuron = IF(),
         engine: str = "auto",
+        learn_threshold: bool = False,
     ) -> None:
         super().__init__(
             in_channels,
@@ -384,6 +395,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
             norm=norm,
             neuron=neuron,
             engine=engine,
+            learn_threshold=learn_threshold,
         )
         check_geometry("TandemConvTranspose2d", self.stride, self.padding, self.dilation)
 

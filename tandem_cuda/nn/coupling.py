@@ -42,6 +42,7 @@ def coupled_behind_norm(
     steps: int,
     repeats: float,
     missing: Tensor | None,
+    scale: Tensor | None = None,
 ) -> SpikeTrain:
     """Couple the spikes with v = norm(repeats * product + missing), normalised with batch statistics; v is not stored.
 
@@ -55,15 +56,19 @@ def coupled_behind_norm(
         steps: T.
         repeats: factor of ``product``.
         missing: the bias, [O], not yet added to ``product``. Batch norm cancels it.
+        scale: a factor of what norm returns, [], or None for 1.
     """
     mean, var = statistics
     beta = norm.bias if missing is None else norm.bias + 0 * missing  # gives the bias a zero gradient
+    gamma = norm.weight
+    if scale is not None:
+        gamma, beta = gamma * scale, beta * scale
     count = ops.tandem_norm_count(
         bits,
         product,
         mean,
         var,
-        norm.weight,
+        gamma,
         beta,
         steps,
         eps=norm.eps / repeats**2,

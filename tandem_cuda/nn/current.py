@@ -1,6 +1,7 @@
 """The current that drives a layer's neurons: one formula for training, eval, ``no_grad`` and frozen networks.
 
-With amplitude A of the input's spikes, and gain g and bias b (batch norm's, or 1 and the layer's own bias)::
+With amplitude A of the input's spikes, and gain g and bias b (batch norm's, or 1 and the layer's own bias, both divided
+by exp(log_threshold) if the threshold learns)::
 
     x[t] = (A * g) * (W * s[t]) + b / T
 
@@ -41,11 +42,25 @@ class Affine(NamedTuple):
         return self.gain, None if constant and self.gain is None else per_step(self.bias, steps)
 
 
-def affine(norm: Norm | None, bias: Tensor | None) -> Affine:
+def affine(norm: Norm | None, bias: Tensor | None, unit: Tensor | None = None, outputs: int = 0) -> Affine:
     """Return a layer's bias folded with its batch norm, using the running statistics (Wu et al. 2021, eq. 15).
 
     g = gamma / sqrt(running_var + eps), b' = (b - running_mean) * g + beta. (The authors' code omits eps.)
+
+    Args:
+        norm: the layer's batch norm.
+        bias: the layer's bias, [O].
+        unit: a further factor of both, [], or None for 1.
+        outputs: O, needed only for a unit without batch norm.
     """
+    gain, bias = _normalised(norm, bias)
+    if unit is None:
+        return Affine(gain, bias)
+    gain = unit.repeat(outputs) if gain is None else gain * unit
+    return Affine(gain, None if bias is None else bias * unit)
+
+
+def _normalised(norm: Norm | None, bias: Tensor | None) -> Affine:
     if norm is None:
         return Affine(None, bias)
     mean, var = norm.running_mean, norm.running_var

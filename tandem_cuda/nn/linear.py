@@ -26,12 +26,14 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm1d).
         neuron: IF(...) or LIF(...).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_linear`.
+        learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
+            is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153).
 
     Shape:
         SpikeTrain [N, ..., F] (or EncodedInput from Encode) -> SpikeTrain [N, ..., O].
 
     Raises:
-        TypeError: the input is a Tensor, or its dtype differs from that of the weights.
+        TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape.
     """
 
@@ -46,8 +48,19 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         norm: str | None = None,
         neuron: Neuron = IF(),
         engine: str = "auto",
+        learn_threshold: bool = False,
     ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype, norm=norm, neuron=neuron, engine=engine)
+        super().__init__(
+            in_features,
+            out_features,
+            bias,
+            device,
+            dtype,
+            norm=norm,
+            neuron=neuron,
+            engine=engine,
+            learn_threshold=learn_threshold,
+        )
 
     def arguments(self) -> dict[str, Any]:
         return {"in_features": self.in_features, "out_features": self.out_features}

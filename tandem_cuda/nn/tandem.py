@@ -17,7 +17,7 @@ from ..ops import autocast, checks
 from ..ops.gradient import refuse_tangents
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
-from . import batch_norm
+from . import batch_norm, learned_threshold
 from .coupling import coupled, coupled_behind_norm, needs_gradient
 from .current import Affine, affine, per_step, spike_scale
 from .encode import EncodedInput
@@ -35,6 +35,9 @@ class TandemLayer(nn.Module, ABC):
     updated with this batch, into the gain and bias of its currents. The gain multiplies sums of weights, never the
     weights themselves, so the spikes do not depend on whether a gradient is computed or the layer is frozen.
 
+    With ``learn_threshold`` the layer has a further parameter, ``log_threshold`` (:mod:`.learned_threshold`), otherwise
+    None. Gain and bias contain the factor exp(-log_threshold).
+
     In training the weights are rearranged for the kernels in every call. In eval mode without gradients the rearranged
     weights are cached, and :class:`WeightCache` notices when they change. Parametrised weights are never cached.
 
@@ -49,11 +52,18 @@ class TandemLayer(nn.Module, ABC):
     weight: Tensor
     bias: Any  # Tensor | None; torch's layers annotate it differently
     norm: nn.BatchNorm1d | nn.BatchNorm2d | None
+    log_threshold: nn.Parameter | None
     neuron: Neuron
     engine: str
 
     def __init__(
-        self, *args: Any, norm: str | None = None, neuron: Neuron = IF(), engine: str = "auto", **kwargs: Any
+        self,
+        *args: Any,
+        norm: str | None = None,
+        neuron: Neuron = IF(),
+        engine: str = "auto",
+        learn_threshold: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         name = type(self).__name__
@@ -66,6 +76,15 @@ class TandemLayer(nn.Module, ABC):
         self.engine = engine
         self._cache = WeightCache()
         self.norm = None if norm is None else self._new_norm()
+        log_threshold = learned_threshold.new_log_threshold(name, learn_threshold, self.weight)
+        self.register_parameter("log_threshold", log_threshold)
+
+    def reset_parameters(self) -> None:
+        """Draw new weights and return to the neuron's own threshold."""
+        super().reset_parameters()  # type: ignore[misc]  # of torch's layer
+        log_threshold = self._parameters.get("log_threshold")  # torch's constructor calls this, too
+        if log_threshold is not None:
+            nn.init.zeros_(log_threshold)
 
     def forward(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
         if self.computes_weights() and not torch.compiler.is_compiling():
@@ -89,7 +108,7 @@ class TandemLayer(nn.Module, ABC):
         learns = torch.is_grad_enabled() and needs_gradient(*self.sources(), x.carried_count)
         if self.norm is None and learns:
             bits, v, _ = self.spiking_product(x, self._spiking(steps, x.amplitude, self.packed()), want_sum=True)
-            return coupled(self.neuron, bits, v, steps, dtype)
+            return coupled(self.neuron, bits, self._learning(v, steps), steps, dtype)
         if self.norm is not None and (learns or self.norm.training):
             return self._in_training(x, self.packed())
         bits, _, _ = self.spiking_product(x, self._kept(steps, x.amplitude), want_sum=False)
@@ -119,34 +138,35 @@ class TandemLayer(nn.Module, ABC):
 
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
         steps, constant, bias = x.time_steps, x.mode == "constant", self.bias
-        normed = self.norm is not None
-        current = self.encoded_current(x, None if normed else per_step(bias, steps), normed)
+        gained = self.norm is not None or self.log_threshold is not None
+        current = self.encoded_current(x, None if gained else per_step(bias, steps), gained)
         if not torch.compiler.is_compiling():
             refuse_tangents(type(self).__name__, current)
         couple: Callable[[Tensor], SpikeTrain]
-        if normed:
+        if self.norm is not None:
             couple = self._behind_norm(current, steps, repeats=steps if constant else 1, missing=bias)
-        elif constant:  # the current of each step is v / T
-            couple = self._couple(current, steps, 1 / steps)
         else:
-            v = current
-            if bias is not None and needs_gradient(current, bias):  # otherwise v is not needed
-                v = current + self.per_channel(bias)
-            couple = self._couple(v, steps)
+            v = current  # with constant input v / T, the current of each step
+            if needs_gradient(current, bias, self.log_threshold):  # otherwise v is not needed
+                if bias is not None and (gained or not constant):
+                    v = v + self.per_channel(bias / steps if constant else bias)
+                if self.log_threshold is not None:
+                    v = v * learned_threshold.learning_unit(self.log_threshold, v.shape, steps)
+            couple = self._couple(v, steps, 1 / steps if constant else 1.0)
         with torch.no_grad():
             drive = self._kept_drive(steps, constant)
             bits = self._fired(current, steps, x.mode, drive.scale, drive.bias)
         return couple(bits)
 
-    def encoded_current(self, x: EncodedInput, bias: Tensor | None, normed: bool) -> Tensor:
+    def encoded_current(self, x: EncodedInput, bias: Tensor | None, gained: bool) -> Tensor:
         """Return the product with real input, [N, O, ...]; ``Affine.encoded_drive`` says how it drives the neurons.
 
-        With batch norm that is W * X. Without, it is W * X + bias, the current of one step, if the input is constant,
-        and W * X if it is an impulse.
+        With a gain (``gained``) that is W * X. Without, it is W * X + bias, the current of one step, if the input is
+        constant, and W * X if it is an impulse.
         """
         value, weight = self._checked_value(x.value), self.kernel_weight()
         # Cast back: autocast may compute the product in a lower precision.
-        return self.dense_product(value, weight, bias if x.mode == "constant" and not normed else None).to(weight.dtype)
+        return self.dense_product(value, weight, bias if x.mode == "constant" and not gained else None).to(weight.dtype)
 
     def _checked_value(self, value: Tensor) -> Tensor:
         name = type(self).__name__
@@ -164,6 +184,12 @@ class TandemLayer(nn.Module, ABC):
         weight = self.kernel_weight()
         return self.count_product(x, SpikingWeights(weight, packed, spike_scale(weight, x.amplitude), self.bias))
 
+    def _learning(self, v: Tensor, steps: int) -> Tensor:
+        """Return v, in units of the learned threshold, with the gradient of ``log_threshold``."""
+        if self.log_threshold is None:
+            return v
+        return v * learned_threshold.learning(self.log_threshold, v.shape, steps)
+
     def _couple(self, v: Tensor | None, steps: int, scale: float = 1.0) -> Callable[[Tensor], SpikeTrain]:
         """Return a function that couples bits with the pre-activation v / scale."""
         return lambda bits: coupled(self.neuron, bits, v, steps, self.weight.dtype, scale)
@@ -171,7 +197,7 @@ class TandemLayer(nn.Module, ABC):
     def _behind_norm(
         self, product: Tensor, steps: int, *, repeats: float = 1, missing: Tensor | None = None
     ) -> Callable[[Tensor], SpikeTrain]:
-        """Return a function that couples bits with v = norm(repeats * product + missing).
+        """Return a function that couples bits with v = norm(repeats * product + missing) / exp(log_threshold).
 
         In training this updates the running statistics.
 
@@ -183,19 +209,23 @@ class TandemLayer(nn.Module, ABC):
             missing: the bias, [O], or None if ``product`` contains it.
         """
         neuron, norm = self.neuron, batch_norm.checked_norm(type(self).__name__, self.norm)
-        learns = needs_gradient(product, missing, norm.weight, norm.bias)
+        learns = needs_gradient(product, missing, norm.weight, norm.bias, self.log_threshold)
         threshold = neuron.relu_threshold
+        scale: Tensor | None = None
+        if learns and self.log_threshold is not None:
+            scale = learned_threshold.learning_unit(self.log_threshold, product.shape, steps)
         if norm.training and threshold is not None and batch_norm.fuses(norm, product):
             statistics = batch_norm.update_statistics(norm, product, repeats, missing)
             if not learns:
                 return self._couple(None, steps)
             return lambda bits: coupled_behind_norm(
-                neuron, threshold, norm, bits, product, statistics, steps, repeats, missing
+                neuron, threshold, norm, bits, product, statistics, steps, repeats, missing, scale
             )
         if not learns and not norm.training:
             return self._couple(None, steps)
         v = product if repeats == 1 else product * repeats
-        return self._couple(self.batch_normalised(v if missing is None else v + self.per_channel(missing)), steps)
+        v = self.batch_normalised(v if missing is None else v + self.per_channel(missing))
+        return self._couple(v if scale is None else v * scale, steps)
 
     def batch_normalised(self, v: Tensor) -> Tensor:
         """Apply ``norm`` to v = W * c + b. In training the running statistics are updated once per batch."""
@@ -208,18 +238,21 @@ class TandemLayer(nn.Module, ABC):
     # -- weights of the spiking twin
 
     def affine(self) -> Affine:
-        """Return gain and bias of the sums of this layer's weights; differentiable."""
-        return affine(None if self.norm is None else batch_norm.checked_norm(type(self).__name__, self.norm), self.bias)
+        """Return gain and bias of the sums of this layer's weights; differentiable, but not in ``log_threshold``."""
+        norm = None if self.norm is None else batch_norm.checked_norm(type(self).__name__, self.norm)
+        if self.log_threshold is None:
+            return affine(norm, self.bias)
+        return affine(norm, self.bias, learned_threshold.unit(self.log_threshold), self.outputs)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Return weight, in the shape that the products take, and bias, with batch norm folded in if there is one."""
+        """Return weight, in the shape that the products take, and bias, with gain and bias of ``affine`` folded in."""
         weight, (gain, bias) = self.kernel_weight(), self.affine()
         return weight if gain is None else weight * gain.view(-1, *[1] * (weight.dim() - 1)), bias
 
     def sources(self) -> list[Tensor]:
         """Return all tensors that the spiking twin's weights depend on."""
         norm = self.norm
-        tensors = [self.weight, self.bias]
+        tensors = [self.weight, self.bias, self.log_threshold]
         if norm is not None:
             tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
         return [x for x in tensors if x is not None]
@@ -240,7 +273,7 @@ class TandemLayer(nn.Module, ABC):
     def _spiking(self, steps: int, amplitude: float, packed: Tensor | None) -> SpikingWeights:
         weight = self.kernel_weight()
         scale, bias = self.affine().drive(weight, steps, amplitude)
-        return SpikingWeights(weight, packed, scale, bias)
+        return SpikingWeights(weight, packed, scale, bias)  # scale needs no gradient: without norm it is a constant
 
     @torch.no_grad()
     def _kept(self, steps: int, amplitude: float) -> SpikingWeights:
@@ -266,6 +299,12 @@ class TandemLayer(nn.Module, ABC):
 
     def _eps(self) -> float | None:
         return None if self.norm is None else self.norm.eps
+
+    @property
+    def outputs(self) -> int:
+        """O, the number of output channels or features."""
+        number: int = getattr(self, "out_channels", None) or getattr(self, "out_features")  # noqa: B009 (of torch's layer)
+        return number
 
     # -- implemented by concrete layers; v, sums and counts are [N, O, ...]
 
@@ -323,7 +362,8 @@ class TandemLayer(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
-        return f"{super().extra_repr()}, neuron={self.neuron}{engine}"
+        learns = "" if self.log_threshold is None else ", learn_threshold=True"
+        return f"{super().extra_repr()}, neuron={self.neuron}{engine}{learns}"
 
 
 def stored(module: nn.Module, name: str) -> tuple[nn.Module, str]:

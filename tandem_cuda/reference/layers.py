@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from ..neuron import IF, Neuron
 from .ops import check_time_steps, couple, neuron_loop, replace_value
 
+Drive = tuple[Tensor | None, Sequence[Tensor]]
+"""The ANN's pre-activation (None if no gradient is needed) and the current of every time step."""
+
 
 class DenseTrain:
     """Spikes [T, N, ...] as a float tensor of 0 and 1, and their count [N, ...], which carries the tandem gradient.
@@ -88,11 +91,27 @@ class Decode(nn.Module):
         return count
 
 
+def _in_units(log_threshold: Tensor | None, v: Tensor | None, currents: Sequence[Tensor]) -> Drive:
+    """Divide pre-activation and currents by exp(log_threshold), so that neurons with a fixed threshold follow it.
+
+    As in LSQ (Esser et al., "Learned Step Size Quantization", ICLR 2020, arXiv:1902.08153, section 2.2), its gradient
+    is divided by sqrt(neurons per sample * T).
+    """
+    if log_threshold is None:
+        return v, currents
+    if v is not None:
+        slope = log_threshold.new_tensor(1 / math.sqrt(math.prod(v.shape[1:]) * len(currents)))
+        v = v / torch.exp(replace_value(log_threshold, log_threshold, slope))
+    with torch.no_grad():
+        return v, [x / torch.exp(log_threshold) for x in currents]
+
+
 class _TandemLayer(nn.Module):
     """Apply the tandem rule to a weight layer, the next class in the method resolution order."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    log_threshold: nn.Parameter | None
     norm_class: type[nn.BatchNorm1d | nn.BatchNorm2d]
     output_dim = 0  # of the weight; if it is not 0, it holds the output channels of one group
     groups: int
@@ -103,6 +122,7 @@ class _TandemLayer(nn.Module):
         norm: str | None = None,
         neuron: Neuron = IF(),
         form: str = "folded",
+        learn_threshold: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -115,6 +135,7 @@ class _TandemLayer(nn.Module):
         self.norm = self.norm_class(outputs, device=w.device, dtype=w.dtype) if norm else None
         self.neuron = neuron
         self.form = form
+        self.register_parameter("log_threshold", nn.Parameter(w.new_zeros(())) if learn_threshold else None)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the weight layer's product: x [N, ...] -> [N, ...]."""
@@ -127,7 +148,7 @@ class _TandemLayer(nn.Module):
             raise TypeError(f"{name}: input must be spikes, got a Tensor; put Encode(time_steps) in front")
         return _fire(self.neuron, x.time_steps, *self.drive(x))
 
-    def drive(self, x: Any) -> tuple[Tensor | None, Sequence[Tensor]]:
+    def drive(self, x: Any) -> Drive:
         """Return the ANN's pre-activation (None if no gradient is needed) and the current of every time step."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
@@ -142,7 +163,8 @@ class _TandemLayer(nn.Module):
         if v is None and torch.is_grad_enabled():
             v = self.product(self._ann_input(x), weight, bias)
         with torch.no_grad():
-            return v, self._currents(x, weight, None if bias is None else bias / time_steps)
+            currents = self._currents(x, weight, None if bias is None else bias / time_steps)
+        return _in_units(self.log_threshold, v, currents)
 
     def _ann_input(self, x: Any) -> Tensor:
         """Return the input of the ANN layer: the SNN layer's input summed over time."""
@@ -190,7 +212,8 @@ class TandemConv2d(_TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: s
     """Convolution, optional batch norm and spiking neurons, trained by the tandem rule.
 
     The constructor takes the arguments of nn.Conv2d, and norm (None, or "batch" for an nn.BatchNorm2d), neuron (IF or
-    LIF) and form: "loop" for one convolution per time step, "folded" for one with time folded into the batch.
+    LIF), learn_threshold (multiply the threshold by exp(log_threshold), a parameter) and form: "loop" for one
+    convolution per time step, "folded" for one with time folded into the batch.
     """
 
     norm_class = nn.BatchNorm2d
@@ -237,10 +260,14 @@ class TandemConvTranspose2d(_TandemLayer, nn.ConvTranspose2d):  # type: ignore[m
 class TandemAdd(nn.Module):
     """Neurons driven by the summed currents of several branches: tandem layers or nn.Identity, with one input each."""
 
-    def __init__(self, *branches: nn.Module, neuron: Neuron = IF()) -> None:
+    log_threshold: nn.Parameter | None
+
+    def __init__(self, *branches: nn.Module, neuron: Neuron = IF(), learn_threshold: bool = False) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
         self.neuron = neuron
+        like = next((p for p in self.parameters()), torch.empty(0))
+        self.register_parameter("log_threshold", nn.Parameter(like.new_zeros(())) if learn_threshold else None)
 
     def forward(self, *inputs: Any) -> DenseTrain:
         """Add up the branches, with one spike train each."""
@@ -253,7 +280,7 @@ class TandemAdd(nn.Module):
         pre_activations, currents = zip(*drives, strict=True)
         v = None if any(v is None for v in pre_activations) else reduce(torch.add, pre_activations)
         steps = [reduce(torch.add, branches) for branches in zip(*currents, strict=True)]
-        return _fire(self.neuron, inputs[0].time_steps, v, steps)
+        return _fire(self.neuron, inputs[0].time_steps, *_in_units(self.log_threshold, v, steps))
 
 
 class _SpikingAverage(nn.Module):
