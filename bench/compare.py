@@ -30,6 +30,7 @@ SECTIONS: dict[str, Callable[[Run], list[Figure]]] = {
     "density": layer_sections.density,
     "network": network_sections.network,
     "training": network_sections.training,
+    "two_phase": network_sections.two_phase,
     "latency": network_sections.latency,
     "memory": network_sections.memory_growth,
     "threads": layer_sections.threads,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -260,6 +261,41 @@ def training(run: Run) -> list[Figure]:
         figures += [
             cost(f"{name} training step: time over the ANN's", medians["kernel"] / ann, *bounds, note=layout),
             speed(f"{name} training step: speed over PyTorch, folded", medians["PyTorch, folded"] / medians["kernel"]),
+        ]
+    return figures
+
+
+def with_neurons(net: nn.Sequential, neuron: tc.IF) -> nn.Sequential:
+    """A copy of a network with other neurons."""
+    twin = copy.deepcopy(net)
+    for layer in twin:
+        if isinstance(layer, TandemLayer):
+            layer.neuron = neuron
+    return twin
+
+
+def two_phase(run: Run) -> list[Figure]:
+    """CifarNet with two-phase neurons against one-phase ones that start alike, and against the ANN."""
+    batches = inputs(8, 3, 32, 32)
+    one, x = settled(cifar_net, batches), batches[0]
+    one = with_neurons(one, tc.IF(initial=0.5))
+    two = with_neurons(one, tc.IF(initial=0.5, two_phase=True))
+    figures = []
+    for name, side, bounds in (("inference", inference, (1.0, 0.8)), ("training step", training_step, (0.9, 0.75))):
+        for net in (one, two):
+            net.train(side is training_step)
+        run.tell(f"two-phase CifarNet: activity before {name}", activity(two, x))
+        run.tell(f"one-phase CifarNet: activity before {name}", activity(one, x))
+        sides = {"two-phase": side(two, x), "one-phase": side(one, x), **ann_sides(one, x, side)}
+        medians = run.time(f"two-phase CifarNet, {name}, batch 8", sides)
+        layout, ann = fastest(medians, "ANN")
+        figures += [
+            cost(
+                f"two-phase CifarNet {name}: time over one-phase's",
+                medians["two-phase"] / medians["one-phase"],
+                *bounds,
+            ),
+            cost(f"two-phase CifarNet {name}: time over the ANN's", medians["two-phase"] / ann, note=layout),
         ]
     return figures
 
