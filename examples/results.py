@@ -162,6 +162,7 @@ EXPERIMENTS = (
         quick_options=QUICK[:2],
         pictures=(),
         time_steps=(1, 2, 4, 8),
+        on_demand=True,
     ),
     Experiment(
         "mnist",
@@ -213,6 +214,7 @@ EXPERIMENTS = (
         remark="This network has a sixteenth of CifarNet's channels and is trained for 20 epochs; not comparable with "
         "the paper's figures.",
         pictures=("counts", "curves", "time_steps"),
+        on_demand=True,
     ),
     Experiment(
         "cifar10",
