@@ -135,7 +135,7 @@ PLAIN = [
 def test_drop_in(tandem, plain, arguments):
     ours, theirs = (list(inspect.signature(c).parameters.values()) for c in (tandem, plain))
     assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == [(p.name, p.default, p.kind) for p in theirs]
-    assert [p.name for p in ours[len(theirs) :]] == ["norm", "neuron", "engine"]
+    assert [p.name for p in ours[len(theirs) :]] == ["norm", "neuron", "engine", "learn_threshold"]
     theirs = plain(*arguments)
     ours = tandem(*arguments)
     ours.load_state_dict(theirs.state_dict())
