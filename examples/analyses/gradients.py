@@ -37,7 +37,7 @@ def gradients(work: Work) -> None:
     rows: list[dict[str, Any]] = []
     for run in work.snns:
         states = {"trained": run.module}
-        if run.module.net.levels is None:  # thresholds are of these weights otherwise
+        if run.module.net.levels is None or run.module.level is not None:  # no thresholds measured on these weights
             states = {"untrained": untrained(run), **states}
         for state, module in states.items():
             tables = []
