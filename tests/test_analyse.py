@@ -208,11 +208,11 @@ def test_autoencoder(analyse, autoencoders, tmp_path):
 def test_recordings_and_recipes(analyse, tmp_path):
     """Recordings are binned anew at other T; weights of few bits and thresholds of recipes come back."""
     files.nmnist(tmp_path, train=8, test=4)
-    small = ("--data.shift", "0", "--data.batch_size", "16", "--test_time_steps", "[4]")
+    small = ("--data.shift", "0", "--data.batch_size", "16", "--test_time_steps", "[8]")
     for kind, spiking in (("snn", "true"), ("ann", "false")):
         train("nmnist", tmp_path, tmp_path / kind, *small, "--trainer.max_epochs", "1", "--model.spiking", spiking)
     out = tmp_path / "events"
-    analyse(tmp_path / "snn", tmp_path / "ann", "--out", out, "--only", "time_steps", "angles", "--time-steps", "4")
+    analyse(tmp_path / "snn", tmp_path / "ann", "--out", out, "--only", "time_steps", "angles", "--time-steps", "8")
     rows = table(out, "time_steps")
     assert [row["network"] for row in rows] == ["SNN", "SNN", "ANN", "transferred ANN"]
     tested = json.loads((tmp_path / "snn" / "results.json").read_text())["test_at_time_steps"]
