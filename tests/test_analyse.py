@@ -208,7 +208,7 @@ def test_autoencoder(analyse, autoencoders, tmp_path):
 def test_recordings_and_recipes(analyse, tmp_path):
     """Recordings are binned anew at other T; weights of few bits and thresholds of recipes come back."""
     files.nmnist(tmp_path, train=8, test=4)
-    small = ("--data.shift", "0", "--data.batch_size", "16", "--test_time_steps", "[8]")
+    small = ("--data.shift", "0", "--data.batch_size", "16", "--test_time_steps", "[4,8]")
     for kind, spiking in (("snn", "true"), ("ann", "false")):
         train("nmnist", tmp_path, tmp_path / kind, *small, "--trainer.max_epochs", "1", "--model.spiking", spiking)
     out = tmp_path / "events"
