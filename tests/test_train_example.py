@@ -223,7 +223,7 @@ def test_refused_before_anything_is_written(refused, tmp_path, options, message)
 RESUMED = {
     "finished": ((), "holds a run already"),
     "other T": (("--ckpt_path", "last", "--model.time_steps", "4"), "was trained with time_steps = 8, this run has 4"),
-    "other input": (("--ckpt_path", "last", "--model.encoding", "impulse"), "was trained with encoding = constant"),
+    "other input": (("--ckpt_path", "last", "--model.encoding", "constant"), "was trained with encoding = impulse"),
     "other network": (
         ("--ckpt_path", "last", "--model.ann", "tandem_cuda.models.small_cifarnet"),
         "the checkpoint is of another network: net.conv1.weight is [32, 1, 3, 3] there and [8, 3, 3, 3] here",
