@@ -57,7 +57,7 @@ class TandemNetwork(nn.Module):
         self.spiking_layers = tuple(spiking_layers)
         self._measured = None if levels is None else dict(levels)
         self._pools = tuple(pools)  # average poolings with neurons, and the layers whose levels their inputs have
-        self._totals = {module: module.scale * module.time_steps for module in self._encoders()}
+        self._totals: dict[Encode, float] = {}  # of constant input: scale * T
         self.set_time_steps(time_steps)
         self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
         self.tie_names()
@@ -92,9 +92,9 @@ class TandemNetwork(nn.Module):
         checks.check_time_steps("set_time_steps", time_steps)
         self.time_steps = time_steps
         for encode in self._encoders():
-            encode.time_steps = time_steps
             if encode.mode == "constant":
-                encode.scale = self._totals[encode] / time_steps
+                encode.scale = self._total(encode) / time_steps
+            encode.time_steps = time_steps
         self.levels = None if self._measured is None else dict(self._measured)
         if self.levels is None:
             return
@@ -107,6 +107,14 @@ class TandemNetwork(nn.Module):
             level = self.levels[name] = min(self.levels.get(name, below), below)
             pool: Any = self.snn.get_submodule(name)
             pool.threshold = pool.amplitude = level / below
+
+    def _total(self, encode: Encode) -> float:
+        """Return scale * T, from the last call unless ``encode`` has been changed since: rounding must not add up."""
+        total = self._totals.get(encode)
+        if total is None or encode.scale != total / encode.time_steps:
+            total = 1.0 if encode.scale == 1 / encode.time_steps else encode.scale * encode.time_steps
+            self._totals[encode] = total
+        return total
 
     def _encoders(self) -> list[Encode]:
         return [module for module in self.snn.modules() if isinstance(module, Encode)]
