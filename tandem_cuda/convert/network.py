@@ -42,6 +42,7 @@ class TandemNetwork(nn.Module):
     ``load_state_dict(old.state_dict(), strict=False)`` takes over from another conversion."""
     time_steps: int
     """T. In mode "spikes" the input decides on T; thresholds are those for ``time_steps``."""
+    _only_snn: Mapping[str, str] = {}  # of networks pickled by earlier versions
 
     def __init__(
         self,
@@ -88,8 +89,14 @@ class TandemNetwork(nn.Module):
         Raises:
             TypeError: ``time_steps`` is not an int.
             ValueError: ``time_steps`` < 1.
+            RuntimeError: the network was pickled by an earlier version.
         """
         checks.check_time_steps("set_time_steps", time_steps)
+        if not hasattr(self, "_totals"):
+            raise RuntimeError(
+                "set_time_steps: the network was pickled by an earlier version. Call convert on its ANN again "
+                "(calibrate=snn.levels keeps the thresholds)"
+            )
         self.time_steps = time_steps
         for encode in self._encoders():
             if encode.mode == "constant":
