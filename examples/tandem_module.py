@@ -227,6 +227,7 @@ class TandemModule(lightning.LightningModule):
         self._first_batch = None
 
     def on_train_epoch_end(self) -> None:
+        self.set_time_steps(self.time_steps)  # also after epochs without validation
         self.seconds += time.perf_counter() - self._start
 
     def configure_optimizers(self) -> Any:
