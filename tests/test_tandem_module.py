@@ -206,6 +206,8 @@ def test_final_momentum():
     assert norm.momentum == 0.9
     with pytest.raises(ValueError, match=r"final_momentum: must be in \(0, 1\], got 0"):
         module(final_momentum=0)
+    with pytest.raises(ValueError, match=r"final_momentum: must be null without --trainer.max_epochs"):
+        fit(module(final_momentum=0.1, schedule="none"), epochs=-1)
 
 
 def test_autoencoder():
