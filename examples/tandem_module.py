@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -170,6 +171,8 @@ class TandemModule(lightning.LightningModule):
     # -- what Lightning calls
 
     def on_fit_start(self) -> None:
+        if self.final_momentum is not None and math.isinf(self.trainer.estimated_stepping_batches):
+            raise ValueError("final_momentum: must be null without --trainer.max_epochs or --trainer.max_steps")
         norms = [x for x in self.ann.modules() if isinstance(x, nn.modules.batchnorm._BatchNorm)]
         self._momenta = {norm: norm.momentum for norm in norms if norm.momentum is not None}
 
@@ -227,6 +230,7 @@ class TandemModule(lightning.LightningModule):
         self._first_batch = None
 
     def on_train_epoch_end(self) -> None:
+        self.set_time_steps(self.time_steps)  # also after epochs without validation
         self.seconds += time.perf_counter() - self._start
 
     def configure_optimizers(self) -> Any:

@@ -68,8 +68,9 @@ def cifarnet(
 ) -> nn.Sequential:
     """CifarNet of Wu et al. 2021: 128, 256 (stride 2), 512 (stride 2), 1024, 512, 1024, classes.
 
-    ``width`` is a factor of all channels and hidden features, rounded to whole numbers. With 0.25 the network has 32,
-    64, 128, 256, 128 and 256 of them, and 50 million MACs for 32 x 32 pixels: a size that a CPU trains in half an hour.
+    ``width`` is a factor of all channels and hidden features, rounded to whole numbers, at least 1. With 0.25 the
+    network has 32, 64, 128, 256, 128 and 256 of them, and 50 million MACs for 32 x 32 pixels: a size that a CPU trains
+    in half an hour.
     The other arguments and the errors are those of :func:`mnist_cnn`.
 
     Shape:
@@ -78,7 +79,7 @@ def cifarnet(
     checks.check_number("cifarnet", "width", width)
     if not 1 / 256 <= width <= 256:
         raise ValueError(f"cifarnet: width must be from 1/256 to 256, got {width}")
-    *channels, hidden = (round(width * n) for n in (128, 256, 512, 1024, 512, 1024))
+    *channels, hidden = (max(1, round(width * n)) for n in (128, 256, 512, 1024, 512, 1024))
     return _cnn("cifarnet", channels, (1, 2, 2, 1, 1), hidden, in_channels, classes, size, dropout)
 
 

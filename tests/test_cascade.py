@@ -94,9 +94,22 @@ def test_a_single_network_and_no_samples():
 def test_several_inputs():
     frozen, _ = stages(ann=TwoInputs())
     x = torch.rand(9, 5, generator=generator(2)), torch.rand(9, 3, generator=generator(3))
-    got = Cascade(frozen).predict(x, 1)
-    same(got.logits, frozen[-1](*x))
+    for given in (x, [*x]):  # as a DataLoader gives them
+        got = Cascade(frozen).predict(given, 1)
+        same(got.logits, frozen[-1](*x))
     assert Cascade(frozen).predict(x, 0.3).steps.tolist() == [1] * 9
+
+
+def test_bad_inputs():
+    """As FrozenNetwork.stream refuses them."""
+    one, two = (Cascade(stages(ann=ann)[0]) for ann in (None, TwoInputs()))
+    for x, message in ((None, "stream: x must be given"), ((), "input must be a Tensor, got tuple")):
+        with pytest.raises(TypeError, match=message):
+            one.predict(x)
+    with pytest.raises(TypeError, match="stream: x must be a tuple of 2 inputs, got Tensor"):
+        two.predict(samples())
+    with pytest.raises(ValueError, match=r"stream: inputs must have the same number of samples, got \[9, 1\]"):
+        two.predict((torch.rand(9, 5), torch.rand(1, 3)))
 
 
 def test_bad_networks():

@@ -458,6 +458,31 @@ def test_state_of_a_converted_network():
     assert snn(x.double()).dtype == torch.float64
 
 
+def test_pickles_of_earlier_versions():
+    """Which have none of the attributes."""
+    snn, x = convert(Residual().eval(), 4, calibrate=inputs()), inputs()
+    frozen, want, state = freeze(snn), snn(x).detach(), snn.state_dict()
+    joins = [module for root in (snn, frozen) for module in root.modules() if isinstance(module, TandemAdd)]
+    assert joins
+    for module in [*snn.modules(), *frozen.modules()]:
+        module._parameters.pop("log_threshold", None)
+    for join in joins:
+        del join._buffers["scale"]
+    for name in ("_totals", "_measured", "_pools", "_only_snn", "time_steps"):
+        del snn.__dict__[name]
+    old, old_frozen = pickle.loads(pickle.dumps((snn, frozen)))
+    same(old_frozen(x), want)
+    for network in (old, copy.deepcopy(old)):
+        same(network(x).detach(), want)
+        network.load_state_dict(network.state_dict())
+        same(tuple(network.state_dict().values()), tuple(state.values()))
+        same(freeze(network)(x), want)
+        assert "TandemAdd" in repr(network)
+        with pytest.raises(RuntimeError, match="set_time_steps: the network was pickled by an earlier version"):
+            network.set_time_steps(2)
+        same(network(x).detach(), want)
+
+
 def test_set_time_steps():
     ann, snn = learning(calibrated=True)
     other = convert(ann, 5, learn_thresholds=True, calibrate=snn.levels)

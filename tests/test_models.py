@@ -78,6 +78,7 @@ def test_width_of_cifarnet():
         assert shapes(models.cifarnet(width=1 / 16)) == shapes(models.small_cifarnet())
     assert [quarter.get_submodule(f"conv{i}").out_channels for i in range(1, 6)] == [32, 64, 128, 256, 128]
     assert quarter.hidden.out_features == 256
+    assert models.cifarnet(width=1 / 256).conv1.out_channels == 1
     assert whole.conv4.out_channels == 1024
 
 

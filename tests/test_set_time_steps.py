@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from exact import same
-from tandem_cuda import IF, SpikeTrain, convert, freeze
+from tandem_cuda import IF, Encode, SpikeTrain, convert, freeze
 from tensors import generator
 
 NEURON = IF(0.5, initial=0.5, two_phase=True)
@@ -69,6 +69,28 @@ def test_thresholds_of_the_user_stay(mode):
         assert encode.scale == (8 / steps if mode == "constant" else 1)
     made.set_time_steps(8)
     same(made(x).detach(), want)
+
+
+def test_scales_of_the_user_stay():
+    net = ann(None).eval()
+    net(torch.rand(4, 2, 8, 8))
+    made = convert(net, 8, neuron=NEURON, calibrate=torch.rand(4, 2, 8, 8))
+    made.snn.get_submodule("encode").scale = 0.5
+    for steps in (2, 3, 8):
+        made.set_time_steps(steps)
+        assert made.snn.get_submodule("encode").scale == 4 / steps
+    made.snn.set_submodule("encode", Encode(8, scale=0.25))
+    made.set_time_steps(2)
+    assert (made.snn.get_submodule("encode").scale, made.snn.get_submodule("encode").time_steps) == (1, 2)
+
+
+def test_the_first_number_of_steps_leaves_no_rounding():
+    """(1 / 49) * 49 < 1."""
+    net = ann(None).eval()
+    net(torch.rand(4, 2, 8, 8))
+    made = convert(net.double(), 49, neuron=NEURON, calibrate=torch.rand(4, 2, 8, 8).double())
+    made.set_time_steps(2)
+    assert made.snn.get_submodule("encode").scale == 0.5
 
 
 def test_copies_go_their_own_way():

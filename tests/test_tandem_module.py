@@ -60,8 +60,9 @@ class Steps(lightning.LightningDataModule):
         return DataLoader([self.batch] * 2, batch_size=None)
 
 
-def fit(made, x=SAMPLES, target=LABELS, epochs=1):
+def fit(made, x=SAMPLES, target=LABELS, epochs=1, **options):
     trainer = lightning.Trainer(
+        **options,
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
@@ -205,6 +206,8 @@ def test_final_momentum():
     assert norm.momentum == 0.9
     with pytest.raises(ValueError, match=r"final_momentum: must be in \(0, 1\], got 0"):
         module(final_momentum=0)
+    with pytest.raises(ValueError, match=r"final_momentum: must be null without --trainer.max_epochs"):
+        fit(module(final_momentum=0.1, schedule="none"), epochs=-1)
 
 
 def test_autoencoder():
@@ -280,6 +283,13 @@ def test_training_draws_from_the_list(encoding):
     again = module(time_steps=[8, 2, 4], encoding=encoding, level={"conv2": 2, "conv1": 8}, two_phase=True, initial=0.5)
     fit(again, epochs=20)
     assert all(torch.equal(x, y) for x, y in zip(made.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_after_epochs_without_validation_it_has_the_largest_again(epochs):
+    made = module(time_steps=[2, 4, 8], level=3)
+    fit(made, epochs=epochs, limit_val_batches=0)
+    assert made.net.time_steps == 8
 
 
 def test_all_of_the_list_share_weights():

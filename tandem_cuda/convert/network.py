@@ -42,6 +42,7 @@ class TandemNetwork(nn.Module):
     ``load_state_dict(old.state_dict(), strict=False)`` takes over from another conversion."""
     time_steps: int
     """T. In mode "spikes" the input decides on T; thresholds are those for ``time_steps``."""
+    _only_snn: Mapping[str, str] = {}  # of networks pickled by earlier versions
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class TandemNetwork(nn.Module):
         self.spiking_layers = tuple(spiking_layers)
         self._measured = None if levels is None else dict(levels)
         self._pools = tuple(pools)  # average poolings with neurons, and the layers whose levels their inputs have
-        self._totals = {module: module.scale * module.time_steps for module in self._encoders()}
+        self._totals: dict[Encode, float] = {}  # of constant input: scale * T
         self.set_time_steps(time_steps)
         self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
         self.tie_names()
@@ -88,13 +89,19 @@ class TandemNetwork(nn.Module):
         Raises:
             TypeError: ``time_steps`` is not an int.
             ValueError: ``time_steps`` < 1.
+            RuntimeError: the network was pickled by an earlier version.
         """
         checks.check_time_steps("set_time_steps", time_steps)
+        if not hasattr(self, "_totals"):
+            raise RuntimeError(
+                "set_time_steps: the network was pickled by an earlier version. Call convert on its ANN again "
+                "(calibrate=snn.levels keeps the thresholds)"
+            )
         self.time_steps = time_steps
         for encode in self._encoders():
-            encode.time_steps = time_steps
             if encode.mode == "constant":
-                encode.scale = self._totals[encode] / time_steps
+                encode.scale = self._total(encode) / time_steps
+            encode.time_steps = time_steps
         self.levels = None if self._measured is None else dict(self._measured)
         if self.levels is None:
             return
@@ -107,6 +114,14 @@ class TandemNetwork(nn.Module):
             level = self.levels[name] = min(self.levels.get(name, below), below)
             pool: Any = self.snn.get_submodule(name)
             pool.threshold = pool.amplitude = level / below
+
+    def _total(self, encode: Encode) -> float:
+        """Return scale * T, from the last call unless ``encode`` has been changed since: rounding must not add up."""
+        total = self._totals.get(encode)
+        if total is None or encode.scale != total / encode.time_steps:
+            total = 1.0 if encode.scale == 1 / encode.time_steps else encode.scale * encode.time_steps
+            self._totals[encode] = total
+        return total
 
     def _encoders(self) -> list[Encode]:
         return [module for module in self.snn.modules() if isinstance(module, Encode)]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from . import anytime
 from .forms import SPIKES
@@ -57,7 +56,9 @@ class Cascade:
 
     def stream(self, x: Any) -> CascadeRun:
         """Start a run on an input, as :meth:`FrozenNetwork.stream` does; each advance runs the next network."""
-        return CascadeRun(self.networks, x)
+        first = self.networks[0].stream(x)  # which checks the input
+        assert first.inputs is not None
+        return CascadeRun(self.networks, first.inputs)
 
     def predict(self, x: Any, exit_confidence: float = 0.9) -> anytime.Prediction:
         """Classify; see :func:`tandem_cuda.anytime.predict`."""
@@ -78,21 +79,21 @@ class Cascade:
 class CascadeRun:
     """A run of a cascade's networks, one after the other; the interface of :class:`tandem_cuda.freeze.Stream`."""
 
-    def __init__(self, networks: Sequence[FrozenNetwork], x: Any) -> None:
+    def __init__(self, networks: Sequence[FrozenNetwork], inputs: Sequence[Any]) -> None:
         self.left = list(networks)
-        self.inputs = x
+        self.inputs = tuple(inputs)
         self.done = 0
         """The number of time steps done, of all networks so far."""
 
     @property
     def samples(self) -> int:
         """N."""
-        return len(tree_leaves(self.inputs)[0])
+        return len(self.inputs[0])
 
     @property
     def device(self) -> torch.device:
         """Device of the inputs."""
-        return tree_leaves(self.inputs)[0].device
+        return self.inputs[0].device
 
     @property
     def remaining(self) -> int:
@@ -103,8 +104,8 @@ class CascadeRun:
         """Run the next network, whatever ``chunk`` is, and return its output."""
         network = self.left.pop(0)
         self.done += network.time_steps or 0
-        return network(*self.inputs) if isinstance(self.inputs, tuple) else network(self.inputs)
+        return network(*self.inputs)
 
     def select(self, samples: Tensor) -> None:
         """Continue with only some of the samples: the indices, int64 [M], of those to keep."""
-        self.inputs = tree_map(lambda x: x[samples], self.inputs)
+        self.inputs = tuple(x[samples] for x in self.inputs)

@@ -93,6 +93,11 @@ class TandemAdd(nn.Module):
         )
         self.register_buffer("scale", None)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        self._parameters.setdefault("log_threshold", None)  # not in pickles of earlier versions
+        self._buffers.setdefault("scale", None)
+
     def forward(self, *inputs: SpikeTrain) -> SpikeTrain:
         self.check_inputs(inputs)
         steps = inputs[0].time_steps

@@ -79,6 +79,10 @@ class TandemLayer(nn.Module, ABC):
         log_threshold = learned_threshold.new_log_threshold(name, learn_threshold, self.weight)
         self.register_parameter("log_threshold", log_threshold)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        self._parameters.setdefault("log_threshold", None)  # not in pickles of earlier versions
+
     def reset_parameters(self) -> None:
         """Draw new weights and return to the neuron's own threshold."""
         super().reset_parameters()  # type: ignore[misc]  # of torch's layer
