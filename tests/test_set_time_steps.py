@@ -54,6 +54,18 @@ def test_is_a_new_conversion_of_the_same_levels(mode, pool):
         same(freeze(made)(x), made(x).detach())
 
 
+def test_spikes_of_another_T_are_refused():
+    """Unless thresholds do not depend on T."""
+    net = ann(None).eval()
+    net(torch.rand(4, 2, 8, 8))
+    made = convert(net, 8, mode="spikes", neuron=NEURON, calibrate=8 * torch.rand(4, 2, 8, 8))
+    with pytest.raises(ValueError, match=r"input must have T = 8, which calibrated thresholds are for .*, got T = 4"):
+        made(inputs("spikes", 4))
+    made.set_time_steps(4)
+    assert made(inputs("spikes", 4)).shape == (3, 3)
+    assert convert(net, 8, mode="spikes")(inputs("spikes", 4)).shape == (3, 3)
+
+
 @pytest.mark.parametrize("mode", ["constant", "impulse"])
 def test_thresholds_of_the_user_stay(mode):
     """The currents of all steps add up to the same."""

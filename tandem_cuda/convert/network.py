@@ -14,6 +14,7 @@ from ..neuron import IF, Neuron, check_neuron
 from ..nn.encode import Encode
 from ..ops import checks
 from ..ops.product import ENGINES
+from ..spike_train import SpikeTrain
 from .calibrate import checked_levels, percentiles
 from .conversion import Conversion, cut
 from .rules import RULES, has_weights
@@ -29,6 +30,7 @@ class TandemNetwork(nn.Module):
     then also holds "<layer>.log_threshold" for each of ``spiking_layers``.
 
     Raises:
+        ValueError: the input is a spike train of another T than ``time_steps``, and the network is calibrated.
         RuntimeError: a parameter or module that the twins share has been replaced in the ANN. Checked in forward (but
             not in compiled code), in train and eval, and when state is read, loaded or moved.
     """
@@ -41,7 +43,7 @@ class TandemNetwork(nn.Module):
     None if the network was not calibrated. Without the factor exp(log_threshold) of thresholds that learn, which
     ``load_state_dict(old.state_dict(), strict=False)`` takes over from another conversion."""
     time_steps: int
-    """T. In mode "spikes" the input decides on T; thresholds are those for ``time_steps``."""
+    """T. In mode "spikes" the input decides on T, unless the network is calibrated: its thresholds are for this T."""
     _only_snn: Mapping[str, str] = {}  # of networks pickled by earlier versions
 
     def __init__(
@@ -131,6 +133,13 @@ class TandemNetwork(nn.Module):
             self._check_twins()
         if named or len(inputs) != self._arguments.required:
             inputs = self._arguments.of(inputs, named)
+        if self.levels is not None:
+            for x in inputs:
+                if isinstance(x, SpikeTrain) and x.time_steps != self.time_steps:
+                    raise ValueError(
+                        f"TandemNetwork: input must have T = {self.time_steps}, which calibrated thresholds are for "
+                        f"(set_time_steps changes it), got T = {x.time_steps}"
+                    )
         return self.snn(*inputs)
 
     def tie_names(self) -> None:
