@@ -131,7 +131,7 @@ def recipes(epochs: int) -> tuple[Network, ...]:
             (
                 *(*calibrated, "--model.schedule", "none", "--model.learning_rate", "0.001"),
                 *callback("recipes.ProgressiveTandem", patience=1),
-                *("--trainer.max_epochs", str(4 * epochs)),
+                *("--trainer.max_epochs", str(20 * epochs)),  # it ends when the patience of its last stage does
             ),
         ),
         Network("many", "two-phase, T = 2, 4, 8", MANY.options),
