@@ -284,8 +284,10 @@ def two_phase(run: Run) -> list[Figure]:
     for name, side, bounds in (("inference", inference, (1.0, 0.8)), ("training step", training_step, (0.9, 0.75))):
         for net in (one, two):
             net.train(side is training_step)
-        run.tell(f"two-phase CifarNet: activity before {name}", activity(two, x))
-        run.tell(f"one-phase CifarNet: activity before {name}", activity(one, x))
+        rates = {
+            kind: [f"{float(c.mean()) / T:.1%}" for c in counts(net, x)] for kind, net in (("two", two), ("one", one))
+        }
+        run.tell(f"CifarNet, {name}: firing rates", [f"{kind}-phase {', '.join(of)}" for kind, of in rates.items()])
         sides = {"two-phase": side(two, x), "one-phase": side(one, x), **ann_sides(one, x, side)}
         medians = run.time(f"two-phase CifarNet, {name}, batch 8", sides)
         layout, ann = fastest(medians, "ANN")
