@@ -131,7 +131,7 @@ class FrozenNetwork(nn.Module):
             ValueError: ``span`` has only some of the time steps, and there are neurons with ``two_phase``.
         """
         if span.now < span.total:
-            waiting = [node.name for node in self.nodes if node.layer.waits]
+            waiting = [name for name, layer in zip(self.names, self.layers, strict=True) if layer.waits]
             if waiting:
                 raise ValueError(
                     f"advance: chunk must be all {span.total} time steps (neurons with two_phase, of "
