@@ -14,7 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
 from tandem_cuda import AccuracyCurve
@@ -110,7 +110,8 @@ def spike_raster(image: Tensor, label: int, trains: Mapping[str, Tensor], path: 
 
 def accuracy_against_synops(panels: Mapping[str, Mapping[str, Sequence[tuple[str, float, float]]]], path: Path) -> None:
     """One panel an experiment: a curve over T for each network, and the ANN's point at its MACs."""
-    figure, row = plt.subplots(1, len(panels), figsize=(6.4 * len(panels), 5.2), layout="constrained", squeeze=False)
+    size = (2.6 + 6 * len(panels), 5.2)
+    figure, row = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
     for axes, (title, curves) in zip(row[0], panels.items(), strict=True):
         for (name, points), colour in zip(curves.items(), plt.get_cmap("tab10").colors, strict=False):
             labels, operations, accuracies = zip(*points, strict=True)
@@ -118,14 +119,14 @@ def accuracy_against_synops(panels: Mapping[str, Mapping[str, Sequence[tuple[str
             axes.plot(operations, accuracies, "*" if alone else "o-", ms=13 if alone else 4, color=colour, label=name)
             for label, x, y in zip(labels, operations, accuracies, strict=True):
                 axes.annotate(label, (x, y), (3, 3), textcoords="offset points", fontsize=7, color=colour)
-        best = max(y for points in curves.values() for _, _, y in points)
-        least = min(points[-1][2] for points in curves.values())
         axes.set(title=title, xlabel="SynOps (ANN: MACs) per sample, millions", xscale="log")
-        axes.set(ylabel="test accuracy", ylim=(least - 0.6 * (best - least) - 0.02, best + 0.01))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        axes.set(ylabel="test accuracy", yscale="logit")
+        axes.yaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
-    row[0][0].legend(frameon=False, fontsize=8, loc="lower right")
-    figure.suptitle("Accuracy against operations; numbers: T. All but the last SNN were trained for T = 4")
+    figure.legend(*row[0][0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
+    figure.suptitle("Accuracy against operations. Numbers: T", fontsize=11)
     save(figure, path)
 
 

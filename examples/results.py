@@ -3,6 +3,7 @@
     python examples/results.py --data-dir FOLDER                    # all that FOLDER has data for
     python examples/results.py --data-dir FOLDER --only mnist nmnist
     python examples/results.py --data-dir FOLDER --only cifar10     # on demand: two hours on two cores
+    python examples/results.py --data-dir FOLDER --missing          # not what the page has figures of already
     python examples/results.py --quick --data-dir FOLDER            # a few samples, to see that it works
 
 Runs that are complete stay as they are, interrupted ones go on from their latest epoch: start it again at any time.
@@ -41,7 +42,7 @@ KEEP_MEMORY = "glibc.malloc.mmap_threshold=2147483648:glibc.malloc.trim_threshol
 
 
 RECORDED = (
-    *("test", "test_at_time_steps", "network", "parameters", "spiking", "samples", "epochs", "training_seconds"),
+    *("test", "test_at_time_steps", "network", "parameters", "spiking", "samples", "epochs", "fastest_epoch_seconds"),
     *("peak_memory_mib", "device", "threads", "versions", "build", "cpu", "lossy", "settings"),
 )
 """Of a run's results, what the page is made of."""
@@ -417,12 +418,17 @@ def analyse(experiment: Experiment, args: argparse.Namespace) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 Cell = Callable[[dict[str, Any]], float | None]
+Summary = Callable[[Sequence[float]], str]
 
 
-def mean_and_spread(values: Sequence[float], form: Callable[[float], str]) -> str:
+def mean_and_spread(form: Callable[[float], str]) -> Summary:
     """Mean and sample standard deviation; a single value as it is."""
-    mean = form(statistics.fmean(values))
-    return mean if len(values) < 2 else f"{mean} ± {form(statistics.stdev(values))}"
+
+    def summary(values: Sequence[float]) -> str:
+        mean = form(statistics.fmean(values))
+        return mean if len(values) < 2 else f"{mean} ± {form(statistics.stdev(values))}"
+
+    return summary
 
 
 def percent(value: float) -> str:
@@ -433,13 +439,11 @@ def whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def columns(
-    results: Sequence[dict[str, Any]], anns: Sequence[dict[str, Any]]
-) -> dict[str, tuple[Cell, Callable[[float], str]]]:
-    """By header: what to take from a run, and how to write it."""
+def columns(results: Sequence[dict[str, Any]], anns: Sequence[dict[str, Any]]) -> dict[str, tuple[Cell, Summary]]:
+    """By header: what to take from a run, and how to write that of all seeds."""
     classifies = "accuracy" in results[0]["test"]
     what = "accuracy" if classifies else "loss"
-    form = percent if classifies else lambda value: f"{value:.5f}"
+    quality = mean_and_spread(percent if classifies else lambda value: f"{value:.5f}")
     steps = sorted({int(t) for r in results for t in r["test_at_time_steps"]})
 
     def at(t: int) -> Cell:
@@ -454,15 +458,19 @@ def columns(
         return 100 * (mean - r["test"][what]) if classifies else r["test"][what] / mean
 
     return {
-        "test accuracy" if classifies else "test error (MSE)": (lambda r: r["test"][what], form),
-        "points behind the ANN" if classifies else "over the ANN's": (against, lambda value: f"{value:.2f}"),
-        **{f"T = {t}": (at(t), form) for t in steps},
-        "firing rate": (lambda r: r["test"].get("firing_rate"), percent),
-        "SynOps": (lambda r: r["test"].get("synops_per_sample"), whole),
-        "MACs": (lambda r: r["test"].get("snn_macs_per_sample", None), whole),
-        "MACs of its ANN": (lambda r: r["test"].get("ann_macs_per_sample"), whole),
-        "training, s": (lambda r: r["training_seconds"], whole),
-        "peak memory, MiB": (lambda r: r["peak_memory_mib"], whole),
+        "test accuracy" if classifies else "test error (MSE)": (lambda r: r["test"][what], quality),
+        "points behind the ANN" if classifies else "over the ANN's": (
+            against,
+            mean_and_spread(lambda value: f"{value:.2f}"),
+        ),
+        **{f"T = {t}": (at(t), quality) for t in steps},
+        "firing rate": (lambda r: r["test"].get("firing_rate"), mean_and_spread(percent)),
+        "SynOps": (lambda r: r["test"].get("synops_per_sample"), mean_and_spread(whole)),
+        "MACs": (lambda r: r["test"].get("snn_macs_per_sample", None), mean_and_spread(whole)),
+        "MACs of its ANN": (lambda r: r["test"].get("ann_macs_per_sample"), mean_and_spread(whole)),
+        # Of all seeds: the one that other programs disturbed least.
+        "epoch, s": (lambda r: r.get("fastest_epoch_seconds"), lambda values: f"{min(values):.1f}"),
+        "peak memory, MiB": (lambda r: r["peak_memory_mib"], mean_and_spread(whole)),
     }
 
 
@@ -498,12 +506,12 @@ def section(experiment: Experiment, args: argparse.Namespace) -> list[str]:
     for network in experiment.networks:
         known = [results for run, results in runs.items() if run.network == network and results is not None]
         cells = []
-        for cell, form in table.values():
+        for cell, summary in table.values():
             numbers = [value for value in map(cell, known) if value is not None]
-            cells.append(mean_and_spread(numbers, form) if numbers else "")
+            cells.append(summary(numbers) if numbers else "")
         rows.append([network.label, str(len(known)), *cells] if known else [network.label, "not measured", *cells])
     lines += ["", *markdown(rows), ""]
-    threads = {f"{r['device'] if r['device'] != 'cpu' else r['cpu']}, {r['threads']} threads" for r in found}
+    threads = {f"{r['device'] if r['device'] != 'cpu' else r['cpu']}, threads: {r['threads']}" for r in found}
     versions = {f"torch {r['versions']['torch']}, tandem_cuda {r['versions']['tandem_cuda']}" for r in found}
     kernels = {
         f"{r['build']['cpu_isa']} kernels" for r in found if r["device"] == "cpu" or not r["build"]["cuda_usable"]
@@ -536,9 +544,10 @@ def front(args: argparse.Namespace) -> None:
         if not experiment.name.startswith("recipes"):
             continue
         runs = [(run.network, run.recorded(args.records)) for run in trainings(experiment, args.out, args.quick)]
-        if any(results is None for _, results in runs):
-            return
-        panels[experiment.title] = panel(experiment, runs)
+        if all(results is not None for _, results in runs):
+            panels[experiment.title] = panel(experiment, runs)
+    if not panels:
+        return
     import plots  # matplotlib takes a while
 
     folder = args.page.parent / "results"
@@ -611,6 +620,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="folder",
         help="cifar10/train/CLASS/*, or the data set itself",
     )
+    add("--missing", action="store_true", help="leave out runs of which docs/results/runs has a record")
     add("--quick", action="store_true", help="a few hundred samples, one epoch, one seed; the page goes to --out")
     add("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     add("--threads", type=int, default=1, help="CPU threads of each (default: 1)")
@@ -628,8 +638,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def complete(training: Training, args: argparse.Namespace) -> bool:
     """Trains a network unless that is done; False where it fails."""
     needed = args.data_dir / training.experiment.needs
+    record = training.recorded(args.records)
     if training.results() is not None:
         say(f"{training.folder}: complete")
+    elif args.missing and record is not None and record["settings"] == training.settings:
+        say(f"{training.folder}: recorded")
     elif not needed.exists():
         say(f"{training.folder}: left out, no {needed}")
     else:

@@ -108,6 +108,8 @@ class TandemModule(lightning.LightningModule):
         """A further term of the training loss, of the latest forward pass; recipes.Regulariser sets it."""
         self.seconds = 0.0
         """Spent in training so far, validation and the runs before this one included."""
+        self.fastest_epoch = math.inf
+        """Seconds, likewise: the epoch that other programs on the machine disturbed least."""
         self._steps: int | None = None  # of the schedule, in all; and that of the checkpoint resumed from
         self._resumed_steps: int | None = None
         self._first_batch: tuple[Any, Tensor] | None = None
@@ -231,7 +233,9 @@ class TandemModule(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.set_time_steps(self.time_steps)  # also after epochs without validation
-        self.seconds += time.perf_counter() - self._start
+        seconds = time.perf_counter() - self._start
+        self.seconds += seconds
+        self.fastest_epoch = min(self.fastest_epoch, seconds)
 
     def configure_optimizers(self) -> Any:
         learned = list(self.log_thresholds.values())
@@ -266,7 +270,8 @@ class TandemModule(lightning.LightningModule):
     # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["tandem"] = {**self._identity(), "seconds": self.seconds, "steps": self._steps}
+        times = {"seconds": self.seconds, "fastest_epoch": self.fastest_epoch}
+        checkpoint["tandem"] = {**self._identity(), **times, "steps": self._steps}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)
@@ -275,7 +280,9 @@ class TandemModule(lightning.LightningModule):
             key = f"net.{name}.log_threshold"
             if key in state and key not in own:  # of a layer that a recipe lets spike later
                 p.data.copy_(state.pop(key))
-        self.seconds, self._resumed_steps = checkpoint["tandem"]["seconds"], checkpoint["tandem"]["steps"]
+        saved = checkpoint["tandem"]
+        self.seconds, self._resumed_steps = saved["seconds"], saved["steps"]
+        self.fastest_epoch = saved.get("fastest_epoch", math.inf)  # not in checkpoints of earlier versions
 
     def _identity(self) -> dict[str, Any]:
         if not self.spiking:

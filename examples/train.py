@@ -265,6 +265,7 @@ def results_of(cli: CLI) -> dict[str, Any]:
         "seed": cli.config.seed_everything,
         "epochs": trainer.current_epoch,
         "training_seconds": module.seconds,
+        "fastest_epoch_seconds": module.fastest_epoch,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "processes": trainer.world_size,
