@@ -24,24 +24,19 @@ def check_product(op: str, bits: Any, weight: Any, engine: Any) -> None:
     checks.check_same_device(op, "weight", weight, bits, "bits")
     if engine not in ENGINES:
         raise ValueError(f"{op}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    if engine == "dense" and weight.dtype == torch.int8:
-        raise ValueError(
-            f"{op}: engine must be 'event' or 'auto' for int8 weights, got 'dense'; for 'dense', convert the weights "
-            "to floating point"
-        )
 
 
 def check_operands(
     op: str, bits: Tensor, count: Any, weight: Tensor, packed: Any, scale: Any, bias: Any, groups: int
 ) -> None:
     """Check the other tensors, after bits and weight have been checked against each other."""
-    if weight.dtype == torch.int8:
+    if weight.dtype in checks.INTEGERS:
+        name = str(weight.dtype).removeprefix("torch.")
         if scale is None:
-            raise ValueError(f"{op}: scale must be given with int8 weights")
+            raise ValueError(f"{op}: scale must be given with {name} weights")
         if weight.numel() // weight.shape[0] > 2**24:
             raise ValueError(
-                f"{op}: int8 weights must have at most 2^24 inputs per neuron, so that sums fit into 32 bits, got "
-                f"{list(weight.shape)}"
+                f"{op}: {name} weights must have at most 2^24 inputs per neuron, got {list(weight.shape)}"
             )
     if scale is not None:
         check_operand(op, "scale", scale, weight, weight.shape[:1])

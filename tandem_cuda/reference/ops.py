@@ -1,7 +1,7 @@
 """Neurons, the tandem rule and the operators, in plain PyTorch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import pairwise
 from typing import Any
@@ -314,21 +314,27 @@ def count_conv2d(
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
     """Return scale * (weight * x) + bias: x [..., F] -> [..., O]."""
-    weight = weight.to(x.dtype)
     if scale is None:
-        return F.linear(x, weight, bias)
-    scaled = scale.detach() * F.linear(x, weight)
+        return F.linear(x, weight.to(x.dtype), bias)
+    scaled = scale.detach() * _product(F.linear, x, weight)
     return scaled if bias is None else scaled + bias
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *geometry: Any) -> Tensor:
     """Work as _linear, with a convolution; geometry: stride to groups, as F.conv2d takes them."""
     # Make strides regular: torch's convolution mistakes some strides of dimensions of size 1 for another layout.
-    weight = weight.to(x.dtype).reshape(-1).view(weight.shape)
+    weight = weight.reshape(-1).view(weight.shape)
     if scale is None:
-        return F.conv2d(x, weight, bias, *geometry)
-    scaled = scale.detach().reshape(-1, 1, 1) * F.conv2d(x, weight, None, *geometry)
+        return F.conv2d(x, weight.to(x.dtype), bias, *geometry)
+    scaled = scale.detach().reshape(-1, 1, 1) * _product(F.conv2d, x, weight, None, *geometry)
     return scaled if bias is None else scaled + bias.reshape(-1, 1, 1)
+
+
+def _product(product: Callable[..., Tensor], x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    """Return weight * x in the dtype of x. Sums of integers are exact, and rounded once."""
+    if weight.is_floating_point():
+        return product(x, weight.to(x.dtype), *arguments)
+    return product(x.double(), weight.double(), *arguments).to(x.dtype)
 
 
 def _dtype(weight: Tensor) -> torch.dtype:

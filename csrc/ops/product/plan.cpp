@@ -22,8 +22,8 @@ int64_t out_size(const char* op, const char* axis, int64_t size, int64_t kernel,
 void check_weight_type(const char* op, const Tensor& weight) {
   const ScalarType type = weight.scalar_type();
   TANDEM_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-                   type == ScalarType::BFloat16 || type == ScalarType::Char,
-               op, "weight must be float32, float64, float16, bfloat16 or int8, got ", name_of(type));
+                   type == ScalarType::BFloat16 || is_integer(type),
+               op, "weight must be float32, float64, float16, bfloat16, int8 or int16, got ", name_of(type));
 }
 
 void check_weight(const char* op, const Tensor& bits, const Tensor& weight) {
@@ -65,17 +65,21 @@ void check_operand(const char* op, const char* argument, const Tensor& tensor, c
     return;
   }
   TANDEM_CHECK(tensor.scalar_type() == type, op, argument,
-               " must be float32 with int8, float16 or bfloat16 weights, got ", name_of(tensor.scalar_type()));
+               " must be float32 with int8, int16, float16 or bfloat16 weights, got ", name_of(tensor.scalar_type()));
   check_same_device(op, argument, tensor, weight, "weight");
   check_shape(op, argument, tensor, expected);
 }
 
 void check_integers(const char* op, const ProductArguments& a) {
-  if (a.weight.scalar_type() != ScalarType::Char) return;
-  TANDEM_CHECK(a.weight.numel() / a.weight.size(0) <= int64_t{1} << 24, op,
-               "int8 weights must have at most 2^24 inputs per neuron, so that sums fit into 32 bits, got ",
-               shape(a.weight));
-  TANDEM_CHECK(a.scale.has_value(), op, "scale must be given with int8 weights");
+  const ScalarType type = a.weight.scalar_type();
+  if (!is_integer(type)) return;
+  TANDEM_CHECK(a.weight.numel() / a.weight.size(0) <= int64_t{1} << 24, op, name_of(type),
+               " weights must have at most 2^24 inputs per neuron, got ", shape(a.weight));
+  // On the CPU, sums of more are checked, and wide where they have to be.
+  TANDEM_CHECK(a.weight.is_cpu() || a.weight.numel() / a.weight.size(0) <= most_inputs(type), op, name_of(type),
+               " weights must have at most ", most_inputs(type),
+               " inputs per neuron on a CUDA device, so that sums fit into 32 bits, got ", shape(a.weight));
+  TANDEM_CHECK(a.scale.has_value(), op, "scale must be given with ", name_of(type), " weights");
 }
 
 ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {

@@ -53,6 +53,13 @@ struct ProductPlan {
   Tensor out_bits, out_sum, out_state;  // features last; shape [0] where not wanted
 };
 
+// Whether weights are integers, of 8 or 16 bits.
+constexpr bool is_integer(ScalarType type) { return type == ScalarType::Char || type == ScalarType::Short; }
+// Inputs of a neuron whose sum fits 32 bits, whatever the weights.
+constexpr int64_t most_inputs(ScalarType type) {
+  return ((int64_t{1} << 31) - 1) / (type == ScalarType::Char ? 128 : 32639);
+}
+
 // Throws unless a geometry's argument is two integers from `least` to 2^30.
 void check_pair(const char* op, const char* argument, const Sizes& value, int64_t least);
 // Throws where stride, padding, dilation, groups and shapes do not make a convolution.
