@@ -190,6 +190,18 @@ struct CountTileArgs {
   void* scratch;  // count_scratch_bytes(), 64-byte aligned
 };
 
+// A product of real input with integer weights: one tile of output pixels with one block of output channels.
+template <class E>
+struct OrderedTileArgs {
+  const ConvGeometry* geometry;
+  const float* input;           // [pixels_in, in_channels]
+  const E* weight;              // [features, block] of this group and block of output channels
+  int64_t block, valid, group;  // as in CountTileArgs
+  int64_t row_begin, row_end;   // output pixels, at most kTileRows
+  float* out;                   // at the block's first channel [pixels_out, out_channels]
+  float* scratch;               // [rows, block], 64-byte aligned
+};
+
 // Output pixels that the depthwise kernel handles at once.
 constexpr int64_t kDepthwisePixels = 4;
 
@@ -302,6 +314,8 @@ struct Kernels {
   EventTile<int32_t, float> event_i16;
   CountTile<int16_t> count_i8;  // both null where nothing multiplies bytes
   CountTile<int32_t> count_i16;
+  void (*ordered_i8)(const OrderedTileArgs<int16_t>&);
+  void (*ordered_i16)(const OrderedTileArgs<int32_t>&);
   // Spikes of all neurons and steps in the bytes begin..end-1 of bit planes.
   int64_t (*count_spikes)(const uint8_t* bits, int64_t begin, int64_t end);
   // Units of the pixels begin..end-1, counted through all planes.
@@ -330,6 +344,14 @@ struct Kernels {
       return count_i8;
     } else {
       return count_i16;
+    }
+  }
+  template <class E>
+  auto ordered_tile() const {
+    if constexpr (sizeof(E) == 2) {
+      return ordered_i8;
+    } else {
+      return ordered_i16;
     }
   }
   template <class D>

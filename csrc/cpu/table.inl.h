@@ -3,6 +3,7 @@
 // the loops
 #include "ops/max_pool/max_pool_spikes.inl.h"
 #include "ops/neuron_loop/integrate_and_fire.inl.h"
+#include "ops/ordered_product/ordered_product.inl.h"
 #include "ops/product/count_tile.inl.h"
 #include "ops/product/depthwise.inl.h"
 #include "ops/product/event_tile.inl.h"
@@ -31,6 +32,8 @@ const Kernels kernels = {
     event_tile<int32_t, float>,
     kCountTile<int16_t>,
     kCountTile<int32_t>,
+    ordered_tile<int16_t>,
+    ordered_tile<int32_t>,
     count_spikes,
     build_units,
     build_visits,

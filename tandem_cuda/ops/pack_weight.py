@@ -30,8 +30,8 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
         out: the result of an earlier call for weights of the same shape and dtype; it is overwritten and returned.
 
     Returns:
-        [n] in the dtype of ``weight``, but float32 for float16 and bfloat16, int16 for int8 and int32 for int16. The order of the
-        elements is an implementation detail. No gradient.
+        [n] in the dtype of ``weight``, but float32 for float16 and bfloat16, int16 for int8 and int32 for int16. The
+        order of the elements is an implementation detail. No gradient.
 
     Raises:
         TypeError: wrong dtype.

@@ -111,16 +111,6 @@ void check_pair(const char* op, const char* argument, const Sizes& value, int64_
                op, argument, " must be two integers of at least ", least, " and at most 2^30, got ", to_string(value));
 }
 
-ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
-                             const Sizes& padding, const Sizes& dilation, int64_t groups) {
-  check_bits(op, bits, 5);
-  TANDEM_CHECK(bits.dim() == 5, op, "bits must be [P, N, C, H, W], got ", shape(bits));
-  check_weight(op, bits, weight);
-  Sizes input = sizes_of(bits);
-  input.erase(input.begin());
-  return conv2d_geometry(op, input, weight, stride, padding, dilation, groups);
-}
-
 ConvGeometry conv2d_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
                              const Sizes& padding, const Sizes& dilation, int64_t groups) {
   const int64_t channels = input[1];
@@ -150,17 +140,16 @@ ConvGeometry conv2d_geometry(const char* op, const Sizes& input, const Tensor& w
 
 namespace {
 
-ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& weight) {
-  check_bits(op, bits, 3);
-  check_weight(op, bits, weight);
+// For an input [N, *, F], without planes.
+ConvGeometry linear_geometry(const char* op, const Sizes& input, const Tensor& weight) {
   TANDEM_CHECK(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) >= 1, op,
                "weight must be [O, F] with no empty dimension, got ", shape(weight));
-  const int64_t features = bits.size(bits.dim() - 1);
-  TANDEM_CHECK(weight.size(1) == features, op, "weight must be [O, ", features, "] for bits of shape ", shape(bits),
-               ", got ", shape(weight));
+  const int64_t features = input.back();
+  TANDEM_CHECK(weight.size(1) == features, op, "weight must be [O, ", features, "] for an input [N, *, ", features,
+               "], got ", shape(weight));
   ConvGeometry g = {};
   g.batch = 1;
-  for (int64_t d = 1; d + 1 < bits.dim(); ++d) g.batch *= bits.size(d);
+  for (size_t d = 0; d + 1 < input.size(); ++d) g.batch *= input[d];
   g.in_channels = features, g.out_channels = weight.size(0);
   g.height = g.width = g.out_height = g.out_width = g.kernel_h = g.kernel_w = 1;
   g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = 1;
@@ -173,13 +162,24 @@ ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& w
 
 ConvGeometry product_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
                               const Sizes& padding, const Sizes& dilation, int64_t groups) {
-  if (weight.dim() != 2) return conv2d_geometry(op, bits, weight, stride, padding, dilation, groups);
+  const bool linear = weight.dim() == 2;
+  check_bits(op, bits, linear ? 3 : 5);
+  TANDEM_CHECK(linear || bits.dim() == 5, op, "bits must be [P, N, C, H, W], got ", shape(bits));
+  check_weight(op, bits, weight);
+  Sizes input = sizes_of(bits);
+  input.erase(input.begin());
+  return product_geometry(op, input, weight, stride, padding, dilation, groups);
+}
+
+ConvGeometry product_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
+                              const Sizes& padding, const Sizes& dilation, int64_t groups) {
+  if (weight.dim() != 2) return conv2d_geometry(op, input, weight, stride, padding, dilation, groups);
   const Sizes ones = {1, 1}, zeros = {0, 0};
   TANDEM_CHECK(stride == ones, op, "stride must be [1, 1] for a weight [O, F], got ", to_string(stride));
   TANDEM_CHECK(padding == zeros, op, "padding must be [0, 0] for a weight [O, F], got ", to_string(padding));
   TANDEM_CHECK(dilation == ones, op, "dilation must be [1, 1] for a weight [O, F], got ", to_string(dilation));
   TANDEM_CHECK(groups == 1, op, "groups must be 1 for a weight [O, F], got ", groups);
-  return linear_geometry(op, bits, weight);
+  return linear_geometry(op, input, weight);
 }
 
 ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t groups) {

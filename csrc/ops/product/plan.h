@@ -63,13 +63,14 @@ constexpr int64_t most_inputs(ScalarType type) {
 // Throws unless a geometry's argument is two integers from `least` to 2^30.
 void check_pair(const char* op, const char* argument, const Sizes& value, int64_t least);
 // Throws where stride, padding, dilation, groups and shapes do not make a convolution.
-ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
-                             const Sizes& padding, const Sizes& dilation, int64_t groups);
-// The same for an input of sizes [N, C, H, W].
+// The input has the sizes [N, C, H, W].
 ConvGeometry conv2d_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
                              const Sizes& padding, const Sizes& dilation, int64_t groups);
 // Of a linear product where the weight has two dimensions, else of a convolution.
 ConvGeometry product_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
+                              const Sizes& padding, const Sizes& dilation, int64_t groups);
+// The same for an input of sizes [N, *, F] or [N, C, H, W].
+ConvGeometry product_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
                               const Sizes& padding, const Sizes& dilation, int64_t groups);
 
 // The geometry of the weights alone: an input of no sample and no pixel.
