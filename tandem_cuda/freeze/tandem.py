@@ -23,6 +23,8 @@ from ..nn.encode import EncodedInput
 from ..nn.linear import TandemLinear
 from ..nn.tandem import TandemLayer
 from ..nn.weight_cache import SpikingWeights
+from ..ops import LARGEST
+from ..ops.checks import INTEGERS
 from ..spike_train import SpikeTrain
 from .forms import (
     ENCODED,
@@ -51,9 +53,9 @@ class FrozenTandem(FrozenLayer):
 
     Args:
         layer: defines the product and the neurons. It has no bias and no norm; its weight parameter is replaced.
-        weight: the weights, of the shape of the layer's own.
-        scale: [O], the gain of batch norm, divided by exp(log_threshold) if the threshold has learned; applied to the
-            layer's sums. None for 1.
+        weight: the weights, of the shape of the layer's own; int8 or int16 of a quantised layer.
+        scale: [O], the gain of batch norm, divided by exp(log_threshold) if the threshold has learned, and times the
+            scale of integer weights; applied to the layer's sums. None for 1.
         bias: [O], spread evenly over the T time steps.
         takes_encoded: whether the input is the output of Encode instead of a SpikeTrain.
     """
@@ -68,7 +70,7 @@ class FrozenTandem(FrozenLayer):
         super().__init__()
         self.kind = type(layer).__name__
         _check_neuron(self.kind, layer.neuron)
-        self.format = _format(layer.neuron)
+        self.format = 2 if weight.dtype in INTEGERS else _format(layer.neuron)
         self.takes_encoded = self.resumes = takes_encoded
         self.waits = layer.neuron.two_phase
         del layer.weight
@@ -84,9 +86,9 @@ class FrozenTandem(FrozenLayer):
     @torch.no_grad()
     def of(cls, layer: TandemLayer, encoded: bool) -> FrozenTandem:
         """Freeze a layer. Batch norm is kept as gain and bias of the currents, as in eval mode."""
-        gain, bias = layer.affine()
-        weight = layer.own_weight(layer.kernel_weight())
-        return cls(_bare(class_of(layer), _settings(layer)), weight, gain, bias, encoded)
+        kernel = layer.kernel()
+        gain, bias = layer.affine().of_integers(kernel.unit)
+        return cls(_bare(class_of(layer), _settings(layer)), layer.own_weight(kernel.weight), gain, bias, encoded)
 
     @classmethod
     def load(cls, layer_class: type[TandemLayer], settings: Settings, tensors: Tensors) -> FrozenTandem:
@@ -97,7 +99,14 @@ class FrozenTandem(FrozenLayer):
         layer = _checked(layer_class, given)
         outputs = _outputs(layer)
         shapes = {"weight": tuple(layer.weight.shape), "bias": outputs, "scale": outputs}
-        check_tensors(kind, tensors, shapes, optional=("scale", "bias"))
+        check_tensors(kind, tensors, shapes, optional=("scale", "bias"), integers=("weight",))
+        weight = tensors["weight"]
+        if weight.dtype in INTEGERS:
+            if "scale" not in tensors:
+                raise ValueError(f"{kind}: tensors must contain scale with {weight.dtype} weights")
+            largest, most = int(weight.to(torch.int32).abs().max()), LARGEST[8 * weight.itemsize]
+            if largest > most:
+                raise ValueError(f"{kind}: weights of {weight.dtype} must be from -{most} to {most}, got {largest}")
         return cls(layer, tensors["weight"], tensors.get("scale"), tensors.get("bias"), encoded)
 
     def settings(self) -> Settings:
@@ -123,11 +132,10 @@ class FrozenTandem(FrozenLayer):
         if self.takes_encoded:
             bits, carried = self._from_encoded(span, state, x, affine)
         elif isinstance(x, SpikeTrain):
-            weight = self.layer.kernel_weight()
-            scale, bias = affine.drive(weight, span.total, x.amplitude)
+            kernel = self.layer.kernel()._replace(packed=self.packed)
             bits, _, neurons = self.layer.spiking_product(
                 x,
-                SpikingWeights(weight, self.packed, scale, bias),
+                SpikingWeights(kernel, *affine.drive(kernel.weight, span.total, x.amplitude)),
                 want_sum=False,
                 state=None if state is None else stacked(state),
                 want_state=not span.ends,
@@ -135,14 +143,15 @@ class FrozenTandem(FrozenLayer):
             carried = neurons.unbind(0)
         else:
             raise TypeError(f"{self.kind}: input must be a SpikeTrain, got {type(x).__name__}")
-        neuron, dtype = self.layer.neuron, self.layer.weight.dtype
+        neuron, dtype = self.layer.neuron, self.layer.dtype
         train = SpikeTrain.unchecked(bits, span.now, dtype=dtype, amplitude=neuron.amplitude)
         return train, None if span.ends else carried
 
     def _from_encoded(self, span: Span, state: State | None, x: EncodedInput, affine: Affine) -> tuple[Tensor, State]:
         layer, bias = self.layer, per_step(affine.bias, span.total)
         if state is None:
-            current = layer.encoded_current(x, bias, affine.gain is not None)
+            kernel = layer.kernel()._replace(packed=self.packed)
+            current = layer.encoded_current(x, bias, affine.gain is not None, kernel)
             mode, before, constant = x.mode, None, x.mode == "constant"
         else:  # the state holds the current of the first chunk
             (current, *variables), mode, constant = state, "constant", True
@@ -167,9 +176,9 @@ class FrozenTandem(FrozenLayer):
 
     def pack(self) -> None:
         """Pack the weights for the kernels of their device."""
-        if self.takes_encoded:  # torch computes the product
-            return
         weight = self.layer.kernel_weight()
+        if self.takes_encoded and weight.dtype not in INTEGERS:  # torch computes the product
+            return
         # FrozenNetwork reports weights that are not finite: its message names the layer.
         good = weight.is_meta or bool(weight.isfinite().all())
         self.packed = ops.pack_weight(weight, getattr(self.layer, "groups", 1)) if good else None

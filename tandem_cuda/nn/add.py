@@ -20,7 +20,7 @@ from .coupling import coupled, needs_gradient
 from .current import per_step
 from .geometry import insert_zeros
 from .tandem import TandemLayer
-from .weight_cache import SpikingWeights, WeightCache, may_keep
+from .weight_cache import Kernel, SpikingWeights, WeightCache, may_keep
 
 
 class TandemAdd(nn.Module):
@@ -123,7 +123,7 @@ class TandemAdd(nn.Module):
     def dtype_of(self, inputs: Sequence[SpikeTrain]) -> torch.dtype:
         for branch in self.branches:
             if isinstance(branch, TandemLayer):
-                return branch.weight.dtype
+                return branch.dtype
         return inputs[0].dtype
 
     # -- ANN twin, branch by branch
@@ -141,7 +141,7 @@ class TandemAdd(nn.Module):
             if not isinstance(branch, TandemLayer):
                 v = x.count if x.amplitude == 1 else x.count * x.amplitude
             else:
-                v = branch.pre_activation(x, branch.packed())
+                v = branch.pre_activation(x, branch.packed_kernel())
                 v = v if branch.norm is None else branch.batch_normalised(v)
             if total is not None and total.shape != v.shape:
                 raise ValueError(f"TandemAdd: branches must agree in shape, got {list(total.shape)}, {list(v.shape)}")
@@ -184,12 +184,11 @@ class TandemAdd(nn.Module):
         weights = self._kept(pairs, parts, low, kernel, steps)
         out, _, state = ops.spiking_conv2d(
             bits,
-            weights.weight,
+            weights.kernel.weight,
             weights.bias,
             stride=stride,
             state=state,
-            packed=weights.packed,
-            scale=weights.scale,
+            **weights.operands(),
             time_steps=pairs[0][1].time_steps,
             neuron=self.neuron,
             want_sum=False,
@@ -205,7 +204,8 @@ class TandemAdd(nn.Module):
         layers, first = self._layers(), pairs[0][1]
         eps = [None if layer.norm is None else layer.norm.eps for layer in layers]
         sizes = [(part.bits.shape[2], part.geometry) for part in parts]
-        settings = (steps, [x.amplitude for _, x in pairs], eps, sizes, self.dtype_of([first]), first.device)
+        bits = [layer.bits() for layer in layers]
+        settings = (steps, [x.amplitude for _, x in pairs], eps, bits, sizes, self.dtype_of([first]), first.device)
         make = functools.partial(_joint, pairs, parts, low, kernel, steps, self.current_scale(), self._cache)
         return self._cache.weights(may_keep(self, layers), self._sources(), settings, make)
 
@@ -316,7 +316,7 @@ def _joint(
     ``scale``, [1], is a factor of all currents.
     """
     first = pairs[0][1]
-    dtype = next((branch.weight.dtype for branch, _ in pairs if isinstance(branch, TandemLayer)), first.dtype)
+    dtype = next((branch.dtype for branch, _ in pairs if isinstance(branch, TandemLayer)), first.dtype)
     outputs = parts[0].out[1]
     joint = torch.zeros(outputs, sum(part.bits.shape[2] for part in parts), *kernel, dtype=dtype, device=first.device)
     total: Tensor | None = None
@@ -343,4 +343,4 @@ def _joint(
         scale = scale.to(dtype)
         total = None if total is None else total * scale
         scale = scale.repeat(outputs)
-    return SpikingWeights(joint, cache.pack(joint, 1), scale, per_step(total, steps))
+    return SpikingWeights(Kernel(joint, cache.pack(joint, 1)), scale, per_step(total, steps))

@@ -14,6 +14,7 @@ from .ordered_product import ordered_product
 from .pack_spikes import pack_spikes
 from .pack_weight import pack_weight
 from .product_gradient import register_products
+from .quantise_weight import LARGEST as LARGEST
 from .quantise_weight import quantise_weight
 from .spike_count import spike_count
 from .spiking_conv2d import spiking_conv2d
