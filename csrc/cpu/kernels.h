@@ -172,15 +172,15 @@ struct EventTileArgs {
 constexpr int64_t kCountRows = 512;
 constexpr int64_t kPanelFeatures = 256;
 
-// A product of spike counts with integer weights on instructions that multiply bytes: one tile of output pixels with one
-// block of output channels. E: packed weights.
+// A product of spike counts with integer weights on instructions that multiply bytes: one tile of output pixels with
+// one block of output channels. E: packed weights.
 template <class E>
 struct CountTileArgs {
   const ConvGeometry* geometry;
-  const uint8_t* counts;   // [pixels_in, groups, group_counts]; zero past the channels of a group
-  int64_t group_counts;    // a multiple of 4
-  const E* weight;         // [features, block] of this group and block of output channels
-  int64_t block, valid;    // output channels, and how many of them are real
+  const uint8_t* counts;  // [pixels_in, groups, group_counts]; zero past the channels of a group
+  int64_t group_counts;   // a multiple of 4
+  const E* weight;        // [features, block] of this group and block of output channels
+  int64_t block, valid;   // output channels, and how many of them are real
   int64_t group;
   int64_t row_begin, row_end;  // output pixels, at most kCountRows
   int64_t row_stride;          // of sum, in elements

@@ -100,13 +100,7 @@ class FrozenTandem(FrozenLayer):
         outputs = _outputs(layer)
         shapes = {"weight": tuple(layer.weight.shape), "bias": outputs, "scale": outputs}
         check_tensors(kind, tensors, shapes, optional=("scale", "bias"), integers=("weight",))
-        weight = tensors["weight"]
-        if weight.dtype in INTEGERS:
-            if "scale" not in tensors:
-                raise ValueError(f"{kind}: tensors must contain scale with {weight.dtype} weights")
-            largest, most = int(weight.to(torch.int32).abs().max()), LARGEST[8 * weight.itemsize]
-            if largest > most:
-                raise ValueError(f"{kind}: weights of {weight.dtype} must be from -{most} to {most}, got {largest}")
+        _check_integers(kind, "weight", tensors, "scale", scales_floats=True)
         return cls(layer, tensors["weight"], tensors.get("scale"), tensors.get("bias"), encoded)
 
     def settings(self) -> Settings:
@@ -156,18 +150,8 @@ class FrozenTandem(FrozenLayer):
         else:  # the state holds the current of the first chunk
             (current, *variables), mode, constant = state, "constant", True
             before = stacked(variables)
-        scale, step_bias = affine.encoded_drive(span.total, constant)
-        bits, _, neurons = ops.integrate_and_fire(
-            current,
-            span.now,
-            step_bias,
-            before,
-            scale=scale,
-            mode=mode,
-            neuron=layer.neuron,
-            want_sum=False,
-            want_state=not span.ends,
-        )
+        drive = affine.encoded_drive(span.total, constant)
+        bits, neurons = layer.fired(current, span.now, mode, drive, before, want_state=not span.ends)
         if not constant:  # after the first step of an impulse, only the bias is left
             current = torch.zeros_like(current)
             if bias is not None and affine.gain is None:  # with a gain, the bias is added after the gain instead
@@ -189,8 +173,26 @@ class FrozenTandem(FrozenLayer):
         return converted
 
 
+def _check_integers(kind: str, name: str, tensors: Tensors, scale: str, scales_floats: bool) -> None:
+    """Check the range of integer weights, and that they have a scale; floats may have one if ``scales_floats``."""
+    weight = tensors[name]
+    if weight.dtype not in INTEGERS:
+        if scale in tensors and not scales_floats:
+            raise ValueError(f"{kind}: {scale} must belong to integer weights, got {weight.dtype} ones")
+        return
+    if scale not in tensors:
+        raise ValueError(f"{kind}: tensors must contain {scale} with {weight.dtype} weights")
+    largest, most = int(weight.to(torch.int32).abs().max()), LARGEST[8 * weight.itemsize]
+    if largest > most:
+        raise ValueError(f"{kind}: {name} must be from -{most} to {most} in {weight.dtype}, got {largest}")
+
+
 def _pack_again(module: FrozenTandem, incompatible_keys: Any) -> None:
     module.pack()
+
+
+_OF_BRANCHES = {"weight": "weight", "bias": "bias", "scale": "gain"}
+"""The tensors of a branch, and the attributes of its layer that hold them."""
 
 
 class FrozenAdd(FrozenLayer):
@@ -199,7 +201,8 @@ class FrozenAdd(FrozenLayer):
     Args:
         join: a TandemAdd whose branches have no norm. Their parameters are replaced.
         tensors: weight [O, ...] and optional bias [O] of every branch that is not an identity, named "<branch>.weight"
-            and "<branch>.bias"; "scale" [1], a factor of the summed currents, if the threshold has learned.
+            and "<branch>.bias"; "<branch>.scale" [O] of integer weights, with the gain of batch norm; "scale" [1], a
+            factor of the summed currents, if the threshold has learned.
     """
 
     kind = "TandemAdd"
@@ -208,14 +211,16 @@ class FrozenAdd(FrozenLayer):
         super().__init__()
         _check_neuron(self.kind, join.neuron)
         scale = tensors.get("scale")
-        self.format = _format(join.neuron) if scale is None else 2
+        whole = any(tensor.dtype in INTEGERS for tensor in tensors.values())
+        self.format = 2 if whole or scale is not None else _format(join.neuron)
         join.scale = None if scale is None else frozen_tensor(scale)
         self.waits = join.neuron.two_phase
         for i, branch in _layers(join):
-            for name in ("weight", "bias"):
+            for name, attribute in _OF_BRANCHES.items():
                 tensor = tensors.get(f"{i}.{name}")
-                delattr(branch, name)
-                branch.register_buffer(name, None if tensor is None else frozen_tensor(tensor))
+                if attribute != "gain":
+                    delattr(branch, attribute)
+                branch.register_buffer(attribute, None if tensor is None else frozen_tensor(tensor))
         self.join = join.eval()  # in eval mode it caches its weights between calls
 
     @classmethod
@@ -228,7 +233,13 @@ class FrozenAdd(FrozenLayer):
                 twins.append(nn.Identity())
                 continue
             twins.append(_bare(class_of(branch), _settings(branch)))
-            weight, bias = branch.folded()
+            if branch.takes_integers():
+                kernel = branch.kernel()
+                weight, (gain, bias) = kernel.weight, branch.affine().of_integers(kernel.unit)
+                assert gain is not None
+                tensors[f"{i}.scale"] = gain
+            else:
+                weight, bias = branch.folded()
             tensors[f"{i}.weight"] = branch.own_weight(weight)
             if bias is not None:
                 tensors[f"{i}.bias"] = bias
@@ -258,9 +269,12 @@ class FrozenAdd(FrozenLayer):
                 twins.append(nn.Identity())
                 continue
             twin = _checked(kinds[kind], given)
-            shapes |= {f"{i}.weight": tuple(twin.weight.shape), f"{i}.bias": _outputs(twin)}
+            shapes |= {f"{i}.{name}": _outputs(twin) for name in _OF_BRANCHES} | {f"{i}.weight": (*twin.weight.shape,)}
             twins.append(twin)
-        check_tensors(cls.kind, tensors, shapes, optional=tuple(name for name in shapes if not name.endswith("weight")))
+        weights = tuple(name for name in shapes if name.endswith("weight"))
+        check_tensors(cls.kind, tensors, shapes, tuple(name for name in shapes if name not in weights), weights)
+        for name in weights:
+            _check_integers(cls.kind, name, tensors, name.removesuffix("weight") + "scale", scales_floats=False)
         _check_no_bool(cls.kind, settings["neuron"])
         neuron = of_settings(cls.kind, settings["neuron"])
         return cls(TandemAdd(*twins, neuron=neuron, engine=settings["engine"]), tensors)
@@ -273,7 +287,8 @@ class FrozenAdd(FrozenLayer):
         return {"branches": branches, "neuron": self.join.neuron.settings(), "engine": self.join.engine}
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {f"{i}.{name}": getattr(x, name) for i, x in _layers(self.join) for name in ("weight", "bias")}
+        branches = _layers(self.join)
+        named = {f"{i}.{name}": getattr(x, at) for i, x in branches for name, at in _OF_BRANCHES.items()}
         named["scale"] = self.join.scale
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 

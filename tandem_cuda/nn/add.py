@@ -42,6 +42,9 @@ class TandemAdd(nn.Module):
     small kernel therefore costs as many additions as the largest kernel has taps. The ANN twin computes v branch by
     branch.
 
+    If a branch has integer weights (:func:`tandem_cuda.quantise`), each branch has sums of its own instead, since they
+    have scales of their own: x[t] is the sum of the branches' currents, each rounded once, in their order.
+
     Args:
         branches: two or more tandem layers or nn.Identity modules.
         neuron: IF(...) or LIF(...).
@@ -176,6 +179,8 @@ class TandemAdd(nn.Module):
         shapes = [part.out for part in parts]
         if any(shape != shapes[0] for shape in shapes):  # not a set: hashing would specialise symbolic sizes
             raise ValueError(f"TandemAdd: branches must agree in shape, got {', '.join(str(list(s)) for s in shapes)}")
+        if any(layer.takes_integers() for layer in self._layers()):
+            return self._exact_spikes(pairs, steps, state, want_state)
         stride, parts = _aligned(parts)
         low, high = _window(parts)
         kernel = [last - first + 1 for first, last in zip(low, high, strict=True)]
@@ -196,6 +201,43 @@ class TandemAdd(nn.Module):
             engine=self.engine,
         )
         return parts[0].from_image(out), state
+
+    def _exact_spikes(
+        self, pairs: list[tuple[Any, SpikeTrain]], steps: int, state: Tensor | None, want_state: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Work as ``spikes``, with a product for each branch."""
+        now, two_phase = pairs[0][1].time_steps, self.neuron.two_phase
+        current: Tensor | None = None
+        bias: Tensor | None = None
+        for branch, x in pairs:
+            # Time steps become samples, unless the counts are all that matters.
+            train = x.detach() if two_phase else _one_by_one(x)
+            if isinstance(branch, TandemLayer):
+                part = branch.spiking_weights(1, x.amplitude)
+                own = branch.count_product(train, part._replace(bias=None))
+                if part.bias is not None:
+                    bias = part.bias if bias is None else bias + part.bias
+            else:
+                own = train.count.to(self.dtype_of([x])) * x.amplitude
+            current = own if current is None else current + own
+        assert current is not None
+        scale = self.current_scale()
+        if scale is not None:
+            scale = scale.to(current.dtype)
+            bias = None if bias is None else bias * scale
+            scale = scale.repeat(current.shape[1 if current.dim() > 2 else -1])
+        out, _, after = ops.integrate_and_fire(
+            current if two_phase else current.unflatten(0, (now, -1)),
+            now,
+            per_step(bias, steps),
+            state,
+            scale=scale,
+            mode="impulse" if two_phase else "series",
+            neuron=self.neuron,
+            want_sum=False,
+            want_state=want_state,
+        )
+        return out, after
 
     def _kept(
         self, pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int], steps: int
@@ -254,6 +296,12 @@ def _part(branch: Any, x: SpikeTrain) -> _Part:
         geometry = Geometry()
     size = out_size(bits, bits.new_empty((1, 1, *kernel), device="meta"), *geometry)
     return _Part(branch, bits, kernel, geometry, (bits.shape[1], outputs, *size), dims)
+
+
+def _one_by_one(x: SpikeTrain) -> SpikeTrain:
+    """Return the time steps of a train as the samples [T * N, ...] of a train of one step."""
+    steps = ops.unpack_spikes(x.bits, x.time_steps, torch.uint8)
+    return SpikeTrain.unchecked(steps.flatten(0, 1).unsqueeze(0), 1, dtype=x.dtype, amplitude=x.amplitude)
 
 
 def _aligned(parts: list[_Part]) -> tuple[tuple[int, int], list[_Part]]:

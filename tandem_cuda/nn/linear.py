@@ -83,6 +83,23 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
+    def fired(
+        self,
+        current: Tensor,
+        steps: int,
+        mode: str,
+        drive: tuple[Tensor | None, Tensor | None],
+        state: Tensor | None = None,
+        want_state: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        if current.dim() == 2:
+            return super().fired(current, steps, mode, drive, state, want_state)
+        # Features lie last, but integrate_and_fire wants channels behind N.
+        before = None if state is None else state.flatten(1, -2)
+        bits, after = super().fired(current.flatten(0, -2), steps, mode, drive, before, want_state)
+        shape = current.shape[:-1]
+        return bits.unflatten(1, shape), after.unflatten(1, shape) if want_state else after
+
     def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
         unit = None if kernel.master is None else kernel.unit
         return ops.ordered_product(x, kernel.weight, packed=kernel.packed, master=kernel.master, unit=unit)

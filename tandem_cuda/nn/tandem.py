@@ -131,7 +131,7 @@ class TandemLayer(nn.Module, ABC):
             couple = self._behind_norm(self._units(product, kernel), steps, repeats=x.amplitude, missing=self.bias)
             with torch.no_grad():
                 drive = self._spiking(steps, x.amplitude, kernel)
-                bits = self._fired(product, steps, "impulse", drive.scale, drive.bias)
+                bits, _ = self.fired(product, steps, "impulse", (drive.scale, drive.bias))
             return couple(bits)
         couple = self._behind_norm(self.pre_activation(x, kernel), steps)
         with torch.no_grad():
@@ -139,10 +139,31 @@ class TandemLayer(nn.Module, ABC):
             bits, _, _ = self.spiking_product(x.detach(), weights, want_sum=False)
         return couple(bits)
 
-    def _fired(self, current: Tensor, steps: int, mode: str, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Return the bits of this layer's neurons."""
+    def fired(
+        self,
+        current: Tensor,
+        steps: int,
+        mode: str,
+        drive: tuple[Tensor | None, Tensor | None],
+        state: Tensor | None = None,
+        want_state: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the bits of this layer's neurons and their final state.
+
+        Args:
+            current: [N, O, ...], as :func:`integrate_and_fire` takes it.
+            steps: T.
+            mode: not "series".
+            drive: scale and bias.
+            state: continues an earlier call.
+            want_state: return the final state.
+        """
+        scale, bias = drive
         settings: dict[str, Any] = {"scale": scale, "mode": mode, "neuron": self.neuron}
-        return ops.integrate_and_fire(current, steps, bias, **settings, want_sum=False, want_state=False)[0]
+        bits, _, after = ops.integrate_and_fire(
+            current, steps, bias, state, **settings, want_sum=False, want_state=want_state
+        )
+        return bits, after
 
     def _units(self, sums: Tensor, kernel: Kernel) -> Tensor:
         """Return W * c or W * X, given sums of the kernel's weights."""
@@ -169,7 +190,7 @@ class TandemLayer(nn.Module, ABC):
             couple = self._couple(v, steps, 1 / steps if constant else 1.0)
         with torch.no_grad():
             drive = self._kept_drive(steps, constant, kernel)
-            bits = self._fired(current, steps, x.mode, drive.scale, drive.bias)
+            bits, _ = self.fired(current, steps, x.mode, (drive.scale, drive.bias))
         return couple(bits)
 
     def encoded_current(self, x: EncodedInput, bias: Tensor | None, gained: bool, kernel: Kernel) -> Tensor:
@@ -256,6 +277,9 @@ class TandemLayer(nn.Module, ABC):
     def affine(self) -> Affine:
         """Return gain and bias of the sums of this layer's weights; differentiable, but not in ``log_threshold``."""
         norm = None if self.norm is None else batch_norm.checked_norm(type(self).__name__, self.norm)
+        frozen = self._buffers.get("gain")  # of a frozen layer without norm
+        if frozen is not None:
+            return Affine(frozen, self.bias)
         if self.log_threshold is None:
             return affine(norm, self.bias)
         return affine(norm, self.bias, learned_threshold.unit(self.log_threshold), self.outputs)
@@ -284,8 +308,8 @@ class TandemLayer(nn.Module, ABC):
         return torch.float32 if dtype in checks.INTEGERS else dtype
 
     def _stored_weight(self) -> Tensor:
-        """Return the weight, or if a parametrisation computes it, what it is computed from."""
-        module, name = stored(self, "weight")
+        """Return the weight, but of quantised weights those in full precision."""
+        module, name = stored(self, "weight") if quantiser(self) is not None else (self, "weight")
         weight: Tensor = getattr(module, name)
         return weight
 
@@ -297,6 +321,14 @@ class TandemLayer(nn.Module, ABC):
         """Return the number of bits of the integers that the products take, or None if they take floats."""
         of_weight = quantiser(self)
         return of_weight.bits if of_weight is not None and self.dtype == torch.float32 else None
+
+    def takes_integers(self) -> bool:
+        """Return whether the products take integers: the weights are quantised, or frozen as integers."""
+        return self.bits() is not None or self._stored_weight().dtype in checks.INTEGERS
+
+    def spiking_weights(self, steps: int, amplitude: float) -> SpikingWeights:
+        """Return the spiking twin's weights without a gradient, for input spikes of this amplitude."""
+        return self._kept(steps, amplitude)
 
     def kernel(self) -> Kernel:
         """Return the weights as the products take them, not packed; differentiable."""

@@ -94,7 +94,7 @@ def _(
     master: Tensor | None,
     unit: Tensor | None,
 ) -> Tensor:
-    neurons = neurons_of(x, weight, stride, padding, dilation)
+    neurons = neurons_of(x.unsqueeze(0), weight, stride, padding, dilation)
     return layout.empty_channels_last(x, neurons, torch.float32, feature_dim(weight, neurons))
 
 

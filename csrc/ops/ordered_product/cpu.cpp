@@ -5,8 +5,8 @@
 #include <optional>
 
 #include "ops/ordered_product/plan.h"
-#include "ops/product/cpu_tiles.h"
 #include "ops/product/cpu_pack_weight.h"
+#include "ops/product/cpu_tiles.h"
 
 namespace tandem {
 
@@ -40,9 +40,10 @@ void run(const char* op, const OrderedPlan& plan, const E* packed) {
 
 Tensor ordered_product(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& packed,
                        const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups,
-                       const std::optional<Tensor>& /*master*/, const std::optional<Tensor>& /*unit*/) {
+                       const std::optional<Tensor>& master, const std::optional<Tensor>& unit) {
   const char* op = "ordered_product";
   const OrderedPlan plan = plan_ordered_product(input, weight, packed, stride, padding, dilation, groups);
+  check_master(op, weight, master, unit);
   if (plan.geometry.pixels_out() == 0) return plan.out;
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);

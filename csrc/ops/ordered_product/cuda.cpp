@@ -17,10 +17,11 @@ namespace {
 
 Tensor ordered_product(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& packed,
                        const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups,
-                       const std::optional<Tensor>& /*master*/, const std::optional<Tensor>& /*unit*/) {
+                       const std::optional<Tensor>& master, const std::optional<Tensor>& unit) {
   const char* op = "ordered_product";
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   const OrderedPlan plan = plan_ordered_product(input, weight, packed, stride, padding, dilation, groups);
+  check_master(op, weight, master, unit);
   if (plan.geometry.pixels_out() == 0) return plan.out;
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);

@@ -13,8 +13,8 @@ namespace tandem {
 template <class E>
 struct CudaOrderedArgs {
   ConvGeometry geometry;
-  const float* input;      // [pixels_in, in_channels]
-  const E* weight;         // [groups, blocks, features, block]
+  const float* input;  // [pixels_in, in_channels]
+  const E* weight;     // [groups, blocks, features, block]
   int64_t block, blocks;
   float* out;  // [pixels_out, out_channels]
 };

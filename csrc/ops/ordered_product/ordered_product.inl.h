@@ -1,5 +1,5 @@
-// Real input times integer weights, in one order of additions for every instruction set: lanes are output channels, each
-// of which adds one product after the other.
+// Real input times integer weights, in one order of additions for every instruction set: lanes are output channels,
+// each of which adds one product after the other.
 #pragma once
 
 #include "cpu/kernels.h"

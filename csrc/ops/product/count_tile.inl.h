@@ -21,7 +21,8 @@ TANDEM_HOST __m512i paired(__m512i low, __m512i high) {
   return _mm512_ternarylogic_epi32(low, _mm512_set1_epi16(255), _mm512_slli_epi16(high, 8), kLowOr);
 }
 
-// 32 weights of a row as 16-bit numbers: 8-bit weights; or a digit of 16-bit weights, which are 256 * digit 1 + digit 0.
+// 32 weights of a row as 16-bit numbers: 8-bit weights; or a digit of 16-bit weights, which are 256 * digit 1 + digit
+// 0.
 template <int kDigit>
 TANDEM_HOST __m512i digit_of(const int16_t* weights) {
   return _mm512_loadu_si512(weights);

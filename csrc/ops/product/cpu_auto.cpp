@@ -170,8 +170,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
     const Planes in = {static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), time_steps,
                        geometry.height * geometry.width * geometry.in_channels, geometry.batch};
     run_engines(
-        op, plan,
-        choose(in, engine, integers ? word_crossover(geometry, 1) : spike_crossover(geometry, time_steps)),
+        op, plan, choose(in, engine, integers ? word_crossover(geometry, 1) : spike_crossover(geometry, time_steps)),
         [&](const ProductPlan& p, Samples samples, double density) {
           run_spiking_events(op, p, samples, time_steps, density);
         },

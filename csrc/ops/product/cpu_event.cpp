@@ -148,8 +148,8 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
   const PackedLayout layout = packed_layout<E>(g);
   ConvGeometry of_samples = g;
   of_samples.batch = samples.count();
-  const int64_t rows =
-      tile_rows(of_samples, event_scratch_bytes<E, T>(1, layout.block, states_of(args.neuron)), g.groups * layout.blocks);
+  const int64_t rows = tile_rows(of_samples, event_scratch_bytes<E, T>(1, layout.block, states_of(args.neuron)),
+                                 g.groups * layout.blocks);
 
   // Worst-case bytes of `n` output rows of one sample in one plane: of the lists of what they see, and of the visits.
   const auto list_bytes = [&](int64_t n) {

@@ -62,16 +62,15 @@ void run_words(const char* op, const ProductPlan& plan, Samples samples, const u
       ConvGeometry band = g;
       band.batch = std::min(most, samples.last - n);
       const int64_t in_plane = band.batch * pixels;
-      parallel_ranges(plane_count * in_plane, std::max<int64_t>(1, 16384 / g.in_channels),
-                      [&](int64_t begin, int64_t end) {
-                        for (int64_t i = begin; i < end;) {
-                          const int64_t plane = i / in_plane, last = std::min(end, (plane + 1) * in_plane);
-                          const uint8_t* from =
-                              planes + ((plane * g.batch + n) * pixels + i % in_plane) * g.in_channels;
-                          kernels().build_words(from, last - i, g.groups, g.group_in(), words.data + i * size);
-                          i = last;
-                        }
-                      });
+      parallel_ranges(
+          plane_count * in_plane, std::max<int64_t>(1, 16384 / g.in_channels), [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end;) {
+              const int64_t plane = i / in_plane, last = std::min(end, (plane + 1) * in_plane);
+              const uint8_t* from = planes + ((plane * g.batch + n) * pixels + i % in_plane) * g.in_channels;
+              kernels().build_words(from, last - i, g.groups, g.group_in(), words.data + i * size);
+              i = last;
+            }
+          });
       EventTileArgs<E, float> pass = args;
       const int64_t first = n * g.out_height * g.out_width * g.out_channels;
       if (pass.bits) pass.bits += first;
@@ -150,8 +149,7 @@ void run_bytes(const char* op, const ProductPlan& plan, Samples samples) {
       const int64_t wanted = int64_t{4} * torch::stable::get_num_threads();
       const int64_t tasks_per_tile = g.groups * layout.blocks;
       const int64_t wanted_tiles = (wanted + tasks_per_tile - 1) / tasks_per_tile;
-      const int64_t rows =
-          std::clamp<int64_t>((band.pixels_out() + wanted_tiles - 1) / wanted_tiles, 1, kCountRows);
+      const int64_t rows = std::clamp<int64_t>((band.pixels_out() + wanted_tiles - 1) / wanted_tiles, 1, kCountRows);
       const int64_t tiles = (band.pixels_out() + rows - 1) / rows;
       parallel_tasks(tasks_per_tile * tiles, [&](const auto& next) {
         const AlignedBuffer<uint8_t> scratch(op, count_scratch_bytes<E>(rows, layout.block));
@@ -198,8 +196,8 @@ bool exceeds_32_bits(const ProductPlan& plan) {
     for (int64_t o = begin; o < end; ++o) {
       int64_t sum = 0;
       for (int64_t i = 0; i < g.features(); ++i) {
-        const int64_t at = o * view.stride_o + i / g.taps() * view.stride_c + i % g.taps() / g.kernel_w * view.stride_h +
-                           i % g.kernel_w * view.stride_w;
+        const int64_t at = o * view.stride_o + i / g.taps() * view.stride_c +
+                           i % g.taps() / g.kernel_w * view.stride_h + i % g.kernel_w * view.stride_w;
         sum += std::abs(int64_t{static_cast<const int16_t*>(view.data)[at]});
       }
       if (sum >= int64_t{1} << 31) exceeds = true;

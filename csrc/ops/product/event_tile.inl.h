@@ -352,8 +352,8 @@ void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* m
   constexpr bool kFires = !std::is_void_v<Model>;
   using C = Carried<E, T>;
   const int64_t rows = a.row_end - a.row_begin;
-  T* sum = static_cast<T*>(a.scratch);                                   // of currents
-  [[maybe_unused]] C* counted = static_cast<C*>(a.scratch);              // of a count product
+  T* sum = static_cast<T*>(a.scratch);                       // of currents
+  [[maybe_unused]] C* counted = static_cast<C*>(a.scratch);  // of a count product
   [[maybe_unused]] State<T> carried = {reinterpret_cast<T*>(counted + rows * block), rows * block};
   E* acc = reinterpret_cast<E*>(carried.data);
   if constexpr (kFires) acc = reinterpret_cast<E*>(carried.data + Model::kStates * carried.stride);

@@ -200,6 +200,16 @@ ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t group
   return g;
 }
 
+void check_master(const char* op, const Tensor& weight, const std::optional<Tensor>& master,
+                  const std::optional<Tensor>& unit) {
+  TANDEM_CHECK(master.has_value() || !unit.has_value(), op, "unit must be None without master, got a tensor");
+  if (!master) return;
+  TANDEM_CHECK(is_integer(weight.scalar_type()), op,
+               "master must be None for weights that are no integers, got a tensor");
+  check_operand(op, "master", *master, weight, sizes_of(weight));
+  if (unit) check_operand(op, "unit", *unit, weight, {weight.size(0)});
+}
+
 ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {
   ProductPlan plan = plan_inputs(op, a, geometry, linear);
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);

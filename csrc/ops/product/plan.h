@@ -73,6 +73,10 @@ ConvGeometry product_geometry(const char* op, const Tensor& bits, const Tensor& 
 ConvGeometry product_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
                               const Sizes& padding, const Sizes& dilation, int64_t groups);
 
+// Throws unless `master` has the shape of integer weights and `unit` a number for each output.
+void check_master(const char* op, const Tensor& weight, const std::optional<Tensor>& master,
+                  const std::optional<Tensor>& unit);
+
 // The geometry of the weights alone: an input of no sample and no pixel.
 ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t groups);
 
