@@ -76,8 +76,12 @@ def test_under_sanitizers(host, name, variant, order, seed):
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.int16)
 # Significands that need all of the terms that hold them, but whose sums are exact in float32: up to these.
 LARGEST = {
-    **{torch.float32: 2**17, torch.float64: 2**17, torch.float16: 2**11, torch.bfloat16: 2**8},
-    **{torch.int8: 2**7, torch.int16: 32639},
+    torch.float32: 2**17,
+    torch.float64: 2**17,
+    torch.float16: 2**11,
+    torch.bfloat16: 2**8,
+    torch.int8: 2**7,
+    torch.int16: 32639,
 }
 SIZES = [
     *CONVOLUTIONS.values(),

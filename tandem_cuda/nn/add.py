@@ -227,7 +227,7 @@ class TandemAdd(nn.Module):
             bias = None if bias is None else bias * scale
             scale = scale.repeat(current.shape[1 if current.dim() > 2 else -1])
         out, _, after = ops.integrate_and_fire(
-            current if two_phase else current.unflatten(0, (now, -1)),
+            current if two_phase else current.view(now, len(current) // now, *current.shape[1:]),
             now,
             per_step(bias, steps),
             state,

@@ -60,7 +60,7 @@ class ConvolutionLayer(TandemLayer):
         rearrange, geometry = self.image()
         image = x if rearrange is None else rearrange(x.unsqueeze(0)).squeeze(0)
         unit = None if kernel.master is None else kernel.unit
-        of_master = {"packed": kernel.packed, "master": kernel.master, "unit": unit}
+        of_master: dict[str, Any] = {"packed": kernel.packed, "master": kernel.master, "unit": unit}
         return self.from_image(ops.ordered_product(image, kernel.weight, *geometry, self.groups, **of_master))
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:

@@ -97,8 +97,8 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         # Features lie last, but integrate_and_fire wants channels behind N.
         before = None if state is None else state.flatten(1, -2)
         bits, after = super().fired(current.flatten(0, -2), steps, mode, drive, before, want_state)
-        shape = current.shape[:-1]
-        return bits.unflatten(1, shape), after.unflatten(1, shape) if want_state else after
+        shape = current.shape
+        return bits.view(len(bits), *shape), after.view(len(after), *shape) if want_state else after
 
     def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
         unit = None if kernel.master is None else kernel.unit

@@ -34,7 +34,7 @@ class SpikingWeights(NamedTuple):
     bias: Tensor | None = None
     """Per time step."""
 
-    def operands(self) -> dict[str, Tensor | None]:
+    def operands(self) -> dict[str, Any]:
         """Return the keyword arguments of a product beside weight and bias."""
         _, packed, unit, master = self.kernel
         return {"packed": packed, "scale": self.scale, "master": master, "unit": None if master is None else unit}

@@ -333,8 +333,10 @@ def ordered_product(
     if linear:
         image, kernel = x.reshape(-1, x.shape[-1], 1, 1), kernel[..., None, None]
     inputs = F.unfold(image.detach(), kernel.shape[2:], dilation, padding, stride)  # [N, C * taps, pixels]
-    inputs = inputs.unflatten(1, (groups, -1, kernel[0, 0].numel()))  # [N, G, C/G, taps, pixels]
-    rows = kernel.detach().unflatten(0, (groups, -1)).flatten(3)  # [G, O/G, C/G, taps]
+    inputs = inputs.view(
+        len(image), groups, kernel.shape[1], kernel[0, 0].numel(), inputs.shape[-1]
+    )  # [N, G, C/G, taps, pixels]
+    rows = kernel.detach().reshape(groups, len(kernel) // groups, kernel.shape[1], -1)  # [G, O/G, C/G, taps]
     total = inputs.new_zeros(len(image), groups, rows.shape[1], inputs.shape[-1])
     for tap in range(rows.shape[3]):
         for channel in range(rows.shape[2]):
