@@ -15,46 +15,54 @@ namespace tandem::TANDEM_ISA {
 
 constexpr int kOutputs = 16;  // lanes of 32 bits
 
-// The low bytes of two rows of 16-bit numbers, side by side.
-TANDEM_HOST __m512i paired(__m512i low, __m512i high) {
+// The bytes of four rows of `block` weights, side by side; rows past the n-th are zero.
+TANDEM_HOST void fill_quad(const int16_t* rows, int64_t n, int64_t block, uint8_t* panel) {
   constexpr int kLowOr = 0xEA;  // (a & b) | c
-  return _mm512_ternarylogic_epi32(low, _mm512_set1_epi16(255), _mm512_slli_epi16(high, 8), kLowOr);
-}
-
-// 32 weights of a row as 16-bit numbers: 8-bit weights; or a digit of 16-bit weights, which are 256 * digit 1 + digit
-// 0.
-template <int kDigit>
-TANDEM_HOST __m512i digit_of(const int16_t* weights) {
-  return _mm512_loadu_si512(weights);
-}
-template <int kDigit>
-TANDEM_HOST __m512i digit_of(const int32_t* weights) {
-  const auto half = [&](int i) TANDEM_INLINE {
-    __m512i v = _mm512_loadu_si512(weights + 16 * i);
-    if constexpr (kDigit == 1) v = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8);
-    return _mm512_cvtepi32_epi16(v);  // of digit 0 the low byte is what counts
-  };
-  return _mm512_inserti64x4(_mm512_castsi256_si512(half(0)), half(1), 1);
-}
-
-// [n, block] weights, or digits of them -> [(n + 3) / 4, block, 4] of 8 bits, zeros past the n-th.
-template <int kDigit, class E>
-TANDEM_HOST void fill_panel(const E* rows, int64_t n, int64_t block, uint8_t* panel) {
-  // Words of two vectors in turn: the first halves' and the second halves'.
+  // Words of two vectors in turn: those of the first halves, and of the second.
   alignas(64) uint16_t order[2][32];
   for (uint16_t i = 0; i < 32; ++i) {
     order[0][i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
     order[1][i] = static_cast<uint16_t>(16 + i / 2 + i % 2 * 32);
   }
-  const __m512i first_half = _mm512_load_si512(order[0]), second_half = _mm512_load_si512(order[1]);
+  const __m512i first = _mm512_load_si512(order[0]), second = _mm512_load_si512(order[1]);
+  const __m512i low_byte = _mm512_set1_epi16(255);
+  for (int64_t c = 0; c < block; c += 32) {
+    const auto row = [&](int64_t i) TANDEM_INLINE {
+      return i < n ? _mm512_loadu_si512(rows + i * block + c) : _mm512_setzero_si512();
+    };
+    const auto paired = [&](__m512i low, __m512i high) TANDEM_INLINE {
+      return _mm512_ternarylogic_epi32(low, low_byte, _mm512_slli_epi16(high, 8), kLowOr);
+    };
+    const __m512i low = paired(row(0), row(1)), high = paired(row(2), row(3));
+    _mm512_store_si512(panel + 4 * c, _mm512_permutex2var_epi16(low, first, high));
+    _mm512_store_si512(panel + 4 * c + 64, _mm512_permutex2var_epi16(low, second, high));
+  }
+}
+
+// The same of a digit of 16-bit weights, which are 256 * digit 1 + digit 0.
+template <int kDigit>
+TANDEM_HOST void fill_quad(const int32_t* rows, int64_t n, int64_t block, uint8_t* panel) {
+  const __m512i low_byte = _mm512_set1_epi32(255);
+  for (int64_t c = 0; c < block; c += kOutputs) {
+    const auto digit = [&](int64_t i) TANDEM_INLINE {
+      __m512i v = i < n ? _mm512_loadu_si512(rows + i * block + c) : _mm512_setzero_si512();
+      if constexpr (kDigit == 1) v = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8);
+      return _mm512_and_si512(v, low_byte);
+    };
+    const __m512i low = _mm512_or_si512(digit(0), _mm512_slli_epi32(digit(1), 8));
+    const __m512i high = _mm512_or_si512(digit(2), _mm512_slli_epi32(digit(3), 8));
+    _mm512_store_si512(panel + 4 * c, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+}
+
+// [n, block] weights, or digits of them -> [(n + 3) / 4, block, 4] of 8 bits.
+template <int kDigit, class E>
+TANDEM_HOST void fill_panel(const E* rows, int64_t n, int64_t block, uint8_t* panel) {
   for (int64_t first = 0; first < n; first += 4, panel += 4 * block) {
-    for (int64_t c = 0; c < block; c += 32) {
-      const auto row = [&](int64_t i) TANDEM_INLINE {
-        return first + i < n ? digit_of<kDigit>(rows + (first + i) * block + c) : _mm512_setzero_si512();
-      };
-      const __m512i low = paired(row(0), row(1)), high = paired(row(2), row(3));
-      _mm512_store_si512(panel + 4 * c, _mm512_permutex2var_epi16(low, first_half, high));
-      _mm512_store_si512(panel + 4 * c + 64, _mm512_permutex2var_epi16(low, second_half, high));
+    if constexpr (sizeof(E) == 2) {
+      fill_quad(rows + first * block, n - first, block, panel);
+    } else {
+      fill_quad<kDigit>(rows + first * block, n - first, block, panel);
     }
   }
 }
