@@ -63,27 +63,42 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "int neuron, float[] parameters, bool want_sum, bool want_state) -> (Tensor, Tensor, Tensor)");
 
   // The weights of a product in the order of the event-driven kernels, to be passed as `packed` as long as they stay as
-  // they are. weight: [O, F] or [O, C/groups, kH, kW] -> [n]; int16 for int8 weights
+  // they are. weight: [O, F] or [O, C/groups, kH, kW] -> [n]; int16 for int8 weights, int32
+  // for int16 ones
   m.def("pack_weight(Tensor weight, int groups) -> Tensor");
   m.def("pack_weight_out(Tensor weight, int groups, Tensor(a!) out) -> ()");
 
   // x[t] = scale * (weight * s[t]) + bias, then the neuron loop. A weight [O, C/groups, kH, kW] makes a 2-D convolution
   // of bits [P, N, C, H, W]. A weight [O, F] makes a linear product: bits [P, N, *, F], outputs [N, *, O] in place of
   // [N, O, Ho, Wo]; stride and dilation must be (1, 1), padding (0, 0) and groups 1. packed: pack_weight(weight);
-  // scale: [O], must be given with int8 weights; bias: [O], per time step; state: [S, N, O, Ho, Wo]; count: [N, C, H,
-  // W] carries the gradient to the layer below and is not read in the forward pass; terms: 1, 2 or 3, bf16 terms of a
-  // float32 weight on tensor cores, of no account anywhere else
+  // scale: [O], must be given with int8 and int16 weights; bias: [O], per time step; state: [S, N, O, Ho, Wo]; count:
+  // [N, C, H, W] carries the gradient to the layer below and is not read in the forward pass; master: the float weights
+  // that integer weights times unit, [O], stand for, which get the gradient and are not read either; terms: 1, 2 or 3,
+  // bf16 terms of a float32 weight on tensor cores, of no account anywhere else
   // -> bits [P, N, O, Ho, Wo], sum over t of x[t] [N, O, Ho, Wo], final state [S, N, O, Ho, Wo]
   m.def(
       "spiking_product(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
       "Tensor? state, int[2] stride, int[2] padding, int[2] dilation, int groups, int time_steps, int neuron, "
-      "float[] parameters, int engine, int terms, bool want_sum, bool want_state) -> (Tensor, Tensor, Tensor)");
+      "float[] parameters, int engine, int terms, bool want_sum, bool want_state, Tensor? master, "
+      "Tensor? unit) -> (Tensor, Tensor, Tensor)");
 
   // scale * (weight * (spike count of bits)) + bias; what batch norm needs before the neurons can fire. Arguments as
   // above -> [N, O, Ho, Wo] or [N, *, O]
   m.def(
       "count_product(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
-      "int[2] stride, int[2] padding, int[2] dilation, int groups, int engine, int terms) -> Tensor");
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, int engine, int terms, Tensor? master, "
+      "Tensor? unit) -> Tensor");
+
+  // weight * input for real input and integer weights, the same to the bit everywhere: each product is rounded to
+  // float32 and added to the sum of those before it, taps in order and channels innermost. input: float32 [N, C, H, W]
+  // or [N, *, F]; other arguments as above -> [N, O, Ho, Wo] or [N, *, O]
+  m.def(
+      "ordered_product(Tensor input, Tensor weight, Tensor? packed, int[2] stride, int[2] padding, int[2] dilation, "
+      "int groups, Tensor? master, Tensor? unit) -> Tensor");
+
+  // The nearest integers to weight / scale, where the largest of an output channel becomes `largest`, 127 (int8) or
+  // 32639 (int16); a channel of zeros has scale 1. weight: float32 [O, ...] -> integers [O, ...], scale [O]
+  m.def("quantise_weight(Tensor weight, int largest) -> (Tensor, Tensor)");
 
   // The gradient of such a convolution with respect to its weights; sparse where the counts are.
   // grad: [N, O, Ho, Wo]; count: [N, C, H, W]; weight: for its shape -> [O, C/groups, kH, kW], contiguous

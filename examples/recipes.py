@@ -233,7 +233,7 @@ class QuantiseWeights(lightning.Callback):
     """Quantisation-aware training: from some epoch on, weights of few bits (tandem_cuda.quantise).
 
     Args:
-        bits: 2 to 8.
+        bits: 2 to 8, or 16.
         from_epoch: the first epoch, counted from 0.
     """
 

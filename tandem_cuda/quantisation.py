@@ -5,117 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from .convert import TandemNetwork
+from .nn.quantiser import WeightQuantiser, check_bits, quantiser
 from .nn.tandem import TandemLayer
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHT_LAYERS = (TandemLayer, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
-
-# Candidate scales, as fractions of the smallest scale that clips nothing. For channels of 576 Gaussian weights the best
-# fraction is on average 0.38 with 2 bits, 0.76 with 4 and 1 with 8; for 4,096 weights it is 0.33, 0.66 and 1.
-_SHARES = [share / 20 for share in range(20, 4, -1)]
-
-
-class WeightQuantiser(nn.Module):
-    """A parametrisation (torch.nn.utils.parametrize) that rounds weights to scale * {-q, ..., q}, q = 2^(bits-1) - 1.
-
-    The gradient passes to the weights as if they were not rounded: the straight-through estimator (Bengio, Leonard &
-    Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation", 2013,
-    arXiv:1308.3432). Clipped weights receive it too, so that none gets stuck.
-
-    Each output channel has its own scale, as in Krishnamoorthi ("Quantizing deep convolutional networks for efficient
-    inference: A whitepaper", 2018, arXiv:1806.08342), so that batch norm, whose gain differs between channels, can be
-    folded into it. The scale is a fraction of the channel's largest weight over q: of 16 fractions from 0.25 to 1, the
-    one with the least squared error. Fraction 1 alone would serve few bits badly. With 2 bits it would round every
-    weight below half of the largest one to zero; for 576 Gaussian weights the error would be 84 % of their norm instead
-    of 43 % (with 4 bits, 14 % instead of 11 %). The scale is recomputed whenever the weights are used; only the weights
-    are stored.
-
-    Args:
-        bits: 2 to 8.
-        groups: the ``groups`` of a transposed convolution, whose weights are [C, O/groups, ...]; None for all other
-            layers, whose weights are [O, ...].
-
-    Shape:
-        Tensor -> Tensor of the same shape and dtype, float32 or float64.
-
-    Raises:
-        TypeError: ``bits`` is not an int.
-        ValueError: ``bits`` is not from 2 to 8.
-    """
-
-    def __init__(self, bits: int, groups: int | None = None) -> None:
-        super().__init__()
-        check_bits("WeightQuantiser", bits)
-        self.bits = bits
-        self.groups = groups
-
-    def forward(self, weight: Tensor) -> Tensor:
-        with torch.no_grad():
-            grouped = self._by_channel(weight.detach())
-            scale = self._scale(grouped)
-            rounded = (self._rounded(grouped, scale) * scale).view(weight.shape)
-        return _StraightThrough.apply(weight, rounded)  # type: ignore[no-untyped-call]
-
-    @torch.no_grad()
-    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantise to integers and scales, in the form that ``ops.spiking_conv2d`` takes.
-
-        Args:
-            weight: the full-precision weights, as ``forward`` takes them.
-
-        Returns:
-            ``(integers, scale)``: int8 in the shape of ``weight``, and [O] in its dtype. Their product is the result of
-            ``forward``.
-        """
-        grouped = self._by_channel(weight.detach())
-        scale = self._scale(grouped)
-        return self._rounded(grouped, scale).to(torch.int8).view(weight.shape), scale.flatten()
-
-    @property
-    def largest(self) -> int:
-        """q, the largest integer."""
-        return 2 ** (self.bits - 1) - 1
-
-    def extra_repr(self) -> str:
-        return f"bits={self.bits}"
-
-    def _by_channel(self, weight: Tensor) -> Tensor:
-        """Reshape to [G, C/G, O/G, taps]; G = 1 and C = 1 if output channels come first."""
-        if self.groups is None:
-            return weight.reshape(1, 1, weight.shape[0], -1)
-        return weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
-
-    def _scale(self, grouped: Tensor) -> Tensor:
-        """Return the scales [G, 1, O/G, 1]; 1 for channels whose weights are all zero."""
-        largest = grouped.abs().amax((1, 3), keepdim=True) / self.largest
-        best = torch.where(largest > 0, largest, torch.ones_like(largest))
-        least = torch.full_like(best, torch.inf)
-        for share in _SHARES:
-            scale = torch.where(largest > 0, largest * share, best)
-            error = (self._rounded(grouped, scale) * scale - grouped).square_().sum((1, 3), keepdim=True)
-            better = error < least
-            best, least = torch.where(better, scale, best), torch.where(better, error, least)
-        return best
-
-    def _rounded(self, grouped: Tensor, scale: Tensor) -> Tensor:
-        return (grouped / scale).round_().clamp_(-self.largest, self.largest)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Return ``rounded`` and pass its gradient to ``weight``."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, rounded: Tensor) -> Tensor:
-        return rounded
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
 
 
 def quantise(model: nn.Module, bits: int) -> None:
@@ -126,17 +24,18 @@ def quantise(model: nn.Module, bits: int) -> None:
     names and full precision, so quantised and other networks can load each other's checkpoints.
 
     A TandemNetwork is quantised in both twins; converting a quantised ANN with :func:`tandem_cuda.convert` has the same
-    effect. :func:`tandem_cuda.freeze` freezes the rounded weights. Layers quantise in every call and cache nothing in
-    eval mode, so freeze a network for fast inference. Like every parametrised module, a quantised network supports
+    effect. The spiking twin computes with the integers themselves: their sums are exact, so that the spikes are the
+    same to the bit on every engine, instruction set and device. (float64 layers compute with rounded floats.)
+    :func:`tandem_cuda.freeze` keeps the integers. Like every parametrised module, a quantised network supports
     ``copy.deepcopy`` but not pickling.
 
     Args:
         model: the network; its tandem layers, nn.Linear and convolutions are changed in place.
-        bits: 2 to 8. A network that is already quantised is changed to this number of bits.
+        bits: 2 to 8, or 16. A network that is already quantised is changed to this number of bits.
 
     Raises:
         TypeError: ``model`` is not an nn.Module, or ``bits`` is not an int.
-        ValueError: ``bits`` is not from 2 to 8, ``model`` has no weight layer, or a weight has another parametrisation.
+        ValueError: ``bits`` is none of these, ``model`` has no weight layer, or a weight has another parametrisation.
             The model is then unchanged.
     """
     check_bits("quantise", bits)
@@ -169,23 +68,6 @@ def unquantise(model: nn.Module) -> None:
             _remove_parametrisation(layer)
             _remove_hooks(layer)
     _tie(model)
-
-
-def quantiser(layer: nn.Module) -> WeightQuantiser | None:
-    """Return the WeightQuantiser of a layer's weight, or None if it has none."""
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None
-    parametrizations: Any = layer.parametrizations
-    first = parametrizations.weight[0]
-    return first if isinstance(first, WeightQuantiser) else None
-
-
-def check_bits(op: str, bits: Any) -> None:
-    """Raise TypeError or ValueError unless ``bits`` is an int from 2 to 8."""
-    if isinstance(bits, bool) or not isinstance(bits, int):
-        raise TypeError(f"{op}: bits must be an int, got {type(bits).__name__}")
-    if not 2 <= bits <= 8:
-        raise ValueError(f"{op}: bits must be from 2 to 8, got {bits}")
 
 
 def _networks(model: nn.Module) -> list[TandemNetwork]:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from neurons import EVERY_KIND, state_of
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
-from tensors import ENGINES, FLOATS, WEIGHTS, dyadic, generator, int8, normal, planes, train
+from tensors import ENGINES, FLOATS, INTEGERS, WEIGHTS, dyadic, generator, integers, normal, planes, train
 
 RAW = torch.ops.tandem_cuda
 MODES = ("constant", "impulse", "series", "once")
@@ -62,7 +62,7 @@ class Case:
         """The keywords that choose how to compute, which the reference does not have."""
         if not self.takes_engine:
             return [{}]
-        return [{"engine": engine} for engine in ENGINES if (engine, dtype) != ("dense", torch.int8)]
+        return [{"engine": engine} for engine in ENGINES]
 
     def packed(self, arguments):
         """The same, with weights arranged beforehand."""
@@ -167,9 +167,10 @@ CONVOLUTIONS = {
 
 
 def weights(dtype, *shape, seed):
-    """(weight, scale) whose sums are exact. Of int8 weights the scale is such that neurons fire now and then."""
-    if dtype == torch.int8:
-        return int8(*shape, seed=seed), dyadic(shape[0], seed=seed + 1) / 64
+    """(weight, scale) whose sums are exact. Of integers the scale is such that neurons fire now and then."""
+    if dtype in INTEGERS:
+        scale = dyadic(shape[0], seed=seed + 1) / (64 if dtype == torch.int8 else 2**14)
+        return integers(*shape, seed=seed, dtype=dtype), scale
     return dyadic(*shape, seed=seed, dtype=dtype), dyadic(shape[0], seed=seed + 1, dtype=current_dtype(dtype))
 
 
@@ -183,7 +184,7 @@ def operands(bits, dtype, shape, seed, optional, out_shape, time_steps, neuron):
     weight, scale = weights(dtype, *shape, seed=seed + 1)
     arguments = {"bits": bits, "weight": weight}
     float_ = current_dtype(dtype)
-    if optional or dtype == torch.int8:
+    if optional or dtype in INTEGERS:
         arguments["scale"] = scale
     if optional:
         arguments["bias"] = dyadic(shape[0], seed=seed + 3, dtype=float_) / 8
@@ -231,6 +232,28 @@ def products():
 def named_after(model, name):
     """A case's name; of IF neurons, and of none, it does not speak."""
     return name if model in ("", "IF") else f"{name}, {model}"
+
+
+def ordered(sizes):
+    def draw(time_steps, neurons, dtype, seed, optional):
+        linear = sizes is None
+        shape = (11, neurons[-1]) if linear else sizes.weight
+        weight = integers(*shape, seed=seed, dtype=dtype)
+        arguments = {"x": normal(*neurons, seed=seed + 1), "weight": weight, **({} if linear else sizes.geometry)}
+        if optional:
+            arguments["master"] = normal(*shape, seed=seed + 2)
+            arguments["unit"] = normal(shape[0], seed=seed + 3).exp()
+        return arguments
+
+    return draw
+
+
+def ordered_products():
+    named = {"dtypes": INTEGERS, "differentiable": ("x", "master")}
+    for name in ("3 x 3", "nothing square"):
+        sizes = CONVOLUTIONS[name]
+        yield Case(f"ordered_product, {name}", "ordered_product", ordered(sizes), sizes.input, **named)
+    yield Case("ordered_product, rows", "ordered_product", ordered(None), (2, 3, 37), **named, features=-1)
 
 
 # ---- The others
@@ -368,7 +391,18 @@ def element_wise():
             yield Case(named_after(model, f"integrate_and_fire, {mode}"), "integrate_and_fire", fired(mode, neuron))
 
 
+def rounded(bits):
+    def draw(time_steps, neurons, dtype, seed, optional):
+        return {"weight": normal(*neurons, seed=seed), "bits": bits}
+
+    return draw
+
+
 def others():
+    for bits in (8, 16):
+        yield Case(
+            f"quantise_weight, {bits} bits", "quantise_weight", rounded(bits), dtypes=(torch.float32,), features=None
+        )
     leaves = ("product", "gamma", "beta")
     yield Case("tandem_norm_count", "tandem_norm_count", normalised, differentiable=leaves)
     yield Case("max_pool_spikes", "max_pool_spikes", pooled(2), dtypes=(torch.uint8,))
@@ -390,4 +424,4 @@ def others():
 
 ELEMENT_WISE = tuple(element_wise())
 PRODUCTS = tuple(products())
-CASES = (*ELEMENT_WISE, *others(), *PRODUCTS)
+CASES = (*ELEMENT_WISE, *others(), *ordered_products(), *PRODUCTS)

@@ -17,11 +17,13 @@ from tensors import (  # noqa: F401
     ENGINES,
     FLOATS,
     HALVES,
+    INTEGERS,
     META,
     WEIGHTS,
     dyadic,
     generator,
     int8,
+    integers,
     normal,
     planes,
     train,
@@ -151,11 +153,12 @@ class Variant:
     def operands(self, *shape, seed):
         """(weight, scale or None): sums of the weights are exact, so that with any scale each current is rounded once.
 
-        Of int8 weights the scale is such that neurons fire now and then.
+        Of integers the scale is such that neurons fire now and then.
         """
-        integers = self.weights == torch.int8
-        weight = int8(*shape, seed=seed) if integers else dyadic(*shape, seed=seed, dtype=self.weights)
-        scale = torch.randn(shape[0], generator=generator(seed + 1), dtype=self.dtype) / (64 if integers else 1)
+        draw = integers if self.weights in INTEGERS else dyadic
+        weight = draw(*shape, seed=seed, dtype=self.weights)
+        smaller = {torch.int8: 64, torch.int16: 2**14}.get(self.weights, 1)
+        scale = torch.randn(shape[0], generator=generator(seed + 1), dtype=self.dtype) / smaller
         return weight, scale if self.scaled else None
 
     def how(self, weight, groups=1):
@@ -167,9 +170,9 @@ class Variant:
 def variants(draw):
     """Every way to call a product."""
     weights = draw(st.sampled_from(WEIGHTS))
-    integers = weights == torch.int8
-    engine = draw(st.sampled_from(ENGINES[:2] if integers else ENGINES))
-    return Variant(weights, integers or draw(st.booleans()), draw(st.booleans()), engine)
+    return Variant(
+        weights, weights in INTEGERS or draw(st.booleans()), draw(st.booleans()), draw(st.sampled_from(ENGINES))
+    )
 
 
 VARIANTS = {
@@ -180,6 +183,9 @@ VARIANTS = {
     "float16": Variant(torch.float16, scaled=True, packed=True, engine="event"),
     "bfloat16 dense": Variant(torch.bfloat16, engine="dense"),
     "int8": Variant(torch.int8, scaled=True, packed=True),
+    "int8 dense": Variant(torch.int8, scaled=True, engine="dense"),
+    "int16": Variant(torch.int16, scaled=True, engine="event"),
+    "int16 dense": Variant(torch.int16, scaled=True, packed=True, engine="dense"),
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 

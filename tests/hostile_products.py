@@ -235,7 +235,7 @@ def operand_cases(op, conv2d, linear):
         f"{op}-depthwise-at-a-hole": (FINE, lambda: depthwise_at_a_hole(conv2d, neurons)),
         f"{op}-linear-int8-no-scale": ("scale", lambda: int8(scale=None)),
         f"{op}-linear-int8-scale-float64": ("scale", lambda: int8(scale=torch.ones(4).double())),
-        f"{op}-linear-int8-dense": ("engine must be 'event' or 'auto' for int8 weights", lambda: int8(engine=DENSE)),
+        f"{op}-linear-int8-dense": (FINE, lambda: int8(engine=DENSE)),
         f"{op}-linear-int8-bias-float64": ("bias", lambda: int8(bias=torch.ones(4).double())),
         f"{op}-linear-int8-features-huge": (TOO_LARGE, lambda: int8_of(linear, 1, HUGE)),
         f"{op}-linear-int8-outputs-huge": (TOO_LARGE, lambda: int8_of(linear, HUGE, 1)),

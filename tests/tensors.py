@@ -6,7 +6,8 @@ from tandem_cuda import reference as ref
 
 FLOATS = (torch.float32, torch.float64)
 HALVES = (torch.float16, torch.bfloat16)
-WEIGHTS = (*FLOATS, *HALVES, torch.int8)
+INTEGERS = (torch.int8, torch.int16)
+WEIGHTS = (*FLOATS, *HALVES, *INTEGERS)
 ENGINES = ("auto", "event", "dense")
 META = torch.device("meta")
 
@@ -25,9 +26,14 @@ def dyadic(*shape, seed, scale=16, span=1, dtype=torch.float32):
     return whole.to(dtype) / scale
 
 
+def integers(*shape, seed, dtype):
+    """Random weights of the whole range that the products take."""
+    low, high = {torch.int8: (-128, 128), torch.int16: (-32639, 32640)}[dtype]
+    return torch.randint(low, high, shape, dtype=dtype, generator=generator(seed))
+
+
 def int8(*shape, seed):
-    """Random weights of the whole range."""
-    return torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator(seed))
+    return integers(*shape, seed=seed, dtype=torch.int8)
 
 
 def train(*shape, seed, rate=0.3):

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
-CASES = 530
+CASES = 562
 SOURCES = ["tests/cpp/scalar_kernels.cpp", "csrc/cpu/scalar.cpp", "csrc/cpu/aligned_buffer.cpp"]
 
 

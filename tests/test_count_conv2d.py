@@ -137,7 +137,7 @@ BAD_CONV2D = [
     ({"bits": BITS[:0]}, ValueError, r"bits must be .* at least one plane, got \[0, 3, 4, 6, 5\]"),
     ({"bits": BITS[0]}, ValueError, r"bits must be \[P, N, C, H, W\], got \[3, 4, 6, 5\]"),
     ({"weight": [1.0]}, TypeError, "weight must be a Tensor, got list"),
-    ({"weight": WEIGHT.to(torch.complex64)}, TypeError, "weight must be .* or int8, got torch.complex64"),
+    ({"weight": WEIGHT.to(torch.complex64)}, TypeError, "weight must be .* or int16, got torch.complex64"),
     ({"weight": WEIGHT.to(META)}, ValueError, "weight must be on the device of bits, cpu, got meta"),
     ({"weight": WEIGHT[0]}, ValueError, r"weight must be \[O, C/groups, kH, kW\], got \[4, 3, 2\]"),
     ({"weight": WEIGHT[:, :3]}, ValueError, r"weight must be \[O, 4, kH, kW\] .*, got \[8, 3, 3, 2\]"),

@@ -105,7 +105,6 @@ def bad_operands(weight):
     return [
         ({"engine": "fast"}, ValueError, "engine must be one of auto, event, dense, got 'fast'"),
         ({"engine": None}, ValueError, "engine must be one of auto, event, dense, got None"),
-        ({**int8, "engine": "dense"}, ValueError, "engine must be 'event' or 'auto' for int8 weights, got 'dense'"),
         ({**int8, "scale": None}, ValueError, "scale must be given with int8 weights"),
         ({**int8, "scale": 1.0}, TypeError, "scale must be a Tensor, got float"),
         ({**int8, "scale": scale.double()}, TypeError, f"scale must be float32 with int8 weights, got {float64}"),
@@ -137,8 +136,8 @@ BAD_LINEAR = [
     ({"bits": BITS[:0]}, ValueError, r"bits must be .* at least one plane, got \[0, 4, 3\]"),
     ({"bits": BITS[0]}, ValueError, r"bits must be \[P, N, \.\.\., F\], got \[4, 3\]"),
     ({"weight": None}, TypeError, "weight must be a Tensor, got NoneType"),
-    ({"weight": WEIGHT.to(torch.complex64)}, TypeError, "weight must be .* or int8, got torch.complex64"),
-    ({"weight": WEIGHT.int()}, TypeError, "weight must be float32, .*, bfloat16 or int8, got torch.int32"),
+    ({"weight": WEIGHT.to(torch.complex64)}, TypeError, "weight must be .* or int16, got torch.complex64"),
+    ({"weight": WEIGHT.int()}, TypeError, "weight must be float32, .*, bfloat16, int8 or int16, got torch.int32"),
     ({"weight": WEIGHT.to(META)}, ValueError, "weight must be on the device of bits, cpu, got meta"),
     ({"weight": WEIGHT[0]}, ValueError, r"weight must be \[O, 3\] .*, got \[3\]"),
     ({"weight": WEIGHT[..., None]}, ValueError, r"weight must be \[O, 3\] .*, got \[5, 3, 1\]"),

@@ -73,9 +73,16 @@ def test_under_sanitizers(host, name, variant, order, seed):
 # ---- Products, against the library's own on the CPU
 
 # What run_products calls the weights' dtypes.
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int8)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.int16)
 # Significands that need all of the terms that hold them, but whose sums are exact in float32: up to these.
-LARGEST = {torch.float32: 2**17, torch.float64: 2**17, torch.float16: 2**11, torch.bfloat16: 2**8, torch.int8: 2**7}
+LARGEST = {
+    torch.float32: 2**17,
+    torch.float64: 2**17,
+    torch.float16: 2**11,
+    torch.bfloat16: 2**8,
+    torch.int8: 2**7,
+    torch.int16: 32639,
+}
 SIZES = [
     *CONVOLUTIONS.values(),
     replace(CONVOLUTIONS["many pixels"], rate=0.0),
@@ -96,18 +103,18 @@ class Call:
         largest, self.steps, self.dtype, self.how, self.counts = LARGEST[dtype], sizes.time_steps, dtype, how, counts
         random = generator(number)
         whole = torch.randint(-largest, largest, sizes.weight, generator=random)
-        self.weight = whole.to(dtype) if dtype == torch.int8 else (whole.double() / largest / 8).to(dtype)
+        integers = dtype in (torch.int8, torch.int16)
+        self.weight = whole.to(dtype) if integers else (whole.double() / largest / 8).to(dtype)
         float_ = torch.float64 if dtype == torch.float64 else torch.float32
         self.bits = planes(self.steps, *sizes.input, seed=number, rate=sizes.rate)
         out = sizes.output(sizes.batch)
-        integers = dtype == torch.int8
         some = [number % 3 == 0 or integers, number // 2 % 2 == 0, number % 5 < 3 and not counts]
         neurons = [neuron.scaled(0.25) for neuron in NEURONS.values()]
         self.neuron = neurons[number % len(neurons)]
         scale, bias, state = (
             torch.randint(low, high, size, generator=random).to(float_) / divisor
             for low, high, size, divisor in (
-                (-1, 4, (sizes.outputs,), 512 if integers else 2),
+                (-1, 4, (sizes.outputs,), 4 * largest if integers else 2),
                 (-4, 6, (sizes.outputs,), 64),
                 (-16, 24, (self.neuron.states, *out), 64),
             )

@@ -173,7 +173,7 @@ def test_misaligned(case, device):
 
 @every_case
 def test_empty_batch(case, device):
-    if case.operator == "pack_weight":
+    if case.operator in ("pack_weight", "quantise_weight"):
         pytest.skip("weights have no batch")
     for time_steps in TIME_STEPS:
         check(case, case.arguments(case.dtypes[0], 0, time_steps, (0, *case.neurons[1:])), device)

@@ -8,6 +8,7 @@ from exact import (
     DEPTHWISE_CHANNELS,
     ENGINES,
     FLOATS,
+    INTEGERS,
     MULTIPLIERS,
     Variant,
     dyadic,
@@ -33,19 +34,19 @@ def arguments(product, channels, multiplier, kernel, variant, time_steps, seed=0
 
 
 @every_product
-@pytest.mark.parametrize("weights", [*FLOATS, torch.int8])
+@pytest.mark.parametrize("weights", [*FLOATS, *INTEGERS])
 @pytest.mark.parametrize("multiplier", MULTIPLIERS)
 @pytest.mark.parametrize("channels", DEPTHWISE_CHANNELS)
 def test_sizes(channels, multiplier, weights, product):
     """At and beside the borders of vectors of channels, groups of 4 pixels, and halves of a plane of steps."""
-    variant = Variant(weights, scaled=weights == torch.int8)
+    variant = Variant(weights, scaled=weights in INTEGERS)
     for time_steps in (1, 3, 4, 5, 8, 9, 12, 20)[(channels + multiplier) % 3 :: 3]:
         bits = planes(time_steps, 3, channels, 3, 5, seed=time_steps)
         weight, named = arguments(product, channels, multiplier, (3, 2), variant, time_steps, seed=time_steps)
         named |= {"padding": (1, 0), "dilation": (1, 2)}  # 27 output pixels
         want = getattr(ref, product)(bits, weight, **named)
         everywhere(want, getattr(ops, product), bits, weight, **named, engine="event")
-        for engine in ENGINES[: 2 if weights == torch.int8 else 3]:
+        for engine in ENGINES:
             same(getattr(ops, product)(bits, weight, **named, engine=engine), want, engine)
 
 

@@ -110,8 +110,12 @@ PACKED = ops.pack_weight(WEIGHT)
     ("wrong", "error", "message"),
     [
         ({"weight": [1.0]}, TypeError, "weight must be a Tensor, got list"),
-        ({"weight": WEIGHT.int()}, TypeError, "weight must be float32, float64, .* or int8, got torch.int32"),
-        ({"weight": WEIGHT.to(torch.uint8)}, TypeError, "weight must be float32, float64, .* or int8, got torch.uint8"),
+        ({"weight": WEIGHT.int()}, TypeError, "weight must be float32, float64, .* or int16, got torch.int32"),
+        (
+            {"weight": WEIGHT.to(torch.uint8)},
+            TypeError,
+            "weight must be float32, float64, .* or int16, got torch.uint8",
+        ),
         ({"weight": WEIGHT[0]}, ValueError, r"weight must be \[O, C/groups, kH, kW\] or \[O, F\] .*, got \[4, 3, 2\]"),
         ({"weight": WEIGHT[0, 0, 0]}, ValueError, r"weight must be .*, got \[2\]"),
         ({"weight": WEIGHT[None]}, ValueError, r"weight must be .*, got \[1, 8, 4, 3, 2\]"),

@@ -20,11 +20,11 @@ from tandem_cuda import (
     convert,
     freeze,
     ops,
-    quantisation,
     quantise,
     unquantise,
 )
 from tandem_cuda.diagnostics import diagnose
+from tandem_cuda.nn import quantiser as quantiser_module
 from tandem_cuda.quantisation import WeightQuantiser, quantiser
 
 every_bits = pytest.mark.parametrize("bits", range(2, 9))
@@ -351,7 +351,7 @@ def small():
 @pytest.mark.filterwarnings("error:tandem_cuda")
 def test_compile(make, monkeypatch):
     if make is small:  # the search is unrolled: with all 16 shares the graph takes most of the time
-        monkeypatch.setattr(quantisation, "_SHARES", quantisation._SHARES[::8])
+        monkeypatch.setattr(quantiser_module, "_SHARES", quantiser_module._SHARES[::8])
     torch.compiler.reset()
     snn, x = make().eval(), inputs()
     quantise(snn, 4)
@@ -393,9 +393,9 @@ def test_bits_can_be_changed():
 @pytest.mark.parametrize("bits", [1, 9, 0, -4])
 def test_bits_out_of_range(bits):
     layer = nn.Linear(3, 2)
-    with pytest.raises(ValueError, match=f"quantise: bits must be from 2 to 8, got {bits}"):
+    with pytest.raises(ValueError, match=f"quantise: bits must be from 2 to 8, or 16, got {bits}"):
         quantise(layer, bits)
-    with pytest.raises(ValueError, match=f"WeightQuantiser: bits must be from 2 to 8, got {bits}"):
+    with pytest.raises(ValueError, match=f"WeightQuantiser: bits must be from 2 to 8, or 16, got {bits}"):
         WeightQuantiser(bits)
     assert type(layer) is nn.Linear
 

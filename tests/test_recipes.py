@@ -250,7 +250,7 @@ def test_what_was_best_is_forgotten(tmp_path):
         (lambda: recipes.AnnFirst(2, percentile=0), r"AnnFirst: percentile must be in \(0, 100\], got 0"),
         (lambda: recipes.AnnFirst(2, calibration_batches=0), "AnnFirst: calibration_batches must be at least 1"),
         (lambda: recipes.ProgressiveTandem(patience=0), "ProgressiveTandem: patience must be at least 1, got 0"),
-        (lambda: recipes.QuantiseWeights(9), "QuantiseWeights: bits must be from 2 to 8, got 9"),
+        (lambda: recipes.QuantiseWeights(9), "QuantiseWeights: bits must be from 2 to 8, or 16, got 9"),
         (lambda: recipes.QuantiseWeights(4, from_epoch=-1), "QuantiseWeights: from_epoch must not be negative"),
         (lambda: recipes.RateRegulariser(0.0), "RateRegulariser: weight must be positive, got 0.0"),
         (lambda: recipes.RateRegulariser(1.0, 1.0), r"RateRegulariser: target must be in \[0, 1\), got 1.0"),

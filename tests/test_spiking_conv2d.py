@@ -210,6 +210,8 @@ def test_streaming(cuts, multiples, neuron, variant, seed):
     time_steps = sum(cuts)
     spikes = train(time_steps, 2, 4, 5, 5, seed=seed)
     weight, _ = variant.operands(6, 2, 3, 3, seed=seed + 1)
+    if variant.weights == torch.int16:
+        weight = weight >> 8  # so that sums of all currents, too, are exact
     bias, scale = (dyadic(6, seed=seed + i, dtype=variant.dtype) / 4 for i in (2, 3))  # their sums are exact
     named = {"stride": 2, "padding": 1, "groups": 2, "neuron": neuron, "scale": scale if variant.scaled else None}
     named |= variant.how(weight, 2)

@@ -119,6 +119,8 @@ int32_t shim_dtype(ScalarType type) {
   switch (type) {
     case ScalarType::Byte:
       return aoti_torch_dtype_uint8();
+    case ScalarType::Char:
+      return aoti_torch_dtype_int8();
     case ScalarType::Short:
       return aoti_torch_dtype_int16();
     case ScalarType::Int:

@@ -1,4 +1,5 @@
-// Whether numbers are finite: told by their bits, in loops that compilers make vectors of.
+// Whether weights can be used: numbers that are finite, told by their bits, and 16-bit integers that two 8-bit digits
+// hold. In loops that compilers make vectors of.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,11 @@
 
 namespace tandem {
 
-// All ones where x is an infinity or NaN, else zero; integers are finite.
+// The largest 16-bit weight: 256 * 127 + 127, of digits from -128 to 127.
+constexpr int32_t kLargest16 = 32639;
+
+// All ones where x is an infinity or NaN, or a 16-bit weight (of 32 bits where it is packed) that is too large; else
+// zero.
 template <class T>
 auto odd_bits(T x) {
   if constexpr (std::is_same_v<T, float>) {
@@ -20,8 +25,10 @@ auto odd_bits(T x) {
     uint64_t word;
     std::memcpy(&word, &x, sizeof(word));
     return (word & kExponent) == kExponent ? ~uint64_t{0} : uint64_t{0};
+  } else if constexpr (std::is_same_v<T, int32_t>) {
+    return static_cast<uint32_t>(x) + kLargest16 > 2 * kLargest16 ? ~uint32_t{0} : uint32_t{0};
   } else {
-    static_assert(std::is_integral_v<T>);
+    static_assert(std::is_same_v<T, int16_t>);
     return T{0};
   }
 }

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/conv_geometry.h"
 #include "neuron/models.h"
@@ -126,11 +127,19 @@ struct VisitArgs {
 // Units of a tile's chunk, where they are made for the chunk.
 constexpr int64_t kVisitScratch = kTileRows * kChunkUnits * unit_bytes(kUnitRows) + kListSlack;
 
+// Channels whose spikes of a step are a word, and rows of the tables that the words look sums up in.
+constexpr int64_t kWordChannels = 32;
+constexpr int64_t kTableRows = kWordChannels / 4 * 16;
+
 // Stage 3: one tile of output pixels with one block of output channels. E: packed weights and their sums (float,
-// double, or int16_t for 8-bit weights); T: neurons.
+// double, int16_t for 8-bit weights, int32_t for 16-bit ones); T: neurons.
 template <class E, class T>
 struct EventTileArgs {
   const ConvGeometry* geometry;
+  // Dense integers: [planes, pixels_in, groups, group_words, 8], the spikes of kWordChannels channels at each step. Or
+  // null, and lists of events:
+  const uint32_t* words;
+  int64_t group_words;
   const uint8_t* visits;  // as in VisitArgs
   int64_t visits_per_tile;
   const uint8_t* widened;
@@ -156,6 +165,41 @@ struct EventTileArgs {
   State<T> state;  // or null
   Neuron neuron;
   void* scratch;  // event_scratch_bytes(), 64-byte aligned
+  void* table;    // of dense integers, table_bytes(), 64-byte aligned
+};
+
+// Of the dense engine of counts: output pixels of a tile, at most; and features whose weights are rearranged at a time.
+constexpr int64_t kCountRows = 512;
+constexpr int64_t kPanelFeatures = 256;
+
+// A product of spike counts with integer weights on instructions that multiply bytes: one tile of output pixels with
+// one block of output channels. E: packed weights.
+template <class E>
+struct CountTileArgs {
+  const ConvGeometry* geometry;
+  const uint8_t* counts;  // [pixels_in, groups, group_counts]; zero past the channels of a group
+  int64_t group_counts;   // a multiple of 4
+  const E* weight;        // [features, block] of this group and block of output channels
+  int64_t block, valid;   // output channels, and how many of them are real
+  int64_t group;
+  int64_t row_begin, row_end;  // output pixels, at most kCountRows
+  int64_t row_stride;          // of sum, in elements
+  const float* scale;          // [block]
+  const float* bias;           // [block] or null
+  float* sum;
+  void* scratch;  // count_scratch_bytes(), 64-byte aligned
+};
+
+// A product of real input with integer weights: one tile of output pixels with one block of output channels.
+template <class E>
+struct OrderedTileArgs {
+  const ConvGeometry* geometry;
+  const float* input;           // [pixels_in, in_channels]
+  const E* weight;              // [features, block] of this group and block of output channels
+  int64_t block, valid, group;  // as in CountTileArgs
+  int64_t row_begin, row_end;   // output pixels, at most kTileRows
+  float* out;                   // at the block's first channel [pixels_out, out_channels]
+  float* scratch;               // [rows, block], 64-byte aligned
 };
 
 // Output pixels that the depthwise kernel handles at once.
@@ -254,6 +298,9 @@ struct TypedKernels {
 template <class E, class T>
 using EventTile = void (*)(const EventTileArgs<E, T>&);
 
+template <class E>
+using CountTile = void (*)(const CountTileArgs<E>&);
+
 struct Kernels {
   const char* isa;
   TypedKernels<float> f32;
@@ -264,11 +311,18 @@ struct Kernels {
   EventTile<float, float> event_f32;
   EventTile<double, double> event_f64;
   EventTile<int16_t, float> event_i8;
+  EventTile<int32_t, float> event_i16;
+  CountTile<int16_t> count_i8;  // both null where nothing multiplies bytes
+  CountTile<int32_t> count_i16;
+  void (*ordered_i8)(const OrderedTileArgs<int16_t>&);
+  void (*ordered_i16)(const OrderedTileArgs<int32_t>&);
   // Spikes of all neurons and steps in the bytes begin..end-1 of bit planes.
   int64_t (*count_spikes)(const uint8_t* bits, int64_t begin, int64_t end);
   // Units of the pixels begin..end-1, counted through all planes.
   void (*build_units)(const UnitArgs&, int64_t begin, int64_t end);
   void (*build_visits)(const VisitArgs&, int64_t plane, int64_t group, int64_t tile);
+  // The words of `pixels` pixels: bits [pixels, groups, channels] -> [pixels, groups, words, 8].
+  void (*build_words)(const uint8_t* bits, int64_t pixels, int64_t groups, int64_t channels, uint32_t* words);
   // Spike counts as unsigned integers, their bytes in planes of `stride`: the binary digits of a count take the place
   // of time steps in a count product.
   void (*count_bytes)(const uint8_t* bits, int64_t planes, int64_t stride, int64_t begin, int64_t end, uint8_t* bytes,
@@ -284,6 +338,22 @@ struct Kernels {
   const TypedKernels<T>& typed() const;
   template <class E>
   const auto& event_tile() const;
+  template <class E>
+  CountTile<E> count_tile() const {
+    if constexpr (sizeof(E) == 2) {
+      return count_i8;
+    } else {
+      return count_i16;
+    }
+  }
+  template <class E>
+  auto ordered_tile() const {
+    if constexpr (sizeof(E) == 2) {
+      return ordered_i8;
+    } else {
+      return ordered_i16;
+    }
+  }
   template <class D>
   const DenseKernels<D>& dense() const;
 };
@@ -309,6 +379,10 @@ template <>
 inline const auto& Kernels::event_tile<int16_t>() const {
   return event_i8;
 }
+template <>
+inline const auto& Kernels::event_tile<int32_t>() const {
+  return event_i16;
+}
 
 template <>
 inline const DenseKernels<float>& Kernels::dense<float>() const {
@@ -325,11 +399,30 @@ inline const DenseKernels<uint8_t>& Kernels::dense<uint8_t>() const {
 
 constexpr int64_t words_for(int64_t channels) { return (channels + 63) / 64; }
 
-// Scratch memory of one event tile: the sums of 8 steps (16-bit sums also wide), carried states and sums.
+// Words of 32 channels' spikes in a group.
+constexpr int64_t group_words_for(int64_t channels) { return (channels + kWordChannels - 1) / kWordChannels; }
+
+// What a tile's sums of currents are carried in, from plane to plane: counts of integers need more than a float.
+template <class E, class T>
+using Carried = std::conditional_t<std::is_integral_v<E>, double, T>;
+
+// Scratch memory of one event tile: the sums of 8 steps (16-bit sums also wide), carried states and sums; and of one
+// with tables.
 template <class E, class T>
 constexpr int64_t event_scratch_bytes(int64_t rows, int64_t block, int64_t states) {
   const auto slot = static_cast<int64_t>(sizeof(E) == 2 ? sizeof(E) + sizeof(int32_t) : sizeof(E));
-  return rows * block * (8 * slot + (states + 1) * static_cast<int64_t>(sizeof(T)));
+  return rows * block *
+         (8 * slot + states * static_cast<int64_t>(sizeof(T)) + static_cast<int64_t>(sizeof(Carried<E, T>)));
+}
+template <class E>
+constexpr int64_t table_bytes(int64_t block) {
+  return kTableRows * block * static_cast<int64_t>(sizeof(E));
+}
+// Sums of each digit of the weights, rearranged weights, and a pixel of zeros.
+template <class E>
+constexpr int64_t count_scratch_bytes(int64_t rows, int64_t block) {
+  const auto digits = static_cast<int64_t>(sizeof(E) / 2);
+  return digits * rows * block * static_cast<int64_t>(sizeof(int32_t)) + kPanelFeatures * (block + 1);
 }
 
 namespace scalar {

@@ -38,6 +38,10 @@ template <>
 struct IntegerOf<int16_t> {
   using type = int16_t;
 };
+template <>
+struct IntegerOf<int32_t> {
+  using type = int32_t;
+};
 
 template <class T>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));

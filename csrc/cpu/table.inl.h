@@ -3,6 +3,8 @@
 // the loops
 #include "ops/max_pool/max_pool_spikes.inl.h"
 #include "ops/neuron_loop/integrate_and_fire.inl.h"
+#include "ops/ordered_product/ordered_product.inl.h"
+#include "ops/product/count_tile.inl.h"
 #include "ops/product/depthwise.inl.h"
 #include "ops/product/event_tile.inl.h"
 #include "ops/product/event_visits.inl.h"
@@ -27,9 +29,15 @@ const Kernels kernels = {
     event_tile<float, float>,
     event_tile<double, double>,
     event_tile<int16_t, float>,
+    event_tile<int32_t, float>,
+    kCountTile<int16_t>,
+    kCountTile<int32_t>,
+    ordered_tile<int16_t>,
+    ordered_tile<int32_t>,
     count_spikes,
     build_units,
     build_visits,
+    build_words,
     count_bytes,
     add_counts,
     max_pool,

@@ -214,16 +214,27 @@ def check_settings(kind: str, settings: Settings, names: set[str]) -> None:
 
 
 def check_tensors(
-    kind: str, tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], optional: tuple[str, ...] = ()
+    kind: str,
+    tensors: Tensors,
+    shapes: Mapping[str, tuple[int, ...]],
+    optional: tuple[str, ...] = (),
+    integers: tuple[str, ...] = (),
 ) -> None:
-    """Check that names and shapes are right, and that all tensors are float32 or all are float64."""
+    """Check that names and shapes are right, and that all tensors are float32 or all are float64.
+
+    Those in ``integers`` may be int8 or int16, if all others are float32.
+    """
     missing, unknown = shapes.keys() - tensors.keys() - {*optional}, tensors.keys() - shapes.keys()
     if missing or unknown:
         raise ValueError(f"{kind}: tensors must be {sorted(shapes)}, got {sorted(tensors)}")
+    dtypes = set()
     for name, tensor in tensors.items():
-        checks.check_floating(kind, name, tensor)
+        whole = name in integers and tensor.dtype in checks.INTEGERS
+        if not whole:
+            checks.check_floating(kind, name, tensor)
         checks.check_shape(kind, name, tensor, shapes[name])
-    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        dtypes.add(torch.float32 if whole else tensor.dtype)
+    if len(dtypes) > 1:
         raise TypeError(f"{kind}: tensors must be of one dtype, got {[str(x.dtype) for x in tensors.values()]}")
 
 

@@ -23,6 +23,8 @@ from ..nn.encode import EncodedInput
 from ..nn.linear import TandemLinear
 from ..nn.tandem import TandemLayer
 from ..nn.weight_cache import SpikingWeights
+from ..ops import LARGEST
+from ..ops.checks import INTEGERS
 from ..spike_train import SpikeTrain
 from .forms import (
     ENCODED,
@@ -51,9 +53,9 @@ class FrozenTandem(FrozenLayer):
 
     Args:
         layer: defines the product and the neurons. It has no bias and no norm; its weight parameter is replaced.
-        weight: the weights, of the shape of the layer's own.
-        scale: [O], the gain of batch norm, divided by exp(log_threshold) if the threshold has learned; applied to the
-            layer's sums. None for 1.
+        weight: the weights, of the shape of the layer's own; int8 or int16 of a quantised layer.
+        scale: [O], the gain of batch norm, divided by exp(log_threshold) if the threshold has learned, and times the
+            scale of integer weights; applied to the layer's sums. None for 1.
         bias: [O], spread evenly over the T time steps.
         takes_encoded: whether the input is the output of Encode instead of a SpikeTrain.
     """
@@ -68,7 +70,7 @@ class FrozenTandem(FrozenLayer):
         super().__init__()
         self.kind = type(layer).__name__
         _check_neuron(self.kind, layer.neuron)
-        self.format = _format(layer.neuron)
+        self.format = 2 if weight.dtype in INTEGERS else _format(layer.neuron)
         self.takes_encoded = self.resumes = takes_encoded
         self.waits = layer.neuron.two_phase
         del layer.weight
@@ -84,9 +86,9 @@ class FrozenTandem(FrozenLayer):
     @torch.no_grad()
     def of(cls, layer: TandemLayer, encoded: bool) -> FrozenTandem:
         """Freeze a layer. Batch norm is kept as gain and bias of the currents, as in eval mode."""
-        gain, bias = layer.affine()
-        weight = layer.own_weight(layer.kernel_weight())
-        return cls(_bare(class_of(layer), _settings(layer)), weight, gain, bias, encoded)
+        kernel = layer.kernel()
+        gain, bias = layer.affine().of_integers(kernel.unit)
+        return cls(_bare(class_of(layer), _settings(layer)), layer.own_weight(kernel.weight), gain, bias, encoded)
 
     @classmethod
     def load(cls, layer_class: type[TandemLayer], settings: Settings, tensors: Tensors) -> FrozenTandem:
@@ -97,7 +99,8 @@ class FrozenTandem(FrozenLayer):
         layer = _checked(layer_class, given)
         outputs = _outputs(layer)
         shapes = {"weight": tuple(layer.weight.shape), "bias": outputs, "scale": outputs}
-        check_tensors(kind, tensors, shapes, optional=("scale", "bias"))
+        check_tensors(kind, tensors, shapes, optional=("scale", "bias"), integers=("weight",))
+        _check_integers(kind, "weight", tensors, "scale", scales_floats=True)
         return cls(layer, tensors["weight"], tensors.get("scale"), tensors.get("bias"), encoded)
 
     def settings(self) -> Settings:
@@ -123,11 +126,10 @@ class FrozenTandem(FrozenLayer):
         if self.takes_encoded:
             bits, carried = self._from_encoded(span, state, x, affine)
         elif isinstance(x, SpikeTrain):
-            weight = self.layer.kernel_weight()
-            scale, bias = affine.drive(weight, span.total, x.amplitude)
+            kernel = self.layer.kernel()._replace(packed=self.packed)
             bits, _, neurons = self.layer.spiking_product(
                 x,
-                SpikingWeights(weight, self.packed, scale, bias),
+                SpikingWeights(kernel, *affine.drive(kernel.weight, span.total, x.amplitude)),
                 want_sum=False,
                 state=None if state is None else stacked(state),
                 want_state=not span.ends,
@@ -135,30 +137,21 @@ class FrozenTandem(FrozenLayer):
             carried = neurons.unbind(0)
         else:
             raise TypeError(f"{self.kind}: input must be a SpikeTrain, got {type(x).__name__}")
-        neuron, dtype = self.layer.neuron, self.layer.weight.dtype
+        neuron, dtype = self.layer.neuron, self.layer.dtype
         train = SpikeTrain.unchecked(bits, span.now, dtype=dtype, amplitude=neuron.amplitude)
         return train, None if span.ends else carried
 
     def _from_encoded(self, span: Span, state: State | None, x: EncodedInput, affine: Affine) -> tuple[Tensor, State]:
         layer, bias = self.layer, per_step(affine.bias, span.total)
         if state is None:
-            current = layer.encoded_current(x, bias, affine.gain is not None)
+            kernel = layer.kernel()._replace(packed=self.packed)
+            current = layer.encoded_current(x, bias, affine.gain is not None, kernel)
             mode, before, constant = x.mode, None, x.mode == "constant"
         else:  # the state holds the current of the first chunk
             (current, *variables), mode, constant = state, "constant", True
             before = stacked(variables)
-        scale, step_bias = affine.encoded_drive(span.total, constant)
-        bits, _, neurons = ops.integrate_and_fire(
-            current,
-            span.now,
-            step_bias,
-            before,
-            scale=scale,
-            mode=mode,
-            neuron=layer.neuron,
-            want_sum=False,
-            want_state=not span.ends,
-        )
+        drive = affine.encoded_drive(span.total, constant)
+        bits, neurons = layer.fired(current, span.now, mode, drive, before, want_state=not span.ends)
         if not constant:  # after the first step of an impulse, only the bias is left
             current = torch.zeros_like(current)
             if bias is not None and affine.gain is None:  # with a gain, the bias is added after the gain instead
@@ -167,9 +160,9 @@ class FrozenTandem(FrozenLayer):
 
     def pack(self) -> None:
         """Pack the weights for the kernels of their device."""
-        if self.takes_encoded:  # torch computes the product
-            return
         weight = self.layer.kernel_weight()
+        if self.takes_encoded and weight.dtype not in INTEGERS:  # torch computes the product
+            return
         # FrozenNetwork reports weights that are not finite: its message names the layer.
         good = weight.is_meta or bool(weight.isfinite().all())
         self.packed = ops.pack_weight(weight, getattr(self.layer, "groups", 1)) if good else None
@@ -180,8 +173,26 @@ class FrozenTandem(FrozenLayer):
         return converted
 
 
+def _check_integers(kind: str, name: str, tensors: Tensors, scale: str, scales_floats: bool) -> None:
+    """Check the range of integer weights, and that they have a scale; floats may have one if ``scales_floats``."""
+    weight = tensors[name]
+    if weight.dtype not in INTEGERS:
+        if scale in tensors and not scales_floats:
+            raise ValueError(f"{kind}: {scale} must belong to integer weights, got {weight.dtype} ones")
+        return
+    if scale not in tensors:
+        raise ValueError(f"{kind}: tensors must contain {scale} with {weight.dtype} weights")
+    largest, most = int(weight.to(torch.int32).abs().max()), LARGEST[8 * weight.itemsize]
+    if largest > most:
+        raise ValueError(f"{kind}: {name} must be from -{most} to {most} in {weight.dtype}, got {largest}")
+
+
 def _pack_again(module: FrozenTandem, incompatible_keys: Any) -> None:
     module.pack()
+
+
+_OF_BRANCHES = {"weight": "weight", "bias": "bias", "scale": "gain"}
+"""The tensors of a branch, and the attributes of its layer that hold them."""
 
 
 class FrozenAdd(FrozenLayer):
@@ -190,7 +201,8 @@ class FrozenAdd(FrozenLayer):
     Args:
         join: a TandemAdd whose branches have no norm. Their parameters are replaced.
         tensors: weight [O, ...] and optional bias [O] of every branch that is not an identity, named "<branch>.weight"
-            and "<branch>.bias"; "scale" [1], a factor of the summed currents, if the threshold has learned.
+            and "<branch>.bias"; "<branch>.scale" [O] of integer weights, with the gain of batch norm; "scale" [1], a
+            factor of the summed currents, if the threshold has learned.
     """
 
     kind = "TandemAdd"
@@ -199,14 +211,16 @@ class FrozenAdd(FrozenLayer):
         super().__init__()
         _check_neuron(self.kind, join.neuron)
         scale = tensors.get("scale")
-        self.format = _format(join.neuron) if scale is None else 2
+        whole = any(tensor.dtype in INTEGERS for tensor in tensors.values())
+        self.format = 2 if whole or scale is not None else _format(join.neuron)
         join.scale = None if scale is None else frozen_tensor(scale)
         self.waits = join.neuron.two_phase
         for i, branch in _layers(join):
-            for name in ("weight", "bias"):
+            for name, attribute in _OF_BRANCHES.items():
                 tensor = tensors.get(f"{i}.{name}")
-                delattr(branch, name)
-                branch.register_buffer(name, None if tensor is None else frozen_tensor(tensor))
+                if attribute != "gain":
+                    delattr(branch, attribute)
+                branch.register_buffer(attribute, None if tensor is None else frozen_tensor(tensor))
         self.join = join.eval()  # in eval mode it caches its weights between calls
 
     @classmethod
@@ -219,7 +233,13 @@ class FrozenAdd(FrozenLayer):
                 twins.append(nn.Identity())
                 continue
             twins.append(_bare(class_of(branch), _settings(branch)))
-            weight, bias = branch.folded()
+            if branch.takes_integers():
+                kernel = branch.kernel()
+                weight, (gain, bias) = kernel.weight, branch.affine().of_integers(kernel.unit)
+                assert gain is not None
+                tensors[f"{i}.scale"] = gain
+            else:
+                weight, bias = branch.folded()
             tensors[f"{i}.weight"] = branch.own_weight(weight)
             if bias is not None:
                 tensors[f"{i}.bias"] = bias
@@ -249,9 +269,12 @@ class FrozenAdd(FrozenLayer):
                 twins.append(nn.Identity())
                 continue
             twin = _checked(kinds[kind], given)
-            shapes |= {f"{i}.weight": tuple(twin.weight.shape), f"{i}.bias": _outputs(twin)}
+            shapes |= {f"{i}.{name}": _outputs(twin) for name in _OF_BRANCHES} | {f"{i}.weight": (*twin.weight.shape,)}
             twins.append(twin)
-        check_tensors(cls.kind, tensors, shapes, optional=tuple(name for name in shapes if not name.endswith("weight")))
+        weights = tuple(name for name in shapes if name.endswith("weight"))
+        check_tensors(cls.kind, tensors, shapes, tuple(name for name in shapes if name not in weights), weights)
+        for name in weights:
+            _check_integers(cls.kind, name, tensors, name.removesuffix("weight") + "scale", scales_floats=False)
         _check_no_bool(cls.kind, settings["neuron"])
         neuron = of_settings(cls.kind, settings["neuron"])
         return cls(TandemAdd(*twins, neuron=neuron, engine=settings["engine"]), tensors)
@@ -264,7 +287,8 @@ class FrozenAdd(FrozenLayer):
         return {"branches": branches, "neuron": self.join.neuron.settings(), "engine": self.join.engine}
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {f"{i}.{name}": getattr(x, name) for i, x in _layers(self.join) for name in ("weight", "bias")}
+        branches = _layers(self.join)
+        named = {f"{i}.{name}": getattr(x, at) for i, x in branches for name, at in _OF_BRANCHES.items()}
         named["scale"] = self.join.scale
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 

@@ -20,7 +20,7 @@ from .coupling import coupled, needs_gradient
 from .current import per_step
 from .geometry import insert_zeros
 from .tandem import TandemLayer
-from .weight_cache import SpikingWeights, WeightCache, may_keep
+from .weight_cache import Kernel, SpikingWeights, WeightCache, may_keep
 
 
 class TandemAdd(nn.Module):
@@ -41,6 +41,9 @@ class TandemAdd(nn.Module):
     every kernel in the largest one; an identity or 1 x 1 shortcut becomes its centre tap. A spike in a branch with a
     small kernel therefore costs as many additions as the largest kernel has taps. The ANN twin computes v branch by
     branch.
+
+    If a branch has integer weights (:func:`tandem_cuda.quantise`), each branch has sums of its own instead, since they
+    have scales of their own: x[t] is the sum of the branches' currents, each rounded once, in their order.
 
     Args:
         branches: two or more tandem layers or nn.Identity modules.
@@ -123,7 +126,7 @@ class TandemAdd(nn.Module):
     def dtype_of(self, inputs: Sequence[SpikeTrain]) -> torch.dtype:
         for branch in self.branches:
             if isinstance(branch, TandemLayer):
-                return branch.weight.dtype
+                return branch.dtype
         return inputs[0].dtype
 
     # -- ANN twin, branch by branch
@@ -141,7 +144,7 @@ class TandemAdd(nn.Module):
             if not isinstance(branch, TandemLayer):
                 v = x.count if x.amplitude == 1 else x.count * x.amplitude
             else:
-                v = branch.pre_activation(x, branch.packed())
+                v = branch.pre_activation(x, branch.packed_kernel())
                 v = v if branch.norm is None else branch.batch_normalised(v)
             if total is not None and total.shape != v.shape:
                 raise ValueError(f"TandemAdd: branches must agree in shape, got {list(total.shape)}, {list(v.shape)}")
@@ -176,6 +179,8 @@ class TandemAdd(nn.Module):
         shapes = [part.out for part in parts]
         if any(shape != shapes[0] for shape in shapes):  # not a set: hashing would specialise symbolic sizes
             raise ValueError(f"TandemAdd: branches must agree in shape, got {', '.join(str(list(s)) for s in shapes)}")
+        if any(layer.takes_integers() for layer in self._layers()):
+            return self._exact_spikes(pairs, steps, state, want_state)
         stride, parts = _aligned(parts)
         low, high = _window(parts)
         kernel = [last - first + 1 for first, last in zip(low, high, strict=True)]
@@ -184,12 +189,11 @@ class TandemAdd(nn.Module):
         weights = self._kept(pairs, parts, low, kernel, steps)
         out, _, state = ops.spiking_conv2d(
             bits,
-            weights.weight,
+            weights.kernel.weight,
             weights.bias,
             stride=stride,
             state=state,
-            packed=weights.packed,
-            scale=weights.scale,
+            **weights.operands(),
             time_steps=pairs[0][1].time_steps,
             neuron=self.neuron,
             want_sum=False,
@@ -198,6 +202,43 @@ class TandemAdd(nn.Module):
         )
         return parts[0].from_image(out), state
 
+    def _exact_spikes(
+        self, pairs: list[tuple[Any, SpikeTrain]], steps: int, state: Tensor | None, want_state: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Work as ``spikes``, with a product for each branch."""
+        now, two_phase = pairs[0][1].time_steps, self.neuron.two_phase
+        current: Tensor | None = None
+        bias: Tensor | None = None
+        for branch, x in pairs:
+            # Time steps become samples, unless the counts are all that matters.
+            train = x.detach() if two_phase else _one_by_one(x)
+            if isinstance(branch, TandemLayer):
+                part = branch.spiking_weights(1, x.amplitude)
+                own = branch.count_product(train, part._replace(bias=None))
+                if part.bias is not None:
+                    bias = part.bias if bias is None else bias + part.bias
+            else:
+                own = train.count.to(self.dtype_of([x])) * x.amplitude
+            current = own if current is None else current + own
+        assert current is not None
+        scale = self.current_scale()
+        if scale is not None:
+            scale = scale.to(current.dtype)
+            bias = None if bias is None else bias * scale
+            scale = scale.repeat(current.shape[1 if current.dim() > 2 else -1])
+        out, _, after = ops.integrate_and_fire(
+            current if two_phase else current.view(now, len(current) // now, *current.shape[1:]),
+            now,
+            per_step(bias, steps),
+            state,
+            scale=scale,
+            mode="impulse" if two_phase else "series",
+            neuron=self.neuron,
+            want_sum=False,
+            want_state=want_state,
+        )
+        return out, after
+
     def _kept(
         self, pairs: list[tuple[Any, SpikeTrain]], parts: list[_Part], low: list[int], kernel: list[int], steps: int
     ) -> SpikingWeights:
@@ -205,7 +246,8 @@ class TandemAdd(nn.Module):
         layers, first = self._layers(), pairs[0][1]
         eps = [None if layer.norm is None else layer.norm.eps for layer in layers]
         sizes = [(part.bits.shape[2], part.geometry) for part in parts]
-        settings = (steps, [x.amplitude for _, x in pairs], eps, sizes, self.dtype_of([first]), first.device)
+        bits = [layer.bits() for layer in layers]
+        settings = (steps, [x.amplitude for _, x in pairs], eps, bits, sizes, self.dtype_of([first]), first.device)
         make = functools.partial(_joint, pairs, parts, low, kernel, steps, self.current_scale(), self._cache)
         return self._cache.weights(may_keep(self, layers), self._sources(), settings, make)
 
@@ -254,6 +296,12 @@ def _part(branch: Any, x: SpikeTrain) -> _Part:
         geometry = Geometry()
     size = out_size(bits, bits.new_empty((1, 1, *kernel), device="meta"), *geometry)
     return _Part(branch, bits, kernel, geometry, (bits.shape[1], outputs, *size), dims)
+
+
+def _one_by_one(x: SpikeTrain) -> SpikeTrain:
+    """Return the time steps of a train as the samples [T * N, ...] of a train of one step."""
+    steps = ops.unpack_spikes(x.bits, x.time_steps, torch.uint8)
+    return SpikeTrain.unchecked(steps.flatten(0, 1).unsqueeze(0), 1, dtype=x.dtype, amplitude=x.amplitude)
 
 
 def _aligned(parts: list[_Part]) -> tuple[tuple[int, int], list[_Part]]:
@@ -316,7 +364,7 @@ def _joint(
     ``scale``, [1], is a factor of all currents.
     """
     first = pairs[0][1]
-    dtype = next((branch.weight.dtype for branch, _ in pairs if isinstance(branch, TandemLayer)), first.dtype)
+    dtype = next((branch.dtype for branch, _ in pairs if isinstance(branch, TandemLayer)), first.dtype)
     outputs = parts[0].out[1]
     joint = torch.zeros(outputs, sum(part.bits.shape[2] for part in parts), *kernel, dtype=dtype, device=first.device)
     total: Tensor | None = None
@@ -343,4 +391,4 @@ def _joint(
         scale = scale.to(dtype)
         total = None if total is None else total * scale
         scale = scale.repeat(outputs)
-    return SpikingWeights(joint, cache.pack(joint, 1), scale, per_step(total, steps))
+    return SpikingWeights(Kernel(joint, cache.pack(joint, 1)), scale, per_step(total, steps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from ..ops.layout import canonical
 from ..spike_train import SpikeTrain
 from .geometry import insert_zeros, pad
 from .tandem import TandemLayer
-from .weight_cache import SpikingWeights
+from .weight_cache import Kernel, SpikingWeights
 
 Pair = int | tuple[int, int]
+Rearrange = Callable[[Tensor], Tensor]
 
 
 class ConvolutionLayer(TandemLayer):
@@ -28,9 +30,22 @@ class ConvolutionLayer(TandemLayer):
     out_channels: int
     groups: int
 
+    axes = "H, W"
+    """The input's dimensions behind N and C."""
+
     @abstractmethod
+    def image(self) -> tuple[Rearrange | None, Geometry]:
+        """Return how inputs become images whose convolution, with this geometry, is this layer's product.
+
+        The function takes bits or values [P, N, C, ...] and returns [P, N, C, H, W], with any padding that the products
+        cannot add themselves. None: inputs are such images already.
+        """
+
     def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
         """Return images [N, C, H, W] and the geometry whose convolution is this layer's product."""
+        self._check_dims(x)
+        rearrange, geometry = self.image()
+        return x if rearrange is None else x.rearranged(rearrange), geometry
 
     def from_image(self, y: Tensor) -> Tensor:
         """Convert a convolved image [..., Ho, Wo] to the dimensions of this layer's output."""
@@ -41,16 +56,22 @@ class ConvolutionLayer(TandemLayer):
         normalised: Tensor = self.norm(v)
         return normalised
 
+    def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
+        rearrange, geometry = self.image()
+        image = x if rearrange is None else rearrange(x.unsqueeze(0)).squeeze(0)
+        unit = None if kernel.master is None else kernel.unit
+        of_master: dict[str, Any] = {"packed": kernel.packed, "master": kernel.master, "unit": unit}
+        return self.from_image(ops.ordered_product(image, kernel.weight, *geometry, self.groups, **of_master))
+
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         x, geometry = self.as_image(x)
         v = ops.count_conv2d(
             x.bits,
-            weights.weight,
+            weights.kernel.weight,
             weights.bias,
             *geometry,
             self.groups,
-            packed=weights.packed,
-            scale=weights.scale,
+            **weights.operands(),
             count=x.carried_count,
             engine=self.engine,
         )
@@ -68,13 +89,12 @@ class ConvolutionLayer(TandemLayer):
         x, geometry = self.as_image(x)
         bits, total, state = ops.spiking_conv2d(
             x.bits,
-            weights.weight,
+            weights.kernel.weight,
             weights.bias,
             *geometry,
             self.groups,
             state,
-            packed=weights.packed,
-            scale=weights.scale,
+            **weights.operands(),
             count=x.carried_count,
             time_steps=x.time_steps,
             neuron=self.neuron,
@@ -84,10 +104,10 @@ class ConvolutionLayer(TandemLayer):
         )
         return self.from_image(bits), self.from_image(total) if want_sum else total, state
 
-    def _check_dims(self, x: SpikeTrain | Tensor, axes: str) -> None:
+    def _check_dims(self, x: SpikeTrain | Tensor) -> None:
         name, got = type(self).__name__, list(x.shape)
-        if len(got) != 2 + len(axes.split(", ")) or got[1] != self.in_channels:
-            raise ValueError(f"{name}: input must be [N, {self.in_channels}, {axes}], got {got}")
+        if len(got) != 2 + len(self.axes.split(", ")) or got[1] != self.in_channels:
+            raise ValueError(f"{name}: input must be [N, {self.in_channels}, {self.axes}], got {got}")
 
 
 class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -164,7 +184,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
     def _check_shape(self, value: Tensor) -> None:
-        self._check_dims(value, "H, W")
+        self._check_dims(value)
         if self.padding != "same":
             padding = (0, 0) if isinstance(self.padding, str) else self.padding
             check_fit("TandemConv2d", value, self.weight, self.stride, padding, self.dilation)
@@ -192,22 +212,19 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
         room = x.shape[-1] + 2 * padding - self.dilation[1] * (self.kernel_size[1] - 1) - 1
         return bool(stride > 1 and room < stride)
 
-    def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
-        """Return the input, with any padding that the products cannot add themselves."""
-        self._check_dims(x, "H, W")
+    def image(self) -> tuple[Rearrange | None, Geometry]:
         stride, dilation = _pair(self.stride), _pair(self.dilation)
         if self.padding_mode != "zeros":
             pads, mode = self._reversed_padding_repeated_twice, self.padding_mode
-            return x.rearranged(lambda image: pad(image, pads, mode)), Geometry(stride, (0, 0), dilation)
+            return lambda image: pad(image, pads, mode), Geometry(stride, (0, 0), dilation)
         if self.padding == "valid":
-            return x, Geometry(stride, (0, 0), dilation)
+            return None, Geometry(stride, (0, 0), dilation)
         if self.padding == "same":
             total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
             extra = (0, total[1] % 2, 0, total[0] % 2)  # odd padding has one more row or column at the end
-            if any(extra):
-                x = x.rearranged(lambda image: pad(image, extra))
-            return x, Geometry(stride, (total[0] // 2, total[1] // 2), dilation)
-        return x, Geometry(stride, _pair(self.padding), dilation)
+            more = (lambda image: pad(image, extra)) if any(extra) else None
+            return more, Geometry(stride, (total[0] // 2, total[1] // 2), dilation)
+        return None, Geometry(stride, _pair(self.padding), dilation)
 
 
 class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -240,6 +257,8 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape, or more padding than the input has values for.
     """
+
+    axes = "L"
 
     def __init__(
         self,
@@ -286,14 +305,14 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
     def _new_norm(self) -> nn.BatchNorm1d:
         return nn.BatchNorm1d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
-    def kernel_weight(self) -> Tensor:
-        return self._repeated(self.weight).unsqueeze(2)
+    def arranged(self, weight: Tensor) -> Tensor:
+        return self._repeated(weight).unsqueeze(2)
 
     def own_weight(self, weight: Tensor) -> Tensor:
         return weight.squeeze(2)
 
     def _check_shape(self, value: Tensor) -> None:
-        self._check_dims(value, "L")
+        self._check_dims(value)
         if self.padding != "same":
             padding = 0 if isinstance(self.padding, str) else self.padding[0]
             weight = self.weight.unsqueeze(2)
@@ -305,9 +324,7 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._conv_forward(x, canonical(self.own_weight(weight)), bias)
 
-    def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
-        """Return the input as an image of height 1, with any padding that the products cannot add themselves."""
-        self._check_dims(x, "L")
+    def image(self) -> tuple[Rearrange | None, Geometry]:
         padding, pads, mode = 0, [0, 0], "zeros"
         if self.padding_mode != "zeros":
             pads, mode = self._reversed_padding_repeated_twice, self.padding_mode
@@ -316,8 +333,8 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
             padding, pads = total // 2, [0, total % 2]  # odd padding has one more value at the end
         elif not isinstance(self.padding, str):
             padding = self.padding[0]
-        image = x.rearranged(lambda line: pad(line.unsqueeze(3), [*pads, 0, 0], mode))
-        return image, Geometry((1, self.stride[0]), (0, padding), (1, self.dilation[0]))
+        geometry = Geometry((1, self.stride[0]), (0, padding), (1, self.dilation[0]))
+        return lambda line: pad(line.unsqueeze(3), [*pads, 0, 0], mode), geometry
 
     def from_image(self, y: Tensor) -> Tensor:
         """Remove the height."""
@@ -405,14 +422,14 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
     def _new_norm(self) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
-    def kernel_weight(self) -> Tensor:
-        return self._repeated(_mirrored(self.weight, self.groups))
+    def arranged(self, weight: Tensor) -> Tensor:
+        return self._repeated(_mirrored(weight, self.groups))
 
     def own_weight(self, weight: Tensor) -> Tensor:
         return _mirrored(weight, self.groups)
 
     def _check_shape(self, value: Tensor) -> None:
-        self._check_dims(value, "H, W")
+        self._check_dims(value)
 
     def per_channel(self, x: Tensor) -> Tensor:
         return x.view(-1, 1, 1)
@@ -429,9 +446,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
             _pair(self.dilation),
         )
 
-    def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
-        """Insert zeros between the pixels and add any padding that the products cannot add themselves."""
-        self._check_dims(x, "H, W")
+    def image(self) -> tuple[Rearrange | None, Geometry]:
         padding = _pair(self.padding)
         full = [d * (k - 1) - p for d, k, p in zip(self.dilation, self.kernel_size, padding, strict=True)]
         both = (max(full[0], 0), max(full[1], 0))
@@ -439,8 +454,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
         for axis in (1, 0):
             less = full[axis] - both[axis]
             pads += [less, less + self.output_padding[axis]]
-        image = x.rearranged(lambda image: pad(insert_zeros(image, self.stride), pads))
-        return image, Geometry((1, 1), both, _pair(self.dilation))
+        return lambda image: pad(insert_zeros(image, self.stride), pads), Geometry((1, 1), both, _pair(self.dilation))
 
 
 def _arguments(layer: Any) -> dict[str, Any]:

@@ -5,7 +5,8 @@ by exp(log_threshold) if the threshold learns)::
 
     x[t] = (A * g) * (W * s[t]) + b / T
 
-The gain multiplies the sums, never the weights, so the floats are the same in every mode.
+The gain multiplies the sums, never the weights, so the floats are the same in every mode. Of integer weights, each of
+which stands for a ``unit``, the gain is unit * g.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ class Affine(NamedTuple):
 
     def drive(self, weight: Tensor, steps: int, amplitude: float) -> tuple[Tensor | None, Tensor | None]:
         """Return scale and bias of the current per time step, for input spikes of this amplitude."""
-        scale = self.gain
-        if scale is None:
-            scale = spike_scale(weight, amplitude)
-        elif amplitude != 1:
-            scale = scale * amplitude
-        return scale, per_step(self.bias, steps)
+        return spike_scale(weight, amplitude, self.gain), per_step(self.bias, steps)
+
+    def of_integers(self, unit: Tensor | None) -> Affine:
+        """Return the map from a sum of integers, each of which stands for ``unit``, [O], or 1."""
+        if unit is None:
+            return self
+        return self._replace(gain=unit if self.gain is None else unit * self.gain)
 
     def encoded_drive(self, steps: int, constant: bool) -> tuple[Tensor | None, Tensor | None]:
         """Return scale and bias of the current per time step, for a layer with real input.
@@ -71,8 +73,10 @@ def _normalised(norm: Norm | None, bias: Tensor | None) -> Affine:
     return Affine(gain, (-mean if bias is None else bias - mean) * gain + norm.bias)
 
 
-def spike_scale(weight: Tensor, amplitude: float) -> Tensor | None:
-    """Return the amplitude of the input's spikes as a scale [O] for the products; None if it is 1."""
+def spike_scale(weight: Tensor, amplitude: float, gain: Tensor | None = None) -> Tensor | None:
+    """Return gain times the amplitude of the input's spikes as a scale [O] for the products; None if it is 1."""
+    if gain is not None:
+        return gain if amplitude == 1 else gain * amplitude
     return None if amplitude == 1 else weight.new_full(weight.shape[:1], amplitude)
 
 

@@ -11,7 +11,7 @@ from .. import ops
 from ..neuron import IF, Neuron
 from ..spike_train import SpikeTrain
 from .tandem import TandemLayer
-from .weight_cache import SpikingWeights
+from .weight_cache import Kernel, SpikingWeights
 
 
 class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -83,13 +83,33 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
+    def fired(
+        self,
+        current: Tensor,
+        steps: int,
+        mode: str,
+        drive: tuple[Tensor | None, Tensor | None],
+        state: Tensor | None = None,
+        want_state: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        if current.dim() == 2:
+            return super().fired(current, steps, mode, drive, state, want_state)
+        # Features lie last, but integrate_and_fire wants channels behind N.
+        before = None if state is None else state.flatten(1, -2)
+        bits, after = super().fired(current.flatten(0, -2), steps, mode, drive, before, want_state)
+        shape = current.shape
+        return bits.view(len(bits), *shape), after.view(len(after), *shape) if want_state else after
+
+    def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
+        unit = None if kernel.master is None else kernel.unit
+        return ops.ordered_product(x, kernel.weight, packed=kernel.packed, master=kernel.master, unit=unit)
+
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         return ops.count_linear(
             x.bits,
-            weights.weight,
+            weights.kernel.weight,
             weights.bias,
-            packed=weights.packed,
-            scale=weights.scale,
+            **weights.operands(),
             count=x.carried_count,
             engine=self.engine,
         )
@@ -105,11 +125,10 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     ) -> tuple[Tensor, Tensor, Tensor]:
         return ops.spiking_linear(
             x.bits,
-            weights.weight,
+            weights.kernel.weight,
             weights.bias,
             state,
-            packed=weights.packed,
-            scale=weights.scale,
+            **weights.operands(),
             count=x.carried_count,
             time_steps=x.time_steps,
             neuron=self.neuron,

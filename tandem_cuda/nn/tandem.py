@@ -21,7 +21,8 @@ from . import batch_norm, learned_threshold
 from .coupling import coupled, coupled_behind_norm, needs_gradient
 from .current import Affine, affine, per_step, spike_scale
 from .encode import EncodedInput
-from .weight_cache import SpikingWeights, WeightCache, may_keep
+from .quantiser import quantiser
+from .weight_cache import Kernel, SpikingWeights, WeightCache, computes_weights, may_keep
 
 
 class TandemLayer(nn.Module, ABC):
@@ -40,6 +41,9 @@ class TandemLayer(nn.Module, ABC):
 
     In training the weights are rearranged for the kernels in every call. In eval mode without gradients the rearranged
     weights are cached, and :class:`WeightCache` notices when they change. Parametrised weights are never cached.
+
+    With quantised weights (:class:`WeightQuantiser`) in float32 the products take integers and have exact sums. Their
+    scales are part of the gain.
 
     Under ``torch.autocast`` the product with real input runs in the lower precision, like any convolution. Products
     with spikes keep the precision of the weights, because rounding could move a potential across the threshold.
@@ -107,50 +111,77 @@ class TandemLayer(nn.Module, ABC):
         )
 
     def _from_spikes(self, x: SpikeTrain) -> SpikeTrain:
-        steps, dtype = x.time_steps, self.weight.dtype
-        checks.check_floating(type(self).__name__, "weight", self.weight)
+        steps, dtype = x.time_steps, self.dtype
+        checks.check_dtype(type(self).__name__, "weight", dtype)
         learns = torch.is_grad_enabled() and needs_gradient(*self.sources(), x.carried_count)
         if self.norm is None and learns:
-            bits, v, _ = self.spiking_product(x, self._spiking(steps, x.amplitude, self.packed()), want_sum=True)
+            bits, v, _ = self.spiking_product(x, self._spiking(steps, x.amplitude, self.packed_kernel()), want_sum=True)
             return coupled(self.neuron, bits, self._learning(v, steps), steps, dtype)
         if self.norm is not None and (learns or self.norm.training):
-            return self._in_training(x, self.packed())
+            return self._in_training(x, self.packed_kernel())
         bits, _, _ = self.spiking_product(x, self._kept(steps, x.amplitude), want_sum=False)
         return coupled(self.neuron, bits, None, steps, dtype)
 
-    def _in_training(self, x: SpikeTrain, packed: Tensor | None) -> SpikeTrain:
+    def _in_training(self, x: SpikeTrain, kernel: Kernel) -> SpikeTrain:
         """Run spikes through a layer with batch norm, in training or where a gradient is needed."""
         steps = x.time_steps
         if self.neuron.two_phase:  # both twins need the same product of counts
-            weight = self.kernel_weight()
-            product = self.count_product(x, SpikingWeights(weight, packed))
-            couple = self._behind_norm(product, steps, repeats=x.amplitude, missing=self.bias)
+            ones = None if kernel.unit is None else torch.ones_like(kernel.unit)
+            product = self.count_product(x, SpikingWeights(kernel, ones))
+            couple = self._behind_norm(self._units(product, kernel), steps, repeats=x.amplitude, missing=self.bias)
             with torch.no_grad():
-                scale, bias = self.affine().drive(weight, steps, x.amplitude)
-                bits = self._fired(product, steps, "impulse", scale, bias)
+                drive = self._spiking(steps, x.amplitude, kernel)
+                bits, _ = self.fired(product, steps, "impulse", (drive.scale, drive.bias))
             return couple(bits)
-        couple = self._behind_norm(self.pre_activation(x, packed), steps)
+        couple = self._behind_norm(self.pre_activation(x, kernel), steps)
         with torch.no_grad():
-            weights = self._spiking(steps, x.amplitude, packed)
+            weights = self._spiking(steps, x.amplitude, kernel)
             bits, _, _ = self.spiking_product(x.detach(), weights, want_sum=False)
         return couple(bits)
 
-    def _fired(self, current: Tensor, steps: int, mode: str, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Return the bits of this layer's neurons."""
+    def fired(
+        self,
+        current: Tensor,
+        steps: int,
+        mode: str,
+        drive: tuple[Tensor | None, Tensor | None],
+        state: Tensor | None = None,
+        want_state: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the bits of this layer's neurons and their final state.
+
+        Args:
+            current: [N, O, ...], as :func:`integrate_and_fire` takes it.
+            steps: T.
+            mode: not "series".
+            drive: scale and bias.
+            state: continues an earlier call.
+            want_state: return the final state.
+        """
+        scale, bias = drive
         settings: dict[str, Any] = {"scale": scale, "mode": mode, "neuron": self.neuron}
-        return ops.integrate_and_fire(current, steps, bias, **settings, want_sum=False, want_state=False)[0]
+        bits, _, after = ops.integrate_and_fire(
+            current, steps, bias, state, **settings, want_sum=False, want_state=want_state
+        )
+        return bits, after
+
+    def _units(self, sums: Tensor, kernel: Kernel) -> Tensor:
+        """Return W * c or W * X, given sums of the kernel's weights."""
+        return sums if kernel.unit is None else sums * self.per_channel(kernel.unit)
 
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
         steps, constant, bias = x.time_steps, x.mode == "constant", self.bias
-        gained = self.norm is not None or self.log_threshold is not None
-        current = self.encoded_current(x, None if gained else per_step(bias, steps), gained)
+        kernel = self._encoding_kernel()
+        gained = self.norm is not None or self.log_threshold is not None or kernel.unit is not None
+        current = self.encoded_current(x, None if gained else per_step(bias, steps), gained, kernel)
         if not torch.compiler.is_compiling():
             refuse_tangents(type(self).__name__, current)
         couple: Callable[[Tensor], SpikeTrain]
         if self.norm is not None:
-            couple = self._behind_norm(current, steps, repeats=steps if constant else 1, missing=bias)
+            product = self._units(current, kernel)
+            couple = self._behind_norm(product, steps, repeats=steps if constant else 1, missing=bias)
         else:
-            v = current  # with constant input v / T, the current of each step
+            v = self._units(current, kernel)  # with constant input v / T, the current of each step
             if needs_gradient(current, bias, self.log_threshold):  # otherwise v is not needed
                 if bias is not None and (gained or not constant):
                     v = v + self.per_channel(bias / steps if constant else bias)
@@ -158,35 +189,37 @@ class TandemLayer(nn.Module, ABC):
                     v = v * learned_threshold.learning_unit(self.log_threshold, v.shape, steps)
             couple = self._couple(v, steps, 1 / steps if constant else 1.0)
         with torch.no_grad():
-            drive = self._kept_drive(steps, constant)
-            bits = self._fired(current, steps, x.mode, drive.scale, drive.bias)
+            drive = self._kept_drive(steps, constant, kernel)
+            bits, _ = self.fired(current, steps, x.mode, (drive.scale, drive.bias))
         return couple(bits)
 
-    def encoded_current(self, x: EncodedInput, bias: Tensor | None, gained: bool) -> Tensor:
+    def encoded_current(self, x: EncodedInput, bias: Tensor | None, gained: bool, kernel: Kernel) -> Tensor:
         """Return the product with real input, [N, O, ...]; ``Affine.encoded_drive`` says how it drives the neurons.
 
-        With a gain (``gained``) that is W * X. Without, it is W * X + bias, the current of one step, if the input is
-        constant, and W * X if it is an impulse.
+        With a gain (``gained``) that is W * X, or of integers their sums with X. Without, it is W * X + bias, the
+        current of one step, if the input is constant, and W * X if it is an impulse.
         """
-        value, weight = self._checked_value(x.value), self.kernel_weight()
+        value, weight = self._checked_value(x.value), kernel.weight
+        if weight.dtype in checks.INTEGERS:
+            return self.ordered_product(value, kernel)
         # Cast back: autocast may compute the product in a lower precision.
         return self.dense_product(value, weight, bias if x.mode == "constant" and not gained else None).to(weight.dtype)
 
     def _checked_value(self, value: Tensor) -> Tensor:
-        name = type(self).__name__
-        checks.check_floating(name, "weight", self.weight)
+        name, weight = type(self).__name__, self._stored_weight()
+        checks.check_dtype(name, "weight", self.dtype)
         if autocast.is_on(value.device) and value.is_floating_point():
-            value = value.to(self.weight.dtype)  # layers before Encode may return a lower precision
-        if value.dtype != self.weight.dtype:
-            raise TypeError(f"{name}: input must have the dtype of weight, {self.weight.dtype}, got {value.dtype}")
-        checks.check_same_device(name, "input", value, self.weight, "weight")
+            value = value.to(self.dtype)  # layers before Encode may return a lower precision
+        if value.dtype != self.dtype:
+            raise TypeError(f"{name}: input must have the dtype of weight, {self.dtype}, got {value.dtype}")
+        checks.check_same_device(name, "input", value, weight, "weight")
         self._check_shape(value)
         return value
 
-    def pre_activation(self, x: SpikeTrain, packed: Tensor | None) -> Tensor:
+    def pre_activation(self, x: SpikeTrain, kernel: Kernel) -> Tensor:
         """Return W * (amplitude * c) + b, the input of batch norm."""
-        weight = self.kernel_weight()
-        return self.count_product(x, SpikingWeights(weight, packed, spike_scale(weight, x.amplitude), self.bias))
+        scale = spike_scale(kernel.weight, x.amplitude, kernel.unit)
+        return self.count_product(x, SpikingWeights(kernel, scale, self.bias))
 
     def _learning(self, v: Tensor, steps: int) -> Tensor:
         """Return v, in units of the learned threshold, with the gradient of ``log_threshold``."""
@@ -196,7 +229,7 @@ class TandemLayer(nn.Module, ABC):
 
     def _couple(self, v: Tensor | None, steps: int, scale: float = 1.0) -> Callable[[Tensor], SpikeTrain]:
         """Return a function that couples bits with the pre-activation v / scale."""
-        return lambda bits: coupled(self.neuron, bits, v, steps, self.weight.dtype, scale)
+        return lambda bits: coupled(self.neuron, bits, v, steps, self.dtype, scale)
 
     def _behind_norm(
         self, product: Tensor, steps: int, *, repeats: float = 1, missing: Tensor | None = None
@@ -244,62 +277,108 @@ class TandemLayer(nn.Module, ABC):
     def affine(self) -> Affine:
         """Return gain and bias of the sums of this layer's weights; differentiable, but not in ``log_threshold``."""
         norm = None if self.norm is None else batch_norm.checked_norm(type(self).__name__, self.norm)
+        frozen = self._buffers.get("gain")  # of a frozen layer without norm
+        if frozen is not None:
+            return Affine(frozen, self.bias)
         if self.log_threshold is None:
             return affine(norm, self.bias)
         return affine(norm, self.bias, learned_threshold.unit(self.log_threshold), self.outputs)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Return weight, in the shape that the products take, and bias, with gain and bias of ``affine`` folded in."""
+        """Return weight, in the shape that the products take, and bias, with gain and bias of ``affine`` folded in.
+
+        Of integer weights, what they stand for.
+        """
         weight, (gain, bias) = self.kernel_weight(), self.affine()
         return weight if gain is None else weight * gain.view(-1, *[1] * (weight.dim() - 1)), bias
 
     def sources(self) -> list[Tensor]:
         """Return all tensors that the spiking twin's weights depend on."""
         norm = self.norm
-        tensors = [self.weight, self.bias, self.log_threshold]
+        weight = self.weight if self.computes_weights() else self._stored_weight()
+        tensors = [weight, self.bias, self.log_threshold]
         if norm is not None:
             tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
         return [x for x in tensors if x is not None]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of values: that of the weights, or float32 if they are integers."""
+        dtype = self._stored_weight().dtype
+        return torch.float32 if dtype in checks.INTEGERS else dtype
+
+    def _stored_weight(self) -> Tensor:
+        """Return the weight, but of quantised weights those in full precision."""
+        module, name = stored(self, "weight") if quantiser(self) is not None else (self, "weight")
+        weight: Tensor = getattr(module, name)
+        return weight
+
     def computes_weights(self) -> bool:
         """Return whether a parametrisation computes the weights, so that changes of its state go unnoticed."""
-        return parametrize.is_parametrized(self)
+        return computes_weights(self)
 
-    def packed(self, keep: bool = False) -> Tensor:
-        """Return the weights rearranged for the kernels; with ``keep``, from the last call if they have not changed."""
+    def bits(self) -> int | None:
+        """Return the number of bits of the integers that the products take, or None if they take floats."""
+        of_weight = quantiser(self)
+        return of_weight.bits if of_weight is not None and self.dtype == torch.float32 else None
+
+    def takes_integers(self) -> bool:
+        """Return whether the products take integers: the weights are quantised, or frozen as integers."""
+        return self.bits() is not None or self._stored_weight().dtype in checks.INTEGERS
+
+    def spiking_weights(self, steps: int, amplitude: float) -> SpikingWeights:
+        """Return the spiking twin's weights without a gradient, for input spikes of this amplitude."""
+        return self._kept(steps, amplitude)
+
+    def kernel(self) -> Kernel:
+        """Return the weights as the products take them, not packed; differentiable."""
+        of_weight = quantiser(self)
+        if of_weight is None or self.dtype != torch.float32:
+            return Kernel(self.kernel_weight())
+        master = self.arranged(self._stored_weight())
+        weight, unit = of_weight.kernel(master)
+        return Kernel(weight, unit=unit, master=master)
+
+    def packed_kernel(self, keep: bool = False) -> Kernel:
+        """Return the weights with ``packed``; with ``keep``, from the last call if they have not changed."""
         groups = getattr(self, "groups", 1)
         if keep:
-            return self._cache.packed(self.weight, self.kernel_weight, groups)
-        if self.computes_weights():  # never cached
-            return ops.pack_weight(self.kernel_weight(), groups)
-        return self._cache.pack(self.kernel_weight(), groups)
+            return self._cache.kernel(self._stored_weight(), self.bits(), self.kernel, groups)
+        kernel = self.kernel()
+        never = self.computes_weights()
+        packed = ops.pack_weight(kernel.weight, groups) if never else self._cache.pack(kernel.weight, groups)
+        return kernel._replace(packed=packed)
 
-    def _spiking(self, steps: int, amplitude: float, packed: Tensor | None) -> SpikingWeights:
-        weight = self.kernel_weight()
-        scale, bias = self.affine().drive(weight, steps, amplitude)
-        return SpikingWeights(weight, packed, scale, bias)  # scale needs no gradient: without norm it is a constant
+    def _encoding_kernel(self) -> Kernel:
+        """Return the weights for the product with real input."""
+        if self.bits() is None:
+            return Kernel(self.kernel_weight())
+        return self.packed_kernel(keep=not torch.is_grad_enabled() and may_keep(self, [self]))
+
+    def _spiking(self, steps: int, amplitude: float, kernel: Kernel) -> SpikingWeights:
+        # scale needs no gradient: without norm it is a constant
+        return SpikingWeights(kernel, *self.affine().of_integers(kernel.unit).drive(kernel.weight, steps, amplitude))
 
     @torch.no_grad()
     def _kept(self, steps: int, amplitude: float) -> SpikingWeights:
         """Return the spiking twin's weights when no gradient is needed; cached in eval mode."""
         keep = may_keep(self, [self])
         make = functools.partial(self._made, steps, amplitude, keep)
-        return self._cache.weights(keep, self.sources(), (steps, amplitude, self._eps()), make)
+        return self._cache.weights(keep, self.sources(), (steps, amplitude, self._eps(), self.bits()), make)
 
     def _made(self, steps: int, amplitude: float, keep: bool) -> SpikingWeights:
-        return self._spiking(steps, amplitude, self.packed(keep))
+        return self._spiking(steps, amplitude, self.packed_kernel(keep))
 
-    def _kept_drive(self, steps: int, constant: bool) -> SpikingWeights:
+    def _kept_drive(self, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
         """Return scale and bias for an encoded current; cached in eval mode."""
-        settings = "encoded", steps, constant, self._eps()
+        settings = "encoded", steps, constant, self._eps(), self.bits()
         return self._cache.weights(
-            may_keep(self, [self]), self.sources(), settings, functools.partial(self._drive, steps, constant)
+            may_keep(self, [self]), self.sources(), settings, functools.partial(self._drive, steps, constant, kernel)
         )
 
-    def _drive(self, steps: int, constant: bool) -> SpikingWeights:
-        checks.check_finite(type(self).__name__, "weight", self.weight)
-        scale, bias = self.affine().encoded_drive(steps, constant)
-        return SpikingWeights(self.weight, None, scale, bias)
+    def _drive(self, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
+        checks.check_finite(type(self).__name__, "weight", self._stored_weight())
+        return SpikingWeights(kernel, *self.affine().of_integers(kernel.unit).encoded_drive(steps, constant))
 
     def _eps(self) -> float | None:
         return None if self.norm is None else self.norm.eps
@@ -314,14 +393,18 @@ class TandemLayer(nn.Module, ABC):
 
     def kernel_weight(self) -> Tensor:
         """Return ``weight`` in the shape that the products take, output channels first; differentiable."""
-        return self._repeated(self.weight)
+        return self.arranged(self.weight)
+
+    def arranged(self, weight: Tensor) -> Tensor:
+        """Convert a weight to the shape that the products take; differentiable."""
+        return self._repeated(weight)
 
     def _repeated(self, weight: Tensor) -> Tensor:
         """Repeat a weight [O, C, ...] for all ``copies`` of its inputs."""
         return weight if self.copies == 1 else weight.repeat(1, self.copies, *[1] * (weight.dim() - 2))
 
     def own_weight(self, weight: Tensor) -> Tensor:
-        """Invert ``kernel_weight``."""
+        """Invert ``arranged``."""
         return weight
 
     @abstractmethod
@@ -347,6 +430,10 @@ class TandemLayer(nn.Module, ABC):
     @abstractmethod
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Compute weight * x + bias for real x."""
+
+    @abstractmethod
+    def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
+        """Compute the kernel's integers * x for real x."""
 
     @abstractmethod
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:

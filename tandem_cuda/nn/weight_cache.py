@@ -11,23 +11,40 @@ from torch.nn.utils import parametrize
 
 from .. import _C, ops
 from ..ops.pack_weight import can_hold
+from .quantiser import quantiser
+
+
+class Kernel(NamedTuple):
+    """A layer's weights as the products take them."""
+
+    weight: Tensor
+    """[O, C/groups, kH, kW] or [O, F]; integers of a quantised layer."""
+    packed: Tensor | None = None
+    unit: Tensor | None = None
+    """Of integers, the scale [O] that makes weights of them."""
+    master: Tensor | None = None
+    """Of integers, the weights in full precision, which get the gradient."""
 
 
 class SpikingWeights(NamedTuple):
     """The weights of the spiking twin: x[t] = scale * (weight * s[t]) + bias."""
 
-    weight: Tensor
-    packed: Tensor | None = None
+    kernel: Kernel
     scale: Tensor | None = None
     bias: Tensor | None = None
     """Per time step."""
+
+    def operands(self) -> dict[str, Any]:
+        """Return the keyword arguments of a product beside weight and bias."""
+        _, packed, unit, master = self.kernel
+        return {"packed": packed, "scale": self.scale, "master": master, "unit": None if master is None else unit}
 
 
 class WeightCache:
     """Cache the packed weights of one layer or TandemAdd, and the other tensors that its spiking twin needs.
 
     Weights can change without autograd's version counter noticing: by fused optimisers, ``parameter.data``, numpy views
-    or collectives of other processes. In training, ``pack`` therefore reuses no values. Elsewhere, ``packed`` and
+    or collectives of other processes. In training, ``pack`` therefore reuses no values. Elsewhere, ``kernel`` and
     ``weights`` reuse values only while the tensors are the same objects with the same version and the same
     :func:`fingerprint <tandem_cuda._C.fingerprint>` of their memory. On devices other than the CPU, where reading the
     memory would wait for the device, nothing is reused.
@@ -53,14 +70,18 @@ class WeightCache:
         self._memory = ops.pack_weight(weight.detach(), groups, out=memory)
         return self._memory
 
-    def packed(self, source: Tensor, make: Callable[[], Tensor], groups: int) -> Tensor:
-        """Return packed weights that ``make`` computes from ``source``; from the last call if it has not changed."""
+    def kernel(self, source: Tensor, settings: Any, make: Callable[[], Kernel], groups: int) -> Kernel:
+        """Return what ``make`` computes from ``source`` and settings, packed; from the last call if nothing changed."""
         state = _state([source])
-        if self._memory is not None and _holds(self._packed, [source], state, groups):
-            return self._memory
-        packed = self.pack(make(), groups)
-        self._packed = _kept([source], state, groups, None)
-        return packed
+        kept = self._packed
+        if self._memory is not None and kept is not None and _holds(kept, [source], state, (settings, groups)):
+            kernel: Kernel = kept.made
+            return kernel._replace(packed=self._memory)
+        kernel = make()
+        packed = self.pack(kernel.weight, groups)
+        lasting = Kernel(kernel.weight.detach(), unit=kernel.unit)
+        self._packed = _kept([source], state, (settings, groups), lasting)
+        return kernel._replace(packed=packed)
 
     def weights(
         self, keep: bool, tensors: list[Tensor], settings: Any, make: Callable[[], SpikingWeights]
@@ -83,11 +104,15 @@ class WeightCache:
 def may_keep(module: nn.Module, layers: Sequence[nn.Module]) -> bool:
     """Return whether the spiking weights of ``module``, made from those of ``layers``, may be reused in the next call.
 
-    False in training, where weights change; in compiled code; and with parametrisations, whose changes go unnoticed.
+    False in training, where weights change; in compiled code; and with parametrisations, whose changes go unnoticed,
+    except for :class:`WeightQuantiser`'s.
     """
-    return not (
-        module.training or torch.compiler.is_compiling() or any(parametrize.is_parametrized(layer) for layer in layers)
-    )
+    return not (module.training or torch.compiler.is_compiling() or any(computes_weights(layer) for layer in layers))
+
+
+def computes_weights(layer: nn.Module) -> bool:
+    """Return whether a parametrisation computes the weights, so that changes of its state go unnoticed."""
+    return parametrize.is_parametrized(layer) and (quantiser(layer) is None or len(layer.parametrizations) > 1)  # type: ignore[arg-type]
 
 
 _State = tuple[int, list[int], list[int]]

@@ -10,9 +10,12 @@ from .count_conv2d import count_conv2d
 from .count_linear import count_linear
 from .integrate_and_fire import integrate_and_fire
 from .max_pool_spikes import max_pool_spikes
+from .ordered_product import ordered_product
 from .pack_spikes import pack_spikes
 from .pack_weight import pack_weight
 from .product_gradient import register_products
+from .quantise_weight import LARGEST as LARGEST
+from .quantise_weight import quantise_weight
 from .spike_count import spike_count
 from .spiking_conv2d import spiking_conv2d
 from .spiking_linear import spiking_linear
@@ -28,8 +31,10 @@ __all__ = [
     "count_linear",
     "integrate_and_fire",
     "max_pool_spikes",
+    "ordered_product",
     "pack_spikes",
     "pack_weight",
+    "quantise_weight",
     "spike_count",
     "spiking_conv2d",
     "spiking_linear",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64)
-NARROW = (torch.float16, torch.bfloat16, torch.int8)  # weight dtypes whose products are float32
+INTEGERS = (torch.int8, torch.int16)
+NARROW = (torch.float16, torch.bfloat16, *INTEGERS)  # weight dtypes whose products are float32
 
 
 def check_tensor(op: str, argument: str, value: Any) -> None:
@@ -26,7 +27,7 @@ def check_floating(op: str, argument: str, value: Any) -> None:
 def check_weight(op: str, weight: Any) -> None:
     check_tensor(op, "weight", weight)
     if weight.dtype not in (*FLOATING, *NARROW):
-        raise TypeError(f"{op}: weight must be float32, float64, float16, bfloat16 or int8, got {weight.dtype}")
+        raise TypeError(f"{op}: weight must be float32, float64, float16, bfloat16, int8 or int16, got {weight.dtype}")
 
 
 def check_dtype(op: str, argument: str, dtype: torch.dtype) -> None:

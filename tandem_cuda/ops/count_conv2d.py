@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .product import ENGINES, check_conv2d, terms_of
+from .product import ENGINES, check_conv2d, check_master, terms_of
 
 
 def count_conv2d(
@@ -23,27 +23,32 @@ def count_conv2d(
     scale: Tensor | None = None,
     count: Tensor | None = None,
     engine: str = "auto",
+    master: Tensor | None = None,
+    unit: Tensor | None = None,
 ) -> Tensor:
     """Convolve spike counts, v = scale * (weight * c) + bias: the ANN's pre-activation (Wu et al. 2021, eq. 9).
 
     Args:
         bits: uint8 [P, N, C, H, W]; c is the :func:`spike_count` of ``bits``.
-        weight: float32, float64, float16, bfloat16 or int8 [O, C/groups, kH, kW]. With one of the last three, all other
-            arguments and all results are float32. Each gradient has the dtype of its tensor.
+        weight: float32, float64, float16, bfloat16, int8 or int16 [O, C/groups, kH, kW]. With one of the last four, all
+            other arguments and all results are float32. Each gradient has the dtype of its tensor.
         bias: [O].
         stride: as in ``torch.nn.functional.conv2d``.
         padding: zero padding, an int or a pair.
         dilation: spacing of the kernel taps, an int or a pair.
         groups: number of channel groups, as in ``torch.nn.functional.conv2d``.
         packed: the result of ``pack_weight(weight, groups)``, to avoid rearranging the weights in this call.
-        scale: [O], one factor per output channel; required with int8 weights. It gets no gradient.
+        scale: [O], one factor per output channel; required with int8 and int16 weights. It gets no gradient.
         count: [N, C, H, W], the differentiable count of ``bits``, which gets the gradient. The forward pass does not
             read its values.
         engine: "event": the work grows with the number of spikes. "dense": torch's own convolution of float counts, one
             sample at a time. "auto": the faster of the two, chosen for each sample by its own counts, so that no result
             depends on the rest of the batch. On CUDA, "dense" is the tensor-core engine: it needs compute capability
-            8.0 or newer and does not support float64 or int8 weights. The precision of float32 weights follows
+            8.0 or newer and supports neither float64 nor integer weights. The precision of float32 weights follows
             ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
+        master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
+            gradient (straight-through: as if nothing were rounded). Their values are not read.
+        unit: [O]; None for 1.
 
     Returns:
         [N, O, Ho, Wo], channels last in memory; differentiable in ``weight``, ``bias`` and ``count``.
@@ -55,5 +60,6 @@ def count_conv2d(
     """
     op = "count_conv2d"
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)
-    how = (ENGINES.index(engine), terms_of(weight))
+    check_master(op, weight, master, unit)
+    how = (ENGINES.index(engine), terms_of(weight), master, unit)
     return torch.ops.tandem_cuda.count_product(bits, count, weight, packed, scale, bias, *geometry, groups, *how)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Geometry
-from .product import ENGINES, check_linear, terms_of
+from .product import ENGINES, check_linear, check_master, terms_of
 
 
 def count_linear(
@@ -18,22 +18,27 @@ def count_linear(
     scale: Tensor | None = None,
     count: Tensor | None = None,
     engine: str = "auto",
+    master: Tensor | None = None,
+    unit: Tensor | None = None,
 ) -> Tensor:
     """Apply a linear layer to spike counts, v = scale * (weight * c) + bias (Wu et al. 2021, eq. 9).
 
     Args:
         bits: uint8 [P, N, ..., F]; c is the :func:`spike_count` of ``bits``.
-        weight: float32, float64, float16, bfloat16 or int8 [O, F]. With one of the last three, all other arguments and
-            all results are float32. Each gradient has the dtype of its tensor.
+        weight: float32, float64, float16, bfloat16, int8 or int16 [O, F]. With one of the last four, all other
+            arguments and all results are float32. Each gradient has the dtype of its tensor.
         bias: [O].
         packed: the result of ``pack_weight(weight)``, to avoid rearranging the weights in this call.
-        scale: [O], one factor per output channel; required with int8 weights. It gets no gradient.
+        scale: [O], one factor per output channel; required with int8 and int16 weights. It gets no gradient.
         count: [N, ..., F], the differentiable count of ``bits``, which gets the gradient. The forward pass does not
             read its values.
         engine: "event": the work grows with the number of spikes. "dense": torch's own matrix product of float counts,
             whose rounding may depend on the batch size. "auto": the same as "event". On CUDA, "dense" is the
-            tensor-core engine: it needs compute capability 8.0 or newer and does not support float64 or int8 weights.
-            The precision of float32 weights follows ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
+            tensor-core engine: it needs compute capability 8.0 or newer and supports neither float64 nor integer
+            weights. The precision of float32 weights follows ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
+        master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
+            gradient (straight-through: as if nothing were rounded). Their values are not read.
+        unit: [O]; None for 1.
 
     Returns:
         [N, ..., O]; differentiable in ``weight``, ``bias`` and ``count``.
@@ -44,5 +49,6 @@ def count_linear(
         RuntimeError: on the CPU, a weight, scale or bias that is not finite; out of memory.
     """
     check_linear("count_linear", bits, count, weight, packed, scale, bias, engine)
-    how = (*Geometry(), 1, ENGINES.index(engine), terms_of(weight))
+    check_master("count_linear", weight, master, unit)
+    how = (*Geometry(), 1, ENGINES.index(engine), terms_of(weight), master, unit)
     return torch.ops.tandem_cuda.count_product(bits, count, weight, packed, scale, bias, *how)

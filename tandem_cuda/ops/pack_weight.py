@@ -10,7 +10,12 @@ from torch import Tensor
 from . import checks
 
 # Narrow weights are packed in a wider dtype that holds every value and is faster to add.
-_PACKED = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.int8: torch.int16}
+_PACKED = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.int8: torch.int16,
+    torch.int16: torch.int32,
+}
 
 
 def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -> Tensor:
@@ -20,19 +25,19 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
     copy and does not follow later changes of ``weight``. Tandem layers pack their weights themselves.
 
     Args:
-        weight: float32, float64, float16, bfloat16 or int8 [O, C/groups, kH, kW] or [O, F].
+        weight: float32, float64, float16, bfloat16, int8 or int16 [O, C/groups, kH, kW] or [O, F].
         groups: number of channel groups of the convolution.
         out: the result of an earlier call for weights of the same shape and dtype; it is overwritten and returned.
 
     Returns:
-        [n] in the dtype of ``weight``, but float32 for float16 and bfloat16 and int16 for int8. The order of the
-        elements is an implementation detail. No gradient.
+        [n] in the dtype of ``weight``, but float32 for float16 and bfloat16, int16 for int8 and int32 for int16. The
+        order of the elements is an implementation detail. No gradient.
 
     Raises:
         TypeError: wrong dtype.
         ValueError: a shape or number of groups that no product accepts, or an ``out`` of the wrong size, dtype or
             device.
-        RuntimeError: on the CPU, a weight that is not finite.
+        RuntimeError: on the CPU, a weight that is not finite, or an int16 weight beyond 32639.
     """
     op = "pack_weight"
     checks.check_weight(op, weight)

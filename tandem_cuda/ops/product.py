@@ -24,25 +24,18 @@ def check_product(op: str, bits: Any, weight: Any, engine: Any) -> None:
     checks.check_same_device(op, "weight", weight, bits, "bits")
     if engine not in ENGINES:
         raise ValueError(f"{op}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    if engine == "dense" and weight.dtype == torch.int8:
-        raise ValueError(
-            f"{op}: engine must be 'event' or 'auto' for int8 weights, got 'dense'; for 'dense', convert the weights "
-            "to floating point"
-        )
 
 
 def check_operands(
     op: str, bits: Tensor, count: Any, weight: Tensor, packed: Any, scale: Any, bias: Any, groups: int
 ) -> None:
     """Check the other tensors, after bits and weight have been checked against each other."""
-    if weight.dtype == torch.int8:
+    if weight.dtype in checks.INTEGERS:
+        name = str(weight.dtype).removeprefix("torch.")
         if scale is None:
-            raise ValueError(f"{op}: scale must be given with int8 weights")
+            raise ValueError(f"{op}: scale must be given with {name} weights")
         if weight.numel() // weight.shape[0] > 2**24:
-            raise ValueError(
-                f"{op}: int8 weights must have at most 2^24 inputs per neuron, so that sums fit into 32 bits, got "
-                f"{list(weight.shape)}"
-            )
+            raise ValueError(f"{op}: {name} weights must have at most 2^24 inputs per neuron, got {list(weight.shape)}")
     if scale is not None:
         check_operand(op, "scale", scale, weight, weight.shape[:1])
         if scale.requires_grad and torch.is_grad_enabled():
@@ -65,6 +58,7 @@ def spiking_product(
     engine: str,
     want_sum: bool,
     want_state: bool,
+    masters: tuple[Tensor | None, Tensor | None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the product and the neurons of a checked call. Neurons with ``two_phase`` need only the counts' product.
 
@@ -78,6 +72,7 @@ def spiking_product(
         engine: as in the Python functions.
         want_sum: likewise.
         want_state: likewise.
+        masters: master and unit.
     """
     weight = operands[2]
     assert weight is not None
@@ -85,12 +80,12 @@ def spiking_product(
     if neuron.two_phase:
         check_whole(op, state)
         *others, bias = operands
-        v = torch.ops.tandem_cuda.count_product(*others, total_bias(bias, time_steps), *geometry, *how)
+        v = torch.ops.tandem_cuda.count_product(*others, total_bias(bias, time_steps), *geometry, *how, *masters)
         return discharge(v, time_steps, neuron, want_sum, want_state)
     state = None if state is None else state.detach()
     model = neuron.kind, neuron.parameters
     return torch.ops.tandem_cuda.spiking_product(
-        *operands, state, *geometry, time_steps, *model, *how, want_sum, want_state
+        *operands, state, *geometry, time_steps, *model, *how, want_sum, want_state, *masters
     )
 
 
@@ -149,21 +144,7 @@ def check_conv2d(
         raise ValueError(f"{op}: bits must be [P, N, C, H, W], got {list(bits.shape)}")
     if weight.dim() != 4:
         raise ValueError(f"{op}: weight must be [O, C/groups, kH, kW], got {list(weight.shape)}")
-    channels = bits.shape[2]
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"{op}: groups must be an int, got {type(groups).__name__}")
-    if groups < 1 or channels % groups or weight.shape[0] % groups:
-        raise ValueError(
-            f"{op}: groups must divide the input channels ({channels}) and the output channels ({weight.shape[0]}), "
-            f"got {groups}"
-        )
-    if weight.shape[1] != channels // groups:
-        raise ValueError(
-            f"{op}: weight must be [O, {channels // groups}, kH, kW] for {channels} input channels in {groups} groups, "
-            f"got {list(weight.shape)}"
-        )
-    if 0 in weight.shape:
-        raise ValueError(f"{op}: weight must have no empty dimension, got {list(weight.shape)}")
+    check_groups(op, bits.shape[2], weight, groups)
     check_operands(op, bits, count, weight, packed, scale, bias, groups)
     geometry = check_geometry(op, stride, padding, dilation)
     check_fit(op, bits, weight, *geometry)
@@ -180,3 +161,38 @@ def check_linear(op: str, bits: Any, count: Any, weight: Any, packed: Any, scale
             f"{op}: weight must be [O, {bits.shape[-1]}] for bits of shape {list(bits.shape)}, got {list(weight.shape)}"
         )
     check_operands(op, bits, count, weight, packed, scale, bias, 1)
+
+
+def check_groups(op: str, channels: int, weight: Tensor, groups: Any) -> None:
+    """Check a weight [O, C/groups, kH, kW] against the input's channels."""
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"{op}: groups must be an int, got {type(groups).__name__}")
+    if groups < 1 or channels % groups or weight.shape[0] % groups:
+        raise ValueError(
+            f"{op}: groups must divide the input channels ({channels}) and the output channels ({weight.shape[0]}), "
+            f"got {groups}"
+        )
+    if weight.shape[1] != channels // groups:
+        raise ValueError(
+            f"{op}: weight must be [O, {channels // groups}, kH, kW] for {channels} input channels in {groups} groups, "
+            f"got {list(weight.shape)}"
+        )
+    if 0 in weight.shape:
+        raise ValueError(f"{op}: weight must have no empty dimension, got {list(weight.shape)}")
+
+
+def check_master(op: str, weight: Tensor, master: Any, unit: Any) -> None:
+    """Check the weights for which integers stand, and their unit."""
+    if master is not None:
+        if weight.dtype not in checks.INTEGERS:
+            raise ValueError(f"{op}: master must be None for weights that are no integers, got a tensor")
+        for name, value, expected in (("master", master, weight.shape), ("unit", unit, weight.shape[:1])):
+            if value is None:
+                continue
+            checks.check_tensor(op, name, value)
+            if value.dtype != torch.float32:
+                raise TypeError(f"{op}: {name} must be float32, got {value.dtype}")
+            checks.check_same_device(op, name, value, weight, "weight")
+            checks.check_shape(op, name, value, expected)
+    elif unit is not None:
+        raise ValueError(f"{op}: unit must be None without master, got a tensor")

@@ -19,22 +19,23 @@ from .spike_count import spike_count
 
 Pair = list[int]
 
-# bits (None if there is a count), count, weight, scale
-Saved = tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]
+# bits (None if there is a count), count, weight, scale, unit
+Saved = tuple[Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""Of count, weight and bias."""
+"""Of count, weight (or what it stands for) and bias."""
 Convolution = tuple[Pair, Pair, Pair, int]
 """Stride, padding, dilation and groups."""
 
 
-def _neurons(bits: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
+def neurons_of(bits: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
     """Return the shape of the output neurons."""
     if weight.dim() == 2:
         return [*bits.shape[1:-1], weight.shape[0]]
     return [bits.shape[1], weight.shape[0], *out_size(bits, weight, stride, padding, dilation)]
 
 
-def _feature_dim(weight: Tensor, neurons: list[int]) -> int:
+def feature_dim(weight: Tensor, neurons: list[int]) -> int:
+    """Return the dimension of the output channels in ``neurons``."""
     return len(neurons) - 1 if weight.dim() == 2 else 1
 
 
@@ -58,9 +59,11 @@ def _(
     terms: int,
     want_sum: bool,
     want_state: bool,
+    master: Tensor | None,
+    unit: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    neurons, dtype = _neurons(bits, weight, stride, padding, dilation), current_dtype(weight)
-    dim = _feature_dim(weight, neurons)
+    neurons, dtype = neurons_of(bits, weight, stride, padding, dilation), current_dtype(weight)
+    dim = feature_dim(weight, neurons)
     none = weight.new_empty([0], dtype=dtype)
     states = models.STATES[neuron]
     return (
@@ -84,9 +87,11 @@ def _(
     groups: int,
     engine: int,
     terms: int,
+    master: Tensor | None,
+    unit: Tensor | None,
 ) -> Tensor:
-    neurons = _neurons(bits, weight, stride, padding, dilation)
-    return layout.empty_channels_last(weight, neurons, current_dtype(weight), _feature_dim(weight, neurons))
+    neurons = neurons_of(bits, weight, stride, padding, dilation)
+    return layout.empty_channels_last(weight, neurons, current_dtype(weight), feature_dim(weight, neurons))
 
 
 @torch.library.register_fake("tandem_cuda::conv2d_weight_gradient")
@@ -105,52 +110,87 @@ def _(
 # -- gradients
 
 
-def _save(ctx: Any, bits: Tensor, count: Tensor | None, weight: Tensor, scale: Tensor | None) -> None:
+def _save(
+    ctx: Any, bits: Tensor, count: Tensor | None, weight: Tensor, scale: Tensor | None, unit: Tensor | None
+) -> None:
     """Save the tensors for the gradient of a product: the count rather than the bits, since bits grow with T."""
-    ctx.save_for_backward(None if count is not None else bits, count, weight, scale)
+    ctx.save_for_backward(None if count is not None else bits, count, weight, scale, unit)
     ctx.set_materialize_grads(False)
 
 
 def _values(saved: Saved, dtype: torch.dtype) -> Tensor:
     """Return the counts that entered a product."""
-    bits, count, _, _ = saved
+    bits, count, *_ = saved
     if count is not None:
         return count
     assert bits is not None
     return spike_count(bits, dtype)
 
 
-def _gradients(ctx: Any, grad: Tensor | None) -> Gradients:
-    """Return the gradients of scale * (weight * count) + bias that are needed."""
+def _gradients(ctx: Any, grad: Tensor | None, at: int) -> Gradients:
+    """Return the gradients of scale * (weight * count) + bias that are needed; ``at``: the place of ``master``."""
     if grad is None:
         return None, None, None
     needs, saved = ctx.needs_input_grad, ctx.saved_tensors  # activation checkpointing allows one read
-    needed = needs[1], needs[2], needs[5]
-    if saved[2].dim() == 2:
-        return _linear_gradients(grad, saved, needed)
-    return _conv2d_gradients(grad, saved, needed, ctx.convolution)
+    needed = needs[1], needs[2] or needs[at], needs[5]
+    return _product_gradients(grad, saved, needed, ctx.convolution)
 
 
 @autocast.without_autocast
-def _conv2d_gradients(
-    grad: Tensor,
-    saved: Saved,
-    needed: tuple[bool, bool, bool],
-    convolution: Convolution,
+def _product_gradients(
+    grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool], convolution: Convolution
 ) -> Gradients:
     """Return the needed gradients of scale * (weight * count) + bias with respect to count, weight and bias."""
-    values, weight, scale = _values(saved, grad.dtype), saved[2].to(grad.dtype), saved[3]
+    *_, weight, scale, unit = saved
+    linear = weight.dim() == 2
+    # reshape, because is_grads_batched has no batching rule for flatten
+    grad_bias = None
+    if needed[2]:
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if linear else grad.sum([0, 2, 3])
+    if scale is not None:
+        grad = grad * (scale if linear else scale.view(-1, 1, 1))
+    values = _values(saved, grad.dtype)
+    return *gradients_of(grad, values, weight, unit, needed[:2], convolution), grad_bias
+
+
+@autocast.without_autocast
+def gradients_of(
+    grad: Tensor,
+    values: Tensor,
+    weight: Tensor,
+    unit: Tensor | None,
+    needed: tuple[bool, bool],
+    convolution: Convolution,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the needed gradients of weight * values with respect to values and weight.
+
+    Integer weights have none: in their place stands that of the weights that unit * weight stands for.
+    """
+    integers = not weight.is_floating_point()
+    if integers and needed[1] and unit is not None:  # the gradient of a float weight is that of weight over unit
+        first, second = needed[0], needed[1]
+        along = unit if weight.dim() == 2 else unit.view(-1, 1, 1)
+        grad_values = gradients_of(grad, values, weight, None, (first, False), convolution)[0]
+        return grad_values, gradients_of(grad / along, values, weight, None, (False, second), convolution)[1]
+    dtype = grad.dtype if integers else weight.dtype
+    if weight.dim() == 2:
+        grad_values, grad_weight = _linear_gradients(grad, values, weight.to(grad.dtype), needed)
+    else:
+        grad_values, grad_weight = _conv2d_gradients(grad, values, weight.to(grad.dtype), needed, convolution)
+    return grad_values, None if grad_weight is None else grad_weight.to(dtype)
+
+
+def _conv2d_gradients(
+    grad: Tensor, values: Tensor, weight: Tensor, needed: tuple[bool, bool], convolution: Convolution
+) -> tuple[Tensor | None, Tensor | None]:
     stride, padding, dilation, groups = convolution
     settings = (stride, padding, dilation, False, [0, 0], groups)
-    grad_bias = grad.sum([0, 2, 3]) if needed[2] else None
-    if scale is not None:
-        grad = grad * scale.view(-1, 1, 1)
     grad, values, weight = layout.canonical(grad), layout.canonical(values), layout.canonical(weight)
-    grad_count = grad_weight = None
+    grad_values = grad_weight = None
     # conv2d_weight_gradient runs on the CPU only and is not differentiable itself.
     if grad.device.type != "cpu" or torch.is_grad_enabled():
-        mask = [*needed[:2], False]
-        grad_count, grad_weight, _ = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, mask)
+        mask = [*needed, False]
+        grad_values, grad_weight, _ = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, mask)
     else:
         if needed[1]:
             grad_weight = torch.ops.tandem_cuda.conv2d_weight_gradient(grad, values, weight, *convolution)
@@ -158,53 +198,47 @@ def _conv2d_gradients(
             if weight.numel() > values.numel() + grad.numel():
                 # Convert the smaller tensors: otherwise torch converts the weights to the layout of the activations.
                 grad, values = grad.contiguous(), values.contiguous()
-            only_count = [True, False, False]
-            grad_count = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, only_count)[0]
-    return grad_count, None if grad_weight is None else grad_weight.to(saved[2].dtype), grad_bias
+            only_values = [True, False, False]
+            grad_values = torch.ops.aten.convolution_backward(grad, values, weight, None, *settings, only_values)[0]
+    return grad_values, grad_weight
 
 
-@autocast.without_autocast
-def _linear_gradients(grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool]) -> Gradients:
-    """Return the needed gradients of scale * (weight * count) + bias with respect to count, weight and bias."""
-    weight, scale = saved[2].to(grad.dtype), saved[3]
-    # reshape, because is_grads_batched has no batching rule for flatten
-    grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if needed[2] else None
-    if scale is not None:
-        grad = grad * scale
-    grad_count = grad @ weight if needed[0] else None
+def _linear_gradients(
+    grad: Tensor, values: Tensor, weight: Tensor, needed: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
     grad_weight = None
     if needed[1]:
-        grad_weight = (grad.reshape(-1, grad.shape[-1]).t() @ _values(saved, grad.dtype).flatten(0, -2)).to(
-            saved[2].dtype
-        )
-    return grad_count, grad_weight, grad_bias
+        grad_weight = grad.reshape(-1, grad.shape[-1]).t() @ values.flatten(0, -2)
+    return grad @ weight if needed[0] else None, grad_weight
 
 
 # -- registration
 
 
 def _setup_spiking(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    bits, count, weight, _, scale, _, _, *convolution, ctx.time_steps, _, _, _, _, want_sum, _ = inputs
+    bits, count, weight, _, scale, _, _, *convolution, ctx.time_steps, _, _, _, _, want_sum, _, _, unit = inputs
     ctx.convolution = tuple(convolution)
-    _save(ctx, bits, count, weight, scale)
+    _save(ctx, bits, count, weight, scale, unit)
     ctx.mark_non_differentiable(output[0], output[2], *([] if want_sum else [output[1]]))
 
 
 def _spiking_backward(ctx: Any, _bits: None, grad: Tensor | None, _state: None) -> tuple[Tensor | None, ...]:
-    count, weight, bias = _gradients(ctx, grad)
+    count, weight, bias = _gradients(ctx, grad, 18)
     bias = None if bias is None else bias * ctx.time_steps  # the bias enters at every time step
-    return None, count, weight, None, None, bias, *[None] * 12
+    weight, master = (weight, None) if ctx.needs_input_grad[2] else (None, weight)
+    return None, count, weight, None, None, bias, *[None] * 12, master, None
 
 
 def _setup_count(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    bits, count, weight, _, scale, _, *convolution, _, _ = inputs
+    bits, count, weight, _, scale, _, *convolution, _, _, _, unit = inputs
     ctx.convolution = tuple(convolution)
-    _save(ctx, bits, count, weight, scale)
+    _save(ctx, bits, count, weight, scale, unit)
 
 
 def _count_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-    count, weight, bias = _gradients(ctx, grad)
-    return None, count, weight, None, None, bias, *[None] * 6
+    count, weight, bias = _gradients(ctx, grad, 12)
+    weight, master = (weight, None) if ctx.needs_input_grad[2] else (None, weight)
+    return None, count, weight, None, None, bias, *[None] * 6, master, None
 
 
 def register_products() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..neuron import IF, Neuron, check_neuron
 from . import checks
 from .geometry import out_size
-from .product import check_conv2d, check_operand, spiking_product
+from .product import check_conv2d, check_master, check_operand, spiking_product
 
 
 def spiking_conv2d(
@@ -30,17 +30,19 @@ def spiking_conv2d(
     want_sum: bool = True,
     want_state: bool = True,
     engine: str = "auto",
+    master: Tensor | None = None,
+    unit: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolve a spike train at every time step and feed integrate-and-fire neurons (Wu et al. 2021, eqs. 1-5).
 
     For t = 1..T, x[t] = scale * (weight * s_in[t]) + bias drives the neurons of :func:`integrate_and_fire`. The
     event-driven engine adds weights only for inputs that spike, and stores neither the currents nor float spikes of the
-    time steps. Sums of int8 weights are exact integers, the same in any order.
+    time steps. Sums of int8 and int16 weights are exact integers, the same in any order.
 
     Args:
         bits: uint8 [P, N, C, H, W].
-        weight: float32, float64, float16, bfloat16 or int8 [O, C/groups, kH, kW]. With one of the last three, all other
-            arguments and all results are float32. Each gradient has the dtype of its tensor.
+        weight: float32, float64, float16, bfloat16, int8 or int16 [O, C/groups, kH, kW]. With one of the last four, all
+            other arguments and all results are float32. Each gradient has the dtype of its tensor.
         bias: [O], current per time step (the ANN's bias divided by T).
         stride: as in ``torch.nn.functional.conv2d``.
         padding: zero padding, an int or a pair.
@@ -49,7 +51,7 @@ def spiking_conv2d(
         state: [S, N, O, Ho, Wo], the S state variables returned by an earlier call, to continue its simulation. The
             first variable is u[0] before its reset.
         packed: the result of ``pack_weight(weight, groups)``, to avoid rearranging the weights in this call.
-        scale: [O], one factor per output channel; required with int8 weights. It gets no gradient.
+        scale: [O], one factor per output channel; required with int8 and int16 weights. It gets no gradient.
         count: [N, C, H, W], the differentiable count of ``bits``, which gets the gradient. The forward pass does not
             read its values.
         time_steps: T.
@@ -59,8 +61,11 @@ def spiking_conv2d(
         engine: "event": the work grows with the number of spikes. "dense": torch's own convolution of unpacked spikes,
             one sample at a time. "auto": the faster of the two, chosen for each sample by its own spikes, so that no
             result depends on the rest of the batch. On CUDA, "dense" is the tensor-core engine: it needs compute
-            capability 8.0 or newer and does not support float64 or int8 weights. The precision of float32 weights
+            capability 8.0 or newer and supports neither float64 nor integer weights. The precision of float32 weights
             follows ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
+        master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
+            gradient (straight-through: as if nothing were rounded). Their values are not read.
+        unit: [O]; None for 1.
 
     Returns:
         ``(bits, sum, state)``: uint8 [P, N, O, Ho, Wo]; the sum over t of x[t], [N, O, Ho, Wo]; the final state,
@@ -76,9 +81,10 @@ def spiking_conv2d(
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)
     checks.check_train(op, bits, time_steps)
     check_neuron(op, neuron)
+    check_master(op, weight, master, unit)
     if state is not None:
         neurons = (bits.shape[1], weight.shape[0], *out_size(bits, weight, *geometry))
         check_operand(op, "state", state, weight, (neuron.states, *neurons))
     operands = bits, count, weight, packed, scale, bias
     how = (*geometry, groups), engine, want_sum, want_state
-    return spiking_product(op, operands, state, time_steps, neuron, *how)
+    return spiking_product(op, operands, state, time_steps, neuron, *how, (master, unit))

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..neuron import IF, Neuron, check_neuron
 from . import checks
 from .geometry import Geometry
-from .product import check_linear, check_operand, spiking_product
+from .product import check_linear, check_master, check_operand, spiking_product
 
 
 def spiking_linear(
@@ -24,6 +24,8 @@ def spiking_linear(
     want_sum: bool = True,
     want_state: bool = True,
     engine: str = "auto",
+    master: Tensor | None = None,
+    unit: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply a linear layer to a spike train at every time step and feed integrate-and-fire neurons.
 
@@ -31,13 +33,13 @@ def spiking_linear(
 
     Args:
         bits: uint8 [P, N, ..., F].
-        weight: float32, float64, float16, bfloat16 or int8 [O, F]. With one of the last three, all other arguments and
-            all results are float32. Each gradient has the dtype of its tensor.
+        weight: float32, float64, float16, bfloat16, int8 or int16 [O, F]. With one of the last four, all other
+            arguments and all results are float32. Each gradient has the dtype of its tensor.
         bias: [O], current per time step (the ANN's bias divided by T).
         state: [S, N, ..., O], the S state variables returned by an earlier call, to continue its simulation. The first
             variable is u[0] before its reset.
         packed: the result of ``pack_weight(weight)``, to avoid rearranging the weights in this call.
-        scale: [O], one factor per output channel; required with int8 weights. It gets no gradient.
+        scale: [O], one factor per output channel; required with int8 and int16 weights. It gets no gradient.
         count: [N, ..., F], the differentiable count of ``bits``, which gets the gradient. The forward pass does not
             read its values.
         time_steps: T.
@@ -46,9 +48,12 @@ def spiking_linear(
         want_state: return the final state.
         engine: "event": the work grows with the number of spikes. "dense": torch's own matrix product of unpacked
             spikes, at most 32 MiB at a time, whose rounding may depend on the batch size. "auto": the same as "event".
-            On CUDA, "dense" is the tensor-core engine: it needs compute capability 8.0 or newer and does not support
-            float64 or int8 weights. The precision of float32 weights follows ``torch.set_float32_matmul_precision``
+            On CUDA, "dense" is the tensor-core engine: it needs compute capability 8.0 or newer and supports neither
+            float64 nor integer weights. The precision of float32 weights follows ``torch.set_float32_matmul_precision``
             (see docs/cuda.md).
+        master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
+            gradient (straight-through: as if nothing were rounded). Their values are not read.
+        unit: [O]; None for 1.
 
     Returns:
         ``(bits, sum, state)``: uint8 [P, N, ..., O]; the sum over t of x[t], [N, ..., O], differentiable in
@@ -64,8 +69,9 @@ def spiking_linear(
     check_linear(op, bits, count, weight, packed, scale, bias, engine)
     checks.check_train(op, bits, time_steps)
     check_neuron(op, neuron)
+    check_master(op, weight, master, unit)
     if state is not None:
         check_operand(op, "state", state, weight, (neuron.states, *bits.shape[1:-1], weight.shape[0]))
     operands = bits, count, weight, packed, scale, bias
     how = (*Geometry(), 1), engine, want_sum, want_state
-    return spiking_product(op, operands, state, time_steps, neuron, *how)
+    return spiking_product(op, operands, state, time_steps, neuron, *how, (master, unit))

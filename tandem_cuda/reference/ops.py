@@ -1,7 +1,7 @@
 """Neurons, the tandem rule and the operators, in plain PyTorch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import pairwise
 from typing import Any
@@ -312,23 +312,79 @@ def count_conv2d(
     return _conv2d(dense, weight, bias, scale, stride, padding, dilation, groups)
 
 
+def ordered_product(
+    x: Tensor,
+    weight: Tensor,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    master: Tensor | None = None,
+    unit: Tensor | None = None,
+) -> Tensor:
+    """Return weight * x, adding one rounded product after the other: taps in order, channels innermost.
+
+    x: float32 [N, C, H, W] or [N, ..., F]; weight: int8 or int16 [O, C/groups, kH, kW] or [O, F]; master: in the shape
+    of the weight, gets the gradient of weight * unit, but its value is not read; unit: [O], or None for 1.
+    """
+    linear = weight.dim() == 2
+    image, kernel = x, weight.to(x.dtype)
+    if linear:
+        image, kernel = x.reshape(-1, x.shape[-1], 1, 1), kernel[..., None, None]
+    inputs = F.unfold(image.detach(), kernel.shape[2:], dilation, padding, stride)  # [N, C * taps, pixels]
+    inputs = inputs.view(
+        len(image), groups, kernel.shape[1], kernel[0, 0].numel(), inputs.shape[-1]
+    )  # [N, G, C/G, taps, pixels]
+    rows = kernel.detach().reshape(groups, len(kernel) // groups, kernel.shape[1], -1)  # [G, O/G, C/G, taps]
+    total = inputs.new_zeros(len(image), groups, rows.shape[1], inputs.shape[-1])
+    for tap in range(rows.shape[3]):
+        for channel in range(rows.shape[2]):
+            total = total + inputs[:, :, None, channel, tap] * rows[:, :, channel, tap, None]
+    float_weight = kernel
+    if master is not None:
+        along = 1 if unit is None else unit.view(-1, 1, 1, 1)
+        float_weight = replace_value(master.view(kernel.shape) / along, kernel)
+    smooth = F.conv2d(image, float_weight, None, stride, padding, dilation, groups)
+    out = replace_value(smooth, total.view(smooth.shape))
+    return out.view(*x.shape[:-1], len(weight)) if linear else out
+
+
+def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return the nearest integers to weight / scale, and the scale [O]: a channel's largest weight over 127 or 32639.
+
+    weight: float32 [O, ...]; bits: 8 or 16. The integers are int8 or int16; a channel of zeros has scale 1.
+    """
+    largest, dtype = (127, torch.int8) if bits == 8 else (32639, torch.int16)
+    scale = weight.abs().flatten(1).amax(1) / largest
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    whole = (weight / scale.view(-1, *[1] * (weight.dim() - 1))).round().clamp(-largest, largest)
+    return whole.to(dtype), scale
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
     """Return scale * (weight * x) + bias: x [..., F] -> [..., O]."""
-    weight = weight.to(x.dtype)
     if scale is None:
-        return F.linear(x, weight, bias)
-    scaled = scale.detach() * F.linear(x, weight)
+        return F.linear(x, weight.to(x.dtype), bias)
+    scaled = scale.detach() * _product(F.linear, x, weight)
     return scaled if bias is None else scaled + bias
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *geometry: Any) -> Tensor:
     """Work as _linear, with a convolution; geometry: stride to groups, as F.conv2d takes them."""
     # Make strides regular: torch's convolution mistakes some strides of dimensions of size 1 for another layout.
-    weight = weight.to(x.dtype).reshape(-1).view(weight.shape)
+    weight = weight.reshape(-1).view(weight.shape)
     if scale is None:
-        return F.conv2d(x, weight, bias, *geometry)
-    scaled = scale.detach().reshape(-1, 1, 1) * F.conv2d(x, weight, None, *geometry)
+        return F.conv2d(x, weight.to(x.dtype), bias, *geometry)
+    scaled = scale.detach().reshape(-1, 1, 1) * _product(F.conv2d, x, weight, None, *geometry)
     return scaled if bias is None else scaled + bias.reshape(-1, 1, 1)
+
+
+def _product(product: Callable[..., Tensor], x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    """Return weight * x in the dtype of x. Sums of integers are exact, and rounded once."""
+    if weight.is_floating_point():
+        return product(x, weight.to(x.dtype), *arguments)
+    return product(x.double(), weight.double(), *arguments).to(x.dtype)
 
 
 def _dtype(weight: Tensor) -> torch.dtype:

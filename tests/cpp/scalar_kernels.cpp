@@ -16,6 +16,7 @@
 
 #include "core/bit_planes.h"
 #include "cpu/aligned_buffer.h"
+#include "cpu/finite.h"
 #include "cpu/kernels.h"
 #include "ops/product/block_size.h"
 
@@ -33,6 +34,8 @@ template <>
 constexpr const char* kName<uint8_t> = "uint8";
 template <>
 constexpr const char* kName<int16_t> = "int16";
+template <>
+constexpr const char* kName<int32_t> = "int32";
 
 // SplitMix64. Each case starts its own, so that cases depend on nothing but themselves.
 class Random {
@@ -46,11 +49,13 @@ class Random {
     return z ^ (z >> 31);
   }
 
-  // From -1 to below 1, all digits of a T used, without rounding; 8-bit integers of int16_t.
+  // From -1 to below 1, all digits of a T used, without rounding; 8-bit integers of int16_t, 16-bit ones of int32_t.
   template <class T>
   T value() {
     if constexpr (sizeof(T) == 2) {
       return static_cast<T>(static_cast<int64_t>(next() >> 56) - 128);
+    } else if constexpr (std::is_integral_v<T>) {
+      return static_cast<T>(next() % (2 * kLargest16 + 1)) - kLargest16;
     } else {
       constexpr int digits = std::numeric_limits<T>::digits;
       constexpr int64_t half = int64_t{1} << (digits - 1);
@@ -457,23 +462,29 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
   args.last = true;
   args.neuron = neuron(leak);
   args.scratch = scratch.data;
-  for (int64_t task = 0; task < g.groups * blocks * tiles; ++task) {
-    const int64_t b = task / tiles % blocks, group = task / tiles / blocks;
-    const int64_t channel = group * g.group_out() + b * block;
-    args.weight = weight.data + (group * blocks + b) * block_elements;
-    args.valid = std::min(block, g.group_out() - b * block);
-    args.group = group;
-    args.tile = task % tiles;
-    args.row_begin = args.tile * tile_rows;
-    args.row_end = std::min(g.pixels_out(), args.row_begin + tile_rows);
-    args.scale = options & kScale ? scale.data() + channel : nullptr;
-    args.bias = options & kBias ? bias.data() + channel : nullptr;
-    args.initial = {options & kInitial ? initial.data() + channel : nullptr, 0};
-    args.bits = leak == 0 ? nullptr : out_bits.data() + channel;
-    args.sum = (options & kSum) || leak == 0 ? sum.data() + channel : nullptr;
-    args.state = {options & kPotential ? potential.data() + channel : nullptr, 0};
-    scalar::kernels.event_tile<E>()(args);
-  }
+  const AlignedBuffer<uint8_t> table("event tile", table_bytes<E>(block));
+  args.table = table.data;
+  const std::vector<T> before = sum;
+  const auto run_tiles = [&] {
+    for (int64_t task = 0; task < g.groups * blocks * tiles; ++task) {
+      const int64_t b = task / tiles % blocks, group = task / tiles / blocks;
+      const int64_t channel = group * g.group_out() + b * block;
+      args.weight = weight.data + (group * blocks + b) * block_elements;
+      args.valid = std::min(block, g.group_out() - b * block);
+      args.group = group;
+      args.tile = task % tiles;
+      args.row_begin = args.tile * tile_rows;
+      args.row_end = std::min(g.pixels_out(), args.row_begin + tile_rows);
+      args.scale = options & kScale ? scale.data() + channel : nullptr;
+      args.bias = options & kBias ? bias.data() + channel : nullptr;
+      args.initial = {options & kInitial ? initial.data() + channel : nullptr, 0};
+      args.bits = leak == 0 ? nullptr : out_bits.data() + channel;
+      args.sum = (options & kSum) || leak == 0 ? sum.data() + channel : nullptr;
+      args.state = {options & kPotential ? potential.data() + channel : nullptr, 0};
+      scalar::kernels.event_tile<E>()(args);
+    }
+  };
+  run_tiles();
 
   const std::string name = std::string(kName<E>) + geometry_name(g) + (joins ? " joined" : "") + steps_name(steps) +
                            neuron_name(leak) + options_name(options);
@@ -508,6 +519,51 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
   hash.add(sum);
   hash.add(potential);
   hash.print("event_tile " + name);
+
+  if constexpr (std::is_integral_v<E>) {  // tables of sums find what events do
+    args.group_words = group_words_for(g.group_in());
+    std::vector<uint32_t> words(
+        static_cast<size_t>(planes * g.pixels_in() * g.groups * args.group_words * kStepsPerPlane));
+    scalar::kernels.build_words(bits.data(), planes * g.pixels_in(), g.groups, g.group_in(), words.data());
+    args.words = words.data();
+    const std::vector<uint8_t> bits_of_events = out_bits;
+    const std::vector<T> sum_of_events = sum, potential_of_events = potential;
+    sum = before;
+    run_tiles();
+    if (out_bits != bits_of_events || sum != sum_of_events || potential != potential_of_events) {
+      std::fprintf(stderr, "%s: tables of sums differ from events\n", name.c_str());
+      std::exit(1);
+    }
+  }
+}
+
+template <class E>
+void ordered_product() {
+  Random random;
+  const ConvGeometry g = geometry(2, 5, 7, 6, 35, 2, 3);
+  const int64_t block = block_size<E>(g.group_out()), blocks = (g.group_out() + block - 1) / block;
+  const std::vector<float> input = random.values<float>(g.pixels_in() * g.in_channels);
+  std::vector<float> out(static_cast<size_t>(g.pixels_out() * g.out_channels));
+  const AlignedBuffer<E> weight("ordered_product", g.groups * blocks * g.features() * block);
+  for (int64_t i = 0; i < g.groups * blocks * g.features() * block; ++i) weight.data[i] = random.value<E>();
+  const AlignedBuffer<float> scratch("ordered_product", g.pixels_out() * block);
+  for (int64_t task = 0; task < g.groups * blocks; ++task) {
+    const int64_t b = task % blocks, group = task / blocks;
+    OrderedTileArgs<E> args = {};
+    args.geometry = &g;
+    args.input = input.data();
+    args.weight = weight.data + task * g.features() * block;
+    args.block = block;
+    args.valid = std::min(block, g.group_out() - b * block);
+    args.group = group;
+    args.row_end = g.pixels_out();
+    args.out = out.data() + group * g.group_out() + b * block;
+    args.scratch = scratch.data;
+    scalar::kernels.ordered_tile<E>()(args);
+  }
+  Hash hash;
+  hash.add(out);
+  hash.print(std::string("ordered_product ") + kName<E>);
 }
 
 template <class E, class T>
@@ -578,5 +634,8 @@ int main() {
   event_products<float, float>();
   event_products<double, double>();
   event_products<int16_t, float>();
+  event_products<int32_t, float>();
+  ordered_product<int16_t>();
+  ordered_product<int32_t>();
   return 0;
 }

@@ -17,7 +17,7 @@ CHANNELS = (1, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17)
 MANY_CHANNELS = (31, 32, 33, 48, 63, 64, 65, 70, 127, 128, 130, 257)
 RATES = (0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 1.0)
 FLOATS = (torch.float32, torch.float64)
-WEIGHTS = (*FLOATS, torch.float16, torch.bfloat16, torch.int8)
+WEIGHTS = (*FLOATS, torch.float16, torch.bfloat16, torch.int8, torch.int16)
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.float32, torch.bfloat16: np.float32}
 # Bits of an integer that these hold.
 SIGNIFICANDS = {torch.float32: 24, torch.float64: 53, torch.float16: 11, torch.bfloat16: 8}
@@ -158,8 +158,9 @@ class Draw:
             _C.set_cpu_isa(before[1])
 
     def engine(self, weight):
-        # Few dense ones: oneDNN compiles a kernel for every new shape.
-        return "dense" if weight.dtype != torch.int8 and self.chance(0.2) else self.one(("auto", "event"))
+        # Few dense ones of floats: oneDNN compiles a kernel for every new shape.
+        integers = not weight.is_floating_point()
+        return "dense" if self.chance(0.4 if integers else 0.2) else self.one(("auto", "event"))
 
     def packed(self, weight, groups=1):
         return ops.pack_weight(weight, groups) if self.chance(0.5) else None

@@ -94,12 +94,15 @@ def check_spiking(got, spikes, total, final, wants):
 
 # ---- Products
 
+SMALLEST = {torch.int8: 128, torch.int16: 32639}
+"""Of integer weights, minus the smallest."""
+
 
 def weights(draw: Draw, shape, steps):
     """(values in float64, dtype of torch): dyadic, and so few bits that sums over inputs and counts are exact."""
     dtype = draw.one(WEIGHTS)
-    if dtype == torch.int8:
-        return draw.rng.integers(-128, 128, shape).astype(np.float64), dtype
+    if dtype in SMALLEST:
+        return draw.rng.integers(-SMALLEST[dtype], SMALLEST[dtype], shape).astype(np.float64), dtype
     room = SIGNIFICANDS[torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype]
     room -= math.ceil(math.log2(math.prod(shape[1:]) * steps + 1)) + 1
     bits = min(room, SIGNIFICANDS[dtype], draw.one((2, 4, 8, 12)))
@@ -170,8 +173,8 @@ class _Operands:
 def _operands(draw, values, dtype):
     number = np.float64 if dtype == torch.float64 else np.float32
     scale = bias = None
-    if dtype == torch.int8 or draw.chance(0.3):
-        scale = draw.floats(len(values), dtype=number) * number(0.01 if dtype == torch.int8 else 1)
+    if dtype in SMALLEST or draw.chance(0.3):
+        scale = draw.floats(len(values), dtype=number) * number(1.28 / SMALLEST[dtype] if dtype in SMALLEST else 1)
     if draw.chance(0.5):
         bias = draw.floats(len(values), dtype=number)
     operands = _Operands(values, draw.tensor(values, dtype), scale, bias, number)

@@ -13,6 +13,7 @@
 #include "ops/product/cpu_dense.h"
 #include "ops/product/cpu_depthwise.h"
 #include "ops/product/cpu_event.h"
+#include "ops/product/cpu_integer.h"
 #include "ops/product/cpu_pack_weight.h"
 #include "ops/product/operators.h"
 
@@ -90,15 +91,21 @@ double count_crossover(const ConvGeometry& g) {
   return crossover(g, 40, 1.1) * alone(g, 1);
 }
 
+// Of integers: ones per digit of the input above which tables of sums are the faster ones, for so many digits of a
+// number; and above which multiplying the counts is.
+double word_crossover(const ConvGeometry& g, int64_t digits) {
+  (void)digits;
+  return g.group_in() < 16 ? 0.5 : 0.3;
+}
+
+double byte_crossover(const ConvGeometry& g, int64_t digits) {
+  return (g.group_in() < 16 ? 0.5 : 0.12) / static_cast<double>(digits);
+}
+
 // The engine that was asked for, as far as there is a choice: an image without pixels leaves nothing to multiply, and
 // torch's convolution would refuse it.
-Engine asked(const char* op, const ProductPlan& plan, bool depthwise) {
-  const bool integers = plan.weight.scalar_type() == ScalarType::Char;
-  TANDEM_CHECK(
-      !(integers && plan.engine == Engine::kDense), op,
-      "engine must be 'event' or 'auto' for int8 weights, got 'dense'; for 'dense', convert the weights to floating "
-      "point");
-  const bool no_choice = integers || (depthwise && plan.engine == Engine::kAuto) || plan.geometry.pixels_in() == 0;
+Engine asked(const ProductPlan& plan, bool depthwise) {
+  const bool no_choice = (depthwise && plan.engine == Engine::kAuto) || plan.geometry.pixels_in() == 0;
   return no_choice ? Engine::kEvent : plan.engine;
 }
 
@@ -135,11 +142,13 @@ void run_engines(const char* op, const ProductPlan& plan, const std::vector<Run>
                  const Dense& dense) {
   const auto is_dense = [](const Run& run) { return run.dense; };
   const int64_t dense_runs = std::count_if(runs.begin(), runs.end(), is_dense);
-  const ProductPlan dense_plan = dense_runs > 0 ? plan_dense(op, plan) : plan;
+  const bool integers = is_integer(plan.weight.scalar_type());
   ProductPlan event_plan = plan;
-  if (!plan.packed && static_cast<int64_t>(runs.size()) - dense_runs > 1) {
+  if (!plan.packed && static_cast<int64_t>(runs.size()) - (integers ? 0 : dense_runs) > 1) {
     event_plan.packed = packed_weight(op, plan.weight, plan.geometry);
   }
+  // Integers are arranged the same way for both.
+  const ProductPlan dense_plan = integers ? event_plan : dense_runs > 0 ? plan_dense(op, plan) : plan;
   for (const Run& run : runs) {
     run.dense ? dense(dense_plan, run.samples) : event(event_plan, run.samples, run.density);
   }
@@ -150,19 +159,24 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
   const ProductPlan plan = plan_spiking(op, arguments, neurons, geometry, linear);
   if (geometry.pixels_out() == 0) return {plan.out_bits, plan.out_sum, plan.out_state};
   const bool depthwise = is_depthwise(plan, 1);
-  const Engine engine = asked(op, plan, depthwise);
+  const bool integers = is_integer(plan.weight.scalar_type());
+  const Engine engine = asked(plan, depthwise);
   const int64_t time_steps = neurons.time_steps;
   if (depthwise && engine != Engine::kDense) {
     run_spiking_depthwise(op, plan, time_steps);
+  } else if (exceeds_32_bits(plan)) {
+    run_spiking_wide(op, plan, time_steps);
   } else {
     const Planes in = {static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), time_steps,
                        geometry.height * geometry.width * geometry.in_channels, geometry.batch};
     run_engines(
-        op, plan, choose(in, engine, spike_crossover(geometry, time_steps)),
+        op, plan, choose(in, engine, integers ? word_crossover(geometry, 1) : spike_crossover(geometry, time_steps)),
         [&](const ProductPlan& p, Samples samples, double density) {
           run_spiking_events(op, p, samples, time_steps, density);
         },
-        [&](const ProductPlan& p, Samples samples) { run_spiking_dense(op, p, samples, time_steps); });
+        [&](const ProductPlan& p, Samples samples) {
+          integers ? run_spiking_words(op, p, samples, time_steps) : run_spiking_dense(op, p, samples, time_steps);
+        });
   }
   return {plan.out_bits, plan.out_sum, plan.out_state};
 }
@@ -171,22 +185,36 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
   const ProductPlan plan = plan_product(op, arguments, geometry, linear);
   if (geometry.pixels_out() == 0) return plan.out_sum;
   const bool depthwise = is_depthwise(plan, plan.bits.size(0) * kStepsPerPlane);
-  const Engine engine = asked(op, plan, depthwise);
-  if (engine == Engine::kDense) {
+  const bool integers = is_integer(plan.weight.scalar_type());
+  const Engine engine = asked(plan, depthwise);
+  if (engine == Engine::kDense && !integers) {
     run_count_dense(op, plan_dense(op, plan), {0, geometry.batch});
-  } else if (depthwise) {
+  } else if (depthwise && engine != Engine::kDense) {
     run_count_depthwise(op, plan);
+  } else if (exceeds_32_bits(plan)) {
+    run_count_wide(op, plan);
   } else {
     const BinaryCounts counts(op, plan);
     const Planes in = {counts.bytes.data, counts.planes, counts.digits,
                        geometry.height * geometry.width * geometry.in_channels, geometry.batch};
-    const double crossover = count_crossover(geometry) / static_cast<double>(counts.digits);
+    const bool bytes = multiplies_counts(plan);
+    const double crossover = !integers ? count_crossover(geometry) / static_cast<double>(counts.digits)
+                             : bytes   ? byte_crossover(geometry, counts.digits)
+                                       : word_crossover(geometry, counts.digits);
     run_engines(
         op, plan, choose(in, engine, crossover),
         [&](const ProductPlan& p, Samples samples, double density) {
           run_count_events(op, p, samples, counts, density);
         },
-        [&](const ProductPlan& p, Samples samples) { run_count_dense(op, p, samples); });
+        [&](const ProductPlan& p, Samples samples) {
+          if (!integers) {
+            run_count_dense(op, p, samples);
+          } else if (bytes) {
+            run_count_bytes(op, p, samples);
+          } else {
+            run_count_words(op, p, samples, counts);
+          }
+        });
   }
   return plan.out_sum;
 }

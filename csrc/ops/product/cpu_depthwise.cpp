@@ -1,6 +1,8 @@
 #include "ops/product/cpu_depthwise.h"
 
 #include <algorithm>
+#include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/finite.h"
@@ -40,7 +42,8 @@ void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
   dispatch_unpacked<E>(plan.weight.scalar_type(), [&](auto unpacked) {
     weight = taps_first<decltype(unpacked), T>(plan.weight, g, args.weight_stride);
   });
-  if (!all_finite(weight.data(), static_cast<int64_t>(weight.size()))) report_odd_weight(op, plan.weight);
+  const auto usable = [](T x) { return std::is_same_v<E, int32_t> ? std::fabs(x) <= T{kLargest16} : odd_bits(x) == 0; };
+  if (!std::all_of(weight.begin(), weight.end(), usable)) report_odd_weight(op, plan.weight);
   args.geometry = &g;
   args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
   args.planes = plan.bits.size(0);
@@ -59,11 +62,11 @@ void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
 }  // namespace
 
 bool is_depthwise(const ProductPlan& plan, int64_t largest_input) {
-  // Sums of 8-bit weights are exact in float32 as long as none can exceed 2^24.
-  constexpr int64_t kExact = (int64_t{1} << 24) / 128;
+  // Sums of integers are exact in float32 as long as none can exceed 2^24.
+  const ScalarType type = plan.weight.scalar_type();
+  const int64_t most = (int64_t{1} << 24) / (type == ScalarType::Char ? 128 : kLargest16);
   const ConvGeometry& g = plan.geometry;
-  return g.groups > 1 && g.group_in() == 1 &&
-         (plan.weight.scalar_type() != ScalarType::Char || g.taps() <= kExact / largest_input);
+  return g.groups > 1 && g.group_in() == 1 && (!is_integer(type) || g.taps() <= most / largest_input);
 }
 
 void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time_steps) {

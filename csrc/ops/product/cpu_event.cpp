@@ -8,6 +8,7 @@
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "ops/product/cpu_pack_weight.h"
+#include "ops/product/cpu_tiles.h"
 
 namespace tandem {
 
@@ -52,16 +53,6 @@ struct Chunking {
     return (bytes + 7) / 8 * 8;
   }
 };
-
-// Output pixels per tile: few enough that the accumulators stay well inside an L2 cache and that every thread gets
-// several tiles, many enough that a chunk of weights, once in L1, is used often.
-int64_t tile_rows(const ConvGeometry& g, int64_t row_bytes, int64_t tasks_per_tile) {
-  constexpr int64_t kScratchBytes = int64_t{384} * 1024, kLeast = 4, kMost = kTileRows;
-  const int64_t rows = std::clamp(kScratchBytes / row_bytes, kLeast, kMost);
-  const int64_t wanted_tiles = (int64_t{4} * torch::stable::get_num_threads() + tasks_per_tile - 1) / tasks_per_tile;
-  const int64_t fair = (g.pixels_out() + wanted_tiles - 1) / std::max<int64_t>(1, wanted_tiles);
-  return std::clamp(std::min(rows, fair), int64_t{1}, kMost);
-}
 
 // Lists and visits of one pass take at most this many bytes for their worst case (every input spiking at every step),
 // unless one output row of one sample in one plane alone needs more; only what is written is backed by memory.
@@ -139,37 +130,12 @@ void run_pass(const Pass<E, T>& pass) {
   });
 
   EventTileArgs<E, T> args = pass.args;
-  args.geometry = &g;
   args.visits = visits.data;
   args.visits_per_tile = visit_args.visits_per_tile;
   args.widened = widened.data;
   args.chunks = chunking.chunks();
   args.chunk_begin = chunking.begin.data();
-  args.tiles = tiles;
-  args.row_stride = g.out_channels;
-  // Tiles innermost: neighbouring tasks share a block of weights.
-  parallel_tasks(g.groups * pass.layout.blocks * tiles, [&](const auto& next) {
-    const AlignedBuffer<uint8_t> scratch(pass.op, event_scratch_bytes<E, T>(rows, args.block, states_of(args.neuron)));
-    for (int64_t task = next(); task >= 0; task = next()) {
-      const int64_t b = task / tiles % pass.layout.blocks, group = task / tiles / pass.layout.blocks;
-      const int64_t channel = group * g.group_out() + b * args.block;
-      EventTileArgs<E, T> tile = args;
-      tile.weight = pass.weight + (group * pass.layout.blocks + b) * pass.layout.block_elements();
-      tile.valid = std::min(args.block, g.group_out() - b * args.block);
-      tile.group = group;
-      tile.tile = task % tiles;
-      tile.row_begin = tile.tile * rows;
-      tile.row_end = std::min(g.pixels_out(), tile.row_begin + rows);
-      if (tile.scale) tile.scale += channel;
-      if (tile.bias) tile.bias += channel;
-      tile.initial = tile.initial + channel;
-      if (tile.bits) tile.bits += channel;
-      if (tile.sum) tile.sum += channel;
-      tile.state = tile.state + channel;
-      tile.scratch = scratch.data;
-      k.event_tile<E>()(tile);
-    }
-  });
+  run_tiles(pass.op, g, pass.layout, pass.weight, rows, args);
 }
 
 // packed: weights in order; planes: [plane_count, pixels_in, C]; args carries steps, neuron, bias, scale and outputs of
@@ -180,11 +146,10 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
   if (samples.count() * g.out_height * g.out_width == 0) return;
   const Chunking chunking(g, density);
   const PackedLayout layout = packed_layout<E>(g);
-  args.block = layout.block;
   ConvGeometry of_samples = g;
   of_samples.batch = samples.count();
-  const int64_t rows =
-      tile_rows(of_samples, event_scratch_bytes<E, T>(1, args.block, states_of(args.neuron)), g.groups * layout.blocks);
+  const int64_t rows = tile_rows(of_samples, event_scratch_bytes<E, T>(1, layout.block, states_of(args.neuron)),
+                                 g.groups * layout.blocks);
 
   // Worst-case bytes of `n` output rows of one sample in one plane: of the lists of what they see, and of the visits.
   const auto list_bytes = [&](int64_t n) {
@@ -196,9 +161,12 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
   const int64_t pixel_visits = (chunking.tile_bytes(rows) + rows - 1) / rows;
   const auto bytes_of = [&](int64_t n) { return list_bytes(n) + n * g.out_width * g.groups * pixel_visits + 1; };
   const int64_t sample_bytes = bytes_of(g.out_height);
-  const bool whole = sample_bytes <= kPassBytes;
-  const int64_t pass_rows = whole ? g.out_height : std::max<int64_t>(1, g.out_height / (sample_bytes / kPassBytes + 1));
-  const int64_t pass_planes = whole ? std::min(kPassBytes / sample_bytes, plane_count) : 1;
+  // Exact counts of integers do not fit `sum`, in which several passes would carry them.
+  const int64_t least_planes = std::is_integral_v<E> && !args.bits ? plane_count : 1;
+  const int64_t least_bytes = sample_bytes * least_planes;
+  const bool whole = least_bytes <= kPassBytes;
+  const int64_t pass_rows = whole ? g.out_height : std::max<int64_t>(1, g.out_height / (least_bytes / kPassBytes + 1));
+  const int64_t pass_planes = whole ? std::min(kPassBytes / sample_bytes, plane_count) : least_planes;
   const int64_t pass_samples =
       whole ? std::clamp<int64_t>(kPassBytes / (sample_bytes * pass_planes), 1, samples.count()) : 1;
   // Lists are addressed by 32 bits.

@@ -149,6 +149,10 @@ void report_odd_weight(const char* op, const Tensor& weight) {
         // NOLINTNEXTLINE(bugprone-signed-char-misuse): 8-bit integers, no characters
         const auto value = static_cast<double>(*place);
         at.resize(sizes.size());
+        if constexpr (std::is_same_v<W, int16_t>) {
+          TANDEM_CHECK(std::abs(value) <= kLargest16, op, "16-bit weights must be from -32639 to 32639, got ", *place,
+                       " at ", to_string(at));
+        }
         TANDEM_CHECK(std::isfinite(value), op, "weight must be finite, got ",
                      std::isnan(value) ? std::fabs(value) : value, " at ", to_string(at));
       }
@@ -206,6 +210,7 @@ template bool pack_if_finite<double>(const WeightView&, const ConvGeometry&, dou
 template void pack_weight<float>(const char*, const Tensor&, const ConvGeometry&, float*);
 template void pack_weight<double>(const char*, const Tensor&, const ConvGeometry&, double*);
 template void pack_weight<int16_t>(const char*, const Tensor&, const ConvGeometry&, int16_t*);
+template void pack_weight<int32_t>(const char*, const Tensor&, const ConvGeometry&, int32_t*);
 
 namespace {
 

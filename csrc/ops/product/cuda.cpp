@@ -7,9 +7,8 @@
 #include <type_traits>
 
 #include "cuda/stream.h"
+#include "ops/product/cuda_pack_weight.h"
 #include "ops/product/operators.h"
-#include "ops/product/packed_layout.h"
-#include "ops/product/spiking_product.cuh"
 
 namespace tandem {
 
@@ -22,32 +21,12 @@ using torch::stable::accelerator::DeviceGuard;
 // make the sums of a sample depend on its batch mates.
 constexpr int64_t kFewestInputs = 16, kFewestOutputs = 16;  // of a group
 
-void pack(const char* op, const Tensor& weight, const ConvGeometry& g, const Tensor& packed) {
-  const cudaStream_t stream = current_stream(op, weight.get_device_index());
-  const bool linear = weight.dim() == 2;
-  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
-    using E = decltype(element);
-    dispatch_unpacked<E>(weight.scalar_type(), [&](auto unpacked) {
-      using W = decltype(unpacked);
-      const PackedLayout layout = packed_layout<E>(g);
-      CudaPackArgs<W, E> args = {};
-      args.geometry = g;
-      args.weight = static_cast<const W*>(weight.const_data_ptr());
-      args.stride_o = weight.stride(0), args.stride_c = weight.stride(1);
-      args.stride_h = linear ? 1 : weight.stride(2), args.stride_w = linear ? 1 : weight.stride(3);
-      args.packed = static_cast<E*>(packed.mutable_data_ptr());
-      args.block = layout.block, args.blocks = layout.blocks;
-      check_launch(op, launch_pack_weight(args, stream));
-    });
-  });
-}
-
 Tensor pack_weight(const Tensor& weight, int64_t groups) {
   const char* op = "pack_weight";
   const DeviceGuard guard(weight.get_device_index());
   const ConvGeometry g = weight_geometry(op, weight, groups);
   const Tensor packed = empty_packed(op, weight, g);
-  pack(op, weight, g, packed);
+  pack_on_device(op, weight, g, packed);
   return packed;
 }
 
@@ -58,15 +37,7 @@ void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
   check_same_device(op, "out", out, weight, "weight");
   dispatch_packed(weight.scalar_type(),
                   [&](auto element, auto) { check_packed<decltype(element)>(op, "out", out, g); });
-  pack(op, weight, g, out);
-}
-
-// The tensor-core engine reads weights 16 bytes at a time; those that begin elsewhere are copied.
-Tensor aligned(const char* op, const Tensor& packed) {
-  if (reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0) return packed;
-  Tensor copy = empty_channels_last(op, packed, sizes_of(packed), packed.scalar_type(), 0);
-  torch::stable::copy_(copy, packed);
-  return copy;
+  pack_on_device(op, weight, g, out);
 }
 
 bool has_tensor_cores(const char* op) {
@@ -111,9 +82,7 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
   dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
     using E = decltype(element);
     using T = decltype(type);
-    if (plan.packed) check_packed<E>(op, "packed", *plan.packed, g);
-    const Tensor packed = plan.packed ? aligned(op, *plan.packed) : empty_packed(op, plan.weight, g);
-    if (!plan.packed) pack(op, plan.weight, g, packed);
+    const Tensor packed = packed_on_device<E>(op, plan.weight, plan.packed, g);
     const PackedLayout layout = packed_layout<E>(g);
     CudaProductArgs<E, T> args = {};
     args.geometry = g;

@@ -153,21 +153,131 @@ struct Sums {
   const E* narrow;
   const int32_t* wide;  // what was moved out of 16-bit sums; null where nothing was
 
-  // One vector of the neurons' type, from element `at` on.
+  // One vector of the neurons' type, from element `at` on; of integers as they are.
   template <class T>
-  TANDEM_HOST Vec<T> operator()(int64_t at) const {
+  TANDEM_HOST auto exact(int64_t at) const {
+    using Wide = typename Simd<T>::Int32;
     if constexpr (sizeof(E) == 2) {
-      using Wide = typename Simd<T>::Int32;
-      using Narrow = typename Simd<T>::Int16;
-      const Narrow low = *reinterpret_cast<const Narrow*>(narrow + at);
+      const auto low = *reinterpret_cast<const typename Simd<T>::Int16*>(narrow + at);
       Wide sum = __builtin_convertvector(low, Wide);
       if (wide) sum += *reinterpret_cast<const Wide*>(wide + at);
-      return __builtin_convertvector(sum, Vec<T>);
+      return sum;
+    } else if constexpr (std::is_integral_v<E>) {
+      return *reinterpret_cast<const Wide*>(narrow + at);
     } else {
       return *reinterpret_cast<const Vec<T>*>(narrow + at);
     }
   }
+  template <class T>
+  TANDEM_HOST Vec<T> operator()(int64_t at) const {
+    if constexpr (std::is_integral_v<E>) {
+      return __builtin_convertvector(exact<T>(at), Vec<T>);
+    } else {
+      return exact<T>(at);
+    }
+  }
 };
+
+// A dense product of integers: the spikes of four channels look up the sum of their rows of weights, among all sixteen
+// that there are. So the number of additions, a quarter of the channels', does not depend on the spikes.
+
+// table[channel / 4][spikes of the four]: sums of n rows of weights.
+template <class E, int kVectors>
+TANDEM_HOST void fill_table(const E* rows, int64_t n, E* table) {
+  using Weights = typename Simd<E>::Unaligned;
+  constexpr int64_t block = kVectors * kLanes<E>;
+  for (int64_t first = 0; first < n; first += 4, table += 16 * block, rows += 4 * block) {
+    for (int i = 0; i < kVectors; ++i) {
+      Vec<E> sum[16];
+      sum[0] = Vec<E>{};
+      unrolled<15>([&](auto j) TANDEM_INLINE {
+        constexpr int at = decltype(j)::value + 1, bit = at & -at, row = bit == 1 ? 0 : bit == 2 ? 1 : bit == 4 ? 2 : 3;
+        sum[at] = sum[at - bit];
+        if (first + row < n) sum[at] += *(reinterpret_cast<const Weights*>(rows + row * block) + i);
+      });
+      for (int64_t j = 0; j < 16; ++j) reinterpret_cast<Vec<E>*>(table + j * block)[i] = sum[j];
+    }
+  }
+}
+
+// acc[step, :] += what the words of a pixel look up. kQuads: 0 where `quads` says how many quads of channels there are.
+template <class E, int kVectors, int kQuads>
+TANDEM_HOST void add_words(const uint32_t* words, int64_t steps, int64_t quads, const E* table, E* acc) {
+  constexpr int64_t block = kVectors * kLanes<E>;
+  for (int64_t s = 0; s < steps; ++s, acc += block) {
+    uint32_t word = words[s];
+    if (word == 0) continue;
+    Vec<E>* const to = reinterpret_cast<Vec<E>*>(acc);
+    Vec<E> sum[kVectors];
+    for (int i = 0; i < kVectors; ++i) sum[i] = to[i];
+    const auto add = [&](int64_t quad) TANDEM_INLINE {
+      const Vec<E>* const from = reinterpret_cast<const Vec<E>*>(table + (quad * 16 + (word & 15)) * block);
+      for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
+      finish(sum);
+      word >>= 4;
+    };
+    if constexpr (kQuads > 0) {
+      unrolled<kQuads>([&](int quad) TANDEM_INLINE { add(quad); });
+    } else {
+      for (int64_t quad = 0; quad < quads; ++quad) add(quad);
+    }
+    for (int i = 0; i < kVectors; ++i) to[i] = sum[i];
+  }
+}
+
+// Where output pixels look: the input pixel that a tap sees, or -1 outside the image.
+struct Views {
+  int64_t image[kCountRows], top[kCountRows], side[kCountRows];
+
+  TANDEM_HOST void look(const ConvGeometry& g, int64_t row_begin, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t at = row_begin + i;
+      image[i] = at / (g.out_height * g.out_width) * g.height * g.width;
+      top[i] = at / g.out_width % g.out_height * g.stride_h - g.padding_h;
+      side[i] = at % g.out_width * g.stride_w - g.padding_w;
+    }
+  }
+  TANDEM_HOST int64_t seen(const ConvGeometry& g, int64_t i, int64_t tap) const {
+    const int64_t h = top[i] + tap / g.kernel_w * g.dilation_h, w = side[i] + tap % g.kernel_w * g.dilation_w;
+    return h < 0 || h >= g.height || w < 0 || w >= g.width ? -1 : image[i] + h * g.width + w;
+  }
+};
+
+// As accumulate, of integers, with tables. 16-bit sums hold kChunkRows rows.
+template <class E, class T, int kVectors>
+void accumulate_words(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, E* acc, int32_t* wide, E* table) {
+  constexpr int64_t block = kVectors * kLanes<E>;
+  const ConvGeometry& g = *a.geometry;
+  const int64_t rows = a.row_end - a.row_begin, channels = g.group_in(), size = a.group_words * kStepsPerPlane;
+  const uint32_t* const words = a.words + (plane * g.pixels_in() * g.groups + a.group) * size;
+  Views views;
+  views.look(g, a.row_begin, rows);
+  int64_t since = 0;  // rows in the 16-bit sums
+  for (int64_t tap = 0; tap < g.taps(); ++tap) {
+    int64_t seen[kTileRows];
+    for (int64_t row = 0; row < rows; ++row) seen[row] = views.seen(g, row, tap);
+    for (int64_t w = 0; w < a.group_words; ++w) {
+      const int64_t left = channels - w * kWordChannels, n = left < kWordChannels ? left : kWordChannels;
+      if (sizeof(E) == 2 && since + n > kChunkRows) {
+        for (int64_t slot = 0; slot < rows * steps; ++slot) {
+          empty_slot<kVectors>(reinterpret_cast<int16_t*>(acc + slot * block), wide + slot * block);
+        }
+        since = 0;
+      }
+      since += n;
+      fill_table<E, kVectors>(a.weight + (tap * channels + w * kWordChannels) * block, n, table);
+      for (int64_t row = 0; row < rows; ++row) {
+        if (seen[row] < 0) continue;
+        const uint32_t* const from = words + seen[row] * g.groups * size + w * kStepsPerPlane;
+        if (n == kWordChannels) {
+          add_words<E, kVectors, kWordChannels / 4>(from, steps, 0, table, acc + row * steps * block);
+        } else {
+          add_words<E, kVectors, 0>(from, steps, (n + 3) / 4, table, acc + row * steps * block);
+        }
+      }
+    }
+  }
+}
 
 // The neurons of one plane; states and sums are carried from plane to plane in [rows, block]. kVectors of a row step
 // together.
@@ -206,18 +316,28 @@ TANDEM_HOST void fire(const EventTileArgs<E, T>& args, const Model& model, int64
   }
 }
 
-// A count product: the sums belong to the binary digits of the counts.
+// kLanes<T> numbers of type C.
+template <class T, class C>
+struct LanesOf {
+  typedef C type __attribute__((vector_size(kLanes<T> * sizeof(C)), may_alias));
+};
+
+// A count product: the sums belong to the binary digits of the counts. Of integers they are exact: doubles hold them.
 template <class E, class T>
-void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, const Sums<E>& sums, T* carried_sum) {
+void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, const Sums<E>& sums,
+                  Carried<E, T>* carried_sum) {
+  using C = Carried<E, T>;
+  using Many = typename LanesOf<T, C>::type;
   constexpr int64_t lanes = kLanes<T>;
-  T first = 1;
+  C first = 1;
   for (int64_t p = 0; p < (a.first_plane + plane) * kStepsPerPlane; ++p) first *= 2;
   for (int64_t row = 0; row < a.row_end - a.row_begin; ++row) {
     for (int64_t c = 0; c < a.valid; c += lanes) {
-      Vec<T>& place = *reinterpret_cast<Vec<T>*>(carried_sum + row * a.block + c);
-      Vec<T> sum = place, factor = broadcast(first);
+      Many& place = *reinterpret_cast<Many*>(carried_sum + row * a.block + c);
+      Many sum = place, factor = Many{} + first;
       for (int64_t t = 0; t < steps; ++t) {
-        sum += factor * sums.template operator()<T>((row * steps + t) * a.block + c);
+        const auto digit = sums.template exact<T>((row * steps + t) * a.block + c);
+        sum += factor * __builtin_convertvector(digit, Many);
         factor += factor;
       }
       place = sum;
@@ -230,12 +350,17 @@ template <class E, class T, int kVectors, class Model>
 void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* model) {
   constexpr int64_t lanes = kLanes<T>, block = kVectors * kLanes<E>;
   constexpr bool kFires = !std::is_void_v<Model>;
+  using C = Carried<E, T>;
   const int64_t rows = a.row_end - a.row_begin;
-  T* sum = static_cast<T*>(a.scratch);
-  [[maybe_unused]] State<T> carried = {sum + rows * block, rows * block};
+  T* sum = static_cast<T*>(a.scratch);                       // of currents
+  [[maybe_unused]] C* counted = static_cast<C*>(a.scratch);  // of a count product
+  [[maybe_unused]] State<T> carried = {reinterpret_cast<T*>(counted + rows * block), rows * block};
   E* acc = reinterpret_cast<E*>(carried.data);
   if constexpr (kFires) acc = reinterpret_cast<E*>(carried.data + Model::kStates * carried.stride);
   int32_t* wide = reinterpret_cast<int32_t*>(acc + rows * kStepsPerPlane * block);  // of 16-bit sums alone
+  if constexpr (!kFires && std::is_integral_v<E>) {
+    std::memset(counted, 0, static_cast<size_t>(rows * block) * sizeof(C));
+  }
 
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = (a.row_begin + row) * a.row_stride;
@@ -246,28 +371,48 @@ void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* m
         first_state<T>(*model, real ? a.initial : State<const T>{}, at + c, a.valid - c, state);
         store_state<T>(carried, row * block + c, state, lanes);
       }
-      store(sum + row * block + c, real && a.add_sum ? load(a.sum + at + c, a.valid - c) : Vec<T>{}, lanes);
+      if constexpr (kFires || !std::is_integral_v<E>) {
+        store(sum + row * block + c, real && a.add_sum ? load(a.sum + at + c, a.valid - c) : Vec<T>{}, lanes);
+      }
     }
   }
   for (int64_t plane = 0; plane * kStepsPerPlane < a.steps; ++plane) {
     const int64_t steps = steps_in_plane(plane, a.steps);
-    const bool widened = sizeof(E) == 2 && a.widened[(plane * a.geometry->groups + a.group) * a.tiles + a.tile];
+    bool widened = false;
+    if constexpr (sizeof(E) == 2) {
+      widened = a.words ? a.geometry->features() > kChunkRows
+                        : a.widened[(plane * a.geometry->groups + a.group) * a.tiles + a.tile] != 0;
+    }
     std::memset(acc, 0, static_cast<size_t>(rows * steps * block) * sizeof(E));
     if (widened) std::memset(wide, 0, static_cast<size_t>(rows * steps * block) * sizeof(int32_t));
-    accumulate<E, T, kVectors>(a, plane, acc, wide);
+    if constexpr (std::is_integral_v<E>) {
+      if (a.words) {
+        accumulate_words<E, T, kVectors>(a, plane, steps, acc, wide, static_cast<E*>(a.table));
+      } else {
+        accumulate<E, T, kVectors>(a, plane, acc, wide);
+      }
+    } else {
+      accumulate<E, T, kVectors>(a, plane, acc, wide);
+    }
     const Sums<E> sums = {acc, widened ? wide : nullptr};
     if constexpr (kFires) {
       constexpr int kTogether = block / lanes < kSpikeVectors ? 1 : kSpikeVectors;
       fire<E, T, kTogether>(a, *model, plane, steps, sums, carried, sum);
     } else {
-      weigh_digits<E, T>(a, plane, steps, sums, sum);
+      weigh_digits<E, T>(a, plane, steps, sums, counted);
     }
   }
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = (a.row_begin + row) * a.row_stride;
     for (int64_t c = 0; c < a.valid; c += lanes) {
       const int64_t left = a.valid - c;
-      Vec<T> total = load(sum + row * block + c, lanes);
+      Vec<T> total;
+      if constexpr (kFires) {
+        total = load(sum + row * block + c, lanes);
+      } else {
+        total = __builtin_convertvector(*reinterpret_cast<typename LanesOf<T, C>::type*>(counted + row * block + c),
+                                        Vec<T>);
+      }
       if (!kFires && a.last) {
         if (a.scale) total *= load(a.scale + c, left);
         if (a.bias) total += load(a.bias + c, left);

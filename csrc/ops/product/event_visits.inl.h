@@ -8,6 +8,29 @@
 
 namespace tandem::TANDEM_ISA {
 
+inline void build_words(const uint8_t* bits, int64_t pixels, int64_t groups, int64_t channels, uint32_t* words) {
+  constexpr int64_t kPair = 2 * kWordChannels;
+  for (int64_t i = 0; i < pixels * groups; ++i) {
+    for (int64_t c = 0; c < channels; c += kPair, bits += kPair) {
+      const int64_t n = channels - c < kPair ? channels - c : kPair;
+      uint64_t steps[kStepsPerPlane];
+      if (n == kPair) {
+        transpose_64x8(bits, steps);
+      } else {
+        uint8_t last[kPair] = {};
+        std::memcpy(last, bits, static_cast<size_t>(n));
+        transpose_64x8(last, steps);
+        bits -= kPair - n;
+      }
+      for (int64_t t = 0; t < kStepsPerPlane; ++t) words[t] = static_cast<uint32_t>(steps[t]);
+      words += kStepsPerPlane;
+      if (n <= kWordChannels) continue;
+      for (int64_t t = 0; t < kStepsPerPlane; ++t) words[t] = static_cast<uint32_t>(steps[t] >> kWordChannels);
+      words += kStepsPerPlane;
+    }
+  }
+}
+
 // Spikes of n channels -> a unit: 8 lengths, then the lists of all `steps` end to end. Returns its end and writes up to
 // kListSlack bytes more. Reads whole words of 64 channels; those past the n-th must be silent.
 TANDEM_HOST uint8_t* build_unit(const uint8_t* in, int64_t n, int64_t steps, uint8_t* unit) {

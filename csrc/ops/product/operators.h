@@ -18,10 +18,11 @@ std::tuple<Tensor, Tensor, Tensor> spiking_product(
     const std::optional<Tensor>& scale, const std::optional<Tensor>& bias, const std::optional<Tensor>& state,
     const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups, int64_t time_steps,
     int64_t neuron, const std::vector<double>& parameters, int64_t engine, int64_t terms, bool want_sum,
-    bool want_state) {
+    bool want_state, const std::optional<Tensor>& master, const std::optional<Tensor>& unit) {
   const bool linear = weight.dim() == 2;
   const char* op = linear ? "spiking_linear" : "spiking_conv2d";  // as the Python functions are called
   const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
+  check_master(op, weight, master, unit);
   return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
                   {state, time_steps, neuron, parameters, want_sum, want_state}, geometry, linear);
 }
@@ -30,10 +31,12 @@ template <CountProduct* kProduct>
 Tensor count_product(const Tensor& bits, const std::optional<Tensor>& count, const Tensor& weight,
                      const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
                      const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding,
-                     const Sizes& dilation, int64_t groups, int64_t engine, int64_t terms) {
+                     const Sizes& dilation, int64_t groups, int64_t engine, int64_t terms,
+                     const std::optional<Tensor>& master, const std::optional<Tensor>& unit) {
   const bool linear = weight.dim() == 2;
   const char* op = linear ? "count_linear" : "count_conv2d";
   const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
+  check_master(op, weight, master, unit);
   return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms}, geometry, linear);
 }
 

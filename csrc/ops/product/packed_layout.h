@@ -9,8 +9,8 @@
 
 namespace tandem {
 
-// What a packed weight consists of: float and double as they are, 16-bit floats widened to 32 bits, 8-bit integers
-// to 16.
+// What a packed weight consists of: float and double as they are, 16-bit floats widened to 32 bits, integers of 8 bits
+// to 16, and of 16 bits to 32.
 template <class E>
 constexpr ScalarType packed_type();
 template <>
@@ -25,12 +25,18 @@ template <>
 constexpr ScalarType packed_type<int16_t>() {
   return ScalarType::Short;
 }
+template <>
+constexpr ScalarType packed_type<int32_t>() {
+  return ScalarType::Int;
+}
 
 // Dispatch on a checked weight's dtype: calls f(E{}, T{}) with the packed elements' and the neurons' types.
 template <class F>
 void dispatch_packed(ScalarType weight, F&& f) {
   if (weight == ScalarType::Char) {
     f(int16_t{}, float{});
+  } else if (weight == ScalarType::Short) {
+    f(int32_t{}, float{});
   } else if (weight == ScalarType::Double) {
     f(double{}, double{});
   } else {
@@ -43,6 +49,8 @@ template <class E, class F>
 void dispatch_unpacked(ScalarType weight, F&& f) {
   if constexpr (std::is_same_v<E, int16_t>) {
     f(int8_t{});
+  } else if constexpr (std::is_same_v<E, int32_t>) {
+    f(int16_t{});
   } else if constexpr (std::is_same_v<E, double>) {
     f(double{});
   } else if (weight == ScalarType::Half) {

@@ -22,8 +22,8 @@ int64_t out_size(const char* op, const char* axis, int64_t size, int64_t kernel,
 void check_weight_type(const char* op, const Tensor& weight) {
   const ScalarType type = weight.scalar_type();
   TANDEM_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-                   type == ScalarType::BFloat16 || type == ScalarType::Char,
-               op, "weight must be float32, float64, float16, bfloat16 or int8, got ", name_of(type));
+                   type == ScalarType::BFloat16 || is_integer(type),
+               op, "weight must be float32, float64, float16, bfloat16, int8 or int16, got ", name_of(type));
 }
 
 void check_weight(const char* op, const Tensor& bits, const Tensor& weight) {
@@ -65,17 +65,21 @@ void check_operand(const char* op, const char* argument, const Tensor& tensor, c
     return;
   }
   TANDEM_CHECK(tensor.scalar_type() == type, op, argument,
-               " must be float32 with int8, float16 or bfloat16 weights, got ", name_of(tensor.scalar_type()));
+               " must be float32 with int8, int16, float16 or bfloat16 weights, got ", name_of(tensor.scalar_type()));
   check_same_device(op, argument, tensor, weight, "weight");
   check_shape(op, argument, tensor, expected);
 }
 
 void check_integers(const char* op, const ProductArguments& a) {
-  if (a.weight.scalar_type() != ScalarType::Char) return;
-  TANDEM_CHECK(a.weight.numel() / a.weight.size(0) <= int64_t{1} << 24, op,
-               "int8 weights must have at most 2^24 inputs per neuron, so that sums fit into 32 bits, got ",
-               shape(a.weight));
-  TANDEM_CHECK(a.scale.has_value(), op, "scale must be given with int8 weights");
+  const ScalarType type = a.weight.scalar_type();
+  if (!is_integer(type)) return;
+  TANDEM_CHECK(a.weight.numel() / a.weight.size(0) <= int64_t{1} << 24, op, name_of(type),
+               " weights must have at most 2^24 inputs per neuron, got ", shape(a.weight));
+  // On the CPU, sums of more are checked, and wide where they have to be.
+  TANDEM_CHECK(a.weight.is_cpu() || a.weight.numel() / a.weight.size(0) <= most_inputs(type), op, name_of(type),
+               " weights must have at most ", most_inputs(type),
+               " inputs per neuron on a CUDA device, so that sums fit into 32 bits, got ", shape(a.weight));
+  TANDEM_CHECK(a.scale.has_value(), op, "scale must be given with ", name_of(type), " weights");
 }
 
 ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {
@@ -107,16 +111,6 @@ void check_pair(const char* op, const char* argument, const Sizes& value, int64_
                op, argument, " must be two integers of at least ", least, " and at most 2^30, got ", to_string(value));
 }
 
-ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
-                             const Sizes& padding, const Sizes& dilation, int64_t groups) {
-  check_bits(op, bits, 5);
-  TANDEM_CHECK(bits.dim() == 5, op, "bits must be [P, N, C, H, W], got ", shape(bits));
-  check_weight(op, bits, weight);
-  Sizes input = sizes_of(bits);
-  input.erase(input.begin());
-  return conv2d_geometry(op, input, weight, stride, padding, dilation, groups);
-}
-
 ConvGeometry conv2d_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
                              const Sizes& padding, const Sizes& dilation, int64_t groups) {
   const int64_t channels = input[1];
@@ -146,17 +140,16 @@ ConvGeometry conv2d_geometry(const char* op, const Sizes& input, const Tensor& w
 
 namespace {
 
-ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& weight) {
-  check_bits(op, bits, 3);
-  check_weight(op, bits, weight);
+// For an input [N, *, F], without planes.
+ConvGeometry linear_geometry(const char* op, const Sizes& input, const Tensor& weight) {
   TANDEM_CHECK(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) >= 1, op,
                "weight must be [O, F] with no empty dimension, got ", shape(weight));
-  const int64_t features = bits.size(bits.dim() - 1);
-  TANDEM_CHECK(weight.size(1) == features, op, "weight must be [O, ", features, "] for bits of shape ", shape(bits),
-               ", got ", shape(weight));
+  const int64_t features = input.back();
+  TANDEM_CHECK(weight.size(1) == features, op, "weight must be [O, ", features, "] for an input [N, *, ", features,
+               "], got ", shape(weight));
   ConvGeometry g = {};
   g.batch = 1;
-  for (int64_t d = 1; d + 1 < bits.dim(); ++d) g.batch *= bits.size(d);
+  for (size_t d = 0; d + 1 < input.size(); ++d) g.batch *= input[d];
   g.in_channels = features, g.out_channels = weight.size(0);
   g.height = g.width = g.out_height = g.out_width = g.kernel_h = g.kernel_w = 1;
   g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = 1;
@@ -169,13 +162,24 @@ ConvGeometry linear_geometry(const char* op, const Tensor& bits, const Tensor& w
 
 ConvGeometry product_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
                               const Sizes& padding, const Sizes& dilation, int64_t groups) {
-  if (weight.dim() != 2) return conv2d_geometry(op, bits, weight, stride, padding, dilation, groups);
+  const bool linear = weight.dim() == 2;
+  check_bits(op, bits, linear ? 3 : 5);
+  TANDEM_CHECK(linear || bits.dim() == 5, op, "bits must be [P, N, C, H, W], got ", shape(bits));
+  check_weight(op, bits, weight);
+  Sizes input = sizes_of(bits);
+  input.erase(input.begin());
+  return product_geometry(op, input, weight, stride, padding, dilation, groups);
+}
+
+ConvGeometry product_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
+                              const Sizes& padding, const Sizes& dilation, int64_t groups) {
+  if (weight.dim() != 2) return conv2d_geometry(op, input, weight, stride, padding, dilation, groups);
   const Sizes ones = {1, 1}, zeros = {0, 0};
   TANDEM_CHECK(stride == ones, op, "stride must be [1, 1] for a weight [O, F], got ", to_string(stride));
   TANDEM_CHECK(padding == zeros, op, "padding must be [0, 0] for a weight [O, F], got ", to_string(padding));
   TANDEM_CHECK(dilation == ones, op, "dilation must be [1, 1] for a weight [O, F], got ", to_string(dilation));
   TANDEM_CHECK(groups == 1, op, "groups must be 1 for a weight [O, F], got ", groups);
-  return linear_geometry(op, bits, weight);
+  return linear_geometry(op, input, weight);
 }
 
 ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t groups) {
@@ -194,6 +198,16 @@ ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t group
   g.in_channels = checked_numel(op, {weight.size(1), groups});
   check_packable(op, g);
   return g;
+}
+
+void check_master(const char* op, const Tensor& weight, const std::optional<Tensor>& master,
+                  const std::optional<Tensor>& unit) {
+  TANDEM_CHECK(master.has_value() || !unit.has_value(), op, "unit must be None without master, got a tensor");
+  if (!master) return;
+  TANDEM_CHECK(is_integer(weight.scalar_type()), op,
+               "master must be None for weights that are no integers, got a tensor");
+  check_operand(op, "master", *master, weight, sizes_of(weight));
+  if (unit) check_operand(op, "unit", *unit, weight, {weight.size(0)});
 }
 
 ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {

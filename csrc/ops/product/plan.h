@@ -53,17 +53,29 @@ struct ProductPlan {
   Tensor out_bits, out_sum, out_state;  // features last; shape [0] where not wanted
 };
 
+// Whether weights are integers, of 8 or 16 bits.
+constexpr bool is_integer(ScalarType type) { return type == ScalarType::Char || type == ScalarType::Short; }
+// Inputs of a neuron whose sum fits 32 bits, whatever the weights.
+constexpr int64_t most_inputs(ScalarType type) {
+  return ((int64_t{1} << 31) - 1) / (type == ScalarType::Char ? 128 : 32639);
+}
+
 // Throws unless a geometry's argument is two integers from `least` to 2^30.
 void check_pair(const char* op, const char* argument, const Sizes& value, int64_t least);
 // Throws where stride, padding, dilation, groups and shapes do not make a convolution.
-ConvGeometry conv2d_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
-                             const Sizes& padding, const Sizes& dilation, int64_t groups);
-// The same for an input of sizes [N, C, H, W].
+// The input has the sizes [N, C, H, W].
 ConvGeometry conv2d_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
                              const Sizes& padding, const Sizes& dilation, int64_t groups);
 // Of a linear product where the weight has two dimensions, else of a convolution.
 ConvGeometry product_geometry(const char* op, const Tensor& bits, const Tensor& weight, const Sizes& stride,
                               const Sizes& padding, const Sizes& dilation, int64_t groups);
+// The same for an input of sizes [N, *, F] or [N, C, H, W].
+ConvGeometry product_geometry(const char* op, const Sizes& input, const Tensor& weight, const Sizes& stride,
+                              const Sizes& padding, const Sizes& dilation, int64_t groups);
+
+// Throws unless `master` has the shape of integer weights and `unit` a number for each output.
+void check_master(const char* op, const Tensor& weight, const std::optional<Tensor>& master,
+                  const std::optional<Tensor>& unit);
 
 // The geometry of the weights alone: an input of no sample and no pixel.
 ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t groups);

@@ -54,9 +54,9 @@ constexpr int kGatherWarps = 8;
 template <class E, class T, int kPerLane, bool kCounts, class Model>
 __global__ void __launch_bounds__(kGatherWarps* kWarp, 2)
     gather_kernel(const CudaProductArgs<E, T> a, const Model model) {
-  // 8-bit weights are summed exactly: a fan-in of 2^24 fits 32 bits at one step, not with counts.
+  // Integers are summed exactly: the fan-ins that the plan admits fit 32 bits at one step, not with counts.
   using Integer = std::conditional_t<kCounts, long long, int32_t>;
-  using Sum = std::conditional_t<std::is_same<E, int16_t>::value, Integer, T>;
+  using Sum = std::conditional_t<std::is_integral<E>::value, Integer, T>;
   constexpr int kSums = kCounts ? 1 : static_cast<int>(kStepsPerPlane);
   const ConvGeometry& g = a.geometry;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -452,10 +452,12 @@ cudaError_t launch_pack_weight(const CudaPackArgs<W, E>& args, cudaStream_t stre
 template cudaError_t launch_gather_product(const CudaProductArgs<float, float>&, cudaStream_t);
 template cudaError_t launch_gather_product(const CudaProductArgs<double, double>&, cudaStream_t);
 template cudaError_t launch_gather_product(const CudaProductArgs<int16_t, float>&, cudaStream_t);
+template cudaError_t launch_gather_product(const CudaProductArgs<int32_t, float>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<float, float>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<Float16, float>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<BFloat16, float>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<double, double>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<int8_t, int16_t>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<int16_t, int32_t>&, cudaStream_t);
 
 }  // namespace tandem

@@ -159,6 +159,9 @@ int main(int argc, char** argv) {
       case 4:
         product<int8_t, int16_t, float>();
         break;
+      case 5:
+        product<int16_t, int32_t, float>();
+        break;
       default:
         stop("no such weights");
     }

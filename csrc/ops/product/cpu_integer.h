@@ -1,0 +1,24 @@
+// The dense engine of integer weights, and the sums that 32 bits do not hold. Whatever the engine, sums of integers are
+// the same to the bit.
+#pragma once
+
+#include "ops/product/cpu_event.h"
+#include "ops/product/plan.h"
+
+namespace tandem {
+
+// Both fill the outputs of some samples.
+void run_spiking_words(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps);
+void run_count_words(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts);
+
+// Whether the processor multiplies counts with 8-bit weights, four at a time, and whether they all fit.
+bool multiplies_counts(const ProductPlan& plan);
+void run_count_bytes(const char* op, const ProductPlan& plan, Samples samples);
+
+// Whether a sum of these weights could exceed 32 bits: they are many, of 16 bits, and as large as that.
+bool exceeds_32_bits(const ProductPlan& plan);
+// The products of such weights, one neuron after the other.
+void run_spiking_wide(const char* op, const ProductPlan& plan, int64_t time_steps);
+void run_count_wide(const char* op, const ProductPlan& plan);
+
+}  // namespace tandem

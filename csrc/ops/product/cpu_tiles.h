@@ -1,0 +1,63 @@
+// Output pixels in tiles, and blocks of output channels, shared out among threads: what products of events and of words
+// have in common.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/aligned_buffer.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "ops/product/packed_layout.h"
+
+namespace tandem {
+
+// Output pixels per tile: few enough that the accumulators stay well inside an L2 cache and that every thread gets
+// several tiles, many enough that a chunk of weights, once in L1, is used often.
+inline int64_t tile_rows(const ConvGeometry& g, int64_t row_bytes, int64_t tasks_per_tile) {
+  constexpr int64_t kScratchBytes = int64_t{384} * 1024, kLeast = 4, kMost = kTileRows;
+  const int64_t rows = std::clamp(kScratchBytes / row_bytes, kLeast, kMost);
+  const int64_t wanted_tiles = (int64_t{4} * torch::stable::get_num_threads() + tasks_per_tile - 1) / tasks_per_tile;
+  const int64_t fair = (g.pixels_out() + wanted_tiles - 1) / std::max<int64_t>(1, wanted_tiles);
+  return std::clamp(std::min(rows, fair), int64_t{1}, kMost);
+}
+
+// Every tile of `rows` output pixels with every block of output channels. args: what all tiles have in common, with
+// outputs, scale and bias at channel 0; packed: the weights of all blocks.
+template <class E, class T>
+void run_tiles(const char* op, const ConvGeometry& g, const PackedLayout& layout, const E* packed, int64_t rows,
+               const EventTileArgs<E, T>& args) {
+  const int64_t tiles = (g.pixels_out() + rows - 1) / rows;
+  const Kernels& k = kernels();
+  // Tiles innermost: neighbouring tasks share a block of weights.
+  parallel_tasks(g.groups * layout.blocks * tiles, [&](const auto& next) {
+    const AlignedBuffer<uint8_t> scratch(op, event_scratch_bytes<E, T>(rows, layout.block, states_of(args.neuron)));
+    const AlignedBuffer<uint8_t> table(op, args.words ? table_bytes<E>(layout.block) : 0);
+    for (int64_t task = next(); task >= 0; task = next()) {
+      const int64_t b = task / tiles % layout.blocks, group = task / tiles / layout.blocks;
+      const int64_t channel = group * g.group_out() + b * layout.block;
+      EventTileArgs<E, T> tile = args;
+      tile.geometry = &g;
+      tile.tiles = tiles;
+      tile.row_stride = g.out_channels;
+      tile.block = layout.block;
+      tile.weight = packed + (group * layout.blocks + b) * layout.block_elements();
+      tile.valid = std::min(layout.block, g.group_out() - b * layout.block);
+      tile.group = group;
+      tile.tile = task % tiles;
+      tile.row_begin = tile.tile * rows;
+      tile.row_end = std::min(g.pixels_out(), tile.row_begin + rows);
+      if (tile.scale) tile.scale += channel;
+      if (tile.bias) tile.bias += channel;
+      tile.initial = tile.initial + channel;
+      if (tile.bits) tile.bits += channel;
+      if (tile.sum) tile.sum += channel;
+      tile.state = tile.state + channel;
+      tile.scratch = scratch.data;
+      tile.table = table.data;
+      k.event_tile<E>()(tile);
+    }
+  });
+}
+
+}  // namespace tandem

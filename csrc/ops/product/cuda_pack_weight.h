@@ -1,0 +1,50 @@
+// Packed weights on a CUDA device, for the products that read them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "cuda/stream.h"
+#include "ops/product/packed_layout.h"
+#include "ops/product/spiking_product.cuh"
+
+namespace tandem {
+
+inline void pack_on_device(const char* op, const Tensor& weight, const ConvGeometry& g, const Tensor& packed) {
+  const cudaStream_t stream = current_stream(op, weight.get_device_index());
+  const bool linear = weight.dim() == 2;
+  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
+    using E = decltype(element);
+    dispatch_unpacked<E>(weight.scalar_type(), [&](auto unpacked) {
+      using W = decltype(unpacked);
+      const PackedLayout layout = packed_layout<E>(g);
+      CudaPackArgs<W, E> args = {};
+      args.geometry = g;
+      args.weight = static_cast<const W*>(weight.const_data_ptr());
+      args.stride_o = weight.stride(0), args.stride_c = weight.stride(1);
+      args.stride_h = linear ? 1 : weight.stride(2), args.stride_w = linear ? 1 : weight.stride(3);
+      args.packed = static_cast<E*>(packed.mutable_data_ptr());
+      args.block = layout.block, args.blocks = layout.blocks;
+      check_launch(op, launch_pack_weight(args, stream));
+    });
+  });
+}
+
+// The packed weights that a call brought, or else new ones; from an address that 16 divides, since the tensor-core
+// engine reads 16 bytes at a time.
+template <class E>
+Tensor packed_on_device(const char* op, const Tensor& weight, const std::optional<Tensor>& given,
+                        const ConvGeometry& g) {
+  if (!given) {
+    const Tensor packed = empty_packed(op, weight, g);
+    pack_on_device(op, weight, g, packed);
+    return packed;
+  }
+  check_packed<E>(op, "packed", *given, g);
+  if (reinterpret_cast<uintptr_t>(given->const_data_ptr()) % 16 == 0) return *given;
+  Tensor copy = empty_channels_last(op, *given, sizes_of(*given), given->scalar_type(), 0);
+  torch::stable::copy_(copy, *given);
+  return copy;
+}
+
+}  // namespace tandem

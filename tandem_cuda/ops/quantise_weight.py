@@ -1,0 +1,56 @@
+"""quantise_weight: the nearest integer weights, with one scale per output channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks
+
+LARGEST = {8: 127, 16: 32639}
+"""By bits, the largest integer. Of 16 bits it is 256 * 127 + 127, which two signed digits of 8 bits hold."""
+
+
+def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Round weights to integers times a scale per output channel: weight ~ scale * q, |q| <= 127 or 32639.
+
+    The scale of a channel is its largest weight over the largest integer. Integers have exact sums, which every engine,
+    instruction set and device computes alike. All operations are those of IEEE 754, so q and scale are the same
+    everywhere, too.
+
+    Args:
+        weight: float32 [O, ...], output channels first, finite.
+        bits: 8 or 16.
+
+    Returns:
+        ``(q, scale)``: int8 or int16 in the shape of ``weight``, and float32 [O]; 1 for channels of zeros. No gradient.
+
+    Raises:
+        TypeError: ``weight`` is not a float32 tensor.
+        ValueError: ``bits`` is neither 8 nor 16, or ``weight`` has fewer than two dimensions or an empty one.
+        RuntimeError: on the CPU, a weight that is not finite.
+    """
+    op = "quantise_weight"
+    checks.check_tensor(op, "weight", weight)
+    if weight.dtype != torch.float32:
+        raise TypeError(f"{op}: weight must be float32, got {weight.dtype}")
+    if bits not in LARGEST:
+        raise ValueError(f"{op}: bits must be 8 or 16, got {bits!r}")
+    if weight.dim() < 2 or 0 in weight.shape:
+        raise ValueError(f"{op}: weight must be [O, ...] with no empty dimension, got {list(weight.shape)}")
+    weight, largest = weight.detach(), LARGEST[bits]
+    if weight.is_cpu:
+        return torch.ops.tandem_cuda.quantise_weight(weight, largest)
+    dtype = torch.int8 if bits == 8 else torch.int16
+    scale = weight.abs().amax(tuple(range(1, weight.dim()))) / largest
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    whole = weight / scale.view(-1, *[1] * (weight.dim() - 1))
+    return whole.round_().clamp_(-largest, largest).to(dtype), scale
+
+
+@torch.library.register_fake("tandem_cuda::quantise_weight")
+def _(weight: Tensor, largest: int) -> Any:
+    dtype = torch.int8 if largest == 127 else torch.int16
+    return torch.empty(weight.shape, dtype=dtype, device=weight.device), weight.new_empty(weight.shape[:1])
