@@ -12,15 +12,16 @@ namespace tandem::TANDEM_ISA {
 template <class E, int kVectors, int kPixels>
 TANDEM_HOST void add_products(const float* const* input, const E* rows, int64_t n, int64_t block, float* const* sum) {
   using Narrow = std::conditional_t<sizeof(E) == 2, Simd<float>::Int16, Simd<float>::Int32>;
+  constexpr int64_t lanes = kLanes<float>;
   Vec<float> total[kPixels][kVectors];
   unrolled<kPixels>([&](int p) TANDEM_INLINE {
-    unrolled<kVectors>([&](int v) TANDEM_INLINE { total[p][v] = load(sum[p] + v * kLanes<float>, kLanes<float>); });
+    unrolled<kVectors>([&](int v) TANDEM_INLINE { total[p][v] = load(sum[p] + v * lanes, lanes); });
   });
   for (int64_t c = 0; c < n; ++c, rows += block) {
     Vec<float> weights[kVectors];
     unrolled<kVectors>([&](int v) TANDEM_INLINE {
       Narrow narrow;
-      std::memcpy(&narrow, rows + v * kLanes<float>, sizeof(narrow));
+      std::memcpy(&narrow, rows + v * lanes, sizeof(narrow));
       weights[v] = __builtin_convertvector(narrow, Vec<float>);
     });
     unrolled<kPixels>([&](int p) TANDEM_INLINE {
@@ -29,7 +30,7 @@ TANDEM_HOST void add_products(const float* const* input, const E* rows, int64_t 
     });
   }
   unrolled<kPixels>([&](int p) TANDEM_INLINE {
-    unrolled<kVectors>([&](int v) TANDEM_INLINE { store(sum[p] + v * kLanes<float>, total[p][v], kLanes<float>); });
+    unrolled<kVectors>([&](int v) TANDEM_INLINE { store(sum[p] + v * lanes, total[p][v], lanes); });
   });
 }
 

@@ -13,7 +13,7 @@ namespace tandem::TANDEM_ISA {
 
 #if defined(__AVX512VNNI__)
 
-constexpr int kOutputs = 16;  // lanes of 32 bits
+constexpr int64_t kOutputs = 16;  // lanes of 32 bits
 
 // The bytes of four rows of `block` weights, side by side; rows past the n-th are zero.
 TANDEM_HOST void fill_quad(const int16_t* rows, int64_t n, int64_t block, uint8_t* panel) {
