@@ -77,7 +77,7 @@ TANDEM_HOST void multiply(const uint8_t* const* counts, const uint8_t* panel, in
   });
   for (int64_t q = 0; q < quads; ++q, panel += 4 * block) {
     __m512i weights[kVectors];
-    unrolled<kVectors>([&](int v) TANDEM_INLINE { weights[v] = _mm512_load_si512(panel + 64 * v); });
+    unrolled<kVectors>([&](int v) TANDEM_INLINE { weights[v] = _mm512_load_si512(panel + int64_t{64} * v); });
     unrolled<kPixels>([&](int p) TANDEM_INLINE {
       int32_t four;
       std::memcpy(&four, counts[p] + 4 * q, sizeof(four));
