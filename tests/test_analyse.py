@@ -336,6 +336,11 @@ def test_records_stand_in_for_runs(mnist, tmp_path):
     status, _, error = results(mnist, out, "--only", "fashion_mnist")
     assert status == 0, error
     assert tables(out) == page
+    status, said, error = results(mnist, out, "--only", "mnist_autoencoder", "--missing")
+    assert status == 0, error
+    assert said.count(": recorded") == 2
+    assert "training" not in said
+    assert tables(out) == page
 
 
 def test_results_of_recipes(mnist, tmp_path):

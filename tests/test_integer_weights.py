@@ -22,7 +22,9 @@ from tandem_cuda import (
     TandemLinear,
     convert,
     freeze,
+    ops,
     quantise,
+    reference,
 )
 from tandem_cuda.freeze.forms import FrozenLayer
 from tandem_cuda.nn.tandem import TandemLayer
@@ -270,6 +272,59 @@ def test_eval_mode_notices(change):
         after = Watch(net)(x)
         assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
         all_the_same(Watch(copy.deepcopy(net))(x), after)
+
+
+@pytest.mark.parametrize("engine", ["auto", "event", "dense"])
+@pytest.mark.parametrize("value", [32639, 30000])
+def test_sums_beyond_32_bits(value, engine):
+    """70,000 inputs: sums of the larger value do not fit 32 bits, those of the smaller one do."""
+    inputs, neuron = 70_000, IF(1.0)
+    weight = torch.full((3, inputs), value, dtype=torch.int16)
+    weight[1] *= -1
+    weight[2, ::2] = 7
+    bits = torch.full((1, 2, inputs), 0b101, dtype=torch.uint8)
+    bits[:, 1, 1000:] = 0
+    scale, bias = torch.tensor([2.0**-31, 2.0**-30, 2.0**-31]), torch.tensor([0.25, 0.0, -0.5])
+    named = {"scale": scale, "time_steps": 3, "neuron": neuron}
+    got = ops.spiking_linear(bits, weight, bias, engine=engine, **named)
+    for a, b in zip(got, reference.spiking_linear(bits, weight, bias, **named), strict=True):
+        same(a, b)
+    same(
+        ops.count_linear(bits, weight, bias, scale=scale, engine=engine),
+        reference.count_linear(bits, weight, bias, scale=scale),
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4, 1, 3, 3)])
+@pytest.mark.parametrize("value", [32640, -32640])
+def test_weights_that_two_digits_do_not_hold(shape, value):
+    weight = torch.zeros(shape, dtype=torch.int16)
+    weight[2] = value
+    with pytest.raises(RuntimeError, match=f"pack_weight: 16-bit weights must be from -32639 to 32639, got {value}"):
+        ops.pack_weight(weight)
+    bits = torch.ones(1, 2, 5) if len(shape) == 2 else torch.ones(1, 2, 4, 3, 3)  # the second one is depthwise
+    product = ops.count_linear if len(shape) == 2 else lambda *a, **kw: ops.count_conv2d(*a, groups=4, **kw)
+    with pytest.raises(RuntimeError, match=f"16-bit weights must be from -32639 to 32639, got {value}"):
+        product(bits.to(torch.uint8), weight, scale=torch.ones(shape[0]))
+
+
+@pytest.mark.parametrize("two_phase", [False, True])
+def test_compiled_and_functional(two_phase):
+    torch.manual_seed(0)
+    net = nn.Sequential(TandemLinear(9, 6, norm="batch", neuron=IF(0.2, two_phase=two_phase))).eval()
+    quantise(net, 8)
+    x = Encode(4, mode="impulse")(torch.randn(5, 9))
+    want = net(x).count
+    same(torch.compile(net, backend="aot_eager", fullgraph=True)(x).count.detach(), want.detach())
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+
+    def total(parameters):
+        return torch.func.functional_call(net, parameters, (x,)).count.square().sum()
+
+    got = torch.func.grad(total)(parameters)
+    want.square().sum().backward()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(got[name], p.grad)
 
 
 @pytest.mark.parametrize(("bits", "share"), [(8, 0.27), (16, 0.52)])

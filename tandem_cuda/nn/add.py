@@ -286,13 +286,13 @@ def _part(branch: Any, x: SpikeTrain) -> _Part:
     if isinstance(branch, ConvolutionLayer):
         image, geometry = branch.as_image(x)
         bits, outputs = image.bits, branch.out_channels
-        shape = branch.kernel_weight().shape
+        shape = branch.arranged(branch.stored_weight()).shape
         kernel = (shape[2], shape[3])
     else:
         if dims not in (1, 2, 3) or (isinstance(branch, TandemLayer) and dims != 1):
             raise ValueError(f"TandemAdd: input must be [N, F], [N, C, L] or [N, C, H, W], got {list(x.shape)}")
         bits = x.bits if dims == 3 else x.bits.unsqueeze(3) if dims == 2 else x.bits[..., None, None]
-        outputs = len(branch.weight) if isinstance(branch, TandemLayer) else bits.shape[2]
+        outputs = branch.outputs if isinstance(branch, TandemLayer) else bits.shape[2]
         geometry = Geometry()
     size = out_size(bits, bits.new_empty((1, 1, *kernel), device="meta"), *geometry)
     return _Part(branch, bits, kernel, geometry, (bits.shape[1], outputs, *size), dims)

@@ -187,7 +187,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
         self._check_dims(value)
         if self.padding != "same":
             padding = (0, 0) if isinstance(self.padding, str) else self.padding
-            check_fit("TandemConv2d", value, self.weight, self.stride, padding, self.dilation)
+            check_fit("TandemConv2d", value, self.stored_weight(), self.stride, padding, self.dilation)
 
     def per_channel(self, x: Tensor) -> Tensor:
         return x.view(-1, 1, 1)
@@ -315,7 +315,7 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         self._check_dims(value)
         if self.padding != "same":
             padding = 0 if isinstance(self.padding, str) else self.padding[0]
-            weight = self.weight.unsqueeze(2)
+            weight = self.stored_weight().unsqueeze(2)
             check_fit("TandemConv1d", value.unsqueeze(2), weight, (1, *self.stride), (0, padding), (1, *self.dilation))
 
     def per_channel(self, x: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class WeightQuantiser(nn.Module):
             grouped = self._by_channel(weight.detach())
             whole, scale = self._rounded(grouped)
             rounded = (whole * scale).view(weight.shape)
-        return _StraightThrough.apply(weight, rounded)  # type: ignore[no-untyped-call]
+        return _StraightThrough.apply(weight, rounded)  # type: ignore[no-untyped-call]  # torch's
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:

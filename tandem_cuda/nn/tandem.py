@@ -206,7 +206,7 @@ class TandemLayer(nn.Module, ABC):
         return self.dense_product(value, weight, bias if x.mode == "constant" and not gained else None).to(weight.dtype)
 
     def _checked_value(self, value: Tensor) -> Tensor:
-        name, weight = type(self).__name__, self._stored_weight()
+        name, weight = type(self).__name__, self.stored_weight()
         checks.check_dtype(name, "weight", self.dtype)
         if autocast.is_on(value.device) and value.is_floating_point():
             value = value.to(self.dtype)  # layers before Encode may return a lower precision
@@ -295,7 +295,7 @@ class TandemLayer(nn.Module, ABC):
     def sources(self) -> list[Tensor]:
         """Return all tensors that the spiking twin's weights depend on."""
         norm = self.norm
-        weight = self.weight if self.computes_weights() else self._stored_weight()
+        weight = self.weight if self.computes_weights() else self.stored_weight()
         tensors = [weight, self.bias, self.log_threshold]
         if norm is not None:
             tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
@@ -304,10 +304,10 @@ class TandemLayer(nn.Module, ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of values: that of the weights, or float32 if they are integers."""
-        dtype = self._stored_weight().dtype
+        dtype = self.stored_weight().dtype
         return torch.float32 if dtype in checks.INTEGERS else dtype
 
-    def _stored_weight(self) -> Tensor:
+    def stored_weight(self) -> Tensor:
         """Return the weight, but of quantised weights those in full precision."""
         module, name = stored(self, "weight") if quantiser(self) is not None else (self, "weight")
         weight: Tensor = getattr(module, name)
@@ -324,7 +324,7 @@ class TandemLayer(nn.Module, ABC):
 
     def takes_integers(self) -> bool:
         """Return whether the products take integers: the weights are quantised, or frozen as integers."""
-        return self.bits() is not None or self._stored_weight().dtype in checks.INTEGERS
+        return self.bits() is not None or self.stored_weight().dtype in checks.INTEGERS
 
     def spiking_weights(self, steps: int, amplitude: float) -> SpikingWeights:
         """Return the spiking twin's weights without a gradient, for input spikes of this amplitude."""
@@ -335,7 +335,7 @@ class TandemLayer(nn.Module, ABC):
         of_weight = quantiser(self)
         if of_weight is None or self.dtype != torch.float32:
             return Kernel(self.kernel_weight())
-        master = self.arranged(self._stored_weight())
+        master = self.arranged(self.stored_weight())
         weight, unit = of_weight.kernel(master)
         return Kernel(weight, unit=unit, master=master)
 
@@ -343,7 +343,7 @@ class TandemLayer(nn.Module, ABC):
         """Return the weights with ``packed``; with ``keep``, from the last call if they have not changed."""
         groups = getattr(self, "groups", 1)
         if keep:
-            return self._cache.kernel(self._stored_weight(), self.bits(), self.kernel, groups)
+            return self._cache.kernel(self.stored_weight(), self.bits(), self.kernel, groups)
         kernel = self.kernel()
         never = self.computes_weights()
         packed = ops.pack_weight(kernel.weight, groups) if never else self._cache.pack(kernel.weight, groups)
@@ -377,7 +377,7 @@ class TandemLayer(nn.Module, ABC):
         )
 
     def _drive(self, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
-        checks.check_finite(type(self).__name__, "weight", self._stored_weight())
+        checks.check_finite(type(self).__name__, "weight", self.stored_weight())
         return SpikingWeights(kernel, *self.affine().of_integers(kernel.unit).encoded_drive(steps, constant))
 
     def _eps(self) -> float | None:

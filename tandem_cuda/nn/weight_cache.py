@@ -112,7 +112,8 @@ def may_keep(module: nn.Module, layers: Sequence[nn.Module]) -> bool:
 
 def computes_weights(layer: nn.Module) -> bool:
     """Return whether a parametrisation computes the weights, so that changes of its state go unnoticed."""
-    return parametrize.is_parametrized(layer) and (quantiser(layer) is None or len(layer.parametrizations) > 1)  # type: ignore[arg-type]
+    parametrizations: Any = getattr(layer, "parametrizations", ())
+    return parametrize.is_parametrized(layer) and (quantiser(layer) is None or len(parametrizations) > 1)
 
 
 _State = tuple[int, list[int], list[int]]

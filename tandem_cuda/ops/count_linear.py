@@ -33,9 +33,10 @@ def count_linear(
         count: [N, ..., F], the differentiable count of ``bits``, which gets the gradient. The forward pass does not
             read its values.
         engine: "event": the work grows with the number of spikes. "dense": torch's own matrix product of float counts,
-            whose rounding may depend on the batch size. "auto": the same as "event". On CUDA, "dense" is the
-            tensor-core engine: it needs compute capability 8.0 or newer and supports neither float64 nor integer
-            weights. The precision of float32 weights follows ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
+            whose rounding may depend on the batch size. "auto": the same as "event". With integer weights, "dense" is
+            an engine of this library. On CUDA, "dense" is the tensor-core engine: it needs compute capability 8.0 or
+            newer and supports neither float64 nor integer weights. The precision of float32 weights follows
+            ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
         master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
             gradient (straight-through: as if nothing were rounded). Their values are not read.
         unit: [O]; None for 1.

@@ -15,16 +15,24 @@ namespace tandem::TANDEM_ISA {
 
 constexpr int64_t kOutputs = 16;  // lanes of 32 bits
 
+// Words of two vectors in turn: those of the first halves, and of the second.
+struct Interleaved {
+  alignas(64) uint16_t order[2][32];
+
+  constexpr Interleaved() : order() {
+    for (int i = 0; i < 32; ++i) {
+      order[0][i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
+      order[1][i] = static_cast<uint16_t>(16 + i / 2 + i % 2 * 32);
+    }
+  }
+};
+constexpr Interleaved kInterleaved;
+
 // The bytes of four rows of `block` weights, side by side; rows past the n-th are zero.
 TANDEM_HOST void fill_quad(const int16_t* rows, int64_t n, int64_t block, uint8_t* panel) {
   constexpr int kLowOr = 0xEA;  // (a & b) | c
-  // Words of two vectors in turn: those of the first halves, and of the second.
-  alignas(64) uint16_t order[2][32];
-  for (uint16_t i = 0; i < 32; ++i) {
-    order[0][i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
-    order[1][i] = static_cast<uint16_t>(16 + i / 2 + i % 2 * 32);
-  }
-  const __m512i first = _mm512_load_si512(order[0]), second = _mm512_load_si512(order[1]);
+  const __m512i first = _mm512_load_si512(kInterleaved.order[0]);
+  const __m512i second = _mm512_load_si512(kInterleaved.order[1]);
   const __m512i low_byte = _mm512_set1_epi16(255);
   for (int64_t c = 0; c < block; c += 32) {
     const auto row = [&](int64_t i) TANDEM_INLINE {

@@ -91,12 +91,9 @@ double count_crossover(const ConvGeometry& g) {
   return crossover(g, 40, 1.1) * alone(g, 1);
 }
 
-// Of integers: ones per digit of the input above which tables of sums are the faster ones, for so many digits of a
-// number; and above which multiplying the counts is.
-double word_crossover(const ConvGeometry& g, int64_t digits) {
-  (void)digits;
-  return g.group_in() < 16 ? 0.5 : 0.3;
-}
+// Of integers: ones per digit of the input above which tables of sums are the faster ones; and, for counts of so many
+// digits, above which multiplying them is.
+double word_crossover(const ConvGeometry& g) { return g.group_in() < 16 ? 0.5 : 0.3; }
 
 double byte_crossover(const ConvGeometry& g, int64_t digits) {
   return (g.group_in() < 16 ? 0.5 : 0.12) / static_cast<double>(digits);
@@ -170,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
     const Planes in = {static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), time_steps,
                        geometry.height * geometry.width * geometry.in_channels, geometry.batch};
     run_engines(
-        op, plan, choose(in, engine, integers ? word_crossover(geometry, 1) : spike_crossover(geometry, time_steps)),
+        op, plan, choose(in, engine, integers ? word_crossover(geometry) : spike_crossover(geometry, time_steps)),
         [&](const ProductPlan& p, Samples samples, double density) {
           run_spiking_events(op, p, samples, time_steps, density);
         },
@@ -200,7 +197,7 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
     const bool bytes = multiplies_counts(plan);
     const double crossover = !integers ? count_crossover(geometry) / static_cast<double>(counts.digits)
                              : bytes   ? byte_crossover(geometry, counts.digits)
-                                       : word_crossover(geometry, counts.digits);
+                                       : word_crossover(geometry);
     run_engines(
         op, plan, choose(in, engine, crossover),
         [&](const ProductPlan& p, Samples samples, double density) {
@@ -210,7 +207,7 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
           if (!integers) {
             run_count_dense(op, p, samples);
           } else if (bytes) {
-            run_count_bytes(op, p, samples);
+            run_count_bytes(op, p, samples, counts);
           } else {
             run_count_words(op, p, samples, counts);
           }

@@ -118,33 +118,28 @@ bool multiplies_counts(const ProductPlan& plan) {
 namespace {
 
 template <class E>
-void run_bytes(const char* op, const ProductPlan& plan, Samples samples) {
+void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& given) {
   const ConvGeometry& g = plan.geometry;
   const PackedLayout layout = packed_layout<E>(g);
-  const int64_t pixels = g.height * g.width, planes = plan.bits.size(0), channels = g.group_in();
+  const int64_t pixels = g.height * g.width, channels = g.group_in();
   const int64_t group_counts = (channels + 3) / 4 * 4, size = g.groups * group_counts;
-  const int64_t most = std::clamp<int64_t>(kPassBytes / std::max<int64_t>(1, pixels * size), 1, samples.count());
-  const auto* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
+  const bool pads = group_counts > channels;
+  const int64_t most = pads ? std::clamp<int64_t>(kPassBytes / std::max<int64_t>(1, pixels * size), 1, samples.count())
+                            : samples.count();
   with_packed<E>(op, plan, [&](const E* packed) {
-    const AlignedBuffer<uint8_t> counts(op, most * pixels * size);
+    const AlignedBuffer<uint8_t> padded(op, pads ? most * pixels * size : 0);
     for (int64_t n = samples.first; n < samples.last; n += most) {
       ConvGeometry band = g;
       band.batch = std::min(most, samples.last - n);
-      const int64_t stride = g.batch * pixels * g.in_channels;
-      const uint8_t* const from = bits + n * pixels * g.in_channels;
-      if (group_counts == channels) {
-        parallel_ranges(band.batch * pixels * size, 16384, [&](int64_t begin, int64_t end) {
-          kernels().count_bytes(from, planes, stride, begin, end, counts.data, 1);
-        });
-      } else {
-        parallel_ranges(band.batch * pixels * g.groups, std::max<int64_t>(1, 16384 / channels),
-                        [&](int64_t begin, int64_t end) {
-                          for (int64_t i = begin; i < end; ++i) {
-                            uint8_t* const to = counts.data + i * group_counts;
-                            std::fill_n(to, group_counts, uint8_t{0});
-                            kernels().count_bytes(from + i * channels, planes, stride, 0, channels, to, 1);
-                          }
-                        });
+      const uint8_t* const from = given.bytes.data + n * pixels * g.in_channels;
+      if (pads) {
+        parallel_ranges(
+            band.batch * pixels * g.groups, std::max<int64_t>(1, 16384 / channels), [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) {
+                uint8_t* const to = padded.data + i * group_counts;
+                std::fill_n(std::copy_n(from + i * channels, channels, to), group_counts - channels, uint8_t{0});
+              }
+            });
       }
       const int64_t wanted = int64_t{4} * torch::stable::get_num_threads();
       const int64_t tasks_per_tile = g.groups * layout.blocks;
@@ -158,7 +153,7 @@ void run_bytes(const char* op, const ProductPlan& plan, Samples samples) {
           const int64_t channel = group * g.group_out() + b * layout.block;
           CountTileArgs<E> tile = {};
           tile.geometry = &band;
-          tile.counts = counts.data;
+          tile.counts = pads ? padded.data : from;
           tile.group_counts = group_counts;
           tile.weight = packed + (group * layout.blocks + b) * layout.block_elements();
           tile.block = layout.block;
@@ -180,8 +175,9 @@ void run_bytes(const char* op, const ProductPlan& plan, Samples samples) {
 
 }  // namespace
 
-void run_count_bytes(const char* op, const ProductPlan& plan, Samples samples) {
-  dispatch_integers(plan.weight.scalar_type(), [&](auto element) { run_bytes<decltype(element)>(op, plan, samples); });
+void run_count_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts) {
+  dispatch_integers(plan.weight.scalar_type(),
+                    [&](auto element) { run_bytes<decltype(element)>(op, plan, samples, counts); });
 }
 
 // ---- Sums that 32 bits do not hold

@@ -13,7 +13,7 @@ void run_count_words(const char* op, const ProductPlan& plan, Samples samples, c
 
 // Whether the processor multiplies counts with 8-bit weights, four at a time, and whether they all fit.
 bool multiplies_counts(const ProductPlan& plan);
-void run_count_bytes(const char* op, const ProductPlan& plan, Samples samples);
+void run_count_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts);
 
 // Whether a sum of these weights could exceed 32 bits: they are many, of 16 bits, and as large as that.
 bool exceeds_32_bits(const ProductPlan& plan);

@@ -31,8 +31,11 @@ float quantise(const float* from, int64_t n, float largest, Q* to) {
     std::fill_n(to, n, Q{0});
     return 1;
   }
+  // Added and taken away, this leaves the nearest whole number, the even one of two; std::nearbyint is a call without
+  // SSE 4.1.
+  constexpr float kRounds = 12582912;  // 1.5 * 2^23
   for (i = 0; i < n; ++i) {
-    const float whole = std::nearbyint(from[i] / scale);
+    const float whole = (from[i] / scale + kRounds) - kRounds;
     to[i] = static_cast<Q>(static_cast<int32_t>(std::clamp(whole, -largest, largest)));
   }
   return scale;
