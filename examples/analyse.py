@@ -25,6 +25,7 @@ try:
     from analyses.common import NotApplicable, Work
     from analyses.counts import counts
     from analyses.curves import curves
+    from analyses.early_exit import early_exit
     from analyses.gradients import gradients
     from analyses.reconstructions import reconstructions
     from analyses.time_steps import time_steps
@@ -45,6 +46,7 @@ ANALYSES: dict[str, Callable[[Work], None]] = {
     "synops": synops,
     "rates": rates,
     "bits": bits,
+    "early_exit": early_exit,
     "reconstructions": reconstructions,
 }
 

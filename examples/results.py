@@ -36,6 +36,7 @@ BEGIN, END = "<!-- begin: written by examples/results.py -->", "<!-- end -->"
 QUICK = ("--data.limit", "400", "--trainer.max_epochs", "1")
 FOLDER = ("--data.source", "folder")
 ANALYSED = 2000  # test samples that pictures are drawn from
+OF_ALL = ("early_exit",)
 # The C library would give the memory of large tensors back at once, and the system would clear new pages for the next
 # step's: a third of the time of an ANN like the MNIST one, less of an SNN's. Other C libraries ignore this.
 KEEP_MEMORY = "glibc.malloc.mmap_threshold=2147483648:glibc.malloc.trim_threshold=2147483648"
@@ -91,7 +92,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0, 1, 2)
     remark: str = ""
     pictures: tuple[str, ...] = ("time_steps",)
-    """Of the first seed's runs of the first network and the last, which is the ANN."""
+    """Of the first seed's runs of the first network and the last, which is the ANN; those in OF_ALL of all SNNs."""
     time_steps: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Of tests and pictures."""
     on_demand: bool = False
@@ -173,7 +174,7 @@ EXPERIMENTS = (
         "mnist",
         "MNIST/raw/train-images-idx3-ubyte",
         (trained_for(8), trained_for(4), trained_for(2), MANY, ANN),
-        pictures=("counts", "angles", "gradients", "curves", "time_steps", "synops", "rates", "bits"),
+        pictures=("counts", "angles", "gradients", "curves", "time_steps", "synops", "rates", "bits", "early_exit"),
     ),
     Experiment(
         "fashion_mnist",
@@ -390,16 +391,26 @@ def trainings(experiment: Experiment, out: Path, quick: bool) -> Iterator[Traini
 def analyse(experiment: Experiment, args: argparse.Namespace) -> bool:
     """Pictures of runs of the first seed, copied beside the page; False where analyse.py fails."""
     first = [run for run in trainings(experiment, args.out, args.quick) if run.seed == experiment.seeds[0]]
-    pair = [first[0], first[-1]]
-    unknown = any(run.results() is None for run in pair) or not (args.data_dir / experiment.needs).exists()
-    if unknown or not experiment.pictures:
+    of_all = [name for name in experiment.pictures if name in OF_ALL]
+    return all(
+        [
+            draw(experiment, [first[0], first[-1]], [n for n in experiment.pictures if n not in OF_ALL], args),
+            draw(experiment, [run for run in first if run.network.spiking], of_all, args),
+        ]
+    )
+
+
+def draw(experiment: Experiment, runs: Sequence[Training], names: Sequence[str], args: argparse.Namespace) -> bool:
+    """Some pictures of some runs, once these are complete."""
+    unknown = any(run.results() is None for run in runs) or not (args.data_dir / experiment.needs).exists()
+    if unknown or not names:
         return True
     folder = args.out / experiment.name / "analysis"
-    command = [sys.executable, str(HERE / "analyse.py"), *(str(run.folder) for run in pair), "--out", str(folder)]
-    command += ["--limit", "100" if args.quick else str(ANALYSED), "--only", *experiment.pictures]
+    command = [sys.executable, str(HERE / "analyse.py"), *(str(run.folder) for run in runs), "--out", str(folder)]
+    command += ["--limit", "100" if args.quick else str(ANALYSED), "--only", *names]
     command += ["--time-steps", *map(str, experiment.time_steps)]
-    stamp = folder / "complete.txt"
-    newest = max((run.folder / "results.json").stat().st_mtime for run in pair)
+    stamp = folder / f"complete_{names[0]}.txt"
+    newest = max((run.folder / "results.json").stat().st_mtime for run in runs)
     if not (stamp.is_file() and stamp.stat().st_mtime > newest and stamp.read_text() == shlex.join(command)):
         say(f"analysing {experiment.name}:\n  {shlex.join(command)}")
         where = ["--data-dir", str(args.data_dir / experiment.below), "--threads", str(args.threads)]
@@ -408,7 +419,7 @@ def analyse(experiment: Experiment, args: argparse.Namespace) -> bool:
         write(stamp, shlex.join(command))
     pictures = args.page.parent / "results"
     pictures.mkdir(parents=True, exist_ok=True)
-    for name in experiment.pictures:
+    for name in names:
         shutil.copyfile(folder / f"{name}.png", pictures / f"{experiment.name}_{name}.png")
     return True
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 for module in ("lightning", "jsonargparse", "tensorboard", "torchvision", "tonic", "matplotlib"):
     pytest.importorskip(module)
 
-CLASSIFIER = ("counts", "angles", "gradients", "curves", "time_steps", "synops", "rates", "bits")
+CLASSIFIER = ("counts", "angles", "gradients", "curves", "time_steps", "synops", "rates", "bits", "early_exit")
 WHOLE = ("--data.limit", "600", "--trainer.max_epochs", "3")
 
 
@@ -188,6 +188,30 @@ def test_classifier(analyse, digits, tmp_path):
         assert number(row, "accuracy") == pytest.approx(results[row["run"]]["test"]["accuracy"], abs=1e-6)
     assert abs(number(rows[6], "accuracy") - number(rows[7], "accuracy")) < 0.05  # 8 bits are nearly enough
 
+    (row,) = table(tmp_path, "early_exit")
+    assert (row["run"], row["kind"], row["exit_confidence"], row["steps"]) == ("snn", "as a whole", "", "8")
+    for column, name in (("accuracy", "accuracy"), ("synops_per_sample", "synops_per_sample")):
+        assert number(row, column) == pytest.approx(results["snn"]["test"][name], rel=1e-5)
+
+
+def test_early_exit(analyse, refused, mnist, autoencoders, tmp_path):
+    """One network for several T, as a whole at each and as a cascade."""
+    size = ("--data.shift", "0", "--model.ann", "tandem_cuda.models.mnist_cnn", "--model.time_steps", "[2,4]")
+    run = train("mnist", mnist, tmp_path / "many", *WHOLE, *size)
+    analyse(run, "--out", tmp_path, "--only", "early_exit")
+    rows = table(tmp_path, "early_exit")
+    whole = [row for row in rows if row["kind"] == "as a whole"]
+    exits = [row for row in rows if row["kind"] == "early exit"]
+    assert [row["steps"] for row in whole] == ["2", "4"]
+    tested = json.loads((run / "results.json").read_text())["test_at_time_steps"]
+    for row in whole:
+        assert number(row, "accuracy") == pytest.approx(tested[row["steps"]]["accuracy"], rel=1e-5)
+    steps = [number(row, "steps") for row in exits]
+    assert steps == sorted(steps)
+    assert 2 < steps[0] < steps[-1] <= 6  # 2, or 2 and 4
+    assert number(exits[0], "synops_per_sample") < sum(number(row, "synops_per_sample") for row in whole)
+    assert "early_exit: it needs runs of a classifier" in refused(autoencoders[0], "--only", "early_exit")
+
 
 def test_autoencoder(analyse, autoencoders, tmp_path):
     only = ("counts", "gradients", "curves", "time_steps", "bits", "reconstructions")
@@ -213,6 +237,8 @@ def test_recordings_and_recipes(analyse, tmp_path):
         train("nmnist", tmp_path, tmp_path / kind, *small, "--trainer.max_epochs", "1", "--model.spiking", spiking)
     out = tmp_path / "events"
     analyse(tmp_path / "snn", tmp_path / "ann", "--out", out, "--only", "time_steps", "angles", "--time-steps", "8")
+    with pytest.raises(SystemExit, match="early_exit: it needs runs on real input"):
+        analyse(tmp_path / "snn", "--out", out, "--only", "early_exit")
     rows = table(out, "time_steps")
     assert [row["network"] for row in rows] == ["SNN", "SNN", "ANN", "transferred ANN"]
     tested = json.loads((tmp_path / "snn" / "results.json").read_text())["test_at_time_steps"]

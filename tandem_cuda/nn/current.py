@@ -68,7 +68,7 @@ def _normalised(norm: Norm | None, bias: Tensor | None) -> Affine:
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None  # ensured by checked_norm
     assert var is not None
-    # A root in double precision rounds to the exact float32 root; torch's float32 root may be off by one ulp.
+    # torch's roots may be off by an ulp. One in double precision still rounds to the exact float32 root.
     gain = norm.weight / torch.sqrt((var + norm.eps).double()).to(var.dtype)
     return Affine(gain, (-mean if bias is None else bias - mean) * gain + norm.bias)
 

@@ -1,4 +1,4 @@
-"""What operators and layers compute, in NumPy alone: a second opinion, written from their mathematics.
+"""What operators and layers compute, in NumPy and with torch's square root: a second opinion, written from mathematics.
 
 A neuron loop takes its floats in the one order that is promised, so that its results are equal to the bit. Products
 are float64 sums, exact for the dyadic weights that the cases draw, and rounded to the currents' dtype once.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from tandem_cuda import IF, LIF
 
@@ -256,7 +257,9 @@ def average_pool(spikes, rows, columns, threshold, override, dtype):
 
 def batch_norm_fold(gamma, beta, mean, var, eps, bias):
     """(gain, bias) of the spiking twin, in the dtype of the parameters."""
-    gain = gamma / np.sqrt(var + var.dtype.type(eps))
+    # torch's root of float64 may be off by an ulp: what the layers use, and exact when rounded to float32.
+    root = torch.sqrt(torch.from_numpy(var + var.dtype.type(eps)).double()).numpy().astype(var.dtype)
+    gain = gamma / root
     centred = -mean if bias is None else bias - mean
     return gain, centred * gain + beta
 

@@ -1,0 +1,67 @@
+"""What time buys: networks for one T, one network for several, and the latter with early exit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+from finished import Run
+from matplotlib.ticker import PercentFormatter
+
+from analyses.common import NotApplicable, Work
+from tandem_cuda import Cascade, OperatingPoint, SpikeTrain, freeze
+
+CONFIDENCES = (0.5, 0.7, 0.9, 0.95, 0.99, 0.999)
+
+
+def points_of(run: Run) -> dict[str, list[OperatingPoint]]:
+    """By kind: a network as a whole at each T that it was trained for; with several T, also their cascade."""
+    steps = sorted(run.module.trained_steps)
+    stages = [freeze(run.network(t)) for t in steps]
+    # A cascade of one network runs as a whole, whatever its neurons.
+    alone = [Cascade([stage]).accuracy_curve(run.batches(t), []) for stage, t in zip(stages, steps, strict=True)]
+    found = {"as a whole": [curve.over_time[-1] for curve in alone]}
+    if len(steps) > 1:
+        found["early exit"] = Cascade(stages).accuracy_curve(run.batches(), CONFIDENCES).over_confidence
+    return found
+
+
+def early_exit(work: Work) -> None:
+    """Accuracy against time steps and SynOps of every SNN, at the T that it was trained for and between them."""
+    runs = work.snns
+    if not work.runs[0].classifies:
+        raise NotApplicable("it needs runs of a classifier.")
+    if any(isinstance(run.batches()[0][0], SpikeTrain) for run in runs):
+        raise NotApplicable("it needs runs on real input: recordings have a T of their own.")
+    rows: list[dict[str, Any]] = []
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True, layout="constrained")
+    for run in runs:
+        label = f"{run.name}: SNN, T = {', '.join(map(str, sorted(run.module.trained_steps)))}"
+        for kind, points in points_of(run).items():
+            accuracies = [point.accuracy for point in points]
+            marks = {"ms": 5, "color": work.colour(run), "label": f"{label}, {kind}"}
+            for axes, cost in zip(panels, ("steps", "synops"), strict=True):
+                style = ("o-" if len(points) > 1 else "D") if kind == "as a whole" else "s:"
+                axes.plot([getattr(point, cost) for point in points], accuracies, style, **marks)
+            rows += [
+                {
+                    "run": run.name,
+                    "kind": kind,
+                    "exit_confidence": point.exit_confidence,
+                    "steps": point.steps,
+                    "synops_per_sample": point.synops,
+                    "accuracy": point.accuracy,
+                    "samples": sum(len(labels) for _, labels in run.batches()),
+                }
+                for point in points
+            ]
+    work.table("early_exit", rows)
+    panels[0].set(xlabel="time steps of a sample, mean", ylabel=f"accuracy on {rows[0]['samples']:,} test samples")
+    panels[1].set(xlabel="synaptic operations of a sample, mean")
+    panels[1].xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+    for axes in panels:
+        axes.grid(alpha=0.25)
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, loc="outside lower center", ncols=2, fontsize=8)
+    work.figure("early_exit", figure, f"Accuracy against time steps and operations: {work.source}")
