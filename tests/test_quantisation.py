@@ -25,6 +25,7 @@ from tandem_cuda import (
 )
 from tandem_cuda.diagnostics import diagnose
 from tandem_cuda.nn import quantiser as quantiser_module
+from tandem_cuda.nn.tandem import TandemLayer
 from tandem_cuda.quantisation import WeightQuantiser, quantiser
 
 every_bits = pytest.mark.parametrize("bits", range(2, 9))
@@ -182,6 +183,37 @@ def test_both_twins_see_the_same_weights(make, order):
     optimizer.step()
     # Not of a bias that batch norm takes away again: its gradient is zero.
     assert all((p != q).any() for p, q in zip(parameters, before, strict=True) if p.dim() > 1)
+
+
+@every_model
+@pytest.mark.parametrize(("weights", "bits"), [("int8", 8), ("int16", 16)])
+def test_convert_quantises_from_the_start(make, weights, bits):
+    """As if the ANN had been quantised before."""
+    ann, other = trained(make), trained(make)
+    x = inputs()
+    for k in (None, 1):
+        snn = convert(ann, 8, calibrate=x, spiking_layers=k, weights=weights)
+        quantise(other, bits)
+        want = convert(other, 8, calibrate=x, spiking_layers=k)
+        assert snn.levels == want.levels
+        same(snn(x).detach(), want(x).detach())
+        same(snn.ann()(x).detach(), other(x).detach())
+        assert list(snn.state_dict()) == list(want.state_dict())
+    layers = [m for m in convert(make(), 8, weights=weights).modules() if isinstance(m, TandemLayer)]
+    assert layers
+    assert all(quantiser(layer).bits == bits for layer in layers)
+
+
+def test_a_failed_conversion_leaves_the_ann_as_it_was():
+    ann = trained(cnn)
+    broken = inputs() * torch.nan
+    with pytest.raises(ValueError, match="finite"):
+        convert(ann, 8, calibrate=broken, weights="int8")
+    assert not any(quantiser(m) for m in ann.modules() if hasattr(m, "weight"))
+    quantise(ann, 4)
+    with pytest.raises(ValueError, match="finite"):
+        convert(ann, 8, calibrate=broken, weights="int8")
+    assert {quantiser(ann[i]).bits for i in (0, 3)} == {4}
 
 
 @every_model
@@ -410,6 +442,12 @@ def test_bad_arguments():
         unquantise(torch.zeros(3))
     with pytest.raises(ValueError, match="quantise: model must have weight layers, got a ReLU without any"):
         quantise(nn.ReLU(), 4)
+    for weights in (8, "int4", "float"):
+        with pytest.raises(ValueError, match=f"convert: weights must be None, 'int8' or 'int16', got {weights!r}"):
+            convert(cnn(), 8, weights=weights)
+    message = r"convert: ann must have parameters of float32 with weights='int8', got float64 in 0\.weight"
+    with pytest.raises(TypeError, match=message):
+        convert(cnn().double(), 8, weights="int8")
 
 
 def test_other_parametrisations_are_refused():
@@ -419,6 +457,9 @@ def test_other_parametrisations_are_refused():
         ValueError, match="quantise: model must have no other parametrisations of weights, got one in layer 3"
     ):
         quantise(ann, 4)
+    assert quantiser(ann[0]) is None
+    with pytest.raises(ValueError, match="convert: ann must have no other parametrisations of weights, got one in"):
+        convert(ann, 8, weights="int8")
     assert quantiser(ann[0]) is None
     with pytest.raises(ValueError, match=r"3 \(ParametrizedConv2d\): remove the parametrization"):
         convert(ann, 8)
