@@ -9,7 +9,7 @@ import torch
 from cases import CONVOLUTIONS
 from exact import HALVES, generator, planes, rounded
 from host_programs import TESTS, VARIANTS
-from neurons import NEURONS
+from neurons import BRANCHES, NEURONS, joining
 from tandem_cuda import ops
 
 ORDERS = ["asc", "desc", "rand"]
@@ -122,6 +122,8 @@ class Call:
         self.scale, self.bias, self.state = (
             x if there else None for x, there in zip((scale, bias, state), some, strict=True)
         )
+        branch = None if counts else BRANCHES[number % len(BRANCHES)]
+        self.joined = joining(branch, self.steps, *out, seed=number, dtype=float_)
         self.geometry = sizes.geometry
         *pairs, groups = self.geometry.values()
         kernels = [x for pair in (sizes.kernel, *pairs) for x in pair]
@@ -130,7 +132,11 @@ class Call:
     def written(self):
         """As run_products reads it."""
         arrays = [self.bits.permute(0, 1, 3, 4, 2), self.weight, self.scale, self.bias]
-        arrays += [None if self.state is None else self.state.permute(0, 1, 3, 4, 2)]
+        added = self.joined.get("added")
+        spikes = added is not None and added.dtype == torch.uint8
+        last = [self.state, None if spikes else added, added if spikes else None]
+        arrays += [None if x is None else x.permute(0, 1, 3, 4, 2) for x in last[:2]]
+        arrays += [self.joined.get("amplitude"), last[2] if last[2] is None else last[2].permute(0, 1, 3, 4, 2)]
         parameters = np.array(self.neuron.parameters)
         head = [DTYPES.index(self.dtype), *self.sizes, self.neuron.kind, len(parameters)]
         parts = [np.array(head, np.int64), parameters]
@@ -147,7 +153,7 @@ class Call:
         if self.counts:
             results = [self.bits[:0], ops.count_conv2d(self.bits, weight, **named), None]
         else:
-            firing = {"neuron": self.neuron, "state": self.state}
+            firing = {"neuron": self.neuron, "state": self.state, **self.joined}
             results = ops.spiking_conv2d(self.bits, weight, time_steps=self.steps, **named, **firing)
         channels = [None if x is None else x.movedim(-3, -1).contiguous() for x in results]
         return [ops.pack_weight(self.weight, self.geometry["groups"]), *channels]

@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "core/conv_geometry.h"
+#include "neuron/joined.h"
 #include "neuron/models.h"
 #include "neuron/state.h"
 #include "ops/tandem_count/norm_gate.h"
@@ -32,6 +33,7 @@ struct IntegrateAndFireArgs {
   T* sum;                  // [neurons] or null
   bool add_sum;            // sum holds that of earlier time steps
   State<T> state;          // after the last step [kStates, neurons], or null
+  Joined<T> joined;        // to be added to a series; the amplitude is like scale
   int64_t channels;
   int64_t time_steps;
   CurrentMode mode;
@@ -163,6 +165,7 @@ struct EventTileArgs {
   bool add_sum;    // sum holds that of earlier planes
   bool last;       // no planes follow: a count product gets its scale and bias
   State<T> state;  // or null
+  Joined<T> joined;
   Neuron neuron;
   void* scratch;  // event_scratch_bytes(), 64-byte aligned
   void* table;    // of dense integers, table_bytes(), 64-byte aligned
@@ -224,6 +227,7 @@ struct DepthwiseArgs {
   uint8_t* out_bits;       // neuron loop: [planes, pixels_out, out_channels]; null for a count product
   T* sum;                  // sum of currents or the count product [pixels_out, out_channels]; or null
   State<T> state;          // [kStates, pixels_out, out_channels] or null
+  Joined<T> joined;
   int64_t time_steps;
   Neuron neuron;
   DepthwiseTap* scratch;  // [kDepthwisePixels, taps]

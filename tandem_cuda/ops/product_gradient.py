@@ -61,6 +61,8 @@ def _(
     want_state: bool,
     master: Tensor | None,
     unit: Tensor | None,
+    added: Tensor | None,
+    amplitude: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     neurons, dtype = neurons_of(bits, weight, stride, padding, dilation), current_dtype(weight)
     dim = feature_dim(weight, neurons)
@@ -216,7 +218,7 @@ def _linear_gradients(
 
 
 def _setup_spiking(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    bits, count, weight, _, scale, _, _, *convolution, ctx.time_steps, _, _, _, _, want_sum, _, _, unit = inputs
+    bits, count, weight, _, scale, _, _, *convolution, ctx.time_steps, _, _, _, _, want_sum, _, _, unit, _, _ = inputs
     ctx.convolution = tuple(convolution)
     _save(ctx, bits, count, weight, scale, unit)
     ctx.mark_non_differentiable(output[0], output[2], *([] if want_sum else [output[1]]))
@@ -226,7 +228,7 @@ def _spiking_backward(ctx: Any, _bits: None, grad: Tensor | None, _state: None) 
     count, weight, bias = _gradients(ctx, grad, 18)
     bias = None if bias is None else bias * ctx.time_steps  # the bias enters at every time step
     weight, master = (weight, None) if ctx.needs_input_grad[2] else (None, weight)
-    return None, count, weight, None, None, bias, *[None] * 12, master, None
+    return None, count, weight, None, None, bias, *[None] * 12, master, None, None, None
 
 
 def _setup_count(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

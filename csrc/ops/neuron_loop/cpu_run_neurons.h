@@ -9,7 +9,7 @@
 
 namespace tandem {
 
-// args: scale and bias are [channels] here, or null.
+// args: scale, bias and the amplitude are [channels] here, or null.
 template <class T>
 void run_neurons(IntegrateAndFireArgs<T> args, int64_t neurons) {
   constexpr int64_t kGrain = 8192;  // enough work to pay for a thread
@@ -19,8 +19,10 @@ void run_neurons(IntegrateAndFireArgs<T> args, int64_t neurons) {
     return out;
   };
   const std::vector<T> scale = repeated(args.scale), bias = repeated(args.bias);
+  const std::vector<T> amplitude = repeated(args.joined.amplitude);
   if (args.scale) args.scale = scale.data();
   if (args.bias) args.bias = bias.data();
+  if (args.joined.amplitude) args.joined.amplitude = amplitude.data();
   parallel_ranges(neurons, kGrain,
                   [&](int64_t begin, int64_t end) { kernels().typed<T>().integrate_and_fire(args, begin, end); });
 }

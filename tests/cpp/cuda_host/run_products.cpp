@@ -98,6 +98,8 @@ void product() {
   const Given<uint8_t> bits(planes * g.pixels_in() * g.in_channels);
   const Given<W> weight(g.out_channels * g.features());
   const Given<T> scale(g.out_channels), bias(g.out_channels), initial(states * neurons);
+  const Given<T> added_current(time_steps * neurons), amplitude(g.out_channels);
+  const Given<uint8_t> added_spikes(planes * neurons);
 
   host::most_blocks = how.blocks;
   const int64_t unit = 64 / static_cast<int64_t>(sizeof(E)), outputs = g.group_out();
@@ -120,6 +122,7 @@ void product() {
   if (!how.counts) {
     args.initial = {initial.or_null(), neurons}, args.state = {state.data, neurons};
     args.out_bits = out_bits.data;
+    args.joined = {added_current.or_null(), added_spikes.or_null(), neurons, amplitude.or_null()};
   }
   if constexpr (std::is_same<E, float>::value) {
     if (how.terms != 0) {
