@@ -31,9 +31,9 @@ def quantise(model: nn.Module, bits: int) -> None:
         bits: 2 to 8, or 16. A network that is already quantised is changed to this number of bits.
 
     Raises:
-        TypeError: ``model`` is not an nn.Module, or ``bits`` is not an int.
-        ValueError: ``bits`` is none of these, ``model`` has no weight layer, or a weight has another parametrisation.
-            The model is then unchanged.
+        TypeError: ``model`` is not an nn.Module, ``bits`` is not an int, or a weight is neither float32 nor float64.
+        ValueError: ``bits`` is none of these, ``model`` has no weight layer, or a weight has another parametrisation,
+            is empty, or is NaN or infinite. The model is then unchanged.
     """
     check_bits("quantise", bits)
     layers = _layers("quantise", model)

@@ -366,3 +366,11 @@ def test_weights_that_tensor_cores_do_not_take(cuda):
     bits, weight = planes(8, 1, 4, 5, 5, seed=1).to(cuda), dyadic(4, 4, 3, 3, seed=2).to(cuda)
     with pytest.raises(RuntimeError, match="engine must be 'event' or 'auto' for Double weights on a CUDA device"):
         ops.spiking_conv2d(bits, weight.double(), time_steps=8, engine="dense")
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.int8, 16_777_215), (torch.int16, 65_795)])
+def test_sums_that_32_bits_may_not_hold(cuda, dtype, most):
+    bits, scale = torch.zeros(1, 1, most + 1, dtype=torch.uint8, device=cuda), torch.ones(1, device=cuda)
+    weight = torch.ones(1, most + 1, dtype=dtype, device=cuda)
+    with pytest.raises(RuntimeError, match=f"must have at most {most} inputs per neuron on a CUDA device"):
+        ops.count_linear(bits, weight, scale=scale)

@@ -305,7 +305,7 @@ def test_every_mode_of_joins(name, tmp_path):
     frozen_statistics(net)
     same(net(x).detach(), want)
     plain = [layer for layer in freeze(joined(IF(), learn=False).eval()).layers if layer.kind == "TandemAdd"]
-    # Batch norm's gain has format 2, too.
+    # The first has batch norm, whose gain is a scale of the branch.
     assert [(layer.format, "scale" in layer.tensors()) for layer in plain] == [(2, False), (1, False)]
 
 

@@ -411,9 +411,9 @@ def convert(
     Raises:
         TypeError: an argument has the wrong type, or a parameter is neither float32 nor float64, or not float32 with
             integer ``weights``.
-        ValueError: an argument is out of range; inputs or activations are not finite; torch.fx cannot trace the model;
-            the model does something different in training than in eval mode; or parts of it cannot be converted. The
-            message lists all of these parts and what to use instead.
+        ValueError: an argument is out of range; inputs, activations or weights to be quantised are not finite; torch.fx
+            cannot trace the model; the model does something different in training than in eval mode; or parts of it
+            cannot be converted. The message lists all of these parts and what to use instead.
     """
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")

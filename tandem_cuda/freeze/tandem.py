@@ -22,9 +22,9 @@ from ..nn.dropout import TandemDropout, TandemDropout2d
 from ..nn.encode import EncodedInput
 from ..nn.linear import TandemLinear
 from ..nn.tandem import TandemLayer
-from ..nn.weight_cache import SpikingWeights
+from ..nn.weight_cache import Kernel, SpikingWeights
 from ..ops import LARGEST
-from ..ops.checks import INTEGERS
+from ..ops.checks import INTEGERS, check_finite
 from ..spike_train import SpikeTrain
 from .forms import (
     ENCODED,
@@ -86,7 +86,7 @@ class FrozenTandem(FrozenLayer):
     @torch.no_grad()
     def of(cls, layer: TandemLayer, encoded: bool) -> FrozenTandem:
         """Freeze a layer. Batch norm is kept as gain and bias of the currents, as in eval mode."""
-        kernel = layer.kernel()
+        kernel = _kernel(layer)
         gain, bias = layer.affine().of_integers(kernel.unit)
         return cls(_bare(class_of(layer), _settings(layer)), layer.own_weight(kernel.weight), gain, bias, encoded)
 
@@ -173,16 +173,27 @@ class FrozenTandem(FrozenLayer):
         return converted
 
 
+def _kernel(layer: TandemLayer) -> Kernel:
+    """Return the weights of a layer. Raise a ValueError if they are rounded and not finite, which rounding may hide."""
+    if layer.bits() is not None:
+        check_finite(class_of(layer).__name__, "weight", layer.stored_weight().detach().cpu())
+    return layer.kernel()
+
+
 def _check_integers(kind: str, name: str, tensors: Tensors, scale: str) -> None:
-    """Check the range of integer weights, and that they have a scale."""
+    """Check the range of integer weights, and that they have a scale.
+
+    The scale contains the gain of batch norm, so it may be zero or negative.
+    """
     weight = tensors[name]
     if weight.dtype not in INTEGERS:
         return
     if scale not in tensors:
         raise ValueError(f"{kind}: tensors must contain {scale} with {weight.dtype} weights")
-    largest, most = int(weight.to(torch.int32).abs().max()), LARGEST[8 * weight.itemsize]
-    if largest > most:
-        raise ValueError(f"{kind}: {name} must be from -{most} to {most} in {weight.dtype}, got {largest}")
+    most, values = LARGEST[8 * weight.itemsize], weight.to(torch.int32)
+    beyond = values[values.abs() > most]
+    if len(beyond):
+        raise ValueError(f"{kind}: {name} must be from -{most} to {most} in {weight.dtype}, got {int(beyond[0])}")
 
 
 def _pack_again(module: FrozenTandem, incompatible_keys: Any) -> None:
@@ -231,7 +242,7 @@ class FrozenAdd(FrozenLayer):
                 twins.append(nn.Identity())
                 continue
             twins.append(_bare(class_of(branch), _settings(branch)))
-            kernel = branch.kernel()
+            kernel = _kernel(branch)
             gain, bias = branch.affine().of_integers(kernel.unit)
             tensors[f"{i}.weight"] = branch.own_weight(kernel.weight)
             if gain is not None:

@@ -208,7 +208,9 @@ class TandemAdd(nn.Module):
         # The branch with the most inputs ends in the neurons; the others join it.
         driven.sort(key=lambda part: part[2].kernel.weight[0].numel(), reverse=True)
         last, rest = driven[:1], driven[1:]
-        currents = [branch.count_product(_one_by_one(x), weights).unflatten(0, (now, -1)) for branch, x, weights in rest]
+        currents = [
+            branch.count_product(_one_by_one(x), weights).unflatten(0, (now, -1)) for branch, x, weights in rest
+        ]
         if last and not currents and len(identities) == 1:
             ((x, amplitude),) = identities
             added = x.bits

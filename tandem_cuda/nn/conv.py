@@ -28,6 +28,7 @@ class ConvolutionLayer(TandemLayer):
 
     in_channels: int
     out_channels: int
+    kernel_size: tuple[int, ...]
     groups: int
 
     axes = "H, W"
@@ -104,12 +105,11 @@ class ConvolutionLayer(TandemLayer):
             *geometry,
             self.groups,
             state,
-            **weights.operands(),
             count=x.carried_count,
             time_steps=x.time_steps,
             want_sum=want_sum,
             want_state=want_state,
-            **self.how(ends),
+            **weights.operands() | self.how(ends),
         )
         return self.from_image(bits), self.from_image(total) if want_sum else total, state
 

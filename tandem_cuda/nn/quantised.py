@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..ops import checks
 from .quantiser import WeightQuantiser, quantiser
-from .tandem import TandemLayer
+from .tandem import TandemLayer, stored
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHT_LAYERS = (TandemLayer, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
@@ -25,12 +26,19 @@ def weight_layers(*models: nn.Module) -> Named:
 
 
 def check_quantisable(op: str, argument: str, layers: Named) -> None:
-    """Raise a ValueError if a weight has a parametrisation other than a WeightQuantiser."""
+    """Raise a TypeError or ValueError if the weights of a layer cannot be quantised."""
     for name, layer in layers:
+        where = f"in layer {name or type(layer).__name__}"
         if parametrize.is_parametrized(layer, "weight") and quantiser(layer) is None:
-            raise ValueError(
-                f"{op}: {argument} must have no other parametrisations of weights, got one in layer {name}"
-            )
+            raise ValueError(f"{op}: {argument} must have no other parametrisations of weights, got one {where}")
+        weight: Any = getattr(*stored(layer, "weight")).detach()
+        if weight.dtype not in checks.FLOATING:
+            raise TypeError(f"{op}: {argument} must have weights of float32 or float64, got {weight.dtype} {where}")
+        if weight.numel() == 0:
+            raise ValueError(f"{op}: {argument} must have weights that are not empty, got {list(weight.shape)} {where}")
+        finite = weight.isfinite()
+        if not weight.is_meta and not finite.all():
+            raise ValueError(f"{op}: {argument} must have finite weights, got {weight[~finite][0].item()} {where}")
 
 
 def quantise_layers(layers: Iterable[nn.Module], bits: int) -> None:

@@ -227,5 +227,7 @@ def check_master(op: str, weight: Tensor, master: Any, unit: Any) -> None:
                 raise TypeError(f"{op}: {name} must be float32, got {value.dtype}")
             checks.check_same_device(op, name, value, weight, "weight")
             checks.check_shape(op, name, value, expected)
+        if unit is not None:
+            checks.check_finite(op, "unit", unit)
     elif unit is not None:
         raise ValueError(f"{op}: unit must be None without master, got a tensor")

@@ -56,8 +56,8 @@ def spiking_linear(
         master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
             gradient (straight-through: as if nothing were rounded). Their values are not read.
         unit: [O]; None for 1.
-        added: what another branch of a sum adds to x[t]: currents [T, N, ..., O], or spikes uint8 [P, N, ..., O], each of
-            which adds ``amplitude``. Not with two-phase neurons. It gets no gradient and is part of the sum.
+        added: what another branch of a sum adds to x[t]: currents [T, N, ..., O], or spikes uint8 [P, N, ..., O], each
+            of which adds ``amplitude``. Not with two-phase neurons. It gets no gradient and is part of the sum.
         amplitude: [O], what a spike in ``added`` adds; None for 1.
 
     Returns:
