@@ -1,10 +1,11 @@
-"""What `make bench` measures: firing patterns like those of trained networks."""
+"""What `make bench` measures: firing patterns like those of trained networks, and the ANN in all its forms."""
 
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import tandem_cuda as tc
 
@@ -34,3 +35,15 @@ def test_settled_pattern(bench, gamma, spikes):
     for counts in networks.counts(net, batches[0]):
         assert float(counts.mean()) / networks.T == pytest.approx(0.05, rel=0.1)
         assert float(counts[counts > 0].mean()) == pytest.approx(spikes, rel=0.2)
+
+
+@pytest.mark.slow
+def test_ann_sides(bench):
+    """All forms of the ANN compute the same, in float32 and in 8 bits: the functions check it. Compiles."""
+    ann = bench("ann")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10)).eval()
+    x = torch.rand(4, 3, 8, 8)
+    assert list(ann.float_sides(net, x)) == ["ANN", "ANN, channels last", "ANN, compiled"]
+    sides = ann.int8_sides(net, x)
+    assert list(sides) == [*(f"PyTorch int8, {engine}" for engine in ann.engines()), "PyTorch int8, compiled"]
