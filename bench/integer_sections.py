@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ann
 import tandem_cuda as tc
 from layer_sections import check_activity, quantised_sides
-from network_sections import ann_sides, check_ann, inference, inputs, training_step, with_neurons
+from network_sections import ann_sides, check_ann, check_learning, inference, inputs, training_step, with_neurons
 from networks import TRAINED, T, activity, ann_twin, cifar_net, mnist_net, settle
 from report import Figure, Run, check, cost, fastest
 from sizes import S2, S3, ConvCase
@@ -243,7 +243,7 @@ def training(run: Run) -> list[Figure]:
         at = f"{name}, step on int8 weights, batch {shape[0]}"
         medians = run.time(at, sides)
         for network in (net, integer):
-            check(all(p.grad is not None and bool(p.grad.any()) for p in network.parameters()), f"{at}: no gradient")
+            check_learning(at, network)
         run.tell(f"{at}: activity after the steps", activity(integer, x, 0.005, 0.3))
         figures += [
             cost(f"{at}: time over float's", medians["kernel, int8"] / medians["kernel"], 1.1, 0.9),
