@@ -33,7 +33,6 @@ struct IntegrateAndFireArgs {
   T* sum;                  // [neurons] or null
   bool add_sum;            // sum holds that of earlier time steps
   State<T> state;          // after the last step [kStates, neurons], or null
-  Joined<T> joined;        // to be added to a series; the amplitude is like scale
   int64_t channels;
   int64_t time_steps;
   CurrentMode mode;

@@ -36,12 +36,7 @@ TANDEM_HOST void fire_block(const IntegrateAndFireArgs<T>& a, const Model& model
     const int64_t i = j * kLanes<T>;
     const Vec<T> scale = a.scale ? load(a.scale + channel + i, n - i) : Vec<T>{};
     const Vec<T> sum = load(a.current + t * a.current_stride + at + i, n - i);
-    Vec<T> x = current_of(sum, a.scale != nullptr, scale, a.bias != nullptr, bias[j]);
-    if (kSeries && a.joined) {
-      const Joined<T> joined = a.joined.at(t / kStepsPerPlane, at + i);
-      x = add_joined(joined, t % kStepsPerPlane, 0, n - i, load_amplitude(joined, channel + i, n - i), x);
-    }
-    return canonical(x);
+    return canonical(current_of(sum, a.scale != nullptr, scale, a.bias != nullptr, bias[j]));
   };
   each([&](int j, int64_t i) TANDEM_INLINE {
     if (a.bias) bias[j] = load(a.bias + channel + i, n - i);

@@ -279,9 +279,9 @@ void run_spiking_wide(const char* op, const ProductPlan& plan, int64_t time_step
   args.sum = output<float>(plan.out_sum);
   args.state = wanted_state<float>(plan.out_state);
   args.initial = given_state<float>(plan.initial);
-  args.joined = joined_of<float>(plan);
   args.channels = plan.geometry.out_channels;
   args.time_steps = time_steps;
+  join_series(args, joined_of<float>(plan), static_cast<float*>(current.mutable_data_ptr()), neurons);
   args.mode = CurrentMode::kSeries;
   args.neuron = plan.neuron;
   run_neurons(args, neurons);

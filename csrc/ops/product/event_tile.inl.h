@@ -311,7 +311,7 @@ TANDEM_HOST void fire(const EventTileArgs<E, T>& args, const Model& model, int64
         return add_joined(joined, s, row * a.row_stride + at, a.valid - at, amplitude[j], x);
       };
       stepping.begin(true, current);
-      stepping.template run_plane<true>(steps, false, current, words);
+      stepping.template run_plane<!kJoins>(steps, false, current, words);
       words[0].store(bits + c, a.valid - c);
       unrolled<kVectors>([&](int j) TANDEM_INLINE {
         store_state<T>(carried, place + j * lanes, neurons.state[j], lanes);
@@ -403,7 +403,7 @@ void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* m
     if constexpr (kFires) {
       constexpr int kTogether = block / lanes < kSpikeVectors ? 1 : kSpikeVectors;
       if (a.joined) {
-        fire<E, T, kTogether, true>(a, *model, plane, steps, sums, carried, sum);
+        fire<E, T, 1, true>(a, *model, plane, steps, sums, carried, sum);  // the rarer case, so short code
       } else {
         fire<E, T, kTogether, false>(a, *model, plane, steps, sums, carried, sum);
       }
