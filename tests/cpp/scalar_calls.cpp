@@ -10,12 +10,12 @@ namespace {
 
 using namespace tandem;
 
-// Taps and channels of a chunk of weights, as small ones as a test may have.
+// The product of these spikes, its weights in chunks like the library's.
 template <class E>
 EventProduct<E, float> events_of(const ConvGeometry& g, const uint8_t* bits, int64_t steps) {
-  const int64_t per_group = (g.group_in() + kUnitRows - 1) / kUnitRows;
+  const int64_t units = (g.group_in() + kUnitRows - 1) / kUnitRows;
   const int64_t taps = 2 * g.group_in() <= kUnitRows ? std::min(g.taps(), kChunkRows / g.group_in()) : 1;
-  return {g, bits, steps, taps, (g.group_in() + per_group - 1) / per_group, kChunkUnits};
+  return {g, bits, steps, taps, (g.group_in() + units - 1) / units, kChunkUnits};
 }
 
 // W: weights as given; E: packed.
