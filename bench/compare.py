@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+import integer_sections
 import layer_sections
 import machine
 import network_sections
@@ -37,6 +38,10 @@ SECTIONS: dict[str, Callable[[Run], list[Figure]]] = {
     "isa": layer_sections.isa,
     "neurons": layer_sections.neurons,
     "shapes": layer_sections.shapes,
+    "integer_layers": integer_sections.layers,
+    "integer_networks": integer_sections.networks,
+    "integer_two_phase": integer_sections.two_phase,
+    "integer_training": integer_sections.training,
 }
 
 

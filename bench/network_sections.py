@@ -95,6 +95,12 @@ def check_gradients(net: nn.Sequential, twin: nn.Sequential, x: Tensor) -> str:
     return f"PyTorch, folded: cosine of its gradient and the kernel's {cosine:.6f}"
 
 
+def check_learning(name: str, net: nn.Module) -> None:
+    """All weights have gradients. Biases in front of batch norm, which subtracts the mean, need none."""
+    gradients = [parameter.grad for parameter in net.parameters() if parameter.dim() > 1]
+    check(all(x is not None and bool(x.any()) for x in gradients), f"{name}: a weight's gradient is zero")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The sides
 # ---------------------------------------------------------------------------------------------------------------------
@@ -254,7 +260,7 @@ def training(run: Run) -> list[Figure]:
             "PyTorch, folded": training_step(reference_twin(net, build, "folded"), x),
         }
         medians = run.time(f"{name}, training step, batch {shape[0]}", sides)
-        check(all(p.grad is not None and bool(p.grad.any()) for p in net.parameters()), f"{name}: a gradient is zero")
+        check_learning(name, net)
         # The running statistics have followed this one batch: these are the rates that the steps ran at.
         run.tell(f"{name}: activity after the training steps", activity(net, x))
         layout, ann = fastest(medians, "ANN")

@@ -12,6 +12,7 @@ from report import check
 from tandem_cuda import reference
 
 T = 8
+TRAINED = 3.0  # the gamma of batch norm with which neurons that fire at all fire about twice in 8 steps
 TandemLayer = (tc.TandemConv2d, tc.TandemLinear)
 
 
@@ -118,11 +119,11 @@ def weights_and_norms(net: nn.Sequential) -> list[tuple[nn.Module, Tensor, Tenso
 
 
 @torch.no_grad()
-def settle(net: nn.Sequential, inputs: list[Tensor]) -> nn.Sequential:
-    """Give every batch norm the statistics of ``inputs``, layer by layer, and a beta for a firing rate of 5 %.
+def settle(net: nn.Sequential, inputs: list[Tensor], rate: float = 0.05, gamma: float = 1.0) -> nn.Sequential:
+    """Give every batch norm the statistics of ``inputs``, layer by layer, and a beta for a firing rate, here of 5 %.
 
     Leaves the network in eval mode. As initialised, with beta = 0, batch norm leads to 2 to 3 %; trained networks fire
-    at 3 to 7 %.
+    at 3 to 7 %. The larger ``gamma``, the fewer neurons fire, and the more often: with TRAINED, about twice.
     """
     net.eval()
     trains: list[Any] = inputs
@@ -135,28 +136,30 @@ def settle(net: nn.Sequential, inputs: list[Tensor]) -> nn.Sequential:
                 layer(train)
             layer.eval()
             layer.norm.momentum = momentum
-            _calibrate(layer, trains[0])
+            nn.init.constant_(layer.norm.weight, gamma)
+            _calibrate(layer, trains[0], rate)
         trains = [layer(train) for train in trains]
     return net
 
 
-def _calibrate(layer: Any, train: Any) -> None:
-    low, high = 0.0, train.time_steps / 4  # of beta; the rate rises with it
-    while not 0.045 <= float(layer(train).firing_rate()) <= 0.055:
+def _calibrate(layer: Any, train: Any, rate: float) -> None:
+    low, high = 2 * (1 - layer.norm.weight[0].item()), 5 * rate * train.time_steps  # of beta; the rate rises with it
+    while not 0.9 * rate <= float(layer(train).firing_rate()) <= 1.1 * rate:
         middle = (low + high) / 2
         nn.init.constant_(layer.norm.bias, middle)
-        low, high = (middle, high) if float(layer(train).firing_rate()) < 0.05 else (low, middle)
-        check(high - low > 1e-3, f"{layer}: no beta up to T / 4 gives a firing rate of 5 %")
+        low, high = (middle, high) if float(layer(train).firing_rate()) < rate else (low, middle)
+        check(high - low > 1e-3, f"{layer}: no beta up to {5 * rate:g} T gives a firing rate of {rate:.0%}")
 
 
-def activity(net: nn.Sequential, x: Tensor) -> list[str]:
-    """One line a layer, after checking that every spiking layer's firing rate is from 3 to 7 %."""
+def activity(net: nn.Module, x: Tensor, low: float = 0.03, high: float = 0.07) -> list[str]:
+    """One line a layer, after checking that every spiking layer's firing rate is from ``low`` to ``high``."""
     lines = []
     for layer in tc.synops(net, x):
         if layer.firing_rate is None:
             continue
         check(
-            0.03 <= layer.firing_rate <= 0.07, f"layer {layer.name}: firing rate {layer.firing_rate:.1%}, not 3 to 7 %"
+            low <= layer.firing_rate <= high,
+            f"layer {layer.name}: firing rate {layer.firing_rate:.1%}, not {low:.1%} to {high:.1%}",
         )
         lines.append(
             f"layer {layer.name}: firing rate {layer.firing_rate:.1%}, active neurons {1 - layer.silent:.1%}, "

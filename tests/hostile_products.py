@@ -178,7 +178,12 @@ def depthwise_at_a_hole(conv2d, neurons):
         named = {"scale": before_a_hole(ones), "bias": before_a_hole(ones)}
         if neuron is not None:
             state = before_a_hole(torch.ones(neuron.states, 1, 2, 1, outputs, dtype=scales)).permute(0, 1, 4, 2, 3)
-            named |= {"state": state, "steps": 16, **raw_neuron(neuron)}
+            added = torch.full((2, 1, 2, 1, outputs), 255, dtype=torch.uint8)
+            named |= {"amplitude": before_a_hole(torch.ones(outputs, dtype=scales))}
+            if channels % 2:
+                added = torch.ones(16, 1, 2, 1, outputs, dtype=scales)
+            named |= {"state": state, "steps": 16, "added": before_a_hole(added).permute(0, 1, 4, 2, 3)}
+            named |= raw_neuron(neuron)
         b, w = before_a_hole(b).permute(0, 1, 4, 2, 3), before_a_hole(w)
         return conv2d(b, w, groups=channels, engine=EVENT, **named)
 
@@ -204,7 +209,34 @@ def operand_cases(op, conv2d, linear):
 
     fitting = OPS.pack_weight(depthwise[1], 4)
     neurons = EVERY_KIND.values() if op == "spiking" else [None]
+
+    def added(*shape, dtype=torch.float32):
+        wrong = torch.zeros(1, dtype=dtype).expand(shape)
+        return "added", lambda: linear(ROW, MATRIX, added=wrong)
+
+    def amplitude(*shape, dtype=torch.float32):
+        wrong = torch.ones((), dtype=dtype).expand(shape)
+        return "amplitude", lambda: linear(ROW, MATRIX, added=bits(1, 2, 4), amplitude=wrong)
+
+    of_spiking = {
+        "spiking-linear-added-1-dim": added(8),
+        "spiking-linear-added-of-7-steps": added(7, 2, 4),
+        "spiking-linear-added-of-2-planes": added(2, 2, 4, dtype=torch.uint8),
+        "spiking-linear-added-short": added(8, 2, 3),
+        "spiking-linear-added-huge": added(8, 2, 2**50),
+        "spiking-linear-added-spikes-huge": added(1, 2**50, 4, dtype=torch.uint8),
+        "spiking-linear-added-float64": added(8, 2, 4, dtype=torch.float64),
+        "spiking-linear-added-int8": added(8, 2, 4, dtype=torch.int8),
+        "spiking-linear-amplitude-short": amplitude(3),
+        "spiking-linear-amplitude-0-dims": amplitude(),
+        "spiking-linear-amplitude-huge": amplitude(HUGE),
+        "spiking-linear-amplitude-float64": amplitude(4, dtype=torch.float64),
+        "spiking-linear-amplitude-fits": (FINE, amplitude(4)[1]),
+        "spiking-linear-added-fits": (FINE, added(8, 2, 4)[1]),
+        "spiking-linear-added-spikes-fit": (FINE, added(1, 2, 4, dtype=torch.uint8)[1]),
+    }
     return {
+        **(of_spiking if op == "spiking" else {}),
         f"{op}-linear-packed-short": packed(PACKED[:-1]),
         f"{op}-linear-packed-empty": packed(PACKED[:0]),
         f"{op}-linear-packed-long": packed(torch.zeros(n + 1)),

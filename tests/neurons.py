@@ -1,10 +1,11 @@
 """The neuron models that the tests of operators and layers draw: one more entry here, and a model joins them all."""
 
 import pytest
+import torch
 from hypothesis import strategies as st
 
 from tandem_cuda import IF, LIF
-from tensors import dyadic
+from tensors import dyadic, planes
 
 THRESHOLDS = (0.25, 1.0, 2.5, 0.7)
 # Every model with the parameters that matter and a threshold of 1.
@@ -34,6 +35,20 @@ def any_neuron(thresholds=THRESHOLDS):
 def state_of(neuron, *shape, draw=dyadic, **named):
     """A state [S, N, ...], as an earlier call might have left it; `draw` makes such tensors."""
     return draw(neuron.states, *shape, **named)
+
+
+BRANCHES = (None, None, "spikes", "currents")
+"""What may join a product before its neurons."""
+
+
+def joining(branch, time_steps, *shape, axis=1, seed, dtype=torch.float32):
+    """Arguments of a product that another branch joins, of neurons [N, ...] with channels in dimension ``axis``."""
+    if branch is None:
+        return {}
+    if branch == "currents":
+        return {"added": dyadic(time_steps, *shape, seed=seed, dtype=dtype) / 4}
+    amplitude = dyadic(shape[axis], seed=seed, dtype=dtype) if seed % 2 else None
+    return {"added": planes(time_steps, *shape, seed=seed), "amplitude": amplitude}
 
 
 def raw_neuron(neuron):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+import call_files
+from call_files import DTYPES
 from cases import CONVOLUTIONS
 from exact import HALVES, generator, planes, rounded
 from host_programs import TESTS, VARIANTS
-from neurons import NEURONS
+from neurons import BRANCHES, NEURONS, joining
 from tandem_cuda import ops
 
 ORDERS = ["asc", "desc", "rand"]
@@ -72,8 +74,6 @@ def test_under_sanitizers(host, name, variant, order, seed):
 
 # ---- Products, against the library's own on the CPU
 
-# What run_products calls the weights' dtypes.
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.int16)
 # Significands that need all of the terms that hold them, but whose sums are exact in float32: up to these.
 LARGEST = {
     torch.float32: 2**17,
@@ -122,22 +122,19 @@ class Call:
         self.scale, self.bias, self.state = (
             x if there else None for x, there in zip((scale, bias, state), some, strict=True)
         )
+        branch = None if counts else BRANCHES[number % len(BRANCHES)]
+        self.joined = joining(branch, self.steps, *out, seed=number, dtype=float_)
         self.geometry = sizes.geometry
-        *pairs, groups = self.geometry.values()
-        kernels = [x for pair in (sizes.kernel, *pairs) for x in pair]
-        self.sizes = [*sizes.input, sizes.outputs, *out[2:], *kernels, groups, self.steps, how[0], counts, how[1]]
 
     def written(self):
         """As run_products reads it."""
-        arrays = [self.bits.permute(0, 1, 3, 4, 2), self.weight, self.scale, self.bias]
-        arrays += [None if self.state is None else self.state.permute(0, 1, 3, 4, 2)]
-        parameters = np.array(self.neuron.parameters)
-        head = [DTYPES.index(self.dtype), *self.sizes, self.neuron.kind, len(parameters)]
-        parts = [np.array(head, np.int64), parameters]
-        for array in arrays:
-            values = b"" if array is None else array.contiguous().view(torch.uint8).numpy().tobytes()
-            parts += [np.int64(len(values)), values]
-        return b"".join(part if isinstance(part, bytes) else part.tobytes() for part in parts)
+        operands = self.bits, self.weight, self.scale, self.bias, self.state, self.geometry, self.steps
+        neuron = self.neuron.kind, self.neuron.parameters
+        return call_files.product(*operands, neuron, self.joined, [self.how[0], self.counts, self.how[1]])
+
+    def __repr__(self):
+        sizes = call_files.sizes_of(self.bits.shape[1:], self.weight.shape, **self.geometry)
+        return f"{self.dtype}, T={self.steps}, how {self.how}, counts {self.counts}, sizes {sizes}"
 
     def expected(self):
         """What the CPU's operators return: packed weights, bits, sum and state, channels last."""
@@ -147,7 +144,7 @@ class Call:
         if self.counts:
             results = [self.bits[:0], ops.count_conv2d(self.bits, weight, **named), None]
         else:
-            firing = {"neuron": self.neuron, "state": self.state}
+            firing = {"neuron": self.neuron, "state": self.state, **self.joined}
             results = ops.spiking_conv2d(self.bits, weight, time_steps=self.steps, **named, **firing)
         channels = [None if x is None else x.movedim(-3, -1).contiguous() for x in results]
         return [ops.pack_weight(self.weight, self.geometry["groups"]), *channels]
@@ -180,22 +177,14 @@ def test_products_of_the_cpu(host, calls, tmp_path, variant, order, every):
     (tmp_path / "in").write_bytes(b"".join(call.written() for call, _ in calls))
     result = host.run("run_products", variant, tmp_path / "in", tmp_path / "out", order=order)
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{len(calls)} calls\n", "")
-    rest = memoryview((tmp_path / "out").read_bytes())
+    got = iter(call_files.results((tmp_path / "out").read_bytes()))
     spikes = 0
     for call, expected in calls:
         for name, want in zip(("packed", "bits", "sum", "state"), expected, strict=True):
-            size = int.from_bytes(rest[:8], "little")
-            got, rest = rest[8 : 8 + size], rest[8 + size :]
             want = np.zeros(0, np.uint8) if want is None else want.numpy().ravel()
-            assert np.array_equal(np.frombuffer(got, want.dtype), want), (
-                name,
-                call.dtype,
-                call.how,
-                call.counts,
-                call.sizes,
-            )
+            assert np.array_equal(np.frombuffer(next(got), want.dtype), want), (name, call)
         spikes += 0 if call.counts else int(np.unpackbits(expected[1].numpy()).sum())
-    assert not rest
+    assert next(got, None) is None
     assert spikes > 15 * len(calls)  # silence would prove little
 
 

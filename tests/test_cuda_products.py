@@ -26,18 +26,21 @@ from exact import (
     planes,
     rounded,
 )
-from neurons import any_neuron, raw_neuron, state_of
+from neurons import BRANCHES, any_neuron, joining, raw_neuron, state_of
 from tandem_cuda import IF, ops
 from test_cuda_operators import captured, identical, on_device, too_many
 
-KINDS = ("float32", "float64", "float16", "bfloat16", "int8")
+KINDS = ("float32", "float64", "float16", "bfloat16", "int8", "int16")
 every_engine = pytest.mark.parametrize("engine", ["auto", "event", "dense"])
 
 
 def operands(kind, *shape, seed):
     """Weights, the scale that they need, and the dtype of the neurons."""
-    if kind == "int8":
-        return int8(*shape, seed=seed), dyadic(shape[0], seed=seed + 1), torch.float32
+    if kind in ("int8", "int16"):
+        whole = int8(*shape, seed=seed)
+        # The steps of 16-bit weights are multiples of 128, with the sums and scales of 8-bit ones.
+        weight = whole if kind == "int8" else whole.to(torch.int16) * 128
+        return weight, dyadic(shape[0], seed=seed + 1) / (1 if kind == "int8" else 128), torch.float32
     dtype = torch.float64 if kind == "float64" else torch.float32
     return dyadic(*shape, seed=seed, dtype=getattr(torch, kind)), None, dtype
 
@@ -70,9 +73,10 @@ def tensor_cores(device):
     rate=st.sampled_from(RATES),
     neuron=any_neuron((1.0,)),
     optional=st.booleans(),
+    branch=st.sampled_from(BRANCHES),
     seed=SEEDS,
 )
-def test_conv2d(engine, case, time_steps, kind, rate, neuron, optional, seed, device):
+def test_conv2d(engine, case, time_steps, kind, rate, neuron, optional, branch, seed, device):
     if not served(kind, engine, device) or too_many(device, seed):
         return
     bits = planes(time_steps, *case["input"], seed=seed, rate=rate)
@@ -81,6 +85,7 @@ def test_conv2d(engine, case, time_steps, kind, rate, neuron, optional, seed, de
     state = state_of(neuron, *out_shape(case), seed=seed + 3, span=2, dtype=dtype) if optional else None
     named = {"scale": scale, "bias": bias, **case["geometry"]}
     spiking = {**named, "state": state, "time_steps": time_steps, "neuron": neuron, "want_sum": True}
+    spiking |= joining(branch, time_steps, *out_shape(case), seed=seed + 4, dtype=dtype)
     want = ops.spiking_conv2d(bits, weight, **spiking, want_state=True, engine="event")
     here, there = on_device(bits, device), on_device(weight, device)
     got = ops.spiking_conv2d(here, there, **moved(spiking, device), want_state=True, engine=engine)
@@ -361,3 +366,11 @@ def test_weights_that_tensor_cores_do_not_take(cuda):
     bits, weight = planes(8, 1, 4, 5, 5, seed=1).to(cuda), dyadic(4, 4, 3, 3, seed=2).to(cuda)
     with pytest.raises(RuntimeError, match="engine must be 'event' or 'auto' for Double weights on a CUDA device"):
         ops.spiking_conv2d(bits, weight.double(), time_steps=8, engine="dense")
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.int8, 16_777_215), (torch.int16, 65_795)])
+def test_sums_that_32_bits_may_not_hold(cuda, dtype, most):
+    bits, scale = torch.zeros(1, 1, most + 1, dtype=torch.uint8, device=cuda), torch.ones(1, device=cuda)
+    weight = torch.ones(1, most + 1, dtype=dtype, device=cuda)
+    with pytest.raises(RuntimeError, match=f"must have at most {most} inputs per neuron on a CUDA device"):
+        ops.count_linear(bits, weight, scale=scale)

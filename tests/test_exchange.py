@@ -9,7 +9,19 @@ import torch
 from torch import nn
 
 from exact import same, train
-from tandem_cuda import IF, LIF, Decode, Encode, SpikeTrain, TandemConv2d, TandemDropout, TandemLinear, convert
+from tandem_cuda import (
+    IF,
+    LIF,
+    Decode,
+    Encode,
+    SpikeTrain,
+    TandemConv2d,
+    TandemDropout,
+    TandemLinear,
+    convert,
+    quantise,
+)
+from tandem_cuda.quantisation import quantiser
 
 nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
 pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
@@ -41,6 +53,33 @@ def test_round_trip(tmp_path: Path, neuron: IF | LIF, norm: str | None, steps: i
         exact = steps == 8
         tolerance = 0 if exact else {torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
         torch.testing.assert_close(logits, want[-1], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("norm", ["batch", None])
+def test_quantised_weights_are_written_as_floats(tmp_path: Path, bits: int, norm: str | None):
+    """Nodes hold integers * scale, and say so; what comes back has these weights."""
+    net = randomised(network(norm=norm))
+    assert not any("weight_bits" in node.metadata for node in to_nir(net, IMAGES).nodes.values())
+    quantise(net, bits)
+    path = tmp_path / "net.nir"
+    layers = [m for m in net.modules() if isinstance(m, nn.Module) and quantiser(m) is not None]
+    assert len(layers) == 4
+    for graph in (to_nir(net, IMAGES, path), nir.read(path, type_check=False)):
+        nodes = [graph.nodes[f"layer_{name}"] for name in ("1", "2", "4", "7")]
+        for layer, node in zip(layers, nodes, strict=True):
+            assert node.metadata["weight_bits"] == bits
+            integers, _ = quantiser(layer).integers(layer.parametrizations.weight.original)
+            scale = node.metadata["weight_scale"].reshape(-1, *[1] * (integers.dim() - 1))
+            assert np.array_equal(np.round(node.weight / scale), integers.numpy())
+            np.testing.assert_allclose(node.weight, integers.numpy() * scale, rtol=1e-6)
+        back = from_nir(graph)
+        for layer, node in zip((m for m in back if hasattr(m, "weight")), nodes, strict=True):
+            same(layer.weight.detach(), torch.from_numpy(node.weight))
+    # Sums of floats are rounded, so a spike may come a step early or late.
+    got, want = spiking(from_nir(path), IMAGES), spiking(net, IMAGES)
+    assert all((a != b).float().mean() < 1e-3 for a, b in zip(got[:-1], want[:-1], strict=True))
+    torch.testing.assert_close(got[-1], want[-1], rtol=1e-3, atol=1e-2)
 
 
 def test_second_round_trip_is_the_first():

@@ -5,6 +5,7 @@ import copy
 import itertools
 import json
 import math
+import re
 import time
 
 import pytest
@@ -29,6 +30,7 @@ from tandem_cuda import (
     TandemConvTranspose2d,
     TandemLinear,
     freeze,
+    quantise,
 )
 from tandem_cuda.freeze import Node
 from tandem_cuda.freeze import file as artefact
@@ -211,6 +213,73 @@ def test_every_tensor_of_another_shape(tmp_path, good):
             assert checked(name, tmp_path / "net", description, {**tensors, key: other.contiguous()}, key) is not None
         kept = {other: x for other, x in tensors.items() if other != key}
         checked(name, tmp_path / "net", description, kept, f"without {key}")
+
+
+@pytest.fixture(params=["layer", "join"])
+def integers(request, tmp_path):
+    """Description and tensors of a good file of integer weights, and the names of a weight and of its scale."""
+    net = firing(residual())
+    quantise(net, 8)
+    freeze(net).save(tmp_path / "good")
+    prefix = {"layer": "stem/", "join": "add/0."}[request.param]
+    return *artefact.read(tmp_path / "good"), f"{prefix}weight", f"{prefix}scale"
+
+
+BEYOND_16 = "must be from -32639 to 32639 in torch.int16, got"
+
+
+def loaded(path, description, tensors):
+    write(path, description, tensors, "2")
+    return FrozenNetwork.load(path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda q: q.index_fill(0, torch.tensor(0), -128), "must be from -127 to 127 in torch.int8, got -128"),
+        (
+            lambda q: torch.full_like(q, 32640, dtype=torch.int16),
+            "must be from -32639 to 32639 in torch.int16, got 32640",
+        ),
+        (
+            lambda q: torch.full_like(q, -32768, dtype=torch.int16),
+            "must be from -32639 to 32639 in torch.int16, got -3276",
+        ),
+        (lambda q: q.int(), "must be float32, float64, int8 or int16, got torch.int32"),
+        (lambda q: q.to(torch.uint8), "must be float32, float64, int8 or int16, got torch.uint8"),
+        (lambda q: q.bool(), "must be float32, float64, int8 or int16, got torch.bool"),
+        (lambda q: q[:1], "must be [3, "),
+        (lambda q: q.flatten(), "must be [3, "),
+    ],
+)
+def test_integers_that_do_not_fit(tmp_path, integers, edit, message):
+    description, tensors, name, _ = integers
+    node, _, short = name.partition("/")
+    wrong = {**tensors, name: edit(tensors[name]).contiguous()}
+    with pytest.raises(ValueError, match=re.escape(f"{short} {message}")) as raised:
+        loaded(tmp_path / "net", description, wrong)
+    assert f"node '{node}'" in str(raised.value)
+
+
+def test_scales_of_integers(tmp_path, integers):
+    description, tensors, _, name = integers
+    scale, (node, _, short) = tensors[name], name.partition("/")
+    for value in (math.nan, math.inf, -math.inf):
+        wrong = {**tensors, name: scale.index_fill(0, torch.tensor(1), value)}
+        with pytest.raises(ValueError, match=f"'{node}': {short} must be finite, got {value}"):
+            loaded(tmp_path / "net", description, wrong)
+    for change, message in (
+        (scale[:2], f"{short} must be [3], got [2]"),
+        (scale.double(), "tensors must be of one dtype"),
+        (scale.int(), f"{short} must be float32 or float64, got torch.int32"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            loaded(tmp_path / "net", description, {**tensors, name: change.contiguous()})
+    without = {other: x for other, x in tensors.items() if other != name}
+    with pytest.raises(ValueError, match=f"tensors must contain {short} with torch.int8 weights"):
+        loaded(tmp_path / "net", description, without)
+    for value in (0.0, -0.5, 1e-45):  # batch norm's gain is in it
+        assert runs("residual", loaded(tmp_path / "net", description, {**tensors, name: torch.full_like(scale, value)}))
 
 
 def test_the_good_files_run(good):

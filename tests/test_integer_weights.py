@@ -1,6 +1,8 @@
 """Layers with integer weights: the same spikes everywhere, whatever the weights have learned."""
 
 import copy
+import functools
+import math
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from tandem_cuda import (
     TandemLinear,
     convert,
     freeze,
+    models,
     ops,
     quantise,
     reference,
@@ -308,6 +311,37 @@ def test_weights_that_two_digits_do_not_hold(shape, value):
         product(bits.to(torch.uint8), weight, scale=torch.ones(shape[0]))
 
 
+def test_more_inputs_than_integers_take():
+    inputs = 2**24 + 1
+    bits, weight = torch.empty(1, 1, inputs, dtype=torch.uint8, device="meta"), torch.empty(1, inputs, device="meta")
+    message = r"linear: int16 weights must have at most 2\^24 inputs per neuron, got \[1, 16777217\]"
+    with pytest.raises(ValueError, match=message):
+        ops.count_linear(bits, weight.to(torch.int16), scale=torch.ones(1, device="meta"))
+    with pytest.raises(ValueError, match=message):
+        ops.spiking_linear(bits, weight.to(torch.int16), scale=torch.ones(1, device="meta"), time_steps=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scales_that_are_not_finite(dtype, value):
+    """Zero and negative ones are what batch norm's gain can make of them."""
+    bits, weight, one = torch.ones(1, 2, 5, dtype=torch.uint8), torch.ones(3, 5, dtype=dtype), torch.ones(3)
+    wrong = torch.tensor([1.0, value, 1.0])
+    products = {
+        "spiking_linear": functools.partial(ops.spiking_linear, bits, weight, time_steps=1),
+        "count_linear": functools.partial(ops.count_linear, bits, weight),
+    }
+    for name, product in products.items():
+        with pytest.raises(RuntimeError, match=f"{name}: scale must be finite, got {value} at "):
+            product(scale=wrong)
+        with pytest.raises(ValueError, match=f"{name}: unit must be finite, got {value}"):
+            product(scale=one, master=weight.float(), unit=wrong)
+        with pytest.raises(ValueError, match=f"{name}: scale must be given with int"):
+            product()
+        for scale in (0.0, -1.0):
+            product(scale=scale * one)
+
+
 @pytest.mark.parametrize("two_phase", [False, True])
 def test_compiled_and_functional(two_phase):
     torch.manual_seed(0)
@@ -338,3 +372,16 @@ def test_frozen_files_shrink(bits, share, tmp_path):
         freeze(net).save(tmp_path / "net.tandem")
         sizes.append((tmp_path / "net.tandem").stat().st_size)
     assert sizes[1] < share * sizes[0]
+
+
+@pytest.mark.slow
+def test_the_frozen_file_of_the_paper_s_network(tmp_path):
+    """CifarNet, 44 million weights: with 8 bits its file is at most 26 % of that with floats."""
+    ann, sizes = models.cifarnet().eval(), []
+    snn = convert(ann, 8)
+    for name in ("float", "int8"):
+        if name == "int8":
+            quantise(snn, 8)
+        freeze(snn).save(tmp_path / name)
+        sizes.append((tmp_path / name).stat().st_size)
+    assert sizes[1] <= 0.26 * sizes[0], sizes

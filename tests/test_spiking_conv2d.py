@@ -27,7 +27,7 @@ from exact import (
     train,
     variants,
 )
-from neurons import any_neuron, every_kind, state_of
+from neurons import BRANCHES, any_neuron, every_kind, joining, state_of
 from tandem_cuda import IF, LIF, ops
 from tandem_cuda import reference as ref
 from test_count_conv2d import BAD_CONV2D, BITS, NARROW_SUMS, WEIGHT
@@ -43,10 +43,11 @@ from test_spiking_linear import BAD_NEURONS
     neuron=any_neuron(),
     bias=st.booleans(),
     state=st.booleans(),
+    branch=st.sampled_from(BRANCHES),
     wanted=st.tuples(st.booleans(), st.booleans()),
     seed=SEEDS,
 )
-def test_matches_reference(case, time_steps, variant, rate, neuron, bias, state, wanted, seed):
+def test_matches_reference(case, time_steps, variant, rate, neuron, bias, state, branch, wanted, seed):
     bits = planes(time_steps, *case["input"], seed=seed, rate=rate)
     weight, scale = variant.operands(*case["weight"], seed=seed + 1)
     arguments = {
@@ -58,6 +59,7 @@ def test_matches_reference(case, time_steps, variant, rate, neuron, bias, state,
         "neuron": neuron,
         "want_sum": wanted[0],
         "want_state": wanted[1],
+        **joining(branch, time_steps, *out_shape(case), seed=seed + 4, dtype=variant.dtype),
     }
     want = ref.spiking_conv2d(bits, weight, **arguments)
     everywhere(want, ops.spiking_conv2d, bits, weight, **arguments, **variant.how(weight, arguments["groups"]))
@@ -73,7 +75,9 @@ def test_larger(channels, outputs, groups, shape, variant):
     bits = planes(11, shape[0], channels, *shape[1:], seed=0, rate=0.1)
     weight, scale = variant.operands(outputs, channels // groups, 3, 3, seed=1)
     bias = dyadic(outputs, seed=2, dtype=variant.dtype) / 8
-    arguments = {"scale": scale, "padding": 1, "groups": groups, "time_steps": 11}
+    branch = "spikes" if channels % 2 else "currents"
+    joined = joining(branch, 11, shape[0], outputs, *shape[1:], seed=3, dtype=variant.dtype)
+    arguments = {"scale": scale, "padding": 1, "groups": groups, "time_steps": 11, **joined}
     want = ref.spiking_conv2d(bits, weight, bias, **arguments)
     assert 0.03 < firing_rate(want[0], 11) < 0.8
     everywhere(want, ops.spiking_conv2d, bits, weight, bias, **arguments, **variant.how(weight, groups))
@@ -245,6 +249,28 @@ def test_only_the_sum_has_a_gradient(want_sum):
     assert [x.requires_grad for x in out] == [False, want_sum, False]
 
 
+def test_added_spikes_end_with_the_train():
+    added = planes(16, 3, 8, 4, 4, seed=0, rate=0.9)
+    with pytest.raises(RuntimeError, match="spiking_conv2d: added must be zero past time_steps = 9, got 0x"):
+        ops.spiking_conv2d(BITS, WEIGHT, time_steps=9, added=added)
+
+
+BAD_ADDED = [
+    ({"added": 1.0}, TypeError, "added must be a Tensor, got float"),
+    ({"added": torch.zeros(8, 3, 8, 4, 4)}, ValueError, r"added must be \[9, 3, 8, 4, 4\], got \[8, 3, 8, 4, 4\]"),
+    ({"added": BITS[:1]}, ValueError, r"added must be \[2, 3, 8, 4, 4\], got"),
+    ({"added": torch.zeros(9, 3, 8, 4, 4).double()}, TypeError, "added must have the dtype of weight"),
+    ({"added": torch.zeros(9, 3, 8, 4, 4, device="meta")}, ValueError, "added must be on the device of weight"),
+    ({"added": torch.zeros(9, 3, 8, 4, 4, requires_grad=True)}, ValueError, "added must not require a gradient"),
+    (
+        {"added": torch.zeros(9, 3, 8, 4, 4), "neuron": IF(two_phase=True)},
+        ValueError,
+        "added must be None for two-phase neurons",
+    ),
+    ({"added": torch.zeros(9, 3, 8, 4, 4), "amplitude": 1.0}, TypeError, "amplitude must be a Tensor, got float"),
+    ({"added": torch.zeros(9, 3, 8, 4, 4), "amplitude": torch.ones(7)}, ValueError, r"amplitude must be \[8\], got"),
+    ({"amplitude": torch.ones(8)}, ValueError, "amplitude must be None without added, got a tensor"),
+]
 BAD_STATE = [
     ({"state": 0.0}, TypeError, "state must be a Tensor, got float"),
     ({"state": torch.zeros(3, 8, 4, 4)}, ValueError, r"state must be \[1, 3, 8, 4, 4\], got \[3, 8, 4, 4\]"),
@@ -255,7 +281,7 @@ BAD_STATE = [
 ]
 
 
-@pytest.mark.parametrize(("wrong", "error", "message"), BAD_CONV2D + BAD_NEURONS + BAD_STATE)
+@pytest.mark.parametrize(("wrong", "error", "message"), BAD_CONV2D + BAD_NEURONS + BAD_STATE + BAD_ADDED)
 def test_bad_input(wrong, error, message):
     with pytest.raises(error, match=f"spiking_conv2d: .*{message}"):
         ops.spiking_conv2d(**{"bits": BITS, "weight": WEIGHT, "time_steps": 9} | wrong)

@@ -22,7 +22,7 @@ from exact import (
     train,
     variants,
 )
-from neurons import any_neuron, every_kind, state_of
+from neurons import BRANCHES, any_neuron, every_kind, joining, state_of
 from tandem_cuda import IF, ops
 from tandem_cuda import reference as ref
 from test_count_linear import BAD_LINEAR, BITS, NARROW_SUMS, WEIGHT
@@ -39,10 +39,13 @@ from test_count_linear import BAD_LINEAR, BITS, NARROW_SUMS, WEIGHT
     neuron=any_neuron(),
     bias=st.booleans(),
     state=st.booleans(),
+    branch=st.sampled_from(BRANCHES),
     wanted=st.tuples(st.booleans(), st.booleans()),
     seed=SEEDS,
 )
-def test_matches_reference(time_steps, batch, features, outputs, variant, rate, neuron, bias, state, wanted, seed):
+def test_matches_reference(
+    time_steps, batch, features, outputs, variant, rate, neuron, bias, state, branch, wanted, seed
+):
     bits = planes(time_steps, *batch, features, seed=seed, rate=rate)
     weight, scale = variant.operands(outputs, features, seed=seed + 1)
     arguments = {
@@ -53,6 +56,7 @@ def test_matches_reference(time_steps, batch, features, outputs, variant, rate, 
         "neuron": neuron,
         "want_sum": wanted[0],
         "want_state": wanted[1],
+        **joining(branch, time_steps, *batch, outputs, axis=-1, seed=seed + 4, dtype=variant.dtype),
     }
     want = ref.spiking_linear(bits, weight, **arguments)
     everywhere(want, ops.spiking_linear, bits, weight, **variant.how(weight), **arguments)
@@ -173,6 +177,7 @@ BAD_STATE = [
     ({"state": torch.zeros(5)}, ValueError, r"state must be \[1, 4, 5\], got \[5\]"),
     ({"state": torch.zeros(1, 4, 5).double()}, TypeError, "state must have the dtype of weight"),
     ({"state": torch.zeros(1, 4, 5, device="meta")}, ValueError, "state must be on the device of weight"),
+    ({"added": torch.zeros(9, 4, 4)}, ValueError, r"added must be \[9, 4, 5\], got \[9, 4, 4\]"),
 ]
 
 

@@ -71,7 +71,7 @@ void check_planes(const char* op, const Tensor& bits, int64_t time_steps) {
                "bits must have ceil(time_steps / 8) planes for ", time_steps, " time steps, got ", shape(bits));
 }
 
-void check_past_end(const char* op, const Tensor& bits, int64_t time_steps) {
+void check_past_end(const char* op, const char* argument, const Tensor& bits, int64_t time_steps) {
   const uint8_t past = bits_past(time_steps);
   if (past == 0 || !bits.is_cpu() || bits.numel() == 0) return;
   const int64_t bytes = bits.numel() / bits.size(0);
@@ -86,7 +86,7 @@ void check_past_end(const char* op, const Tensor& bits, int64_t time_steps) {
   const unsigned odd = *std::find_if(last, last + bytes, [past](uint8_t byte) { return (byte & past) != 0; });
   std::ostringstream text;
   text << "0x" << std::hex << std::setw(2) << std::setfill('0') << odd;
-  fail(op, "bits must be zero past time_steps = ", time_steps, ", got ", text.str(), " in the last plane");
+  fail(op, argument, " must be zero past time_steps = ", time_steps, ", got ", text.str(), " in the last plane");
 }
 
 void check_finite(const char* op, const char* argument, const Tensor& tensor) {

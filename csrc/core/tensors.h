@@ -41,7 +41,7 @@ void check_time_steps(const char* op, int64_t time_steps);
 void check_planes(const char* op, const Tensor& bits, int64_t time_steps);
 // That the bits past time_steps, in the last plane, are zero, where they are on the CPU: a device is not waited for,
 // and its kernels ignore such bits. bits: without gaps in memory.
-void check_past_end(const char* op, const Tensor& bits, int64_t time_steps);
+void check_past_end(const char* op, const char* argument, const Tensor& bits, int64_t time_steps);
 // That all elements of a contiguous float32 or float64 tensor [n] are finite, where it is on the CPU: a current of NaN
 // would silence a neuron without a word.
 void check_finite(const char* op, const char* argument, const Tensor& tensor);

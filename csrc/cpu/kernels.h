@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "core/conv_geometry.h"
+#include "neuron/joined.h"
 #include "neuron/models.h"
 #include "neuron/state.h"
 #include "ops/tandem_count/norm_gate.h"
@@ -163,6 +164,7 @@ struct EventTileArgs {
   bool add_sum;    // sum holds that of earlier planes
   bool last;       // no planes follow: a count product gets its scale and bias
   State<T> state;  // or null
+  Joined<T> joined;
   Neuron neuron;
   void* scratch;  // event_scratch_bytes(), 64-byte aligned
   void* table;    // of dense integers, table_bytes(), 64-byte aligned
@@ -224,6 +226,7 @@ struct DepthwiseArgs {
   uint8_t* out_bits;       // neuron loop: [planes, pixels_out, out_channels]; null for a count product
   T* sum;                  // sum of currents or the count product [pixels_out, out_channels]; or null
   State<T> state;          // [kStates, pixels_out, out_channels] or null
+  Joined<T> joined;
   int64_t time_steps;
   Neuron neuron;
   DepthwiseTap* scratch;  // [kDepthwisePixels, taps]

@@ -199,7 +199,7 @@ TANDEM_HOST void store_word(uint8_t* p, typename Simd<T>::Word word, int64_t n) 
   if (n >= kAll) {
     std::memcpy(p, &bytes, kAll);
   } else {
-    for (int64_t i = 0; i < n; ++i) p[i] = bytes[i];
+    for (int64_t i = 0; i < kAll && i < n; ++i) p[i] = bytes[i];  // GCC warns of iterations past either
   }
 }
 

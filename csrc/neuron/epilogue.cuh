@@ -4,6 +4,7 @@
 
 #include "core/bit_planes.h"
 #include "cuda/device.cuh"
+#include "neuron/joined.h"
 #include "neuron/models.h"
 #include "neuron/state.h"
 
@@ -28,6 +29,15 @@ struct DeviceNeuron {
     for (int v = 0; v < Model::kStates; ++v) to(v, neuron) = state[v];
   }
 };
+
+// x and what the other branch brings to a neuron of a channel at a step of a plane.
+template <class T>
+__device__ __forceinline__ T add_joined(const Joined<T>& joined, int64_t plane, int step, int64_t neuron,
+                                        int64_t channel, T x) {
+  if (joined.current) return x + joined.current[(plane * kStepsPerPlane + step) * joined.stride + neuron];
+  if (!joined.bits || !(joined.bits[plane * joined.stride + neuron] >> step & 1)) return x;
+  return x + (joined.amplitude ? joined.amplitude[channel] : T(1));
+}
 
 // The steps of one plane: returns their spikes. current(s): what step s brings, scale and bias included (current_of).
 // kUnroll: where the currents of all steps are in registers.

@@ -4,6 +4,7 @@
 
 #include "core/bit_planes.h"
 #include "cpu/simd.inl.h"
+#include "neuron/joined.h"
 #include "neuron/models.h"
 #include "neuron/state.h"
 
@@ -36,6 +37,61 @@ TANDEM_HOST void first_state(const Model& model, State<const T> given, int64_t n
   } else {
     unrolled<Model::kStates>([&](int v) TANDEM_INLINE { state[v] = model.start(v); });
   }
+}
+
+// A byte for each lane of a vector, and zero behind them.
+typedef uint64_t LaneBytes __attribute__((vector_size(16)));
+
+template <class T>
+TANDEM_HOST LaneBytes load_lane_bytes(const uint8_t* from) {
+  LaneBytes bytes = {};
+  if constexpr (kLanes<T> > 8) {
+    std::memcpy(&bytes, from, sizeof(bytes));
+  } else {
+    uint64_t word = 0;
+    std::memcpy(&word, from, kLanes<T>);
+    bytes[0] = word;
+  }
+  return bytes;
+}
+
+template <class T>
+TANDEM_HOST typename Simd<T>::Mask widen(LaneBytes bytes) {
+  using Mask = typename Simd<T>::Mask;
+#if defined(__AVX512BW__)
+  const __m128i in = reinterpret_cast<__m128i>(bytes);
+  return reinterpret_cast<Mask>(sizeof(T) == 4 ? _mm512_cvtepu8_epi32(in) : _mm512_cvtepu8_epi64(in));
+#elif defined(__AVX2__)
+  const __m128i in = reinterpret_cast<__m128i>(bytes);
+  return reinterpret_cast<Mask>(sizeof(T) == 4 ? _mm256_cvtepu8_epi32(in) : _mm256_cvtepu8_epi64(in));
+#else
+  typename Simd<T>::Bytes low;
+  std::memcpy(&low, &bytes, sizeof(low));
+  return __builtin_convertvector(low, Mask);
+#endif
+}
+
+// What spikes of the other branch bring to n channels from the given one on.
+template <class T>
+TANDEM_HOST Vec<T> load_amplitude(const Joined<T>& joined, int64_t channel, int64_t n) {
+  return joined.amplitude && n > 0 ? load(joined.amplitude + channel, n) : broadcast(T{1});
+}
+
+// x and what the other branch brings at a step of the plane that `joined` begins with, to n neurons from a place on.
+template <class T>
+TANDEM_HOST Vec<T> add_joined(const Joined<T>& joined, int64_t step, int64_t place, int64_t n, Vec<T> amplitude,
+                              Vec<T> x) {
+  if (n <= 0) return x;
+  if (joined.current) return x + load(joined.current + step * joined.stride + place, n);
+  const uint8_t* const bits = joined.bits + place;
+  LaneBytes bytes = {};
+  if (n >= kLanes<T>) {
+    bytes = load_lane_bytes<T>(bits);
+  } else {
+    std::memcpy(&bytes, bits, static_cast<size_t>(n));
+  }
+  const auto spikes = (widen<T>(bytes) & (typename IntegerOf<T>::type{1} << step)) != 0;
+  return x + (spikes ? amplitude : Vec<T>{});
 }
 
 // The neurons of the words of spikes that step together, since each neuron waits for itself.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, fx, nn
 
 from ..neuron import IF, Neuron, check_neuron
 from ..nn.encode import Encode
+from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
+from ..nn.quantiser import quantiser
 from ..ops import checks
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
@@ -19,6 +22,9 @@ from .calibrate import checked_levels, percentiles
 from .conversion import Conversion, cut
 from .rules import RULES, has_weights
 from .trace import owner_of, traced
+
+_BITS = {"int8": 8, "int16": 16}
+"""Of what ``convert`` takes as ``weights``."""
 
 
 class TandemNetwork(nn.Module):
@@ -334,6 +340,7 @@ def convert(
     spiking_layers: int | None = None,
     engine: str = "auto",
     learn_thresholds: bool = False,
+    weights: str | None = None,
 ) -> TandemNetwork:
     """Convert an ANN to a tandem SNN (Wu et al. 2021) that shares its parameters.
 
@@ -394,15 +401,19 @@ def convert(
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
             from that of ``neuron`` or of calibration. Average poolings with neurons keep theirs.
+        weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
+            :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the quantised ANN. By
+            default weights stay as they are.
 
     Returns:
         A TandemNetwork. ``.ann()`` is the ANN.
 
     Raises:
-        TypeError: an argument has the wrong type, or a parameter is neither float32 nor float64.
-        ValueError: an argument is out of range; inputs or activations are not finite; torch.fx cannot trace the model;
-            the model does something different in training than in eval mode; or parts of it cannot be converted. The
-            message lists all of these parts and what to use instead.
+        TypeError: an argument has the wrong type, or a parameter is neither float32 nor float64, or not float32 with
+            integer ``weights``.
+        ValueError: an argument is out of range; inputs, activations or weights to be quantised are not finite; torch.fx
+            cannot trace the model; the model does something different in training than in eval mode; or parts of it
+            cannot be converted. The message lists all of these parts and what to use instead.
     """
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
@@ -424,12 +435,15 @@ def convert(
         raise ValueError(f"convert: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     if not isinstance(learn_thresholds, bool):
         raise TypeError(f"convert: learn_thresholds must be True or False, got {type(learn_thresholds).__name__}")
+    if weights not in (None, *_BITS):
+        raise ValueError(f"convert: weights must be None, {' or '.join(map(repr, _BITS))}, got {weights!r}")
     if calibrate is not None:
         try:
             neuron.calibrated(1.0)
         except ValueError as error:
             raise ValueError(f"convert: {error}") from None
-    _check_dtypes(ann)
+    _check_dtypes(ann, weights)
+    check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
     graph = traced(ann, RULES)
     settings = time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds
     conversion = Conversion(ann, graph, *settings)
@@ -437,21 +451,44 @@ def convert(
         conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(ann, graph, *settings, spiking))
     snn = conversion.written()
     names = [name for _, name in conversion.neurons]
-    if calibrate is None:
-        return TandemNetwork(snn, ann, time_steps, names)
-    if isinstance(calibrate, Mapping):
-        levels = checked_levels(names, [name for _, name, _ in conversion.pools], calibrate)
-    else:
-        batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
-        measured = [*conversion.neurons, *((node, name) for node, name, _ in conversion.pools)]
-        levels = percentiles(ann, graph, measured, batches, percentile)
-    return TandemNetwork(snn, ann, time_steps, names, levels, [(name, source) for _, name, source in conversion.pools])
+    pools = [(name, source) for _, name, source in conversion.pools]
+    with _quantised(ann, snn, weights):
+        if calibrate is None:
+            return TandemNetwork(snn, ann, time_steps, names)
+        if isinstance(calibrate, Mapping):
+            levels = checked_levels(names, [name for name, _ in pools], calibrate)
+        else:
+            batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
+            measured = [*conversion.neurons, *((node, name) for node, name, _ in conversion.pools)]
+            levels = percentiles(ann, graph, measured, batches, percentile)
+        return TandemNetwork(snn, ann, time_steps, names, levels, pools)
 
 
-def _check_dtypes(ann: nn.Module) -> None:
+@contextmanager
+def _quantised(ann: nn.Module, snn: nn.Module, weights: str | None) -> Iterator[None]:
+    """Quantise the weights of both twins; undo it if what follows fails."""
+    layers = [layer for _, layer in weight_layers(ann, snn)] if weights else []
+    before = [(layer, None if (of_weight := quantiser(layer)) is None else of_weight.bits) for layer in layers]
+    if weights:
+        quantise_layers(layers, _BITS[weights])
+    try:
+        yield
+    except BaseException:
+        unquantise_layers(layer for layer, bits in before if bits is None)
+        for layer, bits in before:
+            if bits is not None:
+                quantise_layers([layer], bits)
+        raise
+
+
+def _check_dtypes(ann: nn.Module, weights: str | None) -> None:
     """Raise a TypeError if a parameter has a dtype that spiking layers do not support."""
     dtypes = torch.float32, torch.float64
-    other = {name: p.dtype for name, p in ann.named_parameters() if p.is_floating_point() and p.dtype not in dtypes}
+    floats = {name: p.dtype for name, p in ann.named_parameters() if p.is_floating_point()}
+    other = {name: dtype for name, dtype in floats.items() if dtype not in dtypes}
+    if weights and not other and torch.float64 in floats.values():
+        name = next(name for name, dtype in floats.items() if dtype == torch.float64)
+        raise TypeError(f"convert: ann must have parameters of float32 with weights={weights!r}, got float64 in {name}")
     if other:
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         got = ", ".join(sorted({str(dtype) for dtype in other.values()}))

@@ -61,6 +61,11 @@ def to_nir(
     The graph's metadata hold dt, T (``time_steps``), the encoding and the reset, "subtract". The metadata of each LIF
     node hold its leak.
 
+    NIR has no integer weights. Those of a quantised network (:func:`tandem_cuda.quantise`) are written as the floats
+    they stand for, integer * scale. The metadata of their node say so: ``weight_bits``, and ``weight_scale`` [O], with
+    batch norm folded in, so that round(weight / weight_scale) returns the integers. Sums of these floats are rounded,
+    so the spikes of other simulators need not be the same to the bit.
+
     Args:
         model: a model whose forward pass, as traced by torch.fx, calls ``Encode``, tandem layers, ``TandemAdd``,
             average pooling of spikes, flattening, dropout and ``Decode``, and after it nn.Linear, nn.Conv1d, nn.Conv2d

@@ -23,7 +23,8 @@ from ..nn import (
     TandemConv1d,
     TandemConvTranspose2d,
 )
-from ..nn.tandem import TandemLayer
+from ..nn.quantiser import quantiser
+from ..nn.tandem import TandemLayer, stored
 from ..spike_train import SpikeTrain
 from .nir_format import RESET, nir, unsupported
 
@@ -168,6 +169,7 @@ class Export:
     ) -> str:
         """Add the node of a layer's weights [O, ...] and bias. The bias given is the sum over all T steps."""
         assert self.encoding is not None
+        metadata = _rounding(module, signal.gain)
         weight = weight * signal.gain
         per_step = None if bias is None else bias / self.encoding[0]
         if not all(bool(x.isfinite().all()) for x in (weight, per_step) if x is not None):
@@ -177,7 +179,8 @@ class Export:
                 got = [1, *signal.shape]
                 self.problems.append(f"{what}: its input must be [N, F], got {got}; put nn.Flatten before it")
                 return name
-            node = nir.Linear(_array(weight)) if per_step is None else nir.Affine(_array(weight), _array(per_step))
+            values = [_array(x) for x in (weight, per_step) if x is not None]
+            node = (nir.Linear if per_step is None else nir.Affine)(*values, metadata=metadata)
             return self._put(name, node, [signal.node])
         if module.padding_mode != "zeros":
             self.problems.append(f"{what}: padding_mode must be 'zeros', got {module.padding_mode!r}")
@@ -187,7 +190,8 @@ class Export:
         elif isinstance(module, TandemConvTranspose2d):
             weight, padding = self._transposed(what, module, weight, signal)
             stride, dilation = (1, 1), (1, 1)
-        return self._convolution(name, weight, per_step, stride, padding, dilation, module.groups, signal, _shape(out))
+        geometry = stride, padding, dilation, module.groups
+        return self._convolution(name, weight, per_step, *geometry, signal, _shape(out), metadata)
 
     def _convolution(
         self,
@@ -200,6 +204,7 @@ class Export:
         groups: int,
         signal: _Signal,
         shape: tuple[int, ...],
+        metadata: dict[str, Any] | None = None,
     ) -> str:
         """Add a node of type Conv1d or Conv2d."""
         size: Any = signal.shape[1:]
@@ -211,7 +216,7 @@ class Export:
         values = _array(weight)
         zeros = np.zeros(len(values), values.dtype)
         node = (nir.Conv1d if one_dimension else nir.Conv2d)(
-            size, values, *geometry, groups, zeros if bias is None else _array(bias)
+            size, values, *geometry, groups, zeros if bias is None else _array(bias), metadata=metadata or {}
         )
         return self._put(name, _typed(node, signal, shape), [signal.node])
 
@@ -366,6 +371,17 @@ def _typed(node: nir.NIRNode, signal: _Signal, shape: tuple[int, ...]) -> nir.NI
     """Set the node's input and output types: nir itself assumes square kernels and ignores groups."""
     node.input_type, node.output_type = {"input": np.array(signal.shape)}, {"output": np.array(shape)}
     return node
+
+
+def _rounding(module: Any, gain: float) -> dict[str, Any]:
+    """Return the metadata of quantised weights: their bits, and what the integer 1 stands for in each channel."""
+    rounds = quantiser(module)
+    if rounds is None:
+        return {}
+    _, scale = rounds.integers(getattr(*stored(module, "weight")))
+    if isinstance(module, TandemLayer) and (own := module.affine().gain) is not None:
+        scale = scale * own
+    return {"weight_bits": rounds.bits, "weight_scale": _array(scale * gain)}
 
 
 def _shape(value: Any) -> tuple[int, ...]:

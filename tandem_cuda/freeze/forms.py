@@ -230,6 +230,8 @@ def check_tensors(
     dtypes = set()
     for name, tensor in tensors.items():
         whole = name in integers and tensor.dtype in checks.INTEGERS
+        if name in integers and tensor.dtype not in (*checks.FLOATING, *checks.INTEGERS):
+            raise TypeError(f"{kind}: {name} must be float32, float64, int8 or int16, got {tensor.dtype}")
         if not whole:
             checks.check_floating(kind, name, tensor)
         checks.check_shape(kind, name, tensor, shapes[name])

@@ -53,7 +53,10 @@ def freeze(model: nn.Module) -> FrozenNetwork:
         sources = tuple(renamed[i] for i in inputs)
         form = module
         if not isinstance(module, FrozenLayer):
-            form = FORMS[class_of(module)](module, any(values[i].kind == ENCODED for i in sources))
+            try:
+                form = FORMS[class_of(module)](module, any(values[i].kind == ENCODED for i in sources))
+            except ValueError as error:
+                raise ValueError(f"freeze: {name!r}: {error}") from error
         if form is None:
             renamed[name] = sources[0]
             continue

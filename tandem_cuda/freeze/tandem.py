@@ -22,9 +22,9 @@ from ..nn.dropout import TandemDropout, TandemDropout2d
 from ..nn.encode import EncodedInput
 from ..nn.linear import TandemLinear
 from ..nn.tandem import TandemLayer
-from ..nn.weight_cache import SpikingWeights
+from ..nn.weight_cache import Kernel, SpikingWeights
 from ..ops import LARGEST
-from ..ops.checks import INTEGERS
+from ..ops.checks import INTEGERS, check_finite
 from ..spike_train import SpikeTrain
 from .forms import (
     ENCODED,
@@ -86,7 +86,7 @@ class FrozenTandem(FrozenLayer):
     @torch.no_grad()
     def of(cls, layer: TandemLayer, encoded: bool) -> FrozenTandem:
         """Freeze a layer. Batch norm is kept as gain and bias of the currents, as in eval mode."""
-        kernel = layer.kernel()
+        kernel = _kernel(layer)
         gain, bias = layer.affine().of_integers(kernel.unit)
         return cls(_bare(class_of(layer), _settings(layer)), layer.own_weight(kernel.weight), gain, bias, encoded)
 
@@ -100,7 +100,7 @@ class FrozenTandem(FrozenLayer):
         outputs = _outputs(layer)
         shapes = {"weight": tuple(layer.weight.shape), "bias": outputs, "scale": outputs}
         check_tensors(kind, tensors, shapes, optional=("scale", "bias"), integers=("weight",))
-        _check_integers(kind, "weight", tensors, "scale", scales_floats=True)
+        _check_integers(kind, "weight", tensors, "scale")
         return cls(layer, tensors["weight"], tensors.get("scale"), tensors.get("bias"), encoded)
 
     def settings(self) -> Settings:
@@ -173,18 +173,27 @@ class FrozenTandem(FrozenLayer):
         return converted
 
 
-def _check_integers(kind: str, name: str, tensors: Tensors, scale: str, scales_floats: bool) -> None:
-    """Check the range of integer weights, and that they have a scale; floats may have one if ``scales_floats``."""
+def _kernel(layer: TandemLayer) -> Kernel:
+    """Return the weights of a layer. Raise a ValueError if they are rounded and not finite, which rounding may hide."""
+    if layer.bits() is not None:
+        check_finite(class_of(layer).__name__, "weight", layer.stored_weight().detach().cpu())
+    return layer.kernel()
+
+
+def _check_integers(kind: str, name: str, tensors: Tensors, scale: str) -> None:
+    """Check the range of integer weights, and that they have a scale.
+
+    The scale contains the gain of batch norm, so it may be zero or negative.
+    """
     weight = tensors[name]
     if weight.dtype not in INTEGERS:
-        if scale in tensors and not scales_floats:
-            raise ValueError(f"{kind}: {scale} must belong to integer weights, got {weight.dtype} ones")
         return
     if scale not in tensors:
         raise ValueError(f"{kind}: tensors must contain {scale} with {weight.dtype} weights")
-    largest, most = int(weight.to(torch.int32).abs().max()), LARGEST[8 * weight.itemsize]
-    if largest > most:
-        raise ValueError(f"{kind}: {name} must be from -{most} to {most} in {weight.dtype}, got {largest}")
+    most, values = LARGEST[8 * weight.itemsize], weight.to(torch.int32)
+    beyond = values[values.abs() > most]
+    if len(beyond):
+        raise ValueError(f"{kind}: {name} must be from -{most} to {most} in {weight.dtype}, got {int(beyond[0])}")
 
 
 def _pack_again(module: FrozenTandem, incompatible_keys: Any) -> None:
@@ -196,13 +205,13 @@ _OF_BRANCHES = {"weight": "weight", "bias": "bias", "scale": "gain"}
 
 
 class FrozenAdd(FrozenLayer):
-    """The spiking twin of a TandemAdd, with batch norms folded into the weights of its branches.
+    """The spiking twin of a TandemAdd, with batch norms folded into the currents of its branches.
 
     Args:
         join: a TandemAdd whose branches have no norm. Their parameters are replaced.
-        tensors: weight [O, ...] and optional bias [O] of every branch that is not an identity, named "<branch>.weight"
-            and "<branch>.bias"; "<branch>.scale" [O] of integer weights, with the gain of batch norm; "scale" [1], a
-            factor of the summed currents, if the threshold has learned.
+        tensors: of every branch that is not an identity weight [O, ...], optional bias [O] and optional scale [O], the
+            gain of batch norm and of integer weights, named "<branch>.weight" and so on; "scale" [1], a factor of the
+            summed currents, if the threshold has learned.
     """
 
     kind = "TandemAdd"
@@ -211,8 +220,8 @@ class FrozenAdd(FrozenLayer):
         super().__init__()
         _check_neuron(self.kind, join.neuron)
         scale = tensors.get("scale")
-        whole = any(tensor.dtype in INTEGERS for tensor in tensors.values())
-        self.format = 2 if whole or scale is not None else _format(join.neuron)
+        # Format 1 folds the gain of a branch into its weights.
+        self.format = 2 if any(name.endswith("scale") for name in tensors) else _format(join.neuron)
         join.scale = None if scale is None else frozen_tensor(scale)
         self.waits = join.neuron.two_phase
         for i, branch in _layers(join):
@@ -221,7 +230,7 @@ class FrozenAdd(FrozenLayer):
                 if attribute != "gain":
                     delattr(branch, attribute)
                 branch.register_buffer(attribute, None if tensor is None else frozen_tensor(tensor))
-        self.join = join.eval()  # in eval mode it caches its weights between calls
+        self.join = join.eval()  # in eval mode the branches cache their weights between calls
 
     @classmethod
     @torch.no_grad()
@@ -233,14 +242,11 @@ class FrozenAdd(FrozenLayer):
                 twins.append(nn.Identity())
                 continue
             twins.append(_bare(class_of(branch), _settings(branch)))
-            if branch.takes_integers():
-                kernel = branch.kernel()
-                weight, (gain, bias) = kernel.weight, branch.affine().of_integers(kernel.unit)
-                assert gain is not None
+            kernel = _kernel(branch)
+            gain, bias = branch.affine().of_integers(kernel.unit)
+            tensors[f"{i}.weight"] = branch.own_weight(kernel.weight)
+            if gain is not None:
                 tensors[f"{i}.scale"] = gain
-            else:
-                weight, bias = branch.folded()
-            tensors[f"{i}.weight"] = branch.own_weight(weight)
             if bias is not None:
                 tensors[f"{i}.bias"] = bias
         scale = join.current_scale()
@@ -274,7 +280,7 @@ class FrozenAdd(FrozenLayer):
         weights = tuple(name for name in shapes if name.endswith("weight"))
         check_tensors(cls.kind, tensors, shapes, tuple(name for name in shapes if name not in weights), weights)
         for name in weights:
-            _check_integers(cls.kind, name, tensors, name.removesuffix("weight") + "scale", scales_floats=False)
+            _check_integers(cls.kind, name, tensors, name.removesuffix("weight") + "scale")
         _check_no_bool(cls.kind, settings["neuron"])
         neuron = of_settings(cls.kind, settings["neuron"])
         return cls(TandemAdd(*twins, neuron=neuron, engine=settings["engine"]), tensors)
@@ -302,9 +308,6 @@ class FrozenAdd(FrozenLayer):
         branches = self.join.branches
         if len(inputs) != len(branches):
             raise ValueError(f"number of inputs must be {len(branches)}, one per branch, got {len(inputs)}")
-        strides = {_stride(branch) for branch in branches if max(getattr(branch, "kernel_size", (1,))) > 1}
-        if len(strides) > 1:
-            raise ValueError(f"convolutions larger than 1 x 1 must have one stride, got {sorted(strides)}")
         joined: Value | None = None
         for i, (branch, x) in enumerate(zip(branches, inputs, strict=True)):
             x.check_kind(SPIKES)
@@ -364,13 +367,6 @@ def _convolved(layer: Any, axis: int, size: Size) -> Size:
     return windows.through(
         lambda n: (n + before + behind - extent) // stride + 1, stride, extent - before - behind - stride
     )
-
-
-def _stride(layer: Any) -> tuple[int, int]:
-    """Return the vertical and horizontal stride of the 2D convolution equivalent to the layer."""
-    if isinstance(layer, TandemConvTranspose2d):
-        return (1, 1)
-    return (1, *layer.stride) if len(layer.stride) == 1 else tuple(layer.stride)
 
 
 def _agreed(branch: int, a: Value, b: Value) -> Value:

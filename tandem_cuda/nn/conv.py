@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF, Neuron
-from ..ops.geometry import Geometry, check_fit, check_geometry
+from ..ops.geometry import Geometry, check_fit, check_geometry, out_size
 from ..ops.layout import canonical
 from ..spike_train import SpikeTrain
 from .geometry import insert_zeros, pad
-from .tandem import TandemLayer
+from .tandem import Ends, TandemLayer
 from .weight_cache import Kernel, SpikingWeights
 
 Pair = int | tuple[int, int]
@@ -28,6 +28,7 @@ class ConvolutionLayer(TandemLayer):
 
     in_channels: int
     out_channels: int
+    kernel_size: tuple[int, ...]
     groups: int
 
     axes = "H, W"
@@ -43,13 +44,22 @@ class ConvolutionLayer(TandemLayer):
 
     def as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
         """Return images [N, C, H, W] and the geometry whose convolution is this layer's product."""
-        self._check_dims(x)
+        self._check_dims(x.shape)
         rearrange, geometry = self.image()
         return x if rearrange is None else x.rearranged(rearrange), geometry
 
     def from_image(self, y: Tensor) -> Tensor:
         """Convert a convolved image [..., Ho, Wo] to the dimensions of this layer's output."""
         return y
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        self._check_dims(shape)
+        rearrange, geometry = self.image()
+        image = torch.empty(1, *shape, device="meta")
+        image = image if rearrange is None else rearrange(image)
+        kernel = (*[1] * (2 - len(self.kernel_size)), *self.kernel_size)
+        size = [max(n, 0) for n in out_size(image, image.new_empty(1, 1, *kernel), *geometry)]
+        return (*self.from_image(image.new_empty(shape[0], self.out_channels, *size)).shape,)
 
     def normalise(self, v: Tensor) -> Tensor:
         assert self.norm is not None
@@ -85,6 +95,7 @@ class ConvolutionLayer(TandemLayer):
         want_sum: bool,
         state: Tensor | None = None,
         want_state: bool = False,
+        ends: Ends | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, geometry = self.as_image(x)
         bits, total, state = ops.spiking_conv2d(
@@ -94,18 +105,16 @@ class ConvolutionLayer(TandemLayer):
             *geometry,
             self.groups,
             state,
-            **weights.operands(),
             count=x.carried_count,
             time_steps=x.time_steps,
-            neuron=self.neuron,
             want_sum=want_sum,
             want_state=want_state,
-            engine=self.engine,
+            **weights.operands() | self.how(ends),
         )
         return self.from_image(bits), self.from_image(total) if want_sum else total, state
 
-    def _check_dims(self, x: SpikeTrain | Tensor) -> None:
-        name, got = type(self).__name__, list(x.shape)
+    def _check_dims(self, shape: Sequence[int]) -> None:
+        name, got = type(self).__name__, list(shape)
         if len(got) != 2 + len(self.axes.split(", ")) or got[1] != self.in_channels:
             raise ValueError(f"{name}: input must be [N, {self.in_channels}, {self.axes}], got {got}")
 
@@ -184,7 +193,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
     def _check_shape(self, value: Tensor) -> None:
-        self._check_dims(value)
+        self._check_dims(value.shape)
         if self.padding != "same":
             padding = (0, 0) if isinstance(self.padding, str) else self.padding
             check_fit("TandemConv2d", value, self.stored_weight(), self.stride, padding, self.dilation)
@@ -312,7 +321,7 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         return weight.squeeze(2)
 
     def _check_shape(self, value: Tensor) -> None:
-        self._check_dims(value)
+        self._check_dims(value.shape)
         if self.padding != "same":
             padding = 0 if isinstance(self.padding, str) else self.padding[0]
             weight = self.stored_weight().unsqueeze(2)
@@ -339,6 +348,9 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
     def from_image(self, y: Tensor) -> Tensor:
         """Remove the height."""
         return y.squeeze(-2)
+
+    def onto_product(self, y: Tensor) -> Tensor:
+        return y.unsqueeze(-2)
 
 
 class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
@@ -429,7 +441,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
         return _mirrored(weight, self.groups)
 
     def _check_shape(self, value: Tensor) -> None:
-        self._check_dims(value)
+        self._check_dims(value.shape)
 
     def per_channel(self, x: Tensor) -> Tensor:
         return x.view(-1, 1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..neuron import IF, Neuron
 from ..spike_train import SpikeTrain
-from .tandem import TandemLayer
+from .tandem import Ends, TandemLayer
 from .weight_cache import Kernel, SpikingWeights
 
 
@@ -72,6 +73,9 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         if value.dim() < 2 or value.shape[-1] != self.in_features:
             raise ValueError(f"TandemLinear: input must be [N, ..., {self.in_features}], got {list(value.shape)}")
 
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (*shape[:-1], self.out_features)
+
     def normalise(self, v: Tensor) -> Tensor:
         assert self.norm is not None
         normalised: Tensor = self.norm(v.flatten(0, -2))
@@ -122,6 +126,7 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         want_sum: bool,
         state: Tensor | None = None,
         want_state: bool = False,
+        ends: Ends | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         return ops.spiking_linear(
             x.bits,
@@ -131,8 +136,7 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
             **weights.operands(),
             count=x.carried_count,
             time_steps=x.time_steps,
-            neuron=self.neuron,
             want_sum=want_sum,
             want_state=want_state,
-            engine=self.engine,
+            **self.how(ends),
         )

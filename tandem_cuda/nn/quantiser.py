@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .. import ops
+from ..ops import checks
 
 WIDTHS = (*range(2, 9), 16)
 """Numbers of bits that weights can have."""
@@ -71,7 +72,11 @@ class WeightQuantiser(nn.Module):
         Returns:
             ``(integers, scale)``: int8, or int16 for 16 bits, in the shape of ``weight``, and [O] in its dtype. Their
             product is the result of ``forward``.
+
+        Raises:
+            ValueError: on the CPU, a weight that is not finite. (``forward`` passes NaN on.)
         """
+        checks.check_finite("WeightQuantiser", "weight", weight)
         whole, scale = self._rounded(self._by_channel(weight.detach()))
         return whole.to(torch.int16 if self.bits > 8 else torch.int8).view(weight.shape), scale.flatten()
 
@@ -80,6 +85,7 @@ class WeightQuantiser(nn.Module):
         """Work as :meth:`integers`, for float32 weights [O, ...], output channels first."""
         if self.bits in ops.LARGEST:
             return ops.quantise_weight(weight, self.bits)
+        checks.check_finite("WeightQuantiser", "weight", weight)
         whole, scale = self._rounded(weight.detach().reshape(1, 1, len(weight), -1))
         return whole.to(torch.int8).view(weight.shape), scale.flatten()
 

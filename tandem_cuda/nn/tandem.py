@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,17 @@ from .current import Affine, affine, per_step, spike_scale
 from .encode import EncodedInput
 from .quantiser import quantiser
 from .weight_cache import Kernel, SpikingWeights, WeightCache, computes_weights, may_keep
+
+
+class Ends(NamedTuple):
+    """What a product ends in."""
+
+    neuron: Neuron
+    engine: str
+    added: Tensor | None = None
+    """What another branch brings: currents [T, N, O, ...] or bits [P, N, O, ...]."""
+    amplitude: Tensor | None = None
+    """Of its spikes, [O]."""
 
 
 class TandemLayer(nn.Module, ABC):
@@ -296,7 +307,7 @@ class TandemLayer(nn.Module, ABC):
         """Return all tensors that the spiking twin's weights depend on."""
         norm = self.norm
         weight = self.weight if self.computes_weights() else self.stored_weight()
-        tensors = [weight, self.bias, self.log_threshold]
+        tensors = [weight, self.bias, self.log_threshold, self._buffers.get("gain")]
         if norm is not None:
             tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
         return [x for x in tensors if x is not None]
@@ -326,9 +337,12 @@ class TandemLayer(nn.Module, ABC):
         """Return whether the products take integers: the weights are quantised, or frozen as integers."""
         return self.bits() is not None or self.stored_weight().dtype in checks.INTEGERS
 
-    def spiking_weights(self, steps: int, amplitude: float) -> SpikingWeights:
-        """Return the spiking twin's weights without a gradient, for input spikes of this amplitude."""
-        return self._kept(steps, amplitude)
+    def spiking_weights(self, steps: int, amplitude: float, kernel: Kernel | None = None) -> SpikingWeights:
+        """Return the spiking twin's weights without a gradient, for input spikes of this amplitude.
+
+        ``kernel``: of packed weights, if it is at hand.
+        """
+        return self._kept(steps, amplitude) if kernel is None else self._spiking(steps, amplitude, kernel)
 
     def kernel(self) -> Kernel:
         """Return the weights as the products take them, not packed; differentiable."""
@@ -448,8 +462,26 @@ class TandemLayer(nn.Module, ABC):
         want_sum: bool,
         state: Tensor | None = None,
         want_state: bool = False,
+        ends: Ends | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return bits, sum of the currents and the neurons' final state; ``state`` continues an earlier call."""
+        """Return bits, sum of the currents and the neurons' final state; ``state`` continues an earlier call.
+
+        ``ends``: the neurons that fire, if they are not this layer's.
+        """
+
+    def how(self, ends: Ends | None) -> dict[str, Any]:
+        """Return the keyword arguments of a product that ends in these neurons, or None: in this layer's."""
+        neuron, engine, added, amplitude = ends or Ends(self.neuron, self.engine)
+        added = None if added is None else self.onto_product(added)
+        return {"neuron": neuron, "engine": engine, "added": added, "amplitude": amplitude}
+
+    @abstractmethod
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape [N, O, ...] of the neurons for an input of shape [N, C, ...]."""
+
+    def onto_product(self, y: Tensor) -> Tensor:
+        """Convert neurons [..., N, O, ...] to the dimensions that the product's output has."""
+        return y
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"

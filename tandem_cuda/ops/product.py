@@ -59,6 +59,8 @@ def spiking_product(
     want_sum: bool,
     want_state: bool,
     masters: tuple[Tensor | None, Tensor | None],
+    added: Tensor | None,
+    amplitude: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the product and the neurons of a checked call. Neurons with ``two_phase`` need only the counts' product.
 
@@ -73,6 +75,8 @@ def spiking_product(
         want_sum: likewise.
         want_state: likewise.
         masters: master and unit.
+        added: as in the Python functions.
+        amplitude: likewise.
     """
     weight = operands[2]
     assert weight is not None
@@ -85,7 +89,7 @@ def spiking_product(
     state = None if state is None else state.detach()
     model = neuron.kind, neuron.parameters
     return torch.ops.tandem_cuda.spiking_product(
-        *operands, state, *geometry, time_steps, *model, *how, want_sum, want_state, *masters
+        *operands, state, *geometry, time_steps, *model, *how, want_sum, want_state, *masters, added, amplitude
     )
 
 
@@ -122,6 +126,35 @@ def check_operand(op: str, argument: str, value: Any, weight: Tensor, expected: 
         raise TypeError(f"{op}: {argument} must be float32 with {name} weights, got {value.dtype}")
     checks.check_same_device(op, argument, value, weight, "weight")
     checks.check_shape(op, argument, value, expected)
+
+
+def check_added(
+    op: str,
+    added: Any,
+    amplitude: Any,
+    weight: Tensor,
+    planes: int,
+    time_steps: int,
+    neuron: Neuron,
+    neurons: Sequence[int],
+) -> None:
+    """Check what another branch adds to the currents."""
+    if added is None:
+        if amplitude is not None:
+            raise ValueError(f"{op}: amplitude must be None without added, got a tensor")
+        return
+    if amplitude is not None:
+        check_operand(op, "amplitude", amplitude, weight, weight.shape[:1])
+    checks.check_tensor(op, "added", added)
+    if neuron.two_phase:
+        raise ValueError(f"{op}: added must be None for two-phase neurons (add products of the counts), got a tensor")
+    if added.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: added must not require a gradient; detach it")
+    if added.dtype == torch.uint8:
+        checks.check_same_device(op, "added", added, weight, "weight")
+        checks.check_shape(op, "added", added, (planes, *neurons))
+    else:
+        check_operand(op, "added", added, weight, (time_steps, *neurons))
 
 
 def check_conv2d(
@@ -194,5 +227,7 @@ def check_master(op: str, weight: Tensor, master: Any, unit: Any) -> None:
                 raise TypeError(f"{op}: {name} must be float32, got {value.dtype}")
             checks.check_same_device(op, name, value, weight, "weight")
             checks.check_shape(op, name, value, expected)
+        if unit is not None:
+            checks.check_finite(op, "unit", unit)
     elif unit is not None:
         raise ValueError(f"{op}: unit must be None without master, got a tensor")

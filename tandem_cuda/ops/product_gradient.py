@@ -5,6 +5,7 @@ With a weight [O, F] a product is a linear layer, with [O, C/groups, kH, kW] a c
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ def _(
     want_state: bool,
     master: Tensor | None,
     unit: Tensor | None,
+    added: Tensor | None,
+    amplitude: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     neurons, dtype = neurons_of(bits, weight, stride, padding, dilation), current_dtype(weight)
     dim = feature_dim(weight, neurons)
@@ -174,9 +177,11 @@ def gradients_of(
         return grad_values, gradients_of(grad / along, values, weight, None, (False, second), convolution)[1]
     dtype = grad.dtype if integers else weight.dtype
     if weight.dim() == 2:
-        grad_values, grad_weight = _linear_gradients(grad, values, weight.to(grad.dtype), needed)
+        grad_values, grad_weight = _linear_gradients(grad, values, weight, needed)
     else:
-        grad_values, grad_weight = _conv2d_gradients(grad, values, weight.to(grad.dtype), needed, convolution)
+        # The gradient of the weights needs their shape alone.
+        floats = weight.to(grad.dtype) if needed[0] else torch.empty_like(weight, dtype=grad.dtype)
+        grad_values, grad_weight = _conv2d_gradients(grad, values, floats, needed, convolution)
     return grad_values, None if grad_weight is None else grad_weight.to(dtype)
 
 
@@ -209,14 +214,27 @@ def _linear_gradients(
     grad_weight = None
     if needed[1]:
         grad_weight = grad.reshape(-1, grad.shape[-1]).t() @ values.flatten(0, -2)
-    return grad @ weight if needed[0] else None, grad_weight
+    return _times(grad, weight) if needed[0] else None, grad_weight
+
+
+_TOGETHER = 1 << 22
+"""Weights converted at once: their memory, 16 MiB, is used again, where the system would have to clear fresh pages."""
+
+
+def _times(grad: Tensor, weight: Tensor) -> Tensor:
+    """Return grad @ weight, in the dtype of grad."""
+    if weight.dtype == grad.dtype:
+        return grad @ weight
+    rows = max(1, _TOGETHER // weight.shape[1])
+    parts = zip(grad.split(rows, -1), weight.split(rows), strict=True)
+    return functools.reduce(torch.add, (along @ part.to(grad.dtype) for along, part in parts))
 
 
 # -- registration
 
 
 def _setup_spiking(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    bits, count, weight, _, scale, _, _, *convolution, ctx.time_steps, _, _, _, _, want_sum, _, _, unit = inputs
+    bits, count, weight, _, scale, _, _, *convolution, ctx.time_steps, _, _, _, _, want_sum, _, _, unit, _, _ = inputs
     ctx.convolution = tuple(convolution)
     _save(ctx, bits, count, weight, scale, unit)
     ctx.mark_non_differentiable(output[0], output[2], *([] if want_sum else [output[1]]))
@@ -226,7 +244,7 @@ def _spiking_backward(ctx: Any, _bits: None, grad: Tensor | None, _state: None) 
     count, weight, bias = _gradients(ctx, grad, 18)
     bias = None if bias is None else bias * ctx.time_steps  # the bias enters at every time step
     weight, master = (weight, None) if ctx.needs_input_grad[2] else (None, weight)
-    return None, count, weight, None, None, bias, *[None] * 12, master, None
+    return None, count, weight, None, None, bias, *[None] * 12, master, None, None, None
 
 
 def _setup_count(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

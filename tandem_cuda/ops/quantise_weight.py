@@ -28,7 +28,7 @@ def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         ``(q, scale)``: int8 or int16 in the shape of ``weight``, and float32 [O]; 1 for channels of zeros. No gradient.
 
     Raises:
-        TypeError: ``weight`` is not a float32 tensor.
+        TypeError: ``weight`` is not a float32 tensor, or ``bits`` is not an int.
         ValueError: ``bits`` is neither 8 nor 16, or ``weight`` has fewer than two dimensions or an empty one.
         RuntimeError: on the CPU, a weight that is not finite.
     """
@@ -36,8 +36,10 @@ def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     checks.check_tensor(op, "weight", weight)
     if weight.dtype != torch.float32:
         raise TypeError(f"{op}: weight must be float32, got {weight.dtype}")
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"{op}: bits must be an int, got {type(bits).__name__}")
     if bits not in LARGEST:
-        raise ValueError(f"{op}: bits must be 8 or 16, got {bits!r}")
+        raise ValueError(f"{op}: bits must be 8 or 16, got {bits}")
     if weight.dim() < 2 or 0 in weight.shape:
         raise ValueError(f"{op}: weight must be [O, ...] with no empty dimension, got {list(weight.shape)}")
     weight, largest = weight.detach(), LARGEST[bits]

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..neuron import IF, Neuron, check_neuron
 from . import checks
 from .geometry import out_size
-from .product import check_conv2d, check_master, check_operand, spiking_product
+from .product import check_added, check_conv2d, check_master, check_operand, spiking_product
 
 
 def spiking_conv2d(
@@ -32,6 +32,8 @@ def spiking_conv2d(
     engine: str = "auto",
     master: Tensor | None = None,
     unit: Tensor | None = None,
+    added: Tensor | None = None,
+    amplitude: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolve a spike train at every time step and feed integrate-and-fire neurons (Wu et al. 2021, eqs. 1-5).
 
@@ -67,6 +69,9 @@ def spiking_conv2d(
         master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
             gradient (straight-through: as if nothing were rounded). Their values are not read.
         unit: [O]; None for 1.
+        added: what another branch of a sum adds to x[t]: currents [T, N, O, Ho, Wo], or spikes uint8 [P, N, O, Ho, Wo],
+            each of which adds ``amplitude``. Not with two-phase neurons. It gets no gradient and is part of the sum.
+        amplitude: [O], what a spike in ``added`` adds; None for 1.
 
     Returns:
         ``(bits, sum, state)``: uint8 [P, N, O, Ho, Wo]; the sum over t of x[t], [N, O, Ho, Wo]; the final state,
@@ -83,9 +88,11 @@ def spiking_conv2d(
     checks.check_train(op, bits, time_steps)
     check_neuron(op, neuron)
     check_master(op, weight, master, unit)
-    if state is not None:
+    if state is not None or added is not None or amplitude is not None:
         neurons = (bits.shape[1], weight.shape[0], *out_size(bits, weight, *geometry))
-        check_operand(op, "state", state, weight, (neuron.states, *neurons))
+        check_added(op, added, amplitude, weight, len(bits), time_steps, neuron, neurons)
+        if state is not None:
+            check_operand(op, "state", state, weight, (neuron.states, *neurons))
     operands = bits, count, weight, packed, scale, bias
     how = (*geometry, groups), engine, want_sum, want_state
-    return spiking_product(op, operands, state, time_steps, neuron, *how, (master, unit))
+    return spiking_product(op, operands, state, time_steps, neuron, *how, (master, unit), added, amplitude)

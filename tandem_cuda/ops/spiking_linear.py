@@ -7,7 +7,7 @@ from torch import Tensor
 from ..neuron import IF, Neuron, check_neuron
 from . import checks
 from .geometry import Geometry
-from .product import check_linear, check_master, check_operand, spiking_product
+from .product import check_added, check_linear, check_master, check_operand, spiking_product
 
 
 def spiking_linear(
@@ -26,6 +26,8 @@ def spiking_linear(
     engine: str = "auto",
     master: Tensor | None = None,
     unit: Tensor | None = None,
+    added: Tensor | None = None,
+    amplitude: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply a linear layer to a spike train at every time step and feed integrate-and-fire neurons.
 
@@ -54,6 +56,9 @@ def spiking_linear(
         master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
             gradient (straight-through: as if nothing were rounded). Their values are not read.
         unit: [O]; None for 1.
+        added: what another branch of a sum adds to x[t]: currents [T, N, ..., O], or spikes uint8 [P, N, ..., O], each
+            of which adds ``amplitude``. Not with two-phase neurons. It gets no gradient and is part of the sum.
+        amplitude: [O], what a spike in ``added`` adds; None for 1.
 
     Returns:
         ``(bits, sum, state)``: uint8 [P, N, ..., O]; the sum over t of x[t], [N, ..., O], differentiable in
@@ -70,8 +75,11 @@ def spiking_linear(
     checks.check_train(op, bits, time_steps)
     check_neuron(op, neuron)
     check_master(op, weight, master, unit)
-    if state is not None:
-        check_operand(op, "state", state, weight, (neuron.states, *bits.shape[1:-1], weight.shape[0]))
+    if state is not None or added is not None or amplitude is not None:
+        neurons = (*bits.shape[1:-1], weight.shape[0])
+        check_added(op, added, amplitude, weight, len(bits), time_steps, neuron, neurons)
+        if state is not None:
+            check_operand(op, "state", state, weight, (neuron.states, *neurons))
     operands = bits, count, weight, packed, scale, bias
     how = (*Geometry(), 1), engine, want_sum, want_state
-    return spiking_product(op, operands, state, time_steps, neuron, *how, (master, unit))
+    return spiking_product(op, operands, state, time_steps, neuron, *how, (master, unit), added, amplitude)

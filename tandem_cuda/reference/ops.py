@@ -226,6 +226,8 @@ def spiking_linear(
     neuron: Neuron = IF(),
     want_sum: bool = True,
     want_state: bool = True,
+    added: Tensor | None = None,
+    amplitude: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Drive spiking neurons with a linear layer: x[t] = scale * (weight * s[t]) + bias.
 
@@ -237,6 +239,7 @@ def spiking_linear(
     _check_bits("spiking_linear", bits, time_steps)
     with torch.no_grad():
         steps = [_linear(s, weight, bias, scale) for s in unpack_spikes(bits, time_steps, _dtype(weight))]
+        steps = _with(steps, added, amplitude, time_steps, -1)
     spikes, final = neuron_loop(steps, neuron, state)
     # In exact arithmetic the sum of the currents equals this product with the counts, which provides its gradient.
     bias_sum = None if bias is None else time_steps * bias
@@ -261,6 +264,8 @@ def spiking_conv2d(
     neuron: Neuron = IF(),
     want_sum: bool = True,
     want_state: bool = True,
+    added: Tensor | None = None,
+    amplitude: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Work as spiking_linear, with a 2-D convolution.
 
@@ -272,11 +277,28 @@ def spiking_conv2d(
     with torch.no_grad():
         dense = unpack_spikes(bits, time_steps, _dtype(weight))
         steps = [_conv2d(s, weight, bias, scale, stride, padding, dilation, groups) for s in dense]
+        steps = _with(steps, added, amplitude, time_steps, -3)
     spikes, final = neuron_loop(steps, neuron, state)
     bias_sum = None if bias is None else time_steps * bias
     product = count_conv2d(bits, weight, bias_sum, stride, padding, dilation, groups, scale=scale, count=count)
     total = replace_value(product, reduce(torch.add, steps))
     return pack_spikes(spikes), _wanted(want_sum, total), _wanted(want_state, final)
+
+
+def _with(
+    steps: list[Tensor], added: Tensor | None, amplitude: Tensor | None, time_steps: int, axis: int
+) -> list[Tensor]:
+    """Add another branch's currents [T, ...], or amplitude [O] times its spikes, uint8 [P, ...], to those of a product.
+
+    axis: that of the O channels in a current, counted from the last.
+    """
+    if added is None:
+        return steps
+    if added.dtype == torch.uint8:
+        added = unpack_spikes(added, time_steps, steps[0].dtype)
+        if amplitude is not None:
+            added = added * amplitude.view(-1, *[1] * (-1 - axis))
+    return [x + more for x, more in zip(steps, added, strict=True)]
 
 
 def count_linear(

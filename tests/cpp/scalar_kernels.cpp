@@ -18,6 +18,7 @@
 #include "cpu/aligned_buffer.h"
 #include "cpu/finite.h"
 #include "cpu/kernels.h"
+#include "event_product.h"
 #include "ops/product/block_size.h"
 
 namespace tandem {
@@ -360,140 +361,48 @@ void depthwise(int64_t channels, int64_t multiplier, int64_t time_steps, T leak,
              options_name(options));
 }
 
-// An event-driven product, all three stages of it. unit_channels: of a chunk of one tap, of which units_per_chunk come
-// together; several taps take whole groups.
+// An event-driven product and what its stages made.
 template <class E, class T>
 void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_channels, int64_t units_per_chunk,
                    int64_t steps, T leak, unsigned options) {
-  constexpr int64_t tile_rows = 7;
-  const bool joins = taps_per_chunk > 1;
-  const int64_t per_group = (g.group_in() + unit_channels - 1) / unit_channels, per_pixel = g.groups * per_group;
-  std::vector<uint32_t> begin;  // of each chunk
-  if (joins) {
-    for (int64_t tap = 0; tap < g.taps(); tap += taps_per_chunk) begin.push_back(tap * g.group_in());
-  } else {
-    for (int64_t unit = 0; unit < g.taps() * per_group; unit += units_per_chunk) {
-      begin.push_back(unit / per_group * g.group_in() + unit % per_group * unit_channels);
-    }
-  }
-  begin.push_back(g.features());
-  const auto chunks = static_cast<int64_t>(begin.size()) - 1;
-  int64_t tile_bytes = 0;
-  for (int64_t c = 0; c < chunks; ++c) tile_bytes += visits_bytes(tile_rows, begin[c + 1] - begin[c]);
-  const int64_t planes = planes_for(steps), tiles = (g.pixels_out() + tile_rows - 1) / tile_rows;
-  const int64_t all_tiles = planes * g.groups * tiles, outputs = g.pixels_out() * g.out_channels;
+  const int64_t planes = planes_for(steps), outputs = g.pixels_out() * g.out_channels;
   Random random;
   const std::vector<uint8_t> bits = random.planes(steps, g.pixels_in(), g.in_channels);
-
-  std::vector<uint8_t> lists(static_cast<size_t>(planes * g.pixels_in() * pixel_bytes(per_pixel, unit_channels)));
-  std::vector<uint32_t> units(static_cast<size_t>(planes * g.pixels_in() * per_pixel));
-  UnitArgs unit_args = {};
-  unit_args.bits = bits.data();
-  unit_args.bits_stride = g.pixels_in() * g.in_channels;
-  unit_args.pixels_in = g.pixels_in();
-  unit_args.groups = g.groups;
-  unit_args.group_channels = g.group_in();
-  unit_args.unit_channels = unit_channels;
-  unit_args.per_group = per_group;
-  unit_args.steps = steps;
-  unit_args.lists = lists.data();
-  unit_args.units = units.data();
-  if (!joins) {
-    scalar::kernels.build_units(unit_args, 0, 5);
-    scalar::kernels.build_units(unit_args, 5, planes * g.pixels_in());
-  }
-
-  VisitArgs visit_args = {};
-  visit_args.geometry = &g;
-  visit_args.taps_per_chunk = taps_per_chunk;
-  visit_args.units_per_chunk = units_per_chunk;
-  visit_args.lists = lists.data();
-  visit_args.units = units.data();
-  visit_args.units_per_group = per_group;
-  visit_args.unit_channels = unit_channels;
-  visit_args.bits = bits.data();
-  visit_args.bits_stride = g.pixels_in() * g.in_channels;
-  visit_args.bits_end = bits.data() + bits.size();
-  std::vector<uint8_t> unit_scratch(kVisitScratch);
-  visit_args.scratch = unit_scratch.data();
-  visit_args.chunks = chunks;
-  visit_args.steps = steps;
-  visit_args.tile_rows = tile_rows;
-  visit_args.tiles = tiles;
-  visit_args.narrow_sums = sizeof(E) == 2;
-  visit_args.visits_per_tile = (tile_bytes + 7) / 8 * 8;
-  const AlignedBuffer<uint8_t> visits("event tile", all_tiles * visit_args.visits_per_tile);
-  std::memset(visits.data, 0, static_cast<size_t>(all_tiles * visit_args.visits_per_tile));  // not all is written
-  visit_args.visits = visits.data;
-  std::vector<uint8_t> widened(static_cast<size_t>(all_tiles));
-  visit_args.widened = widened.data();
-  for (int64_t task = 0; task < all_tiles; ++task) {
-    scalar::kernels.build_visits(visit_args, task / tiles / g.groups, task / tiles % g.groups, task % tiles);
-  }
+  const EventProduct<E, T> product(g, bits.data(), steps, taps_per_chunk, unit_channels, units_per_chunk);
   // Where so many rows are added, emptying the 16-bit sums is part of the case.
-  if (sizeof(E) == 2 && g.features() > 2 * kChunkRows && !std::count(widened.begin(), widened.end(), 1)) {
+  if (sizeof(E) == 2 && g.features() > 2 * kChunkRows &&
+      !std::count(product.widened.begin(), product.widened.end(), 1)) {
     std::fprintf(stderr, "no visit widens its sums\n");
     std::exit(1);
   }
 
-  const int64_t block = block_size<E>(g.group_out()), blocks = (g.group_out() + block - 1) / block;
-  const int64_t block_elements = g.features() * block;
-  const AlignedBuffer<E> weight("event tile", g.groups * blocks * block_elements);
-  for (int64_t i = 0; i < g.groups * blocks * block_elements; ++i) weight.data[i] = random.value<E>();
-  const AlignedBuffer<uint8_t> scratch("event tile", event_scratch_bytes<E, T>(tile_rows, block, 1));
-  std::memset(scratch.data, 0xA5, scratch.bytes);
+  const int64_t elements = g.groups * product.blocks * g.features() * product.block;
+  const AlignedBuffer<E> weight("event tile", elements);
+  for (int64_t i = 0; i < elements; ++i) weight.data[i] = random.value<E>();
   std::vector<T> scale = random.values<T>(g.out_channels), bias = random.values<T>(g.out_channels);
   std::vector<T> initial = random.values<T>(outputs), sum = random.values<T>(outputs), potential(outputs);
   std::vector<uint8_t> out_bits(static_cast<size_t>(planes * outputs));
 
   EventTileArgs<E, T> args = {};
-  args.geometry = &g;
-  args.visits = visits.data;
-  args.visits_per_tile = visit_args.visits_per_tile;
-  args.widened = widened.data();
-  args.chunks = chunks;
-  args.chunk_begin = begin.data();
-  args.tiles = tiles;
-  args.steps = steps;
-  args.block = block;
-  args.row_stride = g.out_channels;
-  args.bits_stride = outputs;
+  args.scale = data_if(options & kScale, scale);
+  args.bias = data_if(options & kBias, bias);
+  args.initial = {data_if(options & kInitial, initial), 0};
+  args.bits = data_if(leak != 0, out_bits);
+  args.sum = data_if((options & kSum) || leak == 0, sum);
   args.add_sum = options & kAddSum;
-  args.last = true;
+  args.state = {data_if(options & kPotential, potential), 0};
   args.neuron = neuron(leak);
-  args.scratch = scratch.data;
-  const AlignedBuffer<uint8_t> table("event tile", table_bytes<E>(block));
-  args.table = table.data;
   const std::vector<T> before = sum;
-  const auto run_tiles = [&] {
-    for (int64_t task = 0; task < g.groups * blocks * tiles; ++task) {
-      const int64_t b = task / tiles % blocks, group = task / tiles / blocks;
-      const int64_t channel = group * g.group_out() + b * block;
-      args.weight = weight.data + (group * blocks + b) * block_elements;
-      args.valid = std::min(block, g.group_out() - b * block);
-      args.group = group;
-      args.tile = task % tiles;
-      args.row_begin = args.tile * tile_rows;
-      args.row_end = std::min(g.pixels_out(), args.row_begin + tile_rows);
-      args.scale = options & kScale ? scale.data() + channel : nullptr;
-      args.bias = options & kBias ? bias.data() + channel : nullptr;
-      args.initial = {options & kInitial ? initial.data() + channel : nullptr, 0};
-      args.bits = leak == 0 ? nullptr : out_bits.data() + channel;
-      args.sum = (options & kSum) || leak == 0 ? sum.data() + channel : nullptr;
-      args.state = {options & kPotential ? potential.data() + channel : nullptr, 0};
-      scalar::kernels.event_tile<E>()(args);
-    }
-  };
-  run_tiles();
+  product.run(args, weight.data, false);
 
-  const std::string name = std::string(kName<E>) + geometry_name(g) + (joins ? " joined" : "") + steps_name(steps) +
-                           neuron_name(leak) + options_name(options);
+  const std::string name = std::string(kName<E>) + geometry_name(g) + (taps_per_chunk > 1 ? " joined" : "") +
+                           steps_name(steps) + neuron_name(leak) + options_name(options);
   if (options == 0) {  // the others have the same visits
     // What the lists say, not what lies between them.
     Hash stages;
-    for (int64_t task = 0; task < all_tiles; ++task) {
-      const uint8_t* at = visits.data + task * visit_args.visits_per_tile;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    for (int64_t task = 0; task < product.tasks(); ++task) {
+      const uint8_t* at = product.visits_of(task);
+      for (int64_t chunk = 0; chunk < product.chunks(); ++chunk) {
         ChunkVisits header;
         std::memcpy(&header, at, sizeof(header));
         stages.add(&header, sizeof(header));
@@ -510,8 +419,8 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
         at += header.bytes;
       }
     }
-    stages.add(units);
-    stages.add(widened);
+    stages.add(product.units);
+    stages.add(product.widened);
     stages.print("build_visits " + name);
   }
   Hash hash;
@@ -521,15 +430,10 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
   hash.print("event_tile " + name);
 
   if constexpr (std::is_integral_v<E>) {  // tables of sums find what events do
-    args.group_words = group_words_for(g.group_in());
-    std::vector<uint32_t> words(
-        static_cast<size_t>(planes * g.pixels_in() * g.groups * args.group_words * kStepsPerPlane));
-    scalar::kernels.build_words(bits.data(), planes * g.pixels_in(), g.groups, g.group_in(), words.data());
-    args.words = words.data();
     const std::vector<uint8_t> bits_of_events = out_bits;
     const std::vector<T> sum_of_events = sum, potential_of_events = potential;
     sum = before;
-    run_tiles();
+    product.run(args, weight.data, true);
     if (out_bits != bits_of_events || sum != sum_of_events || potential != potential_of_events) {
       std::fprintf(stderr, "%s: tables of sums differ from events\n", name.c_str());
       std::exit(1);

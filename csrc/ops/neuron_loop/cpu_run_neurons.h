@@ -1,6 +1,7 @@
 // The neuron loop on given currents: threads, and vectors of channels that a block may enter anywhere.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -23,6 +24,32 @@ void run_neurons(IntegrateAndFireArgs<T> args, int64_t neurons) {
   if (args.bias) args.bias = bias.data();
   parallel_ranges(neurons, kGrain,
                   [&](int64_t begin, int64_t end) { kernels().typed<T>().integrate_and_fire(args, begin, end); });
+}
+
+// Lets another branch join a series of currents, args.current, which are `current`: with scale and bias applied, they
+// are what drives the neurons.
+template <class T>
+void join_series(IntegrateAndFireArgs<T>& args, const Joined<T>& joined, T* current, int64_t neurons) {
+  if (!joined) return;
+  const int64_t steps = args.time_steps, channels = args.channels;
+  parallel_ranges(steps * neurons / channels, std::max<int64_t>(1, 8192 / channels), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t t = row / (neurons / channels), first = row % (neurons / channels) * channels;
+      const Joined<T> here = joined.at(t / kStepsPerPlane, first);
+      T* const to = current + t * args.current_stride + first;
+      for (int64_t c = 0; c < channels; ++c) {
+        T x = current_of(to[c], args.scale != nullptr, args.scale ? args.scale[c] : T{}, args.bias != nullptr,
+                         args.bias ? args.bias[c] : T{});
+        if (here.current) {
+          x += here.current[t % kStepsPerPlane * here.stride + c];
+        } else if (here.bits[c] >> t % kStepsPerPlane & 1) {
+          x += here.amplitude ? here.amplitude[c] : T{1};
+        }
+        to[c] = x;
+      }
+    }
+  });
+  args.scale = args.bias = nullptr;
 }
 
 }  // namespace tandem

@@ -99,6 +99,8 @@ void run(const char* op, const ProductPlan& plan, Samples all, int64_t time_step
       args.initial = p > 0 ? read_only(args.state) : initial + n * outputs;
       args.channels = g.out_channels;
       args.time_steps = steps;
+      join_series(args, joined_of<T>(plan).at(p, n * outputs), static_cast<T*>(current.mutable_data_ptr()),
+                  samples * outputs);
       args.mode = CurrentMode::kSeries;
       args.neuron = plan.neuron;
       run_neurons(args, samples * outputs);

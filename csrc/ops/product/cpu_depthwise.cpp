@@ -76,6 +76,7 @@ void run_spiking_depthwise(const char* op, const ProductPlan& plan, int64_t time
     args.initial = given_state<T>(plan.initial);
     args.out_bits = static_cast<uint8_t*>(plan.out_bits.mutable_data_ptr());
     args.state = wanted_state<T>(plan.out_state);
+    args.joined = joined_of<T>(plan);
     args.time_steps = time_steps;
     args.neuron = plan.neuron;
     run<decltype(element)>(op, plan, args);

@@ -211,6 +211,7 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
         a.initial = a.initial + first;
         if (a.sum) a.sum += first;
         a.state = a.state + first;
+        a.joined = a.joined.at(p, first);
         if (carries) {
           if (!a.state) a.state = {carried.data, pass_neurons};
           if (p > 0) a.initial = read_only(a.state);
@@ -251,6 +252,7 @@ void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples
     args.bits_stride = plan.geometry.pixels_out() * plan.geometry.out_channels;
     args.sum = output<T>(plan.out_sum);
     args.state = wanted_state<T>(plan.out_state);
+    args.joined = joined_of<T>(plan);
     args.neuron = plan.neuron;
     run(op, plan, samples, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), density, args);
   });

@@ -77,6 +77,7 @@ void run_words(const char* op, const ProductPlan& plan, Samples samples, const u
       if (pass.sum) pass.sum += first;
       pass.initial = pass.initial + first;
       pass.state = pass.state + first;
+      pass.joined = pass.joined.at(0, first);
       const int64_t rows = tile_rows(band, event_scratch_bytes<E, float>(1, layout.block, states_of(args.neuron)),
                                      g.groups * layout.blocks);
       run_tiles(op, band, layout, packed, rows, pass);
@@ -95,6 +96,7 @@ void run_spiking_words(const char* op, const ProductPlan& plan, Samples samples,
     args.bits_stride = plan.geometry.pixels_out() * plan.geometry.out_channels;
     args.sum = output<float>(plan.out_sum);
     args.state = wanted_state<float>(plan.out_state);
+    args.joined = joined_of<float>(plan);
     args.neuron = plan.neuron;
     run_words(op, plan, samples, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), args);
   });
@@ -279,6 +281,7 @@ void run_spiking_wide(const char* op, const ProductPlan& plan, int64_t time_step
   args.initial = given_state<float>(plan.initial);
   args.channels = plan.geometry.out_channels;
   args.time_steps = time_steps;
+  join_series(args, joined_of<float>(plan), static_cast<float*>(current.mutable_data_ptr()), neurons);
   args.mode = CurrentMode::kSeries;
   args.neuron = plan.neuron;
   run_neurons(args, neurons);

@@ -53,6 +53,8 @@ void run_tiles(const char* op, const ConvGeometry& g, const PackedLayout& layout
       if (tile.bits) tile.bits += channel;
       if (tile.sum) tile.sum += channel;
       tile.state = tile.state + channel;
+      tile.joined = tile.joined.at(0, channel);
+      if (tile.joined.amplitude) tile.joined.amplitude += channel;
       tile.scratch = scratch.data;
       tile.table = table.data;
       k.event_tile<E>()(tile);

@@ -96,6 +96,7 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
     args.out_bits = output<uint8_t>(plan.out_bits);
     args.sum = output<T>(plan.out_sum);
     args.state = wanted_state<T>(plan.out_state);
+    args.joined = joined_of<T>(plan);
     args.time_steps = spiking ? spiking->time_steps : args.planes * kStepsPerPlane;
     args.neuron = plan.neuron;
     launch(op, plan, args, stream);

@@ -10,43 +10,11 @@
 
 namespace tandem::TANDEM_ISA {
 
-// A byte for each lane of a vector, and zero behind them.
-typedef uint64_t LaneBytes __attribute__((vector_size(16)));
-
-template <class T>
-TANDEM_HOST LaneBytes load_lane_bytes(const uint8_t* from) {
-  LaneBytes bytes = {};
-  if constexpr (kLanes<T> > 8) {
-    std::memcpy(&bytes, from, sizeof(bytes));
-  } else {
-    uint64_t word = 0;
-    std::memcpy(&word, from, kLanes<T>);
-    bytes[0] = word;
-  }
-  return bytes;
-}
-
 TANDEM_HOST bool is_silent(LaneBytes bytes) {
 #if defined(__AVX2__)
   return _mm_testz_si128(reinterpret_cast<__m128i>(bytes), reinterpret_cast<__m128i>(bytes));
 #else
   return (bytes[0] | bytes[1]) == 0;
-#endif
-}
-
-template <class T>
-TANDEM_HOST typename Simd<T>::Mask widen(LaneBytes bytes) {
-  using Mask = typename Simd<T>::Mask;
-#if defined(__AVX512BW__)
-  const __m128i in = reinterpret_cast<__m128i>(bytes);
-  return reinterpret_cast<Mask>(sizeof(T) == 4 ? _mm512_cvtepu8_epi32(in) : _mm512_cvtepu8_epi64(in));
-#elif defined(__AVX2__)
-  const __m128i in = reinterpret_cast<__m128i>(bytes);
-  return reinterpret_cast<Mask>(sizeof(T) == 4 ? _mm256_cvtepu8_epi32(in) : _mm256_cvtepu8_epi64(in));
-#else
-  typename Simd<T>::Bytes low;
-  std::memcpy(&low, &bytes, sizeof(low));
-  return __builtin_convertvector(low, Mask);
 #endif
 }
 
@@ -170,6 +138,7 @@ TANDEM_HOST void depthwise_neurons(const DepthwiseArgs<T>& a, const Model& model
   const int64_t at = pixel * channels + lanes.first;
   const Vec<T> scale = a.scale ? load(a.scale + lanes.first, n) : Vec<T>{};
   const Vec<T> bias = a.bias ? load(a.bias + lanes.first, n) : Vec<T>{};
+  const Vec<T> amplitude = load_amplitude(a.joined, lanes.first, n);
   Vec<T> sum[kPixels][kStepsPerPlane];
   Stepping<true, T, Model, SpikeWord<T, 1>, kPixels> stepping(model);
   auto& neurons = stepping.neurons;
@@ -185,8 +154,10 @@ TANDEM_HOST void depthwise_neurons(const DepthwiseArgs<T>& a, const Model& model
       for (int i = 0; i < kPixels; ++i) depthwise_sums<T, kMoved, 4>(a, lanes, taps[i], p, sum[i]);
     }
     SpikeWord<T, 1> words[kPixels];
+    const Joined<T> joined = a.joined.at(p, at);
     const auto current = [&](int s, int i) TANDEM_INLINE {
-      return current_of(sum[i][s], a.scale != nullptr, scale, a.bias != nullptr, bias);
+      const Vec<T> x = current_of(sum[i][s], a.scale != nullptr, scale, a.bias != nullptr, bias);
+      return joined ? add_joined(joined, s, i * channels, n, amplitude, x) : x;
     };
     stepping.begin(true, current);
     stepping.template run_plane<false>(steps, false, current, words);

@@ -280,33 +280,38 @@ void accumulate_words(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps
 }
 
 // The neurons of one plane; states and sums are carried from plane to plane in [rows, block]. kVectors of a row step
-// together.
-template <class E, class T, int kVectors, class Model>
+// together. kJoins: with what another branch brings.
+template <class E, class T, int kVectors, bool kJoins, class Model>
 TANDEM_HOST void fire(const EventTileArgs<E, T>& args, const Model& model, int64_t plane, int64_t steps,
                       const Sums<E>& sums, State<T> carried, T* carried_sum) {
   const EventTileArgs<E, T> a = args;  // a copy, which the stores cannot change
   constexpr int64_t lanes = kLanes<T>;
+  const Joined<T> joined = a.joined.at(plane, a.row_begin * a.row_stride);
   for (int64_t row = 0; row < a.row_end - a.row_begin; ++row) {
     uint8_t* bits = a.bits + plane * a.bits_stride + (a.row_begin + row) * a.row_stride;
     for (int64_t c = 0; c < a.valid; c += kVectors * lanes) {
       const int64_t place = row * a.block + c;
       Stepping<true, T, Model, SpikeWord<T, kVectors>, 1> stepping(model);
       auto& neurons = stepping.neurons;
-      Vec<T> scale[kVectors], bias[kVectors];
+      Vec<T> scale[kVectors], bias[kVectors], amplitude[kJoins ? kVectors : 1];
       unrolled<kVectors>([&](int j) TANDEM_INLINE {
         const int64_t left = a.valid - c - j * lanes;
         load_state<T>(read_only(carried), place + j * lanes, lanes, neurons.state[j]);
         neurons.sum[j] = load(carried_sum + place + j * lanes, lanes);
         scale[j] = a.scale && left > 0 ? load(a.scale + c + j * lanes, left) : Vec<T>{};
         bias[j] = a.bias && left > 0 ? load(a.bias + c + j * lanes, left) : Vec<T>{};
+        if constexpr (kJoins) amplitude[j] = load_amplitude(joined, c + j * lanes, left);
       });
       SpikeWord<T, kVectors> words[1];
       const auto current = [&](int s, int j) TANDEM_INLINE {
         const Vec<T> sum = sums.template operator()<T>((row * steps + s) * a.block + c + j * lanes);
-        return current_of(sum, a.scale != nullptr, scale[j], a.bias != nullptr, bias[j]);
+        const Vec<T> x = current_of(sum, a.scale != nullptr, scale[j], a.bias != nullptr, bias[j]);
+        if constexpr (!kJoins) return x;
+        const int64_t at = c + j * lanes;
+        return add_joined(joined, s, row * a.row_stride + at, a.valid - at, amplitude[j], x);
       };
       stepping.begin(true, current);
-      stepping.template run_plane<true>(steps, false, current, words);
+      stepping.template run_plane<!kJoins>(steps, false, current, words);
       words[0].store(bits + c, a.valid - c);
       unrolled<kVectors>([&](int j) TANDEM_INLINE {
         store_state<T>(carried, place + j * lanes, neurons.state[j], lanes);
@@ -397,7 +402,11 @@ void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* m
     const Sums<E> sums = {acc, widened ? wide : nullptr};
     if constexpr (kFires) {
       constexpr int kTogether = block / lanes < kSpikeVectors ? 1 : kSpikeVectors;
-      fire<E, T, kTogether>(a, *model, plane, steps, sums, carried, sum);
+      if (a.joined) {
+        fire<E, T, 1, true>(a, *model, plane, steps, sums, carried, sum);  // the rarer case, so short code
+      } else {
+        fire<E, T, kTogether, false>(a, *model, plane, steps, sums, carried, sum);
+      }
     } else {
       weigh_digits<E, T>(a, plane, steps, sums, counted);
     }

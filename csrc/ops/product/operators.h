@@ -18,13 +18,15 @@ std::tuple<Tensor, Tensor, Tensor> spiking_product(
     const std::optional<Tensor>& scale, const std::optional<Tensor>& bias, const std::optional<Tensor>& state,
     const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups, int64_t time_steps,
     int64_t neuron, const std::vector<double>& parameters, int64_t engine, int64_t terms, bool want_sum,
-    bool want_state, const std::optional<Tensor>& master, const std::optional<Tensor>& unit) {
+    bool want_state, const std::optional<Tensor>& master, const std::optional<Tensor>& unit,
+    const std::optional<Tensor>& added, const std::optional<Tensor>& amplitude) {
   const bool linear = weight.dim() == 2;
   const char* op = linear ? "spiking_linear" : "spiking_conv2d";  // as the Python functions are called
   const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
   check_master(op, weight, master, unit);
   return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
-                  {state, time_steps, neuron, parameters, want_sum, want_state}, geometry, linear);
+                  {state, time_steps, neuron, parameters, want_sum, want_state, added, amplitude}, geometry,
+                  linear);
 }
 
 template <CountProduct* kProduct>

@@ -99,8 +99,24 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
   const std::optional<Tensor> scale = channels_last(op, a.scale, 0), bias = channels_last(op, a.bias, 0);
   if (scale) check_finite(op, "scale", *scale);
   if (bias) check_finite(op, "bias", *bias);
-  return {geometry, bits, a.weight, a.packed,     scale,  bias,   engine_of(op, a.engine),
-          a.terms,  type, {},       std::nullopt, none(), none(), none()};
+  return {geometry, bits, a.weight, a.packed,     scale,        bias, engine_of(op, a.engine),
+          a.terms,  type, {},       std::nullopt, std::nullopt, std::nullopt,
+          none(),   none(), none()};
+}
+
+// Currents [T, *neurons] or spikes [P, *neurons] of another branch; bit_sizes: [P, *neurons].
+Tensor checked_added(const char* op, const Tensor& added, const Tensor& weight, int64_t time_steps, Sizes bit_sizes,
+                     int64_t dim) {
+  if (added.scalar_type() == ScalarType::Byte) {
+    check_same_device(op, "added", added, weight, "weight");
+    check_shape(op, "added", added, bit_sizes);
+    Tensor spikes = channels_last(op, added, dim + 1);
+    check_past_end(op, "added", spikes, time_steps);
+    return spikes;
+  }
+  bit_sizes[0] = time_steps;
+  check_operand(op, "added", added, weight, bit_sizes);
+  return channels_last(op, added, dim + 1);
 }
 
 }  // namespace
@@ -223,7 +239,7 @@ ProductPlan plan_spiking(const char* op, const ProductArguments& a, const Spikin
   const Neuron neuron = checked_neuron(op, s.neuron, s.parameters, current_type(a.weight));
   ProductPlan plan = plan_inputs(op, a, geometry, linear);
   plan.neuron = neuron;
-  check_past_end(op, plan.bits, s.time_steps);
+  check_past_end(op, "bits", plan.bits, s.time_steps);
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
   const int64_t dim = feature_dim(neurons, linear);
   const Sizes states = state_sizes(neuron, neurons);
@@ -232,6 +248,12 @@ ProductPlan plan_spiking(const char* op, const ProductArguments& a, const Spikin
   Sizes bit_sizes = neurons;
   bit_sizes.insert(bit_sizes.begin(), a.bits.size(0));
   checked_numel(op, bit_sizes);
+  if (s.added) {
+    plan.added = checked_added(op, *s.added, a.weight, s.time_steps, bit_sizes, dim);
+    if (s.amplitude) check_operand(op, "amplitude", *s.amplitude, a.weight, {geometry.out_channels});
+    plan.amplitude = channels_last(op, s.amplitude, 0);
+    if (plan.amplitude) check_finite(op, "amplitude", *plan.amplitude);
+  }
   plan.out_bits = empty_channels_last(op, a.bits, bit_sizes, ScalarType::Byte, dim + 1);
   if (s.want_sum) plan.out_sum = empty_channels_last(op, a.weight, neurons, plan.type, dim);
   if (s.want_state) plan.out_state = empty_channels_last(op, a.weight, states, plan.type, dim + 1);

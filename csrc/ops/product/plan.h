@@ -7,6 +7,7 @@
 #include "core/conv_geometry.h"
 #include "core/tensors.h"
 #include "neuron/arguments.h"
+#include "neuron/joined.h"
 
 namespace tandem {
 
@@ -30,6 +31,7 @@ struct SpikingArguments {
   int64_t neuron;
   const std::vector<double>& parameters;
   bool want_sum, want_state;
+  const std::optional<Tensor>&added, &amplitude;
 };
 
 // Some samples of a batch.
@@ -50,6 +52,8 @@ struct ProductPlan {
   ScalarType type;                      // of currents and potentials
   Neuron neuron;                        // of a spiking product
   std::optional<Tensor> initial;        // state, features last
+  std::optional<Tensor> added;          // to the currents: those of another branch, or its spikes; features last
+  std::optional<Tensor> amplitude;      // of such a spike [O]; none: 1
   Tensor out_bits, out_sum, out_state;  // features last; shape [0] where not wanted
 };
 
@@ -79,6 +83,18 @@ void check_master(const char* op, const Tensor& weight, const std::optional<Tens
 
 // The geometry of the weights alone: an input of no sample and no pixel.
 ConvGeometry weight_geometry(const char* op, const Tensor& weight, int64_t groups);
+
+// What the plan adds to the currents of its neurons.
+template <class T>
+Joined<T> joined_of(const ProductPlan& plan) {
+  if (!plan.added) return {};
+  const Tensor& added = *plan.added;
+  const int64_t stride = added.size(0) ? added.numel() / added.size(0) : 0;
+  const bool spikes = added.scalar_type() == ScalarType::Byte;
+  return {spikes ? nullptr : static_cast<const T*>(added.const_data_ptr()),
+          spikes ? static_cast<const uint8_t*>(added.const_data_ptr()) : nullptr, stride,
+          data_or_null<T>(plan.amplitude)};
+}
 
 // Sizes of the neurons that `geometry` gives for `bits`: [N, O, Ho, Wo] or [N, *, O].
 ProductPlan plan_product(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear);

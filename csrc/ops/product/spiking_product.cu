@@ -125,7 +125,8 @@ __global__ void __launch_bounds__(kGatherWarps* kWarp, 2)
           if (v >= left) continue;
           const T scale = a.scale ? a.scale[first + v] : T(1), bias = a.bias ? a.bias[first + v] : T(0);
           const auto current = [&](int s) {
-            return current_of(static_cast<T>(sums[s][v]), a.scale != nullptr, scale, a.bias != nullptr, bias);
+            const T x = current_of(static_cast<T>(sums[s][v]), a.scale != nullptr, scale, a.bias != nullptr, bias);
+            return add_joined(a.joined, p, s, place + v, first + v, x);
           };
           a.out_bits[p * pixels * g.out_channels + place + v] = run_plane<true>(model, steps, current, neurons[v]);
         }
@@ -343,7 +344,8 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
         const int64_t channel = group * outputs + n, place = at * g.out_channels + channel;
         const float scale = a.scale ? a.scale[channel] : 1.0f, bias = a.bias ? a.bias[channel] : 0.0f;
         const auto current = [&](int s) {
-          return current_of(sums[s][j][e], a.scale != nullptr, scale, a.bias != nullptr, bias);
+          const float x = current_of(sums[s][j][e], a.scale != nullptr, scale, a.bias != nullptr, bias);
+          return kCounts ? x : add_joined(a.joined, plane, s, place, channel, x);
         };
         if constexpr (kCounts) {
           a.sum[place] = current(0);

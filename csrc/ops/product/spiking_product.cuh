@@ -7,6 +7,7 @@
 
 #include "core/conv_geometry.h"
 #include "core/narrow_float.h"
+#include "neuron/joined.h"
 #include "neuron/models.h"
 #include "neuron/state.h"
 
@@ -27,6 +28,7 @@ struct CudaProductArgs {
   uint8_t* out_bits;       // [planes, N * Ho * Wo, O] or null
   T* sum;                  // [N * Ho * Wo, O] or null
   State<T> state;          // [kStates, N * Ho * Wo, O] or null
+  Joined<T> joined;        // [.., N * Ho * Wo, O]
   int64_t time_steps;
   Neuron neuron;
 };

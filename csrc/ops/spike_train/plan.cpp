@@ -55,7 +55,7 @@ TrainPlan plan_unpack_spikes(const Tensor& bits, int64_t time_steps, ScalarType 
   dispatch_dense(op, "dtype", dtype, [&](auto) {
     const int64_t feature_dim = train_feature_dim(bits.dim());
     plan.in = channels_last(op, bits, feature_dim);
-    check_past_end(op, plan.in, time_steps);
+    check_past_end(op, "bits", plan.in, time_steps);
     plan.out = empty_channels_last(op, bits, sizes, dtype, feature_dim);
     plan.neurons = bits.numel() / bits.size(0);
   });

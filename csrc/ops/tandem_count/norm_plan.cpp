@@ -32,7 +32,7 @@ TrainPlan plan_tandem_norm_count(const Tensor& bits, const NormArguments& a, int
   check_shape(op, "product", a.product, neurons);
   TrainPlan plan;
   plan.in = channels_last(op, bits, 2);
-  check_past_end(op, plan.in, time_steps);
+  check_past_end(op, "bits", plan.in, time_steps);
   plan.out = empty_channels_last(op, bits, neurons, a.product.scalar_type(), 1);
   plan.neurons = plan.out.numel();
   return plan;

@@ -15,7 +15,7 @@ TrainPlan plan_tandem_count(const Tensor& bits, const Tensor& pre_activation, in
   check_same_device(op, "pre_activation", pre_activation, bits, "bits");
   check_shape(op, "pre_activation", pre_activation, without_time(bits));
   TrainPlan plan = plan_count(op, bits, pre_activation.scalar_type());
-  check_past_end(op, plan.in, time_steps);
+  check_past_end(op, "bits", plan.in, time_steps);
   return plan;
 }
 

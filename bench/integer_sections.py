@@ -1,0 +1,253 @@
+"""Sections on integer weights: layers, frozen networks and training steps, against the ANN at its best."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import ann
+import tandem_cuda as tc
+from layer_sections import check_activity, quantised_sides
+from network_sections import ann_sides, check_ann, check_learning, inference, inputs, training_step, with_neurons
+from networks import TRAINED, T, activity, ann_twin, cifar_net, mnist_net, settle
+from report import Figure, Run, check, cost, fastest
+from sizes import S2, S3, ConvCase
+from tandem_cuda import ops, reference
+
+Bounds = tuple[float | None, float | None]  # must, aim
+FREE: Bounds = (None, None)
+TWO_PHASE = tc.IF(initial=0.5, two_phase=True)
+
+
+def ratio(name: str, medians: dict[str, float], side: str, other: str, bounds: Bounds = FREE) -> Figure:
+    """A side's time over the fastest's of the others whose names start so."""
+    found, seconds = fastest(medians, other)
+    note = f"{medians[side] * 1e3:.3g} ms over {seconds * 1e3:.3g} ms, {found}"
+    return cost(name, medians[side] / seconds, *bounds, note=note)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def layer_sides(case: ConvCase, spikes: Tensor) -> ann.Sides:
+    """Float weights, the same in 8 bits, and others in 16 bits, after checking them against the reference."""
+    bits, bias = ops.pack_spikes(spikes), case.bias()
+    weight, scale = case.int8_weight()
+    wide, wide_scale = case.int16_weight()
+    sides = {}
+    for name, w, keywords in (
+        ("kernel", weight * scale.view(-1, 1, 1, 1), {}),
+        ("kernel, int8", weight, {"scale": scale}),
+        ("kernel, int16", wide, {"scale": wide_scale}),
+    ):
+        packed = ops.pack_weight(w, case.groups)
+        sides[name] = partial(case.run, ops, bits, w, bias, packed=packed, **keywords)
+        expected = case.run(reference, bits, w, bias, **keywords)
+        check_activity(f"{case.name}, {name}", expected, case.time_steps)
+        check(torch.equal(sides[name](), expected), f"{case.name}: {name} and the reference give different spikes")
+    return sides
+
+
+def layer_anns(case: ConvCase, spikes: Tensor) -> ann.Sides:
+    """The ANN's convolution of the counts, in float32 and in PyTorch's int8."""
+    (weight, scale), bias = case.int8_weight(), case.bias()
+    float_weight = weight * scale.view(-1, 1, 1, 1)
+    layer = nn.Conv2d(case.channels, case.out_channels, case.kernel, *case.geometry)
+    layer.load_state_dict({"weight": float_weight, "bias": bias})
+    return {
+        **ann.float_sides(nn.Sequential(layer), spikes.sum(0)),
+        **quantised_sides(case, spikes, float_weight, scale, bias),
+    }
+
+
+@torch.no_grad()
+def layers(run: Run) -> list[Figure]:
+    """Wide convolutions at few and many spikes, random and in the pattern of trained networks."""
+    figures = []
+    for case in (S2, S3):
+        anns = layer_anns(case, case.spikes(0.05))  # their times do not depend on the values
+        for percent, pattern, bounds, wide_bounds in (
+            (5, "random", (0.45, 0.35), (1.15, 1.0)),
+            (5, "trained", FREE, FREE),
+            (2, "random", (0.28, 0.2), FREE),
+            (2, "trained", FREE, FREE),
+            *([(40, "random", (1.5, 1.0), FREE)] if case is S3 else []),
+        ):
+            spikes = case.spikes(percent / 100) if pattern == "random" else case.trained_spikes(percent / 100)
+            at = f"{case.name}, {pattern} spikes at {percent} %"
+            medians = run.time(f"integer weights, {at}: {case}", {**layer_sides(case, spikes), **anns})
+            figures += [
+                ratio(f"{at}, float: time over the ANN's", medians, "kernel", "ANN"),
+                ratio(f"{at}, int8: time over the ANN's", medians, "kernel, int8", "ANN", bounds),
+                ratio(f"{at}, int8: time over PyTorch's int8", medians, "kernel, int8", "PyTorch int8"),
+                cost(f"{at}, 16 bits: time over float", medians["kernel, int16"] / medians["kernel"], *wide_bounds),
+            ]
+    return figures
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frozen networks
+# ---------------------------------------------------------------------------------------------------------------------
+
+Networks = tuple[nn.Module, nn.Module, nn.Module, int]  # SNN, SNN on int8 weights, ANN, scale of the ANN's input
+
+
+def settled(build: Any, shape: tuple[int, ...], neuron: tc.IF = tc.IF(), **keywords: Any) -> Networks:
+    """At a firing rate of 5 %; ``keywords`` of settle."""
+    batches = inputs(8, *shape)
+    torch.manual_seed(0)
+    net = settle(with_neurons(build(tc), neuron), batches, **keywords)
+    check_ann(net, ann_twin(net), batches[0])
+    integer = copy.deepcopy(net)
+    tc.quantise(integer, 8)
+    return net, integer, ann_twin(net), T
+
+
+@torch.no_grad()
+def converted(build: Any, shape: tuple[int, ...]) -> Networks:
+    """As initialised, batch norm with the statistics of the inputs, thresholds calibrated."""
+    batches = inputs(8, *shape)
+    torch.manual_seed(0)
+    net = build()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches
+    for batch in batches:
+        net(batch)
+    net.eval()
+    integer = tc.convert(copy.deepcopy(net), T, calibrate=batches[0], weights="int8")
+    return tc.convert(net, T, calibrate=batches[0]), integer, net, 1
+
+
+def resnet() -> nn.Module:
+    """ResNet-18 for 32 x 32 pixels."""
+    net = torchvision.models.resnet18(num_classes=10)
+    net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    net.maxpool = nn.Identity()
+    return net
+
+
+def vgg() -> nn.Module:
+    """VGG11 with batch norm for 32 x 32 pixels."""
+    net = torchvision.models.vgg11_bn(num_classes=10)
+    net.avgpool, net.classifier = nn.Identity(), nn.Linear(512, 10)
+    return net
+
+
+@dataclass(frozen=True)
+class Network:
+    name: str
+    make: Callable[[tuple[int, ...]], Networks]
+    shape: tuple[int, ...] = (3, 32, 32)
+    batches: tuple[int, ...] = (1, 8, 64)
+    bounds: dict[tuple[str, int], Bounds] = field(default_factory=dict)
+    """By weights and batch size, over the ANN."""
+
+
+NETWORKS = (
+    Network(
+        "CifarNet",
+        partial(settled, cifar_net),
+        bounds={
+            ("float", 8): (0.8, 0.6),
+            ("int8", 1): (0.5, 0.35),
+            ("int8", 8): (0.5, 0.35),
+            ("int8", 64): (0.6, 0.45),
+        },
+    ),
+    Network("CifarNet, trained pattern", partial(settled, cifar_net, gamma=TRAINED), batches=(8,)),
+    Network("MNIST-size network", partial(settled, mnist_net), (1, 28, 28), bounds={("int8", 64): (1.0, 0.7)}),
+    Network("ResNet-18", partial(converted, resnet), bounds={("float", 8): (1.2, 0.8), ("int8", 8): (0.9, 0.6)}),
+    Network("VGG11", partial(converted, vgg)),
+)
+
+
+def frozen(net: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """The frozen network's side, after checking it against the network."""
+    side = inference(tc.freeze(net), x)
+    check(torch.equal(side(), inference(net, x)()), "the frozen network and the network give different outputs")
+    return side
+
+
+def networks(run: Run) -> list[Figure]:
+    """Frozen networks, float and int8, of three batch sizes."""
+    figures = []
+    for network in NETWORKS:
+        net, integer, twin, scale = network.make(network.shape)
+        (images,) = inputs(64, *network.shape, batches=1)
+        for batch in network.batches:
+            x, name = images[:batch], f"{network.name} frozen, batch {batch}"
+            run.tell(f"{name}: activity on int8 weights", activity(integer, x, 0.005, 0.3))
+            anns = {**ann.float_sides(twin, scale * x), **ann.int8_sides(twin, scale * x)}
+            medians = run.time(name, {"kernel": frozen(net, x), "kernel, int8": frozen(integer, x), **anns})
+            for weights, side in (("float", "kernel"), ("int8", "kernel, int8")):
+                bounds = network.bounds.get((weights, batch), FREE)
+                figures.append(ratio(f"{name}, {weights}: time over the ANN's", medians, side, "ANN", bounds))
+            bounds = (None, 1.2) if network.name == "CifarNet" else FREE
+            figures.append(
+                ratio(f"{name}, int8: time over PyTorch's int8", medians, "kernel, int8", "PyTorch int8", bounds)
+            )
+    return figures
+
+
+def two_phase(run: Run) -> list[Figure]:
+    """CifarNet frozen, int8, with two-phase neurons, whose time should not depend on the firing rate."""
+    (x,) = inputs(8, 3, 32, 32, batches=1)
+    rates = {}
+    for percent in (5, 20, 40):
+        _, integer, twin, scale = settled(cifar_net, (3, 32, 32), TWO_PHASE, rate=percent / 100)
+        run.tell(f"CifarNet frozen, int8, two-phase, {percent} %: activity", activity(integer, x, 0.03, 0.5))
+        rates[f"kernel, {percent} %"] = frozen(integer, x)
+    anns = {**ann.float_sides(twin, scale * x), **ann.int8_sides(twin, scale * x)}
+    medians = run.time("CifarNet frozen, int8, two-phase, batch 8", {**rates, **anns})
+    figures = []
+    for side in rates:
+        at = f"CifarNet frozen, int8, two-phase, batch 8, {side.removeprefix('kernel, ')}"
+        figures += [
+            ratio(f"{at}: time over the ANN's", medians, side, "ANN", (0.4, 0.28)),
+            ratio(f"{at}: time over PyTorch's int8", medians, side, "PyTorch int8", (1.5, 1.1)),
+        ]
+    return figures
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def training(run: Run) -> list[Figure]:
+    """Steps on int8 weights, over those on float weights and the ANN's."""
+    figures = []
+    for name, build, shape, bounds in (
+        ("CifarNet", cifar_net, (8, 3, 32, 32), (1.0, 0.8)),
+        ("MNIST-size network", mnist_net, (64, 1, 28, 28), (1.3, 1.1)),
+    ):
+        net, integer, _, _ = settled(build, shape[1:])
+        (x,) = inputs(*shape, batches=1)
+        for network in (net, integer):
+            network.train()
+        sides = {
+            "kernel": training_step(net, x),
+            "kernel, int8": training_step(integer, x),
+            **ann_sides(net, x, training_step),
+        }
+        at = f"{name}, step on int8 weights, batch {shape[0]}"
+        medians = run.time(at, sides)
+        for network in (net, integer):
+            check_learning(at, network)
+        run.tell(f"{at}: activity after the steps", activity(integer, x, 0.005, 0.3))
+        figures += [
+            cost(f"{at}: time over float's", medians["kernel, int8"] / medians["kernel"], 1.1, 0.9),
+            ratio(f"{at}: time over the ANN's", medians, "kernel, int8", "ANN", bounds),
+            ratio(f"{name}, step on float weights: time over the ANN's", medians, "kernel", "ANN", bounds),
+        ]
+    return figures

@@ -1,0 +1,104 @@
+// Computes the calls in a file with the portable kernels: scalar_calls IN OUT (calls.h). test_digest.py runs a network
+// with it, here and on an emulated processor. engine: 0 for events, 1 for tables of sums.
+#include <vector>
+
+#include "calls.h"
+#include "cpu/kernels.h"
+#include "event_product.h"
+
+namespace {
+
+using namespace tandem;
+
+// The product of these spikes, its weights in chunks like the library's.
+template <class E>
+EventProduct<E, float> events_of(const ConvGeometry& g, const uint8_t* bits, int64_t steps) {
+  const int64_t units = (g.group_in() + kUnitRows - 1) / kUnitRows;
+  const int64_t taps = 2 * g.group_in() <= kUnitRows ? std::min(g.taps(), kChunkRows / g.group_in()) : 1;
+  return {g, bits, steps, taps, (g.group_in() + units - 1) / units, kChunkUnits};
+}
+
+// W: weights as given; E: packed.
+template <class W, class E>
+void product() {
+  const ProductCall<W, float> call;
+  const ConvGeometry& g = call.geometry;
+  const Packed<E> packed(g, call.weight.data);
+  EventTileArgs<E, float> args = {};
+  call.give(args);
+  if (call.counts) {  // of which the binary digits are spikes
+    int64_t digits = 3;
+    while (call.planes >> (digits - 3)) ++digits;
+    std::vector<uint8_t> bytes(static_cast<size_t>(planes_for(digits) * call.inputs));
+    scalar::kernels.count_bytes(call.bits.data, call.planes, call.inputs, 0, call.inputs, bytes.data(),
+                                planes_for(digits));
+    events_of<E>(g, bytes.data(), digits).run(args, packed.data, call.engine == 1);
+  } else {
+    args.bits = call.out_bits.data;
+    events_of<E>(g, call.bits.data, call.time_steps).run(args, packed.data, call.engine == 1);
+  }
+  packed.write(), call.write();
+}
+
+template <class W, class E>
+void ordered_product() {
+  const OrderedCall<W> call;
+  const ConvGeometry& g = call.geometry;
+  const Packed<E> packed(g, call.weight.data);
+  const Array<float> scratch(kTileRows * packed.block);
+  for (int64_t task = 0; task < g.groups * packed.blocks; ++task) {
+    const int64_t b = task % packed.blocks, group = task / packed.blocks;
+    OrderedTileArgs<E> args = {};
+    args.geometry = &g;
+    args.input = call.input.data;
+    args.weight = packed.data + task * g.features() * packed.block;
+    args.block = packed.block;
+    args.valid = std::min(packed.block, g.group_out() - b * packed.block);
+    args.group = group;
+    args.out = call.output.data + group * g.group_out() + b * packed.block;
+    args.scratch = scratch.data;
+    for (args.row_begin = 0; args.row_begin < g.pixels_out(); args.row_begin = args.row_end) {
+      args.row_end = std::min(g.pixels_out(), args.row_begin + kTileRows);
+      scalar::kernels.ordered_tile<E>()(args);
+    }
+  }
+  call.output.write();
+}
+
+void neurons() {
+  const NeuronCall call;
+  const auto repeated = [&](const Given<float>& values) {
+    std::vector<float> all(static_cast<size_t>(call.channels + kNeuronBlock));
+    for (size_t i = 0; i < all.size(); ++i) all[i] = values.data[static_cast<int64_t>(i) % call.channels];
+    return all;
+  };
+  const std::vector<float> scale = repeated(call.scale), bias = repeated(call.bias);
+  IntegrateAndFireArgs<float> args = {};
+  call.give(args);
+  args.current_stride = args.bits_stride = call.neurons;
+  if (args.scale) args.scale = scale.data();
+  if (args.bias) args.bias = bias.data();
+  scalar::kernels.f32.integrate_and_fire(args, 0, call.neurons);
+  call.write();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return run_calls(argc, argv, [](int64_t which) {
+    switch (which) {
+      case kInt8:
+        return product<int8_t, int16_t>();
+      case kInt16:
+        return product<int16_t, int32_t>();
+      case kOrderedInt8:
+        return ordered_product<int8_t, int16_t>();
+      case kOrderedInt16:
+        return ordered_product<int16_t, int32_t>();
+      case kNeurons:
+        return neurons();
+      default:
+        stop("no call that the portable kernels know");
+    }
+  });
+}

@@ -1,0 +1,146 @@
+"""A network's operators computed elsewhere: by the reference, or by a program that reads calls from a file.
+
+    with Elsewhere(...) as elsewhere:
+        net(x)
+
+Only the operators that compute spikes are replaced; what packs, unpacks and counts these stays the library's.
+"""
+
+import math
+from collections import Counter
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import call_files
+from tandem_cuda import IF, reference
+from tandem_cuda.neuron import STATES, of_parameters
+
+MODES = ("constant", "impulse", "series", "once")
+GEOMETRY = ("stride", "padding", "dilation", "groups")
+OPERATORS = ("spiking_product", "count_product", "ordered_product", "integrate_and_fire")
+
+
+class Elsewhere(TorchDispatchMode):
+    """Replaces the operators by an object's methods of the same names, which take the arguments by name."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("tandem_cuda::")
+        if name not in OPERATORS:
+            return func(*args, **kwargs or {})
+        self.calls[name] += 1
+        names = (argument.name for argument in func._schema.arguments)
+        return getattr(self.place, name)(**dict(zip(names, args, strict=False)), **kwargs or {})
+
+
+class Reference:
+    """Plain PyTorch."""
+
+    def spiking_product(self, bits, weight, scale, bias, state, time_steps, neuron, parameters, **more):
+        named = {"scale": scale, "time_steps": time_steps, "neuron": of_parameters(neuron, parameters)}
+        named |= {name: more[name] for name in ("want_sum", "want_state", "added", "amplitude")}
+        if weight.dim() == 2:
+            return reference.spiking_linear(bits, weight, bias, state, **named)
+        return reference.spiking_conv2d(bits, weight, bias, *_geometry(more), state, **named)
+
+    def count_product(self, bits, weight, scale, bias, **more):
+        if weight.dim() == 2:
+            return reference.count_linear(bits, weight, bias, scale=scale)
+        return reference.count_conv2d(bits, weight, bias, *_geometry(more), scale=scale)
+
+    def ordered_product(self, input, weight, **more):
+        return reference.ordered_product(input, weight, *_geometry(more))
+
+    def integrate_and_fire(self, current, scale, bias, state, time_steps, mode, neuron, parameters, **wanted):
+        named = {"scale": scale, "mode": MODES[mode], "neuron": of_parameters(neuron, parameters), **wanted}
+        return reference.integrate_and_fire(current, time_steps, bias, state, **named)
+
+
+class Programs:
+    """Programs of tests/cpp/calls.h.
+
+    run(program, IN, OUT): runs run_products, run_ordered_products or run_neurons. engine: of products, a number.
+    """
+
+    def __init__(self, folder, run, engine=0):
+        self.run, self.engine = run, engine
+        self.files = folder / "in", folder / "out"
+
+    def _call(self, program, call):
+        self.files[0].write_bytes(call)
+        self.run(program, *self.files)
+        return call_files.results(self.files[1].read_bytes())
+
+    def _product(self, bits, weight, scale, bias, state, time_steps, neuron, joined, more, counts):
+        linear = weight.dim() == 2
+        geometry = {name: more[name] for name in GEOMETRY}
+        if linear:  # of images with one pixel
+            bits, weight = bits[..., None, None], weight[..., None, None]
+            state = None if state is None else state[..., None, None]
+            joined = {name: x[..., None, None] if name == "added" else x for name, x in joined.items() if x is not None}
+        how = [self.engine, counts, 0]
+        call = call_files.product(bits, weight, scale, bias, state, geometry, time_steps, neuron, joined, how)
+        sizes = call_files.sizes_of(bits.shape[1:], weight.shape, **geometry)
+        shape = [sizes[0], *sizes[4:7]]
+        _, *outputs = self._call("run_products", call)
+        leading = [math.ceil(time_steps / 8)], [], [STATES[neuron[0]]]
+        dtypes = np.uint8, np.float32, np.float32
+        arrays = [_tensor(x, dtype, *n, *shape) for x, dtype, n in zip(outputs, dtypes, leading, strict=True) if x]
+        return [x[..., 0, 0] if linear else x for x in arrays]
+
+    def spiking_product(self, bits, weight, scale, bias, state, time_steps, neuron, parameters, **more):
+        joined = {name: more[name] for name in ("added", "amplitude")}
+        neuron = neuron, parameters
+        bits, total, state = self._product(
+            bits, weight, scale, bias, state, time_steps, neuron, joined, more, counts=False
+        )
+        return _wanted(bits, total, state, more)
+
+    def count_product(self, bits, weight, scale, bias, **more):
+        silent = IF().kind, IF().parameters
+        (total,) = self._product(bits, weight, scale, bias, None, 8 * len(bits), silent, {}, more, counts=True)
+        return total
+
+    def ordered_product(self, input, weight, **more):
+        geometry = {name: more[name] for name in GEOMETRY}
+        sizes = call_files.sizes_of(input.shape, weight.shape, **geometry)
+        (out,) = self._call("run_ordered_products", call_files.ordered_product(input, weight, geometry))
+        return _tensor(out, np.float32, sizes[0], *sizes[4:7])
+
+    def integrate_and_fire(self, current, scale, bias, state, time_steps, mode, neuron, parameters, **wanted):
+        linear = current.dim() == 2
+        if linear:
+            current, state = current[..., None, None], None if state is None else state[..., None, None]
+        call = call_files.neurons(current, scale, bias, state, time_steps, mode, (neuron, parameters))
+        bits, total, after = self._call("run_neurons", call)
+        arrays = [
+            _tensor(bits, np.uint8, math.ceil(time_steps / 8), *current.shape),
+            _tensor(total, np.float32, *current.shape),
+            _tensor(after, np.float32, STATES[neuron], *current.shape),
+        ]
+        return _wanted(*(x[..., 0, 0] if linear else x for x in arrays), wanted)
+
+
+def _geometry(more):
+    return (more[name] for name in GEOMETRY)
+
+
+def _wanted(bits, total, state, wanted):
+    return (
+        bits,
+        total if wanted["want_sum"] else total.new_empty(0),
+        state if wanted["want_state"] else state.new_empty(0),
+    )
+
+
+def _tensor(values, dtype, *shape):
+    """An array [..., H, W, C] of a program as a tensor [..., C, H, W]."""
+    *before, channels, height, width = shape
+    array = torch.from_numpy(np.frombuffer(values, dtype).reshape(*before, height, width, channels).copy())
+    return array.movedim(-1, -3)
