@@ -113,7 +113,7 @@ def settled(build: Any, shape: tuple[int, ...], neuron: tc.IF = tc.IF(), **keywo
 
 
 @torch.no_grad()
-def converted(build: Any, shape: tuple[int, ...]) -> Networks:
+def converted(build: Any, shape: tuple[int, ...], neuron: tc.IF = tc.IF()) -> Networks:
     """As initialised, batch norm with the statistics of the inputs, thresholds calibrated."""
     batches = inputs(8, *shape)
     torch.manual_seed(0)
@@ -124,8 +124,8 @@ def converted(build: Any, shape: tuple[int, ...]) -> Networks:
     for batch in batches:
         net(batch)
     net.eval()
-    integer = tc.convert(copy.deepcopy(net), T, calibrate=batches[0], weights="int8")
-    return tc.convert(net, T, calibrate=batches[0]), integer, net, 1
+    integer = tc.convert(copy.deepcopy(net), T, neuron=neuron, calibrate=batches[0], weights="int8")
+    return tc.convert(net, T, neuron=neuron, calibrate=batches[0]), integer, net, 1
 
 
 def resnet() -> nn.Module:
@@ -168,6 +168,9 @@ NETWORKS = (
     Network("MNIST-size network", partial(settled, mnist_net), (1, 28, 28), bounds={("int8", 64): (1.0, 0.7)}),
     Network("ResNet-18", partial(converted, resnet), bounds={("float", 8): (1.2, 0.8), ("int8", 8): (0.9, 0.6)}),
     Network("VGG11", partial(converted, vgg)),
+    Network("MNIST-size network, two-phase", partial(settled, mnist_net, neuron=TWO_PHASE), (1, 28, 28), (64,)),
+    Network("ResNet-18, two-phase", partial(converted, resnet, neuron=TWO_PHASE), batches=(8,)),
+    Network("VGG11, two-phase", partial(converted, vgg, neuron=TWO_PHASE), batches=(8,)),
 )
 
 

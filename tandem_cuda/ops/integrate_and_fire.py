@@ -84,8 +84,9 @@ def integrate_and_fire(
             _, current, _ = _run(current, scale, bias, None, time_steps, mode, neuron, True, False)
             scale = bias = None
         elif mode != "once":
-            current = current * time_steps if mode == "constant" else current
             bias = total_bias(bias, time_steps)
+            if mode == "constant":
+                scale = current.new_full(neurons[1:2], time_steps) if scale is None else scale * time_steps
         mode = "once"
     return _run(current, scale, bias, state, time_steps, mode, neuron, want_sum, want_state)
 
