@@ -153,6 +153,8 @@ class Network:
     """By weights and batch size, over the ANN."""
 
 
+MNIST_BOUNDS = {("int8", 64): (1.0, 0.7)}
+RESNET_BOUNDS = {("float", 8): (1.2, 0.8), ("int8", 8): (0.9, 0.6)}
 NETWORKS = (
     Network(
         "CifarNet",
@@ -165,11 +167,13 @@ NETWORKS = (
         },
     ),
     Network("CifarNet, trained pattern", partial(settled, cifar_net, gamma=TRAINED), batches=(8,)),
-    Network("MNIST-size network", partial(settled, mnist_net), (1, 28, 28), bounds={("int8", 64): (1.0, 0.7)}),
-    Network("ResNet-18", partial(converted, resnet), bounds={("float", 8): (1.2, 0.8), ("int8", 8): (0.9, 0.6)}),
+    Network("MNIST-size network", partial(settled, mnist_net), (1, 28, 28), bounds=MNIST_BOUNDS),
+    Network("ResNet-18", partial(converted, resnet), bounds=RESNET_BOUNDS),
     Network("VGG11", partial(converted, vgg)),
-    Network("MNIST-size network, two-phase", partial(settled, mnist_net, neuron=TWO_PHASE), (1, 28, 28), (64,)),
-    Network("ResNet-18, two-phase", partial(converted, resnet, neuron=TWO_PHASE), batches=(8,)),
+    Network(
+        "MNIST-size network, two-phase", partial(settled, mnist_net, neuron=TWO_PHASE), (1, 28, 28), (64,), MNIST_BOUNDS
+    ),
+    Network("ResNet-18, two-phase", partial(converted, resnet, neuron=TWO_PHASE), batches=(8,), bounds=RESNET_BOUNDS),
     Network("VGG11, two-phase", partial(converted, vgg, neuron=TWO_PHASE), batches=(8,)),
 )
 
