@@ -75,7 +75,8 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   // [N, C, H, W] carries the gradient to the layer below and is not read in the forward pass; master: the float weights
   // that integer weights times unit, [O], stand for, which get the gradient and are not read either; terms: 1, 2 or 3,
   // bf16 terms of a float32 weight on tensor cores, of no account anywhere else; added: currents [T, N, O, Ho, Wo] of
-  // another branch, which are added to x, or its bits [P, N, O, Ho, Wo], each spike of which adds `amplitude`, [O], or 1
+  // another branch, which are added to x, or its bits [P, N, O, Ho, Wo], each spike of which adds `amplitude`, [O], or
+  // 1
   // -> bits [P, N, O, Ho, Wo], sum over t of x[t] [N, O, Ho, Wo], final state [S, N, O, Ho, Wo]
   m.def(
       "spiking_product(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "

@@ -25,8 +25,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking_product(
   const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
   check_master(op, weight, master, unit);
   return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
-                  {state, time_steps, neuron, parameters, want_sum, want_state, added, amplitude}, geometry,
-                  linear);
+                  {state, time_steps, neuron, parameters, want_sum, want_state, added, amplitude}, geometry, linear);
 }
 
 template <CountProduct* kProduct>

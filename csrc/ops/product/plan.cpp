@@ -99,9 +99,8 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
   const std::optional<Tensor> scale = channels_last(op, a.scale, 0), bias = channels_last(op, a.bias, 0);
   if (scale) check_finite(op, "scale", *scale);
   if (bias) check_finite(op, "bias", *bias);
-  return {geometry, bits, a.weight, a.packed,     scale,        bias, engine_of(op, a.engine),
-          a.terms,  type, {},       std::nullopt, std::nullopt, std::nullopt,
-          none(),   none(), none()};
+  return {geometry,     bits,         a.weight,     a.packed, scale,  bias,  engine_of(op, a.engine), a.terms, type, {},
+          std::nullopt, std::nullopt, std::nullopt, none(),   none(), none()};
 }
 
 // Currents [T, *neurons] or spikes [P, *neurons] of another branch; bit_sizes: [P, *neurons].
