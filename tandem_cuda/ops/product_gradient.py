@@ -226,7 +226,7 @@ def _times(grad: Tensor, weight: Tensor) -> Tensor:
     if weight.dtype == grad.dtype:
         return grad @ weight
     rows = max(1, _TOGETHER // weight.shape[1])
-    parts = zip(grad.split(rows, -1), weight.split(rows), strict=True)
+    parts = zip(torch.split(grad, rows, -1), torch.split(weight, rows), strict=True)
     return functools.reduce(torch.add, (along @ part.to(grad.dtype) for along, part in parts))
 
 
