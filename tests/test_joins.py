@@ -103,6 +103,13 @@ def test_join_in_training(branches, samples):
     torch.testing.assert_close(results[0][1:], results[1][1:], rtol=1e-9, atol=1e-9)
 
 
+def test_one_layer_as_two_branches():
+    branches, samples = [conv(3, 4, 3, padding=1)], [(3, 5, 5), (3, 5, 5)]
+    ours, theirs = join_twins(branches * 2, 8, None)
+    ours.branches[1], theirs.branches[1] = ours.branches[0], theirs.branches[0]
+    agree(ours, theirs, *join_inputs(samples, 8, 2))
+
+
 def test_join_notices_changes():
     branches, samples = JOINS["downsample"]
     ours, theirs = join_twins(branches, 8, "batch")

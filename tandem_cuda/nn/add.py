@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ class TandemAdd(nn.Module):
 
     The branch with the most inputs per neuron computes its product and the neurons in one; what the others bring joins
     the currents of every time step: an identity its spikes, another layer the currents of a product of its own. So x[t]
-    is the current of that branch, then those of the other layers in their order, then those of the identities, each
+    is the current of that branch plus the sum of the others, layers in their order before identities; each addition is
     rounded once. Two-phase neurons need only one product of spike counts for each layer. The ANN twin computes v branch
     by branch.
 
@@ -158,10 +159,7 @@ class TandemAdd(nn.Module):
             else:
                 v = branch.pre_activation(x, kernel)
                 parts.append(v if branch.norm is None else branch.batch_normalised(v))
-        total, *others = parts
-        for v in others:
-            total = total + v
-        return total
+        return functools.reduce(torch.add, parts)
 
     def _layers(self) -> list[TandemLayer]:
         return [branch for branch in self.branches if isinstance(branch, TandemLayer)]
@@ -203,26 +201,26 @@ class TandemAdd(nn.Module):
         if self.neuron.two_phase:
             v = [branch.count_product(x, weights) for branch, x, weights in driven]
             v += [_times(x.count.to(dtype), amplitude) for x, amplitude in identities]
-            return _first_two(discharge(_sum(v), now, self.neuron, False, want_state))
+            return _first_two(discharge(functools.reduce(torch.add, v), now, self.neuron, False, want_state))
 
         # The branch with the most inputs ends in the neurons; the others join it.
-        driven.sort(key=lambda part: part[2].kernel.weight[0].numel(), reverse=True)
-        last, rest = driven[:1], driven[1:]
+        last = max(driven, key=lambda part: part[2].kernel.weight[0].numel(), default=None)
+        rest = [part for part in driven if part is not last]
         currents = [
             branch.count_product(_one_by_one(x), weights).unflatten(0, (now, -1)) for branch, x, weights in rest
         ]
         if last and not currents and len(identities) == 1:
             ((x, amplitude),) = identities
             added = x.bits
-            amplitude = None if amplitude is None else amplitude.to(dtype).expand(last[0][0].outputs)
+            amplitude = None if amplitude is None else amplitude.to(dtype).expand(last[0].outputs)
         else:
             currents += [_times(ops.unpack_spikes(x.bits, now, dtype), amplitude) for x, amplitude in identities]
-            added, amplitude = _sum(currents), None
+            added, amplitude = functools.reduce(torch.add, currents), None
         firing: dict[str, Any] = {"want_sum": False, "want_state": want_state}
         if not last:
             how = {"mode": "series", "neuron": self.neuron, **firing}
             return _first_two(ops.integrate_and_fire(added, now, None, state, **how))
-        ((branch, x, weights),) = last
+        branch, x, weights = last
         ends = Ends(self.neuron, self.engine, added, amplitude)
         return _first_two(branch.spiking_product(x, weights, state=state, ends=ends, **firing))
 
@@ -245,13 +243,6 @@ def _scaled(weights: SpikingWeights, scale: Tensor | None) -> SpikingWeights:
 
 def _times(x: Tensor, amplitude: Tensor | None) -> Tensor:
     return x if amplitude is None else x * amplitude
-
-
-def _sum(parts: list[Tensor]) -> Tensor:
-    total, *others = parts
-    for part in others:
-        total = total + part
-    return total
 
 
 def _first_two(outputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:

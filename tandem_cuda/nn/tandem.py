@@ -333,10 +333,6 @@ class TandemLayer(nn.Module, ABC):
         of_weight = quantiser(self)
         return of_weight.bits if of_weight is not None and self.dtype == torch.float32 else None
 
-    def takes_integers(self) -> bool:
-        """Return whether the products take integers: the weights are quantised, or frozen as integers."""
-        return self.bits() is not None or self.stored_weight().dtype in checks.INTEGERS
-
     def spiking_weights(self, steps: int, amplitude: float, kernel: Kernel | None = None) -> SpikingWeights:
         """Return the spiking twin's weights without a gradient, for input spikes of this amplitude.
 

@@ -41,7 +41,7 @@ class SpikingWeights(NamedTuple):
 
 
 class WeightCache:
-    """Cache the packed weights of one layer or TandemAdd, and the other tensors that its spiking twin needs.
+    """Cache the packed weights of one layer, and the other tensors that its spiking twin needs.
 
     Weights can change without autograd's version counter noticing: by fused optimisers, ``parameter.data``, numpy views
     or collectives of other processes. In training, ``pack`` therefore reuses no values. Elsewhere, ``kernel`` and
