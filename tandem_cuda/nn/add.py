@@ -204,10 +204,10 @@ class TandemAdd(nn.Module):
             return _first_two(discharge(functools.reduce(torch.add, v), now, self.neuron, False, want_state))
 
         # The branch with the most inputs ends in the neurons; the others join it.
-        last = max(driven, key=lambda part: part[2].kernel.weight[0].numel(), default=None)
-        rest = [part for part in driven if part is not last]
+        sizes = [weights.kernel.weight[0].numel() for _, _, weights in driven]
+        last = driven.pop(sizes.index(max(sizes))) if driven else None
         currents = [
-            branch.count_product(_one_by_one(x), weights).unflatten(0, (now, -1)) for branch, x, weights in rest
+            branch.count_product(_one_by_one(x), weights).unflatten(0, (now, -1)) for branch, x, weights in driven
         ]
         if last and not currents and len(identities) == 1:
             ((x, amplitude),) = identities
