@@ -11,7 +11,7 @@ namespace tandem {
 // The largest 16-bit weight: 256 * 127 + 127, of digits from -128 to 127.
 constexpr int32_t kLargest16 = 32639;
 
-// All ones where x is an infinity or NaN, or a 16-bit weight (of 32 bits where it is packed) that is too large; else
+// All ones where x is an infinity or NaN, or a 16-bit weight that is too large; else
 // zero.
 template <class T>
 auto odd_bits(T x) {
@@ -25,11 +25,12 @@ auto odd_bits(T x) {
     uint64_t word;
     std::memcpy(&word, &x, sizeof(word));
     return (word & kExponent) == kExponent ? ~uint64_t{0} : uint64_t{0};
-  } else if constexpr (std::is_same_v<T, int32_t>) {
-    return static_cast<uint32_t>(x) + kLargest16 > 2 * kLargest16 ? ~uint32_t{0} : uint32_t{0};
+  } else if constexpr (std::is_same_v<T, int16_t>) {
+    const auto risen = static_cast<uint16_t>(x + kLargest16);  // from -kLargest16 up: at most twice as much
+    return static_cast<uint16_t>(risen > 2 * kLargest16 ? 0xFFFF : 0);
   } else {
-    static_assert(std::is_same_v<T, int16_t>);
-    return T{0};
+    static_assert(std::is_same_v<T, int8_t>);
+    return uint8_t{0};
   }
 }
 

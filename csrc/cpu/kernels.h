@@ -12,6 +12,7 @@
 #include "neuron/joined.h"
 #include "neuron/models.h"
 #include "neuron/state.h"
+#include "ops/product/block_size.h"
 #include "ops/tandem_count/norm_gate.h"
 
 namespace tandem {
@@ -128,18 +129,19 @@ struct VisitArgs {
 // Units of a tile's chunk, where they are made for the chunk.
 constexpr int64_t kVisitScratch = kTileRows * kChunkUnits * unit_bytes(kUnitRows) + kListSlack;
 
-// Channels whose spikes of a step are a word, and rows of the tables that the words look sums up in.
-constexpr int64_t kWordChannels = 32;
-constexpr int64_t kTableRows = kWordChannels / 4 * 16;
+// Channels whose spikes of a step are a word, and bits of a word that look up a sum together: of as many as fill 64
+// bytes of output channels, the tables for all bits take 25 KiB, which leaves half of an L1 cache to the sums.
+constexpr int64_t kWordChannels = 64;
+constexpr int64_t kTableBits = 5;
+constexpr int64_t kTables = kWordChannels / kTableBits + 1;
 
-// Stage 3: one tile of output pixels with one block of output channels. E: packed weights and their sums (float,
-// double, int16_t for 8-bit weights, int32_t for 16-bit ones); T: neurons.
+// Stage 3: one tile of output pixels with one block of output channels. E: packed weights; T: neurons.
 template <class E, class T>
 struct EventTileArgs {
   const ConvGeometry* geometry;
-  // Dense integers: [planes, pixels_in, groups, group_words, 8], the spikes of kWordChannels channels at each step. Or
+  // Dense integers: [planes, groups, group_words, pixels_in, 8], the spikes of kWordChannels channels at each step. Or
   // null, and lists of events:
-  const uint32_t* words;
+  const uint64_t* words;
   int64_t group_words;
   const uint8_t* visits;  // as in VisitArgs
   int64_t visits_per_tile;
@@ -148,8 +150,9 @@ struct EventTileArgs {
   const uint32_t* chunk_begin;  // [chunks + 1]: where each begins, in rows of the weights
   int64_t steps;                // time steps, or binary digits of a count: the planes' valid bits
   int64_t first_plane;          // how many planes of the product came before these
-  const E* weight;              // [features, block] of this group and block of output channels, any alignment
-  int64_t block;                // output channels in a row of weight, a block_size()
+  const E* weight;              // [features, weight_stride] of this group, at the block, any alignment
+  int64_t weight_stride;        // output channels in a row of weight, a block_size()
+  int64_t block;                // output channels of this tile: of events, all in a row
   int64_t valid;                // of them real, the rest padding
   int64_t group;
   int64_t row_begin, row_end;  // output pixels of the tile
@@ -167,7 +170,7 @@ struct EventTileArgs {
   Joined<T> joined;
   Neuron neuron;
   void* scratch;  // event_scratch_bytes(), 64-byte aligned
-  void* table;    // of dense integers, table_bytes(), 64-byte aligned
+  void* table;    // of dense integers, kTableBytes, 64-byte aligned
 };
 
 // Of the dense engine of counts: output pixels of a tile, at most; and features whose weights are rearranged at a time.
@@ -313,19 +316,20 @@ struct Kernels {
   DenseKernels<uint8_t> dense_u8;
   EventTile<float, float> event_f32;
   EventTile<double, double> event_f64;
-  EventTile<int16_t, float> event_i8;
-  EventTile<int32_t, float> event_i16;
-  CountTile<int16_t> count_i8;  // both null where nothing multiplies bytes
-  CountTile<int32_t> count_i16;
-  void (*ordered_i8)(const OrderedTileArgs<int16_t>&);
-  void (*ordered_i16)(const OrderedTileArgs<int32_t>&);
+  EventTile<int8_t, float> event_i8;
+  EventTile<int16_t, float> event_i16;
+  CountTile<int8_t> count_i8;  // both null where nothing multiplies bytes
+  CountTile<int16_t> count_i16;
+  void (*ordered_i8)(const OrderedTileArgs<int8_t>&);
+  void (*ordered_i16)(const OrderedTileArgs<int16_t>&);
   // Spikes of all neurons and steps in the bytes begin..end-1 of bit planes.
   int64_t (*count_spikes)(const uint8_t* bits, int64_t begin, int64_t end);
   // Units of the pixels begin..end-1, counted through all planes.
   void (*build_units)(const UnitArgs&, int64_t begin, int64_t end);
   void (*build_visits)(const VisitArgs&, int64_t plane, int64_t group, int64_t tile);
-  // The words of `pixels` pixels: bits [pixels, groups, channels] -> [pixels, groups, words, 8].
-  void (*build_words)(const uint8_t* bits, int64_t pixels, int64_t groups, int64_t channels, uint32_t* words);
+  // The words of `pixels` pixels: bits [pixels, groups, channels] -> [groups, words, pixels, 8], words `stride` apart.
+  void (*build_words)(const uint8_t* bits, int64_t pixels, int64_t groups, int64_t channels, uint64_t* words,
+                      int64_t stride);
   // Spike counts as unsigned integers, their bytes in planes of `stride`: the binary digits of a count take the place
   // of time steps in a count product.
   void (*count_bytes)(const uint8_t* bits, int64_t planes, int64_t stride, int64_t begin, int64_t end, uint8_t* bytes,
@@ -343,7 +347,7 @@ struct Kernels {
   const auto& event_tile() const;
   template <class E>
   CountTile<E> count_tile() const {
-    if constexpr (sizeof(E) == 2) {
+    if constexpr (sizeof(E) == 1) {
       return count_i8;
     } else {
       return count_i16;
@@ -351,7 +355,7 @@ struct Kernels {
   }
   template <class E>
   auto ordered_tile() const {
-    if constexpr (sizeof(E) == 2) {
+    if constexpr (sizeof(E) == 1) {
       return ordered_i8;
     } else {
       return ordered_i16;
@@ -379,11 +383,11 @@ inline const auto& Kernels::event_tile<double>() const {
   return event_f64;
 }
 template <>
-inline const auto& Kernels::event_tile<int16_t>() const {
+inline const auto& Kernels::event_tile<int8_t>() const {
   return event_i8;
 }
 template <>
-inline const auto& Kernels::event_tile<int32_t>() const {
+inline const auto& Kernels::event_tile<int16_t>() const {
   return event_i16;
 }
 
@@ -402,29 +406,34 @@ inline const DenseKernels<uint8_t>& Kernels::dense<uint8_t>() const {
 
 constexpr int64_t words_for(int64_t channels) { return (channels + 63) / 64; }
 
-// Words of 32 channels' spikes in a group.
+// Words of spikes in a group.
 constexpr int64_t group_words_for(int64_t channels) { return (channels + kWordChannels - 1) / kWordChannels; }
 
 // What a tile's sums of currents are carried in, from plane to plane: counts of integers need more than a float.
 template <class E, class T>
 using Carried = std::conditional_t<std::is_integral_v<E>, double, T>;
 
-// Scratch memory of one event tile: the sums of 8 steps (16-bit sums also wide), carried states and sums; and of one
-// with tables.
+// Output channels of a tile with tables: fewer leave its sums room for more pixels, which share a table.
+template <class E>
+constexpr int64_t table_block(int64_t block) {
+  constexpr int64_t kMost = 128 / static_cast<int64_t>(sizeof(SumOf<E>));
+  return block < kMost ? block : kMost;
+}
+
+// Scratch memory of one event tile: the sums of 8 steps (16-bit sums also wide), carried states and sums.
 template <class E, class T>
 constexpr int64_t event_scratch_bytes(int64_t rows, int64_t block, int64_t states) {
-  const auto slot = static_cast<int64_t>(sizeof(E) == 2 ? sizeof(E) + sizeof(int32_t) : sizeof(E));
+  using A = SumOf<E>;
+  const auto slot = static_cast<int64_t>(sizeof(A) == 2 ? sizeof(A) + sizeof(int32_t) : sizeof(A));
   return rows * block *
          (8 * slot + states * static_cast<int64_t>(sizeof(T)) + static_cast<int64_t>(sizeof(Carried<E, T>)));
 }
-template <class E>
-constexpr int64_t table_bytes(int64_t block) {
-  return kTableRows * block * static_cast<int64_t>(sizeof(E));
-}
+// Of tables, for vectors of up to 64 bytes.
+constexpr int64_t kTableBytes = kTables * 64 << kTableBits;
 // Sums of each digit of the weights, rearranged weights, and a pixel of zeros.
 template <class E>
 constexpr int64_t count_scratch_bytes(int64_t rows, int64_t block) {
-  const auto digits = static_cast<int64_t>(sizeof(E) / 2);
+  const auto digits = static_cast<int64_t>(sizeof(E));
   return digits * rows * block * static_cast<int64_t>(sizeof(int32_t)) + kPanelFeatures * (block + 1);
 }
 

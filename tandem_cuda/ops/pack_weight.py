@@ -9,13 +9,10 @@ from torch import Tensor
 
 from . import checks
 
-# Narrow weights are packed in a wider dtype that holds every value and is faster to add.
-_PACKED = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.int8: torch.int16,
-    torch.int16: torch.int32,
-}
+# Narrow floats are packed in a wider dtype that holds every value and is faster to add.
+_PACKED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+# Bytes of the sums of integers.
+_SUM_BYTES = {torch.int8: 2, torch.int16: 4}
 
 
 def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -> Tensor:
@@ -30,8 +27,8 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
         out: the result of an earlier call for weights of the same shape and dtype; it is overwritten and returned.
 
     Returns:
-        [n] in the dtype of ``weight``, but float32 for float16 and bfloat16, int16 for int8 and int32 for int16. The
-        order of the elements is an implementation detail. No gradient.
+        [n] in the dtype of ``weight``, but float32 for float16 and bfloat16. The order of the elements is an
+        implementation detail. No gradient.
 
     Raises:
         TypeError: wrong dtype.
@@ -76,9 +73,9 @@ def can_hold(packed: Tensor, weight: Tensor, groups: int) -> bool:
 
 
 def packed_like(weight: Tensor, groups: int) -> tuple[int, torch.dtype]:
-    """Return number of elements and dtype of packed weights; csrc/common/packed_layout.h defines the layout."""
+    """Return number of elements and dtype of packed weights; csrc/ops/product/packed_layout.h defines the layout."""
     dtype = _PACKED.get(weight.dtype, weight.dtype)
-    outputs, unit = weight.shape[0] // groups, 64 // dtype.itemsize
+    outputs, unit = weight.shape[0] // groups, 64 // _SUM_BYTES.get(dtype, dtype.itemsize)
     block = unit if outputs <= unit else 2 * unit if outputs <= 2 * unit else 4 * unit
     return groups * -(-outputs // block) * block * (weight.numel() // weight.shape[0]), dtype
 

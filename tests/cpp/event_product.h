@@ -106,7 +106,7 @@ class EventProduct {
     visit_args_.steps = steps;
     visit_args_.tile_rows = kRows;
     visit_args_.tiles = tiles_;
-    visit_args_.narrow_sums = sizeof(E) == 2;
+    visit_args_.narrow_sums = std::is_same_v<E, int8_t>;
     visit_args_.visits_per_tile = bytes_of_tile(begin_);
     visit_args_.visits = visits_.data;
     visit_args_.widened = widened.data();
@@ -125,12 +125,15 @@ class EventProduct {
   void run(const EventTileArgs<E, T>& args, const E* weight, bool tables) const {
     const AlignedBuffer<uint8_t> scratch("event tile", event_scratch_bytes<E, T>(kRows, block, states_of(args.neuron)));
     std::memset(scratch.data, 0xA5, scratch.bytes);
-    const AlignedBuffer<uint8_t> table("event tile", table_bytes<E>(block));
-    std::vector<uint32_t> words;
+    const AlignedBuffer<uint8_t> table("event tile", kTableBytes);
+    std::vector<uint64_t> words;
     if constexpr (std::is_integral_v<E>) {
-      const int64_t pixels = tables ? planes_ * g_.pixels_in() : 0, group_words = group_words_for(g_.group_in());
-      words.resize(static_cast<size_t>(pixels * g_.groups * group_words * kStepsPerPlane));
-      scalar::kernels.build_words(bits_, pixels, g_.groups, g_.group_in(), words.data());
+      const int64_t size = g_.pixels_in() * kStepsPerPlane, group_words = group_words_for(g_.group_in());
+      if (tables) words.resize(static_cast<size_t>(planes_ * g_.groups * group_words * size));
+      for (int64_t p = 0; tables && p < planes_; ++p) {
+        scalar::kernels.build_words(bits_ + p * g_.pixels_in() * g_.in_channels, g_.pixels_in(), g_.groups,
+                                    g_.group_in(), words.data() + p * g_.groups * group_words * size, size);
+      }
     }
     for (int64_t task = 0; task < g_.groups * blocks * tiles_; ++task) {
       const int64_t b = task / tiles_ % blocks, group = task / tiles_ / blocks;
@@ -147,7 +150,7 @@ class EventProduct {
       tile.tiles = tiles_;
       tile.steps = steps_;
       tile.weight = weight + (group * blocks + b) * g_.features() * block;
-      tile.block = block;
+      tile.block = tile.weight_stride = block;
       tile.valid = std::min(block, g_.group_out() - b * block);
       tile.group = group;
       tile.tile = task % tiles_;

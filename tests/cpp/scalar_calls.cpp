@@ -18,10 +18,9 @@ EventProduct<E, float> events_of(const ConvGeometry& g, const uint8_t* bits, int
   return {g, bits, steps, taps, (g.group_in() + units - 1) / units, kChunkUnits};
 }
 
-// W: weights as given; E: packed.
-template <class W, class E>
+template <class E>
 void product() {
-  const ProductCall<W, float> call;
+  const ProductCall<E, float> call;
   const ConvGeometry& g = call.geometry;
   const Packed<E> packed(g, call.weight.data);
   EventTileArgs<E, float> args = {};
@@ -40,9 +39,9 @@ void product() {
   packed.write(), call.write();
 }
 
-template <class W, class E>
+template <class E>
 void ordered_product() {
-  const OrderedCall<W> call;
+  const OrderedCall<E> call;
   const ConvGeometry& g = call.geometry;
   const Packed<E> packed(g, call.weight.data);
   const Array<float> scratch(kTileRows * packed.block);
@@ -88,13 +87,13 @@ int main(int argc, char** argv) {
   return run_calls(argc, argv, [](int64_t which) {
     switch (which) {
       case kInt8:
-        return product<int8_t, int16_t>();
+        return product<int8_t>();
       case kInt16:
-        return product<int16_t, int32_t>();
+        return product<int16_t>();
       case kOrderedInt8:
-        return ordered_product<int8_t, int16_t>();
+        return ordered_product<int8_t>();
       case kOrderedInt16:
-        return ordered_product<int16_t, int32_t>();
+        return ordered_product<int16_t>();
       case kNeurons:
         return neurons();
       default:

@@ -46,7 +46,7 @@ cudaError_t launch_ordered_product(const CudaOrderedArgs<E>& args, cudaStream_t 
   return cudaGetLastError();
 }
 
+template cudaError_t launch_ordered_product(const CudaOrderedArgs<int8_t>&, cudaStream_t);
 template cudaError_t launch_ordered_product(const CudaOrderedArgs<int16_t>&, cudaStream_t);
-template cudaError_t launch_ordered_product(const CudaOrderedArgs<int32_t>&, cudaStream_t);
 
 }  // namespace tandem

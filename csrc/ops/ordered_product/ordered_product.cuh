@@ -9,7 +9,7 @@
 
 namespace tandem {
 
-// E: packed weights, int16_t of 8-bit ones or int32_t of 16-bit ones.
+// E: packed weights, int8_t or int16_t.
 template <class E>
 struct CudaOrderedArgs {
   ConvGeometry geometry;

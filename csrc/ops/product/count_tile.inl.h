@@ -15,51 +15,38 @@ namespace tandem::TANDEM_ISA {
 
 constexpr int64_t kOutputs = 16;  // lanes of 32 bits
 
-// Words of two vectors in turn: those of the first halves, and of the second.
-struct Interleaved {
-  alignas(64) uint16_t order[2][32];
-
-  constexpr Interleaved() : order() {
-    for (int i = 0; i < 32; ++i) {
-      order[0][i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
-      order[1][i] = static_cast<uint16_t>(16 + i / 2 + i % 2 * 32);
-    }
-  }
-};
-constexpr Interleaved kInterleaved;
-
-// The bytes of four rows of `block` weights, side by side; rows past the n-th are zero.
-TANDEM_HOST void fill_quad(const int16_t* rows, int64_t n, int64_t block, uint8_t* panel) {
-  constexpr int kLowOr = 0xEA;  // (a & b) | c
-  const __m512i first = _mm512_load_si512(kInterleaved.order[0]);
-  const __m512i second = _mm512_load_si512(kInterleaved.order[1]);
-  const __m512i low_byte = _mm512_set1_epi16(255);
-  for (int64_t c = 0; c < block; c += 32) {
-    const auto row = [&](int64_t i) TANDEM_INLINE {
-      return i < n ? _mm512_loadu_si512(rows + i * block + c) : _mm512_setzero_si512();
-    };
-    const auto paired = [&](__m512i low, __m512i high) TANDEM_INLINE {
-      return _mm512_ternarylogic_epi32(low, low_byte, _mm512_slli_epi16(high, 8), kLowOr);
-    };
-    const __m512i low = paired(row(0), row(1)), high = paired(row(2), row(3));
-    _mm512_store_si512(panel + 4 * c, _mm512_permutex2var_epi16(low, first, high));
-    _mm512_store_si512(panel + 4 * c + 64, _mm512_permutex2var_epi16(low, second, high));
-  }
+// The next 32 weights of a row, or all that `left` says there are, as bytes.
+template <int kDigit>
+TANDEM_HOST __m256i digits(const int8_t* weights, int64_t) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights));
+}
+// A digit of 16-bit weights, which are 256 * digit 1 + digit 0.
+template <int kDigit>
+TANDEM_HOST __m256i digits(const int16_t* weights, int64_t left) {
+  __m512i v = _mm512_maskz_loadu_epi16(left < 32 ? 0xFFFF : ~__mmask32{0}, weights);
+  if constexpr (kDigit == 1) v = _mm512_srai_epi16(_mm512_add_epi16(v, _mm512_set1_epi16(128)), 8);
+  return _mm512_cvtepi16_epi8(v);
 }
 
-// The same of a digit of 16-bit weights, which are 256 * digit 1 + digit 0.
-template <int kDigit>
-TANDEM_HOST void fill_quad(const int32_t* rows, int64_t n, int64_t block, uint8_t* panel) {
-  const __m512i low_byte = _mm512_set1_epi32(255);
-  for (int64_t c = 0; c < block; c += kOutputs) {
-    const auto digit = [&](int64_t i) TANDEM_INLINE {
-      __m512i v = i < n ? _mm512_loadu_si512(rows + i * block + c) : _mm512_setzero_si512();
-      if constexpr (kDigit == 1) v = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8);
-      return _mm512_and_si512(v, low_byte);
+// The bytes of four rows of `block` weights, side by side; rows past the n-th are zero.
+template <int kDigit, class E>
+TANDEM_HOST void fill_quad(const E* rows, int64_t n, int64_t block, uint8_t* panel) {
+  for (int64_t c = 0; c < block; c += 32) {
+    const auto row = [&](int64_t i) TANDEM_INLINE {
+      return i < n ? digits<kDigit>(rows + i * block + c, block - c) : _mm256_setzero_si256();
     };
-    const __m512i low = _mm512_or_si512(digit(0), _mm512_slli_epi32(digit(1), 8));
-    const __m512i high = _mm512_or_si512(digit(2), _mm512_slli_epi32(digit(3), 8));
-    _mm512_store_si512(panel + 4 * c, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    // Two rows are zipped to words, in order, and two of these to quads.
+    const auto zipped = [&](__m256i even, __m256i odd) TANDEM_INLINE {
+      return _mm512_or_si512(_mm512_cvtepu8_epi16(even), _mm512_slli_epi16(_mm512_cvtepu8_epi16(odd), 8));
+    };
+    const __m512i low = zipped(row(0), row(1)), high = zipped(row(2), row(3));
+    const auto quads = [&](__m256i first, __m256i last) TANDEM_INLINE {
+      return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(last), 16));
+    };
+    _mm512_store_si512(panel + 4 * c, quads(_mm512_castsi512_si256(low), _mm512_castsi512_si256(high)));
+    if (block - c < 32) break;
+    _mm512_store_si512(panel + 4 * c + 64,
+                       quads(_mm512_extracti64x4_epi64(low, 1), _mm512_extracti64x4_epi64(high, 1)));
   }
 }
 
@@ -67,11 +54,7 @@ TANDEM_HOST void fill_quad(const int32_t* rows, int64_t n, int64_t block, uint8_
 template <int kDigit, class E>
 TANDEM_HOST void fill_panel(const E* rows, int64_t n, int64_t block, uint8_t* panel) {
   for (int64_t first = 0; first < n; first += 4, panel += 4 * block) {
-    if constexpr (sizeof(E) == 2) {
-      fill_quad(rows + first * block, n - first, block, panel);
-    } else {
-      fill_quad<kDigit>(rows + first * block, n - first, block, panel);
-    }
+    fill_quad<kDigit>(rows + first * block, n - first, block, panel);
   }
 }
 
@@ -129,7 +112,7 @@ TANDEM_HOST void multiply_block(const uint8_t* const* counts, int64_t rows, cons
 
 template <class E>
 void count_tile(const CountTileArgs<E>& a) {
-  constexpr int64_t kDigits = sizeof(E) / 2;
+  constexpr int64_t kDigits = sizeof(E);
   const ConvGeometry& g = *a.geometry;
   const int64_t rows = a.row_end - a.row_begin, channels = g.group_in(), block = a.block;
   int32_t* const sum = static_cast<int32_t*>(a.scratch);  // [kDigits, rows, block]

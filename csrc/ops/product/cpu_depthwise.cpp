@@ -42,7 +42,7 @@ void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
   dispatch_unpacked<E>(plan.weight.scalar_type(), [&](auto unpacked) {
     weight = taps_first<decltype(unpacked), T>(plan.weight, g, args.weight_stride);
   });
-  const auto usable = [](T x) { return std::is_same_v<E, int32_t> ? std::fabs(x) <= T{kLargest16} : odd_bits(x) == 0; };
+  const auto usable = [](T x) { return std::is_same_v<E, int16_t> ? std::fabs(x) <= T{kLargest16} : odd_bits(x) == 0; };
   if (!std::all_of(weight.begin(), weight.end(), usable)) report_odd_weight(op, plan.weight);
   args.geometry = &g;
   args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());

@@ -114,7 +114,7 @@ void run_pass(const Pass<E, T>& pass) {
   visit_args.steps = pass.args.steps;
   visit_args.tile_rows = rows;
   visit_args.tiles = tiles;
-  visit_args.narrow_sums = sizeof(E) == 2;
+  visit_args.narrow_sums = std::is_same_v<E, int8_t>;
   visit_args.visits_per_tile = chunking.tile_bytes(std::min(rows, g.pixels_out()));
   const AlignedBuffer<uint8_t> visits(pass.op, all_tiles * visit_args.visits_per_tile);
   visit_args.visits = visits.data;
@@ -135,7 +135,7 @@ void run_pass(const Pass<E, T>& pass) {
   args.widened = widened.data;
   args.chunks = chunking.chunks();
   args.chunk_begin = chunking.begin.data();
-  run_tiles(pass.op, g, pass.layout, pass.weight, rows, args);
+  run_tiles(pass.op, g, pass.layout, pass.weight, pass.layout.block, rows, args);
 }
 
 // packed: weights in order; planes: [plane_count, pixels_in, C]; args carries steps, neuron, bias, scale and outputs of

@@ -35,9 +35,9 @@ void with_packed(const char* op, const ProductPlan& plan, const F& f) {
 template <class F>
 void dispatch_integers(ScalarType weight, F&& f) {
   if (weight == ScalarType::Char) {
-    f(int16_t{});
+    f(int8_t{});
   } else {
-    f(int32_t{});
+    f(int16_t{});
   }
 }
 
@@ -52,11 +52,12 @@ void run_words(const char* op, const ProductPlan& plan, Samples samples, const u
   args.scale = data_or_null<float>(plan.scale);
   args.bias = data_or_null<float>(plan.bias);
   args.last = true;
-  const int64_t pixels = g.height * g.width, size = g.groups * args.group_words * kStepsPerPlane;  // of a pixel
-  const int64_t sample_bytes = plane_count * pixels * size * static_cast<int64_t>(sizeof(uint32_t));
+  const int64_t pixels = g.height * g.width, pixel_words = g.groups * args.group_words;
+  const int64_t sample_words = plane_count * pixels * pixel_words * kStepsPerPlane;
+  const int64_t sample_bytes = sample_words * static_cast<int64_t>(sizeof(uint64_t));
   const int64_t most = std::clamp<int64_t>(kPassBytes / std::max<int64_t>(1, sample_bytes), 1, samples.count());
   with_packed<E>(op, plan, [&](const E* packed) {
-    const AlignedBuffer<uint32_t> words(op, most * plane_count * pixels * size);
+    const AlignedBuffer<uint64_t> words(op, most * sample_words);
     args.words = words.data;
     for (int64_t n = samples.first; n < samples.last; n += most) {
       ConvGeometry band = g;
@@ -67,7 +68,8 @@ void run_words(const char* op, const ProductPlan& plan, Samples samples, const u
             for (int64_t i = begin; i < end;) {
               const int64_t plane = i / in_plane, last = std::min(end, (plane + 1) * in_plane);
               const uint8_t* from = planes + ((plane * g.batch + n) * pixels + i % in_plane) * g.in_channels;
-              kernels().build_words(from, last - i, g.groups, g.group_in(), words.data + i * size);
+              uint64_t* const to = words.data + (plane * pixel_words * in_plane + i % in_plane) * kStepsPerPlane;
+              kernels().build_words(from, last - i, g.groups, g.group_in(), to, in_plane * kStepsPerPlane);
               i = last;
             }
           });
@@ -78,9 +80,9 @@ void run_words(const char* op, const ProductPlan& plan, Samples samples, const u
       pass.initial = pass.initial + first;
       pass.state = pass.state + first;
       pass.joined = pass.joined.at(0, first);
-      const int64_t rows = tile_rows(band, event_scratch_bytes<E, float>(1, layout.block, states_of(args.neuron)),
-                                     g.groups * layout.blocks);
-      run_tiles(op, band, layout, packed, rows, pass);
+      const int64_t block = table_block<E>(layout.block), blocks = (g.group_out() + block - 1) / block;
+      const int64_t row_bytes = event_scratch_bytes<E, float>(1, block, states_of(args.neuron));
+      run_tiles(op, band, layout, packed, block, tile_rows(band, row_bytes, g.groups * blocks), pass);
     }
   });
 }
@@ -224,12 +226,12 @@ void for_inputs(const ConvGeometry& g, int64_t pixel, int64_t group, const F& f)
 // current[step, pixel, O] of all steps, as float32 of the exact sums. counts: one step, of the numbers of spikes.
 Tensor wide_sums(const char* op, const ProductPlan& plan, int64_t steps, bool counts) {
   const ConvGeometry& g = plan.geometry;
-  const PackedLayout layout = packed_layout<int32_t>(g);
+  const PackedLayout layout = packed_layout<int16_t>(g);
   const int64_t pixels = g.pixels_out(), planes = plan.bits.size(0), stride = g.pixels_in() * g.in_channels;
   const auto* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
   const Tensor current = empty_channels_last(op, plan.weight, {steps, pixels, g.out_channels}, plan.type, 2);
   float* const out = static_cast<float*>(current.mutable_data_ptr());
-  with_packed<int32_t>(op, plan, [&](const int32_t* packed) {
+  with_packed<int16_t>(op, plan, [&](const int16_t* packed) {
     parallel_ranges(pixels, 1, [&](int64_t begin, int64_t end) {
       std::vector<int64_t> sums(static_cast<size_t>(steps * g.out_channels));
       for (int64_t pixel = begin; pixel < end; ++pixel) {

@@ -209,8 +209,8 @@ template bool pack_if_finite<float>(const WeightView&, const ConvGeometry&, floa
 template bool pack_if_finite<double>(const WeightView&, const ConvGeometry&, double*);
 template void pack_weight<float>(const char*, const Tensor&, const ConvGeometry&, float*);
 template void pack_weight<double>(const char*, const Tensor&, const ConvGeometry&, double*);
+template void pack_weight<int8_t>(const char*, const Tensor&, const ConvGeometry&, int8_t*);
 template void pack_weight<int16_t>(const char*, const Tensor&, const ConvGeometry&, int16_t*);
-template void pack_weight<int32_t>(const char*, const Tensor&, const ConvGeometry&, int32_t*);
 
 namespace {
 

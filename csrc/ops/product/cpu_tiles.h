@@ -22,27 +22,29 @@ inline int64_t tile_rows(const ConvGeometry& g, int64_t row_bytes, int64_t tasks
   return std::clamp(std::min(rows, fair), int64_t{1}, kMost);
 }
 
-// Every tile of `rows` output pixels with every block of output channels. args: what all tiles have in common, with
+// Every tile of `rows` output pixels with every `block` of output channels. args: what all tiles have in common, with
 // outputs, scale and bias at channel 0; packed: the weights of all blocks.
 template <class E, class T>
-void run_tiles(const char* op, const ConvGeometry& g, const PackedLayout& layout, const E* packed, int64_t rows,
-               const EventTileArgs<E, T>& args) {
+void run_tiles(const char* op, const ConvGeometry& g, const PackedLayout& layout, const E* packed, int64_t block,
+               int64_t rows, const EventTileArgs<E, T>& args) {
   const int64_t tiles = (g.pixels_out() + rows - 1) / rows;
+  const int64_t blocks = (g.group_out() + block - 1) / block, in_row = layout.block / block;
   const Kernels& k = kernels();
   // Tiles innermost: neighbouring tasks share a block of weights.
-  parallel_tasks(g.groups * layout.blocks * tiles, [&](const auto& next) {
-    const AlignedBuffer<uint8_t> scratch(op, event_scratch_bytes<E, T>(rows, layout.block, states_of(args.neuron)));
-    const AlignedBuffer<uint8_t> table(op, args.words ? table_bytes<E>(layout.block) : 0);
+  parallel_tasks(g.groups * blocks * tiles, [&](const auto& next) {
+    const AlignedBuffer<uint8_t> scratch(op, event_scratch_bytes<E, T>(rows, block, states_of(args.neuron)));
+    const AlignedBuffer<uint8_t> table(op, args.words ? kTableBytes : 0);
     for (int64_t task = next(); task >= 0; task = next()) {
-      const int64_t b = task / tiles % layout.blocks, group = task / tiles / layout.blocks;
-      const int64_t channel = group * g.group_out() + b * layout.block;
+      const int64_t b = task / tiles % blocks, group = task / tiles / blocks;
+      const int64_t channel = group * g.group_out() + b * block;
       EventTileArgs<E, T> tile = args;
       tile.geometry = &g;
       tile.tiles = tiles;
       tile.row_stride = g.out_channels;
-      tile.block = layout.block;
-      tile.weight = packed + (group * layout.blocks + b) * layout.block_elements();
-      tile.valid = std::min(layout.block, g.group_out() - b * layout.block);
+      tile.block = block;
+      tile.weight_stride = layout.block;
+      tile.weight = packed + (group * layout.blocks + b / in_row) * layout.block_elements() + b % in_row * block;
+      tile.valid = std::min(block, g.group_out() - b * block);
       tile.group = group;
       tile.tile = task % tiles;
       tile.row_begin = tile.tile * rows;

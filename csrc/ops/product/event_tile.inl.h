@@ -21,18 +21,39 @@
 
 namespace tandem::TANDEM_ISA {
 
+// As many weights as a vector of their sums has lanes, widened to these. They may lie anywhere: a caller packed them.
+template <class E>
+TANDEM_HOST Vec<SumOf<E>> widened(const E* from) {
+  using A = SumOf<E>;
+  if constexpr (std::is_same_v<A, E>) {
+    return *reinterpret_cast<const typename Simd<E>::Unaligned*>(from);
+  } else {
+    // GCC would convert half vectors and join them.
+#if defined(__AVX512BW__)
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return reinterpret_cast<Vec<A>>(sizeof(E) == 1 ? _mm512_cvtepi8_epi16(narrow) : _mm512_cvtepi16_epi32(narrow));
+#elif defined(__AVX2__)
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return reinterpret_cast<Vec<A>>(sizeof(E) == 1 ? _mm256_cvtepi8_epi16(narrow) : _mm256_cvtepi16_epi32(narrow));
+#elif defined(__SSE2__)
+    const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return reinterpret_cast<Vec<A>>(sizeof(E) == 1 ? _mm_srai_epi16(_mm_unpacklo_epi8(narrow, narrow), 8)
+                                                   : _mm_srai_epi32(_mm_unpacklo_epi16(narrow, narrow), 16));
+#else
+    typedef E Weights __attribute__((vector_size(kLanes<A> * sizeof(E)), may_alias, aligned(alignof(E))));
+    return __builtin_convertvector(*reinterpret_cast<const Weights*>(from), Vec<A>);
+#endif
+  }
+}
+
 // Sums of 16 bits -> 32 bits, for all lanes of a slot: wide += narrow, narrow = 0.
 template <int kVectors>
 TANDEM_HOST void empty_slot(int16_t* narrow, int32_t* wide) {
-  using Wide = Simd<float>::Int32;
-  using Narrow = Simd<float>::Int16;
-  for (int i = 0; i < 2 * kVectors; ++i) {
-    Wide* to = reinterpret_cast<Wide*>(wide) + i;
-    Narrow* from = reinterpret_cast<Narrow*>(narrow) + i;
-    const Narrow sum = *from;
-    *to += __builtin_convertvector(sum, Wide);
-    *from = Narrow{};
+  for (int64_t i = 0; i < 2 * kVectors; ++i) {
+    Vec<int32_t>& to = reinterpret_cast<Vec<int32_t>*>(wide)[i];
+    to += widened(narrow + i * kLanes<int32_t>);
   }
+  for (int64_t i = 0; i < kVectors; ++i) reinterpret_cast<Vec<int16_t>*>(narrow)[i] = Vec<int16_t>{};
 }
 
 // One row after the other: GCC would rather add half of each of eight rows and then their other halves, so that each
@@ -61,10 +82,10 @@ struct Ahead {
 
 // acc[slot, :] += sweep[row, :] for the rows of the lists of one group. kRest: their length modulo 8.
 template <class E, int kVectors, int kRest>
-void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const E* sweep, E* acc, int32_t* wide,
+void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const E* sweep, SumOf<E>* acc, int32_t* wide,
               Ahead& ahead, int64_t lines_a_visit) {
-  using Weights = typename Simd<E>::Unaligned;
-  constexpr int64_t block = kVectors * kLanes<E>;
+  using A = SumOf<E>;
+  constexpr int64_t block = kVectors * kLanes<A>;
   const int eights = group.length / 8;
   const Ahead fetched = ahead;  // a copy, which the stores cannot change
   int64_t line = ahead.next;
@@ -76,12 +97,12 @@ void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const
     for (int64_t i = 0; i < lines_a_visit; ++i) __builtin_prefetch(fetched.line(line++), 0, 2);
     int64_t at = next_slot;
     next_slot = *++slot;
-    if (sizeof(E) == 2 && (at & kWiden)) {
+    if (sizeof(A) == 2 && (at & kWiden)) {
       at ^= kWiden;
       empty_slot<kVectors>(reinterpret_cast<int16_t*>(acc + at * block), wide + at * block);
     }
-    Vec<E>* to = reinterpret_cast<Vec<E>*>(acc + at * block);
-    Vec<E> sum[kVectors];
+    Vec<A>* to = reinterpret_cast<Vec<A>*>(acc + at * block);
+    Vec<A> sum[kVectors];
     for (int i = 0; i < kVectors; ++i) sum[i] = to[i];
     // Eight entries come in one load: a load each would take the places of loads of weights, which bound the loop. They
     // come two turns ahead, and slots one: the processor makes its oldest loads first, so that entries would only come
@@ -93,9 +114,8 @@ void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const
       list += 8;
       std::memcpy(&after, list + 8, sizeof(after));
       unrolled<count>([&](int j) TANDEM_INLINE {
-        // Whoever packed the weights chose where they lie.
-        const Weights* from = reinterpret_cast<const Weights*>(sweep + (entries >> (8 * j) & 255) * block);
-        for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
+        const E* const from = sweep + (entries >> (8 * j) & 255) * block;
+        for (int i = 0; i < kVectors; ++i) sum[i] += widened(from + i * kLanes<A>);
         finish(sum);
       });
     };
@@ -116,8 +136,8 @@ constexpr int64_t kResidentBytes = int64_t{256} << 10;
 
 // acc[row, step, :] += weight[feature, :] for every feature that spikes. kVectors: vectors in a row of weight.
 template <class E, class T, int kVectors>
-void accumulate(const EventTileArgs<E, T>& a, int64_t plane, E* acc, int32_t* wide) {
-  constexpr int64_t block = kVectors * kLanes<E>;
+void accumulate(const EventTileArgs<E, T>& a, int64_t plane, SumOf<E>* acc, int32_t* wide) {
+  constexpr int64_t block = kVectors * kLanes<SumOf<E>>;
   constexpr int64_t row_bytes = block * static_cast<int64_t>(sizeof(E));
   const bool large = a.geometry->features() * row_bytes > kResidentBytes;
   const uint8_t* at = a.visits + ((plane * a.geometry->groups + a.group) * a.tiles + a.tile) * a.visits_per_tile;
@@ -148,21 +168,21 @@ void accumulate(const EventTileArgs<E, T>& a, int64_t plane, E* acc, int32_t* wi
 }
 
 // The sums of one plane, [rows, steps, block].
-template <class E>
+template <class A>
 struct Sums {
-  const E* narrow;
+  const A* narrow;
   const int32_t* wide;  // what was moved out of 16-bit sums; null where nothing was
 
   // One vector of the neurons' type, from element `at` on; of integers as they are.
   template <class T>
   TANDEM_HOST auto exact(int64_t at) const {
     using Wide = typename Simd<T>::Int32;
-    if constexpr (sizeof(E) == 2) {
+    if constexpr (sizeof(A) == 2) {
       const auto low = *reinterpret_cast<const typename Simd<T>::Int16*>(narrow + at);
       Wide sum = __builtin_convertvector(low, Wide);
       if (wide) sum += *reinterpret_cast<const Wide*>(wide + at);
       return sum;
-    } else if constexpr (std::is_integral_v<E>) {
+    } else if constexpr (std::is_integral_v<A>) {
       return *reinterpret_cast<const Wide*>(narrow + at);
     } else {
       return *reinterpret_cast<const Vec<T>*>(narrow + at);
@@ -170,7 +190,7 @@ struct Sums {
   }
   template <class T>
   TANDEM_HOST Vec<T> operator()(int64_t at) const {
-    if constexpr (std::is_integral_v<E>) {
+    if constexpr (std::is_integral_v<A>) {
       return __builtin_convertvector(exact<T>(at), Vec<T>);
     } else {
       return exact<T>(at);
@@ -178,50 +198,58 @@ struct Sums {
   }
 };
 
-// A dense product of integers: the spikes of four channels look up the sum of their rows of weights, among all sixteen
-// that there are. So the number of additions, a quarter of the channels', does not depend on the spikes.
+// A dense product of integers: the spikes of kTableBits channels look up the sum of their rows of weights, among all
+// that there are. So the number of additions, a fifth of the channels', does not depend on the spikes.
 
-// table[channel / 4][spikes of the four]: sums of n rows of weights.
-template <class E, int kVectors>
-TANDEM_HOST void fill_table(const E* rows, int64_t n, E* table) {
-  using Weights = typename Simd<E>::Unaligned;
-  constexpr int64_t block = kVectors * kLanes<E>;
-  for (int64_t first = 0; first < n; first += 4, table += 16 * block, rows += 4 * block) {
-    for (int i = 0; i < kVectors; ++i) {
-      Vec<E> sum[16];
-      sum[0] = Vec<E>{};
-      unrolled<15>([&](auto j) TANDEM_INLINE {
-        constexpr int at = decltype(j)::value + 1, bit = at & -at, row = bit == 1 ? 0 : bit == 2 ? 1 : bit == 4 ? 2 : 3;
-        sum[at] = sum[at - bit];
-        if (first + row < n) sum[at] += *(reinterpret_cast<const Weights*>(rows + row * block) + i);
-      });
-      for (int64_t j = 0; j < 16; ++j) reinterpret_cast<Vec<E>*>(table + j * block)[i] = sum[j];
-    }
+// table[channel / kTableBits][spikes of these channels]: one vector of the sums of n rows of weights.
+template <class E>
+TANDEM_HOST void fill_table(const E* rows, int64_t n, int64_t block, Vec<SumOf<E>>* table) {
+  using V = Vec<SumOf<E>>;
+  for (int64_t first = 0; first < n; first += kTableBits, table += 1 << kTableBits) {
+    const auto row = [&](int64_t i) TANDEM_INLINE {
+      return first + i < n ? widened(rows + (first + i) * block) : V{};
+    };
+    // The first half, which stays in registers; the other is that and one more row.
+    constexpr int kHalf = 1 << (kTableBits - 1);
+    V sum[kHalf];
+    sum[0] = V{};
+    unrolled<kTableBits - 1>([&](auto i) TANDEM_INLINE {
+      const V more = row(i);
+      unrolled<1 << i>([&](auto j) TANDEM_INLINE { sum[j + (1 << i)] = sum[j] + more; });
+    });
+    const V last = row(kTableBits - 1);
+    unrolled<kHalf>([&](int j) TANDEM_INLINE {
+      table[j] = sum[j];
+      table[j + kHalf] = sum[j] + last;
+    });
   }
 }
 
-// acc[step, :] += what the words of a pixel look up. kQuads: 0 where `quads` says how many quads of channels there are.
-template <class E, int kVectors, int kQuads>
-TANDEM_HOST void add_words(const uint32_t* words, int64_t steps, int64_t quads, const E* table, E* acc) {
-  constexpr int64_t block = kVectors * kLanes<E>;
-  for (int64_t s = 0; s < steps; ++s, acc += block) {
-    uint32_t word = words[s];
-    if (word == 0) continue;
-    Vec<E>* const to = reinterpret_cast<Vec<E>*>(acc);
-    Vec<E> sum[kVectors];
-    for (int i = 0; i < kVectors; ++i) sum[i] = to[i];
-    const auto add = [&](int64_t quad) TANDEM_INLINE {
-      const Vec<E>* const from = reinterpret_cast<const Vec<E>*>(table + (quad * 16 + (word & 15)) * block);
-      for (int i = 0; i < kVectors; ++i) sum[i] += from[i];
-      finish(sum);
-      word >>= 4;
+// acc[step * stride] += what the words of a pixel look up, one vector. kLookups: 0 where `lookups` says how many.
+template <class A, int kLookups>
+TANDEM_HOST void add_words(const uint64_t* words, int64_t steps, int64_t lookups, const Vec<A>* table, A* acc,
+                           int64_t stride) {
+  constexpr uint64_t kMask = (1 << kTableBits) - 1;
+  for (int64_t s = 0; s < steps; ++s, acc += stride) {
+    uint64_t word = words[s];  // seldom zero where tables pay: a look would cost a tenth
+    // Two sums, since an addition waits for the one before it.
+    Vec<A> even = *reinterpret_cast<Vec<A>*>(acc), odd = {};
+    const Vec<A>* at = table;
+    const auto next = [&]() TANDEM_INLINE {
+      const Vec<A>& found = at[word & kMask];
+      at += kMask + 1;
+      word >>= kTableBits;
+      return found;
     };
-    if constexpr (kQuads > 0) {
-      unrolled<kQuads>([&](int quad) TANDEM_INLINE { add(quad); });
+    if constexpr (kLookups > 0) {
+      unrolled<kLookups>([&](auto i) TANDEM_INLINE {
+        if constexpr (i % 2 == 0) even += next();
+        if constexpr (i % 2 == 1) odd += next();
+      });
     } else {
-      for (int64_t quad = 0; quad < quads; ++quad) add(quad);
+      for (int64_t i = 0; i < lookups; ++i) even += next();
     }
-    for (int i = 0; i < kVectors; ++i) to[i] = sum[i];
+    *reinterpret_cast<Vec<A>*>(acc) = even + odd;
   }
 }
 
@@ -230,11 +258,18 @@ struct Views {
   int64_t image[kCountRows], top[kCountRows], side[kCountRows];
 
   TANDEM_HOST void look(const ConvGeometry& g, int64_t row_begin, int64_t rows) {
+    // A division takes as long as ten additions or more.
+    int64_t n = row_begin / (g.out_height * g.out_width), h = row_begin / g.out_width % g.out_height;
+    int64_t w = row_begin % g.out_width;
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t at = row_begin + i;
-      image[i] = at / (g.out_height * g.out_width) * g.height * g.width;
-      top[i] = at / g.out_width % g.out_height * g.stride_h - g.padding_h;
-      side[i] = at % g.out_width * g.stride_w - g.padding_w;
+      image[i] = n * g.height * g.width;
+      top[i] = h * g.stride_h - g.padding_h;
+      side[i] = w * g.stride_w - g.padding_w;
+      if (++w < g.out_width) continue;
+      w = 0;
+      if (++h < g.out_height) continue;
+      h = 0;
+      ++n;
     }
   }
   TANDEM_HOST int64_t seen(const ConvGeometry& g, int64_t i, int64_t tap) const {
@@ -245,11 +280,13 @@ struct Views {
 
 // As accumulate, of integers, with tables. 16-bit sums hold kChunkRows rows.
 template <class E, class T, int kVectors>
-void accumulate_words(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, E* acc, int32_t* wide, E* table) {
-  constexpr int64_t block = kVectors * kLanes<E>;
+void accumulate_words(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, SumOf<E>* acc, int32_t* wide,
+                      Vec<SumOf<E>>* table) {
+  using A = SumOf<E>;
+  constexpr int64_t block = kVectors * kLanes<A>;
   const ConvGeometry& g = *a.geometry;
-  const int64_t rows = a.row_end - a.row_begin, channels = g.group_in(), size = a.group_words * kStepsPerPlane;
-  const uint32_t* const words = a.words + (plane * g.pixels_in() * g.groups + a.group) * size;
+  const int64_t rows = a.row_end - a.row_begin, channels = g.group_in(), size = g.pixels_in() * kStepsPerPlane;
+  const uint64_t* const words = a.words + (plane * g.groups + a.group) * a.group_words * size;
   Views views;
   views.look(g, a.row_begin, rows);
   int64_t since = 0;  // rows in the 16-bit sums
@@ -258,21 +295,25 @@ void accumulate_words(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps
     for (int64_t row = 0; row < rows; ++row) seen[row] = views.seen(g, row, tap);
     for (int64_t w = 0; w < a.group_words; ++w) {
       const int64_t left = channels - w * kWordChannels, n = left < kWordChannels ? left : kWordChannels;
-      if (sizeof(E) == 2 && since + n > kChunkRows) {
+      if (sizeof(A) == 2 && since + n > kChunkRows) {
         for (int64_t slot = 0; slot < rows * steps; ++slot) {
           empty_slot<kVectors>(reinterpret_cast<int16_t*>(acc + slot * block), wide + slot * block);
         }
         since = 0;
       }
       since += n;
-      fill_table<E, kVectors>(a.weight + (tap * channels + w * kWordChannels) * block, n, table);
-      for (int64_t row = 0; row < rows; ++row) {
-        if (seen[row] < 0) continue;
-        const uint32_t* const from = words + seen[row] * g.groups * size + w * kStepsPerPlane;
-        if (n == kWordChannels) {
-          add_words<E, kVectors, kWordChannels / 4>(from, steps, 0, table, acc + row * steps * block);
-        } else {
-          add_words<E, kVectors, 0>(from, steps, (n + 3) / 4, table, acc + row * steps * block);
+      const E* const weights = a.weight + (tap * channels + w * kWordChannels) * a.weight_stride;
+      for (int64_t c = 0; c < block; c += kLanes<A>) {
+        fill_table(weights + c, n, a.weight_stride, table);
+        for (int64_t row = 0; row < rows; ++row) {
+          if (seen[row] < 0) continue;
+          const uint64_t* const from = words + w * size + seen[row] * kStepsPerPlane;
+          A* const to = acc + row * steps * block + c;
+          if (n == kWordChannels) {
+            add_words<A, kTables>(from, steps, 0, table, to, block);
+          } else {
+            add_words<A, 0>(from, steps, (n + kTableBits - 1) / kTableBits, table, to, block);
+          }
         }
       }
     }
@@ -283,7 +324,7 @@ void accumulate_words(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps
 // together. kJoins: with what another branch brings.
 template <class E, class T, int kVectors, bool kJoins, class Model>
 TANDEM_HOST void fire(const EventTileArgs<E, T>& args, const Model& model, int64_t plane, int64_t steps,
-                      const Sums<E>& sums, State<T> carried, T* carried_sum) {
+                      const Sums<SumOf<E>>& sums, State<T> carried, T* carried_sum) {
   const EventTileArgs<E, T> a = args;  // a copy, which the stores cannot change
   constexpr int64_t lanes = kLanes<T>;
   const Joined<T> joined = a.joined.at(plane, a.row_begin * a.row_stride);
@@ -329,7 +370,7 @@ struct LanesOf {
 
 // A count product: the sums belong to the binary digits of the counts. Of integers they are exact: doubles hold them.
 template <class E, class T>
-void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, const Sums<E>& sums,
+void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, const Sums<SumOf<E>>& sums,
                   Carried<E, T>* carried_sum) {
   using C = Carried<E, T>;
   using Many = typename LanesOf<T, C>::type;
@@ -353,15 +394,16 @@ void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, co
 // Model: of the neurons that fire, or void for a count product.
 template <class E, class T, int kVectors, class Model>
 void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* model) {
-  constexpr int64_t lanes = kLanes<T>, block = kVectors * kLanes<E>;
+  using A = SumOf<E>;
+  constexpr int64_t lanes = kLanes<T>, block = kVectors * kLanes<A>;
   constexpr bool kFires = !std::is_void_v<Model>;
   using C = Carried<E, T>;
   const int64_t rows = a.row_end - a.row_begin;
   T* sum = static_cast<T*>(a.scratch);                       // of currents
   [[maybe_unused]] C* counted = static_cast<C*>(a.scratch);  // of a count product
   [[maybe_unused]] State<T> carried = {reinterpret_cast<T*>(counted + rows * block), rows * block};
-  E* acc = reinterpret_cast<E*>(carried.data);
-  if constexpr (kFires) acc = reinterpret_cast<E*>(carried.data + Model::kStates * carried.stride);
+  A* acc = reinterpret_cast<A*>(carried.data);
+  if constexpr (kFires) acc = reinterpret_cast<A*>(carried.data + Model::kStates * carried.stride);
   int32_t* wide = reinterpret_cast<int32_t*>(acc + rows * kStepsPerPlane * block);  // of 16-bit sums alone
   if constexpr (!kFires && std::is_integral_v<E>) {
     std::memset(counted, 0, static_cast<size_t>(rows * block) * sizeof(C));
@@ -383,23 +425,23 @@ void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* m
   }
   for (int64_t plane = 0; plane * kStepsPerPlane < a.steps; ++plane) {
     const int64_t steps = steps_in_plane(plane, a.steps);
-    bool widened = false;
-    if constexpr (sizeof(E) == 2) {
-      widened = a.words ? a.geometry->features() > kChunkRows
+    bool wide_too = false;
+    if constexpr (sizeof(A) == 2) {
+      wide_too = a.words ? a.geometry->features() > kChunkRows
                         : a.widened[(plane * a.geometry->groups + a.group) * a.tiles + a.tile] != 0;
     }
-    std::memset(acc, 0, static_cast<size_t>(rows * steps * block) * sizeof(E));
-    if (widened) std::memset(wide, 0, static_cast<size_t>(rows * steps * block) * sizeof(int32_t));
+    std::memset(acc, 0, static_cast<size_t>(rows * steps * block) * sizeof(A));
+    if (wide_too) std::memset(wide, 0, static_cast<size_t>(rows * steps * block) * sizeof(int32_t));
     if constexpr (std::is_integral_v<E>) {
       if (a.words) {
-        accumulate_words<E, T, kVectors>(a, plane, steps, acc, wide, static_cast<E*>(a.table));
+        accumulate_words<E, T, kVectors>(a, plane, steps, acc, wide, static_cast<Vec<A>*>(a.table));
       } else {
         accumulate<E, T, kVectors>(a, plane, acc, wide);
       }
     } else {
       accumulate<E, T, kVectors>(a, plane, acc, wide);
     }
-    const Sums<E> sums = {acc, widened ? wide : nullptr};
+    const Sums<A> sums = {acc, wide_too ? wide : nullptr};
     if constexpr (kFires) {
       constexpr int kTogether = block / lanes < kSpikeVectors ? 1 : kSpikeVectors;
       if (a.joined) {
@@ -449,7 +491,7 @@ void event_tile_in(const EventTileArgs<E, T>& a) {
 
 template <class E, class T>
 void event_tile(const EventTileArgs<E, T>& a) {
-  const int64_t row_bytes = a.block * static_cast<int64_t>(sizeof(E));
+  const int64_t row_bytes = a.block * static_cast<int64_t>(sizeof(SumOf<E>));
   if (row_bytes == 256) {
     event_tile_in<256 / kVectorBytes>(a);
   } else if (row_bytes == 128) {

@@ -8,25 +8,23 @@
 
 namespace tandem::TANDEM_ISA {
 
-inline void build_words(const uint8_t* bits, int64_t pixels, int64_t groups, int64_t channels, uint32_t* words) {
-  constexpr int64_t kPair = 2 * kWordChannels;
-  for (int64_t i = 0; i < pixels * groups; ++i) {
-    for (int64_t c = 0; c < channels; c += kPair, bits += kPair) {
-      const int64_t n = channels - c < kPair ? channels - c : kPair;
-      uint64_t steps[kStepsPerPlane];
-      if (n == kPair) {
-        transpose_64x8(bits, steps);
-      } else {
-        uint8_t last[kPair] = {};
-        std::memcpy(last, bits, static_cast<size_t>(n));
-        transpose_64x8(last, steps);
-        bits -= kPair - n;
+inline void build_words(const uint8_t* bits, int64_t pixels, int64_t groups, int64_t channels, uint64_t* words,
+                        int64_t stride) {
+  static_assert(kWordChannels == 64);
+  for (int64_t i = 0; i < pixels; ++i, words += kStepsPerPlane) {
+    uint64_t* to = words;
+    for (int64_t group = 0; group < groups; ++group) {
+      for (int64_t c = 0; c < channels; c += kWordChannels, to += stride) {
+        const int64_t left = channels - c, n = left < kWordChannels ? left : kWordChannels;
+        if (n == kWordChannels) {
+          transpose_64x8(bits, to);
+        } else {
+          uint8_t last[kWordChannels] = {};
+          std::memcpy(last, bits, static_cast<size_t>(n));
+          transpose_64x8(last, to);
+        }
+        bits += n;
       }
-      for (int64_t t = 0; t < kStepsPerPlane; ++t) words[t] = static_cast<uint32_t>(steps[t]);
-      words += kStepsPerPlane;
-      if (n <= kWordChannels) continue;
-      for (int64_t t = 0; t < kStepsPerPlane; ++t) words[t] = static_cast<uint32_t>(steps[t] >> kWordChannels);
-      words += kStepsPerPlane;
     }
   }
 }

@@ -12,8 +12,8 @@ void check_packed(const char* op, const char* argument, const Tensor& packed, co
 
 template void check_packed<float>(const char*, const char*, const Tensor&, const ConvGeometry&);
 template void check_packed<double>(const char*, const char*, const Tensor&, const ConvGeometry&);
+template void check_packed<int8_t>(const char*, const char*, const Tensor&, const ConvGeometry&);
 template void check_packed<int16_t>(const char*, const char*, const Tensor&, const ConvGeometry&);
-template void check_packed<int32_t>(const char*, const char*, const Tensor&, const ConvGeometry&);
 
 Tensor empty_packed(const char* op, const Tensor& weight, const ConvGeometry& geometry) {
   Tensor packed;

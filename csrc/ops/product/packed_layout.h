@@ -9,8 +9,7 @@
 
 namespace tandem {
 
-// What a packed weight consists of: float and double as they are, 16-bit floats widened to 32 bits, integers of 8 bits
-// to 16, and of 16 bits to 32.
+// What a packed weight consists of: the weight's own type, but for 16-bit floats, which are widened to 32 bits.
 template <class E>
 constexpr ScalarType packed_type();
 template <>
@@ -22,21 +21,21 @@ constexpr ScalarType packed_type<double>() {
   return ScalarType::Double;
 }
 template <>
-constexpr ScalarType packed_type<int16_t>() {
-  return ScalarType::Short;
+constexpr ScalarType packed_type<int8_t>() {
+  return ScalarType::Char;
 }
 template <>
-constexpr ScalarType packed_type<int32_t>() {
-  return ScalarType::Int;
+constexpr ScalarType packed_type<int16_t>() {
+  return ScalarType::Short;
 }
 
 // Dispatch on a checked weight's dtype: calls f(E{}, T{}) with the packed elements' and the neurons' types.
 template <class F>
 void dispatch_packed(ScalarType weight, F&& f) {
   if (weight == ScalarType::Char) {
-    f(int16_t{}, float{});
+    f(int8_t{}, float{});
   } else if (weight == ScalarType::Short) {
-    f(int32_t{}, float{});
+    f(int16_t{}, float{});
   } else if (weight == ScalarType::Double) {
     f(double{}, double{});
   } else {
@@ -47,12 +46,8 @@ void dispatch_packed(ScalarType weight, F&& f) {
 // Dispatch on the dtype of a weight that is packed as E: calls f(W{}) with what the weight itself consists of.
 template <class E, class F>
 void dispatch_unpacked(ScalarType weight, F&& f) {
-  if constexpr (std::is_same_v<E, int16_t>) {
-    f(int8_t{});
-  } else if constexpr (std::is_same_v<E, int32_t>) {
-    f(int16_t{});
-  } else if constexpr (std::is_same_v<E, double>) {
-    f(double{});
+  if constexpr (!std::is_same_v<E, float>) {
+    f(E{});
   } else if (weight == ScalarType::Half) {
     f(Float16{});
   } else if (weight == ScalarType::BFloat16) {

@@ -7,6 +7,7 @@
 #include "core/bit_planes.h"
 #include "cuda/device.cuh"
 #include "neuron/epilogue.cuh"
+#include "ops/product/block_size.h"
 #include "ops/product/spiking_product.cuh"
 
 namespace tandem {
@@ -418,7 +419,7 @@ __global__ void __launch_bounds__(kThreads) pack_weight_kernel(const CudaPackArg
 template <class E, class T>
 cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_t stream) {
   if (args.geometry.pixels_out() == 0) return cudaSuccess;
-  constexpr int kMost = 256 / static_cast<int>(sizeof(E)) / kWarp;  // the largest block over the lanes
+  constexpr int kMost = 256 / static_cast<int>(sizeof(SumOf<E>)) / kWarp;  // the largest block over the lanes
   if (args.block <= kWarp) {
     launch_gather<E, T, 1>(args, stream);
   } else if (args.block < kMost * kWarp) {
@@ -453,13 +454,13 @@ cudaError_t launch_pack_weight(const CudaPackArgs<W, E>& args, cudaStream_t stre
 
 template cudaError_t launch_gather_product(const CudaProductArgs<float, float>&, cudaStream_t);
 template cudaError_t launch_gather_product(const CudaProductArgs<double, double>&, cudaStream_t);
+template cudaError_t launch_gather_product(const CudaProductArgs<int8_t, float>&, cudaStream_t);
 template cudaError_t launch_gather_product(const CudaProductArgs<int16_t, float>&, cudaStream_t);
-template cudaError_t launch_gather_product(const CudaProductArgs<int32_t, float>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<float, float>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<Float16, float>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<BFloat16, float>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<double, double>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<int8_t, int16_t>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<int16_t, int32_t>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<int8_t, int8_t>&, cudaStream_t);
+template cudaError_t launch_pack_weight(const CudaPackArgs<int16_t, int16_t>&, cudaStream_t);
 
 }  // namespace tandem

@@ -13,7 +13,7 @@
 
 namespace tandem {
 
-// E: packed weights (float, double, int16_t for 8-bit weights, int32_t for 16-bit ones); T: neurons. A product with
+// E: packed weights (float, double, int8_t or int16_t); T: neurons. A product with
 // spike counts has no out_bits; its scale and bias apply once.
 template <class E, class T>
 struct CudaProductArgs {

@@ -71,8 +71,8 @@ int main() {
   for (const ConvGeometry& g : {geometry(2, 3, 7, 6, 40, 3, 1, 1, 1, 1), geometry(1, 6, 5, 5, 10, 2, 2, 0, 1, 2),
                                 geometry(2, 4, 9, 9, 140, 3, 2, 2, 2, 4), geometry(3, 17, 1, 1, 5, 1, 1, 0, 1, 1),
                                 geometry(0, 3, 4, 4, 4, 3, 1, 1, 1, 1)}) {
-    failures += check<int16_t>(g, 32, 127);
-    failures += check<int32_t>(g, 16, 32639);
+    failures += check<int8_t>(g, 32, 127);
+    failures += check<int16_t>(g, 16, 32639);
   }
   std::printf("%d failures\n", failures);
   return failures != 0;

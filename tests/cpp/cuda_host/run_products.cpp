@@ -58,9 +58,9 @@ int main(int argc, char** argv) {
       case kBFloat16:
         return product<BFloat16, float, float>();
       case kInt8:
-        return product<int8_t, int16_t, float>();
+        return product<int8_t, int8_t, float>();
       case kInt16:
-        return product<int16_t, int32_t, float>();
+        return product<int16_t, int16_t, float>();
       default:
         stop("no product");
     }
