@@ -114,7 +114,7 @@ def bad_operands(weight):
         ({"weight": weight.half(), "bias": scale.half()}, TypeError, "bias must be float32 with float16 weights, got"),
         ({"weight": weight.bfloat16(), "scale": scale.double()}, TypeError, "scale must be float32 with bfloat16 .*"),
         ({"weight": weight.half(), "packed": packed.half()}, ValueError, f"{wrong}{float32} .*, got torch.float16"),
-        ({**int8, "packed": packed}, ValueError, f"{wrong}torch.int16 .*, got {float32}"),
+        ({**int8, "packed": packed}, ValueError, f"{wrong}torch.int8 .*, got {float32}"),
         ({"scale": [1.0]}, TypeError, "scale must be a Tensor, got list"),
         ({"scale": scale.double()}, TypeError, f"scale must have the dtype of weight, {float32}, got {float64}"),
         ({"scale": scale.to(META)}, ValueError, "scale must be on the device of weight, cpu, got meta"),

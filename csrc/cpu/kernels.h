@@ -149,7 +149,6 @@ struct EventTileArgs {
   int64_t chunks, tiles, tile;
   const uint32_t* chunk_begin;  // [chunks + 1]: where each begins, in rows of the weights
   int64_t steps;                // time steps, or binary digits of a count: the planes' valid bits
-  int64_t first_plane;          // how many planes of the product came before these
   const E* weight;              // [features, weight_stride] of this group, at the block, any alignment
   int64_t weight_stride;        // output channels in a row of weight, a block_size()
   int64_t block;                // output channels of this tile: of events, all in a row
@@ -161,16 +160,67 @@ struct EventTileArgs {
   const T* scale;          // [block] or null: of the weights
   const T* bias;           // [block] or null
   State<const T> initial;  // or null: the model's start
-  uint8_t* bits;           // neuron loop: planes bits_stride apart; null for a count product
+  uint8_t* bits;           // neuron loop: planes bits_stride apart; null for a count product of integers
   int64_t bits_stride;
   T* sum;          // sum of currents or the count product; or null
   bool add_sum;    // sum holds that of earlier planes
-  bool last;       // no planes follow: a count product gets its scale and bias
   State<T> state;  // or null
   Joined<T> joined;
   Neuron neuron;
   void* scratch;  // event_scratch_bytes(), 64-byte aligned
   void* table;    // of dense integers, kTableBytes, 64-byte aligned
+};
+
+// Of a product of counts with floating-point weights (count_lists.inl.h): rows of weights in a chunk, and entries of a
+// list that come together.
+constexpr int64_t kListChunk = 128;
+constexpr int64_t kListQuad = 4;
+
+// The counts that are not zero, of one tile: for each chunk and output pixel the number of its quads, and their entries
+// one after the other: the place of each in its chunk, and the count.
+struct CountLists {
+  uint16_t* quads;  // [chunks, rows]
+  uint8_t* places;
+  uint8_t* counts;
+};
+// Room for them, if no count is zero.
+class CountListSizes {
+  int64_t quads_, entries_;  // bytes
+
+ public:
+  CountListSizes(int64_t features, int64_t rows) {
+    const int64_t chunks = (features + kListChunk - 1) / kListChunk;
+    quads_ = (chunks * rows * static_cast<int64_t>(sizeof(uint16_t)) + 63) / 64 * 64;
+    entries_ = (rows * (features + chunks * (kListQuad - 1)) + 2 * kListSlack) / 64 * 64;
+  }
+  int64_t bytes() const { return quads_ + 2 * entries_; }
+  CountLists lists(uint8_t* at) const { return {reinterpret_cast<uint16_t*>(at), at + quads_, at + quads_ + entries_}; }
+};
+
+struct CountListArgs {
+  const ConvGeometry* geometry;
+  const uint8_t* counts;      // [pixels_in, in_channels]
+  const uint8_t* counts_end;  // of all
+  int64_t group;
+  int64_t row_begin, row_end;  // output pixels, at most kTileRows
+  CountLists lists;
+};
+
+// One tile with one block of output channels.
+template <class T>
+struct CountSweepArgs {
+  CountLists lists;
+  int64_t features;
+  const T* weight;             // [features, block] of this group and block of output channels
+  int64_t block, valid;        // output channels, and how many of them are real
+  int64_t row_begin, row_end;  // as in CountListArgs
+  int64_t row_stride;          // of sum, in elements
+  T factor;                    // of all counts: what a byte's one stands for
+  bool add;                    // to what `sum` holds
+  const T* scale;              // [block] or null: of the weights
+  const T* bias;               // [block] or null
+  T* sum;                      // at the block's first channel
+  void* scratch;               // [rows, block], 64-byte aligned
 };
 
 // Of the dense engine of counts: output pixels of a tile, at most; and features whose weights are rearranged at a time.
@@ -294,6 +344,8 @@ struct TypedKernels {
   // grad / threshold where 0 < pre_activation <= upper, else 0, for the elements begin..end-1; out may be grad.
   void (*tandem_count_backward)(const T* grad, const T* pre_activation, int64_t begin, int64_t end, T threshold,
                                 T upper, T* out);
+  // A tile of a product with counts.
+  void (*sweep_counts)(const CountSweepArgs<T>&);
   // Output pixels begin..end-1 of a depthwise product.
   void (*depthwise)(const DepthwiseArgs<T>&, int64_t begin, int64_t end);
   // The sums of one chunk of kNormRows rows; the gradient of the rows begin..end-1.
@@ -327,6 +379,8 @@ struct Kernels {
   // Units of the pixels begin..end-1, counted through all planes.
   void (*build_units)(const UnitArgs&, int64_t begin, int64_t end);
   void (*build_visits)(const VisitArgs&, int64_t plane, int64_t group, int64_t tile);
+  // The lists of a tile of counts.
+  void (*list_tile)(const CountListArgs&);
   // The words of `pixels` pixels: bits [pixels, groups, channels] -> [groups, words, pixels, 8], words `stride` apart.
   void (*build_words)(const uint8_t* bits, int64_t pixels, int64_t groups, int64_t channels, uint64_t* words,
                       int64_t stride);

@@ -81,7 +81,7 @@ using Vec = typename Simd<T>::Vector;
 
 template <class T>
 TANDEM_HOST Vec<T> broadcast(T x) {
-  return Vec<T>{} + x;
+  return x - Vec<T>{};  // zero plus x is not x where that is -0, so that GCC would add
 }
 
 // n of the vector's lanes, the rest zero; n may exceed the lanes.

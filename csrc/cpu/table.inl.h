@@ -4,6 +4,7 @@
 #include "ops/max_pool/max_pool_spikes.inl.h"
 #include "ops/neuron_loop/integrate_and_fire.inl.h"
 #include "ops/ordered_product/ordered_product.inl.h"
+#include "ops/product/count_lists.inl.h"
 #include "ops/product/count_tile.inl.h"
 #include "ops/product/depthwise.inl.h"
 #include "ops/product/event_tile.inl.h"
@@ -19,10 +20,10 @@ namespace tandem::TANDEM_ISA {
 
 const Kernels kernels = {
     TANDEM_STRING(TANDEM_ISA),
-    {integrate_and_fire<float>, spike_count<float>, whole_bytes<float>, tandem_count_backward<float>, depthwise<float>,
-     norm_sums<float>, norm_gradient<float>},
+    {integrate_and_fire<float>, spike_count<float>, whole_bytes<float>, tandem_count_backward<float>,
+     sweep_counts<float>, depthwise<float>, norm_sums<float>, norm_gradient<float>},
     {integrate_and_fire<double>, spike_count<double>, whole_bytes<double>, tandem_count_backward<double>,
-     depthwise<double>, norm_sums<double>, norm_gradient<double>},
+     sweep_counts<double>, depthwise<double>, norm_sums<double>, norm_gradient<double>},
     {pack<float>, unpack<float>},
     {pack<double>, unpack<double>},
     {pack<uint8_t>, unpack<uint8_t>},
@@ -37,6 +38,7 @@ const Kernels kernels = {
     count_spikes,
     build_units,
     build_visits,
+    list_tile,
     build_words,
     count_bytes,
     add_counts,

@@ -441,6 +441,51 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
   }
 }
 
+// A product of counts of two bytes each with floating-point weights, its tiles of a few pixels.
+template <class T>
+void listed_counts(const ConvGeometry& g, unsigned options) {
+  Random random;
+  const int64_t inputs = g.pixels_in() * g.in_channels, rows = 7, tiles = (g.pixels_out() + rows - 1) / rows;
+  const int64_t block = block_size<T>(g.group_out()), blocks = (g.group_out() + block - 1) / block;
+  std::vector<uint8_t> counts(static_cast<size_t>(2 * inputs));
+  for (uint8_t& x : counts) x = static_cast<uint8_t>(random.next() % 3 == 0 ? random.next() % 5 : 0);
+  const std::vector<T> weight = random.values<T>(g.groups * blocks * g.features() * block);
+  const std::vector<T> scale = random.values<T>(g.out_channels), bias = random.values<T>(g.out_channels);
+  std::vector<T> sum = random.values<T>(g.pixels_out() * g.out_channels);
+  const CountListSizes sizes(g.features(), rows);
+  const AlignedBuffer<uint8_t> lists("counts", sizes.bytes());
+  const AlignedBuffer<T> scratch("counts", rows * block);
+  for (int64_t plane = 0; plane < 2; ++plane) {
+    const uint8_t* const bytes = counts.data() + plane * inputs;
+    for (int64_t task = 0; task < g.groups * tiles; ++task) {
+      const int64_t group = task / tiles, begin = task % tiles * rows, end = std::min(g.pixels_out(), begin + rows);
+      const CountLists place = sizes.lists(lists.data);
+      scalar::kernels.list_tile({&g, bytes, bytes + inputs, group, begin, end, place});
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t channel = group * g.group_out() + b * block;
+        CountSweepArgs<T> args = {};
+        args.lists = place;
+        args.features = g.features();
+        args.weight = weight.data() + (group * blocks + b) * g.features() * block;
+        args.block = block;
+        args.valid = std::min(block, g.group_out() - b * block);
+        args.row_begin = begin, args.row_end = end;
+        args.row_stride = g.out_channels;
+        args.factor = plane == 0 ? 1 : 256;
+        args.add = plane > 0 || (options & kAddSum);
+        args.scale = plane > 0 && (options & kScale) ? scale.data() + channel : nullptr;
+        args.bias = plane > 0 && (options & kBias) ? bias.data() + channel : nullptr;
+        args.sum = sum.data() + channel;
+        args.scratch = scratch.data;
+        scalar::kernels.typed<T>().sweep_counts(args);
+      }
+    }
+  }
+  Hash hash;
+  hash.add(sum);
+  hash.print(std::string("listed_counts ") + kName<T> + geometry_name(g) + options_name(options));
+}
+
 template <class E>
 void ordered_product() {
   Random random;
@@ -480,8 +525,10 @@ void event_products() {
     product(T(1), 0);
     product(T(1), kAll);
     product(T(0.9), kScale | kSum | kPotential);
-    product(T(0), kBias);
-    product(T(0), kScale | kBias | kAddSum);
+    if constexpr (std::is_integral_v<E>) {  // a count product
+      product(T(0), kBias);
+      product(T(0), kScale | kBias);
+    }
   };
   all_neurons(geometry(9, 1, 1, 64, 37, 1, 1), 1, 64, 1, 1);     // a linear layer, whole words of channels
   all_neurons(geometry(2, 5, 7, 260, 140, 2, 3), 1, 65, 1, 20);  // several units of a pixel, several blocks
@@ -510,6 +557,12 @@ void typed_cases() {
       depthwise<T>(3, 1, time_steps, leak, kAll & ~kAddSum);  // narrower than most vectors
       depthwise<T>(7, 3, time_steps, leak, kScale | kBias | kSum);
     }
+  }
+  for (const unsigned options : {0U, +kScale, kScale | kBias | kAddSum}) {
+    listed_counts<T>(geometry(9, 1, 1, 64, 37, 1, 1), options);    // a linear layer, whole words of channels
+    listed_counts<T>(geometry(2, 5, 7, 256, 140, 2, 3), options);  // several chunks of a tap, several blocks
+    listed_counts<T>(geometry(2, 5, 7, 30, 34, 2, 3), options);    // chunks that begin within a tap
+    listed_counts<T>(geometry(2, 5, 7, 6, 5, 1, 5), options);      // several taps in each
   }
   whole_bytes<T>(false);
   whole_bytes<T>(true);

@@ -10,6 +10,7 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "ops/product/cpu_count.h"
 #include "ops/product/cpu_dense.h"
 #include "ops/product/cpu_depthwise.h"
 #include "ops/product/cpu_event.h"
@@ -88,7 +89,7 @@ double spike_crossover(const ConvGeometry& g, int64_t time_steps) {
 // Binary ones per spike count of a sample above which the dense engine is the faster one.
 double count_crossover(const ConvGeometry& g) {
   if (is_linear(g)) return std::numeric_limits<double>::infinity();  // as above
-  return crossover(g, 40, 1.1) * alone(g, 1);
+  return crossover(g, 17, 1) * alone(g, 1);
 }
 
 // Of integers: ones per digit of the input above which tables of sums are the faster ones; and, for counts of so many
@@ -201,7 +202,7 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
     run_engines(
         op, plan, choose(in, engine, crossover),
         [&](const ProductPlan& p, Samples samples, double density) {
-          run_count_events(op, p, samples, counts, density);
+          integers ? run_count_events(op, p, samples, counts, density) : run_count_lists(op, p, samples, counts);
         },
         [&](const ProductPlan& p, Samples samples) {
           if (!integers) {

@@ -205,7 +205,6 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
         pass.tile_rows = rows;
         pass.args = args;
         EventTileArgs<E, T>& a = pass.args;
-        a.first_plane = p;
         a.steps = std::min(args.steps - p * kStepsPerPlane, pass.planes * kStepsPerPlane);
         if (a.bits) a.bits += p * a.bits_stride + first;
         a.initial = a.initial + first;
@@ -217,7 +216,6 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
           if (p > 0) a.initial = read_only(a.state);
           a.add_sum = a.sum && p > 0;
         }
-        a.last = p + pass_planes >= plane_count;
         run_pass(pass);
       }
     }
@@ -282,27 +280,14 @@ BinaryCounts::BinaryCounts(const char* op, const ProductPlan& plan)
 
 void run_count_events(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts,
                       double density) {
-  dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
-    EventTileArgs<decltype(element), decltype(type)> args = {};
-    args.steps = counts.digits;
-    args.sum = output<decltype(type)>(plan.out_sum);
-    run(op, plan, samples, counts.bytes.data, counts.planes, density, args);
+  dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto) {
+    if constexpr (std::is_integral_v<decltype(element)>) {
+      EventTileArgs<decltype(element), float> args = {};
+      args.steps = counts.digits;
+      args.sum = output<float>(plan.out_sum);
+      run(op, plan, samples, counts.bytes.data, counts.planes, density, args);
+    }
   });
 }
-
-template <class T>
-void add_byte_product(const char* op, const ConvGeometry& g, const T* packed, const uint8_t* bytes, double density,
-                      bool add, T* out) {
-  EventTileArgs<T, T> args = {};
-  args.steps = kStepsPerPlane;
-  args.sum = out;
-  args.add_sum = add;
-  run(op, g, {0, g.batch}, packed, bytes, 1, density, args);
-}
-
-template void add_byte_product<float>(const char*, const ConvGeometry&, const float*, const uint8_t*, double, bool,
-                                      float*);
-template void add_byte_product<double>(const char*, const ConvGeometry&, const double*, const uint8_t*, double, bool,
-                                       double*);
 
 }  // namespace tandem

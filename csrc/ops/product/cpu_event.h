@@ -14,16 +14,10 @@ struct BinaryCounts {
   BinaryCounts(const char* op, const ProductPlan& plan);
 };
 
-// Both fill the outputs of some samples. density: ones per bit of these samples' input, about; the order of additions
-// does not depend on it, nor on how many samples there are.
+// Both fill the outputs of some samples, of counts with integer weights alone. density: ones per bit of these samples'
+// input, about; the order of additions does not depend on it, nor on how many samples there are.
 void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double density);
 void run_count_events(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts,
                       double density);
-
-// out [pixels_out, O] = weight * bytes, or += where `add`; bytes: unsigned integers [pixels_in, C], of whose binary
-// digits about a share of `density` are ones; packed: the weights.
-template <class T>
-void add_byte_product(const char* op, const ConvGeometry& geometry, const T* packed, const uint8_t* bytes,
-                      double density, bool add, T* out);
 
 }  // namespace tandem

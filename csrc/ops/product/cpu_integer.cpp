@@ -18,19 +18,6 @@ namespace {
 // Words, or counts, of one pass take at most this many bytes, unless one sample alone needs more.
 constexpr int64_t kPassBytes = int64_t{64} << 20;
 
-// f(packed) with the weights as E, arranged here where the call brings none.
-template <class E, class F>
-void with_packed(const char* op, const ProductPlan& plan, const F& f) {
-  if (plan.packed) {
-    check_packed<E>(op, "packed", *plan.packed, plan.geometry);
-    f(static_cast<const E*>(plan.packed->const_data_ptr()));
-  } else {
-    const AlignedBuffer<E> packed(op, packed_layout<E>(plan.geometry).elements());
-    pack_weight(op, plan.weight, plan.geometry, packed.data);
-    f(packed.data);
-  }
-}
-
 // f(E{}) for weights that are integers.
 template <class F>
 void dispatch_integers(ScalarType weight, F&& f) {
@@ -51,7 +38,6 @@ void run_words(const char* op, const ProductPlan& plan, Samples samples, const u
   args.group_words = group_words_for(g.group_in());
   args.scale = data_or_null<float>(plan.scale);
   args.bias = data_or_null<float>(plan.bias);
-  args.last = true;
   const int64_t pixels = g.height * g.width, pixel_words = g.groups * args.group_words;
   const int64_t sample_words = plane_count * pixels * pixel_words * kStepsPerPlane;
   const int64_t sample_bytes = sample_words * static_cast<int64_t>(sizeof(uint64_t));

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "cpu/finite.h"
@@ -18,17 +19,40 @@ namespace tandem {
 
 namespace {
 
-typedef float Four __attribute__((vector_size(16)));
+// 16 bytes of weights.
+template <class W>
+struct Line {
+  typedef W Vector __attribute__((vector_size(16)));
+  static constexpr int64_t kLanes = 16 / static_cast<int64_t>(sizeof(W));
+};
 
-// Elements of the eight that a and b have between them.
-template <int i, int j, int k, int l>
-Four picked(Four a, Four b) {
+// The lanes of two lines in turn, of their first halves or of their second.
+template <class W, int kHalf, int... lane>
+typename Line<W>::Vector zipped(typename Line<W>::Vector a, typename Line<W>::Vector b,
+                                std::integer_sequence<int, lane...>) {
+  constexpr int n = sizeof...(lane);
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, i, j, k, l);
+  return __builtin_shufflevector(a, b, (lane / 2 + lane % 2 * n + kHalf * n / 2)...);
 #else
-  typedef int32_t Order __attribute__((vector_size(16)));
-  return __builtin_shuffle(a, b, Order{i, j, k, l});
+  using Index = std::conditional_t<sizeof(W) == 1, int8_t, std::conditional_t<sizeof(W) == 2, int16_t, int32_t> >;
+  typedef Index Order __attribute__((vector_size(16)));
+  return __builtin_shuffle(a, b, Order{static_cast<Index>(lane / 2 + lane % 2 * n + kHalf * n / 2)...});
 #endif
+}
+
+// A square of lines -> its transpose: a line is zipped with the one half the square below it, and so on.
+template <class W>
+void turn_square(typename Line<W>::Vector (&line)[Line<W>::kLanes]) {
+  constexpr int64_t n = Line<W>::kLanes;
+  constexpr auto lanes = std::make_integer_sequence<int, static_cast<int>(n)>{};
+  for (int64_t step = 1; step < n; step *= 2) {
+    typename Line<W>::Vector zip[n];
+    for (int64_t i = 0; i < n / 2; ++i) {
+      zip[2 * i] = zipped<W, 0>(line[i], line[i + n / 2], lanes);
+      zip[2 * i + 1] = zipped<W, 1>(line[i], line[i + n / 2], lanes);
+    }
+    std::copy_n(zip, n, line);
+  }
 }
 
 }  // namespace
@@ -36,40 +60,48 @@ Four picked(Four a, Four b) {
 template <class W, class E>
 bool turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64_t n, E* to, int64_t columns) {
   int64_t row = 0;
-  decltype(odd_bits(E{})) odd = 0;
-  if constexpr (std::is_same_v<W, float>) {
-    Four seen[4] = {};  // sums, which cost less than a look at exponents
-    for (; stride == 1 && row + 4 <= rows; row += 4) {
+  bool odd = false;
+  if constexpr (std::is_same_v<W, E> && sizeof(W) <= 4) {
+    using Vector = typename Line<W>::Vector;
+    constexpr int64_t lanes = Line<W>::kLanes;
+    for (; stride == 1 && row + lanes <= rows; row += lanes) {
+      Vector seen[4] = {};  // sums, which cost less than a look at exponents; or bits of what is too large
+      const auto look = [&](int64_t i, Vector line) {
+        if constexpr (std::is_same_v<W, float>) seen[i % 4] += line;
+        if constexpr (std::is_same_v<W, int16_t>) seen[i % 4] |= (line > kLargest16) | (line < -kLargest16);
+      };
       int64_t i = 0;
-      for (; i + 4 <= n; i += 4) {
-        Four line[4];
-        for (int64_t r = 0; r < 4; ++r) std::memcpy(&line[r], from + (row + r) * row_stride + i, sizeof(Four));
-        for (int64_t r = 0; r < 4; ++r) seen[r] += line[r];
-        const Four a = picked<0, 4, 1, 5>(line[0], line[1]), b = picked<2, 6, 3, 7>(line[0], line[1]);
-        const Four c = picked<0, 4, 1, 5>(line[2], line[3]), d = picked<2, 6, 3, 7>(line[2], line[3]);
-        const Four turned[4] = {picked<0, 1, 4, 5>(a, c), picked<2, 3, 6, 7>(a, c), picked<0, 1, 4, 5>(b, d),
-                                picked<2, 3, 6, 7>(b, d)};
-        for (int64_t r = 0; r < 4; ++r) std::memcpy(to + (i + r) * columns + row, &turned[r], sizeof(Four));
+      for (; i + lanes <= n; i += lanes) {
+        Vector line[lanes];
+        for (int64_t r = 0; r < lanes; ++r) {
+          std::memcpy(&line[r], from + (row + r) * row_stride + i, sizeof(Vector));
+          look(r, line[r]);
+        }
+        turn_square<W>(line);
+        for (int64_t r = 0; r < lanes; ++r) std::memcpy(to + (i + r) * columns + row, &line[r], sizeof(Vector));
       }
       for (; i < n; ++i) {
-        const float* const at = from + row * row_stride + i;
-        const Four column = {at[0], at[row_stride], at[2 * row_stride], at[3 * row_stride]};
-        std::memcpy(to + i * columns + row, &column, sizeof(Four));
-        seen[0] += column;
+        Vector column;
+        for (int64_t r = 0; r < lanes; ++r) column[r] = from[(row + r) * row_stride + i];
+        std::memcpy(to + i * columns + row, &column, sizeof(column));
+        look(0, column);
+      }
+      for (int64_t lane = 0; lane < 4 * lanes; ++lane) {
+        const W found = seen[lane % 4][lane / 4];
+        odd |= std::is_same_v<W, float> ? odd_bits(found) != 0 : found != 0;
       }
     }
-    const Four all = seen[0] + seen[1] + seen[2] + seen[3];
-    for (int lane = 0; lane < 4; ++lane) odd |= odd_bits(all[lane]);
   }
+  decltype(odd_bits(E{})) odd_rest = 0;
   for (; row < rows; ++row) {
     for (int64_t i = 0; i < n; ++i) {
       // NOLINTNEXTLINE(bugprone-signed-char-misuse): 8-bit integers, no characters
       const E value = static_cast<E>(from[row * row_stride + i * stride]);
       to[i * columns + row] = value;
-      odd |= odd_bits(value);
+      odd_rest |= odd_bits(value);
     }
   }
-  return odd == 0;
+  return !odd && odd_rest == 0;
 }
 
 WeightView weight_view(const Tensor& weight) {

@@ -1,6 +1,7 @@
 // Weights in the order in which the event-driven kernels add them, made on the CPU.
 #pragma once
 
+#include "cpu/aligned_buffer.h"
 #include "ops/product/packed_layout.h"
 
 namespace tandem {
@@ -20,6 +21,19 @@ bool pack_if_finite(const WeightView& weight, const ConvGeometry& geometry, E* p
 // Throws where they are not: neurons would not fire for a current of NaN, and nobody would notice.
 template <class E>
 void pack_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry, E* packed);
+// f(packed) with the weights as E, arranged here where the call brings none.
+template <class E, class F>
+void with_packed(const char* op, const ProductPlan& plan, const F& f) {
+  if (plan.packed) {
+    check_packed<E>(op, "packed", *plan.packed, plan.geometry);
+    f(static_cast<const E*>(plan.packed->const_data_ptr()));
+  } else {
+    const AlignedBuffer<E> packed(op, packed_layout<E>(plan.geometry).elements());
+    pack_weight(op, plan.weight, plan.geometry, packed.data);
+    f(packed.data);
+  }
+}
+
 Tensor packed_weight(const char* op, const Tensor& weight, const ConvGeometry& geometry);
 
 // Throws, naming the first weight that is not finite, if there is one. One by one.

@@ -206,9 +206,7 @@ template <class E>
 TANDEM_HOST void fill_table(const E* rows, int64_t n, int64_t block, Vec<SumOf<E>>* table) {
   using V = Vec<SumOf<E>>;
   for (int64_t first = 0; first < n; first += kTableBits, table += 1 << kTableBits) {
-    const auto row = [&](int64_t i) TANDEM_INLINE {
-      return first + i < n ? widened(rows + (first + i) * block) : V{};
-    };
+    const auto row = [&](int64_t i) TANDEM_INLINE { return first + i < n ? widened(rows + (first + i) * block) : V{}; };
     // The first half, which stays in registers; the other is that and one more row.
     constexpr int kHalf = 1 << (kTableBits - 1);
     V sum[kHalf];
@@ -368,7 +366,8 @@ struct LanesOf {
   typedef C type __attribute__((vector_size(kLanes<T> * sizeof(C)), may_alias));
 };
 
-// A count product: the sums belong to the binary digits of the counts. Of integers they are exact: doubles hold them.
+// A product of counts with integers: the sums belong to the binary digits of the counts. They are exact: doubles hold
+// them.
 template <class E, class T>
 void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, const Sums<SumOf<E>>& sums,
                   Carried<E, T>* carried_sum) {
@@ -376,7 +375,7 @@ void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, co
   using Many = typename LanesOf<T, C>::type;
   constexpr int64_t lanes = kLanes<T>;
   C first = 1;
-  for (int64_t p = 0; p < (a.first_plane + plane) * kStepsPerPlane; ++p) first *= 2;
+  for (int64_t p = 0; p < plane * kStepsPerPlane; ++p) first *= 2;
   for (int64_t row = 0; row < a.row_end - a.row_begin; ++row) {
     for (int64_t c = 0; c < a.valid; c += lanes) {
       Many& place = *reinterpret_cast<Many*>(carried_sum + row * a.block + c);
@@ -405,30 +404,26 @@ void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* m
   A* acc = reinterpret_cast<A*>(carried.data);
   if constexpr (kFires) acc = reinterpret_cast<A*>(carried.data + Model::kStates * carried.stride);
   int32_t* wide = reinterpret_cast<int32_t*>(acc + rows * kStepsPerPlane * block);  // of 16-bit sums alone
-  if constexpr (!kFires && std::is_integral_v<E>) {
-    std::memset(counted, 0, static_cast<size_t>(rows * block) * sizeof(C));
-  }
-
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t at = (a.row_begin + row) * a.row_stride;
-    for (int64_t c = 0; c < block; c += lanes) {
-      const bool real = c < a.valid;
-      if constexpr (kFires) {
+  if constexpr (kFires) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t at = (a.row_begin + row) * a.row_stride;
+      for (int64_t c = 0; c < block; c += lanes) {
+        const bool real = c < a.valid;
         Vec<T> state[Model::kStates];
         first_state<T>(*model, real ? a.initial : State<const T>{}, at + c, a.valid - c, state);
         store_state<T>(carried, row * block + c, state, lanes);
-      }
-      if constexpr (kFires || !std::is_integral_v<E>) {
         store(sum + row * block + c, real && a.add_sum ? load(a.sum + at + c, a.valid - c) : Vec<T>{}, lanes);
       }
     }
+  } else {
+    std::memset(counted, 0, static_cast<size_t>(rows * block) * sizeof(C));
   }
   for (int64_t plane = 0; plane * kStepsPerPlane < a.steps; ++plane) {
     const int64_t steps = steps_in_plane(plane, a.steps);
     bool wide_too = false;
     if constexpr (sizeof(A) == 2) {
       wide_too = a.words ? a.geometry->features() > kChunkRows
-                        : a.widened[(plane * a.geometry->groups + a.group) * a.tiles + a.tile] != 0;
+                         : a.widened[(plane * a.geometry->groups + a.group) * a.tiles + a.tile] != 0;
     }
     std::memset(acc, 0, static_cast<size_t>(rows * steps * block) * sizeof(A));
     if (wide_too) std::memset(wide, 0, static_cast<size_t>(rows * steps * block) * sizeof(int32_t));
@@ -464,7 +459,7 @@ void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* m
         total = __builtin_convertvector(*reinterpret_cast<typename LanesOf<T, C>::type*>(counted + row * block + c),
                                         Vec<T>);
       }
-      if (!kFires && a.last) {
+      if constexpr (!kFires) {
         if (a.scale) total *= load(a.scale + c, left);
         if (a.bias) total += load(a.bias + c, left);
       }
@@ -483,7 +478,7 @@ void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* m
 template <int kVectors, class E, class T>
 void event_tile_in(const EventTileArgs<E, T>& a) {
   if (a.bits == nullptr) {
-    event_tile_of<E, T, kVectors, void>(a, nullptr);
+    if constexpr (std::is_integral_v<E>) event_tile_of<E, T, kVectors, void>(a, nullptr);
   } else {
     visit_model<Simd<T>>(a.neuron, [&](const auto& model) { event_tile_of<E, T, kVectors>(a, &model); });
   }

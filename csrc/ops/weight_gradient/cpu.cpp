@@ -14,7 +14,7 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
-#include "ops/product/cpu_event.h"
+#include "ops/product/cpu_count.h"
 #include "ops/product/cpu_pack_weight.h"
 #include "ops/product/plan.h"
 
@@ -105,11 +105,11 @@ ConvGeometry product_geometry(int64_t weights, int64_t pixels, int64_t out_chann
   return g;
 }
 
-// counts: [pixels_in, C] as bytes, of whose binary digits a share of `density` are ones; grad: [pixels_out, O]; out:
+// counts: [pixels_in, C] as bytes; grad: [pixels_out, O]; out:
 // [O, C, kH, kW]. Returns false, and no gradient, where grad is not finite: NaN times a count of zero is NaN, which an
 // event-driven product would not see.
 template <class T>
-bool run(const char* op, const ConvGeometry& g, const uint8_t* counts, double density, const T* grad, T* out) {
+bool run(const char* op, const ConvGeometry& g, const uint8_t* counts, const T* grad, T* out) {
   const int64_t all = g.in_channels * g.taps(), pixels = g.out_height * g.out_width;
   const int64_t row_bytes = g.out_channels * static_cast<int64_t>(sizeof(T));
   const int64_t part = std::min(all, std::max<int64_t>(64, kSumBytes / row_bytes / 16 * 16));
@@ -144,8 +144,8 @@ bool run(const char* op, const ConvGeometry& g, const uint8_t* counts, double de
           }
         }
       });
-      add_byte_product<T>(op, product_geometry(weights, samples * pixels, g.out_channels),
-                          packed.data + n * pixels * packed_pixel, met.data, density, n > 0, sums.data);
+      add_count_product<T>(op, product_geometry(weights, samples * pixels, g.out_channels), {0, weights},
+                           packed.data + n * pixels * packed_pixel, met.data, 1, nullptr, nullptr, n > 0, sums.data);
     }
     parallel_ranges((weights + 15) / 16, 1, [&](int64_t begin, int64_t end) {
       for (int64_t w = 16 * begin; w < std::min(weights, 16 * end); w += 16) {
@@ -217,8 +217,7 @@ Tensor conv2d_weight_gradient(const Tensor& grad, const Tensor& count, const Ten
     if (!whole || static_cast<double>(ones.load()) > kLargestDensity * static_cast<double>(inputs)) return;
     const Tensor rows = channels_last(op, grad, 1);
     const Tensor sparse = empty_channels_last(op, weight, sizes_of(weight), weight.scalar_type(), 3);
-    const double density = static_cast<double>(ones.load()) / static_cast<double>(8 * inputs);
-    if (run(op, g, bytes.data, density, static_cast<const T*>(rows.const_data_ptr()),
+    if (run(op, g, bytes.data, static_cast<const T*>(rows.const_data_ptr()),
             static_cast<T*>(sparse.mutable_data_ptr()))) {
       out = sparse;
     }
