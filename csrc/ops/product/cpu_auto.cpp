@@ -94,10 +94,10 @@ double count_crossover(const ConvGeometry& g) {
 
 // Of integers: ones per digit of the input above which tables of sums are the faster ones; and, for counts of so many
 // digits, above which multiplying them is.
-double word_crossover(const ConvGeometry& g) { return g.group_in() < 16 ? 0.5 : 0.3; }
+double word_crossover(const ConvGeometry& g) { return g.group_in() < kWordChannels ? 0.3 : crossover(g, 28, 3.4); }
 
 double byte_crossover(const ConvGeometry& g, int64_t digits) {
-  return (g.group_in() < 16 ? 0.5 : 0.12) / static_cast<double>(digits);
+  return crossover(g, 63, 3) / static_cast<double>(digits);
 }
 
 // The engine that was asked for, as far as there is a choice: an image without pixels leaves nothing to multiply, and

@@ -28,8 +28,8 @@ constexpr int64_t kSumBytes = int64_t{2} << 20, kCountBytes = int64_t{4} << 20;
 
 // Where events are faster than oneDNN (measured: docs/performance.md): up to so many binary ones per count, and with so
 // many output channels that their additions outweigh the making of lists.
-constexpr double kLargestDensity = 0.5;
 constexpr int64_t kFewestOutputs = 128;
+double largest_density(const ConvGeometry& g) { return g.out_channels < 2 * kFewestOutputs ? 0.5 : 1; }
 
 // The counts of one sample, [C, rows, phases, columns], with the padding around them: a channel's counts in one row of
 // the image that a tap meets at consecutive output pixels stand side by side, whatever the stride.
@@ -214,7 +214,7 @@ Tensor conv2d_weight_gradient(const Tensor& grad, const Tensor& count, const Ten
       if (!kernels().typed<T>().whole_bytes(values, begin, end, bytes.data, &ones_here)) whole = false;
       ones.fetch_add(ones_here, std::memory_order_relaxed);
     });
-    if (!whole || static_cast<double>(ones.load()) > kLargestDensity * static_cast<double>(inputs)) return;
+    if (!whole || static_cast<double>(ones.load()) > largest_density(g) * static_cast<double>(inputs)) return;
     const Tensor rows = channels_last(op, grad, 1);
     const Tensor sparse = empty_channels_last(op, weight, sizes_of(weight), weight.scalar_type(), 3);
     if (run(op, g, bytes.data, static_cast<const T*>(rows.const_data_ptr()),
