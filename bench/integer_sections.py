@@ -234,11 +234,15 @@ def two_phase(run: Run) -> list[Figure]:
 def training(run: Run) -> list[Figure]:
     """Steps on int8 weights, over those on float weights and the ANN's."""
     figures = []
-    for name, build, shape, bounds in (
-        ("CifarNet", cifar_net, (8, 3, 32, 32), (1.0, 0.8)),
-        ("MNIST-size network", mnist_net, (64, 1, 28, 28), (1.3, 1.1)),
+    cifar = (cifar_net, (8, 3, 32, 32), (1.0, 0.8))
+    mnist = (mnist_net, (64, 1, 28, 28), (1.3, 1.1))
+    for name, neuron, (build, shape, bounds) in (
+        ("CifarNet", tc.IF(), cifar),
+        ("MNIST-size network", tc.IF(), mnist),
+        ("CifarNet, two-phase", TWO_PHASE, cifar),
+        ("MNIST-size network, two-phase", TWO_PHASE, mnist),
     ):
-        net, integer, _, _ = settled(build, shape[1:])
+        net, integer, _, _ = settled(build, shape[1:], neuron)
         (x,) = inputs(*shape, batches=1)
         for network in (net, integer):
             network.train()
@@ -255,6 +259,6 @@ def training(run: Run) -> list[Figure]:
         figures += [
             cost(f"{at}: time over float's", medians["kernel, int8"] / medians["kernel"], 1.1, 0.9),
             ratio(f"{at}: time over the ANN's", medians, "kernel, int8", "ANN", bounds),
-            ratio(f"{name}, step on float weights: time over the ANN's", medians, "kernel", "ANN", bounds),
+            ratio(f"{name}, step on float weights, batch {shape[0]}: time over the ANN's", medians, "kernel", "ANN", bounds),
         ]
     return figures

@@ -6,7 +6,7 @@ With a weight [O, F] a product is a linear layer, with [O, C/groups, kH, kW] a c
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -171,10 +171,12 @@ def gradients_of(
     """
     integers = not weight.is_floating_point()
     if integers and needed[1] and unit is not None:  # the gradient of a float weight is that of weight over unit
-        first, second = needed[0], needed[1]
+        if grad.numel() > weight.numel():
+            grad_values, grad_weight = gradients_of(grad, values, weight, None, needed, convolution)
+            return grad_values, cast(Tensor, grad_weight) / unit.view(-1, *[1] * (weight.dim() - 1))
         along = unit if weight.dim() == 2 else unit.view(-1, 1, 1)
-        grad_values = gradients_of(grad, values, weight, None, (first, False), convolution)[0]
-        return grad_values, gradients_of(grad / along, values, weight, None, (False, second), convolution)[1]
+        grad_values = gradients_of(grad, values, weight, None, (needed[0], False), convolution)[0]
+        return grad_values, gradients_of(grad / along, values, weight, None, (False, True), convolution)[1]
     dtype = grad.dtype if integers else weight.dtype
     if weight.dim() == 2:
         grad_values, grad_weight = _linear_gradients(grad, values, weight, needed)

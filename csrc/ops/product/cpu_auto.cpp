@@ -97,7 +97,7 @@ double count_crossover(const ConvGeometry& g) {
 double word_crossover(const ConvGeometry& g) { return g.group_in() < kWordChannels ? 0.3 : crossover(g, 28, 3.4); }
 
 double byte_crossover(const ConvGeometry& g, int64_t digits) {
-  return crossover(g, 63, 3) / static_cast<double>(digits);
+  return crossover(g, 63, 8) / static_cast<double>(digits);
 }
 
 // The engine that was asked for, as far as there is a choice: an image without pixels leaves nothing to multiply, and
