@@ -259,6 +259,6 @@ def training(run: Run) -> list[Figure]:
         figures += [
             cost(f"{at}: time over float's", medians["kernel, int8"] / medians["kernel"], 1.1, 0.9),
             ratio(f"{at}: time over the ANN's", medians, "kernel, int8", "ANN", bounds),
-            ratio(f"{name}, step on float weights, batch {shape[0]}: time over the ANN's", medians, "kernel", "ANN", bounds),
+            ratio(f"{at.replace('int8', 'float')}: time over the ANN's", medians, "kernel", "ANN", bounds),
         ]
     return figures
