@@ -29,7 +29,14 @@ bool is_kept(size_t bytes) { return bytes > kSmallest && bytes <= kKeptBytes; }
 struct Block {
   void* memory;
   size_t size;
+  const void* thread;  // which gave it back
 };
+
+// Something of its own for each thread, to tell it by.
+const void* this_thread() {
+  thread_local const char own = 0;
+  return &own;
+}
 
 struct Store {
   std::mutex mutex;
@@ -53,9 +60,15 @@ void* take(size_t bytes) {
   Store& s = store();
   {
     const std::lock_guard<std::mutex> lock(s.mutex);
-    // The latest one: it is the likeliest to be in a cache.
-    const auto found =
-        std::find_if(s.blocks.rbegin(), s.blocks.rend(), [size](const Block& block) { return block.size == size; });
+    // The latest one: it is the likeliest to be in a cache. Of this thread, for what threads exchange has to come from
+    // the other's cache.
+    const auto latest = [&](const void* thread) {
+      return std::find_if(s.blocks.rbegin(), s.blocks.rend(), [=](const Block& block) {
+        return block.size == size && (thread == nullptr || block.thread == thread);
+      });
+    };
+    auto found = latest(this_thread());
+    if (found == s.blocks.rend()) found = latest(nullptr);
     if (found != s.blocks.rend()) {
       void* const memory = found->memory;
       s.bytes -= size;
@@ -90,7 +103,7 @@ void give_scratch_back(void* memory, size_t bytes) {
       s.bytes -= s.blocks.front().size;
       s.blocks.erase(s.blocks.begin());
     }
-    s.blocks.push_back({memory, size});
+    s.blocks.push_back({memory, size, this_thread()});
     s.bytes += size;
     return;
   }
