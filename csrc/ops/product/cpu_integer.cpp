@@ -67,7 +67,9 @@ void run_words(const char* op, const ProductPlan& plan, Samples samples, const u
       pass.state = pass.state + first;
       pass.joined = pass.joined.at(0, first);
       const int64_t block = table_block<E>(layout.block), blocks = (g.group_out() + block - 1) / block;
-      const int64_t row_bytes = event_scratch_bytes<E, float>(1, block, states_of(args.neuron));
+      // Sums of 32 bits beside those of 16 are seldom touched.
+      const int64_t seldom = std::is_same_v<E, int8_t> ? kStepsPerPlane * static_cast<int64_t>(sizeof(int32_t)) : 0;
+      const int64_t row_bytes = event_scratch_bytes<E, float>(1, block, states_of(args.neuron)) - block * seldom;
       run_tiles(op, band, layout, packed, block, tile_rows(band, row_bytes, g.groups * blocks), pass);
     }
   });

@@ -19,7 +19,9 @@ inline int64_t tile_rows(const ConvGeometry& g, int64_t row_bytes, int64_t tasks
   const int64_t rows = std::clamp(kScratchBytes / row_bytes, kLeast, kMost);
   const int64_t wanted_tiles = (int64_t{4} * torch::stable::get_num_threads() + tasks_per_tile - 1) / tasks_per_tile;
   const int64_t fair = (g.pixels_out() + wanted_tiles - 1) / std::max<int64_t>(1, wanted_tiles);
-  return std::clamp(std::min(rows, fair), int64_t{1}, kMost);
+  const int64_t most = std::clamp(std::min(rows, fair), int64_t{1}, kMost);
+  const int64_t tiles = std::max<int64_t>(1, (g.pixels_out() + most - 1) / most);
+  return std::max<int64_t>(1, (g.pixels_out() + tiles - 1) / tiles);  // as even as may be
 }
 
 // Every tile of `rows` output pixels with every `block` of output channels. args: what all tiles have in common, with
