@@ -18,7 +18,7 @@ void run(const char* op, const OrderedPlan& plan, const E* packed) {
   const PackedLayout layout = packed_layout<E>(g);
   const int64_t rows = tile_rows(g, layout.block * static_cast<int64_t>(sizeof(float)), g.groups * layout.blocks);
   const int64_t tiles = (g.pixels_out() + rows - 1) / rows;
-  parallel_tasks(g.groups * layout.blocks * tiles, [&](const auto& next) {
+  parallel_tasks(g.groups * layout.blocks, tiles, [&](const auto& next) {
     const AlignedBuffer<float> scratch(op, rows * layout.block);
     for (int64_t task = next(); task >= 0; task = next()) {
       const int64_t b = task / tiles % layout.blocks, group = task / tiles / layout.blocks;

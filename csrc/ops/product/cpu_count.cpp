@@ -52,7 +52,7 @@ void add_count_product(const char* op, const ConvGeometry& geometry, Samples sam
         }
       });
       // Tiles innermost: neighbouring tasks share a block of weights.
-      parallel_tasks(g.groups * layout.blocks * some, [&](const auto& next) {
+      parallel_tasks(g.groups * layout.blocks, some, [&](const auto& next) {
         const AlignedBuffer<T> scratch(op, rows * layout.block);
         for (int64_t task = next(); task >= 0; task = next()) {
           const int64_t b = task / some % layout.blocks, group = task / some / layout.blocks;

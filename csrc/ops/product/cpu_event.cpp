@@ -120,7 +120,7 @@ void run_pass(const Pass<E, T>& pass) {
   visit_args.visits = visits.data;
   const AlignedBuffer<uint8_t> widened(pass.op, all_tiles);
   visit_args.widened = widened.data;
-  parallel_tasks(all_tiles, [&](const auto& next) {
+  parallel_tasks(pass.planes * g.groups, tiles, [&](const auto& next) {
     const AlignedBuffer<uint8_t> scratch(pass.op, joins ? kVisitScratch : 0);
     VisitArgs tile = visit_args;
     tile.scratch = scratch.data;

@@ -138,7 +138,7 @@ void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const B
       const int64_t wanted_tiles = (wanted + tasks_per_tile - 1) / tasks_per_tile;
       const int64_t rows = std::clamp<int64_t>((band.pixels_out() + wanted_tiles - 1) / wanted_tiles, 1, kCountRows);
       const int64_t tiles = (band.pixels_out() + rows - 1) / rows;
-      parallel_tasks(tasks_per_tile * tiles, [&](const auto& next) {
+      parallel_tasks(tasks_per_tile, tiles, [&](const auto& next) {
         const AlignedBuffer<uint8_t> scratch(op, count_scratch_bytes<E>(rows, layout.block));
         for (int64_t task = next(); task >= 0; task = next()) {
           const int64_t b = task / tiles % layout.blocks, group = task / tiles / layout.blocks;

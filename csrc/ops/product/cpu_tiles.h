@@ -33,7 +33,7 @@ void run_tiles(const char* op, const ConvGeometry& g, const PackedLayout& layout
   const int64_t blocks = (g.group_out() + block - 1) / block, in_row = layout.block / block;
   const Kernels& k = kernels();
   // Tiles innermost: neighbouring tasks share a block of weights.
-  parallel_tasks(g.groups * blocks * tiles, [&](const auto& next) {
+  parallel_tasks(g.groups * blocks, tiles, [&](const auto& next) {
     const AlignedBuffer<uint8_t> scratch(op, event_scratch_bytes<E, T>(rows, block, states_of(args.neuron)));
     const AlignedBuffer<uint8_t> table(op, args.words ? kTableBytes : 0);
     for (int64_t task = next(); task >= 0; task = next()) {
