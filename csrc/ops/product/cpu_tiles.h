@@ -17,11 +17,14 @@ namespace tandem {
 inline int64_t tile_rows(const ConvGeometry& g, int64_t row_bytes, int64_t tasks_per_tile) {
   constexpr int64_t kScratchBytes = int64_t{384} * 1024, kLeast = 4, kMost = kTileRows;
   const int64_t rows = std::clamp(kScratchBytes / row_bytes, kLeast, kMost);
-  const int64_t wanted_tiles = (int64_t{4} * torch::stable::get_num_threads() + tasks_per_tile - 1) / tasks_per_tile;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t wanted_tiles = (4 * threads + tasks_per_tile - 1) / tasks_per_tile;
   const int64_t fair = (g.pixels_out() + wanted_tiles - 1) / std::max<int64_t>(1, wanted_tiles);
   const int64_t most = std::clamp(std::min(rows, fair), int64_t{1}, kMost);
-  const int64_t tiles = std::max<int64_t>(1, (g.pixels_out() + most - 1) / most);
-  return std::max<int64_t>(1, (g.pixels_out() + tiles - 1) / tiles);  // as even as may be
+  // As even as may be, for every thread as many.
+  const int64_t least = std::max<int64_t>(1, (g.pixels_out() + most - 1) / most);
+  const int64_t tiles = least == 1 ? 1 : (least + threads - 1) / threads * threads;
+  return std::max<int64_t>(1, (g.pixels_out() + tiles - 1) / tiles);
 }
 
 // Every tile of `rows` output pixels with every `block` of output channels. args: what all tiles have in common, with
