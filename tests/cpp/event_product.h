@@ -158,7 +158,6 @@ class EventProduct {
       tile.row_end = std::min(g_.pixels_out(), tile.row_begin + kRows);
       tile.row_stride = g_.out_channels;
       tile.bits_stride = g_.pixels_out() * g_.out_channels;
-      tile.last = true;
       if (tile.scale) tile.scale += channel;
       if (tile.bias) tile.bias += channel;
       tile.initial = tile.initial + channel;
