@@ -13,8 +13,8 @@ namespace tandem {
 
 namespace {
 
-// Lists of one pass take at most this many bytes if no input is zero, unless those of one tile need more; only what is
-// written is backed by memory.
+// Lists of one pass take about this many bytes at most if no input is zero, unless those of one pixel need more; only
+// what is written is backed by memory.
 constexpr int64_t kPassBytes = int64_t{64} << 20;
 
 // Output pixels that the sums of a tile leave room for in the L1 cache, beside a chunk of weights.
@@ -30,7 +30,8 @@ void add_count_product(const char* op, const ConvGeometry& geometry, Samples sam
   if (g.batch * g.out_height * g.out_width == 0) return;
   const PackedLayout layout = packed_layout<T>(g);
   const int64_t row_bytes = layout.block * static_cast<int64_t>(sizeof(T));
-  const int64_t rows = std::min(tile_rows(g, row_bytes, g.groups * layout.blocks), kSumBytes / row_bytes);
+  const int64_t listable = std::max<int64_t>(1, kPassBytes / (2 * g.features()));
+  const int64_t rows = std::min({tile_rows(g, row_bytes, g.groups * layout.blocks), kSumBytes / row_bytes, listable});
   const int64_t tiles = (g.pixels_out() + rows - 1) / rows;
   const CountListSizes sizes(g.features(), rows);
   const int64_t most = std::clamp<int64_t>(kPassBytes / (g.groups * sizes.bytes()), 1, tiles);  // tiles of a pass
