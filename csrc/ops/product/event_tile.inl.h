@@ -49,7 +49,7 @@ TANDEM_HOST Vec<SumOf<E>> widened(const E* from) {
 // Sums of 16 bits -> 32 bits, for all lanes of a slot: wide += narrow, narrow = 0.
 template <int kVectors>
 TANDEM_HOST void empty_slot(int16_t* narrow, int32_t* wide) {
-  for (int64_t i = 0; i < 2 * kVectors; ++i) {
+  for (int64_t i = 0; i < int64_t{2} * kVectors; ++i) {
     Vec<int32_t>& to = reinterpret_cast<Vec<int32_t>*>(wide)[i];
     to += widened(narrow + i * kLanes<int32_t>);
   }
