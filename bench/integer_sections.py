@@ -258,7 +258,15 @@ def training(run: Run) -> list[Figure]:
         run.tell(f"{at}: activity after the steps", activity(integer, x, 0.005, 0.3))
         figures += [
             cost(f"{at}: time over float's", medians["kernel, int8"] / medians["kernel"], 1.1, 0.9),
-            ratio(f"{at}: time over the ANN's", medians, "kernel, int8", "ANN", bounds),
-            ratio(f"{at.replace('int8', 'float')}: time over the ANN's", medians, "kernel", "ANN", bounds),
+            *(
+                ratio(
+                    f"{name}, step on {weights} weights, batch {shape[0]}: time over the ANN's",
+                    medians,
+                    side,
+                    "ANN",
+                    bounds,
+                )
+                for weights, side in (("int8", "kernel, int8"), ("float", "kernel"))
+            ),
         ]
     return figures

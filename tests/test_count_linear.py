@@ -162,3 +162,11 @@ BAD_LINEAR = [
 def test_bad_input(wrong, error, message):
     with pytest.raises(error, match=f"count_linear: {message}"):
         ops.count_linear(**{"bits": BITS, "weight": WEIGHT} | wrong)
+
+
+def test_more_inputs_than_a_tile_can_list():
+    """So many features that a tile of fewer samples than usual has room for its lists."""
+    features = 700_000
+    bits = (torch.rand(1, 64, features, generator=generator(0)) < 0.01).to(torch.uint8)
+    weight = dyadic(5, features, seed=1)
+    everywhere(bits[0].float() @ weight.t(), ops.count_linear, bits, weight)

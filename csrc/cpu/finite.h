@@ -11,8 +11,7 @@ namespace tandem {
 // The largest 16-bit weight: 256 * 127 + 127, of digits from -128 to 127.
 constexpr int32_t kLargest16 = 32639;
 
-// All ones where x is an infinity or NaN, or a 16-bit weight that is too large; else
-// zero.
+// All ones where x is an infinity or NaN, or a 16-bit weight that is too large; else zero.
 template <class T>
 auto odd_bits(T x) {
   if constexpr (std::is_same_v<T, float>) {

@@ -50,8 +50,9 @@ def quantise_layers(layers: Iterable[nn.Module], bits: int) -> None:
             continue
         groups = layer.groups if isinstance(layer, _TRANSPOSED) else None
         parametrize.register_parametrization(layer, "weight", WeightQuantiser(bits, groups))
-        layer.register_state_dict_post_hook(_plain_name)  # type: ignore[no-untyped-call]  # torch's
-        layer.register_load_state_dict_pre_hook(_parametrised_name)  # type: ignore[no-untyped-call]  # torch's
+        hooks: Any = layer  # torch gives these two no types
+        hooks.register_state_dict_post_hook(_plain_name)
+        hooks.register_load_state_dict_pre_hook(_parametrised_name)
 
 
 def unquantise_layers(layers: Iterable[nn.Module]) -> None:

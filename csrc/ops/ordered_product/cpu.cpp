@@ -45,13 +45,11 @@ Tensor ordered_product(const Tensor& input, const Tensor& weight, const std::opt
   const OrderedPlan plan = plan_ordered_product(input, weight, packed, stride, padding, dilation, groups);
   check_master(op, weight, master, unit);
   if (plan.geometry.pixels_out() == 0) return plan.out;
-  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
+  dispatch_integers(weight.scalar_type(), [&](auto element) {
     using E = decltype(element);
-    if constexpr (std::is_integral_v<E>) {
-      if (packed) check_packed<E>(op, "packed", *packed, plan.geometry);
-      const Tensor arranged = packed ? *packed : packed_weight(op, weight, plan.geometry);
-      run(op, plan, static_cast<const E*>(arranged.const_data_ptr()));
-    }
+    if (packed) check_packed<E>(op, "packed", *packed, plan.geometry);
+    const Tensor arranged = packed ? *packed : packed_weight(op, weight, plan.geometry);
+    run(op, plan, static_cast<const E*>(arranged.const_data_ptr()));
   });
   return plan.out;
 }

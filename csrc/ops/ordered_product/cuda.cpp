@@ -23,19 +23,17 @@ Tensor ordered_product(const Tensor& input, const Tensor& weight, const std::opt
   const OrderedPlan plan = plan_ordered_product(input, weight, packed, stride, padding, dilation, groups);
   check_master(op, weight, master, unit);
   if (plan.geometry.pixels_out() == 0) return plan.out;
-  dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
+  dispatch_integers(weight.scalar_type(), [&](auto element) {
     using E = decltype(element);
-    if constexpr (std::is_integral_v<E>) {
-      const Tensor arranged = packed_on_device<E>(op, weight, packed, plan.geometry);
-      const PackedLayout layout = packed_layout<E>(plan.geometry);
-      CudaOrderedArgs<E> args = {};
-      args.geometry = plan.geometry;
-      args.input = static_cast<const float*>(plan.input.const_data_ptr());
-      args.weight = static_cast<const E*>(arranged.const_data_ptr());
-      args.block = layout.block, args.blocks = layout.blocks;
-      args.out = output<float>(plan.out);
-      check_launch(op, launch_ordered_product(args, current_stream(op, input.get_device_index())));
-    }
+    const Tensor arranged = packed_on_device<E>(op, weight, packed, plan.geometry);
+    const PackedLayout layout = packed_layout<E>(plan.geometry);
+    CudaOrderedArgs<E> args = {};
+    args.geometry = plan.geometry;
+    args.input = static_cast<const float*>(plan.input.const_data_ptr());
+    args.weight = static_cast<const E*>(arranged.const_data_ptr());
+    args.block = layout.block, args.blocks = layout.blocks;
+    args.out = output<float>(plan.out);
+    check_launch(op, launch_ordered_product(args, current_stream(op, input.get_device_index())));
   });
   return plan.out;
 }

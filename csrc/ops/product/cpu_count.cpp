@@ -46,8 +46,8 @@ void add_count_product(const char* op, const ConvGeometry& geometry, Samples sam
       const int64_t some = std::min(most, tiles - first);
       const auto begin_of = [&](int64_t tile) { return (first + tile) * rows; };
       const auto end_of = [&](int64_t tile) { return std::min(g.pixels_out(), (first + tile + 1) * rows); };
-      parallel_ranges(g.groups * some, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) {
+      parallel_tasks(g.groups, some, [&](const auto& next) {
+        for (int64_t task = next(); task >= 0; task = next()) {
           const CountLists place = sizes.lists(lists.data + task * sizes.bytes());
           k.list_tile({&g, from, from + bytes, task / some, begin_of(task % some), end_of(task % some), place});
         }

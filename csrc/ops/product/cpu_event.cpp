@@ -280,13 +280,11 @@ BinaryCounts::BinaryCounts(const char* op, const ProductPlan& plan)
 
 void run_count_events(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts,
                       double density) {
-  dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto) {
-    if constexpr (std::is_integral_v<decltype(element)>) {
-      EventTileArgs<decltype(element), float> args = {};
-      args.steps = counts.digits;
-      args.sum = output<float>(plan.out_sum);
-      run(op, plan, samples, counts.bytes.data, counts.planes, density, args);
-    }
+  dispatch_integers(plan.weight.scalar_type(), [&](auto element) {
+    EventTileArgs<decltype(element), float> args = {};
+    args.steps = counts.digits;
+    args.sum = output<float>(plan.out_sum);
+    run(op, plan, samples, counts.bytes.data, counts.planes, density, args);
   });
 }
 

@@ -14,8 +14,8 @@ struct BinaryCounts {
   BinaryCounts(const char* op, const ProductPlan& plan);
 };
 
-// Both fill the outputs of some samples, of counts with integer weights alone. density: ones per bit of these samples'
-// input, about; the order of additions does not depend on it, nor on how many samples there are.
+// Both fill the outputs of some samples; the second of integer weights, for others see cpu_count.h. density: ones per
+// bit of these samples' input, about; the order of additions does not depend on it, nor on how many samples there are.
 void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double density);
 void run_count_events(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts,
                       double density);

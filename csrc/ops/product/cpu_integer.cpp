@@ -18,16 +18,6 @@ namespace {
 // Words, or counts, of one pass take at most this many bytes, unless one sample alone needs more.
 constexpr int64_t kPassBytes = int64_t{64} << 20;
 
-// f(E{}) for weights that are integers.
-template <class F>
-void dispatch_integers(ScalarType weight, F&& f) {
-  if (weight == ScalarType::Char) {
-    f(int8_t{});
-  } else {
-    f(int16_t{});
-  }
-}
-
 // planes: [plane_count, pixels_in, C] of all samples; args: as event_tile takes them, at the first sample.
 template <class E>
 void run_words(const char* op, const ProductPlan& plan, Samples samples, const uint8_t* planes, int64_t plane_count,

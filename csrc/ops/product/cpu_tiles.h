@@ -21,9 +21,9 @@ inline int64_t tile_rows(const ConvGeometry& g, int64_t row_bytes, int64_t tasks
   const int64_t wanted_tiles = (4 * threads + tasks_per_tile - 1) / tasks_per_tile;
   const int64_t fair = (g.pixels_out() + wanted_tiles - 1) / std::max<int64_t>(1, wanted_tiles);
   const int64_t most = std::clamp(std::min(rows, fair), int64_t{1}, kMost);
-  // As even as may be, for every thread as many.
+  // As even as may be, and as many for every thread, unless there are fewer than threads.
   const int64_t least = std::max<int64_t>(1, (g.pixels_out() + most - 1) / most);
-  const int64_t tiles = least == 1 ? 1 : (least + threads - 1) / threads * threads;
+  const int64_t tiles = least < threads ? least : (least + threads - 1) / threads * threads;
   return std::max<int64_t>(1, (g.pixels_out() + tiles - 1) / tiles);
 }
 

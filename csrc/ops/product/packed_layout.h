@@ -43,6 +43,16 @@ void dispatch_packed(ScalarType weight, F&& f) {
   }
 }
 
+// Dispatch on a checked weight's dtype, int8 or int16: calls f(E{}).
+template <class F>
+void dispatch_integers(ScalarType weight, F&& f) {
+  if (weight == ScalarType::Char) {
+    f(int8_t{});
+  } else {
+    f(int16_t{});
+  }
+}
+
 // Dispatch on the dtype of a weight that is packed as E: calls f(W{}) with what the weight itself consists of.
 template <class E, class F>
 void dispatch_unpacked(ScalarType weight, F&& f) {
