@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: the README as the first page, and docstrings' Sphinx roles as plain code."""
+"""Hooks of mkdocs: pages of the repository's root, and docstrings' Sphinx roles as plain code."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md")
+
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add README.md as index.md; its links into docs/ are links to neighbours there."""
-    readme = Path(config.config_file_path).with_name("README.md").read_text(encoding="utf-8")
-    files.append(File.generated(config, "index.md", content=readme.replace("](docs/", "](")))
+    """Add the pages of the root, README.md as index.md; their links into docs/ are links to neighbours there."""
+    for name in ROOT_PAGES:
+        text = Path(config.config_file_path).with_name(name).read_text(encoding="utf-8")
+        page = "index.md" if name == "README.md" else name
+        files.append(File.generated(config, page, content=text.replace("](docs/", "](")))
     return files
 
 
