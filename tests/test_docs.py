@@ -23,7 +23,7 @@ def test_reference_has_every_public_name() -> None:
     ]
     missing += [f"ops.{name}" for name in ops.__all__ if f"ops.{name}.{name}" not in listed]
     assert not missing
-    assert listed >= {"metrics", "exchange.to_nir", "exchange.from_nir", "diagnostics.diagnose"}
+    assert listed >= {"metrics", "plot", "exchange.to_nir", "exchange.from_nir", "diagnostics.diagnose"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

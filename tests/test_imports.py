@@ -21,7 +21,7 @@ LAYERS = [
     {"convert", "freeze", "analysis", "exchange", "models", "quantisation", "build_info"}
     | {"activity", "diagnostics", "metrics", "penalties"}  # names of what is in analysis
     | {"anytime", "artefact"},  # and in freeze
-    {"benchmark", "doctor"},
+    {"benchmark", "doctor", "plot"},
     {"__init__", "__main__"},
 ]
 EXCEPTIONS = {
