@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pkgutil
 import re
 import struct
 from pathlib import Path
@@ -46,6 +47,35 @@ def test_example_of_the_readme_runs() -> None:
     names: dict[str, torch.nn.Module] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert all(x.grad.isfinite().all() for x in names["net"].parameters())
+
+
+@pytest.mark.parametrize("page", ["migration.md"])
+def test_programs_of_a_page_run(page: str) -> None:
+    programs = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    assert programs
+    for program in programs:
+        exec(compile(program, page, "exec"), {})
+
+
+def moved() -> list[tuple[str, str]]:
+    """What the notes on migration say of names: the old one and the new one."""
+    _, _, section = (ROOT / "docs" / "migration.md").read_text().partition("## Names that moved")
+    rows = re.findall(r"^\| `(tandem_cuda.*?) \| (.*?) \|$", section, re.MULTILINE)
+    names = [[re.findall(r"`?(tandem_cuda[\w.]+)", cell) for cell in row] for row in rows]
+    return [pair for old, new in names for pair in zip(old, new, strict=True)]
+
+
+@pytest.mark.parametrize(("old", "new"), moved())
+def test_names_have_moved(old: str, new: str) -> None:
+    def found(name: str) -> bool:
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            return False
+        return True
+
+    assert found(new)
+    assert not found(old)
 
 
 def write_idx(path: Path, data: torch.Tensor) -> None:
