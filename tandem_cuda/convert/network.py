@@ -21,7 +21,9 @@ from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .calibrate import checked_levels, percentiles
 from .conversion import Conversion, cut
+from .record import Record
 from .replace import check_replacements, replaced
+from .report import ConversionReport, report_on
 from .rules import RULES, has_weights
 from .trace import owner_of, traced
 from .values import Source
@@ -56,6 +58,7 @@ class TandemNetwork(nn.Module):
     _only_snn: Mapping[str, str] = {}  # of networks pickled by earlier versions
     _readers: tuple[tuple[Any, tuple[Source, ...]], ...] = ()  # likewise
     _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
+    _record: Record | None = None  # likewise
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class TandemNetwork(nn.Module):
         pools: Iterable[tuple[str, str | None]] = (),
         readers: Iterable[tuple[Any, tuple[Source, ...]]] = (),
         cats: Iterable[tuple[Any, list[str | None]]] = (),
+        record: Record | None = None,
     ) -> None:
         super().__init__()
         self.snn = snn
@@ -75,6 +79,7 @@ class TandemNetwork(nn.Module):
         self._pools = tuple(pools)  # average poolings with neurons, and the layers whose levels their inputs have
         self._readers = tuple(readers)  # modules that weigh the spikes of each channel, and where these come from
         self._cats = tuple(cats)  # concatenations of trains whose spikes differ in weight, and their levels
+        self._record = record
         self._totals: dict[Encode, float] = {}  # of constant input: scale * T
         self.set_time_steps(time_steps)
         self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
@@ -132,12 +137,37 @@ class TandemNetwork(nn.Module):
             pool: Any = self.snn.get_submodule(name)
             pool.threshold = pool.amplitude = level / below
         for cat, levels in self._cats:
-            cat.amplitudes = tuple(self._weight(level) for level in levels)
+            cat.amplitudes = tuple(self.weight_of(level) for level in levels)
         for module, sources in self._readers:
-            self._set_scale(module, torch.tensor([self._weight(level) for level, _ in sources], dtype=torch.float64))
+            self._set_scale(module, torch.tensor([self.weight_of(level) for level, _ in sources], dtype=torch.float64))
 
-    def _weight(self, level: str | None) -> float:
-        """Return the weight of a spike of a layer, or 1."""
+    def report(self, inputs: Any = None) -> ConversionReport:
+        """Compare the network with its ANN, layer by layer: ``print(snn.report())``.
+
+        Args:
+            inputs: a batch for the network, or a tuple with one batch for each of its inputs. By default up to 64
+                samples of the first batch that ``convert`` was given as ``calibrate``. Deep copies of the network share
+                them, pickles do not have them. Without samples, the report has no rates, errors and operations.
+
+        Returns:
+            The report, whose ``str`` is a table. Both networks run in eval mode without gradient, on 16 samples at a
+            time; afterwards each module has its own mode again.
+
+        Raises:
+            TypeError: ``inputs`` is not what the network takes.
+            ValueError: ``inputs`` has no samples, or spike trains of another T than a calibrated network.
+            RuntimeError: the network was not made by ``convert``, or was pickled by an earlier version.
+        """
+        self._check_twins()
+        if self._record is None:
+            raise RuntimeError(
+                "report: the network must be made by convert of this version. Call convert on its ANN again "
+                "(calibrate=snn.levels keeps the thresholds)"
+            )
+        return report_on(self, self._record, inputs)
+
+    def weight_of(self, level: str | None) -> float:
+        """Return the weight of a spike of a layer; 1 for None, which stands for recorded spikes."""
         return 1.0 if level is None or self.levels is None else self.levels[level] / self.time_steps
 
     def _set_scale(self, module: Any, scale: Tensor) -> None:
@@ -485,8 +515,8 @@ def convert(
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
     if replace is not None:
         check_replacements(replace, ann)
-        with replaced(ann, replace):
-            return convert(
+        with replaced(ann, replace) as names:
+            network = convert(
                 ann,
                 time_steps,
                 mode=mode,
@@ -499,6 +529,9 @@ def convert(
                 weights=weights,
                 gates=gates,
             )
+            assert network._record is not None
+            network._record.replaced = tuple(names)
+            return network
     graph = traced(ann, RULES)
     settings = time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds, gates is not None
     conversion = Conversion(ann, graph, *settings)
@@ -507,6 +540,7 @@ def convert(
     snn = conversion.written()
     names = [name for _, name in conversion.neurons]
     pools = [(name, source) for _, name, source in conversion.pools]
+    record = conversion.record()
     if weights and conversion.readers:
         raise ValueError(
             "convert: weights must be None with calibrate and concatenated trains (their thresholds differ, so that "
@@ -514,15 +548,17 @@ def convert(
         )
     with _quantised(ann, snn, weights):
         if calibrate is None:
-            return TandemNetwork(snn, ann, time_steps, names)
+            return TandemNetwork(snn, ann, time_steps, names, record=record)
         if isinstance(calibrate, Mapping):
             levels = checked_levels(names, [name for name, _ in pools], calibrate)
         else:
             batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
+            if mode != "spikes":  # for counts do not tell when the spikes come
+                batches = record.sample.of(batches)
             measured = [*conversion.neurons, *((node, name) for node, name, _ in conversion.pools)]
             levels = percentiles(ann, graph, measured, batches, percentile, conversion.signed)
             levels |= {name: min(levels[name], bound) for name, bound in conversion.bounds.items()}
-        return TandemNetwork(snn, ann, time_steps, names, levels, pools, conversion.readers, conversion.cats)
+        return TandemNetwork(snn, ann, time_steps, names, levels, pools, conversion.readers, conversion.cats, record)
 
 
 @contextmanager
