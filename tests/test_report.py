@@ -218,6 +218,21 @@ def test_an_ann_that_overwrites_its_activations():
     same(x, kept)
 
 
+def test_an_ann_that_overwrites_its_input():
+    """Both networks get what is passed, and it stays as it is."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(conv(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
+    wild = Net(lambda n, x: n.layers(x.mul_(0.5)), layers=ann).eval()
+    snn = convert(wild, 6, calibrate=images(20))
+    x, kept = images(20), images(20)
+    report = snn.report(x)
+    same(x, kept)
+    assert snn.report() == report
+    wanted = convert(ann, 6, calibrate={"0": snn.levels["layers.0"]}).report(kept / 2)
+    figures = [(layer.firing_rate, layer.error, layer.synops) for layer in report.layers]
+    assert figures == [(layer.firing_rate, layer.error, layer.synops) for layer in wanted.layers]
+
+
 def test_thresholds_that_learn():
     ann, x = small()
     snn = convert(ann, 6, calibrate=x, learn_thresholds=True)
@@ -335,9 +350,10 @@ def test_replaced_activations():
 
 
 def test_sums_and_their_parts():
-    ann, x = made("factor")
-    layers = named(convert(ann, 8, calibrate=x).report())
-    assert "TandemAdd" in [layer.snn for layer in layers.values()]
+    layers = [named(convert(made(name)[0], 8).report()) for name in ("ReLU6", "one minus", "norm before ReLU")]
+    assert [layers[0][name].ann for name in ("a", "mul")] == ["Conv2d", "9 * spikes, ReLU6"]
+    assert [layers[1][name].ann for name in ("truediv", "sub")] == ["0.5 * spikes", "-1 * spikes +1, relu"]
+    assert layers[2]["bn"].ann == "BatchNorm2d, relu"
     torch.manual_seed(0)
     layers = named(convert(Residual().eval(), 8).report())
     assert layers["blocks.0.add"].ann == "Conv2d, BatchNorm2d + spikes, ReLU"

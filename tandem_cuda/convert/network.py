@@ -473,7 +473,7 @@ def convert(
             default weights stay as they are.
 
     Returns:
-        A TandemNetwork. ``.ann()`` is the ANN.
+        A TandemNetwork. ``.ann()`` is the ANN; ``print(snn.report())`` shows what became of each layer.
 
     Raises:
         TypeError: an argument has the wrong type, or a parameter is neither float32 nor float64, or not float32 with
