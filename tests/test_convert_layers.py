@@ -173,6 +173,7 @@ NETS = {
     "AvgPool1d with padding": lambda: line(nn.AvgPool1d(3, 2, 1, count_include_pad=False), 6 * 8),
     "AdaptiveAvgPool1d": lambda: line(nn.AdaptiveAvgPool1d(4), 6 * 4),
 }  # fmt: skip
+CONCATENATED = {"cat", "cat of values", "flat cat", "channel shuffle", "split", "slices"}
 LINES = {name for name in NETS if "1d" in name}
 NEURONS = {"one phase": IF(initial=0.5), "two phases": IF(initial=0.5, two_phase=True)}
 
@@ -291,6 +292,32 @@ def test_engines_have_the_same_spikes(name, neuron):
         counts = [found[:1] for found in counts]
     for one, other in zip(*counts, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
+@pytest.mark.parametrize("weights", ["int8", "int16"])
+@pytest.mark.parametrize("name", NETS)
+def test_integers_have_the_same_spikes_everywhere(name, weights, neuron):
+    """With weights as they come: in every engine, with and without a gradient, and frozen."""
+    ann, x = made(name)
+    ann, x = ann.float(), x.float()
+    nets = [converted(name, ann, 8, engine=e, neuron=neuron, weights=weights) for e in ("event", "dense")]
+    with torch.no_grad():
+        want = nets[0](x)
+        assert torch.equal(nets[1](x), want)
+        assert torch.equal(freeze(nets[1])(x), want)
+    assert torch.equal(nets[1](x), want)
+
+
+@pytest.mark.parametrize("name", [name for name in NETS if name not in CONCATENATED])
+def test_integers_are_those_of_the_ann(name):
+    """Both twins round weights alike."""
+    ann, x = made(name)
+    ann, x = ann.float(), x.float()
+    snn = converted(name, ann, 256, calibrate=x, percentile=100, neuron=NEURONS["two phases"], weights="int8")
+    with torch.no_grad():
+        want = ann(x)
+        assert (snn(x) - want).norm() < 0.02 * want.norm()
 
 
 def kinds(snn):
