@@ -142,7 +142,8 @@ class TandemElementwise(TandemConv2d):
             return discharge(total, x.time_steps, ends.neuron, want_sum, want_state)
         # One input of each pair is multiplied; the spikes of the other one join it.
         weight = weights.kernel.weight
-        amplitude = weight[:, 1].flatten() if weights.scale is None else weight[:, 1].flatten() * weights.scale
+        second = weight[:, 1].flatten()
+        amplitude: Tensor | None = second if weights.scale is None else second * weights.scale
         added = x.bits.movedim(2, -1)[..., 1::2]
         added = (added if self.out_channels == self.groups else added.repeat_interleave(2, -1)).movedim(-1, 2)
         if ends.added is not None:
