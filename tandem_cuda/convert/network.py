@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..neuron import IF, Neuron, check_neuron
-from ..nn.encode import Encode
+from ..nn import TandemConvTranspose2d
+from ..nn.encode import Decode, Encode
 from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
 from ..nn.quantiser import quantiser
 from ..ops import checks
@@ -20,8 +21,10 @@ from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .calibrate import checked_levels, percentiles
 from .conversion import Conversion, cut
+from .replace import check_replacements, replaced
 from .rules import RULES, has_weights
 from .trace import owner_of, same_modules, traced
+from .values import Source
 
 _BITS = {"int8": 8, "int16": 16}
 """Of what ``convert`` takes as ``weights``."""
@@ -51,6 +54,8 @@ class TandemNetwork(nn.Module):
     time_steps: int
     """T. In mode "spikes" the input decides on T, unless the network is calibrated: its thresholds are for this T."""
     _only_snn: Mapping[str, str] = {}  # of networks pickled by earlier versions
+    _readers: tuple[tuple[Any, tuple[Source, ...]], ...] = ()  # likewise
+    _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
 
     def __init__(
         self,
@@ -60,12 +65,16 @@ class TandemNetwork(nn.Module):
         spiking_layers: Iterable[str] = (),
         levels: Mapping[str, float] | None = None,
         pools: Iterable[tuple[str, str | None]] = (),
+        readers: Iterable[tuple[Any, tuple[Source, ...]]] = (),
+        cats: Iterable[tuple[Any, list[str | None]]] = (),
     ) -> None:
         super().__init__()
         self.snn = snn
         self.spiking_layers = tuple(spiking_layers)
         self._measured = None if levels is None else dict(levels)
         self._pools = tuple(pools)  # average poolings with neurons, and the layers whose levels their inputs have
+        self._readers = tuple(readers)  # modules that weigh the spikes of each channel, and where these come from
+        self._cats = tuple(cats)  # concatenations of trains whose spikes differ in weight, and their levels
         self._totals: dict[Encode, float] = {}  # of constant input: scale * T
         self.set_time_steps(time_steps)
         self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
@@ -122,6 +131,27 @@ class TandemNetwork(nn.Module):
             level = self.levels[name] = min(self.levels.get(name, below), below)
             pool: Any = self.snn.get_submodule(name)
             pool.threshold = pool.amplitude = level / below
+        for cat, levels in self._cats:
+            cat.amplitudes = tuple(self._weight(level) for level in levels)
+        for module, sources in self._readers:
+            self._set_scale(module, torch.tensor([self._weight(level) for level, _ in sources], dtype=torch.float64))
+
+    def _weight(self, level: str | None) -> float:
+        """Return the weight of a spike of a layer, or 1."""
+        return 1.0 if level is None or self.levels is None else self.levels[level] / self.time_steps
+
+    def _set_scale(self, module: Any, scale: Tensor) -> None:
+        """Make a tandem layer or Decode multiply each channel that it reads."""
+        if isinstance(module, Decode):
+            like = next(self.snn.parameters(), torch.empty(0))
+            module.scale = scale.to(like)
+            return
+        inputs = module.weight.shape[1] * getattr(module, "groups", 1)
+        if isinstance(module, TandemConvTranspose2d):
+            inputs = len(module.weight)
+        if inputs % len(scale):
+            raise ValueError(f"TandemNetwork: inputs must be a multiple of {len(scale)} channels, got {inputs}")
+        module.input_scale = scale.repeat_interleave(inputs // len(scale)).to(module.stored_weight())
 
     def _total(self, encode: Encode) -> float:
         """Return scale * T, from the last call unless ``encode`` has been changed since: rounding must not add up."""
@@ -341,6 +371,8 @@ def convert(
     engine: str = "auto",
     learn_thresholds: bool = False,
     weights: str | None = None,
+    replace: Mapping[type[nn.Module], type[nn.Module] | nn.Module] | None = None,
+    gates: str | None = None,
     example: Tensor | Sequence[Tensor] | None = None,
 ) -> TandemNetwork:
     """Convert an ANN to a tandem SNN (Wu et al. 2021) that shares its parameters.
@@ -402,6 +434,11 @@ def convert(
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
             from that of ``neuron`` or of calibration. Average poolings with neurons keep theirs.
+        replace: replace modules of the ANN itself, as in ``{nn.SiLU: nn.ReLU}``: classes of modules that have no spiking
+            form, and the classes (called without arguments) or modules to put in their place. The ANN then computes
+            something else and wants fine-tuning; a warning says so.
+        gates: "analogue" to keep squeeze-and-excitation: the factors of channels are computed from spike counts, by the
+            ANN's own layers and without spikes (:class:`tandem_cuda.nn.TandemGate`). By default it is refused.
         weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
             :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the quantised ANN. By
             default weights stay as they are.
@@ -447,16 +484,40 @@ def convert(
             neuron.calibrated(1.0)
         except ValueError as error:
             raise ValueError(f"convert: {error}") from None
+    if gates not in (None, "analogue"):
+        raise ValueError(f"convert: gates must be None or 'analogue', got {gates!r}")
     _check_dtypes(ann, weights)
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
+    if replace is not None:
+        check_replacements(replace, ann)
+        with replaced(ann, replace):
+            return convert(
+                ann,
+                time_steps,
+                mode=mode,
+                neuron=neuron,
+                calibrate=calibrate,
+                percentile=percentile,
+                spiking_layers=spiking_layers,
+                engine=engine,
+                learn_thresholds=learn_thresholds,
+                weights=weights,
+                gates=gates,
+                example=example,
+            )
     graph, root = traced(ann, RULES, example)
-    settings = time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds
+    settings = time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds, gates is not None
     conversion = Conversion(root, graph, *settings)
     if spiking_layers is not None:
         conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(root, graph, *settings, spiking))
     snn = conversion.written()
     names = [name for _, name in conversion.neurons]
     pools = [(name, source) for _, name, source in conversion.pools]
+    if weights and conversion.readers:
+        raise ValueError(
+            "convert: weights must be None with calibrate and concatenated trains (their thresholds differ, so that the "
+            f"twins would round weights differently), got {weights!r}"
+        )
     with _quantised(ann, snn, weights):
         if calibrate is None:
             return TandemNetwork(snn, ann, time_steps, names)
@@ -465,8 +526,9 @@ def convert(
         else:
             batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
             measured = [*conversion.neurons, *((node, name) for node, name, _ in conversion.pools)]
-            levels = percentiles(root, graph, measured, batches, percentile)
-        return TandemNetwork(snn, ann, time_steps, names, levels, pools)
+            levels = percentiles(root, graph, measured, batches, percentile, conversion.signed)
+            levels |= {name: min(levels[name], bound) for name, bound in conversion.bounds.items()}
+        return TandemNetwork(snn, ann, time_steps, names, levels, pools, conversion.readers, conversion.cats)
 
 
 @contextmanager

@@ -142,6 +142,7 @@ class _Tracer(fx.Tracer):
                 arguments.arguments.update(zip(names, inputs, strict=True))
                 return root_fn(root, *arguments.args, **arguments.kwargs)
 
+            function.__annotations__ = {}  # torch.fx would write them to the code of the graph
         if self.example is not None:
             self.example.give(x.node for x in inputs if isinstance(x, fx.Proxy))
         return function, inputs
@@ -167,8 +168,8 @@ class _Tracer(fx.Tracer):
         return iter([proxy[i] for i in range(len(self.answer(obj)))])
 
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, dict) and is_dataclass(a):  # which torch.fx would take for a plain dict
-            given = {f.name: self.create_arg(getattr(a, f.name)) for f in fields(a) if getattr(a, f.name) is not None}
+        if is_dataclass(a) and isinstance(a, dict):  # which torch.fx would take for a plain dict
+            given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
             return self.create_node("call_function", type(a), (), given)
         return super().create_arg(a)
 
@@ -224,9 +225,8 @@ class _Example:
                     self.values[x] = tuple(self._run(x, parts, i) for i in range(len(_BATCHES)))
         if self._is_tensor(node):
             raise fx.proxy.TraceError("control flow must not depend on the values of tensors")
-        if any(
-            len(set(self.values[x])) > 1 for x in self._computed_from(node) if isinstance(self.values[x][0], _NUMBERS)
-        ):
+        values = [self.values[x] for x in self._computed_from(node)]
+        if any(len({*x}) > 1 for x in values if isinstance(x[0], (bool, int, float))):
             raise fx.proxy.TraceError("control flow must not depend on the batch size")
         self._note_sizes(before)
         return self.values[node][0]
@@ -292,7 +292,6 @@ class _Example:
 
 
 _BATCHES = 2, 11
-_NUMBERS = (bool, int, float)
 
 
 def _dims_read(node: fx.Node, rank: int, nodes: Collection[fx.Node]) -> Iterable[int]:
@@ -309,17 +308,7 @@ def _dims_read(node: fx.Node, rank: int, nodes: Collection[fx.Node]) -> Iterable
     return range(rank)
 
 
-_WITHOUT_SIZES = {
-    "dim",
-    "ndim",
-    "ndimension",
-    "dtype",
-    "device",
-    "type",
-    "is_cuda",
-    "is_floating_point",
-    "requires_grad",
-}
+_WITHOUT_SIZES = {"dim", "ndim", "ndimension", "dtype", "device", "is_cuda", "is_floating_point", "requires_grad"}
 """Of attributes and methods of tensors, those that do not depend on sizes."""
 
 
@@ -395,29 +384,28 @@ def traced(
         ValueError: torch.fx cannot trace the ANN, the ANN does something different in training, or with an ``example``
             it computes something other than the graph.
     """
-    if example is not None:
-        example = (example,) if isinstance(example, Tensor) else tuple(example)
-        _check_example(ann, example)
+    given = None if example is None else (example,) if isinstance(example, Tensor) else tuple(example)
+    if given is not None:
+        _check_example(ann, given)
     with evaluating(ann):
-        tracers = [_Tracer(known, ann, example) for _ in range(2)]
+        tracers = _Tracer(known, ann, given), _Tracer(known, ann, given)
         try:
-            graphs = [
-                tracer.trace(ann.train(training)) for tracer, training in zip(tracers, (False, True), strict=True)
-            ]
+            graphs = tracers[0].trace(ann.eval()), tracers[1].trace(ann.train())
         except Exception as error:  # a user's forward may raise anything when it meets a proxy
             raise ValueError(
                 f"convert: ann must be traceable by torch.fx, got an error in {type(ann).__name__}: {error}. "
                 "Control flow must not depend on the values of tensors"
             ) from error
-    for tracer, graph in zip(tracers, graphs, strict=True):
+    for tracer in tracers:
         if tracer.example is not None:
-            tracer.example.dropped(graph)
+            tracer.example.dropped(tracer.graph)
     _check_modes(ann, *graphs)
-    root = ann if not tracers[0].parts else _with_parts(ann, tracers[0].parts)
-    if tracers[0].example is not None:
+    root = _with_parts(ann, tracers[0].parts) if tracers[0].parts else ann
+    if given is not None and tracers[0].example is not None:
         tracers[0].example.guard(graphs[0], root)
-        for n in (2, 3):  # the graph must not depend on the batch size
-            check_traced(ann, graphs[0], *(x[torch.arange(n, device=x.device) % len(x)] for x in example), root=root)
+        with evaluating(ann), torch.no_grad():
+            for n in (2, 3):  # the graph must not depend on the batch size
+                check_traced(ann, graphs[0], *(x[torch.arange(n, device=x.device) % len(x)] for x in given), root=root)
     return graphs[0], root
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..ops import checks
+from .elementwise import TandemElementwise
 from .quantiser import WeightQuantiser, quantiser
 from .tandem import TandemLayer, stored
 
@@ -22,7 +23,11 @@ Named = list[tuple[str, nn.Module]]
 def weight_layers(*models: nn.Module) -> Named:
     """Return each weight layer once."""
     found = {id(layer): (name, layer) for model in models for name, layer in model.named_modules()}
-    return [(name, layer) for name, layer in found.values() if isinstance(layer, _WEIGHT_LAYERS)]
+    return [
+        (name, layer)
+        for name, layer in found.values()
+        if isinstance(layer, _WEIGHT_LAYERS) and not isinstance(layer, TandemElementwise)
+    ]
 
 
 def check_quantisable(op: str, argument: str, layers: Named) -> None:
@@ -31,6 +36,11 @@ def check_quantisable(op: str, argument: str, layers: Named) -> None:
         where = f"in layer {name or type(layer).__name__}"
         if parametrize.is_parametrized(layer, "weight") and quantiser(layer) is None:
             raise ValueError(f"{op}: {argument} must have no other parametrisations of weights, got one {where}")
+        if getattr(layer, "input_scale", None) is not None:
+            raise ValueError(
+                f"{op}: {argument} must not have spikes of different weight concatenated: the twins would round weights "
+                f"differently, got some {where}"
+            )
         weight: Any = getattr(*stored(layer, "weight")).detach()
         if weight.dtype not in checks.FLOATING:
             raise TypeError(f"{op}: {argument} must have weights of float32 or float64, got {weight.dtype} {where}")
