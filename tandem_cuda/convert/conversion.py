@@ -434,14 +434,14 @@ class Conversion:
 
     def gated(self, node: fx.Node, train: Train, gate: Real) -> Train:
         """Write the neurons of a product of spikes and a gate."""
-        if train.signed:
-            raise Unconvertible("put a ReLU before it: its input has negative values")
-        module = TandemGate(self.neuron)
+        module = TandemGate(self.neuron, train.signed)
         self.reads(module.decode, train)
         name = self._named(node.name, module)
         self.neurons.append((node, name))
+        if train.signed:
+            self.signed.add(name)
         node_of = self.graph.call_module(name, (train.node, gate.node))
-        return Train(node_of, name, channels=train.channels, dims=train.dims)
+        return Train(node_of, name, signed=train.signed, channels=train.channels, dims=train.dims)
 
     def reads(self, module: Any, train: Train) -> None:
         """Note that a module weighs the spikes of each channel of a train."""

@@ -168,14 +168,13 @@ class Call:
                 branches.append(Branch(self._conversion.train(argument), factor=-1.0))  # type: ignore[arg-type]
                 continue
             x = self._conversion.value(argument) if isinstance(argument, fx.Node) else argument
-            if isinstance(x, Current) and not x.then and len(argument.users) == 1:  # type: ignore[union-attr]
+            encoded = isinstance(x, Current) and any(branch.encoded for branch in x.branches)  # not read as spikes
+            if isinstance(x, Current) and not (x.then or encoded) and len(argument.users) == 1:  # type: ignore[union-attr]
                 branches += x.branches
             elif isinstance(x, (Train, Pooled, Current)):
                 branches.append(Branch(self._conversion.train(argument)))  # type: ignore[arg-type]  # a node
             else:
                 raise Unconvertible("add only spikes and outputs of weight layers, not network inputs")
-        if any(branch.encoded for branch in branches):
-            raise Unconvertible("put a weight layer and a ReLU between the input of the network and the sum")
         return Current(branches)
 
     def fold(self, norm: Any) -> Any:

@@ -178,6 +178,7 @@ class FrozenGate(FrozenLayer):
 
     Args:
         neuron: its neurons.
+        signed: as of the module.
         scale: [C], a factor of each channel of the spikes, or None.
     """
 
@@ -185,25 +186,25 @@ class FrozenGate(FrozenLayer):
     format = 2
     waits = True
 
-    def __init__(self, neuron: Neuron, scale: Tensor | None) -> None:
+    def __init__(self, neuron: Neuron, signed: bool, scale: Tensor | None) -> None:
         super().__init__()
         for name, value in neuron.scales().items():
             frozen_scale(self.kind, name, value)
-        self.gate = TandemGate(neuron)
-        self.gate.decode.scale = FrozenDecode(scale=scale).decode.scale
+        self.gate = TandemGate(neuron, signed)
+        self.gate.decode = FrozenDecode(signed, scale).decode
 
     @classmethod
     def of(cls, module: TandemGate, encoded: bool) -> FrozenGate:
-        return cls(module.neuron, module.decode.scale)
+        return cls(module.neuron, module.decode.signed, module.decode.scale)
 
     @classmethod
     def load(cls, settings: Settings, tensors: Tensors) -> FrozenGate:
-        check_settings(cls.kind, settings, {"neuron"})
-        decode = FrozenDecode.load({}, tensors)
-        return cls(of_settings(cls.kind, settings["neuron"]), decode.tensors().get("scale"))
+        check_settings(cls.kind, settings, {"neuron", "signed"})
+        scale = FrozenDecode.load({}, tensors).decode.scale
+        return cls(of_settings(cls.kind, settings["neuron"]), settings["signed"], scale)
 
     def settings(self) -> Settings:
-        return {"neuron": self.gate.neuron.settings()}
+        return {"neuron": self.gate.neuron.settings(), "signed": self.gate.decode.signed}
 
     def tensors(self) -> dict[str, Tensor]:
         scale = self.gate.decode.scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .. import ops
@@ -23,20 +24,23 @@ class TandemGate(nn.Module):
 
     Args:
         neuron: IF(...) or LIF(...).
+        signed: whether channels 2i and 2i + 1 of the spikes are the positive and the negative part of channel i. So are
+            those of the output.
 
     Shape:
-        SpikeTrain [N, C, ...] and Tensor that broadcasts over it, such as [N, C, 1, 1] -> SpikeTrain [N, C, ...].
+        SpikeTrain [N, C, ...] and Tensor that broadcasts over its values, such as [N, C, 1, 1] -> SpikeTrain
+        [N, C, ...]. Channels of spikes count twice if ``signed``.
 
     Raises:
         TypeError: the first input is not a SpikeTrain, or the gate is not a Tensor of its dtype.
         ValueError: the gate does not broadcast over the spikes.
     """
 
-    def __init__(self, neuron: Neuron = IF()) -> None:
+    def __init__(self, neuron: Neuron = IF(), signed: bool = False) -> None:
         super().__init__()
         check_neuron("TandemGate", neuron)
         self.neuron = neuron
-        self.decode = Decode()
+        self.decode = Decode(signed)
 
     def forward(self, x: SpikeTrain, gate: Tensor) -> SpikeTrain:
         v = self.potential(x, gate)
@@ -45,17 +49,18 @@ class TandemGate(nn.Module):
         return coupled(self.neuron, bits, v if needs_gradient(v) else None, steps, x.dtype)
 
     def potential(self, x: SpikeTrain, gate: Tensor) -> Tensor:
-        """Return gate * amplitude * c, [N, C, ...]."""
+        """Return gate * amplitude * c, [N, C, ...]; if signed, and its negative, as the neurons are arranged."""
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"TandemGate: input must be a SpikeTrain, got {type(x).__name__}")
         checks.check_tensor("TandemGate", "gate", gate)
         if gate.dtype != x.dtype:
             raise TypeError(f"TandemGate: gate must have the dtype of the spikes, {x.dtype}, got {gate.dtype}")
-        alike = gate.dim() == len(x.shape) and all(g in (1, s) for g, s in zip(gate.shape, x.shape, strict=True))
-        if not alike:
-            raise ValueError(f"TandemGate: gate must broadcast over {list(x.shape)}, got {list(gate.shape)}")
         value: Tensor = self.decode(x)
-        return value * gate
+        alike = gate.dim() == value.dim() and all(g in (1, s) for g, s in zip(gate.shape, value.shape, strict=True))
+        if not alike:
+            raise ValueError(f"TandemGate: gate must broadcast over {list(value.shape)}, got {list(gate.shape)}")
+        v = value * gate
+        return torch.stack([v, -v], 2).flatten(1, 2) if self.decode.signed else v
 
     def fired(self, v: Tensor, steps: int) -> Tensor:
         """Return the bits of neurons that integrate v."""
@@ -65,4 +70,4 @@ class TandemGate(nn.Module):
         return bits
 
     def extra_repr(self) -> str:
-        return f"neuron={self.neuron}"
+        return f"neuron={self.neuron}{', signed=True' if self.decode.signed else ''}"
