@@ -23,7 +23,7 @@ from .calibrate import checked_levels, percentiles
 from .conversion import Conversion, cut
 from .replace import check_replacements, replaced
 from .rules import RULES, has_weights
-from .trace import owner_of, same_modules, traced
+from .trace import owner_of, same_modules, traced, unite
 from .values import Source
 
 _BITS = {"int8": 8, "int16": 16}
@@ -87,6 +87,10 @@ class TandemNetwork(nn.Module):
         for name, module in snn.named_modules():
             if module not in shared:  # shared modules keep their mode: parts of a model may be frozen
                 module.training = modes.get(name, ann.training)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        unite(self.snn, self.ann())
 
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""

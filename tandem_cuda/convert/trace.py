@@ -10,6 +10,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from types import FunctionType
 from typing import Any
@@ -68,11 +69,16 @@ class _Answers(fx.Proxy):
         return float(self.tracer.answer(self))
 
     def __len__(self) -> int:
-        return len(self.tracer.answer(self))
+        return int(self.tracer.answer(self, length=True))
 
 
 class _Attribute(fx.proxy.Attribute, _Answers):
     """The same, of an attribute of a proxy."""
+
+
+def _check(condition: Any, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
 
 
 class _Tracer(fx.Tracer):
@@ -154,10 +160,8 @@ class _Tracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
         if target is torch._assert and self.example is not None:
-            condition, message = args
-            if not condition:
-                raise AssertionError(message)
-            return None
+            with suppress(fx.proxy.TraceError):  # it depends on values
+                return _check(*args, **kwargs)
         return super().create_proxy(kind, target, args, kwargs, *more, **named)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -165,28 +169,29 @@ class _Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         proxy: Any = obj
-        return iter([proxy[i] for i in range(len(self.answer(obj)))])
+        return iter([proxy[i] for i in range(self.answer(obj, length=True))])
 
     def create_arg(self, a: Any) -> Any:
-        if is_dataclass(a) and isinstance(a, dict):  # which torch.fx would take for a plain dict
+        is_dict = isinstance(a, dict)
+        if is_dict and is_dataclass(a):  # which torch.fx would take for a plain dict
             given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
             return self.create_node("call_function", type(a), (), given)
         return super().create_arg(a)
 
-    def answer(self, proxy: fx.Proxy) -> Any:
-        """Return what a proxy is, as far as that depends only on shapes and types.
+    def answer(self, proxy: fx.Proxy, length: bool = False) -> Any:
+        """Return what a proxy is, or its length, as far as that depends only on shapes and types.
 
         Raises:
             TraceError: it depends on values of tensors or on the batch size, or there is no example.
         """
         if self.example is None:
             raise fx.proxy.TraceError(
-                "symbolically traced variables cannot be used as inputs to control flow. If it is the sizes of tensors "
-                "that forward depends on, pass example=, an input of ann"
+                "symbolically traced variables cannot be used as inputs to control flow (if forward only needs the "
+                "sizes of tensors, pass example=, an input of ann)"
             )
         self.answering = True
         try:
-            return self.example.answer(proxy.node, self.parts)
+            return self.example.answer(proxy.node, self.parts, length)
         finally:
             self.answering = False
 
@@ -202,6 +207,8 @@ class _Example:
         self.placeholders: list[fx.Node] = []
         self.sizes: list[set[int]] = [set() for _ in inputs]
         """The dimensions of each input whose sizes an answer depends on."""
+        self.ranked = False
+        """Whether an answer depends on the number of dimensions."""
 
     def give(self, placeholders: Iterable[fx.Node]) -> None:
         """Take the inputs as the values of these nodes."""
@@ -212,8 +219,8 @@ class _Example:
                     torch.empty((n, *x.shape[1:]), dtype=x.dtype, device=x.device) for n in _BATCHES
                 )
 
-    def answer(self, node: fx.Node, parts: Mapping[str, nn.Module]) -> Any:
-        """Return the value of a node.
+    def answer(self, node: fx.Node, parts: Mapping[str, nn.Module], length: bool = False) -> Any:
+        """Return the value of a node, or its length.
 
         Raises:
             TraceError: it depends on values of tensors or on the batch size.
@@ -223,13 +230,19 @@ class _Example:
             for x in node.graph.nodes:
                 if x in before and x not in self.values:
                     self.values[x] = tuple(self._run(x, parts, i) for i in range(len(_BATCHES)))
-        if self._is_tensor(node):
+        numbers = [self.values[x] for x in self._computed_from(node)]
+        if length:
+            numbers.append(tuple(map(len, self.values[node])))
+        elif self._is_tensor(node):
             raise fx.proxy.TraceError("control flow must not depend on the values of tensors")
-        values = [self.values[x] for x in self._computed_from(node)]
-        if any(len({*x}) > 1 for x in values if isinstance(x[0], (bool, int, float))):
+        if any(len({*x}) > 1 for x in numbers if isinstance(x[0], (bool, int, float))):
             raise fx.proxy.TraceError("control flow must not depend on the batch size")
         self._note_sizes(before)
-        return self.values[node][0]
+        if not length:
+            return self.values[node][0]
+        if self._is_tensor(node):
+            self._note_all_sizes()
+        return len(self.values[node][0])
 
     def _is_tensor(self, node: fx.Node) -> bool:
         return any(isinstance(x, Tensor) for x in tree_leaves(self.values[node][0]))
@@ -265,11 +278,15 @@ class _Example:
                 if self._is_tensor(x):
                     rank = max(y.dim() for y in tree_leaves(self.values[x][0]) if isinstance(y, Tensor))
                     dims = {d % rank for d in _dims_read(node, rank, nodes)} - {0}
-                    for i, given in enumerate(self.placeholders):
-                        if dims and x not in self.placeholders:
-                            self.sizes[i].update(range(1, self.inputs[i].dim()))
-                        elif x is given:
-                            self.sizes[i] |= dims
+                    if x in self.placeholders:
+                        self.sizes[self.placeholders.index(x)] |= dims
+                    elif dims:
+                        self._note_all_sizes()
+                    self.ranked = self.ranked or _asks_for_rank(node)
+
+    def _note_all_sizes(self) -> None:
+        for x, dims in zip(self.inputs, self.sizes, strict=True):
+            dims.update(range(1, x.dim()))
 
     def dropped(self, graph: fx.Graph) -> None:
         """Remove the questions from the graph: calls that do not return tensors and are not used."""
@@ -283,7 +300,7 @@ class _Example:
         for node, x, dims in zip(placeholders, self.inputs, self.sizes, strict=True):
             if 1 in dims and any(_reads_channels(user, ann) for user in node.users):
                 dims = dims - {1}  # the layer refuses other numbers of channels
-            if not dims:
+            if not dims and not self.ranked:
                 continue
             sizes = tuple(size if d in dims else None for d, size in enumerate(x.shape))
             with graph.inserting_after(placeholders[-1]):
@@ -306,6 +323,13 @@ def _dims_read(node: fx.Node, rank: int, nodes: Collection[fx.Node]) -> Iterable
     if all(user.target is operator.getitem and isinstance(user.args[1], int) for user in users):
         return [user.args[1] for user in users]  # type: ignore[misc]
     return range(rank)
+
+
+def _asks_for_rank(node: fx.Node) -> bool:
+    words = {"dim", "ndim", "ndimension"}
+    if node.target in words or (node.target is getattr and node.args[1] in words):
+        return True
+    return asks_for_size(node) and any(user.target is len for user in node.users)
 
 
 _WITHOUT_SIZES = {"dim", "ndim", "ndimension", "dtype", "device", "is_cuda", "is_floating_point", "requires_grad"}
@@ -366,6 +390,13 @@ def same_modules(one: nn.Module, other: nn.Module) -> set[nn.Module]:
     return {module for module in one.modules() if id(vars(module)) in states}
 
 
+def unite(snn: nn.Module, ann: nn.Module) -> None:
+    """Make the modules that are one in all but class so again, after copying or pickling."""
+    states = {id(module._parameters): vars(module) for module in ann.modules()}
+    for module in snn.modules():
+        module.__dict__ = states.get(id(module._parameters), vars(module))
+
+
 def traced(
     ann: nn.Module, known: Collection[Any], example: Tensor | Sequence[Tensor] | None = None
 ) -> tuple[fx.Graph, nn.Module]:
@@ -416,7 +447,9 @@ def _check_example(ann: nn.Module, example: tuple[Any, ...]) -> None:
         if not x.dim() or not len(x):
             raise ValueError(f"convert: example must be [N, ...] with N > 0, got {list(x.shape)}")
     names = inputs_of(ann, len(example))
-    if names is not None and len(names) != len(example):
+    if names is None:
+        raise ValueError("convert: example must be None if forward takes *args")
+    if len(names) != len(example):
         raise ValueError(f"convert: example must hold {', '.join(names)}, got {len(example)} tensors")
 
 
