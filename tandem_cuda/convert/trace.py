@@ -76,6 +76,12 @@ class _Attribute(fx.proxy.Attribute, _Answers):
     """The same, of an attribute of a proxy."""
 
 
+def _kept(node: fx.Node) -> fx.Node:
+    """Let the call stay a call in a pickled graph, which torch.fx traces anew when it is loaded."""
+    node.meta["is_wrapped"] = True
+    return node
+
+
 def _check(condition: Any, message: str) -> None:
     if not condition:
         raise AssertionError(message)
@@ -175,7 +181,7 @@ class _Tracer(fx.Tracer):
         is_dict = isinstance(a, dict)
         if is_dict and is_dataclass(a):  # which torch.fx would take for a plain dict
             given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
-            return self.create_node("call_function", type(a), (), given)
+            return _kept(self.create_node("call_function", type(a), (), given))
         return super().create_arg(a)
 
     def answer(self, proxy: fx.Proxy, length: bool = False) -> Any:
@@ -242,6 +248,7 @@ class _Example:
             return self.values[node][0]
         if self._is_tensor(node):
             self._note_all_sizes()
+        self.ranked = self.ranked or asks_for_size(node)
         return len(self.values[node][0])
 
     def _is_tensor(self, node: fx.Node) -> bool:
@@ -304,7 +311,7 @@ class _Example:
                 continue
             sizes = tuple(size if d in dims else None for d, size in enumerate(x.shape))
             with graph.inserting_after(placeholders[-1]):
-                checked = graph.call_function(sized_as_traced, (node, sizes))
+                checked = _kept(graph.call_function(sized_as_traced, (node, sizes)))
             node.replace_all_uses_with(checked, lambda user, checked=checked: user is not checked)
 
 
@@ -415,7 +422,7 @@ def traced(
         ValueError: torch.fx cannot trace the ANN, the ANN does something different in training, or with an ``example``
             it computes something other than the graph.
     """
-    given = None if example is None else (example,) if isinstance(example, Tensor) else tuple(example)
+    given = None if example is None else tuple(example) if isinstance(example, (tuple, list)) else (example,)
     if given is not None:
         _check_example(ann, given)
     with evaluating(ann):
@@ -454,17 +461,18 @@ def _check_example(ann: nn.Module, example: tuple[Any, ...]) -> None:
 
 
 def _with_parts(ann: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
-    """Return a copy of the ANN that has the same children and further modules."""
-    root = copy.copy(ann)
-    root._modules = {**ann._modules}
+    """Return a copy of the ANN that has the same children and, found by get_submodule, further modules."""
+    plain = nn.Module()
     for target, part in parts.items():
-        *path, name = target.split(".")
-        parent = root
+        parent = plain
+        *path, name = target.split(".")[1:]
         for key in path:
             if key not in parent._modules:
                 parent.add_module(key, nn.Module())
             parent = parent.get_submodule(key)
         parent.add_module(name, part)
+    root = copy.copy(ann)
+    vars(root)[PLAIN] = plain  # not a child: forward may loop over its children
     return root
 
 
