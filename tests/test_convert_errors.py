@@ -120,11 +120,13 @@ class FunctionalActivations(nn.Module):
                 nn.Conv2d(4, 2, 1),
             ),
             [
-                "  1 (LeakyReLU): use nn.ReLU, as replace={nn.LeakyReLU: nn.ReLU} does: spiking neurons approximate only ReLU",
+                "  1 (LeakyReLU): use nn.ReLU, as replace={nn.LeakyReLU: nn.ReLU} does: spiking neurons approximate "
+                "only ReLU",
                 "  3 (GELU): use nn.ReLU, as replace={nn.GELU: nn.ReLU} does: spiking neurons approximate only ReLU",
                 "  5 (GroupNorm): use nn.BatchNorm2d: its statistics are constants, whereas these depend on the spikes "
                 "of each input",
-                "  8 (Softplus): use nn.ReLU, as replace={nn.Softplus: nn.ReLU} does: spiking neurons approximate only ReLU",
+                "  8 (Softplus): use nn.ReLU, as replace={nn.Softplus: nn.ReLU} does: spiking neurons approximate only "
+                "ReLU",
             ],
         ),
         (

@@ -72,6 +72,7 @@ class Gate(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.reduce, self.expand = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+        nn.init.constant_(self.reduce.bias, 0.5)
 
     def forward(self, x):
         return x * torch.sigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
@@ -172,6 +173,7 @@ NETS = {
     "AvgPool1d with padding": lambda: line(nn.AvgPool1d(3, 2, 1, count_include_pad=False), 6 * 8),
     "AdaptiveAvgPool1d": lambda: line(nn.AdaptiveAvgPool1d(4), 6 * 4),
 }  # fmt: skip
+CONCATENATED = {"cat", "cat of values", "flat cat", "channel shuffle", "split", "slices"}
 LINES = {name for name in NETS if "1d" in name}
 NEURONS = {"one phase": IF(initial=0.5), "two phases": IF(initial=0.5, two_phase=True)}
 
@@ -206,6 +208,10 @@ def test_it_computes_what_the_ann_does(name, neuron):
         assert (snn(x) - want).norm() > 0
 
 
+def operations(model, x):
+    return sum(layer.synops for layer in synops(model, x))
+
+
 @pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
 @pytest.mark.parametrize("name", NETS)
 def test_frozen_networks_are_the_same(name, neuron, tmp_path):
@@ -220,7 +226,7 @@ def test_frozen_networks_are_the_same(name, neuron, tmp_path):
         frozen.save(tmp_path / "net")
         loaded = FrozenNetwork.load(tmp_path / "net")
         assert torch.equal(loaded(x), want)
-        assert synops(loaded, x).synops == synops(snn, x).synops > 0
+        assert operations(loaded, x) == operations(snn, x) > 0
         if "two" not in str(neuron) and "gate" not in name:
             stream = frozen.stream(x)
             assert torch.equal([stream.advance(n) for n in (1, 3, 1)][-1], want)
@@ -243,11 +249,10 @@ def test_it_trains(name, neuron):
     assert torch.equal(copy.deepcopy(snn)(x), want)
 
 
-@pytest.mark.parametrize("name", NETS)
+# Without maxima, for rounding decides which of several equal ones gets the gradient.
+@pytest.mark.parametrize("name", [name for name in NETS if "Max" not in name and "amax" not in name])
 def test_gradients_are_those_of_the_ann(name):
     """Of many steps: in eval mode, where both networks use the same statistics."""
-    if "pool" in name.lower() or "amax" in name:
-        pytest.skip("which of several equal maxima gets the gradient depends on rounding")
     ann, x = made(name)
     snn = converted(name, ann, 4096, calibrate=x, percentile=100, neuron=NEURONS["two phases"])
     got = torch.autograd.grad(snn(x).square().sum(), ann.first.weight)[0]
@@ -289,6 +294,32 @@ def test_engines_have_the_same_spikes(name, neuron):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
+@pytest.mark.parametrize("weights", ["int8", "int16"])
+@pytest.mark.parametrize("name", NETS)
+def test_integers_have_the_same_spikes_everywhere(name, weights, neuron):
+    """With weights as they come: in every engine, with and without a gradient, and frozen."""
+    ann, x = made(name)
+    ann, x = ann.float(), x.float()
+    nets = [converted(name, ann, 8, engine=e, neuron=neuron, weights=weights) for e in ("event", "dense")]
+    with torch.no_grad():
+        want = nets[0](x)
+        assert torch.equal(nets[1](x), want)
+        assert torch.equal(freeze(nets[1])(x), want)
+    assert torch.equal(nets[1](x), want)
+
+
+@pytest.mark.parametrize("name", [name for name in NETS if name not in CONCATENATED])
+def test_integers_are_those_of_the_ann(name):
+    """Both twins round weights alike."""
+    ann, x = made(name)
+    ann, x = ann.float(), x.float()
+    snn = converted(name, ann, 256, calibrate=x, percentile=100, neuron=NEURONS["two phases"], weights="int8")
+    with torch.no_grad():
+        want = ann(x)
+        assert (snn(x) - want).norm() < 0.02 * want.norm()
+
+
 def kinds(snn):
     return [type(module) for module in snn.snn.modules()]
 
@@ -300,7 +331,7 @@ def kinds(snn):
         ("pad", SpikeRearrange, 1),
         ("norm before ReLU", TandemElementwise, 1),
         ("norm without map", TandemElementwise, 0),
-        ("factor", TandemElementwise, 2),
+        ("factor", TandemElementwise, 3),
         ("gate", TandemGate, 1),
         ("amax", SpikingGlobalMaxPool2d, 1),
     ],
@@ -365,7 +396,7 @@ def test_wrong_replacements(replace, error, message):
 
 def test_gates_must_be_asked_for():
     ann, _ = made("gate")
-    with pytest.raises(ValueError, match=r"mul.*pass gates='analogue' if it is squeeze-and-excitation"):
+    with pytest.raises(ValueError, match=r"sigmoid .*gates='analogue' keeps squeeze-and-excitation"):
         convert(ann, 4)
     with pytest.raises(ValueError, match="gates must be None or 'analogue', got 'spiking'"):
         convert(ann, 4, gates="spiking")

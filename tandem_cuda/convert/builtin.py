@@ -23,9 +23,9 @@ from ..nn import (
     TandemLinear,
 )
 from .advice import NOTHING_ELSE
+from .gates import PRODUCTS
 from .rules import Call, Rule, Unconvertible, WeightRule, fire, register
 from .trace import DROPOUTS, dropout_of
-from .gates import PRODUCTS
 from .values import BatchSize, Grouped, ImageSize, Known, Pieces, Shape
 
 _NO_INDICES = "set return_indices=False: the position of the maximum differs between time steps"
@@ -52,23 +52,29 @@ def _average(call: Call) -> Any:
 
 def _average_line(call: Call) -> Any:
     pool = call.module
-    sizes = [(1, *_single(x)) for x in (pool.kernel_size, pool.stride)]
-    window = nn.AvgPool2d(*sizes, (0, *_single(pool.padding)), pool.ceil_mode, pool.count_include_pad)
+    kernel, stride, padding = _row(pool.kernel_size), _row(pool.stride), _row(pool.padding, 0)
+    window = nn.AvgPool2d(kernel, stride, padding, pool.ceil_mode, pool.count_include_pad)
     return call.of_line(lambda image: image.average(window))
 
 
 def _adaptive_average_line(call: Call) -> Any:
-    (size,) = _single(call.module.output_size)
-    return call.of_line(lambda image: image.average(nn.AdaptiveAvgPool2d((1, size))))
+    average = nn.AdaptiveAvgPool2d(_row(call.module.output_size))
+    return call.of_line(lambda image: image.average(average))
 
 
 def _maximum_line(call: Call) -> Any:
     pool = call.module
     if pool.return_indices:
         raise Unconvertible(_NO_INDICES)
-    sizes = [(1, *_single(x)) for x in (pool.kernel_size, pool.stride)]
-    how = (0, *_single(pool.padding)), (1, *_single(pool.dilation)), False, pool.ceil_mode
-    return call.of_line(lambda image: image.apply(SpikingMaxPool2d(*sizes, *how), commutes=True))
+    kernel, stride, padding = _row(pool.kernel_size), _row(pool.stride), _row(pool.padding, 0)
+    maximum = SpikingMaxPool2d(kernel, stride, padding, _row(pool.dilation), False, pool.ceil_mode)
+    return call.of_line(lambda image: image.apply(maximum, commutes=True))
+
+
+def _row(size: Any, height: int = 1) -> tuple[int, int]:
+    """Return a size along a line as that of an image."""
+    (number,) = _single(size)
+    return height, number
 
 
 def _single(x: Any) -> tuple[int, ...]:
@@ -332,7 +338,9 @@ def _pad(call: Call) -> Any:
 
 
 def _interpolate(call: Call) -> Any:
-    def given(x: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any, **more: Any) -> Any:
+    def given(
+        x: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any, **more: Any
+    ) -> Any:
         return size, scale_factor, mode
 
     return _upsampled(call, *given(*call.args, **call.kwargs))
@@ -445,7 +453,11 @@ def _item(call: Call) -> Any:
     whole = slice(None)
     index = index if isinstance(index, tuple) else (index,)
     channels = index[1] if len(index) > 1 else None
-    if isinstance(channels, slice) and channels.step in (None, 1) and all(i in (whole, ...) for i in (index[0], *index[2:])):
+    if (
+        isinstance(channels, slice)
+        and channels.step in (None, 1)
+        and all(i in (whole, ...) for i in (index[0], *index[2:]))
+    ):
         return call.piece(call.pieces(lambda n: [channels.indices(n)[:2]]), 0)
     raise Unconvertible(NOTHING_ELSE)
 

@@ -373,7 +373,11 @@ class Conversion:
 
     def _layer(self, branch: Branch, neuron: Neuron, signed: bool, learn_threshold: bool = False) -> Any:
         """Make the tandem layer of a branch, which holds the ANN's parameters and batch norm."""
-        layer = self._elementwise(branch, neuron, signed) if branch.layer is None else self._weighted(branch, neuron, signed)
+        layer = (
+            self._elementwise(branch, neuron, signed)
+            if branch.layer is None
+            else self._weighted(branch, neuron, signed)
+        )
         layer.norm = branch.norm
         if learn_threshold:
             layer.log_threshold = new_log_threshold(type(layer).__name__, True, self.like)
@@ -526,7 +530,9 @@ class Conversion:
             return False
         written = node.args[0]
         x = self.value(written)
-        if isinstance(x, Real) or (isinstance(x, (Train, Pooled)) and not x.signed and rule_for(node, self.ann) is fire):
+        if isinstance(x, Real) or (
+            isinstance(x, (Train, Pooled)) and not x.signed and rule_for(node, self.ann) is fire
+        ):
             return False  # real values keep the ANN's order; ReLU does not change spikes
         behind = self.nodes[self.nodes.index(node) + 1 :]
         return any(user in behind for user in written.users)

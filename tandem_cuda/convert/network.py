@@ -438,9 +438,9 @@ def convert(
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
             from that of ``neuron`` or of calibration. Average poolings with neurons keep theirs.
-        replace: replace modules of the ANN itself, as in ``{nn.SiLU: nn.ReLU}``: classes of modules that have no spiking
-            form, and the classes (called without arguments) or modules to put in their place. The ANN then computes
-            something else and wants fine-tuning; a warning says so.
+        replace: replace modules of the ANN itself, as in ``{nn.SiLU: nn.ReLU}``: classes of modules that have no
+            spiking form, and the classes (called without arguments) or modules to put in their place. The ANN then
+            computes something else and wants fine-tuning; a warning says so.
         gates: "analogue" to keep squeeze-and-excitation: the factors of channels are computed from spike counts, by the
             ANN's own layers and without spikes (:class:`tandem_cuda.nn.TandemGate`). By default it is refused.
         weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
@@ -519,8 +519,8 @@ def convert(
     pools = [(name, source) for _, name, source in conversion.pools]
     if weights and conversion.readers:
         raise ValueError(
-            "convert: weights must be None with calibrate and concatenated trains (their thresholds differ, so that the "
-            f"twins would round weights differently), got {weights!r}"
+            "convert: weights must be None with calibrate and concatenated trains (their thresholds differ, so that "
+            f"the twins would round weights differently), got {weights!r}"
         )
     with _quantised(ann, snn, weights):
         if calibrate is None:

@@ -24,7 +24,9 @@ def check_replacements(replace: Any, ann: nn.Module) -> None:
             raise TypeError(f"convert: replace[{old.__name__}] must be a module class or a module, got {new!r}")
         if old not in kinds:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
-            raise ValueError(f"convert: replace must name classes of modules in ann, got {old.__name__}; it has {names}")
+            raise ValueError(
+                f"convert: replace must name classes of modules in ann, got {old.__name__}; it has {names}"
+            )
 
 
 @contextmanager

@@ -81,7 +81,10 @@ class TandemElementwise(TandemConv2d):
         self.register_buffer("bias", None, persistent=False)
 
     def maps(self, factor: float, offset: float, like: Tensor) -> None:
-        """Set the constants, on the device of ``like`` and in its dtype. Two neurons for a value are those of its signs."""
+        """Set the constants, on the device of ``like`` and in its dtype.
+
+        Where there are two neurons for each value, they are those of its signs.
+        """
         self.signed_input, self.signed = self.in_channels > self.groups, self.out_channels > self.groups
         self.weight = torch.full((self.groups, 1, 1, 1), factor, device=like.device, dtype=like.dtype)
         self.bias = None if offset == 0 else self.weight.new_full([self.groups], offset)

@@ -38,8 +38,8 @@ def check_quantisable(op: str, argument: str, layers: Named) -> None:
             raise ValueError(f"{op}: {argument} must have no other parametrisations of weights, got one {where}")
         if getattr(layer, "input_scale", None) is not None:
             raise ValueError(
-                f"{op}: {argument} must not have spikes of different weight concatenated: the twins would round weights "
-                f"differently, got some {where}"
+                f"{op}: {argument} must not have spikes of different weight concatenated (the twins would round "
+                f"weights differently), got some {where}"
             )
         weight: Any = getattr(*stored(layer, "weight")).detach()
         if weight.dtype not in checks.FLOATING:

@@ -50,7 +50,7 @@ def _pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
 def _channel_shuffle(x: Tensor, groups: int) -> Tensor:
     _check_multiple("channels", x.shape[2], groups)
     last = x.movedim(2, -1)
-    return last.unflatten(-1, (groups, -1)).transpose(-1, -2).flatten(-2).movedim(-1, 2)
+    return last.reshape(*last.shape[:-1], groups, -1).transpose(-1, -2).flatten(-2).movedim(-1, 2)
 
 
 def _channels(x: Tensor, start: int, stop: int) -> Tensor:
@@ -150,9 +150,8 @@ class SpikeRearrange(nn.Module):
         if not self.signed:
             return self._f(x, *self.settings)
         planes = len(x)
-        parts = x.unflatten(2, (-1, 2)).movedim(3, 0).flatten(0, 1)
-        moved = self._f(parts, *self.settings).unflatten(0, (2, planes))
-        return torch.stack([moved[0], moved[1]], 3).flatten(2, 3)
+        moved = self._f(torch.cat([x[:, :, ::2], x[:, :, 1::2]]), *self.settings)
+        return torch.stack([moved[:planes], moved[planes:]], 3).flatten(2, 3)
 
     def extra_repr(self) -> str:
         return ", ".join([repr(self.how), *map(str, self.settings), *(["signed=True"] if self.signed else [])])

@@ -153,7 +153,9 @@ class TandemLayer(nn.Module, ABC):
         if self.neuron.two_phase:  # both twins need the same product of counts
             ones = None if kernel.unit is None else torch.ones_like(kernel.unit)
             product = self.count_product(x, SpikingWeights(kernel, ones))
-            couple = self._behind_norm(self._units(product, kernel), steps, repeats=x.amplitude, missing=self.wired_bias())
+            couple = self._behind_norm(
+                self._units(product, kernel), steps, repeats=x.amplitude, missing=self.wired_bias()
+            )
             with torch.no_grad():
                 drive = self._spiking(steps, x.amplitude, kernel)
                 bits, _ = self.fired(product, steps, "impulse", (drive.scale, drive.bias))
