@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from .calibrate import checked_levels, percentiles
 from .conversion import Conversion, cut
 from .replace import check_replacements, replaced
 from .rules import RULES, has_weights
-from .trace import owner_of, traced
+from .trace import owner_of, same_modules, traced, unite
 from .values import Source
 
 _BITS = {"int8": 8, "int16": 16}
@@ -80,13 +80,17 @@ class TandemNetwork(nn.Module):
         self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
         self.tie_names()
         self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]  # torch's
-        self._arguments = _arguments(ann)
+        self._arguments = _arguments(ann, [node.target for node in snn.graph.nodes if node.op == "placeholder"])
         modes = {name: module.training for name, module in ann.named_modules()}
-        shared = {*ann.modules()}
+        shared = same_modules(snn, ann)
         self.training = ann.training
         for name, module in snn.named_modules():
             if module not in shared:  # shared modules keep their mode: parts of a model may be frozen
                 module.training = modes.get(name, ann.training)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        unite(self.snn, self.ann())
 
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
@@ -315,16 +319,16 @@ class TandemNetwork(nn.Module):
 
 @dataclass
 class _Arguments:
-    """The arguments of the ANN's forward. The spiking twin takes only those without a default."""
+    """The arguments of the ANN's forward. The spiking twin takes only those that are inputs."""
 
     names: list[str]
     defaults: dict[str, Any]
     open: bool
-    """Whether forward has *args or **kwargs."""
+    """Whether forward has *args."""
 
     @property
     def required(self) -> int:
-        """The number of arguments without a default."""
+        """The number of inputs."""
         return len(self.names) - len(self.defaults)
 
     def of(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -347,12 +351,12 @@ class _Arguments:
         return tuple(given[name] for name in self.names if name not in self.defaults)
 
 
-def _arguments(ann: nn.Module) -> _Arguments:
+def _arguments(ann: nn.Module, inputs: Collection[str]) -> _Arguments:
     parameters = inspect.signature(ann.forward).parameters.values()
     many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     single = [parameter for parameter in parameters if parameter.kind not in many]
-    defaults = {p.name: p.default for p in single if p.default is not inspect.Parameter.empty}
-    return _Arguments([p.name for p in single], defaults, len(single) < len(parameters))
+    defaults = {p.name: p.default for p in single if p.name not in inputs}
+    return _Arguments([p.name for p in single], defaults, any(p.kind is many[0] for p in parameters))
 
 
 def _tie_again(network: TandemNetwork, incompatible_keys: Any) -> None:
@@ -373,6 +377,7 @@ def convert(
     weights: str | None = None,
     replace: Mapping[type[nn.Module], type[nn.Module] | nn.Module] | None = None,
     gates: str | None = None,
+    example: Tensor | Sequence[Tensor] | None = None,
 ) -> TandemNetwork:
     """Convert an ANN to a tandem SNN (Wu et al. 2021) that shares its parameters.
 
@@ -441,6 +446,10 @@ def convert(
         weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
             :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the quantised ANN. By
             default weights stay as they are.
+        example: an input of the ANN, or one for each of its inputs, of at least one sample. Required if control flow in
+            forward depends on the sizes of tensors, but not on the batch size. The network then refuses inputs of other
+            sizes, as far as the control flow depends on them. The ANN runs on the example, with two batch sizes, to
+            check that the trace computes the same.
 
     Returns:
         A TandemNetwork. ``.ann()`` is the ANN.
@@ -498,12 +507,13 @@ def convert(
                 learn_thresholds=learn_thresholds,
                 weights=weights,
                 gates=gates,
+                example=example,
             )
-    graph = traced(ann, RULES)
+    graph, root = traced(ann, RULES, example)
     settings = time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds, gates is not None
-    conversion = Conversion(ann, graph, *settings)
+    conversion = Conversion(root, graph, *settings)
     if spiking_layers is not None:
-        conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(ann, graph, *settings, spiking))
+        conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(root, graph, *settings, spiking))
     snn = conversion.written()
     names = [name for _, name in conversion.neurons]
     pools = [(name, source) for _, name, source in conversion.pools]
@@ -520,7 +530,7 @@ def convert(
         else:
             batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
             measured = [*conversion.neurons, *((node, name) for node, name, _ in conversion.pools)]
-            levels = percentiles(ann, graph, measured, batches, percentile, conversion.signed)
+            levels = percentiles(root, graph, measured, batches, percentile, conversion.signed)
             levels |= {name: min(levels[name], bound) for name, bound in conversion.bounds.items()}
         return TandemNetwork(snn, ann, time_steps, names, levels, pools, conversion.readers, conversion.cats)
 
