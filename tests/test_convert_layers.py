@@ -436,6 +436,37 @@ def test_integers_and_spikes_of_different_weight():
     assert convert(ann, 4, weights="int8")(x).isfinite().all()
 
 
+def stochastic_depth(library, p):
+    if library == "timm":
+        return pytest.importorskip("timm.layers").DropPath(p)
+    return pytest.importorskip("torchvision.ops").StochasticDepth(p, library)
+
+
+@pytest.mark.parametrize("library", ["row", "batch", "timm"])
+def test_stochastic_depth(library):
+    """Samples keep their branch or lose it; on average, it is what it is in eval mode."""
+    drop = stochastic_depth(library, 0.25)
+    ann = between(lambda n, x: F.relu(n.drop(n.a(x)) + x), 8, a=conv(8, 8), drop=drop).eval()
+    x = torch.rand(256, 3, 8, 8)
+    snn = convert(ann, 16, calibrate=x, neuron=NEURONS["two phases"])
+    with torch.no_grad():
+        assert (snn(x) - ann(x)).norm() < 0.1 * ann(x).norm()
+        assert torch.equal(freeze(snn)(x), snn(x))
+        trains = []
+        (name,) = (name for name, m in snn.snn.named_modules() if type(m).__name__ == "TandemStochasticDepth")
+        snn.snn.get_submodule(name).register_forward_hook(lambda m, args, out: trains.append((args[0], out)))
+        snn.train()(x)
+        kept = [(out.count.flatten(1) != 0).any(1) for _, out in trains]
+    (before, after), (kept,) = trains[-1], kept
+    assert torch.equal(after.bits[:, kept], before.bits[:, kept])
+    assert not after.bits[:, ~kept].any()
+    assert after.amplitude == before.amplitude / 0.75
+    if library == "batch":
+        assert kept.all() or not kept.any()
+    else:
+        assert 140 < kept.sum() < 240
+
+
 def test_dropout_before_a_concatenation():
     ann = between(lambda n, x: torch.cat([n.drop(x), F.relu(n.a(x))], 1), 14, a=conv(8, 6), drop=nn.Dropout(0.5))
     snn = convert(ann, 4).train()

@@ -148,6 +148,15 @@ class Call:
 
         return self._conversion.behind(self.input, step)
 
+    def drop_samples(self, make: Callable[[], nn.Module]) -> Any:
+        """Apply a module that silences samples to spikes, or the ANN's own module to real averages of them."""
+        module = self.module
+
+        def step(value: Any) -> Any:
+            return self._conversion.called(value, self.node, module if isinstance(value, Real) else make())
+
+        return self._conversion.behind(self.input, step)
+
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> Any:
         """Apply ``SpikeTrain.flatten``."""
         return self._conversion.flattened(self.input, start_dim, end_dim)
