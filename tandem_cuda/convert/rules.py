@@ -261,6 +261,8 @@ class Call:
         values = [self._conversion.value(node) for node in nodes]
         trains = [node for node, x in zip(nodes, values, strict=True) if isinstance(x, (Train, Pooled, Current))]
         gates = [x for x in values if isinstance(x, Real)]
+        if len(trains) > 1 and not self._conversion.tainted.isdisjoint(nodes):
+            return self._conversion.train(trains[0])  # the problem has been reported
         if len(trains) != 1 or len(gates) != 1:
             raise Unconvertible("remove it, or move it after the last weight layer: spikes cannot be multiplied")
         if self.node not in self._conversion.gates.values():
