@@ -63,7 +63,7 @@ def quantise_layers(layers: Iterable[nn.Module], bits: int) -> None:
 
 
 def scale_integers(layer: Any, twin: nn.Module | None = None) -> None:
-    """Make integers stand for what the products of a tandem layer take; those of a twin that shares its weights, too."""
+    """Make integers stand for what the products of a tandem layer take, also in a twin that shares its weights."""
     scale = layer.input_scale
     if scale is not None:
         shape = layer.stored_weight().shape
