@@ -233,6 +233,35 @@ def test_an_ann_that_overwrites_its_input():
     assert figures == [(layer.firing_rate, layer.error, layer.synops) for layer in wanted.layers]
 
 
+class PooledIfLarge(nn.Sequential):
+    def forward(self, x):
+        x = F.relu(self[0](x))
+        return self[2](F.relu(self[1](F.max_pool2d(x, 2) if x.shape[2] > 4 else x)).flatten(1))
+
+
+def test_an_ann_traced_with_an_example():
+    torch.manual_seed(0)
+    ann, x = PooledIfLarge(conv(3, 8), conv(8, 6), nn.Linear(96, 4)).double().eval(), torch.randn(20, 3, 8, 8).double()
+    snn = convert(ann, 2048, calibrate=x, percentile=100, neuron=IF(initial=0.5, two_phase=True), example=x[:1])
+    before = {*vars(ann)}
+    for network in (snn, pickle.loads(pickle.dumps(snn))):
+        layers = named(network.report(x))
+        assert all(layers[name].error < 0.01 for name in ("0", "1"))
+    assert {*vars(ann)} == before
+
+
+def test_layers_of_timm():
+    """Which are several layers of torch.nn in one."""
+    layers = pytest.importorskip("timm.layers")
+    torch.manual_seed(0)
+    ann = nn.Sequential(conv(2, 4), layers.BatchNormAct2d(4), conv(4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
+    report = convert(ann.eval(), 2048, calibrate=images(), neuron=IF(initial=0.5, two_phase=True)).report()
+    layer = named(report)["0"]
+    assert (layer.ann, layer.ann_names) == ("Conv2d, BatchNorm2d, ReLU", ("0", "1", "1.act"))
+    assert layer.error < 0.05
+    assert report.unchanged == ("5",)
+
+
 def test_thresholds_that_learn():
     ann, x = small()
     snn = convert(ann, 6, calibrate=x, learn_thresholds=True)

@@ -43,7 +43,7 @@ from .advice import (
 from .gates import gated
 from .record import Origin, Record
 from .rules import Call, Unconvertible, WeightRule, applied, fire, rule_for, weights_of
-from .trace import dropout_of, kind_of, leading_to, owner_of, parametrized, scope_of, word_of
+from .trace import dropout_of, kind_of, leading_to, name_in_ann, owner_of, parametrized, scope_of, word_of
 from .values import Branch, Broken, Current, Pooled, Real, Source, Train
 
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow}
@@ -158,12 +158,12 @@ class Conversion:
         self.graph.lint()
         return fx.GraphModule(self.modules, self.graph, "SpikingTwin")
 
-    def record(self) -> Record:
-        """Return what a report of the conversion needs."""
+    def record(self, with_example: bool) -> Record:
+        """Return what a report of the conversion needs. ``with_example``: whether the graph was traced with one."""
         products = {origin.node for origin in self.origins}
         gates = [node for node, product in self.gates.items() if product.name in products]
-        modules = [str(node.target) for node in self.nodes if node in gates and node.op == "call_module"]
-        return Record(tuple(self.origins), tuple(modules or [node.name for node in gates]))
+        modules = [_name_of(node) for node in self.nodes if node in gates and node.op == "call_module"]
+        return Record(tuple(self.origins), with_example, tuple(modules or [node.name for node in gates]))
 
     def _order(self) -> tuple[set[fx.Node], set[fx.Node]]:
         """Return the nodes that lead to a weight layer, and the last weight layers, which stay as they are."""
@@ -382,15 +382,15 @@ class Conversion:
             train = step(train)
         ann, names = self._parts(node, x, signed)
         steps = _between(fired, train.node)
-        self.origins.append(Origin(name, ann, names, node.name, steps, signed=signed, bound=bound))
+        self.origins.append(Origin(name, ann, names, node.name, steps, signed, bound, train.sources))
         return train
 
     def _parts(self, node: fx.Node, x: Current, signed: bool) -> tuple[str, tuple[str, ...]]:
         """Return in words what the neurons for the values of a node replace, and the names of these parts."""
-        words, names = [], []
+        words, names, known = [], [], list(self.ann.named_modules())
         for branch in x.branches:
             modules = [module for module in (branch.layer, branch.norm) if module is not None]
-            names += [name for module in modules for name, other in self.ann.named_modules() if other is module]
+            names += [name for module in modules for name, other in known if vars(other) is vars(module)]
             parts = [kind_of(module).__name__ for module in modules]
             if branch.layer is None and (branch.factor, branch.offset) != (1, 0):
                 parts.append(f"{branch.factor:g} * spikes" + (f" {branch.offset:+g}" if branch.offset else ""))
@@ -602,7 +602,7 @@ class Conversion:
 
 def _name_of(node: fx.Node) -> str:
     """Return the name of the module that a node calls, or its own."""
-    return str(node.target) if node.op == "call_module" else node.name
+    return name_in_ann(str(node.target)) if node.op == "call_module" else node.name
 
 
 def _between(first: fx.Node, last: fx.Node) -> int:

@@ -78,6 +78,8 @@ class Record:
     """What a conversion knows."""
 
     origins: tuple[Origin, ...]
+    with_example: bool
+    """Whether the ANN was traced with an example of its inputs."""
     gates: tuple[str, ...] = ()
     """The ANN's parts that compute gates and stay analogue."""
     replaced: tuple[str, ...] = ()

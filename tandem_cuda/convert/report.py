@@ -20,7 +20,7 @@ from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .record import Origin, Record
 from .rules import RULES
-from .trace import kind_of, traced
+from .trace import kind_of, name_in_ann, traced
 
 if TYPE_CHECKING:
     from .network import TandemNetwork
@@ -150,13 +150,18 @@ def report_on(network: TandemNetwork, record: Record, inputs: Any) -> Conversion
     sums = {name: _Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
     samples, answers = 0, _Answers()
     wanted = {origins[name].node for name in sums} if calibrated and given else None
-    with _traced(network.ann(), wanted) as graph, evaluating(network.ann()), evaluating(snn), torch.no_grad():
+    with (
+        _traced(network.ann(), record, wanted, given) as graph,
+        evaluating(network.ann()),
+        evaluating(snn),
+        torch.no_grad(),
+    ):
         for chunk in _chunks(given):
             samples += len(chunk[0])
             spiking = _Spiking(network, {called[name]: (origins[name], of) for name, of in sums.items()})
             outputs = spiking.run(*_copied(chunk))
             numbers = tuple(_numbers(x) for x in _copied(chunk))
-            ann: Any = network.ann() if graph is None else _Comparison(network.ann(), graph, spiking.trains).run
+            ann: Any = network.ann() if graph is None else _Comparison(*graph, spiking.trains).run
             answers.add(outputs, ann(*numbers))
     found = tuple(_layer(network, origins[name], sums.get(name)) for name in layers)
     time_steps = next((x.time_steps for x in given if isinstance(x, SpikeTrain)), network.time_steps)
@@ -166,7 +171,7 @@ def report_on(network: TandemNetwork, record: Record, inputs: Any) -> Conversion
         calibrated=calibrated,
         samples=samples,
         layers=found,
-        unchanged=tuple(name for name in unchanged if name not in record.gates),
+        unchanged=tuple(name for name in map(name_in_ann, unchanged) if name not in record.gates),
         gates=record.gates,
         replaced=record.replaced,
         agreement=answers.agreement() if calibrated else None,
@@ -227,8 +232,12 @@ def _numbers(x: Any) -> Any:
 
 
 @contextmanager
-def _traced(ann: nn.Module, wanted: Collection[str] | None) -> Iterator[fx.Graph | None]:
-    """Yield the ANN's graph as it was in the conversion, which has the ``wanted`` nodes; None if none are wanted.
+def _traced(
+    ann: nn.Module, record: Record, wanted: Collection[str] | None, inputs: tuple[Any, ...]
+) -> Iterator[tuple[nn.Module, fx.Graph] | None]:
+    """Yield the ANN's graph as it was in the conversion, which has the ``wanted`` nodes, and the module that it calls.
+
+    If no nodes are wanted, yield None.
 
     Graphs cannot be pickled, so networks do not keep theirs.
     """
@@ -236,14 +245,15 @@ def _traced(ann: nn.Module, wanted: Collection[str] | None) -> Iterator[fx.Graph
         yield None
         return
     before = {*vars(ann)}
-    graph = traced(ann, RULES)
+    example = tuple(_numbers(_part(x, slice(0, 1))) for x in inputs) if record.with_example else None
+    graph, root = traced(ann, RULES, example)
     try:
         if missing := sorted({*wanted} - {node.name for node in graph.nodes}):
             raise RuntimeError(
                 f"report: forward of the ANN must be as it was when it was converted, but lacks {', '.join(missing)}. "
                 "Call convert on the ANN again (calibrate=snn.levels keeps the thresholds)"
             )
-        yield graph
+        yield root, graph
     finally:
         for name in {*vars(ann)} - before:  # constants that torch.fx has added
             delattr(ann, name)
@@ -303,7 +313,8 @@ class _Sums:
         value = train.count.double()
         value = value[:, ::2] - value[:, 1::2] if signed else value
         amplitude = torch.full([value.shape[1]], train.amplitude, dtype=torch.float64, device=value.device)
-        amplitude = amplitude if weights is None else amplitude * weights.to(amplitude)
+        if weights is not None:  # flattened channels have as many features as pixels
+            amplitude = amplitude * weights.to(amplitude).repeat_interleave(len(amplitude) // len(weights))
         amplitude = amplitude.view(-1, *[1] * (value.dim() - 2))
         if value.numel() != activation.numel():
             self.misfit = True
@@ -349,11 +360,11 @@ class _Comparison(fx.Interpreter):
 
     def __init__(
         self,
-        ann: nn.Module,
+        root: nn.Module,
         graph: fx.Graph,
         trains: Mapping[str, list[tuple[SpikeTrain, Tensor | None, Origin, _Sums]]],
     ) -> None:
-        super().__init__(ann, graph=graph)
+        super().__init__(root, graph=graph)
         self.trains = trains
 
     def run_node(self, n: fx.Node) -> Any:
