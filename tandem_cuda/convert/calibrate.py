@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,11 +18,19 @@ from .trace import check_traced
 class _Recorder(fx.Interpreter):
     """Runs the ANN and keeps a percentile of the output of each measured node."""
 
-    def __init__(self, ann: nn.Module, graph: fx.Graph, measured: list[tuple[fx.Node, str]], percentile: float) -> None:
+    def __init__(
+        self,
+        ann: nn.Module,
+        graph: fx.Graph,
+        measured: list[tuple[fx.Node, str]],
+        percentile: float,
+        signed: Collection[str],
+    ) -> None:
         super().__init__(ann, graph=graph)
         self.names = dict(measured)
         self.levels: dict[str, float] = {}
         self.percentile = percentile
+        self.signed = signed
 
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
@@ -31,6 +39,7 @@ class _Recorder(fx.Interpreter):
         return out
 
     def _level(self, name: str, out: Tensor) -> float:
+        out = out.abs() if name in self.signed else out
         if not out.isfinite().all():
             raise ValueError(f"convert: activations of the ANN must be finite, got NaN or infinity after {name}")
         if not out.numel():
@@ -56,10 +65,18 @@ def checked_levels(names: list[str], pools: list[str], levels: Mapping[str, floa
 
 
 def percentiles(
-    ann: nn.Module, graph: fx.Graph, measured: list[tuple[fx.Node, str]], batches: Iterable[Any], percentile: float
+    ann: nn.Module,
+    graph: fx.Graph,
+    measured: list[tuple[fx.Node, str]],
+    batches: Iterable[Any],
+    percentile: float,
+    signed: Collection[str] = (),
 ) -> dict[str, float]:
-    """Return the percentile of each measured node's output, averaged over the batches, by the node's given name."""
-    recorder = _Recorder(ann, graph, measured, percentile)
+    """Return the percentile of each measured node's output, averaged over the batches, by the node's given name.
+
+    Those in ``signed`` count without their sign.
+    """
+    recorder = _Recorder(ann, graph, measured, percentile, signed)
     totals, count = {name: 0.0 for _, name in measured}, 0
     with evaluating(ann), torch.no_grad():
         for batch in progress(batches, "convert: calibrating"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +12,22 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..neuron import IF, Neuron, check_neuron
-from ..nn.encode import Encode
-from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
+from ..nn import TandemConvTranspose2d
+from ..nn.encode import Decode, Encode
+from ..nn.quantised import check_quantisable, quantise_layers, scale_integers, unquantise_layers, weight_layers
 from ..nn.quantiser import quantiser
+from ..nn.tandem import TandemLayer, stored
 from ..ops import checks
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .calibrate import checked_levels, percentiles
 from .conversion import Conversion, cut
+from .record import Record
+from .replace import check_replacements, replaced
+from .report import ConversionReport, report_on
 from .rules import RULES, has_weights
-from .trace import owner_of, traced
+from .trace import owner_of, same_modules, traced, unite
+from .values import Source
 
 _BITS = {"int8": 8, "int16": 16}
 """Of what ``convert`` takes as ``weights``."""
@@ -51,6 +57,10 @@ class TandemNetwork(nn.Module):
     time_steps: int
     """T. In mode "spikes" the input decides on T, unless the network is calibrated: its thresholds are for this T."""
     _only_snn: Mapping[str, str] = {}  # of networks pickled by earlier versions
+    _readers: tuple[tuple[Any, tuple[Source, ...]], ...] = ()  # likewise
+    _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
+    _record: Record | None = None  # likewise
+    _scaled: Sequence[tuple[Any, Any]] = ()  # likewise; the ANN's quantisers, and the scale that each must have
 
     def __init__(
         self,
@@ -60,24 +70,34 @@ class TandemNetwork(nn.Module):
         spiking_layers: Iterable[str] = (),
         levels: Mapping[str, float] | None = None,
         pools: Iterable[tuple[str, str | None]] = (),
+        readers: Iterable[tuple[Any, tuple[Source, ...]]] = (),
+        cats: Iterable[tuple[Any, list[str | None]]] = (),
+        record: Record | None = None,
     ) -> None:
         super().__init__()
         self.snn = snn
         self.spiking_layers = tuple(spiking_layers)
         self._measured = None if levels is None else dict(levels)
         self._pools = tuple(pools)  # average poolings with neurons, and the layers whose levels their inputs have
+        self._readers = tuple(readers)  # modules that weigh the spikes of each channel, and where these come from
+        self._cats = tuple(cats)  # concatenations of trains whose spikes differ in weight, and their levels
+        self._record = record
         self._totals: dict[Encode, float] = {}  # of constant input: scale * T
         self.set_time_steps(time_steps)
         self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
         self.tie_names()
         self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]  # torch's
-        self._arguments = _arguments(ann)
+        self._arguments = _arguments(ann, [node.target for node in snn.graph.nodes if node.op == "placeholder"])
         modes = {name: module.training for name, module in ann.named_modules()}
-        shared = {*ann.modules()}
+        shared = same_modules(snn, ann)
         self.training = ann.training
         for name, module in snn.named_modules():
             if module not in shared:  # shared modules keep their mode: parts of a model may be frozen
                 module.training = modes.get(name, ann.training)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        unite(self.snn, self.ann())
 
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
@@ -122,6 +142,71 @@ class TandemNetwork(nn.Module):
             level = self.levels[name] = min(self.levels.get(name, below), below)
             pool: Any = self.snn.get_submodule(name)
             pool.threshold = pool.amplitude = level / below
+        for cat, levels in self._cats:
+            cat.amplitudes = tuple(self.weight_of(level) for level in levels)
+        for module, sources in self._readers:
+            self._set_scale(module, torch.tensor([self.weight_of(level) for level, _ in sources], dtype=torch.float64))
+        if hasattr(self, "_twin"):  # otherwise when it is there
+            self._scale_integers()
+
+    def report(self, inputs: Any = None) -> ConversionReport:
+        """Compare the network with its ANN, layer by layer: ``print(snn.report())``.
+
+        Args:
+            inputs: a batch for the network, or a tuple with one batch for each of its inputs. By default up to 64
+                samples of the first batch that ``convert`` was given as ``calibrate``. Deep copies of the network share
+                them, pickles do not have them. Without samples, the report has no rates, errors and operations.
+
+        Returns:
+            The report, whose ``str`` is a table. Both networks run in eval mode without gradient, on 16 samples at a
+            time; afterwards each module has its own mode again.
+
+        Raises:
+            TypeError: ``inputs`` is not what the network takes.
+            ValueError: ``inputs`` has no samples, or spike trains of another T than a calibrated network.
+            RuntimeError: the network was not made by ``convert``, or was pickled by an earlier version.
+        """
+        self._check_twins()
+        if self._record is None:
+            raise RuntimeError(
+                "report: the network must be made by convert of this version. Call convert on its ANN again "
+                "(calibrate=snn.levels keeps the thresholds)"
+            )
+        return report_on(self, self._record, inputs)
+
+    def weight_of(self, level: str | None) -> float:
+        """Return the weight of a spike of a layer; 1 for None, which stands for recorded spikes."""
+        return 1.0 if level is None or self.levels is None else self.levels[level] / self.time_steps
+
+    def _set_scale(self, module: Any, scale: Tensor) -> None:
+        """Make a tandem layer or Decode multiply each channel that it reads."""
+        if isinstance(module, Decode):
+            like = next(self.snn.parameters(), torch.empty(0))
+            module.scale = scale.to(like)
+            return
+        inputs = module.weight.shape[1] * getattr(module, "groups", 1)
+        if isinstance(module, TandemConvTranspose2d):
+            inputs = len(module.weight)
+        if inputs % len(scale):
+            raise ValueError(f"TandemNetwork: inputs must be a multiple of {len(scale)} channels, got {inputs}")
+        module.input_scale = scale.repeat_interleave(inputs // len(scale)).to(module.stored_weight())
+
+    def _scale_integers(self) -> None:
+        """Make both twins round the weights alike that multiply spikes of different weight."""
+        scaled = []
+        for module, _ in self._readers:
+            if not isinstance(module, TandemLayer) or quantiser(module) is None:
+                continue
+            weight = module.stored_weight()
+            twin = next(
+                layer
+                for layer in self.ann().modules()
+                if layer is not module and quantiser(layer) is not None and getattr(*stored(layer, "weight")) is weight
+            )
+            scale_integers(module, twin)
+            of_weight: Any = quantiser(twin)
+            scaled.append((of_weight, of_weight.input_scale))
+        self._scaled = scaled
 
     def _total(self, encode: Encode) -> float:
         """Return scale * T, from the last call unless ``encode`` has been changed since: rounding must not add up."""
@@ -157,6 +242,7 @@ class TandemNetwork(nn.Module):
         """State of the spiking twin alone: the thresholds that learn, and their names in ``state_dict``."""
         self._only_ann = sorted(set(names.values()) - set(self._names.values()))
         self._note_twins()
+        self._scale_integers()
 
     def _note_twins(self) -> None:
         """Record what the twins share, to detect later that the ANN has replaced it."""
@@ -207,6 +293,12 @@ class TandemNetwork(nn.Module):
                 "a parametrization or an assignment). Call convert on the ANN again (calibrate=snn.levels keeps the "
                 "thresholds), or load with snn.load_state_dict"
             )
+        if any(of_weight.input_scale is not scale for of_weight, scale in self._scaled):
+            raise RuntimeError(
+                "TandemNetwork: the ANN must round its weights as its spiking twin does, but another conversion of it "
+                "has other thresholds for concatenated trains. Call convert again (calibrate=snn.levels keeps the "
+                "thresholds)"
+            )
         for i, (mine, mine_key, owner, key, x) in enumerate(self._buffers_held):
             now = owner._buffers.get(key)
             if now is not x and now is not None:  # the ANN was moved or loaded; buffers are not trained
@@ -221,6 +313,7 @@ class TandemNetwork(nn.Module):
             if getattr(other, other_key) is not x:
                 setattr(other, other_key, x)
         self._note_twins()
+        self._scale_integers()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the ANN's state_dict, under the ANN's names, and thresholds that learn."""
@@ -285,16 +378,16 @@ class TandemNetwork(nn.Module):
 
 @dataclass
 class _Arguments:
-    """The arguments of the ANN's forward. The spiking twin takes only those without a default."""
+    """The arguments of the ANN's forward. The spiking twin takes only those that are inputs."""
 
     names: list[str]
     defaults: dict[str, Any]
     open: bool
-    """Whether forward has *args or **kwargs."""
+    """Whether forward has *args."""
 
     @property
     def required(self) -> int:
-        """The number of arguments without a default."""
+        """The number of inputs."""
         return len(self.names) - len(self.defaults)
 
     def of(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -317,12 +410,12 @@ class _Arguments:
         return tuple(given[name] for name in self.names if name not in self.defaults)
 
 
-def _arguments(ann: nn.Module) -> _Arguments:
+def _arguments(ann: nn.Module, inputs: Collection[str]) -> _Arguments:
     parameters = inspect.signature(ann.forward).parameters.values()
     many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     single = [parameter for parameter in parameters if parameter.kind not in many]
-    defaults = {p.name: p.default for p in single if p.default is not inspect.Parameter.empty}
-    return _Arguments([p.name for p in single], defaults, len(single) < len(parameters))
+    defaults = {p.name: p.default for p in single if p.name not in inputs}
+    return _Arguments([p.name for p in single], defaults, any(p.kind is many[0] for p in parameters))
 
 
 def _tie_again(network: TandemNetwork, incompatible_keys: Any) -> None:
@@ -341,6 +434,9 @@ def convert(
     engine: str = "auto",
     learn_thresholds: bool = False,
     weights: str | None = None,
+    replace: Mapping[type[nn.Module], type[nn.Module] | nn.Module] | None = None,
+    gates: str | None = None,
+    example: Tensor | Sequence[Tensor] | None = None,
 ) -> TandemNetwork:
     """Convert an ANN to a tandem SNN (Wu et al. 2021) that shares its parameters.
 
@@ -401,12 +497,21 @@ def convert(
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
             from that of ``neuron`` or of calibration. Average poolings with neurons keep theirs.
+        replace: replace modules of the ANN itself, as in ``{nn.SiLU: nn.ReLU}``: classes of modules that have no
+            spiking form, and the classes (called without arguments) or modules to put in their place. The ANN then
+            computes something else and wants fine-tuning; a warning says so.
+        gates: "analogue" to keep squeeze-and-excitation: the factors of channels are computed from spike counts, by the
+            ANN's own layers and without spikes (:class:`tandem_cuda.nn.TandemGate`). By default it is refused.
         weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
             :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the quantised ANN. By
             default weights stay as they are.
+        example: an input of the ANN, or one for each of its inputs, of at least one sample. Required if control flow in
+            forward depends on the sizes of tensors, but not on the batch size. The network then refuses inputs of other
+            sizes, as far as the control flow depends on them. The ANN runs on the example, with two batch sizes, to
+            check that the trace computes the same.
 
     Returns:
-        A TandemNetwork. ``.ann()`` is the ANN.
+        A TandemNetwork. ``.ann()`` is the ANN; ``print(snn.report())`` shows what became of each layer.
 
     Raises:
         TypeError: an argument has the wrong type, or a parameter is neither float32 nor float64, or not float32 with
@@ -442,26 +547,52 @@ def convert(
             neuron.calibrated(1.0)
         except ValueError as error:
             raise ValueError(f"convert: {error}") from None
+    if gates not in (None, "analogue"):
+        raise ValueError(f"convert: gates must be None or 'analogue', got {gates!r}")
     _check_dtypes(ann, weights)
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
-    graph = traced(ann, RULES)
-    settings = time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds
-    conversion = Conversion(ann, graph, *settings)
+    if replace is not None:
+        check_replacements(replace, ann)
+        with replaced(ann, replace) as names:
+            network = convert(
+                ann,
+                time_steps,
+                mode=mode,
+                neuron=neuron,
+                calibrate=calibrate,
+                percentile=percentile,
+                spiking_layers=spiking_layers,
+                engine=engine,
+                learn_thresholds=learn_thresholds,
+                weights=weights,
+                gates=gates,
+                example=example,
+            )
+            assert network._record is not None
+            network._record.replaced = tuple(names)
+            return network
+    graph, root = traced(ann, RULES, example)
+    settings = time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds, gates is not None
+    conversion = Conversion(root, graph, *settings)
     if spiking_layers is not None:
-        conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(ann, graph, *settings, spiking))
+        conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(root, graph, *settings, spiking))
     snn = conversion.written()
     names = [name for _, name in conversion.neurons]
     pools = [(name, source) for _, name, source in conversion.pools]
+    record = conversion.record(with_example=example is not None)
     with _quantised(ann, snn, weights):
         if calibrate is None:
-            return TandemNetwork(snn, ann, time_steps, names)
+            return TandemNetwork(snn, ann, time_steps, names, record=record)
         if isinstance(calibrate, Mapping):
             levels = checked_levels(names, [name for name, _ in pools], calibrate)
         else:
             batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
+            if mode != "spikes":  # for counts do not tell when the spikes come
+                batches = record.sample.of(batches)
             measured = [*conversion.neurons, *((node, name) for node, name, _ in conversion.pools)]
-            levels = percentiles(ann, graph, measured, batches, percentile)
-        return TandemNetwork(snn, ann, time_steps, names, levels, pools)
+            levels = percentiles(root, graph, measured, batches, percentile, conversion.signed)
+            levels |= {name: min(levels[name], bound) for name, bound in conversion.bounds.items()}
+        return TandemNetwork(snn, ann, time_steps, names, levels, pools, conversion.readers, conversion.cats, record)
 
 
 @contextmanager

@@ -69,8 +69,10 @@ def _normalised(norm: Norm | None, bias: Tensor | None) -> Affine:
     assert mean is not None  # ensured by checked_norm
     assert var is not None
     # torch's roots may be off by an ulp. One in double precision still rounds to the exact float32 root.
-    gain = norm.weight / torch.sqrt((var + norm.eps).double()).to(var.dtype)
-    return Affine(gain, (-mean if bias is None else bias - mean) * gain + norm.bias)
+    root = torch.sqrt((var + norm.eps).double()).to(var.dtype)
+    gain = 1 / root if norm.weight is None else norm.weight / root
+    centred = (-mean if bias is None else bias - mean) * gain
+    return Affine(gain, centred if norm.bias is None else centred + norm.bias)
 
 
 def spike_scale(weight: Tensor, amplitude: float, gain: Tensor | None = None) -> Tensor | None:

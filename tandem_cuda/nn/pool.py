@@ -420,6 +420,31 @@ class SpikingMaxPool2d(nn.MaxPool2d):
         return ops.max_pool_spikes(x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count)
 
 
+class SpikingGlobalMaxPool2d(nn.Module):
+    """Max pooling of spikes by count over the whole image, whatever its size.
+
+    As :class:`SpikingMaxPool2d` with a window that covers the image: the count is the largest count of each channel.
+
+    Shape:
+        SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, 1, 1].
+
+    Raises:
+        TypeError: the input is not a SpikeTrain.
+        ValueError: the input is not [N, C, H, W].
+    """
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:
+        check_image(self, x)
+        bits, _ = self.spikes(x)
+        largest = x.count.amax((2, 3), keepdim=True) if needs_gradient(x.carried_count) else None
+        return _carrying(bits, x.time_steps, x.dtype, largest, x.amplitude)
+
+    def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
+        window = (*x.shape[2:],)
+        return ops.max_pool_spikes(x.bits, window, time_steps=x.time_steps, count=count, want_count=want_count)
+
+
 def check_image(module: nn.Module, x: Any) -> None:
     """Check that a pooling's input is a SpikeTrain of images."""
     name = type(module).__name__

@@ -56,6 +56,16 @@ class TandemLayer(nn.Module, ABC):
     With quantised weights (:class:`WeightQuantiser`) in float32 the products take integers and have exact sums. Their
     scales are part of the gain.
 
+    A converted network may have several neurons for an input or output of the ANN, all of which share its weights:
+
+    - ``copies`` inputs side by side, as :class:`SpikeWindows` arranges them.
+    - With ``signed_input``, inputs 2i and 2i + 1 are the positive and the negative part of one value.
+    - With ``signed``, outputs 2i and 2i + 1 are neurons for v and -v. So the layer needs no ReLU behind it: the
+      difference of their counts is the rounded v.
+    - ``input_scale``, [C] or None, multiplies the weights of each input of the ANN.
+
+    ``in_channels``, ``out_channels`` and the like then number these neurons, not those of ``weight``.
+
     Under ``torch.autocast`` the product with real input runs in the lower precision, like any convolution. Products
     with spikes keep the precision of the weights, because rounding could move a potential across the threshold.
 
@@ -63,7 +73,9 @@ class TandemLayer(nn.Module, ABC):
     """
 
     copies: int = 1
-    """Number of inputs that share each weight, side by side as :class:`SpikeWindows` arranges them."""
+    signed_input: bool = False
+    signed: bool = False
+    input_scale: Tensor | None
     weight: Tensor
     bias: Any  # Tensor | None; torch's layers annotate it differently
     norm: nn.BatchNorm1d | nn.BatchNorm2d | None
@@ -93,10 +105,12 @@ class TandemLayer(nn.Module, ABC):
         self.norm = None if norm is None else self._new_norm()
         log_threshold = learned_threshold.new_log_threshold(name, learn_threshold, self.weight)
         self.register_parameter("log_threshold", log_threshold)
+        self.register_buffer("input_scale", None, persistent=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         self._parameters.setdefault("log_threshold", None)  # not in pickles of earlier versions
+        self._buffers.setdefault("input_scale", None)  # likewise
 
     def reset_parameters(self) -> None:
         """Draw new weights and return to the neuron's own threshold."""
@@ -139,7 +153,9 @@ class TandemLayer(nn.Module, ABC):
         if self.neuron.two_phase:  # both twins need the same product of counts
             ones = None if kernel.unit is None else torch.ones_like(kernel.unit)
             product = self.count_product(x, SpikingWeights(kernel, ones))
-            couple = self._behind_norm(self._units(product, kernel), steps, repeats=x.amplitude, missing=self.bias)
+            couple = self._behind_norm(
+                self._units(product, kernel), steps, repeats=x.amplitude, missing=self.wired_bias()
+            )
             with torch.no_grad():
                 drive = self._spiking(steps, x.amplitude, kernel)
                 bits, _ = self.fired(product, steps, "impulse", (drive.scale, drive.bias))
@@ -181,7 +197,7 @@ class TandemLayer(nn.Module, ABC):
         return sums if kernel.unit is None else sums * self.per_channel(kernel.unit)
 
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
-        steps, constant, bias = x.time_steps, x.mode == "constant", self.bias
+        steps, constant, bias = x.time_steps, x.mode == "constant", self.wired_bias()
         kernel = self._encoding_kernel()
         gained = self.norm is not None or self.log_threshold is not None or kernel.unit is not None
         current = self.encoded_current(x, None if gained else per_step(bias, steps), gained, kernel)
@@ -230,7 +246,7 @@ class TandemLayer(nn.Module, ABC):
     def pre_activation(self, x: SpikeTrain, kernel: Kernel) -> Tensor:
         """Return W * (amplitude * c) + b, the input of batch norm."""
         scale = spike_scale(kernel.weight, x.amplitude, kernel.unit)
-        return self.count_product(x, SpikingWeights(kernel, scale, self.bias))
+        return self.count_product(x, SpikingWeights(kernel, scale, self.wired_bias()))
 
     def _learning(self, v: Tensor, steps: int) -> Tensor:
         """Return v, in units of the learned threshold, with the gradient of ``log_threshold``."""
@@ -262,7 +278,7 @@ class TandemLayer(nn.Module, ABC):
         scale: Tensor | None = None
         if learns and self.log_threshold is not None:
             scale = learned_threshold.learning_unit(self.log_threshold, product.shape, steps)
-        if norm.training and threshold is not None and batch_norm.fuses(norm, product):
+        if norm.training and threshold is not None and not self.signed and batch_norm.fuses(norm, product):
             statistics = batch_norm.update_statistics(norm, product, repeats, missing)
             if not learns:
                 return self._couple(None, steps)
@@ -277,7 +293,11 @@ class TandemLayer(nn.Module, ABC):
 
     def batch_normalised(self, v: Tensor) -> Tensor:
         """Apply ``norm`` to v = W * c + b. In training the running statistics are updated once per batch."""
-        return batch_norm.normalised(self.norm, self.normalise, v)
+        if not self.signed:
+            return batch_norm.normalised(self.norm, self.normalise, v)
+        positive = v.movedim(self.features, -1)[..., ::2].movedim(-1, self.features)
+        v = batch_norm.normalised(self.norm, self.normalise, positive).movedim(self.features, -1)
+        return torch.stack([v, -v], -1).flatten(-2).movedim(-1, self.features)
 
     def uses_batch_statistics(self) -> bool:
         """Return whether there is a batch norm in training mode."""
@@ -291,9 +311,17 @@ class TandemLayer(nn.Module, ABC):
         frozen = self._buffers.get("gain")  # of a frozen layer without norm
         if frozen is not None:
             return Affine(frozen, self.bias)
-        if self.log_threshold is None:
-            return affine(norm, self.bias)
-        return affine(norm, self.bias, learned_threshold.unit(self.log_threshold), self.outputs)
+        unit = None if self.log_threshold is None else learned_threshold.unit(self.log_threshold)
+        gain, bias = affine(norm, self.bias, unit, self.outputs // (2 if self.signed else 1))
+        if self.signed:  # the weights have the signs already
+            gain = None if gain is None else gain.repeat_interleave(2)
+            bias = None if bias is None else _paired(bias)
+        return Affine(gain, bias)
+
+    def wired_bias(self) -> Tensor | None:
+        """Return ``bias``, one for each neuron."""
+        bias: Tensor | None = self.bias
+        return _paired(bias) if self.signed and bias is not None else bias
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Return weight, in the shape that the products take, and bias, with gain and bias of ``affine`` folded in.
@@ -307,9 +335,9 @@ class TandemLayer(nn.Module, ABC):
         """Return all tensors that the spiking twin's weights depend on."""
         norm = self.norm
         weight = self.weight if self.computes_weights() else self.stored_weight()
-        tensors = [weight, self.bias, self.log_threshold, self._buffers.get("gain")]
+        tensors = [weight, self.bias, self.log_threshold, self._buffers.get("gain"), self.input_scale]
         if norm is not None:
-            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]  # None without an affine map
         return [x for x in tensors if x is not None]
 
     @property
@@ -353,7 +381,8 @@ class TandemLayer(nn.Module, ABC):
         """Return the weights with ``packed``; with ``keep``, from the last call if they have not changed."""
         groups = getattr(self, "groups", 1)
         if keep:
-            return self._cache.kernel(self.stored_weight(), self.bits(), self.kernel, groups)
+            sources = [x for x in (self.stored_weight(), self.input_scale) if x is not None]
+            return self._cache.kernel(sources, self.bits(), self.kernel, groups)
         kernel = self.kernel()
         never = self.computes_weights()
         packed = ops.pack_weight(kernel.weight, groups) if never else self._cache.pack(kernel.weight, groups)
@@ -407,14 +436,23 @@ class TandemLayer(nn.Module, ABC):
 
     def arranged(self, weight: Tensor) -> Tensor:
         """Convert a weight to the shape that the products take; differentiable."""
-        return self._repeated(weight)
+        return self.wired(weight)
 
-    def _repeated(self, weight: Tensor) -> Tensor:
-        """Repeat a weight [O, C, ...] for all ``copies`` of its inputs."""
-        return weight if self.copies == 1 else weight.repeat(1, self.copies, *[1] * (weight.dim() - 2))
+    def wired(self, weight: Tensor) -> Tensor:
+        """Arrange a weight [O, C/groups, ...] of the ANN for all neurons that share it."""
+        ones = [1] * (weight.dim() - 2)
+        if self.input_scale is not None:
+            groups = getattr(self, "groups", 1)
+            scale = self.input_scale.view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
+            weight = weight * scale.reshape(len(weight), -1, *ones)
+        if self.signed_input:
+            weight = torch.stack([weight, -weight], 2).flatten(1, 2)
+        if self.copies > 1:
+            weight = weight.repeat(1, self.copies, *ones)
+        return torch.stack([weight, -weight], 1).flatten(0, 1) if self.signed else weight
 
     def own_weight(self, weight: Tensor) -> Tensor:
-        """Invert ``arranged``."""
+        """Return a weight as the products take it in the shape that layers of this class store."""
         return weight
 
     @abstractmethod
@@ -432,6 +470,9 @@ class TandemLayer(nn.Module, ABC):
     @abstractmethod
     def normalise(self, v: Tensor) -> Tensor:
         """Apply ``norm`` to v."""
+
+    features: int = 1
+    """The dimension of v that has the O outputs."""
 
     @abstractmethod
     def per_channel(self, x: Tensor) -> Tensor:
@@ -483,6 +524,11 @@ class TandemLayer(nn.Module, ABC):
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
         learns = "" if self.log_threshold is None else ", learn_threshold=True"
         return f"{super().extra_repr()}, neuron={self.neuron}{engine}{learns}"
+
+
+def _paired(x: Tensor) -> Tensor:
+    """Return [x0, -x0, x1, -x1, ...]."""
+    return torch.stack([x, -x], 1).flatten()
 
 
 def stored(module: nn.Module, name: str) -> tuple[nn.Module, str]:
