@@ -139,6 +139,10 @@ class Export:
             self.encoding = encoding
             return signal._replace(value=out, kind="encoded", gain=module.scale)
         if isinstance(module, Decode):
+            if module.signed or module.scale is not None:
+                self.problems.append(
+                    f"{what}: its spikes must have one weight and one sign (convert: per_channel=False)"
+                )
             return signal._replace(value=out, kind="current")
         if isinstance(module, TandemLayer):
             weights = self._weights(name, what, module, *module.folded(), signal, out)
