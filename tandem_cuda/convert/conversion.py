@@ -421,7 +421,7 @@ class Conversion:
         """Return the ANN's node for the values of all neurons: before the steps that come after the neurons."""
         if not x.then:
             return node
-        while self.values.get(node) is None or self.values[node].then:
+        while not isinstance(before := self.values.get(node), Current) or before.then:
             node = node.all_input_nodes[0]
         return node
 
