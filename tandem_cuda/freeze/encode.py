@@ -123,7 +123,11 @@ class FrozenDecode(FrozenLayer):
         if self.decode.signed:
             channels = halved(channels)
         if self.decode.scale is not None:
-            channels.check("channels", len(self.decode.scale))
+            number = len(self.decode.scale)
+            if rest:
+                channels.check("channels", number)
+            elif channels.exact and channels.least % number:  # features may be all pixels of each channel
+                raise ValueError(f"features must be a multiple of {number}, got {channels}")
         return x._replace(kind=REAL, shape=(channels, *rest))
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[Tensor, State | None]:

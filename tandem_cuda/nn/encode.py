@@ -120,7 +120,14 @@ class Decode(nn.Module):
         """Return the values that counts [N, C, ...], times the amplitude, stand for."""
         if self.signed:
             count = count[:, ::2] - count[:, 1::2]
-        return count if self.scale is None else count * self.scale.view(-1, *[1] * (count.dim() - 2))
+        if self.scale is None:
+            return count
+        scale, channels = self.scale, count.shape[1]
+        if channels != len(scale):  # flattened images: all pixels of a channel side by side
+            if channels % len(scale):
+                raise ValueError(f"Decode: input must have a multiple of {len(scale)} features, got {channels}")
+            scale = scale.repeat_interleave(channels // len(scale))
+        return count * scale.view(-1, *[1] * (count.dim() - 2))
 
     def extra_repr(self) -> str:
         return "signed=True" if self.signed else ""

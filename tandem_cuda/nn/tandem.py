@@ -281,8 +281,12 @@ class TandemLayer(nn.Module, ABC):
     def _in_thresholds(self, v: Tensor, unit: Tensor | None) -> Tensor:
         """Return v in units of ``thresholds``, times ``unit``."""
         if self.thresholds is not None:
-            v = v * self.per_channel(1 / self.thresholds)
+            v = v * self._over(v, 1 / self.thresholds)
         return v if unit is None else v * unit
+
+    def _over(self, v: Tensor, x: Tensor) -> Tensor:
+        """Reshape x, [O], so that it broadcasts over v, whatever the number of its dimensions."""
+        return x if self.features == -1 else x.view(-1, *[1] * (v.dim() - 2))
 
     def _learning(self, v: Tensor, steps: int) -> Tensor:
         """Return v, in units of the learned threshold, with the gradient of ``log_threshold``."""
@@ -336,7 +340,7 @@ class TandemLayer(nn.Module, ABC):
             v = torch.stack([v, -v], -1).flatten(-2).movedim(-1, self.features)
         else:
             v = batch_norm.normalised(self.norm, self.normalise, v)
-        return v if self.correction is None else v + self.per_channel(self.correction)
+        return v if self.correction is None else v + self._over(v, self.correction)
 
     def uses_batch_statistics(self) -> bool:
         """Return whether there is a batch norm in training mode."""
