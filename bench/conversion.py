@@ -191,7 +191,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if not options.without_peers:
-        peers.require()
+        peers.require("spikingjelly")
     print(describe())
     training, validation, test = digits()
     sample, steps = training[0][:500], sorted(options.time_steps)
