@@ -198,7 +198,7 @@ def _run(
 ) -> None:
     recorder = _Recorder(ann, graph, measured, see)
     with evaluating(ann), torch.no_grad():
-        for x in inputs:
+        for x in progress(inputs, "convert: calibrating"):
             recorder.run(x)
 
 
