@@ -318,6 +318,15 @@ def test_synops_of_channels():
     assert [layer.macs for layer in layers] == [layer.macs for layer in plain]
 
 
+def test_reports_compare_channels_in_units_of_the_ann():
+    ann, x = trained()
+    coarse, fine = (convert(ann, steps, calibrate=x, neuron=TWO, percentile=100, **BOTH).report() for steps in (4, 64))
+    for one, other in zip(coarse.layers, fine.layers, strict=True):
+        if one.spiking:
+            assert one.threshold is None
+            assert other.error < one.error / 3
+
+
 def test_nir():
     pytest.importorskip("nirtorch")
     from tandem_cuda.exchange import from_nir, to_nir
