@@ -385,6 +385,13 @@ def test_errors(settings, error, message):
         convert(ann, 4, **{"calibrate": x, **settings})
 
 
+@pytest.mark.parametrize("name", sorted(SHUFFLED))
+def test_pixel_shuffles_need_spikes_of_one_weight(name):
+    ann, x = made(name)
+    with pytest.raises(ValueError, match="pass per_channel=False: it needs spikes of one weight"):
+        converted(name, ann, 4, calibrate=x, per_channel=True)
+
+
 def test_levels_of_layers_and_channels_can_be_mixed():
     ann, x = small()
     snn = convert(ann, 4, calibrate={"0": 1.0, "2": torch.full([8], 2.0)}, neuron=TWO)

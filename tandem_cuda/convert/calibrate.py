@@ -65,13 +65,14 @@ class _Recorder(fx.Interpreter):
         self, ann: nn.Module, graph: fx.Graph, measured: Sequence[Measured], see: Callable[[Measured, Tensor], None]
     ) -> None:
         super().__init__(ann, graph=graph)
-        self.of_node = {what.node: what for what in measured}
+        self.of_node: dict[fx.Node, list[Measured]] = {}
+        for what in measured:
+            self.of_node.setdefault(what.node, []).append(what)
         self.see = see
 
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
-        if n in self.of_node:
-            what = self.of_node[n]
+        for what in self.of_node.get(n, []):
             if not out.isfinite().all():
                 raise ValueError(
                     f"convert: activations of the ANN must be finite, got NaN or infinity after {what.name}"

@@ -561,7 +561,12 @@ class Conversion:
         if sources is not None and how != "flatten":
             size = arguments[0] ** 2 if how == "pixel_shuffle" else 1
             if any(source != sources[i - i % size] for i, source in enumerate(sources)):
-                raise Unconvertible("put a weight layer or batch norm between the concatenation and it")
+                remedy = (
+                    "pass per_channel=False"
+                    if self.per_channel
+                    else "put a weight layer between the concatenation and it"
+                )
+                raise Unconvertible(f"{remedy}: it needs spikes of one weight")
             sources = tuple(module.moved(sources))
         if channels is not None:
             channels = len(module.moved(range(channels)))

@@ -511,13 +511,13 @@ def convert(
     al., "A Free Lunch From ANN: Towards Efficient, Accurate Spiking Neural Networks Calibration", 2021,
     arXiv:2106.06984; thresholds layer by layer for T steps, then tandem learning: Wu et al., "Progressive Tandem
     Learning for Pattern Recognition with Deep Spiking Neural Networks", 2022, doi:10.1109/TPAMI.2021.3114196). A spike
-    then has the weight of one threshold (``IF.amplitude``), and in mode
-    "constant" the input is divided by T. So amplitude * count approximates the ANN's activation, and weights, biases
-    and batch norms are used unchanged. Average pooling then adds no rounding error: before the read-out it averages
-    decoded counts, and before a spiking layer it is folded into that layer's weights (:class:`SpikeWindows`). Folding
-    requires windows of one size that does not depend on the image; otherwise the pooling layer has neurons with a level
-    of their own. In deep networks, rounding to whole spikes accumulates errors; further training, with gradients
-    through the ANN as always, reduces them.
+    then has the weight of one threshold (``IF.amplitude``), and in mode "constant" the input is divided by T. So
+    amplitude * count approximates the ANN's activation, and weights, biases and batch norms are used unchanged. For few
+    steps use ``IF(initial=0.5, two_phase=True)``, ``per_channel`` and ``correct_bias``. Average pooling then adds no
+    rounding error: before the read-out it averages decoded counts, and before a spiking layer it is folded into that
+    layer's weights (:class:`SpikeWindows`). Folding requires windows of one size that does not depend on the image;
+    otherwise the pooling layer has neurons with a level of their own. In deep networks, rounding to whole spikes
+    accumulates errors; further training, with gradients through the ANN as always, reduces them.
 
     With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, then ``Decode``, then the rest of the
     ANN unchanged (Wu et al. 2022). All stages share the ANN's parameters, so the next stage is a conversion with k + 1.
