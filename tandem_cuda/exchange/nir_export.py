@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -11,16 +12,24 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..convert import TandemNetwork, flattened_to
-from ..nn import Decode, Encode, SpikingMaxPool2d, TandemAdd
+from ..nn import Decode, Encode, SpikeCat, SpikingGlobalMaxPool2d, SpikingMaxPool2d, TandemAdd, TandemGate
 from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .nir_format import NIRTorchTracer, check_dt, nir, unsupported
-from .nir_writer import IDLE, MEANS, POOLS, READ_OUTS, Export, name_of
+from .nir_writer import IDLE, MEANS, POOLS, READ_OUTS, REARRANGEMENTS, Export, name_of
 
 _FLATTENED = (torch.flatten, flattened_to, "flatten")
-_LEAVES = (TandemLayer, TandemAdd, *POOLS, SpikingMaxPool2d, Encode, Decode, nn.Flatten, *IDLE)
 _NO_MAXIMUM = "NIR has no max pooling; use average pooling or a strided convolution"
+_REFUSED = {
+    SpikingMaxPool2d: _NO_MAXIMUM,
+    SpikingGlobalMaxPool2d: _NO_MAXIMUM,
+    TandemGate: "NIR cannot multiply spikes by a factor that depends on the input",
+}
+_LEAVES = (
+    *(TandemLayer, TandemAdd, *POOLS, SpikeCat, *REARRANGEMENTS, Encode, Decode, nn.Flatten),
+    *(*IDLE, *_REFUSED),
+)
 _NO_NODE = "NIR has no node for it; nothing may come before Encode, and only linear layers after Decode"
 
 
@@ -120,15 +129,16 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     nodes = _used(nodes)
     problems = []
     for node in nodes:
-        what = f"{node.target} ({node.op})"
+        what = f"{getattr(node.target, '__name__', node.target)} ({node.op})"
         wanted = 1
         if node.op == "call_module":
             module = model.get_submodule(str(node.target))
             what = name_of(node, module)
-            if not isinstance(module, (*_LEAVES, *READ_OUTS, *MEANS)) or isinstance(module, SpikingMaxPool2d):
-                problems.append(f"{what}: {_NO_MAXIMUM if isinstance(module, SpikingMaxPool2d) else _NO_NODE}")
+            if not isinstance(module, (*_LEAVES, *READ_OUTS, *MEANS)) or isinstance(module, (*_REFUSED,)):
+                problems.append(f"{what}: {_REFUSED.get(type(module), _NO_NODE)}")
                 continue
-            wanted = len(module.branches) if isinstance(module, TandemAdd) else 1
+            if isinstance(module, (TandemAdd, SpikeCat)):
+                wanted = len(module.branches if isinstance(module, TandemAdd) else module.signed)
             if not all(bool(x.isfinite().all()) for x in (*module.parameters(), *module.buffers())):
                 problems.append(f"{what}: weights and bias must be finite, got NaN or infinite values")
                 continue
@@ -140,8 +150,10 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
             what = "output"
             if not isinstance(node.args[0], fx.Node):
                 problems.append("output: it must be a single value")
+        elif node.op == "call_function" and node.target is operator.add:
+            wanted = 2
         elif not (node.op in ("call_method", "call_function") and node.target in _FLATTENED):
-            problems.append(f"{what}: calls must be of modules, or flatten")
+            problems.append(f"{what}: calls must be of modules, flatten or +")
             continue
         inputs = [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node)]
         if len(inputs) != wanted and node.op != "output":
