@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tandem_cuda import IF, FrozenNetwork, convert, freeze, quantise, synops
+from tandem_cuda import IF, FrozenNetwork, convert, freeze, quantise, synops, unquantise
 from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikingGlobalMaxPool2d, TandemElementwise, TandemGate
 
 
@@ -293,6 +293,32 @@ def test_engines_have_the_same_spikes(name, neuron):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
+@pytest.mark.parametrize("weights", ["int8", "int16"])
+@pytest.mark.parametrize("name", NETS)
+def test_integers_have_the_same_spikes_everywhere(name, weights, neuron):
+    """With weights as they come: in every engine, with and without a gradient, and frozen."""
+    ann, x = made(name)
+    ann, x = ann.float(), x.float()
+    nets = [converted(name, ann, 8, engine=e, neuron=neuron, weights=weights) for e in ("event", "dense")]
+    with torch.no_grad():
+        want = nets[0](x)
+        assert torch.equal(nets[1](x), want)
+        assert torch.equal(freeze(nets[1])(x), want)
+    assert torch.equal(nets[1](x), want)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_integers_are_those_of_the_ann(name):
+    """Both twins round weights alike."""
+    ann, x = made(name)
+    ann, x = ann.float(), x.float()
+    snn = converted(name, ann, 256, calibrate=x, percentile=100, neuron=NEURONS["two phases"], weights="int8")
+    with torch.no_grad():
+        want = ann(x)
+        assert (snn(x) - want).norm() < 0.02 * want.norm()
+
+
 def kinds(snn):
     return [type(module) for module in snn.snn.modules()]
 
@@ -400,13 +426,56 @@ def test_an_activation_in_place_is_refused_where_its_input_is_used_again():
 
 
 def test_integers_and_spikes_of_different_weight():
+    """The ANN rounds as its twin does, also in other numbers of steps, and notices if it no longer can."""
     ann, x = made("cat")
     ann, x = ann.float(), x.float()
-    with pytest.raises(ValueError, match="weights must be None with calibrate and concatenated trains"):
-        convert(ann, 4, calibrate=x, weights="int8")
-    with pytest.raises(ValueError, match="model must not have spikes of different weight concatenated"):
-        quantise(convert(ann, 4, calibrate=x), 8)
-    assert convert(ann, 4, weights="int8")(x).isfinite().all()
+    snn = convert(ann, 256, calibrate=x, percentile=100, neuron=NEURONS["two phases"])
+    plain = ann(x)
+    quantise(snn, 4)
+    rounded = ann(x)
+    assert (rounded - plain).norm() > 0.02 * plain.norm()
+    assert (snn(x) - rounded).norm() < 0.02 * rounded.norm()
+    other = convert(ann, 256, calibrate=x / 2, percentile=100, neuron=NEURONS["two phases"])
+    assert (other(x / 2) - ann(x / 2)).norm() < 0.02 * ann(x / 2).norm()
+    with pytest.raises(RuntimeError, match="another conversion of it has other thresholds for concatenated trains"):
+        snn(x)
+    copied = copy.deepcopy(other)
+    other.set_time_steps(128)
+    assert torch.equal(other.ann()(x), ann(x))
+    assert torch.equal(copied(x), convert(ann, 256, calibrate=other.levels, neuron=NEURONS["two phases"])(x))
+    unquantise(other)
+    assert torch.equal(ann(x), plain)
+
+
+def stochastic_depth(library, p):
+    if library == "timm":
+        return pytest.importorskip("timm.layers").DropPath(p)
+    return pytest.importorskip("torchvision.ops").StochasticDepth(p, library)
+
+
+@pytest.mark.parametrize("library", ["row", "batch", "timm"])
+def test_stochastic_depth(library):
+    """Samples keep their branch or lose it; on average, it is what it is in eval mode."""
+    drop = stochastic_depth(library, 0.25)
+    ann = between(lambda n, x: F.relu(n.drop(n.a(x)) + x), 8, a=conv(8, 8), drop=drop).eval()
+    x = torch.rand(256, 3, 8, 8)
+    snn = convert(ann, 16, calibrate=x, neuron=NEURONS["two phases"])
+    with torch.no_grad():
+        assert (snn(x) - ann(x)).norm() < 0.1 * ann(x).norm()
+        assert torch.equal(freeze(snn)(x), snn(x))
+        trains = []
+        (name,) = (name for name, m in snn.snn.named_modules() if type(m).__name__ == "TandemStochasticDepth")
+        snn.snn.get_submodule(name).register_forward_hook(lambda m, args, out: trains.append((args[0], out)))
+        snn.train()(x)
+        kept = [(out.count.flatten(1) != 0).any(1) for _, out in trains]
+    (before, after), (kept,) = trains[-1], kept
+    assert torch.equal(after.bits[:, kept], before.bits[:, kept])
+    assert not after.bits[:, ~kept].any()
+    assert after.amplitude == before.amplitude / 0.75
+    if library == "batch":
+        assert kept.all() or not kept.any()
+    else:
+        assert 140 < kept.sum() < 240
 
 
 def test_dropout_before_a_concatenation():

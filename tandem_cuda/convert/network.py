@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from ..neuron import IF, Neuron, check_neuron
 from ..nn import TandemConvTranspose2d
 from ..nn.encode import Decode, Encode
-from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
+from ..nn.quantised import check_quantisable, quantise_layers, scale_integers, unquantise_layers, weight_layers
 from ..nn.quantiser import quantiser
+from ..nn.tandem import TandemLayer, stored
 from ..ops import checks
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
@@ -23,7 +24,7 @@ from .calibrate import checked_levels, percentiles
 from .conversion import Conversion, cut
 from .replace import check_replacements, replaced
 from .rules import RULES, has_weights
-from .trace import owner_of, traced
+from .trace import owner_of, same_modules, traced, unite
 from .values import Source
 
 _BITS = {"int8": 8, "int16": 16}
@@ -56,6 +57,7 @@ class TandemNetwork(nn.Module):
     _only_snn: Mapping[str, str] = {}  # of networks pickled by earlier versions
     _readers: tuple[tuple[Any, tuple[Source, ...]], ...] = ()  # likewise
     _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
+    _scaled: Sequence[tuple[Any, Any]] = ()  # likewise; the ANN's quantisers, and the scale that each must have
 
     def __init__(
         self,
@@ -80,13 +82,17 @@ class TandemNetwork(nn.Module):
         self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
         self.tie_names()
         self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]  # torch's
-        self._arguments = _arguments(ann)
+        self._arguments = _arguments(ann, [node.target for node in snn.graph.nodes if node.op == "placeholder"])
         modes = {name: module.training for name, module in ann.named_modules()}
-        shared = {*ann.modules()}
+        shared = same_modules(snn, ann)
         self.training = ann.training
         for name, module in snn.named_modules():
             if module not in shared:  # shared modules keep their mode: parts of a model may be frozen
                 module.training = modes.get(name, ann.training)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        unite(self.snn, self.ann())
 
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
@@ -135,6 +141,8 @@ class TandemNetwork(nn.Module):
             cat.amplitudes = tuple(self._weight(level) for level in levels)
         for module, sources in self._readers:
             self._set_scale(module, torch.tensor([self._weight(level) for level, _ in sources], dtype=torch.float64))
+        if hasattr(self, "_twin"):  # otherwise when it is there
+            self._scale_integers()
 
     def _weight(self, level: str | None) -> float:
         """Return the weight of a spike of a layer, or 1."""
@@ -152,6 +160,23 @@ class TandemNetwork(nn.Module):
         if inputs % len(scale):
             raise ValueError(f"TandemNetwork: inputs must be a multiple of {len(scale)} channels, got {inputs}")
         module.input_scale = scale.repeat_interleave(inputs // len(scale)).to(module.stored_weight())
+
+    def _scale_integers(self) -> None:
+        """Make both twins round the weights alike that multiply spikes of different weight."""
+        scaled = []
+        for module, _ in self._readers:
+            if not isinstance(module, TandemLayer) or quantiser(module) is None:
+                continue
+            weight = module.stored_weight()
+            twin = next(
+                layer
+                for layer in self.ann().modules()
+                if layer is not module and quantiser(layer) is not None and getattr(*stored(layer, "weight")) is weight
+            )
+            scale_integers(module, twin)
+            of_weight: Any = quantiser(twin)
+            scaled.append((of_weight, of_weight.input_scale))
+        self._scaled = scaled
 
     def _total(self, encode: Encode) -> float:
         """Return scale * T, from the last call unless ``encode`` has been changed since: rounding must not add up."""
@@ -187,6 +212,7 @@ class TandemNetwork(nn.Module):
         """State of the spiking twin alone: the thresholds that learn, and their names in ``state_dict``."""
         self._only_ann = sorted(set(names.values()) - set(self._names.values()))
         self._note_twins()
+        self._scale_integers()
 
     def _note_twins(self) -> None:
         """Record what the twins share, to detect later that the ANN has replaced it."""
@@ -237,6 +263,12 @@ class TandemNetwork(nn.Module):
                 "a parametrization or an assignment). Call convert on the ANN again (calibrate=snn.levels keeps the "
                 "thresholds), or load with snn.load_state_dict"
             )
+        if any(of_weight.input_scale is not scale for of_weight, scale in self._scaled):
+            raise RuntimeError(
+                "TandemNetwork: the ANN must round its weights as its spiking twin does, but another conversion of it "
+                "has other thresholds for concatenated trains. Call convert again (calibrate=snn.levels keeps the "
+                "thresholds)"
+            )
         for i, (mine, mine_key, owner, key, x) in enumerate(self._buffers_held):
             now = owner._buffers.get(key)
             if now is not x and now is not None:  # the ANN was moved or loaded; buffers are not trained
@@ -251,6 +283,7 @@ class TandemNetwork(nn.Module):
             if getattr(other, other_key) is not x:
                 setattr(other, other_key, x)
         self._note_twins()
+        self._scale_integers()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the ANN's state_dict, under the ANN's names, and thresholds that learn."""
@@ -315,16 +348,16 @@ class TandemNetwork(nn.Module):
 
 @dataclass
 class _Arguments:
-    """The arguments of the ANN's forward. The spiking twin takes only those without a default."""
+    """The arguments of the ANN's forward. The spiking twin takes only those that are inputs."""
 
     names: list[str]
     defaults: dict[str, Any]
     open: bool
-    """Whether forward has *args or **kwargs."""
+    """Whether forward has *args."""
 
     @property
     def required(self) -> int:
-        """The number of arguments without a default."""
+        """The number of inputs."""
         return len(self.names) - len(self.defaults)
 
     def of(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -347,12 +380,12 @@ class _Arguments:
         return tuple(given[name] for name in self.names if name not in self.defaults)
 
 
-def _arguments(ann: nn.Module) -> _Arguments:
+def _arguments(ann: nn.Module, inputs: Collection[str]) -> _Arguments:
     parameters = inspect.signature(ann.forward).parameters.values()
     many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     single = [parameter for parameter in parameters if parameter.kind not in many]
-    defaults = {p.name: p.default for p in single if p.default is not inspect.Parameter.empty}
-    return _Arguments([p.name for p in single], defaults, len(single) < len(parameters))
+    defaults = {p.name: p.default for p in single if p.name not in inputs}
+    return _Arguments([p.name for p in single], defaults, any(p.kind is many[0] for p in parameters))
 
 
 def _tie_again(network: TandemNetwork, incompatible_keys: Any) -> None:
@@ -373,6 +406,7 @@ def convert(
     weights: str | None = None,
     replace: Mapping[type[nn.Module], type[nn.Module] | nn.Module] | None = None,
     gates: str | None = None,
+    example: Tensor | Sequence[Tensor] | None = None,
 ) -> TandemNetwork:
     """Convert an ANN to a tandem SNN (Wu et al. 2021) that shares its parameters.
 
@@ -441,6 +475,10 @@ def convert(
         weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
             :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the quantised ANN. By
             default weights stay as they are.
+        example: an input of the ANN, or one for each of its inputs, of at least one sample. Required if control flow in
+            forward depends on the sizes of tensors, but not on the batch size. The network then refuses inputs of other
+            sizes, as far as the control flow depends on them. The ANN runs on the example, with two batch sizes, to
+            check that the trace computes the same.
 
     Returns:
         A TandemNetwork. ``.ann()`` is the ANN.
@@ -498,20 +536,16 @@ def convert(
                 learn_thresholds=learn_thresholds,
                 weights=weights,
                 gates=gates,
+                example=example,
             )
-    graph = traced(ann, RULES)
+    graph, root = traced(ann, RULES, example)
     settings = time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds, gates is not None
-    conversion = Conversion(ann, graph, *settings)
+    conversion = Conversion(root, graph, *settings)
     if spiking_layers is not None:
-        conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(ann, graph, *settings, spiking))
+        conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(root, graph, *settings, spiking))
     snn = conversion.written()
     names = [name for _, name in conversion.neurons]
     pools = [(name, source) for _, name, source in conversion.pools]
-    if weights and conversion.readers:
-        raise ValueError(
-            "convert: weights must be None with calibrate and concatenated trains (their thresholds differ, so that "
-            f"the twins would round weights differently), got {weights!r}"
-        )
     with _quantised(ann, snn, weights):
         if calibrate is None:
             return TandemNetwork(snn, ann, time_steps, names)
@@ -520,7 +554,7 @@ def convert(
         else:
             batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
             measured = [*conversion.neurons, *((node, name) for node, name, _ in conversion.pools)]
-            levels = percentiles(ann, graph, measured, batches, percentile, conversion.signed)
+            levels = percentiles(root, graph, measured, batches, percentile, conversion.signed)
             levels |= {name: min(levels[name], bound) for name, bound in conversion.bounds.items()}
         return TandemNetwork(snn, ann, time_steps, names, levels, pools, conversion.readers, conversion.cats)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from ..convert import TandemNetwork, flattened_to
+from ..convert import TandemNetwork, flattened_to, sized_as_traced
 from ..nn import Decode, Encode, SpikeCat, SpikingGlobalMaxPool2d, SpikingMaxPool2d, TandemAdd, TandemGate
 from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer
@@ -123,10 +123,13 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     if isinstance(model, TandemNetwork):
         model = model.snn
     try:
-        nodes = list(NIRTorchTracer(_LEAVES, autowrap_functions=(flattened_to,)).trace(model).nodes)
+        traced = NIRTorchTracer(_LEAVES, autowrap_functions=(flattened_to, sized_as_traced)).trace(model)
     except Exception as error:  # a user's forward may raise anything when it meets a proxy
         raise ValueError(f"to_nir: model must be traceable by torch.fx, got the error: {error}") from error
-    nodes = _used(nodes)
+    for node in traced.nodes:
+        if node.target is sized_as_traced:  # the graph is for the sizes of the sample
+            node.replace_all_uses_with(node.args[0])
+    nodes = _used(list(traced.nodes))
     problems = []
     for node in nodes:
         what = f"{getattr(node.target, '__name__', node.target)} ({node.op})"
