@@ -68,8 +68,8 @@ def from_nir(
         A network in eval mode, in the dtype of the weights (float64 if any are float64). It is an nn.Sequential of
         ``TandemConv1d``, ``TandemConv2d``, ``TandemLinear`` and nn.Flatten, named after the graph's weight nodes. If
         the graph continues after the last neurons, ``Decode`` and nn.Linear, nn.Conv1d, nn.Conv2d or nn.AvgPool2d
-        follow. A graph with branches becomes a torch.fx.GraphModule, which may also contain ``TandemAdd``. SumPool2d
-        and AvgPool2d before neurons become a depthwise ``TandemConv2d``.
+        follow. A graph with branches becomes a torch.fx.GraphModule, which may also contain ``TandemAdd``, and sums of
+        read-outs. SumPool2d and AvgPool2d before neurons become a depthwise ``TandemConv2d``.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -277,9 +277,7 @@ class _Import:
         if isinstance(node, NEURONS):
             return self._fired(name, node, inputs)
         if len(inputs) != 1 and (name in self.spiking or not inputs):
-            raise ValueError(
-                f"it must have one input, got {len(inputs)}: only neurons and read-outs may have several"
-            )
+            raise ValueError(f"it must have one input, got {len(inputs)}: only neurons and read-outs may have several")
         for x in inputs:
             if x.weights is not None:
                 raise ValueError(f"{x.weights.name} before it must be followed by neurons")

@@ -40,6 +40,10 @@ class Source(NamedTuple):
         """Multiply the value by a factor of its shape."""
         return self._replace(weight=factor if self.weight is None else self.weight * factor)
 
+    def changed(self) -> bool:
+        """Return whether elements have moved or have factors of their own."""
+        return self.position is not None or self.weight is not None
+
     def whole(self) -> bool:
         """Return whether the value is the nodes' output, up to its shape."""
         everything = self.position is None or (
@@ -154,6 +158,12 @@ def convolution(source: Source, shape: Sequence[int], weight: Tensor, how: Geome
         )
         spread[:, :, rows, columns].index_add_(1, reads.channel[here], weight[:, here])
     return _placed(spread, how._replace(dilation=(1, 1), groups=1), size)
+
+
+def is_image(source: Source, shape: Sequence[int]) -> bool:
+    """Return whether some convolution of the nodes' outputs is the value, [C, L] or [C, H, W]."""
+    node, value = image(source.shape), image(shape)
+    return (source.whole() and node == value) or _channels(source, node, value, [(0, 0), (0, 0)]) is not None
 
 
 class Channels(NamedTuple):

@@ -26,14 +26,16 @@ from ..nn import (
     TandemAdd,
     TandemConvTranspose2d,
     TandemElementwise,
+    TandemStochasticDepth,
 )
 from ..nn.quantiser import quantiser
 from ..nn.tandem import TandemLayer, stored
 from ..spike_train import SpikeTrain
 from .nir_format import RESET, nir, unsupported
-from .nir_sources import Channels, Convolution, Geometry, Source, channels_of, convolution, dense, image
+from .nir_sources import Channels, Convolution, Geometry, Source, channels_of, convolution, dense, image, is_image
 
-IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in eval mode
+# In eval mode.
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, TandemStochasticDepth)
 REARRANGEMENTS = (SpikeRearrange, SpikeWindows)
 POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d)
 READ_OUTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -78,8 +80,8 @@ _TAKES: list[tuple[tuple[type, ...], tuple[str, ...]]] = [
 class Export:
     """A NIR graph under construction."""
 
-    def __init__(self, dt: float, sample: Tensor | SpikeTrain) -> None:
-        self.dt = dt
+    def __init__(self, dt: float, sample: Tensor | SpikeTrain, groups: bool) -> None:
+        self.dt, self.groups = dt, groups
         self.nodes: dict[str, nir.NIRNode] = {"input": nir.Input(input_type=np.array(sample.shape[1:]))}
         self.edges: list[tuple[str, str]] = []
         self.encoding: tuple[int, str] | None = None
@@ -176,7 +178,8 @@ class Export:
     # -- what only moves values: no nodes
 
     def _decoded(self, decode: Decode, signal: _Signal, out: Tensor) -> _Signal:
-        shape, sources = _shape(signal.value), list(signal.sources)
+        shape = _shape(signal.value)
+        sources: Sequence[Source] = signal.sources
         if decode.signed:
             positive = [source.moved(shape, lambda x: x[::2]) for source in sources]
             negative = [source.moved(shape, lambda x: x[1::2]) for source in sources]
@@ -208,10 +211,21 @@ class Export:
     def _rearranged(
         self, name: str, what: str, module: SpikeRearrange | SpikeWindows, signal: _Signal, out: SpikeTrain
     ) -> _Signal:
-        shape = _shape(signal.value)
-        moved = _used([s.moved(shape, lambda x: module.rearranged(x[None, None])[0, 0]) for s in signal.sources])
+        shape, after = _shape(signal.value), _shape(out)
+
+        def moved(source: Source) -> Source:
+            return source.moved(shape, lambda x: module.rearranged(x[None, None])[0, 0])
+
+        sources: Sequence[Source] = [moved(source) for source in signal.sources]
+        # What NIR can express before this it may not express after it, such as cropping before padding.
+        images = len(after) > 1 and is_image(moved(Source((), shape)), after)
+        if images and not self._are_images(sources, after) and self._are_images(signal.sources, shape):
+            sources = [moved(source) for source in self._as_node(name, what, signal).sources]
         why = signal.why or f"{what} before it {_FLAT_NEXT}"
-        return _Signal(tuple(self._flat(name, moved, len(_shape(out)))), out, "spikes", out.amplitude, why)
+        return _Signal(self._flat(name, _used(sources), len(after)), out, "spikes", out.amplitude, why)
+
+    def _are_images(self, sources: Iterable[Source], shape: tuple[int, ...]) -> bool:
+        return all(is_image(source, shape) for source in sources)
 
     def _sum(self, what: str, first: _Signal, second: _Signal) -> _Signal:
         """Add decoded values."""
@@ -298,7 +312,7 @@ class Export:
         module: whose weights may be quantised; None: the weights only move values.
         """
         assert self.encoding is not None
-        scaled = weight.detach() * signal.gain
+        scaled = weight.detach().cpu() * signal.gain
         per_step = None if bias is None else bias / self.encoding[0]
         if not all(bool(x.isfinite().all()) for x in (scaled, per_step) if x is not None):
             self.problems.append(f"{what}: weights and bias must be finite, got NaN or infinite values")
@@ -318,19 +332,25 @@ class Export:
                 product = earlier + product if how is None else earlier._replace(weight=earlier.weight + product.weight)
             products[key] = source, product
         nodes: list[str] = []
-        shape: tuple[int, ...] = ()
+        shapes: list[tuple[int, ...]] = []
         for i, (source, product) in enumerate(products.values()):
             metadata = _rounding(module, source, signal.gain)
             if how is None:
                 values = [_array(x) for x in (product, per_step) if x is not None]
                 node = (nir.Linear if per_step is None else nir.Affine)(*values, metadata=metadata)
-                shape = (len(product),)
+                shapes.append((len(product),))
             else:
                 node = self._convolution(what, product, per_step, how, source, metadata)
-                shape = tuple(node.output_type["output"].tolist())
+                shapes.append(tuple(node.output_type["output"].tolist()))
             nodes.append(self._put(name if len(products) == 1 else f"{name}_{i}", node, source.nodes))
             per_step = None  # added once
-        return Source(tuple(nodes), shape)
+        self._check_shapes(what, shapes)
+        return Source(tuple(nodes), shapes[0])
+
+    def _check_shapes(self, what: str, shapes: list[tuple[int, ...]]) -> None:
+        """Currents that add up must agree in shape also if the model sees some lines as images of height 1."""
+        if len({*shapes}) > 1 and not self.problems:
+            self.problems.append(f"{what}: what it adds must have one shape in NIR, got {shapes}")
 
     def _convolution(
         self,
@@ -343,6 +363,8 @@ class Export:
     ) -> nir.NIRNode:
         """Return a node of type Conv1d or Conv2d for the source's nodes."""
         weight, stride, padding, dilation, groups = conv
+        if not self.groups:
+            weight, groups = dense(weight, groups), 1
         size: Any = source.shape[1:]
         geometry: list[Any] = [stride, padding, dilation]
         shape: tuple[int, ...] = (len(weight), *how.size)
@@ -369,7 +391,7 @@ class Export:
         if len(shape) == 1:
             return self._product(name, what, None, eye, None, None, signal)
         how = Geometry((1, 1), (0, 0), (1, 1), 1, image(shape)[1:])
-        if any(convolution(source, shape, eye[..., None, None], how) is None for source in signal.sources):
+        if not self._are_images(signal.sources, shape):
             self.problems.append(f"{what}: {signal.why}")
             return Source((), shape)
         return self._product(name, what, None, eye[..., None, None], None, how, signal)
@@ -416,8 +438,7 @@ class Export:
                 source = self._alone(part, what_part, signal)
             nodes += source.nodes
             shapes.append(source.shape)
-        if len({*shapes}) > 1 and not self.problems:
-            self.problems.append(f"{what}: its branches must have one shape in NIR, got {shapes}")
+        self._check_shapes(what, shapes)
         why = next((signal.why for signal in inputs if signal.why), "")
         return self._neurons(name, what, join.neuron, Source(tuple(nodes), shapes[0]), out, why)
 
@@ -527,16 +548,15 @@ class Export:
             return signal._replace(value=out)
         flat = _shape(out)
         sources = [
-            source if source.position is None else source.moved(shape, lambda x: x.reshape(flat))
-            for source in signal.sources
+            source.moved(shape, lambda x: x.reshape(flat)) if source.changed() else source for source in signal.sources
         ]
         alike = all(len(source.shape) == len(shape) for source in sources)
-        sources = self._flat(name, sources, len(flat), (start - 1, end - 1) if alike else None)
-        return signal._replace(sources=tuple(sources), value=out)
+        between = (start - 1, end - 1) if alike else None
+        return signal._replace(sources=self._flat(name, sources, len(flat), between), value=out)
 
     def _flat(
-        self, name: str, sources: list[Source], dims: int, between: tuple[int, int] | None = None
-    ) -> list[Source]:
+        self, name: str, sources: Sequence[Source], dims: int, between: tuple[int, int] | None = None
+    ) -> tuple[Source, ...]:
         """Flatten outputs of nodes that have more dimensions: ``between`` two, or the last ones."""
         made: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[int, ...]]] = {}
         flat = []
@@ -551,10 +571,10 @@ class Export:
                 nodes, shape = made[source.nodes]
                 source = source._replace(nodes=nodes, shape=shape)
             flat.append(source)
-        return flat
+        return tuple(flat)
 
 
-def _used(sources: list[Source]) -> list[Source]:
+def _used(sources: Sequence[Source]) -> Sequence[Source]:
     """Leave out sources that nothing reads any more, but one."""
     return [source for source in sources if source.position is None or bool((source.position > 0).any())] or sources[:1]
 
