@@ -26,6 +26,14 @@ class Source(NamedTuple):
     """1 + the flat position in these outputs of each element of the value, or 0 for none; None: all, in their order."""
     weight: Tensor | None = None
     """The factor of each element of the value, float64; None for 1."""
+    part: tuple[int, int] | None = None
+    """The first and last + 1 of the value's channels that this is about; None for all."""
+
+    def alone(self, shape: Sequence[int]) -> tuple[Source, tuple[int, ...]]:
+        """Return this as the source of its channels only, and their shape, given that of the value."""
+        if self.part is None:
+            return self, tuple(shape)
+        return self._replace(part=None), (self.part[1] - self.part[0], *shape[1:])
 
     def positions(self, shape: Sequence[int]) -> Tensor:
         """Return ``position`` for a value of this shape."""
@@ -33,27 +41,46 @@ class Source(NamedTuple):
 
     def moved(self, shape: Sequence[int], move: Callable[[Tensor], Tensor]) -> Source:
         """Return the source of what ``move`` makes of a value of this shape: it moves, copies, drops or adds zeros."""
-        weight = None if self.weight is None else move(self.weight)
-        return self._replace(position=move(self.positions(shape)), weight=weight)
+        source, own = self.alone(shape)
+        start, stop = self.part or (0, own[0])
+        around = (*[0] * (2 * len(own) - 2), start, shape[0] - stop)
+        weight = None if source.weight is None else move(F.pad(source.weight, around))
+        return source._replace(position=move(F.pad(source.positions(own), around)), weight=weight)
 
     def times(self, factor: Tensor) -> Source:
         """Multiply the value by a factor of its shape."""
+        factor = factor if self.part is None else factor[slice(*self.part)]
         return self._replace(weight=factor if self.weight is None else self.weight * factor)
+
+    def flattened(self, shape: Sequence[int], start: int, end: int) -> Source:
+        """Return the source of a value of this shape whose dimensions from ``start`` to ``end`` are flattened."""
+        part = self.part
+        if part is not None and start == 0:
+            size = math.prod(shape[1 : end + 1])
+            part = part[0] * size, part[1] * size
+        flat = [x if x is None else x.flatten(start, end) for x in (self.position, self.weight)]
+        return self._replace(position=flat[0], weight=flat[1], part=part)
 
     def changed(self) -> bool:
         """Return whether elements have moved or have factors of their own."""
-        return self.position is not None or self.weight is not None
+        return self[2:] != (None, None, None)
 
     def whole(self) -> bool:
         """Return whether the value is the nodes' output, up to its shape."""
-        everything = self.position is None or (
-            self.position.numel() == math.prod(self.shape)
-            and torch.equal(self.position.flatten(), torch.arange(1, self.position.numel() + 1))
-        )
+        everything = self.part is None and (self.position is None or self._in_order())
         return everything and (self.weight is None or bool((self.weight == 1).all()))
+
+    def _in_order(self) -> bool:
+        position = self.positions(())
+        return position.numel() == math.prod(self.shape) and torch.equal(
+            position.flatten(), torch.arange(1, position.numel() + 1)
+        )
 
     def features(self, weight: Tensor) -> Tensor:
         """Return the matrix [O, F'] of the nodes' outputs, given that of the value, [O, F]."""
+        if self.part is not None:
+            source, _ = self.alone(weight.shape[1:])
+            return source.features(weight[:, slice(*self.part)])
         if self.whole():
             return weight
         used = self.positions(weight.shape[1:]) > 0
@@ -116,6 +143,9 @@ def convolution(source: Source, shape: Sequence[int], weight: Tensor, how: Geome
         weight: [O, C/groups, kH, kW].
         how: which pixels it reads.
     """
+    if source.part is not None:
+        weight, how = dense(weight, how.groups)[:, slice(*source.part)], how._replace(groups=1)
+        source, shape = source.alone(shape)
     node, value = image(source.shape), image(shape)
     channels, *size = node
     if source.whole() and node == value:
@@ -162,6 +192,7 @@ def convolution(source: Source, shape: Sequence[int], weight: Tensor, how: Geome
 
 def is_image(source: Source, shape: Sequence[int]) -> bool:
     """Return whether some convolution of the nodes' outputs is the value, [C, L] or [C, H, W]."""
+    source, shape = source.alone(shape)
     node, value = image(source.shape), image(shape)
     return (source.whole() and node == value) or _channels(source, node, value, [(0, 0), (0, 0)]) is not None
 
@@ -173,27 +204,33 @@ class Channels(NamedTuple):
     """1 + the node's channel that each channel of the value reads, or 0 for none; [C]."""
     factor: Tensor
     """[C]."""
+    part: tuple[int, int] | None
+    """The value's channels that this is about, as of a source."""
 
     def source(self, of: Source, shape: Sequence[int]) -> Source:
         """Return the source of a value of this shape, like this one, of other nodes with as many channels."""
+        of, own = of._replace(part=self.part).alone(shape)
         if torch.equal(self.channel, torch.arange(1, len(self.channel) + 1)) and bool((self.factor == 1).all()):
-            return of
-        first = (self.channel - 1) * math.prod(shape[1:]) + 1
-        index = torch.where(self.channel > 0, first, 0).view(-1, 1) + torch.arange(math.prod(shape[1:]))
-        index = torch.where(self.channel.view(-1, 1) > 0, index, 0).view(*shape)
-        factor = self.factor.view(-1, *[1] * (len(shape) - 1)).expand(*shape)
-        return of._replace(position=index, weight=None if bool((self.factor == 1).all()) else factor)
+            return of._replace(part=self.part)
+        first = (self.channel - 1) * math.prod(own[1:]) + 1
+        position = torch.where(self.channel > 0, first, 0).view(-1, 1) + torch.arange(math.prod(own[1:]))
+        position = torch.where(self.channel.view(-1, 1) > 0, position, 0).view(*own)
+        factor = self.factor.view(-1, *[1] * (len(own) - 1)).expand(*own)
+        return Source(of.nodes, of.shape, position, None if bool((self.factor == 1).all()) else factor, self.part)
 
 
 def channels_of(source: Source, shape: Sequence[int]) -> Channels | None:
     """Return how the channels of a value are those of a node, or None if they are not."""
+    part = source.part
+    source, shape = source.alone(shape)
     node, value = image(source.shape), image(shape)
     if node[1:] != value[1:]:
         return None
     reads = _channels(source, node, value, [(0, 0), (0, 0)])
     if reads is None or any(bool(offset[reads.used].any()) for offset in reads.offset):
         return None
-    return Channels(torch.where(reads.used, reads.channel + 1, 0), torch.where(reads.used, reads.factor, 1.0))
+    channel = torch.where(reads.used, reads.channel + 1, 0)
+    return Channels(channel, torch.where(reads.used, reads.factor, 1.0), part)
 
 
 def _channels(

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..convert import flattened_to
@@ -96,6 +95,7 @@ class Export:
 
     def graph(self, root: nn.Module, calls: list[fx.Node]) -> nir.NIRGraph:
         signals: dict[fx.Node, _Signal] = {}
+        last = {x: node for node in calls for x in node.all_input_nodes}
         result = self.sample
         for node in calls:
             inputs = [signals[x] for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node)]
@@ -112,6 +112,9 @@ class Export:
                 dims: Any = () if node.target is flattened_to else node.args[1:]
                 named: Any = {name: x for name, x in node.kwargs.items() if not isinstance(x, fx.Node)}
                 signals[node] = self._flatten(node.name, what, inputs[0], *dims, **named)
+            for x in node.all_input_nodes:
+                if last[x] is node:  # large networks have many values
+                    del signals[x]
         read = {name for source in result.sources for name in source.nodes}
         if result.kind not in ("spikes", "current") or self.encoding is None or "input" in read:
             self.problems.append("output: it must depend on a tandem layer")
@@ -195,16 +198,15 @@ class Export:
     def _concatenated(self, cat: SpikeCat, inputs: list[_Signal], out: SpikeTrain) -> _Signal:
         sources, start = [], 0
         for signal, signed in zip(inputs, cat.signed, strict=True):
-            shape = _shape(signal.value)
-            silent = any(cat.signed) and not signed
-            stop = start + shape[0] * (2 if silent else 1)
-            around = (*[0] * (2 * len(shape) - 2), start, out.shape[1] - stop)
-
-            def move(x: Tensor, silent: bool = silent, around: tuple[int, ...] = around) -> Tensor:
-                return F.pad(torch.stack([x, torch.zeros_like(x)], 1).flatten(0, 1) if silent else x, around)
-
-            sources += [source.moved(shape, move) for source in signal.sources]
-            start = stop
+            own = signal.sources
+            channels, *size = _shape(signal.value)
+            if any(cat.signed) and not signed:  # with negative parts that are silent
+                own = tuple(source.moved((channels, *size), _with_silent) for source in own)
+                channels *= 2
+            for source in own:
+                first, last = source.part or (0, channels)
+                sources.append(source._replace(part=(start + first, start + last)))
+            start += channels
         why = next((signal.why for signal in inputs if signal.why), "")
         return _Signal(tuple(sources), out, "spikes", out.amplitude, why)
 
@@ -316,6 +318,8 @@ class Export:
         per_step = None if bias is None else bias / self.encoding[0]
         if not all(bool(x.isfinite().all()) for x in (scaled, per_step) if x is not None):
             self.problems.append(f"{what}: weights and bias must be finite, got NaN or infinite values")
+        if how is not None and any(source.part is not None for source in signal.sources):
+            scaled, how = dense(scaled, how.groups), how._replace(groups=1)
         products: dict[Any, tuple[Source, Any]] = {}
         for source in signal.sources:
             key: Any = source.nodes
@@ -546,13 +550,10 @@ class Export:
         out = value.flatten(start, end)
         if start == end:
             return signal._replace(value=out)
-        flat = _shape(out)
-        sources = [
-            source.moved(shape, lambda x: x.reshape(flat)) if source.changed() else source for source in signal.sources
-        ]
+        sources = [source.flattened(shape, start - 1, end - 1) for source in signal.sources]
         alike = all(len(source.shape) == len(shape) for source in sources)
         between = (start - 1, end - 1) if alike else None
-        return signal._replace(sources=self._flat(name, sources, len(flat), between), value=out)
+        return signal._replace(sources=self._flat(name, sources, len(_shape(out)), between), value=out)
 
     def _flat(
         self, name: str, sources: Sequence[Source], dims: int, between: tuple[int, int] | None = None
@@ -572,6 +573,10 @@ class Export:
                 source = source._replace(nodes=nodes, shape=shape)
             flat.append(source)
         return tuple(flat)
+
+
+def _with_silent(x: Tensor) -> Tensor:
+    return torch.stack([x, torch.zeros_like(x)], 1).flatten(0, 1)
 
 
 def _used(sources: Sequence[Source]) -> Sequence[Source]:
