@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from .._progress import progress
 from ..convert import flattened_to
 from ..neuron import IF, Neuron
 from ..nn import (
@@ -97,7 +98,7 @@ class Export:
         signals: dict[fx.Node, _Signal] = {}
         last = {x: node for node in calls for x in node.all_input_nodes}
         result = self.sample
-        for node in calls:
+        for node in progress(calls, "to_nir"):
             inputs = [signals[x] for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node)]
             what = f"{node.name} ({node.op})"
             if node.op == "placeholder":
