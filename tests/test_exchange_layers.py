@@ -265,6 +265,18 @@ def test_pooling_and_joins_of_concatenations(tmp_path):
     exchanged(net, IMAGES, tmp_path)
 
 
+def test_parts_of_different_strides(tmp_path):
+    """One convolution for each, of which one strides."""
+    net = behind(
+        lambda n, x: n.layer(n.cat(n.a(x), n.down(n.pad(x)))), a=TandemConv2d(4, 3, 3, stride=2, padding=1),
+        pad=SpikeRearrange("zero_pad", 0, 0, 0, 1), down=SpikeRearrange("pixel_unshuffle", 2),
+        cat=SpikeCat(False, False, amplitudes=(1.0, 0.5)), layer=TandemConv2d(19, 5, 3, padding=1),
+    )  # fmt: skip
+    net.layer.input_scale = torch.tensor([1.0] * 3 + [0.5] * 16)
+    graph = exchanged(net, IMAGES, tmp_path)
+    assert [tuple(graph.nodes[name].stride) for name in ("layer_0", "layer_1")] == [(1, 1), (2, 2)]
+
+
 def test_pooling_of_padded_images(tmp_path):
     net = behind(lambda n, x: n.pool(n.pad(x)), pad=SpikeRearrange("zero_pad", 1, 1, 0, 1), pool=SpikingAvgPool2d(3, 2))
     exchanged(net, IMAGES, tmp_path)

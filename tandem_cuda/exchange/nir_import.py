@@ -315,22 +315,17 @@ class _Import:
 
     def _joined(self, name: str, neuron: Neuron, gain: float, inputs: list[_Value]) -> str:
         branches: list[nn.Module] = []
-        strides = set()
         for x in inputs:
             if x.kind == "encoded":
                 raise ValueError("its inputs must be spikes, got real input: put weights and neurons in between")
             if x.weights is not None:
                 branches.append(x.weights.layer(IF(), gain, x.weights.whole_bias(self.steps, gain)))
-                if x.weights.stride and max(x.weights.weight.shape[2:]) > 1:
-                    strides.add(x.weights.stride)
             elif gain != 1:
                 raise ValueError(f"its r * dt must be 1 if spikes enter without weights, got {gain}")
             elif x.shape is not None and len(x.shape) > 3:
                 raise ValueError(f"spikes must be [N, F], [N, C, L] or [N, C, H, W] to be added, got {listed(x.shape)}")
             else:
                 branches.append(nn.Identity())
-        if len(strides) > 1:
-            raise ValueError(f"the convolutions that it adds up must have one stride, got {sorted(strides)}")
         return self._called(
             self._key(name.removesuffix("_neurons")), TandemAdd(*branches, neuron=neuron), *(x.call for x in inputs)
         )
