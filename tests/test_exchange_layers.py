@@ -23,7 +23,10 @@ from tandem_cuda import (
     TandemConv1d,
     TandemConv2d,
     TandemConvTranspose2d,
+    TandemDropout,
+    TandemDropout2d,
     TandemLinear,
+    TandemStochasticDepth,
     convert,
     freeze,
     quantise,
@@ -263,6 +266,12 @@ def test_pooling_and_joins_of_concatenations(tmp_path):
         add=TandemAdd(nn.Identity(), TandemConv2d(9, 9, 1), neuron=IF(0.5)),
     )  # fmt: skip
     exchanged(net, IMAGES, tmp_path)
+
+
+def test_what_does_nothing_in_eval_mode(tmp_path):
+    drops = nn.Sequential(TandemStochasticDepth(0.5), TandemDropout(0.5), TandemDropout2d(0.5))
+    net = behind(lambda n, x: n.layer(n.drops(x)), drops=drops, layer=TandemConv2d(4, 5, 3))
+    assert len(exchanged(net, IMAGES, tmp_path).nodes) == 6
 
 
 def test_parts_of_different_strides(tmp_path):

@@ -239,7 +239,8 @@ class Export:
             raise unsupported("to_nir: model", self.problems)
         out = first.value + second.value
         one, other = first.node(), second.node()
-        if one and other and first.gain == second.gain and not {*one.nodes} & {*other.nodes}:
+        alike = one and other and first.gain == second.gain and one.shape == other.shape
+        if one and other and alike and not {*one.nodes} & {*other.nodes}:
             return first._replace(sources=(one._replace(nodes=one.nodes + other.nodes),), value=out)
         sources = [
             source.times(torch.full(_shape(out), signal.gain, dtype=torch.float64))
