@@ -123,7 +123,9 @@ class FrozenDecode(FrozenLayer):
         if self.decode.signed:
             channels = halved(channels)
         if self.decode.scale is not None:
-            channels.check("channels", len(self.decode.scale))
+            least = len(self.decode.scale)
+            if channels.exact and channels.least % least:
+                raise ValueError(f"channels must be a multiple of {least}, got {channels}")
         return x._replace(kind=REAL, shape=(channels, *rest))
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[Tensor, State | None]:

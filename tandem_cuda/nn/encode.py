@@ -120,7 +120,10 @@ class Decode(nn.Module):
         """Return the values that counts [N, C, ...], times the amplitude, stand for."""
         if self.signed:
             count = count[:, ::2] - count[:, 1::2]
-        return count if self.scale is None else count * self.scale.view(-1, *[1] * (count.dim() - 2))
+        if self.scale is None:
+            return count
+        scale = self.scale.repeat_interleave(count.shape[1] // len(self.scale))  # channels may have been flattened
+        return count * scale.view(-1, *[1] * (count.dim() - 2))
 
     def extra_repr(self) -> str:
         return "signed=True" if self.signed else ""
