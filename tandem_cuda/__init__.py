@@ -32,7 +32,7 @@ else:
     from .analysis.activity_table import ActivityTable, LayerActivity
     from .analysis.penalties import FiringRatePenalty, SynOpsPenalty
     from .build_info import build_info
-    from .convert import TandemNetwork, convert
+    from .convert import Calibration, TandemNetwork, convert
     from .exchange import from_authors
     from .freeze import AccuracyCurve, Cascade, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
     from .neuron import IF, LIF
@@ -69,6 +69,7 @@ __all__ = [
     "LIF",
     "AccuracyCurve",
     "ActivityTable",
+    "Calibration",
     "Cascade",
     "Decode",
     "Encode",

@@ -441,7 +441,7 @@ def test_integers_and_spikes_of_different_weight():
     assert (snn(x) - rounded).norm() < 0.02 * rounded.norm()
     other = convert(ann, 256, calibrate=x / 2, percentile=100, neuron=NEURONS["two phases"])
     assert (other(x / 2) - ann(x / 2)).norm() < 0.02 * ann(x / 2).norm()
-    with pytest.raises(RuntimeError, match="another conversion of it has other thresholds for concatenated trains"):
+    with pytest.raises(RuntimeError, match="another conversion of it has other thresholds of channels or concatenated"):
         snn(x)
     copied = copy.deepcopy(other)
     other.set_time_steps(128)

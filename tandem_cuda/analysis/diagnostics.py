@@ -215,8 +215,7 @@ def _pre_activation(layer: Any, x: SpikeTrain | EncodedInput) -> Tensor:
         value = value * x.amplitude
     if not isinstance(layer, TandemLayer):  # the identity in a join
         return value
-    v = layer.dense_product(value, layer.kernel_weight(), layer.bias)
-    return v if layer.norm is None else layer.normalise(v)
+    return layer.summand_of(value)
 
 
 def _value(x: SpikeTrain | EncodedInput) -> Tensor:

@@ -63,6 +63,7 @@ class Conversion:
         scaled: bool,
         learn_thresholds: bool,
         gates: bool = False,
+        per_channel: bool = False,
         spiking: set[fx.Node] | None = None,
     ) -> None:
         self.ann = ann
@@ -70,7 +71,7 @@ class Conversion:
         """The nodes up to and including the activations of the layers that are to spike; None for all that can."""
         self.nodes = list(graph.nodes)
         self.time_steps, self.mode, self.neuron, self.engine, self.scaled = time_steps, mode, neuron, engine, scaled
-        self.learn_thresholds = learn_thresholds
+        self.learn_thresholds, self.per_channel = learn_thresholds, per_channel
         self.graph = fx.Graph()
         self.modules: dict[str, Any] = {}
         self.names = {name for name, _ in ann.named_modules()}
@@ -90,6 +91,9 @@ class Conversion:
         """The spiking layers that replace a bounded activation, and the bound."""
         self.origins: list[Origin] = []
         """What each module that replaces something of the ANN comes from."""
+        self.targets: dict[str, tuple[fx.Node, int]] = {}
+        """Of spiking layers, the ANN's node for the values of all neurons, with or without ReLU, and their number of
+        channels."""
         self.readers: list[tuple[Any, tuple[Source, ...]]] = []
         """Modules that multiply the channels that they read by different weights of a spike, and their sources."""
         self.cats: list[tuple[Any, list[str | None]]] = []
@@ -365,7 +369,7 @@ class Conversion:
             module: Any = self._layer(branch, neuron, signed, self.learn_thresholds)
         else:
             name = ".".join([*_common([b.name.split(".")[:-1] for b in x.branches if b.layer is not None]), "add"])
-            alone = not signed
+            alone = not signed and not self.per_channel  # otherwise each branch must hold the thresholds
             branches = [nn.Identity() if b.is_plain and alone else self._layer(b, IF(), signed) for b in x.branches]
             module = TandemAdd(*branches, neuron=neuron, engine=self.engine, learn_threshold=self.learn_thresholds)
         name = self._named(name, module, replaces=not others)
@@ -374,9 +378,17 @@ class Conversion:
             self.signed.add(name)
         if bound is not None:
             self.bounds[name] = bound
-        sources = tuple(b.train.node for b in x.branches)
+        inputs = tuple(b.train.node for b in x.branches)
+        level: str | None = name
+        sources: tuple[Source, ...] | None = None
+        if x.channels is not None:
+            self.targets[name] = self._target(node, x), x.channels
+        if self.per_channel:
+            if x.channels is None:
+                raise Unconvertible("pass per_channel=False: the number of its channels is not known")
+            level, sources = None, tuple((name, i) for i in range(x.channels))
         known = {"channels": x.channels, "dims": x.dims}
-        train = Train(self.graph.call_module(name, sources), name, signed=signed, **known)
+        train = Train(self.graph.call_module(name, inputs), level, signed=signed, sources=sources, **known)
         fired = train.node
         for step in x.then:
             train = step(train)
@@ -404,6 +416,14 @@ class Conversion:
         """Return the class of the module that a node calls, or the name of its function."""
         is_module = node.op == "call_module"
         return kind_of(self.ann.get_submodule(str(node.target))).__name__ if is_module else word_of(node.target)
+
+    def _target(self, node: fx.Node, x: Current) -> fx.Node:
+        """Return the ANN's node for the values of all neurons: before the steps that come after the neurons."""
+        if not x.then:
+            return node
+        while not isinstance(before := self.values.get(node), Current) or before.then:
+            node = node.all_input_nodes[0]
+        return node
 
     def _layer(self, branch: Branch, neuron: Neuron, signed: bool, learn_threshold: bool = False) -> Any:
         """Make the tandem layer of a branch, which holds the ANN's parameters and batch norm."""
@@ -541,7 +561,12 @@ class Conversion:
         if sources is not None and how != "flatten":
             size = arguments[0] ** 2 if how == "pixel_shuffle" else 1
             if any(source != sources[i - i % size] for i, source in enumerate(sources)):
-                raise Unconvertible("put a weight layer or batch norm between the concatenation and it")
+                remedy = (
+                    "pass per_channel=False"
+                    if self.per_channel
+                    else "put a weight layer between the concatenation and it"
+                )
+                raise Unconvertible(f"{remedy}: it needs spikes of one weight")
             sources = tuple(module.moved(sources))
         if channels is not None:
             channels = len(module.moved(range(channels)))

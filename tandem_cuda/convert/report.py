@@ -251,7 +251,7 @@ def _traced(
         if missing := sorted({*wanted} - {node.name for node in graph.nodes}):
             raise RuntimeError(
                 f"report: forward of the ANN must be as it was when it was converted, but lacks {', '.join(missing)}. "
-                "Call convert on the ANN again (calibrate=snn.levels keeps the thresholds)"
+                "Call convert on the ANN again (calibrate=snn.calibration keeps the thresholds)"
             )
         yield root, graph
     finally:
@@ -350,7 +350,7 @@ class _Spiking(fx.Interpreter):
             origin, sums = self.results[n]
             weights = None
             if origin.sources is not None:
-                weights = torch.tensor([self.network.weight_of(level) for level, _ in origin.sources])
+                weights = torch.tensor([self.network.weight_of(*source) for source in origin.sources])
             self.trains.setdefault(origin.node, []).append((out, weights, origin, sums))
         return out
 
@@ -441,11 +441,11 @@ def _layer(network: TandemNetwork, origin: Origin, sums: _Sums | None) -> Conver
 
 
 def _threshold(network: TandemNetwork, origin: Origin, module: Any) -> float | None:
+    if origin.sources is not None:
+        return None
     if isinstance(module, _AVERAGES):
-        if origin.sources is not None:
-            return None
         levels = network.levels
-        return float(module.threshold) if levels is None else levels[origin.name] / network.time_steps
+        return float(module.threshold) if levels is None else float(levels[origin.name]) / network.time_steps
     learned = getattr(module, "log_threshold", None)
     return module.neuron.threshold * (1.0 if learned is None else math.exp(float(learned.detach())))
 
@@ -492,7 +492,7 @@ def _warnings(network: TandemNetwork, layers: Sequence[ConvertedLayer], time_ste
         if layer.saturation is not None and layer.saturation > _SATURATED and not _reaches_bound(network, layer)
     ]
     if saturated and time_steps > 1:  # with one step, every spike is the last
-        remedy = "a higher percentile lets" if calibrated else "calibrate=, or higher thresholds, let"
+        remedy = "calibrate=, with a higher percentile, lets" if calibrated else "calibrate=, or higher thresholds, let"
         yield f"saturated, many neurons spike as often as they can: {_some(saturated)}; {remedy} larger values through"
     dead = [layer.name for layer in layers if layer.firing_rate == 0]
     if dead:
@@ -506,4 +506,6 @@ def _warnings(network: TandemNetwork, layers: Sequence[ConvertedLayer], time_ste
 
 def _reaches_bound(network: TandemNetwork, layer: ConvertedLayer) -> bool:
     """Whether neurons saturate where the ANN's activation does."""
-    return layer.bound is not None and network.levels is not None and network.levels[layer.name] >= layer.bound
+    if layer.bound is None or network.levels is None:
+        return False
+    return float(torch.as_tensor(network.levels[layer.name]).min()) >= layer.bound

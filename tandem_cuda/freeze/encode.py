@@ -123,9 +123,11 @@ class FrozenDecode(FrozenLayer):
         if self.decode.signed:
             channels = halved(channels)
         if self.decode.scale is not None:
-            least = len(self.decode.scale)
-            if channels.exact and channels.least % least:
-                raise ValueError(f"channels must be a multiple of {least}, got {channels}")
+            number = len(self.decode.scale)
+            if rest:
+                channels.check("channels", number)
+            elif channels.exact and channels.least % number:  # features may be all pixels of each channel
+                raise ValueError(f"features must be a multiple of {number}, got {channels}")
         return x._replace(kind=REAL, shape=(channels, *rest))
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[Tensor, State | None]:

@@ -122,7 +122,11 @@ class Decode(nn.Module):
             count = count[:, ::2] - count[:, 1::2]
         if self.scale is None:
             return count
-        scale = self.scale.repeat_interleave(count.shape[1] // len(self.scale))  # channels may have been flattened
+        scale, channels = self.scale, count.shape[1]
+        if channels != len(scale):  # flattened images: all pixels of a channel side by side
+            if channels % len(scale):
+                raise ValueError(f"Decode: input must have a multiple of {len(scale)} features, got {channels}")
+            scale = scale.repeat_interleave(channels // len(scale))
         return count * scale.view(-1, *[1] * (count.dim() - 2))
 
     def extra_repr(self) -> str:

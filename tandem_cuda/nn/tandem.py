@@ -19,7 +19,7 @@ from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from . import batch_norm, learned_threshold
 from .coupling import coupled, coupled_behind_norm, needs_gradient
-from .current import Affine, affine, per_step, spike_scale
+from .current import Affine, affine, corrected, per_step, spike_scale
 from .encode import EncodedInput
 from .quantiser import quantiser
 from .weight_cache import Kernel, SpikingWeights, WeightCache, computes_weights, may_keep
@@ -34,6 +34,10 @@ class Ends(NamedTuple):
     """What another branch brings: currents [T, N, O, ...] or bits [P, N, O, ...]."""
     amplitude: Tensor | None = None
     """Of its spikes, [O]."""
+
+
+_OF_CONVERSION = ("input_scale", "correction", "thresholds")
+"""Buffers of tandem layers that conversion sets."""
 
 
 class TandemLayer(nn.Module, ABC):
@@ -66,6 +70,12 @@ class TandemLayer(nn.Module, ABC):
 
     ``in_channels``, ``out_channels`` and the like then number these neurons, not those of ``weight``.
 
+    Calibration may set two tensors [O] more. Like ``input_scale``, they belong to the converted network alone and are
+    not in the state dict. With both, and batch norm if any, v = (norm(W * c + b) + correction) / thresholds:
+
+    - ``correction`` is added to the pre-activation.
+    - ``thresholds`` are those of the neurons, whose model then has threshold 1.
+
     Under ``torch.autocast`` the product with real input runs in the lower precision, like any convolution. Products
     with spikes keep the precision of the weights, because rounding could move a potential across the threshold.
 
@@ -76,6 +86,8 @@ class TandemLayer(nn.Module, ABC):
     signed_input: bool = False
     signed: bool = False
     input_scale: Tensor | None
+    correction: Tensor | None
+    thresholds: Tensor | None
     weight: Tensor
     bias: Any  # Tensor | None; torch's layers annotate it differently
     norm: nn.BatchNorm1d | nn.BatchNorm2d | None
@@ -105,12 +117,14 @@ class TandemLayer(nn.Module, ABC):
         self.norm = None if norm is None else self._new_norm()
         log_threshold = learned_threshold.new_log_threshold(name, learn_threshold, self.weight)
         self.register_parameter("log_threshold", log_threshold)
-        self.register_buffer("input_scale", None, persistent=False)
+        for name in _OF_CONVERSION:
+            self.register_buffer(name, None, persistent=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         self._parameters.setdefault("log_threshold", None)  # not in pickles of earlier versions
-        self._buffers.setdefault("input_scale", None)  # likewise
+        for name in _OF_CONVERSION:
+            self._buffers.setdefault(name, None)  # likewise
 
     def reset_parameters(self) -> None:
         """Draw new weights and return to the neuron's own threshold."""
@@ -160,7 +174,7 @@ class TandemLayer(nn.Module, ABC):
                 drive = self._spiking(steps, x.amplitude, kernel)
                 bits, _ = self.fired(product, steps, "impulse", (drive.scale, drive.bias))
             return couple(bits)
-        couple = self._behind_norm(self.pre_activation(x, kernel), steps)
+        couple = self._behind_norm(self._pre_activation(x, kernel), steps)
         with torch.no_grad():
             weights = self._spiking(steps, x.amplitude, kernel)
             bits, _, _ = self.spiking_product(x.detach(), weights, want_sum=False)
@@ -199,7 +213,8 @@ class TandemLayer(nn.Module, ABC):
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
         steps, constant, bias = x.time_steps, x.mode == "constant", self.wired_bias()
         kernel = self._encoding_kernel()
-        gained = self.norm is not None or self.log_threshold is not None or kernel.unit is not None
+        owned = self.log_threshold is not None or self.thresholds is not None
+        gained = self.norm is not None or owned or kernel.unit is not None
         current = self.encoded_current(x, None if gained else per_step(bias, steps), gained, kernel)
         if not torch.compiler.is_compiling():
             refuse_tangents(type(self).__name__, current)
@@ -212,8 +227,7 @@ class TandemLayer(nn.Module, ABC):
             if needs_gradient(current, bias, self.log_threshold):  # otherwise v is not needed
                 if bias is not None and (gained or not constant):
                     v = v + self.per_channel(bias / steps if constant else bias)
-                if self.log_threshold is not None:
-                    v = v * learned_threshold.learning_unit(self.log_threshold, v.shape, steps)
+                v = self._in_thresholds(v, self._learning_unit(v.shape, steps))
             couple = self._couple(v, steps, 1 / steps if constant else 1.0)
         with torch.no_grad():
             drive = self._kept_drive(steps, constant, kernel)
@@ -243,10 +257,36 @@ class TandemLayer(nn.Module, ABC):
         self._check_shape(value)
         return value
 
-    def pre_activation(self, x: SpikeTrain, kernel: Kernel) -> Tensor:
+    def summand(self, x: SpikeTrain, kernel: Kernel) -> Tensor:
+        """Return v as a branch of a TandemAdd. In training this updates the running statistics."""
+        v = self._pre_activation(x, kernel)
+        return self._in_thresholds(v if self.norm is None else self._batch_normalised(v), None)
+
+    def summand_of(self, value: Tensor) -> Tensor:
+        """Return v of real input: counts times their amplitude, or what an input adds up to."""
+        v = self.dense_product(value, self.kernel_weight(), self.wired_bias())
+        return self._in_thresholds(v if self.norm is None else self._batch_normalised(v), None)
+
+    def _pre_activation(self, x: SpikeTrain, kernel: Kernel) -> Tensor:
         """Return W * (amplitude * c) + b, the input of batch norm."""
         scale = spike_scale(kernel.weight, x.amplitude, kernel.unit)
         return self.count_product(x, SpikingWeights(kernel, scale, self.wired_bias()))
+
+    def _learning_unit(self, shape: Sequence[int], steps: int) -> Tensor | None:
+        """Return 1 / exp(log_threshold) with its gradient, or None if the threshold does not learn."""
+        if self.log_threshold is None:
+            return None
+        return learned_threshold.learning_unit(self.log_threshold, shape, steps)
+
+    def _in_thresholds(self, v: Tensor, unit: Tensor | None) -> Tensor:
+        """Return v in units of ``thresholds``, times ``unit``."""
+        if self.thresholds is not None:
+            v = v * self._over(v, 1 / self.thresholds)
+        return v if unit is None else v * unit
+
+    def _over(self, v: Tensor, x: Tensor) -> Tensor:
+        """Reshape x, [O], so that it broadcasts over v, whatever the number of its dimensions."""
+        return x if self.features == -1 else x.view(-1, *[1] * (v.dim() - 2))
 
     def _learning(self, v: Tensor, steps: int) -> Tensor:
         """Return v, in units of the learned threshold, with the gradient of ``log_threshold``."""
@@ -261,9 +301,9 @@ class TandemLayer(nn.Module, ABC):
     def _behind_norm(
         self, product: Tensor, steps: int, *, repeats: float = 1, missing: Tensor | None = None
     ) -> Callable[[Tensor], SpikeTrain]:
-        """Return a function that couples bits with v = norm(repeats * product + missing) / exp(log_threshold).
+        """Return a function that couples bits with the v behind batch norm, norm(repeats * product + missing).
 
-        In training this updates the running statistics.
+        Correction and thresholds are applied. In training this updates the running statistics.
 
         Args:
             product: (W * c + b) / ``repeats``, without b if that is ``missing``. Batch norm with batch statistics
@@ -275,29 +315,32 @@ class TandemLayer(nn.Module, ABC):
         neuron, norm = self.neuron, batch_norm.checked_norm(type(self).__name__, self.norm)
         learns = needs_gradient(product, missing, norm.weight, norm.bias, self.log_threshold)
         threshold = neuron.relu_threshold
-        scale: Tensor | None = None
-        if learns and self.log_threshold is not None:
-            scale = learned_threshold.learning_unit(self.log_threshold, product.shape, steps)
+        unit = self._learning_unit(product.shape, steps) if learns else None
         if norm.training and threshold is not None and not self.signed and batch_norm.fuses(norm, product):
             statistics = batch_norm.update_statistics(norm, product, repeats, missing)
             if not learns:
                 return self._couple(None, steps)
+            scale = unit
+            if self.thresholds is not None:
+                scale = 1 / self.thresholds if unit is None else unit / self.thresholds
             return lambda bits: coupled_behind_norm(
-                neuron, threshold, norm, bits, product, statistics, steps, repeats, missing, scale
+                neuron, threshold, norm, bits, product, statistics, steps, repeats, missing, scale, self.correction
             )
         if not learns and not norm.training:
             return self._couple(None, steps)
         v = product if repeats == 1 else product * repeats
-        v = self.batch_normalised(v if missing is None else v + self.per_channel(missing))
-        return self._couple(v if scale is None else v * scale, steps)
+        v = self._batch_normalised(v if missing is None else v + self.per_channel(missing))
+        return self._couple(self._in_thresholds(v, unit), steps)
 
-    def batch_normalised(self, v: Tensor) -> Tensor:
-        """Apply ``norm`` to v = W * c + b. In training the running statistics are updated once per batch."""
-        if not self.signed:
-            return batch_norm.normalised(self.norm, self.normalise, v)
-        positive = v.movedim(self.features, -1)[..., ::2].movedim(-1, self.features)
-        v = batch_norm.normalised(self.norm, self.normalise, positive).movedim(self.features, -1)
-        return torch.stack([v, -v], -1).flatten(-2).movedim(-1, self.features)
+    def _batch_normalised(self, v: Tensor) -> Tensor:
+        """Return norm(v) + correction. In training the running statistics are updated once per batch."""
+        if self.signed:
+            positive = v.movedim(self.features, -1)[..., ::2].movedim(-1, self.features)
+            v = batch_norm.normalised(self.norm, self.normalise, positive).movedim(self.features, -1)
+            v = torch.stack([v, -v], -1).flatten(-2).movedim(-1, self.features)
+        else:
+            v = batch_norm.normalised(self.norm, self.normalise, v)
+        return v if self.correction is None else v + self._over(v, self.correction)
 
     def uses_batch_statistics(self) -> bool:
         """Return whether there is a batch norm in training mode."""
@@ -311,17 +354,23 @@ class TandemLayer(nn.Module, ABC):
         frozen = self._buffers.get("gain")  # of a frozen layer without norm
         if frozen is not None:
             return Affine(frozen, self.bias)
-        unit = None if self.log_threshold is None else learned_threshold.unit(self.log_threshold)
-        gain, bias = affine(norm, self.bias, unit, self.outputs // (2 if self.signed else 1))
+        gain, bias = affine(norm, self.bias)
         if self.signed:  # the weights have the signs already
             gain = None if gain is None else gain.repeat_interleave(2)
             bias = None if bias is None else _paired(bias)
-        return Affine(gain, bias)
+        whole = Affine(gain, corrected(bias, self.correction))
+        if self.thresholds is not None:
+            whole = whole.times(1 / self.thresholds)
+        if self.log_threshold is not None:
+            whole = whole.times(learned_threshold.unit(self.log_threshold).repeat(self.outputs))
+        return whole
 
     def wired_bias(self) -> Tensor | None:
-        """Return ``bias``, one for each neuron."""
+        """Return what is added to the product, for each neuron: ``bias``, and ``correction`` if there is no norm."""
         bias: Tensor | None = self.bias
-        return _paired(bias) if self.signed and bias is not None else bias
+        if self.signed and bias is not None:
+            bias = _paired(bias)
+        return bias if self.norm is not None else corrected(bias, self.correction)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Return weight, in the shape that the products take, and bias, with gain and bias of ``affine`` folded in.
@@ -335,7 +384,8 @@ class TandemLayer(nn.Module, ABC):
         """Return all tensors that the spiking twin's weights depend on."""
         norm = self.norm
         weight = self.weight if self.computes_weights() else self.stored_weight()
-        tensors = [weight, self.bias, self.log_threshold, self._buffers.get("gain"), self.input_scale]
+        tensors = [weight, self.bias, self.log_threshold, self._buffers.get("gain")]
+        tensors += [self._buffers[name] for name in _OF_CONVERSION]
         if norm is not None:
             tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]  # None without an affine map
         return [x for x in tensors if x is not None]
