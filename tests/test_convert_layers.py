@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tandem_cuda import IF, FrozenNetwork, convert, freeze, quantise, synops
+from tandem_cuda import IF, FrozenNetwork, convert, freeze, quantise, synops, unquantise
 from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikingGlobalMaxPool2d, TandemElementwise, TandemGate
 
 
@@ -173,7 +173,6 @@ NETS = {
     "AvgPool1d with padding": lambda: line(nn.AvgPool1d(3, 2, 1, count_include_pad=False), 6 * 8),
     "AdaptiveAvgPool1d": lambda: line(nn.AdaptiveAvgPool1d(4), 6 * 4),
 }  # fmt: skip
-CONCATENATED = {"cat", "cat of values", "flat cat", "channel shuffle", "split", "slices"}
 LINES = {name for name in NETS if "1d" in name}
 NEURONS = {"one phase": IF(initial=0.5), "two phases": IF(initial=0.5, two_phase=True)}
 
@@ -309,7 +308,7 @@ def test_integers_have_the_same_spikes_everywhere(name, weights, neuron):
     assert torch.equal(nets[1](x), want)
 
 
-@pytest.mark.parametrize("name", [name for name in NETS if name not in CONCATENATED])
+@pytest.mark.parametrize("name", NETS)
 def test_integers_are_those_of_the_ann(name):
     """Both twins round weights alike."""
     ann, x = made(name)
@@ -427,13 +426,56 @@ def test_an_activation_in_place_is_refused_where_its_input_is_used_again():
 
 
 def test_integers_and_spikes_of_different_weight():
+    """The ANN rounds as its twin does, also in other numbers of steps, and notices if it no longer can."""
     ann, x = made("cat")
     ann, x = ann.float(), x.float()
-    with pytest.raises(ValueError, match="weights must be None with calibrate and concatenated trains"):
-        convert(ann, 4, calibrate=x, weights="int8")
-    with pytest.raises(ValueError, match="model must not have spikes of different weight concatenated"):
-        quantise(convert(ann, 4, calibrate=x), 8)
-    assert convert(ann, 4, weights="int8")(x).isfinite().all()
+    snn = convert(ann, 256, calibrate=x, percentile=100, neuron=NEURONS["two phases"])
+    plain = ann(x)
+    quantise(snn, 4)
+    rounded = ann(x)
+    assert (rounded - plain).norm() > 0.02 * plain.norm()
+    assert (snn(x) - rounded).norm() < 0.02 * rounded.norm()
+    other = convert(ann, 256, calibrate=x / 2, percentile=100, neuron=NEURONS["two phases"])
+    assert (other(x / 2) - ann(x / 2)).norm() < 0.02 * ann(x / 2).norm()
+    with pytest.raises(RuntimeError, match="another conversion of it has other thresholds for concatenated trains"):
+        snn(x)
+    copied = copy.deepcopy(other)
+    other.set_time_steps(128)
+    assert torch.equal(other.ann()(x), ann(x))
+    assert torch.equal(copied(x), convert(ann, 256, calibrate=other.levels, neuron=NEURONS["two phases"])(x))
+    unquantise(other)
+    assert torch.equal(ann(x), plain)
+
+
+def stochastic_depth(library, p):
+    if library == "timm":
+        return pytest.importorskip("timm.layers").DropPath(p)
+    return pytest.importorskip("torchvision.ops").StochasticDepth(p, library)
+
+
+@pytest.mark.parametrize("library", ["row", "batch", "timm"])
+def test_stochastic_depth(library):
+    """Samples keep their branch or lose it; on average, it is what it is in eval mode."""
+    drop = stochastic_depth(library, 0.25)
+    ann = between(lambda n, x: F.relu(n.drop(n.a(x)) + x), 8, a=conv(8, 8), drop=drop).eval()
+    x = torch.rand(256, 3, 8, 8)
+    snn = convert(ann, 16, calibrate=x, neuron=NEURONS["two phases"])
+    with torch.no_grad():
+        assert (snn(x) - ann(x)).norm() < 0.1 * ann(x).norm()
+        assert torch.equal(freeze(snn)(x), snn(x))
+        trains = []
+        (name,) = (name for name, m in snn.snn.named_modules() if type(m).__name__ == "TandemStochasticDepth")
+        snn.snn.get_submodule(name).register_forward_hook(lambda m, args, out: trains.append((args[0], out)))
+        snn.train()(x)
+        kept = [(out.count.flatten(1) != 0).any(1) for _, out in trains]
+    (before, after), (kept,) = trains[-1], kept
+    assert torch.equal(after.bits[:, kept], before.bits[:, kept])
+    assert not after.bits[:, ~kept].any()
+    assert after.amplitude == before.amplitude / 0.75
+    if library == "batch":
+        assert kept.all() or not kept.any()
+    else:
+        assert 140 < kept.sum() < 240
 
 
 def test_dropout_before_a_concatenation():

@@ -21,11 +21,12 @@ from ..nn import (
     TandemDropout,
     TandemDropout2d,
     TandemLinear,
+    TandemStochasticDepth,
 )
 from .advice import NOTHING_ELSE
 from .gates import PRODUCTS
 from .rules import Call, Rule, Unconvertible, WeightRule, fire, register
-from .trace import DROPOUTS, dropout_of
+from .trace import DROPOUTS, StochasticDepth, dropout_of
 from .values import BatchSize, Grouped, ImageSize, Known, Pieces, Shape
 
 _NO_INDICES = "set return_indices=False: the position of the maximum differs between time steps"
@@ -48,6 +49,14 @@ def _flatten(call: Call) -> Any:
 
 def _average(call: Call) -> Any:
     return call.average(call.module)
+
+
+def _stochastic_depth(call: Call) -> Any:
+    """torchvision's and timm's, which differ in their attributes."""
+    module = call.module
+    p = module.p if hasattr(module, "p") else module.drop_prob
+    mode, scale = getattr(module, "mode", "row"), getattr(module, "scale_by_keep", True)
+    return call.drop_samples(lambda: TandemStochasticDepth(p or 0.0, mode, scale))
 
 
 def _average_line(call: Call) -> Any:
@@ -109,6 +118,7 @@ register(nn.AvgPool2d, _average)
 register(nn.AdaptiveAvgPool2d, _average)
 register(nn.MaxPool2d, _maximum)
 register(nn.SyncBatchNorm, _norm)
+register(StochasticDepth, _stochastic_depth)
 register(nn.ReLU6, lambda call: call.fire(6.0))
 register(nn.Hardtanh, lambda call: _clamped(call, call.module.min_val, call.module.max_val))
 register(nn.AvgPool1d, _average_line)

@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from ..neuron import IF, Neuron, check_neuron
 from ..nn import TandemConvTranspose2d
 from ..nn.encode import Decode, Encode
-from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
+from ..nn.quantised import check_quantisable, quantise_layers, scale_integers, unquantise_layers, weight_layers
 from ..nn.quantiser import quantiser
+from ..nn.tandem import TandemLayer, stored
 from ..ops import checks
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
@@ -56,6 +57,7 @@ class TandemNetwork(nn.Module):
     _only_snn: Mapping[str, str] = {}  # of networks pickled by earlier versions
     _readers: tuple[tuple[Any, tuple[Source, ...]], ...] = ()  # likewise
     _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
+    _scaled: Sequence[tuple[Any, Any]] = ()  # likewise; the ANN's quantisers, and the scale that each must have
 
     def __init__(
         self,
@@ -139,6 +141,8 @@ class TandemNetwork(nn.Module):
             cat.amplitudes = tuple(self._weight(level) for level in levels)
         for module, sources in self._readers:
             self._set_scale(module, torch.tensor([self._weight(level) for level, _ in sources], dtype=torch.float64))
+        if hasattr(self, "_twin"):  # otherwise when it is there
+            self._scale_integers()
 
     def _weight(self, level: str | None) -> float:
         """Return the weight of a spike of a layer, or 1."""
@@ -156,6 +160,23 @@ class TandemNetwork(nn.Module):
         if inputs % len(scale):
             raise ValueError(f"TandemNetwork: inputs must be a multiple of {len(scale)} channels, got {inputs}")
         module.input_scale = scale.repeat_interleave(inputs // len(scale)).to(module.stored_weight())
+
+    def _scale_integers(self) -> None:
+        """Make both twins round the weights alike that multiply spikes of different weight."""
+        scaled = []
+        for module, _ in self._readers:
+            if not isinstance(module, TandemLayer) or quantiser(module) is None:
+                continue
+            weight = module.stored_weight()
+            twin = next(
+                layer
+                for layer in self.ann().modules()
+                if layer is not module and quantiser(layer) is not None and getattr(*stored(layer, "weight")) is weight
+            )
+            scale_integers(module, twin)
+            of_weight: Any = quantiser(twin)
+            scaled.append((of_weight, of_weight.input_scale))
+        self._scaled = scaled
 
     def _total(self, encode: Encode) -> float:
         """Return scale * T, from the last call unless ``encode`` has been changed since: rounding must not add up."""
@@ -191,6 +212,7 @@ class TandemNetwork(nn.Module):
         """State of the spiking twin alone: the thresholds that learn, and their names in ``state_dict``."""
         self._only_ann = sorted(set(names.values()) - set(self._names.values()))
         self._note_twins()
+        self._scale_integers()
 
     def _note_twins(self) -> None:
         """Record what the twins share, to detect later that the ANN has replaced it."""
@@ -241,6 +263,12 @@ class TandemNetwork(nn.Module):
                 "a parametrization or an assignment). Call convert on the ANN again (calibrate=snn.levels keeps the "
                 "thresholds), or load with snn.load_state_dict"
             )
+        if any(of_weight.input_scale is not scale for of_weight, scale in self._scaled):
+            raise RuntimeError(
+                "TandemNetwork: the ANN must round its weights as its spiking twin does, but another conversion of it "
+                "has other thresholds for concatenated trains. Call convert again (calibrate=snn.levels keeps the "
+                "thresholds)"
+            )
         for i, (mine, mine_key, owner, key, x) in enumerate(self._buffers_held):
             now = owner._buffers.get(key)
             if now is not x and now is not None:  # the ANN was moved or loaded; buffers are not trained
@@ -255,6 +283,7 @@ class TandemNetwork(nn.Module):
             if getattr(other, other_key) is not x:
                 setattr(other, other_key, x)
         self._note_twins()
+        self._scale_integers()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the ANN's state_dict, under the ANN's names, and thresholds that learn."""
@@ -517,11 +546,6 @@ def convert(
     snn = conversion.written()
     names = [name for _, name in conversion.neurons]
     pools = [(name, source) for _, name, source in conversion.pools]
-    if weights and conversion.readers:
-        raise ValueError(
-            "convert: weights must be None with calibrate and concatenated trains (their thresholds differ, so that "
-            f"the twins would round weights differently), got {weights!r}"
-        )
     with _quantised(ann, snn, weights):
         if calibrate is None:
             return TandemNetwork(snn, ann, time_steps, names)

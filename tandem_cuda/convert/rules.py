@@ -148,6 +148,15 @@ class Call:
 
         return self._conversion.behind(self.input, step)
 
+    def drop_samples(self, make: Callable[[], nn.Module]) -> Any:
+        """Apply a module that silences samples to spikes, or the ANN's own module to real averages of them."""
+        module = self.module
+
+        def step(value: Any) -> Any:
+            return self._conversion.called(value, self.node, module if isinstance(value, Real) else make())
+
+        return self._conversion.behind(self.input, step)
+
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> Any:
         """Apply ``SpikeTrain.flatten``."""
         return self._conversion.flattened(self.input, start_dim, end_dim)
@@ -252,6 +261,8 @@ class Call:
         values = [self._conversion.value(node) for node in nodes]
         trains = [node for node, x in zip(nodes, values, strict=True) if isinstance(x, (Train, Pooled, Current))]
         gates = [x for x in values if isinstance(x, Real)]
+        if len(trains) > 1 and not self._conversion.tainted.isdisjoint(nodes):
+            return self._conversion.train(trains[0])  # the problem has been reported
         if len(trains) != 1 or len(gates) != 1:
             raise Unconvertible("remove it, or move it after the last weight layer: spikes cannot be multiplied")
         if self.node not in self._conversion.gates.values():

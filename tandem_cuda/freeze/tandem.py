@@ -18,7 +18,7 @@ from ..neuron import Neuron, of_settings, stacked
 from ..nn.add import TandemAdd
 from ..nn.conv import ConvolutionLayer, TandemConv1d, TandemConv2d, TandemConvTranspose2d
 from ..nn.current import Affine, per_step
-from ..nn.dropout import TandemDropout, TandemDropout2d
+from ..nn.dropout import TandemDropout, TandemDropout2d, TandemStochasticDepth
 from ..nn.elementwise import TandemElementwise
 from ..nn.encode import EncodedInput
 from ..nn.linear import TandemLinear
@@ -487,5 +487,5 @@ LAYERS = (TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemElementwise, 
 for layer_class in LAYERS:
     register(layer_class, FrozenTandem.of, partial(FrozenTandem.load, layer_class))
 register(TandemAdd, FrozenAdd.of, FrozenAdd.load)
-for idle in (TandemDropout, TandemDropout2d):
+for idle in (TandemDropout, TandemDropout2d, TandemStochasticDepth):
     register(idle, lambda module, encoded: None)

@@ -2,7 +2,7 @@
 
 from .add import TandemAdd
 from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
-from .dropout import TandemDropout, TandemDropout2d
+from .dropout import TandemDropout, TandemDropout2d, TandemStochasticDepth
 from .elementwise import TandemElementwise
 from .encode import Decode, Encode, EncodedInput
 from .gate import TandemGate
@@ -30,4 +30,5 @@ __all__ = [
     "TandemElementwise",
     "TandemGate",
     "TandemLinear",
+    "TandemStochasticDepth",
 ]

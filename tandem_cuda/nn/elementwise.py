@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..neuron import IF, Neuron
 from ..ops.geometry import Geometry
+from ..ops.integrate_and_fire import check_whole, discharge, total_bias
 from ..spike_train import SpikeTrain
 from .conv import TandemConv2d
 from .tandem import Ends
-from .weight_cache import SpikingWeights
+from .weight_cache import Kernel, SpikingWeights
 
 
 class TandemElementwise(TandemConv2d):
@@ -107,8 +109,15 @@ class TandemElementwise(TandemConv2d):
         return y.reshape(len(y), -1, *x.shape[2:])
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
-        v = super().count_product(x, weights)
-        return v.reshape(self.output_shape(x.shape))
+        shape = self.output_shape(x.shape)
+        if self.in_channels == self.groups:
+            return super().count_product(x, weights).reshape(shape)
+        # Of two inputs each. The products would treat them as groups of two channels, which takes them far longer.
+        first, second = weights.kernel.weight.view(self.groups, -1, 2).unbind(2)
+        count = x.count.movedim(1, -1).unsqueeze(-1)  # channels are innermost in memory
+        v = (count[..., ::2, :] * first + count[..., 1::2, :] * second).flatten(-2)
+        v = v if weights.scale is None else v * weights.scale
+        return (v if weights.bias is None else v + weights.bias).movedim(-1, 1)
 
     def spiking_product(
         self,
@@ -120,11 +129,42 @@ class TandemElementwise(TandemConv2d):
         want_state: bool = False,
         ends: Ends | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        how: dict[str, Any] = {"want_sum": want_sum, "state": state, "want_state": want_state, "ends": ends}
-        bits, total, state = super().spiking_product(x, weights, **how)
-        shape = self.output_shape(x.shape)
-        return bits.reshape(len(bits), *shape), total.reshape(shape) if want_sum else total, state
+        ends, shape = ends or Ends(self.neuron, self.engine), self.output_shape(x.shape)
+        how: dict[str, Any] = {"state": state, "want_state": want_state}
+        if self.in_channels == self.groups:
+            bits, total, state = super().spiking_product(x, weights, want_sum=want_sum, ends=ends, **how)
+            return bits.reshape(len(bits), *shape), total.reshape(shape) if want_sum else total, state
+        total = x.count.new_empty(0)
+        if want_sum or ends.neuron.two_phase:
+            total = self.count_product(x, weights._replace(bias=total_bias(weights.bias, x.time_steps)))
+        if ends.neuron.two_phase:
+            check_whole(type(self).__name__, state)
+            return discharge(total, x.time_steps, ends.neuron, want_sum, want_state)
+        # One input of each pair is multiplied; the spikes of the other one join it.
+        weight = weights.kernel.weight
+        second = weight[:, 1].flatten()
+        amplitude: Tensor | None = second if weights.scale is None else second * weights.scale
+        added = x.bits.movedim(2, -1)[..., 1::2]
+        added = (added if self.out_channels == self.groups else added.repeat_interleave(2, -1)).movedim(-1, 2)
+        if ends.added is not None:
+            added = _as_currents(added, amplitude, x.time_steps) + (
+                ends.added if ends.added.is_floating_point() else _as_currents(ends.added, ends.amplitude, x.time_steps)
+            )
+            amplitude = None
+        halves = x.detach().rearranged(lambda y: y[:, :, ::2])
+        one = weights._replace(kernel=Kernel(weight[:, :1]))
+        joined = ends._replace(added=added, amplitude=amplitude)
+        bits, _, state = super().spiking_product(halves, one, want_sum=False, ends=joined, **how)
+        return bits.reshape(len(bits), *shape), total, state
 
     def _check_dims(self, shape: Sequence[int]) -> None:
-        if len(shape) < 2 or shape[1] != self.in_channels:
+        halves = self.in_channels == 2 * self.groups  # the products get one input of each pair
+        if len(shape) < 2 or (shape[1] != self.in_channels and not (halves and shape[1] == self.groups)):
             raise ValueError(f"TandemElementwise: input must be [N, {self.in_channels}, ...], got {list(shape)}")
+
+
+def _as_currents(bits: Tensor, amplitude: Tensor | None, time_steps: int) -> Tensor:
+    """Return the currents [T, N, O, ...] of spikes that weigh ``amplitude``, [O]."""
+    dtype = torch.float32 if amplitude is None else amplitude.dtype
+    spikes = ops.unpack_spikes(bits, time_steps, dtype)
+    return spikes if amplitude is None else spikes * amplitude.view(-1, *[1] * (spikes.dim() - 3))
