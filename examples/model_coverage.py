@@ -5,8 +5,9 @@
     python examples/model_coverage.py --quick                 # only convert; leave the page as it is
 
 The networks have random weights: nothing is downloaded. Each one is converted and calibrated on a batch of random
-images. Then it takes one step of training by the tandem rule, is frozen, and is exported to NIR. It "trains" if the loss
-and all gradients are finite, and every parameter has one. It "freezes" if the frozen network computes the same.
+images. Then it takes one step of training by the tandem rule, is frozen, and is exported to NIR. It "trains" if the
+loss is finite, every parameter has a finite gradient, and none is more than 100 times the ANN's largest. It "freezes"
+if the frozen network computes the same.
 """
 
 from __future__ import annotations
@@ -28,12 +29,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tandem_cuda import TandemNetwork, convert, freeze
+from tandem_cuda import IF, TandemNetwork, convert, freeze
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "convert.md"
 BEGIN, END = "<!-- begin: written by examples/model_coverage.py -->", "<!-- end -->"
 HEADER = ("network", "with", "converts", "trains", "freezes", "NIR", "why not")
-CLASSES, BATCH, SIZE, TIME_STEPS = 10, 4, 64, 4
+CLASSES, BATCH, SIZE, TIME_STEPS = 10, 8, 64, 8
+# Counts are rounded, not rounded down. Otherwise all neurons of some channels are silent, and in training the batch
+# norm behind them divides by almost nothing: gradients grow from layer to layer.
+NEURON = IF(initial=0.5)
+LARGEST = 100
+"""Times the ANN's largest gradient, that of the spiking network may be."""
 DONE, FAILED, LEFT_OUT = "yes", "no", "-"
 
 
@@ -159,12 +165,12 @@ class Result:
     reasons: list[str] = field(default_factory=list)
 
     def row(self, network: Network) -> list[str]:
-        why = "; ".join(dict.fromkeys(self.reasons)).replace("|", "\\|")
+        why = "; ".join(dict.fromkeys(self.reasons))
         return [network.title, network.settings(), self.converts, self.trains, self.freezes, self.exports, why]
 
 
-class NotFinite(Exception):
-    """A step of training that cannot be taken."""
+class NotTrainable(Exception):
+    """Why a step of training cannot be taken."""
 
 
 def images(network: Network, seed: int = 0) -> Tensor:
@@ -175,26 +181,31 @@ def check(network: Network, quick: bool = False) -> Result:
     """Convert a network with random weights, and try what can be done with it."""
     torch.manual_seed(0)
     ann, x, result = network.make().eval(), images(network), Result()
-    spread_statistics(ann, x)
-    how: dict[str, Any] = {"replace": network.replace} if network.replace else {}
-    if network.example:
-        how["example"] = x
-    snn = tried(result, "converts", lambda: convert(ann, TIME_STEPS, calibrate=x, gates=network.gates, **how))
+    prepare(ann, x)
+    how: dict[str, Any] = {"gates": network.gates, "example": x if network.example else None}
+    replace = network.replace or None
+    snn = tried(
+        *(result, "converts"),
+        lambda: convert(ann, TIME_STEPS, neuron=NEURON, calibrate=x, replace=replace, **how),
+    )
     if snn is None or quick:
         return result
     tried(result, "trains", lambda: train(snn, x))
     snn.eval()
     tried(result, "freezes", lambda: compare(snn, x))
-    tried(result, "exports", lambda: export(snn, x[:1]))
+    # NIR has no neurons that start at half their threshold.
+    tried(result, "exports", lambda: export(convert(snn.ann(), TIME_STEPS, calibrate=snn.levels, **how), x[:1]))
     return result
 
 
-def spread_statistics(ann: nn.Module, x: Tensor) -> None:
-    """Set the running statistics of batch norm from a batch, as after some training."""
+def prepare(ann: nn.Module, x: Tensor) -> None:
+    """Set batch norm as after some training: statistics of a batch, and no weights of only zeros."""
     norms = [module for module in ann.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train().momentum = 1.0
+        if not norm.weight.any():
+            nn.init.ones_(norm.weight)
     with torch.no_grad():
         ann(x)
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -207,7 +218,7 @@ def tried(result: Result, name: str, act: Callable[[], Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             done = act()
-    except (ValueError, TypeError, NotFinite) as error:
+    except (ValueError, TypeError, NotTrainable) as error:
         setattr(result, name, FAILED)
         result.reasons += reasons(str(error))
         return None
@@ -221,31 +232,35 @@ def tried(result: Result, name: str, act: Callable[[], Any]) -> Any:
 
 
 def reasons(message: str) -> list[str]:
-    """Return the first line of each kind of problem."""
+    """Return the first line of each kind of problem, with the kind but not the name of a single module or call."""
     lines = message.splitlines()
-    problems = [line.strip() for line in lines[1:] if re.match(r" {2}\S", line)]
-    return problems or [lines[0]]
+    problems = [line.strip() for line in lines[1:] if re.match(r" {2}\S", line)] or lines[:1]
+    return list(dict.fromkeys(re.sub(r"^\S+ \((\w+)( in [^)]*)?\): ", r"\1: ", problem) for problem in problems))
 
 
 def train(snn: TandemNetwork, x: Tensor) -> None:
     """Take one step of training.
 
     Raises:
-        NotFinite: the loss or a gradient is not finite, or a parameter has no gradient.
+        NotTrainable: the loss or a gradient is not finite, or far larger than the ANN's, or a parameter has none.
     """
     snn.train()
     parameters = dict(snn.named_parameters())
     optimizer = torch.optim.SGD(parameters.values(), lr=1e-3)
-    loss = nn.functional.cross_entropy(snn(x), torch.arange(BATCH) % CLASSES)
-    if not math.isfinite(loss.item()):
-        raise NotFinite(f"the loss is {loss.item()}")
-    loss.backward()
-    without = [name for name, p in parameters.items() if p.grad is None or not p.grad.isfinite().all()]
-    if without:
-        raise NotFinite(f"{len(without)} parameters have no finite gradient, such as {without[0]}")
+    norms = []
+    for network in (snn.ann(), snn):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(x), torch.arange(BATCH) % CLASSES)
+        if not math.isfinite(loss.item()):
+            raise NotTrainable(f"the loss is {loss.item()}")
+        loss.backward()
+        without = [name for name, p in parameters.items() if p.grad is None or not p.grad.isfinite().all()]
+        if without:
+            raise NotTrainable(f"{len(without)} parameters have no finite gradient, such as {without[0]}")
+        norms.append(max(float(p.grad.norm()) for p in parameters.values() if p.grad is not None))
+    if not norms[1] < LARGEST * norms[0]:
+        raise NotTrainable(f"the largest gradient is {norms[1] / norms[0]:.0e} times the ANN's")
     optimizer.step()
-    if not all(bool(p.isfinite().all()) for p in parameters.values()):
-        raise NotFinite("a weight is not finite after the step")
 
 
 def compare(snn: TandemNetwork, x: Tensor) -> None:
@@ -283,14 +298,16 @@ def known(page: str) -> Iterator[list[str]]:
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    found = ["| " + " | ".join(row) + " |" for row in (HEADER, *rows)]
+    found = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (HEADER, *rows)]
     return [found[0], "|" + "---|" * len(HEADER), *found[1:]]
 
 
 def summary(rows: Sequence[Sequence[str]]) -> str:
     """Return how many of the networks can do what."""
     done = [sum(row[i] == DONE for row in rows) for i in (2, 3, 4, 5)]
-    return "Of {} networks, {} convert, {} train, {} freeze and {} export to NIR.".format(len(rows), *done)
+    verbs = ("convert", "train", "freeze", "export")
+    words = [f"{n} {verb}{'s' if n == 1 else ''}" for n, verb in zip(done, verbs, strict=True)]
+    return f"Of {len(rows)} networks, {', '.join(words[:3])} and {words[3]} to NIR."
 
 
 def write_page(path: Path, new: dict[str, list[str]]) -> None:
@@ -303,7 +320,10 @@ def write_page(path: Path, new: dict[str, list[str]]) -> None:
     rows = {row[0]: row for row in known(text)} | new
     ordered = [rows[network.title] for network in NETWORKS if network.title in rows]
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers"))
-    lines = [f"{summary(ordered)} T = {TIME_STEPS}, images of {SIZE} x {SIZE} unless said otherwise; {versions}."]
+    lines = [
+        f"{summary(ordered)} T = {TIME_STEPS}, `IF(initial=0.5)`, {BATCH} images of {SIZE} x {SIZE} unless said",
+        f"otherwise; {versions}.",
+    ]
     path.write_text("\n".join([before + BEGIN, "", *lines, "", *table(ordered), "", END + after]))
 
 
