@@ -86,6 +86,10 @@ def test_reasons():
     assert model_coverage.reasons("freeze: no\nmore") == ["freeze: no"]
     calls = "convert: not\n  mul_1 (mul in forward of a.b): remove it\n  mul (mul in forward of A): remove it"
     assert model_coverage.reasons(calls) == ["mul: remove it"]
+    assert model_coverage.reasons("to_nir: not\n  pad (call_function): calls must be\n  a.0 (ReLU): no") == [
+        "pad: calls must be",
+        "ReLU: no",
+    ]
 
 
 def test_table(tmp_path, capsys):

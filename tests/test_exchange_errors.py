@@ -15,7 +15,10 @@ from exact import imported_without
 from tandem_cuda import (
     Decode,
     Encode,
+    SpikeCat,
+    SpikeRearrange,
     SpikeTrain,
+    SpikeWindows,
     SpikingAdaptiveAvgPool2d,
     SpikingMaxPool2d,
     TandemAdd,
@@ -58,6 +61,26 @@ def test_what_cannot_be_exported_is_named():
     refused(net, x, "2 (Encode): its input must be real, got current")
     net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3, padding=1), SpikingMaxPool2d(2), Decode())
     refused(net, IMAGES, "2 (SpikingMaxPool2d): NIR has no max pooling; use average pooling or a strided convolution")
+    net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3), SpikeRearrange("zero_pad", 1, 0, 0, 0), Decode())
+    refused(net, IMAGES, "2 (SpikeRearrange): NIR has no node that pads, splits, shuffles or upsamples")
+    net = nn.Sequential(Encode(8), TandemConv2d(2, 2, 3), SpikeWindows(2), TandemConv2d(8, 2, 3), Decode())
+    refused(net, IMAGES, "2 (SpikeWindows): NIR has no node for it; export a network that is converted without calibr")
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode, self.decode, self.a, self.cat = (
+                Encode(8),
+                Decode(),
+                TandemConv2d(2, 2, 3),
+                SpikeCat(False, False),
+            )
+
+        def forward(self, x):
+            x = self.a(self.encode(x))
+            return self.decode(self.cat(x, x))
+
+    refused(Branches(), IMAGES, "cat (SpikeCat): NIR has no node that concatenates")
     net = nn.Sequential(Encode(8), TandemConvTranspose2d(2, 2, 3, stride=2))
     refused(net, IMAGES, "1 (TandemConvTranspose2d): its stride must be 1 (NIR has no transposed convolution)")
     refused(TandemAdd(TandemLinear(4, 4), nn.Identity()), x, "tandemadd (TandemAdd): it must have 2 inputs, got 1")

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..convert import TandemNetwork, flattened_to, sized_as_traced
-from ..nn import Decode, Encode, SpikingMaxPool2d, TandemAdd
+from ..nn import (
+    Decode,
+    Encode,
+    SpikeCat,
+    SpikeRearrange,
+    SpikeWindows,
+    SpikingGlobalMaxPool2d,
+    SpikingMaxPool2d,
+    TandemAdd,
+    TandemGate,
+)
 from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
@@ -19,8 +29,16 @@ from .nir_format import NIRTorchTracer, check_dt, nir, unsupported
 from .nir_writer import IDLE, MEANS, POOLS, READ_OUTS, Export, name_of
 
 _FLATTENED = (torch.flatten, flattened_to, "flatten")
-_LEAVES = (TandemLayer, TandemAdd, *POOLS, SpikingMaxPool2d, Encode, Decode, nn.Flatten, *IDLE)
 _NO_MAXIMUM = "NIR has no max pooling; use average pooling or a strided convolution"
+_WITHOUT_NODE: dict[type[nn.Module], str] = {
+    SpikingMaxPool2d: _NO_MAXIMUM,
+    SpikingGlobalMaxPool2d: _NO_MAXIMUM,
+    SpikeCat: "NIR has no node that concatenates; add branches instead",
+    SpikeRearrange: "NIR has no node that pads, splits, shuffles or upsamples",
+    SpikeWindows: "NIR has no node for it; export a network that is converted without calibration",
+    TandemGate: "NIR has no node that multiplies",
+}
+_LEAVES = (TandemLayer, TandemAdd, *POOLS, *_WITHOUT_NODE, Encode, Decode, nn.Flatten, *IDLE)
 _NO_NODE = "NIR has no node for it; nothing may come before Encode, and only linear layers after Decode"
 
 
@@ -123,13 +141,14 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     nodes = _used(list(traced.nodes))
     problems = []
     for node in nodes:
-        what = f"{node.target} ({node.op})"
+        what = f"{getattr(node.target, '__name__', node.target)} ({node.op})"
         wanted = 1
         if node.op == "call_module":
             module = model.get_submodule(str(node.target))
             what = name_of(node, module)
-            if not isinstance(module, (*_LEAVES, *READ_OUTS, *MEANS)) or isinstance(module, SpikingMaxPool2d):
-                problems.append(f"{what}: {_NO_MAXIMUM if isinstance(module, SpikingMaxPool2d) else _NO_NODE}")
+            if not isinstance(module, (*_LEAVES, *READ_OUTS, *MEANS)) or isinstance(module, tuple(_WITHOUT_NODE)):
+                why = next((why for kind, why in _WITHOUT_NODE.items() if isinstance(module, kind)), _NO_NODE)
+                problems.append(f"{what}: {why}")
                 continue
             wanted = len(module.branches) if isinstance(module, TandemAdd) else 1
             if not all(bool(x.isfinite().all()) for x in (*module.parameters(), *module.buffers())):

@@ -22,13 +22,14 @@ from ..nn import (
     TandemAdd,
     TandemConv1d,
     TandemConvTranspose2d,
+    TandemStochasticDepth,
 )
 from ..nn.quantiser import quantiser
 from ..nn.tandem import TandemLayer, stored
 from ..spike_train import SpikeTrain
 from .nir_format import RESET, nir, unsupported
 
-IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in eval mode
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, TandemStochasticDepth)  # in eval mode
 POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d)
 READ_OUTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 MEANS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
