@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._table import table
 from ..nn import (
     EncodedInput,
     SpikingAdaptiveAvgPool2d,
@@ -22,7 +23,6 @@ from ..nn import (
 from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer, stored
 from ..spike_train import SpikeTrain
-from .table import table
 
 _POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d)
 

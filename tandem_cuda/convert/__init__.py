@@ -3,6 +3,14 @@
 from . import builtin as builtin  # registers the rules for PyTorch's layers and functions
 from .conversion import flattened_to
 from .network import TandemNetwork, convert
+from .report import ConversionReport, ConvertedLayer
 from .trace import sized_as_traced
 
-__all__ = ["TandemNetwork", "convert", "flattened_to", "sized_as_traced"]
+__all__ = [
+    "ConversionReport",
+    "ConvertedLayer",
+    "TandemNetwork",
+    "convert",
+    "flattened_to",
+    "sized_as_traced",
+]

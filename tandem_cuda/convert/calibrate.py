@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .._progress import progress
 from ..nn.modes import evaluating
 from ..ops import checks
 from .trace import check_traced
@@ -78,7 +79,7 @@ def percentiles(
     recorder = _Recorder(ann, graph, measured, percentile, signed)
     totals, count = {name: 0.0 for _, name in measured}, 0
     with evaluating(ann), torch.no_grad():
-        for batch in batches:
+        for batch in progress(batches, "convert: calibrating"):
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
             if not isinstance(x, Tensor) or not x.dim() or not len(x):
                 raise ValueError(

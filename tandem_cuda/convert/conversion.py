@@ -41,8 +41,9 @@ from .advice import (
     listed,
 )
 from .gates import gated
+from .record import Origin, Record
 from .rules import Call, Unconvertible, WeightRule, applied, fire, rule_for, weights_of
-from .trace import dropout_of, leading_to, owner_of, parametrized, scope_of, word_of
+from .trace import dropout_of, kind_of, leading_to, name_in_ann, owner_of, parametrized, scope_of, word_of
 from .values import Branch, Broken, Current, Pooled, Real, Source, Train
 
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow}
@@ -87,6 +88,8 @@ class Conversion:
         """The spiking layers with neurons for both signs."""
         self.bounds: dict[str, float] = {}
         """The spiking layers that replace a bounded activation, and the bound."""
+        self.origins: list[Origin] = []
+        """What each module that replaces something of the ANN comes from."""
         self.readers: list[tuple[Any, tuple[Source, ...]]] = []
         """Modules that multiply the channels that they read by different weights of a spike, and their sources."""
         self.cats: list[tuple[Any, list[str | None]]] = []
@@ -154,6 +157,13 @@ class Conversion:
             raise ValueError("convert: ann must have a weight layer and a ReLU before its last weight layer, got none")
         self.graph.lint()
         return fx.GraphModule(self.modules, self.graph, "SpikingTwin")
+
+    def record(self, with_example: bool) -> Record:
+        """Return what a report of the conversion needs. ``with_example``: whether the graph was traced with one."""
+        products = {origin.node for origin in self.origins}
+        gates = [node for node, product in self.gates.items() if product.name in products]
+        modules = [_name_of(node) for node in self.nodes if node in gates and node.op == "call_module"]
+        return Record(tuple(self.origins), with_example, tuple(modules or [node.name for node in gates]))
 
     def _order(self) -> tuple[set[fx.Node], set[fx.Node]]:
         """Return the nodes that lead to a weight layer, and the last weight layers, which stay as they are."""
@@ -367,9 +377,33 @@ class Conversion:
         sources = tuple(b.train.node for b in x.branches)
         known = {"channels": x.channels, "dims": x.dims}
         train = Train(self.graph.call_module(name, sources), name, signed=signed, **known)
+        fired = train.node
         for step in x.then:
             train = step(train)
+        ann, names = self._parts(node, x, signed)
+        steps = _between(fired, train.node)
+        self.origins.append(Origin(name, ann, names, node.name, steps, signed, bound, train.sources))
         return train
+
+    def _parts(self, node: fx.Node, x: Current, signed: bool) -> tuple[str, tuple[str, ...]]:
+        """Return in words what the neurons for the values of a node replace, and the names of these parts."""
+        words, names, known = [], [], list(self.ann.named_modules())
+        for branch in x.branches:
+            modules = [module for module in (branch.layer, branch.norm) if module is not None]
+            names += [name for module in modules for name, other in known if vars(other) is vars(module)]
+            parts = [kind_of(module).__name__ for module in modules]
+            if branch.layer is None and (branch.factor, branch.offset) != (1, 0):
+                parts.append(f"{branch.factor:g} * spikes" + (f" {branch.offset:+g}" if branch.offset else ""))
+            words.append(", ".join(parts or ["spikes"]))
+        word = " + ".join(words)
+        if signed or _is_positive(x):  # there is no activation, or it does nothing
+            return word, tuple(names)
+        return f"{word}, {self._word(node)}", (*names, _name_of(node))
+
+    def _word(self, node: fx.Node) -> str:
+        """Return the class of the module that a node calls, or the name of its function."""
+        is_module = node.op == "call_module"
+        return kind_of(self.ann.get_submodule(str(node.target))).__name__ if is_module else word_of(node.target)
 
     def _layer(self, branch: Branch, neuron: Neuron, signed: bool, learn_threshold: bool = False) -> Any:
         """Make the tandem layer of a branch, which holds the ANN's parameters and batch norm."""
@@ -427,6 +461,7 @@ class Conversion:
             sources = tuple(source for part in each for source in part)
             self.cats.append((cat, [None if train.sources is not None else train.level for train in trains]))
         name = self._named(node.name, cat)
+        self.origins.append(Origin(name, self._word(node), (node.name,), node.name))
         return Train(
             self.graph.call_module(name, tuple(train.node for train in trains)),
             None if differ else levels[0],
@@ -444,6 +479,7 @@ class Conversion:
         self.neurons.append((node, name))
         if train.signed:
             self.signed.add(name)
+        self.origins.append(Origin(name, "spikes * gate", (node.name,), node.name, signed=train.signed))
         node_of = self.graph.call_module(name, (train.node, gate.node))
         return Train(node_of, name, signed=train.signed, channels=train.channels, dims=train.dims)
 
@@ -464,6 +500,8 @@ class Conversion:
         """Apply a module to a spike train or a real value, in place of the ANN's node."""
         replaces = node.op == "call_module"
         name = self._named(str(node.target) if replaces else node.name, module, replaces)
+        kept = {"signed": x.signed, "sources": x.sources} if isinstance(x, Train) else {"real": True}
+        self.origins.append(Origin(name, self._word(node), (_name_of(node),), node.name, **kept))
         return replace(x, node=self.graph.call_module(name, (x.node,)))
 
     def flattened(self, x: Any, start: int = 1, end: int = -1) -> Any:
@@ -560,6 +598,19 @@ class Conversion:
     def _stand_in(self) -> fx.Node:
         """Return a placeholder for a missing value. A graph with problems is never used, so it may be incomplete."""
         return self.graph.placeholder("stand_in")
+
+
+def _name_of(node: fx.Node) -> str:
+    """Return the name of the module that a node calls, or its own."""
+    return name_in_ann(str(node.target)) if node.op == "call_module" else node.name
+
+
+def _between(first: fx.Node, last: fx.Node) -> int:
+    """Return the number of steps from one node to another, each of which has one input."""
+    steps = 0
+    while last is not first:
+        (last,), steps = last.all_input_nodes, steps + 1
+    return steps
 
 
 def _is_shareable(parametrizations: Any) -> bool:

@@ -22,7 +22,9 @@ from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .calibrate import checked_levels, percentiles
 from .conversion import Conversion, cut
+from .record import Record
 from .replace import check_replacements, replaced
+from .report import ConversionReport, report_on
 from .rules import RULES, has_weights
 from .trace import owner_of, same_modules, traced, unite
 from .values import Source
@@ -57,6 +59,7 @@ class TandemNetwork(nn.Module):
     _only_snn: Mapping[str, str] = {}  # of networks pickled by earlier versions
     _readers: tuple[tuple[Any, tuple[Source, ...]], ...] = ()  # likewise
     _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
+    _record: Record | None = None  # likewise
     _scaled: Sequence[tuple[Any, Any]] = ()  # likewise; the ANN's quantisers, and the scale that each must have
 
     def __init__(
@@ -69,6 +72,7 @@ class TandemNetwork(nn.Module):
         pools: Iterable[tuple[str, str | None]] = (),
         readers: Iterable[tuple[Any, tuple[Source, ...]]] = (),
         cats: Iterable[tuple[Any, list[str | None]]] = (),
+        record: Record | None = None,
     ) -> None:
         super().__init__()
         self.snn = snn
@@ -77,6 +81,7 @@ class TandemNetwork(nn.Module):
         self._pools = tuple(pools)  # average poolings with neurons, and the layers whose levels their inputs have
         self._readers = tuple(readers)  # modules that weigh the spikes of each channel, and where these come from
         self._cats = tuple(cats)  # concatenations of trains whose spikes differ in weight, and their levels
+        self._record = record
         self._totals: dict[Encode, float] = {}  # of constant input: scale * T
         self.set_time_steps(time_steps)
         self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
@@ -138,14 +143,39 @@ class TandemNetwork(nn.Module):
             pool: Any = self.snn.get_submodule(name)
             pool.threshold = pool.amplitude = level / below
         for cat, levels in self._cats:
-            cat.amplitudes = tuple(self._weight(level) for level in levels)
+            cat.amplitudes = tuple(self.weight_of(level) for level in levels)
         for module, sources in self._readers:
-            self._set_scale(module, torch.tensor([self._weight(level) for level, _ in sources], dtype=torch.float64))
+            self._set_scale(module, torch.tensor([self.weight_of(level) for level, _ in sources], dtype=torch.float64))
         if hasattr(self, "_twin"):  # otherwise when it is there
             self._scale_integers()
 
-    def _weight(self, level: str | None) -> float:
-        """Return the weight of a spike of a layer, or 1."""
+    def report(self, inputs: Any = None) -> ConversionReport:
+        """Compare the network with its ANN, layer by layer: ``print(snn.report())``.
+
+        Args:
+            inputs: a batch for the network, or a tuple with one batch for each of its inputs. By default up to 64
+                samples of the first batch that ``convert`` was given as ``calibrate``. Deep copies of the network share
+                them, pickles do not have them. Without samples, the report has no rates, errors and operations.
+
+        Returns:
+            The report, whose ``str`` is a table. Both networks run in eval mode without gradient, on 16 samples at a
+            time; afterwards each module has its own mode again.
+
+        Raises:
+            TypeError: ``inputs`` is not what the network takes.
+            ValueError: ``inputs`` has no samples, or spike trains of another T than a calibrated network.
+            RuntimeError: the network was not made by ``convert``, or was pickled by an earlier version.
+        """
+        self._check_twins()
+        if self._record is None:
+            raise RuntimeError(
+                "report: the network must be made by convert of this version. Call convert on its ANN again "
+                "(calibrate=snn.levels keeps the thresholds)"
+            )
+        return report_on(self, self._record, inputs)
+
+    def weight_of(self, level: str | None) -> float:
+        """Return the weight of a spike of a layer; 1 for None, which stands for recorded spikes."""
         return 1.0 if level is None or self.levels is None else self.levels[level] / self.time_steps
 
     def _set_scale(self, module: Any, scale: Tensor) -> None:
@@ -481,7 +511,7 @@ def convert(
             check that the trace computes the same.
 
     Returns:
-        A TandemNetwork. ``.ann()`` is the ANN.
+        A TandemNetwork. ``.ann()`` is the ANN; ``print(snn.report())`` shows what became of each layer.
 
     Raises:
         TypeError: an argument has the wrong type, or a parameter is neither float32 nor float64, or not float32 with
@@ -523,8 +553,8 @@ def convert(
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
     if replace is not None:
         check_replacements(replace, ann)
-        with replaced(ann, replace):
-            return convert(
+        with replaced(ann, replace) as names:
+            network = convert(
                 ann,
                 time_steps,
                 mode=mode,
@@ -538,6 +568,9 @@ def convert(
                 gates=gates,
                 example=example,
             )
+            assert network._record is not None
+            network._record.replaced = tuple(names)
+            return network
     graph, root = traced(ann, RULES, example)
     settings = time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds, gates is not None
     conversion = Conversion(root, graph, *settings)
@@ -546,17 +579,20 @@ def convert(
     snn = conversion.written()
     names = [name for _, name in conversion.neurons]
     pools = [(name, source) for _, name, source in conversion.pools]
+    record = conversion.record(with_example=example is not None)
     with _quantised(ann, snn, weights):
         if calibrate is None:
-            return TandemNetwork(snn, ann, time_steps, names)
+            return TandemNetwork(snn, ann, time_steps, names, record=record)
         if isinstance(calibrate, Mapping):
             levels = checked_levels(names, [name for name, _ in pools], calibrate)
         else:
             batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
+            if mode != "spikes":  # for counts do not tell when the spikes come
+                batches = record.sample.of(batches)
             measured = [*conversion.neurons, *((node, name) for node, name, _ in conversion.pools)]
             levels = percentiles(root, graph, measured, batches, percentile, conversion.signed)
             levels |= {name: min(levels[name], bound) for name, bound in conversion.bounds.items()}
-        return TandemNetwork(snn, ann, time_steps, names, levels, pools, conversion.readers, conversion.cats)
+        return TandemNetwork(snn, ann, time_steps, names, levels, pools, conversion.readers, conversion.cats, record)
 
 
 @contextmanager

@@ -30,10 +30,15 @@ def check_replacements(replace: Any, ann: nn.Module) -> None:
 
 
 @contextmanager
-def replaced(ann: nn.Module, replace: Replacement) -> Iterator[None]:
-    """Replace modules of ``ann`` itself by new ones; undo it if what follows fails."""
+def replaced(ann: nn.Module, replace: Replacement) -> Iterator[list[str]]:
+    """Replace modules of ``ann`` itself by new ones; undo it if what follows fails.
+
+    Yields:
+        What was replaced: "name (SiLU -> ReLU)".
+    """
     done: list[tuple[nn.Module, str, nn.Module]] = []
-    for parent in list(ann.modules()):
+    names = []
+    for path, parent in list(ann.named_modules()):
         for name, child in list(parent.named_children()):
             if type(child) in replace:
                 new = replace[type(child)]
@@ -41,8 +46,9 @@ def replaced(ann: nn.Module, replace: Replacement) -> Iterator[None]:
                 module.train(child.training)
                 setattr(parent, name, module)
                 done.append((parent, name, child))
+                names.append(f"{path}.{name}".lstrip(".") + f" ({type(child).__name__} -> {type(module).__name__})")
     try:
-        yield
+        yield names
     except BaseException:
         for parent, name, child in done:
             setattr(parent, name, child)

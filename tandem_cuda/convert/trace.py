@@ -384,6 +384,11 @@ PLAIN = "plain"
 """Where :func:`traced` puts torch.nn's part of layers that do more."""
 
 
+def name_in_ann(target: str) -> str:
+    """Return the ANN's name for the module that a node calls."""
+    return target.removeprefix(f"{PLAIN}.")
+
+
 def _plain(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     """Return a module of class ``kind``, of which ``module`` is a subclass. The two are one object in all but class."""
     plain = kind.__new__(kind)

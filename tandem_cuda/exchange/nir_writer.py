@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .._progress import progress
 from ..convert import flattened_to
 from ..neuron import Neuron
 from ..nn import (
@@ -89,7 +90,7 @@ class Export:
     def graph(self, root: nn.Module, calls: list[fx.Node]) -> nir.NIRGraph:
         signals: dict[fx.Node, _Signal] = {}
         result = self.sample
-        for node in calls:
+        for node in progress(calls, "to_nir"):
             inputs = [signals[x] for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node)]
             if node.op == "placeholder":
                 signals[node] = self.sample
