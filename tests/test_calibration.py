@@ -333,11 +333,10 @@ def test_nir():
 
     ann, x = small()
     ann, x = ann.float(), x.float()
-    snn = convert(ann, 8, calibrate=x, correct_bias=True)
-    with torch.no_grad():
-        torch.testing.assert_close(from_nir(to_nir(snn, x[:1]))(x), snn(x), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="one weight and one sign"):
-        to_nir(convert(ann, 8, calibrate=x, per_channel=True), x[:1])
+    for per_channel in (False, True):
+        snn = convert(ann, 8, calibrate=x, correct_bias=True, per_channel=per_channel)
+        with torch.no_grad():
+            torch.testing.assert_close(from_nir(to_nir(snn, x[:1]))(x), snn(x), rtol=1e-4, atol=1e-5)
 
 
 def test_quantise_a_network_with_thresholds_of_channels():

@@ -105,6 +105,10 @@ NETS = {
         lambda n, x: F.relu(n.bn(torch.cat([x, n.a(x)], 1))), 14, a=conv(8, 6, 1), bn=nn.BatchNorm2d(14)
     ),
     "flat cat": lambda: flat(lambda n, x: torch.cat([x, F.relu(n.a(x))], 1).flatten(1), 12 * 64, a=conv(8, 4)),
+    "cat before the read-out": lambda: Net(
+        lambda n, x: n.fc((lambda y: torch.cat([y, F.relu(n.a(y))], 1))(F.relu(n.first(x))).flatten(1)),
+        first=conv(3, 4), a=conv(4, 3), fc=nn.Linear(7 * 64, 5),
+    ),
     "no ReLU": lambda: between(
         lambda n, x: n.norm_b(n.b(F.relu(n.a(x)))), 6, a=conv(8, 12, 1), b=conv(12, 6, 1), norm_b=nn.BatchNorm2d(6)
     ),
@@ -437,7 +441,7 @@ def test_integers_and_spikes_of_different_weight():
     assert (snn(x) - rounded).norm() < 0.02 * rounded.norm()
     other = convert(ann, 256, calibrate=x / 2, percentile=100, neuron=NEURONS["two phases"])
     assert (other(x / 2) - ann(x / 2)).norm() < 0.02 * ann(x / 2).norm()
-    with pytest.raises(RuntimeError, match="another conversion of it has other thresholds"):
+    with pytest.raises(RuntimeError, match="another conversion of it has other thresholds of channels or concatenated"):
         snn(x)
     copied = copy.deepcopy(other)
     other.set_time_steps(128)

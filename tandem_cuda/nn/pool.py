@@ -337,11 +337,12 @@ class SpikeWindows(nn.Module):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         check_image(self, x)
-        return x.rearranged(self._side_by_side).replace_unchecked(
+        return x.rearranged(self.rearranged).replace_unchecked(
             amplitude=x.amplitude / (self.divisor_override or self.size)
         )
 
-    def _side_by_side(self, image: Tensor) -> Tensor:
+    def rearranged(self, image: Tensor) -> Tensor:
+        """Return where bits, counts or any other values [P, N, C, H, W] go."""
         (top, left), settings = self.padding, zip(self.kernel_size, self.stride, self.padding, strict=True)
         rows, columns = (
             [slice(first, first + (n - 1) * stride + 1, stride) for first in range(kernel)]

@@ -132,7 +132,7 @@ class SpikeRearrange(nn.Module):
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"SpikeRearrange: input must be a SpikeTrain, got {type(x).__name__}")
-        return x.rearranged(self._moved)
+        return x.rearranged(self.rearranged)
 
     def moved(self, values: Sequence[Any]) -> list[Any]:
         """Return where the values of channels go: one entry for each output channel."""
@@ -146,7 +146,8 @@ class SpikeRearrange(nn.Module):
         index = torch.arange(len(values)).view(1, 1, -1, 1, 1)
         return [values[i] for i in self._f(index, *self.settings).flatten().tolist()]
 
-    def _moved(self, x: Tensor) -> Tensor:
+    def rearranged(self, x: Tensor) -> Tensor:
+        """Return where bits, counts or any other values [P, N, C, ...] go."""
         if not self.signed:
             return self._f(x, *self.settings)
         planes = len(x)
