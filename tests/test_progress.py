@@ -85,7 +85,7 @@ def test_long_calls(monkeypatch, bars, description, terminal):
     monkeypatch.setattr(sys, "stderr", stderr)
     CALLS[description](list(torch.rand(3, 2, 1, 8, 8)))
     shown = [(text, file) for text, file, _ in bars]
-    assert shown == ([(description, stderr)] if terminal else [])
+    assert set(shown) == ({(description, stderr)} if terminal else set())  # calibration goes over the data twice
     if terminal and description != "to_nir":  # which goes through layers
         assert bars[0][2] == 3
 

@@ -86,7 +86,7 @@ def checked_inputs(ann: nn.Module, graph: fx.Graph, batches: Iterable[Any]) -> l
     """Return the calibration inputs, one tensor for each batch."""
     inputs: list[Tensor] = []
     with evaluating(ann), torch.no_grad():
-        for batch in progress(batches, "convert: calibrating"):
+        for batch in batches:
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
             if not isinstance(x, Tensor) or not x.dim() or not len(x):
                 raise ValueError(
