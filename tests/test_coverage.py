@@ -14,7 +14,7 @@ from model_coverage import NETWORKS, CoverageError, Result, check, images
 
 SAMPLE = """
     torchvision googlenet, torchvision mobilenet_v2, torchvision shufflenet_v2_x1_0, torchvision squeezenet1_1,
-    timm convmixer_768_32, timm mnasnet_100, timm regnety_002, timm repvgg_a0, timm res2net50_26w_4s, timm seresnet18,
+    timm densenet121, timm mnasnet_100, timm regnety_002, timm repvgg_a0, timm res2net50_26w_4s, timm seresnet18,
     timm tf_efficientnet_lite0, timm vgg11_bn, transformers ResNet
 """
 
@@ -48,7 +48,7 @@ def test_statistics_and_weights_of_batch_norm():
     ann = found.make().eval()
     model_coverage.prepare(ann, images(found))
     norms = [module for module in ann.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert all(norm.running_var.std() > 0 and norm.weight.any() and norm.momentum == 0.1 for norm in norms)
+    assert all(norm.running_var.std() > 0 and norm.weight.any() and norm.momentum == 0.9 for norm in norms)
     assert not any(module.training for module in ann.modules())
 
 
