@@ -102,7 +102,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info tandem_cuda/_C.*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info tandem_cuda/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PY):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import _C
 from .build_info import build_info
 
 
@@ -20,6 +21,7 @@ def report() -> str:
             "torch",
             f"{info['torch']} (built against {info['torch_built_against']}, needs >= {info['torch_stable_abi']})",
         ),
+        ("library", _C.library_path),
         ("compiler", str(info["compiler"])),
         ("CPU kernels", f"{info['cpu_isa']} in use, {info['threads']} threads"),
         ("", f"compiled: {listed('cpu_isas_compiled')}; this processor runs: {listed('cpu_isas_runnable')}"),
