@@ -14,10 +14,10 @@ IN_PROCESSES = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Folders too: their times change where a file goes.
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
-CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help test test-slow test-oldest fuzz sanitize demo docs bench results gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format clean
+.PHONY: help test test-slow test-oldest fuzz sanitize demo docs bench results gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format wheel verify-wheel clean
 
 help:
 	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
@@ -34,6 +34,8 @@ help:
 	@echo "make gpu-dry-run  list the steps of make gpu"
 	@echo "make lint       ruff, mypy, clang-format, clang-tidy"
 	@echo "make format     let ruff and clang-format rewrite the sources"
+	@echo "make wheel      build the sdist and a wheel for each Python found, with CUDA kernels if nvcc is found, in dist"
+	@echo "make verify-wheel  check the wheels in dist, each in fresh environments with the oldest and the newest torch"
 	@echo "make clean      remove builds, caches and $(VENV)"
 
 test: $(VENV)/.installed-test
@@ -100,6 +102,14 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CPP_FILES)
+
+# WHEEL_ARGS="--python 3.12" builds for that version alone; TANDEM_CUDA=ON insists on the CUDA kernels.
+wheel: $(VENV)/.installed-release
+	$(PY) release/wheels.py $(WHEEL_ARGS)
+
+# VERIFY_ARGS="--python 3.12 --torch newest" checks less.
+verify-wheel: $(VENV)/.installed-release
+	$(PY) release/verify.py --oldest $(OLDEST_TORCH) $(VERIFY_ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info tandem_cuda/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
