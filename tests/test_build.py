@@ -361,6 +361,23 @@ def test_import_undefined_symbol(half_built):
 # ---- The compiled files
 
 
+OPERATORS_ALONE = """
+import sys
+import torch
+torch.ops.load_library(sys.argv[1])
+bits = torch.ops.tandem_cuda.pack_spikes(torch.ones(3, 1, 2))
+assert bits.tolist() == [[[7, 7]]]
+assert "tandem_cuda" not in sys.modules
+import tandem_cuda  # finds the library that is there, and registers nothing a second time
+assert tandem_cuda.ops.spike_count(bits).tolist() == [[3, 3]]
+"""
+
+
+def test_operators_without_the_package():
+    result = run(sys.executable, "-c", OPERATORS_ALONE, LIBRARY, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
 @pytest.mark.parametrize(("file", "symbol"), [(_C.__file__, "PyInit__C"), (LIBRARY, "tandem_cuda_interface")])
 def test_files_export_one_symbol_each(file, symbol):
