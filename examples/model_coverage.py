@@ -107,7 +107,7 @@ def imported(library: str) -> Any:
     """
     try:
         return importlib.import_module(library)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library that it needs does not fit
         raise CoverageError(
             f"{library} cannot be imported ({error}). Install the extra: pip install 'tandem_cuda[examples]'"
         ) from error

@@ -43,7 +43,7 @@ from .advice import (
 from .gates import gated
 from .record import Origin, Record
 from .rules import Call, Unconvertible, WeightRule, applied, fire, rule_for, weights_of
-from .trace import dropout_of, kind_of, leading_to, name_in_ann, owner_of, parametrized, scope_of, word_of
+from .trace import dropout_of, kept, kind_of, leading_to, name_in_ann, owner_of, parametrized, scope_of, word_of
 from .values import Branch, Broken, Current, Pooled, Real, Source, Train
 
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow}
@@ -545,11 +545,11 @@ class Conversion:
 
         def step(value: Any) -> Any:
             if isinstance(value, Real):
-                return replace(value, node=self.graph.call_function(flattened_to, (value.node, features)))
+                return replace(value, node=kept(self.graph.call_function(flattened_to, (value.node, features))))
             size = features * value.copies * (1 + value.signed)
             if value.signed:
                 value = self.moved(value, "flatten")
-            flat = self.graph.call_function(flattened_to, (value.node, size))
+            flat = kept(self.graph.call_function(flattened_to, (value.node, size)))
             return replace(value, node=flat, channels=features if value.sources is None else None, dims=2)
 
         return self.behind(x, step, flat=True)

@@ -76,7 +76,7 @@ class _Attribute(fx.proxy.Attribute, _Answers):
     """The same, of an attribute of a proxy."""
 
 
-def _kept(node: fx.Node) -> fx.Node:
+def kept(node: fx.Node) -> fx.Node:
     """Let the call stay a call in a pickled graph, which torch.fx traces anew when it is loaded."""
     node.meta["is_wrapped"] = True
     return node
@@ -181,7 +181,7 @@ class _Tracer(fx.Tracer):
         is_dict = isinstance(a, dict)
         if is_dict and is_dataclass(a):  # which torch.fx would take for a plain dict
             given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
-            return _kept(self.create_node("call_function", type(a), (), given))
+            return kept(self.create_node("call_function", type(a), (), given))
         return super().create_arg(a)
 
     def answer(self, proxy: fx.Proxy, length: bool = False) -> Any:
@@ -311,7 +311,7 @@ class _Example:
                 continue
             sizes = tuple(size if d in dims else None for d, size in enumerate(x.shape))
             with graph.inserting_after(placeholders[-1]):
-                checked = _kept(graph.call_function(sized_as_traced, (node, sizes)))
+                checked = kept(graph.call_function(sized_as_traced, (node, sizes)))
             node.replace_all_uses_with(checked, lambda user, checked=checked: user is not checked)
 
 
