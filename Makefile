@@ -14,11 +14,11 @@ IN_PROCESSES = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Folders too: their times change where a file goes.
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
-CPP_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help test test-slow test-oldest fuzz sanitize demo docs bench results gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format sdist wheels \
-  check-tag clean
+.PHONY: help test test-slow test-oldest fuzz sanitize demo docs bench results gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format sdist wheel \
+  verify-wheel wheels check-tag clean
 
 help:
 	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
@@ -36,8 +36,10 @@ help:
 	@echo "make lint       ruff, mypy, clang-format, clang-tidy"
 	@echo "make format     let ruff and clang-format rewrite the sources"
 	@echo "make sdist      write the source distribution to dist"
-	@echo "make wheels     build a wheel for every Python and this processor in dist, each in a container (needs Docker)"
+	@echo "make wheels     build a wheel for every Python in dist, each in a container (needs Docker)"
 	@echo "make check-tag  check that TAG=v1.2.3 is the version that pyproject.toml, CITATION.cff and CHANGELOG.md are ready for"
+	@echo "make wheel      build the sdist and a wheel for each Python found here, with CUDA kernels if nvcc is found, in dist"
+	@echo "make verify-wheel  check the wheels in dist, each in fresh environments with the oldest and the newest torch"
 	@echo "make clean      remove builds, caches and $(VENV)"
 
 test: $(VENV)/.installed-test
@@ -121,8 +123,16 @@ check-tag:
 	@grep -qE "^## \[?$(VERSION)\]? - [0-9-]{10}$$" CHANGELOG.md || \
 	  { echo "make: CHANGELOG.md has no heading '## [$(VERSION)] - YEAR-MONTH-DAY'" >&2; exit 1; }
 
+# WHEEL_ARGS="--python 3.12" builds for that version alone; TANDEM_CUDA=ON insists on the CUDA kernels.
+wheel: $(VENV)/.installed-release
+	$(PY) release/wheels.py $(WHEEL_ARGS)
+
+# VERIFY_ARGS="--python 3.12 --torch newest" checks less.
+verify-wheel: $(VENV)/.installed-release
+	$(PY) release/verify.py --oldest $(OLDEST_TORCH) $(VERIFY_ARGS)
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info tandem_cuda/_C.*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info tandem_cuda/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PY):

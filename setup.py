@@ -27,25 +27,41 @@ except ModuleNotFoundError as error:
     ) from None
 
 ROOT = Path(__file__).resolve().parent
+OPERATORS = "libtandem_cuda"
 # What CMake reads from the environment, directly or through its compiler detection.
 ENVIRONMENT = ("TANDEM_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS", "CUDA_HOME")
-ENVIRONMENT += ("CXX", "CXXFLAGS", "LDFLAGS")
+ENVIRONMENT += ("CXX", "CXXFLAGS", "LDFLAGS", "TANDEM_OPERATORS")
+
+
+def version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # torch, where TANDEM_OPERATORS has been built before
+        return None
 
 
 def is_isolated() -> bool:
     """Whether pip builds in a throw-away environment, whose paths no later build will see again."""
-    spec = importlib.util.find_spec("torch")
+    spec = importlib.util.find_spec("pybind11")
     site_packages = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
     return spec is not None and spec.origin is not None and Path(spec.origin).resolve().parents[1] not in site_packages
 
 
 class CMakeBuild(build_ext):
-    def build_extension(self, ext: Extension) -> None:
+    def get_ext_filename(self, fullname: str) -> str:
+        """Without a Python's suffix for the operators: they are no module of it."""
+        if fullname.rpartition(".")[2] == OPERATORS:
+            return str(Path(*fullname.split("."))) + ".so"
+        return super().get_ext_filename(fullname)
+
+    def build_extensions(self) -> None:
+        """Build all of them by one run of CMake."""
         if is_isolated():
             build = Path(self.build_temp).resolve()
             self.configure(build)
         else:  # kept for the next build, one folder for each Python and torch
-            tag = f"{sys.implementation.cache_tag}-torch-{importlib.metadata.version('torch')}".replace("+", "-")
+            torch = "no-torch" if os.environ.get("TANDEM_OPERATORS") else f"torch-{version('torch')}"
+            tag = f"{sys.implementation.cache_tag}-{torch}".replace("+", "-")
             build = ROOT / "build" / tag
             self.configure(build)
             commands = ROOT / "build" / "compile_commands.json"  # where clang-tidy and clangd look
@@ -53,7 +69,7 @@ class CMakeBuild(build_ext):
             commands.symlink_to(Path(tag, commands.name))
         jobs = os.environ.get("MAX_JOBS")  # torch's name for it
         self.cmake("--build", str(build), *(["--parallel", jobs] if jobs else []))
-        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        target = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve().parent
         self.cmake("--install", str(build), "--prefix", str(target))
 
     def configure(self, build: Path) -> None:
@@ -68,7 +84,7 @@ class CMakeBuild(build_ext):
             "arguments": arguments,
             "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
             "nvcc": shutil.which("nvcc"),
-            "versions": {name: importlib.metadata.version(name) for name in ("cmake", "torch", "pybind11")},
+            "versions": {name: version(name) for name in ("cmake", "torch", "pybind11")},
         }
         record = build / "configured.json"
         unchanged = record.exists() and json.loads(record.read_text()) == configured
@@ -83,4 +99,5 @@ class CMakeBuild(build_ext):
             raise ExecError(f"building tandem_cuda failed: {shlex.join(error.cmd)} (its messages are above)") from None
 
 
-setup(ext_modules=[Extension("tandem_cuda._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+extensions = [Extension(f"tandem_cuda.{name}", sources=[]) for name in ("_C", OPERATORS)]
+setup(ext_modules=extensions, cmdclass={"build_ext": CMakeBuild})

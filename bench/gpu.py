@@ -286,8 +286,9 @@ class Run:
             if not zipfile.is_zipfile(wheel):
                 raise Failed(f"WHEEL must be a wheel, got {wheel}")
             with zipfile.ZipFile(wheel) as archive:
-                if not any(re.fullmatch(r"tandem_cuda/_C\..*so", name) for name in archive.namelist()):
-                    raise Failed(f"{wheel.name} holds no tandem_cuda/_C.*.so")
+                for file, pattern in (("_C.*.so", r"_C\..*so"), ("libtandem_cuda.so", r"libtandem_cuda\.so")):
+                    if not any(re.fullmatch(f"tandem_cuda/{pattern}", name) for name in archive.namelist()):
+                        raise Failed(f"{wheel.name} holds no tandem_cuda/{file}")
         pip = [self.python, "-m", "pip", "install", "--no-deps", "--no-index", "--force-reinstall"]
         self.must(step, [*pip, str(wheel)])
 

@@ -1,6 +1,7 @@
-// tandem_cuda._C: importing it registers the operators with torch (the static objects of schemas.cpp and of csrc/cpu,
-// csrc/cuda). Beside that it says what was built and what runs here, and shows the neuron step to NumPy.
-// No torch header here: this file uses pip's pybind11, not the copy that torch bundles.
+// tandem_cuda._C, all that knows Python: it loads the operator library, whose static objects register the operators
+// with torch, says what that was built with and what runs here, and shows the neuron step to NumPy. No torch header
+// here: this file uses pip's pybind11, not the copy that torch bundles.
+#include <dlfcn.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,60 +13,46 @@
 #include <utility>
 #include <vector>
 
-#if defined(TANDEM_CUDA_TOOLKIT)
-#include <cuda_runtime_api.h>
-
-#include "cuda/launch_error.h"
-#endif
-
-#include "cpu/fingerprint.h"
-#include "cpu/isa.h"
+#include "interface.h"
 #include "neuron/models.h"
 
 namespace py = pybind11;
 
 namespace {
 
-std::string compiler() {
-#if defined(__clang__)
-  return "clang " __clang_version__;
-#elif defined(__GNUC__)
-  return "gcc " __VERSION__;
-#else
-  return "unknown";
-#endif
+const TandemCuda& library() {
+  static const TandemCuda& loaded = *tandem_cuda_interface();
+  return loaded;
 }
 
-// The newest CUDA that the driver supports, "13.0"; None without a driver.
-py::object cuda_driver() {
-#if defined(TANDEM_CUDA_TOOLKIT)
-  int version = 0;
-  if (cudaDriverGetVersion(&version) == cudaSuccess && version > 0) return py::str(tandem::cuda_version(version));
-#endif
-  return py::none();
+// Throws what the library says of a call that failed.
+template <class T>
+T checked(T result) {
+  if (!result) throw py::value_error(library().error());
+  return result;
 }
+
+// The file that the operators come from.
+std::string library_path() {
+  Dl_info info;
+  return dladdr(&library(), &info) ? info.dli_fname : "";
+}
+
+py::object list_of(const char* names) { return py::str(names).attr("split")(); }
 
 py::dict build_info() {
   py::dict info;
-  info["version"] = TANDEM_VERSION;
-  info["torch_built_against"] = TANDEM_TORCH_BUILT_AGAINST;
-  // The oldest torch that the library loads under, "2.11": the version bytes of TORCH_TARGET_VERSION
-  info["torch_stable_abi"] =
-      std::to_string(TANDEM_TORCH_TARGET >> 56) + "." + std::to_string(TANDEM_TORCH_TARGET >> 48 & 0xff);
-  info["compiler"] = compiler();
-  info["cpu_isas_compiled"] = tandem::compiled_isas();
-  info["cpu_isas_runnable"] = tandem::runnable_isas();
-  info["cpu_isa"] = tandem::active_isa();
-#if defined(TANDEM_CUDA_TOOLKIT)
-  info["cuda_toolkit"] = TANDEM_CUDA_TOOLKIT;
-  info["cuda_architectures"] = py::str(TANDEM_CUDA_ARCHITECTURES).attr("split")();
-  info["cuda_not_built_because"] = py::none();
-#else
-  info["cuda_toolkit"] = py::none();
-  info["cuda_architectures"] = py::list();
-  info["cuda_not_built_because"] = TANDEM_CUDA_NOT_BUILT;
-#endif
-  info["cuda_driver"] = cuda_driver();
+  info["version"] = library().version;
+  info["torch_built_against"] = library().torch_built_against;
+  info["torch_stable_abi"] = library().torch_stable_abi;
+  info["compiler"] = library().compiler;
+  info["cpu_isas_compiled"] = list_of(checked(library().cpu_isas_compiled()));
+  info["cpu_isas_runnable"] = list_of(checked(library().cpu_isas_runnable()));
+  info["cpu_isa"] = checked(library().cpu_isa());
+  info["cuda_toolkit"] = library().cuda_toolkit;  // null becomes None
+  info["cuda_architectures"] = list_of(library().cuda_architectures);
+  info["cuda_not_built_because"] = library().cuda_not_built_because;
+  info["cuda_driver"] = library().cuda_driver();
   return info;
 }
 
@@ -135,7 +122,7 @@ uint64_t fingerprint(const std::vector<std::pair<uintptr_t, size_t>>& memory) {
   uint64_t hash = 0;
   for (const auto& [address, bytes] : memory) {
     // NOLINTNEXTLINE(performance-no-int-to-ptr): what Tensor.data_ptr() returns
-    hash = tandem::fingerprint(reinterpret_cast<const void*>(address), bytes, hash);
+    hash = library().fingerprint(reinterpret_cast<const void*>(address), bytes, hash);
   }
   return hash;
 }
@@ -143,12 +130,20 @@ uint64_t fingerprint(const std::vector<std::pair<uintptr_t, size_t>>& memory) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "The compiled half of tandem_cuda. Importing it registers the operators torch.ops.tandem_cuda.";
+  if (library().version != std::string(TANDEM_VERSION)) {
+    throw py::import_error(joined(library_path(), " is of version ", library().version, ", ",
+                                  "the Python module of version ", TANDEM_VERSION));
+  }
+  m.doc() = "What Python needs of the operator library. Importing it registers the operators torch.ops.tandem_cuda.";
   m.attr("__version__") = TANDEM_VERSION;
+  m.attr("library_path") = library_path();
   m.def("build_info", &build_info, "What was compiled, with what, and which instruction set is in use.");
-  m.def("cpu_isa", &tandem::active_isa, "The instruction set that the CPU kernels use: scalar, avx2 or avx512.");
-  m.def("set_cpu_isa", &tandem::set_active_isa, py::arg("name"),
-        "Use the CPU kernels of this instruction set from now on. ValueError for one that cannot run here.");
+  m.def(
+      "cpu_isa", [] { return checked(library().cpu_isa()); },
+      "The instruction set that the CPU kernels use: scalar, avx2 or avx512.");
+  m.def(
+      "set_cpu_isa", [](const std::string& name) { checked(library().set_cpu_isa(name.c_str())); }, py::arg("name"),
+      "Use the CPU kernels of this instruction set from now on. ValueError for one that cannot run here.");
   m.def(
       "fingerprint", &fingerprint, py::arg("memory"),
       "A hash of the memory at [(address, bytes), ...]: of all of it up to 64 KiB each, of 16 KiB of samples beyond.");

@@ -18,6 +18,7 @@ class BuildInfo(TypedDict):
     cuda_driver: str | None
 
 __version__: str
+library_path: str
 
 def build_info() -> BuildInfo: ...
 def cpu_isa() -> str: ...

@@ -63,6 +63,8 @@ else:
     from .spike_train import SpikeTrain
 
     __version__: str = _C.__version__
+    library_path: str = _C.library_path
+    """The shared library with the operators, for C++ programs, which load it without Python."""
 
 __all__ = [
     "IF",
@@ -104,6 +106,7 @@ __all__ = [
     "convert",
     "freeze",
     "from_authors",
+    "library_path",
     "models",
     "ops",
     "quantise",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 try:
-    from . import benchmark, doctor
+    from . import _C, benchmark, doctor
     from .build_info import build_info
 except ImportError as error:
     if __name__ != "__main__":
@@ -30,6 +30,7 @@ def report() -> str:
             "torch",
             f"{info['torch']} (built against {info['torch_built_against']}, needs >= {info['torch_stable_abi']})",
         ),
+        ("library", _C.library_path),
         ("compiler", str(info["compiler"])),
         ("processor", str(info["processor"])),
         ("CPU kernels", f"{info['cpu_isa']} in use, {info['threads']} threads"),

@@ -1,8 +1,13 @@
-"""Import the compiled library, or raise an error that says how to fix it."""
+"""Import the compiled library, or raise an error that says how to fix it.
+
+It is two files: libtandem_cuda.so with the operators, which every Python shares, and the module ``_C`` of each Python,
+which loads that file from the folder it lies in itself.
+"""
 
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -13,8 +18,8 @@ def load_library() -> ModuleType:
     """Import ``tandem_cuda._C``, which registers the operators in ``torch.ops.tandem_cuda``.
 
     Raises:
-        ImportError: the library was not built for this Python, or does not load under this torch. The message says
-            which, and what to do.
+        ImportError: the library was not built for this Python, is incomplete, or does not load under this torch. The
+            message says which, and what to do.
     """
     try:
         return importlib.import_module("tandem_cuda._C")
@@ -27,12 +32,16 @@ def _explain(error: ImportError) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "tandem_cuda._C":
         others = sorted(path.name for path in package.glob("_C.*.so"))
         found = f"found {', '.join(others)}, built for another Python" if others else "it was never built"
-        if (package.parent / "CMakeLists.txt").exists():
-            return (
-                f"tandem_cuda: no compiled library for this Python in the source tree {package.parent}: {found}. "
-                "Build it by running this command there: pip install -e . --no-build-isolation"
-            )
-        return f"tandem_cuda: no compiled library for this Python in {package}: {found}. Reinstall tandem_cuda."
+        in_tree = (package.parent / "CMakeLists.txt").exists()
+        where = f"in the source tree {package.parent}" if in_tree else f"in {package}"
+        return f"tandem_cuda: no compiled library for this Python {where}: {found}. {_repair(package)}"
+    if not (package / "libtandem_cuda.so").exists():
+        return (
+            f"tandem_cuda: the compiled library in {package} is incomplete: there is no libtandem_cuda.so with the "
+            f"operators. {_repair(package)}"
+        )
+    if re.search("of version|tandem_cuda_interface", str(error)):  # the function that says the version
+        return f"tandem_cuda: the files of the compiled library do not fit together: {error}. {_repair(package)}"
     message = f"tandem_cuda: the compiled library does not load under torch {torch.__version__}: {error}."
     if "undefined symbol" in str(error):
         message += (
@@ -40,3 +49,9 @@ def _explain(error: ImportError) -> str:
             "source tree: pip install --force-reinstall --no-deps --no-build-isolation ."
         )
     return message
+
+
+def _repair(package: Path) -> str:
+    if (package.parent / "CMakeLists.txt").exists():
+        return "Build it by running this command there: pip install -e . --no-build-isolation"
+    return "Reinstall tandem_cuda: pip install --force-reinstall --no-deps tandem_cuda"

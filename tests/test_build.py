@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -23,12 +24,22 @@ from tandem_cuda.build_info import _cuda_obstacle, _runs_on
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
+LIBRARY = Path(tandem_cuda.__file__).with_name("libtandem_cuda.so")
+
 # The compiled library's facts on a machine where all is well
 WORKING = {**_C.build_info(), "cuda_toolkit": "13.0.88", "cuda_architectures": ["sm_80"], "cuda_driver": "13.0"}
 
 
 def run(*command, cwd, **environment):
-    ours = ("CUDACXX", "CUDA_HOME", "PYTHONPATH", "TANDEM_CPU_ISA", "TANDEM_CUDA", "TORCH_CUDA_ARCH_LIST")
+    ours = (
+        "CUDACXX",
+        "CUDA_HOME",
+        "PYTHONPATH",
+        "TANDEM_CPU_ISA",
+        "TANDEM_CUDA",
+        "TANDEM_OPERATORS",
+        "TORCH_CUDA_ARCH_LIST",
+    )
     inherited = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.run(
         [str(part) for part in command],
@@ -46,6 +57,7 @@ def run(*command, cwd, **environment):
 def test_build_info():
     info = tandem_cuda.build_info()
     assert info["version"] == tandem_cuda.__version__ == metadata.version("tandem_cuda")
+    assert Path(tandem_cuda.library_path).samefile(LIBRARY)
     assert info["torch"] == torch.__version__
     assert info["torch_stable_abi"] == "2.11"
     assert info["threads"] == torch.get_num_threads()
@@ -297,13 +309,58 @@ def test_everything_else_does(unbuilt):
     assert int(result.stdout) > 2 * len(tandem_cuda.__all__)
 
 
-@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
-def test_import_undefined_symbol(unbuilt):
-    source = unbuilt / "module.c"
-    source.write_text("void torch_of_the_future(void); void *PyInit__C(void) { torch_of_the_future(); return 0; }")
-    library = unbuilt / "tandem_cuda" / f"_C{SUFFIX}"
-    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", library], check=True)
-    message = import_error(unbuilt)
+@pytest.fixture
+def half_built(unbuilt):
+    """A source tree with the module of this Python, without the library of the operators."""
+    shutil.copy(_C.__file__, unbuilt / "tandem_cuda")
+    return unbuilt
+
+
+def test_import_without_the_operators(half_built):
+    message = import_error(half_built)
+    assert "is incomplete: there is no libtandem_cuda.so with the operators. Build it by running" in message
+
+
+def test_import_without_the_operators_of_an_installed_package(half_built):
+    (half_built / "CMakeLists.txt").unlink()
+    assert "no libtandem_cuda.so with the operators. Reinstall tandem_cuda: pip install --force" in import_error(
+        half_built
+    )
+
+
+def compiled(path, source):
+    """A library of C code."""
+    path.with_suffix(".c").write_text(source)
+    subprocess.run(["cc", "-shared", "-fPIC", path.with_suffix(".c"), "-o", path], check=True)
+
+
+needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+
+
+@needs_cc
+@pytest.mark.parametrize(
+    ("operators", "reason"),
+    [
+        (
+            'static const char *facts[] = {"0.0.7"}; const char **tandem_cuda_interface(void) { return facts; }',
+            rf"\S+/libtandem_cuda\.so is of version 0\.0\.7, the Python module of version {re.escape(_C.__version__)}",
+        ),
+        ("int nothing;", r"\S+: undefined symbol: tandem_cuda_interface"),
+    ],
+    ids=["another version", "something else"],
+)
+def test_import_with_operators_that_do_not_fit(half_built, operators, reason):
+    compiled(half_built / "tandem_cuda" / "libtandem_cuda.so", operators)
+    fix = r"Build it by running this command there: pip install -e \. --no-build-isolation"
+    expected = rf"ImportError: tandem_cuda: the files of the compiled library do not fit together: {reason}\. {fix}"
+    assert re.fullmatch(expected, import_error(half_built))
+
+
+@needs_cc
+def test_import_undefined_symbol(half_built):
+    call = "void torch_of_the_future(void); void *tandem_cuda_interface(void) { torch_of_the_future(); return 0; }"
+    compiled(half_built / "tandem_cuda" / "libtandem_cuda.so", call)
+    message = import_error(half_built)
     assert f"does not load under torch {torch.__version__}" in message
     assert "undefined symbol: torch_of_the_future" in message
     assert "needs torch >= 2.11" in message
@@ -312,17 +369,51 @@ def test_import_undefined_symbol(unbuilt):
 # ---- The compiled files
 
 
+OPERATORS_ALONE = """
+import sys
+import torch
+torch.ops.load_library(sys.argv[1])
+bits = torch.ops.tandem_cuda.pack_spikes(torch.ones(3, 1, 2))
+assert bits.tolist() == [[[7, 7]]]
+assert "tandem_cuda" not in sys.modules
+import tandem_cuda  # finds the library that is there, and registers nothing a second time
+assert tandem_cuda.ops.spike_count(bits).tolist() == [[3, 3]]
+"""
+
+
+def test_operators_without_the_package():
+    result = run(sys.executable, "-c", OPERATORS_ALONE, LIBRARY, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
-def test_library_exports_only_its_entry_point():
-    result = run("nm", "-D", "--defined-only", _C.__file__, cwd=ROOT)
-    assert [line.split()[-1] for line in result.stdout.splitlines()] == ["PyInit__C"]
+@pytest.mark.parametrize(("file", "symbol"), [(_C.__file__, "PyInit__C"), (LIBRARY, "tandem_cuda_interface")])
+def test_files_export_one_symbol_each(file, symbol):
+    result = run("nm", "-D", "--defined-only", file, cwd=ROOT)
+    assert [line.split()[-1] for line in result.stdout.splitlines()] == [symbol]
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
+def test_operators_need_no_python_and_the_module_no_torch():
+    def undefined(file):
+        result = run("nm", "-D", "--undefined-only", file, cwd=ROOT)
+        return [line.split()[-1].partition("@")[0] for line in result.stdout.splitlines()]
+
+    python, torch_stable = re.compile("_?Py"), re.compile("aoti_torch|torch_")
+    assert not [name for name in undefined(LIBRARY) if python.match(name)]
+    assert [name for name in undefined(LIBRARY) if torch_stable.match(name)]
+    assert [name for name in undefined(_C.__file__) if python.match(name)]
+    assert not [name for name in undefined(_C.__file__) if torch_stable.match(name)]
 
 
 @pytest.mark.skipif(not shutil.which("readelf"), reason="needs readelf")
-def test_library_depends_on_no_place_and_no_cuda():
-    result = run("readelf", "-d", _C.__file__, cwd=ROOT)
-    assert "libtorch_cpu.so" in result.stdout
-    assert not re.search(r"RPATH|RUNPATH|libcuda|libtorch_cuda|libtorch_python", result.stdout)
+def test_libraries_depend_on_no_place_and_no_cuda():
+    operators, module = (run("readelf", "-d", file, cwd=ROOT).stdout for file in (LIBRARY, _C.__file__))
+    assert "[libtorch_cpu.so]" in operators
+    assert not re.search(r"RPATH|RUNPATH|libcuda|libtorch_cuda|libtorch_python|libpython", operators)
+    assert "[libtandem_cuda.so]" in module
+    assert re.findall(r"(?:RPATH|RUNPATH).*\[(.*)\]", module) == ["$ORIGIN"]
+    assert not re.search(r"libcuda|libtorch|libpython", module)
 
 
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
@@ -371,6 +462,14 @@ def test_cuda_banana(tmp_path):
     code, messages = configure(tmp_path, TANDEM_CUDA="banana")
     assert code != 0
     assert "TANDEM_CUDA must be ON or OFF (or unset: ON where nvcc is found), got 'banana'" in messages
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("there", ["/nowhere/libtandem_cuda.so", __file__, "libtandem_cuda.so"])
+def test_operators_that_are_not_there(tmp_path, there):
+    code, messages = configure(tmp_path, TANDEM_OPERATORS=there)
+    assert code != 0
+    assert f"TANDEM_OPERATORS must be the full path of a libtandem_cuda.so, got '{there}'" in messages
 
 
 @pytest.mark.slow
@@ -446,6 +545,15 @@ def test_sdist_builds_by_itself(tmp_path):
     result = run(sys.executable, "-c", show, cwd=installed)
     assert result.stdout.split() == [str(installed / "tandem_cuda" / "__init__.py"), "TANDEM_CUDA=OFF"], result.stderr
     assert (installed / "tandem_cuda" / "py.typed").exists()
+
+    # Operators that are there serve another build, which does not even look at torch.
+    operators = installed / "tandem_cuda" / "libtandem_cuda.so"
+    again = tmp_path / "again"
+    result = run(*pip, "wheel", *options, "--wheel-dir", again, tree, cwd=tmp_path, TANDEM_OPERATORS=str(operators))
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = again.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("tandem_cuda/libtandem_cuda.so") == operators.read_bytes()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

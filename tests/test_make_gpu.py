@@ -224,7 +224,7 @@ def wheel(folder, *names):
 
 def test_a_wheel_that_was_built_elsewhere(machine):
     machine.driver("12.4")  # whatever toolkit is here: the wheel's counts
-    path = wheel(machine.folder, "tandem_cuda/__init__.py", "tandem_cuda/_C.cpython-311-x86_64-linux-gnu.so")
+    path = wheel(machine.folder, "tandem_cuda/_C.cpython-311-x86_64-linux-gnu.so", "tandem_cuda/libtandem_cuda.so")
     code, steps, log = machine.run("--wheel", path)
     assert code == 0
     assert list(steps) == ["device", "install", *STEPS[2:]]
@@ -239,7 +239,8 @@ def test_a_wheel_that_was_built_elsewhere(machine):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda folder: wheel(folder, "tandem_cuda/__init__.py"), "holds no tandem_cuda/_C"),
+        (lambda folder: wheel(folder, "tandem_cuda/libtandem_cuda.so"), "holds no tandem_cuda/_C.*.so"),
+        (lambda folder: wheel(folder, "tandem_cuda/_C.so"), "holds no tandem_cuda/libtandem_cuda.so"),
         (lambda folder: folder / "missing.whl", "WHEEL must be a wheel"),
     ],
 )
@@ -258,7 +259,7 @@ def test_make(machine, target):
     python = machine.folder / "which"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" --python {machine.folder}/python\n')
     python.chmod(0o755)
-    path = wheel(machine.folder, "tandem_cuda/_C.so")
+    path = wheel(machine.folder, "tandem_cuda/_C.so", "tandem_cuda/libtandem_cuda.so")
     command = ["make", target, f"PYTHON={python}", f"WHEEL={path}", f"REPORT={machine.report}", "PYTEST_ARGS=-k x"]
     result = subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, check=False)
     for step in ("device", "install", "library", "tests", "memcheck", "racecheck", "initcheck", "benchmark"):

@@ -52,7 +52,7 @@ def build():
     shutil.copytree(ROOT / "tandem_cuda", TREE / "tandem_cuda", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     shutil.copytree(ROOT / "tests", TREE / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", TREE)
-    for library in BUILD.glob("_C*.so"):
+    for library in BUILD.glob("*.so"):
         shutil.copy(library, TREE / "tandem_cuda")
 
 
