@@ -17,7 +17,8 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 CPP_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help test test-slow test-oldest fuzz sanitize demo docs bench results gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format wheel verify-wheel clean
+.PHONY: help test test-slow test-oldest fuzz sanitize demo docs bench results gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format wheel verify-wheel \
+  sdist wheels check-tag clean
 
 help:
 	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
@@ -36,6 +37,9 @@ help:
 	@echo "make format     let ruff and clang-format rewrite the sources"
 	@echo "make wheel      build the sdist and a wheel for each Python found, with CUDA kernels if nvcc is found, in dist"
 	@echo "make verify-wheel  check the wheels in dist, each in fresh environments with the oldest and the newest torch"
+	@echo "make sdist      write the source distribution to dist"
+	@echo "make wheels     build a wheel for every Python and this processor in dist, each in a container (needs Docker)"
+	@echo "make check-tag  check that TAG=v1.2.3 is the version that pyproject.toml, CITATION.cff and CHANGELOG.md are ready for"
 	@echo "make clean      remove builds, caches and $(VENV)"
 
 test: $(VENV)/.installed-test
@@ -111,6 +115,22 @@ wheel: $(VENV)/.installed-release
 verify-wheel: $(VENV)/.installed-release
 	$(PY) release/verify.py --oldest $(OLDEST_TORCH) $(VERIFY_ARGS)
 
+sdist: $(VENV)/.build-requirements $(VENV)/.release-tools
+	$(PY) -m build --sdist --no-isolation
+	$(BIN)/twine check --strict dist/*.tar.gz
+
+# pyproject.toml says for which Pythons, and how.
+wheels: $(VENV)/.release-tools
+	$(PY) -m cibuildwheel --output-dir dist
+	$(BIN)/twine check --strict dist/*.whl
+
+VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+check-tag:
+	@test "$(TAG)" = "v$(VERSION)" || { echo "make: TAG must be v$(VERSION), as in pyproject.toml, got '$(TAG)'" >&2; exit 1; }
+	@grep -qx "version: $(VERSION)" CITATION.cff || { echo "make: CITATION.cff has another version than $(VERSION)" >&2; exit 1; }
+	@grep -qE "^## \[?$(VERSION)\]? - [0-9-]{10}$$" CHANGELOG.md || \
+	  { echo "make: CHANGELOG.md has no heading '## [$(VERSION)] - YEAR-MONTH-DAY'" >&2; exit 1; }
+
 clean:
 	rm -rf $(VENV) $(VENV)-oldest build dist *.egg-info tandem_cuda/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -124,6 +144,10 @@ $(VENV)/.build-requirements: pyproject.toml | $(PY)
 	$(PY) -m pip install --quiet build
 	$(PY) -c "from build import ProjectBuilder; print(*ProjectBuilder('.').build_system_requires, sep='\n')" > $@.txt
 	$(PY) -m pip install --quiet -r $@.txt
+	touch $@
+
+$(VENV)/.release-tools: | $(PY)
+	$(PY) -m pip install --quiet build twine "cibuildwheel>=4.3,<5"
 	touch $@
 
 $(VENV)-oldest/.installed: $(VENV)/.installed-test $(shell find tandem_cuda -name "*.py")

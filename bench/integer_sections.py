@@ -143,6 +143,25 @@ def vgg() -> nn.Module:
     return net
 
 
+def mobilenet() -> nn.Module:
+    """MobileNet-V2 with ReLU for 32 x 32 pixels: depthwise layers, and bottlenecks without ReLU."""
+    net = torchvision.models.mobilenet_v2(num_classes=10)
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU6):
+                setattr(module, name, nn.ReLU())
+    net.features[0][0].stride = net.features[2].conv[1][0].stride = (1, 1)
+    return net
+
+
+def densenet() -> nn.Module:
+    """DenseNet-121 for 32 x 32 pixels: concatenations, each read through a batch norm of its own."""
+    net = torchvision.models.densenet121(num_classes=10)
+    net.features.conv0 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    net.features.pool0 = nn.Identity()
+    return net
+
+
 @dataclass(frozen=True)
 class Network:
     name: str
@@ -175,6 +194,10 @@ NETWORKS = (
     ),
     Network("ResNet-18, two-phase", partial(converted, resnet, neuron=TWO_PHASE), batches=(8,), bounds=RESNET_BOUNDS),
     Network("VGG11, two-phase", partial(converted, vgg, neuron=TWO_PHASE), batches=(8,)),
+    Network("MobileNet-V2", partial(converted, mobilenet), batches=(8,)),
+    Network("MobileNet-V2, two-phase", partial(converted, mobilenet, neuron=TWO_PHASE), batches=(8,)),
+    Network("DenseNet-121", partial(converted, densenet), batches=(8,)),
+    Network("DenseNet-121, two-phase", partial(converted, densenet, neuron=TWO_PHASE), batches=(8,)),
 )
 
 

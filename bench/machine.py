@@ -16,7 +16,7 @@ import tandem_cuda as tc
 def describe() -> dict[str, Any]:
     info = tc.build_info()
     return {
-        "processor": _processor(),
+        "processor": info["processor"],
         "caches of processor 0": _caches(),
         "processors usable": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
@@ -27,14 +27,6 @@ def describe() -> dict[str, Any]:
         "versions": {name: _version(name) for name in ("tandem_cuda", "torch", "numpy", "spikingjelly", "snntorch")},
         "system": platform.platform(),
     }
-
-
-def _processor() -> str:
-    """The processor's name where Linux tells it, else its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _caches() -> str:

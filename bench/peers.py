@@ -16,9 +16,10 @@ from torch import Tensor, nn
 VERSIONS = {"spikingjelly": "2.0.0", "snntorch": "1.0.0"}
 
 
-def require() -> None:
-    """Stop unless the peers are there in the versions that the figures are about."""
-    for name, wanted in VERSIONS.items():
+def require(*names: str) -> None:
+    """Stop unless these peers, or all, are there in the versions that the figures are about."""
+    for name in names or VERSIONS:
+        wanted = VERSIONS[name]
         try:
             got = metadata.version(name)
         except metadata.PackageNotFoundError:

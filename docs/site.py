@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: the README as the first page, and docstrings' Sphinx roles as plain code."""
+"""Hooks of mkdocs: pages of the repository's root, and docstrings' Sphinx roles as plain code."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+# Pages of the repository's root, and their names on the site
+ROOT_PAGES = {"README.md": "index.md"} | {
+    name: name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md")
+}
+
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add README.md as index.md; its links into docs/ are links to neighbours there."""
-    readme = Path(config.config_file_path).with_name("README.md").read_text(encoding="utf-8")
-    files.append(File.generated(config, "index.md", content=readme.replace("](docs/", "](")))
+    """Add the pages of the root; their links into docs/ are links to neighbours there."""
+    for name, page in ROOT_PAGES.items():
+        text = Path(config.config_file_path).with_name(name).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=text.replace("](docs/", "](")))
     return files
+
+
+def on_page_markdown(markdown: str, **named: Any) -> str:
+    """Turn links from docs/ to pages of the root into links to neighbours."""
+    for name, page in ROOT_PAGES.items():
+        markdown = markdown.replace(f"](../{name}", f"]({page}")
+    return markdown
 
 
 def on_page_content(html: str, **named: Any) -> str:

@@ -425,7 +425,7 @@ def draw(snn: nn.Module, images: Tensor, labels: Tensor, results: dict[str, Any]
     layer_pairs = {
         name: (ann_activation(snn.get_submodule(name), x), output.count) for name, (x, output) in recorded.items()
     }
-    trains = {name: output.to_dense()[:, 0].cpu() for name, (_, output) in recorded.items()}
+    trains = {name: output for name, (_, output) in recorded.items()}
     accuracies, over_time = results["accuracy"], results["accuracy_over_time"]
     plots.training_curves(results["training"], accuracies, args.out / "training.png")
     plots.spike_raster(images[0, 0].cpu(), int(labels[0]), trains, args.out / "spike_raster.png")

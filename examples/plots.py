@@ -10,17 +10,14 @@ import matplotlib
 matplotlib.use("Agg")  # writes files, needs no display
 
 import matplotlib.pyplot as plt
-import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
-from tandem_cuda import AccuracyCurve
+from tandem_cuda import AccuracyCurve, OperatingPoint, SpikeTrain, plot
 
 SNN, ANN, GREY = "#c8553d", "#28666e", "#8a8a8a"
-RASTER_NEURONS = 150
 
 plt.rcParams.update(
     {
@@ -60,8 +57,8 @@ def training_curves(
     save(figure, path)
 
 
-def spike_raster(image: Tensor, label: int, trains: Mapping[str, Tensor], path: Path) -> None:
-    """The spikes that one digit [28, 28] causes; trains: spikes [T, ...] of each layer."""
+def spike_raster(image: Tensor, label: int, trains: Mapping[str, SpikeTrain], path: Path) -> None:
+    """The spikes that one digit [28, 28] causes; trains: those of each layer, of which the first sample is drawn."""
     figure = plt.figure(figsize=(3 + 2.6 * len(trains), 5.6), layout="constrained")
     grid = figure.add_gridspec(2, 1 + len(trains), height_ratios=(1, 4))
     picture = figure.add_subplot(grid[1, 0])
@@ -70,61 +67,43 @@ def spike_raster(image: Tensor, label: int, trains: Mapping[str, Tensor], path: 
     picture.spines[:].set_visible(True)
     picture.spines[:].set_color(GREY)
 
-    highest = max(float(spikes.flatten(1).mean(1).max()) for spikes in trains.values())
     first_rate: Axes | None = None
-    for column, (name, spikes) in enumerate(trains.items(), start=1):
-        spikes = spikes.flatten(1)
-        steps, neurons = spikes.shape
-        time = range(1, steps + 1)
-        active = spikes.any(0).nonzero().flatten()
-        chosen = active[torch.linspace(0, max(len(active) - 1, 0), min(RASTER_NEURONS, len(active))).long()]
-
-        rate = figure.add_subplot(grid[0, column], sharey=first_rate)
-        rate.bar(time, spikes.mean(1), color=SNN, width=0.8)
-        rate.set(
-            title=f"{name}: {neurons:,} neurons", xlim=(0.4, steps + 0.6), xticks=[], ylim=(0, 1.1 * highest + 1e-9)
-        )
+    for column, (name, train) in enumerate(trains.items(), start=1):
+        raster = plot.spike_raster(train, ax=figure.add_subplot(grid[1, column]))
+        spikes = train.to_dense()[:, 0].flatten(1).cpu()
+        rate = figure.add_subplot(grid[0, column], sharex=raster, sharey=first_rate)
+        rate.bar(range(1, len(spikes) + 1), spikes.mean(1), color=SNN, width=0.8)
+        rate.set(title=f"{name}: {spikes.shape[1]:,} neurons", xlim=raster.get_xlim())
+        rate.tick_params(labelbottom=False)
         rate.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
         rate.yaxis.set_major_locator(MaxNLocator(3))
-
-        raster = figure.add_subplot(grid[1, column])
-        step, neuron = spikes[:, chosen].nonzero(as_tuple=True)
-        raster.hlines(neuron, step + 0.6, step + 1.4, color="black", lw=1.1)
-        raster.set(
-            xlim=(0.4, steps + 0.6),
-            ylim=(max(len(chosen), 10) - 0.2, -0.8),
-            xlabel="time step",
-            title=f"{len(chosen):,} of {len(active):,} that fire",
-        )
-        raster.xaxis.set_major_locator(MaxNLocator(min(8, steps), integer=True))
-        raster.yaxis.set_major_locator(MaxNLocator(integer=True))
         if first_rate is None:
             first_rate = rate
             rate.set_ylabel("neurons\nfiring")
             raster.set_ylabel("neuron (a line is a spike)")
         else:
             rate.tick_params(labelleft=False)
+            raster.set_ylabel("")
     figure.suptitle("Spikes caused by one test digit")
     save(figure, path)
 
 
-def accuracy_against_synops(panels: Mapping[str, Mapping[str, Sequence[tuple[str, float, float]]]], path: Path) -> None:
-    """One panel an experiment: a curve over T for each network, and the ANN's point at its MACs."""
+def accuracy_against_synops(
+    panels: Mapping[str, tuple[Mapping[str, Sequence[tuple[int, float, float]]], tuple[float, float] | None]],
+    path: Path,
+) -> None:
+    """One panel an experiment: T, SynOps and accuracy of each network, and MACs and accuracy of the ANN."""
     size = (2.6 + 6 * len(panels), 5.2)
     figure, row = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
-    for axes, (title, curves) in zip(row[0], panels.items(), strict=True):
-        for (name, points), colour in zip(curves.items(), plt.get_cmap("tab10").colors, strict=False):
-            labels, operations, accuracies = zip(*points, strict=True)
-            alone = len(points) == 1
-            axes.plot(operations, accuracies, "*" if alone else "o-", ms=13 if alone else 4, color=colour, label=name)
-            for label, x, y in zip(labels, operations, accuracies, strict=True):
-                axes.annotate(label, (x, y), (3, 3), textcoords="offset points", fontsize=7, color=colour)
-        axes.set(title=title, xlabel="SynOps (ANN: MACs) per sample, millions", xscale="log")
-        axes.set(ylabel="test accuracy", yscale="logit")
+    for axes, (title, (curves, ann)) in zip(row[0], panels.items(), strict=True):
+        points = {name: [OperatingPoint(None, t, y, x) for t, x, y in curve] for name, curve in curves.items()}
+        plot.accuracy_against_synops(points, ann=ann, ax=axes)
+        axes.get_legend().remove()
+        axes.set(title=title, ylabel="test accuracy", xscale="log", yscale="logit")
+        axes.xaxis.set_major_formatter(EngFormatter())
         axes.yaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99]))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.25)
     figure.legend(*row[0][0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
     figure.suptitle("Accuracy against operations. Numbers: T", fontsize=11)
     save(figure, path)
@@ -141,33 +120,12 @@ def count_against_activation(layers: Mapping[str, tuple[Tensor, Tensor]], time_s
         squeeze=False,
         layout="constrained",
     )
-    highest = time_steps * 1.25
-    bins_per_unit = 10 if time_steps <= 16 else 1
-    bins = int(highest * bins_per_unit)
-    mesh = None
     for axes, (name, (activation, count)) in zip(row[0], layers.items(), strict=True):
-        activation, count = activation.flatten().double().cpu(), count.flatten().double().cpu()
-        correlation = float(torch.corrcoef(torch.stack([activation, count]))[0, 1])
-        x = (activation.clamp(0, highest - 1e-6) * bins_per_unit).long()
-        flat = x * (time_steps + 1) + count.long()
-        share = torch.bincount(flat, minlength=(bins + 1) * (time_steps + 1)).view(-1, time_steps + 1)[:bins].T
-        share = share.double() / share.sum()
-        edges = torch.arange(bins + 1) / bins_per_unit
-        mesh = axes.pcolormesh(
-            edges,
-            torch.arange(time_steps + 2) - 0.5,
-            share.where(share > 0, torch.nan),
-            cmap="viridis_r",
-            norm=LogNorm(1e-6, 1),
-            rasterized=True,
-        )
-        (line,) = axes.plot([0, time_steps, highest], [0, time_steps, time_steps], color=SNN, lw=1.3)
-        axes.set(title=f"{name}: correlation {correlation:.3f}", xlabel="ANN activation, relu(v) / threshold")
-        axes.set(xlim=(0, highest), ylim=(-0.5, time_steps + 0.5))
-    row[0, 0].set_ylabel(f"spike count in {time_steps} steps")
-    row[0, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
-    row[0, 0].legend([line], ["count = activation, at most T"], frameon=False, loc="lower right", fontsize=9)
-    figure.colorbar(mesh, ax=row[0], label="share of neurons and test digits", pad=0.01)
+        plot.counts_against_activations(count, activation, time_steps, ax=axes)
+        axes.set(title=f"{name}: {axes.get_title()}", xlabel="ANN activation, relu(v) / threshold")
+        axes.label_outer()
+    row[0, 0].legend(frameon=False, loc="lower right", fontsize=9)
+    figure.colorbar(axes.collections[0], ax=row[0], label="share of neurons and test digits", pad=0.01)
     figure.suptitle("Spike count of every neuron against its ANN twin, both given the spike counts of the layer below")
     save(figure, path)
 
@@ -190,14 +148,8 @@ def accuracy_over_time(accuracies: Sequence[float], ann_accuracy: float, digits:
 def early_exit(curve: AccuracyCurve, chosen: float, path: Path) -> None:
     """Accuracy against mean time steps and SynOps: all digits stop together, or each when it is sure."""
     figure, row = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
-    ways = (
-        ("all digits stop together", curve.over_time, ANN, "o-"),
-        ("each stops when it is sure", curve.over_confidence, SNN, "s-"),
-    )
     for axes, cost in zip(row, ("steps", "synops"), strict=True):
-        for label, points, colour, style in ways:
-            costs = [getattr(point, cost) for point in points]
-            axes.plot(costs, [point.accuracy for point in points], style, ms=4, color=colour, label=label)
+        plot.accuracy_against_synops(curve, cost=cost, colors=(ANN, SNN), ax=axes)
         for point in curve.over_confidence:
             if point.exit_confidence == chosen:
                 at = (getattr(point, cost), point.accuracy)
@@ -205,12 +157,8 @@ def early_exit(curve: AccuracyCurve, chosen: float, path: Path) -> None:
                 axes.annotate(
                     f"confidence {chosen:g}", at, (0, -22), textcoords="offset points", ha="center", color=SNN
                 )
-        axes.grid(alpha=0.25)
-    row[0].set(xlabel="time steps of a digit, mean", ylabel=f"accuracy on {curve.samples} test digits")
-    row[1].set(xlabel="synaptic operations of a digit, mean")
-    row[0].yaxis.set_major_formatter(PercentFormatter(1))
-    row[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    row[1].xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
-    row[0].legend(frameon=False, loc="lower right")
+    row[0].set_ylabel(f"accuracy on {curve.samples} test digits")
+    row[1].set_ylabel("")
+    row[1].get_legend().remove()
     figure.suptitle("What time buys: accuracy against time steps and against synaptic operations")
     save(figure, path)

@@ -566,25 +566,27 @@ def front(args: argparse.Namespace) -> None:
     plots.accuracy_against_synops(panels, folder / "recipes.png")
 
 
-def panel(experiment: Experiment, runs: Sequence[tuple[Network, Any]]) -> dict[str, list[tuple[str, float, float]]]:
-    """By network: T, millions of operations and accuracy, each a mean over seeds. The ANN has one point, of MACs."""
-    curves = {}
+def panel(
+    experiment: Experiment, runs: Sequence[tuple[Network, Any]]
+) -> tuple[dict[str, list[tuple[int, float, float]]], tuple[float, float] | None]:
+    """T, SynOps and accuracy of every SNN, and MACs and accuracy of the ANN; all are means over seeds."""
+    curves, ann = {}, None
     for network in experiment.networks:
         found = [results for other, results in runs if other == network]
         if not network.spiking:
-            macs = next(results for _, results in runs if results["spiking"])["test"]["ann_macs_per_sample"] / 1e6
-            curves[network.label] = [("", macs, statistics.fmean(r["test"]["accuracy"] for r in found))]
+            macs = next(results for _, results in runs if results["spiking"])["test"]["ann_macs_per_sample"]
+            ann = macs, statistics.fmean(r["test"]["accuracy"] for r in found)
             continue
         at = [{int(t): tested for t, tested in r["test_at_time_steps"].items()} for r in found]
         curves[network.label] = [
             (
-                f"{t}",
-                statistics.fmean(tested[t]["synops_per_sample"] / 1e6 for tested in at),
+                t,
+                statistics.fmean(tested[t]["synops_per_sample"] for tested in at),
                 statistics.fmean(tested[t]["accuracy"] for tested in at),
             )
             for t in experiment.time_steps
         ]
-    return curves
+    return curves, ann
 
 
 def write_page(args: argparse.Namespace) -> None:

@@ -32,7 +32,7 @@ else:
     from .analysis.activity_table import ActivityTable, LayerActivity
     from .analysis.penalties import FiringRatePenalty, SynOpsPenalty
     from .build_info import build_info
-    from .convert import TandemNetwork, convert
+    from .convert import Calibration, TandemNetwork, convert
     from .exchange import from_authors
     from .freeze import AccuracyCurve, Cascade, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
     from .neuron import IF, LIF
@@ -40,9 +40,12 @@ else:
         Decode,
         Encode,
         EncodedInput,
+        SpikeCat,
+        SpikeRearrange,
         SpikeWindows,
         SpikingAdaptiveAvgPool2d,
         SpikingAvgPool2d,
+        SpikingGlobalMaxPool2d,
         SpikingMaxPool2d,
         TandemAdd,
         TandemConv1d,
@@ -50,7 +53,10 @@ else:
         TandemConvTranspose2d,
         TandemDropout,
         TandemDropout2d,
+        TandemElementwise,
+        TandemGate,
         TandemLinear,
+        TandemStochasticDepth,
     )
     from .nn import frozen as _frozen  # noqa: F401 (tandem_cuda.nn.frozen.register needs no import of its own)
     from .quantisation import quantise, unquantise
@@ -65,6 +71,7 @@ __all__ = [
     "LIF",
     "AccuracyCurve",
     "ActivityTable",
+    "Calibration",
     "Cascade",
     "Decode",
     "Encode",
@@ -74,10 +81,13 @@ __all__ = [
     "LayerActivity",
     "OperatingPoint",
     "Prediction",
+    "SpikeCat",
+    "SpikeRearrange",
     "SpikeTrain",
     "SpikeWindows",
     "SpikingAdaptiveAvgPool2d",
     "SpikingAvgPool2d",
+    "SpikingGlobalMaxPool2d",
     "SpikingMaxPool2d",
     "Stream",
     "SynOpsPenalty",
@@ -87,8 +97,11 @@ __all__ = [
     "TandemConvTranspose2d",
     "TandemDropout",
     "TandemDropout2d",
+    "TandemElementwise",
+    "TandemGate",
     "TandemLinear",
     "TandemNetwork",
+    "TandemStochasticDepth",
     "build_info",
     "convert",
     "freeze",

@@ -1,9 +1,18 @@
-"""``python -m tandem_cuda``: report what was built and what runs on this machine."""
+"""``python -m tandem_cuda``: show what was built, and check that it works on this machine."""
 
 from __future__ import annotations
 
-from . import _C
-from .build_info import build_info
+import argparse
+import sys
+from collections.abc import Sequence
+
+try:
+    from . import _C, benchmark, doctor
+    from .build_info import build_info
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(str(error)) from error  # it says what to do
 
 
 def report() -> str:
@@ -23,6 +32,7 @@ def report() -> str:
         ),
         ("library", _C.library_path),
         ("compiler", str(info["compiler"])),
+        ("processor", str(info["processor"])),
         ("CPU kernels", f"{info['cpu_isa']} in use, {info['threads']} threads"),
         ("", f"compiled: {listed('cpu_isas_compiled')}; this processor runs: {listed('cpu_isas_runnable')}"),
         ("", f"TANDEM_CPU_ISA={cap} caps the choice" if cap else "TANDEM_CPU_ISA is not set: the widest is used"),
@@ -34,5 +44,22 @@ def report() -> str:
     return "\n".join([f"tandem_cuda {info['version']}", *(f"  {name:<14}{text}" for name, text in lines)])
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit status: 0 if all is well."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tandem_cuda", description="Show what was built, and check that it works on this machine."
+    )
+    bench = "instead time frozen SNNs against their ANN, and print a table to paste into an issue"
+    parser.add_argument("command", nargs="?", choices=["bench"], help=bench)
+    if parser.parse_args(argv).command == "bench":
+        print("This takes about half a minute. Other programs that run meanwhile disturb it.", file=sys.stderr)
+        print(benchmark.report())
+        return 0
+    print(report(), flush=True)
+    well, line = doctor.verdict()
+    print(line)
+    return 0 if well else 1
+
+
 if __name__ == "__main__":
-    print(report())
+    sys.exit(main())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+from pathlib import Path
 
 import torch
 
@@ -19,7 +21,8 @@ def build_info() -> dict[str, object]:
       that can load the library;
     - ``cpu_isas_compiled``, ``cpu_isas_runnable`` (list of str): the instruction sets of the CPU kernels, from "scalar"
       up; ``cpu_isa`` (str): the one in use; ``TANDEM_CPU_ISA`` (str or None): the environment variable that limits the
-      choice; ``threads`` (int): torch's number of threads;
+      choice; ``threads`` (int): torch's number of threads; ``processor`` (str): the name of the CPU where Linux knows
+      it, otherwise its architecture;
     - ``cuda_toolkit`` (str or None): the version that compiled the CUDA kernels, None if there are none;
       ``cuda_architectures`` (list of str): "sm_80" for machine code, "compute_90" for PTX, empty if there are none;
       ``cuda_not_built_because`` (str or None): why there are no CUDA kernels;
@@ -37,10 +40,18 @@ def build_info() -> dict[str, object]:
         **compiled,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "processor": _processor(),
         "TANDEM_CPU_ISA": os.environ.get("TANDEM_CPU_ISA"),
         "cuda_usable": obstacle is None,
         "cuda_unusable_because": obstacle,
     }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _cuda_obstacle(compiled: _C.BuildInfo) -> str | None:

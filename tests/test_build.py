@@ -77,6 +77,7 @@ def test_doctor():
     assert f"tandem_cuda {info['version']}" in result.stdout
     assert f"{info['cpu_isa']} in use" in result.stdout
     assert f"torch {torch.__version__} (built" in " ".join(result.stdout.split())
+    assert info["processor"] in result.stdout
     if info["cuda_unusable_because"]:
         assert f"not usable: {info['cuda_unusable_because']}" in result.stdout
 
@@ -243,6 +244,13 @@ def test_import_unbuilt(unbuilt):
     assert "pip install -e . --no-build-isolation" in message
 
 
+def test_doctor_unbuilt(unbuilt):
+    result = without_library(unbuilt, "import runpy; runpy.run_module('tandem_cuda', run_name='__main__')")
+    assert result.returncode == 1
+    assert result.stderr.startswith("tandem_cuda: no compiled library for this Python")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_import_built_for_another_python(unbuilt):
     (unbuilt / "tandem_cuda" / "_C.cpython-27-x86_64-linux-gnu.so").touch()
     assert "found _C.cpython-27-x86_64-linux-gnu.so, built for another Python" in import_error(unbuilt)
@@ -295,7 +303,7 @@ print(len(statements))
 
 def test_everything_else_does(unbuilt):
     # The last two import little themselves.
-    free = ("reference", "neuron", "lif_rate", "_load", "_cuda_versions", "analysis", "exchange")
+    free = ("reference", "neuron", "lif_rate", "_load", "_cuda_versions", "_progress", "_table", "analysis", "exchange")
     result = without_library(unbuilt, f"FREE = {free}\n{EVERYTHING_ELSE}")
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 2 * len(tandem_cuda.__all__)

@@ -211,26 +211,9 @@ def torchvision_model(name):
     return getattr(models, name)(num_classes=10)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "densenet121"])
-def test_torchvision(name):
-    """Traced and converted, or refused by name; training is slow: below."""
+@pytest.mark.parametrize(("name", "joins"), [("resnet18", 8), ("squeezenet1_1", 0), ("mobilenet_v2", 10)])
+def test_torchvision(name, joins):
+    """Traced and converted; training is slow: below."""
     with torch.device("meta"):
         ann = torchvision_model(name)
-    if name == "resnet18":
-        assert kinds(convert(ann, 8)).count(TandemAdd) == 8
-    else:
-        with pytest.raises(ValueError, match=r"(8|62) cat: add branches .*\n +cat in features\."):
-            convert(ann, 8)
-
-
-def test_everything_in_mobilenet_v2():
-    with torch.device("meta"):
-        ann = torchvision_model("mobilenet_v2")
-    with pytest.raises(ValueError, match="these are not:\n") as error:
-        convert(ann, 8)
-    lines = str(error.value).splitlines()[1:]
-    assert [line.split(": ")[0] for line in lines[::2]] == ["  35 ReLU6", "  17 Conv2d", "  10 add"]
-    assert lines[1] == (
-        "      features.0.2, features.1.conv.0.2, features.2.conv.0.2, features.2.conv.1.2, features.3.conv.0.2, "
-        "features.3.conv.1.2, and 29 more"
-    )
+    assert kinds(convert(ann, 8)).count(TandemAdd) == joins

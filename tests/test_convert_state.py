@@ -197,3 +197,21 @@ def test_compile():
     same(outputs[1].detach(), outputs[0].detach())
     grads = [torch.autograd.grad(y.sum(), list(m.parameters())) for y, m in zip(outputs, (snn, compiled), strict=True)]
     torch.testing.assert_close(grads[1], grads[0])
+
+
+def test_pickles_of_networks_with_views():
+    """Of those that flatten to a number of features, which is checked."""
+
+    ann = Viewed()
+    snn = convert(ann, 4)
+    x = torch.rand(2, 1, 6, 6)
+    assert torch.equal(pickle.loads(pickle.dumps(snn))(x), snn(x))
+
+
+class Viewed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 3, 3), nn.Linear(48, 2)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).view(-1, 48))

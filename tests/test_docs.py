@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pkgutil
 import re
 import struct
 from pathlib import Path
@@ -13,7 +14,7 @@ import tandem_cuda
 from tandem_cuda import ops
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
 def test_reference_has_every_public_name() -> None:
@@ -23,7 +24,7 @@ def test_reference_has_every_public_name() -> None:
     ]
     missing += [f"ops.{name}" for name in ops.__all__ if f"ops.{name}.{name}" not in listed]
     assert not missing
-    assert listed >= {"metrics", "exchange.to_nir", "exchange.from_nir", "diagnostics.diagnose"}
+    assert listed >= {"metrics", "plot", "exchange.to_nir", "exchange.from_nir", "diagnostics.diagnose"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -36,8 +37,9 @@ def test_links_in_the_repository(page: Path) -> None:
 
 def test_site_lists_every_page() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
-    for page in PAGES[1:]:
-        assert f": {page.name}\n" in navigation
+    for page in PAGES:
+        name = "index.md" if page.name == "README.md" else page.name
+        assert f": {name}\n" in navigation
 
 
 def test_example_of_the_readme_runs() -> None:
@@ -45,6 +47,35 @@ def test_example_of_the_readme_runs() -> None:
     names: dict[str, torch.nn.Module] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert all(x.grad.isfinite().all() for x in names["net"].parameters())
+
+
+@pytest.mark.parametrize("page", ["migration.md"])
+def test_programs_of_a_page_run(page: str) -> None:
+    programs = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    assert programs
+    for program in programs:
+        exec(compile(program, page, "exec"), {})
+
+
+def moved() -> list[tuple[str, str]]:
+    """What the notes on migration say of names: the old one and the new one."""
+    _, _, section = (ROOT / "docs" / "migration.md").read_text().partition("## Names that moved")
+    rows = re.findall(r"^\| `(tandem_cuda.*?) \| (.*?) \|$", section, re.MULTILINE)
+    names = [[re.findall(r"`?(tandem_cuda[\w.]+)", cell) for cell in row] for row in rows]
+    return [pair for old, new in names for pair in zip(old, new, strict=True)]
+
+
+@pytest.mark.parametrize(("old", "new"), moved())
+def test_names_have_moved(old: str, new: str) -> None:
+    def found(name: str) -> bool:
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            return False
+        return True
+
+    assert found(new)
+    assert not found(old)
 
 
 def write_idx(path: Path, data: torch.Tensor) -> None:

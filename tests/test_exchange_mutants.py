@@ -28,6 +28,7 @@ from tandem_cuda import (
     TandemConv2d,
     TandemLinear,
 )
+from tandem_cuda.nn import SpikeCat
 
 nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
 pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
@@ -61,10 +62,23 @@ class Lines(nn.Module):
         return self.second(self.first(x))
 
 
+class Parts(nn.Module):
+    """Concatenated spikes, which read-outs of their own read; their currents add up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = TandemConv2d(4, 2, 3, padding=1), TandemConv2d(2, 2, 3, padding=1)
+        self.cat, self.decode, self.out = SpikeCat(False, False), Decode(), nn.Conv2d(4, 3, 2)
+
+    def forward(self, x: SpikeTrain) -> torch.Tensor:
+        y = self.first(x)
+        return self.out(self.decode(self.cat(y, self.second(y))))
+
+
 def graphs() -> dict[str, tuple[nir.NIRGraph, SpikeTrain]]:
     torch.manual_seed(0)
     found = {}
-    for net, shape in ((Images(), (4, 6, 7)), (Lines(), (4, 9))):
+    for net, shape in ((Images(), (4, 6, 7)), (Lines(), (4, 9)), (Parts(), (4, 6, 7))):
         x = SpikeTrain.from_dense(train(8, 2, *shape, seed=0).float())
         found[type(net).__name__] = to_nir(net.eval(), x), x
     return found

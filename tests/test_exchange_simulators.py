@@ -41,6 +41,28 @@ np.save(outputs, total.numpy())
 """
 
 
+# All networks of a folder in one process. nir's own type check assumes square kernels.
+SPIKINGJELLY_FOLDER = """
+import sys, nir, numpy as np, torch
+from pathlib import Path
+from spikingjelly.activation_based import neuron
+from spikingjelly.activation_based.nir_exchange import import_from_nir
+
+for path in sorted(Path(sys.argv[1]).glob("*.nir")):
+    source = nir.read(path, type_check=False) if path.stem in sys.argv[2:] else path
+    net = import_from_nir(source, dt=1e-4, dtype=torch.float64)
+    for module in net.modules():
+        if isinstance(module, neuron.IFNode):
+            module.v_reset = None
+    x, state, total = torch.from_numpy(np.load(path.with_suffix(".in.npy"))), None, 0
+    with torch.no_grad():
+        for step in x:
+            y, state = net(step, state)
+            total = total + y
+    np.save(path.with_suffix(".out.npy"), total.numpy())
+"""
+
+
 SNNTORCH = """
 import sys, nir, numpy as np, torch, snntorch
 from snntorch.import_nir import import_from_nir
@@ -152,6 +174,26 @@ def test_spikingjelly_adds_branches_and_pools(simulators: Path, tmp_path: Path):
         want = want.count if isinstance(want, SpikeTrain) else want
         assert len(want.unique()) > 2
         same(got, want)
+
+
+@pytest.mark.slow
+def test_spikingjelly_runs_what_every_rule_makes(simulators: Path, tmp_path: Path):
+    """Concatenations, rearrangements, values of both signs, joins, lines; without groups, dyadic weights, float64."""
+    from test_exchange_layers import EXPORTED, STEPS, made
+
+    wanted = {}
+    for name in EXPORTED:
+        net, x = made(name)
+        stem = name.replace(" ", "_")
+        to_nir(net, x, tmp_path / f"{stem}.nir", groups=False)
+        np.save(tmp_path / f"{stem}.in.npy", x.expand(STEPS, *x.shape).numpy())
+        with torch.no_grad():
+            wanted[stem] = net(x)
+        assert len(wanted[stem].unique()) > 2
+    subprocess.run([simulators, "-c", SPIKINGJELLY_FOLDER, tmp_path, "pad", "crop"], check=True, timeout=600)
+    for stem, want in wanted.items():  # read-outs may round means
+        got = torch.from_numpy(np.load(tmp_path / f"{stem}.out.npy"))
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-15, msg=lambda text, stem=stem: f"{stem}: {text}")
 
 
 @pytest.mark.slow

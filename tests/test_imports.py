@@ -14,13 +14,14 @@ import tandem_cuda
 
 # From the lowest to the highest. A part is a module or package of tandem_cuda; it imports from its own layer and below.
 LAYERS = [
-    {"_C", "_load", "_cuda_versions"},
+    {"_C", "_load", "_cuda_versions", "_progress", "_table"},
     {"neuron"},
     {"ops", "lif_rate", "events", "spike_train", "reference"},
     {"nn"},
     {"convert", "freeze", "analysis", "exchange", "models", "quantisation", "build_info"}
     | {"activity", "diagnostics", "metrics", "penalties"}  # names of what is in analysis
     | {"anytime", "artefact"},  # and in freeze
+    {"benchmark", "doctor", "plot"},
     {"__init__", "__main__"},
 ]
 EXCEPTIONS = {

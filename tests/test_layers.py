@@ -324,13 +324,29 @@ def test_half_precision_is_refused(norm, dtype):
                 layer(x)
 
 
-@pytest.mark.parametrize("options", [{"track_running_stats": False}, {"affine": False}])
-def test_a_norm_that_cannot_be_folded(options):
+def test_a_norm_that_cannot_be_folded():
     layer = TandemLinear(3, 5, norm="batch")
-    layer.norm = nn.BatchNorm1d(5, **options)
+    layer.norm = nn.BatchNorm1d(5, track_running_stats=False)
     for mode in (layer.train(), layer.eval()):
-        with pytest.raises(ValueError, match="TandemLinear: norm must keep running statistics and an affine map"):
+        with pytest.raises(ValueError, match="TandemLinear: norm must keep running statistics"):
             mode(spikes_of(2, 3))
+
+
+@pytest.mark.parametrize("neuron", [IF(), IF(two_phase=True)])
+def test_a_norm_without_an_affine_map(neuron):
+    """It is one with weight 1 and bias 0."""
+    plain, mapped = (TandemLinear(3, 5, norm="batch", neuron=neuron) for _ in range(2))
+    plain.load_state_dict(mapped.state_dict())
+    plain.norm = nn.BatchNorm1d(5, affine=False)
+    x = spikes_of(6, 3)
+    for mode in (True, True, False):
+        got, want = (layer.train(mode)(x) for layer in (plain, mapped))
+        assert torch.equal(got.bits, want.bits)
+        grads = [
+            torch.autograd.grad(y.count.square().sum(), layer.weight)[0] for y, layer in ((got, plain), (want, mapped))
+        ]
+        torch.testing.assert_close(*grads)
+    assert torch.equal(plain.norm.running_var, mapped.norm.running_var)
 
 
 def test_public_names():

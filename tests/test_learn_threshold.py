@@ -467,9 +467,11 @@ def test_pickles_of_earlier_versions():
     assert joins
     for module in [*snn.modules(), *frozen.modules()]:
         module._parameters.pop("log_threshold", None)
+        for name in ("correction", "thresholds"):
+            module._buffers.pop(name, None)
     for join in joins:
         del join._buffers["scale"]
-    for name in ("_totals", "_measured", "_pools", "_only_snn", "time_steps"):
+    for name in ("_totals", "calibration", "_signed", "_pools", "_only_snn", "time_steps"):
         del snn.__dict__[name]
     old, old_frozen = pickle.loads(pickle.dumps((snn, frozen)))
     same(old_frozen(x), want)

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import plots
 
 from analyses.common import Work, log_axis, steps_axis
+from tandem_cuda import ActivityTable, LayerActivity, plot
 
 
 def synops(work: Work) -> None:
@@ -66,18 +67,12 @@ def rates(work: Work) -> None:
                 rows.append(row | {"neurons": layer["neurons"]} | {name: float(layer[name]) for name in kept})
     work.table("rates", rows)
 
-    names = list(dict.fromkeys(row["layer"] for row in rows))
-    figure, axes = plt.subplots(figsize=(max(6.5, 1.2 * len(names) + 3), 4.6), layout="constrained")
-    width = 0.8 / len(work.snns)
-    for i, run in enumerate(work.snns):
-        of = {row["layer"]: row["firing_rate"] for row in rows if row["run"] == run.name}
-        at = [names.index(name) + (i - (len(work.snns) - 1) / 2) * width for name in of]
-        bars = axes.bar(at, list(of.values()), width * 0.95, color=work.colour(run), label=run.label)
-        if len(work.snns) <= 2:
-            axes.bar_label(bars, [f"{rate:.1%}" for rate in of.values()], fontsize=8.5, padding=1)
-    axes.set(xticks=range(len(names)), xticklabels=names, xlabel="layer, from the input")
-    axes.set(ylabel="spikes per neuron and time step")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
-    axes.grid(alpha=0.25, axis="y")
+    tables = {
+        run.label: ActivityTable(LayerActivity(**layer) for layer in run.evaluated()["layers"]) for run in work.snns
+    }
+    layers = len({row["layer"] for row in rows})
+    figure, axes = plt.subplots(figsize=(max(6.5, 1.2 * layers + 3), 4.6), layout="constrained")
+    plot.firing_rates(tables, colors=[work.colour(run) for run in work.snns], ax=axes)
+    axes.get_legend().remove()
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
     work.figure("rates", figure, f"Firing rates: {work.source}, test set")

@@ -9,7 +9,7 @@ from finished import Run
 from matplotlib.ticker import PercentFormatter
 
 from analyses.common import NotApplicable, Work
-from tandem_cuda import Cascade, OperatingPoint, SpikeTrain, freeze
+from tandem_cuda import Cascade, OperatingPoint, SpikeTrain, freeze, plot
 
 CONFIDENCES = (0.5, 0.7, 0.9, 0.95, 0.99, 0.999)
 
@@ -34,15 +34,14 @@ def early_exit(work: Work) -> None:
     if any(isinstance(run.batches()[0][0], SpikeTrain) for run in runs):
         raise NotApplicable("it needs runs on real input: recordings have a T of their own.")
     rows: list[dict[str, Any]] = []
+    curves: dict[str, list[OperatingPoint]] = {}
+    colors: list[str] = []
     figure, panels = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True, layout="constrained")
     for run in runs:
         label = f"{run.name}: SNN, T = {', '.join(map(str, sorted(run.module.trained_steps)))}"
         for kind, points in points_of(run).items():
-            accuracies = [point.accuracy for point in points]
-            marks = {"ms": 5, "color": work.colour(run), "label": f"{label}, {kind}"}
-            for axes, cost in zip(panels, ("steps", "synops"), strict=True):
-                style = ("o-" if len(points) > 1 else "D") if kind == "as a whole" else "s:"
-                axes.plot([getattr(point, cost) for point in points], accuracies, style, **marks)
+            curves[f"{label}, {kind}"] = points
+            colors.append(work.colour(run))
             rows += [
                 {
                     "run": run.name,
@@ -56,11 +55,14 @@ def early_exit(work: Work) -> None:
                 for point in points
             ]
     work.table("early_exit", rows)
-    panels[0].set(xlabel="time steps of a sample, mean", ylabel=f"accuracy on {rows[0]['samples']:,} test samples")
-    panels[1].set(xlabel="synaptic operations of a sample, mean")
-    panels[1].xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
-    for axes in panels:
-        axes.grid(alpha=0.25)
+    for axes, cost in zip(panels, ("steps", "synops"), strict=True):
+        plot.accuracy_against_synops(curves, cost=cost, colors=colors, ax=axes)
+        for line in axes.lines:
+            if line.get_label().endswith("early exit"):
+                line.set(marker="s", linestyle=":")
+        axes.get_legend().remove()
+        axes.set_ylabel("")
+    panels[0].set_ylabel(f"accuracy on {rows[0]['samples']:,} test samples")
     panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, frameon=False, loc="outside lower center", ncols=2, fontsize=8)

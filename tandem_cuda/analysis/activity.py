@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._progress import progress
 from ..nn import EncodedInput
 from ..nn.modes import evaluating
 from ..spike_train import SpikeTrain
@@ -133,7 +134,7 @@ def _batches(model: nn.Module, inputs: Any) -> Iterator[Any]:
             "synops: inputs must be a Tensor, SpikeTrain or EncodedInput, or an iterable of batches, got "
             f"{type(inputs).__name__}"
         )
-    for batch in inputs:
+    for batch in progress(inputs, "synops"):
         x = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch, EncodedInput) else batch
         yield x.to(tensor.device) if tensor is not None and isinstance(x, (Tensor, SpikeTrain)) else x
 

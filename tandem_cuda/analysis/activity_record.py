@@ -18,14 +18,19 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..freeze.encode import FrozenDecode
 from ..freeze.forms import FrozenLayer, Span
 from ..freeze.pool import FrozenPool
+from ..freeze.rearrange import FrozenCat, FrozenGate, FrozenRearrange
 from ..freeze.tandem import FrozenAdd, FrozenTandem
 from ..nn import (
     Decode,
     EncodedInput,
+    SpikeCat,
+    SpikeRearrange,
     SpikingAdaptiveAvgPool2d,
     SpikingAvgPool2d,
+    SpikingGlobalMaxPool2d,
     SpikingMaxPool2d,
     TandemAdd,
+    TandemGate,
 )
 from ..nn.modes import recomputing
 from ..nn.operations import branches_of, fan_out, layer_macs, reached
@@ -91,8 +96,11 @@ CARRYING = {
     *("mul", "__mul__", "__rmul__", "div", "true_divide", "__truediv__"),
 }
 # Modules that are counted as a whole, or not counted by convention (pooling of spikes).
-_SPIKING = (TandemLayer, TandemAdd, FrozenTandem, FrozenAdd)
-_CLOSED = (*_SPIKING, SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, FrozenPool)
+_SPIKING = (TandemLayer, TandemAdd, TandemGate, FrozenTandem, FrozenAdd, FrozenGate)
+_CLOSED = (
+    *(*_SPIKING, SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, SpikingGlobalMaxPool2d, FrozenPool),
+    *(SpikeCat, SpikeRearrange, FrozenCat, FrozenRearrange),
+)
 _NO_PRODUCTS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, parametrize.ParametrizationList)
 
 
@@ -209,6 +217,7 @@ class ActivityRecord:
         count = output.count.detach()
         branches = layer.branches() if isinstance(layer, FrozenLayer) else branches_of(layer)
         operations, multiplications = count.new_zeros((), dtype=torch.float64), 0
+        args = args[:1] if isinstance(layer, (TandemGate, FrozenGate)) else args  # the gate itself is no spikes
         for i, (branch, x) in enumerate(zip(branches, args, strict=True)):
             if isinstance(x, SpikeTrain):
                 operations = operations + self._operations(f"{name}.{i}", branch, x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .table import table
+from .._table import table
 
 # Energy of a float32 operation in a 45 nm process at 0.9 V: M. Horowitz, "Computing's energy problem (and what we can
 # do about it)", ISSCC 2014, doi:10.1109/ISSCC.2014.6757323, figure 1.1.9: 3.7 pJ per multiplication, 0.9 per addition.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._table import table
 from ..nn import (
     EncodedInput,
     SpikingAdaptiveAvgPool2d,
@@ -22,7 +23,6 @@ from ..nn import (
 from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer, stored
 from ..spike_train import SpikeTrain
-from .table import table
 
 _POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d)
 
@@ -215,8 +215,7 @@ def _pre_activation(layer: Any, x: SpikeTrain | EncodedInput) -> Tensor:
         value = value * x.amplitude
     if not isinstance(layer, TandemLayer):  # the identity in a join
         return value
-    v = layer.dense_product(value, layer.kernel_weight(), layer.bias)
-    return v if layer.norm is None else layer.normalise(v)
+    return layer.summand_of(value)
 
 
 def _value(x: SpikeTrain | EncodedInput) -> Tensor:

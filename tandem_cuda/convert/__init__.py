@@ -1,7 +1,18 @@
 """Convert a PyTorch CNN to a tandem SNN that shares its parameters."""
 
 from . import builtin as builtin  # registers the rules for PyTorch's layers and functions
+from .calibrate import Calibration
 from .conversion import flattened_to
 from .network import TandemNetwork, convert
+from .report import ConversionReport, ConvertedLayer
+from .trace import sized_as_traced
 
-__all__ = ["TandemNetwork", "convert", "flattened_to"]
+__all__ = [
+    "Calibration",
+    "ConversionReport",
+    "ConvertedLayer",
+    "TandemNetwork",
+    "convert",
+    "flattened_to",
+    "sized_as_traced",
+]

@@ -17,8 +17,8 @@ from ..nn.batch_norm import HOOKS
 from .trace import word_of
 
 CURVED = (
-    *(nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Threshold),
+    *(nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Threshold),
 )
 SQUASHING = (nn.Sigmoid, nn.Tanh, nn.Softmax, nn.LogSoftmax)
 NORMALISING = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.instancenorm._InstanceNorm)
@@ -33,22 +33,16 @@ ACTIVATIONS: dict[Any, type[nn.Module]] = {
 }
 WEIGHT_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.linear)
 _ADVICE: list[tuple[tuple[type, ...], str]] = [
-    (CURVED, "use nn.ReLU: spiking neurons approximate only ReLU"),
-    (SQUASHING, "use nn.ReLU, or move it after the last weight layer"),
-    (NORMALISING, "use nn.BatchNorm2d between weights and ReLU: its running statistics fold into the weights"),
-    ((nn.AvgPool1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d), "use a strided nn.Conv1d, or images of height 1"),
-    ((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.LPPool2d), "use nn.MaxPool2d or nn.AdaptiveAvgPool2d"),
+    (CURVED, "use nn.ReLU, as replace={{nn.{kind}: nn.ReLU}} does: spiking neurons approximate only ReLU"),
+    (SQUASHING, "use nn.ReLU, or move it after the last weight layer; gates='analogue' keeps squeeze-and-excitation"),
+    (NORMALISING, "use nn.BatchNorm2d: its statistics are constants, whereas these depend on the spikes of each input"),
+    ((nn.AdaptiveMaxPool1d, nn.LPPool2d), "use nn.MaxPool2d or nn.AdaptiveAvgPool2d"),
     ((nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d), "use nn.Conv1d, nn.Conv2d or nn.ConvTranspose2d"),
-    ((nn.Upsample,), "use nn.ConvTranspose2d"),
     ((nn.AlphaDropout, nn.Dropout1d, nn.Dropout3d), "use nn.Dropout or nn.Dropout2d"),
     ((nn.RNNBase, nn.MultiheadAttention), "use convolutions and linear layers"),
 ]
-_CONCATENATED = "add branches of equal width instead: spike trains cannot be concatenated"
 _MULTIPLIED = "remove it, or move it after the last weight layer: spikes cannot be multiplied"
-FUNCTION_ADVICE: dict[Any, str] = {
-    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _CONCATENATED),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _MULTIPLIED),
-}
+FUNCTION_ADVICE: dict[Any, str] = dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _MULTIPLIED)
 NOTHING_ELSE = "move it before the first weight layer or after the last one"
 _NAMES = 6
 """The number of names that a message lists for each kind of problem."""
@@ -99,4 +93,5 @@ def hooked(module: nn.Module) -> str:
 
 def advice_for(kind: type[nn.Module]) -> str:
     """Return what to use instead of a class of modules."""
-    return next((why for kinds, why in _ADVICE if issubclass(kind, kinds)), NOTHING_ELSE)
+    why = next((why for kinds, why in _ADVICE if issubclass(kind, kinds)), NOTHING_ELSE)
+    return why.format(kind=kind.__name__) if "{kind}" in why else why

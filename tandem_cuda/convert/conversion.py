@@ -13,7 +13,18 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from ..neuron import IF, Neuron
-from ..nn import Decode, Encode, SpikeWindows, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, TandemAdd
+from ..nn import (
+    Decode,
+    Encode,
+    SpikeCat,
+    SpikeRearrange,
+    SpikeWindows,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    TandemAdd,
+    TandemElementwise,
+    TandemGate,
+)
 from ..nn.learned_threshold import new_log_threshold
 from ..spike_train import SpikeTrain
 from .advice import (
@@ -29,9 +40,11 @@ from .advice import (
     hooked,
     listed,
 )
+from .gates import gated
+from .record import Origin, Record
 from .rules import Call, Unconvertible, WeightRule, applied, fire, rule_for, weights_of
-from .trace import dropout_of, leading_to, owner_of, parametrized, scope_of, word_of
-from .values import Branch, Broken, Current, Pooled, Real, Train
+from .trace import dropout_of, kept, kind_of, leading_to, name_in_ann, owner_of, parametrized, scope_of, word_of
+from .values import Branch, Broken, Current, Pooled, Real, Source, Train
 
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow}
 
@@ -49,6 +62,8 @@ class Conversion:
         engine: str,
         scaled: bool,
         learn_thresholds: bool,
+        gates: bool = False,
+        per_channel: bool = False,
         spiking: set[fx.Node] | None = None,
     ) -> None:
         self.ann = ann
@@ -56,7 +71,7 @@ class Conversion:
         """The nodes up to and including the activations of the layers that are to spike; None for all that can."""
         self.nodes = list(graph.nodes)
         self.time_steps, self.mode, self.neuron, self.engine, self.scaled = time_steps, mode, neuron, engine, scaled
-        self.learn_thresholds = learn_thresholds
+        self.learn_thresholds, self.per_channel = learn_thresholds, per_channel
         self.graph = fx.Graph()
         self.modules: dict[str, Any] = {}
         self.names = {name for name, _ in ann.named_modules()}
@@ -70,6 +85,23 @@ class Conversion:
         """The ANN's activations, each with the name of the spiking layer that replaces it."""
         self.pools: list[tuple[fx.Node, str, str | None]] = []
         """Average poolings with neurons: ANN node, name in the SNN, layer whose level scales the input."""
+        self.signed: set[str] = set()
+        """The spiking layers with neurons for both signs."""
+        self.bounds: dict[str, float] = {}
+        """The spiking layers that replace a bounded activation, and the bound."""
+        self.origins: list[Origin] = []
+        """What each module that replaces something of the ANN comes from."""
+        self.targets: dict[str, tuple[fx.Node, int]] = {}
+        """Of spiking layers, the ANN's node for the values of all neurons, with or without ReLU, and their number of
+        channels."""
+        self.readers: list[tuple[Any, tuple[Source, ...]]] = []
+        """Modules that multiply the channels that they read by different weights of a spike, and their sources."""
+        self.cats: list[tuple[Any, list[str | None]]] = []
+        """Concatenations of trains whose spikes differ in weight, and the level of each input."""
+        self.like = next(ann.parameters(), torch.empty(0))
+        """For the device and dtype of constants."""
+        self.gates = gated(self.nodes, ann) if gates else {}
+        """The nodes that compute a gate from spikes, and stay as they are."""
         self.before, self.last = self._order()
         for node in self.nodes:
             if not self.tainted.isdisjoint(node.all_input_nodes):
@@ -130,6 +162,13 @@ class Conversion:
         self.graph.lint()
         return fx.GraphModule(self.modules, self.graph, "SpikingTwin")
 
+    def record(self, with_example: bool) -> Record:
+        """Return what a report of the conversion needs. ``with_example``: whether the graph was traced with one."""
+        products = {origin.node for origin in self.origins}
+        gates = [node for node, product in self.gates.items() if product.name in products]
+        modules = [_name_of(node) for node in self.nodes if node in gates and node.op == "call_module"]
+        return Record(tuple(self.origins), with_example, tuple(modules or [node.name for node in gates]))
+
     def _order(self) -> tuple[set[fx.Node], set[fx.Node]]:
         """Return the nodes that lead to a weight layer, and the last weight layers, which stay as they are."""
         before: set[fx.Node] = set()
@@ -144,12 +183,20 @@ class Conversion:
         return before, last
 
     def _is_weight(self, node: fx.Node) -> bool:
-        return isinstance(rule_for(node, self.ann), WeightRule)
+        return node not in self.gates and isinstance(rule_for(node, self.ann), WeightRule)
 
     # -- one node
 
     def _converted(self, node: fx.Node) -> Any:
+        try:
+            return self._value(node)
+        except Unconvertible as refused:
+            return self._problem(node, str(refused), why_all=refused.why_all)
+
+    def _value(self, node: fx.Node) -> Any:
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
+            return self._copied(node, node.name, dropout_of(node))
+        if node in self.gates:
             return self._copied(node, node.name, dropout_of(node))
         if self._overwrites(node):
             return self._problem(node, "write out of place: its input is used again later")
@@ -162,10 +209,7 @@ class Conversion:
             return Train(self.graph.node_copy(node))
         if node.op == "output" or all(isinstance(self.value(x), Real) for x in node.all_input_nodes):
             return self._copied(node, node.name, dropout_of(node))
-        try:
-            return applied(self._unknown if rule is None else rule, Call(self, node))
-        except Unconvertible as refused:
-            return self._problem(node, str(refused), why_all=refused.why_all)
+        return applied(self._unknown if rule is None else rule, Call(self, node))
 
     def _weightless(self, node: fx.Node) -> str | None:
         """Return the advice for a convolution or weight function that has no rule."""
@@ -198,37 +242,38 @@ class Conversion:
         if (len(node.args), len(node.kwargs)) not in ((1, 0), (0, 1)) and node not in self.last:
             return self._problem(node, "call it with its input alone", Train(self._stand_in()))
         if (why := hooked(module)) and node not in self.last:
-            return self._problem(node, why, Current([Branch(self._stand_in(), str(node.target), module)]))
+            return self._problem(node, why, self._unknown_current(node, module))
         x = self.value(argument)
         if node in self.last:
-            if isinstance(x, Real) or self.readable(x):
-                return self._copied(node)
-            return self._unfired(node, argument, Real(self._stand_in()))
+            return self._copied(node)
         if not all(_is_shareable(parametrizations) for _, parametrizations in parametrized(module)):
             why = "remove the parametrization of its weight: only that of quantise can be shared"
-            return self._problem(node, why, Current([Branch(self._stand_in(), str(node.target), module)]))
+            return self._problem(node, why, self._unknown_current(node, module))
         if isinstance(x, Real):
-            return Current([Branch(self._encode(x.node), str(node.target), module, encoded=True)])
-        if isinstance(x, Current) and self.readable(x):
-            x = self.fired(argument, x)
-        if isinstance(x, Current):
-            branch = Branch(self._stand_in(), str(node.target), module)
-            return self._unfired(node, argument, Current([branch]))
+            return Current([Branch(Train(self._encode(x.node)), str(node.target), module, encoded=True)])
         if isinstance(x, Pooled):
             x = self._pooled(x, "windows" if x.folds_into(module) else "neurons")
-        return Current([Branch(x.node, str(node.target), module, copies=x.copies)])
+        elif not isinstance(x, (Train, Current)):
+            return self._problem(node, NOTHING_ELSE, self._unknown_current(node, module))
+        return Current([Branch(self.train(argument) if isinstance(x, Current) else x, str(node.target), module)])
 
-    def readable(self, x: Any) -> bool:
-        """Whether x is a spike train or a sum of them. Such a sum is never negative and needs no ReLU."""
-        return isinstance(x, (Train, Pooled)) or (isinstance(x, Current) and all(b.layer is None for b in x.branches))
+    def _unknown_current(self, node: fx.Node, module: nn.Module) -> Current:
+        return Current([Branch(Train(self._stand_in()), str(node.target), module)])
+
+    def train(self, node: fx.Node) -> Train:
+        """Return the node's value as a spike train. What has no ReLU gets neurons for both signs."""
+        x = self.value(node)
+        if isinstance(x, Current):
+            x = self.values[node] = self.fired(node, x, signed=not _is_positive(x))
+        return self.spikes(x)
 
     # -- writing the graph
 
     def _copied(self, node: fx.Node, name: str | None = None, module: nn.Module | None = None) -> Any:
         """Copy the node unchanged, decoding its spike-train inputs."""
         for argument in node.all_input_nodes:
-            if not isinstance(self.value(argument), Real) and not self.readable(self.value(argument)):
-                return self._unfired(node, argument, Real(self._stand_in()))
+            if not isinstance(self.value(argument), (Real, Train, Pooled, Current)):
+                return self._problem(node, NOTHING_ELSE, Real(self._stand_in()))
         if node.op == "call_module":
             module, name = self.ann.get_submodule(str(node.target)), str(node.target)
             if self.modules.get(name, module) is not module:  # it runs twice, the first time as a spiking layer
@@ -248,8 +293,7 @@ class Conversion:
     def _real(self, node: fx.Node) -> Any:
         x = self.value(node)
         if isinstance(x, Current):
-            x = self.fired(node, x)
-            self.values[node] = x
+            x = self.train(node)
         return self._decoded(x).node
 
     def _decoded(self, x: Any) -> Any:
@@ -258,7 +302,9 @@ class Conversion:
         if isinstance(x, Pooled):
             return self._pooled(x, "real")
         if x.node not in self.decoded:
-            name = self._named("decode", Decode())
+            decode = Decode(x.signed)
+            self.reads(decode, x)
+            name = self._named("decode", decode)
             real = self.graph.call_module(name, (x.node,))
             if self.spiking is not None:  # the rest of the ANN may write in place or take views
                 real = self.graph.call_method("clone", (real,), {"memory_format": torch.contiguous_format})
@@ -276,9 +322,11 @@ class Conversion:
                 x.made[form] = replace(self.called(self.spikes(x.source), x.node, windows), copies=windows.size)
             else:
                 train = self.called(self.spikes(x.source), x.node, _spiking_pool(pool, self.neuron, self.engine))
-                name = str(train.node.target)
-                self.pools.append((x.node, name, train.level))
-                x.made[form] = replace(train, level=name)
+                if train.sources is None:
+                    name = str(train.node.target)
+                    self.pools.append((x.node, name, train.level))
+                    train = replace(train, level=name)
+                x.made[form] = train
         if form not in x.done:
             x.done[form] = x.made[form]
             for step in x.then:
@@ -297,45 +345,168 @@ class Conversion:
             self.encoded[x] = self.graph.call_module(name, (x,))
         return self.encoded[x]
 
-    def fired(self, node: fx.Node, x: Any) -> Any:
-        """Write the neurons that replace the ReLU ``node``. A ReLU of spikes or of their average changes nothing."""
+    def fired(self, node: fx.Node, x: Any, *, signed: bool = False, bound: float | None = None) -> Any:
+        """Write the neurons for the values of a node. A ReLU of spikes or of their average changes nothing.
+
+        Args:
+            node: the ReLU that they replace, or with ``signed`` the values themselves.
+            x: what the ReLU reads.
+            signed: write neurons for both signs.
+            bound: the largest value that the activation returns.
+        """
         if isinstance(x, (Train, Pooled)):
-            return x
+            if bound is None and not x.signed:
+                return x
+            x = Current([Branch(self.spikes(x))])
         if node in self.tainted:  # the layer may be incomplete
             return Train(self._stand_in())
-        if len(x.branches) == 1 and x.branches[0].layer is not None:
-            (branch,) = x.branches
-            name, module = branch.name, self._layer(branch, self.neuron, self.learn_thresholds)
+        if signed and x.wants_relu:
+            raise Unconvertible("put a ReLU before the max pooling: without it, its windows have negative values")
+        neuron = self.neuron if bound is None else _bounded(self.neuron)
+        (branch, *others) = x.branches
+        if not others:
+            name = branch.name or node.name
+            module: Any = self._layer(branch, neuron, signed, self.learn_thresholds)
         else:
             name = ".".join([*_common([b.name.split(".")[:-1] for b in x.branches if b.layer is not None]), "add"])
-            branches = [nn.Identity() if b.layer is None else self._layer(b, IF()) for b in x.branches]
-            module = TandemAdd(*branches, neuron=self.neuron, engine=self.engine, learn_threshold=self.learn_thresholds)
-        name = self._named(name, module, replaces=len(x.branches) == 1)
+            alone = not signed and not self.per_channel  # otherwise each branch must hold the thresholds
+            branches = [nn.Identity() if b.is_plain and alone else self._layer(b, IF(), signed) for b in x.branches]
+            module = TandemAdd(*branches, neuron=neuron, engine=self.engine, learn_threshold=self.learn_thresholds)
+        name = self._named(name, module, replaces=not others)
         self.neurons.append((node, name))
-        train = Train(self.graph.call_module(name, tuple(branch.source for branch in x.branches)), name)
+        if signed:
+            self.signed.add(name)
+        if bound is not None:
+            self.bounds[name] = bound
+        inputs = tuple(b.train.node for b in x.branches)
+        level: str | None = name
+        sources: tuple[Source, ...] | None = None
+        if x.channels is not None:
+            self.targets[name] = self._target(node, x), x.channels
+        if self.per_channel:
+            if x.channels is None:
+                raise Unconvertible("pass per_channel=False: the number of its channels is not known")
+            level, sources = None, tuple((name, i) for i in range(x.channels))
+        known = {"channels": x.channels, "dims": x.dims}
+        train = Train(self.graph.call_module(name, inputs), level, signed=signed, sources=sources, **known)
+        fired = train.node
         for step in x.then:
             train = step(train)
+        ann, names = self._parts(node, x, signed)
+        steps = _between(fired, train.node)
+        self.origins.append(Origin(name, ann, names, node.name, steps, signed, bound, train.sources))
         return train
 
-    def _layer(self, branch: Branch, neuron: Neuron, learn_threshold: bool = False) -> Any:
-        """Make the tandem layer that holds a weight layer's parameters and its batch norm."""
-        module: Any = branch.layer
-        rule = weights_of(module)
-        arguments = rule.arguments(module)
-        inputs = "in_features" if "in_features" in arguments else "in_channels"
-        arguments[inputs] *= branch.copies
-        layer: Any = rule.tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.engine)
-        layer.copies = branch.copies
+    def _parts(self, node: fx.Node, x: Current, signed: bool) -> tuple[str, tuple[str, ...]]:
+        """Return in words what the neurons for the values of a node replace, and the names of these parts."""
+        words, names, known = [], [], list(self.ann.named_modules())
+        for branch in x.branches:
+            modules = [module for module in (branch.layer, branch.norm) if module is not None]
+            names += [name for module in modules for name, other in known if vars(other) is vars(module)]
+            parts = [kind_of(module).__name__ for module in modules]
+            if branch.layer is None and (branch.factor, branch.offset) != (1, 0):
+                parts.append(f"{branch.factor:g} * spikes" + (f" {branch.offset:+g}" if branch.offset else ""))
+            words.append(", ".join(parts or ["spikes"]))
+        word = " + ".join(words)
+        if signed or _is_positive(x):  # there is no activation, or it does nothing
+            return word, tuple(names)
+        return f"{word}, {self._word(node)}", (*names, _name_of(node))
+
+    def _word(self, node: fx.Node) -> str:
+        """Return the class of the module that a node calls, or the name of its function."""
+        is_module = node.op == "call_module"
+        return kind_of(self.ann.get_submodule(str(node.target))).__name__ if is_module else word_of(node.target)
+
+    def _target(self, node: fx.Node, x: Current) -> fx.Node:
+        """Return the ANN's node for the values of all neurons: before the steps that come after the neurons."""
+        if not x.then:
+            return node
+        while not isinstance(before := self.values.get(node), Current) or before.then:
+            node = node.all_input_nodes[0]
+        return node
+
+    def _layer(self, branch: Branch, neuron: Neuron, signed: bool, learn_threshold: bool = False) -> Any:
+        """Make the tandem layer of a branch, which holds the ANN's parameters and batch norm."""
+        layer = (
+            self._elementwise(branch, neuron, signed)
+            if branch.layer is None
+            else self._weighted(branch, neuron, signed)
+        )
         layer.norm = branch.norm
+        if learn_threshold:
+            layer.log_threshold = new_log_threshold(type(layer).__name__, True, self.like)
+        self.reads(layer, branch.train)
+        return layer
+
+    def _elementwise(self, branch: Branch, neuron: Neuron, signed: bool) -> Any:
+        channels = branch.channels
+        if channels is None:
+            raise Unconvertible("put it before the flattening, where the number of channels is known")
+        ends = channels * (1 + branch.train.signed), channels * (1 + signed)
+        layer = TandemElementwise(*ends, channels, device="meta", neuron=neuron, engine=self.engine)
+        layer.maps(branch.factor, branch.offset, self.like)
+        return layer
+
+    def _weighted(self, branch: Branch, neuron: Neuron, signed: bool) -> Any:
+        module: Any = branch.layer
+        rule, train = weights_of(module), branch.train
+        arguments = rule.arguments(module)
+        inputs, outputs = ("in_features", "out_features")
+        if inputs not in arguments:
+            inputs, outputs = ("in_channels", "out_channels")
+        arguments[inputs] *= train.copies * (1 + train.signed)
+        arguments[outputs] *= 1 + signed
+        layer: Any = rule.tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.engine)
+        layer.copies, layer.signed_input, layer.signed = train.copies, train.signed, signed
         for name in ("weight", "bias"):
             owner, key = owner_of(module, name)
             setattr(layer, name, getattr(owner, key))
-        if learn_threshold:
-            layer.log_threshold = new_log_threshold(type(layer).__name__, True, layer.weight)
         for name, parametrizations in parametrized(module):
             for parametrization in parametrizations:
                 parametrize.register_parametrization(layer, name, parametrization, unsafe=True)
         return layer
+
+    def joined(self, node: fx.Node, trains: list[Train]) -> Train:
+        """Concatenate trains along the channels."""
+        levels = list(dict.fromkeys(train.level for train in trains))
+        differ = self.scaled and (len(levels) > 1 or any(train.sources is not None for train in trains))
+        channels = [train.channels for train in trains]
+        known = [number for number in channels if number is not None]
+        if differ and len(known) < len(trains):
+            raise Unconvertible("concatenate before the flattening, where the number of channels is known")
+        cat = SpikeCat(*(train.signed for train in trains))
+        sources = None
+        if differ:
+            each = [t.sources or tuple((t.level, i) for i in range(n)) for t, n in zip(trains, known, strict=True)]
+            sources = tuple(source for part in each for source in part)
+            self.cats.append((cat, [None if train.sources is not None else train.level for train in trains]))
+        name = self._named(node.name, cat)
+        self.origins.append(Origin(name, self._word(node), (node.name,), node.name))
+        return Train(
+            self.graph.call_module(name, tuple(train.node for train in trains)),
+            None if differ else levels[0],
+            signed=any(train.signed for train in trains),
+            channels=sum(known) if len(known) == len(trains) else None,
+            sources=sources,
+            dims=next((train.dims for train in trains if train.dims is not None), None),
+        )
+
+    def gated(self, node: fx.Node, train: Train, gate: Real) -> Train:
+        """Write the neurons of a product of spikes and a gate."""
+        module = TandemGate(self.neuron, train.signed)
+        self.reads(module.decode, train)
+        name = self._named(node.name, module)
+        self.neurons.append((node, name))
+        if train.signed:
+            self.signed.add(name)
+        self.origins.append(Origin(name, "spikes * gate", (node.name,), node.name, signed=train.signed))
+        node_of = self.graph.call_module(name, (train.node, gate.node))
+        return Train(node_of, name, signed=train.signed, channels=train.channels, dims=train.dims)
+
+    def reads(self, module: Any, train: Train) -> None:
+        """Note that a module weighs the spikes of each channel of a train."""
+        if train.sources is not None:
+            self.readers.append((module, train.sources))
 
     def _named(self, name: str, module: nn.Module, replaces: bool = False) -> str:
         """Add a module under a unique name. Only a module that replaces one of the ANN may take that one's name."""
@@ -349,30 +520,66 @@ class Conversion:
         """Apply a module to a spike train or a real value, in place of the ANN's node."""
         replaces = node.op == "call_module"
         name = self._named(str(node.target) if replaces else node.name, module, replaces)
+        kept = {"signed": x.signed, "sources": x.sources} if isinstance(x, Train) else {"real": True}
+        self.origins.append(Origin(name, self._word(node), (_name_of(node),), node.name, **kept))
         return replace(x, node=self.graph.call_module(name, (x.node,)))
 
     def flattened(self, x: Any, start: int = 1, end: int = -1) -> Any:
         """Flatten dimensions start to end of a spike train. For averages and currents, this is deferred."""
+        whole = start == 1 and end in (-1, 3)
 
         def step(value: Any) -> Any:
-            return replace(value, node=self.graph.call_method("flatten", (value.node, start, end)))
+            channels = value.channels if start > 1 and isinstance(value, Train) else None
+            if isinstance(value, Train) and value.signed and start == 1:
+                if not whole:
+                    raise Unconvertible("flatten all dimensions, or put a ReLU before it")
+                return replace(self.moved(value, "flatten"), channels=None, dims=2)
+            flat = replace(value, node=self.graph.call_method("flatten", (value.node, start, end)))
+            dims = 2 if whole else 3 if (start, end) == (2, 3) else None
+            return replace(flat, channels=channels, dims=dims) if isinstance(value, Train) else flat
 
-        return self.behind(x, step, flat=start == 1 and end in (-1, 3))
+        return self.behind(x, step, flat=whole)
 
     def flattened_to(self, x: Any, features: int) -> Any:
         """Flatten all dimensions but the first to ``features`` features."""
 
         def step(value: Any) -> Any:
-            size = features * getattr(value, "copies", 1)
-            return replace(value, node=self.graph.call_function(flattened_to, (value.node, size)))
+            if isinstance(value, Real):
+                return replace(value, node=kept(self.graph.call_function(flattened_to, (value.node, features))))
+            size = features * value.copies * (1 + value.signed)
+            if value.signed:
+                value = self.moved(value, "flatten")
+            flat = kept(self.graph.call_function(flattened_to, (value.node, size)))
+            return replace(value, node=flat, channels=features if value.sources is None else None, dims=2)
 
         return self.behind(x, step, flat=True)
+
+    def moved(self, train: Train, how: str, *arguments: int) -> Train:
+        """Rearrange the neurons of a train."""
+        module = SpikeRearrange(how, *arguments, signed=train.signed)
+        sources, channels = train.sources, train.channels
+        if sources is not None and how != "flatten":
+            size = arguments[0] ** 2 if how == "pixel_shuffle" else 1
+            if any(source != sources[i - i % size] for i, source in enumerate(sources)):
+                remedy = (
+                    "pass per_channel=False"
+                    if self.per_channel
+                    else "put a weight layer between the concatenation and it"
+                )
+                raise Unconvertible(f"{remedy}: it needs spikes of one weight")
+            sources = tuple(module.moved(sources))
+        if channels is not None:
+            channels = len(module.moved(range(channels)))
+        name = self._named(how, module)
+        dims = 4 if how == "unsqueeze" else train.dims
+        node = self.graph.call_module(name, (train.node,))
+        return replace(train, node=node, sources=sources, channels=channels, dims=dims)
 
     def behind(self, x: Any, step: Callable[[Any], Any], flat: bool = False) -> Any:
         """Apply a step to a spike train, or defer it: until after the neurons, or until the average has its form."""
         if isinstance(x, Pooled):  # copies share the forms made so far, but not the steps applied to them
             return replace(x, then=[*x.then, step], flat=x.flat or flat, done={})
-        return step(x) if isinstance(x, Train) else Current(x.branches, [*x.then, step])
+        return step(x) if isinstance(x, Train) else replace(x, then=[*x.then, step])
 
     def _overwrites(self, node: fx.Node) -> bool:
         """Whether the node writes in place to spikes that are used again later. In the SNN that write has no effect."""
@@ -385,8 +592,11 @@ class Conversion:
         if not in_place or not node.args or not isinstance(node.args[0], fx.Node):
             return False
         written = node.args[0]
-        if rule_for(node, self.ann) is fire or not isinstance(self.value(written), (Train, Pooled)):
-            return False  # ReLU does not change spikes; real values keep the ANN's order; currents are used only once
+        x = self.value(written)
+        if isinstance(x, Real) or (
+            isinstance(x, (Train, Pooled)) and not x.signed and rule_for(node, self.ann) is fire
+        ):
+            return False  # real values keep the ANN's order; ReLU does not change spikes
         behind = self.nodes[self.nodes.index(node) + 1 :]
         return any(user in behind for user in written.users)
 
@@ -410,14 +620,22 @@ class Conversion:
             instead = next((x for x in inputs if isinstance(x, (Train, Pooled, Current))), None)
         return Broken(Train(self._stand_in()) if instead is None else instead)
 
-    def _unfired(self, node: fx.Node, argument: fx.Node, instead: Any) -> Any:
-        """Report a weight layer or output that reads a pre-activation, and go on with ``instead``."""
-        self._problem(node, f"put a ReLU between {self._name(argument)} and it", why_all="put a ReLU before each")
-        return instead
-
     def _stand_in(self) -> fx.Node:
         """Return a placeholder for a missing value. A graph with problems is never used, so it may be incomplete."""
         return self.graph.placeholder("stand_in")
+
+
+def _name_of(node: fx.Node) -> str:
+    """Return the name of the module that a node calls, or its own."""
+    return name_in_ann(str(node.target)) if node.op == "call_module" else node.name
+
+
+def _between(first: fx.Node, last: fx.Node) -> int:
+    """Return the number of steps from one node to another, each of which has one input."""
+    steps = 0
+    while last is not first:
+        (last,), steps = last.all_input_nodes, steps + 1
+    return steps
 
 
 def _is_shareable(parametrizations: Any) -> bool:
@@ -444,6 +662,16 @@ def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:
     if flat.shape[1] != features:
         raise ValueError(f"view: input must have {features} features per sample, got {flat.shape[1]}")
     return flat
+
+
+def _is_positive(x: Current) -> bool:
+    """Whether x is a sum of spikes, which needs no ReLU."""
+    return all(b.is_identity and not b.train.signed for b in x.branches)
+
+
+def _bounded(neuron: Neuron) -> Neuron:
+    """Return neurons whose gradient is zero where they are saturated."""
+    return replace(neuron, clip=True)  # type: ignore[type-var]  # every neuron is a dataclass
 
 
 def _common(paths: list[list[str]]) -> list[str]:

@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from dataclasses import replace as replaced_fields
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..neuron import IF, Neuron, check_neuron
-from ..nn.encode import Encode
-from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
+from ..nn import TandemAdd, TandemConvTranspose2d
+from ..nn.encode import Decode, Encode
+from ..nn.quantised import check_quantisable, quantise_layers, scale_integers, unquantise_layers, weight_layers
 from ..nn.quantiser import quantiser
+from ..nn.tandem import TandemLayer, stored
 from ..ops import checks
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
-from .calibrate import checked_levels, percentiles
+from .calibrate import (
+    Calibration,
+    Level,
+    Measured,
+    checked_inputs,
+    checked_levels,
+    find_corrections,
+    least_errors,
+    percentiles,
+    set_correction,
+    weight_layer,
+)
 from .conversion import Conversion, cut
+from .record import Record
+from .replace import check_replacements, replaced
+from .report import ConversionReport, report_on
 from .rules import RULES, has_weights
-from .trace import owner_of, traced
+from .trace import owner_of, same_modules, traced, unite
+from .values import Source
 
 _BITS = {"int8": 8, "int16": 16}
 """Of what ``convert`` takes as ``weights``."""
@@ -43,14 +62,21 @@ class TandemNetwork(nn.Module):
 
     spiking_layers: tuple[str, ...]
     """Names in ``snn`` of the tandem layers and TandemAdds, in order of execution. Pooling layers are not listed."""
-    levels: dict[str, float] | None
+    levels: dict[str, Level] | None
     """T * threshold of each spiking layer, and of each average-pooling layer that has neurons, by name: the activation
-    at which it fires at every step. Measured by calibration; pass it to :func:`convert` as ``calibrate`` to reuse it.
-    None if the network was not calibrated. Without the factor exp(log_threshold) of thresholds that learn, which
-    ``load_state_dict(old.state_dict(), strict=False)`` takes over from another conversion."""
+    at which it fires at every step; a Tensor [C] with ``per_channel``. None if the network was not calibrated. Without
+    the factor exp(log_threshold) of thresholds that learn, which ``load_state_dict(old.state_dict(), strict=False)``
+    takes over from another conversion."""
+    calibration: Calibration | None
+    """What calibration found: pass it to :func:`convert` as ``calibrate`` to use it again. None if the network was not
+    calibrated."""
     time_steps: int
     """T. In mode "spikes" the input decides on T, unless the network is calibrated: its thresholds are for this T."""
     _only_snn: Mapping[str, str] = {}  # of networks pickled by earlier versions
+    _readers: tuple[tuple[Any, tuple[Source, ...]], ...] = ()  # likewise
+    _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
+    _record: Record | None = None  # likewise
+    _scaled: Sequence[tuple[Any, Any]] = ()  # likewise; the ANN's quantisers, and the scale that each must have
 
     def __init__(
         self,
@@ -58,26 +84,38 @@ class TandemNetwork(nn.Module):
         ann: nn.Module,
         time_steps: int,
         spiking_layers: Iterable[str] = (),
-        levels: Mapping[str, float] | None = None,
+        calibration: Calibration | None = None,
         pools: Iterable[tuple[str, str | None]] = (),
+        readers: Iterable[tuple[Any, tuple[Source, ...]]] = (),
+        cats: Iterable[tuple[Any, list[str | None]]] = (),
+        signed: Iterable[str] = (),
+        record: Record | None = None,
     ) -> None:
         super().__init__()
         self.snn = snn
         self.spiking_layers = tuple(spiking_layers)
-        self._measured = None if levels is None else dict(levels)
+        self.calibration = calibration
+        self._signed = frozenset(signed)  # spiking layers with neurons for both signs
         self._pools = tuple(pools)  # average poolings with neurons, and the layers whose levels their inputs have
+        self._readers = tuple(readers)  # modules that weigh the spikes of each channel, and where these come from
+        self._cats = tuple(cats)  # concatenations of trains whose spikes differ in weight, and their levels
+        self._record = record
         self._totals: dict[Encode, float] = {}  # of constant input: scale * T
         self.set_time_steps(time_steps)
         self._twin = (ann,)  # in a tuple, so that it is not a submodule and its parameters are listed only once
         self.tie_names()
         self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]  # torch's
-        self._arguments = _arguments(ann)
+        self._arguments = _arguments(ann, [node.target for node in snn.graph.nodes if node.op == "placeholder"])
         modes = {name: module.training for name, module in ann.named_modules()}
-        shared = {*ann.modules()}
+        shared = same_modules(snn, ann)
         self.training = ann.training
         for name, module in snn.named_modules():
             if module not in shared:  # shared modules keep their mode: parts of a model may be frozen
                 module.training = modes.get(name, ann.training)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        unite(self.snn, self.ann())
 
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
@@ -88,8 +126,9 @@ class TandemNetwork(nn.Module):
 
         The currents of all steps add up to the same pre-activations: constant input is scaled by T_before / T, and the
         thresholds of a calibrated network are its ``levels`` divided by T, times exp(log_threshold) if they learn.
-        Other thresholds stay. To serve several T well, a network must be trained with them: draw T anew for every
-        batch.
+        Corrections of biases shrink like the thresholds: by the T of ``calibration`` over T. Other thresholds stay. The
+        levels of least error depend on T, so convert anew for the best ones. To serve several T well, a network must be
+        trained with them: draw T anew for every batch.
 
         Args:
             time_steps: T, at least 1. In mode "spikes", the T of the spike trains that follow.
@@ -100,7 +139,7 @@ class TandemNetwork(nn.Module):
             RuntimeError: the network was pickled by an earlier version.
         """
         checks.check_time_steps("set_time_steps", time_steps)
-        if not hasattr(self, "_totals"):
+        if "calibration" not in self.__dict__:
             raise RuntimeError(
                 "set_time_steps: the network was pickled by an earlier version. Call convert on its ANN again "
                 "(calibrate=snn.levels keeps the thresholds)"
@@ -110,18 +149,104 @@ class TandemNetwork(nn.Module):
             if encode.mode == "constant":
                 encode.scale = self._total(encode) / time_steps
             encode.time_steps = time_steps
-        self.levels = None if self._measured is None else dict(self._measured)
-        if self.levels is None:
+        found = self.calibration
+        self.levels = None if found is None else dict(found.levels)
+        if found is None or self.levels is None:
             return
         for name in self.spiking_layers:
             layer: Any = self.snn.get_submodule(name)
-            layer.neuron = layer.neuron.calibrated(self.levels[name] / time_steps)
+            self._set_threshold(name, layer, self.levels[name] / time_steps)
+            if name in found.corrections:
+                holder = weight_layer(layer)
+                assert holder is not None
+                share = found.corrections[name] * (found.time_steps / time_steps)
+                set_correction(holder, share, name in self._signed)
         for name, source in self._pools:  # in order of execution: the source's level is known by now
-            below = time_steps if source is None else self.levels[source]
+            below = time_steps if source is None else float(self.levels[source])
             # An average never exceeds its largest input.
-            level = self.levels[name] = min(self.levels.get(name, below), below)
+            level = self.levels[name] = min(float(self.levels.get(name, below)), below)
             pool: Any = self.snn.get_submodule(name)
             pool.threshold = pool.amplitude = level / below
+        for cat, levels in self._cats:
+            cat.amplitudes = tuple(self.weight_of(level, 0) for level in levels)
+        for module, sources in self._readers:
+            self._set_scale(module, torch.tensor([self.weight_of(*source) for source in sources], dtype=torch.float64))
+        if hasattr(self, "_twin"):  # otherwise when it is there
+            self._scale_integers()
+
+    def report(self, inputs: Any = None) -> ConversionReport:
+        """Compare the network with its ANN, layer by layer: ``print(snn.report())``.
+
+        Args:
+            inputs: a batch for the network, or a tuple with one batch for each of its inputs. By default up to 64
+                samples of the first batch that ``convert`` was given as ``calibrate``. Deep copies of the network share
+                them, pickles do not have them. Without samples, the report has no rates, errors and operations.
+
+        Returns:
+            The report, whose ``str`` is a table. Both networks run in eval mode without gradient, on 16 samples at a
+            time; afterwards each module has its own mode again.
+
+        Raises:
+            TypeError: ``inputs`` is not what the network takes.
+            ValueError: ``inputs`` has no samples, or spike trains of another T than a calibrated network.
+            RuntimeError: the network was not made by ``convert``, or was pickled by an earlier version.
+        """
+        self._check_twins()
+        if self._record is None:
+            raise RuntimeError(
+                "report: the network must be made by convert of this version. Call convert on its ANN again "
+                "(calibrate=snn.calibration keeps the thresholds)"
+            )
+        return report_on(self, self._record, inputs)
+
+    def _set_threshold(self, name: str, layer: Any, threshold: Level) -> None:
+        """Set the threshold of a spiking layer, or those of its channels."""
+        if not isinstance(threshold, Tensor):
+            layer.neuron = layer.neuron.calibrated(threshold)
+            return
+        layer.neuron = layer.neuron.calibrated(1.0)
+        if name in self._signed:
+            threshold = threshold.repeat_interleave(2)
+        branches: list[Any] = [*layer.branches] if isinstance(layer, TandemAdd) else [layer]
+        for branch in branches:
+            branch.thresholds = threshold.to(branch.stored_weight())
+
+    def weight_of(self, level: str | None, channel: int) -> float:
+        """Return the weight of a spike of a layer's channel, or 1."""
+        if level is None or self.levels is None:
+            return 1.0
+        found = self.levels[level]
+        return float(found[channel] if isinstance(found, Tensor) else found) / self.time_steps
+
+    def _set_scale(self, module: Any, scale: Tensor) -> None:
+        """Make a tandem layer or Decode multiply each channel that it reads."""
+        if isinstance(module, Decode):
+            like = next(self.snn.parameters(), torch.empty(0))
+            module.scale = scale.to(like)
+            return
+        inputs = module.weight.shape[1] * getattr(module, "groups", 1)
+        if isinstance(module, TandemConvTranspose2d):
+            inputs = len(module.weight)
+        if inputs % len(scale):
+            raise ValueError(f"TandemNetwork: inputs must be a multiple of {len(scale)} channels, got {inputs}")
+        module.input_scale = scale.repeat_interleave(inputs // len(scale)).to(module.stored_weight())
+
+    def _scale_integers(self) -> None:
+        """Make both twins round the weights alike that multiply spikes of different weight."""
+        scaled = []
+        for module, _ in self._readers:
+            if not isinstance(module, TandemLayer) or quantiser(module) is None:
+                continue
+            weight = module.stored_weight()
+            twin = next(
+                layer
+                for layer in self.ann().modules()
+                if layer is not module and quantiser(layer) is not None and getattr(*stored(layer, "weight")) is weight
+            )
+            scale_integers(module, twin)
+            of_weight: Any = quantiser(twin)
+            scaled.append((of_weight, of_weight.input_scale))
+        self._scaled = scaled
 
     def _total(self, encode: Encode) -> float:
         """Return scale * T, from the last call unless ``encode`` has been changed since: rounding must not add up."""
@@ -157,6 +282,7 @@ class TandemNetwork(nn.Module):
         """State of the spiking twin alone: the thresholds that learn, and their names in ``state_dict``."""
         self._only_ann = sorted(set(names.values()) - set(self._names.values()))
         self._note_twins()
+        self._scale_integers()
 
     def _note_twins(self) -> None:
         """Record what the twins share, to detect later that the ANN has replaced it."""
@@ -204,8 +330,14 @@ class TandemNetwork(nn.Module):
                 "TandemNetwork: the ANN must keep the parameters and modules that it shares with its spiking twin, "
                 f"but {', '.join(changed[:3])}{more} "
                 f"{'was' if len(changed) == 1 else 'were'} replaced (by load_state_dict(assign=True), pruning, "
-                "a parametrization or an assignment). Call convert on the ANN again (calibrate=snn.levels keeps the "
-                "thresholds), or load with snn.load_state_dict"
+                "a parametrization or an assignment). Call convert on the ANN again (calibrate=snn.calibration keeps "
+                "the thresholds), or load with snn.load_state_dict"
+            )
+        if any(of_weight.input_scale is not scale for of_weight, scale in self._scaled):
+            raise RuntimeError(
+                "TandemNetwork: the ANN must round its weights as its spiking twin does, but another conversion of it "
+                "has other thresholds of channels or concatenated trains. Call convert again "
+                "(calibrate=snn.calibration keeps the thresholds)"
             )
         for i, (mine, mine_key, owner, key, x) in enumerate(self._buffers_held):
             now = owner._buffers.get(key)
@@ -221,6 +353,7 @@ class TandemNetwork(nn.Module):
             if getattr(other, other_key) is not x:
                 setattr(other, other_key, x)
         self._note_twins()
+        self._scale_integers()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the ANN's state_dict, under the ANN's names, and thresholds that learn."""
@@ -285,16 +418,16 @@ class TandemNetwork(nn.Module):
 
 @dataclass
 class _Arguments:
-    """The arguments of the ANN's forward. The spiking twin takes only those without a default."""
+    """The arguments of the ANN's forward. The spiking twin takes only those that are inputs."""
 
     names: list[str]
     defaults: dict[str, Any]
     open: bool
-    """Whether forward has *args or **kwargs."""
+    """Whether forward has *args."""
 
     @property
     def required(self) -> int:
-        """The number of arguments without a default."""
+        """The number of inputs."""
         return len(self.names) - len(self.defaults)
 
     def of(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -317,12 +450,12 @@ class _Arguments:
         return tuple(given[name] for name in self.names if name not in self.defaults)
 
 
-def _arguments(ann: nn.Module) -> _Arguments:
+def _arguments(ann: nn.Module, inputs: Collection[str]) -> _Arguments:
     parameters = inspect.signature(ann.forward).parameters.values()
     many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     single = [parameter for parameter in parameters if parameter.kind not in many]
-    defaults = {p.name: p.default for p in single if p.default is not inspect.Parameter.empty}
-    return _Arguments([p.name for p in single], defaults, len(single) < len(parameters))
+    defaults = {p.name: p.default for p in single if p.name not in inputs}
+    return _Arguments([p.name for p in single], defaults, any(p.kind is many[0] for p in parameters))
 
 
 def _tie_again(network: TandemNetwork, incompatible_keys: Any) -> None:
@@ -335,12 +468,17 @@ def convert(
     *,
     mode: str = "constant",
     neuron: Neuron = IF(),
-    calibrate: Tensor | Iterable[Any] | Mapping[str, float] | None = None,
-    percentile: float = 99.9,
+    calibrate: Tensor | Iterable[Any] | Calibration | Mapping[str, Level] | None = None,
+    percentile: float | None = None,
+    per_channel: bool = False,
+    correct_bias: bool = False,
     spiking_layers: int | None = None,
     engine: str = "auto",
     learn_thresholds: bool = False,
     weights: str | None = None,
+    replace: Mapping[type[nn.Module], type[nn.Module] | nn.Module] | None = None,
+    gates: str | None = None,
+    example: Tensor | Sequence[Tensor] | None = None,
 ) -> TandemNetwork:
     """Convert an ANN to a tandem SNN (Wu et al. 2021) that shares its parameters.
 
@@ -367,17 +505,19 @@ def convert(
     rules for other classes and functions.
 
     Without ``calibrate``, every layer uses ``neuron`` as given, as in the paper; train the network afterwards. With
-    ``calibrate``, start from a trained ANN: each layer's threshold becomes a percentile of its ANN activations, divided
-    by T (percentile: Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven
-    networks for image classification", 2017, doi:10.3389/fnins.2017.00682; thresholds layer by layer for T steps, then
-    tandem learning: Wu et al., "Progressive Tandem Learning for Pattern Recognition with Deep Spiking Neural Networks",
-    2022, doi:10.1109/TPAMI.2021.3114196). A spike then has the weight of one threshold (``IF.amplitude``), and in mode
-    "constant" the input is divided by T. So amplitude * count approximates the ANN's activation, and weights, biases
-    and batch norms are used unchanged. Average pooling then adds no rounding error: before the read-out it averages
-    decoded counts, and before a spiking layer it is folded into that layer's weights (:class:`SpikeWindows`). Folding
-    requires windows of one size that does not depend on the image; otherwise the pooling layer has neurons with a level
-    of their own. In deep networks, rounding to whole spikes accumulates errors; further training, with gradients
-    through the ANN as always, reduces them.
+    ``calibrate``, start from a trained ANN: each layer's threshold becomes its level, a large activation of the ANN,
+    divided by T (level by percentile: Rueckauer et al., "Conversion of continuous-valued deep networks to efficient
+    event-driven networks for image classification", 2017, doi:10.3389/fnins.2017.00682; correction of biases: Li et
+    al., "A Free Lunch From ANN: Towards Efficient, Accurate Spiking Neural Networks Calibration", 2021,
+    arXiv:2106.06984; thresholds layer by layer for T steps, then tandem learning: Wu et al., "Progressive Tandem
+    Learning for Pattern Recognition with Deep Spiking Neural Networks", 2022, doi:10.1109/TPAMI.2021.3114196). A spike
+    then has the weight of one threshold (``IF.amplitude``), and in mode "constant" the input is divided by T. So
+    amplitude * count approximates the ANN's activation, and weights, biases and batch norms are used unchanged. For few
+    steps use ``IF(initial=0.5, two_phase=True)``, ``per_channel`` and ``correct_bias``. Average pooling then adds no
+    rounding error: before the read-out it averages decoded counts, and before a spiking layer it is folded into that
+    layer's weights (:class:`SpikeWindows`). Folding requires windows of one size that does not depend on the image;
+    otherwise the pooling layer has neurons with a level of their own. In deep networks, rounding to whole spikes
+    accumulates errors; further training, with gradients through the ANN as always, reduces them.
 
     With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, then ``Decode``, then the rest of the
     ANN unchanged (Wu et al. 2022). All stages share the ANN's parameters, so the next stage is a conversion with k + 1.
@@ -393,20 +533,38 @@ def convert(
             are replaced.
         calibrate: inputs for the ANN: one batch, or an iterable of batches or of tuples that begin with a batch, such
             as a DataLoader. The ANN runs on them in eval mode without gradient. Alternatively the result of an earlier
-            calibration, ``TandemNetwork.levels``, which is valid for any T: levels of layers that this network lacks
-            are ignored, and pooling layers without a level use that of the layer they average over.
-        percentile: the percentile of a layer's activations in each batch, in (0, 100]; averaged over the batches.
+            calibration, ``TandemNetwork.calibration`` or ``levels``, which is valid for any T: levels of layers that
+            this network lacks are ignored, and pooling layers without a level use that of the layer they average over.
+            With a Mapping of levels alone, biases are not corrected. The batches are held in memory meanwhile.
+        percentile: take as level of a layer this percentile of its activations in each batch, in (0, 100], averaged
+            over the batches. By default, the level is the one at which the activations, rounded to whole spikes and
+            clipped at T, differ least from the ANN's (least squares). It depends on ``time_steps``.
+        per_channel: find a level for each channel or feature instead of one for each layer. Gains and biases of the
+            layer, and the weights of the layers that read it, then contain the thresholds. Average poolings with
+            neurons fire at the thresholds of their input.
+        correct_bias: shift the pre-activations of the spiking twin, layer by layer, so that the mean of each channel's
+            decoded spikes is that of the ANN's activations on ``calibrate``. The ANN's parameters stay as they are. For
+            networks that are not trained further. Not in mode "spikes", where ``calibrate`` has no spike trains.
         spiking_layers: the number of spiking layers, at least 1; by default all. A smaller number than all requires
             ``calibrate``: the ANN after the cut expects activations, not counts.
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
             from that of ``neuron`` or of calibration. Average poolings with neurons keep theirs.
+        replace: replace modules of the ANN itself, as in ``{nn.SiLU: nn.ReLU}``: classes of modules that have no
+            spiking form, and the classes (called without arguments) or modules to put in their place. The ANN then
+            computes something else and wants fine-tuning; a warning says so.
+        gates: "analogue" to keep squeeze-and-excitation: the factors of channels are computed from spike counts, by the
+            ANN's own layers and without spikes (:class:`tandem_cuda.nn.TandemGate`). By default it is refused.
         weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
             :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the quantised ANN. By
             default weights stay as they are.
+        example: an input of the ANN, or one for each of its inputs, of at least one sample. Required if control flow in
+            forward depends on the sizes of tensors, but not on the batch size. The network then refuses inputs of other
+            sizes, as far as the control flow depends on them. The ANN runs on the example, with two batch sizes, to
+            check that the trace computes the same.
 
     Returns:
-        A TandemNetwork. ``.ann()`` is the ANN.
+        A TandemNetwork. ``.ann()`` is the ANN; ``print(snn.report())`` shows what became of each layer.
 
     Raises:
         TypeError: an argument has the wrong type, or a parameter is neither float32 nor float64, or not float32 with
@@ -428,9 +586,22 @@ def convert(
             raise ValueError(
                 f"convert: spiking_layers must be at least 1 (with none, use the ANN itself), got {spiking_layers}"
             )
-    checks.check_number("convert", "percentile", percentile)
-    if not 0 < percentile <= 100:
-        raise ValueError(f"convert: percentile must be in (0, 100], got {percentile}")
+    if percentile is not None:
+        checks.check_number("convert", "percentile", percentile)
+        if not 0 < percentile <= 100:
+            raise ValueError(f"convert: percentile must be in (0, 100], got {percentile}")
+    for name, value in (("per_channel", per_channel), ("correct_bias", correct_bias)):
+        if not isinstance(value, bool):
+            raise TypeError(f"convert: {name} must be True or False, got {type(value).__name__}")
+        if value and (calibrate is None or isinstance(calibrate, (Calibration, Mapping))):
+            got = "None" if calibrate is None else "the result of an earlier calibration"
+            raise ValueError(f"convert: calibrate must be inputs of the ANN with {name}=True, got {got}")
+    if correct_bias and mode == "spikes":
+        raise ValueError("convert: mode must be 'constant' or 'impulse' with correct_bias=True, got 'spikes'")
+    found = Calibration(time_steps, calibrate) if isinstance(calibrate, Mapping) else None
+    found = calibrate if isinstance(calibrate, Calibration) else found
+    if found is not None:
+        per_channel = any(isinstance(level, Tensor) and level.dim() for level in found.levels.values())
     if engine not in ENGINES:
         raise ValueError(f"convert: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     if not isinstance(learn_thresholds, bool):
@@ -442,26 +613,87 @@ def convert(
             neuron.calibrated(1.0)
         except ValueError as error:
             raise ValueError(f"convert: {error}") from None
+    if gates not in (None, "analogue"):
+        raise ValueError(f"convert: gates must be None or 'analogue', got {gates!r}")
     _check_dtypes(ann, weights)
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
-    graph = traced(ann, RULES)
-    settings = time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds
-    conversion = Conversion(ann, graph, *settings)
+    if replace is not None:
+        check_replacements(replace, ann)
+        with replaced(ann, replace) as names:
+            network = convert(
+                ann,
+                time_steps,
+                mode=mode,
+                neuron=neuron,
+                calibrate=calibrate,
+                percentile=percentile,
+                per_channel=per_channel and found is None,
+                correct_bias=correct_bias,
+                spiking_layers=spiking_layers,
+                engine=engine,
+                learn_thresholds=learn_thresholds,
+                weights=weights,
+                gates=gates,
+                example=example,
+            )
+            assert network._record is not None
+            network._record.replaced = tuple(names)
+            return network
+    graph, root = traced(ann, RULES, example)
+    scaled = calibrate is not None
+    settings = time_steps, mode, neuron, engine, scaled, learn_thresholds, gates is not None, per_channel
+    conversion = Conversion(root, graph, *settings)
     if spiking_layers is not None:
-        conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(ann, graph, *settings, spiking))
+        conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(root, graph, *settings, spiking))
     snn = conversion.written()
     names = [name for _, name in conversion.neurons]
     pools = [(name, source) for _, name, source in conversion.pools]
+    record = conversion.record(with_example=example is not None)
     with _quantised(ann, snn, weights):
         if calibrate is None:
-            return TandemNetwork(snn, ann, time_steps, names)
-        if isinstance(calibrate, Mapping):
-            levels = checked_levels(names, [name for name, _ in pools], calibrate)
+            return TandemNetwork(snn, ann, time_steps, names, record=record)
+        wiring = pools, conversion.readers, conversion.cats, conversion.signed, record
+        if found is not None:
+            channels = {name: _channels(conversion, snn, name) for name in names}
+            levels = checked_levels(channels, [name for name, _ in pools], found.levels)
+            corrections = {name: x for name, x in found.corrections.items() if name in names}
+            found = replaced_fields(found, levels=levels, corrections=corrections)
+            return TandemNetwork(snn, ann, time_steps, names, found, *wiring)
+        batches: Any = [calibrate] if isinstance(calibrate, Tensor) else calibrate
+        if mode != "spikes":  # for counts do not tell when the spikes come
+            batches = record.sample.of(batches)
+        inputs = checked_inputs(root, graph, batches)
+        measured = [_measured(conversion, snn, name) for name in names]
+        measured += [Measured(name, node) for node, name, _ in conversion.pools]
+        if percentile is None:
+            levels = least_errors(root, graph, measured, inputs, time_steps, neuron.initial)
         else:
-            batches = [calibrate] if isinstance(calibrate, Tensor) else calibrate
-            measured = [*conversion.neurons, *((node, name) for node, name, _ in conversion.pools)]
-            levels = percentiles(ann, graph, measured, batches, percentile)
-        return TandemNetwork(snn, ann, time_steps, names, levels, pools)
+            levels = percentiles(root, graph, measured, inputs, percentile)
+        found = Calibration(time_steps, levels)
+        network = TandemNetwork(snn, ann, time_steps, names, found, *wiring)
+        if correct_bias:
+            means = [_measured(conversion, snn, name, True) for name in names if weight_layer(snn.get_submodule(name))]
+            network.calibration = replaced_fields(found, corrections=find_corrections(root, graph, snn, means, inputs))
+        return network
+
+
+def _channels(conversion: Conversion, snn: fx.GraphModule, name: str) -> int | None:
+    """Return the number of channels of a spiking layer that each have a level; None if it has one for all."""
+    if not conversion.per_channel or weight_layer(snn.get_submodule(name)) is None:
+        return None
+    return conversion.targets[name][1]
+
+
+def _measured(conversion: Conversion, snn: fx.GraphModule, name: str, per_channel: bool = False) -> Measured:
+    """Return what to measure of the ANN for a spiking layer."""
+    node = next(node for node, of in conversion.neurons if of == name)
+    layer = weight_layer(snn.get_submodule(name))
+    dim = -1 if isinstance(layer, nn.Linear) else 1
+    signed, bound = name in conversion.signed, conversion.bounds.get(name, math.inf)
+    channels = _channels(conversion, snn, name)
+    if per_channel or channels is not None:
+        node, channels = conversion.targets[name]
+    return Measured(name, node, signed, bound, channels, dim)
 
 
 @contextmanager

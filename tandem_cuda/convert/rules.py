@@ -17,7 +17,7 @@ from torch import fx, nn
 from ..nn.tandem import TandemLayer
 from .advice import FUNCTION_ADVICE, NOTHING_ELSE
 from .trace import asks_for_size, kind_of
-from .values import Branch, Broken, Current, Pooled, Real, Train, is_value
+from .values import Branch, Current, Grouped, Pieces, Pooled, Real, Train, is_value
 
 if TYPE_CHECKING:
     from .conversion import Conversion
@@ -56,6 +56,7 @@ class Call:
         """The positional arguments. Tensors are replaced by what they are in the SNN."""
         self.kwargs: dict[str, Any] = fx.node.map_arg(node.kwargs, conversion.value)
         """The keyword arguments, likewise."""
+        self._given: Any = None
 
     @property
     def engine(self) -> str:
@@ -70,7 +71,7 @@ class Call:
             Unconvertible: the first argument is something else.
         """
         first = self._first()
-        x = None if first is None else self._conversion.value(first)
+        x = self._given or (None if first is None else self._conversion.value(first))
         if not isinstance(x, (Train, Pooled, Current)):
             is_module = self.node.op == "call_module"
             raise Unconvertible(NOTHING_ELSE if is_module else FUNCTION_ADVICE.get(self.node.target, NOTHING_ELSE))
@@ -78,20 +79,26 @@ class Call:
 
     @property
     def input(self) -> Any:
-        """The same as :attr:`value`, for rules that transform it.
+        """The same as :attr:`value`, for rules that transform it. Currents that are used elsewhere, too, get neurons.
 
         Raises:
-            Unconvertible: the first argument is neither spikes nor currents, or it is currents that are used elsewhere.
+            Unconvertible: the first argument is neither spikes nor currents.
         """
         x, first = self.value, self._first()
+        if self._given is not None:
+            return x
         assert first is not None
         if isinstance(x, Current) and len([user for user in first.users if not asks_for_size(user)]) > 1:
-            raise Unconvertible("put a ReLU before it: its input is used more than once")
+            return self._conversion.train(first)
         return x
 
-    def fire(self) -> Any:
-        """Replace an activation by neurons. Spikes stay as they are."""
-        return self._conversion.fired(self.node, self.input)
+    def fire(self, bound: float | None = None) -> Any:
+        """Replace an activation by neurons. Spikes stay as they are.
+
+        Args:
+            bound: the largest value that the activation returns, as 6 for a ReLU6. The neurons saturate there.
+        """
+        return self._conversion.fired(self.node, self.input, bound=bound)
 
     def apply(self, module: nn.Module, *, commutes: bool = False) -> Any:
         """Replace the call by a module that takes a SpikeTrain and returns one.
@@ -100,17 +107,30 @@ class Call:
             module: a new module for each call.
             commutes: whether the ANN's call gives the same result before and after a ReLU, as max pooling does. Such a
                 call may come before the ReLU; the module is then put after the neurons.
+
+        Raises:
+            Unconvertible: the input may be negative, and no ReLU follows.
         """
-        x = self.input if commutes else self._fired("put the ReLU before it")
+        x = self.input if commutes else self._train()
         x = self._conversion.spikes(x) if isinstance(x, Pooled) else x
-        return self._conversion.behind(x, lambda value: self._conversion.called(value, self.node, module))
+        if isinstance(x, Train) and x.signed:
+            raise Unconvertible("put a ReLU before it: its input has negative values")
+        x = self._conversion.behind(x, lambda value: self._conversion.called(value, self.node, module))
+        return replace(x, wants_relu=True) if isinstance(x, Current) else x
+
+    def rearrange(self, how: str, *arguments: int) -> Any:
+        """Move neurons, as :class:`tandem_cuda.nn.SpikeRearrange` does."""
+        x = self.input
+        x = self._conversion.spikes(x) if isinstance(x, Pooled) else x
+        return self._conversion.behind(x, lambda train: self._conversion.moved(train, how, *arguments))
 
     def average(self, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d, *, keepdim: bool = True) -> Any:
         """Pool spikes by averaging, and flatten the result if not ``keepdim``.
 
         The averages get neurons; in a calibrated network only where they cannot do without.
         """
-        x = self._fired("put the ReLU before it: only spikes can be averaged, not currents")
+        x = self.input
+        x = self._train() if isinstance(x, Current) else x
         pooled = Pooled(self.node, pool, x)
         average = pooled if self._conversion.scaled else self._conversion.spikes(pooled)
         return average if keepdim else self._conversion.flattened(average)
@@ -128,6 +148,15 @@ class Call:
 
         return self._conversion.behind(self.input, step)
 
+    def drop_samples(self, make: Callable[[], nn.Module]) -> Any:
+        """Apply a module that silences samples to spikes, or the ANN's own module to real averages of them."""
+        module = self.module
+
+        def step(value: Any) -> Any:
+            return self._conversion.called(value, self.node, module if isinstance(value, Real) else make())
+
+        return self._conversion.behind(self.input, step)
+
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> Any:
         """Apply ``SpikeTrain.flatten``."""
         return self._conversion.flattened(self.input, start_dim, end_dim)
@@ -136,37 +165,112 @@ class Call:
         """Flatten all dimensions but the first. The SNN's forward raises if the result does not have ``features``."""
         return self._conversion.flattened_to(self.input, features)
 
-    def add(self) -> Any:
-        """Add all arguments, which may be currents of weight layers and spikes. A ReLU of the sum is a TandemAdd."""
+    def add(self, *, subtract: bool = False) -> Any:
+        """Add all arguments, which may be currents of weight layers and spikes. A ReLU of the sum is a TandemAdd.
+
+        Args:
+            subtract: take the second argument from the first.
+        """
         branches: list[Branch] = []
-        for argument in (*self.node.args, *self.node.kwargs.values()):
+        for i, argument in enumerate((*self.node.args, *self.node.kwargs.values())):
+            if subtract and i and isinstance(self._conversion.value(argument), (Train, Pooled, Current)):  # type: ignore[arg-type]
+                branches.append(Branch(self._conversion.train(argument), factor=-1.0))  # type: ignore[arg-type]
+                continue
             x = self._conversion.value(argument) if isinstance(argument, fx.Node) else argument
-            if isinstance(x, Current) and not x.then and len(argument.users) == 1:  # type: ignore[union-attr]
+            encoded = isinstance(x, Current) and any(branch.encoded for branch in x.branches)  # not read as spikes
+            if isinstance(x, Current) and not (x.then or encoded) and len(argument.users) == 1:  # type: ignore[union-attr]
                 branches += x.branches
-            elif isinstance(x, (Train, Pooled)):
-                branches.append(Branch(self._conversion.spikes(x).node))
-            elif isinstance(x, Current):
-                raise Unconvertible("put a ReLU after every summand that is pooled, dropped out or used twice")
+            elif isinstance(x, (Train, Pooled, Current)):
+                branches.append(Branch(self._conversion.train(argument)))  # type: ignore[arg-type]  # a node
             else:
-                raise Unconvertible("add only spikes and outputs of weight layers, not constants or network inputs")
-        if any(branch.encoded for branch in branches):
-            raise Unconvertible("put a weight layer and a ReLU between the input of the network and the sum")
+                raise Unconvertible("add only spikes and outputs of weight layers, not network inputs")
         return Current(branches)
 
     def fold(self, norm: Any) -> Any:
-        """Fold batch norm into the weight layer before it."""
+        """Fold batch norm into the weight layer before it. Elsewhere it needs neurons of its own.
+
+        Raises:
+            Unconvertible: ``norm`` has no running statistics.
+        """
         x = self.input
+        if norm.running_mean is None:
+            raise Unconvertible("set track_running_stats=True: the spiking twin folds them")
         branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.then else None
-        if branch is None or branch.layer is None or branch.norm is not None:
-            if isinstance(self._conversion.values[self.node.all_input_nodes[0]], Broken):  # maybe a weight layer
-                return x
-            raise Unconvertible("put it directly after a weight layer, so that it can fold into the weights")
-        wanted = weights_of(branch.layer).norm
-        if type(norm) is not wanted:
-            raise Unconvertible(f"use nn.{wanted.__name__} after {branch.name}")
-        if norm.running_mean is None or not norm.affine:
-            raise Unconvertible("set affine=True and track_running_stats=True: the spiking twin folds them")
-        return Current([replace(branch, norm=norm)])
+        if branch is not None and branch.layer is not None and branch.norm is None:
+            wanted = weights_of(branch.layer).norm
+            if type(norm) not in (wanted, nn.SyncBatchNorm):
+                raise Unconvertible(f"use nn.{wanted.__name__} after {branch.name}")
+            return replace(x, branches=[replace(branch, norm=norm)])
+        return Current([Branch(self._train(), self._name(), norm=norm)])
+
+    def of_line(self, pool: Callable[[Call], Any]) -> Any:
+        """Apply the rule of a pooling of images to lines [N, C, L], as images of height 1."""
+        pooled = pool(self._on(self._conversion.moved(self._train(), "unsqueeze")))
+        return self._on(pooled).flatten(2, 3)
+
+    def affine(self, factor: float = 1.0, offset: float = 0.0) -> Any:
+        """Multiply by a number and add another."""
+        return Current([Branch(self._train(), self._name(), factor=factor, offset=offset)])
+
+    def cat(self) -> Any:
+        """Concatenate the values in the first argument, a list, along the channels."""
+        nodes = self.node.args[0]
+        if not isinstance(nodes, (list, tuple)) or not all(isinstance(node, fx.Node) for node in nodes):
+            raise Unconvertible("concatenate a list of spikes")
+        values = [self._conversion.value(node) for node in nodes]  # type: ignore[arg-type]
+        if not all(isinstance(x, (Train, Pooled, Current)) for x in values):
+            raise Unconvertible("concatenate only spikes and outputs of weight layers, not network inputs")
+        return self._conversion.joined(self.node, [self._conversion.train(node) for node in nodes])  # type: ignore[arg-type]
+
+    def pieces(self, bounds: Callable[[int], list[tuple[int, int]]]) -> Any:
+        """Split along the channels; ``bounds`` maps their number to the first channel and the end of each piece."""
+        train = self._train()
+        if train.channels is None:
+            raise Unconvertible("split it before the flattening, where the number of channels is known")
+        return Pieces(train, bounds(train.channels))
+
+    def piece(self, pieces: Pieces, index: int) -> Any:
+        """Return one of the pieces that a split returned."""
+        if not -len(pieces.bounds) <= index < len(pieces.bounds):
+            raise Unconvertible(f"use one of its {len(pieces.bounds)} pieces, not number {index}")
+        return self._conversion.moved(pieces.train, "channels", *pieces.bounds[index])
+
+    def shuffled(self, grouped: Grouped) -> Any:
+        """Return a train whose channels, in groups, are transposed."""
+        return self._on(grouped.x).rearrange("channel_shuffle", grouped.groups)
+
+    def swapped(self) -> Call:
+        """Return the call with its only input as the first argument."""
+        (node,) = self.node.all_input_nodes or (None,)
+        x = None if node is None else self._conversion.value(node)
+        if not isinstance(x, (Train, Pooled, Current)):
+            return self
+        return self._on(self._conversion.train(node))  # type: ignore[arg-type]
+
+    def flattened(self, x: Any, start_dim: int = 1, end_dim: int = -1) -> Any:
+        """Flatten dimensions of the result of another method."""
+        return self._conversion.flattened(x, start_dim, end_dim)
+
+    def gate(self) -> Any:
+        """Multiply spikes by a gate computed from them.
+
+        Raises:
+            Unconvertible: this is no such product.
+        """
+        nodes = self.node.all_input_nodes
+        values = [self._conversion.value(node) for node in nodes]
+        trains = [node for node, x in zip(nodes, values, strict=True) if isinstance(x, (Train, Pooled, Current))]
+        gates = [x for x in values if isinstance(x, Real)]
+        if len(trains) > 1 and not self._conversion.tainted.isdisjoint(nodes):
+            return self._conversion.train(trains[0])  # the problem has been reported
+        if len(trains) != 1 or len(gates) != 1:
+            raise Unconvertible("remove it, or move it after the last weight layer: spikes cannot be multiplied")
+        if self.node not in self._conversion.gates.values():
+            raise Unconvertible("pass gates='analogue' if it is squeeze-and-excitation; other products have no spikes")
+        return self._conversion.gated(self.node, self._conversion.train(trains[0]), gates[0])
+
+    def _name(self) -> str:
+        return str(self.node.target) if self.node.op == "call_module" else self.node.name
 
     def like(self, module: nn.Module) -> Any:
         """Convert the call as if it were one of ``module``, such as ``nn.MaxPool2d(2)`` for an equivalent function.
@@ -183,16 +287,20 @@ class Call:
         inputs = self.node.all_input_nodes if self.node.op == "call_module" else self.node.args[:1]
         return inputs[0] if inputs and isinstance(inputs[0], fx.Node) else None
 
-    def _fired(self, otherwise: str) -> Any:
-        """Return the input as spikes. A sum of spikes is never negative and needs no ReLU."""
+    def _train(self) -> Train:
+        """Return the input as spikes."""
         x = self.input
-        if not isinstance(x, Current):
-            return x
-        if not self._conversion.readable(x):
-            raise Unconvertible(otherwise)
+        if self._given is not None:
+            return self._conversion.spikes(x)
         first = self._first()
         assert first is not None
-        return self._conversion.fired(first, x)
+        return self._conversion.train(first)
+
+    def _on(self, x: Train | Pooled) -> Call:
+        """Return the same call of another input."""
+        call = Call(self._conversion, self.node, self.module)
+        call._given = x
+        return call
 
 
 @dataclass(frozen=True)

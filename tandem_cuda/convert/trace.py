@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import itertools
-from collections.abc import Callable, Collection, Iterable
+import math
+import operator
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
+from ..nn.batch_norm import HOOKS
 from ..nn.modes import evaluating
 from ..nn.tandem import stored
 
@@ -26,43 +35,454 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     return stored(module.get_submodule(path), key)
 
 
-class _Tracer(fx.Tracer):
-    """Traces forward with optional arguments at their defaults. Whatever has a rule becomes one call."""
+class StochasticDepth(nn.Module):
+    """The kind (:func:`kind_of`) of layers that zero whole samples in training (arXiv:1603.09382).
 
-    def __init__(self, known: Collection[Any]) -> None:
+    These are torchvision's StochasticDepth and timm's DropPath.
+    """
+
+
+_STOCHASTIC_DEPTH = (("torchvision.ops", "StochasticDepth"), ("timm.layers", "DropPath"))
+
+
+def _is(module: nn.Module, package: str, name: str) -> bool:
+    """Whether the module is of a class of another package, which need not be installed."""
+    kind = getattr(sys.modules.get(package), name, None)
+    return kind is not None and parametrize.type_before_parametrizations(module) is kind
+
+
+class _Answers(fx.Proxy):
+    """A proxy that answers what forward asks about shapes and types, from the example of the inputs."""
+
+    tracer: Any
+
+    def __getattr__(self, k: str) -> _Attribute:
+        return _Attribute(self, k)
+
+    def __int__(self) -> int:
+        return int(self.tracer.answer(self))
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.answer(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.answer(self))
+
+    def __len__(self) -> int:
+        return int(self.tracer.answer(self, length=True))
+
+
+class _Attribute(fx.proxy.Attribute, _Answers):
+    """The same, of an attribute of a proxy."""
+
+
+def kept(node: fx.Node) -> fx.Node:
+    """Let the call stay a call in a pickled graph, which torch.fx traces anew when it is loaded."""
+    node.meta["is_wrapped"] = True
+    return node
+
+
+def _check(condition: Any, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
+
+
+class _Tracer(fx.Tracer):
+    """Traces forward with its inputs as proxies and all other arguments at their defaults.
+
+    Whatever has a rule becomes one call. With an ``example`` of the inputs, control flow may depend on the sizes of
+    tensors, except for the batch size, which stays unknown.
+    """
+
+    def __init__(self, known: Collection[Any], ann: nn.Module, example: tuple[Tensor, ...] | None) -> None:
         functions = [x for x in known if isinstance(x, FunctionType) and x.__module__.partition(".")[0] != "torch"]
         super().__init__(autowrap_functions=tuple(functions))
         self.known = known
+        self.parts: dict[str, nn.Module] = {}
+        """By target: torch.nn's part of layers that do more."""
+        self.example = None if example is None else _Example(ann, example)
+        self.answering = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return kind_of(m) in self.known or super().is_leaf_module(m, module_qualified_name)
+        kind = kind_of(m)
+        return kind in self.known or kind is StochasticDepth or super().is_leaf_module(m, module_qualified_name)
 
-    def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
-        function, inputs = super().create_args_for_root(*args, **kwargs)
-        for i, x in enumerate(inputs):
-            if isinstance(x, fx.Proxy) and x.node.args:  # a default
-                inputs[i] = x.node.args[0]
-                self.graph.erase_node(x.node)
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self.answering else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.answering:  # a part of a leaf
+            return forward(*args, **kwargs)
+        if kind_of(m) not in self.known and not any(getattr(m, name) for name in HOOKS) and not parametrized(m):
+            if _is(m, "timm.layers", "BatchNormAct2d"):
+                forward = functools.partial(self._batch_norm_act, m)
+            elif _is(m, "timm.layers", "Conv2dSame") and self.example is not None:
+                forward = functools.partial(self._conv_same, m)
+        return super().call_module(m, forward, args, kwargs)
+
+    def _batch_norm_act(self, m: Any, x: Any) -> Any:
+        return m.act(m.drop(self._part(m, nn.BatchNorm2d, x)))
+
+    def _conv_same(self, m: Any, x: Any) -> Any:
+        """Pad as TensorFlow does, so that the output has 1/stride of the size of the input, rounded up."""
+        padding: list[int] = []
+        for dim in (-1, -2):
+            size, stride, taps = int(x.shape[dim]), m.stride[dim], m.dilation[dim] * (m.kernel_size[dim] - 1) + 1
+            total = max((math.ceil(size / stride) - 1) * stride + taps - size, 0)
+            padding += [total // 2, total - total // 2]
+        return self._part(m, nn.Conv2d, F.pad(x, padding) if any(padding) else x)
+
+    def _part(self, m: nn.Module, kind: type[nn.Module], x: Any) -> fx.Proxy:
+        """Call torch.nn's part of a module."""
+        target = f"{PLAIN}.{self.path_of_module(m)}"
+        self.parts[target] = _plain(m, kind)
+        return self.create_proxy("call_module", target, (x,), {})
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        names = inputs_of(self.root, 0 if self.example is None else len(self.example.inputs))
+        if names is None:
+            function, inputs = super().create_args_for_root(root_fn, is_module, concrete_args)
+            for i, x in enumerate(inputs):
+                if isinstance(x, fx.Proxy) and x.node.args:  # a default
+                    inputs[i] = x.node.args[0]
+                    self.graph.erase_node(x.node)
+        else:
+            inputs = [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+
+            def function(root: nn.Module, *inputs: Any) -> Any:
+                arguments = inspect.signature(self.root.forward).bind_partial()
+                arguments.arguments.update(zip(names, inputs, strict=True))
+                return root_fn(root, *arguments.args, **arguments.kwargs)
+
+            function.__annotations__ = {}  # torch.fx would write them to the code of the graph
+        if self.example is not None:
+            self.example.give(x.node for x in inputs if isinstance(x, fx.Proxy))
         return function, inputs
 
+    # -- questions that forward asks
 
-def traced(ann: nn.Module, known: Collection[Any]) -> fx.Graph:
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Answers(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
+        if target is torch._assert and self.example is not None:
+            with suppress(fx.proxy.TraceError):  # it depends on values
+                return _check(*args, **kwargs)
+        return super().create_proxy(kind, target, args, kwargs, *more, **named)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.answer(obj))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        proxy: Any = obj
+        return iter([proxy[i] for i in range(self.answer(obj, length=True))])
+
+    def create_arg(self, a: Any) -> Any:
+        is_dict = isinstance(a, dict)
+        if is_dict and is_dataclass(a):  # which torch.fx would take for a plain dict
+            given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
+            return kept(self.create_node("call_function", type(a), (), given))
+        return super().create_arg(a)
+
+    def answer(self, proxy: fx.Proxy, length: bool = False) -> Any:
+        """Return what a proxy is, or its length, as far as that depends only on shapes and types.
+
+        Raises:
+            TraceError: it depends on values of tensors or on the batch size, or there is no example.
+        """
+        if self.example is None:
+            raise fx.proxy.TraceError(
+                "symbolically traced variables cannot be used as inputs to control flow (if forward only needs the "
+                "sizes of tensors, pass example=, an input of ann)"
+            )
+        self.answering = True
+        try:
+            return self.example.answer(proxy.node, self.parts, length)
+        finally:
+            self.answering = False
+
+
+class _Example:
+    """Answers questions about nodes of a graph by running it on fake tensors, of two batch sizes."""
+
+    def __init__(self, root: nn.Module, inputs: Sequence[Tensor]) -> None:
+        self.root, self.inputs = root, inputs
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.values: dict[fx.Node, tuple[Any, ...]] = {}
+        """What nodes are for each batch size."""
+        self.placeholders: list[fx.Node] = []
+        self.sizes: list[set[int]] = [set() for _ in inputs]
+        """The dimensions of each input whose sizes an answer depends on."""
+        self.ranked = False
+        """Whether an answer depends on the number of dimensions."""
+
+    def give(self, placeholders: Iterable[fx.Node]) -> None:
+        """Take the inputs as the values of these nodes."""
+        for node, x in zip(placeholders, self.inputs, strict=True):
+            self.placeholders.append(node)
+            with self.mode:
+                self.values[node] = tuple(
+                    torch.empty((n, *x.shape[1:]), dtype=x.dtype, device=x.device) for n in _BATCHES
+                )
+
+    def answer(self, node: fx.Node, parts: Mapping[str, nn.Module], length: bool = False) -> Any:
+        """Return the value of a node, or its length.
+
+        Raises:
+            TraceError: it depends on values of tensors or on the batch size.
+        """
+        before = leading_to([node])
+        with self.mode, torch.no_grad():
+            for x in node.graph.nodes:
+                if x in before and x not in self.values:
+                    self.values[x] = tuple(self._run(x, parts, i) for i in range(len(_BATCHES)))
+        numbers = [self.values[x] for x in self._computed_from(node)]
+        if length:
+            numbers.append(tuple(map(len, self.values[node])))
+        elif self._is_tensor(node):
+            raise fx.proxy.TraceError("control flow must not depend on the values of tensors")
+        if any(len({*x}) > 1 for x in numbers if isinstance(x[0], (bool, int, float))):
+            raise fx.proxy.TraceError("control flow must not depend on the batch size")
+        self._note_sizes(before)
+        if not length:
+            return self.values[node][0]
+        if self._is_tensor(node):
+            self._note_all_sizes()
+        self.ranked = self.ranked or asks_for_size(node)
+        return len(self.values[node][0])
+
+    def _is_tensor(self, node: fx.Node) -> bool:
+        return any(isinstance(x, Tensor) for x in tree_leaves(self.values[node][0]))
+
+    def _computed_from(self, node: fx.Node) -> set[fx.Node]:
+        """Return the node and what it is computed from, without tensors."""
+        found: set[fx.Node] = set()
+        waiting = [node]
+        while waiting:
+            x = waiting.pop()
+            if x not in found and not self._is_tensor(x):
+                found.add(x)
+                waiting += x.all_input_nodes
+        return found
+
+    def _run(self, node: fx.Node, parts: Mapping[str, nn.Module], i: int) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: self.values[x][i])
+        target: Any = node.target
+        if node.op == "get_attr":
+            return getattr(*owner_of(self.root, target))
+        if node.op == "call_module":
+            module = parts[target] if target in parts else self.root.get_submodule(target)
+            with evaluating(module):
+                return module.forward(*args, **kwargs)
+        return target(*args, **kwargs) if node.op == "call_function" else getattr(args[0], target)(*args[1:], **kwargs)
+
+    def _note_sizes(self, nodes: Collection[fx.Node]) -> None:
+        """Note which sizes these nodes read. Those of intermediate tensors may depend on all sizes of all inputs."""
+        for node in nodes:
+            if self._is_tensor(node):
+                continue
+            for x in node.all_input_nodes:
+                if self._is_tensor(x):
+                    rank = max(y.dim() for y in tree_leaves(self.values[x][0]) if isinstance(y, Tensor))
+                    dims = {d % rank for d in _dims_read(node, rank, nodes)} - {0}
+                    if x in self.placeholders:
+                        self.sizes[self.placeholders.index(x)] |= dims
+                    elif dims:
+                        self._note_all_sizes()
+                    self.ranked = self.ranked or _asks_for_rank(node)
+
+    def _note_all_sizes(self) -> None:
+        for x, dims in zip(self.inputs, self.sizes, strict=True):
+            dims.update(range(1, x.dim()))
+
+    def dropped(self, graph: fx.Graph) -> None:
+        """Remove the questions from the graph: calls that do not return tensors and are not used."""
+        for node in reversed(graph.nodes):
+            if node.op != "placeholder" and not node.users and node in self.values and not self._is_tensor(node):
+                graph.erase_node(node)
+
+    def guard(self, graph: fx.Graph, ann: nn.Module) -> None:
+        """Make the graph raise an error for inputs of other sizes than those that answers depend on."""
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        for node, x, dims in zip(placeholders, self.inputs, self.sizes, strict=True):
+            if 1 in dims and any(_reads_channels(user, ann) for user in node.users):
+                dims = dims - {1}  # the layer refuses other numbers of channels
+            if not dims and not self.ranked:
+                continue
+            sizes = tuple(size if d in dims else None for d, size in enumerate(x.shape))
+            with graph.inserting_after(placeholders[-1]):
+                checked = kept(graph.call_function(sized_as_traced, (node, sizes)))
+            node.replace_all_uses_with(checked, lambda user, checked=checked: user is not checked)
+
+
+_BATCHES = 2, 11
+
+
+def _dims_read(node: fx.Node, rank: int, nodes: Collection[fx.Node]) -> Iterable[int]:
+    """Return the dimensions of a tensor whose sizes ``nodes`` learn from ``node``, a call with the tensor."""
+    if not asks_for_size(node):
+        word = node.args[1] if node.target is getattr else word_of(node.target)
+        return () if word in _WITHOUT_SIZES else range(rank)
+    given = [*node.args[1:], *node.kwargs.values()] if node.target == "size" else []
+    if given or node.target is len:
+        return [x for x in given if isinstance(x, int)] if given else [0]
+    users = [user for user in node.users if user in nodes and user.target is not len]
+    if all(user.target is operator.getitem and isinstance(user.args[1], int) for user in users):
+        return [user.args[1] for user in users]  # type: ignore[misc]
+    return range(rank)
+
+
+def _asks_for_rank(node: fx.Node) -> bool:
+    words = {"dim", "ndim", "ndimension"}
+    if node.target in words or (node.target is getattr and node.args[1] in words):
+        return True
+    return asks_for_size(node) and any(user.target is len for user in node.users)
+
+
+_WITHOUT_SIZES = {"dim", "ndim", "ndimension", "dtype", "device", "is_cuda", "is_floating_point", "requires_grad"}
+"""Of attributes and methods of tensors, those that do not depend on sizes."""
+
+
+def _reads_channels(node: fx.Node, ann: nn.Module) -> bool:
+    """Whether the node calls a convolution."""
+    return node.op == "call_module" and isinstance(ann.get_submodule(str(node.target)), nn.modules.conv._ConvNd)
+
+
+def sized_as_traced(x: Tensor, sizes: Sequence[int | None]) -> Tensor:
+    """Return x if it has the sizes that the ANN's control flow was traced for.
+
+    Args:
+        x: an input of the ANN.
+        sizes: its sizes; None for any.
+
+    Raises:
+        ValueError: x has other sizes.
+    """
+    if len(x.shape) != len(sizes) or any(size not in (None, got) for size, got in zip(sizes, x.shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in sizes)
+        raise ValueError(
+            f"TandemNetwork: input must be [{wanted}], for which convert has traced the ANN, got {list(x.shape)}. Call "
+            "convert again with an example of that size"
+        )
+    return x
+
+
+def inputs_of(ann: nn.Module, count: int = 0) -> list[str] | None:
+    """Return the names of forward's arguments that are inputs: the first ``count``, and all without a default.
+
+    If all have a default, the first is an input. Returns None for a forward that takes ``*args``.
+    """
+    parameters = list(inspect.signature(ann.forward).parameters.values())
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    parameters = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    required = sum(p.default is p.empty for p in parameters)
+    return [p.name for i, p in enumerate(parameters) if i < max(count, not required) or p.default is p.empty]
+
+
+PLAIN = "plain"
+"""Where :func:`traced` puts torch.nn's part of layers that do more."""
+
+
+def name_in_ann(target: str) -> str:
+    """Return the ANN's name for the module that a node calls."""
+    return target.removeprefix(f"{PLAIN}.")
+
+
+def _plain(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """Return a module of class ``kind``, of which ``module`` is a subclass. The two are one object in all but class."""
+    plain = kind.__new__(kind)
+    plain.__dict__ = module.__dict__
+    return plain
+
+
+def same_modules(one: nn.Module, other: nn.Module) -> set[nn.Module]:
+    """Return those modules in ``one`` whose state is also that of a module in ``other``."""
+    states = {id(vars(module)) for module in other.modules()}
+    return {module for module in one.modules() if id(vars(module)) in states}
+
+
+def unite(snn: nn.Module, ann: nn.Module) -> None:
+    """Make the modules that are one in all but class so again, after copying or pickling."""
+    states = {id(module._parameters): vars(module) for module in ann.modules()}
+    for module in snn.modules():
+        module.__dict__ = states.get(id(module._parameters), vars(module))
+
+
+def traced(
+    ann: nn.Module, known: Collection[Any], example: Tensor | Sequence[Tensor] | None = None
+) -> tuple[fx.Graph, nn.Module]:
     """Trace forward in eval mode.
 
     Each call of a module whose class is ``known``, or of a ``known`` function, is one node. For dropout functions,
-    ``meta["drops"]`` tells whether they drop in eval mode and in training.
+    ``meta["drops"]`` tells whether they drop in eval mode and in training. timm's layers that are a layer of torch.nn
+    and more, such as batch norm with activation, are several nodes.
+
+    Returns:
+        The graph, and the module that has the modules it calls: the ANN, or a copy of it with the same children and
+        torch.nn's part of timm's layers.
 
     Raises:
-        ValueError: torch.fx cannot trace the ANN, or the ANN does something different in training.
+        TypeError: ``example`` is not a Tensor or several.
+        ValueError: torch.fx cannot trace the ANN, the ANN does something different in training, or with an ``example``
+            it computes something other than the graph.
     """
+    given = None if example is None else tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    if given is not None:
+        _check_example(ann, given)
     with evaluating(ann):
+        tracers = _Tracer(known, ann, given), _Tracer(known, ann, given)
         try:
-            graphs = [_Tracer(known).trace(ann.train(training)) for training in (False, True)]
+            graphs = tracers[0].trace(ann.eval()), tracers[1].trace(ann.train())
         except Exception as error:  # a user's forward may raise anything when it meets a proxy
             raise ValueError(
                 f"convert: ann must be traceable by torch.fx, got an error in {type(ann).__name__}: {error}. "
                 "Control flow must not depend on the values of tensors"
             ) from error
+    for tracer in tracers:
+        if tracer.example is not None:
+            tracer.example.dropped(tracer.graph)
+    _check_modes(ann, *graphs)
+    root = _with_parts(ann, tracers[0].parts) if tracers[0].parts else ann
+    if given is not None and tracers[0].example is not None:
+        tracers[0].example.guard(graphs[0], root)
+        with evaluating(ann), torch.no_grad():
+            for n in (2, 3):  # the graph must not depend on the batch size
+                check_traced(ann, graphs[0], *(x[torch.arange(n, device=x.device) % len(x)] for x in given), root=root)
+    return graphs[0], root
+
+
+def _check_example(ann: nn.Module, example: tuple[Any, ...]) -> None:
+    for x in example:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"convert: example must be a Tensor or several, got {type(x).__name__}")
+        if not x.dim() or not len(x):
+            raise ValueError(f"convert: example must be [N, ...] with N > 0, got {list(x.shape)}")
+    names = inputs_of(ann, len(example))
+    if names is None:
+        raise ValueError("convert: example must be None if forward takes *args")
+    if len(names) != len(example):
+        raise ValueError(f"convert: example must hold {', '.join(names)}, got {len(example)} tensors")
+
+
+def _with_parts(ann: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a copy of the ANN that has the same children and, found by get_submodule, further modules."""
+    plain = nn.Module()
+    for target, part in parts.items():
+        parent = plain
+        *path, name = target.split(".")[1:]
+        for key in path:
+            if key not in parent._modules:
+                parent.add_module(key, nn.Module())
+            parent = parent.get_submodule(key)
+        parent.add_module(name, part)
+    root = copy.copy(ann)
+    vars(root)[PLAIN] = plain  # not a child: forward may loop over its children
+    return root
+
+
+def _check_modes(ann: nn.Module, *graphs: fx.Graph) -> None:
+    """Raise a ValueError if the graphs of eval mode and of training differ."""
     orders = [{node: i for i, node in enumerate(graph.nodes)} for graph in graphs]
     for mine, theirs in itertools.zip_longest(graphs[0].nodes, graphs[1].nodes):
         if mine is None or theirs is None or _done(mine, orders[0], ann) != _done(theirs, orders[1], ann):
@@ -76,7 +496,6 @@ def traced(ann: nn.Module, known: Collection[Any]) -> fx.Graph:
             )
         if mine.target in DROPOUTS:
             mine.meta["drops"] = tuple(as_dropout(node)[1] for node in (mine, theirs))
-    return graphs[0]
 
 
 def _done(node: fx.Node, order: dict[fx.Node, int], ann: nn.Module) -> tuple[Any, ...]:
@@ -93,11 +512,11 @@ def _done(node: fx.Node, order: dict[fx.Node, int], ann: nn.Module) -> tuple[Any
     return node.op, node.target, str(fx.node.map_arg((node.args, node.kwargs), lambda x: f"node {order[x]}"))
 
 
-def check_traced(ann: nn.Module, graph: fx.Graph, x: Tensor) -> None:
+def check_traced(ann: nn.Module, graph: fx.Graph, *inputs: Tensor, root: nn.Module | None = None) -> None:
     """Raise a ValueError if the graph does not compute what the ANN does: torch.fx does not see aliases in Python."""
 
-    def run(f: Callable[[Tensor], Any]) -> list[Tensor]:
-        return [y for y in tree_leaves(f(x.clone())) if isinstance(y, Tensor)]
+    def run(f: Callable[..., Any]) -> list[Tensor]:
+        return [y for y in tree_leaves(f(*(x.clone() for x in inputs))) if isinstance(y, Tensor)]
 
     def alike(one: list[Tensor], other: list[Tensor]) -> bool:
         if [y.shape for y in one] != [y.shape for y in other]:
@@ -105,7 +524,7 @@ def check_traced(ann: nn.Module, graph: fx.Graph, x: Tensor) -> None:
         pairs = [(a.double(), b.double()) for a, b in zip(one, other, strict=True)]
         return all(bool((a - b).norm() <= 1e-3 * b.norm()) for a, b in pairs)
 
-    want, got = run(ann), run(fx.Interpreter(ann, graph=graph).run)
+    want, got = run(ann), run(fx.Interpreter(root or ann, graph=graph).run)
     if not alike(got, want) and alike(run(ann), want):  # an ANN that draws random numbers differs from itself
         raise ValueError(
             "convert: ann must compute the same as its torch.fx trace, got different outputs (does a forward write to "
@@ -155,7 +574,12 @@ def leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
-    """Return the module's class, ignoring parametrizations, which change it."""
+    """Return the module's class, ignoring parametrizations, which change it.
+
+    Stochastic depth has the kind StochasticDepth, whatever its library.
+    """
+    if any(_is(module, *name) for name in _STOCHASTIC_DEPTH):
+        return StochasticDepth
     return parametrize.type_before_parametrizations(module)
 
 

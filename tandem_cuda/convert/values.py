@@ -8,6 +8,10 @@ from typing import Any
 
 from torch import fx, nn
 
+Source = tuple[str | None, int]
+"""Where the spikes of a channel come from: the layer whose level, divided by T, is the weight of a spike (None: the
+weight is 1), and the channel's number there."""
+
 
 @dataclass
 class Real:
@@ -25,18 +29,54 @@ class Train:
     """The layer whose level, divided by T, is the weight of a spike; None for recorded spikes, whose weight is 1."""
     copies: int = 1
     """The number of neurons per neuron of the ANN. The ANN's activation is the sum of theirs."""
+    signed: bool = False
+    """Whether there are two neurons for each value of the ANN, for its positive and its negative part."""
+    channels: int | None = None
+    """The number of channels or features of the ANN's value; None if it is not known."""
+    sources: tuple[Source, ...] | None = None
+    """Of each channel, if their spikes differ in weight; ``level`` is then None."""
+    dims: int | None = None
+    """The number of dimensions with that of the batch; None if it is not known."""
 
 
 @dataclass
 class Branch:
-    """A summand of a pre-activation: the output of a weight layer (``name``, ``layer``), or a spike train itself."""
+    """A summand of a pre-activation: the output of a weight layer (``name``, ``layer``), or of an elementwise map."""
 
-    source: fx.Node
+    train: Train
     name: str = ""
     layer: nn.Module | None = None
+    """The weight layer; None for norm(factor * x + offset)."""
     norm: nn.Module | None = None
     encoded: bool = False
-    copies: int = 1
+    """Whether ``train.node`` is the output of Encode instead."""
+    factor: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def channels(self) -> int | None:
+        """The number of channels or features of the sum; None if it is not known."""
+        layer: Any = self.layer
+        if layer is None:
+            return self.train.channels or getattr(self.norm, "num_features", None)
+        number: int = getattr(layer, "out_channels", None) or layer.out_features
+        return number
+
+    @property
+    def dims(self) -> int | None:
+        """The number of dimensions with that of the batch; None if it is not known."""
+        size = getattr(self.layer, "kernel_size", None)
+        return self.train.dims if size is None else 2 + len(size)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it adds the spikes themselves."""
+        return self.layer is None and self.norm is None and self.factor == 1 and self.offset == 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nn.Identity can be this branch of a TandemAdd."""
+        return self.is_identity and not self.train.signed and self.train.sources is None
 
 
 @dataclass
@@ -46,6 +86,18 @@ class Current:
     branches: list[Branch]
     then: list[Callable[[Train], Train]] = field(default_factory=list)
     """Steps to apply after the neurons. The ANN applies them before its ReLU, with the same result."""
+    wants_relu: bool = False
+    """Whether the steps have the same result only because a ReLU follows."""
+
+    @property
+    def channels(self) -> int | None:
+        """The number of channels or features before the steps; None if it is not known."""
+        return next((n for branch in self.branches if (n := branch.channels) is not None), None)
+
+    @property
+    def dims(self) -> int | None:
+        """The number of dimensions before the steps; None if it is not known."""
+        return next((n for branch in self.branches if (n := branch.dims) is not None), None)
 
 
 @dataclass
@@ -63,6 +115,21 @@ class Pooled:
     done: dict[str, Any] = field(default_factory=dict)
     """The same after the steps of ``then``."""
 
+    @property
+    def signed(self) -> bool:
+        """Whether it is an average of signed values."""
+        return self.source.signed
+
+    @property
+    def channels(self) -> int | None:
+        """As for a train; None if it is flattened."""
+        return None if self.flat else self.source.channels
+
+    @property
+    def dims(self) -> int | None:
+        """As for a train; None after further steps."""
+        return None if self.then else self.source.dims
+
     def folds_into(self, layer: Any) -> bool:
         """Whether the layer's weights can read the spikes of all windows directly instead of their average."""
         pool = self.module
@@ -72,12 +139,44 @@ class Pooled:
         return self.flat if isinstance(layer, nn.Linear) else layer.groups == 1
 
 
+@dataclass
+class Pieces:
+    """Parts of a spike train along the channels, as torch.chunk and torch.split return them."""
+
+    train: Train
+    bounds: list[tuple[int, int]]
+
+
+@dataclass
+class Grouped:
+    """A spike train whose channels are viewed as groups: a step of shuffling them."""
+
+    x: Any
+    groups: int
+    swapped: bool = False
+    """Whether the two dimensions of channels have been transposed."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A size that is known: a number of channels."""
+
+    size: int
+
+
 class BatchSize:
     """The size of the first dimension of a spike train."""
 
 
+class ImageSize:
+    """The size of another dimension of a spike train, which depends on the input."""
+
+
+@dataclass(frozen=True)
 class Shape:
     """The shape of a spike train."""
+
+    channels: int | None = None
 
 
 @dataclass
@@ -88,6 +187,9 @@ class Broken:
     """A substitute to go on with, so that later problems are found, too."""
 
 
+VALUES = (Real, Train, Current, Pooled, Pieces, Grouped, Known, BatchSize, ImageSize, Shape, Broken)
+
+
 def is_value(x: object) -> bool:
     """Whether x is of one of the classes above."""
-    return isinstance(x, (Real, Train, Current, Pooled, BatchSize, Shape, Broken))
+    return isinstance(x, VALUES)

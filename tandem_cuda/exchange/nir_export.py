@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -10,17 +11,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from ..convert import TandemNetwork, flattened_to
-from ..nn import Decode, Encode, SpikingMaxPool2d, TandemAdd
+from ..convert import TandemNetwork, flattened_to, sized_as_traced
+from ..nn import Decode, Encode, SpikeCat, SpikingGlobalMaxPool2d, SpikingMaxPool2d, TandemAdd, TandemGate
 from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .nir_format import NIRTorchTracer, check_dt, nir, unsupported
-from .nir_writer import IDLE, MEANS, POOLS, READ_OUTS, Export, name_of
+from .nir_writer import IDLE, MEANS, POOLS, READ_OUTS, REARRANGEMENTS, Export, name_of
 
 _FLATTENED = (torch.flatten, flattened_to, "flatten")
-_LEAVES = (TandemLayer, TandemAdd, *POOLS, SpikingMaxPool2d, Encode, Decode, nn.Flatten, *IDLE)
 _NO_MAXIMUM = "NIR has no max pooling; use average pooling or a strided convolution"
+_REFUSED = {
+    SpikingMaxPool2d: _NO_MAXIMUM,
+    SpikingGlobalMaxPool2d: _NO_MAXIMUM,
+    TandemGate: "NIR cannot multiply spikes by a factor that depends on the input",
+}
+_LEAVES = (
+    *(TandemLayer, TandemAdd, *POOLS, SpikeCat, *REARRANGEMENTS, Encode, Decode, nn.Flatten),
+    *(*IDLE, *_REFUSED),
+)
 _NO_NODE = "NIR has no node for it; nothing may come before Encode, and only linear layers after Decode"
 
 
@@ -30,6 +39,7 @@ def to_nir(
     path: str | os.PathLike[str] | None = None,
     *,
     dt: float = 1e-4,
+    groups: bool = True,
 ) -> nir.NIRGraph:
     """Export a network, as it is in eval mode, as a NIR graph. Batch norm is folded into the weights.
 
@@ -49,30 +59,42 @@ def to_nir(
     - With ``learn_threshold``, weights and biases are divided by exp(``log_threshold``), not the threshold multiplied.
     - ``TandemAdd``: neurons with an edge from each branch, whose currents add up. The first branch holds the sum of all
       biases. Spikes of amplitude 1 enter directly, others through a 1 x 1 convolution (for features, a matrix).
+    - ``TandemElementwise``: a depthwise 1 x 1 convolution (for features, a matrix).
+    - ``signed``, ``signed_input``, ``input_scale``: weights of all neurons, as the products take them. A signed or
+      scaled ``Decode``: the weights of the read-out.
+    - ``SpikeCat``, ``SpikeRearrange``, ``SpikeWindows``: no nodes. The layer that reads them has weights for each of
+      the concatenated parts, whose currents add up, and reads each value where it comes from: padding, cropping,
+      channels and windows are part of its convolution. Where they cannot be (as when padding follows cropping),
+      neurons that repeat each spike at once come in between.
     - Average pooling: AvgPool2d and neurons if the window size is a power of two and there is no padding. Otherwise
       SumPool2d, or a depthwise convolution of ones, and neurons whose threshold is multiplied by the window size, so
-      that sums are exact. Windows of different sizes become a convolution of the whole image; flattening must follow
-      the neurons.
+      that sums are exact. Lines [N, C, L] always get a convolution. Windows of different sizes become a convolution of
+      the whole image; flattening must follow the neurons, as it must follow upsampling and pixel shuffling.
     - Input: the input itself at every time step (``Encode(T, "constant")``); the input at the first step and zeros
       afterwards ("impulse"); or the recorded spikes (no ``Encode``).
     - Output: spikes, or a current after ``Decode`` and linear layers. Its sum over the T steps is the model's output
-      (the spike counts if the model ends in a tandem layer).
+      (the spike counts if the model ends in a tandem layer). A node with several inputs adds them up.
 
     The graph's metadata hold dt, T (``time_steps``), the encoding and the reset, "subtract". The metadata of each LIF
     node hold its leak.
 
     NIR has no integer weights. Those of a quantised network (:func:`tandem_cuda.quantise`) are written as the floats
     they stand for, integer * scale. The metadata of their node say so: ``weight_bits``, and ``weight_scale`` [O], with
-    batch norm folded in, so that round(weight / weight_scale) returns the integers. Sums of these floats are rounded,
+    batch norm folded in, so that round(weight / weight_scale) returns the integers (none where overlapping windows or
+    scales of single channels leave no integers). Sums of these floats are rounded,
     so the spikes of other simulators need not be the same to the bit.
 
     Args:
         model: a model whose forward pass, as traced by torch.fx, calls ``Encode``, tandem layers, ``TandemAdd``,
-            average pooling of spikes, flattening, dropout and ``Decode``, and after it nn.Linear, nn.Conv1d, nn.Conv2d
-            and average pooling. It may have branches. The result of :func:`tandem_cuda.convert` works, too.
+            ``SpikeCat``, ``SpikeRearrange``, average pooling of spikes, flattening, dropout and ``Decode``, and after
+            it nn.Linear, nn.Conv1d, nn.Conv2d, average pooling and sums (+). It may have branches. The result of
+            :func:`tandem_cuda.convert` works, too.
         sample: an input of the model, a Tensor or SpikeTrain [N, ...], which defines the shapes and T.
         path: the HDF5 file to write the graph to; by default none is written.
         dt: duration of a time step in seconds. snnTorch and SpikingJelly assume 1e-4.
+        groups: False writes grouped convolutions, also those of ``TandemElementwise`` and of average pooling, as plain
+            ones with zeros between the groups. They have as many times more weights as there are groups, but
+            SpikingJelly, snnTorch, sinabs and norse read no others.
 
     Returns:
         The graph. Its weights have the values and dtype of the folded weights.
@@ -90,9 +112,11 @@ def to_nir(
     if len(sample.shape) < 2 or 0 in sample.shape:
         raise ValueError(f"to_nir: sample must be [N, ...] and not empty, got {list(sample.shape)}")
     check_dt("to_nir", dt)
+    if not isinstance(groups, bool):
+        raise TypeError(f"to_nir: groups must be True or False, got {type(groups).__name__}")
     with evaluating(model), torch.no_grad():
         value = sample[:1] if isinstance(sample, Tensor) else sample.rearranged(lambda bits: bits[:, :1])
-        graph = Export(dt, value).graph(*_traced(model))
+        graph = Export(dt, value, groups).graph(*_traced(model))
     if path is not None:
         _write(graph, os.fspath(path))
     return graph
@@ -114,21 +138,25 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     if isinstance(model, TandemNetwork):
         model = model.snn
     try:
-        nodes = list(NIRTorchTracer(_LEAVES, autowrap_functions=(flattened_to,)).trace(model).nodes)
+        traced = NIRTorchTracer(_LEAVES, autowrap_functions=(flattened_to, sized_as_traced)).trace(model)
     except Exception as error:  # a user's forward may raise anything when it meets a proxy
         raise ValueError(f"to_nir: model must be traceable by torch.fx, got the error: {error}") from error
-    nodes = _used(nodes)
+    for node in traced.nodes:
+        if node.target is sized_as_traced:  # the graph is for the sizes of the sample
+            node.replace_all_uses_with(node.args[0])
+    nodes = _used(list(traced.nodes))
     problems = []
     for node in nodes:
-        what = f"{node.target} ({node.op})"
+        what = f"{getattr(node.target, '__name__', node.target)} ({node.op})"
         wanted = 1
         if node.op == "call_module":
             module = model.get_submodule(str(node.target))
             what = name_of(node, module)
-            if not isinstance(module, (*_LEAVES, *READ_OUTS, *MEANS)) or isinstance(module, SpikingMaxPool2d):
-                problems.append(f"{what}: {_NO_MAXIMUM if isinstance(module, SpikingMaxPool2d) else _NO_NODE}")
+            if not isinstance(module, (*_LEAVES, *READ_OUTS, *MEANS)) or isinstance(module, (*_REFUSED,)):
+                problems.append(f"{what}: {_REFUSED.get(type(module), _NO_NODE)}")
                 continue
-            wanted = len(module.branches) if isinstance(module, TandemAdd) else 1
+            if isinstance(module, (TandemAdd, SpikeCat)):
+                wanted = len(module.branches if isinstance(module, TandemAdd) else module.signed)
             if not all(bool(x.isfinite().all()) for x in (*module.parameters(), *module.buffers())):
                 problems.append(f"{what}: weights and bias must be finite, got NaN or infinite values")
                 continue
@@ -140,8 +168,10 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
             what = "output"
             if not isinstance(node.args[0], fx.Node):
                 problems.append("output: it must be a single value")
+        elif node.op == "call_function" and node.target is operator.add:
+            wanted = 2
         elif not (node.op in ("call_method", "call_function") and node.target in _FLATTENED):
-            problems.append(f"{what}: calls must be of modules, or flatten")
+            problems.append(f"{what}: calls must be of modules, flatten or +")
             continue
         inputs = [x for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node)]
         if len(inputs) != wanted and node.op != "output":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import keyword
 import math
+import operator
 import os
 import re
 import struct
@@ -66,8 +68,8 @@ def from_nir(
         A network in eval mode, in the dtype of the weights (float64 if any are float64). It is an nn.Sequential of
         ``TandemConv1d``, ``TandemConv2d``, ``TandemLinear`` and nn.Flatten, named after the graph's weight nodes. If
         the graph continues after the last neurons, ``Decode`` and nn.Linear, nn.Conv1d, nn.Conv2d or nn.AvgPool2d
-        follow. A graph with branches becomes a torch.fx.GraphModule, which may also contain ``TandemAdd``. SumPool2d
-        and AvgPool2d before neurons become a depthwise ``TandemConv2d``.
+        follow. A graph with branches becomes a torch.fx.GraphModule, which may also contain ``TandemAdd``, and sums of
+        read-outs. SumPool2d and AvgPool2d before neurons become a depthwise ``TandemConv2d``.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -193,7 +195,7 @@ class _Import:
         self.sources = _sources(graph, self.nodes)
         self.modules: OrderedDict[str, nn.Module] = OrderedDict()
         self.inputs: dict[str, tuple[str, ...]] = {}
-        """For every module, the modules whose outputs it takes; "" is the network's input."""
+        """For every module, the modules whose outputs it takes; "" is the network's input. Without a module: a sum."""
         self.first = "" if encode is None else self._called("encode", encode, "")
         self.kind = "spikes" if encode is None else "encoded"
         self.decoded: dict[str, str] = {}
@@ -274,11 +276,12 @@ class _Import:
             return _Value(self.first, self.kind, declared_shape("input_type", getattr(node, "input_type", None)))
         if isinstance(node, NEURONS):
             return self._fired(name, node, inputs)
-        if len(inputs) != 1:
-            raise ValueError(f"it must have one input, got {len(inputs)}: only neurons may have several")
-        (x,) = inputs
-        if x.weights is not None:
-            raise ValueError(f"{x.weights.name} before it must be followed by neurons")
+        if len(inputs) != 1 and (name in self.spiking or not inputs):
+            raise ValueError(f"it must have one input, got {len(inputs)}: only neurons and read-outs may have several")
+        for x in inputs:
+            if x.weights is not None:
+                raise ValueError(f"{x.weights.name} before it must be followed by neurons")
+        x = inputs[0] if len(inputs) == 1 else self._added(name, inputs)
         if isinstance(node, nir.Output):
             declared = declared_shape("output_type", getattr(node, "output_type", None))
             if not agrees(declared, x.shape):
@@ -297,10 +300,7 @@ class _Import:
         """Make the tandem layer, or the TandemAdd, whose neurons a node describes."""
         neuron, gain, own = neuron_of(node, self.dt)
         shape = inputs[0].shape
-        if not all(agrees(x.shape, shape) for x in inputs):
-            got = zip(self.sources[name], inputs, strict=True)
-            shapes = ", ".join(f"{source} {listed(x.shape)}" for source, x in got)
-            raise ValueError(f"its inputs must have one shape, got {shapes}")
+        self._check_shapes(name, inputs)
         if shape is not None and None in shape and len(own) == len(shape) and agrees(shape, own):
             shape = own
         if math.prod(own) != 1 and not agrees(own, shape) and (shape is None or own != shape[:1]):
@@ -315,22 +315,17 @@ class _Import:
 
     def _joined(self, name: str, neuron: Neuron, gain: float, inputs: list[_Value]) -> str:
         branches: list[nn.Module] = []
-        strides = set()
         for x in inputs:
             if x.kind == "encoded":
                 raise ValueError("its inputs must be spikes, got real input: put weights and neurons in between")
             if x.weights is not None:
                 branches.append(x.weights.layer(IF(), gain, x.weights.whole_bias(self.steps, gain)))
-                if x.weights.stride and max(x.weights.weight.shape[2:]) > 1:
-                    strides.add(x.weights.stride)
             elif gain != 1:
                 raise ValueError(f"its r * dt must be 1 if spikes enter without weights, got {gain}")
             elif x.shape is not None and len(x.shape) > 3:
                 raise ValueError(f"spikes must be [N, F], [N, C, L] or [N, C, H, W] to be added, got {listed(x.shape)}")
             else:
                 branches.append(nn.Identity())
-        if len(strides) > 1:
-            raise ValueError(f"the convolutions that it adds up must have one stride, got {sorted(strides)}")
         return self._called(
             self._key(name.removesuffix("_neurons")), TandemAdd(*branches, neuron=neuron), *(x.call for x in inputs)
         )
@@ -351,14 +346,31 @@ class _Import:
         module = nn.Flatten(start + (start >= 0), end + (end >= 0))
         return x._replace(call=self._called(self._key(name), module, x.call), shape=shape)
 
-    def _read_out(self, name: str, node: Any, x: _Value) -> _Value:
-        """Make a layer that reads decoded spikes."""
+    def _decoded(self, x: _Value) -> _Value:
         if x.kind == "encoded" or not x.call:
             raise ValueError("there must be neurons before it or after it")
         if x.kind == "spikes":
             if x.call not in self.decoded:
                 self.decoded[x.call] = self._called(self._key("decode"), Decode(), x.call)
             x = x._replace(call=self.decoded[x.call], kind="real")
+        return x
+
+    def _added(self, name: str, inputs: list[_Value]) -> _Value:
+        """Add decoded values."""
+        self._check_shapes(name, inputs)
+        key = self._key("sum")
+        self.inputs[key] = tuple([self._decoded(x).call for x in inputs])
+        return _Value(key, "real", inputs[0].shape)
+
+    def _check_shapes(self, name: str, inputs: list[_Value]) -> None:
+        if not all(agrees(x.shape, inputs[0].shape) for x in inputs):
+            got = zip(self.sources[name], inputs, strict=True)
+            shapes = ", ".join(f"{source} {listed(x.shape)}" for source, x in got)
+            raise ValueError(f"its inputs must have one shape, got {shapes}")
+
+    def _read_out(self, name: str, node: Any, x: _Value) -> _Value:
+        """Make a layer that reads decoded spikes."""
+        x = self._decoded(x)
         key = self._key(name)
         weights = Weights.of(key, node, x.shape)
         shape = weights.out_shape(x.shape)
@@ -377,7 +389,7 @@ class _Import:
     def _key(self, name: str) -> str:
         """Make a unique name for a module from the name of its node."""
         key = re.sub(r"\W", "_", name) or "node"
-        while key in self.modules or hasattr(_ANY_NETWORK, key) or keyword.iskeyword(key):
+        while key in self.inputs or hasattr(_ANY_NETWORK, key) or keyword.iskeyword(key):
             key += "_"
         return key
 
@@ -388,15 +400,21 @@ class _Import:
 
     def _wired(self, result: str) -> nn.Module:
         """Return an nn.Sequential if the modules form a chain, else a GraphModule."""
-        keys = list(self.modules)
-        if keys[-1] == result and all(
-            self.inputs[key] == (last,) for last, key in zip(["", *keys], keys, strict=False)
+        keys = list(self.inputs)
+        if (
+            keys[-1] == result
+            and self.modules.keys() == self.inputs.keys()
+            and all(self.inputs[key] == (last,) for last, key in zip(["", *keys], keys, strict=False))
         ):
             return nn.Sequential(self.modules)
         graph = fx.Graph()
         outputs = {"": graph.placeholder("input")}
         for key in keys:
-            outputs[key] = graph.call_module(key, tuple(outputs[x] for x in self.inputs[key]))
+            parts = [outputs[x] for x in self.inputs[key]]
+            if key in self.modules:
+                outputs[key] = graph.call_module(key, tuple(parts))
+            else:
+                outputs[key] = functools.reduce(lambda x, y: graph.call_function(operator.add, (x, y)), parts)
         graph.output(outputs[result])
         return fx.GraphModule(dict(self.modules), graph, "NIRNetwork")
 

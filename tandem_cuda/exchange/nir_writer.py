@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .._progress import progress
 from ..convert import flattened_to
-from ..neuron import Neuron
+from ..neuron import IF, Neuron
 from ..nn import (
     Decode,
     Encode,
     EncodedInput,
+    SpikeCat,
+    SpikeRearrange,
+    SpikeWindows,
     SpikingAdaptiveAvgPool2d,
     SpikingAvgPool2d,
     TandemAdd,
-    TandemConv1d,
     TandemConvTranspose2d,
+    TandemElementwise,
+    TandemStochasticDepth,
 )
 from ..nn.quantiser import quantiser
 from ..nn.tandem import TandemLayer, stored
 from ..spike_train import SpikeTrain
 from .nir_format import RESET, nir, unsupported
+from .nir_sources import Channels, Convolution, Geometry, Source, channels_of, convolution, dense, image, is_image
 
-IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # in eval mode
+# In eval mode.
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, TandemStochasticDepth)
+REARRANGEMENTS = (SpikeRearrange, SpikeWindows)
 POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d)
 READ_OUTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 MEANS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-_FLAT_NEXT = (
-    "the pooling before it has windows of different sizes and must be followed by flattening to [N, F]: NIR has no "
-    "other node for it"
-)
+_FLAT_NEXT = "must be followed by flattening to [N, F]: NIR has no other node for it"
+_DIMENSIONS = "its input must be [N, F], [N, C, L] or [N, C, H, W]"
 
 
 def name_of(node: fx.Node, module: nn.Module) -> str:
@@ -44,27 +50,29 @@ def name_of(node: fx.Node, module: nn.Module) -> str:
 
 
 class _Signal(NamedTuple):
-    """A value of the model, and the graph node whose output it is."""
+    """A value of the model, and where the graph has it."""
 
-    node: str
+    sources: tuple[Source, ...]
+    """What adds up to it, without the factor ``gain``."""
     value: Any
     """The value for the sample."""
     kind: str
     """"real", "encoded", "spikes", or, after Decode, "current"."""
-    gain: float
-    """The factor to multiply the node's output by."""
-    shape: tuple[int, ...]
-    """The shape of the node's output. It differs from the value's only if flattening must follow."""
+    gain: float = 1.0
+    """The factor to multiply by."""
+    why: str = ""
+    """Why only flattening may follow, if NIR has no node for anything else."""
 
-    def flat_next(self) -> bool:
-        """Whether flattening must follow."""
-        return self.shape != _shape(self.value)
+    def node(self) -> Source | None:
+        """Return the source that is the value itself, if there is one."""
+        (source, *others) = self.sources
+        return source if not others and source.whole() else None
 
 
 _TAKES: list[tuple[tuple[type, ...], tuple[str, ...]]] = [
     ((Encode,), ("real",)),
     ((TandemLayer,), ("spikes", "encoded")),
-    ((TandemAdd, *POOLS, Decode), ("spikes",)),
+    ((TandemAdd, *POOLS, SpikeCat, *REARRANGEMENTS, Decode), ("spikes",)),
     ((*READ_OUTS, *MEANS), ("current",)),
 ]
 
@@ -72,8 +80,8 @@ _TAKES: list[tuple[tuple[type, ...], tuple[str, ...]]] = [
 class Export:
     """A NIR graph under construction."""
 
-    def __init__(self, dt: float, sample: Tensor | SpikeTrain) -> None:
-        self.dt = dt
+    def __init__(self, dt: float, sample: Tensor | SpikeTrain, groups: bool) -> None:
+        self.dt, self.groups = dt, groups
         self.nodes: dict[str, nir.NIRNode] = {"input": nir.Input(input_type=np.array(sample.shape[1:]))}
         self.edges: list[tuple[str, str]] = []
         self.encoding: tuple[int, str] | None = None
@@ -82,37 +90,55 @@ class Export:
         if isinstance(sample, SpikeTrain):
             self.encoding = sample.time_steps, "spikes"
         gain = sample.amplitude if isinstance(sample, SpikeTrain) else 1.0
-        self.sample = _Signal("input", sample, "spikes" if spikes else "real", gain, tuple(sample.shape[1:]))
+        sources = (Source(("input",), tuple(sample.shape[1:])),)
+        self.sample = _Signal(sources, sample, "spikes" if spikes else "real", gain)
         self.problems: list[str] = []
 
     def graph(self, root: nn.Module, calls: list[fx.Node]) -> nir.NIRGraph:
         signals: dict[fx.Node, _Signal] = {}
+        last = {x: node for node in calls for x in node.all_input_nodes}
         result = self.sample
-        for node in calls:
+        for node in progress(calls, "to_nir"):
             inputs = [signals[x] for x in (*node.args, *node.kwargs.values()) if isinstance(x, fx.Node)]
+            what = f"{node.name} ({node.op})"
             if node.op == "placeholder":
                 signals[node] = self.sample
             elif node.op == "output":
                 result = inputs[0]
             elif node.op == "call_module":
                 signals[node] = self.add(node, root.get_submodule(str(node.target)), inputs)
+            elif node.target is operator.add:
+                signals[node] = self._sum(what, *inputs)
             else:
                 dims: Any = () if node.target is flattened_to else node.args[1:]
                 named: Any = {name: x for name, x in node.kwargs.items() if not isinstance(x, fx.Node)}
-                signals[node] = self._flatten(node.name, f"{node.name} ({node.op})", inputs[0], *dims, **named)
-        if result.kind not in ("spikes", "current") or self.encoding is None or result.node == "input":
+                signals[node] = self._flatten(node.name, what, inputs[0], *dims, **named)
+            for x in node.all_input_nodes:
+                if last[x] is node:  # large networks have many values
+                    del signals[x]
+        read = {name for source in result.sources for name in source.nodes}
+        if result.kind not in ("spikes", "current") or self.encoding is None or "input" in read:
             self.problems.append("output: it must depend on a tandem layer")
-        if result.flat_next():
-            self.problems.append(f"output: {_FLAT_NEXT}")
+        else:
+            result = self._for_output(result)
         if self.problems:
             raise unsupported("to_nir: model", self.problems)
-        if result.kind == "current" and result.gain != 1:
-            result = self._scaled("read_out", "output", result)
-        self._put("output", nir.Output(output_type=np.array(_shape(result.value))), [result.node])
+        nodes = [name for source in result.sources for name in source.nodes]
+        self._put("output", nir.Output(output_type=np.array(_shape(result.value))), nodes)
         assert self.encoding is not None
         steps, mode = self.encoding
         metadata = {"time_steps": steps, "dt": float(self.dt), "encoding": mode, "reset": RESET}
         return nir.NIRGraph(self.nodes, self.edges, metadata, type_check=False)  # the check takes quadratic time
+
+    def _for_output(self, result: _Signal) -> _Signal:
+        """Return the output as nodes whose sum it is."""
+        if result.kind == "spikes":
+            result = result._replace(gain=1.0)
+        if result.node() is None or result.gain != 1:
+            result = result._replace(sources=(self._alone("read_out", "output", result),))
+        if result.sources[0].shape != _shape(result.value):
+            self.problems.append(f"output: {result.why or 'NIR has no node that adds a dimension'}")
+        return result
 
     def add(self, node: fx.Node, module: Any, inputs: list[_Signal]) -> _Signal:
         """Add the nodes of a module, and return its output."""
@@ -127,8 +153,6 @@ class Export:
                 hint = "; put it after Decode" if takes == ("current",) else ""
                 self.problems.append(f"{what}: its input must be {' or '.join(takes)}, got {signal.kind}{hint}")
                 raise unsupported("to_nir: model", self.problems)  # later values cannot be computed
-            if signal.flat_next():
-                self.problems.append(f"{what}: {_FLAT_NEXT}")
         (signal, *_) = inputs
         out = module(*(signal.value for signal in inputs))
         if isinstance(module, Encode):
@@ -138,18 +162,92 @@ class Export:
             self.encoding = encoding
             return signal._replace(value=out, kind="encoded", gain=module.scale)
         if isinstance(module, Decode):
-            return signal._replace(value=out, kind="current")
+            return self._decoded(module, signal, out)
+        if isinstance(module, SpikeCat):
+            return self._concatenated(module, inputs, out)
+        if isinstance(module, REARRANGEMENTS):
+            return self._rearranged(name, what, module, signal, out)
         if isinstance(module, TandemLayer):
-            weights = self._weights(name, what, module, *module.folded(), signal, out)
-            return self._neurons(name, what, module.neuron, [weights], out)
+            source = self._weights(name, what, module, *module.folded(), signal, out)
+            return self._neurons(name, what, module.neuron, source, out)
         if isinstance(module, TandemAdd):
             return self._join(name, what, module, inputs, out)
         if isinstance(module, POOLS):
             return self._pool(name, what, module, signal, out)
         if isinstance(module, MEANS):
             return self._mean(name, what, module, signal, out)
-        weights = self._weights(name, what, module, module.weight, module.bias, signal, out)
-        return _Signal(weights, out, "current", 1.0, _shape(out))
+        source = self._weights(name, what, module, module.weight, module.bias, signal, out)
+        return _Signal((source,), out, "current")
+
+    # -- what only moves values: no nodes
+
+    def _decoded(self, decode: Decode, signal: _Signal, out: Tensor) -> _Signal:
+        shape = _shape(signal.value)
+        sources: Sequence[Source] = signal.sources
+        if decode.signed:
+            positive = [source.moved(shape, lambda x: x[::2]) for source in sources]
+            negative = [source.moved(shape, lambda x: x[1::2]) for source in sources]
+            minus = torch.full(_shape(out), -1.0, dtype=torch.float64)
+            sources = _used([*positive, *(source.times(minus) for source in negative)])
+        if decode.scale is not None:
+            scale = decode.scale.detach().cpu().double()
+            scale = scale.repeat_interleave(out.shape[1] // len(scale)).view(-1, *[1] * (out.dim() - 2))
+            scale = scale.expand(*_shape(out))
+            sources = [source.times(scale) for source in sources]
+        return signal._replace(sources=tuple(sources), value=out, kind="current")
+
+    def _concatenated(self, cat: SpikeCat, inputs: list[_Signal], out: SpikeTrain) -> _Signal:
+        sources, start = [], 0
+        for signal, signed in zip(inputs, cat.signed, strict=True):
+            own = signal.sources
+            channels, *size = _shape(signal.value)
+            if any(cat.signed) and not signed:  # with negative parts that are silent
+                own = tuple(source.moved((channels, *size), _with_silent) for source in own)
+                channels *= 2
+            for source in own:
+                first, last = source.part or (0, channels)
+                sources.append(source._replace(part=(start + first, start + last)))
+            start += channels
+        why = next((signal.why for signal in inputs if signal.why), "")
+        return _Signal(tuple(sources), out, "spikes", out.amplitude, why)
+
+    def _rearranged(
+        self, name: str, what: str, module: SpikeRearrange | SpikeWindows, signal: _Signal, out: SpikeTrain
+    ) -> _Signal:
+        shape, after = _shape(signal.value), _shape(out)
+
+        def moved(source: Source) -> Source:
+            return source.moved(shape, lambda x: module.rearranged(x[None, None])[0, 0])
+
+        sources: Sequence[Source] = [moved(source) for source in signal.sources]
+        # What NIR can express before this it may not express after it, such as cropping before padding.
+        images = len(after) > 1 and is_image(moved(Source((), shape)), after)
+        if images and not self._are_images(sources, after) and self._are_images(signal.sources, shape):
+            sources = [moved(source) for source in self._as_node(name, what, signal).sources]
+        why = signal.why or f"{what} before it {_FLAT_NEXT}"
+        return _Signal(self._flat(name, _used(sources), len(after)), out, "spikes", out.amplitude, why)
+
+    def _are_images(self, sources: Iterable[Source], shape: tuple[int, ...]) -> bool:
+        return all(is_image(source, shape) for source in sources)
+
+    def _sum(self, what: str, first: _Signal, second: _Signal) -> _Signal:
+        """Add decoded values."""
+        shapes = [list(_shape(signal.value)) for signal in (first, second)]
+        if (first.kind, second.kind) != ("current", "current") or shapes[0] != shapes[1]:
+            got = " and ".join(f"{signal.kind} {shape}" for signal, shape in zip((first, second), shapes, strict=True))
+            self.problems.append(f"{what}: it must add two currents (after Decode) of the same shape, got {got}")
+            raise unsupported("to_nir: model", self.problems)
+        out = first.value + second.value
+        one, other = first.node(), second.node()
+        alike = one and other and first.gain == second.gain and one.shape == other.shape
+        if one and other and alike and not {*one.nodes} & {*other.nodes}:
+            return first._replace(sources=(one._replace(nodes=one.nodes + other.nodes),), value=out)
+        sources = [
+            source.times(torch.full(_shape(out), signal.gain, dtype=torch.float64))
+            for signal in (first, second)
+            for source in signal.sources
+        ]
+        return _Signal(tuple(sources), out, "current", 1.0, first.why or second.why)
 
     # -- nodes
 
@@ -166,93 +264,164 @@ class Export:
 
     def _weights(
         self, name: str, what: str, module: Any, weight: Tensor, bias: Tensor | None, signal: _Signal, out: Any
-    ) -> str:
-        """Add the node of a layer's weights [O, ...] and bias. The bias given is the sum over all T steps."""
-        assert self.encoding is not None
-        metadata = _rounding(module, signal.gain)
-        weight = weight * signal.gain
-        per_step = None if bias is None else bias / self.encoding[0]
-        if not all(bool(x.isfinite().all()) for x in (weight, per_step) if x is not None):
-            self.problems.append(f"{what}: weights and bias must be finite, got NaN or infinite values")
+    ) -> Source:
+        """Add the nodes of a layer's weights [O, ...] and bias. The bias given is the sum over all T steps."""
+        shape = _shape(signal.value)
         if isinstance(module, nn.Linear):
-            if len(signal.shape) != 1:
-                got = [1, *signal.shape]
-                self.problems.append(f"{what}: its input must be [N, F], got {got}; put nn.Flatten before it")
-                return name
-            values = [_array(x) for x in (weight, per_step) if x is not None]
-            node = (nir.Linear if per_step is None else nir.Affine)(*values, metadata=metadata)
-            return self._put(name, node, [signal.node])
+            if len(shape) != 1:
+                self.problems.append(f"{what}: its input must be [N, F], got {[1, *shape]}; put nn.Flatten before it")
+                return Source((), _shape(out))
+            return self._product(name, what, module, weight, bias, None, signal)
+        if isinstance(module, TandemElementwise):
+            if len(shape) > 3:
+                self.problems.append(f"{what}: {_DIMENSIONS}, got {[1, *shape]}")
+                return Source((), _shape(out))
+            if len(shape) == 1:
+                return self._product(name, what, module, dense(weight, module.groups)[:, :, 0, 0], bias, None, signal)
+            how = Geometry((1, 1), (0, 0), (1, 1), module.groups, image(shape)[1:])
+            return self._product(name, what, module, weight, bias, how, signal)
+        size = image(_shape(out))[1:]
         if module.padding_mode != "zeros":
             self.problems.append(f"{what}: padding_mode must be 'zeros', got {module.padding_mode!r}")
-        stride, padding, dilation = module.stride, module.padding, module.dilation
-        if isinstance(module, TandemConv1d):
-            weight = module.own_weight(weight)
-        elif isinstance(module, TandemConvTranspose2d):
-            weight, padding = self._transposed(what, module, weight, signal)
-            stride, dilation = (1, 1), (1, 1)
-        geometry = stride, padding, dilation, module.groups
-        return self._convolution(name, weight, per_step, *geometry, signal, _shape(out), metadata)
+        weight = weight.unsqueeze(2) if weight.dim() == 3 else weight
+        stride, dilation = ((1, *x)[-2:] for x in (module.stride, module.dilation))
+        spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        if isinstance(module, TandemConvTranspose2d):
+            if any(s > 1 and n > 1 for s, n in zip(stride, shape[1:], strict=True)):
+                self.problems.append(
+                    f"{what}: its stride must be 1 (NIR has no transposed convolution), got {module.stride}"
+                )
+            before = spans[0] - module.padding[0], spans[1] - module.padding[1]
+            how = Geometry((1, 1), before, dilation, module.groups, size)
+        else:
+            named = module.padding if isinstance(module.padding, str) else ""
+            before = (0, 0) if named else (0, *module.padding)[-2:]
+            if named == "same":
+                before = spans[0] // 2, spans[1] // 2
+            how = Geometry(stride, before, dilation, module.groups, size, named)
+        return self._product(name, what, module, weight, bias, how, signal)
+
+    def _product(
+        self,
+        name: str,
+        what: str,
+        module: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        how: Geometry | None,
+        signal: _Signal,
+    ) -> Source:
+        """Add weights [O, F], or those of a convolution, and the bias of all T steps: a node for each source.
+
+        module: whose weights may be quantised; None: the weights only move values.
+        """
+        assert self.encoding is not None
+        scaled = weight.detach().cpu() * signal.gain
+        per_step = None if bias is None else bias / self.encoding[0]
+        if not all(bool(x.isfinite().all()) for x in (scaled, per_step) if x is not None):
+            self.problems.append(f"{what}: weights and bias must be finite, got NaN or infinite values")
+        if how is not None and any(source.part is not None for source in signal.sources):
+            scaled, how = dense(scaled, how.groups), how._replace(groups=1)
+        products: dict[Any, tuple[Source, Any]] = {}
+        for source in signal.sources:
+            key: Any = source.nodes
+            product: Any
+            if how is None:
+                product = source.features(scaled)
+            else:
+                product = convolution(source, _shape(signal.value), scaled, how)
+                if product is None:
+                    return self._product(name, what, module, weight, bias, how, self._as_node(name, what, signal))
+                key = (source.nodes, product[1:], product.weight.shape)
+            if key in products:  # the two signs of a value
+                earlier = products[key][1]
+                product = earlier + product if how is None else earlier._replace(weight=earlier.weight + product.weight)
+            products[key] = source, product
+        nodes: list[str] = []
+        shapes: list[tuple[int, ...]] = []
+        for i, (source, product) in enumerate(products.values()):
+            metadata = _rounding(module, source, signal.gain)
+            if how is None:
+                values = [_array(x) for x in (product, per_step) if x is not None]
+                node = (nir.Linear if per_step is None else nir.Affine)(*values, metadata=metadata)
+                shapes.append((len(product),))
+            else:
+                node = self._convolution(what, product, per_step, how, source, metadata)
+                shapes.append(tuple(node.output_type["output"].tolist()))
+            nodes.append(self._put(name if len(products) == 1 else f"{name}_{i}", node, source.nodes))
+            per_step = None  # added once
+        self._check_shapes(what, shapes)
+        return Source(tuple(nodes), shapes[0])
+
+    def _check_shapes(self, what: str, shapes: list[tuple[int, ...]]) -> None:
+        """Currents that add up must agree in shape also if the model sees some lines as images of height 1."""
+        if len({*shapes}) > 1 and not self.problems:
+            self.problems.append(f"{what}: what it adds must have one shape in NIR, got {shapes}")
 
     def _convolution(
         self,
-        name: str,
-        weight: Tensor,
+        what: str,
+        conv: Convolution,
         bias: Tensor | None,
-        stride: Sequence[int],
-        padding: Sequence[int] | str,
-        dilation: Sequence[int],
-        groups: int,
-        signal: _Signal,
-        shape: tuple[int, ...],
+        how: Geometry,
+        source: Source,
         metadata: dict[str, Any] | None = None,
-    ) -> str:
-        """Add a node of type Conv1d or Conv2d."""
-        size: Any = signal.shape[1:]
-        geometry: list[Any] = [stride, padding if isinstance(padding, str) else tuple(padding), dilation]
-        one_dimension = weight.dim() == 3
-        if one_dimension:
-            (size,) = size
-            geometry = [x if isinstance(x, str) else x[0] for x in geometry]
+    ) -> nir.NIRNode:
+        """Return a node of type Conv1d or Conv2d for the source's nodes."""
+        weight, stride, padding, dilation, groups = conv
+        if not self.groups:
+            weight, groups = dense(weight, groups), 1
+        size: Any = source.shape[1:]
+        geometry: list[Any] = [stride, padding, dilation]
+        shape: tuple[int, ...] = (len(weight), *how.size)
+        kind = nir.Conv2d
+        if len(size) == 1:  # lines, which the model may see as images of height 1
+            row, rest = (0, 0) if isinstance(padding, str) else divmod(padding[0], dilation[0])
+            if how.size[0] != 1 or rest or row >= weight.shape[2]:
+                self.problems.append(f"{what}: its output must have the height of its input, 1, got {how.size[0]}")
+                row = 0
+            kind, weight, shape, (size,) = nir.Conv1d, weight[:, :, row], (len(weight), how.size[1]), size
+            geometry = [x if isinstance(x, str) else x[1] for x in geometry]
         values = _array(weight)
         zeros = np.zeros(len(values), values.dtype)
-        node = (nir.Conv1d if one_dimension else nir.Conv2d)(
-            size, values, *geometry, groups, zeros if bias is None else _array(bias), metadata=metadata or {}
-        )
-        return self._put(name, _typed(node, signal, shape), [signal.node])
+        node = kind(size, values, *geometry, groups, zeros if bias is None else _array(bias), metadata=metadata or {})
+        return _typed(node, source.shape, shape)
 
-    def _transposed(
-        self, what: str, module: TandemConvTranspose2d, weight: Tensor, signal: _Signal
-    ) -> tuple[Tensor, list[int]]:
-        """Return kernel and padding of the equivalent convolution, if the stride puts no zeros between pixels."""
-        if any(s > 1 and size > 1 for s, size in zip(module.stride, signal.shape[1:], strict=True)):
-            self.problems.append(
-                f"{what}: its stride must be 1 (NIR has no transposed convolution), got {module.stride}"
-            )
-        taps = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        spread = weight.new_zeros(*weight.shape[:2], taps[0] + 1, taps[1] + 1)
-        spread[..., :: module.dilation[0], :: module.dilation[1]] = weight
-        padding: Any = module.padding
-        before = [tap - p for tap, p in zip(taps, padding, strict=True)]
-        if min(before) < 0:
-            self.problems.append(f"{what}: its padding must be at most {taps}, got {padding}")
-        behind = [b + more for b, more in zip(before, module.output_padding, strict=True)]
-        return _evenly_padded(spread, before, behind)
+    def _alone(self, name: str, what: str, signal: _Signal) -> Source:
+        """Add nodes whose output is the value itself, using only nodes that every importer supports."""
+        shape = _shape(signal.value)
+        if len(shape) > 3:
+            self.problems.append(f"{what}: {_DIMENSIONS}, got {[1, *shape]}")
+            return Source((), shape)
+        eye = torch.eye(shape[0], dtype=signal.value.dtype)
+        if len(shape) == 1:
+            return self._product(name, what, None, eye, None, None, signal)
+        how = Geometry((1, 1), (0, 0), (1, 1), 1, image(shape)[1:])
+        if not self._are_images(signal.sources, shape):
+            self.problems.append(f"{what}: {signal.why}")
+            return Source((), shape)
+        return self._product(name, what, None, eye[..., None, None], None, how, signal)
 
-    def _neurons(
-        self, name: str, what: str, neuron: Neuron, sources: list[str], out: Any, shape: Any = None
-    ) -> _Signal:
-        """Add neurons that sum the outputs of the sources."""
-        shape = _shape(out) if shape is None else shape
+    def _as_node(self, name: str, what: str, signal: _Signal) -> _Signal:
+        """Add nodes that pass on the value: an identity, and for spikes neurons that repeat each at once."""
+        passed = self._alone(f"{name}_input", what, signal._replace(gain=1.0) if signal.kind == "spikes" else signal)
+        if signal.kind != "spikes":
+            return signal._replace(sources=(passed,), gain=1.0)
+        return self._neurons(f"{name}_input", what, IF(), passed, signal.value)._replace(gain=signal.gain)
+
+    def _neurons(self, name: str, what: str, neuron: Neuron, source: Source, out: Any, why: str = "") -> _Signal:
+        """Add neurons that sum the outputs of a source."""
         try:
             form = neuron.to_nir(self.dt)
         except ValueError as error:
             self.problems.append(f"{what}: {error}")
             raise unsupported("to_nir: model", self.problems) from None
         node = getattr(nir, form.node)(
-            **{parameter: np.full(shape, value, dtype=np.float64) for parameter, value in form.values.items()},
+            **{parameter: np.full(source.shape, value, dtype=np.float64) for parameter, value in form.values.items()},
             metadata=form.metadata,
         )
-        return _Signal(self._put(f"{name}_neurons", node, sources), out, "spikes", out.amplitude, shape)
+        fired = Source((self._put(f"{name}_neurons", node, source.nodes),), source.shape)
+        return _Signal((fired,), out, "spikes", out.amplitude, why)
 
     def _join(self, name: str, what: str, join: TandemAdd, inputs: list[_Signal], out: Any) -> _Signal:
         folded = [branch.folded() if isinstance(branch, TandemLayer) else None for branch in join.branches]
@@ -262,137 +431,194 @@ class Export:
         if scale is not None:
             total = None if total is None else total * scale
             inputs = [signal._replace(gain=signal.gain * float(scale)) for signal in inputs]
-        sources: list[str] = []
+        nodes: list[str] = []
+        shapes = []
         for i, (branch, pair, signal) in enumerate(zip(join.branches, folded, inputs, strict=True)):
-            part = f"{name}_{i}"
+            part, what_part, same = f"{name}_{i}", f"{what}, branch {i}", signal.node()
             if pair is not None:
-                source = self._weights(part, f"{what}, branch {i}", branch, pair[0], total, signal, out)
+                source = self._weights(part, what_part, branch, pair[0], total, signal, out)
                 total = None
-            elif signal.gain == 1 and signal.node not in sources:
-                source = signal.node
+            elif same is not None and signal.gain == 1 and not {*same.nodes} & {*nodes}:
+                source = same
             else:
-                source = self._scaled(part, f"{what}, branch {i}", signal).node
-            sources.append(source)
-        return self._neurons(name, what, join.neuron, sources, out)
+                source = self._alone(part, what_part, signal)
+            nodes += source.nodes
+            shapes.append(source.shape)
+        self._check_shapes(what, shapes)
+        why = next((signal.why for signal in inputs if signal.why), "")
+        return self._neurons(name, what, join.neuron, Source(tuple(nodes), shapes[0]), out, why)
 
-    def _scaled(self, name: str, what: str, signal: _Signal) -> _Signal:
-        """Multiply a signal by its gain, using only nodes that every importer supports."""
-        channels, *size = signal.shape
-        weight = signal.gain * torch.eye(channels, dtype=signal.value.dtype)
-        if len(size) > 2:
-            self.problems.append(
-                f"{what}: its input must be [N, F], [N, C, L] or [N, C, H, W], got {[1, *signal.shape]}"
-            )
-            return signal
-        if size:
-            ones = [1] * len(size)
-            weight = weight.view(channels, channels, *ones)
-            node = self._convolution(name, weight, None, ones, [0] * len(size), ones, 1, signal, signal.shape)
-        else:
-            node = self._put(name, nir.Linear(_array(weight)), [signal.node])
-        return signal._replace(node=node, gain=1.0)
+    def _channels(self, signal: _Signal) -> list[tuple[Source, Channels]] | None:
+        """Return the sources and how the value's channels read them, or None if some do not keep the image."""
+        pairs = [(source, channels_of(source, _shape(signal.value))) for source in signal.sources]
+        found = [(source, channels) for source, channels in pairs if channels is not None]
+        return found if len(found) == len(pairs) else None
 
     def _pool(self, name: str, what: str, pool: Any, signal: _Signal, out: Any) -> _Signal:
-        """Add the sums or means of windows and the neurons of average pooling."""
-        rows, columns = pool.windows(*signal.shape[1:])
+        """Add the sums or means of windows and the neurons of average pooling, for each source."""
+        found = self._channels(signal)
+        if found is None:
+            found = self._channels(self._as_node(name, what, signal))
+        rows, columns = pool.windows(*_shape(signal.value)[1:])
+        uneven = not (rows.uniform() and columns.uniform())
+        sources, made = [], {}
+        for i, (source, channels) in enumerate(found or []):
+            part = name if len(found or []) == 1 else f"{name}_{i}"
+            if source.nodes not in made:
+                windows, neuron = self._sums(part, what, pool, rows, columns, source, out.dtype)
+                (made[source.nodes],) = self._neurons(part, what, neuron, windows, out).sources
+            sources.append(channels.source(made[source.nodes], _shape(out)))
+        why = f"the pooling before it has windows of different sizes and {_FLAT_NEXT}" if uneven else signal.why
+        return _Signal(tuple(sources) or signal.sources, out, "spikes", out.amplitude, why)
+
+    def _sums(
+        self, name: str, what: str, pool: Any, rows: Any, columns: Any, source: Source, dtype: torch.dtype
+    ) -> tuple[Source, Neuron]:
+        """Add the sums or means of windows, and return them and the neurons that they drive."""
+        part, channels = f"{name}_windows", source.shape[0]
         divisors = pool.divisors(rows, columns)
-        channels, shape = signal.shape[0], _shape(out)
-        part = f"{name}_windows"
+        inputs = Source(source.nodes, source.shape)
         if not (rows.uniform() and columns.uniform()):
             covers = torch.einsum("iy,jx->ijyx", rows.membership().double(), columns.membership().double())
             common = math.lcm(*divisors)
             shares = torch.tensor([common // d for d in divisors], dtype=torch.float64)
             maps = covers.flatten(0, 1) * shares.view(-1, 1, 1)
-            weight = maps.to(signal.value.dtype).repeat(channels, 1, 1).unsqueeze(1)
-            shape = (len(weight), 1, 1)
-            weights = self._convolution(part, weight, None, (1, 1), (0, 0), (1, 1), channels, signal, shape)
-            return self._neurons(name, what, pool.neurons(common), [weights], out, shape)
+            weight = maps.to(dtype).repeat(channels, 1, 1).unsqueeze(1)
+            how = Geometry((1, 1), (0, 0), (1, 1), channels, (1, 1))
+            return self._depthwise(part, what, weight, how, inputs), pool.neurons(common)
         kernel = [axis.stops[0] - axis.starts[0] for axis in (rows, columns)]
-        before = [-axis.starts[0] for axis in (rows, columns)]
+        before = (-rows.starts[0], -columns.starts[0])
         behind = [axis.stops[-1] - axis.size for axis in (rows, columns)]
-        stride = rows.stride, columns.stride
-        if any(before) or max(behind) > 0:  # importers ignore the padding of pooling, but not that of convolutions
-            ones, padding = _evenly_padded(torch.ones(channels, 1, *kernel, dtype=signal.value.dtype), before, behind)
-            weights = self._convolution(part, ones, None, stride, padding, (1, 1), channels, signal, shape)
-        elif divisors[0] == math.prod(kernel) and divisors[0] & (divisors[0] - 1) == 0:
-            mean = self._windows(part, nir.AvgPool2d, kernel, stride, signal, shape)
-            return self._neurons(name, what, pool.neurons(), [mean], out)
-        else:
-            weights = self._windows(part, nir.SumPool2d, kernel, stride, signal, shape)
-        return self._neurons(name, what, pool.neurons(divisors[0]), [weights], out)
+        how = Geometry((rows.stride, columns.stride), before, (1, 1), channels, (len(rows.starts), len(columns.starts)))
+        # Importers ignore the padding of pooling, but not that of convolutions. NIR cannot pool lines.
+        if any(before) or max(behind) > 0 or len(source.shape) == 2:
+            ones = torch.ones(channels, 1, *kernel, dtype=dtype)
+            return self._depthwise(part, what, ones, how, inputs), pool.neurons(divisors[0])
+        if divisors[0] == math.prod(kernel) and divisors[0] & (divisors[0] - 1) == 0:
+            return self._windows(part, nir.AvgPool2d, kernel, how, inputs), pool.neurons()
+        return self._windows(part, nir.SumPool2d, kernel, how, inputs), pool.neurons(divisors[0])
 
     def _mean(self, name: str, what: str, mean: Any, signal: _Signal, out: Tensor) -> _Signal:
-        """Add average pooling of decoded counts."""
+        """Add average pooling of decoded counts, for each source."""
         if isinstance(mean, nn.AvgPool2d):
             settings = mean.ceil_mode, mean.count_include_pad, mean.divisor_override
             pool: Any = SpikingAvgPool2d(mean.kernel_size, mean.stride, mean.padding, *settings)
         else:
             pool = SpikingAdaptiveAvgPool2d(mean.output_size)
-        axes = pool.windows(*signal.shape[1:])
+        axes = pool.windows(*_shape(signal.value)[1:])
         kernel = [axis.stops[0] - axis.starts[0] for axis in axes]
         inside = all(axis.uniform() and axis.starts[0] == 0 and axis.stops[-1] <= axis.size for axis in axes)
         if not inside or getattr(mean, "divisor_override", None) not in (None, math.prod(kernel)):
             self.problems.append(f"{what}: it must have windows of one size, no padding and no other divisor")
-        means = self._windows(name, nir.AvgPool2d, kernel, [axis.stride for axis in axes], signal, _shape(out))
-        return signal._replace(node=means, value=out, shape=_shape(out))
+        found = self._channels(signal)
+        if found is None:
+            signal = self._as_node(name, what, signal)
+            found = self._channels(signal) or []
+        rows, columns = axes
+        size = len(rows.starts), len(columns.starts)
+        sources, made = [], {}
+        for i, (source, channels) in enumerate(found):
+            if source.nodes not in made:
+                part, inputs = name if len(found) == 1 else f"{name}_{i}", Source(source.nodes, source.shape)
+                how = Geometry((rows.stride, columns.stride), (0, 0), (1, 1), source.shape[0], size)
+                if len(source.shape) == 2:  # NIR cannot pool lines
+                    share = torch.full((source.shape[0], 1, *kernel), 1 / math.prod(kernel), dtype=out.dtype)
+                    made[source.nodes] = self._depthwise(part, what, share, how, inputs)
+                else:
+                    made[source.nodes] = self._windows(part, nir.AvgPool2d, kernel, how, inputs)
+            sources.append(channels.source(made[source.nodes], _shape(out)))
+        return signal._replace(sources=tuple(sources) or signal.sources, value=out)
 
-    def _windows(
-        self,
-        name: str,
-        kind: Any,
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        signal: _Signal,
-        shape: tuple[int, ...],
-    ) -> str:
+    def _depthwise(self, name: str, what: str, weight: Tensor, how: Geometry, source: Source) -> Source:
+        product = convolution(source, source.shape, weight, how)
+        assert product is not None
+        node = self._convolution(what, product, None, how, source)
+        return Source((self._put(name, node, source.nodes),), tuple(node.output_type["output"].tolist()))
+
+    def _windows(self, name: str, kind: Any, kernel: Sequence[int], how: Geometry, source: Source) -> Source:
         """Add a node of type AvgPool2d or SumPool2d."""
-        node = kind(np.array(kernel), np.array(stride), np.array([0, 0]))
-        return self._put(name, _typed(node, signal, shape), [signal.node])
+        shape = (source.shape[0], *how.size)
+        node = _typed(kind(np.array(kernel), np.array(how.stride), np.array([0, 0])), source.shape, shape)
+        return Source((self._put(name, node, source.nodes),), shape)
 
     def _flatten(self, name: str, what: str, signal: _Signal, start_dim: Any = None, end_dim: int = -1) -> _Signal:
-        value, dims = signal.value, len(signal.shape) + 1
+        value, shape = signal.value, _shape(signal.value)
         if start_dim is None:
             start_dim = 0 if isinstance(value, Tensor) else 1
-        start, end = start_dim % dims, end_dim % dims
+        start, end = (dim % (len(shape) + 1) for dim in (start_dim, end_dim))
         if start == 0:
             self.problems.append(f"{what}: start_dim must leave the batch dimension alone, got {start_dim}")
             raise unsupported("to_nir: model", self.problems)
         out = value.flatten(start, end)
-        if start == end and not signal.flat_next():
+        if start == end:
             return signal._replace(value=out)
-        if signal.flat_next() and len(_shape(out)) > 1:
-            self.problems.append(f"{what}: {_FLAT_NEXT}")
-        # NIR has no batch dimension.
-        node = self._put(name, nir.Flatten({"input": np.array(signal.shape)}, start - 1, end - 1), [signal.node])
-        return signal._replace(node=node, value=out, shape=_shape(out))
+        sources = [source.flattened(shape, start - 1, end - 1) for source in signal.sources]
+        alike = all(len(source.shape) == len(shape) for source in sources)
+        between = (start - 1, end - 1) if alike else None
+        return signal._replace(sources=self._flat(name, sources, len(_shape(out)), between), value=out)
+
+    def _flat(
+        self, name: str, sources: Sequence[Source], dims: int, between: tuple[int, int] | None = None
+    ) -> tuple[Source, ...]:
+        """Flatten outputs of nodes that have more dimensions: ``between`` two, or the last ones."""
+        made: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[int, ...]]] = {}
+        flat = []
+        for source in sources:
+            if len(source.shape) > dims:
+                if source.nodes not in made:
+                    start, end = between or (dims - 1, len(source.shape) - 1)
+                    node = nir.Flatten({"input": np.array(source.shape)}, start, end)  # NIR has no batch dimension
+                    middle = math.prod(source.shape[start : end + 1])
+                    shape = (*source.shape[:start], middle, *source.shape[end + 1 :])
+                    made[source.nodes] = (self._put(name, node, source.nodes),), shape
+                nodes, shape = made[source.nodes]
+                source = source._replace(nodes=nodes, shape=shape)
+            flat.append(source)
+        return tuple(flat)
 
 
-def _typed(node: nir.NIRNode, signal: _Signal, shape: tuple[int, ...]) -> nir.NIRNode:
+def _with_silent(x: Tensor) -> Tensor:
+    return torch.stack([x, torch.zeros_like(x)], 1).flatten(0, 1)
+
+
+def _used(sources: Sequence[Source]) -> Sequence[Source]:
+    """Leave out sources that nothing reads any more, but one."""
+    return [source for source in sources if source.position is None or bool((source.position > 0).any())] or sources[:1]
+
+
+def _typed(node: nir.NIRNode, before: tuple[int, ...], shape: tuple[int, ...]) -> nir.NIRNode:
     """Set the node's input and output types: nir itself assumes square kernels and ignores groups."""
-    node.input_type, node.output_type = {"input": np.array(signal.shape)}, {"output": np.array(shape)}
+    node.input_type, node.output_type = {"input": np.array(before)}, {"output": np.array(shape)}
     return node
 
 
-def _rounding(module: Any, gain: float) -> dict[str, Any]:
-    """Return the metadata of quantised weights: their bits, and what the integer 1 stands for in each channel."""
+def _rounding(module: Any, source: Source, gain: float) -> dict[str, Any]:
+    """Return the metadata of quantised weights: their bits, and what the integer 1 stands for in each channel.
+
+    There are none if values of different weight, or several that read one spike, leave no such integers.
+    """
     rounds = quantiser(module)
     if rounds is None:
         return {}
+    used = None if source.position is None else source.position[source.position > 0]
+    if used is not None and len(torch.unique(used)) != len(used):
+        return {}
+    if source.weight is not None:
+        factors = torch.unique(source.weight[source.weight != 0].abs())
+        if len(factors) != 1:
+            return {}
+        gain = gain * float(factors)
     _, scale = rounds.integers(getattr(*stored(module, "weight")))
-    if isinstance(module, TandemLayer) and (own := module.affine().gain) is not None:
-        scale = scale * own
+    if isinstance(module, TandemLayer):
+        scale = scale.repeat_interleave(2) if module.signed else scale
+        if (own := module.affine().gain) is not None:
+            scale = scale * own
     return {"weight_bits": rounds.bits, "weight_scale": _array(scale * gain)}
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     """Return the shape without the batch dimension."""
     return tuple((value.value if isinstance(value, EncodedInput) else value).shape[1:])
-
-
-def _evenly_padded(kernel: Tensor, before: Sequence[int], behind: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Return an equivalent kernel for equal padding on both sides: its leading zeros skip extra padding in front."""
-    more = [max(last - first, 0) for first, last in zip(before, behind, strict=True)]
-    return F.pad(kernel, (more[1], 0, more[0], 0)), [first + m for first, m in zip(before, more, strict=True)]
 
 
 def _array(x: Tensor) -> Any:

@@ -1,8 +1,9 @@
 """Inference with trained networks: frozen networks, their files, streaming and early exit."""
 
-from . import encode as encode  # this and the next three register the frozen forms of layers
+from . import encode as encode  # this and the next four register the frozen forms of layers
 from . import plain as plain
 from . import pool as pool
+from . import rearrange as rearrange
 from . import tandem as tandem
 from .anytime import AccuracyCurve, OperatingPoint, Prediction, accuracy_curve, predict
 from .cascade import Cascade, CascadeRun

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .._progress import progress
 from ..nn.operations import fan_out
 from ..nn.tandem import TandemLayer
 from ..ops import checks
@@ -167,7 +168,7 @@ def accuracy_curve(
     _check_count(name, "min_steps", min_steps)
     times: list[int] = []
     collected: list[tuple[Tensor, Tensor, Tensor]] = []  # per batch: correct, confidence, SynOps, each [checks, N]
-    for x, labels in batches:
+    for x, labels in progress(batches, name):
         looked, *values = _observe(name, network, x, labels, chunk)
         if times and looked != times:
             raise ValueError(f"{name}: batches must have the same number of time steps, got {times[-1]}, {looked[-1]}")

@@ -22,6 +22,8 @@ from .forms import (
     check_tensors,
     frozen_numbers,
     frozen_scale,
+    frozen_tensor,
+    halved,
     register,
     single,
 )
@@ -84,18 +86,30 @@ class FrozenDecode(FrozenLayer):
 
     kind = "Decode"
 
+    def __init__(self, signed: bool = False, scale: Tensor | None = None) -> None:
+        super().__init__()
+        if not isinstance(signed, bool):
+            raise ValueError(f"Decode: setting signed must be true or false, got {signed!r}")
+        self.format = 2 if signed or scale is not None else 1
+        self.decode = Decode(signed)
+        self.decode.scale = None if scale is None else frozen_tensor(scale)
+
     @classmethod
     def of(cls, module: Decode, encoded: bool) -> FrozenDecode:
-        return cls()
+        return cls(module.signed, module.scale)
 
     @classmethod
     def load(cls, settings: Settings, tensors: Tensors) -> FrozenDecode:
-        check_settings(cls.kind, settings, set())
-        check_tensors(cls.kind, tensors, {})
-        return cls()
+        check_settings(cls.kind, settings, {"signed"} if settings else set())
+        if tensors:
+            check_tensors(cls.kind, tensors, {"scale": (next(iter(tensors.values())).numel(),)})
+        return cls(settings.get("signed", False), tensors.get("scale"))
 
-    def settings(self) -> Settings:
-        return {}
+    def settings(self) -> Settings:  # left out if it is false, so that older versions read the file
+        return {"signed": True} if self.decode.signed else {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self.decode.scale is None else {"scale": self.decode.scale}
 
     def takes(self) -> str:
         return SPIKES
@@ -103,14 +117,25 @@ class FrozenDecode(FrozenLayer):
     def output(self, *inputs: Value) -> Value:
         x = single(inputs)
         x.check_kind(SPIKES)
-        return x._replace(kind=REAL)
+        if x.shape is None or not x.shape:
+            return x._replace(kind=REAL)
+        channels, *rest = x.shape
+        if self.decode.signed:
+            channels = halved(channels)
+        if self.decode.scale is not None:
+            number = len(self.decode.scale)
+            if rest:
+                channels.check("channels", number)
+            elif channels.exact and channels.least % number:  # features may be all pixels of each channel
+                raise ValueError(f"features must be a multiple of {number}, got {channels}")
+        return x._replace(kind=REAL, shape=(channels, *rest))
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[Tensor, State | None]:
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
         count = x.count if state is None else x.count + state[0]
         factor = x.amplitude * (span.total / span.reached) if span.steady else x.amplitude
-        return count if factor == 1 else count * factor, None if span.ends else (count,)
+        return self.decode.weighted(count if factor == 1 else count * factor), None if span.ends else (count,)
 
 
 register(Encode, FrozenEncode.of, FrozenEncode.load)

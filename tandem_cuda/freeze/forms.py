@@ -102,6 +102,13 @@ class Size(NamedTuple):
         return str(self.least) if self.exact else f">={self.least}"
 
 
+def halved(size: Size) -> Size:
+    """Return the number of channels of which ``size`` are the positive and negative parts."""
+    if size.exact and size.least % 2:
+        raise ValueError(f"signed channels must be a multiple of 2, got {size}")
+    return Size((size.least + 1) // 2, size.exact)
+
+
 class Value(NamedTuple):
     """What is known about an input or output of a layer before there is an input."""
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..convert import sized_as_traced
 from ..ops import checks
 from .forms import (
     LOADERS,
@@ -73,6 +74,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"Tensor.{name}": partial(_method, name) for name in _METHODS},
     "shape": _shape,
     "len": len,
+    "tandem_cuda.sized_as_traced": sized_as_traced,
 }
 """The functions that a file may call, by name."""
 _NAMES = {f: name for name, f in FUNCTIONS.items() if not name.startswith("Tensor.")}

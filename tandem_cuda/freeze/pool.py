@@ -15,6 +15,7 @@ from ..nn.pool import (
     SpikingAdaptiveAvgPool2d,
     SpikingAverage,
     SpikingAvgPool2d,
+    SpikingGlobalMaxPool2d,
     SpikingMaxPool2d,
     check_image,
     pair,
@@ -59,6 +60,7 @@ class FrozenPool(FrozenLayer):
         ),
         SpikingAdaptiveAvgPool2d: ("output_size", "threshold", "amplitude", "initial", "two_phase", "engine"),
         SpikingMaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+        SpikingGlobalMaxPool2d: (),
         SpikeWindows: ("kernel_size", "stride", "padding", "divisor_override"),
     }
 
@@ -72,6 +74,8 @@ class FrozenPool(FrozenLayer):
             pool.amplitude = frozen_scale(self.kind, "amplitude", pool.amplitude)
             self.waits = pool.two_phase
             self.format = 1 if pool.initial == 0 and not pool.two_phase else 2
+        elif isinstance(pool, SpikingGlobalMaxPool2d):
+            self.format = 2
         self.pool = pool
         self.gate = gate
 
@@ -129,7 +133,9 @@ class FrozenPool(FrozenLayer):
         x.check_kind(SPIKES)
         x.check_dims(3)
         channels, *image = (Size(),) * 3 if x.shape is None else x.shape
-        if isinstance(self.pool, SpikingAdaptiveAvgPool2d):
+        if isinstance(self.pool, SpikingGlobalMaxPool2d):
+            sizes = [Size(1, True, 1, Fraction(0), Fraction(size.needs)) for size in image]
+        elif isinstance(self.pool, SpikingAdaptiveAvgPool2d):
             wanted = self.pool.output_size
             outputs = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
             sizes = [
@@ -165,7 +171,7 @@ class FrozenPool(FrozenLayer):
         check_image(self.pool, x)
         if self.gate == "any":
             return x.replace_unchecked(bits=_any_spikes(self.pool, x)), None
-        if isinstance(self.pool, SpikingMaxPool2d) and span.total >= 2**31:  # its counts are int32
+        if not isinstance(self.pool, SpikingAverage) and span.total >= 2**31:  # its counts are int32
             raise ValueError(f"{self.kind}: time_steps must be below 2^31, got {span.total}")
         averages = isinstance(self.pool, SpikingAverage)
         before = None if state is None else stacked(state) if averages else state[0]

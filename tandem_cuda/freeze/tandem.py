@@ -18,7 +18,8 @@ from ..neuron import Neuron, of_settings, stacked
 from ..nn.add import TandemAdd
 from ..nn.conv import ConvolutionLayer, TandemConv1d, TandemConv2d, TandemConvTranspose2d
 from ..nn.current import Affine, per_step
-from ..nn.dropout import TandemDropout, TandemDropout2d
+from ..nn.dropout import TandemDropout, TandemDropout2d, TandemStochasticDepth
+from ..nn.elementwise import TandemElementwise
 from ..nn.encode import EncodedInput
 from ..nn.linear import TandemLinear
 from ..nn.tandem import TandemLayer
@@ -70,7 +71,8 @@ class FrozenTandem(FrozenLayer):
         super().__init__()
         self.kind = type(layer).__name__
         _check_neuron(self.kind, layer.neuron)
-        self.format = 2 if weight.dtype in INTEGERS else _format(layer.neuron)
+        newer = weight.dtype in INTEGERS or isinstance(layer, TandemElementwise)
+        self.format = 2 if newer else _format(layer.neuron)
         self.takes_encoded = self.resumes = takes_encoded
         self.waits = layer.neuron.two_phase
         del layer.weight
@@ -221,7 +223,9 @@ class FrozenAdd(FrozenLayer):
         _check_neuron(self.kind, join.neuron)
         scale = tensors.get("scale")
         # Format 1 folds the gain of a branch into its weights.
-        self.format = 2 if any(name.endswith("scale") for name in tensors) else _format(join.neuron)
+        newer = any(name.endswith("scale") for name in tensors)
+        newer = newer or any(isinstance(branch, TandemElementwise) for branch in join.branches)
+        self.format = 2 if newer else _format(join.neuron)
         join.scale = None if scale is None else frozen_tensor(scale)
         self.waits = join.neuron.two_phase
         for i, branch in _layers(join):
@@ -329,6 +333,11 @@ class FrozenAdd(FrozenLayer):
 
 def _output(layer: Any, x: Value) -> Value:
     """Return what is known about a weight layer's output for spikes or encoded input."""
+    if isinstance(layer, TandemElementwise):
+        if x.shape is None or not x.shape:
+            return x._replace(kind=SPIKES)
+        x.shape[0].check("in_channels", layer.in_channels)
+        return x._replace(kind=SPIKES, shape=(Size(layer.out_channels, True), *x.shape[1:]))
     if not isinstance(layer, ConvolutionLayer):
         x.check_dims(1)
         if x.shape is not None:
@@ -418,7 +427,9 @@ def _check_geometry(layer_class: type[TandemLayer], settings: Settings) -> None:
     """Raise a ValueError unless the settings are exactly the arguments of a layer, each in its range."""
     kind, transposed = layer_class.__name__, layer_class is TandemConvTranspose2d
     names = {"in_features", "out_features"}
-    if layer_class is not TandemLinear:
+    if layer_class is TandemElementwise:
+        names = {"in_channels", "out_channels", "groups"}
+    elif layer_class is not TandemLinear:
         names = {"in_channels", "out_channels", "groups", "padding_mode", *_PER_AXIS}
         names -= set() if transposed else {"output_padding"}
     check_settings(kind, settings, {*names, "neuron", "engine"})
@@ -472,9 +483,9 @@ def _check_neuron(kind: str, neuron: Neuron) -> None:
         frozen_scale(kind, name, value)
 
 
-LAYERS = (TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemLinear)
+LAYERS = (TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemElementwise, TandemLinear)
 for layer_class in LAYERS:
     register(layer_class, FrozenTandem.of, partial(FrozenTandem.load, layer_class))
 register(TandemAdd, FrozenAdd.of, FrozenAdd.load)
-for idle in (TandemDropout, TandemDropout2d):
+for idle in (TandemDropout, TandemDropout2d, TandemStochasticDepth):
     register(idle, lambda module, encoded: None)

@@ -2,18 +2,24 @@
 
 from .add import TandemAdd
 from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
-from .dropout import TandemDropout, TandemDropout2d
+from .dropout import TandemDropout, TandemDropout2d, TandemStochasticDepth
+from .elementwise import TandemElementwise
 from .encode import Decode, Encode, EncodedInput
+from .gate import TandemGate
 from .linear import TandemLinear
-from .pool import SpikeWindows, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, SpikingMaxPool2d
+from .pool import SpikeWindows, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, SpikingGlobalMaxPool2d, SpikingMaxPool2d
+from .rearrange import SpikeCat, SpikeRearrange
 
 __all__ = [
     "Decode",
     "Encode",
     "EncodedInput",
+    "SpikeCat",
+    "SpikeRearrange",
     "SpikeWindows",
     "SpikingAdaptiveAvgPool2d",
     "SpikingAvgPool2d",
+    "SpikingGlobalMaxPool2d",
     "SpikingMaxPool2d",
     "TandemAdd",
     "TandemConv1d",
@@ -21,5 +27,8 @@ __all__ = [
     "TandemConvTranspose2d",
     "TandemDropout",
     "TandemDropout2d",
+    "TandemElementwise",
+    "TandemGate",
     "TandemLinear",
+    "TandemStochasticDepth",
 ]

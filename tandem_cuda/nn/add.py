@@ -157,8 +157,7 @@ class TandemAdd(nn.Module):
             if kernel is None:
                 parts.append(x.count if x.amplitude == 1 else x.count * x.amplitude)
             else:
-                v = branch.pre_activation(x, kernel)
-                parts.append(v if branch.norm is None else branch.batch_normalised(v))
+                parts.append(branch.summand(x, kernel))
         return functools.reduce(torch.add, parts)
 
     def _layers(self) -> list[TandemLayer]:

@@ -20,10 +20,8 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 def checked_norm(name: str, norm: Any) -> Any:
     """Return the batch norm; ValueError, naming the layer, if the spiking twin cannot fold it."""
-    if norm is None or norm.running_mean is None or not norm.affine:
-        raise ValueError(
-            f"{name}: norm must keep running statistics and an affine map (the spiking twin folds them), got {norm}"
-        )
+    if norm is None or norm.running_mean is None:
+        raise ValueError(f"{name}: norm must keep running statistics (the spiking twin folds them), got {norm}")
     return norm
 
 
@@ -34,6 +32,7 @@ def fuses(norm: Any, product: Tensor) -> bool:
     """
     return (
         type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
+        and norm.affine
         and (product.dim() == 2 or type(norm) is nn.BatchNorm2d)  # channels are dimension 1
         and norm.momentum is not None
         and not any(getattr(norm, hooks) for hooks in HOOKS)

@@ -315,7 +315,7 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         return nn.BatchNorm1d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
     def arranged(self, weight: Tensor) -> Tensor:
-        return self._repeated(weight).unsqueeze(2)
+        return self.wired(weight).unsqueeze(2)
 
     def own_weight(self, weight: Tensor) -> Tensor:
         return weight.squeeze(2)
@@ -435,7 +435,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
     def arranged(self, weight: Tensor) -> Tensor:
-        return self._repeated(_mirrored(weight, self.groups))
+        return self.wired(_mirrored(weight, self.groups))
 
     def own_weight(self, weight: Tensor) -> Tensor:
         return _mirrored(weight, self.groups)

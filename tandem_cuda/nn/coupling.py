@@ -43,8 +43,11 @@ def coupled_behind_norm(
     repeats: float,
     missing: Tensor | None,
     scale: Tensor | None = None,
+    correction: Tensor | None = None,
 ) -> SpikeTrain:
-    """Couple the spikes with v = norm(repeats * product + missing), normalised with batch statistics; v is not stored.
+    """Couple the spikes with v = scale * (norm(repeats * product + missing) + correction); v is not stored.
+
+    ``norm`` normalises with batch statistics.
 
     Args:
         neuron: the layer's neuron.
@@ -56,11 +59,12 @@ def coupled_behind_norm(
         steps: T.
         repeats: factor of ``product``.
         missing: the bias, [O], not yet added to ``product``. Batch norm cancels it.
-        scale: a factor of what norm returns, [], or None for 1.
+        scale: [] or [O], or None for 1.
+        correction: [O], or None for 0.
     """
     mean, var = statistics
     beta = norm.bias if missing is None else norm.bias + 0 * missing  # gives the bias a zero gradient
-    gamma = norm.weight
+    gamma, beta = norm.weight, beta if correction is None else beta + correction
     if scale is not None:
         gamma, beta = gamma * scale, beta * scale
     count = ops.tandem_norm_count(

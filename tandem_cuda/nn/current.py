@@ -1,7 +1,7 @@
 """The current that drives a layer's neurons: one formula for training, eval, ``no_grad`` and frozen networks.
 
-With amplitude A of the input's spikes, and gain g and bias b (batch norm's, or 1 and the layer's own bias, both divided
-by exp(log_threshold) if the threshold learns)::
+With amplitude A of the input's spikes, and gain g and bias b (batch norm's, or 1 and the layer's own bias; the bias
+with its ``correction``, and both divided by ``thresholds`` and exp(log_threshold), where there are any)::
 
     x[t] = (A * g) * (W * s[t]) + b / T
 
@@ -25,6 +25,11 @@ class Affine(NamedTuple):
     gain: Tensor | None
     bias: Tensor | None
 
+    def times(self, factor: Tensor) -> Affine:
+        """Return the map with its result multiplied by ``factor``, [O]."""
+        gain = factor if self.gain is None else self.gain * factor
+        return Affine(gain, None if self.bias is None else self.bias * factor)
+
     def drive(self, weight: Tensor, steps: int, amplitude: float) -> tuple[Tensor | None, Tensor | None]:
         """Return scale and bias of the current per time step, for input spikes of this amplitude."""
         return spike_scale(weight, amplitude, self.gain), per_step(self.bias, steps)
@@ -44,7 +49,7 @@ class Affine(NamedTuple):
         return self.gain, None if constant and self.gain is None else per_step(self.bias, steps)
 
 
-def affine(norm: Norm | None, bias: Tensor | None, unit: Tensor | None = None, outputs: int = 0) -> Affine:
+def affine(norm: Norm | None, bias: Tensor | None) -> Affine:
     """Return a layer's bias folded with its batch norm, using the running statistics (Wu et al. 2021, eq. 15).
 
     g = gamma / sqrt(running_var + eps), b' = (b - running_mean) * g + beta. (The authors' code omits eps.)
@@ -52,25 +57,24 @@ def affine(norm: Norm | None, bias: Tensor | None, unit: Tensor | None = None, o
     Args:
         norm: the layer's batch norm.
         bias: the layer's bias, [O].
-        unit: a further factor of both, [], or None for 1.
-        outputs: O, needed only for a unit without batch norm.
     """
-    gain, bias = _normalised(norm, bias)
-    if unit is None:
-        return Affine(gain, bias)
-    gain = unit.repeat(outputs) if gain is None else gain * unit
-    return Affine(gain, None if bias is None else bias * unit)
-
-
-def _normalised(norm: Norm | None, bias: Tensor | None) -> Affine:
     if norm is None:
         return Affine(None, bias)
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None  # ensured by checked_norm
     assert var is not None
     # torch's roots may be off by an ulp. One in double precision still rounds to the exact float32 root.
-    gain = norm.weight / torch.sqrt((var + norm.eps).double()).to(var.dtype)
-    return Affine(gain, (-mean if bias is None else bias - mean) * gain + norm.bias)
+    root = torch.sqrt((var + norm.eps).double()).to(var.dtype)
+    gain = 1 / root if norm.weight is None else norm.weight / root
+    centred = (-mean if bias is None else bias - mean) * gain
+    return Affine(gain, centred if norm.bias is None else centred + norm.bias)
+
+
+def corrected(bias: Tensor | None, correction: Tensor | None) -> Tensor | None:
+    """Return the sum of a bias and its correction, each [O] or None for 0."""
+    if bias is None or correction is None:
+        return correction if bias is None else bias
+    return bias + correction
 
 
 def spike_scale(weight: Tensor, amplitude: float, gain: Tensor | None = None) -> Tensor | None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops import checks
 from ..spike_train import SpikeTrain
 
 
@@ -57,6 +58,48 @@ class TandemDropout2d(nn.Dropout2d):
         if isinstance(x, SpikeTrain) and len(x.shape) != 4:
             raise ValueError(f"TandemDropout2d: input must be [N, C, H, W], got {list(x.shape)}")
         return _dropped(self, x, (*x.shape[:2], 1, 1) if isinstance(x, SpikeTrain) else None)
+
+
+class TandemStochasticDepth(nn.Module):
+    """Stochastic depth of spikes: in training, the branch of a residual block is silent for some samples.
+
+    (Huang et al., "Deep Networks with Stochastic Depth", 2016, arXiv:1603.09382.) Like :class:`TandemDropout`, with one
+    draw for each sample, or for the whole batch.
+
+    Args:
+        p: the probability of silencing a sample, in [0, 1).
+        mode: "row" for one draw for each sample, or "batch" for one for all.
+        scale: whether the amplitude gets the factor 1 / (1 - p).
+
+    Shape:
+        SpikeTrain [N, ...] -> SpikeTrain [N, ...].
+
+    Raises:
+        TypeError: the input is not a SpikeTrain, or ``p`` is not a number.
+        ValueError: ``p`` or ``mode`` is none of these.
+    """
+
+    def __init__(self, p: float, mode: str = "row", scale: bool = True) -> None:
+        super().__init__()
+        checks.check_number("TandemStochasticDepth", "p", p)
+        if not 0 <= p < 1:
+            raise ValueError(f"TandemStochasticDepth: p must be in [0, 1), got {p}")
+        if mode not in ("row", "batch"):
+            raise ValueError(f"TandemStochasticDepth: mode must be 'row' or 'batch', got {mode!r}")
+        self.p, self.mode, self.scale = p, mode, scale
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:
+        if not isinstance(x, SpikeTrain):
+            raise TypeError(f"TandemStochasticDepth: input must be a SpikeTrain, got {type(x).__name__}")
+        if not self.training or self.p == 0:
+            return x
+        samples = len(x) if self.mode == "row" else 1
+        mask = torch.rand(samples, *[1] * (len(x.shape) - 1), device=x.device) >= self.p
+        masked = x.rearranged(lambda values: values * mask.to(values.dtype))
+        return masked.replace_unchecked(amplitude=x.amplitude / (1 - self.p)) if self.scale else masked
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, mode={self.mode!r}, scale={self.scale}"
 
 
 def _dropped(module: TandemDropout | TandemDropout2d, x: Any, shape: Any) -> SpikeTrain:

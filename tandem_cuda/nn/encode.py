@@ -87,14 +87,47 @@ class Decode(nn.Module):
     An ``nn.Linear`` after Decode computes W * c + b, the membrane potential of output neurons that never spike after T
     steps.
 
+    Args:
+        signed: whether channels 2i and 2i + 1 are the positive and the negative part of channel i. The output is then
+            their difference, [N, C / 2, ...].
+
     Shape:
-        SpikeTrain [N, ...] -> Tensor [N, ...], the differentiable spike counts times the train's ``amplitude``.
+        SpikeTrain [N, C, ...] -> Tensor [N, C, ...], the differentiable spike counts times the train's ``amplitude``.
 
     Raises:
         TypeError: the input is not a SpikeTrain.
     """
 
+    scale: Tensor | None
+    """A further factor of each output channel, [C] or None, set by conversion (``input_scale`` of a tandem layer)."""
+
+    def __init__(self, signed: bool = False) -> None:
+        super().__init__()
+        self.signed = signed
+        self.register_buffer("scale", None, persistent=False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        self.__dict__.setdefault("signed", False)  # not in pickles of earlier versions
+        self._buffers.setdefault("scale", None)
+
     def forward(self, x: Any) -> Tensor:
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
-        return x.count if x.amplitude == 1 else x.count * x.amplitude
+        return self.weighted(x.count if x.amplitude == 1 else x.count * x.amplitude)
+
+    def weighted(self, count: Tensor) -> Tensor:
+        """Return the values that counts [N, C, ...], times the amplitude, stand for."""
+        if self.signed:
+            count = count[:, ::2] - count[:, 1::2]
+        if self.scale is None:
+            return count
+        scale, channels = self.scale, count.shape[1]
+        if channels != len(scale):  # flattened images: all pixels of a channel side by side
+            if channels % len(scale):
+                raise ValueError(f"Decode: input must have a multiple of {len(scale)} features, got {channels}")
+            scale = scale.repeat_interleave(channels // len(scale))
+        return count * scale.view(-1, *[1] * (count.dim() - 2))
+
+    def extra_repr(self) -> str:
+        return "signed=True" if self.signed else ""

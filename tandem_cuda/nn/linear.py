@@ -63,6 +63,8 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
             learn_threshold=learn_threshold,
         )
 
+    features = -1
+
     def arguments(self) -> dict[str, Any]:
         return {"in_features": self.in_features, "out_features": self.out_features}
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ..spike_train import SpikeTrain
 from .add import TandemAdd
 from .conv import TandemConvTranspose2d
+from .elementwise import TandemElementwise
 from .encode import EncodedInput
+from .gate import TandemGate
 from .tandem import TandemLayer
 
 
@@ -19,6 +21,8 @@ def branches_of(layer: nn.Module) -> list[nn.Module]:
     """Return the modules that a spiking layer's inputs pass through, one per input; empty for other modules."""
     if isinstance(layer, TandemAdd):
         return list(layer.branches)
+    if isinstance(layer, TandemGate):
+        return [nn.Identity()]
     return [layer] if isinstance(layer, TandemLayer) else []
 
 
@@ -46,10 +50,10 @@ def reached(
 
 
 def layer_macs(layer: nn.Module, x: SpikeTrain | EncodedInput, output: SpikeTrain) -> int:
-    """Return the multiply-accumulates per sample; an identity has none."""
-    if not isinstance(layer, TandemLayer):
+    """Return the multiply-accumulates per sample; an identity or elementwise map has none."""
+    if not isinstance(layer, TandemLayer) or isinstance(layer, TandemElementwise):
         return 0
     # In a transposed convolution every weight of an input channel is used once per input pixel.
     value = x.value if isinstance(x, EncodedInput) else x
     neurons = value.shape[1:] if isinstance(layer, TandemConvTranspose2d) else output.shape[1:]
-    return math.prod(neurons) * layer.weight[0].numel()
+    return math.prod(neurons) * layer.weight[0].numel() // (2 if layer.signed else 1)

@@ -337,11 +337,12 @@ class SpikeWindows(nn.Module):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         check_image(self, x)
-        return x.rearranged(self._side_by_side).replace_unchecked(
+        return x.rearranged(self.rearranged).replace_unchecked(
             amplitude=x.amplitude / (self.divisor_override or self.size)
         )
 
-    def _side_by_side(self, image: Tensor) -> Tensor:
+    def rearranged(self, image: Tensor) -> Tensor:
+        """Return where bits, counts or any other values [P, N, C, H, W] go."""
         (top, left), settings = self.padding, zip(self.kernel_size, self.stride, self.padding, strict=True)
         rows, columns = (
             [slice(first, first + (n - 1) * stride + 1, stride) for first in range(kernel)]
@@ -418,6 +419,31 @@ class SpikingMaxPool2d(nn.MaxPool2d):
         """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
         pooling = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
         return ops.max_pool_spikes(x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count)
+
+
+class SpikingGlobalMaxPool2d(nn.Module):
+    """Max pooling of spikes by count over the whole image, whatever its size.
+
+    As :class:`SpikingMaxPool2d` with a window that covers the image: the count is the largest count of each channel.
+
+    Shape:
+        SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, 1, 1].
+
+    Raises:
+        TypeError: the input is not a SpikeTrain.
+        ValueError: the input is not [N, C, H, W].
+    """
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:
+        check_image(self, x)
+        bits, _ = self.spikes(x)
+        largest = x.count.amax((2, 3), keepdim=True) if needs_gradient(x.carried_count) else None
+        return _carrying(bits, x.time_steps, x.dtype, largest, x.amplitude)
+
+    def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
+        window = (*x.shape[2:],)
+        return ops.max_pool_spikes(x.bits, window, time_steps=x.time_steps, count=count, want_count=want_count)
 
 
 def check_image(module: nn.Module, x: Any) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..ops import checks
+from .elementwise import TandemElementwise
 from .quantiser import WeightQuantiser, quantiser
 from .tandem import TandemLayer, stored
 
@@ -22,7 +23,11 @@ Named = list[tuple[str, nn.Module]]
 def weight_layers(*models: nn.Module) -> Named:
     """Return each weight layer once."""
     found = {id(layer): (name, layer) for model in models for name, layer in model.named_modules()}
-    return [(name, layer) for name, layer in found.values() if isinstance(layer, _WEIGHT_LAYERS)]
+    return [
+        (name, layer)
+        for name, layer in found.values()
+        if isinstance(layer, _WEIGHT_LAYERS) and not isinstance(layer, TandemElementwise)
+    ]
 
 
 def check_quantisable(op: str, argument: str, layers: Named) -> None:
@@ -50,9 +55,29 @@ def quantise_layers(layers: Iterable[nn.Module], bits: int) -> None:
             continue
         groups = layer.groups if isinstance(layer, _TRANSPOSED) else None
         parametrize.register_parametrization(layer, "weight", WeightQuantiser(bits, groups))
+        if isinstance(layer, TandemLayer):
+            scale_integers(layer)
         hooks: Any = layer  # torch gives these two no types
         hooks.register_state_dict_post_hook(_plain_name)
         hooks.register_load_state_dict_pre_hook(_parametrised_name)
+
+
+def scale_integers(layer: Any, twin: nn.Module | None = None) -> None:
+    """Make integers stand for what the products of a tandem layer take, also in a twin that shares its weights."""
+    scale = layer.input_scale
+    if scale is not None:
+        shape = layer.stored_weight().shape
+        ones, groups = [1] * (len(shape) - 2), getattr(layer, "groups", 1)
+        if isinstance(layer, _TRANSPOSED):
+            scale = scale.view(-1, 1, *ones)
+        elif groups == 1:
+            scale = scale.view(1, -1, *ones)
+        else:
+            scale = scale.view(groups, 1, -1).expand(-1, shape[0] // groups, -1).reshape(shape[0], -1, *ones)
+    for module in (layer, *([] if twin is None else [twin])):
+        of_weight = quantiser(module)
+        if of_weight is not None:
+            of_weight.input_scale = scale
 
 
 def unquantise_layers(layers: Iterable[nn.Module]) -> None:

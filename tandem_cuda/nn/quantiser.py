@@ -49,17 +49,22 @@ class WeightQuantiser(nn.Module):
         ValueError: ``bits`` is none of these numbers.
     """
 
+    input_scale: Tensor | None
+    """A factor that broadcasts over the weights, or None: integers then stand for weight * input_scale, because they
+    multiply spikes that differ in weight (``input_scale`` of a tandem layer). Set by conversion."""
+
     def __init__(self, bits: int, groups: int | None = None) -> None:
         super().__init__()
         check_bits("WeightQuantiser", bits)
         self.bits = bits
         self.groups = groups
+        self.register_buffer("input_scale", None, persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.no_grad():
-            grouped = self._by_channel(weight.detach())
-            whole, scale = self._rounded(grouped)
+            whole, scale = self._rounded(self._by_channel(self._scaled(weight.detach())))
             rounded = (whole * scale).view(weight.shape)
+            rounded = rounded if self.input_scale is None else rounded / self.input_scale
         return _StraightThrough.apply(weight, rounded)  # type: ignore[no-untyped-call]  # torch's
 
     @torch.no_grad()
@@ -71,18 +76,18 @@ class WeightQuantiser(nn.Module):
 
         Returns:
             ``(integers, scale)``: int8, or int16 for 16 bits, in the shape of ``weight``, and [O] in its dtype. Their
-            product is the result of ``forward``.
+            product is the result of ``forward``, times ``input_scale``.
 
         Raises:
             ValueError: on the CPU, a weight that is not finite. (``forward`` passes NaN on.)
         """
         checks.check_finite("WeightQuantiser", "weight", weight)
-        whole, scale = self._rounded(self._by_channel(weight.detach()))
+        whole, scale = self._rounded(self._by_channel(self._scaled(weight.detach())))
         return whole.to(torch.int16 if self.bits > 8 else torch.int8).view(weight.shape), scale.flatten()
 
     @torch.no_grad()
     def kernel(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Work as :meth:`integers`, for float32 weights [O, ...], output channels first."""
+        """Work as :meth:`integers`, for float32 weights [O, ...], output channels first, and times ``input_scale``."""
         if self.bits in ops.LARGEST:
             return ops.quantise_weight(weight, self.bits)
         checks.check_finite("WeightQuantiser", "weight", weight)
@@ -96,6 +101,9 @@ class WeightQuantiser(nn.Module):
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
+
+    def _scaled(self, weight: Tensor) -> Tensor:
+        return weight if self.input_scale is None else weight * self.input_scale
 
     def _by_channel(self, weight: Tensor) -> Tensor:
         """Reshape to [G, C/G, O/G, taps]; G = 1 and C = 1 if output channels come first."""

@@ -19,7 +19,7 @@ from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from . import batch_norm, learned_threshold
 from .coupling import coupled, coupled_behind_norm, needs_gradient
-from .current import Affine, affine, per_step, spike_scale
+from .current import Affine, affine, corrected, per_step, spike_scale
 from .encode import EncodedInput
 from .quantiser import quantiser
 from .weight_cache import Kernel, SpikingWeights, WeightCache, computes_weights, may_keep
@@ -34,6 +34,10 @@ class Ends(NamedTuple):
     """What another branch brings: currents [T, N, O, ...] or bits [P, N, O, ...]."""
     amplitude: Tensor | None = None
     """Of its spikes, [O]."""
+
+
+_OF_CONVERSION = ("input_scale", "correction", "thresholds")
+"""Buffers of tandem layers that conversion sets."""
 
 
 class TandemLayer(nn.Module, ABC):
@@ -56,6 +60,22 @@ class TandemLayer(nn.Module, ABC):
     With quantised weights (:class:`WeightQuantiser`) in float32 the products take integers and have exact sums. Their
     scales are part of the gain.
 
+    A converted network may have several neurons for an input or output of the ANN, all of which share its weights:
+
+    - ``copies`` inputs side by side, as :class:`SpikeWindows` arranges them.
+    - With ``signed_input``, inputs 2i and 2i + 1 are the positive and the negative part of one value.
+    - With ``signed``, outputs 2i and 2i + 1 are neurons for v and -v. So the layer needs no ReLU behind it: the
+      difference of their counts is the rounded v.
+    - ``input_scale``, [C] or None, multiplies the weights of each input of the ANN.
+
+    ``in_channels``, ``out_channels`` and the like then number these neurons, not those of ``weight``.
+
+    Calibration may set two tensors [O] more. Like ``input_scale``, they belong to the converted network alone and are
+    not in the state dict. With both, and batch norm if any, v = (norm(W * c + b) + correction) / thresholds:
+
+    - ``correction`` is added to the pre-activation.
+    - ``thresholds`` are those of the neurons, whose model then has threshold 1.
+
     Under ``torch.autocast`` the product with real input runs in the lower precision, like any convolution. Products
     with spikes keep the precision of the weights, because rounding could move a potential across the threshold.
 
@@ -63,7 +83,11 @@ class TandemLayer(nn.Module, ABC):
     """
 
     copies: int = 1
-    """Number of inputs that share each weight, side by side as :class:`SpikeWindows` arranges them."""
+    signed_input: bool = False
+    signed: bool = False
+    input_scale: Tensor | None
+    correction: Tensor | None
+    thresholds: Tensor | None
     weight: Tensor
     bias: Any  # Tensor | None; torch's layers annotate it differently
     norm: nn.BatchNorm1d | nn.BatchNorm2d | None
@@ -93,10 +117,14 @@ class TandemLayer(nn.Module, ABC):
         self.norm = None if norm is None else self._new_norm()
         log_threshold = learned_threshold.new_log_threshold(name, learn_threshold, self.weight)
         self.register_parameter("log_threshold", log_threshold)
+        for name in _OF_CONVERSION:
+            self.register_buffer(name, None, persistent=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         self._parameters.setdefault("log_threshold", None)  # not in pickles of earlier versions
+        for name in _OF_CONVERSION:
+            self._buffers.setdefault(name, None)  # likewise
 
     def reset_parameters(self) -> None:
         """Draw new weights and return to the neuron's own threshold."""
@@ -139,12 +167,14 @@ class TandemLayer(nn.Module, ABC):
         if self.neuron.two_phase:  # both twins need the same product of counts
             ones = None if kernel.unit is None else torch.ones_like(kernel.unit)
             product = self.count_product(x, SpikingWeights(kernel, ones))
-            couple = self._behind_norm(self._units(product, kernel), steps, repeats=x.amplitude, missing=self.bias)
+            couple = self._behind_norm(
+                self._units(product, kernel), steps, repeats=x.amplitude, missing=self.wired_bias()
+            )
             with torch.no_grad():
                 drive = self._spiking(steps, x.amplitude, kernel)
                 bits, _ = self.fired(product, steps, "impulse", (drive.scale, drive.bias))
             return couple(bits)
-        couple = self._behind_norm(self.pre_activation(x, kernel), steps)
+        couple = self._behind_norm(self._pre_activation(x, kernel), steps)
         with torch.no_grad():
             weights = self._spiking(steps, x.amplitude, kernel)
             bits, _, _ = self.spiking_product(x.detach(), weights, want_sum=False)
@@ -181,9 +211,10 @@ class TandemLayer(nn.Module, ABC):
         return sums if kernel.unit is None else sums * self.per_channel(kernel.unit)
 
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
-        steps, constant, bias = x.time_steps, x.mode == "constant", self.bias
+        steps, constant, bias = x.time_steps, x.mode == "constant", self.wired_bias()
         kernel = self._encoding_kernel()
-        gained = self.norm is not None or self.log_threshold is not None or kernel.unit is not None
+        owned = self.log_threshold is not None or self.thresholds is not None
+        gained = self.norm is not None or owned or kernel.unit is not None
         current = self.encoded_current(x, None if gained else per_step(bias, steps), gained, kernel)
         if not torch.compiler.is_compiling():
             refuse_tangents(type(self).__name__, current)
@@ -196,8 +227,7 @@ class TandemLayer(nn.Module, ABC):
             if needs_gradient(current, bias, self.log_threshold):  # otherwise v is not needed
                 if bias is not None and (gained or not constant):
                     v = v + self.per_channel(bias / steps if constant else bias)
-                if self.log_threshold is not None:
-                    v = v * learned_threshold.learning_unit(self.log_threshold, v.shape, steps)
+                v = self._in_thresholds(v, self._learning_unit(v.shape, steps))
             couple = self._couple(v, steps, 1 / steps if constant else 1.0)
         with torch.no_grad():
             drive = self._kept_drive(steps, constant, kernel)
@@ -227,10 +257,36 @@ class TandemLayer(nn.Module, ABC):
         self._check_shape(value)
         return value
 
-    def pre_activation(self, x: SpikeTrain, kernel: Kernel) -> Tensor:
+    def summand(self, x: SpikeTrain, kernel: Kernel) -> Tensor:
+        """Return v as a branch of a TandemAdd. In training this updates the running statistics."""
+        v = self._pre_activation(x, kernel)
+        return self._in_thresholds(v if self.norm is None else self._batch_normalised(v), None)
+
+    def summand_of(self, value: Tensor) -> Tensor:
+        """Return v of real input: counts times their amplitude, or what an input adds up to."""
+        v = self.dense_product(value, self.kernel_weight(), self.wired_bias())
+        return self._in_thresholds(v if self.norm is None else self._batch_normalised(v), None)
+
+    def _pre_activation(self, x: SpikeTrain, kernel: Kernel) -> Tensor:
         """Return W * (amplitude * c) + b, the input of batch norm."""
         scale = spike_scale(kernel.weight, x.amplitude, kernel.unit)
-        return self.count_product(x, SpikingWeights(kernel, scale, self.bias))
+        return self.count_product(x, SpikingWeights(kernel, scale, self.wired_bias()))
+
+    def _learning_unit(self, shape: Sequence[int], steps: int) -> Tensor | None:
+        """Return 1 / exp(log_threshold) with its gradient, or None if the threshold does not learn."""
+        if self.log_threshold is None:
+            return None
+        return learned_threshold.learning_unit(self.log_threshold, shape, steps)
+
+    def _in_thresholds(self, v: Tensor, unit: Tensor | None) -> Tensor:
+        """Return v in units of ``thresholds``, times ``unit``."""
+        if self.thresholds is not None:
+            v = v * self._over(v, 1 / self.thresholds)
+        return v if unit is None else v * unit
+
+    def _over(self, v: Tensor, x: Tensor) -> Tensor:
+        """Reshape x, [O], so that it broadcasts over v, whatever the number of its dimensions."""
+        return x if self.features == -1 else x.view(-1, *[1] * (v.dim() - 2))
 
     def _learning(self, v: Tensor, steps: int) -> Tensor:
         """Return v, in units of the learned threshold, with the gradient of ``log_threshold``."""
@@ -245,9 +301,9 @@ class TandemLayer(nn.Module, ABC):
     def _behind_norm(
         self, product: Tensor, steps: int, *, repeats: float = 1, missing: Tensor | None = None
     ) -> Callable[[Tensor], SpikeTrain]:
-        """Return a function that couples bits with v = norm(repeats * product + missing) / exp(log_threshold).
+        """Return a function that couples bits with the v behind batch norm, norm(repeats * product + missing).
 
-        In training this updates the running statistics.
+        Correction and thresholds are applied. In training this updates the running statistics.
 
         Args:
             product: (W * c + b) / ``repeats``, without b if that is ``missing``. Batch norm with batch statistics
@@ -259,25 +315,32 @@ class TandemLayer(nn.Module, ABC):
         neuron, norm = self.neuron, batch_norm.checked_norm(type(self).__name__, self.norm)
         learns = needs_gradient(product, missing, norm.weight, norm.bias, self.log_threshold)
         threshold = neuron.relu_threshold
-        scale: Tensor | None = None
-        if learns and self.log_threshold is not None:
-            scale = learned_threshold.learning_unit(self.log_threshold, product.shape, steps)
-        if norm.training and threshold is not None and batch_norm.fuses(norm, product):
+        unit = self._learning_unit(product.shape, steps) if learns else None
+        if norm.training and threshold is not None and not self.signed and batch_norm.fuses(norm, product):
             statistics = batch_norm.update_statistics(norm, product, repeats, missing)
             if not learns:
                 return self._couple(None, steps)
+            scale = unit
+            if self.thresholds is not None:
+                scale = 1 / self.thresholds if unit is None else unit / self.thresholds
             return lambda bits: coupled_behind_norm(
-                neuron, threshold, norm, bits, product, statistics, steps, repeats, missing, scale
+                neuron, threshold, norm, bits, product, statistics, steps, repeats, missing, scale, self.correction
             )
         if not learns and not norm.training:
             return self._couple(None, steps)
         v = product if repeats == 1 else product * repeats
-        v = self.batch_normalised(v if missing is None else v + self.per_channel(missing))
-        return self._couple(v if scale is None else v * scale, steps)
+        v = self._batch_normalised(v if missing is None else v + self.per_channel(missing))
+        return self._couple(self._in_thresholds(v, unit), steps)
 
-    def batch_normalised(self, v: Tensor) -> Tensor:
-        """Apply ``norm`` to v = W * c + b. In training the running statistics are updated once per batch."""
-        return batch_norm.normalised(self.norm, self.normalise, v)
+    def _batch_normalised(self, v: Tensor) -> Tensor:
+        """Return norm(v) + correction. In training the running statistics are updated once per batch."""
+        if self.signed:
+            positive = v.movedim(self.features, -1)[..., ::2].movedim(-1, self.features)
+            v = batch_norm.normalised(self.norm, self.normalise, positive).movedim(self.features, -1)
+            v = torch.stack([v, -v], -1).flatten(-2).movedim(-1, self.features)
+        else:
+            v = batch_norm.normalised(self.norm, self.normalise, v)
+        return v if self.correction is None else v + self._over(v, self.correction)
 
     def uses_batch_statistics(self) -> bool:
         """Return whether there is a batch norm in training mode."""
@@ -291,9 +354,23 @@ class TandemLayer(nn.Module, ABC):
         frozen = self._buffers.get("gain")  # of a frozen layer without norm
         if frozen is not None:
             return Affine(frozen, self.bias)
-        if self.log_threshold is None:
-            return affine(norm, self.bias)
-        return affine(norm, self.bias, learned_threshold.unit(self.log_threshold), self.outputs)
+        gain, bias = affine(norm, self.bias)
+        if self.signed:  # the weights have the signs already
+            gain = None if gain is None else gain.repeat_interleave(2)
+            bias = None if bias is None else _paired(bias)
+        whole = Affine(gain, corrected(bias, self.correction))
+        if self.thresholds is not None:
+            whole = whole.times(1 / self.thresholds)
+        if self.log_threshold is not None:
+            whole = whole.times(learned_threshold.unit(self.log_threshold).repeat(self.outputs))
+        return whole
+
+    def wired_bias(self) -> Tensor | None:
+        """Return what is added to the product, for each neuron: ``bias``, and ``correction`` if there is no norm."""
+        bias: Tensor | None = self.bias
+        if self.signed and bias is not None:
+            bias = _paired(bias)
+        return bias if self.norm is not None else corrected(bias, self.correction)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Return weight, in the shape that the products take, and bias, with gain and bias of ``affine`` folded in.
@@ -308,8 +385,9 @@ class TandemLayer(nn.Module, ABC):
         norm = self.norm
         weight = self.weight if self.computes_weights() else self.stored_weight()
         tensors = [weight, self.bias, self.log_threshold, self._buffers.get("gain")]
+        tensors += [self._buffers[name] for name in _OF_CONVERSION]
         if norm is not None:
-            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]  # None without an affine map
         return [x for x in tensors if x is not None]
 
     @property
@@ -353,7 +431,8 @@ class TandemLayer(nn.Module, ABC):
         """Return the weights with ``packed``; with ``keep``, from the last call if they have not changed."""
         groups = getattr(self, "groups", 1)
         if keep:
-            return self._cache.kernel(self.stored_weight(), self.bits(), self.kernel, groups)
+            sources = [x for x in (self.stored_weight(), self.input_scale) if x is not None]
+            return self._cache.kernel(sources, self.bits(), self.kernel, groups)
         kernel = self.kernel()
         never = self.computes_weights()
         packed = ops.pack_weight(kernel.weight, groups) if never else self._cache.pack(kernel.weight, groups)
@@ -407,14 +486,23 @@ class TandemLayer(nn.Module, ABC):
 
     def arranged(self, weight: Tensor) -> Tensor:
         """Convert a weight to the shape that the products take; differentiable."""
-        return self._repeated(weight)
+        return self.wired(weight)
 
-    def _repeated(self, weight: Tensor) -> Tensor:
-        """Repeat a weight [O, C, ...] for all ``copies`` of its inputs."""
-        return weight if self.copies == 1 else weight.repeat(1, self.copies, *[1] * (weight.dim() - 2))
+    def wired(self, weight: Tensor) -> Tensor:
+        """Arrange a weight [O, C/groups, ...] of the ANN for all neurons that share it."""
+        ones = [1] * (weight.dim() - 2)
+        if self.input_scale is not None:
+            groups = getattr(self, "groups", 1)
+            scale = self.input_scale.view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
+            weight = weight * scale.reshape(len(weight), -1, *ones)
+        if self.signed_input:
+            weight = torch.stack([weight, -weight], 2).flatten(1, 2)
+        if self.copies > 1:
+            weight = weight.repeat(1, self.copies, *ones)
+        return torch.stack([weight, -weight], 1).flatten(0, 1) if self.signed else weight
 
     def own_weight(self, weight: Tensor) -> Tensor:
-        """Invert ``arranged``."""
+        """Return a weight as the products take it in the shape that layers of this class store."""
         return weight
 
     @abstractmethod
@@ -432,6 +520,9 @@ class TandemLayer(nn.Module, ABC):
     @abstractmethod
     def normalise(self, v: Tensor) -> Tensor:
         """Apply ``norm`` to v."""
+
+    features: int = 1
+    """The dimension of v that has the O outputs."""
 
     @abstractmethod
     def per_channel(self, x: Tensor) -> Tensor:
@@ -483,6 +574,11 @@ class TandemLayer(nn.Module, ABC):
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
         learns = "" if self.log_threshold is None else ", learn_threshold=True"
         return f"{super().extra_repr()}, neuron={self.neuron}{engine}{learns}"
+
+
+def _paired(x: Tensor) -> Tensor:
+    """Return [x0, -x0, x1, -x1, ...]."""
+    return torch.stack([x, -x], 1).flatten()
 
 
 def stored(module: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -70,17 +70,17 @@ class WeightCache:
         self._memory = ops.pack_weight(weight.detach(), groups, out=memory)
         return self._memory
 
-    def kernel(self, source: Tensor, settings: Any, make: Callable[[], Kernel], groups: int) -> Kernel:
-        """Return what ``make`` computes from ``source`` and settings, packed; from the last call if nothing changed."""
-        state = _state([source])
+    def kernel(self, sources: list[Tensor], settings: Any, make: Callable[[], Kernel], groups: int) -> Kernel:
+        """Return what ``make`` computes from tensors and settings, packed; from the last call if nothing changed."""
+        state = _state(sources)
         kept = self._packed
-        if self._memory is not None and kept is not None and _holds(kept, [source], state, (settings, groups)):
+        if self._memory is not None and kept is not None and _holds(kept, sources, state, (settings, groups)):
             kernel: Kernel = kept.made
             return kernel._replace(packed=self._memory)
         kernel = make()
         packed = self.pack(kernel.weight, groups)
         lasting = Kernel(kernel.weight.detach(), unit=kernel.unit)
-        self._packed = _kept([source], state, (settings, groups), lasting)
+        self._packed = _kept(sources, state, (settings, groups), lasting)
         return kernel._replace(packed=packed)
 
     def weights(
@@ -141,6 +141,7 @@ def _holds(kept: _Kept | None, tensors: list[Tensor], state: _State | None, sett
         kept is not None
         and kept.state == state
         and kept.settings == settings
+        and len(kept.tensors) == len(tensors)
         and all(a is b for a, b in zip(kept.tensors, tensors, strict=True))
     )
 

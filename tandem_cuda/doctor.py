@@ -1,0 +1,70 @@
+"""The check behind ``python -m tandem_cuda``: do the kernels of this machine compute what the reference computes?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+from .build_info import build_info
+from .neuron import IF
+
+TIME_STEPS = 12  # more than one bit plane
+
+
+def verdict() -> tuple[bool, str]:
+    """Run the convolution of spikes on every usable device, compare it with the reference, and say what to do.
+
+    Returns:
+        Whether everything that can run here works, and one line that says so, or what to do.
+    """
+    info = build_info()
+    devices = ["cpu", *(["cuda"] if info["cuda_usable"] else [])]
+    for device in devices:
+        if problem := _problem(device):
+            return False, (
+                f"Something is wrong on {device}: {problem}. Reinstall tandem_cuda; if that does not help, report this "
+                "output as a bug."
+            )
+    if info["cuda_usable"]:
+        return True, "All is well: the CPU and CUDA kernels compute what the reference computes."
+    if torch.cuda.is_available():
+        return True, f"The CPU kernels are fine. The CUDA device cannot be used: {info['cuda_unusable_because']}."
+    return True, "All is well: the CPU kernels compute what the reference computes; no CUDA device was found."
+
+
+def _problem(device: str) -> str | None:
+    """Compare operators with the reference, to the bit. Return the first difference, or the error that was raised."""
+    generator = torch.Generator().manual_seed(0)
+    spikes = torch.rand(TIME_STEPS, 2, 8, 9, 9, generator=generator) < 0.2
+    integers = torch.randint(-64, 65, (16, 8, 3, 3), generator=generator)
+    bias = torch.randint(-8, 9, (16,), generator=generator) / 64
+    unit = torch.full((16,), 1 / 64)
+    # Multiples of 1 / 64: sums are exact, so that every order of summation leads to the same bits.
+    cases: dict[str, tuple[Tensor, Tensor | None]] = {
+        "float32": (integers / 64, None),
+        "int8": (integers.to(torch.int8), unit),
+    }
+    bits = reference.pack_spikes(spikes.float())
+    try:
+        if not torch.equal(ops.pack_spikes(spikes.float().to(device)).cpu(), bits):
+            return "pack_spikes differs from the reference"
+        for name, (weight, scale) in cases.items():
+            neuron = IF(0.5)
+            expected = reference.spiking_conv2d(
+                bits, weight, bias, padding=1, scale=scale, time_steps=TIME_STEPS, neuron=neuron
+            )
+            got = ops.spiking_conv2d(
+                bits.to(device),
+                weight.to(device),
+                bias.to(device),
+                padding=1,
+                scale=None if scale is None else scale.to(device),
+                time_steps=TIME_STEPS,
+                neuron=neuron,
+            )
+            if not all(torch.equal(a.cpu(), b) for a, b in zip(got, expected, strict=True)):
+                return f"spiking_conv2d with {name} weights differs from the reference"
+    except Exception as error:  # whatever fails is the diagnosis
+        return f"{type(error).__name__}: {error}"
+    return None

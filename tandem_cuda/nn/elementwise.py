@@ -1,0 +1,170 @@
+"""TandemElementwise: neurons that each read one neuron below, or the two neurons of a signed value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..neuron import IF, Neuron
+from ..ops.geometry import Geometry
+from ..ops.integrate_and_fire import check_whole, discharge, total_bias
+from ..spike_train import SpikeTrain
+from .conv import TandemConv2d
+from .tandem import Ends
+from .weight_cache import Kernel, SpikingWeights
+
+
+class TandemElementwise(TandemConv2d):
+    """Neurons that each read the neuron below: what batch norm, a factor or an offset of spikes becomes.
+
+    Their current is norm(a * s[t] + b / T), with a constant factor a and offset b, which :meth:`maps` sets. It is a
+    depthwise convolution with 1 x 1 kernels, for neurons in any number of dimensions. As a branch of
+    :class:`TandemAdd` it is an identity for spikes that nn.Identity cannot read: signed values, and inputs with an
+    ``input_scale``.
+
+    Args:
+        in_channels: number of input channels or features: C, or 2 C if the inputs are signed values.
+        out_channels: number of outputs: C, or 2 C if the outputs are signed values.
+        groups: C.
+        bias: must be False.
+        device: device of the constants.
+        dtype: dtype of the constants, float32 or float64.
+        neuron: IF(...) or LIF(...).
+        engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
+        learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``).
+
+    Shape:
+        SpikeTrain [N, in_channels, ...] -> SpikeTrain [N, out_channels, ...].
+
+    Raises:
+        TypeError: the input is not a SpikeTrain.
+        ValueError: a wrong number of channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        bias: bool = False,
+        device: object = None,
+        dtype: object = None,
+        *,
+        neuron: Neuron = IF(),
+        engine: str = "auto",
+        learn_threshold: bool = False,
+    ) -> None:
+        if bias:
+            raise ValueError("TandemElementwise: bias must be False, got True")
+        super().__init__(
+            in_channels,
+            out_channels,
+            1,
+            groups=groups,
+            bias=False,
+            device=device,
+            dtype=dtype,
+            neuron=neuron,
+            engine=engine,
+            learn_threshold=learn_threshold,
+        )
+        for name, number in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if number not in (groups, 2 * groups):
+                raise ValueError(
+                    f"TandemElementwise: {name} must be groups or 2 * groups, {groups} or {2 * groups}, got {number}"
+                )
+        weight = self.weight.detach()
+        del self.weight, self.bias
+        self.register_buffer("weight", torch.ones_like(weight), persistent=False)
+        self.register_buffer("bias", None, persistent=False)
+
+    def maps(self, factor: float, offset: float, like: Tensor) -> None:
+        """Set the constants, on the device of ``like`` and in its dtype.
+
+        Where there are two neurons for each value, they are those of its signs.
+        """
+        self.signed_input, self.signed = self.in_channels > self.groups, self.out_channels > self.groups
+        self.weight = torch.full((self.groups, 1, 1, 1), factor, device=like.device, dtype=like.dtype)
+        self.bias = None if offset == 0 else self.weight.new_full([self.groups], offset)
+
+    def arguments(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("in_channels", "out_channels", "groups")}
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        self._check_dims(shape)
+        return (shape[0], self.out_channels, *shape[2:])
+
+    def image(self) -> tuple[Any, Geometry]:
+        return self.onto_product, Geometry((1, 1), (0, 0), (1, 1))
+
+    def onto_product(self, y: Tensor) -> Tensor:
+        return y if y.dim() == 5 else y.reshape(*y.shape[:3], -1, 1)
+
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = super().dense_product(x.reshape(*x.shape[:2], -1, 1), weight, bias)
+        return y.reshape(len(y), -1, *x.shape[2:])
+
+    def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        shape = self.output_shape(x.shape)
+        if self.in_channels == self.groups:
+            return super().count_product(x, weights).reshape(shape)
+        # Of two inputs each. The products would treat them as groups of two channels, which takes them far longer.
+        first, second = weights.kernel.weight.view(self.groups, -1, 2).unbind(2)
+        count = x.count.movedim(1, -1).unsqueeze(-1)  # channels are innermost in memory
+        v = (count[..., ::2, :] * first + count[..., 1::2, :] * second).flatten(-2)
+        v = v if weights.scale is None else v * weights.scale
+        return (v if weights.bias is None else v + weights.bias).movedim(-1, 1)
+
+    def spiking_product(
+        self,
+        x: SpikeTrain,
+        weights: SpikingWeights,
+        *,
+        want_sum: bool,
+        state: Tensor | None = None,
+        want_state: bool = False,
+        ends: Ends | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ends, shape = ends or Ends(self.neuron, self.engine), self.output_shape(x.shape)
+        how: dict[str, Any] = {"state": state, "want_state": want_state}
+        if self.in_channels == self.groups:
+            bits, total, state = super().spiking_product(x, weights, want_sum=want_sum, ends=ends, **how)
+            return bits.reshape(len(bits), *shape), total.reshape(shape) if want_sum else total, state
+        total = x.count.new_empty(0)
+        if want_sum or ends.neuron.two_phase:
+            total = self.count_product(x, weights._replace(bias=total_bias(weights.bias, x.time_steps)))
+        if ends.neuron.two_phase:
+            check_whole(type(self).__name__, state)
+            return discharge(total, x.time_steps, ends.neuron, want_sum, want_state)
+        # One input of each pair is multiplied; the spikes of the other one join it.
+        weight = weights.kernel.weight
+        second = weight[:, 1].flatten()
+        amplitude: Tensor | None = second if weights.scale is None else second * weights.scale
+        added = x.bits.movedim(2, -1)[..., 1::2]
+        added = (added if self.out_channels == self.groups else added.repeat_interleave(2, -1)).movedim(-1, 2)
+        if ends.added is not None:
+            added = _as_currents(added, amplitude, x.time_steps) + (
+                ends.added if ends.added.is_floating_point() else _as_currents(ends.added, ends.amplitude, x.time_steps)
+            )
+            amplitude = None
+        halves = x.detach().rearranged(lambda y: y[:, :, ::2])
+        one = weights._replace(kernel=Kernel(weight[:, :1]))
+        joined = ends._replace(added=added, amplitude=amplitude)
+        bits, _, state = super().spiking_product(halves, one, want_sum=False, ends=joined, **how)
+        return bits.reshape(len(bits), *shape), total, state
+
+    def _check_dims(self, shape: Sequence[int]) -> None:
+        halves = self.in_channels == 2 * self.groups  # the products get one input of each pair
+        if len(shape) < 2 or (shape[1] != self.in_channels and not (halves and shape[1] == self.groups)):
+            raise ValueError(f"TandemElementwise: input must be [N, {self.in_channels}, ...], got {list(shape)}")
+
+
+def _as_currents(bits: Tensor, amplitude: Tensor | None, time_steps: int) -> Tensor:
+    """Return the currents [T, N, O, ...] of spikes that weigh ``amplitude``, [O]."""
+    dtype = torch.float32 if amplitude is None else amplitude.dtype
+    spikes = ops.unpack_spikes(bits, time_steps, dtype)
+    return spikes if amplitude is None else spikes * amplitude.view(-1, *[1] * (spikes.dim() - 3))

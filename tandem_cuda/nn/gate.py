@@ -1,0 +1,73 @@
+"""TandemGate: spikes weighted by a real number for each sample and channel, as in squeeze-and-excitation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..neuron import IF, Neuron, check_neuron
+from ..ops import checks
+from ..spike_train import SpikeTrain
+from .coupling import coupled, needs_gradient
+from .encode import Decode
+
+
+class TandemGate(nn.Module):
+    """Neurons for x * gate, where the gate is computed from the spikes of all time steps.
+
+    Squeeze-and-excitation (Hu et al., "Squeeze-and-Excitation Networks", 2018, arXiv:1709.01507) scales the channels of
+    an image by factors that depend on the image. The factors stay real numbers, and are known only after the last
+    time step. So the neurons wait, whether or not ``neuron`` has ``two_phase``, and then spike in T steps. With
+    v = gate * amplitude * c, and c the counts of the input, their current is v / T in every step; with ``two_phase``
+    they integrate v at once.
+
+    Args:
+        neuron: IF(...) or LIF(...).
+        signed: whether channels 2i and 2i + 1 of the spikes are the positive and the negative part of channel i. So are
+            those of the output.
+
+    Shape:
+        SpikeTrain [N, C, ...] and Tensor that broadcasts over its values, such as [N, C, 1, 1] -> SpikeTrain
+        [N, C, ...]. Channels of spikes count twice if ``signed``.
+
+    Raises:
+        TypeError: the first input is not a SpikeTrain, or the gate is not a Tensor of its dtype.
+        ValueError: the gate does not broadcast over the spikes.
+    """
+
+    def __init__(self, neuron: Neuron = IF(), signed: bool = False) -> None:
+        super().__init__()
+        check_neuron("TandemGate", neuron)
+        self.neuron = neuron
+        self.decode = Decode(signed)
+
+    def forward(self, x: SpikeTrain, gate: Tensor) -> SpikeTrain:
+        v = self.potential(x, gate)
+        steps = x.time_steps
+        bits = self.fired(v, steps)
+        return coupled(self.neuron, bits, v if needs_gradient(v) else None, steps, x.dtype)
+
+    def potential(self, x: SpikeTrain, gate: Tensor) -> Tensor:
+        """Return gate * amplitude * c, [N, C, ...]; if signed, and its negative, as the neurons are arranged."""
+        if not isinstance(x, SpikeTrain):
+            raise TypeError(f"TandemGate: input must be a SpikeTrain, got {type(x).__name__}")
+        checks.check_tensor("TandemGate", "gate", gate)
+        if gate.dtype != x.dtype:
+            raise TypeError(f"TandemGate: gate must have the dtype of the spikes, {x.dtype}, got {gate.dtype}")
+        value: Tensor = self.decode(x)
+        alike = gate.dim() == value.dim() and all(g in (1, s) for g, s in zip(gate.shape, value.shape, strict=True))
+        if not alike:
+            raise ValueError(f"TandemGate: gate must broadcast over {list(value.shape)}, got {list(gate.shape)}")
+        v = value * gate
+        return torch.stack([v, -v], 2).flatten(1, 2) if self.decode.signed else v
+
+    def fired(self, v: Tensor, steps: int) -> Tensor:
+        """Return the bits of neurons that integrate v."""
+        bits, _, _ = ops.integrate_and_fire(
+            v.detach() / steps, steps, neuron=self.neuron, want_sum=False, want_state=False
+        )
+        return bits
+
+    def extra_repr(self) -> str:
+        return f"neuron={self.neuron}{', signed=True' if self.decode.signed else ''}"

@@ -1,0 +1,241 @@
+"""Concatenate, select and rearrange neurons: the spikes only move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import checks
+from ..spike_train import SpikeTrain
+from .geometry import pad
+
+
+def _images(name: str, x: Tensor) -> None:
+    if x.dim() != 5:
+        raise ValueError(f"SpikeRearrange: input of {name!r} must be [N, C, H, W], got {list(x.shape[1:])}")
+
+
+def _check_multiple(name: str, size: int, factor: int) -> None:
+    if size % factor:
+        raise ValueError(f"SpikeRearrange: {name} must be a multiple of {factor}, got {size}")
+
+
+def _zero_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
+    _images("zero_pad", x)
+    return pad(x, (left, right, top, bottom))
+
+
+def _upsample(x: Tensor, rows: int, columns: int) -> Tensor:
+    _images("upsample", x)
+    return x.movedim(2, -1).repeat_interleave(rows, 2).repeat_interleave(columns, 3).movedim(-1, 2)
+
+
+def _pixel_shuffle(x: Tensor, factor: int) -> Tensor:
+    _images("pixel_shuffle", x)
+    _check_multiple("channels", x.shape[2], factor * factor)
+    return F.pixel_shuffle(x, factor)
+
+
+def _pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
+    _images("pixel_unshuffle", x)
+    for name, size in (("height", x.shape[3]), ("width", x.shape[4])):
+        _check_multiple(name, size, factor)
+    return F.pixel_unshuffle(x, factor)
+
+
+def _channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    _check_multiple("channels", x.shape[2], groups)
+    last = x.movedim(2, -1)
+    return last.reshape(*last.shape[:-1], groups, -1).transpose(-1, -2).flatten(-2).movedim(-1, 2)
+
+
+def _channels(x: Tensor, start: int, stop: int) -> Tensor:
+    if not 0 <= start < stop <= x.shape[2]:
+        raise ValueError(
+            f"SpikeRearrange: channels must be 0 <= start < stop <= {x.shape[2]}, got start={start}, stop={stop}"
+        )
+    return x[:, :, start:stop]
+
+
+def _flatten(x: Tensor) -> Tensor:
+    return x.flatten(2)
+
+
+def _unsqueeze(x: Tensor) -> Tensor:
+    if x.dim() != 4:
+        raise ValueError(f"SpikeRearrange: input of 'unsqueeze' must be [N, C, L], got {list(x.shape[1:])}")
+    return x.unsqueeze(3)
+
+
+REARRANGEMENTS: dict[str, tuple[Callable[..., Tensor], int, int | None]] = {
+    "zero_pad": (_zero_pad, 4, None),
+    "upsample": (_upsample, 2, 1),
+    "pixel_shuffle": (_pixel_shuffle, 1, 1),
+    "pixel_unshuffle": (_pixel_unshuffle, 1, 1),
+    "channel_shuffle": (_channel_shuffle, 1, 1),
+    "channels": (_channels, 2, 0),
+    "flatten": (_flatten, 0, 0),
+    "unsqueeze": (_unsqueeze, 0, 0),
+}
+"""Of each rearrangement: the function of [P, N, C, ...], the number of its arguments, and their minimum."""
+
+
+class SpikeRearrange(nn.Module):
+    """Move, copy or drop neurons, as a function of images does. There are no neurons of its own.
+
+    ============================================  =====================================================
+    ``how``                                       does what this does to the counts
+    ============================================  =====================================================
+    "zero_pad", left, right, top, bottom          nn.ZeroPad2d; negative numbers remove rows or columns
+    "upsample", rows, columns                     nn.Upsample with mode "nearest" and these factors
+    "pixel_shuffle", r; "pixel_unshuffle", r      nn.PixelShuffle, nn.PixelUnshuffle
+    "channel_shuffle", groups                     nn.ChannelShuffle
+    "channels", start, stop                       x[:, start:stop]
+    "flatten"                                     nn.Flatten
+    "unsqueeze"                                   x[:, :, None], images of height 1 for lines [N, C, L]
+    ============================================  =====================================================
+
+    Args:
+        how: the rearrangement.
+        arguments: its arguments, ints.
+        signed: whether channels 2i and 2i + 1 are the positive and the negative part of channel i, which stay
+            together.
+
+    Shape:
+        SpikeTrain [N, C, ...] -> SpikeTrain. Channels count twice if ``signed``.
+
+    Raises:
+        TypeError: the input is not a SpikeTrain, or an argument is not an int.
+        ValueError: an unknown rearrangement, or arguments that do not fit it or the input.
+    """
+
+    def __init__(self, how: str, *arguments: int, signed: bool = False) -> None:
+        super().__init__()
+        if how not in REARRANGEMENTS:
+            raise ValueError(f"SpikeRearrange: how must be one of {', '.join(REARRANGEMENTS)}, got {how!r}")
+        self._f, number, least = REARRANGEMENTS[how]
+        if len(arguments) != number:
+            raise ValueError(f"SpikeRearrange: {how!r} must have {number} arguments, got {len(arguments)}")
+        for argument in arguments:
+            if isinstance(argument, bool) or not isinstance(argument, int):
+                raise TypeError(f"SpikeRearrange: arguments must be ints, got {type(argument).__name__}")
+            if least is not None and argument < least:
+                raise ValueError(f"SpikeRearrange: arguments of {how!r} must be at least {least}, got {argument}")
+        self.how = how
+        self.settings = arguments
+        self.signed = signed
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:
+        if not isinstance(x, SpikeTrain):
+            raise TypeError(f"SpikeRearrange: input must be a SpikeTrain, got {type(x).__name__}")
+        return x.rearranged(self.rearranged)
+
+    def moved(self, values: Sequence[Any]) -> list[Any]:
+        """Return where the values of channels go: one entry for each output channel."""
+        if self.how in ("pixel_shuffle", "pixel_unshuffle"):
+            size = self.settings[0] ** 2
+            if self.how == "pixel_unshuffle":
+                return [value for value in values for _ in range(size)]
+            return list(values[::size])
+        if self.how not in ("channels", "channel_shuffle"):
+            return list(values)
+        index = torch.arange(len(values)).view(1, 1, -1, 1, 1)
+        return [values[i] for i in self._f(index, *self.settings).flatten().tolist()]
+
+    def rearranged(self, x: Tensor) -> Tensor:
+        """Return where bits, counts or any other values [P, N, C, ...] go."""
+        if not self.signed:
+            return self._f(x, *self.settings)
+        planes = len(x)
+        moved = self._f(torch.cat([x[:, :, ::2], x[:, :, 1::2]]), *self.settings)
+        return torch.stack([moved[:planes], moved[planes:]], 3).flatten(2, 3)
+
+    def extra_repr(self) -> str:
+        return ", ".join([repr(self.how), *map(str, self.settings), *(["signed=True"] if self.signed else [])])
+
+
+class SpikeCat(nn.Module):
+    """Concatenate trains along the channels, like torch.cat(trains, 1).
+
+    Args:
+        signed: for each input, whether its channels 2i and 2i + 1 are the positive and the negative part of channel i.
+            If some are, so is the output; the channels of all others then get a silent negative part.
+        amplitudes: the ``amplitude`` of each input, if these differ. The output then has amplitude 1: layers that read
+            it must multiply each channel by its amplitude, as their ``input_scale``.
+
+    Shape:
+        SpikeTrains [N, C_i, ...] -> SpikeTrain [N, sum of C_i, ...]. Channels count twice if they are signed.
+
+    Raises:
+        TypeError: an input is not a SpikeTrain.
+        ValueError: the number of inputs is not that of ``signed``, or they differ in time steps, device, dtype or a
+            dimension other than the channels; or their amplitudes are neither the same nor ``amplitudes``, up to a
+            common factor. Dropout in training changes the amplitude, so it must not be in some branches only.
+    """
+
+    def __init__(self, *signed: bool, amplitudes: Sequence[float] | None = None) -> None:
+        super().__init__()
+        if not signed or not all(isinstance(x, bool) for x in signed):
+            raise TypeError(f"SpikeCat: signed must be one bool for each input, got {signed}")
+        self.signed = signed
+        self.amplitudes = None if amplitudes is None else tuple(amplitudes)
+        if self.amplitudes is not None:
+            if len(self.amplitudes) != len(signed):
+                raise ValueError(f"SpikeCat: amplitudes must be {len(signed)}, got {len(self.amplitudes)}")
+            for amplitude in self.amplitudes:
+                checks.check_positive("SpikeCat", "amplitudes", amplitude)
+
+    def forward(self, *inputs: SpikeTrain) -> SpikeTrain:
+        if len(inputs) != len(self.signed):
+            raise ValueError(f"SpikeCat: inputs must be {len(self.signed)}, as many as signed, got {len(inputs)}")
+        for x in inputs:
+            if not isinstance(x, SpikeTrain):
+                raise TypeError(f"SpikeCat: inputs must be SpikeTrains, got {type(x).__name__}")
+        first = inputs[0]
+        for i, x in enumerate(inputs):
+            for name in ("time_steps", "dtype", "device"):
+                if getattr(x, name) != getattr(first, name):
+                    raise ValueError(
+                        f"SpikeCat: inputs must have the same {name}, got {getattr(first, name)} and, for input {i}, "
+                        f"{getattr(x, name)}"
+                    )
+            if (x.shape[0], *x.shape[2:]) != (first.shape[0], *first.shape[2:]):
+                raise ValueError(
+                    f"SpikeCat: inputs must agree in all dimensions but the channels, got {list(first.shape)} and, for "
+                    f"input {i}, {list(x.shape)}"
+                )
+        amplitude = self._amplitude(inputs)
+        if any(self.signed):
+            inputs = tuple(
+                x if signed else x.rearranged(_with_silent) for x, signed in zip(inputs, self.signed, strict=True)
+            )
+        # Channels stay innermost in memory.
+        bits = torch.cat([x.bits.movedim(2, -1) for x in inputs], -1).movedim(-1, 2)
+        carried = any(x.carried_count is not None and x.carried_count.requires_grad for x in inputs)
+        count = torch.cat([x.count for x in inputs], 1) if carried and torch.is_grad_enabled() else None
+        return first.replace_unchecked(bits=bits, count=count, amplitude=amplitude)
+
+    def _amplitude(self, inputs: Sequence[SpikeTrain]) -> float:
+        """Return the amplitude of the output."""
+        expected = self.amplitudes or (1.0,) * len(inputs)
+        ratios = [x.amplitude / amplitude for x, amplitude in zip(inputs, expected, strict=True)]
+        if any(abs(ratio - ratios[0]) > 1e-6 * ratios[0] for ratio in ratios):
+            wanted = "equal" if self.amplitudes is None else f"{self.amplitudes}, up to a common factor"
+            raise ValueError(
+                f"SpikeCat: the amplitudes of inputs must be {wanted}, got {tuple(x.amplitude for x in inputs)} "
+                "(dropout in some branches only?)"
+            )
+        return ratios[0]
+
+    def extra_repr(self) -> str:
+        amplitudes = [] if self.amplitudes is None else [f"amplitudes={self.amplitudes}"]
+        return ", ".join([*map(str, self.signed), *amplitudes])
+
+
+def _with_silent(x: Tensor) -> Tensor:
+    """Give each channel of [P, N, C, ...] a negative part that is silent."""
+    return torch.stack([x, torch.zeros_like(x)], 3).flatten(2, 3)

@@ -1,0 +1,410 @@
+"""Levels of least error, levels of channels, and corrections of biases."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from anns import Residual, cnn, inputs, whole
+from exact import same
+from tandem_cuda import IF, FrozenNetwork, SpikingMaxPool2d, TandemAdd, convert, freeze, quantise, synops
+from tandem_cuda.convert import Calibration
+from test_convert_layers import NETS, converted, made
+
+NEURONS = {"one phase": IF(initial=0.5), "two phases": IF(initial=0.5, two_phase=True)}
+TWO = NEURONS["two phases"]
+BOTH = {"per_channel": True, "correct_bias": True}
+SHUFFLED = {"PixelShuffle", "pixel_shuffle of values"}
+"""These need spikes of one weight."""
+CHANNELS = [name for name in NETS if name not in SHUFFLED]
+every_neuron = pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
+
+
+def trained(make=Residual):
+    """A network with batch statistics of its own, in eval mode and double precision, and images."""
+    torch.manual_seed(0)
+    ann = make().double()
+    for seed in range(3):
+        ann(inputs(32, seed).double())
+    return ann.eval(), inputs(32).double()
+
+
+def small():
+    """A network without batch norm, with layers that can be recomputed by hand."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5)
+    return nn.Sequential(*layers).double().eval(), torch.randn(16, 3, 8, 8, dtype=torch.float64)
+
+
+def rounding_error(values, level, steps, initial):
+    """Of each channel [C, M]: the squared error of whole spikes."""
+    threshold = torch.as_tensor(level).reshape(-1, 1) / steps
+    count = torch.clamp(torch.floor(values / threshold + initial), 0, steps)
+    return (values - count * threshold).square().sum(1)
+
+
+@pytest.mark.parametrize("initial", [0.0, 0.5])
+@pytest.mark.parametrize("steps", [1, 4, 15])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_levels_have_the_least_error(per_channel, steps, initial):
+    ann, x = small()
+    snn = convert(ann, steps, calibrate=x, neuron=IF(initial=initial), per_channel=per_channel)
+    for name, last in (("0", 1), ("2", 3)):
+        values = ann[: last + 1](x).detach().movedim(1, 0).flatten(1)
+        values = values if per_channel else values.reshape(1, -1)
+        found = rounding_error(values, snn.levels[name], steps, initial)
+        top = values.amax(1)
+        for k in range(84):
+            assert (found <= 1.01 * rounding_error(values, top * 2 ** (-k / 12), steps, initial)).all()
+
+
+def test_levels_of_several_batches_are_those_of_all():
+    ann, x = small()
+    whole_levels, parts = (
+        convert(ann, 4, calibrate=data).levels for data in (x, [(part, None) for part in x.split(5)])
+    )
+    assert whole_levels == parts
+
+
+def test_percentiles_of_channels():
+    ann, x = small()
+    snn = convert(ann, 4, calibrate=x, percentile=90, per_channel=True)
+    values = ann[:2](x).detach().movedim(1, 0).flatten(1)
+    want = torch.quantile(values, 0.9, dim=1, interpolation="higher")
+    torch.testing.assert_close(snn.levels["0"], torch.where(want > 0, want, values.amax(1)))
+
+
+def test_channels_that_are_never_active_get_the_largest_level():
+    ann, x = small()
+    with torch.no_grad():
+        ann[0].bias[2] = -1e3
+    for percentile in (None, 99.0):
+        level = convert(ann, 4, calibrate=x, percentile=percentile, per_channel=True).levels["0"]
+        assert level[2] == level.max()
+        assert len(level.unique()) == 5
+
+
+@every_neuron
+@pytest.mark.parametrize("name", CHANNELS)
+def test_networks_with_thresholds_of_channels_approach_their_ann(name, neuron):
+    ann, x = made(name)
+    snn = converted(name, ann, 256, calibrate=x, neuron=neuron, percentile=100, **BOTH)
+    with torch.no_grad():
+        want = ann(x)
+        assert (snn(x) - want).norm() < 0.02 * want.norm()
+        assert (snn(x) - want).norm() > 0
+
+
+@every_neuron
+@pytest.mark.parametrize(
+    "how", [{}, {"correct_bias": True}, {"per_channel": True}, BOTH], ids=lambda how: "+".join(how)
+)
+@pytest.mark.parametrize("make", [Residual, cnn])
+def test_least_error_approaches_the_ann(make, how, neuron):
+    ann, x = trained(make)
+    with torch.no_grad():
+        want = whole(ann(x))
+        errors = []
+        for steps in (4, 256):
+            snn = convert(ann, steps, calibrate=x, neuron=neuron, **how)
+            errors.append(((whole(snn(x)) - want).norm() / want.norm()).item())
+    assert errors[1] < min(0.02, errors[0])
+
+
+@every_neuron
+@pytest.mark.parametrize("name", CHANNELS)
+def test_frozen_networks_are_the_same(name, neuron, tmp_path):
+    ann, x = made(name)
+    snn = converted(name, ann, 5, calibrate=x, neuron=neuron, **BOTH)
+    with torch.no_grad():
+        want = snn(x)
+        frozen = freeze(snn)
+        assert torch.equal(frozen(x), want)
+        frozen.save(tmp_path / "net")
+        assert torch.equal(FrozenNetwork.load(tmp_path / "net")(x), want)
+    assert torch.equal(snn(x), want)  # with a gradient
+    assert torch.equal(copy.deepcopy(snn)(x), want)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int16"])
+@every_neuron
+def test_integer_weights(neuron, weights):
+    ann, x = trained()
+    ann, x = ann.float(), x.float()
+    nets = [
+        convert(copy.deepcopy(ann), 6, calibrate=x, neuron=neuron, weights=weights, engine=e, **BOTH)
+        for e in ("event", "dense")
+    ]
+    with torch.no_grad():
+        want = nets[0](x)
+        assert torch.equal(nets[1](x), want)
+        assert torch.equal(freeze(nets[0])(x), want)
+        assert (want - nets[0].ann()(x)).norm() < 0.3 * want.norm()
+    assert torch.equal(nets[0](x), want)
+
+
+@pytest.mark.parametrize("name", ["cat", "no ReLU", "ReLU6", "residual without ReLU", "gate", "pre-activation"])
+@every_neuron
+def test_it_trains(name, neuron):
+    ann, x = made(name)
+    snn = converted(name, ann, 8, calibrate=x, neuron=neuron, **BOTH).train()
+    snn(x).square().sum().backward()
+    for parameter_name, parameter in ann.named_parameters():
+        if not (parameter_name.endswith("bias") and parameter_name != "fc.bias"):  # batch norm may cancel a bias
+            assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+@pytest.mark.parametrize("training", [False, True])
+@every_neuron
+@pytest.mark.parametrize("name", CHANNELS)
+def test_channels_of_one_level_are_a_layer_of_that_level(name, neuron, training):
+    """In outputs and gradients, with corrections, if poolings with neurons fire at the thresholds of their input."""
+    ann, x = made(name)
+    snn = converted(name, ann, 8, calibrate=x, correct_bias=True)
+    found = snn.calibration
+    levels = {layer: found.levels[layer] for layer in snn.spiking_layers}
+    channels = {layer: torch.full_like(found.corrections[layer], levels[layer]) for layer in found.corrections}
+    results = []
+    for of in (levels, {**levels, **channels}):
+        twin = copy.deepcopy(ann)
+        calibration = Calibration(8, of, found.corrections)
+        snn = converted(name, twin, 8, calibrate=calibration, neuron=neuron).train(training)
+        out = snn(x)
+        results.append([out, *torch.autograd.grad(out.square().sum(), list(twin.parameters()), allow_unused=True)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def decoded(snn, x):
+    """The mean activation of each channel that the spikes of each layer stand for."""
+    means = {}
+
+    def see(name, layer):
+        def hook(module, args, out):
+            branch = layer.branches[0] if isinstance(layer, TandemAdd) else layer
+            value = out.count.mean([0, *range(2, out.count.dim())]) * out.amplitude
+            means[name] = value if branch.thresholds is None else value * branch.thresholds
+
+        return hook
+
+    layers = {name: snn.snn.get_submodule(name) for name in snn.spiking_layers}
+    hooks = [layer.register_forward_hook(see(name, layer)) for name, layer in layers.items()]
+    with torch.no_grad():
+        snn(x)
+    for hook in hooks:
+        hook.remove()
+    return means
+
+
+@every_neuron
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_corrections_match_means_and_leave_the_ann_alone(per_channel, neuron):
+    ann, x = small()
+    state, output = copy.deepcopy(ann.state_dict()), ann(x).detach()
+    want = {name: ann[: int(name) + 2](x).detach().mean((0, 2, 3)) for name in ("0", "2")}
+    how = {"calibrate": x, "neuron": neuron, "per_channel": per_channel}
+    plain, corrected = convert(ann, 4, **how), convert(ann, 4, correct_bias=True, **how)
+    for name, mean in want.items():
+        before, after = ((decoded(snn, x)[name] - mean).norm() / mean.norm() for snn in (plain, corrected))
+        assert after < 0.01
+        assert before > 2 * after
+    same(ann(x).detach(), output)
+    assert corrected.state_dict().keys() == state.keys()
+    for name, tensor in ann.state_dict().items():
+        same(tensor, state[name])
+
+
+def test_corrections_of_several_batches():
+    ann, x = small()
+    one, many = (convert(ann, 4, calibrate=data, neuron=TWO, **BOTH) for data in (x, x.split(4)))
+    for name, correction in one.calibration.corrections.items():
+        torch.testing.assert_close(many.calibration.corrections[name], correction)
+
+
+def test_a_sum_of_spikes_has_no_correction():
+    """Where there is no weight layer to hold it."""
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(2, 4, 1), nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return F.relu(self.c(F.relu(F.relu(self.a(x)) + F.relu(self.b(x))))).mean((2, 3))
+
+    snn = convert(nn.Sequential(Sum(), nn.Linear(4, 2)).eval(), 4, calibrate=inputs(), correct_bias=True)
+    assert len(snn.calibration.corrections) == len(snn.spiking_layers) - 1
+
+
+@pytest.mark.parametrize("how", [{}, BOTH], ids=["layers", "channels"])
+def test_calibration_can_be_used_again(how):
+    ann, x = trained()
+    snn = convert(ann, 6, calibrate=x, neuron=TWO, **{"correct_bias": True, **how})
+    with torch.no_grad():
+        want = snn(x)
+        other = convert(copy.deepcopy(ann), 6, calibrate=snn.calibration, neuron=TWO)
+        same(other(x), want)
+        assert other.calibration.time_steps == 6
+        snn.set_time_steps(11)
+        assert (snn(x) != want).any()
+        same(convert(ann, 11, calibrate=snn.calibration, neuron=TWO)(x), snn(x))
+        snn.set_time_steps(6)
+        same(snn(x), want)
+        # levels alone have no corrections
+        levels = convert(ann, 6, calibrate=snn.levels, neuron=TWO)
+        assert not levels.calibration.corrections
+        assert (levels(x) != want).any()
+
+
+def test_corrections_shrink_with_the_thresholds():
+    ann, x = small()
+    snn = convert(ann, 4, calibrate=x, correct_bias=True)
+    before = snn.snn.get_submodule("0").correction
+    snn.set_time_steps(16)
+    torch.testing.assert_close(snn.snn.get_submodule("0").correction * 4, before)
+
+
+def test_networks_move_with_their_calibration():
+    ann, x = trained()
+    snn = convert(ann, 6, calibrate=x, neuron=TWO, **BOTH).float()
+    snn.set_time_steps(7)
+    assert {buffer.dtype for name, buffer in snn.named_buffers() if "num_batches" not in name} == {torch.float32}
+    with torch.no_grad():
+        snn(x.float())
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_hybrids(k):
+    ann, x = trained()
+    with torch.no_grad():
+        want = ann(x)
+        snn = convert(ann, 256, calibrate=x, neuron=TWO, spiking_layers=k, **BOTH)
+        assert len(snn.calibration.corrections) == len(snn.levels) == k
+        assert (snn(x) - want).norm() < 0.02 * want.norm()
+        same(freeze(snn)(x), snn(x))
+
+
+def test_thresholds_of_channels_can_learn():
+    ann, x = trained()
+    snn = convert(ann, 6, calibrate=x, neuron=TWO, learn_thresholds=True, **BOTH)
+    with torch.no_grad():
+        for name in snn.spiking_layers:
+            snn.snn.get_submodule(name).log_threshold.fill_(0.1)
+    snn(x).sum().backward()
+    assert all(snn.snn.get_submodule(name).log_threshold.grad != 0 for name in snn.spiking_layers)
+    with torch.no_grad():
+        same(freeze(snn)(x), snn(x))
+
+
+def test_max_pooling_between_weights_and_relu():
+    """Its neurons come before the pooling, so they are measured there."""
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(3, 6, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4)).double().eval()
+    x = torch.randn(32, 3, 8, 8, dtype=torch.float64)
+    snn = convert(ann, 4, calibrate=x, neuron=TWO, **BOTH)
+    assert any(isinstance(module, SpikingMaxPool2d) for module in snn.modules())
+    want = ann[0](x).relu().mean((0, 2, 3)).detach()
+    assert (decoded(snn, x)["0"] - want).norm() < 0.02 * want.norm()
+
+
+def test_synops_of_channels():
+    """Thresholds of channels change which neurons fire, but not what a spike reaches."""
+    ann, x = trained()
+    layers = synops(convert(ann, 6, calibrate=x, per_channel=True), x)
+    plain = synops(convert(ann, 6, calibrate=x), x)
+    assert [layer.macs for layer in layers] == [layer.macs for layer in plain]
+
+
+def test_reports_compare_channels_in_units_of_the_ann():
+    ann, x = trained()
+    coarse, fine = (convert(ann, steps, calibrate=x, neuron=TWO, percentile=100, **BOTH).report() for steps in (4, 64))
+    for one, other in zip(coarse.layers, fine.layers, strict=True):
+        if one.spiking:
+            assert one.threshold is None
+            assert other.error < one.error / 3
+
+
+def test_nir():
+    pytest.importorskip("nirtorch")
+    from tandem_cuda.exchange import from_nir, to_nir
+
+    ann, x = small()
+    ann, x = ann.float(), x.float()
+    for per_channel in (False, True):
+        snn = convert(ann, 8, calibrate=x, correct_bias=True, per_channel=per_channel)
+        with torch.no_grad():
+            torch.testing.assert_close(from_nir(to_nir(snn, x[:1]))(x), snn(x), rtol=1e-4, atol=1e-5)
+
+
+def test_quantise_a_network_with_thresholds_of_channels():
+    ann, x = trained()
+    snn = convert(ann.float(), 6, calibrate=x.float(), per_channel=True)
+    quantise(snn, 8)
+    snn.set_time_steps(6)
+    with torch.no_grad():
+        assert (snn(x.float()) - ann(x.float())).norm() < 0.5 * ann(x.float()).norm()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"per_channel": 1}, TypeError, "convert: per_channel must be True or False, got int"),
+        ({"correct_bias": "yes"}, TypeError, "convert: correct_bias must be True or False, got str"),
+        ({"calibrate": None, "per_channel": True}, ValueError, "calibrate must be inputs of the ANN with per_channel"),
+        ({"calibrate": {"0": 1.0}, "correct_bias": True}, ValueError, "got the result of an earlier calibration"),
+        (
+            {"mode": "spikes", "correct_bias": True},
+            ValueError,
+            "mode must be 'constant' or 'impulse' with correct_bias",
+        ),
+        (
+            {"calibrate": {"0": torch.ones(5), "2": torch.ones(8)}},
+            ValueError,
+            r"calibrate\['0'\] must be \[6\], got \[5\]",
+        ),
+        ({"calibrate": {"0": torch.ones(6), "2": torch.zeros(8)}}, ValueError, r"calibrate\['2'\] must be positive"),
+        (
+            {"calibrate": {"0": torch.ones(6), "2": torch.full([8], torch.nan)}},
+            ValueError,
+            r"calibrate\['2'\] must be finite, got nan",
+        ),
+        (
+            {"calibrate": Calibration(4, {"0": 1.0})},
+            ValueError,
+            r"a level for each spiking layer, got none for \['2'\]",
+        ),
+    ],
+)
+def test_errors(settings, error, message):
+    ann, x = small()
+    with pytest.raises(error, match=message):
+        convert(ann, 4, **{"calibrate": x, **settings})
+
+
+@pytest.mark.parametrize("name", sorted(SHUFFLED))
+def test_pixel_shuffles_need_spikes_of_one_weight(name):
+    ann, x = made(name)
+    with pytest.raises(ValueError, match="pass per_channel=False: it needs spikes of one weight"):
+        converted(name, ann, 4, calibrate=x, per_channel=True)
+
+
+def test_levels_of_layers_and_channels_can_be_mixed():
+    ann, x = small()
+    snn = convert(ann, 4, calibrate={"0": 1.0, "2": torch.full([8], 2.0)}, neuron=TWO)
+    plain = convert(ann, 4, calibrate={"0": 1.0, "2": 2.0}, neuron=TWO)
+    with torch.no_grad():
+        torch.testing.assert_close(snn(x), plain(x))
+
+
+def test_a_calibration_is_not_changed_by_the_network():
+    ann, x = small()
+    found = convert(ann, 4, calibrate=x, **BOTH).calibration
+    kept = {field.name: copy.deepcopy(getattr(found, field.name)) for field in dataclasses.fields(found)}
+    convert(ann, 9, calibrate=found).set_time_steps(3)
+    assert found.time_steps == kept["time_steps"]
+    for name in ("levels", "corrections"):
+        for key, value in getattr(found, name).items():
+            same(value, kept[name][key])

@@ -1,0 +1,490 @@
+"""What lies between weight layers: every rule beside weights and ReLU, alone in a small network."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tandem_cuda import IF, FrozenNetwork, convert, freeze, quantise, synops, unquantise
+from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikingGlobalMaxPool2d, TandemElementwise, TandemGate
+
+
+class Net(nn.Module):
+    """With a forward of its own."""
+
+    def __init__(self, run, **modules):
+        super().__init__()
+        self.run = run
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def conv(inputs, outputs, kernel=3, **settings):
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **settings)
+
+
+def between(middle, channels, **modules):
+    """A network of images of 8 x 8 with something between its first layer and its last ones."""
+
+    def run(net, x):
+        x = F.relu(net.last(middle(net, F.relu(net.norm(net.first(x))))))
+        return net.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+    ends = {"first": conv(3, 8), "norm": nn.BatchNorm2d(8), "last": conv(channels, 8), "fc": nn.Linear(8, 5)}
+    return Net(run, **ends, **modules)
+
+
+def shuffled(x, groups):
+    batch, channels, height, width = x.size()
+    x = x.view(batch, groups, channels // groups, height, width)
+    return torch.transpose(x, 1, 2).contiguous().view(batch, channels, height, width)
+
+
+def half_shuffled(net, x):
+    one, other = x.chunk(2, dim=1)
+    return shuffled(torch.cat([one, F.relu(net.a(other))], 1), 2)
+
+
+def in_parts(net, x):
+    one, other = torch.split(x, [3, 5], 1)
+    return torch.cat((F.relu(net.a(other)), one), dim=1)
+
+
+def residual(net, x):
+    x = net.a(x)
+    return x + net.c(F.relu(net.b(x)))
+
+
+def pre_activated(net, x):
+    x = net.first(x)
+    x = x + net.a(F.relu(net.norm_a(F.relu(net.b(F.relu(net.norm_b(x)))))))
+    return net.fc(F.relu(net.norm(x)).mean((2, 3)))
+
+
+class Gate(nn.Module):
+    """Squeeze-and-excitation."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+        nn.init.constant_(self.reduce.bias, 0.5)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))))
+
+
+def flat(middle, features, channels=8, **modules):
+    """With a linear layer behind something flat."""
+
+    def run(net, x):
+        return net.fc(F.relu(net.linear(middle(net, F.relu(net.first(x))))))
+
+    return Net(run, first=conv(3, channels), linear=nn.Linear(features, 8), fc=nn.Linear(8, 5), **modules)
+
+
+def line(pool, features):
+    """Of lines [N, 3, 16]."""
+
+    def run(net, x):
+        return net.fc(F.relu(net.second(net.pool(F.relu(net.first(x))))).flatten(1))
+
+    first, second = nn.Conv1d(3, 8, 3, padding=1), nn.Conv1d(8, 6, 3, padding=1)
+    return Net(run, first=first, pool=pool, second=second, fc=nn.Linear(features, 5))
+
+
+NETS = {
+    "cat": lambda: between(
+        lambda n, x: torch.cat([x, F.relu(n.a(x)), F.relu(n.b(x))], 1), 18, a=conv(8, 6, 1), b=conv(8, 4)
+    ),
+    "cat of values": lambda: between(
+        lambda n, x: F.relu(n.bn(torch.cat([x, n.a(x)], 1))), 14, a=conv(8, 6, 1), bn=nn.BatchNorm2d(14)
+    ),
+    "flat cat": lambda: flat(lambda n, x: torch.cat([x, F.relu(n.a(x))], 1).flatten(1), 12 * 64, a=conv(8, 4)),
+    "cat before the read-out": lambda: Net(
+        lambda n, x: n.fc((lambda y: torch.cat([y, F.relu(n.a(y))], 1))(F.relu(n.first(x))).flatten(1)),
+        first=conv(3, 4), a=conv(4, 3), fc=nn.Linear(7 * 64, 5),
+    ),
+    "no ReLU": lambda: between(
+        lambda n, x: n.norm_b(n.b(F.relu(n.a(x)))), 6, a=conv(8, 12, 1), b=conv(12, 6, 1), norm_b=nn.BatchNorm2d(6)
+    ),
+    "residual without ReLU": lambda: between(residual, 6, a=conv(8, 6, 1), b=conv(6, 10), c=conv(10, 6)),
+    "flat without ReLU": lambda: flat(lambda n, x: n.a(x).flatten(1), 4 * 64, a=conv(8, 4)),
+    "depthwise without ReLU": lambda: between(
+        lambda n, x: F.relu(n.b(n.bn(n.a(x)))), 8, a=conv(8, 8, groups=8), bn=nn.BatchNorm2d(8), b=conv(8, 8, 1)
+    ),
+    "grouped behind values": lambda: between(
+        lambda n, x: F.relu(n.b(n.a(x))), 6, a=conv(8, 8, 1), b=conv(8, 6, groups=2)
+    ),
+    "transposed behind values": lambda: between(
+        lambda n, x: F.relu(n.b(n.a(x))), 6, a=conv(8, 4, 1), b=nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2)
+    ),
+    "average of values": lambda: between(lambda n, x: F.avg_pool2d(n.a(x), 2), 8, a=conv(8, 8)),
+    "ReLU6": lambda: between(lambda n, x: n.relu(n.a(x) * 9), 6, a=conv(8, 6), relu=nn.ReLU6()),
+    "relu6": lambda: between(lambda n, x: F.relu6(n.a(x)), 6, a=conv(8, 6)),
+    "Hardtanh": lambda: between(lambda n, x: n.relu(n.a(x)), 6, a=conv(8, 6), relu=nn.Hardtanh(0, 0.3)),
+    "clamp": lambda: between(lambda n, x: torch.clamp(n.a(x), 0, 0.3), 6, a=conv(8, 6)),
+    "clamp below": lambda: between(lambda n, x: n.a(x).clamp(min=0), 6, a=conv(8, 6)),
+    "norm before weights": lambda: between(lambda n, x: n.bn(x), 8, bn=nn.BatchNorm2d(8)),
+    "norm before ReLU": lambda: between(lambda n, x: F.relu(n.bn(x)), 8, bn=nn.BatchNorm2d(8)),
+    "norm without map": lambda: between(
+        lambda n, x: F.relu(n.bn(n.a(x))), 8, a=conv(8, 8), bn=nn.BatchNorm2d(8, affine=False)
+    ),
+    "norm of features": lambda: flat(lambda n, x: n.bn(x.flatten(1)), 4 * 64, 4, bn=nn.BatchNorm1d(4 * 64)),
+    "factor": lambda: between(lambda n, x: F.relu(0.5 * n.a(x) + x - 0.1), 8, a=conv(8, 8)),
+    "difference": lambda: between(lambda n, x: F.relu(x - n.a(x)), 8, a=conv(8, 8)),
+    "one minus": lambda: between(lambda n, x: F.relu(1 - x / 2), 8),
+    "pad": lambda: between(lambda n, x: F.relu(n.a(F.pad(x, (1, 0, 0, 2)))), 6, a=conv(8, 6)),
+    "crop": lambda: between(lambda n, x: F.relu(n.a(F.pad(x, (-1, 0, 0, -2)))), 6, a=conv(8, 6)),
+    "ZeroPad2d": lambda: between(
+        lambda n, x: F.relu(n.a(n.pad(x))), 6, a=conv(8, 6), pad=nn.ZeroPad2d((0, 1, 2, 1))
+    ),
+    "Upsample": lambda: between(lambda n, x: n.up(F.max_pool2d(x, 2)), 8, up=nn.Upsample(scale_factor=(2, 3))),
+    "interpolate": lambda: between(lambda n, x: F.interpolate(n.a(x), scale_factor=2), 8, a=conv(8, 8)),
+    "PixelShuffle": lambda: between(lambda n, x: n.up(F.max_pool2d(x, 2)), 2, up=nn.PixelShuffle(2)),
+    "PixelUnshuffle": lambda: between(lambda n, x: n.down(x), 32, down=nn.PixelUnshuffle(2)),
+    "pixel_shuffle of values": lambda: between(lambda n, x: F.pixel_shuffle(n.a(x), 2), 2, a=conv(8, 8)),
+    "ChannelShuffle": lambda: between(lambda n, x: n.mix(n.a(x)), 8, a=conv(8, 8), mix=nn.ChannelShuffle(4)),
+    "channel shuffle": lambda: between(half_shuffled, 8, a=conv(4, 4)),
+    "channel shuffle of values": lambda: between(lambda n, x: shuffled(n.a(x), 2), 8, a=conv(8, 8)),
+    "split": lambda: between(in_parts, 9, a=conv(5, 6)),
+    "slices": lambda: between(lambda n, x: torch.cat((F.relu(n.a(x[:, 2:6])), x[:, :2]), dim=1), 8, a=conv(4, 6)),
+    "AdaptiveMaxPool2d": lambda: flat(lambda n, x: F.adaptive_max_pool2d(x, 1).flatten(1), 8),
+    "amax": lambda: flat(lambda n, x: x.amax((2, 3)), 8),
+    "mean of rows": lambda: Net(
+        lambda n, x: n.fc(F.relu(n.second(F.relu(n.first(x)).mean(3))).mean(2)),
+        first=conv(3, 8), second=nn.Conv1d(8, 6, 3), fc=nn.Linear(6, 5),
+    ),
+    "gate": lambda: between(lambda n, x: n.gate(x), 8, gate=Gate(8)),
+    "gate of values": lambda: between(lambda n, x: F.relu(n.gate(n.a(x)) + x), 8, a=conv(8, 8), gate=Gate(8)),
+    "gate in a residual block": lambda: between(
+        lambda n, x: F.relu(n.b(n.gate(F.relu(n.a(x)))) + x), 8, a=conv(8, 8), b=conv(8, 8), gate=Gate(8)
+    ),
+    "pre-activation": lambda: Net(
+        pre_activated, first=conv(3, 8), a=conv(8, 8), b=conv(8, 8), fc=nn.Linear(8, 5),
+        norm=nn.BatchNorm2d(8), norm_a=nn.BatchNorm2d(8), norm_b=nn.BatchNorm2d(8),
+    ),
+    "sum of two first layers": lambda: Net(
+        lambda n, x: n.fc(F.relu(n.last(F.relu(n.first(x) + n.other(x)))).mean((2, 3))),
+        first=conv(3, 8), other=conv(3, 8, 1), last=conv(8, 8), fc=nn.Linear(8, 5),
+    ),
+    "MaxPool1d": lambda: line(nn.MaxPool1d(2), 6 * 8),
+    "AvgPool1d": lambda: line(nn.AvgPool1d(2), 6 * 8),
+    "AvgPool1d with padding": lambda: line(nn.AvgPool1d(3, 2, 1, count_include_pad=False), 6 * 8),
+    "AdaptiveAvgPool1d": lambda: line(nn.AdaptiveAvgPool1d(4), 6 * 4),
+}  # fmt: skip
+LINES = {name for name in NETS if "1d" in name}
+NEURONS = {"one phase": IF(initial=0.5), "two phases": IF(initial=0.5, two_phase=True)}
+
+
+def made(name):
+    """A network with trained-looking batch norm, in eval mode and double precision, and images."""
+    torch.manual_seed(0)
+    ann = NETS[name]().double().eval()
+    for norm in ann.modules():
+        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            norm.running_mean.normal_(0, 0.2)
+            norm.running_var.uniform_(0.5, 1.5)
+            if norm.affine:
+                nn.init.uniform_(norm.weight, 0.5, 1.5)
+                nn.init.normal_(norm.bias, 0, 0.3)
+    shape = (16,) if name in LINES else (8, 8)
+    return ann, torch.randn(8, 3, *shape, dtype=torch.float64)
+
+
+def converted(name, ann, time_steps, **settings):
+    return convert(ann, time_steps, gates="analogue" if "gate" in name else None, **settings)
+
+
+@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
+@pytest.mark.parametrize("name", NETS)
+def test_it_computes_what_the_ann_does(name, neuron):
+    ann, x = made(name)
+    snn = converted(name, ann, 256, calibrate=x, percentile=100, neuron=neuron)
+    with torch.no_grad():
+        want = ann(x)
+        assert (snn(x) - want).norm() < 0.02 * want.norm()
+        assert (snn(x) - want).norm() > 0
+
+
+def operations(model, x):
+    return sum(layer.synops for layer in synops(model, x))
+
+
+@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
+@pytest.mark.parametrize("name", NETS)
+def test_frozen_networks_are_the_same(name, neuron, tmp_path):
+    ann, x = made(name)
+    snn = converted(name, ann, 64, calibrate=x, neuron=neuron)
+    snn(x)
+    snn.set_time_steps(5)
+    with torch.no_grad():
+        want = snn(x)
+        frozen = freeze(snn)
+        assert torch.equal(frozen(x), want)
+        frozen.save(tmp_path / "net")
+        loaded = FrozenNetwork.load(tmp_path / "net")
+        assert torch.equal(loaded(x), want)
+        assert operations(loaded, x) == operations(snn, x) > 0
+        if "two" not in str(neuron) and "gate" not in name:
+            stream = frozen.stream(x)
+            assert torch.equal([stream.advance(n) for n in (1, 3, 1)][-1], want)
+
+
+@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
+@pytest.mark.parametrize("name", NETS)
+def test_it_trains(name, neuron):
+    """Every parameter gets a gradient; in eval mode afterwards, outputs do not depend on whether one is asked for."""
+    ann, x = made(name)
+    snn = converted(name, ann, 8, calibrate=x, neuron=neuron).train()
+    snn(x).square().sum().backward()
+    for parameter_name, parameter in ann.named_parameters():
+        if not (parameter_name.endswith("bias") and parameter_name != "fc.bias"):  # batch norm may cancel a bias
+            assert parameter.grad.abs().sum() > 0, parameter_name
+    snn.eval()
+    want = snn(x)
+    with torch.no_grad():
+        assert torch.equal(snn(x), want)
+    assert torch.equal(copy.deepcopy(snn)(x), want)
+
+
+# Without maxima, for rounding decides which of several equal ones gets the gradient.
+@pytest.mark.parametrize("name", [name for name in NETS if "Max" not in name and "amax" not in name])
+def test_gradients_are_those_of_the_ann(name):
+    """Of many steps: in eval mode, where both networks use the same statistics."""
+    ann, x = made(name)
+    snn = converted(name, ann, 4096, calibrate=x, percentile=100, neuron=NEURONS["two phases"])
+    got = torch.autograd.grad(snn(x).square().sum(), ann.first.weight)[0]
+    want = torch.autograd.grad(ann(x).square().sum(), ann.first.weight)[0]
+    assert (got - want).norm() < 0.05 * want.norm()
+
+
+def dyadic(ann):
+    """Make all weights multiples of 1/16, and batch norm powers of two, so that sums are exact."""
+    with torch.no_grad():
+        for module in ann.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.eps = 0.0
+                module.running_var.fill_(1)
+                module.running_mean.copy_((module.running_mean * 16).round() / 16)
+        for parameter in ann.parameters():
+            parameter.copy_((parameter * 16).round() / 16)
+    return ann
+
+
+@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
+@pytest.mark.parametrize("name", NETS)
+def test_engines_have_the_same_spikes(name, neuron):
+    ann, x = made(name)
+    ann, x = dyadic(ann).float(), (x.float() * 8).round() / 8
+    levels = converted(name, ann, 8, calibrate=x).levels
+    levels = {layer: 2.0 ** round(torch.tensor(level).log2().item()) for layer, level in levels.items()}
+    how = {"calibrate": levels, "neuron": neuron}
+    event, dense = (converted(name, ann, 8, engine=engine, **how) for engine in ("event", "dense"))
+    counts = [[], []]
+    for snn, found in zip((event, dense), counts, strict=True):
+        for layer in snn.spiking_layers:
+            snn.snn.get_submodule(layer).register_forward_hook(lambda m, a, out, found=found: found.append(out.bits))
+        snn(x)
+    assert len(counts[0]) == len(event.spiking_layers)
+    if "gate" in name:  # the factors are real numbers
+        counts = [found[:1] for found in counts]
+    for one, other in zip(*counts, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
+@pytest.mark.parametrize("weights", ["int8", "int16"])
+@pytest.mark.parametrize("name", NETS)
+def test_integers_have_the_same_spikes_everywhere(name, weights, neuron):
+    """With weights as they come: in every engine, with and without a gradient, and frozen."""
+    ann, x = made(name)
+    ann, x = ann.float(), x.float()
+    nets = [converted(name, ann, 8, engine=e, neuron=neuron, weights=weights) for e in ("event", "dense")]
+    with torch.no_grad():
+        want = nets[0](x)
+        assert torch.equal(nets[1](x), want)
+        assert torch.equal(freeze(nets[1])(x), want)
+    assert torch.equal(nets[1](x), want)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_integers_are_those_of_the_ann(name):
+    """Both twins round weights alike."""
+    ann, x = made(name)
+    ann, x = ann.float(), x.float()
+    snn = converted(name, ann, 256, calibrate=x, percentile=100, neuron=NEURONS["two phases"], weights="int8")
+    with torch.no_grad():
+        want = ann(x)
+        assert (snn(x) - want).norm() < 0.02 * want.norm()
+
+
+def kinds(snn):
+    return [type(module) for module in snn.snn.modules()]
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "number"),
+    [
+        ("cat", SpikeCat, 1),
+        ("pad", SpikeRearrange, 1),
+        ("norm before ReLU", TandemElementwise, 1),
+        ("norm without map", TandemElementwise, 0),
+        ("factor", TandemElementwise, 3),
+        ("gate", TandemGate, 1),
+        ("amax", SpikingGlobalMaxPool2d, 1),
+    ],
+)
+def test_what_becomes_of_it(name, module, number):
+    ann, _ = made(name)
+    assert kinds(converted(name, ann, 4)).count(module) == number
+
+
+def test_a_bounded_activation_saturates():
+    ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU6(), nn.Conv2d(4, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    ann = ann.eval()
+    with torch.no_grad():
+        ann[0].weight.mul_(100)
+    x = torch.rand(4, 1, 6, 6)
+    snn = convert(ann, 8, calibrate=x, percentile=100)
+    assert snn.levels["0"] == 6
+    assert snn.snn.get_submodule("0").neuron == IF(0.75, clip=True, amplitude=0.75)
+    assert not snn.snn.get_submodule("2").neuron.clip
+
+
+@pytest.mark.parametrize("bounds", [(-1, 1), (0, float("inf")), (1, 2)])
+def test_other_bounds_are_refused(bounds):
+    ann = nn.Sequential(conv(3, 4), nn.Hardtanh(*bounds), conv(4, 4))
+    with pytest.raises(ValueError, match=r"1 \(Hardtanh\): let it return values from 0 to a positive bound"):
+        convert(ann, 4)
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_replace():
+    ann = nn.Sequential(conv(3, 4), nn.SiLU(), nn.Sequential(conv(4, 4), nn.PReLU()), nn.Flatten(), nn.Linear(256, 3))
+    with pytest.warns(UserWarning, match="1 SiLU, 1 PReLU of the ANN were replaced. It now computes something else"):
+        snn = convert(ann, 4, replace={nn.SiLU: nn.ReLU, nn.PReLU: nn.ReLU6()})
+    assert [type(module) for module in (ann[1], ann[2][1])] == [nn.ReLU, nn.ReLU6]
+    assert snn.ann() is ann
+    assert snn.spiking_layers == ("0", "2.0")
+
+
+def test_replace_is_undone_if_the_rest_fails():
+    ann = nn.Sequential(conv(3, 4), nn.SiLU(), nn.GroupNorm(2, 4), conv(4, 4))
+    before = ann[1]
+    with pytest.raises(ValueError, match=r"2 \(GroupNorm\)"):
+        convert(ann, 4, replace={nn.SiLU: nn.ReLU})
+    assert ann[1] is before
+
+
+@pytest.mark.parametrize(
+    ("replace", "error", "message"),
+    [
+        ([nn.SiLU], TypeError, "replace must be a dict of module classes, got list"),
+        ({"SiLU": nn.ReLU}, TypeError, "keys of replace must be module classes, got 'SiLU'"),
+        ({nn.SiLU: "ReLU"}, TypeError, r"replace\[SiLU\] must be a module class or a module, got 'ReLU'"),
+        ({nn.GELU: nn.ReLU}, ValueError, "replace must name classes of modules in ann, got GELU; it has Conv2d, S"),
+    ],
+)
+def test_wrong_replacements(replace, error, message):
+    with pytest.raises(error, match=f"convert: {message}"):
+        convert(nn.Sequential(conv(3, 4), nn.SiLU(), conv(4, 4)), 4, replace=replace)
+
+
+def test_gates_must_be_asked_for():
+    ann, _ = made("gate")
+    with pytest.raises(ValueError, match=r"sigmoid .*gates='analogue' keeps squeeze-and-excitation"):
+        convert(ann, 4)
+    with pytest.raises(ValueError, match="gates must be None or 'analogue', got 'spiking'"):
+        convert(ann, 4, gates="spiking")
+
+
+def test_products_of_spikes_are_refused():
+    ann = between(lambda n, x: x * F.relu(n.a(x)), 8, a=conv(8, 8))
+    with pytest.raises(ValueError, match="spikes cannot be multiplied"):
+        convert(ann, 4, gates="analogue")
+
+
+def test_maxima_of_values_are_refused():
+    ann = between(lambda n, x: F.max_pool2d(n.a(x), 2), 8, a=conv(8, 8))
+    with pytest.raises(ValueError, match="put a ReLU before the max pooling"):
+        convert(ann, 4)
+
+
+def test_an_activation_in_place_is_refused_where_its_input_is_used_again():
+    ann = between(lambda n, x: n.b(F.relu(n.a(x), inplace=True)) + x, 8, a=nn.Identity(), b=conv(8, 8))
+    convert(ann, 4)  # of spikes, it changes nothing
+
+    def run(net, x):
+        y = net.a(x)
+        return net.b(y.relu_()) + y
+
+    with pytest.raises(ValueError, match="write out of place"):
+        convert(between(run, 8, a=conv(8, 8), b=conv(8, 8)), 4)
+
+
+def test_integers_and_spikes_of_different_weight():
+    """The ANN rounds as its twin does, also in other numbers of steps, and notices if it no longer can."""
+    ann, x = made("cat")
+    ann, x = ann.float(), x.float()
+    snn = convert(ann, 256, calibrate=x, percentile=100, neuron=NEURONS["two phases"])
+    plain = ann(x)
+    quantise(snn, 4)
+    rounded = ann(x)
+    assert (rounded - plain).norm() > 0.02 * plain.norm()
+    assert (snn(x) - rounded).norm() < 0.02 * rounded.norm()
+    other = convert(ann, 256, calibrate=x / 2, percentile=100, neuron=NEURONS["two phases"])
+    assert (other(x / 2) - ann(x / 2)).norm() < 0.02 * ann(x / 2).norm()
+    with pytest.raises(RuntimeError, match="another conversion of it has other thresholds of channels or concatenated"):
+        snn(x)
+    copied = copy.deepcopy(other)
+    other.set_time_steps(128)
+    assert torch.equal(other.ann()(x), ann(x))
+    assert torch.equal(copied(x), convert(ann, 256, calibrate=other.levels, neuron=NEURONS["two phases"])(x))
+    unquantise(other)
+    assert torch.equal(ann(x), plain)
+
+
+def stochastic_depth(library, p):
+    if library == "timm":
+        return pytest.importorskip("timm.layers").DropPath(p)
+    return pytest.importorskip("torchvision.ops").StochasticDepth(p, library)
+
+
+@pytest.mark.parametrize("library", ["row", "batch", "timm"])
+def test_stochastic_depth(library):
+    """Samples keep their branch or lose it; on average, it is what it is in eval mode."""
+    drop = stochastic_depth(library, 0.25)
+    ann = between(lambda n, x: F.relu(n.drop(n.a(x)) + x), 8, a=conv(8, 8), drop=drop).eval()
+    x = torch.rand(256, 3, 8, 8)
+    snn = convert(ann, 16, calibrate=x, neuron=NEURONS["two phases"])
+    with torch.no_grad():
+        assert (snn(x) - ann(x)).norm() < 0.1 * ann(x).norm()
+        assert torch.equal(freeze(snn)(x), snn(x))
+        trains = []
+        (name,) = (name for name, m in snn.snn.named_modules() if type(m).__name__ == "TandemStochasticDepth")
+        snn.snn.get_submodule(name).register_forward_hook(lambda m, args, out: trains.append((args[0], out)))
+        snn.train()(x)
+        kept = [(out.count.flatten(1) != 0).any(1) for _, out in trains]
+    (before, after), (kept,) = trains[-1], kept
+    assert torch.equal(after.bits[:, kept], before.bits[:, kept])
+    assert not after.bits[:, ~kept].any()
+    assert after.amplitude == before.amplitude / 0.75
+    if library == "batch":
+        assert kept.all() or not kept.any()
+    else:
+        assert 140 < kept.sum() < 240
+
+
+def test_dropout_before_a_concatenation():
+    ann = between(lambda n, x: torch.cat([n.drop(x), F.relu(n.a(x))], 1), 14, a=conv(8, 6), drop=nn.Dropout(0.5))
+    snn = convert(ann, 4).train()
+    with pytest.raises(ValueError, match=r"SpikeCat: .*\(dropout in some branches only\?\)"):
+        snn(torch.rand(2, 3, 8, 8))
+    assert snn.eval()(torch.rand(2, 3, 8, 8)).isfinite().all()
