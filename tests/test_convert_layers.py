@@ -268,8 +268,8 @@ def dyadic(ann):
     with torch.no_grad():
         for module in ann.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                module.eps = 0.0
-                module.running_var.fill_(1)
+                module.eps = 2**-10
+                module.running_var.fill_(1 - 2**-10)
                 module.running_mean.copy_((module.running_mean * 16).round() / 16)
         for parameter in ann.parameters():
             parameter.copy_((parameter * 16).round() / 16)
