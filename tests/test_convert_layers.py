@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tandem_cuda import IF, FrozenNetwork, convert, freeze, quantise, synops, unquantise
+from tandem_cuda import IF, FrozenNetwork, SpikeTrain, convert, freeze, quantise, synops, unquantise
 from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikingGlobalMaxPool2d, TandemElementwise, TandemGate
 
 
@@ -29,7 +29,7 @@ def conv(inputs, outputs, kernel=3, **settings):
 
 
 def between(middle, channels, **modules):
-    """A network of images of 8 x 8 with something between its first layer and its last ones."""
+    """A network of images of 8 x 12 with something between its first layer and its last ones."""
 
     def run(net, x):
         x = F.relu(net.last(middle(net, F.relu(net.norm(net.first(x))))))
@@ -104,16 +104,16 @@ NETS = {
     "cat of values": lambda: between(
         lambda n, x: F.relu(n.bn(torch.cat([x, n.a(x)], 1))), 14, a=conv(8, 6, 1), bn=nn.BatchNorm2d(14)
     ),
-    "flat cat": lambda: flat(lambda n, x: torch.cat([x, F.relu(n.a(x))], 1).flatten(1), 12 * 64, a=conv(8, 4)),
+    "flat cat": lambda: flat(lambda n, x: torch.cat([x, F.relu(n.a(x))], 1).flatten(1), 12 * 96, a=conv(8, 4)),
     "cat before the read-out": lambda: Net(
         lambda n, x: n.fc((lambda y: torch.cat([y, F.relu(n.a(y))], 1))(F.relu(n.first(x))).flatten(1)),
-        first=conv(3, 4), a=conv(4, 3), fc=nn.Linear(7 * 64, 5),
+        first=conv(3, 4), a=conv(4, 3), fc=nn.Linear(7 * 96, 5),
     ),
     "no ReLU": lambda: between(
         lambda n, x: n.norm_b(n.b(F.relu(n.a(x)))), 6, a=conv(8, 12, 1), b=conv(12, 6, 1), norm_b=nn.BatchNorm2d(6)
     ),
     "residual without ReLU": lambda: between(residual, 6, a=conv(8, 6, 1), b=conv(6, 10), c=conv(10, 6)),
-    "flat without ReLU": lambda: flat(lambda n, x: n.a(x).flatten(1), 4 * 64, a=conv(8, 4)),
+    "flat without ReLU": lambda: flat(lambda n, x: n.a(x).flatten(1), 4 * 96, a=conv(8, 4)),
     "depthwise without ReLU": lambda: between(
         lambda n, x: F.relu(n.b(n.bn(n.a(x)))), 8, a=conv(8, 8, groups=8), bn=nn.BatchNorm2d(8), b=conv(8, 8, 1)
     ),
@@ -124,6 +124,12 @@ NETS = {
         lambda n, x: F.relu(n.b(n.a(x))), 6, a=conv(8, 4, 1), b=nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2)
     ),
     "average of values": lambda: between(lambda n, x: F.avg_pool2d(n.a(x), 2), 8, a=conv(8, 8)),
+    "average of values, padded": lambda: between(
+        lambda n, x: F.pad(F.avg_pool2d(n.a(x), 2), (1, 0, 0, 1)), 8, a=conv(8, 8)
+    ),
+    "sum with itself": lambda: between(
+        lambda n, x: (lambda y: F.relu(n.bn(y + y)))(n.a(x)), 6, a=conv(8, 6), bn=nn.BatchNorm2d(6)
+    ),
     "ReLU6": lambda: between(lambda n, x: n.relu(n.a(x) * 9), 6, a=conv(8, 6), relu=nn.ReLU6()),
     "relu6": lambda: between(lambda n, x: F.relu6(n.a(x)), 6, a=conv(8, 6)),
     "Hardtanh": lambda: between(lambda n, x: n.relu(n.a(x)), 6, a=conv(8, 6), relu=nn.Hardtanh(0, 0.3)),
@@ -134,7 +140,7 @@ NETS = {
     "norm without map": lambda: between(
         lambda n, x: F.relu(n.bn(n.a(x))), 8, a=conv(8, 8), bn=nn.BatchNorm2d(8, affine=False)
     ),
-    "norm of features": lambda: flat(lambda n, x: n.bn(x.flatten(1)), 4 * 64, 4, bn=nn.BatchNorm1d(4 * 64)),
+    "norm of features": lambda: flat(lambda n, x: n.bn(x.flatten(1)), 4 * 96, 4, bn=nn.BatchNorm1d(4 * 96)),
     "factor": lambda: between(lambda n, x: F.relu(0.5 * n.a(x) + x - 0.1), 8, a=conv(8, 8)),
     "difference": lambda: between(lambda n, x: F.relu(x - n.a(x)), 8, a=conv(8, 8)),
     "one minus": lambda: between(lambda n, x: F.relu(1 - x / 2), 8),
@@ -164,6 +170,24 @@ NETS = {
     "gate in a residual block": lambda: between(
         lambda n, x: F.relu(n.b(n.gate(F.relu(n.a(x)))) + x), 8, a=conv(8, 8), b=conv(8, 8), gate=Gate(8)
     ),
+    "mean of rows, then columns": lambda: Net(
+        lambda n, x: n.fc(F.relu(n.second(F.relu(n.first(x)))).mean(3).mean(2)),
+        first=conv(3, 8), second=conv(8, 6), fc=nn.Linear(6, 5),
+    ),
+    "mean of flat pixels": lambda: Net(
+        lambda n, x: n.fc(F.relu(n.second(F.relu(n.first(x)))).flatten(2).mean(-1)),
+        first=conv(3, 8), second=conv(8, 6), fc=nn.Linear(6, 5),
+    ),
+    "average over sizes": lambda: flat(lambda n, x: F.avg_pool2d(x, (x.size(2), x.shape[-1])).flatten(-3), 8),
+    "channels by a negative dimension": lambda: between(
+        lambda n, x: torch.cat([x.chunk(2, -3)[1], F.relu(n.a(x)), x[:, 2:4, ...]], -3), 10, a=conv(8, 4)
+    ),
+    "shuffled behind unshuffling": lambda: between(
+        lambda n, x: shuffled(n.down(F.relu(n.a(x))), 2), 16, a=conv(8, 4), down=nn.PixelUnshuffle(2)
+    ),
+    "dropout before ReLU6": lambda: between(
+        lambda n, x: F.relu6(n.drop(n.a(x))), 6, a=conv(8, 6), drop=nn.Dropout(0.1)
+    ),
     "pre-activation": lambda: Net(
         pre_activated, first=conv(3, 8), a=conv(8, 8), b=conv(8, 8), fc=nn.Linear(8, 5),
         norm=nn.BatchNorm2d(8), norm_a=nn.BatchNorm2d(8), norm_b=nn.BatchNorm2d(8),
@@ -192,7 +216,7 @@ def made(name):
             if norm.affine:
                 nn.init.uniform_(norm.weight, 0.5, 1.5)
                 nn.init.normal_(norm.bias, 0, 0.3)
-    shape = (16,) if name in LINES else (8, 8)
+    shape = (16,) if name in LINES else (8, 12)  # sides and channels differ, so that none can be taken for another
     return ann, torch.randn(8, 3, *shape, dtype=torch.float64)
 
 
@@ -207,8 +231,10 @@ def test_it_computes_what_the_ann_does(name, neuron):
     snn = converted(name, ann, 256, calibrate=x, percentile=100, neuron=neuron)
     with torch.no_grad():
         want = ann(x)
-        assert (snn(x) - want).norm() < 0.02 * want.norm()
-        assert (snn(x) - want).norm() > 0
+        error = (snn(x) - want).norm()
+        assert 0 < error < 0.02 * want.norm()
+        if neuron.two_phase:  # its counts are exact
+            assert error < 0.1 * (want - want.mean(0)).norm()  # what all images have in common says little
 
 
 def operations(model, x):
@@ -264,7 +290,7 @@ def test_gradients_are_those_of_the_ann(name):
 
 
 def dyadic(ann):
-    """Make all weights multiples of 1/16, and batch norm powers of two, so that sums are exact."""
+    """Make all weights multiples of 1/64, and batch norm powers of two, so that sums are exact."""
     with torch.no_grad():
         for module in ann.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -272,7 +298,7 @@ def dyadic(ann):
                 module.running_var.fill_(1 - 2**-10)
                 module.running_mean.copy_((module.running_mean * 16).round() / 16)
         for parameter in ann.parameters():
-            parameter.copy_((parameter * 16).round() / 16)
+            parameter.copy_((parameter * 64).round() / 64)
     return ann
 
 
@@ -359,6 +385,120 @@ def test_other_bounds_are_refused(bounds):
     ann = nn.Sequential(conv(3, 4), nn.Hardtanh(*bounds), conv(4, 4))
     with pytest.raises(ValueError, match=r"1 \(Hardtanh\): let it return values from 0 to a positive bound"):
         convert(ann, 4)
+
+
+def a_view(*sizes):
+    """Channels in groups and back, by sizes given as functions of the image."""
+
+    def run(net, x):
+        grouped = x.view(*(size(x) if callable(size) else size for size in sizes[:5]))
+        return grouped.transpose(1, 2).contiguous().view(*(size(x) if callable(size) else size for size in sizes[5:]))
+
+    return between(run, 8)
+
+
+def batch(x):
+    return x.size(0)
+
+
+def height(x):
+    return x.size(2)
+
+
+def width(x):
+    return x.size(3)
+
+
+def a_line(run, features=4):
+    return Net(
+        lambda n, x: n.fc(run(F.relu(n.first(x))).flatten(1)), first=nn.Conv1d(3, 4, 3), fc=nn.Linear(features, 5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("ann", "message"),
+    [
+        (between(lambda n, x: x[..., 2:6], 8), "select a range of channels"),
+        (between(lambda n, x: x[:, :, 2:6], 8), "select a range of channels"),
+        (between(lambda n, x: x[:, 3], 8), "select a range of channels"),
+        (between(lambda n, x: torch.cat([x[:, 3:3], x], 1), 8), "leave out pieces without channels"),
+        (between(lambda n, x: x / 0, 8), "divide by a number other than 0"),
+        (between(lambda n, x: torch.cat([x, x], 2), 8), "concatenate along dimension 1"),
+        (between(lambda n, x: x.mean(1), 8), "averaged over rows, columns or both"),
+        (flat(lambda n, x: x.flatten(2).mean(1), 96), "averaged over rows, columns or both"),
+        (flat(lambda n, x: F.max_pool2d(x, (x.size(2), x.size(3))).flatten(1), 8), "sizes that do not depend on the"),
+        (a_view(batch, 2, 4, width, height, batch, 8, height, width), "use nn.Flatten in place of a computed shape"),
+        (a_view(batch, 2, 4, height, width, batch, 8, width, height), "use nn.Flatten in place of a computed shape"),
+        (a_view(batch, 2, 4, -1, 12, batch, 8, height, width), "use nn.Flatten in place of a computed shape"),
+        (a_view(batch, 2, 8, height, 6, batch, 8, height, width), "use nn.Flatten in place of a computed shape"),
+        (a_line(lambda x: torch.cat([x, x], -3)), "concatenate along dimension 1"),
+        (a_line(lambda x: x.mean(1), 14), "averaged over rows, columns or both"),
+        (a_line(lambda x: F.pad(x, (1, 1)), 64), r"use images \[N, C, H, W\]"),
+        (a_line(lambda x: F.interpolate(x, scale_factor=2), 112), r"use images \[N, C, H, W\]"),
+    ],
+)
+def test_what_means_something_else_is_refused(ann, message):
+    with pytest.raises(ValueError, match=message):
+        convert(ann, 4)
+
+
+def test_groups_of_channels_are_viewed_right():
+    convert(a_view(batch, 2, 4, height, width, batch, 8, height, width), 4)
+    convert(a_view(-1, 2, 4, height, width, batch, -1, height, width), 4)
+
+
+ALIASES = {
+    "Identity": lambda net, x: net.same(x),
+    "Dropout": lambda net, x: net.drop(x),
+    "dropout": lambda net, x: F.dropout(x, 0.1, net.training),
+    "chunk": lambda net, x: x.chunk(2, 1)[0],
+    "slice": lambda net, x: x[:, :4],
+    "flatten": lambda net, x: x.flatten(1),
+    "contiguous": lambda net, x: x.contiguous(),
+}
+
+
+@pytest.mark.parametrize("alias", ALIASES.values(), ids=ALIASES)
+def test_writes_through_another_name_are_refused(alias):
+    def run(net, x):
+        y = net.a(x)
+        alias(net, y).relu_()
+        return F.relu(net.b(x)) + y
+
+    ann = between(run, 8, a=conv(8, 8), b=conv(8, 8), same=nn.Identity(), drop=nn.Dropout(0.1))
+    with pytest.raises(ValueError, match="write out of place: its input is used again later"):
+        convert(ann, 4)
+
+
+def test_an_activation_in_place_by_position_is_refused():
+    def run(net, x):
+        y = net.a(x)
+        return net.b(F.relu(y, True)) + y
+
+    with pytest.raises(ValueError, match="write out of place"):
+        convert(between(run, 8, a=conv(8, 8), b=conv(8, 8)), 4)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_writes_to_an_encoded_input_are_refused(again):
+    def run(net, x):
+        y = net.first(x)
+        x.mul_(2)
+        y = F.relu(y + net.other(x)) if again else F.relu(y)
+        return net.fc(y.mean((2, 3)))
+
+    with pytest.raises(ValueError, match=r"mul_ .*write out of place"):
+        convert(Net(run, first=conv(3, 8), other=conv(3, 8), fc=nn.Linear(8, 5)), 4)
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout, nn.Dropout2d])
+def test_dropout_drops_both_signs_of_a_value(dropout):
+    ann = between(lambda n, x: n.drop(n.a(x)), 8, a=conv(8, 8), drop=dropout(0.5))
+    drop = convert(ann, 4).snn.get_submodule("drop").train()
+    kept = drop(SpikeTrain.from_dense(torch.ones(4, 16, 16, 8, 12))).count != 0
+    positive, negative = kept.unflatten(1, (8, 2)).unbind(2)
+    assert torch.equal(positive, negative)
+    assert 0.3 < positive.float().mean() < 0.7
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from exact import generator, same, train
@@ -28,7 +29,9 @@ from tandem_cuda import (
     TandemConv1d,
     TandemConv2d,
     TandemConvTranspose2d,
+    TandemGate,
     TandemLinear,
+    convert,
     freeze,
     quantise,
 )
@@ -70,8 +73,26 @@ def residual():
     return graph_of(net, {"stem": ("x",), "add": ("stem", "stem", "stem"), "decode": ("add",)})
 
 
-NETWORKS = {"images": images, "lines": lines, "residual": residual}
-DIMS = {"images": (1, 2), "lines": (2, 1), "residual": (2, 2)}
+class Moved(nn.Module):
+    """Neurons moved and concatenated, and values of both signs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.values = nn.Conv2d(1, 4, 2), nn.Conv2d(6, 2, 1)
+        self.norm, self.fc = nn.BatchNorm2d(2), nn.Linear(2, 3)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        x = F.pad(torch.cat([x, x.chunk(2, 1)[1]], 1), (1, 0, 0, 1))
+        return self.fc(F.relu(self.norm(F.interpolate(self.values(x), scale_factor=2))).amax((2, 3)))
+
+
+def moved():
+    return convert(Moved().eval(), 3, neuron=IF(initial=0.5))
+
+
+NETWORKS = {"images": images, "lines": lines, "residual": residual, "moved": moved}
+DIMS = {"images": (1, 2), "lines": (2, 1), "residual": (2, 2), "moved": (1, 2)}
 """Channels of the input, and its dimensions behind them."""
 
 
@@ -160,7 +181,8 @@ def test_every_setting_replaced(tmp_path, good, value):
         if edit is None:
             continue
         large = value == 2**30 and {*at} & {"stride", "dilation"}
-        message = checked(name, tmp_path / "net", edit, tensors, f"{at} = {value}", small=not large)
+        arriving = at[-1] == "amplitudes"  # compared with those of the spikes that arrive
+        message = checked(name, tmp_path / "net", edit, tensors, f"{at} = {value}", small=not (large or arriving))
         if message is not None and len(at) > 3:  # a node is named, this one or one behind that it does not fit
             later = [node["name"] for node in description["nodes"][at[1] :]]
             assert any(f"'{node}'" in message for node in later), (at, value, message)
@@ -285,6 +307,35 @@ def test_scales_of_integers(tmp_path, integers):
 def test_the_good_files_run(good):
     name, description, tensors = good
     assert runs(name, FrozenNetwork(*artefact.parsed(description, tensors)))
+
+
+# --- gates -----------------------------------------------------------------------------------------------------------
+
+
+def gated(gate, dims=(2, 3)):
+    net = nn.Module()
+    net.encode, net.first, net.values = Encode(2), TandemConv2d(1, 2, 3), Decode()
+    net.mean, net.scores, net.gate, net.decode = nn.AdaptiveAvgPool2d(1), gate, TandemGate(), Decode()
+    calls = {"encode": ("x",), "first": ("encode",), "values": ("first",), "mean": ("values",), "scores": ("mean",)}
+    return graph_of(net, {**calls, "gate": ("first", "scores"), "decode": ("gate",)})
+
+
+def test_gates_fit_the_spikes(tmp_path):
+    path = tmp_path / "net"
+    net = gated(nn.Flatten())
+    with pytest.raises(
+        ValueError, match=r"TandemGate 'gate': the gate must broadcast over \[N, 2, >=1, >=1\], got \[N, "
+    ):
+        freeze(net)
+    freeze(gated(nn.Sigmoid())).save(path)
+    description, tensors = artefact.read(path)
+    x = torch.randn(2, 1, 8, 8)
+    assert FrozenNetwork.load(path)(x).shape == (2, 2, 6, 6)
+    for scale, message in ((torch.ones(3), "channels must be 2, got 3"), (torch.ones(0), "scale must not be empty")):
+        (at,) = (i for i, node in enumerate(description["nodes"]) if node["name"] == "gate")
+        write(path, description, {**tensors, "gate/scale": scale}, "2")
+        with pytest.raises(ValueError, match=f"(TandemGate|node) 'gate': .*{message}"):
+            FrozenNetwork.load(path)
 
 
 # --- sizes that do not fit -------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from ..nn import (
     SpikingGlobalMaxPool2d,
@@ -27,12 +28,13 @@ from .advice import NOTHING_ELSE
 from .gates import PRODUCTS
 from .rules import Call, Rule, Unconvertible, WeightRule, fire, register
 from .trace import DROPOUTS, StochasticDepth, dropout_of
-from .values import BatchSize, Grouped, ImageSize, Known, Pieces, Shape
+from .values import BatchSize, Grouped, ImageSize, Known, Pieces, Shape, is_value
 
 _NO_INDICES = "set return_indices=False: the position of the maximum differs between time steps"
 _SIZED = "use nn.Flatten in place of a computed shape"
 _SPLIT = "split along dimension 1, the channels"
-_DIVIDED = "divide by a number: spikes cannot be divided by others"
+_DIVIDED = "divide by a number other than 0: spikes cannot be divided by others"
+_WHOLE_IMAGE = (ImageSize(2), ImageSize(3))
 
 
 def _unchanged(call: Call) -> Any:
@@ -197,7 +199,12 @@ def _as_module(make: Any) -> Any:
 
     def rule(call: Call) -> Any:
         _ = call.input  # raises Unconvertible first, before bad arguments could raise something else
-        return call.like(make(*call.args[1:], **call.kwargs))
+        args, kwargs = call.args[1:], call.kwargs
+        if make is _avg_pool and args == (_WHOLE_IMAGE,) and not kwargs:
+            return call.like(nn.AdaptiveAvgPool2d(1))
+        if any(is_value(x) for x in tree_leaves((args, kwargs))):
+            raise Unconvertible("pass sizes that do not depend on the input")
+        return call.like(make(*args, **kwargs))
 
     return rule
 
@@ -234,12 +241,12 @@ def _mean(call: Call) -> Any:
 
     _ = call.input
     dims, keepdim, dtype = given(*call.args, **call.kwargs)
-    if call.value.dims == 3 and dims in (2, -1, (2,), (-1,), [2], [-1]) and dtype is None:
-        average = call.of_line(lambda image: image.average(nn.AdaptiveAvgPool2d(1)))
-        return average if keepdim else call.flattened(average)
-    axes = _image_axes(dims)
+    axes = _axes(dims, call.value.dims)
     if dtype is not None or not axes:
         raise Unconvertible("use nn.AdaptiveAvgPool2d(1): spikes can only be averaged over rows, columns or both")
+    if call.value.dims == 3:
+        average = call.of_line(lambda image: image.average(nn.AdaptiveAvgPool2d(1)))
+        return average if keepdim else call.flattened(average)
     if len(axes) == 2:
         return call.average(nn.AdaptiveAvgPool2d(1), keepdim=keepdim)
     average = call.average(nn.AdaptiveAvgPool2d((1, None) if axes == [2] else (None, 1)))
@@ -252,29 +259,33 @@ def _amax(call: Call) -> Any:
 
     _ = call.input
     dims, keepdim = given(*call.args, **call.kwargs)
-    if len(_image_axes(dims)) != 2:
+    if len(_axes(dims, call.value.dims)) != 2:
         raise Unconvertible("use nn.AdaptiveMaxPool2d(1): the maximum of spikes is taken over all pixels")
     largest = call.apply(SpikingGlobalMaxPool2d(), commutes=True)
     return largest if keepdim else call.flattened(largest)
 
 
-def _image_axes(dims: Any) -> list[int]:
-    """Return the dimensions of an image [N, C, H, W] that are meant, sorted; none if there are others."""
+def _axes(dims: Any, of: int | None) -> list[int]:
+    """Return the dimensions of pixels that are meant, sorted; none if there are others.
+
+    ``of``: the number of dimensions; where it is not known, both of an image may be meant, but not one alone.
+    """
     dims = dims if isinstance(dims, (tuple, list)) else (dims,)
-    if not all(isinstance(d, int) and -4 <= d < 4 for d in dims):
+    total = of or 4
+    if not all(isinstance(d, int) and -total <= d < total for d in dims):
         return []
-    axes = sorted(d % 4 for d in dims)
-    return axes if axes in ([2], [3], [2, 3]) else []
+    axes = sorted(d % total for d in dims)
+    allowed = {3: [[2]], 4: [[2], [3], [2, 3]], None: [[2, 3]]}.get(of, [])
+    return axes if axes in allowed else []
 
 
-def _numbers(call: Call) -> list[int] | None:
-    """Return the arguments of arithmetic on sizes; None if there are others."""
-    sizes = [x.size if isinstance(x, Known) else x for x in call.args]
-    return sizes if all(isinstance(x, int) for x in sizes) else None
+def _sizes(call: Call) -> tuple[int, ...]:
+    """Return the arguments of arithmetic on sizes; none if there are others."""
+    return call.args if all(isinstance(x, int) for x in call.args) and not call.kwargs else ()
 
 
 def _add(call: Call) -> Any:
-    if (sizes := _numbers(call)) is not None:
+    if sizes := _sizes(call):
         return Known(sum(sizes))
     if len(call.args) != 2 or call.kwargs:
         _ = call.input
@@ -298,7 +309,7 @@ def _subtract(call: Call) -> Any:
 
 
 def _multiply(call: Call) -> Any:
-    if (sizes := _numbers(call)) is not None:
+    if sizes := _sizes(call):
         return Known(math.prod(sizes))
     numbers = [x for x in call.args if isinstance(x, (int, float))]
     if len(call.args) == 2 and len(numbers) == 1 and not call.kwargs:
@@ -308,14 +319,15 @@ def _multiply(call: Call) -> Any:
 
 def _divide(call: Call) -> Any:
     _ = call.input
-    if len(call.args) != 2 or not isinstance(call.args[1], (int, float)) or call.kwargs:
+    divisor = call.args[1] if len(call.args) == 2 and not call.kwargs else None
+    if not isinstance(divisor, (int, float)) or divisor == 0:
         raise Unconvertible(_DIVIDED)
-    return call.affine(1 / call.args[1])
+    return call.affine(1 / divisor)
 
 
 def _divide_sizes(call: Call) -> Any:
-    sizes = _numbers(call)
-    if sizes is None:
+    sizes = _sizes(call)
+    if len(sizes) != 2 or sizes[1] == 0:
         _ = call.input
         raise Unconvertible(_DIVIDED)
     return Known(sizes[0] // sizes[1])
@@ -325,6 +337,7 @@ def _clamp(call: Call) -> Any:
     def given(x: Any, min: Any = None, max: Any = None) -> tuple[Any, Any]:
         return min, max
 
+    _ = call.input
     low, high = given(*call.args, **call.kwargs)
     return call.fire() if low == 0 and high is None else _clamped(call, low, high)
 
@@ -333,6 +346,7 @@ def _hardtanh(call: Call) -> Any:
     def given(x: Any, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool = False) -> tuple[Any, Any]:
         return min_val, max_val
 
+    _ = call.input
     return _clamped(call, *given(*call.args, **call.kwargs))
 
 
@@ -360,7 +374,9 @@ def _cat(call: Call) -> Any:
     def given(tensors: Any, dim: Any = 0, axis: Any = None) -> Any:
         return dim if axis is None else axis
 
-    if given(*call.args, **call.kwargs) not in (1, -3):
+    tensors = call.args[0] if call.args else call.kwargs.get("tensors")
+    dims = [getattr(x, "dims", None) for x in tensors] if isinstance(tensors, (tuple, list)) else []
+    if not all(_are_channels(given(*call.args, **call.kwargs), of) for of in dims):
         raise Unconvertible("concatenate along dimension 1, the channels")
     return call.cat()
 
@@ -371,7 +387,7 @@ def _chunk(call: Call) -> Any:
 
     _ = call.input
     chunks, dim = given(*call.args, **call.kwargs)
-    if dim not in (1, -3):
+    if not _are_channels(dim, call.value.dims):
         raise Unconvertible(_SPLIT)
     return call.pieces(lambda channels: _evenly(channels, -(-channels // chunks)))
 
@@ -382,12 +398,17 @@ def _split(call: Call) -> Any:
 
     _ = call.input
     sizes, dim = given(*call.args, **call.kwargs)
-    if dim not in (1, -3):
+    if not _are_channels(dim, call.value.dims):
         raise Unconvertible(_SPLIT)
     if isinstance(sizes, int):
         return call.pieces(lambda channels: _evenly(channels, sizes))
     ends = [*itertools.accumulate(sizes)]
     return call.pieces(lambda channels: list(zip([0, *ends], ends, strict=False)))
+
+
+def _are_channels(dim: Any, of: int | None) -> bool:
+    """Whether this is dimension 1 of a tensor of ``of`` dimensions; None if it is not known how many it has."""
+    return dim == 1 or (of is not None and isinstance(dim, int) and dim == 1 - of)
 
 
 def _evenly(channels: int, size: int) -> list[tuple[int, int]]:
@@ -412,14 +433,29 @@ def _viewed(call: Call) -> Any:
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = tuple(sizes[0])
     x = call.args[0]
-    sizes = tuple(size.size if isinstance(size, Known) else size for size in sizes)
     if isinstance(x, Grouped):
-        if len(sizes) != 4 or not all(isinstance(size, ImageSize) for size in sizes[2:]):
+        channels = x.x.channels
+        if not _views(sizes, [(channels, -1)]):
             raise Unconvertible(_SIZED)
         return call.shuffled(x) if x.swapped else x.x
-    if len(sizes) == 5 and isinstance(sizes[1], int) and sizes[1] > 0:
-        return Grouped(call.input, sizes[1])
+    if len(sizes) == 5:
+        train = call.spikes()
+        groups, channels = sizes[1], train.channels
+        if channels is None or not isinstance(groups, int) or groups < 1 or channels % groups:
+            raise Unconvertible(_SIZED)
+        if not _views(sizes, [(groups,), (channels // groups, -1)]):
+            raise Unconvertible(_SIZED)
+        return Grouped(train, groups)
     return _reshape(call)
+
+
+def _views(sizes: tuple[Any, ...], channels: list[tuple[int, ...]]) -> bool:
+    """Whether these are the sizes of images whose channels have one of the sizes given, in order."""
+    if len(sizes) != 3 + len(channels) or sum(size == -1 for size in sizes) > 1 or sizes[-2:] != _WHOLE_IMAGE:
+        return False
+    batch, *given = sizes[:-2]
+    fits = all(size in allowed for size, allowed in zip(given, channels, strict=True))
+    return fits and (isinstance(batch, BatchSize) or batch == -1)
 
 
 def _size(call: Call) -> Any:
@@ -427,18 +463,22 @@ def _size(call: Call) -> Any:
     dims = *call.args[1:], *call.kwargs.values()
     if len(dims) > 1 or not all(isinstance(dim, int) for dim in dims):
         raise Unconvertible(_SIZED)
-    shape = Shape(x.channels)
+    shape = Shape(x.channels, x.dims)
     return _size_at(shape, dims[0]) if dims else shape
 
 
 def _size_at(shape: Shape, dim: int) -> Any:
+    if dim < 0:
+        if shape.dims is None:
+            raise Unconvertible(_SIZED)
+        dim += shape.dims
     if dim == 0:
         return BatchSize()
-    if dim == 1:
-        if shape.channels is None:
-            raise Unconvertible(_SIZED)
-        return Known(shape.channels)
-    return ImageSize()
+    if dim != 1:
+        return ImageSize(dim)
+    if shape.channels is None:
+        raise Unconvertible(_SIZED)
+    return Known(shape.channels)
 
 
 def _length(call: Call) -> Any:
@@ -450,7 +490,7 @@ def _attribute(call: Call) -> Any:
     x = call.value
     if call.args[1] != "shape":
         raise Unconvertible(NOTHING_ELSE)
-    return Shape(x.channels)
+    return Shape(x.channels, x.dims)
 
 
 def _item(call: Call) -> Any:
@@ -462,14 +502,15 @@ def _item(call: Call) -> Any:
     _ = call.input
     whole = slice(None)
     index = index if isinstance(index, tuple) else (index,)
-    channels = index[1] if len(index) > 1 else None
+    channels = index[1] if len(index) > 1 and index[0] == whole else None
     if (
-        isinstance(channels, slice)
-        and channels.step in (None, 1)
-        and all(i in (whole, ...) for i in (index[0], *index[2:]))
+        not isinstance(channels, slice)
+        or channels.step not in (None, 1)
+        or any(i not in (whole, ...) for i in index[2:])
     ):
-        return call.piece(call.pieces(lambda n: [channels.indices(n)[:2]]), 0)
-    raise Unconvertible(NOTHING_ELSE)
+        raise Unconvertible("select a range of channels, as in x[:, :8]")
+    wanted: slice = channels
+    return call.piece(call.pieces(lambda n: [wanted.indices(n)[:2]]), 0)
 
 
 def _register_all(rule: Rule, *functions: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import operator
 from collections.abc import Callable
@@ -46,6 +47,14 @@ from .rules import Call, Unconvertible, WeightRule, applied, fire, rule_for, wei
 from .trace import dropout_of, kept, kind_of, leading_to, name_in_ann, owner_of, parametrized, scope_of, word_of
 from .values import Branch, Broken, Current, Pooled, Real, Source, Train
 
+VIEWS = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+"""Modules whose output may share memory with their input, in eval mode."""
+_VIEWS = {
+    *("view", "view_as", "reshape", "flatten", "unflatten", "contiguous", "transpose", "permute", "movedim", "narrow"),
+    *("getitem", "chunk", "split", "squeeze", "unsqueeze", "expand", "expand_as", "detach", "select", "unbind", "t"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "float", "double", "to", "type"),
+}
+"""The same, of functions and methods."""
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow}
 
 
@@ -85,6 +94,8 @@ class Conversion:
         """The ANN's activations, each with the name of the spiking layer that replaces it."""
         self.pools: list[tuple[fx.Node, str, str | None]] = []
         """Average poolings with neurons: ANN node, name in the SNN, layer whose level scales the input."""
+        self.unmeasured: set[str] = set()
+        """Those of signed values, whose positive and negative parts are averaged apart: no node of the ANN has them."""
         self.signed: set[str] = set()
         """The spiking layers with neurons for both signs."""
         self.bounds: dict[str, float] = {}
@@ -196,10 +207,10 @@ class Conversion:
     def _value(self, node: fx.Node) -> Any:
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
             return self._copied(node, node.name, dropout_of(node))
-        if node in self.gates:
-            return self._copied(node, node.name, dropout_of(node))
         if self._overwrites(node):
             return self._problem(node, "write out of place: its input is used again later")
+        if node in self.gates:
+            return self._copied(node, node.name, dropout_of(node))
         rule = rule_for(node, self.ann)
         if isinstance(rule, WeightRule):
             return self._weight(node, rule)
@@ -325,6 +336,8 @@ class Conversion:
                 if train.sources is None:
                     name = str(train.node.target)
                     self.pools.append((x.node, name, train.level))
+                    if train.signed:
+                        self.unmeasured.add(name)
                     train = replace(train, level=name)
                 x.made[form] = train
         if form not in x.done:
@@ -381,14 +394,15 @@ class Conversion:
         inputs = tuple(b.train.node for b in x.branches)
         level: str | None = name
         sources: tuple[Source, ...] | None = None
-        if x.channels is not None:
-            self.targets[name] = self._target(node, x), x.channels
+        channels, dims = x.of_neurons
+        if channels is not None:
+            self.targets[name] = self._target(node, x), channels
         if self.per_channel:
-            if x.channels is None:
+            if channels is None:
                 raise Unconvertible("pass per_channel=False: the number of its channels is not known")
-            level, sources = None, tuple((name, i) for i in range(x.channels))
-        known = {"channels": x.channels, "dims": x.dims}
-        train = Train(self.graph.call_module(name, inputs), level, signed=signed, sources=sources, **known)
+            level, sources = None, tuple((name, i) for i in range(channels))
+        called = self.graph.call_module(name, inputs)
+        train = Train(called, level, signed=signed, channels=channels, sources=sources, dims=dims)
         fired = train.node
         for step in x.then:
             train = step(train)
@@ -526,19 +540,25 @@ class Conversion:
 
     def flattened(self, x: Any, start: int = 1, end: int = -1) -> Any:
         """Flatten dimensions start to end of a spike train. For averages and currents, this is deferred."""
-        whole = start == 1 and end in (-1, 3)
+        dims = x.dims
+        if dims is not None and -dims <= start < dims and -dims <= end < dims:
+            start, end = start % dims, end % dims
+            dims -= max(end - start, 0)
+        else:
+            dims = 2 if (start, end) == (1, -1) else None
+        whole = dims == 2 and start == 1
 
         def step(value: Any) -> Any:
             channels = value.channels if start > 1 and isinstance(value, Train) else None
-            if isinstance(value, Train) and value.signed and start == 1:
+            if isinstance(value, Train) and value.signed and start < 2:
                 if not whole:
                     raise Unconvertible("flatten all dimensions, or put a ReLU before it")
                 return replace(self.moved(value, "flatten"), channels=None, dims=2)
             flat = replace(value, node=self.graph.call_method("flatten", (value.node, start, end)))
-            dims = 2 if whole else 3 if (start, end) == (2, 3) else None
             return replace(flat, channels=channels, dims=dims) if isinstance(value, Train) else flat
 
-        return self.behind(x, step, flat=whole)
+        flat = self.behind(x, step, flat=whole)
+        return replace(flat, dims=dims) if isinstance(flat, Pooled) else flat
 
     def flattened_to(self, x: Any, features: int) -> Any:
         """Flatten all dimensions but the first to ``features`` features."""
@@ -552,7 +572,8 @@ class Conversion:
             flat = kept(self.graph.call_function(flattened_to, (value.node, size)))
             return replace(value, node=flat, channels=features if value.sources is None else None, dims=2)
 
-        return self.behind(x, step, flat=True)
+        flat = self.behind(x, step, flat=True)
+        return replace(flat, dims=2) if isinstance(flat, Pooled) else flat
 
     def moved(self, train: Train, how: str, *arguments: int) -> Train:
         """Rearrange the neurons of a train."""
@@ -582,23 +603,57 @@ class Conversion:
         return step(x) if isinstance(x, Train) else replace(x, then=[*x.then, step])
 
     def _overwrites(self, node: fx.Node) -> bool:
-        """Whether the node writes in place to spikes that are used again later. In the SNN that write has no effect."""
-        module = self.ann.get_submodule(str(node.target)) if node.op == "call_module" else None
-        word = word_of(node.target)
-        in_place = (
-            word.endswith("_") and not word.endswith("__") if module is None else getattr(module, "inplace", False)
-        )
-        in_place = in_place or bool(node.kwargs.get("inplace")) or node.target in _IN_PLACE
-        if not in_place or not node.args or not isinstance(node.args[0], fx.Node):
+        """Whether the node writes in place to memory that is read again later, by whatever name.
+
+        In the SNN such a write has no effect, except on real values. Layers may read those after the write: when they
+        fire.
+        """
+        if not self._writes(node) or not node.args or not isinstance(node.args[0], fx.Node):
             return False
         written = node.args[0]
         x = self.value(written)
-        if isinstance(x, Real) or (
-            isinstance(x, (Train, Pooled)) and not x.signed and rule_for(node, self.ann) is fire
-        ):
-            return False  # real values keep the ANN's order; ReLU does not change spikes
-        behind = self.nodes[self.nodes.index(node) + 1 :]
-        return any(user in behind for user in written.users)
+        if isinstance(x, (Train, Pooled)) and not x.signed and rule_for(node, self.ann) is fire:
+            return False  # ReLU does not change spikes
+        shared = self._sharing(written, node)
+        values = [self.value(alias) for alias in shared]
+        if any(isinstance(value, Real) and value.node in self.encoded for value in values):
+            return True
+        if all(isinstance(value, Real) for value in values):
+            return False  # the ANN's order is kept
+        order = {other: i for i, other in enumerate(self.nodes)}
+        return any(order[user] > order[node] for alias in shared for user in alias.users)
+
+    def _writes(self, node: fx.Node) -> bool:
+        """Whether a node writes to its first argument."""
+        if node.op == "call_module":
+            return bool(getattr(self.ann.get_submodule(str(node.target)), "inplace", False))
+        word = word_of(node.target)
+        if node.target in _IN_PLACE or (word.endswith("_") and not word.endswith("__")):
+            return True
+        if not inspect.isfunction(node.target):
+            return bool(node.kwargs.get("inplace"))
+        return bool(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get("inplace"))
+
+    def _shares(self, node: fx.Node) -> bool:
+        """Whether a node may return the memory of its first argument."""
+        if self._writes(node):
+            return True
+        if node.op == "call_module":
+            return isinstance(self.ann.get_submodule(str(node.target)), VIEWS)
+        return word_of(node.target) in _VIEWS
+
+    def _sharing(self, node: fx.Node, writer: fx.Node) -> set[fx.Node]:
+        """Return the nodes that may have the memory of a node, without what a writer returns and what follows that."""
+        first = node
+        while self._shares(first) and first.args and isinstance(first.args[0], fx.Node):
+            first = first.args[0]
+        found, waiting = {first}, [first]
+        while waiting:
+            for user in waiting.pop().users:
+                if user is not writer and user not in found and user in self.values and self._shares(user):
+                    found.add(user)
+                    waiting.append(user)
+        return found
 
     # -- reporting problems
 

@@ -648,7 +648,9 @@ def convert(
                 batches = record.sample.of(batches)
             inputs = checked_inputs(root, graph, batches)
             measured = [_measured(conversion, snn, name) for name in names]
-            measured += [Measured(name, node) for node, name, _ in conversion.pools]
+            measured += [
+                Measured(name, node) for node, name, _ in conversion.pools if name not in conversion.unmeasured
+            ]
             if percentile is None:
                 levels = least_errors(root, graph, measured, inputs, time_steps, neuron.initial)
             else:

@@ -17,7 +17,7 @@ from torch import fx, nn
 from ..nn.tandem import TandemLayer
 from .advice import FUNCTION_ADVICE, NOTHING_ELSE
 from .trace import asks_for_size, kind_of
-from .values import Branch, Current, Grouped, Pieces, Pooled, Real, Train, is_value
+from .values import Branch, Current, Grouped, Known, Pieces, Pooled, Real, Train, is_value
 
 if TYPE_CHECKING:
     from .conversion import Conversion
@@ -52,11 +52,15 @@ class Call:
             module = conversion.ann.get_submodule(str(node.target))
         self.module: Any = module
         """The module that is called; None for a function."""
-        self.args: tuple[Any, ...] = fx.node.map_arg(node.args, conversion.value)
-        """The positional arguments. Tensors are replaced by what they are in the SNN."""
-        self.kwargs: dict[str, Any] = fx.node.map_arg(node.kwargs, conversion.value)
+        self.args: tuple[Any, ...] = fx.node.map_arg(node.args, self._argument)
+        """The positional arguments. Tensors are replaced by what they are in the SNN, known sizes by their numbers."""
+        self.kwargs: dict[str, Any] = fx.node.map_arg(node.kwargs, self._argument)
         """The keyword arguments, likewise."""
         self._given: Any = None
+
+    def _argument(self, node: fx.Node) -> Any:
+        x = self._conversion.value(node)
+        return x.size if isinstance(x, Known) else x
 
     @property
     def engine(self) -> str:
@@ -98,7 +102,10 @@ class Call:
         Args:
             bound: the largest value that the activation returns, as 6 for a ReLU6. The neurons saturate there.
         """
-        return self._conversion.fired(self.node, self.input, bound=bound)
+        x = self.input
+        if bound is not None and isinstance(x, Current) and x.rescales:
+            x = self.spikes()
+        return self._conversion.fired(self.node, x, bound=bound)
 
     def apply(self, module: nn.Module, *, commutes: bool = False) -> Any:
         """Replace the call by a module that takes a SpikeTrain and returns one.
@@ -111,7 +118,7 @@ class Call:
         Raises:
             Unconvertible: the input may be negative, and no ReLU follows.
         """
-        x = self.input if commutes else self._train()
+        x = self.input if commutes else self.spikes()
         x = self._conversion.spikes(x) if isinstance(x, Pooled) else x
         if isinstance(x, Train) and x.signed:
             raise Unconvertible("put a ReLU before it: its input has negative values")
@@ -121,6 +128,8 @@ class Call:
     def rearrange(self, how: str, *arguments: int) -> Any:
         """Move neurons, as :class:`tandem_cuda.nn.SpikeRearrange` does."""
         x = self.input
+        if x.dims not in (None, 4) and how not in ("channels", "channel_shuffle"):
+            raise Unconvertible("use images [N, C, H, W], for which it has a spiking form")
         x = self._conversion.spikes(x) if isinstance(x, Pooled) else x
         return self._conversion.behind(x, lambda train: self._conversion.moved(train, how, *arguments))
 
@@ -130,8 +139,8 @@ class Call:
         The averages get neurons; in a calibrated network only where they cannot do without.
         """
         x = self.input
-        x = self._train() if isinstance(x, Current) else x
-        pooled = Pooled(self.node, pool, x)
+        x = self.spikes() if isinstance(x, Current) else x
+        pooled = Pooled(self.node, pool, x, dims=x.dims)
         average = pooled if self._conversion.scaled else self._conversion.spikes(pooled)
         return average if keepdim else self._conversion.flattened(average)
 
@@ -143,10 +152,10 @@ class Call:
             dropout = module
             if not isinstance(value, Real):
                 dropout = kind(module.p)
-                dropout.copies = value.copies
+                dropout.copies, dropout.signed = value.copies, value.signed
             return self._conversion.called(value, self.node, dropout)
 
-        return self._conversion.behind(self.input, step)
+        return _rescaled(self._conversion.behind(self.input, step))
 
     def drop_samples(self, make: Callable[[], nn.Module]) -> Any:
         """Apply a module that silences samples to spikes, or the ANN's own module to real averages of them."""
@@ -155,7 +164,7 @@ class Call:
         def step(value: Any) -> Any:
             return self._conversion.called(value, self.node, module if isinstance(value, Real) else make())
 
-        return self._conversion.behind(self.input, step)
+        return _rescaled(self._conversion.behind(self.input, step))
 
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> Any:
         """Apply ``SpikeTrain.flatten``."""
@@ -177,7 +186,8 @@ class Call:
             if not isinstance(argument, fx.Node) or not isinstance(x, (Train, Pooled, Current)):
                 raise Unconvertible("add only spikes and outputs of weight layers, not network inputs")
             negative = subtract and i > 0
-            if isinstance(x, Current) and not negative and len(argument.users) == 1 and x.is_sum:
+            once = len(argument.users) == 1 and self.node.args.count(argument) == 1
+            if isinstance(x, Current) and not negative and once and x.is_sum:
                 branches += x.branches
             else:
                 branches.append(Branch(self._conversion.train(argument), factor=-1.0 if negative else 1.0))
@@ -198,16 +208,18 @@ class Call:
             if type(norm) not in (wanted, nn.SyncBatchNorm):
                 raise Unconvertible(f"use nn.{wanted.__name__} after {branch.name}")
             return replace(x, branches=[replace(branch, norm=norm)])
-        return Current([Branch(self._train(), self._name(), norm=norm)])
+        return Current([Branch(self.spikes(), self._name(), norm=norm)])
 
     def of_line(self, pool: Callable[[Call], Any]) -> Any:
         """Apply the rule of a pooling of images to lines [N, C, L], as images of height 1."""
-        pooled = pool(self._on(self._conversion.moved(self._train(), "unsqueeze")))
+        pooled = pool(self._on(self._conversion.moved(self.spikes(), "unsqueeze")))
         return self._on(pooled).flatten(2, 3)
 
     def affine(self, factor: float = 1.0, offset: float = 0.0) -> Any:
         """Multiply by a number and add another."""
-        return Current([Branch(self._train(), self._name(), factor=factor, offset=offset)])
+        if (factor, offset) == (1, 0):
+            return self.input
+        return Current([Branch(self.spikes(), self._name(), factor=factor, offset=offset)])
 
     def cat(self) -> Any:
         """Concatenate the values in the first argument, a list, along the channels."""
@@ -222,13 +234,15 @@ class Call:
 
     def pieces(self, bounds: Callable[[int], list[tuple[int, int]]]) -> Any:
         """Split along the channels; ``bounds`` maps their number to the first channel and the end of each piece."""
-        train = self._train()
+        train = self.spikes()
         if train.channels is None:
             raise Unconvertible("split it before the flattening, where the number of channels is known")
         return Pieces(train, bounds(train.channels))
 
     def piece(self, pieces: Pieces, index: int) -> Any:
         """Return one of the pieces that a split returned."""
+        if any(start >= stop for start, stop in pieces.bounds):
+            raise Unconvertible("leave out pieces without channels")
         if not -len(pieces.bounds) <= index < len(pieces.bounds):
             raise Unconvertible(f"use one of its {len(pieces.bounds)} pieces, not number {index}")
         return self._conversion.moved(pieces.train, "channels", *pieces.bounds[index])
@@ -283,8 +297,8 @@ class Call:
         inputs = self.node.all_input_nodes if self.node.op == "call_module" else self.node.args[:1]
         return inputs[0] if inputs and isinstance(inputs[0], fx.Node) else None
 
-    def _train(self) -> Train:
-        """Return the input as spikes."""
+    def spikes(self) -> Train:
+        """Return the input as spikes. What has no ReLU gets neurons for both signs; an average gets neurons, too."""
         x = self.input
         if self._given is not None:
             return self._conversion.spikes(x)
@@ -297,6 +311,10 @@ class Call:
         call = Call(self._conversion, self.node, self.module)
         call._given = x
         return call
+
+
+def _rescaled(x: Any) -> Any:
+    return replace(x, rescales=True) if isinstance(x, Current) else x
 
 
 @dataclass(frozen=True)

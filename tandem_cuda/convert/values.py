@@ -88,6 +88,8 @@ class Current:
     """Steps to apply after the neurons. The ANN applies them before its ReLU, with the same result."""
     wants_relu: bool = False
     """Whether the steps have the same result only because a ReLU follows."""
+    rescales: bool = False
+    """Whether a step scales values in training, so that they are no longer bounded as the ANN bounds them."""
 
     @property
     def is_sum(self) -> bool:
@@ -95,14 +97,21 @@ class Current:
         return not self.then and not any(branch.encoded for branch in self.branches)
 
     @property
+    def of_neurons(self) -> tuple[int | None, int | None]:
+        """The number of channels or features, and that of dimensions, before the steps; None if not known."""
+        channels = (branch.channels for branch in self.branches)
+        dims = (branch.dims for branch in self.branches)
+        return next((n for n in channels if n is not None), None), next((n for n in dims if n is not None), None)
+
+    @property
     def channels(self) -> int | None:
-        """The number of channels or features before the steps; None if it is not known."""
-        return next((n for branch in self.branches if (n := branch.channels) is not None), None)
+        """The number of channels or features; None if it is not known, as behind steps."""
+        return None if self.then else self.of_neurons[0]
 
     @property
     def dims(self) -> int | None:
-        """The number of dimensions before the steps; None if it is not known."""
-        return next((n for branch in self.branches if (n := branch.dims) is not None), None)
+        """The number of dimensions with that of the batch; None if it is not known, as behind steps."""
+        return None if self.then else self.of_neurons[1]
 
 
 @dataclass
@@ -115,6 +124,8 @@ class Pooled:
     then: list[Callable[[Any], Any]] = field(default_factory=list)
     """Steps to apply to the average, whatever its form."""
     flat: bool = False
+    dims: int | None = None
+    """The number of dimensions with that of the batch; None if it is not known."""
     made: dict[str, Any] = field(default_factory=dict)
     """The average in each form written so far."""
     done: dict[str, Any] = field(default_factory=dict)
@@ -129,11 +140,6 @@ class Pooled:
     def channels(self) -> int | None:
         """As for a train; None if it is flattened."""
         return None if self.flat else self.source.channels
-
-    @property
-    def dims(self) -> int | None:
-        """As for a train; None after further steps."""
-        return None if self.then else self.source.dims
 
     def folds_into(self, layer: Any) -> bool:
         """Whether the layer's weights can read the spikes of all windows directly instead of their average."""
@@ -173,15 +179,19 @@ class BatchSize:
     """The size of the first dimension of a spike train."""
 
 
+@dataclass(frozen=True)
 class ImageSize:
     """The size of another dimension of a spike train, which depends on the input."""
+
+    dim: int
 
 
 @dataclass(frozen=True)
 class Shape:
     """The shape of a spike train."""
 
-    channels: int | None = None
+    channels: int | None
+    dims: int | None
 
 
 @dataclass

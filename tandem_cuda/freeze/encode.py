@@ -102,7 +102,10 @@ class FrozenDecode(FrozenLayer):
     def load(cls, settings: Settings, tensors: Tensors) -> FrozenDecode:
         check_settings(cls.kind, settings, {"signed"} if settings else set())
         if tensors:
-            check_tensors(cls.kind, tensors, {"scale": (next(iter(tensors.values())).numel(),)})
+            number = next(iter(tensors.values())).numel()
+            check_tensors(cls.kind, tensors, {"scale": (number,)})
+            if number == 0:
+                raise ValueError(f"{cls.kind}: scale must not be empty")
         return cls(settings.get("signed", False), tensors.get("scale"))
 
     def settings(self) -> Settings:  # left out if it is false, so that older versions read the file

@@ -193,7 +193,8 @@ class FrozenGate(FrozenLayer):
         for name, value in neuron.scales().items():
             frozen_scale(self.kind, name, value)
         self.gate = TandemGate(neuron, signed)
-        self.gate.decode = FrozenDecode(signed, scale).decode
+        self.decoded = FrozenDecode(signed, scale)
+        self.gate.decode = self.decoded.decode
 
     @classmethod
     def of(cls, module: TandemGate, encoded: bool) -> FrozenGate:
@@ -219,9 +220,14 @@ class FrozenGate(FrozenLayer):
         if len(inputs) != 2:
             raise ValueError(f"number of inputs must be 2, spikes and gate, got {len(inputs)}")
         x, gate = inputs
-        x.check_kind(SPIKES)
         gate.check_kind(REAL)
-        return x
+        decoded = self.decoded.output(x)
+        if decoded.shape is not None and gate.shape is not None:
+            sizes = list(zip(decoded.shape, gate.shape, strict=False))
+            wrong = any(g.exact and g.least != 1 and s.exact and g.least != s.least for s, g in sizes)
+            if wrong or len(decoded.shape) != len(gate.shape):
+                raise ValueError(f"the gate must broadcast over {decoded}, got {gate}")
+        return x._replace(kind=SPIKES)
 
     def forward(self, span: Span, state: State | None, x: SpikeTrain, gate: Tensor) -> tuple[SpikeTrain, None]:
         v = self.gate.potential(x, gate)

@@ -32,6 +32,8 @@ class TandemDropout(nn.Dropout):
 
     copies: int = 1
     """Number of copies of the neurons that share a mask, side by side as :class:`SpikeWindows` arranges them."""
+    signed: bool = False
+    """Whether neurons 2i and 2i + 1, of the two signs of a value, share a mask."""
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
         return _dropped(self, x, x.shape if isinstance(x, SpikeTrain) else None)
@@ -53,6 +55,8 @@ class TandemDropout2d(nn.Dropout2d):
 
     copies: int = 1
     """Number of copies of the neurons that share a mask, side by side as :class:`SpikeWindows` arranges them."""
+    signed: bool = False
+    """Whether neurons 2i and 2i + 1, of the two signs of a value, share a mask."""
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
         if isinstance(x, SpikeTrain) and len(x.shape) != 4:
@@ -67,7 +71,7 @@ class TandemStochasticDepth(nn.Module):
     draw for each sample, or for the whole batch.
 
     Args:
-        p: the probability of silencing a sample, in [0, 1).
+        p: the probability of silencing a sample, in [0, 1].
         mode: "row" for one draw for each sample, or "batch" for one for all.
         scale: whether the amplitude gets the factor 1 / (1 - p).
 
@@ -82,8 +86,8 @@ class TandemStochasticDepth(nn.Module):
     def __init__(self, p: float, mode: str = "row", scale: bool = True) -> None:
         super().__init__()
         checks.check_number("TandemStochasticDepth", "p", p)
-        if not 0 <= p < 1:
-            raise ValueError(f"TandemStochasticDepth: p must be in [0, 1), got {p}")
+        if not 0 <= p <= 1:
+            raise ValueError(f"TandemStochasticDepth: p must be in [0, 1], got {p}")
         if mode not in ("row", "batch"):
             raise ValueError(f"TandemStochasticDepth: mode must be 'row' or 'batch', got {mode!r}")
         self.p, self.mode, self.scale = p, mode, scale
@@ -96,7 +100,8 @@ class TandemStochasticDepth(nn.Module):
         samples = len(x) if self.mode == "row" else 1
         mask = torch.rand(samples, *[1] * (len(x.shape) - 1), device=x.device) >= self.p
         masked = x.rearranged(lambda values: values * mask.to(values.dtype))
-        return masked.replace_unchecked(amplitude=x.amplitude / (1 - self.p)) if self.scale else masked
+        scales = self.scale and self.p < 1
+        return masked.replace_unchecked(amplitude=x.amplitude / (1 - self.p)) if scales else masked
 
     def extra_repr(self) -> str:
         return f"p={self.p}, mode={self.mode!r}, scale={self.scale}"
@@ -108,7 +113,10 @@ def _dropped(module: TandemDropout | TandemDropout2d, x: Any, shape: Any) -> Spi
     if not module.training or module.p == 0:
         return x
     samples, neurons, *rest = shape
-    mask = torch.rand((samples, neurons // module.copies, *rest), device=x.device) >= module.p
+    each = 2 if module.signed else 1
+    mask = torch.rand((samples, neurons // module.copies // each, *rest), device=x.device) >= module.p
+    if module.signed:
+        mask = mask.repeat_interleave(2, 1)
     if module.copies > 1:
         mask = mask.repeat(1, module.copies, *[1] * len(rest))
 

@@ -115,7 +115,7 @@ class SpikeRearrange(nn.Module):
 
     def __init__(self, how: str, *arguments: int, signed: bool = False) -> None:
         super().__init__()
-        if how not in REARRANGEMENTS:
+        if not isinstance(how, str) or how not in REARRANGEMENTS:
             raise ValueError(f"SpikeRearrange: how must be one of {', '.join(REARRANGEMENTS)}, got {how!r}")
         self._f, number, least = REARRANGEMENTS[how]
         if len(arguments) != number:
@@ -125,6 +125,8 @@ class SpikeRearrange(nn.Module):
                 raise TypeError(f"SpikeRearrange: arguments must be ints, got {type(argument).__name__}")
             if least is not None and argument < least:
                 raise ValueError(f"SpikeRearrange: arguments of {how!r} must be at least {least}, got {argument}")
+        if how == "channels" and arguments[0] >= arguments[1]:
+            raise ValueError(f"SpikeRearrange: start must be below stop, got {arguments[0]} and {arguments[1]}")
         self.how = how
         self.settings = arguments
         self.signed = signed
