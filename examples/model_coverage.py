@@ -199,7 +199,7 @@ def check(network: Network, quick: bool = False) -> Result:
     snn.eval()
     tried(result, "freezes", lambda: compare(snn, x))
     # NIR has no neurons that start at half their threshold.
-    tried(result, "exports", lambda: export(convert(snn.ann(), TIME_STEPS, calibrate=snn.levels, **how), x[:1]))
+    tried(result, "exports", lambda: exporter()(convert(snn.ann(), TIME_STEPS, calibrate=snn.levels, **how), x[:1]))
     return result
 
 
@@ -225,6 +225,8 @@ def tried(result: Result, name: str, act: Callable[[], Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             done = act()
+    except CoverageError:
+        raise
     except (ValueError, TypeError, NotTrainable) as error:
         setattr(result, name, FAILED)
         result.reasons += reasons(str(error))
@@ -286,12 +288,17 @@ def compare(snn: TandemNetwork, x: Tensor) -> None:
         raise ValueError(f"the frozen network differs by {(got - want).abs().max():.1e}")
 
 
-def export(snn: TandemNetwork, sample: Tensor) -> None:
+def exporter() -> Callable[[TandemNetwork, Tensor], Any]:
+    """Import ``to_nir``.
+
+    Raises:
+        CoverageError: nir is missing.
+    """
     try:
         from tandem_cuda.exchange import to_nir
     except ImportError as error:
         raise CoverageError(f"{error}. Install the extra: pip install 'tandem_cuda[nir]'") from error
-    to_nir(snn, sample)
+    return to_nir
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -367,6 +374,8 @@ def run(args: argparse.Namespace) -> None:
     for library in dict.fromkeys(network.library for network in chosen):
         if library != "transformers":
             imported(library)  # before anything else takes its time
+    if not args.quick:
+        exporter()
     rows: dict[str, list[str]] = {}
     for i, network in enumerate(chosen, 1):
         start = time.perf_counter()

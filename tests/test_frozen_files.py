@@ -332,7 +332,6 @@ def test_gates_fit_the_spikes(tmp_path):
     x = torch.randn(2, 1, 8, 8)
     assert FrozenNetwork.load(path)(x).shape == (2, 2, 6, 6)
     for scale, message in ((torch.ones(3), "channels must be 2, got 3"), (torch.ones(0), "scale must not be empty")):
-        (at,) = (i for i, node in enumerate(description["nodes"]) if node["name"] == "gate")
         write(path, description, {**tensors, "gate/scale": scale}, "2")
         with pytest.raises(ValueError, match=f"(TandemGate|node) 'gate': .*{message}"):
             FrozenNetwork.load(path)
