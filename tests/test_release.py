@@ -92,7 +92,10 @@ def test_archives_without_a_licence():
 @pytest.mark.parametrize("project", ["pybind11", "torch"])
 def test_licences_are_those_of_the_projects(project):
     """As far as their texts are installed beside them."""
-    files = [f for f in metadata.files(project) or [] if f.name == "LICENSE" and len(f.parts) == 3]
+    try:
+        files = [f for f in metadata.files(project) or [] if f.name == "LICENSE" and len(f.parts) == 3]
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{project} is not installed: this environment builds nothing")
     if not files:
         pytest.skip(f"{project} was installed without its licence")
     notices = (ROOT / "THIRD_PARTY_LICENSES.txt").read_text()
