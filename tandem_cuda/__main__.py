@@ -51,7 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     bench = "instead time frozen SNNs against their ANN, and print a table to paste into an issue"
     parser.add_argument("command", nargs="?", choices=["bench"], help=bench)
-    if parser.parse_args(argv).command == "bench":
+    command = parser.parse_args(argv).command
+    try:
+        _C.cpu_isa()
+    except ValueError as error:  # TANDEM_CPU_ISA names no instruction set
+        print(error, file=sys.stderr)
+        return 1
+    if command == "bench":
         print("This takes about half a minute. Other programs that run meanwhile disturb it.", file=sys.stderr)
         print(benchmark.report())
         return 0

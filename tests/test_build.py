@@ -89,6 +89,13 @@ def test_environment_caps_the_instruction_set(isa):
     assert f"TANDEM_CPU_ISA={isa} caps" in result.stdout
 
 
+@pytest.mark.parametrize("command", [[], ["bench"]])
+def test_environment_names_no_instruction_set(command):
+    result = run(sys.executable, "-m", "tandem_cuda", *command, cwd=ROOT, TANDEM_CPU_ISA="foo")
+    assert result.returncode == 1
+    assert re.fullmatch(r"TANDEM_CPU_ISA must be one of scalar.*, got foo\n", result.stderr)
+
+
 def test_set_cpu_isa():
     before = _C.cpu_isa()
     try:
