@@ -66,5 +66,10 @@ def _problem(device: str) -> str | None:
             if not all(torch.equal(a.cpu(), b) for a, b in zip(got, expected, strict=True)):
                 return f"spiking_conv2d with {name} weights differs from the reference"
     except Exception as error:  # whatever fails is the diagnosis
-        return f"{type(error).__name__}: {error}"
+        return summary(error)
     return None
+
+
+def summary(error: Exception) -> str:
+    """Return the type of an error and the first line of its text, if it has any."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].removesuffix(": ")
