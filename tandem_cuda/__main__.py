@@ -1,4 +1,4 @@
-"""``python -m tandem_cuda``: show what was built, and check that it works on this machine."""
+"""``python -m tandem_cuda``: show what was built, and run a spot check on this machine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def report() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0 if all is well."""
     parser = argparse.ArgumentParser(
-        prog="python -m tandem_cuda", description="Show what was built, and check that it works on this machine."
+        prog="python -m tandem_cuda", description="Show what was built, and run a spot check on this machine."
     )
     bench = "instead time frozen SNNs against their ANN, and print a table to paste into an issue"
     parser.add_argument("command", nargs="?", choices=["bench"], help=bench)

@@ -15,11 +15,12 @@ def test_all_is_well():
     """As the build and the machine permit: with or without CUDA kernels and a device."""
     info = build_info()
     if info["cuda_usable"]:
-        line = "All is well: the CPU and CUDA kernels compute what the reference computes."
+        line = "All is well: in a spot check, the CPU and CUDA kernels compute what the reference computes."
     elif torch.cuda.is_available():
-        line = f"The CPU kernels are fine. The CUDA device cannot be used: {info['cuda_unusable_because']}."
+        line = f"The CPU kernels pass the spot check. The CUDA device cannot be used: {info['cuda_unusable_because']}."
     else:
-        line = "All is well: the CPU kernels compute what the reference computes; no CUDA device was found."
+        line = "All is well: in a spot check, the CPU kernels compute what the reference computes; "
+        line += "no CUDA device was found."
     assert doctor.verdict() == (True, line)
 
 
@@ -136,7 +137,7 @@ def test_a_device_that_is_not_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert doctor.verdict() == (
         True,
-        "The CPU kernels are fine. The CUDA device cannot be used: update the driver.",
+        "The CPU kernels pass the spot check. The CUDA device cannot be used: update the driver.",
     )
 
 
@@ -144,7 +145,10 @@ def test_the_device_is_checked_too(monkeypatch):
     monkeypatch.setattr(doctor, "build_info", lambda: {**build_info(), "cuda_usable": True})
     checked = []
     monkeypatch.setattr(doctor, "_problem", lambda device: checked.append(device))
-    assert doctor.verdict() == (True, "All is well: the CPU and CUDA kernels compute what the reference computes.")
+    assert doctor.verdict() == (
+        True,
+        "All is well: in a spot check, the CPU and CUDA kernels compute what the reference computes.",
+    )
     assert checked == ["cpu", "cuda"]
 
 

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 
@@ -213,7 +214,9 @@ def test_layers_of_a_network():
     found = counts_and_activations(net, torch.rand(2, 2, 8, 8))
     assert len(found) >= 2
     for name, (counts, activations) in found.items():
-        plot.counts_against_activations(counts, activations, 8).set_xlabel(name)
+        ax = plot.counts_against_activations(counts, activations, 8)
+        expected = np.corrcoef(counts.flatten().numpy(), activations.detach().flatten().numpy())[0, 1]
+        assert ax.get_title() == f"correlation {expected:.3f}", name
 
 
 def test_counts_refuse():
