@@ -23,6 +23,7 @@ LINKED = {
     "libgcc.a": "GCC runtime libraries",
     "libgcc_eh.a": "GCC runtime libraries",
     "libstdc++_nonshared.a": "GCC runtime libraries",
+    "libc_nonshared.a": "GNU C Library, libc_nonshared.a",  # libcudart_static.a calls atexit
 }
 
 
