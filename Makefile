@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 JOBS ?= auto
+# Neither make nor the shell may take a tag's name for a program. Before the first $(shell), which exports it.
+override export TAG := $(value TAG)
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
 OLDEST_TORCH := 2.11.0
@@ -50,6 +52,7 @@ test-slow: $(VENV)/.installed-test $(VENV)/.installed-examples
 
 # The library as built under this environment's torch, tested under the oldest torch that it promises to load in.
 test-oldest: $(VENV)-oldest/.installed
+	$(VENV)-oldest/bin/python -c "import torch; v = torch.__version__; assert v.split('+')[0] == '$(OLDEST_TORCH)', v"
 	$(VENV)-oldest/bin/pytest $(IN_PROCESSES) -m "not slow and not gpu" $(PYTEST_ARGS)
 
 # FUZZ_ARGS="products networks" picks kinds of cases. Every failure's line ends with the command that repeats it.
@@ -118,7 +121,7 @@ wheels: $(VENV)/.release-tools
 
 VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 check-tag:
-	@test "$(TAG)" = "v$(VERSION)" || { echo "make: TAG must be v$(VERSION), as in pyproject.toml, got '$(TAG)'" >&2; exit 1; }
+	@test "$$TAG" = "v$(VERSION)" || { echo "make: TAG must be v$(VERSION), as in pyproject.toml, got '$$TAG'" >&2; exit 1; }
 	@grep -qx "version: $(VERSION)" CITATION.cff || { echo "make: CITATION.cff has another version than $(VERSION)" >&2; exit 1; }
 	@grep -qE "^## \[?$(VERSION)\]? - [0-9-]{10}$$" CHANGELOG.md || \
 	  { echo "make: CHANGELOG.md has no heading '## [$(VERSION)] - YEAR-MONTH-DAY'" >&2; exit 1; }
@@ -152,6 +155,7 @@ $(VENV)/.release-tools: | $(PY)
 
 $(VENV)-oldest/.installed: $(VENV)/.installed-test $(shell find tandem_cuda -name "*.py")
 	test -d $(VENV)-oldest || $(PYTHON) -m venv $(VENV)-oldest
+	rm -rf build/oldest
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w build/oldest .
 	$(VENV)-oldest/bin/pip install --quiet torch==$(OLDEST_TORCH) numpy
 	$(VENV)-oldest/bin/pip install --quiet --force-reinstall --no-deps build/oldest/*.whl

@@ -1,6 +1,7 @@
 #include "interface.h"
 
 #include <exception>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -19,15 +20,25 @@ namespace {
 
 thread_local std::string last_error;
 
+void remember(const char* error) noexcept {
+  try {
+    last_error = error;
+  } catch (...) {
+    last_error = "out of memory";  // so short that it needs none
+  }
+}
+
 // f(), or null or false: no exception leaves a library that programs of other compilers call.
 template <class F>
-auto guarded(const F& f) -> decltype(f()) {
+auto guarded(const F& f) noexcept -> decltype(f()) {
   try {
     return f();
   } catch (const std::exception& error) {
-    last_error = error.what();
-    return {};
+    remember(error.what());
+  } catch (...) {
+    remember("unknown exception");
   }
+  return {};
 }
 
 const char* listed(std::string& text, const std::vector<std::string>& names) {
@@ -36,42 +47,46 @@ const char* listed(std::string& text, const std::vector<std::string>& names) {
   return text.c_str();
 }
 
-const char* compiled() {
+const char* compiled() noexcept {
   thread_local std::string text;
   return guarded([] { return listed(text, compiled_isas()); });
 }
 
-const char* runnable() {
+const char* runnable() noexcept {
   thread_local std::string text;
   return guarded([] { return listed(text, runnable_isas()); });
 }
 
-const char* active() {
+const char* active() noexcept {
   thread_local std::string text;
   return guarded([] { return listed(text, {active_isa()}); });
 }
 
-bool set_active(const char* name) {
+bool set_active(const char* name) noexcept {
   return guarded([&] {
+    if (!name) throw std::invalid_argument("set_cpu_isa: name must be a text, got null");
     set_active_isa(name);
     return true;
   });
 }
 
-const char* cuda_driver() {
+const char* cuda_driver() noexcept {
 #if defined(USE_CUDA)
   thread_local std::string text;
-  int version = 0;
-  if (cudaDriverGetVersion(&version) == cudaSuccess && version > 0) {
+  return guarded([]() -> const char* {
+    int version = 0;
+    if (cudaDriverGetVersion(&version) != cudaSuccess || version <= 0) return nullptr;
     text = cuda_version(version);
     return text.c_str();
-  }
-#endif
+  });
+#else
   return nullptr;
+#endif
 }
 
 const TandemCuda interface = {
     TANDEM_VERSION,
+    sizeof(TandemCuda),
     TANDEM_TORCH_BUILT_AGAINST,
     TANDEM_TORCH_STABLE_ABI,
 #if defined(__clang__)
@@ -96,11 +111,11 @@ const TandemCuda interface = {
     active,
     set_active,
     fingerprint,
-    [] { return last_error.c_str(); },
+    []() noexcept { return last_error.c_str(); },
 };
 
 }  // namespace
 
 }  // namespace tandem
 
-const TandemCuda* tandem_cuda_interface() { return &tandem::interface; }
+const TandemCuda* tandem_cuda_interface() noexcept { return &tandem::interface; }

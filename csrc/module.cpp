@@ -134,13 +134,19 @@ PYBIND11_MODULE(_C, m) {
     throw py::import_error(joined(library_path(), " is of version ", library().version, ", ",
                                   "the Python module of version ", TANDEM_VERSION));
   }
+  if (library().size != sizeof(TandemCuda)) {
+    throw py::import_error(joined(library_path(), " is of another build of version ", TANDEM_VERSION,
+                                  " than the Python module: its interface has ", library().size, " bytes, not ",
+                                  sizeof(TandemCuda)));
+  }
   m.doc() = "What Python needs of the operator library. Importing it registers the operators torch.ops.tandem_cuda.";
   m.attr("__version__") = TANDEM_VERSION;
   m.attr("library_path") = library_path();
   m.def("build_info", &build_info, "What was compiled, with what, and which instruction set is in use.");
   m.def(
       "cpu_isa", [] { return checked(library().cpu_isa()); },
-      "The instruction set that the CPU kernels use: scalar, avx2 or avx512.");
+      "The instruction set that the CPU kernels use: scalar, avx2, avx512 or avx512vbmi2. ValueError if TANDEM_CPU_ISA "
+      "is none of those compiled.");
   m.def(
       "set_cpu_isa", [](const std::string& name) { checked(library().set_cpu_isa(name.c_str())); }, py::arg("name"),
       "Use the CPU kernels of this instruction set from now on. ValueError for one that cannot run here.");

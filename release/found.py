@@ -41,15 +41,19 @@ def run(
 ) -> str:
     """Run a command, with variables added to the environment. `quiet` returns its output, and shows it if it fails."""
     words = [str(word) for word in command]
-    result = subprocess.run(
-        words,
-        cwd=cwd,
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE if quiet else None,
-        stderr=subprocess.STDOUT if quiet else None,
-        text=True,
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            words,
+            cwd=cwd,
+            env={**os.environ, **(environment or {})},
+            stdout=subprocess.PIPE if quiet else None,
+            stderr=subprocess.STDOUT if quiet else None,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except OSError as error:
+        raise Failed(f"cannot run {words[0]}: {error.strerror}") from None
     if result.returncode != 0:
         raise Failed(f"{' '.join(words)} failed with {result.returncode}\n{result.stdout or ''}".rstrip())
     return result.stdout or ""
@@ -62,7 +66,10 @@ def project() -> dict[str, Any]:
 
 def facts(python: Path) -> dict[str, Any] | None:
     """What a Python says of itself; None for one that does not run, such as a shim of pyenv without a version."""
-    result = subprocess.run([str(python), "-c", FACTS], capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run([str(python), "-c", FACTS], capture_output=True, text=True, check=False)
+    except OSError:  # not executable, or for another processor
+        return None
     return json.loads(result.stdout) if result.returncode == 0 else None
 
 

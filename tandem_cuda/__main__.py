@@ -1,4 +1,4 @@
-"""``python -m tandem_cuda``: show what was built, and check that it works on this machine."""
+"""``python -m tandem_cuda``: show what was built, and run a spot check on this machine."""
 
 from __future__ import annotations
 
@@ -47,11 +47,17 @@ def report() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0 if all is well."""
     parser = argparse.ArgumentParser(
-        prog="python -m tandem_cuda", description="Show what was built, and check that it works on this machine."
+        prog="python -m tandem_cuda", description="Show what was built, and run a spot check on this machine."
     )
     bench = "instead time frozen SNNs against their ANN, and print a table to paste into an issue"
     parser.add_argument("command", nargs="?", choices=["bench"], help=bench)
-    if parser.parse_args(argv).command == "bench":
+    command = parser.parse_args(argv).command
+    try:
+        _C.cpu_isa()
+    except ValueError as error:  # TANDEM_CPU_ISA names no instruction set
+        print(error, file=sys.stderr)
+        return 1
+    if command == "bench":
         print("This takes about half a minute. Other programs that run meanwhile disturb it.", file=sys.stderr)
         print(benchmark.report())
         return 0

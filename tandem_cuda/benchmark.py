@@ -19,6 +19,7 @@ from ._progress import progress
 from .analysis.activity import synops
 from .build_info import build_info
 from .convert import convert
+from .doctor import summary
 from .freeze import freeze
 
 # Each with the shape of its input. CifarNet has a quarter of its channels.
@@ -110,8 +111,7 @@ def ann_sides(ann: nn.Sequential, x: Tensor) -> tuple[dict[str, Side], list[str]
         compiled_side()
         sides["ANN, channels last, compiled"] = compiled_side
     except Exception as error:  # without a C++ compiler, for example
-        reason = str(error).strip().splitlines()[0]
-        missing.append(f"torch.compile does not work here, so it is not measured: {type(error).__name__}: {reason}")
+        missing.append(f"torch.compile does not work here, so it is not measured: {summary(error)}")
     expected = _inference(ann, x)()
     for name, side in sides.items():
         error_share = float((side() - expected).norm() / expected.norm())

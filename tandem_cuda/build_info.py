@@ -33,6 +33,9 @@ def build_info() -> dict[str, object]:
 
     Returns:
         A dictionary with these keys.
+
+    Raises:
+        ValueError: ``TANDEM_CPU_ISA`` is set to something else than an instruction set in ``cpu_isas_compiled``.
     """
     compiled = _C.build_info()
     obstacle = _cuda_obstacle(compiled)

@@ -1,4 +1,4 @@
-"""The check behind ``python -m tandem_cuda``: do the kernels of this machine compute what the reference computes?"""
+"""The spot check behind ``python -m tandem_cuda``: do kernels of this machine compute what the reference computes?"""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ TIME_STEPS = 12  # more than one bit plane
 
 
 def verdict() -> tuple[bool, str]:
-    """Run the convolution of spikes on every usable device, compare it with the reference, and say what to do.
+    """Pack spikes and convolve them on every usable device, compare with the reference, and say what to do.
+
+    This is a spot check: other operators, shapes and instruction sets than the one in use are not run.
 
     Returns:
-        Whether everything that can run here works, and one line that says so, or what to do.
+        Whether the check passed, and one line that says so, or what to do.
     """
     info = build_info()
     devices = ["cpu", *(["cuda"] if info["cuda_usable"] else [])]
@@ -27,10 +29,16 @@ def verdict() -> tuple[bool, str]:
                 "output as a bug."
             )
     if info["cuda_usable"]:
-        return True, "All is well: the CPU and CUDA kernels compute what the reference computes."
+        return True, "All is well: in a spot check, the CPU and CUDA kernels compute what the reference computes."
     if torch.cuda.is_available():
-        return True, f"The CPU kernels are fine. The CUDA device cannot be used: {info['cuda_unusable_because']}."
-    return True, "All is well: the CPU kernels compute what the reference computes; no CUDA device was found."
+        return (
+            True,
+            f"The CPU kernels pass the spot check. The CUDA device cannot be used: {info['cuda_unusable_because']}.",
+        )
+    return (
+        True,
+        "All is well: in a spot check, the CPU kernels compute what the reference computes; no CUDA device was found.",
+    )
 
 
 def _problem(device: str) -> str | None:
@@ -66,5 +74,10 @@ def _problem(device: str) -> str | None:
             if not all(torch.equal(a.cpu(), b) for a, b in zip(got, expected, strict=True)):
                 return f"spiking_conv2d with {name} weights differs from the reference"
     except Exception as error:  # whatever fails is the diagnosis
-        return f"{type(error).__name__}: {error}"
+        return summary(error)
     return None
+
+
+def summary(error: Exception) -> str:
+    """Return the type of an error and the first line of its text, if it has any."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].removesuffix(": ")

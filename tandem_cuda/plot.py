@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .analysis.activity_table import ActivityTable
+from .analysis.activity_table import ActivityTable, LayerActivity
 from .freeze import AccuracyCurve, OperatingPoint
 from .ops import checks
 from .spike_train import SpikeTrain
@@ -26,7 +27,7 @@ from .spike_train import SpikeTrain
 try:
     import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
-    from matplotlib.colors import LogNorm
+    from matplotlib.colors import LogNorm, is_color_like
     from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 except ImportError as error:
     raise ImportError(f"tandem_cuda.plot needs matplotlib ({error}): pip install tandem_cuda[plot]") from error
@@ -54,19 +55,28 @@ def spike_raster(spikes: SpikeTrain | Tensor, *, sample: int = 0, neurons: int =
         ax: where to draw.
 
     Raises:
-        TypeError: ``spikes`` has the wrong type.
-        ValueError: ``spikes`` has too few dimensions, there is no such sample, or ``neurons`` is less than 1.
+        TypeError: an argument has the wrong type.
+        ValueError: ``spikes`` has too few dimensions or no time step, there is no such sample, or ``neurons`` is less
+            than 1.
     """
     op = "spike_raster"
     if not isinstance(spikes, (SpikeTrain, Tensor)):
         raise TypeError(f"{op}: spikes must be a SpikeTrain or a Tensor, got {type(spikes).__name__}")
     if isinstance(spikes, Tensor) and spikes.dim() < 3:
         raise ValueError(f"{op}: spikes must be [T, N, ...], got {list(spikes.shape)}")
+    if isinstance(spikes, Tensor) and len(spikes) == 0:
+        raise ValueError(f"{op}: spikes must have at least one time step, got {list(spikes.shape)}")
     samples = len(spikes) if isinstance(spikes, SpikeTrain) else spikes.shape[1]
+    if samples == 0:
+        raise ValueError(f"{op}: spikes must have at least one sample, got none")
+    for argument, number in (("sample", sample), ("neurons", neurons)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{op}: {argument} must be an int, got {type(number).__name__}")
     if not 0 <= sample < samples:
         raise ValueError(f"{op}: sample must be from 0 to {samples - 1}, got {sample}")
     if neurons < 1:
         raise ValueError(f"{op}: neurons must be at least 1, got {neurons}")
+    _check_axes(op, ax)
     if isinstance(spikes, SpikeTrain):
         dense = spikes.detach().rearranged(lambda bits: bits[:, sample : sample + 1]).to_dense()[:, 0]
     else:
@@ -104,10 +114,15 @@ def count_histogram(counts: Tensor, activations: Tensor, time_steps: int) -> Ten
         TypeError: an argument has the wrong type.
         ValueError: the shapes differ, a count is no whole number from 0 to T, or an activation is not finite.
     """
-    op = "count_histogram"
+    return _count_histogram("count_histogram", counts, activations, time_steps)
+
+
+def _count_histogram(op: str, counts: Tensor, activations: Tensor, time_steps: int) -> Tensor:
     checks.check_time_steps(op, time_steps)
-    checks.check_tensor(op, "counts", counts)
-    checks.check_tensor(op, "activations", activations)
+    for argument, tensor in (("counts", counts), ("activations", activations)):
+        checks.check_tensor(op, argument, tensor)
+        if tensor.is_complex():
+            raise TypeError(f"{op}: {argument} must have a real dtype, got {tensor.dtype}")
     checks.check_shape(op, "activations", activations, counts.shape)
     counts, activations = counts.detach().flatten().cpu(), activations.detach().flatten().cpu()
     wrong = (counts < 0) | (counts > time_steps) | (counts != counts.long())
@@ -130,14 +145,23 @@ def histogram_against_activations(histogram: Tensor, *, ax: Axes | None = None) 
         ax: where to draw.
 
     Raises:
-        TypeError: ``histogram`` is not a Tensor.
-        ValueError: ``histogram`` has another shape, or is empty.
+        TypeError: ``histogram`` is no int64 Tensor, or ``ax`` no Axes.
+        ValueError: ``histogram`` has another shape, or has a negative number or none but zeros.
     """
-    op = "histogram_against_activations"
+    return _draw_histogram("histogram_against_activations", histogram, ax)
+
+
+def _draw_histogram(op: str, histogram: Tensor, ax: Axes | None) -> Axes:
     checks.check_tensor(op, "histogram", histogram)
-    steps = histogram.shape[-1] - 1
-    if histogram.dim() != 2 or steps < 1 or len(histogram) != _columns(steps):
-        raise ValueError(f"{op}: histogram must be [A, T + 1] as from count_histogram, got {list(histogram.shape)}")
+    shape = list(histogram.shape)
+    if len(shape) != 2 or shape[1] < 2 or shape[0] != _columns(shape[1] - 1):
+        raise ValueError(f"{op}: histogram must be [A, T + 1] as from count_histogram, got {shape}")
+    if histogram.dtype != torch.int64:
+        raise TypeError(f"{op}: histogram must be int64, got {histogram.dtype}")
+    _check_axes(op, ax)
+    steps, histogram = shape[1] - 1, histogram.cpu()
+    if histogram.min() < 0:
+        raise ValueError(f"{op}: histogram must have numbers from 0 up, got {int(histogram.min())}")
     total = int(histogram.sum())
     if total == 0:
         raise ValueError(f"{op}: histogram must have at least one pair, got none")
@@ -168,12 +192,18 @@ def counts_against_activations(counts: Tensor, activations: Tensor, time_steps: 
         for name, (counts, activations) in found.items():
             plot.counts_against_activations(counts, activations, time_steps).set_xlabel(name)
 
-    Arguments and errors are those of :func:`count_histogram`, the picture that of
-    :func:`histogram_against_activations`.
+    Arguments are those of :func:`count_histogram`, the picture is that of :func:`histogram_against_activations`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: the tensors are empty, or for the reasons of :func:`count_histogram`.
     """
-    histogram = count_histogram(counts, activations, time_steps)
-    ax = histogram_against_activations(histogram, ax=ax)
-    pairs = torch.stack([counts.detach().flatten(), activations.detach().flatten()]).double()
+    op = "counts_against_activations"
+    histogram = _count_histogram(op, counts, activations, time_steps)
+    if counts.numel() == 0:
+        raise ValueError(f"{op}: counts must have at least one element, got {list(counts.shape)}")
+    ax = _draw_histogram(op, histogram, ax)
+    pairs = torch.stack([x.detach().flatten().cpu().double() for x in (counts, activations)])
     correlation = float(torch.corrcoef(pairs)[0, 1])
     ax.set_title("no correlation: constant" if math.isnan(correlation) else f"correlation {correlation:.3f}")
     return ax
@@ -193,8 +223,16 @@ def firing_rates(
         ax: where to draw.
 
     Raises:
-        ValueError: there is no spiking layer.
+        TypeError: an argument has the wrong type.
+        ValueError: there is no spiking layer, or ``colors`` has something else than colours of matplotlib.
     """
+    op = "firing_rates"
+    for which, value in _labelled("tables", tables) if isinstance(tables, Mapping) else [("tables", tables)]:
+        if not isinstance(value, Sequence) or not all(isinstance(layer, LayerActivity) for layer in value):
+            expected = "an ActivityTable" if which != "tables" else "an ActivityTable, or several by label"
+            raise TypeError(f"{op}: {which} must be {expected}, got {_types(value)}")
+    _check_colors(op, colors)
+    _check_axes(op, ax)
     several = tables if isinstance(tables, Mapping) else {"": tables}
     rates = {
         label: {layer.name: layer.firing_rate for layer in table if layer.firing_rate is not None}
@@ -202,7 +240,7 @@ def firing_rates(
     }
     names = list(dict.fromkeys(name for found in rates.values() for name in found))
     if not names:
-        raise ValueError("firing_rates: tables must have a spiking layer, got none")
+        raise ValueError(f"{op}: tables must have a spiking layer, got none")
     ax = _axes(ax)
     width = 0.8 / len(rates)
     for i, (color, (label, found)) in enumerate(zip(_colors(colors), rates.items(), strict=False)):
@@ -240,7 +278,9 @@ def accuracy_against_synops(
         ax: where to draw.
 
     Raises:
-        ValueError: there is no point, or ``cost`` is neither of the two.
+        TypeError: an argument has the wrong type.
+        ValueError: there is no point, ``cost`` is neither of the two, or ``colors`` has something else than colours of
+            matplotlib.
     """
     op = "accuracy_against_synops"
     if cost not in ("synops", "steps"):
@@ -248,13 +288,25 @@ def accuracy_against_synops(
     named: Mapping[str, Sequence[OperatingPoint]]
     if isinstance(curves, AccuracyCurve):
         named = {"all samples stop together": curves.over_time, "each sample stops when sure": curves.over_confidence}
-    else:
+    elif isinstance(curves, Mapping):
         named = curves
-    if not any(named.values()):
+        for which, points in _labelled("curves", named):
+            if not isinstance(points, Sequence) or not all(isinstance(point, OperatingPoint) for point in points):
+                raise TypeError(f"{op}: {which} must be a sequence of OperatingPoint, got {_types(points)}")
+    else:
+        raise TypeError(f"{op}: curves must be an AccuracyCurve, or points by label, got {type(curves).__name__}")
+    if ann is not None:
+        if not isinstance(ann, Sequence) or len(ann) != 2:
+            raise TypeError(f"{op}: ann must be a pair (MACs, accuracy), got {ann!r}")
+        for i, number in enumerate(ann):
+            checks.check_number(op, f"ann[{i}]", number)
+    _check_colors(op, colors)
+    _check_axes(op, ax)
+    if not any(len(points) > 0 for points in named.values()):
         raise ValueError(f"{op}: curves must have at least one point, got none")
     ax = _axes(ax)
     for color, (label, points) in zip(_colors(colors), named.items(), strict=False):
-        if not points:
+        if len(points) == 0:
             continue
         x = [point.synops if cost == "synops" else point.steps for point in points]
         y = [point.accuracy for point in points]
@@ -281,6 +333,33 @@ def accuracy_against_synops(
     ax.grid(alpha=0.25)
     ax.legend(frameon=False)
     return ax
+
+
+def _check_axes(op: str, ax: Any) -> None:
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(f"{op}: ax must be an Axes, got {type(ax).__name__}")
+
+
+def _check_colors(op: str, colors: Any) -> None:
+    if colors is None:
+        return
+    if isinstance(colors, str) or not isinstance(colors, Sequence):
+        raise TypeError(f"{op}: colors must be a sequence of colours, got {colors!r}")
+    for color in colors:
+        if not is_color_like(color):
+            raise ValueError(f"{op}: colors must be colours of matplotlib, got {color!r}")
+
+
+def _labelled(argument: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the values with what an error calls them."""
+    return [(f"{argument}[{label!r}]", value) for label, value in values.items()]
+
+
+def _types(value: Any) -> str:
+    """Return the type of a value, or of the sequence and its elements."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return type(value).__name__
+    return f"{type(value).__name__} of {', '.join(sorted({type(element).__name__ for element in value}))}"
 
 
 def _axes(ax: Axes | None) -> Axes:

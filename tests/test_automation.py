@@ -142,8 +142,9 @@ def test_dependabot_watches_what_is_pinned():
 def test_pages_name_targets_that_exist(page):
     text = (ROOT / page).read_text()
     commands = re.findall(r"`((?:[A-Z_]+=\S+ )?make [^`\n]*)`|^(make \S+)", text, re.MULTILINE)
-    for command in commands:
-        assert named_targets("".join(command)) <= TARGETS
+    named = set().union(*(named_targets("".join(command)) for command in commands))
+    assert named
+    assert named <= TARGETS
 
 
 def test_everything_is_in_the_source_distribution():
@@ -151,6 +152,20 @@ def test_everything_is_in_the_source_distribution():
     assert ".github" in manifest
     pages = ("CHANGELOG.md", "CITATION.cff", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md")
     assert {".pre-commit-config.yaml", *pages} <= set(manifest)
+
+
+@pytest.fixture
+def release(tmp_path):
+    """What check-tag reads, ready for a release."""
+    for name in ("Makefile", "pyproject.toml", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "csrc").mkdir()  # which the Makefile lists
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## [{VERSION}] - 2026-01-01\n")
+    return tmp_path
+
+
+def check_tag(folder, tag):
+    return subprocess.run(["make", "check-tag", f"TAG={tag}"], cwd=folder, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -162,18 +177,22 @@ def test_everything_is_in_the_source_distribution():
         ("CHANGELOG.md", "2026-01-01", "unreleased", f"no heading '## [{VERSION}] - YEAR-MONTH-DAY'"),
     ],
 )
-def test_check_tag(tmp_path, file, old, new, says):
-    for name in ("Makefile", "pyproject.toml", "CITATION.cff"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "csrc").mkdir()  # which the Makefile lists
-    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## [{VERSION}] - 2026-01-01\n")
+def test_check_tag(release, file, old, new, says):
     if file:
-        path = tmp_path / file
+        path = release / file
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))
-    result = subprocess.run(["make", "check-tag", f"TAG=v{VERSION}"], cwd=tmp_path, capture_output=True, text=True)
+    result = check_tag(release, f"v{VERSION}")
     assert says in result.stderr
     assert (result.returncode == 0) == (not says), result.stderr
+
+
+@pytest.mark.parametrize("end", ["`false`", "$(false)", "$(shell touch ran)", '"; touch ran; "', "'"])
+def test_a_tag_is_not_run(release, end):
+    result = check_tag(release, f"v{VERSION}{end}")
+    assert result.returncode != 0
+    assert f"got 'v{VERSION}{end}'\n" in result.stderr
+    assert not (release / "ran").exists()
 
 
 def test_wheels_are_built_for_every_python_that_is_tested():

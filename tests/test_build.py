@@ -1,5 +1,6 @@
 """The build and what it says about itself: build_info, the doctor, messages of a build or an import that fails."""
 
+import ctypes
 import os
 import re
 import shutil
@@ -87,6 +88,13 @@ def test_environment_caps_the_instruction_set(isa):
     result = run(sys.executable, "-m", "tandem_cuda", cwd=ROOT, TANDEM_CPU_ISA=isa)
     assert f"{isa} in use" in result.stdout
     assert f"TANDEM_CPU_ISA={isa} caps" in result.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["bench"]])
+def test_environment_names_no_instruction_set(command):
+    result = run(sys.executable, "-m", "tandem_cuda", *command, cwd=ROOT, TANDEM_CPU_ISA="foo")
+    assert result.returncode == 1
+    assert re.fullmatch(r"TANDEM_CPU_ISA must be one of scalar.*, got foo\n", result.stderr)
 
 
 def test_set_cpu_isa():
@@ -208,6 +216,59 @@ def test_numpy_integrate_and_fire_edge_cases():
         _C.integrate_and_fire(current, LIF().kind, [0.0, *others])
     with pytest.raises(ValueError, match=r"leak must be in \(0, 1\], got 1.5"):
         _C.integrate_and_fire(current, LIF().kind, [1.0, 1.5, *others[1:]])
+
+
+# ---- The interface for C and C++
+
+
+TEXT = ctypes.CFUNCTYPE(ctypes.c_char_p)
+
+
+class Interface(ctypes.Structure):
+    """TandemCuda of csrc/interface.h."""
+
+    _fields_ = (
+        ("version", ctypes.c_char_p),
+        ("size", ctypes.c_size_t),
+        ("torch_built_against", ctypes.c_char_p),
+        ("torch_stable_abi", ctypes.c_char_p),
+        ("compiler", ctypes.c_char_p),
+        ("cuda_toolkit", ctypes.c_char_p),
+        ("cuda_architectures", ctypes.c_char_p),
+        ("cuda_not_built_because", ctypes.c_char_p),
+        ("cuda_driver", TEXT),
+        ("cpu_isas_compiled", TEXT),
+        ("cpu_isas_runnable", TEXT),
+        ("cpu_isa", TEXT),
+        ("set_cpu_isa", ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_char_p)),
+        ("fingerprint", ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)),
+        ("error", TEXT),
+    )
+
+
+@pytest.fixture
+def interface():
+    function = ctypes.CDLL(str(LIBRARY)).tandem_cuda_interface
+    function.restype = ctypes.POINTER(Interface)
+    return function().contents
+
+
+def test_interface(interface):
+    assert interface.size == ctypes.sizeof(Interface)
+    assert interface.version.decode() == _C.__version__
+    assert interface.cpu_isa().decode() == _C.cpu_isa()
+    assert interface.cpu_isas_runnable().decode().split() == _C.build_info()["cpu_isas_runnable"]
+    driver = interface.cuda_driver()
+    assert (driver and driver.decode()) == _C.build_info()["cuda_driver"]
+
+
+def test_interface_refuses(interface):
+    before = interface.cpu_isa()
+    assert not interface.set_cpu_isa(None)
+    assert interface.error() == b"set_cpu_isa: name must be a text, got null"
+    assert not interface.set_cpu_isa(b"sse9" * 1000)
+    assert re.fullmatch(rb"set_cpu_isa: instruction set must be one of scalar.*, got (sse9){1000}", interface.error())
+    assert interface.cpu_isa() == before
 
 
 # ---- Imports that fail
@@ -345,9 +406,15 @@ needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler
             'static const char *facts[] = {"0.0.7"}; const char **tandem_cuda_interface(void) { return facts; }',
             rf"\S+/libtandem_cuda\.so is of version 0\.0\.7, the Python module of version {re.escape(_C.__version__)}",
         ),
+        (
+            f'struct {{ const char *version; unsigned long size; }} facts = {{"{_C.__version__}", 48}};'
+            "void *tandem_cuda_interface(void) { return &facts; }",
+            rf"\S+/libtandem_cuda\.so is of another build of version {re.escape(_C.__version__)} than the Python "
+            rf"module: its interface has 48 bytes, not {ctypes.sizeof(Interface)}",
+        ),
         ("int nothing;", r"\S+: undefined symbol: tandem_cuda_interface"),
     ],
-    ids=["another version", "something else"],
+    ids=["another version", "another build", "something else"],
 )
 def test_import_with_operators_that_do_not_fit(half_built, operators, reason):
     compiled(half_built / "tandem_cuda" / "libtandem_cuda.so", operators)

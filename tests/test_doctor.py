@@ -12,10 +12,68 @@ from tandem_cuda import __main__, benchmark, build_info, doctor, models, ops
 
 
 def test_all_is_well():
+    """As the build and the machine permit: with or without CUDA kernels and a device."""
+    info = build_info()
+    if info["cuda_usable"]:
+        line = "All is well: in a spot check, the CPU and CUDA kernels compute what the reference computes."
+    elif torch.cuda.is_available():
+        line = f"The CPU kernels pass the spot check. The CUDA device cannot be used: {info['cuda_unusable_because']}."
+    else:
+        line = "All is well: in a spot check, the CPU kernels compute what the reference computes; "
+        line += "no CUDA device was found."
+    assert doctor.verdict() == (True, line)
+
+
+def test_no_device(monkeypatch):
+    facts = {**build_info(), "cuda_usable": False, "cuda_unusable_because": "torch finds no CUDA device"}
+    monkeypatch.setattr(doctor, "build_info", lambda: facts)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     well, line = doctor.verdict()
     assert well
-    assert line.startswith("All is well: ")
-    assert ("no CUDA device was found" in line) == (not torch.cuda.is_available())
+    assert line.endswith("; no CUDA device was found.")
+
+
+CUDA_BUILD = {
+    "cuda_toolkit": "13.0.88",
+    "cuda_architectures": ["sm_80", "compute_90"],
+    "cuda_not_built_because": None,
+    "cuda_driver": None,
+    "cuda_usable": False,
+    "cuda_unusable_because": "torch finds no CUDA device",
+}
+CPU_BUILD = {
+    "cuda_toolkit": None,
+    "cuda_architectures": [],
+    "cuda_not_built_because": "TANDEM_CUDA=OFF",
+    "cuda_driver": None,
+    "cuda_usable": False,
+    "cuda_unusable_because": "the kernels were not compiled: TANDEM_CUDA=OFF",
+}
+
+
+@pytest.mark.parametrize(
+    ("build", "lines"),
+    [
+        (CPU_BUILD, ["CUDA kernels  not usable: the kernels were not compiled: TANDEM_CUDA=OFF"]),
+        (
+            CUDA_BUILD,
+            [
+                "CUDA kernels  not usable: torch finds no CUDA device",
+                "compiled by CUDA 13.0.88 for sm_80 compute_90",
+                "driver: none",
+            ],
+        ),
+        (
+            {**CUDA_BUILD, "cuda_driver": "13.1", "cuda_usable": True, "cuda_unusable_because": None},
+            ["CUDA kernels  usable", "compiled by CUDA 13.0.88 for sm_80 compute_90", "driver: 13.1"],
+        ),
+    ],
+    ids=["CPU build", "no driver", "usable"],
+)
+def test_facts_about_cuda(monkeypatch, build, lines):
+    monkeypatch.setattr(__main__, "build_info", lambda: {**build_info(), **build})
+    shown = [line.strip() for line in __main__.report().splitlines()]
+    assert shown[-len(lines) :] == lines
 
 
 def test_the_verdict_comes_last(capsys):
@@ -52,13 +110,34 @@ def test_a_kernel_that_fails_is_found(monkeypatch):
     assert line.startswith("Something is wrong on cpu: RuntimeError: pack_spikes: out of memory.")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ((), "RuntimeError"),
+        (("",), "RuntimeError"),
+        ((" \n",), "RuntimeError"),
+        (("\nno compiler:\nmore",), "RuntimeError: no compiler:"),
+    ],
+)
+def test_summary_of_an_error(monkeypatch, text, said):
+    def fails(*args, **named):
+        raise RuntimeError(*text)
+
+    monkeypatch.setattr(ops, "pack_spikes", fails)
+    assert doctor.verdict()[1].startswith(f"Something is wrong on cpu: {said}. Reinstall")
+    monkeypatch.setattr(torch, "compile", fails)
+    assert benchmark.ann_sides(settled(), torch.rand(2, 3, 8, 8))[1] == [
+        f"torch.compile does not work here, so it is not measured: {said}"
+    ]
+
+
 def test_a_device_that_is_not_used(monkeypatch):
     facts = {**build_info(), "cuda_usable": False, "cuda_unusable_because": "update the driver"}
     monkeypatch.setattr(doctor, "build_info", lambda: facts)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert doctor.verdict() == (
         True,
-        "The CPU kernels are fine. The CUDA device cannot be used: update the driver.",
+        "The CPU kernels pass the spot check. The CUDA device cannot be used: update the driver.",
     )
 
 
@@ -66,7 +145,10 @@ def test_the_device_is_checked_too(monkeypatch):
     monkeypatch.setattr(doctor, "build_info", lambda: {**build_info(), "cuda_usable": True})
     checked = []
     monkeypatch.setattr(doctor, "_problem", lambda device: checked.append(device))
-    assert doctor.verdict() == (True, "All is well: the CPU and CUDA kernels compute what the reference computes.")
+    assert doctor.verdict() == (
+        True,
+        "All is well: in a spot check, the CPU and CUDA kernels compute what the reference computes.",
+    )
     assert checked == ["cpu", "cuda"]
 
 

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 
@@ -91,6 +92,23 @@ def test_draws_into_a_new_figure(draw):
     first.figure.canvas.draw()
 
 
+@pytest.mark.parametrize("name", DRAWN)
+def test_axes_of_another_kind_are_refused(name):
+    for wrong, kind in ((plt.figure(), "Figure"), (plt.subplots(2)[1], "ndarray")):
+        figures = plt.get_fignums()
+        with pytest.raises(TypeError, match=f"^{name}: ax must be an Axes, got {kind}$"):
+            DRAWN[name](ax=wrong)
+        assert plt.get_fignums() == figures  # no new one for nothing
+
+
+@pytest.mark.parametrize("name", ["firing_rates", "accuracy_against_synops"])
+def test_colors_that_are_none(name):
+    with pytest.raises(TypeError, match=f"^{name}: colors must be a sequence of colours, got 'red'"):
+        DRAWN[name](colors="red")
+    with pytest.raises(ValueError, match=f"^{name}: colors must be colours of matplotlib, got 'rde'"):
+        DRAWN[name](colors=["red", "rde"])
+
+
 def test_missing_extra_is_named(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
@@ -139,6 +157,14 @@ def test_raster_refuses():
                 plot.spike_raster(form, sample=sample)
     with pytest.raises(ValueError, match="spike_raster: neurons must be at least 1, got 0"):
         plot.spike_raster(spikes(), neurons=0)
+    with pytest.raises(TypeError, match="spike_raster: neurons must be an int, got float"):
+        plot.spike_raster(spikes(), neurons=1.5)
+    with pytest.raises(TypeError, match="spike_raster: sample must be an int, got str"):
+        plot.spike_raster(spikes(), sample="0")
+    with pytest.raises(ValueError, match=r"spike_raster: spikes must have at least one time step, got \[0, 2, 3\]"):
+        plot.spike_raster(torch.zeros(0, 2, 3))
+    with pytest.raises(ValueError, match="spike_raster: spikes must have at least one sample, got none"):
+        plot.spike_raster(torch.zeros(4, 0, 3))
 
 
 # ---- Counts against activations
@@ -188,13 +214,19 @@ def test_layers_of_a_network():
     found = counts_and_activations(net, torch.rand(2, 2, 8, 8))
     assert len(found) >= 2
     for name, (counts, activations) in found.items():
-        plot.counts_against_activations(counts, activations, 8).set_xlabel(name)
+        ax = plot.counts_against_activations(counts, activations, 8)
+        expected = np.corrcoef(counts.flatten().numpy(), activations.detach().flatten().numpy())[0, 1]
+        assert ax.get_title() == f"correlation {expected:.3f}", name
 
 
 def test_counts_refuse():
     ones = torch.ones(3)
-    with pytest.raises(TypeError, match="count_histogram: time_steps must be an int"):
+    with pytest.raises(TypeError, match=r"^counts_against_activations: time_steps must be an int"):
         plot.counts_against_activations(ones, ones, 4.0)
+    with pytest.raises(ValueError, match=r"^counts_against_activations: counts must have at least one .*, got \[0\]"):
+        plot.counts_against_activations(ones[:0], ones[:0], 4)
+    with pytest.raises(TypeError, match=r"^count_histogram: counts must have a real dtype, got torch\.complex64"):
+        plot.count_histogram(ones + 0j, ones, 4)
     with pytest.raises(TypeError, match="count_histogram: counts must be a Tensor, got list"):
         plot.count_histogram([1], ones, 4)
     with pytest.raises(ValueError, match=r"count_histogram: activations must be \[3\], got \[2\]"):
@@ -204,11 +236,20 @@ def test_counts_refuse():
             plot.count_histogram(torch.tensor([1.0, wrong]), torch.ones(2), 4)
     with pytest.raises(ValueError, match="count_histogram: activations must be finite"):
         plot.count_histogram(ones, torch.full((3,), torch.nan), 4)
-    for shape in ((100,), (50, 5), (100, 1)):
+    for shape in ((), (100,), (50, 5), (100, 1)):
         with pytest.raises(ValueError, match=r"histogram must be .* as from count_histogram, got"):
-            plot.histogram_against_activations(torch.ones(shape))
+            plot.histogram_against_activations(torch.ones(shape, dtype=torch.int64))
     with pytest.raises(ValueError, match="histogram must have at least one pair, got none"):
-        plot.histogram_against_activations(torch.zeros(100, 5))
+        plot.histogram_against_activations(torch.zeros(100, 5, dtype=torch.int64))
+    with pytest.raises(ValueError, match="histogram must have numbers from 0 up, got -1"):
+        plot.histogram_against_activations(-torch.ones(100, 5, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"histogram must be int64, got torch\.float32"):
+        plot.histogram_against_activations(torch.ones(100, 5))
+
+
+def test_counts_and_activations_of_different_dtypes():
+    ax = plot.counts_against_activations(torch.arange(4), torch.arange(4).double(), 4)
+    assert ax.get_title() == "correlation 1.000"
 
 
 # ---- Firing rates
@@ -239,6 +280,15 @@ def test_rates_need_a_spiking_layer():
     for tables in (ActivityTable(), {}, {"readout": table(readout=None)}):
         with pytest.raises(ValueError, match="firing_rates: tables must have a spiking layer, got none"):
             plot.firing_rates(tables)
+
+
+def test_rates_refuse():
+    for wrong, kind in ((0.5, "float"), ([0.5, "a"], "list of float, str"), (points(1), "list of OperatingPoint")):
+        expected = f"firing_rates: tables must be an ActivityTable, or several by label, got {kind}"
+        with pytest.raises(TypeError, match=expected):
+            plot.firing_rates(wrong)
+        with pytest.raises(TypeError, match=rf"firing_rates: tables\['a'\] must be an ActivityTable, got {kind}"):
+            plot.firing_rates({"a": wrong})
 
 
 # ---- Accuracy against SynOps
@@ -277,3 +327,13 @@ def test_accuracy_refuses():
     for curves in ({}, {"a": []}):
         with pytest.raises(ValueError, match="curves must have at least one point, got none"):
             plot.accuracy_against_synops(curves)
+    with pytest.raises(TypeError, match="curves must be an AccuracyCurve, or points by label, got list"):
+        plot.accuracy_against_synops(points(1))
+    with pytest.raises(TypeError, match=r"curves\['a'\] must be a sequence of OperatingPoint, got list of float"):
+        plot.accuracy_against_synops({"a": [0.5]})
+    with pytest.raises(TypeError, match=r"curves\['a'\] must be a sequence of OperatingPoint, got float"):
+        plot.accuracy_against_synops({"a": 0.5})
+    with pytest.raises(TypeError, match=r"ann must be a pair \(MACs, accuracy\), got 0\.9"):
+        plot.accuracy_against_synops({"a": points(1)}, ann=0.9)
+    with pytest.raises(TypeError, match=r"ann\[1\] must be a number, got str"):
+        plot.accuracy_against_synops({"a": points(1)}, ann=(1e6, "90 %"))

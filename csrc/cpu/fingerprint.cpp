@@ -39,7 +39,7 @@ struct Hash {
 
 }  // namespace
 
-uint64_t fingerprint(const void* memory, size_t bytes, uint64_t seed) {
+uint64_t fingerprint(const void* memory, size_t bytes, uint64_t seed) noexcept {
   const auto* from = static_cast<const unsigned char*>(memory);
   Hash hash(seed + bytes);
   if (bytes < kLine) {
