@@ -18,6 +18,7 @@ from tandem_cuda import (
     Decode,
     Encode,
     SpikeTrain,
+    SpikingAdaptiveAvgPool2d,
     SpikingAvgPool2d,
     TandemAdd,
     TandemConv1d,
@@ -268,6 +269,54 @@ def test_pooling_and_joins_of_concatenations(tmp_path):
     exchanged(net, IMAGES, tmp_path)
 
 
+@pytest.mark.parametrize("spikes", [True, False], ids=["spikes", "currents"])
+@pytest.mark.parametrize("parts", [((0, 2),), ((2, 4),), ((0, 1), (0, 3))], ids=str)
+def test_pooling_of_some_channels_before_the_read_out(tmp_path, spikes, parts):
+    """The first channels in order are not all of them: pooling keeps those that nothing reads."""
+
+    def run(n, x):
+        x = n.cat(*(move(x) for move in n.moves))
+        return n.out(n.flat(n.decode(n.pool(x)) if spikes else n.pool(n.decode(x))))
+
+    moves = nn.ModuleList(SpikeRearrange("channels", *part) for part in parts)
+    width = 20 * sum(last - first for first, last in parts)
+    net = behind(
+        run, moves=moves, cat=SpikeCat(*[False] * len(parts)), pool=(SpikingAvgPool2d if spikes else nn.AvgPool2d)(2),
+        decode=Decode(), flat=nn.Flatten(), out=nn.Linear(width, 5),
+    )  # fmt: skip
+    assert exchanged(net, IMAGES, tmp_path).nodes["out"].weight.shape == (5, 80)
+
+
+def test_pooling_of_the_first_channels_converted(tmp_path):
+    ann = Net(
+        lambda n, x: n.out(F.avg_pool2d(torch.chunk(F.relu(n.first(x)), 2, 1)[0], 2).flatten(1)),
+        first=nn.Conv2d(2, 4, 3, padding=1), out=nn.Linear(40, 5),
+    )  # fmt: skip
+    exchanged(convert(filled(ann), STEPS, calibrate={"first": 2.0}), IMAGES, tmp_path)
+
+
+@pytest.mark.parametrize("groups", [2, 12])
+def test_grouped_convolutions_of_concatenations_that_need_neurons(tmp_path, groups):
+    """Neurons put together what no single convolution reads, and the groups stay."""
+    net = behind(
+        lambda n, x: n.layer(n.cat(*[n.moved(x)] * 3)), moved=SpikeRearrange("zero_pad", -1, 1, 1, 1),
+        cat=SpikeCat(False, False, False), layer=TandemConv2d(12, 24, (3, 2), padding=(0, 1), groups=groups),
+    )  # fmt: skip
+    graph = exchanged(net, IMAGES, tmp_path)
+    assert graph.nodes["layer"].weight.shape == (24, 12 // groups, 3, 2)
+    assert graph.nodes["layer"].groups == groups
+
+
+def test_parts_that_nothing_reads(tmp_path):
+    """They are not in the graph, as they could not come back from it."""
+    net = behind(
+        lambda n, x: n.out(n.flat(n.decode(n.part(n.cat(x, n.a(x)))))), a=TandemConv2d(4, 3, 1, neuron=IF(0.5)),
+        cat=SpikeCat(False, False, amplitudes=(0.5, 1.0)), part=SpikeRearrange("channels", 1, 4), decode=Decode(),
+        flat=nn.Flatten(), out=nn.Linear(270, 5),
+    )  # fmt: skip
+    assert [*exchanged(net, IMAGES, tmp_path).nodes] == ["input", "first", "first_neurons", "flat", "out", "output"]
+
+
 def test_what_does_nothing_in_eval_mode(tmp_path):
     drops = nn.Sequential(TandemStochasticDepth(0.5), TandemDropout(0.5), TandemDropout2d(0.5))
     net = behind(lambda n, x: n.layer(n.drops(x)), drops=drops, layer=TandemConv2d(4, 5, 3))
@@ -310,6 +359,47 @@ def test_lines(tmp_path):
     bits = SpikeTrain.from_dense(train(STEPS, 3, 3, 17, seed=1, rate=0.4).float()).bits
     graph = exchanged(filled(net), SpikeTrain(bits, STEPS), tmp_path)
     assert not any(isinstance(node, (nir.Conv2d, nir.AvgPool2d)) for node in graph.nodes.values())
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 1), (4, 2), (5, 2)], ids=str)
+def test_same_padding_of_lines(tmp_path, kernel):
+    """Only one row of the kernel is on the line."""
+    wide = TandemConv2d(4, 5, kernel, padding="same", dilation=(2 if kernel[0] % 2 else 1, 1))
+    net = Net(
+        lambda n, x: n.wide(n.unsqueeze(n.first(x))), first=TandemConv1d(3, 4, 3, neuron=IF(0.5)), wide=wide,
+        unsqueeze=SpikeRearrange("unsqueeze"),
+    )  # fmt: skip
+    net = filled(net)
+    bits = SpikeTrain.from_dense(train(STEPS, 3, 3, 17, seed=1, rate=0.4).float()).bits
+    x = SpikeTrain(bits, STEPS)
+    graph = to_nir(Net(lambda n, x: n.flat(n.net(x)), net=net, flat=nn.Flatten(2)), x)
+    with torch.no_grad():
+        want = net(x).count.flatten(2)
+    assert len(want.unique()) > 2
+    same(executed(graph, steps_of(x, "spikes")).float(), want)
+
+
+def test_lines_that_become_higher_are_named():
+    x = SpikeTrain(SpikeTrain.from_dense(train(STEPS, 3, 3, 17, seed=1, rate=0.4).float()).bits, STEPS)
+    for settings in ({"padding": 1, "kernel_size": 2}, {"padding": (1, 0), "kernel_size": (2, 1), "dilation": (2, 1)}):
+        net = nn.Sequential(SpikeRearrange("unsqueeze"), TandemConv2d(3, 4, **settings), TandemConv2d(4, 4, 1))
+        with pytest.raises(
+            ValueError, match=r"1 \(TandemConv2d\): it reads lines, .*; change its kernel or padding, or"
+        ):
+            to_nir(net, x)
+
+
+def test_sums_of_shapes_that_nir_has_not_are_named():
+    net = behind(
+        lambda n, x: n.add(n.pool(n.a(x)), n.b(x)), a=TandemConv2d(4, 4, 1, neuron=IF(0.5)),
+        pool=SpikingAdaptiveAvgPool2d(4), b=TandemConv2d(4, 4, (6, 7), neuron=IF(0.5)),
+        add=TandemAdd(nn.Identity(), nn.Identity()),
+    )  # fmt: skip
+    message = (
+        r"add \(TandemAdd\): what it adds must have one shape .* windows of different sizes and must be followed by"
+    )
+    with pytest.raises(ValueError, match=message):
+        to_nir(net, IMAGES)
 
 
 def test_what_only_flattening_may_follow_is_named():
@@ -360,6 +450,65 @@ def test_integers(name):
             found.append(np.abs(whole).max().round())
     assert len(found) >= len(net.spiking_layers)
     assert max(found) == 127
+
+
+def quantised_cat(*parts, flat=False):
+    """An int8 layer that reads these channels of one node, side by side."""
+    width = sum(last - first for first, last in parts)
+    layer = TandemLinear(90 * width, 5, neuron=IF(8.0)) if flat else TandemConv2d(width, 5, 3, padding=1)
+    net = behind(
+        lambda n, x: n.layer(n.flat(n.cat(*(move(x) for move in n.moves)))),
+        moves=nn.ModuleList(SpikeRearrange("channels", *part) for part in parts), cat=SpikeCat(*[False] * len(parts)),
+        flat=nn.Flatten() if flat else nn.Identity(), layer=layer,
+    )  # fmt: skip
+    quantise(net, 8)
+    return net
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["convolution", "matrix"])
+@pytest.mark.parametrize("parts", [((0, 4), (0, 4)), ((0, 3), (2, 4))], ids=["twice", "overlapping"])
+def test_sums_of_integers_are_not_called_integers(parts, flat):
+    """Weights that read one spike add up: two integers of 8 bits may need 9."""
+    net = quantised_cat(*parts, flat=flat)
+    node = to_nir(net, IMAGES).nodes["layer"]
+    assert "weight_scale" not in node.metadata
+    assert "weight_bits" not in node.metadata
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["convolution", "matrix"])
+@pytest.mark.parametrize("parts", [((0, 4), (0, 4)), ((0, 3), (2, 4)), ((2, 4), (0, 2))], ids=str)
+def test_integers_of_parts_come_back(tmp_path, parts, flat):
+    """With scales that are powers of two, sums are exact in floats, too."""
+    net = quantised_cat(*parts, flat=flat)
+    with torch.no_grad():
+        for module in (net.first, net.layer):
+            weight = module.parametrizations.weight.original
+            weight.copy_((dyadic(*weight.shape, seed=3) * 4).clamp(-127 / 32, 127 / 32))
+            weight.flatten(1)[:, 0] = 127 / 32  # all integers are multiples of 1 / 32
+            assert torch.equal(module.weight, weight)
+    exchanged(net, IMAGES, tmp_path)
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["convolution", "matrix"])
+def test_integers_side_by_side_stay_integers(flat):
+    node = to_nir(quantised_cat((2, 4), (0, 2), flat=flat), IMAGES).nodes["layer"]
+    assert node.metadata["weight_bits"] == 8
+    whole = node.weight / node.metadata["weight_scale"].reshape(-1, *[1] * (node.weight.ndim - 1))
+    assert np.abs(whole - whole.round()).max() < 1e-3
+    assert np.abs(whole).max().round() == 127
+
+
+def test_integers_of_two_scales_are_not_called_integers():
+    """Side by side behind one node, where no scale of an output channel is that of all its integers."""
+    net = behind(
+        lambda n, x: n.out(n.decode(n.cat(n.first_two(x), n.last_two(x)))),
+        first_two=SpikeRearrange("channels", 0, 2), last_two=SpikeRearrange("channels", 2, 4),
+        cat=SpikeCat(False, False), decode=Decode(), out=nn.Conv2d(4, 5, 3),
+    )  # fmt: skip
+    quantise(net, 8)
+    assert to_nir(net, IMAGES).nodes["out"].metadata["weight_bits"] == 8
+    net.decode.scale = torch.tensor([1.0, 1.0, 0.5, 0.5])
+    assert "weight_bits" not in to_nir(net, IMAGES).nodes["out"].metadata
 
 
 # --- convolutions of what has moved ----------------------------------------------------------------------------------

@@ -80,9 +80,10 @@ def to_nir(
 
     NIR has no integer weights. Those of a quantised network (:func:`tandem_cuda.quantise`) are written as the floats
     they stand for, integer * scale. The metadata of their node say so: ``weight_bits``, and ``weight_scale`` [O], with
-    batch norm folded in, so that round(weight / weight_scale) returns the integers (none where overlapping windows or
-    scales of single channels leave no integers). Sums of these floats are rounded,
-    so the spikes of other simulators need not be the same to the bit.
+    batch norm folded in, so that round(weight / weight_scale) returns the integers. Neither is there where several
+    weights for one spike add up (a value concatenated with itself, overlapping windows), or where scales of single
+    channels leave no integers. Sums of these floats are rounded, so the spikes of other simulators need not be the same
+    to the bit.
 
     Args:
         model: a model whose forward pass, as traced by torch.fx, calls ``Encode``, tandem layers, ``TandemAdd``,

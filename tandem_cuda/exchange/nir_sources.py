@@ -210,7 +210,8 @@ class Channels(NamedTuple):
     def source(self, of: Source, shape: Sequence[int]) -> Source:
         """Return the source of a value of this shape, like this one, of other nodes with as many channels."""
         of, own = of._replace(part=self.part).alone(shape)
-        if torch.equal(self.channel, torch.arange(1, len(self.channel) + 1)) and bool((self.factor == 1).all()):
+        everything = torch.equal(self.channel, torch.arange(1, of.shape[0] + 1))
+        if everything and bool((self.factor == 1).all()):
             return of._replace(part=self.part)
         first = (self.channel - 1) * math.prod(own[1:]) + 1
         position = torch.where(self.channel > 0, first, 0).view(-1, 1) + torch.arange(math.prod(own[1:]))

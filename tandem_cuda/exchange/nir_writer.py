@@ -125,10 +125,23 @@ class Export:
             raise unsupported("to_nir: model", self.problems)
         nodes = [name for source in result.sources for name in source.nodes]
         self._put("output", nir.Output(output_type=np.array(_shape(result.value))), nodes)
+        self._leave_out_unread()
         assert self.encoding is not None
         steps, mode = self.encoding
         metadata = {"time_steps": steps, "dt": float(self.dt), "encoding": mode, "reset": RESET}
         return nir.NIRGraph(self.nodes, self.edges, metadata, type_check=False)  # the check takes quadratic time
+
+    def _leave_out_unread(self) -> None:
+        """Leave out nodes without a path to the output, such as a part of a concatenation that nothing reads."""
+        sources: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for source, target in self.edges:
+            sources[target].append(source)
+        read = {"input", "output"}
+        for name in reversed(self.nodes):  # nodes come after those that they read
+            if name in read:
+                read.update(sources[name])
+        self.nodes = {name: node for name, node in self.nodes.items() if name in read}
+        self.edges = [edge for edge in self.edges if edge[1] in read]
 
     def _for_output(self, result: _Signal) -> _Signal:
         """Return the output as nodes whose sum it is."""
@@ -219,13 +232,13 @@ class Export:
         def moved(source: Source) -> Source:
             return source.moved(shape, lambda x: module.rearranged(x[None, None])[0, 0])
 
-        sources: Sequence[Source] = [moved(source) for source in signal.sources]
+        sources = _used([moved(source) for source in signal.sources])
         # What NIR can express before this it may not express after it, such as cropping before padding.
         images = len(after) > 1 and is_image(moved(Source((), shape)), after)
         if images and not self._are_images(sources, after) and self._are_images(signal.sources, shape):
             sources = [moved(source) for source in self._as_node(name, what, signal).sources]
         why = signal.why or f"{what} before it {_FLAT_NEXT}"
-        return _Signal(self._flat(name, _used(sources), len(after)), out, "spikes", out.amplitude, why)
+        return _Signal(self._flat(name, sources, len(after)), out, "spikes", out.amplitude, why)
 
     def _are_images(self, sources: Iterable[Source], shape: tuple[int, ...]) -> bool:
         return all(is_image(source, shape) for source in sources)
@@ -320,43 +333,48 @@ class Export:
         per_step = None if bias is None else bias / self.encoding[0]
         if not all(bool(x.isfinite().all()) for x in (scaled, per_step) if x is not None):
             self.problems.append(f"{what}: weights and bias must be finite, got NaN or infinite values")
+        reads = how
         if how is not None and any(source.part is not None for source in signal.sources):
-            scaled, how = dense(scaled, how.groups), how._replace(groups=1)
-        products: dict[Any, tuple[Source, Any]] = {}
+            scaled, reads = dense(scaled, how.groups), how._replace(groups=1)
+        products: dict[Any, tuple[Source, Any, dict[str, Any]]] = {}
         for source in signal.sources:
             key: Any = source.nodes
             product: Any
-            if how is None:
+            if reads is None:
                 product = source.features(scaled)
             else:
-                product = convolution(source, _shape(signal.value), scaled, how)
+                product = convolution(source, _shape(signal.value), scaled, reads)
                 if product is None:
                     return self._product(name, what, module, weight, bias, how, self._as_node(name, what, signal))
                 key = (source.nodes, product[1:], product.weight.shape)
-            if key in products:  # the two signs of a value
-                earlier = products[key][1]
-                product = earlier + product if how is None else earlier._replace(weight=earlier.weight + product.weight)
-            products[key] = source, product
+            rounding = _rounding(module, source, signal.gain)
+            if key in products:  # such as the two signs of a value
+                _, earlier, other = products[key]
+                one, two = (earlier, product) if reads is None else (earlier.weight, product.weight)
+                product = one + two if reads is None else earlier._replace(weight=one + two)
+                if bool(((one != 0) & (two != 0)).any()) or not _same_rounding(rounding, other):
+                    rounding = {}  # a sum of integers may need more bits
+            products[key] = source, product, rounding
         nodes: list[str] = []
         shapes: list[tuple[int, ...]] = []
-        for i, (source, product) in enumerate(products.values()):
-            metadata = _rounding(module, source, signal.gain)
-            if how is None:
+        for i, (source, product, metadata) in enumerate(products.values()):
+            if reads is None:
                 values = [_array(x) for x in (product, per_step) if x is not None]
                 node = (nir.Linear if per_step is None else nir.Affine)(*values, metadata=metadata)
                 shapes.append((len(product),))
             else:
-                node = self._convolution(what, product, per_step, how, source, metadata)
+                node = self._convolution(what, product, per_step, reads, source, metadata)
                 shapes.append(tuple(node.output_type["output"].tolist()))
             nodes.append(self._put(name if len(products) == 1 else f"{name}_{i}", node, source.nodes))
             per_step = None  # added once
-        self._check_shapes(what, shapes)
+        self._check_shapes(what, shapes, signal.why)
         return Source(tuple(nodes), shapes[0])
 
-    def _check_shapes(self, what: str, shapes: list[tuple[int, ...]]) -> None:
+    def _check_shapes(self, what: str, shapes: list[tuple[int, ...]], why: str) -> None:
         """Currents that add up must agree in shape also if the model sees some lines as images of height 1."""
         if len({*shapes}) > 1 and not self.problems:
-            self.problems.append(f"{what}: what it adds must have one shape in NIR, got {shapes}")
+            hint = why or "flatten each before it"
+            self.problems.append(f"{what}: what it adds must have one shape in NIR, got {shapes}; {hint}")
 
     def _convolution(
         self,
@@ -376,10 +394,13 @@ class Export:
         shape: tuple[int, ...] = (len(weight), *how.size)
         kind = nir.Conv2d
         if len(size) == 1:  # lines, which the model may see as images of height 1
-            row, rest = (0, 0) if isinstance(padding, str) else divmod(padding[0], dilation[0])
+            row, rest = divmod(how.before[0] if isinstance(padding, str) else padding[0], dilation[0])
             if how.size[0] != 1 or rest or row >= weight.shape[2]:
-                self.problems.append(f"{what}: its output must have the height of its input, 1, got {how.size[0]}")
-                row = 0
+                self.problems.append(
+                    f"{what}: it reads lines, so its output must have height 1 and a row of its kernel must be on the "
+                    f"line, got height {how.size[0]}; change its kernel or padding, or begin with images"
+                )
+                raise unsupported("to_nir: model", self.problems)  # later shapes would not fit
             kind, weight, shape, (size,) = nir.Conv1d, weight[:, :, row], (len(weight), how.size[1]), size
             geometry = [x if isinstance(x, str) else x[1] for x in geometry]
         values = _array(weight)
@@ -444,8 +465,8 @@ class Export:
                 source = self._alone(part, what_part, signal)
             nodes += source.nodes
             shapes.append(source.shape)
-        self._check_shapes(what, shapes)
         why = next((signal.why for signal in inputs if signal.why), "")
+        self._check_shapes(what, shapes, why)
         return self._neurons(name, what, join.neuron, Source(tuple(nodes), shapes[0]), out, why)
 
     def _channels(self, signal: _Signal) -> list[tuple[Source, Channels]] | None:
@@ -614,6 +635,10 @@ def _rounding(module: Any, source: Source, gain: float) -> dict[str, Any]:
         if (own := module.affine().gain) is not None:
             scale = scale * own
     return {"weight_bits": rounds.bits, "weight_scale": _array(scale * gain)}
+
+
+def _same_rounding(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def _shape(value: Any) -> tuple[int, ...]:
