@@ -16,7 +16,7 @@ TANDEM_HOST_DEVICE V normalised(V x, V mean, V gain) {
 template <class V>
 TANDEM_HOST_DEVICE V gated_gradient(V grad, V normal, V gamma, V beta, V threshold, V upper) {
   const V v = gamma * normal + beta;
-  return (v > V{}) & (v <= upper) ? grad / threshold : V{};
+  return ((v > V{}) & (v <= upper)) ? grad / threshold : V{};
 }
 
 // Rows of activations whose sums are added up before they meet others': the order of additions, which no number of

@@ -13,7 +13,7 @@ void tandem_count_backward(const T* grad, const T* pre_activation, int64_t begin
   for (int64_t i = begin; i < end; i += kLanes<T>) {
     const Vec<T> v = load(pre_activation + i, end - i);
     const Vec<T> scaled = load(grad + i, end - i) / divisor;
-    store(out + i, (v > zero) & (v <= limit) ? scaled : zero, end - i);
+    store(out + i, ((v > zero) & (v <= limit)) ? scaled : zero, end - i);
   }
 }
 
