@@ -54,8 +54,8 @@ def has_tensor_cores(device):
 
 
 def served(kind, engine, device):
-    """The tensor-core engine has float32 sums of floating-point weights."""
-    return engine != "dense" or (kind in ("float32", "float16", "bfloat16") and has_tensor_cores(device))
+    """The tensor-core engines have no float64 sums."""
+    return engine != "dense" or (kind != "float64" and has_tensor_cores(device))
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_conv2d(engine, case, time_steps, kind, rate, neuron, optional, branch, 
 @pytest.mark.parametrize("time_steps", [1, 8, 19])
 def test_linear(engine, kind, shape, time_steps, device):
     if not served(kind, engine, device):
-        pytest.skip("the tensor-core engine serves neither float64 nor int8, and no device older than 8.0")
+        pytest.skip("tensor cores serve no float64, and no device older than 8.0")
     n, inputs, outputs = shape
     bits = planes(time_steps, n, inputs, seed=1)
     weight, scale, dtype = operands(kind, outputs, inputs, seed=2)
@@ -116,11 +116,31 @@ def test_linear(engine, kind, shape, time_steps, device):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("outputs", [1, 10, 17, 40, 200])
 def test_packed_weights_are_the_same_on_both_devices(kind, outputs, device):
+    """Of layers for which tensor cores have no order of their own."""
     weight, _, _ = operands(kind, outputs, 6, 3, 3, seed=outputs)
     packed = ops.pack_weight(weight)
     identical(ops.pack_weight(on_device(weight, device)), packed, device)
     strided = weight.to(memory_format=torch.channels_last)
     identical(ops.pack_weight(on_device(strided, device)), packed, device)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_packed_integers_serve_every_engine(kind, groups, device):
+    """Rows as on the CPU, and behind them what tensor cores read."""
+    weight, scale, _ = operands(kind, 48, 64 // groups, 3, 3, seed=3)
+    bits = planes(8, 2, 64, 5, 5, seed=4)
+    here, there = on_device(bits, device), on_device(weight, device)
+    packed = ops.pack_weight(there, groups)
+    rows = ops.pack_weight(weight, groups)
+    identical(packed[: rows.numel()], rows, device)
+    assert (packed.numel() > rows.numel()) == (device != "cpu")
+    named = {"scale": scale, "padding": 1, "groups": groups, "time_steps": 8}
+    want = ops.spiking_conv2d(bits, weight, **named, engine="event")
+    for engine in ("auto", "event", "dense"):
+        if served(kind, engine, device):
+            got = ops.spiking_conv2d(here, there, **moved(named, device), packed=packed, engine=engine)
+            identical(got, want, device)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.001, 0.01, 0.03, 0.2, 1.0])
@@ -161,9 +181,9 @@ def test_accuracy_of_random_weights(tensor_cores):
 def accumulated(rows, products, guard):
     """Sums of each row of weights as the tensor-core engine makes them, by a model of tensor cores.
 
-    The model is the one of tests/cpp/cuda_host/cuda_host.h, whose sources are named there: `products` addends and their
-    sum so far are aligned to the largest of them, cut off `guard` bits below its last one, added, and the sum cut off at
-    24 bits. Tensor cores add up 16 weights at a time, the smallest terms first; then come float32 additions.
+    The model is the one of tests/cpp/cuda_host/cuda_host.h, whose sources are named there: `products` addends and
+    their sum so far are aligned to the largest of them, cut off `guard` bits below its last one, added, and the sum cut
+    off at 24 bits. Tensor cores add up 16 weights at a time, the smallest terms first; then come float32 additions.
     """
 
     def cut(x, largest, bits):
