@@ -69,8 +69,8 @@ void launch(const char* op, const ProductPlan& plan, const Tensor& /*packed*/,
 
 void launch(const char* op, const ProductPlan& plan, const Tensor& /*packed*/,
             const CudaProductArgs<double, double>& args, cudaStream_t stream) {
-  TANDEM_CHECK(plan.engine != Engine::kDense, op,
-               "engine must be 'event' or 'auto' for float64 weights on a CUDA device, got 'dense'");
+  TANDEM_CHECK(plan.engine != Engine::kDense, op, "engine must be 'event' or 'auto' for ",
+               name_of(plan.weight.scalar_type()), " weights on a CUDA device, got 'dense'");
   check_launch(op, launch_gather_product(args, stream));
 }
 
