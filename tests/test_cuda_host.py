@@ -127,13 +127,17 @@ SIZES = [
     *CONVOLUTIONS.values(),
     replace(CONVOLUTIONS["many pixels"], rate=0.0),
     *(replace(CONVOLUTIONS["3 x 3"], batch=1, time_steps=steps) for steps in range(1, 21)),
+    replace(
+        CONVOLUTIONS["depthwise"], channels=40, groups=40, outputs=80, stride=(2, 1), dilation=(1, 2), time_steps=19
+    ),
 ]
 
 
-def hows(dtype):
-    """(terms, or of integers large and small tiles, or 0 for the gather engine; most blocks, or 0)."""
+def hows(dtype, sizes):
+    """(terms, or of integers large and small tiles; 0: the gather engine; -1: the depthwise one; most blocks, or 0)."""
     cores = {torch.float32: (1, 2, 3), torch.float64: (), torch.float16: (2,), torch.bfloat16: (1,)}.get(dtype, (1, 2))
-    return [(0, 0), (0, 2), *((engine, 0) for engine in cores)]
+    depthwise = [(-1, 0), (-1, 1)] if sizes.channels == sizes.groups else []
+    return [(0, 0), (0, 2), *((engine, 0) for engine in cores), *depthwise]
 
 
 class Call:
@@ -182,7 +186,7 @@ class Call:
 
     def expected(self):
         """What the CPU's operators return: packed weights, bits, sum and state, channels last."""
-        terms = self.how[0]
+        terms = max(self.how[0], 0)
         weight = rounded(self.weight, terms) if self.dtype == torch.float32 and terms else self.weight
         named = {**self.geometry, "scale": self.scale, "bias": self.bias, "engine": "event"}
         if self.counts:
@@ -199,7 +203,7 @@ def calls():
     out = []
     for sizes in SIZES:
         for dtype in DTYPES:
-            for how in hows(dtype):
+            for how in hows(dtype, sizes):
                 out += [Call(len(out) + counts, sizes, dtype, how, counts) for counts in (0, 1)]
     return [(call, call.expected()) for call in out]
 

@@ -8,6 +8,7 @@
 
 #include "cuda/stream.h"
 #include "ops/product/cuda_pack_weight.h"
+#include "ops/product/depthwise_product.cuh"
 #include "ops/product/integer_product.cuh"
 #include "ops/product/operators.h"
 
@@ -106,31 +107,51 @@ void launch(const char* op, const ProductPlan& plan, const Tensor& packed, const
   check_launch(op, launch_integer_product(args, fragments, to, small, stream));
 }
 
-// spiking: null for a product with spike counts.
+// What every kernel takes but weights. E: theirs. spiking: null for a product with spike counts.
+template <class E, class T>
+CudaProductArgs<E, T> arguments_of(const ProductPlan& plan, const SpikingArguments* spiking) {
+  CudaProductArgs<E, T> args = {};
+  args.geometry = plan.geometry;
+  args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
+  args.planes = plan.bits.size(0);
+  args.scale = data_or_null<T>(plan.scale);
+  args.bias = data_or_null<T>(plan.bias);
+  args.initial = given_state<T>(plan.initial);
+  args.out_bits = output<uint8_t>(plan.out_bits);
+  args.sum = output<T>(plan.out_sum);
+  args.state = wanted_state<T>(plan.out_state);
+  args.joined = joined_of<T>(plan);
+  args.time_steps = spiking ? spiking->time_steps : args.planes * kStepsPerPlane;
+  args.neuron = plan.neuron;
+  return args;
+}
+
 void run(const char* op, const ProductPlan& plan, const SpikingArguments* spiking) {
   const ConvGeometry& g = plan.geometry;
   if (g.pixels_out() == 0) return;
   const cudaStream_t stream = current_stream(op, plan.weight.get_device_index());
-  dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
+  const ScalarType weights = plan.weight.scalar_type();
+  dispatch_packed(weights, [&](auto element, auto type) {
     using E = decltype(element);
     using T = decltype(type);
+    if (fits_depthwise_kernel(g) && plan.engine != Engine::kDense) {
+      // Weights as they are: so few are arranged faster than they are looked after.
+      if (plan.packed) check_packed<E>(op, "packed", *plan.packed, g);
+      dispatch_unpacked<E>(weights, [&](auto unpacked) {
+        using W = decltype(unpacked);
+        CudaDepthwiseArgs<W, T> args = {arguments_of<W, T>(plan, spiking), 0, 0, 0};
+        args.product.weight = static_cast<const W*>(plan.weight.const_data_ptr());
+        args.stride_o = plan.weight.stride(0);
+        if (plan.weight.dim() == 4) args.stride_h = plan.weight.stride(2), args.stride_w = plan.weight.stride(3);
+        check_launch(op, launch_depthwise_product(args, stream));
+      });
+      return;
+    }
     const Tensor packed = packed_on_device<E>(op, plan.weight, plan.packed, g);
     const PackedLayout layout = packed_layout<E>(g);
-    CudaProductArgs<E, T> args = {};
-    args.geometry = g;
-    args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
-    args.planes = plan.bits.size(0);
+    CudaProductArgs<E, T> args = arguments_of<E, T>(plan, spiking);
     args.weight = static_cast<const E*>(packed.const_data_ptr());
     args.block = layout.block, args.blocks = layout.blocks;
-    args.scale = data_or_null<T>(plan.scale);
-    args.bias = data_or_null<T>(plan.bias);
-    args.initial = given_state<T>(plan.initial);
-    args.out_bits = output<uint8_t>(plan.out_bits);
-    args.sum = output<T>(plan.out_sum);
-    args.state = wanted_state<T>(plan.out_state);
-    args.joined = joined_of<T>(plan);
-    args.time_steps = spiking ? spiking->time_steps : args.planes * kStepsPerPlane;
-    args.neuron = plan.neuron;
     launch(op, plan, packed, args, stream);
   });
 }

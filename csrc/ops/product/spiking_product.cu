@@ -8,6 +8,7 @@
 #include "cuda/device.cuh"
 #include "neuron/epilogue.cuh"
 #include "ops/product/block_size.h"
+#include "ops/product/pixel.cuh"
 #include "ops/product/spiking_product.cuh"
 
 namespace tandem {
@@ -20,25 +21,6 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMostBlocks = int64_t{1} << 30;
 
 unsigned grid_for(int64_t tasks) { return static_cast<unsigned>(tasks < kMostBlocks ? tasks : kMostBlocks); }
-
-struct Pixel {
-  int64_t image;      // first input pixel of its sample
-  int64_t top, side;  // input row and column of its first tap
-};
-
-__device__ __forceinline__ Pixel pixel_at(const ConvGeometry& g, int64_t at) {
-  Pixel out;
-  out.image = at / (g.out_height * g.out_width) * g.height * g.width;
-  out.top = at / g.out_width % g.out_height * g.stride_h - g.padding_h;
-  out.side = at % g.out_width * g.stride_w - g.padding_w;
-  return out;
-}
-
-// The input pixel that a tap sees, or -1 outside the image.
-__device__ __forceinline__ int64_t seen_by(const ConvGeometry& g, const Pixel& pixel, int64_t kh, int64_t kw) {
-  const int64_t h = pixel.top + kh * g.dilation_h, w = pixel.side + kw * g.dilation_w;
-  return h < 0 || h >= g.height || w < 0 || w >= g.width ? -1 : pixel.image + h * g.width + w;
-}
 
 // The neurons of a count product, which has none.
 template <class T>

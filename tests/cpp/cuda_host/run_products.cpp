@@ -1,7 +1,8 @@
 // Runs the device's products on the calls in a file and writes what they make of them to another: run_products IN OUT
 // (calls.h). test_cuda_host.py and test_digest.py compare with the library's operators on the CPU. engine: 0 for the
 // gather engine; of floats, the number of terms of tensor cores; of integers, 1 for tensor cores with large tiles and 2
-// with small ones.
+// with small ones; -1 for the depthwise kernel.
+#include "ops/product/depthwise_product.cu"
 #include "ops/product/integer_product.cu"
 #include "ops/product/spiking_product.cu"
 // after what it needs
@@ -46,6 +47,18 @@ void product() {
   call.give(args);
   if (!call.counts) args.out_bits = call.out_bits.data;
   const auto terms = static_cast<int>(call.engine);
+  if (terms == -1) {
+    CudaDepthwiseArgs<W, T> depthwise = {};
+    depthwise.product.geometry = g, depthwise.product.bits = call.bits.data, depthwise.product.planes = call.planes;
+    depthwise.product.weight = call.weight.data, depthwise.product.time_steps = call.time_steps;
+    depthwise.stride_o = g.taps(), depthwise.stride_h = g.kernel_w, depthwise.stride_w = 1;
+    call.give(depthwise.product);
+    if (!call.counts) depthwise.product.out_bits = call.out_bits.data;
+    if (launch_depthwise_product(depthwise, nullptr) != cudaSuccess) stop("refused");
+    host::most_blocks = 0;
+    packed.write(), call.write();
+    return;
+  }
   if constexpr (std::is_same<E, float>::value) {
     if (terms != 0) {
       if (call.most_blocks != 0) stop("the tensor-core engine has a block for each tile");
