@@ -127,13 +127,13 @@ std::vector<int64_t> plain_sums(const ConvGeometry& g, const Buffer<uint8_t>& bi
 }
 
 template <class E>
-void run(const ConvGeometry& g, int64_t steps) {
+void run(const ConvGeometry& g, int64_t steps, bool always = false) {
   constexpr int kDigits = kDigitsOf<E>;
   const int64_t planes = planes_for(steps), in = g.pixels_in() * g.in_channels;
   const int64_t out = g.pixels_out() * g.out_channels;
   // Planes that start anywhere are filled up, too.
   Buffer<uint8_t> bits(planes * in, one_of<int64_t>({0, 0, 0, 1, 4}));
-  const int64_t rate = one_of<int64_t>({0, 2, 20, 20, 100});
+  const int64_t rate = always ? 100 : one_of<int64_t>({0, 2, 20, 20, 100});
   for (int64_t i = 0; i < bits.size; ++i) {
     bits[i] = 0;
     for (int64_t t = 0; t < steps_in_plane(in == 0 ? 0 : i / in, steps); ++t) {
@@ -250,11 +250,12 @@ void run_largest(int64_t features) {
   for (const bool counts : {false, true}) {
     ConvGeometry part = g;
     if (counts) part.in_channels = (1 << 24) / 8;
-    for (const int64_t sign : {-1, 1}) {
-      const int64_t size = part.in_channels, lowest = -(int64_t{1} << (8 * sizeof(E) - 1));
-      const auto value = static_cast<E>(sign < 0                   ? (counts || sizeof(E) == 1 ? lowest : -32639)
-                                        : counts || sizeof(E) == 1 ? -lowest - 1
-                                                                   : 32639);
+    // Spikes: the ends of the range whose sums fit, and of 16 bits also the largest low digit.
+    constexpr int64_t kLowest = -(int64_t{1} << (8 * sizeof(E) - 1));
+    const bool whole = counts || sizeof(E) == 1;
+    for (const int64_t each : {whole ? kLowest : -32639, whole ? -kLowest - 1 : 32639, whole ? kLowest : 0x7eff}) {
+      const int64_t size = part.in_channels;
+      const auto value = static_cast<E>(each);
       Buffer<uint8_t> bits(size);
       Buffer<E> weight(size);
       for (int64_t i = 0; i < size; ++i) bits[i] = 0xff, weight[i] = value;
@@ -271,13 +272,17 @@ void run_largest(int64_t features) {
       args.geometry = part, args.bits = bits.data, args.planes = 1, args.scale = &scale, args.sum = &sum;
       args.time_steps = 8, args.neuron.parameters[0] = 1e9;
       if (!counts) args.out_bits = &spikes;
-      if (launch_integer_product(args, fragments.data, prepared.data, true, nullptr) != cudaSuccess) ++failures;
       float expected = static_cast<float>(size * value * (counts ? 8 : 1)) * scale;
       for (int t = 1; !counts && t < 8; ++t) expected += static_cast<float>(size * value) * scale;
-      if (sum != expected) {
-        ++failures;
-        std::printf("FAIL %lld inputs of %d: %g, expected %g\n", static_cast<long long>(size), static_cast<int>(value),
-                    static_cast<double>(sum), static_cast<double>(expected));
+      // One warp has all inputs of a large tile, a quarter of a small one's. Counts have so many that one is enough.
+      for (const bool small : {true, false}) {
+        if (counts && !small) continue;
+        if (launch_integer_product(args, fragments.data, prepared.data, small, nullptr) != cudaSuccess) ++failures;
+        if (sum != expected) {
+          ++failures;
+          std::printf("FAIL %lld inputs of %d: %g, expected %g\n", static_cast<long long>(size),
+                      static_cast<int>(value), static_cast<double>(sum), static_cast<double>(expected));
+        }
       }
     }
   }
@@ -331,6 +336,13 @@ int main(int argc, char** argv) {
       run<int16_t>(g, steps);
     }
   }
+  // Counts beyond a byte: more than 255 steps, all of them with spikes.
+  ConvGeometry few = {};
+  few.batch = few.height = few.out_height = few.kernel_h = few.kernel_w = 1, few.width = few.out_width = 9;
+  few.stride_h = few.stride_w = few.dilation_h = few.dilation_w = few.groups = 1;
+  few.in_channels = 40, few.out_channels = 20;
+  run<int8_t>(few, 300, true);
+  run<int16_t>(few, 257, true);
   std::printf("integer_product_test: %d shapes, %lld spikes of %lld, %d failures\n", shapes,
               static_cast<long long>(spikes_seen), static_cast<long long>(neurons_seen), failures);
   return failures != 0;
