@@ -134,7 +134,7 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
   dispatch_packed(weights, [&](auto element, auto type) {
     using E = decltype(element);
     using T = decltype(type);
-    if (fits_depthwise_kernel(g) && plan.engine != Engine::kDense) {
+    if (fits_depthwise(g) && plan.engine != Engine::kDense) {
       // Weights as they are: so few are arranged faster than they are looked after.
       if (plan.packed) check_packed<E>(op, "packed", *plan.packed, g);
       dispatch_unpacked<E>(weights, [&](auto unpacked) {

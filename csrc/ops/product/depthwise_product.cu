@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kDepthwiseLanes* kDepthwisePixels, 2)
 
 }  // namespace
 
-bool fits_depthwise_kernel(const ConvGeometry& g) {
+bool fits_depthwise(const ConvGeometry& g) {
   return g.group_in() == 1 && g.pixels_out() <= INT32_MAX && g.out_channels <= INT32_MAX;
 }
 
@@ -99,7 +99,7 @@ template <class W, class T>
 cudaError_t launch_depthwise_product(const CudaDepthwiseArgs<W, T>& args, cudaStream_t stream) {
   const ConvGeometry& g = args.product.geometry;
   if (g.pixels_out() == 0) return cudaSuccess;
-  if (!fits_depthwise_kernel(g)) return cudaErrorInvalidValue;
+  if (!fits_depthwise(g)) return cudaErrorInvalidValue;
   CudaDepthwiseArgs<W, T> own = args;
   own.product.block = g.group_out();  // divided once
   const auto blocks = [](int64_t n, int64_t of_block, int64_t most) {
