@@ -155,7 +155,8 @@ $(VENV)-oldest/.installed: $(VENV)/.installed-test $(shell find tandem_cuda -nam
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps -w build/oldest .
 	$(VENV)-oldest/bin/pip install --quiet torch==$(OLDEST_TORCH) numpy
 	$(VENV)-oldest/bin/pip install --quiet --force-reinstall --no-deps build/oldest/*.whl
-	$(VENV)-oldest/bin/pip install --quiet "tandem_cuda[test]"
+	# with torch again: torchvision and timm would bring a newer one
+	$(VENV)-oldest/bin/pip install --quiet "tandem_cuda[test]" torch==$(OLDEST_TORCH)
 	touch $@
 
 # One stamp for each of pyproject.toml's extras.

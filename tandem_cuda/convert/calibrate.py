@@ -310,8 +310,8 @@ def _corrected(layer: Any, node: fx.Node, what: Measured, mean: Tensor, runs: Se
 def _decoded(layer: Any, train: SpikeTrain, what: Measured) -> Tensor:
     """Return what the spikes of a layer stand for."""
     value = train.count * train.amplitude
-    thresholds = weight_layer(layer).thresholds  # type: ignore[union-attr]  # of all branches the same
-    if thresholds is not None:
+    holder = weight_layer(layer)
+    if holder is not None and (thresholds := holder.thresholds) is not None:  # all branches have the same
         shape = [1] * value.dim()
         shape[what.dim] = -1
         value = value * thresholds.view(shape)

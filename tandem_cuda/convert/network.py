@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as replaced_fields
 from typing import Any
@@ -617,64 +617,52 @@ def convert(
         raise ValueError(f"convert: gates must be None or 'analogue', got {gates!r}")
     _check_dtypes(ann, weights)
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
-    if replace is not None:
-        check_replacements(replace, ann)
-        with replaced(ann, replace) as names:
-            network = convert(
-                ann,
-                time_steps,
-                mode=mode,
-                neuron=neuron,
-                calibrate=calibrate,
-                percentile=percentile,
-                per_channel=per_channel and found is None,
-                correct_bias=correct_bias,
-                spiking_layers=spiking_layers,
-                engine=engine,
-                learn_thresholds=learn_thresholds,
-                weights=weights,
-                gates=gates,
-                example=example,
-            )
-            assert network._record is not None
-            network._record.replaced = tuple(names)
+    with ExitStack() as undone_on_error:
+        names_replaced: Sequence[str] = ()
+        if replace is not None:
+            check_replacements(replace, ann)
+            names_replaced = undone_on_error.enter_context(replaced(ann, replace))
+        graph, root = traced(ann, RULES, example)
+        scaled = calibrate is not None
+        settings = time_steps, mode, neuron, engine, scaled, learn_thresholds, gates is not None, per_channel
+        conversion = Conversion(root, graph, *settings)
+        if spiking_layers is not None:
+            conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(root, graph, *settings, spiking))
+        snn = conversion.written()
+        names = [name for _, name in conversion.neurons]
+        pools = [(name, source) for _, name, source in conversion.pools]
+        record = conversion.record(with_example=example is not None)
+        record.replaced = tuple(names_replaced)
+        with _quantised(ann, snn, weights):
+            if calibrate is None:
+                return TandemNetwork(snn, ann, time_steps, names, record=record)
+            wiring = pools, conversion.readers, conversion.cats, conversion.signed, record
+            if found is not None:
+                channels = {name: _channels(conversion, snn, name) for name in names}
+                levels = checked_levels(channels, [name for name, _ in pools], found.levels)
+                corrections = {name: x for name, x in found.corrections.items() if name in names}
+                found = replaced_fields(found, levels=levels, corrections=corrections)
+                return TandemNetwork(snn, ann, time_steps, names, found, *wiring)
+            batches: Any = [calibrate] if isinstance(calibrate, Tensor) else calibrate
+            if mode != "spikes":  # for counts do not tell when the spikes come
+                batches = record.sample.of(batches)
+            inputs = checked_inputs(root, graph, batches)
+            measured = [_measured(conversion, snn, name) for name in names]
+            measured += [Measured(name, node) for node, name, _ in conversion.pools]
+            if percentile is None:
+                levels = least_errors(root, graph, measured, inputs, time_steps, neuron.initial)
+            else:
+                levels = percentiles(root, graph, measured, inputs, percentile)
+            found = Calibration(time_steps, levels)
+            network = TandemNetwork(snn, ann, time_steps, names, found, *wiring)
+            if correct_bias:
+                means = [
+                    _measured(conversion, snn, name, True) for name in names if weight_layer(snn.get_submodule(name))
+                ]
+                network.calibration = replaced_fields(
+                    found, corrections=find_corrections(root, graph, snn, means, inputs)
+                )
             return network
-    graph, root = traced(ann, RULES, example)
-    scaled = calibrate is not None
-    settings = time_steps, mode, neuron, engine, scaled, learn_thresholds, gates is not None, per_channel
-    conversion = Conversion(root, graph, *settings)
-    if spiking_layers is not None:
-        conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(root, graph, *settings, spiking))
-    snn = conversion.written()
-    names = [name for _, name in conversion.neurons]
-    pools = [(name, source) for _, name, source in conversion.pools]
-    record = conversion.record(with_example=example is not None)
-    with _quantised(ann, snn, weights):
-        if calibrate is None:
-            return TandemNetwork(snn, ann, time_steps, names, record=record)
-        wiring = pools, conversion.readers, conversion.cats, conversion.signed, record
-        if found is not None:
-            channels = {name: _channels(conversion, snn, name) for name in names}
-            levels = checked_levels(channels, [name for name, _ in pools], found.levels)
-            corrections = {name: x for name, x in found.corrections.items() if name in names}
-            found = replaced_fields(found, levels=levels, corrections=corrections)
-            return TandemNetwork(snn, ann, time_steps, names, found, *wiring)
-        batches: Any = [calibrate] if isinstance(calibrate, Tensor) else calibrate
-        if mode != "spikes":  # for counts do not tell when the spikes come
-            batches = record.sample.of(batches)
-        inputs = checked_inputs(root, graph, batches)
-        measured = [_measured(conversion, snn, name) for name in names]
-        measured += [Measured(name, node) for node, name, _ in conversion.pools]
-        if percentile is None:
-            levels = least_errors(root, graph, measured, inputs, time_steps, neuron.initial)
-        else:
-            levels = percentiles(root, graph, measured, inputs, percentile)
-        found = Calibration(time_steps, levels)
-        network = TandemNetwork(snn, ann, time_steps, names, found, *wiring)
-        if correct_bias:
-            means = [_measured(conversion, snn, name, True) for name in names if weight_layer(snn.get_submodule(name))]
-            network.calibration = replaced_fields(found, corrections=find_corrections(root, graph, snn, means, inputs))
-        return network
 
 
 def _channels(conversion: Conversion, snn: fx.GraphModule, name: str) -> int | None:

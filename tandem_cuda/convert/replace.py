@@ -39,8 +39,8 @@ def replaced(ann: nn.Module, replace: Replacement) -> Iterator[list[str]]:
     done: list[tuple[nn.Module, str, nn.Module]] = []
     names = []
     for path, parent in list(ann.named_modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) in replace:
+        for name, child in list(parent._modules.items()):  # named_children skips repeats
+            if child is not None and type(child) in replace:
                 new = replace[type(child)]
                 module = new if isinstance(new, nn.Module) else new()
                 module.train(child.training)
@@ -60,5 +60,5 @@ def replaced(ann: nn.Module, replace: Replacement) -> Iterator[list[str]]:
         what = ", ".join(f"{number} {kind}" for kind, number in counts.items())
         warnings.warn(
             f"convert: {what} of the ANN were replaced. It now computes something else and wants fine-tuning",
-            stacklevel=4,
+            stacklevel=5,
         )

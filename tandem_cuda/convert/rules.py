@@ -173,17 +173,14 @@ class Call:
         """
         branches: list[Branch] = []
         for i, argument in enumerate((*self.node.args, *self.node.kwargs.values())):
-            if subtract and i and isinstance(self._conversion.value(argument), (Train, Pooled, Current)):  # type: ignore[arg-type]
-                branches.append(Branch(self._conversion.train(argument), factor=-1.0))  # type: ignore[arg-type]
-                continue
-            x = self._conversion.value(argument) if isinstance(argument, fx.Node) else argument
-            encoded = isinstance(x, Current) and any(branch.encoded for branch in x.branches)  # not read as spikes
-            if isinstance(x, Current) and not (x.then or encoded) and len(argument.users) == 1:  # type: ignore[union-attr]
-                branches += x.branches
-            elif isinstance(x, (Train, Pooled, Current)):
-                branches.append(Branch(self._conversion.train(argument)))  # type: ignore[arg-type]  # a node
-            else:
+            x = self._conversion.value(argument) if isinstance(argument, fx.Node) else None
+            if not isinstance(argument, fx.Node) or not isinstance(x, (Train, Pooled, Current)):
                 raise Unconvertible("add only spikes and outputs of weight layers, not network inputs")
+            negative = subtract and i > 0
+            if isinstance(x, Current) and not negative and len(argument.users) == 1 and x.is_sum:
+                branches += x.branches
+            else:
+                branches.append(Branch(self._conversion.train(argument), factor=-1.0 if negative else 1.0))
         return Current(branches)
 
     def fold(self, norm: Any) -> Any:
@@ -214,13 +211,14 @@ class Call:
 
     def cat(self) -> Any:
         """Concatenate the values in the first argument, a list, along the channels."""
-        nodes = self.node.args[0]
-        if not isinstance(nodes, (list, tuple)) or not all(isinstance(node, fx.Node) for node in nodes):
-            raise Unconvertible("concatenate a list of spikes")
-        values = [self._conversion.value(node) for node in nodes]  # type: ignore[arg-type]
+        given = self.node.args[0] if self.node.args else None
+        nodes = [node for node in given if isinstance(node, fx.Node)] if isinstance(given, (list, tuple)) else []
+        if not isinstance(given, (list, tuple)) or len(nodes) < len(given):
+            raise Unconvertible("concatenate a list of spikes, the first argument")
+        values = [self._conversion.value(node) for node in nodes]
         if not all(isinstance(x, (Train, Pooled, Current)) for x in values):
             raise Unconvertible("concatenate only spikes and outputs of weight layers, not network inputs")
-        return self._conversion.joined(self.node, [self._conversion.train(node) for node in nodes])  # type: ignore[arg-type]
+        return self._conversion.joined(self.node, [self._conversion.train(node) for node in nodes])
 
     def pieces(self, bounds: Callable[[int], list[tuple[int, int]]]) -> Any:
         """Split along the channels; ``bounds`` maps their number to the first channel and the end of each piece."""
@@ -241,11 +239,9 @@ class Call:
 
     def swapped(self) -> Call:
         """Return the call with its only input as the first argument."""
-        (node,) = self.node.all_input_nodes or (None,)
-        x = None if node is None else self._conversion.value(node)
-        if not isinstance(x, (Train, Pooled, Current)):
-            return self
-        return self._on(self._conversion.train(node))  # type: ignore[arg-type]
+        (node,) = self.node.all_input_nodes
+        x = self._conversion.value(node)
+        return self._on(self._conversion.train(node)) if isinstance(x, (Train, Pooled, Current)) else self
 
     def flattened(self, x: Any, start_dim: int = 1, end_dim: int = -1) -> Any:
         """Flatten dimensions of the result of another method."""

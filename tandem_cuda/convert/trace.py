@@ -327,9 +327,9 @@ def _dims_read(node: fx.Node, rank: int, nodes: Collection[fx.Node]) -> Iterable
     if given or node.target is len:
         return [x for x in given if isinstance(x, int)] if given else [0]
     users = [user for user in node.users if user in nodes and user.target is not len]
-    if all(user.target is operator.getitem and isinstance(user.args[1], int) for user in users):
-        return [user.args[1] for user in users]  # type: ignore[misc]
-    return range(rank)
+    read = [user.args[1] for user in users if user.target is operator.getitem]
+    dims = [dim for dim in read if isinstance(dim, int)]
+    return dims if len(dims) == len(users) else range(rank)
 
 
 def _asks_for_rank(node: fx.Node) -> bool:

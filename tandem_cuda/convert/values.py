@@ -90,6 +90,11 @@ class Current:
     """Whether the steps have the same result only because a ReLU follows."""
 
     @property
+    def is_sum(self) -> bool:
+        """Whether it can be part of a larger sum: it reads spikes, and nothing comes after the neurons."""
+        return not self.then and not any(branch.encoded for branch in self.branches)
+
+    @property
     def channels(self) -> int | None:
         """The number of channels or features before the steps; None if it is not known."""
         return next((n for branch in self.branches if (n := branch.channels) is not None), None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -78,7 +80,7 @@ class FrozenRearrange(FrozenLayer):
         channels = halved(channels) if self.module.signed else channels
         if how == "zero_pad":
             rest = [
-                size.at_least(max(1, 1 - more)).through(lambda n, more=more: n + more, 1, -more)  # type: ignore[misc]
+                size.at_least(max(1, 1 - more)).through(partial(operator.add, more), 1, -more)
                 for size, more in zip(rest, (numbers[2] + numbers[3], numbers[0] + numbers[1]), strict=True)
             ]
         elif how == "upsample":
