@@ -27,6 +27,7 @@ from tandem_cuda import (
     TandemLinear,
     quantise,
 )
+from tandem_cuda.nn import constants as constants_of_layers
 from tandem_cuda.ops import checks
 
 # Operators, whatever the overload.
@@ -34,9 +35,10 @@ READS = {"_local_scalar_dense", "equal", "is_nonzero"}
 SIZES_BY_VALUE = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"}
 FROM_NUMBERS = {"lift_fresh"}
 
-
 FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.eye, torch.tensor)
 FACTORIES += (torch.as_tensor, torch.scalar_tensor, torch.rand, torch.randn, torch.randint, torch.randperm)
+# Methods that no operator stands for where the tensor is on the host already.
+METHODS = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.new_tensor)
 
 
 class Refused(Exception):
@@ -62,19 +64,25 @@ class NeverWait(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class NameTheDevice(TorchFunctionMode):
-    """Raises where the code that makes a tensor names no device: it would be made on the host."""
+class StayOnTheDevice(TorchFunctionMode):
+    """Raises where code makes a tensor on no particular device, which is the host, or takes values to or from there."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in FACTORIES and kwargs.get("device") is None:
             raise Refused(f"{func.__name__} without a device")
+        if func in METHODS:
+            raise Refused(func.__name__)
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            some = args[1] if isinstance(args[1], tuple) else args[1:2]
+            if any(isinstance(index, list) for index in some):
+                raise Refused("an index of numbers")
         return func(*args, **kwargs)
 
 
 @contextmanager
 def never_waiting():
-    with NeverWait() as mode, NameTheDevice():
+    with NeverWait() as mode, StayOnTheDevice():
         yield mode
 
 
@@ -168,6 +176,38 @@ def test_launches_of_a_layer_with_batch_norm(bits, forward, backward):
     assert mode.launches == backward
 
 
+@pytest.fixture
+def constants(monkeypatch):
+    """Counts up each time that it makes a tensor."""
+    monkeypatch.setattr(constants_of_layers, "_kept", {})
+    monkeypatch.setattr(constants_of_layers, "_in_graphs", {})
+    numbers = iter(range(1000))
+
+    def f(key):
+        (made,) = constants_of_layers.constants(torch.ones(1), key, lambda: (torch.tensor(next(numbers)),))
+        return int(made)
+
+    return f
+
+
+def test_constants_that_a_graph_makes_are_its_own(constants, monkeypatch):
+    monkeypatch.setattr(constants_of_layers, "_capturing", lambda like: True)
+    assert [constants("a"), constants("a")] == [0, 1]  # they have no values until it is replayed
+    monkeypatch.setattr(constants_of_layers, "_capturing", lambda like: False)
+    assert [constants("a"), constants("a")] == [2, 2]
+
+
+def test_constants_that_a_graph_reads_stay(constants, monkeypatch):
+    assert [constants("a"), constants("b")] == [0, 1]
+    monkeypatch.setattr(constants_of_layers, "_capturing", lambda like: True)
+    assert constants("a") == 0
+    monkeypatch.setattr(constants_of_layers, "_capturing", lambda like: False)
+    for i in range(100):
+        constants(i)
+    assert constants("a") == 0
+    assert constants("b") > 1
+
+
 @pytest.mark.parametrize(
     "f",
     [
@@ -178,6 +218,12 @@ def test_launches_of_a_layer_with_batch_norm(bits, forward, backward):
         lambda x: x * torch.tensor([1.0, 2.0, 3.0]),
         lambda x: x + torch.arange(3),
         lambda x: torch.equal(x, x),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.numpy(),
+        lambda x: x.new_tensor([1.0]),
+        lambda x: x[[0, 2]],
+        lambda x: x[None, [0, 2]],
     ],
 )
 def test_what_waits_is_refused(f):

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 _MOST = 64
-_kept: dict[Hashable, tuple[Tensor, ...]] = {}
+_Key = tuple[Hashable, torch.device]
+_kept: dict[_Key, tuple[Tensor, ...]] = {}
+_in_graphs: dict[_Key, tuple[Tensor, ...]] = {}
+"""What CUDA graphs were captured with: they read it whenever they are replayed, so it is kept for good."""
 
 
 def constants(like: Tensor, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -26,13 +29,31 @@ def constants(like: Tensor, key: Hashable, make: Callable[[], tuple[Tensor, ...]
     if torch.compiler.is_compiling() or type(like) is not Tensor:
         return make()
     full = (key, like.device)
-    kept = _kept.get(full)
-    if kept is None:
-        with torch.inference_mode(False), torch.no_grad():  # inference tensors are of no use elsewhere
-            kept = make()
-        if any(type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in kept):
-            return kept
-        if len(_kept) >= _MOST:
-            _kept.clear()
-        _kept[full] = kept
-    return kept
+    capturing = _capturing(like)
+    kept = _in_graphs.get(full) or _kept.get(full)
+    if kept is not None:
+        if capturing:
+            _in_graphs[full] = kept
+        return kept
+    with torch.inference_mode(False), torch.no_grad():  # inference tensors are of no use elsewhere
+        made = make()
+    # What a graph makes has values only once it is replayed.
+    if capturing or any(type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in made):
+        return made
+    if len(_kept) >= _MOST:
+        _wait({device for _, device in _kept})
+        _kept.clear()
+    _wait({like.device})
+    _kept[full] = made
+    return made
+
+
+def _capturing(like: Tensor) -> bool:
+    return like.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _wait(devices: set[torch.device]) -> None:
+    """Wait for devices before their tensors change hands: the streams that make, read and free them may differ."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)

@@ -13,8 +13,7 @@ namespace tandem {
 bool fits_depthwise(const ConvGeometry& geometry);
 
 // product.weight: not packed, [O, 1, kH, kW] with these strides; block and blocks are not read. W: as given, Float16
-// and BFloat16 too; T: neurons. Integers are summed exactly, floats in the
-// order of taps.
+// and BFloat16 too; T: neurons. Integers are summed exactly, floats in the order of taps.
 template <class W, class T>
 struct CudaDepthwiseArgs {
   CudaProductArgs<W, T> product;

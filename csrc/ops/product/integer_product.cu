@@ -679,15 +679,18 @@ bool fits_integer_engine(const ConvGeometry& g, int digits, int64_t planes, bool
   constexpr int64_t kMostOnes = int64_t{1} << 24;
   const int64_t of_input = counts ? planes * kStepsPerPlane : 128;
   if (g.features() > kMostOnes / of_input) return false;
+  // Walks end so many taps beyond the last one.
+  constexpr int64_t kTapsBeyond = 4 * kWarps * kQuads;
+  const int64_t reach_h = (g.kernel_h + kTapsBeyond) * g.dilation_h,
+                reach_w = (g.kernel_w + kTapsBeyond) * g.dilation_w;
   // Each below 2^28, so that products of two are far from the ends of 64 bits, and sums of some fit 32.
-  for (const int64_t size :
-       {g.height, g.width, g.padding_h, g.padding_w, g.kernel_h, g.kernel_w, g.dilation_h, g.dilation_w,
-        g.kernel_h * g.dilation_h, g.kernel_w * g.dilation_w, g.stride_h * g.out_height, g.stride_w * g.out_width,
-        g.pixels_out(), planes, layout.steps, g.groups * layout.pitch}) {
+  for (const int64_t size : {g.height, g.width, g.padding_h, g.padding_w, g.kernel_h, g.kernel_w, reach_h, reach_w,
+                             g.stride_h * g.out_height, g.stride_w * g.out_width, g.pixels_out(), planes, layout.steps,
+                             g.groups * layout.pitch}) {
     if (size >= kMostSize) return false;
   }
   // Numbers of pixels, of all planes and around the image; blocks of small tiles; words of prepared spikes.
-  const int64_t around = (g.kernel_h * g.dilation_h + g.padding_h + g.height) * (g.width + 1);
+  const int64_t around = (reach_h + g.padding_h + g.height) * (g.width + 1);
   if (g.pixels_in() >= kMostSize || around >= 2 * kMostSize) return false;
   if ((planes + 1) * g.pixels_in() >= 2 * kMostSize) return false;
   const int64_t small_tiles =
