@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,20 @@ def nvcc():
     return found or shutil.which("nvcc") or pytest.skip("no nvcc: CUDA_HOME, PATH and /usr/local/cuda have none")
 
 
-def compiled(nvcc, source, architecture, folder, *flags):
-    cubin = folder / f"{source.stem}.cubin"
-    command = [nvcc, *FLAGS, f"-arch={architecture}", "-cubin", *flags, source, "-o", cubin]
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return cubin, result.stderr
+@pytest.fixture(scope="module")
+def compiled(nvcc, tmp_path_factory):
+    """Compiles a source for an architecture, once: the file with the machine code, and what ptxas reports."""
+    folder = tmp_path_factory.mktemp("cubins")
+
+    @cache
+    def f(source, architecture):
+        cubin = folder / f"{source.stem}-{architecture}.cubin"
+        command = [nvcc, *FLAGS, f"-arch={architecture}", "-cubin", "-Xptxas", "-v", source, "-o", cubin]
+        result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return cubin, result.stderr
+
+    return f
 
 
 def kernel_of(mangled):
@@ -61,8 +70,8 @@ def number(pattern, text):
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90"])
 @pytest.mark.parametrize("source", SOURCES)
-def test_resources(nvcc, tmp_path, source, architecture):
-    _, report = compiled(nvcc, SOURCES[source], architecture, tmp_path, "-Xptxas", "-v")
+def test_resources(compiled, source, architecture):
+    _, report = compiled(SOURCES[source], architecture)
     entries = report.split("Compiling entry function")[1:]
     assert entries
     for entry in entries:
@@ -120,8 +129,8 @@ ARCHITECTURES = ["sm_80", "sm_89", "sm_90"]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_instructions(nvcc, cuobjdump, tmp_path, architecture):
-    cubin, _ = compiled(nvcc, SOURCES["spiking_product"], architecture, tmp_path)
+def test_instructions(compiled, cuobjdump, architecture):
+    cubin, _ = compiled(SOURCES["spiking_product"], architecture)
     functions = functions_of(cuobjdump, cubin)
     cores = {name: found for name, found in functions.items() if "tensor_core_kernel" in name}
     assert len(cores) == 6 * (1 + len(STATES))  # counting, and with the neurons of every kind
@@ -142,9 +151,9 @@ def test_instructions(nvcc, cuobjdump, tmp_path, architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_integer_instructions(nvcc, cuobjdump, tmp_path, architecture):
+def test_integer_instructions(compiled, cuobjdump, architecture):
     """The share of the main loop that tensor cores do. Nothing else there grows with the number of weights."""
-    cubin, _ = compiled(nvcc, SOURCES["integer_product"], architecture, tmp_path)
+    cubin, _ = compiled(SOURCES["integer_product"], architecture)
     functions = functions_of(cuobjdump, cubin)
     cores = {name: found for name, found in functions.items() if kernel_of(name).startswith("integer_")}
     assert len(cores) == 2 * (2 + 3 * len(STATES))  # digits; counts of two sizes, spikes of three with every neuron
@@ -170,11 +179,11 @@ INSTRUCTIONS = {
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_ptx_is_assembled(nvcc, cuobjdump, tmp_path, architecture):
+def test_ptx_is_assembled(compiled, cuobjdump, architecture):
     header = (ROOT / "csrc" / "cuda" / "device.cuh").read_text()
     functions = re.split(r"__device__ __forceinline__ ", header)[1:]
     assert {re.search(r"(\w+)\(", body)[1] for body in functions if "asm" in body} == set(INSTRUCTIONS)
-    cubin, _ = compiled(nvcc, ROOT / "tests" / "cpp" / "cuda_device" / "instructions.cu", architecture, tmp_path)
+    cubin, _ = compiled(ROOT / "tests" / "cpp" / "cuda_device" / "instructions.cu", architecture)
     assembled = functions_of(cuobjdump, cubin)
     for function, instruction in INSTRUCTIONS.items():
         kernels = {name: body for name, body in assembled.items() if re.search(rf"\d{function}_kernel", name)}
