@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,13 @@ def spikingjelly_implementations(batch: int) -> dict[str, Any]:
     return found
 
 
+def integer_product(
+    bits: Tensor, weight: Tensor, scale: Tensor, engine: str, named: dict[str, Any]
+) -> Callable[[], Any]:
+    packed = ops.pack_weight(weight)
+    return lambda: ops.spiking_conv2d(bits, weight, scale=scale, packed=packed, engine=engine, **named)
+
+
 def layer(name: str, batch: int, rate: float, compiled: bool) -> dict[str, float]:
     """Both products of one layer, by every engine, number of terms and kind of weight."""
     stride = SHAPES[name][3]
@@ -147,6 +155,11 @@ def layer(name: str, batch: int, rate: float, compiled: bool) -> dict[str, float
     sides |= {f"kernel, dense, {terms} terms": tensor_cores(terms) for terms in (1, 2, 3)}
     sides |= {f"kernel, dense, {dtype}": kernel("dense", weight.to(dtype)) for dtype in (torch.float16, torch.bfloat16)}
     sides |= {"PyTorch": plain, "PyTorch, channels last": lambda: plain(last_weight)}
+    for dtype, unit in ((torch.int8, 2**-8), (torch.int16, 2**-16)):  # the same weights, in units
+        integers = (weight / unit).round().to(dtype)
+        scale = torch.full(weight.shape[:1], unit, device=DEVICE)
+        for engine in ("event", "dense"):
+            sides[f"kernel, {engine}, {dtype}"] = integer_product(bits, integers, scale, engine, named)
     if compiled:
         sides["PyTorch, compiled"] = torch.compile(plain)
     want = reference.spiking_conv2d(bits.cpu(), weight.cpu(), **named)[0]
@@ -154,6 +167,11 @@ def layer(name: str, batch: int, rate: float, compiled: bool) -> dict[str, float
         if not torch.equal(sides[key]()[0].cpu(), want):
             raise SystemExit(f"{name} at {rate:.0%}: the spikes of {key} differ from PyTorch's on the CPU")
     counts: Sides = {f"counts, {engine}": count_product(engine) for engine in ("auto", "event", "dense")}
+    integers, scale = (weight * 2**8).round().to(torch.int8), torch.full(weight.shape[:1], 2**-8, device=DEVICE)
+    packed_integers = ops.pack_weight(integers)
+    for engine in ("event", "dense"):
+        how = {**geometry, "scale": scale, "packed": packed_integers, "engine": engine}
+        counts[f"counts, {engine}, torch.int8"] = partial(ops.count_conv2d, bits, integers, **how)
     expected = reference.count_conv2d(bits.cpu(), weight.cpu(), **geometry)
     for key, side_ in counts.items():
         if not torch.equal(side_().cpu(), expected):

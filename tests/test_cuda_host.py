@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import call_files
 from call_files import DTYPES
@@ -13,6 +14,7 @@ from exact import HALVES, generator, planes, rounded
 from host_programs import TESTS, VARIANTS
 from neurons import BRANCHES, NEURONS, joining
 from tandem_cuda import ops
+from tandem_cuda.ops.pack_weight import packed_like
 
 ORDERS = ["asc", "desc", "rand"]
 # The quick tests have one of each: the sanitizers' builds take minutes.
@@ -72,6 +74,44 @@ def test_under_sanitizers(host, name, variant, order, seed):
     assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("order", "seed"), [("asc", 11), ("desc", 12), ("rand", 13)])
+def test_integers_of_many_shapes(host, order, seed):
+    result = host.run("integer_product_test", "plain", str(seed), "300", order=order)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_integers_of_the_most_inputs(host):
+    result = host.run("integer_product_test", "plain", "1", "0")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
+@pytest.mark.parametrize(
+    ("groups", "shape"),
+    [
+        (1, (16, 16, 3, 3)),
+        (1, (64, 33)),
+        (2, (130, 100, 1, 2)),
+        (3, (96, 17, 5, 5)),
+        (1, (15, 16, 1, 1)),
+        (1, (16, 4096)),
+    ],
+)
+def test_size_of_packed_integers(host, groups, shape, dtype):
+    """Python knows without a device how many elements pack_weight returns on one."""
+    with FakeTensorMode():
+        weight = torch.empty(shape, dtype=dtype, device="cuda")
+        size, packed_dtype = packed_like(weight, groups)
+        rows, _ = packed_like(torch.empty(shape, dtype=dtype), groups)
+    kernel = shape[2:] or (1, 1)
+    sizes = [groups, shape[1] * groups, shape[0], *kernel, dtype.itemsize]
+    result = host.run("integer_product_test", "plain", *map(str, sizes))
+    assert (size - rows) * dtype.itemsize == int(result.stdout)
+    assert packed_dtype == dtype
+
+
 # ---- Products, against the library's own on the CPU
 
 # Significands that need all of the terms that hold them, but whose sums are exact in float32: up to these.
@@ -87,13 +127,17 @@ SIZES = [
     *CONVOLUTIONS.values(),
     replace(CONVOLUTIONS["many pixels"], rate=0.0),
     *(replace(CONVOLUTIONS["3 x 3"], batch=1, time_steps=steps) for steps in range(1, 21)),
+    replace(
+        CONVOLUTIONS["depthwise"], channels=40, groups=40, outputs=80, stride=(2, 1), dilation=(1, 2), time_steps=19
+    ),
 ]
 
 
-def hows(dtype):
-    """(terms, or 0 for the gather engine; most blocks, or 0)."""
-    cores = {torch.float32: (1, 2, 3), torch.float16: (2,), torch.bfloat16: (1,)}.get(dtype, ())
-    return [(0, 0), (0, 2), *((terms, 0) for terms in cores)]
+def hows(dtype, sizes):
+    """(terms, or of integers large and small tiles; 0: the gather engine; -1: the depthwise one; most blocks, or 0)."""
+    cores = {torch.float32: (1, 2, 3), torch.float64: (), torch.float16: (2,), torch.bfloat16: (1,)}.get(dtype, (1, 2))
+    depthwise = [(-1, 0), (-1, 1)] if sizes.channels == sizes.groups else []
+    return [(0, 0), (0, 2), *((engine, 0) for engine in cores), *depthwise]
 
 
 class Call:
@@ -124,6 +168,10 @@ class Call:
         )
         branch = None if counts else BRANCHES[number % len(BRANCHES)]
         self.joined = joining(branch, self.steps, *out, seed=number, dtype=float_)
+        if integers:  # whose sums are exact: what follows them is rounded alike whatever it is
+            scale = torch.randn(sizes.outputs, generator=random) / (2 * largest)
+            bias = torch.randn(sizes.outputs, generator=random) / 16
+            self.scale, self.bias = scale, None if self.bias is None else bias
         self.geometry = sizes.geometry
 
     def written(self):
@@ -138,7 +186,7 @@ class Call:
 
     def expected(self):
         """What the CPU's operators return: packed weights, bits, sum and state, channels last."""
-        terms = self.how[0]
+        terms = max(self.how[0], 0)
         weight = rounded(self.weight, terms) if self.dtype == torch.float32 and terms else self.weight
         named = {**self.geometry, "scale": self.scale, "bias": self.bias, "engine": "event"}
         if self.counts:
@@ -155,7 +203,7 @@ def calls():
     out = []
     for sizes in SIZES:
         for dtype in DTYPES:
-            for how in hows(dtype):
+            for how in hows(dtype, sizes):
                 out += [Call(len(out) + counts, sizes, dtype, how, counts) for counts in (0, 1)]
     return [(call, call.expected()) for call in out]
 
@@ -163,13 +211,13 @@ def calls():
 @pytest.mark.parametrize(
     ("variant", "order", "every"),
     [
-        ("plain", "rand", 7),  # of the 30 calls of a shape always others
+        ("plain", "rand", 7),  # of the 38 calls of a shape always others
         *(pytest.param("plain", order, 1, marks=pytest.mark.slow) for order in ORDERS),
         *(pytest.param(variant, "asc", 1, marks=pytest.mark.slow) for variant in ("asan", "tsan")),
     ],
 )
 def test_products_of_the_cpu(host, calls, tmp_path, variant, order, every):
-    """Both engines, every number of terms and every kind of weight make what the CPU's kernels make, to the bit.
+    """All engines, every number of terms and every kind of weight make what the CPU's kernels make, to the bit.
 
     But for the sign of zero, which the tensor cores' sums may lose and nothing depends on.
     """

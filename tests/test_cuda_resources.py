@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,21 +32,20 @@ def nvcc():
     return found or shutil.which("nvcc") or pytest.skip("no nvcc: CUDA_HOME, PATH and /usr/local/cuda have none")
 
 
-def compiled(nvcc, source, architecture, folder, *flags):
-    cubin = folder / f"{source}.cubin"
-    command = [
-        nvcc,
-        *FLAGS,
-        f"-arch={architecture}",
-        "-cubin",
-        *flags,
-        SOURCES[source],
-        "-o",
-        cubin,
-    ]
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return cubin, result.stderr
+@pytest.fixture(scope="module")
+def compiled(nvcc, tmp_path_factory):
+    """Compiles a source for an architecture, once: the file with the machine code, and what ptxas reports."""
+    folder = tmp_path_factory.mktemp("cubins")
+
+    @cache
+    def f(source, architecture):
+        cubin = folder / f"{source.stem}-{architecture}.cubin"
+        command = [nvcc, *FLAGS, f"-arch={architecture}", "-cubin", "-Xptxas", "-v", source, "-o", cubin]
+        result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return cubin, result.stderr
+
+    return f
 
 
 def kernel_of(mangled):
@@ -70,13 +70,13 @@ def number(pattern, text):
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90"])
 @pytest.mark.parametrize("source", SOURCES)
-def test_resources(nvcc, tmp_path, source, architecture):
-    _, report = compiled(nvcc, source, architecture, tmp_path, "-Xptxas", "-v")
+def test_resources(compiled, source, architecture):
+    _, report = compiled(SOURCES[source], architecture)
     entries = report.split("Compiling entry function")[1:]
     assert entries
     for entry in entries:
         spilled = number(r"(\d+) bytes spill stores", entry), number(r"(\d+) bytes spill loads", entry)
-        allowed = limits_of(entry).get("spilled", 0) if architecture == "sm_80" else 0
+        allowed = limits_of(entry).get("spilled", 0) if architecture == "sm_90" else 0
         assert spilled == (0, 0) or spilled[0] <= allowed, entry
         if architecture != "sm_75":  # the reduced path: no tensor-core engine there
             assert number(r"Used (\d+) registers", entry) <= limits_of(entry)["registers"], entry
@@ -95,25 +95,106 @@ def cuobjdump():
     return found or pytest.skip("no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_instructions(nvcc, cuobjdump, tmp_path, architecture):
-    cubin, _ = compiled(nvcc, "spiking_product", architecture, tmp_path)
+def functions_of(cuobjdump, cubin):
+    """The machine's instructions of every kernel, by name: (address, instruction)."""
     tools = {**os.environ, "PATH": f"{Path(cuobjdump).parent}{os.pathsep}{os.environ['PATH']}"}
-    sass = subprocess.run(
-        [str(cuobjdump), "-sass", str(cubin)], capture_output=True, text=True, check=True, env=tools
-    ).stdout
+    command = [str(cuobjdump), "-sass", str(cubin)]
+    sass = subprocess.run(command, capture_output=True, text=True, check=True, env=tools).stdout
     functions = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function :|\Z)", sass, re.DOTALL))
-    seen = {name: Counter(re.findall(r"\b(HMMA|LDGSTS\S*|LDL|STL)\b", body)) for name, body in functions.items()}
-    cores = {name: found for name, found in seen.items() if "tensor_core_kernel" in name}
+    return {
+        name: [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", body)]
+        for name, body in functions.items()
+    }
+
+
+def opcode(text):
+    """The name of an instruction, without its predicate and its modifiers."""
+    return re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0]
+
+
+def main_loop(instructions, kind):
+    """The smallest loop with as many instructions of a kind as the whole kernel has."""
+    everything = sum(opcode(text) == kind for _, text in instructions)
+    loops = []
+    for at, text in instructions:
+        back = re.search(r"BRA.*?0x([0-9a-f]+)", text)
+        if back and int(back[1], 16) < at:
+            body = [other for address, other in instructions if int(back[1], 16) <= address <= at]
+            if sum(opcode(other) == kind for other in body) == everything:
+                loops.append(body)
+    return min(loops, key=len)
+
+
+ARCHITECTURES = ["sm_80", "sm_89", "sm_90"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_instructions(compiled, cuobjdump, architecture):
+    cubin, _ = compiled(SOURCES["spiking_product"], architecture)
+    functions = functions_of(cuobjdump, cubin)
+    cores = {name: found for name, found in functions.items() if "tensor_core_kernel" in name}
     assert len(cores) == 6 * (1 + len(STATES))  # counting, and with the neurons of every kind
     for name, found in cores.items():
         columns, terms = number(r"ILi(\d)E", name), number(r"Li\d+ELb\dELi(\d)E", name)
         steps = 1 if "ELb1E" in name else 8
+        opcodes = Counter(opcode(text) for _, text in found)
         # Every column, step and term of one depth of 16 channels, once: the loop is not unrolled further.
-        assert found["HMMA"] == columns * steps * terms, name
-        copies = {instruction for instruction in found if instruction.startswith("LDGSTS")}
+        assert opcodes["HMMA"] == columns * steps * terms, name
+        copies = {text for _, text in found if "LDGSTS" in text}
         assert copies, name
-        assert all(".128" in instruction for instruction in copies), copies
-        assert found["STL"] <= limits_of(name).get("spilled", 0) / 4, name
-        assert found["STL"] > 0 or found["LDL"] == 0, name
-    assert all(found["HMMA"] == 0 for name, found in seen.items() if "tensor_core_kernel" not in name)
+        assert all(".128" in text for text in copies), copies
+        loop = Counter(map(opcode, main_loop(found, "HMMA")))
+        assert loop["STL"] == 0, name
+        assert loop["LDL"] <= limits_of(name).get("spilled", 0) / 4, name
+        assert loop["HMMA"] / loop.total() >= limits_of(name)["share"], (name, loop)
+    assert all("HMMA" not in text for name in functions.keys() - cores for _, text in functions[name])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_integer_instructions(compiled, cuobjdump, architecture):
+    """The share of the main loop that tensor cores do. Nothing else there grows with the number of weights."""
+    cubin, _ = compiled(SOURCES["integer_product"], architecture)
+    functions = functions_of(cuobjdump, cubin)
+    cores = {name: found for name, found in functions.items() if kernel_of(name).startswith("integer_")}
+    assert len(cores) == 2 * (2 + 3 * len(STATES))  # digits; counts of two sizes, spikes of three with every neuron
+    for name, found in cores.items():
+        loop = Counter(map(opcode, main_loop(found, "IMMA")))
+        assert loop["STL"] == loop["LDL"] == 0, name
+        assert loop["IMMA"] / loop.total() >= limits_of(name)["share"], (name, loop)
+        kinds = {re.search(r"IMMA\S*", text)[0] for _, text in found if "IMMA" in text}
+        assert any(".S8.U8" in kind for kind in kinds), kinds
+        assert any(".U8.U8" in kind for kind in kinds) == ("ILi2E" in name), kinds
+    assert all("IMMA" not in text for name in functions.keys() - cores for _, text in functions[name])
+
+
+# What the functions of device.cuh that consist of PTX become.
+INSTRUCTIONS = {
+    "mma_m16n8k16_bf16": r"HMMA\.16816\.F32\.BF16",
+    "mma_m16n8k32": r"IMMA\.16832\.[SU]8\.U8",
+    "cp_async_16": r"LDGSTS\.E\.BYPASS\S*\.128",
+    "cp_async_commit": r"LDGDEPBAR",
+    "cp_async_wait": r"DEPBAR\.LE SB0, 0x1",
+    "anew": None,
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_ptx_is_assembled(compiled, cuobjdump, architecture):
+    header = (ROOT / "csrc" / "cuda" / "device.cuh").read_text()
+    functions = re.split(r"__device__ __forceinline__ ", header)[1:]
+    assert {re.search(r"(\w+)\(", body)[1] for body in functions if "asm" in body} == set(INSTRUCTIONS)
+    cubin, _ = compiled(ROOT / "tests" / "cpp" / "cuda_device" / "instructions.cu", architecture)
+    assembled = functions_of(cuobjdump, cubin)
+    for function, instruction in INSTRUCTIONS.items():
+        kernels = {name: body for name, body in assembled.items() if re.search(rf"\d{function}_kernel", name)}
+        assert len(kernels) == (2 if function == "mma_m16n8k32" else 1)
+        for name, body in kernels.items():
+            text = "\n".join(line for _, line in body)
+            assert instruction is None or re.search(instruction, text), (name, text)
+            if function == "mma_m16n8k32":
+                assert ("S8.U8" in text) == ("ILb1E" in name), text
+
+
+def test_all_ptx_is_in_one_header():
+    others = [path for path in (ROOT / "csrc").rglob("*.cu*") if path.name != "device.cuh"]
+    assert not [path.name for path in others if "asm" in path.read_text()]

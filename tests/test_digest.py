@@ -108,10 +108,11 @@ def test_reference(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", [0, 1, 2], ids=["gather engine", "tensor cores, large tiles", "small tiles"])
 @every_network
-def test_cuda_kernels_on_the_host(name, host, tmp_path):
+def test_cuda_kernels_on_the_host(name, engine, host, tmp_path):
     def run(*command):
         result = host.run(command[0], "plain", *command[1:], order="rand")
         assert (result.returncode, result.stdout, result.stderr) == (0, "1 calls\n", "")
 
-    check_elsewhere(name, Programs(tmp_path, run))
+    check_elsewhere(name, Programs(tmp_path, run, engine))

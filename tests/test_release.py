@@ -225,7 +225,7 @@ MUTANTS = {
         lambda files, _: {**files, OPERATORS: Path(tandem_cuda.library_path).read_bytes()},
         r"libtandem_cuda\.so is not stripped",
     ),
-    "too big": (lambda files, _: {**files, OPERATORS: os.urandom(13_000_000)}, "MB, more than 12"),
+    "too big": (lambda files, _: {**files, OPERATORS: os.urandom(17_000_000)}, "MB, more than 16"),
     "exports more": (
         lambda files, folder: {**files, OPERATORS: library(folder, "void more(void) {}")},
         r"libtandem_cuda\.so exports \['more', 'tandem_cuda_interface'\]",

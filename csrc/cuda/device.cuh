@@ -10,6 +10,9 @@
 
 #define TANDEM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
+// Lets a kernel have so much dynamic shared memory where that and the static one are more than 48 KiB.
+#define TANDEM_ALLOW_SHARED(kernel, bytes) \
+  cudaFuncSetAttribute((kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes))
 #define TANDEM_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char tandem_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(tandem_dynamic_shared)
@@ -17,8 +20,8 @@
 namespace tandem {
 
 // d += a * b for a of 16 x 16, b of 16 x 8, both bf16, d in float32, but not rounded as float32 additions are: what is
-// below the largest addend's last bits is cut off (docs/cuda.md, "Precision"). Fragments: PTX ISA, "Matrix Fragments
-// for mma.m16n8k16 with floating point type".
+// below the largest addend's last bits is cut off (docs/cuda.md, "Precision"), so that long sums belong elsewhere.
+// Fragments: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
   asm volatile(
@@ -28,6 +31,32 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t 
 #else
   __trap();  // never launched there: the host asks for the device's compute capability first
 #endif
+}
+
+// d += a * b modulo 2^32 for a of 16 x 32, 8-bit integers with a sign or without, b of 32 x 8, 8-bit integers without.
+// Fragments: PTX ISA, "Matrix Fragments for mma.m16n8k32".
+template <bool kSigned>
+__device__ __forceinline__ void mma_m16n8k32(int (&d)[4], const uint4& a, unsigned b0, unsigned b1) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (kSigned) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+  }
+#else
+  __trap();  // never launched there, as above
+#endif
+}
+
+// The same value, of which the compiler no longer knows where it comes from: what follows from it is computed anew
+// instead of being kept in registers, or spilt, through a loop.
+__device__ __forceinline__ unsigned anew(unsigned x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 // 16 bytes to shared memory while the thread goes on; zeros, and nothing is read, where they are not valid.

@@ -40,8 +40,8 @@ __device__ __forceinline__ T add_joined(const Joined<T>& joined, int64_t plane, 
 }
 
 // The steps of one plane: returns their spikes. current(s): what step s brings, scale and bias included (current_of).
-// kUnroll: where the currents of all steps are in registers.
-template <bool kUnroll, class T, class Model, class Current>
+// kUnrolled: the most steps there are, where the currents of all of them are in registers; else 0.
+template <int64_t kUnrolled, class T, class Model, class Current>
 __device__ __forceinline__ uint8_t run_plane(const Model& model, int steps, const Current& current,
                                              DeviceNeuron<T, Model>& neuron) {
   unsigned word = 0;
@@ -50,9 +50,9 @@ __device__ __forceinline__ uint8_t run_plane(const Model& model, int steps, cons
     neuron.sum += x;
     word |= static_cast<unsigned>(model.step(neuron.state, x) >= model.threshold) << s;
   };
-  if constexpr (kUnroll) {
+  if constexpr (kUnrolled > 0) {
 #pragma unroll
-    for (int s = 0; s < static_cast<int>(kStepsPerPlane); ++s) {
+    for (int s = 0; s < static_cast<int>(kUnrolled); ++s) {
       if (s >= steps) break;
       step(s);
     }

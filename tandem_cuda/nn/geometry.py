@@ -27,18 +27,18 @@ def pad(x: Tensor, pads: Sequence[int], mode: str = "zeros") -> Tensor:
         return F.pad(x.movedim(2, -1), (0, 0, *pads)).movedim(-1, 2)
     for dim, before, after in ((3, top, bottom), (4, left, right)):
         if before or after:
-            index = _source(x.shape[dim], before, after, mode).to(x.device)
+            index = _source(x.shape[dim], before, after, mode, x.device)
             x = x.movedim(2, -1).index_select(dim - 1, index).movedim(-1, 2)
     return x
 
 
-def _source(size: int, before: int, after: int, mode: str) -> Tensor:
+def _source(size: int, before: int, after: int, mode: str, device: torch.device) -> Tensor:
     """Return the source index of each element of a padded axis."""
     limit = {"circular": size, "reflect": size - 1, "replicate": before + after if size else 0}[mode]
     if max(before, after) > limit:
         got = max(before, after)
         raise ValueError(f"padding_mode {mode!r}: padding must be at most {limit} for {size} pixels, got {got}")
-    at = torch.arange(-before, size + after)
+    at = torch.arange(-before, size + after, device=device)
     if mode == "circular":
         return at % size
     if mode == "replicate":

@@ -15,6 +15,7 @@ from ..ops import checks
 from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
+from .constants import constants
 from .coupling import needs_gradient
 from .geometry import pad
 
@@ -28,6 +29,10 @@ class _Axis:
         # For a single window: a stride so large that the convolution has no second one.
         alone = max(1, size - self.starts[0] - self.stops[0] + 1)
         self.stride = self.starts[1] - self.starts[0] if len(windows) > 1 else alone
+
+    def key(self) -> tuple[int, ...]:
+        """Return what tells the windows from others."""
+        return (self.size, len(self.starts), *self.starts, *self.stops)
 
     def uniform(self) -> bool:
         """Return whether a convolution with a common divisor has these windows."""
@@ -103,9 +108,13 @@ class SpikingAverage(nn.Module):
         behind = [axis.stops[-1] - axis.size - p for axis, p in zip((rows, columns), padding, strict=True)]
         bits = pad(bits, (0, max(behind[1], 0), 0, max(behind[0], 0)))
         channels = bits.shape[2]
+        size = (channels, 1, *kernel)
+        (ones,) = constants(
+            bits, ("ones", size, x.dtype), lambda: (torch.ones(size, dtype=x.dtype, device=bits.device),)
+        )
         pooled, _, state = ops.spiking_conv2d(
             bits,
-            torch.ones(channels, 1, *kernel, dtype=x.dtype, device=bits.device),
+            ones,
             stride=(rows.stride, columns.stride),
             padding=padding,
             groups=channels,
@@ -124,12 +133,18 @@ class SpikingAverage(nn.Module):
         """Pool with a linear map of each channel's image, as a matrix."""
         divisors = self.divisors(rows, columns)
         common = math.lcm(*divisors)
-        covers = torch.einsum("iy,jx->ijyx", rows.membership().to(x.dtype), columns.membership().to(x.dtype))
-        shares = torch.tensor([common // d for d in divisors], dtype=x.dtype)
-        weight = covers.flatten(2).flatten(0, 1) * shares.unsqueeze(1)
+
+        def make() -> tuple[Tensor, Tensor]:
+            covers = torch.einsum("iy,jx->ijyx", rows.membership().to(x.dtype), columns.membership().to(x.dtype))
+            shares = torch.tensor([common // d for d in divisors], dtype=x.dtype)
+            weight = (covers.flatten(2).flatten(0, 1) * shares.unsqueeze(1)).to(x.device)
+            return weight, ops.pack_weight(weight)
+
+        weight, packed = constants(x.bits, ("windows", rows.key(), columns.key(), *divisors, x.dtype), make)
         pooled, _, state = ops.spiking_linear(
             x.bits.flatten(3),
-            weight.to(x.device),
+            weight,
+            packed=packed,
             state=state,
             time_steps=x.time_steps,
             neuron=self.neurons(common),

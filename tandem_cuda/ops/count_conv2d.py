@@ -44,9 +44,9 @@ def count_conv2d(
         engine: "event": the work grows with the number of spikes. "dense": torch's own convolution of float counts, one
             sample at a time. "auto": the faster of the two, chosen for each sample by its own counts, so that no result
             depends on the rest of the batch. With integer weights, "dense" is an engine of this library. On CUDA,
-            "dense" is the tensor-core engine: it needs compute capability 8.0 or newer and supports neither float64 nor
-            integer weights. The precision of float32 weights follows ``torch.set_float32_matmul_precision`` (see
-            docs/cuda.md).
+            "dense" uses tensor cores: it needs compute capability 8.0 or newer and does not support float64 weights.
+            Sums of integer weights are exact; those of float32 weights follow ``torch.set_float32_matmul_precision``
+            (see docs/cuda.md).
         master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
             gradient (straight-through: as if nothing were rounded). Their values are not read.
         unit: [O]; None for 1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from . import checks
 _PACKED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 # Bytes of the sums of integers.
 _SUM_BYTES = {torch.int8: 2, torch.int16: 4}
+# Of integers for tensor cores: the fewest channels of a group, in and out, and the bytes of 64 rows and 128 inputs.
+_WIDE, _STEP_BYTES = 16, 64 * 128
 
 
 def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -> Tensor:
@@ -73,11 +76,25 @@ def can_hold(packed: Tensor, weight: Tensor, groups: int) -> bool:
 
 
 def packed_like(weight: Tensor, groups: int) -> tuple[int, torch.dtype]:
-    """Return number of elements and dtype of packed weights; csrc/ops/product/packed_layout.h defines the layout."""
+    """Return number of elements and dtype of packed weights; csrc/ops/product/packed_layout.h defines the layout.
+
+    On CUDA, integer weights of layers with 16 or more input and output channels per group are packed twice: in rows,
+    and for integer tensor cores (csrc/ops/product/fragment_layout.h).
+    """
     dtype = _PACKED.get(weight.dtype, weight.dtype)
     outputs, unit = weight.shape[0] // groups, 64 // _SUM_BYTES.get(dtype, dtype.itemsize)
     block = unit if outputs <= unit else 2 * unit if outputs <= 2 * unit else 4 * unit
-    return groups * -(-outputs // block) * block * (weight.numel() // weight.shape[0]), dtype
+    rows = groups * -(-outputs // block) * block * (weight.numel() // weight.shape[0])
+    if weight.is_cuda and dtype in _SUM_BYTES and min(outputs, weight.shape[1]) >= _WIDE:
+        return rows + _fragment_bytes(weight, groups) // dtype.itemsize, dtype
+    return rows, dtype
+
+
+def _fragment_bytes(weight: Tensor, groups: int) -> int:
+    outputs, channels, taps = weight.shape[0] // groups, weight.shape[1], math.prod(weight.shape[2:])
+    chunks = -(-channels // 32)
+    blocks, steps = -(-outputs * weight.dtype.itemsize // 64), -(-taps * chunks // 4)
+    return groups * blocks * steps * _STEP_BYTES + max(3 * _STEP_BYTES, 32 * chunks)
 
 
 @torch.library.register_fake("tandem_cuda::pack_weight")

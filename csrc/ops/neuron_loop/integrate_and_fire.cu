@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
         return x;
       };
       a.bits[p * a.neurons + i] =
-          run_plane<false>(model, static_cast<int>(steps_in_plane(p, a.time_steps)), current, neuron);
+          run_plane<0>(model, static_cast<int>(steps_in_plane(p, a.time_steps)), current, neuron);
     }
     neuron.store(a.state, a.sum, i);
   }

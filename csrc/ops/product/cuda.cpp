@@ -8,6 +8,8 @@
 
 #include "cuda/stream.h"
 #include "ops/product/cuda_pack_weight.h"
+#include "ops/product/depthwise_product.cuh"
+#include "ops/product/integer_product.cuh"
 #include "ops/product/operators.h"
 
 namespace tandem {
@@ -15,11 +17,6 @@ namespace tandem {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
-
-// Where the tensor-core engine is expected to be the faster one: predicted from bytes and operations, never measured.
-// docs/cuda.md has the model. By the layer alone: an engine that followed from the density of the whole input would
-// make the sums of a sample depend on its batch mates.
-constexpr int64_t kFewestInputs = 16, kFewestOutputs = 16;  // of a group
 
 Tensor pack_weight(const Tensor& weight, int64_t groups) {
   const char* op = "pack_weight";
@@ -40,11 +37,11 @@ void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
   pack_on_device(op, weight, g, out);
 }
 
-bool has_tensor_cores(const char* op) {
-  int device = 0, major = 0;
+int attribute(const char* op, cudaDeviceAttr which) {
+  int device = 0, value = 0;
   check_launch(op, cudaGetDevice(&device));
-  check_launch(op, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  return major >= 8;
+  check_launch(op, cudaDeviceGetAttribute(&value, which, device));
+  return value;
 }
 
 // bf16 terms of a weight, each of which takes 8 bits of the significand: all 8 or 11 of narrow weights, of a float32's
@@ -54,52 +51,108 @@ int terms_of(const ProductPlan& plan) {
   return type == ScalarType::BFloat16 ? 1 : type == ScalarType::Half ? 2 : static_cast<int>(plan.terms);
 }
 
-template <class E, class T>
-void launch(const char* op, const ProductPlan& plan, const CudaProductArgs<E, T>& args, cudaStream_t stream) {
-  const ConvGeometry& g = plan.geometry;
-  if constexpr (std::is_same_v<E, float>) {
-    const bool can = has_tensor_cores(op);
-    TANDEM_CHECK(can || plan.engine != Engine::kDense, op,
-                 "engine 'dense' requires a device of compute capability 8.0 or newer; use 'event' or 'auto'");
-    const bool wide = g.group_in() >= kFewestInputs && g.group_out() >= kFewestOutputs;
-    if (plan.engine == Engine::kDense || (plan.engine == Engine::kAuto && can && wide)) {
-      check_launch(op, launch_tensor_core_product(args, terms_of(plan), stream));
-    } else {
-      check_launch(op, launch_gather_product(args, stream));
-    }
+// What "dense" needs and "auto" asks for: nothing of the data, so that nothing waits for the device.
+bool takes_tensor_cores(const char* op, const ProductPlan& plan) {
+  const bool can = attribute(op, cudaDevAttrComputeCapabilityMajor) >= 8;
+  TANDEM_CHECK(can || plan.engine != Engine::kDense, op,
+               "engine 'dense' requires a device of compute capability 8.0 or newer; use 'event' or 'auto'");
+  return plan.engine == Engine::kDense || (plan.engine == Engine::kAuto && can && is_wide(plan.geometry));
+}
+
+void launch(const char* op, const ProductPlan& plan, const Tensor& /*packed*/,
+            const CudaProductArgs<float, float>& args, cudaStream_t stream) {
+  if (takes_tensor_cores(op, plan)) {
+    check_launch(op, launch_tensor_core_product(args, terms_of(plan), stream));
   } else {
-    TANDEM_CHECK(plan.engine != Engine::kDense, op, "engine must be 'event' or 'auto' for ",
-                 name_of(plan.weight.scalar_type()), " weights on a CUDA device, got 'dense'");
     check_launch(op, launch_gather_product(args, stream));
   }
 }
 
-// spiking: null for a product with spike counts.
+void launch(const char* op, const ProductPlan& plan, const Tensor& /*packed*/,
+            const CudaProductArgs<double, double>& args, cudaStream_t stream) {
+  TANDEM_CHECK(plan.engine != Engine::kDense, op, "engine must be 'event' or 'auto' for ",
+               name_of(plan.weight.scalar_type()), " weights on a CUDA device, got 'dense'");
+  check_launch(op, launch_gather_product(args, stream));
+}
+
+template <class E>
+void launch(const char* op, const ProductPlan& plan, const Tensor& packed, const CudaProductArgs<E, float>& args,
+            cudaStream_t stream) {
+  const ConvGeometry& g = plan.geometry;
+  const bool counts = args.out_bits == nullptr, fits = fits_integer_engine(g, kDigitsOf<E>, args.planes, counts);
+  const bool wanted = takes_tensor_cores(op, plan);
+  TANDEM_CHECK(fits || plan.engine != Engine::kDense, op,
+               "engine 'dense' on a CUDA device adds up at most 131072 inputs per neuron, and counts of at most 2^24 "
+               "spikes; use 'event' or 'auto' for a product of this size");
+  if (!wanted || !fits) {
+    check_launch(op, launch_gather_product(args, stream));
+    return;
+  }
+  const auto memory = [&](int64_t bytes) { return empty_channels_last(op, plan.bits, {bytes}, ScalarType::Byte, 0); };
+  // Whoever packed weights of narrow layers did not expect them here.
+  Tensor own;
+  const void* fragments = nullptr;
+  if (has_fragments<E>(g)) {
+    fragments = fragments_in<E>(packed, g);
+  } else {
+    own = memory(fragment_layout(g, kDigitsOf<E>).bytes());
+    pack_fragments<E>(op, plan.weight, g, own.mutable_data_ptr());
+    fragments = own.const_data_ptr();
+  }
+  const Tensor prepared = memory(prepared_bytes(g, args.bits, args.planes, counts));
+  // Two blocks of large tiles run on a multiprocessor at once.
+  const bool small = large_blocks(g, kDigitsOf<E>, args.time_steps, counts) <
+                     int64_t{2} * attribute(op, cudaDevAttrMultiProcessorCount);
+  auto* const to = static_cast<uint8_t*>(prepared.mutable_data_ptr());
+  check_launch(op, launch_integer_product(args, fragments, to, small, stream));
+}
+
+// What every kernel takes but weights. E: theirs. spiking: null for a product with spike counts.
+template <class E, class T>
+CudaProductArgs<E, T> arguments_of(const ProductPlan& plan, const SpikingArguments* spiking) {
+  CudaProductArgs<E, T> args = {};
+  args.geometry = plan.geometry;
+  args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
+  args.planes = plan.bits.size(0);
+  args.scale = data_or_null<T>(plan.scale);
+  args.bias = data_or_null<T>(plan.bias);
+  args.initial = given_state<T>(plan.initial);
+  args.out_bits = output<uint8_t>(plan.out_bits);
+  args.sum = output<T>(plan.out_sum);
+  args.state = wanted_state<T>(plan.out_state);
+  args.joined = joined_of<T>(plan);
+  args.time_steps = spiking ? spiking->time_steps : args.planes * kStepsPerPlane;
+  args.neuron = plan.neuron;
+  return args;
+}
+
 void run(const char* op, const ProductPlan& plan, const SpikingArguments* spiking) {
   const ConvGeometry& g = plan.geometry;
   if (g.pixels_out() == 0) return;
   const cudaStream_t stream = current_stream(op, plan.weight.get_device_index());
-  dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
+  const ScalarType weights = plan.weight.scalar_type();
+  dispatch_packed(weights, [&](auto element, auto type) {
     using E = decltype(element);
     using T = decltype(type);
+    if (fits_depthwise(g) && plan.engine != Engine::kDense) {
+      // Weights as they are: so few are arranged faster than they are looked after.
+      if (plan.packed) check_packed<E>(op, "packed", *plan.packed, g);
+      dispatch_unpacked<E>(weights, [&](auto unpacked) {
+        using W = decltype(unpacked);
+        CudaDepthwiseArgs<W, T> args = {arguments_of<W, T>(plan, spiking), 0, 0, 0};
+        args.product.weight = static_cast<const W*>(plan.weight.const_data_ptr());
+        args.stride_o = plan.weight.stride(0);
+        if (plan.weight.dim() == 4) args.stride_h = plan.weight.stride(2), args.stride_w = plan.weight.stride(3);
+        check_launch(op, launch_depthwise_product(args, stream));
+      });
+      return;
+    }
     const Tensor packed = packed_on_device<E>(op, plan.weight, plan.packed, g);
     const PackedLayout layout = packed_layout<E>(g);
-    CudaProductArgs<E, T> args = {};
-    args.geometry = g;
-    args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
-    args.planes = plan.bits.size(0);
+    CudaProductArgs<E, T> args = arguments_of<E, T>(plan, spiking);
     args.weight = static_cast<const E*>(packed.const_data_ptr());
     args.block = layout.block, args.blocks = layout.blocks;
-    args.scale = data_or_null<T>(plan.scale);
-    args.bias = data_or_null<T>(plan.bias);
-    args.initial = given_state<T>(plan.initial);
-    args.out_bits = output<uint8_t>(plan.out_bits);
-    args.sum = output<T>(plan.out_sum);
-    args.state = wanted_state<T>(plan.out_state);
-    args.joined = joined_of<T>(plan);
-    args.time_steps = spiking ? spiking->time_steps : args.planes * kStepsPerPlane;
-    args.neuron = plan.neuron;
-    launch(op, plan, args, stream);
+    launch(op, plan, packed, args, stream);
   });
 }
 

@@ -5,10 +5,30 @@
 #include <optional>
 
 #include "cuda/stream.h"
+#include "ops/product/integer_product.cuh"
 #include "ops/product/packed_layout.h"
 #include "ops/product/spiking_product.cuh"
 
 namespace tandem {
+
+// Integer weights as the integer engine reads them.
+template <class E>
+void pack_fragments(const char* op, const Tensor& weight, const ConvGeometry& g, void* fragments) {
+  const bool linear = weight.dim() == 2;
+  CudaFragmentArgs<E> args = {};
+  args.geometry = g;
+  args.weight = static_cast<const E*>(weight.const_data_ptr());
+  args.stride_o = weight.stride(0), args.stride_c = weight.stride(1);
+  args.stride_h = linear ? 1 : weight.stride(2), args.stride_w = linear ? 1 : weight.stride(3);
+  args.fragments = fragments;
+  check_launch(op, launch_pack_fragments(args, current_stream(op, weight.get_device_index())));
+}
+
+// Where they are in packed weights: behind the rows, a multiple of 32 bytes.
+template <class E>
+const void* fragments_in(const Tensor& packed, const ConvGeometry& g) {
+  return static_cast<const E*>(packed.const_data_ptr()) + packed_layout<E>(g).elements();
+}
 
 inline void pack_on_device(const char* op, const Tensor& weight, const ConvGeometry& g, const Tensor& packed) {
   const cudaStream_t stream = current_stream(op, weight.get_device_index());
@@ -26,12 +46,15 @@ inline void pack_on_device(const char* op, const Tensor& weight, const ConvGeome
       args.packed = static_cast<E*>(packed.mutable_data_ptr());
       args.block = layout.block, args.blocks = layout.blocks;
       check_launch(op, launch_pack_weight(args, stream));
+      if constexpr (std::is_integral_v<E>) {
+        if (has_fragments<E>(g)) pack_fragments<E>(op, weight, g, args.packed + layout.elements());
+      }
     });
   });
 }
 
-// The packed weights that a call brought, or else new ones; from an address that 16 divides, since the tensor-core
-// engine reads 16 bytes at a time.
+// The packed weights that a call brought, or else new ones; from an address that 16 divides, since tensor-core
+// engines read 16 bytes at a time.
 template <class E>
 Tensor packed_on_device(const char* op, const Tensor& weight, const std::optional<Tensor>& given,
                         const ConvGeometry& g) {

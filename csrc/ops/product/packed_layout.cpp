@@ -4,7 +4,7 @@ namespace tandem {
 
 template <class E>
 void check_packed(const char* op, const char* argument, const Tensor& packed, const ConvGeometry& g) {
-  const Sizes expected = {packed_layout<E>(g).elements()};
+  const Sizes expected = {packed_elements<E>(g, packed.is_cpu())};
   TANDEM_CHECK(packed.scalar_type() == packed_type<E>() && sizes_of(packed) == expected && packed.stride(0) == 1, op,
                argument, " must be what pack_weight returns for this weight, ", name_of(packed_type<E>()), " ",
                to_string(expected), ", contiguous, got ", name_of(packed.scalar_type()), " ", shape(packed));
@@ -19,7 +19,7 @@ Tensor empty_packed(const char* op, const Tensor& weight, const ConvGeometry& ge
   Tensor packed;
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);
-    packed = empty_channels_last(op, weight, {packed_layout<E>(geometry).elements()}, packed_type<E>(), 0);
+    packed = empty_channels_last(op, weight, {packed_elements<E>(geometry, weight.is_cpu())}, packed_type<E>(), 0);
   });
   return packed;
 }

@@ -1,10 +1,11 @@
-// The layout of packed weights, the same on every device.
+// The layout of packed weights: the same rows on every device, on a CUDA device also what tensor cores read.
 #pragma once
 
 #include <type_traits>
 
 #include "core/narrow_float.h"
 #include "ops/product/block_size.h"
+#include "ops/product/fragment_layout.h"
 #include "ops/product/plan.h"
 
 namespace tandem {
@@ -79,6 +80,23 @@ template <class E>
 PackedLayout packed_layout(const ConvGeometry& g) {
   const int64_t block = block_size<E>(g.group_out());
   return {block, (g.group_out() + block - 1) / block, g.features(), g.groups};
+}
+
+// Whether packed integers of this geometry hold fragments behind the rows, on a CUDA device.
+template <class E>
+constexpr bool has_fragments(const ConvGeometry& g) {
+  return std::is_integral_v<E> && is_wide(g);
+}
+
+// All elements of packed weights.
+template <class E>
+int64_t packed_elements(const ConvGeometry& g, bool cpu) {
+  const int64_t rows = packed_layout<E>(g).elements();
+  if constexpr (std::is_integral_v<E>) {
+    constexpr auto size = static_cast<int64_t>(sizeof(E));
+    if (!cpu && has_fragments<E>(g)) return rows + fragment_layout(g, kDigitsOf<E>).bytes() / size;
+  }
+  return rows;
 }
 
 // Throws where `packed` is not what pack_weight makes of weights of this geometry.

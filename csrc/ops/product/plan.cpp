@@ -1,5 +1,7 @@
 #include "ops/product/plan.h"
 
+#include <algorithm>
+
 namespace tandem {
 
 namespace {
@@ -75,9 +77,11 @@ void check_integers(const char* op, const ProductArguments& a) {
   if (!is_integer(type)) return;
   TANDEM_CHECK(a.weight.numel() / a.weight.size(0) <= int64_t{1} << 24, op, name_of(type),
                " weights must have at most 2^24 inputs per neuron, got ", shape(a.weight));
-  // On the CPU, sums of more are checked, and wide where they have to be.
-  TANDEM_CHECK(a.weight.is_cpu() || a.weight.numel() / a.weight.size(0) <= most_inputs(type), op, name_of(type),
-               " weights must have at most ", most_inputs(type),
+  // On the CPU, sums of more are checked, and wide where they have to be. Elsewhere nothing reads the weights: they may
+  // be as low as -2^15.
+  const int64_t most = std::min(most_inputs(type), int64_t{1} << (type == ScalarType::Char ? 24 : 16));
+  TANDEM_CHECK(a.weight.is_cpu() || a.weight.numel() / a.weight.size(0) <= most, op, name_of(type),
+               " weights must have at most ", most,
                " inputs per neuron on a CUDA device, so that sums fit into 32 bits, got ", shape(a.weight));
   TANDEM_CHECK(a.scale.has_value(), op, "scale must be given with ", name_of(type), " weights");
 }

@@ -8,6 +8,7 @@
 #include "cuda/device.cuh"
 #include "neuron/epilogue.cuh"
 #include "ops/product/block_size.h"
+#include "ops/product/pixel.cuh"
 #include "ops/product/spiking_product.cuh"
 
 namespace tandem {
@@ -20,25 +21,6 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMostBlocks = int64_t{1} << 30;
 
 unsigned grid_for(int64_t tasks) { return static_cast<unsigned>(tasks < kMostBlocks ? tasks : kMostBlocks); }
-
-struct Pixel {
-  int64_t image;      // first input pixel of its sample
-  int64_t top, side;  // input row and column of its first tap
-};
-
-__device__ __forceinline__ Pixel pixel_at(const ConvGeometry& g, int64_t at) {
-  Pixel out;
-  out.image = at / (g.out_height * g.out_width) * g.height * g.width;
-  out.top = at / g.out_width % g.out_height * g.stride_h - g.padding_h;
-  out.side = at % g.out_width * g.stride_w - g.padding_w;
-  return out;
-}
-
-// The input pixel that a tap sees, or -1 outside the image.
-__device__ __forceinline__ int64_t seen_by(const ConvGeometry& g, const Pixel& pixel, int64_t kh, int64_t kw) {
-  const int64_t h = pixel.top + kh * g.dilation_h, w = pixel.side + kw * g.dilation_w;
-  return h < 0 || h >= g.height || w < 0 || w >= g.width ? -1 : pixel.image + h * g.width + w;
-}
 
 // The neurons of a count product, which has none.
 template <class T>
@@ -129,7 +111,8 @@ __global__ void __launch_bounds__(kGatherWarps* kWarp, 2)
             const T x = current_of(static_cast<T>(sums[s][v]), a.scale != nullptr, scale, a.bias != nullptr, bias);
             return add_joined(a.joined, p, s, place + v, first + v, x);
           };
-          a.out_bits[p * pixels * g.out_channels + place + v] = run_plane<true>(model, steps, current, neurons[v]);
+          a.out_bits[p * pixels * g.out_channels + place + v] =
+              run_plane<kStepsPerPlane>(model, steps, current, neurons[v]);
         }
       }
     }
@@ -211,6 +194,23 @@ __device__ __forceinline__ unsigned count_pair(unsigned low, unsigned high) {
   memcpy(&y, &b, sizeof(y));
   return x >> 16 | (y & 0xffff0000u);
 }
+
+// Where a thread's neurons are: the first one's pixel, and its channel in the group.
+struct Tile {
+  int64_t group, channel, pixel;
+  int thread;
+
+  __device__ __forceinline__ Tile(const ConvGeometry& g, unsigned thread_, unsigned block, int width)
+      : thread(static_cast<int>(thread_)) {
+    const auto tiles =
+        static_cast<unsigned>((g.pixels_out() + kTileWarps * kTilePixels - 1) / (kTileWarps * kTilePixels));
+    const auto slices = static_cast<unsigned>((g.group_out() + width - 1) / width);
+    const int lane = thread % kWarp;
+    group = block / tiles / slices;
+    channel = static_cast<int64_t>(block / tiles % slices) * width + 2 * (lane % 4);
+    pixel = (static_cast<int64_t>(block % tiles) * kTileWarps + thread / kWarp) * kTilePixels + lane / 4;
+  }
+};
 
 // A block: 64 output pixels x kColumns * 8 output channels; a warp: 16 of the pixels, all 8 time steps of a plane.
 //
@@ -323,8 +323,13 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
             }
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
+              // Tensor cores cut off what they align away. Their own sums are therefore of one step alone, the smallest
+              // terms first; CUDA cores add these up, rounded to nearest.
+              float part[4] = {};
 #pragma unroll
-              for (int e = 0; e < kTerms; ++e) mma_m16n8k16_bf16(sums[t][j + k], fragment, b[k][e]);
+              for (int e = kTerms - 1; e >= 0; --e) mma_m16n8k16_bf16(part, fragment, b[k][e]);
+#pragma unroll
+              for (int i = 0; i < 4; ++i) sums[t][j + k][i] += part[i];
             }
           }
         }
@@ -335,14 +340,14 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
     __syncthreads();  // nobody still reads what the next plane, or tile, is staged over
 
     [[maybe_unused]] const int in_plane = static_cast<int>(steps_in_plane(plane, a.time_steps));
+    const Tile own(g, anew(threadIdx.x), anew(blockIdx.x), kWidth);
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int64_t n = slice * kWidth + j * kColumn + 2 * q + e % 2;
-        const int64_t at = first + warp * kTilePixels + r + e / 2 * 8;
+        const int64_t n = own.channel + j * kColumn + e % 2, at = own.pixel + e / 2 * 8;
         if (at >= pixels || n >= outputs) continue;
-        const int64_t channel = group * outputs + n, place = at * g.out_channels + channel;
+        const int64_t channel = own.group * outputs + n, place = at * g.out_channels + channel;
         const float scale = a.scale ? a.scale[channel] : 1.0f, bias = a.bias ? a.bias[channel] : 0.0f;
         const auto current = [&](int s) {
           const float x = current_of(sums[s][j][e], a.scale != nullptr, scale, a.bias != nullptr, bias);
@@ -357,14 +362,14 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
             neuron.sum = 0;
           } else {
 #pragma unroll
-            for (int v = 0; v < Model::kStates; ++v) neuron.state[v] = carried[v][4 * j + e][thread];
-            neuron.sum = carried[Model::kStates][4 * j + e][thread];
+            for (int v = 0; v < Model::kStates; ++v) neuron.state[v] = carried[v][4 * j + e][own.thread];
+            neuron.sum = carried[Model::kStates][4 * j + e][own.thread];
           }
           a.out_bits[static_cast<int64_t>(plane) * pixels * g.out_channels + place] =
-              run_plane<true>(model, in_plane, current, neuron);
+              run_plane<kStepsPerPlane>(model, in_plane, current, neuron);
 #pragma unroll
-          for (int v = 0; v < Model::kStates; ++v) carried[v][4 * j + e][thread] = neuron.state[v];
-          carried[Model::kStates][4 * j + e][thread] = neuron.sum;
+          for (int v = 0; v < Model::kStates; ++v) carried[v][4 * j + e][own.thread] = neuron.state[v];
+          carried[Model::kStates][4 * j + e][own.thread] = neuron.sum;
           if (plane + 1 == planes) neuron.store(a.state, a.sum, place);
         }
       }

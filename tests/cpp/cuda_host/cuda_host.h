@@ -70,6 +70,7 @@
 
 #define TANDEM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   (static_cast<void>(stream), ::tandem::host::launch(#kernel, kernel, grid, block, shared_bytes, __VA_ARGS__))
+#define TANDEM_ALLOW_SHARED(kernel, bytes) (static_cast<void>(bytes), cudaSuccess)
 #define TANDEM_DYNAMIC_SHARED(T, name) T* const name = reinterpret_cast<T*>(::tandem::host::block.dynamic_shared)
 
 // What the machinery itself reads and writes is nobody's business but its own: the sanitizers are to judge kernels.
@@ -416,6 +417,52 @@ TANDEM_HOST_UNSEEN T shuffle(const char* operation, unsigned mask, T value, unsi
   return payload.result;
 }
 
+// How tensor cores add products of bf16 to a float32, as found on devices by Fasi et al. (2021),
+// doi:10.7717/peerj-cs.330; Khattak and Mikaitis (2025), arXiv:2512.07004; and Xie et al. (2025), arXiv:2511.10909, who
+// agree: so many products and the number before them are aligned to the largest exponent among them, of a product the
+// sum of its factors', and lose the bits beyond a float32's 23 and the extra ones. Their sum is exact, and cut off to
+// 24 bits.
+struct TensorCores {
+  const char* architecture;
+  unsigned products;
+  int extra_bits;
+};
+constexpr TensorCores kTensorCores[] = {{"sm_80", 8, 1}, {"sm_89", 8, 1}, {"sm_90", 16, 2}};
+inline TensorCores tensor_cores = kTensorCores[0];
+
+// Of a finite number but 0; subnormals have that of the smallest normal one.
+TANDEM_HOST_UNSEEN inline int exponent_of(float x) {
+  uint32_t word;
+  __builtin_memcpy(&word, &x, sizeof(word));
+  const auto exponent = static_cast<int>(word >> 23 & 0xff);
+  return (exponent == 0 ? 1 : exponent) - 127;
+}
+
+TANDEM_HOST_UNSEEN inline float cut_off(double x) {
+  const auto nearest = static_cast<float>(x);
+  if (__builtin_isinf(nearest) || __builtin_fabs(static_cast<double>(nearest)) <= __builtin_fabs(x)) return nearest;
+  return __builtin_nextafterf(nearest, 0.0f);
+}
+
+// sum + the dot product of a, which is contiguous, and b, 8 apart.
+TANDEM_HOST_UNSEEN inline float multiply_add(const float* a, const float* b, unsigned products, float sum) {
+  double addends[17] = {static_cast<double>(sum)}, plain = static_cast<double>(sum);
+  int largest = sum == 0.0f ? INT32_MIN : exponent_of(sum);
+  for (unsigned k = 0; k < products; ++k) {
+    addends[k + 1] = static_cast<double>(a[k]) * static_cast<double>(b[8 * k]);
+    plain += addends[k + 1];
+    if (a[k] == 0.0f || b[8 * k] == 0.0f) continue;
+    const int exponent = exponent_of(a[k]) + exponent_of(b[8 * k]);
+    if (exponent > largest) largest = exponent;
+  }
+  if (!__builtin_isfinite(plain)) return static_cast<float>(plain);  // an infinity or a NaN
+  if (largest == INT32_MIN) return 0.0f;
+  const double last = __builtin_ldexp(1.0, largest - 23 - tensor_cores.extra_bits);
+  double total = 0;
+  for (unsigned k = 0; k <= products; ++k) total += __builtin_trunc(addends[k] / last);
+  return cut_off(total * last);
+}
+
 struct Mma {
   static constexpr bool kOrdersMemory = false;
   uint32_t a[4], b[2];
@@ -440,10 +487,42 @@ struct Mma {
     for (unsigned lane = 0; lane < kWarp; ++lane) {
       for (unsigned i = 0; i < 4; ++i) {
         const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        // Tensor cores round in an order of their own; here only once.
-        double sum = static_cast<double>(lanes[lane]->d[i]);
-        for (unsigned k = 0; k < 16; ++k) sum += static_cast<double>(a[row][k]) * static_cast<double>(b[k][column]);
-        lanes[lane]->d[i] = static_cast<float>(sum);
+        float sum = lanes[lane]->d[i];
+        for (unsigned k = 0; k < 16; k += tensor_cores.products) {
+          sum = multiply_add(&a[row][k], &b[k][column], tensor_cores.products, sum);
+        }
+        lanes[lane]->d[i] = sum;
+      }
+    }
+  }
+};
+
+// Exact modulo 2^32.
+template <bool kSigned>
+struct IntegerMma {
+  static constexpr bool kOrdersMemory = false;
+  uint32_t a[4], b[2], d[4];
+
+  TANDEM_HOST_UNSEEN static uint32_t element(uint32_t word, unsigned byte, bool with_sign) {
+    const uint32_t x = word >> 8 * byte & 0xff;
+    return with_sign && x >= 0x80 ? x - 0x100 : x;
+  }
+
+  TANDEM_HOST_UNSEEN static void exchange(IntegerMma* const* lanes, unsigned) {
+    uint32_t a[16][32], b[32][8];
+    for (unsigned lane = 0; lane < kWarp; ++lane) {
+      const unsigned group = lane / 4, four = lane % 4 * 4;
+      for (unsigned byte = 0; byte < 4; ++byte) {
+        for (unsigned i = 0; i < 4; ++i) {
+          a[group + i % 2 * 8][four + byte + i / 2 * 16] = element(lanes[lane]->a[i], byte, kSigned);
+        }
+        for (unsigned i = 0; i < 2; ++i) b[four + byte + i * 16][group] = element(lanes[lane]->b[i], byte, false);
+      }
+    }
+    for (unsigned lane = 0; lane < kWarp; ++lane) {
+      for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (unsigned k = 0; k < 32; ++k) lanes[lane]->d[i] += a[row][k] * b[k][column];
       }
     }
   }
@@ -720,6 +799,16 @@ inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint3
   host::collective(~0u, "mma.m16n8k16", payload);
   for (int i = 0; i < 4; ++i) d[i] = payload.d[i];
 }
+
+template <bool kSigned>
+void mma_m16n8k32(int (&d)[4], const uint4& a, unsigned b0, unsigned b1) {
+  host::IntegerMma<kSigned> payload{{a.x, a.y, a.z, a.w}, {b0, b1}, {}};
+  for (int i = 0; i < 4; ++i) payload.d[i] = static_cast<uint32_t>(d[i]);
+  host::collective(~0u, kSigned ? "mma.m16n8k32, s8" : "mma.m16n8k32, u8", payload);
+  for (int i = 0; i < 4; ++i) d[i] = static_cast<int>(payload.d[i]);
+}
+
+inline unsigned anew(unsigned x) { return x; }
 
 inline void cp_async_16(void* shared, const void* global, bool valid) { host::begin_copy(shared, global, valid); }
 

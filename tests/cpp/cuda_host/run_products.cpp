@@ -1,6 +1,9 @@
 // Runs the device's products on the calls in a file and writes what they make of them to another: run_products IN OUT
-// (calls.h). test_cuda_host.py and test_digest.py compare with the library's operators on the CPU. engine: the number
-// of terms of tensor cores, or 0 for the gather engine.
+// (calls.h). test_cuda_host.py and test_digest.py compare with the library's operators on the CPU. engine: 0 for the
+// gather engine; of floats, the number of terms of tensor cores; of integers, 1 for tensor cores with large tiles and 2
+// with small ones; -1 for the depthwise kernel.
+#include "ops/product/depthwise_product.cu"
+#include "ops/product/integer_product.cu"
 #include "ops/product/spiking_product.cu"
 // after what it needs
 #include "../calls.h"
@@ -8,6 +11,19 @@
 namespace {
 
 using namespace tandem;
+
+template <class E>
+void multiply_integers(const CudaProductArgs<E, float>& args, const E* weight, bool small) {
+  const ConvGeometry& g = args.geometry;
+  CudaFragmentArgs<E> pack = {};
+  pack.geometry = g, pack.weight = weight;
+  pack.stride_o = g.features(), pack.stride_c = g.taps(), pack.stride_h = g.kernel_w, pack.stride_w = 1;
+  const Array<uint8_t> fragments(fragment_layout(g, kDigitsOf<E>).bytes());
+  pack.fragments = fragments.data;
+  const Array<uint8_t> prepared(prepared_bytes(g, args.bits, args.planes, args.out_bits == nullptr));
+  if (launch_pack_fragments(pack, nullptr) != cudaSuccess) stop("refused to pack");
+  if (launch_integer_product(args, fragments.data, prepared.data, small, nullptr) != cudaSuccess) stop("refused");
+}
 
 // W: weights as given; E: packed; T: neurons.
 template <class W, class E, class T>
@@ -31,13 +47,27 @@ void product() {
   call.give(args);
   if (!call.counts) args.out_bits = call.out_bits.data;
   const auto terms = static_cast<int>(call.engine);
+  if (terms == -1) {
+    CudaDepthwiseArgs<W, T> depthwise = {};
+    depthwise.product.geometry = g, depthwise.product.bits = call.bits.data, depthwise.product.planes = call.planes;
+    depthwise.product.weight = call.weight.data, depthwise.product.time_steps = call.time_steps;
+    depthwise.stride_o = g.taps(), depthwise.stride_h = g.kernel_w, depthwise.stride_w = 1;
+    call.give(depthwise.product);
+    if (!call.counts) depthwise.product.out_bits = call.out_bits.data;
+    if (launch_depthwise_product(depthwise, nullptr) != cudaSuccess) stop("refused");
+    host::most_blocks = 0;
+    packed.write(), call.write();
+    return;
+  }
   if constexpr (std::is_same<E, float>::value) {
     if (terms != 0) {
       if (call.most_blocks != 0) stop("the tensor-core engine has a block for each tile");
       if (launch_tensor_core_product(args, terms, nullptr) != cudaSuccess) stop("refused");
     }
+  } else if constexpr (std::is_integral<E>::value) {
+    if (terms != 0) multiply_integers(args, call.weight.data, terms == 2);
   } else if (terms != 0) {
-    stop("tensor cores take float32 weights");
+    stop("no tensor cores for float64 weights");
   }
   if (terms == 0) launch_gather_product(args, nullptr);
   host::most_blocks = 0;

@@ -1,0 +1,768 @@
+// The integer engine: spikes or their counts times digits of integer weights on tensor cores, exact in any order. See
+// docs/cuda.md.
+#include <climits>
+#include <cstdint>
+#include <type_traits>
+
+#include "core/bit_planes.h"
+#include "cuda/device.cuh"
+#include "neuron/epilogue.cuh"
+#include "ops/product/integer_product.cuh"
+
+namespace tandem {
+
+namespace {
+
+constexpr int kLanes = 32;
+constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr int kWarps = 4;  // of a block
+constexpr int kBlockThreads = kWarps * kLanes;
+constexpr int kFragmentPixels = 8;   // pixels of a fragment
+constexpr int kCountColumns = 4;     // fragments of pixels of a warp that multiplies counts
+constexpr int64_t kPlanesPart = 31;  // planes whose ones fit a byte
+
+// How a lane walks over the inputs: chunk after chunk of a tap, tap after tap. All in 32 bits.
+struct Walk {
+  int height, width, out_height, out_width;
+  int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, kernel_w;
+  int pixels_in, pixels_out, pixel_bytes;
+  int chunks, steps, pitch;
+  // A lane goes on by `ahead` chunks: `whole` of them are all of some taps, which takes it `down` and `right` by so
+  // many pixels; the rest is less than a tap. span: from a row of taps' first to where the next one would be.
+  int ahead, whole, down, right, span;
+};
+
+struct Product {
+  Walk walk;
+  const uint8_t* input;  // [planes, or parts of them, pixels_in, pixel_bytes]: planes, or counts
+  const uint4* weight;
+  const uint8_t* zeros;
+  int parts;  // of counts; each is multiplied and added up
+  int64_t out_channels, outputs, blocks, tiles, time_steps;
+  const float* scale;
+  const float* bias;
+  State<const float> initial;
+  uint8_t* out_bits;
+  float* sum;
+  State<float> state;
+  Joined<float> joined;
+};
+
+// A warp: kTiles tiles of 16 output channels, kColumns fragments of 8 pixels, kSteps time steps (1 for counts).
+template <int kDigits_, int kTiles_, int kColumns_, int kSteps_>
+struct Shape {
+  static constexpr int kDigits = kDigits_, kTiles = kTiles_, kColumns = kColumns_, kSteps = kSteps_;
+  static constexpr int kRows = kDigits * kTiles;  // tiles of rows
+  using Sums = int[kDigits][kTiles][kColumns][kSteps][4];
+};
+
+// ---- Activations: straight from global memory to the registers that mma takes
+
+// Of an output pixel: row and column of its first tap, and the number of that input pixel, counted through all planes.
+struct alignas(16) Corner {
+  int top, left, origin;
+};
+
+template <int kColumns>
+using Corners = Corner[kColumns][kBlockThreads];  // in shared memory, each thread its own: registers are scarce
+
+template <int kColumns>
+__device__ __forceinline__ void find_corners(const Walk& g, int pixel, Corners<kColumns>& corners) {
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) {
+    const int m = pixel + kFragmentPixels * i, oh = m / g.out_width % g.out_height, n = m / g.out_width / g.out_height;
+    const int top = oh * g.stride_h - g.padding_h, left = m % g.out_width * g.stride_w - g.padding_w;
+    const Corner beyond{INT_MIN / 2, 0, 0};  // sees nothing
+    corners[i][threadIdx.x] = m < g.pixels_out ? Corner{top, left, (n * g.height + top) * g.width + left} : beyond;
+  }
+}
+
+template <int kColumns>
+struct Reader {
+  const uint4* at[kColumns];  // the channels that the present tap sees
+  int chunk, down, right;     // of the tap; the tap, from the corner
+
+  __device__ __forceinline__ void start(const Walk& g, int first_chunk) {
+    const int tap = first_chunk / g.chunks;
+    chunk = first_chunk % g.chunks;
+    down = tap / g.kernel_w * g.dilation_h;
+    right = tap % g.kernel_w * g.dilation_w;
+  }
+
+  __device__ __forceinline__ void locate(const Walk& g, const Corners<kColumns>& corners, const uint8_t* input,
+                                         const uint8_t* zeros) {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      const Corner corner = corners[i][threadIdx.x];
+      const bool inside = static_cast<unsigned>(corner.top + down) < static_cast<unsigned>(g.height) &&
+                          static_cast<unsigned>(corner.left + right) < static_cast<unsigned>(g.width);
+      const int pixel = corner.origin + down * g.width + right;
+      at[i] = reinterpret_cast<const uint4*>(inside ? input + static_cast<int64_t>(pixel) * g.pixel_bytes : zeros);
+    }
+  }
+
+  // Past the last tap the weights are 0: any pixel will do.
+  __device__ __forceinline__ void advance(const Walk& g, const Corners<kColumns>& corners, const uint8_t* input,
+                                          const uint8_t* zeros) {
+    chunk += g.ahead;
+    if (chunk >= g.chunks) {
+      chunk -= g.whole;
+      down += g.down;
+      right += g.right;
+      if (chunk >= g.chunks) {
+        chunk -= g.chunks;
+        right += g.dilation_w;
+      }
+      if (right >= g.span) {
+        right -= g.span;
+        down += g.dilation_h;
+      }
+      locate(g, corners, input, zeros);
+    }
+  }
+
+  // Half of a chunk of each pixel: two slices.
+  __device__ __forceinline__ void load(uint4 (&x)[kColumns], int half) const {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) x[i] = at[i][static_cast<unsigned>(2 * chunk) + half];
+  }
+};
+
+template <int kColumns>
+__device__ __forceinline__ bool any_spike(const uint4 (&x)[kColumns]) {
+  unsigned all = 0;
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) all |= x[i].x | x[i].y | x[i].z | x[i].w;
+  return __any_sync(kWholeWarp, all != 0) != 0;
+}
+
+// ---- The product
+
+// One slice. w: of every tile of rows; x: half 0 or 1 of 16 bytes of each pixel.
+template <class S>
+__device__ __forceinline__ void multiply(typename S::Sums& sums, const uint4 (&w)[S::kRows],
+                                         const uint4 (&x)[S::kColumns], int half) {
+#pragma unroll
+  for (int i = 0; i < S::kColumns; ++i) {
+    const unsigned x0 = half == 0 ? x[i].x : x[i].z, x1 = half == 0 ? x[i].y : x[i].w;
+#pragma unroll
+    for (int t = 0; t < S::kSteps; ++t) {
+      // A spike at step t counts 2^t, which value_of undoes. Counts are taken as they are.
+      const unsigned mask = S::kSteps == 1 ? ~0u : 0x01010101u << t;
+#pragma unroll
+      for (int row = 0; row < S::kRows; ++row) {
+        auto& d = sums[row / S::kTiles][row % S::kTiles][i][t];
+        if (row < S::kTiles) {
+          mma_m16n8k32<true>(d, w[row], x0 & mask, x1 & mask);
+        } else {
+          mma_m16n8k32<false>(d, w[row], x0 & mask, x1 & mask);
+        }
+      }
+    }
+  }
+}
+
+// All inputs of a block of 64 rows, whose warps share the weights: these come to shared memory three steps ahead,
+// activations one step ahead. weight: the block's first; staged: kStagedSteps * kStepWords.
+template <class S>
+__device__ __forceinline__ void sweep_staged(typename S::Sums& sums, const Walk& g, const Corners<S::kColumns>& corners,
+                                             const uint8_t* input, const uint8_t* zeros, const uint4* weight,
+                                             uint4* staged) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes;
+  const uint4* from = weight + thread;
+  const auto stage = [&](uint4* to) {
+#pragma unroll
+    for (int i = 0; i < kStepWords; i += kBlockThreads) cp_async_16(to + i + thread, from + i, true);
+    cp_async_commit();
+    from += kStepWords;
+  };
+  const auto fetch = [&](uint4(&w)[S::kRows], const uint4* step, int slice) {
+#pragma unroll
+    for (int row = 0; row < S::kRows; ++row) w[row] = step[slice * kSliceWords + row * kLanes + lane];
+  };
+  uint4 w[2][S::kRows], x[2][S::kColumns];
+#pragma unroll
+  for (int s = 0; s < kStagedSteps; ++s) stage(staged + s * kStepWords);
+  Reader<S::kColumns> in;
+  in.start(g, lane % kQuads);
+  in.locate(g, corners, input, zeros);
+  in.load(x[0], 0);
+  in.load(x[1], 1);
+  cp_async_wait<kStagedSteps - 1>();
+  __syncthreads();
+  int at = 0;  // of the step in `staged`
+  fetch(w[0], staged, 0);
+  for (int left = g.steps; left > 0; --left) {
+    in.advance(g, corners, input, zeros);
+    fetch(w[1], staged + at, 1);
+    const bool first = any_spike(x[0]);
+    if (first) multiply<S>(sums, w[0], x[0], 0);
+    fetch(w[0], staged + at, 2);
+    if (first) multiply<S>(sums, w[1], x[0], 1);
+    in.load(x[0], 0);  // the next step's
+    fetch(w[1], staged + at, 3);
+    const bool second = any_spike(x[1]);
+    if (second) multiply<S>(sums, w[0], x[1], 0);
+    cp_async_wait<kStagedSteps - 2>();
+    __syncthreads();  // everybody's copies of the next step are there, and everybody has read the present one
+    stage(staged + at);
+    at = at == (kStagedSteps - 1) * kStepWords ? 0 : at + kStepWords;
+    fetch(w[0], staged + at, 0);  // the next step's
+    if (second) multiply<S>(sums, w[1], x[1], 1);
+    in.load(x[1], 1);  // the next step's
+  }
+  cp_async_wait<0>();
+  __syncthreads();  // nobody still reads what the next plane is staged over
+}
+
+// The number of the warp, which the compiler then knows to be the same for all lanes.
+__device__ __forceinline__ int warp_of_block() {
+  return __shfl_sync(kWholeWarp, static_cast<int>(threadIdx.x) / kLanes, 0);
+}
+
+// Every fourth step of one tile of channels, for the warp's pixels. weight: the block's first; first_row: of the tile's
+// rows, kRowTiles / kDigits apart.
+template <class S>
+__device__ __forceinline__ void sweep_shared_out(typename S::Sums& sums, const Walk& g,
+                                                 const Corners<S::kColumns>& corners, const uint8_t* input,
+                                                 const uint8_t* zeros, const uint4* weight, int first_row) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = warp_of_block();
+  if (warp >= g.steps) return;
+  const uint4* from = weight + static_cast<int64_t>(warp) * kStepWords + first_row * kLanes + lane;
+  const auto fetch = [&](uint4(&w)[kSlices][S::kRows]) {
+#pragma unroll
+    for (int slice = 0; slice < kSlices; ++slice) {
+#pragma unroll
+      for (int row = 0; row < S::kRows; ++row)
+        w[slice][row] = from[slice * kSliceWords + row * (kRowTiles / S::kDigits) * kLanes];
+    }
+  };
+  Reader<S::kColumns> in;
+  in.start(g, warp * kQuads + lane % kQuads);
+  in.locate(g, corners, input, zeros);
+  uint4 w[2][kSlices][S::kRows], x[2][2][S::kColumns];
+  const auto load = [&](uint4(&y)[2][S::kColumns]) {
+    in.load(y[0], 0);
+    in.load(y[1], 1);
+  };
+  const auto step = [&](const uint4(&v)[kSlices][S::kRows], const uint4(&y)[2][S::kColumns]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (!any_spike(y[half])) continue;
+      multiply<S>(sums, v[2 * half], y[half], 0);
+      multiply<S>(sums, v[2 * half + 1], y[half], 1);
+    }
+  };
+  fetch(w[0]);
+  load(x[0]);
+  // Two steps a turn, so that what is fetched ahead need not be moved.
+  for (int at = warp; at < g.steps; at += 2 * kWarps) {
+    const bool more = at + kWarps < g.steps, beyond = at + 2 * kWarps < g.steps;
+    from += kWarps * kStepWords;
+    in.advance(g, corners, input, zeros);
+    if (more) {
+      fetch(w[1]);
+      load(x[1]);
+    }
+    step(w[0], x[0]);
+    from += kWarps * kStepWords;
+    in.advance(g, corners, input, zeros);
+    if (beyond) {
+      fetch(w[0]);
+      load(x[0]);
+    }
+    if (more) step(w[1], x[1]);
+  }
+}
+
+// ---- Sums
+
+// The sum at step t, the digits met: exact modulo 2^32, into which it fits.
+template <class S>
+__device__ __forceinline__ int value_of(const typename S::Sums& sums, int tile, int column, int t, int r) {
+  auto sum = static_cast<unsigned>(sums[0][tile][column][t][r] >> t);
+  if constexpr (S::kDigits == 2) sum = sum * 256 + (static_cast<unsigned>(sums[1][tile][column][t][r]) >> t);
+  return static_cast<int>(sum);
+}
+
+// Of counts, 64 bits.
+template <class S>
+__device__ __forceinline__ long long count_value(const typename S::Sums& sums, int tile, int column, int r) {
+  long long sum = sums[0][tile][column][0][r];
+  if constexpr (S::kDigits == 2) sum = sum * 256 + static_cast<unsigned>(sums[1][tile][column][0][r]);
+  return sum;
+}
+
+// Where a thread's neurons are, of large tiles: channel 16 * tile + n, n < 2, and pixel + 8 * column + i, i < 2.
+struct Place {
+  int64_t group, block;
+  int64_t channel;  // in the group
+  int pixel;        // the first of its warp's
+  int lane;
+};
+
+// Blocks: the pixels change first, then the rows, the groups last. channels: of a block; pixels: of a block.
+__device__ __forceinline__ Place place(const Product& a, unsigned thread, unsigned block, int channels, int pixels) {
+  const auto tiles = static_cast<unsigned>(a.tiles), blocks = static_cast<unsigned>(a.blocks);
+  Place out;
+  out.lane = static_cast<int>(thread % kLanes);
+  out.block = block / tiles % blocks;
+  out.group = block / tiles / blocks;
+  out.channel = out.block * channels + out.lane / 4 * 2;
+  out.pixel = static_cast<int>(block % tiles) * pixels;
+  return out;
+}
+
+// The steps of a plane for one neuron: returns its spikes. value(s): the sum of step s.
+template <int kSteps, class Model, class Value>
+__device__ __forceinline__ unsigned fire(const Product& a, const Model& model, int plane, int64_t at, int64_t channel,
+                                         const Value& value, DeviceNeuron<float, Model>& neuron) {
+  const float scale = a.scale ? a.scale[channel] : 1.0f, bias = a.bias ? a.bias[channel] : 0.0f;
+  const auto current = [&](int s) {
+    const float x = current_of(static_cast<float>(value(s)), a.scale != nullptr, scale, a.bias != nullptr, bias);
+    return add_joined(a.joined, plane, s, at, channel, x);
+  };
+  return run_plane<kSteps>(model, static_cast<int>(steps_in_plane(plane, a.time_steps)), current, neuron);
+}
+
+// ---- The kernels
+
+// A block: 4 warps side by side, of 64 rows, 8 pixels and 8 steps each, or 16 pixels and 4 steps.
+template <int kDigits, int kSteps, class Model>
+__global__ void __launch_bounds__(kBlockThreads, 2) integer_spiking_kernel(const Product a, const Model model) {
+  using S = Shape<kDigits, kRowTiles / kDigits, 8 / kSteps, kSteps>;
+  constexpr int kPixels = kFragmentPixels * S::kColumns,
+                kNeurons = 4 * S::kTiles * S::kColumns;  // of a warp, of a thread
+  __shared__ __align__(16) uint4 staged[kStagedSteps * kStepWords];
+  __shared__ Corners<S::kColumns> corners;
+  TANDEM_DYNAMIC_SHARED(float, carried);  // states and sum from plane to plane
+  const Walk& g = a.walk;
+  const int planes = static_cast<int>(planes_for(a.time_steps));
+#pragma unroll 1
+  for (int p = 0; p < planes; ++p) {
+    typename S::Sums sums = {};
+    {
+      const Place here = place(a, threadIdx.x, blockIdx.x, S::kTiles * kTileOutputs, kWarps * kPixels);
+      if (p == 0) {
+        find_corners<S::kColumns>(g, here.pixel + static_cast<int>(threadIdx.x) / kLanes * kPixels + here.lane / 4,
+                                  corners);
+      }
+      const uint4* const weight = a.weight + (here.group * a.blocks + here.block) * g.steps * kStepWords;
+      sweep_staged<S>(sums, g, corners, a.input + here.group * g.pitch, a.zeros, weight, staged);
+      for (int i = 0; i < S::kColumns; ++i) corners[i][threadIdx.x].origin += g.pixels_in;
+    }
+    const unsigned thread = anew(threadIdx.x);
+    const Place here = place(a, thread, anew(blockIdx.x), S::kTiles * kTileOutputs, kWarps * kPixels);
+    const int pixel = here.pixel + static_cast<int>(thread) / kLanes * kPixels + here.lane % 4 * 2;
+    const bool pairs =
+        a.outputs % 2 == 0 && a.out_channels % 2 == 0 && reinterpret_cast<uintptr_t>(a.out_bits) % 2 == 0;
+#pragma unroll
+    for (int i = 0; i < 2 * S::kColumns; ++i) {
+      const int m = pixel + i / 2 * kFragmentPixels + i % 2;
+      if (m >= g.pixels_out) continue;
+#pragma unroll
+      for (int j = 0; j < S::kTiles; ++j) {
+        const int64_t n = here.channel + j * kTileOutputs, channel = here.group * a.outputs + n;
+        const int64_t at = static_cast<int64_t>(m) * a.out_channels + channel;
+        uint8_t* const to = a.out_bits + static_cast<int64_t>(p) * g.pixels_out * a.out_channels + at;
+        unsigned spikes[2] = {};
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          if (n + h >= a.outputs) continue;
+          DeviceNeuron<float, Model> neuron;
+          float* const kept = carried + ((i * S::kTiles + j) * 2 + h) * kBlockThreads + thread;
+          if (p == 0) {
+            neuron.start(model, a.initial, at + h);
+            neuron.sum = 0;
+          } else {
+#pragma unroll
+            for (int v = 0; v < Model::kStates; ++v) neuron.state[v] = kept[(v + 1) * kNeurons * kBlockThreads];
+            neuron.sum = *kept;
+          }
+          const auto value = [&](int s) { return value_of<S>(sums, j, i / 2, s, h * 2 + i % 2); };
+          spikes[h] = fire<kSteps>(a, model, p, at + h, channel + h, value, neuron);
+          if (p + 1 < planes) {
+#pragma unroll
+            for (int v = 0; v < Model::kStates; ++v) kept[(v + 1) * kNeurons * kBlockThreads] = neuron.state[v];
+            *kept = neuron.sum;
+          } else {
+            neuron.store(a.state, a.sum, at + h);
+          }
+          if (!pairs) to[h] = static_cast<uint8_t>(spikes[h]);
+        }
+        if (pairs && n < a.outputs)
+          *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(spikes[0] | spikes[1] << 8);
+      }
+    }
+  }
+}
+
+// A block: 16 channels, 8 pixels and 8 steps; its 4 warps share out the inputs. Then each has a quarter of the neurons.
+template <int kDigits, class Model>
+__global__ void __launch_bounds__(kBlockThreads, kDigits == 1 ? 3 : 2)
+    integer_small_spiking_kernel(const Product a, const Model model) {
+  constexpr int kSteps = static_cast<int>(kStepsPerPlane), kTilesOfBlock = kRowTiles / kDigits;
+  using S = Shape<kDigits, 1, 1, kSteps>;
+  __shared__ Corners<1> corners;
+  __shared__ int parts[kWarps][kSteps][4][kLanes];
+  const Walk& g = a.walk;
+  const int planes = static_cast<int>(planes_for(a.time_steps)), warp = warp_of_block();
+  const Place here = place(a, threadIdx.x, blockIdx.x, kTileOutputs, kFragmentPixels);
+  find_corners<1>(g, here.pixel + here.lane / 4, corners);
+  const int64_t block = here.group * ((a.blocks + kTilesOfBlock - 1) / kTilesOfBlock) + here.block / kTilesOfBlock;
+  const uint4* const weight = a.weight + block * g.steps * kStepWords;
+  // The neuron that is this thread's after the sums have met: what register `warp` of each lane holds.
+  const int m = here.pixel + here.lane % 4 * 2 + warp % 2;
+  const int64_t n = here.channel + warp / 2, channel = here.group * a.outputs + n;
+  const int64_t at = static_cast<int64_t>(m) * a.out_channels + channel;
+  const bool valid = m < g.pixels_out && n < a.outputs;
+  DeviceNeuron<float, Model> neuron;
+  neuron.start(model, valid ? a.initial : State<const float>{}, at);
+  neuron.sum = 0;
+#pragma unroll 1
+  for (int p = 0; p < planes; ++p) {
+    typename S::Sums sums = {};
+    sweep_shared_out<S>(sums, g, corners, a.input + here.group * g.pitch, a.zeros, weight,
+                        static_cast<int>(here.block % kTilesOfBlock));
+    corners[0][threadIdx.x].origin += g.pixels_in;
+#pragma unroll
+    for (int t = 0; t < kSteps; ++t) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) parts[warp][t][r][here.lane] = value_of<S>(sums, 0, 0, t, r);
+    }
+    __syncthreads();
+    if (valid) {
+      const auto value = [&](int s) {
+        unsigned sum = 0;
+#pragma unroll
+        for (int from = 0; from < kWarps; ++from) sum += static_cast<unsigned>(parts[from][s][warp][here.lane]);
+        return static_cast<int>(sum);
+      };
+      a.out_bits[static_cast<int64_t>(p) * g.pixels_out * a.out_channels + at] =
+          static_cast<uint8_t>(fire<kSteps>(a, model, p, at, channel, value, neuron));
+    }
+    __syncthreads();  // everybody has read the parts of this plane
+  }
+  if (valid) neuron.store(a.state, a.sum, at);
+}
+
+__device__ __forceinline__ void store_count(const Product& a, int64_t at, int64_t channel, long long sum) {
+  const float scale = a.scale ? a.scale[channel] : 1.0f, bias = a.bias ? a.bias[channel] : 0.0f;
+  a.sum[at] = current_of(static_cast<float>(sum), a.scale != nullptr, scale, a.bias != nullptr, bias);
+}
+
+// Counts in place of spikes: one product whatever T. A warp: 64 rows, 32 pixels.
+template <int kDigits>
+__global__ void __launch_bounds__(kBlockThreads, 3) integer_count_kernel(const Product a) {
+  using S = Shape<kDigits, kRowTiles / kDigits, kCountColumns, 1>;
+  constexpr int kPixels = kFragmentPixels * S::kColumns;
+  __shared__ __align__(16) uint4 staged[kStagedSteps * kStepWords];
+  __shared__ Corners<S::kColumns> corners;
+  const Walk& g = a.walk;
+  const Place here = place(a, threadIdx.x, blockIdx.x, S::kTiles * kTileOutputs, kWarps * kPixels);
+  const int pixel = here.pixel + static_cast<int>(threadIdx.x) / kLanes * kPixels;
+  find_corners<S::kColumns>(g, pixel + here.lane / 4, corners);
+  const uint4* const weight = a.weight + (here.group * a.blocks + here.block) * g.steps * kStepWords;
+  typename S::Sums sums = {};
+#pragma unroll 1
+  for (int part = 0; part < a.parts; ++part) {
+    sweep_staged<S>(sums, g, corners, a.input + here.group * g.pitch, a.zeros, weight, staged);
+    for (int i = 0; i < S::kColumns; ++i) corners[i][threadIdx.x].origin += g.pixels_in;
+  }
+#pragma unroll
+  for (int i = 0; i < 2 * S::kColumns; ++i) {
+    const int m = pixel + i / 2 * kFragmentPixels + here.lane % 4 * 2 + i % 2;
+    if (m >= g.pixels_out) continue;
+#pragma unroll
+    for (int j = 0; j < 2 * S::kTiles; ++j) {
+      const int64_t n = here.channel + j / 2 * kTileOutputs + j % 2, channel = here.group * a.outputs + n;
+      if (n >= a.outputs) continue;
+      const long long sum = count_value<S>(sums, j / 2, i / 2, j % 2 * 2 + i % 2);
+      store_count(a, static_cast<int64_t>(m) * a.out_channels + channel, channel, sum);
+    }
+  }
+}
+
+// 16 channels, 8 pixels; the 4 warps of a block share out the inputs.
+template <int kDigits>
+__global__ void __launch_bounds__(kBlockThreads, 4) integer_small_count_kernel(const Product a) {
+  constexpr int kTilesOfBlock = kRowTiles / kDigits;
+  using S = Shape<kDigits, 1, 1, 1>;
+  __shared__ Corners<1> corners;
+  __shared__ long long parts[kWarps][4][kLanes];
+  const Walk& g = a.walk;
+  const int warp = warp_of_block();
+  const Place here = place(a, threadIdx.x, blockIdx.x, kTileOutputs, kFragmentPixels);
+  find_corners<1>(g, here.pixel + here.lane / 4, corners);
+  const int64_t block = here.group * ((a.blocks + kTilesOfBlock - 1) / kTilesOfBlock) + here.block / kTilesOfBlock;
+  const uint4* const weight = a.weight + block * g.steps * kStepWords;
+  typename S::Sums sums = {};
+#pragma unroll 1
+  for (int part = 0; part < a.parts; ++part) {
+    sweep_shared_out<S>(sums, g, corners, a.input + here.group * g.pitch, a.zeros, weight,
+                        static_cast<int>(here.block % kTilesOfBlock));
+    corners[0][threadIdx.x].origin += g.pixels_in;
+  }
+#pragma unroll
+  for (int r = 0; r < 4; ++r) parts[warp][r][here.lane] = count_value<S>(sums, 0, 0, r);
+  __syncthreads();
+  const int m = here.pixel + here.lane % 4 * 2 + warp % 2;
+  const int64_t n = here.channel + warp / 2, channel = here.group * a.outputs + n;
+  if (m >= g.pixels_out || n >= a.outputs) return;
+  long long sum = 0;
+#pragma unroll
+  for (int from = 0; from < kWarps; ++from) sum += parts[from][warp][here.lane];
+  store_count(a, static_cast<int64_t>(m) * a.out_channels + channel, channel, sum);
+}
+
+// ---- What comes before: channels filled up to whole chunks, and counts
+
+struct Prepare {
+  const uint8_t* bits;  // [planes, pixels, channels]
+  uint4* out;           // [planes, or parts of them, pixels, groups, pitch bytes]
+  int64_t planes, pixels, channels, group_in;
+  unsigned words, groups, chunks2;  // of 16 bytes: all of them; 2 * chunks
+};
+
+// Ones in each byte of a word.
+__device__ __forceinline__ unsigned ones_of_bytes(unsigned x) {
+  x -= x >> 1 & 0x55555555u;
+  x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
+  return (x + (x >> 4)) & 0x0f0f0f0fu;
+}
+
+// A thread: 16 bytes of a group's channels, of one plane, or their counts over up to 31 planes.
+template <bool kCounts>
+__global__ void __launch_bounds__(kBlockThreads) prepare_spikes_kernel(const Prepare a) {
+  const unsigned stride = gridDim.x * kBlockThreads;
+  const bool aligned = a.channels % 4 == 0 && a.group_in % 4 == 0 && reinterpret_cast<uintptr_t>(a.bits) % 4 == 0;
+  for (unsigned i = blockIdx.x * kBlockThreads + threadIdx.x; i < a.words; i += stride) {
+    const unsigned c = i % a.chunks2 * 16, rest = i / a.chunks2, group = rest % a.groups, at = rest / a.groups;
+    const unsigned pixels = static_cast<unsigned>(a.pixels), pixel = at % pixels, part = at / pixels;
+    const int64_t first = kCounts ? part * kPlanesPart : part;
+    const int64_t last = kCounts ? (first + kPlanesPart < a.planes ? first + kPlanesPart : a.planes) : first + 1;
+    const int left = static_cast<int>(a.group_in - c < 16 ? a.group_in - c : 16);
+    unsigned words[4] = {};
+    for (int64_t p = first; p < last; ++p) {
+      const uint8_t* const in = a.bits + (p * a.pixels + pixel) * a.channels + group * a.group_in + c;
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        unsigned word = 0;
+        if (aligned) {
+          if (4 * w < left) word = *reinterpret_cast<const unsigned*>(in + 4 * w);
+        } else {
+#pragma unroll
+          for (int b = 0; b < 4; ++b) {
+            if (4 * w + b < left) word |= static_cast<unsigned>(in[4 * w + b]) << 8 * b;
+          }
+        }
+        words[w] += kCounts ? ones_of_bytes(word) : word;
+      }
+    }
+    a.out[i] = uint4{words[0], words[1], words[2], words[3]};
+  }
+}
+
+// ---- The order of the weights
+
+// A thread: 16 bytes.
+template <class E>
+__global__ void __launch_bounds__(kBlockThreads)
+    pack_fragments_kernel(const CudaFragmentArgs<E> a, const FragmentLayout layout) {
+  constexpr int kDigits = kDigitsOf<E>, kTiles = kRowTiles / kDigits;
+  const ConvGeometry& g = a.geometry;
+  const auto words = static_cast<unsigned>(layout.words()), all = words + static_cast<unsigned>(layout.zeros() / 16);
+  const auto steps = static_cast<unsigned>(layout.steps), blocks = static_cast<unsigned>(layout.blocks);
+  const auto chunks = static_cast<unsigned>(layout.chunks), kernel_w = static_cast<unsigned>(g.kernel_w);
+  auto* const out = static_cast<uint4*>(a.fragments);
+  for (unsigned i = blockIdx.x * kBlockThreads + threadIdx.x; i < all; i += gridDim.x * kBlockThreads) {
+    unsigned bytes[4] = {};
+    if (i < words) {
+      const auto in_step = static_cast<int>(i % kStepWords);
+      const int lane = in_step % kLanes, row = in_step / kLanes % kRowTiles, slice = in_step / kSliceWords;
+      const unsigned step = i / kStepWords % steps, block = i / kStepWords / steps, group = block / blocks;
+      const unsigned chunk = step * kQuads + lane % kQuads, tap = chunk / chunks;
+      const int64_t first = (block % blocks * kTiles + row % kTiles) * kTileOutputs + lane / 4 * 2;
+      const int64_t from_channel = chunk % chunks * kChunk + slice * 8;
+      if (tap < g.taps()) {
+        const E* const at_tap = a.weight + tap / kernel_w * a.stride_h + tap % kernel_w * a.stride_w;
+        for (int r = 0; r < 4; ++r) {
+          const int64_t o = first + r % 2;
+          if (o >= g.group_out()) continue;
+          for (int b = 0; b < 4; ++b) {
+            const int64_t c = from_channel + r / 2 * 4 + b;
+            if (c >= g.group_in()) continue;
+            const int q = at_tap[(group * g.group_out() + o) * a.stride_o + c * a.stride_c];
+            const int digit = kDigits == 1 || row >= kTiles ? q : q >> 8;
+            bytes[r] |= (static_cast<unsigned>(digit) & 0xff) << 8 * b;
+          }
+        }
+      }
+    }
+    out[i] = uint4{bytes[0], bytes[1], bytes[2], bytes[3]};
+  }
+}
+
+// ---- The host's part
+
+constexpr int64_t kMostSize = int64_t{1} << 28;
+
+int64_t tiles_of(int64_t pixels, int64_t of_block) { return (pixels + of_block - 1) / of_block; }
+
+int64_t pixels_of_block(int64_t time_steps, bool counts) {
+  return kWarps * kFragmentPixels * (counts ? kCountColumns : time_steps <= 4 ? 2 : 1);
+}
+
+int64_t parts_of(int64_t planes, bool counts) { return counts ? (planes + kPlanesPart - 1) / kPlanesPart : planes; }
+
+Walk walk_of(const ConvGeometry& g, const FragmentLayout& layout, int ahead) {
+  const auto narrow = [](int64_t x) { return static_cast<int>(x); };
+  Walk w = {};
+  w.height = narrow(g.height), w.width = narrow(g.width);
+  w.out_height = narrow(g.out_height), w.out_width = narrow(g.out_width);
+  w.stride_h = narrow(g.stride_h), w.stride_w = narrow(g.stride_w);
+  w.padding_h = narrow(g.padding_h), w.padding_w = narrow(g.padding_w);
+  w.dilation_h = narrow(g.dilation_h), w.dilation_w = narrow(g.dilation_w), w.kernel_w = narrow(g.kernel_w);
+  w.pixels_in = narrow(g.pixels_in()), w.pixels_out = narrow(g.pixels_out());
+  w.pixel_bytes = narrow(g.groups * layout.pitch), w.pitch = narrow(layout.pitch);
+  w.chunks = narrow(layout.chunks), w.steps = narrow(layout.steps);
+  w.ahead = ahead;
+  w.whole = ahead / w.chunks * w.chunks;
+  w.down = ahead / w.chunks / w.kernel_w * w.dilation_h;
+  w.right = ahead / w.chunks % w.kernel_w * w.dilation_w;
+  w.span = w.kernel_w * w.dilation_w;
+  return w;
+}
+
+template <int kDigits, int kSteps>
+cudaError_t launch_large(const Product& a, const Neuron& neuron, unsigned grid, cudaStream_t stream) {
+  cudaError_t error = cudaSuccess;
+  visit_model<Scalar<float>>(neuron, [&](const auto& model) {
+    using Model = std::decay_t<decltype(model)>;
+    constexpr int kNeurons = 4 * (kRowTiles / kDigits) * (8 / kSteps);  // of a thread
+    const size_t floats = a.time_steps > kStepsPerPlane ? size_t{kNeurons} * (Model::kStates + 1) * kBlockThreads : 0;
+    if (floats != 0) {
+      error = TANDEM_ALLOW_SHARED((integer_spiking_kernel<kDigits, kSteps, Model>), floats * sizeof(float));
+      if (error != cudaSuccess) return;
+    }
+    TANDEM_LAUNCH((integer_spiking_kernel<kDigits, kSteps, Model>), grid, kBlockThreads, floats * sizeof(float), stream,
+                  a, model);
+  });
+  return error == cudaSuccess ? cudaGetLastError() : error;
+}
+
+template <int kDigits>
+cudaError_t launch_digits(const Product& a, const Neuron& neuron, bool counts, bool small, cudaStream_t stream) {
+  const auto grid = static_cast<unsigned>(a.tiles * a.blocks * (a.out_channels / a.outputs));
+  if (counts && small) {
+    TANDEM_LAUNCH((integer_small_count_kernel<kDigits>), grid, kBlockThreads, 0, stream, a);
+  } else if (counts) {
+    TANDEM_LAUNCH((integer_count_kernel<kDigits>), grid, kBlockThreads, 0, stream, a);
+  } else if (small) {
+    visit_model<Scalar<float>>(neuron, [&](const auto& model) {
+      using Model = std::decay_t<decltype(model)>;
+      TANDEM_LAUNCH((integer_small_spiking_kernel<kDigits, Model>), grid, kBlockThreads, 0, stream, a, model);
+    });
+  } else if (a.time_steps <= 4) {
+    return launch_large<kDigits, 4>(a, neuron, grid, stream);
+  } else {
+    return launch_large<kDigits, 8>(a, neuron, grid, stream);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+bool fits_integer_engine(const ConvGeometry& g, int digits, int64_t planes, bool counts) {
+  const FragmentLayout layout = fragment_layout(g, digits);
+  // A digit is at most 128 with a sign and 255 without. A spike of step 7 counts 2^7.
+  constexpr int64_t kMostOnes = int64_t{1} << 24;
+  const int64_t of_input = counts ? planes * kStepsPerPlane : 128;
+  if (g.features() > kMostOnes / of_input) return false;
+  // Walks end so many taps beyond the last one.
+  constexpr int64_t kTapsBeyond = 4 * kWarps * kQuads;
+  const int64_t reach_h = (g.kernel_h + kTapsBeyond) * g.dilation_h,
+                reach_w = (g.kernel_w + kTapsBeyond) * g.dilation_w;
+  // Each below 2^28, so that products of two are far from the ends of 64 bits, and sums of some fit 32.
+  for (const int64_t size : {g.height, g.width, g.padding_h, g.padding_w, g.kernel_h, g.kernel_w, reach_h, reach_w,
+                             g.stride_h * g.out_height, g.stride_w * g.out_width, g.pixels_out(), planes, layout.steps,
+                             g.groups * layout.pitch}) {
+    if (size >= kMostSize) return false;
+  }
+  // Numbers of pixels, of all planes and around the image; blocks of small tiles; words of prepared spikes.
+  const int64_t around = (reach_h + g.padding_h + g.height) * (g.width + 1);
+  if (g.pixels_in() >= kMostSize || around >= 2 * kMostSize) return false;
+  if ((planes + 1) * g.pixels_in() >= 2 * kMostSize) return false;
+  const int64_t small_tiles =
+      (g.group_out() + kTileOutputs - 1) / kTileOutputs * tiles_of(g.pixels_out(), kFragmentPixels);
+  if (small_tiles > INT_MAX / g.groups) return false;
+  return parts_of(planes, counts) * g.pixels_in() <= INT_MAX / (g.groups * layout.pitch / 16);
+}
+
+int64_t prepared_bytes(const ConvGeometry& g, const uint8_t* bits, int64_t planes, bool counts) {
+  const int64_t chunks = (g.group_in() + kChunk - 1) / kChunk;
+  if (!counts && g.group_in() % kChunk == 0 && reinterpret_cast<uintptr_t>(bits) % 16 == 0) return 0;
+  return parts_of(planes, counts) * g.pixels_in() * g.groups * chunks * kChunk;
+}
+
+int64_t large_blocks(const ConvGeometry& g, int digits, int64_t time_steps, bool counts) {
+  return tiles_of(g.pixels_out(), pixels_of_block(time_steps, counts)) * fragment_layout(g, digits).blocks * g.groups;
+}
+
+template <class E>
+cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const void* fragments, uint8_t* prepared,
+                                   bool small, cudaStream_t stream) {
+  constexpr int kDigits = kDigitsOf<E>;
+  const ConvGeometry& g = args.geometry;
+  const bool counts = args.out_bits == nullptr;
+  if (g.pixels_out() == 0) return cudaSuccess;
+  if (!fits_integer_engine(g, kDigits, args.planes, counts)) return cudaErrorInvalidValue;
+  const FragmentLayout layout = fragment_layout(g, kDigits);
+  Product a = {};
+  a.walk = walk_of(g, layout, small ? kWarps * kQuads : kQuads);
+  a.input = args.bits;
+  a.weight = static_cast<const uint4*>(fragments);
+  a.zeros = static_cast<const uint8_t*>(fragments) + layout.words() * 16;
+  a.parts = static_cast<int>(parts_of(args.planes, counts));
+  a.out_channels = g.out_channels, a.outputs = g.group_out(), a.time_steps = args.time_steps;
+  a.blocks = small ? (g.group_out() + kTileOutputs - 1) / kTileOutputs : layout.blocks;
+  a.tiles = tiles_of(g.pixels_out(), small ? kFragmentPixels : pixels_of_block(args.time_steps, counts));
+  a.scale = args.scale, a.bias = args.bias, a.initial = args.initial, a.out_bits = args.out_bits;
+  a.sum = args.sum, a.state = args.state, a.joined = args.joined;
+  const int64_t bytes = prepared_bytes(g, args.bits, args.planes, counts);
+  if (bytes != 0) {
+    Prepare prepare = {};
+    prepare.bits = args.bits, prepare.out = reinterpret_cast<uint4*>(prepared);
+    prepare.planes = args.planes, prepare.pixels = g.pixels_in(), prepare.channels = g.in_channels;
+    prepare.group_in = g.group_in(), prepare.words = static_cast<unsigned>(bytes / 16);
+    prepare.groups = static_cast<unsigned>(g.groups), prepare.chunks2 = static_cast<unsigned>(2 * layout.chunks);
+    const int64_t blocks = (bytes / 16 + kBlockThreads - 1) / kBlockThreads;
+    const auto grid = static_cast<unsigned>(blocks < 1 << 16 ? blocks : 1 << 16);
+    if (counts) {
+      TANDEM_LAUNCH((prepare_spikes_kernel<true>), grid, kBlockThreads, 0, stream, prepare);
+    } else {
+      TANDEM_LAUNCH((prepare_spikes_kernel<false>), grid, kBlockThreads, 0, stream, prepare);
+    }
+    a.input = prepared;
+  }
+  return launch_digits<kDigits>(a, args.neuron, counts, small, stream);
+}
+
+template <class E>
+cudaError_t launch_pack_fragments(const CudaFragmentArgs<E>& args, cudaStream_t stream) {
+  const FragmentLayout layout = fragment_layout(args.geometry, kDigitsOf<E>);
+  if (layout.bytes() / 16 > INT_MAX) return cudaErrorInvalidValue;  // 32 GiB
+  const int64_t blocks = (layout.bytes() / 16 + kBlockThreads - 1) / kBlockThreads;
+  const auto grid = static_cast<unsigned>(blocks < 1 << 16 ? blocks : 1 << 16);
+  TANDEM_LAUNCH((pack_fragments_kernel<E>), grid, kBlockThreads, 0, stream, args, layout);
+  return cudaGetLastError();
+}
+
+template cudaError_t launch_integer_product(const CudaProductArgs<int8_t, float>&, const void*, uint8_t*, bool,
+                                            cudaStream_t);
+template cudaError_t launch_integer_product(const CudaProductArgs<int16_t, float>&, const void*, uint8_t*, bool,
+                                            cudaStream_t);
+template cudaError_t launch_pack_fragments(const CudaFragmentArgs<int8_t>&, cudaStream_t);
+template cudaError_t launch_pack_fragments(const CudaFragmentArgs<int16_t>&, cudaStream_t);
+
+}  // namespace tandem

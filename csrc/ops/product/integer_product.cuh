@@ -1,0 +1,42 @@
+// Spiking and count products with integer weights on integer tensor cores: plain pointers and a stream. Torch-free.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "ops/product/fragment_layout.h"
+#include "ops/product/spiking_product.cuh"
+
+namespace tandem {
+
+// Whether the integer engine computes this exactly: sums of every digit fit 32 bits, and sizes are numbered in them.
+// planes: of the input. counts: a product of spike counts.
+bool fits_integer_engine(const ConvGeometry& geometry, int digits, int64_t planes, bool counts);
+
+// Bytes of memory, from a multiple of 16 on, for spikes as the engine reads them, or their counts; 0 where it reads the
+// planes as they are.
+int64_t prepared_bytes(const ConvGeometry& geometry, const uint8_t* bits, int64_t planes, bool counts);
+
+// Blocks of a launch with large tiles. Where they do not fill the device, small tiles have more blocks.
+int64_t large_blocks(const ConvGeometry& geometry, int digits, int64_t time_steps, bool counts);
+
+// args.weight is not read. fragments: from launch_pack_fragments, 16-byte aligned. prepared: prepared_bytes. E: int8_t
+// or int16_t, any value. small: tiles of 16 channels and 8 pixels, whose inputs the warps of a block share out. Needs
+// compute capability 8.0, and what fits_integer_engine says. Exact; neurons as everywhere.
+template <class E>
+cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const void* fragments, uint8_t* prepared,
+                                   bool small, cudaStream_t stream);
+
+// Weights [O, C/groups, kH, kW] with these strides -> fragments, fragment_layout(..).bytes(), 16-byte aligned.
+template <class E>
+struct CudaFragmentArgs {
+  ConvGeometry geometry;
+  const E* weight;
+  int64_t stride_o, stride_c, stride_h, stride_w;
+  void* fragments;
+};
+template <class E>
+cudaError_t launch_pack_fragments(const CudaFragmentArgs<E>& args, cudaStream_t stream);
+
+}  // namespace tandem

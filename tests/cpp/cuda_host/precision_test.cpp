@@ -1,0 +1,163 @@
+// How far the tensor-core engine's sums of random floats are from the exact ones, by the model of the rounding of
+// tensor cores that cuda_host.h has for each architecture. docs/cuda.md, "Precision", has the figures that this prints.
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "ops/product/spiking_product.cu"
+
+namespace {
+
+using namespace tandem;
+
+constexpr int kPixels = 64, kOutputs = 32;
+// Sanitizers look for other things than rounding, and slow the long sums down.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kMostInputs = 144;
+#else
+constexpr int kMostInputs = 4608;
+#endif
+int failures = 0;
+
+struct Errors {
+  double largest = 0;  // in 2^-24 of the sum of the absolute addends
+  double squares = 0;
+
+  void add(double error, double scale) {
+    largest = std::fmax(largest, std::fabs(error) / scale * (1 << 24));
+    squares += error / scale * error / scale;
+  }
+};
+
+void check(bool good, const char* what) {
+  if (good) return;
+  ++failures;
+  std::printf("FAIL %s\n", what);
+}
+
+// A weight as so many terms hold it.
+float held(float x, int terms) {
+  unsigned words[3];
+  if (terms == 1) split<1>(x, reinterpret_cast<unsigned (&)[1]>(words));
+  if (terms == 2) split<2>(x, reinterpret_cast<unsigned (&)[2]>(words));
+  if (terms == 3) split<3>(x, words);
+  float sum = 0;
+  for (int i = 0; i < terms; ++i) sum += float_of_word(words[i]);
+  return sum;
+}
+
+// One step's sums of `channels` weights, of which a pixel's spikes pick half.
+void run(const host::TensorCores& cores, int channels, bool one_sign, int terms) {
+  host::tensor_cores = cores;
+  std::mt19937 generator(static_cast<unsigned>(channels));
+  std::normal_distribution<float> normal;
+  ConvGeometry g = {};
+  g.batch = kPixels, g.in_channels = channels, g.out_channels = kOutputs;
+  g.height = g.width = g.out_height = g.out_width = g.kernel_h = g.kernel_w = 1;
+  g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = 1;
+  std::vector<uint8_t> bits(static_cast<size_t>(kPixels * channels));
+  for (uint8_t& bit : bits) bit = generator() % 2;
+  std::vector<uint4> aligned(static_cast<size_t>(channels * kOutputs / 4));
+  auto* const weight = reinterpret_cast<float*>(aligned.data());  // [channels, outputs]: as packed
+  for (int i = 0; i < channels * kOutputs; ++i) {
+    const float x = normal(generator);
+    weight[i] = one_sign ? std::fabs(x) : x;
+  }
+  std::vector<float> sums(static_cast<size_t>(kPixels * kOutputs));
+  CudaProductArgs<float, float> args = {};
+  args.geometry = g, args.bits = bits.data(), args.planes = 1, args.weight = weight;
+  args.block = kOutputs, args.blocks = 1, args.sum = sums.data(), args.time_steps = 8;
+  check(launch_tensor_core_product(args, terms, nullptr) == cudaSuccess, "launch");
+
+  Errors ours, plain, unsplit;  // plain: float32, one addition after another; unsplit: all on tensor cores
+  for (int pixel = 0; pixel < kPixels; ++pixel) {
+    for (int o = 0; o < kOutputs; ++o) {
+      double exact = 0, scale = 0;
+      float added = 0, chained = 0;
+      for (int first = 0; first < channels; first += 16) {
+        float spikes[16], b[3][16][8];
+        for (int i = 0; i < 16; ++i) {
+          const float x = weight[(first + i) * kOutputs + o], w = held(x, terms);
+          spikes[i] = bits[static_cast<size_t>(pixel * channels + first + i)] ? 1.0f : 0.0f;
+          if (spikes[i] != 0) exact += static_cast<double>(w), scale += std::fabs(static_cast<double>(w)), added += w;
+          unsigned words[3];
+          split<3>(w, words);
+          for (int e = 0; e < 3; ++e) b[e][i][0] = float_of_word(words[e]);
+        }
+        for (int e = 0; e < terms; ++e) {
+          for (unsigned k = 0; k < 16; k += cores.products) {
+            chained = host::multiply_add(&spikes[k], &b[e][k][0], cores.products, chained);
+          }
+        }
+      }
+      if (scale == 0) continue;
+      ours.add(static_cast<double>(sums[static_cast<size_t>(pixel * kOutputs + o)]) - exact, scale);
+      plain.add(static_cast<double>(added) - exact, scale);
+      unsplit.add(static_cast<double>(chained) - exact, scale);
+    }
+  }
+  const double ratio = std::sqrt(ours.squares / plain.squares), before = std::sqrt(unsplit.squares / plain.squares);
+  std::printf(
+      "%s, %4d inputs, %s, %d terms: largest error %6.2f of 2^-24 (float32 %7.2f, not split %8.2f); root mean "
+      "square over float32's: %.2f (not split %.2f)\n",
+      cores.architecture, channels, one_sign ? "one sign  " : "both signs", terms, ours.largest, plain.largest,
+      unsplit.largest, ratio, before);
+  // A block of products loses less than a last bit of each addend and of the sum; then come float32 additions.
+  const double lost = cores.products == 8 ? 2 * (9 + 2) : 17.0 / 2 + 2;
+  check(ours.largest <= 1.01 * lost + channels / 16.0, "the bound");
+  check(ratio < 1.5, "close to float32");
+  if (one_sign && channels == 4608 && terms == 3) check(before > 8, "what is not split is seen to be worse");
+}
+
+// Blocks of products as the papers describe them: small numbers whose sum is known.
+void check_model() {
+  float a[16] = {}, b[16][8] = {};
+  for (int k = 0; k < 16; ++k) a[k] = 1;
+  const float last = std::ldexp(1.0f, -24);
+  b[0][0] = 1, b[1][0] = last, b[2][0] = last;
+  for (const host::TensorCores& cores : host::kTensorCores) {
+    host::tensor_cores = cores;
+    // 1 + 2^-24 + 2^-24: the first extra bit holds both, and their sum reaches a float32's last bit.
+    check(host::multiply_add(a, &b[0][0], cores.products, 0) == 1 + 2 * last, "one extra bit");
+    b[1][0] = b[2][0] = last / 2, b[3][0] = b[4][0] = last / 2;
+    // Four times 2^-25 do so where there are two.
+    check(host::multiply_add(a, &b[0][0], cores.products, 0) == (cores.extra_bits == 2 ? 1 + 2 * last : 1),
+          "the second");
+    b[3][0] = b[4][0] = 0, b[1][0] = last, b[2][0] = 0;
+    check(host::multiply_add(a, &b[0][0], cores.products, 0) == 1, "cut off, not rounded");
+    b[0][0] = -1, b[1][0] = -last;
+    check(host::multiply_add(a, &b[0][0], cores.products, 0) == -1, "towards zero");
+    b[0][0] = 1, b[1][0] = -last;  // 1 - 2^-24 is a float32
+    check(host::multiply_add(a, &b[0][0], cores.products, 0) == 1 - last, "below a power of two");
+    b[1][0] = 0, b[2][0] = 0;
+    b[0][0] = last, b[1][0] = last;
+    check(host::multiply_add(a, &b[0][0], cores.products, 1) == 1 + 2 * last, "the number before them");
+    b[0][0] = 1, b[1][0] = 0;
+    check(std::isnan(host::multiply_add(a, &b[0][0], cores.products, NAN)), "NaN");
+    check(std::isinf(host::multiply_add(a, &b[0][0], cores.products, INFINITY)), "infinity");
+    b[1][0] = last, b[2][0] = last;
+    // The exponents of 1.5 and 1.5 give 0, though the product is above 2: all bits of 2.25 + 2^-24 + 2^-24 are kept.
+    a[0] = b[0][0] = 1.5f, b[1][0] = 2 * last, b[2][0] = 2 * last;
+    check(host::multiply_add(a, &b[0][0], cores.products, 0) == 2.25f + 4 * last, "exponents of factors");
+    a[0] = 1, b[0][0] = 1, b[1][0] = last, b[2][0] = last;
+  }
+}
+
+}  // namespace
+
+int main() {
+  check_model();
+  for (const host::TensorCores& cores : host::kTensorCores) {
+    for (const int channels : {144, 1152, 4608}) {
+      for (const bool one_sign : {false, true}) {
+        for (const int terms : {1, 2, 3}) {
+          if (channels > kMostInputs || (terms < 3 && channels != 1152)) continue;
+          run(cores, channels, one_sign, terms);
+        }
+      }
+    }
+  }
+  std::printf("precision_test: %d failures\n", failures);
+  return failures != 0;
+}
