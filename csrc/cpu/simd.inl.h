@@ -68,7 +68,6 @@ struct Simd {
   typedef Integer Mask __attribute__((vector_size(kVectorBytes), may_alias));
   // As many integers as there are lanes.
   typedef uint8_t Bytes __attribute__((vector_size(kLanes<T>), may_alias));
-  typedef int16_t Int16 __attribute__((vector_size(2 * kLanes<T>), may_alias));
   typedef int32_t Int32 __attribute__((vector_size(4 * kLanes<T>), may_alias));
   // A quarter of a lane: a byte (float) or two (double).
   using Narrow = std::conditional_t<sizeof(T) == 4, int8_t, int16_t>;

@@ -178,8 +178,7 @@ struct Sums {
   TANDEM_HOST auto exact(int64_t at) const {
     using Wide = typename Simd<T>::Int32;
     if constexpr (sizeof(A) == 2) {
-      const auto low = *reinterpret_cast<const typename Simd<T>::Int16*>(narrow + at);
-      Wide sum = __builtin_convertvector(low, Wide);
+      auto sum = reinterpret_cast<Wide>(widened(narrow + at));
       if (wide) sum += *reinterpret_cast<const Wide*>(wide + at);
       return sum;
     } else if constexpr (std::is_integral_v<A>) {
