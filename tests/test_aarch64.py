@@ -1,4 +1,4 @@
-"""The portable kernels compute the same bits on aarch64, emulated, as where the tests run."""
+"""The kernels of aarch64, emulated, compute the bits that the portable ones compute where the tests run."""
 
 import os
 import re
@@ -14,13 +14,14 @@ from elsewhere import Programs
 
 ROOT = Path(__file__).resolve().parents[1]
 CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
+ISAS = ["scalar", "neon"]
 CASES = 566
-KERNELS = ["csrc/cpu/scalar.cpp", "csrc/cpu/aligned_buffer.cpp"]
-PROGRAMS = ["tests/cpp/scalar_kernels.cpp", "tests/cpp/scalar_calls.cpp"]
+KERNELS = ["csrc/cpu/scalar.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/aligned_buffer.cpp"]
+PROGRAMS = ["tests/cpp/cpu_kernels.cpp", "tests/cpp/cpu_calls.cpp"]
 
 
-def build(compiler, folder, *options):
-    """Compile the programs with the flags that the build gives to the portable kernels. Returns their folder."""
+def build(compiler, folder, kernels, *options):
+    """Compile the programs with the flags that the build gives to these kernels. Returns their folder."""
     cmake = (ROOT / "CMakeLists.txt").read_text()
     float_flags, warning_flags = (
         re.search(rf"set\({name} (.+)\)", cmake)[1].split() for name in ("float_flags", "warning_flags")
@@ -33,7 +34,7 @@ def build(compiler, folder, *options):
         assert result.returncode == 0, result.stderr
         return arguments[-1]
 
-    objects = [compiled("-c", source, "-o", folder / f"{Path(source).stem}.o") for source in KERNELS]
+    objects = [compiled("-c", source, "-o", folder / f"{Path(source).stem}.o") for source in kernels]
     for source in PROGRAMS:
         compiled(source, *objects, "-o", folder / Path(source).stem)
     return folder
@@ -42,7 +43,7 @@ def build(compiler, folder, *options):
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     """The commands of the programs, without their names."""
-    folder = build(shlex.split(os.environ.get("CXX", "c++")), tmp_path_factory.mktemp("here"))
+    folder = build(shlex.split(os.environ.get("CXX", "c++")), tmp_path_factory.mktemp("here"), KERNELS)
     return lambda program: [folder / program]
 
 
@@ -53,19 +54,25 @@ def emulated(tmp_path_factory):
     missing = {tool: package for tool, package in packages.items() if not shutil.which(tool)}
     if missing:
         pytest.skip(f"needs {', '.join(missing)} (Debian: {', '.join(missing.values())})")
-    folder = build([CROSS_COMPILER], tmp_path_factory.mktemp("aarch64"), "-static")
+    kernels = [*KERNELS, "csrc/cpu/neon.cpp"]
+    folder = build([CROSS_COMPILER], tmp_path_factory.mktemp("aarch64"), kernels, "-static", "-DTANDEM_NEON_KERNELS")
     return lambda program: [EMULATOR, folder / program]
 
 
-def lines_of(command):
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def lines_of(command, cap):
+    """cap: the instruction set to use at most, or "" for none."""
+    environment = {**os.environ, "TANDEM_CPU_ISA": cap}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
 
 
 @pytest.mark.slow
-def test_same_bits_as_here(here, emulated):
-    native, foreign = lines_of(here("scalar_kernels")), lines_of(emulated("scalar_kernels"))
+@pytest.mark.parametrize(("cap", "isa"), [("scalar", "scalar"), ("", "neon")])
+def test_same_bits_as_here(here, emulated, cap, isa):
+    native_isa, *native = lines_of(here("cpu_kernels"), "scalar")
+    foreign_isa, *foreign = lines_of(emulated("cpu_kernels"), cap)
+    assert (native_isa, foreign_isa) == ("scalar", isa)
     assert [(a, b) for a, b in zip(native, foreign, strict=True) if a != b] == []
     names, hashes = zip(*(line.split(": ") for line in native), strict=True)
     assert len(set(names)) == len(names) == CASES
@@ -76,7 +83,7 @@ def test_same_bits_as_here(here, emulated):
 @pytest.mark.slow
 @every_network
 @pytest.mark.parametrize("engine", [0, 1], ids=["events", "tables"])
-@pytest.mark.parametrize("where", ["here", "emulated"])
-def test_digest(request, tmp_path, where, engine, name):
-    command = request.getfixturevalue(where)("scalar_calls")
-    check_elsewhere(name, Programs(tmp_path, lambda _, *files: lines_of([*command, *files]), engine))
+@pytest.mark.parametrize(("where", "isa"), [("here", "scalar"), *(("emulated", isa) for isa in ISAS)])
+def test_digest(request, tmp_path, where, isa, engine, name):
+    command = request.getfixturevalue(where)("cpu_calls")
+    check_elsewhere(name, Programs(tmp_path, lambda _, *files: lines_of([*command, *files], isa), engine))

@@ -110,6 +110,16 @@ def test_set_cpu_isa():
     assert _C.cpu_isa() == before
 
 
+def test_instruction_set_of_another_processor():
+    compiled = _C.build_info()["cpu_isas_compiled"]
+    foreign = "avx2" if "neon" in compiled else "neon"
+    result = run(sys.executable, "-m", "tandem_cuda", cwd=ROOT, TANDEM_CPU_ISA=foreign)
+    assert result.returncode != 0
+    assert f"TANDEM_CPU_ISA must be one of {' '.join(compiled)}, got {foreign}" in result.stderr
+    with pytest.raises(ValueError, match=f"set_cpu_isa: instruction set must be one of scalar.*, got {foreign}"):
+        _C.set_cpu_isa(foreign)
+
+
 def test_why_cuda_is_unusable(monkeypatch):
     not_built = {**WORKING, "cuda_toolkit": None, "cuda_not_built_because": "nvcc not found"}
     assert _cuda_obstacle(not_built) == "the kernels were not compiled: nvcc not found"
@@ -486,7 +496,8 @@ def test_libraries_depend_on_no_place_and_no_cuda():
 @pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
 def test_instruction_sets_do_not_leak():
     """A shared inline function, compiled for AVX-512, could replace its scalar copy at link time."""
-    objects = list(ROOT.glob("build/*/CMakeFiles/*/csrc/cpu/avx*.cpp.o"))
+    folder = "build/*/CMakeFiles/*/csrc/cpu"
+    objects = [path for isa in ("avx*", "neon") for path in ROOT.glob(f"{folder}/{isa}.cpp.o")]
     if not objects:
         pytest.skip("built elsewhere")
     for path in objects:
@@ -575,14 +586,19 @@ def test_driver_that_is_older_than_the_toolkit(tmp_path, driver, warns):
 
 
 @pytest.mark.slow
-def test_scalar_only_where_not_x86_64(tmp_path):
-    toolchain = tmp_path / "aarch64.cmake"
-    toolchain.write_text("set(CMAKE_SYSTEM_NAME Linux)\nset(CMAKE_SYSTEM_PROCESSOR aarch64)\n")
+@pytest.mark.parametrize(
+    ("processor", "isas", "definitions"),
+    [("aarch64", {"scalar", "neon"}, {"TANDEM_NEON_KERNELS"}), ("riscv64", {"scalar"}, set())],
+)
+def test_kernels_of_other_processors(tmp_path, processor, isas, definitions):
+    toolchain = tmp_path / "toolchain.cmake"
+    toolchain.write_text(f"set(CMAKE_SYSTEM_NAME Linux)\nset(CMAKE_SYSTEM_PROCESSOR {processor})\n")
     code, messages = configure(tmp_path, TANDEM_CUDA="OFF", CMAKE_TOOLCHAIN_FILE=str(toolchain))
     assert code == 0, messages
     commands = (tmp_path / "compile_commands.json").read_text()
-    assert "cpu/scalar.cpp" in commands
-    assert not re.search(r"avx|TANDEM_X86_KERNELS", commands)
+    assert set(re.findall(r"cpu/(scalar|neon|avx\w+)\.cpp", commands)) == isas
+    assert set(re.findall(r"TANDEM_\w+_KERNELS", commands)) == definitions
+    assert "-mavx" not in commands
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ std::vector<const Kernels*> compiled() {
   all.push_back(&avx2::kernels);
   all.push_back(&avx512::kernels);
   all.push_back(&avx512vbmi2::kernels);
+#elif defined(TANDEM_NEON_KERNELS)
+  all.push_back(&neon::kernels);
 #endif
   return all;
 }
@@ -34,6 +36,8 @@ bool processor_has(const std::string& isa) {
     return avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
            __builtin_cpu_supports("avx512vnni");
   }
+#elif defined(TANDEM_NEON_KERNELS)
+  if (isa == "neon") return true;  // every aarch64 processor has it
 #endif
   return isa == "scalar";
 }

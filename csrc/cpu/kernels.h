@@ -1,7 +1,7 @@
 // The CPU kernels' interface: plain pointers and sizes, one table per instruction set. Torch-free.
 //
-// Each loop is written once, in *.inl.h, and compiled by scalar.cpp, avx2.cpp and avx512.cpp into a namespace of its
-// own, so that no code of a wider instruction set can leak into a narrower one through the linker.
+// Each loop is written once, in *.inl.h, and compiled by scalar.cpp, avx2.cpp, neon.cpp and others into a namespace of
+// its own, so that no code of a wider instruction set can leak into a narrower one through the linker.
 #pragma once
 
 #include <cstddef>
@@ -492,6 +492,9 @@ constexpr int64_t count_scratch_bytes(int64_t rows, int64_t block) {
 }
 
 namespace scalar {
+extern const Kernels kernels;
+}
+namespace neon {  // of aarch64
 extern const Kernels kernels;
 }
 namespace avx2 {

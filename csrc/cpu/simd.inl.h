@@ -1,5 +1,7 @@
 // Vectors of the instruction set being compiled, through the compiler's vector extensions: the same expressions become
-// AVX-512, AVX2, SSE2 or NEON code.
+// AVX-512, AVX2, SSE2 or NEON code. Intrinsics stand only where compilers make poor code of the expressions.
+//
+// TANDEM_NEON is neon.cpp's: every compiler for aarch64 has the intrinsics, but scalar.cpp does without.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +12,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(TANDEM_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "core/host_device.h"
@@ -68,7 +72,6 @@ struct Simd {
   typedef Integer Mask __attribute__((vector_size(kVectorBytes), may_alias));
   // As many integers as there are lanes.
   typedef uint8_t Bytes __attribute__((vector_size(kLanes<T>), may_alias));
-  typedef int16_t Int16 __attribute__((vector_size(2 * kLanes<T>), may_alias));
   typedef int32_t Int32 __attribute__((vector_size(4 * kLanes<T>), may_alias));
   // A quarter of a lane: a byte (float) or two (double).
   using Narrow = std::conditional_t<sizeof(T) == 4, int8_t, int16_t>;
@@ -114,6 +117,11 @@ TANDEM_HOST void store_bytes(uint8_t* p, typename Simd<T>::Mask word, int64_t n)
   const __m128i joined = sizeof(T) == 4 ? _mm_unpacklo_epi32(low, high) : _mm_unpacklo_epi16(low, high);
   typename Simd<T>::Bytes bytes;
   std::memcpy(&bytes, &joined, sizeof(bytes));
+#elif defined(TANDEM_NEON)
+  auto low = reinterpret_cast<uint8x16_t>(word);  // the even bytes, again and again
+  for (size_t width = sizeof(T); width > 1; width /= 2) low = vuzp1q_u8(low, low);
+  typename Simd<T>::Bytes bytes;
+  std::memcpy(&bytes, &low, sizeof(bytes));
 #else
   const auto bytes = __builtin_convertvector(word, typename Simd<T>::Bytes);
 #endif
@@ -170,8 +178,19 @@ TANDEM_HOST typename Simd<T>::Word narrow_signs(const Vec<T> (&v)[kSpikeVectors]
 #elif defined(__SSE2__)
   const auto bits = [&](int j) { return reinterpret_cast<__m128i>(v[j]); };
   const __m128i all = _mm_packs_epi16(_mm_packs_epi32(bits(0), bits(1)), _mm_packs_epi32(bits(2), bits(3)));
+#elif defined(TANDEM_NEON)
+  // Odd lanes of half the size are upper halves.
+  const auto upper = [](auto a, auto b) TANDEM_INLINE {
+    if constexpr (sizeof(T) == 4) return vuzp2q_s16(reinterpret_cast<int16x8_t>(a), reinterpret_cast<int16x8_t>(b));
+    if constexpr (sizeof(T) == 8) return vuzp2q_s32(reinterpret_cast<int32x4_t>(a), reinterpret_cast<int32x4_t>(b));
+  };
+  const auto quarter = [](auto a, auto b) TANDEM_INLINE {
+    if constexpr (sizeof(T) == 4) return vuzp2q_s8(reinterpret_cast<int8x16_t>(a), reinterpret_cast<int8x16_t>(b));
+    if constexpr (sizeof(T) == 8) return vuzp2q_s16(reinterpret_cast<int16x8_t>(a), reinterpret_cast<int16x8_t>(b));
+  };
+  const auto all = quarter(upper(v[0], v[1]), upper(v[2], v[3]));
 #else
-  static_assert(sizeof(T) == 0, "x86 alone needs this");
+  static_assert(sizeof(T) == 0, "the portable body does without");
   const Vec<T> all = v[0];
 #endif
   return reinterpret_cast<typename Simd<T>::Word>(all);
@@ -206,7 +225,7 @@ TANDEM_HOST void store_word(uint8_t* p, typename Simd<T>::Word word, int64_t n) 
 // A step's comparisons are narrowed first, and then need two operations where four vectors of words would need eight.
 template <class T>
 class SpikeWord<T, kSpikeVectors> {
-#if defined(__SSE2__)
+#if defined(__SSE2__) || defined(TANDEM_NEON)
   // Lanes of a byte (float) or two (double).
   using Word = typename Simd<T>::Word;
   using Narrow = typename Simd<T>::Narrow;
@@ -234,7 +253,7 @@ class SpikeWord<T, kSpikeVectors> {
       word_ = reinterpret_cast<Word>(
           _mm512_mask_add_epi16(word, all, word, _mm512_set1_epi16(static_cast<int16_t>(1 << s))));
     }
-#elif defined(__SSE2__)
+#elif defined(__SSE2__) || defined(TANDEM_NEON)
     Vec<T> spikes[kSpikeVectors];
     for (int j = 0; j < kSpikeVectors; ++j) spikes[j] = reinterpret_cast<Vec<T>>(u[j] >= threshold);
     const auto bit = static_cast<Narrow>(1 << s);  // named: under sanitizers GCC takes the expression for an int
@@ -246,7 +265,7 @@ class SpikeWord<T, kSpikeVectors> {
   }
 
   TANDEM_HOST void store(uint8_t* p, int64_t n) const {
-#if defined(__SSE2__)
+#if defined(__SSE2__) || defined(TANDEM_NEON)
 #if defined(__AVX512BW__)
     store_word<T>(p, word_, n);
 #else
@@ -258,7 +277,7 @@ class SpikeWord<T, kSpikeVectors> {
   }
 };
 
-// Whether inf - inf is a NaN with a negative sign, which SpikeSigns relies on.
+// Whether inf - inf is a NaN with a negative sign, which SpikeSigns relies on. ARM's is positive.
 #if defined(__SSE2__)
 constexpr bool kInvalidIsNegative = true;
 #else

@@ -64,6 +64,11 @@ TANDEM_HOST typename Simd<T>::Mask widen(LaneBytes bytes) {
 #elif defined(__AVX2__)
   const __m128i in = reinterpret_cast<__m128i>(bytes);
   return reinterpret_cast<Mask>(sizeof(T) == 4 ? _mm256_cvtepu8_epi32(in) : _mm256_cvtepu8_epi64(in));
+#elif defined(TANDEM_NEON)
+  const uint16x8_t pairs = vmovl_u8(vget_low_u8(reinterpret_cast<uint8x16_t>(bytes)));
+  const uint32x4_t quads = vmovl_u16(vget_low_u16(pairs));
+  if constexpr (sizeof(T) == 4) return reinterpret_cast<Mask>(quads);
+  if constexpr (sizeof(T) == 8) return reinterpret_cast<Mask>(vmovl_u32(vget_low_u32(quads)));
 #else
   typename Simd<T>::Bytes low;
   std::memcpy(&low, &bytes, sizeof(low));

@@ -1,4 +1,4 @@
-// An event-driven product by the portable kernels, all three stages of it, without torch and without threads.
+// An event-driven product by the kernels in use, all three stages of it, without torch and without threads.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 
 #include "core/bit_planes.h"
 #include "cpu/aligned_buffer.h"
+#include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "ops/product/block_size.h"
 
@@ -85,8 +86,8 @@ class EventProduct {
     unit_args.units = units.data();
     if (!joins) {
       const int64_t some = std::min<int64_t>(5, pixels);
-      scalar::kernels.build_units(unit_args, 0, some);
-      scalar::kernels.build_units(unit_args, some, pixels);
+      kernels().build_units(unit_args, 0, some);
+      kernels().build_units(unit_args, some, pixels);
     }
 
     std::memset(visits_.data, 0, visits_.bytes);  // not all is written
@@ -111,7 +112,7 @@ class EventProduct {
     visit_args_.visits = visits_.data;
     visit_args_.widened = widened.data();
     for (int64_t task = 0; task < tasks(); ++task) {
-      scalar::kernels.build_visits(visit_args_, task / tiles_ / g.groups, task / tiles_ % g.groups, task % tiles_);
+      kernels().build_visits(visit_args_, task / tiles_ / g.groups, task / tiles_ % g.groups, task % tiles_);
     }
   }
 
@@ -131,8 +132,8 @@ class EventProduct {
       const int64_t size = g_.pixels_in() * kStepsPerPlane, group_words = group_words_for(g_.group_in());
       if (tables) words.resize(static_cast<size_t>(planes_ * g_.groups * group_words * size));
       for (int64_t p = 0; tables && p < planes_; ++p) {
-        scalar::kernels.build_words(bits_ + p * g_.pixels_in() * g_.in_channels, g_.pixels_in(), g_.groups,
-                                    g_.group_in(), words.data() + p * g_.groups * group_words * size, size);
+        kernels().build_words(bits_ + p * g_.pixels_in() * g_.in_channels, g_.pixels_in(), g_.groups, g_.group_in(),
+                              words.data() + p * g_.groups * group_words * size, size);
       }
     }
     for (int64_t task = 0; task < g_.groups * blocks * tiles_; ++task) {
@@ -168,7 +169,7 @@ class EventProduct {
       if (tile.joined.amplitude) tile.joined.amplitude += channel;
       tile.scratch = scratch.data;
       tile.table = table.data;
-      scalar::kernels.event_tile<E>()(tile);
+      kernels().event_tile<E>()(tile);
     }
   }
 };

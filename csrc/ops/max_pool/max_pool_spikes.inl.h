@@ -113,6 +113,9 @@ TANDEM_HOST PoolVec with_spike(PoolVec count, PoolVec bits) {
   const auto c = reinterpret_cast<__m512i>(count), b = reinterpret_cast<__m512i>(bits);
   const __mmask64 spikes = _mm512_test_epi8_mask(b, _mm512_set1_epi8(static_cast<char>(1 << s)));
   return reinterpret_cast<PoolVec>(_mm512_mask_add_epi8(c, spikes, c, _mm512_set1_epi8(1)));
+#elif defined(TANDEM_NEON)
+  // A lane that passes the test is -1.
+  return count - reinterpret_cast<PoolVec>(vtstq_u8(reinterpret_cast<uint8x16_t>(bits), vdupq_n_u8(1 << s)));
 #else
   // Bits of the neighbouring byte are shifted in, too, but not to bit 0.
   return count + (reinterpret_cast<PoolVec>(reinterpret_cast<PoolPairs>(bits) >> s) & 1);

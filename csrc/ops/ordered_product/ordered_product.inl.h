@@ -25,6 +25,18 @@ TANDEM_HOST Vec<float> as_floats(const E* from) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   if constexpr (sizeof(E) == 1) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
   if constexpr (sizeof(E) == 2) return __builtin_convertvector(widened(from), Vec<float>);
+#elif defined(TANDEM_NEON)
+  using Integers = Vec<int32_t>;
+  Integers integers;
+  if constexpr (sizeof(E) == 1) {
+    int32_t four;
+    std::memcpy(&four, from, sizeof(four));
+    const int16x8_t pairs = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+    integers = reinterpret_cast<Integers>(vmovl_s16(vget_low_s16(pairs)));
+  } else {
+    integers = widened(from);
+  }
+  return __builtin_convertvector(integers, Vec<float>);
 #else
   typedef E Weights __attribute__((vector_size(kLanes<float> * sizeof(E))));
   Weights weights;

@@ -29,12 +29,18 @@ TANDEM_HOST int64_t list_counts(const uint8_t* in, uint8_t first, uint8_t* place
   _mm512_storeu_si512(places, _mm512_maskz_compress_epi8(live, place));
   _mm512_storeu_si512(counts, _mm512_maskz_compress_epi8(live, all));
   return __builtin_popcountll(live);
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) || defined(TANDEM_NEON)
+#if defined(__AVX2__)
   const auto silent = [&](int64_t at) TANDEM_INLINE {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + at));
     return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(half, _mm256_setzero_si256())));
   };
   uint64_t live = ~(silent(0) | static_cast<uint64_t>(silent(32)) << 32);
+#else
+  uint8x16x4_t all = vld4q_u8(in);
+  for (uint8x16_t& some : all.val) some = vtstq_u8(some, some);
+  uint64_t live = high_bits(all);
+#endif
   const int64_t n = __builtin_popcountll(live);
   // Four entries a turn, whether they exist or not, so that the loop of a short list does not branch.
   for (int64_t i = 0; i < n; i += 4) {

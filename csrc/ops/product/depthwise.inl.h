@@ -57,9 +57,13 @@ TANDEM_HOST void add_spiking(LaneBytes bytes, Vec<T> weight, const StepBit<T>* s
 // Spikes in the byte of each lane.
 template <class T>
 TANDEM_HOST Vec<T> count_spiking(LaneBytes bytes) {
+#if defined(TANDEM_NEON)
+  bytes = reinterpret_cast<LaneBytes>(vcntq_u8(reinterpret_cast<uint8x16_t>(bytes)));
+#else
   bytes -= (bytes >> 1) & 0x5555555555555555;
   bytes = (bytes & 0x3333333333333333) + ((bytes >> 2) & 0x3333333333333333);
   bytes = (bytes + (bytes >> 4)) & 0x0F0F0F0F0F0F0F0F;
+#endif
   return __builtin_convertvector(widen<T>(bytes), Vec<T>);
 }
 
@@ -77,8 +81,8 @@ struct DepthwiseLanes {
 template <class T>
 TANDEM_HOST LaneBytes move_lane_bytes(const uint8_t* from, [[maybe_unused]] const uint8_t* end,
                                       const DepthwiseLanes<T>& lanes) {
-#if defined(__AVX2__)
-  __m128i in;
+#if defined(__AVX2__) || defined(TANDEM_NEON)
+  LaneBytes in, source;
   if (end - from >= 16) {
     std::memcpy(&in, from, 16);
   } else {
@@ -86,9 +90,14 @@ TANDEM_HOST LaneBytes move_lane_bytes(const uint8_t* from, [[maybe_unused]] cons
     for (int64_t i = 0; i < end - from; ++i) last[i] = from[i];
     std::memcpy(&in, last, 16);
   }
-  __m128i source;
   std::memcpy(&source, lanes.source, 16);
-  return reinterpret_cast<LaneBytes>(_mm_shuffle_epi8(in, source));
+#if defined(__AVX2__)
+  return reinterpret_cast<LaneBytes>(
+      _mm_shuffle_epi8(reinterpret_cast<__m128i>(in), reinterpret_cast<__m128i>(source)));
+#else
+  return reinterpret_cast<LaneBytes>(
+      vqtbl1q_u8(reinterpret_cast<uint8x16_t>(in), reinterpret_cast<uint8x16_t>(source)));
+#endif
 #else
   uint8_t moved[16] = {};
   for (int64_t i = 0; i < lanes.n; ++i) moved[i] = from[lanes.source[i]];

@@ -39,6 +39,9 @@ TANDEM_HOST Vec<SumOf<E>> widened(const E* from) {
     const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
     return reinterpret_cast<Vec<A>>(sizeof(E) == 1 ? _mm_srai_epi16(_mm_unpacklo_epi8(narrow, narrow), 8)
                                                    : _mm_srai_epi32(_mm_unpacklo_epi16(narrow, narrow), 16));
+#elif defined(TANDEM_NEON)
+    if constexpr (sizeof(E) == 1) return reinterpret_cast<Vec<A>>(vmovl_s8(vld1_s8(from)));
+    if constexpr (sizeof(E) == 2) return reinterpret_cast<Vec<A>>(vmovl_s16(vld1_s16(from)));
 #else
     typedef E Weights __attribute__((vector_size(kLanes<A> * sizeof(E)), may_alias, aligned(alignof(E))));
     return __builtin_convertvector(*reinterpret_cast<const Weights*>(from), Vec<A>);
@@ -54,6 +57,31 @@ TANDEM_HOST void empty_slot(int16_t* narrow, int32_t* wide) {
     to += widened(narrow + i * kLanes<int32_t>);
   }
   for (int64_t i = 0; i < kVectors; ++i) reinterpret_cast<Vec<int16_t>*>(narrow)[i] = Vec<int16_t>{};
+}
+
+// sum += a row of weights.
+template <class E, int kVectors>
+TANDEM_HOST void add_row(const E* from, Vec<SumOf<E>> (&sum)[kVectors]) {
+  using A = SumOf<E>;
+#if defined(TANDEM_NEON)
+  // A load serves two vectors of sums: there are additions that widen the upper half of what they add.
+  if constexpr (!std::is_same_v<A, E>) {
+    static_assert(kVectors % 2 == 0);
+    for (int i = 0; i < kVectors; i += 2, from += 2 * kLanes<A>) {
+      if constexpr (sizeof(E) == 1) {
+        const int8x16_t weights = vld1q_s8(from);
+        sum[i] = reinterpret_cast<Vec<A>>(vaddw_s8(reinterpret_cast<int16x8_t>(sum[i]), vget_low_s8(weights)));
+        sum[i + 1] = reinterpret_cast<Vec<A>>(vaddw_high_s8(reinterpret_cast<int16x8_t>(sum[i + 1]), weights));
+      } else {
+        const int16x8_t weights = vld1q_s16(from);
+        sum[i] = reinterpret_cast<Vec<A>>(vaddw_s16(reinterpret_cast<int32x4_t>(sum[i]), vget_low_s16(weights)));
+        sum[i + 1] = reinterpret_cast<Vec<A>>(vaddw_high_s16(reinterpret_cast<int32x4_t>(sum[i + 1]), weights));
+      }
+    }
+    return;
+  }
+#endif
+  for (int i = 0; i < kVectors; ++i) sum[i] += widened(from + i * kLanes<A>);
 }
 
 // One row after the other: GCC would rather add half of each of eight rows and then their other halves, so that each
@@ -114,8 +142,7 @@ void add_rows(VisitGroup group, const uint16_t* slot, const uint8_t* list, const
       list += 8;
       std::memcpy(&after, list + 8, sizeof(after));
       unrolled<count>([&](int j) TANDEM_INLINE {
-        const E* const from = sweep + (entries >> (8 * j) & 255) * block;
-        for (int i = 0; i < kVectors; ++i) sum[i] += widened(from + i * kLanes<A>);
+        add_row(sweep + (entries >> (8 * j) & 255) * block, sum);
         finish(sum);
       });
     };
@@ -178,8 +205,7 @@ struct Sums {
   TANDEM_HOST auto exact(int64_t at) const {
     using Wide = typename Simd<T>::Int32;
     if constexpr (sizeof(A) == 2) {
-      const auto low = *reinterpret_cast<const typename Simd<T>::Int16*>(narrow + at);
-      Wide sum = __builtin_convertvector(low, Wide);
+      auto sum = reinterpret_cast<Wide>(widened(narrow + at));
       if (wide) sum += *reinterpret_cast<const Wide*>(wide + at);
       return sum;
     } else if constexpr (std::is_integral_v<A>) {
@@ -366,6 +392,22 @@ struct LanesOf {
   typedef C type __attribute__((vector_size(kLanes<T> * sizeof(C)), may_alias));
 };
 
+// kLanes<float> integers as doubles.
+TANDEM_HOST LanesOf<float, double>::type as_doubles(Simd<float>::Int32 integers) {
+  using Doubles = LanesOf<float, double>::type;
+#if defined(TANDEM_NEON)
+  // GCC would convert lane by lane.
+  const auto in = reinterpret_cast<int32x4_t>(integers);
+  const float64x2_t halves[] = {vcvtq_f64_s64(vmovl_s32(vget_low_s32(in))), vcvtq_f64_s64(vmovl_high_s32(in))};
+  Doubles out;
+  static_assert(sizeof(out) == sizeof(halves));
+  std::memcpy(&out, halves, sizeof(out));
+  return out;
+#else
+  return __builtin_convertvector(integers, Doubles);
+#endif
+}
+
 // A product of counts with integers: the sums belong to the binary digits of the counts. They are exact: doubles hold
 // them.
 template <class E, class T>
@@ -382,7 +424,7 @@ void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, co
       Many sum = place, factor = Many{} + first;
       for (int64_t t = 0; t < steps; ++t) {
         const auto digit = sums.template exact<T>((row * steps + t) * a.block + c);
-        sum += factor * __builtin_convertvector(digit, Many);
+        sum += factor * as_doubles(digit);
         factor += factor;
       }
       place = sum;

@@ -121,6 +121,17 @@ void unpack(const uint8_t* bits, int64_t stride, int64_t time_steps, int64_t neu
   }
 }
 
+#if defined(TANDEM_NEON)
+// The highest bits of 64 bytes, as vld4q_u8 loads them: bit c is that of byte c.
+TANDEM_HOST uint64_t high_bits(uint8x16x4_t bytes) {
+  // Lane i of the four vectors has the bytes 4 i to 4 i + 3, whose bits become its upper half, then its lower one, too.
+  const uint8x16_t low = vsriq_n_u8(bytes.val[1], bytes.val[0], 1), high = vsriq_n_u8(bytes.val[3], bytes.val[2], 1);
+  const uint8x16_t four = vsriq_n_u8(high, low, 2), twice = vsriq_n_u8(four, four, 4);
+  // Of two lanes the middle eight bits.
+  return vget_lane_u64(vreinterpret_u64_u8(vshrn_n_u16(vreinterpretq_u16_u8(twice), 4)), 0);
+}
+#endif
+
 // 64 channels' bytes to 8 words: bit c of out[t] is bit t of in[c].
 TANDEM_HOST void transpose_64x8(const uint8_t* in, uint64_t* out) {
 #if defined(__AVX512BW__)
@@ -134,6 +145,13 @@ TANDEM_HOST void transpose_64x8(const uint8_t* in, uint64_t* out) {
     const uint32_t h = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_slli_epi16(hi, 7 - t)));
     out[t] = l | static_cast<uint64_t>(h) << 32;
   }
+#elif defined(TANDEM_NEON)
+  const uint8x16x4_t all = vld4q_u8(in);
+  unrolled<8>([&](auto t) TANDEM_INLINE {
+    uint8x16x4_t shifted;
+    for (int i = 0; i < 4; ++i) shifted.val[i] = all.val[i] << (7 - t);
+    out[t] = high_bits(shifted);
+  });
 #else
   for (int t = 0; t < 8; ++t) out[t] = 0;
   for (int g = 0; g < 8; ++g) {

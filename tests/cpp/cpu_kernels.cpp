@@ -1,4 +1,5 @@
-// Every kernel of the portable body on fixed inputs: one line a case, its name and a hash of the bytes it computed.
+// Every kernel of the instruction set in use on fixed inputs: one line with that set's name, then one line a case, its
+// name and a hash of the bytes it computed. TANDEM_CPU_ISA chooses the set.
 //
 // The project promises the same bits everywhere; what this prints on one processor must be what it prints on another.
 // So inputs come from integers alone, and all NaNs count as one: their sign bit is the processor's own choice. One
@@ -17,6 +18,7 @@
 #include "core/bit_planes.h"
 #include "cpu/aligned_buffer.h"
 #include "cpu/finite.h"
+#include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "event_product.h"
 #include "ops/product/block_size.h"
@@ -160,8 +162,8 @@ void integrate_and_fire(CurrentMode mode, int64_t time_steps, T leak, unsigned o
   args.time_steps = time_steps;
   args.mode = mode;
   args.neuron = neuron(leak);
-  scalar::kernels.typed<T>().integrate_and_fire(args, 0, split);
-  scalar::kernels.typed<T>().integrate_and_fire(args, split, neurons);
+  kernels().typed<T>().integrate_and_fire(args, 0, split);
+  kernels().typed<T>().integrate_and_fire(args, split, neurons);
 
   Hash hash;
   hash.add(bits);
@@ -178,7 +180,7 @@ constexpr int64_t kNeurons = 301, kSplit = 130;
 
 template <class D>
 void pack_and_unpack(int64_t time_steps) {
-  const DenseKernels<D>& k = scalar::kernels.dense<D>();
+  const DenseKernels<D>& k = kernels().dense<D>();
   Random random;
   std::vector<D> dense(static_cast<size_t>(time_steps * kNeurons));
   for (D& x : dense) x = static_cast<D>(random.next() >> 63);
@@ -206,7 +208,7 @@ template <class T>
 void spike_count(int64_t time_steps) {
   const std::vector<uint8_t> bits = Random().planes(time_steps, kNeurons, 1);
   std::vector<T> count(kNeurons);
-  const TypedKernels<T>& k = scalar::kernels.typed<T>();
+  const TypedKernels<T>& k = kernels().typed<T>();
   k.spike_count(bits.data(), planes_for(time_steps), kNeurons, 0, kSplit, count.data());
   k.spike_count(bits.data(), planes_for(time_steps), kNeurons, kSplit, kNeurons, count.data());
   Hash hash;
@@ -217,7 +219,7 @@ void spike_count(int64_t time_steps) {
 void count_bytes(int64_t time_steps, int64_t byte_planes) {
   const std::vector<uint8_t> bits = Random().planes(time_steps, kNeurons, 1);
   std::vector<uint8_t> bytes(static_cast<size_t>(byte_planes * kNeurons));
-  scalar::kernels.count_bytes(bits.data(), planes_for(time_steps), kNeurons, 0, kNeurons, bytes.data(), byte_planes);
+  kernels().count_bytes(bits.data(), planes_for(time_steps), kNeurons, 0, kNeurons, bytes.data(), byte_planes);
   Hash hash;
   hash.add(bytes);
   hash.print("count_bytes" + steps_name(time_steps));
@@ -225,7 +227,7 @@ void count_bytes(int64_t time_steps, int64_t byte_planes) {
 
 void count_spikes(int64_t begin, int64_t end) {
   const std::vector<uint8_t> bits = Random().planes(kStepsPerPlane, kNeurons, 1);
-  const int64_t spikes = scalar::kernels.count_spikes(bits.data(), begin, end);
+  const int64_t spikes = kernels().count_spikes(bits.data(), begin, end);
   Hash hash;
   hash.add(&spikes, sizeof(spikes));
   hash.print("count_spikes " + std::to_string(begin) + ".." + std::to_string(end));
@@ -249,9 +251,9 @@ void max_pool(int64_t channels, int64_t time_steps, bool given) {
   std::vector<uint8_t> out(static_cast<size_t>(args.planes * g.pixels_out() * channels));
   args.out = out.data();
   const AlignedBuffer<uint8_t> scratch("max_pool", pool_pixels(g) * pool_scratch_bytes(pool_taps(g)));
-  scalar::kernels.max_pool(args, 0, g.pixels_out(), scratch.data);
+  kernels().max_pool(args, 0, g.pixels_out(), scratch.data);
   const auto neurons = static_cast<int64_t>(count.size());
-  scalar::kernels.add_counts(bits.data(), args.planes, neurons, 0, neurons, args.count, count.data());
+  kernels().add_counts(bits.data(), args.planes, neurons, 0, neurons, args.count, count.data());
   Hash hash;
   hash.add(out);
   hash.add(count);
@@ -273,7 +275,7 @@ void whole_bytes(bool odd) {
   }
   std::vector<uint8_t> bytes(kNeurons);
   int64_t ones = 0;
-  const bool whole = scalar::kernels.typed<T>().whole_bytes(values.data(), 1, kNeurons, bytes.data(), &ones);
+  const bool whole = kernels().typed<T>().whole_bytes(values.data(), 1, kNeurons, bytes.data(), &ones);
   Hash hash;
   hash.add(bytes);
   hash.add(&ones, sizeof(ones));
@@ -289,7 +291,7 @@ void tandem_count_backward() {
   v[7] = std::numeric_limits<T>::quiet_NaN();
   v[8] = std::numeric_limits<T>::infinity();
   v[300] = T(0.5);
-  scalar::kernels.typed<T>().tandem_count_backward(grad.data(), v.data(), 0, kNeurons, T(0.7), T(0.5), out.data());
+  kernels().typed<T>().tandem_count_backward(grad.data(), v.data(), 0, kNeurons, T(0.7), T(0.5), out.data());
   Hash hash;
   hash.add(out);
   hash.print(std::string("tandem_count_backward ") + kName<T>);
@@ -350,8 +352,8 @@ void depthwise(int64_t channels, int64_t multiplier, int64_t time_steps, T leak,
   args.time_steps = time_steps;
   args.neuron = neuron(leak);
   args.scratch = scratch.data();
-  scalar::kernels.typed<T>().depthwise(args, 0, 13);
-  scalar::kernels.typed<T>().depthwise(args, 13, g.pixels_out());
+  kernels().typed<T>().depthwise(args, 0, 13);
+  kernels().typed<T>().depthwise(args, 13, g.pixels_out());
 
   Hash hash;
   hash.add(out_bits);
@@ -460,7 +462,7 @@ void listed_counts(const ConvGeometry& g, unsigned options) {
     for (int64_t task = 0; task < g.groups * tiles; ++task) {
       const int64_t group = task / tiles, begin = task % tiles * rows, end = std::min(g.pixels_out(), begin + rows);
       const CountLists place = sizes.lists(lists.data);
-      scalar::kernels.list_tile({&g, bytes, bytes + inputs, group, begin, end, place});
+      kernels().list_tile({&g, bytes, bytes + inputs, group, begin, end, place});
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t channel = group * g.group_out() + b * block;
         CountSweepArgs<T> args = {};
@@ -477,7 +479,7 @@ void listed_counts(const ConvGeometry& g, unsigned options) {
         args.bias = plane > 0 && (options & kBias) ? bias.data() + channel : nullptr;
         args.sum = sum.data() + channel;
         args.scratch = scratch.data;
-        scalar::kernels.typed<T>().sweep_counts(args);
+        kernels().typed<T>().sweep_counts(args);
       }
     }
   }
@@ -508,7 +510,7 @@ void ordered_product() {
     args.row_end = g.pixels_out();
     args.out = out.data() + group * g.group_out() + b * block;
     args.scratch = scratch.data;
-    scalar::kernels.ordered_tile<E>()(args);
+    kernels().ordered_tile<E>()(args);
   }
   Hash hash;
   hash.add(out);
@@ -575,6 +577,7 @@ void typed_cases() {
 
 int main() {
   using namespace tandem;
+  std::printf("%s\n", kernels().isa);
   typed_cases<float>();
   typed_cases<double>();
   for (const int64_t time_steps : {1, 8, 20}) pack_and_unpack<uint8_t>(time_steps);

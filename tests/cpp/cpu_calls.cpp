@@ -1,8 +1,9 @@
-// Computes the calls in a file with the portable kernels: scalar_calls IN OUT (calls.h). test_digest.py runs a network
-// with it, here and on an emulated processor. engine: 0 for events, 1 for tables of sums.
+// Computes the calls in a file with the kernels of the instruction set in use: cpu_calls IN OUT (calls.h).
+// test_aarch64.py runs networks with it, here and on an emulated processor. engine: 0 for events, 1 for tables of sums.
 #include <vector>
 
 #include "calls.h"
+#include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "event_product.h"
 
@@ -29,8 +30,7 @@ void product() {
     int64_t digits = 3;
     while (call.planes >> (digits - 3)) ++digits;
     std::vector<uint8_t> bytes(static_cast<size_t>(planes_for(digits) * call.inputs));
-    scalar::kernels.count_bytes(call.bits.data, call.planes, call.inputs, 0, call.inputs, bytes.data(),
-                                planes_for(digits));
+    kernels().count_bytes(call.bits.data, call.planes, call.inputs, 0, call.inputs, bytes.data(), planes_for(digits));
     events_of<E>(g, bytes.data(), digits).run(args, packed.data, call.engine == 1);
   } else {
     args.bits = call.out_bits.data;
@@ -58,7 +58,7 @@ void ordered_product() {
     args.scratch = scratch.data;
     for (args.row_begin = 0; args.row_begin < g.pixels_out(); args.row_begin = args.row_end) {
       args.row_end = std::min(g.pixels_out(), args.row_begin + kTileRows);
-      scalar::kernels.ordered_tile<E>()(args);
+      kernels().ordered_tile<E>()(args);
     }
   }
   call.output.write();
@@ -77,7 +77,7 @@ void neurons() {
   args.current_stride = args.bits_stride = call.neurons;
   if (args.scale) args.scale = scale.data();
   if (args.bias) args.bias = bias.data();
-  scalar::kernels.f32.integrate_and_fire(args, 0, call.neurons);
+  kernels().f32.integrate_and_fire(args, 0, call.neurons);
   call.write();
 }
 
@@ -97,7 +97,7 @@ int main(int argc, char** argv) {
       case kNeurons:
         return neurons();
       default:
-        stop("no call that the portable kernels know");
+        stop("no call that the kernels know");
     }
   });
 }
