@@ -33,6 +33,10 @@ def build_info() -> dict[str, object]:
 
     Returns:
         A dictionary with these keys.
+
+    Example:
+        >>> build_info()["torch"] == torch.__version__
+        True
     """
     compiled = _C.build_info()
     obstacle = _cuda_obstacle(compiled)

@@ -56,6 +56,12 @@ def spike_raster(spikes: SpikeTrain | Tensor, *, sample: int = 0, neurons: int =
     Raises:
         TypeError: ``spikes`` has the wrong type.
         ValueError: ``spikes`` has too few dimensions, there is no such sample, or ``neurons`` is less than 1.
+
+    Example:
+        >>> from tandem_cuda import plot
+        >>> spikes = SpikeTrain.from_dense((torch.rand(8, 1, 50) < 0.2).float())
+        >>> axes = plot.spike_raster(spikes)
+        >>> axes.figure.savefig("spikes.png")
     """
     op = "spike_raster"
     if not isinstance(spikes, (SpikeTrain, Tensor)):
@@ -103,6 +109,13 @@ def count_histogram(counts: Tensor, activations: Tensor, time_steps: int) -> Ten
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: the shapes differ, a count is no whole number from 0 to T, or an activation is not finite.
+
+    Example:
+        >>> from tandem_cuda import plot
+        >>> activations = 4 * torch.rand(1000)
+        >>> histogram = plot.count_histogram(activations.floor(), activations, time_steps=4)
+        >>> histogram.sum().item()
+        1000
     """
     op = "count_histogram"
     checks.check_time_steps(op, time_steps)
@@ -132,6 +145,12 @@ def histogram_against_activations(histogram: Tensor, *, ax: Axes | None = None) 
     Raises:
         TypeError: ``histogram`` is not a Tensor.
         ValueError: ``histogram`` has another shape, or is empty.
+
+    Example:
+        >>> from tandem_cuda import plot
+        >>> activations = 4 * torch.rand(1000)
+        >>> histogram = plot.count_histogram(activations.floor(), activations, time_steps=4)
+        >>> axes = plot.histogram_against_activations(histogram)
     """
     op = "histogram_against_activations"
     checks.check_tensor(op, "histogram", histogram)
@@ -170,6 +189,11 @@ def counts_against_activations(counts: Tensor, activations: Tensor, time_steps: 
 
     Arguments and errors are those of :func:`count_histogram`, the picture that of
     :func:`histogram_against_activations`.
+
+    Example:
+        >>> from tandem_cuda import plot
+        >>> activations = 4 * torch.rand(1000)
+        >>> axes = plot.counts_against_activations(activations.floor(), activations, time_steps=4)
     """
     histogram = count_histogram(counts, activations, time_steps)
     ax = histogram_against_activations(histogram, ax=ax)
@@ -194,6 +218,11 @@ def firing_rates(
 
     Raises:
         ValueError: there is no spiking layer.
+
+    Example:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> from tandem_cuda import plot
+        >>> axes = plot.firing_rates(synops(net, torch.rand(8, 784)))
     """
     several = tables if isinstance(tables, Mapping) else {"": tables}
     rates = {
@@ -241,6 +270,12 @@ def accuracy_against_synops(
 
     Raises:
         ValueError: there is no point, or ``cost`` is neither of the two.
+
+    Example:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> from tandem_cuda import plot
+        >>> curve = freeze(net).accuracy_curve([(torch.rand(5, 784), torch.arange(5))])
+        >>> axes = plot.accuracy_against_synops(curve)
     """
     op = "accuracy_against_synops"
     if cost not in ("synops", "steps"):

@@ -58,6 +58,15 @@ class TandemNetwork(nn.Module):
         ValueError: the input is a spike train of another T than ``time_steps``, and the network is calibrated.
         RuntimeError: a parameter or module that the twins share has been replaced in the ANN. Checked in forward (but
             not in compiled code), in train and eval, and when state is read, loaded or moved.
+
+    Example:
+        >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+        >>> snn = convert(ann, time_steps=8)
+        >>> snn.ann() is ann, snn.time_steps
+        (True, 8)
+        >>> snn.set_time_steps(4)  # the same weights, fewer steps
+        >>> snn(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
 
     spiking_layers: tuple[str, ...]
@@ -572,6 +581,13 @@ def convert(
         ValueError: an argument is out of range; inputs, activations or weights to be quantised are not finite; torch.fx
             cannot trace the model; the model does something different in training than in eval mode; or parts of it
             cannot be converted. The message lists all of these parts and what to use instead.
+
+    Example:
+        >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+        >>> images = torch.rand(16, 1, 28, 28)
+        >>> snn = convert(ann, time_steps=8, calibrate=images)
+        >>> snn(images).shape
+        torch.Size([16, 10])
     """
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")

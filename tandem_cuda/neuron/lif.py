@@ -45,6 +45,12 @@ class LIF(Neuron):
         TypeError: a parameter that is no number.
         ValueError: a threshold that is not positive and finite, a leak outside (0, 1], an initial potential outside
             [0, 1).
+
+    Example:
+        >>> current = torch.full((1, 1), 0.6)
+        >>> bits = ops.integrate_and_fire(current, 8, neuron=LIF(threshold=1.0, leak=0.9))[0]
+        >>> ops.spike_count(bits)
+        tensor([[4.]])
     """
 
     KINDS: ClassVar[dict[int, Kind]] = {1: Kind(1, ("threshold", "leak", "initial"))}
@@ -172,6 +178,11 @@ def lif_rate(v: Tensor, time_steps: int, threshold: float, leak: float) -> Tenso
 
     Stable form: ln q is computed, not q, because q underflows: ln q = z to machine precision where z < -37; and
     ln(1 + a / (g * q)) = logaddexp(0, ln(a / g) - ln q), where a / g = 1 / (0.1 * leak) is free of the threshold.
+
+    Example:
+        >>> from tandem_cuda.lif_rate import lif_rate
+        >>> lif_rate(torch.tensor([0.0, 8.0, 12.0]), time_steps=8, threshold=1.0, leak=0.5)
+        tensor([0.0533, 0.6309, 1.0000])
     """
     y, _, _ = _lif_terms(v, time_steps, threshold, leak)
     return -math.log(leak) / y
@@ -182,6 +193,11 @@ def lif_rate_derivative(v: Tensor, time_steps: int, threshold: float, leak: floa
 
     With y = ln(1 + k / q) and k = a / g in the notation of lif_rate:
         -ln(leak) / (g * y^2) * k / (k + q) * sigmoid(z) / q;   the last two factors tend to 1 where z < -37.
+
+    Example:
+        >>> from tandem_cuda.lif_rate import lif_rate_derivative
+        >>> lif_rate_derivative(torch.tensor([8.0, 12.0]), time_steps=8, threshold=1.0, leak=0.5)
+        tensor([0.7657, 0.7213])
     """
     y, z, log_q = _lif_terms(v, time_steps, threshold, leak)
     g = _SOFTNESS * threshold * (1 - leak)

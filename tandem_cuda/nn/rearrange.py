@@ -111,6 +111,13 @@ class SpikeRearrange(nn.Module):
     Raises:
         TypeError: the input is not a SpikeTrain, or an argument is not an int.
         ValueError: an unknown rearrangement, or arguments that do not fit it or the input.
+
+    Example:
+        >>> x = SpikeTrain.from_dense(torch.ones(4, 2, 3, 6, 6))
+        >>> SpikeRearrange("upsample", 2, 2)(x).shape
+        torch.Size([2, 3, 12, 12])
+        >>> SpikeRearrange("channels", 0, 1)(x).shape
+        torch.Size([2, 1, 6, 6])
     """
 
     def __init__(self, how: str, *arguments: int, signed: bool = False) -> None:
@@ -177,6 +184,11 @@ class SpikeCat(nn.Module):
         ValueError: the number of inputs is not that of ``signed``, or they differ in time steps, device, dtype or a
             dimension other than the channels; or their amplitudes are neither the same nor ``amplitudes``, up to a
             common factor. Dropout in training changes the amplitude, so it must not be in some branches only.
+
+    Example:
+        >>> x = SpikeTrain.from_dense(torch.ones(4, 2, 3, 6, 6))
+        >>> SpikeCat(False, False)(x, x).shape
+        torch.Size([2, 6, 6, 6])
     """
 
     def __init__(self, *signed: bool, amplitudes: Sequence[float] | None = None) -> None:
