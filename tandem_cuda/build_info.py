@@ -34,7 +34,7 @@ def build_info() -> dict[str, object]:
     Returns:
         A dictionary with these keys.
 
-    Example:
+    Examples:
         >>> build_info()["torch"] == torch.__version__
         True
     """

@@ -56,7 +56,7 @@ def mnist_cnn(
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
 
-    Example:
+    Examples:
         >>> ann = models.mnist_cnn()
         >>> snn = convert(ann, time_steps=8)
         >>> snn(torch.rand(2, 1, 28, 28)).shape
@@ -82,7 +82,7 @@ def cifarnet(
     Shape:
         [N, C, H, W] -> logits [N, classes].
 
-    Example:
+    Examples:
         >>> ann = models.cifarnet(width=0.25)
         >>> snn = convert(ann, time_steps=8)
         >>> snn(torch.rand(2, 3, 32, 32)).shape
@@ -105,7 +105,7 @@ def small_cifarnet(
     Shape:
         [N, C, H, W] -> logits [N, classes].
 
-    Example:
+    Examples:
         >>> ann = models.small_cifarnet()
         >>> snn = convert(ann, time_steps=8)
         >>> snn(torch.rand(2, 3, 32, 32)).shape
@@ -127,7 +127,7 @@ def alexnet(
     Shape:
         [N, C, H, W] -> logits [N, classes].
 
-    Example:
+    Examples:
         >>> ann = models.alexnet()
         >>> snn = convert(ann, time_steps=8)
         >>> snn(torch.rand(2, 3, 32, 32)).shape
@@ -150,7 +150,7 @@ def vgg11(
     Shape:
         [N, C, H, W] -> logits [N, classes].
 
-    Example:
+    Examples:
         >>> ann = models.vgg11()
         >>> snn = convert(ann, time_steps=8)
         >>> snn(torch.rand(2, 3, 32, 32)).shape
@@ -189,10 +189,11 @@ def nmnist_net(
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
 
-    Example:
+    Examples:
         >>> ann = models.nmnist_net()
-        >>> snn = convert(ann, time_steps=8)
-        >>> snn(torch.rand(2, 2, 34, 34)).shape
+        >>> snn = convert(ann, time_steps=8, mode="spikes")
+        >>> events = (torch.rand(8, 2, 2, 34, 34) < 0.02).float()  # [T, N, C, H, W]
+        >>> snn(SpikeTrain.from_dense(events)).shape
         torch.Size([2, 10])
     """
     if isinstance(channels, (str, int)) or not isinstance(channels, Sequence):
@@ -204,7 +205,7 @@ def nmnist_net(
 class Autoencoder(nn.Module):
     """Linear layers that encode an input and reconstruct it; returned by :func:`autoencoder`.
 
-    Example:
+    Examples:
         >>> ann = models.autoencoder(hidden=(32, 8, 32))
         >>> type(ann).__name__, len(ann.layers)
         ('Autoencoder', 10)
@@ -236,7 +237,7 @@ def autoencoder(features: int = 784, hidden: Sequence[int] = (128, 64, 32, 64, 1
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
 
-    Example:
+    Examples:
         >>> ann = models.autoencoder(hidden=(32, 8, 32))
         >>> ann(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 1, 28, 28])

@@ -57,7 +57,7 @@ def spike_raster(spikes: SpikeTrain | Tensor, *, sample: int = 0, neurons: int =
         TypeError: ``spikes`` has the wrong type.
         ValueError: ``spikes`` has too few dimensions, there is no such sample, or ``neurons`` is less than 1.
 
-    Example:
+    Examples:
         >>> from tandem_cuda import plot
         >>> spikes = SpikeTrain.from_dense((torch.rand(8, 1, 50) < 0.2).float())
         >>> axes = plot.spike_raster(spikes)
@@ -110,7 +110,7 @@ def count_histogram(counts: Tensor, activations: Tensor, time_steps: int) -> Ten
         TypeError: an argument has the wrong type.
         ValueError: the shapes differ, a count is no whole number from 0 to T, or an activation is not finite.
 
-    Example:
+    Examples:
         >>> from tandem_cuda import plot
         >>> activations = 4 * torch.rand(1000)
         >>> histogram = plot.count_histogram(activations.floor(), activations, time_steps=4)
@@ -146,7 +146,7 @@ def histogram_against_activations(histogram: Tensor, *, ax: Axes | None = None) 
         TypeError: ``histogram`` is not a Tensor.
         ValueError: ``histogram`` has another shape, or is empty.
 
-    Example:
+    Examples:
         >>> from tandem_cuda import plot
         >>> activations = 4 * torch.rand(1000)
         >>> histogram = plot.count_histogram(activations.floor(), activations, time_steps=4)
@@ -190,7 +190,7 @@ def counts_against_activations(counts: Tensor, activations: Tensor, time_steps: 
     Arguments and errors are those of :func:`count_histogram`, the picture that of
     :func:`histogram_against_activations`.
 
-    Example:
+    Examples:
         >>> from tandem_cuda import plot
         >>> activations = 4 * torch.rand(1000)
         >>> axes = plot.counts_against_activations(activations.floor(), activations, time_steps=4)
@@ -219,7 +219,7 @@ def firing_rates(
     Raises:
         ValueError: there is no spiking layer.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> from tandem_cuda import plot
         >>> axes = plot.firing_rates(synops(net, torch.rand(8, 784)))
@@ -271,7 +271,7 @@ def accuracy_against_synops(
     Raises:
         ValueError: there is no point, or ``cost`` is neither of the two.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> from tandem_cuda import plot
         >>> curve = freeze(net).accuracy_curve([(torch.rand(5, 784), torch.arange(5))])

@@ -35,7 +35,7 @@ def quantise(model: nn.Module, bits: int) -> None:
         ValueError: ``bits`` is none of these, ``model`` has no weight layer, or a weight has another parametrisation,
             is empty, or is NaN or infinite. The model is then unchanged.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> quantise(net, 8)
         >>> len(net[1].weight[0].unique()) <= 255
@@ -56,7 +56,7 @@ def unquantise(model: nn.Module) -> None:
     Raises:
         TypeError: ``model`` is not an nn.Module.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> before = net[1].weight.clone()
         >>> quantise(net, 8)

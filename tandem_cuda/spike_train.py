@@ -38,7 +38,7 @@ class SpikeTrain:
         ValueError: the shapes of ``bits`` and ``count`` do not match ``time_steps`` or each other, or their devices
             differ; bits past T are set; ``amplitude`` is not positive and finite.
 
-    Example:
+    Examples:
         >>> spikes = SpikeTrain.from_dense(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]))  # [T, N, F]
         >>> spikes
         SpikeTrain([1, 2], time_steps=2, dtype=torch.float32, device=cpu)

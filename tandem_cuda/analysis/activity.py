@@ -63,7 +63,7 @@ def synops(model: nn.Module, inputs: Any) -> ActivityTable:
         TypeError: ``model`` is not an nn.Module, or ``inputs`` is neither a batch nor an iterable.
         ValueError: no tandem layer ran, a batch is empty, or samples differ in shape.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> table = synops(net, torch.rand(8, 784))
         >>> [(row.name, row.neurons, row.macs) for row in table]
@@ -100,7 +100,7 @@ def record_activity(model: nn.Module) -> Iterator[ActivityRecord]:
         TypeError: ``model`` is not an nn.Module.
         ValueError: a frozen network runs in chunks of time (``stream``, ``predict``) inside the block.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> with record_activity(net) as record:
         ...     logits = net(torch.rand(8, 784))

@@ -135,7 +135,7 @@ class _Frame:
 class ActivityRecord:
     """The activity of a network summed over forward passes, as yielded by :func:`record_activity`.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> with record_activity(net) as record:
         ...     logits = net(torch.rand(8, 784))

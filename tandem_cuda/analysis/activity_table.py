@@ -17,7 +17,7 @@ MAC_PJ = 4.6
 class LayerActivity:
     """The activity of one layer, averaged over the samples.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> layer = synops(net, torch.rand(8, 784))[0]
         >>> layer.name, layer.neurons, layer.time_steps
@@ -61,7 +61,7 @@ class LayerActivity:
 class ActivityTable(list[LayerActivity]):
     """A list of :class:`LayerActivity`, one per layer in order of execution, that prints as a table.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> table = synops(net, torch.rand(8, 784))
         >>> len(table), table.not_counted

@@ -31,7 +31,7 @@ _POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d)
 class LayerAgreement:
     """The agreement of one tandem layer or TandemAdd with its ANN twin, averaged over the samples.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> from tandem_cuda.diagnostics import diagnose
         >>> layer = diagnose(net, torch.rand(8, 784), lambda logits: logits.square().mean())[0]
@@ -61,7 +61,7 @@ class LayerAgreement:
 class AgreementTable(list[LayerAgreement]):
     """A list of :class:`LayerAgreement`, one per layer in order of execution, that prints as a table.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> from tandem_cuda.diagnostics import diagnose
         >>> print(str(diagnose(net, torch.rand(8, 784), lambda logits: logits.square().mean())).splitlines()[0])
@@ -117,7 +117,7 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
         ValueError: no tandem layer ran; one ran twice; a layer has no weights that require gradients; or ``loss`` does
             not return a scalar.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> from tandem_cuda.diagnostics import diagnose
         >>> labels = torch.arange(8)
@@ -170,7 +170,7 @@ def counts_and_activations(model: nn.Module, inputs: Any) -> dict[str, tuple[Ten
         TypeError: ``model`` is not an nn.Module.
         ValueError: no tandem layer ran, or one ran twice.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> from tandem_cuda.diagnostics import counts_and_activations
         >>> counts, activations = counts_and_activations(net, torch.rand(8, 784))["1"]

@@ -25,7 +25,7 @@ class ActivityMetric(Metric):
         layer: qualified name of a single layer to measure, as in ``named_modules``; by default the whole network.
         kwargs: arguments of ``torchmetrics.Metric``.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.analysis.metrics import ActivityMetric
         >>> from tandem_cuda.metrics import FiringRate
         >>> metric = FiringRate(layer="conv1")
@@ -95,7 +95,7 @@ class ActivityMetric(Metric):
 class FiringRate(ActivityMetric):
     """Spikes per neuron and time step, in [0, 1].
 
-    Example:
+    Examples:
         >>> from tandem_cuda.metrics import FiringRate
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
@@ -114,7 +114,7 @@ class FiringRate(ActivityMetric):
 class SaturatedNeurons(ActivityMetric):
     """Share of neurons that spike as often as they can. Their counts cannot grow with the ANN any further.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.metrics import SaturatedNeurons
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
@@ -133,7 +133,7 @@ class SaturatedNeurons(ActivityMetric):
 class SilentNeurons(ActivityMetric):
     """Share of neurons that do not spike for a sample.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.metrics import SilentNeurons
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
@@ -152,7 +152,7 @@ class SilentNeurons(ActivityMetric):
 class SynOps(ActivityMetric):
     """Synaptic operations per sample. Includes operations on counts, but not those on real values (MACs).
 
-    Example:
+    Examples:
         >>> from tandem_cuda.metrics import SynOps
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
@@ -171,7 +171,7 @@ class SynOps(ActivityMetric):
 class OperationsRatio(ActivityMetric):
     """Operations of the spiking network (SynOps, and MACs on real values) per MAC of the ANN; inf if it has no MACs.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.metrics import OperationsRatio
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
@@ -190,7 +190,7 @@ class OperationsRatio(ActivityMetric):
 class Energy(ActivityMetric):
     """Estimated energy per sample of the spiking network's arithmetic, in picojoules; see ``tandem_cuda.synops``.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.metrics import Energy
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
@@ -209,7 +209,7 @@ class Energy(ActivityMetric):
 class EnergyRatio(ActivityMetric):
     """Estimated energy of the spiking network's arithmetic divided by the ANN's; inf if the ANN has no MACs.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.metrics import EnergyRatio
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)

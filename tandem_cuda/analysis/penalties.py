@@ -106,7 +106,7 @@ class FiringRatePenalty(_Penalty[Tensor]):
         TypeError: ``model`` is not an nn.Module, or ``target`` is not a number.
         ValueError: ``model`` has no tandem layer, or ``target`` is not in [0, 1).
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with FiringRatePenalty(net, target=0.1) as penalty:
@@ -162,7 +162,7 @@ class SynOpsPenalty(_Penalty[list[_Branch]]):
         ValueError: ``model`` has no tandem layer, or ``target`` is not in [0, inf); when called, no layer of the pass
             had weights.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), TandemLinear(2, 3), Decode())
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with SynOpsPenalty(net, target=0.5) as penalty:

@@ -26,7 +26,7 @@ Level = float | Tensor
 class Calibration:
     """What calibration found. Pass it to :func:`convert` as ``calibrate`` to use it again.
 
-    Example:
+    Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
         >>> snn = convert(ann, time_steps=8, calibrate=torch.rand(16, 1, 28, 28))
         >>> list(snn.calibration.levels)

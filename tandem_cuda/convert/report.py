@@ -39,7 +39,7 @@ class ConvertedLayer:
     Rates, errors and operations are averaged over samples, and None without samples. Only modules with neurons have
     them, and a threshold.
 
-    Example:
+    Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
         >>> layer = convert(ann, time_steps=8).report().layers[0]
         >>> layer.name, layer.snn, layer.threshold
@@ -88,7 +88,7 @@ class ConvertedLayer:
 class ConversionReport:
     """What became of an ANN in a conversion. It prints as a table. Returned by ``TandemNetwork.report``.
 
-    Example:
+    Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
         >>> snn = convert(ann, time_steps=8)
         >>> report = snn.report()

@@ -30,7 +30,7 @@ class Unconvertible(Exception):
         why: what to use instead, as in "use mode='nearest'".
         why_all: the same for several such calls; by default ``why``.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.convert.rules import Unconvertible, register
         >>> class Reverse(nn.Module):
         ...     def forward(self, x):
@@ -58,7 +58,7 @@ class Call:
     not used before the first weight layer or after the last one, where all inputs are real: those calls stay as they
     are.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.convert.rules import register
         >>> class Double(nn.Module):
         ...     def forward(self, x):
@@ -348,7 +348,7 @@ class WeightRule:
 
     The tandem layer holds the ANN layer's own parameters and must compute the same from them.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.convert.rules import WeightRule, register
         >>> class MyLinear(nn.Linear):
         ...     pass
@@ -393,7 +393,7 @@ def register(target: Any, rule: Rule | WeightRule) -> None:
         TypeError: an argument has the wrong type.
         ValueError: ``target`` has a rule already; the message names it.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.convert.rules import register
         >>> class Rectifier(nn.Module):
         ...     def forward(self, x):

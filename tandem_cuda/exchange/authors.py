@@ -33,7 +33,7 @@ def from_authors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: ``state_dict`` is not a mapping whose keys are names.
         ValueError: two entries would get the same name.
 
-    Example:
+    Examples:
         >>> list(from_authors({"module.conv1.conv2d.weight": torch.zeros(1), "fc6.weight": torch.zeros(1)}))
         ['conv1.weight', 'fc6.weight']
     """

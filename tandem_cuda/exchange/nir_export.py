@@ -105,7 +105,7 @@ def to_nir(
             names all of them); or weights are not finite.
         OSError: the file cannot be written.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> from tandem_cuda.exchange import to_nir
         >>> graph = to_nir(net, torch.rand(1, 784))

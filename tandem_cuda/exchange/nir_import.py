@@ -78,7 +78,7 @@ def from_nir(
             message names all of them).
         OSError: the file cannot be read; a FileNotFoundError if it does not exist.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> from tandem_cuda.exchange import from_nir, to_nir
         >>> x = torch.rand(1, 784)

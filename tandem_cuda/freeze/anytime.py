@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Prediction(NamedTuple):
     """The result of :func:`predict`.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> prediction = freeze(net).predict(torch.rand(5, 784), exit_confidence=0.9)
         >>> prediction.classes.shape, prediction.steps.shape, prediction.logits.shape
@@ -48,7 +48,7 @@ class Prediction(NamedTuple):
 class OperatingPoint:
     """Accuracy and cost of one rule for when to stop.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> point = freeze(net).accuracy_curve([(torch.rand(5, 784), torch.arange(5))]).over_time[-1]
         >>> point.steps, point.exit_confidence
@@ -72,7 +72,7 @@ class OperatingPoint:
 class AccuracyCurve:
     """The result of :func:`accuracy_curve`.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> data = [(torch.rand(5, 784), torch.arange(5))]
         >>> curve = freeze(net).accuracy_curve(data)

@@ -36,7 +36,7 @@ class Cascade:
         ValueError: there are none, one takes spikes, T does not increase from one to the next, or only some of them end
             in a softmax.
 
-    Example:
+    Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
         >>> snn = convert(ann, time_steps=2).eval()
         >>> stages = []

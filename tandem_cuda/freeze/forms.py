@@ -145,7 +145,7 @@ class FrozenLayer(nn.Module, ABC):
     the output over the span and the state after it. The state is None if the layer carries nothing, and always after
     the last time step.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.freeze import FrozenLayer
         >>> frozen = freeze(nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval())
         >>> [type(layer).__name__ for layer in frozen.modules() if isinstance(layer, FrozenLayer)]
@@ -205,7 +205,7 @@ def register(module: type[nn.Module], form: Form, load: Loader | None = None) ->
         load: a function that takes settings and tensors from a file and returns the frozen layer. It raises a TypeError
             or ValueError if these are not what the frozen layer saves.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.freeze import register
         >>> class Probe(nn.Identity):
         ...     pass

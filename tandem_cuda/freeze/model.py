@@ -34,7 +34,7 @@ def freeze(model: nn.Module) -> FrozenNetwork:
         ValueError: parts of the model cannot be frozen (the message names all of them); a batch norm has no running
             statistics or is not affine; weights or statistics are NaN or infinite; or layers do not fit each other.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> frozen = freeze(net)
         >>> x = torch.rand(2, 784)

@@ -38,7 +38,7 @@ class FrozenNetwork(nn.Module):
         ValueError: a name occurs twice or is used before it is defined; Encode layers differ in T; a layer's tensors
             are not finite; or a layer cannot take the output of the layer before it.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> frozen = freeze(net)
         >>> frozen.save("net.safetensors")

@@ -23,7 +23,7 @@ class Stream:
     After the last of the T steps the output equals, bit for bit, that of the network run on all steps at once. If the
     network ends in a spiking layer, each output is the spike train of one chunk.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
         >>> x = torch.rand(2, 784)
         >>> stream = freeze(net).stream(x)

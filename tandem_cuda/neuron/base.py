@@ -20,7 +20,7 @@ Self = TypeVar("Self", bound="Neuron")
 class NirForm(NamedTuple):
     """How NIR (Neuromorphic Intermediate Representation) describes neurons in continuous time.
 
-    Example:
+    Examples:
         >>> form = IF(threshold=0.5).to_nir(dt=0.5)
         >>> form.node, form.values
         ('IF', {'r': 2.0, 'v_threshold': 0.5, 'v_reset': 0.0})
@@ -36,7 +36,7 @@ class NirForm(NamedTuple):
 class Kind(NamedTuple):
     """What the compiled library knows of a model.
 
-    Example:
+    Examples:
         >>> IF().KINDS[IF().kind]
         Kind(states=1, parameters=('threshold', 'initial'))
         >>> LIF().KINDS[LIF().kind].parameters
@@ -55,7 +55,7 @@ class Neuron:
     The compiled library has the same step in ``csrc/neuron``. A model's parameters cross the operator boundary as a
     vector of floats. Every model must override the methods that raise NotImplementedError here.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.neuron import Neuron
         >>> isinstance(IF(), Neuron), isinstance(LIF(), Neuron)
         (True, True)

@@ -58,7 +58,7 @@ class IF(Neuron):
         ValueError: a threshold or amplitude that is not positive and finite, an initial potential outside [0, 1), a
             refractory period that is negative or not whole, or a refractory period with ``two_phase``.
 
-    Example:
+    Examples:
         >>> IF(threshold=0.5, initial=0.5, two_phase=True)
         IF(threshold=0.5, clip=False, initial=0.5, two_phase=True)
         >>> current = torch.tensor([[0.3]])  # in each of 4 steps, so 1.2 in all

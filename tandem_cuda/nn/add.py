@@ -61,7 +61,7 @@ class TandemAdd(nn.Module):
         ValueError: fewer than two branches; a branch has ``learn_threshold``; not one input per branch; output shapes
             or time steps differ.
 
-    Example:
+    Examples:
         >>> join = TandemAdd(TandemConv2d(4, 4, 3, padding=1, norm="batch"), nn.Identity())
         >>> x = SpikeTrain.from_dense(torch.ones(8, 2, 4, 6, 6))
         >>> join(x, x)

@@ -147,7 +147,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
         TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape, or more padding than the image has pixels for.
 
-    Example:
+    Examples:
         >>> layer = TandemConv2d(3, 16, 3, padding=1, norm="batch", neuron=IF(threshold=0.5))
         >>> x = Encode(time_steps=8)(torch.rand(2, 3, 32, 32))
         >>> layer(x)
@@ -272,7 +272,7 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
         TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape, or more padding than the input has values for.
 
-    Example:
+    Examples:
         >>> layer = TandemConv1d(2, 4, kernel_size=5)
         >>> layer(Encode(time_steps=8)(torch.rand(3, 2, 100)))
         SpikeTrain([3, 4, 96], time_steps=8, dtype=torch.float32, device=cpu)
@@ -398,7 +398,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
         TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape.
 
-    Example:
+    Examples:
         >>> layer = TandemConvTranspose2d(3, 8, 2, stride=2)
         >>> layer(Encode(time_steps=8)(torch.rand(2, 3, 16, 16))).shape
         torch.Size([2, 8, 32, 32])

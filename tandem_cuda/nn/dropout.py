@@ -29,7 +29,7 @@ class TandemDropout(nn.Dropout):
         TypeError: the input is not a SpikeTrain.
         ValueError: ``p`` is outside [0, 1].
 
-    Example:
+    Examples:
         >>> x = SpikeTrain.from_dense(torch.ones(8, 2, 10))
         >>> TandemDropout(0.5)(x).amplitude
         2.0
@@ -59,7 +59,7 @@ class TandemDropout2d(nn.Dropout2d):
         TypeError: the input is not a SpikeTrain.
         ValueError: ``p`` is outside [0, 1], or the input is not [N, C, H, W].
 
-    Example:
+    Examples:
         >>> x = SpikeTrain.from_dense(torch.ones(8, 2, 3, 5, 5))
         >>> counts = TandemDropout2d(0.5)(x).count  # a channel is silent or whole
         >>> bool(((counts == 0) | (counts == 8)).all())
@@ -95,7 +95,7 @@ class TandemStochasticDepth(nn.Module):
         TypeError: the input is not a SpikeTrain, or ``p`` is not a number.
         ValueError: ``p`` or ``mode`` is none of these.
 
-    Example:
+    Examples:
         >>> x = SpikeTrain.from_dense(torch.ones(8, 2, 10))
         >>> TandemStochasticDepth(1.0)(x).count.sum()
         tensor(0.)

@@ -18,7 +18,7 @@ class EncodedInput(NamedTuple):
 
     It is a tuple, hence a pytree, and works with ``torch.compile`` and the like.
 
-    Example:
+    Examples:
         >>> encoded = Encode(4)(torch.ones(2, 3, 5))
         >>> isinstance(encoded, EncodedInput), encoded.flatten().value.shape
         (True, torch.Size([2, 15]))
@@ -58,7 +58,7 @@ class Encode(nn.Module):
         ValueError: ``time_steps`` < 1, an unknown mode, or ``scale`` is 0 or not finite; on the CPU, an input that
             contains NaN or infinity.
 
-    Example:
+    Examples:
         >>> encoded = Encode(time_steps=4, mode="impulse")(torch.rand(2, 1, 28, 28))
         >>> encoded.value.shape, encoded.time_steps, encoded.mode
         (torch.Size([2, 1, 28, 28]), 4, 'impulse')
@@ -107,7 +107,7 @@ class Decode(nn.Module):
     Raises:
         TypeError: the input is not a SpikeTrain.
 
-    Example:
+    Examples:
         >>> spikes = SpikeTrain.from_dense(torch.ones(4, 2, 10))  # 2 samples, 10 neurons that fire in all 4 steps
         >>> Decode()(spikes)[0]
         tensor([4., 4., 4., 4., 4., 4., 4., 4., 4., 4.])

@@ -195,7 +195,7 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
         ValueError: the input is not [N, C, H, W], a window is larger than the padded image, or ``threshold``,
             ``amplitude``, ``initial`` or ``engine`` is invalid.
 
-    Example:
+    Examples:
         >>> x = SpikeTrain.from_dense(torch.ones(4, 1, 1, 2, 2))
         >>> SpikingAvgPool2d(2)(x).count
         tensor([[[[4.]]]])
@@ -275,7 +275,7 @@ class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: i
         ValueError: the input is not [N, C, H, W], or ``threshold``, ``amplitude``, ``initial`` or ``engine`` is
             invalid.
 
-    Example:
+    Examples:
         >>> x = SpikeTrain.from_dense(torch.ones(4, 1, 3, 6, 6))
         >>> SpikingAdaptiveAvgPool2d(1)(x).count.flatten()
         tensor([4., 4., 4.])
@@ -326,7 +326,7 @@ class SpikeWindows(nn.Module):
         TypeError: the input is not a SpikeTrain.
         ValueError: the input is not [N, C, H, W], or a window is larger than the padded image.
 
-    Example:
+    Examples:
         >>> x = SpikeTrain.from_dense(torch.ones(4, 1, 3, 6, 6))
         >>> windows = SpikeWindows(2)(x)
         >>> windows.shape, windows.amplitude
@@ -407,7 +407,7 @@ class SpikingMaxPool2d(nn.MaxPool2d):
         ValueError: the input is not [N, C, H, W], a window is larger than the padded image, or ``return_indices`` is
             True.
 
-    Example:
+    Examples:
         >>> bits = torch.tensor([[0b0001, 0b0111], [0b0000, 0b1000]], dtype=torch.uint8)  # T = 4, 2 x 2 neurons
         >>> x = SpikeTrain(bits.view(1, 1, 1, 2, 2), time_steps=4)
         >>> SpikingMaxPool2d(2)(x).count.item()
@@ -455,7 +455,7 @@ class SpikingGlobalMaxPool2d(nn.Module):
         TypeError: the input is not a SpikeTrain.
         ValueError: the input is not [N, C, H, W].
 
-    Example:
+    Examples:
         >>> x = SpikeTrain.from_dense(torch.ones(4, 2, 3, 7, 5))
         >>> SpikingGlobalMaxPool2d()(x).shape
         torch.Size([2, 3, 1, 1])

@@ -48,7 +48,7 @@ class WeightQuantiser(nn.Module):
         TypeError: ``bits`` is not an int.
         ValueError: ``bits`` is none of these numbers.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.quantisation import WeightQuantiser
         >>> WeightQuantiser(2)(torch.tensor([[0.9, -1.1, 0.1, 1.0]]))
         tensor([[ 0.9900, -0.9900,  0.0000,  0.9900]])
@@ -149,7 +149,7 @@ class _StraightThrough(torch.autograd.Function):
 def quantiser(layer: nn.Module) -> WeightQuantiser | None:
     """Return the WeightQuantiser of a layer's weight, or None if it has none.
 
-    Example:
+    Examples:
         >>> from tandem_cuda.quantisation import quantiser
         >>> layer = TandemLinear(3, 2)
         >>> quantiser(layer) is None

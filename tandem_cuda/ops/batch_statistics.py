@@ -24,7 +24,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         TypeError: ``x`` is not a float32 or float64 tensor.
         ValueError: ``x`` has fewer than two dimensions or no elements.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([[1.0], [3.0]])
         >>> ops.batch_statistics(x)
         (tensor([2.]), tensor([1.]))

@@ -59,7 +59,7 @@ def count_conv2d(
         ValueError: a wrong shape or device, or an engine that does not support the weights.
         RuntimeError: on the CPU, a weight, scale or bias that is not finite; out of memory.
 
-    Example:
+    Examples:
         >>> bits = ops.pack_spikes(torch.ones(4, 1, 1, 3, 3))
         >>> ops.count_conv2d(bits, torch.full((1, 1, 3, 3), 0.125)).flatten()
         tensor([4.5000])

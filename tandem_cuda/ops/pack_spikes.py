@@ -24,7 +24,7 @@ def pack_spikes(spikes: Tensor) -> Tensor:
             prints the element and traps. As after a device-side assertion, the next synchronising call raises an error,
             and so does every later CUDA call of the process.
 
-    Example:
+    Examples:
         >>> spikes = torch.zeros(8, 1, 2)  # [T, N, F]
         >>> spikes[0, 0, 0] = spikes[7, 0, 0] = 1
         >>> ops.pack_spikes(spikes)

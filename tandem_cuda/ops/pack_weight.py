@@ -36,7 +36,7 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
             device.
         RuntimeError: on the CPU, a weight that is not finite, or an int16 weight beyond 32639.
 
-    Example:
+    Examples:
         >>> weight = torch.rand(16, 8, 3, 3)
         >>> packed = ops.pack_weight(weight)
         >>> bits = ops.pack_spikes(torch.ones(4, 1, 8, 6, 6))

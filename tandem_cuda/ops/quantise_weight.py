@@ -32,7 +32,7 @@ def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         ValueError: ``bits`` is neither 8 nor 16, or ``weight`` has fewer than two dimensions or an empty one.
         RuntimeError: on the CPU, a weight that is not finite.
 
-    Example:
+    Examples:
         >>> q, scale = ops.quantise_weight(torch.tensor([[0.5, -1.0], [2.0, 0.0]]), 8)
         >>> q
         tensor([[  64, -127],

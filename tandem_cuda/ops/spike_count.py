@@ -22,7 +22,7 @@ def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         TypeError: wrong dtype.
         ValueError: ``bits`` has fewer than two dimensions or no plane.
 
-    Example:
+    Examples:
         >>> bits = torch.tensor([[[0b101, 0b111]]], dtype=torch.uint8)
         >>> ops.spike_count(bits)
         tensor([[2., 3.]])

@@ -83,7 +83,7 @@ def spiking_conv2d(
         ValueError: a wrong shape, device or T, or an engine that does not support the weights.
         RuntimeError: on the CPU, a weight, scale or bias that is not finite, or bits past T; out of memory.
 
-    Example:
+    Examples:
         >>> bits = ops.pack_spikes(torch.ones(4, 1, 1, 3, 3))
         >>> out, v, state = ops.spiking_conv2d(bits, torch.full((1, 1, 3, 3), 0.125), time_steps=4)
         >>> bin(out.item()), v.item()

@@ -46,7 +46,7 @@ def tandem_count(
         ValueError: a wrong shape, device, T or upper.
         RuntimeError: on the CPU, bits past T. On CUDA such bits are ignored.
 
-    Example:
+    Examples:
         >>> v = torch.tensor([[2.5, -1.0]], requires_grad=True)
         >>> bits, _, _ = ops.integrate_and_fire(v.detach() / 4, time_steps=4)
         >>> count = ops.tandem_count(bits, v, time_steps=4)

@@ -54,7 +54,7 @@ def tandem_norm_count(
         ValueError: a wrong shape, device, eps, threshold, T or upper.
         RuntimeError: on the CPU, bits past T. On CUDA such bits are ignored.
 
-    Example:
+    Examples:
         >>> product = torch.tensor([[1.0], [3.0]], requires_grad=True)  # [N, O]
         >>> bits = torch.tensor([[[0b0000], [0b0001]]], dtype=torch.uint8)
         >>> mean, var = product.detach().mean(0), product.detach().var(0, unbiased=False)

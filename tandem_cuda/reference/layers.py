@@ -22,7 +22,7 @@ class DenseTrain:
 
     amplitude: weight of one spike in the next layer.
 
-    Example:
+    Examples:
         >>> train = reference.DenseTrain(torch.ones(4, 2, 3))
         >>> train.count.shape
         torch.Size([2, 3])
@@ -62,7 +62,7 @@ class DenseTrain:
 class EncodedInput:
     """Real-valued input [N, ...] that a tandem layer turns into currents over time_steps steps.
 
-    Example:
+    Examples:
         >>> isinstance(reference.Encode(4)(torch.rand(2, 3)), reference.EncodedInput)
         True
     """
@@ -79,7 +79,7 @@ class EncodedInput:
 class Encode(nn.Module):
     """Mark real-valued input [N, ...] as a current: constant (at every time step) or impulse (at the first one).
 
-    Example:
+    Examples:
         >>> encoded = reference.Encode(4, "impulse")(torch.rand(2, 3))
         >>> encoded.time_steps, encoded.mode
         (4, 'impulse')
@@ -101,7 +101,7 @@ class Encode(nn.Module):
 class Decode(nn.Module):
     """Convert a spike train to spike counts [N, ...], the input of an ordinary nn.Linear.
 
-    Example:
+    Examples:
         >>> train = reference.DenseTrain(torch.ones(4, 2, 3))
         >>> reference.Decode()(train)[0]
         tensor([4., 4., 4.])
@@ -237,7 +237,7 @@ class TandemConv2d(_TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: s
     LIF), learn_threshold (multiply the threshold by exp(log_threshold), a parameter) and form: "loop" for one
     convolution per time step, "folded" for one with time folded into the batch.
 
-    Example:
+    Examples:
         >>> fast = TandemConv2d(1, 4, 3)
         >>> slow = reference.TandemConv2d(1, 4, 3)
         >>> _ = slow.load_state_dict(fast.state_dict())
@@ -259,7 +259,7 @@ class TandemConv2d(_TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: s
 class TandemLinear(_TandemLayer, nn.Linear):  # type: ignore[misc]  # as above
     """Linear layer, optional batch norm (nn.BatchNorm1d) and spiking neurons; otherwise as TandemConv2d.
 
-    Example:
+    Examples:
         >>> layer = reference.TandemLinear(20, 5)
         >>> layer(reference.Encode(8)(torch.rand(2, 20))).spikes.shape
         torch.Size([8, 2, 5])
@@ -275,7 +275,7 @@ class TandemLinear(_TandemLayer, nn.Linear):  # type: ignore[misc]  # as above
 class TandemConv1d(_TandemLayer, nn.Conv1d):  # type: ignore[misc]  # as above
     """Convolution of [N, C, L], optional batch norm (nn.BatchNorm1d) and spiking neurons; otherwise as TandemConv2d.
 
-    Example:
+    Examples:
         >>> layer = reference.TandemConv1d(2, 4, kernel_size=5)
         >>> layer(reference.Encode(8)(torch.rand(3, 2, 100))).count.shape
         torch.Size([3, 4, 96])
@@ -292,7 +292,7 @@ class TandemConv1d(_TandemLayer, nn.Conv1d):  # type: ignore[misc]  # as above
 class TandemConvTranspose2d(_TandemLayer, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
     """Transposed convolution, optional batch norm and spiking neurons; otherwise as TandemConv2d.
 
-    Example:
+    Examples:
         >>> layer = reference.TandemConvTranspose2d(3, 8, 2, stride=2)
         >>> layer(reference.Encode(8)(torch.rand(2, 3, 4, 4))).count.shape
         torch.Size([2, 8, 8, 8])
@@ -310,7 +310,7 @@ class TandemConvTranspose2d(_TandemLayer, nn.ConvTranspose2d):  # type: ignore[m
 class TandemAdd(nn.Module):
     """Neurons driven by the summed currents of several branches: tandem layers or nn.Identity, with one input each.
 
-    Example:
+    Examples:
         >>> join = reference.TandemAdd(reference.TandemLinear(3, 3), nn.Identity())
         >>> train = reference.DenseTrain(torch.ones(4, 2, 3))
         >>> join(train, train).count.shape
@@ -375,7 +375,7 @@ class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # 
 
     Takes the arguments of nn.AvgPool2d, threshold, initial and two_phase.
 
-    Example:
+    Examples:
         >>> train = reference.DenseTrain(torch.ones(4, 1, 1, 2, 2))
         >>> reference.SpikingAvgPool2d(2)(train).count
         tensor([[[[4.]]]])
@@ -385,7 +385,7 @@ class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # 
 class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
     """SpikingAvgPool2d with the windows and arguments of nn.AdaptiveAvgPool2d.
 
-    Example:
+    Examples:
         >>> train = reference.DenseTrain(torch.ones(4, 1, 3, 6, 6))
         >>> reference.SpikingAdaptiveAvgPool2d(1)(train).count.flatten()
         tensor([4., 4., 4.])
@@ -395,7 +395,7 @@ class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: 
 class SpikingMaxPool2d(nn.MaxPool2d):
     """Spike when the largest count of a window grows: max pooling of the counts, in value and gradient.
 
-    Example:
+    Examples:
         >>> train = reference.DenseTrain(torch.ones(4, 1, 1, 2, 2))
         >>> reference.SpikingMaxPool2d(2)(train).count
         tensor([[[[4.]]]])
@@ -414,7 +414,7 @@ class SpikingMaxPool2d(nn.MaxPool2d):
 class TandemDropout(nn.Dropout):
     """Dropout with one mask for the spikes of all time steps and for their count; spikes weigh 1 / (1 - p).
 
-    Example:
+    Examples:
         >>> reference.TandemDropout(0.5)(reference.DenseTrain(torch.ones(4, 2, 3))).amplitude
         2.0
     """
@@ -436,7 +436,7 @@ class TandemDropout(nn.Dropout):
 class TandemDropout2d(TandemDropout):
     """Dropout of whole channels: one draw per channel.
 
-    Example:
+    Examples:
         >>> reference.TandemDropout2d(0.5)(reference.DenseTrain(torch.ones(4, 2, 3, 5, 5))).amplitude
         2.0
     """

@@ -30,7 +30,7 @@ def neuron_loop(
     tandem learning no gradient flows through spikes or through time. Neurons with two_phase receive all currents in the
     first step; they take no state.
 
-    Example:
+    Examples:
         >>> spikes, state = reference.neuron_loop([torch.tensor([0.5])] * 4)
         >>> spikes.flatten()
         tensor([0., 1., 0., 1.])
@@ -93,7 +93,7 @@ def couple(v: Tensor, count: Tensor, time_steps: int, neuron: Neuron, upper: flo
 def pack_spikes(spikes: Tensor) -> Tensor:
     """Pack spikes [T, N, ...] of 0 and 1 (any dtype) into bits uint8 [P, N, ...]; bit i of plane p is step 8p + i.
 
-    Example:
+    Examples:
         >>> spikes = torch.zeros(8, 1, 2)  # [T, N, F]
         >>> spikes[0, 0, 0] = spikes[7, 0, 0] = 1
         >>> reference.pack_spikes(spikes)
@@ -112,7 +112,7 @@ def pack_spikes(spikes: Tensor) -> Tensor:
 def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Unpack bits uint8 [P, N, ...] into spikes [T, N, ...], 0 or 1 in dtype.
 
-    Example:
+    Examples:
         >>> bits = torch.tensor([[[0b101]]], dtype=torch.uint8)
         >>> reference.unpack_spikes(bits, time_steps=3).flatten()
         tensor([1., 0., 1.])
@@ -138,7 +138,7 @@ def max_pool_spikes(
     bits: [P, N, C, H, W]; count: int32 [N, C, H, W], spikes of earlier time steps. Returns bits [P, N, C, Ho, Wo] and
     the counts after the last step, or an empty tensor. A window entirely in the padding has no spikes.
 
-    Example:
+    Examples:
         >>> bits = torch.tensor([[0b0001, 0b0111], [0b0000, 0b1000]], dtype=torch.uint8).view(1, 1, 1, 2, 2)
         >>> pooled, count = reference.max_pool_spikes(bits, 2, time_steps=4)
         >>> bin(pooled.item())
@@ -154,7 +154,7 @@ def max_pool_spikes(
 def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Count the spikes of bits uint8 [P, N, ...] per neuron, [N, ...]. Unused high bits are zero: T is not needed.
 
-    Example:
+    Examples:
         >>> bits = torch.tensor([[[0b101, 0b111]]], dtype=torch.uint8)
         >>> reference.spike_count(bits)
         tensor([[2., 3.]])
@@ -174,7 +174,7 @@ def tandem_count(
     d count / d pre_activation is the neuron's slope, (v > 0) / threshold for IF; it is zero above `upper`. The result
     is [N, ...] in the dtype of pre_activation.
 
-    Example:
+    Examples:
         >>> v = torch.tensor([[2.5, -1.0]], requires_grad=True)
         >>> bits, _, _ = reference.integrate_and_fire(v.detach() / 4, time_steps=4)
         >>> count = reference.tandem_count(bits, v, time_steps=4)
@@ -206,7 +206,7 @@ def tandem_norm_count(
     mean, var: [C], mean and biased variance of product over all dimensions but C. Only the kernels use them. gamma,
     beta: [C]. Returns [N, C, ...] in the dtype of product.
 
-    Example:
+    Examples:
         >>> product = torch.tensor([[1.0], [3.0]], requires_grad=True)  # [N, O]
         >>> bits = torch.tensor([[[0b0000], [0b0001]]], dtype=torch.uint8)
         >>> mean, var = product.detach().mean(0), product.detach().var(0, unbiased=False)
@@ -237,7 +237,7 @@ def integrate_and_fire(
     [S, N, C, ...].
     Returns bits [P, N, C, ...], the sum of x[t] (differentiable) [N, C, ...] and the final state [S, N, C, ...].
 
-    Example:
+    Examples:
         >>> bits, total, state = reference.integrate_and_fire(torch.tensor([[0.5]]), time_steps=4)
         >>> bin(bits.item()), total.item(), state.item()
         ('0b1010', 2.0, 1.0)
@@ -289,7 +289,7 @@ def spiking_linear(
     value is not read.
     Returns bits [P, N, ..., O], the sum of x[t] (differentiable) [N, ..., O] and the final state [S, N, ..., O].
 
-    Example:
+    Examples:
         >>> bits = torch.tensor([[[0b1111, 0b0011]]], dtype=torch.uint8)  # [P, N, F]
         >>> out, v, state = reference.spiking_linear(bits, torch.tensor([[0.5, 0.25]]), time_steps=4)
         >>> bin(out.item()), v.item()
@@ -332,7 +332,7 @@ def spiking_conv2d(
     [O]; count: [N, C, H, W]. Returns bits [P, N, O, Ho, Wo], the sum [N, O, Ho, Wo] and the final state
     [S, N, O, Ho, Wo].
 
-    Example:
+    Examples:
         >>> bits = reference.pack_spikes(torch.ones(4, 1, 1, 3, 3))
         >>> out, v, state = reference.spiking_conv2d(bits, torch.full((1, 1, 3, 3), 0.125), time_steps=4)
         >>> bin(out.item()), v.item()
@@ -379,7 +379,7 @@ def count_linear(
     weight: of any dtype of `tandem_cuda.ops`, int8 only with a scale; bias, scale: [O], the scale gets no gradient;
     count: [N, ..., F], gets the gradient of the counts, but its value is not read.
 
-    Example:
+    Examples:
         >>> bits = torch.tensor([[[0b1111, 0b0011]]], dtype=torch.uint8)
         >>> reference.count_linear(bits, torch.tensor([[0.5, 0.25]]))
         tensor([[2.5000]])
@@ -401,7 +401,7 @@ def count_conv2d(
 ) -> Tensor:
     """Work as count_linear, with a 2-D convolution: [P, N, C, H, W], weight [O, C/groups, kH, kW] -> [N, O, Ho, Wo].
 
-    Example:
+    Examples:
         >>> bits = reference.pack_spikes(torch.ones(4, 1, 1, 3, 3))
         >>> reference.count_conv2d(bits, torch.full((1, 1, 3, 3), 0.125)).flatten()
         tensor([4.5000])
@@ -426,7 +426,7 @@ def ordered_product(
     x: float32 [N, C, H, W] or [N, ..., F]; weight: int8 or int16 [O, C/groups, kH, kW] or [O, F]; master: in the shape
     of the weight, gets the gradient of weight * unit, but its value is not read; unit: [O], or None for 1.
 
-    Example:
+    Examples:
         >>> q = torch.tensor([[1, 2, 3]], dtype=torch.int8)
         >>> reference.ordered_product(torch.tensor([[0.5, 0.25, 1.0]]), q)
         tensor([[4.]])
@@ -458,7 +458,7 @@ def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
     weight: float32 [O, ...]; bits: 8 or 16. The integers are int8 or int16; a channel of zeros has scale 1.
 
-    Example:
+    Examples:
         >>> q, scale = reference.quantise_weight(torch.tensor([[0.5, -1.0], [2.0, 0.0]]), 8)
         >>> q
         tensor([[  64, -127],
