@@ -29,7 +29,7 @@ help:
 	@echo "make fuzz       look for failures in random cases and mutated files for MINUTES=$(MINUTES), on all cores"
 	@echo "make sanitize   build the C++ library under ASan and UBSan; operator tests and MINUTES=$(MINUTES) of fuzzing on it"
 	@echo "make demo       train the example network"
-	@echo "make docs       build the documentation site in build/site; a warning is an error"
+	@echo "make docs       build the documentation site in build/site, and check it; in a browser, too, if there is Chromium"
 	@echo "make bench      measure against plain PyTorch, the ANN and other SNN libraries"
 	@echo "make results    train the networks of docs/results.md on the data in DATA=FOLDER, write its tables and pictures"
 	@echo "make gpu        on a machine with a CUDA device: build for it (or install WHEEL=FILE), run the gpu tests and the"
@@ -66,8 +66,9 @@ sanitize: $(VENV)/.installed-test
 demo: $(VENV)/.installed-examples
 	$(PY) examples/mnist.py
 
-docs: $(VENV)/.installed-docs
+docs: $(VENV)/.installed-docs $(VENV)/.installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(PY) -m pytest -q tests/test_site.py
 
 bench: $(VENV)/.installed-bench
 	$(PY) bench/compare.py

@@ -1,4 +1,4 @@
-"""Convert networks of torchvision, timm and transformers, and write the table in docs/convert.md.
+"""Convert networks of torchvision, timm and transformers, and write the table in docs/coverage.md.
 
     python examples/model_coverage.py                         # all networks: half an hour on two cores
     python examples/model_coverage.py --only resnet18 dla34   # some, by name; the other rows of the table stay
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from tandem_cuda import IF, TandemNetwork, convert, freeze
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "convert.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "coverage.md"
 BEGIN, END = "<!-- begin: written by examples/model_coverage.py -->", "<!-- end -->"
 HEADER = ("network", "with", "converts", "trains", "freezes", "NIR", "why not")
 CLASSES, BATCH, SIZE, TIME_STEPS = 10, 8, 64, 8

@@ -36,6 +36,10 @@ def build_info() -> dict[str, object]:
 
     Raises:
         ValueError: ``TANDEM_CPU_ISA`` is set to something else than an instruction set in ``cpu_isas_compiled``.
+
+    Examples:
+        >>> build_info()["torch"] == torch.__version__
+        True
     """
     compiled = _C.build_info()
     obstacle = _cuda_obstacle(compiled)

@@ -55,6 +55,12 @@ def mnist_cnn(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
+
+    Examples:
+        >>> ann = models.mnist_cnn()
+        >>> snn = convert(ann, time_steps=8)
+        >>> snn(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
     return _cnn("mnist_cnn", (32, 64, 64), (1, 2, 2), 128, in_channels, classes, size, dropout)
 
@@ -75,6 +81,12 @@ def cifarnet(
 
     Shape:
         [N, C, H, W] -> logits [N, classes].
+
+    Examples:
+        >>> ann = models.cifarnet(width=0.25)
+        >>> snn = convert(ann, time_steps=8)
+        >>> snn(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     checks.check_number("cifarnet", "width", width)
     if not 1 / 256 <= width <= 256:
@@ -92,6 +104,12 @@ def small_cifarnet(
 
     Shape:
         [N, C, H, W] -> logits [N, classes].
+
+    Examples:
+        >>> ann = models.small_cifarnet()
+        >>> snn = convert(ann, time_steps=8)
+        >>> snn(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     return _cnn("small_cifarnet", (8, 16, 32, 64, 32), (1, 2, 2, 1, 1), 64, in_channels, classes, size, dropout)
 
@@ -108,6 +126,12 @@ def alexnet(
 
     Shape:
         [N, C, H, W] -> logits [N, classes].
+
+    Examples:
+        >>> ann = models.alexnet()
+        >>> snn = convert(ann, time_steps=8)
+        >>> snn(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     return _cnn("alexnet", (96, 256, 384, 384, 256), (1, 2, 2, 1, 1), 1024, in_channels, classes, size, dropout)
 
@@ -125,6 +149,12 @@ def vgg11(
 
     Shape:
         [N, C, H, W] -> logits [N, classes].
+
+    Examples:
+        >>> ann = models.vgg11()
+        >>> snn = convert(ann, time_steps=8)
+        >>> snn(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     channels, strides = (64, 128, 256, 256, 512, 512, 512, 512), (1, 2, 2, 1, 2, 1, 2, 1)
     return _cnn("vgg11", channels, strides, 1024, in_channels, classes, size, dropout)
@@ -158,6 +188,13 @@ def nmnist_net(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
+
+    Examples:
+        >>> ann = models.nmnist_net()
+        >>> snn = convert(ann, time_steps=8, mode="spikes")
+        >>> events = (torch.rand(8, 2, 2, 34, 34) < 0.02).float()  # [T, N, C, H, W]
+        >>> snn(SpikeTrain.from_dense(events)).shape
+        torch.Size([2, 10])
     """
     if isinstance(channels, (str, int)) or not isinstance(channels, Sequence):
         raise TypeError(f"nmnist_net: channels must be a sequence of ints, got {channels!r}")
@@ -166,7 +203,13 @@ def nmnist_net(
 
 
 class Autoencoder(nn.Module):
-    """Linear layers that encode an input and reconstruct it; returned by :func:`autoencoder`."""
+    """Linear layers that encode an input and reconstruct it; returned by :func:`autoencoder`.
+
+    Examples:
+        >>> ann = models.autoencoder(hidden=(32, 8, 32))
+        >>> type(ann).__name__, len(ann.layers)
+        ('Autoencoder', 10)
+    """
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
@@ -193,6 +236,11 @@ def autoencoder(features: int = 784, hidden: Sequence[int] = (128, 64, 32, 64, 1
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
+
+    Examples:
+        >>> ann = models.autoencoder(hidden=(32, 8, 32))
+        >>> ann(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 1, 28, 28])
     """
     _check_size("autoencoder", "features", features)
     if isinstance(hidden, (str, int)) or not isinstance(hidden, Sequence):

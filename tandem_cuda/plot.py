@@ -58,6 +58,12 @@ def spike_raster(spikes: SpikeTrain | Tensor, *, sample: int = 0, neurons: int =
         TypeError: an argument has the wrong type.
         ValueError: ``spikes`` has too few dimensions or no time step, there is no such sample, or ``neurons`` is less
             than 1.
+
+    Examples:
+        >>> from tandem_cuda import plot
+        >>> spikes = SpikeTrain.from_dense((torch.rand(8, 1, 50) < 0.2).float())
+        >>> axes = plot.spike_raster(spikes)
+        >>> axes.figure.savefig("spikes.png")
     """
     op = "spike_raster"
     if not isinstance(spikes, (SpikeTrain, Tensor)):
@@ -113,6 +119,13 @@ def count_histogram(counts: Tensor, activations: Tensor, time_steps: int) -> Ten
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: the shapes differ, a count is no whole number from 0 to T, or an activation is not finite.
+
+    Examples:
+        >>> from tandem_cuda import plot
+        >>> activations = 4 * torch.rand(1000)
+        >>> histogram = plot.count_histogram(activations.floor(), activations, time_steps=4)
+        >>> histogram.sum().item()
+        1000
     """
     return _count_histogram("count_histogram", counts, activations, time_steps)
 
@@ -147,6 +160,12 @@ def histogram_against_activations(histogram: Tensor, *, ax: Axes | None = None) 
     Raises:
         TypeError: ``histogram`` is no int64 Tensor, or ``ax`` no Axes.
         ValueError: ``histogram`` has another shape, or has a negative number or none but zeros.
+
+    Examples:
+        >>> from tandem_cuda import plot
+        >>> activations = 4 * torch.rand(1000)
+        >>> histogram = plot.count_histogram(activations.floor(), activations, time_steps=4)
+        >>> axes = plot.histogram_against_activations(histogram)
     """
     return _draw_histogram("histogram_against_activations", histogram, ax)
 
@@ -197,6 +216,11 @@ def counts_against_activations(counts: Tensor, activations: Tensor, time_steps: 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: the tensors are empty, or for the reasons of :func:`count_histogram`.
+
+    Examples:
+        >>> from tandem_cuda import plot
+        >>> activations = 4 * torch.rand(1000)
+        >>> axes = plot.counts_against_activations(activations.floor(), activations, time_steps=4)
     """
     op = "counts_against_activations"
     histogram = _count_histogram(op, counts, activations, time_steps)
@@ -225,6 +249,11 @@ def firing_rates(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: there is no spiking layer, or ``colors`` has something else than colours of matplotlib.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> from tandem_cuda import plot
+        >>> axes = plot.firing_rates(synops(net, torch.rand(8, 784)))
     """
     op = "firing_rates"
     for which, value in _labelled("tables", tables) if isinstance(tables, Mapping) else [("tables", tables)]:
@@ -281,6 +310,12 @@ def accuracy_against_synops(
         TypeError: an argument has the wrong type.
         ValueError: there is no point, ``cost`` is neither of the two, or ``colors`` has something else than colours of
             matplotlib.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> from tandem_cuda import plot
+        >>> curve = freeze(net).accuracy_curve([(torch.rand(5, 784), torch.arange(5))])
+        >>> axes = plot.accuracy_against_synops(curve)
     """
     op = "accuracy_against_synops"
     if cost not in ("synops", "steps"):

@@ -34,6 +34,12 @@ def quantise(model: nn.Module, bits: int) -> None:
         TypeError: ``model`` is not an nn.Module, ``bits`` is not an int, or a weight is neither float32 nor float64.
         ValueError: ``bits`` is none of these, ``model`` has no weight layer, or a weight has another parametrisation,
             is empty, or is NaN or infinite. The model is then unchanged.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> quantise(net, 8)
+        >>> len(net[1].weight[0].unique()) <= 255
+        True
     """
     check_bits("quantise", bits)
     layers = _layers("quantise", model)
@@ -49,6 +55,14 @@ def unquantise(model: nn.Module) -> None:
 
     Raises:
         TypeError: ``model`` is not an nn.Module.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> before = net[1].weight.clone()
+        >>> quantise(net, 8)
+        >>> unquantise(net)
+        >>> torch.equal(net[1].weight, before)
+        True
     """
     unquantise_layers(layer for _, layer in _layers("unquantise", model))
     _tie(model)

@@ -37,6 +37,17 @@ class SpikeTrain:
         TypeError: ``bits`` is not a uint8 tensor, or ``count`` is not a float32 or float64 tensor.
         ValueError: the shapes of ``bits`` and ``count`` do not match ``time_steps`` or each other, or their devices
             differ; bits past T are set; ``amplitude`` is not positive and finite.
+
+    Examples:
+        >>> spikes = SpikeTrain.from_dense(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]))  # [T, N, F]
+        >>> spikes
+        SpikeTrain([1, 2], time_steps=2, dtype=torch.float32, device=cpu)
+        >>> spikes.bits
+        tensor([[[3, 2]]], dtype=torch.uint8)
+        >>> spikes.count
+        tensor([[2., 1.]])
+        >>> spikes.to_dense().shape
+        torch.Size([2, 1, 2])
     """
 
     __slots__ = ("_count", "_dtype", "amplitude", "bits", "time_steps")

@@ -1,4 +1,4 @@
-"""examples/model_coverage.py: networks of other libraries, and the table in docs/convert.md."""
+"""examples/model_coverage.py: networks of other libraries, and the table in docs/coverage.md."""
 
 import sys
 from pathlib import Path

@@ -62,6 +62,12 @@ def synops(model: nn.Module, inputs: Any) -> ActivityTable:
     Raises:
         TypeError: ``model`` is not an nn.Module, or ``inputs`` is neither a batch nor an iterable.
         ValueError: no tandem layer ran, a batch is empty, or samples differ in shape.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> table = synops(net, torch.rand(8, 784))
+        >>> [(row.name, row.neurons, row.macs) for row in table]
+        [('1', 50, 39200), ('3', 10, 500)]
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"synops: model must be an nn.Module, got {type(model).__name__}")
@@ -93,6 +99,13 @@ def record_activity(model: nn.Module) -> Iterator[ActivityRecord]:
     Raises:
         TypeError: ``model`` is not an nn.Module.
         ValueError: a frozen network runs in chunks of time (``stream``, ``predict``) inside the block.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> with record_activity(net) as record:
+        ...     logits = net(torch.rand(8, 784))
+        >>> record.table()[0].macs
+        39200
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"record_activity: model must be an nn.Module, got {type(model).__name__}")

@@ -133,7 +133,16 @@ class _Frame:
 
 
 class ActivityRecord:
-    """The activity of a network summed over forward passes, as yielded by :func:`record_activity`."""
+    """The activity of a network summed over forward passes, as yielded by :func:`record_activity`.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> with record_activity(net) as record:
+        ...     logits = net(torch.rand(8, 784))
+        ...     logits = net(torch.rand(8, 784))
+        >>> record.table()[0].macs  # per sample
+        39200
+    """
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, int], LayerSums] = {}

@@ -15,7 +15,14 @@ MAC_PJ = 4.6
 
 @dataclass(frozen=True)
 class LayerActivity:
-    """The activity of one layer, averaged over the samples."""
+    """The activity of one layer, averaged over the samples.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> layer = synops(net, torch.rand(8, 784))[0]
+        >>> layer.name, layer.neurons, layer.time_steps
+        ('1', 50, 4)
+    """
 
     name: str
     """Qualified name in the model, as in ``named_modules``."""
@@ -52,7 +59,14 @@ class LayerActivity:
 
 
 class ActivityTable(list[LayerActivity]):
-    """A list of :class:`LayerActivity`, one per layer in order of execution, that prints as a table."""
+    """A list of :class:`LayerActivity`, one per layer in order of execution, that prints as a table.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> table = synops(net, torch.rand(8, 784))
+        >>> len(table), table.not_counted
+        (2, ())
+    """
 
     def __init__(self, activities: Iterable[LayerActivity] = (), not_counted: Iterable[str] = ()) -> None:
         super().__init__(activities)

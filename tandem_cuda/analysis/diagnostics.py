@@ -29,7 +29,15 @@ _POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d)
 
 @dataclass(frozen=True)
 class LayerAgreement:
-    """The agreement of one tandem layer or TandemAdd with its ANN twin, averaged over the samples."""
+    """The agreement of one tandem layer or TandemAdd with its ANN twin, averaged over the samples.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> from tandem_cuda.diagnostics import diagnose
+        >>> layer = diagnose(net, torch.rand(8, 784), lambda logits: logits.square().mean())[0]
+        >>> -1 <= layer.count_cosine <= 1
+        True
+    """
 
     name: str
     """Qualified name in the model, as in ``named_modules``."""
@@ -51,7 +59,14 @@ class LayerAgreement:
 
 
 class AgreementTable(list[LayerAgreement]):
-    """A list of :class:`LayerAgreement`, one per layer in order of execution, that prints as a table."""
+    """A list of :class:`LayerAgreement`, one per layer in order of execution, that prints as a table.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> from tandem_cuda.diagnostics import diagnose
+        >>> print(str(diagnose(net, torch.rand(8, 784), lambda logits: logits.square().mean())).splitlines()[0])
+        layer  count error  cosine  accumulated error  cosine  gradient cosine  norm ratio
+    """
 
     def __str__(self) -> str:
         header = ["layer", "count error", "cosine", "accumulated error", "cosine", "gradient cosine", "norm ratio"]
@@ -101,6 +116,14 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
         TypeError: ``model`` is not an nn.Module, or ``loss`` does not return a Tensor.
         ValueError: no tandem layer ran; one ran twice; a layer has no weights that require gradients; or ``loss`` does
             not return a scalar.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> from tandem_cuda.diagnostics import diagnose
+        >>> labels = torch.arange(8)
+        >>> table = diagnose(net, torch.rand(8, 784), lambda logits: nn.functional.cross_entropy(logits, labels))
+        >>> table[0].name
+        '1'
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"diagnose: model must be an nn.Module, got {type(model).__name__}")
@@ -146,6 +169,13 @@ def counts_and_activations(model: nn.Module, inputs: Any) -> dict[str, tuple[Ten
     Raises:
         TypeError: ``model`` is not an nn.Module.
         ValueError: no tandem layer ran, or one ran twice.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> from tandem_cuda.diagnostics import counts_and_activations
+        >>> counts, activations = counts_and_activations(net, torch.rand(8, 784))["1"]
+        >>> counts.shape, activations.shape
+        (torch.Size([8, 50]), torch.Size([8, 50]))
     """
     op = "counts_and_activations"
     if not isinstance(model, nn.Module):

@@ -24,6 +24,13 @@ class ActivityMetric(Metric):
     Args:
         layer: qualified name of a single layer to measure, as in ``named_modules``; by default the whole network.
         kwargs: arguments of ``torchmetrics.Metric``.
+
+    Examples:
+        >>> from tandem_cuda.analysis.metrics import ActivityMetric
+        >>> from tandem_cuda.metrics import FiringRate
+        >>> metric = FiringRate(layer="conv1")
+        >>> isinstance(metric, ActivityMetric), metric.layer
+        (True, 'conv1')
     """
 
     full_state_update = False
@@ -86,49 +93,133 @@ class ActivityMetric(Metric):
 
 
 class FiringRate(ActivityMetric):
-    """Spikes per neuron and time step, in [0, 1]."""
+    """Spikes per neuron and time step, in [0, 1].
+
+    Examples:
+        >>> from tandem_cuda.metrics import FiringRate
+        >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
+        >>> _ = nn.init.eye_(net[1].weight)
+        >>> with record_activity(net) as record:
+        ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
+        >>> metric = FiringRate()
+        >>> metric.update(record)
+        >>> metric.compute()
+        tensor(0.5000)
+    """
 
     def compute(self) -> Tensor:
         return self.spikes / self.chances
 
 
 class SaturatedNeurons(ActivityMetric):
-    """Share of neurons that spike as often as they can. Their counts cannot grow with the ANN any further."""
+    """Share of neurons that spike as often as they can. Their counts cannot grow with the ANN any further.
+
+    Examples:
+        >>> from tandem_cuda.metrics import SaturatedNeurons
+        >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
+        >>> _ = nn.init.eye_(net[1].weight)
+        >>> with record_activity(net) as record:
+        ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
+        >>> metric = SaturatedNeurons()
+        >>> metric.update(record)
+        >>> metric.compute()
+        tensor(0.5000)
+    """
 
     def compute(self) -> Tensor:
         return self.saturated / self.neurons
 
 
 class SilentNeurons(ActivityMetric):
-    """Share of neurons that do not spike for a sample."""
+    """Share of neurons that do not spike for a sample.
+
+    Examples:
+        >>> from tandem_cuda.metrics import SilentNeurons
+        >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
+        >>> _ = nn.init.eye_(net[1].weight)
+        >>> with record_activity(net) as record:
+        ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
+        >>> metric = SilentNeurons()
+        >>> metric.update(record)
+        >>> metric.compute()
+        tensor(0.5000)
+    """
 
     def compute(self) -> Tensor:
         return self.silent / self.neurons
 
 
 class SynOps(ActivityMetric):
-    """Synaptic operations per sample. Includes operations on counts, but not those on real values (MACs)."""
+    """Synaptic operations per sample. Includes operations on counts, but not those on real values (MACs).
+
+    Examples:
+        >>> from tandem_cuda.metrics import SynOps
+        >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
+        >>> _ = nn.init.eye_(net[1].weight)
+        >>> with record_activity(net) as record:
+        ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
+        >>> metric = SynOps()
+        >>> metric.update(record)
+        >>> metric.compute()
+        tensor(2.)
+    """
 
     def compute(self) -> Tensor:
         return (self.additions + self.readout) / self.samples
 
 
 class OperationsRatio(ActivityMetric):
-    """Operations of the spiking network (SynOps, and MACs on real values) per MAC of the ANN; inf if it has no MACs."""
+    """Operations of the spiking network (SynOps, and MACs on real values) per MAC of the ANN; inf if it has no MACs.
+
+    Examples:
+        >>> from tandem_cuda.metrics import OperationsRatio
+        >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
+        >>> _ = nn.init.eye_(net[1].weight)
+        >>> with record_activity(net) as record:
+        ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
+        >>> metric = OperationsRatio()
+        >>> metric.update(record)
+        >>> metric.compute()
+        tensor(0.7500)
+    """
 
     def compute(self) -> Tensor:
         return (self.additions + self.readout + self.macs) / self.ann_macs
 
 
 class Energy(ActivityMetric):
-    """Estimated energy per sample of the spiking network's arithmetic, in picojoules; see ``tandem_cuda.synops``."""
+    """Estimated energy per sample of the spiking network's arithmetic, in picojoules; see ``tandem_cuda.synops``.
+
+    Examples:
+        >>> from tandem_cuda.metrics import Energy
+        >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
+        >>> _ = nn.init.eye_(net[1].weight)
+        >>> with record_activity(net) as record:
+        ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
+        >>> metric = Energy()
+        >>> metric.update(record)
+        >>> metric.compute()
+        tensor(27.6000)
+    """
 
     def compute(self) -> Tensor:
         return self._snn_energy() / self.samples
 
 
 class EnergyRatio(ActivityMetric):
-    """Estimated energy of the spiking network's arithmetic divided by the ANN's; inf if the ANN has no MACs."""
+    """Estimated energy of the spiking network's arithmetic divided by the ANN's; inf if the ANN has no MACs.
+
+    Examples:
+        >>> from tandem_cuda.metrics import EnergyRatio
+        >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
+        >>> _ = nn.init.eye_(net[1].weight)
+        >>> with record_activity(net) as record:
+        ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
+        >>> metric = EnergyRatio()
+        >>> metric.update(record)
+        >>> metric.compute()
+        tensor(0.7500)
+    """
 
     def compute(self) -> Tensor:
         return self._snn_energy() / (MAC_PJ * self.ann_macs)

@@ -105,6 +105,14 @@ class FiringRatePenalty(_Penalty[Tensor]):
     Raises:
         TypeError: ``model`` is not an nn.Module, or ``target`` is not a number.
         ValueError: ``model`` has no tandem layer, or ``target`` is not in [0, 1).
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
+        >>> _ = nn.init.eye_(net[1].weight)
+        >>> with FiringRatePenalty(net, target=0.1) as penalty:
+        ...     logits = net(torch.tensor([[1.0, 0.0]]))  # firing rates 1 and 0: 0.5 on average
+        ...     round(penalty().item(), 4)
+        0.16
     """
 
     def __init__(self, model: nn.Module, target: float = 0.0) -> None:
@@ -153,6 +161,14 @@ class SynOpsPenalty(_Penalty[list[_Branch]]):
         TypeError: ``model`` is not an nn.Module, or ``target`` is not a number.
         ValueError: ``model`` has no tandem layer, or ``target`` is not in [0, inf); when called, no layer of the pass
             had weights.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), TandemLinear(2, 3), Decode())
+        >>> _ = nn.init.eye_(net[1].weight)
+        >>> with SynOpsPenalty(net, target=0.5) as penalty:
+        ...     counts = net(torch.tensor([[1.0, 0.0]]))  # 4 spikes that reach 3 neurons each
+        ...     round(penalty().item(), 4)  # (4 * 3 / (4 + 6) - 0.5)^2
+        0.49
     """
 
     def __init__(self, model: nn.Module, target: float = 0.0) -> None:

@@ -24,7 +24,15 @@ Level = float | Tensor
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration found. Pass it to :func:`convert` as ``calibrate`` to use it again."""
+    """What calibration found. Pass it to :func:`convert` as ``calibrate`` to use it again.
+
+    Examples:
+        >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+        >>> snn = convert(ann, time_steps=8, calibrate=torch.rand(16, 1, 28, 28))
+        >>> list(snn.calibration.levels)
+        ['0']
+        >>> again = convert(ann, time_steps=8, calibrate=snn.calibration)
+    """
 
     time_steps: int
     """T, for which it was made."""

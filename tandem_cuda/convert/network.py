@@ -58,6 +58,15 @@ class TandemNetwork(nn.Module):
         ValueError: the input is a spike train of another T than ``time_steps``, and the network is calibrated.
         RuntimeError: a parameter or module that the twins share has been replaced in the ANN. Checked in forward (but
             not in compiled code), in train and eval, and when state is read, loaded or moved.
+
+    Examples:
+        >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+        >>> snn = convert(ann, time_steps=8)
+        >>> snn.ann() is ann, snn.time_steps
+        (True, 8)
+        >>> snn.set_time_steps(4)  # the same weights, fewer steps
+        >>> snn(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
 
     spiking_layers: tuple[str, ...]
@@ -488,17 +497,15 @@ def convert(
     output of ``Decode``, and everything after it stays as it is, too. In mode "spikes" there is no ``Encode``: the SNN
     takes spike trains, the ANN takes their counts, and everything up to the last weight layer must be convertible.
 
-    ==================================================================  ================================================
-    in the ANN                                                          in the SNN
-    ==================================================================  ================================================
-    nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear,                TandemConv1d, TandemConv2d,
-    optionally nn.BatchNorm1d or 2d, then ReLU                          TandemConvTranspose2d, TandemLinear
-    sums of such branches and of activations, then ReLU                 TandemAdd
-    average pooling, adaptive or not, or the mean over all pixels       SpikingAvgPool2d, SpikingAdaptiveAvgPool2d
-    max pooling, dropout, dropout2d, also before the ReLU               SpikingMaxPool2d, TandemDropout, TandemDropout2d
-    nn.Flatten, torch.flatten, x.view(len(x), -1) and the like          SpikeTrain.flatten
-    nn.Identity; ReLU of non-negative values                            nothing
-    ==================================================================  ================================================
+    | in the ANN | in the SNN |
+    |---|---|
+    | nn.Conv1d, nn.Conv2d, then optionally batch norm, then ReLU | TandemConv1d, TandemConv2d |
+    | nn.ConvTranspose2d, nn.Linear, then the same | TandemConvTranspose2d, TandemLinear |
+    | sums of such branches and of activations, then ReLU | TandemAdd |
+    | average pooling, adaptive or not, or the mean over all pixels | SpikingAvgPool2d, SpikingAdaptiveAvgPool2d |
+    | max pooling, dropout, dropout2d, also before the ReLU | SpikingMaxPool2d, TandemDropout, TandemDropout2d |
+    | nn.Flatten, torch.flatten, x.view(len(x), -1) and the like | SpikeTrain.flatten |
+    | nn.Identity; ReLU of non-negative values | nothing |
 
     ReLU, pooling, dropout and flatten may be modules, functions or methods. Optional arguments of forward keep their
     defaults. Inputs of the SNN may be passed by name, as for the ANN. :func:`tandem_cuda.convert.rules.register` adds
@@ -572,6 +579,13 @@ def convert(
         ValueError: an argument is out of range; inputs, activations or weights to be quantised are not finite; torch.fx
             cannot trace the model; the model does something different in training than in eval mode; or parts of it
             cannot be converted. The message lists all of these parts and what to use instead.
+
+    Examples:
+        >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+        >>> images = torch.rand(16, 1, 28, 28)
+        >>> snn = convert(ann, time_steps=8, calibrate=images)
+        >>> snn(images).shape
+        torch.Size([16, 10])
     """
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")

@@ -38,6 +38,12 @@ class ConvertedLayer:
 
     Rates, errors and operations are averaged over samples, and None without samples. Only modules with neurons have
     them, and a threshold.
+
+    Examples:
+        >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+        >>> layer = convert(ann, time_steps=8).report().layers[0]
+        >>> layer.name, layer.snn, layer.threshold
+        ('0', 'TandemConv2d', 1.0)
     """
 
     name: str
@@ -80,7 +86,15 @@ class ConvertedLayer:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What became of an ANN in a conversion. It prints as a table. Returned by ``TandemNetwork.report``."""
+    """What became of an ANN in a conversion. It prints as a table. Returned by ``TandemNetwork.report``.
+
+    Examples:
+        >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+        >>> snn = convert(ann, time_steps=8)
+        >>> report = snn.report()
+        >>> report.time_steps, len(report.layers)
+        (8, 1)
+    """
 
     ann: str
     """The class of the ANN."""

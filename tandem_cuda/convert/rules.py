@@ -29,6 +29,21 @@ class Unconvertible(Exception):
     Args:
         why: what to use instead, as in "use mode='nearest'".
         why_all: the same for several such calls; by default ``why``.
+
+    Examples:
+        >>> from tandem_cuda.convert.rules import Unconvertible, register
+        >>> class Reverse(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.flip(1)
+        >>> def refuse(call):
+        ...     raise Unconvertible("reorder the weights of the next layer")
+        >>> register(Reverse, refuse)
+        >>> ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), Reverse(), nn.Linear(3, 2))
+        >>> try:
+        ...     convert(ann, time_steps=8)
+        ... except ValueError as error:
+        ...     print("reorder the weights" in str(error))
+        True
     """
 
     def __init__(self, why: str, why_all: str | None = None) -> None:
@@ -42,6 +57,16 @@ class Call:
     A rule returns the result of one of these methods, or ``input`` itself for a call that changes nothing. Rules are
     not used before the first weight layer or after the last one, where all inputs are real: those calls stay as they
     are.
+
+    Examples:
+        >>> from tandem_cuda.convert.rules import register
+        >>> class Double(nn.Module):
+        ...     def forward(self, x):
+        ...         return 2 * x
+        >>> register(Double, lambda call: call.affine(2.0))
+        >>> ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), Double(), nn.ReLU(), nn.Linear(3, 2))
+        >>> convert(ann, time_steps=8)(torch.rand(1, 4)).shape
+        torch.Size([1, 2])
     """
 
     def __init__(self, conversion: Conversion, node: fx.Node, module: nn.Module | None = None) -> None:
@@ -322,6 +347,14 @@ class WeightRule:
     """The rule of a class of weight layers: with optional batch norm and an activation they become one tandem layer.
 
     The tandem layer holds the ANN layer's own parameters and must compute the same from them.
+
+    Examples:
+        >>> from tandem_cuda.convert.rules import WeightRule, register
+        >>> class MyLinear(nn.Linear):
+        ...     pass
+        >>> register(MyLinear, WeightRule(TandemLinear, nn.BatchNorm1d))
+        >>> convert(nn.Sequential(MyLinear(4, 3), nn.ReLU(), nn.Linear(3, 2)), time_steps=8)(torch.rand(1, 4)).shape
+        torch.Size([1, 2])
     """
 
     tandem: type[TandemLayer]
@@ -359,6 +392,16 @@ def register(target: Any, rule: Rule | WeightRule) -> None:
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: ``target`` has a rule already; the message names it.
+
+    Examples:
+        >>> from tandem_cuda.convert.rules import register
+        >>> class Rectifier(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.clamp(min=0)
+        >>> register(Rectifier, lambda call: call.fire())  # neurons in its place, as for a ReLU
+        >>> ann = nn.Sequential(nn.Linear(4, 3), Rectifier(), nn.Linear(3, 2))
+        >>> convert(ann, time_steps=8)(torch.rand(1, 4)).shape
+        torch.Size([1, 2])
     """
     is_class = isinstance(target, type) and issubclass(target, nn.Module)
     if not is_class and (not _is_callable(target) or not hasattr(target, "__name__")):

@@ -32,6 +32,10 @@ def from_authors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         TypeError: ``state_dict`` is not a mapping whose keys are names.
         ValueError: two entries would get the same name.
+
+    Examples:
+        >>> list(from_authors({"module.conv1.conv2d.weight": torch.zeros(1), "fc6.weight": torch.zeros(1)}))
+        ['conv1.weight', 'fc6.weight']
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"from_authors: state_dict must be a mapping, got {type(state_dict).__name__}")

@@ -105,6 +105,13 @@ def to_nir(
         ValueError: ``dt`` is not positive; ``sample`` is empty; parts of ``model`` cannot be exported (the message
             names all of them); or weights are not finite.
         OSError: the file cannot be written.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> from tandem_cuda.exchange import to_nir
+        >>> graph = to_nir(net, torch.rand(1, 784))
+        >>> [type(node).__name__ for node in graph.nodes.values()]
+        ['Input', 'Affine', 'IF', 'Affine', 'Output']
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"to_nir: model must be an nn.Module, got {type(model).__name__}")

@@ -77,6 +77,14 @@ def from_nir(
             given nor in the metadata; or the graph is malformed or has nodes without a counterpart in this package (the
             message names all of them).
         OSError: the file cannot be read; a FileNotFoundError if it does not exist.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> from tandem_cuda.exchange import from_nir, to_nir
+        >>> x = torch.rand(1, 784)
+        >>> imported = from_nir(to_nir(net, x)).eval()
+        >>> torch.allclose(imported(x), net(x))
+        True
     """
     graph = _read(source)
     if graph.metadata is not None and not isinstance(graph.metadata, dict):

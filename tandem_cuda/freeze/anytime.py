@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
 
 class Prediction(NamedTuple):
-    """The result of :func:`predict`."""
+    """The result of :func:`predict`.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> prediction = freeze(net).predict(torch.rand(5, 784), exit_confidence=0.9)
+        >>> prediction.classes.shape, prediction.steps.shape, prediction.logits.shape
+        (torch.Size([5]), torch.Size([5]), torch.Size([5, 10]))
+    """
 
     classes: Tensor
     """int64 [N]: the predicted classes."""
@@ -39,7 +46,14 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Accuracy and cost of one rule for when to stop."""
+    """Accuracy and cost of one rule for when to stop.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> point = freeze(net).accuracy_curve([(torch.rand(5, 784), torch.arange(5))]).over_time[-1]
+        >>> point.steps, point.exit_confidence
+        (4.0, None)
+    """
 
     exit_confidence: float | None
     """Confidence at which a sample stops; None if all samples stop after the same number of steps."""
@@ -56,7 +70,15 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class AccuracyCurve:
-    """The result of :func:`accuracy_curve`."""
+    """The result of :func:`accuracy_curve`.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> data = [(torch.rand(5, 784), torch.arange(5))]
+        >>> curve = freeze(net).accuracy_curve(data)
+        >>> [point.steps for point in curve.over_time], curve.samples
+        ([1.0, 2.0, 3.0, 4.0], 5)
+    """
 
     over_time: list[OperatingPoint]
     """One point for each t at which all samples may stop: the multiples of ``chunk`` up to T, and T."""

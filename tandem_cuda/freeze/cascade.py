@@ -35,6 +35,17 @@ class Cascade:
         TypeError: ``networks`` are not FrozenNetworks.
         ValueError: there are none, one takes spikes, T does not increase from one to the next, or only some of them end
             in a softmax.
+
+    Examples:
+        >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+        >>> snn = convert(ann, time_steps=2).eval()
+        >>> stages = []
+        >>> for steps in (2, 4):
+        ...     snn.set_time_steps(steps)
+        ...     stages.append(freeze(snn))
+        >>> prediction = Cascade(stages).predict(torch.rand(5, 1, 28, 28), exit_confidence=0.9)
+        >>> prediction.classes.shape
+        torch.Size([5])
     """
 
     def __init__(self, networks: Sequence[FrozenNetwork]) -> None:

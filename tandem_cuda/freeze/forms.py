@@ -144,6 +144,12 @@ class FrozenLayer(nn.Module, ABC):
     A call takes a span, the state that the previous call returned (None in the first call), and the inputs. It returns
     the output over the span and the state after it. The state is None if the layer carries nothing, and always after
     the last time step.
+
+    Examples:
+        >>> from tandem_cuda.freeze import FrozenLayer
+        >>> frozen = freeze(nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval())
+        >>> [type(layer).__name__ for layer in frozen.modules() if isinstance(layer, FrozenLayer)]
+        ['FrozenEncode', 'FrozenTandem', 'FrozenDecode', 'FrozenLinear']
     """
 
     kind: str
@@ -198,6 +204,15 @@ def register(module: type[nn.Module], form: Form, load: Loader | None = None) ->
             which computes what the module computes in eval mode; None for a module that returns its input unchanged.
         load: a function that takes settings and tensors from a file and returns the frozen layer. It raises a TypeError
             or ValueError if these are not what the frozen layer saves.
+
+    Examples:
+        >>> from tandem_cuda.freeze import register
+        >>> class Probe(nn.Identity):
+        ...     pass
+        >>> register(Probe, lambda module, encoded: None)  # frozen networks leave it out
+        >>> net = nn.Sequential(Encode(4), TandemLinear(6, 5), Probe(), Decode(), nn.Linear(5, 2))
+        >>> freeze(net.eval())(torch.rand(1, 6)).shape
+        torch.Size([1, 2])
     """
     FORMS[module] = form
     if load is not None:

@@ -33,6 +33,13 @@ def freeze(model: nn.Module) -> FrozenNetwork:
         TypeError: ``model`` is not an nn.Module.
         ValueError: parts of the model cannot be frozen (the message names all of them); a batch norm has no running
             statistics or is not affine; weights or statistics are NaN or infinite; or layers do not fit each other.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> frozen = freeze(net)
+        >>> x = torch.rand(2, 784)
+        >>> torch.equal(frozen(x), net(x))
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")

@@ -37,6 +37,15 @@ class FrozenNetwork(nn.Module):
         TypeError: an input has the wrong type.
         ValueError: a name occurs twice or is used before it is defined; Encode layers differ in T; a layer's tensors
             are not finite; or a layer cannot take the output of the layer before it.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> frozen = freeze(net)
+        >>> frozen.save("net.safetensors")
+        >>> loaded = FrozenNetwork.load("net.safetensors")
+        >>> x = torch.rand(2, 784)
+        >>> torch.equal(loaded(x), frozen(x))
+        True
     """
 
     def __init__(self, nodes: Sequence[Node], output: Any, inputs: Sequence[str] = (INPUT,)) -> None:

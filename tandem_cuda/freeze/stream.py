@@ -22,6 +22,14 @@ class Stream:
 
     After the last of the T steps the output equals, bit for bit, that of the network run on all steps at once. If the
     network ends in a spiking layer, each output is the spike train of one chunk.
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
+        >>> x = torch.rand(2, 784)
+        >>> stream = freeze(net).stream(x)
+        >>> early = stream.advance(1)  # the logits after one step
+        >>> torch.equal(stream.advance(3), net(x))
+        True
     """
 
     def __init__(self, network: FrozenNetwork, inputs: Sequence[Tensor | SpikeTrain] | None, time_steps: int) -> None:

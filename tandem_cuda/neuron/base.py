@@ -18,7 +18,13 @@ Self = TypeVar("Self", bound="Neuron")
 
 
 class NirForm(NamedTuple):
-    """How NIR (Neuromorphic Intermediate Representation) describes neurons in continuous time."""
+    """How NIR (Neuromorphic Intermediate Representation) describes neurons in continuous time.
+
+    Examples:
+        >>> form = IF(threshold=0.5).to_nir(dt=0.5)
+        >>> form.node, form.values
+        ('IF', {'r': 2.0, 'v_threshold': 0.5, 'v_reset': 0.0})
+    """
 
     node: str
     """The class of the node, "IF" or "LIF"."""
@@ -28,7 +34,14 @@ class NirForm(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What the compiled library knows of a model."""
+    """What the compiled library knows of a model.
+
+    Examples:
+        >>> IF().KINDS[IF().kind]
+        Kind(states=1, parameters=('threshold', 'initial'))
+        >>> LIF().KINDS[LIF().kind].parameters
+        ('threshold', 'leak', 'initial')
+    """
 
     states: int
     """Number S of state variables. The first one is the membrane potential before its reset."""
@@ -41,6 +54,11 @@ class Neuron:
 
     The compiled library has the same step in ``csrc/neuron``. A model's parameters cross the operator boundary as a
     vector of floats. Every model must override the methods that raise NotImplementedError here.
+
+    Examples:
+        >>> from tandem_cuda.neuron import Neuron
+        >>> isinstance(IF(), Neuron), isinstance(LIF(), Neuron)
+        (True, True)
     """
 
     KINDS: ClassVar[dict[int, Kind]]

@@ -57,6 +57,14 @@ class IF(Neuron):
         TypeError: a parameter that is no number, or ``two_phase`` is not a bool.
         ValueError: a threshold or amplitude that is not positive and finite, an initial potential outside [0, 1), a
             refractory period that is negative or not whole, or a refractory period with ``two_phase``.
+
+    Examples:
+        >>> IF(threshold=0.5, initial=0.5, two_phase=True)
+        IF(threshold=0.5, clip=False, initial=0.5, two_phase=True)
+        >>> current = torch.tensor([[0.3]])  # in each of 4 steps, so 1.2 in all
+        >>> bits = ops.integrate_and_fire(current, 4, neuron=IF(threshold=0.5))[0]
+        >>> bin(bits.item())  # spikes in steps 2 and 4
+        '0b1010'
     """
 
     KINDS: ClassVar[dict[int, Kind]] = {

@@ -45,6 +45,12 @@ class LIF(Neuron):
         TypeError: a parameter that is no number.
         ValueError: a threshold that is not positive and finite, a leak outside (0, 1], an initial potential outside
             [0, 1).
+
+    Examples:
+        >>> current = torch.full((1, 1), 0.6)
+        >>> bits = ops.integrate_and_fire(current, 8, neuron=LIF(threshold=1.0, leak=0.9))[0]
+        >>> ops.spike_count(bits)
+        tensor([[4.]])
     """
 
     KINDS: ClassVar[dict[int, Kind]] = {1: Kind(1, ("threshold", "leak", "initial"))}
@@ -150,14 +156,18 @@ def lif_rate(v: Tensor, time_steps: int, threshold: float, leak: float) -> Tenso
     v: any shape, the current summed over all time steps. The spike count is approximated by time_steps * lif_rate.
 
     The reset subtracts the threshold th *after* the leak has acted: u[t+1] = leak * u[t] - th + I = leak * u0 + I with
-    u0 = th - th / leak. From u0 the potential approaches I / (1 - leak) and reaches th after
+    u0 = th - th / leak. From u0 the potential approaches I / (1 - leak) and reaches th after::
+
         k = ln(1 + a / (I - i0)) / -ln(leak) steps,   i0 = th * (1 - leak),   a = i0 / leak,
+
     and the rate is 1 / k, exactly 1 at I = th * (2 - leak), from where on the neuron fires at every step. Where
     I <= i0 it never fires; a softplus smooths this corner, as in the soft LIF rate of Hunsberger & Eliasmith,
-    "Spiking Deep Networks with LIF Neurons", 2015, arXiv:1510.08829:
+    "Spiking Deep Networks with LIF Neurons", 2015, arXiv:1510.08829::
+
         I - i0  ->  g * q,   q = ln(1 + exp(z)),   z = (I - i0) / g,   g = 0.1 * i0.
+
     Error of the rate against simulated counts / T, over -0.2 <= I / (th * (2 - leak)) <= 1, mean and max in spikes per
-    step (times T: in spikes; an error that does not fall with T is one of the rate itself):
+    step (times T: in spikes; an error that does not fall with T is one of the rate itself)::
 
         leak    T = 4           T = 8           T = 16          T = 64
         0.5     0.104  0.281    0.103  0.258    0.102  0.256    0.102  0.256
@@ -172,6 +182,11 @@ def lif_rate(v: Tensor, time_steps: int, threshold: float, leak: float) -> Tenso
 
     Stable form: ln q is computed, not q, because q underflows: ln q = z to machine precision where z < -37; and
     ln(1 + a / (g * q)) = logaddexp(0, ln(a / g) - ln q), where a / g = 1 / (0.1 * leak) is free of the threshold.
+
+    Examples:
+        >>> from tandem_cuda.lif_rate import lif_rate
+        >>> lif_rate(torch.tensor([0.0, 8.0, 12.0]), time_steps=8, threshold=1.0, leak=0.5)
+        tensor([0.0533, 0.6309, 1.0000])
     """
     y, _, _ = _lif_terms(v, time_steps, threshold, leak)
     return -math.log(leak) / y
@@ -180,8 +195,14 @@ def lif_rate(v: Tensor, time_steps: int, threshold: float, leak: float) -> Tenso
 def lif_rate_derivative(v: Tensor, time_steps: int, threshold: float, leak: float) -> Tensor:
     """Derivative of the approximated spike count time_steps * lif_rate(v) with respect to v, in closed form.
 
-    With y = ln(1 + k / q) and k = a / g in the notation of lif_rate:
+    With y = ln(1 + k / q) and k = a / g in the notation of lif_rate::
+
         -ln(leak) / (g * y^2) * k / (k + q) * sigmoid(z) / q;   the last two factors tend to 1 where z < -37.
+
+    Examples:
+        >>> from tandem_cuda.lif_rate import lif_rate_derivative
+        >>> lif_rate_derivative(torch.tensor([8.0, 12.0]), time_steps=8, threshold=1.0, leak=0.5)
+        tensor([0.7657, 0.7213])
     """
     y, z, log_q = _lif_terms(v, time_steps, threshold, leak)
     g = _SOFTNESS * threshold * (1 - leak)

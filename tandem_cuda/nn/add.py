@@ -60,6 +60,12 @@ class TandemAdd(nn.Module):
             ``learn_threshold`` is no bool.
         ValueError: fewer than two branches; a branch has ``learn_threshold``; not one input per branch; output shapes
             or time steps differ.
+
+    Examples:
+        >>> join = TandemAdd(TandemConv2d(4, 4, 3, padding=1, norm="batch"), nn.Identity())
+        >>> x = SpikeTrain.from_dense(torch.ones(8, 2, 4, 6, 6))
+        >>> join(x, x)
+        SpikeTrain([2, 4, 6, 6], time_steps=8, dtype=torch.float32, device=cpu)
     """
 
     log_threshold: nn.Parameter | None

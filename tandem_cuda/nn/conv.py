@@ -146,6 +146,12 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
     Raises:
         TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape, or more padding than the image has pixels for.
+
+    Examples:
+        >>> layer = TandemConv2d(3, 16, 3, padding=1, norm="batch", neuron=IF(threshold=0.5))
+        >>> x = Encode(time_steps=8)(torch.rand(2, 3, 32, 32))
+        >>> layer(x)
+        SpikeTrain([2, 16, 32, 32], time_steps=8, dtype=torch.float32, device=cpu)
     """
 
     def __init__(
@@ -265,6 +271,11 @@ class TandemConv1d(ConvolutionLayer, nn.Conv1d):  # type: ignore[misc]  # forwar
     Raises:
         TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape, or more padding than the input has values for.
+
+    Examples:
+        >>> layer = TandemConv1d(2, 4, kernel_size=5)
+        >>> layer(Encode(time_steps=8)(torch.rand(3, 2, 100)))
+        SpikeTrain([3, 4, 96], time_steps=8, dtype=torch.float32, device=cpu)
     """
 
     axes = "L"
@@ -386,6 +397,11 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
     Raises:
         TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape.
+
+    Examples:
+        >>> layer = TandemConvTranspose2d(3, 8, 2, stride=2)
+        >>> layer(Encode(time_steps=8)(torch.rand(2, 3, 16, 16))).shape
+        torch.Size([2, 8, 32, 32])
     """
 
     def __init__(

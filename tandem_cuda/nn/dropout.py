@@ -28,6 +28,13 @@ class TandemDropout(nn.Dropout):
     Raises:
         TypeError: the input is not a SpikeTrain.
         ValueError: ``p`` is outside [0, 1].
+
+    Examples:
+        >>> x = SpikeTrain.from_dense(torch.ones(8, 2, 10))
+        >>> TandemDropout(0.5)(x).amplitude
+        2.0
+        >>> TandemDropout(0.5).eval()(x).amplitude
+        1.0
     """
 
     copies: int = 1
@@ -51,6 +58,12 @@ class TandemDropout2d(nn.Dropout2d):
     Raises:
         TypeError: the input is not a SpikeTrain.
         ValueError: ``p`` is outside [0, 1], or the input is not [N, C, H, W].
+
+    Examples:
+        >>> x = SpikeTrain.from_dense(torch.ones(8, 2, 3, 5, 5))
+        >>> counts = TandemDropout2d(0.5)(x).count  # a channel is silent or whole
+        >>> bool(((counts == 0) | (counts == 8)).all())
+        True
     """
 
     copies: int = 1
@@ -81,6 +94,11 @@ class TandemStochasticDepth(nn.Module):
     Raises:
         TypeError: the input is not a SpikeTrain, or ``p`` is not a number.
         ValueError: ``p`` or ``mode`` is none of these.
+
+    Examples:
+        >>> x = SpikeTrain.from_dense(torch.ones(8, 2, 10))
+        >>> TandemStochasticDepth(1.0)(x).count.sum()
+        tensor(0.)
     """
 
     def __init__(self, p: float, mode: str = "row", scale: bool = True) -> None:

@@ -43,6 +43,12 @@ class TandemElementwise(TandemConv2d):
     Raises:
         TypeError: the input is not a SpikeTrain.
         ValueError: a wrong number of channels.
+
+    Examples:
+        >>> ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
+        >>> snn = convert(ann, time_steps=8)  # batch norm after a ReLU becomes neurons of its own
+        >>> type(snn.snn.get_submodule("2")).__name__
+        'TandemElementwise'
     """
 
     def __init__(

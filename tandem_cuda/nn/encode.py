@@ -17,6 +17,11 @@ class EncodedInput(NamedTuple):
     """Real input for the first tandem layer, which turns it into currents. Returned by :class:`Encode`.
 
     It is a tuple, hence a pytree, and works with ``torch.compile`` and the like.
+
+    Examples:
+        >>> encoded = Encode(4)(torch.ones(2, 3, 5))
+        >>> isinstance(encoded, EncodedInput), encoded.flatten().value.shape
+        (True, torch.Size([2, 15]))
     """
 
     value: Tensor
@@ -52,6 +57,11 @@ class Encode(nn.Module):
             (for recorded spikes use ``SpikeTrain.from_dense``).
         ValueError: ``time_steps`` < 1, an unknown mode, or ``scale`` is 0 or not finite; on the CPU, an input that
             contains NaN or infinity.
+
+    Examples:
+        >>> encoded = Encode(time_steps=4, mode="impulse")(torch.rand(2, 1, 28, 28))
+        >>> encoded.value.shape, encoded.time_steps, encoded.mode
+        (torch.Size([2, 1, 28, 28]), 4, 'impulse')
     """
 
     def __init__(self, time_steps: int, mode: str = "constant", scale: float = 1.0) -> None:
@@ -96,6 +106,11 @@ class Decode(nn.Module):
 
     Raises:
         TypeError: the input is not a SpikeTrain.
+
+    Examples:
+        >>> spikes = SpikeTrain.from_dense(torch.ones(4, 2, 10))  # 2 samples, 10 neurons that fire in all 4 steps
+        >>> Decode()(spikes)[0]
+        tensor([4., 4., 4., 4., 4., 4., 4., 4., 4., 4.])
     """
 
     scale: Tensor | None

@@ -34,6 +34,12 @@ class TandemGate(nn.Module):
     Raises:
         TypeError: the first input is not a SpikeTrain, or the gate is not a Tensor of its dtype.
         ValueError: the gate does not broadcast over the spikes.
+
+    Examples:
+        >>> x = SpikeTrain.from_dense(torch.ones(8, 1, 2, 1, 1))
+        >>> gate = torch.tensor([1.0, 0.5]).view(1, 2, 1, 1)
+        >>> TandemGate()(x, gate).count.flatten()
+        tensor([8., 4.])
     """
 
     def __init__(self, neuron: Neuron = IF(), signed: bool = False) -> None:

@@ -36,6 +36,13 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     Raises:
         TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape.
+
+    Examples:
+        >>> layer = TandemLinear(20, 5)
+        >>> spikes = layer(Encode(time_steps=8)(torch.rand(2, 20)))
+        >>> spikes.count.sum().backward()  # through the ANN
+        >>> layer.weight.grad.shape
+        torch.Size([5, 20])
     """
 
     def __init__(

@@ -209,6 +209,11 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
             not a bool.
         ValueError: the input is not [N, C, H, W], a window is larger than the padded image, or ``threshold``,
             ``amplitude``, ``initial`` or ``engine`` is invalid.
+
+    Examples:
+        >>> x = SpikeTrain.from_dense(torch.ones(4, 1, 1, 2, 2))
+        >>> SpikingAvgPool2d(2)(x).count
+        tensor([[[[4.]]]])
     """
 
     def __init__(
@@ -284,6 +289,11 @@ class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: i
             not a bool.
         ValueError: the input is not [N, C, H, W], or ``threshold``, ``amplitude``, ``initial`` or ``engine`` is
             invalid.
+
+    Examples:
+        >>> x = SpikeTrain.from_dense(torch.ones(4, 1, 3, 6, 6))
+        >>> SpikingAdaptiveAvgPool2d(1)(x).count.flatten()
+        tensor([4., 4., 4.])
     """
 
     def __init__(
@@ -330,6 +340,12 @@ class SpikeWindows(nn.Module):
     Raises:
         TypeError: the input is not a SpikeTrain.
         ValueError: the input is not [N, C, H, W], or a window is larger than the padded image.
+
+    Examples:
+        >>> x = SpikeTrain.from_dense(torch.ones(4, 1, 3, 6, 6))
+        >>> windows = SpikeWindows(2)(x)
+        >>> windows.shape, windows.amplitude
+        (torch.Size([1, 12, 3, 3]), 0.25)
     """
 
     def __init__(
@@ -405,6 +421,12 @@ class SpikingMaxPool2d(nn.MaxPool2d):
         TypeError: the input is not a SpikeTrain.
         ValueError: the input is not [N, C, H, W], a window is larger than the padded image, or ``return_indices`` is
             True.
+
+    Examples:
+        >>> bits = torch.tensor([[0b0001, 0b0111], [0b0000, 0b1000]], dtype=torch.uint8)  # T = 4, 2 x 2 neurons
+        >>> x = SpikeTrain(bits.view(1, 1, 1, 2, 2), time_steps=4)
+        >>> SpikingMaxPool2d(2)(x).count.item()
+        3.0
     """
 
     def __init__(
@@ -447,6 +469,11 @@ class SpikingGlobalMaxPool2d(nn.Module):
     Raises:
         TypeError: the input is not a SpikeTrain.
         ValueError: the input is not [N, C, H, W].
+
+    Examples:
+        >>> x = SpikeTrain.from_dense(torch.ones(4, 2, 3, 7, 5))
+        >>> SpikingGlobalMaxPool2d()(x).shape
+        torch.Size([2, 3, 1, 1])
     """
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:

@@ -47,6 +47,11 @@ class WeightQuantiser(nn.Module):
     Raises:
         TypeError: ``bits`` is not an int.
         ValueError: ``bits`` is none of these numbers.
+
+    Examples:
+        >>> from tandem_cuda.quantisation import WeightQuantiser
+        >>> WeightQuantiser(2)(torch.tensor([[0.9, -1.1, 0.1, 1.0]]))
+        tensor([[ 0.9900, -0.9900,  0.0000,  0.9900]])
     """
 
     input_scale: Tensor | None
@@ -142,7 +147,17 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def quantiser(layer: nn.Module) -> WeightQuantiser | None:
-    """Return the WeightQuantiser of a layer's weight, or None if it has none."""
+    """Return the WeightQuantiser of a layer's weight, or None if it has none.
+
+    Examples:
+        >>> from tandem_cuda.quantisation import quantiser
+        >>> layer = TandemLinear(3, 2)
+        >>> quantiser(layer) is None
+        True
+        >>> quantise(layer, 4)
+        >>> quantiser(layer).bits
+        4
+    """
     if not parametrize.is_parametrized(layer, "weight"):
         return None
     parametrizations: Any = layer.parametrizations

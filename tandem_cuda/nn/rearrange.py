@@ -87,17 +87,15 @@ REARRANGEMENTS: dict[str, tuple[Callable[..., Tensor], int, int | None]] = {
 class SpikeRearrange(nn.Module):
     """Move, copy or drop neurons, as a function of images does. There are no neurons of its own.
 
-    ============================================  =====================================================
-    ``how``                                       does what this does to the counts
-    ============================================  =====================================================
-    "zero_pad", left, right, top, bottom          nn.ZeroPad2d; negative numbers remove rows or columns
-    "upsample", rows, columns                     nn.Upsample with mode "nearest" and these factors
-    "pixel_shuffle", r; "pixel_unshuffle", r      nn.PixelShuffle, nn.PixelUnshuffle
-    "channel_shuffle", groups                     nn.ChannelShuffle
-    "channels", start, stop                       x[:, start:stop]
-    "flatten"                                     nn.Flatten
-    "unsqueeze"                                   x[:, :, None], images of height 1 for lines [N, C, L]
-    ============================================  =====================================================
+    | ``how`` and its arguments | what this does to the counts |
+    |---|---|
+    | "zero_pad", left, right, top, bottom | nn.ZeroPad2d; negative numbers remove rows or columns |
+    | "upsample", rows, columns | nn.Upsample with mode "nearest" and these factors |
+    | "pixel_shuffle", r; "pixel_unshuffle", r | nn.PixelShuffle, nn.PixelUnshuffle |
+    | "channel_shuffle", groups | nn.ChannelShuffle |
+    | "channels", start, stop | x[:, start:stop] |
+    | "flatten" | nn.Flatten |
+    | "unsqueeze" | x[:, :, None], images of height 1 for lines [N, C, L] |
 
     Args:
         how: the rearrangement.
@@ -111,6 +109,13 @@ class SpikeRearrange(nn.Module):
     Raises:
         TypeError: the input is not a SpikeTrain, or an argument is not an int.
         ValueError: an unknown rearrangement, or arguments that do not fit it or the input.
+
+    Examples:
+        >>> x = SpikeTrain.from_dense(torch.ones(4, 2, 3, 6, 6))
+        >>> SpikeRearrange("upsample", 2, 2)(x).shape
+        torch.Size([2, 3, 12, 12])
+        >>> SpikeRearrange("channels", 0, 1)(x).shape
+        torch.Size([2, 1, 6, 6])
     """
 
     def __init__(self, how: str, *arguments: int, signed: bool = False) -> None:
@@ -177,6 +182,11 @@ class SpikeCat(nn.Module):
         ValueError: the number of inputs is not that of ``signed``, or they differ in time steps, device, dtype or a
             dimension other than the channels; or their amplitudes are neither the same nor ``amplitudes``, up to a
             common factor. Dropout in training changes the amplitude, so it must not be in some branches only.
+
+    Examples:
+        >>> x = SpikeTrain.from_dense(torch.ones(4, 2, 3, 6, 6))
+        >>> SpikeCat(False, False)(x, x).shape
+        torch.Size([2, 6, 6, 6])
     """
 
     def __init__(self, *signed: bool, amplitudes: Sequence[float] | None = None) -> None:

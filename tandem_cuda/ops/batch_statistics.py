@@ -23,6 +23,11 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError: ``x`` is not a float32 or float64 tensor.
         ValueError: ``x`` has fewer than two dimensions or no elements.
+
+    Examples:
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> ops.batch_statistics(x)
+        (tensor([2.]), tensor([1.]))
     """
     op = "batch_statistics"
     checks.check_floating(op, "x", x)

@@ -58,6 +58,11 @@ def count_conv2d(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape or device, or an engine that does not support the weights.
         RuntimeError: on the CPU, a weight, scale or bias that is not finite; out of memory.
+
+    Examples:
+        >>> bits = ops.pack_spikes(torch.ones(4, 1, 1, 3, 3))
+        >>> ops.count_conv2d(bits, torch.full((1, 1, 3, 3), 0.125)).flatten()
+        tensor([4.5000])
     """
     op = "count_conv2d"
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)

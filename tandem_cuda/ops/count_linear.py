@@ -48,6 +48,11 @@ def count_linear(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape or device, or an engine that does not support the weights.
         RuntimeError: on the CPU, a weight, scale or bias that is not finite; out of memory.
+
+    Examples:
+        >>> bits = torch.tensor([[[0b1111, 0b0011]]], dtype=torch.uint8)
+        >>> ops.count_linear(bits, torch.tensor([[0.5, 0.25]]))
+        tensor([[2.5000]])
     """
     check_linear("count_linear", bits, count, weight, packed, scale, bias, engine)
     check_master("count_linear", weight, master, unit)

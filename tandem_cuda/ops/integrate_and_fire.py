@@ -56,6 +56,11 @@ def integrate_and_fire(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device, mode or T, or a state of neurons with ``two_phase``.
+
+    Examples:
+        >>> bits, total, state = ops.integrate_and_fire(torch.tensor([[0.5]]), time_steps=4)
+        >>> bin(bits.item()), total.item(), state.item()
+        ('0b1010', 2.0, 1.0)
     """
     op = "integrate_and_fire"
     checks.check_floating(op, "current", current)

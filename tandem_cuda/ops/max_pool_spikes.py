@@ -54,6 +54,12 @@ def max_pool_spikes(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device, window or T.
+
+    Examples:
+        >>> bits = torch.tensor([[0b0001, 0b0111], [0b0000, 0b1000]], dtype=torch.uint8).view(1, 1, 1, 2, 2)
+        >>> pooled, count = ops.max_pool_spikes(bits, 2, time_steps=4)
+        >>> bin(pooled.item())
+        '0b111'
     """
     op = "max_pool_spikes"
     checks.check_train(op, bits, time_steps)

@@ -52,6 +52,11 @@ def ordered_product(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape or device.
         RuntimeError: on the CPU, an int16 weight beyond 32639; out of memory.
+
+    Examples:
+        >>> q = torch.tensor([[1, 2, 3]], dtype=torch.int8)
+        >>> ops.ordered_product(torch.tensor([[0.5, 0.25, 1.0]]), q)
+        tensor([[4.]])
     """
     op = "ordered_product"
     checks.check_tensor(op, "x", x)

@@ -23,6 +23,12 @@ def pack_spikes(spikes: Tensor) -> Tensor:
         RuntimeError: an element is neither 0 nor 1 (on the CPU). On CUDA the call does not wait for the kernel, which
             prints the element and traps. As after a device-side assertion, the next synchronising call raises an error,
             and so does every later CUDA call of the process.
+
+    Examples:
+        >>> spikes = torch.zeros(8, 1, 2)  # [T, N, F]
+        >>> spikes[0, 0, 0] = spikes[7, 0, 0] = 1
+        >>> ops.pack_spikes(spikes)
+        tensor([[[129,   0]]], dtype=torch.uint8)
     """
     checks.check_tensor("pack_spikes", "spikes", spikes)
     if not (spikes.dtype.is_floating_point or spikes.dtype in (torch.bool, torch.uint8)):

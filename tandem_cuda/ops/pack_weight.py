@@ -38,6 +38,14 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
         ValueError: a shape or number of groups that no product accepts, or an ``out`` of the wrong size, dtype or
             device.
         RuntimeError: on the CPU, a weight that is not finite, or an int16 weight beyond 32639.
+
+    Examples:
+        >>> weight = torch.rand(16, 8, 3, 3)
+        >>> packed = ops.pack_weight(weight)
+        >>> bits = ops.pack_spikes(torch.ones(4, 1, 8, 6, 6))
+        >>> out = ops.spiking_conv2d(bits, weight, packed=packed, time_steps=4)[0]  # packs nothing
+        >>> torch.equal(out, ops.spiking_conv2d(bits, weight, time_steps=4)[0])
+        True
     """
     op = "pack_weight"
     checks.check_weight(op, weight)

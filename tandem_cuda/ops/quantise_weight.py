@@ -31,6 +31,14 @@ def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         TypeError: ``weight`` is not a float32 tensor, or ``bits`` is not an int.
         ValueError: ``bits`` is neither 8 nor 16, or ``weight`` has fewer than two dimensions or an empty one.
         RuntimeError: on the CPU, a weight that is not finite.
+
+    Examples:
+        >>> q, scale = ops.quantise_weight(torch.tensor([[0.5, -1.0], [2.0, 0.0]]), 8)
+        >>> q
+        tensor([[  64, -127],
+                [ 127,    0]], dtype=torch.int8)
+        >>> scale * 127
+        tensor([1., 2.])
     """
     op = "quantise_weight"
     checks.check_tensor(op, "weight", weight)

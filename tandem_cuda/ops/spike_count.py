@@ -21,6 +21,11 @@ def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     Raises:
         TypeError: wrong dtype.
         ValueError: ``bits`` has fewer than two dimensions or no plane.
+
+    Examples:
+        >>> bits = torch.tensor([[[0b101, 0b111]]], dtype=torch.uint8)
+        >>> ops.spike_count(bits)
+        tensor([[2., 3.]])
     """
     checks.check_bits("spike_count", bits)
     checks.check_dtype("spike_count", "dtype", dtype)

@@ -82,6 +82,12 @@ def spiking_conv2d(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device or T, or an engine that does not support the weights.
         RuntimeError: on the CPU, a weight, scale or bias that is not finite, or bits past T; out of memory.
+
+    Examples:
+        >>> bits = ops.pack_spikes(torch.ones(4, 1, 1, 3, 3))
+        >>> out, v, state = ops.spiking_conv2d(bits, torch.full((1, 1, 3, 3), 0.125), time_steps=4)
+        >>> bin(out.item()), v.item()
+        ('0b1111', 4.5)
     """
     op = "spiking_conv2d"
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)

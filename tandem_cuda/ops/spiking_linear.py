@@ -69,6 +69,12 @@ def spiking_linear(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device or T, or an engine that does not support the weights.
         RuntimeError: on the CPU, a weight, scale or bias that is not finite, or bits past T; out of memory.
+
+    Examples:
+        >>> bits = torch.tensor([[[0b1111, 0b0011]]], dtype=torch.uint8)  # [P, N, F]
+        >>> out, v, state = ops.spiking_linear(bits, torch.tensor([[0.5, 0.25]]), time_steps=4)
+        >>> bin(out.item()), v.item()
+        ('0b110', 2.5)
     """
     op = "spiking_linear"
     check_linear(op, bits, count, weight, packed, scale, bias, engine)

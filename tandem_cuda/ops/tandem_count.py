@@ -45,6 +45,16 @@ def tandem_count(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device, T or upper.
         RuntimeError: on the CPU, bits past T. On CUDA such bits are ignored.
+
+    Examples:
+        >>> v = torch.tensor([[2.5, -1.0]], requires_grad=True)
+        >>> bits, _, _ = ops.integrate_and_fire(v.detach() / 4, time_steps=4)
+        >>> count = ops.tandem_count(bits, v, time_steps=4)
+        >>> count.detach()
+        tensor([[2., 0.]])
+        >>> count.sum().backward()
+        >>> v.grad
+        tensor([[1., 0.]])
     """
     op = "tandem_count"
     checks.check_train(op, bits, time_steps)

@@ -53,6 +53,14 @@ def tandem_norm_count(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device, eps, threshold, T or upper.
         RuntimeError: on the CPU, bits past T. On CUDA such bits are ignored.
+
+    Examples:
+        >>> product = torch.tensor([[1.0], [3.0]], requires_grad=True)  # [N, O]
+        >>> bits = torch.tensor([[[0b0000], [0b0001]]], dtype=torch.uint8)
+        >>> mean, var = product.detach().mean(0), product.detach().var(0, unbiased=False)
+        >>> count = ops.tandem_norm_count(bits, product, mean, var, torch.ones(1), torch.zeros(1), time_steps=4)
+        >>> count.detach().flatten()
+        tensor([0., 1.])
     """
     op = "tandem_norm_count"
     checks.check_train(op, bits, time_steps)

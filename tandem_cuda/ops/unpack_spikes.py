@@ -25,6 +25,11 @@ def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.floa
         TypeError: wrong dtype.
         ValueError: T < 1 or the number of planes does not match it.
         RuntimeError: on the CPU, bits past T.
+
+    Examples:
+        >>> bits = torch.tensor([[[0b101]]], dtype=torch.uint8)
+        >>> ops.unpack_spikes(bits, time_steps=3).flatten()
+        tensor([1., 0., 1.])
     """
     checks.check_train("unpack_spikes", bits, time_steps)
     if dtype not in _DTYPES:

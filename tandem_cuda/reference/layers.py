@@ -21,6 +21,11 @@ class DenseTrain:
     """Spikes [T, N, ...] as a float tensor of 0 and 1, and their count [N, ...], which carries the tandem gradient.
 
     amplitude: weight of one spike in the next layer.
+
+    Examples:
+        >>> train = reference.DenseTrain(torch.ones(4, 2, 3))
+        >>> train.count.shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, spikes: Tensor, count: Tensor | None = None, amplitude: float = 1.0) -> None:
@@ -55,7 +60,12 @@ class DenseTrain:
 
 @dataclass(frozen=True)
 class EncodedInput:
-    """Real-valued input [N, ...] that a tandem layer turns into currents over time_steps steps."""
+    """Real-valued input [N, ...] that a tandem layer turns into currents over time_steps steps.
+
+    Examples:
+        >>> isinstance(reference.Encode(4)(torch.rand(2, 3)), reference.EncodedInput)
+        True
+    """
 
     value: Tensor
     time_steps: int
@@ -67,7 +77,13 @@ class EncodedInput:
 
 
 class Encode(nn.Module):
-    """Mark real-valued input [N, ...] as a current: constant (at every time step) or impulse (at the first one)."""
+    """Mark real-valued input [N, ...] as a current: constant (at every time step) or impulse (at the first one).
+
+    Examples:
+        >>> encoded = reference.Encode(4, "impulse")(torch.rand(2, 3))
+        >>> encoded.time_steps, encoded.mode
+        (4, 'impulse')
+    """
 
     def __init__(self, time_steps: int, mode: str = "constant") -> None:
         super().__init__()
@@ -83,7 +99,13 @@ class Encode(nn.Module):
 
 
 class Decode(nn.Module):
-    """Convert a spike train to spike counts [N, ...], the input of an ordinary nn.Linear."""
+    """Convert a spike train to spike counts [N, ...], the input of an ordinary nn.Linear.
+
+    Examples:
+        >>> train = reference.DenseTrain(torch.ones(4, 2, 3))
+        >>> reference.Decode()(train)[0]
+        tensor([4., 4., 4.])
+    """
 
     def forward(self, x: Any) -> Tensor:
         """Return the count of a spike train, [N, ...], times the weight of a spike."""
@@ -214,6 +236,16 @@ class TandemConv2d(_TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: s
     The constructor takes the arguments of nn.Conv2d, and norm (None, or "batch" for an nn.BatchNorm2d), neuron (IF or
     LIF), learn_threshold (multiply the threshold by exp(log_threshold), a parameter) and form: "loop" for one
     convolution per time step, "folded" for one with time folded into the batch.
+
+    Examples:
+        >>> fast = TandemConv2d(1, 4, 3)
+        >>> slow = reference.TandemConv2d(1, 4, 3)
+        >>> _ = slow.load_state_dict(fast.state_dict())
+        >>> x = torch.rand(2, 1, 6, 6)
+        >>> slow(reference.Encode(8)(x)).spikes.shape
+        torch.Size([8, 2, 4, 4, 4])
+        >>> torch.equal(slow(reference.Encode(8)(x)).count, fast(Encode(8)(x)).count)
+        True
     """
 
     norm_class = nn.BatchNorm2d
@@ -225,7 +257,13 @@ class TandemConv2d(_TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: s
 
 
 class TandemLinear(_TandemLayer, nn.Linear):  # type: ignore[misc]  # as above
-    """Linear layer, optional batch norm (nn.BatchNorm1d) and spiking neurons; otherwise as TandemConv2d."""
+    """Linear layer, optional batch norm (nn.BatchNorm1d) and spiking neurons; otherwise as TandemConv2d.
+
+    Examples:
+        >>> layer = reference.TandemLinear(20, 5)
+        >>> layer(reference.Encode(8)(torch.rand(2, 20))).spikes.shape
+        torch.Size([8, 2, 5])
+    """
 
     norm_class = nn.BatchNorm1d
 
@@ -235,7 +273,13 @@ class TandemLinear(_TandemLayer, nn.Linear):  # type: ignore[misc]  # as above
 
 
 class TandemConv1d(_TandemLayer, nn.Conv1d):  # type: ignore[misc]  # as above
-    """Convolution of [N, C, L], optional batch norm (nn.BatchNorm1d) and spiking neurons; otherwise as TandemConv2d."""
+    """Convolution of [N, C, L], optional batch norm (nn.BatchNorm1d) and spiking neurons; otherwise as TandemConv2d.
+
+    Examples:
+        >>> layer = reference.TandemConv1d(2, 4, kernel_size=5)
+        >>> layer(reference.Encode(8)(torch.rand(3, 2, 100))).count.shape
+        torch.Size([3, 4, 96])
+    """
 
     norm_class = nn.BatchNorm1d
 
@@ -246,7 +290,13 @@ class TandemConv1d(_TandemLayer, nn.Conv1d):  # type: ignore[misc]  # as above
 
 
 class TandemConvTranspose2d(_TandemLayer, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
-    """Transposed convolution, optional batch norm and spiking neurons; otherwise as TandemConv2d."""
+    """Transposed convolution, optional batch norm and spiking neurons; otherwise as TandemConv2d.
+
+    Examples:
+        >>> layer = reference.TandemConvTranspose2d(3, 8, 2, stride=2)
+        >>> layer(reference.Encode(8)(torch.rand(2, 3, 4, 4))).count.shape
+        torch.Size([2, 8, 8, 8])
+    """
 
     norm_class = nn.BatchNorm2d
     output_dim = 1
@@ -258,7 +308,14 @@ class TandemConvTranspose2d(_TandemLayer, nn.ConvTranspose2d):  # type: ignore[m
 
 
 class TandemAdd(nn.Module):
-    """Neurons driven by the summed currents of several branches: tandem layers or nn.Identity, with one input each."""
+    """Neurons driven by the summed currents of several branches: tandem layers or nn.Identity, with one input each.
+
+    Examples:
+        >>> join = reference.TandemAdd(reference.TandemLinear(3, 3), nn.Identity())
+        >>> train = reference.DenseTrain(torch.ones(4, 2, 3))
+        >>> join(train, train).count.shape
+        torch.Size([2, 3])
+    """
 
     log_threshold: nn.Parameter | None
 
@@ -317,15 +374,32 @@ class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # 
     """IF neurons driven by a window's mean at every time step.
 
     Takes the arguments of nn.AvgPool2d, threshold, initial and two_phase.
+
+    Examples:
+        >>> train = reference.DenseTrain(torch.ones(4, 1, 1, 2, 2))
+        >>> reference.SpikingAvgPool2d(2)(train).count
+        tensor([[[[4.]]]])
     """
 
 
 class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
-    """SpikingAvgPool2d with the windows and arguments of nn.AdaptiveAvgPool2d."""
+    """SpikingAvgPool2d with the windows and arguments of nn.AdaptiveAvgPool2d.
+
+    Examples:
+        >>> train = reference.DenseTrain(torch.ones(4, 1, 3, 6, 6))
+        >>> reference.SpikingAdaptiveAvgPool2d(1)(train).count.flatten()
+        tensor([4., 4., 4.])
+    """
 
 
 class SpikingMaxPool2d(nn.MaxPool2d):
-    """Spike when the largest count of a window grows: max pooling of the counts, in value and gradient."""
+    """Spike when the largest count of a window grows: max pooling of the counts, in value and gradient.
+
+    Examples:
+        >>> train = reference.DenseTrain(torch.ones(4, 1, 1, 2, 2))
+        >>> reference.SpikingMaxPool2d(2)(train).count
+        tensor([[[[4.]]]])
+    """
 
     def forward(self, x: Any) -> DenseTrain:
         """Pool a spike train of images."""
@@ -338,7 +412,12 @@ class SpikingMaxPool2d(nn.MaxPool2d):
 
 
 class TandemDropout(nn.Dropout):
-    """Dropout with one mask for the spikes of all time steps and for their count; spikes weigh 1 / (1 - p)."""
+    """Dropout with one mask for the spikes of all time steps and for their count; spikes weigh 1 / (1 - p).
+
+    Examples:
+        >>> reference.TandemDropout(0.5)(reference.DenseTrain(torch.ones(4, 2, 3))).amplitude
+        2.0
+    """
 
     def forward(self, x: Any) -> DenseTrain:  # type: ignore[override]
         """Drop neurons of a spike train."""
@@ -355,7 +434,12 @@ class TandemDropout(nn.Dropout):
 
 
 class TandemDropout2d(TandemDropout):
-    """Dropout of whole channels: one draw per channel."""
+    """Dropout of whole channels: one draw per channel.
+
+    Examples:
+        >>> reference.TandemDropout2d(0.5)(reference.DenseTrain(torch.ones(4, 2, 3, 5, 5))).amplitude
+        2.0
+    """
 
     def mask_shape(self, shape: torch.Size) -> Sequence[int]:
         """Return the shape of the mask for neurons [N, C, H, W]."""

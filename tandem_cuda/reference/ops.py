@@ -29,6 +29,11 @@ def neuron_loop(
     parameters are first rounded to that dtype. A potential that is NaN never fires. The outputs have no gradient: in
     tandem learning no gradient flows through spikes or through time. Neurons with two_phase receive all currents in the
     first step; they take no state.
+
+    Examples:
+        >>> spikes, state = reference.neuron_loop([torch.tensor([0.5])] * 4)
+        >>> spikes.flatten()
+        tensor([0., 1., 0., 1.])
     """
     with torch.no_grad():
         if neuron.two_phase:
@@ -86,7 +91,14 @@ def couple(v: Tensor, count: Tensor, time_steps: int, neuron: Neuron, upper: flo
 
 
 def pack_spikes(spikes: Tensor) -> Tensor:
-    """Pack spikes [T, N, ...] of 0 and 1 (any dtype) into bits uint8 [P, N, ...]; bit i of plane p is step 8p + i."""
+    """Pack spikes [T, N, ...] of 0 and 1 (any dtype) into bits uint8 [P, N, ...]; bit i of plane p is step 8p + i.
+
+    Examples:
+        >>> spikes = torch.zeros(8, 1, 2)  # [T, N, F]
+        >>> spikes[0, 0, 0] = spikes[7, 0, 0] = 1
+        >>> reference.pack_spikes(spikes)
+        tensor([[[129,   0]]], dtype=torch.uint8)
+    """
     check_time_steps("pack_spikes", spikes.shape[0])
     planes = []
     for chunk in torch.split(spikes != 0, 8):
@@ -98,7 +110,13 @@ def pack_spikes(spikes: Tensor) -> Tensor:
 
 
 def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Unpack bits uint8 [P, N, ...] into spikes [T, N, ...], 0 or 1 in dtype."""
+    """Unpack bits uint8 [P, N, ...] into spikes [T, N, ...], 0 or 1 in dtype.
+
+    Examples:
+        >>> bits = torch.tensor([[[0b101]]], dtype=torch.uint8)
+        >>> reference.unpack_spikes(bits, time_steps=3).flatten()
+        tensor([1., 0., 1.])
+    """
     _check_bits("unpack_spikes", bits, time_steps)
     return torch.stack([(bits[t // 8] >> (t % 8)) & 1 for t in range(time_steps)]).to(dtype)
 
@@ -119,6 +137,12 @@ def max_pool_spikes(
 
     bits: [P, N, C, H, W]; count: int32 [N, C, H, W], spikes of earlier time steps. Returns bits [P, N, C, Ho, Wo] and
     the counts after the last step, or an empty tensor. A window entirely in the padding has no spikes.
+
+    Examples:
+        >>> bits = torch.tensor([[0b0001, 0b0111], [0b0000, 0b1000]], dtype=torch.uint8).view(1, 1, 1, 2, 2)
+        >>> pooled, count = reference.max_pool_spikes(bits, 2, time_steps=4)
+        >>> bin(pooled.item())
+        '0b111'
     """
     start = torch.zeros(bits.shape[1:], dtype=torch.int32) if count is None else count
     counts = [start, *(start + c for c in unpack_spikes(bits, time_steps, torch.float64).cumsum(0))]
@@ -128,7 +152,13 @@ def max_pool_spikes(
 
 
 def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Count the spikes of bits uint8 [P, N, ...] per neuron, [N, ...]. Unused high bits are zero: T is not needed."""
+    """Count the spikes of bits uint8 [P, N, ...] per neuron, [N, ...]. Unused high bits are zero: T is not needed.
+
+    Examples:
+        >>> bits = torch.tensor([[[0b101, 0b111]]], dtype=torch.uint8)
+        >>> reference.spike_count(bits)
+        tensor([[2., 3.]])
+    """
     return unpack_spikes(bits, 8 * bits.shape[0], dtype).sum(0)
 
 
@@ -143,6 +173,16 @@ def tandem_count(
 
     d count / d pre_activation is the neuron's slope, (v > 0) / threshold for IF; it is zero above `upper`. The result
     is [N, ...] in the dtype of pre_activation.
+
+    Examples:
+        >>> v = torch.tensor([[2.5, -1.0]], requires_grad=True)
+        >>> bits, _, _ = reference.integrate_and_fire(v.detach() / 4, time_steps=4)
+        >>> count = reference.tandem_count(bits, v, time_steps=4)
+        >>> count.detach()
+        tensor([[2., 0.]])
+        >>> count.sum().backward()
+        >>> v.grad
+        tensor([[1., 0.]])
     """
     _check_bits("tandem_count", bits, time_steps)
     return couple(pre_activation, spike_count(bits, pre_activation.dtype), time_steps, neuron, upper)
@@ -165,6 +205,14 @@ def tandem_norm_count(
 
     mean, var: [C], mean and biased variance of product over all dimensions but C. Only the kernels use them. gamma,
     beta: [C]. Returns [N, C, ...] in the dtype of product.
+
+    Examples:
+        >>> product = torch.tensor([[1.0], [3.0]], requires_grad=True)  # [N, O]
+        >>> bits = torch.tensor([[[0b0000], [0b0001]]], dtype=torch.uint8)
+        >>> mean, var = product.detach().mean(0), product.detach().var(0, unbiased=False)
+        >>> count = reference.tandem_norm_count(bits, product, mean, var, torch.ones(1), torch.zeros(1), time_steps=4)
+        >>> count.detach().flatten()
+        tensor([0., 1.])
     """
     v = F.batch_norm(product, None, None, gamma, beta, training=True, eps=eps)
     return tandem_count(bits, v, time_steps, IF(threshold), upper)
@@ -188,6 +236,11 @@ def integrate_and_fire(
     "series", current [T, N, C, ...]; "once", as "impulse", but with the bias at t = 1 alone. scale, bias: [C]; state:
     [S, N, C, ...].
     Returns bits [P, N, C, ...], the sum of x[t] (differentiable) [N, C, ...] and the final state [S, N, C, ...].
+
+    Examples:
+        >>> bits, total, state = reference.integrate_and_fire(torch.tensor([[0.5]]), time_steps=4)
+        >>> bin(bits.item()), total.item(), state.item()
+        ('0b1010', 2.0, 1.0)
     """
     check_time_steps("integrate_and_fire", time_steps)
     steps: Sequence[Tensor]
@@ -235,6 +288,12 @@ def spiking_linear(
     step; state: [S, N, ..., O]; scale: [O], gets no gradient; count: [N, ..., F], gets the gradient of the sum, but its
     value is not read.
     Returns bits [P, N, ..., O], the sum of x[t] (differentiable) [N, ..., O] and the final state [S, N, ..., O].
+
+    Examples:
+        >>> bits = torch.tensor([[[0b1111, 0b0011]]], dtype=torch.uint8)  # [P, N, F]
+        >>> out, v, state = reference.spiking_linear(bits, torch.tensor([[0.5, 0.25]]), time_steps=4)
+        >>> bin(out.item()), v.item()
+        ('0b110', 2.5)
     """
     _check_bits("spiking_linear", bits, time_steps)
     with torch.no_grad():
@@ -272,6 +331,12 @@ def spiking_conv2d(
     bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; bias: [O], per time step; state: [S, N, O, Ho, Wo]; scale:
     [O]; count: [N, C, H, W]. Returns bits [P, N, O, Ho, Wo], the sum [N, O, Ho, Wo] and the final state
     [S, N, O, Ho, Wo].
+
+    Examples:
+        >>> bits = reference.pack_spikes(torch.ones(4, 1, 1, 3, 3))
+        >>> out, v, state = reference.spiking_conv2d(bits, torch.full((1, 1, 3, 3), 0.125), time_steps=4)
+        >>> bin(out.item()), v.item()
+        ('0b1111', 4.5)
     """
     _check_bits("spiking_conv2d", bits, time_steps)
     with torch.no_grad():
@@ -313,6 +378,11 @@ def count_linear(
 
     weight: of any dtype of `tandem_cuda.ops`, int8 only with a scale; bias, scale: [O], the scale gets no gradient;
     count: [N, ..., F], gets the gradient of the counts, but its value is not read.
+
+    Examples:
+        >>> bits = torch.tensor([[[0b1111, 0b0011]]], dtype=torch.uint8)
+        >>> reference.count_linear(bits, torch.tensor([[0.5, 0.25]]))
+        tensor([[2.5000]])
     """
     return _linear(_count(bits, count, _dtype(weight)), weight, bias, scale)
 
@@ -329,7 +399,13 @@ def count_conv2d(
     scale: Tensor | None = None,
     count: Tensor | None = None,
 ) -> Tensor:
-    """Work as count_linear, with a 2-D convolution: [P, N, C, H, W], weight [O, C/groups, kH, kW] -> [N, O, Ho, Wo]."""
+    """Work as count_linear, with a 2-D convolution: [P, N, C, H, W], weight [O, C/groups, kH, kW] -> [N, O, Ho, Wo].
+
+    Examples:
+        >>> bits = reference.pack_spikes(torch.ones(4, 1, 1, 3, 3))
+        >>> reference.count_conv2d(bits, torch.full((1, 1, 3, 3), 0.125)).flatten()
+        tensor([4.5000])
+    """
     dense = _count(bits, count, _dtype(weight))
     return _conv2d(dense, weight, bias, scale, stride, padding, dilation, groups)
 
@@ -349,6 +425,11 @@ def ordered_product(
 
     x: float32 [N, C, H, W] or [N, ..., F]; weight: int8 or int16 [O, C/groups, kH, kW] or [O, F]; master: in the shape
     of the weight, gets the gradient of weight * unit, but its value is not read; unit: [O], or None for 1.
+
+    Examples:
+        >>> q = torch.tensor([[1, 2, 3]], dtype=torch.int8)
+        >>> reference.ordered_product(torch.tensor([[0.5, 0.25, 1.0]]), q)
+        tensor([[4.]])
     """
     linear = weight.dim() == 2
     image, kernel = x, weight.to(x.dtype)
@@ -376,6 +457,14 @@ def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Return the nearest integers to weight / scale, and the scale [O]: a channel's largest weight over 127 or 32639.
 
     weight: float32 [O, ...]; bits: 8 or 16. The integers are int8 or int16; a channel of zeros has scale 1.
+
+    Examples:
+        >>> q, scale = reference.quantise_weight(torch.tensor([[0.5, -1.0], [2.0, 0.0]]), 8)
+        >>> q
+        tensor([[  64, -127],
+                [ 127,    0]], dtype=torch.int8)
+        >>> scale * 127
+        tensor([1., 2.])
     """
     largest, dtype = (127, torch.int8) if bits == 8 else (32639, torch.int16)
     scale = weight.abs().flatten(1).amax(1) / largest
