@@ -26,9 +26,11 @@ from tandem_cuda import (
     TandemDropout,
     TandemGate,
     TandemLinear,
+    ops,
     quantise,
 )
 from tandem_cuda.nn import constants as constants_of_layers
+from tandem_cuda.nn.quantiser import WeightQuantiser
 from tandem_cuda.ops import checks
 
 # Operators, whatever the overload.
@@ -180,6 +182,10 @@ def test_inference_rounds_alike_on_all_devices(kind):
     with torch.no_grad(), DividesByNumbers() as mode:
         net(torch.randn(4, 3, 10, 10))
         gate(SpikeTrain.from_dense((torch.rand(3, 2, 4, 5, 5) < 0.3).float()), torch.rand(2, 4, 1, 1))
+        for bits in (4, 8, 16):
+            WeightQuantiser(bits)(torch.randn(3, 5))
+        for bits in (8, 16):
+            ops.quantise_weight(torch.randn(3, 5, device="meta"), bits)  # as on any device but the CPU
         torch.ones(1) / 3
     assert len(mode.found) == 1  # the last line's
 
