@@ -170,7 +170,7 @@ def test_averages_of_spikes_of_different_weight():
     """Each channel has the weight of the layer that it comes from."""
 
     def middle(net, x):
-        x = F.adaptive_avg_pool2d(torch.cat([x, F.relu(net.a(x)) * 1], 1), 4)
+        x = F.adaptive_avg_pool2d(torch.cat([x, F.relu(F.relu(net.a(x)) * 2)], 1), 4)
         return F.relu(net.b(x))
 
     torch.manual_seed(0)
@@ -180,7 +180,7 @@ def test_averages_of_spikes_of_different_weight():
     pool = found["adaptive_avg_pool2d"]
     with torch.no_grad():
         first = F.relu(ann.norm(ann.first(x)))
-        wanted = F.adaptive_avg_pool2d(torch.cat([first, F.relu(ann.a(first))], 1), 4)
+        wanted = F.adaptive_avg_pool2d(torch.cat([first, 2 * F.relu(ann.a(first))], 1), 4)
     weights = [snn.levels["first"] / 16] * 8 + [snn.levels["mul"] / 16] * 4
     weights = torch.tensor(weights).double().view(12, 1, 1) * pool.amplitude
     layer = named(report)["adaptive_avg_pool2d"]

@@ -24,10 +24,13 @@ from tandem_cuda import (
     TandemAdd,
     TandemConv2d,
     TandemDropout,
+    TandemGate,
     TandemLinear,
+    ops,
     quantise,
 )
 from tandem_cuda.nn import constants as constants_of_layers
+from tandem_cuda.nn.quantiser import WeightQuantiser
 from tandem_cuda.ops import checks
 
 # Operators, whatever the overload.
@@ -158,7 +161,36 @@ def test_inference(kind):
     assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize(("bits", "forward", "backward"), [(None, 22, 3), (8, 24, 6)])
+class DividesByNumbers(TorchDispatchMode):
+    """Notes divisions by a number, for which CUDA multiplies by its reciprocal: the CPU may round otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name in ("aten::div", "aten::div_") and not isinstance(args[1], torch.Tensor):
+            self.found.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inference_rounds_alike_on_all_devices(kind):
+    net = Layers(*KINDS[kind]).eval()
+    gate = TandemGate(IF(0.5))
+    net.encode = Encode(3)
+    with torch.no_grad(), DividesByNumbers() as mode:
+        net(torch.randn(4, 3, 10, 10))
+        gate(SpikeTrain.from_dense((torch.rand(3, 2, 4, 5, 5) < 0.3).float()), torch.rand(2, 4, 1, 1))
+        for bits in (4, 8, 16):
+            WeightQuantiser(bits)(torch.randn(3, 5))
+        for bits in (8, 16):
+            ops.quantise_weight(torch.randn(3, 5, device="meta"), bits)  # as on any device but the CPU
+        torch.ones(1) / 3
+    assert len(mode.found) == 1  # the last line's
+
+
+@pytest.mark.parametrize(("bits", "forward", "backward"), [(None, 23, 3), (8, 25, 6)])
 def test_launches_of_a_layer_with_batch_norm(bits, forward, backward):
     """docs/cuda.md has these numbers."""
     layer = TandemConv2d(16, 16, 3, padding=1, bias=False, norm="batch")

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..ops.division import divided
+
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
@@ -86,4 +88,4 @@ def spike_scale(weight: Tensor, amplitude: float, gain: Tensor | None = None) ->
 
 def per_step(bias: Tensor | None, steps: int) -> Tensor | None:
     """Return the part of a bias that enters at each time step."""
-    return None if bias is None else bias / steps
+    return None if bias is None else divided(bias, steps)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..neuron import IF, Neuron, check_neuron
 from ..ops import checks
+from ..ops.division import divided
 from ..spike_train import SpikeTrain
 from .coupling import coupled, needs_gradient
 from .encode import Decode
@@ -70,9 +71,8 @@ class TandemGate(nn.Module):
 
     def fired(self, v: Tensor, steps: int) -> Tensor:
         """Return the bits of neurons that integrate v."""
-        bits, _, _ = ops.integrate_and_fire(
-            v.detach() / steps, steps, neuron=self.neuron, want_sum=False, want_state=False
-        )
+        v = divided(v.detach(), steps)
+        bits, _, _ = ops.integrate_and_fire(v, steps, neuron=self.neuron, want_sum=False, want_state=False)
         return bits
 
     def extra_repr(self) -> str:

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from .. import ops
 from ..ops import checks
+from ..ops.division import divided
 
 WIDTHS = (*range(2, 9), 16)
 """Numbers of bits that weights can have."""
@@ -118,7 +119,7 @@ class WeightQuantiser(nn.Module):
 
     def _rounded(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
         """Return whole numbers, in the dtype of the weights, and scales [G, 1, O/G, 1]; 1 for channels of zeros."""
-        largest = grouped.abs().amax((1, 3), keepdim=True) / self.largest
+        largest = divided(grouped.abs().amax((1, 3), keepdim=True), self.largest)
         best = torch.where(largest > 0, largest, torch.ones_like(largest))
         if self.bits in ops.LARGEST:
             return self._divided(grouped, best), best

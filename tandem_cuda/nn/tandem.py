@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from .. import ops
 from ..neuron import IF, Neuron, check_neuron
 from ..ops import autocast, checks
+from ..ops.division import divided
 from ..ops.gradient import refuse_tangents
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
@@ -226,7 +227,7 @@ class TandemLayer(nn.Module, ABC):
             v = self._units(current, kernel)  # with constant input v / T, the current of each step
             if needs_gradient(current, bias, self.log_threshold):  # otherwise v is not needed
                 if bias is not None and (gained or not constant):
-                    v = v + self.per_channel(bias / steps if constant else bias)
+                    v = v + self.per_channel(divided(bias, steps) if constant else bias)
                 v = self._in_thresholds(v, self._learning_unit(v.shape, steps))
             couple = self._couple(v, steps, 1 / steps if constant else 1.0)
         with torch.no_grad():

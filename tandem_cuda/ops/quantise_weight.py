@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .division import divided
 
 LARGEST = {8: 127, 16: 32639}
 """By bits, the largest integer. Of 16 bits it is 256 * 127 + 127, which two signed digits of 8 bits hold."""
@@ -54,7 +55,7 @@ def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     if weight.is_cpu:
         return torch.ops.tandem_cuda.quantise_weight(weight, largest)
     dtype = torch.int8 if bits == 8 else torch.int16
-    scale = weight.abs().amax(tuple(range(1, weight.dim()))) / largest
+    scale = divided(weight.abs().amax(tuple(range(1, weight.dim()))), largest)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     whole = weight / scale.view(-1, *[1] * (weight.dim() - 1))
     return whole.round_().clamp_(-largest, largest).to(dtype), scale
