@@ -480,15 +480,18 @@ def test_an_activation_in_place_by_position_is_refused():
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_writes_to_an_encoded_input_are_refused(again):
+@pytest.mark.parametrize("alias", [lambda net, x: x, lambda net, x: x.swapaxes(2, 3), lambda net, x: net.drop(x)])
+def test_writes_to_an_encoded_input_are_refused(again, alias):
     def run(net, x):
         y = net.first(x)
-        x.mul_(2)
+        alias(net, x).mul_(2)
         y = F.relu(y + net.other(x)) if again else F.relu(y)
         return net.fc(y.mean((2, 3)))
 
     with pytest.raises(ValueError, match=r"mul_ .*write out of place"):
-        convert(Net(run, first=conv(3, 8), other=conv(3, 8), fc=nn.Linear(8, 5)), 4)
+        convert(
+            Net(run, first=conv(3, 8), other=conv(3, 8), fc=nn.Linear(8, 5), drop=nn.FeatureAlphaDropout()).eval(), 4
+        )
 
 
 @pytest.mark.parametrize("dropout", [nn.Dropout, nn.Dropout2d])

@@ -121,8 +121,8 @@ def test_integrate_and_fire(bias):
 
 def test_integrate_and_fire_series():
     """Currents of more than 2^31 elements, each step of fewer."""
-    needs(12)
-    current = torch.zeros(3, ROWS // 2, WIDE)
+    needs(14)
+    current = torch.zeros(3, ROWS // 3 + 1, WIDE)
     current[2, -1, -1] = 1.0
     bits, _, state = ops.integrate_and_fire(current, 3, mode="series", want_sum=False)
     assert current.numel() > 2**31

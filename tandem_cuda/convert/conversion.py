@@ -44,17 +44,17 @@ from .advice import (
 from .gates import gated
 from .record import Origin, Record
 from .rules import Call, Unconvertible, WeightRule, applied, fire, rule_for, weights_of
-from .trace import dropout_of, kept, kind_of, leading_to, name_in_ann, owner_of, parametrized, scope_of, word_of
+from .trace import VIEWS, dropout_of, kept, kind_of, leading_to, name_in_ann, owner_of, parametrized, scope_of, word_of
 from .values import Branch, Broken, Current, Pooled, Real, Source, Train
 
-VIEWS = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-"""Modules whose output may share memory with their input, in eval mode."""
 _VIEWS = {
     *("view", "view_as", "reshape", "flatten", "unflatten", "contiguous", "transpose", "permute", "movedim", "narrow"),
     *("getitem", "chunk", "split", "squeeze", "unsqueeze", "expand", "expand_as", "detach", "select", "unbind", "t"),
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "float", "double", "to", "type"),
+    *("swapaxes", "swapdims", "moveaxis", "ravel", "tensor_split", "diagonal", "unfold", "getattr"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
+    *("float", "double", "to", "type"),
 }
-"""The same, of functions and methods."""
+"""Functions and methods that may return the memory of their first argument."""
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow}
 
 

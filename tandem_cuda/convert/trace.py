@@ -26,6 +26,9 @@ from ..nn.batch_norm import HOOKS
 from ..nn.modes import evaluating
 from ..nn.tandem import stored
 
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
+"""Modules whose output may share memory with their input."""
 DROPOUTS: dict[Any, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..convert import sized_as_traced
+from ..convert.trace import VIEWS
 from ..ops import checks
 from .forms import (
     LOADERS,
@@ -29,7 +30,7 @@ from .forms import (
     check_tensors,
     frozen_tensor,
 )
-from .plain import VIEWS, FrozenFlatten, FrozenModule, tried, writes_in_place
+from .plain import FrozenFlatten, FrozenModule, tried, writes_in_place
 
 
 def _words(text: str) -> list[str]:

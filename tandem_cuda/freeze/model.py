@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..convert import TandemNetwork, flattened_to
+from ..convert.trace import VIEWS
 from .forms import ENCODED, FORMS, FrozenLayer, Value, class_of
 from .functions import frozen_call, writes, writes_alone
 from .graph import INPUT, Node, mapped, output_value
 from .network import FrozenNetwork
-from .plain import VIEWS, writes_in_place
+from .plain import writes_in_place
 
 
 def freeze(model: nn.Module) -> FrozenNetwork:

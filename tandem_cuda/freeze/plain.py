@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..convert.trace import IDLE
 from ..ops import checks
 from .forms import (
     REAL,
@@ -47,9 +48,6 @@ MODULES: tuple[type[nn.Module], ...] = (
     *(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
 )
 """Module classes that can be frozen, in addition to nn.Linear, nn.Flatten, nn.Identity and dropout."""
-IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
-"""Modules whose output may share memory with their input."""
 
 
 def _parameters(module_class: type[nn.Module]) -> list[str]:
