@@ -19,7 +19,7 @@ BUILD = ROOT / "build" / "sanitize"
 TREE = BUILD / "tree"
 TESTS = ("pack_spikes", "unpack_spikes", "spike_count", "tandem_count", "tandem_norm_count", "integrate_and_fire")
 TESTS += ("pack_weight", "spiking_linear", "spiking_conv2d", "count_linear", "count_conv2d", "depthwise")
-TESTS += ("conv2d_weight_gradient",)
+TESTS += ("conv2d_weight_gradient", "fold_norm", "update_statistics")
 
 
 # Reads 12,000 bytes past the end of an array.
