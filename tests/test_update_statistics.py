@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from exact import SEEDS, same
+from exact import SEEDS, same, slow
 from tandem_cuda import SpikeTrain, TandemLinear, ops
 from tandem_cuda import reference as ref
 from tensors import FLOATS, META, normal, planes
@@ -93,7 +93,7 @@ def test_versions_count_up():
         gain.sum().backward()
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", slow("inductor")])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled(backend, dynamic):
     """The caller's tensors change, in place."""

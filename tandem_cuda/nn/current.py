@@ -53,10 +53,10 @@ class Affine(NamedTuple):
 
 def affine(norm: Norm | None, bias: Tensor | None) -> Affine:
     """Return a layer's bias, [O], folded with its batch norm, using the running statistics."""
-    return Affine(None, bias) if norm is None else Affine(*folded(norm, bias))
+    return Affine(None, bias) if norm is None else Affine(*folded_drive(norm, bias))
 
 
-def folded(
+def folded_drive(
     norm: Norm, bias: Tensor | None, unit: Tensor | None = None, steps: int = 1, amplitude: float = 1
 ) -> tuple[Tensor, Tensor]:
     """Return ``affine(norm, bias).of_integers(unit).drive(weight, steps, amplitude)``, computed by one operator."""

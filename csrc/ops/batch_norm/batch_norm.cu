@@ -12,14 +12,14 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) update_statistics_kernel(const UpdateStatisticsArgs<T> a) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (c >= a.channels) return;
-  update_statistics(a, c);
+  update_channel(a, c);
   if (c == 0) ++*a.num_batches_tracked;
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) fold_norm_kernel(const FoldNormArgs<T> a) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (c < a.channels) fold_norm(a, c);
+  if (c < a.channels) fold_channel(a, c);
 }
 
 // Blocks for so many channels, or 0 if there are more than a grid can have.

@@ -23,7 +23,7 @@ struct UpdateStatisticsArgs {
 };
 
 template <class T>
-TANDEM_HOST_DEVICE void update_statistics(const UpdateStatisticsArgs<T>& a, int64_t c) {
+TANDEM_HOST_DEVICE void update_channel(const UpdateStatisticsArgs<T>& a, int64_t c) {
   const T scaled = a.mean[c] * a.repeats;
   const T mean = a.missing == nullptr ? scaled : scaled + a.missing[c];
   a.running_mean[c] = a.running_mean[c] * a.kept + mean * a.part_mean;
@@ -40,7 +40,7 @@ struct FoldNormArgs {
 };
 
 template <class T>
-TANDEM_HOST_DEVICE void fold_norm(const FoldNormArgs<T>& a, int64_t c) {
+TANDEM_HOST_DEVICE void fold_channel(const FoldNormArgs<T>& a, int64_t c) {
   const T root = static_cast<T>(std::sqrt(static_cast<double>(a.running_var[c] + a.eps)));
   const T gain = (a.gamma == nullptr ? T(1) : a.gamma[c]) / root;
   const T centred = (a.bias == nullptr ? -a.running_mean[c] : a.bias[c] - a.running_mean[c]) * gain;

@@ -16,20 +16,20 @@ void update_statistics_(const Tensor& running_mean, const Tensor& running_var, c
       {running_mean, running_var, num_batches_tracked, mean, var, product, missing, momentum, repeats});
   dispatch_floating("update_statistics_", running_mean.scalar_type(), [&](auto type) {
     const auto args = plan.arguments<decltype(type)>();
-    for (int64_t c = 0; c < args.channels; ++c) update_statistics(args, c);
+    for (int64_t c = 0; c < args.channels; ++c) update_channel(args, c);
     ++*args.num_batches_tracked;
   });
 }
 
-std::tuple<Tensor, Tensor> fold_norm_(const Tensor& running_mean, const Tensor& running_var,
-                                      const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
-                                      const std::optional<Tensor>& bias, const std::optional<Tensor>& unit, double eps,
-                                      double amplitude, int64_t time_steps) {
+std::tuple<Tensor, Tensor> fold_norm(const Tensor& running_mean, const Tensor& running_var,
+                                     const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
+                                     const std::optional<Tensor>& bias, const std::optional<Tensor>& unit, double eps,
+                                     double amplitude, int64_t time_steps) {
   const FoldNormPlan plan =
       plan_fold_norm({running_mean, running_var, gamma, beta, bias, unit, eps, amplitude, time_steps});
   dispatch_floating("fold_norm", running_mean.scalar_type(), [&](auto type) {
     const auto args = plan.arguments<decltype(type)>();
-    for (int64_t c = 0; c < args.channels; ++c) fold_norm(args, c);
+    for (int64_t c = 0; c < args.channels; ++c) fold_channel(args, c);
   });
   return {plan.gain_out, plan.bias_out};
 }
@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> fold_norm_(const Tensor& running_mean, const Tensor& 
 
 STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CPU, m) {
   m.impl("update_statistics_", TORCH_BOX(&update_statistics_));
-  m.impl("fold_norm", TORCH_BOX(&fold_norm_));
+  m.impl("fold_norm", TORCH_BOX(&fold_norm));
 }
 
 }  // namespace tandem

@@ -28,10 +28,10 @@ void update_statistics_(const Tensor& running_mean, const Tensor& running_var, c
   });
 }
 
-std::tuple<Tensor, Tensor> fold_norm_(const Tensor& running_mean, const Tensor& running_var,
-                                      const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
-                                      const std::optional<Tensor>& bias, const std::optional<Tensor>& unit, double eps,
-                                      double amplitude, int64_t time_steps) {
+std::tuple<Tensor, Tensor> fold_norm(const Tensor& running_mean, const Tensor& running_var,
+                                     const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
+                                     const std::optional<Tensor>& bias, const std::optional<Tensor>& unit, double eps,
+                                     double amplitude, int64_t time_steps) {
   const char* op = "fold_norm";
   const DeviceGuard guard(running_mean.get_device_index());
   const FoldNormPlan plan =
@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor> fold_norm_(const Tensor& running_mean, const Tensor& 
 
 STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CUDA, m) {
   m.impl("update_statistics_", TORCH_BOX(&update_statistics_));
-  m.impl("fold_norm", TORCH_BOX(&fold_norm_));
+  m.impl("fold_norm", TORCH_BOX(&fold_norm));
 }
 
 }  // namespace tandem
