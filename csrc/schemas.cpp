@@ -54,6 +54,19 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "tandem_norm_count_backward(Tensor grad, Tensor product, Tensor mean, Tensor var, Tensor gamma, Tensor beta, "
       "float eps, float threshold, float upper) -> (Tensor, Tensor, Tensor)");
 
+  // Batch norm's running statistics, moved towards those of repeats * product + missing. mean, var: [C], of product
+  // [N, C, *spatial] itself, var biased; product: for its shape; missing: [C], or none
+  m.def(
+      "update_statistics_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) num_batches_tracked, "
+      "Tensor mean, Tensor var, Tensor product, Tensor? missing, float momentum, float repeats) -> ()");
+
+  // Batch norm with running statistics as an affine map of sums, for spikes of this amplitude, whose bias enters at
+  // each of time_steps steps: g = gamma / sqrt(running_var + eps); unit * g * amplitude and ((bias - running_mean) * g
+  // + beta) / time_steps. All vectors: [C]; what is none is left out -> [C], [C]
+  m.def(
+      "fold_norm(Tensor running_mean, Tensor running_var, Tensor? gamma, Tensor? beta, Tensor? bias, Tensor? unit, "
+      "float eps, float amplitude, int time_steps) -> (Tensor, Tensor)");
+
   // x[t] = scale * current + bias (constant); the same at t = 1, then bias (impulse) or nothing (once); or
   // scale * current[t] + bias (series). scale: [C]
   // current: [N, C, *spatial], series [T, N, C, *spatial]; bias: [C], per time step; state: [S, N, C, *spatial]

@@ -337,6 +337,42 @@ def normalised(time_steps, neurons, dtype, seed, optional):
     return arguments | ({"upper": 1.5} if optional else {})
 
 
+def running(neurons, dtype, seed):
+    """Running statistics. In float64 the roots of var + 0.25 are exact: torch's may be off by an ulp."""
+    root = dyadic(neurons[1], seed=seed, span=3, dtype=dtype).abs() + 0.5
+    var = root.square() - 0.25 if dtype == torch.float64 else normal(neurons[1], seed=seed, dtype=dtype).square()
+    return {"running_mean": normal(neurons[1], seed=seed + 1, dtype=dtype), "running_var": var}
+
+
+def updated(time_steps, neurons, dtype, seed, optional):
+    product = normal(1 + neurons[0], *neurons[1:], seed=seed + 2, dtype=dtype)  # never without values
+    var, mean = statistics(product)
+    arguments = {**running(neurons, dtype, seed), "batches": time_steps, "mean": mean, "var": var, "product": product}
+    if optional:
+        arguments |= {"missing": normal(neurons[1], seed=seed + 3, dtype=dtype), "momentum": 0.3, "repeats": 1 / 7}
+    return arguments
+
+
+def updating(f):
+    """The function of copies of the running statistics, which it returns."""
+
+    def run(running_mean, running_var, batches, **others):
+        copies = running_mean.clone(), running_var.clone(), torch.full((), batches, device=running_mean.device)
+        f(*copies, **others)
+        return copies
+
+    return run
+
+
+def folded(time_steps, neurons, dtype, seed, optional):
+    arguments = {**running(neurons, dtype, seed), "eps": 0.25}
+    if optional:
+        names = ("gamma", "beta", "bias", "unit")
+        arguments |= {name: normal(neurons[1], seed=seed + i, dtype=dtype) for i, name in enumerate(names, 2)}
+        arguments |= {"amplitude": 1 / 3, "time_steps": time_steps}
+    return arguments
+
+
 def packable(groups, *kernel):
     def draw(time_steps, neurons, dtype, seed, optional):
         weight, _ = weights(dtype, 3 * groups, neurons[1], *kernel, seed=seed)
@@ -405,6 +441,12 @@ def others():
         )
     leaves = ("product", "gamma", "beta")
     yield Case("tandem_norm_count", "tandem_norm_count", normalised, differentiable=leaves)
+    yield Case(
+        "update_statistics_", "update_statistics_", updated, kernel=updating(ops.update_statistics_),
+        reference=updating(ref.update_statistics_), features=None,
+    )  # fmt: skip
+    # Without the gradients, which two outputs have: test_fold_norm.py asks for them.
+    yield Case("fold_norm", "fold_norm", folded, kernel=torch.no_grad()(ops.fold_norm), features=None)
     yield Case("max_pool_spikes", "max_pool_spikes", pooled(2), dtypes=(torch.uint8,))
     yield Case("max_pool_spikes, ceil", "max_pool_spikes", pooled((2, 3), 2, 1, 1, True), dtypes=(torch.uint8,))
     # What is in it, test_pack_weight.py asks; here that paths and strides do not matter.

@@ -111,6 +111,20 @@ def tandem(b, v, steps=8, upper=1.0, **named):
     return raw("tandem_count", bits=b, pre_activation=v, time_steps=steps, upper=upper, **named)
 
 
+def update_statistics(product, channels=3, running=None, batches=None, **named):
+    running = torch.zeros(channels) if running is None else running
+    batches = torch.tensor(0) if batches is None else batches
+    given = {"running_mean": running, "running_var": torch.zeros(channels), "num_batches_tracked": batches}
+    given |= {"mean": floats(channels), "var": floats(channels), "product": product, "momentum": 0.1, "repeats": 1.0}
+    raw("update_statistics_", **given | named)
+    return running
+
+
+def fold_norm(channels=3, **named):
+    given = {"running_mean": floats(channels), "running_var": floats(channels), "eps": 1e-5, "amplitude": 1.0}
+    return raw("fold_norm", **given | {"time_steps": 8} | named)
+
+
 TOO_LARGE = "(RuntimeError|MemoryError): "
 FINE = r"\[.*\]"  # shapes of what was returned
 PIXEL, KERNEL = bits(1, 1, 1, 1, 1), floats(1, 1, 1, 1)

@@ -35,6 +35,7 @@ from hostile_calls import (
     count_conv2d,
     count_linear,
     floats,
+    fold_norm,
     integrate_and_fire,
     max_pool,
     pack,
@@ -43,6 +44,7 @@ from hostile_calls import (
     tandem,
     tandem_backward,
     unpack,
+    update_statistics,
     with_every_isa,
 )
 from hostile_products import dense, gradient_cases, operand_cases, pack_weight_cases, product_cases
@@ -242,6 +244,59 @@ def train_cases():
     }
 
 
+def norm_cases():
+    """Of batch norm's vectors; here the name begins with the operator."""
+    product, half = floats(4, 3), torch.zeros(3).half()
+    gaps = torch.zeros(3, 2)[:, 0]
+    return {
+        "fold_norm-fits": (FINE, fold_norm),
+        "fold_norm-empty": (FINE, lambda: fold_norm(0)),
+        "fold_norm-one-long-expanded": (TOO_LARGE, lambda: fold_norm(HUGE)),
+        "fold_norm-2-dims": ("running_mean", lambda: fold_norm(running_mean=floats(3, 1))),
+        "fold_norm-half": ("running_mean", lambda: fold_norm(running_mean=half)),
+        "fold_norm-var-longer": ("running_var", lambda: fold_norm(running_var=floats(4))),
+        "fold_norm-gamma-shorter": ("gamma", lambda: fold_norm(gamma=floats(2))),
+        "fold_norm-beta-0-dims": ("beta", lambda: fold_norm(beta=torch.zeros(()))),
+        "fold_norm-bias-double": ("bias", lambda: fold_norm(bias=floats(3).double())),
+        "fold_norm-unit-int": ("unit", lambda: fold_norm(unit=torch.ones(3).int())),
+        "fold_norm-eps": ("eps", lambda: fold_norm(eps=-1.0)),
+        "fold_norm-eps-nan": ("eps", lambda: fold_norm(eps=NAN)),
+        "fold_norm-amplitude": ("amplitude", lambda: fold_norm(amplitude=0.0)),
+        "fold_norm-amplitude-nan": ("amplitude", lambda: fold_norm(amplitude=NAN)),
+        "fold_norm-steps-0": ("time_steps", lambda: fold_norm(time_steps=0)),
+        "fold_norm-steps-least": ("time_steps", lambda: fold_norm(time_steps=LEAST)),
+        "fold_norm-steps-most": (FINE, lambda: fold_norm(time_steps=MOST)),
+        "update_statistics_-fits": (FINE, lambda: update_statistics(product)),
+        "update_statistics_-2-dims": ("running_mean", lambda: update_statistics(product, running=floats(3, 1))),
+        "update_statistics_-half": ("running_mean", lambda: update_statistics(product, running=half)),
+        "update_statistics_-gaps": ("running_mean", lambda: update_statistics(product, running=gaps)),
+        "update_statistics_-expanded": ("running_mean", lambda: update_statistics(product, running=floats(3))),
+        "update_statistics_-var-gaps": ("running_var", lambda: update_statistics(product, running_var=gaps)),
+        "update_statistics_-batches-int32": (
+            "num_batches_tracked",
+            lambda: update_statistics(product, batches=torch.tensor(0, dtype=torch.int32)),
+        ),
+        "update_statistics_-batches-1-dim": (
+            "num_batches_tracked",
+            lambda: update_statistics(product, batches=torch.zeros(1, dtype=torch.int64)),
+        ),
+        "update_statistics_-mean-shorter": ("mean", lambda: update_statistics(product, mean=floats(2))),
+        "update_statistics_-var-longer": ("var", lambda: update_statistics(product, var=floats(4))),
+        "update_statistics_-missing-double": (
+            "missing",
+            lambda: update_statistics(product, missing=floats(3).double()),
+        ),
+        "update_statistics_-product-1-dim": ("product", lambda: update_statistics(floats(3))),
+        "update_statistics_-product-of-4": ("product", lambda: update_statistics(floats(4, 4))),
+        "update_statistics_-product-of-one": ("product", lambda: update_statistics(floats(1, 3))),
+        "update_statistics_-product-empty": ("product", lambda: update_statistics(floats(0, 3))),
+        "update_statistics_-product-huge": (FINE, lambda: update_statistics(floats(HUGE // 8, 3))),
+        "update_statistics_-no-channels": ("product", lambda: update_statistics(floats(4, 0), 0)),
+        "update_statistics_-repeats": ("repeats", lambda: update_statistics(product, repeats=0.0)),
+        "update_statistics_-repeats-nan": ("repeats", lambda: update_statistics(product, repeats=NAN)),
+    }
+
+
 def max_pool_cases():
     image, big = bits(1, 2, 3, 4, 4), 2**30
 
@@ -322,6 +377,7 @@ CASES = {
     **{f"max_pool_spikes-{k}": v for k, v in max_pool_cases().items()},
     **{f"conv2d_weight_gradient-{k}": v for k, v in gradient_cases().items()},
     **train_cases(),
+    **norm_cases(),
 }
 
 

@@ -190,7 +190,7 @@ def test_inference_rounds_alike_on_all_devices(kind):
     assert len(mode.found) == 1  # the last line's
 
 
-@pytest.mark.parametrize(("bits", "forward", "backward"), [(None, 23, 3), (8, 25, 6)])
+@pytest.mark.parametrize(("bits", "forward", "backward"), [(None, 7, 3), (8, 8, 6)])
 def test_launches_of_a_layer_with_batch_norm(bits, forward, backward):
     """docs/cuda.md has these numbers."""
     layer = TandemConv2d(16, 16, 3, padding=1, bias=False, norm="batch")
@@ -206,6 +206,14 @@ def test_launches_of_a_layer_with_batch_norm(bits, forward, backward):
     with never_waiting() as mode:
         torch.autograd.grad(y.count, (x.count, *layer.parameters()), grad, allow_unused=True)
     assert mode.launches == backward
+
+
+def test_launches_of_quantise_weight_on_a_device():
+    """docs/cuda.md has this number, too."""
+    weight = torch.empty(3, 5, device="meta")
+    with never_waiting() as mode:
+        ops.quantise_weight(weight, 8)
+    assert mode.launches == 11
 
 
 @pytest.fixture

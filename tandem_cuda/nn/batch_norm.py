@@ -46,15 +46,10 @@ def update_statistics(norm: Any, product: Tensor, repeats: float, missing: Tenso
 
     Returns mean and biased variance of ``product`` itself, each [O].
     """
-    count = product.numel() // product.shape[1]
     mean, var = ops.batch_statistics(product)
-    if recomputing():
-        return mean, var
-    norm.num_batches_tracked.add_(1)
-    # Separate products and sums: the rounding of add_(alpha=) differs between compiled code and eager mode.
-    of_v = mean * repeats if missing is None else mean * repeats + missing
-    norm.running_mean.mul_(1 - norm.momentum).add_(of_v * norm.momentum)
-    norm.running_var.mul_(1 - norm.momentum).add_(var * (repeats**2 * norm.momentum * count / (count - 1)))
+    if not recomputing():
+        running = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        ops.update_statistics_(*running, mean, var, product, missing=missing, momentum=norm.momentum, repeats=repeats)
     return mean, var
 
 

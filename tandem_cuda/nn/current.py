@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..ops.division import divided
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -52,24 +52,20 @@ class Affine(NamedTuple):
 
 
 def affine(norm: Norm | None, bias: Tensor | None) -> Affine:
-    """Return a layer's bias folded with its batch norm, using the running statistics (Wu et al. 2021, eq. 15).
+    """Return a layer's bias, [O], folded with its batch norm, using the running statistics."""
+    return Affine(None, bias) if norm is None else Affine(*folded_drive(norm, bias))
 
-    g = gamma / sqrt(running_var + eps), b' = (b - running_mean) * g + beta. (The authors' code omits eps.)
 
-    Args:
-        norm: the layer's batch norm.
-        bias: the layer's bias, [O].
-    """
-    if norm is None:
-        return Affine(None, bias)
+def folded_drive(
+    norm: Norm, bias: Tensor | None, unit: Tensor | None = None, steps: int = 1, amplitude: float = 1
+) -> tuple[Tensor, Tensor]:
+    """Return ``affine(norm, bias).of_integers(unit).drive(weight, steps, amplitude)``, computed by one operator."""
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None  # ensured by checked_norm
     assert var is not None
-    # torch's roots may be off by an ulp. One in double precision still rounds to the exact float32 root.
-    root = torch.sqrt((var + norm.eps).double()).to(var.dtype)
-    gain = 1 / root if norm.weight is None else norm.weight / root
-    centred = (-mean if bias is None else bias - mean) * gain
-    return Affine(gain, centred if norm.bias is None else centred + norm.bias)
+    return ops.fold_norm(
+        mean, var, norm.weight, norm.bias, bias, unit=unit, eps=norm.eps, amplitude=amplitude, time_steps=steps
+    )
 
 
 def corrected(bias: Tensor | None, correction: Tensor | None) -> Tensor | None:

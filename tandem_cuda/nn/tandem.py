@@ -20,7 +20,7 @@ from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from . import batch_norm, learned_threshold
 from .coupling import coupled, coupled_behind_norm, needs_gradient
-from .current import Affine, affine, corrected, per_step, spike_scale
+from .current import Affine, Norm, affine, corrected, folded_drive, per_step, spike_scale
 from .encode import EncodedInput
 from .quantiser import quantiser
 from .weight_cache import Kernel, SpikingWeights, WeightCache, computes_weights, may_keep
@@ -446,6 +446,9 @@ class TandemLayer(nn.Module, ABC):
         return self.packed_kernel(keep=not torch.is_grad_enabled() and may_keep(self, [self]))
 
     def _spiking(self, steps: int, amplitude: float, kernel: Kernel) -> SpikingWeights:
+        norm = self._lone_norm()
+        if norm is not None:
+            return SpikingWeights(kernel, *folded_drive(norm, self.bias, kernel.unit, steps, amplitude))
         # scale needs no gradient: without norm it is a constant
         return SpikingWeights(kernel, *self.affine().of_integers(kernel.unit).drive(kernel.weight, steps, amplitude))
 
@@ -468,7 +471,15 @@ class TandemLayer(nn.Module, ABC):
 
     def _drive(self, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
         checks.check_finite(type(self).__name__, "weight", self.stored_weight())
+        norm = self._lone_norm()
+        if norm is not None:
+            return SpikingWeights(kernel, *folded_drive(norm, self.bias, kernel.unit, steps))
         return SpikingWeights(kernel, *self.affine().of_integers(kernel.unit).encoded_drive(steps, constant))
+
+    def _lone_norm(self) -> Norm | None:
+        """Return batch norm if neither signs nor thresholds nor a correction follow it, otherwise None."""
+        follows = self.signed or not (self.correction is self.thresholds is self.log_threshold is None)
+        return None if self.norm is None or follows else batch_norm.checked_norm(type(self).__name__, self.norm)
 
     def _eps(self) -> float | None:
         return None if self.norm is None else self.norm.eps

@@ -8,6 +8,7 @@ from .. import _C as _C  # registers the operators of torch.ops.tandem_cuda
 from .batch_statistics import batch_statistics
 from .count_conv2d import count_conv2d
 from .count_linear import count_linear
+from .fold_norm import fold_norm
 from .integrate_and_fire import integrate_and_fire
 from .max_pool_spikes import max_pool_spikes
 from .ordered_product import ordered_product
@@ -22,6 +23,7 @@ from .spiking_linear import spiking_linear
 from .tandem_count import tandem_count
 from .tandem_norm_count import tandem_norm_count
 from .unpack_spikes import unpack_spikes
+from .update_statistics import update_statistics_
 
 register_products()
 
@@ -29,6 +31,7 @@ __all__ = [
     "batch_statistics",
     "count_conv2d",
     "count_linear",
+    "fold_norm",
     "integrate_and_fire",
     "max_pool_spikes",
     "ordered_product",
@@ -41,4 +44,5 @@ __all__ = [
     "tandem_count",
     "tandem_norm_count",
     "unpack_spikes",
+    "update_statistics_",
 ]

@@ -60,3 +60,18 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
 
     Gradient.__name__ = f"{name}Backward"
     _LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
+
+
+def register_in_place(name: str, written: int) -> None:
+    """Let an operator that writes to its first ``written`` arguments count up their versions, as torch's own do.
+
+    Autograd then notices that a tensor which it has saved has changed, and the layers' caches that a weight has.
+    """
+    op = getattr(torch.ops.tandem_cuda, name).default
+
+    def counting(keyset: Any, *arguments: Any) -> Any:
+        torch.autograd.graph.increment_version(arguments[:written])
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
+
+    _LIBRARY.impl(name, counting, "ADInplaceOrView", with_keyset=True)

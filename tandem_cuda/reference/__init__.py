@@ -32,6 +32,7 @@ from .ops import (
     Pair,
     count_conv2d,
     count_linear,
+    fold_norm,
     integrate_and_fire,
     max_pool_spikes,
     neuron_loop,
@@ -44,6 +45,7 @@ from .ops import (
     tandem_count,
     tandem_norm_count,
     unpack_spikes,
+    update_statistics_,
 )
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "TandemLinear",
     "count_conv2d",
     "count_linear",
+    "fold_norm",
     "integrate_and_fire",
     "max_pool_spikes",
     "neuron_loop",
@@ -76,4 +79,5 @@ __all__ = [
     "tandem_count",
     "tandem_norm_count",
     "unpack_spikes",
+    "update_statistics_",
 ]

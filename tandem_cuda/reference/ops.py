@@ -218,6 +218,68 @@ def tandem_norm_count(
     return tandem_count(bits, v, time_steps, IF(threshold), upper)
 
 
+def update_statistics_(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    product: Tensor,
+    *,
+    missing: Tensor | None = None,
+    momentum: float = 0.1,
+    repeats: float = 1.0,
+) -> None:
+    """Update batch norm's running statistics [C] in place with those of repeats * product + missing.
+
+    mean, var: [C], mean and biased variance of product [N, C, ...]; missing: [C].
+
+    Examples:
+        >>> product = torch.tensor([[1.0], [3.0]])
+        >>> running_mean, running_var, batches = torch.zeros(1), torch.ones(1), torch.tensor(0)
+        >>> mean, var = product.mean(0), product.var(0, unbiased=False)
+        >>> reference.update_statistics_(running_mean, running_var, batches, mean, var, product, momentum=0.5)
+        >>> running_mean, running_var, batches
+        (tensor([1.]), tensor([1.5000]), tensor(1))
+    """
+    count = product.numel() // product.shape[1]
+    new = mean * repeats if missing is None else mean * repeats + missing
+    # Separate products and sums: add_(alpha=) rounds once where the processor has fused multiply-add.
+    running_mean.mul_(1 - momentum).add_(new * momentum)
+    running_var.mul_(1 - momentum).add_(var * (repeats**2 * momentum * count / (count - 1)))
+    num_batches_tracked.add_(1)
+
+
+def fold_norm(
+    running_mean: Tensor,
+    running_var: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    unit: Tensor | None = None,
+    eps: float = 1e-5,
+    amplitude: float = 1.0,
+    time_steps: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Return batch norm with running statistics as gain and bias of currents (Wu et al. 2021, eq. 15); all are [C].
+
+    unit * g * amplitude and ((bias - running_mean) * g + beta) / time_steps, where g = gamma / sqrt(running_var + eps).
+
+    Examples:
+        >>> mean, var = torch.tensor([1.0]), torch.tensor([4.0])
+        >>> reference.fold_norm(mean, var, gamma=torch.tensor([6.0]), eps=0.0, time_steps=2)
+        (tensor([3.]), tensor([-1.5000]))
+    """
+    # torch's roots may be off by an ulp. One in double precision still rounds to the exact float32 root.
+    root = torch.sqrt((running_var + eps).double()).to(running_var.dtype)
+    gain = 1 / root if gamma is None else gamma / root
+    shift = (-running_mean if bias is None else bias - running_mean) * gain
+    shift = shift if beta is None else shift + beta
+    gain = gain if unit is None else unit * gain
+    return gain * amplitude, shift / shift.new_full((), time_steps)
+
+
 def integrate_and_fire(
     current: Tensor,
     time_steps: int,

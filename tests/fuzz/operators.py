@@ -1,4 +1,5 @@
-"""Cases of the operators: trains, neurons, products with their gradients, the tandem coupling."""
+"""Cases of the operators: trains, neurons, products with their gradients, the tandem
+coupling, batch norm."""
 
 import math
 
@@ -371,3 +372,42 @@ def _clear_of_the_gate(draw, product, gamma, eps, upper):
         else:
             beta[c] = 1e3  # all above: open, or shut where there is an upper limit
     return beta
+
+
+# ---- Batch norm's vectors
+
+
+def norms(draw: Draw):
+    """fold_norm with and without each optional argument, and update_statistics_."""
+    dtype = draw.one(FLOATS)
+    number, channels = NUMPY[dtype], draw.one((0, 1, 3, 17, 64, 300))
+    eps, amplitude, steps = draw.one((0.0, 1e-5, 0.5)), draw.one((1.0, 0.3, 1 / 9)), draw.steps()
+    draw.note(dtype=str(dtype), channels=channels, eps=eps, amplitude=amplitude, steps=steps)
+    mean, var = draw.floats(channels, dtype=number), abs(draw.floats(channels, dtype=number))
+    gamma, beta, bias, unit, missing = (
+        draw.floats(channels, dtype=number) if draw.chance(0.7) else None for _ in range(5)
+    )
+    given = [None if x is None else draw.tensor(x) for x in (mean, var, gamma, beta, bias)]
+    settings = {"eps": eps, "amplitude": amplitude, "time_steps": steps}
+    got = ops.fold_norm(*given, unit=None if unit is None else draw.tensor(unit), **settings)
+    with np.errstate(all="ignore"):
+        gain, shift = oracle.batch_norm_fold(gamma, beta, mean, var, eps, bias)
+        gain = gain if unit is None else unit * gain
+        same("gain", got[0], gain * number(amplitude))
+        same("bias", got[1], shift / number(steps))
+    if channels == 0:
+        return
+    momentum, repeats = draw.one((0.1, 0.0, 1.0, draw.rng.random())), draw.one((1, steps, 0.3))
+    product = draw.tensor(np.zeros((draw.int(2, 9), channels, draw.int(1, 3)), number))
+    draw.note(momentum=momentum, repeats=repeats, product=list(product.shape))
+    new = draw.floats(channels, dtype=number), abs(draw.floats(channels, dtype=number))
+    running = torch.from_numpy(mean.copy()), torch.from_numpy(var.copy())
+    batches = torch.tensor(steps)
+    settings = {"momentum": momentum, "repeats": repeats, "missing": None if missing is None else draw.tensor(missing)}
+    ops.update_statistics_(*running, batches, *(draw.tensor(x) for x in new), product, **settings)
+    with np.errstate(all="ignore"):
+        count = product.shape[0] * product.shape[2]
+        want = oracle.move_statistics((mean, var), new, missing, count, momentum, repeats)
+    for name, x, expected in zip(("running_mean", "running_var"), running, want, strict=True):
+        same(name, x, expected)
+    assert batches == steps + 1

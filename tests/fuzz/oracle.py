@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from tandem_cuda import IF, LIF
 
@@ -256,12 +255,22 @@ def average_pool(spikes, rows, columns, threshold, override, dtype):
 
 
 def batch_norm_fold(gamma, beta, mean, var, eps, bias):
-    """(gain, bias) of the spiking twin, in the dtype of the parameters."""
-    # torch's root of float64 may be off by an ulp: what the layers use, and exact when rounded to float32.
-    root = torch.sqrt(torch.from_numpy(var + var.dtype.type(eps)).double()).numpy().astype(var.dtype)
-    gain = gamma / root
-    centred = -mean if bias is None else bias - mean
-    return gain, centred * gain + beta
+    """(gain, bias) of the spiking twin, in the dtype of the statistics; gamma, beta and bias may be None."""
+    number = var.dtype.type
+    root = np.sqrt((var + number(eps)).astype(np.float64)).astype(number)
+    gain = (number(1) if gamma is None else gamma) / root
+    centred = (-mean if bias is None else bias - mean) * gain
+    return gain, centred if beta is None else centred + beta
+
+
+def move_statistics(running, new, missing, count, momentum, repeats):
+    """Running mean and variance after a batch of `count` values per channel with the mean and variance `new`."""
+    number = new[0].dtype.type
+    mean = new[0] * number(repeats)
+    mean = mean if missing is None else mean + missing
+    factors = number(momentum), number(repeats * repeats * momentum * count / (count - 1))
+    kept = number(1 - momentum)
+    return [old * kept + x * f for old, x, f in zip(running, (mean, new[1]), factors, strict=True)]
 
 
 def tandem_gradient(grad, v, threshold, upper):

@@ -21,11 +21,12 @@ KINDS = {
     "neurons": "operators",
     "products": "operators",
     "coupling": "operators",
+    "norms": "operators",
     "networks": "networks",
     "files": "files",
     "nir_graphs": "nir_graphs",
 }
-DIFFERENTIAL = ("trains", "neurons", "products", "products", "coupling", "networks")
+DIFFERENTIAL = ("trains", "neurons", "products", "products", "coupling", "norms", "networks")
 MUTATORS = ("files", "nir_graphs")
 
 ROOT = Path(__file__).resolve().parents[2]

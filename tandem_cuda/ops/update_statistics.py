@@ -1,0 +1,139 @@
+"""update_statistics_: move batch norm's running statistics, in one launch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .gradient import register_in_place
+
+
+def update_statistics_(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    product: Tensor,
+    *,
+    missing: Tensor | None = None,
+    momentum: float = 0.1,
+    repeats: float = 1.0,
+) -> None:
+    """Update running statistics in place with those of repeats * product + missing, as torch's batch norm does.
+
+    running = (1 - momentum) * running + momentum * new, where the new variance is unbiased (Ioffe and Szegedy 2015,
+    algorithm 2); and ``num_batches_tracked`` counts the call. Each factor is computed in double precision and rounded
+    once to the dtype of the statistics; each product and each sum is then rounded, alike on all devices. No gradient.
+
+    Args:
+        running_mean: float32 or float64 [C], contiguous.
+        running_var: like ``running_mean``.
+        num_batches_tracked: int64 [].
+        mean: [C], mean of ``product`` over all other dimensions.
+        var: [C], biased variance of ``product``; see :func:`batch_statistics`.
+        product: [N, C, ...], with two values or more per channel. Its values are not read.
+        missing: [C], what is added to the product of each channel; None for 0.
+        momentum: weight of the new statistics.
+        repeats: factor of ``product``, positive.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, device or number.
+        RuntimeError: running statistics that are not contiguous, or that a function captures which ``torch.func``
+            transforms.
+
+    Examples:
+        >>> product = torch.tensor([[1.0], [3.0]])
+        >>> running_mean, running_var, batches = torch.zeros(1), torch.ones(1), torch.tensor(0)
+        >>> mean, var = ops.batch_statistics(product)
+        >>> ops.update_statistics_(running_mean, running_var, batches, mean, var, product, momentum=0.5)
+        >>> running_mean, running_var, batches
+        (tensor([1.]), tensor([1.5000]), tensor(1))
+    """
+    op = "update_statistics_"
+    check_running(op, running_mean, running_var)
+    checks.check_tensor(op, "num_batches_tracked", num_batches_tracked)
+    if num_batches_tracked.dtype != torch.int64:
+        raise TypeError(f"{op}: num_batches_tracked must be int64, got {num_batches_tracked.dtype}")
+    checks.check_same_device(op, "num_batches_tracked", num_batches_tracked, running_mean, "running_mean")
+    checks.check_shape(op, "num_batches_tracked", num_batches_tracked, ())
+    channels = running_mean.shape[0]
+    for name, value in (("mean", mean), ("var", var), ("missing", missing)):
+        if value is not None or name != "missing":
+            checks.check_like(op, name, value, running_mean, "running_mean", (channels,))
+    checks.check_tensor(op, "product", product)
+    checks.check_like(op, "product", product, running_mean, "running_mean", product.shape)
+    if product.dim() < 2 or product.shape[1] != channels:
+        raise ValueError(f"{op}: product must be [N, {channels}, ...], got {list(product.shape)}")
+    if product.numel() < 2 * channels or channels == 0:
+        raise ValueError(f"{op}: product must have at least two values per channel, got {list(product.shape)}")
+    checks.check_number(op, "momentum", momentum)
+    checks.check_positive(op, "repeats", repeats)
+    transformed = not torch.compiler.is_compiling() and _is_transformed(running_mean, mean, var, missing)
+    update = _composed if transformed else torch.ops.tandem_cuda.update_statistics_
+    update(
+        running_mean.detach(),
+        running_var.detach(),
+        num_batches_tracked,
+        mean.detach(),
+        var.detach(),
+        product.detach(),
+        None if missing is None else missing.detach(),
+        momentum,
+        repeats,
+    )
+
+
+def _is_transformed(*tensors: Tensor | None) -> bool:
+    """Return whether a transform of torch.func has wrapped one of the tensors."""
+    return any(x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
+
+
+def check_running(op: str, mean: Any, var: Any) -> None:
+    """Check running statistics, [C]."""
+    checks.check_floating(op, "running_mean", mean)
+    if mean.dim() != 1:
+        raise ValueError(f"{op}: running_mean must be [C], got {list(mean.shape)}")
+    checks.check_like(op, "running_var", var, mean, "running_mean", mean.shape)
+
+
+def _composed(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    product: Tensor,
+    missing: Tensor | None,
+    momentum: float,
+    repeats: float,
+) -> None:
+    """Compute the same with torch's operations, of which torch.func knows when it can batch them or has to refuse."""
+    count = product.numel() // product.shape[1]
+    num_batches_tracked.add_(1)
+    # Separate products and sums: add_(alpha=) rounds once where the processor has fused multiply-add.
+    new = mean * repeats if missing is None else mean * repeats + missing
+    running_mean.mul_(1 - momentum).add_(new * momentum)
+    running_var.mul_(1 - momentum).add_(var * (repeats**2 * momentum * count / (count - 1)))
+
+
+@torch.library.register_fake("tandem_cuda::update_statistics_")
+def _(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    product: Tensor,
+    missing: Tensor | None,
+    momentum: float,
+    repeats: float,
+) -> None:
+    return None
+
+
+register_in_place("update_statistics_", 3)
