@@ -143,6 +143,10 @@ struct EventTileArgs {
   // null, and lists of events:
   const uint64_t* words;
   int64_t group_words;
+  // Or lists that are made for each window, its features at most 65,536:
+  const uint8_t* spikes;  // [planes, pixels_in, in_channels]
+  int64_t spikes_stride;  // bytes between planes
+  // Or visits:
   const uint8_t* visits;  // as in VisitArgs
   int64_t visits_per_tile;
   const uint8_t* widened;
@@ -168,8 +172,14 @@ struct EventTileArgs {
   Joined<T> joined;
   Neuron neuron;
   void* scratch;  // event_scratch_bytes(), 64-byte aligned
-  void* table;    // of dense integers, kTableBytes, 64-byte aligned
+  void* table;    // of dense integers kTableBytes, of windows window_bytes(), 64-byte aligned
 };
+
+// The lists of a window: entries from one step's to the next, and bytes of all.
+inline int64_t window_stride(const ConvGeometry& g) { return g.features() + kListSlack; }
+inline int64_t window_bytes(const ConvGeometry& g) {
+  return kStepsPerPlane * window_stride(g) * static_cast<int64_t>(sizeof(uint16_t));
+}
 
 // Of a product of counts with floating-point weights (count_lists.inl.h): rows of weights in a chunk, and entries of a
 // list that come together.

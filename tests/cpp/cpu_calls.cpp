@@ -1,5 +1,6 @@
 // Computes the calls in a file with the kernels of the instruction set in use: cpu_calls IN OUT (calls.h).
-// test_aarch64.py runs networks with it, here and on an emulated processor. engine: 0 for events, 1 for tables of sums.
+// test_aarch64.py runs networks with it, here and on an emulated processor. engine: 0 for events by visits, 1 for
+// tables of sums.
 #include <vector>
 
 #include "calls.h"
@@ -31,10 +32,11 @@ void product() {
     while (call.planes >> (digits - 3)) ++digits;
     std::vector<uint8_t> bytes(static_cast<size_t>(planes_for(digits) * call.inputs));
     kernels().count_bytes(call.bits.data, call.planes, call.inputs, 0, call.inputs, bytes.data(), planes_for(digits));
-    events_of<E>(g, bytes.data(), digits).run(args, packed.data, call.engine == 1);
+    events_of<E>(g, bytes.data(), digits).run(args, packed.data, call.engine == 1 ? Sums::kTables : Sums::kVisits);
   } else {
     args.bits = call.out_bits.data;
-    events_of<E>(g, call.bits.data, call.time_steps).run(args, packed.data, call.engine == 1);
+    events_of<E>(g, call.bits.data, call.time_steps)
+        .run(args, packed.data, call.engine == 1 ? Sums::kTables : Sums::kVisits);
   }
   packed.write(), call.write();
 }

@@ -395,7 +395,7 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
   args.state = {data_if(options & kPotential, potential), 0};
   args.neuron = neuron(leak);
   const std::vector<T> before = sum;
-  product.run(args, weight.data, false);
+  product.run(args, weight.data, Sums::kVisits);
 
   const std::string name = std::string(kName<E>) + geometry_name(g) + (taps_per_chunk > 1 ? " joined" : "") +
                            steps_name(steps) + neuron_name(leak) + options_name(options);
@@ -431,16 +431,17 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
   hash.add(potential);
   hash.print("event_tile " + name);
 
-  if constexpr (std::is_integral_v<E>) {  // tables of sums find what events do
-    const std::vector<uint8_t> bits_of_events = out_bits;
-    const std::vector<T> sum_of_events = sum, potential_of_events = potential;
+  const std::vector<uint8_t> bits_of_visits = out_bits;
+  const std::vector<T> sum_of_visits = sum, potential_of_visits = potential;
+  const auto check = [&](Sums sums, const char* named) {
     sum = before;
-    product.run(args, weight.data, true);
-    if (out_bits != bits_of_events || sum != sum_of_events || potential != potential_of_events) {
-      std::fprintf(stderr, "%s: tables of sums differ from events\n", name.c_str());
-      std::exit(1);
-    }
-  }
+    product.run(args, weight.data, sums);
+    if (out_bits == bits_of_visits && sum == sum_of_visits && potential == potential_of_visits) return;
+    std::fprintf(stderr, "%s: %s differ from visits\n", name.c_str(), named);
+    std::exit(1);
+  };
+  check(Sums::kWindows, "lists of windows");
+  if constexpr (std::is_integral_v<E>) check(Sums::kTables, "tables of sums");
 }
 
 // A product of counts of two bytes each with floating-point weights, its tiles of a few pixels.

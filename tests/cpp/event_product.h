@@ -15,6 +15,9 @@
 
 namespace tandem {
 
+// Where a product finds the rows of weights to add.
+enum class Sums { kVisits, kWindows, kTables };
+
 // E: packed weights; T: neurons.
 template <class E, class T>
 class EventProduct {
@@ -121,12 +124,13 @@ class EventProduct {
   int64_t chunks() const { return visit_args_.chunks; }
   const uint8_t* visits_of(int64_t task) const { return visits_.data + task * visit_args_.visits_per_tile; }
 
-  // args: scale, bias, what joins, outputs and states at channel 0. weight: [groups, blocks, features, block]. tables:
-  // of integers, by tables of sums in place of events.
-  void run(const EventTileArgs<E, T>& args, const E* weight, bool tables) const {
+  // args: scale, bias, what joins, outputs and states at channel 0. weight: [groups, blocks, features, block]. The
+  // tables are of integers alone.
+  void run(const EventTileArgs<E, T>& args, const E* weight, Sums sums) const {
+    const bool tables = sums == Sums::kTables;
     const AlignedBuffer<uint8_t> scratch("event tile", event_scratch_bytes<E, T>(kRows, block, states_of(args.neuron)));
     std::memset(scratch.data, 0xA5, scratch.bytes);
-    const AlignedBuffer<uint8_t> table("event tile", kTableBytes);
+    const AlignedBuffer<uint8_t> table("event tile", std::max(kTableBytes, window_bytes(g_)));
     std::vector<uint64_t> words;
     if constexpr (std::is_integral_v<E>) {
       const int64_t size = g_.pixels_in() * kStepsPerPlane, group_words = group_words_for(g_.group_in());
@@ -143,6 +147,8 @@ class EventProduct {
       tile.geometry = &g_;
       tile.words = tables ? words.data() : nullptr;
       tile.group_words = group_words_for(g_.group_in());
+      if (sums == Sums::kWindows) tile.spikes = bits_;
+      tile.spikes_stride = g_.pixels_in() * g_.in_channels;
       tile.visits = visits_.data;
       tile.visits_per_tile = visit_args_.visits_per_tile;
       tile.widened = widened.data();

@@ -16,8 +16,19 @@ namespace {
 
 constexpr double kSparse = 0.15;
 
+// Whether lists are made for each window, for each block of output channels anew (window_lists.inl.h): where all
+// weights of a block stay in the inner caches, and blocks are few, that costs less than visits do. Narrower layers
+// would fill their words badly. Measured: docs/performance_notes.md.
+template <class E>
+bool lists_windows(const ConvGeometry& g, const PackedLayout& layout) {
+  constexpr int64_t kBytes = int64_t{112} << 10, kBlocks = sizeof(E) == 1 ? 2 : 1;
+  const int64_t bytes = layout.block_elements() * static_cast<int64_t>(sizeof(E));
+  return g.group_in() >= 32 && layout.blocks <= kBlocks && bytes <= kBytes;
+}
+
 // How the features of a group fall into chunks of at most kChunkRows rows of weights.
 struct Chunking {
+  bool windows;             // there are no chunks, nor visits
   int64_t units_per_group;  // units of a pixel and group
   int64_t unit_channels;    // channels of a pixel's unit
   int64_t taps_per_chunk;   // more than 1: narrow layers join several taps
@@ -25,7 +36,7 @@ struct Chunking {
   std::vector<uint32_t> begin;  // of each chunk and the end of the last, in rows
 
   // density: how many of the spikes that there could be there are.
-  Chunking(const ConvGeometry& g, double density) {
+  Chunking(const ConvGeometry& g, bool lists_windows, double density) : windows(lists_windows) {
     const int64_t channels = g.group_in(), taps = g.taps();
     units_per_group = (channels + kUnitRows - 1) / kUnitRows;
     unit_channels = (channels + units_per_group - 1) / units_per_group;
@@ -79,6 +90,13 @@ void run_pass(const Pass<E, T>& pass) {
   const ConvGeometry& g = pass.geometry;
   const Chunking& chunking = *pass.chunking;
   const Kernels& k = kernels();
+  if (chunking.windows) {
+    EventTileArgs<E, T> args = pass.args;
+    args.spikes = pass.bits;
+    args.spikes_stride = pass.bits_stride;
+    run_tiles(pass.op, g, pass.layout, pass.weight, pass.layout.block, pass.tile_rows, args);
+    return;
+  }
   const int64_t pixels = pass.planes * g.pixels_in(), per_pixel = g.groups * chunking.units_per_group;
   const bool joins = chunking.joins();
   const AlignedBuffer<uint8_t> lists(pass.op, joins ? 0 : pixels * pixel_bytes(per_pixel, chunking.unit_channels));
@@ -144,8 +162,8 @@ template <class E, class T>
 void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed, const uint8_t* planes,
          int64_t plane_count, double density, EventTileArgs<E, T> args) {
   if (samples.count() * g.out_height * g.out_width == 0) return;
-  const Chunking chunking(g, density);
   const PackedLayout layout = packed_layout<E>(g);
+  const Chunking chunking(g, lists_windows<E>(g, layout), density);
   ConvGeometry of_samples = g;
   of_samples.batch = samples.count();
   const int64_t rows = tile_rows(of_samples, event_scratch_bytes<E, T>(1, layout.block, states_of(args.neuron)),
@@ -154,11 +172,12 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
   // Worst-case bytes of `n` output rows of one sample in one plane: of the lists of what they see, and of the visits.
   const auto list_bytes = [&](int64_t n) {
     const int64_t in_rows = std::min(g.height, (n - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1);
-    const int64_t pixel =
-        chunking.joins() ? 0 : pixel_bytes(g.groups * chunking.units_per_group, chunking.unit_channels);
+    const int64_t pixel = chunking.joins() || chunking.windows
+                              ? 0
+                              : pixel_bytes(g.groups * chunking.units_per_group, chunking.unit_channels);
     return in_rows * g.width * pixel;
   };
-  const int64_t pixel_visits = (chunking.tile_bytes(rows) + rows - 1) / rows;
+  const int64_t pixel_visits = chunking.windows ? 0 : (chunking.tile_bytes(rows) + rows - 1) / rows;
   const auto bytes_of = [&](int64_t n) { return list_bytes(n) + n * g.out_width * g.groups * pixel_visits + 1; };
   const int64_t sample_bytes = bytes_of(g.out_height);
   // Exact counts of integers do not fit `sum`, in which several passes would carry them.

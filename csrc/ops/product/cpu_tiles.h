@@ -38,7 +38,7 @@ void run_tiles(const char* op, const ConvGeometry& g, const PackedLayout& layout
   // Tiles innermost: neighbouring tasks share a block of weights.
   parallel_tasks(g.groups * blocks, tiles, [&](const auto& next) {
     const AlignedBuffer<uint8_t> scratch(op, event_scratch_bytes<E, T>(rows, block, states_of(args.neuron)));
-    const AlignedBuffer<uint8_t> table(op, args.words ? kTableBytes : 0);
+    const AlignedBuffer<uint8_t> table(op, args.words ? kTableBytes : args.spikes ? window_bytes(g) : 0);
     for (int64_t task = next(); task >= 0; task = next()) {
       const int64_t b = task / tiles % blocks, group = task / tiles / blocks;
       const int64_t channel = group * g.group_out() + b * block;

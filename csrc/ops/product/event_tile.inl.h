@@ -9,6 +9,7 @@
 //   than its additions, and equal lengths in a row are predicted. Slots and lists are written down in that order, once
 //   for all output channels, so that the sweep reads memory from one end to the other;
 // - the sweep makes the visits, for each block of output channels anew.
+// Where the weights are few, a window's lists are made just before they are added instead (window_lists.inl.h).
 //
 // 8-bit weights are summed in 16 bits, twice the lanes of a float. A visit that could overflow the sums of its slot
 // first moves them to 32 bits, so that the sums are exact whatever the weights, the fan-in and the rate.
@@ -18,6 +19,7 @@
 #include "cpu/kernels.h"
 #include "cpu/simd.inl.h"
 #include "neuron/epilogue.inl.h"
+#include "ops/product/window_lists.inl.h"
 
 namespace tandem::TANDEM_ISA {
 
@@ -344,6 +346,46 @@ void accumulate_words(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps
   }
 }
 
+// acc[row, step, :] = the rows of weights of all spikes that a window sees. Returns whether `wide` holds some of it,
+// which it clears when it first needs it.
+template <class E, class T, int kVectors>
+bool accumulate_windows(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, SumOf<E>* acc, int32_t* wide) {
+  using A = SumOf<E>;
+  constexpr int64_t block = kVectors * kLanes<A>;
+  const ConvGeometry& g = *a.geometry;
+  const int64_t rows = a.row_end - a.row_begin;
+  const E* const weight = a.weight;
+  const uint8_t* const bits = a.spikes + plane * a.spikes_stride + a.group * g.group_in();
+  Views views;
+  views.look(g, a.row_begin, rows);
+  WindowLists lists = {static_cast<uint16_t*>(a.table), window_stride(g), {}};
+  bool widens = false;
+  for (int64_t row = 0; row < rows; ++row) {
+    list_window(g, bits, views.image[row], views.top[row], views.side[row], steps, lists);
+    for (int64_t t = 0; t < steps; ++t, acc += block) {
+      const uint16_t* list = lists.rows + t * lists.stride;
+      const uint16_t* const end = lists.end[t];
+      Vec<A> sum[kVectors] = {};
+      if constexpr (sizeof(A) == 2) {
+        for (; end - list > kChunkRows; list += kChunkRows) {
+          if (!widens) std::memset(wide, 0, static_cast<size_t>(rows * steps * block) * sizeof(int32_t));
+          widens = true;
+          for (int64_t i = 0; i < kChunkRows; ++i) add_row(weight + list[i] * block, sum);
+          for (int i = 0; i < kVectors; ++i) reinterpret_cast<Vec<A>*>(acc)[i] = sum[i];
+          empty_slot<kVectors>(reinterpret_cast<int16_t*>(acc), wide + (row * steps + t) * block);
+          for (int i = 0; i < kVectors; ++i) sum[i] = Vec<A>{};
+        }
+      }
+      for (; list != end; ++list) {
+        add_row(weight + *list * block, sum);
+        finish(sum);
+      }
+      for (int i = 0; i < kVectors; ++i) reinterpret_cast<Vec<A>*>(acc)[i] = sum[i];
+    }
+  }
+  return widens;
+}
+
 // The neurons of one plane; states and sums are carried from plane to plane in [rows, block]. kVectors of a row step
 // together. kJoins: with what another branch brings.
 template <class E, class T, int kVectors, bool kJoins, class Model>
@@ -432,6 +474,30 @@ void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, co
   }
 }
 
+// acc[row, step, :] and `wide` = the sums of a plane. Returns whether `wide` holds any.
+template <class E, class T, int kVectors>
+bool accumulate_plane(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, SumOf<E>* acc, int32_t* wide) {
+  using A = SumOf<E>;
+  constexpr int64_t block = kVectors * kLanes<A>;
+  if (a.spikes) return accumulate_windows<E, T, kVectors>(a, plane, steps, acc, wide);
+  const int64_t sums = (a.row_end - a.row_begin) * steps * block;
+  bool wide_too = false;
+  if constexpr (sizeof(A) == 2) {
+    wide_too = a.words ? a.geometry->features() > kChunkRows
+                       : a.widened[(plane * a.geometry->groups + a.group) * a.tiles + a.tile] != 0;
+  }
+  std::memset(acc, 0, static_cast<size_t>(sums) * sizeof(A));
+  if (wide_too) std::memset(wide, 0, static_cast<size_t>(sums) * sizeof(int32_t));
+  if constexpr (std::is_integral_v<E>) {
+    if (a.words) {
+      accumulate_words<E, T, kVectors>(a, plane, steps, acc, wide, static_cast<Vec<A>*>(a.table));
+      return wide_too;
+    }
+  }
+  accumulate<E, T, kVectors>(a, plane, acc, wide);
+  return wide_too;
+}
+
 // Model: of the neurons that fire, or void for a count product.
 template <class E, class T, int kVectors, class Model>
 void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* model) {
@@ -462,22 +528,7 @@ void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* m
   }
   for (int64_t plane = 0; plane * kStepsPerPlane < a.steps; ++plane) {
     const int64_t steps = steps_in_plane(plane, a.steps);
-    bool wide_too = false;
-    if constexpr (sizeof(A) == 2) {
-      wide_too = a.words ? a.geometry->features() > kChunkRows
-                         : a.widened[(plane * a.geometry->groups + a.group) * a.tiles + a.tile] != 0;
-    }
-    std::memset(acc, 0, static_cast<size_t>(rows * steps * block) * sizeof(A));
-    if (wide_too) std::memset(wide, 0, static_cast<size_t>(rows * steps * block) * sizeof(int32_t));
-    if constexpr (std::is_integral_v<E>) {
-      if (a.words) {
-        accumulate_words<E, T, kVectors>(a, plane, steps, acc, wide, static_cast<Vec<A>*>(a.table));
-      } else {
-        accumulate<E, T, kVectors>(a, plane, acc, wide);
-      }
-    } else {
-      accumulate<E, T, kVectors>(a, plane, acc, wide);
-    }
+    const bool wide_too = accumulate_plane<E, T, kVectors>(a, plane, steps, acc, wide);
     const Sums<A> sums = {acc, wide_too ? wide : nullptr};
     if constexpr (kFires) {
       constexpr int kTogether = block / lanes < kSpikeVectors ? 1 : kSpikeVectors;

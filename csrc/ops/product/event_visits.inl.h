@@ -65,18 +65,7 @@ TANDEM_HOST uint8_t* build_unit(const uint8_t* in, int64_t n, int64_t steps, uin
   for (int64_t w = 0; w < count; ++w) transpose_64x8(in + 64 * w, words[w]);
   for (int64_t t = 0; t < steps; ++t) {
     const uint8_t* list = out;
-    for (int64_t w = 0; w < count; ++w) {
-      uint64_t word = words[w][t];
-      const int64_t spikes = __builtin_popcountll(word);
-      // Four entries a turn, whether they exist or not: most lists are short, and this way their loop does not branch.
-      for (int64_t i = 0; i < spikes; i += 4) {
-        for (int j = 0; j < 4; ++j) {
-          out[i + j] = static_cast<uint8_t>(64 * w + (word ? __builtin_ctzll(word) : 0));
-          word &= word - 1;
-        }
-      }
-      out += spikes;
-    }
+    for (int64_t w = 0; w < count; ++w) out = list_ones(words[w][t], static_cast<uint8_t>(64 * w), out);
     unit[t] = static_cast<uint8_t>(out - list);
   }
 #endif

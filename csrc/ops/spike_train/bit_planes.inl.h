@@ -132,6 +132,38 @@ TANDEM_HOST uint64_t high_bits(uint8x16x4_t bytes) {
 }
 #endif
 
+// The places of the ones in a byte, in order, a byte each; what follows them are zeros.
+struct PlacesOfOnes {
+  uint64_t of[256] = {};
+
+  constexpr PlacesOfOnes() {
+    for (uint64_t byte = 0; byte < 256; ++byte) {
+      int ones = 0;
+      for (uint64_t i = 0; i < 8; ++i) {
+        if (byte >> i & 1) of[byte] |= i << (8 * ones++);
+      }
+    }
+  }
+};
+constexpr PlacesOfOnes kPlacesOfOnes;
+
+// Lists the ones of a word, `first` added to their places. Returns the list's end and writes up to 8 entries more. Of
+// instruction sets without a compression: no branch depends on the word, as a loop over its ones would.
+template <class Entry>
+TANDEM_HOST Entry* list_ones(uint64_t word, Entry first, Entry* out) {
+  typedef uint8_t Bytes __attribute__((vector_size(8)));
+  typedef Entry Entries __attribute__((vector_size(8 * sizeof(Entry))));
+  for (int i = 0; i < 8; ++i, word >>= 8) {
+    const uint64_t byte = word & 255;
+    Bytes places;
+    std::memcpy(&places, &kPlacesOfOnes.of[byte], sizeof(places));
+    const Entries entries = __builtin_convertvector(places, Entries) + static_cast<Entry>(first + 8 * i);
+    std::memcpy(out, &entries, sizeof(entries));
+    out += __builtin_popcountll(byte);
+  }
+  return out;
+}
+
 // 64 channels' bytes to 8 words: bit c of out[t] is bit t of in[c].
 TANDEM_HOST void transpose_64x8(const uint8_t* in, uint64_t* out) {
 #if defined(__AVX512BW__)
