@@ -26,7 +26,6 @@ from tandem_cuda import (
     TandemDropout,
     TandemGate,
     TandemLinear,
-    ops,
     quantise,
 )
 from tandem_cuda.nn import constants as constants_of_layers
@@ -184,8 +183,6 @@ def test_inference_rounds_alike_on_all_devices(kind):
         gate(SpikeTrain.from_dense((torch.rand(3, 2, 4, 5, 5) < 0.3).float()), torch.rand(2, 4, 1, 1))
         for bits in (4, 8, 16):
             WeightQuantiser(bits)(torch.randn(3, 5))
-        for bits in (8, 16):
-            ops.quantise_weight(torch.randn(3, 5, device="meta"), bits)  # as on any device but the CPU
         torch.ones(1) / 3
     assert len(mode.found) == 1  # the last line's
 
@@ -206,14 +203,6 @@ def test_launches_of_a_layer_with_batch_norm(bits, forward, backward):
     with never_waiting() as mode:
         torch.autograd.grad(y.count, (x.count, *layer.parameters()), grad, allow_unused=True)
     assert mode.launches == backward
-
-
-def test_launches_of_quantise_weight_on_a_device():
-    """docs/cuda.md has this number, too."""
-    weight = torch.empty(3, 5, device="meta")
-    with never_waiting() as mode:
-        ops.quantise_weight(weight, 8)
-    assert mode.launches == 11
 
 
 @pytest.fixture
