@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
+import graphed
 import lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tandem_cuda import IF, SpikeTrain, TandemNetwork, convert, record_activity
 from tandem_cuda.diagnostics import diagnose
@@ -56,6 +59,11 @@ class TandemModule(lightning.LightningModule):
             this. The statistics that spiking layers fold are then averages of many batches, of every T that training
             draws, and not of the last batch alone.
         seed: of dropout; each step is seeded by it and its number, so that a resumed run does what the other did.
+        cuda_graph: whether training steps are captured in a CUDA graph and replayed (graphed.GraphedAdamW). What
+            callbacks change in the network from the fourth step on has no effect, and they see no gradients.
+
+    Raises:
+        ValueError: an argument is out of range, or ``cuda_graph`` does not go with another one.
     """
 
     def __init__(
@@ -76,6 +84,7 @@ class TandemModule(lightning.LightningModule):
         schedule: Literal["one_cycle", "cosine", "none"] = "one_cycle",
         final_momentum: float | None = None,
         seed: int = 0,
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__()
         self.trained_steps = sorted({time_steps} if isinstance(time_steps, int) else {*time_steps}, reverse=True)
@@ -102,8 +111,15 @@ class TandemModule(lightning.LightningModule):
             raise ValueError(f"final_momentum: must be in (0, 1], got {final_momentum}")
         self.final_momentum = final_momentum
         self.seed = seed
+        self.cuda_graph = cuda_graph
+        if cuda_graph:
+            self._check_graph()
+        self.automatic_optimization = not cuda_graph  # Lightning's own steps are several calls
+        self._graph_inputs: list[Any] | None = None
+        """The tensors of a batch that the graph reads."""
         # An ANN with convolutions is fastest with channels last.
         self.net: nn.Module = self._convert(ann) if spiking else ann.to(memory_format=torch.channels_last)
+        self._graph_net = (self.net,)  # in a tuple, so as not to be a module's part twice
         self.penalty: Callable[[], Tensor] | None = None
         """A further term of the training loss, of the latest forward pass; recipes.Regulariser sets it."""
         self.seconds = 0.0
@@ -159,6 +175,17 @@ class TandemModule(lightning.LightningModule):
             layer.log_threshold = shared
         return net
 
+    def _check_graph(self) -> None:
+        against = []
+        if len(self.trained_steps) > 1:
+            against.append(f"time_steps = {self.trained_steps}: the T of a step is captured with it")
+        if self.final_momentum is not None:
+            against.append("final_momentum: the momentum of a step is captured with it; take null")
+        if self.schedule == "one_cycle":
+            against.append('schedule = "one_cycle": it changes the momentum of AdamW, too; take "cosine"')
+        if against:
+            raise ValueError(f"cuda_graph: must be false with {', and with '.join(against)}")
+
     def set_time_steps(self, time_steps: int) -> None:
         """Let the network, if it spikes, run in so many steps."""
         if len(self.trained_steps) > 1 and isinstance(self.net, TandemNetwork):
@@ -183,6 +210,10 @@ class TandemModule(lightning.LightningModule):
             norm.momentum = momentum
 
     def on_train_start(self) -> None:
+        self._graph_inputs = None
+        self._graph_net = (self.net,)
+        if self.cuda_graph and torch.is_anomaly_enabled():
+            raise ValueError("cuda_graph: must be false with detect_anomaly, which waits for the device to see values")
         if self._resumed_steps not in (None, self._steps):
             raise CheckpointError(
                 f"the checkpoint's learning rates are for {self._resumed_steps} steps in all, this run's for "
@@ -204,10 +235,42 @@ class TandemModule(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Any, Tensor], batch_index: int) -> Tensor:
         x, target = batch
+        if self.cuda_graph:
+            measured = self.graphed_step(batch, self.optimizers())
+            if self.schedule != "none":
+                schedulers: Any = self.lr_schedulers()
+                schedulers.step()
+            self._log_batch("train", measured, len(target))
+            return measured["loss"]
         output = self(x)
         loss = self.loss_of(output, target)
-        self._log_batch("train", output, target, loss)
+        self._log_batch("train", self._measured(output, target, loss), len(target))
         return loss if self.penalty is None else loss + self.penalty()
+
+    def graphed_step(self, batch: tuple[Any, Tensor], optimizer: Any) -> dict[str, Tensor]:
+        """A whole training step, captured or replayed if the batch has the size of the first one.
+
+        Returns:
+            The loss and, with labels, the accuracy, without gradients; the next step overwrites them.
+        """
+        if self.penalty is not None or self.net is not self._graph_net[0]:
+            raise RuntimeError("cuda_graph: must be false with callbacks that change the loss or the network")
+        tensors, structure = tree_flatten(batch)
+        if self._graph_inputs is None:
+            self._graph_inputs = [x.clone() if isinstance(x, Tensor) else x for x in tensors]
+        captured = graphed.copied(self._graph_inputs, tensors)
+        read = self._graph_inputs if captured else tensors
+
+        def closure() -> dict[str, Tensor]:
+            x, target = tree_unflatten(read, structure)  # anew, since a SpikeTrain keeps its counts
+            optimizer.zero_grad()
+            output = self(x)
+            loss = self.loss_of(output, target)
+            loss.backward()
+            return self._measured(output.detach(), target, loss.detach())
+
+        measured: dict[str, Tensor] = optimizer.step(closure=closure, captured=captured)
+        return measured
 
     def validation_step(self, batch: tuple[Any, Tensor], batch_index: int) -> None:
         x, target = batch
@@ -221,7 +284,7 @@ class TandemModule(lightning.LightningModule):
             self._log_here({"synops": sum(a.synops for a in table)})
         else:
             output = self(x)
-        self._log_batch("val", output, target, self.loss_of(output, target))
+        self._log_batch("val", self._measured(output, target, self.loss_of(output, target)), len(target))
 
     def on_validation_epoch_end(self) -> None:
         self.set_time_steps(self.time_steps)
@@ -245,7 +308,12 @@ class TandemModule(lightning.LightningModule):
             for p in learned:  # those of layers that do not spike yet have not been moved
                 p.data = p.data.to(self.device)
             groups.append({"params": learned, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer: torch.optim.Optimizer
+        if self.cuda_graph:
+            check_graph_trainer(self.trainer)
+            optimizer = graphed.GraphedAdamW(groups, self.learning_rate, self.weight_decay)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
         if self.schedule == "none":
             return optimizer
         self._steps = steps = max(1, int(self.trainer.estimated_stepping_batches))
@@ -256,12 +324,15 @@ class TandemModule(lightning.LightningModule):
             scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _log_batch(self, part: str, output: Tensor, target: Tensor, loss: Tensor) -> None:
-        values = {f"{part}_loss": loss}
-        if self.loss == "cross_entropy":
-            values[f"{part}_accuracy"] = (output.argmax(1) == target).float().mean()
+    def _measured(self, output: Tensor, target: Tensor, loss: Tensor) -> dict[str, Tensor]:
+        if self.loss != "cross_entropy":
+            return {"loss": loss}
+        return {"loss": loss, "accuracy": (output.argmax(1) == target).float().mean()}
+
+    def _log_batch(self, part: str, measured: dict[str, Tensor], samples: int) -> None:
+        values = {f"{part}_{name}": value for name, value in measured.items()}
         self.log_dict(
-            values, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(target)
+            values, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=samples
         )  # sums over processes and divides by all samples
 
     def _log_here(self, values: dict[str, Any]) -> None:
@@ -271,7 +342,7 @@ class TandemModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         times = {"seconds": self.seconds, "fastest_epoch": self.fastest_epoch}
-        checkpoint["tandem"] = {**self._identity(), **times, "steps": self._steps}
+        checkpoint["tandem"] = {**self._identity(), **times, "steps": self._steps, "cuda_graph": self.cuda_graph}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)
@@ -318,12 +389,43 @@ class TandemModule(lightning.LightningModule):
                 )
         older = {"level": None, "initial": 0.0, "two_phase": False, "learn_thresholds": False}  # which older ones lack
         settings = older | checkpoint.get("tandem", {})
+        if settings.get("cuda_graph", False) != self.cuda_graph:
+            theirs_too = str(not self.cuda_graph).lower()
+            raise CheckpointError(
+                f"the checkpoint was trained with cuda_graph = {not self.cuda_graph}, whose optimizer has another "
+                f"state.\nResume with --cuda_graph {theirs_too}, or start a new run in another --out."
+            )
         for name, value in self._identity().items():
             if settings.get(name) != value:
                 raise CheckpointError(
                     f"the checkpoint was trained with {name} = {settings.get(name)}, this run has {value}.\n"
                     f"Resume with --model.{name} {settings.get(name)}, or start a new run in another --out."
                 )
+
+
+def check_graph_trainer(trainer: lightning.Trainer) -> None:
+    """Refuse a trainer whose steps cannot be captured.
+
+    Raises:
+        ValueError: says what it must have, and why.
+    """
+    device = trainer.strategy.root_device.type
+    if device != "cuda":
+        raise ValueError(f"cuda_graph: must be false without a CUDA device: training is on the {device}")
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise ValueError("cuda_graph: must be false with several processes: they average gradients within a step")
+    if trainer.accumulate_grad_batches != 1:
+        raise ValueError(
+            f"cuda_graph: must be false with accumulate_grad_batches = {trainer.accumulate_grad_batches}: "
+            "every replayed step updates the weights"
+        )
+    if trainer.gradient_clip_val is not None:
+        raise ValueError("cuda_graph: must be false with gradient_clip_val: Lightning clips outside of the graph")
+    if trainer.precision != "32-true":
+        raise ValueError(
+            f"cuda_graph: must be false with precision {trainer.precision}: the backward pass, which is in the graph, "
+            "would run under autocast"
+        )
 
 
 def _by_name(what: str, given: float | dict[str, float], default: float, layers: Sequence[str]) -> dict[str, float]:

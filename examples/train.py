@@ -97,7 +97,9 @@ class CLI(LightningCLI):
         add("--ckpt_path", type=str | None, default=None, help="go on from it: a file, or 'last', the latest in --out")
         add("--early_stopping", type=positive | None, help="stop after so many epochs without progress")
         add("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads of each process")
+        add("--cuda_graph", type=bool, default=False, help="capture training steps in a CUDA graph, replay them")
         add("--test_time_steps", type=list[positive], default=[2, 4, 8, 16], help="T of further tests, same weights")
+        parser.link_arguments("cuda_graph", "model.cuda_graph")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("model.time_steps", "data.init_args.time_steps", largest)
@@ -146,7 +148,14 @@ class CLI(LightningCLI):
             CSVLogger(out, name="csv"),
             TensorBoardLogger(out, name="tensorboard", version="", default_hp_metric=False),
         ]
-        return self._instantiate_trainer(trainer_config, callbacks)
+        if self.config.cuda_graph and trainer_config.get("callbacks"):
+            raise RunError("--cuda_graph must be false with --trainer.callbacks: what they change is not in the graph.")
+        if self.config.cuda_graph and trainer_config.get("detect_anomaly"):
+            raise RunError("--cuda_graph must be false with --trainer.detect_anomaly, which waits to see values.")
+        trainer = self._instantiate_trainer(trainer_config, callbacks)
+        if self.config.cuda_graph:
+            tandem_module.check_graph_trainer(trainer)
+        return trainer
 
 
 def checkpoint_of(path: Path) -> dict[str, Any]:
@@ -349,6 +358,7 @@ def run(args: ArgsType = None) -> None:
 def main() -> None:
     console.quieten_lightning()
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of small convolutions
+    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # before a capture
     try:
         run()
     except (RunError, data.DataError, tandem_module.CheckpointError, recipes.RecipeError) as error:

@@ -125,6 +125,10 @@ def fold_norm(channels=3, **named):
     return raw("fold_norm", **given | {"time_steps": 8} | named)
 
 
+def quantise(weight, largest=127):
+    return OPS.quantise_weight(weight, largest)
+
+
 TOO_LARGE = "(RuntimeError|MemoryError): "
 FINE = r"\[.*\]"  # shapes of what was returned
 PIXEL, KERNEL = bits(1, 1, 1, 1, 1), floats(1, 1, 1, 1)

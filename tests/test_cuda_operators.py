@@ -171,6 +171,27 @@ def test_misaligned(case, device):
     check(case, arguments, device)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("size", [1, 31, 256, 257, 4608])
+def test_quantise_weight_of_every_magnitude(bits, size, device):
+    """Ties, subnormal numbers, channels of zeros, and those whose scale would be 0."""
+    halves = torch.randint(-254, 255, (300, size), generator=generator(1)) / 2
+    halves[:, -1] = 127
+    weight = torch.ldexp(halves, torch.arange(-149, 151)[:, None].clamp(max=120))
+    weight[7], weight[8] = 0, 63 * 2.0**-149
+    identical(ops.quantise_weight(weight.to(device), bits), ops.quantise_weight(weight, bits), device)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_quantise_weight_that_is_not_finite_has_no_scale(value, cuda):
+    """The CPU raises an error; a device is not waited for."""
+    weight = torch.ones(3, 300)
+    weight[1, 256] = value
+    q, scale = ops.quantise_weight(weight.to(cuda), 8)
+    assert scale.isnan().tolist() == [False, True, False]
+    assert q.tolist() == [[127] * 300, [0] * 300, [127] * 300]
+
+
 @every_case
 def test_empty_batch(case, device):
     if case.operator in ("pack_weight", "quantise_weight"):
@@ -269,6 +290,10 @@ def test_bad_input_has_the_messages_of_the_cpu(device):
         (RAW.integrate_and_fire, driven | {"parameters": [1.0, 1.5]}),
         (RAW.integrate_and_fire, driven | {"state": v}),
         (RAW.integrate_and_fire, driven | {"state": torch.zeros(2, 2, 3)}),
+        (RAW.quantise_weight, {"weight": v.double(), "largest": 127}),
+        (RAW.quantise_weight, {"weight": v[0], "largest": 127}),
+        (RAW.quantise_weight, {"weight": v[:0], "largest": 127}),
+        (RAW.quantise_weight, {"weight": v, "largest": 128}),
         (RAW.tandem_count_backward, gated | {"grad": v.double()}),
         (RAW.tandem_count_backward, gated | {"grad": v[0]}),
         (RAW.tandem_count_backward, gated | {"threshold": math.inf}),

@@ -39,6 +39,7 @@ from hostile_calls import (
     integrate_and_fire,
     max_pool,
     pack,
+    quantise,
     spiking_conv2d,
     spiking_linear,
     tandem,
@@ -297,6 +298,24 @@ def norm_cases():
     }
 
 
+def quantise_weight_cases():
+    whole = torch.ones(2, 3)
+    return {
+        "fits": (FINE, lambda: quantise(whole)),
+        "16-bits": (FINE, lambda: quantise(whole, 32639)),
+        "largest-128": ("largest", lambda: quantise(whole, 128)),
+        "largest-0": ("largest", lambda: quantise(whole, 0)),
+        "largest-least": ("largest", lambda: quantise(whole, LEAST)),
+        "double": ("weight", lambda: quantise(whole.double())),
+        "int8": ("weight", lambda: quantise(whole.to(torch.int8))),
+        "1-dim": ("weight", lambda: quantise(whole[0])),
+        "0-channels": ("weight", lambda: quantise(whole[:0])),
+        "0-inputs": ("weight", lambda: quantise(floats(HUGE, 0))),
+        "huge": (TOO_LARGE, lambda: quantise(floats(HUGE, 1))),
+        "at-a-hole": (FINE, lambda: [quantise(before_a_hole(torch.ones(3, n)), 127) for n in range(1, 70)][-1]),
+    }
+
+
 def max_pool_cases():
     image, big = bits(1, 2, 3, 4, 4), 2**30
 
@@ -375,6 +394,7 @@ CASES = {
     **{f"integrate_and_fire-{k}": v for k, v in integrate_and_fire_cases().items()},
     **{f"pack_weight-{k}": v for k, v in pack_weight_cases().items()},
     **{f"max_pool_spikes-{k}": v for k, v in max_pool_cases().items()},
+    **{f"quantise_weight-{k}": v for k, v in quantise_weight_cases().items()},
     **{f"conv2d_weight_gradient-{k}": v for k, v in gradient_cases().items()},
     **train_cases(),
     **norm_cases(),

@@ -1,17 +1,12 @@
 """No layer waits for its device, nor copies from the host, once it has run: a CUDA graph could not capture that.
 
-Without a device, modes refuse what would do so on one: reading a value, outputs whose size depends on values, tensors
-made from Python numbers, and tensors made on no particular device, which is the host.
+Without a device, modes refuse what would do so on one (waiting.py).
 """
-
-from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tandem_cuda import (
     IF,
@@ -26,67 +21,12 @@ from tandem_cuda import (
     TandemDropout,
     TandemGate,
     TandemLinear,
-    ops,
     quantise,
 )
 from tandem_cuda.nn import constants as constants_of_layers
 from tandem_cuda.nn.quantiser import WeightQuantiser
 from tandem_cuda.ops import checks
-
-# Operators, whatever the overload.
-READS = {"_local_scalar_dense", "equal", "is_nonzero"}
-SIZES_BY_VALUE = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"}
-FROM_NUMBERS = {"lift_fresh"}
-
-FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.eye, torch.tensor)
-FACTORIES += (torch.as_tensor, torch.scalar_tensor, torch.rand, torch.randn, torch.randint, torch.randperm)
-# Methods that no operator stands for where the tensor is on the host already.
-METHODS = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.new_tensor)
-
-
-class Refused(Exception):
-    """An operator would wait."""
-
-
-class NeverWait(TorchDispatchMode):
-    """Raises where an operator would make the host wait for a device, or copy to it."""
-
-    def __init__(self):
-        super().__init__()
-        self.launches = 0  # of kernels: what neither views nor allocates
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("aten::")
-        self.launches += not func.is_view and not name.startswith(("empty", "new_empty", "detach", "alias"))
-        if name in READS | SIZES_BY_VALUE | FROM_NUMBERS:
-            raise Refused(name)
-        masks = [x for x in tree_leaves(args[1:]) if isinstance(x, torch.Tensor) and x.dtype == torch.bool]
-        if name in {"index", "index_put_", "index_put"} and masks:
-            raise Refused(f"{name} with a mask")
-        return func(*args, **kwargs)
-
-
-class StayOnTheDevice(TorchFunctionMode):
-    """Raises where code makes a tensor on no particular device, which is the host, or takes values to or from there."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in FACTORIES and kwargs.get("device") is None:
-            raise Refused(f"{func.__name__} without a device")
-        if func in METHODS:
-            raise Refused(func.__name__)
-        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
-            some = args[1] if isinstance(args[1], tuple) else args[1:2]
-            if any(isinstance(index, list) for index in some):
-                raise Refused("an index of numbers")
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def never_waiting():
-    with NeverWait() as mode, StayOnTheDevice():
-        yield mode
+from waiting import Refused, never_waiting
 
 
 @pytest.fixture(autouse=True)
@@ -184,8 +124,6 @@ def test_inference_rounds_alike_on_all_devices(kind):
         gate(SpikeTrain.from_dense((torch.rand(3, 2, 4, 5, 5) < 0.3).float()), torch.rand(2, 4, 1, 1))
         for bits in (4, 8, 16):
             WeightQuantiser(bits)(torch.randn(3, 5))
-        for bits in (8, 16):
-            ops.quantise_weight(torch.randn(3, 5, device="meta"), bits)  # as on any device but the CPU
         torch.ones(1) / 3
     assert len(mode.found) == 1  # the last line's
 
@@ -208,14 +146,6 @@ def test_launches_of_a_layer_with_batch_norm(bits, forward, backward):
     assert mode.launches == backward
 
 
-def test_launches_of_quantise_weight_on_a_device():
-    """docs/cuda.md has this number, too."""
-    weight = torch.empty(3, 5, device="meta")
-    with never_waiting() as mode:
-        ops.quantise_weight(weight, 8)
-    assert mode.launches == 11
-
-
 @pytest.fixture
 def constants(monkeypatch):
     """Counts up each time that it makes a tensor."""
@@ -231,17 +161,17 @@ def constants(monkeypatch):
 
 
 def test_constants_that_a_graph_makes_are_its_own(constants, monkeypatch):
-    monkeypatch.setattr(constants_of_layers, "_capturing", lambda like: True)
+    monkeypatch.setattr(constants_of_layers, "capturing", lambda like: True)
     assert [constants("a"), constants("a")] == [0, 1]  # they have no values until it is replayed
-    monkeypatch.setattr(constants_of_layers, "_capturing", lambda like: False)
+    monkeypatch.setattr(constants_of_layers, "capturing", lambda like: False)
     assert [constants("a"), constants("a")] == [2, 2]
 
 
 def test_constants_that_a_graph_reads_stay(constants, monkeypatch):
     assert [constants("a"), constants("b")] == [0, 1]
-    monkeypatch.setattr(constants_of_layers, "_capturing", lambda like: True)
+    monkeypatch.setattr(constants_of_layers, "capturing", lambda like: True)
     assert constants("a") == 0
-    monkeypatch.setattr(constants_of_layers, "_capturing", lambda like: False)
+    monkeypatch.setattr(constants_of_layers, "capturing", lambda like: False)
     for i in range(100):
         constants(i)
     assert constants("a") == 0

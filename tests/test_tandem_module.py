@@ -1,6 +1,7 @@
 """TandemModule of the training example: two twins, other numbers of steps, seeds, checkpoints."""
 
-import importlib.util
+import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from torch.utils.data import DataLoader
 
 from tandem_cuda import IF, SpikeTrain, TandemNetwork, models
 from tandem_cuda.diagnostics import diagnose
+from tandem_cuda.ops import checks
+from waiting import captured_on_the_host
 
 lightning = pytest.importorskip("lightning")
 pytestmark = [
@@ -18,10 +21,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # Lightning's advice on workers and the like
 ]
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "tandem_module.py"
-spec = importlib.util.spec_from_file_location("tandem_module", EXAMPLE)
-example = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(example)
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import graphed  # noqa: E402
+import tandem_module as example  # noqa: E402
 
 SAMPLES = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(32) % 10
@@ -60,7 +62,7 @@ class Steps(lightning.LightningDataModule):
         return DataLoader([self.batch] * 2, batch_size=None)
 
 
-def fit(made, x=SAMPLES, target=LABELS, epochs=1, **options):
+def fit(made, x=SAMPLES, target=LABELS, epochs=1, ckpt_path=None, **options):
     trainer = lightning.Trainer(
         **options,
         max_epochs=epochs,
@@ -72,7 +74,7 @@ def fit(made, x=SAMPLES, target=LABELS, epochs=1, **options):
         num_sanity_val_steps=0,
         inference_mode=False,
     )
-    trainer.fit(made, datamodule=Steps(x, target))
+    trainer.fit(made, datamodule=Steps(x, target), ckpt_path=ckpt_path)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -380,3 +382,164 @@ def test_checkpoint_of_another_network():
     more["state_dict"] = {**more["state_dict"], "net.extra": torch.zeros(2)}
     with pytest.raises(example.CheckpointError, match=r"net.extra is \[2\] there and missing here"):
         module().on_load_checkpoint(more)
+
+
+# --- steps in a CUDA graph -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The host calls what a device would replay, and refuses what a graph could not capture."""
+    monkeypatch.setattr(checks, "check_finite", lambda *named: None)  # on the CPU alone it reads values
+    monkeypatch.setattr(example, "check_graph_trainer", lambda trainer: None)
+    monkeypatch.setattr(graphed, "on_a_stream_of_its_own", lambda f: f())
+    monkeypatch.setattr(graphed, "capture", captured_on_the_host)
+
+
+class Sizes(Steps):
+    """Batches to train with, of which the one before the last is smaller."""
+
+    def train_dataloader(self):
+        x, target = self.batch
+        part = [slice(i, i + 8) for i in range(0, 20, 4)] + [slice(0, 5), slice(3, 11)]
+        return DataLoader([(x[rows], target[rows]) for rows in part], batch_size=None)
+
+
+class Noted(lightning.Callback):
+    def __init__(self):
+        self.losses, self.steps, self.rates = [], [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, *rest):
+        self.losses.append(float(outputs["loss"]))
+        self.steps.append(trainer.global_step)
+        self.rates.append(float(module.optimizers().param_groups[0]["lr"]))
+
+
+GRAPHED = {
+    "ANN": {"spiking": False},
+    "spiking": {"level": 3, "clip": True, "learn_thresholds": True},
+    "two phases": {"threshold": 0.5, "two_phase": True, "initial": 0.5, "schedule": "none"},
+}
+
+
+@pytest.mark.parametrize("options", GRAPHED.values(), ids=GRAPHED)
+def test_steps_of_a_graph_are_those_of_lightning(options, stand_in, monkeypatch):
+    """Losses, weights, schedule, logs and numbers of steps, with a batch of another size in between."""
+    captures, capture = [], graphed.capture
+    monkeypatch.setattr(graphed, "capture", lambda f: captures.append(f) or capture(f))
+    monkeypatch.setattr(sys.modules[__name__], "Steps", Sizes)
+    options = {"schedule": "cosine"} | options
+    noted = {}
+    for graph in (False, True):
+        noted[graph] = Noted()
+        made = module(cuda_graph=graph, **options)
+        metrics = fit(made, epochs=2, callbacks=[noted[graph]])
+        noted[graph].metrics, noted[graph].state = metrics, made.state_dict()
+    want, got = noted[False], noted[True]
+    assert len(captures) == 1
+    assert got.steps == want.steps == [*range(1, 15)]
+    close = {"rtol": 1e-4, "atol": 1e-5}  # AdamW is fused, and its learning rate has 32 bits
+    torch.testing.assert_close(torch.tensor(got.rates), torch.tensor(want.rates), **close)
+    torch.testing.assert_close(torch.tensor(got.losses), torch.tensor(want.losses), **close)
+    torch.testing.assert_close(torch.tensor([*got.metrics.values()]), torch.tensor([*want.metrics.values()]), **close)
+    assert got.metrics.keys() == want.metrics.keys()
+    for name, value in want.state.items():
+        torch.testing.assert_close(got.state[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_recorded_spikes_in_a_graph(stand_in):
+    """A SpikeTrain keeps the counts that it has computed; those of the next batch are others."""
+    x = spikes(8)
+    made = module(encoding="spikes", schedule="none", cuda_graph=True)
+    made.on_train_start()
+    optimizer = graphed.GraphedAdamW(made.parameters(), 0.0, 0.0)
+    for _ in range(6):
+        made.graphed_step((x, LABELS), optimizer)
+    silent = SpikeTrain(torch.zeros_like(x.bits), 8)
+    torch.manual_seed(0)
+    got = float(made.graphed_step((silent, LABELS), optimizer)["loss"])
+    other = module(encoding="spikes", schedule="none")
+    other.load_state_dict(made.state_dict())
+    torch.manual_seed(0)
+    assert got == float(other.loss_of(other(silent), LABELS))
+
+
+UNCAPTURED = {
+    "times": (
+        {"time_steps": [4, 8], "level": 3, "schedule": "none"},
+        "time_steps = [8, 4]: the T of a step is captured",
+    ),
+    "momentum": ({"final_momentum": 0.1, "schedule": "none"}, "final_momentum: the momentum of a step is captured"),
+    "schedule": ({}, 'schedule = "one_cycle": it changes the momentum of AdamW'),
+    "two": (
+        {"final_momentum": 0.1},
+        "final_momentum: the momentum of a step is captured with it; take null, and with sch",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), UNCAPTURED.values(), ids=UNCAPTURED)
+def test_options_that_cannot_be_captured(options, message):
+    with pytest.raises(ValueError, match=f"^cuda_graph: must be false with {re.escape(message)}"):
+        module(cuda_graph=True, **options)
+
+
+def test_a_graph_needs_a_cuda_device():
+    with pytest.raises(ValueError, match=r"^cuda_graph: must be false without a CUDA device: training is on the cpu$"):
+        fit(module(cuda_graph=True, schedule="none"))
+
+
+UNCAPTURED_TRAINERS = {
+    "accumulation": ({"accumulate_grad_batches": 2}, "accumulate_grad_batches = 2: every replayed step updates"),
+    "clipping": ({"gradient_clip_val": 1.0}, "gradient_clip_val: Lightning clips"),
+    "precision": ({"precision": "bf16-mixed"}, "precision bf16-mixed: the backward pass"),
+    "processes": ({"strategy": "ddp", "devices": 2}, "several processes: they average gradients"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), UNCAPTURED_TRAINERS.values(), ids=UNCAPTURED_TRAINERS)
+def test_trainers_whose_steps_cannot_be_captured(options, message, monkeypatch):
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device("cuda"))
+    with pytest.raises(ValueError, match=f"^cuda_graph: must be false with {re.escape(message)}"):
+        example.check_graph_trainer(trainer)
+
+
+def test_what_changes_a_step_after_its_capture_is_refused(stand_in):
+    made = module(cuda_graph=True, schedule="none")
+    made.penalty = lambda: torch.zeros(())
+    with pytest.raises(RuntimeError, match="cuda_graph: must be false with callbacks that change the loss"):
+        fit(made)
+    with pytest.raises(ValueError, match="cuda_graph: must be false with detect_anomaly"):
+        fit(module(cuda_graph=True, schedule="none"), detect_anomaly=True)
+
+
+def test_checkpoints_with_and_without_a_graph(stand_in):
+    """Their optimizers keep different states."""
+    graph, plain = module(cuda_graph=True, schedule="none"), module(schedule="none")
+    for saved, loaded, option in ((graph, plain, "true"), (plain, graph, "false")):
+        checkpoint = {"state_dict": saved.state_dict()}
+        saved.on_save_checkpoint(checkpoint)
+        saved.check_checkpoint(checkpoint)
+        with pytest.raises(example.CheckpointError, match=f"Resume with --cuda_graph {option}"):
+            loaded.check_checkpoint(checkpoint)
+
+
+class Saves(lightning.Callback):
+    """The state at the end of the first epoch."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_resumed_run_of_a_graph_is_the_uninterrupted_one(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "Steps", Sizes)
+    options = {"cuda_graph": True, "schedule": "cosine", "level": 3}
+    whole, rest = module(**options), module(**options)
+    fit(whole, epochs=2, callbacks=[Saves(tmp_path / "first.ckpt")])
+    fit(rest, epochs=2, ckpt_path=tmp_path / "first.ckpt")
+    assert all(torch.equal(value, rest.state_dict()[name]) for name, value in whole.state_dict().items())

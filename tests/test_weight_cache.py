@@ -25,6 +25,7 @@ from tandem_cuda import (
     freeze,
     ops,
 )
+from tandem_cuda.nn import weight_cache
 
 STEPS = 8
 
@@ -484,3 +485,25 @@ def test_a_first_layer_that_is_not_finite(wrong, norm, training):
     layer.weight.data[1, 1] = wrong
     with pytest.raises(ValueError, match=f"TandemLinear: weight must be finite, got {wrong}"):
         layer(Encode(4)(torch.rand(generator=generator(0), size=(5, 3))))
+
+
+@pytest.mark.parametrize(("make", "sample"), MODELS.values(), ids=MODELS)
+def test_a_graph_packs_into_memory_of_its_own(make, sample, monkeypatch):
+    """Which it writes to in every replay, so that no later call may free or fill it."""
+    model, x = lively(make), events(*sample)
+    packed, pack = [], ops.pack_weight
+
+    def noted(*arguments, **named):
+        packed.append(pack(*arguments, **named))
+        return packed[-1]
+
+    monkeypatch.setattr(ops, "pack_weight", noted)
+    model(x)
+    outside = [*packed]
+    packed.clear()
+    want = fresh(model, x)
+    monkeypatch.setattr(weight_cache, "capturing", lambda like: True)
+    packed.clear()
+    same(model(x).bits, want)
+    assert len(packed) == len(outside) > 0
+    assert {out.data_ptr() for out in packed}.isdisjoint(out.data_ptr() for out in outside)

@@ -29,16 +29,16 @@ def constants(like: Tensor, key: Hashable, make: Callable[[], tuple[Tensor, ...]
     if torch.compiler.is_compiling() or type(like) is not Tensor:
         return make()
     full = (key, like.device)
-    capturing = _capturing(like)
+    in_graph = capturing(like)
     kept = _in_graphs.get(full) or _kept.get(full)
     if kept is not None:
-        if capturing:
+        if in_graph:
             _in_graphs[full] = kept
         return kept
     with torch.inference_mode(False), torch.no_grad():  # inference tensors are of no use elsewhere
         made = make()
     # What a graph makes has values only once it is replayed.
-    if capturing or any(type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in made):
+    if in_graph or any(type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in made):
         return made
     if len(_kept) >= _MOST:
         _wait({device for _, device in _kept})
@@ -48,8 +48,11 @@ def constants(like: Tensor, key: Hashable, make: Callable[[], tuple[Tensor, ...]
     return made
 
 
-def _capturing(like: Tensor) -> bool:
-    return like.is_cuda and torch.cuda.is_current_stream_capturing()
+def capturing(like: Tensor) -> bool:
+    """Return whether a CUDA graph captures what happens to a tensor."""
+    if not like.is_cuda or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's; fake tensors
+        return False
+    return torch.cuda.is_current_stream_capturing()
 
 
 def _wait(devices: set[torch.device]) -> None:

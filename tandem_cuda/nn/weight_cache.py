@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from .. import _C, ops
 from ..ops.pack_weight import can_hold
+from .constants import capturing
 from .quantiser import quantiser
 
 
@@ -61,6 +62,8 @@ class WeightCache:
         """Pack weights, reusing the buffer of the last call if it fits: a large allocation costs more than packing."""
         if torch.compiler.is_compiling():  # compiled code cannot keep a buffer
             return ops.pack_weight(weight, groups)
+        if capturing(weight):  # a graph writes to its buffer in every replay, so the memory must be its own
+            return ops.pack_weight(weight.detach(), groups)
         self._packed = self._weights = None  # both describe the buffer, which is overwritten below
         if torch._C._functorch.is_functorch_wrapped_tensor(weight):  # must not outlive its transform
             return ops.pack_weight(weight.detach(), groups)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .division import divided
 
 LARGEST = {8: 127, 16: 32639}
 """By bits, the largest integer. Of 16 bits it is 256 * 127 + 127, which two signed digits of 8 bits hold."""
@@ -27,6 +26,7 @@ def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         ``(q, scale)``: int8 or int16 in the shape of ``weight``, and float32 [O]; 1 for channels of zeros. No gradient.
+        On a CUDA device, which is not waited for, a channel with a weight that is not finite gets zeros and scale NaN.
 
     Raises:
         TypeError: ``weight`` is not a float32 tensor, or ``bits`` is not an int.
@@ -51,14 +51,7 @@ def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{op}: bits must be 8 or 16, got {bits}")
     if weight.dim() < 2 or 0 in weight.shape:
         raise ValueError(f"{op}: weight must be [O, ...] with no empty dimension, got {list(weight.shape)}")
-    weight, largest = weight.detach(), LARGEST[bits]
-    if weight.is_cpu:
-        return torch.ops.tandem_cuda.quantise_weight(weight, largest)
-    dtype = torch.int8 if bits == 8 else torch.int16
-    scale = divided(weight.abs().amax(tuple(range(1, weight.dim()))), largest)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    whole = weight / scale.view(-1, *[1] * (weight.dim() - 1))
-    return whole.round_().clamp_(-largest, largest).to(dtype), scale
+    return torch.ops.tandem_cuda.quantise_weight(weight.detach(), LARGEST[bits])
 
 
 @torch.library.register_fake("tandem_cuda::quantise_weight")

@@ -1,4 +1,4 @@
-// quantise_weight on the CPU; elsewhere torch's operators do the same (tandem_cuda/ops/quantise_weight.py).
+// quantise_weight on the CPU.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -7,16 +7,16 @@
 #include <cstdint>
 #include <tuple>
 
-#include "core/tensors.h"
 #include "cpu/finite.h"
 #include "cpu/parallel.h"
+#include "ops/quantise_weight/nearest.h"
+#include "ops/quantise_weight/plan.h"
 
 namespace tandem {
 
 namespace {
 
-// A channel's n weights -> their integers; returns the scale. All operations are IEEE's, so that every machine rounds
-// alike.
+// A channel's n weights -> their integers; returns the scale.
 template <class Q>
 float quantise(const float* from, int64_t n, float largest, Q* to) {
   constexpr int64_t kTogether = 16;  // for compilers to make vectors of
@@ -31,48 +31,27 @@ float quantise(const float* from, int64_t n, float largest, Q* to) {
     std::fill_n(to, n, Q{0});
     return 1;
   }
-  // Added and taken away, this leaves the nearest whole number, the even one of two; std::nearbyint is a call without
-  // SSE 4.1.
-  constexpr float kRounds = 12582912;  // 1.5 * 2^23
-  for (i = 0; i < n; ++i) {
-    const float whole = (from[i] / scale + kRounds) - kRounds;
-    to[i] = static_cast<Q>(static_cast<int32_t>(std::clamp(whole, -largest, largest)));
-  }
+  for (i = 0; i < n; ++i) to[i] = nearest_integer<Q>(from[i], scale, largest);
   return scale;
 }
 
 std::tuple<Tensor, Tensor> quantise_weight(const Tensor& weight, int64_t largest) {
-  const char* op = "quantise_weight";
-  TANDEM_CHECK(weight.scalar_type() == ScalarType::Float, op, "weight must be float32, got ",
-               name_of(weight.scalar_type()));
-  TANDEM_CHECK(largest == 127 || largest == kLargest16, op, "largest must be 127 or 32639, got ", largest);
-  TANDEM_CHECK(weight.dim() >= 2 && weight.numel() > 0, op, "weight must be [O, ...] with no empty dimension, got ",
-               shape(weight));
-  const Tensor source = channels_last(op, weight, weight.dim() - 1);  // contiguous
-  const int64_t outputs = weight.size(0), n = weight.numel() / outputs;
-  const Tensor scale = empty_channels_last(op, weight, {outputs}, ScalarType::Float, 0);
-  const ScalarType type = largest == 127 ? ScalarType::Char : ScalarType::Short;
-  const Tensor integers = empty_channels_last(op, weight, sizes_of(weight), type, weight.dim() - 1);
+  const QuantisePlan plan = plan_quantise_weight(weight, largest);
+  const int64_t n = plan.size;
   std::atomic<bool> finite{true};
-  const auto run = [&](auto zero) {
-    using Q = decltype(zero);
-    const auto* from = static_cast<const float*>(source.const_data_ptr());
-    auto* const to = static_cast<Q*>(integers.mutable_data_ptr());
-    auto* const scales = static_cast<float*>(scale.mutable_data_ptr());
-    parallel_ranges(outputs, std::max<int64_t>(1, 16384 / n), [&](int64_t begin, int64_t end) {
+  dispatch_integers(plan, [&](auto type) {
+    const auto* const from = static_cast<const float*>(plan.weight.const_data_ptr());
+    auto* const to = static_cast<decltype(type)*>(plan.integers.mutable_data_ptr());
+    auto* const scales = static_cast<float*>(plan.scale.mutable_data_ptr());
+    parallel_ranges(plan.channels, std::max<int64_t>(1, 16384 / n), [&](int64_t begin, int64_t end) {
       for (int64_t o = begin; o < end; ++o) {
         if (!all_finite(from + o * n, n)) finite = false;
         scales[o] = quantise(from + o * n, n, static_cast<float>(largest), to + o * n);
       }
     });
-  };
-  if (type == ScalarType::Char) {
-    run(int8_t{});
-  } else {
-    run(int16_t{});
-  }
-  TANDEM_CHECK(finite, op, "weight must be finite");
-  return {integers, scale};
+  });
+  TANDEM_CHECK(finite, "quantise_weight", "weight must be finite");
+  return {plan.integers, plan.scale};
 }
 
 }  // namespace
