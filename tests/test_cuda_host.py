@@ -87,7 +87,17 @@ def test_integers_of_the_most_inputs(host):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
+# The program that knows the layout, and what it asks for: digits of integers, terms of floats.
+LAYOUTS = {
+    torch.int8: ("integer_product_test", 1),
+    torch.int16: ("integer_product_test", 2),
+    torch.float32: ("spiking_product_test", 5),
+    torch.float16: ("spiking_product_test", 2),
+    torch.bfloat16: ("spiking_product_test", 1),
+}
+
+
+@pytest.mark.parametrize("dtype", LAYOUTS)
 @pytest.mark.parametrize(
     ("groups", "shape"),
     [
@@ -99,17 +109,17 @@ def test_integers_of_the_most_inputs(host):
         (1, (16, 4096)),
     ],
 )
-def test_size_of_packed_integers(host, groups, shape, dtype):
+def test_size_of_packed_weights(host, groups, shape, dtype):
     """Python knows without a device how many elements pack_weight returns on one."""
     with FakeTensorMode():
         weight = torch.empty(shape, dtype=dtype, device="cuda")
         size, packed_dtype = packed_like(weight, groups)
         rows, _ = packed_like(torch.empty(shape, dtype=dtype), groups)
     kernel = shape[2:] or (1, 1)
-    sizes = [groups, shape[1] * groups, shape[0], *kernel, dtype.itemsize]
-    result = host.run("integer_product_test", "plain", *map(str, sizes))
-    assert (size - rows) * dtype.itemsize == int(result.stdout)
-    assert packed_dtype == dtype
+    program, parts = LAYOUTS[dtype]
+    result = host.run(program, "plain", *map(str, [groups, shape[1] * groups, shape[0], *kernel, parts]))
+    assert (size - rows) * packed_dtype.itemsize == int(result.stdout)
+    assert packed_dtype == (dtype if program.startswith("integer") else torch.float32)
 
 
 # ---- Products, against the library's own on the CPU

@@ -14,8 +14,9 @@ from . import checks
 _PACKED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 # Bytes of the sums of integers.
 _SUM_BYTES = {torch.int8: 2, torch.int16: 4}
-# Of integers for tensor cores: the fewest channels of a group, in and out, and the bytes of 64 rows and 128 inputs.
-_WIDE, _STEP_BYTES = 16, 64 * 128
+# For tensor cores: the fewest channels of a group, in and out; of integers, the bytes of 64 rows and 128 inputs; of
+# floats, the bf16 terms that are stored.
+_WIDE, _STEP_BYTES, _TERMS = 16, 64 * 128, {torch.float32: 5, torch.float16: 2, torch.bfloat16: 1}
 
 
 def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -> Tensor:
@@ -86,20 +87,23 @@ def can_hold(packed: Tensor, weight: Tensor, groups: int) -> bool:
 def packed_like(weight: Tensor, groups: int) -> tuple[int, torch.dtype]:
     """Return number of elements and dtype of packed weights; csrc/ops/product/packed_layout.h defines the layout.
 
-    On CUDA, integer weights of layers with 16 or more input and output channels per group are packed twice: in rows,
-    and for integer tensor cores (csrc/ops/product/fragment_layout.h).
+    On CUDA, weights of layers with 16 or more input and output channels per group are packed twice: in rows, and for
+    tensor cores (csrc/ops/product/fragment_layout.h, of floats term_layout.h), which take no float64.
     """
     dtype = _PACKED.get(weight.dtype, weight.dtype)
     outputs, unit = weight.shape[0] // groups, 64 // _SUM_BYTES.get(dtype, dtype.itemsize)
     block = unit if outputs <= unit else 2 * unit if outputs <= 2 * unit else 4 * unit
     rows = groups * -(-outputs // block) * block * (weight.numel() // weight.shape[0])
-    if weight.is_cuda and dtype in _SUM_BYTES and min(outputs, weight.shape[1]) >= _WIDE:
+    if weight.is_cuda and dtype != torch.float64 and min(outputs, weight.shape[1]) >= _WIDE:
         return rows + _fragment_bytes(weight, groups) // dtype.itemsize, dtype
     return rows, dtype
 
 
 def _fragment_bytes(weight: Tensor, groups: int) -> int:
     outputs, channels, taps = weight.shape[0] // groups, weight.shape[1], math.prod(weight.shape[2:])
+    if weight.dtype in _TERMS:
+        width = 16 if outputs <= 16 else 32
+        return groups * -(-outputs // width) * width * taps * -(-channels // 16) * 16 * 2 * _TERMS[weight.dtype]
     chunks = -(-channels // 32)
     blocks, steps = -(-outputs * weight.dtype.itemsize // 64), -(-taps * chunks // 4)
     return groups * blocks * steps * _STEP_BYTES + max(3 * _STEP_BYTES, 32 * chunks)

@@ -47,7 +47,7 @@ Tensor ordered_product(const Tensor& input, const Tensor& weight, const std::opt
   if (plan.geometry.pixels_out() == 0) return plan.out;
   dispatch_integers(weight.scalar_type(), [&](auto element) {
     using E = decltype(element);
-    if (packed) check_packed<E>(op, "packed", *packed, plan.geometry);
+    if (packed) check_packed<E>(op, "packed", *packed, weight, plan.geometry);
     const Tensor arranged = packed ? *packed : packed_weight(op, weight, plan.geometry);
     run(op, plan, static_cast<const E*>(arranged.const_data_ptr()));
   });

@@ -36,7 +36,7 @@ template <class E, class T>
 void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
   const ConvGeometry& g = plan.geometry;
   // Not used: so few weights are arranged faster than they are looked after.
-  if (plan.packed) check_packed<E>(op, "packed", *plan.packed, g);
+  if (plan.packed) check_packed<E>(op, "packed", *plan.packed, plan.weight, g);
   args.weight_stride = std::max<int64_t>(g.out_channels, 64 / sizeof(T));
   std::vector<T> weight;
   dispatch_unpacked<E>(plan.weight.scalar_type(), [&](auto unpacked) {

@@ -248,7 +248,7 @@ void run(const char* op, const ProductPlan& plan, Samples samples, const uint8_t
   args.scale = data_or_null<T>(plan.scale);
   args.bias = data_or_null<T>(plan.bias);
   if (plan.packed) {
-    check_packed<E>(op, "packed", *plan.packed, g);
+    check_packed<E>(op, "packed", *plan.packed, plan.weight, g);
     run(op, g, samples, static_cast<const E*>(plan.packed->const_data_ptr()), planes, plane_count, density, args);
   } else {
     const AlignedBuffer<E> packed(op, packed_layout<E>(g).elements());

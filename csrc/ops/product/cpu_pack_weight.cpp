@@ -255,7 +255,7 @@ void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
   check_same_device("pack_weight", "out", out, weight, "weight");
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);
-    check_packed<E>("pack_weight", "out", out, g);
+    check_packed<E>("pack_weight", "out", out, weight, g);
     pack_weight("pack_weight", weight, g, static_cast<E*>(out.mutable_data_ptr()));
   });
 }

@@ -25,7 +25,7 @@ void pack_weight(const char* op, const Tensor& weight, const ConvGeometry& geome
 template <class E, class F>
 void with_packed(const char* op, const ProductPlan& plan, const F& f) {
   if (plan.packed) {
-    check_packed<E>(op, "packed", *plan.packed, plan.geometry);
+    check_packed<E>(op, "packed", *plan.packed, plan.weight, plan.geometry);
     f(static_cast<const E*>(plan.packed->const_data_ptr()));
   } else {
     const AlignedBuffer<E> packed(op, packed_layout<E>(plan.geometry).elements());

@@ -33,7 +33,7 @@ void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
   const ConvGeometry g = weight_geometry(op, weight, groups);
   check_same_device(op, "out", out, weight, "weight");
   dispatch_packed(weight.scalar_type(),
-                  [&](auto element, auto) { check_packed<decltype(element)>(op, "out", out, g); });
+                  [&](auto element, auto) { check_packed<decltype(element)>(op, "out", out, weight, g); });
   pack_on_device(op, weight, g, out);
 }
 
@@ -59,13 +59,35 @@ bool takes_tensor_cores(const char* op, const ProductPlan& plan) {
   return plan.engine == Engine::kDense || (plan.engine == Engine::kAuto && can && is_wide(plan.geometry));
 }
 
-void launch(const char* op, const ProductPlan& plan, const Tensor& /*packed*/,
-            const CudaProductArgs<float, float>& args, cudaStream_t stream) {
-  if (takes_tensor_cores(op, plan)) {
-    check_launch(op, launch_tensor_core_product(args, terms_of(plan), stream));
-  } else {
+Tensor device_memory(const char* op, const ProductPlan& plan, int64_t bytes) {
+  return empty_channels_last(op, plan.bits, {bytes}, ScalarType::Byte, 0);
+}
+
+// f(fragments), with those in `packed` or, of narrow layers, new ones: whoever packed these weights did not expect
+// tensor cores.
+template <class E, class F>
+void with_fragments(const char* op, const ProductPlan& plan, const Tensor& packed, const F& f) {
+  const ConvGeometry& g = plan.geometry;
+  if (has_fragments<E>(g)) return f(fragments_in<E>(packed, g));
+  const Tensor own = device_memory(op, plan, fragment_bytes<E>(g, plan.weight.scalar_type()));
+  pack_fragments<E>(op, plan.weight, g, own.mutable_data_ptr());
+  f(own.const_data_ptr());
+}
+
+void launch(const char* op, const ProductPlan& plan, const Tensor& packed, const CudaProductArgs<float, float>& args,
+            cudaStream_t stream) {
+  const bool wanted = takes_tensor_cores(op, plan), fits = fits_tensor_cores(plan.geometry);
+  TANDEM_CHECK(fits || plan.engine != Engine::kDense, op,
+               "engine 'dense' on a CUDA device takes sizes, padding and reach of the kernel below 2^28, and at most "
+               "2^31 inputs per neuron and blocks of 2048 neurons; use 'event' or 'auto' for a product of this size");
+  if (!wanted || !fits) {
     check_launch(op, launch_gather_product(args, stream));
+    return;
   }
+  with_fragments<float>(op, plan, packed, [&](const void* fragments) {
+    const int stored = stored_terms(plan.weight.scalar_type());
+    check_launch(op, launch_tensor_core_product(args, fragments, stored, terms_of(plan), stream));
+  });
 }
 
 void launch(const char* op, const ProductPlan& plan, const Tensor& /*packed*/,
@@ -88,23 +110,14 @@ void launch(const char* op, const ProductPlan& plan, const Tensor& packed, const
     check_launch(op, launch_gather_product(args, stream));
     return;
   }
-  const auto memory = [&](int64_t bytes) { return empty_channels_last(op, plan.bits, {bytes}, ScalarType::Byte, 0); };
-  // Whoever packed weights of narrow layers did not expect them here.
-  Tensor own;
-  const void* fragments = nullptr;
-  if (has_fragments<E>(g)) {
-    fragments = fragments_in<E>(packed, g);
-  } else {
-    own = memory(fragment_layout(g, kDigitsOf<E>).bytes());
-    pack_fragments<E>(op, plan.weight, g, own.mutable_data_ptr());
-    fragments = own.const_data_ptr();
-  }
-  const Tensor prepared = memory(prepared_bytes(g, args.bits, args.planes, counts));
+  const Tensor prepared = device_memory(op, plan, prepared_bytes(g, args.bits, args.planes, counts));
   // Two blocks of large tiles run on a multiprocessor at once.
   const bool small = large_blocks(g, kDigitsOf<E>, args.time_steps, counts) <
                      int64_t{2} * attribute(op, cudaDevAttrMultiProcessorCount);
   auto* const to = static_cast<uint8_t*>(prepared.mutable_data_ptr());
-  check_launch(op, launch_integer_product(args, fragments, to, small, stream));
+  with_fragments<E>(op, plan, packed, [&](const void* fragments) {
+    check_launch(op, launch_integer_product(args, fragments, to, small, stream));
+  });
 }
 
 // What every kernel takes but weights. E: theirs. spiking: null for a product with spike counts.
@@ -136,7 +149,7 @@ void run(const char* op, const ProductPlan& plan, const SpikingArguments* spikin
     using T = decltype(type);
     if (fits_depthwise(g) && plan.engine != Engine::kDense) {
       // Weights as they are: so few are arranged faster than they are looked after.
-      if (plan.packed) check_packed<E>(op, "packed", *plan.packed, g);
+      if (plan.packed) check_packed<E>(op, "packed", *plan.packed, plan.weight, g);
       dispatch_unpacked<E>(weights, [&](auto unpacked) {
         using W = decltype(unpacked);
         CudaDepthwiseArgs<W, T> args = {arguments_of<W, T>(plan, spiking), 0, 0, 0};

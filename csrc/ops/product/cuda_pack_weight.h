@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include "cuda/stream.h"
 #include "ops/product/integer_product.cuh"
@@ -11,17 +12,26 @@
 
 namespace tandem {
 
-// Integer weights as the integer engine reads them.
+// Weights as tensor cores read them: digits of integers, or terms of floats.
 template <class E>
 void pack_fragments(const char* op, const Tensor& weight, const ConvGeometry& g, void* fragments) {
+  const cudaStream_t stream = current_stream(op, weight.get_device_index());
   const bool linear = weight.dim() == 2;
-  CudaFragmentArgs<E> args = {};
-  args.geometry = g;
-  args.weight = static_cast<const E*>(weight.const_data_ptr());
-  args.stride_o = weight.stride(0), args.stride_c = weight.stride(1);
-  args.stride_h = linear ? 1 : weight.stride(2), args.stride_w = linear ? 1 : weight.stride(3);
-  args.fragments = fragments;
-  check_launch(op, launch_pack_fragments(args, current_stream(op, weight.get_device_index())));
+  const auto give = [&](auto args, auto element) {
+    args.geometry = g;
+    args.weight = static_cast<const decltype(element)*>(weight.const_data_ptr());
+    args.stride_o = weight.stride(0), args.stride_c = weight.stride(1);
+    args.stride_h = linear ? 1 : weight.stride(2), args.stride_w = linear ? 1 : weight.stride(3);
+    args.fragments = fragments;
+    return args;
+  };
+  if constexpr (std::is_integral_v<E>) {
+    check_launch(op, launch_pack_fragments(give(CudaFragmentArgs<E>{}, E{}), stream));
+  } else {
+    dispatch_unpacked<float>(weight.scalar_type(), [&](auto unpacked) {
+      check_launch(op, launch_pack_terms(give(CudaTermArgs<decltype(unpacked)>{}, unpacked), stream));
+    });
+  }
 }
 
 // Where they are in packed weights: behind the rows, a multiple of 32 bytes.
@@ -46,7 +56,7 @@ inline void pack_on_device(const char* op, const Tensor& weight, const ConvGeome
       args.packed = static_cast<E*>(packed.mutable_data_ptr());
       args.block = layout.block, args.blocks = layout.blocks;
       check_launch(op, launch_pack_weight(args, stream));
-      if constexpr (std::is_integral_v<E>) {
+      if constexpr (!std::is_same_v<E, double>) {
         if (has_fragments<E>(g)) pack_fragments<E>(op, weight, g, args.packed + layout.elements());
       }
     });
@@ -63,7 +73,7 @@ Tensor packed_on_device(const char* op, const Tensor& weight, const std::optiona
     pack_on_device(op, weight, g, packed);
     return packed;
   }
-  check_packed<E>(op, "packed", *given, g);
+  check_packed<E>(op, "packed", *given, weight, g);
   if (reinterpret_cast<uintptr_t>(given->const_data_ptr()) % 16 == 0) return *given;
   Tensor copy = empty_channels_last(op, *given, sizes_of(*given), given->scalar_type(), 0);
   torch::stable::copy_(copy, *given);

@@ -3,23 +3,24 @@
 namespace tandem {
 
 template <class E>
-void check_packed(const char* op, const char* argument, const Tensor& packed, const ConvGeometry& g) {
-  const Sizes expected = {packed_elements<E>(g, packed.is_cpu())};
+void check_packed(const char* op, const char* argument, const Tensor& packed, const Tensor& weight,
+                  const ConvGeometry& g) {
+  const Sizes expected = {packed_elements<E>(weight, g)};
   TANDEM_CHECK(packed.scalar_type() == packed_type<E>() && sizes_of(packed) == expected && packed.stride(0) == 1, op,
                argument, " must be what pack_weight returns for this weight, ", name_of(packed_type<E>()), " ",
                to_string(expected), ", contiguous, got ", name_of(packed.scalar_type()), " ", shape(packed));
 }
 
-template void check_packed<float>(const char*, const char*, const Tensor&, const ConvGeometry&);
-template void check_packed<double>(const char*, const char*, const Tensor&, const ConvGeometry&);
-template void check_packed<int8_t>(const char*, const char*, const Tensor&, const ConvGeometry&);
-template void check_packed<int16_t>(const char*, const char*, const Tensor&, const ConvGeometry&);
+template void check_packed<float>(const char*, const char*, const Tensor&, const Tensor&, const ConvGeometry&);
+template void check_packed<double>(const char*, const char*, const Tensor&, const Tensor&, const ConvGeometry&);
+template void check_packed<int8_t>(const char*, const char*, const Tensor&, const Tensor&, const ConvGeometry&);
+template void check_packed<int16_t>(const char*, const char*, const Tensor&, const Tensor&, const ConvGeometry&);
 
 Tensor empty_packed(const char* op, const Tensor& weight, const ConvGeometry& geometry) {
   Tensor packed;
   dispatch_packed(weight.scalar_type(), [&](auto element, auto) {
     using E = decltype(element);
-    packed = empty_channels_last(op, weight, {packed_elements<E>(geometry, weight.is_cpu())}, packed_type<E>(), 0);
+    packed = empty_channels_last(op, weight, {packed_elements<E>(weight, geometry)}, packed_type<E>(), 0);
   });
   return packed;
 }

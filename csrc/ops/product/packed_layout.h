@@ -7,6 +7,7 @@
 #include "ops/product/block_size.h"
 #include "ops/product/fragment_layout.h"
 #include "ops/product/plan.h"
+#include "ops/product/term_layout.h"
 
 namespace tandem {
 
@@ -82,26 +83,41 @@ PackedLayout packed_layout(const ConvGeometry& g) {
   return {block, (g.group_out() + block - 1) / block, g.features(), g.groups};
 }
 
-// Whether packed integers of this geometry hold fragments behind the rows, on a CUDA device.
+// Whether packed weights of this geometry hold fragments behind the rows, on a CUDA device.
 template <class E>
 constexpr bool has_fragments(const ConvGeometry& g) {
-  return std::is_integral_v<E> && is_wide(g);
+  return !std::is_same_v<E, double> && is_wide(g);
+}
+
+// Terms that are stored of floating-point weights.
+inline int stored_terms(ScalarType weight) {
+  int stored = 0;
+  dispatch_unpacked<float>(weight, [&](auto unpacked) { stored = kStoredTerms<decltype(unpacked)>; });
+  return stored;
+}
+
+// Of weights that are packed as E: digits of integers, or terms of floats.
+template <class E>
+int64_t fragment_bytes(const ConvGeometry& g, ScalarType weight) {
+  if constexpr (std::is_integral_v<E>) {
+    return fragment_layout(g, kDigitsOf<E>).bytes();
+  } else {
+    return term_layout(g, stored_terms(weight)).bytes();
+  }
 }
 
 // All elements of packed weights.
 template <class E>
-int64_t packed_elements(const ConvGeometry& g, bool cpu) {
+int64_t packed_elements(const Tensor& weight, const ConvGeometry& g) {
   const int64_t rows = packed_layout<E>(g).elements();
-  if constexpr (std::is_integral_v<E>) {
-    constexpr auto size = static_cast<int64_t>(sizeof(E));
-    if (!cpu && has_fragments<E>(g)) return rows + fragment_layout(g, kDigitsOf<E>).bytes() / size;
-  }
-  return rows;
+  if (weight.is_cpu() || !has_fragments<E>(g)) return rows;
+  return rows + fragment_bytes<E>(g, weight.scalar_type()) / static_cast<int64_t>(sizeof(E));
 }
 
-// Throws where `packed` is not what pack_weight makes of weights of this geometry.
+// Throws where `packed` is not what pack_weight makes of this weight.
 template <class E>
-void check_packed(const char* op, const char* argument, const Tensor& packed, const ConvGeometry& geometry);
+void check_packed(const char* op, const char* argument, const Tensor& packed, const Tensor& weight,
+                  const ConvGeometry& geometry);
 
 // Memory for packed weights of this geometry, uninitialised.
 Tensor empty_packed(const char* op, const Tensor& weight, const ConvGeometry& geometry);

@@ -145,12 +145,10 @@ void launch_gather(const CudaProductArgs<E, T>& args, cudaStream_t stream) {
 
 // ---- The tensor-core engine
 
-constexpr int kTileWarps = 4;      // of a block, one below the other
-constexpr int kTilePixels = 16;    // of a warp: the rows of a fragment
-constexpr int kTileChannels = 16;  // input channels of a step: the depth of a fragment
-constexpr int kColumn = 8;         // output channels of a fragment
-constexpr int kStages = 4;         // steps whose weights are in shared memory or on their way there
-constexpr int kMostTerms = 3;      // bf16 terms of a weight that hold all of a float32: 8 bits of the significand each
+constexpr int kTileWarps = 4;    // of a block, one below the other
+constexpr int kTilePixels = 16;  // of a warp: the rows of a fragment
+constexpr int kColumn = 8;       // output channels of a fragment
+constexpr int kStages = 3;       // steps whose weights are in shared memory or on their way there
 
 // A float32 as the sum of bf16 numbers, in the upper halves of words.
 template <int kTerms>
@@ -167,24 +165,21 @@ __device__ __forceinline__ void split(float x, unsigned (&terms)[kTerms]) {
   }
 }
 
-// Where column n of row k of a step's weights stands, in floats. Lanes that read together differ in n % 8 and in k / 4:
-// turning the columns by k / 4 sends them to different banks.
-template <int kColumns>
-__device__ __forceinline__ int staged_at(int k, int n) {
-  constexpr int kTurns = kColumns;
-  return k * kColumns * kColumn + (n ^ (k / 4 % kTurns * kColumn));
+// In the order of term_layout.h.
+__device__ __forceinline__ void store_terms(float x, unsigned (&stored)[5]) {
+  unsigned three[3], two[2], one[1];
+  split(x, three), split(x, two), split(x, one);
+  stored[0] = three[2], stored[1] = three[1], stored[2] = three[0], stored[3] = two[1], stored[4] = one[0];
 }
+__device__ __forceinline__ void store_terms(float x, unsigned (&stored)[2]) { split(x, stored); }
+__device__ __forceinline__ void store_terms(float x, unsigned (&stored)[1]) { split(x, stored); }
 
-// The 4 bytes of input channels from c on, zeros past the last one.
-__device__ __forceinline__ unsigned load_four(const uint8_t* pixel, int64_t c, int64_t channels, bool aligned) {
-  if (pixel == nullptr || c >= channels) return 0;
-  if (aligned) return *reinterpret_cast<const unsigned*>(pixel + c);
-  unsigned word = 0;
-  for (int i = 0; i < 4; ++i) {
-    if (c + i < channels) word |= static_cast<unsigned>(pixel[c + i]) << 8 * i;
-  }
-  return word;
-}
+// Of an output pixel: row and column of its first tap, and the offset of that input pixel's channels in the present
+// plane, even where it is outside of the image.
+struct alignas(16) Window {
+  int64_t origin;
+  int top, left;
+};
 
 // Two bf16 of the number of ones in two bytes.
 __device__ __forceinline__ unsigned count_pair(unsigned low, unsigned high) {
@@ -212,132 +207,187 @@ struct Tile {
   }
 };
 
+// What a product reads of weights that are packed as terms.
+struct Terms {
+  const uint4* words;  // from the first term on that is read
+  int step_words;      // from step to step
+};
+
 // A block: 64 output pixels x kColumns * 8 output channels; a warp: 16 of the pixels, all 8 time steps of a plane.
 //
-// Step after step, 16 input channels of a tap: the block's weights come to shared memory three steps ahead; a lane
-// reads the 4 bytes of its 4 input channels once for each of its 2 pixels and expands them to the A fragment of every
-// time step; a B fragment, split into terms in registers, serves all of them. Which channel a fragment calls k is free
-// as long as A and B agree: k = 2q, 2q + 1, 2q + 8, 2q + 9 are the channels 4q to 4q + 3, so that a lane's bytes lie
-// side by side.
+// Step after step, 16 input channels of a tap: a lane reads the 4 bytes of its 4 input channels once for each of its 2
+// pixels, a step ahead, and expands them to the A fragment of every time step. The weights' B fragments, which serve
+// all of them, come to shared memory three steps ahead, and to registers as soon as those of the step before are done
+// with. Which channel a fragment calls k is free as long as A and B agree: k = 2q, 2q + 1, 2q + 8, 2q + 9 are the
+// channels 4q to 4q + 3, so that a lane's bytes lie side by side.
+//
+// Silent pixels are multiplied, too: where spikes are so few that the 16 pixels of a warp often have none, the gather
+// engine is faster.
 template <int kColumns, bool kCounts, int kTerms, class Model>
 __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
-    tensor_core_kernel(const CudaProductArgs<float, float> a, const Model model) {
+    tensor_core_kernel(const CudaProductArgs<float, float> a, const Terms weight, const Model model) {
   constexpr int kSums = kCounts ? 1 : static_cast<int>(kStepsPerPlane);
-  constexpr int kWidth = kColumns * kColumn, kChunks = kTileChannels * kWidth / 4, kThreads = kTileWarps * kWarp;
+  constexpr int kWidth = kColumns * kColumn, kTiles = kWidth / kTermTile, kThreads = kTileWarps * kWarp;
+  constexpr int kStepWords = kTerms * kTiles * kTermWords;
   constexpr int kNeurons = 4 * kColumns;  // of a thread
-  __shared__ __align__(16) float staged[kStages][kTileChannels * kWidth];
+  __shared__ __align__(16) uint4 staged[kStages * kStepWords];
   // States and sum from plane to plane; a thread reads but what it wrote.
   __shared__ float carried[kCounts ? 1 : Model::kStates + 1][kCounts ? 1 : kNeurons][kThreads];
-  __shared__ Pixel located[kTileWarps * kTilePixels];
+  __shared__ Window windows[kTileWarps * kTilePixels];
   const ConvGeometry& g = a.geometry;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   const int q = lane % 4, r = lane / 4;
-  const int64_t pixels = g.pixels_out(), channels = g.group_in(), outputs = g.group_out();
+  const int64_t pixels = g.pixels_out(), outputs = g.group_out();
   const auto tiles = static_cast<unsigned>((pixels + kTileWarps * kTilePixels - 1) / (kTileWarps * kTilePixels));
   const auto slices = static_cast<unsigned>((outputs + kWidth - 1) / kWidth);
-  const int depth = static_cast<int>((channels + kTileChannels - 1) / kTileChannels);
-  const int steps = static_cast<int>(g.taps()) * depth;
+  const int channels = static_cast<int>(g.group_in());
+  const int steps = static_cast<int>(g.taps()) * ((channels + kTermInputs - 1) / kTermInputs);
   const bool aligned = channels % 4 == 0 && reinterpret_cast<uintptr_t>(a.bits) % 4 == 0;
 
-  const unsigned slice = blockIdx.x / tiles % slices, group = blockIdx.x / tiles / slices;
-  const float* const rows =
-      a.weight + (group * a.blocks + slice * kWidth / a.block) * g.features() * a.block + slice * kWidth % a.block;
   const int64_t first = static_cast<int64_t>(blockIdx.x % tiles) * kTileWarps * kTilePixels;  // pixel of the block
   if (thread < kTileWarps * kTilePixels) {
-    located[thread] = pixel_at(g, first + thread);
-    if (first + thread >= pixels) located[thread].top = INT64_MIN / 2;  // sees nothing
+    const Pixel pixel = pixel_at(g, first + thread);
+    const int64_t origin = (pixel.image + pixel.top * g.width + pixel.side) * g.in_channels;
+    const int beyond = INT32_MIN / 2;  // sees nothing
+    windows[thread] = {origin + blockIdx.x / tiles / slices * g.group_in(),
+                       first + thread < pixels ? static_cast<int>(pixel.top) : beyond, static_cast<int>(pixel.side)};
   }
   __syncthreads();
-
-  const auto stage = [&](int step) {
-    const int64_t tap = step / depth, c = static_cast<int64_t>(step % depth) * kTileChannels;
-    for (int i = thread; i < kChunks; i += kThreads) {
-      const int k = i / (kWidth / 4), n = i % (kWidth / 4) * 4;
-      const bool valid = c + k < channels;
-      const float* const row = rows + (tap * channels + (valid ? c + k : 0)) * a.block + n;
-      cp_async_16(&staged[step % kStages][staged_at<kColumns>(k, n)], row, valid);
-    }
-  };
 
   const int planes = kCounts ? 1 : static_cast<int>(a.planes);
   for (int plane = 0; plane < planes; ++plane) {
     float sums[kSums][kColumns][4] = {};
-    // For counts the planes follow one another in each step.
-    const int64_t digits = kCounts ? a.planes : 1;
-    for (int s = 0; s < kStages - 1; ++s) {
-      if (s < steps) stage(s);
+
+    const auto of_block = static_cast<int64_t>(anew(blockIdx.x) / tiles) * steps * weight.step_words;
+    const uint4* from = weight.words + of_block;
+    const auto stage = [&](int slot, bool exists) {
+      if (exists) {
+#pragma unroll 1
+        for (int i = thread; i < kStepWords; i += kThreads) cp_async_16(staged + slot + i, from + i, true);
+      }
       cp_async_commit();
-    }
-    int d = 0;  // step % depth
-    const uint8_t* in[2] = {nullptr, nullptr};
-    for (int step = 0; step < steps; ++step) {
-      if (d == 0) {
-        const int tap = step / depth;
+      from += weight.step_words;
+    };
+    uint4 w[kTerms][kTiles];  // as stored
+    const auto fetch = [&](int slot, int tile) {
+#pragma unroll
+      for (int m = 0; m < kTerms; ++m) w[m][tile] = staged[slot + (m * kTiles + tile) * kTermWords + lane];
+    };
+
+    // Where the next spikes are: the tap, from the first one; the step's first channel; of the lane's pixels, the
+    // offsets of its first channel, and how many more there are, none outside of the image.
+    int down = 0, right = 0, c = 0, left[2];
+    int64_t at[2];
+    unsigned x[2];
+    const auto locate = [&] {
+      const int64_t moved = (static_cast<int64_t>(down) * g.width + right) * g.in_channels;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const Window window = windows[warp * kTilePixels + r + 8 * i];
+        const bool inside = static_cast<unsigned>(window.top + down) < static_cast<unsigned>(g.height) &&
+                            static_cast<unsigned>(window.left + right) < static_cast<unsigned>(g.width);
+        at[i] = window.origin + moved + 4 * q;
+        left[i] = inside ? channels - 4 * q : 0;
+      }
+    };
+    const auto load = [&](int64_t of_digit) {
+      if (aligned) {
+#pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const Pixel& pixel = located[warp * kTilePixels + r + 8 * i];
-          const int64_t seen = seen_by(g, pixel, tap / g.kernel_w, tap % g.kernel_w);
-          in[i] = seen < 0 ? nullptr
-                           : a.bits + (static_cast<int64_t>(plane) * g.pixels_in() + seen) * g.in_channels +
-                                 group * channels;
+          x[i] = c < left[i] ? *reinterpret_cast<const unsigned*>(a.bits + (at[i] + of_digit + c)) : 0;
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          x[i] = 0;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            if (c + k < left[i]) x[i] |= static_cast<unsigned>(a.bits[at[i] + of_digit + c + k]) << 8 * k;
+          }
         }
       }
+    };
+    // Past the last tap nobody looks at what is loaded: any pixel will do.
+    const auto advance = [&] {
+      c += kTermInputs;
+      if (c < channels) return;
+      c = 0;
+      right += static_cast<int>(g.dilation_w);
+      if (right == static_cast<int>(g.kernel_w) * static_cast<int>(g.dilation_w)) {
+        right = 0;
+        down += static_cast<int>(g.dilation_h);
+      }
+      locate();
+    };
+
+#pragma unroll
+    for (int s = 0; s < kStages; ++s) stage(s * kStepWords, s < steps);
+    locate();
+    load(0);
+    cp_async_wait<kStages - 1>();
+    __syncthreads();
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) fetch(0, tile);
+    int slot = 0;  // of the step in `staged`
+    // Goes on to the next step's weights.
+    const auto turn = [&](int todo) {
       cp_async_wait<kStages - 2>();
-      // Everybody's copies of this step are there, and everybody has read the stage that is filled next.
+      // Everybody's copies of the next step are there, and everybody has fetched the present one.
       __syncthreads();
-      if (step + kStages - 1 < steps) stage(step + kStages - 1);
-      cp_async_commit();
-      const float* const weights = staged[step % kStages];
+      stage(slot, todo > kStages);
+      slot = slot == (kStages - 1) * kStepWords ? 0 : slot + kStepWords;
+    };
+    // For counts the planes follow one another in each step.
+    const int64_t digits = kCounts ? a.planes : 1, digit_bytes = g.pixels_in() * g.in_channels;
+    for (int todo = steps; todo > 0; --todo) {
       for (int64_t digit = 0; digit < digits; ++digit) {
-        const int64_t at = digit * g.pixels_in() * g.in_channels, c = static_cast<int64_t>(d) * kTileChannels + 4 * q;
-        const unsigned upper = load_four(in[0] ? in[0] + at : nullptr, c, channels, aligned);
-        const unsigned lower = load_four(in[1] ? in[1] + at : nullptr, c, channels, aligned);
-        if (__ballot_sync(kAllLanes, (upper | lower) != 0) == 0) continue;  // 16 silent pixels
-        // Bytes 0 and 1, and 2 and 3, a halfword apart: bit t of each becomes a bf16 of 0 or 1.
-        const unsigned pairs[4] = {(upper & 0xff) | (upper & 0xff00) << 8, (lower & 0xff) | (lower & 0xff00) << 8,
-                                   (upper >> 16 & 0xff) | (upper >> 24) << 16,
-                                   (lower >> 16 & 0xff) | (lower >> 24) << 16};
-        // Two columns at a time: fragments of all four would not fit the registers beside the sums.
+        // Bytes 0 and 1, and 2 and 3, a halfword apart.
+        const unsigned pairs[4] = {__byte_perm(x[0], 0, 0x4140), __byte_perm(x[1], 0, 0x4140),
+                                   __byte_perm(x[0], 0, 0x4342), __byte_perm(x[1], 0, 0x4342)};
+        const bool last = digit + 1 == digits;
+        if (last) advance();
+        load(last ? 0 : (digit + 1) * digit_bytes);
 #pragma unroll
-        for (int j = 0; j < kColumns; j += 2) {
-          unsigned b[2][kTerms][2];
+        for (int t = 0; t < kSums; ++t) {
+          unsigned fragment[4];
 #pragma unroll
-          for (int k = 0; k < 2; ++k) {
-            unsigned terms[4][kTerms];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              split(weights[staged_at<kColumns>(4 * q + i, (j + k) * kColumn + r)], terms[i]);
-            }
-#pragma unroll
-            for (int e = 0; e < kTerms; ++e) {
-              b[k][e][0] = terms[0][e] >> 16 | terms[1][e];
-              b[k][e][1] = terms[2][e] >> 16 | terms[3][e];
-            }
+          for (int i = 0; i < 4; ++i) {
+            constexpr unsigned kOne = 0x3f80;  // 1 in bf16; 2^t of its 2^-t are a whole number
+            fragment[i] =
+                kCounts ? count_pair(pairs[i] & 0xff, pairs[i] >> 16) : (pairs[i] & 0x10001u << t) * (kOne >> t);
           }
+          const bool turns = !kCounts && t + 1 == kSums;
+          if (turns) turn(todo);
+          // Tensor cores cut off what they align away. Their own sums are therefore of one step alone, the smallest
+          // terms first; CUDA cores add these up, rounded to nearest.
 #pragma unroll
-          for (int t = 0; t < kSums; ++t) {
-            unsigned fragment[4];
+          for (int tile = 0; tile < kTiles; ++tile) {
+            float part[2][4] = {};
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              constexpr unsigned kOne = 0x3f80;  // 1 in bf16
-              fragment[i] = kCounts ? count_pair(pairs[i] & 0xff, pairs[i] >> 16) : (pairs[i] >> t & 0x10001u) * kOne;
+            for (int e = kTerms - 1; e >= 0; --e) {
+              uint4& both = w[kTerms == kMostTerms ? kTerms - 1 - e : e][tile];
+              const unsigned b[2][2] = {{both.x, both.y}, {both.z, both.w}};
+#pragma unroll
+              for (int j = 0; j < 2; ++j) mma_m16n8k16_bf16(part[j], fragment, b[j]);
             }
 #pragma unroll
-            for (int k = 0; k < 2; ++k) {
-              // Tensor cores cut off what they align away. Their own sums are therefore of one step alone, the smallest
-              // terms first; CUDA cores add these up, rounded to nearest.
-              float part[4] = {};
+            for (int j = 0; j < 2; ++j) {
 #pragma unroll
-              for (int e = kTerms - 1; e >= 0; --e) mma_m16n8k16_bf16(part, fragment, b[k][e]);
-#pragma unroll
-              for (int i = 0; i < 4; ++i) sums[t][j + k][i] += part[i];
+              for (int i = 0; i < 4; ++i) sums[t][2 * tile + j][i] += part[j][i];
             }
+            if (turns) fetch(slot, tile);  // the next step's
           }
         }
       }
-      if (++d == depth) d = 0;
+      if constexpr (kCounts) {
+        turn(todo);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) fetch(slot, tile);
+      }
     }
+    if (thread < kTileWarps * kTilePixels) windows[thread].origin += g.pixels_in() * g.in_channels;
     cp_async_wait<0>();
-    __syncthreads();  // nobody still reads what the next plane, or tile, is staged over
+    __syncthreads();  // nobody still reads what the next plane is staged over
 
     [[maybe_unused]] const int in_plane = static_cast<int>(steps_in_plane(plane, a.time_steps));
     const Tile own(g, anew(threadIdx.x), anew(blockIdx.x), kWidth);
@@ -378,24 +428,21 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
 }
 
 template <int kColumns, int kTerms>
-cudaError_t launch_tensor_cores(const CudaProductArgs<float, float>& args, cudaStream_t stream) {
+cudaError_t launch_tensor_cores(const CudaProductArgs<float, float>& args, const Terms& weight, cudaStream_t stream) {
   const ConvGeometry& g = args.geometry;
   const int64_t tiles = (g.pixels_out() + kTileWarps * kTilePixels - 1) / (kTileWarps * kTilePixels);
   const int64_t slices = (g.group_out() + kColumns * kColumn - 1) / (kColumns * kColumn);
-  // More than this is more memory than a device has: 2048 neurons a block.
-  if (tiles * slices * g.groups > INT32_MAX || g.taps() * g.group_in() > INT32_MAX || args.planes > INT32_MAX)
-    return cudaErrorInvalidValue;
   const auto grid = static_cast<unsigned>(tiles * slices * g.groups);
   if (args.out_bits == nullptr) {
     using Model = Silent<float>;
     TANDEM_LAUNCH((tensor_core_kernel<kColumns, true, kTerms, Model>), grid, kTileWarps * kWarp, 0, stream, args,
-                  Model{});
+                  weight, Model{});
     return cudaGetLastError();
   }
   visit_model<Scalar<float>>(args.neuron, [&](const auto& model) {
     using Model = std::decay_t<decltype(model)>;
     TANDEM_LAUNCH((tensor_core_kernel<kColumns, false, kTerms, Model>), grid, kTileWarps * kWarp, 0, stream, args,
-                  model);
+                  weight, model);
   });
   return cudaGetLastError();
 }
@@ -419,6 +466,37 @@ __global__ void __launch_bounds__(kThreads) pack_weight_kernel(const CudaPackArg
   }
 }
 
+// A thread: all terms of 8 weights.
+template <class W>
+__global__ void __launch_bounds__(kThreads) pack_terms_kernel(const CudaTermArgs<W> a, const TermLayout layout) {
+  constexpr int kStored = kStoredTerms<W>;
+  const ConvGeometry& g = a.geometry;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads, all = layout.words() / kStored;
+  const int64_t depth = (g.group_in() + kTermInputs - 1) / kTermInputs;
+  const int word = layout.tiles * kTermWords;  // from a term to the next one
+  auto* const out = static_cast<uint4*>(a.fragments);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < all; i += stride) {
+    const int lane = static_cast<int>(i % kTermWords), tile = static_cast<int>(i / kTermWords % layout.tiles);
+    const int64_t step = i / word % layout.steps, block = i / word / layout.steps, tap = step / depth;
+    const int64_t first = (block % layout.blocks * layout.tiles + tile) * kTermTile + lane / 4;
+    const int64_t c = step % depth * kTermInputs + lane % 4 * 4;
+    const W* const at_tap = a.weight + tap / g.kernel_w * a.stride_h + tap % g.kernel_w * a.stride_w;
+    unsigned halves[kStored][4] = {};  // of the 16 bytes of each term
+    for (int n = 0; n < 2; ++n) {
+      for (int k = 0; k < 4; ++k) {
+        const int64_t o = first + n * kColumn;
+        if (o >= g.group_out() || c + k >= g.group_in()) continue;
+        const float x = at_tap[(block / layout.blocks * g.group_out() + o) * a.stride_o + (c + k) * a.stride_c];
+        unsigned terms[kStored];
+        store_terms(x, terms);
+        for (int e = 0; e < kStored; ++e) halves[e][2 * n + k / 2] |= k % 2 == 0 ? terms[e] >> 16 : terms[e];
+      }
+    }
+    uint4* const to = out + (block * layout.steps + step) * layout.step_words() + tile * kTermWords + lane;
+    for (int e = 0; e < kStored; ++e) to[e * word] = uint4{halves[e][0], halves[e][1], halves[e][2], halves[e][3]};
+  }
+}
+
 }  // namespace
 
 template <class E, class T>
@@ -435,18 +513,34 @@ cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_
   return cudaGetLastError();
 }
 
-cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, int terms, cudaStream_t stream) {
+bool fits_tensor_cores(const ConvGeometry& g) {
+  // Each below 2^28, so that sums of some fit 32 bits.
+  constexpr int64_t kMostSize = int64_t{1} << 28;
+  for (const int64_t size : {g.height, g.width, g.padding_h, g.padding_w, g.kernel_h * g.dilation_h,
+                             g.kernel_w * g.dilation_w, g.stride_h * g.out_height, g.stride_w * g.out_width}) {
+    if (size >= kMostSize) return false;
+  }
+  constexpr int64_t kPixels = kTileWarps * kTilePixels;
+  const TermLayout layout = term_layout(g, 1);
+  const int64_t blocks = (g.pixels_out() + kPixels - 1) / kPixels * layout.blocks * g.groups;
+  return g.features() <= INT32_MAX - kTermInputs && blocks <= INT32_MAX;
+}
+
+cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, const void* fragments, int stored,
+                                       int terms, cudaStream_t stream) {
   if (args.geometry.pixels_out() == 0) return cudaSuccess;
-  const bool narrow = args.block <= 2 * kColumn;
+  const int first = first_term(stored, terms);
+  if (first < 0 || args.planes > INT32_MAX || !fits_tensor_cores(args.geometry)) return cudaErrorInvalidValue;
+  const TermLayout layout = term_layout(args.geometry, stored);
+  const Terms weight = {static_cast<const uint4*>(fragments) + first * layout.tiles * kTermWords, layout.step_words()};
+  const bool narrow = layout.tiles == 1;
   switch (terms) {
     case 1:
-      return narrow ? launch_tensor_cores<2, 1>(args, stream) : launch_tensor_cores<4, 1>(args, stream);
+      return narrow ? launch_tensor_cores<2, 1>(args, weight, stream) : launch_tensor_cores<4, 1>(args, weight, stream);
     case 2:
-      return narrow ? launch_tensor_cores<2, 2>(args, stream) : launch_tensor_cores<4, 2>(args, stream);
-    case kMostTerms:
-      return narrow ? launch_tensor_cores<2, 3>(args, stream) : launch_tensor_cores<4, 3>(args, stream);
+      return narrow ? launch_tensor_cores<2, 2>(args, weight, stream) : launch_tensor_cores<4, 2>(args, weight, stream);
     default:
-      return cudaErrorInvalidValue;
+      return narrow ? launch_tensor_cores<2, 3>(args, weight, stream) : launch_tensor_cores<4, 3>(args, weight, stream);
   }
 }
 
@@ -454,6 +548,14 @@ template <class W, class E>
 cudaError_t launch_pack_weight(const CudaPackArgs<W, E>& args, cudaStream_t stream) {
   const int64_t elements = args.geometry.groups * args.blocks * args.geometry.features() * args.block;
   TANDEM_LAUNCH((pack_weight_kernel<W, E>), grid_for((elements + kThreads - 1) / kThreads), kThreads, 0, stream, args);
+  return cudaGetLastError();
+}
+
+template <class W>
+cudaError_t launch_pack_terms(const CudaTermArgs<W>& args, cudaStream_t stream) {
+  const TermLayout layout = term_layout(args.geometry, kStoredTerms<W>);
+  const int64_t tasks = layout.words() / kStoredTerms<W>;
+  TANDEM_LAUNCH((pack_terms_kernel<W>), grid_for((tasks + kThreads - 1) / kThreads), kThreads, 0, stream, args, layout);
   return cudaGetLastError();
 }
 
@@ -467,5 +569,8 @@ template cudaError_t launch_pack_weight(const CudaPackArgs<BFloat16, float>&, cu
 template cudaError_t launch_pack_weight(const CudaPackArgs<double, double>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<int8_t, int8_t>&, cudaStream_t);
 template cudaError_t launch_pack_weight(const CudaPackArgs<int16_t, int16_t>&, cudaStream_t);
+template cudaError_t launch_pack_terms(const CudaTermArgs<float>&, cudaStream_t);
+template cudaError_t launch_pack_terms(const CudaTermArgs<Float16>&, cudaStream_t);
+template cudaError_t launch_pack_terms(const CudaTermArgs<BFloat16>&, cudaStream_t);
 
 }  // namespace tandem

@@ -10,6 +10,7 @@
 #include "neuron/joined.h"
 #include "neuron/models.h"
 #include "neuron/state.h"
+#include "ops/product/term_layout.h"
 
 namespace tandem {
 
@@ -39,9 +40,15 @@ struct CudaProductArgs {
 template <class E, class T>
 cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_t stream);
 
+// Whether the tensor-core engine numbers the parts of this product in its 32 bits.
+bool fits_tensor_cores(const ConvGeometry& geometry);
+
 // The tensor-core engine: weights as so many bf16 terms each, 1 to 3, which hold 8 bits of the significand each; the
-// last of fewer than 3 is rounded to the nearest. Needs compute capability 8.0.
-cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, int terms, cudaStream_t stream);
+// last of fewer than 3 is rounded to the nearest. args.weight is not read. fragments: from launch_pack_terms, 16-byte
+// aligned. stored: kStoredTerms of the weights; of 16-bit weights so many terms serve alone. Needs compute capability
+// 8.0, and what fits_tensor_cores says.
+cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, const void* fragments, int stored,
+                                       int terms, cudaStream_t stream);
 
 // Weights [O, C/groups, kH, kW] with these strides -> packed. W: Float16 or BFloat16 too, where E is float.
 template <class W, class E>
@@ -54,5 +61,16 @@ struct CudaPackArgs {
 };
 template <class W, class E>
 cudaError_t launch_pack_weight(const CudaPackArgs<W, E>& args, cudaStream_t stream);
+
+// Weights [O, C/groups, kH, kW] with these strides -> fragments, term_layout(..).bytes(), 16-byte aligned.
+template <class W>
+struct CudaTermArgs {
+  ConvGeometry geometry;
+  const W* weight;
+  int64_t stride_o, stride_c, stride_h, stride_w;
+  void* fragments;
+};
+template <class W>
+cudaError_t launch_pack_terms(const CudaTermArgs<W>& args, cudaStream_t stream);
 
 }  // namespace tandem

@@ -863,6 +863,13 @@ T atomicAdd(T* address, typename tandem::host::Same<T>::Type value) {
 }
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+// Of the 8 bytes of x, those of y behind them: the four whose numbers the halves of the selector are.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
+  unsigned out = 0;
+  for (unsigned i = 0; i < 4; ++i) out |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return out;
+}
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 

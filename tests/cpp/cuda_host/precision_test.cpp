@@ -58,17 +58,23 @@ void run(const host::TensorCores& cores, int channels, bool one_sign, int terms)
   g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = 1;
   std::vector<uint8_t> bits(static_cast<size_t>(kPixels * channels));
   for (uint8_t& bit : bits) bit = generator() % 2;
-  std::vector<uint4> aligned(static_cast<size_t>(channels * kOutputs / 4));
-  auto* const weight = reinterpret_cast<float*>(aligned.data());  // [channels, outputs]: as packed
+  std::vector<float> weights(static_cast<size_t>(channels * kOutputs));
+  float* const weight = weights.data();  // [channels, outputs]
   for (int i = 0; i < channels * kOutputs; ++i) {
     const float x = normal(generator);
     weight[i] = one_sign ? std::fabs(x) : x;
   }
   std::vector<float> sums(static_cast<size_t>(kPixels * kOutputs));
   CudaProductArgs<float, float> args = {};
-  args.geometry = g, args.bits = bits.data(), args.planes = 1, args.weight = weight;
-  args.block = kOutputs, args.blocks = 1, args.sum = sums.data(), args.time_steps = 8;
-  check(launch_tensor_core_product(args, terms, nullptr) == cudaSuccess, "launch");
+  args.geometry = g, args.bits = bits.data(), args.planes = 1, args.sum = sums.data(), args.time_steps = 8;
+  CudaTermArgs<float> pack = {};
+  pack.geometry = g, pack.weight = weight, pack.stride_o = 1, pack.stride_c = kOutputs;
+  pack.stride_h = pack.stride_w = 1;
+  std::vector<uint4> fragments(static_cast<size_t>(term_layout(g, kStoredTerms<float>).words()));
+  pack.fragments = fragments.data();
+  check(launch_pack_terms(pack, nullptr) == cudaSuccess, "packing");
+  const cudaError_t error = launch_tensor_core_product(args, fragments.data(), kStoredTerms<float>, terms, nullptr);
+  check(error == cudaSuccess, "launch");
 
   Errors ours, plain, unsplit;  // plain: float32, one addition after another; unsplit: all on tensor cores
   for (int pixel = 0; pixel < kPixels; ++pixel) {

@@ -25,6 +25,19 @@ void multiply_integers(const CudaProductArgs<E, float>& args, const E* weight, b
   if (launch_integer_product(args, fragments.data, prepared.data, small, nullptr) != cudaSuccess) stop("refused");
 }
 
+template <class W>
+void multiply_terms(const CudaProductArgs<float, float>& args, const W* weight, int terms) {
+  const ConvGeometry& g = args.geometry;
+  CudaTermArgs<W> pack = {};
+  pack.geometry = g, pack.weight = weight;
+  pack.stride_o = g.features(), pack.stride_c = g.taps(), pack.stride_h = g.kernel_w, pack.stride_w = 1;
+  const Array<uint8_t> fragments(term_layout(g, kStoredTerms<W>).bytes());
+  pack.fragments = fragments.data;
+  if (launch_pack_terms(pack, nullptr) != cudaSuccess) stop("refused to pack");
+  const cudaError_t error = launch_tensor_core_product(args, fragments.data, kStoredTerms<W>, terms, nullptr);
+  if (error != cudaSuccess) stop("refused");
+}
+
 // W: weights as given; E: packed; T: neurons.
 template <class W, class E, class T>
 void product() {
@@ -62,7 +75,7 @@ void product() {
   if constexpr (std::is_same<E, float>::value) {
     if (terms != 0) {
       if (call.most_blocks != 0) stop("the tensor-core engine has a block for each tile");
-      if (launch_tensor_core_product(args, terms, nullptr) != cudaSuccess) stop("refused");
+      multiply_terms(args, call.weight.data, terms);
     }
   } else if constexpr (std::is_integral<E>::value) {
     if (terms != 0) multiply_integers(args, call.weight.data, terms == 2);

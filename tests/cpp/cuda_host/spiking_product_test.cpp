@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "ops/product/fragment_layout.h"
+
 namespace {
 
 using namespace tandem;
@@ -111,6 +113,14 @@ void run(const Case& c) {
   Buffer<E> packed(g.groups * pack.blocks * g.features() * block);
   pack.packed = packed.data;
   launch_pack_weight(pack, nullptr);
+  constexpr bool kTensorCores = std::is_same<E, float>::value;
+  Buffer<uint8_t> fragments(kTensorCores ? term_layout(g, kStoredTerms<float>).bytes() : 0);
+  if constexpr (kTensorCores) {
+    CudaTermArgs<W> terms = {};
+    terms.geometry = g, terms.weight = weight.data, terms.fragments = fragments.data;
+    terms.stride_o = g.features(), terms.stride_c = g.taps(), terms.stride_h = g.kernel_w, terms.stride_w = 1;
+    if (launch_pack_terms(terms, nullptr) != cudaSuccess) ++failures;
+  }
 
   // Plain loops.
   std::vector<uint8_t> spikes(static_cast<size_t>(planes * out));
@@ -159,7 +169,7 @@ void run(const Case& c) {
   }
 
   for (const bool tensor_cores : {false, true}) {
-    if (tensor_cores && !std::is_same<E, float>::value) continue;
+    if (tensor_cores && !kTensorCores) continue;
     for (const bool counts : {false, true}) {
       Buffer<uint8_t> out_bits(planes * out);
       Buffer<T> out_sum(out), out_potential(out);
@@ -175,11 +185,17 @@ void run(const Case& c) {
         args.out_bits = out_bits.data, args.state = {out_potential.data, out};
         args.neuron = c.leak == 1 ? Neuron{0, {threshold}} : Neuron{1, {threshold, leak}};  // IF, LIF
       }
-      if constexpr (std::is_same<E, float>::value) {
-        tensor_cores ? launch_tensor_core_product(args, 3, nullptr) : launch_gather_product(args, nullptr);
+      cudaError_t error = cudaSuccess;
+      if constexpr (kTensorCores) {
+        if (tensor_cores) {
+          error = launch_tensor_core_product(args, fragments.data, kStoredTerms<float>, 3, nullptr);
+        } else {
+          error = launch_gather_product(args, nullptr);
+        }
       } else {
-        launch_gather_product(args, nullptr);
+        error = launch_gather_product(args, nullptr);
       }
+      if (error != cudaSuccess) ++failures;
       const std::string where = std::string(tensor_cores ? "tensor cores, " : "gather, ") +
                                 (counts ? "counts, " : "spikes, ") + name_of(c) + ", " + std::to_string(sizeof(E)) +
                                 " bytes";
@@ -196,7 +212,14 @@ void run(const Case& c) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc == 7) {  // GROUPS C O KH KW STORED: the bytes of so many terms of these weights
+    ConvGeometry g = {};
+    g.groups = std::atoi(argv[1]), g.in_channels = std::atoi(argv[2]), g.out_channels = std::atoi(argv[3]);
+    g.kernel_h = std::atoi(argv[4]), g.kernel_w = std::atoi(argv[5]);
+    std::printf("%lld\n", static_cast<long long>(is_wide(g) ? term_layout(g, std::atoi(argv[6])).bytes() : 0));
+    return 0;
+  }
   const std::vector<Case> cases = {
       {geometry(2, 32, 5, 7, 64, 3, 1, 1, 1, 1), 8, 0.1, false, true, false, 1},
       {geometry(1, 16, 3, 3, 16, 1, 1, 0, 1, 1), 1, 0.5, false, false, false, 1},
