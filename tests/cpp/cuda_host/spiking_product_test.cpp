@@ -210,6 +210,37 @@ void run(const Case& c) {
   }
 }
 
+void check_limits() {
+  const auto check = [](const char* what, bool expected, const ConvGeometry& g) {
+    if (fits_tensor_cores(g) == expected) return;
+    ++failures;
+    std::printf("FAIL fits_tensor_cores: %s\n", what);
+  };
+  const ConvGeometry usual = geometry(2, 32, 5, 7, 64, 3, 1, 1, 1, 1);
+  check("a usual size", true, usual);
+  for (int64_t ConvGeometry::* size : {&ConvGeometry::height, &ConvGeometry::width, &ConvGeometry::padding_h,
+                                       &ConvGeometry::padding_w, &ConvGeometry::dilation_h, &ConvGeometry::dilation_w,
+                                       &ConvGeometry::stride_h, &ConvGeometry::stride_w, &ConvGeometry::in_channels}) {
+    ConvGeometry large = usual;
+    large.*size = int64_t{1} << 28;
+    check("a size of 2^28", false, large);
+  }
+  ConvGeometry many = usual;
+  many.batch = int64_t{1} << 32;
+  check("2^31 blocks and more", false, many);
+  // Of 16-bit weights there is but one number of terms.
+  CudaProductArgs<float, float> args = {};
+  args.geometry = usual, args.planes = 1;
+  for (const int stored : {kStoredTerms<float>, kStoredTerms<Float16>, kStoredTerms<BFloat16>}) {
+    for (const int terms : {0, 1, 2, 3, 4}) {
+      if (stored == terms || (stored == kStoredTerms<float> && terms >= 1 && terms <= 3)) continue;
+      if (launch_tensor_core_product(args, nullptr, stored, terms, nullptr) == cudaErrorInvalidValue) continue;
+      ++failures;
+      std::printf("FAIL %d terms of weights with %d\n", terms, stored);
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -220,6 +251,7 @@ int main(int argc, char** argv) {
     std::printf("%lld\n", static_cast<long long>(is_wide(g) ? term_layout(g, std::atoi(argv[6])).bytes() : 0));
     return 0;
   }
+  check_limits();
   const std::vector<Case> cases = {
       {geometry(2, 32, 5, 7, 64, 3, 1, 1, 1, 1), 8, 0.1, false, true, false, 1},
       {geometry(1, 16, 3, 3, 16, 1, 1, 0, 1, 1), 1, 0.5, false, false, false, 1},
