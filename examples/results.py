@@ -247,7 +247,7 @@ EXPERIMENTS = (
         "cifar10/train",
         (trained_for(8), ANN),
         below="cifar10",
-        options=(*FOLDER, "--trainer.max_epochs", "3"),
+        options=(*FOLDER, "--trainer.max_epochs", "6"),
         seeds=(0,),
         remark="As many epochs as two hours allow, with a learning rate that falls to zero over them. The network is "
         "far from trained.",
