@@ -191,11 +191,11 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIAN
 
 
 def rounded(weight, terms):
-    """A float32 weight as its terms hold it: bf16 numbers, the last one of fewer than three to the nearest."""
-    if terms == 3:
-        return weight
-    first = (weight.view(torch.int32) & ~0xFFFF).view(torch.float32) if terms == 2 else torch.zeros_like(weight)
-    return first + (weight - first).bfloat16().float()
+    """A float32 weight as its first terms hold it: bf16 numbers, each the nearest to what the ones before it leave."""
+    held = torch.zeros_like(weight)
+    for _ in range(terms):
+        held = held + (weight - held).bfloat16().float()
+    return held
 
 
 # Of gradients, which are rounded to the dtype of what they are of.

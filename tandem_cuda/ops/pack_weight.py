@@ -16,7 +16,7 @@ _PACKED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 _SUM_BYTES = {torch.int8: 2, torch.int16: 4}
 # For tensor cores: the fewest channels of a group, in and out; of integers, the bytes of 64 rows and 128 inputs; of
 # floats, the bf16 terms that are stored.
-_WIDE, _STEP_BYTES, _TERMS = 16, 64 * 128, {torch.float32: 5, torch.float16: 2, torch.bfloat16: 1}
+_WIDE, _STEP_BYTES, _TERMS = 16, 64 * 128, {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
 
 
 def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -> Tensor:

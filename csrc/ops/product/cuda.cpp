@@ -44,11 +44,10 @@ int attribute(const char* op, cudaDeviceAttr which) {
   return value;
 }
 
-// bf16 terms of a weight, each of which takes 8 bits of the significand: all 8 or 11 of narrow weights, of a float32's
-// 24 as many as was asked for.
+// bf16 terms that represent a weight: of a float32 as many as was asked for, of narrow weights all.
 int terms_of(const ProductPlan& plan) {
   const ScalarType type = plan.weight.scalar_type();
-  return type == ScalarType::BFloat16 ? 1 : type == ScalarType::Half ? 2 : static_cast<int>(plan.terms);
+  return type == ScalarType::Float ? static_cast<int>(plan.terms) : stored_terms(type);
 }
 
 // What "dense" needs and "auto" asks for: nothing of the data, so that nothing waits for the device.

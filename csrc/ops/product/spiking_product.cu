@@ -150,29 +150,24 @@ constexpr int kTilePixels = 16;  // of a warp: the rows of a fragment
 constexpr int kColumn = 8;       // output channels of a fragment
 constexpr int kStages = 3;       // steps whose weights are in shared memory or on their way there
 
-// A float32 as the sum of bf16 numbers, in the upper halves of words.
+// A float32 as the sum of bf16 numbers, in the upper halves of words: each the nearest to what is left, the even one of
+// two. Differences are exact.
 template <int kTerms>
 __device__ __forceinline__ void split(float x, unsigned (&terms)[kTerms]) {
+  unsigned word;
+  memcpy(&word, &x, sizeof(word));
+  const unsigned size = word & 0x7fffffffu;
+  // What would be rounded to infinity is cut off instead, as are its other terms: no sum of some of them overflows.
+  const bool rounds = size < 0x7f7f8000u, finite = size < 0x7f800000u;
+  // Of a NaN's bits, the upper ones may all be zero: it would be an infinity.
+  if (size > 0x7f800000u) word |= 0x400000u;
   for (int i = 0; i < kTerms; ++i) {
-    unsigned word;
-    memcpy(&word, &x, sizeof(word));
-    const bool finite = (word & 0x7f800000u) != 0x7f800000u;
-    // Where bits are lost, the last term is the nearest one, the even one of two.
-    if (kTerms < kMostTerms && i + 1 == kTerms && finite) word += 0x7fffu + (word >> 16 & 1);
-    terms[i] = word & 0xffff0000u;
+    terms[i] = (rounds ? word + 0x7fffu + (word >> 16 & 1) : word) & 0xffff0000u;
     // An infinity has no rest; its own difference would be NaN.
     x = finite ? x - float_of_word(terms[i]) : 0.0f;
+    memcpy(&word, &x, sizeof(word));
   }
 }
-
-// In the order of term_layout.h.
-__device__ __forceinline__ void store_terms(float x, unsigned (&stored)[5]) {
-  unsigned three[3], two[2], one[1];
-  split(x, three), split(x, two), split(x, one);
-  stored[0] = three[2], stored[1] = three[1], stored[2] = three[0], stored[3] = two[1], stored[4] = one[0];
-}
-__device__ __forceinline__ void store_terms(float x, unsigned (&stored)[2]) { split(x, stored); }
-__device__ __forceinline__ void store_terms(float x, unsigned (&stored)[1]) { split(x, stored); }
 
 // Of an output pixel: row and column of its first tap, and the offset of that input pixel's channels in the present
 // plane, even where it is outside of the image.
@@ -209,8 +204,8 @@ struct Tile {
 
 // What a product reads of weights that are packed as terms.
 struct Terms {
-  const uint4* words;  // from the first term on that is read
-  int step_words;      // from step to step
+  const uint4* words;
+  int step_words;  // from step to step
 };
 
 // A block: 64 output pixels x kColumns * 8 output channels; a warp: 16 of the pixels, all 8 time steps of a plane.
@@ -268,7 +263,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
       cp_async_commit();
       from += weight.step_words;
     };
-    uint4 w[kTerms][kTiles];  // as stored
+    uint4 w[kTerms][kTiles];
     const auto fetch = [&](int slot, int tile) {
 #pragma unroll
       for (int m = 0; m < kTerms; ++m) w[m][tile] = staged[slot + (m * kTiles + tile) * kTermWords + lane];
@@ -365,7 +360,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
             float part[2][4] = {};
 #pragma unroll
             for (int e = kTerms - 1; e >= 0; --e) {
-              uint4& both = w[kTerms == kMostTerms ? kTerms - 1 - e : e][tile];
+              const uint4& both = w[e][tile];
               const unsigned b[2][2] = {{both.x, both.y}, {both.z, both.w}};
 #pragma unroll
               for (int j = 0; j < 2; ++j) mma_m16n8k16_bf16(part[j], fragment, b[j]);
@@ -488,7 +483,7 @@ __global__ void __launch_bounds__(kThreads) pack_terms_kernel(const CudaTermArgs
         if (o >= g.group_out() || c + k >= g.group_in()) continue;
         const float x = at_tap[(block / layout.blocks * g.group_out() + o) * a.stride_o + (c + k) * a.stride_c];
         unsigned terms[kStored];
-        store_terms(x, terms);
+        split(x, terms);
         for (int e = 0; e < kStored; ++e) halves[e][2 * n + k / 2] |= k % 2 == 0 ? terms[e] >> 16 : terms[e];
       }
     }
@@ -529,10 +524,11 @@ bool fits_tensor_cores(const ConvGeometry& g) {
 cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, const void* fragments, int stored,
                                        int terms, cudaStream_t stream) {
   if (args.geometry.pixels_out() == 0) return cudaSuccess;
-  const int first = first_term(stored, terms);
-  if (first < 0 || args.planes > INT32_MAX || !fits_tensor_cores(args.geometry)) return cudaErrorInvalidValue;
+  if (terms < 1 || terms > stored || args.planes > INT32_MAX || !fits_tensor_cores(args.geometry)) {
+    return cudaErrorInvalidValue;
+  }
   const TermLayout layout = term_layout(args.geometry, stored);
-  const Terms weight = {static_cast<const uint4*>(fragments) + first * layout.tiles * kTermWords, layout.step_words()};
+  const Terms weight = {static_cast<const uint4*>(fragments), layout.step_words()};
   const bool narrow = layout.tiles == 1;
   switch (terms) {
     case 1:

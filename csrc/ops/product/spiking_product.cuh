@@ -43,10 +43,9 @@ cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_
 // Whether the tensor-core engine numbers the parts of this product in its 32 bits.
 bool fits_tensor_cores(const ConvGeometry& geometry);
 
-// The tensor-core engine: weights as so many bf16 terms each, 1 to 3, which hold 8 bits of the significand each; the
-// last of fewer than 3 is rounded to the nearest. args.weight is not read. fragments: from launch_pack_terms, 16-byte
-// aligned. stored: kStoredTerms of the weights; of 16-bit weights so many terms serve alone. Needs compute capability
-// 8.0, and what fits_tensor_cores says.
+// The tensor-core engine: of each weight the first terms, so many of those that are stored. args.weight is not read.
+// fragments: from launch_pack_terms, 16-byte aligned. stored: kStoredTerms of the weights. Needs compute
+// capability 8.0, and what fits_tensor_cores says.
 cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args, const void* fragments, int stored,
                                        int terms, cudaStream_t stream);
 

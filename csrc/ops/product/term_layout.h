@@ -1,12 +1,8 @@
 // The order of floating-point weights for tensor cores, as the tensor-core engine reads them. Torch-free, host and
 // device.
 //
-// A weight is the sum of one to three bf16 terms. All but the last are cut off; the last of fewer than three is rounded
-// to nearest. So one, two and three terms of a float32 share no more than the first of two and of three:
-//
-//   float32: the third, second and first of three terms; the second of two; the only one
-//   float16: the first and the second of two terms, which hold all of it
-//   bfloat16: itself
+// A weight is the sum of bf16 terms, each the nearest to what the ones before it leave, in this order: a product with
+// fewer terms reads the first ones.
 //
 // A block has 16 output channels where a group has no more, and 32 otherwise: one or two tiles of 16. A step is 16
 // input channels of a tap, filled up with zeros, tap after tap. In memory:
@@ -27,22 +23,14 @@ namespace tandem {
 
 constexpr int kTermInputs = 16, kTermTile = 16;  // input channels of a step, output channels of a tile
 constexpr int kTermWords = 32;                   // of 16 bytes, of a term of a tile in a step
-constexpr int kMostTerms = 3;                    // hold all of a float32: 8 bits of the significand each
 
-// Terms that are stored of a weight.
+// Terms that are stored of a weight, which hold all of it: 8 bits of its significand each.
 template <class W>
-constexpr int kStoredTerms = 5;
+constexpr int kStoredTerms = 3;
 template <>
 constexpr int kStoredTerms<Float16> = 2;
 template <>
 constexpr int kStoredTerms<BFloat16> = 1;
-
-// Of weights with so many stored terms, the number of the first one that a product with so many terms reads, all of
-// which are adjacent; -1 where there is no such product.
-constexpr int first_term(int stored, int terms) {
-  if (stored != kStoredTerms<float>) return stored == terms ? 0 : -1;
-  return terms == 3 ? 0 : terms == 2 ? 2 : terms == 1 ? 4 : -1;
-}
 
 struct TermLayout {
   int64_t groups, blocks, steps;
