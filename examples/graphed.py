@@ -47,7 +47,7 @@ class GraphedAdamW(torch.optim.AdamW):
         super().load_state_dict(state_dict)
         self._begin()
 
-    def step(self, closure: Callable[[], Any], captured: bool = True) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any], captured: bool = True) -> Any:  # type: ignore[override]  # torch's closure is optional
         """Run the closure, which computes gradients, and update the parameters.
 
         Args:

@@ -181,3 +181,17 @@ def test_inexact_gradients(dtype):
     for path, got in every_path(OP, *arguments):
         torch.testing.assert_close(got, want, rtol=0, atol=2e-4 if dtype == torch.float32 else 1e-12)
         same(got, results.setdefault(path.split(",")[0], got), path)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(9, 8), (9, 3), (9, 2), (9, 1), (3, 9)], ids=str)
+@pytest.mark.parametrize("convolution", [([1, 1], [1, 1], [1, 1]), ([2, 3], [0, 2], [1, 1]), ([3, 2], [2, 1], [2, 1])])
+def test_one_channel(convolution, shape, dtype):
+    """A count that has either layout, with a gradient of each."""
+    count = dyadic(4, 1, *shape, seed=0, dtype=dtype)
+    weight = weights(5, 1, 3, 3, dtype=dtype)
+    outputs = torch.nn.functional.conv2d(count, torch.zeros(5, 1, 3, 3, dtype=dtype), None, *convolution).shape
+    grad = dyadic(*outputs, seed=1, dtype=dtype)
+    want = of_torch(grad, count, weight, *convolution, 1)
+    for gradient in (grad, grad.contiguous(memory_format=torch.channels_last)):
+        everywhere(want, OP, gradient, count, weight, *convolution, 1)

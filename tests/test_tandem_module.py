@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import graphed  # noqa: E402
+import graphed  # noqa: E402 (only where Lightning is there)
 import tandem_module as example  # noqa: E402
 
 SAMPLES = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))

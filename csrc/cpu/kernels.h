@@ -139,14 +139,14 @@ constexpr int64_t kTables = kWordChannels / kTableBits + 1;
 template <class E, class T>
 struct EventTileArgs {
   const ConvGeometry* geometry;
-  // Dense integers: [planes, groups, group_words, pixels_in, 8], the spikes of kWordChannels channels at each step. Or
-  // null, and lists of events:
+  // One of three says which rows of weights to add. Dense integers: [planes, groups, group_words, pixels_in, 8], the
+  // spikes of kWordChannels channels at each step, or null.
   const uint64_t* words;
   int64_t group_words;
-  // Or lists that are made for each window, its features at most 65,536:
-  const uint8_t* spikes;  // [planes, pixels_in, in_channels]
+  // Lists that are made for each window, of at most 65,536 features: [planes, pixels_in, in_channels], or null.
+  const uint8_t* spikes;
   int64_t spikes_stride;  // bytes between planes
-  // Or visits:
+  // Otherwise visits.
   const uint8_t* visits;  // as in VisitArgs
   int64_t visits_per_tile;
   const uint8_t* widened;

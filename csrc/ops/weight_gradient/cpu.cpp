@@ -164,7 +164,7 @@ Tensor dense_gradient(const char* op, const Tensor& grad, const Tensor& count, c
   using torch::stable::detail::to;
   constexpr std::array<bool, 3> kWeightAlone = {false, true, false};
   // torch takes the layout of the count, and copies a gradient of another. A count of one channel has either layout.
-  // (Where the output is one column, torch's channels-last convolution of such a count is wrong.)
+  // (Where the output is one column, torch's own forward pass is wrong with that layout, so that is left alone.)
   const bool last = count.size(1) == 1 && grad.size(1) > 1 && grad.size(3) > 1 && grad.stride(1) == 1;
   std::array<StableIValue, 11> stack = {from(canonical(grad)),
                                         from(last ? channels_last(op, count, 1) : canonical(count)),
