@@ -136,12 +136,13 @@ def layer(name: str, batch: int, rate: float, compiled: bool) -> dict[str, float
     places = ([stride] * 2, [1, 1], [1, 1], 1)
 
     def kernel(engine: str, w: Tensor = weight) -> Callable[[], Any]:
-        return lambda: ops.spiking_conv2d(bits, w, packed=packed, engine=engine, **named)
+        order = packed if w is weight else ops.pack_weight(w)  # the terms of a dtype are its own
+        return lambda: ops.spiking_conv2d(bits, w, packed=order, engine=engine, **named)
 
     def tensor_cores(terms: int) -> Callable[[], Any]:
-        neurons = (None, *places, STEPS, IF().kind, IF().parameters)
-        arguments = (bits, None, weight, packed, None, None, *neurons, ENGINES.index("dense"), terms, True, True)
-        return lambda: torch.ops.tandem_cuda.spiking_product(*arguments)
+        operands = (bits, None, weight, packed, None, None, None)
+        how = (STEPS, IF().kind, IF().parameters, ENGINES.index("dense"), terms, True, True, None, None, None, None)
+        return lambda: torch.ops.tandem_cuda.spiking_product(*operands, *places, *how)
 
     def count_product(engine: str) -> Callable[[], Any]:
         return lambda: ops.count_conv2d(bits, weight, packed=packed, engine=engine, **geometry)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tandem_cuda as tc
 
@@ -35,6 +36,22 @@ def test_settled_pattern(bench, gamma, spikes):
     for counts in networks.counts(net, batches[0]):
         assert float(counts.mean()) / networks.T == pytest.approx(0.05, rel=0.1)
         assert float(counts[counts > 0].mean()) == pytest.approx(spikes, rel=0.2)
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
+def test_layers_on_a_device(bench, monkeypatch):
+    """Of which nothing is needed: without values nothing can be compared, but every call is checked."""
+    compare = bench("compare_cuda")
+    monkeypatch.setattr(compare, "medians", lambda sides: {name: side() for name, side in sides.items()})
+    monkeypatch.setattr(torch, "equal", lambda *sides: True)
+    with FakeTensorMode():
+        sides = compare.layer("S3", 2, 0.05, compiled=False)
+    assert {
+        "kernel, dense, torch.float16",
+        "kernel, dense, 3 terms",
+        "counts, dense, torch.int8",
+        "ANN",
+    } <= sides.keys()
 
 
 @pytest.mark.slow

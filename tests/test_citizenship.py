@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from exact import META, generator, planes, same
+from exact import HALVES, META, generator, planes, same
 from tandem_cuda import Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, from_authors, ops
+from tandem_cuda.ops.pack_weight import packed_like
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 
@@ -149,6 +151,45 @@ def test_autocast_stem():
     assert stem.weight.grad.abs().sum() > 0
     with pytest.raises(TypeError, match="TandemConv2d: input must have the dtype of weight"):
         net(value.detach())
+
+
+class Packed(TorchDispatchMode):
+    """Of every product the weight's dtype, and the sizes of its packed form: as given, and as it should be."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name.endswith("_product"):
+            weight, packed = args[2:4]
+            self.seen.append((weight.dtype, None if packed is None else (packed.numel(), packed_like(weight, 1)[0])))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_packed_weights_that_autocast_widens(dtype, enabled):
+    """On a device, which need not exist here, they have another size then."""
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", enabled)
+    try:
+        with FakeTensorMode(), Packed() as products:
+            bits = torch.empty(1, 2, 64, 4, 4, dtype=torch.uint8, device="cuda")
+            weight = torch.empty(48, 64, 3, 3, dtype=dtype, device="cuda")
+            row = torch.empty(1, 2, 64, dtype=torch.uint8, device="cuda")
+            matrix = torch.empty(48, 64, dtype=dtype, device="cuda")
+            ops.spiking_conv2d(bits, weight, packed=ops.pack_weight(weight), time_steps=8)
+            ops.count_conv2d(bits, weight, packed=ops.pack_weight(weight))
+            ops.spiking_linear(row, matrix, packed=ops.pack_weight(matrix), time_steps=8)
+            ops.count_linear(row, matrix, packed=ops.pack_weight(matrix))
+    finally:
+        torch.set_autocast_enabled("cuda", before)
+    assert len(products.seen) == 4
+    for seen, sizes in products.seen:
+        assert seen == (torch.float32 if enabled else dtype)
+        assert (sizes is None) == enabled
+        assert sizes is None or sizes[0] == sizes[1]
 
 
 # --- copies and checkpoints ------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from exact import (
 from neurons import BRANCHES, any_neuron, joining, raw_neuron, state_of
 from tandem_cuda import IF, ops
 from test_cuda_operators import captured, identical, on_device, too_many
+from test_pack_weight import placed
 
 KINDS = ("float32", "float64", "float16", "bfloat16", "int8", "int16")
 every_engine = pytest.mark.parametrize("engine", ["auto", "event", "dense"])
@@ -143,6 +144,35 @@ def test_packed_weights_serve_every_engine(kind, groups, device):
             identical(got, want, device)
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_packed_weights_of_any_alignment(kind, device):
+    """Whoever loads packed weights chooses where they lie, and where they are packed to."""
+    weight, scale, _ = operands(kind, 48, 64, 3, 3, seed=3)
+    bits = planes(8, 2, 64, 5, 5, seed=4)
+    here, there = on_device(bits, device), on_device(weight, device)
+    packed = ops.pack_weight(there)
+    named = {"scale": scale, "padding": 1, "time_steps": 8}
+    want = ops.spiking_conv2d(bits, weight, **named, engine="event")
+    for offset in (1, 2, 3, 5):
+        out = ops.pack_weight(there, out=placed(torch.zeros_like(packed), offset))
+        identical(out, packed.cpu(), device)
+        identical(ops.spiking_conv2d(here, there, **moved(named, device), packed=out), want, device)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_packed_narrow_weights_under_autocast(kind, device):
+    """Which hands the operators the weights in float32: as packed, they have another size on a device."""
+    weight, _, _ = operands(kind, 48, 64, 3, 3, seed=3)
+    bits = planes(8, 2, 64, 5, 5, seed=4)
+    here, there = on_device(bits, device), on_device(weight, device)
+    packed = ops.pack_weight(there)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        got = ops.spiking_conv2d(here, there, padding=1, time_steps=8, packed=packed)
+        count = ops.count_conv2d(here, there, padding=1, packed=packed)
+    identical(got, ops.spiking_conv2d(bits, weight, padding=1, time_steps=8, engine="event"), device)
+    identical(count, ops.count_conv2d(bits, weight, padding=1), device)
+
+
 @pytest.mark.parametrize("density", [0.0, 0.001, 0.01, 0.03, 0.2, 1.0])
 def test_auto_at_densities_on_both_sides_of_the_crossover(density, device):
     bits = planes(8, 4, 64, 16, 16, seed=5, rate=density)
@@ -254,13 +284,14 @@ def test_precision_is_that_of_torch(precision, terms, tensor_cores):
     assert torch.equal(by_number, by_setting)
 
 
-@pytest.mark.parametrize(("rate", "engine"), [(0.001, "event"), (0.3, "dense")])
-def test_which_engine_auto_chooses(rate, engine, cuda):
-    """With one term the tensor cores' sums are far from the gather engine's."""
+@pytest.mark.parametrize("rate", [0.001, 0.3])
+@pytest.mark.parametrize(("outputs", "engine"), [(8, "event"), (64, "dense")])
+def test_which_engine_auto_chooses(outputs, engine, rate, cuda):
+    """By the layer alone. With one term the tensor cores' sums are far from the gather engine's."""
     if not has_tensor_cores(cuda):
         pytest.skip("no tensor-core engine below compute capability 8.0")
     bits = planes(8, 4, 64, 16, 16, seed=5, rate=rate).to(cuda)
-    weight = torch.randn(64, 64, 3, 3, generator=generator(8)).to(cuda)
+    weight = torch.randn(outputs, 64, 3, 3, generator=generator(8)).to(cuda)
     engines = {name: sums(bits, weight, name, terms=1) for name in ("event", "dense", "auto")}
     assert not torch.equal(engines["event"], engines["dense"])
     assert torch.equal(engines["auto"], engines[engine])

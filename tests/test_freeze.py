@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
+from torch.nn.utils import prune
 
 import tandem_cuda
 from exact import FLOATS, SEEDS, generator, same, slow, train
@@ -254,11 +255,56 @@ def test_on_a_device(mode, tmp_path, device):
         assert frozen.predict(x).classes.device.type == device
 
 
+def test_pickles_are_packed_for_their_device():
+    """Which may pack in another order than that of the network that was pickled."""
+    net, x = small_network("constant", time_steps=5), input_of("constant", 5)
+    frozen = freeze(net)
+    packed = [m for m in frozen.modules() if getattr(m, "packed", None) is not None]
+    assert packed
+    want = frozen(x)
+    for module in packed:
+        module.packed = torch.cat([module.packed, torch.zeros_like(module.packed)])
+    with pytest.raises(ValueError, match="packed must be what pack_weight returns"):
+        frozen(x)
+    same(pickle.loads(pickle.dumps(frozen))(x), want)
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
 class OwnConv(TandemConv2d):
     """May compute anything."""
+
+
+@pytest.mark.parametrize(
+    "compute", [prune.identity, nn.utils.weight_norm, nn.utils.spectral_norm], ids=["prune", "weight_norm", "spectral"]
+)
+@pytest.mark.parametrize("place", [1, 3])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_hooks_compute_are_refused(compute, place):
+    """After a step of an optimizer they are those from before it, until the next call. Of plain layers, too."""
+    net = nn.Sequential(Encode(4), TandemLinear(5, 3), Decode(), nn.Linear(3, 2))
+    compute(net[place], "weight")
+    message = rf"^freeze: '{place}': call torch.nn.utils.*its .*weight is computed by a hook"
+    with pytest.raises(ValueError, match=message):
+        freeze(net)
+
+
+def test_what_changes_results_is_refused():
+    net = nn.Sequential(OrderedDict(encode=Encode(4), body=nn.Sequential(TandemLinear(5, 3)), decode=Decode())).eval()
+    for place in ("", "body", "body.0", "decode"):
+        module = net.get_submodule(place)
+        for register in (module.register_forward_hook, module.register_forward_pre_hook):
+            handle = register(lambda *arguments: None)
+            with pytest.raises(ValueError, match=rf"^freeze: '{place or 'Sequential'}': remove its hooks \("):
+                freeze(net)
+            handle.remove()
+        module.forward = module.forward
+        with pytest.raises(ValueError, match=rf"^freeze: '{place or 'Sequential'}': it has a forward of its own"):
+            freeze(net)
+        del module.forward
+    net.register_full_backward_hook(lambda *arguments: None)
+    freeze(net)
 
 
 def test_what_cannot_be_frozen_is_named():

@@ -67,7 +67,7 @@ def test_out(shape, groups, dtype):
 
 def placed(packed, offset):
     """The same in memory that begins ``offset`` elements behind the boundary of a cache line."""
-    memory = torch.zeros(len(packed) + 128, dtype=packed.dtype)
+    memory = torch.zeros(len(packed) + 128, dtype=packed.dtype, device=packed.device)
     start = -memory.data_ptr() % 64 // packed.itemsize + offset
     place = memory[start : start + len(packed)]
     assert place.data_ptr() % 64 == offset * packed.itemsize

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from exact import generator, same, slow
 from freezable import graph_of
@@ -451,6 +452,17 @@ def test_bad_arguments():
     message = r"convert: ann must have parameters of float32 with weights='int8', got float64 in 0\.weight"
     with pytest.raises(TypeError, match=message):
         convert(cnn().double(), 8, weights="int8")
+
+
+@pytest.mark.parametrize("compute", [prune.identity, nn.utils.spectral_norm], ids=["prune", "spectral_norm"])
+def test_weights_that_hooks_compute_are_refused(compute):
+    """Before anything has changed."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    compute(net[2], "weight")
+    message = "quantise: model must have weights that are parameters, got one that a hook computes in layer 2; remove "
+    with pytest.raises(ValueError, match=message):
+        quantise(net, 8)
+    assert not any(quantiser(layer) for layer in (net[0], net[2]))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

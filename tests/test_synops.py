@@ -22,6 +22,7 @@ from tandem_cuda import (
     TandemAdd,
     TandemConv2d,
     TandemLinear,
+    TandemNetwork,
     convert,
     freeze,
     ops,
@@ -353,6 +354,34 @@ def test_joins_of_identities() -> None:
     assert str(table).splitlines()[-1].split()[-3] == "-"
 
 
+def sharing_anns() -> dict[str, nn.Module]:
+    """ANNs of whose neurons and weights the spiking twin has several copies: before pooling, and for two signs."""
+    stem = nn.Conv2d(2, 4, 3), nn.ReLU()
+    return {
+        "average pooling": nn.Sequential(*stem, nn.AvgPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)),
+        "bottleneck": nn.Sequential(*stem, nn.Conv2d(4, 2, 1), nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)),
+        "transposed bottleneck": nn.Sequential(
+            *stem, nn.ConvTranspose2d(4, 3, 2), nn.ConvTranspose2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", sharing_anns())
+def test_macs_of_copies_are_those_of_the_ann(name: str) -> None:
+    torch.manual_seed(0)
+    ann, x = sharing_anns()[name].eval(), torch.rand(3, 2, 12, 12)
+    macs = []
+    for layer in ann:
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            y = layer(x)
+            used = x if isinstance(layer, nn.ConvTranspose2d) else y
+            macs.append(used[0].numel() * layer.weight[0].numel())
+        x = layer(x)
+    x = torch.rand(3, 2, 12, 12)
+    table = synops(convert(ann, 8, calibrate=x), x)
+    assert [row.macs for row in table] == macs
+
+
 def frozen_pairs() -> dict[str, tuple[nn.Module, Any]]:
     torch.manual_seed(0)
     pool = nn.Sequential(
@@ -375,6 +404,7 @@ def frozen_pairs() -> dict[str, tuple[nn.Module, Any]]:
     return {
         "sequential": (pool, x),
         "converted": (convert(Residual().eval(), 8, calibrate=x), x),
+        **{name: (convert(ann.eval(), 8, calibrate=x), x) for name, ann in sharing_anns().items()},
         "of spikes": (pool[3:], SpikeTrain.from_dense(random_train(7, 5, 4, 9, 8))),
     }
 
@@ -392,7 +422,8 @@ def test_frozen_networks(name: str) -> None:
     assert all(row.synops > 0 for row in want if not row.analogue)
     if name == "converted":
         assert [row.name for row in got] == [row.name.removeprefix("snn.") for row in want]
-        want = [replace(row, name=row.name.removeprefix("snn.")) for row in want]
+    if isinstance(net, TandemNetwork):
+        want = [replace(row, name=frozen_row.name) for row, frozen_row in zip(want, got, strict=True)]
     assert list(got) == list(want)
     assert got.not_counted == ()
     wrapped = synops(nn.ModuleDict({"net": frozen})["net"], x)

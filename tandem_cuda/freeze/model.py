@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..convert import TandemNetwork, flattened_to
+from ..convert.advice import hooked
 from ..convert.trace import VIEWS
 from .forms import ENCODED, FORMS, FrozenLayer, Value, class_of
 from .functions import frozen_call, writes, writes_alone
@@ -32,8 +33,8 @@ def freeze(model: nn.Module) -> FrozenNetwork:
 
     Raises:
         TypeError: ``model`` is not an nn.Module.
-        ValueError: parts of the model cannot be frozen (the message names all of them); a batch norm has no running
-            statistics or is not affine; weights or statistics are NaN or infinite; or layers do not fit each other.
+        ValueError: parts of the model cannot be frozen (the message names all of them); a module has forward hooks or a
+            ``forward`` of its own; a batch norm has no running statistics or is not affine; weights or statistics are NaN or infinite; or layers do not fit each other.
 
     Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
@@ -44,7 +45,9 @@ def freeze(model: nn.Module) -> FrozenNetwork:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
-    calls = _calls(model.snn if isinstance(model, TandemNetwork) else model)
+    network = model.snn if isinstance(model, TandemNetwork) else model
+    _check_hooks(model, network)
+    calls = _calls(network)
     refused = list(calls.refused)
     for name, module, _ in calls.layers:
         if not isinstance(module, FrozenLayer) and class_of(module) not in FORMS:
@@ -72,6 +75,17 @@ def freeze(model: nn.Module) -> FrozenNetwork:
         nodes.append(Node(name, form, sources))
         values[name] = output_value("freeze", nodes[-1], values)
     return FrozenNetwork(nodes, mapped(calls.output, renamed.__getitem__), calls.inputs)
+
+
+def _check_hooks(*models: nn.Module) -> None:
+    """Raise a ValueError for what would no longer be called. Weights that a hook computes may be out of date, too."""
+    for model in models:
+        for name, module in model.named_modules():
+            why = hooked(module) if module._forward_hooks or module._forward_pre_hooks else ""
+            if "forward" in vars(module):
+                why = "it has a forward of its own, which nothing calls in the frozen network"
+            if why and not isinstance(module, FrozenLayer):
+                raise ValueError(f"freeze: {name or type(module).__name__!r}: {why}")
 
 
 class _Calls(NamedTuple):

@@ -71,7 +71,7 @@ class FrozenTandem(FrozenLayer):
         super().__init__()
         self.kind = type(layer).__name__
         _check_neuron(self.kind, layer.neuron)
-        newer = weight.dtype in INTEGERS or isinstance(layer, TandemElementwise)
+        newer = weight.dtype in INTEGERS or isinstance(layer, TandemElementwise) or layer.multiplicity > 1
         self.format = 2 if newer else _format(layer.neuron)
         self.takes_encoded = self.resumes = takes_encoded
         self.waits = layer.neuron.two_phase
@@ -169,6 +169,10 @@ class FrozenTandem(FrozenLayer):
         good = weight.is_meta or bool(weight.isfinite().all())
         self.packed = ops.pack_weight(weight, getattr(self.layer, "groups", 1)) if good else None
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        self.pack()  # in the order of the device, which may be another one than that of the pickled network
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         self.pack()
@@ -224,7 +228,7 @@ class FrozenAdd(FrozenLayer):
         scale = tensors.get("scale")
         # Format 1 folds the gain of a branch into its weights.
         newer = any(name.endswith("scale") for name in tensors)
-        newer = newer or any(isinstance(branch, TandemElementwise) for branch in join.branches)
+        newer = newer or any(isinstance(x, TandemElementwise) or x.multiplicity > 1 for _, x in _layers(join))
         self.format = 2 if newer else _format(join.neuron)
         join.scale = None if scale is None else frozen_tensor(scale)
         self.waits = join.neuron.two_phase
@@ -405,8 +409,15 @@ def _layers(join: TandemAdd) -> list[tuple[int, Any]]:
 
 
 def _settings(layer: TandemLayer) -> Settings:
-    """Return the arguments of the layer's constructor, without bias, norm, device and dtype."""
-    return {**layer.arguments(), "neuron": layer.neuron.settings(), "engine": layer.engine}
+    """Return the arguments of the layer's constructor, without bias, norm, device and dtype.
+
+    And how many synapses of the frozen layer stand for one of the ANN's, if several do.
+    """
+    settings = {**layer.arguments(), "neuron": layer.neuron.settings(), "engine": layer.engine}
+    if isinstance(layer, TandemElementwise):  # has no synapses of the ANN
+        return settings
+    number = layer.multiplicity * layer.copies * (2 if layer.signed_input else 1) * (2 if layer.signed else 1)
+    return settings if number == 1 else {**settings, "multiplicity": number}
 
 
 def _bare(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:
@@ -415,7 +426,10 @@ def _bare(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
     neuron = of_settings(layer_class.__name__, arguments.pop("neuron", None))
-    return layer_class(**arguments, neuron=neuron, bias=False, device="meta")
+    multiplicity = arguments.pop("multiplicity", 1)
+    layer = layer_class(**arguments, neuron=neuron, bias=False, device="meta")
+    layer.multiplicity = multiplicity
+    return layer
 
 
 _COUNTS = {"in_channels": 0, "out_channels": 0, "in_features": 0, "out_features": 0, "groups": 1}
@@ -432,9 +446,12 @@ def _check_geometry(layer_class: type[TandemLayer], settings: Settings) -> None:
     elif layer_class is not TandemLinear:
         names = {"in_channels", "out_channels", "groups", "padding_mode", *_PER_AXIS}
         names -= set() if transposed else {"output_padding"}
-    check_settings(kind, settings, {*names, "neuron", "engine"})
+    shared = {"multiplicity"} & settings.keys()
+    check_settings(kind, settings, {*names, *shared, "neuron", "engine"})
     for name in names & _COUNTS.keys():
         frozen_numbers(kind, name, settings[name], _COUNTS[name])
+    if shared:
+        _check_multiplicity(kind, settings)
     axes = 1 if layer_class is TandemConv1d else 2
     for name in names & _PER_AXIS.keys():
         value = settings[name]
@@ -451,6 +468,15 @@ def _check_geometry(layer_class: type[TandemLayer], settings: Settings) -> None:
                 f"{kind}: setting padding_mode must be one of {', '.join(modes)}, got {settings['padding_mode']!r}"
             )
         check_count("weights of setting kernel_size", [settings["out_channels"], *settings["kernel_size"]])
+
+
+def _check_multiplicity(kind: str, settings: Settings) -> None:
+    number = settings["multiplicity"]
+    frozen_numbers(kind, "multiplicity", number, 2)
+    of_what = "features" if "in_features" in settings else "channels"
+    inputs, outputs = settings[f"in_{of_what}"], settings[f"out_{of_what}"]
+    if inputs * outputs % number:
+        raise ValueError(f"{kind}: setting multiplicity must divide {inputs} * {outputs} {of_what}, got {number}")
 
 
 def _checked(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:

@@ -53,7 +53,9 @@ def layer_macs(layer: nn.Module, x: SpikeTrain | EncodedInput, output: SpikeTrai
     """Return the multiply-accumulates per sample; an identity or elementwise map has none."""
     if not isinstance(layer, TandemLayer) or isinstance(layer, TandemElementwise):
         return 0
-    # In a transposed convolution every weight of an input channel is used once per input pixel.
-    value = x.value if isinstance(x, EncodedInput) else x
-    neurons = value.shape[1:] if isinstance(layer, TandemConvTranspose2d) else output.shape[1:]
-    return math.prod(neurons) * layer.weight[0].numel() // (2 if layer.signed else 1)
+    if isinstance(layer, TandemConvTranspose2d):  # every weight of an input channel is used once per input pixel
+        neurons = (x.value if isinstance(x, EncodedInput) else x).shape[1:]
+        sharing = layer.copies * (2 if layer.signed_input else 1)
+    else:
+        neurons, sharing = output.shape[1:], 2 if layer.signed else 1
+    return math.prod(neurons) * layer.weight[0].numel() // (sharing * layer.multiplicity)

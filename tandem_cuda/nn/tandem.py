@@ -86,6 +86,8 @@ class TandemLayer(nn.Module, ABC):
     copies: int = 1
     signed_input: bool = False
     signed: bool = False
+    multiplicity: int = 1
+    """Of a frozen layer, whose weights are arranged for all of these neurons: synapses for each one of the ANN's."""
     input_scale: Tensor | None
     correction: Tensor | None
     thresholds: Tensor | None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .product import ENGINES, check_conv2d, check_master, terms_of
+from .product import ENGINES, check_conv2d, check_master, operands_of, terms_of
 
 
 def count_conv2d(
@@ -68,4 +68,5 @@ def count_conv2d(
     geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)
     check_master(op, weight, master, unit)
     how = (ENGINES.index(engine), terms_of(weight), master, unit)
-    return torch.ops.tandem_cuda.count_product(bits, count, weight, packed, scale, bias, *geometry, groups, *how)
+    operands = operands_of(bits, count, weight, packed, scale, bias)
+    return torch.ops.tandem_cuda.count_product(*operands, *geometry, groups, *how)

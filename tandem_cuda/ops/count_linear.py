@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Geometry
-from .product import ENGINES, check_linear, check_master, terms_of
+from .product import ENGINES, check_linear, check_master, operands_of, terms_of
 
 
 def count_linear(
@@ -57,4 +57,5 @@ def count_linear(
     check_linear("count_linear", bits, count, weight, packed, scale, bias, engine)
     check_master("count_linear", weight, master, unit)
     how = (*Geometry(), 1, ENGINES.index(engine), terms_of(weight), master, unit)
-    return torch.ops.tandem_cuda.count_product(bits, count, weight, packed, scale, bias, *how)
+    operands = operands_of(bits, count, weight, packed, scale, bias)
+    return torch.ops.tandem_cuda.count_product(*operands, *how)

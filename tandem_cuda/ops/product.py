@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..neuron import Neuron
-from . import checks
+from . import autocast, checks
 from .geometry import Geometry, check_fit, check_geometry
 from .integrate_and_fire import check_whole, discharge, total_bias
 from .pack_weight import check_packed
@@ -46,6 +46,17 @@ def check_operands(
         check_operand(op, "count", count, weight, bits.shape[1:])
     if packed is not None:
         check_packed(op, "packed", packed, weight, groups)
+
+
+def operands_of(
+    bits: Tensor, count: Tensor | None, weight: Tensor, packed: Tensor | None, scale: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Return the operands of a checked call as the operators take them.
+
+    Autocast widens float16 and bfloat16 weights, whose packed form then has another size on CUDA: they go without.
+    """
+    widened = weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) and autocast.is_on(weight.device)
+    return bits, count, weight, None if widened else packed, scale, bias
 
 
 def spiking_product(

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..neuron import IF, Neuron, check_neuron
 from . import checks
 from .geometry import Geometry
-from .product import check_added, check_linear, check_master, check_operand, spiking_product
+from .product import check_added, check_linear, check_master, check_operand, operands_of, spiking_product
 
 
 def spiking_linear(
@@ -86,6 +86,6 @@ def spiking_linear(
         check_added(op, added, amplitude, weight, len(bits), time_steps, neuron, neurons)
         if state is not None:
             check_operand(op, "state", state, weight, (neuron.states, *neurons))
-    operands = bits, count, weight, packed, scale, bias
+    operands = operands_of(bits, count, weight, packed, scale, bias)
     how = (*Geometry(), 1), engine, want_sum, want_state
     return spiking_product(op, operands, state, time_steps, neuron, *how, (master, unit), added, amplitude)

@@ -34,7 +34,11 @@ void pack_weight_out(const Tensor& weight, int64_t groups, Tensor out) {
   check_same_device(op, "out", out, weight, "weight");
   dispatch_packed(weight.scalar_type(),
                   [&](auto element, auto) { check_packed<decltype(element)>(op, "out", out, weight, g); });
-  pack_on_device(op, weight, g, out);
+  // Tensor-core fragments are written 16 bytes at a time.
+  if (reinterpret_cast<uintptr_t>(out.const_data_ptr()) % 16 == 0) return pack_on_device(op, weight, g, out);
+  const Tensor aligned = empty_packed(op, weight, g);
+  pack_on_device(op, weight, g, aligned);
+  torch::stable::copy_(out, aligned);
 }
 
 int attribute(const char* op, cudaDeviceAttr which) {
