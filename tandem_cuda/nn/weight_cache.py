@@ -48,8 +48,8 @@ class WeightCache:
     or collectives of other processes. In training, ``pack`` therefore reuses no values. Elsewhere, ``kernel`` and
     ``weights`` reuse values only while the tensors are the same objects with the same version and the same
     :func:`fingerprint <tandem_cuda._C.fingerprint>` of their memory: of tensors up to 4 MiB all of it, of larger ones
-    256 cache lines, which may miss a small change that autograd does not know of. On devices other than the CPU, where reading the
-    memory would wait for the device, nothing is reused.
+    256 cache lines, which may miss a small change that autograd does not know of. On devices other than the CPU, where
+    reading the memory would wait for the device, nothing is reused.
 
     Copies and pickles of a cache are empty.
     """
