@@ -236,8 +236,9 @@ def test_synops_of_the_read_out(make):
     net, (x,) = converted(make), inputs_of(make, 3)
     decoded: list[SpikeTrain] = []
     (decode,) = (module for module in net.snn.modules() if isinstance(module, Decode))
-    decode.register_forward_hook(lambda module, args, output: decoded.append(args[0]))
+    hook = decode.register_forward_hook(lambda module, args, output: decoded.append(args[0]))
     layers = sum(layer.synops for layer in synops(net, x) if layer.firing_rate is not None)
+    hook.remove()
     count = decoded[0].count.double()
     outputs = 5.0
     if make is MeanHead:  # of the 2 x 2 windows of 3 x 3, each of the 4 x 4 pixels is in as many

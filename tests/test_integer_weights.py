@@ -102,9 +102,6 @@ class Watch:
 
     def __init__(self, net):
         self.counts = []
-        for module in net.modules():
-            if isinstance(module, (TandemLayer, TandemAdd, FrozenLayer)):
-                module.register_forward_hook(self._keep)
         self.net = net
 
     def _keep(self, module, inputs, output):
@@ -116,8 +113,12 @@ class Watch:
     def __call__(self, *batches):
         """Of all samples together, layer by layer."""
         self.counts.clear()
+        watched = [x for x in self.net.modules() if isinstance(x, (TandemLayer, TandemAdd, FrozenLayer))]
+        hooks = [module.register_forward_hook(self._keep) for module in watched]
         for batch in batches:
             self.net(batch)
+        for hook in hooks:
+            hook.remove()
         layers = len(self.counts) // len(batches)
         return [torch.cat(self.counts[i::layers]) for i in range(layers)]
 
