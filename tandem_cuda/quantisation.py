@@ -33,7 +33,7 @@ def quantise(model: nn.Module, bits: int) -> None:
     Raises:
         TypeError: ``model`` is not an nn.Module, ``bits`` is not an int, or a weight is neither float32 nor float64.
         ValueError: ``bits`` is none of these, ``model`` has no weight layer, or a weight has another parametrisation,
-            is empty, or is NaN or infinite. The model is then unchanged.
+            is computed by a hook, is empty, or is NaN or infinite. The model is then unchanged.
 
     Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()

@@ -285,6 +285,11 @@ def test_weights_that_hooks_compute_are_refused(compute, place):
     """After a step of an optimizer they are those from before it, until the next call. Of plain layers, too."""
     net = nn.Sequential(Encode(4), TandemLinear(5, 3), Decode(), nn.Linear(3, 2))
     compute(net[place], "weight")
+    net[2].register_forward_hook(lambda *arguments: None)  # one error names them all
+    with pytest.raises(ValueError, match=rf"'{place}': call .*") as error:
+        freeze(net)
+    assert "'2': remove its hooks (" in str(error.value)
+    net[2]._forward_hooks.clear()
     message = rf"^freeze: '{place}': call torch.nn.utils.*its .*weight is computed by a hook"
     with pytest.raises(ValueError, match=message):
         freeze(net)

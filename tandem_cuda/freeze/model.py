@@ -46,9 +46,8 @@ def freeze(model: nn.Module) -> FrozenNetwork:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
-    network = model.snn if isinstance(model, TandemNetwork) else model
-    _check_hooks(model, network)
-    calls = _calls(network)
+    _check_hooks(model)
+    calls = _calls(model.snn if isinstance(model, TandemNetwork) else model)
     refused = list(calls.refused)
     for name, module, _ in calls.layers:
         if not isinstance(module, FrozenLayer) and class_of(module) not in FORMS:
@@ -78,15 +77,19 @@ def freeze(model: nn.Module) -> FrozenNetwork:
     return FrozenNetwork(nodes, mapped(calls.output, renamed.__getitem__), calls.inputs)
 
 
-def _check_hooks(*models: nn.Module) -> None:
-    """Raise a ValueError for what would no longer be called. Weights that a hook computes may be out of date, too."""
-    for model in models:
-        for name, module in model.named_modules():
-            why = hooked(module) if module._forward_hooks or module._forward_pre_hooks else ""
-            if "forward" in vars(module):
-                why = "it has a forward of its own, which nothing calls in the frozen network"
-            if why and not isinstance(module, FrozenLayer):
-                raise ValueError(f"freeze: {name or type(module).__name__!r}: {why}")
+def _check_hooks(model: nn.Module) -> None:
+    """Raise a ValueError for all that would no longer be called. Weights that hooks compute may be out of date, too."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenLayer):  # becomes part of the frozen network as it is
+            continue
+        why = hooked(module) if module._forward_hooks or module._forward_pre_hooks else ""
+        if "forward" in vars(module):
+            why = "it has a forward of its own, which nothing calls in the frozen network"
+        if why:
+            found.append(f"{name or type(module).__name__!r}: {why}")
+    if found:
+        raise ValueError(f"freeze: {'; '.join(found)}")
 
 
 class _Calls(NamedTuple):

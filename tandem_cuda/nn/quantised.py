@@ -36,7 +36,7 @@ def check_quantisable(op: str, argument: str, layers: Named) -> None:
         where = f"in layer {name or type(layer).__name__}"
         if parametrize.is_parametrized(layer, "weight") and quantiser(layer) is None:
             raise ValueError(f"{op}: {argument} must have no other parametrisations of weights, got one {where}")
-        if not parametrize.is_parametrized(layer, "weight") and "weight" not in layer._parameters:
+        if "weight" in vars(layer):
             raise ValueError(
                 f"{op}: {argument} must have weights that are parameters, got one that a hook computes {where}; remove "
                 "torch.nn.utils.prune, weight_norm or spectral_norm first"
