@@ -12,6 +12,7 @@
 #endif
 
 #include "cpu/fingerprint.h"
+#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
 
 namespace tandem {
@@ -111,6 +112,7 @@ const TandemCuda interface = {
     active,
     set_active,
     fingerprint,
+    prefer_huge_pages,
     []() noexcept { return last_error.c_str(); },
 };
 

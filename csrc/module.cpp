@@ -127,6 +127,11 @@ uint64_t fingerprint(const std::vector<std::pair<uintptr_t, size_t>>& memory) {
   return hash;
 }
 
+void prefer_huge_pages(uintptr_t address, size_t bytes) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): what Tensor.data_ptr() returns
+  library().prefer_huge_pages(reinterpret_cast<void*>(address), bytes);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -152,7 +157,9 @@ PYBIND11_MODULE(_C, m) {
       "Use the CPU kernels of this instruction set from now on. ValueError for one that cannot run here.");
   m.def(
       "fingerprint", &fingerprint, py::arg("memory"),
-      "A hash of the memory at [(address, bytes), ...]: of all of it up to 64 KiB each, of 16 KiB of samples beyond.");
+      "A hash of the memory at [(address, bytes), ...]: of all of it up to 4 MiB each, of 16 KiB of samples beyond.");
+  m.def("prefer_huge_pages", &prefer_huge_pages, py::arg("address"), py::arg("bytes"),
+        "Ask the system to back memory that has not been written to by pages of 2 MiB.");
   m.def("integrate_and_fire", &integrate_and_fire, py::arg("current"), py::arg("neuron"), py::arg("parameters"),
         "The neuron loop on a NumPy array [T, n] of float32 or float64, for debugging without torch: spikes [T, n], "
         "uint8. neuron and parameters: as in the operators.");

@@ -8,7 +8,7 @@
 
 namespace tandem {
 
-void prefer_huge_pages(void* memory, size_t bytes) {
+void prefer_huge_pages(void* memory, size_t bytes) noexcept {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t{2} << 20;
   const auto address = reinterpret_cast<uintptr_t>(memory);

@@ -7,6 +7,6 @@ namespace tandem {
 
 // Asks the system to back the whole huge pages inside this memory by such; before the memory is first written to. A
 // hint: where the system has none, or refuses, nothing changes.
-void prefer_huge_pages(void* memory, size_t bytes);
+void prefer_huge_pages(void* memory, size_t bytes) noexcept;
 
 }  // namespace tandem

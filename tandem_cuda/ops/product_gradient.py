@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .. import _C
 from .. import neuron as models
 from . import autocast, layout
 from .geometry import out_size
@@ -215,8 +216,25 @@ def _linear_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     grad_weight = None
     if needed[1]:
-        grad_weight = grad.reshape(-1, grad.shape[-1]).t() @ values.flatten(0, -2)
+        grad_weight = _large_product(grad.reshape(-1, grad.shape[-1]).t(), values.flatten(0, -2))
     return _times(grad, weight) if needed[0] else None, grad_weight
+
+
+def _large_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b, on the CPU in huge pages: clearing small ones takes longer than a product of few terms."""
+    if not a.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling() or not (_is_plain(a) and _is_plain(b)):
+        return a @ b
+    out = a.new_empty(len(a), b.shape[1])
+    _C.prefer_huge_pages(out.data_ptr(), out.nbytes)
+    return torch.mm(a, b, out=out)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Return whether a tensor has memory of its own, and no transform looks at it."""
+    functorch = torch._C._functorch
+    return (
+        type(x) is Tensor and not functorch.is_functorch_wrapped_tensor(x) and not functorch.is_legacy_batchedtensor(x)
+    )
 
 
 _TOGETHER = 1 << 22

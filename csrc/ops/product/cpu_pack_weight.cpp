@@ -70,6 +70,15 @@ bool turn(const W* from, int64_t row_stride, int64_t stride, int64_t rows, int64
         if constexpr (std::is_same_v<W, float>) seen[i % 4] += line;
         if constexpr (std::is_same_v<W, int16_t>) seen[i % 4] |= (line > kLargest16) | (line < -kLargest16);
       };
+      // The processor itself finds no pattern in short pieces of rows that lie far apart.
+      if (row + 3 * lanes <= rows) {
+        const W* const ahead = from + (row + 2 * lanes) * row_stride;
+        for (int64_t r = 0; r < lanes; ++r) {
+          for (int64_t j = 0; j < n; j += 64 / static_cast<int64_t>(sizeof(W))) {
+            __builtin_prefetch(ahead + r * row_stride + j);
+          }
+        }
+      }
       int64_t i = 0;
       for (; i + lanes <= n; i += lanes) {
         Vector line[lanes];

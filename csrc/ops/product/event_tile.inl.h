@@ -91,6 +91,7 @@ TANDEM_HOST void add_row(const E* from, Vec<SumOf<E>> (&sum)[kVectors]) {
 template <class V, int kVectors>
 TANDEM_HOST void finish([[maybe_unused]] V (&sum)[kVectors]) {
 #if defined(__AVX512BW__)
+  if constexpr (kVectors == 2) asm("" : "+v"(sum[0]), "+v"(sum[1]));
   if constexpr (kVectors == 4) asm("" : "+v"(sum[0]), "+v"(sum[1]), "+v"(sum[2]), "+v"(sum[3]));
 #elif defined(__AVX2__)
   if constexpr (kVectors == 8) {
@@ -346,6 +347,37 @@ void accumulate_words(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps
   }
 }
 
+// sum += the rows of weights of a list, four a turn. Integers, whose sums do not depend on the order, have two sums of
+// narrow rows, which wait less for each other.
+template <class E, int kVectors>
+TANDEM_HOST void add_listed(const E* weight, const uint16_t* list, const uint16_t* end, Vec<SumOf<E>> (&sum)[kVectors]) {
+  using A = SumOf<E>;
+  constexpr int64_t block = kVectors * kLanes<A>;
+  constexpr bool kTwo = std::is_integral_v<E> && kVectors <= 2;
+  Vec<A> other[kVectors] = {};
+  for (; end - list >= 4; list += 4) {
+    uint64_t rows;
+    std::memcpy(&rows, list, sizeof(rows));
+    unrolled<4>([&](auto j) TANDEM_INLINE {
+      const E* const from = weight + (rows >> (16 * j) & 0xffff) * block;
+      if constexpr (kTwo && j % 2 == 1) {
+        add_row(from, other);
+        finish(other);
+      } else {
+        add_row(from, sum);
+        finish(sum);
+      }
+    });
+  }
+  for (; list != end; ++list) {
+    add_row(weight + *list * block, sum);
+    finish(sum);
+  }
+  if constexpr (kTwo) {
+    for (int i = 0; i < kVectors; ++i) sum[i] += other[i];
+  }
+}
+
 // acc[row, step, :] = the rows of weights of all spikes that a window sees. Returns whether `wide` holds some of it,
 // which it clears when it first needs it.
 template <class E, class T, int kVectors>
@@ -376,10 +408,7 @@ bool accumulate_windows(const EventTileArgs<E, T>& a, int64_t plane, int64_t ste
           for (int i = 0; i < kVectors; ++i) sum[i] = Vec<A>{};
         }
       }
-      for (; list != end; ++list) {
-        add_row(weight + *list * block, sum);
-        finish(sum);
-      }
+      add_listed(weight, list, end, sum);
       for (int i = 0; i < kVectors; ++i) reinterpret_cast<Vec<A>*>(acc)[i] = sum[i];
     }
   }

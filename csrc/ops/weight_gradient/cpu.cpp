@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "cpu/aligned_buffer.h"
+#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
@@ -220,6 +221,7 @@ Tensor conv2d_weight_gradient(const Tensor& grad, const Tensor& count, const Ten
     if (!whole || static_cast<double>(ones.load()) > largest_density(g) * static_cast<double>(inputs)) return;
     const Tensor rows = channels_last(op, grad, 1);
     const Tensor sparse = empty_channels_last(op, weight, sizes_of(weight), weight.scalar_type(), 3);
+    prefer_huge_pages(sparse.mutable_data_ptr(), static_cast<size_t>(sparse.numel()) * sizeof(T));
     if (run(op, g, bytes.data, static_cast<const T*>(rows.const_data_ptr()),
             static_cast<T*>(sparse.mutable_data_ptr()))) {
       out = sparse;
