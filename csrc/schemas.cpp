@@ -111,6 +111,13 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "ordered_product(Tensor input, Tensor weight, Tensor? packed, int[2] stride, int[2] padding, int[2] dilation, "
       "int groups, Tensor? master, Tensor? unit) -> Tensor");
 
+  // The spikes of neurons that such sums drive: integrate_and_fire(ordered_product(...), ...) without sum and state.
+  // scale, bias: [O]; mode: not series; other arguments as there -> bits [P, N, O, Ho, Wo] or [P, N, *, O]
+  m.def(
+      "ordered_spikes(Tensor input, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, int[2] stride, "
+      "int[2] padding, int[2] dilation, int groups, int time_steps, int mode, int neuron, float[] parameters) -> "
+      "Tensor");
+
   // The nearest integers to weight / scale, where the largest of an output channel becomes `largest`, 127 (int8) or
   // 32639 (int16); a channel of zeros has scale 1. weight: float32 [O, ...] -> integers [O, ...], scale [O]
   m.def("quantise_weight(Tensor weight, int largest) -> (Tensor, Tensor)");

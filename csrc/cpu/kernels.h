@@ -263,7 +263,7 @@ struct OrderedTileArgs {
   const E* weight;              // [features, block] of this group and block of output channels
   int64_t block, valid, group;  // as in CountTileArgs
   int64_t row_begin, row_end;   // output pixels, at most kTileRows
-  float* out;                   // at the block's first channel [pixels_out, out_channels]
+  float* out;                   // at the block's first channel [row_end - row_begin, out_channels]
   float* scratch;               // [rows, block], 64-byte aligned
 };
 

@@ -43,6 +43,11 @@ class Span(NamedTuple):
         """Whether this is the last span, so that no state need be kept."""
         return self.reached == self.total
 
+    @property
+    def whole(self) -> bool:
+        """Whether this is the only span, so that no state comes in either."""
+        return self.now == self.total
+
 
 REAL, ENCODED, SPIKES, ANY = "a Tensor", "the output of Encode", "spikes", "anything"
 """Kinds of values, as error messages name them."""

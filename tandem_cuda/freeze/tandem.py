@@ -125,7 +125,11 @@ class FrozenTandem(FrozenLayer):
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[SpikeTrain, State | None]:
         affine = Affine(self.scale, self.bias)
-        if self.takes_encoded:
+        if self.takes_encoded and span.whole:
+            bias, kernel = per_step(affine.bias, span.total), self.layer.kernel()._replace(packed=self.packed)
+            drive = affine.encoded_drive(span.total, x.mode == "constant")
+            bits, carried = self.layer.encoded_spikes(x, span.now, bias, drive, kernel), ()
+        elif self.takes_encoded:
             bits, carried = self._from_encoded(span, state, x, affine)
         elif isinstance(x, SpikeTrain):
             kernel = self.layer.kernel()._replace(packed=self.packed)

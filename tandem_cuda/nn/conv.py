@@ -67,11 +67,20 @@ class ConvolutionLayer(TandemLayer):
         return normalised
 
     def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
-        rearrange, geometry = self.image()
-        image = x if rearrange is None else rearrange(x.unsqueeze(0)).squeeze(0)
+        image, geometry = self._value_as_image(x)
         unit = None if kernel.master is None else kernel.unit
         of_master: dict[str, Any] = {"packed": kernel.packed, "master": kernel.master, "unit": unit}
         return self.from_image(ops.ordered_product(image, kernel.weight, *geometry, self.groups, **of_master))
+
+    def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, *, bias: Tensor | None, **drive: Any) -> Tensor:
+        image, geometry = self._value_as_image(x)
+        drive |= {"packed": kernel.packed, "neuron": self.neuron}
+        bits = ops.ordered_spikes(image, kernel.weight, time_steps, bias, *geometry, self.groups, **drive)
+        return self.from_image(bits)
+
+    def _value_as_image(self, x: Tensor) -> tuple[Tensor, Geometry]:
+        rearrange, geometry = self.image()
+        return x if rearrange is None else rearrange(x.unsqueeze(0)).squeeze(0), geometry
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         x, geometry = self.as_image(x)

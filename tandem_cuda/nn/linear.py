@@ -117,6 +117,10 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         unit = None if kernel.master is None else kernel.unit
         return ops.ordered_product(x, kernel.weight, packed=kernel.packed, master=kernel.master, unit=unit)
 
+    def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
+        drive |= {"packed": kernel.packed, "neuron": self.neuron}
+        return ops.ordered_spikes(x, kernel.weight, time_steps, **drive)
+
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         return ops.count_linear(
             x.bits,

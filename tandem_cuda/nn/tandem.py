@@ -249,6 +249,29 @@ class TandemLayer(nn.Module, ABC):
         # Cast back: autocast may compute the product in a lower precision.
         return self.dense_product(value, weight, bias if x.mode == "constant" and not gained else None).to(weight.dtype)
 
+    def encoded_spikes(
+        self,
+        x: EncodedInput,
+        steps: int,
+        bias: Tensor | None,
+        drive: tuple[Tensor | None, Tensor | None],
+        kernel: Kernel,
+    ) -> Tensor:
+        """Return the bits for real input whose current nobody else needs.
+
+        Args:
+            x: the input.
+            steps: T.
+            bias: of a step; part of the current if there is no gain.
+            drive: scale and bias, as ``Affine.encoded_drive`` returns them.
+            kernel: the weights, packed if they are integers.
+        """
+        scale, missing = drive
+        if kernel.weight.dtype in checks.INTEGERS:  # these have a gain
+            value = self._checked_value(x.value)
+            return self.ordered_spikes(value, kernel, steps, scale=scale, bias=missing, mode=x.mode)
+        return self.fired(self.encoded_current(x, bias, scale is not None, kernel), steps, x.mode, drive)[0]
+
     def _checked_value(self, value: Tensor) -> Tensor:
         name, weight = type(self).__name__, self.stored_weight()
         checks.check_dtype(name, "weight", self.dtype)
@@ -549,6 +572,10 @@ class TandemLayer(nn.Module, ABC):
     @abstractmethod
     def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
         """Compute the kernel's integers * x for real x."""
+
+    @abstractmethod
+    def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
+        """Return the bits of the neurons that such products drive, given bias, scale and mode."""
 
     @abstractmethod
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:

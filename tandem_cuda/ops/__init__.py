@@ -12,6 +12,7 @@ from .fold_norm import fold_norm
 from .integrate_and_fire import integrate_and_fire
 from .max_pool_spikes import max_pool_spikes
 from .ordered_product import ordered_product
+from .ordered_spikes import ordered_spikes
 from .pack_spikes import pack_spikes
 from .pack_weight import pack_weight
 from .product_gradient import register_products
@@ -35,6 +36,7 @@ __all__ = [
     "integrate_and_fire",
     "max_pool_spikes",
     "ordered_product",
+    "ordered_spikes",
     "pack_spikes",
     "pack_weight",
     "quantise_weight",

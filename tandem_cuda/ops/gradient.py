@@ -62,6 +62,11 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
     _LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
 
 
+def implement_on_cuda(name: str, implementation: Callable[..., Any]) -> None:
+    """Let Python compute an operator on CUDA, where it is a combination of others."""
+    _LIBRARY.impl(name, implementation, "CUDA")
+
+
 def register_in_place(name: str, written: int) -> None:
     """Let an operator that writes to its first ``written`` arguments count up their versions, as torch's own do.
 

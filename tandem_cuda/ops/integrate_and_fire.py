@@ -9,7 +9,7 @@ from .. import neuron as models
 from ..neuron import IF, Neuron, check_neuron
 from . import checks, layout
 
-_MODES = ("constant", "impulse", "series", "once")
+MODES = ("constant", "impulse", "series", "once")
 
 
 def integrate_and_fire(
@@ -66,8 +66,8 @@ def integrate_and_fire(
     checks.check_floating(op, "current", current)
     checks.check_time_steps(op, time_steps)
     check_neuron(op, neuron)
-    if mode not in _MODES:
-        raise ValueError(f"{op}: mode must be one of {', '.join(_MODES)}, got {mode!r}")
+    if mode not in MODES:
+        raise ValueError(f"{op}: mode must be one of {', '.join(MODES)}, got {mode!r}")
     series = mode == "series"
     if current.dim() < (3 if series else 2):
         expected = "[T, N, C, ...]" if series else "[N, C, ...]"
@@ -88,10 +88,8 @@ def integrate_and_fire(
         if series:  # one-phase neurons, of which only the sum is taken
             _, current, _ = _run(current, scale, bias, None, time_steps, mode, neuron, True, False)
             scale = bias = None
-        elif mode != "once":
-            bias = total_bias(bias, time_steps)
-            if mode == "constant":
-                scale = current.new_full(neurons[1:2], time_steps) if scale is None else scale * time_steps
+        else:
+            scale, bias = at_once(scale, bias, mode, time_steps, current, neurons[1])
         mode = "once"
     return _run(current, scale, bias, state, time_steps, mode, neuron, want_sum, want_state)
 
@@ -108,7 +106,7 @@ def _run(
     want_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.tandem_cuda.integrate_and_fire(
-        *(current, scale, bias, state, time_steps, _MODES.index(mode)),
+        *(current, scale, bias, state, time_steps, MODES.index(mode)),
         *(neuron.kind, neuron.parameters, want_sum, want_state),
     )
 
@@ -119,6 +117,17 @@ def discharge(
     """Return what a spiking product returns for neurons with ``two_phase`` whose input adds up to v."""
     bits, _, state = _run(v.detach(), None, None, None, time_steps, "once", neuron, False, want_state)
     return bits, v if want_sum else v.new_empty(0), state
+
+
+def at_once(
+    scale: Tensor | None, bias: Tensor | None, mode: str, time_steps: int, like: Tensor, channels: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return scale and bias [C] of the sum over all steps of a current that drives neurons in this mode."""
+    if mode == "once":
+        return scale, bias
+    if mode == "constant":
+        scale = like.new_full([channels], time_steps) if scale is None else scale * time_steps
+    return scale, total_bias(bias, time_steps)
 
 
 def total_bias(bias: Tensor | None, time_steps: int) -> Tensor | None:
@@ -145,7 +154,7 @@ def _(
     want_sum: bool,
     want_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    neurons = list(current.shape[1:] if _MODES[mode] == "series" else current.shape)
+    neurons = list(current.shape[1:] if MODES[mode] == "series" else current.shape)
     bits = layout.empty_channels_last(current, [checks.planes_for(time_steps), *neurons], torch.uint8, 2)
     total = layout.empty_channels_last(current, neurons if want_sum else [0], current.dtype, 1 if want_sum else 0)
     states = models.STATES[neuron]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import autocast, checks, layout
-from .geometry import check_fit, check_geometry
+from .geometry import Geometry, check_fit, check_geometry
 from .gradient import register_gradient
 from .pack_weight import check_packed
 from .product import check_groups, check_master
@@ -59,6 +59,15 @@ def ordered_product(
         tensor([[4.]])
     """
     op = "ordered_product"
+    geometry = check_ordered(op, x, weight, stride, padding, dilation, groups, packed)
+    check_master(op, weight, master, unit)
+    return torch.ops.tandem_cuda.ordered_product(x, weight, packed, *geometry, groups, master, unit)
+
+
+def check_ordered(
+    op: str, x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: Any, packed: Any
+) -> Geometry:
+    """Check the arguments of an ordered product; return stride, padding and dilation as pairs."""
     checks.check_tensor(op, "x", x)
     checks.check_tensor(op, "weight", weight)
     if x.dtype != torch.float32:
@@ -83,8 +92,7 @@ def ordered_product(
         check_fit(op, x, weight, *geometry)
     if packed is not None:
         check_packed(op, "packed", packed, weight, groups)
-    check_master(op, weight, master, unit)
-    return torch.ops.tandem_cuda.ordered_product(x, weight, packed, *geometry, groups, master, unit)
+    return geometry
 
 
 @torch.library.register_fake("tandem_cuda::ordered_product")

@@ -10,18 +10,31 @@
 
 namespace tandem {
 
+// Scale and bias of `args`, [channels] or null, as often as a block of neurons may need them from any channel on.
+template <class T>
+class RepeatedChannels {
+ public:
+  explicit RepeatedChannels(IntegrateAndFireArgs<T>& args)
+      : scale_(repeated(args.scale, args.channels)), bias_(repeated(args.bias, args.channels)) {
+    if (args.scale) args.scale = scale_.data();
+    if (args.bias) args.bias = bias_.data();
+  }
+
+ private:
+  static std::vector<T> repeated(const T* values, int64_t channels) {
+    std::vector<T> out(values ? channels + kNeuronBlock : 0);
+    for (size_t i = 0; i < out.size(); ++i) out[i] = values[static_cast<int64_t>(i) % channels];
+    return out;
+  }
+
+  std::vector<T> scale_, bias_;
+};
+
 // args: scale and bias are [channels] here, or null.
 template <class T>
 void run_neurons(IntegrateAndFireArgs<T> args, int64_t neurons) {
   constexpr int64_t kGrain = 8192;  // enough work to pay for a thread
-  const auto repeated = [&](const T* values) {
-    std::vector<T> out(values ? args.channels + kNeuronBlock : 0);
-    for (size_t i = 0; i < out.size(); ++i) out[i] = values[static_cast<int64_t>(i) % args.channels];
-    return out;
-  };
-  const std::vector<T> scale = repeated(args.scale), bias = repeated(args.bias);
-  if (args.scale) args.scale = scale.data();
-  if (args.bias) args.bias = bias.data();
+  const RepeatedChannels<T> repeated(args);
   parallel_ranges(neurons, kGrain,
                   [&](int64_t begin, int64_t end) { kernels().typed<T>().integrate_and_fire(args, begin, end); });
 }

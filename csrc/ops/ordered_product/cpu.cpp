@@ -1,9 +1,11 @@
-// ordered_product on the CPU.
+// ordered_product and ordered_spikes on the CPU.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <optional>
+#include <vector>
 
+#include "ops/neuron_loop/cpu_run_neurons.h"
 #include "ops/ordered_product/plan.h"
 #include "ops/product/cpu_pack_weight.h"
 #include "ops/product/cpu_tiles.h"
@@ -12,29 +14,39 @@ namespace tandem {
 
 namespace {
 
+// The sums of one tile of output pixels with all output channels, [rows, out_channels].
 template <class E>
-void run(const char* op, const OrderedPlan& plan, const E* packed) {
-  const ConvGeometry& g = plan.geometry;
-  const PackedLayout layout = packed_layout<E>(g);
-  const int64_t rows = tile_rows(g, layout.block * static_cast<int64_t>(sizeof(float)), g.groups * layout.blocks);
-  const int64_t tiles = (g.pixels_out() + rows - 1) / rows;
-  parallel_tasks(g.groups * layout.blocks, tiles, [&](const auto& next) {
-    const AlignedBuffer<float> scratch(op, rows * layout.block);
-    for (int64_t task = next(); task >= 0; task = next()) {
-      const int64_t b = task / tiles % layout.blocks, group = task / tiles / layout.blocks;
-      OrderedTileArgs<E> tile = {};
-      tile.geometry = &g;
-      tile.input = static_cast<const float*>(plan.input.const_data_ptr());
-      tile.weight = packed + (group * layout.blocks + b) * layout.block_elements();
-      tile.block = layout.block;
-      tile.valid = std::min(layout.block, g.group_out() - b * layout.block);
-      tile.group = group;
-      tile.row_begin = task % tiles * rows;
-      tile.row_end = std::min(g.pixels_out(), tile.row_begin + rows);
-      tile.out = output<float>(plan.out) + group * g.group_out() + b * layout.block;
-      tile.scratch = scratch.data;
-      kernels().ordered_tile<E>()(tile);
-    }
+struct Tiles {
+  const OrderedPlan& plan;
+  const E* packed;
+  PackedLayout layout = packed_layout<E>(plan.geometry);
+  int64_t row_bytes = layout.block * static_cast<int64_t>(sizeof(float));
+
+  void add(int64_t row_begin, int64_t row_end, int64_t group, int64_t b, float* scratch, float* out) const {
+    const ConvGeometry& g = plan.geometry;
+    OrderedTileArgs<E> tile = {};
+    tile.geometry = &g;
+    tile.input = static_cast<const float*>(plan.input.const_data_ptr());
+    tile.weight = packed + (group * layout.blocks + b) * layout.block_elements();
+    tile.block = layout.block;
+    tile.valid = std::min(layout.block, g.group_out() - b * layout.block);
+    tile.group = group;
+    tile.row_begin = row_begin;
+    tile.row_end = row_end;
+    tile.out = out + group * g.group_out() + b * layout.block;
+    tile.scratch = scratch;
+    kernels().ordered_tile<E>()(tile);
+  }
+};
+
+// f(Tiles<E>{...}) with the weights in order.
+template <class F>
+void with_tiles(const char* op, const OrderedPlan& plan, const F& f) {
+  dispatch_integers(plan.weight.scalar_type(), [&](auto element) {
+    using E = decltype(element);
+    if (plan.packed) check_packed<E>(op, "packed", *plan.packed, plan.weight, plan.geometry);
+    const Tensor arranged = plan.packed ? *plan.packed : packed_weight(op, plan.weight, plan.geometry);
+    f(Tiles<E>{plan, static_cast<const E*>(arranged.const_data_ptr())});
   });
 }
 
@@ -42,20 +54,72 @@ Tensor ordered_product(const Tensor& input, const Tensor& weight, const std::opt
                        const Sizes& stride, const Sizes& padding, const Sizes& dilation, int64_t groups,
                        const std::optional<Tensor>& master, const std::optional<Tensor>& unit) {
   const char* op = "ordered_product";
-  const OrderedPlan plan = plan_ordered_product(input, weight, packed, stride, padding, dilation, groups);
+  const OrderedPlan plan = plan_ordered(op, input, weight, packed, stride, padding, dilation, groups);
   check_master(op, weight, master, unit);
-  if (plan.geometry.pixels_out() == 0) return plan.out;
-  dispatch_integers(weight.scalar_type(), [&](auto element) {
-    using E = decltype(element);
-    if (packed) check_packed<E>(op, "packed", *packed, weight, plan.geometry);
-    const Tensor arranged = packed ? *packed : packed_weight(op, weight, plan.geometry);
-    run(op, plan, static_cast<const E*>(arranged.const_data_ptr()));
+  const ConvGeometry& g = plan.geometry;
+  const Tensor out = empty_sums(op, plan);
+  if (g.pixels_out() == 0) return out;
+  with_tiles(op, plan, [&](const auto& tiles) {
+    const int64_t blocks = tiles.layout.blocks, rows = tile_rows(g, tiles.row_bytes, g.groups * blocks);
+    const int64_t count = (g.pixels_out() + rows - 1) / rows;
+    parallel_tasks(g.groups * blocks, count, [&](const auto& next) {
+      const AlignedBuffer<float> scratch(op, rows * tiles.layout.block);
+      for (int64_t task = next(); task >= 0; task = next()) {
+        const int64_t begin = task % count * rows, end = std::min(g.pixels_out(), begin + rows);
+        tiles.add(begin, end, task / count / blocks, task / count % blocks, scratch.data,
+                  output<float>(out) + begin * g.out_channels);
+      }
+    });
   });
-  return plan.out;
+  return out;
+}
+
+// As ordered_product and integrate_and_fire one after the other, but that the currents of a tile stay in the caches.
+Tensor ordered_spikes(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& packed,
+                      const std::optional<Tensor>& scale, const std::optional<Tensor>& bias, const Sizes& stride,
+                      const Sizes& padding, const Sizes& dilation, int64_t groups, int64_t time_steps, int64_t mode,
+                      int64_t neuron, const std::vector<double>& parameters) {
+  const char* op = "ordered_spikes";
+  const OrderedPlan plan = plan_ordered(op, input, weight, packed, stride, padding, dilation, groups);
+  const OrderedNeurons neurons = plan_neurons(op, plan, scale, bias, time_steps, mode, neuron, parameters);
+  const ConvGeometry& g = plan.geometry;
+  if (g.pixels_out() == 0) return neurons.bits;
+  IntegrateAndFireArgs<float> args = {};
+  args.scale = data_or_null<float>(neurons.scale);
+  args.bias = data_or_null<float>(neurons.bias);
+  args.bits = static_cast<uint8_t*>(neurons.bits.mutable_data_ptr());
+  args.bits_stride = g.pixels_out() * g.out_channels;
+  args.channels = g.out_channels;
+  args.time_steps = time_steps;
+  args.mode = neurons.mode;
+  args.neuron = neurons.neuron;
+  const RepeatedChannels<float> repeated(args);
+  with_tiles(op, plan, [&](const auto& tiles) {
+    const int64_t blocks = tiles.layout.blocks;
+    const int64_t rows = tile_rows(g, tiles.row_bytes * (1 + g.groups * blocks), 1);
+    const int64_t count = (g.pixels_out() + rows - 1) / rows;
+    parallel_tasks(1, count, [&](const auto& next) {
+      const AlignedBuffer<float> scratch(op, rows * tiles.layout.block), current(op, rows * g.out_channels);
+      for (int64_t task = next(); task >= 0; task = next()) {
+        const int64_t begin = task * rows, end = std::min(g.pixels_out(), begin + rows);
+        for (int64_t i = 0; i < g.groups * blocks; ++i) {
+          tiles.add(begin, end, i / blocks, i % blocks, scratch.data, current.data);
+        }
+        IntegrateAndFireArgs<float> here = args;
+        here.current = current.data;
+        here.bits += begin * g.out_channels;
+        kernels().typed<float>().integrate_and_fire(here, 0, (end - begin) * g.out_channels);
+      }
+    });
+  });
+  return neurons.bits;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CPU, m) { m.impl("ordered_product", TORCH_BOX(&ordered_product)); }
+STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CPU, m) {
+  m.impl("ordered_product", TORCH_BOX(&ordered_product));
+  m.impl("ordered_spikes", TORCH_BOX(&ordered_spikes));
+}
 
 }  // namespace tandem

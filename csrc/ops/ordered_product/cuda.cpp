@@ -20,9 +20,10 @@ Tensor ordered_product(const Tensor& input, const Tensor& weight, const std::opt
                        const std::optional<Tensor>& master, const std::optional<Tensor>& unit) {
   const char* op = "ordered_product";
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  const OrderedPlan plan = plan_ordered_product(input, weight, packed, stride, padding, dilation, groups);
+  const OrderedPlan plan = plan_ordered(op, input, weight, packed, stride, padding, dilation, groups);
   check_master(op, weight, master, unit);
-  if (plan.geometry.pixels_out() == 0) return plan.out;
+  const Tensor out = empty_sums(op, plan);
+  if (plan.geometry.pixels_out() == 0) return out;
   dispatch_integers(weight.scalar_type(), [&](auto element) {
     using E = decltype(element);
     const Tensor arranged = packed_on_device<E>(op, weight, packed, plan.geometry);
@@ -32,10 +33,10 @@ Tensor ordered_product(const Tensor& input, const Tensor& weight, const std::opt
     args.input = static_cast<const float*>(plan.input.const_data_ptr());
     args.weight = static_cast<const E*>(arranged.const_data_ptr());
     args.block = layout.block, args.blocks = layout.blocks;
-    args.out = output<float>(plan.out);
+    args.out = output<float>(out);
     check_launch(op, launch_ordered_product(args, current_stream(op, input.get_device_index())));
   });
-  return plan.out;
+  return out;
 }
 
 }  // namespace

@@ -11,12 +11,8 @@ namespace tandem::TANDEM_ISA {
 // Weights that are made floats together, for all pixels of a tile; and pixels that use them together.
 constexpr int64_t kOrderedWeights = 4096;
 constexpr int kOrderedPixels = 4;
-
-// Input pixel of a tap, with its channels `step` apart. Where a tap sees nothing, a zero: adding it changes no sum.
-struct TapInput {
-  const float* value;
-  int64_t step;
-};
+// Inputs of a pixel that meet these weights, at most: of the narrowest block, 16 channels.
+constexpr int64_t kOrderedInputs = kOrderedWeights / 16;
 
 template <class E>
 TANDEM_HOST Vec<float> as_floats(const E* from) {
@@ -45,24 +41,21 @@ TANDEM_HOST Vec<float> as_floats(const E* from) {
 #endif
 }
 
-// sum += input * weights for kPixels pixels and kVectors vectors of outputs, over some taps.
+// sum += input * weights for kPixels pixels, whose inputs lie kOrderedInputs apart, and kVectors vectors of outputs.
 template <int kVectors, int kPixels>
-TANDEM_HOST void add_taps(const TapInput (*input)[kOrderedPixels], int64_t taps, const float* rows, int64_t channels,
-                          int64_t block, float* sum) {
+TANDEM_HOST void add_inputs(const float* input, int64_t n, const float* rows, int64_t block, float* sum) {
   constexpr int64_t lanes = kLanes<float>;
   Vec<float> total[kPixels][kVectors];
   unrolled<kPixels>([&](int p) TANDEM_INLINE {
     unrolled<kVectors>([&](int v) TANDEM_INLINE { total[p][v] = load(sum + p * block + v * lanes, lanes); });
   });
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    for (int64_t c = 0; c < channels; ++c, rows += block) {
-      Vec<float> weights[kVectors];
-      unrolled<kVectors>([&](int v) TANDEM_INLINE { weights[v] = load(rows + v * lanes, lanes); });
-      unrolled<kPixels>([&](int p) TANDEM_INLINE {
-        const Vec<float> value = broadcast(input[tap][p].value[c * input[tap][p].step]);
-        unrolled<kVectors>([&](int v) TANDEM_INLINE { total[p][v] += value * weights[v]; });
-      });
-    }
+  for (int64_t i = 0; i < n; ++i, rows += block) {
+    Vec<float> weights[kVectors];
+    unrolled<kVectors>([&](int v) TANDEM_INLINE { weights[v] = load(rows + v * lanes, lanes); });
+    unrolled<kPixels>([&](int p) TANDEM_INLINE {
+      const Vec<float> value = broadcast(input[p * kOrderedInputs + i]);
+      unrolled<kVectors>([&](int v) TANDEM_INLINE { total[p][v] += value * weights[v]; });
+    });
   }
   unrolled<kPixels>([&](int p) TANDEM_INLINE {
     unrolled<kVectors>([&](int v) TANDEM_INLINE { store(sum + p * block + v * lanes, total[p][v], lanes); });
@@ -70,18 +63,26 @@ TANDEM_HOST void add_taps(const TapInput (*input)[kOrderedPixels], int64_t taps,
 }
 
 template <int kPixels>
-TANDEM_HOST void add_block(const TapInput (*input)[kOrderedPixels], int64_t taps, const float* rows, int64_t channels,
-                           int64_t block, float* sum) {
+TANDEM_HOST void add_block(const float* input, int64_t n, const float* rows, int64_t block, float* sum) {
   constexpr int kMost = 4;
   constexpr int64_t lanes = kLanes<float>;
   int64_t c = 0;
   for (; c + kMost * lanes <= block; c += kMost * lanes) {
-    add_taps<kMost, kPixels>(input, taps, rows + c, channels, block, sum + c);
+    add_inputs<kMost, kPixels>(input, n, rows + c, block, sum + c);
   }
-  for (; c + 2 * lanes <= block; c += 2 * lanes) {
-    add_taps<2, kPixels>(input, taps, rows + c, channels, block, sum + c);
+  for (; c + 2 * lanes <= block; c += 2 * lanes) add_inputs<2, kPixels>(input, n, rows + c, block, sum + c);
+  for (; c < block; c += lanes) add_inputs<1, kPixels>(input, n, rows + c, block, sum + c);
+}
+
+// Copies n floats. Mostly they are few: memcpy, or a loop that the compiler makes vectors of, would take longer.
+TANDEM_HOST void copy_inputs(const float* from, int64_t n, float* to) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) std::memcpy(to + i, from + i, 4 * sizeof(float));
+  if (n & 2) {
+    std::memcpy(to + i, from + i, 2 * sizeof(float));
+    i += 2;
   }
-  for (; c < block; c += lanes) add_taps<1, kPixels>(input, taps, rows + c, channels, block, sum + c);
+  if (n & 1) to[i] = from[i];
 }
 
 template <class E>
@@ -90,8 +91,8 @@ void ordered_tile(const OrderedTileArgs<E>& a) {
   const int64_t rows = a.row_end - a.row_begin, channels = g.group_in(), block = a.block;
   constexpr int64_t kTaps = 16;  // of which the inputs are looked up together
   constexpr int64_t lanes = kLanes<float>;
-  static const float zero = 0;
   alignas(64) float weights[kOrderedWeights];
+  alignas(64) float inputs[kOrderedPixels * kOrderedInputs];
   float* const sums = a.scratch;
   std::memset(sums, 0, static_cast<size_t>(rows * block) * sizeof(float));
   Views views;
@@ -103,9 +104,19 @@ void ordered_tile(const OrderedTileArgs<E>& a) {
   const int64_t most_taps = fitting_taps < 1 ? 1 : fitting_taps < kTaps ? fitting_taps : kTaps;
   for (int64_t first = 0; first < g.taps(); first += most_taps) {
     const int64_t taps_left = g.taps() - first, taps = taps_left < most_taps ? taps_left : most_taps;
-    int64_t offset[kTaps];  // of a tap's pixel from that of the first tap of all
+    // From the first tap of all: of a tap's pixel, and of its first input.
+    int64_t tap_h[kTaps], tap_w[kTaps], offset[kTaps];
     for (int64_t tap = 0; tap < taps; ++tap) {
-      offset[tap] = (first + tap) / g.kernel_w * g.dilation_h * g.width + (first + tap) % g.kernel_w * g.dilation_w;
+      tap_h[tap] = (first + tap) / g.kernel_w * g.dilation_h;
+      tap_w[tap] = (first + tap) % g.kernel_w * g.dilation_w;
+      offset[tap] = (tap_h[tap] * g.width + tap_w[tap]) * g.in_channels;
+    }
+    // Taps from each one on whose inputs lie side by side.
+    int64_t run[kTaps];
+    for (int64_t tap = taps; tap-- > 0;) {
+      const bool joins = g.groups == 1 && most_channels == channels && g.dilation_w == 1 && tap + 1 < taps &&
+                         (first + tap + 1) % g.kernel_w != 0;
+      run[tap] = joins ? run[tap + 1] + 1 : 1;
     }
     for (int64_t c = 0; c < channels; c += most_channels) {
       const int64_t left = channels - c, some = left < most_channels ? left : most_channels;
@@ -113,32 +124,39 @@ void ordered_tile(const OrderedTileArgs<E>& a) {
       for (int64_t i = 0; i < taps * some * block; i += lanes) store(weights + i, as_floats(from + i), lanes);
       const float* const channel = a.input + a.group * channels + c;
       for (int64_t row = 0; row < rows; row += kOrderedPixels) {
-        TapInput input[kTaps][kOrderedPixels];
         const int64_t pixels_left = rows - row, pixels = pixels_left < kOrderedPixels ? pixels_left : kOrderedPixels;
         for (int64_t p = 0; p < pixels; ++p) {
           const int64_t top = views.top[row + p], side = views.side[row + p];
           const int64_t origin = views.image[row + p] + top * g.width + side;  // a pixel, but for the borders
           const bool inside = top >= 0 && top + reach_h < g.height && side >= 0 && side + reach_w < g.width;
-          for (int64_t tap = 0; tap < taps; ++tap) {
-            const bool sees = inside || views.seen(g, row + p, first + tap) >= 0;
-            input[tap][p] = sees ? TapInput{channel + (origin + offset[tap]) * g.in_channels, 1} : TapInput{&zero, 0};
+          float* const to = inputs + p * kOrderedInputs;
+          const float* const from_origin = channel + origin * g.in_channels;
+          if (inside) {
+            for (int64_t tap = 0; tap < taps; tap += run[tap]) {
+              copy_inputs(from_origin + offset[tap], run[tap] * some, to + tap * some);
+            }
+          } else {  // where a tap sees nothing, zeros: adding them changes no sum
+            std::memset(to, 0, static_cast<size_t>(taps * some) * sizeof(float));
+            for (int64_t tap = 0; tap < taps; ++tap) {
+              const int64_t h = top + tap_h[tap], w = side + tap_w[tap];
+              if (h < 0 || h >= g.height || w < 0 || w >= g.width) continue;
+              copy_inputs(from_origin + offset[tap], some, to + tap * some);
+            }
           }
         }
         float* const sum = sums + row * block;
         if (pixels == kOrderedPixels) {
-          add_block<kOrderedPixels>(input, taps, weights, some, block, sum);
+          add_block<kOrderedPixels>(inputs, taps * some, weights, block, sum);
         } else {
           for (int64_t p = 0; p < pixels; ++p) {
-            for (int64_t tap = 0; tap < taps; ++tap) input[tap][0] = input[tap][p];
-            add_block<1>(input, taps, weights, some, block, sum + p * block);
+            add_block<1>(inputs + p * kOrderedInputs, taps * some, weights, block, sum + p * block);
           }
         }
       }
     }
   }
   for (int64_t row = 0; row < rows; ++row) {
-    std::memcpy(a.out + (a.row_begin + row) * g.out_channels, sums + row * block,
-                static_cast<size_t>(a.valid) * sizeof(float));
+    std::memcpy(a.out + row * g.out_channels, sums + row * block, static_cast<size_t>(a.valid) * sizeof(float));
   }
 }
 

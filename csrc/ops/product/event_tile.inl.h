@@ -350,7 +350,8 @@ void accumulate_words(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps
 // sum += the rows of weights of a list, four a turn. Integers, whose sums do not depend on the order, have two sums of
 // narrow rows, which wait less for each other.
 template <class E, int kVectors>
-TANDEM_HOST void add_listed(const E* weight, const uint16_t* list, const uint16_t* end, Vec<SumOf<E>> (&sum)[kVectors]) {
+TANDEM_HOST void add_listed(const E* weight, const uint16_t* list, const uint16_t* end,
+                            Vec<SumOf<E>> (&sum)[kVectors]) {
   using A = SumOf<E>;
   constexpr int64_t block = kVectors * kLanes<A>;
   constexpr bool kTwo = std::is_integral_v<E> && kVectors <= 2;

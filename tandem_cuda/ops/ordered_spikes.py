@@ -1,0 +1,132 @@
+"""ordered_spikes: ordered_product and the neurons that it drives, without the currents between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..neuron import IF, Neuron, check_neuron
+from . import checks, layout
+from .gradient import implement_on_cuda
+from .integrate_and_fire import MODES, at_once
+from .ordered_product import check_ordered
+from .product_gradient import Pair, feature_dim, neurons_of
+
+
+def ordered_spikes(
+    x: Tensor,
+    weight: Tensor,
+    time_steps: int,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    packed: Tensor | None = None,
+    scale: Tensor | None = None,
+    mode: str = "constant",
+    neuron: Neuron = IF(),
+) -> Tensor:
+    """Multiply real input by integer weights and let the sums drive neurons.
+
+    The bits are those of :func:`integrate_and_fire` on the sums of :func:`ordered_product`. On the CPU the sums of a
+    few output pixels go straight to their neurons, and are never written down as a whole.
+
+    Args:
+        x: float32 [N, C, H, W], or [N, ..., F] for a linear product.
+        weight: int8 or int16 [O, C/groups, kH, kW], or [O, F].
+        time_steps: T.
+        bias: [O], current per time step.
+        stride: as in ``torch.nn.functional.conv2d``. It and the next three must be 1, 0, 1 and 1 for a linear product.
+        padding: zero padding, an int or a pair.
+        dilation: spacing of the kernel taps, an int or a pair.
+        groups: number of channel groups.
+        packed: the result of ``pack_weight(weight, groups)``, to avoid rearranging the weights in this call.
+        scale: [O], factor of the sums.
+        mode: "constant", "impulse" or "once", as in :func:`integrate_and_fire`.
+        neuron: IF(...) or LIF(...). ``clip`` and ``amplitude`` are ignored.
+
+    Returns:
+        The bits, uint8 [P, N, O, Ho, Wo], or [P, N, ..., O]; features last in memory. They have no gradient.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, device, mode or T.
+        RuntimeError: on the CPU, an int16 weight beyond 32639; out of memory.
+
+    Examples:
+        >>> q = torch.tensor([[1, 2]], dtype=torch.int8)
+        >>> bits = ops.ordered_spikes(torch.tensor([[0.5, 0.25]]), q, 4, scale=torch.tensor([0.5]))
+        >>> bin(bits.item())
+        '0b1010'
+    """
+    op = "ordered_spikes"
+    geometry = check_ordered(op, x, weight, stride, padding, dilation, groups, packed)
+    checks.check_time_steps(op, time_steps)
+    check_neuron(op, neuron)
+    if mode not in MODES or mode == "series":
+        raise ValueError(f"{op}: mode must be one of constant, impulse, once, got {mode!r}")
+    outputs = weight.shape[:1]
+    for name, value in (("scale", scale), ("bias", bias)):
+        if value is not None:
+            checks.check_like(op, name, value, x, "x", outputs)
+    x, scale, bias = x.detach(), *(None if value is None else value.detach() for value in (scale, bias))
+    if neuron.two_phase:
+        scale, bias = at_once(scale, bias, mode, time_steps, x, outputs[0])
+        mode = "once"
+    return torch.ops.tandem_cuda.ordered_spikes(
+        *(x, weight, packed, scale, bias, *geometry, groups, time_steps, MODES.index(mode)),
+        *(neuron.kind, neuron.parameters),
+    )
+
+
+def _on_cuda(
+    x: Tensor,
+    weight: Tensor,
+    packed: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    time_steps: int,
+    mode: int,
+    neuron: int,
+    parameters: list[float],
+) -> Tensor:
+    """Call the two operators one after the other."""
+    operators = torch.ops.tandem_cuda
+    sums = operators.ordered_product(x, weight, packed, stride, padding, dilation, groups, None, None)
+    rows = sums if weight.dim() == 4 else sums.flatten(0, -2)  # channels behind N
+    bits = operators.integrate_and_fire(
+        rows, scale, bias, None, time_steps, mode, neuron, parameters, want_sum=False, want_state=False
+    )[0]
+    return bits.view(len(bits), *sums.shape)
+
+
+implement_on_cuda("ordered_spikes", _on_cuda)
+
+
+@torch.library.register_fake("tandem_cuda::ordered_spikes")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    packed: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    time_steps: int,
+    mode: int,
+    neuron: int,
+    parameters: list[float],
+) -> Tensor:
+    neurons = neurons_of(x.unsqueeze(0), weight, stride, padding, dilation)
+    shape = [checks.planes_for(time_steps), *neurons]
+    return layout.empty_channels_last(x, shape, torch.uint8, 1 + feature_dim(weight, neurons))
