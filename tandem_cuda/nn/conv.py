@@ -72,11 +72,11 @@ class ConvolutionLayer(TandemLayer):
         of_master: dict[str, Any] = {"packed": kernel.packed, "master": kernel.master, "unit": unit}
         return self.from_image(ops.ordered_product(image, kernel.weight, *geometry, self.groups, **of_master))
 
-    def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, *, bias: Tensor | None, **drive: Any) -> Tensor:
+    def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
         image, geometry = self._value_as_image(x)
         drive |= {"packed": kernel.packed, "neuron": self.neuron}
-        bits = ops.ordered_spikes(image, kernel.weight, time_steps, bias, *geometry, self.groups, **drive)
-        return self.from_image(bits)
+        how: dict[str, Any] = {**geometry._asdict(), "groups": self.groups}
+        return self.from_image(ops.ordered_spikes(image, kernel.weight, time_steps, **how, **drive))
 
     def _value_as_image(self, x: Tensor) -> tuple[Tensor, Geometry]:
         rearrange, geometry = self.image()

@@ -118,6 +118,8 @@ def planes_for(time_steps: int) -> int:
 
 def pair(op: str, argument: str, value: Any) -> tuple[int, int]:
     """Return an int or a pair of ints as a pair, as nn.Conv2d does."""
+    if type(value) is tuple and [*map(type, value)] == [int, int]:  # what layers pass, in every call
+        return value
     values = (value, value) if isinstance(value, int) else value
     if not isinstance(values, Sequence) or len(values) != 2 or not all(isinstance(v, int) for v in values):
         raise TypeError(f"{op}: {argument} must be an int or a pair of ints, got {value!r}")
