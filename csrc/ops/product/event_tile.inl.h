@@ -348,7 +348,8 @@ void accumulate_words(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps
 }
 
 // sum += the rows of weights of a list, four a turn. Integers, whose sums do not depend on the order, have two sums of
-// narrow rows, which wait less for each other.
+// narrow rows, which wait less for each other; and what is left at the end is added as if it were three rows, of which
+// some count for nothing: a branch would be mispredicted as often as not. So three entries behind the list are read.
 template <class E, int kVectors>
 TANDEM_HOST void add_listed(const E* weight, const uint16_t* list, const uint16_t* end,
                             Vec<SumOf<E>> (&sum)[kVectors]) {
@@ -356,26 +357,35 @@ TANDEM_HOST void add_listed(const E* weight, const uint16_t* list, const uint16_
   constexpr int64_t block = kVectors * kLanes<A>;
   constexpr bool kTwo = std::is_integral_v<E> && kVectors <= 2;
   Vec<A> other[kVectors] = {};
-  for (; end - list >= 4; list += 4) {
+  const auto four = [&]() TANDEM_INLINE {
     uint64_t rows;
     std::memcpy(&rows, list, sizeof(rows));
+    return [=](int j) TANDEM_INLINE { return weight + (rows >> (16 * j) & 0xffff) * block; };
+  };
+  for (; end - list >= 4; list += 4) {
+    const auto from = four();
     unrolled<4>([&](auto j) TANDEM_INLINE {
-      const E* const from = weight + (rows >> (16 * j) & 0xffff) * block;
       if constexpr (kTwo && j % 2 == 1) {
-        add_row(from, other);
+        add_row(from(j), other);
         finish(other);
       } else {
-        add_row(from, sum);
+        add_row(from(j), sum);
         finish(sum);
       }
     });
   }
-  for (; list != end; ++list) {
-    add_row(weight + *list * block, sum);
-    finish(sum);
-  }
   if constexpr (kTwo) {
+    const auto from = four();
+    unrolled<3>([&](auto j) TANDEM_INLINE {
+      const Vec<A> counts = broadcast(static_cast<A>(j < end - list ? -1 : 0));
+      for (int i = 0; i < kVectors; ++i) (j % 2 ? other : sum)[i] += widened(from(j) + i * kLanes<A>) & counts;
+    });
     for (int i = 0; i < kVectors; ++i) sum[i] += other[i];
+  } else {
+    for (; list != end; ++list) {
+      add_row(weight + *list * block, sum);
+      finish(sum);
+    }
   }
 }
 

@@ -84,6 +84,8 @@ TANDEM_HOST void list_window(const ConvGeometry& g, const uint8_t* bits, int64_t
       }
     }
   }
+  const uint64_t first_rows = 0;  // behind the lists, where add_listed() looks too
+  for (int64_t t = 0; t < steps; ++t) std::memcpy(lists.end[t], &first_rows, sizeof(first_rows));
 }
 
 }  // namespace tandem::TANDEM_ISA
