@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from neurons import EVERY_KIND, state_of
-from tandem_cuda import ops
+from tandem_cuda import IF, ops
 from tandem_cuda import reference as ref
 from tensors import ENGINES, FLOATS, INTEGERS, WEIGHTS, dyadic, generator, integers, normal, planes, train
 
@@ -256,6 +256,31 @@ def ordered_products():
     yield Case("ordered_product, rows", "ordered_product", ordered(None), (2, 3, 37), **named, features=-1)
 
 
+def fired_in_order(sizes, mode, neuron):
+    def draw(time_steps, neurons, dtype, seed, optional):
+        arguments = ordered(sizes)(time_steps, neurons, dtype, seed, optional=False)
+        outputs = len(arguments["weight"])
+        arguments |= {"time_steps": time_steps, "mode": mode, "neuron": neuron}
+        # So that neurons fire now and then: integers are as large as their dtype allows.
+        arguments["scale"] = normal(outputs, seed=seed + 2).abs() / (32 if dtype == torch.int8 else 2**13)
+        if optional:
+            arguments["bias"] = normal(outputs, seed=seed + 3) / 4
+        return arguments
+
+    return draw
+
+
+def ordered_spikes():
+    operator, named = "ordered_spikes", {"dtypes": INTEGERS}
+    for mode in ("constant", "impulse", "once"):
+        for name in ("3 x 3", "few channels", "nothing square", "many outputs"):
+            sizes = CONVOLUTIONS[name]
+            yield Case(f"{operator}, {name}, {mode}", operator, fired_in_order(sizes, mode, IF()), sizes.input, **named)
+    for model, neuron in EVERY_KIND.items():
+        draw = fired_in_order(None, "constant", neuron)
+        yield Case(named_after(model, f"{operator}, rows"), operator, draw, (2, 3, 37), **named, features=-1)
+
+
 # ---- The others
 
 
@@ -466,4 +491,4 @@ def others():
 
 ELEMENT_WISE = tuple(element_wise())
 PRODUCTS = tuple(products())
-CASES = (*ELEMENT_WISE, *others(), *ordered_products(), *PRODUCTS)
+CASES = (*ELEMENT_WISE, *others(), *ordered_products(), *ordered_spikes(), *PRODUCTS)

@@ -20,6 +20,7 @@ from tandem_cuda.neuron import STATES, of_parameters
 MODES = ("constant", "impulse", "series", "once")
 GEOMETRY = ("stride", "padding", "dilation", "groups")
 OPERATORS = ("spiking_product", "count_product", "ordered_product", "integrate_and_fire")
+BOTH = "ordered_spikes"  # is the last two, one after the other
 
 
 class Elsewhere(TorchDispatchMode):
@@ -32,11 +33,20 @@ class Elsewhere(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("tandem_cuda::")
-        if name not in OPERATORS:
+        if name not in (*OPERATORS, BOTH):
             return func(*args, **kwargs or {})
-        self.calls[name] += 1
         names = (argument.name for argument in func._schema.arguments)
-        return getattr(self.place, name)(**dict(zip(names, args, strict=False)), **kwargs or {})
+        named = dict(zip(names, args, strict=False)) | (kwargs or {})
+        if name != BOTH:
+            return self._called(name, **named)
+        sums = self._called("ordered_product", **{name: named.pop(name) for name in ("input", "weight", *GEOMETRY)})
+        named |= {"current": sums, "state": None, "want_sum": False, "want_state": False}
+        del named["packed"]
+        return self._called("integrate_and_fire", **named)[0]
+
+    def _called(self, name, **arguments):
+        self.calls[name] += 1
+        return getattr(self.place, name)(**arguments)
 
 
 class Reference:

@@ -252,6 +252,7 @@ class Interface(ctypes.Structure):
         ("cpu_isa", TEXT),
         ("set_cpu_isa", ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_char_p)),
         ("fingerprint", ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64)),
+        ("prefer_huge_pages", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)),
         ("error", TEXT),
     )
 

@@ -27,6 +27,7 @@ from ..nn.tandem import TandemLayer
 from ..nn.weight_cache import Kernel, SpikingWeights
 from ..ops import LARGEST
 from ..ops.checks import INTEGERS, check_finite
+from ..ops.product import current_dtype
 from ..spike_train import SpikeTrain
 from .forms import (
     ENCODED,
@@ -183,34 +184,33 @@ class FrozenTandem(_Packed):
         return _output(self.layer, x)
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[SpikeTrain, State | None]:
-        affine = Affine(self.scale, self.bias)
-        carried: State = ()
+        affine, kernel, ends = Affine(self.scale, self.bias), self.kernel_of("packed"), span.ends
+        carried: State | None = None
         if self.takes_encoded and span.whole:
-            bias, kernel = per_step(affine.bias, span.total), self.kernel_of("packed")
             drive = affine.encoded_drive(span.total, x.mode == "constant")
-            bits = self.layer.encoded_spikes(x, span.now, bias, drive, kernel)
+            bits = self.layer.encoded_spikes(x, span.now, per_step(affine.bias, span.total), drive, kernel)
         elif self.takes_encoded:
-            bits, carried = self._from_encoded(span, state, x, affine)
+            bits, carried = self._from_encoded(span, state, x, affine, kernel)
         elif isinstance(x, SpikeTrain):
-            kernel = self.kernel_of("packed")
             bits, _, neurons = self.layer.spiking_product(
                 x,
                 SpikingWeights(kernel, *affine.drive(kernel.weight, span.total, x.amplitude)),
                 want_sum=False,
                 state=None if state is None else stacked(state),
-                want_state=not span.ends,
+                want_state=not ends,
             )
-            carried = neurons.unbind(0)
+            carried = None if ends else neurons.unbind(0)
         else:
             raise TypeError(f"{self.kind}: input must be a SpikeTrain, got {type(x).__name__}")
-        neuron, dtype = self.layer.neuron, self.layer.dtype
-        train = SpikeTrain.unchecked(bits, span.now, dtype=dtype, amplitude=neuron.amplitude)
-        return train, None if span.ends else carried
+        amplitude = self.layer.neuron.amplitude
+        train = SpikeTrain.unchecked(bits, span.now, dtype=current_dtype(kernel.weight), amplitude=amplitude)
+        return train, None if ends else carried
 
-    def _from_encoded(self, span: Span, state: State | None, x: EncodedInput, affine: Affine) -> tuple[Tensor, State]:
+    def _from_encoded(
+        self, span: Span, state: State | None, x: EncodedInput, affine: Affine, kernel: Kernel
+    ) -> tuple[Tensor, State]:
         layer, bias = self.layer, per_step(affine.bias, span.total)
         if state is None:
-            kernel = self.kernel_of("packed")
             current = layer.encoded_current(x, bias, affine.gain is not None, kernel)
             mode, before, constant = x.mode, None, x.mode == "constant"
         else:  # the state holds the current of the first chunk

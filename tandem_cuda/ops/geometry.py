@@ -9,6 +9,8 @@ from torch import Tensor
 
 from . import checks
 
+_MOST = 2**30
+
 
 class Geometry(NamedTuple):
     """Stride, padding and dilation of a 2-D convolution, each as (vertical, horizontal)."""
@@ -21,11 +23,11 @@ class Geometry(NamedTuple):
 def check_geometry(op: str, stride: Any, padding: Any, dilation: Any) -> Geometry:
     """Check the range of each number; return pairs."""
     pairs = [checks.pair(op, *named) for named in (("stride", stride), ("padding", padding), ("dilation", dilation))]
-    for name, value, least in zip(Geometry._fields, pairs, (1, 0, 1), strict=True):
-        if min(value) < least:
-            raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
-        if max(value) > 2**30:
-            raise ValueError(f"{op}: {name} must be at most 2^30, got {value}")
+    for name, (a, b), least in zip(Geometry._fields, pairs, (1, 0, 1), strict=True):
+        if a < least or b < least:
+            raise ValueError(f"{op}: {name} must be at least {least}, got {(a, b)}")
+        if a > _MOST or b > _MOST:
+            raise ValueError(f"{op}: {name} must be at most 2^30, got {(a, b)}")
     return Geometry(*pairs)
 
 

@@ -515,6 +515,36 @@ def ordered_product(
     return out.view(*x.shape[:-1], len(weight)) if linear else out
 
 
+def ordered_spikes(
+    x: Tensor,
+    weight: Tensor,
+    time_steps: int,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    mode: str = "constant",
+    neuron: Neuron = IF(),
+) -> Tensor:
+    """Return the bits of :func:`integrate_and_fire` on the sums of :func:`ordered_product`, whose features lie last.
+
+    bias, scale: [O]; mode: "constant", "impulse" or "once"; other arguments as there.
+
+    Examples:
+        >>> q = torch.tensor([[1, 2]], dtype=torch.int8)
+        >>> bits = reference.ordered_spikes(torch.tensor([[0.5, 0.25]]), q, 4, scale=torch.tensor([0.5]))
+        >>> bin(bits.item())
+        '0b1010'
+    """
+    sums = ordered_product(x, weight, stride, padding, dilation, groups)
+    rows = sums.flatten(0, -2) if weight.dim() == 2 else sums
+    bits, _, _ = integrate_and_fire(rows, time_steps, bias, scale=scale, mode=mode, neuron=neuron)
+    return bits.view(len(bits), *sums.shape)
+
+
 def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Return the nearest integers to weight / scale, and the scale [O]: a channel's largest weight over 127 or 32639.
 
