@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
 import ann
+import conversion
 import tandem_cuda as tc
 from layer_sections import check_activity, quantised_sides
 from network_sections import ann_sides, check_ann, check_learning, inference, inputs, training_step, with_neurons
@@ -128,6 +131,33 @@ def converted(build: Any, shape: tuple[int, ...], neuron: tc.IF = tc.IF()) -> Ne
     return tc.convert(net, T, neuron=neuron, calibrate=batches[0]), integer, net, 1
 
 
+@functools.cache
+def digits_in_colour() -> tuple[conversion.Digits, Tensor]:
+    """MNIST digits of 32 x 32 pixels in three channels: those to train on, and 64 others."""
+    to_train, others, _ = conversion.digits()
+    images = [F.pad(x, (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous() for x, _ in (to_train, others)]
+    return (images[0], to_train[1]), images[1][:64]
+
+
+@functools.cache
+def learned(build: Callable[[], nn.Module]) -> nn.Module:
+    """After an epoch."""
+    torch.manual_seed(0)
+    net = build().to(memory_format=torch.channels_last)
+    conversion.train(net, digits_in_colour()[0], 1)
+    return net.to(memory_format=torch.contiguous_format)
+
+
+def trained(build: Callable[[], nn.Module], shape: tuple[int, ...], neuron: tc.IF = tc.IF()) -> Networks:
+    """After an epoch of digits, thresholds calibrated: at the rates that a trained network has."""
+    net, ((images, _), _) = learned(build), digits_in_colour()
+    float_net, integer = (
+        tc.convert(copy.deepcopy(net), T, neuron=neuron, calibrate=images[:64], **weights)
+        for weights in ({}, {"weights": "int8"})
+    )
+    return float_net, integer, net, 1
+
+
 def resnet() -> nn.Module:
     """ResNet-18 for 32 x 32 pixels."""
     net = torchvision.models.resnet18(num_classes=10)
@@ -162,6 +192,15 @@ def densenet() -> nn.Module:
     return net
 
 
+def noise(shape: tuple[int, ...]) -> Tensor:
+    (images,) = inputs(64, *shape, batches=1)
+    return images
+
+
+def digits(shape: tuple[int, ...]) -> Tensor:
+    return digits_in_colour()[1]
+
+
 @dataclass(frozen=True)
 class Network:
     name: str
@@ -170,6 +209,8 @@ class Network:
     batches: tuple[int, ...] = (1, 8, 64)
     bounds: dict[tuple[str, int], Bounds] = field(default_factory=dict)
     """By weights and batch size, over the ANN."""
+    images: Callable[[tuple[int, ...]], Tensor] = noise
+    """64 of them."""
     int8_ann: bool = True
     """Whether PyTorch's int8 can serve as the ANN: of random weights, it changes MobileNet's outputs by a third."""
 
@@ -189,10 +230,18 @@ NETWORKS = (
     ),
     Network("CifarNet, trained pattern", partial(settled, cifar_net, gamma=TRAINED), batches=(8,)),
     Network("MNIST-size network", partial(settled, mnist_net), (1, 28, 28), bounds=MNIST_BOUNDS),
-    Network("ResNet-18", partial(converted, resnet), bounds=RESNET_BOUNDS),
+    Network("ResNet-18, trained", partial(trained, resnet), batches=(8,), bounds=RESNET_BOUNDS, images=digits),
+    Network("ResNet-18", partial(converted, resnet)),
     Network("VGG11", partial(converted, vgg)),
     Network(
         "MNIST-size network, two-phase", partial(settled, mnist_net, neuron=TWO_PHASE), (1, 28, 28), (64,), MNIST_BOUNDS
+    ),
+    Network(
+        "ResNet-18, trained, two-phase",
+        partial(trained, resnet, neuron=TWO_PHASE),
+        batches=(8,),
+        bounds=RESNET_BOUNDS,
+        images=digits,
     ),
     Network("ResNet-18, two-phase", partial(converted, resnet, neuron=TWO_PHASE), batches=(8,), bounds=RESNET_BOUNDS),
     Network("VGG11, two-phase", partial(converted, vgg, neuron=TWO_PHASE), batches=(8,)),
@@ -215,7 +264,7 @@ def networks(run: Run) -> list[Figure]:
     figures = []
     for network in NETWORKS:
         net, integer, twin, scale = network.make(network.shape)
-        (images,) = inputs(64, *network.shape, batches=1)
+        images = network.images(network.shape)
         for batch in network.batches:
             x, name = images[:batch], f"{network.name} frozen, batch {batch}"
             run.tell(f"{name}: activity on int8 weights", activity(integer, x, 0.005, 0.3))

@@ -170,3 +170,19 @@ def test_more_inputs_than_a_tile_can_list():
     bits = (torch.rand(1, 64, features, generator=generator(0)) < 0.01).to(torch.uint8)
     weight = dyadic(5, features, seed=1)
     everywhere(bits[0].float() @ weight.t(), ops.count_linear, bits, weight)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_gradients_in_huge_pages(dtype):
+    """Of weights of several MiB, whose gradient is computed into memory that was allocated for it."""
+    bits, weight = planes(8, 3, 1500, seed=0), dyadic(1000, 1500, seed=1, dtype=dtype).requires_grad_()
+    arriving = dyadic(3, 1000, seed=2, dtype=dtype)
+    ops.count_linear(bits, weight).backward(arriving)
+    same(weight.grad, arriving.t() @ ref.spike_count(bits, dtype))
+    # Twice differentiable all the same
+    count = ref.spike_count(bits, dtype).requires_grad_()
+    (grad,) = torch.autograd.grad(
+        (ops.count_linear(bits, weight, count=count) * arriving).sum(), weight, create_graph=True
+    )
+    (of_count,) = torch.autograd.grad(grad.sum(), count)
+    same(of_count, arriving.sum(1, keepdim=True).expand_as(count))
