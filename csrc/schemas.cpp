@@ -104,6 +104,12 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "int[2] stride, int[2] padding, int[2] dilation, int groups, int engine, int terms, Tensor? master, "
       "Tensor? unit) -> Tensor");
 
+  // scale * (weight * s[t]) + bias for t = 1..T: the currents of a spiking product, without neurons, by its
+  // event-driven engine. Arguments as above -> [T, N, O, Ho, Wo] or [T, N, *, O]
+  m.def(
+      "step_product(Tensor bits, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, int[2] stride, "
+      "int[2] padding, int[2] dilation, int groups, int time_steps) -> Tensor");
+
   // weight * input for real input and integer weights, the same to the bit everywhere: each product is rounded to
   // float32 and added to the sum of those before it, taps in order and channels innermost. input: float32 [N, C, H, W]
   // or [N, *, F]; other arguments as above -> [N, O, Ho, Wo] or [N, *, O]

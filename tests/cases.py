@@ -229,6 +229,26 @@ def products():
                 yield Case(full, operator, linear(neuron, outputs), neurons, **named, features=-1)
 
 
+def of_steps(draw):
+    """The arguments of a count product as those of its currents."""
+
+    def drawn(time_steps, *more):
+        arguments = draw(time_steps, *more)
+        arguments.pop("count", None)
+        return arguments | {"time_steps": time_steps}
+
+    return drawn
+
+
+def step_products():
+    operator, named = "step_product", {"dtypes": WEIGHTS}
+    for name, sizes in CONVOLUTIONS.items():
+        yield Case(f"{operator}, {name}", operator, of_steps(convolution(None, sizes)), sizes.input, **named)
+    for name, neurons, outputs in (("linear", (3, 21), 10), ("rows", (2, 3, 130), 70)):
+        draw = of_steps(linear(None, outputs))
+        yield Case(f"{operator}, {name}", operator, draw, neurons, **named, features=-1)
+
+
 def named_after(model, name):
     """A case's name; of IF neurons, and of none, it does not speak."""
     return name if model in ("", "IF") else f"{name}, {model}"
@@ -491,4 +511,4 @@ def others():
 
 ELEMENT_WISE = tuple(element_wise())
 PRODUCTS = tuple(products())
-CASES = (*ELEMENT_WISE, *others(), *ordered_products(), *ordered_spikes(), *PRODUCTS)
+CASES = (*ELEMENT_WISE, *others(), *ordered_products(), *ordered_spikes(), *step_products(), *PRODUCTS)

@@ -20,7 +20,7 @@ from tandem_cuda.neuron import STATES, of_parameters
 MODES = ("constant", "impulse", "series", "once")
 GEOMETRY = ("stride", "padding", "dilation", "groups")
 OPERATORS = ("spiking_product", "count_product", "ordered_product", "integrate_and_fire")
-BOTH = "ordered_spikes"  # is the last two, one after the other
+COMBINED = ("ordered_spikes", "step_product")  # of others, as on CUDA
 
 
 class Elsewhere(TorchDispatchMode):
@@ -33,16 +33,22 @@ class Elsewhere(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("tandem_cuda::")
-        if name not in (*OPERATORS, BOTH):
+        if name not in (*OPERATORS, *COMBINED):
             return func(*args, **kwargs or {})
         names = (argument.name for argument in func._schema.arguments)
         named = dict(zip(names, args, strict=False)) | (kwargs or {})
-        if name != BOTH:
-            return self._called(name, **named)
+        return getattr(self, f"_{name}")(named) if name in COMBINED else self._called(name, **named)
+
+    def _ordered_spikes(self, named):
         sums = self._called("ordered_product", **{name: named.pop(name) for name in ("input", "weight", *GEOMETRY)})
         named |= {"current": sums, "state": None, "want_sum": False, "want_state": False}
         del named["packed"]
         return self._called("integrate_and_fire", **named)[0]
+
+    def _step_product(self, named):
+        steps = named.pop("time_steps")
+        named["bits"] = reference.unpack_spikes(named["bits"], steps, torch.uint8).flatten(0, 1).unsqueeze(0)
+        return self._called("count_product", **named).unflatten(0, (steps, -1))
 
     def _called(self, name, **arguments):
         self.calls[name] += 1

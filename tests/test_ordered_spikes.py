@@ -1,4 +1,6 @@
-"""ordered_spikes: what test_operators.py does not ask of every operator."""
+"""ordered_spikes and step_product: what test_operators.py does not ask of every operator."""
+
+import sys
 
 import pytest
 import torch
@@ -6,19 +8,20 @@ import torch
 from cases import CASES, raw_call
 from exact import same
 from tandem_cuda import IF, ops
-from tandem_cuda.ops.ordered_spikes import _on_cuda
 
 X, WEIGHT = torch.ones(2, 3, 4, 4), torch.ones(5, 3, 3, 3, dtype=torch.int8)
 RAW = torch.ops.tandem_cuda.ordered_spikes
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.operator == "ordered_spikes"], ids=str)
+COMBINED = {name: sys.modules[f"tandem_cuda.ops.{name}"]._on_cuda for name in ("ordered_spikes", "step_product")}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.operator in COMBINED], ids=str)
 def test_what_cuda_calls_instead(case):
-    """The other two operators, here on the CPU."""
+    """The operators that these two are combinations of there; here on the CPU."""
     for dtype in case.dtypes:
         operator, arguments = raw_call(case, **case.arguments(dtype, time_steps=9))
-        x = arguments.pop("input")
-        same(_on_cuda(x, **arguments), operator(x, **arguments))
+        same(COMBINED[case.operator](*arguments.values()), operator(**arguments))
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,10 @@ struct EventTileArgs {
   const T* scale;          // [block] or null: of the weights
   const T* bias;           // [block] or null
   State<const T> initial;  // or null: the model's start
-  uint8_t* bits;           // neuron loop: planes bits_stride apart; null for a count product of integers
+  // One of three says what becomes of the sums: currents of each step, currents_stride apart, or null;
+  T* currents;
+  int64_t currents_stride;
+  uint8_t* bits;  // the neuron loop, planes bits_stride apart; or null: a count product of integers
   int64_t bits_stride;
   T* sum;          // sum of currents or the count product; or null
   bool add_sum;    // sum holds that of earlier planes

@@ -211,9 +211,7 @@ class TandemAdd(nn.Module):
         # The branch with the most inputs ends in the neurons; the others join it.
         sizes = [weights.kernel.weight[0].numel() for _, _, weights in driven]
         last = driven.pop(sizes.index(max(sizes))) if driven else None
-        currents = [
-            branch.count_product(_one_by_one(x), weights).unflatten(0, (now, -1)) for branch, x, weights in driven
-        ]
+        currents = [branch.step_product(x, weights) for branch, x, weights in driven]
         if last and not currents and len(identities) == 1:
             ((x, amplitude),) = identities
             added = x.bits
@@ -253,9 +251,3 @@ def _times(x: Tensor, amplitude: Tensor | None) -> Tensor:
 def _first_two(outputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Return bits and state of (bits, sum, state)."""
     return outputs[0], outputs[2]
-
-
-def _one_by_one(x: SpikeTrain) -> SpikeTrain:
-    """Return the time steps of a train as the samples [T * N, ...] of a train of one step."""
-    steps = ops.unpack_spikes(x.bits, x.time_steps, torch.uint8)
-    return SpikeTrain.unchecked(steps.flatten(0, 1).unsqueeze(0), 1, dtype=x.dtype, amplitude=x.amplitude)

@@ -82,6 +82,15 @@ class ConvolutionLayer(TandemLayer):
         rearrange, geometry = self.image()
         return x if rearrange is None else rearrange(x.unsqueeze(0)).squeeze(0), geometry
 
+    def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        if self.engine == "dense" or self.in_channels == self.groups:  # which have kernels for counts of their own
+            return super().step_product(x, weights)
+        x, geometry = self.as_image(x)
+        how: dict[str, Any] = {**geometry._asdict(), "groups": self.groups}
+        how |= {"packed": weights.kernel.packed, "scale": weights.scale}
+        currents = ops.step_product(x.bits, weights.kernel.weight, x.time_steps, weights.bias, **how)
+        return self.from_image(currents)
+
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         x, geometry = self.as_image(x)
         v = ops.count_conv2d(

@@ -14,7 +14,7 @@ from ..ops.geometry import Geometry
 from ..ops.integrate_and_fire import check_whole, discharge, total_bias
 from ..spike_train import SpikeTrain
 from .conv import TandemConv2d
-from .tandem import Ends
+from .tandem import Ends, TandemLayer
 from .weight_cache import Kernel, SpikingWeights
 
 
@@ -113,6 +113,9 @@ class TandemElementwise(TandemConv2d):
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = super().dense_product(x.reshape(*x.shape[:2], -1, 1), weight, bias)
         return y.reshape(len(y), -1, *x.shape[2:])
+
+    def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        return TandemLayer.step_product(self, x, weights)
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         shape = self.output_shape(x.shape)

@@ -121,6 +121,12 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         drive |= {"packed": kernel.packed, "neuron": self.neuron}
         return ops.ordered_spikes(x, kernel.weight, time_steps, **drive)
 
+    def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        if self.engine == "dense":
+            return super().step_product(x, weights)
+        how: dict[str, Any] = {"packed": weights.kernel.packed, "scale": weights.scale}
+        return ops.step_product(x.bits, weights.kernel.weight, x.time_steps, weights.bias, **how)
+
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         return ops.count_linear(
             x.bits,

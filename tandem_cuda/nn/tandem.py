@@ -577,6 +577,15 @@ class TandemLayer(nn.Module, ABC):
     def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
         """Return the bits of the neurons that such products drive, given bias, scale and mode."""
 
+    def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        """Compute weight * spikes + bias for every time step, [T, N, O, ...], without a gradient.
+
+        Here as a count product whose samples are trains of one step each.
+        """
+        steps = ops.unpack_spikes(x.bits, x.time_steps, torch.uint8).flatten(0, 1).unsqueeze(0)
+        trains = SpikeTrain.unchecked(steps, 1, dtype=x.dtype, amplitude=x.amplitude)
+        return torch.unflatten(self.count_product(trains, weights), 0, (x.time_steps, -1))
+
     @abstractmethod
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         """Compute weight * count + bias."""

@@ -21,6 +21,7 @@ from .quantise_weight import quantise_weight
 from .spike_count import spike_count
 from .spiking_conv2d import spiking_conv2d
 from .spiking_linear import spiking_linear
+from .step_product import step_product
 from .tandem_count import tandem_count
 from .tandem_norm_count import tandem_norm_count
 from .unpack_spikes import unpack_spikes
@@ -43,6 +44,7 @@ __all__ = [
     "spike_count",
     "spiking_conv2d",
     "spiking_linear",
+    "step_product",
     "tandem_count",
     "tandem_norm_count",
     "unpack_spikes",

@@ -515,6 +515,35 @@ def ordered_product(
     return out.view(*x.shape[:-1], len(weight)) if linear else out
 
 
+def step_product(
+    bits: Tensor,
+    weight: Tensor,
+    time_steps: int,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """Return x[t] = scale * (weight * s[t]) + bias for t = 1..T, [T, N, O, Ho, Wo] or [T, N, ..., O].
+
+    bits: uint8 [P, N, C, H, W] or [P, N, ..., F]; weight: [O, C/groups, kH, kW] or [O, F]; bias, scale: [O].
+
+    Examples:
+        >>> bits = reference.pack_spikes(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]))
+        >>> reference.step_product(bits, torch.tensor([[0.5, 0.25]]), time_steps=2).flatten()
+        tensor([0.5000, 0.7500])
+    """
+    steps = unpack_spikes(bits, time_steps, torch.uint8).flatten(0, 1).unsqueeze(0)
+    if weight.dim() == 2:
+        currents = count_linear(steps, weight, bias, scale=scale)
+    else:
+        currents = count_conv2d(steps, weight, bias, stride, padding, dilation, groups, scale=scale)
+    return torch.unflatten(currents, 0, (time_steps, len(currents) // time_steps))
+
+
 def ordered_spikes(
     x: Tensor,
     weight: Tensor,

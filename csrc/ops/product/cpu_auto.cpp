@@ -217,9 +217,29 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
   return plan.out_sum;
 }
 
+Tensor step_product(const Tensor& bits, const Tensor& weight, const std::optional<Tensor>& packed,
+                    const std::optional<Tensor>& scale, const std::optional<Tensor>& bias, const Sizes& stride,
+                    const Sizes& padding, const Sizes& dilation, int64_t groups, int64_t time_steps) {
+  const char* op = "step_product";
+  const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
+  const std::optional<Tensor> no_count;
+  const ProductArguments arguments = {bits, no_count, weight, packed, scale, bias, 0, 3};
+  const ProductPlan plan = plan_steps(op, arguments, time_steps, geometry, weight.dim() == 2);
+  if (geometry.pixels_out() == 0) return plan.out_sum;
+  if (exceeds_32_bits(plan)) {
+    run_step_wide(op, plan, time_steps);
+  } else {
+    const Planes in = {static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), time_steps,
+                       geometry.height * geometry.width * geometry.in_channels, geometry.batch};
+    run_step_events(op, plan, time_steps, density(in, {0, geometry.batch}));
+  }
+  return plan.out_sum;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(tandem_cuda, CPU, m) {
+  m.impl("step_product", TORCH_BOX(&step_product));
   m.impl("spiking_product", TORCH_BOX(&spiking_product<spiking>));
   m.impl("count_product", TORCH_BOX(&count_product<counted>));
 }

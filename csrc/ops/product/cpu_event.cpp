@@ -181,7 +181,7 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
   const auto bytes_of = [&](int64_t n) { return list_bytes(n) + n * g.out_width * g.groups * pixel_visits + 1; };
   const int64_t sample_bytes = bytes_of(g.out_height);
   // Exact counts of integers do not fit `sum`, in which several passes would carry them.
-  const int64_t least_planes = std::is_integral_v<E> && !args.bits ? plane_count : 1;
+  const int64_t least_planes = std::is_integral_v<E> && !args.bits && !args.currents ? plane_count : 1;
   const int64_t least_bytes = sample_bytes * least_planes;
   const bool whole = least_bytes <= kPassBytes;
   const int64_t pass_rows = whole ? g.out_height : std::max<int64_t>(1, g.out_height / (least_bytes / kPassBytes + 1));
@@ -193,7 +193,7 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
                "one row of the input is too large: the lists of its spikes could take more than 4 GiB");
 
   // Where the time steps do not fit one pass, the state (and the sum, where it is wanted) carries on.
-  const bool carries = pass_planes < plane_count;
+  const bool carries = pass_planes < plane_count && !args.currents;
   const int64_t row_size = g.out_width * g.out_channels;
   const int64_t pass_neurons = pass_samples * pass_rows * row_size;
   const AlignedBuffer<T> carried(op, carries && !args.state ? states_of(args.neuron) * pass_neurons : 0);
@@ -225,6 +225,7 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
         pass.args = args;
         EventTileArgs<E, T>& a = pass.args;
         a.steps = std::min(args.steps - p * kStepsPerPlane, pass.planes * kStepsPerPlane);
+        if (a.currents) a.currents += p * kStepsPerPlane * a.currents_stride + first;
         if (a.bits) a.bits += p * a.bits_stride + first;
         a.initial = a.initial + first;
         if (a.sum) a.sum += first;
@@ -272,6 +273,18 @@ void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples
     args.joined = joined_of<T>(plan);
     args.neuron = plan.neuron;
     run(op, plan, samples, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), density, args);
+  });
+}
+
+void run_step_events(const char* op, const ProductPlan& plan, int64_t time_steps, double density) {
+  dispatch_packed(plan.weight.scalar_type(), [&](auto element, auto type) {
+    using T = decltype(type);
+    EventTileArgs<decltype(element), T> args = {};
+    args.steps = time_steps;
+    args.currents = output<T>(plan.out_sum);
+    args.currents_stride = plan.geometry.pixels_out() * plan.geometry.out_channels;
+    const Samples all = {0, plan.geometry.batch};
+    run(op, plan, all, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), density, args);
   });
 }
 

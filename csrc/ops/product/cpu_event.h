@@ -19,5 +19,7 @@ struct BinaryCounts {
 void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples, int64_t time_steps, double density);
 void run_count_events(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts,
                       double density);
+// The currents of all steps: plan.out_sum is [T, N, ...].
+void run_step_events(const char* op, const ProductPlan& plan, int64_t time_steps, double density);
 
 }  // namespace tandem

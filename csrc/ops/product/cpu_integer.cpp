@@ -267,8 +267,10 @@ void run_spiking_wide(const char* op, const ProductPlan& plan, int64_t time_step
   run_neurons(args, neurons);
 }
 
-void run_count_wide(const char* op, const ProductPlan& plan) {
-  const Tensor sums = wide_sums(op, plan, 1, true);
+namespace {
+
+// plan.out_sum = the sums, scaled, with bias.
+void write_sums(const ProductPlan& plan, const Tensor& sums) {
   const int64_t channels = plan.geometry.out_channels;
   const auto* from = static_cast<const float*>(sums.const_data_ptr());
   const float* const scale = data_or_null<float>(plan.scale);
@@ -278,6 +280,14 @@ void run_count_wide(const char* op, const ProductPlan& plan) {
     const float scaled = from[i] * scale[i % channels];
     out[i] = bias ? scaled + bias[i % channels] : scaled;
   }
+}
+
+}  // namespace
+
+void run_count_wide(const char* op, const ProductPlan& plan) { write_sums(plan, wide_sums(op, plan, 1, true)); }
+
+void run_step_wide(const char* op, const ProductPlan& plan, int64_t time_steps) {
+  write_sums(plan, wide_sums(op, plan, time_steps, false));
 }
 
 }  // namespace tandem

@@ -20,5 +20,6 @@ bool exceeds_32_bits(const ProductPlan& plan);
 // The products of such weights, one neuron after the other.
 void run_spiking_wide(const char* op, const ProductPlan& plan, int64_t time_steps);
 void run_count_wide(const char* op, const ProductPlan& plan);
+void run_step_wide(const char* op, const ProductPlan& plan, int64_t time_steps);
 
 }  // namespace tandem

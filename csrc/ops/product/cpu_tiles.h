@@ -57,6 +57,7 @@ void run_tiles(const char* op, const ConvGeometry& g, const PackedLayout& layout
       if (tile.scale) tile.scale += channel;
       if (tile.bias) tile.bias += channel;
       tile.initial = tile.initial + channel;
+      if (tile.currents) tile.currents += channel;
       if (tile.bits) tile.bits += channel;
       if (tile.sum) tile.sum += channel;
       tile.state = tile.state + channel;

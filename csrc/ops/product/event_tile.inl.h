@@ -514,6 +514,24 @@ void weigh_digits(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, co
   }
 }
 
+// The currents of one plane.
+template <class E, class T>
+void write_currents(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, const Sums<SumOf<E>>& sums) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t row = 0; row < a.row_end - a.row_begin; ++row) {
+    for (int64_t t = 0; t < steps; ++t) {
+      T* const to = a.currents + (plane * kStepsPerPlane + t) * a.currents_stride + (a.row_begin + row) * a.row_stride;
+      for (int64_t c = 0; c < a.valid; c += lanes) {
+        const int64_t left = a.valid - c;
+        const Vec<T> sum = sums.template operator()<T>((row * steps + t) * a.block + c);
+        const Vec<T> scale = a.scale ? load(a.scale + c, left) : Vec<T>{};
+        const Vec<T> bias = a.bias ? load(a.bias + c, left) : Vec<T>{};
+        store(to + c, current_of(sum, a.scale != nullptr, scale, a.bias != nullptr, bias), left);
+      }
+    }
+  }
+}
+
 // acc[row, step, :] and `wide` = the sums of a plane. Returns whether `wide` holds any.
 template <class E, class T, int kVectors>
 bool accumulate_plane(const EventTileArgs<E, T>& a, int64_t plane, int64_t steps, SumOf<E>* acc, int32_t* wide) {
@@ -607,10 +625,26 @@ void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* m
   }
 }
 
+// Currents alone.
+template <class E, class T, int kVectors>
+void event_currents(const EventTileArgs<E, T>& a) {
+  using A = SumOf<E>;
+  const int64_t slots = (a.row_end - a.row_begin) * kStepsPerPlane;
+  A* const acc = static_cast<A*>(a.scratch);
+  auto* const wide = reinterpret_cast<int32_t*>(acc + slots * kVectors * kLanes<A>);  // of 16-bit sums alone
+  for (int64_t plane = 0; plane * kStepsPerPlane < a.steps; ++plane) {
+    const int64_t steps = steps_in_plane(plane, a.steps);
+    const bool wide_too = accumulate_plane<E, T, kVectors>(a, plane, steps, acc, wide);
+    write_currents(a, plane, steps, Sums<A>{acc, wide_too ? wide : nullptr});
+  }
+}
+
 // kVectors: vectors in a row of weights.
 template <int kVectors, class E, class T>
 void event_tile_in(const EventTileArgs<E, T>& a) {
-  if (a.bits == nullptr) {
+  if (a.currents) {
+    event_currents<E, T, kVectors>(a);
+  } else if (a.bits == nullptr) {
     if constexpr (std::is_integral_v<E>) event_tile_of<E, T, kVectors, void>(a, nullptr);
   } else {
     visit_model<Simd<T>>(a.neuron, [&](const auto& model) { event_tile_of<E, T, kVectors>(a, &model); });

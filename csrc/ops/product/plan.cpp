@@ -236,6 +236,19 @@ ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGe
   return plan;
 }
 
+ProductPlan plan_steps(const char* op, const ProductArguments& a, int64_t time_steps, const ConvGeometry& geometry,
+                       bool linear) {
+  check_planes(op, a.bits, time_steps);
+  ProductPlan plan = plan_inputs(op, a, geometry, linear);
+  check_past_end(op, "bits", plan.bits, time_steps);
+  Sizes sizes = neuron_sizes(a.bits, geometry, linear);
+  const int64_t dim = feature_dim(sizes, linear);
+  sizes.insert(sizes.begin(), time_steps);
+  checked_numel(op, sizes);
+  plan.out_sum = empty_channels_last(op, a.weight, sizes, plan.type, dim + 1);
+  return plan;
+}
+
 ProductPlan plan_spiking(const char* op, const ProductArguments& a, const SpikingArguments& s,
                          const ConvGeometry& geometry, bool linear) {
   check_planes(op, a.bits, s.time_steps);

@@ -98,6 +98,9 @@ Joined<T> joined_of(const ProductPlan& plan) {
 
 // Sizes of the neurons that `geometry` gives for `bits`: [N, O, Ho, Wo] or [N, *, O].
 ProductPlan plan_product(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear);
+// Of the currents of each step, [T, N, O, Ho, Wo] or [T, N, *, O]: out_sum.
+ProductPlan plan_steps(const char* op, const ProductArguments& arguments, int64_t time_steps,
+                       const ConvGeometry& geometry, bool linear);
 ProductPlan plan_spiking(const char* op, const ProductArguments& arguments, const SpikingArguments& spiking,
                          const ConvGeometry& geometry, bool linear);
 
