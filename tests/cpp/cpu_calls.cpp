@@ -56,10 +56,10 @@ void ordered_product() {
     args.block = packed.block;
     args.valid = std::min(packed.block, g.group_out() - b * packed.block);
     args.group = group;
-    args.out = call.output.data + group * g.group_out() + b * packed.block;
     args.scratch = scratch.data;
     for (args.row_begin = 0; args.row_begin < g.pixels_out(); args.row_begin = args.row_end) {
       args.row_end = std::min(g.pixels_out(), args.row_begin + kTileRows);
+      args.out = call.output.data + args.row_begin * g.out_channels + group * g.group_out() + b * packed.block;
       kernels().ordered_tile<E>()(args);
     }
   }
