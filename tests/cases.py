@@ -242,7 +242,8 @@ def of_steps(draw):
 
 def step_products():
     operator, named = "step_product", {"dtypes": WEIGHTS}
-    for name, sizes in CONVOLUTIONS.items():
+    for name in ("3 x 3", "1 x 1", "strided", "depthwise", "many pixels", "wide, in groups", "nothing square"):
+        sizes = CONVOLUTIONS[name]
         yield Case(f"{operator}, {name}", operator, of_steps(convolution(None, sizes)), sizes.input, **named)
     for name, neurons, outputs in (("linear", (3, 21), 10), ("rows", (2, 3, 130), 70)):
         draw = of_steps(linear(None, outputs))
@@ -292,10 +293,11 @@ def fired_in_order(sizes, mode, neuron):
 
 def ordered_spikes():
     operator, named = "ordered_spikes", {"dtypes": INTEGERS}
-    for mode in ("constant", "impulse", "once"):
-        for name in ("3 x 3", "few channels", "nothing square", "many outputs"):
-            sizes = CONVOLUTIONS[name]
-            yield Case(f"{operator}, {name}, {mode}", operator, fired_in_order(sizes, mode, IF()), sizes.input, **named)
+    chosen = [("3 x 3", mode) for mode in ("constant", "impulse", "once")]
+    chosen += [(name, "constant") for name in ("few channels", "nothing square", "many outputs")]
+    for name, mode in chosen:
+        sizes = CONVOLUTIONS[name]
+        yield Case(f"{operator}, {name}, {mode}", operator, fired_in_order(sizes, mode, IF()), sizes.input, **named)
     for model, neuron in EVERY_KIND.items():
         draw = fired_in_order(None, "constant", neuron)
         yield Case(named_after(model, f"{operator}, rows"), operator, draw, (2, 3, 37), **named, features=-1)
