@@ -85,3 +85,8 @@ def test_the_operator_itself_checks_what_guards_memory(changed, message):
 
 def test_no_samples():
     assert ops.ordered_spikes(X[:0], WEIGHT, 9, padding=1).shape == (2, 0, 5, 4, 4)
+
+
+def test_refuses_tangents():
+    with pytest.raises(NotImplementedError, match="ordered_spikes: forward-mode gradients"):
+        torch.func.jvp(lambda x: ops.ordered_spikes(x, WEIGHT, 8, padding=1).float(), (X,), (X,))

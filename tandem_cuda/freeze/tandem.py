@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from abc import abstractmethod
 from fractions import Fraction
 from functools import partial
 from typing import Any, cast
@@ -27,7 +26,6 @@ from ..nn.tandem import TandemLayer
 from ..nn.weight_cache import Kernel, SpikingWeights
 from ..ops import LARGEST
 from ..ops.checks import INTEGERS, check_finite
-from ..ops.product import current_dtype
 from ..spike_train import SpikeTrain
 from .forms import (
     ENCODED,
@@ -51,67 +49,7 @@ from .forms import (
 )
 
 
-class _Packed(FrozenLayer):
-    """A layer whose weights are packed once, and again where they move, are loaded or change in place."""
-
-    _kernels: dict[str, tuple[Kernel, TandemLayer, Tensor, int]]
-    """By the name of the buffer of packed weights: those, and their layer, its weight and the weight's version."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_load_state_dict_post_hook(_pack_again)  # type: ignore[no-untyped-call]  # torch's
-
-    @abstractmethod
-    def packs(self) -> dict[str, TandemLayer]:
-        """Return the layers whose weights are packed, by the name of the buffer of packed weights."""
-
-    def kernel_of(self, name: str) -> Kernel:
-        """Return the weights of a layer, packed for the kernels of their device."""
-        kernel, layer, weight, version = self._kernels[name]
-        if not torch.compiler.is_compiling() and (layer.weight is not weight or version != _version(weight)):
-            self.pack()
-            kernel = self._kernels[name][0]
-        return kernel
-
-    def pack(self) -> None:
-        self._kernels = {}
-        for name, layer in self.packs().items():
-            weight: Tensor = layer.kernel_weight()
-            # FrozenNetwork reports weights that are not finite: its message names the layer.
-            good = self._needs_packed(weight) and (weight.is_meta or bool(weight.isfinite().all()))
-            packed = ops.pack_weight(weight, getattr(layer, "groups", 1)) if good else None
-            self.register_buffer(name, packed, persistent=False)
-            self._kernels[name] = Kernel(weight, packed), layer, layer.weight, _version(layer.weight)
-
-    def _needs_packed(self, weight: Tensor) -> bool:
-        return True
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        state["_buffers"] = {name: x for name, x in self._buffers.items() if name not in self._kernels}
-        del state["_kernels"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        self.pack()  # in the order of the device, which may be another one than that of the pickled network
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
-        self.pack()
-        return converted
-
-
-def _version(x: Tensor) -> int:
-    """Return the version of a tensor, or -1 if it has none."""
-    return -1 if x.is_inference() else x._version
-
-
-def _pack_again(module: _Packed, incompatible_keys: Any) -> None:
-    module.pack()
-
-
-class FrozenTandem(_Packed):
+class FrozenTandem(FrozenLayer):
     """The spiking twin of a tandem layer, with folded batch norm and packed weights.
 
     Args:
@@ -142,7 +80,9 @@ class FrozenTandem(_Packed):
         self.layer = layer
         self.register_buffer("scale", None if scale is None else frozen_tensor(scale))
         self.register_buffer("bias", None if bias is None else frozen_tensor(bias))
+        self.register_buffer("packed", None, persistent=False)
         self.pack()
+        self.register_load_state_dict_post_hook(_pack_again)  # type: ignore[no-untyped-call]  # torch's
 
     @classmethod
     @torch.no_grad()
@@ -184,7 +124,7 @@ class FrozenTandem(_Packed):
         return _output(self.layer, x)
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[SpikeTrain, State | None]:
-        affine, kernel, ends = Affine(self.scale, self.bias), self.kernel_of("packed"), span.ends
+        affine, kernel = Affine(self.scale, self.bias), self.layer.kernel()._replace(packed=self.packed)
         carried: State | None = None
         if self.takes_encoded and span.whole:
             drive = affine.encoded_drive(span.total, x.mode == "constant")
@@ -197,14 +137,13 @@ class FrozenTandem(_Packed):
                 SpikingWeights(kernel, *affine.drive(kernel.weight, span.total, x.amplitude)),
                 want_sum=False,
                 state=None if state is None else stacked(state),
-                want_state=not ends,
+                want_state=not span.ends,
             )
-            carried = None if ends else neurons.unbind(0)
+            carried = None if span.ends else neurons.unbind(0)
         else:
             raise TypeError(f"{self.kind}: input must be a SpikeTrain, got {type(x).__name__}")
-        amplitude = self.layer.neuron.amplitude
-        train = SpikeTrain.unchecked(bits, span.now, dtype=current_dtype(kernel.weight), amplitude=amplitude)
-        return train, None if ends else carried
+        train = SpikeTrain.unchecked(bits, span.now, dtype=self.layer.dtype, amplitude=self.layer.neuron.amplitude)
+        return train, None if span.ends else carried
 
     def _from_encoded(
         self, span: Span, state: State | None, x: EncodedInput, affine: Affine, kernel: Kernel
@@ -224,11 +163,26 @@ class FrozenTandem(_Packed):
                 current = current + layer.per_channel(bias)
         return bits, (current, *neurons.unbind(0))
 
-    def packs(self) -> dict[str, TandemLayer]:
-        return {"packed": self.layer}
+    def pack(self) -> None:
+        """Pack the weights for the kernels of their device."""
+        weight = self.layer.kernel_weight()
+        if self.takes_encoded and weight.dtype not in INTEGERS:  # torch computes the product
+            return
+        # FrozenNetwork reports weights that are not finite: its message names the layer.
+        good = weight.is_meta or bool(weight.isfinite().all())
+        self.packed = ops.pack_weight(weight, getattr(self.layer, "groups", 1)) if good else None
 
-    def _needs_packed(self, weight: Tensor) -> bool:
-        return not self.takes_encoded or weight.dtype in INTEGERS  # else torch computes the product
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_buffers": {**self._buffers, "packed": None}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        self.pack()  # in the order of the device, which may be another one than that of the pickled network
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        self.pack()
+        return converted
 
 
 def _kernel(layer: TandemLayer) -> Kernel:
@@ -254,11 +208,15 @@ def _check_integers(kind: str, name: str, tensors: Tensors, scale: str) -> None:
         raise ValueError(f"{kind}: {name} must be from -{most} to {most} in {weight.dtype}, got {int(beyond[0])}")
 
 
+def _pack_again(module: FrozenTandem, incompatible_keys: Any) -> None:
+    module.pack()
+
+
 _OF_BRANCHES = {"weight": "weight", "bias": "bias", "scale": "gain"}
 """The tensors of a branch, and the attributes of its layer that hold them."""
 
 
-class FrozenAdd(_Packed):
+class FrozenAdd(FrozenLayer):
     """The spiking twin of a TandemAdd, with batch norms folded into the currents of its branches.
 
     Args:
@@ -286,8 +244,7 @@ class FrozenAdd(_Packed):
                 if attribute != "gain":
                     delattr(branch, attribute)
                 branch.register_buffer(attribute, None if tensor is None else frozen_tensor(tensor))
-        self.join = join.eval()
-        self.pack()
+        self.join = join.eval()  # in eval mode the branches cache their weights between calls
 
     @classmethod
     @torch.no_grad()
@@ -355,9 +312,6 @@ class FrozenAdd(_Packed):
         named["scale"] = self.join.scale
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def packs(self) -> dict[str, TandemLayer]:
-        return {f"packed_{i}": branch for i, branch in _layers(self.join)}
-
     def branches(self) -> list[nn.Module]:
         return list(self.join.branches)
 
@@ -382,10 +336,7 @@ class FrozenAdd(_Packed):
         join.check_inputs(inputs)
         pairs = list(zip(join.branches, inputs, strict=True))
         before = None if state is None else stacked(state)
-        kernels: list[Kernel | None] = [None] * len(pairs)
-        for i, _ in _layers(join):
-            kernels[i] = self.kernel_of(f"packed_{i}")
-        bits, carried = join.spikes(pairs, span.total, before, not span.ends, kernels)
+        bits, carried = join.spikes(pairs, span.total, before, not span.ends)
         train = SpikeTrain.unchecked(bits, span.now, dtype=join.dtype_of(inputs), amplitude=join.neuron.amplitude)
         return train, None if span.ends else carried.unbind(0)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..neuron import IF, Neuron, check_neuron
 from . import checks, layout
-from .gradient import implement_on_cuda
+from .gradient import implement_on_cuda, refuse_tangents
 from .integrate_and_fire import MODES, at_once
 from .ordered_product import check_ordered
 from .product_gradient import Pair, feature_dim, neurons_of
@@ -55,6 +55,7 @@ def ordered_spikes(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device, mode or T.
+        NotImplementedError: forward-mode differentiation of ``x``.
         RuntimeError: on the CPU, an int16 weight beyond 32639; out of memory.
 
     Examples:
@@ -73,6 +74,8 @@ def ordered_spikes(
     for name, value in (("scale", scale), ("bias", bias)):
         if value is not None:
             checks.check_like(op, name, value, x, "x", outputs)
+    if not torch.compiler.is_compiling():
+        refuse_tangents(op, x)
     x, scale, bias = x.detach(), *(None if value is None else value.detach() for value in (scale, bias))
     if neuron.two_phase:
         scale, bias = at_once(scale, bias, mode, time_steps, x, outputs[0])
