@@ -27,7 +27,7 @@ struct TandemCuda {
   const char* (*cpu_isa)() noexcept;
   bool (*set_cpu_isa)(const char* name) noexcept;
   uint64_t (*fingerprint)(const void* memory, size_t bytes, uint64_t seed) noexcept;  // cpu/fingerprint.h
-  void (*prefer_huge_pages)(void* memory, size_t bytes) noexcept;  // cpu/huge_pages.h
+  void (*prefer_huge_pages)(void* memory, size_t bytes) noexcept;                     // cpu/huge_pages.h
   const char* (*error)() noexcept;  // of the last call in this thread that failed
 };
 

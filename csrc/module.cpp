@@ -155,9 +155,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "set_cpu_isa", [](const std::string& name) { checked(library().set_cpu_isa(name.c_str())); }, py::arg("name"),
       "Use the CPU kernels of this instruction set from now on. ValueError for one that cannot run here.");
-  m.def(
-      "fingerprint", &fingerprint, py::arg("memory"),
-      "A hash of the memory at [(address, bytes), ...]: of all of it up to 4 MiB each, of 16 KiB of samples beyond.");
+  m.def("fingerprint", &fingerprint, py::arg("memory"),
+        "A hash of the memory at [(address, bytes), ...]: of all of it up to 4 MiB each, of 16 KiB of samples beyond.");
   m.def("prefer_huge_pages", &prefer_huge_pages, py::arg("address"), py::arg("bytes"),
         "Ask the system to back memory that has not been written to by pages of 2 MiB.");
   m.def("integrate_and_fire", &integrate_and_fire, py::arg("current"), py::arg("neuron"), py::arg("parameters"),
