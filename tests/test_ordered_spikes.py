@@ -83,6 +83,37 @@ def test_the_operator_itself_checks_what_guards_memory(changed, message):
         RAW(**arguments | changed)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"time_steps": 9}, "step_product: .*planes"),
+        ({"bits": torch.full((1, 2, 3, 4, 4), 255, dtype=torch.uint8), "time_steps": 5}, "step_product: bits"),
+        ({"scale": torch.ones(4)}, "step_product: scale must be"),
+        ({"scale": None}, "step_product: scale must be"),
+        ({"bias": torch.ones(6)}, "step_product: bias must be"),
+        ({"packed": torch.zeros(3, dtype=torch.int8)}, "step_product: packed"),
+        ({"padding": [0]}, "step_product: padding must be"),
+    ],
+)
+def test_step_product_checks_what_guards_memory(changed, message):
+    arguments = {
+        "bits": torch.ones(1, 2, 3, 4, 4, dtype=torch.uint8),
+        "weight": WEIGHT,
+        "packed": None,
+        "bias": None,
+        "scale": torch.ones(5),
+        "stride": [1, 1],
+        "padding": [1, 1],
+        "dilation": [1, 1],
+        "groups": 1,
+        "time_steps": 8,
+    }
+    operator = torch.ops.tandem_cuda.step_product
+    assert operator(**arguments).shape == (8, 2, 5, 4, 4)
+    with pytest.raises(RuntimeError, match=message):
+        operator(**arguments | changed)
+
+
 def test_no_samples():
     assert ops.ordered_spikes(X[:0], WEIGHT, 9, padding=1).shape == (2, 0, 5, 4, 4)
 

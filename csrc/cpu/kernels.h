@@ -164,7 +164,7 @@ struct EventTileArgs {
   const T* scale;          // [block] or null: of the weights
   const T* bias;           // [block] or null
   State<const T> initial;  // or null: the model's start
-  // One of three says what becomes of the sums: currents of each step, currents_stride apart, or null;
+  // One of three says what becomes of the sums: currents of each step, currents_stride apart, or null.
   T* currents;
   int64_t currents_stride;
   uint8_t* bits;  // the neuron loop, planes bits_stride apart; or null: a count product of integers

@@ -47,7 +47,7 @@ class TandemAdd(nn.Module):
         branches: two or more tandem layers or nn.Identity modules.
         neuron: IF(...) or LIF(...).
         engine: "auto", "event" or "dense", for the product that ends in the neurons. All others are computed with the
-            engine of their branch.
+            engine of their branch; with "auto", those of every time step are event-driven.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
             is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153). The sum of
             the branches is divided by exp(``log_threshold``).
