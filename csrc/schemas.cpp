@@ -42,23 +42,24 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   m.def("tandem_count_backward(Tensor grad, Tensor pre_activation, float threshold, float upper) -> Tensor");
 
   // The tandem coupling behind batch norm, for neurons without leak. Forward: spike_count(bits) in the dtype of
-  // product. Backward: tandem_count's gradient for the pre-activation gamma * (product - mean) / sqrt(var + eps) +
-  // beta, led on to product, also through mean and var, which have to be its own over all but dimension 1 (var:
-  // biased), gamma and beta. product: [N, C, *spatial]; mean, var, gamma, beta: [C] -> [N, C, *spatial]
+  // product. Backward: tandem_count's gradient for the pre-activation gamma * unit * (product - mean) /
+  // sqrt(unit^2 * var + eps) + beta, led on to product, also through mean and var, which have to be its own over all
+  // but dimension 1 (var: biased), gamma and beta. product: [N, C, *spatial]; the vectors: [C] -> [N, C, *spatial]
   m.def(
       "tandem_norm_count(Tensor bits, Tensor product, Tensor mean, Tensor var, Tensor gamma, Tensor beta, float eps, "
-      "int time_steps, float threshold, float upper) -> Tensor");
+      "int time_steps, float threshold, float upper, Tensor? unit) -> Tensor");
 
   // grad: [N, C, *spatial] -> gradients of product [N, C, *spatial], gamma [C] and beta [C]
   m.def(
       "tandem_norm_count_backward(Tensor grad, Tensor product, Tensor mean, Tensor var, Tensor gamma, Tensor beta, "
-      "float eps, float threshold, float upper) -> (Tensor, Tensor, Tensor)");
+      "float eps, float threshold, float upper, Tensor? unit) -> (Tensor, Tensor, Tensor)");
 
-  // Batch norm's running statistics, moved towards those of repeats * product + missing. mean, var: [C], of product
-  // [N, C, *spatial] itself, var biased; product: for its shape; missing: [C], or none
+  // Batch norm's running statistics, moved towards those of repeats * unit * product + missing. mean, var: [C], of
+  // product [N, C, *spatial] itself, var biased; product: for its shape; missing, unit: [C], or none
   m.def(
       "update_statistics_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) num_batches_tracked, "
-      "Tensor mean, Tensor var, Tensor product, Tensor? missing, float momentum, float repeats) -> ()");
+      "Tensor mean, Tensor var, Tensor product, Tensor? missing, float momentum, float repeats, Tensor? unit) "
+      "-> ()");
 
   // Batch norm with running statistics as an affine map of sums, for spikes of this amplitude, whose bias enters at
   // each of time_steps steps: g = gamma / sqrt(running_var + eps); unit * g * amplitude and ((bias - running_mean) * g

@@ -381,7 +381,8 @@ def normalised(time_steps, neurons, dtype, seed, optional):
     gamma, beta = (normal(neurons[1], seed=seed + i, dtype=dtype) for i in (2, 3))
     arguments = {"bits": planes(time_steps, *neurons, seed=seed), "product": product, "mean": mean, "var": var}
     arguments |= {"gamma": gamma, "beta": beta, "time_steps": time_steps, "threshold": 0.7}
-    return arguments | ({"upper": 1.5} if optional else {})
+    unit = normal(neurons[1], seed=seed + 4, dtype=dtype).abs() + 0.01
+    return arguments | ({"upper": 1.5, "unit": unit} if optional else {})
 
 
 def running(neurons, dtype, seed):
@@ -397,6 +398,7 @@ def updated(time_steps, neurons, dtype, seed, optional):
     arguments = {**running(neurons, dtype, seed), "batches": time_steps, "mean": mean, "var": var, "product": product}
     if optional:
         arguments |= {"missing": normal(neurons[1], seed=seed + 3, dtype=dtype), "momentum": 0.3, "repeats": 1 / 7}
+        arguments["unit"] = normal(neurons[1], seed=seed + 4, dtype=dtype).abs()
     return arguments
 
 

@@ -336,8 +336,9 @@ def test_gradient_behind_batch_norm(shape, dtype, device):
     gamma, beta = (torch.randn(shape[1], generator=random, dtype=dtype) for _ in range(2))
     var, mean = torch.var_mean(product, [d for d in range(product.dim()) if d != 1], correction=0)
     arguments = (grad, product, mean, var, gamma, beta)
-    f = torch.ops.tandem_cuda.tandem_norm_count_backward
-    want, got = f(*arguments, 1e-5, 0.7, 1.5), f(*(on_device(x, device) for x in arguments), 1e-5, 0.7, 1.5)
+    f, unit = torch.ops.tandem_cuda.tandem_norm_count_backward, torch.rand(shape[1], generator=random, dtype=dtype)
+    want = f(*arguments, 1e-5, 0.7, 1.5, unit)
+    got = f(*(on_device(x, device) for x in arguments), 1e-5, 0.7, 1.5, on_device(unit, device))
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g.cpu(), w, rtol=0, atol=tolerance * max(1.0, w.abs().max().item()))

@@ -65,8 +65,10 @@ def test_coupling_and_norm_by_hand():
     assert oracle.tandem_gradient(np.ones(5, np.float32), v, 2.0, 4.0).tolist() == [0, 0, 0.5, 0.5, 0]
     gain, bias = oracle.batch_norm_fold(array(2), array(3), array(1), array(3), 1.0, array(5))
     assert (gain.item(), bias.item()) == (1.0, 7.0)  # 2 / sqrt(3 + 1); (5 - 1) * 1 + 3
-    moved = oracle.move_statistics((array(1), array(2)), (array(3), array(4)), array(1), 2, 0.5, 2)
+    moved = oracle.move_statistics((array(1), array(2)), (array(3), array(4)), array(1), None, 2, 0.5, 2)
     assert [x.item() for x in moved] == [4.0, 17.0]  # (1 + 2 * 3 + 1) / 2; (2 + 2 * 2**2 * 4) / 2
+    moved = oracle.move_statistics((array(1), array(2)), (array(6), array(16)), array(1), array(0.5), 2, 0.5, 2)
+    assert [x.item() for x in moved] == [4.0, 17.0]  # the same in other units
     # Far above its onset a LIF neuron's rate is nearly 1 / ln(1 + a / q) * -ln(leak): differences agree with the slope.
     x, h = np.array([3.0, 6.0]), 1e-6
 

@@ -287,6 +287,7 @@ def norm_cases():
             "missing",
             lambda: update_statistics(product, missing=floats(3).double()),
         ),
+        "update_statistics_-unit-shorter": ("unit", lambda: update_statistics(product, unit=floats(2))),
         "update_statistics_-product-1-dim": ("product", lambda: update_statistics(floats(3))),
         "update_statistics_-product-of-4": ("product", lambda: update_statistics(floats(4, 4))),
         "update_statistics_-product-of-one": ("product", lambda: update_statistics(floats(1, 3))),

@@ -31,6 +31,11 @@ def operands(shape, dtype, seed):
     return planes(9, *shape, seed=seed), product, mean, var, gamma, beta
 
 
+def units(channels, dtype, seed):
+    """Scales of integers."""
+    return torch.rand(channels, generator=generator(seed), dtype=dtype) / 64 + 1e-3
+
+
 def gradients(f, bits, product, mean, var, gamma, beta, seed_grad, **named):
     leaves = [x.detach().requires_grad_() for x in (product, gamma, beta)]
     count = f(bits, leaves[0], mean, var, *leaves[1:], 9, **named)
@@ -44,13 +49,14 @@ def gradients(f, bits, product, mean, var, gamma, beta, seed_grad, **named):
     dtype=st.sampled_from(FLOATS),
     threshold=st.sampled_from((0.7, 1.0)),
     upper=st.sampled_from((math.inf, 1.5)),
+    with_unit=st.booleans(),
     seed=SEEDS,
 )
-def test_gradient_is_that_of_batch_norm(batch, channels, spatial, dtype, threshold, upper, seed):
+def test_gradient_is_that_of_batch_norm(batch, channels, spatial, dtype, threshold, upper, with_unit, seed):
     shape = (batch, channels, *spatial)
     arguments = operands(shape, dtype, seed)
     seed_grad = torch.randn(shape, generator=generator(seed + 1), dtype=dtype)
-    named = {"threshold": threshold, "upper": upper}
+    named = {"threshold": threshold, "upper": upper, "unit": units(channels, dtype, seed) if with_unit else None}
     count, want = gradients(ref.tandem_norm_count, *arguments, seed_grad, **named)
     for path, (got_count, got) in every_path(gradients, ops.tandem_norm_count, *arguments, seed_grad, **named):
         same(got_count, count, path)
@@ -81,20 +87,22 @@ def test_closed_and_open_gates():
     arriving = torch.tensor([[math.inf], [math.nan], [3.0], [math.inf]])
     # mean 0, variance 4: normalised values are -1, 0, 1 and NaN.
     for upper, beta, want in ((math.inf, 0.0, 3.0), (1.0, 0.0, 3.0), (0.5, 0.0, 0.0)):
-        grads = OP(arriving, product, zeros, 4 * ones, ones, ones * beta, 0.0, 1.0, upper)
+        grads = OP(arriving, product, zeros, 4 * ones, ones, ones * beta, 0.0, 1.0, upper, None)
         assert grads[2].item() == want
 
 
+@pytest.mark.parametrize("with_unit", [False, True])
 @pytest.mark.parametrize("shape", [(6, 3), (4, 3, 2, 3)])
-def test_gradient_of_the_gradient(shape):
+def test_gradient_of_the_gradient(shape, with_unit):
     bits, product, _, _, gamma, beta = operands(shape, torch.float64, 0)
     gamma[0] = 0.8
+    unit = units(3, torch.float64, 0) if with_unit else None
     leaves = [x.requires_grad_() for x in (product, gamma, beta)]
     arriving = torch.randn(shape, generator=generator(2), dtype=torch.float64)
 
     def first(f):
         var, mean = torch.var_mean(product.detach(), [d for d in range(product.dim()) if d != 1], correction=0)
-        count = f(bits, product, mean, var, gamma, beta, 9, upper=2.0)
+        count = f(bits, product, mean, var, gamma, beta, 9, upper=2.0, unit=unit)
         return torch.autograd.grad(count, leaves, arriving, create_graph=True)
 
     results = []
@@ -108,15 +116,15 @@ def test_gradient_of_the_gradient(shape):
 def test_any_strides():
     bits, product, mean, var, gamma, beta = operands((3, 5, 4, 2), torch.float32, 0)
     grad = torch.randn(product.shape, generator=generator(1))
-    want = OP(grad, product, mean, var, gamma, beta, EPS, 1.0, math.inf)
+    want = OP(grad, product, mean, var, gamma, beta, EPS, 1.0, math.inf, None)
     assert features_last(want[0], 1)
     for view in views(product):
         for given_grad in views(grad):
-            same(OP(given_grad, view, mean, var, gamma, beta, EPS, 1.0, math.inf), want)
+            same(OP(given_grad, view, mean, var, gamma, beta, EPS, 1.0, math.inf, None), want)
     for view in views(gamma.view(1, -1)):
-        same(OP(grad, product, mean, var, view[0], beta, EPS, 1.0, math.inf), want)
+        same(OP(grad, product, mean, var, view[0], beta, EPS, 1.0, math.inf, None), want)
     assert ops.tandem_norm_count(bits[..., :0], product[..., :0], mean, var, gamma, beta, 9).shape == (3, 5, 4, 0)
-    empty = OP(grad[:0], product[:0], mean, var, gamma, beta, EPS, 1.0, math.inf)
+    empty = OP(grad[:0], product[:0], mean, var, gamma, beta, EPS, 1.0, math.inf, None)
     assert empty[0].shape == (0, 5, 4, 2)
     same(empty[1:], (torch.zeros(5), torch.zeros(5)))
 
@@ -126,10 +134,12 @@ def test_opcheck(shape):
     bits, product, mean, var, gamma, beta = operands(shape, torch.float64, 0)
     leaves = [x.clone().requires_grad_() for x in (product, gamma, beta)]
     op = torch.ops.tandem_cuda.tandem_norm_count.default
-    torch.library.opcheck(op, (bits, leaves[0], mean, var, *leaves[1:], EPS, 9, 1.0, 1.5))
-    torch.library.opcheck(op, (bits, product, mean, var, gamma, beta, EPS, 9, 1.0, math.inf))
+    torch.library.opcheck(op, (bits, leaves[0], mean, var, *leaves[1:], EPS, 9, 1.0, 1.5, None))
+    torch.library.opcheck(op, (bits, product, mean, var, gamma, beta, EPS, 9, 1.0, math.inf, None))
+    unit = units(len(gamma), torch.float64, 0)
+    torch.library.opcheck(op, (bits, leaves[0], mean, var, *leaves[1:], EPS, 9, 1.0, 1.5, unit))
     grad = torch.ones_like(product)
-    torch.library.opcheck(OP.default, (grad, product, mean, var, gamma, beta, EPS, 1.0, math.inf))
+    torch.library.opcheck(OP.default, (grad, product, mean, var, gamma, beta, EPS, 1.0, math.inf, None))
 
 
 # ---- In a layer
@@ -252,6 +262,8 @@ GOOD = {
         ({"var": torch.ones(3).double()}, TypeError, "var must have the dtype of product, torch.float32, got"),
         ({"gamma": None}, TypeError, "gamma must be a Tensor, got NoneType"),
         ({"beta": torch.ones(3, 1)}, ValueError, r"beta must be \[3\], got \[3, 1\]"),
+        ({"unit": torch.ones(2)}, ValueError, r"unit must be \[3\], got \[2\]"),
+        ({"unit": 0.5}, TypeError, "unit must be a Tensor, got float"),
         ({"eps": -1.0}, ValueError, "eps must not be negative, got -1.0"),
         ({"eps": math.nan}, ValueError, "eps must not be negative, got nan"),
         ({"threshold": 0.0}, ValueError, "threshold must be positive and finite, got 0.0"),
@@ -276,10 +288,11 @@ def test_bad_input(wrong, error, message):
         (6, -1.0, "eps must not be negative"),
         (7, math.inf, "threshold must be positive and finite"),
         (8, math.nan, "upper must be positive"),
+        (9, torch.ones(2), "unit must be"),
     ],
 )
 def test_direct_calls(place, wrong, message):
-    arguments = [torch.zeros(4, 3), torch.zeros(4, 3), *(torch.ones(3) for _ in range(4)), EPS, 1.0, 1.0]
+    arguments = [torch.zeros(4, 3), torch.zeros(4, 3), *(torch.ones(3) for _ in range(4)), EPS, 1.0, 1.0, None]
     arguments[place] = wrong
     with pytest.raises(RuntimeError, match=f"tandem_norm_count_backward: {message}"):
         OP(*arguments)

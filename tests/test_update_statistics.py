@@ -28,12 +28,14 @@ def running(channels=3, dtype=torch.float32, seed=0):
     momentum=st.sampled_from((0, 0.0, 1e-3, 0.1, 0.3, 1, 1.0)) | st.floats(0, 1),
     repeats=st.sampled_from((1, 1.0, 3, 8, 1 / 3)) | st.floats(1e-3, 1e3),
     missing=st.booleans(),
+    unit=st.booleans(),
     seed=SEEDS,
 )
-def test_is_the_reference(shape, dtype, momentum, repeats, missing, seed):
+def test_is_the_reference(shape, dtype, momentum, repeats, missing, unit, seed):
     product = 3 * normal(*shape, seed=seed, dtype=dtype) + 1
     settings = {"momentum": momentum, "repeats": repeats}
     settings["missing"] = normal(shape[1], seed=seed + 1, dtype=dtype) if missing else None
+    settings["unit"] = normal(shape[1], seed=seed + 2, dtype=dtype).abs() if unit else None
     got, want = (running(shape[1], dtype, seed) for _ in range(2))
     ops.update_statistics_(*got, *ops.batch_statistics(product), product, **settings)
     ref.update_statistics_(*want, *ops.batch_statistics(product), product, **settings)
@@ -58,13 +60,13 @@ def test_factors_are_rounded_once(dtype):
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e-45, 3e38])
 def test_numbers_at_the_ends_of_the_range(value):
     for place in range(2):
-        for what in ("running", "new", "missing"):
+        for what in ("running", "new", "missing", "unit"):
             product = normal(4, 3, seed=0)
-            got, new, missing = running(), list(ops.batch_statistics(product)), normal(3, seed=3)
-            {"running": got, "new": new, "missing": [missing] * 2}[what][place][1] = value
+            got, new, missing, unit = running(), list(ops.batch_statistics(product)), *normal(2, 3, seed=3)
+            {"running": got, "new": new, "missing": [missing] * 2, "unit": [unit] * 2}[what][place][1] = value
             want = [x.clone() for x in got]
             for f, to in ((ops.update_statistics_, got), (ref.update_statistics_, want)):
-                f(*to, *new, product, missing=missing, repeats=3.0)
+                f(*to, *new, product, missing=missing, unit=unit, repeats=3.0)
             same(got, want)
 
 
@@ -74,8 +76,10 @@ def test_are_those_of_torch(shape, repeats):
     product, missing = normal(*shape, seed=0, dtype=torch.float64), normal(3, seed=1, dtype=torch.float64)
     got, want = running(dtype=torch.float64), running(dtype=torch.float64)
     mean, var = ops.batch_statistics(product)
-    ops.update_statistics_(*got, mean, var, product, missing=missing, momentum=0.2, repeats=repeats)
-    F.batch_norm(repeats * product + missing.view(-1, *[1] * (len(shape) - 2)), *want[:2], training=True, momentum=0.2)
+    unit = torch.tensor([0.5, 2.0, 0.01], dtype=torch.float64)
+    ops.update_statistics_(*got, mean, var, product, missing=missing, unit=unit, momentum=0.2, repeats=repeats)
+    missing, unit = (x.view(-1, *[1] * (len(shape) - 2)) for x in (missing, unit))
+    F.batch_norm(repeats * unit * product + missing, *want[:2], training=True, momentum=0.2)
     torch.testing.assert_close(got[:2], want[:2])
     assert got[2] == 6
 
@@ -183,6 +187,7 @@ def test_gradients_do_not_flow():
         ({"mean": torch.zeros(4)}, ValueError, "mean must be [3], got [4]"),
         ({"var": None}, TypeError, "var must be a Tensor, got NoneType"),
         ({"missing": torch.zeros(3).double()}, TypeError, "missing must have the dtype of running_mean"),
+        ({"unit": torch.zeros(2)}, ValueError, "unit must be [3], got [2]"),
         ({"product": torch.zeros(3)}, ValueError, "product must be [N, 3, ...], got [3]"),
         ({"product": torch.zeros(4, 2)}, ValueError, "product must be [N, 3, ...], got [4, 2]"),
         ({"product": torch.zeros(1, 3)}, ValueError, "product must have at least two values per channel, got [1, 3]"),

@@ -41,15 +41,18 @@ def fuses(norm: Any, product: Tensor) -> bool:
 
 
 @torch.no_grad()
-def update_statistics(norm: Any, product: Tensor, repeats: float, missing: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Update the running statistics with those of repeats * product + missing, as torch's batch norm does.
+def update_statistics(
+    norm: Any, product: Tensor, unit: Tensor | None, repeats: float, missing: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Update the running statistics with those of repeats * unit * product + missing, as torch's batch norm does.
 
     Returns mean and biased variance of ``product`` itself, each [O].
     """
     mean, var = ops.batch_statistics(product)
     if not recomputing():
         running = norm.running_mean, norm.running_var, norm.num_batches_tracked
-        ops.update_statistics_(*running, mean, var, product, missing=missing, momentum=norm.momentum, repeats=repeats)
+        factors = {"unit": unit, "repeats": repeats, "momentum": norm.momentum}
+        ops.update_statistics_(*running, mean, var, product, missing=missing, **factors)
     return mean, var
 
 

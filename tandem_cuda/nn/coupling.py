@@ -38,6 +38,7 @@ def coupled_behind_norm(
     norm: Any,
     bits: Tensor,
     product: Tensor,
+    unit: Tensor | None,
     statistics: tuple[Tensor, Tensor],
     steps: int,
     repeats: float,
@@ -45,7 +46,7 @@ def coupled_behind_norm(
     scale: Tensor | None = None,
     correction: Tensor | None = None,
 ) -> SpikeTrain:
-    """Couple the spikes with v = scale * (norm(repeats * product + missing) + correction); v is not stored.
+    """Couple the spikes with v = scale * (norm(repeats * unit * product + missing) + correction); v is not stored.
 
     ``norm`` normalises with batch statistics.
 
@@ -55,6 +56,7 @@ def coupled_behind_norm(
         norm: the batch norm.
         bits: uint8 [P, N, ...].
         product: [N, O, ...].
+        unit: [O], or None for 1.
         statistics: mean and biased variance of ``product``, each [O].
         steps: T.
         repeats: factor of ``product``.
@@ -75,6 +77,7 @@ def coupled_behind_norm(
         gamma,
         beta,
         steps,
+        unit=unit,
         eps=norm.eps / repeats**2,
         threshold=threshold,
         upper=neuron.upper(steps),

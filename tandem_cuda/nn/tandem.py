@@ -167,20 +167,17 @@ class TandemLayer(nn.Module, ABC):
     def _in_training(self, x: SpikeTrain, kernel: Kernel) -> SpikeTrain:
         """Run spikes through a layer with batch norm, in training or where a gradient is needed."""
         steps = x.time_steps
-        if self.neuron.two_phase:  # both twins need the same product of counts
-            ones = None if kernel.unit is None else torch.ones_like(kernel.unit)
-            product = self.count_product(x, SpikingWeights(kernel, ones))
-            couple = self._behind_norm(
-                self._units(product, kernel), steps, repeats=x.amplitude, missing=self.wired_bias()
-            )
-            with torch.no_grad():
-                drive = self._spiking(steps, x.amplitude, kernel)
-                bits, _ = self.fired(product, steps, "impulse", (drive.scale, drive.bias))
-            return couple(bits)
-        couple = self._behind_norm(self._pre_activation(x, kernel), steps)
+        scale, unit = kernel.unit, None
+        if self.neuron.two_phase and scale is not None:  # these neurons take the sums themselves
+            scale, unit = torch.ones_like(scale), scale
+        product = self.count_product(x, SpikingWeights(kernel, scale))
+        couple = self._behind_norm(product, unit, steps, repeats=x.amplitude, missing=self.wired_bias())
         with torch.no_grad():
             weights = self._spiking(steps, x.amplitude, kernel)
-            bits, _, _ = self.spiking_product(x.detach(), weights, want_sum=False)
+            if self.neuron.two_phase:
+                bits, _ = self.fired(product, steps, "impulse", (weights.scale, weights.bias))
+            else:
+                bits, _, _ = self.spiking_product(x.detach(), weights, want_sum=False)
         return couple(bits)
 
     def fired(
@@ -209,9 +206,9 @@ class TandemLayer(nn.Module, ABC):
         )
         return bits, after
 
-    def _units(self, sums: Tensor, kernel: Kernel) -> Tensor:
-        """Return W * c or W * X, given sums of the kernel's weights."""
-        return sums if kernel.unit is None else sums * self.per_channel(kernel.unit)
+    def _units(self, sums: Tensor, unit: Tensor | None) -> Tensor:
+        """Return W * c or W * X, given the sums of a kernel's weights and its unit."""
+        return sums if unit is None else sums * self.per_channel(unit)
 
     def _from_encoded(self, x: EncodedInput) -> SpikeTrain:
         steps, constant, bias = x.time_steps, x.mode == "constant", self.wired_bias()
@@ -223,10 +220,9 @@ class TandemLayer(nn.Module, ABC):
             refuse_tangents(type(self).__name__, current)
         couple: Callable[[Tensor], SpikeTrain]
         if self.norm is not None:
-            product = self._units(current, kernel)
-            couple = self._behind_norm(product, steps, repeats=steps if constant else 1, missing=bias)
+            couple = self._behind_norm(current, kernel.unit, steps, repeats=steps if constant else 1, missing=bias)
         else:
-            v = self._units(current, kernel)  # with constant input v / T, the current of each step
+            v = self._units(current, kernel.unit)  # with constant input v / T, the current of each step
             if needs_gradient(current, bias, self.log_threshold):  # otherwise v is not needed
                 if bias is not None and (gained or not constant):
                     v = v + self.per_channel(divided(bias, steps) if constant else bias)
@@ -325,38 +321,51 @@ class TandemLayer(nn.Module, ABC):
         return lambda bits: coupled(self.neuron, bits, v, steps, self.dtype, scale)
 
     def _behind_norm(
-        self, product: Tensor, steps: int, *, repeats: float = 1, missing: Tensor | None = None
+        self, product: Tensor, unit: Tensor | None, steps: int, *, repeats: float, missing: Tensor | None
     ) -> Callable[[Tensor], SpikeTrain]:
-        """Return a function that couples bits with the v behind batch norm, norm(repeats * product + missing).
+        """Return a function that couples bits with the v behind batch norm, norm(repeats * unit * product + missing).
 
         Correction and thresholds are applied. In training this updates the running statistics.
 
         Args:
-            product: (W * c + b) / ``repeats``, without b if that is ``missing``. Batch norm with batch statistics
-                cancels the bias, and the factor up to eps, so neither is applied in advance.
+            product: what the kernel's weights sum up to. Batch norm with batch statistics cancels bias and factors, up
+                to eps, so none of them is applied in advance.
+            unit: of the kernel, or None for 1.
             steps: T.
-            repeats: the factor of ``product``.
-            missing: the bias, [O], or None if ``product`` contains it.
+            repeats: a factor of ``product``.
+            missing: the bias, [O], or None for 0.
         """
         neuron, norm = self.neuron, batch_norm.checked_norm(type(self).__name__, self.norm)
         learns = needs_gradient(product, missing, norm.weight, norm.bias, self.log_threshold)
         threshold = neuron.relu_threshold
-        unit = self._learning_unit(product.shape, steps) if learns else None
+        in_thresholds = self._learning_unit(product.shape, steps) if learns else None
         if norm.training and threshold is not None and not self.signed and batch_norm.fuses(norm, product):
-            statistics = batch_norm.update_statistics(norm, product, repeats, missing)
+            statistics = batch_norm.update_statistics(norm, product, unit, repeats, missing)
             if not learns:
                 return self._couple(None, steps)
-            scale = unit
+            scale = in_thresholds
             if self.thresholds is not None:
-                scale = 1 / self.thresholds if unit is None else unit / self.thresholds
+                scale = 1 / self.thresholds if scale is None else scale / self.thresholds
             return lambda bits: coupled_behind_norm(
-                neuron, threshold, norm, bits, product, statistics, steps, repeats, missing, scale, self.correction
+                neuron,
+                threshold,
+                norm,
+                bits,
+                product,
+                unit,
+                statistics,
+                steps,
+                repeats,
+                missing,
+                scale,
+                self.correction,
             )
         if not learns and not norm.training:
             return self._couple(None, steps)
-        v = product if repeats == 1 else product * repeats
+        v = self._units(product, unit)
+        v = v if repeats == 1 else v * repeats
         v = self._batch_normalised(v if missing is None else v + self.per_channel(missing))
-        return self._couple(self._in_thresholds(v, unit), steps)
+        return self._couple(self._in_thresholds(v, in_thresholds), steps)
 
     def _batch_normalised(self, v: Tensor) -> Tensor:
         """Return norm(v) + correction. In training the running statistics are updated once per batch."""

@@ -151,10 +151,8 @@ def _product_gradients(
     grad_bias = None
     if needed[2]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if linear else grad.sum([0, 2, 3])
-    if scale is not None:
-        grad = grad * (scale if linear else scale.view(-1, 1, 1))
     values = _values(saved, grad.dtype)
-    return *gradients_of(grad, values, weight, unit, needed[:2], convolution), grad_bias
+    return *gradients_of(grad, values, weight, unit, needed[:2], convolution, scale), grad_bias
 
 
 @autocast.without_autocast
@@ -165,19 +163,42 @@ def gradients_of(
     unit: Tensor | None,
     needed: tuple[bool, bool],
     convolution: Convolution,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the needed gradients of weight * values with respect to values and weight.
+    """Return the needed gradients of scale * (weight * values) with respect to values and weight.
 
-    Integer weights have none: in their place stands that of the weights that unit * weight stands for.
+    Integer weights have none: in their place stands that of the weights that unit * weight stands for, which is that of
+    weight over unit.
     """
+    if weight.is_floating_point() or not needed[1]:
+        unit = None
+    if scale is None and unit is None:
+        return _unscaled_gradients(grad, values, weight, needed, convolution)
+    for_weight = scale if unit is None else 1 / unit if scale is None else scale / unit
+    if grad.numel() > weight.numel():  # the factors meet whichever is smaller
+        per_weight = [-1, *[1] * (weight.dim() - 1)]
+        scaled = weight
+        if scale is not None and needed[0]:
+            scaled = weight.to(grad.dtype) * scale.view(per_weight)
+        grad_values, grad_weight = _unscaled_gradients(grad, values, scaled, needed, convolution)
+        if grad_weight is None or for_weight is None:
+            return grad_values, grad_weight
+        dtype = weight.dtype if weight.is_floating_point() else grad.dtype
+        return grad_values, (grad_weight * for_weight.view(per_weight)).to(dtype)
+    per_neuron = [-1] if weight.dim() == 2 else [-1, 1, 1]
+    scaled = grad if scale is None else grad * scale.view(per_neuron)
+    if unit is None:
+        return _unscaled_gradients(scaled, values, weight, needed, convolution)
+    grad_values = _unscaled_gradients(scaled, values, weight, (needed[0], False), convolution)[0]
+    scaled = grad * cast(Tensor, for_weight).view(per_neuron)
+    return grad_values, _unscaled_gradients(scaled, values, weight, (False, True), convolution)[1]
+
+
+def _unscaled_gradients(
+    grad: Tensor, values: Tensor, weight: Tensor, needed: tuple[bool, bool], convolution: Convolution
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the needed gradients of weight * values with respect to values and weight."""
     integers = not weight.is_floating_point()
-    if integers and needed[1] and unit is not None:  # the gradient of a float weight is that of weight over unit
-        if grad.numel() > weight.numel():
-            grad_values, grad_weight = gradients_of(grad, values, weight, None, needed, convolution)
-            return grad_values, cast(Tensor, grad_weight) / unit.view(-1, *[1] * (weight.dim() - 1))
-        along = unit if weight.dim() == 2 else unit.view(-1, 1, 1)
-        grad_values = gradients_of(grad, values, weight, None, (needed[0], False), convolution)[0]
-        return grad_values, gradients_of(grad / along, values, weight, None, (False, True), convolution)[1]
     dtype = grad.dtype if integers else weight.dtype
     if weight.dim() == 2:
         grad_values, grad_weight = _linear_gradients(grad, values, weight, needed)

@@ -22,6 +22,7 @@ def tandem_norm_count(
     beta: Tensor,
     time_steps: int,
     *,
+    unit: Tensor | None = None,
     eps: float = 1e-5,
     threshold: float = 1.0,
     upper: float = math.inf,
@@ -30,17 +31,21 @@ def tandem_norm_count(
 
     Forward: the actual counts, :func:`spike_count` of ``bits``. Backward: the gradient of :func:`tandem_count` with IF
     neurons and v = gamma * (product - mean) / sqrt(var + eps) + beta, then that of batch norm (Ioffe and Szegedy 2015,
-    section 3). The backward pass recomputes v from ``product``; v is never stored.
+    section 3). The backward pass recomputes v from ``product``; v is never stored. With ``unit``, batch norm gets
+    unit * product::
+
+        v = gamma * unit * (product - mean) / sqrt(unit^2 * var + eps) + beta
 
     Args:
         bits: uint8 [P, N, C, ...].
-        product: float32 or float64 [N, C, ...]: the input of batch norm.
+        product: float32 or float64 [N, C, ...]: the input of batch norm, over ``unit``.
         mean: [C], mean of ``product`` over all other dimensions.
         var: [C], biased variance of ``product`` over all other dimensions. The gradient of ``product`` includes the
             parts through ``mean`` and ``var``, which get no gradient themselves.
         gamma: [C], batch norm's weight.
         beta: [C], batch norm's bias.
         time_steps: T.
+        unit: [C], what a product of integers stands for; None for 1. It gets no gradient.
         eps: added to the variance.
         threshold: firing threshold, positive.
         upper: the gradient is zero where v > upper or v is NaN.
@@ -71,6 +76,9 @@ def tandem_norm_count(
     checks.check_shape(op, "product", product, bits.shape[1:])
     for name, value in (("mean", mean), ("var", var), ("gamma", gamma), ("beta", beta)):
         checks.check_like(op, name, value, product, "product", product.shape[1:2])
+    if unit is not None:
+        checks.check_like(op, "unit", unit, product, "product", product.shape[1:2])
+        unit = unit.detach()
     checks.check_number(op, "eps", eps)
     if not eps >= 0:
         raise ValueError(f"{op}: eps must not be negative, got {eps}")
@@ -79,7 +87,7 @@ def tandem_norm_count(
     if not upper > 0:
         raise ValueError(f"{op}: upper must be positive, got {upper}")
     return torch.ops.tandem_cuda.tandem_norm_count(
-        bits, product, mean.detach(), var.detach(), gamma, beta, eps, time_steps, threshold, upper
+        bits, product, mean.detach(), var.detach(), gamma, beta, eps, time_steps, threshold, upper, unit
     )
 
 
@@ -95,6 +103,7 @@ def _(
     time_steps: int,
     threshold: float,
     upper: float,
+    unit: Tensor | None,
 ) -> Tensor:
     return empty_count(bits, product.dtype)
 
@@ -110,6 +119,7 @@ def _(
     eps: float,
     threshold: float,
     upper: float,
+    unit: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         layout.empty_channels_last(product, list(product.shape), product.dtype, 1),
@@ -119,25 +129,36 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, *tensors, ctx.eps, _, ctx.threshold, ctx.upper = inputs
-    ctx.save_for_backward(*tensors)
+    _, *tensors, ctx.eps, _, ctx.threshold, ctx.upper, unit = inputs
+    ctx.save_for_backward(*tensors, unit)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    product, mean, var, gamma, beta = ctx.saved_tensors
+    product, mean, var, gamma, beta, unit = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph=True: the gradient must be differentiable
-        grads = _composed(grad, product, gamma, beta, ctx.eps, ctx.threshold, ctx.upper)
+        grads = _composed(grad, product, gamma, beta, unit, ctx.eps, ctx.threshold, ctx.upper)
     else:
         grads = torch.ops.tandem_cuda.tandem_norm_count_backward(
-            grad, product, mean, var, gamma, beta, ctx.eps, ctx.threshold, ctx.upper
+            grad, product, mean, var, gamma, beta, ctx.eps, ctx.threshold, ctx.upper, unit
         )
-    return None, grads[0], None, None, grads[1], grads[2], None, None, None, None
+    return None, grads[0], None, None, grads[1], grads[2], *[None] * 5
 
 
 def _composed(
-    grad: Tensor, product: Tensor, gamma: Tensor, beta: Tensor, eps: float, threshold: float, upper: float
+    grad: Tensor,
+    product: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    unit: Tensor | None,
+    eps: float,
+    threshold: float,
+    upper: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the operator's gradients from differentiable operations."""
+    if unit is not None:
+        along = unit.view(-1, *[1] * (product.dim() - 2))
+        grad_product, *rest = _composed(grad, product * along, gamma, beta, None, eps, threshold, upper)
+        return grad_product * along, rest[0], rest[1]
     others = [d for d in range(product.dim()) if d != 1]
     var, mean = torch.var_mean(product, others, correction=0, keepdim=True)
     gain = torch.rsqrt(var + eps)

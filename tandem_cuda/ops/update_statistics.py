@@ -20,10 +20,11 @@ def update_statistics_(
     product: Tensor,
     *,
     missing: Tensor | None = None,
+    unit: Tensor | None = None,
     momentum: float = 0.1,
     repeats: float = 1.0,
 ) -> None:
-    """Update running statistics in place with those of repeats * product + missing, as torch's batch norm does.
+    """Update running statistics in place with those of repeats * unit * product + missing, as torch's batch norm does.
 
     running = (1 - momentum) * running + momentum * new, where the new variance is unbiased (Ioffe and Szegedy 2015,
     algorithm 2); and ``num_batches_tracked`` counts the call. Each factor is computed in double precision and rounded
@@ -37,6 +38,7 @@ def update_statistics_(
         var: [C], biased variance of ``product``; see :func:`batch_statistics`.
         product: [N, C, ...], with two values or more per channel. Its values are not read.
         missing: [C], what is added to the product of each channel; None for 0.
+        unit: [C], factor of the product of each channel; None for 1.
         momentum: weight of the new statistics.
         repeats: factor of ``product``, positive.
 
@@ -62,8 +64,8 @@ def update_statistics_(
     checks.check_same_device(op, "num_batches_tracked", num_batches_tracked, running_mean, "running_mean")
     checks.check_shape(op, "num_batches_tracked", num_batches_tracked, ())
     channels = running_mean.shape[0]
-    for name, value in (("mean", mean), ("var", var), ("missing", missing)):
-        if value is not None or name != "missing":
+    for name, value in (("mean", mean), ("var", var), ("missing", missing), ("unit", unit)):
+        if value is not None or name in ("mean", "var"):
             checks.check_like(op, name, value, running_mean, "running_mean", (channels,))
     checks.check_tensor(op, "product", product)
     checks.check_like(op, "product", product, running_mean, "running_mean", product.shape)
@@ -73,7 +75,7 @@ def update_statistics_(
         raise ValueError(f"{op}: product must have at least two values per channel, got {list(product.shape)}")
     checks.check_number(op, "momentum", momentum)
     checks.check_positive(op, "repeats", repeats)
-    transformed = not torch.compiler.is_compiling() and _is_transformed(running_mean, mean, var, missing)
+    transformed = not torch.compiler.is_compiling() and _is_transformed(running_mean, mean, var, missing, unit)
     update = _composed if transformed else torch.ops.tandem_cuda.update_statistics_
     update(
         running_mean.detach(),
@@ -85,6 +87,7 @@ def update_statistics_(
         None if missing is None else missing.detach(),
         momentum,
         repeats,
+        None if unit is None else unit.detach(),
     )
 
 
@@ -111,10 +114,13 @@ def _composed(
     missing: Tensor | None,
     momentum: float,
     repeats: float,
+    unit: Tensor | None,
 ) -> None:
     """Compute the same with torch's operations, of which torch.func knows when it can batch them or has to refuse."""
     count = product.numel() // product.shape[1]
     num_batches_tracked.add_(1)
+    if unit is not None:
+        mean, var = mean * unit, var * unit * unit
     # Separate products and sums: add_(alpha=) rounds once where the processor has fused multiply-add.
     new = mean * repeats if missing is None else mean * repeats + missing
     running_mean.mul_(1 - momentum).add_(new * momentum)
@@ -132,6 +138,7 @@ def _(
     missing: Tensor | None,
     momentum: float,
     repeats: float,
+    unit: Tensor | None,
 ) -> None:
     return None
 

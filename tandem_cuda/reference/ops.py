@@ -197,14 +197,15 @@ def tandem_norm_count(
     beta: Tensor,
     time_steps: int,
     *,
+    unit: Tensor | None = None,
     eps: float = 1e-5,
     threshold: float = 1.0,
     upper: float = math.inf,
 ) -> Tensor:
-    """Return tandem_count of IF neurons whose pre-activation is the batch-normalised product [N, C, ...].
+    """Return tandem_count of IF neurons whose pre-activation is the batch-normalised unit * product [N, C, ...].
 
     mean, var: [C], mean and biased variance of product over all dimensions but C. Only the kernels use them. gamma,
-    beta: [C]. Returns [N, C, ...] in the dtype of product.
+    beta, unit: [C]. Returns [N, C, ...] in the dtype of product.
 
     Examples:
         >>> product = torch.tensor([[1.0], [3.0]], requires_grad=True)  # [N, O]
@@ -214,6 +215,8 @@ def tandem_norm_count(
         >>> count.detach().flatten()
         tensor([0., 1.])
     """
+    if unit is not None:
+        product = product * unit.view(-1, *[1] * (product.dim() - 2))
     v = F.batch_norm(product, None, None, gamma, beta, training=True, eps=eps)
     return tandem_count(bits, v, time_steps, IF(threshold), upper)
 
@@ -227,12 +230,13 @@ def update_statistics_(
     product: Tensor,
     *,
     missing: Tensor | None = None,
+    unit: Tensor | None = None,
     momentum: float = 0.1,
     repeats: float = 1.0,
 ) -> None:
-    """Update batch norm's running statistics [C] in place with those of repeats * product + missing.
+    """Update batch norm's running statistics [C] in place with those of repeats * unit * product + missing.
 
-    mean, var: [C], mean and biased variance of product [N, C, ...]; missing: [C].
+    mean, var: [C], mean and biased variance of product [N, C, ...]; missing, unit: [C].
 
     Examples:
         >>> product = torch.tensor([[1.0], [3.0]])
@@ -243,6 +247,8 @@ def update_statistics_(
         (tensor([1.]), tensor([1.5000]), tensor(1))
     """
     count = product.numel() // product.shape[1]
+    if unit is not None:
+        mean, var = mean * unit, var * unit * unit
     new = mean * repeats if missing is None else mean * repeats + missing
     # Separate products and sums: add_(alpha=) rounds once where the processor has fused multiply-add.
     running_mean.mul_(1 - momentum).add_(new * momentum)

@@ -321,6 +321,9 @@ def _norm_count(draw, spikes, dtype):
     upper = math.inf if draw.chance(0.5) else threshold * steps
     eps = draw.one((1e-5, 1e-3, 0.5))
     product = draw.rng.standard_normal(shape).astype(number)
+    # A power of two: dividing by it rounds nothing.
+    unit = draw.one((None, 2.0 ** draw.rng.integers(-9, 3, shape[1]).astype(number)))
+    along = 1 if unit is None else unit.reshape(-1, *[1] * (len(shape) - 2))
     gamma = draw.rng.uniform(0.5, 2, shape[1]).astype(number) * draw.one((-1, 1))
     beta = _clear_of_the_gate(draw, product, gamma, eps, upper).astype(number)
     grad = draw.rng.standard_normal(shape).astype(number)
@@ -331,8 +334,10 @@ def _norm_count(draw, spikes, dtype):
             if product.size
             else (np.zeros(shape[1]), np.ones(shape[1]))
         )
-    draw.note(op="tandem_norm_count", eps=eps, threshold=threshold, upper=upper)
-    leaves = [draw.tensor(x).requires_grad_() for x in (product, gamma, beta)]
+    draw.note(op="tandem_norm_count", eps=eps, threshold=threshold, upper=upper, unit=unit is not None)
+    leaves = [draw.tensor(x).requires_grad_() for x in (product / along, gamma, beta)]
+    if unit is not None:
+        mean, var = mean / unit, var / unit**2
     statistics = [draw.tensor(x.astype(number)) for x in (mean, var)]
     count = ops.tandem_norm_count(
         draw.bits(spikes),
@@ -340,6 +345,7 @@ def _norm_count(draw, spikes, dtype):
         *statistics,
         *leaves[1:],
         steps,
+        unit=None if unit is None else draw.tensor(unit),
         eps=eps,
         threshold=threshold,
         upper=upper,
@@ -349,6 +355,7 @@ def _norm_count(draw, spikes, dtype):
         return
     got = torch.autograd.grad(count, leaves, draw.tensor(grad))
     want, terms = oracle.norm_gradient(grad, product, gamma, beta, eps, threshold, upper)
+    want, terms = (want[0] * along, *want[1:]), (terms[0] * along, *terms[1:])
     tolerance = 1e-8 if dtype == torch.float64 else 5e-4
     for name, value, expected, size in zip(("product", "gamma", "beta"), got, want, terms, strict=True):
         close(f"gradient of {name}", value, expected, tolerance, size)
@@ -403,11 +410,12 @@ def norms(draw: Draw):
     new = draw.floats(channels, dtype=number), abs(draw.floats(channels, dtype=number))
     running = torch.from_numpy(mean.copy()), torch.from_numpy(var.copy())
     batches = torch.tensor(steps)
-    settings = {"momentum": momentum, "repeats": repeats, "missing": None if missing is None else draw.tensor(missing)}
+    settings = {"momentum": momentum, "repeats": repeats}
+    settings |= {name: None if x is None else draw.tensor(x) for name, x in (("missing", missing), ("unit", unit))}
     ops.update_statistics_(*running, batches, *(draw.tensor(x) for x in new), product, **settings)
     with np.errstate(all="ignore"):
         count = product.shape[0] * product.shape[2]
-        want = oracle.move_statistics((mean, var), new, missing, count, momentum, repeats)
+        want = oracle.move_statistics((mean, var), new, missing, unit, count, momentum, repeats)
     for name, x, expected in zip(("running_mean", "running_var"), running, want, strict=True):
         same(name, x, expected)
     assert batches == steps + 1

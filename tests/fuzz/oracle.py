@@ -263,9 +263,11 @@ def batch_norm_fold(gamma, beta, mean, var, eps, bias):
     return gain, centred if beta is None else centred + beta
 
 
-def move_statistics(running, new, missing, count, momentum, repeats):
+def move_statistics(running, new, missing, unit, count, momentum, repeats):
     """Running mean and variance after a batch of `count` values per channel with the mean and variance `new`."""
     number = new[0].dtype.type
+    if unit is not None:
+        new = new[0] * unit, new[1] * unit * unit
     mean = new[0] * number(repeats)
     mean = mean if missing is None else mean + missing
     factors = number(momentum), number(repeats * repeats * momentum * count / (count - 1))

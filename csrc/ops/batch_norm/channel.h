@@ -14,8 +14,8 @@ template <class T>
 struct UpdateStatisticsArgs {
   T *running_mean, *running_var;
   int64_t* num_batches_tracked;
-  const T *mean, *var;  // of the batch
-  const T* missing;     // or null
+  const T *mean, *var;      // of the batch
+  const T *missing, *unit;  // each may be null
   T repeats;
   T kept;                 // part of the old value in the new one
   T part_mean, part_var;  // factors of the batch's
@@ -24,10 +24,12 @@ struct UpdateStatisticsArgs {
 
 template <class T>
 TANDEM_HOST_DEVICE void update_channel(const UpdateStatisticsArgs<T>& a, int64_t c) {
-  const T scaled = a.mean[c] * a.repeats;
+  const T mean_v = a.unit == nullptr ? a.mean[c] : a.mean[c] * a.unit[c];
+  const T var_v = a.unit == nullptr ? a.var[c] : a.var[c] * a.unit[c] * a.unit[c];
+  const T scaled = mean_v * a.repeats;
   const T mean = a.missing == nullptr ? scaled : scaled + a.missing[c];
   a.running_mean[c] = a.running_mean[c] * a.kept + mean * a.part_mean;
-  a.running_var[c] = a.running_var[c] * a.kept + a.var[c] * a.part_var;
+  a.running_var[c] = a.running_var[c] * a.kept + var_v * a.part_var;
 }
 
 template <class T>

@@ -35,6 +35,7 @@ UpdateStatisticsPlan plan_update_statistics(const UpdateStatistics& a) {
   check_like(op, "mean", a.mean, a.running_mean, "running_mean", channels);
   check_like(op, "var", a.var, a.running_mean, "running_mean", channels);
   if (a.missing) check_like(op, "missing", *a.missing, a.running_mean, "running_mean", channels);
+  if (a.unit) check_like(op, "unit", *a.unit, a.running_mean, "running_mean", channels);
   check_like(op, "product", a.product, a.running_mean, "running_mean", sizes_of(a.product));
   TANDEM_CHECK(a.product.dim() >= 2 && a.product.size(1) == channels[0], op, "product must be [N, ", channels[0],
                ", ...], got ", shape(a.product));
@@ -49,6 +50,7 @@ UpdateStatisticsPlan plan_update_statistics(const UpdateStatistics& a) {
           channels_last(op, a.mean, 0),
           channels_last(op, a.var, 0),
           channels_last(op, a.missing, 0),
+          channels_last(op, a.unit, 0),
           a.repeats,
           1 - a.momentum,
           a.momentum,

@@ -16,12 +16,13 @@ struct UpdateStatistics {
   const Tensor& product;
   const std::optional<Tensor>& missing;
   double momentum, repeats;
+  const std::optional<Tensor>& unit;
 };
 
 struct UpdateStatisticsPlan {
   Tensor running_mean, running_var, num_batches_tracked;  // of the caller, contiguous
   Tensor mean, var;                                       // contiguous
-  std::optional<Tensor> missing;
+  std::optional<Tensor> missing, unit;
   double repeats, kept, part_mean, part_var;
 
   template <class T>
@@ -32,7 +33,7 @@ struct UpdateStatisticsPlan {
     args.num_batches_tracked = static_cast<int64_t*>(num_batches_tracked.mutable_data_ptr());
     args.mean = static_cast<const T*>(mean.const_data_ptr());
     args.var = static_cast<const T*>(var.const_data_ptr());
-    args.missing = data_or_null<T>(missing);
+    args.missing = data_or_null<T>(missing), args.unit = data_or_null<T>(unit);
     args.repeats = static_cast<T>(repeats), args.kept = static_cast<T>(kept);
     args.part_mean = static_cast<T>(part_mean), args.part_var = static_cast<T>(part_var);
     args.channels = running_mean.numel();

@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cmath>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -10,6 +10,7 @@
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "ops/spike_train/cpu_count.h"
+#include "ops/tandem_count/norm_gate.h"
 #include "ops/tandem_count/norm_plan.h"
 
 namespace tandem {
@@ -18,9 +19,9 @@ namespace {
 
 Tensor tandem_norm_count(const Tensor& bits, const Tensor& product, const Tensor& mean, const Tensor& var,
                          const Tensor& gamma, const Tensor& beta, double eps, int64_t time_steps, double threshold,
-                         double upper) {
+                         double upper, const std::optional<Tensor>& unit) {
   const TrainPlan plan =
-      plan_tandem_norm_count(bits, {product, mean, var, gamma, beta, eps, threshold, upper}, time_steps);
+      plan_tandem_norm_count(bits, {product, mean, var, gamma, beta, eps, threshold, upper, unit}, time_steps);
   return run_count("tandem_norm_count", plan);
 }
 
@@ -29,7 +30,10 @@ void run(const NormGradientPlan& plan, double eps, double threshold, double uppe
   const int64_t channels = plan.channels, rows = plan.rows, chunks = (rows + kNormRows - 1) / kNormRows;
   const auto data = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };
   std::vector<T> gain(channels), sums(chunks * 2 * channels), mean_grad(channels), mean_along(channels);
-  for (int64_t c = 0; c < channels; ++c) gain[c] = 1 / std::sqrt(data(plan.var)[c] + static_cast<T>(eps));
+  const T* const unit = data_or_null<T>(plan.unit);
+  for (int64_t c = 0; c < channels; ++c) {
+    gain[c] = norm_gain(data(plan.var)[c], unit == nullptr ? nullptr : unit + c, static_cast<T>(eps));
+  }
   NormGradientArgs<T> args = {};
   args.grad = data(plan.grad), args.product = data(plan.product);
   args.mean = data(plan.mean), args.gamma = data(plan.gamma), args.beta = data(plan.beta);
@@ -66,9 +70,10 @@ void run(const NormGradientPlan& plan, double eps, double threshold, double uppe
 std::tuple<Tensor, Tensor, Tensor> tandem_norm_count_backward(const Tensor& grad, const Tensor& product,
                                                               const Tensor& mean, const Tensor& var,
                                                               const Tensor& gamma, const Tensor& beta, double eps,
-                                                              double threshold, double upper) {
+                                                              double threshold, double upper,
+                                                              const std::optional<Tensor>& unit) {
   const NormGradientPlan plan =
-      plan_tandem_norm_count_backward(grad, {product, mean, var, gamma, beta, eps, threshold, upper});
+      plan_tandem_norm_count_backward(grad, {product, mean, var, gamma, beta, eps, threshold, upper, unit});
   dispatch_floating("tandem_norm_count_backward", product.scalar_type(),
                     [&](auto type) { run<decltype(type)>(plan, eps, threshold, upper); });
   return {plan.grad_product, plan.grad_gamma, plan.grad_beta};

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
 #include <tuple>
 
 #include "cuda/stream.h"
@@ -19,22 +20,23 @@ using torch::stable::accelerator::DeviceGuard;
 
 Tensor tandem_norm_count(const Tensor& bits, const Tensor& product, const Tensor& mean, const Tensor& var,
                          const Tensor& gamma, const Tensor& beta, double eps, int64_t time_steps, double threshold,
-                         double upper) {
+                         double upper, const std::optional<Tensor>& unit) {
   const char* op = "tandem_norm_count";
   const DeviceGuard guard(bits.get_device_index());
   const TrainPlan plan =
-      plan_tandem_norm_count(bits, {product, mean, var, gamma, beta, eps, threshold, upper}, time_steps);
+      plan_tandem_norm_count(bits, {product, mean, var, gamma, beta, eps, threshold, upper, unit}, time_steps);
   return run_count(op, plan, time_steps);
 }
 
 std::tuple<Tensor, Tensor, Tensor> tandem_norm_count_backward(const Tensor& grad, const Tensor& product,
                                                               const Tensor& mean, const Tensor& var,
                                                               const Tensor& gamma, const Tensor& beta, double eps,
-                                                              double threshold, double upper) {
+                                                              double threshold, double upper,
+                                                              const std::optional<Tensor>& unit) {
   const char* op = "tandem_norm_count_backward";
   const DeviceGuard guard(product.get_device_index());
   const NormGradientPlan plan =
-      plan_tandem_norm_count_backward(grad, {product, mean, var, gamma, beta, eps, threshold, upper});
+      plan_tandem_norm_count_backward(grad, {product, mean, var, gamma, beta, eps, threshold, upper, unit});
   const cudaStream_t stream = current_stream(op, product.get_device_index());
   const int64_t chunks = (plan.rows + kNormRows - 1) / kNormRows;
   const Tensor sums = empty_channels_last(op, product, {chunks * 2 * plan.channels}, product.scalar_type(), 0);
@@ -45,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> tandem_norm_count_backward(const Tensor& grad
     CudaNormGradientArgs<T> args = {};
     args.grad = data(plan.grad), args.product = data(plan.product);
     args.mean = data(plan.mean), args.var = data(plan.var);
-    args.gamma = data(plan.gamma), args.beta = data(plan.beta);
+    args.gamma = data(plan.gamma), args.beta = data(plan.beta), args.unit = data_or_null<T>(plan.unit);
     args.grad_product = output(plan.grad_product);
     args.grad_gamma = output(plan.grad_gamma), args.grad_beta = output(plan.grad_beta);
     args.sums = output(sums);

@@ -14,6 +14,7 @@ void check_norm(const char* op, const NormArguments& a) {
   check_like(op, "var", a.var, a.product, "product", channels);
   check_like(op, "gamma", a.gamma, a.product, "product", channels);
   check_like(op, "beta", a.beta, a.product, "product", channels);
+  if (a.unit) check_like(op, "unit", *a.unit, a.product, "product", channels);
   check_threshold(op, a.threshold);
   TANDEM_CHECK(a.eps >= 0, op, "eps must not be negative, got ", a.eps);
   TANDEM_CHECK(a.upper > 0, op, "upper must be positive, got ", a.upper);
@@ -50,6 +51,7 @@ NormGradientPlan plan_tandem_norm_count_backward(const Tensor& grad, const NormA
           channels_last(op, a.var, 0),
           channels_last(op, a.gamma, 0),
           channels_last(op, a.beta, 0),
+          channels_last(op, a.unit, 0),
           empty_channels_last(op, a.product, sizes_of(a.product), type, 1),
           empty_channels_last(op, a.product, {channels}, type, 0),
           empty_channels_last(op, a.product, {channels}, type, 0),

@@ -5,7 +5,7 @@
 
 namespace tandem {
 
-// product: [N, C, *spatial]; mean, var, gamma, beta: [C]
+// product: [N, C, *spatial]; the vectors: [C]
 struct NormArguments {
   const Tensor& product;
   const Tensor& mean;
@@ -13,6 +13,7 @@ struct NormArguments {
   const Tensor& gamma;
   const Tensor& beta;
   double eps, threshold, upper;
+  const std::optional<Tensor>& unit;
 };
 
 TrainPlan plan_tandem_norm_count(const Tensor& bits, const NormArguments& arguments, int64_t time_steps);
@@ -20,6 +21,7 @@ TrainPlan plan_tandem_norm_count(const Tensor& bits, const NormArguments& argume
 struct NormGradientPlan {
   Tensor grad, product;                        // channels last
   Tensor mean, var, gamma, beta;               // contiguous
+  std::optional<Tensor> unit;                  // contiguous
   Tensor grad_product, grad_gamma, grad_beta;  // outputs, the first channels last
   int64_t rows, channels;                      // rows: N * spatial
 };

@@ -1,7 +1,5 @@
 // Two passes over memory, each of which reads the gradient and what batch norm normalised: one for the sums over the
 // batch, in a fixed order, one for the gradient. The normalised value and the gate are computed anew in both.
-#include <cmath>
-
 #include "cuda/device.cuh"
 #include "ops/tandem_count/norm_gate.h"
 #include "ops/tandem_count/tandem_norm_count.cuh"
@@ -21,7 +19,7 @@ struct NormChannel {
 
 template <class T>
 __device__ __forceinline__ NormChannel<T> channel_of(const CudaNormGradientArgs<T>& a, int64_t c) {
-  return {a.mean[c], T(1) / std::sqrt(a.var[c] + a.eps), a.gamma[c], a.beta[c]};
+  return {a.mean[c], norm_gain(a.var[c], a.unit == nullptr ? nullptr : a.unit + c, a.eps), a.gamma[c], a.beta[c]};
 }
 
 // f(place, normalised value, gradient behind the gate) for the rows of this block's chunk in which the thread has a

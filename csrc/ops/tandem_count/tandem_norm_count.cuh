@@ -13,6 +13,7 @@ struct CudaNormGradientArgs {
   const T* grad;     // of the spike counts
   const T* product;  // what batch norm normalised
   const T *mean, *var, *gamma, *beta;
+  const T* unit;  // or null
   T *grad_product, *grad_gamma, *grad_beta;
   T* sums;  // scratch: [ceil(rows / kNormRows), 2, channels]
   int64_t rows, channels;

@@ -44,9 +44,10 @@ bool differ(T got, T want) {
 }
 
 template <class T>
-int check_update(int64_t channels, bool with_missing) {
+int check_update(int64_t channels, bool with_missing, bool with_unit) {
   auto running_mean = drawn<T>(channels, -3), running_var = drawn<T>(channels, 0);
   auto mean = drawn<T>(channels, -3), var = drawn<T>(channels, 0), missing = drawn<T>(channels, -3);
+  auto unit = drawn<T>(channels, 0);
   auto old_mean = running_mean.copy(), old_var = running_var.copy();
   std::unique_ptr<int64_t> batches(new int64_t(41));
   UpdateStatisticsArgs<T> args = {};
@@ -54,14 +55,17 @@ int check_update(int64_t channels, bool with_missing) {
   args.num_batches_tracked = batches.get();
   args.mean = mean.data.get(), args.var = var.data.get();
   args.missing = with_missing ? missing.data.get() : nullptr;
+  args.unit = with_unit ? unit.data.get() : nullptr;
   args.repeats = T(1) / 7, args.kept = T(0.9), args.part_mean = T(0.1), args.part_var = T(0.11);
   args.channels = channels;
   if (launch_update_statistics(args, nullptr) != cudaSuccess) return 1;
   int wrong = *batches != 42;
   for (size_t c = 0; c < running_mean.size; ++c) {
-    const T scaled = mean[c] * (T(1) / 7), of_v = with_missing ? scaled + missing[c] : scaled;
+    const T mean_v = with_unit ? mean[c] * unit[c] : mean[c];
+    const T partly = var[c] * unit[c], var_v = with_unit ? partly * unit[c] : var[c];
+    const T scaled = mean_v * (T(1) / 7), of_v = with_missing ? scaled + missing[c] : scaled;
     const T kept_mean = old_mean[c] * T(0.9), new_mean = of_v * T(0.1);
-    const T kept_var = old_var[c] * T(0.9), new_var = var[c] * T(0.11);
+    const T kept_var = old_var[c] * T(0.9), new_var = var_v * T(0.11);
     wrong += differ(running_mean[c], kept_mean + new_mean) + differ(running_var[c], kept_var + new_var);
   }
   return wrong;
@@ -100,7 +104,9 @@ int check_fold(int64_t channels, unsigned given) {
 template <class T>
 int check(int64_t channels) {
   int wrong = 0;
-  for (const bool with_missing : {false, true}) wrong += channels == 0 ? 0 : check_update<T>(channels, with_missing);
+  for (int given = 0; given < 4; ++given) {
+    wrong += channels == 0 ? 0 : check_update<T>(channels, given & 1, given & 2);
+  }
   for (unsigned given = 0; given < 16; ++given) wrong += check_fold<T>(channels, given);
   if (wrong != 0) printf("%zu bytes, %lld channels: %d wrong\n", sizeof(T), static_cast<long long>(channels), wrong);
   return wrong;

@@ -35,18 +35,26 @@ bool close(T got, double want, double size) {
 bool doubtful(double v, double upper) { return std::fabs(v) < 1e-4 || std::fabs(v - upper) < 1e-4; }
 
 template <class T>
-int check(int64_t rows, int64_t channels, double upper) {
+int check(int64_t rows, int64_t channels, double upper, bool with_unit) {
   const int64_t n = rows * channels;
   const auto grad = filled<T>(n, 1e-3), gamma = filled<T>(channels, 2e-3), beta = filled<T>(channels, 1e-3);
-  auto product = filled<T>(n, 5e-3);
+  const auto product = filled<T>(n, 5e-3);
+  std::unique_ptr<T[]> unit(new T[static_cast<size_t>(channels)]);
+  for (int64_t c = 0; c < channels; ++c) unit[static_cast<size_t>(c)] = static_cast<T>(random_int(1, 30) * 0.1);
   const double threshold = 0.75, eps = 1e-5;
   std::vector<double> mean(static_cast<size_t>(channels)), var(static_cast<size_t>(channels));
   std::unique_ptr<T[]> mean_t(new T[static_cast<size_t>(channels)]), var_t(new T[static_cast<size_t>(channels)]);
+  const auto gain_of = [&](size_t c) {
+    const double factor = with_unit ? static_cast<double>(unit[c]) : 1.0;
+    return factor / std::sqrt(factor * factor * var[c] + eps);
+  };
+  const auto normal_at = [&](int64_t row, int64_t c) {
+    const auto i = static_cast<size_t>(c);
+    return (static_cast<double>(product[static_cast<size_t>(row * channels + c)]) - mean[i]) * gain_of(i);
+  };
   const auto v_at = [&](int64_t row, int64_t c) {
     const auto i = static_cast<size_t>(c);
-    const double normal =
-        (static_cast<double>(product[static_cast<size_t>(row * channels + c)]) - mean[i]) / std::sqrt(var[i] + eps);
-    return static_cast<double>(gamma[i]) * normal + static_cast<double>(beta[i]);
+    return static_cast<double>(gamma[i]) * normal_at(row, c) + static_cast<double>(beta[i]);
   };
   for (int64_t c = 0; c < channels; ++c) {
     const auto i = static_cast<size_t>(c);
@@ -68,7 +76,7 @@ int check(int64_t rows, int64_t channels, double upper) {
       grad_beta(new T[static_cast<size_t>(channels)]);
   CudaNormGradientArgs<T> args = {};
   args.grad = grad.get(), args.product = product.get(), args.mean = mean_t.get(), args.var = var_t.get();
-  args.gamma = gamma.get(), args.beta = beta.get();
+  args.gamma = gamma.get(), args.beta = beta.get(), args.unit = with_unit ? unit.get() : nullptr;
   args.grad_product = out.get(), args.grad_gamma = grad_gamma.get(), args.grad_beta = grad_beta.get();
   args.sums = sums.get(), args.rows = rows, args.channels = channels;
   args.eps = static_cast<T>(eps), args.threshold = static_cast<T>(threshold), args.upper = static_cast<T>(upper);
@@ -84,8 +92,7 @@ int check(int64_t rows, int64_t channels, double upper) {
       const auto r = static_cast<size_t>(row);
       const double v = v_at(row, c);
       skip = skip || (sizeof(T) == 4 && doubtful(v, upper));
-      normal[r] =
-          (static_cast<double>(product[static_cast<size_t>(row * channels + c)]) - mean[i]) / std::sqrt(var[i] + eps);
+      normal[r] = normal_at(row, c);
       gated[r] =
           v > 0 && v <= upper ? static_cast<double>(grad[static_cast<size_t>(row * channels + c)]) / threshold : 0;
       sum += gated[r];
@@ -96,7 +103,7 @@ int check(int64_t rows, int64_t channels, double upper) {
     wrong += !close(grad_beta[i], sum, size) + !close(grad_gamma[i], along, size);
     for (int64_t row = 0; row < rows; ++row) {
       const auto r = static_cast<size_t>(row);
-      const double count = static_cast<double>(rows), factor = static_cast<double>(gamma[i]) / std::sqrt(var[i] + eps);
+      const double count = static_cast<double>(rows), factor = static_cast<double>(gamma[i]) * gain_of(i);
       const double want = factor * (gated[r] - sum / count - normal[r] * along / count);
       wrong += !close(out[static_cast<size_t>(row * channels + c)], want, std::fabs(factor));
     }
@@ -115,13 +122,16 @@ int main() {
   for (const int64_t rows : {0, 1, 2, 7, 8, 9, 255, 256, 257, 600}) {
     for (const int64_t channels : {1, 3, 31, 32, 33, 70}) {
       for (const double upper : {std::numeric_limits<double>::infinity(), 1.0}) {
-        wrong += check<double>(rows, channels, upper);
-        wrong += rows < 20 ? check<float>(rows, channels, upper) : 0;  // of more rows one gate is always doubtful
-        ++cases;
+        for (const bool with_unit : {false, true}) {
+          wrong += check<double>(rows, channels, upper, with_unit);
+          // Of more rows one gate is always doubtful.
+          wrong += rows < 20 ? check<float>(rows, channels, upper, with_unit) : 0;
+          ++cases;
+        }
       }
     }
   }
-  wrong += check<double>(3, 600, 1.0);  // several blocks of totals
+  wrong += check<double>(3, 600, 1.0, true);  // several blocks of totals
   printf("tandem_norm_count_test: %d cases, %d wrong\n", cases, wrong);
   return wrong != 0;
 }
