@@ -10,7 +10,7 @@
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "ops/spike_train/cpu_count.h"
-#include "ops/tandem_count/norm_gate.h"
+#include "ops/tandem_count/norm_gain.h"
 #include "ops/tandem_count/norm_plan.h"
 
 namespace tandem {

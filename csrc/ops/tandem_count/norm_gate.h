@@ -2,18 +2,11 @@
 // and on the device. Whether a gate is open may depend on every rounding.
 #pragma once
 
-#include <cmath>
-
 #include "core/host_device.h"
 
 namespace tandem {
 
-// Of what is normalised, which stands for `unit` times itself, or for itself: unit / sqrt(unit^2 * var + eps).
-template <class T>
-TANDEM_HOST_DEVICE T norm_gain(T var, const T* unit, T eps) {
-  return unit == nullptr ? T(1) / std::sqrt(var + eps) : *unit / std::sqrt(var * *unit * *unit + eps);
-}
-
+// gain: see norm_gain.h
 template <class V>
 TANDEM_HOST_DEVICE V normalised(V x, V mean, V gain) {
   return (x - mean) * gain;

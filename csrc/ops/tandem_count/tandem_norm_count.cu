@@ -1,6 +1,7 @@
 // Two passes over memory, each of which reads the gradient and what batch norm normalised: one for the sums over the
 // batch, in a fixed order, one for the gradient. The normalised value and the gate are computed anew in both.
 #include "cuda/device.cuh"
+#include "ops/tandem_count/norm_gain.h"
 #include "ops/tandem_count/norm_gate.h"
 #include "ops/tandem_count/tandem_norm_count.cuh"
 
