@@ -427,24 +427,26 @@ bool accumulate_windows(const EventTileArgs<E, T>& a, int64_t plane, int64_t ste
 }
 
 // The neurons of one plane; states and sums are carried from plane to plane in [rows, block]. kVectors of a row step
-// together. kJoins: with what another branch brings.
-template <class E, class T, int kVectors, bool kJoins, class Model>
+// together. kJoins: with what another branch brings. kPlain: with scale and bias, all sums are
+// narrow, and nobody wants the sum of currents.
+template <class E, class T, int kVectors, bool kJoins, bool kPlain, class Model>
 TANDEM_HOST void fire(const EventTileArgs<E, T>& args, const Model& model, int64_t plane, int64_t steps,
-                      const Sums<SumOf<E>>& sums, State<T> carried, T* carried_sum) {
+                      const Sums<SumOf<E>>& all_sums, State<T> carried, T* carried_sum) {
   const EventTileArgs<E, T> a = args;  // a copy, which the stores cannot change
+  const Sums<SumOf<E>> sums = {all_sums.narrow, kPlain ? nullptr : all_sums.wide};
   constexpr int64_t lanes = kLanes<T>;
   const Joined<T> joined = a.joined.at(plane, a.row_begin * a.row_stride);
   for (int64_t row = 0; row < a.row_end - a.row_begin; ++row) {
     uint8_t* bits = a.bits + plane * a.bits_stride + (a.row_begin + row) * a.row_stride;
     for (int64_t c = 0; c < a.valid; c += kVectors * lanes) {
       const int64_t place = row * a.block + c;
-      Stepping<true, T, Model, SpikeWord<T, kVectors>, 1> stepping(model);
+      Stepping<!kPlain, T, Model, SpikeWord<T, kVectors>, 1> stepping(model);
       auto& neurons = stepping.neurons;
       Vec<T> scale[kVectors], bias[kVectors], amplitude[kJoins ? kVectors : 1];
       unrolled<kVectors>([&](int j) TANDEM_INLINE {
         const int64_t left = a.valid - c - j * lanes;
         load_state<T>(read_only(carried), place + j * lanes, lanes, neurons.state[j]);
-        neurons.sum[j] = load(carried_sum + place + j * lanes, lanes);
+        if constexpr (!kPlain) neurons.sum[j] = load(carried_sum + place + j * lanes, lanes);
         scale[j] = a.scale && left > 0 ? load(a.scale + c + j * lanes, left) : Vec<T>{};
         bias[j] = a.bias && left > 0 ? load(a.bias + c + j * lanes, left) : Vec<T>{};
         if constexpr (kJoins) amplitude[j] = load_amplitude(joined, c + j * lanes, left);
@@ -452,7 +454,7 @@ TANDEM_HOST void fire(const EventTileArgs<E, T>& args, const Model& model, int64
       SpikeWord<T, kVectors> words[1];
       const auto current = [&](int s, int j) TANDEM_INLINE {
         const Vec<T> sum = sums.template operator()<T>((row * steps + s) * a.block + c + j * lanes);
-        const Vec<T> x = current_of(sum, a.scale != nullptr, scale[j], a.bias != nullptr, bias[j]);
+        const Vec<T> x = current_of(sum, kPlain || a.scale, scale[j], kPlain || a.bias, bias[j]);
         if constexpr (!kJoins) return x;
         const int64_t at = c + j * lanes;
         return add_joined(joined, s, row * a.row_stride + at, a.valid - at, amplitude[j], x);
@@ -462,7 +464,7 @@ TANDEM_HOST void fire(const EventTileArgs<E, T>& args, const Model& model, int64
       words[0].store(bits + c, a.valid - c);
       unrolled<kVectors>([&](int j) TANDEM_INLINE {
         store_state<T>(carried, place + j * lanes, neurons.state[j], lanes);
-        store(carried_sum + place + j * lanes, neurons.sum[j], lanes);
+        if constexpr (!kPlain) store(carried_sum + place + j * lanes, neurons.sum[j], lanes);
       });
     }
   }
@@ -591,14 +593,17 @@ void event_tile_of(const EventTileArgs<E, T>& a, [[maybe_unused]] const Model* m
     if constexpr (kFires) {
       constexpr int kTogether = block / lanes < kSpikeVectors ? 1 : kSpikeVectors;
       if (a.joined) {
-        fire<E, T, 1, true>(a, *model, plane, steps, sums, carried, sum);  // the rarer case, so short code
+        fire<E, T, 1, true, false>(a, *model, plane, steps, sums, carried, sum);  // the rarer case, so short code
+      } else if (a.scale && a.bias && !a.sum && !wide_too) {
+        fire<E, T, kTogether, false, true>(a, *model, plane, steps, sums, carried, sum);
       } else {
-        fire<E, T, kTogether, false>(a, *model, plane, steps, sums, carried, sum);
+        fire<E, T, kTogether, false, false>(a, *model, plane, steps, sums, carried, sum);
       }
     } else {
       weigh_digits<E, T>(a, plane, steps, sums, counted);
     }
   }
+  if (!a.sum && !a.state) return;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = (a.row_begin + row) * a.row_stride;
     for (int64_t c = 0; c < a.valid; c += lanes) {
