@@ -14,7 +14,19 @@ from torch.nn.utils import prune
 import tandem_cuda
 from exact import FLOATS, SEEDS, generator, same, slow, train
 from neurons import EVERY_KIND
-from tandem_cuda import Decode, Encode, FrozenNetwork, SpikeTrain, TandemConv2d, TandemLinear, freeze, synops
+from tandem_cuda import (
+    IF,
+    Decode,
+    Encode,
+    FrozenNetwork,
+    SpikeTrain,
+    TandemAdd,
+    TandemConv2d,
+    TandemLinear,
+    freeze,
+    quantise,
+    synops,
+)
 from tandem_cuda.freeze import Node
 from test_networks import build, networks
 
@@ -25,6 +37,7 @@ from freezable import (
     converted,
     every_mode,
     graph_module,
+    graph_of,
     in_chunks,
     input_of,
     line,
@@ -265,6 +278,53 @@ def test_pickles_are_packed_for_their_device():
     loaded = pickle.loads(pickle.dumps(frozen))
     assert len([m for m in loaded.modules() if getattr(m, "packed", None) is not None]) == len(packing)
     same(loaded(x), frozen(x))
+
+
+def joined(neuron):
+    """An encoding layer, a layer and a sum, each of which packs its weights in its own place."""
+    torch.manual_seed(0)
+    shortcut = TandemConv2d(6, 5, 1, norm="batch")
+    layers = {
+        "encode": Encode(9),
+        "first": TandemConv2d(2, 6, 3, padding=1, norm="batch", neuron=neuron),
+        "second": TandemConv2d(6, 5, 3, padding=1, norm="batch", neuron=neuron),
+        "join": TandemAdd(TandemConv2d(5, 5, 3, padding=1, norm="batch"), shortcut, neuron=neuron),
+        "decode": Decode(),
+    }
+    return nn.Sequential(OrderedDict(layers)).eval()
+
+
+CALLS = {
+    "encode": ("x",),
+    "first": ("encode",),
+    "second": ("first",),
+    "join": ("second", "first"),
+    "decode": ("join",),
+}
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("two_phase", [False, True])
+def test_weights_that_change(two_phase, bits, place):
+    """In place, or for one call: nobody computes with what was packed of the old ones."""
+    net = joined(IF(0.5, two_phase=two_phase))
+    if bits is not None:
+        quantise(net, bits)
+    frozen, x = freeze(graph_of(net, CALLS)), torch.randn(3, 2, 6, 6, generator=generator(0))
+    weights = [(name, weight) for name, weight in frozen.named_buffers() if name.endswith("weight")]
+    assert len(weights) == 4
+    name, weight = weights[place]
+    before, replaced = frozen(x), {name: weight.flip(0)}
+    other = copy.deepcopy(frozen)
+    other.load_state_dict(other.state_dict() | replaced)
+    want = other(x)
+    assert not torch.equal(want, before)
+    same(torch.func.functional_call(frozen, replaced, (x,)), want)
+    same(frozen(x), before)
+    weight.copy_(replaced[name])
+    same(frozen(x), want)
+    same(pickle.loads(pickle.dumps(frozen))(x), want)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import abstractmethod
 from fractions import Fraction
 from functools import partial
 from typing import Any, cast
@@ -23,7 +24,7 @@ from ..nn.elementwise import TandemElementwise
 from ..nn.encode import EncodedInput
 from ..nn.linear import TandemLinear
 from ..nn.tandem import TandemLayer
-from ..nn.weight_cache import Kernel, SpikingWeights
+from ..nn.weight_cache import Kernel, SpikingWeights, versions
 from ..ops import LARGEST
 from ..ops.checks import INTEGERS, check_finite
 from ..spike_train import SpikeTrain
@@ -49,7 +50,62 @@ from .forms import (
 )
 
 
-class FrozenTandem(FrozenLayer):
+class _Packed(FrozenLayer):
+    """A frozen layer that keeps weights packed for the kernels of their device.
+
+    The packed weights are not part of files, pickles and state dicts. What replaces the weights packs the new ones. If
+    weights have changed in place, or a call gets others (``torch.func.functional_call``), the operators pack those;
+    compiled code does not look.
+    """
+
+    @abstractmethod
+    def packed_layers(self) -> dict[str, TandemLayer]:
+        """Return the layers whose weights are packed, by the names of the buffers that hold them."""
+
+    def keep_packed(self) -> None:
+        """Pack the weights, and again whenever they are replaced."""
+        for name in self.packed_layers():
+            self.register_buffer(name, None, persistent=False)
+        self.pack()
+        self.register_load_state_dict_post_hook(_pack_again)  # type: ignore[no-untyped-call]  # torch's
+
+    def pack(self) -> None:
+        """Pack the weights for the kernels of their device."""
+        self._packed_from = {}
+        for name, layer in self.packed_layers().items():
+            weight = layer.kernel_weight()
+            # FrozenNetwork reports weights that are not finite: its message names the layer.
+            good = weight.is_meta or bool(weight.isfinite().all())
+            setattr(self, name, ops.pack_weight(weight, getattr(layer, "groups", 1)) if good else None)
+            self._packed_from[name] = layer.weight, versions([layer.weight])
+
+    def packed_kernel(self, name: str, layer: TandemLayer) -> Kernel:
+        """Return a layer's weights with ``packed``, if it is theirs."""
+        if not torch.compiler.is_compiling():
+            weight, version = self._packed_from[name]
+            if layer.weight is not weight or versions([weight]) != version:
+                return layer.kernel()
+        return layer.kernel()._replace(packed=getattr(self, name))
+
+    def __getstate__(self) -> dict[str, Any]:
+        buffers = {**self._buffers, **dict.fromkeys(self.packed_layers())}
+        return {**self.__dict__, "_buffers": buffers, "_packed_from": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        self.pack()  # in the order of the device, which may be another one than that of the pickled network
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        self.pack()
+        return converted
+
+
+def _pack_again(module: _Packed, incompatible_keys: Any) -> None:
+    module.pack()
+
+
+class FrozenTandem(_Packed):
     """The spiking twin of a tandem layer, with folded batch norm and packed weights.
 
     Args:
@@ -63,7 +119,6 @@ class FrozenTandem(FrozenLayer):
 
     scale: Tensor | None
     bias: Tensor | None
-    packed: Tensor | None
 
     def __init__(
         self, layer: TandemLayer, weight: Tensor, scale: Tensor | None, bias: Tensor | None, takes_encoded: bool
@@ -80,9 +135,7 @@ class FrozenTandem(FrozenLayer):
         self.layer = layer
         self.register_buffer("scale", None if scale is None else frozen_tensor(scale))
         self.register_buffer("bias", None if bias is None else frozen_tensor(bias))
-        self.register_buffer("packed", None, persistent=False)
-        self.pack()
-        self.register_load_state_dict_post_hook(_pack_again)  # type: ignore[no-untyped-call]  # torch's
+        self.keep_packed()
 
     @classmethod
     @torch.no_grad()
@@ -124,7 +177,7 @@ class FrozenTandem(FrozenLayer):
         return _output(self.layer, x)
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[SpikeTrain, State | None]:
-        affine, kernel = Affine(self.scale, self.bias), self.layer.kernel()._replace(packed=self.packed)
+        affine, kernel = Affine(self.scale, self.bias), self._kernel()
         carried: State | None = None
         if self.takes_encoded and span.whole:
             drive = affine.encoded_drive(span.total, x.mode == "constant")
@@ -163,26 +216,15 @@ class FrozenTandem(FrozenLayer):
                 current = current + layer.per_channel(bias)
         return bits, (current, *neurons.unbind(0))
 
-    def pack(self) -> None:
-        """Pack the weights for the kernels of their device."""
-        weight = self.layer.kernel_weight()
-        if self.takes_encoded and weight.dtype not in INTEGERS:  # torch computes the product
-            return
-        # FrozenNetwork reports weights that are not finite: its message names the layer.
-        good = weight.is_meta or bool(weight.isfinite().all())
-        self.packed = ops.pack_weight(weight, getattr(self.layer, "groups", 1)) if good else None
+    def packed_layers(self) -> dict[str, TandemLayer]:
+        return {} if self._is_dense() else {"packed": self.layer}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_buffers": {**self._buffers, "packed": None}}
+    def _kernel(self) -> Kernel:
+        return self.layer.kernel() if self._is_dense() else self.packed_kernel("packed", self.layer)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        self.pack()  # in the order of the device, which may be another one than that of the pickled network
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
-        self.pack()
-        return converted
+    def _is_dense(self) -> bool:
+        """Return whether torch computes the product, which takes weights as they are."""
+        return self.takes_encoded and self.layer.weight.dtype not in INTEGERS
 
 
 def _kernel(layer: TandemLayer) -> Kernel:
@@ -208,16 +250,12 @@ def _check_integers(kind: str, name: str, tensors: Tensors, scale: str) -> None:
         raise ValueError(f"{kind}: {name} must be from -{most} to {most} in {weight.dtype}, got {int(beyond[0])}")
 
 
-def _pack_again(module: FrozenTandem, incompatible_keys: Any) -> None:
-    module.pack()
-
-
 _OF_BRANCHES = {"weight": "weight", "bias": "bias", "scale": "gain"}
 """The tensors of a branch, and the attributes of its layer that hold them."""
 
 
-class FrozenAdd(FrozenLayer):
-    """The spiking twin of a TandemAdd, with batch norms folded into the currents of its branches.
+class FrozenAdd(_Packed):
+    """The spiking twin of a TandemAdd, with batch norms folded into the currents of its branches, and packed weights.
 
     Args:
         join: a TandemAdd whose branches have no norm. Their parameters are replaced.
@@ -244,7 +282,8 @@ class FrozenAdd(FrozenLayer):
                 if attribute != "gain":
                     delattr(branch, attribute)
                 branch.register_buffer(attribute, None if tensor is None else frozen_tensor(tensor))
-        self.join = join.eval()  # in eval mode the branches cache their weights between calls
+        self.join = join.eval()
+        self.keep_packed()
 
     @classmethod
     @torch.no_grad()
@@ -312,6 +351,9 @@ class FrozenAdd(FrozenLayer):
         named["scale"] = self.join.scale
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
+    def packed_layers(self) -> dict[str, TandemLayer]:
+        return {f"packed_{i}": branch for i, branch in _layers(self.join)}
+
     def branches(self) -> list[nn.Module]:
         return list(self.join.branches)
 
@@ -336,7 +378,10 @@ class FrozenAdd(FrozenLayer):
         join.check_inputs(inputs)
         pairs = list(zip(join.branches, inputs, strict=True))
         before = None if state is None else stacked(state)
-        bits, carried = join.spikes(pairs, span.total, before, not span.ends)
+        kernels: list[Kernel | None] = [None] * len(pairs)
+        for i, branch in _layers(join):
+            kernels[i] = self.packed_kernel(f"packed_{i}", branch)
+        bits, carried = join.spikes(pairs, span.total, before, not span.ends, kernels)
         train = SpikeTrain.unchecked(bits, span.now, dtype=join.dtype_of(inputs), amplitude=join.neuron.amplitude)
         return train, None if span.ends else carried.unbind(0)
 

@@ -160,10 +160,11 @@ def _state(tensors: list[Tensor]) -> _State | None:
             memory.append((x.data_ptr(), x.nbytes if x.is_contiguous() else _span(x)))
     except RuntimeError:  # tensors inside torch.func transforms may have no memory
         return None
-    return _C.fingerprint(memory), _versions(tensors), [address for address, _ in memory]
+    return _C.fingerprint(memory), versions(tensors), [address for address, _ in memory]
 
 
-def _versions(tensors: list[Tensor]) -> list[int]:
+def versions(tensors: list[Tensor]) -> list[int]:
+    """Return the versions that autograd counts."""
     try:
         return [x._version for x in tensors]
     except RuntimeError:  # inference tensors have no version counter
