@@ -294,6 +294,11 @@ def joined(neuron):
     return nn.Sequential(OrderedDict(layers)).eval()
 
 
+def quantise_all(net):
+    quantise(net, 8)
+    return net
+
+
 CALLS = {
     "encode": ("x",),
     "first": ("encode",),
@@ -309,8 +314,7 @@ CALLS = {
 def test_weights_that_change(two_phase, bits, place):
     """In place, or for one call: nobody computes with what was packed of the old ones."""
     net = joined(IF(0.5, two_phase=two_phase))
-    if bits is not None:
-        quantise(net, bits)
+    net = net if bits is None else quantise_all(net)
     frozen, x = freeze(graph_of(net, CALLS)), torch.randn(3, 2, 6, 6, generator=generator(0))
     weights = [(name, weight) for name, weight in frozen.named_buffers() if name.endswith("weight")]
     assert len(weights) == 4
@@ -324,7 +328,39 @@ def test_weights_that_change(two_phase, bits, place):
     same(frozen(x), before)
     weight.copy_(replaced[name])
     same(frozen(x), want)
+    packed = [y for key, y in frozen.named_buffers() if "packed" in key]
+    same(frozen(x), want)
+    assert all(y is z for y, z in zip(packed, (y for key, y in frozen.named_buffers() if "packed" in key), strict=True))
     same(pickle.loads(pickle.dumps(frozen))(x), want)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_weights_that_change_in_inference_mode(place):
+    net = quantise_all(joined(IF(0.5)))
+    x = torch.randn(3, 2, 6, 6, generator=generator(0))
+    with torch.inference_mode():
+        frozen = freeze(graph_of(net, CALLS))
+        assert not any(y.is_inference() for name, y in frozen.named_buffers() if "packed" not in name)
+        for twin in (frozen, copy.deepcopy(frozen)):
+            weight = [weight for name, weight in twin.named_buffers() if name.endswith("weight")][place]
+            twin(x)
+            weight.copy_(weight.flip(0).clone())
+            same(twin(x), pickle.loads(pickle.dumps(twin))(x))
+
+
+@pytest.mark.parametrize("two_phase", [False, True])
+def test_weights_of_sums_that_change_beside_compiled_code(two_phase):
+    net, x = joined(IF(0.5, two_phase=two_phase)), torch.randn(3, 2, 6, 6, generator=generator(0))
+    frozen = freeze(graph_of(net, CALLS))
+    torch.compiler.reset()
+    compiled = torch.compile(frozen, backend="aot_eager", fullgraph=True)
+    before = compiled(x)
+    for name, weight in frozen.named_buffers():
+        if ".join.branches" in name and name.endswith("weight"):
+            weight.copy_(weight.flip(0).clone())
+    want = frozen(x)
+    assert not torch.equal(want, before)
+    same(compiled(x), want)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -230,8 +230,12 @@ def class_of(module: nn.Module) -> type[Any]:
 
 
 def frozen_tensor(tensor: Tensor) -> Tensor:
-    """Return a contiguous copy without gradient, so that a loaded network computes exactly as the saved one."""
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
+    """Return a contiguous copy without gradient, so that a loaded network computes exactly as the saved one.
+
+    Never an inference tensor, whose changes nobody counts.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def check_settings(kind: str, settings: Settings, names: set[str]) -> None:

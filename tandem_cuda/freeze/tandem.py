@@ -24,7 +24,7 @@ from ..nn.elementwise import TandemElementwise
 from ..nn.encode import EncodedInput
 from ..nn.linear import TandemLinear
 from ..nn.tandem import TandemLayer
-from ..nn.weight_cache import Kernel, SpikingWeights, versions
+from ..nn.weight_cache import Kernel, SpikingWeights
 from ..ops import LARGEST
 from ..ops.checks import INTEGERS, check_finite
 from ..spike_train import SpikeTrain
@@ -53,9 +53,9 @@ from .forms import (
 class _Packed(FrozenLayer):
     """A frozen layer that keeps weights packed for the kernels of their device.
 
-    The packed weights are not part of files, pickles and state dicts. What replaces the weights packs the new ones. If
-    weights have changed in place, or a call gets others (``torch.func.functional_call``), the operators pack those;
-    compiled code does not look.
+    The packed weights are not part of files, pickles and state dicts. What replaces the weights packs the new ones, and
+    so does a call that finds that they have changed in place, by autograd's versions. If a call gets other weights
+    (``torch.func.functional_call``), the operators pack those.
     """
 
     @abstractmethod
@@ -64,27 +64,28 @@ class _Packed(FrozenLayer):
 
     def keep_packed(self) -> None:
         """Pack the weights, and again whenever they are replaced."""
-        for name in self.packed_layers():
-            self.register_buffer(name, None, persistent=False)
         self.pack()
         self.register_load_state_dict_post_hook(_pack_again)  # type: ignore[no-untyped-call]  # torch's
 
     def pack(self) -> None:
         """Pack the weights for the kernels of their device."""
-        self._packed_from = {}
+        packed_from = {}
         for name, layer in self.packed_layers().items():
+            packed_from[name] = layer.weight, None if layer.weight.is_inference() else layer.weight._version
             weight = layer.kernel_weight()
             # FrozenNetwork reports weights that are not finite: its message names the layer.
             good = weight.is_meta or bool(weight.isfinite().all())
-            setattr(self, name, ops.pack_weight(weight, getattr(layer, "groups", 1)) if good else None)
-            self._packed_from[name] = layer.weight, versions([layer.weight])
+            packed = ops.pack_weight(weight, getattr(layer, "groups", 1)) if good else None
+            self.register_buffer(name, packed, persistent=False)
+        self._packed_from = packed_from
 
     def packed_kernel(self, name: str, layer: TandemLayer) -> Kernel:
         """Return a layer's weights with ``packed``, if it is theirs."""
-        if not torch.compiler.is_compiling():
-            weight, version = self._packed_from[name]
-            if layer.weight is not weight or versions([weight]) != version:
-                return layer.kernel()
+        weight, version = self._packed_from.get(name, (None, None))
+        if layer.weight is not weight or version is None:  # None: the tensor has no version
+            return layer.kernel()
+        if weight._version != version:
+            self.pack()
         return layer.kernel()._replace(packed=getattr(self, name))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -119,6 +120,7 @@ class FrozenTandem(_Packed):
 
     scale: Tensor | None
     bias: Tensor | None
+    packed: Tensor | None
 
     def __init__(
         self, layer: TandemLayer, weight: Tensor, scale: Tensor | None, bias: Tensor | None, takes_encoded: bool
@@ -220,7 +222,11 @@ class FrozenTandem(_Packed):
         return {} if self._is_dense() else {"packed": self.layer}
 
     def _kernel(self) -> Kernel:
-        return self.layer.kernel() if self._is_dense() else self.packed_kernel("packed", self.layer)
+        if self._is_dense():
+            return self.layer.kernel()
+        if torch.compiler.is_compiling():
+            return self.layer.kernel()._replace(packed=self.packed)
+        return self.packed_kernel("packed", self.layer)
 
     def _is_dense(self) -> bool:
         """Return whether torch computes the product, which takes weights as they are."""
@@ -380,7 +386,9 @@ class FrozenAdd(_Packed):
         before = None if state is None else stacked(state)
         kernels: list[Kernel | None] = [None] * len(pairs)
         for i, branch in _layers(join):
-            kernels[i] = self.packed_kernel(f"packed_{i}", branch)
+            # Compiled code cannot see that weights have changed.
+            compiling = torch.compiler.is_compiling()
+            kernels[i] = branch.kernel() if compiling else self.packed_kernel(f"packed_{i}", branch)
         bits, carried = join.spikes(pairs, span.total, before, not span.ends, kernels)
         train = SpikeTrain.unchecked(bits, span.now, dtype=join.dtype_of(inputs), amplitude=join.neuron.amplitude)
         return train, None if span.ends else carried.unbind(0)

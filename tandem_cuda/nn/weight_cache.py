@@ -160,11 +160,10 @@ def _state(tensors: list[Tensor]) -> _State | None:
             memory.append((x.data_ptr(), x.nbytes if x.is_contiguous() else _span(x)))
     except RuntimeError:  # tensors inside torch.func transforms may have no memory
         return None
-    return _C.fingerprint(memory), versions(tensors), [address for address, _ in memory]
+    return _C.fingerprint(memory), _versions(tensors), [address for address, _ in memory]
 
 
-def versions(tensors: list[Tensor]) -> list[int]:
-    """Return the versions that autograd counts."""
+def _versions(tensors: list[Tensor]) -> list[int]:
     try:
         return [x._version for x in tensors]
     except RuntimeError:  # inference tensors have no version counter

@@ -174,24 +174,29 @@ def gradients_of(
         unit = None
     if scale is None and unit is None:
         return _unscaled_gradients(grad, values, weight, needed, convolution)
-    for_weight = scale if unit is None else 1 / unit if scale is None else scale / unit
-    if grad.numel() > weight.numel():  # the factors meet whichever is smaller
-        per_weight = [-1, *[1] * (weight.dim() - 1)]
-        scaled = weight
-        if scale is not None and needed[0]:
-            scaled = weight.to(grad.dtype) * scale.view(per_weight)
-        grad_values, grad_weight = _unscaled_gradients(grad, values, scaled, needed, convolution)
-        if grad_weight is None or for_weight is None:
-            return grad_values, grad_weight
-        dtype = weight.dtype if weight.is_floating_point() else grad.dtype
-        return grad_values, (grad_weight * for_weight.view(per_weight)).to(dtype)
-    per_neuron = [-1] if weight.dim() == 2 else [-1, 1, 1]
-    scaled = grad if scale is None else grad * scale.view(per_neuron)
+    per_weight, per_neuron = [-1, *[1] * (weight.dim() - 1)], [-1, *[1] * (weight.dim() - 2)]
+    if grad.numel() <= weight.numel():  # the factors meet whichever is smaller
+        scaled = grad if scale is None else grad * scale.view(per_neuron)
+        if unit is None:
+            return _unscaled_gradients(scaled, values, weight, needed, convolution)
+        grad_values = _unscaled_gradients(scaled, values, weight, (needed[0], False), convolution)[0]
+        scaled = _over_unit(grad, scale, unit, per_neuron)
+        return grad_values, _unscaled_gradients(scaled, values, weight, (False, True), convolution)[1]
+    floats = weight
+    if scale is not None:  # in the dtype of the gradient: what comes of it is not rounded before it is scaled
+        floats = weight.to(grad.dtype) * scale.view(per_weight) if needed[0] else weight.to(grad.dtype)
+    grad_values, grad_weight = _unscaled_gradients(grad, values, floats, needed, convolution)
+    if grad_weight is not None:
+        grad_weight = _over_unit(grad_weight, scale, unit, per_weight)
+        grad_weight = grad_weight.to(weight.dtype) if weight.is_floating_point() else grad_weight
+    return grad_values, grad_weight
+
+
+def _over_unit(x: Tensor, scale: Tensor | None, unit: Tensor | None, shape: list[int]) -> Tensor:
+    """Return scale * x / unit, without a quotient that overflows where unit is nearly 0 and so is scale, or x."""
     if unit is None:
-        return _unscaled_gradients(scaled, values, weight, needed, convolution)
-    grad_values = _unscaled_gradients(scaled, values, weight, (needed[0], False), convolution)[0]
-    scaled = grad * cast(Tensor, for_weight).view(per_neuron)
-    return grad_values, _unscaled_gradients(scaled, values, weight, (False, True), convolution)[1]
+        return x * cast(Tensor, scale).view(shape)
+    return x / (unit if scale is None else unit / scale).view(shape)
 
 
 def _unscaled_gradients(

@@ -427,8 +427,8 @@ bool accumulate_windows(const EventTileArgs<E, T>& a, int64_t plane, int64_t ste
 }
 
 // The neurons of one plane; states and sums are carried from plane to plane in [rows, block]. kVectors of a row step
-// together. kJoins: with what another branch brings. kPlain: with scale and bias, all sums are
-// narrow, and nobody wants the sum of currents.
+// together. kJoins: with what another branch brings. kPlain: with scale and bias, no wide sums, and nobody wants the
+// sum of currents.
 template <class E, class T, int kVectors, bool kJoins, bool kPlain, class Model>
 TANDEM_HOST void fire(const EventTileArgs<E, T>& args, const Model& model, int64_t plane, int64_t steps,
                       const Sums<SumOf<E>>& all_sums, State<T> carried, T* carried_sum) {
