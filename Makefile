@@ -51,10 +51,11 @@ test: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test $(VENV)/.installed-examples
 	$(PY) -m pytest $(IN_PROCESSES) -m "slow and not gpu" $(PYTEST_ARGS)
 
-# The library as built under this environment's torch, tested under the oldest torch that it promises to load in.
+# The library as built under this environment's torch, tested under the oldest torch that it promises to load in. With
+# fewer random examples: these ask what the library computes, which the other tests have seen.
 test-oldest: $(VENV)-oldest/.installed
 	$(VENV)-oldest/bin/python -c "import torch; v = torch.__version__; assert v.split('+')[0] == '$(OLDEST_TORCH)', v"
-	$(VENV)-oldest/bin/pytest $(IN_PROCESSES) -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(VENV)-oldest/bin/pytest $(IN_PROCESSES) --hypothesis-profile few -m "not slow and not gpu" $(PYTEST_ARGS)
 
 # FUZZ_ARGS="products networks" picks kinds of cases. Every failure's line ends with the command that repeats it.
 MINUTES ?= 2

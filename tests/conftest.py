@@ -18,7 +18,7 @@ from tandem_cuda import _C, build_info
 
 # The same examples in every run, however slow the machine.
 settings.register_profile("same every time", derandomize=True, deadline=None, database=None, max_examples=100)
-# For `make sanitize`, where each takes ten times as long: --hypothesis-profile few.
+# For `make sanitize`, where each takes ten times as long, and `make test-oldest`: --hypothesis-profile few.
 settings.register_profile("few", settings.get_profile("same every time"), max_examples=10)
 settings.load_profile("same every time")
 
