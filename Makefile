@@ -52,7 +52,7 @@ test-slow: $(VENV)/.installed-test $(VENV)/.installed-examples
 	$(PY) -m pytest $(IN_PROCESSES) -m "slow and not gpu" $(PYTEST_ARGS)
 
 # The library as built under this environment's torch, tested under the oldest torch that it promises to load in. With
-# fewer random examples: these ask what the library computes, which the other tests have seen.
+# fewer random examples: what the library computes, "make test" has asked already.
 test-oldest: $(VENV)-oldest/.installed
 	$(VENV)-oldest/bin/python -c "import torch; v = torch.__version__; assert v.split('+')[0] == '$(OLDEST_TORCH)', v"
 	$(VENV)-oldest/bin/pytest $(IN_PROCESSES) --hypothesis-profile few -m "not slow and not gpu" $(PYTEST_ARGS)
