@@ -65,7 +65,7 @@ def coupled_behind_norm(
         correction: [O], or None for 0.
     """
     mean, var = statistics
-    beta = norm.bias if missing is None else norm.bias + 0 * missing  # gives the bias a zero gradient
+    beta = norm.bias if missing is None else torch.add(norm.bias, missing, alpha=0)  # gives the bias a zero gradient
     gamma, beta = norm.weight, beta if correction is None else beta + correction
     if scale is not None:
         gamma, beta = gamma * scale, beta * scale

@@ -159,11 +159,11 @@ def quantiser(layer: nn.Module) -> WeightQuantiser | None:
         >>> quantiser(layer).bits
         4
     """
-    if not parametrize.is_parametrized(layer, "weight"):
+    parametrizations: Any = layer._modules.get("parametrizations")  # not through __getattr__: layers often ask
+    if parametrizations is None or not parametrize.is_parametrized(layer, "weight"):
         return None
-    parametrizations: Any = layer.parametrizations
-    first = parametrizations.weight[0]
-    return first if isinstance(first, WeightQuantiser) and len(parametrizations.weight) == 1 else None
+    first, *others = parametrizations["weight"]
+    return first if isinstance(first, WeightQuantiser) and not others else None
 
 
 def check_bits(op: str, bits: Any) -> None:

@@ -116,8 +116,10 @@ def may_keep(module: nn.Module, layers: Sequence[nn.Module]) -> bool:
 
 def computes_weights(layer: nn.Module) -> bool:
     """Return whether a parametrisation computes the weights, so that changes of its state go unnoticed."""
-    parametrizations: Any = getattr(layer, "parametrizations", ())
-    return parametrize.is_parametrized(layer) and (quantiser(layer) is None or len(parametrizations) > 1)
+    parametrizations: Any = layer._modules.get("parametrizations")  # not through __getattr__: layers often ask
+    if parametrizations is None or not parametrize.is_parametrized(layer):
+        return False
+    return len(parametrizations) > 1 or quantiser(layer) is None
 
 
 _State = tuple[int, list[int], list[int]]

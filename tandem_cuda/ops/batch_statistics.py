@@ -33,14 +33,18 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     checks.check_floating(op, "x", x)
     if x.dim() < 2 or x.numel() == 0:
         raise ValueError(f"{op}: x must be [N, C, ...] and not empty, got {list(x.shape)}")
-    return _batch_statistics(x.detach())
+    statistics = _batch_statistics if torch.compiler.is_compiling() else _of_torch
+    return statistics(x.detach())
 
 
-# A custom operator, because torch.compile cannot lower torch.batch_norm_update_stats.
-@torch.library.custom_op("tandem_cuda::batch_statistics", mutates_args=())
-def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+def _of_torch(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
     return mean, var
+
+
+# A custom operator, because torch.compile cannot lower torch.batch_norm_update_stats. Elsewhere it would take longer than
+# the statistics of small layers.
+_batch_statistics = torch.library.custom_op("tandem_cuda::batch_statistics", _of_torch, mutates_args=())
 
 
 @_batch_statistics.register_fake
