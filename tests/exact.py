@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from tandem_cuda import _C, ops
@@ -50,6 +51,11 @@ CONSTANT, _, SERIES, _ = range(4)  # modes, likewise
 def slow(*values, **named):
     """One of a test's parameters that only `make test-slow` takes."""
     return pytest.param(*values, **named, marks=pytest.mark.slow)
+
+
+def examples(n):
+    """So many of hypothesis's examples; a tenth with `--hypothesis-profile few`, as of all other tests."""
+    return settings(max_examples=n * settings.default.max_examples // 100)
 
 
 def imported_without(monkeypatch, module, missing):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import FLOATS, SEEDS, THREADS, generator, same
+from exact import FLOATS, SEEDS, THREADS, examples, generator, same
 from tandem_cuda import ops
 
 # Of the samples of a batch: from almost silent ones, of which lists are made, to ones that torch multiplies.
@@ -52,7 +52,7 @@ BATCHES = st.lists(st.sampled_from(RATES), min_size=2, max_size=6)
 REPRODUCIBLE = st.sampled_from(("auto", "event"))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     rates=BATCHES,
     time_steps=st.sampled_from((1, 4, 8, 9, 20)),
@@ -87,7 +87,7 @@ def test_larger_conv2d(channels, outputs, size):
     check_conv2d(rates, 4, channels, (size, size), shape, named, "auto", torch.float32, 0)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     rates=BATCHES,
     time_steps=st.sampled_from((1, 8, 17)),

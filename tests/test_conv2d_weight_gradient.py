@@ -4,10 +4,23 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import FLOATS, SEEDS, dyadic, every_path, everywhere, generator, out_shape, planes, same, sized, slow
+from exact import (
+    FLOATS,
+    SEEDS,
+    dyadic,
+    every_path,
+    everywhere,
+    examples,
+    generator,
+    out_shape,
+    planes,
+    same,
+    sized,
+    slow,
+)
 from tandem_cuda import reference as ref
 
 OP = torch.ops.tandem_cuda.conv2d_weight_gradient
@@ -71,7 +84,7 @@ def gradients(draw):
     return sized(draw, groups, channels, outputs, wider=(0, 1, 2, 3, 4, 14, 15, 16, 17, 31, 32, 33, 50))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(case=gradients(), counts=st.sampled_from(tuple(COUNTS)), dtype=st.sampled_from(FLOATS), seed=SEEDS)
 def test_matches_torch(case, counts, dtype, seed):
     grad = dyadic(*out_shape(case), seed=seed, scale=4, dtype=dtype)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exact import (
@@ -19,6 +19,7 @@ from exact import (
     every_path,
     every_variant,
     everywhere,
+    examples,
     generator,
     planes,
     same,
@@ -29,7 +30,7 @@ from tandem_cuda import reference as ref
 from test_count_linear import bad_operands
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     case=st.one_of(convolutions(), depthwise_convolutions()),
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),

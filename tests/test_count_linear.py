@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exact import (
@@ -18,6 +18,7 @@ from exact import (
     every_path,
     every_variant,
     everywhere,
+    examples,
     generator,
     planes,
     same,
@@ -28,7 +29,7 @@ from tandem_cuda import reference as ref
 from tensors import normal
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
     batch=st.lists(st.integers(0, 4), min_size=1, max_size=3),

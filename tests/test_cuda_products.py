@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tandem_cuda as tc
@@ -20,6 +20,7 @@ from exact import (
     convolutions,
     depthwise_convolutions,
     dyadic,
+    examples,
     generator,
     int8,
     out_shape,
@@ -66,7 +67,7 @@ def tensor_cores(device):
 
 
 @every_engine
-@settings(max_examples=200)
+@examples(200)
 @given(
     case=st.one_of(convolutions(), depthwise_convolutions()),
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 40)),

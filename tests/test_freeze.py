@@ -6,13 +6,13 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn.utils import prune
 
 import tandem_cuda
-from exact import FLOATS, SEEDS, generator, same, slow, train
+from exact import FLOATS, SEEDS, examples, generator, same, slow, train
 from neurons import EVERY_KIND
 from tandem_cuda import (
     IF,
@@ -50,7 +50,7 @@ from freezable import (
 # --- the same as eval mode -------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     network=networks(),
     encoding=st.sampled_from(MODES),

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import RATES, SEEDS, every_path, everywhere, generator, same, train
+from exact import RATES, SEEDS, every_path, everywhere, examples, generator, same, train
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
 
@@ -35,7 +35,7 @@ def uneven(time_steps, *neurons, seed):
     return ref.pack_spikes(torch.rand(time_steps, *neurons, generator=generator(seed + 1)) < rates)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     pooling=poolings(),
     time_steps=st.sampled_from(TIME_STEPS),
@@ -94,7 +94,7 @@ def test_who_catches_up_is_not_heard_until_it_leads():
 
 
 @given(cuts=st.lists(st.integers(1, 40), min_size=2, max_size=6), channels=st.sampled_from((3, 64, 70)), seed=SEEDS)
-@settings(max_examples=40)
+@examples(40)
 def test_streaming(cuts, channels, seed):
     """In pieces, each with the counts that the last one returned, a train is pooled as it is in one."""
     time_steps = sum(cuts)

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import tandem_cuda
-from exact import ENGINES, FLOATS, SEEDS, VANISHING, dyadic, every_path, generator, same, train
+from exact import ENGINES, FLOATS, SEEDS, VANISHING, dyadic, every_path, examples, generator, same, train
 from neurons import EVERY_KIND, every_kind
 from tandem_cuda import IF, LIF, SpikeTrain
 from tandem_cuda import reference as ref
@@ -112,7 +112,7 @@ def trains_of(net, x):
     return (*seen, out.detach()), out
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     network=networks(),
     encoding=st.sampled_from(("constant", "impulse", "events")),

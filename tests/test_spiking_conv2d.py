@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exact import (
@@ -18,6 +18,7 @@ from exact import (
     every_path,
     every_variant,
     everywhere,
+    examples,
     firing_rate,
     generator,
     out_shape,
@@ -34,7 +35,7 @@ from test_count_conv2d import BAD_CONV2D, BITS, NARROW_SUMS, WEIGHT
 from test_spiking_linear import BAD_NEURONS
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     case=st.one_of(convolutions(), depthwise_convolutions()),
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),

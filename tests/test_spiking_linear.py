@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from exact import (
@@ -15,6 +15,7 @@ from exact import (
     every_path,
     every_variant,
     everywhere,
+    examples,
     firing_rate,
     generator,
     planes,
@@ -28,7 +29,7 @@ from tandem_cuda import reference as ref
 from test_count_linear import BAD_LINEAR, BITS, NARROW_SUMS, WEIGHT
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
     batch=st.lists(st.integers(0, 4), min_size=1, max_size=3),

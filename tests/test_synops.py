@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from exact import SEEDS, convolutions, train
+from exact import SEEDS, convolutions, examples, train
 from tandem_cuda import (
     Decode,
     Encode,
@@ -211,7 +211,7 @@ def connections(layer: TandemConv2d, spikes: Tensor) -> int:
 
 
 @given(convolutions(), SEEDS)
-@settings(max_examples=60)
+@examples(60)
 def test_random_convolutions_count_every_connection(case: dict[str, Any], seed: int) -> None:
     """Over a loader of two batches, against a loop over the output pixels and taps."""
     groups, (outputs, per_group, *kernel) = case["geometry"]["groups"], case["weight"]

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tandem_cuda as tc
-from exact import ENGINES, FLOATS, HALVES, SEEDS, dyadic, planes, same
+from exact import ENGINES, FLOATS, HALVES, SEEDS, dyadic, examples, planes, same
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
 
@@ -38,7 +38,7 @@ def test_weights_of_height_1():
     same(ref.spiking_conv2d(bits, weight, groups=4, time_steps=8), want)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     data=st.data(),
     groups=st.sampled_from((1, 2, 4)),
@@ -61,7 +61,7 @@ def test_any_strides_of_size_1(data, groups, channels, outputs, kernel, batch, d
     same(ops.count_conv2d(bits, odd, engine=engine, **named), ref.count_conv2d(bits, plain(weight), **named))
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     data=st.data(),
     groups=st.sampled_from((1, 2, 4)),
@@ -86,7 +86,7 @@ def test_gradients_of_any_strides_of_size_1(data, groups, channels, outputs, ker
     same(tuple(x.detach() for x in got), tuple(x.float() for x in want[:2]))
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(data=st.data(), dims=st.sampled_from((1, 2)), transposed=st.booleans(), seed=SEEDS)
 def test_layers(data, dims, transposed, seed):
     """With real input, which torch convolves."""
