@@ -618,7 +618,7 @@ def _rounding(module: Any, source: Source, gain: float) -> dict[str, Any]:
 
     There are none if values of different weight, or several that read one spike, leave no such integers.
     """
-    rounds = quantiser(module)
+    rounds = None if module is None else quantiser(module)
     if rounds is None:
         return {}
     used = None if source.position is None else source.position[source.position > 0]
