@@ -42,8 +42,8 @@ def _of_torch(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-# A custom operator, because torch.compile cannot lower torch.batch_norm_update_stats. Elsewhere it would take longer than
-# the statistics of small layers.
+# A custom operator, because torch.compile cannot lower torch.batch_norm_update_stats. Elsewhere its overhead would
+# exceed the time that the statistics of a small layer take.
 _batch_statistics = torch.library.custom_op("tandem_cuda::batch_statistics", _of_torch, mutates_args=())
 
 
