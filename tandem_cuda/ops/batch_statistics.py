@@ -33,8 +33,8 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     checks.check_floating(op, "x", x)
     if x.dim() < 2 or x.numel() == 0:
         raise ValueError(f"{op}: x must be [N, C, ...] and not empty, got {list(x.shape)}")
-    statistics = _batch_statistics if torch.compiler.is_compiling() else _of_torch
-    return statistics(x.detach())
+    direct = type(x) is Tensor and not x.is_meta and not torch.compiler.is_compiling()
+    return _of_torch(x.detach()) if direct else _batch_statistics(x.detach())
 
 
 def _of_torch(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,8 +42,8 @@ def _of_torch(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-# A custom operator, because torch.compile cannot lower torch.batch_norm_update_stats. Elsewhere its overhead would
-# exceed the time that the statistics of a small layer take.
+# A custom operator, because torch.compile cannot lower torch.batch_norm_update_stats, and meta tensors have none.
+# Elsewhere its overhead would exceed the time that the statistics of a small layer take.
 _batch_statistics = torch.library.custom_op("tandem_cuda::batch_statistics", _of_torch, mutates_args=())
 
 
