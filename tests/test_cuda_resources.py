@@ -87,16 +87,15 @@ def test_resources(cubin, cuobjdump, source, architecture):
     entries = usage.split(" Function ")[1:]
     assert entries
     for entry in entries:
-        limits = limits_of(entry)
+        limits, used = limits_of(entry), {name: int(n) for name, n in re.findall(r"(\w+):(\d+)", entry)}
         # A register that is spilled is on the stack.
-        assert number(r"STACK:(\d+)", entry) <= limits.get("stack", 0), entry
-        assert number(r"LOCAL:(\d+)", entry) == 0, entry
+        assert used["STACK"] <= limits.get("stack", 0), entry
+        assert used["LOCAL"] == 0, entry
         if architecture != "sm_75":  # the reduced path: no tensor-core engine there
-            assert number(r"REG:(\d+)", entry) <= limits["registers"], entry
-            shared = number(r"SHARED:(\d+)", entry)
+            assert used["REG"] <= limits["registers"], entry
             # From 9.0 on, the 1024 bytes that the system takes of every block with shared memory are counted.
-            system = 1024 if shared and architecture == "sm_90" else 0
-            assert shared - system <= limits["shared"], entry
+            system = 1024 if used["SHARED"] and architecture == "sm_90" else 0
+            assert used["SHARED"] - system <= limits["shared"], entry
 
 
 def test_table_names_the_kernels_that_exist():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from .. import ops
 from ..ops import checks
@@ -159,11 +159,21 @@ def quantiser(layer: nn.Module) -> WeightQuantiser | None:
         >>> quantiser(layer).bits
         4
     """
-    parametrizations: Any = layer._modules.get("parametrizations")  # not through __getattr__: layers often ask
-    if parametrizations is None or not parametrize.is_parametrized(layer, "weight"):
+    parametrizations = parametrizations_of(layer)
+    if "weight" not in parametrizations:
         return None
     first, *others = parametrizations["weight"]
     return first if isinstance(first, WeightQuantiser) and not others else None
+
+
+def parametrizations_of(layer: nn.Module) -> Mapping[str, Any]:
+    """Return a layer's parametrisations by the names of tensors.
+
+    Layers ask several times in every call, so this avoids ``nn.Module.__getattr__``, which torch's
+    ``parametrize.is_parametrized`` goes through.
+    """
+    found: Any = layer._modules.get("parametrizations")
+    return found if isinstance(found, nn.ModuleDict) else {}  # type: ignore[return-value]  # it has what is needed
 
 
 def check_bits(op: str, bits: Any) -> None:

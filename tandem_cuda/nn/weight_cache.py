@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from .. import _C, ops
 from ..ops.pack_weight import can_hold
 from .constants import capturing
-from .quantiser import quantiser
+from .quantiser import parametrizations_of, quantiser
 
 
 class Kernel(NamedTuple):
@@ -116,10 +115,8 @@ def may_keep(module: nn.Module, layers: Sequence[nn.Module]) -> bool:
 
 def computes_weights(layer: nn.Module) -> bool:
     """Return whether a parametrisation computes the weights, so that changes of its state go unnoticed."""
-    parametrizations: Any = layer._modules.get("parametrizations")  # not through __getattr__: layers often ask
-    if parametrizations is None or not parametrize.is_parametrized(layer):
-        return False
-    return len(parametrizations) > 1 or quantiser(layer) is None
+    names = len(parametrizations_of(layer))
+    return names > 1 or (names == 1 and quantiser(layer) is None)
 
 
 _State = tuple[int, list[int], list[int]]
