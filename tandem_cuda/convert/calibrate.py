@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from .._progress import progress
+from ..neuron import Neuron, of_settings
 from ..nn import TandemAdd
 from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer
 from ..ops import checks
 from ..spike_train import SpikeTrain
-from .trace import check_traced
+from .batches import Batch
 
 Level = float | Tensor
 """T times a threshold: of all neurons of a layer, or of each channel or feature, [C]."""
@@ -40,6 +42,79 @@ class Calibration:
     """T * threshold of layers, by name: a number, or with ``per_channel`` a float64 Tensor [C]."""
     corrections: Mapping[str, Tensor] = field(default_factory=dict)
     """What ``correct_bias`` adds to the pre-activations of layers, by name: float64 Tensors [C]."""
+    neuron: Neuron | None = None
+    """The neurons for which it was made, with a threshold of their own that it replaces; None if not known."""
+
+    def as_tensor(self) -> Tensor:
+        """Return all of it as JSON in uint8, so that state dicts and their files can hold it."""
+        found = {
+            "time_steps": self.time_steps,
+            "levels": {name: _as_json(level) for name, level in self.levels.items()},
+            "corrections": {name: _as_json(x) for name, x in self.corrections.items()},
+            "neuron": None if self.neuron is None else {**self.neuron.settings(), "clip": self.neuron.clip},
+        }
+        return torch.frombuffer(bytearray(json.dumps(found).encode()), dtype=torch.uint8)
+
+    @classmethod
+    def of_tensor(cls, state: Tensor) -> Calibration:
+        """Undo :meth:`as_tensor`.
+
+        Raises:
+            ValueError: ``state`` is something else.
+        """
+        try:
+            found = json.loads(bytes(state.cpu().tolist()))
+            neuron = found["neuron"]
+            if neuron is not None:
+                clip = bool(neuron.pop("clip"))
+                neuron = replace(of_settings("Calibration", neuron), clip=clip)  # type: ignore[type-var]  # a dataclass
+            return cls(
+                int(found["time_steps"]),
+                {name: _of_json(level) for name, level in found["levels"].items()},
+                {name: torch.tensor(x, dtype=torch.float64) for name, x in found["corrections"].items()},
+                neuron,
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"Calibration: the extra state must be that of a TandemNetwork, got {error!r}") from None
+
+    @classmethod
+    def of_state(cls, state_dict: Mapping[str, Any], prefix: str = "") -> Calibration:
+        """Return the calibration of the network whose ``state_dict`` this is.
+
+        With it, :func:`convert` makes a network that can load the state, in another process too.
+
+        Args:
+            state_dict: of a calibrated ``TandemNetwork``, or of a module that contains one.
+            prefix: the name of the network in that module, with a dot: "net.".
+
+        Raises:
+            ValueError: ``state_dict`` has none, as that of the ANN or of a network that is not calibrated.
+
+        Examples:
+            >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+            >>> state = convert(ann, time_steps=8, calibrate=torch.rand(16, 1, 28, 28)).state_dict()
+            >>> again = convert(ann, time_steps=8, calibrate=Calibration.of_state(state))
+            >>> again.load_state_dict(state)
+            <All keys matched successfully>
+        """
+        if prefix + EXTRA_STATE not in state_dict:
+            raise ValueError(
+                f"Calibration: state_dict must be that of a calibrated TandemNetwork, got one without "
+                f"{prefix + EXTRA_STATE!r}"
+            )
+        return cls.of_tensor(state_dict[prefix + EXTRA_STATE])
+
+
+EXTRA_STATE = "_extra_state"
+"""torch's key in state dicts for what is neither parameter nor buffer: here the calibration."""
+
+
+def _as_json(x: Level) -> Any:
+    return x.tolist() if isinstance(x, Tensor) else x
+
+
+def _of_json(x: Any) -> Level:
+    return torch.tensor(x, dtype=torch.float64) if isinstance(x, list) else float(x)
 
 
 @dataclass(frozen=True)
@@ -90,26 +165,6 @@ class _Recorder(fx.Interpreter):
         return out
 
 
-def checked_inputs(ann: nn.Module, graph: fx.Graph, batches: Iterable[Any]) -> list[Tensor]:
-    """Return the calibration inputs, one tensor for each batch."""
-    inputs: list[Tensor] = []
-    with evaluating(ann), torch.no_grad():
-        for batch in batches:
-            x = batch[0] if isinstance(batch, (tuple, list)) else batch
-            if not isinstance(x, Tensor) or not x.dim() or not len(x):
-                raise ValueError(
-                    f"convert: calibrate must yield batches of at least one sample, got {type(x).__name__}"
-                )
-            if not x.isfinite().all():
-                raise ValueError(f"convert: calibrate must be finite, got NaN or infinity in batch {len(inputs)}")
-            if not inputs:
-                check_traced(ann, graph, x)
-            inputs.append(x)
-    if not inputs:
-        raise ValueError("convert: calibrate must yield at least one batch, got none")
-    return inputs
-
-
 def checked_levels(names: Mapping[str, int | None], pools: list[str], levels: Mapping[str, Any]) -> dict[str, Level]:
     """Return the given levels of all layers, and of those pools that have one.
 
@@ -142,7 +197,7 @@ def _checked_level(name: str, level: Any, channels: int | None) -> Level:
 
 
 def percentiles(
-    ann: nn.Module, graph: fx.Graph, measured: Sequence[Measured], inputs: Sequence[Tensor], percentile: float
+    ann: nn.Module, graph: fx.Graph, measured: Sequence[Measured], inputs: Sequence[Batch], percentile: float
 ) -> dict[str, Level]:
     """Return a percentile of each value, averaged over the batches (Rueckauer et al. 2017)."""
     totals = {what.name: torch.zeros(what.channels or 1, dtype=torch.float64) for what in measured}
@@ -162,7 +217,7 @@ def least_errors(
     ann: nn.Module,
     graph: fx.Graph,
     measured: Sequence[Measured],
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Batch],
     time_steps: int,
     initial: float,
 ) -> dict[str, Level]:
@@ -202,13 +257,13 @@ def _run(
     ann: nn.Module,
     graph: fx.Graph,
     measured: Sequence[Measured],
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Batch],
     see: Callable[[Measured, Tensor], None],
 ) -> None:
     recorder = _Recorder(ann, graph, measured, see)
     with evaluating(ann), torch.no_grad():
         for x in progress(inputs, "convert: calibrating"):
-            recorder.run(x)
+            recorder.run(*x)
 
 
 def _sample(values: Tensor) -> Tensor:
@@ -257,7 +312,7 @@ def set_correction(layer: TandemLayer, correction: Tensor, signed: bool) -> None
 
 
 def find_corrections(
-    ann: nn.Module, graph: fx.Graph, snn: fx.GraphModule, measured: Sequence[Measured], inputs: Sequence[Tensor]
+    ann: nn.Module, graph: fx.Graph, snn: fx.GraphModule, measured: Sequence[Measured], inputs: Sequence[Batch]
 ) -> dict[str, Tensor]:
     """Correct the biases of the spiking network, layer by layer, and return the corrections.
 
@@ -292,9 +347,9 @@ def find_corrections(
     return corrections
 
 
-def _started(snn: fx.GraphModule, x: Tensor) -> fx.Interpreter:
+def _started(snn: fx.GraphModule, x: Batch) -> fx.Interpreter:
     run = fx.Interpreter(snn)
-    run.args_iter = iter([x])
+    run.args_iter = iter(x)
     return run
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,7 +45,19 @@ from .advice import (
 from .gates import gated
 from .record import Origin, Record
 from .rules import Call, Unconvertible, WeightRule, applied, fire, rule_for, weights_of
-from .trace import VIEWS, dropout_of, kept, kind_of, leading_to, name_in_ann, owner_of, parametrized, scope_of, word_of
+from .trace import (
+    VIEWS,
+    dropout_of,
+    kept,
+    kind_of,
+    leading_to,
+    name_in_ann,
+    overridden_methods,
+    owner_of,
+    parametrized,
+    scope_of,
+    word_of,
+)
 from .values import Branch, Broken, Current, Pooled, Real, Source, Train
 
 _VIEWS = {
@@ -73,9 +86,12 @@ class Conversion:
         learn_thresholds: bool,
         gates: bool = False,
         per_channel: bool = False,
+        sizes: Mapping[fx.Node, torch.Size] = MappingProxyType({}),
         spiking: set[fx.Node] | None = None,
     ) -> None:
         self.ann = ann
+        self.sizes = sizes
+        """The sizes of the ANN's tensors for an example of its inputs; empty without one."""
         self.spiking = spiking
         """The nodes up to and including the activations of the layers that are to spike; None for all that can."""
         self.nodes = list(graph.nodes)
@@ -122,13 +138,13 @@ class Conversion:
         self._check_parameters()
 
     def _check_hooks(self) -> None:
-        """Report hooks that would no longer be called: those of the ANN itself and of modules that the SNN replaces."""
-        if why := hooked(self.ann):
+        """Report code that would no longer be called: hooks of the ANN, hooks and own methods of replaced modules."""
+        if why := _bypassed(self.ann):
             self.problems.append(Problem(type(self.ann).__name__, type(self.ann).__name__, "", why, why))
         for node in self.nodes:
             if node.op == "call_module" and node not in self.tainted:
                 module = self.ann.get_submodule(str(node.target))
-                if (why := hooked(module)) and not any(x is module for x in self.modules.values()):
+                if (why := _bypassed(module)) and not any(x is module for x in self.modules.values()):
                     self._problem(node, why)
 
     def _check_parameters(self) -> None:
@@ -173,12 +189,12 @@ class Conversion:
         self.graph.lint()
         return fx.GraphModule(self.modules, self.graph, "SpikingTwin")
 
-    def record(self, with_example: bool) -> Record:
-        """Return what a report of the conversion needs. ``with_example``: whether the graph was traced with one."""
+    def record(self) -> Record:
+        """Return what a report of the conversion needs."""
         products = {origin.node for origin in self.origins}
         gates = [node for node, product in self.gates.items() if product.name in products]
         modules = [_name_of(node) for node in self.nodes if node in gates and node.op == "call_module"]
-        return Record(tuple(self.origins), with_example, tuple(modules or [node.name for node in gates]))
+        return Record(tuple(self.origins), gates=tuple(modules or [node.name for node in gates]))
 
     def _order(self) -> tuple[set[fx.Node], set[fx.Node]]:
         """Return the nodes that lead to a weight layer, and the last weight layers, which stay as they are."""
@@ -252,7 +268,7 @@ class Conversion:
         argument = node.all_input_nodes[0]
         if (len(node.args), len(node.kwargs)) not in ((1, 0), (0, 1)) and node not in self.last:
             return self._problem(node, "call it with its input alone", Train(self._stand_in()))
-        if (why := hooked(module)) and node not in self.last:
+        if (why := _bypassed(module)) and node not in self.last:
             return self._problem(node, why, self._unknown_current(node, module))
         x = self.value(argument)
         if node in self.last:
@@ -685,6 +701,15 @@ def _name_of(node: fx.Node) -> str:
     return name_in_ann(str(node.target)) if node.op == "call_module" else node.name
 
 
+def _bypassed(module: nn.Module) -> str:
+    """Return the advice for a module with code that the spiking twin would not call; else ""."""
+    if why := hooked(module):
+        return why
+    names = overridden_methods(module)
+    deleted = " and ".join(f"del module.{name}" for name in names)
+    return f"remove what its instance overrides ({deleted}): nothing calls it in the spiking twin" if names else ""
+
+
 def _between(first: fx.Node, last: fx.Node) -> int:
     """Return the number of steps from one node to another, each of which has one input."""
     steps = 0
@@ -702,13 +727,18 @@ def _is_shareable(parametrizations: Any) -> bool:
 
 
 def _spiking_pool(pool: Any, neuron: Neuron, engine: str) -> nn.Module:
-    """Make the spiking layer for average pooling. Its neurons start, and wait, as those of the other layers."""
+    """Make the spiking layer for average pooling. Its neurons start, and wait, as those of the other layers.
+
+    Where the divisor is smaller than the window, a spike stands for more than one spike of the window.
+    """
     how: dict[str, Any] = {"initial": neuron.initial, "two_phase": neuron.two_phase, "engine": engine}
     if isinstance(pool, nn.AdaptiveAvgPool2d):
         return SpikingAdaptiveAvgPool2d(pool.output_size, **how)
     windows = pool.kernel_size, pool.stride, pool.padding
     settings = pool.ceil_mode, pool.count_include_pad, pool.divisor_override
-    return SpikingAvgPool2d(*windows, *settings, **how)
+    spiking = SpikingAvgPool2d(*windows, *settings, **how)
+    spiking.threshold = spiking.amplitude = max(spiking.largest, 1.0)
+    return spiking
 
 
 def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:

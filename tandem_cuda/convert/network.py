@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as replaced_fields
@@ -14,19 +16,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..neuron import IF, Neuron, check_neuron
-from ..nn import TandemAdd, TandemConvTranspose2d
+from ..nn import TandemAdd, TandemConvTranspose2d, TandemElementwise
 from ..nn.encode import Decode, Encode
 from ..nn.quantised import check_quantisable, quantise_layers, scale_integers, unquantise_layers, weight_layers
 from ..nn.quantiser import quantiser
-from ..nn.tandem import TandemLayer, stored
+from ..nn.tandem import OF_CONVERSION, TandemLayer, stored
 from ..ops import checks
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
+from .batches import Batch, calibration_batches
 from .calibrate import (
+    EXTRA_STATE,
     Calibration,
     Level,
     Measured,
-    checked_inputs,
     checked_levels,
     find_corrections,
     least_errors,
@@ -35,12 +38,13 @@ from .calibrate import (
     weight_layer,
 )
 from .conversion import Conversion, cut
-from .record import Record
+from .record import Record, Sample
 from .replace import check_replacements, replaced
 from .report import ConversionReport, report_on
 from .rules import RULES, has_weights
-from .trace import owner_of, same_modules, traced, unite
+from .trace import Traced, check_traced, inputs_of, owner_of, same_modules, traced, unite
 from .values import Source
+from .watch import Watch
 
 _BITS = {"int8": 8, "int16": 16}
 """Of what ``convert`` takes as ``weights``."""
@@ -85,6 +89,11 @@ class TandemNetwork(nn.Module):
     _readers: tuple[tuple[Any, tuple[Source, ...]], ...] = ()  # likewise
     _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
     _record: Record | None = None  # likewise
+    _watch: Watch | None = None  # likewise
+    _own: Sequence[tuple[Any, nn.Module, str]] = ()  # likewise; modules with tensors of the spiking twin alone
+    _weight_twins: Sequence[
+        tuple[Any, str, Any]
+    ] = ()  # likewise; layers that share a weight, and the ANN's name for it
     _scaled: Sequence[tuple[Any, Any]] = ()  # likewise; the ANN's quantisers, and the scale that each must have
 
     def __init__(
@@ -99,6 +108,7 @@ class TandemNetwork(nn.Module):
         cats: Iterable[tuple[Any, list[str | None]]] = (),
         signed: Iterable[str] = (),
         record: Record | None = None,
+        traced: Traced | None = None,
     ) -> None:
         super().__init__()
         self.snn = snn
@@ -121,10 +131,14 @@ class TandemNetwork(nn.Module):
         for name, module in snn.named_modules():
             if module not in shared:  # shared modules keep their mode: parts of a model may be frozen
                 module.training = modes.get(name, ann.training)
+        if traced is not None and record is not None:
+            self._watch = Watch(ann, traced, shared, record)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         unite(self.snn, self.ann())
+        if self._watch is not None:
+            self._watch.resume(same_modules(self.snn, self.ann()))
 
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
@@ -172,9 +186,9 @@ class TandemNetwork(nn.Module):
                 set_correction(holder, share, name in self._signed)
         for name, source in self._pools:  # in order of execution: the source's level is known by now
             below = time_steps if source is None else float(self.levels[source])
-            # An average never exceeds its largest input.
-            level = self.levels[name] = min(float(self.levels.get(name, below)), below)
             pool: Any = self.snn.get_submodule(name)
+            bound = below * pool.largest  # no average of values up to ``below`` exceeds it
+            level = self.levels[name] = min(float(self.levels.get(name, bound)), bound)
             pool.threshold = pool.amplitude = level / below
         for cat, levels in self._cats:
             cat.amplitudes = tuple(self.weight_of(level, 0) for level in levels)
@@ -200,7 +214,7 @@ class TandemNetwork(nn.Module):
             ValueError: ``inputs`` has no samples, or spike trains of another T than a calibrated network.
             RuntimeError: the network was not made by ``convert``, or was pickled by an earlier version.
         """
-        self._check_twins()
+        self.check_twins()
         if self._record is None:
             raise RuntimeError(
                 "report: the network must be made by convert of this version. Call convert on its ANN again "
@@ -270,7 +284,7 @@ class TandemNetwork(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         if not torch.compiler.is_compiling():
-            self._check_twins()
+            self.check_twins()
         if named or len(inputs) != self._arguments.required:
             inputs = self._arguments.of(inputs, named)
         if self.levels is not None:
@@ -317,6 +331,12 @@ class TandemNetwork(nn.Module):
             self._held.append((theirs, owner, key, getattr(owner, key)))
             if has_weights(layer) and getattr(layer, "bias", None) is None:
                 self._held.append((f"{path}.bias".lstrip("."), layer, "bias", None))
+        self._weight_twins = [*self._find_weight_twins()]
+        likes = {id(mine): owner_of(ann, theirs) for mine, theirs, _ in self._weight_twins}
+        first = next((owner_of(ann, name) for name, _ in ann.named_parameters()), None)
+        if first is not None:
+            own = [module for module in self.snn.modules() if isinstance(module, _WITH_OWN_TENSORS)]
+            self._own = [(module, *likes.get(id(module), first)) for module in own]
         self._placed: dict[str, tuple[nn.Module, str, nn.Module]] = {}
         """The ANN's modules on the path to anything shared, by name: parent module, key in the parent, the module."""
         for path in paths:
@@ -326,8 +346,41 @@ class TandemNetwork(nn.Module):
                 self._placed[name] = parent, key, child
                 parent = child
 
-    def _check_twins(self) -> None:
-        """Raise a RuntimeError if the ANN no longer holds what the twins share. Cheap: it compares identities only.
+    def _find_weight_twins(self) -> Iterator[tuple[Any, str, Any]]:
+        """Yield each weight layer of the spiking twin, the ANN's name for its weight, and the ANN's layer."""
+        for mine, theirs in self._names.items():
+            path, _, key = mine.rpartition(".")
+            path = path.removesuffix(".parametrizations.weight")
+            layer = self.get_submodule(path)
+            if isinstance(layer, TandemLayer) and key in ("weight", "original"):
+                name = theirs.rpartition(".")[0].removesuffix(".parametrizations.weight")
+                yield layer, theirs, self.ann().get_submodule(name)
+
+    def _follow(self) -> None:
+        """Give tensors of the spiking twin alone the dtype and device of the ANN's, which may have been moved."""
+        for module, owner, key in self._own:
+            like = getattr(owner, key)
+            own = _own_tensors(module)
+            if any(x.dtype != like.dtype or x.device != like.device for x in own.values()):
+                self._move_own_tensors()
+                return
+
+    def _move_own_tensors(self) -> None:
+        for module, owner, key in self._own:
+            like = getattr(owner, key)
+            for name, x in _own_tensors(module).items():
+                if name in module._parameters:
+                    x.data = x.data.to(like)
+                else:
+                    setattr(module, name, x.to(like))
+            if isinstance(module, TandemElementwise):
+                module.maps_on(like)
+        self.set_time_steps(self.time_steps)  # whose constants are rounded anew
+
+    def check_twins(self) -> None:
+        """Raise a RuntimeError if the ANN no longer is what its spiking twin stands for.
+
+        Cheap as long as nothing has changed: it compares identities and settings.
 
         The spiking twin itself is not checked: torch.func.functional_call swaps its tensors temporarily.
         """
@@ -342,6 +395,20 @@ class TandemNetwork(nn.Module):
                 "a parametrization or an assignment). Call convert on the ANN again (calibrate=snn.calibration keeps "
                 "the thresholds), or load with snn.load_state_dict"
             )
+        for mine, name, other in self._weight_twins:
+            bits = [None if (of_weight := quantiser(layer)) is None else of_weight.bits for layer in (mine, other)]
+            if bits[0] != bits[1]:
+                raise RuntimeError(
+                    f"TandemNetwork: the ANN must round its weights as its spiking twin does, but {name} has "
+                    f"{_in_words(bits[1])} there and {_in_words(bits[0])} in the twin (did another conversion or "
+                    "quantise change one of the two?). Call quantise on the TandemNetwork, or convert on the ANN again "
+                    "(calibrate=snn.calibration keeps the thresholds)"
+                )
+        if self._watch is not None and (changes := self._watch.changes()):
+            raise RuntimeError(
+                f"TandemNetwork: the ANN must compute what it did when it was converted, but {changes} changed. Call "
+                "convert on the ANN again (calibrate=snn.calibration keeps the thresholds)"
+            )
         if any(of_weight.input_scale is not scale for of_weight, scale in self._scaled):
             raise RuntimeError(
                 "TandemNetwork: the ANN must round its weights as its spiking twin does, but another conversion of it "
@@ -353,6 +420,7 @@ class TandemNetwork(nn.Module):
             if now is not x and now is not None:  # the ANN was moved or loaded; buffers are not trained
                 setattr(mine, mine_key, now)
                 self._buffers_held[i] = mine, mine_key, owner, key, now
+        self._follow()
 
     def _tie(self) -> None:
         """Make the ANN hold the spiking twin's tensors again after loading or moving has replaced some of them."""
@@ -366,17 +434,23 @@ class TandemNetwork(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the ANN's state_dict, under the ANN's names, and thresholds that learn."""
-        self._check_twins()
+        self.check_twins()
         state = self.ann().state_dict(*args, **kwargs)
         given = dict(zip(("destination", "prefix", "keep_vars"), args, strict=False)) | kwargs
         for name, public in self._only_snn.items():
             x = getattr(*owner_of(self, name))
             state[given.get("prefix", "") + public] = x if given.get("keep_vars", False) else x.detach()
+        prefix = given.get("prefix", "")
+        if self.calibration is not None:
+            state[prefix + EXTRA_STATE] = self.calibration.as_tensor()
+        elif hasattr(state, "_metadata"):
+            state._metadata.setdefault(prefix[:-1], {})[_UNCALIBRATED] = True
         return state
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
-        self._check_twins()
+        self.check_twins()
         strict, missing, _, errors = args
+        self._load_calibration(state_dict.pop(prefix + EXTRA_STATE, None), local_metadata, errors)
         # The spiking twin's modules load themselves next, so they need the names they have in the spiking twin.
         renamed = {theirs: state_dict.pop(prefix + theirs) for theirs in self._used() if prefix + theirs in state_dict}
         for name, theirs in self._names.items():
@@ -400,11 +474,44 @@ class TandemNetwork(nn.Module):
                     old.copy_(new)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
+    def _load_calibration(self, state: Any, metadata: Any, errors: list[str]) -> None:
+        """Take over the thresholds of the network whose state is loaded. Add to ``errors`` if that is impossible."""
+        mine = self.calibration
+        if state is None:
+            if mine is not None and metadata.get(_UNCALIBRATED, False):
+                errors.append(
+                    "the state is of a converted network without calibration, whose neurons have other thresholds: "
+                    "load it into a conversion without calibrate, or into snn.ann()"
+                )
+            return
+        saved = Calibration.of_tensor(state)
+        if mine is None:
+            errors.append(
+                "the state is of a calibrated network, whose thresholds this network cannot take over: call "
+                "convert(ann, time_steps, calibrate=Calibration.of_state(state)), and load the state into the result"
+            )
+        elif {k: _channels_of(x) for k, x in saved.levels.items()} != {
+            k: _channels_of(x) for k, x in mine.levels.items()
+        }:
+            errors.append(
+                "the state is of a network with other layers or with thresholds for other channels: call convert(ann, "
+                "time_steps, calibrate=Calibration.of_state(state)), and load the state into the result"
+            )
+        elif saved.neuron != mine.neuron:
+            errors.append(f"the state is of a network with {saved.neuron}, whereas this network has {mine.neuron}")
+        else:
+            for name in mine.corrections:
+                holder = weight_layer(self.snn.get_submodule(name))
+                if holder is not None and name not in saved.corrections:
+                    holder.correction = None
+            self.calibration = saved
+            self.set_time_steps(self.time_steps)
+
     def _used(self) -> list[str]:
         return list(dict.fromkeys(self._names.values()))
 
     def _apply(self, fn: Any, recurse: bool = True) -> TandemNetwork:
-        self._check_twins()
+        self.check_twins()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in self._only_ann:  # .to() and the like also apply to what only the ANN holds
             owner, key = owner_of(self.ann(), name)
@@ -414,12 +521,13 @@ class TandemNetwork(nn.Module):
             else:
                 setattr(owner, key, fn(x))
         self._tie()
+        self._move_own_tensors()
         return self
 
     def train(self, mode: bool = True) -> TandemNetwork:
         """Set train or eval mode of both twins."""
         if not torch.compiler.is_compiling():
-            self._check_twins()  # compiled networks do not check in forward, so they check here
+            self.check_twins()  # compiled networks do not check in forward, so they check here
         super().train(mode)
         self.ann().train(mode)
         return self
@@ -467,6 +575,29 @@ def _arguments(ann: nn.Module, inputs: Collection[str]) -> _Arguments:
     return _Arguments([p.name for p in single], defaults, any(p.kind is many[0] for p in parameters))
 
 
+_UNCALIBRATED = "uncalibrated"
+"""In the metadata of a state dict: the state of a converted network without calibration."""
+
+
+def _channels_of(level: Level) -> tuple[int, ...]:
+    return tuple(level.shape) if isinstance(level, Tensor) else ()
+
+
+_WITH_OWN_TENSORS = (TandemLayer, TandemAdd, Decode)
+_OWN_TENSORS = (*OF_CONVERSION, "log_threshold", "scale")
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a module of the spiking twin that the ANN does not have."""
+    names = ("weight", "bias", *_OWN_TENSORS) if isinstance(module, TandemElementwise) else _OWN_TENSORS
+    held = module._parameters | module._buffers
+    return {name: x for name in names if (x := held.get(name)) is not None}
+
+
+def _in_words(bits: int | None) -> str:
+    return "weights that are not quantised" if bits is None else f"{bits} bits"
+
+
 def _tie_again(network: TandemNetwork, incompatible_keys: Any) -> None:
     network._tie()
 
@@ -476,11 +607,11 @@ def convert(
     time_steps: int,
     *,
     mode: str = "constant",
-    neuron: Neuron = IF(),
+    neuron: Neuron | None = None,
     calibrate: Tensor | Iterable[Any] | Calibration | Mapping[str, Level] | None = None,
     percentile: float | None = None,
-    per_channel: bool = False,
-    correct_bias: bool = False,
+    per_channel: bool | None = None,
+    correct_bias: bool | None = None,
     spiking_layers: int | None = None,
     engine: str = "auto",
     learn_thresholds: bool = False,
@@ -590,9 +721,167 @@ def convert(
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
     checks.check_time_steps("convert", time_steps)
+    _check_choices(mode, engine, weights, gates, learn_thresholds, spiking_layers)
+    found = Calibration(time_steps, calibrate) if isinstance(calibrate, Mapping) else calibrate
+    found = found if isinstance(found, Calibration) else None
+    on_data = calibrate is not None and found is None
+    _check_calibration(mode, percentile, per_channel, correct_bias, on_data, calibrate)
+    if neuron is None:
+        of_calibration = None if found is None else found.neuron
+        neuron = of_calibration or (IF() if calibrate is None else CALIBRATED)
+    check_neuron("convert", neuron)
+    if calibrate is not None:
+        try:
+            neuron.calibrated(1.0)
+        except ValueError as error:
+            raise ValueError(f"convert: {error}") from None
+    if found is not None:
+        per_channel = any(isinstance(level, Tensor) and level.dim() for level in found.levels.values())
+    _check_dtypes(ann, weights)
+    check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
+    batches = calibration_batches(ann, calibrate) if on_data else []
+    if example is None and batches and inputs_of(ann) is not None:
+        example = tuple(x[:1] for x in batches[0])
+    with ExitStack() as undone_on_error:
+        names_replaced: Sequence[str] = ()
+        if replace is not None:
+            check_replacements(replace, ann)
+            names_replaced = undone_on_error.enter_context(replaced(ann, replace))
+        trace = traced(ann, RULES, example)
+        make = functools.partial(
+            Conversion,
+            *(trace.root, trace.graph, time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds),
+            gates=gates is not None,
+            sizes=trace.sizes,
+        )
+        conversion, per_layer = _converted(make, spiking_layers, per_channel if calibrate is not None else False)
+        snn = conversion.written()
+        record = conversion.record()
+        record.replaced, record.per_layer = tuple(names_replaced), per_layer
+        record.sizes = None if example is None else _sizes(example)
+        names = [name for _, name in conversion.neurons]
+        with _quantised(ann, snn, weights):
+            if calibrate is None:
+                return TandemNetwork(snn, ann, time_steps, names, record=record, traced=trace)
+            if found is None:
+                check_traced(ann, trace.graph, *batches[0], root=trace.root)
+                levels = _levels(conversion, trace, snn, batches, percentile)
+                found = Calibration(time_steps, levels, neuron=neuron)
+            else:
+                found = _fitting(found, conversion, snn, neuron)
+            pools = [(name, source) for _, name, source in conversion.pools]
+            wiring = pools, conversion.readers, conversion.cats, conversion.signed, record, trace
+            network = TandemNetwork(snn, ann, time_steps, names, found, *wiring)
+            if on_data and mode != "spikes":  # for counts do not tell when the spikes come
+                record.sample = Sample(batches[0])
+                if correct_bias is not False:
+                    network.calibration = replaced_fields(
+                        found, corrections=_corrections(conversion, trace, snn, batches)
+                    )
+                _warn_if_unlike(network, trace, neuron, percentile, per_channel, correct_bias)
+            return network
+
+
+CALIBRATED = IF(initial=0.5, two_phase=True)
+"""The neurons of a calibrated conversion, unless ``neuron`` says otherwise."""
+
+
+def _converted(
+    make: Callable[..., Conversion], spiking_layers: int | None, per_channel: bool | None
+) -> tuple[Conversion, tuple[str, ...]]:
+    """Convert with thresholds of channels or of layers; with None, of channels if that is possible.
+
+    Returns:
+        The conversion, and what in the ANN rules out thresholds of channels where ``per_channel`` is None.
+    """
+
+    def made(channels: bool) -> Conversion:
+        whole = make(per_channel=channels)
+        if spiking_layers is None:
+            return whole
+        return cut(whole, spiking_layers, lambda spiking: make(per_channel=channels, spiking=spiking))
+
+    if per_channel is not None:
+        return made(per_channel), ()
+    channels = made(True)
+    if not channels.problems:
+        return channels, ()
+    layers = made(False)
+    return layers, tuple(dict.fromkeys(problem.name for problem in channels.problems))
+
+
+def _levels(
+    conversion: Conversion, trace: Traced, snn: fx.GraphModule, batches: Sequence[Batch], percentile: float | None
+) -> dict[str, Level]:
+    measured = [_measured(conversion, snn, name) for _, name in conversion.neurons]
+    measured += [Measured(name, node) for node, name, _ in conversion.pools if name not in conversion.unmeasured]
+    if percentile is not None:
+        return percentiles(trace.root, trace.graph, measured, batches, percentile)
+    return least_errors(trace.root, trace.graph, measured, batches, conversion.time_steps, conversion.neuron.initial)
+
+
+def _fitting(found: Calibration, conversion: Conversion, snn: fx.GraphModule, neuron: Neuron) -> Calibration:
+    """Return the part of a calibration that is for the layers of a network."""
+    channels = {name: _channels(conversion, snn, name) for _, name in conversion.neurons}
+    levels = checked_levels(channels, [name for _, name, _ in conversion.pools], found.levels)
+    corrections = {name: x for name, x in found.corrections.items() if name in channels}
+    return replaced_fields(found, levels=levels, corrections=corrections, neuron=neuron)
+
+
+def _corrections(
+    conversion: Conversion, trace: Traced, snn: fx.GraphModule, batches: Sequence[Batch]
+) -> dict[str, Tensor]:
+    names = [name for _, name in conversion.neurons if weight_layer(snn.get_submodule(name))]
+    means = [_measured(conversion, snn, name, True) for name in names]
+    return find_corrections(trace.root, trace.graph, snn, means, batches)
+
+
+def _sizes(example: Tensor | Sequence[Tensor]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+    inputs = [example] if isinstance(example, Tensor) else example
+    return tuple((torch.Size([1, *x.shape[1:]]), x.dtype) for x in inputs)
+
+
+def _warn_if_unlike(
+    network: TandemNetwork,
+    trace: Traced,
+    neuron: Neuron,
+    percentile: float | None,
+    per_channel: bool | None,
+    correct_bias: bool | None,
+) -> None:
+    """Warn if a calibrated network does not compute what its ANN does, and say what to change."""
+    assert network._record is not None
+    report = report_on(network, network._record, None, trace)
+    if not report.is_unlike:
+        return
+    worse = {
+        "neuron": neuron != CALIBRATED,
+        "percentile": percentile is not None,
+        "per_channel": per_channel is False,
+        "correct_bias": correct_bias is False,
+    }
+    changed = " and ".join(name for name, differs in worse.items() if differs)
+    defaults = f"leave out {changed}, since the defaults are better; " if changed else ""
+    warnings.warn(
+        f"convert: {report.verdict}. To change that: {defaults}use more time steps than {network.time_steps}; or train "
+        "the network further. print(snn.report()) shows all layers",
+        stacklevel=3,
+    )
+
+
+def _check_choices(
+    mode: Any, engine: Any, weights: Any, gates: Any, learn_thresholds: Any, spiking_layers: Any
+) -> None:
     if mode not in ("constant", "impulse", "spikes"):
         raise ValueError(f"convert: mode must be 'constant', 'impulse' or 'spikes', got {mode!r}")
-    check_neuron("convert", neuron)
+    if engine not in ENGINES:
+        raise ValueError(f"convert: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if weights not in (None, *_BITS):
+        raise ValueError(f"convert: weights must be None, {' or '.join(map(repr, _BITS))}, got {weights!r}")
+    if gates not in (None, "analogue"):
+        raise ValueError(f"convert: gates must be None or 'analogue', got {gates!r}")
+    if not isinstance(learn_thresholds, bool):
+        raise TypeError(f"convert: learn_thresholds must be True or False, got {type(learn_thresholds).__name__}")
     if spiking_layers is not None:
         if isinstance(spiking_layers, bool) or not isinstance(spiking_layers, int):
             raise TypeError(f"convert: spiking_layers must be an int, got {type(spiking_layers).__name__}")
@@ -600,85 +889,23 @@ def convert(
             raise ValueError(
                 f"convert: spiking_layers must be at least 1 (with none, use the ANN itself), got {spiking_layers}"
             )
+
+
+def _check_calibration(
+    mode: str, percentile: Any, per_channel: Any, correct_bias: Any, on_data: bool, calibrate: Any
+) -> None:
     if percentile is not None:
         checks.check_number("convert", "percentile", percentile)
         if not 0 < percentile <= 100:
             raise ValueError(f"convert: percentile must be in (0, 100], got {percentile}")
     for name, value in (("per_channel", per_channel), ("correct_bias", correct_bias)):
-        if not isinstance(value, bool):
-            raise TypeError(f"convert: {name} must be True or False, got {type(value).__name__}")
-        if value and (calibrate is None or isinstance(calibrate, (Calibration, Mapping))):
+        if not (value is None or isinstance(value, bool)):
+            raise TypeError(f"convert: {name} must be True, False or None, got {type(value).__name__}")
+        if value and not on_data:
             got = "None" if calibrate is None else "the result of an earlier calibration"
             raise ValueError(f"convert: calibrate must be inputs of the ANN with {name}=True, got {got}")
     if correct_bias and mode == "spikes":
         raise ValueError("convert: mode must be 'constant' or 'impulse' with correct_bias=True, got 'spikes'")
-    found = Calibration(time_steps, calibrate) if isinstance(calibrate, Mapping) else None
-    found = calibrate if isinstance(calibrate, Calibration) else found
-    if found is not None:
-        per_channel = any(isinstance(level, Tensor) and level.dim() for level in found.levels.values())
-    if engine not in ENGINES:
-        raise ValueError(f"convert: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    if not isinstance(learn_thresholds, bool):
-        raise TypeError(f"convert: learn_thresholds must be True or False, got {type(learn_thresholds).__name__}")
-    if weights not in (None, *_BITS):
-        raise ValueError(f"convert: weights must be None, {' or '.join(map(repr, _BITS))}, got {weights!r}")
-    if calibrate is not None:
-        try:
-            neuron.calibrated(1.0)
-        except ValueError as error:
-            raise ValueError(f"convert: {error}") from None
-    if gates not in (None, "analogue"):
-        raise ValueError(f"convert: gates must be None or 'analogue', got {gates!r}")
-    _check_dtypes(ann, weights)
-    check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
-    with ExitStack() as undone_on_error:
-        names_replaced: Sequence[str] = ()
-        if replace is not None:
-            check_replacements(replace, ann)
-            names_replaced = undone_on_error.enter_context(replaced(ann, replace))
-        graph, root = traced(ann, RULES, example)
-        scaled = calibrate is not None
-        settings = time_steps, mode, neuron, engine, scaled, learn_thresholds, gates is not None, per_channel
-        conversion = Conversion(root, graph, *settings)
-        if spiking_layers is not None:
-            conversion = cut(conversion, spiking_layers, lambda spiking: Conversion(root, graph, *settings, spiking))
-        snn = conversion.written()
-        names = [name for _, name in conversion.neurons]
-        pools = [(name, source) for _, name, source in conversion.pools]
-        record = conversion.record(with_example=example is not None)
-        record.replaced = tuple(names_replaced)
-        with _quantised(ann, snn, weights):
-            if calibrate is None:
-                return TandemNetwork(snn, ann, time_steps, names, record=record)
-            wiring = pools, conversion.readers, conversion.cats, conversion.signed, record
-            if found is not None:
-                channels = {name: _channels(conversion, snn, name) for name in names}
-                levels = checked_levels(channels, [name for name, _ in pools], found.levels)
-                corrections = {name: x for name, x in found.corrections.items() if name in names}
-                found = replaced_fields(found, levels=levels, corrections=corrections)
-                return TandemNetwork(snn, ann, time_steps, names, found, *wiring)
-            batches: Any = [calibrate] if isinstance(calibrate, Tensor) else calibrate
-            if mode != "spikes":  # for counts do not tell when the spikes come
-                batches = record.sample.of(batches)
-            inputs = checked_inputs(root, graph, batches)
-            measured = [_measured(conversion, snn, name) for name in names]
-            measured += [
-                Measured(name, node) for node, name, _ in conversion.pools if name not in conversion.unmeasured
-            ]
-            if percentile is None:
-                levels = least_errors(root, graph, measured, inputs, time_steps, neuron.initial)
-            else:
-                levels = percentiles(root, graph, measured, inputs, percentile)
-            found = Calibration(time_steps, levels)
-            network = TandemNetwork(snn, ann, time_steps, names, found, *wiring)
-            if correct_bias:
-                means = [
-                    _measured(conversion, snn, name, True) for name in names if weight_layer(snn.get_submodule(name))
-                ]
-                network.calibration = replaced_fields(
-                    found, corrections=find_corrections(root, graph, snn, means, inputs)
-                )
-            return network
 
 
 def _channels(conversion: Conversion, snn: fx.GraphModule, name: str) -> int | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .values import Source
@@ -40,12 +41,9 @@ class Origin:
 class Sample:
     """The first samples of the calibration data, on the CPU. Deep copies share them; pickles leave them out."""
 
-    def __init__(self) -> None:
-        self.inputs: Tensor | None = None
-
-    def of(self, batches: Iterable[Any]) -> Iterable[Any]:
-        """Return the batches, and keep samples of the first one when it is taken."""
-        return _Sampled(self, batches)
+    def __init__(self, inputs: Sequence[Tensor] = ()) -> None:
+        self.inputs = tuple(x[:_SAMPLES].detach().to("cpu", copy=True) for x in inputs)
+        """For each input of the network; none without calibration data."""
 
     def __deepcopy__(self, memo: Any) -> Sample:
         return self
@@ -54,34 +52,24 @@ class Sample:
         return Sample, ()
 
 
-class _Sampled:
-    """Batches on their way to calibration."""
-
-    def __init__(self, sample: Sample, batches: Iterable[Any]) -> None:
-        self.sample, self.batches = sample, batches
-
-    def __iter__(self) -> Iterator[Any]:
-        for i, batch in enumerate(self.batches):
-            x = batch[0] if i == 0 and isinstance(batch, (tuple, list)) else batch
-            if i == 0 and isinstance(x, Tensor) and x.dim():
-                self.sample.inputs = x[:_SAMPLES].detach().to("cpu", copy=True)
-            yield batch
-
-    def __len__(self) -> int:
-        if not isinstance(self.batches, Sized):
-            raise TypeError(f"{type(self.batches).__name__} has no len()")
-        return len(self.batches)
-
-
 @dataclass
 class Record:
     """What a conversion knows."""
 
     origins: tuple[Origin, ...]
-    with_example: bool
-    """Whether the ANN was traced with an example of its inputs."""
+    sizes: tuple[tuple[torch.Size, torch.dtype], ...] | None = None
+    """Those of the example of the ANN's inputs with which it was traced; None if there was none."""
     gates: tuple[str, ...] = ()
     """The ANN's parts that compute gates and stay analogue."""
     replaced: tuple[str, ...] = ()
     """The ANN's modules that ``replace`` has replaced: "name (SiLU -> ReLU)"."""
     sample: Sample = field(default_factory=Sample)
+    per_layer: tuple[str, ...] = ()
+    """The ANN's parts that cannot take thresholds of channels, so that calibration found thresholds of layers."""
+
+    def example(self, like: Tensor | None) -> tuple[Tensor, ...] | None:
+        """Return inputs of the ANN with which it can be traced again, on the device of ``like``."""
+        device = None if like is None else like.device
+        if self.sizes is None:
+            return None
+        return tuple(torch.zeros(size, dtype=dtype, device=device) for size, dtype in self.sizes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .record import Origin, Record
 from .rules import RULES
-from .trace import kind_of, name_in_ann, traced
+from .trace import Traced, kind_of, name_in_ann, retraced
 
 if TYPE_CHECKING:
     from .network import TandemNetwork
@@ -29,6 +29,7 @@ _AVERAGES = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d)
 _WITH_NEURONS = (TandemLayer, TandemAdd, TandemGate, *_AVERAGES)
 _CHUNK = 16  # samples at a time: the spike trains of all layers are kept for the comparison
 _SATURATED = 0.05  # share of neurons from which on a layer is said to saturate
+_AGREEING, _OUTPUT_ERROR = 0.9, 0.5  # an SNN is said to be unlike its ANN below this agreement, or above this error
 _ONE_CLASS, _ANN_CLASS, _FEW = 0.9, 0.75, 8  # a class of most samples, but not the ANN's; not judged on fewer samples
 
 
@@ -82,6 +83,8 @@ class ConvertedLayer:
     input, which does the ANN's ``macs``; None for an average."""
     macs: int | None = None
     """Multiply-accumulates per sample of the same layer in the ANN."""
+    saturates: bool = False
+    """Whether more than 5 % of the neurons spike as often as they can, where the ANN's activation has no bound."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,53 @@ class ConversionReport:
     agreement: float | None
     """Share of samples whose largest output is the ANN's, for outputs [N, classes]; the smallest if there are several.
     None if the network is not calibrated, and without samples."""
+    output_error: float | None
+    """Norm of the difference of the outputs from the ANN's, relative to the norm of the ANN's; the largest if there are
+    several. None if the network is not calibrated, and without samples."""
     notes: tuple[str, ...]
     """How the conversion differs from a ReLU for each neuron."""
     warnings: tuple[str, ...]
     """What is probably wrong."""
+
+    @property
+    def saturated(self) -> tuple[ConvertedLayer, ...]:
+        """The layers in which many neurons spike as often as they can (``ConvertedLayer.saturates``)."""
+        return tuple(layer for layer in self.layers if layer.saturates)
+
+    @property
+    def error_starts(self) -> ConvertedLayer | None:
+        """The first layer whose error is at least half of the largest; None if no error is known."""
+        known = [layer for layer in self.layers if layer.error is not None]
+        largest = max((layer.error or 0.0 for layer in known), default=0.0)
+        return next((layer for layer in known if (layer.error or 0.0) >= largest / 2 > 0), None)
+
+    @property
+    def is_unlike(self) -> bool:
+        """Whether the network does not compute what its ANN does, by at least 8 samples.
+
+        It then gives another class for more than 10 % of them or, without classes, ``output_error`` exceeds 1/2.
+        """
+        if self.samples < _FEW:
+            return False
+        if self.agreement is not None:
+            return self.agreement < _AGREEING
+        return self.output_error is not None and self.output_error > _OUTPUT_ERROR
+
+    @property
+    def verdict(self) -> str:
+        """How near the network is to its ANN, in a sentence; "" if it is not known."""
+        if self.output_error is None:
+            return ""
+        parts = [f"the outputs differ from the ANN's by {self.output_error:.1%}"]
+        if self.agreement is not None:
+            parts.insert(
+                0, f"the network gives the class of its ANN for {self.agreement:.1%} of {self.samples} samples"
+            )
+        if self.saturated:
+            parts.append(f"{len(self.saturated)} layers are saturated")
+        if self.is_unlike and (layer := self.error_starts) is not None:
+            parts.append(f"the error starts at {layer.name} ({layer.error:.1%})")
+        return ", ".join(parts)
 
     def __str__(self) -> str:
         how = "calibrated thresholds" if self.calibrated else "thresholds not calibrated"
@@ -127,11 +173,10 @@ class ConversionReport:
         header += ["error", "in spikes", "SynOps", "ANN MACs"]
         rows = [header, *map(_row, self.layers)]
         known = [i for i in range(len(header)) if any(row[i] for row in rows[1:])]
-        lines = [title, "", table([[row[i] for i in known] for row in rows], texts=3)]
+        verdict = [f"{self.verdict[:1].upper()}{self.verdict[1:]}."] if self.verdict else []
+        lines = [title, *verdict, "", table([[row[i] for i in known] for row in rows], texts=3)]
         if self.unchanged:
             lines.append(f"Unchanged: {_some(self.unchanged)}")
-        if self.agreement is not None:
-            lines.append(f"Same class as the ANN: {self.agreement:.1%} of the samples")
         lines += [f"Note: {note}" for note in self.notes]
         lines += [f"Warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
@@ -152,8 +197,11 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def report_on(network: TandemNetwork, record: Record, inputs: Any) -> ConversionReport:
-    """Return the report of a converted network. ``TandemNetwork.report`` documents arguments and errors."""
+def report_on(network: TandemNetwork, record: Record, inputs: Any, trace: Traced | None = None) -> ConversionReport:
+    """Return the report of a converted network. ``TandemNetwork.report`` documents arguments and errors.
+
+    ``trace``: of the ANN, if it is at hand.
+    """
     calibrated, snn = network.levels is not None, network.snn
     given = _inputs(network, record, inputs)
     origins = {origin.name: origin for origin in record.origins}
@@ -165,7 +213,7 @@ def report_on(network: TandemNetwork, record: Record, inputs: Any) -> Conversion
     samples, answers = 0, _Answers()
     wanted = {origins[name].node for name in sums} if calibrated and given else None
     with (
-        _traced(network.ann(), record, wanted, given) as graph,
+        _traced(network.ann(), record, wanted, trace) as graph,
         evaluating(network.ann()),
         evaluating(snn),
         torch.no_grad(),
@@ -177,9 +225,10 @@ def report_on(network: TandemNetwork, record: Record, inputs: Any) -> Conversion
             numbers = tuple(_numbers(x) for x in _copied(chunk))
             ann: Any = network.ann() if graph is None else _Comparison(*graph, spiking.trains).run
             answers.add(outputs, ann(*numbers))
-    found = tuple(_layer(network, origins[name], sums.get(name)) for name in layers)
     time_steps = next((x.time_steps for x in given if isinstance(x, SpikeTrain)), network.time_steps)
-    return ConversionReport(
+    converted = [_layer(network, origins[name], sums.get(name)) for name in layers]
+    found = tuple(replace(layer, saturates=_saturates(network, layer, time_steps)) for layer in converted)
+    report = ConversionReport(
         ann=type(network.ann()).__name__,
         time_steps=time_steps,
         calibrated=calibrated,
@@ -189,9 +238,11 @@ def report_on(network: TandemNetwork, record: Record, inputs: Any) -> Conversion
         gates=record.gates,
         replaced=record.replaced,
         agreement=answers.agreement() if calibrated else None,
+        output_error=answers.error() if calibrated else None,
         notes=tuple(_notes(network, record, found, sums, samples)),
-        warnings=(*_warnings(network, found, time_steps), *answers.warnings()),
+        warnings=(),
     )
+    return replace(report, warnings=(*_warnings(report), *answers.warnings()))
 
 
 # -- inputs
@@ -201,8 +252,8 @@ def _inputs(network: TandemNetwork, record: Record, inputs: Any) -> tuple[Any, .
     """Return one batch for each input of the network, on its device; none if there are no samples."""
     like = next(network.parameters(), torch.empty(0))
     if inputs is None:
-        x = record.sample.inputs
-        return () if x is None else (x.to(like.device, like.dtype if x.is_floating_point() else None),)
+        samples = record.sample.inputs
+        return tuple(x.to(like.device, like.dtype if x.is_floating_point() else None) for x in samples)
     given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     names = [str(node.target) for node in network.snn.graph.nodes if node.op == "placeholder"]
     if len(given) != len(names) and not any(name.startswith("*") for name in names):
@@ -247,7 +298,7 @@ def _numbers(x: Any) -> Any:
 
 @contextmanager
 def _traced(
-    ann: nn.Module, record: Record, wanted: Collection[str] | None, inputs: tuple[Any, ...]
+    ann: nn.Module, record: Record, wanted: Collection[str] | None, trace: Traced | None
 ) -> Iterator[tuple[nn.Module, fx.Graph] | None]:
     """Yield the ANN's graph as it was in the conversion, which has the ``wanted`` nodes, and the module that it calls.
 
@@ -258,19 +309,16 @@ def _traced(
     if wanted is None:
         yield None
         return
-    before = {*vars(ann)}
-    example = tuple(_numbers(_part(x, slice(0, 1))) for x in inputs) if record.with_example else None
-    graph, root = traced(ann, RULES, example)
-    try:
-        if missing := sorted({*wanted} - {node.name for node in graph.nodes}):
+    if trace is not None:
+        yield trace.root, trace.graph
+        return
+    with retraced(ann, RULES, record.example(next(ann.parameters(), None))) as found:
+        if missing := sorted({*wanted} - {node.name for node in found.graph.nodes}):
             raise RuntimeError(
                 f"report: forward of the ANN must be as it was when it was converted, but lacks {', '.join(missing)}. "
                 "Call convert on the ANN again (calibrate=snn.calibration keeps the thresholds)"
             )
-        yield root, graph
-    finally:
-        for name in {*vars(ann)} - before:  # constants that torch.fx has added
-            delattr(ann, name)
+        yield found.root, found.graph
 
 
 @dataclass
@@ -389,14 +437,19 @@ class _Comparison(fx.Interpreter):
 
 
 class _Answers:
-    """The classes that both networks choose, for each output [N, classes]."""
+    """The classes that both networks choose, for each output [N, classes], and the sizes of the outputs."""
 
     def __init__(self) -> None:
         self.chosen: dict[int, list[Tensor]] = {}
+        self.squares: dict[int, Tensor] = {}
+        """Of each output: the sums of the squared differences and of the ANN's squared values."""
 
     def add(self, snn: Any, ann: Any) -> None:
         """Add the outputs of both for some samples."""
         for i, (mine, theirs) in enumerate(zip(tree_leaves(snn), tree_leaves(ann), strict=True)):
+            if isinstance(mine, Tensor) and mine.is_floating_point():
+                pair = torch.stack([x.double().square().sum().cpu() for x in (mine - theirs, theirs)])
+                self.squares[i] = self.squares.get(i, 0) + pair
             if isinstance(mine, Tensor) and mine.dim() == 2 and mine.shape[1] > 1:
                 self.chosen.setdefault(i, []).append(torch.stack([mine.argmax(1), theirs.argmax(1)]).cpu())
 
@@ -404,6 +457,11 @@ class _Answers:
         """Return the share of samples on which they agree; None if there are no classes."""
         every = [torch.cat(parts, 1) for parts in self.chosen.values()]
         return min((float((mine == theirs).double().mean()) for mine, theirs in every), default=None)
+
+    def error(self) -> float | None:
+        """Return the relative error of the output with the largest; None if there are no outputs."""
+        errors = [(of[0] / of[1]).sqrt().nan_to_num(0.0).item() for of in self.squares.values()]
+        return max(errors, default=None)
 
     def warnings(self) -> list[str]:
         """Return a warning for each output that is nearly always the same class, unlike the ANN's."""
@@ -478,6 +536,8 @@ def _notes(
         yield f"averages with neurons of their own, which round once more: {_some(averages)}"
     if record.gates:
         yield f"gates that stay analogue, computed from the counts of all time steps: {_some(record.gates)}"
+    if record.per_layer:
+        yield f"thresholds of layers and not of channels, which {_some(record.per_layer)} cannot take"
     if record.replaced:
         yield f"activations of the ANN itself were replaced, and it wants fine-tuning: {_some(record.replaced)}"
     if any(float(x.detach()) for name, x in network.snn.named_parameters() if name.endswith("log_threshold")):
@@ -498,17 +558,13 @@ def _wanted(network: TandemNetwork) -> str:
     return ", ".join(names) if len(names) == 1 else f"({', '.join(names)})"
 
 
-def _warnings(network: TandemNetwork, layers: Sequence[ConvertedLayer], time_steps: int) -> Iterable[str]:
-    calibrated = network.levels is not None
-    saturated = [
-        f"{layer.name} ({layer.saturation:.1%})"
-        for layer in layers
-        if layer.saturation is not None and layer.saturation > _SATURATED and not _reaches_bound(network, layer)
-    ]
-    if saturated and time_steps > 1:  # with one step, every spike is the last
+def _warnings(report: ConversionReport) -> Iterable[str]:
+    calibrated = report.calibrated
+    saturated = [f"{layer.name} ({layer.saturation:.1%})" for layer in report.saturated]
+    if saturated and (not calibrated or report.is_unlike):  # levels of least error let some neurons saturate
         remedy = "calibrate=, with a higher percentile, lets" if calibrated else "calibrate=, or higher thresholds, let"
         yield f"saturated, many neurons spike as often as they can: {_some(saturated)}; {remedy} larger values through"
-    dead = [layer.name for layer in layers if layer.firing_rate == 0]
+    dead = [layer.name for layer in report.layers if layer.firing_rate == 0]
     if dead:
         remedy = (
             "more time steps, IF(initial=0.5) or a lower percentile"
@@ -518,8 +574,10 @@ def _warnings(network: TandemNetwork, layers: Sequence[ConvertedLayer], time_ste
         yield f"dead, no neuron spikes: {_some(dead)}; try {remedy}"
 
 
-def _reaches_bound(network: TandemNetwork, layer: ConvertedLayer) -> bool:
-    """Whether neurons saturate where the ANN's activation does."""
-    if layer.bound is None or network.levels is None:
+def _saturates(network: TandemNetwork, layer: ConvertedLayer, time_steps: int) -> bool:
+    """Whether many neurons spike as often as they can, though the ANN's activation has no bound there."""
+    if layer.saturation is None or layer.saturation <= _SATURATED or time_steps == 1:  # where every spike is the last
         return False
-    return float(torch.as_tensor(network.levels[layer.name]).min()) >= layer.bound
+    if layer.bound is None or network.levels is None:
+        return True
+    return float(torch.as_tensor(network.levels[layer.name]).min()) < layer.bound

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from ..nn.tandem import TandemLayer
 from .advice import FUNCTION_ADVICE, NOTHING_ELSE
-from .trace import asks_for_size, kind_of
+from .trace import asks_for_size, kind_of, word_of
 from .values import Branch, Current, Grouped, Known, Pieces, Pooled, Real, Train, is_value
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ class Call:
         Args:
             subtract: take the second argument from the first.
         """
+        self._check_sizes()
         branches: list[Branch] = []
         for i, argument in enumerate((*self.node.args, *self.node.kwargs.values())):
             x = self._conversion.value(argument) if isinstance(argument, fx.Node) else None
@@ -217,6 +219,23 @@ class Call:
             else:
                 branches.append(Branch(self._conversion.train(argument), factor=-1.0 if negative else 1.0))
         return Current(branches)
+
+    def _check_sizes(self) -> None:
+        """Raise Unconvertible if the sum of all arguments broadcasts: each neuron adds one value of each branch."""
+        nodes = self.node.all_input_nodes
+        sizes = self._conversion.sizes
+        if all(node in sizes for node in nodes):
+            found = [tuple(sizes[node][1:]) for node in nodes]
+            if len({*found}) > 1:
+                got = " and ".join(str(["N", *size]).replace("'", "") for size in found)
+                raise Unconvertible(
+                    f"make its inputs alike in size, by nn.Upsample or torch.cat: spikes do not broadcast, got {got}"
+                )
+        elif len({is_pixel(node, self._conversion.ann) for node in nodes}) > 1:
+            raise Unconvertible(
+                "make its inputs alike in size, by nn.Upsample: spikes do not broadcast, and one is pooled to one "
+                "pixel (pass example=, an input of ann, if the other has one pixel, too)"
+            )
 
     def fold(self, norm: Any) -> Any:
         """Fold batch norm into the weight layer before it. Elsewhere it needs neurons of its own.
@@ -336,6 +355,28 @@ class Call:
         call = Call(self._conversion, self.node, self.module)
         call._given = x
         return call
+
+
+def is_pixel(node: fx.Node, ann: nn.Module) -> bool:
+    """Whether images are certain to have one pixel at a node, because they are pooled to it."""
+    if node.op == "call_module":
+        module: Any = ann.get_submodule(str(node.target))
+        if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
+            return module.output_size in (1, (1, 1))
+        keeps = isinstance(module, (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Identity, nn.Dropout, nn.Dropout2d))
+        if not keeps and not (
+            isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.padding == (0, 0)
+        ):
+            return False
+    elif node.target in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d):
+        return node.args[1:] in ((1,), ((1, 1),))
+    elif word_of(node.target) in ("mean", "amax"):
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+        return bool(keepdim) and isinstance(dims, (tuple, list)) and {*dims} in ({2, 3}, {-1, -2})
+    elif word_of(node.target) not in ("relu", "relu_", "relu6", "add", "iadd", "sub", "mul", "neg", "dropout"):
+        return False
+    return bool(node.all_input_nodes) and all(is_pixel(x, ann) for x in node.all_input_nodes)
 
 
 def _rescaled(x: Any) -> Any:

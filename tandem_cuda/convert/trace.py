@@ -10,8 +10,8 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, is_dataclass
 from types import FunctionType
 from typing import Any
 
@@ -25,10 +25,14 @@ from torch.utils._pytree import tree_leaves
 from ..nn.batch_norm import HOOKS
 from ..nn.modes import evaluating
 from ..nn.tandem import stored
+from .proxy_types import answering_type, class_of, class_of_attribute
+from .randomness import refusing_random_numbers
 
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
 """Modules whose output may share memory with their input."""
+_TUPLES = (nn.RNN, nn.LSTM, nn.GRU, nn.MultiheadAttention)
+"""Modules that return tuples."""
 DROPOUTS: dict[Any, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
 
 
@@ -55,9 +59,16 @@ def _is(module: nn.Module, package: str, name: str) -> bool:
 
 
 class _Answers(fx.Proxy):
-    """A proxy that answers what forward asks about shapes and types, from the example of the inputs."""
+    """A proxy that answers what forward asks about shapes and types.
+
+    Types are known without an example of the inputs, and sizes only with one.
+    """
 
     tracer: Any
+
+    @property  # type: ignore[misc]  # which isinstance and torch.is_tensor ask for
+    def __class__(self) -> type:
+        return self.tracer.class_of(self)
 
     def __getattr__(self, k: str) -> _Attribute:
         return _Attribute(self, k)
@@ -181,11 +192,24 @@ class _Tracer(fx.Tracer):
         return iter([proxy[i] for i in range(self.answer(obj, length=True))])
 
     def create_arg(self, a: Any) -> Any:
+        if issubclass(type(a), fx.Proxy):  # which torch.fx would take for what it says it is
+            return a.node
         is_dict = isinstance(a, dict)
         if is_dict and is_dataclass(a):  # which torch.fx would take for a plain dict
             given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
             return kept(self.create_node("call_function", type(a), (), given))
         return super().create_arg(a)
+
+    def class_of(self, proxy: fx.Proxy) -> type:
+        """Return the class of what a proxy stands for; if it is not known, that of the proxy."""
+        real: Any = proxy
+        if issubclass(type(proxy), fx.proxy.Attribute):  # isinstance would ask for __class__ again
+            kind = class_of_attribute(real.attr)
+        elif proxy.node.op == "call_module" and kind_of(self.root.get_submodule(str(proxy.node.target))) in _TUPLES:
+            kind = tuple
+        else:
+            kind = class_of(proxy.node)
+        return type(proxy) if kind is None else kind
 
     def answer(self, proxy: fx.Proxy, length: bool = False) -> Any:
         """Return what a proxy is, or its length, as far as that depends only on shapes and types.
@@ -412,47 +436,78 @@ def unite(snn: nn.Module, ann: nn.Module) -> None:
         module.__dict__ = states.get(id(module._parameters), vars(module))
 
 
-def traced(
-    ann: nn.Module, known: Collection[Any], example: Tensor | Sequence[Tensor] | None = None
-) -> tuple[fx.Graph, nn.Module]:
+@contextmanager
+def retraced(ann: nn.Module, known: Collection[Any], example: Sequence[Tensor] | None) -> Iterator[Traced]:
+    """Trace a converted ANN once more, and leave nothing behind. For the arguments see :func:`traced`."""
+    before = {*vars(ann)}
+    try:
+        yield traced(ann, known, example)
+    finally:
+        for name in {*vars(ann)} - before:  # constants that torch.fx has added
+            delattr(ann, name)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The graph of an ANN."""
+
+    graph: fx.Graph
+    root: nn.Module
+    """What has the modules that the graph calls: the ANN, or a copy of it with the same children and torch.nn's part of
+    timm's layers."""
+    sizes: Mapping[fx.Node, torch.Size]
+    """The sizes of the tensors for an example; empty without one."""
+    description: tuple[str, ...]
+    """What each node does, comparable with that of a later trace."""
+    volatile: frozenset[tuple[str, str]]
+    """The attributes that forward itself changes, such as a counter of its calls: names of module and attribute."""
+
+
+def traced(ann: nn.Module, known: Collection[Any], example: Tensor | Sequence[Tensor] | None = None) -> Traced:
     """Trace forward in eval mode.
 
     Each call of a module whose class is ``known``, or of a ``known`` function, is one node. For dropout functions,
     ``meta["drops"]`` tells whether they drop in eval mode and in training. timm's layers that are a layer of torch.nn
     and more, such as batch norm with activation, are several nodes.
 
-    Returns:
-        The graph, and the module that has the modules it calls: the ANN, or a copy of it with the same children and
-        torch.nn's part of timm's layers.
-
     Raises:
         TypeError: ``example`` is not a Tensor or several.
-        ValueError: torch.fx cannot trace the ANN, the ANN does something different in training, or with an ``example``
-            it computes something other than the graph.
+        ValueError: torch.fx cannot trace the ANN, the ANN does something different in training or in the next call, its
+            forward draws random numbers or is overridden on the instance, or with an ``example`` it computes something
+            other than the graph.
     """
+    if "forward" in vars(ann):
+        raise ValueError(f"convert: ann must have the forward of its class, got a {overridden(ann)}")
     given = None if example is None else tuple(example) if isinstance(example, (tuple, list)) else (example,)
     if given is not None:
         _check_example(ann, given)
-    with evaluating(ann):
-        tracers = _Tracer(known, ann, given), _Tracer(known, ann, given)
+    before = all_settings(ann)
+    with evaluating(ann), refusing_random_numbers(ann):
+        tracers = [_Tracer(known, ann, given) for _ in range(3)]
         try:
-            graphs = tracers[0].trace(ann.eval()), tracers[1].trace(ann.train())
+            with answering_type(ann):
+                graphs = [
+                    tracer.trace(ann.train(mode)) for tracer, mode in zip(tracers, (False, True, False), strict=True)
+                ]
         except Exception as error:  # a user's forward may raise anything when it meets a proxy
             raise ValueError(
                 f"convert: ann must be traceable by torch.fx, got an error in {type(ann).__name__}: {error}. "
                 "Control flow must not depend on the values of tensors"
             ) from error
+    volatile = frozenset(key for key, x in all_settings(ann).items() if key not in before or before[key] != x)
     for tracer in tracers:
         if tracer.example is not None:
             tracer.example.dropped(tracer.graph)
-    _check_modes(ann, *graphs)
+    _check_repeats(ann, *graphs)
     root = _with_parts(ann, tracers[0].parts) if tracers[0].parts else ann
+    description, sizes = described(graphs[0], ann), {}
     if given is not None and tracers[0].example is not None:
         tracers[0].example.guard(graphs[0], root)
         with evaluating(ann), torch.no_grad():
             for n in (2, 3):  # the graph must not depend on the batch size
-                check_traced(ann, graphs[0], *(x[torch.arange(n, device=x.device) % len(x)] for x in given), root=root)
-    return graphs[0], root
+                inputs = [x[torch.arange(n, device=x.device) % len(x)] for x in given]
+                sizes = check_traced(ann, graphs[0], *inputs, root=root)
+    return Traced(graphs[0], root, sizes, description, volatile)
 
 
 def _check_example(ann: nn.Module, example: tuple[Any, ...]) -> None:
@@ -484,39 +539,94 @@ def _with_parts(ann: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     return root
 
 
-def _check_modes(ann: nn.Module, *graphs: fx.Graph) -> None:
-    """Raise a ValueError if the graphs of eval mode and of training differ."""
+def _check_repeats(ann: nn.Module, once: fx.Graph, training: fx.Graph, again: fx.Graph) -> None:
+    """Raise a ValueError if the graphs of eval mode, of training and of another call in eval mode differ."""
+    if got := _difference(ann, once, training):
+        raise ValueError(
+            "convert: ann must do the same in eval mode and in training, except for dropout and batch norm, got "
+            f"{got} (does a forward use self.training?)"
+        )
+    if got := _difference(ann, once, again):
+        raise ValueError(
+            f"convert: ann must do the same in every call, got {got} (does a forward change attributes that it reads?)"
+        )
+    for mine, theirs in zip(once.nodes, training.nodes, strict=True):
+        if mine.target in DROPOUTS:
+            mine.meta["drops"] = tuple(as_dropout(node)[1] for node in (mine, theirs))
+
+
+def _difference(ann: nn.Module, *graphs: fx.Graph) -> str:
+    """Return in words what the first of two graphs does otherwise than the second; "" if they do the same."""
     orders = [{node: i for i, node in enumerate(graph.nodes)} for graph in graphs]
     for mine, theirs in itertools.zip_longest(graphs[0].nodes, graphs[1].nodes):
         if mine is None or theirs is None or _done(mine, orders[0], ann) != _done(theirs, orders[1], ann):
-            got = " and ".join(
+            return " and ".join(
                 "nothing more" if node is None else f"{word_of(node.target)} in {scope_of(node, ann)}"
                 for node in (mine, theirs)
             )
-            raise ValueError(
-                "convert: ann must do the same in eval mode and in training, except for dropout and batch norm, got "
-                f"{got} (does a forward use self.training or random numbers?)"
-            )
-        if mine.target in DROPOUTS:
-            mine.meta["drops"] = tuple(as_dropout(node)[1] for node in (mine, theirs))
+    return ""
 
 
 def _done(node: fx.Node, order: dict[fx.Node, int], ann: nn.Module) -> tuple[Any, ...]:
     """Return what a node does in a form comparable across traces: other nodes are given by their position."""
     if node.target in DROPOUTS:
         return node.op, node.target, [order[x] for x in node.all_input_nodes], as_dropout(node)[0]
-    if node.op == "get_attr":
-        owner, key = owner_of(ann, str(node.target))
-        value = getattr(owner, key)
-        if str(node.target).startswith("_tensor_constant"):  # a new tensor in each trace
-            x = value.detach().flatten()
-            return node.op, value.shape, value.dtype, value.is_meta or x.view(torch.uint8).cpu().numpy().tobytes()
-        return node.op, id(value)
+    if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):  # a new tensor in each trace
+        value = getattr(*owner_of(ann, str(node.target)))
+        x = value.detach().flatten()
+        return node.op, value.shape, value.dtype, value.is_meta or x.view(torch.uint8).cpu().numpy().tobytes()
     return node.op, node.target, str(fx.node.map_arg((node.args, node.kwargs), lambda x: f"node {order[x]}"))
 
 
-def check_traced(ann: nn.Module, graph: fx.Graph, *inputs: Tensor, root: nn.Module | None = None) -> None:
-    """Raise a ValueError if the graph does not compute what the ANN does: torch.fx does not see aliases in Python."""
+def described(graph: fx.Graph, ann: nn.Module) -> tuple[str, ...]:
+    """Return what each node does in words that are the same for another trace of the same forward."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    return tuple(str(_done(node, order, ann)) for node in graph.nodes)
+
+
+_SETTINGS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
+
+
+def settings(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that decide on what it computes, without tensors and train or eval mode.
+
+    These are numbers, strings and tuples or lists of them, functions, and methods that the instance overrides.
+    """
+    public = {key: x for key, x in vars(module).items() if key != "training" and not key.startswith("_")}
+    found = {key: x for key, x in public.items() if _is_setting(x)}
+    return found | {key: vars(module)[key] for key in overridden_methods(module)}
+
+
+def all_settings(ann: nn.Module) -> dict[tuple[str, str], Any]:
+    """Return the settings of all modules, by the names of module and attribute."""
+    return {(name, key): x for name, module in ann.named_modules() for key, x in settings(module).items()}
+
+
+def _is_setting(x: Any) -> bool:
+    if isinstance(x, (tuple, list)):
+        return all(map(_is_setting, x))
+    return isinstance(x, _SETTINGS) or inspect.isroutine(x) or isinstance(x, functools.partial)
+
+
+def overridden_methods(module: nn.Module) -> list[str]:
+    """Return the names of the methods of its class that an instance overrides, as wrappers of layers do."""
+    return [key for key, x in vars(module).items() if callable(x) and callable(getattr(type(module), key, None))]
+
+
+def overridden(module: nn.Module) -> str:
+    """Return in words which methods an instance overrides; "" if there are none."""
+    names = overridden_methods(module)
+    return f"{' and '.join(names)} of its own, set on the instance (by a wrapper of layers?)" if names else ""
+
+
+def check_traced(
+    ann: nn.Module, graph: fx.Graph, *inputs: Tensor, root: nn.Module | None = None
+) -> dict[fx.Node, torch.Size]:
+    """Raise a ValueError if the graph does not compute what the ANN does: torch.fx does not see aliases in Python.
+
+    Returns the sizes of all tensors.
+    """
+    sizer = _Sizer(root or ann, graph)
 
     def run(f: Callable[..., Any]) -> list[Tensor]:
         return [y for y in tree_leaves(f(*(x.clone() for x in inputs))) if isinstance(y, Tensor)]
@@ -527,12 +637,27 @@ def check_traced(ann: nn.Module, graph: fx.Graph, *inputs: Tensor, root: nn.Modu
         pairs = [(a.double(), b.double()) for a, b in zip(one, other, strict=True)]
         return all(bool((a - b).norm() <= 1e-3 * b.norm()) for a, b in pairs)
 
-    want, got = run(ann), run(fx.Interpreter(root or ann, graph=graph).run)
+    want, got = run(ann), run(sizer.run)
     if not alike(got, want) and alike(run(ann), want):  # an ANN that draws random numbers differs from itself
         raise ValueError(
             "convert: ann must compute the same as its torch.fx trace, got different outputs (does a forward write to "
             "a tensor that has another name, as in y = x; x += z, or use a context manager such as autocast?)"
         )
+    return sizer.sizes
+
+
+class _Sizer(fx.Interpreter):
+    """Runs a graph and notes the sizes of its tensors."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(root, graph=graph)
+        self.sizes: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        if isinstance(out, Tensor):
+            self.sizes[n] = out.shape
+        return out
 
 
 def as_dropout(node: fx.Node) -> tuple[float, bool]:

@@ -144,6 +144,7 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     if isinstance(model, _LEAVES):
         model = nn.Sequential(OrderedDict({type(model).__name__.lower(): model}))
     if isinstance(model, TandemNetwork):
+        model.check_twins()
         model = model.snn
     try:
         traced = NIRTorchTracer(_LEAVES, autowrap_functions=(flattened_to, sized_as_traced)).trace(model)

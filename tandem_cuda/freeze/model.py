@@ -47,7 +47,10 @@ def freeze(model: nn.Module) -> FrozenNetwork:
     if not isinstance(model, nn.Module):
         raise TypeError(f"freeze: model must be an nn.Module, got {type(model).__name__}")
     _check_hooks(model)
-    calls = _calls(model.snn if isinstance(model, TandemNetwork) else model)
+    if isinstance(model, TandemNetwork):
+        model.check_twins()
+        model = model.snn
+    calls = _calls(model)
     refused = list(calls.refused)
     for name, module, _ in calls.layers:
         if not isinstance(module, FrozenLayer) and class_of(module) not in FORMS:

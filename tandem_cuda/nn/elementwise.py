@@ -87,6 +87,13 @@ class TandemElementwise(TandemConv2d):
         del self.weight, self.bias
         self.register_buffer("weight", torch.ones_like(weight), persistent=False)
         self.register_buffer("bias", None, persistent=False)
+        self.factor, self.offset = 1.0, 0.0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "factor" not in self.__dict__:  # not in pickles of earlier versions
+            self.factor = self.weight.flatten()[0].item()
+            self.offset = 0.0 if self.bias is None else self.bias[0].item()
 
     def maps(self, factor: float, offset: float, like: Tensor) -> None:
         """Set the constants, on the device of ``like`` and in its dtype.
@@ -94,8 +101,13 @@ class TandemElementwise(TandemConv2d):
         Where there are two neurons for each value, they are those of its signs.
         """
         self.signed_input, self.signed = self.in_channels > self.groups, self.out_channels > self.groups
-        self.weight = torch.full((self.groups, 1, 1, 1), factor, device=like.device, dtype=like.dtype)
-        self.bias = None if offset == 0 else self.weight.new_full([self.groups], offset)
+        self.factor, self.offset = factor, offset
+        self.maps_on(like)
+
+    def maps_on(self, like: Tensor) -> None:
+        """Round the constants to the dtype of ``like``, on its device."""
+        self.weight = torch.full((self.groups, 1, 1, 1), self.factor, device=like.device, dtype=like.dtype)
+        self.bias = None if self.offset == 0 else self.weight.new_full([self.groups], self.offset)
 
     def arguments(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("in_channels", "out_channels", "groups")}

@@ -163,6 +163,12 @@ class SpikingAverage(nn.Module):
         override = getattr(self, "divisor_override", None)
         return [override or r * c for r in rows.divisors for c in columns.divisors]
 
+    @property
+    def largest(self) -> float:
+        """The largest average of inputs that are at most 1: the window over its divisor."""
+        override = getattr(self, "divisor_override", None)
+        return math.prod(pair(self.kernel_size)) / override if override else 1.0
+
     def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
         """Return the vertical and horizontal windows for an image of this size."""
         raise NotImplementedError

@@ -37,7 +37,7 @@ class Ends(NamedTuple):
     """Of its spikes, [O]."""
 
 
-_OF_CONVERSION = ("input_scale", "correction", "thresholds")
+OF_CONVERSION = ("input_scale", "correction", "thresholds")
 """Buffers of tandem layers that conversion sets."""
 
 
@@ -120,13 +120,13 @@ class TandemLayer(nn.Module, ABC):
         self.norm = None if norm is None else self._new_norm()
         log_threshold = learned_threshold.new_log_threshold(name, learn_threshold, self.weight)
         self.register_parameter("log_threshold", log_threshold)
-        for name in _OF_CONVERSION:
+        for name in OF_CONVERSION:
             self.register_buffer(name, None, persistent=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         self._parameters.setdefault("log_threshold", None)  # not in pickles of earlier versions
-        for name in _OF_CONVERSION:
+        for name in OF_CONVERSION:
             self._buffers.setdefault(name, None)  # likewise
 
     def reset_parameters(self) -> None:
@@ -420,7 +420,7 @@ class TandemLayer(nn.Module, ABC):
         norm = self.norm
         weight = self.weight if self.computes_weights() else self.stored_weight()
         tensors = [weight, self.bias, self.log_threshold, self._buffers.get("gain")]
-        tensors += [self._buffers[name] for name in _OF_CONVERSION]
+        tensors += [self._buffers[name] for name in OF_CONVERSION]
         if norm is not None:
             tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]  # None without an affine map
         return [x for x in tensors if x is not None]

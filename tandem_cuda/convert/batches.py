@@ -1,0 +1,101 @@
+"""Take calibration data in the forms in which users have it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from .trace import inputs_of
+
+_BATCH = 64
+"""Samples in a batch of a Dataset."""
+
+Batch = tuple[Tensor, ...]
+"""A tensor for each input of the network."""
+
+
+def calibration_batches(ann: nn.Module, data: Any) -> list[Batch]:
+    """Return the inputs of a network in calibration data.
+
+    Args:
+        ann: the network.
+        data: a Tensor, which is one batch; a Dataset, which is put into batches; or an iterable of batches, such as a
+            DataLoader. A batch is a Tensor, or a tuple or list whose first elements are the inputs in the order of
+            ``forward`` (labels may follow) or whose first element holds them, or a dict with the names that they have
+            in ``forward``.
+
+    Raises:
+        TypeError: ``data`` is neither a Tensor nor iterable.
+        ValueError: there is no batch, or a batch lacks an input, or an input has no samples, another number of them
+            than the first one, or is not finite.
+    """
+    names = inputs_of(ann) or ["input"]  # of *args, the first
+    if isinstance(data, Tensor):
+        data = [data]
+    elif isinstance(data, Dataset):
+        data = DataLoader(data, _BATCH)
+    if not isinstance(data, Iterable) or isinstance(data, (str, bytes)):
+        raise TypeError(
+            f"convert: calibrate must be a Tensor, a Dataset or an iterable of batches, got {type(data).__name__}"
+        )
+    batches = []
+    for i, batch in enumerate(data):
+        inputs = _matched(batch, names)
+        if inputs is None:
+            raise ValueError(f"convert: calibrate must yield {_wanted(names)}, got {_described(batch)} in batch {i}")
+        _check(inputs, names, i)
+        batches.append(inputs)
+    if not batches:
+        raise ValueError("convert: calibrate must yield at least one batch, got none")
+    return batches
+
+
+def _matched(batch: Any, names: Sequence[str]) -> Batch | None:
+    """Return the inputs in a batch; None if it lacks one."""
+    if isinstance(batch, Tensor):
+        return (batch,) if len(names) == 1 else None
+    if isinstance(batch, Mapping):
+        found = [batch.get(name) for name in names]
+    elif isinstance(batch, (tuple, list)):
+        found = list(batch[: len(names)])
+        if found and isinstance(found[0], (tuple, list, Mapping)):
+            return _matched(found[0], names)
+    else:
+        return None
+    inputs = tuple(x for x in found if isinstance(x, Tensor))
+    return inputs if len(inputs) == len(names) else None
+
+
+def _wanted(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"a Tensor {names[0]}, a tuple that begins with it, or a dict with it"
+    inputs = f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"tuples that begin with the Tensors {inputs}, or dicts with them"
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"a dict with {', '.join(map(str, batch)) or 'nothing'}"
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of {', '.join(type(x).__name__ for x in batch) or 'nothing'}"
+    return type(batch).__name__
+
+
+def _check(inputs: Batch, names: Sequence[str], i: int) -> None:
+    for name, x in zip(names, inputs, strict=True):
+        if not x.dim() or not len(x):
+            raise ValueError(
+                f"convert: calibrate must yield batches of at least one sample, got {list(x.shape)} for {name} in "
+                f"batch {i}"
+            )
+        if len(x) != len(inputs[0]):
+            raise ValueError(
+                f"convert: calibrate must yield as many samples of each input, got {len(inputs[0])} of {names[0]} and "
+                f"{len(x)} of {name} in batch {i}"
+            )
+        if not torch.isfinite(x).all():
+            raise ValueError(f"convert: calibrate must be finite, got NaN or infinity in batch {i}")

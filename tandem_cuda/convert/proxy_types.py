@@ -1,0 +1,128 @@
+"""Let values in a trace say of what class they are: forward may ask with isinstance, torch.is_tensor or type."""
+
+from __future__ import annotations
+
+import builtins
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+_OF_ATTRIBUTES: dict[str, type] = {
+    **dict.fromkeys(("T", "mT", "H", "mH", "data", "real", "imag"), Tensor),
+    **dict.fromkeys(("ndim", "itemsize", "nbytes"), int),
+    **dict.fromkeys(("is_cuda", "is_cpu", "is_leaf", "is_sparse", "is_quantized", "is_meta", "requires_grad"), bool),
+    "shape": torch.Size,
+    "dtype": torch.dtype,
+    "device": torch.device,
+}
+_OF_METHODS: dict[str, type] = {
+    **dict.fromkeys(("dim", "ndimension", "numel", "nelement", "element_size", "storage_offset", "__len__"), int),
+    **dict.fromkeys(("is_floating_point", "is_complex", "is_contiguous", "is_signed", "is_inference"), bool),
+    **dict.fromkeys(("chunk", "split", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "stride"), tuple),
+    "tolist": list,
+    "size": torch.Size,
+}
+_NUMBERS = (bool, int, float)
+_COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_}
+
+
+def class_of_attribute(name: str) -> type | None:
+    """Return the class of an attribute of tensors; None if it is not known."""
+    return _OF_ATTRIBUTES.get(name)
+
+
+def class_of(node: fx.Node) -> type | None:
+    """Return the class of what a node of the ANN's graph returns; None if it is not known."""
+    if node.op in ("placeholder", "get_attr", "call_module"):
+        return Tensor
+    first = class_of(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+    if node.op == "call_method":
+        word = str(node.target)
+        if first is not Tensor:
+            return None
+        one_size = word == "size" and (len(node.args) > 1 or bool(node.kwargs))
+        return int if one_size else _OF_METHODS.get(word, None if word == "item" else Tensor)
+    return _class_of_call(node, first)
+
+
+def _class_of_call(node: fx.Node, first: type | None) -> type | None:
+    """Return the class of what a call of a function returns, whose first argument is of class ``first``."""
+    target: Any = node.target
+    if target is getattr:
+        return class_of_attribute(str(node.args[1])) if first is Tensor else None
+    if target is len:
+        return int
+    classes = [class_of(x) for x in node.all_input_nodes]
+    if classes and all(kind in _NUMBERS for kind in classes):
+        if target in _COMPARISONS:
+            return bool
+        divides = target in (operator.truediv, operator.itruediv)
+        return float if divides or float in classes or any(isinstance(x, float) for x in node.args) else int
+    if target is operator.getitem:
+        if first is torch.Size:
+            return torch.Size if isinstance(node.args[1], slice) else int
+        return Tensor if first in (Tensor, tuple) else None
+    return _OF_METHODS.get(getattr(target, "__name__", ""), Tensor if Tensor in classes else None)
+
+
+class _Metatype(type):
+    def __instancecheck__(cls, x: Any) -> bool:
+        return isinstance(x, builtins.type)
+
+    def __subclasscheck__(cls, x: Any) -> bool:
+        return issubclass(x, builtins.type)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and issubclass(builtins.type(args[0]), fx.Proxy):
+            return args[0].__class__
+        return builtins.type(*args, **kwargs)
+
+
+class _Type(metaclass=_Metatype):
+    """What ``type`` is in the ANN's own modules while it is traced."""
+
+
+@contextmanager
+def answering_type(ann: nn.Module) -> Iterator[None]:
+    """Let ``type(x)`` return the class of what x stands for, in the functions that forward is made of."""
+    changed = [names for names in _globals_of(ann) if "type" not in names]
+    for names in changed:
+        names["type"] = _Type
+    try:
+        yield
+    finally:
+        for names in changed:
+            del names["type"]
+
+
+def _globals_of(ann: nn.Module) -> list[dict[str, Any]]:
+    """Return the global names of the ANN's methods, and of the functions found under these names."""
+    kinds = {kind for module in ann.modules() for kind in type(module).__mro__ if _is_foreign(kind.__module__)}
+    waiting = [f for kind in kinds for f in vars(kind).values()]
+    found: dict[int, dict[str, Any]] = {}
+    while waiting:
+        function = _plain(waiting.pop())
+        if function is None or id(function.__globals__) in found:
+            continue
+        names = function.__globals__
+        if _is_foreign(names.get("__name__", "")):
+            found[id(names)] = names
+            waiting += [x for x in names.values() if isinstance(x, FunctionType) and _is_foreign(x.__module__)]
+    return list(found.values())
+
+
+def _plain(x: Any) -> FunctionType | None:
+    """Return the function behind a method, a decorated one included."""
+    x = getattr(x, "__func__", x.fget if isinstance(x, property) else x)
+    inner: Callable[..., Any] = getattr(x, "__wrapped__", x)
+    return inner if isinstance(inner, FunctionType) else None
+
+
+def _is_foreign(module: str | None) -> bool:
+    """Whether a module is neither torch nor of this package."""
+    return (module or "").partition(".")[0] not in ("torch", "builtins", "typing", __name__.partition(".")[0])

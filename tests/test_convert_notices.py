@@ -1,0 +1,711 @@
+"""A conversion never computes something else than its ANN in silence: it follows, or it raises an error."""
+
+import copy
+import io
+import pickle
+import random
+import types
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from anns import Residual, inputs
+from tandem_cuda import IF, SpikeTrain, convert, freeze, quantise
+from tandem_cuda.convert import Calibration
+
+
+def relative_error(snn, ann, x):
+    with torch.no_grad():
+        want = ann(x)
+        return ((snn(x) - want).norm() / want.norm()).item()
+
+
+# -- average pooling whose divisor is smaller than its window
+
+
+def divided(divisor, pool=nn.AvgPool2d, **how):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.ReLU(), pool(2, divisor_override=divisor, **how), nn.BatchNorm2d(4)),
+        *(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 4)),
+    )
+
+
+@pytest.mark.parametrize("how", [{}, {"neuron": IF(), "per_channel": False, "correct_bias": False, "percentile": 100}])
+@pytest.mark.parametrize("divisor", [1, 2, 3, 4, 9, None])
+def test_averages_with_small_divisors_do_not_saturate(divisor, how):
+    ann, x = divided(divisor).eval(), torch.rand(32, 1, 8, 8)
+    ann(x)
+    errors = [relative_error(convert(ann, steps, calibrate=x, **how), ann, x) for steps in (64, 1024)]
+    assert errors[1] < 0.02
+    assert errors[1] < errors[0]
+
+
+def test_averages_with_small_divisors_do_not_saturate_without_calibration():
+    ann = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.AvgPool2d(2, divisor_override=1), nn.Conv2d(1, 1, 1))
+    pool = convert(ann, 4).snn.get_submodule("2")
+    out = pool(SpikeTrain.from_dense(torch.ones(4, 1, 1, 4, 4)))
+    assert (out.count * out.amplitude == 16).all()
+
+
+# -- the ANN's quantisation
+
+
+def linear(*sizes):
+    torch.manual_seed(0)
+    layers = [layer for pair in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ann, snn: convert(ann, 8, weights="int16"),
+        lambda ann, snn: quantise(ann, 2),
+        lambda ann, snn: quantise(snn.snn, 3),
+        lambda ann, snn: quantise(ann[0], 2),
+    ],
+    ids=["another conversion", "the ANN", "the spiking twin", "a layer of the ANN"],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda snn: snn(torch.rand(2, 6)),
+        lambda snn: snn.train(),
+        lambda snn: snn.eval(),
+        lambda snn: snn.state_dict(),
+        lambda snn: freeze(snn),
+    ],
+    ids=["forward", "train", "eval", "state_dict", "freeze"],
+)
+def test_twins_round_to_the_same_bits(change, use):
+    ann = linear(6, 5, 4, 3).eval()
+    snn = convert(ann, 8, weights="int8")
+    use(snn)
+    change(ann, snn)
+    with pytest.raises(RuntimeError, match="must round its weights as its spiking twin does"):
+        use(snn)
+
+
+def test_quantising_both_twins_is_fine():
+    ann = linear(6, 5, 4, 3).eval()
+    snn = convert(ann, 8, weights="int8")
+    quantise(snn, 4)
+    snn(torch.rand(2, 6))
+
+
+# -- methods that an instance overrides
+
+
+def wrapped(layer, name):
+    """Override a method on the instance, as wrappers for adapters and devices do."""
+    f = getattr(layer, name)
+    setattr(layer, name, lambda *x: 3 * f(*x))
+
+
+@pytest.mark.parametrize("name", ["forward", "_conv_forward"])
+def test_methods_of_instances_are_refused(name):
+    ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    wrapped(ann[0], name)
+    with pytest.raises(ValueError, match=f"0 .Conv2d.: remove what its instance overrides .del module.{name}"):
+        convert(ann, 8)
+    delattr(ann[0], name)  # the advice
+    convert(ann, 8)
+
+
+def test_activations_with_methods_of_their_own_are_refused():
+    ann = linear(6, 5, 3)
+    ann[1].forward = lambda x: x.clamp(0, 0.1)
+    with pytest.raises(ValueError, match="remove what its instance overrides"):
+        convert(ann, 8)
+
+
+def test_a_forward_of_the_network_s_instance_is_refused():
+    ann = linear(6, 5, 3)
+    wrapped(ann, "forward")
+    with pytest.raises(ValueError, match="must have the forward of its class, got a forward of its own"):
+        convert(ann, 8)
+
+
+def test_containers_with_methods_of_their_own_are_traced():
+    ann = nn.Sequential(linear(6, 5, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    wrapped(ann[0], "forward")
+    x = torch.rand(64, 6)
+    assert relative_error(convert(ann, 256, calibrate=x), ann, x) < 0.05
+
+
+# -- changes of the ANN after the conversion
+
+
+class Switched(nn.Module):
+    """A forward that depends on attributes of its own, and counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu, self.last = nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)
+        self.drop = nn.Dropout(0.2)
+        self.doubles, self.epoch, self.calls, self.activation = False, 0, 0, F.relu
+
+    def forward(self, x):
+        self.calls += 1
+        x = self.activation(self.first(x))
+        return self.last(self.drop(2 * x if self.doubles else x))
+
+
+def cnn():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)),
+        *(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 3)),
+    ).eval()
+
+
+def set_to(name, value):
+    *path, key = name.split(".")
+
+    def change(ann):
+        setattr(ann.get_submodule(".".join(path)), key, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "name"),
+    [
+        (cnn, set_to("1", nn.Hardtanh(-1, 0.1)), "1 changed"),
+        (cnn, set_to("2", nn.AvgPool2d(2)), "2 changed"),
+        (cnn, set_to("5.kernel_size", 3), "5.kernel_size changed"),
+        (cnn, set_to("5.divisor_override", 1), "5.divisor_override changed"),
+        (cnn, set_to("3.stride", (2, 2)), "3.stride changed"),
+        (cnn, set_to("7.p", 0.1), "7.p changed"),
+        (cnn, lambda ann: ann.insert(9, nn.ReLU6()), "9 changed"),
+        (cnn, lambda ann: ann.append(nn.Softmax(1)), "9 changed"),
+        (cnn, lambda ann: wrapped(ann[3], "forward"), "3.forward changed"),
+        (cnn, lambda ann: wrapped(ann[1], "forward"), "1.forward changed"),
+        (Switched, set_to("doubles", True), "doubles changed"),
+        (Switched, set_to("activation", torch.tanh), "activation changed"),
+    ],
+)
+def test_changes_of_the_ann_are_noticed(make, change, name):
+    ann = make()
+    x = torch.rand(2, 6) if make is Switched else torch.rand(2, 1, 14, 14)
+    snn = convert(ann, 8)
+    other = copy.deepcopy(snn)
+    again = pickle.loads(pickle.dumps(snn))
+    change(ann)
+    for use in (lambda: snn(x), snn.train, snn.eval, snn.state_dict):
+        with pytest.raises(RuntimeError, match=f"must compute what it did when it was converted, but {name}"):
+            use()
+    for network in (other, again):
+        network(x)
+        change(network.ann())
+        with pytest.raises(RuntimeError, match="must compute what it did"):
+            network(x)
+
+
+def test_changes_that_do_not_matter_are_accepted():
+    ann = Switched()
+    snn = convert(ann, 8)
+    x = torch.rand(2, 6)
+    for epoch in range(3):
+        ann.epoch = epoch
+        ann(x)  # counts
+        snn(x)
+    ann.relu = nn.Tanh()  # forward never calls it
+    ann.new = [1, 2]
+    ann.other = 3
+    snn(x)
+    ann.doubles = True
+    with pytest.raises(RuntimeError, match="doubles"):
+        snn(x)
+    ann.doubles = False
+    snn(x)
+
+
+def test_an_equal_module_may_be_put_in_place():
+    ann = cnn()
+    snn = convert(ann, 8)
+    ann[1], ann[2] = nn.ReLU(), nn.MaxPool2d(2)
+    snn(torch.rand(2, 1, 14, 14))
+
+
+def test_batch_norm_may_change_its_momentum():
+    """Both twins have the same batch norm."""
+    ann = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    snn = convert(ann, 8)
+    ann[1].momentum = 0.9
+    snn(torch.rand(4, 6))
+
+
+# -- questions about types
+
+
+def is_one(h):
+    return type(h) is torch.Tensor
+
+
+QUESTIONS = {
+    "isinstance": lambda h: isinstance(h, torch.Tensor),
+    "isinstance of several": lambda h: isinstance(h, (list, torch.Tensor)),
+    "is_tensor": lambda h: torch.is_tensor(h),
+    "type is": lambda h: type(h) is torch.Tensor,
+    "a function asks for type": is_one,
+    "type of shape": lambda h: isinstance(h.shape, torch.Size),
+    "type of a size": lambda h: isinstance(h.size(0), int) and isinstance(h.shape[1], int),
+    "a real type": lambda h: type([]) is list and isinstance(nn.ReLU, type) and type("A", (), {}).__name__ == "A",
+    "not a tuple": lambda h: not isinstance(h, tuple),
+    "a tuple": lambda h: isinstance(h.chunk(2, 1), tuple),
+}
+
+
+class Asking(nn.Module):
+    def __init__(self, question):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.question = question
+
+    def forward(self, x):
+        h = F.relu(self.first(x))
+        if self.question(h):
+            h = F.relu(self.second(h))
+        return self.last(h)
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+@pytest.mark.parametrize("form", ["plain", "with an example"])
+def test_types_are_what_they_are_in_the_ann(question, form):
+    torch.manual_seed(0)
+    ann, x = Asking(question).eval(), torch.rand(16, 6)
+    snn = convert(ann, 8, example=x if form == "with an example" else None)
+    assert snn.spiking_layers == ("first", "second")
+    assert "type" not in globals()
+
+
+# -- forwards that are not the same in every call
+
+
+class Unsteady(nn.Module):
+    def __init__(self, skip):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.skip, self.calls = skip, 0
+        self.generator, self.torch_generator = np.random.default_rng(0), torch.Generator()
+
+    def forward(self, x):
+        h = F.relu(self.first(x))
+        if not self.skip(self):
+            h = F.relu(self.second(h))
+        return self.last(h)
+
+
+RARE = 1e-9
+DRAWS = {
+    "random": lambda net: random.random() < RARE,
+    "numpy": lambda net: np.random.rand() < RARE,  # noqa: NPY002
+    "torch": lambda net: torch.rand(()) < RARE,
+    "a generator of numpy": lambda net: net.generator.random() < RARE,
+    "a generator of torch": lambda net: torch.rand((), generator=net.torch_generator) < RARE,
+    "in training": lambda net: net.training and random.random() < RARE,
+}
+
+
+@pytest.mark.parametrize("skip", DRAWS.values(), ids=DRAWS)
+def test_random_numbers_in_forward_are_refused(skip):
+    with pytest.raises(ValueError, match="must not draw random numbers in forward"):
+        convert(Unsteady(skip), 8)
+
+
+def test_advice_on_random_numbers():
+    torchvision = pytest.importorskip("torchvision")
+
+    class Steady(Unsteady):
+        def __init__(self):
+            super().__init__(None)
+            self.depth = torchvision.ops.StochasticDepth(0.1, "row")
+
+        def forward(self, x):
+            h = F.relu(self.first(x))
+            return self.last(F.relu(h + self.depth(self.second(h))))
+
+    convert(Steady(), 8)(torch.rand(2, 6))
+
+
+def toggled(net):
+    net.calls += 1
+    return net.calls % 4 == 3
+
+
+def test_a_forward_that_changes_from_call_to_call_is_refused():
+    with pytest.raises(ValueError, match="must do the same in every call, got .*attributes that it reads"):
+        convert(Unsteady(toggled), 8)
+
+
+# -- sums that broadcast
+
+
+class Broadcasting(nn.Module):
+    def __init__(self, pool):
+        super().__init__()
+        self.first, self.second, self.pool = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1), pool
+        self.last = nn.Linear(4 * 64, 3)
+
+    def forward(self, x):
+        h = F.relu(self.first(x))
+        return self.last(F.relu(h + self.second(self.pool(h))).flatten(1))
+
+
+@pytest.mark.parametrize("how", [{}, {"example": torch.rand(2, 1, 8, 8)}, {"calibrate": torch.rand(8, 1, 8, 8)}])
+@pytest.mark.parametrize("make", [lambda: nn.AdaptiveAvgPool2d(1), lambda: nn.AdaptiveMaxPool2d((1, 1))])
+def test_sums_that_broadcast_are_refused(make, how):
+    with pytest.raises(ValueError, match="make its inputs alike in size, by nn.Upsample.*: spikes do not broadcast"):
+        convert(Broadcasting(make()), 8, **how)
+    ann = Broadcasting(nn.Sequential(make(), nn.Upsample(scale_factor=8)))  # the advice
+    convert(ann, 8, **how)(torch.rand(2, 1, 8, 8))
+
+
+def test_sums_of_different_channels_are_refused():
+    class Net(nn.Module):
+        def __init__(self, repeats):
+            super().__init__()
+            self.first, self.second, self.last = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1), nn.Conv2d(4, 2, 1)
+            self.repeats = repeats
+
+        def forward(self, x):
+            h = F.relu(self.first(x))
+            mask = self.second(h)
+            return self.last(F.relu(h + (torch.cat([mask] * 4, 1) if self.repeats else mask)))
+
+    x = torch.rand(2, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"torch.cat: spikes do not broadcast, got \[N, 4, 4, 4\] and \[N, 1, 4, 4\]"):
+        convert(Net(False), 8, example=x)
+    convert(Net(True), 8, example=x)(x)
+
+
+def test_sums_of_single_pixels_need_an_example():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Conv2d(1, 4, 8), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            h = F.relu(self.first(x))
+            return self.last(F.relu(h + self.second(F.adaptive_avg_pool2d(h, 1))))
+
+    x = torch.rand(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="pass example="):
+        convert(Net(), 8)
+    convert(Net(), 8, example=x)(x)
+
+
+# -- the twins' dtype
+
+
+CONCATENATED = {"per channel": {}, "per layer": {"per_channel": False}, "learned": {"learn_thresholds": True}}
+
+
+class Dense(nn.Module):
+    """Concatenation, batch norm without a weight layer, a constant factor, averages and a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(7)
+        self.c, self.pool, self.last = nn.Conv2d(7, 7, 1), nn.AvgPool2d(2), nn.Linear(7 * 16, 3)
+
+    def forward(self, x):
+        a = F.relu(self.a(x))
+        h = torch.cat([a, F.relu(self.b(a))], 1)
+        h = F.relu(self.norm(h))
+        h = F.relu(self.c(h) + 0.1 * h)
+        return self.last(self.pool(h).flatten(1))
+
+
+@pytest.mark.parametrize("move", [lambda m: m.double(), lambda m: m.double().float().double(), lambda m: m.to("cpu")])
+@pytest.mark.parametrize("how", CONCATENATED.values(), ids=CONCATENATED)
+def test_what_the_spiking_twin_alone_holds_follows_the_ann(how, move):
+    torch.manual_seed(0)
+    x, one, other = torch.rand(16, 1, 8, 8), Dense().eval(), Dense().eval()
+    other.load_state_dict(one.state_dict())
+    by_ann, by_snn = convert(one, 8, calibrate=x, **how), convert(other, 8, calibrate=x, **how)
+    move(one)
+    move(by_snn)
+    x = x.to(next(one.parameters()).dtype)
+    found = by_ann(x)
+    assert found.dtype == x.dtype
+    assert torch.equal(found, by_snn(x))
+    before = {name: (b.dtype, b.clone()) for name, b in by_ann.snn.named_buffers()}
+    after = {name: (b.dtype, b) for name, b in by_snn.snn.named_buffers()}
+    for name, (dtype, value) in before.items():
+        assert dtype == after[name][0]
+        assert torch.equal(value, after[name][1])
+    if x.dtype == torch.float64:  # as if converted in this precision
+        fresh = convert(one, 8, calibrate=by_ann.calibration, learn_thresholds=how.get("learn_thresholds", False))
+        assert torch.equal(fresh(x), found)
+
+
+# -- what is saved
+
+
+def kept(state, how):
+    if how == "torch.save":
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        return torch.load(file, weights_only=True)
+    if how == "safetensors":
+        safetensors = pytest.importorskip("safetensors.torch")
+        return safetensors.load(safetensors.save(state))
+    return dict(state)
+
+
+@pytest.mark.parametrize("how", ["torch.save", "safetensors", "dict"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("neuron", [None, IF(initial=0.25, clip=True)])
+def test_a_saved_network_comes_back_whole(how, nested, neuron):
+    torch.manual_seed(0)
+    ann, x = Residual().eval(), inputs(16)
+    snn = convert(ann, 8, calibrate=x, neuron=neuron, learn_thresholds=True)
+    with torch.no_grad():
+        for p in snn.parameters():
+            p.mul_(1.01)
+    prefix = "net." if nested else ""
+    state = kept((nn.ModuleDict({"net": snn}) if nested else snn).state_dict(), how)
+    calibration = Calibration.of_state(state, prefix)
+    assert calibration.neuron == (neuron or IF(initial=0.5, two_phase=True))
+    fresh = convert(Residual().eval(), 8, calibrate=calibration, learn_thresholds=True)
+    (nn.ModuleDict({"net": fresh}) if nested else fresh).load_state_dict(state)
+    assert torch.equal(fresh(x), snn(x))
+
+
+def test_loading_takes_over_the_calibration():
+    x = inputs(16)
+    one = convert(Residual().eval(), 8, calibrate=x)
+    torch.manual_seed(1)
+    other = convert(Residual().eval(), 4, calibrate=2 * inputs(16, 1))
+    other.load_state_dict(one.state_dict())
+    other.set_time_steps(8)
+    assert torch.equal(other(x), one(x))
+
+
+def test_a_calibrated_state_does_not_load_into_other_networks():
+    ann, x = Residual().eval(), inputs(16)
+    state = convert(ann, 8, calibrate=x).state_dict()
+    plain = convert(Residual().eval(), 8)
+    with pytest.raises(RuntimeError, match=r"calibrated network.*calibrate=Calibration.of_state\(state\)"):
+        plain.load_state_dict(state)
+    convert(Residual().eval(), 8, calibrate=Calibration.of_state(state)).load_state_dict(state)  # the advice
+    layers = convert(Residual().eval(), 8, calibrate=x, per_channel=False)
+    with pytest.raises(RuntimeError, match="thresholds for other channels"):
+        layers.load_state_dict(state)
+    one_phase = convert(Residual().eval(), 8, calibrate=x, neuron=IF())
+    with pytest.raises(RuntimeError, match="the state is of a network with IF"):
+        one_phase.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        Residual().load_state_dict(state)
+
+
+def test_a_state_without_calibration_does_not_load_into_a_calibrated_network():
+    x = inputs(16)
+    snn = convert(Residual().eval(), 8, calibrate=x)
+    state = convert(Residual().eval(), 8).state_dict()
+    with pytest.raises(RuntimeError, match=r"without calibration.*snn.ann\(\)"):
+        snn.load_state_dict(state)
+    snn.ann().load_state_dict(state)  # the advice
+    snn.load_state_dict(Residual().state_dict())  # the ANN's own state has no thresholds
+    convert(Residual().eval(), 8).load_state_dict(state)
+
+
+def test_states_that_are_not_of_a_calibration():
+    with pytest.raises(ValueError, match="must be that of a calibrated TandemNetwork, got one without '_extra_state'"):
+        Calibration.of_state(convert(Residual().eval(), 8).state_dict())
+    for state in (torch.zeros(3, dtype=torch.uint8), "text", {"levels": {}}, torch.tensor(list(b"{}"))):
+        with pytest.raises(ValueError, match="must be that of a TandemNetwork"):
+            Calibration.of_state({"_extra_state": state})
+
+
+# -- the forms of calibration data
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(4, 5), nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x, y):
+        return self.last(F.relu(F.relu(self.a(x)) + F.relu(self.b(y))))
+
+
+class Numbered(torch.utils.data.Dataset):
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __len__(self):
+        return len(self.parts[0])
+
+    def __getitem__(self, i):
+        return tuple(part[i] for part in self.parts)
+
+
+def two():
+    torch.manual_seed(0)
+    return torch.rand(20, 4), torch.rand(20, 3), torch.arange(20)
+
+
+FORMS = {
+    "tuples": lambda x, y, z: [(x, y)],
+    "tuples with labels": lambda x, y, z: [(x, y, z)],
+    "lists": lambda x, y, z: [[x, y, z]],
+    "nested": lambda x, y, z: [((x, y), z)],
+    "dicts": lambda x, y, z: [{"label": z, "y": y, "x": x}],
+    "nested dicts": lambda x, y, z: [({"y": y, "x": x}, z)],
+    "a Dataset": Numbered,
+    "a DataLoader": lambda x, y, z: torch.utils.data.DataLoader(Numbered(x, y, z), 20),
+    "an iterator": lambda x, y, z: iter([(x, y)]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_forms_of_calibration_data(form):
+    x, y, z = two()
+    ann = TwoInputs().eval()
+    want = convert(ann, 8, calibrate=[(x, y)])
+    snn = convert(ann, 8, calibrate=form(x, y, z))
+    for name, level in want.levels.items():
+        assert torch.equal(snn.levels[name], level)
+    with torch.no_grad():
+        assert (snn(x, y) - ann(x, y)).norm() < 0.2 * ann(x, y).norm()
+    assert snn.report().agreement > 0.8
+
+
+def test_forms_of_calibration_data_of_one_input():
+    ann, (x, _, z) = linear(4, 5, 3).eval(), two()
+    want = convert(ann, 8, calibrate=x).levels["0"]
+    for data in ([x], [(x, z)], [{"input": x, "label": z}], Numbered(x, z), [((x,), z)]):
+        assert torch.equal(convert(ann, 8, calibrate=data).levels["0"], want)
+
+
+@pytest.mark.parametrize(
+    ("data", "got"),
+    [
+        (lambda x, y: x, "Tensors x and y, or dicts with them, got Tensor in batch 0"),
+        (lambda x, y: [(x,)], "got a tuple of Tensor in batch 0"),
+        (lambda x, y: [(x, y), (x, 3)], "got a tuple of Tensor, int in batch 1"),
+        (lambda x, y: [{"x": x, "z": y}], "got a dict with x, z in batch 0"),
+        (lambda x, y: [(x, y[:3])], "as many samples of each input, got 20 of x and 3 of y in batch 0"),
+        (lambda x, y: [(x, y * torch.nan)], "finite, got NaN or infinity in batch 0"),
+        (lambda x, y: [(x[:0], y[:0])], r"at least one sample, got \[0, 4\] for x in batch 0"),
+        (lambda x, y: [], "at least one batch, got none"),
+        (lambda x, y: ["text"], "got str in batch 0"),
+    ],
+)
+def test_unusable_calibration_data(data, got):
+    x, y, _ = two()
+    with pytest.raises(ValueError, match=got):
+        convert(TwoInputs(), 8, calibrate=data(x, y))
+
+
+@pytest.mark.parametrize("data", [3, "text", types.SimpleNamespace()])
+def test_calibration_data_of_the_wrong_type(data):
+    with pytest.raises(TypeError, match="calibrate must be a Tensor, a Dataset or an iterable of batches"):
+        convert(TwoInputs(), 8, calibrate=data)
+
+
+# -- the plain call, and how well it went
+
+
+def deep(depth=6):
+    """A trained-like network of many layers, on which one-phase neurons fail at few time steps."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU()]
+    for _ in range(depth - 1):
+        layers += [nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU()]
+    ann = nn.Sequential(*layers, nn.Linear(32, 4))
+    optimiser = torch.optim.Adam(ann.parameters(), 0.01)
+    x = torch.randn(256, 16)
+    labels = x[:, :4].argmax(1)
+    for _ in range(100):
+        F.cross_entropy(ann(x), labels).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return ann.eval(), x
+
+
+def test_the_plain_call_has_the_best_settings(recwarn):
+    ann, x = deep()
+    plain = convert(ann, 4, calibrate=x)
+    assert not [w for w in recwarn if "convert" in str(w.message)]
+    best = convert(ann, 4, calibrate=x, neuron=IF(initial=0.5, two_phase=True), per_channel=True, correct_bias=True)
+    assert torch.equal(plain(x), best(x))
+    assert plain.report().agreement >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"neuron": IF()}, "leave out neuron,"),
+        (
+            {"neuron": IF(), "per_channel": False, "correct_bias": False, "percentile": 50.0},
+            "leave out neuron and percentile and per_channel and correct_bias,",
+        ),
+    ],
+)
+def test_a_conversion_that_went_badly_warns(how, said):
+    ann, x = deep()
+    with pytest.warns(UserWarning, match=r"for \d+.\d% of 64 samples, .*the error starts at") as warned:
+        snn = convert(ann, 2, calibrate=x, **how)
+    text = str(warned[0].message)
+    assert said in text
+    assert "use more time steps than 2" in text
+    assert warned[0].filename == __file__
+    report = snn.report()
+    assert report.is_unlike
+    assert report.agreement < 0.9
+    assert str(report).splitlines()[1].startswith("The network gives the class of its ANN for")
+    assert report.error_starts is not None
+    # the advice, one piece after another
+    better = convert(ann, 2, calibrate=x).report()
+    assert better.agreement > report.agreement
+    more = convert(ann, 256, calibrate=x, **(how | {"percentile": 100.0})).report()
+    assert not more.is_unlike
+
+
+def test_outputs_that_are_no_classes_are_compared_too():
+    torch.manual_seed(0)
+    ann = nn.Sequential(*[m for _ in range(8) for m in (nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())], nn.Conv2d(1, 1, 1))
+    with torch.no_grad():
+        for p in ann.parameters():
+            p.abs_()
+    x = torch.rand(8, 1, 6, 6)
+    with pytest.warns(UserWarning, match="the outputs differ from the ANN's by"):
+        snn = convert(ann, 1, calibrate=x, neuron=IF(), percentile=100, correct_bias=False)
+    assert snn.report().agreement is None
+    assert snn.report().output_error > 0.5
+    assert convert(ann, 64, calibrate=x).report().output_error < 0.1
+
+
+def test_thresholds_of_layers_where_channels_cannot_have_their_own():
+    ann = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.PixelShuffle(2), nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(4 * 144, 3)),
+    ).eval()
+    x = torch.rand(16, 1, 6, 6)
+    snn = convert(ann, 8, calibrate=x)
+    assert all(isinstance(level, float) for level in snn.levels.values())
+    assert "thresholds of layers and not of channels, which 2 (PixelShuffle) cannot take" in str(snn.report())
+    with pytest.raises(ValueError, match="per_channel=False"):
+        convert(ann, 8, calibrate=x, per_channel=True)
+
+
+def test_neurons_of_a_calibration_are_used_again():
+    ann, x = linear(6, 5, 4, 3).eval(), torch.rand(16, 6)
+    first = convert(ann, 8, calibrate=x, neuron=IF(initial=0.25))
+    again = convert(ann, 8, calibrate=first.calibration)
+    assert torch.equal(again(x), first(x))
+    assert convert(ann, 8, calibrate=x).calibration.neuron == IF(initial=0.5, two_phase=True)
+
+
+def test_conversions_without_calibration_have_the_neurons_of_the_paper():
+    snn = convert(linear(6, 5, 3), 8)
+    assert snn.snn.get_submodule("0").neuron == IF()
