@@ -8,9 +8,6 @@ from torch import nn
 from exact import generator
 from tandem_cuda import IF, convert
 
-PER_LAYER = {"neuron": IF(), "per_channel": False, "correct_bias": False}
-"""Settings of a plain calibration: one level for each layer, neurons of one phase, biases as they are."""
-
 
 def cnn():
     return nn.Sequential(
@@ -131,6 +128,11 @@ class TwoHeads(nn.Module):
 
 MODELS = {"cnn": cnn, **{c.__name__: c for c in (Functional, Residual, OneDimension, Decoder, TwoHeads)}}
 every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+
+
+def per_layer(neuron=IF()):
+    """Settings of a calibration that finds one level for each layer and leaves biases as they are."""
+    return {"neuron": neuron, "per_channel": False, "correct_bias": False}
 
 
 def made(make, **named):

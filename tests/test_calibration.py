@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anns import PER_LAYER, Residual, cnn, inputs, whole
+from anns import Residual, cnn, inputs, per_layer, whole
 from exact import same
 from tandem_cuda import IF, FrozenNetwork, SpikingMaxPool2d, TandemAdd, convert, freeze, quantise, synops
 from tandem_cuda.convert import Calibration
@@ -109,7 +109,7 @@ def test_least_error_approaches_the_ann(make, how, neuron):
         want = whole(ann(x))
         errors = []
         for steps in (4, 256):
-            snn = convert(ann, steps, calibrate=x, **{**PER_LAYER, "neuron": neuron, **how})
+            snn = convert(ann, steps, calibrate=x, **{**per_layer(neuron), **how})
             errors.append(((whole(snn(x)) - want).norm() / want.norm()).item())
     assert errors[1] < min(0.02, errors[0])
 

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from anns import (
-    PER_LAYER,
     Decoder,
     Functional,
     OneDimension,
@@ -17,6 +16,7 @@ from anns import (
     inputs,
     kinds,
     made,
+    per_layer,
     whole,
 )
 from exact import generator, same
@@ -207,9 +207,7 @@ def test_a_layer_that_runs_twice():
 def test_thresholds_are_percentiles():
     ann = cnn().eval()
     batches = [inputs(5, seed) for seed in range(3)]
-    snn = convert(
-        ann, 16, calibrate=[(x, None) for x in batches], percentile=90, **{**PER_LAYER, "neuron": IF(clip=True)}
-    )
+    snn = convert(ann, 16, calibrate=[(x, None) for x in batches], percentile=90, **per_layer(IF(clip=True)))
     activations = [ann[:3](x).detach().flatten() for x in batches]
     want = sum(torch.quantile(a, 0.9, interpolation="higher").item() for a in activations) / 3 / 16
     neuron = dict(snn.snn.named_children())["0"].neuron

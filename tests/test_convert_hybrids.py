@@ -8,7 +8,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anns import (
-    PER_LAYER,
     Decoder,
     Functional,
     OneDimension,
@@ -19,6 +18,7 @@ from anns import (
     every_model,
     inputs,
     kinds,
+    per_layer,
     trained,
     whole,
 )
@@ -92,7 +92,7 @@ def test_all_layers_are_no_hybrid(make):
 def test_hybrid_is_the_layers_by_hand():
     ann = trained(cnn)
     x = inputs()
-    snn = convert(ann, 8, calibrate=x, spiking_layers=1, **PER_LAYER)
+    snn = convert(ann, 8, calibrate=x, spiking_layers=1, **per_layer())
     level = snn.levels["0"]
     layer = TandemConv2d(2, 6, 3, padding=1, norm="batch", neuron=IF(level / 8, amplitude=level / 8)).eval()
     layer.load_state_dict({**ann[0].state_dict(), **{f"norm.{k}": v for k, v in ann[1].state_dict().items()}})

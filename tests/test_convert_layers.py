@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from anns import per_layer
 from tandem_cuda import IF, FrozenNetwork, SpikeTrain, convert, freeze, quantise, synops, unquantise
 from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikingGlobalMaxPool2d, TandemElementwise, TandemGate
 
@@ -228,7 +229,7 @@ def converted(name, ann, time_steps, **settings):
 @pytest.mark.parametrize("name", NETS)
 def test_it_computes_what_the_ann_does(name, neuron):
     ann, x = made(name)
-    snn = converted(name, ann, 256, calibrate=x, percentile=100, neuron=neuron)
+    snn = converted(name, ann, 256, calibrate=x, percentile=100, **per_layer(neuron))
     with torch.no_grad():
         want = ann(x)
         error = (snn(x) - want).norm()
@@ -245,7 +246,7 @@ def operations(model, x):
 @pytest.mark.parametrize("name", NETS)
 def test_frozen_networks_are_the_same(name, neuron, tmp_path):
     ann, x = made(name)
-    snn = converted(name, ann, 64, calibrate=x, neuron=neuron)
+    snn = converted(name, ann, 64, calibrate=x, **per_layer(neuron))
     snn(x)
     snn.set_time_steps(5)
     with torch.no_grad():
@@ -266,7 +267,7 @@ def test_frozen_networks_are_the_same(name, neuron, tmp_path):
 def test_it_trains(name, neuron):
     """Every parameter gets a gradient; in eval mode afterwards, outputs do not depend on whether one is asked for."""
     ann, x = made(name)
-    snn = converted(name, ann, 8, calibrate=x, neuron=neuron).train()
+    snn = converted(name, ann, 8, calibrate=x, **per_layer(neuron)).train()
     snn(x).square().sum().backward()
     for parameter_name, parameter in ann.named_parameters():
         if not (parameter_name.endswith("bias") and parameter_name != "fc.bias"):  # batch norm may cancel a bias
@@ -283,7 +284,7 @@ def test_it_trains(name, neuron):
 def test_gradients_are_those_of_the_ann(name):
     """Of many steps: in eval mode, where both networks use the same statistics."""
     ann, x = made(name)
-    snn = converted(name, ann, 4096, calibrate=x, percentile=100, neuron=NEURONS["two phases"])
+    snn = converted(name, ann, 4096, calibrate=x, percentile=100, **per_layer(NEURONS["two phases"]))
     got = torch.autograd.grad(snn(x).square().sum(), ann.first.weight)[0]
     want = torch.autograd.grad(ann(x).square().sum(), ann.first.weight)[0]
     assert (got - want).norm() < 0.05 * want.norm()
@@ -307,7 +308,7 @@ def dyadic(ann):
 def test_engines_have_the_same_spikes(name, neuron):
     ann, x = made(name)
     ann, x = dyadic(ann).float(), (x.float() * 8).round() / 8
-    levels = converted(name, ann, 8, calibrate=x).levels
+    levels = converted(name, ann, 8, calibrate=x, per_channel=False).levels
     levels = {layer: 2.0 ** round(torch.tensor(level).log2().item()) for layer, level in levels.items()}
     how = {"calibrate": levels, "neuron": neuron}
     event, dense = (converted(name, ann, 8, engine=engine, **how) for engine in ("event", "dense"))
@@ -341,7 +342,7 @@ def test_integers_are_those_of_the_ann(name):
     """Both twins round weights alike."""
     ann, x = made(name)
     ann, x = ann.float(), x.float()
-    snn = converted(name, ann, 256, calibrate=x, percentile=100, neuron=NEURONS["two phases"], weights="int8")
+    snn = converted(name, ann, 256, calibrate=x, percentile=100, weights="int8", **per_layer(NEURONS["two phases"]))
     with torch.no_grad():
         want = ann(x)
         assert (snn(x) - want).norm() < 0.02 * want.norm()
@@ -374,7 +375,7 @@ def test_a_bounded_activation_saturates():
     with torch.no_grad():
         ann[0].weight.mul_(100)
     x = torch.rand(4, 1, 6, 6)
-    snn = convert(ann, 8, calibrate=x, percentile=100)
+    snn = convert(ann, 8, calibrate=x, percentile=100, **per_layer())
     assert snn.levels["0"] == 6
     assert snn.snn.get_submodule("0").neuron == IF(0.75, clip=True, amplitude=0.75)
     assert not snn.snn.get_submodule("2").neuron.clip
@@ -587,7 +588,7 @@ def test_integers_and_spikes_of_different_weight():
     copied = copy.deepcopy(other)
     other.set_time_steps(128)
     assert torch.equal(other.ann()(x), ann(x))
-    assert torch.equal(copied(x), convert(ann, 256, calibrate=other.levels, neuron=NEURONS["two phases"])(x))
+    assert torch.equal(copied(x), convert(ann, 256, calibrate=other.calibration, neuron=NEURONS["two phases"])(x))
     unquantise(other)
     assert torch.equal(ann(x), plain)
 

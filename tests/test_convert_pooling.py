@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anns import assert_no_leak, inputs, kinds, whole
+from anns import assert_no_leak, inputs, kinds, per_layer, whole
 from exact import generator, same
-from tandem_cuda import SpikeTrain, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, convert, freeze
+from tandem_cuda import IF, SpikeTrain, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, convert, freeze
 from tandem_cuda.freeze import LOADERS
 from tandem_cuda.freeze.pool import FrozenPool
 
@@ -90,7 +90,7 @@ def test_calibrated_averages_need_no_neurons(make):
     names = convert(ann, 8).spiking_layers
     levels = dict(zip(names, (1.0, 0.5, 0.25, 0.25), strict=False))
     for steps in (4, 16):
-        snn = convert(ann, steps, calibrate=levels)
+        snn = convert(ann, steps, calibrate=levels, neuron=IF())
         assert not {SpikingAvgPool2d, SpikingAdaptiveAvgPool2d} & set(kinds(snn))
         assert snn.levels == levels
         with torch.no_grad():
@@ -146,7 +146,7 @@ def test_averages_with_neurons_are_calibrated():
     torch.manual_seed(0)
     ann, x = pooled_adaptively().eval(), inputs(32)
     want = ann(x)
-    snn = convert(ann, 64, calibrate=x, percentile=99.9)
+    snn = convert(ann, 64, calibrate=x, percentile=99.9, **per_layer())
     assert SpikingAdaptiveAvgPool2d in kinds(snn)
     assert snn.spiking_layers == ("0", "4")
     assert list(snn.levels) == ["0", "4", "2"]
@@ -156,7 +156,7 @@ def test_averages_with_neurons_are_calibrated():
     pool = snn.snn.get_submodule("2")
     assert pool.threshold == pool.amplitude == snn.levels["2"] / snn.levels["0"]
     assert (snn(x) - want).norm() < 0.03 * want.norm()
-    same(convert(ann, 64, calibrate=snn.levels)(x).detach(), snn(x).detach())
+    same(convert(ann, 64, calibrate=snn.levels, neuron=IF())(x).detach(), snn(x).detach())
     same(freeze(snn)(x), snn(x).detach())
     earlier = {name: snn.levels[name] for name in snn.spiking_layers}  # levels that know of no pools
     pool = convert(ann, 64, calibrate=earlier).snn.get_submodule("2")
@@ -187,7 +187,7 @@ def test_compiled_averages(make):
 def test_averages_of_recorded_spikes():
     ann = dyadic(nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double())
     spikes = (torch.rand(8, 6, 2, 8, 8, generator=generator(1)) < 0.3).double()
-    snn = convert(ann, 8, mode="spikes", calibrate={"1": 8.0})
+    snn = convert(ann, 8, mode="spikes", neuron=IF(), calibrate={"1": 8.0})
     neurons, total = Integrating(1.0), 0
     for step in spikes:
         total = total + neurons(ann[:2](step) + ann[1].bias.view(-1, 1, 1) * (1 / 8 - 1))

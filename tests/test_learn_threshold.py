@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 import tandem_cuda
-from anns import Residual, inputs
+from anns import Residual, inputs, per_layer
 from exact import VANISHING, generator, same
 from freezable import graph_of
 from tandem_cuda import (
@@ -412,7 +412,7 @@ def test_convert(calibrated):
     assert list(convert(ann, 8).state_dict()) == list(ann.state_dict())
     own = [f"{name}.log_threshold" for name in snn.spiking_layers]
     assert any(name.endswith("add.log_threshold") for name in own)
-    assert list(snn.state_dict()) == [*ann.state_dict(), *own]
+    assert list(snn.state_dict()) == [*ann.state_dict(), *own, *(["_extra_state"] if calibrated else [])]
     assert list(nn.ModuleDict({"net": snn}).state_dict()) == [f"net.{name}" for name in snn.state_dict()]
     assert all(x.requires_grad for name, x in snn.state_dict(keep_vars=True).items() if name in own)
     assert not any(x.requires_grad for x in snn.state_dict().values())
@@ -461,8 +461,8 @@ def test_state_of_a_converted_network():
 
 def test_pickles_of_earlier_versions():
     """Which have none of the attributes."""
-    snn, x = convert(Residual().eval(), 4, calibrate=inputs()), inputs()
-    frozen, want, state = freeze(snn), snn(x).detach(), snn.state_dict()
+    snn, x = convert(Residual().eval(), 4, calibrate=inputs(), **per_layer()), inputs()
+    frozen, want, state = freeze(snn), snn(x).detach(), snn.ann().state_dict()
     joins = [module for root in (snn, frozen) for module in root.modules() if isinstance(module, TandemAdd)]
     assert joins
     for module in [*snn.modules(), *frozen.modules()]:
@@ -471,7 +471,8 @@ def test_pickles_of_earlier_versions():
             module._buffers.pop(name, None)
     for join in joins:
         del join._buffers["scale"]
-    for name in ("_totals", "calibration", "_signed", "_pools", "_only_snn", "time_steps"):
+    names = "_totals", "calibration", "_signed", "_pools", "_only_snn", "time_steps"
+    for name in (*names, "_watch", "_own", "_weight_twins", "_scaled"):
         del snn.__dict__[name]
     old, old_frozen = pickle.loads(pickle.dumps((snn, frozen)))
     same(old_frozen(x), want)
@@ -488,7 +489,7 @@ def test_pickles_of_earlier_versions():
 
 def test_set_time_steps():
     ann, snn = learning(calibrated=True)
-    other = convert(ann, 5, learn_thresholds=True, calibrate=snn.levels)
+    other = convert(ann, 5, learn_thresholds=True, calibrate=snn.calibration)
     other.load_state_dict(snn.state_dict())
     snn.set_time_steps(5)
     same(snn(inputs()).detach(), other(inputs()).detach())

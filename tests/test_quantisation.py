@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
 
+from anns import per_layer
 from exact import generator, same, slow
 from freezable import graph_of
 from tandem_cuda import (
@@ -167,9 +168,9 @@ def test_both_twins_see_the_same_weights(make, order):
     plain = ann(x).detach()
     if order == "before":
         quantise(ann, 3)
-        snn = convert(ann, 256, calibrate=x, percentile=100)
+        snn = convert(ann, 256, calibrate=x, percentile=100, **per_layer())
     else:
-        snn = convert(ann, 256, calibrate=x, percentile=100)
+        snn = convert(ann, 256, calibrate=x, percentile=100, **per_layer())
         quantise(snn, 3)
     assert {id(p) for p in ann.parameters()} == {id(p) for p in snn.parameters()} == {id(p) for p in parameters}
     layers = [m for m in snn.modules() if hasattr(m, "weight") and quantiser(m) is not None]
@@ -199,7 +200,7 @@ def test_convert_quantises_from_the_start(make, weights, bits):
         snn = convert(ann, 8, calibrate=x, spiking_layers=k, weights=weights)
         quantise(other, bits)
         want = convert(other, 8, calibrate=x, spiking_layers=k)
-        assert snn.levels == want.levels
+        torch.testing.assert_close(snn.levels, want.levels, rtol=0, atol=0)
         same(snn(x).detach(), want(x).detach())
         same(snn.ann()(x).detach(), other(x).detach())
         assert list(snn.state_dict()) == list(want.state_dict())
@@ -234,23 +235,25 @@ def test_state_dicts_are_those_of_plain_networks(make):
     ann = trained(make)
     names = set(ann.state_dict())
     x = inputs()
-    snn = convert(ann, 8, calibrate=x)
+    snn = convert(ann, 8, calibrate=x, **per_layer())
     quantise(snn, 3)
-    assert set(snn.state_dict()) == set(ann.state_dict()) == names
+    assert set(snn.state_dict()) == {*names, "_extra_state"}
+    assert set(ann.state_dict()) == names
     torch.manual_seed(1)
     other = make().eval()
     for load in (snn, ann):
         state = (other if load is snn else trained(make)).state_dict()
         load.load_state_dict(state)
-        for name, value in load.state_dict().items():
-            same(value, state[name])
+        found = load.state_dict()
+        for name, value in state.items():
+            same(found[name], value)
     plain = make().eval()
-    plain.load_state_dict(snn.state_dict())
+    plain.load_state_dict(snn.ann().state_dict())
     quantise(plain, 3)
     same(plain(x).detach(), ann(x).detach())
-    same(convert(plain, 8, calibrate=snn.levels)(x).detach(), snn(x).detach())
+    same(convert(plain, 8, calibrate=snn.calibration)(x).detach(), snn(x).detach())
     outer = nn.ModuleDict({"net": snn})
-    assert set(outer.state_dict()) == {f"net.{name}" for name in names}
+    assert set(outer.state_dict()) == {f"net.{name}" for name in (*names, "_extra_state")}
     outer.load_state_dict(outer.state_dict())
     snn.load_state_dict({k: v.clone() for k, v in other.state_dict().items()}, assign=True)
     assert {id(p) for p in ann.parameters()} == {id(p) for p in snn.parameters()}
@@ -273,7 +276,7 @@ def test_undone(make):
     unquantise(snn)
     same(snn(x).detach(), want)
     assert {id(p) for p in snn.parameters()} == {id(p) for p in parameters}
-    assert list(snn.state_dict()) == names
+    assert list(snn.state_dict()) == [*names, "_extra_state"]
     assert [id(p) for p in ann.parameters()] == [id(p) for p in parameters]
     assert not any("arametrized" in type(m).__name__ for m in [*snn.modules(), *ann.modules()])
     snn.load_state_dict(trained(make).state_dict())

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from anns import MODELS, Functional, Residual, TwoHeads, cnn
+from anns import MODELS, Functional, Residual, TwoHeads, cnn, per_layer
 from anns import inputs as images
 from exact import generator, same
 from tandem_cuda import IF, LIF, SpikeTrain, convert, synops
@@ -67,7 +67,7 @@ def small():
 def test_every_figure(neuron):
     """20 samples, which are more than are run at a time."""
     ann, x = small()
-    snn = convert(ann, 6, calibrate=x, neuron=neuron, percentile=99)
+    snn = convert(ann, 6, calibrate=x, percentile=99, **per_layer(neuron))
     report = snn.report()
     found, costs = trains_of(snn, x), {layer.name.removeprefix("snn."): layer for layer in synops(snn, x)}
     activations = {"0": ann[:3](x), "4": ann[:6](x), "8": ann[:10](x)}
@@ -134,7 +134,7 @@ def test_pooling_before_the_relu():
     """The ANN's activation is that behind the pooling, and so are the spikes that are compared with it."""
     torch.manual_seed(0)
     ann, x = Functional().eval(), images(6)
-    snn = convert(ann, 8, calibrate=x)
+    snn = convert(ann, 8, calibrate=x, **per_layer())
     report, found = snn.report(), trains_of(snn, x)
     with torch.no_grad():
         wanted = F.relu(ann.conv1((x - ann.mean) / 0.5))
@@ -150,7 +150,7 @@ def test_pooling_before_the_relu():
 
 def test_values_of_both_signs():
     ann, x = made("no ReLU")
-    snn = convert(ann, 8, calibrate=x)
+    snn = convert(ann, 8, calibrate=x, **per_layer())
     report, found = snn.report(), trains_of(snn, x)
     with torch.no_grad():
         wanted = ann.norm_b(ann.b(F.relu(ann.a(F.relu(ann.norm(ann.first(x)))))))
@@ -175,7 +175,7 @@ def test_averages_of_spikes_of_different_weight():
 
     torch.manual_seed(0)
     ann, x = between(middle, 6, a=conv(8, 4), b=conv(12, 6)).double().eval(), torch.randn(8, 3, 8, 8).double()
-    snn = convert(ann, 16, calibrate=x)
+    snn = convert(ann, 16, calibrate=x, **per_layer())
     report, found = snn.report(), trains_of(snn, x)
     pool = found["adaptive_avg_pool2d"]
     with torch.no_grad():
@@ -192,7 +192,7 @@ def test_averages_of_spikes_of_different_weight():
 
 def test_averages_with_neurons():
     ann, x = made("mean of rows")
-    snn = convert(ann, 8, calibrate=x)
+    snn = convert(ann, 8, calibrate=x, **per_layer())
     layers = named(snn.report())
     assert layers["mean"].threshold == snn.levels["mean"] / 8
     assert layers["mean"].synops is None
@@ -223,12 +223,12 @@ def test_an_ann_that_overwrites_its_input():
     torch.manual_seed(0)
     ann = nn.Sequential(conv(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
     wild = Net(lambda n, x: n.layers(x.mul_(0.5)), layers=ann).eval()
-    snn = convert(wild, 6, calibrate=images(20))
+    snn = convert(wild, 6, calibrate=images(20), **per_layer())
     x, kept = images(20), images(20)
     report = snn.report(x)
     same(x, kept)
     assert snn.report() == report
-    wanted = convert(ann, 6, calibrate={"0": snn.levels["layers.0"]}).report(kept / 2)
+    wanted = convert(ann, 6, neuron=IF(), calibrate={"0": snn.levels["layers.0"]}).report(kept / 2)
     figures = [(layer.firing_rate, layer.error, layer.synops) for layer in report.layers]
     assert figures == [(layer.firing_rate, layer.error, layer.synops) for layer in wanted.layers]
 
@@ -264,7 +264,7 @@ def test_layers_of_timm():
 
 def test_thresholds_that_learn():
     ann, x = small()
-    snn = convert(ann, 6, calibrate=x, learn_thresholds=True)
+    snn = convert(ann, 6, calibrate=x, learn_thresholds=True, **per_layer())
     assert not snn.report().notes
     with torch.no_grad():
         snn.snn.get_submodule("4").log_threshold.fill_(0.5)
@@ -275,7 +275,7 @@ def test_thresholds_that_learn():
 
 def test_other_numbers_of_steps():
     ann, x = small()
-    snn = convert(ann, 6, calibrate=x)
+    snn = convert(ann, 6, calibrate=x, **per_layer())
     coarse = snn.report()
     snn.set_time_steps(60)
     fine = snn.report()
@@ -290,14 +290,22 @@ def test_other_numbers_of_steps():
 def test_saturation():
     ann, x = small()
     assert not [w for w in convert(ann, 6, calibrate=x).report().warnings if "saturated" in w]
-    report = convert(ann, 6, calibrate=x, percentile=50).report()
+    how = {"calibrate": x, "percentile": 50, **per_layer()}
+    report = convert(ann, 6, **how).report()
+    assert report.saturated
+    assert not [w for w in report.warnings if "saturated" in w]  # for it still answers like its ANN
+    with torch.no_grad():
+        ann[10].bias -= ann(x).mean(0)  # so that it finds several classes
+    report = convert(ann, 6, **how).report()
+    assert report.is_unlike
     layers = [layer for layer in report.layers if (layer.saturation or 0) > 0.05]
+    assert layers == [*report.saturated]
     assert layers
     (warning,) = [w for w in report.warnings if "saturated" in w]
     assert all(f"{layer.name} ({layer.saturation:.1%})" in warning for layer in layers)
     assert "a higher percentile" in warning
     # Whose spikes are always as many as there are steps.
-    assert not [w for w in convert(ann, 1, calibrate=x, percentile=50).report().warnings if "saturated" in w]
+    assert not [w for w in convert(ann, 1, **how).report().warnings if "saturated" in w]
 
 
 def test_layers_that_saturate_with_the_ann():
@@ -348,7 +356,7 @@ def test_errors_of_layers_whose_ann_is_silent():
             layer.bias.zero_()
     x = torch.ones(1, 1)
     for level, spikes in ((1.0, 1), (4.0, 0)):
-        layers = named(convert(ann, 4, calibrate={"0": 1.0, "2": level}).report(x))
+        layers = named(convert(ann, 4, neuron=IF(), calibrate={"0": 1.0, "2": level}).report(x))
         assert layers["0"].error == layers["0"].error_in_spikes == 0
         assert layers["2"].firing_rate == spikes / 4
         assert layers["2"].error == (math.inf if spikes else 0)
@@ -417,8 +425,8 @@ def test_values_that_cannot_be_compared():
 
 def test_without_samples():
     ann, x = small()
-    levels = convert(ann, 6, calibrate=x).levels
-    snn = convert(ann, 6, calibrate=levels)
+    levels = convert(ann, 6, calibrate=x, **per_layer()).levels
+    snn = convert(ann, 6, calibrate=levels, neuron=IF())
     report = snn.report()
     assert report.samples == 0
     assert report.agreement is None
@@ -427,7 +435,7 @@ def test_without_samples():
     assert "threshold" in str(report)
     assert "firing rate" not in str(report)
     assert named(report)["8"].threshold == levels["8"] / 6
-    assert snn.report(x) == convert(ann, 6, calibrate=x).report()
+    assert snn.report(x) == convert(ann, 6, calibrate=x, **per_layer()).report()
 
 
 def test_uncalibrated():
@@ -462,7 +470,7 @@ def test_first_samples_of_the_first_batch():
     data = images(100).double()
     loader = DataLoader(TensorDataset(data, torch.zeros(100)), batch_size=70)
     snn = convert(ann, 6, calibrate=loader)
-    kept = snn._record.sample.inputs
+    (kept,) = snn._record.sample.inputs
     same(kept, data[:64])
     assert kept.untyped_storage().nbytes() == data[:64].numel() * 8
     levels = snn.levels
@@ -485,7 +493,7 @@ def test_recorded_spikes():
     torch.manual_seed(0)
     ann = nn.Sequential(conv(2, 4), nn.ReLU(), conv(4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
     x = SpikeTrain.from_dense((torch.rand(9, 20, 2, 8, 8, generator=generator(1)) < 0.5).float())
-    snn = convert(ann, 9, mode="spikes", calibrate=x.count)
+    snn = convert(ann, 9, mode="spikes", calibrate=x.count, **per_layer())
     report = snn.report()
     assert report.samples == 0  # counts do not tell when the spikes come
     assert "call report(input), spike trains" in str(report)
@@ -594,7 +602,7 @@ def test_nothing_changes(training):
     attributes, random = {*vars(ann)}, torch.get_rng_state()
     first = snn.report()
     assert snn.report() == first
-    assert list(snn.state_dict()) == list(state) == list(ann.state_dict())
+    assert list(snn.state_dict()) == list(state) == [*ann.state_dict(), "_extra_state"]
     same(tuple(snn.state_dict().values()), tuple(state.values()))
     same(tuple(p.grad for p in snn.parameters()), tuple(gradients))
     assert [module.training for module in (*snn.modules(), *ann.modules())] == modes
@@ -613,13 +621,20 @@ def test_constants_that_tracing_adds_are_removed():
     assert {*vars(ann)} == before
 
 
-def test_an_ann_that_does_something_else_now():
+def test_an_ann_that_does_something_else_now(monkeypatch):
     torch.manual_seed(0)
     ann = between(lambda n, x: F.relu(n.a(x)), 8, a=conv(8, 8)).eval()
     snn = convert(ann, 8, calibrate=torch.rand(8, 3, 8, 8))
+    with monkeypatch.context() as patch:
+        patch.setattr(Net, "forward", lambda net, x: net.fc(net.last(net.a(net.first(x))).mean((2, 3))))
+        with pytest.raises(RuntimeError, match=r"report: forward of the ANN must be as it was .*, but lacks relu"):
+            snn.report()
+    run = ann.run
     ann.run = lambda net, x: net.fc(net.last(net.a(net.first(x))).mean((2, 3)))
-    with pytest.raises(RuntimeError, match=r"report: forward of the ANN must be as it was .*, but lacks relu"):
+    with pytest.raises(RuntimeError, match=r"must compute what it did when it was converted, but run changed"):
         snn.report()
+    ann.run = run
+    assert snn.report().samples == 8
     ann.first = conv(3, 8)
     with pytest.raises(RuntimeError, match="must keep the parameters"):
         snn.report()
