@@ -709,3 +709,23 @@ def test_neurons_of_a_calibration_are_used_again():
 def test_conversions_without_calibration_have_the_neurons_of_the_paper():
     snn = convert(linear(6, 5, 3), 8)
     assert snn.snn.get_submodule("0").neuron == IF()
+
+
+class Overwriting(nn.Module):
+    """Writes to its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = linear(6, 5, 3)
+
+    def forward(self, x):
+        return self.layers(x.mul_(2).add_(0.5))
+
+
+@pytest.mark.parametrize("how", [{}, {"percentile": 99.0}])
+def test_calibration_leaves_the_data_as_it_is(how):
+    ann, x = Overwriting().eval(), torch.rand(32, 6)
+    before = x.clone()
+    snn = convert(ann, 64, calibrate=x, **how)
+    assert torch.equal(x, before)
+    assert relative_error(snn, lambda x: ann.layers(2 * x + 0.5), x.clone()) < 0.05

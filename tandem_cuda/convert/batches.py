@@ -54,6 +54,11 @@ def calibration_batches(ann: nn.Module, data: Any) -> list[Batch]:
     return batches
 
 
+def copied(batch: Batch) -> Batch:
+    """Return copies of the inputs, which a network may write to."""
+    return tuple(x.clone() for x in batch)
+
+
 def _matched(batch: Any, names: Sequence[str]) -> Batch | None:
     """Return the inputs in a batch; None if it lacks one."""
     if isinstance(batch, Tensor):
