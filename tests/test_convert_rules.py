@@ -72,7 +72,7 @@ def documented() -> dict[str, object]:
 
 
 def test_documented_example(documented):
-    snn, ann = documented["snn"], documented["ann"]
+    snn, ann = documented["snn"], documented["cylinder"]
     for module in (ann[0], ann[3]):
         module.load_state_dict(conv(module.in_channels).state_dict())
     x = images(2, 1, 8, 8)
