@@ -72,4 +72,6 @@ class Record:
         if self.sizes is None:
             return None
         like = torch.empty(0) if like is None else like
-        return tuple(like.new_zeros(size, dtype=None if dtype.is_floating_point else dtype) for size, dtype in self.sizes)
+        return tuple(
+            like.new_zeros(size, dtype=None if dtype.is_floating_point else dtype) for size, dtype in self.sizes
+        )
