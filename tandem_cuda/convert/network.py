@@ -75,6 +75,7 @@ class TandemNetwork(nn.Module):
     _record: Record | None = None  # likewise
     _watch: Watch | None = None  # likewise
     _own: Sequence[tuple[Any, nn.Module, str]] = ()  # likewise; modules with tensors of the spiking twin alone
+    _own_kinds: Sequence[Any] = ()  # likewise; dtype and device that these tensors have
     _weight_twins: Sequence[
         tuple[Any, str, Any]
     ] = ()  # likewise; layers that share a weight, and the ANN's name for it
@@ -321,6 +322,7 @@ class TandemNetwork(nn.Module):
         if first is not None:
             own = [module for module in self.snn.modules() if isinstance(module, _WITH_OWN_TENSORS)]
             self._own = [(module, *likes.get(id(module), first)) for module in own]
+            self._own_kinds = self._kinds_of_ann()
         self._placed: dict[str, tuple[nn.Module, str, nn.Module]] = {}
         """The ANN's modules on the path to anything shared, by name: parent module, key in the parent, the module."""
         for path in paths:
@@ -342,12 +344,12 @@ class TandemNetwork(nn.Module):
 
     def _follow(self) -> None:
         """Give tensors of the spiking twin alone the dtype and device of the ANN's, which may have been moved."""
-        for module, owner, key in self._own:
-            like = getattr(owner, key)
-            own = _own_tensors(module)
-            if any(x.dtype != like.dtype or x.device != like.device for x in own.values()):
-                self._move_own_tensors()
-                return
+        if self._own_kinds != self._kinds_of_ann():
+            self._move_own_tensors()
+
+    def _kinds_of_ann(self) -> list[tuple[torch.dtype, torch.device]]:
+        """Return dtype and device of what the spiking twin's own tensors follow."""
+        return [(x.dtype, x.device) for x in (owner._parameters[key] for _, owner, key in self._own) if x is not None]
 
     def _move_own_tensors(self) -> None:
         for module, owner, key in self._own:
@@ -359,6 +361,7 @@ class TandemNetwork(nn.Module):
                     setattr(module, name, x.to(like))
             if isinstance(module, TandemElementwise):
                 module.maps_on(like)
+        self._own_kinds = self._kinds_of_ann()
         self.set_time_steps(self.time_steps)  # whose constants are rounded anew
 
     def check_twins(self) -> None:
