@@ -29,12 +29,18 @@ from ..nn import (
 from ..nn.learned_threshold import new_log_threshold
 from ..spike_train import SpikeTrain
 from .advice import (
-    ACTIVATIONS,
+    AFTER_ALL,
+    COUNTED,
     CURVED,
     FUNCTION_ADVICE,
+    GATES,
+    NEGATIVE,
+    NORMALISED,
     NORMALISING,
     NOTHING_ELSE,
-    SQUASHING,
+    NUMBER,
+    RECTIFIED,
+    RECTIFYING,
     WEIGHT_FUNCTIONS,
     Problem,
     advice_for,
@@ -43,9 +49,9 @@ from .advice import (
 )
 from .gates import gated
 from .record import Origin, Record
-from .rules import Call, Unconvertible, WeightRule, applied, fire, rule_for, weights_of
+from .rules import Call, Unconvertible, WeightRule, advice_against, applied, fire, rule_for, weights_of
 from .trace import VIEWS, dropout_of, kept, kind_of, leading_to, name_in_ann, owner_of, parametrized, scope_of, word_of
-from .values import Branch, Broken, Current, Pooled, Real, Source, Train
+from .values import Branch, Broken, Current, Pooled, Real, Size, Source, Train
 
 _VIEWS = {
     *("view", "view_as", "reshape", "flatten", "unflatten", "contiguous", "transpose", "permute", "movedim", "narrow"),
@@ -56,6 +62,10 @@ _VIEWS = {
 }
 """Functions and methods that may return the memory of their first argument."""
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow}
+
+_IN_PLACE_ADVICE = "write out of place: its input is used again later"
+_PARTS = {operator.getitem, getattr, torch._assert}
+"""Of a result, or a check of it."""
 
 
 class Conversion:
@@ -111,8 +121,13 @@ class Conversion:
         """Concatenations of trains whose spikes differ in weight, and the level of each input."""
         self.like = next(ann.parameters(), torch.empty(0))
         """For the device and dtype of constants."""
-        self.gates = gated(self.nodes, ann) if gates else {}
+        found = gated(self.nodes, ann)
+        self.gates = found if gates else {}
         """The nodes that compute a gate from spikes, and stay as they are."""
+        self.refused_gates = {} if gates else found
+        """The same if they are refused: each with the product that is reported in its place."""
+        self.now: fx.Node | None = None
+        """The node that is being converted."""
         self.before, self.last = self._order()
         for node in self.nodes:
             if not self.tainted.isdisjoint(node.all_input_nodes):
@@ -199,16 +214,32 @@ class Conversion:
     # -- one node
 
     def _converted(self, node: fx.Node) -> Any:
+        self.now = node
         try:
-            return self._value(node)
+            try:
+                return self._value(node)
+            except Unconvertible as refused:
+                if node in self.before or refused.node is not None:
+                    raise
+                return self._copied(node, node.name, dropout_of(node))  # no weight layer follows that needs spikes
         except Unconvertible as refused:
-            return self._problem(node, str(refused), why_all=refused.why_all)
+            first = node.args[0] if node.args else None
+            if node.target in _PARTS and isinstance(first, fx.Node) and isinstance(self.values[first], Broken):
+                return self.values[first]  # its problem has been reported
+            if node in self.tainted and str(refused) == COUNTED:
+                return Broken(Train(self._stand_in()))  # a substitute has no number of channels
+            if refused.node is None or refused.node is node:
+                return self._problem(node, str(refused), why_all=refused.why_all)
+            if refused.node not in self.tainted:
+                self._problem(refused.node, str(refused), why_all=refused.why_all)
+            self.tainted.add(node)
+            return Broken(Train(self._stand_in()))
 
     def _value(self, node: fx.Node) -> Any:
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
             return self._copied(node, node.name, dropout_of(node))
         if self._overwrites(node):
-            return self._problem(node, "write out of place: its input is used again later")
+            return self._problem(node, _IN_PLACE_ADVICE)
         if node in self.gates:
             return self._copied(node, node.name, dropout_of(node))
         rule = rule_for(node, self.ann)
@@ -218,34 +249,60 @@ class Conversion:
             return self._problem(node, why, Train(self._stand_in()))  # would have been a layer of its own
         if node.op == "placeholder" and self.mode == "spikes":
             return Train(self.graph.node_copy(node))
-        if node.op == "output" or all(isinstance(self.value(x), Real) for x in node.all_input_nodes):
+        real = [isinstance(self.value(x), Real) for x in node.all_input_nodes]
+        if node.op == "output" or all(real) or (node not in self.before and any(real)):
             return self._copied(node, node.name, dropout_of(node))
         return applied(self._unknown if rule is None else rule, Call(self, node))
 
     def _weightless(self, node: fx.Node) -> str | None:
         """Return the advice for a convolution or weight function that has no rule."""
-        if node.target in WEIGHT_FUNCTIONS:
-            return "use the module of the same name, which has parameters to share"
-        if node.op != "call_module":
-            return None
-        module = self.ann.get_submodule(str(node.target))
-        return advice_for(type(module)) if isinstance(module, nn.modules.conv._ConvNd) else None
+        if node.op == "call_module":
+            module = self.ann.get_submodule(str(node.target))
+            return advice_for(module) if isinstance(module, nn.modules.conv._ConvNd) else None
+        why = WEIGHT_FUNCTIONS.get(node.target)
+        owner = self._owner(node)
+        if why is None or not isinstance(owner, (nn.modules.conv._ConvNd, nn.Linear)):
+            return why
+        kind = type(owner).__name__
+        return f"{why}, or register a WeightRule for {kind} if it computes the same"
 
     def _unknown(self, call: Call) -> Any:
         """Report a call that has no rule, and return a substitute so that later problems are found, too."""
         node = call.node
-        if node.op == "call_module" and len(node.all_input_nodes) > 1:
-            return self._copied(node)
+        for argument in node.all_input_nodes:
+            if why := advice_against(self.value(argument)):
+                raise Unconvertible(why)
         x = call.input
-        kind = type(call.module) if node.op == "call_module" else ACTIVATIONS.get(node.target)
+        if node.op != "call_module":
+            why = FUNCTION_ADVICE.get(node.target, NOTHING_ELSE)
+            kind = self._owner_kind(node) if why == RECTIFYING else None
+            problem = self._problem(node, why if kind is None else RECTIFIED.format(kind=kind))
+            if why == NORMALISED:
+                return x
+            return Train(self._stand_in()) if why == RECTIFYING else problem
         if getattr(call.module, "return_indices", False):
             raise Unconvertible("set return_indices=False: the position of the maximum differs between time steps")
-        if kind is None:
-            raise Unconvertible(FUNCTION_ADVICE.get(node.target, NOTHING_ELSE))
-        problem = self._problem(node, advice_for(kind))
-        if issubclass(kind, (*CURVED, *SQUASHING)):  # as if it were a ReLU
+        problem = self._problem(node, advice_for(call.module))
+        if isinstance(call.module, CURVED):  # as if it were a ReLU
             return Train(self._stand_in())
-        return x if issubclass(kind, NORMALISING) else problem
+        return x if isinstance(call.module, NORMALISING) else problem
+
+    def _owner(self, node: fx.Node) -> nn.Module:
+        """Return the module whose forward contains a node."""
+        path = scope_of(node, self.ann)
+        return self.ann.get_submodule(path) if path in self.names else self.ann
+
+    def _owner_kind(self, node: fx.Node) -> str | None:
+        """Return the class of the module whose forward contains a node, if it does nothing but that; else None."""
+        owner, path = self._owner(node), scope_of(node, self.ann)
+        alone = all(other.target == node.target for other in self.nodes if scope_of(other, self.ann) == path)
+        if owner is self.ann or not alone or len([*owner.modules()]) > 1 or len([*owner.parameters()]):
+            return None
+        return f"{type(owner).__module__}.{type(owner).__qualname__}".removeprefix("__main__.")
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether a node does not depend on the network's input."""
+        return all(other.op != "placeholder" for other in leading_to([node]))
 
     def _weight(self, node: fx.Node, rule: WeightRule) -> Any:
         module = self.ann.get_submodule(str(node.target))
@@ -283,8 +340,12 @@ class Conversion:
     def _copied(self, node: fx.Node, name: str | None = None, module: nn.Module | None = None) -> Any:
         """Copy the node unchanged, decoding its spike-train inputs."""
         for argument in node.all_input_nodes:
-            if not isinstance(self.value(argument), (Real, Train, Pooled, Current)):
-                return self._problem(node, NOTHING_ELSE, Real(self._stand_in()))
+            x = self.value(argument)
+            is_batch = isinstance(x, Size) and x.number == 1 and x.dims == (0,)
+            if not isinstance(x, (Real, Train, Pooled, Current)) and not is_batch and not _is_number(x):
+                why = advice_against(x) or NOTHING_ELSE
+                why = "read sizes from an input of forward, or behind the last weight layer" if why == NUMBER else why
+                return self._problem(node, why, Real(self._stand_in()))
         if node.op == "call_module":
             module, name = self.ann.get_submodule(str(node.target)), str(node.target)
             if self.modules.get(name, module) is not module:  # it runs twice, the first time as a spiking layer
@@ -303,9 +364,19 @@ class Conversion:
 
     def _real(self, node: fx.Node) -> Any:
         x = self.value(node)
+        if _is_number(x):
+            return x.number
+        if isinstance(x, Size):
+            return self._batch_size()
         if isinstance(x, Current):
             x = self.train(node)
         return self._decoded(x).node
+
+    def _batch_size(self) -> fx.Node:
+        """Write the number of samples."""
+        placeholder = next(node for node in self.nodes if node.op == "placeholder")
+        shape = self.graph.call_function(getattr, (self.value(placeholder).node, "shape"))
+        return self.graph.call_function(operator.getitem, (shape, 0))
 
     def _decoded(self, x: Any) -> Any:
         if isinstance(x, Real):
@@ -374,7 +445,9 @@ class Conversion:
         if node in self.tainted:  # the layer may be incomplete
             return Train(self._stand_in())
         if signed and x.wants_relu:
-            raise Unconvertible("put a ReLU before the max pooling: without it, its windows have negative values")
+            refused = Unconvertible(NEGATIVE)
+            refused.node = x.wants_relu
+            raise refused
         neuron = self.neuron if bound is None else _bounded(self.neuron)
         (branch, *others) = x.branches
         if not others:
@@ -455,7 +528,7 @@ class Conversion:
     def _elementwise(self, branch: Branch, neuron: Neuron, signed: bool) -> Any:
         channels = branch.channels
         if channels is None:
-            raise Unconvertible("put it before the flattening, where the number of channels is known")
+            raise Unconvertible(COUNTED)
         ends = channels * (1 + branch.train.signed), channels * (1 + signed)
         layer = TandemElementwise(*ends, channels, device="meta", neuron=neuron, engine=self.engine)
         layer.maps(branch.factor, branch.offset, self.like)
@@ -487,7 +560,7 @@ class Conversion:
         channels = [train.channels for train in trains]
         known = [number for number in channels if number is not None]
         if differ and len(known) < len(trains):
-            raise Unconvertible("concatenate before the flattening, where the number of channels is known")
+            raise Unconvertible(COUNTED)
         cat = SpikeCat(*(train.signed for train in trains))
         sources = None
         if differ:
@@ -598,6 +671,8 @@ class Conversion:
 
     def behind(self, x: Any, step: Callable[[Any], Any], flat: bool = False) -> Any:
         """Apply a step to a spike train, or defer it: until after the neurons, or until the average has its form."""
+        if not isinstance(x, Train):
+            step = _blaming(self.now, step)
         if isinstance(x, Pooled):  # copies share the forms made so far, but not the steps applied to them
             return replace(x, then=[*x.then, step], flat=x.flat or flat, done={})
         return step(x) if isinstance(x, Train) else replace(x, then=[*x.then, step])
@@ -664,12 +739,25 @@ class Conversion:
 
     def _problem(self, node: fx.Node, why: str, instead: Any = None, why_all: str | None = None) -> Broken:
         """Record a problem and go on with ``instead``, by default the node's first input that is not real."""
+        product = node if node in self.refused_gates.values() else self.refused_gates.get(node)
+        if product is not None and why != _IN_PLACE_ADVICE:  # gates that stay analogue have no other problems
+            if product in self.tainted:
+                self.tainted.add(node)
+                return self._broken(node, instead)
+            self.tainted.add(node)
+            instead = self._broken(node, instead).instead
+            node, why, why_all = product, GATES, None
+        if why == NOTHING_ELSE and self.mode == "spikes":
+            why = AFTER_ALL
         name, kind, place = self._name(node), word_of(node.target), f"{node.name} in {scope_of(node, self.ann)}"
         if node.op == "call_module":
             kind, place = type(self.ann.get_submodule(str(node.target))).__name__, name
             name += f" ({kind})"
         self.problems.append(Problem(kind, name, place, why, why_all or why))
         self.tainted.add(node)
+        return self._broken(node, instead)
+
+    def _broken(self, node: fx.Node, instead: Any) -> Broken:
         if instead is None:
             inputs = [self.value(x) for x in node.all_input_nodes]
             instead = next((x for x in inputs if isinstance(x, (Train, Pooled, Current))), None)
@@ -683,6 +771,24 @@ class Conversion:
 def _name_of(node: fx.Node) -> str:
     """Return the name of the module that a node calls, or its own."""
     return name_in_ann(str(node.target)) if node.op == "call_module" else node.name
+
+
+def _is_number(x: Any) -> bool:
+    """Whether x is a size that is known."""
+    return isinstance(x, Size) and not x.dims
+
+
+def _blaming(node: fx.Node | None, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Let a step that is applied later say which of the ANN's nodes cannot be converted."""
+
+    def blaming(value: Any) -> Any:
+        try:
+            return step(value)
+        except Unconvertible as refused:
+            refused.node = refused.node or node
+            raise
+
+    return blaming
 
 
 def _between(first: fx.Node, last: fx.Node) -> int:
