@@ -27,7 +27,7 @@ from ..nn import (
     TandemLinear,
     TandemStochasticDepth,
 )
-from .advice import FUNCTION_ADVICE, NOTHING_ELSE, NUMBER
+from .advice import EXAMPLE, FUNCTION_ADVICE, NOTHING_ELSE, NUMBER
 from .gates import PRODUCTS
 from .rules import Call, Rule, Unconvertible, WeightRule, fire, register
 from .trace import DROPOUTS, StochasticDepth, asks_for_size, dropout_of
@@ -37,10 +37,9 @@ _NO_INDICES = "set return_indices=False: the position of the maximum differs bet
 _SIZED = "use nn.Flatten in place of a computed shape"
 _SPLIT = "split along dimension 1, the channels"
 _DIVIDED = "divide by a number other than 0: spikes cannot be divided by others"
-_EXAMPLE = "pass example=, an input of ann, so that the trace knows the sizes that forward compares"
 _COMPARISONS = operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge
-_BATCH = Size(1, (0,))
-_WHOLE_IMAGE = (Size(1, (2,)), Size(1, (3,)))
+_BATCH = Size(1, (0,), (None,))
+_WHOLE_IMAGE = (Size(1, (2,), (None,)), Size(1, (3,), (None,)))
 
 
 def _unchanged(call: Call) -> Any:
@@ -269,7 +268,7 @@ def _as_module(make: Callable[..., nn.Module]) -> Rule:
 
     def rule(call: Call) -> Any:
         sizes = (*call.args[1:], *call.kwargs.values())
-        if make is _avg_pool and sizes == (_WHOLE_IMAGE,) and all(size.of is call.node.args[0] for size in sizes[0]):
+        if make is _avg_pool and sizes == (_WHOLE_IMAGE,) and all(_are_of_input(size, call) for size in sizes[0]):
             return call.like(nn.AdaptiveAvgPool2d(1))
         return call.like(_given(call, make))
 
@@ -316,7 +315,11 @@ def _is_known(size: Any) -> bool:
 
 def _is(size: Size, other: Size, call: Call) -> bool:
     """Whether these are equal sizes of the call's input."""
-    return size == other and size.of is call.node.args[0]
+    return size == other and _are_of_input(size, call)
+
+
+def _are_of_input(size: Size, call: Call) -> bool:
+    return all(of is call.node.all_input_nodes[0] for of in size.of)
 
 
 def _mean(call: Call) -> Any:
@@ -397,25 +400,26 @@ def _of_sizes(operation: Callable[..., Any], rule: Rule) -> Rule:
         if operation is operator.floordiv and sizes[0].number % sizes[1].number == 0:
             return replace(sizes[0], number=sizes[0].number // sizes[1].number)
         if any(x.dims for x in sizes):
-            raise Unconvertible(_EXAMPLE if operation in _COMPARISONS else NUMBER)
+            raise Unconvertible(EXAMPLE if operation in _COMPARISONS else NUMBER)
         return Size(operation(*(x.number for x in sizes)))
 
     return either
 
 
 def _product(sizes: list[Size]) -> Size:
-    of = {x.of for x in sizes if x.dims}
-    dims = sorted(itertools.chain.from_iterable(x.dims for x in sizes))
-    return Size(math.prod(x.number for x in sizes), tuple(dims), of.pop() if len(of) == 1 else None)
+    parts = sorted(((dim, of) for x in sizes for dim, of in zip(x.dims, x.of, strict=True)), key=lambda part: part[0])
+    dims, of = tuple(dim for dim, _ in parts), tuple(of for _, of in parts)
+    return Size(math.prod(x.number for x in sizes), dims, of)
 
 
 def _quotient(one: Size, other: Size) -> Size:
     """Cancel sizes, as in ``x.numel() // x.size(0)``."""
-    rest = Counter(one.dims)
-    rest.subtract(other.dims)
-    if one.of is not other.of or min(rest.values()) < 0 or one.number % other.number:
+    rest = Counter(zip(one.dims, one.of, strict=True))
+    rest.subtract(zip(other.dims, other.of, strict=True))
+    if min(rest.values()) < 0 or one.number % other.number:
         raise Unconvertible(NUMBER)
-    return Size(one.number // other.number, tuple(sorted(rest.elements())), one.of)
+    parts = [Size(1, (dim,), (of,)) for dim, of in rest.elements()]
+    return _product([Size(one.number // other.number), *parts])
 
 
 def _scaled_by(x: Any, other: Any, *, alpha: Any = 1) -> tuple[Any, Any, Any]:
@@ -643,7 +647,7 @@ def _size_at(shape: Shape, dim: int) -> Size:
         if shape.dims is None:
             raise Unconvertible("count dimensions from the first: the number of dimensions is not known")
         dim += shape.dims
-    return Size(1, (dim,), shape.of) if dim != 1 or shape.channels is None else Size(shape.channels)
+    return Size(1, (dim,), (shape.of,)) if dim != 1 or shape.channels is None else Size(shape.channels)
 
 
 def _numel(call: Call) -> Any:
@@ -657,13 +661,13 @@ def _length(call: Call) -> Any:
     x = call.args[0]
     if isinstance(x, Shape) and x.dims is not None:
         return Size(x.dims)
-    return replace(_BATCH, of=_shape(call).of)
+    return replace(_BATCH, of=(_shape(call).of,))
 
 
 def _rank(call: Call) -> Any:
     dims = call.value.dims
     if dims is None:
-        raise Unconvertible(_EXAMPLE)
+        raise Unconvertible(EXAMPLE)
     return Size(dims)
 
 
@@ -675,8 +679,6 @@ def _attribute(call: Call) -> Any:
         return _rank(call)
     if word == "data" and all(map(asks_for_size, call.node.users)):
         return x
-    if word in ("dtype", "device"):
-        raise Unconvertible("read it from a parameter, as in self.conv.weight.device")
     raise Unconvertible(NOTHING_ELSE)
 
 
@@ -684,7 +686,7 @@ def _asserted(call: Call) -> Any:
     condition = call.args[0] if call.args else call.kwargs.get("condition")
     if condition is True:
         return Size(1)
-    raise Unconvertible(_EXAMPLE)
+    raise Unconvertible(EXAMPLE)
 
 
 def _item(call: Call) -> Any:

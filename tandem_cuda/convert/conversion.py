@@ -32,13 +32,13 @@ from .advice import (
     AFTER_ALL,
     COUNTED,
     CURVED,
+    EXAMPLE,
     FUNCTION_ADVICE,
     GATES,
     NEGATIVE,
     NORMALISED,
     NORMALISING,
     NOTHING_ELSE,
-    NUMBER,
     RECTIFIED,
     RECTIFYING,
     WEIGHT_FUNCTIONS,
@@ -50,8 +50,20 @@ from .advice import (
 from .gates import gated
 from .record import Origin, Record
 from .rules import Call, Unconvertible, WeightRule, advice_against, applied, fire, rule_for, weights_of
-from .trace import VIEWS, dropout_of, kept, kind_of, leading_to, name_in_ann, owner_of, parametrized, scope_of, word_of
-from .values import Branch, Broken, Current, Pooled, Real, Size, Source, Train
+from .trace import (
+    VIEWS,
+    asks_for_size,
+    dropout_of,
+    kept,
+    kind_of,
+    leading_to,
+    name_in_ann,
+    owner_of,
+    parametrized,
+    scope_of,
+    word_of,
+)
+from .values import Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Source, Train
 
 _VIEWS = {
     *("view", "view_as", "reshape", "flatten", "unflatten", "contiguous", "transpose", "permute", "movedim", "narrow"),
@@ -64,8 +76,10 @@ _VIEWS = {
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow}
 
 _IN_PLACE_ADVICE = "write out of place: its input is used again later"
-_PARTS = {operator.getitem, getattr, torch._assert}
-"""Of a result, or a check of it."""
+_PARTS = {operator.getitem, getattr, torch._assert, torch.cat, torch.concat, torch.concatenate}
+"""Of calls that return something other than a tensor, the functions that use it as their first argument."""
+_UNKNOWN_SIZE = Size(1, (1,), (None,))
+"""Goes on for a size that cannot be told."""
 
 
 class Conversion:
@@ -126,6 +140,8 @@ class Conversion:
         """The nodes that compute a gate from spikes, and stay as they are."""
         self.refused_gates = {} if gates else found
         """The same if they are refused: each with the product that is reported in its place."""
+        self.refused: set[fx.Node] = set()
+        """The products among them that have been reported."""
         self.now: fx.Node | None = None
         """The node that is being converted."""
         self.before, self.last = self._order()
@@ -219,40 +235,50 @@ class Conversion:
             try:
                 return self._value(node)
             except Unconvertible as refused:
-                if node in self.before or refused.node is not None:
+                if node in self.before or refused.node is not None or str(refused) == EXAMPLE:
                     raise
                 return self._copied(node, node.name, dropout_of(node))  # no weight layer follows that needs spikes
         except Unconvertible as refused:
             first = node.args[0] if node.args else None
             if node.target in _PARTS and isinstance(first, fx.Node) and isinstance(self.values[first], Broken):
                 return self.values[first]  # its problem has been reported
-            if node in self.tainted and str(refused) == COUNTED:
-                return Broken(Train(self._stand_in()))  # a substitute has no number of channels
+            if node in self.tainted and (str(refused) == COUNTED or self._reads_unknown_size(node)):
+                return self._broken(node)  # because of a substitute
             if refused.node is None or refused.node is node:
                 return self._problem(node, str(refused), why_all=refused.why_all)
             if refused.node not in self.tainted:
                 self._problem(refused.node, str(refused), why_all=refused.why_all)
             self.tainted.add(node)
-            return Broken(Train(self._stand_in()))
+            if isinstance(rule_for(node, self.ann), WeightRule):
+                return Broken(self._unknown_current(node, self.ann.get_submodule(str(node.target))))
+            return self._broken(node)
 
     def _value(self, node: fx.Node) -> Any:
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
             return self._copied(node, node.name, dropout_of(node))
         if self._overwrites(node):
             return self._problem(node, _IN_PLACE_ADVICE)
-        if node in self.gates:
+        if node in self.gates and not self._selects(node):
             return self._copied(node, node.name, dropout_of(node))
         rule = rule_for(node, self.ann)
         if isinstance(rule, WeightRule):
             return self._weight(node, rule)
         if rule is None and node in self.before and (why := self._weightless(node)):
-            return self._problem(node, why, Train(self._stand_in()))  # would have been a layer of its own
+            # It would have been a layer of its own.
+            dims = getattr(self.value(node.all_input_nodes[0]), "dims", None) if node.all_input_nodes else None
+            return self._problem(node, why, Train(self._stand_in(), dims=dims))
         if node.op == "placeholder" and self.mode == "spikes":
             return Train(self.graph.node_copy(node))
         real = [isinstance(self.value(x), Real) for x in node.all_input_nodes]
         if node.op == "output" or all(real) or (node not in self.before and any(real)):
             return self._copied(node, node.name, dropout_of(node))
         return applied(self._unknown if rule is None else rule, Call(self, node))
+
+    def _selects(self, node: fx.Node) -> bool:
+        """Whether a node takes a part of what is no tensor."""
+        first = node.args[0] if node.args else None
+        is_part = node.target is operator.getitem and isinstance(first, fx.Node)
+        return is_part and not isinstance(self.value(first), (Real, Train, Pooled, Current))  # type: ignore[arg-type]
 
     def _weightless(self, node: fx.Node) -> str | None:
         """Return the advice for a convolution or weight function that has no rule."""
@@ -279,13 +305,16 @@ class Conversion:
             problem = self._problem(node, why if kind is None else RECTIFIED.format(kind=kind))
             if why == NORMALISED:
                 return x
-            return Train(self._stand_in()) if why == RECTIFYING else problem
+            return self._like(x) if why == RECTIFYING else problem
         if getattr(call.module, "return_indices", False):
             raise Unconvertible("set return_indices=False: the position of the maximum differs between time steps")
         problem = self._problem(node, advice_for(call.module))
         if isinstance(call.module, CURVED):  # as if it were a ReLU
-            return Train(self._stand_in())
+            return self._like(x)
         return x if isinstance(call.module, NORMALISING) else problem
+
+    def _like(self, x: Any) -> Train:
+        return Train(self._stand_in(), channels=x.channels, dims=x.dims)
 
     def _owner(self, node: fx.Node) -> nn.Module:
         """Return the module whose forward contains a node."""
@@ -340,12 +369,8 @@ class Conversion:
     def _copied(self, node: fx.Node, name: str | None = None, module: nn.Module | None = None) -> Any:
         """Copy the node unchanged, decoding its spike-train inputs."""
         for argument in node.all_input_nodes:
-            x = self.value(argument)
-            is_batch = isinstance(x, Size) and x.number == 1 and x.dims == (0,)
-            if not isinstance(x, (Real, Train, Pooled, Current)) and not is_batch and not _is_number(x):
-                why = advice_against(x) or NOTHING_ELSE
-                why = "read sizes from an input of forward, or behind the last weight layer" if why == NUMBER else why
-                return self._problem(node, why, Real(self._stand_in()))
+            if not isinstance(x := self.value(argument), (Real, Train, Pooled, Current, Size, Shape, Sizes)):
+                return self._problem(node, advice_against(x) or NOTHING_ELSE, Real(self._stand_in()))
         if node.op == "call_module":
             module, name = self.ann.get_submodule(str(node.target)), str(node.target)
             if self.modules.get(name, module) is not module:  # it runs twice, the first time as a spiking layer
@@ -364,19 +389,33 @@ class Conversion:
 
     def _real(self, node: fx.Node) -> Any:
         x = self.value(node)
-        if _is_number(x):
-            return x.number
         if isinstance(x, Size):
-            return self._batch_size()
+            return self._size(x)
+        if isinstance(x, Sizes):
+            return tuple(map(self._size, x.sizes))
+        if isinstance(x, Shape):
+            return self._shape(x.of)
         if isinstance(x, Current):
             x = self.train(node)
         return self._decoded(x).node
 
-    def _batch_size(self) -> fx.Node:
-        """Write the number of samples."""
-        placeholder = next(node for node in self.nodes if node.op == "placeholder")
-        shape = self.graph.call_function(getattr, (self.value(placeholder).node, "shape"))
-        return self.graph.call_function(operator.getitem, (shape, 0))
+    def _shape(self, of: fx.Node | None) -> fx.Node:
+        """Write the shape of a value of the ANN."""
+        assert of is not None
+        return self.graph.call_function(getattr, (self._real(of), "shape"))
+
+    def _size(self, x: Size) -> Any:
+        """Write a product of sizes."""
+        product: Any = x.number
+        for dim, of in zip(x.dims, x.of, strict=True):
+            if dim == 0:  # an input has as many samples
+                given = next(node for node in self.nodes if node.op == "placeholder")
+                shape = self.graph.call_function(getattr, (self.value(given).node, "shape"))
+            else:
+                shape = self._shape(of)
+            size = self.graph.call_function(operator.getitem, (shape, dim))
+            product = size if product == 1 else self.graph.call_function(operator.mul, (product, size))
+        return product
 
     def _decoded(self, x: Any) -> Any:
         if isinstance(x, Real):
@@ -443,7 +482,7 @@ class Conversion:
                 return x
             x = Current([Branch(self.spikes(x))])
         if node in self.tainted:  # the layer may be incomplete
-            return Train(self._stand_in())
+            return Train(self._stand_in(), channels=x.channels, dims=x.dims)
         if signed and x.wants_relu:
             refused = Unconvertible(NEGATIVE)
             refused.node = x.wants_relu
@@ -471,8 +510,7 @@ class Conversion:
         if channels is not None:
             self.targets[name] = self._target(node, x), channels
         if self.per_channel:
-            if channels is None:
-                raise Unconvertible("pass per_channel=False: the number of its channels is not known")
+            assert channels is not None  # or else there would be no layer
             level, sources = None, tuple((name, i) for i in range(channels))
         called = self.graph.call_module(name, inputs)
         train = Train(called, level, signed=signed, channels=channels, sources=sources, dims=dims)
@@ -739,29 +777,35 @@ class Conversion:
 
     def _problem(self, node: fx.Node, why: str, instead: Any = None, why_all: str | None = None) -> Broken:
         """Record a problem and go on with ``instead``, by default the node's first input that is not real."""
+        where = node
         product = node if node in self.refused_gates.values() else self.refused_gates.get(node)
         if product is not None and why != _IN_PLACE_ADVICE:  # gates that stay analogue have no other problems
-            if product in self.tainted:
-                self.tainted.add(node)
-                return self._broken(node, instead)
-            self.tainted.add(node)
-            instead = self._broken(node, instead).instead
-            node, why, why_all = product, GATES, None
-        if why == NOTHING_ELSE and self.mode == "spikes":
+            where, why_all = product, None
+            why = GATES
+        elif why == NOTHING_ELSE and self.mode == "spikes":
             why = AFTER_ALL
-        name, kind, place = self._name(node), word_of(node.target), f"{node.name} in {scope_of(node, self.ann)}"
-        if node.op == "call_module":
-            kind, place = type(self.ann.get_submodule(str(node.target))).__name__, name
-            name += f" ({kind})"
-        self.problems.append(Problem(kind, name, place, why, why_all or why))
-        self.tainted.add(node)
+        if where not in self.refused:
+            name, kind, place = self._name(where), word_of(where.target), f"{where.name} in {scope_of(where, self.ann)}"
+            if where.op == "call_module":
+                kind, place = type(self.ann.get_submodule(str(where.target))).__name__, name
+                name += f" ({kind})"
+            self.problems.append(Problem(kind, name, place, why, why_all or why))
+        self.tainted |= {node, where}
+        if product is not None:
+            self.refused.add(where)
         return self._broken(node, instead)
 
-    def _broken(self, node: fx.Node, instead: Any) -> Broken:
+    def _broken(self, node: fx.Node, instead: Any = None) -> Broken:
+        """Return the result of a problem, and what to go on with."""
+        inputs = [self.value(x) for x in node.all_input_nodes]
         if instead is None:
-            inputs = [self.value(x) for x in node.all_input_nodes]
             instead = next((x for x in inputs if isinstance(x, (Train, Pooled, Current))), None)
+        if asks_for_size(node) or (instead is None and any(isinstance(x, (Size, Shape, Sizes)) for x in inputs)):
+            instead = _UNKNOWN_SIZE
         return Broken(Train(self._stand_in()) if instead is None else instead)
+
+    def _reads_unknown_size(self, node: fx.Node) -> bool:
+        return any(self.value(x) is _UNKNOWN_SIZE for x in node.all_input_nodes)
 
     def _stand_in(self) -> fx.Node:
         """Return a placeholder for a missing value. A graph with problems is never used, so it may be incomplete."""
@@ -771,11 +815,6 @@ class Conversion:
 def _name_of(node: fx.Node) -> str:
     """Return the name of the module that a node calls, or its own."""
     return name_in_ann(str(node.target)) if node.op == "call_module" else node.name
-
-
-def _is_number(x: Any) -> bool:
-    """Whether x is a size that is known."""
-    return isinstance(x, Size) and not x.dims
 
 
 def _blaming(node: fx.Node | None, step: Callable[[Any], Any]) -> Callable[[Any], Any]:

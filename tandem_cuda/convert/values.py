@@ -176,8 +176,8 @@ class Size:
     """The number, with known sizes: those of channels."""
     dims: tuple[int, ...] = ()
     """The dimensions whose sizes depend on the input, sorted. Dimension 0 is the batch."""
-    of: fx.Node | None = field(default=None, compare=False)
-    """The ANN's node whose value has these sizes; None if there are several or none."""
+    of: tuple[fx.Node | None, ...] = field(default=(), compare=False)
+    """Of each of them, the ANN's node whose value has this size."""
 
 
 @dataclass(frozen=True)
