@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import copy
+import functools
 import re
 import warnings
 from collections.abc import Callable
@@ -98,7 +99,7 @@ def ruled(kind, rule, *arguments):
     return image(lambda n, x: F.relu(n.a(x)), a=kind(*arguments))
 
 
-@dataclass
+@dataclass(eq=False)
 class Case:
     """A network that does not convert, and the same after following the advice."""
 
@@ -231,7 +232,11 @@ PARTS = [
         then={"replace": {Swish: nn.ReLU}},
     ),
     *(
-        Case("call torch.relu in its place", lambda f=f: image(lambda n, x: f(n.a(x)), a=conv(8, 8)), lambda: image(rectified, a=conv(8, 8)))
+        Case(
+            "call torch.relu in its place",
+            lambda f=f: image(lambda n, x: f(n.a(x)), a=conv(8, 8)),
+            lambda: image(rectified, a=conv(8, 8)),
+        )
         for f in (F.silu, F.gelu, F.leaky_relu, F.elu, torch.tanh, lambda x: x.sigmoid(), F.hardswish, F.softplus)
     ),
     Case(
@@ -291,7 +296,10 @@ PARTS = [
     Case(
         "remove it, or move it after the last weight layer: spikes cannot be multiplied",
         lambda: whole(
-            lambda n, x: (lambda y, z: n.b(y * z))(F.relu(n.a(x)), F.relu(n.c(x))), a=conv(3, 4), b=conv(4, 4), c=conv(3, 4)
+            lambda n, x: (lambda y, z: n.b(y * z))(F.relu(n.a(x)), F.relu(n.c(x))),
+            a=conv(3, 4),
+            b=conv(4, 4),
+            c=conv(3, 4),
         ),
         lambda: whole(lambda n, x: (lambda y: y * n.b(y))(F.relu(n.a(x))), a=conv(3, 4), b=conv(4, 4)),
     ),
@@ -439,7 +447,9 @@ PARTS = [
         lambda: flat(lambda n, x: x.amax((2, 3))),
         same=True,
     ),
-    Case("use x.amax((2, 3))", lambda: flat(lambda n, x: x.amax(1).flatten(1)), lambda: flat(lambda n, x: x.amax((2, 3)))),
+    Case(
+        "use x.amax((2, 3))", lambda: flat(lambda n, x: x.amax(1).flatten(1)), lambda: flat(lambda n, x: x.amax((2, 3)))
+    ),
     Case(
         "use x.amax(2)",
         lambda: whole(lambda n, x: n.b(F.relu(n.a(x)).max(2)[0]), LINES, a=nn.Conv1d(3, 4, 3), b=nn.Linear(4, 2)),
@@ -474,8 +484,18 @@ PARTS = [
         same=True,
     ),
     # shapes
-    Case("use torch.flatten(x, 1)", lambda: flat(lambda n, x: x.mean((2, 3), True).squeeze()), lambda: flat(lambda n, x: torch.flatten(x.mean((2, 3), True), 1)), same=True),
-    Case("use nn.Flatten in place of a computed shape", lambda: flat(lambda n, x: x.view(4, -1)), lambda: flat(lambda n, x: n.f(x), f=nn.Flatten()), same=True),
+    Case(
+        "use torch.flatten(x, 1)",
+        lambda: flat(lambda n, x: x.mean((2, 3), True).squeeze()),
+        lambda: flat(lambda n, x: torch.flatten(x.mean((2, 3), True), 1)),
+        same=True,
+    ),
+    Case(
+        "use nn.Flatten in place of a computed shape",
+        lambda: flat(lambda n, x: x.view(4, -1)),
+        lambda: flat(lambda n, x: n.f(x), f=nn.Flatten()),
+        same=True,
+    ),
     Case(
         "use nn.ChannelShuffle: channels are viewed in groups only to shuffle them",
         lambda: image(lambda n, x: x.view(x.size(0), 2, 4, x.size(2), x.size(3)).flatten(1, 2)),
@@ -509,7 +529,10 @@ PARTS = [
         lambda: line(lambda n, x: F.pad(x, (1, 1))),
         lambda: whole(
             lambda n, x: n.head(F.relu(n.last(F.pad(F.relu(n.first(x.unsqueeze(2))), (1, 1, 0, 0)))).mean((2, 3))),
-            LINES, first=nn.Conv2d(3, 8, (1, 3)), last=nn.Conv2d(8, 6, 1), head=nn.Linear(6, 5),
+            LINES,
+            first=nn.Conv2d(3, 8, (1, 3)),
+            last=nn.Conv2d(8, 6, 1),
+            head=nn.Linear(6, 5),
         ),
     ),
     Case(
@@ -540,7 +563,12 @@ PARTS = [
         "put it where the number of channels is known",
         lambda: recorded(Lambda(lambda x: x[:, :1]), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)),
         lambda: recorded(
-            nn.Conv2d(2, 4, 3), nn.ReLU(), Lambda(lambda x: x[:, :1]), nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Flatten(),
+            nn.Conv2d(2, 4, 3),
+            nn.ReLU(),
+            Lambda(lambda x: x[:, :1]),
+            nn.Conv2d(1, 4, 1),
+            nn.ReLU(),
+            nn.Flatten(),
             nn.Linear(64, 3),
         ),
         how=SPIKES,
@@ -706,7 +734,8 @@ PARTS = [
         lambda: image(lambda n, x: F.pixel_shuffle(torch.cat([x[:, :6], F.relu(n.a(x))], 1), 2), a=conv(8, 6)),
         lambda: image(
             lambda n, x: F.pixel_shuffle(F.relu(n.b(torch.cat([x[:, :6], F.relu(n.a(x))], 1))), 2),
-            a=conv(8, 6), b=conv(12, 12),
+            a=conv(8, 6),
+            b=conv(12, 12),
         ),
         how={"calibrate": IMAGES},
     ),
@@ -724,7 +753,9 @@ PARTS = [
     ),
     Case(
         "use nn.BatchNorm2d after a",
-        lambda: whole(lambda n, x: n.b(F.relu(n.norm(n.a(x)))), None, a=conv(3, 4), b=conv(4, 2), norm=nn.BatchNorm1d(4)),
+        lambda: whole(
+            lambda n, x: n.b(F.relu(n.norm(n.a(x)))), None, a=conv(3, 4), b=conv(4, 2), norm=nn.BatchNorm1d(4)
+        ),
         lambda: whole(lambda n, x: n.b(F.relu(n.norm(n.a(x)))), a=conv(3, 4), b=conv(4, 2), norm=nn.BatchNorm2d(4)),
     ),
     # rules of one's own
@@ -755,7 +786,7 @@ PARTS = [
         lambda: recorded(*cell(), Lambda(lambda x: x.flip(1))),
         how=SPIKES,
     ),
-]  # fmt: skip
+]
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
@@ -834,45 +865,109 @@ CHANNELS = {"0": torch.ones(4), "2": torch.ones(4)}
 ARGUMENTS = [
     ("ann must be an nn.Module", lambda: convert(F.relu, 8), plain()),
     ("ann must have a weight layer and a ReLU", lambda: convert(conv(3, 4), 8), plain()),
-    (r"ann must have parameters of float32 or float64, .* call ann.float\(\)", lambda: convert(small().half(), 8), lambda: convert(small().half().float(), 8)),
-    ("parameters of float32 with weights='int8'", lambda: convert(small().double(), 8, weights="int8"), plain(weights="int8")),
+    (
+        r"ann must have parameters of float32 or float64, .* call ann.float\(\)",
+        lambda: convert(small().half(), 8),
+        lambda: convert(small().half().float(), 8),
+    ),
+    (
+        "parameters of float32 with weights='int8'",
+        lambda: convert(small().double(), 8, weights="int8"),
+        plain(weights="int8"),
+    ),
     ("mode must be 'constant', 'impulse' or 'spikes'", plain(mode="rate"), plain(mode="impulse")),
-    ("spiking_layers must be an int", plain(spiking_layers=1.0, calibrate=IMAGES), plain(spiking_layers=1, calibrate=IMAGES)),
+    (
+        "spiking_layers must be an int",
+        plain(spiking_layers=1.0, calibrate=IMAGES),
+        plain(spiking_layers=1, calibrate=IMAGES),
+    ),
     (r"spiking_layers must be at least 1 \(with none, use the ANN", plain(spiking_layers=0, calibrate=IMAGES), small),
-    ("spiking_layers must be at most 2", plain(spiking_layers=3, calibrate=IMAGES), plain(spiking_layers=2, calibrate=IMAGES)),
-    ("calibrate must be given with spiking_layers=1 of 2", plain(spiking_layers=1), plain(spiking_layers=1, calibrate=IMAGES)),
-    (r"percentile must be in \(0, 100\]", plain(percentile=0, calibrate=IMAGES), plain(percentile=100, calibrate=IMAGES)),
-    ("per_channel must be True or False", plain(per_channel=1, calibrate=IMAGES), plain(per_channel=True, calibrate=IMAGES)),
-    ("calibrate must be inputs of the ANN with per_channel=True", plain(per_channel=True), plain(per_channel=True, calibrate=IMAGES)),
-    ("mode must be 'constant' or 'impulse' with correct_bias=True", plain(correct_bias=True, mode="spikes", calibrate=IMAGES), plain(correct_bias=True, calibrate=IMAGES)),
+    (
+        "spiking_layers must be at most 2",
+        plain(spiking_layers=3, calibrate=IMAGES),
+        plain(spiking_layers=2, calibrate=IMAGES),
+    ),
+    (
+        "calibrate must be given with spiking_layers=1 of 2",
+        plain(spiking_layers=1),
+        plain(spiking_layers=1, calibrate=IMAGES),
+    ),
+    (
+        r"percentile must be in \(0, 100\]",
+        plain(percentile=0, calibrate=IMAGES),
+        plain(percentile=100, calibrate=IMAGES),
+    ),
+    (
+        "per_channel must be True or False",
+        plain(per_channel=1, calibrate=IMAGES),
+        plain(per_channel=True, calibrate=IMAGES),
+    ),
+    (
+        "calibrate must be inputs of the ANN with per_channel=True",
+        plain(per_channel=True),
+        plain(per_channel=True, calibrate=IMAGES),
+    ),
+    (
+        "mode must be 'constant' or 'impulse' with correct_bias=True",
+        plain(correct_bias=True, mode="spikes", calibrate=IMAGES),
+        plain(correct_bias=True, calibrate=IMAGES),
+    ),
     ("engine must be one of", plain(engine="fast"), plain(engine="event")),
     ("learn_thresholds must be True or False", plain(learn_thresholds=1), plain(learn_thresholds=True)),
     ("weights must be None, 'int8' or 'int16'", plain(weights=8), plain(weights="int8")),
     ("neuron must be IF", plain(neuron=LIF(), calibrate=IMAGES), plain(neuron=IF(), calibrate=IMAGES)),
     ("gates must be None or 'analogue'", plain(gates=True), plain(gates="analogue")),
     ("replace must be a dict of module classes", swish([nn.SiLU]), swish({nn.SiLU: nn.ReLU})),
-    (r"keys of replace must be module classes, got <function silu.*; functions are replaced in forward", swish({F.silu: nn.ReLU}), swish({nn.SiLU: nn.ReLU})),
+    (
+        r"keys of replace must be module classes, got <function silu.*; functions are replaced in forward",
+        swish({F.silu: nn.ReLU}),
+        swish({nn.SiLU: nn.ReLU}),
+    ),
     (r"replace\[SiLU\] must be a module class or a module", swish({nn.SiLU: F.relu}), swish({nn.SiLU: nn.ReLU()})),
-    ("replace must name classes of modules in ann, got GELU; it has Conv2d, Sequential, SiLU", swish({nn.GELU: nn.ReLU}), swish({nn.SiLU: nn.ReLU})),
+    (
+        "replace must name classes of modules in ann, got GELU; it has Conv2d, Sequential, SiLU",
+        swish({nn.GELU: nn.ReLU}),
+        swish({nn.SiLU: nn.ReLU}),
+    ),
     ("pass example=, an input of ann", of(sized), of(sized, example=IMAGES)),
-    ("Control flow must not depend on the values", of(lambda n, x: n.b(F.relu(n.a(x)) if x.sum() > 0 else n.a(x))), of(lambda n, x: n.b(F.relu(n.a(x))))),
+    (
+        "Control flow must not depend on the values",
+        of(lambda n, x: n.b(F.relu(n.a(x)) if x.sum() > 0 else n.a(x))),
+        of(lambda n, x: n.b(F.relu(n.a(x)))),
+    ),
     ("example must be a Tensor or several", of(sized, example=3), of(sized, example=IMAGES)),
     (r"example must be \[N, ...\] with N > 0", of(sized, example=IMAGES[:0]), of(sized, example=IMAGES)),
     (r"example must be None if forward takes \*args", anything(example=IMAGES), anything()),
     ("example must hold x, got 2 tensors", of(sized, example=(IMAGES, IMAGES)), of(sized, example=(IMAGES,))),
-    ("does a forward use self.training or random numbers", of(lambda n, x: n.b(F.relu(n.a(x)) * (2 if n.training else 1))), of(lambda n, x: n.b(F.relu(n.a(x)) * 2))),
-    ("does a forward write to a tensor that has another name", of(aliased, calibrate=IMAGES), of(unaliased, calibrate=IMAGES)),
+    (
+        "does a forward use self.training or random numbers",
+        of(lambda n, x: n.b(F.relu(n.a(x)) * (2 if n.training else 1))),
+        of(lambda n, x: n.b(F.relu(n.a(x)) * 2)),
+    ),
+    (
+        "does a forward write to a tensor that has another name",
+        of(aliased, calibrate=IMAGES),
+        of(unaliased, calibrate=IMAGES),
+    ),
     ("calibrate must yield batches of at least one sample", plain(calibrate=[3]), plain(calibrate=[IMAGES])),
     ("a rule must return its call's input or the result of a method of the call", returning(3), returning(None)),
     ("calibrate must yield at least one batch", plain(calibrate=[]), plain(calibrate=[IMAGES])),
     ("calibrate must be finite, got NaN or infinity in batch 0", plain(calibrate=IMAGES / 0), plain(calibrate=IMAGES)),
     ("activations of the ANN must be finite", endless, plain(calibrate=IMAGES)),
     ("calibrate must activate every layer", silent(-1e3), silent(0.0)),
-    (r"calibrate must hold a level for each spiking layer, got none for \['2'\]", plain(calibrate={"0": 1.0}), plain(calibrate=LEVELS)),
-    (r"calibrate\['0'\] must be \[4\], got \[3\]", plain(calibrate={**CHANNELS, "0": torch.ones(3)}), plain(calibrate=CHANNELS)),
+    (
+        r"calibrate must hold a level for each spiking layer, got none for \['2'\]",
+        plain(calibrate={"0": 1.0}),
+        plain(calibrate=LEVELS),
+    ),
+    (
+        r"calibrate\['0'\] must be \[4\], got \[3\]",
+        plain(calibrate={**CHANNELS, "0": torch.ones(3)}),
+        plain(calibrate=CHANNELS),
+    ),
     (r"calibrate\['0'\] must be finite", plain(calibrate={**LEVELS, "0": float("inf")}), plain(calibrate=LEVELS)),
     (r"calibrate\['0'\] must be positive", plain(calibrate={**LEVELS, "0": -1.0}), plain(calibrate=LEVELS)),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(autouse=True)
@@ -883,6 +978,7 @@ def _rules():
     rules.RULES.update(before)
 
 
+@functools.cache
 def refusal(case):
     """What convert says about the network that does not convert: the advice alone."""
     with warnings.catch_warnings():
@@ -1109,3 +1205,108 @@ def test_plain_equivalents(build, run, plain):
         snn, want = convert(ann, 8, **settings), convert(other, 8, **settings)
         torch.testing.assert_close(snn(x), want(x))
     same(freeze(snn)(x).detach(), snn(x).detach())
+
+
+def of_another(n, x):
+    """Twice as many samples of half the size, which a view by sizes of another value makes."""
+    y = F.max_pool2d(x, (2, 1))
+    return x.view(-1, y.size(1) * y.size(2) * y.size(3))
+
+
+NO_FLATTENING = {
+    "of another": of_another,
+    "of two": lambda n, x: x.view(-1, x.size(2) * x.size(3)),
+    "squared": lambda n, x: x.view(-1, x.size(1) * x.size(2) * x.size(2)),
+    "sum": lambda n, x: x.view(-1, x.size(1) + x.size(2)),
+    "halves": lambda n, x: x.view(x.size(0) * 2, -1),
+    "of all": lambda n, x: x.view(x.size(0) * x.size(1), x.size(2) * x.size(3)),
+    "negative": lambda n, x: x.view(x.size(0), -x.size(1) * x.size(2), 1),
+    "quotient": lambda n, x: x.view(-1, x.numel() // (x.size(0) + 1)),
+    "none": lambda n, x: x.view(x.size(0), x.size(2) // 0),
+    "true quotient": lambda n, x: x.view(-1, x.size(2) / 2),
+    "power": lambda n, x: x.view(-1, x.size(1) ** 2),
+    "remainder": lambda n, x: x.view(-1, x.size(1) % x.size(2)),
+    "tensor": lambda n, x: x * x.size(2),
+    "shape": lambda n, x: x.view(x.shape),
+    "part of a shape": lambda n, x: x.reshape(x.shape[1:]),
+    "chunks": lambda n, x: x.chunk(x.size(2), 1)[0],
+    "split": lambda n, x: x.split(x.size(2), 1)[0],
+    "split sizes": lambda n, x: x.split([x.size(2), 4], 1)[0],
+    "pads": lambda n, x: F.pad(x, (x.size(2), 0)),
+    "flatten": lambda n, x: x.flatten(x.size(2)),
+    "pool": lambda n, x: F.max_pool2d(x, x.shape[2:]),
+    "mean": lambda n, x: x.mean(x.size(2)),
+    "shuffle": lambda n, x: F.pixel_shuffle(x, x.size(2)),
+    "clamp": lambda n, x: x.clamp(0, x.size(2)),
+    "interpolation": lambda n, x: F.interpolate(x, scale_factor=x.size(2)),
+    "slice of a slice": lambda n, x: x[:, x.shape[1:][1] :],
+    "transpose": lambda n, x: x.transpose(x.size(2), 1),
+}
+
+
+@pytest.mark.parametrize("view", NO_FLATTENING.values(), ids=NO_FLATTENING)
+def test_other_arithmetic_on_sizes_is_refused(view):
+    """By the list of parts, and not by Python."""
+    net = Net(
+        lambda n, x: n.head(F.relu(n.last(view(n, F.relu(n.first(x)))))),
+        first=conv(3, 8),
+        last=nn.Linear(768, 4),
+        head=nn.Linear(4, 2),
+    ).eval()
+    with pytest.raises(ValueError, match=r"these are not:\n.*: (use|divide|pass|list|let|select|move)"):
+        convert(net, 8)
+
+
+BEHIND = {
+    "sum around the last layer": lambda n, x: x.mean(1, keepdim=True) + n.b(x),
+    "product around it": lambda n, x: x[:, :2] * n.b(x),
+    "another output": lambda n, x: torch.cat([n.b(x), torch.sigmoid(x)], 1),
+    "sizes": lambda n, x: n.b(x).view(x.size(0), 2, x.size(2) * x.size(3)),
+    "shape": lambda n, x: n.b(x).view(x[:, :2].shape),
+    "slice of a shape": lambda n, x: F.interpolate(n.b(x), x.shape[2:]),
+    "number of elements": lambda n, x: n.b(x) / x.numel(),
+    "sizes of values": lambda n, x: n.b(x) / n.a(x).size(3),
+}
+
+
+@pytest.mark.parametrize("calibrate", [None, IMAGES])
+@pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND)
+def test_behind_the_last_layer_everything_goes(behind, calibrate):
+    ann, x = whole(lambda n, x: behind(n, F.relu(n.first(x))), first=conv(3, 4), a=conv(4, 4), b=conv(4, 2))
+    snn = convert(ann, 64, calibrate=calibrate, neuron=IF(initial=0.5))
+    with torch.no_grad():
+        want = ann(x)
+        assert snn(x).shape == want.shape
+        if calibrate is not None:
+            assert (snn(x) - want).norm() < 0.05 * want.norm()
+        same(freeze(snn)(x), snn(x))
+
+
+def test_sizes_of_recorded_spikes():
+    ann, x = recorded(*cell(), Lambda(lambda x: x))
+    net = Net(lambda n, x: n.seq(x) / x.size(0) / x.shape[3], seq=ann)
+    snn = convert(net, 8, mode="spikes")
+    same(snn(x).detach(), convert(ann, 8, mode="spikes")(x).detach() / 2 / 6)
+
+
+def test_gates_of_pieces():
+    """A gate may begin in the middle of a split."""
+    ann, x = image(lambda n, x: (lambda a, b: a * torch.sigmoid(b))(*halves(n.a(x))), a=conv(8, 16))
+    snn = convert(ann, 64, gates="analogue", calibrate=x, neuron=IF(initial=0.5, two_phase=True))
+    assert (snn(x) - ann(x)).norm() < 0.05 * ann(x).norm()
+
+
+def test_a_gate_is_one_problem():
+    """What leads to it is none, unlike an activation beside it."""
+    ann, _ = image(
+        lambda n, x: n.act(hard_squeezed(n, x)), act=nn.SiLU(), hard=nn.Hardsigmoid(), silu=nn.SiLU(), **gate()
+    )
+    with pytest.raises(ValueError, match="these are not:\n") as error:
+        convert(ann, 8)
+    names = [line.split(" (")[0].strip() for line in str(error.value).splitlines()[1:]]
+    assert names == ["mul", "act"]
+
+
+def test_an_activation_of_a_product_behind_the_last_layer_is_none():
+    ann, x = whole(lambda n, x: n.b(F.relu(n.a(x))) * torch.sigmoid(n.c(x)), a=conv(3, 4), b=conv(4, 2), c=conv(3, 2))
+    convert(ann, 8)(x)

@@ -540,7 +540,9 @@ def test_wrong_replacements(replace, error, message):
 
 def test_gates_must_be_asked_for():
     ann, _ = made("gate")
-    with pytest.raises(ValueError, match=r"mul \(mul in forward of gate\): pass gates='analogue', which keeps squeeze-and-excit"):
+    with pytest.raises(
+        ValueError, match=r"mul \(mul in forward of gate\): pass gates='analogue', which keeps squeeze-and-excit"
+    ):
         convert(ann, 4)
     with pytest.raises(ValueError, match="gates must be None or 'analogue', got 'spiking'"):
         convert(ann, 4, gates="spiking")

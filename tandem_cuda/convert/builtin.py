@@ -172,7 +172,7 @@ def _padded(call: Call, pads: Any, value: float = 0.0) -> Any:
 def _upsampled(call: Call, size: Any, factor: Any, mode: str = "nearest") -> Any:
     _ = call.input
     factors = factor if isinstance(factor, (tuple, list)) else (factor, factor)
-    if size is not None or mode != "nearest" or not all(f is not None and float(f).is_integer() for f in factors):
+    if size is not None or mode != "nearest" or not all(map(_is_whole, factors)):
         raise Unconvertible("use mode='nearest' and a whole scale_factor: spikes are not interpolated")
     return call.rearrange("upsample", *(int(f) for f in factors))
 
@@ -195,6 +195,10 @@ def _given(call: Call, signature: Callable[..., Any], *, sizes: bool = False) ->
     if not sizes and any(isinstance(x, (Size, Shape)) for x in tree_leaves((call.args[1:], named))):
         raise Unconvertible(NUMBER)
     return signature(*call.args, **named)
+
+
+def _is_whole(x: Any) -> bool:
+    return isinstance(x, (int, float)) and float(x).is_integer()
 
 
 # The helpers below have the signatures of torch's functions.

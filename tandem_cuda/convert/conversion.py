@@ -295,6 +295,8 @@ class Conversion:
     def _unknown(self, call: Call) -> Any:
         """Report a call that has no rule, and return a substitute so that later problems are found, too."""
         node = call.node
+        if node not in self.before:
+            return self._copied(node, node.name, dropout_of(node))
         for argument in node.all_input_nodes:
             if why := advice_against(self.value(argument)):
                 raise Unconvertible(why)
