@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import pickle
 import random
 import types
@@ -56,7 +57,7 @@ def test_averages_with_small_divisors_do_not_saturate_without_calibration():
 
 def linear(*sizes):
     torch.manual_seed(0)
-    layers = [layer for pair in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
+    layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 
@@ -281,7 +282,8 @@ def test_types_are_what_they_are_in_the_ann(question, form):
     ann, x = Asking(question).eval(), torch.rand(16, 6)
     snn = convert(ann, 8, example=x if form == "with an example" else None)
     assert snn.spiking_layers == ("first", "second")
-    assert "type" not in globals()
+    assert not {"type", "isinstance"} & {*globals()}
+    assert torch.is_tensor.__module__ == "torch"
 
 
 # -- forwards that are not the same in every call
@@ -339,7 +341,7 @@ def toggled(net):
 
 
 def test_a_forward_that_changes_from_call_to_call_is_refused():
-    with pytest.raises(ValueError, match="must do the same in every call, got .*attributes that it reads"):
+    with pytest.raises(ValueError, match=r"must do the same in every call, got .*attributes that it reads"):
         convert(Unsteady(toggled), 8)
 
 
@@ -360,7 +362,7 @@ class Broadcasting(nn.Module):
 @pytest.mark.parametrize("how", [{}, {"example": torch.rand(2, 1, 8, 8)}, {"calibrate": torch.rand(8, 1, 8, 8)}])
 @pytest.mark.parametrize("make", [lambda: nn.AdaptiveAvgPool2d(1), lambda: nn.AdaptiveMaxPool2d((1, 1))])
 def test_sums_that_broadcast_are_refused(make, how):
-    with pytest.raises(ValueError, match="make its inputs alike in size, by nn.Upsample.*: spikes do not broadcast"):
+    with pytest.raises(ValueError, match=r"make its inputs alike in size, by nn.Upsample.*: spikes do not broadcast"):
         convert(Broadcasting(make()), 8, **how)
     ann = Broadcasting(nn.Sequential(make(), nn.Upsample(scale_factor=8)))  # the advice
     convert(ann, 8, **how)(torch.rand(2, 1, 8, 8))

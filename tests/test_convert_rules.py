@@ -232,7 +232,7 @@ def test_weight_layers():
         layers = conv(1, kind), nn.BatchNorm2d(4), nn.ReLU(), conv(4, kind), nn.ReLU(), read_out(4 * 64)
         return nn.Sequential(*layers)
 
-    with pytest.raises(ValueError, match="use the module of the same name"):
+    with pytest.raises(ValueError, match=r"use nn.Conv2d, .*or register a WeightRule for Square"):
         convert(net(Square), 8)
     register(Square, WeightRule(TandemConv2d, nn.BatchNorm2d))
     ann = net(Square)

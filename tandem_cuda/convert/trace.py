@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from ..nn.batch_norm import HOOKS
 from ..nn.modes import evaluating
 from ..nn.tandem import stored
-from .proxy_types import answering_type, class_of, class_of_attribute
+from .proxy_types import answering_for_types, class_of, class_of_attribute
 from .randomness import refusing_random_numbers
 
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -65,10 +65,6 @@ class _Answers(fx.Proxy):
     """
 
     tracer: Any
-
-    @property  # type: ignore[misc]  # which isinstance and torch.is_tensor ask for
-    def __class__(self) -> type:
-        return self.tracer.class_of(self)
 
     def __getattr__(self, k: str) -> _Attribute:
         return _Attribute(self, k)
@@ -192,8 +188,6 @@ class _Tracer(fx.Tracer):
         return iter([proxy[i] for i in range(self.answer(obj, length=True))])
 
     def create_arg(self, a: Any) -> Any:
-        if issubclass(type(a), fx.Proxy):  # which torch.fx would take for what it says it is
-            return a.node
         is_dict = isinstance(a, dict)
         if is_dict and is_dataclass(a):  # which torch.fx would take for a plain dict
             given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
@@ -202,9 +196,8 @@ class _Tracer(fx.Tracer):
 
     def class_of(self, proxy: fx.Proxy) -> type:
         """Return the class of what a proxy stands for; if it is not known, that of the proxy."""
-        real: Any = proxy
-        if issubclass(type(proxy), fx.proxy.Attribute):  # isinstance would ask for __class__ again
-            kind = class_of_attribute(real.attr)
+        if isinstance(proxy, fx.proxy.Attribute):
+            kind = class_of_attribute(proxy.attr)
         elif proxy.node.op == "call_module" and kind_of(self.root.get_submodule(str(proxy.node.target))) in _TUPLES:
             kind = tuple
         else:
@@ -485,7 +478,7 @@ def traced(ann: nn.Module, known: Collection[Any], example: Tensor | Sequence[Te
     with evaluating(ann), refusing_random_numbers(ann):
         tracers = [_Tracer(known, ann, given) for _ in range(3)]
         try:
-            with answering_type(ann):
+            with answering_for_types(ann):
                 graphs = [
                     tracer.trace(ann.train(mode)) for tracer, mode in zip(tracers, (False, True, False), strict=True)
                 ]

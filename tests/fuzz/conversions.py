@@ -89,7 +89,11 @@ def network(draw):
         if draw.chance(0.15):
             layers.append(Scaled(draw.one((0.5, 1.5, -1.0)), draw.one((0.0, 0.1))))
         layers.append(nn.ReLU())
-        if len(layers) < 8 and draw.chance(0.4) and sum(isinstance(x, (nn.AvgPool2d, nn.MaxPool2d)) for x in layers) < 2:
+        if (
+            len(layers) < 8
+            and draw.chance(0.4)
+            and sum(isinstance(x, (nn.AvgPool2d, nn.MaxPool2d)) for x in layers) < 2
+        ):
             layers.append(pool(draw))
         if draw.chance(0.2):
             layers.append(nn.Dropout(0.3))
@@ -208,7 +212,9 @@ def check_edits(draw, ann, snn, x, how):
         with torch.no_grad():
             want = again(ann, snn, how)(x)
         if not torch.equal(got, want):
-            raise Mismatch(f"after {edit.__name__}, the network differs from a new conversion: {(got - want).abs().max()}")
+            raise Mismatch(
+                f"after {edit.__name__}, the network differs from a new conversion: {(got - want).abs().max()}"
+            )
 
 
 def check_saved(draw, ann, snn, x, how):
