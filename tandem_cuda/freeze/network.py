@@ -30,8 +30,8 @@ class FrozenNetwork(nn.Module):
 
     Shape:
         For each input a Tensor [N, ...], or a SpikeTrain [N, ...] if the layer that reads it takes spikes -> the output
-        of the last layers, such as [N, K] of a read-out. T is set by Encode, or by the spike trains if there is no
-        Encode.
+        of the last layers, such as [N, K] of a read-out. Several inputs are passed by position. T is set by Encode, or
+        by the spike trains if there is no Encode.
 
     Raises:
         TypeError: an input has the wrong type.
@@ -100,9 +100,10 @@ class FrozenNetwork(nn.Module):
         layers = [layer for layer in self.layers if isinstance(layer, FrozenLayer)]
         return [Node(*node) for node in zip(self.names, layers, self.inputs, strict=True)]
 
-    def forward(self, *inputs: Tensor | SpikeTrain) -> Any:
-        total = self._total(inputs)
-        return self.advance(inputs if len(inputs) > 1 else inputs[0], {}, Span(total, 0, total))[0]
+    # x by itself, so that torch.export sees a forward of one argument in a network of one input.
+    def forward(self, x: Tensor | SpikeTrain, *others: Tensor | SpikeTrain) -> Any:
+        total = self._total((x, *others))
+        return self.advance((x, *others) if others else x, {}, Span(total, 0, total))[0]
 
     def _total(self, inputs: Sequence[Any]) -> int:
         """Return T for these inputs."""
