@@ -137,10 +137,10 @@ def replaced(draw, ann, snn, x):
 
 
 def set_differently(draw, ann, snn, x):
-    name, value = draw.one(
-        (("kernel_size", 2), ("stride", 2), ("divisor_override", 3), ("p", 0.5), ("max_val", 0.7), ("eps", 0.1))
-        + (("factor", 0.25), ("offset", 0.2), ("momentum", 0.3), ("how", "sum"), ("inplace", True), ("unused", 3))
-    )
+    pools = ("kernel_size", 2), ("stride", 2), ("divisor_override", 3)
+    others = ("p", 0.5), ("max_val", 0.7), ("eps", 0.1), ("momentum", 0.3), ("inplace", True)
+    own = ("factor", 0.25), ("offset", 0.2), ("how", "sum"), ("unused", 3)
+    name, value = draw.one((*pools, *others, *own))
     having = [module for module in ann.modules() if name in vars(module)] or [ann]
     setattr(draw.one(having), name, value)
     return x
