@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,16 @@ def cuobjdump():
 
 @pytest.fixture(scope="module")
 def cubin(nvcc, cuobjdump, tmp_path_factory):
-    """The machine code of a source for an architecture: the library's own, or else compiled, once."""
+    """The machine code of a source for an architecture: the library's own, or else compiled, once.
+
+    The first source asked for of an architecture starts to compile all kernels for it.
+    """
     folder = tmp_path_factory.mktemp("cubins")
     if tandem_cuda.build_info()["cuda_toolkit"]:
         library = Path(tandem_cuda.__file__).with_name("libtandem_cuda.so")
         subprocess.run([cuobjdump, "-xelf", "all", library], cwd=folder, check=True, capture_output=True)
 
-    def f(source, architecture):
+    def compiled(source, architecture):
         file = folder / f"{source.stem}.{architecture}.cubin"
         if not file.exists():
             command = [nvcc, *FLAGS, f"-arch={architecture}", "-cubin", source, "-o", file]
@@ -56,7 +60,16 @@ def cubin(nvcc, cuobjdump, tmp_path_factory):
             assert result.returncode == 0, result.stderr
         return file
 
-    return f
+    pool, files = ThreadPoolExecutor(os.cpu_count()), {}
+
+    def f(source, architecture):
+        for each in (source, *SOURCES.values()):
+            if (each, architecture) not in files:
+                files[each, architecture] = pool.submit(compiled, each, architecture)
+        return files[source, architecture].result()
+
+    yield f
+    pool.shutdown(cancel_futures=True)
 
 
 def kernel_of(mangled):
