@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .trace import inputs_of
+from .nodes import inputs_of
 
 _BATCH = 64
 """Samples in a batch of a Dataset."""

@@ -29,8 +29,8 @@ from ..nn import (
 )
 from .advice import EXAMPLE, FUNCTION_ADVICE, NOTHING_ELSE, NUMBER
 from .gates import PRODUCTS
+from .nodes import DROPOUTS, StochasticDepth, asks_for_size, dropout_of
 from .rules import Call, Rule, Unconvertible, WeightRule, fire, register
-from .trace import DROPOUTS, StochasticDepth, asks_for_size, dropout_of
 from .values import Current, Grouped, Pieces, Pooled, Real, Shape, Size, Sizes, Train
 
 _NO_INDICES = "set return_indices=False: the position of the maximum differs between time steps"

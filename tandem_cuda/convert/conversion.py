@@ -49,9 +49,7 @@ from .advice import (
     listed,
 )
 from .gates import gated
-from .record import Origin, Record
-from .rules import Call, Unconvertible, WeightRule, advice_against, applied, fire, rule_for, weights_of
-from .trace import (
+from .nodes import (
     VIEWS,
     asks_for_size,
     dropout_of,
@@ -65,6 +63,8 @@ from .trace import (
     scope_of,
     word_of,
 )
+from .record import Origin, Record
+from .rules import Call, Unconvertible, WeightRule, advice_against, applied, fire, rule_for, weights_of
 from .values import Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Source, Train
 
 _VIEWS = {

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .trace import kind_of
+from .nodes import kind_of
 
 PRODUCTS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply", "multiply_")
 _SQUASHING_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax)

@@ -31,11 +31,12 @@ from .calibrate import (
 )
 from .conversion import Conversion, cut
 from .network import TandemNetwork
+from .nodes import inputs_of
 from .record import Sample
 from .replace import check_replacements, replaced
 from .report import report_on
 from .rules import RULES
-from .trace import Traced, check_traced, inputs_of, traced
+from .trace import Traced, check_traced, traced
 
 _BITS = {"int8": 8, "int16": 16}
 """Of what ``convert`` takes as ``weights``."""

@@ -23,10 +23,11 @@ from .calibrate import (
     set_correction,
     weight_layer,
 )
+from .nodes import owner_of, same_modules, unite
 from .record import Record
 from .report import ConversionReport, report_on
 from .rules import has_weights
-from .trace import Traced, owner_of, same_modules, unite
+from .trace import Traced
 from .values import Source
 from .watch import Watch
 

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from ..nn.tandem import TandemLayer
 from .advice import COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, NUMBER
-from .trace import asks_for_size, kind_of, word_of
+from .nodes import asks_for_size, kind_of, word_of
 from .values import Branch, Current, Grouped, Pieces, Pooled, Real, Shape, Size, Sizes, Train, is_value
 
 if TYPE_CHECKING:
