@@ -6,7 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from exact import generator
-from tandem_cuda import convert
+from tandem_cuda import IF, convert
+
+PER_LAYER = {"neuron": IF(), "per_channel": False, "correct_bias": False}
+"""Settings of a plain calibration: one level for each layer, neurons of one phase, biases as they are."""
 
 
 def cnn():

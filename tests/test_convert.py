@@ -5,7 +5,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anns import Decoder, Functional, OneDimension, Residual, TwoHeads, cnn, every_model, inputs, kinds, made, whole
+from anns import (
+    PER_LAYER,
+    Decoder,
+    Functional,
+    OneDimension,
+    Residual,
+    TwoHeads,
+    cnn,
+    every_model,
+    inputs,
+    kinds,
+    made,
+    whole,
+)
 from exact import generator, same
 from tandem_cuda import (
     IF,
@@ -183,7 +196,7 @@ def test_a_layer_that_runs_twice():
     snn = convert(ann, 256, calibrate=x, percentile=100)
     assert list(snn.parameters()) == [ann.fc.weight, ann.fc.bias]
     torch.testing.assert_close(snn(x), ann(x), rtol=0, atol=0.02)
-    assert list(snn.state_dict()) == ["fc.weight", "fc.bias"]
+    assert list(snn.state_dict()) == ["fc.weight", "fc.bias", "_extra_state"]
     snn.load_state_dict({"fc.weight": torch.zeros(4, 4), "fc.bias": torch.ones(4)})
     same(snn(x).detach(), torch.ones(32, 4))
 
@@ -194,7 +207,9 @@ def test_a_layer_that_runs_twice():
 def test_thresholds_are_percentiles():
     ann = cnn().eval()
     batches = [inputs(5, seed) for seed in range(3)]
-    snn = convert(ann, 16, neuron=IF(clip=True), calibrate=[(x, None) for x in batches], percentile=90)
+    snn = convert(
+        ann, 16, calibrate=[(x, None) for x in batches], percentile=90, **{**PER_LAYER, "neuron": IF(clip=True)}
+    )
     activations = [ann[:3](x).detach().flatten() for x in batches]
     want = sum(torch.quantile(a, 0.9, interpolation="higher").item() for a in activations) / 3 / 16
     neuron = dict(snn.snn.named_children())["0"].neuron
