@@ -19,13 +19,16 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 CPP_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help test test-slow test-oldest fuzz sanitize demo docs bench results gpu gpu-dry-run lint ruff mypy clang-format clang-tidy format sdist wheel \
-  verify-wheel wheels check-tag clean
+.PHONY: help build test test-slow test-changed test-oldest nightly fuzz sanitize demo docs bench results gpu gpu-dry-run lint ruff mypy \
+  clang-format clang-tidy format sdist wheel verify-wheel wheels check-tag clean
 
 help:
 	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
+	@echo "make build      build the library in $(VENV)"
 	@echo "make test-slow  the slow tests"
+	@echo "make test-changed  the nightly tests of files that have changed since make nightly last passed, or since CI_BASE"
 	@echo "make test-oldest  the quick tests of the same library under torch $(OLDEST_TORCH)"
+	@echo "make nightly    the nightly tests: sanitizers, other processors and devices, the sdist, long examples, large tensors"
 	@echo "make fuzz       look for failures in random cases and mutated files for MINUTES=$(MINUTES), on all cores"
 	@echo "make sanitize   build the C++ library under ASan and UBSan; operator tests and MINUTES=$(MINUTES) of fuzzing on it;"
 	@echo "                build it under TSan; every operator in two threads"
@@ -45,17 +48,33 @@ help:
 	@echo "make verify-wheel  check the wheels in dist, each in fresh environments with the oldest and the newest torch"
 	@echo "make clean      remove builds, caches and $(VENV)"
 
+build: $(VENV)/.installed-test
+
 test: $(VENV)/.installed-test
-	$(PY) -m pytest $(IN_PROCESSES) -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(PY) -m pytest $(IN_PROCESSES) -m "not slow and not nightly and not gpu" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-test $(VENV)/.installed-examples
-	$(PY) -m pytest $(IN_PROCESSES) -m "slow and not gpu" $(PYTEST_ARGS)
+	$(PY) -m pytest $(IN_PROCESSES) -m "slow and not nightly and not gpu" $(PYTEST_ARGS)
 
-# The library as built under this environment's torch, tested under the oldest torch that it promises to load in. With
-# fewer random examples: what the library computes, "make test" has asked already.
+# tests/nightly.py says which tests those are, and which files they guard.
+nightly: $(VENV)/.installed-test $(VENV)/.installed-examples
+	$(PY) -m tests.nightly --pytest-args="$(IN_PROCESSES) $(PYTEST_ARGS)"
+
+test-changed: $(VENV)/.installed-test $(VENV)/.installed-examples
+	$(PY) -m tests.nightly --changed --pytest-args="$(IN_PROCESSES) $(PYTEST_ARGS)"
+
+# Files that ask only what the kernels of one operator compute, which is the library's business and not torch's, or what
+# those of a CUDA device do.
+OF_KERNELS := count_conv2d depthwise integrate_and_fire max_pool_spikes pack_spikes spike_count spiking_conv2d \
+  spiking_linear unpack_spikes cuda_host cuda_operators cuda_products
+
+# The library as built under this environment's torch, tested under the oldest torch that it promises to load in. What
+# its kernels compute, "make test" has asked already: tests/test_operators.py calls every operator, the files of
+# OF_KERNELS are left out, and random examples are fewer.
 test-oldest: $(VENV)-oldest/.installed
 	$(VENV)-oldest/bin/python -c "import torch; v = torch.__version__; assert v.split('+')[0] == '$(OLDEST_TORCH)', v"
-	$(VENV)-oldest/bin/pytest $(IN_PROCESSES) --hypothesis-profile few -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(VENV)-oldest/bin/pytest $(IN_PROCESSES) --hypothesis-profile few -m "not slow and not nightly and not gpu" \
+	  $(OF_KERNELS:%=--ignore=tests/test_%.py) $(PYTEST_ARGS)
 
 # FUZZ_ARGS="products networks" picks kinds of cases. Every failure's line ends with the command that repeats it.
 MINUTES ?= 2

@@ -246,7 +246,7 @@ def check_installed(path: Path, python: Path, torch: str, keep: bool) -> None:
     run(own, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *wanted, cwd=folder, environment=alone)
     run(own, "-m", "tandem_cuda", cwd=folder, environment=alone)
     run(own, "-c", SMOKE, " ".join(COMPILERS), cwd=folder, environment=alone)
-    arguments = ["-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", "test_digest.py"]
+    arguments = ["-q", "-p", "no:cacheprovider", "-m", "not slow and not nightly and not gpu", "test_digest.py"]
     run(own, "-m", "pytest", *arguments, cwd=folder / "tests", environment=alone)
     if not keep:
         shutil.rmtree(folder)

@@ -23,8 +23,8 @@ class SpikeTrain:
 
     Args:
         bits: uint8 [P, N, ...], P = ceil(T / 8): bit i of plane p is the spike at time step 8p + i. Bits past T must
-            be zero. The CPU checks this; on CUDA and in compiled code, where a check would wait for the device, such
-            bits are cleared in a copy.
+            be zero. The CPU checks this; on CUDA, where a check would wait for the device, and in compiled or
+            transformed (``torch.func``) code, such bits are cleared in a copy.
         time_steps: T.
         count: floating point [N, ...], the differentiable number of spikes per neuron. If omitted, it is computed from
             ``bits`` on first use and has no gradient.
@@ -324,7 +324,7 @@ def _ending(bits: Tensor, time_steps: int) -> Tensor:
     steps = time_steps % 8
     if steps == 0 or bits.numel() == 0:
         return bits
-    if bits.device.type != "cpu" or type(bits) is not Tensor or torch.compiler.is_compiling():
+    if not bits.is_cpu or type(bits) is not Tensor or torch.compiler.is_compiling() or checks.is_transformed(bits):
         bits = bits.clone()
         bits[-1] &= (1 << steps) - 1
     elif (largest := int(bits[-1].amax())) >> steps:

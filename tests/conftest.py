@@ -79,10 +79,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _host_programs_compile_meanwhile(request: pytest.FixtureRequest) -> None:
-    wanted = any("host" in getattr(item, "fixturenames", ()) for item in request.session.items)
-    if WORKER not in (None, "gw0"):
+    if WORKER not in (None, "gw0") or host_programs.obstacle() is not None:
         return
-    if wanted and host_programs.obstacle() is None:
+    parameters = [
+        item.callspec.params if hasattr(item, "callspec") else {}
+        for item in request.session.items
+        if "host" in getattr(item, "fixturenames", ())
+    ]
+    if any(chosen.get("variant", "plain") == "plain" for chosen in parameters):
         request.getfixturevalue("host").start("plain")
 
 

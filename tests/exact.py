@@ -53,6 +53,11 @@ def slow(*values, **named):
     return pytest.param(*values, **named, marks=pytest.mark.slow)
 
 
+def nightly(*values, **named):
+    """One of a test's parameters that only `make nightly` takes."""
+    return pytest.param(*values, **named, marks=pytest.mark.nightly)
+
+
 def examples(n):
     """So many of hypothesis's examples; a tenth with `--hypothesis-profile few`, as of all other tests."""
     return settings(max_examples=n * settings.default.max_examples // 100)

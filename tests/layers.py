@@ -1,5 +1,7 @@
 """Layers, networks and inputs that several tests of layers share."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -21,6 +23,26 @@ def exact_layer(layer, time_steps):
         if layer.bias is not None:
             layer.bias.copy_(time_steps * dyadic(len(layer.bias), seed=2) / 4)
     return layer
+
+
+def macs_of(ann, *inputs):
+    """Multiply-accumulates per sample of each weight layer of an ANN: what weights of one make of an input of ones."""
+    found = []
+
+    def count(layer, args, output):
+        twin, (x,) = copy.deepcopy(layer).double(), args
+        twin._forward_hooks.clear()
+        nn.init.ones_(twin.weight)
+        twin.bias = None
+        found.append(int(twin(torch.ones(x.shape[1:], dtype=torch.float64)[None]).sum()))
+
+    layers = [m for m in ann.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        ann(*inputs)
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 def small_network(norm="batch", neuron=IF(), time_steps=8, mode="constant", bias=True):

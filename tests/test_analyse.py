@@ -1,4 +1,4 @@
-"""examples/analyse.py and examples/results.py on small runs of examples/train.py. Slow.
+"""examples/analyse.py and examples/results.py on small runs of examples/train.py. Nightly.
 
 The digits are MNIST's, kept beside the repository; the other runs are of small synthetic files.
 """
@@ -20,7 +20,7 @@ import training_files as files
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 for module in ("lightning", "jsonargparse", "tensorboard", "torchvision", "tonic", "matplotlib"):
     pytest.importorskip(module)
 

@@ -41,7 +41,7 @@ def steps_of(name, job):
 
 
 def test_all_workflows_are_there():
-    assert WORKFLOWS.keys() == {"tests.yml", "lint.yml", "docs.yml", "wheels.yml", "release.yml"}
+    assert WORKFLOWS.keys() == {"tests.yml", "nightly.yml", "lint.yml", "docs.yml", "wheels.yml", "release.yml"}
     machines = WORKFLOWS["tests.yml"]["jobs"]["test"]["strategy"]["matrix"]["machine"]
     assert machines == WORKFLOWS["wheels.yml"]["jobs"]["wheels"]["strategy"]["matrix"]["machine"]
     assert machines == ["ubuntu-24.04", "ubuntu-24.04-arm"]
@@ -60,9 +60,30 @@ def test_jobs_run_what_the_makefile_has(name, job):
         # One command a step, and it is make's; only the release itself exists nowhere else.
         assert not command or command.startswith(("make ", "gh release create "))
         assert "${{" not in command  # a tag's name could be a program
-    assert {"make test", "make test-oldest", "make test-slow"} == {
-        step["run"] for job in WORKFLOWS["tests.yml"]["jobs"] for step in steps_of("tests.yml", job) if "run" in step
-    }
+
+
+def commands_of(name):
+    return {step["run"] for job in WORKFLOWS[name]["jobs"] for step in steps_of(name, job) if "run" in step}
+
+
+def test_all_tests_run():
+    assert commands_of("tests.yml") == {"make test", "make test-changed", "make test-oldest"}
+    assert commands_of("nightly.yml") == {"make test-slow", "make nightly"}
+    (changed,) = [step for step in steps_of("tests.yml", "changed") if step.get("run")]
+    (checkout,) = [step for step in steps_of("tests.yml", "changed") if "checkout" in step.get("uses", "")]
+    assert checkout["with"]["fetch-depth"] == "0"  # the commit to compare with is in the history
+    assert changed["env"] == {"CI_BASE": "${{ github.event.pull_request.base.sha || github.event.before }}"}
+
+
+def test_tests_of_kernels_leave_torch_alone():
+    """What `make test-oldest` does without: files that use no machinery of torch, and those of a device."""
+    chosen = re.search(r"^OF_KERNELS := (.*?[^\\])$", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL)[1]
+    names = chosen.replace("\\", "").split()
+    assert len(names) > 5
+    for name in names:
+        text = (ROOT / "tests" / f"test_{name}.py").read_text()
+        machinery = r"torch\.(compile|export|func|autograd|library|jit)\b|gradcheck|opcheck|vmap"
+        assert name.startswith("cuda_") or not re.search(machinery, text), name
 
 
 @pytest.mark.parametrize(("name", "job"), JOBS)

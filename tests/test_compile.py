@@ -135,7 +135,7 @@ def check_export(net, size, dynamic_shapes=(BATCH,), **how):
 def test_export_layers_with_a_dynamic_batch():
     net = nn.Sequential(Encode(9), TandemConv2d(1, 3, 3, norm="batch"), nn.Flatten(), TandemLinear(108, 4), Decode())
     check_export(net.double().eval(), (1, 8, 8))
-    check_export(freeze(net), (1, 8, 8), ((BATCH,),))  # which takes *inputs
+    check_export(freeze(net), (1, 8, 8))
 
 
 @pytest.mark.slow
@@ -148,14 +148,14 @@ def test_export_with_a_dynamic_batch(make, size, gradients, strict):
     with torch.set_grad_enabled(gradients):
         check_export(net, size, shapes, strict=strict)
         for twin in frozen(net):
-            check_export(twin, size, ((BATCH,),), strict=strict)
+            check_export(twin, size, strict=strict)
 
 
 @pytest.mark.slow
 def test_packages_compiled_ahead_of_time(tmp_path):
     """AOTInductor places weights where malloc does: each time the package is loaded, elsewhere."""
     net = freeze(plain("batch").eval())
-    exported = torch.export.export(net, (images(4, (1, 8, 8)),), dynamic_shapes=((BATCH,),))
+    exported = torch.export.export(net, (images(4, (1, 8, 8)),), dynamic_shapes=(BATCH,))
     path = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "net.pt2"))
     kept = []
     for batch in range(1, 17):

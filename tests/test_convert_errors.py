@@ -76,14 +76,14 @@ def test_everything_that_cannot_be_converted_is_named():
     text = str(error.value)
     for name, advice in {
         "features.1 (LeakyReLU)": "use nn.ReLU, as replace={nn.LeakyReLU: nn.ReLU} does",
-        "features.4 (GroupNorm)": "use nn.BatchNorm2d",
-        "sigmoid (sigmoid in forward of Unconvertible)": "move it",
+        "features.4 (GroupNorm)": "use batch norm",
+        "sigmoid (sigmoid in forward of Unconvertible)": "call torch.relu in its place",
         "view (view in forward of Unconvertible)": "use nn.Flatten",
         "mean (mean in forward of Unconvertible)": "use nn.AdaptiveAvgPool2d(1)",
         "pool (MaxPool2d)": "return_indices=False",
-        "add (add in forward of Unconvertible)": "not network inputs",
+        "add (add in forward of Unconvertible)": "between the network's input and this",
         "deep (Conv3d)": "use nn.Conv1d, nn.Conv2d",
-        "conv2d (conv2d in forward of Unconvertible)": "use the module",
+        "conv2d (conv2d in forward of Unconvertible)": "use nn.Conv2d, which has parameters",
         "cat (cat in forward of Unconvertible)": "along dimension 1",
     }.items():
         (line,) = [line for line in text.splitlines() if line.startswith(f"  {name}: ")]
@@ -123,8 +123,8 @@ class FunctionalActivations(nn.Module):
                 "  1 (LeakyReLU): use nn.ReLU, as replace={nn.LeakyReLU: nn.ReLU} does: spiking neurons approximate "
                 "only ReLU",
                 "  3 (GELU): use nn.ReLU, as replace={nn.GELU: nn.ReLU} does: spiking neurons approximate only ReLU",
-                "  5 (GroupNorm): use nn.BatchNorm2d: its statistics are constants, whereas these depend on the spikes "
-                "of each input",
+                "  5 (GroupNorm): use batch norm: its statistics are constants, whereas these depend on the spikes of "
+                "each input",
                 "  8 (Softplus): use nn.ReLU, as replace={nn.Softplus: nn.ReLU} does: spiking neurons approximate only "
                 "ReLU",
             ],
@@ -139,12 +139,12 @@ class FunctionalActivations(nn.Module):
         (
             FunctionalActivations,
             [
-                "  2 gelu: use nn.ReLU, as replace={nn.GELU: nn.ReLU} does: spiking neurons approximate only ReLU",
+                "  2 gelu: call torch.relu in its place: spiking neurons approximate only ReLU",
                 "      gelu in FunctionalActivations, gelu_1 in FunctionalActivations",
-                "  group_norm (group_norm in forward of FunctionalActivations): move it before the first weight "
-                "layer or after the last one",
-                "  sigmoid (sigmoid in forward of FunctionalActivations): use nn.ReLU, or move it after the last "
-                "weight layer; gates='analogue' keeps squeeze-and-excitation",
+                "  group_norm (group_norm in forward of FunctionalActivations): use batch norm: its statistics are "
+                "constants, whereas these depend on the spikes of each input",
+                "  sigmoid (sigmoid in forward of FunctionalActivations): call torch.relu in its place: spiking "
+                "neurons approximate only ReLU",
             ],
         ),
     ],

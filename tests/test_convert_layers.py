@@ -427,7 +427,7 @@ def a_line(run, features=4):
         (between(lambda n, x: torch.cat([x, x], 2), 8), "concatenate along dimension 1"),
         (between(lambda n, x: x.mean(1), 8), "averaged over rows, columns or both"),
         (flat(lambda n, x: x.flatten(2).mean(1), 96), "averaged over rows, columns or both"),
-        (flat(lambda n, x: F.max_pool2d(x, (x.size(2), x.size(3))).flatten(1), 8), "sizes that do not depend on the"),
+        (flat(lambda n, x: F.max_pool2d(x, (x.size(2), x.size(3))).flatten(1), 8), "a number in place of a size"),
         (a_view(batch, 2, 4, width, height, batch, 8, height, width), "use nn.Flatten in place of a computed shape"),
         (a_view(batch, 2, 4, height, width, batch, 8, width, height), "use nn.Flatten in place of a computed shape"),
         (a_view(batch, 2, 4, -1, 12, batch, 8, height, width), "use nn.Flatten in place of a computed shape"),
@@ -541,7 +541,9 @@ def test_wrong_replacements(replace, error, message):
 
 def test_gates_must_be_asked_for():
     ann, _ = made("gate")
-    with pytest.raises(ValueError, match=r"sigmoid .*gates='analogue' keeps squeeze-and-excitation"):
+    with pytest.raises(
+        ValueError, match=r"mul \(mul in forward of gate\): pass gates='analogue', which keeps squeeze-and-excit"
+    ):
         convert(ann, 4)
     with pytest.raises(ValueError, match="gates must be None or 'analogue', got 'spiking'"):
         convert(ann, 4, gates="spiking")
@@ -555,7 +557,7 @@ def test_products_of_spikes_are_refused():
 
 def test_maxima_of_values_are_refused():
     ann = between(lambda n, x: F.max_pool2d(n.a(x), 2), 8, a=conv(8, 8))
-    with pytest.raises(ValueError, match="put a ReLU before the max pooling"):
+    with pytest.raises(ValueError, match=r"max_pool2d \(max_pool2d in forward of Net\): put a ReLU before it"):
         convert(ann, 4)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import pickle
 import random
 import types
@@ -56,7 +57,7 @@ def test_averages_with_small_divisors_do_not_saturate_without_calibration():
 
 def linear(*sizes):
     torch.manual_seed(0)
-    layers = [layer for pair in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
+    layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 
@@ -281,7 +282,8 @@ def test_types_are_what_they_are_in_the_ann(question, form):
     ann, x = Asking(question).eval(), torch.rand(16, 6)
     snn = convert(ann, 8, example=x if form == "with an example" else None)
     assert snn.spiking_layers == ("first", "second")
-    assert "type" not in globals()
+    assert not {"type", "isinstance"} & {*globals()}
+    assert torch.is_tensor.__module__ == "torch"
 
 
 # -- forwards that are not the same in every call
@@ -339,7 +341,7 @@ def toggled(net):
 
 
 def test_a_forward_that_changes_from_call_to_call_is_refused():
-    with pytest.raises(ValueError, match="must do the same in every call, got .*attributes that it reads"):
+    with pytest.raises(ValueError, match=r"must do the same in every call, got .*attributes that it reads"):
         convert(Unsteady(toggled), 8)
 
 
@@ -360,7 +362,7 @@ class Broadcasting(nn.Module):
 @pytest.mark.parametrize("how", [{}, {"example": torch.rand(2, 1, 8, 8)}, {"calibrate": torch.rand(8, 1, 8, 8)}])
 @pytest.mark.parametrize("make", [lambda: nn.AdaptiveAvgPool2d(1), lambda: nn.AdaptiveMaxPool2d((1, 1))])
 def test_sums_that_broadcast_are_refused(make, how):
-    with pytest.raises(ValueError, match="make its inputs alike in size, by nn.Upsample.*: spikes do not broadcast"):
+    with pytest.raises(ValueError, match=r"make its inputs alike in size, by nn.Upsample.*: spikes do not broadcast"):
         convert(Broadcasting(make()), 8, **how)
     ann = Broadcasting(nn.Sequential(make(), nn.Upsample(scale_factor=8)))  # the advice
     convert(ann, 8, **how)(torch.rand(2, 1, 8, 8))
@@ -709,3 +711,23 @@ def test_neurons_of_a_calibration_are_used_again():
 def test_conversions_without_calibration_have_the_neurons_of_the_paper():
     snn = convert(linear(6, 5, 3), 8)
     assert snn.snn.get_submodule("0").neuron == IF()
+
+
+class Overwriting(nn.Module):
+    """Writes to its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = linear(6, 5, 3)
+
+    def forward(self, x):
+        return self.layers(x.mul_(2).add_(0.5))
+
+
+@pytest.mark.parametrize("how", [{}, {"percentile": 99.0}])
+def test_calibration_leaves_the_data_as_it_is(how):
+    ann, x = Overwriting().eval(), torch.rand(32, 6)
+    before = x.clone()
+    snn = convert(ann, 64, calibrate=x, **how)
+    assert torch.equal(x, before)
+    assert relative_error(snn, lambda x: ann.layers(2 * x + 0.5), x.clone()) < 0.05

@@ -72,7 +72,7 @@ def documented() -> dict[str, object]:
 
 
 def test_documented_example(documented):
-    snn, ann = documented["snn"], documented["ann"]
+    snn, ann = documented["snn"], documented["cylinder"]
     for module in (ann[0], ann[3]):
         module.load_state_dict(conv(module.in_channels).state_dict())
     x = images(2, 1, 8, 8)
@@ -232,7 +232,7 @@ def test_weight_layers():
         layers = conv(1, kind), nn.BatchNorm2d(4), nn.ReLU(), conv(4, kind), nn.ReLU(), read_out(4 * 64)
         return nn.Sequential(*layers)
 
-    with pytest.raises(ValueError, match="use the module of the same name"):
+    with pytest.raises(ValueError, match=r"use nn.Conv2d, .*or register a WeightRule for Square"):
         convert(net(Square), 8)
     register(Square, WeightRule(TandemConv2d, nn.BatchNorm2d))
     ann = net(Square)

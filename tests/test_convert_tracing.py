@@ -12,8 +12,9 @@ from torch import nn
 
 from exact import generator, same
 from tandem_cuda import SpikeTrain, convert, freeze
+from tandem_cuda.convert.nodes import StochasticDepth, kind_of
 from tandem_cuda.convert.rules import RULES
-from tandem_cuda.convert.trace import StochasticDepth, kind_of, traced
+from tandem_cuda.convert.trace import traced
 
 
 def images(n=3, channels=3, size=8):

@@ -105,6 +105,7 @@ def test_one_epoch(batches, make, count, rate):
     assert after < 0.99 * before
 
 
+@pytest.mark.nightly
 def test_example(cifar10, tmp_path):
     pytest.importorskip("lightning")
     options = ["--limit", "160", "--epochs", "2", "--tandem-epochs", "1", "--batch-size", "32", "--time-steps", "9"]

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import call_files
 from call_files import DTYPES
 from cases import CONVOLUTIONS
-from exact import HALVES, generator, planes, rounded
+from exact import HALVES, generator, nightly, planes, rounded, slow
 from host_programs import TESTS, VARIANTS
 from neurons import BRANCHES, NEURONS, joining
 from tandem_cuda import ops
@@ -18,10 +18,8 @@ from tandem_cuda.ops.pack_weight import packed_like
 
 ORDERS = ["asc", "desc", "rand"]
 # The quick tests have one of each: the sanitizers' builds take minutes.
-every_order = pytest.mark.parametrize("order", [*(pytest.param(o, marks=pytest.mark.slow) for o in ORDERS[:2]), "rand"])
-every_variant = pytest.mark.parametrize(
-    "variant", ["plain", *(pytest.param(v, marks=pytest.mark.slow) for v in ("asan", "tsan"))]
-)
+every_order = pytest.mark.parametrize("order", [*(slow(order) for order in ORDERS[:2]), "rand"])
+every_variant = pytest.mark.parametrize("variant", ["plain", nightly("asan"), nightly("tsan")])
 
 ASAN, UBSAN, RACE = "ERROR: AddressSanitizer", "runtime error", "WARNING: ThreadSanitizer: data race"
 WRONG = "wrong result"
@@ -65,7 +63,7 @@ def test_in_every_order(host, name, order):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("order", "seed"), [("asc", 0), ("rand", 2), ("rand", 3)])
 @pytest.mark.parametrize("variant", ["asan", "tsan"])
 @pytest.mark.parametrize("name", TESTS)
@@ -222,8 +220,8 @@ def calls():
     ("variant", "order", "every"),
     [
         ("plain", "rand", 7),  # of the 38 calls of a shape always others
-        pytest.param("plain", "desc", 1, marks=pytest.mark.slow),
-        *(pytest.param(variant, "asc", 1, marks=pytest.mark.slow) for variant in ("asan", "tsan")),
+        slow("plain", "desc", 1),
+        *(nightly(variant, "asc", 1) for variant in ("asan", "tsan")),
     ],
 )
 def test_products_of_the_cpu(host, calls, tmp_path, variant, order, every):
@@ -280,8 +278,8 @@ def test_nothing_is_found_where_nothing_is_wrong(host, name, variant, order):
     ("variant", "order"),
     [
         ("plain", "asc"),
-        *(pytest.param("plain", order, marks=pytest.mark.slow) for order in ("desc", "rand")),
-        *(pytest.param(v, order, marks=pytest.mark.slow) for v in ("asan", "tsan") for order in ("asc", "rand")),
+        *(slow("plain", order) for order in ("desc", "rand")),
+        *(nightly(variant, order) for variant in ("asan", "tsan") for order in ("asc", "rand")),
     ],
 )
 @pytest.mark.parametrize("name", BUGS)

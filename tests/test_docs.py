@@ -8,6 +8,8 @@ import io
 import pkgutil
 import re
 import struct
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,8 @@ import pytest
 import torch
 
 import tandem_cuda
+from tandem_cuda.convert import rules
+from tandem_cuda.freeze import FORMS, LOADERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -96,21 +100,6 @@ def test_site_lists_every_page() -> None:
         assert f": {name}\n" in navigation
 
 
-def test_example_of_the_readme_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    names: dict[str, torch.nn.Module] = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert all(x.grad.isfinite().all() for x in names["net"].parameters())
-
-
-@pytest.mark.parametrize("page", ["migration.md"])
-def test_programs_of_a_page_run(page: str) -> None:
-    programs = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
-    assert programs
-    for program in programs:
-        exec(compile(program, page, "exec"), {})
-
-
 def moved() -> list[tuple[str, str]]:
     """What the notes on migration say of names: the old one and the new one."""
     _, _, section = (ROOT / "docs" / "migration.md").read_text().partition("## Names that moved")
@@ -157,15 +146,43 @@ def without_numbers(text: str) -> str:
     return " ".join("0" if word == "-" else word for word in words)
 
 
-@pytest.mark.slow
-def test_tutorial_runs_and_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_mnist(tmp_path / "data" / "MNIST" / "raw")
+# --- blocks of Python ------------------------------------------------------------------------------------------------
+
+# A block, perhaps in a list, and the output that the page says it prints
+BLOCK = re.compile(r"^( *)```py[^\n]*\n(.*?)^\1```\n(?:\n?\1```text\n(.*?)^\1```\n)?", re.MULTILINE | re.DOTALL)
+PAGES_WITH_BLOCKS = [page for page in PAGES if "```py" in page.read_text()]
+
+
+@pytest.fixture
+def _registries() -> Iterator[None]:
+    """What a page registers is gone behind it."""
+    registries: list[dict[Any, Any]] = [rules.RULES, FORMS, LOADERS]
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_BLOCKS, ids=lambda page: page.name)
+@pytest.mark.usefixtures("_registries")
+@pytest.mark.filterwarnings("ignore:convert. .* were replaced:UserWarning")  # as docs/convert.md says
+def test_blocks_of_a_page_run_one_after_another(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, as a reader pastes them into one session; they print what the page says."""
     monkeypatch.chdir(tmp_path)
-    tutorial = (ROOT / "docs" / "tutorial.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```(?:\s+```text\n(.*?)```)?", tutorial, re.DOTALL)
-    assert len(blocks) > 8
-    names: dict[str, object] = {}
-    for code, said in blocks:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(compile(code, "tutorial.md", "exec"), names)
-        assert without_numbers(printed.getvalue()) == without_numbers(said), code
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    if page.name == "tutorial.md":
+        small_mnist(tmp_path / "data" / "MNIST" / "raw")  # in place of a download
+    text = page.read_text()
+    assert len(BLOCK.findall(text)) == text.count("```py")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for block in BLOCK.finditer(text):
+            _, code, said = block.groups()
+            lines_before = text.count("\n", 0, block.start(2))  # for the traceback of an error
+            program = compile("\n" * lines_before + textwrap.dedent(code), str(page), "exec")
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(program, names)
+            if said is not None:
+                assert without_numbers(printed.getvalue()) == without_numbers(textwrap.dedent(said)), code

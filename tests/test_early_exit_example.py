@@ -38,7 +38,7 @@ def out(extras: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_early_exit_saves_steps_and_no_accuracy(out: Path) -> None:
     """Fewer than 60 % of the steps for less than half a point, at confidence 0.9."""
     results = json.loads((out / "results.json").read_text())
@@ -51,7 +51,7 @@ def test_early_exit_saves_steps_and_no_accuracy(out: Path) -> None:
     assert early["synops"] < end["synops"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_the_example_leaves(out: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["early_exit.png", "network.safetensors", "results.json"]
     assert (out / "early_exit.png").read_bytes().startswith(b"\x89PNG")

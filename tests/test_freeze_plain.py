@@ -207,6 +207,18 @@ def test_export_and_compile(make):
     same(outputs(torch.compile(frozen, backend="aot_eager", fullgraph=True)(*x)), want)
 
 
+@pytest.mark.parametrize("make", [SoftmaxHead, Several, Skip])
+def test_export_with_a_dynamic_batch(make):
+    """The first input has its own entry in dynamic_shapes; the further ones share a tuple."""
+    frozen, batch = freeze(converted(make)), {0: torch.export.Dim("batch")}
+    _, *others = example = inputs_of(make)
+    shapes = (batch, (batch,) * len(others)) if others else (batch,)
+    exported = torch.export.export(frozen, example, dynamic_shapes=shapes).module()
+    for size in (4, 1, 9):
+        x = inputs_of(make, size)
+        same(outputs(exported(*x)), outputs(frozen(*x)))
+
+
 @pytest.mark.parametrize("make", [SoftmaxHead, FunctionalHead, ConvolutionalHead, MeanHead, Normalised, Skip])
 def test_predict(make):
     """Samples leave; the heads look at every look; a softmax at the end is not applied twice."""

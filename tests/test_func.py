@@ -1,5 +1,6 @@
 """torch.func over operators and layers: the gradients of backward(), and an error where there are none."""
 
+import copy
 import re
 import warnings
 
@@ -11,8 +12,26 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 import test_compile
 from cases import CASES, statistics
 from neurons import every_kind
-from tandem_cuda import Encode, SpikeTrain, TandemLinear
-from tensors import normal, planes
+from tandem_cuda import (
+    IF,
+    LIF,
+    Decode,
+    Encode,
+    SpikeTrain,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    SpikingGlobalMaxPool2d,
+    SpikingMaxPool2d,
+    TandemAdd,
+    TandemConv1d,
+    TandemConv2d,
+    TandemConvTranspose2d,
+    TandemElementwise,
+    TandemLinear,
+    freeze,
+)
+from tandem_cuda.nn import SpikeCat
+from tensors import generator, normal, planes
 
 BITS = planes(9, 3, 5, seed=0)
 
@@ -117,6 +136,144 @@ def test_gradients_of_layers(norm, training, neuron):
 @pytest.mark.parametrize("norm", [None, "batch"])
 def test_gradients_of_networks(norm):
     check_gradients(test_compile.plain(norm), test_compile.images(4, (1, 8, 8)), lambda out: out)
+
+
+# --- vmap over layers -------------------------------------------------------------------------------------------------
+
+
+class Joined(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.add = TandemAdd(TandemConv2d(4, 4, 3, padding=1, norm="batch"), nn.Identity())
+        self.cat = SpikeCat(False, False)
+
+    def forward(self, x):
+        return self.cat(self.add(x, x), x)
+
+
+IMAGE, LINE = (4, 7, 6), (4, 9)
+LAYERS = {
+    "TandemLinear": (lambda: TandemLinear(5, 6, norm="batch"), (5,)),
+    "TandemConv1d": (lambda: TandemConv1d(4, 6, 3), LINE),
+    "TandemConv2d": (lambda: TandemConv2d(4, 6, 3, padding=1), IMAGE),
+    "TandemConv2d, batch norm": (lambda: TandemConv2d(4, 6, 3, stride=2, norm="batch"), IMAGE),
+    "TandemConv2d, circular": (lambda: TandemConv2d(4, 6, 3, padding=1, padding_mode="circular"), IMAGE),
+    "TandemConv2d, depthwise": (lambda: TandemConv2d(4, 8, 3, groups=4), IMAGE),
+    "TandemConv2d, one channel": (lambda: TandemConv2d(1, 6, 3), (1, 7, 6)),
+    "TandemConv2d, one column": (lambda: TandemConv2d(1, 6, 3, stride=4), (1, 7, 6)),
+    "TandemConv2d, two phases": (lambda: TandemConv2d(4, 6, 3, neuron=IF(initial=0.5, two_phase=True)), IMAGE),
+    "TandemConv2d, leaky": (lambda: TandemConv2d(4, 6, 3, neuron=LIF(), learn_threshold=True), IMAGE),
+    "TandemConvTranspose2d": (lambda: TandemConvTranspose2d(4, 6, 3, stride=2), IMAGE),
+    "TandemElementwise": (lambda: TandemElementwise(4, 4, 4), IMAGE),
+    "TandemAdd": (Joined, IMAGE),
+    "SpikingAvgPool2d": (lambda: SpikingAvgPool2d(3, 2, 1, ceil_mode=True), IMAGE),
+    "SpikingAdaptiveAvgPool2d": (lambda: SpikingAdaptiveAvgPool2d((3, 2)), IMAGE),
+    "SpikingMaxPool2d": (lambda: SpikingMaxPool2d(2), IMAGE),
+    "SpikingGlobalMaxPool2d": (SpikingGlobalMaxPool2d, IMAGE),
+}
+# Of layers that also take real input.
+ENCODED = [name for name in LAYERS if name.startswith(("TandemLinear", "TandemConv"))]
+STEPS = 4
+slow_fallback = pytest.mark.filterwarnings("ignore:There is a performance drop")
+
+
+def layer_of(name):
+    """The layer, with exact weights, so that torch may add in any order."""
+    layer = LAYERS[name][0]().double()
+    for i, p in enumerate(layer.parameters()):
+        p.data = torch.randint(-8, 17, p.shape, generator=generator(i)).double() / 16
+    return layer
+
+
+def count_of(layer, x):
+    """The count for spikes uint8 [1, N, ...] or for real input."""
+    train = SpikeTrain(x, STEPS, dtype=torch.float64) if x.dtype == torch.uint8 else Encode(STEPS)(x)
+    return layer(train).count
+
+
+def both_inputs(name, samples=2):
+    """Several batches of spikes, and of real input if the layer takes it."""
+    shape = LAYERS[name][1]
+    yield torch.randint(0, 2**STEPS, (samples, 1, 3, *shape), dtype=torch.uint8, generator=generator(0))
+    if name in ENCODED:
+        yield torch.randint(0, 17, (samples, 3, *shape), generator=generator(1)).double() / 16
+
+
+@slow_fallback
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_vmap_over_the_input_of_layers(name, gradients):
+    layer = layer_of(name).eval()
+    with torch.set_grad_enabled(gradients):
+        for x in both_inputs(name):
+            got = vmap(lambda x: count_of(layer, x))(x)
+            torch.testing.assert_close(got, torch.stack([count_of(layer, one) for one in x]))
+            assert got.any()
+
+
+@slow_fallback
+@pytest.mark.parametrize("name", [name for name in LAYERS if layer_of(name).state_dict()])
+def test_vmap_over_gradients_and_weights_of_layers(name):
+    """Gradients of each sample; ensembles, on one input and on their own."""
+    layer = layer_of(name).eval()
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    many = {name: torch.stack([p, p / 2]) for name, p in parameters.items()}
+
+    def f(parameters, x):
+        return count_of(lambda train: functional_call(layer, parameters, (train,)), x)
+
+    per_sample = grad(lambda parameters, x: f(parameters, x).square().sum())
+    for x in both_inputs(name):
+        want = [per_sample(parameters, one) for one in x]
+        for key, value in vmap(per_sample, (None, 0))(parameters, x).items():
+            torch.testing.assert_close(value, torch.stack([grads[key] for grads in want]))
+        for over, inputs in ((None, [x[0], x[0]]), (0, list(x))):
+            got = vmap(f, (0, over))(many, x[0] if over is None else x)
+            members = [{key: p[i] for key, p in many.items()} for i in range(2)]
+            torch.testing.assert_close(got, torch.stack([f(*one) for one in zip(members, inputs, strict=True)]))
+
+
+@slow_fallback
+def test_vmap_over_networks():
+    x = torch.randint(0, 17, (2, 3, 4, 7, 6), generator=generator(0)).double() / 16
+    layers = layer_of("TandemConv2d"), SpikingMaxPool2d(2), nn.Flatten(), TandemLinear(54, 8, dtype=torch.float64)
+    plain = nn.Sequential(Encode(STEPS), *layers, Decode()).eval()
+    for net in (plain, freeze(plain)):
+        torch.testing.assert_close(vmap(net)(x), torch.stack([net(one) for one in x]))
+
+
+@slow_fallback
+@pytest.mark.parametrize("name", ["TandemLinear", "TandemConv2d, batch norm", "TandemAdd"])
+def test_vmap_cannot_move_shared_statistics(name):
+    """And leaves them as they were. Each way out that the error names works."""
+    layer = layer_of(name)
+    before = {key: x.clone() for key, x in layer.named_buffers()}
+    (x, *_) = both_inputs(name)
+    with pytest.raises(
+        RuntimeError,
+        match=r"(update_statistics_|BatchNorm2d): under vmap, running statistics must be batched as the input is, .*; "
+        r"put the samples into dimension N instead, use eval mode, or vmap over the buffers of "
+        r"torch\.func\.stack_module_state",
+    ):
+        vmap(lambda x: count_of(layer, x))(x)
+    for key, value in layer.named_buffers():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+    state = tuple({key: torch.stack([p, p]) for key, p in values} for values in
+                  (layer.named_parameters(), layer.named_buffers()))  # fmt: skip
+    own = vmap(lambda state, x: count_of(lambda train: functional_call(layer, state, (train,)), x))(state, x)
+    torch.testing.assert_close(own[0], count_of(copy.deepcopy(layer), x[0]))
+    assert not torch.equal(state[1][next(iter(before))][0], before[next(iter(before))])  # which have moved
+    assert count_of(layer, x.transpose(0, 1).flatten(1, 2)).shape[0] == 6
+    layer.eval()
+    assert vmap(lambda x: count_of(layer, x))(x).any()
+
+
+@slow_fallback
+def test_vmap_over_spikes_clears_those_past_the_end():
+    bits = torch.full((2, 1, 3, 5), 255, dtype=torch.uint8)
+    count = vmap(lambda bits: SpikeTrain(bits, STEPS).count)(bits)
+    assert (count == STEPS).all()
+    assert (bits == 255).all()
 
 
 @pytest.fixture(autouse=True)

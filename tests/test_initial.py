@@ -187,10 +187,20 @@ def test_nir_says_that_it_has_no_field_for_it():
     pytest.importorskip("nir")
     from tandem_cuda.exchange import to_nir
 
-    for part in (TandemLinear(4, 3, neuron=IF(initial=0.5)), TandemLinear(4, 3, neuron=LIF(initial=0.5))):
-        net = nn.Sequential(Encode(4), part, Decode(), nn.Linear(3, 2))
-        with pytest.raises(ValueError, match=r"initial must be 0, since NIR has no field .* got 0\.5"):
+    for model in (IF, LIF):
+        net = nn.Sequential(Encode(4), TandemLinear(4, 3, neuron=model(initial=0.5)), Decode(), nn.Linear(3, 2))
+        with pytest.raises(
+            ValueError,
+            match=rf"initial must be 0, since NIR has no field .* got 0\.5; leave it out, as {model.__name__}\(\) does",
+        ):
             to_nir(net, torch.rand(1, 4))
+        net[1].neuron = model()
+        assert model.__name__ in [type(node).__name__ for node in to_nir(net, torch.rand(1, 4)).nodes.values()]
+    ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+    for neuron in (IF(initial=0.5), IF(initial=0.5, two_phase=True)):
+        with pytest.raises(ValueError, match=r"got 0\.5; leave it out, as IF\(\) does"):
+            to_nir(convert(ann, 4, neuron=neuron), torch.rand(1, 1, 6, 6))
+    assert to_nir(convert(ann, 4, neuron=IF()), torch.rand(1, 1, 6, 6)).nodes
 
 
 @pytest.mark.parametrize("model", [IF, LIF])

@@ -1,4 +1,4 @@
-"""Tensors of more than 2^31 elements: no index is 32 bits wide; and what does not grow. Slow, and in need of memory."""
+"""Tensors of more than 2^31 elements: no index is 32 bits wide; and what does not grow. Nightly; needs memory."""
 
 import gc
 import multiprocessing
@@ -10,7 +10,7 @@ import torch
 
 from tandem_cuda import ops
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 GIB = 1 << 30
 WIDE = 2048

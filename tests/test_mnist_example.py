@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from exact import nightly
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mnist.py"
 FROZEN = ["snn_float.safetensors", "snn_int8.safetensors"]
 PICTURES = ["training.png", "spike_raster.png", "count_vs_activation.png", "accuracy_over_time.png"]
@@ -30,7 +32,7 @@ def extras() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ("--epochs", "3", "--limit", "1000"),
+        nightly(("--epochs", "3", "--limit", "1000")),
         ("--epochs", "1", "--limit", "200", "--encoding", "impulse", "--time-steps", "11", "--batch-size", "1000"),
     ],
     ids=["default", "impulse"],

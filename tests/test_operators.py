@@ -1,11 +1,14 @@
 """What holds for every operator: all of cases.py, against the reference, on every path of the CPU."""
 
+import re
+
 import pytest
 import torch
 
 from cases import CASES, ELEMENT_WISE, outputs_of, raw_call, tensors_of
 from exact import TOLERANCES, every_path, everywhere, features_last, firing_rate, same, slow
 from neurons import EVERY_KIND
+from tandem_cuda import ops
 from tensors import META, generator, views
 
 TIME_STEPS = (1, 9, 20)
@@ -203,6 +206,36 @@ def test_wrong_arguments(case):
                 operator = case.operator.split("_")[0] + "_(linear|conv2d)" if either else case.operator
                 with pytest.raises(RuntimeError, match=f"{operator}: {named}"):
                     op(**passed_on | {name: value})
+
+
+EMPTY = {  # weights without outputs, inputs or taps, and their inputs without the batch
+    "no features": ((3, 0), (0,)),
+    "no outputs": ((0, 4), (4,)),
+    "no channels": ((3, 0, 2, 2), (0, 4, 4)),
+    "no output channels": ((0, 2, 3, 3), (2, 4, 4)),
+    "no taps": ((3, 2, 3, 0), (2, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_empty_weights_are_refused_alike(name):
+    """Batches may be empty; weights may not, and every product says so."""
+    shape, inputs = EMPTY[name]
+    weight, bits, x = torch.zeros(shape), torch.zeros(1, 2, *inputs, dtype=torch.uint8), torch.zeros(2, *inputs)
+    kind = "linear" if len(shape) == 2 else "conv2d"
+    calls = {
+        f"spiking_{kind}": lambda op: op(bits, weight, time_steps=4),
+        f"count_{kind}": lambda op: op(bits, weight),
+        "step_product": lambda op: op(bits, weight, 4),
+        "ordered_product": lambda op: op(x, weight.to(torch.int8)),
+        "ordered_spikes": lambda op: op(x, weight.to(torch.int8), 4),
+        "pack_weight": lambda op: op(weight),
+    }
+    for operator, call in calls.items():
+        with pytest.raises(
+            ValueError, match=rf"^{operator}: weight must .*no empty dimension, got {re.escape(str([*shape]))}"
+        ):
+            call(getattr(ops, operator))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.operator.startswith(("spiking", "integrate"))], ids=str)

@@ -1,4 +1,4 @@
-"""The recipes of examples/recipes.py: stages, what stays fixed, resumed runs, refusals; on digits: slow."""
+"""The recipes of examples/recipes.py: stages, what stays fixed, resumed runs, refusals; on digits. Slow and nightly."""
 
 import csv
 import json
@@ -313,6 +313,7 @@ def on_digits(mnist, callbacks, epochs):
     return module, seen
 
 
+@pytest.mark.nightly
 def test_ann_first_on_digits(mnist):
     _, seen = on_digits(mnist, [recipes.AnnFirst(4, percentile=99)], 8)
     assert seen.layers == [0] * 4 + [4] * 4
@@ -320,6 +321,7 @@ def test_ann_first_on_digits(mnist):
     assert seen.losses[-1] < 0.8 * seen.losses[4]
 
 
+@pytest.mark.nightly
 def test_progressive_on_digits(mnist):
     module, seen = on_digits(mnist, [recipes.ProgressiveTandem(percentile=99, patience=1)], 60)
     assert len(module.net.spiking_layers) == 4
@@ -327,6 +329,7 @@ def test_progressive_on_digits(mnist):
     assert seen.losses[-1] < 0.3 * seen.losses[0]
 
 
+@pytest.mark.nightly
 def test_few_bits_and_spikes_on_digits(mnist):
     _, many = on_digits(mnist, [recipes.QuantiseWeights(4, from_epoch=2), recipes.RateRegulariser(1e-9)], 6)
     module, seen = on_digits(mnist, [recipes.QuantiseWeights(4, from_epoch=2), recipes.RateRegulariser(300.0)], 6)
@@ -340,6 +343,7 @@ def test_few_bits_and_spikes_on_digits(mnist):
             assert codes.abs().max() <= 7
 
 
+@pytest.mark.nightly
 def test_configurations(mnist, tmp_path):
     """The command line: each configuration runs; one is resumed in the middle of its recipe."""
     common = ["--data.dir", mnist, "--data.limit", "200", "--threads", "2", "--test_time_steps", "[4]"]

@@ -198,8 +198,11 @@ def test_what_cannot_have_one():
     from tandem_cuda.exchange import to_nir
 
     net = nn.Sequential(Encode(4), TandemLinear(4, 3, neuron=IF(refractory=2)), Decode(), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match="refractory must be 0, since NIR has no such neurons, got 2"):
+    message = r"refractory must be 0, since NIR has no such neurons, got 2\.0; leave it out, as IF\(\) does"
+    with pytest.raises(ValueError, match=message):
         to_nir(net, torch.rand(1, 4))
+    net[1].neuron = IF()
+    assert to_nir(net, torch.rand(1, 4)).nodes
 
 
 @pytest.mark.parametrize(

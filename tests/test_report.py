@@ -1,13 +1,10 @@
 """What a converted network reports about itself: every figure recomputed, every note and warning provoked."""
 
-import contextlib
 import copy
 import io
 import math
 import pickle
-import re
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,9 +18,6 @@ from exact import generator, same
 from tandem_cuda import IF, LIF, SpikeTrain, convert, synops
 from tandem_cuda.convert.rules import RULES
 from test_convert_layers import NETS, Gate, Net, between, conv, converted, made
-from test_docs import without_numbers
-
-DOCS = Path(__file__).parents[1] / "docs" / "convert.md"
 
 
 def named(report):
@@ -668,14 +662,3 @@ def test_a_gate_behind_the_cut():
     report = convert(ann, 6, calibrate=torch.rand(8, 3, 8, 8), spiking_layers=1, gates="analogue").report()
     assert report.gates == ()
     assert {"gate.reduce", "gate.expand"} <= {*report.unchanged}
-
-
-# --- documentation ---------------------------------------------------------------------------------------------------
-
-
-def test_the_example_of_the_documentation_prints_what_it_says():
-    pattern = r"<!-- run by tests/test_report.py -->\n```python\n(.*?)```\s+```text\n(.*?)```"
-    ((code, said),) = re.findall(pattern, DOCS.read_text(), re.DOTALL)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(code, "convert.md", "exec"), {})
-    assert without_numbers(printed.getvalue()) == without_numbers(said)

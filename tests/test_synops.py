@@ -13,14 +13,18 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from exact import SEEDS, convolutions, examples, train
+from layers import macs_of
 from tandem_cuda import (
     Decode,
     Encode,
     SpikeTrain,
     SpikingAvgPool2d,
     SpikingMaxPool2d,
+    SynOpsPenalty,
     TandemAdd,
+    TandemConv1d,
     TandemConv2d,
+    TandemConvTranspose2d,
     TandemLinear,
     TandemNetwork,
     convert,
@@ -82,7 +86,7 @@ def test_conv2d_counts_every_connection(geometry: dict[str, Any], size: tuple[in
         spikes.flatten(0, 1).double(), ones, None, layer.stride, layer.padding, layer.dilation, layer.groups
     )
     assert activity.synops * samples == received.sum()
-    assert activity.macs == received[0].numel() * ones[0].numel()
+    assert activity.macs == macs_of(nn.Conv2d(4, 8, **geometry), torch.zeros(1, 4, *size))[0]
     assert activity.neurons == received[0].numel()
     assert not activity.analogue
 
@@ -106,7 +110,8 @@ def test_network_lists_its_layers_in_order() -> None:
     assert [a.name for a in activities] == ["1", "2", "4", "7", "9"]
     assert [a.analogue for a in activities] == [True, False, False, False, True]
     assert [a.neurons for a in activities] == [6 * 8 * 10, 4 * 4 * 5, 7, 3, 2]
-    assert [a.macs for a in activities] == [6 * 8 * 10 * 2 * 9, 4 * 4 * 5 * 6 * 9, 80 * 7, 7 * 3, 3 * 2]
+    # Pixels and taps: a tap is missing at each border; with stride 2, at the first one.
+    assert [a.macs for a in activities] == [6 * 2 * 22 * 28, 4 * 6 * 11 * 14, 80 * 7, 7 * 3, 3 * 2]
     assert [a.time_steps for a in activities] == [5, 5, 5, 5, 1]
     assert activities[0].synops == activities[4].synops == 0
 
@@ -363,6 +368,17 @@ def sharing_anns() -> dict[str, nn.Module]:
         "transposed bottleneck": nn.Sequential(
             *stem, nn.ConvTranspose2d(4, 3, 2), nn.ConvTranspose2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)
         ),
+        "padded": nn.Sequential(
+            *(nn.Conv2d(2, 4, 3, padding=2), nn.ReLU(), nn.AvgPool2d(2)),
+            *(
+                nn.Conv2d(4, 6, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(6, 3, 1),
+                nn.Conv2d(3, 6, 5, 2, padding=2),
+                nn.ReLU(),
+            ),
+            nn.ConvTranspose2d(6, 2, 3, 2, padding=1, output_padding=1),
+        ),
     }
 
 
@@ -370,16 +386,74 @@ def sharing_anns() -> dict[str, nn.Module]:
 def test_macs_of_copies_are_those_of_the_ann(name: str) -> None:
     torch.manual_seed(0)
     ann, x = sharing_anns()[name].eval(), torch.rand(3, 2, 12, 12)
-    macs = []
-    for layer in ann:
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            y = layer(x)
-            used = x if isinstance(layer, nn.ConvTranspose2d) else y
-            macs.append(used[0].numel() * layer.weight[0].numel())
-        x = layer(x)
-    x = torch.rand(3, 2, 12, 12)
     table = synops(convert(ann, 8, calibrate=x), x)
-    assert [row.macs for row in table] == macs
+    assert [row.macs for row in table] == macs_of(ann, x)
+
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    **{f"Conv2d {geometry}": (TandemConv2d(4, 8, **geometry), (4, 8, 7)) for geometry in GEOMETRIES},
+    **{
+        f"Conv2d, {mode}": (TandemConv2d(4, 8, 3, 2, 1, padding_mode=mode), (4, 6, 5))
+        for mode in ("zeros", "circular", "reflect", "replicate")
+    },
+    "Conv2d of 2 x 2": (TandemConv2d(4, 8, 3, padding=1), (4, 2, 2)),
+    "depthwise": (TandemConv2d(4, 12, 3, padding=1, groups=4), (4, 6, 5)),
+    "Conv1d": (TandemConv1d(4, 8, 5, 2, padding=3, dilation=2, groups=2), (4, 9)),
+    "Conv1d, same": (TandemConv1d(4, 8, 4, padding="same"), (4, 9)),
+    "Conv1d, circular": (TandemConv1d(4, 8, 3, padding=2, padding_mode="circular"), (4, 9)),
+    "ConvTranspose2d": (TandemConvTranspose2d(4, 6, 3), (4, 5, 6)),
+    "ConvTranspose2d, cut": (TandemConvTranspose2d(4, 6, (4, 3), (2, 3), 1, (1, 2), 2, dilation=(1, 2)), (4, 5, 6)),
+    "Linear": (TandemLinear(6, 11), (6,)),
+    "Linear of the last dimension": (TandemLinear(6, 11), (2, 5, 6)),
+    "Add": (TandemAdd(TandemConv2d(4, 8, 3, padding=1), TandemConv2d(4, 8, 1)), (4, 6, 5)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("name", LAYERS)
+def test_as_many_synops_as_macs_if_every_input_spikes_once(name: str) -> None:
+    """Neither counts taps in the padding. And so does the penalty."""
+    layer, shape = LAYERS[name]
+    train = SpikeTrain.from_dense(torch.ones(1, 2, *shape))
+    inputs = (train, train) if isinstance(layer, TandemAdd) else (train,)
+    with record_activity(layer) as record:
+        layer(*inputs)
+    (row,) = record.table()
+    assert row.synops == row.macs > 0
+    if not isinstance(layer, TandemAdd):
+        twin = {"TandemLinear": nn.Linear, "TandemConv2d": nn.Conv2d, "TandemConv1d": nn.Conv1d}.get(
+            type(layer).__name__, nn.ConvTranspose2d
+        )
+        assert [row.macs] == macs_of(twin(**layer.arguments()), torch.ones(1, *shape))
+        (frozen,) = synops(freeze(nn.Sequential(layer)), train)
+        assert (frozen.synops, frozen.macs) == (row.synops, row.macs)
+    layer.train()
+    for target, want in ((0.0, 1.0), (0.5, 0.25), (1.0, 0.0)):
+        with SynOpsPenalty(layer, target) as penalty:
+            layer(*inputs)
+            assert penalty() == want
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_as_many_synops_as_macs_in_a_read_out_of_ones() -> None:
+    """Before it, a layer whose neurons all spike. The same weights on real values do these MACs, too."""
+    image, line = (TandemConv2d(4, 4, 1), (4, 6, 5)), (TandemConv1d(4, 4, 1), (4, 7))
+    for weights, (layer, shape) in (
+        (nn.Conv2d(4, 8, 3, 2, padding=2, groups=2), image),
+        (nn.Conv2d(4, 8, 4, padding="same"), image),
+        (nn.ConvTranspose2d(4, 6, 3, 2, padding=1, groups=2), image),
+        (nn.Conv1d(4, 6, 4, padding=3), line),
+        (nn.Linear(5, 3), (TandemLinear(5, 5), (4, 5))),
+    ):
+        nn.init.ones_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        train = SpikeTrain.from_dense(torch.ones(1, 2, *shape))
+        net = nn.Sequential(layer, Decode(), weights)
+        _, row = synops(net, train)
+        assert row.synops == row.macs == macs_of(weights, torch.ones(1, *shape))[0]
+        assert synops(freeze(net), train)[1] == row
+        _, real = synops(nn.Sequential(layer, Decode(), nn.ReLU(), weights), train)
+        assert (real.macs, real.synops, real.analogue) == (row.macs, 0, True)
 
 
 def frozen_pairs() -> dict[str, tuple[nn.Module, Any]]:

@@ -325,8 +325,10 @@ def test_evaluate():
     assert result["samples"] == 32
     assert result["accuracy"] == pytest.approx(float((output.argmax(1) == LABELS).float().mean()))
     assert result["loss"] == pytest.approx(float(made.loss_of(output, LABELS)), rel=1e-5)
-    assert result["ann_macs_per_sample"] == 9 * (32 * 64 + 32 * 64 * 16 + 64 * 64 * 4) + 256 * 128 + 1280
-    assert result["snn_macs_per_sample"] == 9 * 32 * 64
+    # Pixels and taps along an axis, of 8, 4 and 2 pixels: a tap is missing at each border, with stride 2 at the first.
+    convolutions = 32 * 22**2 + 32 * 64 * 11**2 + 64 * 64 * 5**2
+    assert result["ann_macs_per_sample"] == convolutions + 256 * 128 + 1280
+    assert result["snn_macs_per_sample"] == 32 * 22**2
     assert [layer["name"] for layer in result["layers"]] == ["conv1", "conv2", "conv3", "hidden", "readout"]
     baseline = example.evaluate(module(spiking=False), module(spiking=False).net, batches, torch.device("cpu"))
     assert set(baseline) == {"samples", "loss", "accuracy"}

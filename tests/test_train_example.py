@@ -1,4 +1,6 @@
-"""examples/train.py from end to end, small: every configuration, resuming, several processes, what goes wrong. Slow.
+"""examples/train.py from end to end, small: every configuration, resuming, several processes, what goes wrong.
+
+Whole trainings are nightly, but for one configuration; all else is slow.
 
 The images of CIFAR-10 are lossy JPEG copies, kept beside the repository, as are MNIST and a sample of N-MNIST. The
 other data sets are small synthetic ones in their formats on disk.
@@ -17,6 +19,7 @@ import pytest
 import torch
 
 import training_files as files
+from exact import nightly
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -75,7 +78,7 @@ def test_all_configurations_are_tested():
     assert {path.stem for path in (EXAMPLES / "configs").iterdir()} == set(CONFIGS) | of_recipes
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", [x if x == "fashion_mnist" else nightly(x) for x in CONFIGS])
 def test_configuration(request, tmp_path, config):
     where, options, least = CONFIGS[config]
     kind, _, below = where.partition("/")
@@ -123,6 +126,7 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.nightly
 def test_resumed_run_is_the_uninterrupted_one(synthetic, tmp_path):
     """Killed without warning in the second of three epochs; dropout, augmentation, order and schedule all go on."""
     options = ("--trainer.max_epochs", "3", "--model.ann.dropout", "0.5", "--data.batch_size", "16")
@@ -146,6 +150,7 @@ def test_resumed_run_is_the_uninterrupted_one(synthetic, tmp_path):
     assert tests[0] == tests[1]
 
 
+@pytest.mark.nightly
 def test_two_processes(synthetic, tmp_path):
     """They train on shares of the data and agree on the weights; the first one tests."""
     options = ("--trainer.max_epochs", "2", "--trainer.strategy", "ddp", "--trainer.devices", "2")
@@ -157,6 +162,7 @@ def test_two_processes(synthetic, tmp_path):
     assert results["test"]["samples"] == 20
 
 
+@pytest.mark.nightly
 def test_baseline_twin_precision_and_early_stopping(synthetic, tmp_path):
     options = ("--model.spiking", "false", "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", "30")
     shown = train("mnist", synthetic, tmp_path, *options, "--early_stopping", "2", "--model.schedule", "none")
@@ -300,6 +306,7 @@ def test_nothing_is_half_written(example, monkeypatch, tmp_path):
     assert not (tmp_path / "results.json").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
 def test_signals(synthetic, tmp_path, sent):
     started = command("mnist", synthetic, tmp_path, "--trainer.max_epochs", "500")

@@ -15,6 +15,7 @@ from torch import nn
 from exact import SEEDS, everywhere, same
 from tandem_cuda import (
     IF,
+    Cascade,
     Decode,
     Encode,
     FrozenNetwork,
@@ -286,18 +287,68 @@ def test_convert():
     assert synops(snn.snn, x)
 
 
+CASCADE = "for early exit, run networks with increasing T in a Cascade"
+ONE_PHASE = r"to run in chunks, use neurons of one phase, such as IF\(initial=0\.5\)"
+
+
 def test_streams_refuse_a_part_of_the_steps():
     net = freeze(network(IF(two_phase=True), 6, "constant", joined=False).eval())
     x = torch.rand(2, 2, 8, 8)
-    message = r"advance: chunk must be all 6 time steps \(neurons with two_phase, of 1, .*, wait for them\), got 2"
-    with pytest.raises(ValueError, match=message):
+    wait = r"for which the neurons of 1, .* wait"
+    with pytest.raises(
+        ValueError, match=f"advance: chunk must be all 6 time steps, {wait}, got 2; {CASCADE}; {ONE_PHASE}$"
+    ):
         net.stream(x).advance(2)
-    with pytest.raises(ValueError, match="got 1"):
+    with pytest.raises(ValueError, match=f"predict: chunk must be all 6 time steps, {wait}, got 1; {CASCADE}"):
         net.predict(x)
-    assert net.predict(x, chunk=6).steps.tolist() == [6, 6]
+    with pytest.raises(ValueError, match=f"accuracy_curve: chunk must be all 6 time steps, {wait}, got 4; {CASCADE}"):
+        net.accuracy_curve([(x, torch.tensor([0, 1]))], chunk=4)
+    assert net.predict(x, chunk=6).steps.tolist() == net.predict(x, chunk=7).steps.tolist() == [6, 6]
     pooled = freeze(nn.Sequential(SpikingAvgPool2d(2, two_phase=True), Decode(), nn.Flatten(), nn.Linear(4, 2)))
-    with pytest.raises(ValueError, match="of 0, wait"):
-        pooled.stream(SpikeTrain.from_dense(torch.zeros(3, 1, 1, 4, 4))).advance(1)
+    train = SpikeTrain.from_dense(torch.zeros(3, 1, 1, 4, 4))  # which a cascade does not take
+    with pytest.raises(ValueError, match=f"for which the neurons of 0 wait, got 1; {ONE_PHASE}$"):
+        pooled.stream(train).advance(1)
+
+
+def test_a_cascade_or_neurons_of_one_phase_stop_early():
+    """What the error recommends."""
+    torch.manual_seed(0)
+    ann, x = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4)), torch.rand(9, 6)
+    snn = convert(ann, 2, neuron=IF(initial=0.5, two_phase=True)).eval()
+    stages = []
+    for steps in (2, 4):
+        snn.set_time_steps(steps)
+        stages.append(freeze(snn))
+    with pytest.raises(ValueError, match=f"{CASCADE}; {ONE_PHASE}$"):
+        stages[1].predict(x, 0.1)
+    assert Cascade(stages).predict(x, 0.1).steps.tolist() == [2] * 9
+    one_phase = freeze(convert(ann, 4, neuron=IF(initial=0.5)).eval())
+    assert one_phase.predict(x, 0.1).steps.tolist() == [1] * 9
+    stream = one_phase.stream(x)
+    stream.advance(1)
+    same(stream.advance(3), one_phase(x))
+
+
+def test_gates_wait_whatever_their_neurons():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.gate, self.last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = torch.relu(self.first(x))
+            x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+            return torch.relu(self.last(x)).mean((2, 3))
+
+    x = torch.rand(5, 1, 8, 8, generator=generator(0))
+    snn = convert(Gated().eval(), 2, neuron=IF(initial=0.5), gates="analogue").eval()
+    stages = []
+    for steps in (2, 4):
+        snn.set_time_steps(steps)
+        stages.append(freeze(snn))
+    with pytest.raises(ValueError, match=f"for which the neurons of .* wait, got 1; {CASCADE}$"):
+        stages[1].stream(x).advance(1)
+    assert Cascade(stages).predict(x, 0.1).steps.tolist() == [2] * 5
 
 
 def test_a_state_is_refused():
@@ -333,9 +384,16 @@ def test_nir_says_that_it_has_no_such_neurons():
 
     net = nn.Sequential(Encode(4), TandemLinear(4, 3, neuron=IF(two_phase=True)), Decode(), nn.Linear(3, 2))
     with pytest.raises(
-        ValueError, match="two_phase must be False, since the neurons of NIR spike while they integrate"
+        ValueError,
+        match=r"two_phase must be False, since the neurons of NIR spike while they integrate, got True; "
+        r"leave it out, as IF\(\) does",
     ):
         to_nir(net, torch.rand(1, 4))
+    ann = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 2))
+    x = torch.rand(1, 1, 6, 6)
+    with pytest.raises(ValueError, match=r"leave it out, as IF\(\) does"):
+        to_nir(convert(ann, 4, neuron=IF(two_phase=True)), x)
+    assert to_nir(convert(ann, 4, neuron=IF()), x).nodes
 
 
 def test_bad_values():

@@ -13,11 +13,16 @@ namespace {
 // Ascending: the last one that runs is the default.
 std::vector<const Kernels*> compiled() {
   std::vector<const Kernels*> all = {&scalar::kernels};
-#if defined(TANDEM_X86_KERNELS)
+#if defined(TANDEM_AVX2_KERNELS)
   all.push_back(&avx2::kernels);
+#endif
+#if defined(TANDEM_AVX512_KERNELS)
   all.push_back(&avx512::kernels);
+#endif
+#if defined(TANDEM_AVX512VBMI2_KERNELS)
   all.push_back(&avx512vbmi2::kernels);
-#elif defined(TANDEM_NEON_KERNELS)
+#endif
+#if defined(TANDEM_NEON_KERNELS)
   all.push_back(&neon::kernels);
 #endif
   return all;

@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("size", type=int, nargs="+", help="of one sample: channels, height and width of an image")
     arguments = parser.parse_args()
     network = FrozenNetwork.load(arguments.network)
-    batch = ({0: Dim("batch")},)  # one input, whose first dimension may have any size
+    batch = {0: Dim("batch")}  # the first dimension may have any size
     exported = torch.export.export(network, (torch.rand(2, *arguments.size),), dynamic_shapes=(batch,))
     torch._inductor.aoti_compile_and_package(exported, package_path=arguments.package)
 

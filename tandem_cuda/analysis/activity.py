@@ -28,9 +28,10 @@ def synops(model: nn.Module, inputs: Any) -> ActivityTable:
 
     - SynOps are exact: every input spike times the number of output neurons that it reaches. In a convolution this
       number depends on stride, padding, dilation and groups, and is smaller at the borders.
-    - MACs are those of a dense implementation: O * Ho * Wo * (C / groups) * kH * kW for a convolution, C * H * W *
-      (O / groups) * kH * kW for a transposed convolution and F * O for a linear layer. Taps in the zero padding count.
-      Batch norm (folded), bias, neuron updates and pooling do not count.
+    - MACs are those of a dense implementation, over the same synapses: F * O for a linear layer, and for a convolution
+      O * (C / groups) times the pairs of an output pixel and a tap. Pairs in the zero padding do not count, so that an
+      input whose neurons all spike once costs as many SynOps as the ANN has MACs. (Counters of FLOPs often count them:
+      O * Ho * Wo * (C / groups) * kH * kW.) Batch norm (folded), bias, neuron updates and pooling do not count.
     - The operations of a TandemAdd are those of its branches; an nn.Identity branch has one per spike. Weights that
       are zero cost time but are not synapses, and do not count.
     - A tandem layer after ``Encode`` multiplies its real input by the weights once, whatever T is. It is ``analogue``.
@@ -133,7 +134,8 @@ def _names(model: nn.Module) -> dict[nn.Module, str]:
     names = {module: path or type(module).__name__ for path, module in model.named_modules()}
     for path, module in model.named_modules():
         if isinstance(module, FrozenNetwork):
-            names |= {node.layer: f"{path}.{node.name}" if path else node.name for node in module.nodes}
+            for node in module.nodes:
+                names |= dict.fromkeys(node.layer.modules(), f"{path}.{node.name}" if path else node.name)
     return names
 
 

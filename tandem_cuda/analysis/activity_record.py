@@ -154,6 +154,7 @@ class ActivityRecord:
         # Real tensors that hold counts: T, and the tensor's version when it was noted.
         self._counts: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
         self._fan_outs: dict[Any, Tensor] = {}
+        self._synapses: dict[Any, int] = {}
 
     @property
     def layers(self) -> list[LayerSums]:
@@ -291,8 +292,10 @@ class ActivityRecord:
         x = product.batch()
         steps = self._steps(product.input)
         operations = torch.zeros((), dtype=torch.int64, device=x.device)
+        key = name, product.func, x.shape[1:], product.weight.shape, f"{product.settings} {product.named}"
+        if key not in self._synapses:
+            self._synapses[key] = product.synapses(output)
         if steps is not None:
-            key = name, product.func, x.shape[1:], product.weight.shape, f"{product.settings} {product.named}"
             if key not in self._fan_outs:
                 self._fan_outs[key] = product.fan_out()
             operations = ((x != 0).sum(0, dtype=torch.float64) * self._fan_outs[key]).sum().to(torch.int64)
@@ -301,7 +304,7 @@ class ActivityRecord:
                 name=name,
                 neurons=output.numel(),  # for all samples; _flush divides by their number
                 time_steps=1 if steps is None else steps,
-                multiplications=product.multiplications(output),
+                multiplications=self._synapses[key] * x.shape[0],
                 analogue=steps is None,
                 samples=x.shape[0],
                 totals=torch.stack([torch.zeros_like(operations)] * 3 + [operations]),
@@ -346,23 +349,34 @@ class _Product:
         """Return the input with a batch dimension."""
         return self.input if self.input.dim() >= self.weight.dim() else self.input[None]
 
-    def multiplications(self, output: Tensor) -> int:
-        name = self.func.__name__
+    def synapses(self, output: Tensor) -> int:
+        """Return the multiply-accumulates for one sample. Taps in the zero padding multiply nothing."""
+        x, sample = self.batch(), self.batch().shape[1:]
+        if self._linear():
+            return math.prod(sample) * (self.weight.shape[0] if self.weight.dim() > 1 else 1)
+        # All channels of a group do the same: count for one of each, without waiting for the device.
+        name, channels = self.func.__name__, self.weight.shape[:2]
         transposed = "transpose" in name or (name.startswith("convolution") and self.settings[3])
-        taps = self.weight.numel() if self.weight.dim() == 1 else self.weight[0].numel()
-        return (self.input if transposed else output).numel() * taps
+        groups = output.shape[output.dim() - x.dim() + 1] // channels[1] if transposed else sample[0] // channels[1]
+        ones = [
+            torch.ones(*size, dtype=torch.float64, device="cpu")
+            for size in ((1, groups, *sample[1:]), (groups, 1, *self.weight.shape[2:]))
+        ]
+        return int(self._of(*ones).sum()) * math.prod(channels) // groups
 
     def fan_out(self) -> Tensor:
         """Return the outputs that each input reaches, in the shape of one sample, or a scalar if all are the same."""
         x = self.batch()
-        if self.func.__name__.startswith("linear"):
+        if self._linear():
             return x.new_tensor(self.weight.shape[0] if self.weight.dim() > 1 else 1, dtype=torch.float64)
+        return reached(self._of, x.shape[1:], self.weight.shape, x.device)
 
-        def product(sample: Tensor, ones: Tensor) -> Tensor:
-            output: Tensor = self.func(sample, ones, None, *self.settings, **self.named)
-            return output
+    def _linear(self) -> bool:
+        return str(self.func.__name__).startswith("linear")
 
-        return reached(product, x.shape[1:], self.weight.shape, x.device)
+    def _of(self, x: Tensor, weight: Tensor) -> Tensor:
+        output: Tensor = self.func(x, weight, None, *self.settings, **self.named)
+        return output
 
 
 def _largest(layer: Any, steps: int) -> float:

@@ -41,7 +41,7 @@ class LayerActivity:
     synops: float
     """Synaptic operations per sample: additions of one weight to one neuron. 0 for an analogue layer."""
     macs: int
-    """Multiply-accumulates per sample of the same layer in the ANN."""
+    """Multiply-accumulates per sample of the same layer in the ANN, without taps in the zero padding."""
     analogue: bool
     """Whether the input is real, neither spikes nor counts. The layer then does the ANN's ``macs`` once for all T."""
 

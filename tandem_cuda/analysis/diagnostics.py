@@ -210,7 +210,10 @@ def _recorded(op: str, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tu
 
 def _weights(name: str, layer: nn.Module) -> list[Tensor]:
     branches = layer.branches if isinstance(layer, TandemAdd) else [layer]
-    weights = [getattr(*stored(branch, "weight")) for branch in branches if isinstance(branch, TandemLayer)]
+    held = [getattr(*stored(branch, "weight")) for branch in branches if isinstance(branch, TandemLayer)]
+    weights: list[Tensor] = [
+        weight for weight in held if isinstance(weight, nn.Parameter)
+    ]  # those of an identity are constants
     if not weights or not all(weight.requires_grad for weight in weights):
         raise ValueError(f"diagnose: every layer must have weights that require gradients, but {name!r} has none")
     return weights

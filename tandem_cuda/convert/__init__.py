@@ -3,9 +3,10 @@
 from . import builtin as builtin  # registers the rules for PyTorch's layers and functions
 from .calibrate import Calibration
 from .conversion import flattened_to
-from .network import TandemNetwork, convert
+from .example import sized_as_traced
+from .make import convert
+from .network import TandemNetwork
 from .report import ConversionReport, ConvertedLayer
-from .trace import sized_as_traced
 
 __all__ = [
     "Calibration",

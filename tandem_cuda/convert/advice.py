@@ -9,41 +9,89 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..nn.batch_norm import HOOKS
-from .trace import word_of
+from .nodes import word_of
 
 CURVED = (
     *(nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Threshold),
+    *(nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Sigmoid, nn.Tanh, nn.Softmax, nn.Softmax2d),
+    *(nn.Softmin, nn.LogSoftmax),
 )
-SQUASHING = (nn.Sigmoid, nn.Tanh, nn.Softmax, nn.LogSoftmax)
-NORMALISING = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.instancenorm._InstanceNorm)
-_ACTIVATION_NAMES: dict[str, type[nn.Module]] = {
-    kind.__name__.lower(): kind for kind in (*CURVED, nn.Sigmoid, nn.Tanh, nn.Softmax)
-} | {"leaky_relu": nn.LeakyReLU, "log_softmax": nn.LogSoftmax}
-# The module class equivalent to each activation function or method.
-ACTIVATIONS: dict[Any, type[nn.Module]] = {
-    function: kind
-    for name, kind in _ACTIVATION_NAMES.items()
-    for function in (name, f"{name}_", *(getattr(f, n, name) for f in (F, torch) for n in (name, f"{name}_")))
+NORMALISING = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm)
+_PADDING = (
+    *(nn.ConstantPad1d, nn.CircularPad1d, nn.CircularPad2d),
+    *(nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd),
+)
+_ACTIVATION_NAMES = {kind.__name__.lower() for kind in CURVED} | {"leaky_relu", "log_softmax"}
+WEIGHT_FUNCTIONS: dict[Any, str] = {
+    function: f"use nn.{kind}, which has parameters to share"
+    for function, kind in (
+        (F.linear, "Linear"),
+        (F.conv1d, "Conv1d"),
+        (F.conv2d, "Conv2d"),
+        (F.conv_transpose2d, "ConvTranspose2d"),
+    )
 }
-WEIGHT_FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.linear)
-_ADVICE: list[tuple[tuple[type, ...], str]] = [
-    (CURVED, "use nn.ReLU, as replace={{nn.{kind}: nn.ReLU}} does: spiking neurons approximate only ReLU"),
-    (SQUASHING, "use nn.ReLU, or move it after the last weight layer; gates='analogue' keeps squeeze-and-excitation"),
-    (NORMALISING, "use nn.BatchNorm2d: its statistics are constants, whereas these depend on the spikes of each input"),
-    ((nn.AdaptiveMaxPool1d, nn.LPPool2d), "use nn.MaxPool2d or nn.AdaptiveAvgPool2d"),
-    ((nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d), "use nn.Conv1d, nn.Conv2d or nn.ConvTranspose2d"),
-    ((nn.AlphaDropout, nn.Dropout1d, nn.Dropout3d), "use nn.Dropout or nn.Dropout2d"),
-    ((nn.RNNBase, nn.MultiheadAttention), "use convolutions and linear layers"),
-]
-_MULTIPLIED = "remove it, or move it after the last weight layer: spikes cannot be multiplied"
-FUNCTION_ADVICE: dict[Any, str] = dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _MULTIPLIED)
+RECTIFIED = "use nn.ReLU, as replace={{{kind}: nn.ReLU}} does: spiking neurons approximate only ReLU"
+RECTIFYING = "call torch.relu in its place: spiking neurons approximate only ReLU"
+GATED = "use a * torch.sigmoid(b) with a, b = x.chunk(2, 1), and pass gates='analogue'"
+NORMALISED = "use batch norm: its statistics are constants, whereas these depend on the spikes of each input"
+_CONVOLVED = "use nn.Conv1d, nn.Conv2d or nn.ConvTranspose2d"
+_DROPPED = "use nn.Dropout or nn.Dropout2d"
+_ATTENDED = "use convolutions and linear layers"
+MULTIPLIED = "remove it, or move it after the last weight layer: spikes cannot be multiplied"
+_LINEAR = "use nn.Linear: spikes are multiplied only by the weights of layers"
+_LARGER = "use y + torch.relu(x - y), which is the larger of two, or torch.relu(x) if y is 0"
+_SMALLER = "use x - torch.relu(x - y), which is the smaller of two, or torch.clamp(x, 0, y) if y is a number"
+_SUMMED = "use x.mean((2, 3), keepdim=True) times the number of pixels: pixels are only averaged"
+_SQUEEZED = "use torch.flatten(x, 1)"
+_NORM_MODULE = "use nn.BatchNorm1d or nn.BatchNorm2d, which has parameters to share"
+GATES = "pass gates='analogue', which keeps squeeze-and-excitation: spikes cannot be multiplied"
 NOTHING_ELSE = "move it before the first weight layer or after the last one"
+AFTER_ALL = "move it after the last weight layer"
+"""Instead, if spikes come in."""
+COUNTED = "put it where the number of channels is known: before the flattening, or behind a weight layer"
+EXAMPLE = "pass example=, an input of ann, so that the trace knows the sizes that forward compares"
+NUMBER = "use a number in place of a size that depends on the input"
+NEGATIVE = "put a ReLU before it: its input has negative values"
+_ADVICE: list[tuple[tuple[type, ...], str]] = [
+    ((nn.GLU,), GATED),
+    (NORMALISING, NORMALISED),
+    ((nn.LPPool1d,), "use nn.MaxPool1d or nn.AvgPool1d"),
+    ((nn.LPPool2d, nn.FractionalMaxPool2d), "use nn.MaxPool2d or nn.AvgPool2d"),
+    ((nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d), _CONVOLVED),
+    ((nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Dropout1d, nn.Dropout3d), _DROPPED),
+    ((nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.TransformerEncoderLayer), _ATTENDED),
+    ((nn.UpsamplingBilinear2d,), "use nn.Upsample(scale_factor=2): spikes are not interpolated"),
+    (_PADDING, "pad with zeros, by the next layer or nn.ZeroPad2d"),
+]
+_FUNCTIONS: dict[str, str] = {
+    **dict.fromkeys(_ACTIVATION_NAMES, RECTIFYING),
+    **dict.fromkeys(("mul", "multiply"), MULTIPLIED),
+    **dict.fromkeys(("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear"), _LINEAR),
+    **dict.fromkeys(("layer_norm", "group_norm", "instance_norm", "local_response_norm", "normalize"), NORMALISED),
+    **dict.fromkeys(("conv3d", "conv_transpose1d", "conv_transpose3d"), _CONVOLVED),
+    **dict.fromkeys(("dropout1d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"), _DROPPED),
+    "rms_norm": NORMALISED,
+    "scaled_dot_product_attention": _ATTENDED,
+    "batch_norm": _NORM_MODULE,
+    "glu": GATED,
+    "maximum": _LARGER,
+    "minimum": _SMALLER,
+    "sum": _SUMMED,
+    "squeeze": _SQUEEZED,
+}
+FUNCTION_ADVICE: dict[Any, str] = {
+    function: why
+    for name, why in _FUNCTIONS.items()
+    for function in (name, f"{name}_", *(getattr(f, n, name) for f in (F, torch) for n in (name, f"{name}_")))
+} | {operator.mul: MULTIPLIED, operator.imul: MULTIPLIED, operator.matmul: _LINEAR}
 _NAMES = 6
 """The number of names that a message lists for each kind of problem."""
 
@@ -91,7 +139,9 @@ def hooked(module: nn.Module) -> str:
     return f"remove its hooks ({names}): nothing calls them in the spiking twin" if hooks else ""
 
 
-def advice_for(kind: type[nn.Module]) -> str:
-    """Return what to use instead of a class of modules."""
-    why = next((why for kinds, why in _ADVICE if issubclass(kind, kinds)), NOTHING_ELSE)
-    return why.format(kind=kind.__name__) if "{kind}" in why else why
+def advice_for(module: nn.Module) -> str:
+    """Return what to use instead of a module."""
+    kind = parametrize.type_before_parametrizations(module)
+    if issubclass(kind, CURVED):
+        return RECTIFIED.format(kind=f"nn.{kind.__name__}")
+    return next((why for kinds, why in _ADVICE if issubclass(kind, kinds)), NOTHING_ELSE)

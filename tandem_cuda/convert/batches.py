@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .trace import inputs_of
+from .nodes import inputs_of
 
 _BATCH = 64
 """Samples in a batch of a Dataset."""
@@ -52,6 +52,11 @@ def calibration_batches(ann: nn.Module, data: Any) -> list[Batch]:
     if not batches:
         raise ValueError("convert: calibrate must yield at least one batch, got none")
     return batches
+
+
+def copied(batch: Batch) -> Batch:
+    """Return copies of the inputs, which a network may write to."""
+    return tuple(x.clone() for x in batch)
 
 
 def _matched(batch: Any, names: Sequence[str]) -> Batch | None:

@@ -18,7 +18,7 @@ from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer
 from ..ops import checks
 from ..spike_train import SpikeTrain
-from .batches import Batch
+from .batches import Batch, copied
 
 Level = float | Tensor
 """T times a threshold: of all neurons of a layer, or of each channel or feature, [C]."""
@@ -263,7 +263,7 @@ def _run(
     recorder = _Recorder(ann, graph, measured, see)
     with evaluating(ann), torch.no_grad():
         for x in progress(inputs, "convert: calibrating"):
-            recorder.run(*x)
+            recorder.run(*copied(x))
 
 
 def _sample(values: Tensor) -> Tensor:
@@ -349,7 +349,7 @@ def find_corrections(
 
 def _started(snn: fx.GraphModule, x: Batch) -> fx.Interpreter:
     run = fx.Interpreter(snn)
-    run.args_iter = iter(x)
+    run.args_iter = iter(copied(x))
     return run
 
 

@@ -30,12 +30,18 @@ from ..nn import (
 from ..nn.learned_threshold import new_log_threshold
 from ..spike_train import SpikeTrain
 from .advice import (
-    ACTIVATIONS,
+    AFTER_ALL,
+    COUNTED,
     CURVED,
+    EXAMPLE,
     FUNCTION_ADVICE,
+    GATES,
+    NEGATIVE,
+    NORMALISED,
     NORMALISING,
     NOTHING_ELSE,
-    SQUASHING,
+    RECTIFIED,
+    RECTIFYING,
     WEIGHT_FUNCTIONS,
     Problem,
     advice_for,
@@ -43,10 +49,9 @@ from .advice import (
     listed,
 )
 from .gates import gated
-from .record import Origin, Record
-from .rules import Call, Unconvertible, WeightRule, applied, fire, rule_for, weights_of
-from .trace import (
+from .nodes import (
     VIEWS,
+    asks_for_size,
     dropout_of,
     kept,
     kind_of,
@@ -58,7 +63,9 @@ from .trace import (
     scope_of,
     word_of,
 )
-from .values import Branch, Broken, Current, Pooled, Real, Source, Train
+from .record import Origin, Record
+from .rules import Call, Unconvertible, WeightRule, advice_against, applied, fire, rule_for, weights_of
+from .values import Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Source, Train
 
 _VIEWS = {
     *("view", "view_as", "reshape", "flatten", "unflatten", "contiguous", "transpose", "permute", "movedim", "narrow"),
@@ -69,6 +76,12 @@ _VIEWS = {
 }
 """Functions and methods that may return the memory of their first argument."""
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow}
+
+_IN_PLACE_ADVICE = "write out of place: its input is used again later"
+_PARTS = {operator.getitem, getattr, torch._assert, torch.cat, torch.concat, torch.concatenate}
+"""Of calls that return something other than a tensor, the functions that use it as their first argument."""
+_UNKNOWN_SIZE = Size(1, (1,), (None,))
+"""Goes on for a size that cannot be told."""
 
 
 class Conversion:
@@ -127,8 +140,15 @@ class Conversion:
         """Concatenations of trains whose spikes differ in weight, and the level of each input."""
         self.like = next(ann.parameters(), torch.empty(0))
         """For the device and dtype of constants."""
-        self.gates = gated(self.nodes, ann) if gates else {}
+        found = gated(self.nodes, ann)
+        self.gates = found if gates else {}
         """The nodes that compute a gate from spikes, and stay as they are."""
+        self.refused_gates = {} if gates else found
+        """The same if they are refused: each with the product that is reported in its place."""
+        self.refused: set[fx.Node] = set()
+        """The products among them that have been reported."""
+        self.now: fx.Node | None = None
+        """The node that is being converted."""
         self.before, self.last = self._order()
         for node in self.nodes:
             if not self.tainted.isdisjoint(node.all_input_nodes):
@@ -215,53 +235,110 @@ class Conversion:
     # -- one node
 
     def _converted(self, node: fx.Node) -> Any:
+        self.now = node
         try:
-            return self._value(node)
+            try:
+                return self._value(node)
+            except Unconvertible as refused:
+                if node in self.before or refused.node is not None or str(refused) == EXAMPLE:
+                    raise
+                return self._copied(node, node.name, dropout_of(node))  # no weight layer follows that needs spikes
         except Unconvertible as refused:
-            return self._problem(node, str(refused), why_all=refused.why_all)
+            first = node.args[0] if node.args else None
+            if node.target in _PARTS and isinstance(first, fx.Node) and isinstance(self.values[first], Broken):
+                return self.values[first]  # its problem has been reported
+            if node in self.tainted and (str(refused) == COUNTED or self._reads_unknown_size(node)):
+                return self._broken(node)  # because of a substitute
+            if refused.node is None or refused.node is node:
+                return self._problem(node, str(refused), why_all=refused.why_all)
+            if refused.node not in self.tainted:
+                self._problem(refused.node, str(refused), why_all=refused.why_all)
+            self.tainted.add(node)
+            if isinstance(rule_for(node, self.ann), WeightRule):
+                return Broken(self._unknown_current(node, self.ann.get_submodule(str(node.target))))
+            return self._broken(node)
 
     def _value(self, node: fx.Node) -> Any:
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
             return self._copied(node, node.name, dropout_of(node))
         if self._overwrites(node):
-            return self._problem(node, "write out of place: its input is used again later")
-        if node in self.gates:
+            return self._problem(node, _IN_PLACE_ADVICE)
+        if node in self.gates and not self._selects(node):
             return self._copied(node, node.name, dropout_of(node))
         rule = rule_for(node, self.ann)
         if isinstance(rule, WeightRule):
             return self._weight(node, rule)
         if rule is None and node in self.before and (why := self._weightless(node)):
-            return self._problem(node, why, Train(self._stand_in()))  # would have been a layer of its own
+            # It would have been a layer of its own.
+            dims = getattr(self.value(node.all_input_nodes[0]), "dims", None) if node.all_input_nodes else None
+            return self._problem(node, why, Train(self._stand_in(), dims=dims))
         if node.op == "placeholder" and self.mode == "spikes":
             return Train(self.graph.node_copy(node))
-        if node.op == "output" or all(isinstance(self.value(x), Real) for x in node.all_input_nodes):
+        real = [isinstance(self.value(x), Real) for x in node.all_input_nodes]
+        if node.op == "output" or all(real) or (node not in self.before and any(real)):
             return self._copied(node, node.name, dropout_of(node))
         return applied(self._unknown if rule is None else rule, Call(self, node))
 
+    def _selects(self, node: fx.Node) -> bool:
+        """Whether a node takes a part of what is no tensor."""
+        first = node.args[0] if node.args else None
+        is_part = node.target is operator.getitem and isinstance(first, fx.Node)
+        return is_part and not isinstance(self.value(first), (Real, Train, Pooled, Current))  # type: ignore[arg-type]
+
     def _weightless(self, node: fx.Node) -> str | None:
         """Return the advice for a convolution or weight function that has no rule."""
-        if node.target in WEIGHT_FUNCTIONS:
-            return "use the module of the same name, which has parameters to share"
-        if node.op != "call_module":
-            return None
-        module = self.ann.get_submodule(str(node.target))
-        return advice_for(type(module)) if isinstance(module, nn.modules.conv._ConvNd) else None
+        if node.op == "call_module":
+            module = self.ann.get_submodule(str(node.target))
+            return advice_for(module) if isinstance(module, nn.modules.conv._ConvNd) else None
+        why = WEIGHT_FUNCTIONS.get(node.target)
+        owner = self._owner(node)
+        if why is None or not isinstance(owner, (nn.modules.conv._ConvNd, nn.Linear)):
+            return why
+        kind = type(owner).__name__
+        return f"{why}, or register a WeightRule for {kind} if it computes the same"
 
     def _unknown(self, call: Call) -> Any:
         """Report a call that has no rule, and return a substitute so that later problems are found, too."""
         node = call.node
-        if node.op == "call_module" and len(node.all_input_nodes) > 1:
-            return self._copied(node)
+        if node not in self.before:
+            return self._copied(node, node.name, dropout_of(node))
+        for argument in node.all_input_nodes:
+            if why := advice_against(self.value(argument)):
+                raise Unconvertible(why)
         x = call.input
-        kind = type(call.module) if node.op == "call_module" else ACTIVATIONS.get(node.target)
+        if node.op != "call_module":
+            why = FUNCTION_ADVICE.get(node.target, NOTHING_ELSE)
+            kind = self._owner_kind(node) if why == RECTIFYING else None
+            problem = self._problem(node, why if kind is None else RECTIFIED.format(kind=kind))
+            if why == NORMALISED:
+                return x
+            return self._like(x) if why == RECTIFYING else problem
         if getattr(call.module, "return_indices", False):
             raise Unconvertible("set return_indices=False: the position of the maximum differs between time steps")
-        if kind is None:
-            raise Unconvertible(FUNCTION_ADVICE.get(node.target, NOTHING_ELSE))
-        problem = self._problem(node, advice_for(kind))
-        if issubclass(kind, (*CURVED, *SQUASHING)):  # as if it were a ReLU
-            return Train(self._stand_in())
-        return x if issubclass(kind, NORMALISING) else problem
+        problem = self._problem(node, advice_for(call.module))
+        if isinstance(call.module, CURVED):  # as if it were a ReLU
+            return self._like(x)
+        return x if isinstance(call.module, NORMALISING) else problem
+
+    def _like(self, x: Any) -> Train:
+        return Train(self._stand_in(), channels=x.channels, dims=x.dims)
+
+    def _owner(self, node: fx.Node) -> nn.Module:
+        """Return the module whose forward contains a node."""
+        path = scope_of(node, self.ann)
+        return self.ann.get_submodule(path) if path in self.names else self.ann
+
+    def _owner_kind(self, node: fx.Node) -> str | None:
+        """Return the class of the module whose forward contains a node, if it does nothing but that; else None."""
+        owner, path = self._owner(node), scope_of(node, self.ann)
+        alone = all(other.target == node.target for other in self.nodes if scope_of(other, self.ann) == path)
+        if owner is self.ann or not alone or len([*owner.modules()]) > 1 or len([*owner.parameters()]):
+            return None
+        return f"{type(owner).__module__}.{type(owner).__qualname__}".removeprefix("__main__.")
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether a node does not depend on the network's input."""
+        return all(other.op != "placeholder" for other in leading_to([node]))
 
     def _weight(self, node: fx.Node, rule: WeightRule) -> Any:
         module = self.ann.get_submodule(str(node.target))
@@ -299,8 +376,8 @@ class Conversion:
     def _copied(self, node: fx.Node, name: str | None = None, module: nn.Module | None = None) -> Any:
         """Copy the node unchanged, decoding its spike-train inputs."""
         for argument in node.all_input_nodes:
-            if not isinstance(self.value(argument), (Real, Train, Pooled, Current)):
-                return self._problem(node, NOTHING_ELSE, Real(self._stand_in()))
+            if not isinstance(x := self.value(argument), (Real, Train, Pooled, Current, Size, Shape, Sizes)):
+                return self._problem(node, advice_against(x) or NOTHING_ELSE, Real(self._stand_in()))
         if node.op == "call_module":
             module, name = self.ann.get_submodule(str(node.target)), str(node.target)
             if self.modules.get(name, module) is not module:  # it runs twice, the first time as a spiking layer
@@ -319,9 +396,33 @@ class Conversion:
 
     def _real(self, node: fx.Node) -> Any:
         x = self.value(node)
+        if isinstance(x, Size):
+            return self._size(x)
+        if isinstance(x, Sizes):
+            return tuple(map(self._size, x.sizes))
+        if isinstance(x, Shape):
+            return self._shape(x.of)
         if isinstance(x, Current):
             x = self.train(node)
         return self._decoded(x).node
+
+    def _shape(self, of: fx.Node | None) -> fx.Node:
+        """Write the shape of a value of the ANN."""
+        assert of is not None
+        return self.graph.call_function(getattr, (self._real(of), "shape"))
+
+    def _size(self, x: Size) -> Any:
+        """Write a product of sizes."""
+        product: Any = x.number
+        for dim, of in zip(x.dims, x.of, strict=True):
+            if dim == 0:  # an input has as many samples
+                given = next(node for node in self.nodes if node.op == "placeholder")
+                shape = self.graph.call_function(getattr, (self.value(given).node, "shape"))
+            else:
+                shape = self._shape(of)
+            size = self.graph.call_function(operator.getitem, (shape, dim))
+            product = size if product == 1 else self.graph.call_function(operator.mul, (product, size))
+        return product
 
     def _decoded(self, x: Any) -> Any:
         if isinstance(x, Real):
@@ -388,9 +489,11 @@ class Conversion:
                 return x
             x = Current([Branch(self.spikes(x))])
         if node in self.tainted:  # the layer may be incomplete
-            return Train(self._stand_in())
+            return Train(self._stand_in(), channels=x.channels, dims=x.dims)
         if signed and x.wants_relu:
-            raise Unconvertible("put a ReLU before the max pooling: without it, its windows have negative values")
+            refused = Unconvertible(NEGATIVE)
+            refused.node = x.wants_relu
+            raise refused
         neuron = self.neuron if bound is None else _bounded(self.neuron)
         (branch, *others) = x.branches
         if not others:
@@ -414,8 +517,7 @@ class Conversion:
         if channels is not None:
             self.targets[name] = self._target(node, x), channels
         if self.per_channel:
-            if channels is None:
-                raise Unconvertible("pass per_channel=False: the number of its channels is not known")
+            assert channels is not None  # or else there would be no layer
             level, sources = None, tuple((name, i) for i in range(channels))
         called = self.graph.call_module(name, inputs)
         train = Train(called, level, signed=signed, channels=channels, sources=sources, dims=dims)
@@ -471,7 +573,7 @@ class Conversion:
     def _elementwise(self, branch: Branch, neuron: Neuron, signed: bool) -> Any:
         channels = branch.channels
         if channels is None:
-            raise Unconvertible("put it before the flattening, where the number of channels is known")
+            raise Unconvertible(COUNTED)
         ends = channels * (1 + branch.train.signed), channels * (1 + signed)
         layer = TandemElementwise(*ends, channels, device="meta", neuron=neuron, engine=self.engine)
         layer.maps(branch.factor, branch.offset, self.like)
@@ -503,7 +605,7 @@ class Conversion:
         channels = [train.channels for train in trains]
         known = [number for number in channels if number is not None]
         if differ and len(known) < len(trains):
-            raise Unconvertible("concatenate before the flattening, where the number of channels is known")
+            raise Unconvertible(COUNTED)
         cat = SpikeCat(*(train.signed for train in trains))
         sources = None
         if differ:
@@ -614,6 +716,8 @@ class Conversion:
 
     def behind(self, x: Any, step: Callable[[Any], Any], flat: bool = False) -> Any:
         """Apply a step to a spike train, or defer it: until after the neurons, or until the average has its form."""
+        if not isinstance(x, Train):
+            step = _blaming(self.now, step)
         if isinstance(x, Pooled):  # copies share the forms made so far, but not the steps applied to them
             return replace(x, then=[*x.then, step], flat=x.flat or flat, done={})
         return step(x) if isinstance(x, Train) else replace(x, then=[*x.then, step])
@@ -680,16 +784,35 @@ class Conversion:
 
     def _problem(self, node: fx.Node, why: str, instead: Any = None, why_all: str | None = None) -> Broken:
         """Record a problem and go on with ``instead``, by default the node's first input that is not real."""
-        name, kind, place = self._name(node), word_of(node.target), f"{node.name} in {scope_of(node, self.ann)}"
-        if node.op == "call_module":
-            kind, place = type(self.ann.get_submodule(str(node.target))).__name__, name
-            name += f" ({kind})"
-        self.problems.append(Problem(kind, name, place, why, why_all or why))
-        self.tainted.add(node)
+        where = node
+        product = node if node in self.refused_gates.values() else self.refused_gates.get(node)
+        if product is not None and why != _IN_PLACE_ADVICE:  # gates that stay analogue have no other problems
+            where, why_all = product, None
+            why = GATES
+        elif why == NOTHING_ELSE and self.mode == "spikes":
+            why = AFTER_ALL
+        if where not in self.refused:
+            name, kind, place = self._name(where), word_of(where.target), f"{where.name} in {scope_of(where, self.ann)}"
+            if where.op == "call_module":
+                kind, place = type(self.ann.get_submodule(str(where.target))).__name__, name
+                name += f" ({kind})"
+            self.problems.append(Problem(kind, name, place, why, why_all or why))
+        self.tainted |= {node, where}
+        if product is not None:
+            self.refused.add(where)
+        return self._broken(node, instead)
+
+    def _broken(self, node: fx.Node, instead: Any = None) -> Broken:
+        """Return the result of a problem, and what to go on with."""
+        inputs = [self.value(x) for x in node.all_input_nodes]
         if instead is None:
-            inputs = [self.value(x) for x in node.all_input_nodes]
             instead = next((x for x in inputs if isinstance(x, (Train, Pooled, Current))), None)
+        if asks_for_size(node) or (instead is None and any(isinstance(x, (Size, Shape, Sizes)) for x in inputs)):
+            instead = _UNKNOWN_SIZE
         return Broken(Train(self._stand_in()) if instead is None else instead)
+
+    def _reads_unknown_size(self, node: fx.Node) -> bool:
+        return any(self.value(x) is _UNKNOWN_SIZE for x in node.all_input_nodes)
 
     def _stand_in(self) -> fx.Node:
         """Return a placeholder for a missing value. A graph with problems is never used, so it may be incomplete."""
@@ -708,6 +831,19 @@ def _bypassed(module: nn.Module) -> str:
     names = overridden_methods(module)
     deleted = " and ".join(f"del module.{name}" for name in names)
     return f"remove what its instance overrides ({deleted}): nothing calls it in the spiking twin" if names else ""
+
+
+def _blaming(node: fx.Node | None, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Let a step that is applied later say which of the ANN's nodes cannot be converted."""
+
+    def blaming(value: Any) -> Any:
+        try:
+            return step(value)
+        except Unconvertible as refused:
+            refused.node = refused.node or node
+            raise
+
+    return blaming
 
 
 def _between(first: fx.Node, last: fx.Node) -> int:

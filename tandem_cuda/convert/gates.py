@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .trace import kind_of
+from .nodes import kind_of
 
-PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+PRODUCTS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply", "multiply_")
 _SQUASHING_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax)
 _SQUASHING = {
     *(torch.sigmoid, torch.sigmoid_, torch.softmax, F.sigmoid, F.hardsigmoid, F.softmax),
@@ -48,6 +48,7 @@ def gated(nodes: list[fx.Node], ann: nn.Module) -> dict[fx.Node, fx.Node]:
 def _source(node: fx.Node) -> fx.Node:
     """Return the node whose values these are, in another shape."""
     views: set[Any] = {"view", "reshape", "unsqueeze", "expand", "expand_as", torch.reshape, torch.unsqueeze}
+    views |= {"flatten", torch.flatten, "squeeze", torch.squeeze, operator.getitem}
     while node.target in views and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node

@@ -70,7 +70,16 @@ def _class_of_call(node: fx.Node, first: type | None) -> type | None:
     return _OF_METHODS.get(getattr(target, "__name__", ""), Tensor if Tensor in classes else None)
 
 
-class _Metatype(type):
+def _known(x: Any) -> type:
+    """Return the class of x, or of what it stands for in a trace."""
+    if not isinstance(x, fx.Proxy):
+        return builtins.type(x)
+    tracer: Any = x.tracer
+    kind: type = tracer.class_of(x)
+    return kind
+
+
+class _Metatype(builtins.type):
     def __instancecheck__(cls, x: Any) -> bool:
         return isinstance(x, builtins.type)
 
@@ -78,26 +87,41 @@ class _Metatype(type):
         return issubclass(x, builtins.type)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and issubclass(builtins.type(args[0]), fx.Proxy):
-            return args[0].__class__
-        return builtins.type(*args, **kwargs)
+        return _known(args[0]) if len(args) == 1 else builtins.type(*args, **kwargs)
 
 
 class _Type(metaclass=_Metatype):
     """What ``type`` is in the ANN's own modules while it is traced."""
 
 
+def _isinstance(x: Any, kinds: Any) -> bool:
+    """What ``isinstance`` is there."""
+    return isinstance(x, kinds) or (isinstance(x, fx.Proxy) and issubclass(_known(x), kinds))
+
+
+def _is_tensor(x: Any) -> bool:
+    """What ``torch.is_tensor`` is meanwhile."""
+    return _isinstance(x, Tensor)
+
+
 @contextmanager
-def answering_type(ann: nn.Module) -> Iterator[None]:
-    """Let ``type(x)`` return the class of what x stands for, in the functions that forward is made of."""
-    changed = [names for names in _globals_of(ann) if "type" not in names]
-    for names in changed:
-        names["type"] = _Type
+def answering_for_types(ann: nn.Module) -> Iterator[None]:
+    """Let values in a trace be of the class that they stand for, in the functions that forward is made of.
+
+    The values themselves cannot say so (``__class__``): torch's C++ code would take them for real tensors.
+    """
+    answers = {"type": _Type, "isinstance": _isinstance}
+    changed = [(names, word) for names in _globals_of(ann) for word in answers if word not in names]
+    is_tensor = torch.is_tensor
+    for names, word in changed:
+        names[word] = answers[word]
+    torch.is_tensor = _is_tensor  # type: ignore[assignment]
     try:
         yield
     finally:
-        for names in changed:
-            del names["type"]
+        torch.is_tensor = is_tensor
+        for names, word in changed:
+            del names[word]
 
 
 def _globals_of(ann: nn.Module) -> list[dict[str, Any]]:

@@ -68,8 +68,10 @@ class Record:
     """The ANN's parts that cannot take thresholds of channels, so that calibration found thresholds of layers."""
 
     def example(self, like: Tensor | None) -> tuple[Tensor, ...] | None:
-        """Return inputs of the ANN with which it can be traced again, on the device of ``like``."""
-        device = None if like is None else like.device
+        """Return inputs of the ANN with which it can be traced again, with device and precision of ``like``."""
         if self.sizes is None:
             return None
-        return tuple(torch.zeros(size, dtype=dtype, device=device) for size, dtype in self.sizes)
+        like = torch.empty(0) if like is None else like
+        return tuple(
+            like.new_zeros(size, dtype=None if dtype.is_floating_point else dtype) for size, dtype in self.sizes
+        )

@@ -19,7 +19,9 @@ def check_replacements(replace: Any, ann: nn.Module) -> None:
     kinds = {type(module) for module in ann.modules()}
     for old, new in replace.items():
         if not (isinstance(old, type) and issubclass(old, nn.Module)):
-            raise TypeError(f"convert: keys of replace must be module classes, got {old!r}")
+            raise TypeError(
+                f"convert: keys of replace must be module classes, got {old!r}; functions are replaced in forward"
+            )
         if not (isinstance(new, nn.Module) or (isinstance(new, type) and issubclass(new, nn.Module))):
             raise TypeError(f"convert: replace[{old.__name__}] must be a module class or a module, got {new!r}")
         if old not in kinds:

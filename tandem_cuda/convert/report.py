@@ -18,9 +18,10 @@ from ..nn.modes import evaluating
 from ..nn.operations import branches_of, fan_out, layer_macs
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
+from .nodes import kind_of, name_in_ann
 from .record import Origin, Record
 from .rules import RULES
-from .trace import Traced, kind_of, name_in_ann, retraced
+from .trace import Traced, retraced
 
 if TYPE_CHECKING:
     from .network import TandemNetwork

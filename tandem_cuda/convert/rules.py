@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..nn.tandem import TandemLayer
-from .advice import FUNCTION_ADVICE, NOTHING_ELSE
-from .trace import asks_for_size, kind_of, word_of
-from .values import Branch, Current, Grouped, Known, Pieces, Pooled, Real, Train, is_value
+from .advice import COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, NUMBER
+from .nodes import asks_for_size, kind_of, word_of
+from .values import Branch, Current, Grouped, Pieces, Pooled, Real, Shape, Size, Sizes, Train, is_value
 
 if TYPE_CHECKING:
     from .conversion import Conversion
@@ -50,6 +50,8 @@ class Unconvertible(Exception):
     def __init__(self, why: str, why_all: str | None = None) -> None:
         super().__init__(why)
         self.why_all = why_all
+        self.node: fx.Node | None = None
+        """The call that is refused, if it is not the one that is being converted."""
 
 
 class Call:
@@ -78,15 +80,18 @@ class Call:
             module = conversion.ann.get_submodule(str(node.target))
         self.module: Any = module
         """The module that is called; None for a function."""
-        self.args: tuple[Any, ...] = fx.node.map_arg(node.args, self._argument)
-        """The positional arguments. Tensors are replaced by what they are in the SNN, known sizes by their numbers."""
-        self.kwargs: dict[str, Any] = fx.node.map_arg(node.kwargs, self._argument)
-        """The keyword arguments, likewise."""
+        named = {name: x for name, x in node.kwargs.items() if node.args or name != "input"}
+        self._inputs = node.args or tuple(x for name, x in node.kwargs.items() if name == "input")
+        self.args: tuple[Any, ...] = fx.node.map_arg(self._inputs, self._argument)
+        """The positional arguments, and torch's ``input`` first. Tensors are replaced by what they are in the SNN,
+        known sizes by their numbers."""
+        self.kwargs: dict[str, Any] = fx.node.map_arg(named, self._argument)
+        """The other keyword arguments, likewise."""
         self._given: Any = None
 
     def _argument(self, node: fx.Node) -> Any:
         x = self._conversion.value(node)
-        return x.size if isinstance(x, Known) else x
+        return tuple(map(_number, x.sizes)) if isinstance(x, Sizes) else _number(x)
 
     @property
     def engine(self) -> str:
@@ -104,7 +109,8 @@ class Call:
         x = self._given or (None if first is None else self._conversion.value(first))
         if not isinstance(x, (Train, Pooled, Current)):
             is_module = self.node.op == "call_module"
-            raise Unconvertible(NOTHING_ELSE if is_module else FUNCTION_ADVICE.get(self.node.target, NOTHING_ELSE))
+            advice = NOTHING_ELSE if is_module else FUNCTION_ADVICE.get(self.node.target, NOTHING_ELSE)
+            raise Unconvertible(advice_against(x) or advice)
         return x
 
     @property
@@ -147,9 +153,9 @@ class Call:
         x = self.input if commutes else self.spikes()
         x = self._conversion.spikes(x) if isinstance(x, Pooled) else x
         if isinstance(x, Train) and x.signed:
-            raise Unconvertible("put a ReLU before it: its input has negative values")
+            raise Unconvertible(NEGATIVE)
         x = self._conversion.behind(x, lambda value: self._conversion.called(value, self.node, module))
-        return replace(x, wants_relu=True) if isinstance(x, Current) else x
+        return replace(x, wants_relu=self.node) if isinstance(x, Current) else x
 
     def rearrange(self, how: str, *arguments: int) -> Any:
         """Move neurons, as :class:`tandem_cuda.nn.SpikeRearrange` does."""
@@ -200,24 +206,31 @@ class Call:
         """Flatten all dimensions but the first. The SNN's forward raises if the result does not have ``features``."""
         return self._conversion.flattened_to(self.input, features)
 
-    def add(self, *, subtract: bool = False) -> Any:
+    def add(self, *, subtract: bool = False, alpha: float = 1.0) -> Any:
         """Add all arguments, which may be currents of weight layers and spikes. A ReLU of the sum is a TandemAdd.
 
         Args:
             subtract: take the second argument from the first.
+            alpha: the factor of the second argument.
         """
-        self._check_sizes()
         branches: list[Branch] = []
-        for i, argument in enumerate((*self.node.args, *self.node.kwargs.values())):
-            x = self._conversion.value(argument) if isinstance(argument, fx.Node) else None
-            if not isinstance(argument, fx.Node) or not isinstance(x, (Train, Pooled, Current)):
-                raise Unconvertible("add only spikes and outputs of weight layers, not network inputs")
-            negative = subtract and i > 0
-            once = len(argument.users) == 1 and self.node.args.count(argument) == 1
-            if isinstance(x, Current) and not negative and once and x.is_sum:
+        given = (*self._inputs, *(x for name, x in self.node.kwargs.items() if name not in ("input", "alpha")))
+        for i, argument in enumerate(given):
+            node = self._summand(argument, "add")
+            x = self._conversion.value(node)
+            factor = 1.0 if i == 0 else -alpha if subtract else alpha
+            once = len(node.users) == 1 and given.count(node) == 1
+            if isinstance(x, Current) and factor == 1 and once and x.is_sum:
                 branches += x.branches
             else:
-                branches.append(Branch(self._conversion.train(argument), factor=-1.0 if negative else 1.0))
+                branches.append(Branch(self._conversion.train(node), factor=factor))
+        channels = Current(branches).of_neurons[0]
+        for branch in branches:
+            if branch.layer is None and branch.channels is None:
+                branch.train = replace(branch.train, channels=channels)
+                if channels is None and not branch.is_plain:
+                    raise Unconvertible(COUNTED)
+        self._check_sizes()
         return Current(branches)
 
     def _check_sizes(self) -> None:
@@ -236,6 +249,32 @@ class Call:
                 "make its inputs alike in size, by nn.Upsample: spikes do not broadcast, and one is pooled to one "
                 "pixel (pass example=, an input of ann, if the other has one pixel, too)"
             )
+
+    def _summand(self, argument: Any, what: str) -> fx.Node:
+        """Return the node of spikes or currents.
+
+        Args:
+            argument: of the call.
+            what: "add" or "concatenate".
+
+        Raises:
+            Unconvertible: it is something else.
+        """
+        x = self._conversion.value(argument) if isinstance(argument, fx.Node) else argument
+        if isinstance(argument, fx.Node) and isinstance(x, (Train, Pooled, Current)):
+            return argument
+        if isinstance(x, Real) and self._conversion.is_constant(argument):
+            if what == "add":
+                raise Unconvertible(
+                    "add a number, or to each channel the bias of a layer such as nn.Conv2d(8, 8, 1, groups=8): this "
+                    "is a tensor of constants"
+                )
+            raise Unconvertible("leave out the tensor of constants: spikes are concatenated only with spikes")
+        if isinstance(x, Real):
+            raise Unconvertible(
+                f"{what} only spikes: put a weight layer, such as nn.Conv2d, between the network's input and this"
+            )
+        raise Unconvertible(advice_against(x) or NOTHING_ELSE)
 
     def fold(self, norm: Any) -> Any:
         """Fold batch norm into the weight layer before it. Elsewhere it needs neurons of its own.
@@ -263,24 +302,24 @@ class Call:
         """Multiply by a number and add another."""
         if (factor, offset) == (1, 0):
             return self.input
-        return Current([Branch(self.spikes(), self._name(), factor=factor, offset=offset)])
+        branch = Branch(self.spikes(), self._name(), factor=factor, offset=offset)
+        if branch.channels is None:
+            raise Unconvertible(COUNTED)
+        return Current([branch])
 
     def cat(self) -> Any:
         """Concatenate the values in the first argument, a list, along the channels."""
-        given = self.node.args[0] if self.node.args else None
-        nodes = [node for node in given if isinstance(node, fx.Node)] if isinstance(given, (list, tuple)) else []
-        if not isinstance(given, (list, tuple)) or len(nodes) < len(given):
-            raise Unconvertible("concatenate a list of spikes, the first argument")
-        values = [self._conversion.value(node) for node in nodes]
-        if not all(isinstance(x, (Train, Pooled, Current)) for x in values):
-            raise Unconvertible("concatenate only spikes and outputs of weight layers, not network inputs")
+        given = self.node.args[0] if self.node.args else self.node.kwargs.get("tensors")
+        if not isinstance(given, (list, tuple)):
+            raise Unconvertible("list what it concatenates, as in torch.cat([a, b], 1)")
+        nodes = [self._summand(argument, "concatenate") for argument in given]
         return self._conversion.joined(self.node, [self._conversion.train(node) for node in nodes])
 
     def pieces(self, bounds: Callable[[int], list[tuple[int, int]]]) -> Any:
         """Split along the channels; ``bounds`` maps their number to the first channel and the end of each piece."""
         train = self.spikes()
         if train.channels is None:
-            raise Unconvertible("split it before the flattening, where the number of channels is known")
+            raise Unconvertible(COUNTED)
         return Pieces(train, bounds(train.channels))
 
     def piece(self, pieces: Pieces, index: int) -> Any:
@@ -296,9 +335,9 @@ class Call:
         return self._on(grouped.x).rearrange("channel_shuffle", grouped.groups)
 
     def swapped(self) -> Call:
-        """Return the call with its only input as the first argument."""
-        (node,) = self.node.all_input_nodes
-        x = self._conversion.value(node)
+        """Return the call with its only input that is no size as the first argument."""
+        values = {node: self._conversion.value(node) for node in self.node.all_input_nodes}
+        ((node, x),) = [(node, x) for node, x in values.items() if not isinstance(x, Size)]
         return self._on(self._conversion.train(node)) if isinstance(x, (Train, Pooled, Current)) else self
 
     def flattened(self, x: Any, start_dim: int = 1, end_dim: int = -1) -> Any:
@@ -317,11 +356,15 @@ class Call:
         gates = [x for x in values if isinstance(x, Real)]
         if len(trains) > 1 and not self._conversion.tainted.isdisjoint(nodes):
             return self._conversion.train(trains[0])  # the problem has been reported
-        if len(trains) != 1 or len(gates) != 1:
-            raise Unconvertible("remove it, or move it after the last weight layer: spikes cannot be multiplied")
-        if self.node not in self._conversion.gates.values():
-            raise Unconvertible("pass gates='analogue' if it is squeeze-and-excitation; other products have no spikes")
-        return self._conversion.gated(self.node, self._conversion.train(trains[0]), gates[0])
+        if len(trains) == 1 and len(gates) == 1:
+            if self.node in self._conversion.gates.values():
+                return self._conversion.gated(self.node, self._conversion.train(trains[0]), gates[0])
+            if any(map(self._conversion.is_constant, nodes)):
+                raise Unconvertible(
+                    "multiply by a number, or each channel by the weight of a layer such as nn.Conv2d(8, 8, 1, "
+                    "groups=8, bias=False): spikes cannot be multiplied by tensors"
+                )
+        raise Unconvertible(next(filter(None, map(advice_against, values)), MULTIPLIED))
 
     def _name(self) -> str:
         return str(self.node.target) if self.node.op == "call_module" else self.node.name
@@ -338,7 +381,7 @@ class Call:
         return rule(Call(self._conversion, self.node, module))
 
     def _first(self) -> fx.Node | None:
-        inputs = self.node.all_input_nodes if self.node.op == "call_module" else self.node.args[:1]
+        inputs = self.node.all_input_nodes if self.node.op == "call_module" else self._inputs[:1]
         return inputs[0] if inputs and isinstance(inputs[0], fx.Node) else None
 
     def spikes(self) -> Train:
@@ -357,6 +400,15 @@ class Call:
         return call
 
 
+def _keeps_pixel(layer: nn.Conv2d) -> bool:
+    """Whether a convolution makes one pixel of one."""
+    if layer.padding == "same":
+        return True
+    padding: Any = (0, 0) if layer.padding == "valid" else layer.padding
+    taps = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    return all((2 * p - t) // s == 0 for p, t, s in zip(padding, taps, layer.stride, strict=True))
+
+
 def is_pixel(node: fx.Node, ann: nn.Module) -> bool:
     """Whether images are certain to have one pixel at a node, because they are pooled to it."""
     if node.op == "call_module":
@@ -364,9 +416,7 @@ def is_pixel(node: fx.Node, ann: nn.Module) -> bool:
         if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
             return module.output_size in (1, (1, 1))
         keeps = isinstance(module, (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Identity, nn.Dropout, nn.Dropout2d))
-        if not keeps and not (
-            isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.padding == (0, 0)
-        ):
+        if not keeps and not (isinstance(module, nn.Conv2d) and _keeps_pixel(module)):
             return False
     elif node.target in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d):
         return node.args[1:] in ((1,), ((1, 1),))
@@ -377,6 +427,22 @@ def is_pixel(node: fx.Node, ann: nn.Module) -> bool:
     elif word_of(node.target) not in ("relu", "relu_", "relu6", "add", "iadd", "sub", "mul", "neg", "dropout"):
         return False
     return bool(node.all_input_nodes) and all(is_pixel(x, ann) for x in node.all_input_nodes)
+
+
+def _number(x: Any) -> Any:
+    """Return the number of a size that is known."""
+    return x.number if isinstance(x, Size) and not x.dims else x
+
+
+def advice_against(x: Any) -> str | None:
+    """Return what to do where a value is no spikes; None if that depends on its use."""
+    if isinstance(x, (Size, Sizes, Shape)):
+        return NUMBER
+    if isinstance(x, Pieces):
+        return "use its pieces one by one, as in x.chunk(2, 1)[0]"
+    if isinstance(x, Grouped):
+        return "use nn.ChannelShuffle: channels are viewed in groups only to shuffle them"
+    return None
 
 
 def _rescaled(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Trace the ANN's forward to a graph, and name its parts."""
+"""Trace the ANN's forward to a graph."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import inspect
 import itertools
 import math
 import operator
-import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from types import FunctionType
@@ -18,44 +17,32 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from ..nn.batch_norm import HOOKS
 from ..nn.modes import evaluating
-from ..nn.tandem import stored
-from .proxy_types import answering_type, class_of, class_of_attribute
+from .example import Example
+from .nodes import (
+    DROPOUTS,
+    PLAIN,
+    StochasticDepth,
+    all_settings,
+    as_dropout,
+    inputs_of,
+    is_of_class,
+    kept,
+    kind_of,
+    overridden,
+    owner_of,
+    parametrized,
+    scope_of,
+    word_of,
+)
+from .proxy_types import answering_for_types, class_of, class_of_attribute
 from .randomness import refusing_random_numbers
 
-IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
-"""Modules whose output may share memory with their input."""
 _TUPLES = (nn.RNN, nn.LSTM, nn.GRU, nn.MultiheadAttention)
 """Modules that return tuples."""
-DROPOUTS: dict[Any, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
-
-
-def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that stores a parameter or buffer, and its name there, even if it is parametrized."""
-    path, _, key = name.rpartition(".")
-    return stored(module.get_submodule(path), key)
-
-
-class StochasticDepth(nn.Module):
-    """The kind (:func:`kind_of`) of layers that zero whole samples in training (arXiv:1603.09382).
-
-    These are torchvision's StochasticDepth and timm's DropPath.
-    """
-
-
-_STOCHASTIC_DEPTH = (("torchvision.ops", "StochasticDepth"), ("timm.layers", "DropPath"))
-
-
-def _is(module: nn.Module, package: str, name: str) -> bool:
-    """Whether the module is of a class of another package, which need not be installed."""
-    kind = getattr(sys.modules.get(package), name, None)
-    return kind is not None and parametrize.type_before_parametrizations(module) is kind
 
 
 class _Answers(fx.Proxy):
@@ -65,10 +52,6 @@ class _Answers(fx.Proxy):
     """
 
     tracer: Any
-
-    @property  # type: ignore[misc]  # which isinstance and torch.is_tensor ask for
-    def __class__(self) -> type:
-        return self.tracer.class_of(self)
 
     def __getattr__(self, k: str) -> _Attribute:
         return _Attribute(self, k)
@@ -90,12 +73,6 @@ class _Attribute(fx.proxy.Attribute, _Answers):
     """The same, of an attribute of a proxy."""
 
 
-def kept(node: fx.Node) -> fx.Node:
-    """Let the call stay a call in a pickled graph, which torch.fx traces anew when it is loaded."""
-    node.meta["is_wrapped"] = True
-    return node
-
-
 def _check(condition: Any, message: str) -> None:
     if not condition:
         raise AssertionError(message)
@@ -114,7 +91,7 @@ class _Tracer(fx.Tracer):
         self.known = known
         self.parts: dict[str, nn.Module] = {}
         """By target: torch.nn's part of layers that do more."""
-        self.example = None if example is None else _Example(ann, example)
+        self.example = None if example is None else Example(ann, example)
         self.answering = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -128,9 +105,9 @@ class _Tracer(fx.Tracer):
         if self.answering:  # a part of a leaf
             return forward(*args, **kwargs)
         if kind_of(m) not in self.known and not any(getattr(m, name) for name in HOOKS) and not parametrized(m):
-            if _is(m, "timm.layers", "BatchNormAct2d"):
+            if is_of_class(m, "timm.layers", "BatchNormAct2d"):
                 forward = functools.partial(self._batch_norm_act, m)
-            elif _is(m, "timm.layers", "Conv2dSame") and self.example is not None:
+            elif is_of_class(m, "timm.layers", "Conv2dSame") and self.example is not None:
                 forward = functools.partial(self._conv_same, m)
         return super().call_module(m, forward, args, kwargs)
 
@@ -192,8 +169,6 @@ class _Tracer(fx.Tracer):
         return iter([proxy[i] for i in range(self.answer(obj, length=True))])
 
     def create_arg(self, a: Any) -> Any:
-        if issubclass(type(a), fx.Proxy):  # which torch.fx would take for what it says it is
-            return a.node
         is_dict = isinstance(a, dict)
         if is_dict and is_dataclass(a):  # which torch.fx would take for a plain dict
             given = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
@@ -202,9 +177,8 @@ class _Tracer(fx.Tracer):
 
     def class_of(self, proxy: fx.Proxy) -> type:
         """Return the class of what a proxy stands for; if it is not known, that of the proxy."""
-        real: Any = proxy
-        if issubclass(type(proxy), fx.proxy.Attribute):  # isinstance would ask for __class__ again
-            kind = class_of_attribute(real.attr)
+        if isinstance(proxy, fx.proxy.Attribute):
+            kind = class_of_attribute(proxy.attr)
         elif proxy.node.op == "call_module" and kind_of(self.root.get_submodule(str(proxy.node.target))) in _TUPLES:
             kind = tuple
         else:
@@ -229,211 +203,11 @@ class _Tracer(fx.Tracer):
             self.answering = False
 
 
-class _Example:
-    """Answers questions about nodes of a graph by running it on fake tensors, of two batch sizes."""
-
-    def __init__(self, root: nn.Module, inputs: Sequence[Tensor]) -> None:
-        self.root, self.inputs = root, inputs
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.values: dict[fx.Node, tuple[Any, ...]] = {}
-        """What nodes are for each batch size."""
-        self.placeholders: list[fx.Node] = []
-        self.sizes: list[set[int]] = [set() for _ in inputs]
-        """The dimensions of each input whose sizes an answer depends on."""
-        self.ranked = False
-        """Whether an answer depends on the number of dimensions."""
-
-    def give(self, placeholders: Iterable[fx.Node]) -> None:
-        """Take the inputs as the values of these nodes."""
-        for node, x in zip(placeholders, self.inputs, strict=True):
-            self.placeholders.append(node)
-            with self.mode:
-                self.values[node] = tuple(
-                    torch.empty((n, *x.shape[1:]), dtype=x.dtype, device=x.device) for n in _BATCHES
-                )
-
-    def answer(self, node: fx.Node, parts: Mapping[str, nn.Module], length: bool = False) -> Any:
-        """Return the value of a node, or its length.
-
-        Raises:
-            TraceError: it depends on values of tensors or on the batch size.
-        """
-        before = leading_to([node])
-        with self.mode, torch.no_grad():
-            for x in node.graph.nodes:
-                if x in before and x not in self.values:
-                    self.values[x] = tuple(self._run(x, parts, i) for i in range(len(_BATCHES)))
-        numbers = [self.values[x] for x in self._computed_from(node)]
-        if length:
-            numbers.append(tuple(map(len, self.values[node])))
-        elif self._is_tensor(node):
-            raise fx.proxy.TraceError("control flow must not depend on the values of tensors")
-        if any(len({*x}) > 1 for x in numbers if isinstance(x[0], (bool, int, float))):
-            raise fx.proxy.TraceError("control flow must not depend on the batch size")
-        self._note_sizes(before)
-        if not length:
-            return self.values[node][0]
-        if self._is_tensor(node):
-            self._note_all_sizes()
-        self.ranked = self.ranked or asks_for_size(node)
-        return len(self.values[node][0])
-
-    def _is_tensor(self, node: fx.Node) -> bool:
-        return any(isinstance(x, Tensor) for x in tree_leaves(self.values[node][0]))
-
-    def _computed_from(self, node: fx.Node) -> set[fx.Node]:
-        """Return the node and what it is computed from, without tensors."""
-        found: set[fx.Node] = set()
-        waiting = [node]
-        while waiting:
-            x = waiting.pop()
-            if x not in found and not self._is_tensor(x):
-                found.add(x)
-                waiting += x.all_input_nodes
-        return found
-
-    def _run(self, node: fx.Node, parts: Mapping[str, nn.Module], i: int) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: self.values[x][i])
-        target: Any = node.target
-        if node.op == "get_attr":
-            return getattr(*owner_of(self.root, target))
-        if node.op == "call_module":
-            module = parts[target] if target in parts else self.root.get_submodule(target)
-            with evaluating(module):
-                return module.forward(*args, **kwargs)
-        return target(*args, **kwargs) if node.op == "call_function" else getattr(args[0], target)(*args[1:], **kwargs)
-
-    def _note_sizes(self, nodes: Collection[fx.Node]) -> None:
-        """Note which sizes these nodes read. Those of intermediate tensors may depend on all sizes of all inputs."""
-        for node in nodes:
-            if self._is_tensor(node):
-                continue
-            for x in node.all_input_nodes:
-                if self._is_tensor(x):
-                    rank = max(y.dim() for y in tree_leaves(self.values[x][0]) if isinstance(y, Tensor))
-                    dims = {d % rank for d in _dims_read(node, rank, nodes)} - {0}
-                    if x in self.placeholders:
-                        self.sizes[self.placeholders.index(x)] |= dims
-                    elif dims:
-                        self._note_all_sizes()
-                    self.ranked = self.ranked or _asks_for_rank(node)
-
-    def _note_all_sizes(self) -> None:
-        for x, dims in zip(self.inputs, self.sizes, strict=True):
-            dims.update(range(1, x.dim()))
-
-    def dropped(self, graph: fx.Graph) -> None:
-        """Remove the questions from the graph: calls that do not return tensors and are not used."""
-        for node in reversed(graph.nodes):
-            if node.op != "placeholder" and not node.users and node in self.values and not self._is_tensor(node):
-                graph.erase_node(node)
-
-    def guard(self, graph: fx.Graph, ann: nn.Module) -> None:
-        """Make the graph raise an error for inputs of other sizes than those that answers depend on."""
-        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        for node, x, dims in zip(placeholders, self.inputs, self.sizes, strict=True):
-            if 1 in dims and any(_reads_channels(user, ann) for user in node.users):
-                dims = dims - {1}  # the layer refuses other numbers of channels
-            if not dims and not self.ranked:
-                continue
-            sizes = tuple(size if d in dims else None for d, size in enumerate(x.shape))
-            with graph.inserting_after(placeholders[-1]):
-                checked = kept(graph.call_function(sized_as_traced, (node, sizes)))
-            node.replace_all_uses_with(checked, lambda user, checked=checked: user is not checked)
-
-
-_BATCHES = 2, 11
-
-
-def _dims_read(node: fx.Node, rank: int, nodes: Collection[fx.Node]) -> Iterable[int]:
-    """Return the dimensions of a tensor whose sizes ``nodes`` learn from ``node``, a call with the tensor."""
-    if not asks_for_size(node):
-        word = node.args[1] if node.target is getattr else word_of(node.target)
-        return () if word in _WITHOUT_SIZES else range(rank)
-    given = [*node.args[1:], *node.kwargs.values()] if node.target == "size" else []
-    if given or node.target is len:
-        return [x for x in given if isinstance(x, int)] if given else [0]
-    users = [user for user in node.users if user in nodes and user.target is not len]
-    read = [user.args[1] for user in users if user.target is operator.getitem]
-    dims = [dim for dim in read if isinstance(dim, int)]
-    return dims if len(dims) == len(users) else range(rank)
-
-
-def _asks_for_rank(node: fx.Node) -> bool:
-    words = {"dim", "ndim", "ndimension"}
-    if node.target in words or (node.target is getattr and node.args[1] in words):
-        return True
-    return asks_for_size(node) and any(user.target is len for user in node.users)
-
-
-_WITHOUT_SIZES = {"dim", "ndim", "ndimension", "dtype", "device", "is_cuda", "is_floating_point", "requires_grad"}
-"""Of attributes and methods of tensors, those that do not depend on sizes."""
-
-
-def _reads_channels(node: fx.Node, ann: nn.Module) -> bool:
-    """Whether the node calls a convolution."""
-    return node.op == "call_module" and isinstance(ann.get_submodule(str(node.target)), nn.modules.conv._ConvNd)
-
-
-def sized_as_traced(x: Tensor, sizes: Sequence[int | None]) -> Tensor:
-    """Return x if it has the sizes that the ANN's control flow was traced for.
-
-    Args:
-        x: an input of the ANN.
-        sizes: its sizes; None for any.
-
-    Raises:
-        ValueError: x has other sizes.
-    """
-    if len(x.shape) != len(sizes) or any(size not in (None, got) for size, got in zip(sizes, x.shape, strict=True)):
-        wanted = ", ".join("any" if size is None else str(size) for size in sizes)
-        raise ValueError(
-            f"TandemNetwork: input must be [{wanted}], for which convert has traced the ANN, got {list(x.shape)}. Call "
-            "convert again with an example of that size"
-        )
-    return x
-
-
-def inputs_of(ann: nn.Module, count: int = 0) -> list[str] | None:
-    """Return the names of forward's arguments that are inputs: the first ``count``, and all without a default.
-
-    If all have a default, the first is an input. Returns None for a forward that takes ``*args``.
-    """
-    parameters = list(inspect.signature(ann.forward).parameters.values())
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return None
-    parameters = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
-    required = sum(p.default is p.empty for p in parameters)
-    return [p.name for i, p in enumerate(parameters) if i < max(count, not required) or p.default is p.empty]
-
-
-PLAIN = "plain"
-"""Where :func:`traced` puts torch.nn's part of layers that do more."""
-
-
-def name_in_ann(target: str) -> str:
-    """Return the ANN's name for the module that a node calls."""
-    return target.removeprefix(f"{PLAIN}.")
-
-
 def _plain(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     """Return a module of class ``kind``, of which ``module`` is a subclass. The two are one object in all but class."""
     plain = kind.__new__(kind)
     plain.__dict__ = module.__dict__
     return plain
-
-
-def same_modules(one: nn.Module, other: nn.Module) -> set[nn.Module]:
-    """Return those modules in ``one`` whose state is also that of a module in ``other``."""
-    states = {id(vars(module)) for module in other.modules()}
-    return {module for module in one.modules() if id(vars(module)) in states}
-
-
-def unite(snn: nn.Module, ann: nn.Module) -> None:
-    """Make the modules that are one in all but class so again, after copying or pickling."""
-    states = {id(module._parameters): vars(module) for module in ann.modules()}
-    for module in snn.modules():
-        module.__dict__ = states.get(id(module._parameters), vars(module))
 
 
 @contextmanager
@@ -485,7 +259,7 @@ def traced(ann: nn.Module, known: Collection[Any], example: Tensor | Sequence[Te
     with evaluating(ann), refusing_random_numbers(ann):
         tracers = [_Tracer(known, ann, given) for _ in range(3)]
         try:
-            with answering_type(ann):
+            with answering_for_types(ann):
                 graphs = [
                     tracer.trace(ann.train(mode)) for tracer, mode in zip(tracers, (False, True, False), strict=True)
                 ]
@@ -584,41 +358,6 @@ def described(graph: fx.Graph, ann: nn.Module) -> tuple[str, ...]:
     return tuple(str(_done(node, order, ann)) for node in graph.nodes)
 
 
-_SETTINGS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
-
-
-def settings(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of a module that decide on what it computes, without tensors and train or eval mode.
-
-    These are numbers, strings and tuples or lists of them, functions, and methods that the instance overrides.
-    """
-    public = {key: x for key, x in vars(module).items() if key != "training" and not key.startswith("_")}
-    found = {key: x for key, x in public.items() if _is_setting(x)}
-    return found | {key: vars(module)[key] for key in overridden_methods(module)}
-
-
-def all_settings(ann: nn.Module) -> dict[tuple[str, str], Any]:
-    """Return the settings of all modules, by the names of module and attribute."""
-    return {(name, key): x for name, module in ann.named_modules() for key, x in settings(module).items()}
-
-
-def _is_setting(x: Any) -> bool:
-    if isinstance(x, (tuple, list)):
-        return all(map(_is_setting, x))
-    return isinstance(x, _SETTINGS) or inspect.isroutine(x) or isinstance(x, functools.partial)
-
-
-def overridden_methods(module: nn.Module) -> list[str]:
-    """Return the names of the methods of its class that an instance overrides, as wrappers of layers do."""
-    return [key for key, x in vars(module).items() if callable(x) and callable(getattr(type(module), key, None))]
-
-
-def overridden(module: nn.Module) -> str:
-    """Return in words which methods an instance overrides; "" if there are none."""
-    names = overridden_methods(module)
-    return f"{' and '.join(names)} of its own, set on the instance (by a wrapper of layers?)" if names else ""
-
-
 def check_traced(
     ann: nn.Module, graph: fx.Graph, *inputs: Tensor, root: nn.Module | None = None
 ) -> dict[fx.Node, torch.Size]:
@@ -658,59 +397,3 @@ class _Sizer(fx.Interpreter):
         if isinstance(out, Tensor):
             self.sizes[n] = out.shape
         return out
-
-
-def as_dropout(node: fx.Node) -> tuple[float, bool]:
-    """Return the probability of a dropout function's call, and whether it drops."""
-    given = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
-    given.apply_defaults()
-    return given.arguments["p"], bool(given.arguments["training"])
-
-
-def dropout_of(node: fx.Node) -> nn.Module | None:
-    """Return the module equivalent to a dropout function that follows the ANN's mode; else None."""
-    follows = node.target in DROPOUTS and node.meta["drops"] == (False, True)
-    return DROPOUTS[node.target](as_dropout(node)[0]) if follows else None
-
-
-def asks_for_size(node: fx.Node) -> bool:
-    """Whether a node only reads sizes."""
-    return node.target in ("size", len) or (node.target is getattr and node.args[1] == "shape")
-
-
-def word_of(target: Any) -> str:
-    """Return the name of a function, method or module."""
-    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
-
-
-def scope_of(node: fx.Node, ann: nn.Module) -> str:
-    """Return the name of the module whose forward contains a node."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return (list(stack)[-1] if stack else "") or type(ann).__name__
-
-
-def leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Return these nodes and all nodes that they depend on."""
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
-
-
-def kind_of(module: nn.Module) -> type[nn.Module]:
-    """Return the module's class, ignoring parametrizations, which change it.
-
-    Stochastic depth has the kind StochasticDepth, whatever its library.
-    """
-    if any(_is(module, *name) for name in _STOCHASTIC_DEPTH):
-        return StochasticDepth
-    return parametrize.type_before_parametrizations(module)
-
-
-def parametrized(module: Any) -> list[tuple[str, Any]]:
-    """Return the names of the module's parametrized tensors, each with its parametrizations."""
-    return list(module.parametrizations.items()) if parametrize.is_parametrized(module) else []

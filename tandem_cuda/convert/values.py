@@ -86,8 +86,8 @@ class Current:
     branches: list[Branch]
     then: list[Callable[[Train], Train]] = field(default_factory=list)
     """Steps to apply after the neurons. The ANN applies them before its ReLU, with the same result."""
-    wants_relu: bool = False
-    """Whether the steps have the same result only because a ReLU follows."""
+    wants_relu: fx.Node | None = None
+    """The ANN's node for a step that has the same result only because a ReLU follows; None if there is none."""
     rescales: bool = False
     """Whether a step scales values in training, so that they are no longer bounded as the ANN bounds them."""
 
@@ -169,29 +169,32 @@ class Grouped:
 
 
 @dataclass(frozen=True)
-class Known:
-    """A size that is known: a number of channels."""
+class Size:
+    """A product of a number and sizes of a value: ``Size(8)``, or ``Size(1, (2, 3))`` for height times width."""
 
-    size: int
-
-
-class BatchSize:
-    """The size of the first dimension of a spike train."""
-
-
-@dataclass(frozen=True)
-class ImageSize:
-    """The size of another dimension of a spike train, which depends on the input."""
-
-    dim: int
+    number: float
+    """The number, with known sizes: those of channels."""
+    dims: tuple[int, ...] = ()
+    """The dimensions whose sizes depend on the input, sorted. Dimension 0 is the batch."""
+    of: tuple[fx.Node | None, ...] = field(default=(), compare=False)
+    """Of each of them, the ANN's node whose value has this size."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a spike train."""
+    """The shape of a value."""
 
     channels: int | None
     dims: int | None
+    of: fx.Node | None = None
+    """The ANN's node for the value."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A part of a shape, as in ``x.shape[2:]``."""
+
+    sizes: tuple[Size, ...]
 
 
 @dataclass
@@ -202,7 +205,7 @@ class Broken:
     """A substitute to go on with, so that later problems are found, too."""
 
 
-VALUES = (Real, Train, Current, Pooled, Pieces, Grouped, Known, BatchSize, ImageSize, Shape, Broken)
+VALUES = (Real, Train, Current, Pooled, Pieces, Grouped, Size, Shape, Sizes, Broken)
 
 
 def is_value(x: object) -> bool:

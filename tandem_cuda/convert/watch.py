@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .nodes import kind_of, name_in_ann, settings
 from .record import Record
 from .rules import RULES
-from .trace import kind_of, name_in_ann, retraced, settings
+from .trace import retraced
 
 if TYPE_CHECKING:
     from .trace import Traced

@@ -18,9 +18,10 @@ from ..spike_train import SpikeTrain
 from .encode import FrozenDecode
 from .functions import moves
 from .plain import FrozenLinear, is_convolution
+from .stream import Stream
 
 if TYPE_CHECKING:
-    from .cascade import Cascade
+    from .cascade import Cascade, CascadeRun
     from .network import FrozenNetwork
 
 
@@ -119,14 +120,15 @@ def predict(
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: ``exit_confidence`` is outside (0, 1]; ``chunk`` or ``min_steps`` is < 1; the network has no
+        ValueError: ``exit_confidence`` is outside (0, 1]; ``chunk`` or ``min_steps`` is < 1; ``chunk`` is < T, and
+            there are neurons that wait for all T steps (``two_phase``, or those of a TandemGate); the network has no
             read-out; or inputs or logits are NaN or infinite.
     """
     _check_confidence("predict", exit_confidence)
     _check_count("predict", "chunk", chunk)
     _check_count("predict", "min_steps", min_steps)
     _check_input("predict", x)
-    stream = network.stream(x)
+    stream = _stream("predict", network, x, chunk)
     left = torch.arange(stream.samples or 0, device=stream.device)
     found: list[tuple[Tensor, Tensor, Tensor]] = []  # of samples that have stopped: indices, steps, logits
     while True:
@@ -181,7 +183,8 @@ def accuracy_curve(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: a confidence is outside (0, 1]; labels do not fit the inputs; there are no samples; batches differ
-            in T; or inputs or logits are NaN or infinite.
+            in T; ``chunk`` is < T, and there are neurons that wait for all T steps; or inputs or logits are NaN or
+            infinite.
     """
     name = "accuracy_curve"
     for exit_confidence in exit_confidences:
@@ -222,6 +225,14 @@ def accuracy_curve(
     return AccuracyCurve(over_time, over_confidence, samples, tuple(missing))
 
 
+def _stream(name: str, network: FrozenNetwork | Cascade, x: Any, chunk: int) -> Stream | CascadeRun:
+    """Start a run. The networks of a cascade run as a whole, whatever ``chunk`` is."""
+    stream = network.stream(x)
+    if isinstance(stream, Stream):
+        stream.network.check_chunk(name, chunk, stream.time_steps)
+    return stream
+
+
 def _networks(network: FrozenNetwork | Cascade) -> Sequence[FrozenNetwork]:
     return (network,) if isinstance(network, nn.Module) else network.networks
 
@@ -232,7 +243,7 @@ def _observe(
     """Run a batch. Return for every check the time, and on the CPU each sample's correctness, confidence and SynOps."""
     checks.check_tensor(name, "labels", labels)
     _check_input(name, x)
-    stream = network.stream(x)
+    stream = _stream(name, network, x, chunk)
     samples = stream.samples
     if labels.shape != (samples,):
         raise ValueError(f"{name}: labels must be [{samples}] for {samples} samples, got {list(labels.shape)}")

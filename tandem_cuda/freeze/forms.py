@@ -164,7 +164,7 @@ class FrozenLayer(nn.Module, ABC):
     resumes: bool = False
     """Whether the layer no longer needs its inputs once it has a state."""
     waits: bool = False
-    """Whether the layer's neurons need the input of all time steps before they spike (``two_phase``)."""
+    """Whether the layer's neurons need the input of all time steps before they spike, as with ``two_phase``."""
 
     @abstractmethod
     def forward(self, span: Span, state: State | None, *inputs: Any) -> tuple[Any, State | None]: ...

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..convert import sized_as_traced
-from ..convert.trace import VIEWS
+from ..convert.nodes import VIEWS
 from ..ops import checks
 from .forms import (
     LOADERS,

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from ..convert import TandemNetwork, flattened_to
 from ..convert.advice import hooked
-from ..convert.trace import VIEWS
+from ..convert.nodes import VIEWS
 from .forms import ENCODED, FORMS, FrozenLayer, Value, class_of
 from .functions import frozen_call, writes, writes_alone
 from .graph import INPUT, Node, mapped, output_value

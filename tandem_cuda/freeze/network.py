@@ -16,6 +16,7 @@ from .encode import FrozenEncode
 from .forms import REAL, SPIKES, FrozenLayer, Span, Value
 from .functions import is_softmax
 from .graph import INPUT, NetworkState, Node, check_finite, input_kinds, names_in, needed, output_value, returned
+from .rearrange import FrozenGate
 from .stream import Stream
 
 
@@ -30,8 +31,8 @@ class FrozenNetwork(nn.Module):
 
     Shape:
         For each input a Tensor [N, ...], or a SpikeTrain [N, ...] if the layer that reads it takes spikes -> the output
-        of the last layers, such as [N, K] of a read-out. T is set by Encode, or by the spike trains if there is no
-        Encode.
+        of the last layers, such as [N, K] of a read-out. Several inputs are passed by position. T is set by Encode, or
+        by the spike trains if there is no Encode.
 
     Raises:
         TypeError: an input has the wrong type.
@@ -100,9 +101,10 @@ class FrozenNetwork(nn.Module):
         layers = [layer for layer in self.layers if isinstance(layer, FrozenLayer)]
         return [Node(*node) for node in zip(self.names, layers, self.inputs, strict=True)]
 
-    def forward(self, *inputs: Tensor | SpikeTrain) -> Any:
-        total = self._total(inputs)
-        return self.advance(inputs if len(inputs) > 1 else inputs[0], {}, Span(total, 0, total))[0]
+    # x by itself, so that torch.export sees a forward of one argument in a network of one input.
+    def forward(self, x: Tensor | SpikeTrain, *others: Tensor | SpikeTrain) -> Any:
+        total = self._total((x, *others))
+        return self.advance((x, *others) if others else x, {}, Span(total, 0, total))[0]
 
     def _total(self, inputs: Sequence[Any]) -> int:
         """Return T for these inputs."""
@@ -137,15 +139,10 @@ class FrozenNetwork(nn.Module):
             ``state`` is {}.
 
         Raises:
-            ValueError: ``span`` has only some of the time steps, and there are neurons with ``two_phase``.
+            ValueError: ``span`` has only some of the time steps, and there are neurons that wait for all of them
+                (``two_phase``, or those of a TandemGate).
         """
-        if span.now < span.total:
-            waiting = [name for name, layer in zip(self.names, self.layers, strict=True) if layer.waits]
-            if waiting:
-                raise ValueError(
-                    f"advance: chunk must be all {span.total} time steps (neurons with two_phase, of "
-                    f"{', '.join(waiting)}, wait for them), got {span.now}"
-                )
+        self.check_chunk("advance", span.now, span.total)
         values: dict[str, Any] = dict(zip(self.kinds, x if len(self.kinds) > 1 else (x,), strict=True))
         after: NetworkState = {}
         for i, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
@@ -158,6 +155,21 @@ class FrozenNetwork(nn.Module):
             for source in self.done[i]:
                 values.pop(source, None)
         return returned(self.output, values), after
+
+    def check_chunk(self, op: str, now: int, total: int) -> None:
+        """Raise a ValueError that names ``op`` if neurons wait for all ``total`` time steps and ``now`` are fewer."""
+        waiting = [node for node in self.nodes if node.layer.waits] if now < total else []
+        if not waiting:
+            return
+        advice = ""
+        if SPIKES not in self.kinds.values():
+            advice += "; for early exit, run networks with increasing T in a Cascade"
+        if not any(isinstance(node.layer, FrozenGate) for node in waiting):  # a gate needs the counts of all steps
+            advice += "; to run in chunks, use neurons of one phase, such as IF(initial=0.5)"
+        names = ", ".join(node.name for node in waiting)
+        raise ValueError(
+            f"{op}: chunk must be all {total} time steps, for which the neurons of {names} wait, got {now}{advice}"
+        )
 
     def stream(self, x: Any = None, *, time_steps: int | None = None) -> Stream:
         """Start a run over chunks of time. Pass either ``x`` or ``time_steps``.

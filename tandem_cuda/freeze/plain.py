@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..convert.trace import IDLE
+from ..convert.nodes import IDLE
 from ..ops import checks
 from .forms import (
     REAL,

@@ -227,7 +227,8 @@ def check_nir_initial(neuron: Neuron) -> None:
     """ValueError unless the neurons start at 0."""
     if neuron.initial != 0:
         raise ValueError(
-            f"initial must be 0, since NIR has no field for the potential at the start, got {neuron.initial}"
+            f"initial must be 0, since NIR has no field for the potential at the start, got {neuron.initial}; leave it "
+            f"out, as {type(neuron).__name__}() does"
         )
 
 

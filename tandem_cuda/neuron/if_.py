@@ -166,9 +166,15 @@ class IF(Neuron):
     def to_nir(self, dt: float) -> NirForm:
         check_nir_initial(self)
         if self.refractory:
-            raise ValueError(f"refractory must be 0, since NIR has no such neurons, got {self.refractory}")
+            raise ValueError(
+                f"refractory must be 0, since NIR has no such neurons, got {self.refractory}; leave it "
+                "out, as IF() does"
+            )
         if self.two_phase:
-            raise ValueError("two_phase must be False, since the neurons of NIR spike while they integrate, got True")
+            raise ValueError(
+                "two_phase must be False, since the neurons of NIR spike while they integrate, got True; leave it out, "
+                "as IF() does"
+            )
         return NirForm("IF", {"r": 1 / dt, "v_threshold": self.threshold, "v_reset": 0.0}, {})
 
     @classmethod

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.update_statistics import check_batched
 from .modes import recomputing
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -58,6 +59,8 @@ def update_statistics(
 
 def normalised(norm: Any, normalise: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
     """Apply ``normalise``, which calls ``norm``; running statistics move once per batch, not when recomputing."""
+    if norm.training:
+        check_batched(type(norm).__name__, norm.running_mean, v)
     if not norm.training or not recomputing():
         return normalise(v)
     buffers = norm._buffers

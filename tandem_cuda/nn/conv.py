@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..neuron import IF, Neuron
 from ..ops.geometry import Geometry, check_fit, check_geometry, out_size
-from ..ops.layout import canonical
+from ..ops.layout import canonical, channels_last
 from ..spike_train import SpikeTrain
 from .geometry import insert_zeros, pad
 from .tandem import Ends, TandemLayer
@@ -235,7 +235,7 @@ class TandemConv2d(ConvolutionLayer, nn.Conv2d):  # type: ignore[misc]  # forwar
             else:
                 x = x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
         else:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = channels_last(x)
         return self._conv_forward(x, canonical(weight), bias)
 
     def _puts_out_one_column(self, x: Tensor) -> bool:
@@ -482,7 +482,7 @@ class TandemConvTranspose2d(ConvolutionLayer, nn.ConvTranspose2d):  # type: igno
 
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv_transpose2d(
-            x.contiguous(memory_format=torch.channels_last),
+            channels_last(x),
             canonical(self.own_weight(weight)),
             bias,
             _pair(self.stride),

@@ -1,16 +1,17 @@
-"""Count a layer's synaptic operations (the synapses its spikes reach) and its ANN's multiply-accumulates."""
+"""Count a layer's synaptic operations and its ANN's multiply-accumulates: both of them by the synapses that exist."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..spike_train import SpikeTrain
 from .add import TandemAdd
-from .conv import TandemConvTranspose2d
+from .conv import ConvolutionLayer, TandemConvTranspose2d
 from .elementwise import TandemElementwise
 from .encode import EncodedInput
 from .gate import TandemGate
@@ -50,12 +51,38 @@ def reached(
 
 
 def layer_macs(layer: nn.Module, x: SpikeTrain | EncodedInput, output: SpikeTrain) -> int:
-    """Return the multiply-accumulates per sample; an identity or elementwise map has none."""
+    """Return the ANN's multiply-accumulates per sample; an identity or elementwise map has none.
+
+    They are the synapses that ``fan_out`` counts: taps in the zero padding multiply nothing.
+    """
     if not isinstance(layer, TandemLayer) or isinstance(layer, TandemElementwise):
         return 0
-    if isinstance(layer, TandemConvTranspose2d):  # every weight of an input channel is used once per input pixel
-        neurons = (x.value if isinstance(x, EncodedInput) else x).shape[1:]
-        sharing = layer.copies * (2 if layer.signed_input else 1)
+    outputs = output.shape[2:]
+    if isinstance(layer, ConvolutionLayer):
+        inputs = (x.value if isinstance(x, EncodedInput) else x).shape[2:]
+        uses = math.prod(_uses(layer, axis, *sizes) for axis, sizes in enumerate(zip(inputs, outputs, strict=True)))
     else:
-        neurons, sharing = output.shape[1:], 2 if layer.signed else 1
-    return math.prod(neurons) * layer.weight[0].numel() // (sharing * layer.multiplicity)
+        uses = math.prod(output.shape[1:-1])
+    channels = layer.stored_weight().shape[:2]  # of the ANN: shared by copies and signs
+    return math.prod(channels) * uses // layer.multiplicity
+
+
+def _uses(layer: Any, axis: int, inputs: int, outputs: int) -> int:
+    """Return how many pairs of a value and a tap are multiplied along an axis of the image."""
+    taps, stride, dilation = (int(x[axis]) for x in (layer.kernel_size, layer.stride, layer.dilation))
+    if isinstance(layer, TandemConvTranspose2d):  # values spread over the outputs; some of them are cut off
+        return _within(inputs, outputs, taps, stride, dilation, int(layer.padding[axis]))
+    if layer.padding_mode != "zeros":
+        return outputs * taps
+    before = layer._reversed_padding_repeated_twice[2 * (len(layer.kernel_size) - 1 - axis)]  # also of "same"
+    return _within(outputs, inputs, taps, stride, dilation, before)
+
+
+def _within(steps: int, size: int, taps: int, stride: int, dilation: int, before: int) -> int:
+    """Count the pairs of a step and a tap for which step * stride + tap * dilation - before is in [0, size)."""
+    total = 0
+    for tap in range(taps):
+        shift = before - tap * dilation
+        first, last = max(0, -(-shift // stride)), min(steps - 1, (size - 1 + shift) // stride)
+        total += max(0, last - first + 1)
+    return total

@@ -105,6 +105,11 @@ def check_finite(op: str, argument: str, value: Tensor) -> None:
     raise ValueError(f"{op}: {argument} must be finite, got {wrong}")
 
 
+def is_transformed(x: Tensor) -> bool:
+    """Return whether a transform of torch.func, such as vmap, has wrapped the tensor."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def check_positive(op: str, argument: str, value: Any) -> None:
     check_number(op, argument, value)
     if not 0 < value < math.inf:  # torch.compile can trace a comparison of symbolic numbers

@@ -56,7 +56,7 @@ def count_conv2d(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape or device, or an engine that does not support the weights.
+        ValueError: a wrong shape or device, an empty weight, or an engine that does not support the weights.
         RuntimeError: on the CPU, a weight, scale or bias that is not finite; out of memory.
 
     Examples:

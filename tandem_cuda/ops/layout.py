@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .checks import is_transformed
+
 
 def empty_channels_last(like: Tensor, sizes: Sequence[int], dtype: torch.dtype, channel_dim: int) -> Tensor:
     """Return an uninitialised tensor of ``sizes`` with dimension ``channel_dim`` innermost in memory."""
@@ -28,6 +30,13 @@ def canonical(x: Tensor) -> Tensor:
         return x.view(-1).view(x.shape)
     last = x.movedim(1, -1)
     return last.reshape(-1).view(last.shape).movedim(-1, 1)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return images [N, C, H, W] with the channels innermost in memory; a copy unless they are already."""
+    if is_transformed(x):  # vmap knows no memory formats
+        return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def train_feature_dim(dims: int) -> int:

@@ -12,7 +12,7 @@ from . import autocast, checks, layout
 from .geometry import Geometry, check_fit, check_geometry
 from .gradient import register_gradient
 from .pack_weight import check_packed
-from .product import check_groups, check_master
+from .product import check_groups, check_master, check_not_empty
 from .product_gradient import Pair, feature_dim, gradients_of, neurons_of
 
 
@@ -50,7 +50,7 @@ def ordered_product(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape or device.
+        ValueError: a wrong shape or device, or an empty weight.
         RuntimeError: on the CPU, an int16 weight beyond 32639; out of memory.
 
     Examples:
@@ -77,11 +77,12 @@ def check_ordered(
     checks.check_same_device(op, "weight", weight, x, "x")
     geometry = check_geometry(op, stride, padding, dilation)
     if weight.dim() == 2:
-        if x.dim() < 2 or 0 in weight.shape or weight.shape[1] != x.shape[-1]:
+        if x.dim() < 2 or weight.shape[1] != x.shape[-1]:
             raise ValueError(
                 f"{op}: weight must be [O, {x.shape[-1] if x.dim() else 'F'}] for x {list(x.shape)}, got "
                 f"{list(weight.shape)}"
             )
+        check_not_empty(op, weight)
     else:
         if x.dim() != 4 or weight.dim() != 4:
             raise ValueError(

@@ -54,7 +54,7 @@ def ordered_spikes(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape, device, mode or T.
+        ValueError: a wrong shape, device, mode or T, or an empty weight.
         NotImplementedError: forward-mode differentiation of ``x``.
         RuntimeError: on the CPU, an int16 weight beyond 32639; out of memory.
 

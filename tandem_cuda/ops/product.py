@@ -200,10 +200,11 @@ def check_linear(op: str, bits: Any, count: Any, weight: Any, packed: Any, scale
     check_product(op, bits, weight, engine)
     if bits.dim() < 3:
         raise ValueError(f"{op}: bits must be [P, N, ..., F], got {list(bits.shape)}")
-    if weight.dim() != 2 or 0 in weight.shape or weight.shape[1] != bits.shape[-1]:
+    if weight.dim() != 2 or weight.shape[1] != bits.shape[-1]:
         raise ValueError(
             f"{op}: weight must be [O, {bits.shape[-1]}] for bits of shape {list(bits.shape)}, got {list(weight.shape)}"
         )
+    check_not_empty(op, weight)
     check_operands(op, bits, count, weight, packed, scale, bias, 1)
 
 
@@ -221,6 +222,11 @@ def check_groups(op: str, channels: int, weight: Tensor, groups: Any) -> None:
             f"{op}: weight must be [O, {channels // groups}, kH, kW] for {channels} input channels in {groups} groups, "
             f"got {list(weight.shape)}"
         )
+    check_not_empty(op, weight)
+
+
+def check_not_empty(op: str, weight: Tensor) -> None:
+    """Refuse weights without outputs, inputs or taps. Batches may be empty."""
     if 0 in weight.shape:
         raise ValueError(f"{op}: weight must have no empty dimension, got {list(weight.shape)}")
 

@@ -67,7 +67,7 @@ def spiking_linear(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape, device or T, or an engine that does not support the weights.
+        ValueError: a wrong shape, device or T, an empty weight, or an engine that does not support the weights.
         RuntimeError: on the CPU, a weight, scale or bias that is not finite, or bits past T; out of memory.
 
     Examples:

@@ -50,7 +50,7 @@ def step_product(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape, device or T.
+        ValueError: a wrong shape, device or T, or an empty weight.
         RuntimeError: on the CPU, a weight, scale or bias that is not finite, or bits past T; out of memory.
 
     Examples:

@@ -45,8 +45,8 @@ def update_statistics_(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device or number.
-        RuntimeError: running statistics that are not contiguous, or that a function captures which ``torch.func``
-            transforms.
+        RuntimeError: running statistics that are not contiguous, that a function captures which ``torch.func``
+            transforms, or that ``vmap`` does not batch although it batches the product.
 
     Examples:
         >>> product = torch.tensor([[1.0], [3.0]])
@@ -75,7 +75,9 @@ def update_statistics_(
         raise ValueError(f"{op}: product must have at least two values per channel, got {list(product.shape)}")
     checks.check_number(op, "momentum", momentum)
     checks.check_positive(op, "repeats", repeats)
-    transformed = not torch.compiler.is_compiling() and _is_transformed(running_mean, mean, var, missing, unit)
+    values = [x for x in (mean, var, missing, unit) if x is not None]
+    transformed = any(checks.is_transformed(x) for x in (running_mean, *values))
+    check_batched(op, running_mean, *values)
     update = _composed if transformed else torch.ops.tandem_cuda.update_statistics_
     update(
         running_mean.detach(),
@@ -91,9 +93,24 @@ def update_statistics_(
     )
 
 
-def _is_transformed(*tensors: Tensor | None) -> bool:
-    """Return whether a transform of torch.func has wrapped one of the tensors."""
-    return any(x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
+def check_batched(op: str, running_mean: Tensor, *values: Tensor) -> None:
+    """Raise a RuntimeError if vmap batches values but not the running statistics that follow them."""
+    if torch.compiler.is_compiling() or not set().union(*map(_vmap_levels, values)) - _vmap_levels(running_mean):
+        return
+    raise RuntimeError(
+        f"{op}: under vmap, running statistics must be batched as the input is, got the same for all its samples; put "
+        "the samples into dimension N instead, use eval mode, or vmap over the buffers of torch.func.stack_module_state"
+    )
+
+
+def _vmap_levels(x: Tensor) -> set[int]:
+    """Return the levels of vmap, which may be nested, over which the tensor is batched."""
+    functorch, levels = torch._C._functorch, set()
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            levels.add(functorch.maybe_get_level(x))
+        x = functorch.get_unwrapped(x)
+    return levels
 
 
 def check_running(op: str, mean: Any, var: Any) -> None:

@@ -25,8 +25,9 @@ KINDS = {
     "networks": "networks",
     "files": "files",
     "nir_graphs": "nir_graphs",
+    "conversions": "conversions",
 }
-DIFFERENTIAL = ("trains", "neurons", "products", "products", "coupling", "norms", "networks")
+DIFFERENTIAL = ("trains", "neurons", "products", "products", "coupling", "norms", "networks", "conversions")
 MUTATORS = ("files", "nir_graphs")
 
 ROOT = Path(__file__).resolve().parents[2]

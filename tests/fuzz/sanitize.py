@@ -25,7 +25,7 @@ TESTS += ("conv2d_weight_gradient", "fold_norm", "update_statistics", "operators
 EVERY_PATH = "tests/test_operators.py::test_is_the_reference_on_every_path"
 # The older ThreadSanitizers cannot live with as much randomness of addresses as newer kernels have.
 FIXED_ADDRESSES = ["setarch", platform.machine(), "-R"]
-QUICK = ["-m", "not slow and not gpu", "--hypothesis-profile", "few"]
+QUICK = ["-m", "not slow and not nightly and not gpu", "--hypothesis-profile", "few"]
 
 
 class Sanitizer(NamedTuple):
@@ -119,11 +119,15 @@ def obstacle(sanitizer):
     return None
 
 
-def build(sanitizer):
-    """The library, without CUDA, and the tree that it is imported from."""
+def build(sanitizer, isas=None):
+    """The library, without CUDA, and the tree that it is imported from.
+
+    isas: of the instruction sets that have flags of their own, compile these alone; None: all.
+    """
     folder, tree = sanitizer.folder, sanitizer.tree
     arguments = ["-G", "Ninja", "-S", ROOT, "-B", folder, f"-DTANDEM_SANITIZE={sanitizer.name}"]
     arguments += [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
+    arguments += ["-UTANDEM_CPU_ISAS" if isas is None else f"-DTANDEM_CPU_ISAS={';'.join(isas)}"]
     environment = {**os.environ, "TANDEM_CUDA": "OFF"}
     subprocess.run([tool("cmake"), *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
     subprocess.run([tool("cmake"), "--build", folder], check=True, env=environment)

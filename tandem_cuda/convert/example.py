@@ -1,0 +1,180 @@
+"""An example of the ANN's inputs, which answers what forward asks about sizes while it is traced."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+from ..nn.modes import evaluating
+from .nodes import asks_for_size, kept, leading_to, owner_of, word_of
+
+
+class Example:
+    """Answers questions about nodes of a graph by running it on fake tensors, of two batch sizes."""
+
+    def __init__(self, root: nn.Module, inputs: Sequence[Tensor]) -> None:
+        self.root, self.inputs = root, inputs
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.values: dict[fx.Node, tuple[Any, ...]] = {}
+        """What nodes are for each batch size."""
+        self.placeholders: list[fx.Node] = []
+        self.sizes: list[set[int]] = [set() for _ in inputs]
+        """The dimensions of each input whose sizes an answer depends on."""
+        self.ranked = False
+        """Whether an answer depends on the number of dimensions."""
+
+    def give(self, placeholders: Iterable[fx.Node]) -> None:
+        """Take the inputs as the values of these nodes."""
+        for node, x in zip(placeholders, self.inputs, strict=True):
+            self.placeholders.append(node)
+            with self.mode:
+                self.values[node] = tuple(
+                    torch.empty((n, *x.shape[1:]), dtype=x.dtype, device=x.device) for n in _BATCHES
+                )
+
+    def answer(self, node: fx.Node, parts: Mapping[str, nn.Module], length: bool = False) -> Any:
+        """Return the value of a node, or its length.
+
+        Raises:
+            TraceError: it depends on values of tensors or on the batch size.
+        """
+        before = leading_to([node])
+        with self.mode, torch.no_grad():
+            for x in node.graph.nodes:
+                if x in before and x not in self.values:
+                    self.values[x] = tuple(self._run(x, parts, i) for i in range(len(_BATCHES)))
+        numbers = [self.values[x] for x in self._computed_from(node)]
+        if length:
+            numbers.append(tuple(map(len, self.values[node])))
+        elif self._is_tensor(node):
+            raise fx.proxy.TraceError("control flow must not depend on the values of tensors")
+        if any(len({*x}) > 1 for x in numbers if isinstance(x[0], (bool, int, float))):
+            raise fx.proxy.TraceError("control flow must not depend on the batch size")
+        self._note_sizes(before)
+        if not length:
+            return self.values[node][0]
+        if self._is_tensor(node):
+            self._note_all_sizes()
+        self.ranked = self.ranked or asks_for_size(node)
+        return len(self.values[node][0])
+
+    def _is_tensor(self, node: fx.Node) -> bool:
+        return any(isinstance(x, Tensor) for x in tree_leaves(self.values[node][0]))
+
+    def _computed_from(self, node: fx.Node) -> set[fx.Node]:
+        """Return the node and what it is computed from, without tensors."""
+        found: set[fx.Node] = set()
+        waiting = [node]
+        while waiting:
+            x = waiting.pop()
+            if x not in found and not self._is_tensor(x):
+                found.add(x)
+                waiting += x.all_input_nodes
+        return found
+
+    def _run(self, node: fx.Node, parts: Mapping[str, nn.Module], i: int) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: self.values[x][i])
+        target: Any = node.target
+        if node.op == "get_attr":
+            return getattr(*owner_of(self.root, target))
+        if node.op == "call_module":
+            module = parts[target] if target in parts else self.root.get_submodule(target)
+            with evaluating(module):
+                return module.forward(*args, **kwargs)
+        return target(*args, **kwargs) if node.op == "call_function" else getattr(args[0], target)(*args[1:], **kwargs)
+
+    def _note_sizes(self, nodes: Collection[fx.Node]) -> None:
+        """Note which sizes these nodes read. Those of intermediate tensors may depend on all sizes of all inputs."""
+        for node in nodes:
+            if self._is_tensor(node):
+                continue
+            for x in node.all_input_nodes:
+                if self._is_tensor(x):
+                    rank = max(y.dim() for y in tree_leaves(self.values[x][0]) if isinstance(y, Tensor))
+                    dims = {d % rank for d in _dims_read(node, rank, nodes)} - {0}
+                    if x in self.placeholders:
+                        self.sizes[self.placeholders.index(x)] |= dims
+                    elif dims:
+                        self._note_all_sizes()
+                    self.ranked = self.ranked or _asks_for_rank(node)
+
+    def _note_all_sizes(self) -> None:
+        for x, dims in zip(self.inputs, self.sizes, strict=True):
+            dims.update(range(1, x.dim()))
+
+    def dropped(self, graph: fx.Graph) -> None:
+        """Remove the questions from the graph: calls that do not return tensors and are not used."""
+        for node in reversed(graph.nodes):
+            if node.op != "placeholder" and not node.users and node in self.values and not self._is_tensor(node):
+                graph.erase_node(node)
+
+    def guard(self, graph: fx.Graph, ann: nn.Module) -> None:
+        """Make the graph raise an error for inputs of other sizes than those that answers depend on."""
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        for node, x, dims in zip(placeholders, self.inputs, self.sizes, strict=True):
+            if 1 in dims and any(_reads_channels(user, ann) for user in node.users):
+                dims = dims - {1}  # the layer refuses other numbers of channels
+            if not dims and not self.ranked:
+                continue
+            sizes = tuple(size if d in dims else None for d, size in enumerate(x.shape))
+            with graph.inserting_after(placeholders[-1]):
+                checked = kept(graph.call_function(sized_as_traced, (node, sizes)))
+            node.replace_all_uses_with(checked, lambda user, checked=checked: user is not checked)
+
+
+_BATCHES = 2, 11
+
+
+def _dims_read(node: fx.Node, rank: int, nodes: Collection[fx.Node]) -> Iterable[int]:
+    """Return the dimensions of a tensor whose sizes ``nodes`` learn from ``node``, a call with the tensor."""
+    if not asks_for_size(node):
+        word = node.args[1] if node.target is getattr else word_of(node.target)
+        return () if word in _WITHOUT_SIZES else range(rank)
+    given = [*node.args[1:], *node.kwargs.values()] if node.target == "size" else []
+    if given or node.target is len:
+        return [x for x in given if isinstance(x, int)] if given else [0]
+    users = [user for user in node.users if user in nodes and user.target is not len]
+    read = [user.args[1] for user in users if user.target is operator.getitem]
+    dims = [dim for dim in read if isinstance(dim, int)]
+    return dims if len(dims) == len(users) else range(rank)
+
+
+def _asks_for_rank(node: fx.Node) -> bool:
+    words = {"dim", "ndim", "ndimension"}
+    if node.target in words or (node.target is getattr and node.args[1] in words):
+        return True
+    return asks_for_size(node) and any(user.target is len for user in node.users)
+
+
+_WITHOUT_SIZES = {"dim", "ndim", "ndimension", "dtype", "device", "is_cuda", "is_floating_point", "requires_grad"}
+"""Of attributes and methods of tensors, those that do not depend on sizes."""
+
+
+def _reads_channels(node: fx.Node, ann: nn.Module) -> bool:
+    """Whether the node calls a convolution."""
+    return node.op == "call_module" and isinstance(ann.get_submodule(str(node.target)), nn.modules.conv._ConvNd)
+
+
+def sized_as_traced(x: Tensor, sizes: Sequence[int | None]) -> Tensor:
+    """Return x if it has the sizes that the ANN's control flow was traced for.
+
+    Args:
+        x: an input of the ANN.
+        sizes: its sizes; None for any.
+
+    Raises:
+        ValueError: x has other sizes.
+    """
+    if len(x.shape) != len(sizes) or any(size not in (None, got) for size, got in zip(sizes, x.shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in sizes)
+        raise ValueError(
+            f"TandemNetwork: input must be [{wanted}], for which convert has traced the ANN, got {list(x.shape)}. Call "
+            "convert again with an example of that size"
+        )
+    return x

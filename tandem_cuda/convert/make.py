@@ -1,0 +1,411 @@
+"""convert: make a spiking network of an ANN."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace as replaced_fields
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..neuron import IF, Neuron, check_neuron
+from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
+from ..nn.quantiser import quantiser
+from ..ops import checks
+from ..ops.product import ENGINES
+from .batches import Batch, calibration_batches
+from .calibrate import (
+    Calibration,
+    Level,
+    Measured,
+    checked_levels,
+    find_corrections,
+    least_errors,
+    percentiles,
+    weight_layer,
+)
+from .conversion import Conversion, cut
+from .network import TandemNetwork
+from .nodes import inputs_of
+from .record import Sample
+from .replace import check_replacements, replaced
+from .report import report_on
+from .rules import RULES
+from .trace import Traced, check_traced, traced
+
+_BITS = {"int8": 8, "int16": 16}
+"""Of what ``convert`` takes as ``weights``."""
+
+
+def convert(
+    ann: nn.Module,
+    time_steps: int,
+    *,
+    mode: str = "constant",
+    neuron: Neuron | None = None,
+    calibrate: Tensor | Iterable[Any] | Calibration | Mapping[str, Level] | None = None,
+    percentile: float | None = None,
+    per_channel: bool | None = None,
+    correct_bias: bool | None = None,
+    spiking_layers: int | None = None,
+    engine: str = "auto",
+    learn_thresholds: bool = False,
+    weights: str | None = None,
+    replace: Mapping[type[nn.Module], type[nn.Module] | nn.Module] | None = None,
+    gates: str | None = None,
+    example: Tensor | Sequence[Tensor] | None = None,
+) -> TandemNetwork:
+    """Convert an ANN to a tandem SNN (Wu et al. 2021) that shares its parameters.
+
+    The ANN's forward is traced with torch.fx. Each weight layer with its batch norm and ReLU becomes one tandem layer,
+    which holds the ANN's own Parameters and batch-norm module: training either network trains both. Everything before
+    the first weight layer stays as it is; ``Encode`` follows it. The last weight layer stays analogue: it reads the
+    output of ``Decode``, and everything after it stays as it is, too. In mode "spikes" there is no ``Encode``: the SNN
+    takes spike trains, the ANN takes their counts, and everything up to the last weight layer must be convertible.
+
+    | in the ANN | in the SNN |
+    |---|---|
+    | nn.Conv1d, nn.Conv2d, then optionally batch norm, then ReLU | TandemConv1d, TandemConv2d |
+    | nn.ConvTranspose2d, nn.Linear, then the same | TandemConvTranspose2d, TandemLinear |
+    | sums of such branches and of activations, then ReLU | TandemAdd |
+    | average pooling, adaptive or not, or the mean over all pixels | SpikingAvgPool2d, SpikingAdaptiveAvgPool2d |
+    | max pooling, dropout, dropout2d, also before the ReLU | SpikingMaxPool2d, TandemDropout, TandemDropout2d |
+    | nn.Flatten, torch.flatten, x.view(len(x), -1) and the like | SpikeTrain.flatten |
+    | nn.Identity; ReLU of non-negative values | nothing |
+
+    ReLU, pooling, dropout and flatten may be modules, functions or methods. Optional arguments of forward keep their
+    defaults. Inputs of the SNN may be passed by name, as for the ANN. :func:`tandem_cuda.convert.rules.register` adds
+    rules for other classes and functions.
+
+    Without ``calibrate``, every layer uses ``neuron`` as given, as in the paper; train the network afterwards. With
+    ``calibrate``, start from a trained ANN: each threshold becomes its level, a large activation of the ANN, divided by
+    T (level by percentile: Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven
+    networks for image classification", 2017, doi:10.3389/fnins.2017.00682; correction of biases: Li et al., "A Free
+    Lunch From ANN: Towards Efficient, Accurate Spiking Neural Networks Calibration", 2021, arXiv:2106.06984; thresholds
+    layer by layer for T steps, then tandem learning: Wu et al., "Progressive Tandem Learning for Pattern Recognition
+    with Deep Spiking Neural Networks", 2022, doi:10.1109/TPAMI.2021.3114196). A spike then has the weight of one
+    threshold, and in mode "constant" the input is divided by T. So threshold * count approximates the ANN's activation,
+    and weights, biases and batch norms are used unchanged. The defaults are the most accurate settings: two-phase
+    neurons whose counts round, a threshold for each channel, and corrected biases. Two-phase neurons take all T steps
+    in one call. For streams and early exit pass ``neuron=IF(initial=0.5)``, for NIR ``neuron=IF()``.
+
+    Average pooling adds no rounding error in a calibrated network: before the read-out it averages decoded counts, and
+    before a spiking layer it is folded into that layer's weights (:class:`SpikeWindows`). Folding requires windows of
+    one size that does not depend on the image; otherwise the pooling layer has neurons with a level of their own. In
+    deep networks, rounding to whole spikes accumulates errors; further training, with gradients through the ANN as
+    always, reduces them. ``convert`` compares the network with its ANN on up to 64 samples of the first batch
+    (:meth:`TandemNetwork.report`), and warns if it gives the ANN's class for less than 90 % of them.
+
+    With ``spiking_layers=k`` the result is a hybrid: the first k spiking layers, then ``Decode``, then the rest of the
+    ANN unchanged (Wu et al. 2022). All stages share the ANN's parameters, so the next stage is a conversion with k + 1.
+    Layers are counted in the order in which the ANN's forward runs their activations. A sum of branches with its ReLU
+    is one layer. A cut inside a residual block is therefore always before the sum: spiking branches are decoded, and
+    the ANN adds them. Pooling after the last spiking layer is the ANN's. Nothing after the cut needs to be convertible.
+
+    Args:
+        ann: the ANN. The SNN takes over its train or eval mode.
+        time_steps: T.
+        mode: "constant" or "impulse", as for ``Encode``, or "spikes".
+        neuron: the neurons of every spiking layer. By default ``IF()``; with ``calibrate`` the neurons of that
+            calibration, and ``IF(initial=0.5, two_phase=True)`` for new data. With ``calibrate`` it must be IF(...);
+            its threshold and amplitude are replaced.
+        calibrate: inputs for the ANN: one batch; a Dataset; or an iterable of batches, such as a DataLoader. A batch is
+            a Tensor; a tuple or list that begins with the inputs in the order of ``forward``, or whose first element
+            holds them; or a dict with the names that they have in ``forward``. What else it holds, such as labels, is
+            ignored. The ANN runs on them in eval mode without gradient. Alternatively the result of an earlier
+            calibration, ``TandemNetwork.calibration`` or ``levels``, which is valid for any T: levels of layers that
+            this network lacks are ignored, and pooling layers without a level use that of the layer they average over.
+            With a Mapping of levels alone, biases are not corrected. The batches are held in memory meanwhile.
+        percentile: take as level of a layer this percentile of its activations in each batch, in (0, 100], averaged
+            over the batches. By default, the level is the one at which the activations, rounded to whole spikes and
+            clipped at T, differ least from the ANN's (least squares). It depends on ``time_steps``.
+        per_channel: find a level for each channel or feature instead of one for each layer. Gains and biases of the
+            layer, and the weights of the layers that read it, then contain the thresholds. Average poolings with
+            neurons fire at the thresholds of their input. By default (None), yes, unless a part of the ANN cannot take
+            spikes of different weight; the report then names it.
+        correct_bias: shift the pre-activations of the spiking twin, layer by layer, so that the mean of each channel's
+            decoded spikes is that of the ANN's activations on ``calibrate``. The ANN's parameters stay as they are. By
+            default (None), yes, but not in mode "spikes", where ``calibrate`` has no spike trains.
+        spiking_layers: the number of spiking layers, at least 1; by default all. A smaller number than all requires
+            ``calibrate``: the ANN after the cut expects activations, not counts.
+        engine: "auto", "event" or "dense": how spiking products are computed.
+        learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
+            from that of ``neuron`` or of calibration. Average poolings with neurons keep theirs.
+        replace: replace modules of the ANN itself, as in ``{nn.SiLU: nn.ReLU}``: classes of modules that have no
+            spiking form, and the classes (called without arguments) or modules to put in their place. The ANN then
+            computes something else and wants fine-tuning; a warning says so.
+        gates: "analogue" to keep squeeze-and-excitation: the factors of channels are computed from spike counts, by the
+            ANN's own layers and without spikes (:class:`tandem_cuda.nn.TandemGate`). By default it is refused.
+        weights: "int8" or "int16" to compute with integer weights of 8 or 16 bits in both twins, as
+            :func:`tandem_cuda.quantise` does: the ANN is changed, too. Calibration measures the quantised ANN. By
+            default weights stay as they are.
+        example: an input of the ANN, or one for each of its inputs, of at least one sample; by default, from
+            ``calibrate``. Required if control flow in forward depends on the sizes of tensors, but not on the batch
+            size. The network then refuses inputs of other
+            sizes, as far as the control flow depends on them. The ANN runs on the example, with two batch sizes, to
+            check that the trace computes the same.
+
+    Returns:
+        A TandemNetwork. ``.ann()`` is the ANN; ``print(snn.report())`` shows what became of each layer.
+
+    Raises:
+        TypeError: an argument has the wrong type, or a parameter is neither float32 nor float64, or not float32 with
+            integer ``weights``.
+        ValueError: an argument is out of range; inputs, activations or weights to be quantised are not finite; torch.fx
+            cannot trace the model; the model does something different in training than in eval mode; or parts of it
+            cannot be converted. The message lists all of these parts and what to use instead.
+
+    Examples:
+        >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+        >>> images = torch.rand(16, 1, 28, 28)
+        >>> snn = convert(ann, time_steps=8, calibrate=images)
+        >>> snn(images).shape
+        torch.Size([16, 10])
+    """
+    if not isinstance(ann, nn.Module):
+        raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
+    checks.check_time_steps("convert", time_steps)
+    _check_choices(mode, engine, weights, gates, learn_thresholds, spiking_layers)
+    found = Calibration(time_steps, calibrate) if isinstance(calibrate, Mapping) else calibrate
+    found = found if isinstance(found, Calibration) else None
+    on_data = calibrate is not None and found is None
+    _check_calibration(mode, percentile, per_channel, correct_bias, on_data, calibrate)
+    if neuron is None:
+        of_calibration = None if found is None else found.neuron
+        neuron = of_calibration or (IF() if calibrate is None else CALIBRATED)
+    check_neuron("convert", neuron)
+    if calibrate is not None:
+        try:
+            neuron.calibrated(1.0)
+        except ValueError as error:
+            raise ValueError(f"convert: {error}") from None
+    if found is not None:
+        per_channel = any(isinstance(level, Tensor) and level.dim() for level in found.levels.values())
+    _check_dtypes(ann, weights)
+    check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
+    batches = calibration_batches(ann, calibrate) if on_data else []
+    if example is None and batches and inputs_of(ann) is not None:
+        example = tuple(x[:1] for x in batches[0])
+    with ExitStack() as undone_on_error:
+        names_replaced: Sequence[str] = ()
+        if replace is not None:
+            check_replacements(replace, ann)
+            names_replaced = undone_on_error.enter_context(replaced(ann, replace))
+        trace = traced(ann, RULES, example)
+        make = functools.partial(
+            Conversion,
+            *(trace.root, trace.graph, time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds),
+            gates=gates is not None,
+            sizes=trace.sizes,
+        )
+        conversion, per_layer = _converted(make, spiking_layers, per_channel if calibrate is not None else False)
+        snn = conversion.written()
+        record = conversion.record()
+        record.replaced, record.per_layer = tuple(names_replaced), per_layer
+        record.sizes = None if example is None else _sizes(example)
+        names = [name for _, name in conversion.neurons]
+        with _quantised(ann, snn, weights):
+            if calibrate is None:
+                return TandemNetwork(snn, ann, time_steps, names, record=record, traced=trace)
+            if found is None:
+                check_traced(ann, trace.graph, *batches[0], root=trace.root)
+                levels = _levels(conversion, trace, snn, batches, percentile)
+                found = Calibration(time_steps, levels, neuron=neuron)
+            else:
+                found = _fitting(found, conversion, snn, neuron)
+            pools = [(name, source) for _, name, source in conversion.pools]
+            wiring = pools, conversion.readers, conversion.cats, conversion.signed, record, trace
+            network = TandemNetwork(snn, ann, time_steps, names, found, *wiring)
+            if on_data and mode != "spikes":  # for counts do not tell when the spikes come
+                record.sample = Sample(batches[0])
+                if correct_bias is not False:
+                    network.calibration = replaced_fields(
+                        found, corrections=_corrections(conversion, trace, snn, batches)
+                    )
+                _warn_if_unlike(network, trace, neuron, percentile, per_channel, correct_bias)
+            return network
+
+
+CALIBRATED = IF(initial=0.5, two_phase=True)
+"""The neurons of a calibrated conversion, unless ``neuron`` says otherwise."""
+
+
+def _converted(
+    make: Callable[..., Conversion], spiking_layers: int | None, per_channel: bool | None
+) -> tuple[Conversion, tuple[str, ...]]:
+    """Convert with thresholds of channels or of layers; with None, of channels if that is possible.
+
+    Returns:
+        The conversion, and what in the ANN rules out thresholds of channels where ``per_channel`` is None.
+    """
+
+    def made(channels: bool) -> Conversion:
+        whole = make(per_channel=channels)
+        if spiking_layers is None:
+            return whole
+        return cut(whole, spiking_layers, lambda spiking: make(per_channel=channels, spiking=spiking))
+
+    if per_channel is not None:
+        return made(per_channel), ()
+    channels = made(True)
+    if not channels.problems:
+        return channels, ()
+    layers = made(False)
+    return layers, tuple(dict.fromkeys(problem.name for problem in channels.problems))
+
+
+def _levels(
+    conversion: Conversion, trace: Traced, snn: fx.GraphModule, batches: Sequence[Batch], percentile: float | None
+) -> dict[str, Level]:
+    measured = [_measured(conversion, snn, name) for _, name in conversion.neurons]
+    measured += [Measured(name, node) for node, name, _ in conversion.pools if name not in conversion.unmeasured]
+    if percentile is not None:
+        return percentiles(trace.root, trace.graph, measured, batches, percentile)
+    return least_errors(trace.root, trace.graph, measured, batches, conversion.time_steps, conversion.neuron.initial)
+
+
+def _fitting(found: Calibration, conversion: Conversion, snn: fx.GraphModule, neuron: Neuron) -> Calibration:
+    """Return the part of a calibration that is for the layers of a network."""
+    channels = {name: _channels(conversion, snn, name) for _, name in conversion.neurons}
+    levels = checked_levels(channels, [name for _, name, _ in conversion.pools], found.levels)
+    corrections = {name: x for name, x in found.corrections.items() if name in channels}
+    return replaced_fields(found, levels=levels, corrections=corrections, neuron=neuron)
+
+
+def _corrections(
+    conversion: Conversion, trace: Traced, snn: fx.GraphModule, batches: Sequence[Batch]
+) -> dict[str, Tensor]:
+    names = [name for _, name in conversion.neurons if weight_layer(snn.get_submodule(name))]
+    means = [_measured(conversion, snn, name, True) for name in names]
+    return find_corrections(trace.root, trace.graph, snn, means, batches)
+
+
+def _sizes(example: Tensor | Sequence[Tensor]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+    inputs = [example] if isinstance(example, Tensor) else example
+    return tuple((torch.Size([1, *x.shape[1:]]), x.dtype) for x in inputs)
+
+
+def _warn_if_unlike(
+    network: TandemNetwork,
+    trace: Traced,
+    neuron: Neuron,
+    percentile: float | None,
+    per_channel: bool | None,
+    correct_bias: bool | None,
+) -> None:
+    """Warn if a calibrated network does not compute what its ANN does, and say what to change."""
+    assert network._record is not None
+    report = report_on(network, network._record, None, trace)
+    if not report.is_unlike:
+        return
+    worse = {
+        "neuron": neuron != CALIBRATED,
+        "percentile": percentile is not None,
+        "per_channel": per_channel is False,
+        "correct_bias": correct_bias is False,
+    }
+    changed = " and ".join(name for name, differs in worse.items() if differs)
+    defaults = f"leave out {changed}, since the defaults are better; " if changed else ""
+    warnings.warn(
+        f"convert: {report.verdict}. To change that: {defaults}use more time steps than {network.time_steps}; or train "
+        "the network further. print(snn.report()) shows all layers",
+        stacklevel=3,
+    )
+
+
+def _check_choices(
+    mode: Any, engine: Any, weights: Any, gates: Any, learn_thresholds: Any, spiking_layers: Any
+) -> None:
+    if mode not in ("constant", "impulse", "spikes"):
+        raise ValueError(f"convert: mode must be 'constant', 'impulse' or 'spikes', got {mode!r}")
+    if engine not in ENGINES:
+        raise ValueError(f"convert: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if weights not in (None, *_BITS):
+        raise ValueError(f"convert: weights must be None, {' or '.join(map(repr, _BITS))}, got {weights!r}")
+    if gates not in (None, "analogue"):
+        raise ValueError(f"convert: gates must be None or 'analogue', got {gates!r}")
+    if not isinstance(learn_thresholds, bool):
+        raise TypeError(f"convert: learn_thresholds must be True or False, got {type(learn_thresholds).__name__}")
+    if spiking_layers is not None:
+        if isinstance(spiking_layers, bool) or not isinstance(spiking_layers, int):
+            raise TypeError(f"convert: spiking_layers must be an int, got {type(spiking_layers).__name__}")
+        if spiking_layers < 1:
+            raise ValueError(
+                f"convert: spiking_layers must be at least 1 (with none, use the ANN itself), got {spiking_layers}"
+            )
+
+
+def _check_calibration(
+    mode: str, percentile: Any, per_channel: Any, correct_bias: Any, on_data: bool, calibrate: Any
+) -> None:
+    if percentile is not None:
+        checks.check_number("convert", "percentile", percentile)
+        if not 0 < percentile <= 100:
+            raise ValueError(f"convert: percentile must be in (0, 100], got {percentile}")
+    for name, value in (("per_channel", per_channel), ("correct_bias", correct_bias)):
+        if not (value is None or isinstance(value, bool)):
+            raise TypeError(f"convert: {name} must be True, False or None, got {type(value).__name__}")
+        if value and not on_data:
+            got = "None" if calibrate is None else "the result of an earlier calibration"
+            raise ValueError(f"convert: calibrate must be inputs of the ANN with {name}=True, got {got}")
+    if correct_bias and mode == "spikes":
+        raise ValueError("convert: mode must be 'constant' or 'impulse' with correct_bias=True, got 'spikes'")
+
+
+def _channels(conversion: Conversion, snn: fx.GraphModule, name: str) -> int | None:
+    """Return the number of channels of a spiking layer that each have a level; None if it has one for all."""
+    if not conversion.per_channel or weight_layer(snn.get_submodule(name)) is None:
+        return None
+    return conversion.targets[name][1]
+
+
+def _measured(conversion: Conversion, snn: fx.GraphModule, name: str, per_channel: bool = False) -> Measured:
+    """Return what to measure of the ANN for a spiking layer."""
+    node = next(node for node, of in conversion.neurons if of == name)
+    layer = weight_layer(snn.get_submodule(name))
+    dim = -1 if isinstance(layer, nn.Linear) else 1
+    signed, bound = name in conversion.signed, conversion.bounds.get(name, math.inf)
+    channels = _channels(conversion, snn, name)
+    if per_channel or channels is not None:
+        node, channels = conversion.targets[name]
+    return Measured(name, node, signed, bound, channels, dim)
+
+
+@contextmanager
+def _quantised(ann: nn.Module, snn: nn.Module, weights: str | None) -> Iterator[None]:
+    """Quantise the weights of both twins; undo it if what follows fails."""
+    layers = [layer for _, layer in weight_layers(ann, snn)] if weights else []
+    before = [(layer, None if (of_weight := quantiser(layer)) is None else of_weight.bits) for layer in layers]
+    if weights:
+        quantise_layers(layers, _BITS[weights])
+    try:
+        yield
+    except BaseException:
+        unquantise_layers(layer for layer, bits in before if bits is None)
+        for layer, bits in before:
+            if bits is not None:
+                quantise_layers([layer], bits)
+        raise
+
+
+def _check_dtypes(ann: nn.Module, weights: str | None) -> None:
+    """Raise a TypeError if a parameter has a dtype that spiking layers do not support."""
+    dtypes = torch.float32, torch.float64
+    floats = {name: p.dtype for name, p in ann.named_parameters() if p.is_floating_point()}
+    other = {name: dtype for name, dtype in floats.items() if dtype not in dtypes}
+    if weights and not other and torch.float64 in floats.values():
+        name = next(name for name, dtype in floats.items() if dtype == torch.float64)
+        raise TypeError(f"convert: ann must have parameters of float32 with weights={weights!r}, got float64 in {name}")
+    if other:
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        got = ", ".join(sorted({str(dtype) for dtype in other.values()}))
+        names = ", ".join(list(other)[:3])
+        raise TypeError(
+            f"convert: ann must have parameters of float32 or float64, got {got} in {names}{more}; call ann.float() "
+            "first (products still run in lower precision under torch.autocast)"
+        )

@@ -1,0 +1,175 @@
+"""What nodes of a graph and modules of an ANN are: their names, classes, owners and settings."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from ..nn.tandem import stored
+
+IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
+"""Modules whose output may share memory with their input."""
+DROPOUTS: dict[Any, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
+
+
+def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that stores a parameter or buffer, and its name there, even if it is parametrized."""
+    path, _, key = name.rpartition(".")
+    return stored(module.get_submodule(path), key)
+
+
+class StochasticDepth(nn.Module):
+    """The kind (:func:`kind_of`) of layers that zero whole samples in training (arXiv:1603.09382).
+
+    These are torchvision's StochasticDepth and timm's DropPath.
+    """
+
+
+_STOCHASTIC_DEPTH = (("torchvision.ops", "StochasticDepth"), ("timm.layers", "DropPath"))
+
+
+def is_of_class(module: nn.Module, package: str, name: str) -> bool:
+    """Whether the module is of a class of another package, which need not be installed."""
+    kind = getattr(sys.modules.get(package), name, None)
+    return kind is not None and parametrize.type_before_parametrizations(module) is kind
+
+
+def kept(node: fx.Node) -> fx.Node:
+    """Let the call stay a call in a pickled graph, which torch.fx traces anew when it is loaded."""
+    node.meta["is_wrapped"] = True
+    return node
+
+
+def inputs_of(ann: nn.Module, count: int = 0) -> list[str] | None:
+    """Return the names of forward's arguments that are inputs: the first ``count``, and all without a default.
+
+    If all have a default, the first is an input. Returns None for a forward that takes ``*args``.
+    """
+    parameters = list(inspect.signature(ann.forward).parameters.values())
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    parameters = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    required = sum(p.default is p.empty for p in parameters)
+    return [p.name for i, p in enumerate(parameters) if i < max(count, not required) or p.default is p.empty]
+
+
+PLAIN = "plain"
+"""Where :func:`traced` puts torch.nn's part of layers that do more."""
+
+
+def name_in_ann(target: str) -> str:
+    """Return the ANN's name for the module that a node calls."""
+    return target.removeprefix(f"{PLAIN}.")
+
+
+def same_modules(one: nn.Module, other: nn.Module) -> set[nn.Module]:
+    """Return those modules in ``one`` whose state is also that of a module in ``other``."""
+    states = {id(vars(module)) for module in other.modules()}
+    return {module for module in one.modules() if id(vars(module)) in states}
+
+
+def unite(snn: nn.Module, ann: nn.Module) -> None:
+    """Make the modules that are one in all but class so again, after copying or pickling."""
+    states = {id(module._parameters): vars(module) for module in ann.modules()}
+    for module in snn.modules():
+        module.__dict__ = states.get(id(module._parameters), vars(module))
+
+
+_SETTINGS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
+
+
+def settings(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that decide on what it computes, without tensors and train or eval mode.
+
+    These are numbers, strings and tuples or lists of them, functions, and methods that the instance overrides.
+    """
+    public = {key: x for key, x in vars(module).items() if key != "training" and not key.startswith("_")}
+    found = {key: x for key, x in public.items() if _is_setting(x)}
+    return found | {key: vars(module)[key] for key in overridden_methods(module)}
+
+
+def all_settings(ann: nn.Module) -> dict[tuple[str, str], Any]:
+    """Return the settings of all modules, by the names of module and attribute."""
+    return {(name, key): x for name, module in ann.named_modules() for key, x in settings(module).items()}
+
+
+def _is_setting(x: Any) -> bool:
+    if isinstance(x, (tuple, list)):
+        return all(map(_is_setting, x))
+    return isinstance(x, _SETTINGS) or inspect.isroutine(x) or isinstance(x, functools.partial)
+
+
+def overridden_methods(module: nn.Module) -> list[str]:
+    """Return the names of the methods of its class that an instance overrides, as wrappers of layers do."""
+    return [key for key, x in vars(module).items() if callable(x) and callable(getattr(type(module), key, None))]
+
+
+def overridden(module: nn.Module) -> str:
+    """Return in words which methods an instance overrides; "" if there are none."""
+    names = overridden_methods(module)
+    return f"{' and '.join(names)} of its own, set on the instance (by a wrapper of layers?)" if names else ""
+
+
+def as_dropout(node: fx.Node) -> tuple[float, bool]:
+    """Return the probability of a dropout function's call, and whether it drops."""
+    given = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
+    given.apply_defaults()
+    return given.arguments["p"], bool(given.arguments["training"])
+
+
+def dropout_of(node: fx.Node) -> nn.Module | None:
+    """Return the module equivalent to a dropout function that follows the ANN's mode; else None."""
+    follows = node.target in DROPOUTS and node.meta["drops"] == (False, True)
+    return DROPOUTS[node.target](as_dropout(node)[0]) if follows else None
+
+
+def asks_for_size(node: fx.Node) -> bool:
+    """Whether a node only reads sizes."""
+    return node.target in ("size", len) or (node.target is getattr and node.args[1] == "shape")
+
+
+def word_of(target: Any) -> str:
+    """Return the name of a function, method or module."""
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def scope_of(node: fx.Node, ann: nn.Module) -> str:
+    """Return the name of the module whose forward contains a node."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return (list(stack)[-1] if stack else "") or type(ann).__name__
+
+
+def leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return these nodes and all nodes that they depend on."""
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """Return the module's class, ignoring parametrizations, which change it.
+
+    Stochastic depth has the kind StochasticDepth, whatever its library.
+    """
+    if any(is_of_class(module, *name) for name in _STOCHASTIC_DEPTH):
+        return StochasticDepth
+    return parametrize.type_before_parametrizations(module)
+
+
+def parametrized(module: Any) -> list[tuple[str, Any]]:
+    """Return the names of the module's parametrized tensors, each with its parametrizations."""
+    return list(module.parametrizations.items()) if parametrize.is_parametrized(module) else []

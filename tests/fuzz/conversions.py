@@ -1,0 +1,268 @@
+"""Cases of conversions: near their ANN with many steps, frozen and saved to the bit, and never silently out of date.
+
+After an edit of the ANN, the network must raise a RuntimeError or compute what a new conversion of the ANN does.
+"""
+
+import copy
+import io
+import pickle
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tandem_cuda import IF, convert, freeze, quantise
+from tandem_cuda.convert import Calibration
+
+from .draw import Draw, Mismatch
+
+STEPS = 1024
+TOLERANCE = 0.03
+"""Of the outputs' relative error at that many steps, where no level cuts anything off."""
+
+
+class Join(nn.Module):
+    """Blocks side by side: their sum, or their values along the channels."""
+
+    def __init__(self, how, *blocks):
+        super().__init__()
+        self.how, self.blocks = how, nn.ModuleList(blocks)
+
+    def forward(self, x):
+        values = [block(x) for block in self.blocks]
+        if self.how == "cat":
+            return torch.cat(values, 1)
+        one, *others = values
+        for other in others:
+            one = one + other
+        return F.relu(one) if self.how == "relu of sum" else one
+
+
+class Scaled(nn.Module):
+    """A constant factor and offset, attributes of the module."""
+
+    def __init__(self, factor, offset):
+        super().__init__()
+        self.factor, self.offset = factor, offset
+
+    def forward(self, x):
+        return x * self.factor + self.offset
+
+
+def activation(draw):
+    return draw.one((nn.ReLU, nn.ReLU, nn.ReLU, nn.ReLU6, lambda: nn.Hardtanh(0.0, 2.0)))()
+
+
+def block(draw, inputs, outputs):
+    kernel = draw.one((1, 3))
+    groups = draw.one([g for g in (1, 1, 2) if inputs % g == outputs % g == 0])
+    layers = [nn.Conv2d(inputs, outputs, kernel, 1, kernel // 2, groups=groups, bias=draw.chance(0.6))]
+    layers += [nn.BatchNorm2d(outputs)] if draw.chance(0.4) else []
+    layers += [activation(draw)] if draw.chance(0.8) else []
+    return nn.Sequential(*layers)
+
+
+def pool(draw):
+    kernel = draw.one((2, 3))
+    if draw.chance(0.3):
+        return nn.MaxPool2d(kernel, 2)
+    return nn.AvgPool2d(kernel, 2, divisor_override=draw.one((None, None, 1, 2, kernel**2, 12)))
+
+
+def network(draw):
+    """An ANN for images [N, 1 or 2, 8, 8], in eval mode."""
+    inputs = channels = draw.int(1, 2)
+    layers = []
+    for _ in range(draw.int(1, 4)):
+        outputs = draw.one((2, 3, 4, 6))
+        how = draw.one(("", "", "cat", "sum", "relu of sum"))
+        if how == "":
+            layers.append(block(draw, channels, outputs))
+        elif how == "cat":
+            layers.append(Join(how, block(draw, channels, outputs), block(draw, channels, 2)))
+            outputs += 2
+        else:
+            layers.append(Join(how, block(draw, channels, outputs), block(draw, channels, outputs)))
+        channels = outputs
+        if draw.chance(0.15):
+            layers.append(nn.BatchNorm2d(channels))
+        if draw.chance(0.15):
+            layers.append(Scaled(draw.one((0.5, 1.5, -1.0)), draw.one((0.0, 0.1))))
+        layers.append(nn.ReLU())
+        if (
+            len(layers) < 8
+            and draw.chance(0.4)
+            and sum(isinstance(x, (nn.AvgPool2d, nn.MaxPool2d)) for x in layers) < 2
+        ):
+            layers.append(pool(draw))
+        if draw.chance(0.2):
+            layers.append(nn.Dropout(0.3))
+    layers.append(nn.AdaptiveAvgPool2d(1) if draw.chance(0.3) else nn.Identity())
+    layers += [nn.Flatten(), nn.LazyLinear(5), nn.ReLU(), nn.Linear(5, 4)]
+    ann = nn.Sequential(*layers).eval()
+    ann(torch.rand(2, inputs, 8, 8))
+    with torch.no_grad():
+        for module in ann.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.3, 0.3)
+                module.running_var.uniform_(0.5, 2)
+                module.weight.uniform_(-1, 2)
+    return ann, torch.rand(16, inputs, 8, 8)
+
+
+def error(snn, ann, x):
+    with torch.no_grad():
+        want = ann(x)
+        return float((snn(x) - want).norm() / want.norm().clamp(min=1e-6))
+
+
+# ---- What may happen to an ANN after its conversion; each returns the input for afterwards
+
+
+def _some(draw, ann, *kinds):
+    """A module of one of these classes, and its name; None if there is none."""
+    found = [(name, module) for name, module in ann.named_modules() if isinstance(module, kinds)]
+    return draw.one(found) if found else None
+
+
+def replaced(draw, ann, snn, x):
+    found = _some(draw, ann, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.AvgPool2d, nn.MaxPool2d, nn.Identity, nn.BatchNorm2d)
+    if found is None:
+        return x
+    name, old = found
+    parent, _, key = name.rpartition(".")
+    new = draw.one((nn.ReLU(), nn.Hardtanh(0.0, 0.3), nn.Identity(), copy.deepcopy(old)))
+    setattr(ann.get_submodule(parent), key, new.eval())
+    return x
+
+
+def set_differently(draw, ann, snn, x):
+    pools = ("kernel_size", 2), ("stride", 2), ("divisor_override", 3)
+    others = ("p", 0.5), ("max_val", 0.7), ("eps", 0.1), ("momentum", 0.3), ("inplace", True)
+    own = ("factor", 0.25), ("offset", 0.2), ("how", "sum"), ("unused", 3)
+    name, value = draw.one((*pools, *others, *own))
+    having = [module for module in ann.modules() if name in vars(module)] or [ann]
+    setattr(draw.one(having), name, value)
+    return x
+
+
+def overridden(draw, ann, snn, x):
+    _, module = _some(draw, ann, nn.Conv2d, nn.Linear, nn.ReLU, nn.AvgPool2d, Join)
+    forward = module.forward
+    module.forward = lambda *inputs: 1.5 * forward(*inputs)
+    return x
+
+
+def moved(draw, ann, snn, x):
+    dtypes = draw.one(((torch.float64,), (torch.float64, torch.float32), (torch.float32,)))
+    for dtype in dtypes:
+        draw.one((ann, snn)).to(dtype)
+    return x.to(dtypes[-1])
+
+
+def converted_again(draw, ann, snn, x):
+    weights = None if snn.levels is None or not draw.chance(0.5) else "int8"
+    if next(ann.parameters()).dtype == torch.float32:
+        convert(ann, draw.one((2, 4)), calibrate=2 * x, weights=weights)
+    return x
+
+
+def quantised(draw, ann, snn, x):
+    if next(ann.parameters()).dtype == torch.float32:
+        quantise(draw.one((ann, snn, snn.snn)), draw.one((2, 4, 8)))
+    return x
+
+
+def loaded(draw, ann, snn, x):
+    state = {name: value * 0.9 if value.is_floating_point() else value for name, value in ann.state_dict().items()}
+    draw.one((ann, snn)).load_state_dict(state, assign=draw.chance(0.3))
+    return x
+
+
+def copied(draw, ann, snn, x):
+    return x
+
+
+EDITS = (replaced, set_differently, overridden, moved, converted_again, quantised, loaded, copied)
+
+
+def again(ann, snn, how):
+    """A new conversion of the ANN as it is now, with the same thresholds."""
+    options = {key: how[key] for key in ("mode", "engine")}
+    return convert(copy.deepcopy(ann), snn.time_steps, calibrate=snn.calibration, **options)
+
+
+def check_edits(draw, ann, snn, x, how):
+    for edit in [draw.one(EDITS) for _ in range(draw.int(1, 3))]:
+        draw.note(edits=[*draw.notes.get("edits", []), edit.__name__])
+        try:
+            x = edit(draw, ann, snn, x)
+        except (RuntimeError, ValueError, TypeError):
+            return  # refused at once
+        try:
+            ann(x.clone())
+        except RuntimeError:
+            return  # the edit has broken the ANN itself
+        try:
+            got = snn(x)
+        except RuntimeError as refused:
+            if "TandemNetwork: the ANN must" not in str(refused):
+                raise
+            return
+        with torch.no_grad():
+            want = again(ann, snn, how)(x)
+        if not torch.equal(got, want):
+            raise Mismatch(
+                f"after {edit.__name__}, the network differs from a new conversion: {(got - want).abs().max()}"
+            )
+
+
+def check_saved(draw, ann, snn, x, how):
+    """Whole copies and state dicts, and the frozen network."""
+    want = snn(x)
+    if not any(hasattr(module, "parametrizations") for module in snn.modules()):
+        for other in (copy.deepcopy(snn), pickle.loads(pickle.dumps(snn))):
+            if not torch.equal(other(x), want):
+                raise Mismatch("a copy of the network differs")
+    if not torch.equal(freeze(snn)(x), want):
+        raise Mismatch("the frozen network differs")
+    file = io.BytesIO()
+    torch.save(snn.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    options = {key: how[key] for key in ("mode", "engine", "weights")}
+    other = convert(copy.deepcopy(ann), snn.time_steps, calibrate=Calibration.of_state(state), **options)
+    other.load_state_dict(state)
+    if not torch.equal(other(x), want):
+        raise Mismatch("the network that loads the state differs")
+
+
+def conversions(draw: Draw):
+    with torch.random.fork_rng():
+        torch.manual_seed(draw.int(0, 2**31))
+        try:
+            _case(draw)
+        except ValueError as refused:
+            if "calibrate must activate every layer" not in str(refused):
+                raise
+
+
+def _case(draw):
+    ann, x = network(draw)
+    how = {
+        "mode": draw.one(("constant", "constant", "impulse")),
+        "engine": draw.one(("auto", "event")),
+        "weights": draw.one((None, None, None, "int8", "int16")),
+    }
+    neuron = draw.one((None, None, IF(), IF(initial=0.5), IF(initial=0.25, two_phase=True)))
+    settings = {} if draw.chance(0.5) else {"per_channel": draw.chance(0.5), "correct_bias": draw.chance(0.5)}
+    draw.note(ann=str(ann), **how, neuron=str(neuron), **settings)
+    with torch.no_grad():
+        if draw.chance(0.5):
+            near = convert(ann, STEPS, calibrate=x, neuron=neuron, percentile=100.0, **how, **settings)
+            if (found := error(near, ann, x)) > TOLERANCE:
+                raise Mismatch(f"the network differs from its ANN by {found:.3f} at T = {STEPS}")
+        snn = convert(ann, draw.one((1, 2, 4, 8)), calibrate=x, neuron=neuron, **how, **settings)
+        if draw.chance(0.5):
+            check_saved(draw, ann, snn, x, how)
+        check_edits(draw, ann, snn, x, how)

@@ -1,0 +1,157 @@
+"""Runs the nightly tests: what finds faults seldom and builds much or takes long.
+
+``python -m tests.nightly`` (``make nightly``) runs every group of them. If all pass and nothing is uncommitted, it
+writes the commit to tests/nightly_passed. Commit that file, too.
+
+``python -m tests.nightly --changed`` (``make test-changed``) runs the groups that guard a file that differs from that
+commit, or from CI_BASE if the environment has it. Where git cannot tell, it runs every group that guards a file.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PASSED = "tests/nightly_passed"
+
+
+class Group(NamedTuple):
+    """Nightly tests that run together, and the files that they guard."""
+
+    tests: str  # pytest's arguments; of these, it runs what is marked nightly
+    # Patterns of files whose change can break the tests: ** is any text, * any without a slash. The tests' own files
+    # are guarded, too. None: no file is guarded, and the group runs in `make nightly` alone.
+    guards: str | None
+
+
+DEVICE = "csrc/**.cu csrc/**.cuh csrc/core/**.h csrc/neuron/**.h csrc/ops/**.h"  # what CUDA kernels are made of
+GROUPS = {
+    "address sanitizer": Group(
+        "tests/test_sanitizers.py::test_every_operator[address]",
+        "csrc/** CMakeLists.txt tests/fuzz/sanitize.py tests/test_operators.py tests/cases.py",
+    ),
+    "thread sanitizer": Group("tests/test_sanitizers.py::test_every_operator[thread]", None),
+    "source distribution": Group("tests/test_build.py", "setup.py CMakeLists.txt pyproject.toml MANIFEST.in"),
+    "aarch64": Group("tests/test_aarch64.py", "csrc/cpu/** csrc/**.h tests/cpp/*"),
+    "CUDA resources": Group(
+        "tests/test_cuda_resources.py", f"{DEVICE} tests/cuda_resources.toml tests/cpp/cuda_device/**"
+    ),
+    "CUDA kernels on the host": Group(
+        "tests/test_cuda_host.py",
+        f"{DEVICE} csrc/cuda/** csrc/cpu/*.h tests/cpp/*.h tests/cpp/cuda_host/** tests/host_programs.py",
+    ),
+    "examples": Group(
+        "tests/test_train_example.py tests/test_recipes.py tests/test_mnist_example.py tests/test_analyse.py"
+        " tests/test_early_exit_example.py tests/test_convert_training.py",
+        "examples/**",
+    ),
+    "largest shapes": Group("tests/test_large.py", None),
+}
+SPLIT = re.compile(r"(\*\*|\*)").split
+
+
+def files_of(group):
+    """The test files of a group."""
+    return {test.partition("::")[0] for test in group.tests.split()}
+
+
+def guards(group, file):
+    """Whether a group must run where this file has changed."""
+    if group.guards is None:
+        return False
+    return file in files_of(group) or any(matches(pattern, file) for pattern in group.guards.split())
+
+
+def matches(pattern, file):
+    """Whether a pattern of a group describes the path of a file."""
+    parts = (".*" if part == "**" else "[^/]*" if part == "*" else re.escape(part) for part in SPLIT(pattern))
+    return re.fullmatch("".join(parts), file) is not None
+
+
+def git(*arguments, root):
+    """What git prints, or None if it fails."""
+    try:
+        result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return result.stdout if result.returncode == 0 else None
+
+
+def base_of(root):
+    """The commit to compare with, as git takes it, or None if nothing names one."""
+    recorded = root / PASSED
+    return os.environ.get("CI_BASE") or (recorded.read_text().strip() if recorded.exists() else None) or None
+
+
+def changed_files(base, root):
+    """Files that differ between a commit and the work tree, or None where git cannot tell."""
+    known = base and git("rev-parse", "--verify", "--end-of-options", f"{base}^{{commit}}", root=root)
+    differ = known and git("diff", "--name-only", "--no-renames", "-z", known.strip(), "--", root=root)
+    new = git("ls-files", "--others", "--exclude-standard", "-z", root=root)
+    return None if differ is None or new is None else {file for file in (differ + new).split("\0") if file}
+
+
+def due(files):
+    """The names of the groups that guard one of these files; with None, of all that guard any."""
+    if files is None:
+        return [name for name, group in GROUPS.items() if group.guards is not None]
+    return [name for name, group in GROUPS.items() if any(guards(group, file) for file in files)]
+
+
+def run(names, command):
+    """Run groups one after the other, whatever fails. Returns the names of the groups that failed."""
+    seconds, failed = {}, []
+    for name in names:
+        print(f"== {name}", flush=True)
+        start = time.monotonic()
+        code = subprocess.run([*command, "-m", "nightly and not gpu", *GROUPS[name].tests.split()], cwd=ROOT).returncode
+        seconds[name] = time.monotonic() - start
+        if code:
+            failed.append(name)
+    for name, taken in seconds.items():
+        print(f"{taken:7.0f} s  {name}{'  FAILED' if name in failed else ''}")
+    return failed
+
+
+def record(root):
+    """Write the commit whose nightly tests have all passed, unless the files are not those of a commit."""
+    if git("status", "--porcelain", "--untracked-files=normal", root=root) != "":
+        print(f"nightly: something is uncommitted, so {PASSED} stays as it is")
+        return
+    (root / PASSED).write_text(git("rev-parse", "HEAD", root=root))
+    print(f"nightly: commit {PASSED}, which now names this commit")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tests.nightly", description=__doc__)
+    parser.add_argument("--changed", action="store_true", help="only the groups that guard what has changed")
+    parser.add_argument("--list", action="store_true", help="print the names of the groups instead of running them")
+    parser.add_argument("--pytest-args", default="", help="passed on to pytest")
+    arguments = parser.parse_args()
+    names = list(GROUPS)
+    if arguments.changed:
+        base = base_of(ROOT)
+        files = changed_files(base, ROOT)
+        names = due(files)
+        print(f"nightly: changed since {base}: " + ("unknown" if files is None else f"{len(files)} files"))
+        print(f"nightly: groups that guard these files: {', '.join(names) or 'none'}", flush=True)
+    if arguments.list:
+        print(*names, sep="\n")
+        return 0
+    failed = run(names, [sys.executable, "-m", "pytest", *shlex.split(arguments.pytest_args)])
+    if failed:
+        print(f"nightly: FAILED: {', '.join(failed)}")
+        return 1
+    if not arguments.changed:
+        record(ROOT)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
