@@ -27,6 +27,7 @@ from tandem_cuda import ops, reference
 Bounds = tuple[float | None, float | None]  # must, aim
 FREE: Bounds = (None, None)
 TWO_PHASE = tc.IF(initial=0.5, two_phase=True)
+OF_LAYERS: dict[str, Any] = {"per_channel": False, "correct_bias": False}
 
 
 def ratio(name: str, medians: dict[str, float], side: str, other: str, bounds: Bounds = FREE) -> Figure:
@@ -127,8 +128,9 @@ def converted(build: Any, shape: tuple[int, ...], neuron: tc.IF = tc.IF()) -> Ne
     for batch in batches:
         net(batch)
     net.eval()
-    integer = tc.convert(copy.deepcopy(net), T, neuron=neuron, calibrate=batches[0], weights="int8")
-    return tc.convert(net, T, neuron=neuron, calibrate=batches[0]), integer, net, 1
+    how = {"neuron": neuron, "calibrate": batches[0], **OF_LAYERS}
+    integer = tc.convert(copy.deepcopy(net), T, **how, weights="int8")
+    return tc.convert(net, T, **how), integer, net, 1
 
 
 @functools.cache
@@ -152,7 +154,7 @@ def trained(build: Callable[[], nn.Module], shape: tuple[int, ...], neuron: tc.I
     """After an epoch of digits, thresholds calibrated: at the rates that a trained network has."""
     net, ((images, _), _) = learned(build), digits_in_colour()
     float_net, integer = (
-        tc.convert(copy.deepcopy(net), T, neuron=neuron, calibrate=images[:64], **weights)
+        tc.convert(copy.deepcopy(net), T, neuron=neuron, calibrate=images[:64], **OF_LAYERS, **weights)
         for weights in ({}, {"weights": "int8"})
     )
     return float_net, integer, net, 1

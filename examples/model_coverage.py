@@ -198,8 +198,8 @@ def check(network: Network, quick: bool = False) -> Result:
     tried(result, "trains", lambda: train(snn, x, before))
     snn.eval()
     tried(result, "freezes", lambda: compare(snn, x))
-    # NIR has no neurons that start at half their threshold.
-    tried(result, "exports", lambda: exporter()(convert(snn.ann(), TIME_STEPS, calibrate=snn.levels, **how), x[:1]))
+    how |= {"neuron": IF(), "calibrate": snn.levels}  # NIR has no neurons that start at half their threshold
+    tried(result, "exports", lambda: exporter()(convert(snn.ann(), TIME_STEPS, **how), x[:1]))
     return result
 
 

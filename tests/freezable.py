@@ -112,7 +112,8 @@ def converted(make, mode="constant", time_steps=8, calibrated=False, dtype=torch
             nn.init.uniform_(layer.running_mean, -0.5, 0.5)
             nn.init.uniform_(layer.running_var, 0.5, 2)
     x = input_of(mode, time_steps, dtype=dtype).count if mode == "events" else input_of(mode, dtype=dtype)
-    return convert(ann, time_steps, mode="spikes" if mode == "events" else mode, calibrate=x if calibrated else None)
+    mode = "spikes" if mode == "events" else mode
+    return convert(ann, time_steps, mode=mode, neuron=IF(), calibrate=x if calibrated else None)  # which can stream
 
 
 # --- the same as eval mode -------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from anns import per_layer
 from tandem_cuda import IF, LIF, Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, convert
 from tandem_cuda.diagnostics import LayerAgreement, counts_and_activations, diagnose
 from tandem_cuda.lif_rate import lif_rate
@@ -120,7 +121,7 @@ def test_joins_and_pooling_of_a_converted_network():
     """By itself, what the table calls the ANN is the ANN that was converted, to rounding."""
     torch.manual_seed(0)
     ann = Residual().double().eval()
-    net = convert(ann, 8, calibrate=IMAGES)
+    net = convert(ann, 8, calibrate=IMAGES, **per_layer())
     layers = {layer.name.removeprefix("snn."): layer for layer in diagnose(net, IMAGES, loss)}
     assert list(layers) == ["stem", "add", "add_1"]
     hidden = ann.max(torch.relu(ann.stem(IMAGES)))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from anns import per_layer
 from exact import dyadic, same, train
 from tandem_cuda import (
     IF,
@@ -64,7 +65,7 @@ def made(name, neuron=IF(), **settings):
     """A converted network with dyadic weights and thresholds, and its input."""
     ann, x = rules.made(name)
     ann, x = rules.dyadic(ann), (x * 8).round() / 8
-    levels = rules.converted(name, ann, STEPS, calibrate=x, neuron=neuron).levels
+    levels = rules.converted(name, ann, STEPS, calibrate=x, **per_layer(neuron)).levels
     levels = {layer: 2.0 ** round(math.log2(level)) for layer, level in levels.items()}
     return rules.converted(name, ann, STEPS, calibrate=levels, neuron=neuron, **settings), x
 
@@ -292,7 +293,7 @@ def test_pooling_of_the_first_channels_converted(tmp_path):
         lambda n, x: n.out(F.avg_pool2d(torch.chunk(F.relu(n.first(x)), 2, 1)[0], 2).flatten(1)),
         first=nn.Conv2d(2, 4, 3, padding=1), out=nn.Linear(40, 5),
     )  # fmt: skip
-    exchanged(convert(filled(ann), STEPS, calibrate={"first": 2.0}), IMAGES, tmp_path)
+    exchanged(convert(filled(ann), STEPS, neuron=IF(), calibrate={"first": 2.0}), IMAGES, tmp_path)
 
 
 @pytest.mark.parametrize("groups", [2, 12])
@@ -440,7 +441,7 @@ def test_integers(name):
     """The metadata return the integers, also those of both signs and of spikes that differ in weight."""
     ann, x = rules.made(name)
     ann, x = ann.float(), x.float()
-    net = convert(ann, STEPS, calibrate=x)
+    net = convert(ann, STEPS, calibrate=x, **per_layer())
     quantise(net, 8)
     found = []
     for node in to_nir(net, x).nodes.values():

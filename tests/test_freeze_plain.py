@@ -12,7 +12,7 @@ from torch import nn
 
 from exact import FLOATS, generator, same, slow
 from freezable import in_chunks, paths_in, randomised
-from tandem_cuda import Decode, Encode, FrozenNetwork, SpikeTrain, TandemLinear, convert, freeze, synops
+from tandem_cuda import IF, Decode, Encode, FrozenNetwork, SpikeTrain, TandemLinear, convert, freeze, synops
 from tandem_cuda.freeze import file as artefact
 from tandem_cuda.freeze import plain
 from tandem_cuda.freeze.functions import FUNCTIONS, FrozenFunction
@@ -148,7 +148,7 @@ def converted(make, mode="constant", time_steps=7, dtype=torch.float32, **named)
     torch.manual_seed(0)
     ann = make().to(dtype).eval()
     calibrate = None if make in (Several, Skip) else inputs_of(make, dtype=dtype)[0]
-    return convert(ann, time_steps, mode=mode, calibrate=calibrate, **named)
+    return convert(ann, time_steps, mode=mode, neuron=IF(), calibrate=calibrate, **named)  # which can stream
 
 
 def outputs(out):
