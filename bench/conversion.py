@@ -250,7 +250,7 @@ def predictions(outputs: Callable[[Tensor], Iterable[Tensor]], images: Tensor) -
 
 
 def percentage(x: Tensor) -> float:
-    return 100 * x.double().mean().item()
+    return round(100 * x.double().mean().item(), 3)
 
 
 def recipes(training: Tensor, sample: Tensor) -> dict[str, Any]:
@@ -330,10 +330,10 @@ class Run:
         print(f"{self.name} {self.seed}: {key}: {self.results[key]}  ({seconds:.0f} s)", flush=True)
 
     def ours(self, setting: Setting, time_steps: int) -> dict[str, float]:
-        begun = time.perf_counter()
+        begun = time.process_time()
         snn = setting.convert(self.ann, time_steps, self.sample)
-        seconds = time.perf_counter() - begun
-        return self._accuracies(snn) | {"seconds": seconds}
+        seconds = time.process_time() - begun
+        return self._accuracies(snn) | {"processor seconds": round(seconds, 2)}
 
     def _accuracies(self, snn: nn.Module) -> dict[str, float]:
         classes = self._classes(snn)
@@ -412,12 +412,12 @@ def conversion_table(
 
 def default_table(results: dict[str, list[dict[str, Any]]], steps: list[int]) -> Iterator[str]:
     """Lines of a table of the best setting: how often SNN and ANN give the same class, and the time of convert."""
-    yield f"| `{BEST.row}` | " + " | ".join(f"same class, T = {T}" for T in steps) + " | convert, s |"
+    yield f"| `{BEST.row}` | " + " | ".join(f"same class, T = {T}" for T in steps) + " | convert, processor seconds |"
     yield "|---" * (len(steps) + 2) + "|"
     for name, runs in results.items():
         found = {T: [run.get(f"{BEST.row}, T = {T}", {}) for run in runs] for T in steps}
         cells = [cell(x.get("agreement") for x in found[T]) for T in steps]
-        cells.append(cell(x.get("seconds") for T in steps for x in found[T]))
+        cells.append(cell(x.get("processor seconds") for T in steps for x in found[T]))
         yield f"| {NETWORKS[name][0]} | {' | '.join(cells)} |"
 
 
