@@ -379,18 +379,17 @@ def cell(values: Iterable[float | None]) -> str:
     return f"{x.mean():.1f}" + (f" ± {x.std():.1f}" if len(x) > 1 else "")
 
 
-def best_of_theirs(results: dict[str, Any], time_steps: int) -> tuple[str, dict[str, float] | None]:
-    """Return SpikingJelly's best recipe on the validation images, and its accuracies; None if it refuses."""
-    found = {key: x for key, x in results.items() if key.startswith("SpikingJelly, ")}
-    able = {key: x[str(time_steps)] for key, x in found.items() if str(time_steps) in x}
-    if not able:
-        return "", None
-    key = max(able, key=lambda key: able[key]["validation"])
-    return key.removeprefix("SpikingJelly, "), able[key]
+def best_of_theirs(results: dict[str, Any], time_steps: int) -> dict[str, float] | None:
+    """Return the accuracies of SpikingJelly's best recipe on the validation images; None if every recipe refuses."""
+    found = [x for key, x in results.items() if key.startswith("SpikingJelly, ")]
+    if found and all("refuses" in x for x in found):
+        return None
+    able = [x[str(time_steps)] for x in found if str(time_steps) in x]
+    return max(able, key=lambda x: x["validation"], default={})
 
 
 def conversion_table(
-    results: dict[str, list[dict[str, Any]]], settings: list[Setting], steps: list[int]
+    results: dict[str, list[dict[str, Any]]], settings: list[Setting], steps: list[int], with_peers: bool
 ) -> Iterator[str]:
     """Lines of the table; ``results``: for each network, a dictionary for each seed."""
     yield "| network | converted with | " + " | ".join(f"T = {T}" for T in steps) + " |"
@@ -402,12 +401,13 @@ def conversion_table(
             cells = [cell(run.get(key, {}).get("test") for run in runs) for key in keys]
             yield f"| {title} | `{setting.row}` | {' | '.join(cells)} |"
             title = ""
+        if not with_peers:
+            continue
         cells = []
         for T in steps:
-            found = [best_of_theirs(run, T)[1] for run in runs]
-            cells.append("refuses" if None in found else cell(x["test"] for x in found if x))
-        if any(key.startswith("SpikingJelly, ") for run in runs for key in run):
-            yield f"|  | SpikingJelly's best recipe | {' | '.join(cells)} |"
+            found = [best_of_theirs(run, T) for run in runs]
+            cells.append("refuses" if None in found else cell(x.get("test") for x in found if x is not None))
+        yield f"|  | SpikingJelly's best recipe | {' | '.join(cells)} |"
 
 
 def default_table(results: dict[str, list[dict[str, Any]]], steps: list[int]) -> Iterator[str]:
@@ -473,12 +473,12 @@ def main() -> None:
                     run.measure(f"{setting.row}, T = {T}", run.ours, setting, T)
             if not options.without_peers:
                 for label, recipe in recipes(data["training"][0], run.sample).items():
-                    run.measure(f"SpikingJelly, {label}", run.theirs, recipe, steps)
+                    run.measure(f"SpikingJelly, {label}, T = {steps}", run.theirs, recipe, steps)
             if options.fine_tune:
                 for setting in (Setting(PLAIN), BEST):
                     for rate in TUNED_RATES:
                         run.measure(tuned_key(setting, rate), run.fine_tuned, setting, rate)
-    tables = [conversion_table(results, settings, steps), default_table(results, steps)]
+    tables = [conversion_table(results, settings, steps, not options.without_peers), default_table(results, steps)]
     tables += [fine_tuning_table(results)] if options.fine_tune else []
     for table in tables:
         print("", *table, sep="\n")
