@@ -6,11 +6,12 @@
 
 FOLDER has CIFAR-10 as torchvision's CIFAR10 reads it, or images as ImageFolder reads them (train/CLASS/*.jpg,
 test/CLASS/*.jpg). They are scaled to 16 x 16 pixels. Four small ANNs are trained on 8,000 images and converted with
-several settings, calibrated on the first 500 of them. Settings are to be chosen by the accuracy on 1,000 other training
-images; the table that is printed has accuracies in % on 2,000 test images. Of SpikingJelly's recipes it has the one
-that is best on the 1,000, for each network, T and seed.
+several settings, calibrated on the first 500 of them. The first table, to choose settings by, is of the accuracies in
+% on 1,000 other training images, those after it of 2,000 test images. Of SpikingJelly's recipes they have the one that
+is best on the 1,000, for each network, T and seed.
 
-Trained ANNs and all that is measured are kept in RUNS, so an interrupted command goes on where it was.
+Trained ANNs and all that is measured are kept in RUNS, so an interrupted command goes on where it was. Remove
+RUNS/*.json to measure the same ANNs again.
 """
 
 from __future__ import annotations
@@ -410,6 +411,27 @@ def conversion_table(
         yield f"|  | SpikingJelly's best recipe | {' | '.join(cells)} |"
 
 
+def choice_table(results: dict[str, list[dict[str, Any]]], settings: list[Setting], steps: list[int]) -> Iterator[str]:
+    """Lines of a table of validation accuracies lost in conversion, means over networks and seeds.
+
+    The last column says by how much a setting loses more than the best one, at the network and T where this is worst.
+    """
+    yield "| converted with | " + " | ".join(f"lost, T = {T}" for T in steps) + " | behind the best |"
+    yield "|---" * (len(steps) + 2) + "|"
+    lost = {
+        (name, setting, T): sum(run["ANN"]["validation"] - run[f"{setting.row}, T = {T}"]["validation"] for run in runs)
+        / len(runs)
+        for name, runs in results.items()
+        for setting in settings
+        for T in steps
+    }
+    least = {(name, T): min(lost[name, setting, T] for setting in settings) for name in results for T in steps}
+    for setting in settings:
+        cells = [sum(lost[name, setting, T] for name in results) / len(results) for T in steps]
+        cells.append(max(lost[name, setting, T] - least[name, T] for name in results for T in steps))
+        yield f"| `{setting.row}` | {' | '.join(f'{x:.1f}' for x in cells)} |"
+
+
 def default_table(results: dict[str, list[dict[str, Any]]], steps: list[int]) -> Iterator[str]:
     """Lines of a table of the best setting: how often SNN and ANN give the same class, and the time of convert."""
     yield f"| `{BEST.row}` | " + " | ".join(f"same class, T = {T}" for T in steps) + " | convert, processor seconds |"
@@ -478,7 +500,11 @@ def main() -> None:
                 for setting in (Setting(PLAIN), BEST):
                     for rate in TUNED_RATES:
                         run.measure(tuned_key(setting, rate), run.fine_tuned, setting, rate)
-    tables = [conversion_table(results, settings, steps, not options.without_peers), default_table(results, steps)]
+    tables = [
+        choice_table(results, settings, steps),
+        conversion_table(results, settings, steps, not options.without_peers),
+        default_table(results, steps),
+    ]
     tables += [fine_tuning_table(results)] if options.fine_tune else []
     for table in tables:
         print("", *table, sep="\n")

@@ -96,6 +96,25 @@ def test_conversion_table(bench):
     ]
 
 
+def test_conversion_choice(bench):
+    """Mean losses on the validation images, and the largest distance from the setting that loses least."""
+    conversion = bench("conversion")
+    one, other = conversion.SETTINGS[:2]
+
+    def run(ann, first, second):
+        return {
+            "ANN": {"validation": ann},
+            f"{one.row}, T = 4": {"validation": first},
+            f"{other.row}, T = 4": {"validation": second},
+        }
+
+    results = {"vgg": [run(60.0, 50.0, 58.0), run(50.0, 44.0, 46.0)], "resnet": [run(60.0, 58.0, 57.5)]}
+    assert [*conversion.choice_table(results, [one, other], [4])][2:] == [
+        f"| `{one.row}` | 5.0 | 5.0 |",  # loses 8 of the VGG and 2 of the ResNet
+        f"| `{other.row}` | 2.8 | 0.5 |",  # 3 and 2.5
+    ]
+
+
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
 def test_layers_on_a_device(bench, monkeypatch):
     """Of which nothing is needed: without values nothing can be compared, but every call is checked."""
