@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 import ann
-import conversion
+import mnist_digits
 import tandem_cuda as tc
 from layer_sections import check_activity, quantised_sides
 from network_sections import ann_sides, check_ann, check_learning, inference, inputs, training_step, with_neurons
@@ -134,9 +134,9 @@ def converted(build: Any, shape: tuple[int, ...], neuron: tc.IF = tc.IF()) -> Ne
 
 
 @functools.cache
-def digits_in_colour() -> tuple[conversion.Digits, Tensor]:
+def digits_in_colour() -> tuple[mnist_digits.Digits, Tensor]:
     """MNIST digits of 32 x 32 pixels in three channels: those to train on, and 64 others."""
-    to_train, others, _ = conversion.digits()
+    to_train, others, _ = mnist_digits.digits()
     images = [F.pad(x, (2, 2, 2, 2)).expand(-1, 3, -1, -1).contiguous() for x, _ in (to_train, others)]
     return (images[0], to_train[1]), images[1][:64]
 
@@ -146,7 +146,7 @@ def learned(build: Callable[[], nn.Module]) -> nn.Module:
     """After an epoch."""
     torch.manual_seed(0)
     net = build().to(memory_format=torch.channels_last)
-    conversion.train(net, digits_in_colour()[0], 1)
+    mnist_digits.train(net, digits_in_colour()[0], 1)
     return net.to(memory_format=torch.contiguous_format)
 
 

@@ -177,10 +177,10 @@ def test_the_same_spikes_everywhere(make, neuron, bits, mode, tmp_path):
 def test_integers_are_those_of_the_weights(make):
     """The ANN sees the rounded weights, so its pre-activations are those of the spiking twin but for rounding."""
     net, x = trained(make, IF(0.1, two_phase=True), 8)
-    watched = Watch(net)
+    watched = Watch(net.snn)
     with torch.no_grad():
         counts = watched(x)
-    plain = copy.deepcopy(net)
+    plain = copy.deepcopy(net.snn)
     for module in plain.modules():
         if isinstance(module, TandemLayer):
             rounded = module.weight.detach()

@@ -75,6 +75,7 @@ class TandemNetwork(nn.Module):
     _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
     _record: Record | None = None  # likewise
     _watch: Watch | None = None  # likewise
+    _lenient = False  # whether the state that is being loaded may lack thresholds
     _own: Sequence[tuple[Any, nn.Module, str]] = ()  # likewise; modules with tensors of the spiking twin alone
     _own_kinds: Sequence[Any] = ()  # likewise; dtype and device that these tensors have
     _weight_twins: Sequence[
@@ -345,7 +346,7 @@ class TandemNetwork(nn.Module):
 
     def _follow(self) -> None:
         """Give tensors of the spiking twin alone the dtype and device of the ANN's, which may have been moved."""
-        if self._own_kinds != self._kinds_of_ann():
+        if self._own and self._own_kinds != self._kinds_of_ann():
             self._move_own_tensors()
 
     def _kinds_of_ann(self) -> list[tuple[torch.dtype, torch.device]]:
@@ -429,16 +430,36 @@ class TandemNetwork(nn.Module):
             x = getattr(*owner_of(self, name))
             state[given.get("prefix", "") + public] = x if given.get("keep_vars", False) else x.detach()
         prefix = given.get("prefix", "")
-        if self.calibration is not None:
-            state[prefix + EXTRA_STATE] = self.calibration.as_tensor()
-        elif hasattr(state, "_metadata"):
+        calibration = self.__dict__.get("calibration")  # absent from networks pickled by earlier versions
+        if calibration is not None:
+            state[prefix + EXTRA_STATE] = calibration.as_tensor()
+        elif self.levels is None and hasattr(state, "_metadata"):
             state._metadata.setdefault(prefix[:-1], {})[_UNCALIBRATED] = True
         return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load parameters, statistics and, of a calibrated network, thresholds.
+
+        Args:
+            state_dict: of this network, of one that was converted alike, or of an ANN.
+            strict: if False, keys may be missing or unexpected, and thresholds that do not fit are left out.
+            assign: as in torch.nn.Module.
+
+        Raises:
+            RuntimeError: keys or shapes differ, or the thresholds do not fit (``strict``).
+        """
+        self._lenient = not strict
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        finally:
+            del self._lenient
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         self.check_twins()
         strict, missing, _, errors = args
-        self._load_calibration(state_dict.pop(prefix + EXTRA_STATE, None), local_metadata, errors)
+        problem = self._load_calibration(state_dict.pop(prefix + EXTRA_STATE, None), local_metadata)
+        if problem and not self._lenient:
+            errors.append(problem)
         # The spiking twin's modules load themselves next, so they need the names they have in the spiking twin.
         renamed = {theirs: state_dict.pop(prefix + theirs) for theirs in self._used() if prefix + theirs in state_dict}
         for name, theirs in self._names.items():
@@ -462,38 +483,33 @@ class TandemNetwork(nn.Module):
                     old.copy_(new)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-    def _load_calibration(self, state: Any, metadata: Any, errors: list[str]) -> None:
-        """Take over the thresholds of the network whose state is loaded. Add to ``errors`` if that is impossible."""
-        mine = self.calibration
+    def _load_calibration(self, state: Any, metadata: Any) -> str:
+        """Take over the thresholds of the network whose state is loaded. Return why that is impossible, or ""."""
+        mine = self.__dict__.get("calibration")  # as in state_dict
         if state is None:
-            if mine is not None and metadata.get(_UNCALIBRATED, False):
-                errors.append(
-                    "the state is of a converted network without calibration, whose neurons have other thresholds: "
-                    "load it into a conversion without calibrate, or into snn.ann()"
-                )
-            return
+            if mine is None or not metadata.get(_UNCALIBRATED, False):
+                return ""
+            return (
+                "the state is of a converted network without calibration, whose neurons have other thresholds: load it "
+                "into a conversion without calibrate, or into snn.ann()"
+            )
         saved = Calibration.of_tensor(state)
+        remedy = (
+            "call convert(ann, time_steps, calibrate=Calibration.of_state(state)), and load the state into the result"
+        )
         if mine is None:
-            errors.append(
-                "the state is of a calibrated network, whose thresholds this network cannot take over: call "
-                "convert(ann, time_steps, calibrate=Calibration.of_state(state)), and load the state into the result"
-            )
-        elif {k: _channels_of(x) for k, x in saved.levels.items()} != {
-            k: _channels_of(x) for k, x in mine.levels.items()
-        }:
-            errors.append(
-                "the state is of a network with other layers or with thresholds for other channels: call convert(ann, "
-                "time_steps, calibrate=Calibration.of_state(state)), and load the state into the result"
-            )
-        elif saved.neuron != mine.neuron:
-            errors.append(f"the state is of a network with {saved.neuron}, whereas this network has {mine.neuron}")
-        else:
-            for name in mine.corrections:
-                holder = weight_layer(self.snn.get_submodule(name))
-                if holder is not None and name not in saved.corrections:
-                    holder.correction = None
-            self.calibration = saved
-            self.set_time_steps(self.time_steps)
+            return f"the state is of a calibrated network, whose thresholds this network cannot take over: {remedy}"
+        if _shapes(saved.levels) != _shapes(mine.levels):
+            return f"the state is of a network with other layers or with thresholds for other channels: {remedy}"
+        if saved.neuron != mine.neuron:
+            return f"the state is of a network with {saved.neuron}, this network has {mine.neuron}: {remedy}"
+        for name in mine.corrections:
+            holder = weight_layer(self.snn.get_submodule(name))
+            if holder is not None and name not in saved.corrections:
+                holder.correction = None
+        self.calibration = saved
+        self.set_time_steps(self.time_steps)
+        return ""
 
     def _used(self) -> list[str]:
         return list(dict.fromkeys(self._names.values()))
@@ -525,8 +541,8 @@ _UNCALIBRATED = "uncalibrated"
 """In the metadata of a state dict: the state of a converted network without calibration."""
 
 
-def _channels_of(level: Level) -> tuple[int, ...]:
-    return tuple(level.shape) if isinstance(level, Tensor) else ()
+def _shapes(levels: Mapping[str, Level]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(level.shape) if isinstance(level, Tensor) else () for name, level in levels.items()}
 
 
 _WITH_OWN_TENSORS = (TandemLayer, TandemAdd, Decode)
