@@ -128,7 +128,7 @@ def converted(build: Any, shape: tuple[int, ...], neuron: tc.IF = tc.IF()) -> Ne
     for batch in batches:
         net(batch)
     net.eval()
-    how = {"neuron": neuron, "calibrate": batches[0], **OF_LAYERS}
+    how: dict[str, Any] = {"neuron": neuron, "calibrate": batches[0], **OF_LAYERS}
     integer = tc.convert(copy.deepcopy(net), T, **how, weights="int8")
     return tc.convert(net, T, **how), integer, net, 1
 

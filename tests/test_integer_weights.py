@@ -180,7 +180,7 @@ def test_integers_are_those_of_the_weights(make):
     watched = Watch(net.snn)
     with torch.no_grad():
         counts = watched(x)
-    plain = copy.deepcopy(net.snn)
+    plain = copy.deepcopy(net.snn)  # alone, for its ANN keeps its quantisers
     for module in plain.modules():
         if isinstance(module, TandemLayer):
             rounded = module.weight.detach()
