@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tandem_cuda import convert
+from tandem_cuda import IF, convert
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "convert_pretrained.py"
 
@@ -66,7 +66,8 @@ def start(ann, batches):
             ann(images)
     for norm in norms:
         norm.momentum = 0.9
-    return convert(ann, 8, calibrate=batches[0][0], percentile=99)
+    thresholds = {"percentile": 99, "per_channel": False, "correct_bias": False}
+    return convert(ann, 8, neuron=IF(), calibrate=batches[0][0], **thresholds)
 
 
 @torch.no_grad()
