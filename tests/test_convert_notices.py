@@ -447,6 +447,16 @@ def test_what_the_spiking_twin_alone_holds_follows_the_ann(how, move):
         assert torch.equal(fresh(x), found)
 
 
+def test_what_follows_in_inference_mode_can_be_trained():
+    ann, x = Dense().eval(), torch.rand(16, 1, 8, 8)
+    snn = convert(ann, 8, calibrate=x, learn_thresholds=True)
+    ann.double()
+    with torch.inference_mode():
+        snn(x.double())
+    snn.train()(x.double()).square().sum().backward()
+    assert all(p.grad is not None for p in snn.parameters())
+
+
 # -- what is saved
 
 

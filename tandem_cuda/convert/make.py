@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..neuron import IF, Neuron, check_neuron
+from ..nn.modes import evaluating
 from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
 from ..nn.quantiser import quantiser
 from ..ops import checks
@@ -213,7 +214,8 @@ def convert(
             if calibrate is None:
                 return TandemNetwork(snn, ann, time_steps, names, record=record, traced=trace)
             if found is None:
-                check_traced(ann, trace.graph, *batches[0], root=trace.root)
+                with evaluating(ann), torch.no_grad():
+                    check_traced(ann, trace.graph, *batches[0], root=trace.root)
                 levels = _levels(conversion, trace, snn, batches, percentile)
                 found = Calibration(time_steps, levels, neuron=neuron)
             else:

@@ -353,6 +353,8 @@ class TandemNetwork(nn.Module):
         """Return dtype and device of what the spiking twin's own tensors follow."""
         return [(x.dtype, x.device) for x in (owner._parameters[key] for _, owner, key in self._own) if x is not None]
 
+    @torch.inference_mode(False)  # inference tensors would be of no use in training
+    @torch.no_grad()
     def _move_own_tensors(self) -> None:
         for module, owner, key in self._own:
             like = getattr(owner, key)
@@ -364,7 +366,8 @@ class TandemNetwork(nn.Module):
             if isinstance(module, TandemElementwise):
                 module.maps_on(like)
         self._own_kinds = self._kinds_of_ann()
-        self.set_time_steps(self.time_steps)  # whose constants are rounded anew
+        if "calibration" in self.__dict__:  # absent from networks pickled by earlier versions
+            self.set_time_steps(self.time_steps)  # whose constants are rounded anew
 
     def check_twins(self) -> None:
         """Raise a RuntimeError if the ANN no longer is what its spiking twin stands for.

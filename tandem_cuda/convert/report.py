@@ -162,7 +162,8 @@ class ConversionReport:
                 0, f"the network gives the class of its ANN for {self.agreement:.1%} of {self.samples} samples"
             )
         if self.saturated:
-            parts.append(f"{len(self.saturated)} layers are saturated")
+            number = len(self.saturated)
+            parts.append("a layer is saturated" if number == 1 else f"{number} layers are saturated")
         if self.is_unlike and (layer := self.error_starts) is not None:
             parts.append(f"the error starts at {layer.name} ({layer.error:.1%})")
         return ", ".join(parts)
