@@ -351,6 +351,8 @@ class TandemModule(lightning.LightningModule):
             key = f"net.{name}.log_threshold"
             if key in state and key not in own:  # of a layer that a recipe lets spike later
                 p.data.copy_(state.pop(key))
+        if "net._extra_state" not in own:  # calibration by a recipe, which keeps the levels itself
+            state.pop("net._extra_state", None)
         saved = checkpoint["tandem"]
         self.seconds, self._resumed_steps = saved["seconds"], saved["steps"]
         self.fastest_epoch = saved.get("fastest_epoch", math.inf)  # not in checkpoints of earlier versions
@@ -377,7 +379,7 @@ class TandemModule(lightning.LightningModule):
             CheckpointError: says what differs.
         """
         theirs, ours = (
-            {name: list(x.shape) for name, x in state.items() if not name.endswith(".log_threshold")}
+            {name: list(x.shape) for name, x in state.items() if not name.endswith((".log_threshold", "._extra_state"))}
             for state in (checkpoint.get("state_dict", {}), self.state_dict())
         )
         for name in [*ours, *theirs]:

@@ -22,6 +22,7 @@ import recipes  # noqa: E402
 import tandem_module  # noqa: E402
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint  # noqa: E402
 
+from anns import per_layer  # noqa: E402
 from exact import generator, same  # noqa: E402
 from tandem_cuda import SpikeTrain, TandemNetwork, convert, freeze, models  # noqa: E402
 from tandem_cuda.quantisation import quantiser  # noqa: E402
@@ -99,7 +100,7 @@ def test_ann_first():
     # Calibrated on that ANN, with the training batches and nothing else.
     ann = network()
     ann.load_state_dict(seen.weights[1])
-    assert convert(ann, 8, calibrate=batches(64, 0), percentile=99).levels == recipe.levels
+    assert convert(ann, 8, calibrate=batches(64, 0), percentile=99, **per_layer()).levels == recipe.levels
 
 
 def test_progressive():
@@ -121,7 +122,8 @@ def test_progressive():
     # Thresholds are kept: those of the last stage hold the ones found in the first.
     ann = network()
     ann.load_state_dict(seen.weights[first[1] - 1])
-    level = convert(ann, 8, calibrate=batches(64, 0), percentile=99, spiking_layers=1).levels["0"]
+    how = {"calibrate": batches(64, 0), "percentile": 99, **per_layer()}
+    level = convert(ann, 8, spiking_layers=1, **how).levels["0"]
     assert module.net.levels["0"] == level
 
 
