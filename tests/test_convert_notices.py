@@ -741,3 +741,194 @@ def test_calibration_leaves_the_data_as_it_is(how):
     snn = convert(ann, 64, calibrate=x, **how)
     assert torch.equal(x, before)
     assert relative_error(snn, lambda x: ann.layers(2 * x + 0.5), x.clone()) < 0.05
+
+
+# -- what must not be noticed, and what must
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ann: [setattr(m, "label", name) for name, m in ann.named_modules()],
+        lambda ann: ann.apply(lambda m: setattr(m, "quantize", False)),
+        lambda ann: setattr(ann[1], "inplace", False),
+        lambda ann: setattr(ann[1], "extra_repr", lambda: "an activation"),
+        lambda ann: setattr(ann, "bank", np.zeros(3)),
+        lambda ann: setattr(ann, "bank", torch.zeros(3)),
+        lambda ann: setattr(ann, "step", 7),
+    ],
+    ids=["labels", "flags", "no longer in place", "extra_repr", "an array", "a tensor", "a counter"],
+)
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_changes_without_effect_are_no_alarm(change, calibrated):
+    torch.manual_seed(0)
+    ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+    ann.eval().bank, ann.step, x = None, 0, torch.rand(16, 1, 8, 8)
+    seen = []
+    snn = convert(ann, 8, calibrate=x if calibrated else None)
+    other = pickle.loads(pickle.dumps(snn))
+    ann[0].register_forward_hook(lambda module, inputs, out: seen.append(out))
+    change(ann)
+    change(other.ann())
+    snn(x)
+    other(x)
+    assert not seen  # the ANN itself does not run
+
+
+def test_a_pickle_may_be_loaded_in_another_process():
+    """Functions then have other addresses."""
+    snn = convert(Switched(), 8)
+    described = snn._watch.description
+    assert any("relu" in line for line in described)
+    assert not any("0x" in line for line in described)
+
+
+class Held(nn.Module):
+    """Settings in places where they are easily overlooked."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.shift, self.config, self._scale = [0.0, 1.0], {"offset": 0.5}, 2.0
+        self.tensor = torch.tensor(0.5)
+        self.register_buffer("mean", torch.tensor(0.25), persistent=False)
+
+    def forward(self, x):
+        x = (x - self.mean) * self._scale + self.shift[0] + self.tensor + self.config["offset"]
+        return self.last(F.relu(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ann: ann.shift.__setitem__(0, 5.0),
+        lambda ann: ann.config.update(offset=2.0),
+        lambda ann: setattr(ann, "_scale", 3.0),
+        lambda ann: setattr(ann, "tensor", torch.tensor(2.0)),
+    ],
+    ids=["a list", "a dict", "a private attribute", "a plain tensor"],
+)
+def test_hidden_settings_are_noticed(change):
+    ann, x = Held().eval(), torch.rand(4, 6)
+    snn = convert(ann, 8)
+    snn(x)
+    change(ann)
+    with pytest.raises(RuntimeError, match="must compute what it did when it was converted"):
+        snn(x)
+
+
+def test_buffers_that_are_not_saved_are_followed():
+    ann, x = Held().eval(), torch.rand(4, 6)
+    snn = convert(ann, 64, calibrate=x)
+    ann.mean = torch.tensor(0.5)
+    assert torch.equal(snn(x), convert(ann, 64, calibrate=snn.calibration)(x))
+    snn.double()
+    assert ann.mean.dtype == torch.float64
+    ann.float()
+    ann.tensor = ann.tensor  # moves leave plain tensors alone
+    snn(x)
+
+
+def test_one_module_in_two_places_is_watched():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool, self.first, self.last = nn.MaxPool2d(2), nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.last(self.pool(F.relu(self.first(self.pool(x)))))
+
+    ann, x = Net().eval(), torch.rand(2, 1, 8, 8)
+    snn = convert(ann, 8)
+    ann.pool.kernel_size = ann.pool.stride = 1
+    with pytest.raises(RuntimeError, match=r"pool.kernel_size, pool.stride changed"):
+        snn(x)
+
+
+def test_what_makes_the_ann_fail_is_named():
+    ann, x = cnn(), torch.rand(16, 1, 14, 14)
+    snn = convert(ann, 8, calibrate=x)
+    ann[5].stride = 1  # its linear layer no longer fits
+    with pytest.raises(RuntimeError, match=r"5\.stride changed"):
+        snn(x)
+
+
+def test_equal_conversions_of_one_quantised_ann_may_stand_side_by_side():
+    torch.manual_seed(0)
+    ann, x = linear(6, 5, 4, 3).eval(), torch.rand(32, 6)
+    one = convert(ann, 4, calibrate=x, weights="int8")
+    other = convert(ann, 4, calibrate=one.calibration)
+    assert torch.equal(one(x), other(x))
+    convert(ann, 4, calibrate=3 * x, weights="int8")
+    with pytest.raises(RuntimeError, match="another conversion of it has other thresholds"):
+        one(x)
+
+
+def test_outputs_that_are_no_numbers_are_not_compared():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = linear(6, 5, 3)
+
+        def forward(self, x):
+            y = self.layers(x)
+            return y, y > 0, y.argmax(1)
+
+    x = torch.rand(16, 6)
+    assert convert(Net().eval(), 64, calibrate=x).report().output_error < 0.2
+
+
+@pytest.mark.parametrize("inference", ["convert", "set_time_steps"])
+def test_conversions_in_inference_mode_can_be_trained(inference):
+    ann, x = Dense().eval(), torch.rand(16, 1, 8, 8)
+    with torch.inference_mode(inference == "convert"):
+        snn = convert(ann, 8, calibrate=x)
+    with torch.inference_mode(inference == "set_time_steps"):
+        snn.set_time_steps(4)
+    snn.train()(x).square().sum().backward()
+
+
+def test_a_loader_may_use_its_memory_again():
+    ann, batches = linear(6, 5, 3).eval(), [torch.rand(8, 6), 3 * torch.rand(8, 6)]
+
+    def loader():
+        memory = torch.empty(8, 6)
+        for batch in batches:
+            yield memory.copy_(batch)
+
+    found = convert(ann, 8, calibrate=loader()).levels["0"]
+    assert torch.equal(found, convert(ann, 8, calibrate=batches).levels["0"])
+
+
+def test_nested_lenient_loads_leave_thresholds_out():
+    x = inputs(16)
+    state = nn.ModuleDict({"net": convert(Residual().eval(), 8, calibrate=x)}).state_dict()
+    outer = nn.ModuleDict({"net": convert(Residual().eval(), 8)})
+    with pytest.raises(RuntimeError, match=r"net._extra_state \(the state is of a calibrated network"):
+        outer.load_state_dict(state)
+    outer.load_state_dict(state, strict=False)
+    averaged = {k: v * 0.5 if v.is_floating_point() else v for k, v in state.items()}
+    averaged["net._extra_state"] = averaged["net._extra_state"] * 0.5
+    again = nn.ModuleDict({"net": convert(Residual().eval(), 8, calibrate=x)})
+    with pytest.raises(RuntimeError, match="the extra state must be that of a TandemNetwork"):
+        again.load_state_dict(averaged)
+
+
+def test_deep_networks_are_searched_once_for_single_pixels():
+    torchvision = pytest.importorskip("torchvision")
+    convert(torchvision.models.resnet101(), 4)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1)
+            self.layers = nn.ModuleList([nn.Conv2d(4, 4, 1) for _ in range(40)])
+            self.norm = nn.SyncBatchNorm(4)
+
+        def forward(self, x):
+            x = F.adaptive_avg_pool2d(F.relu(self.first(x)), 1)
+            for layer in self.layers:
+                x = F.relu(layer(x).contiguous() + x)
+            return self.last(F.relu(x + self.norm(self.layers[0](x)).clamp(min=0)))
+
+    convert(Net(), 4)(torch.rand(2, 1, 8, 8))

@@ -48,7 +48,8 @@ def calibration_batches(ann: nn.Module, data: Any) -> list[Batch]:
         if inputs is None:
             raise ValueError(f"convert: calibrate must yield {_wanted(names)}, got {_described(batch)} in batch {i}")
         _check(inputs, names, i)
-        batches.append(inputs)
+        # An iterator may fill the same memory again.
+        batches.append(inputs if isinstance(data, (list, tuple)) else copied(inputs))
     if not batches:
         raise ValueError("convert: calibrate must yield at least one batch, got none")
     return batches

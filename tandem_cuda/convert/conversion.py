@@ -63,6 +63,7 @@ from .nodes import (
     scope_of,
     word_of,
 )
+from .pixels import Pixels
 from .record import Origin, Record
 from .rules import Call, Unconvertible, WeightRule, advice_against, applied, fire, rule_for, weights_of
 from .values import Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Source, Train
@@ -108,6 +109,7 @@ class Conversion:
         self.spiking = spiking
         """The nodes up to and including the activations of the layers that are to spike; None for all that can."""
         self.nodes = list(graph.nodes)
+        self.pixels = Pixels(self.nodes, ann)
         self.time_steps, self.mode, self.neuron, self.engine, self.scaled = time_steps, mode, neuron, engine, scaled
         self.learn_thresholds, self.per_channel = learn_thresholds, per_channel
         self.graph = fx.Graph()

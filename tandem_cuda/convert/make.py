@@ -192,7 +192,7 @@ def convert(
     batches = calibration_batches(ann, calibrate) if on_data else []
     if example is None and batches and inputs_of(ann) is not None:
         example = tuple(x[:1] for x in batches[0])
-    with ExitStack() as undone_on_error:
+    with torch.inference_mode(False), ExitStack() as undone_on_error:  # calibration makes tensors that training needs
         names_replaced: Sequence[str] = ()
         if replace is not None:
             check_replacements(replace, ann)

@@ -75,7 +75,6 @@ class TandemNetwork(nn.Module):
     _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
     _record: Record | None = None  # likewise
     _watch: Watch | None = None  # likewise
-    _lenient = False  # whether the state that is being loaded may lack thresholds
     _own: Sequence[tuple[Any, nn.Module, str]] = ()  # likewise; modules with tensors of the spiking twin alone
     _own_kinds: Sequence[Any] = ()  # likewise; dtype and device that these tensors have
     _weight_twins: Sequence[
@@ -119,18 +118,19 @@ class TandemNetwork(nn.Module):
             if module not in shared:  # shared modules keep their mode: parts of a model may be frozen
                 module.training = modes.get(name, ann.training)
         if traced is not None and record is not None:
-            self._watch = Watch(ann, traced, shared, record)
+            self._watch = Watch(ann, traced, record)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         unite(self.snn, self.ann())
         if self._watch is not None:
-            self._watch.resume(same_modules(self.snn, self.ann()))
+            self._watch.resume()
 
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
         return self._twin[0]
 
+    @torch.inference_mode(False)  # inference tensors would be of no use in training
     def set_time_steps(self, time_steps: int) -> None:
         """Run with another number of time steps from now on, on the same weights.
 
@@ -318,6 +318,12 @@ class TandemNetwork(nn.Module):
             self._held.append((theirs, owner, key, getattr(owner, key)))
             if has_weights(layer) and getattr(layer, "bias", None) is None:
                 self._held.append((f"{path}.bias".lstrip("."), layer, "bias", None))
+        saved = {*self._names.values()}
+        of_ann = {id(x): name for name, x in ann.named_buffers() if name not in saved}
+        for name, x in self.named_buffers():
+            unsaved = of_ann.get(id(x))
+            if unsaved is not None and ann.get_submodule(unsaved.rpartition(".")[0]) not in shared:
+                self._buffers_held.append((*owner_of(self, name), *owner_of(ann, unsaved), x))
         self._weight_twins = [*self._find_weight_twins()]
         likes = {id(mine): owner_of(ann, theirs) for mine, theirs, _ in self._weight_twins}
         first = next((owner_of(ann, name) for name, _ in ann.named_parameters()), None)
@@ -401,7 +407,7 @@ class TandemNetwork(nn.Module):
                 f"TandemNetwork: the ANN must compute what it did when it was converted, but {changes} changed. Call "
                 "convert on the ANN again (calibrate=snn.calibration keeps the thresholds)"
             )
-        if any(of_weight.input_scale is not scale for of_weight, scale in self._scaled):
+        if any(not _same(of_weight.input_scale, scale) for of_weight, scale in self._scaled):
             raise RuntimeError(
                 "TandemNetwork: the ANN must round its weights as its spiking twin does, but another conversion of it "
                 "has other thresholds of channels or concatenated trains. Call convert again "
@@ -416,6 +422,8 @@ class TandemNetwork(nn.Module):
 
     def _tie(self) -> None:
         """Make the ANN hold the spiking twin's tensors again after loading or moving has replaced some of them."""
+        for mine, mine_key, owner, key, _ in self._buffers_held:
+            setattr(owner, key, getattr(mine, mine_key))
         for name, theirs in self._names.items():
             (owner, key), (other, other_key) = owner_of(self, name), owner_of(self.ann(), theirs)
             x = getattr(owner, key)
@@ -440,29 +448,12 @@ class TandemNetwork(nn.Module):
             state._metadata.setdefault(prefix[:-1], {})[_UNCALIBRATED] = True
         return state
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load parameters, statistics and, of a calibrated network, thresholds.
-
-        Args:
-            state_dict: of this network, of one that was converted alike, or of an ANN.
-            strict: if False, keys may be missing or unexpected, and thresholds that do not fit are left out.
-            assign: as in torch.nn.Module.
-
-        Raises:
-            RuntimeError: keys or shapes differ, or the thresholds do not fit (``strict``).
-        """
-        self._lenient = not strict
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        finally:
-            del self._lenient
-
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
         self.check_twins()
-        strict, missing, _, errors = args
-        problem = self._load_calibration(state_dict.pop(prefix + EXTRA_STATE, None), local_metadata)
-        if problem and not self._lenient:
-            errors.append(problem)
+        strict, missing, unexpected, errors = args
+        state = state_dict.pop(prefix + EXTRA_STATE, None)
+        if problem := self._load_calibration(state, local_metadata):  # as a key, which strict=False ignores
+            (missing if state is None else unexpected).append(f"{prefix}{EXTRA_STATE} ({problem})")
         # The spiking twin's modules load themselves next, so they need the names they have in the spiking twin.
         renamed = {theirs: state_dict.pop(prefix + theirs) for theirs in self._used() if prefix + theirs in state_dict}
         for name, theirs in self._names.items():
@@ -496,7 +487,10 @@ class TandemNetwork(nn.Module):
                 "the state is of a converted network without calibration, whose neurons have other thresholds: load it "
                 "into a conversion without calibrate, or into snn.ann()"
             )
-        saved = Calibration.of_tensor(state)
+        try:
+            saved = Calibration.of_tensor(state)
+        except ValueError as error:
+            return str(error)
         remedy = (
             "call convert(ann, time_steps, calibrate=Calibration.of_state(state)), and load the state into the result"
         )
@@ -542,6 +536,10 @@ class TandemNetwork(nn.Module):
 
 _UNCALIBRATED = "uncalibrated"
 """In the metadata of a state dict: the state of a converted network without calibration."""
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def _shapes(levels: Mapping[str, Level]) -> dict[str, tuple[int, ...]]:

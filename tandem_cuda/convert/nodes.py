@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
 import sys
@@ -84,17 +85,19 @@ def unite(snn: nn.Module, ann: nn.Module) -> None:
         module.__dict__ = states.get(id(module._parameters), vars(module))
 
 
-_SETTINGS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
+_SETTINGS = (bool, int, float, complex, str, torch.dtype, torch.device, enum.Enum, type(None))
+_INTERNAL = {*vars(nn.Module()), "training"}
 
 
 def settings(module: nn.Module) -> dict[str, Any]:
     """Return the attributes of a module that decide on what it computes, without tensors and train or eval mode.
 
-    These are numbers, strings and tuples or lists of them, functions, and methods that the instance overrides.
+    These are numbers, strings, functions, collections of them (as they are now), and methods that the instance
+    overrides.
     """
-    public = {key: x for key, x in vars(module).items() if key != "training" and not key.startswith("_")}
-    found = {key: x for key, x in public.items() if _is_setting(x)}
-    return found | {key: vars(module)[key] for key in overridden_methods(module)}
+    own = {key: x for key, x in vars(module).items() if key not in _INTERNAL}
+    found = {key: snapshot(x) for key, x in own.items() if is_setting(x)}
+    return found | {key: own[key] for key in overridden_methods(module)}
 
 
 def all_settings(ann: nn.Module) -> dict[tuple[str, str], Any]:
@@ -102,15 +105,28 @@ def all_settings(ann: nn.Module) -> dict[tuple[str, str], Any]:
     return {(name, key): x for name, module in ann.named_modules() for key, x in settings(module).items()}
 
 
-def _is_setting(x: Any) -> bool:
-    if isinstance(x, (tuple, list)):
-        return all(map(_is_setting, x))
+def is_setting(x: Any) -> bool:
+    """Whether x is a number, a string, a function or a collection of them."""
+    if isinstance(x, (tuple, list, set, frozenset)):
+        return all(map(is_setting, x))
+    if isinstance(x, dict):
+        return all(map(is_setting, x.values()))
     return isinstance(x, _SETTINGS) or inspect.isroutine(x) or isinstance(x, functools.partial)
 
 
+def snapshot(x: Any) -> Any:
+    """Return a copy of a setting, which stays as it is if the collection changes."""
+    if isinstance(x, (tuple, list)):
+        return tuple(map(snapshot, x))
+    if isinstance(x, dict):
+        return {key: snapshot(value) for key, value in x.items()}
+    return frozenset(x) if isinstance(x, (set, frozenset)) else x
+
+
 def overridden_methods(module: nn.Module) -> list[str]:
-    """Return the names of the methods of its class that an instance overrides, as wrappers of layers do."""
-    return [key for key, x in vars(module).items() if callable(x) and callable(getattr(type(module), key, None))]
+    """Return the names of the methods that an instance overrides and that may compute something, as forward does."""
+    names = [key for key, x in vars(module).items() if callable(x) and callable(getattr(type(module), key, None))]
+    return [name for name in names if name in ("forward", "_call_impl") or not hasattr(nn.Module, name)]
 
 
 def overridden(module: nn.Module) -> str:

@@ -93,6 +93,9 @@ class _Metatype(builtins.type):
 class _Type(metaclass=_Metatype):
     """What ``type`` is in the ANN's own modules while it is traced."""
 
+    def __class_getitem__(cls, item: Any) -> Any:
+        return builtins.type[item]
+
 
 def _isinstance(x: Any, kinds: Any) -> bool:
     """What ``isinstance`` is there."""

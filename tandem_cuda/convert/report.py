@@ -452,7 +452,7 @@ class _Answers:
             if isinstance(mine, Tensor) and mine.is_floating_point():
                 pair = torch.stack([x.double().square().sum().cpu() for x in (mine - theirs, theirs)])
                 self.squares[i] = self.squares.get(i, 0) + pair
-            if isinstance(mine, Tensor) and mine.dim() == 2 and mine.shape[1] > 1:
+            if isinstance(mine, Tensor) and mine.is_floating_point() and mine.dim() == 2 and mine.shape[1] > 1:
                 self.chosen.setdefault(i, []).append(torch.stack([mine.argmax(1), theirs.argmax(1)]).cpu())
 
     def agreement(self) -> float | None:

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from ..nn.tandem import TandemLayer
 from .advice import COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, NUMBER
-from .nodes import asks_for_size, kind_of, word_of
+from .nodes import asks_for_size, kind_of
 from .values import Branch, Current, Grouped, Pieces, Pooled, Real, Shape, Size, Sizes, Train, is_value
 
 if TYPE_CHECKING:
@@ -244,7 +243,7 @@ class Call:
                 raise Unconvertible(
                     f"make its inputs alike in size, by nn.Upsample or torch.cat: spikes do not broadcast, got {got}"
                 )
-        elif len({is_pixel(node, self._conversion.ann) for node in nodes}) > 1:
+        elif self._conversion.pixels.differ(nodes):
             raise Unconvertible(
                 "make its inputs alike in size, by nn.Upsample: spikes do not broadcast, and one is pooled to one "
                 "pixel (pass example=, an input of ann, if the other has one pixel, too)"
@@ -398,35 +397,6 @@ class Call:
         call = Call(self._conversion, self.node, self.module)
         call._given = x
         return call
-
-
-def _keeps_pixel(layer: nn.Conv2d) -> bool:
-    """Whether a convolution makes one pixel of one."""
-    if layer.padding == "same":
-        return True
-    padding: Any = (0, 0) if layer.padding == "valid" else layer.padding
-    taps = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    return all((2 * p - t) // s == 0 for p, t, s in zip(padding, taps, layer.stride, strict=True))
-
-
-def is_pixel(node: fx.Node, ann: nn.Module) -> bool:
-    """Whether images are certain to have one pixel at a node, because they are pooled to it."""
-    if node.op == "call_module":
-        module: Any = ann.get_submodule(str(node.target))
-        if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
-            return module.output_size in (1, (1, 1))
-        keeps = isinstance(module, (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Identity, nn.Dropout, nn.Dropout2d))
-        if not keeps and not (isinstance(module, nn.Conv2d) and _keeps_pixel(module)):
-            return False
-    elif node.target in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d):
-        return node.args[1:] in ((1,), ((1, 1),))
-    elif word_of(node.target) in ("mean", "amax"):
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-        return bool(keepdim) and isinstance(dims, (tuple, list)) and {*dims} in ({2, 3}, {-1, -2})
-    elif word_of(node.target) not in ("relu", "relu_", "relu6", "add", "iadd", "sub", "mul", "neg", "dropout"):
-        return False
-    return bool(node.all_input_nodes) and all(is_pixel(x, ann) for x in node.all_input_nodes)
 
 
 def _number(x: Any) -> Any:

@@ -8,8 +8,9 @@ import inspect
 import itertools
 import math
 import operator
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from types import FunctionType
 from typing import Any
@@ -212,10 +213,10 @@ def _plain(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
 
 @contextmanager
 def retraced(ann: nn.Module, known: Collection[Any], example: Sequence[Tensor] | None) -> Iterator[Traced]:
-    """Trace a converted ANN once more, and leave nothing behind. For the arguments see :func:`traced`."""
+    """Trace a converted ANN once more, without running it, and leave nothing behind. See :func:`traced`."""
     before = {*vars(ann)}
     try:
-        yield traced(ann, known, example)
+        yield traced(ann, known, example, check=False)
     finally:
         for name in {*vars(ann)} - before:  # constants that torch.fx has added
             delattr(ann, name)
@@ -237,12 +238,15 @@ class Traced:
     """The attributes that forward itself changes, such as a counter of its calls: names of module and attribute."""
 
 
-def traced(ann: nn.Module, known: Collection[Any], example: Tensor | Sequence[Tensor] | None = None) -> Traced:
+def traced(
+    ann: nn.Module, known: Collection[Any], example: Tensor | Sequence[Tensor] | None = None, *, check: bool = True
+) -> Traced:
     """Trace forward in eval mode.
 
     Each call of a module whose class is ``known``, or of a ``known`` function, is one node. For dropout functions,
     ``meta["drops"]`` tells whether they drop in eval mode and in training. timm's layers that are a layer of torch.nn
-    and more, such as batch norm with activation, are several nodes.
+    and more, such as batch norm with activation, are several nodes. ``check``: compare the graph with the ANN on the
+    example, and refuse random numbers.
 
     Raises:
         TypeError: ``example`` is not a Tensor or several.
@@ -256,7 +260,7 @@ def traced(ann: nn.Module, known: Collection[Any], example: Tensor | Sequence[Te
     if given is not None:
         _check_example(ann, given)
     before = all_settings(ann)
-    with evaluating(ann), refusing_random_numbers(ann):
+    with evaluating(ann), refusing_random_numbers(ann) if check else nullcontext():
         tracers = [_Tracer(known, ann, given) for _ in range(3)]
         try:
             with answering_for_types(ann):
@@ -278,7 +282,7 @@ def traced(ann: nn.Module, known: Collection[Any], example: Tensor | Sequence[Te
     if given is not None and tracers[0].example is not None:
         tracers[0].example.guard(graphs[0], root)
         with evaluating(ann), torch.no_grad():
-            for n in (2, 3):  # the graph must not depend on the batch size
+            for n in (2, 3) if check else ():  # the graph must not depend on the batch size
                 inputs = [x[torch.arange(n, device=x.device) % len(x)] for x in given]
                 sizes = check_traced(ann, graphs[0], *inputs, root=root)
     return Traced(graphs[0], root, sizes, description, volatile)
@@ -355,7 +359,11 @@ def _done(node: fx.Node, order: dict[fx.Node, int], ann: nn.Module) -> tuple[Any
 def described(graph: fx.Graph, ann: nn.Module) -> tuple[str, ...]:
     """Return what each node does in words that are the same for another trace of the same forward."""
     order = {node: i for i, node in enumerate(graph.nodes)}
-    return tuple(str(_done(node, order, ann)) for node in graph.nodes)
+    return tuple(_ADDRESS.sub("", str(_done(node, order, ann))) for node in graph.nodes)
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""In the text of a function."""
 
 
 def check_traced(

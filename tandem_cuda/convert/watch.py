@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from .nodes import kind_of, name_in_ann, settings
+from .nodes import is_setting, kind_of, name_in_ann, overridden_methods, settings, snapshot
 from .record import Record
 from .rules import RULES
 from .trace import retraced
@@ -19,66 +19,67 @@ _MISSING = object()
 
 
 class Watch:
-    """What the trace of an ANN depends on beside tensors: its modules, their classes and their settings.
+    """What the trace of an ANN depends on beside parameters and buffers: its modules and their settings.
 
-    Modules that both twins hold, such as batch norm, may change their settings: the spiking twin follows.
+    Batch norm, and modules that have no spiking form, stand in both twins: the spiking twin follows their settings.
     """
 
-    def __init__(self, ann: nn.Module, traced: Traced, shared: Collection[nn.Module], record: Record) -> None:
-        self.ann, self.record, self.description = ann, record, traced.description
-        self.shared = {id(vars(module)) for module in shared}
-        self.called = _called(traced, self.shared)
-        self.volatile = traced.volatile
+    def __init__(self, ann: nn.Module, traced: Traced, record: Record) -> None:
+        self.ann, self.record, self.description, self.volatile = ann, record, traced.description, traced.volatile
+        self.called = _called(traced)
         self._note()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "shared": None, "noted": None}  # identities do not outlive the process
+        return {**vars(self), "noted": None}  # identities do not outlive the process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
-    def resume(self, shared: Collection[nn.Module]) -> None:
-        """Go on after copying or pickling, with the shared modules as they are now."""
-        self.shared = {id(vars(module)) for module in shared}
+    def resume(self) -> None:
+        """Go on after copying or pickling."""
         self._note()
 
     def _note(self) -> None:
         self.noted = []
         for name, module in self.ann.named_modules():
             values, children = vars(module), tuple(module._modules.items())
-            self.noted.append((name, module, values, children, self._settings(name, module), len(values)))
-
-    def _settings(self, name: str, module: nn.Module) -> tuple[tuple[str, Any], ...]:
-        if id(vars(module)) in self.shared:
-            return ()
-        return tuple((key, x) for key, x in settings(module).items() if (name, key) not in self.volatile)
+            known = [(key, x) for key, x in _compared(module).items() if (name, key) not in self.volatile]
+            tensors = [(key, x) for key, x in values.items() if isinstance(x, Tensor)]
+            self.noted.append((name, module, values, children, known, tensors, len(values)))
 
     def changes(self) -> str:
         """Return in words what makes the ANN compute something else; "" if nothing does."""
-        suspects = list(self._suspects())
+        tensors = [
+            f"{name}.{key}".lstrip(".")
+            for name, _, values, _, _, held, _ in self.noted
+            for key, x in held
+            if values.get(key) is not x
+        ]
+        suspects = [*tensors, *self._suspects()]
         if not suspects:
             return ""
         try:
             with retraced(self.ann, RULES, self.record.example(next(self.ann.parameters(), None))) as found:
-                same = found.description == self.description and _called(found, self.shared) == self.called
-        except ValueError:
+                same = found.description == self.description and _alike(self.called, _called(found))
+        except Exception:  # forward may raise anything
             same = False
-        if not same:
+        if tensors or not same:
             return ", ".join(suspects[:3]) + (f" and {len(suspects) - 3} more" if len(suspects) > 3 else "")
         self._note()  # what changed does not matter to forward
         return ""
 
     def _suspects(self) -> Iterator[str]:
-        """Yield what has changed, in words. Compares identities and numbers only, as every forward pass asks."""
-        for name, module, values, children, known, number in self.noted:
+        """Yield what has changed, in words. Compares identities and settings only, as every forward pass asks."""
+        for name, module, values, children, known, _, number in self.noted:
             if tuple(values["_modules"].items()) != children:
                 yield from _replaced(name, dict(children), module._modules)
             for key, x in known:
                 now = values.get(key, _MISSING)
-                if now is not x and now != x:
+                if now is not x and (not is_setting(now) or snapshot(now) != x):
                     yield f"{name}.{key}".lstrip(".")
             if len(values) != number:
-                yield from (f"{name}.{key}".lstrip(".") for key in {*settings(module)} - {key for key, _ in known})
+                had = {key for key, _ in known}
+                yield from (f"{name}.{key}".lstrip(".") for key in _compared(module) if key not in had)
 
 
 def _replaced(name: str, before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
@@ -87,14 +88,32 @@ def _replaced(name: str, before: dict[str, Any], now: dict[str, Any]) -> Iterato
             yield f"{name}.{key}".lstrip(".")
 
 
-def _called(traced: Traced, shared: set[int]) -> dict[str, Any]:
-    """Return class and settings of the modules that a graph calls, by name, but of shared ones the class alone."""
-    found = {}
-    for node in traced.graph.nodes:
-        if node.op == "call_module":
-            module = traced.root.get_submodule(str(node.target))
-            found[name_in_ann(str(node.target))] = (
-                kind_of(module),
-                None if id(vars(module)) in shared else settings(module),
-            )
-    return found
+def _compared(module: nn.Module) -> dict[str, Any]:
+    """Return the settings that the spiking twin does not follow."""
+    kind = kind_of(module)
+    follows = isinstance(module, nn.modules.batchnorm._NormBase) or (
+        kind.__module__.startswith("torch.") and kind not in RULES
+    )
+    return {key: getattr(module, key) for key in overridden_methods(module)} if follows else settings(module)
+
+
+def _called(traced: Traced) -> dict[str, Any]:
+    """Return class and settings of the modules that a graph calls, by name."""
+    targets = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
+    modules = {name_in_ann(target): traced.root.get_submodule(target) for target in targets}
+    return {name: (kind_of(module), _compared(module)) for name, module in modules.items()}
+
+
+def _alike(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether modules compute the same: new attributes do not matter, nor does a write that is no longer in place."""
+    if before.keys() != now.keys():
+        return False
+    for name, (kind, known) in before.items():
+        kind_now, values = now[name]
+        same = all(values.get(key, _MISSING) == x or (key == "inplace" and not values[key]) for key, x in known.items())
+        if kind is not kind_now or not same or any(key in values and key not in known for key in _METHODS):
+            return False
+    return True
+
+
+_METHODS = ("forward", "_conv_forward", "_call_impl")

@@ -1,0 +1,84 @@
+"""Which values of an ANN are images pooled to one pixel, and which are the images that were pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .nodes import word_of
+
+_PIXEL = object()
+_KEEPING = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity, nn.Dropout, nn.Dropout2d)
+_KEEPING_WORDS = {
+    "relu",
+    "relu_",
+    "relu6",
+    "add",
+    "add_",
+    "iadd",
+    "sub",
+    "mul",
+    "neg",
+    "dropout",
+    "contiguous",
+    "clamp",
+}
+
+
+class Pixels:
+    """For each node of a graph a token of its image size: nodes with one token are alike in size.
+
+    A value that a network pools to one pixel is taken for an image of more than one.
+    """
+
+    def __init__(self, nodes: Iterable[fx.Node], ann: nn.Module) -> None:
+        self.tokens: dict[fx.Node, Any] = {}
+        self.pooled: set[Any] = set()
+        """The tokens of images that are pooled to one pixel."""
+        for node in nodes:
+            inputs = [self.tokens.get(x, x) for x in node.all_input_nodes]
+            if _pools_to_pixel(node, ann) and inputs:
+                self.pooled.add(inputs[0])
+                self.tokens[node] = _PIXEL
+            elif len({*inputs}) == 1 and _keeps_size(node, ann, inputs[0] is _PIXEL):
+                self.tokens[node] = inputs[0]
+            else:
+                self.tokens[node] = node
+
+    def differ(self, nodes: Iterable[fx.Node]) -> bool:
+        """Whether one of these values has one pixel, and another one is an image that is pooled to one."""
+        tokens = {self.tokens.get(node, node) for node in nodes}
+        return _PIXEL in tokens and not tokens.isdisjoint(self.pooled - {_PIXEL})
+
+
+def _pools_to_pixel(node: fx.Node, ann: nn.Module) -> bool:
+    if node.op == "call_module":
+        module: Any = ann.get_submodule(str(node.target))
+        kinds = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+        return isinstance(module, kinds) and module.output_size in (1, (1, 1))
+    if node.target in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d):
+        return node.args[1:] in ((1,), ((1, 1),))
+    if word_of(node.target) not in ("mean", "amax"):
+        return False
+    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    return bool(keepdim) and isinstance(dims, (tuple, list)) and {*dims} in ({2, 3}, {-1, -2})
+
+
+def _keeps_size(node: fx.Node, ann: nn.Module, is_pixel: bool) -> bool:
+    """Whether a node returns images of the size of its inputs, which is known to be one pixel or not known."""
+    if node.op != "call_module":
+        return word_of(node.target) in _KEEPING_WORDS
+    module: Any = ann.get_submodule(str(node.target))
+    if not isinstance(module, nn.Conv2d):
+        return isinstance(module, _KEEPING)
+    if module.padding == "same":
+        return True
+    padding: Any = (0, 0) if module.padding == "valid" else module.padding
+    taps = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    if is_pixel:
+        return all((2 * p - t) // s == 0 for p, t, s in zip(padding, taps, module.stride, strict=True))
+    return module.stride == (1, 1) and all(2 * p == t for p, t in zip(padding, taps, strict=True))
