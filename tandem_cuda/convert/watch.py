@@ -27,6 +27,8 @@ class Watch:
     def __init__(self, ann: nn.Module, traced: Traced, record: Record) -> None:
         self.ann, self.record, self.description, self.volatile = ann, record, traced.description, traced.volatile
         self.called = _called(traced)
+        self.read = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
+        """The names of the tensors that forward itself reads."""
         self._note()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -44,7 +46,8 @@ class Watch:
         for name, module in self.ann.named_modules():
             values, children = vars(module), tuple(module._modules.items())
             known = [(key, x) for key, x in _compared(module).items() if (name, key) not in self.volatile]
-            tensors = [(key, x) for key, x in values.items() if isinstance(x, Tensor)]
+            plain = {key: x for key, x in values.items() if isinstance(x, Tensor)}  # neither parameters nor buffers
+            tensors = [(key, x) for key, x in plain.items() if f"{name}.{key}".lstrip(".") in self.read]
             self.noted.append((name, module, values, children, known, tensors, len(values)))
 
     def changes(self) -> str:
