@@ -258,7 +258,9 @@ def _case(draw):
     settings = {} if draw.chance(0.5) else {"per_channel": draw.chance(0.5), "correct_bias": draw.chance(0.5)}
     draw.note(ann=str(ann), **how, neuron=str(neuron), **settings)
     with torch.no_grad():
-        if draw.chance(0.5):
+        # With an impulse, one-phase neurons spike in bunches, whose error does not vanish with many steps.
+        converges = how["mode"] == "constant" or neuron is None or neuron.two_phase
+        if converges and draw.chance(0.5):
             near = convert(ann, STEPS, calibrate=x, neuron=neuron, percentile=100.0, **how, **settings)
             if (found := error(near, ann, x)) > TOLERANCE:
                 raise Mismatch(f"the network differs from its ANN by {found:.3f} at T = {STEPS}")
