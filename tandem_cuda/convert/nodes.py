@@ -115,9 +115,10 @@ def is_setting(x: Any) -> bool:
 
 
 def snapshot(x: Any) -> Any:
-    """Return a copy of a setting, which stays as it is if the collection changes."""
+    """Return a setting, or a copy of it if it is a collection that may change."""
     if isinstance(x, (tuple, list)):
-        return tuple(map(snapshot, x))
+        copy = tuple(map(snapshot, x))
+        return x if isinstance(x, tuple) and all(a is b for a, b in zip(copy, x, strict=True)) else copy
     if isinstance(x, dict):
         return {key: snapshot(value) for key, value in x.items()}
     return frozenset(x) if isinstance(x, (set, frozenset)) else x
