@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import pickle
 import random
 from collections.abc import Iterator
@@ -30,12 +31,17 @@ def refusing_random_numbers(ann: nn.Module) -> Iterator[None]:
 
 def _states(generators: list[Any]) -> list[bytes]:
     """Return the states of the generators and of the global ones, comparable."""
-    states = [random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()]  # noqa: NPY002 (the global one)
+    states = [random.getstate(), np.random.get_state(), _bytes(torch.get_rng_state())]  # noqa: NPY002 (the global one)
     for x in generators:
         if isinstance(x, random.Random):
             states.append(x.getstate())
         elif isinstance(x, torch.Generator):
-            states.append(x.get_state().cpu().numpy())
+            states.append(_bytes(x.get_state()))
         else:
             states.append(x.get_state() if isinstance(x, np.random.RandomState) else x.bit_generator.state)
     return [pickle.dumps(state) for state in states]
+
+
+def _bytes(state: torch.Tensor) -> bytes:
+    """Return the bytes of a generator's state. No operator reads them: under fake tensors, it would take fakes alone."""
+    return ctypes.string_at(state.data_ptr(), state.nbytes)
