@@ -43,5 +43,5 @@ def _states(generators: list[Any]) -> list[bytes]:
 
 
 def _bytes(state: torch.Tensor) -> bytes:
-    """Return the bytes of a generator's state. No operator reads them: under fake tensors, it would take fakes alone."""
+    """Return the bytes of a generator's state. Without operators, which may take fake tensors alone."""
     return ctypes.string_at(state.data_ptr(), state.nbytes)
