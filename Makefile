@@ -19,8 +19,8 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 CPP_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help build test test-slow test-changed test-oldest nightly fuzz sanitize demo docs bench results gpu gpu-dry-run lint ruff mypy \
-  clang-format clang-tidy format sdist wheel verify-wheel wheels check-tag clean
+.PHONY: help build test test-slow test-changed test-oldest nightly same fuzz sanitize demo docs bench results gpu \
+  gpu-dry-run lint ruff mypy clang-format clang-tidy format sdist wheel verify-wheel wheels check-tag clean
 
 help:
 	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-changed  the nightly tests of files that have changed since make nightly last passed, or since CI_BASE"
 	@echo "make test-oldest  the quick tests of the same library under torch $(OLDEST_TORCH)"
 	@echo "make nightly    the nightly tests: sanitizers, other processors and devices, the sdist, long examples, large tensors"
+	@echo "make same       compare all that the library computes with what it did in the commit AGAINST=REV, to the bit"
 	@echo "make fuzz       look for failures in random cases and mutated files for MINUTES=$(MINUTES), on all cores"
 	@echo "make sanitize   build the C++ library under ASan and UBSan; operator tests and MINUTES=$(MINUTES) of fuzzing on it;"
 	@echo "                build it under TSan; every operator in two threads"
@@ -75,6 +76,10 @@ test-oldest: $(VENV)-oldest/.installed
 	$(VENV)-oldest/bin/python -c "import torch; v = torch.__version__; assert v.split('+')[0] == '$(OLDEST_TORCH)', v"
 	$(VENV)-oldest/bin/pytest $(IN_PROCESSES) --hypothesis-profile few -m "not slow and not nightly and not gpu" \
 	  $(OF_KERNELS:%=--ignore=tests/test_%.py) $(PYTEST_ARGS)
+
+# SAME_ARGS="--kinds layers" compares less. tests/same/differences.toml lists what may differ, and why.
+same: $(VENV)/.installed-test
+	$(PY) -m tests.same --against "$(AGAINST)" $(SAME_ARGS)
 
 # FUZZ_ARGS="products networks" picks kinds of cases. Every failure's line ends with the command that repeats it.
 MINUTES ?= 2
