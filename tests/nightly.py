@@ -43,8 +43,13 @@ GROUPS = {
         "tests/test_cuda_resources.py", f"{DEVICE} tests/cuda_resources.toml tests/cpp/cuda_device/**"
     ),
     "CUDA kernels on the host": Group(
-        "tests/test_cuda_host.py",
+        "tests/test_cuda_host.py tests/test_digest.py",
         f"{DEVICE} csrc/cuda/** csrc/cpu/*.h tests/cpp/*.h tests/cpp/cuda_host/** tests/host_programs.py",
+    ),
+    "settings of files": Group(
+        "tests/test_freeze_plain.py tests/test_frozen_files.py tests/test_saved_networks.py"
+        " tests/test_exchange_mutants.py",
+        "tandem_cuda/freeze/** tandem_cuda/exchange/**",
     ),
     "examples": Group(
         "tests/test_train_example.py tests/test_recipes.py tests/test_mnist_example.py tests/test_analyse.py"

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import call_files
 from call_files import DTYPES
 from cases import CONVOLUTIONS
-from exact import HALVES, generator, nightly, planes, rounded, slow
+from exact import HALVES, generator, nightly, planes, rounded
 from host_programs import TESTS, VARIANTS
 from neurons import BRANCHES, NEURONS, joining
 from tandem_cuda import ops
@@ -18,7 +18,7 @@ from tandem_cuda.ops.pack_weight import packed_like
 
 ORDERS = ["asc", "desc", "rand"]
 # The quick tests have one of each: the sanitizers' builds take minutes.
-every_order = pytest.mark.parametrize("order", [*(slow(order) for order in ORDERS[:2]), "rand"])
+every_order = pytest.mark.parametrize("order", [*(nightly(order) for order in ORDERS[:2]), "rand"])
 every_variant = pytest.mark.parametrize("variant", ["plain", nightly("asan"), nightly("tsan")])
 
 ASAN, UBSAN, RACE = "ERROR: AddressSanitizer", "runtime error", "WARNING: ThreadSanitizer: data race"
@@ -73,13 +73,13 @@ def test_under_sanitizers(host, name, variant, order, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("order", "seed"), [("asc", 11), ("desc", 12), ("rand", 13)])
+@pytest.mark.parametrize(("order", "seed"), [nightly("asc", 11), nightly("desc", 12), ("rand", 13)])
 def test_integers_of_many_shapes(host, order, seed):
     result = host.run("integer_product_test", "plain", str(seed), "300", order=order)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_integers_of_the_most_inputs(host):
     result = host.run("integer_product_test", "plain", "1", "0")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -220,7 +220,7 @@ def calls():
     ("variant", "order", "every"),
     [
         ("plain", "rand", 7),  # of the 38 calls of a shape always others
-        slow("plain", "desc", 1),
+        nightly("plain", "desc", 1),
         *(nightly(variant, "asc", 1) for variant in ("asan", "tsan")),
     ],
 )
@@ -278,7 +278,7 @@ def test_nothing_is_found_where_nothing_is_wrong(host, name, variant, order):
     ("variant", "order"),
     [
         ("plain", "asc"),
-        *(slow("plain", order) for order in ("desc", "rand")),
+        *(nightly("plain", order) for order in ("desc", "rand")),
         *(nightly(variant, order) for variant in ("asan", "tsan") for order in ("asc", "rand")),
     ],
 )

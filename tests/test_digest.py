@@ -107,7 +107,7 @@ def test_reference(name):
     check_elsewhere(name, Reference())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("engine", [0, 1, 2], ids=["gather engine", "tensor cores, large tiles", "small tiles"])
 @every_network
 def test_cuda_kernels_on_the_host(name, engine, host, tmp_path):

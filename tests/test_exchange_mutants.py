@@ -212,7 +212,7 @@ def sample(found: list[Any], count: int | None) -> list[Any]:
     return found if count is None else random.Random(0).sample(found, min(count, len(found)))
 
 
-COUNTS = [pytest.param(30, id="some"), pytest.param(None, id="all", marks=pytest.mark.slow)]
+COUNTS = [pytest.param(30, id="some"), pytest.param(None, id="all", marks=pytest.mark.nightly)]
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exact import FLOATS, generator, same, slow
+from exact import FLOATS, generator, nightly, same, slow
 from freezable import in_chunks, paths_in, randomised
 from tandem_cuda import IF, Decode, Encode, FrozenNetwork, SpikeTrain, TandemLinear, convert, freeze, synops
 from tandem_cuda.freeze import file as artefact
@@ -454,7 +454,7 @@ def test_bad_inputs():
 ODD = (None, True, -1, 0, 2, 7, 2**62, 1e300, "same", "torch.load", [], [1, 2], {}, {"input": 5}, {"tensor": "9"})
 
 
-LARGER = [pytest.param(make, marks=pytest.mark.slow) for make in (ConvolutionalHead, Several, Normalised)]
+LARGER = [nightly(make) for make in (ConvolutionalHead, Several, Normalised)]
 
 
 @pytest.mark.parametrize("make", [Digits, *LARGER])

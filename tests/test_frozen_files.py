@@ -170,7 +170,7 @@ def changed(description, at, value):
 
 
 QUICK = (None, 7, -1, 2**30, 1e300, math.inf)
-VALUES = [pytest.param(x, id=str(x), marks=() if x in QUICK and x is not True else pytest.mark.slow) for x in ODD]
+VALUES = [pytest.param(x, id=str(x), marks=() if x in QUICK and x is not True else pytest.mark.nightly) for x in ODD]
 
 
 @pytest.mark.parametrize("value", [*VALUES, pytest.param(LEFT_OUT, id="left out")])

@@ -53,7 +53,7 @@ def test_every_nightly_test_is_in_a_group():
 
 
 def test_every_pattern_names_files():
-    places = [ROOT.glob("*"), *((ROOT / folder).rglob("*") for folder in ("csrc", "tests", "examples"))]
+    places = [ROOT.glob("*"), *((ROOT / folder).rglob("*") for folder in ("csrc", "tandem_cuda", "tests", "examples"))]
     there = [path.relative_to(ROOT).as_posix() for paths in places for path in paths if path.is_file()]
     for name, group in GROUPS.items():
         for pattern in (group.guards or "").split():

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from exact import same, slow
+from exact import nightly, same
 from tandem_cuda import Decode, Encode, FrozenNetwork, TandemConv2d, TandemLinear, freeze
 from tandem_cuda.freeze import file as artefact
 
@@ -208,9 +208,9 @@ ODD = (*FEW_ODD, True, 0, 10**30, 1.5, "", [], {}, {"threshold": 1.0})
     ("make", "values"),
     [
         (tiny, FEW_ODD),
-        slow(tiny, ODD),
-        slow(lambda: converted(Everything), ODD, id="everything"),
-        slow(lambda: converted(line), ODD, id="line"),
+        nightly(tiny, ODD),
+        nightly(lambda: converted(Everything), ODD, id="everything"),
+        nightly(lambda: converted(line), ODD, id="line"),
     ],
 )
 def test_any_other_description_is_refused(tmp_path, make, values):
