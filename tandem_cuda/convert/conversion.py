@@ -28,6 +28,7 @@ from ..nn import (
     TandemGate,
 )
 from ..nn.learned_threshold import new_log_threshold
+from ..nn.wiring import Wiring
 from ..spike_train import SpikeTrain
 from .advice import (
     AFTER_ALL,
@@ -591,7 +592,7 @@ class Conversion:
         arguments[inputs] *= train.copies * (1 + train.signed)
         arguments[outputs] *= 1 + signed
         layer: Any = rule.tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.engine)
-        layer.copies, layer.signed_input, layer.signed = train.copies, train.signed, signed
+        layer.wiring = Wiring(train.copies, train.signed, signed)
         for name in ("weight", "bias"):
             owner, key = owner_of(module, name)
             setattr(layer, name, getattr(owner, key))

@@ -12,7 +12,8 @@ from ..nn import TandemAdd, TandemConvTranspose2d, TandemElementwise
 from ..nn.encode import Decode, Encode
 from ..nn.quantised import scale_integers
 from ..nn.quantiser import quantiser
-from ..nn.tandem import OF_CONVERSION, TandemLayer, stored
+from ..nn.tandem import OF_CONVERSION, TandemLayer
+from ..nn.weights import stored
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from .arguments import arguments_of
@@ -219,7 +220,7 @@ class TandemNetwork(nn.Module):
             threshold = threshold.repeat_interleave(2)
         branches: list[Any] = [*layer.branches] if isinstance(layer, TandemAdd) else [layer]
         for branch in branches:
-            branch.thresholds = threshold.to(branch.stored_weight())
+            branch.thresholds = threshold.to(branch.weights.stored())
 
     def weight_of(self, level: str | None, channel: int) -> float:
         """Return the weight of a spike of a layer's channel, or 1."""
@@ -239,7 +240,7 @@ class TandemNetwork(nn.Module):
             inputs = len(module.weight)
         if inputs % len(scale):
             raise ValueError(f"TandemNetwork: inputs must be a multiple of {len(scale)} channels, got {inputs}")
-        module.input_scale = scale.repeat_interleave(inputs // len(scale)).to(module.stored_weight())
+        module.input_scale = scale.repeat_interleave(inputs // len(scale)).to(module.weights.stored())
 
     def _scale_integers(self) -> None:
         """Make both twins round the weights alike that multiply spikes of different weight."""
@@ -247,7 +248,7 @@ class TandemNetwork(nn.Module):
         for module, _ in self._readers:
             if not isinstance(module, TandemLayer) or quantiser(module) is None:
                 continue
-            weight = module.stored_weight()
+            weight = module.weights.stored()
             twin = next(
                 layer
                 for layer in self.ann().modules()

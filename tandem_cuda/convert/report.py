@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from .._table import table
 from ..nn import Encode, EncodedInput, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, TandemAdd, TandemGate
 from ..nn.modes import evaluating
-from ..nn.operations import branches_of, fan_out, layer_macs
+from ..nn.operations import branches_of, layer_macs
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .nodes import kind_of, name_in_ann
@@ -362,7 +362,7 @@ class _Sums:
                 self.operations += float(x.count.sum(dtype=torch.float64))
                 continue
             if i not in self.fan_outs:
-                self.fan_outs[i] = fan_out(branch, x.shape[1:], x.device)
+                self.fan_outs[i] = branch.synapses.fan_out(x.shape[1:], x.device)
             self.operations += float((x.count.sum(0, dtype=torch.float64) * self.fan_outs[i]).sum())
 
     def compare(self, train: SpikeTrain, signed: bool, weights: Tensor | None, activation: Tensor) -> None:

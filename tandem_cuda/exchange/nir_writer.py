@@ -29,7 +29,8 @@ from ..nn import (
     TandemStochasticDepth,
 )
 from ..nn.quantiser import quantiser
-from ..nn.tandem import TandemLayer, stored
+from ..nn.tandem import TandemLayer
+from ..nn.weights import stored
 from ..spike_train import SpikeTrain
 from .nir_format import RESET, nir, unsupported
 from .nir_sources import Channels, Convolution, Geometry, Source, channels_of, convolution, dense, image, is_image
@@ -181,7 +182,7 @@ class Export:
         if isinstance(module, REARRANGEMENTS):
             return self._rearranged(name, what, module, signal, out)
         if isinstance(module, TandemLayer):
-            source = self._weights(name, what, module, *module.folded(), signal, out)
+            source = self._weights(name, what, module, *module.weights.folded(), signal, out)
             return self._neurons(name, what, module.neuron, source, out)
         if isinstance(module, TandemAdd):
             return self._join(name, what, module, inputs, out)
@@ -445,7 +446,7 @@ class Export:
         return _Signal((fired,), out, "spikes", out.amplitude, why)
 
     def _join(self, name: str, what: str, join: TandemAdd, inputs: list[_Signal], out: Any) -> _Signal:
-        folded = [branch.folded() if isinstance(branch, TandemLayer) else None for branch in join.branches]
+        folded = [branch.weights.folded() if isinstance(branch, TandemLayer) else None for branch in join.branches]
         biases = [pair[1] for pair in folded if pair is not None and pair[1] is not None]
         total = sum(biases[1:], biases[0]) if biases else None  # summed first, as the layer does
         scale = join.current_scale()
@@ -631,8 +632,8 @@ def _rounding(module: Any, source: Source, gain: float) -> dict[str, Any]:
         gain = gain * float(factors)
     _, scale = rounds.integers(getattr(*stored(module, "weight")))
     if isinstance(module, TandemLayer):
-        scale = scale.repeat_interleave(2) if module.signed else scale
-        if (own := module.affine().gain) is not None:
+        scale = scale.repeat_interleave(2) if module.wiring and module.wiring.paired_outputs else scale
+        if (own := module.drive.affine().gain) is not None:
             scale = scale * own
     return {"weight_bits": rounds.bits, "weight_scale": _array(scale * gain)}
 

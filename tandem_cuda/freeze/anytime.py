@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .._progress import progress
-from ..nn.operations import fan_out
 from ..nn.tandem import TandemLayer
 from ..ops import checks
 from ..spike_train import SpikeTrain
@@ -262,7 +261,7 @@ def _observe(
         for i, (branch, train) in enumerate(zip(branches, trains, strict=False)):
             if (layer, i) not in reached:
                 if isinstance(branch, TandemLayer):
-                    reached[layer, i] = fan_out(branch, train.shape[1:], train.device)
+                    reached[layer, i] = branch.synapses.fan_out(train.shape[1:], train.device)
                 else:
                     reached[layer, i] = _read_out(*decoders[branch], train) if branch in decoders else 1
             spent = spent + (train.count.double() * reached[layer, i]).flatten(1).sum(1)
@@ -287,7 +286,7 @@ def _observe(
 
 
 def _read_out(network: FrozenNetwork, decode: str, train: SpikeTrain) -> Tensor:
-    """Return how many outputs each neuron reaches through the first weights after Decode, in fan_out's form."""
+    """Return how many outputs each neuron reaches through the first weights after Decode."""
     with torch.inference_mode(False), torch.enable_grad():
         sample = torch.zeros(1, *train.shape[1:], dtype=torch.float64, device=train.device, requires_grad=True)
         values, total = {decode: sample}, sample.sum() * 0

@@ -17,14 +17,17 @@ from torch.utils._pytree import tree_leaves
 from .. import ops
 from ..neuron import Neuron, of_settings, stacked
 from ..nn.add import TandemAdd
-from ..nn.conv import ConvolutionLayer, TandemConv1d, TandemConv2d, TandemConvTranspose2d
-from ..nn.current import Affine, per_step
+from ..nn.conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
+from ..nn.drive import Affine, per_step
 from ..nn.dropout import TandemDropout, TandemDropout2d, TandemStochasticDepth
 from ..nn.elementwise import TandemElementwise
 from ..nn.encode import EncodedInput
+from ..nn.firing import Firing, run_neurons
 from ..nn.linear import TandemLinear
+from ..nn.synapses import ConvolutionSynapses
 from ..nn.tandem import TandemLayer
-from ..nn.weight_cache import Kernel, SpikingWeights
+from ..nn.weight_cache import Kernel
+from ..nn.wiring import Wiring
 from ..ops import LARGEST
 from ..ops.checks import INTEGERS, check_finite
 from ..spike_train import SpikeTrain
@@ -72,7 +75,7 @@ class _Packed(FrozenLayer):
         packed_from = {}
         for name, layer in self.packed_layers().items():
             packed_from[name] = layer.weight, None if layer.weight.is_inference() else layer.weight._version
-            weight = layer.kernel_weight()
+            weight = layer.weights.floats()
             # FrozenNetwork reports weights that are not finite: its message names the layer.
             good = weight.is_meta or bool(weight.isfinite().all())
             packed = ops.pack_weight(weight, getattr(layer, "groups", 1)) if good else None
@@ -83,10 +86,10 @@ class _Packed(FrozenLayer):
         """Return a layer's weights with ``packed``, if it is theirs."""
         weight, version = self._packed_from.get(name, (None, None))
         if layer.weight is not weight or version is None:  # None: the tensor has no version
-            return layer.kernel()
+            return layer.weights.kernel()
         if weight._version != version:
             self.pack()
-        return layer.kernel()._replace(packed=getattr(self, name))
+        return layer.weights.kernel()._replace(packed=getattr(self, name))
 
     def __getstate__(self) -> dict[str, Any]:
         buffers = {**self._buffers, **dict.fromkeys(self.packed_layers())}
@@ -128,7 +131,7 @@ class FrozenTandem(_Packed):
         super().__init__()
         self.kind = type(layer).__name__
         _check_neuron(self.kind, layer.neuron)
-        newer = weight.dtype in INTEGERS or isinstance(layer, TandemElementwise) or layer.multiplicity > 1
+        newer = weight.dtype in INTEGERS or isinstance(layer, TandemElementwise) or layer.wiring is not None
         self.format = 2 if newer else _format(layer.neuron)
         self.takes_encoded = self.resumes = takes_encoded
         self.waits = layer.neuron.two_phase
@@ -144,8 +147,9 @@ class FrozenTandem(_Packed):
     def of(cls, layer: TandemLayer, encoded: bool) -> FrozenTandem:
         """Freeze a layer. Batch norm is kept as gain and bias of the currents, as in eval mode."""
         kernel = _kernel(layer)
-        gain, bias = layer.affine().of_integers(kernel.unit)
-        return cls(_bare(class_of(layer), _settings(layer)), layer.own_weight(kernel.weight), gain, bias, encoded)
+        gain, bias = layer.drive.affine().of_integers(kernel.unit)
+        weight = layer.synapses.from_kernel(kernel.weight)
+        return cls(_bare(class_of(layer), _settings(layer)), weight, gain, bias, encoded)
 
     @classmethod
     def load(cls, layer_class: type[TandemLayer], settings: Settings, tensors: Tensors) -> FrozenTandem:
@@ -182,40 +186,58 @@ class FrozenTandem(_Packed):
         affine, kernel = Affine(self.scale, self.bias), self._kernel()
         carried: State | None = None
         if self.takes_encoded and span.whole:
-            drive = affine.encoded_drive(span.total, x.mode == "constant")
-            bits = self.layer.encoded_spikes(x, span.now, per_step(affine.bias, span.total), drive, kernel)
+            bits = self._from_values(span, x, affine, kernel)
         elif self.takes_encoded:
-            bits, carried = self._from_encoded(span, state, x, affine, kernel)
+            bits, carried = self._from_part_of_values(span, state, x, affine, kernel)
         elif isinstance(x, SpikeTrain):
-            bits, _, neurons = self.layer.spiking_product(
+            bits, _, neurons = self.layer.synapses.fire(
                 x,
-                SpikingWeights(kernel, *affine.drive(kernel.weight, span.total, x.amplitude)),
-                want_sum=False,
+                affine.of_spikes(kernel, span.total, x.amplitude),
+                Firing(self.layer.neuron, self.layer.engine),
                 state=None if state is None else stacked(state),
                 want_state=not span.ends,
             )
             carried = None if span.ends else neurons.unbind(0)
         else:
             raise TypeError(f"{self.kind}: input must be a SpikeTrain, got {type(x).__name__}")
-        train = SpikeTrain.unchecked(bits, span.now, dtype=self.layer.dtype, amplitude=self.layer.neuron.amplitude)
+        dtype, amplitude = self.layer.weights.dtype, self.layer.neuron.amplitude
+        train = SpikeTrain.unchecked(bits, span.now, dtype=dtype, amplitude=amplitude)
         return train, None if span.ends else carried
 
-    def _from_encoded(
+    def _from_values(self, span: Span, x: EncodedInput, affine: Affine, kernel: Kernel) -> Tensor:
+        """Return the bits of all time steps for real input."""
+        synapses, neuron = self.layer.synapses, self.layer.neuron
+        scale, bias = affine.of_values(span.total, x.mode == "constant")
+        if kernel.weight.dtype in INTEGERS:  # one operator, which stores no sums
+            value = synapses.checked_value(x.value, kernel.weight)
+            options: dict[str, Any] = {"scale": scale, "bias": bias, "mode": x.mode, "neuron": neuron}
+            return synapses.ordered_spikes(value, kernel, span.now, **options)
+        current = self._current(span, x, affine, kernel)
+        return run_neurons(neuron, current, span.now, x.mode, scale, bias, synapses.features).bits
+
+    def _current(self, span: Span, x: EncodedInput, affine: Affine, kernel: Kernel) -> Tensor:
+        """Return the product with real input, with the bias of a time step if it is constant and there is no gain."""
+        adds = x.mode == "constant" and affine.gain is None
+        return self.layer.synapses.value_product(x.value, kernel, per_step(affine.bias, span.total) if adds else None)
+
+    def _from_part_of_values(
         self, span: Span, state: State | None, x: EncodedInput, affine: Affine, kernel: Kernel
     ) -> tuple[Tensor, State]:
         layer, bias = self.layer, per_step(affine.bias, span.total)
         if state is None:
-            current = layer.encoded_current(x, bias, affine.gain is not None, kernel)
+            current = self._current(span, x, affine, kernel)
             mode, before, constant = x.mode, None, x.mode == "constant"
         else:  # the state holds the current of the first chunk
             (current, *variables), mode, constant = state, "constant", True
             before = stacked(variables)
-        drive = affine.encoded_drive(span.total, constant)
-        bits, neurons = layer.fired(current, span.now, mode, drive, before, want_state=not span.ends)
+        scale, of_step = affine.of_values(span.total, constant)
+        features = layer.synapses.features
+        how: dict[str, Any] = {"state": before, "want_state": not span.ends}
+        bits, _, neurons = run_neurons(layer.neuron, current, span.now, mode, scale, of_step, features, **how)
         if not constant:  # after the first step of an impulse, only the bias is left
             current = torch.zeros_like(current)
             if bias is not None and affine.gain is None:  # with a gain, the bias is added after the gain instead
-                current = current + layer.per_channel(bias)
+                current = current + (bias if features == -1 else bias.view(-1, *[1] * (current.dim() - 2)))
         return bits, (current, *neurons.unbind(0))
 
     def packed_layers(self) -> dict[str, TandemLayer]:
@@ -223,9 +245,9 @@ class FrozenTandem(_Packed):
 
     def _kernel(self) -> Kernel:
         if self._is_dense():
-            return self.layer.kernel()
+            return self.layer.weights.kernel()
         if torch.compiler.is_compiling():
-            return self.layer.kernel()._replace(packed=self.packed)
+            return self.layer.weights.kernel()._replace(packed=self.packed)
         return self.packed_kernel("packed", self.layer)
 
     def _is_dense(self) -> bool:
@@ -235,9 +257,9 @@ class FrozenTandem(_Packed):
 
 def _kernel(layer: TandemLayer) -> Kernel:
     """Return the weights of a layer. Raise a ValueError if they are rounded and not finite, which rounding may hide."""
-    if layer.bits() is not None:
-        check_finite(class_of(layer).__name__, "weight", layer.stored_weight().detach().cpu())
-    return layer.kernel()
+    if layer.weights.bits is not None:
+        check_finite(class_of(layer).__name__, "weight", layer.weights.stored().detach().cpu())
+    return layer.weights.kernel()
 
 
 def _check_integers(kind: str, name: str, tensors: Tensors, scale: str) -> None:
@@ -278,7 +300,7 @@ class FrozenAdd(_Packed):
         scale = tensors.get("scale")
         # Format 1 folds the gain of a branch into its weights.
         newer = any(name.endswith("scale") for name in tensors)
-        newer = newer or any(isinstance(x, TandemElementwise) or x.multiplicity > 1 for _, x in _layers(join))
+        newer = newer or any(isinstance(x, TandemElementwise) or x.wiring is not None for _, x in _layers(join))
         self.format = 2 if newer else _format(join.neuron)
         join.scale = None if scale is None else frozen_tensor(scale)
         self.waits = join.neuron.two_phase
@@ -302,8 +324,8 @@ class FrozenAdd(_Packed):
                 continue
             twins.append(_bare(class_of(branch), _settings(branch)))
             kernel = _kernel(branch)
-            gain, bias = branch.affine().of_integers(kernel.unit)
-            tensors[f"{i}.weight"] = branch.own_weight(kernel.weight)
+            gain, bias = branch.drive.affine().of_integers(kernel.unit)
+            tensors[f"{i}.weight"] = branch.synapses.from_kernel(kernel.weight)
             if gain is not None:
                 tensors[f"{i}.scale"] = gain
             if bias is not None:
@@ -385,11 +407,13 @@ class FrozenAdd(_Packed):
         pairs = list(zip(join.branches, inputs, strict=True))
         before = None if state is None else stacked(state)
         kernels: list[Kernel | None] = [None] * len(pairs)
+        drives: list[Affine | None] = [None] * len(pairs)
         for i, branch in _layers(join):
             # Compiled code cannot see that weights have changed.
             compiling = torch.compiler.is_compiling()
-            kernels[i] = branch.kernel() if compiling else self.packed_kernel(f"packed_{i}", branch)
-        bits, carried = join.spikes(pairs, span.total, before, not span.ends, kernels)
+            kernels[i] = branch.weights.kernel() if compiling else self.packed_kernel(f"packed_{i}", branch)
+            drives[i] = Affine(branch.gain, branch.bias)
+        bits, carried = join.spikes(pairs, span.total, before, not span.ends, kernels, drives)
         train = SpikeTrain.unchecked(bits, span.now, dtype=join.dtype_of(inputs), amplitude=join.neuron.amplitude)
         return train, None if span.ends else carried.unbind(0)
 
@@ -401,7 +425,7 @@ def _output(layer: Any, x: Value) -> Value:
             return x._replace(kind=SPIKES)
         x.shape[0].check("in_channels", layer.in_channels)
         return x._replace(kind=SPIKES, shape=(Size(layer.out_channels, True), *x.shape[1:]))
-    if not isinstance(layer, ConvolutionLayer):
+    if not isinstance(layer.synapses, ConvolutionSynapses):
         x.check_dims(1)
         if x.shape is not None:
             x.shape[0].check("in_features", layer.in_features)
@@ -475,7 +499,7 @@ def _settings(layer: TandemLayer) -> Settings:
     settings = {**layer.arguments(), "neuron": layer.neuron.settings(), "engine": layer.engine}
     if isinstance(layer, TandemElementwise):  # has no synapses of the ANN
         return settings
-    number = layer.multiplicity * layer.copies * (2 if layer.signed_input else 1) * (2 if layer.signed else 1)
+    number = 1 if layer.wiring is None else layer.wiring.synapses_per_weight
     return settings if number == 1 else {**settings, "multiplicity": number}
 
 
@@ -487,7 +511,7 @@ def _bare(layer_class: type[TandemLayer], settings: Settings) -> TandemLayer:
     neuron = of_settings(layer_class.__name__, arguments.pop("neuron", None))
     multiplicity = arguments.pop("multiplicity", 1)
     layer = layer_class(**arguments, neuron=neuron, bias=False, device="meta")
-    layer.multiplicity = multiplicity
+    layer.wiring = None if multiplicity == 1 else Wiring(in_weight=multiplicity)
     return layer
 
 
