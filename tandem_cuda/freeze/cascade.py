@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nn.sizes import SPIKES
 from . import anytime
-from .forms import SPIKES
 from .network import FrozenNetwork
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.sizes import REAL, SPIKES, Value
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from . import anytime, file
 from .encode import FrozenEncode
-from .forms import REAL, SPIKES, FrozenLayer, Span, Value
+from .forms import FrozenLayer, Span
 from .functions import is_softmax
 from .graph import INPUT, NetworkState, Node, check_finite, input_kinds, names_in, needed, output_value, returned
 from .rearrange import FrozenGate

@@ -20,18 +20,15 @@ from ..nn.pool import (
     check_image,
     pair,
 )
+from ..nn.sizes import SPIKES, Size, Value, check_count
 from ..ops.max_pool_spikes import windows_along
 from ..spike_train import SpikeTrain
 from .forms import (
-    SPIKES,
     FrozenLayer,
     Settings,
-    Size,
     Span,
     State,
     Tensors,
-    Value,
-    check_count,
     check_settings,
     check_tensors,
     frozen_numbers,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from abc import abstractmethod
-from fractions import Fraction
 from functools import partial
 from typing import Any, cast
 
@@ -24,7 +22,7 @@ from ..nn.elementwise import TandemElementwise
 from ..nn.encode import EncodedInput
 from ..nn.firing import Firing, run_neurons
 from ..nn.linear import TandemLinear
-from ..nn.synapses import ConvolutionSynapses
+from ..nn.sizes import ENCODED, SPIKES, Size, Value, check_count
 from ..nn.tandem import TandemLayer
 from ..nn.weight_cache import Kernel
 from ..nn.wiring import Wiring
@@ -32,16 +30,11 @@ from ..ops import LARGEST
 from ..ops.checks import INTEGERS, check_finite
 from ..spike_train import SpikeTrain
 from .forms import (
-    ENCODED,
-    SPIKES,
     FrozenLayer,
     Settings,
-    Size,
     Span,
     State,
     Tensors,
-    Value,
-    check_count,
     check_settings,
     check_tensors,
     class_of,
@@ -180,7 +173,7 @@ class FrozenTandem(_Packed):
     def output(self, *inputs: Value) -> Value:
         x = single(inputs)
         x.check_kind(self.takes())
-        return _output(self.layer, x)
+        return self.layer.synapses.out_size(x)
 
     def forward(self, span: Span, state: State | None, x: Any) -> tuple[SpikeTrain, State | None]:
         affine, kernel = Affine(self.scale, self.bias), self._kernel()
@@ -396,7 +389,7 @@ class FrozenAdd(_Packed):
         for i, (branch, x) in enumerate(zip(branches, inputs, strict=True)):
             x.check_kind(SPIKES)
             x.check_dims(1, 2, 3)
-            y = _output(branch, x) if isinstance(branch, TandemLayer) else x
+            y = branch.synapses.out_size(x) if isinstance(branch, TandemLayer) else x
             joined = y if joined is None else _agreed(i, joined, y)
         assert joined is not None
         return joined._replace(kind=SPIKES)
@@ -416,53 +409,6 @@ class FrozenAdd(_Packed):
         bits, carried = join.spikes(pairs, span.total, before, not span.ends, kernels, drives)
         train = SpikeTrain.unchecked(bits, span.now, dtype=join.dtype_of(inputs), amplitude=join.neuron.amplitude)
         return train, None if span.ends else carried.unbind(0)
-
-
-def _output(layer: Any, x: Value) -> Value:
-    """Return what is known about a weight layer's output for spikes or encoded input."""
-    if isinstance(layer, TandemElementwise):
-        if x.shape is None or not x.shape:
-            return x._replace(kind=SPIKES)
-        x.shape[0].check("in_channels", layer.in_channels)
-        return x._replace(kind=SPIKES, shape=(Size(layer.out_channels, True), *x.shape[1:]))
-    if not isinstance(layer.synapses, ConvolutionSynapses):
-        x.check_dims(1)
-        if x.shape is not None:
-            x.shape[0].check("in_features", layer.in_features)
-        return x._replace(kind=SPIKES, shape=(Size(layer.out_features, True),))
-    convolution: Any = layer
-    dims = len(convolution.kernel_size)
-    x.check_dims(1 + dims)
-    channels, *sizes = (Size(),) * (1 + dims) if x.shape is None else x.shape
-    channels.check("in_channels", layer.in_channels)
-    sizes = [_convolved(convolution, axis, size) for axis, size in enumerate(sizes)]
-    check_count("outputs", [layer.out_channels, *(size.least for size in sizes)])
-    check_count("input", [size.needs for size in sizes])
-    return x._replace(kind=SPIKES, shape=(Size(layer.out_channels, True), *sizes))
-
-
-def _convolved(layer: Any, axis: int, size: Size) -> Size:
-    """Return the output size of a convolution along an axis."""
-    extent, stride = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1, layer.stride[axis]
-    # Padding before and after, last axis first.
-    before, behind = layer._reversed_padding_repeated_twice[2 * (len(layer.kernel_size) - 1 - axis) :][:2]
-    if isinstance(layer, TandemConvTranspose2d):
-        if layer.output_padding[axis] >= max(stride, layer.dilation[axis]):
-            raise ValueError(f"output_padding must be below stride or dilation, got {layer.output_padding}")
-        more = extent + layer.output_padding[axis] - before - behind
-        needs = 1 + max(0, math.ceil(Fraction(1 - more, stride)))
-        spread = size.at_least(needs).through(
-            lambda n: (n - 1) * stride + more, Fraction(1, stride), 1 - Fraction(more, stride), regular=stride == 1
-        )
-        return spread if more % stride else spread._replace(factor=stride)
-    needs = extent - before - behind
-    if layer.padding_mode in ("circular", "reflect"):
-        most = max(before, behind)
-        needs = max(needs, most + (layer.padding_mode == "reflect" and most > 0))
-    windows = size.at_least(needs)
-    return windows.through(
-        lambda n: (n + before + behind - extent) // stride + 1, stride, extent - before - behind - stride
-    )
 
 
 def _agreed(branch: int, a: Value, b: Value) -> Value:

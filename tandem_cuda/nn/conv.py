@@ -8,7 +8,7 @@ from torch import nn
 
 from ..neuron import IF, Neuron
 from ..ops.geometry import check_geometry
-from .synapses import Conv1dSynapses, Conv2dSynapses, ConvTranspose2dSynapses
+from .convolution import Conv1dSynapses, Conv2dSynapses, ConvTranspose2dSynapses
 from .tandem import TandemLayer
 
 Pair = int | tuple[int, int]

@@ -14,8 +14,10 @@ from ..ops.geometry import Geometry
 from ..ops.integrate_and_fire import check_whole, discharge, total_bias
 from ..spike_train import SpikeTrain
 from .conv import TandemConv2d
+from .convolution import Conv2dSynapses
 from .firing import Fired, Firing
-from .synapses import Conv2dSynapses, Synapses
+from .sizes import SPIKES, Size, Value
+from .synapses import Synapses
 from .weight_cache import Kernel, SpikingWeights
 from .wiring import Wiring
 
@@ -130,6 +132,12 @@ class ElementwiseSynapses(Conv2dSynapses):
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         self.check_shape(shape)
         return (shape[0], self.outputs, *shape[2:])
+
+    def out_size(self, x: Value) -> Value:
+        if x.shape is None or not x.shape:
+            return x._replace(kind=SPIKES)
+        x.shape[0].check("in_channels", self.inputs)
+        return x._replace(kind=SPIKES, shape=(Size(self.outputs, True), *x.shape[1:]))
 
     def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
         return 0
