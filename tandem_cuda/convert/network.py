@@ -12,7 +12,8 @@ from ..nn import TandemAdd, TandemConvTranspose2d, TandemElementwise
 from ..nn.encode import Decode, Encode
 from ..nn.quantised import scale_integers
 from ..nn.quantiser import quantiser
-from ..nn.tandem import OF_CONVERSION, TandemLayer
+from ..nn.tandem import TandemLayer
+from ..nn.weighted import OF_CONVERSION
 from ..nn.weights import stored
 from ..ops import checks
 from ..spike_train import SpikeTrain

@@ -16,7 +16,7 @@ and in a frozen network.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,8 @@ from ..spike_train import SpikeTrain
 from . import batch_norm, learned_threshold
 from .coupling import coupled, needs_gradient
 from .weight_cache import Kernel, SpikingWeights
+from .weighted import WeightedLayer
 from .wiring import paired
-
-if TYPE_CHECKING:
-    from .tandem import TandemLayer
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -69,7 +67,7 @@ class Affine(NamedTuple):
 class Drive:
     """The map from the sums of one layer's weights to its pre-activation."""
 
-    def __init__(self, layer: TandemLayer) -> None:
+    def __init__(self, layer: WeightedLayer) -> None:
         self.layer = layer
 
     # -- of the spiking twin
@@ -157,25 +155,25 @@ class Drive:
             factor: of the sums.
         """
         layer, norm = self.layer, batch_norm.checked_norm(type(self.layer).__name__, self.layer.norm)
-        neuron, bias, dtype = layer.neuron, self.bias(), layer.weights.dtype
+        neuron, bias = layer.neuron, self.bias()
         learns = needs_gradient(sums, bias, norm.weight, norm.bias, layer.log_threshold)
         learned = self._learned_unit(sums, steps) if learns else None
         threshold = neuron.relu_threshold
         if norm.training and threshold is not None and not self._paired and batch_norm.fuses(norm, sums):
             statistics = batch_norm.update_statistics(norm, sums, unit, factor, bias)
             if not learns:
-                return PreActivation(neuron, None, steps, dtype)
+                return PreActivation(neuron, None, steps, sums.dtype)
             scale = learned
             if layer.thresholds is not None:
                 scale = 1 / layer.thresholds if scale is None else scale / layer.thresholds
             how = steps, factor, bias, scale, layer.correction
             return NormalisedSums(neuron, threshold, norm, sums, unit, statistics, *how)
         if not learns and not norm.training:
-            return PreActivation(neuron, None, steps, dtype)
+            return PreActivation(neuron, None, steps, sums.dtype)
         v = self.in_units(sums, unit)
         v = v if factor == 1 else v * factor
         v = self._normalised(v if bias is None else v + self._over(v, bias))
-        return PreActivation(neuron, self._in_thresholds(v, learned), steps, dtype)
+        return PreActivation(neuron, self._in_thresholds(v, learned), steps, sums.dtype)
 
     def pre_activation_of_values(
         self, sums: Tensor, kernel: Kernel, steps: int, constant: bool
@@ -192,7 +190,7 @@ class Drive:
             if bias is not None and (self.has_gain(kernel) or not constant):
                 v = v + self._over(v, divided(bias, steps) if constant else bias)
             v = self._in_thresholds(v, self._learned_unit(v, steps))
-        return PreActivation(layer.neuron, v, steps, layer.weights.dtype, 1 / steps if constant else 1.0)
+        return PreActivation(layer.neuron, v, steps, sums.dtype, 1 / steps if constant else 1.0)
 
     def summand(self, v: Tensor) -> Tensor:
         """Return the layer's part of a sum of branches, given W * c + bias. In training statistics move."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +11,11 @@ from torch.nn.utils import parametrize
 
 from .. import ops
 from ..ops import checks
+from .drive import Drive
 from .quantiser import quantiser
 from .weight_cache import Kernel, SpikingWeights, computes_weights, may_keep
+from .weighted import WeightedLayer
 from .wiring import scaled_inputs
-
-if TYPE_CHECKING:
-    from .tandem import TandemLayer
 
 
 class Weights:
@@ -31,7 +28,7 @@ class Weights:
     of the drive.
     """
 
-    def __init__(self, layer: TandemLayer) -> None:
+    def __init__(self, layer: WeightedLayer) -> None:
         self.layer = layer
 
     # -- the parameter
@@ -59,12 +56,6 @@ class Weights:
     def computed(self) -> bool:
         """Whether a parametrisation computes the weights, so that changes of its state go unnoticed."""
         return computes_weights(self.layer)
-
-    @contextmanager
-    def computed_once(self) -> Iterator[None]:
-        """Compute parametrised weights once within this context."""
-        with parametrize.cached():
-            yield
 
     def sources(self) -> list[Tensor]:
         """Return all tensors that products and drive depend on."""
@@ -117,30 +108,30 @@ class Weights:
 
     # -- with the drive, when no gradient is needed
 
-    def driving(self, steps: int, amplitude: float) -> SpikingWeights:
+    def driving(self, drive: Drive, steps: int, amplitude: float) -> SpikingWeights:
         """Return the spiking twin's weights for spikes of this amplitude; cached in eval mode."""
         layer = self.layer
         with torch.no_grad():
             if not self.may_keep():
-                return layer.drive.of_spikes(self.packed(), steps, amplitude)
+                return drive.of_spikes(self.packed(), steps, amplitude)
             settings = steps, amplitude, self._eps(), self.bits
-            make = functools.partial(self._driving, steps, amplitude)
+            make = functools.partial(self._driving, drive, steps, amplitude)
             return layer._cache.weights(self.sources(), settings, make)
 
-    def _driving(self, steps: int, amplitude: float) -> SpikingWeights:
-        return self.layer.drive.of_spikes(self.packed(keep=True), steps, amplitude)
+    def _driving(self, drive: Drive, steps: int, amplitude: float) -> SpikingWeights:
+        return drive.of_spikes(self.packed(keep=True), steps, amplitude)
 
-    def driving_values(self, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
+    def driving_values(self, drive: Drive, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
         """Return scale and bias for the sums of real input; cached in eval mode."""
         if not self.may_keep():
-            return self._driving_values(steps, constant, kernel)
+            return self._driving_values(drive, steps, constant, kernel)
         settings = "encoded", steps, constant, self._eps(), self.bits
-        make = functools.partial(self._driving_values, steps, constant, kernel)
+        make = functools.partial(self._driving_values, drive, steps, constant, kernel)
         return self.layer._cache.weights(self.sources(), settings, make)
 
-    def _driving_values(self, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
+    def _driving_values(self, drive: Drive, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
         checks.check_finite(type(self.layer).__name__, "weight", self.stored())
-        return self.layer.drive.of_values(kernel, steps, constant)
+        return drive.of_values(kernel, steps, constant)
 
     def may_keep(self) -> bool:
         """Return whether what is made of the weights may be used again in the next call."""
@@ -156,7 +147,7 @@ class Weights:
 
         Integers are returned as the floats that they stand for.
         """
-        weight, (gain, bias) = self.floats(), self.layer.drive.affine()
+        weight, (gain, bias) = self.floats(), Drive(self.layer).affine()
         return weight if gain is None else weight * gain.view(-1, *[1] * (weight.dim() - 1)), bias
 
 
