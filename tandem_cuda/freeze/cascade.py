@@ -111,6 +111,9 @@ class CascadeRun:
         """The number of time steps left."""
         return sum(network.time_steps or 0 for network in self.left)
 
+    def check_chunk(self, op: str, chunk: int) -> None:
+        """Do nothing: every network runs as a whole."""
+
     def advance(self, chunk: int = 1) -> Any:
         """Run the next network, whatever ``chunk`` is, and return its output."""
         network = self.left.pop(0)

@@ -102,6 +102,11 @@ class FrozenNetwork(nn.Module):
         layers = [layer for layer in self.layers if isinstance(layer, FrozenLayer)]
         return [Node(*node) for node in zip(self.names, layers, self.inputs, strict=True)]
 
+    @property
+    def networks(self) -> tuple[FrozenNetwork]:
+        """The network itself, as the only one of a cascade."""
+        return (self,)
+
     # x by itself, so that torch.export sees a forward of one argument in a network of one input.
     def forward(self, x: Tensor | SpikeTrain, *others: Tensor | SpikeTrain) -> Any:
         total = self._total((x, *others))
