@@ -28,10 +28,10 @@ from .calibrate import (
 from .nodes import owner_of, same_modules, unite
 from .record import Record
 from .report import ConversionReport, report_on
-from .rules import has_weights
 from .trace import Traced
 from .values import Source
 from .watch import Watch
+from .weight_rules import has_weights
 
 
 class TandemNetwork(nn.Module):
