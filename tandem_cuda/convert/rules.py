@@ -6,14 +6,18 @@ PyTorch's own layers and functions are registered in the same way.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
+from .advice import NUMBER
 from .call import Call as Call
 from .nodes import kind_of
-from .values import is_value
+from .values import Shape, Size, is_value
 from .weight_rules import RULES as RULES
 from .weight_rules import Rule as Rule
 from .weight_rules import Unconvertible as Unconvertible
@@ -98,3 +102,29 @@ def _word(x: Any) -> str:
         return f"WeightRule({x.tandem.__name__}, {x.norm.__name__})"
     name = getattr(x, "__qualname__", None)
     return repr(x) if name is None else f"{x.__module__}.{name}" if getattr(x, "__module__", None) else name
+
+
+def arguments_of(call: Call, signature: Callable[..., Any], *, sizes: bool = False) -> Any:
+    """Return what ``signature``, which has the parameters of the function that is called, returns for its arguments.
+
+    Raises:
+        Unconvertible: the input is no spikes, there are other arguments, or without ``sizes`` some are sizes that
+            depend on the input.
+    """
+    _ = call.input
+    named = {"dim" if name == "axis" else name: x for name, x in call.kwargs.items()}
+    parameters = inspect.signature(signature)
+    try:
+        parameters.bind(*call.args, **named)
+    except TypeError:
+        names = ", ".join(name for name in parameters.parameters if name != "x")
+        raise Unconvertible(f"pass no arguments but {names}") from None
+    if not sizes and any(isinstance(x, (Size, Shape)) for x in tree_leaves((call.args[1:], named))):
+        raise Unconvertible(NUMBER)
+    return signature(*call.args, **named)
+
+
+def register_all(rule: Rule, *functions: Any) -> None:
+    """Add the same rule for several functions."""
+    for function in functions:
+        register(function, rule)
