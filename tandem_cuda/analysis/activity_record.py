@@ -15,11 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..freeze.add import FrozenAdd
 from ..freeze.encode import FrozenDecode
 from ..freeze.forms import FrozenLayer, Span
 from ..freeze.pool import FrozenPool
 from ..freeze.rearrange import FrozenCat, FrozenGate, FrozenRearrange
-from ..freeze.tandem import FrozenAdd, FrozenTandem
+from ..freeze.tandem import FrozenTandem
 from ..nn import (
     Decode,
     EncodedInput,

@@ -1,7 +1,8 @@
 """Inference with trained networks: frozen networks, their files, streaming and early exit."""
 
 from ..nn.sizes import Size, Value
-from . import encode as encode  # this and the next four register the frozen forms of layers
+from . import add as add  # this and the next five register the frozen forms of layers
+from . import encode as encode
 from . import plain as plain
 from . import pool as pool
 from . import rearrange as rearrange

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..neuron import stacked
+from ..nn.geometry import check_image
+from ..nn.max_pool import SpikingGlobalMaxPool2d, SpikingMaxPool2d
 from ..nn.pool import (
     SpikeWindows,
     SpikingAdaptiveAvgPool2d,
     SpikingAverage,
     SpikingAvgPool2d,
-    SpikingGlobalMaxPool2d,
-    SpikingMaxPool2d,
-    check_image,
     pair,
 )
 from ..nn.sizes import SPIKES, Size, Value, check_count

@@ -30,6 +30,14 @@ def coupled(
     return SpikeTrain.unchecked(bits, steps, count, amplitude=neuron.amplitude)
 
 
+def carrying(bits: Tensor, steps: int, dtype: torch.dtype, ann: Tensor | None, amplitude: float) -> SpikeTrain:
+    """Return a train whose count has the value of the spikes and the gradient of the ANN's activation."""
+    if ann is None:
+        return SpikeTrain.unchecked(bits, steps, dtype=dtype, amplitude=amplitude)
+    count = ops.spike_count(bits, dtype) + (ann - ann.detach())
+    return SpikeTrain.unchecked(bits, steps, count, amplitude=amplitude)
+
+
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Return whether autograd records operations on any of these tensors."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
