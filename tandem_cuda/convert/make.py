@@ -214,10 +214,7 @@ def convert(
             if calibrate is None:
                 return TandemNetwork(snn, ann, time_steps, names, record=record, traced=trace)
             if found is None:
-                with evaluating(ann), torch.no_grad():
-                    check_traced(ann, trace.graph, *batches[0], root=trace.root)
-                levels = _levels(conversion, trace, snn, batches, percentile)
-                found = Calibration(time_steps, levels, neuron=neuron)
+                found = Calibration(time_steps, _levels(conversion, trace, snn, batches, percentile), neuron=neuron)
             else:
                 found = _fitting(found, conversion, snn, neuron)
             pools = [(name, source) for _, name, source in conversion.writer.pools]
@@ -226,9 +223,8 @@ def convert(
             if on_data and mode != "spikes":  # for counts do not tell when the spikes come
                 record.sample = Sample(batches[0])
                 if correct_bias is not False:
-                    network.calibration = replaced_fields(
-                        found, corrections=_corrections(conversion, trace, snn, batches)
-                    )
+                    corrections = _corrections(conversion, trace, snn, batches)
+                    network.calibration = replaced_fields(found, corrections=corrections)
                 _warn_if_unlike(network, trace, neuron, percentile, per_channel, correct_bias)
             return network
 
@@ -265,6 +261,8 @@ def _levels(
     conversion: Conversion, trace: Traced, snn: fx.GraphModule, batches: Sequence[Batch], percentile: float | None
 ) -> dict[str, Level]:
     writer = conversion.writer
+    with evaluating(writer.ann), torch.no_grad():
+        check_traced(writer.ann, trace.graph, *batches[0], root=trace.root)
     measured = [_measured(conversion, snn, name) for _, name in writer.neurons]
     measured += [Measured(name, node) for node, name, _ in writer.pools if name not in writer.unmeasured]
     if percentile is not None:
