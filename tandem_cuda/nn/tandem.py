@@ -44,25 +44,25 @@ class TandemLayer(WeightedLayer):
 
     def forward(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
         """Fire the spiking twin; let its count carry the gradient of the ANN twin (Wu et al. 2021, section III)."""
-        if self.weights.computed and not torch.compiler.is_compiling():
+        weights = self.weights
+        if weights.computed and not torch.compiler.is_compiling():
             with parametrize.cached():  # compute the weights once per call
-                return self._both_twins(x)
-        return self._both_twins(x)
+                return self._both_twins(x, weights, self.drive)
+        return self._both_twins(x, weights, self.drive)
 
-    def _both_twins(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
+    def _both_twins(self, x: SpikeTrain | EncodedInput, weights: Weights, drive: Drive) -> SpikeTrain:
         if isinstance(x, EncodedInput):
-            return self._from_values(x)
+            return self._from_values(x, weights, drive)
         if not isinstance(x, SpikeTrain):
             raise TypeError(
                 f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}; put Encode(time_steps) in "
                 "front of the first tandem layer, or SpikeTrain.from_dense(spikes) for recorded spikes"
             )
-        weights, drive, steps = self.weights, self.drive, x.time_steps
-        dtype = weights.dtype
+        steps, dtype = x.time_steps, weights.dtype
         checks.check_dtype(type(self).__name__, "weight", dtype)
         learns = torch.is_grad_enabled() and needs_gradient(*weights.sources(), x.carried_count)
         if self.norm is not None and (learns or self.norm.training):
-            return self._behind_norm(x)
+            return self._behind_norm(x, weights, drive)
         # The currents of all steps add up to v, so one product serves both twins.
         amplitude, firing = x.amplitude, Firing(self.neuron, self.engine)
         if learns:
@@ -71,9 +71,9 @@ class TandemLayer(WeightedLayer):
         fired = self.synapses.fire(x, weights.driving(drive, steps, amplitude), firing)
         return coupled(self.neuron, fired.bits, None, steps, dtype)
 
-    def _behind_norm(self, x: SpikeTrain) -> SpikeTrain:
+    def _behind_norm(self, x: SpikeTrain, weights: Weights, drive: Drive) -> SpikeTrain:
         """Run spikes through a layer with batch norm, in training or where a gradient is needed."""
-        synapses, drive, kernel, steps = self.synapses, self.drive, self.weights.packed(), x.time_steps
+        synapses, kernel, steps = self.synapses, weights.packed(), x.time_steps
         scale, unit = kernel.unit, None
         if self.neuron.two_phase and scale is not None:  # these neurons take the sums themselves
             scale, unit = torch.ones_like(scale), scale
@@ -87,10 +87,9 @@ class TandemLayer(WeightedLayer):
                 fired = synapses.fire(x.detach(), now, Firing(self.neuron, self.engine))
         return v.couple(fired.bits)
 
-    def _from_values(self, x: EncodedInput) -> SpikeTrain:
+    def _from_values(self, x: EncodedInput, weights: Weights, drive: Drive) -> SpikeTrain:
         """Run real input, whose product with the weights drives the neurons of both twins."""
-        synapses, weights, drive = self.synapses, self.weights, self.drive
-        kernel, steps, constant = weights.for_values(), x.time_steps, x.mode == "constant"
+        synapses, kernel, steps, constant = self.synapses, weights.for_values(), x.time_steps, x.mode == "constant"
         bias = per_step(drive.bias(), steps) if constant and not drive.has_gain(kernel) else None
         sums = synapses.value_product(x.value, kernel, bias)
         if not torch.compiler.is_compiling():

@@ -30,14 +30,14 @@ class Weights:
 
     def __init__(self, layer: WeightedLayer) -> None:
         self.layer = layer
+        self.quantiser = quantiser(layer)
 
     # -- the parameter
 
     def stored(self) -> Tensor:
         """Return the parameter: of quantised weights, in full precision."""
         layer: Any = self.layer
-        module, name = stored(layer, "weight") if quantiser(layer) is not None else (layer, "weight")
-        weight: Tensor = getattr(module, name)
+        weight: Tensor = layer.weight if self.quantiser is None else getattr(*stored(layer, "weight"))
         return weight
 
     @property
@@ -49,8 +49,7 @@ class Weights:
     @property
     def bits(self) -> int | None:
         """The number of bits of the integers that the products take, or None if they take floats."""
-        of_weight = quantiser(self.layer)
-        return of_weight.bits if of_weight is not None and self.dtype == torch.float32 else None
+        return None if self.quantiser is None or self.dtype != torch.float32 else self.quantiser.bits
 
     @property
     def computed(self) -> bool:
@@ -83,11 +82,10 @@ class Weights:
 
     def kernel(self) -> Kernel:
         """Return the weights for the products, not packed; differentiable."""
-        of_weight = quantiser(self.layer)
-        if of_weight is None or self.dtype != torch.float32:
+        if self.bits is None or self.quantiser is None:
             return Kernel(self.floats())
         master = self.arrange(self.stored())
-        weight, unit = of_weight.kernel(master)
+        weight, unit = self.quantiser.kernel(master)
         return Kernel(weight, unit=unit, master=master)
 
     def packed(self, keep: bool = False) -> Kernel:
