@@ -81,7 +81,7 @@ def unfrozen_network(name):
         for prefix, branch in ((f"{i}.", x) for i, x in enumerate(own.branches)) if joins else [("", own)]:
             if isinstance(branch, nn.Identity):
                 continue
-            branch.stored_weight().data.copy_(tensors[f"{prefix}weight"])
+            branch.weights.stored().data.copy_(tensors[f"{prefix}weight"])
             branch.norm.weight.data.copy_(tensors[f"{prefix}scale"])
             branch.norm.bias.data.copy_(tensors[f"{prefix}bias"])
             branch.norm.eps = VANISHING  # with its mean of 0 and variance of 1 the norm is scale and bias

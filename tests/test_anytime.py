@@ -112,7 +112,7 @@ def test_synops_of_the_curve(geometry):
         TandemConv2d(1, 4, 3, norm="batch"),
         TandemConv2d(4, 6, (3, 2), norm="batch", **geometry),
         nn.Flatten(),
-        TandemLinear(math.prod(TandemConv2d(4, 6, (3, 2), **geometry).dense_product(
+        TandemLinear(math.prod(TandemConv2d(4, 6, (3, 2), **geometry).synapses.dense_product(
             torch.zeros(1, 4, 8, 7), torch.zeros(6, 4 // geometry.get("groups", 1), 3, 2), None).shape), 9),
         Decode(),
         nn.Linear(9, 3),

@@ -34,6 +34,7 @@ from tandem_cuda import (
     quantise,
 )
 from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikeWindows, TandemElementwise
+from tandem_cuda.nn.wiring import Wiring
 
 nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
 pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
@@ -233,7 +234,7 @@ def test_a_decoder_of_both_signs(tmp_path):
         return n.out(n.flat(n.mean(x)))
 
     values = TandemConv2d(4, 6, 1, neuron=IF(0.5, amplitude=0.5))
-    values.signed, values.out_channels = True, 6
+    values.wiring, values.out_channels = Wiring(paired_outputs=True), 6
     values.weight, values.bias = nn.Parameter(torch.empty(3, 4, 1, 1)), nn.Parameter(torch.empty(3))
     net = behind(
         run, values=values, plain=TandemConv2d(4, 2, 3, padding=1, neuron=IF(0.25, amplitude=0.25)),

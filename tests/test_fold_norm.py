@@ -13,7 +13,6 @@ from torch.func import grad, vmap
 from exact import same
 from tandem_cuda import TandemConv2d, TandemLinear, ops, quantise
 from tandem_cuda import reference as ref
-from tandem_cuda.nn.current import Affine
 from tensors import FLOATS, META, normal
 
 NAMES = ("gamma", "beta", "bias", "unit")
@@ -158,15 +157,15 @@ def layer_of(kind):
 def test_scale_and_bias_of_a_layer(kind, steps, amplitude):
     """One launch makes of them what several make of a frozen layer, whose gain and bias are stored."""
     layer = layer_of(kind)
-    kernel = layer.packed_kernel()
-    stored = Affine(*layer.affine()).of_integers(kernel.unit)
-    weights = layer.spiking_weights(steps, amplitude, kernel)
-    same((weights.scale, weights.bias), stored.drive(kernel.weight, steps, amplitude))
+    kernel = layer.weights.packed()
+    stored = layer.drive.affine().of_integers(kernel.unit).of_spikes(kernel, steps, amplitude)
+    weights = layer.drive.of_spikes(kernel, steps, amplitude)
+    same((weights.scale, weights.bias), (stored.scale, stored.bias))
 
 
 def test_a_layer_in_eval_mode_does_not_lose_the_gradient_of_its_gain():
     layer = layer_of("convolution").eval()
-    gain, bias = layer.affine()
+    gain, bias = layer.drive.affine()
     (gain.sum() + bias.square().sum()).backward()
     norm = layer.norm
     got = [x.grad.clone() for x in (norm.weight, norm.bias, layer.bias)]

@@ -469,10 +469,13 @@ def test_pickles_of_earlier_versions():
         module._parameters.pop("log_threshold", None)
         for name in ("correction", "thresholds"):
             module._buffers.pop(name, None)
+        wiring = module.__dict__.pop("wiring", None)
+        if wiring is not None:
+            attributes = {"copies": wiring.windows, "signed_input": wiring.paired_inputs}
+            module.__dict__.update(attributes, signed=wiring.paired_outputs, multiplicity=wiring.in_weight)
     for join in joins:
         del join._buffers["scale"]
-    names = "_totals", "calibration", "_signed", "_pools", "_only_snn", "time_steps"
-    for name in (*names, "_watch", "_own", "_weight_twins", "_scaled"):
+    for name in ("_totals", "calibration", "_signed", "_pools", "time_steps", "_watch", "_twins"):
         del snn.__dict__[name]
     old, old_frozen = pickle.loads(pickle.dumps((snn, frozen)))
     same(old_frozen(x), want)

@@ -99,7 +99,7 @@ def test_layers(data, dims, transposed, seed):
     x = dyadic(2, 9 * groups, *[4] * dims, seed=seed)
     weight = dyadic(*layer.weight.shape, seed=seed + 1)
     layer.weight.data = data.draw(odd_strides(weight))
-    got = layer.dense_product(x, layer.kernel_weight(), None)
+    got = layer.synapses.dense_product(x, layer.weights.floats(), None)
     same(got.detach(), function(x.double(), plain(weight).double(), groups=groups).float())
 
 

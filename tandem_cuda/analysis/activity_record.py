@@ -15,11 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..freeze.add import FrozenAdd
 from ..freeze.encode import FrozenDecode
 from ..freeze.forms import FrozenLayer, Span
 from ..freeze.pool import FrozenPool
 from ..freeze.rearrange import FrozenCat, FrozenGate, FrozenRearrange
-from ..freeze.tandem import FrozenAdd, FrozenTandem
+from ..freeze.tandem import FrozenTandem
 from ..nn import (
     Decode,
     EncodedInput,
@@ -33,7 +34,8 @@ from ..nn import (
     TandemGate,
 )
 from ..nn.modes import recomputing
-from ..nn.operations import branches_of, fan_out, layer_macs, reached
+from ..nn.operations import branches_of, layer_macs
+from ..nn.synapses import reached
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .activity_table import ActivityTable, LayerActivity
@@ -254,7 +256,7 @@ class ActivityRecord:
             return x.count.detach().sum(dtype=torch.float64)
         key = name, x.shape[1:]
         if key not in self._fan_outs:
-            self._fan_outs[key] = fan_out(layer, x.shape[1:], x.device)
+            self._fan_outs[key] = layer.synapses.fan_out(x.shape[1:], x.device)
         return (x.count.detach().sum(0, dtype=torch.float64) * self._fan_outs[key]).sum()
 
     # -- functions

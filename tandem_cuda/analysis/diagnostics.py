@@ -21,7 +21,8 @@ from ..nn import (
     learned_threshold,
 )
 from ..nn.modes import evaluating
-from ..nn.tandem import TandemLayer, stored
+from ..nn.tandem import TandemLayer
+from ..nn.weights import stored
 from ..spike_train import SpikeTrain
 
 _POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d)
@@ -248,7 +249,7 @@ def _pre_activation(layer: Any, x: SpikeTrain | EncodedInput) -> Tensor:
         value = value * x.amplitude
     if not isinstance(layer, TandemLayer):  # the identity in a join
         return value
-    return layer.summand_of(value)
+    return layer.drive.summand(layer.synapses.dense_product(value, layer.weights.floats(), layer.drive.bias()))
 
 
 def _value(x: SpikeTrain | EncodedInput) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..nn import TandemAdd
 from ..nn.modes import recomputing
-from ..nn.operations import fan_out, layer_macs
+from ..nn.operations import layer_macs
 from ..nn.tandem import TandemLayer
 from ..ops import checks
 from ..spike_train import SpikeTrain
@@ -200,5 +200,5 @@ class SynOpsPenalty(_Penalty[list[_Branch]]):
             return counts.sum()
         key = layer, counts.shape, counts.device
         if key not in self._fan_outs:
-            self._fan_outs[key] = fan_out(layer, counts.shape, counts.device).to(counts.dtype)
+            self._fan_outs[key] = layer.synapses.fan_out(counts.shape, counts.device).to(counts.dtype)
         return (counts * self._fan_outs[key]).sum()

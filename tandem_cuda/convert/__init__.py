@@ -2,11 +2,11 @@
 
 from . import builtin as builtin  # registers the rules for PyTorch's layers and functions
 from .calibrate import Calibration
-from .conversion import flattened_to
 from .example import sized_as_traced
 from .make import convert
 from .network import TandemNetwork
 from .report import ConversionReport, ConvertedLayer
+from .writer import flattened_to
 
 __all__ = [
     "Calibration",

@@ -308,7 +308,7 @@ def set_correction(layer: TandemLayer, correction: Tensor, signed: bool) -> None
     """Add [C] to the pre-activations of a layer."""
     if signed:
         correction = torch.stack([correction, -correction], 1).flatten()
-    layer.correction = correction.to(layer.stored_weight())
+    layer.correction = correction.to(layer.weights.stored())
 
 
 def find_corrections(

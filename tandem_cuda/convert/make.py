@@ -209,26 +209,22 @@ def convert(
         record = conversion.record()
         record.replaced, record.per_layer = tuple(names_replaced), per_layer
         record.sizes = None if example is None else _sizes(example)
-        names = [name for _, name in conversion.neurons]
+        names = [name for _, name in conversion.writer.neurons]
         with _quantised(ann, snn, weights):
             if calibrate is None:
                 return TandemNetwork(snn, ann, time_steps, names, record=record, traced=trace)
             if found is None:
-                with evaluating(ann), torch.no_grad():
-                    check_traced(ann, trace.graph, *batches[0], root=trace.root)
-                levels = _levels(conversion, trace, snn, batches, percentile)
-                found = Calibration(time_steps, levels, neuron=neuron)
+                found = Calibration(time_steps, _levels(conversion, trace, snn, batches, percentile), neuron=neuron)
             else:
                 found = _fitting(found, conversion, snn, neuron)
-            pools = [(name, source) for _, name, source in conversion.pools]
-            wiring = pools, conversion.readers, conversion.cats, conversion.signed, record, trace
+            pools = [(name, source) for _, name, source in conversion.writer.pools]
+            wiring = pools, conversion.writer.readers, conversion.writer.cats, conversion.writer.signed, record, trace
             network = TandemNetwork(snn, ann, time_steps, names, found, *wiring)
             if on_data and mode != "spikes":  # for counts do not tell when the spikes come
                 record.sample = Sample(batches[0])
                 if correct_bias is not False:
-                    network.calibration = replaced_fields(
-                        found, corrections=_corrections(conversion, trace, snn, batches)
-                    )
+                    corrections = _corrections(conversion, trace, snn, batches)
+                    network.calibration = replaced_fields(found, corrections=corrections)
                 _warn_if_unlike(network, trace, neuron, percentile, per_channel, correct_bias)
             return network
 
@@ -264,17 +260,20 @@ def _converted(
 def _levels(
     conversion: Conversion, trace: Traced, snn: fx.GraphModule, batches: Sequence[Batch], percentile: float | None
 ) -> dict[str, Level]:
-    measured = [_measured(conversion, snn, name) for _, name in conversion.neurons]
-    measured += [Measured(name, node) for node, name, _ in conversion.pools if name not in conversion.unmeasured]
+    writer = conversion.writer
+    with evaluating(writer.ann), torch.no_grad():
+        check_traced(writer.ann, trace.graph, *batches[0], root=trace.root)
+    measured = [_measured(conversion, snn, name) for _, name in writer.neurons]
+    measured += [Measured(name, node) for node, name, _ in writer.pools if name not in writer.unmeasured]
     if percentile is not None:
         return percentiles(trace.root, trace.graph, measured, batches, percentile)
-    return least_errors(trace.root, trace.graph, measured, batches, conversion.time_steps, conversion.neuron.initial)
+    return least_errors(trace.root, trace.graph, measured, batches, writer.time_steps, writer.neuron.initial)
 
 
 def _fitting(found: Calibration, conversion: Conversion, snn: fx.GraphModule, neuron: Neuron) -> Calibration:
     """Return the part of a calibration that is for the layers of a network."""
-    channels = {name: _channels(conversion, snn, name) for _, name in conversion.neurons}
-    levels = checked_levels(channels, [name for _, name, _ in conversion.pools], found.levels)
+    channels = {name: _channels(conversion, snn, name) for _, name in conversion.writer.neurons}
+    levels = checked_levels(channels, [name for _, name, _ in conversion.writer.pools], found.levels)
     corrections = {name: x for name, x in found.corrections.items() if name in channels}
     return replaced_fields(found, levels=levels, corrections=corrections, neuron=neuron)
 
@@ -282,7 +281,7 @@ def _fitting(found: Calibration, conversion: Conversion, snn: fx.GraphModule, ne
 def _corrections(
     conversion: Conversion, trace: Traced, snn: fx.GraphModule, batches: Sequence[Batch]
 ) -> dict[str, Tensor]:
-    names = [name for _, name in conversion.neurons if weight_layer(snn.get_submodule(name))]
+    names = [name for _, name in conversion.writer.neurons if weight_layer(snn.get_submodule(name))]
     means = [_measured(conversion, snn, name, True) for name in names]
     return find_corrections(trace.root, trace.graph, snn, means, batches)
 
@@ -361,20 +360,20 @@ def _check_calibration(
 
 def _channels(conversion: Conversion, snn: fx.GraphModule, name: str) -> int | None:
     """Return the number of channels of a spiking layer that each have a level; None if it has one for all."""
-    if not conversion.per_channel or weight_layer(snn.get_submodule(name)) is None:
+    if not conversion.writer.per_channel or weight_layer(snn.get_submodule(name)) is None:
         return None
-    return conversion.targets[name][1]
+    return conversion.writer.targets[name][1]
 
 
 def _measured(conversion: Conversion, snn: fx.GraphModule, name: str, per_channel: bool = False) -> Measured:
     """Return what to measure of the ANN for a spiking layer."""
-    node = next(node for node, of in conversion.neurons if of == name)
+    node = next(node for node, of in conversion.writer.neurons if of == name)
     layer = weight_layer(snn.get_submodule(name))
     dim = -1 if isinstance(layer, nn.Linear) else 1
-    signed, bound = name in conversion.signed, conversion.bounds.get(name, math.inf)
+    signed, bound = name in conversion.writer.signed, conversion.writer.bounds.get(name, math.inf)
     channels = _channels(conversion, snn, name)
     if per_channel or channels is not None:
-        node, channels = conversion.targets[name]
+        node, channels = conversion.writer.targets[name]
     return Measured(name, node, signed, bound, channels, dim)
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..nn import TandemAdd, TandemConvTranspose2d, TandemElementwise
+from ..nn import TandemAdd, TandemConvTranspose2d
 from ..nn.encode import Decode, Encode
-from ..nn.quantised import scale_integers
-from ..nn.quantiser import quantiser
-from ..nn.tandem import OF_CONVERSION, TandemLayer, stored
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from .arguments import arguments_of
@@ -26,8 +23,8 @@ from .calibrate import (
 from .nodes import owner_of, same_modules, unite
 from .record import Record
 from .report import ConversionReport, report_on
-from .rules import has_weights
 from .trace import Traced
+from .twins import Twins
 from .values import Source
 from .watch import Watch
 
@@ -70,17 +67,10 @@ class TandemNetwork(nn.Module):
     calibrated."""
     time_steps: int
     """T. In mode "spikes" the input decides on T, unless the network is calibrated: its thresholds are for this T."""
-    _only_snn: Mapping[str, str] = {}  # of networks pickled by earlier versions
-    _readers: tuple[tuple[Any, tuple[Source, ...]], ...] = ()  # likewise
+    _readers: tuple[tuple[Any, tuple[Source, ...]], ...] = ()  # of networks pickled by earlier versions
     _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
     _record: Record | None = None  # likewise
     _watch: Watch | None = None  # likewise
-    _own: Sequence[tuple[Any, nn.Module, str]] = ()  # likewise; modules with tensors of the spiking twin alone
-    _own_kinds: Sequence[Any] = ()  # likewise; dtype and device that these tensors have
-    _weight_twins: Sequence[
-        tuple[Any, str, Any]
-    ] = ()  # likewise; layers that share a weight, and the ANN's name for it
-    _scaled: Sequence[tuple[Any, Any]] = ()  # likewise; the ANN's quantisers, and the scale that each must have
 
     def __init__(
         self,
@@ -123,6 +113,8 @@ class TandemNetwork(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         unite(self.snn, self.ann())
+        if "_twins" not in state:  # pickled by an earlier version
+            self.tie_names()
         if self._watch is not None:
             self._watch.resume()
 
@@ -181,7 +173,7 @@ class TandemNetwork(nn.Module):
             cat.amplitudes = tuple(self.weight_of(level, 0) for level in levels)
         for module, sources in self._readers:
             self._set_scale(module, torch.tensor([self.weight_of(*source) for source in sources], dtype=torch.float64))
-        if hasattr(self, "_twin"):  # otherwise when it is there
+        if "_twins" in self.__dict__:  # otherwise when they are there
             self._scale_integers()
 
     def report(self, inputs: Any = None) -> ConversionReport:
@@ -219,7 +211,7 @@ class TandemNetwork(nn.Module):
             threshold = threshold.repeat_interleave(2)
         branches: list[Any] = [*layer.branches] if isinstance(layer, TandemAdd) else [layer]
         for branch in branches:
-            branch.thresholds = threshold.to(branch.stored_weight())
+            branch.thresholds = threshold.to(branch.weights.stored())
 
     def weight_of(self, level: str | None, channel: int) -> float:
         """Return the weight of a spike of a layer's channel, or 1."""
@@ -239,24 +231,7 @@ class TandemNetwork(nn.Module):
             inputs = len(module.weight)
         if inputs % len(scale):
             raise ValueError(f"TandemNetwork: inputs must be a multiple of {len(scale)} channels, got {inputs}")
-        module.input_scale = scale.repeat_interleave(inputs // len(scale)).to(module.stored_weight())
-
-    def _scale_integers(self) -> None:
-        """Make both twins round the weights alike that multiply spikes of different weight."""
-        scaled = []
-        for module, _ in self._readers:
-            if not isinstance(module, TandemLayer) or quantiser(module) is None:
-                continue
-            weight = module.stored_weight()
-            twin = next(
-                layer
-                for layer in self.ann().modules()
-                if layer is not module and quantiser(layer) is not None and getattr(*stored(layer, "weight")) is weight
-            )
-            scale_integers(module, twin)
-            of_weight: Any = quantiser(twin)
-            scaled.append((of_weight, of_weight.input_scale))
-        self._scaled = scaled
+        module.input_scale = scale.repeat_interleave(inputs // len(scale)).to(module.weights.stored())
 
     def _total(self, encode: Encode) -> float:
         """Return scale * T, from the last call unless ``encode`` has been changed since: rounding must not add up."""
@@ -284,94 +259,15 @@ class TandemNetwork(nn.Module):
         return self.snn(*inputs)
 
     def tie_names(self) -> None:
-        """Map each state name of the spiking twin to the ANN's name for the same tensor."""
-        names = {id(x): name for name, x in self.ann().state_dict(keep_vars=True).items()}
-        own = super().state_dict(keep_vars=True)
-        self._names = {name: names[id(x)] for name, x in own.items() if id(x) in names}
-        self._only_snn = {name: name.removeprefix("snn.") for name in own if name.endswith(".log_threshold")}
-        """State of the spiking twin alone: the thresholds that learn, and their names in ``state_dict``."""
-        self._only_ann = sorted(set(names.values()) - set(self._names.values()))
-        self._note_twins()
+        """Find anew what both twins hold, and under which names."""
+        self._twins = Twins(self, super().state_dict(keep_vars=True), self.ann())
         self._scale_integers()
 
-    def _note_twins(self) -> None:
-        """Record what the twins share, to detect later that the ANN has replaced it."""
-        ann = self.ann()
-        shared = {*self.snn.modules()} & {*ann.modules()}
-        paths = {name: None for name, module in ann.named_modules() if module in shared}
-        self._held: list[tuple[str, nn.Module, str, Any]] = []
-        """The ANN's shared parameters: qualified name, owning module, key in that module, parameter."""
-        self._buffers_held: list[tuple[nn.Module, str, nn.Module, str, Tensor]] = []
-        """Buffers held by a module of each twin: the spiking twin's module and key, the ANN's, the buffer."""
-        for mine, theirs in self._names.items():
-            path, _, _ = theirs.rpartition(".")
-            layer = ann.get_submodule(path)
-            owner, key = owner_of(ann, theirs)
-            paths[path] = None
-            if owner is not layer:
-                paths[f"{path}.parametrizations.{theirs.rpartition('.')[2]}".lstrip(".")] = None
-            if layer in shared:
-                continue
-            if key in owner._buffers:
-                self._buffers_held.append((*owner_of(self, mine), owner, key, getattr(owner, key)))
-                continue
-            self._held.append((theirs, owner, key, getattr(owner, key)))
-            if has_weights(layer) and getattr(layer, "bias", None) is None:
-                self._held.append((f"{path}.bias".lstrip("."), layer, "bias", None))
-        saved = {*self._names.values()}
-        of_ann = {id(x): name for name, x in ann.named_buffers() if name not in saved}
-        for name, x in self.named_buffers():
-            unsaved = of_ann.get(id(x))
-            if unsaved is not None and ann.get_submodule(unsaved.rpartition(".")[0]) not in shared:
-                self._buffers_held.append((*owner_of(self, name), *owner_of(ann, unsaved), x))
-        self._weight_twins = [*self._find_weight_twins()]
-        likes = {id(mine): owner_of(ann, theirs) for mine, theirs, _ in self._weight_twins}
-        first = next((owner_of(ann, name) for name, _ in ann.named_parameters()), None)
-        if first is not None:
-            own = [module for module in self.snn.modules() if isinstance(module, _WITH_OWN_TENSORS)]
-            self._own = [(module, *likes.get(id(module), first)) for module in own]
-            self._own_kinds = self._kinds_of_ann()
-        self._placed: dict[str, tuple[nn.Module, str, nn.Module]] = {}
-        """The ANN's modules on the path to anything shared, by name: parent module, key in the parent, the module."""
-        for path in paths:
-            parent, name = ann, ""
-            for key in path.split(".") if path else ():
-                child, name = parent.get_submodule(key), f"{name}.{key}".lstrip(".")
-                self._placed[name] = parent, key, child
-                parent = child
+    def _scale_integers(self) -> None:
+        self._twins.scale_integers(module for module, _ in self._readers)
 
-    def _find_weight_twins(self) -> Iterator[tuple[Any, str, Any]]:
-        """Yield each weight layer of the spiking twin, the ANN's name for its weight, and the ANN's layer."""
-        for mine, theirs in self._names.items():
-            path, _, key = mine.rpartition(".")
-            path = path.removesuffix(".parametrizations.weight")
-            layer = self.get_submodule(path)
-            if isinstance(layer, TandemLayer) and key in ("weight", "original"):
-                name = theirs.rpartition(".")[0].removesuffix(".parametrizations.weight")
-                yield layer, theirs, self.ann().get_submodule(name)
-
-    def _follow(self) -> None:
-        """Give tensors of the spiking twin alone the dtype and device of the ANN's, which may have been moved."""
-        if self._own and self._own_kinds != self._kinds_of_ann():
-            self._move_own_tensors()
-
-    def _kinds_of_ann(self) -> list[tuple[torch.dtype, torch.device]]:
-        """Return dtype and device of what the spiking twin's own tensors follow."""
-        return [(x.dtype, x.device) for x in (owner._parameters[key] for _, owner, key in self._own) if x is not None]
-
-    @torch.inference_mode(False)  # inference tensors would be of no use in training
-    @torch.no_grad()
     def _move_own_tensors(self) -> None:
-        for module, owner, key in self._own:
-            like = getattr(owner, key)
-            for name, x in _own_tensors(module).items():
-                if name in module._parameters:
-                    x.data = x.data.to(like)
-                else:
-                    setattr(module, name, x.to(like))
-            if isinstance(module, TandemElementwise):
-                module.maps_on(like)
-        self._own_kinds = self._kinds_of_ann()
+        self._twins.move_own_tensors()
         if "calibration" in self.__dict__:  # absent from networks pickled by earlier versions
             self.set_time_steps(self.time_steps)  # whose constants are rounded anew
 
@@ -382,54 +278,19 @@ class TandemNetwork(nn.Module):
 
         The spiking twin itself is not checked: torch.func.functional_call swaps its tensors temporarily.
         """
-        changed = [name for name, (parent, key, child) in self._placed.items() if parent._modules.get(key) is not child]
-        changed += [name for name, owner, key, x in self._held if owner._parameters.get(key) is not x]
-        if changed:
-            more = "" if len(changed) < 4 else f" and {len(changed) - 3} more"
-            raise RuntimeError(
-                "TandemNetwork: the ANN must keep the parameters and modules that it shares with its spiking twin, "
-                f"but {', '.join(changed[:3])}{more} "
-                f"{'was' if len(changed) == 1 else 'were'} replaced (by load_state_dict(assign=True), pruning, "
-                "a parametrization or an assignment). Call convert on the ANN again (calibrate=snn.calibration keeps "
-                "the thresholds), or load with snn.load_state_dict"
-            )
-        for mine, name, other in self._weight_twins:
-            bits = [None if (of_weight := quantiser(layer)) is None else of_weight.bits for layer in (mine, other)]
-            if bits[0] != bits[1]:
-                raise RuntimeError(
-                    f"TandemNetwork: the ANN must round its weights as its spiking twin does, but {name} has "
-                    f"{_in_words(bits[1])} there and {_in_words(bits[0])} in the twin (did another conversion or "
-                    "quantise change one of the two?). Call quantise on the TandemNetwork, or convert on the ANN again "
-                    "(calibrate=snn.calibration keeps the thresholds)"
-                )
+        self._twins.check_shared()
         if self._watch is not None and (changes := self._watch.changes()):
             raise RuntimeError(
                 f"TandemNetwork: the ANN must compute what it did when it was converted, but {changes} changed. Call "
                 "convert on the ANN again (calibrate=snn.calibration keeps the thresholds)"
             )
-        if any(not _same(of_weight.input_scale, scale) for of_weight, scale in self._scaled):
-            raise RuntimeError(
-                "TandemNetwork: the ANN must round its weights as its spiking twin does, but another conversion of it "
-                "has other thresholds of channels or concatenated trains. Call convert again "
-                "(calibrate=snn.calibration keeps the thresholds)"
-            )
-        for i, (mine, mine_key, owner, key, x) in enumerate(self._buffers_held):
-            now = owner._buffers.get(key)
-            if now is not x and now is not None:  # the ANN was moved or loaded; buffers are not trained
-                setattr(mine, mine_key, now)
-                self._buffers_held[i] = mine, mine_key, owner, key, now
-        self._follow()
+        self._twins.check_scales()
+        self._twins.follow_buffers()
+        if self._twins.ann_has_moved():
+            self._move_own_tensors()
 
     def _tie(self) -> None:
-        """Make the ANN hold the spiking twin's tensors again after loading or moving has replaced some of them."""
-        for mine, mine_key, owner, key, _ in self._buffers_held:
-            setattr(owner, key, getattr(mine, mine_key))
-        for name, theirs in self._names.items():
-            (owner, key), (other, other_key) = owner_of(self, name), owner_of(self.ann(), theirs)
-            x = getattr(owner, key)
-            if getattr(other, other_key) is not x:
-                setattr(other, other_key, x)
-        self._note_twins()
+        self._twins.tie()
         self._scale_integers()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -437,7 +298,7 @@ class TandemNetwork(nn.Module):
         self.check_twins()
         state = self.ann().state_dict(*args, **kwargs)
         given = dict(zip(("destination", "prefix", "keep_vars"), args, strict=False)) | kwargs
-        for name, public in self._only_snn.items():
+        for name, public in self._twins.only_snn.items():
             x = getattr(*owner_of(self, name))
             state[given.get("prefix", "") + public] = x if given.get("keep_vars", False) else x.detach()
         prefix = given.get("prefix", "")
@@ -455,14 +316,15 @@ class TandemNetwork(nn.Module):
         if problem := self._load_calibration(state, local_metadata):  # as a key, which strict=False ignores
             (missing if state is None else unexpected).append(f"{prefix}{EXTRA_STATE} ({problem})")
         # The spiking twin's modules load themselves next, so they need the names they have in the spiking twin.
-        renamed = {theirs: state_dict.pop(prefix + theirs) for theirs in self._used() if prefix + theirs in state_dict}
-        for name, theirs in self._names.items():
+        there = [theirs for theirs in self._twins.of_ann() if prefix + theirs in state_dict]
+        renamed = {theirs: state_dict.pop(prefix + theirs) for theirs in there}
+        for name, theirs in self._twins.names.items():
             if theirs in renamed:
                 state_dict[prefix + name] = renamed[theirs]
-        for name, public in self._only_snn.items():
+        for name, public in self._twins.only_snn.items():
             if prefix + public in state_dict:
                 state_dict[prefix + name] = state_dict.pop(prefix + public)
-        for name in self._only_ann:
+        for name in self._twins.only_ann:
             if prefix + name not in state_dict:
                 missing += [prefix + name] if strict else []
                 continue
@@ -508,13 +370,10 @@ class TandemNetwork(nn.Module):
         self.set_time_steps(self.time_steps)
         return ""
 
-    def _used(self) -> list[str]:
-        return list(dict.fromkeys(self._names.values()))
-
     def _apply(self, fn: Any, recurse: bool = True) -> TandemNetwork:
         self.check_twins()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in self._only_ann:  # .to() and the like also apply to what only the ANN holds
+        for name in self._twins.only_ann:  # .to() and the like also apply to what only the ANN holds
             owner, key = owner_of(self.ann(), name)
             x = getattr(owner, key)
             if isinstance(x, nn.Parameter):
@@ -538,27 +397,8 @@ _UNCALIBRATED = "uncalibrated"
 """In the metadata of a state dict: the state of a converted network without calibration."""
 
 
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other or (one is not None and other is not None and torch.equal(one, other))
-
-
 def _shapes(levels: Mapping[str, Level]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(level.shape) if isinstance(level, Tensor) else () for name, level in levels.items()}
-
-
-_WITH_OWN_TENSORS = (TandemLayer, TandemAdd, Decode)
-_OWN_TENSORS = (*OF_CONVERSION, "log_threshold", "scale")
-
-
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a module of the spiking twin that the ANN does not have."""
-    names = ("weight", "bias", *_OWN_TENSORS) if isinstance(module, TandemElementwise) else _OWN_TENSORS
-    held = module._parameters | module._buffers
-    return {name: x for name in names if (x := held.get(name)) is not None}
-
-
-def _in_words(bits: int | None) -> str:
-    return "weights that are not quantised" if bits is None else f"{bits} bits"
 
 
 def _tie_again(network: TandemNetwork, incompatible_keys: Any) -> None:

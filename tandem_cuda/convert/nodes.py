@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from ..nn.tandem import stored
+from ..nn.weights import stored
 
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from .._table import table
-from ..nn import Encode, EncodedInput, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, TandemAdd, TandemGate
+from ..nn import Encode, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, TandemAdd, TandemGate
 from ..nn.modes import evaluating
-from ..nn.operations import branches_of, fan_out, layer_macs
+from ..nn.operations import branches_of
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
+from .comparison import (
+    FEW,
+    Answers,
+    Comparison,
+    Converted,
+    Spiking,
+    Sums,
+    chunks,
+    copied,
+    inputs_of,
+    numbers_of,
+    traced_again,
+)
 from .nodes import kind_of, name_in_ann
 from .record import Origin, Record
-from .rules import RULES
-from .trace import Traced, retraced
-
-if TYPE_CHECKING:
-    from .network import TandemNetwork
+from .trace import Traced
 
 _AVERAGES = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d)
 _WITH_NEURONS = (TandemLayer, TandemAdd, TandemGate, *_AVERAGES)
-_CHUNK = 16  # samples at a time: the spike trains of all layers are kept for the comparison
 _SATURATED = 0.05  # share of neurons from which on a layer is said to saturate
 _AGREEING, _OUTPUT_ERROR = 0.9, 0.5  # an SNN is said to be unlike its ANN below this agreement, or above this error
-_ONE_CLASS, _ANN_CLASS, _FEW = 0.9, 0.75, 8  # a class of most samples, but not the ANN's; not judged on fewer samples
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class ConversionReport:
 
         It then gives another class for more than 10 % of them or, without classes, ``output_error`` exceeds 1/2.
         """
-        if self.samples < _FEW:
+        if self.samples < FEW:
             return False
         if self.agreement is not None:
             return self.agreement < _AGREEING
@@ -199,33 +203,33 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def report_on(network: TandemNetwork, record: Record, inputs: Any, trace: Traced | None = None) -> ConversionReport:
+def report_on(network: Converted, record: Record, inputs: Any, trace: Traced | None = None) -> ConversionReport:
     """Return the report of a converted network. ``TandemNetwork.report`` documents arguments and errors.
 
     ``trace``: of the ANN, if it is at hand.
     """
     calibrated, snn = network.levels is not None, network.snn
-    given = _inputs(network, record, inputs)
+    given = inputs_of(network, record, inputs)
     origins = {origin.name: origin for origin in record.origins}
     called = {str(node.target): node for node in snn.graph.nodes if node.op == "call_module"}
     own = {id(vars(module)) for module in network.ann().modules()}
     unchanged = [name for name in called if id(vars(snn.get_submodule(name))) in own]
     layers = [name for name in called if name in origins and name not in unchanged]
-    sums = {name: _Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
-    samples, answers = 0, _Answers()
+    sums = {name: Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
+    samples, answers = 0, Answers()
     wanted = {origins[name].node for name in sums} if calibrated and given else None
     with (
-        _traced(network.ann(), record, wanted, trace) as graph,
+        traced_again(network.ann(), record, wanted, trace) as graph,
         evaluating(network.ann()),
         evaluating(snn),
         torch.no_grad(),
     ):
-        for chunk in _chunks(given):
+        for chunk in chunks(given):
             samples += len(chunk[0])
-            spiking = _Spiking(network, {called[name]: (origins[name], of) for name, of in sums.items()})
-            outputs = spiking.run(*_copied(chunk))
-            numbers = tuple(_numbers(x) for x in _copied(chunk))
-            ann: Any = network.ann() if graph is None else _Comparison(*graph, spiking.trains).run
+            spiking = Spiking(network, {called[name]: (origins[name], of) for name, of in sums.items()})
+            outputs = spiking.run(*copied(chunk))
+            numbers = tuple(numbers_of(x) for x in copied(chunk))
+            ann: Any = network.ann() if graph is None else Comparison(*graph, spiking.trains).run
             answers.add(outputs, ann(*numbers))
     time_steps = next((x.time_steps for x in given if isinstance(x, SpikeTrain)), network.time_steps)
     converted = [_layer(network, origins[name], sums.get(name)) for name in layers]
@@ -247,244 +251,7 @@ def report_on(network: TandemNetwork, record: Record, inputs: Any, trace: Traced
     return replace(report, warnings=(*_warnings(report), *answers.warnings()))
 
 
-# -- inputs
-
-
-def _inputs(network: TandemNetwork, record: Record, inputs: Any) -> tuple[Any, ...]:
-    """Return one batch for each input of the network, on its device; none if there are no samples."""
-    like = next(network.parameters(), torch.empty(0))
-    if inputs is None:
-        samples = record.sample.inputs
-        return tuple(x.to(like.device, like.dtype if x.is_floating_point() else None) for x in samples)
-    given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    names = [str(node.target) for node in network.snn.graph.nodes if node.op == "placeholder"]
-    if len(given) != len(names) and not any(name.startswith("*") for name in names):
-        raise TypeError(f"report: inputs must be one batch for each of {', '.join(names)}, got {len(given)}")
-    for x in given:
-        if not isinstance(x, (Tensor, SpikeTrain)):
-            raise TypeError(f"report: inputs must be Tensors or SpikeTrains, got {type(x).__name__}")
-        if not len(x.shape) or not x.shape[0]:
-            raise ValueError(f"report: inputs must have at least one sample, got {list(x.shape)}")
-    sizes = [x.shape[0] for x in given]
-    if len({*sizes}) > 1:
-        raise ValueError(f"report: inputs must have the same number of samples, got {sizes}")
-    steps = [x.time_steps for x in given if isinstance(x, SpikeTrain)]
-    if network.levels is not None and {*steps} - {network.time_steps}:
-        raise ValueError(
-            f"report: inputs must have T = {network.time_steps}, which calibrated thresholds are for, got T = {steps}"
-        )
-    return tuple(x.to(like.device) for x in given)
-
-
-def _chunks(inputs: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
-    for i in range(0, inputs[0].shape[0] if inputs else 0, _CHUNK):
-        yield tuple(_part(x, slice(i, i + _CHUNK)) for x in inputs)
-
-
-def _part(x: Any, samples: slice) -> Any:
-    return x.rearranged(lambda y: y[:, samples]) if isinstance(x, SpikeTrain) else x[samples]
-
-
-def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Copy tensors, which the ANN may write to."""
-    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
-
-
-def _numbers(x: Any) -> Any:
-    """Return the ANN's input: for spikes, their counts."""
-    return x.count * x.amplitude if isinstance(x, SpikeTrain) else x
-
-
-# -- running both networks
-
-
-@contextmanager
-def _traced(
-    ann: nn.Module, record: Record, wanted: Collection[str] | None, trace: Traced | None
-) -> Iterator[tuple[nn.Module, fx.Graph] | None]:
-    """Yield the ANN's graph as it was in the conversion, which has the ``wanted`` nodes, and the module that it calls.
-
-    If no nodes are wanted, yield None.
-
-    Graphs cannot be pickled, so networks do not keep theirs.
-    """
-    if wanted is None:
-        yield None
-        return
-    if trace is not None:
-        yield trace.root, trace.graph
-        return
-    with retraced(ann, RULES, record.example(next(ann.parameters(), None))) as found:
-        if missing := sorted({*wanted} - {node.name for node in found.graph.nodes}):
-            raise RuntimeError(
-                f"report: forward of the ANN must be as it was when it was converted, but lacks {', '.join(missing)}. "
-                "Call convert on the ANN again (calibrate=snn.calibration keeps the thresholds)"
-            )
-        yield found.root, found.graph
-
-
-@dataclass
-class _Sums:
-    """The figures of one layer, summed over samples."""
-
-    samples: int = 0
-    neurons: int = 0
-    steps: int = 0
-    spikes: float = 0.0
-    saturated: int = 0
-    fired: Any = False
-    """bool, one per neuron."""
-    operations: float = 0.0
-    macs: int = 0
-    values: int = 0
-    """Of the ANN, that were compared."""
-    error: float = 0.0
-    error_in_spikes: float = 0.0
-    size: float = 0.0
-    """Of the ANN's values."""
-    misfit: bool = False
-    """Whether spikes and the ANN's values differ in number."""
-    fan_outs: dict[int, Tensor] = field(default_factory=dict)
-
-    def add(self, module: Any, inputs: tuple[Any, ...], train: SpikeTrain) -> None:
-        """Add a forward pass of the layer."""
-        count, steps = train.count, train.time_steps
-        largest = module.neuron.largest(steps) if isinstance(module, (TandemLayer, TandemAdd)) else steps
-        self.samples, self.neurons, self.steps = self.samples + len(count), count[0].numel(), steps
-        self.spikes += float(count.sum(dtype=torch.float64))
-        self.saturated += int((count >= largest).sum())
-        self.fired = self.fired | (count > 0).any(0)
-        for i, (branch, x) in enumerate(zip(branches_of(module), inputs, strict=False)):  # a gate is no spikes
-            self.macs = (self.macs if i else 0) + layer_macs(branch, x, train)
-            if isinstance(x, EncodedInput):
-                continue
-            if not isinstance(branch, TandemLayer):  # the identity in a sum
-                self.operations += float(x.count.sum(dtype=torch.float64))
-                continue
-            if i not in self.fan_outs:
-                self.fan_outs[i] = fan_out(branch, x.shape[1:], x.device)
-            self.operations += float((x.count.sum(0, dtype=torch.float64) * self.fan_outs[i]).sum())
-
-    def compare(self, train: SpikeTrain, signed: bool, weights: Tensor | None, activation: Tensor) -> None:
-        """Add the difference of spikes from the ANN's activation.
-
-        Args:
-            train: [N, C, ...].
-            signed: whether channels 2i and 2i + 1 are the positive and the negative part of channel i.
-            weights: a further factor of each channel, or None.
-            activation: of the ANN, with as many elements; its shape may lack dimensions of size 1.
-        """
-        value = train.count.double()
-        value = value[:, ::2] - value[:, 1::2] if signed else value
-        amplitude = torch.full([value.shape[1]], train.amplitude, dtype=torch.float64, device=value.device)
-        if weights is not None:  # flattened channels have as many features as pixels
-            amplitude = amplitude * weights.to(amplitude).repeat_interleave(len(amplitude) // len(weights))
-        amplitude = amplitude.view(-1, *[1] * (value.dim() - 2))
-        if value.numel() != activation.numel():
-            self.misfit = True
-            return
-        wanted = activation.double().reshape(value.shape)
-        error = (value * amplitude - wanted).abs()
-        self.values += wanted.numel()
-        self.error += float(error.sum())
-        self.error_in_spikes += float((error / amplitude).sum())
-        self.size += float(wanted.abs().sum())
-
-
-class _Spiking(fx.Interpreter):
-    """Runs the spiking twin, sums up what its layers do, and keeps the spikes to be compared."""
-
-    def __init__(self, network: TandemNetwork, layers: Mapping[fx.Node, tuple[Origin, _Sums]]) -> None:
-        super().__init__(network.snn)
-        self.network, self.layers = network, layers
-        self.results: dict[fx.Node, tuple[Origin, _Sums]] = {}
-        for node, found in layers.items():
-            for _ in range(found[0].steps):
-                (node,) = node.users
-            self.results[node] = found
-        self.trains: dict[str, list[tuple[SpikeTrain, Tensor | None, Origin, _Sums]]] = {}
-        """By node of the ANN: the spikes that stand for its values, and the weights of their channels."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        out = super().run_node(n)
-        if n in self.layers:
-            inputs, _ = self.fetch_args_kwargs_from_env(n)
-            self.layers[n][1].add(self.network.snn.get_submodule(str(n.target)), inputs, out)
-        if n in self.results:
-            origin, sums = self.results[n]
-            weights = None
-            if origin.sources is not None:
-                weights = torch.tensor([self.network.weight_of(*source) for source in origin.sources])
-            self.trains.setdefault(origin.node, []).append((out, weights, origin, sums))
-        return out
-
-
-class _Comparison(fx.Interpreter):
-    """Runs the ANN and compares its activations with spikes: at once, for what follows may overwrite them."""
-
-    def __init__(
-        self,
-        root: nn.Module,
-        graph: fx.Graph,
-        trains: Mapping[str, list[tuple[SpikeTrain, Tensor | None, Origin, _Sums]]],
-    ) -> None:
-        super().__init__(root, graph=graph)
-        self.trains = trains
-
-    def run_node(self, n: fx.Node) -> Any:
-        out = super().run_node(n)
-        for train, weights, origin, sums in self.trains.get(n.name, []):
-            sums.compare(train, origin.signed, weights, out)
-        return out
-
-
-class _Answers:
-    """The classes that both networks choose, for each output [N, classes], and the sizes of the outputs."""
-
-    def __init__(self) -> None:
-        self.chosen: dict[int, list[Tensor]] = {}
-        self.squares: dict[int, Tensor] = {}
-        """Of each output: the sums of the squared differences and of the ANN's squared values."""
-
-    def add(self, snn: Any, ann: Any) -> None:
-        """Add the outputs of both for some samples."""
-        for i, (mine, theirs) in enumerate(zip(tree_leaves(snn), tree_leaves(ann), strict=True)):
-            if isinstance(mine, Tensor) and mine.is_floating_point():
-                pair = torch.stack([x.double().square().sum().cpu() for x in (mine - theirs, theirs)])
-                self.squares[i] = self.squares.get(i, 0) + pair
-            if isinstance(mine, Tensor) and mine.is_floating_point() and mine.dim() == 2 and mine.shape[1] > 1:
-                self.chosen.setdefault(i, []).append(torch.stack([mine.argmax(1), theirs.argmax(1)]).cpu())
-
-    def agreement(self) -> float | None:
-        """Return the share of samples on which they agree; None if there are no classes."""
-        every = [torch.cat(parts, 1) for parts in self.chosen.values()]
-        return min((float((mine == theirs).double().mean()) for mine, theirs in every), default=None)
-
-    def error(self) -> float | None:
-        """Return the relative error of the output with the largest; None if there are no outputs."""
-        errors = [(of[0] / of[1]).sqrt().nan_to_num(0.0).item() for of in self.squares.values()]
-        return max(errors, default=None)
-
-    def warnings(self) -> list[str]:
-        """Return a warning for each output that is nearly always the same class, unlike the ANN's."""
-        found = []
-        for i, parts in self.chosen.items():
-            mine, theirs = torch.cat(parts, 1)
-            top = int(mine.mode().values)
-            share, of_ann = (float((x == x.mode().values).double().mean()) for x in (mine, theirs))
-            if len(mine) >= _FEW and share >= _ONE_CLASS and of_ann <= _ANN_CLASS:
-                where = f" of output {i}" if len(self.chosen) > 1 else ""
-                found.append(
-                    f"the network answers class {top}{where} for {share:.1%} of the samples, the ANN no class for more "
-                    f"than {of_ann:.1%}"
-                )
-        return found
-
-
-# -- the report
-
-
-def _layer(network: TandemNetwork, origin: Origin, sums: _Sums | None) -> ConvertedLayer:
+def _layer(network: Converted, origin: Origin, sums: Sums | None) -> ConvertedLayer:
     module: Any = network.snn.get_submodule(origin.name)
     kind = kind_of(module).__name__ + (" of counts" if origin.real else "")
     known: dict[str, Any] = {}
@@ -514,7 +281,7 @@ def _layer(network: TandemNetwork, origin: Origin, sums: _Sums | None) -> Conver
     )
 
 
-def _threshold(network: TandemNetwork, origin: Origin, module: Any) -> float | None:
+def _threshold(network: Converted, origin: Origin, module: Any) -> float | None:
     if origin.sources is not None:
         return None
     if isinstance(module, _AVERAGES):
@@ -525,7 +292,7 @@ def _threshold(network: TandemNetwork, origin: Origin, module: Any) -> float | N
 
 
 def _notes(
-    network: TandemNetwork, record: Record, layers: Sequence[ConvertedLayer], sums: Mapping[str, _Sums], samples: int
+    network: Converted, record: Record, layers: Sequence[ConvertedLayer], sums: Mapping[str, Sums], samples: int
 ) -> Iterable[str]:
     signed = [layer.name for layer in layers if layer.signed and layer.spiking]
     if signed:
@@ -553,7 +320,7 @@ def _notes(
         yield "no errors: without calibrate, counts do not approximate the ANN's own activations"
 
 
-def _wanted(network: TandemNetwork) -> str:
+def _wanted(network: Converted) -> str:
     """Return the arguments that a report needs, in words."""
     nodes = [node for node in network.snn.graph.nodes if node.op == "placeholder"]
     names = [str(node.target).lstrip("*") for node in nodes]
@@ -576,7 +343,7 @@ def _warnings(report: ConversionReport) -> Iterable[str]:
         yield f"dead, no neuron spikes: {_some(dead)}; try {remedy}"
 
 
-def _saturates(network: TandemNetwork, layer: ConvertedLayer, time_steps: int) -> bool:
+def _saturates(network: Converted, layer: ConvertedLayer, time_steps: int) -> bool:
     """Whether many neurons spike as often as they can, though the ANN's activation has no bound there."""
     if layer.saturation is None or layer.saturation <= _SATURATED or time_steps == 1:  # where every spike is the last
         return False

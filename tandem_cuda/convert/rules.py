@@ -8,452 +8,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
-
-from ..nn.tandem import TandemLayer
-from .advice import COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, NUMBER
-from .nodes import asks_for_size, kind_of
-from .values import Branch, Current, Grouped, Pieces, Pooled, Real, Shape, Size, Sizes, Train, is_value
-
-if TYPE_CHECKING:
-    from .conversion import Conversion
-
-
-class Unconvertible(Exception):
-    """Raised by a rule for a call that has no spiking form. ``convert`` lists all such calls in its ValueError.
-
-    Args:
-        why: what to use instead, as in "use mode='nearest'".
-        why_all: the same for several such calls; by default ``why``.
-
-    Examples:
-        >>> from tandem_cuda.convert.rules import Unconvertible, register
-        >>> class Reverse(nn.Module):
-        ...     def forward(self, x):
-        ...         return x.flip(1)
-        >>> def refuse(call):
-        ...     raise Unconvertible("reorder the weights of the next layer")
-        >>> register(Reverse, refuse)
-        >>> ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), Reverse(), nn.Linear(3, 2))
-        >>> try:
-        ...     convert(ann, time_steps=8)
-        ... except ValueError as error:
-        ...     print("reorder the weights" in str(error))
-        True
-    """
-
-    def __init__(self, why: str, why_all: str | None = None) -> None:
-        super().__init__(why)
-        self.why_all = why_all
-        self.node: fx.Node | None = None
-        """The call that is refused, if it is not the one that is being converted."""
-
-
-class Call:
-    """A call in the ANN's forward, as a rule sees it.
-
-    A rule returns the result of one of these methods, or ``input`` itself for a call that changes nothing. Rules are
-    not used before the first weight layer or after the last one, where all inputs are real: those calls stay as they
-    are.
-
-    Examples:
-        >>> from tandem_cuda.convert.rules import register
-        >>> class Double(nn.Module):
-        ...     def forward(self, x):
-        ...         return 2 * x
-        >>> register(Double, lambda call: call.affine(2.0))
-        >>> ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), Double(), nn.ReLU(), nn.Linear(3, 2))
-        >>> convert(ann, time_steps=8)(torch.rand(1, 4)).shape
-        torch.Size([1, 2])
-    """
-
-    def __init__(self, conversion: Conversion, node: fx.Node, module: nn.Module | None = None) -> None:
-        self._conversion = conversion
-        self.node = node
-        """The call's node in the torch.fx graph."""
-        if module is None and node.op == "call_module":
-            module = conversion.ann.get_submodule(str(node.target))
-        self.module: Any = module
-        """The module that is called; None for a function."""
-        named = {name: x for name, x in node.kwargs.items() if node.args or name != "input"}
-        self._inputs = node.args or tuple(x for name, x in node.kwargs.items() if name == "input")
-        self.args: tuple[Any, ...] = fx.node.map_arg(self._inputs, self._argument)
-        """The positional arguments, and torch's ``input`` first. Tensors are replaced by what they are in the SNN,
-        known sizes by their numbers."""
-        self.kwargs: dict[str, Any] = fx.node.map_arg(named, self._argument)
-        """The other keyword arguments, likewise."""
-        self._given: Any = None
-
-    def _argument(self, node: fx.Node) -> Any:
-        x = self._conversion.value(node)
-        return tuple(map(_number, x.sizes)) if isinstance(x, Sizes) else _number(x)
-
-    @property
-    def engine(self) -> str:
-        """The ``engine`` argument of ``convert``, for spiking products."""
-        return self._conversion.engine
-
-    @property
-    def value(self) -> Any:
-        """The first argument: spikes, or the currents of weight layers before their neurons.
-
-        Raises:
-            Unconvertible: the first argument is something else.
-        """
-        first = self._first()
-        x = self._given or (None if first is None else self._conversion.value(first))
-        if not isinstance(x, (Train, Pooled, Current)):
-            is_module = self.node.op == "call_module"
-            advice = NOTHING_ELSE if is_module else FUNCTION_ADVICE.get(self.node.target, NOTHING_ELSE)
-            raise Unconvertible(advice_against(x) or advice)
-        return x
-
-    @property
-    def input(self) -> Any:
-        """The same as :attr:`value`, for rules that transform it. Currents that are used elsewhere, too, get neurons.
-
-        Raises:
-            Unconvertible: the first argument is neither spikes nor currents.
-        """
-        x, first = self.value, self._first()
-        if self._given is not None:
-            return x
-        assert first is not None
-        if isinstance(x, Current) and len([user for user in first.users if not asks_for_size(user)]) > 1:
-            return self._conversion.train(first)
-        return x
-
-    def fire(self, bound: float | None = None) -> Any:
-        """Replace an activation by neurons. Spikes stay as they are.
-
-        Args:
-            bound: the largest value that the activation returns, as 6 for a ReLU6. The neurons saturate there.
-        """
-        x = self.input
-        if bound is not None and isinstance(x, Current) and x.rescales:
-            x = self.spikes()
-        return self._conversion.fired(self.node, x, bound=bound)
-
-    def apply(self, module: nn.Module, *, commutes: bool = False) -> Any:
-        """Replace the call by a module that takes a SpikeTrain and returns one.
-
-        Args:
-            module: a new module for each call.
-            commutes: whether the ANN's call gives the same result before and after a ReLU, as max pooling does. Such a
-                call may come before the ReLU; the module is then put after the neurons.
-
-        Raises:
-            Unconvertible: the input may be negative, and no ReLU follows.
-        """
-        x = self.input if commutes else self.spikes()
-        x = self._conversion.spikes(x) if isinstance(x, Pooled) else x
-        if isinstance(x, Train) and x.signed:
-            raise Unconvertible(NEGATIVE)
-        x = self._conversion.behind(x, lambda value: self._conversion.called(value, self.node, module))
-        return replace(x, wants_relu=self.node) if isinstance(x, Current) else x
-
-    def rearrange(self, how: str, *arguments: int) -> Any:
-        """Move neurons, as :class:`tandem_cuda.nn.SpikeRearrange` does."""
-        x = self.input
-        if x.dims not in (None, 4) and how not in ("channels", "channel_shuffle"):
-            raise Unconvertible("use images [N, C, H, W], for which it has a spiking form")
-        x = self._conversion.spikes(x) if isinstance(x, Pooled) else x
-        return self._conversion.behind(x, lambda train: self._conversion.moved(train, how, *arguments))
-
-    def average(self, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d, *, keepdim: bool = True) -> Any:
-        """Pool spikes by averaging, and flatten the result if not ``keepdim``.
-
-        The averages get neurons; in a calibrated network only where they cannot do without.
-        """
-        x = self.input
-        x = self.spikes() if isinstance(x, Current) else x
-        pooled = Pooled(self.node, pool, x, dims=x.dims)
-        average = pooled if self._conversion.scaled else self._conversion.spikes(pooled)
-        return average if keepdim else self._conversion.flattened(average)
-
-    def drop(self, kind: type[Any]) -> Any:
-        """Apply dropout to spikes with a module of class ``kind``, or the ANN's own module to real averages of them."""
-        module = self.module
-
-        def step(value: Any) -> Any:
-            dropout = module
-            if not isinstance(value, Real):
-                dropout = kind(module.p)
-                dropout.copies, dropout.signed = value.copies, value.signed
-            return self._conversion.called(value, self.node, dropout)
-
-        return _rescaled(self._conversion.behind(self.input, step))
-
-    def drop_samples(self, make: Callable[[], nn.Module]) -> Any:
-        """Apply a module that silences samples to spikes, or the ANN's own module to real averages of them."""
-        module = self.module
-
-        def step(value: Any) -> Any:
-            return self._conversion.called(value, self.node, module if isinstance(value, Real) else make())
-
-        return _rescaled(self._conversion.behind(self.input, step))
-
-    def flatten(self, start_dim: int = 1, end_dim: int = -1) -> Any:
-        """Apply ``SpikeTrain.flatten``."""
-        return self._conversion.flattened(self.input, start_dim, end_dim)
-
-    def flatten_to(self, features: int) -> Any:
-        """Flatten all dimensions but the first. The SNN's forward raises if the result does not have ``features``."""
-        return self._conversion.flattened_to(self.input, features)
-
-    def add(self, *, subtract: bool = False, alpha: float = 1.0) -> Any:
-        """Add all arguments, which may be currents of weight layers and spikes. A ReLU of the sum is a TandemAdd.
-
-        Args:
-            subtract: take the second argument from the first.
-            alpha: the factor of the second argument.
-        """
-        branches: list[Branch] = []
-        given = (*self._inputs, *(x for name, x in self.node.kwargs.items() if name not in ("input", "alpha")))
-        for i, argument in enumerate(given):
-            node = self._summand(argument, "add")
-            x = self._conversion.value(node)
-            factor = 1.0 if i == 0 else -alpha if subtract else alpha
-            once = len(node.users) == 1 and given.count(node) == 1
-            if isinstance(x, Current) and factor == 1 and once and x.is_sum:
-                branches += x.branches
-            else:
-                branches.append(Branch(self._conversion.train(node), factor=factor))
-        channels = Current(branches).of_neurons[0]
-        for branch in branches:
-            if branch.layer is None and branch.channels is None:
-                branch.train = replace(branch.train, channels=channels)
-                if channels is None and not branch.is_plain:
-                    raise Unconvertible(COUNTED)
-        self._check_sizes()
-        return Current(branches)
-
-    def _check_sizes(self) -> None:
-        """Raise Unconvertible if the sum of all arguments broadcasts: each neuron adds one value of each branch."""
-        nodes = self.node.all_input_nodes
-        sizes = self._conversion.sizes
-        if all(node in sizes for node in nodes):
-            found = [tuple(sizes[node][1:]) for node in nodes]
-            if len({*found}) > 1:
-                got = " and ".join(str(["N", *size]).replace("'", "") for size in found)
-                raise Unconvertible(
-                    f"make its inputs alike in size, by nn.Upsample or torch.cat: spikes do not broadcast, got {got}"
-                )
-        elif self._conversion.pixels.differ(nodes):
-            raise Unconvertible(
-                "make its inputs alike in size, by nn.Upsample: spikes do not broadcast, and one is pooled to one "
-                "pixel (pass example=, an input of ann, if the other has one pixel, too)"
-            )
-
-    def _summand(self, argument: Any, what: str) -> fx.Node:
-        """Return the node of spikes or currents.
-
-        Args:
-            argument: of the call.
-            what: "add" or "concatenate".
-
-        Raises:
-            Unconvertible: it is something else.
-        """
-        x = self._conversion.value(argument) if isinstance(argument, fx.Node) else argument
-        if isinstance(argument, fx.Node) and isinstance(x, (Train, Pooled, Current)):
-            return argument
-        if isinstance(x, Real) and self._conversion.is_constant(argument):
-            if what == "add":
-                raise Unconvertible(
-                    "add a number, or to each channel the bias of a layer such as nn.Conv2d(8, 8, 1, groups=8): this "
-                    "is a tensor of constants"
-                )
-            raise Unconvertible("leave out the tensor of constants: spikes are concatenated only with spikes")
-        if isinstance(x, Real):
-            raise Unconvertible(
-                f"{what} only spikes: put a weight layer, such as nn.Conv2d, between the network's input and this"
-            )
-        raise Unconvertible(advice_against(x) or NOTHING_ELSE)
-
-    def fold(self, norm: Any) -> Any:
-        """Fold batch norm into the weight layer before it. Elsewhere it needs neurons of its own.
-
-        Raises:
-            Unconvertible: ``norm`` has no running statistics.
-        """
-        x = self.input
-        if norm.running_mean is None:
-            raise Unconvertible("set track_running_stats=True: the spiking twin folds them")
-        branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.then else None
-        if branch is not None and branch.layer is not None and branch.norm is None:
-            wanted = weights_of(branch.layer).norm
-            if type(norm) not in (wanted, nn.SyncBatchNorm):
-                raise Unconvertible(f"use nn.{wanted.__name__} after {branch.name}")
-            return replace(x, branches=[replace(branch, norm=norm)])
-        return Current([Branch(self.spikes(), self._name(), norm=norm)])
-
-    def of_line(self, pool: Callable[[Call], Any]) -> Any:
-        """Apply the rule of a pooling of images to lines [N, C, L], as images of height 1."""
-        pooled = pool(self._on(self._conversion.moved(self.spikes(), "unsqueeze")))
-        return self._on(pooled).flatten(2, 3)
-
-    def affine(self, factor: float = 1.0, offset: float = 0.0) -> Any:
-        """Multiply by a number and add another."""
-        if (factor, offset) == (1, 0):
-            return self.input
-        branch = Branch(self.spikes(), self._name(), factor=factor, offset=offset)
-        if branch.channels is None:
-            raise Unconvertible(COUNTED)
-        return Current([branch])
-
-    def cat(self) -> Any:
-        """Concatenate the values in the first argument, a list, along the channels."""
-        given = self.node.args[0] if self.node.args else self.node.kwargs.get("tensors")
-        if not isinstance(given, (list, tuple)):
-            raise Unconvertible("list what it concatenates, as in torch.cat([a, b], 1)")
-        nodes = [self._summand(argument, "concatenate") for argument in given]
-        return self._conversion.joined(self.node, [self._conversion.train(node) for node in nodes])
-
-    def pieces(self, bounds: Callable[[int], list[tuple[int, int]]]) -> Any:
-        """Split along the channels; ``bounds`` maps their number to the first channel and the end of each piece."""
-        train = self.spikes()
-        if train.channels is None:
-            raise Unconvertible(COUNTED)
-        return Pieces(train, bounds(train.channels))
-
-    def piece(self, pieces: Pieces, index: int) -> Any:
-        """Return one of the pieces that a split returned."""
-        if any(start >= stop for start, stop in pieces.bounds):
-            raise Unconvertible("leave out pieces without channels")
-        if not -len(pieces.bounds) <= index < len(pieces.bounds):
-            raise Unconvertible(f"use one of its {len(pieces.bounds)} pieces, not number {index}")
-        return self._conversion.moved(pieces.train, "channels", *pieces.bounds[index])
-
-    def shuffled(self, grouped: Grouped) -> Any:
-        """Return a train whose channels, in groups, are transposed."""
-        return self._on(grouped.x).rearrange("channel_shuffle", grouped.groups)
-
-    def swapped(self) -> Call:
-        """Return the call with its only input that is no size as the first argument."""
-        values = {node: self._conversion.value(node) for node in self.node.all_input_nodes}
-        ((node, x),) = [(node, x) for node, x in values.items() if not isinstance(x, Size)]
-        return self._on(self._conversion.train(node)) if isinstance(x, (Train, Pooled, Current)) else self
-
-    def flattened(self, x: Any, start_dim: int = 1, end_dim: int = -1) -> Any:
-        """Flatten dimensions of the result of another method."""
-        return self._conversion.flattened(x, start_dim, end_dim)
-
-    def gate(self) -> Any:
-        """Multiply spikes by a gate computed from them.
-
-        Raises:
-            Unconvertible: this is no such product.
-        """
-        nodes = self.node.all_input_nodes
-        values = [self._conversion.value(node) for node in nodes]
-        trains = [node for node, x in zip(nodes, values, strict=True) if isinstance(x, (Train, Pooled, Current))]
-        gates = [x for x in values if isinstance(x, Real)]
-        if len(trains) > 1 and not self._conversion.tainted.isdisjoint(nodes):
-            return self._conversion.train(trains[0])  # the problem has been reported
-        if len(trains) == 1 and len(gates) == 1:
-            if self.node in self._conversion.gates.values():
-                return self._conversion.gated(self.node, self._conversion.train(trains[0]), gates[0])
-            if any(map(self._conversion.is_constant, nodes)):
-                raise Unconvertible(
-                    "multiply by a number, or each channel by the weight of a layer such as nn.Conv2d(8, 8, 1, "
-                    "groups=8, bias=False): spikes cannot be multiplied by tensors"
-                )
-        raise Unconvertible(next(filter(None, map(advice_against, values)), MULTIPLIED))
-
-    def _name(self) -> str:
-        return str(self.node.target) if self.node.op == "call_module" else self.node.name
-
-    def like(self, module: nn.Module) -> Any:
-        """Convert the call as if it were one of ``module``, such as ``nn.MaxPool2d(2)`` for an equivalent function.
-
-        Raises:
-            TypeError: there is no rule for the class of ``module``, or ``module`` has weights.
-        """
-        rule = RULES.get(kind_of(module))
-        if rule is None or isinstance(rule, WeightRule):
-            raise TypeError(f"like: module must be of a class with a rule and without weights, got {module}")
-        return rule(Call(self._conversion, self.node, module))
-
-    def _first(self) -> fx.Node | None:
-        inputs = self.node.all_input_nodes if self.node.op == "call_module" else self._inputs[:1]
-        return inputs[0] if inputs and isinstance(inputs[0], fx.Node) else None
-
-    def spikes(self) -> Train:
-        """Return the input as spikes. What has no ReLU gets neurons for both signs; an average gets neurons, too."""
-        x = self.input
-        if self._given is not None:
-            return self._conversion.spikes(x)
-        first = self._first()
-        assert first is not None
-        return self._conversion.train(first)
-
-    def _on(self, x: Train | Pooled) -> Call:
-        """Return the same call of another input."""
-        call = Call(self._conversion, self.node, self.module)
-        call._given = x
-        return call
-
-
-def _number(x: Any) -> Any:
-    """Return the number of a size that is known."""
-    return x.number if isinstance(x, Size) and not x.dims else x
-
-
-def advice_against(x: Any) -> str | None:
-    """Return what to do where a value is no spikes; None if that depends on its use."""
-    if isinstance(x, (Size, Sizes, Shape)):
-        return NUMBER
-    if isinstance(x, Pieces):
-        return "use its pieces one by one, as in x.chunk(2, 1)[0]"
-    if isinstance(x, Grouped):
-        return "use nn.ChannelShuffle: channels are viewed in groups only to shuffle them"
-    return None
-
-
-def _rescaled(x: Any) -> Any:
-    return replace(x, rescales=True) if isinstance(x, Current) else x
-
-
-@dataclass(frozen=True)
-class WeightRule:
-    """The rule of a class of weight layers: with optional batch norm and an activation they become one tandem layer.
-
-    The tandem layer holds the ANN layer's own parameters and must compute the same from them.
-
-    Examples:
-        >>> from tandem_cuda.convert.rules import WeightRule, register
-        >>> class MyLinear(nn.Linear):
-        ...     pass
-        >>> register(MyLinear, WeightRule(TandemLinear, nn.BatchNorm1d))
-        >>> convert(nn.Sequential(MyLinear(4, 3), nn.ReLU(), nn.Linear(3, 2)), time_steps=8)(torch.rand(1, 4)).shape
-        torch.Size([1, 2])
-    """
-
-    tandem: type[TandemLayer]
-    """The class of the tandem layer. It has the same torch.nn base class as the ANN's layer, whose constructor
-    arguments it takes."""
-    norm: type[nn.Module]
-    """The class of batch norm that folds into the layer."""
-
-    def fits(self, kind: type[nn.Module]) -> bool:
-        """Whether the tandem layer can hold the parameters of layers of class ``kind``."""
-        layer = _layer_of_torch(kind)
-        return layer is not nn.Module and issubclass(self.tandem, layer)
-
-    def arguments(self, module: nn.Module) -> dict[str, Any]:
-        """Return the constructor arguments that remake the layer, except ``bias``, ``device`` and ``dtype``."""
-        names = inspect.signature(_layer_of_torch(kind_of(module))).parameters
-        return {name: getattr(module, name) for name in names if name not in ("bias", "device", "dtype")}
-
-
-Rule = Callable[[Call], Any]
-RULES: dict[Any, Rule | WeightRule] = {}
-"""The rule of each class or function; methods of Tensor are listed by name."""
+from torch.utils._pytree import tree_leaves
+
+from .advice import NUMBER
+from .call import Call as Call
+from .nodes import kind_of
+from .values import Shape, Size, is_value
+from .weight_rules import RULES as RULES
+from .weight_rules import Rule as Rule
+from .weight_rules import Unconvertible as Unconvertible
+from .weight_rules import WeightRule as WeightRule
 
 
 def register(target: Any, rule: Rule | WeightRule) -> None:
@@ -509,18 +77,6 @@ def rule_for(node: fx.Node, ann: nn.Module) -> Rule | WeightRule | None:
     return RULES.get(node.target) if node.op in ("call_function", "call_method") else None
 
 
-def weights_of(layer: nn.Module) -> WeightRule:
-    """Return the rule of a weight layer."""
-    rule = RULES[kind_of(layer)]
-    assert isinstance(rule, WeightRule)
-    return rule
-
-
-def has_weights(module: nn.Module) -> bool:
-    """Whether the module is a weight layer that can be converted."""
-    return isinstance(RULES.get(kind_of(module)), WeightRule)
-
-
 def applied(rule: Rule, call: Call) -> Any:
     """Apply a rule to a call and check the result.
 
@@ -540,14 +96,35 @@ def _is_callable(x: Any) -> bool:
     return callable(x) and not isinstance(x, (type, nn.Module))
 
 
-def _layer_of_torch(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return the class of torch.nn that ``kind`` is or is derived from."""
-    return next(base for base in kind.__mro__ if base.__module__.startswith("torch.nn"))
-
-
 def _word(x: Any) -> str:
     """Return the name of a class, function or rule for error messages."""
     if isinstance(x, WeightRule):
         return f"WeightRule({x.tandem.__name__}, {x.norm.__name__})"
     name = getattr(x, "__qualname__", None)
     return repr(x) if name is None else f"{x.__module__}.{name}" if getattr(x, "__module__", None) else name
+
+
+def arguments_of(call: Call, signature: Callable[..., Any], *, sizes: bool = False) -> Any:
+    """Return what ``signature``, which has the parameters of the function that is called, returns for its arguments.
+
+    Raises:
+        Unconvertible: the input is no spikes, there are other arguments, or without ``sizes`` some are sizes that
+            depend on the input.
+    """
+    _ = call.input
+    named = {"dim" if name == "axis" else name: x for name, x in call.kwargs.items()}
+    parameters = inspect.signature(signature)
+    try:
+        parameters.bind(*call.args, **named)
+    except TypeError:
+        names = ", ".join(name for name in parameters.parameters if name != "x")
+        raise Unconvertible(f"pass no arguments but {names}") from None
+    if not sizes and any(isinstance(x, (Size, Shape)) for x in tree_leaves((call.args[1:], named))):
+        raise Unconvertible(NUMBER)
+    return signature(*call.args, **named)
+
+
+def register_all(rule: Rule, *functions: Any) -> None:
+    """Add the same rule for several functions."""
+    for function in functions:
+        register(function, rule)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from .nodes import is_setting, kind_of, name_in_ann, overridden_methods, settings, snapshot
 from .record import Record
 from .rules import RULES
-from .trace import retraced
-
-if TYPE_CHECKING:
-    from .trace import Traced
+from .trace import Traced, retraced
 
 _MISSING = object()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,26 +13,23 @@ from torch import Tensor, fx, nn
 
 from .._progress import progress
 from ..convert import flattened_to
-from ..neuron import IF, Neuron
+from ..neuron import Neuron
 from ..nn import (
     Decode,
     Encode,
-    EncodedInput,
     SpikeCat,
     SpikeRearrange,
     SpikeWindows,
     SpikingAdaptiveAvgPool2d,
     SpikingAvgPool2d,
     TandemAdd,
-    TandemConvTranspose2d,
-    TandemElementwise,
     TandemStochasticDepth,
 )
-from ..nn.quantiser import quantiser
-from ..nn.tandem import TandemLayer, stored
+from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
+from .nir_builder import Builder, Signal, shape_of, typed
 from .nir_format import RESET, nir, unsupported
-from .nir_sources import Channels, Convolution, Geometry, Source, channels_of, convolution, dense, image, is_image
+from .nir_sources import Channels, Geometry, Source, channels_of, convolution, is_image
 
 # In eval mode.
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, TandemStochasticDepth)
@@ -41,32 +38,11 @@ POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d)
 READ_OUTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 MEANS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _FLAT_NEXT = "must be followed by flattening to [N, F]: NIR has no other node for it"
-_DIMENSIONS = "its input must be [N, F], [N, C, L] or [N, C, H, W]"
 
 
 def name_of(node: fx.Node, module: nn.Module) -> str:
     """Return the name of a module for error messages."""
     return f"{node.target} ({type(module).__name__})"
-
-
-class _Signal(NamedTuple):
-    """A value of the model, and where the graph has it."""
-
-    sources: tuple[Source, ...]
-    """What adds up to it, without the factor ``gain``."""
-    value: Any
-    """The value for the sample."""
-    kind: str
-    """"real", "encoded", "spikes", or, after Decode, "current"."""
-    gain: float = 1.0
-    """The factor to multiply by."""
-    why: str = ""
-    """Why only flattening may follow, if NIR has no node for anything else."""
-
-    def node(self) -> Source | None:
-        """Return the source that is the value itself, if there is one."""
-        (source, *others) = self.sources
-        return source if not others and source.whole() else None
 
 
 _TAKES: list[tuple[tuple[type, ...], tuple[str, ...]]] = [
@@ -77,25 +53,11 @@ _TAKES: list[tuple[tuple[type, ...], tuple[str, ...]]] = [
 ]
 
 
-class Export:
-    """A NIR graph under construction."""
-
-    def __init__(self, dt: float, sample: Tensor | SpikeTrain, groups: bool) -> None:
-        self.dt, self.groups = dt, groups
-        self.nodes: dict[str, nir.NIRNode] = {"input": nir.Input(input_type=np.array(sample.shape[1:]))}
-        self.edges: list[tuple[str, str]] = []
-        self.encoding: tuple[int, str] | None = None
-        """T, and the encoding of the input."""
-        spikes = isinstance(sample, SpikeTrain)
-        if isinstance(sample, SpikeTrain):
-            self.encoding = sample.time_steps, "spikes"
-        gain = sample.amplitude if isinstance(sample, SpikeTrain) else 1.0
-        sources = (Source(("input",), tuple(sample.shape[1:])),)
-        self.sample = _Signal(sources, sample, "spikes" if spikes else "real", gain)
-        self.problems: list[str] = []
+class Export(Builder):
+    """The NIR graph of a network, module by module."""
 
     def graph(self, root: nn.Module, calls: list[fx.Node]) -> nir.NIRGraph:
-        signals: dict[fx.Node, _Signal] = {}
+        signals: dict[fx.Node, Signal] = {}
         last = {x: node for node in calls for x in node.all_input_nodes}
         result = self.sample
         for node in progress(calls, "to_nir"):
@@ -124,7 +86,7 @@ class Export:
         if self.problems:
             raise unsupported("to_nir: model", self.problems)
         nodes = [name for source in result.sources for name in source.nodes]
-        self._put("output", nir.Output(output_type=np.array(_shape(result.value))), nodes)
+        self._put("output", nir.Output(output_type=np.array(shape_of(result.value))), nodes)
         self._leave_out_unread()
         assert self.encoding is not None
         steps, mode = self.encoding
@@ -143,17 +105,17 @@ class Export:
         self.nodes = {name: node for name, node in self.nodes.items() if name in read}
         self.edges = [edge for edge in self.edges if edge[1] in read]
 
-    def _for_output(self, result: _Signal) -> _Signal:
+    def _for_output(self, result: Signal) -> Signal:
         """Return the output as nodes whose sum it is."""
         if result.kind == "spikes":
             result = result._replace(gain=1.0)
         if result.node() is None or result.gain != 1:
             result = result._replace(sources=(self._alone("read_out", "output", result),))
-        if result.sources[0].shape != _shape(result.value):
+        if result.sources[0].shape != shape_of(result.value):
             self.problems.append(f"output: {result.why or 'NIR has no node that adds a dimension'}")
         return result
 
-    def add(self, node: fx.Node, module: Any, inputs: list[_Signal]) -> _Signal:
+    def add(self, node: fx.Node, module: Any, inputs: list[Signal]) -> Signal:
         """Add the nodes of a module, and return its output."""
         what, name = name_of(node, module), str(node.target)
         if isinstance(module, IDLE):
@@ -181,7 +143,7 @@ class Export:
         if isinstance(module, REARRANGEMENTS):
             return self._rearranged(name, what, module, signal, out)
         if isinstance(module, TandemLayer):
-            source = self._weights(name, what, module, *module.folded(), signal, out)
+            source = self._weights(name, what, module, *module.weights.folded(), signal, out)
             return self._neurons(name, what, module.neuron, source, out)
         if isinstance(module, TandemAdd):
             return self._join(name, what, module, inputs, out)
@@ -190,30 +152,30 @@ class Export:
         if isinstance(module, MEANS):
             return self._mean(name, what, module, signal, out)
         source = self._weights(name, what, module, module.weight, module.bias, signal, out)
-        return _Signal((source,), out, "current")
+        return Signal((source,), out, "current")
 
     # -- what only moves values: no nodes
 
-    def _decoded(self, decode: Decode, signal: _Signal, out: Tensor) -> _Signal:
-        shape = _shape(signal.value)
+    def _decoded(self, decode: Decode, signal: Signal, out: Tensor) -> Signal:
+        shape = shape_of(signal.value)
         sources: Sequence[Source] = signal.sources
         if decode.signed:
             positive = [source.moved(shape, lambda x: x[::2]) for source in sources]
             negative = [source.moved(shape, lambda x: x[1::2]) for source in sources]
-            minus = torch.full(_shape(out), -1.0, dtype=torch.float64)
+            minus = torch.full(shape_of(out), -1.0, dtype=torch.float64)
             sources = _used([*positive, *(source.times(minus) for source in negative)])
         if decode.scale is not None:
             scale = decode.scale.detach().cpu().double()
             scale = scale.repeat_interleave(out.shape[1] // len(scale)).view(-1, *[1] * (out.dim() - 2))
-            scale = scale.expand(*_shape(out))
+            scale = scale.expand(*shape_of(out))
             sources = [source.times(scale) for source in sources]
         return signal._replace(sources=tuple(sources), value=out, kind="current")
 
-    def _concatenated(self, cat: SpikeCat, inputs: list[_Signal], out: SpikeTrain) -> _Signal:
+    def _concatenated(self, cat: SpikeCat, inputs: list[Signal], out: SpikeTrain) -> Signal:
         sources, start = [], 0
         for signal, signed in zip(inputs, cat.signed, strict=True):
             own = signal.sources
-            channels, *size = _shape(signal.value)
+            channels, *size = shape_of(signal.value)
             if any(cat.signed) and not signed:  # with negative parts that are silent
                 own = tuple(source.moved((channels, *size), _with_silent) for source in own)
                 channels *= 2
@@ -222,12 +184,12 @@ class Export:
                 sources.append(source._replace(part=(start + first, start + last)))
             start += channels
         why = next((signal.why for signal in inputs if signal.why), "")
-        return _Signal(tuple(sources), out, "spikes", out.amplitude, why)
+        return Signal(tuple(sources), out, "spikes", out.amplitude, why)
 
     def _rearranged(
-        self, name: str, what: str, module: SpikeRearrange | SpikeWindows, signal: _Signal, out: SpikeTrain
-    ) -> _Signal:
-        shape, after = _shape(signal.value), _shape(out)
+        self, name: str, what: str, module: SpikeRearrange | SpikeWindows, signal: Signal, out: SpikeTrain
+    ) -> Signal:
+        shape, after = shape_of(signal.value), shape_of(out)
 
         def moved(source: Source) -> Source:
             return source.moved(shape, lambda x: module.rearranged(x[None, None])[0, 0])
@@ -238,14 +200,11 @@ class Export:
         if images and not self._are_images(sources, after) and self._are_images(signal.sources, shape):
             sources = [moved(source) for source in self._as_node(name, what, signal).sources]
         why = signal.why or f"{what} before it {_FLAT_NEXT}"
-        return _Signal(self._flat(name, sources, len(after)), out, "spikes", out.amplitude, why)
+        return Signal(self._flat(name, sources, len(after)), out, "spikes", out.amplitude, why)
 
-    def _are_images(self, sources: Iterable[Source], shape: tuple[int, ...]) -> bool:
-        return all(is_image(source, shape) for source in sources)
-
-    def _sum(self, what: str, first: _Signal, second: _Signal) -> _Signal:
+    def _sum(self, what: str, first: Signal, second: Signal) -> Signal:
         """Add decoded values."""
-        shapes = [list(_shape(signal.value)) for signal in (first, second)]
+        shapes = [list(shape_of(signal.value)) for signal in (first, second)]
         if (first.kind, second.kind) != ("current", "current") or shapes[0] != shapes[1]:
             got = " and ".join(f"{signal.kind} {shape}" for signal, shape in zip((first, second), shapes, strict=True))
             self.problems.append(f"{what}: it must add two currents (after Decode) of the same shape, got {got}")
@@ -256,196 +215,14 @@ class Export:
         if one and other and alike and not {*one.nodes} & {*other.nodes}:
             return first._replace(sources=(one._replace(nodes=one.nodes + other.nodes),), value=out)
         sources = [
-            source.times(torch.full(_shape(out), signal.gain, dtype=torch.float64))
+            source.times(torch.full(shape_of(out), signal.gain, dtype=torch.float64))
             for signal in (first, second)
             for source in signal.sources
         ]
-        return _Signal(tuple(sources), out, "current", 1.0, first.why or second.why)
+        return Signal(tuple(sources), out, "current", 1.0, first.why or second.why)
 
-    # -- nodes
-
-    def _put(self, name: str, node: nir.NIRNode, sources: Iterable[str]) -> str:
-        """Add a node under a unique name that other libraries accept as the name of a module."""
-        if name != "output":
-            name = name.replace(".", "_")
-            name = f"layer_{name}" if name[0].isdigit() else name
-            while name in ("input", "output") or name in self.nodes:
-                name += "_"
-        self.nodes[name] = node
-        self.edges += [(source, name) for source in sources]
-        return name
-
-    def _weights(
-        self, name: str, what: str, module: Any, weight: Tensor, bias: Tensor | None, signal: _Signal, out: Any
-    ) -> Source:
-        """Add the nodes of a layer's weights [O, ...] and bias. The bias given is the sum over all T steps."""
-        shape = _shape(signal.value)
-        if isinstance(module, nn.Linear):
-            if len(shape) != 1:
-                self.problems.append(f"{what}: its input must be [N, F], got {[1, *shape]}; put nn.Flatten before it")
-                return Source((), _shape(out))
-            return self._product(name, what, module, weight, bias, None, signal)
-        if isinstance(module, TandemElementwise):
-            if len(shape) > 3:
-                self.problems.append(f"{what}: {_DIMENSIONS}, got {[1, *shape]}")
-                return Source((), _shape(out))
-            if len(shape) == 1:
-                return self._product(name, what, module, dense(weight, module.groups)[:, :, 0, 0], bias, None, signal)
-            how = Geometry((1, 1), (0, 0), (1, 1), module.groups, image(shape)[1:])
-            return self._product(name, what, module, weight, bias, how, signal)
-        size = image(_shape(out))[1:]
-        if module.padding_mode != "zeros":
-            self.problems.append(f"{what}: padding_mode must be 'zeros', got {module.padding_mode!r}")
-        weight = weight.unsqueeze(2) if weight.dim() == 3 else weight
-        stride, dilation = ((1, *x)[-2:] for x in (module.stride, module.dilation))
-        spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        if isinstance(module, TandemConvTranspose2d):
-            if any(s > 1 and n > 1 for s, n in zip(stride, shape[1:], strict=True)):
-                self.problems.append(
-                    f"{what}: its stride must be 1 (NIR has no transposed convolution), got {module.stride}"
-                )
-            before = spans[0] - module.padding[0], spans[1] - module.padding[1]
-            how = Geometry((1, 1), before, dilation, module.groups, size)
-        else:
-            named = module.padding if isinstance(module.padding, str) else ""
-            before = (0, 0) if named else (0, *module.padding)[-2:]
-            if named == "same":
-                before = spans[0] // 2, spans[1] // 2
-            how = Geometry(stride, before, dilation, module.groups, size, named)
-        return self._product(name, what, module, weight, bias, how, signal)
-
-    def _product(
-        self,
-        name: str,
-        what: str,
-        module: Any,
-        weight: Tensor,
-        bias: Tensor | None,
-        how: Geometry | None,
-        signal: _Signal,
-    ) -> Source:
-        """Add weights [O, F], or those of a convolution, and the bias of all T steps: a node for each source.
-
-        module: whose weights may be quantised; None: the weights only move values.
-        """
-        assert self.encoding is not None
-        scaled = weight.detach().cpu() * signal.gain
-        per_step = None if bias is None else bias / self.encoding[0]
-        if not all(bool(x.isfinite().all()) for x in (scaled, per_step) if x is not None):
-            self.problems.append(f"{what}: weights and bias must be finite, got NaN or infinite values")
-        reads = how
-        if how is not None and any(source.part is not None for source in signal.sources):
-            scaled, reads = dense(scaled, how.groups), how._replace(groups=1)
-        products: dict[Any, tuple[Source, Any, dict[str, Any]]] = {}
-        for source in signal.sources:
-            key: Any = source.nodes
-            product: Any
-            if reads is None:
-                product = source.features(scaled)
-            else:
-                product = convolution(source, _shape(signal.value), scaled, reads)
-                if product is None:
-                    return self._product(name, what, module, weight, bias, how, self._as_node(name, what, signal))
-                key = (source.nodes, product[1:], product.weight.shape)
-            rounding = _rounding(module, source, signal.gain)
-            if key in products:  # such as the two signs of a value
-                _, earlier, other = products[key]
-                one, two = (earlier, product) if reads is None else (earlier.weight, product.weight)
-                product = one + two if reads is None else earlier._replace(weight=one + two)
-                if bool(((one != 0) & (two != 0)).any()) or not _same_rounding(rounding, other):
-                    rounding = {}  # a sum of integers may need more bits
-            products[key] = source, product, rounding
-        nodes: list[str] = []
-        shapes: list[tuple[int, ...]] = []
-        for i, (source, product, metadata) in enumerate(products.values()):
-            if reads is None:
-                values = [_array(x) for x in (product, per_step) if x is not None]
-                node = (nir.Linear if per_step is None else nir.Affine)(*values, metadata=metadata)
-                shapes.append((len(product),))
-            else:
-                node = self._convolution(what, product, per_step, reads, source, metadata)
-                shapes.append(tuple(node.output_type["output"].tolist()))
-            nodes.append(self._put(name if len(products) == 1 else f"{name}_{i}", node, source.nodes))
-            per_step = None  # added once
-        self._check_shapes(what, shapes, signal.why)
-        return Source(tuple(nodes), shapes[0])
-
-    def _check_shapes(self, what: str, shapes: list[tuple[int, ...]], why: str) -> None:
-        """Currents that add up must agree in shape also if the model sees some lines as images of height 1."""
-        if len({*shapes}) > 1 and not self.problems:
-            hint = why or "flatten each before it"
-            self.problems.append(f"{what}: what it adds must have one shape in NIR, got {shapes}; {hint}")
-
-    def _convolution(
-        self,
-        what: str,
-        conv: Convolution,
-        bias: Tensor | None,
-        how: Geometry,
-        source: Source,
-        metadata: dict[str, Any] | None = None,
-    ) -> nir.NIRNode:
-        """Return a node of type Conv1d or Conv2d for the source's nodes."""
-        weight, stride, padding, dilation, groups = conv
-        if not self.groups:
-            weight, groups = dense(weight, groups), 1
-        size: Any = source.shape[1:]
-        geometry: list[Any] = [stride, padding, dilation]
-        shape: tuple[int, ...] = (len(weight), *how.size)
-        kind = nir.Conv2d
-        if len(size) == 1:  # lines, which the model may see as images of height 1
-            row, rest = divmod(how.before[0] if isinstance(padding, str) else padding[0], dilation[0])
-            if how.size[0] != 1 or rest or row >= weight.shape[2]:
-                self.problems.append(
-                    f"{what}: it reads lines, so its output must have height 1 and a row of its kernel must be on the "
-                    f"line, got height {how.size[0]}; change its kernel or padding, or begin with images"
-                )
-                raise unsupported("to_nir: model", self.problems)  # later shapes would not fit
-            kind, weight, shape, (size,) = nir.Conv1d, weight[:, :, row], (len(weight), how.size[1]), size
-            geometry = [x if isinstance(x, str) else x[1] for x in geometry]
-        values = _array(weight)
-        zeros = np.zeros(len(values), values.dtype)
-        node = kind(size, values, *geometry, groups, zeros if bias is None else _array(bias), metadata=metadata or {})
-        return _typed(node, source.shape, shape)
-
-    def _alone(self, name: str, what: str, signal: _Signal) -> Source:
-        """Add nodes whose output is the value itself, using only nodes that every importer supports."""
-        shape = _shape(signal.value)
-        if len(shape) > 3:
-            self.problems.append(f"{what}: {_DIMENSIONS}, got {[1, *shape]}")
-            return Source((), shape)
-        eye = torch.eye(shape[0], dtype=signal.value.dtype)
-        if len(shape) == 1:
-            return self._product(name, what, None, eye, None, None, signal)
-        how = Geometry((1, 1), (0, 0), (1, 1), 1, image(shape)[1:])
-        if not self._are_images(signal.sources, shape):
-            self.problems.append(f"{what}: {signal.why}")
-            return Source((), shape)
-        return self._product(name, what, None, eye[..., None, None], None, how, signal)
-
-    def _as_node(self, name: str, what: str, signal: _Signal) -> _Signal:
-        """Add nodes that pass on the value: an identity, and for spikes neurons that repeat each at once."""
-        passed = self._alone(f"{name}_input", what, signal._replace(gain=1.0) if signal.kind == "spikes" else signal)
-        if signal.kind != "spikes":
-            return signal._replace(sources=(passed,), gain=1.0)
-        return self._neurons(f"{name}_input", what, IF(), passed, signal.value)._replace(gain=signal.gain)
-
-    def _neurons(self, name: str, what: str, neuron: Neuron, source: Source, out: Any, why: str = "") -> _Signal:
-        """Add neurons that sum the outputs of a source."""
-        try:
-            form = neuron.to_nir(self.dt)
-        except ValueError as error:
-            self.problems.append(f"{what}: {error}")
-            raise unsupported("to_nir: model", self.problems) from None
-        node = getattr(nir, form.node)(
-            **{parameter: np.full(source.shape, value, dtype=np.float64) for parameter, value in form.values.items()},
-            metadata=form.metadata,
-        )
-        fired = Source((self._put(f"{name}_neurons", node, source.nodes),), source.shape)
-        return _Signal((fired,), out, "spikes", out.amplitude, why)
-
-    def _join(self, name: str, what: str, join: TandemAdd, inputs: list[_Signal], out: Any) -> _Signal:
-        folded = [branch.folded() if isinstance(branch, TandemLayer) else None for branch in join.branches]
+    def _join(self, name: str, what: str, join: TandemAdd, inputs: list[Signal], out: Any) -> Signal:
+        folded = [branch.weights.folded() if isinstance(branch, TandemLayer) else None for branch in join.branches]
         biases = [pair[1] for pair in folded if pair is not None and pair[1] is not None]
         total = sum(biases[1:], biases[0]) if biases else None  # summed first, as the layer does
         scale = join.current_scale()
@@ -469,18 +246,18 @@ class Export:
         self._check_shapes(what, shapes, why)
         return self._neurons(name, what, join.neuron, Source(tuple(nodes), shapes[0]), out, why)
 
-    def _channels(self, signal: _Signal) -> list[tuple[Source, Channels]] | None:
+    def _channels(self, signal: Signal) -> list[tuple[Source, Channels]] | None:
         """Return the sources and how the value's channels read them, or None if some do not keep the image."""
-        pairs = [(source, channels_of(source, _shape(signal.value))) for source in signal.sources]
+        pairs = [(source, channels_of(source, shape_of(signal.value))) for source in signal.sources]
         found = [(source, channels) for source, channels in pairs if channels is not None]
         return found if len(found) == len(pairs) else None
 
-    def _pool(self, name: str, what: str, pool: Any, signal: _Signal, out: Any) -> _Signal:
+    def _pool(self, name: str, what: str, pool: Any, signal: Signal, out: Any) -> Signal:
         """Add the sums or means of windows and the neurons of average pooling, for each source."""
         found = self._channels(signal)
         if found is None:
             found = self._channels(self._as_node(name, what, signal))
-        rows, columns = pool.windows(*_shape(signal.value)[1:])
+        rows, columns = pool.windows(*shape_of(signal.value)[1:])
         uneven = not (rows.uniform() and columns.uniform())
         sources, made = [], {}
         for i, (source, channels) in enumerate(found or []):
@@ -488,9 +265,9 @@ class Export:
             if source.nodes not in made:
                 windows, neuron = self._sums(part, what, pool, rows, columns, source, out.dtype)
                 (made[source.nodes],) = self._neurons(part, what, neuron, windows, out).sources
-            sources.append(channels.source(made[source.nodes], _shape(out)))
+            sources.append(channels.source(made[source.nodes], shape_of(out)))
         why = f"the pooling before it has windows of different sizes and {_FLAT_NEXT}" if uneven else signal.why
-        return _Signal(tuple(sources) or signal.sources, out, "spikes", out.amplitude, why)
+        return Signal(tuple(sources) or signal.sources, out, "spikes", out.amplitude, why)
 
     def _sums(
         self, name: str, what: str, pool: Any, rows: Any, columns: Any, source: Source, dtype: torch.dtype
@@ -519,14 +296,14 @@ class Export:
             return self._windows(part, nir.AvgPool2d, kernel, how, inputs), pool.neurons()
         return self._windows(part, nir.SumPool2d, kernel, how, inputs), pool.neurons(divisors[0])
 
-    def _mean(self, name: str, what: str, mean: Any, signal: _Signal, out: Tensor) -> _Signal:
+    def _mean(self, name: str, what: str, mean: Any, signal: Signal, out: Tensor) -> Signal:
         """Add average pooling of decoded counts, for each source."""
         if isinstance(mean, nn.AvgPool2d):
             settings = mean.ceil_mode, mean.count_include_pad, mean.divisor_override
             pool: Any = SpikingAvgPool2d(mean.kernel_size, mean.stride, mean.padding, *settings)
         else:
             pool = SpikingAdaptiveAvgPool2d(mean.output_size)
-        axes = pool.windows(*_shape(signal.value)[1:])
+        axes = pool.windows(*shape_of(signal.value)[1:])
         kernel = [axis.stops[0] - axis.starts[0] for axis in axes]
         inside = all(axis.uniform() and axis.starts[0] == 0 and axis.stops[-1] <= axis.size for axis in axes)
         if not inside or getattr(mean, "divisor_override", None) not in (None, math.prod(kernel)):
@@ -547,7 +324,7 @@ class Export:
                     made[source.nodes] = self._depthwise(part, what, share, how, inputs)
                 else:
                     made[source.nodes] = self._windows(part, nir.AvgPool2d, kernel, how, inputs)
-            sources.append(channels.source(made[source.nodes], _shape(out)))
+            sources.append(channels.source(made[source.nodes], shape_of(out)))
         return signal._replace(sources=tuple(sources) or signal.sources, value=out)
 
     def _depthwise(self, name: str, what: str, weight: Tensor, how: Geometry, source: Source) -> Source:
@@ -559,11 +336,11 @@ class Export:
     def _windows(self, name: str, kind: Any, kernel: Sequence[int], how: Geometry, source: Source) -> Source:
         """Add a node of type AvgPool2d or SumPool2d."""
         shape = (source.shape[0], *how.size)
-        node = _typed(kind(np.array(kernel), np.array(how.stride), np.array([0, 0])), source.shape, shape)
+        node = typed(kind(np.array(kernel), np.array(how.stride), np.array([0, 0])), source.shape, shape)
         return Source((self._put(name, node, source.nodes),), shape)
 
-    def _flatten(self, name: str, what: str, signal: _Signal, start_dim: Any = None, end_dim: int = -1) -> _Signal:
-        value, shape = signal.value, _shape(signal.value)
+    def _flatten(self, name: str, what: str, signal: Signal, start_dim: Any = None, end_dim: int = -1) -> Signal:
+        value, shape = signal.value, shape_of(signal.value)
         if start_dim is None:
             start_dim = 0 if isinstance(value, Tensor) else 1
         start, end = (dim % (len(shape) + 1) for dim in (start_dim, end_dim))
@@ -576,7 +353,7 @@ class Export:
         sources = [source.flattened(shape, start - 1, end - 1) for source in signal.sources]
         alike = all(len(source.shape) == len(shape) for source in sources)
         between = (start - 1, end - 1) if alike else None
-        return signal._replace(sources=self._flat(name, sources, len(_shape(out)), between), value=out)
+        return signal._replace(sources=self._flat(name, sources, len(shape_of(out)), between), value=out)
 
     def _flat(
         self, name: str, sources: Sequence[Source], dims: int, between: tuple[int, int] | None = None
@@ -605,46 +382,3 @@ def _with_silent(x: Tensor) -> Tensor:
 def _used(sources: Sequence[Source]) -> Sequence[Source]:
     """Leave out sources that nothing reads any more, but one."""
     return [source for source in sources if source.position is None or bool((source.position > 0).any())] or sources[:1]
-
-
-def _typed(node: nir.NIRNode, before: tuple[int, ...], shape: tuple[int, ...]) -> nir.NIRNode:
-    """Set the node's input and output types: nir itself assumes square kernels and ignores groups."""
-    node.input_type, node.output_type = {"input": np.array(before)}, {"output": np.array(shape)}
-    return node
-
-
-def _rounding(module: Any, source: Source, gain: float) -> dict[str, Any]:
-    """Return the metadata of quantised weights: their bits, and what the integer 1 stands for in each channel.
-
-    There are none if values of different weight, or several that read one spike, leave no such integers.
-    """
-    rounds = None if module is None else quantiser(module)
-    if rounds is None:
-        return {}
-    used = None if source.position is None else source.position[source.position > 0]
-    if used is not None and len(torch.unique(used)) != len(used):
-        return {}
-    if source.weight is not None:
-        factors = torch.unique(source.weight[source.weight != 0].abs())
-        if len(factors) != 1:
-            return {}
-        gain = gain * float(factors)
-    _, scale = rounds.integers(getattr(*stored(module, "weight")))
-    if isinstance(module, TandemLayer):
-        scale = scale.repeat_interleave(2) if module.signed else scale
-        if (own := module.affine().gain) is not None:
-            scale = scale * own
-    return {"weight_bits": rounds.bits, "weight_scale": _array(scale * gain)}
-
-
-def _same_rounding(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    """Return the shape without the batch dimension."""
-    return tuple((value.value if isinstance(value, EncodedInput) else value).shape[1:])
-
-
-def _array(x: Tensor) -> Any:
-    return x.detach().cpu().contiguous().numpy().copy()

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .._progress import progress
-from ..nn.operations import fan_out
 from ..nn.tandem import TandemLayer
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from .encode import FrozenDecode
 from .functions import moves
 from .plain import FrozenLinear, is_convolution
-from .stream import Stream
-
-if TYPE_CHECKING:
-    from .cascade import Cascade, CascadeRun
-    from .network import FrozenNetwork
+from .stream import Answers, Network, Run
 
 
 class Prediction(NamedTuple):
@@ -92,7 +87,7 @@ class AccuracyCurve:
 
 
 def predict(
-    network: FrozenNetwork | Cascade,
+    network: Answers,
     x: Any,
     exit_confidence: float = 0.9,
     *,
@@ -160,7 +155,7 @@ EXIT_CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0
 
 
 def accuracy_curve(
-    network: FrozenNetwork | Cascade,
+    network: Answers,
     batches: Iterable[tuple[Any, Tensor]],
     exit_confidences: Sequence[float] = EXIT_CONFIDENCES,
     *,
@@ -221,24 +216,19 @@ def accuracy_curve(
         sure = (confidence >= exit_confidence) & may_exit
         sure[-1] = True
         over_confidence.append(point(float(exit_confidence), sure.int().argmax(0)))  # the first exit
-    missing = dict.fromkeys(name for part in _networks(network) for name in _not_counted(part))
+    missing = dict.fromkeys(name for part in network.networks for name in _not_counted(part))
     return AccuracyCurve(over_time, over_confidence, samples, tuple(missing))
 
 
-def _stream(name: str, network: FrozenNetwork | Cascade, x: Any, chunk: int) -> Stream | CascadeRun:
-    """Start a run. The networks of a cascade run as a whole, whatever ``chunk`` is."""
-    stream = network.stream(x)
-    if isinstance(stream, Stream):
-        stream.network.check_chunk(name, chunk, stream.time_steps)
-    return stream
-
-
-def _networks(network: FrozenNetwork | Cascade) -> Sequence[FrozenNetwork]:
-    return (network,) if isinstance(network, nn.Module) else network.networks
+def _stream(name: str, network: Answers, x: Any, chunk: int) -> Run:
+    """Start a run."""
+    run = network.stream(x)
+    run.check_chunk(name, chunk)
+    return run
 
 
 def _observe(
-    name: str, network: FrozenNetwork | Cascade, x: Any, labels: Tensor, chunk: int
+    name: str, network: Answers, x: Any, labels: Tensor, chunk: int
 ) -> tuple[list[int], Tensor, Tensor, Tensor]:
     """Run a batch. Return for every check the time, and on the CPU each sample's correctness, confidence and SynOps."""
     checks.check_tensor(name, "labels", labels)
@@ -249,9 +239,9 @@ def _observe(
         raise ValueError(f"{name}: labels must be [{samples}] for {samples} samples, got {list(labels.shape)}")
     spent = torch.zeros(len(labels), dtype=torch.float64, device=stream.device)
     reached: dict[tuple[nn.Module, int], Tensor | int] = {}  # output neurons reached by each input neuron
-    decoders: dict[Any, tuple[FrozenNetwork, str]] = {}
+    decoders: dict[Any, tuple[Network, str]] = {}
     """Each Decode, with its network and its name there."""
-    for part in _networks(network):
+    for part in network.networks:
         decoders |= {node.layer: (part, node.name) for node in part.nodes if isinstance(node.layer, FrozenDecode)}
 
     def count_synops(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -262,12 +252,12 @@ def _observe(
         for i, (branch, train) in enumerate(zip(branches, trains, strict=False)):
             if (layer, i) not in reached:
                 if isinstance(branch, TandemLayer):
-                    reached[layer, i] = fan_out(branch, train.shape[1:], train.device)
+                    reached[layer, i] = branch.synapses.fan_out(train.shape[1:], train.device)
                 else:
                     reached[layer, i] = _read_out(*decoders[branch], train) if branch in decoders else 1
             spent = spent + (train.count.double() * reached[layer, i]).flatten(1).sum(1)
 
-    layers = [layer for part in _networks(network) for layer in part.layers]
+    layers = [layer for part in network.networks for layer in part.layers]
     handles = [layer.register_forward_hook(count_synops) for layer in layers]
     times, rights, confidences, costs = [], [], [], []
     try:
@@ -286,8 +276,8 @@ def _observe(
     return times, right, confident, cost
 
 
-def _read_out(network: FrozenNetwork, decode: str, train: SpikeTrain) -> Tensor:
-    """Return how many outputs each neuron reaches through the first weights after Decode, in fan_out's form."""
+def _read_out(network: Network, decode: str, train: SpikeTrain) -> Tensor:
+    """Return how many outputs each neuron reaches through the first weights after Decode."""
     with torch.inference_mode(False), torch.enable_grad():
         sample = torch.zeros(1, *train.shape[1:], dtype=torch.float64, device=train.device, requires_grad=True)
         values, total = {decode: sample}, sample.sum() * 0
@@ -314,7 +304,7 @@ def _with_ones(layer: nn.Module, x: Tensor) -> Tensor | None:
     return weighted
 
 
-def _not_counted(network: FrozenNetwork) -> tuple[str, ...]:
+def _not_counted(network: Network) -> tuple[str, ...]:
     """Return the layers that multiply but are neither spiking nor the first weights after Decode."""
     missing = []
     decoded: set[str] = set()  # nodes that hold counts
@@ -338,7 +328,7 @@ def _check_input(name: str, x: Any) -> None:
             _check_finite(name, "input", value)
 
 
-def _probabilities(network: FrozenNetwork | Cascade, logits: Tensor) -> Tensor:
+def _probabilities(network: Answers, logits: Tensor) -> Tensor:
     return logits if network.probabilities else logits.softmax(1)
 
 

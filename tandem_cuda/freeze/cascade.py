@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nn.sizes import SPIKES
 from . import anytime
-from .forms import SPIKES
 from .network import FrozenNetwork
 
 
@@ -110,6 +110,9 @@ class CascadeRun:
     def remaining(self) -> int:
         """The number of time steps left."""
         return sum(network.time_steps or 0 for network in self.left)
+
+    def check_chunk(self, op: str, chunk: int) -> None:
+        """Do nothing: every network runs as a whole."""
 
     def advance(self, chunk: int = 1) -> Any:
         """Run the next network, whatever ``chunk`` is, and return its output."""

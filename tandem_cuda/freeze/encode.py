@@ -7,23 +7,19 @@ from typing import Any
 from torch import Tensor
 
 from ..nn.encode import Decode, Encode, EncodedInput
+from ..nn.sizes import ENCODED, REAL, SPIKES, Value, halved
 from ..spike_train import SpikeTrain
 from .forms import (
-    ENCODED,
-    REAL,
-    SPIKES,
     FrozenLayer,
     Settings,
     Span,
     State,
     Tensors,
-    Value,
     check_settings,
     check_tensors,
     frozen_numbers,
     frozen_scale,
     frozen_tensor,
-    halved,
     register,
     single,
 )

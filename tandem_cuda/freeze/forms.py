@@ -6,15 +6,14 @@ Call :func:`register` once to let :func:`tandem_cuda.freeze` freeze a further cl
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..nn.sizes import ANY, Value
 from ..ops import checks
 
 State = tuple[Tensor, ...]
@@ -47,100 +46,6 @@ class Span(NamedTuple):
     def whole(self) -> bool:
         """Whether this is the only span, so that no state comes in either."""
         return self.now == self.total
-
-
-REAL, ENCODED, SPIKES, ANY = "a Tensor", "the output of Encode", "spikes", "anything"
-"""Kinds of values, as error messages name them."""
-
-LARGEST = 2**31
-"""The most values that a layer may take or return per sample. Only a damaged file asks for more."""
-
-
-class Size(NamedTuple):
-    """What is known about a size before there is an input."""
-
-    least: int = 1
-    """A lower bound of the size."""
-    exact: bool = False
-    """Whether the size is exactly ``least``."""
-    factor: int = 1
-    """A divisor of the size."""
-    slope: Fraction = Fraction(1)
-    offset: Fraction = Fraction(0)
-    """The network's input has at least slope * size + offset values along this axis."""
-    regular: bool = True
-    """Whether the network's input also has less than slope * (size + 1) + offset values."""
-
-    def check(self, what: str, size: int) -> None:
-        """Raise a ValueError unless this size can be ``size``."""
-        if size != self.least if self.exact else size < self.least or size % self.factor:
-            multiple = "" if self.factor == 1 else f" and a multiple of {self.factor}"
-            raise ValueError(f"{what} must be {self if self.exact else f'at least {self.least}{multiple}'}, got {size}")
-
-    @property
-    def needs(self) -> int:
-        """The minimum size of the network's input along this axis."""
-        return max(1, math.ceil(self.slope * self.least + self.offset))
-
-    def at_least(self, size: int) -> Size:
-        """Require at least ``size``; raise a ValueError if the size is known to be smaller."""
-        if self.exact and self.least < size:
-            raise ValueError(f"the window must fit into the padded input: it needs {size}, got {self.least}")
-        return self if self.exact else self._replace(least=max(self.least, size))
-
-    def through(
-        self, f: Callable[[int], int], slope: Fraction | int, offset: Fraction | int, *, regular: bool = True
-    ) -> Size:
-        """Return a layer's output size, given by the non-decreasing function ``f`` of its input size.
-
-        For an output of size n, the layer needs an input of at least slope * n + offset.
-        """
-        return Size(
-            max(f(self.least), 1),
-            self.exact,
-            slope=self.slope * slope,
-            offset=self.slope * offset + self.offset,
-            regular=self.regular and regular,
-        )
-
-    def __str__(self) -> str:
-        return str(self.least) if self.exact else f">={self.least}"
-
-
-def halved(size: Size) -> Size:
-    """Return the number of channels of which ``size`` are the positive and negative parts."""
-    if size.exact and size.least % 2:
-        raise ValueError(f"signed channels must be a multiple of 2, got {size}")
-    return Size((size.least + 1) // 2, size.exact)
-
-
-class Value(NamedTuple):
-    """What is known about an input or output of a layer before there is an input."""
-
-    kind: str = ANY
-    shape: tuple[Size, ...] | None = None
-    """The shape without the batch dimension; None if not even the number of dimensions is known."""
-    source: str | None = None
-    """The input of the network on whose sizes ``shape`` depends, if there is exactly one."""
-
-    def check_kind(self, *kinds: str) -> None:
-        """Raise a ValueError unless the value may be of one of these kinds."""
-        if self.kind not in (*kinds, ANY):
-            raise ValueError(f"input must be {' or '.join(kinds)}, got {self.kind}")
-
-    def check_dims(self, *dims: int) -> None:
-        """Raise a ValueError unless the number of dimensions, without the batch, may be one of these."""
-        if self.shape is not None and len(self.shape) not in dims:
-            raise ValueError(f"input must have {' or '.join(str(1 + d) for d in dims)} dimensions, got {self}")
-
-    def __str__(self) -> str:
-        return "[N, ...]" if self.shape is None else f"[{', '.join(['N', *map(str, self.shape)])}]"
-
-
-def check_count(what: str, sizes: Sequence[int]) -> None:
-    """Raise a ValueError if one sample would have more than LARGEST values."""
-    if math.prod(sizes) > LARGEST:
-        raise ValueError(f"{what} must be at most {LARGEST} values, got {' x '.join(map(str, sizes))}")
 
 
 class FrozenLayer(nn.Module, ABC):

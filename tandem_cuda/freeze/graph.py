@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .forms import ANY, REAL, SPIKES, FrozenLayer, State, Value
+from ..nn.sizes import ANY, REAL, SPIKES, Value
+from .forms import FrozenLayer, State
 
 INPUT = "<input>"
 """The name by which nodes refer to the network's only input."""

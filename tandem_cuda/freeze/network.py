@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.sizes import REAL, SPIKES, Value
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from . import anytime, file
 from .encode import FrozenEncode
-from .forms import REAL, SPIKES, FrozenLayer, Span, Value
+from .forms import FrozenLayer, Span
 from .functions import is_softmax
 from .graph import INPUT, NetworkState, Node, check_finite, input_kinds, names_in, needed, output_value, returned
 from .rearrange import FrozenGate
@@ -100,6 +101,11 @@ class FrozenNetwork(nn.Module):
         """The layers with their names and inputs, in order of execution."""
         layers = [layer for layer in self.layers if isinstance(layer, FrozenLayer)]
         return [Node(*node) for node in zip(self.names, layers, self.inputs, strict=True)]
+
+    @property
+    def networks(self) -> tuple[FrozenNetwork]:
+        """The network itself, as the only one of a cascade."""
+        return (self,)
 
     # x by itself, so that torch.export sees a forward of one argument in a network of one input.
     def forward(self, x: Tensor | SpikeTrain, *others: Tensor | SpikeTrain) -> Any:

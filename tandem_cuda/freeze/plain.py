@@ -14,17 +14,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..convert.nodes import IDLE
+from ..nn.sizes import REAL, Size, Value, check_count
 from ..ops import checks
 from .forms import (
-    REAL,
     FrozenLayer,
     Settings,
-    Size,
     Span,
     State,
     Tensors,
-    Value,
-    check_count,
     check_settings,
     check_tensors,
     class_of,

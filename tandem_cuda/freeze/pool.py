@@ -10,28 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from ..neuron import stacked
+from ..nn.geometry import check_image
+from ..nn.max_pool import SpikingGlobalMaxPool2d, SpikingMaxPool2d
 from ..nn.pool import (
     SpikeWindows,
     SpikingAdaptiveAvgPool2d,
     SpikingAverage,
     SpikingAvgPool2d,
-    SpikingGlobalMaxPool2d,
-    SpikingMaxPool2d,
-    check_image,
     pair,
 )
+from ..nn.sizes import SPIKES, Size, Value, check_count
 from ..ops.max_pool_spikes import windows_along
 from ..spike_train import SpikeTrain
 from .forms import (
-    SPIKES,
     FrozenLayer,
     Settings,
-    Size,
     Span,
     State,
     Tensors,
-    Value,
-    check_count,
     check_settings,
     check_tensors,
     frozen_numbers,

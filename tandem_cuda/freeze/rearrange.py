@@ -11,24 +11,19 @@ from torch import Tensor, nn
 from ..neuron import Neuron, of_settings
 from ..nn.gate import TandemGate
 from ..nn.rearrange import SpikeCat, SpikeRearrange
+from ..nn.sizes import REAL, SPIKES, Size, Value, check_count, halved
 from ..spike_train import SpikeTrain
 from .encode import FrozenDecode
 from .forms import (
-    REAL,
-    SPIKES,
     FrozenLayer,
     Settings,
-    Size,
     Span,
     State,
     Tensors,
-    Value,
-    check_count,
     check_settings,
     check_tensors,
     frozen_numbers,
     frozen_scale,
-    halved,
     register,
     single,
 )

@@ -2,19 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from .forms import Span
-from .graph import NetworkState
+from .graph import NetworkState, Node
 
-if TYPE_CHECKING:
-    from .network import FrozenNetwork
+
+class Network(Protocol):
+    """What a run needs of a :class:`FrozenNetwork`."""
+
+    steady: bool
+
+    @property
+    def nodes(self) -> list[Node]: ...
+
+    @property
+    def layers(self) -> Iterable[nn.Module]: ...
+
+    def advance(self, x: Any, state: NetworkState, span: Span) -> tuple[Any, NetworkState]: ...
+
+    def check_chunk(self, op: str, now: int, total: int) -> None: ...
+
+
+class Run(Protocol):
+    """A run over time: :class:`Stream`, or one of a :class:`Cascade`, whose networks run one after the other."""
+
+    done: int
+
+    @property
+    def samples(self) -> int | None: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def remaining(self) -> int: ...
+
+    def advance(self, chunk: int) -> Any: ...
+
+    def select(self, samples: Tensor) -> None: ...
+
+    def check_chunk(self, op: str, chunk: int) -> None: ...
+
+
+class Answers(Protocol):
+    """What gives classes: a :class:`FrozenNetwork`, or a :class:`Cascade` of them."""
+
+    probabilities: bool
+
+    @property
+    def networks(self) -> Sequence[Network]: ...
+
+    def stream(self, x: Any) -> Run: ...
 
 
 class Stream:
@@ -32,7 +77,7 @@ class Stream:
         True
     """
 
-    def __init__(self, network: FrozenNetwork, inputs: Sequence[Tensor | SpikeTrain] | None, time_steps: int) -> None:
+    def __init__(self, network: Network, inputs: Sequence[Tensor | SpikeTrain] | None, time_steps: int) -> None:
         self.network = network
         self.time_steps = time_steps
         """T."""
@@ -100,6 +145,10 @@ class Stream:
         )
         self.done += now
         return output
+
+    def check_chunk(self, op: str, chunk: int) -> None:
+        """Raise a ValueError if neurons need more than ``chunk`` time steps at once."""
+        self.network.check_chunk(op, chunk, self.time_steps)
 
     def select(self, samples: Tensor) -> None:
         """Continue with only some of the samples.

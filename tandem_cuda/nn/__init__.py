@@ -7,7 +7,8 @@ from .elementwise import TandemElementwise
 from .encode import Decode, Encode, EncodedInput
 from .gate import TandemGate
 from .linear import TandemLinear
-from .pool import SpikeWindows, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, SpikingGlobalMaxPool2d, SpikingMaxPool2d
+from .max_pool import SpikingGlobalMaxPool2d, SpikingMaxPool2d
+from .pool import SpikeWindows, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d
 from .rearrange import SpikeCat, SpikeRearrange
 
 __all__ = [

@@ -16,7 +16,10 @@ from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from . import learned_threshold
 from .coupling import coupled, needs_gradient
-from .tandem import Ends, TandemLayer
+from .drive import Affine, Drive, spike_scale
+from .firing import Firing
+from .synapses import Synapses
+from .tandem import TandemLayer
 from .weight_cache import Kernel, SpikingWeights
 
 Pair = tuple[Any, SpikeTrain]
@@ -112,7 +115,7 @@ class TandemAdd(nn.Module):
         self._check_shapes(pairs)
         v, kernels = None, None
         if self._needs_pre_activation(inputs):
-            kernels = [branch.packed_kernel() if isinstance(branch, TandemLayer) else None for branch in self.branches]
+            kernels = [branch.weights.packed() if isinstance(branch, TandemLayer) else None for branch in self.branches]
             v = self._pre_activation(pairs, kernels)
             if self.log_threshold is not None:
                 v = v * learned_threshold.learning_unit(self.log_threshold, v.shape, steps).to(v.dtype)
@@ -134,7 +137,7 @@ class TandemAdd(nn.Module):
     def dtype_of(self, inputs: Sequence[SpikeTrain]) -> torch.dtype:
         for branch in self.branches:
             if isinstance(branch, TandemLayer):
-                return branch.dtype
+                return branch.weights.dtype
         return inputs[0].dtype
 
     def _check_shapes(self, pairs: list[Pair]) -> None:
@@ -143,14 +146,14 @@ class TandemAdd(nn.Module):
             dims = len(x.shape) - 1
             if dims not in (1, 2, 3) or (hasattr(branch, "in_features") and dims != 1):
                 raise ValueError(f"TandemAdd: input must be [N, F], [N, C, L] or [N, C, H, W], got {list(x.shape)}")
-            shapes.append(list(branch.output_shape(x.shape) if isinstance(branch, TandemLayer) else x.shape))
+            shapes.append(list(branch.synapses.output_shape(x.shape) if isinstance(branch, TandemLayer) else x.shape))
         if any(shape != shapes[0] for shape in shapes):  # not a set: hashing would specialise symbolic sizes
             raise ValueError(f"TandemAdd: branches must agree in shape, got {', '.join(map(str, shapes))}")
 
     # -- ANN twin, branch by branch
 
     def _needs_pre_activation(self, inputs: Sequence[SpikeTrain]) -> bool:
-        moves = any(branch.uses_batch_statistics() for branch in self._layers())
+        moves = any(branch.drive.uses_batch_statistics() for branch in self._layers())
         return moves or needs_gradient(*self._sources(), *(x.carried_count for x in inputs))
 
     def _pre_activation(self, pairs: list[Pair], kernels: Sequence[Kernel | None]) -> Tensor:
@@ -163,7 +166,10 @@ class TandemAdd(nn.Module):
             if kernel is None:
                 parts.append(x.count if x.amplitude == 1 else x.count * x.amplitude)
             else:
-                parts.append(branch.summand(x, kernel))
+                scale = spike_scale(kernel.weight, x.amplitude, kernel.unit)
+                drive = branch.drive
+                v = branch.synapses.count_product(x, SpikingWeights(kernel, scale, drive.bias()))
+                parts.append(drive.summand(v))
         return functools.reduce(torch.add, parts)
 
     def _layers(self) -> list[TandemLayer]:
@@ -171,7 +177,7 @@ class TandemAdd(nn.Module):
 
     def _sources(self) -> list[Tensor]:
         own = [x for x in (self.log_threshold, self.scale) if x is not None]
-        return [x for layer in self._layers() for x in layer.sources()] + own
+        return [x for layer in self._layers() for x in layer.weights.sources()] + own
 
     def current_scale(self) -> Tensor | None:
         """Return the factor of the summed currents, [1], or None for 1."""
@@ -186,32 +192,43 @@ class TandemAdd(nn.Module):
         state: Tensor | None = None,
         want_state: bool = False,
         kernels: Sequence[Kernel | None] | None = None,
+        drives: Sequence[Drive | Affine | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the bits and the neurons' final state; ``state`` continues an earlier call.
+        """Return the bits and the neurons' final state.
 
-        Biases are divided by ``steps``. ``kernels``: those of the branches, if they are at hand.
+        Args:
+            pairs: the branches with their inputs.
+            steps: T, by which biases are divided.
+            state: continues an earlier call.
+            want_state: return the final state.
+            kernels: the branches' weights, if they are at hand; None for an identity.
+            drives: the branches' drives, if not their own; with ``kernels``.
         """
         now, dtype, scale = pairs[0][1].time_steps, self.dtype_of([x for _, x in pairs]), self.current_scale()
         total = 1 if self.neuron.two_phase else steps  # which need the whole bias
-        driven: list[tuple[Any, SpikeTrain, SpikingWeights]] = []
+        driven: list[tuple[Synapses, SpikeTrain, SpikingWeights]] = []
         identities: list[tuple[SpikeTrain, Tensor | None]] = []
         for i, (branch, x) in enumerate(pairs):
             x = x.detach()
             if isinstance(branch, TandemLayer):
-                weights = branch.spiking_weights(total, x.amplitude, None if kernels is None else kernels[i])
-                driven.append((branch, x, _scaled(weights, scale)))
+                kernel, drive = kernels[i] if kernels else None, drives[i] if drives else branch.drive
+                if kernel is None or drive is None:
+                    weights = branch.weights.driving(branch.drive, total, x.amplitude)
+                else:
+                    weights = drive.of_spikes(kernel, total, x.amplitude)
+                driven.append((branch.synapses, x, _scaled(weights, scale)))
             else:
                 amplitude = None if x.amplitude == 1 else torch.full([1], x.amplitude, dtype=dtype, device=x.device)
                 identities.append((x, amplitude if scale is None else scale * x.amplitude))
         if self.neuron.two_phase:
-            v = [branch.count_product(x, weights) for branch, x, weights in driven]
+            v = [synapses.count_product(x, weights) for synapses, x, weights in driven]
             v += [_times(x.count.to(dtype), amplitude) for x, amplitude in identities]
             return _first_two(discharge(functools.reduce(torch.add, v), now, self.neuron, False, want_state))
 
         # The branch with the most inputs ends in the neurons; the others join it.
         sizes = [weights.kernel.weight[0].numel() for _, _, weights in driven]
         last = driven.pop(sizes.index(max(sizes))) if driven else None
-        currents = [branch.step_product(x, weights) for branch, x, weights in driven]
+        currents = [synapses.step_product(x, weights) for synapses, x, weights in driven]
         if last and not currents and len(identities) == 1:
             ((x, amplitude),) = identities
             added = x.bits
@@ -219,13 +236,12 @@ class TandemAdd(nn.Module):
         else:
             currents += [_times(ops.unpack_spikes(x.bits, now, dtype), amplitude) for x, amplitude in identities]
             added, amplitude = functools.reduce(torch.add, currents), None
-        firing: dict[str, Any] = {"want_sum": False, "want_state": want_state}
         if not last:
-            how = {"mode": "series", "neuron": self.neuron, **firing}
+            how: dict[str, Any] = {"mode": "series", "neuron": self.neuron, "want_sum": False, "want_state": want_state}
             return _first_two(ops.integrate_and_fire(added, now, None, state, **how))
-        branch, x, weights = last
-        ends = Ends(self.neuron, self.engine, added, amplitude)
-        return _first_two(branch.spiking_product(x, weights, state=state, ends=ends, **firing))
+        synapses, x, weights = last
+        firing = Firing(self.neuron, self.engine, added, amplitude)
+        return _first_two(synapses.fire(x, weights, firing, state=state, want_state=want_state))
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f"engine={self.engine!r}, "

@@ -1,12 +1,11 @@
 """Batch norm between the weights of a tandem layer and its neurons.
 
 In training the ANN normalises with the batch statistics. The spiking twin uses the running statistics, already updated
-with this batch (``current.affine``).
+with this batch (:mod:`.drive`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,16 +56,30 @@ def update_statistics(
     return mean, var
 
 
-def normalised(norm: Any, normalise: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
-    """Apply ``normalise``, which calls ``norm``; running statistics move once per batch, not when recomputing."""
+def normalised(norm: Any, v: Tensor, features: int) -> Tensor:
+    """Return norm(v); running statistics move once per batch, not when recomputing.
+
+    Args:
+        norm: the batch norm.
+        v: [N, O, ...].
+        features: the dimension of v that has the O channels, 1 or -1.
+    """
     if norm.training:
         check_batched(type(norm).__name__, norm.running_mean, v)
     if not norm.training or not recomputing():
-        return normalise(v)
+        return _applied(norm, v, features)
     buffers = norm._buffers
     moved = dict(buffers)
     buffers.update({name: x.clone() for name, x in moved.items()})
     try:
-        return normalise(v)
+        return _applied(norm, v, features)
     finally:
         buffers.update(moved)
+
+
+def _applied(norm: Any, v: Tensor, features: int) -> Tensor:
+    if features == -1 and v.dim() > 2:  # torch's batch norm wants the channels behind N
+        flat: Tensor = norm(v.flatten(0, -2))
+        return flat.view(v.shape)
+    normalised: Tensor = norm(v)
+    return normalised

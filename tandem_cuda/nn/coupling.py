@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -32,57 +30,12 @@ def coupled(
     return SpikeTrain.unchecked(bits, steps, count, amplitude=neuron.amplitude)
 
 
-def coupled_behind_norm(
-    neuron: Neuron,
-    threshold: float,
-    norm: Any,
-    bits: Tensor,
-    product: Tensor,
-    unit: Tensor | None,
-    statistics: tuple[Tensor, Tensor],
-    steps: int,
-    repeats: float,
-    missing: Tensor | None,
-    scale: Tensor | None = None,
-    correction: Tensor | None = None,
-) -> SpikeTrain:
-    """Couple the spikes with v = scale * (norm(repeats * unit * product + missing) + correction); v is not stored.
-
-    ``norm`` normalises with batch statistics.
-
-    Args:
-        neuron: the layer's neuron.
-        threshold: the neuron's ``relu_threshold``.
-        norm: the batch norm.
-        bits: uint8 [P, N, ...].
-        product: [N, O, ...].
-        unit: [O], or None for 1.
-        statistics: mean and biased variance of ``product``, each [O].
-        steps: T.
-        repeats: factor of ``product``.
-        missing: the bias, [O], not yet added to ``product``. Batch norm cancels it.
-        scale: [] or [O], or None for 1.
-        correction: [O], or None for 0.
-    """
-    mean, var = statistics
-    beta = norm.bias if missing is None else torch.add(norm.bias, missing, alpha=0)  # gives the bias a zero gradient
-    gamma, beta = norm.weight, beta if correction is None else beta + correction
-    if scale is not None:
-        gamma, beta = gamma * scale, beta * scale
-    count = ops.tandem_norm_count(
-        bits,
-        product,
-        mean,
-        var,
-        gamma,
-        beta,
-        steps,
-        unit=unit,
-        eps=norm.eps / repeats**2,
-        threshold=threshold,
-        upper=neuron.upper(steps),
-    )
-    return SpikeTrain.unchecked(bits, steps, count, amplitude=neuron.amplitude)
+def carrying(bits: Tensor, steps: int, dtype: torch.dtype, ann: Tensor | None, amplitude: float) -> SpikeTrain:
+    """Return a train whose count has the value of the spikes and the gradient of the ANN's activation."""
+    if ann is None:
+        return SpikeTrain.unchecked(bits, steps, dtype=dtype, amplitude=amplitude)
+    count = ops.spike_count(bits, dtype) + (ann - ann.detach())
+    return SpikeTrain.unchecked(bits, steps, count, amplitude=amplitude)
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

@@ -14,8 +14,12 @@ from ..ops.geometry import Geometry
 from ..ops.integrate_and_fire import check_whole, discharge, total_bias
 from ..spike_train import SpikeTrain
 from .conv import TandemConv2d
-from .tandem import Ends, TandemLayer
+from .convolution import Conv2dSynapses
+from .firing import Fired, Firing
+from .sizes import SPIKES, Size, Value
+from .synapses import Synapses
 from .weight_cache import Kernel, SpikingWeights
+from .wiring import Wiring
 
 
 class TandemElementwise(TandemConv2d):
@@ -100,7 +104,7 @@ class TandemElementwise(TandemConv2d):
 
         Where there are two neurons for each value, they are those of its signs.
         """
-        self.signed_input, self.signed = self.in_channels > self.groups, self.out_channels > self.groups
+        self.wiring = Wiring(1, self.in_channels > self.groups, self.out_channels > self.groups)
         self.factor, self.offset = factor, offset
         self.maps_on(like)
 
@@ -109,17 +113,39 @@ class TandemElementwise(TandemConv2d):
         self.weight = torch.full((self.groups, 1, 1, 1), self.factor, device=like.device, dtype=like.dtype)
         self.bias = None if self.offset == 0 else self.weight.new_full([self.groups], self.offset)
 
+    @property
+    def synapses(self) -> ElementwiseSynapses:
+        return ElementwiseSynapses(self)
+
     def arguments(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("in_channels", "out_channels", "groups")}
 
+
+class ElementwiseSynapses(Conv2dSynapses):
+    """Each output reads one input, or a pair of them."""
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        halves = self.inputs == 2 * self.groups  # the products get one input of each pair
+        if len(shape) < 2 or (shape[1] != self.inputs and not (halves and shape[1] == self.groups)):
+            raise ValueError(f"TandemElementwise: input must be [N, {self.inputs}, ...], got {list(shape)}")
+
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        self._check_dims(shape)
-        return (shape[0], self.out_channels, *shape[2:])
+        self.check_shape(shape)
+        return (shape[0], self.outputs, *shape[2:])
+
+    def out_size(self, x: Value) -> Value:
+        if x.shape is None or not x.shape:
+            return x._replace(kind=SPIKES)
+        x.shape[0].check("in_channels", self.inputs)
+        return x._replace(kind=SPIKES, shape=(Size(self.outputs, True), *x.shape[1:]))
+
+    def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        return 0
 
     def image(self) -> tuple[Any, Geometry]:
-        return self.onto_product, Geometry((1, 1), (0, 0), (1, 1))
+        return self.to_image, Geometry((1, 1), (0, 0), (1, 1))
 
-    def onto_product(self, y: Tensor) -> Tensor:
+    def to_image(self, y: Tensor) -> Tensor:
         return y if y.dim() == 5 else y.reshape(*y.shape[:3], -1, 1)
 
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -127,11 +153,11 @@ class TandemElementwise(TandemConv2d):
         return y.reshape(len(y), -1, *x.shape[2:])
 
     def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
-        return TandemLayer.step_product(self, x, weights)
+        return Synapses.step_product(self, x, weights)
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         shape = self.output_shape(x.shape)
-        if self.in_channels == self.groups:
+        if self.inputs == self.groups:
             return super().count_product(x, weights).reshape(shape)
         # Of two inputs each. The products would treat them as groups of two channels, which takes them far longer.
         first, second = weights.kernel.weight.view(self.groups, -1, 2).unbind(2)
@@ -140,48 +166,41 @@ class TandemElementwise(TandemConv2d):
         v = v if weights.scale is None else v * weights.scale
         return (v if weights.bias is None else v + weights.bias).movedim(-1, 1)
 
-    def spiking_product(
+    def fire(
         self,
         x: SpikeTrain,
         weights: SpikingWeights,
+        firing: Firing,
         *,
-        want_sum: bool,
+        want_sum: bool = False,
         state: Tensor | None = None,
         want_state: bool = False,
-        ends: Ends | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ends, shape = ends or Ends(self.neuron, self.engine), self.output_shape(x.shape)
-        how: dict[str, Any] = {"state": state, "want_state": want_state}
-        if self.in_channels == self.groups:
-            bits, total, state = super().spiking_product(x, weights, want_sum=want_sum, ends=ends, **how)
-            return bits.reshape(len(bits), *shape), total.reshape(shape) if want_sum else total, state
+    ) -> Fired:
+        shape, steps = self.output_shape(x.shape), x.time_steps
+        if self.inputs == self.groups:
+            bits, total, state = super().fire(x, weights, firing, want_sum=want_sum, state=state, want_state=want_state)
+            return Fired(bits.reshape(len(bits), *shape), total.reshape(shape) if want_sum else total, state)
         total = x.count.new_empty(0)
-        if want_sum or ends.neuron.two_phase:
-            total = self.count_product(x, weights._replace(bias=total_bias(weights.bias, x.time_steps)))
-        if ends.neuron.two_phase:
-            check_whole(type(self).__name__, state)
-            return discharge(total, x.time_steps, ends.neuron, want_sum, want_state)
+        if want_sum or firing.neuron.two_phase:
+            total = self.count_product(x, weights._replace(bias=total_bias(weights.bias, steps)))
+        if firing.neuron.two_phase:
+            check_whole(self.name, state)
+            return Fired(*discharge(total, steps, firing.neuron, want_sum, want_state))
         # One input of each pair is multiplied; the spikes of the other one join it.
         weight = weights.kernel.weight
         second = weight[:, 1].flatten()
         amplitude: Tensor | None = second if weights.scale is None else second * weights.scale
         added = x.bits.movedim(2, -1)[..., 1::2]
-        added = (added if self.out_channels == self.groups else added.repeat_interleave(2, -1)).movedim(-1, 2)
-        if ends.added is not None:
-            added = _as_currents(added, amplitude, x.time_steps) + (
-                ends.added if ends.added.is_floating_point() else _as_currents(ends.added, ends.amplitude, x.time_steps)
-            )
-            amplitude = None
+        added = (added if self.outputs == self.groups else added.repeat_interleave(2, -1)).movedim(-1, 2)
+        other = firing.added
+        if other is not None:
+            other = other if other.is_floating_point() else _as_currents(other, firing.amplitude, steps)
+            added, amplitude = _as_currents(added, amplitude, steps) + other, None
         halves = x.detach().rearranged(lambda y: y[:, :, ::2])
         one = weights._replace(kernel=Kernel(weight[:, :1]))
-        joined = ends._replace(added=added, amplitude=amplitude)
-        bits, _, state = super().spiking_product(halves, one, want_sum=False, ends=joined, **how)
-        return bits.reshape(len(bits), *shape), total, state
-
-    def _check_dims(self, shape: Sequence[int]) -> None:
-        halves = self.in_channels == 2 * self.groups  # the products get one input of each pair
-        if len(shape) < 2 or (shape[1] != self.in_channels and not (halves and shape[1] == self.groups)):
-            raise ValueError(f"TandemElementwise: input must be [N, {self.in_channels}, ...], got {list(shape)}")
+        joined = firing._replace(added=added, amplitude=amplitude)
+        bits, _, state = super().fire(halves, one, joined, state=state, want_state=want_state)
+        return Fired(bits.reshape(len(bits), *shape), total, state)
 
 
 def _as_currents(bits: Tensor, amplitude: Tensor | None, time_steps: int) -> Tensor:

@@ -1,23 +1,15 @@
 """Alias of :mod:`tandem_cuda.freeze.forms` and the smallest frozen forms, under the module name of version 0.1."""
 
 from ..freeze.forms import (
-    ANY,
-    ENCODED,
     FORMS,
-    LARGEST,
     LOADERS,
-    REAL,
-    SPIKES,
     Form,
     FrozenLayer,
     Loader,
     Settings,
-    Size,
     Span,
     State,
     Tensors,
-    Value,
-    check_count,
     check_settings,
     check_tensors,
     frozen_numbers,
@@ -27,6 +19,7 @@ from ..freeze.forms import (
     single,
 )
 from ..freeze.plain import FrozenFlatten, FrozenLinear
+from .sizes import ANY, ENCODED, LARGEST, REAL, SPIKES, Size, Value, check_count
 
 __all__ = [
     "ANY",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..spike_train import SpikeTrain
 
 
 def pad(x: Tensor, pads: Sequence[int], mode: str = "zeros") -> Tensor:
@@ -57,3 +60,12 @@ def insert_zeros(x: Tensor, stride: Sequence[int]) -> Tensor:
     out = x.new_zeros(planes, batch, height, width, channels)
     out[:, :, :: stride[0], :: stride[1]] = x.movedim(2, -1)
     return out.movedim(-1, 2)
+
+
+def check_image(module: nn.Module, x: Any) -> None:
+    """Check that a pooling's input is a SpikeTrain of images."""
+    name = type(module).__name__
+    if not isinstance(x, SpikeTrain):
+        raise TypeError(f"{name}: input must be a SpikeTrain, got {type(x).__name__}")
+    if len(x.shape) != 4 or 0 in x.shape[2:]:
+        raise ValueError(f"{name}: input must be [N, C, H, W], got {list(x.shape)}")

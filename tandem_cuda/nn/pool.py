@@ -1,4 +1,4 @@
-"""Pooling of spike trains."""
+"""Average pooling of spike trains."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from .constants import constants
-from .coupling import needs_gradient
-from .geometry import pad
+from .coupling import carrying, needs_gradient
+from .geometry import check_image, pad
 
 
 class _Axis:
@@ -88,7 +88,7 @@ class SpikingAverage(nn.Module):
         mean = None
         if needs_gradient(x.carried_count):
             mean = super().forward(x.count) / self.threshold
-        return _carrying(bits, steps, dtype, mean, x.amplitude * self.amplitude)
+        return carrying(bits, steps, dtype, mean, x.amplitude * self.amplitude)
 
     def spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
         """Return the bits and the neurons' final state; ``state`` continues an earlier call."""
@@ -392,123 +392,6 @@ class SpikeWindows(nn.Module):
     def extra_repr(self) -> str:
         divisor = "" if self.divisor_override is None else f", divisor_override={self.divisor_override}"
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}{divisor}"
-
-
-class SpikingMaxPool2d(nn.MaxPool2d):
-    """Max pooling of spikes by count: the pooled count is exactly nn.MaxPool2d of the counts, whatever T.
-
-    Let c_i[t] be the number of spikes of neuron i up to step t. A pooled neuron spikes when the largest count of its
-    window grows::
-
-        M[t] = max over i of c_i[t],      s[t] = M[t] - M[t-1]
-
-    A count grows by at most one per step, and so does M, so s[t] is 0 or 1. The tandem coupling is therefore exact in
-    value and gradient; the gradient goes to the neuron with the most spikes, as in torch. The usual rule passes on the
-    spikes of the neuron that has fired most so far (Rueckauer et al. 2017, doi:10.3389/fnins.2017.00682). Unlike it,
-    this layer drops the spikes with which another neuron only catches up. For T = 1 the result is the OR of the
-    window's spikes. (The CifarNet of Wu et al. 2021 has strided convolutions instead of pooling.) The output's
-    ``amplitude`` is that of the input.
-
-    Pooling needs one counter per input neuron and takes much less time than the convolution before it
-    (docs/performance.md). It has no synaptic operations (SynOps), since it adds nothing to a membrane potential.
-
-    Args:
-        kernel_size: size of the window, an int or a pair.
-        stride: an int or a pair; defaults to ``kernel_size``.
-        padding: silent neurons added around the image, an int or a pair.
-        dilation: spacing of the window's neurons, an int or a pair.
-        return_indices: must be False.
-        ceil_mode: let the last windows extend beyond the padded image.
-
-    Shape:
-        SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, Ho, Wo].
-
-    Raises:
-        TypeError: the input is not a SpikeTrain.
-        ValueError: the input is not [N, C, H, W], a window is larger than the padded image, or ``return_indices`` is
-            True.
-
-    Examples:
-        >>> bits = torch.tensor([[0b0001, 0b0111], [0b0000, 0b1000]], dtype=torch.uint8)  # T = 4, 2 x 2 neurons
-        >>> x = SpikeTrain(bits.view(1, 1, 1, 2, 2), time_steps=4)
-        >>> SpikingMaxPool2d(2)(x).count.item()
-        3.0
-    """
-
-    def __init__(
-        self,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] | None = None,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        return_indices: bool = False,
-        ceil_mode: bool = False,
-    ) -> None:
-        if return_indices:
-            raise ValueError(
-                "SpikingMaxPool2d: return_indices must be False, since the maximum moves from step to step"
-            )
-        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
-
-    def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
-        check_image(self, x)
-        bits, _ = self.spikes(x)
-        # The ANN's pooling of the counts has the same values, except for windows entirely in the padding, where it
-        # is negative: clamp those.
-        largest = super().forward(x.count).clamp(min=0) if needs_gradient(x.carried_count) else None
-        return _carrying(bits, x.time_steps, x.dtype, largest, x.amplitude)
-
-    def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
-        pooling = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-        return ops.max_pool_spikes(x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count)
-
-
-class SpikingGlobalMaxPool2d(nn.Module):
-    """Max pooling of spikes by count over the whole image, whatever its size.
-
-    As :class:`SpikingMaxPool2d` with a window that covers the image: the count is the largest count of each channel.
-
-    Shape:
-        SpikeTrain [N, C, H, W] -> SpikeTrain [N, C, 1, 1].
-
-    Raises:
-        TypeError: the input is not a SpikeTrain.
-        ValueError: the input is not [N, C, H, W].
-
-    Examples:
-        >>> x = SpikeTrain.from_dense(torch.ones(4, 2, 3, 7, 5))
-        >>> SpikingGlobalMaxPool2d()(x).shape
-        torch.Size([2, 3, 1, 1])
-    """
-
-    def forward(self, x: SpikeTrain) -> SpikeTrain:
-        check_image(self, x)
-        bits, _ = self.spikes(x)
-        largest = x.count.amax((2, 3), keepdim=True) if needs_gradient(x.carried_count) else None
-        return _carrying(bits, x.time_steps, x.dtype, largest, x.amplitude)
-
-    def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
-        window = (*x.shape[2:],)
-        return ops.max_pool_spikes(x.bits, window, time_steps=x.time_steps, count=count, want_count=want_count)
-
-
-def check_image(module: nn.Module, x: Any) -> None:
-    """Check that a pooling's input is a SpikeTrain of images."""
-    name = type(module).__name__
-    if not isinstance(x, SpikeTrain):
-        raise TypeError(f"{name}: input must be a SpikeTrain, got {type(x).__name__}")
-    if len(x.shape) != 4 or 0 in x.shape[2:]:
-        raise ValueError(f"{name}: input must be [N, C, H, W], got {list(x.shape)}")
-
-
-def _carrying(bits: Tensor, steps: int, dtype: torch.dtype, ann: Tensor | None, amplitude: float) -> SpikeTrain:
-    """Return a train whose count has the value of the spikes and the gradient of the ANN's activation."""
-    if ann is None:
-        return SpikeTrain.unchecked(bits, steps, dtype=dtype, amplitude=amplitude)
-    count = ops.spike_count(bits, dtype) + (ann - ann.detach())
-    return SpikeTrain.unchecked(bits, steps, count, amplitude=amplitude)
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -11,7 +11,8 @@ from torch.nn.utils import parametrize
 from ..ops import checks
 from .elementwise import TandemElementwise
 from .quantiser import WeightQuantiser, quantiser
-from .tandem import TandemLayer, stored
+from .tandem import TandemLayer
+from .weights import stored
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHT_LAYERS = (TandemLayer, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
@@ -71,7 +72,7 @@ def scale_integers(layer: Any, twin: nn.Module | None = None) -> None:
     """Make integers stand for what the products of a tandem layer take, also in a twin that shares its weights."""
     scale = layer.input_scale
     if scale is not None:
-        shape = layer.stored_weight().shape
+        shape = layer.weights.stored().shape
         ones, groups = [1] * (len(shape) - 2), getattr(layer, "groups", 1)
         if isinstance(layer, _TRANSPOSED):
             scale = scale.view(-1, 1, *ones)

@@ -159,21 +159,20 @@ def quantiser(layer: nn.Module) -> WeightQuantiser | None:
         >>> quantiser(layer).bits
         4
     """
-    parametrizations = parametrizations_of(layer)
-    if "weight" not in parametrizations:
+    of_weight = parametrizations_of(layer).get("weight")
+    if of_weight is None:
         return None
-    first, *others = parametrizations["weight"]
+    first, *others = of_weight._modules.values()
     return first if isinstance(first, WeightQuantiser) and not others else None
 
 
 def parametrizations_of(layer: nn.Module) -> Mapping[str, Any]:
     """Return a layer's parametrisations by the names of tensors.
 
-    Layers ask several times in every call, so this avoids ``nn.Module.__getattr__``, which torch's
-    ``parametrize.is_parametrized`` goes through.
+    Layers ask several times in every call, so this avoids the methods of torch's modules, which are written in Python.
     """
     found: Any = layer._modules.get("parametrizations")
-    return found if isinstance(found, nn.ModuleDict) else {}  # type: ignore[return-value]  # it has what is needed
+    return found._modules if isinstance(found, nn.ModuleDict) else {}
 
 
 def check_bits(op: str, bits: Any) -> None:

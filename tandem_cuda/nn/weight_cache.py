@@ -86,12 +86,8 @@ class WeightCache:
         self._packed = _kept(sources, state, (settings, groups), lasting)
         return kernel._replace(packed=packed)
 
-    def weights(
-        self, keep: bool, tensors: list[Tensor], settings: Any, make: Callable[[], SpikingWeights]
-    ) -> SpikingWeights:
-        """Return what ``make`` computes from tensors and settings; with ``keep``, reuse the last result if valid."""
-        if not keep:
-            return make()
+    def weights(self, tensors: list[Tensor], settings: Any, make: Callable[[], SpikingWeights]) -> SpikingWeights:
+        """Return what ``make`` computes from tensors and settings; from the last call if nothing has changed."""
         state = _state(tensors)
         kept = self._weights  # read and written once: threads may share the layer
         if kept is not None and _holds(kept, tensors, state, settings):

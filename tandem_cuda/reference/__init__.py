@@ -30,24 +30,26 @@ from .layers import (
 )
 from .ops import (
     Pair,
-    count_conv2d,
-    count_linear,
     fold_norm,
     integrate_and_fire,
     max_pool_spikes,
     neuron_loop,
-    ordered_product,
-    ordered_spikes,
     pack_spikes,
-    quantise_weight,
     spike_count,
-    spiking_conv2d,
-    spiking_linear,
-    step_product,
     tandem_count,
     tandem_norm_count,
     unpack_spikes,
     update_statistics_,
+)
+from .products import (
+    count_conv2d,
+    count_linear,
+    ordered_product,
+    ordered_spikes,
+    quantise_weight,
+    spiking_conv2d,
+    spiking_linear,
+    step_product,
 )
 
 __all__ = [

@@ -1,0 +1,264 @@
+"""The conversion rules for what reads or changes shapes: sizes, views, flattening, parts of a tensor."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .advice import EXAMPLE, NOTHING_ELSE, NUMBER
+from .nodes import asks_for_size
+from .rules import Call, Rule, Unconvertible, arguments_of, register, register_all
+from .values import Grouped, Pieces, Shape, Size, Sizes
+
+_SIZED = "use nn.Flatten in place of a computed shape"
+_DIVIDED = "divide by a number other than 0: spikes cannot be divided by others"
+_COMPARISONS = operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge
+_BATCH = Size(1, (0,), (None,))
+WHOLE_IMAGE = (Size(1, (2,), (None,)), Size(1, (3,), (None,)))
+
+
+def _flatten_function(call: Call) -> Any:
+    def dims(x: Any, start_dim: int = 0, end_dim: int = -1) -> tuple[int, int]:
+        return start_dim, end_dim
+
+    return call.flatten(*arguments_of(call, dims))
+
+
+def _reshape(call: Call, sizes: tuple[Any, ...]) -> Any:
+    """Flatten all dimensions but the first, or all but the first two."""
+    x = call.input
+    features = Size(1, tuple(range(1, x.dims or 2)))
+    if x.channels is not None:
+        features = Size(x.channels, features.dims[1:])
+    batch, *others = sizes
+    if len(others) == 1:
+        (number,) = others
+        if batch in (_BATCH, -1) and isinstance(number, int):
+            return call.flatten() if number == -1 else call.flatten_to(number)
+        # With as many samples as before, there can be no other number of features.
+        if isinstance(number, Size) and (batch == _BATCH or (batch == -1 and _is(number, features, call))):
+            return call.flatten()
+    if len(others) == 2 and x.dims == 4 and batch == _BATCH and others[0] == x.channels and not _is_known(others[1]):
+        return call.flatten(2)
+    raise Unconvertible(_SIZED)
+
+
+def _is_known(size: Any) -> bool:
+    """Whether a size of a view is a number, which another image need not have."""
+    return isinstance(size, int) and size != -1
+
+
+def _is(size: Size, other: Size, call: Call) -> bool:
+    """Whether these are equal sizes of the call's input."""
+    return size == other and are_of_input(size, call)
+
+
+def are_of_input(size: Size, call: Call) -> bool:
+    """Whether a size is one of the call's input, or a product of such sizes."""
+    return all(of is call.node.all_input_nodes[0] for of in size.of)
+
+
+def of_sizes(operation: Callable[..., Any], rule: Rule) -> Rule:
+    """Make the rule of an operation on numbers that may also get tensors: then it is ``rule``."""
+
+    def either(call: Call) -> Any:
+        sizes = [Size(x) if isinstance(x, (int, float)) else x for x in call.args]
+        if call.kwargs or not all(isinstance(x, Size) for x in sizes):
+            if any(isinstance(x, (Size, Shape)) for x in call.args):
+                raise Unconvertible(NUMBER)
+            return rule(call)
+        if operation is operator.mul:
+            return _product(sizes)
+        if operation is operator.floordiv and sizes[1].dims:
+            return _quotient(*sizes)
+        if len(sizes) == 2 and operation in (operator.truediv, operator.floordiv) and sizes[1].number == 0:
+            raise Unconvertible(_DIVIDED)
+        if operation is operator.floordiv and sizes[0].number % sizes[1].number == 0:
+            return replace(sizes[0], number=sizes[0].number // sizes[1].number)
+        if any(x.dims for x in sizes):
+            raise Unconvertible(EXAMPLE if operation in _COMPARISONS else NUMBER)
+        return Size(operation(*(x.number for x in sizes)))
+
+    return either
+
+
+def _product(sizes: list[Size]) -> Size:
+    parts = sorted(((dim, of) for x in sizes for dim, of in zip(x.dims, x.of, strict=True)), key=lambda part: part[0])
+    dims, of = tuple(dim for dim, _ in parts), tuple(of for _, of in parts)
+    return Size(math.prod(x.number for x in sizes), dims, of)
+
+
+def _quotient(one: Size, other: Size) -> Size:
+    """Cancel sizes, as in ``x.numel() // x.size(0)``."""
+    rest = Counter(zip(one.dims, one.of, strict=True))
+    rest.subtract(zip(other.dims, other.of, strict=True))
+    if min(rest.values()) < 0 or one.number % other.number:
+        raise Unconvertible(NUMBER)
+    parts = [Size(1, (dim,), (of,)) for dim, of in rest.elements()]
+    return _product([Size(one.number // other.number), *parts])
+
+
+def _transpose(call: Call) -> Any:
+    x, one, other = (*call.args, None, None)[:3]
+    if isinstance(x, Grouped) and {one, other} == {1, 2}:
+        return replace(x, swapped=not x.swapped)
+    _ = call.input
+    raise Unconvertible(NOTHING_ELSE)
+
+
+def _contiguous(call: Call) -> Any:
+    return call.args[0] if isinstance(call.args[0], Grouped) else call.input
+
+
+def _viewed(call: Call) -> Any:
+    """A view or reshape: flattening, or a step of shuffling channels."""
+    sizes = (*call.args[1:], *call.kwargs.values())
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = tuple(sizes[0])
+    x = call.args[0]
+    if isinstance(x, Grouped):
+        channels = x.x.channels
+        if not _views(sizes, [(channels, -1)]):
+            raise Unconvertible(_SIZED)
+        return call.shuffled(x) if x.swapped else x.x
+    if len(sizes) == 5:
+        train = call.spikes()
+        groups, channels = sizes[1], train.channels
+        if channels is None or not isinstance(groups, int) or groups < 1 or channels % groups:
+            raise Unconvertible(_SIZED)
+        if not _views(sizes, [(groups,), (channels // groups, -1)]):
+            raise Unconvertible(_SIZED)
+        return Grouped(train, groups)
+    if len(sizes) < 2:
+        _ = call.input
+        raise Unconvertible(_SIZED)
+    return _reshape(call, sizes)
+
+
+def _views(sizes: tuple[Any, ...], channels: list[tuple[int, ...]]) -> bool:
+    """Whether these are the sizes of images whose channels have one of the sizes given, in order."""
+    if len(sizes) != 3 + len(channels) or sum(size == -1 for size in sizes) > 1 or sizes[-2:] != WHOLE_IMAGE:
+        return False
+    batch, *given = sizes[:-2]
+    fits = all(size in allowed for size, allowed in zip(given, channels, strict=True))
+    return fits and batch in (_BATCH, -1)
+
+
+def _shape(call: Call) -> Shape:
+    x, of = call.value, call.node.all_input_nodes[0]
+    return Shape(x.channels, x.dims, of)
+
+
+def _size(call: Call) -> Any:
+    def given(dim: Any = None) -> Any:
+        return dim
+
+    shape = _shape(call)
+    dim = given(*call.args[1:], **call.kwargs)
+    if dim is None:
+        return shape
+    if not isinstance(dim, int):
+        raise Unconvertible(NUMBER)
+    return _size_at(shape, dim)
+
+
+def _size_at(shape: Shape, dim: int) -> Size:
+    if dim < 0:
+        if shape.dims is None:
+            raise Unconvertible("count dimensions from the first: the number of dimensions is not known")
+        dim += shape.dims
+    return Size(1, (dim,), (shape.of,)) if dim != 1 or shape.channels is None else Size(shape.channels)
+
+
+def _numel(call: Call) -> Any:
+    shape = _shape(call)
+    if shape.dims is None:
+        raise Unconvertible(NUMBER)
+    return _product([_size_at(shape, dim) for dim in range(shape.dims)])
+
+
+def _length(call: Call) -> Any:
+    x = call.args[0]
+    if isinstance(x, Shape) and x.dims is not None:
+        return Size(x.dims)
+    return replace(_BATCH, of=(_shape(call).of,))
+
+
+def _rank(call: Call) -> Any:
+    dims = call.value.dims
+    if dims is None:
+        raise Unconvertible(EXAMPLE)
+    return Size(dims)
+
+
+def _attribute(call: Call) -> Any:
+    x, word = call.value, call.args[1]
+    if word == "shape":
+        return _shape(call)
+    if word == "ndim":
+        return _rank(call)
+    if word == "data" and all(map(asks_for_size, call.node.users)):
+        return x
+    raise Unconvertible(NOTHING_ELSE)
+
+
+def _asserted(call: Call) -> Any:
+    condition = call.args[0] if call.args else call.kwargs.get("condition")
+    if condition is True:
+        return Size(1)
+    raise Unconvertible(EXAMPLE)
+
+
+def _item(call: Call) -> Any:
+    x, index = call.args
+    if isinstance(x, Shape):
+        if isinstance(index, int):
+            return _size_at(x, index)
+        if isinstance(index, slice) and x.dims is not None:
+            return Sizes(tuple(_size_at(x, dim) for dim in range(x.dims)[index]))
+        raise Unconvertible(NUMBER)
+    if isinstance(x, tuple):  # a part of a shape
+        x = tuple(Size(size) if isinstance(size, int) else size for size in x)
+        return x[index] if isinstance(index, int) else Sizes(x[index])
+    if isinstance(x, Pieces) and isinstance(index, int):
+        return call.piece(x, index)
+    _ = call.input
+    whole = slice(None)
+    index = index if isinstance(index, tuple) else (index,)
+    channels = index[1] if len(index) > 1 and index[0] == whole else None
+    if (
+        not isinstance(channels, slice)
+        or channels.step not in (None, 1)
+        or not all(end is None or isinstance(end, int) for end in (channels.start, channels.stop))
+        or any(i not in (whole, ...) for i in index[2:])
+    ):
+        raise Unconvertible("select a range of channels, as in x[:, :8]")
+    wanted: slice = channels
+    return call.piece(call.pieces(lambda n: [wanted.indices(n)[:2]]), 0)
+
+
+def _as_unknown(call: Call) -> Any:
+    """Of comparisons, which only sizes have."""
+    _ = call.input
+    raise Unconvertible(NOTHING_ELSE)
+
+
+register_all(_flatten_function, torch.flatten, torch.Tensor.flatten)
+register_all(_viewed, torch.reshape, torch.Tensor.reshape, torch.Tensor.view)
+register_all(_transpose, torch.transpose, torch.Tensor.transpose)
+for _compare in _COMPARISONS:
+    register(_compare, of_sizes(_compare, _as_unknown))
+register(torch.Tensor.size, _size)
+register_all(_numel, torch.numel, torch.Tensor.numel, torch.Tensor.nelement)
+register_all(_rank, torch.Tensor.dim, torch.Tensor.ndimension)
+register(len, _length)
+register(getattr, _attribute)
+register(torch._assert, _asserted)
+register(operator.getitem, _item)
+register(torch.Tensor.contiguous, _contiguous)

@@ -1,0 +1,268 @@
+"""Running a converted network beside its ANN: the spikes of every layer, and how near both answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from ..nn import EncodedInput, TandemAdd
+from ..nn.operations import branches_of, layer_macs
+from ..nn.tandem import TandemLayer
+from ..spike_train import SpikeTrain
+from .record import Origin, Record
+from .trace import Traced, retraced
+from .weight_rules import RULES
+
+_CHUNK = 16  # samples at a time: the spike trains of all layers are kept for the comparison
+_ONE_CLASS, _ANN_CLASS, FEW = 0.9, 0.75, 8  # a class of most samples, but not the ANN's; not judged on fewer samples
+
+
+class Converted(Protocol):
+    """What a comparison needs of a :class:`TandemNetwork`."""
+
+    snn: fx.GraphModule
+    time_steps: int
+
+    @property
+    def levels(self) -> Mapping[str, float | Tensor] | None: ...
+
+    def ann(self) -> nn.Module: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def weight_of(self, level: str | None, channel: int) -> float: ...
+
+
+def inputs_of(network: Converted, record: Record, inputs: Any) -> tuple[Any, ...]:
+    """Return one batch for each input of the network, on its device; none if there are no samples."""
+    like = next(network.parameters(), torch.empty(0))
+    if inputs is None:
+        samples = record.sample.inputs
+        return tuple(x.to(like.device, like.dtype if x.is_floating_point() else None) for x in samples)
+    given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    names = [str(node.target) for node in network.snn.graph.nodes if node.op == "placeholder"]
+    if len(given) != len(names) and not any(name.startswith("*") for name in names):
+        raise TypeError(f"report: inputs must be one batch for each of {', '.join(names)}, got {len(given)}")
+    for x in given:
+        if not isinstance(x, (Tensor, SpikeTrain)):
+            raise TypeError(f"report: inputs must be Tensors or SpikeTrains, got {type(x).__name__}")
+        if not len(x.shape) or not x.shape[0]:
+            raise ValueError(f"report: inputs must have at least one sample, got {list(x.shape)}")
+    sizes = [x.shape[0] for x in given]
+    if len({*sizes}) > 1:
+        raise ValueError(f"report: inputs must have the same number of samples, got {sizes}")
+    steps = [x.time_steps for x in given if isinstance(x, SpikeTrain)]
+    if network.levels is not None and {*steps} - {network.time_steps}:
+        raise ValueError(
+            f"report: inputs must have T = {network.time_steps}, which calibrated thresholds are for, got T = {steps}"
+        )
+    return tuple(x.to(like.device) for x in given)
+
+
+def chunks(inputs: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
+    """Yield a few samples at a time."""
+    for i in range(0, inputs[0].shape[0] if inputs else 0, _CHUNK):
+        yield tuple(_part(x, slice(i, i + _CHUNK)) for x in inputs)
+
+
+def _part(x: Any, samples: slice) -> Any:
+    return x.rearranged(lambda y: y[:, samples]) if isinstance(x, SpikeTrain) else x[samples]
+
+
+def copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copy tensors, which the ANN may write to."""
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def numbers_of(x: Any) -> Any:
+    """Return the ANN's input: for spikes, their counts."""
+    return x.count * x.amplitude if isinstance(x, SpikeTrain) else x
+
+
+@contextmanager
+def traced_again(
+    ann: nn.Module, record: Record, wanted: Collection[str] | None, trace: Traced | None
+) -> Iterator[tuple[nn.Module, fx.Graph] | None]:
+    """Yield the ANN's graph as it was in the conversion, which has the ``wanted`` nodes, and the module that it calls.
+
+    If no nodes are wanted, yield None.
+
+    Graphs cannot be pickled, so networks do not keep theirs.
+    """
+    if wanted is None:
+        yield None
+        return
+    if trace is not None:
+        yield trace.root, trace.graph
+        return
+    with retraced(ann, RULES, record.example(next(ann.parameters(), None))) as found:
+        if missing := sorted({*wanted} - {node.name for node in found.graph.nodes}):
+            raise RuntimeError(
+                f"report: forward of the ANN must be as it was when it was converted, but lacks {', '.join(missing)}. "
+                "Call convert on the ANN again (calibrate=snn.calibration keeps the thresholds)"
+            )
+        yield found.root, found.graph
+
+
+@dataclass
+class Sums:
+    """The figures of one layer, summed over samples."""
+
+    samples: int = 0
+    neurons: int = 0
+    steps: int = 0
+    spikes: float = 0.0
+    saturated: int = 0
+    fired: Any = False
+    """bool, one per neuron."""
+    operations: float = 0.0
+    macs: int = 0
+    values: int = 0
+    """Of the ANN, that were compared."""
+    error: float = 0.0
+    error_in_spikes: float = 0.0
+    size: float = 0.0
+    """Of the ANN's values."""
+    misfit: bool = False
+    """Whether spikes and the ANN's values differ in number."""
+    fan_outs: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, module: Any, inputs: tuple[Any, ...], train: SpikeTrain) -> None:
+        """Add a forward pass of the layer."""
+        count, steps = train.count, train.time_steps
+        largest = module.neuron.largest(steps) if isinstance(module, (TandemLayer, TandemAdd)) else steps
+        self.samples, self.neurons, self.steps = self.samples + len(count), count[0].numel(), steps
+        self.spikes += float(count.sum(dtype=torch.float64))
+        self.saturated += int((count >= largest).sum())
+        self.fired = self.fired | (count > 0).any(0)
+        for i, (branch, x) in enumerate(zip(branches_of(module), inputs, strict=False)):  # a gate is no spikes
+            self.macs = (self.macs if i else 0) + layer_macs(branch, x, train)
+            if isinstance(x, EncodedInput):
+                continue
+            if not isinstance(branch, TandemLayer):  # the identity in a sum
+                self.operations += float(x.count.sum(dtype=torch.float64))
+                continue
+            if i not in self.fan_outs:
+                self.fan_outs[i] = branch.synapses.fan_out(x.shape[1:], x.device)
+            self.operations += float((x.count.sum(0, dtype=torch.float64) * self.fan_outs[i]).sum())
+
+    def compare(self, train: SpikeTrain, signed: bool, weights: Tensor | None, activation: Tensor) -> None:
+        """Add the difference of spikes from the ANN's activation.
+
+        Args:
+            train: [N, C, ...].
+            signed: whether channels 2i and 2i + 1 are the positive and the negative part of channel i.
+            weights: a further factor of each channel, or None.
+            activation: of the ANN, with as many elements; its shape may lack dimensions of size 1.
+        """
+        value = train.count.double()
+        value = value[:, ::2] - value[:, 1::2] if signed else value
+        amplitude = torch.full([value.shape[1]], train.amplitude, dtype=torch.float64, device=value.device)
+        if weights is not None:  # flattened channels have as many features as pixels
+            amplitude = amplitude * weights.to(amplitude).repeat_interleave(len(amplitude) // len(weights))
+        amplitude = amplitude.view(-1, *[1] * (value.dim() - 2))
+        if value.numel() != activation.numel():
+            self.misfit = True
+            return
+        wanted = activation.double().reshape(value.shape)
+        error = (value * amplitude - wanted).abs()
+        self.values += wanted.numel()
+        self.error += float(error.sum())
+        self.error_in_spikes += float((error / amplitude).sum())
+        self.size += float(wanted.abs().sum())
+
+
+class Spiking(fx.Interpreter):
+    """Runs the spiking twin, sums up what its layers do, and keeps the spikes to be compared."""
+
+    def __init__(self, network: Converted, layers: Mapping[fx.Node, tuple[Origin, Sums]]) -> None:
+        super().__init__(network.snn)
+        self.network, self.layers = network, layers
+        self.results: dict[fx.Node, tuple[Origin, Sums]] = {}
+        for node, found in layers.items():
+            for _ in range(found[0].steps):
+                (node,) = node.users
+            self.results[node] = found
+        self.trains: dict[str, list[tuple[SpikeTrain, Tensor | None, Origin, Sums]]] = {}
+        """By node of the ANN: the spikes that stand for its values, and the weights of their channels."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        if n in self.layers:
+            inputs, _ = self.fetch_args_kwargs_from_env(n)
+            self.layers[n][1].add(self.network.snn.get_submodule(str(n.target)), inputs, out)
+        if n in self.results:
+            origin, sums = self.results[n]
+            weights = None
+            if origin.sources is not None:
+                weights = torch.tensor([self.network.weight_of(*source) for source in origin.sources])
+            self.trains.setdefault(origin.node, []).append((out, weights, origin, sums))
+        return out
+
+
+class Comparison(fx.Interpreter):
+    """Runs the ANN and compares its activations with spikes: at once, for what follows may overwrite them."""
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        trains: Mapping[str, list[tuple[SpikeTrain, Tensor | None, Origin, Sums]]],
+    ) -> None:
+        super().__init__(root, graph=graph)
+        self.trains = trains
+
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        for train, weights, origin, sums in self.trains.get(n.name, []):
+            sums.compare(train, origin.signed, weights, out)
+        return out
+
+
+class Answers:
+    """The classes that both networks choose, for each output [N, classes], and the sizes of the outputs."""
+
+    def __init__(self) -> None:
+        self.chosen: dict[int, list[Tensor]] = {}
+        self.squares: dict[int, Tensor] = {}
+        """Of each output: the sums of the squared differences and of the ANN's squared values."""
+
+    def add(self, snn: Any, ann: Any) -> None:
+        """Add the outputs of both for some samples."""
+        for i, (mine, theirs) in enumerate(zip(tree_leaves(snn), tree_leaves(ann), strict=True)):
+            if isinstance(mine, Tensor) and mine.is_floating_point():
+                pair = torch.stack([x.double().square().sum().cpu() for x in (mine - theirs, theirs)])
+                self.squares[i] = self.squares.get(i, 0) + pair
+            if isinstance(mine, Tensor) and mine.is_floating_point() and mine.dim() == 2 and mine.shape[1] > 1:
+                self.chosen.setdefault(i, []).append(torch.stack([mine.argmax(1), theirs.argmax(1)]).cpu())
+
+    def agreement(self) -> float | None:
+        """Return the share of samples on which they agree; None if there are no classes."""
+        every = [torch.cat(parts, 1) for parts in self.chosen.values()]
+        return min((float((mine == theirs).double().mean()) for mine, theirs in every), default=None)
+
+    def error(self) -> float | None:
+        """Return the relative error of the output with the largest; None if there are no outputs."""
+        errors = [(of[0] / of[1]).sqrt().nan_to_num(0.0).item() for of in self.squares.values()]
+        return max(errors, default=None)
+
+    def warnings(self) -> list[str]:
+        """Return a warning for each output that is nearly always the same class, unlike the ANN's."""
+        found = []
+        for i, parts in self.chosen.items():
+            mine, theirs = torch.cat(parts, 1)
+            top = int(mine.mode().values)
+            share, of_ann = (float((x == x.mode().values).double().mean()) for x in (mine, theirs))
+            if len(mine) >= FEW and share >= _ONE_CLASS and of_ann <= _ANN_CLASS:
+                where = f" of output {i}" if len(self.chosen) > 1 else ""
+                found.append(
+                    f"the network answers class {top}{where} for {share:.1%} of the samples, the ANN no class for more "
+                    f"than {of_ann:.1%}"
+                )
+        return found

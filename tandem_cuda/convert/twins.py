@@ -1,0 +1,227 @@
+"""What the two networks of a conversion share: parameters, buffers and modules, and the names of both for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import TandemAdd, TandemElementwise
+from ..nn.encode import Decode
+from ..nn.quantised import scale_integers
+from ..nn.quantiser import quantiser
+from ..nn.tandem import TandemLayer
+from ..nn.weighted import OF_CONVERSION
+from ..nn.weights import stored
+from .nodes import owner_of
+from .weight_rules import has_weights
+
+_AGAIN = "(calibrate=snn.calibration keeps the thresholds)"
+_WITH_OWN_TENSORS = (TandemLayer, TandemAdd, Decode)
+_OWN_TENSORS = (*OF_CONVERSION, "log_threshold", "scale")
+
+
+class Twins:
+    """The ties between an ANN and its spiking twin.
+
+    Args:
+        network: the module that holds the spiking twin.
+        state: its state by name, with the parameters and buffers themselves.
+        ann: the ANN.
+    """
+
+    def __init__(self, network: nn.Module, state: Mapping[str, Tensor], ann: nn.Module) -> None:
+        self.network, self.ann = network, ann
+        names = {id(x): name for name, x in ann.state_dict(keep_vars=True).items()}
+        self.names = {name: names[id(x)] for name, x in state.items() if id(x) in names}
+        """The ANN's name for each tensor of the state that both have."""
+        self.only_snn = {name: name.removeprefix("snn.") for name in state if name.endswith(".log_threshold")}
+        """State of the spiking twin alone: the thresholds that learn, and their names in a state dict."""
+        self.only_ann = sorted(set(names.values()) - set(self.names.values()))
+        """State of the ANN alone."""
+        self.scaled: Sequence[tuple[Any, Any]] = ()
+        """The ANN's quantisers, and the scale of inputs that each must have."""
+        self._note()
+
+    def of_ann(self) -> list[str]:
+        """Return the ANN's names for what both have."""
+        return list(dict.fromkeys(self.names.values()))
+
+    def _note(self) -> None:
+        """Note what is shared, to see later that the ANN has replaced it."""
+        ann, network = self.ann, self.network
+        shared = {*network.modules()} & {*ann.modules()}
+        paths = {name: None for name, module in ann.named_modules() if module in shared}
+        self._held: list[tuple[str, nn.Module, str, Any]] = []
+        """The ANN's shared parameters: qualified name, owning module, key in that module, parameter."""
+        self._buffers: list[tuple[nn.Module, str, nn.Module, str, Tensor]] = []
+        """Buffers held by a module of each twin: the spiking twin's module and key, the ANN's, the buffer."""
+        for mine, theirs in self.names.items():
+            path, _, _ = theirs.rpartition(".")
+            layer = ann.get_submodule(path)
+            owner, key = owner_of(ann, theirs)
+            paths[path] = None
+            if owner is not layer:
+                paths[f"{path}.parametrizations.{theirs.rpartition('.')[2]}".lstrip(".")] = None
+            if layer in shared:
+                continue
+            if key in owner._buffers:
+                self._buffers.append((*owner_of(network, mine), owner, key, getattr(owner, key)))
+                continue
+            self._held.append((theirs, owner, key, getattr(owner, key)))
+            if has_weights(layer) and getattr(layer, "bias", None) is None:
+                self._held.append((f"{path}.bias".lstrip("."), layer, "bias", None))
+        self._note_unsaved_buffers(shared)
+        self._weights = [*self._weight_twins()]
+        """Layers that share a weight, and the ANN's name for it."""
+        self._note_own_tensors()
+        self._placed: dict[str, tuple[nn.Module, str, nn.Module]] = {}
+        """The ANN's modules on the path to anything shared, by name: parent module, key in the parent, the module."""
+        for path in paths:
+            parent, name = ann, ""
+            for key in path.split(".") if path else ():
+                child, name = parent.get_submodule(key), f"{name}.{key}".lstrip(".")
+                self._placed[name] = parent, key, child
+                parent = child
+
+    def _note_unsaved_buffers(self, shared: set[nn.Module]) -> None:
+        saved = {*self.names.values()}
+        of_ann = {id(x): name for name, x in self.ann.named_buffers() if name not in saved}
+        for name, x in self.network.named_buffers():
+            unsaved = of_ann.get(id(x))
+            if unsaved is not None and self.ann.get_submodule(unsaved.rpartition(".")[0]) not in shared:
+                self._buffers.append((*owner_of(self.network, name), *owner_of(self.ann, unsaved), x))
+
+    def _weight_twins(self) -> Iterator[tuple[Any, str, Any]]:
+        """Yield each weight layer of the spiking twin, the ANN's name for its weight, and the ANN's layer."""
+        for mine, theirs in self.names.items():
+            path, _, key = mine.rpartition(".")
+            path = path.removesuffix(".parametrizations.weight")
+            layer = self.network.get_submodule(path)
+            if isinstance(layer, TandemLayer) and key in ("weight", "original"):
+                name = theirs.rpartition(".")[0].removesuffix(".parametrizations.weight")
+                yield layer, theirs, self.ann.get_submodule(name)
+
+    def _note_own_tensors(self) -> None:
+        """Note the modules with tensors of the spiking twin alone, and the ANN's parameters that these follow."""
+        self._own: list[tuple[Any, nn.Module, str]] = []
+        likes = {id(mine): owner_of(self.ann, theirs) for mine, theirs, _ in self._weights}
+        first = next((owner_of(self.ann, name) for name, _ in self.ann.named_parameters()), None)
+        if first is not None:
+            own = [module for module in self.network.modules() if isinstance(module, _WITH_OWN_TENSORS)]
+            self._own = [(module, *likes.get(id(module), first)) for module in own]
+        self._kinds = self._kinds_of_ann()
+
+    # -- checks
+
+    def check_shared(self) -> None:
+        """Raise a RuntimeError if the ANN has replaced something that both have. It compares identities."""
+        changed = [name for name, (parent, key, child) in self._placed.items() if parent._modules.get(key) is not child]
+        changed += [name for name, owner, key, x in self._held if owner._parameters.get(key) is not x]
+        if changed:
+            more = "" if len(changed) < 4 else f" and {len(changed) - 3} more"
+            raise RuntimeError(
+                "TandemNetwork: the ANN must keep the parameters and modules that it shares with its spiking twin, "
+                f"but {', '.join(changed[:3])}{more} "
+                f"{'was' if len(changed) == 1 else 'were'} replaced (by load_state_dict(assign=True), pruning, "
+                f"a parametrization or an assignment). Call convert on the ANN again {_AGAIN}, or load with "
+                "snn.load_state_dict"
+            )
+        for mine, name, other in self._weights:
+            bits = [None if (of_weight := quantiser(layer)) is None else of_weight.bits for layer in (mine, other)]
+            if bits[0] != bits[1]:
+                raise RuntimeError(
+                    f"TandemNetwork: the ANN must round its weights as its spiking twin does, but {name} has "
+                    f"{_in_words(bits[1])} there and {_in_words(bits[0])} in the twin (did another conversion or "
+                    "quantise change one of the two?). Call quantise on the TandemNetwork, or convert on the ANN again "
+                    f"{_AGAIN}"
+                )
+
+    def check_scales(self) -> None:
+        """Raise a RuntimeError if another conversion makes the ANN's weights stand for other integers."""
+        if any(not _same(of_weight.input_scale, scale) for of_weight, scale in self.scaled):
+            raise RuntimeError(
+                "TandemNetwork: the ANN must round its weights as its spiking twin does, but another conversion of it "
+                f"has other thresholds of channels or concatenated trains. Call convert again {_AGAIN}"
+            )
+
+    # -- repairs
+
+    def follow_buffers(self) -> None:
+        """Let the spiking twin hold the buffers that the ANN has after it was moved or loaded: nobody trains them."""
+        for i, (mine, mine_key, owner, key, x) in enumerate(self._buffers):
+            now = owner._buffers.get(key)
+            if now is not x and now is not None:
+                setattr(mine, mine_key, now)
+                self._buffers[i] = mine, mine_key, owner, key, now
+
+    def ann_has_moved(self) -> bool:
+        """Return whether the spiking twin's own tensors have another dtype or device than the ANN."""
+        return bool(self._own) and self._kinds != self._kinds_of_ann()
+
+    def _kinds_of_ann(self) -> list[tuple[torch.dtype, torch.device]]:
+        return [(x.dtype, x.device) for x in (owner._parameters[key] for _, owner, key in self._own) if x is not None]
+
+    @torch.inference_mode(False)  # inference tensors would be of no use in training
+    @torch.no_grad()
+    def move_own_tensors(self) -> None:
+        """Give the spiking twin's own tensors the ANN's dtype and device."""
+        for module, owner, key in self._own:
+            like = getattr(owner, key)
+            for name, x in _own_tensors(module).items():
+                if name in module._parameters:
+                    x.data = x.data.to(like)
+                else:
+                    setattr(module, name, x.to(like))
+            if isinstance(module, TandemElementwise):
+                module.maps_on(like)
+        self._kinds = self._kinds_of_ann()
+
+    def tie(self) -> None:
+        """Make the ANN hold the spiking twin's tensors again after loading or moving has replaced some of them."""
+        for mine, mine_key, owner, key, _ in self._buffers:
+            setattr(owner, key, getattr(mine, mine_key))
+        for name, theirs in self.names.items():
+            (owner, key), (other, other_key) = owner_of(self.network, name), owner_of(self.ann, theirs)
+            x = getattr(owner, key)
+            if getattr(other, other_key) is not x:
+                setattr(other, other_key, x)
+        self._note()
+
+    def scale_integers(self, readers: Iterable[Any]) -> None:
+        """Make both twins round the weights alike that multiply spikes of different weight.
+
+        Args:
+            readers: the modules of the spiking twin that weigh spikes.
+        """
+        scaled = []
+        for module in readers:
+            if not isinstance(module, TandemLayer) or quantiser(module) is None:
+                continue
+            weight = module.weights.stored()
+            twin = next(
+                layer
+                for layer in self.ann.modules()
+                if layer is not module and quantiser(layer) is not None and getattr(*stored(layer, "weight")) is weight
+            )
+            scale_integers(module, twin)
+            of_weight: Any = quantiser(twin)
+            scaled.append((of_weight, of_weight.input_scale))
+        self.scaled = scaled
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a module of the spiking twin that the ANN does not have."""
+    names = ("weight", "bias", *_OWN_TENSORS) if isinstance(module, TandemElementwise) else _OWN_TENSORS
+    held = module._parameters | module._buffers
+    return {name: x for name in names if (x := held.get(name)) is not None}
+
+
+def _in_words(bits: int | None) -> str:
+    return "weights that are not quantised" if bits is None else f"{bits} bits"

@@ -1,0 +1,469 @@
+"""Writing the SNN's graph: its modules, and the calls of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from ..neuron import IF, Neuron
+from ..nn import (
+    Decode,
+    Encode,
+    SpikeCat,
+    SpikeRearrange,
+    SpikeWindows,
+    SpikingAdaptiveAvgPool2d,
+    SpikingAvgPool2d,
+    TandemAdd,
+    TandemElementwise,
+    TandemGate,
+)
+from ..nn.learned_threshold import new_log_threshold
+from ..nn.wiring import Wiring
+from ..spike_train import SpikeTrain
+from .advice import COUNTED, NEGATIVE
+from .nodes import kept, kind_of, name_in_ann, owner_of, parametrized, word_of
+from .record import Origin
+from .values import Branch, Current, Pooled, Real, Source, Train
+from .weight_rules import Unconvertible, weights_of
+
+
+class Writer:
+    """The SNN's graph under construction.
+
+    Args:
+        ann: the ANN.
+        time_steps: T.
+        mode: as for ``convert``.
+        neuron: as for ``convert``.
+        engine: as for ``convert``.
+        scaled: whether thresholds will be calibrated, so that spikes differ in weight.
+        learn_thresholds: as for ``convert``.
+        per_channel: whether every channel will have a threshold.
+        hybrid: whether a part of the ANN follows the last spikes.
+        values: what the ANN's nodes have become so far.
+        tainted: the ANN's nodes that cannot be converted, and all nodes that depend on them.
+    """
+
+    def __init__(
+        self,
+        ann: nn.Module,
+        time_steps: int,
+        mode: str,
+        neuron: Neuron,
+        engine: str,
+        *,
+        scaled: bool,
+        learn_thresholds: bool,
+        per_channel: bool,
+        hybrid: bool,
+        values: Mapping[fx.Node, Any],
+        tainted: set[fx.Node],
+    ) -> None:
+        self.ann, self.values, self.tainted = ann, values, tainted
+        self.time_steps, self.mode, self.neuron, self.engine = time_steps, mode, neuron, engine
+        self.scaled, self.learn_thresholds = scaled, learn_thresholds
+        self.per_channel, self.hybrid = per_channel, hybrid
+        self.graph = fx.Graph()
+        self.modules: dict[str, Any] = {}
+        self.names = {name for name, _ in ann.named_modules()}
+        self.encoded: dict[fx.Node, fx.Node] = {}
+        self.real: dict[fx.Node, fx.Node] = {}
+        """The decoded counts of trains."""
+        self.neurons: list[tuple[fx.Node, str]] = []
+        """The ANN's activations, each with the name of the spiking layer that replaces it."""
+        self.pools: list[tuple[fx.Node, str, str | None]] = []
+        """Average poolings with neurons: ANN node, name in the SNN, layer whose level scales the input."""
+        self.unmeasured: set[str] = set()
+        """Average poolings of signed values. They cannot be calibrated: the ANN never computes the average of the
+        positive part alone."""
+        self.signed: set[str] = set()
+        """The spiking layers with neurons for both signs."""
+        self.bounds: dict[str, float] = {}
+        """The spiking layers that replace a bounded activation, and the bound."""
+        self.origins: list[Origin] = []
+        """What each module that replaces something of the ANN comes from."""
+        self.targets: dict[str, tuple[fx.Node, int]] = {}
+        """Of spiking layers, the ANN's node for the values of all neurons, with or without ReLU, and their number of
+        channels."""
+        self.readers: list[tuple[Any, tuple[Source, ...]]] = []
+        """Modules that multiply the channels that they read by different weights of a spike, and their sources."""
+        self.cats: list[tuple[Any, list[str | None]]] = []
+        """Concatenations of trains whose spikes differ in weight, and the level of each input."""
+        self.like = next(ann.parameters(), torch.empty(0))
+        """For the device and dtype of constants."""
+        self.now: fx.Node | None = None
+        """The ANN's node that is being converted."""
+
+    def encoded_input(self, x: fx.Node) -> fx.Node:
+        if x not in self.encoded:
+            scale = 1 / self.time_steps if self.scaled and self.mode == "constant" else 1.0
+            name = self.named("encode", Encode(self.time_steps, self.mode, scale))
+            self.encoded[x] = self.graph.call_module(name, (x,))
+        return self.encoded[x]
+
+    def spikes(self, x: Any) -> Train:
+        """Return x as a spike train; an average gets neurons."""
+        train: Train = self.pooled(x, "neurons") if isinstance(x, Pooled) else x
+        return train
+
+    def decoded(self, x: Any) -> Any:
+        if isinstance(x, Real):
+            return x
+        if isinstance(x, Pooled):
+            return self.pooled(x, "real")
+        if x.node not in self.real:
+            decode = Decode(x.signed)
+            self.reads(decode, x)
+            name = self.named("decode", decode)
+            real = self.graph.call_module(name, (x.node,))
+            if self.hybrid:  # the rest of the ANN may write in place or take views
+                real = self.graph.call_method("clone", (real,), {"memory_format": torch.contiguous_format})
+            self.real[x.node] = real
+        return Real(self.real[x.node])
+
+    def pooled(self, x: Pooled, form: str) -> Any:
+        """Write an average as "real" mean of counts, as "neurons", or as the spikes of its "windows" side by side."""
+        if form not in x.made:
+            pool: Any = x.module
+            if form == "real":
+                x.made[form] = self.called(self.decoded(x.source), x.node, pool)
+            elif form == "windows":
+                windows = SpikeWindows(pool.kernel_size, pool.stride, pool.padding, pool.divisor_override)
+                x.made[form] = replace(self.called(self.spikes(x.source), x.node, windows), copies=windows.size)
+            else:
+                train = self.called(self.spikes(x.source), x.node, _spiking_pool(pool, self.neuron, self.engine))
+                if train.sources is None:
+                    name = str(train.node.target)
+                    self.pools.append((x.node, name, train.level))
+                    if train.signed:
+                        self.unmeasured.add(name)
+                    train = replace(train, level=name)
+                x.made[form] = train
+        if form not in x.done:
+            x.done[form] = x.made[form]
+            for step in x.then:
+                x.done[form] = step(x.done[form])
+        return x.done[form]
+
+    def fired(self, node: fx.Node, x: Any, *, signed: bool = False, bound: float | None = None) -> Any:
+        """Write the neurons for the values of a node. A ReLU of spikes or of their average changes nothing.
+
+        Args:
+            node: the ReLU that they replace, or with ``signed`` the values themselves.
+            x: what the ReLU reads.
+            signed: write neurons for both signs.
+            bound: the largest value that the activation returns.
+        """
+        if isinstance(x, (Train, Pooled)):
+            if bound is None and not x.signed:
+                return x
+            x = Current([Branch(self.spikes(x))])
+        if node in self.tainted:  # the layer may be incomplete
+            return Train(self.stand_in(), channels=x.channels, dims=x.dims)
+        if signed and x.wants_relu:
+            refused = Unconvertible(NEGATIVE)
+            refused.node = x.wants_relu
+            raise refused
+        neuron = self.neuron if bound is None else _bounded(self.neuron)
+        (branch, *others) = x.branches
+        if not others:
+            name = branch.name or node.name
+            module: Any = self._layer(branch, neuron, signed, self.learn_thresholds)
+        else:
+            name = ".".join([*_common([b.name.split(".")[:-1] for b in x.branches if b.layer is not None]), "add"])
+            alone = not signed and not self.per_channel  # otherwise each branch must hold the thresholds
+            branches = [nn.Identity() if b.is_plain and alone else self._layer(b, IF(), signed) for b in x.branches]
+            module = TandemAdd(*branches, neuron=neuron, engine=self.engine, learn_threshold=self.learn_thresholds)
+        name = self.named(name, module, replaces=not others)
+        self.neurons.append((node, name))
+        if signed:
+            self.signed.add(name)
+        if bound is not None:
+            self.bounds[name] = bound
+        inputs = tuple(b.train.node for b in x.branches)
+        level: str | None = name
+        sources: tuple[Source, ...] | None = None
+        channels, dims = x.of_neurons
+        if channels is not None:
+            self.targets[name] = self._target(node, x), channels
+        if self.per_channel:
+            assert channels is not None  # or else there would be no layer
+            level, sources = None, tuple((name, i) for i in range(channels))
+        called = self.graph.call_module(name, inputs)
+        train = Train(called, level, signed=signed, channels=channels, sources=sources, dims=dims)
+        fired = train.node
+        for step in x.then:
+            train = step(train)
+        ann, names = self._parts(node, x, signed)
+        steps = _between(fired, train.node)
+        self.origins.append(Origin(name, ann, names, node.name, steps, signed, bound, train.sources))
+        return train
+
+    def _target(self, node: fx.Node, x: Current) -> fx.Node:
+        """Return the ANN's node for the values of all neurons: before the steps that come after the neurons."""
+        if not x.then:
+            return node
+        while not isinstance(before := self.values.get(node), Current) or before.then:
+            node = node.all_input_nodes[0]
+        return node
+
+    def _parts(self, node: fx.Node, x: Current, signed: bool) -> tuple[str, tuple[str, ...]]:
+        """Return in words what the neurons for the values of a node replace, and the names of these parts."""
+        words, names, known = [], [], list(self.ann.named_modules())
+        for branch in x.branches:
+            modules = [module for module in (branch.layer, branch.norm) if module is not None]
+            names += [name for module in modules for name, other in known if vars(other) is vars(module)]
+            parts = [kind_of(module).__name__ for module in modules]
+            if branch.layer is None and (branch.factor, branch.offset) != (1, 0):
+                parts.append(f"{branch.factor:g} * spikes" + (f" {branch.offset:+g}" if branch.offset else ""))
+            words.append(", ".join(parts or ["spikes"]))
+        word = " + ".join(words)
+        if signed or is_positive(x):  # there is no activation, or it does nothing
+            return word, tuple(names)
+        return f"{word}, {self.word(node)}", (*names, name_of(node))
+
+    def _layer(self, branch: Branch, neuron: Neuron, signed: bool, learn_threshold: bool = False) -> Any:
+        """Make the tandem layer of a branch, which holds the ANN's parameters and batch norm."""
+        layer = (
+            self._elementwise(branch, neuron, signed)
+            if branch.layer is None
+            else self._weighted(branch, neuron, signed)
+        )
+        layer.norm = branch.norm
+        if learn_threshold:
+            layer.log_threshold = new_log_threshold(type(layer).__name__, True, self.like)
+        self.reads(layer, branch.train)
+        return layer
+
+    def _elementwise(self, branch: Branch, neuron: Neuron, signed: bool) -> Any:
+        channels = branch.channels
+        if channels is None:
+            raise Unconvertible(COUNTED)
+        ends = channels * (1 + branch.train.signed), channels * (1 + signed)
+        layer = TandemElementwise(*ends, channels, device="meta", neuron=neuron, engine=self.engine)
+        layer.maps(branch.factor, branch.offset, self.like)
+        return layer
+
+    def _weighted(self, branch: Branch, neuron: Neuron, signed: bool) -> Any:
+        module: Any = branch.layer
+        rule, train = weights_of(module), branch.train
+        arguments = rule.arguments(module)
+        inputs, outputs = ("in_features", "out_features")
+        if inputs not in arguments:
+            inputs, outputs = ("in_channels", "out_channels")
+        arguments[inputs] *= train.copies * (1 + train.signed)
+        arguments[outputs] *= 1 + signed
+        layer: Any = rule.tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.engine)
+        layer.wiring = Wiring(train.copies, train.signed, signed)
+        for name in ("weight", "bias"):
+            owner, key = owner_of(module, name)
+            setattr(layer, name, getattr(owner, key))
+        for name, parametrizations in parametrized(module):
+            for parametrization in parametrizations:
+                parametrize.register_parametrization(layer, name, parametrization, unsafe=True)
+        return layer
+
+    def joined(self, node: fx.Node, trains: list[Train]) -> Train:
+        """Concatenate trains along the channels."""
+        levels = list(dict.fromkeys(train.level for train in trains))
+        differ = self.scaled and (len(levels) > 1 or any(train.sources is not None for train in trains))
+        channels = [train.channels for train in trains]
+        known = [number for number in channels if number is not None]
+        if differ and len(known) < len(trains):
+            raise Unconvertible(COUNTED)
+        cat = SpikeCat(*(train.signed for train in trains))
+        sources = None
+        if differ:
+            each = [t.sources or tuple((t.level, i) for i in range(n)) for t, n in zip(trains, known, strict=True)]
+            sources = tuple(source for part in each for source in part)
+            self.cats.append((cat, [None if train.sources is not None else train.level for train in trains]))
+        name = self.named(node.name, cat)
+        self.origins.append(Origin(name, self.word(node), (node.name,), node.name))
+        return Train(
+            self.graph.call_module(name, tuple(train.node for train in trains)),
+            None if differ else levels[0],
+            signed=any(train.signed for train in trains),
+            channels=sum(known) if len(known) == len(trains) else None,
+            sources=sources,
+            dims=next((train.dims for train in trains if train.dims is not None), None),
+        )
+
+    def gated(self, node: fx.Node, train: Train, gate: Real) -> Train:
+        """Write the neurons of a product of spikes and a gate."""
+        module = TandemGate(self.neuron, train.signed)
+        self.reads(module.decode, train)
+        name = self.named(node.name, module)
+        self.neurons.append((node, name))
+        if train.signed:
+            self.signed.add(name)
+        self.origins.append(Origin(name, "spikes * gate", (node.name,), node.name, signed=train.signed))
+        node_of = self.graph.call_module(name, (train.node, gate.node))
+        return Train(node_of, name, signed=train.signed, channels=train.channels, dims=train.dims)
+
+    def called(self, x: Any, node: fx.Node, module: Any) -> Any:
+        """Apply a module to a spike train or a real value, in place of the ANN's node."""
+        replaces = node.op == "call_module"
+        name = self.named(str(node.target) if replaces else node.name, module, replaces)
+        kept = {"signed": x.signed, "sources": x.sources} if isinstance(x, Train) else {"real": True}
+        self.origins.append(Origin(name, self.word(node), (name_of(node),), node.name, **kept))
+        return replace(x, node=self.graph.call_module(name, (x.node,)))
+
+    def flattened(self, x: Any, start: int = 1, end: int = -1) -> Any:
+        """Flatten dimensions start to end of a spike train. For averages and currents, this is deferred."""
+        dims = x.dims
+        if dims is not None and -dims <= start < dims and -dims <= end < dims:
+            start, end = start % dims, end % dims
+            dims -= max(end - start, 0)
+        else:
+            dims = 2 if (start, end) == (1, -1) else None
+        whole = dims == 2 and start == 1
+
+        def step(value: Any) -> Any:
+            channels = value.channels if start > 1 and isinstance(value, Train) else None
+            if isinstance(value, Train) and value.signed and start < 2:
+                if not whole:
+                    raise Unconvertible("flatten all dimensions, or put a ReLU before it")
+                return replace(self.moved(value, "flatten"), channels=None, dims=2)
+            flat = replace(value, node=self.graph.call_method("flatten", (value.node, start, end)))
+            return replace(flat, channels=channels, dims=dims) if isinstance(value, Train) else flat
+
+        flat = self.behind(x, step, flat=whole)
+        return replace(flat, dims=dims) if isinstance(flat, Pooled) else flat
+
+    def flattened_to(self, x: Any, features: int) -> Any:
+        """Flatten all dimensions but the first to ``features`` features."""
+
+        def step(value: Any) -> Any:
+            if isinstance(value, Real):
+                return replace(value, node=kept(self.graph.call_function(flattened_to, (value.node, features))))
+            size = features * value.copies * (1 + value.signed)
+            if value.signed:
+                value = self.moved(value, "flatten")
+            flat = kept(self.graph.call_function(flattened_to, (value.node, size)))
+            return replace(value, node=flat, channels=features if value.sources is None else None, dims=2)
+
+        flat = self.behind(x, step, flat=True)
+        return replace(flat, dims=2) if isinstance(flat, Pooled) else flat
+
+    def moved(self, train: Train, how: str, *arguments: int) -> Train:
+        """Rearrange the neurons of a train."""
+        module = SpikeRearrange(how, *arguments, signed=train.signed)
+        sources, channels = train.sources, train.channels
+        if sources is not None and how != "flatten":
+            size = arguments[0] ** 2 if how == "pixel_shuffle" else 1
+            if any(source != sources[i - i % size] for i, source in enumerate(sources)):
+                remedy = (
+                    "pass per_channel=False"
+                    if self.per_channel
+                    else "put a weight layer between the concatenation and it"
+                )
+                raise Unconvertible(f"{remedy}: it needs spikes of one weight")
+            sources = tuple(module.moved(sources))
+        if channels is not None:
+            channels = len(module.moved(range(channels)))
+        name = self.named(how, module)
+        dims = 4 if how == "unsqueeze" else train.dims
+        node = self.graph.call_module(name, (train.node,))
+        return replace(train, node=node, sources=sources, channels=channels, dims=dims)
+
+    def behind(self, x: Any, step: Callable[[Any], Any], flat: bool = False) -> Any:
+        """Apply a step to a spike train, or defer it: until after the neurons, or until the average has its form."""
+        if not isinstance(x, Train):
+            step = _blaming(self.now, step)
+        if isinstance(x, Pooled):  # copies share the forms made so far, but not the steps applied to them
+            return replace(x, then=[*x.then, step], flat=x.flat or flat, done={})
+        return step(x) if isinstance(x, Train) else replace(x, then=[*x.then, step])
+
+    def reads(self, module: Any, train: Train) -> None:
+        """Note that a module weighs the spikes of each channel of a train."""
+        if train.sources is not None:
+            self.readers.append((module, train.sources))
+
+    def named(self, name: str, module: nn.Module, replaces: bool = False) -> str:
+        """Add a module under a unique name. Only a module that replaces one of the ANN may take that one's name."""
+        unique, i = name, 1
+        while unique in self.modules or (unique in self.names and not (replaces and unique == name)):
+            unique, i = f"{name}_{i}", i + 1
+        self.modules[unique] = module
+        return unique
+
+    def word(self, node: fx.Node) -> str:
+        """Return the class of the module that a node calls, or the name of its function."""
+        is_module = node.op == "call_module"
+        return kind_of(self.ann.get_submodule(str(node.target))).__name__ if is_module else word_of(node.target)
+
+    def stand_in(self) -> fx.Node:
+        """Return a placeholder for a missing value. A graph with problems is never used, so it may be incomplete."""
+        return self.graph.placeholder("stand_in")
+
+
+def name_of(node: fx.Node) -> str:
+    """Return the name of the module that a node calls, or its own."""
+    return name_in_ann(str(node.target)) if node.op == "call_module" else node.name
+
+
+def _blaming(node: fx.Node | None, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Let a step that is applied later say which of the ANN's nodes cannot be converted."""
+
+    def blaming(value: Any) -> Any:
+        try:
+            return step(value)
+        except Unconvertible as refused:
+            refused.node = refused.node or node
+            raise
+
+    return blaming
+
+
+def _between(first: fx.Node, last: fx.Node) -> int:
+    """Return the number of steps from one node to another, each of which has one input."""
+    steps = 0
+    while last is not first:
+        (last,), steps = last.all_input_nodes, steps + 1
+    return steps
+
+
+def _spiking_pool(pool: Any, neuron: Neuron, engine: str) -> nn.Module:
+    """Make the spiking layer for average pooling. Its neurons start, and wait, as those of the other layers.
+
+    Where the divisor is smaller than the window, a spike stands for more than one spike of the window.
+    """
+    how: dict[str, Any] = {"initial": neuron.initial, "two_phase": neuron.two_phase, "engine": engine}
+    if isinstance(pool, nn.AdaptiveAvgPool2d):
+        return SpikingAdaptiveAvgPool2d(pool.output_size, **how)
+    windows = pool.kernel_size, pool.stride, pool.padding
+    settings = pool.ceil_mode, pool.count_include_pad, pool.divisor_override
+    spiking = SpikingAvgPool2d(*windows, *settings, **how)
+    spiking.threshold = spiking.amplitude = max(spiking.largest, 1.0)
+    return spiking
+
+
+def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:
+    """Flatten a spike train like ``x.view(-1, features)``, but raise a ValueError where that would mix samples."""
+    flat = train.flatten(1)
+    if flat.shape[1] != features:
+        raise ValueError(f"view: input must have {features} features per sample, got {flat.shape[1]}")
+    return flat
+
+
+def is_positive(x: Current) -> bool:
+    """Whether x is a sum of spikes, which needs no ReLU."""
+    return all(b.is_identity and not b.train.signed for b in x.branches)
+
+
+def _bounded(neuron: Neuron) -> Neuron:
+    """Return neurons whose gradient is zero where they are saturated."""
+    return replace(neuron, clip=True)  # type: ignore[type-var]  # every neuron is a dataclass
+
+
+def _common(paths: list[list[str]]) -> list[str]:
+    """Return the longest common prefix of the paths."""
+    together = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return [parts[0] for parts in together]

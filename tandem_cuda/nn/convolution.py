@@ -1,0 +1,337 @@
+"""Synapses of convolutions. All of them compute their products as 2-D convolutions."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ops
+from ..ops.geometry import Geometry, check_fit, out_size
+from ..ops.layout import canonical, channels_last
+from ..spike_train import SpikeTrain
+from .firing import Fired, Firing
+from .geometry import insert_zeros, pad
+from .sizes import SPIKES, Size, Value, check_count
+from .synapses import Synapses, full_precision
+from .weight_cache import Kernel, SpikingWeights
+
+Rearrange = Callable[[Tensor], Tensor]
+
+
+class ConvolutionSynapses(Synapses):
+    """Products that are 2-D convolutions with weights [O, C/groups, kH, kW]."""
+
+    axes = "H, W"
+    """The input's dimensions behind N and C."""
+
+    def __init__(self, layer: Any) -> None:
+        self.name, self.engine = type(layer).__name__, layer.engine
+        self.inputs, self.outputs, self.groups = layer.in_channels, layer.out_channels, layer.groups
+        self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        self.padding, self.padding_mode = layer.padding, layer.padding_mode
+        self.pads = layer._reversed_padding_repeated_twice
+        """Of the last axis before and behind, then of the axis before it."""
+
+    @abstractmethod
+    def image(self) -> tuple[Rearrange | None, Geometry]:
+        """Return how inputs become images whose convolution, with this geometry, is this layer's product.
+
+        The function takes bits or values [P, N, C, ...] and returns [P, N, C, H, W], with any padding that the products
+        cannot add themselves. None: inputs are such images already.
+        """
+
+    def to_output(self, y: Tensor) -> Tensor:
+        """Convert a convolved image [..., Ho, Wo] to the dimensions of this layer's output."""
+        return y
+
+    def to_image(self, y: Tensor) -> Tensor:
+        """Convert neurons [..., N, O, ...] to the dimensions that a convolved image has."""
+        return y
+
+    # -- sizes
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        return (self.inputs // self.groups, *[1] * (2 - len(self.kernel_size)), *self.kernel_size)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        got = list(shape)
+        if len(got) != 2 + len(self.axes.split(", ")) or got[1] != self.inputs:
+            raise ValueError(f"{self.name}: input must be [N, {self.inputs}, {self.axes}], got {got}")
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        self.check_shape(shape)
+        rearrange, geometry = self.image()
+        image = torch.empty(1, *shape, device="meta")
+        image = image if rearrange is None else rearrange(image)
+        size = [max(n, 0) for n in out_size(image, image.new_empty(1, *self.kernel_shape), *geometry)]
+        return (*self.to_output(image.new_empty(shape[0], self.outputs, *size)).shape,)
+
+    def out_size(self, x: Value) -> Value:
+        dims = len(self.kernel_size)
+        x.check_dims(1 + dims)
+        channels, *sizes = (Size(),) * (1 + dims) if x.shape is None else x.shape
+        channels.check("in_channels", self.inputs)
+        sizes = [self._out_size(axis, size) for axis, size in enumerate(sizes)]
+        check_count("outputs", [self.outputs, *(size.least for size in sizes)])
+        check_count("input", [size.needs for size in sizes])
+        return x._replace(kind=SPIKES, shape=(Size(self.outputs, True), *sizes))
+
+    def _out_size(self, axis: int, size: Size) -> Size:
+        """Return the output size along an axis of the image."""
+        extent, stride = self._extent(axis), self.stride[axis]
+        before, behind = self._pads_along(axis)
+        needs = extent - before - behind
+        if self.padding_mode in ("circular", "reflect"):
+            most = max(before, behind)
+            needs = max(needs, most + (self.padding_mode == "reflect" and most > 0))
+        windows = size.at_least(needs)
+        return windows.through(
+            lambda n: (n + before + behind - extent) // stride + 1, stride, extent - before - behind - stride
+        )
+
+    def _extent(self, axis: int) -> int:
+        """Return how many pixels the kernel spans."""
+        return int(self.dilation[axis] * (self.kernel_size[axis] - 1) + 1)
+
+    def _pads_along(self, axis: int) -> tuple[int, int]:
+        """Return the padding before and behind, also of "same"."""
+        before, behind = self.pads[2 * (len(self.kernel_size) - 1 - axis) :][:2]
+        return before, behind
+
+    def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        sizes = zip(inputs[2:], outputs[2:], strict=True)
+        uses = math.prod(self._uses(axis, *pair) for axis, pair in enumerate(sizes))
+        return self.inputs // self.groups * self.outputs * uses
+
+    def _uses(self, axis: int, inputs: int, outputs: int) -> int:
+        """Return how many pairs of a value and a tap are multiplied along an axis of the image."""
+        taps, stride, dilation = (int(x[axis]) for x in (self.kernel_size, self.stride, self.dilation))
+        if self.padding_mode != "zeros":
+            return outputs * taps
+        return _within(outputs, inputs, taps, stride, dilation, self._pads_along(axis)[0])
+
+    # -- products
+
+    def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
+        image, geometry = self._value_as_image(x)
+        operands: dict[str, Any] = {"packed": kernel.packed, **full_precision(kernel)}
+        return self.to_output(ops.ordered_product(image, kernel.weight, *geometry, self.groups, **operands))
+
+    def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
+        image, geometry = self._value_as_image(x)
+        options: dict[str, Any] = {**geometry._asdict(), "groups": self.groups, "packed": kernel.packed, **drive}
+        return self.to_output(ops.ordered_spikes(image, kernel.weight, time_steps, **options))
+
+    def _value_as_image(self, x: Tensor) -> tuple[Tensor, Geometry]:
+        rearrange, geometry = self.image()
+        return x if rearrange is None else rearrange(x.unsqueeze(0)).squeeze(0), geometry
+
+    def _as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
+        self.check_shape(x.shape)
+        rearrange, geometry = self.image()
+        return x if rearrange is None else x.rearranged(rearrange), geometry
+
+    def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        if self.engine == "dense" or self.inputs == self.groups:  # which have kernels for counts of their own
+            return super().step_product(x, weights)
+        x, geometry = self._as_image(x)
+        options: dict[str, Any] = {**geometry._asdict(), "groups": self.groups}
+        options |= {"packed": weights.kernel.packed, "scale": weights.scale}
+        currents = ops.step_product(x.bits, weights.kernel.weight, x.time_steps, weights.bias, **options)
+        return self.to_output(currents)
+
+    def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        x, geometry = self._as_image(x)
+        options: dict[str, Any] = {**weights.operands(), "count": x.carried_count, "engine": self.engine}
+        where = *geometry, self.groups
+        return self.to_output(ops.count_conv2d(x.bits, weights.kernel.weight, weights.bias, *where, **options))
+
+    def fire(
+        self,
+        x: SpikeTrain,
+        weights: SpikingWeights,
+        firing: Firing,
+        *,
+        want_sum: bool = False,
+        state: Tensor | None = None,
+        want_state: bool = False,
+    ) -> Fired:
+        x, geometry = self._as_image(x)
+        options: dict[str, Any] = {"want_sum": want_sum, "want_state": want_state, **firing._asdict()}
+        options |= {"count": x.carried_count, "time_steps": x.time_steps, **weights.operands()}
+        if firing.added is not None:
+            options["added"] = self.to_image(firing.added)
+        where = *geometry, self.groups, state
+        bits, total, state = ops.spiking_conv2d(x.bits, weights.kernel.weight, weights.bias, *where, **options)
+        return Fired(self.to_output(bits), self.to_output(total) if want_sum else total, state)
+
+
+class Conv2dSynapses(ConvolutionSynapses):
+    """A 2-D convolution."""
+
+    def image(self) -> tuple[Rearrange | None, Geometry]:
+        stride, dilation = _pair(self.stride), _pair(self.dilation)
+        if self.padding_mode != "zeros":
+            pads, mode = self.pads, self.padding_mode
+            return lambda image: pad(image, pads, mode), Geometry(stride, (0, 0), dilation)
+        if self.padding == "valid":
+            return None, Geometry(stride, (0, 0), dilation)
+        if self.padding == "same":
+            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            extra = (0, total[1] % 2, 0, total[0] % 2)  # odd padding has one more row or column at the end
+            more = (lambda image: pad(image, extra)) if any(extra) else None
+            return more, Geometry(stride, (total[0] // 2, total[1] // 2), dilation)
+        return None, Geometry(stride, _pair(self.padding), dilation)
+
+    def check_value(self, value: Tensor, weight: Tensor) -> None:
+        self.check_shape(value.shape)
+        if self.padding != "same":
+            padding = (0, 0) if isinstance(self.padding, str) else self.padding
+            check_fit(self.name, value, weight, self.stride, padding, self.dilation)
+
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # torch returns the memory format of the input. With one channel, only the strides tell the formats apart.
+        if x.shape[1] == 1:
+            if self._puts_out_one_column(x):  # torch's channels-last convolution is wrong here
+                x = x.contiguous().view(-1).view(x.shape)
+            elif torch.compiler.is_compiling():  # Inductor cannot sort symbolic strides of a view
+                x = x.clone(memory_format=torch.channels_last)
+            else:
+                x = x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
+        else:
+            x = channels_last(x)
+        return _convolved(F.conv2d, self, x, canonical(weight), bias)
+
+    def _puts_out_one_column(self, x: Tensor) -> bool:
+        """Return whether the stride skips columns of the image and the output has a single column."""
+        stride = self.stride[1]
+        padding = 0 if isinstance(self.padding, str) else self.padding[1]  # torch allows "same" only with stride 1
+        room = x.shape[-1] + 2 * padding - self.dilation[1] * (self.kernel_size[1] - 1) - 1
+        return bool(stride > 1 and room < stride)
+
+
+class Conv1dSynapses(ConvolutionSynapses):
+    """A 1-D convolution, computed as a 2-D convolution of images of height 1."""
+
+    axes = "L"
+
+    def as_kernel(self, weight: Tensor) -> Tensor:
+        return weight.unsqueeze(2)
+
+    def from_kernel(self, weight: Tensor) -> Tensor:
+        return weight.squeeze(2)
+
+    def image(self) -> tuple[Rearrange | None, Geometry]:
+        padding, pads, mode = 0, [0, 0], "zeros"
+        if self.padding_mode != "zeros":
+            pads, mode = self.pads, self.padding_mode
+        elif self.padding == "same":
+            total = self.dilation[0] * (self.kernel_size[0] - 1)
+            padding, pads = total // 2, [0, total % 2]  # odd padding has one more value at the end
+        elif not isinstance(self.padding, str):
+            padding = self.padding[0]
+        geometry = Geometry((1, self.stride[0]), (0, padding), (1, self.dilation[0]))
+        return lambda line: pad(line.unsqueeze(3), [*pads, 0, 0], mode), geometry
+
+    def to_output(self, y: Tensor) -> Tensor:
+        return y.squeeze(-2)
+
+    def to_image(self, y: Tensor) -> Tensor:
+        return y.unsqueeze(-2)
+
+    def check_value(self, value: Tensor, weight: Tensor) -> None:
+        self.check_shape(value.shape)
+        if self.padding != "same":
+            padding = 0 if isinstance(self.padding, str) else self.padding[0]
+            check_fit(self.name, value.unsqueeze(2), weight, (1, *self.stride), (0, padding), (1, *self.dilation))
+
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _convolved(F.conv1d, self, x, canonical(self.from_kernel(weight)), bias)
+
+
+class ConvTranspose2dSynapses(ConvolutionSynapses):
+    """A transposed convolution, computed as a convolution with mirrored kernels of an image with zeros in between."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer)
+        self.output_padding = layer.output_padding
+
+    def as_kernel(self, weight: Tensor) -> Tensor:
+        return _mirrored(weight, self.groups)
+
+    from_kernel = as_kernel
+
+    def image(self) -> tuple[Rearrange | None, Geometry]:
+        padding = _pair(self.padding)
+        full = [d * (k - 1) - p for d, k, p in zip(self.dilation, self.kernel_size, padding, strict=True)]
+        both = (max(full[0], 0), max(full[1], 0))
+        pads: list[int] = []
+        for axis in (1, 0):
+            less = full[axis] - both[axis]
+            pads += [less, less + self.output_padding[axis]]
+        return lambda image: pad(insert_zeros(image, self.stride), pads), Geometry((1, 1), both, _pair(self.dilation))
+
+    def check_value(self, value: Tensor, weight: Tensor) -> None:
+        self.check_shape(value.shape)
+
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        stride, padding, more, dilation = map(_pair, (self.stride, self.padding, self.output_padding, self.dilation))
+        weight = canonical(self.from_kernel(weight))
+        return F.conv_transpose2d(channels_last(x), weight, bias, stride, padding, more, self.groups, dilation)
+
+    def _out_size(self, axis: int, size: Size) -> Size:
+        extent, stride, extra = self._extent(axis), self.stride[axis], self.output_padding[axis]
+        before, behind = self._pads_along(axis)
+        if extra >= max(stride, self.dilation[axis]):
+            raise ValueError(f"output_padding must be below stride or dilation, got {self.output_padding}")
+        more = extent + extra - before - behind
+        needs = 1 + max(0, math.ceil(Fraction(1 - more, stride)))
+        spread = size.at_least(needs).through(
+            lambda n: (n - 1) * stride + more, Fraction(1, stride), 1 - Fraction(more, stride), regular=stride == 1
+        )
+        return spread if more % stride else spread._replace(factor=stride)
+
+    def _uses(self, axis: int, inputs: int, outputs: int) -> int:
+        taps, stride, dilation = (int(x[axis]) for x in (self.kernel_size, self.stride, self.dilation))
+        return _within(inputs, outputs, taps, stride, dilation, int(self.padding[axis]))  # some outputs are cut off
+
+
+def _convolved(function: Any, of: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute torch's convolution with these sizes."""
+    padding = of.padding
+    if of.padding_mode != "zeros":
+        x, padding = F.pad(x, of.pads, mode=of.padding_mode), 0
+    convolved: Tensor = function(x, weight, bias, of.stride, padding, of.dilation, of.groups)
+    return convolved
+
+
+def _mirrored(weight: Tensor, groups: int) -> Tensor:
+    """Convert the weight [C, O/groups, kH, kW] of a transposed convolution to [O, C/groups, kH, kW], or back."""
+    first, second, *kernel = weight.shape
+    grouped = weight.view(groups, first // groups, second, *kernel).transpose(1, 2)
+    return grouped.reshape(groups * second, first // groups, *kernel).flip(2, 3)
+
+
+def _pair(values: tuple[int, ...] | str) -> tuple[int, int]:
+    """Return the pair that torch's modules store for an int or a pair."""
+    assert not isinstance(values, str)
+    first, second = values
+    return first, second
+
+
+def _within(steps: int, size: int, taps: int, stride: int, dilation: int, before: int) -> int:
+    """Count the pairs of a step and a tap for which step * stride + tap * dilation - before is in [0, size)."""
+    total = 0
+    for tap in range(taps):
+        shift = before - tap * dilation
+        first, last = max(0, -(-shift // stride)), min(steps - 1, (size - 1 + shift) // stride)
+        total += max(0, last - first + 1)
+    return total

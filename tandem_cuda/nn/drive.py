@@ -1,0 +1,300 @@
+"""The drive: from the sums of a layer's weights to its pre-activation, and to the current of each time step.
+
+With the sums W * c of all time steps, a layer's pre-activation is::
+
+    v = (norm(A * unit * (W * c) + bias) + correction) / thresholds / exp(log_threshold)
+
+A is the amplitude of the input's spikes, and ``unit`` is what an integer weight stands for. A layer need not have batch
+norm, correction and thresholds (of a converted network, constant) or log_threshold (which learns). In the spiking twin
+batch norm uses its running statistics, so that all of this is one gain g and one bias b, and the current is::
+
+    x[t] = (A * unit * g) * (W * s[t]) + b / T
+
+The gain multiplies the sums, never the weights, so the spikes are the same in training, in eval mode, without gradients
+and in a frozen network.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..neuron import Neuron
+from ..ops.division import divided
+from ..spike_train import SpikeTrain
+from . import batch_norm, learned_threshold
+from .coupling import coupled, needs_gradient
+from .weight_cache import Kernel, SpikingWeights
+from .weighted import WeightedLayer
+from .wiring import paired
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+class Affine(NamedTuple):
+    """The map from a sum of weights to a current: gain * sum + bias. Each is [O], or None for gain 1 and bias 0."""
+
+    gain: Tensor | None
+    bias: Tensor | None
+
+    def times(self, factor: Tensor) -> Affine:
+        """Return the map with its result multiplied by ``factor``, [O]."""
+        gain = factor if self.gain is None else self.gain * factor
+        return Affine(gain, None if self.bias is None else self.bias * factor)
+
+    def of_integers(self, unit: Tensor | None) -> Affine:
+        """Return the map from a sum of integers, each of which stands for ``unit``, [O], or 1."""
+        if unit is None:
+            return self
+        return self._replace(gain=unit if self.gain is None else unit * self.gain)
+
+    def of_spikes(self, kernel: Kernel, steps: int, amplitude: float) -> SpikingWeights:
+        """Return weights with scale and bias of each time step, for spikes of this amplitude."""
+        return SpikingWeights(kernel, spike_scale(kernel.weight, amplitude, self.gain), per_step(self.bias, steps))
+
+    def of_values(self, steps: int, constant: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Return scale and bias of the current per time step, for a layer with real input.
+
+        With constant input and no gain, the product already contains the bias. An impulse drives only the first step,
+        so its bias is added here at every step.
+        """
+        return self.gain, None if constant and self.gain is None else per_step(self.bias, steps)
+
+
+class Drive:
+    """The map from the sums of one layer's weights to its pre-activation."""
+
+    def __init__(self, layer: WeightedLayer) -> None:
+        self.layer = layer
+
+    # -- of the spiking twin
+
+    def affine(self) -> Affine:
+        """Return gain and bias of sums of floats; differentiable, but not in ``log_threshold``."""
+        layer = self.layer
+        gain, bias = self._folded() if layer.norm is not None else (None, layer.bias)
+        if self._paired:  # the weights have the signs already
+            gain = None if gain is None else gain.repeat_interleave(2)
+            bias = None if bias is None else paired(bias)
+        whole = Affine(gain, _sum(bias, layer.correction))
+        if layer.thresholds is not None:
+            whole = whole.times(1 / layer.thresholds)
+        if layer.log_threshold is not None:
+            whole = whole.times(learned_threshold.unit(layer.log_threshold).repeat(layer.synapses.outputs))
+        return whole
+
+    def bias(self) -> Tensor | None:
+        """Return what is added to the sums of each neuron before batch norm, or at all if there is none."""
+        bias: Tensor | None = self.layer.bias
+        if self._paired and bias is not None:
+            bias = paired(bias)
+        return bias if self.layer.norm is not None else _sum(bias, self.layer.correction)
+
+    def of_spikes(self, kernel: Kernel, steps: int, amplitude: float) -> SpikingWeights:
+        """Return weights with scale and bias of each time step, for spikes of this amplitude."""
+        if self._is_norm_alone():
+            return SpikingWeights(kernel, *self._folded(kernel.unit, steps, amplitude))
+        # The scale needs no gradient: without norm it is a constant.
+        return self.affine().of_integers(kernel.unit).of_spikes(kernel, steps, amplitude)
+
+    def of_values(self, kernel: Kernel, steps: int, constant: bool) -> SpikingWeights:
+        """Return weights with scale and bias of the current that real input causes."""
+        if self._is_norm_alone():
+            return SpikingWeights(kernel, *self._folded(kernel.unit, steps))
+        return SpikingWeights(kernel, *self.affine().of_integers(kernel.unit).of_values(steps, constant))
+
+    def has_gain(self, kernel: Kernel) -> bool:
+        """Return whether the spiking twin multiplies the sums of these weights."""
+        layer = self.layer
+        return any(x is not None for x in (layer.norm, layer.log_threshold, layer.thresholds, kernel.unit))
+
+    def _folded(self, unit: Tensor | None = None, steps: int = 1, amplitude: float = 1) -> tuple[Tensor, Tensor]:
+        """Return scale and bias of each time step with batch norm folded into them, by one operator."""
+        norm = batch_norm.checked_norm(type(self.layer).__name__, self.layer.norm)
+        statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        return ops.fold_norm(
+            *statistics, self.layer.bias, unit=unit, eps=norm.eps, amplitude=amplitude, time_steps=steps
+        )
+
+    def _is_norm_alone(self) -> bool:
+        """Return whether there is batch norm, and neither signs nor thresholds nor a correction behind it."""
+        layer = self.layer
+        follows = self._paired or not (layer.correction is layer.thresholds is layer.log_threshold is None)
+        return layer.norm is not None and not follows
+
+    @property
+    def _paired(self) -> bool:
+        return self.layer.wiring is not None and self.layer.wiring.paired_outputs
+
+    # -- of the ANN twin
+
+    def uses_batch_statistics(self) -> bool:
+        """Return whether there is a batch norm in training mode."""
+        return self.layer.norm is not None and self.layer.norm.training
+
+    def learning(self, v: Tensor, steps: int) -> Tensor:
+        """Return v, which is in units of the learned threshold already, with the gradient of ``log_threshold``."""
+        log_threshold = self.layer.log_threshold
+        return v if log_threshold is None else v * learned_threshold.learning(log_threshold, v.shape, steps)
+
+    def pre_activation(
+        self, sums: Tensor, unit: Tensor | None, steps: int, factor: float = 1.0
+    ) -> PreActivation | NormalisedSums:
+        """Return v = drive(factor * unit * sums), ready to be coupled; differentiable.
+
+        In training this moves the running statistics of batch norm, which the spiking twin then uses.
+
+        Args:
+            sums: W * c or W * X of the kernel's weights, [N, O, ...]. Batch norm with batch statistics cancels bias and
+                factors, up to eps, so none of them is applied in advance.
+            unit: what an integer stands for, [O], or None for 1.
+            steps: T.
+            factor: of the sums.
+        """
+        layer, norm = self.layer, batch_norm.checked_norm(type(self.layer).__name__, self.layer.norm)
+        neuron, bias = layer.neuron, self.bias()
+        learns = needs_gradient(sums, bias, norm.weight, norm.bias, layer.log_threshold)
+        learned = self._learned_unit(sums, steps) if learns else None
+        threshold = neuron.relu_threshold
+        if norm.training and threshold is not None and not self._paired and batch_norm.fuses(norm, sums):
+            statistics = batch_norm.update_statistics(norm, sums, unit, factor, bias)
+            if not learns:
+                return PreActivation(neuron, None, steps, sums.dtype)
+            scale = learned
+            if layer.thresholds is not None:
+                scale = 1 / layer.thresholds if scale is None else scale / layer.thresholds
+            how = steps, factor, bias, scale, layer.correction
+            return NormalisedSums(neuron, threshold, norm, sums, unit, statistics, *how)
+        if not learns and not norm.training:
+            return PreActivation(neuron, None, steps, sums.dtype)
+        v = self.in_units(sums, unit)
+        v = v if factor == 1 else v * factor
+        v = self._normalised(v if bias is None else v + self._over(v, bias))
+        return PreActivation(neuron, self._in_thresholds(v, learned), steps, sums.dtype)
+
+    def pre_activation_of_values(
+        self, sums: Tensor, kernel: Kernel, steps: int, constant: bool
+    ) -> PreActivation | NormalisedSums:
+        """Return the pre-activation for the product with real input, which ``Synapses.value_product`` returns.
+
+        With constant input the sums are those of each time step, v / T.
+        """
+        layer, bias = self.layer, self.bias()
+        if layer.norm is not None:
+            return self.pre_activation(sums, kernel.unit, steps, factor=steps if constant else 1)
+        v = self.in_units(sums, kernel.unit)
+        if needs_gradient(sums, bias, layer.log_threshold):  # otherwise v is not needed
+            if bias is not None and (self.has_gain(kernel) or not constant):
+                v = v + self._over(v, divided(bias, steps) if constant else bias)
+            v = self._in_thresholds(v, self._learned_unit(v, steps))
+        return PreActivation(layer.neuron, v, steps, sums.dtype, 1 / steps if constant else 1.0)
+
+    def summand(self, v: Tensor) -> Tensor:
+        """Return the layer's part of a sum of branches, given W * c + bias. In training statistics move."""
+        return self._in_thresholds(v if self.layer.norm is None else self._normalised(v), None)
+
+    def in_units(self, sums: Tensor, unit: Tensor | None) -> Tensor:
+        """Return W * c or W * X, given the sums of a kernel's weights and what each of them stands for."""
+        return sums if unit is None else sums * self._over(sums, unit)
+
+    def _learned_unit(self, v: Tensor, steps: int) -> Tensor | None:
+        """Return 1 / exp(log_threshold) with its gradient, or None if the threshold does not learn."""
+        log_threshold = self.layer.log_threshold
+        return None if log_threshold is None else learned_threshold.learning_unit(log_threshold, v.shape, steps)
+
+    def _in_thresholds(self, v: Tensor, learned: Tensor | None) -> Tensor:
+        """Return v in units of ``thresholds``, times ``learned``."""
+        if self.layer.thresholds is not None:
+            v = v * self._over(v, 1 / self.layer.thresholds)
+        return v if learned is None else v * learned
+
+    def _normalised(self, v: Tensor) -> Tensor:
+        """Return norm(v) + correction. In training the running statistics move once per batch."""
+        norm, features, correction = self.layer.norm, self.layer.synapses.features, self.layer.correction
+        if self._paired:
+            positive = v.movedim(features, -1)[..., ::2].movedim(-1, features)
+            v = batch_norm.normalised(norm, positive, features).movedim(features, -1)
+            v = torch.stack([v, -v], -1).flatten(-2).movedim(-1, features)
+        else:
+            v = batch_norm.normalised(norm, v, features)
+        return v if correction is None else v + self._over(v, correction)
+
+    def _over(self, v: Tensor, x: Tensor) -> Tensor:
+        """Reshape x, [O], so that it broadcasts over v."""
+        return x if self.layer.synapses.features == -1 else x.view(-1, *[1] * (v.dim() - 2))
+
+
+class PreActivation(NamedTuple):
+    """v * scale, whose gradient the spikes will carry; None if no gradient is needed."""
+
+    neuron: Neuron
+    v: Tensor | None
+    steps: int
+    dtype: torch.dtype
+    scale: float = 1.0
+
+    def couple(self, bits: Tensor) -> SpikeTrain:
+        """Return the spikes, whose count carries the gradient of the ANN's activation."""
+        return coupled(self.neuron, bits, self.v, self.steps, self.dtype, self.scale)
+
+
+class NormalisedSums(NamedTuple):
+    """v = scale * (norm(factor * unit * sums + bias) + correction) with batch statistics; v is not stored."""
+
+    neuron: Neuron
+    threshold: float
+    """Its ``relu_threshold``."""
+    norm: Any
+    sums: Tensor
+    unit: Tensor | None
+    statistics: tuple[Tensor, Tensor]
+    """Mean and biased variance of the sums, each [O]."""
+    steps: int
+    factor: float
+    bias: Tensor | None
+    """Batch norm cancels it."""
+    scale: Tensor | None
+    correction: Tensor | None
+
+    def couple(self, bits: Tensor) -> SpikeTrain:
+        """Return the spikes, whose count carries the gradient of the ANN's activation."""
+        norm, bias = self.norm, self.bias
+        beta = norm.bias if bias is None else torch.add(norm.bias, bias, alpha=0)  # gives the bias a zero gradient
+        gamma, beta = norm.weight, beta if self.correction is None else beta + self.correction
+        if self.scale is not None:
+            gamma, beta = gamma * self.scale, beta * self.scale
+        count = ops.tandem_norm_count(
+            bits,
+            self.sums,
+            *self.statistics,
+            gamma,
+            beta,
+            self.steps,
+            unit=self.unit,
+            eps=norm.eps / self.factor**2,
+            threshold=self.threshold,
+            upper=self.neuron.upper(self.steps),
+        )
+        return SpikeTrain.unchecked(bits, self.steps, count, amplitude=self.neuron.amplitude)
+
+
+def _sum(bias: Tensor | None, correction: Tensor | None) -> Tensor | None:
+    """Return the sum of a bias and its correction, each [O] or None for 0."""
+    if bias is None or correction is None:
+        return correction if bias is None else bias
+    return bias + correction
+
+
+def spike_scale(weight: Tensor, amplitude: float, gain: Tensor | None = None) -> Tensor | None:
+    """Return gain times the amplitude of the input's spikes as a scale [O] for the products; None if it is 1."""
+    if gain is not None:
+        return gain if amplitude == 1 else gain * amplitude
+    return None if amplitude == 1 else weight.new_full(weight.shape[:1], amplitude)
+
+
+def per_step(bias: Tensor | None, steps: int) -> Tensor | None:
+    """Return the part of a bias that enters at each time step."""
+    return None if bias is None else divided(bias, steps)

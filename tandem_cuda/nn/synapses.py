@@ -1,0 +1,236 @@
+"""Synapses: the products of a layer's weights with what arrives at it. They know sizes and hold no tensors."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ops
+from ..ops import autocast, checks
+from ..spike_train import SpikeTrain
+from .firing import Fired, Firing
+from .sizes import SPIKES, Size, Value
+from .weight_cache import Kernel, SpikingWeights
+
+
+class Synapses(ABC):
+    """The connections of one layer, and its products. Sums and counts are [N, O, ...].
+
+    Under ``torch.autocast`` the product with real input runs in the lower precision, like any convolution. Products
+    with spikes keep the precision of the weights, because rounding could move a potential across the threshold.
+    """
+
+    name: str
+    """The layer's class, for messages."""
+    engine: str
+    inputs: int
+    """C or F, of all groups."""
+    outputs: int
+    """O."""
+    groups: int = 1
+    features: int = 1
+    """The dimension of [N, O, ...] that has the outputs, 1 or -1."""
+
+    # -- sizes
+
+    @abstractmethod
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise ValueError unless [N, C, ...] is a shape that the layer reads."""
+
+    @abstractmethod
+    def out_size(self, x: Value) -> Value:
+        """Return what is known about the output for spikes or encoded input; ValueError if they do not fit."""
+
+    @abstractmethod
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape [N, O, ...] of the neurons for an input of shape [N, C, ...]."""
+
+    @property
+    @abstractmethod
+    def kernel_shape(self) -> tuple[int, ...]:
+        """The shape of an output's weights, [C/groups, kH, kW] or [F]."""
+
+    def fan_out(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Return the number of neurons that each input reaches, float64 in the shape [C, ...] of a sample.
+
+        Computes one output channel per group and scales the result up.
+        """
+        ones = self.groups, *self.kernel_shape
+        of_one = reached(lambda x, weight: self.dense_product(x, weight, None), shape, ones, device)
+        return of_one * (self.outputs // self.groups)
+
+    @abstractmethod
+    def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        """Return the products of a weight and a value per sample, for shapes [N, C, ...] and [N, O, ...].
+
+        They are the synapses that ``fan_out`` counts: taps in the zero padding multiply nothing.
+        """
+
+    # -- the shape of weights
+
+    def as_kernel(self, weight: Tensor) -> Tensor:
+        """Convert a weight to the shape that the products take, output channels first; differentiable."""
+        return weight
+
+    def from_kernel(self, weight: Tensor) -> Tensor:
+        """Convert a weight as the products take it to the shape that the layer stores."""
+        return weight
+
+    # -- products with real input
+
+    def value_product(self, value: Tensor, kernel: Kernel, bias: Tensor | None = None) -> Tensor:
+        """Return W * X + bias, or the integers * X of integer weights, which take no bias."""
+        value, weight = self.checked_value(value, kernel.weight), kernel.weight
+        if weight.dtype in checks.INTEGERS:
+            return self.ordered_product(value, kernel)
+        # Cast back: autocast may compute the product in a lower precision.
+        return self.dense_product(value, weight, bias).to(weight.dtype)
+
+    def checked_value(self, value: Tensor, weight: Tensor) -> Tensor:
+        """Return real input in the dtype of the weights; TypeError or ValueError if it does not fit them."""
+        dtype = torch.float32 if weight.dtype in checks.INTEGERS else weight.dtype
+        checks.check_dtype(self.name, "weight", dtype)
+        if autocast.is_on(value.device) and value.is_floating_point():
+            value = value.to(dtype)  # layers before Encode may return a lower precision
+        if value.dtype != dtype:
+            raise TypeError(f"{self.name}: input must have the dtype of weight, {dtype}, got {value.dtype}")
+        checks.check_same_device(self.name, "input", value, weight, "weight")
+        self.check_value(value, weight)
+        return value
+
+    @abstractmethod
+    def check_value(self, value: Tensor, weight: Tensor) -> None:
+        """Raise ValueError if real input does not fit the weights."""
+
+    @abstractmethod
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute weight * x + bias for real x."""
+
+    @abstractmethod
+    def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
+        """Compute the kernel's integers * x for real x."""
+
+    @abstractmethod
+    def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
+        """Return the bits of the neurons that such products drive, given neuron, bias, scale and mode."""
+
+    # -- products with spikes
+
+    @abstractmethod
+    def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        """Compute weight * count + bias."""
+
+    def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        """Compute weight * spikes + bias for every time step, [T, N, O, ...], without a gradient.
+
+        Here as a count product whose samples are trains of one step each.
+        """
+        steps = ops.unpack_spikes(x.bits, x.time_steps, torch.uint8).flatten(0, 1).unsqueeze(0)
+        trains = SpikeTrain.unchecked(steps, 1, dtype=x.dtype, amplitude=x.amplitude)
+        return torch.unflatten(self.count_product(trains, weights), 0, (x.time_steps, -1))
+
+    @abstractmethod
+    def fire(
+        self,
+        x: SpikeTrain,
+        weights: SpikingWeights,
+        firing: Firing,
+        *,
+        want_sum: bool = False,
+        state: Tensor | None = None,
+        want_state: bool = False,
+    ) -> Fired:
+        """Drive neurons by the product with the spikes of every step; ``state`` continues an earlier call."""
+
+
+class LinearSynapses(Synapses):
+    """Every input reaches every output."""
+
+    features = -1
+
+    def __init__(self, layer: Any) -> None:
+        self.name, self.engine = type(layer).__name__, layer.engine
+        self.inputs, self.outputs = layer.in_features, layer.out_features
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        return (self.inputs,)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        if len(shape) != 2:
+            raise ValueError(f"{self.name}: input must be [N, F], got {list(shape)}")
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (*shape[:-1], self.outputs)
+
+    def out_size(self, x: Value) -> Value:
+        x.check_dims(1)
+        if x.shape is not None:
+            x.shape[0].check("in_features", self.inputs)
+        return x._replace(kind=SPIKES, shape=(Size(self.outputs, True),))
+
+    def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        return self.inputs * self.outputs * math.prod(outputs[1:-1])
+
+    def check_value(self, value: Tensor, weight: Tensor) -> None:
+        if value.dim() < 2 or value.shape[-1] != self.inputs:
+            raise ValueError(f"{self.name}: input must be [N, ..., {self.inputs}], got {list(value.shape)}")
+
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
+        return ops.ordered_product(x, kernel.weight, packed=kernel.packed, **full_precision(kernel))
+
+    def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
+        return ops.ordered_spikes(x, kernel.weight, time_steps, packed=kernel.packed, **drive)
+
+    def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        if self.engine == "dense":
+            return super().step_product(x, weights)
+        operands: dict[str, Any] = {"packed": weights.kernel.packed, "scale": weights.scale}
+        return ops.step_product(x.bits, weights.kernel.weight, x.time_steps, weights.bias, **operands)
+
+    def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        weight, bias = weights.kernel.weight, weights.bias
+        options: dict[str, Any] = {"count": x.carried_count, "engine": self.engine}
+        return ops.count_linear(x.bits, weight, bias, **weights.operands(), **options)
+
+    def fire(
+        self,
+        x: SpikeTrain,
+        weights: SpikingWeights,
+        firing: Firing,
+        *,
+        want_sum: bool = False,
+        state: Tensor | None = None,
+        want_state: bool = False,
+    ) -> Fired:
+        options: dict[str, Any] = {"want_sum": want_sum, "want_state": want_state, **firing._asdict()}
+        options |= {"count": x.carried_count, "time_steps": x.time_steps}
+        operands = weights.operands()
+        return Fired(*ops.spiking_linear(x.bits, weights.kernel.weight, weights.bias, state, **operands, **options))
+
+
+def full_precision(kernel: Kernel) -> dict[str, Any]:
+    """Return the operands through which the gradient of integer weights flows."""
+    return {"master": kernel.master, "unit": None if kernel.master is None else kernel.unit}
+
+
+def reached(
+    product: Callable[[Tensor, Tensor], Tensor], shape: Sequence[int], kernel: Sequence[int], device: torch.device
+) -> Tensor:
+    """Compute the fan-out as the gradient of the summed outputs, with all weights set to one."""
+    # Own hooks: otherwise activation checkpointing around the counted forward pass would expect these tensors again.
+    kept = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    with torch.inference_mode(False), torch.enable_grad(), kept:
+        ones = torch.ones(*kernel, dtype=torch.float64, device=device)
+        sample = torch.zeros(1, *shape, dtype=torch.float64, device=device, requires_grad=True)
+        (reached,) = torch.autograd.grad(product(sample, ones).sum(), sample)
+    return reached[0]

@@ -1,0 +1,97 @@
+"""What a tandem layer is made of: weights, batch norm, a threshold that may learn, and neurons."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..neuron import IF, Neuron, check_neuron
+from ..ops.product import ENGINES
+from . import learned_threshold
+from .synapses import Synapses
+from .weight_cache import WeightCache
+from .wiring import Wiring, of_attributes
+
+OF_CONVERSION = ("input_scale", "correction", "thresholds")
+"""Buffers of tandem layers that conversion sets."""
+
+
+class WeightedLayer(nn.Module, ABC):
+    """The tensors and settings of a tandem layer, which lists torch's weight layer after this class in its bases.
+
+    A converted network sets what its layers share with the ANN: ``wiring`` (:class:`.wiring.Wiring`), and the buffers
+    ``input_scale``, [C], a factor of the weights of each input, ``correction`` and ``thresholds``, [O]. They are not in
+    the state dict. With ``thresholds`` the neuron model has threshold 1.
+    """
+
+    weight: Tensor
+    bias: Any  # Tensor | None; torch's layers annotate it differently
+    norm: nn.BatchNorm1d | nn.BatchNorm2d | None
+    log_threshold: nn.Parameter | None
+    neuron: Neuron
+    engine: str
+    wiring: Wiring | None = None
+    input_scale: Tensor | None
+    correction: Tensor | None
+    thresholds: Tensor | None
+
+    def __init__(
+        self,
+        *args: Any,
+        norm: str | None = None,
+        neuron: Neuron = IF(),
+        engine: str = "auto",
+        learn_threshold: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        name = type(self).__name__
+        if norm not in (None, "batch"):
+            raise ValueError(f"{name}: norm must be None or 'batch', got {norm!r}")
+        check_neuron(name, neuron)
+        if engine not in ENGINES:
+            raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        self.neuron = neuron
+        self.engine = engine
+        self._cache = WeightCache()
+        self.norm = None if norm is None else self._new_norm()
+        log_threshold = learned_threshold.new_log_threshold(name, learn_threshold, self.weight)
+        self.register_parameter("log_threshold", log_threshold)
+        for name in OF_CONVERSION:
+            self.register_buffer(name, None, persistent=False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        wiring = of_attributes(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        if wiring is not None:
+            self.wiring = wiring
+        self._parameters.setdefault("log_threshold", None)  # not in pickles of earlier versions
+        for name in OF_CONVERSION:
+            self._buffers.setdefault(name, None)  # likewise
+
+    def reset_parameters(self) -> None:
+        """Draw new weights and return to the neuron's own threshold."""
+        super().reset_parameters()  # type: ignore[misc]  # of torch's layer
+        log_threshold = self._parameters.get("log_threshold")  # torch's constructor calls this, too
+        if log_threshold is not None:
+            nn.init.zeros_(log_threshold)
+
+    @property
+    @abstractmethod
+    def synapses(self) -> Synapses:
+        """The products of this layer's weights."""
+
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments that define the connections, as JSON types (but tuples for lists)."""
+
+    @abstractmethod
+    def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
+        """Create the module for norm="batch"."""
+
+    def extra_repr(self) -> str:
+        engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
+        learns = "" if self.log_threshold is None else ", learn_threshold=True"
+        return f"{super().extra_repr()}, neuron={self.neuron}{engine}{learns}"

@@ -1,0 +1,156 @@
+"""From a layer's parameter to what its products take."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .. import ops
+from ..ops import checks
+from .drive import Drive
+from .quantiser import quantiser
+from .weight_cache import Kernel, SpikingWeights, computes_weights, may_keep
+from .weighted import WeightedLayer
+from .wiring import scaled_inputs
+
+
+class Weights:
+    """The weights of a layer: parametrised, rounded to integers, wired, packed for the kernels, cached.
+
+    In training the weights are packed in every call. In eval mode without gradients the packed weights are cached, and
+    :class:`WeightCache` notices when they change. Weights that a parametrisation computes are never cached.
+
+    Quantised weights (:class:`WeightQuantiser`) in float32 become integers, whose sums are exact. Their scales are part
+    of the drive.
+    """
+
+    def __init__(self, layer: WeightedLayer) -> None:
+        self.layer = layer
+        self.quantiser = quantiser(layer)
+
+    # -- the parameter
+
+    def stored(self) -> Tensor:
+        """Return the parameter: of quantised weights, in full precision."""
+        layer: Any = self.layer
+        weight: Tensor = layer.weight if self.quantiser is None else getattr(*stored(layer, "weight"))
+        return weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of values: that of the weights, or float32 if these are integers."""
+        dtype = self.stored().dtype
+        return torch.float32 if dtype in checks.INTEGERS else dtype
+
+    @property
+    def bits(self) -> int | None:
+        """The number of bits of the integers that the products take, or None if they take floats."""
+        return None if self.quantiser is None or self.dtype != torch.float32 else self.quantiser.bits
+
+    @property
+    def computed(self) -> bool:
+        """Whether a parametrisation computes the weights, so that changes of its state go unnoticed."""
+        return computes_weights(self.layer)
+
+    def sources(self) -> list[Tensor]:
+        """Return all tensors that products and drive depend on."""
+        layer = self.layer
+        weight = layer.weight if self.computed else self.stored()
+        tensors = [weight, layer.bias, layer.log_threshold, layer.input_scale, layer.correction, layer.thresholds]
+        if layer.norm is not None:
+            norm = layer.norm
+            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]  # None without an affine map
+        return [x for x in tensors if x is not None]
+
+    # -- what products take
+
+    def arrange(self, weight: Tensor) -> Tensor:
+        """Convert the parameter to the shape that the products take, for all neurons that share it; differentiable."""
+        layer = self.layer
+        weight = layer.synapses.as_kernel(weight)
+        if layer.input_scale is not None:
+            weight = scaled_inputs(weight, layer.input_scale, layer.synapses.groups)
+        return weight if layer.wiring is None else layer.wiring.arrange(weight)
+
+    def floats(self) -> Tensor:
+        """Return the weights as floats [O, C/groups, kH, kW] or [O, F]; differentiable."""
+        return self.arrange(self.layer.weight)
+
+    def kernel(self) -> Kernel:
+        """Return the weights for the products, not packed; differentiable."""
+        if self.bits is None or self.quantiser is None:
+            return Kernel(self.floats())
+        master = self.arrange(self.stored())
+        weight, unit = self.quantiser.kernel(master)
+        return Kernel(weight, unit=unit, master=master)
+
+    def packed(self, keep: bool = False) -> Kernel:
+        """Return the weights for the products, packed; with ``keep``, those of the last call if nothing has changed."""
+        layer, groups = self.layer, self.layer.synapses.groups
+        if keep:
+            sources = [x for x in (self.stored(), layer.input_scale) if x is not None]
+            return layer._cache.kernel(sources, self.bits, self.kernel, groups)
+        kernel = self.kernel()
+        packed = ops.pack_weight(kernel.weight, groups) if self.computed else layer._cache.pack(kernel.weight, groups)
+        return kernel._replace(packed=packed)
+
+    def for_values(self) -> Kernel:
+        """Return the weights for the product with real input, which takes floats as they are."""
+        if self.bits is None:
+            return Kernel(self.floats())
+        return self.packed(keep=not torch.is_grad_enabled() and self.may_keep())
+
+    # -- with the drive, when no gradient is needed
+
+    def driving(self, drive: Drive, steps: int, amplitude: float) -> SpikingWeights:
+        """Return the spiking twin's weights for spikes of this amplitude; cached in eval mode."""
+        layer = self.layer
+        with torch.no_grad():
+            if not self.may_keep():
+                return drive.of_spikes(self.packed(), steps, amplitude)
+            settings = steps, amplitude, self._eps(), self.bits
+            make = functools.partial(self._driving, drive, steps, amplitude)
+            return layer._cache.weights(self.sources(), settings, make)
+
+    def _driving(self, drive: Drive, steps: int, amplitude: float) -> SpikingWeights:
+        return drive.of_spikes(self.packed(keep=True), steps, amplitude)
+
+    def driving_values(self, drive: Drive, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
+        """Return scale and bias for the sums of real input; cached in eval mode."""
+        if not self.may_keep():
+            return self._driving_values(drive, steps, constant, kernel)
+        settings = "encoded", steps, constant, self._eps(), self.bits
+        make = functools.partial(self._driving_values, drive, steps, constant, kernel)
+        return self.layer._cache.weights(self.sources(), settings, make)
+
+    def _driving_values(self, drive: Drive, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
+        checks.check_finite(type(self.layer).__name__, "weight", self.stored())
+        return drive.of_values(kernel, steps, constant)
+
+    def may_keep(self) -> bool:
+        """Return whether what is made of the weights may be used again in the next call."""
+        return may_keep(self.layer, [self.layer])
+
+    def _eps(self) -> float | None:
+        return None if self.layer.norm is None else self.layer.norm.eps
+
+    # -- for other programs
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight, in the shape that the products take, and bias, with gain and bias of the drive folded in.
+
+        Integers are returned as the floats that they stand for.
+        """
+        weight, (gain, bias) = self.floats(), Drive(self.layer).affine()
+        return weight if gain is None else weight * gain.view(-1, *[1] * (weight.dim() - 1)), bias
+
+
+def stored(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module and name that store a tensor: the module itself, or the tensor's parametrisation."""
+    if parametrize.is_parametrized(module, name):
+        return module.parametrizations[name], "original"  # type: ignore[index, return-value]  # a ModuleDict
+    return module, name

@@ -1,0 +1,57 @@
+"""How several neurons of a converted network share the weights of the ANN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Which neurons of a converted network share a weight. A layer that a user makes has None.
+
+    A layer's ``in_channels``, ``out_channels`` and the like number these neurons, not those of ``weight``.
+    """
+
+    windows: int = 1
+    """Inputs side by side, as :class:`SpikeWindows` arranges them."""
+    paired_inputs: bool = False
+    """Inputs 2i and 2i + 1 are the positive and the negative part of one value."""
+    paired_outputs: bool = False
+    """Outputs 2i and 2i + 1 are neurons for v and -v. So no ReLU is needed: the difference of their counts is the
+    rounded v."""
+    in_weight: int = 1
+    """How many synapses for each weight of the ANN the stored weight already holds, as that of a frozen layer does."""
+
+    @property
+    def synapses_per_weight(self) -> int:
+        """The number of synapses that share a weight of the ANN."""
+        return self.in_weight * self.windows * (1 + self.paired_inputs) * (1 + self.paired_outputs)
+
+    def arrange(self, weight: Tensor) -> Tensor:
+        """Repeat a weight [O, C/groups, ...] of the ANN for all neurons that share it; differentiable."""
+        if self.paired_inputs:
+            weight = torch.stack([weight, -weight], 2).flatten(1, 2)
+        if self.windows > 1:
+            weight = weight.repeat(1, self.windows, *[1] * (weight.dim() - 2))
+        return torch.stack([weight, -weight], 1).flatten(0, 1) if self.paired_outputs else weight
+
+
+def of_attributes(state: dict[str, object]) -> Wiring | None:
+    """Return the wiring that a layer pickled by version 0.2 states in attributes, which are removed."""
+    names = {"copies": 1, "signed_input": False, "signed": False, "multiplicity": 1}
+    found = [state.pop(name, default) for name, default in names.items()]
+    return None if found == [*names.values()] else Wiring(*found)  # type: ignore[arg-type]  # of pickles
+
+
+def scaled_inputs(weight: Tensor, scale: Tensor, groups: int) -> Tensor:
+    """Multiply the weights [O, C/groups, ...] of each input by its scale, [C]; differentiable."""
+    of_outputs = scale.view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
+    return weight * of_outputs.reshape(len(weight), -1, *[1] * (weight.dim() - 2))
+
+
+def paired(x: Tensor) -> Tensor:
+    """Return [x0, -x0, x1, -x1, ...]: the values of paired outputs."""
+    return torch.stack([x, -x], 1).flatten()
