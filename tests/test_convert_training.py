@@ -42,12 +42,13 @@ def alexnet(models):
     return nn.Sequential(nn.Upsample(size=(64, 64)), models.alexnet(num_classes=10))
 
 
-# Batches of one epoch and learning rate.
+# Batches of one epoch, learning rate, and the share of the loss that may be left. VGG11 still guesses: it reaches 0.991
+# on one processor and 0.974 on another.
 MODELS = {
-    "alexnet": (alexnet, 20, 1e-4),
-    "vgg11": (lambda models: models.vgg11(num_classes=10), 20, 1e-4),
-    "vgg11_bn": (lambda models: models.vgg11_bn(num_classes=10), 40, 1e-4),
-    "resnet18": (lambda models: models.resnet18(num_classes=10), 30, 1e-3),
+    "alexnet": (alexnet, 20, 1e-4, 0.99),
+    "vgg11": (lambda models: models.vgg11(num_classes=10), 20, 1e-4, 0.995),
+    "vgg11_bn": (lambda models: models.vgg11_bn(num_classes=10), 40, 1e-4, 0.99),
+    "resnet18": (lambda models: models.resnet18(num_classes=10), 30, 1e-3, 0.99),
 }
 
 
@@ -78,10 +79,11 @@ def mean_loss(net, batches):
 
 
 @pytest.mark.parametrize(
-    ("make", "count", "rate"),
-    [nightly(*MODELS[name], id=name) for name in ("alexnet", "vgg11", "vgg11_bn")] + [MODELS["resnet18"]],
+    ("make", "count", "rate", "left"),
+    [nightly(*MODELS[name], id=name) for name in ("alexnet", "vgg11", "vgg11_bn")]
+    + [pytest.param(*MODELS["resnet18"], id="resnet18")],
 )
-def test_one_epoch(batches, make, count, rate):
+def test_one_epoch(batches, make, count, rate, left):
     models = pytest.importorskip("torchvision.models")
     torch.set_num_threads(2)
     torch.manual_seed(0)
@@ -107,7 +109,7 @@ def test_one_epoch(batches, make, count, rate):
     # Not of a bias that batch norm takes away again: its gradient is zero.
     assert all((p != q).any() for p, q in zip(ann.parameters(), weights, strict=True) if p.dim() > 1)
     assert last < 0.98 * first
-    assert after < 0.995 * before  # of VGG11's guesses: 0.991, and 0.974 on another processor
+    assert after < left * before
 
 
 @pytest.mark.nightly

@@ -1,5 +1,6 @@
 """State dicts and frozen files that version 0.1 wrote load, and compute what they computed; its names are there."""
 
+import pickle
 from itertools import pairwise
 from pathlib import Path
 
@@ -86,6 +87,20 @@ def test_frozen_file(values, tmp_path):
     frozen.save(tmp_path / "again")
     same(FrozenNetwork.load(tmp_path / "again")(x), values["logits"])
     same(freeze(loaded(values))(x), values["logits"])
+
+
+def test_names_in_pickles():
+    """Classes that have moved since are still found where pickles of whole models look for them."""
+    moved = {
+        "tandem_cuda.nn.pool": ("SpikingMaxPool2d", "SpikingGlobalMaxPool2d"),
+        "tandem_cuda.freeze.tandem": ("FrozenAdd",),
+        "tandem_cuda.convert.conversion": ("flattened_to",),
+    }
+    for module, names in moved.items():
+        for name in names:
+            found = pickle.loads(f"c{module}\n{name}\n.".encode())
+            assert found.__name__ == name
+            assert found.__module__ != module  # else it has not moved
 
 
 def test_module_names():

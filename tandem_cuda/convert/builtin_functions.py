@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..nn import (
-    SpikingGlobalMaxPool2d,
-)
+from ..nn import SpikingGlobalMaxPool2d
 from .advice import FUNCTION_ADVICE
 from .builtin_modules import clamped, padded, upsampled
 from .builtin_shapes import WHOLE_IMAGE, are_of_input, of_sizes

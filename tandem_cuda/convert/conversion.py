@@ -32,16 +32,7 @@ from .advice import (
 from .aliases import sharing, writes
 from .call import Call, advice_against
 from .gates import gated
-from .nodes import (
-    asks_for_size,
-    dropout_of,
-    leading_to,
-    overridden_methods,
-    owner_of,
-    parametrized,
-    scope_of,
-    word_of,
-)
+from .nodes import asks_for_size, dropout_of, leading_to, overridden_methods, owner_of, parametrized, scope_of, word_of
 from .pixels import Pixels
 from .record import Record
 from .rules import applied, fire, rule_for

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..neuron import IF, Neuron
-from ..nn import (
-    EncodedInput,
-    TandemConvTranspose2d,
-    TandemElementwise,
-)
+from ..nn import EncodedInput, TandemConvTranspose2d, TandemElementwise
 from ..nn.quantiser import quantiser
 from ..nn.tandem import TandemLayer
 from ..nn.weights import stored

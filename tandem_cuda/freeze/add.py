@@ -26,17 +26,7 @@ from .connections import (
     kernel_of,
     settings_of,
 )
-from .forms import (
-    Settings,
-    Span,
-    State,
-    Tensors,
-    check_settings,
-    check_tensors,
-    class_of,
-    frozen_tensor,
-    register,
-)
+from .forms import Settings, Span, State, Tensors, check_settings, check_tensors, class_of, frozen_tensor, register
 from .packed import Packed
 
 _OF_BRANCHES = {"weight": "weight", "bias": "bias", "scale": "gain"}

@@ -18,14 +18,7 @@ from ..nn.weight_cache import Kernel
 from ..nn.wiring import Wiring
 from ..ops import LARGEST
 from ..ops.checks import INTEGERS, check_finite
-from .forms import (
-    Settings,
-    Tensors,
-    check_settings,
-    class_of,
-    frozen_numbers,
-    frozen_scale,
-)
+from .forms import Settings, Tensors, check_settings, class_of, frozen_numbers, frozen_scale
 
 LAYERS = (TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemElementwise, TandemLinear)
 

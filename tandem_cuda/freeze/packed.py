@@ -8,9 +8,7 @@ from typing import Any
 from .. import ops
 from ..nn.tandem import TandemLayer
 from ..nn.weight_cache import Kernel
-from .forms import (
-    FrozenLayer,
-)
+from .forms import FrozenLayer
 
 
 class Packed(FrozenLayer):

@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from ..neuron import stacked
 from ..nn.geometry import check_image
 from ..nn.max_pool import SpikingGlobalMaxPool2d, SpikingMaxPool2d
-from ..nn.pool import (
-    SpikeWindows,
-    SpikingAdaptiveAvgPool2d,
-    SpikingAverage,
-    SpikingAvgPool2d,
-    pair,
-)
+from ..nn.pool import SpikeWindows, SpikingAdaptiveAvgPool2d, SpikingAverage, SpikingAvgPool2d, pair
 from ..nn.sizes import SPIKES, Size, Value, check_count
 from ..ops.max_pool_spikes import windows_along
 from ..spike_train import SpikeTrain

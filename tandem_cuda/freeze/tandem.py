@@ -19,27 +19,9 @@ from ..nn.tandem import TandemLayer
 from ..nn.weight_cache import Kernel
 from ..ops.checks import INTEGERS
 from ..spike_train import SpikeTrain
-from .connections import (
-    LAYERS,
-    bare,
-    check_integers,
-    check_scales,
-    checked_layer,
-    format_of,
-    kernel_of,
-    settings_of,
-)
-from .forms import (
-    Settings,
-    Span,
-    State,
-    Tensors,
-    check_tensors,
-    class_of,
-    frozen_tensor,
-    register,
-    single,
-)
+from .add import FrozenAdd as FrozenAdd  # the name in pickles of earlier versions
+from .connections import LAYERS, bare, check_integers, check_scales, checked_layer, format_of, kernel_of, settings_of
+from .forms import Settings, Span, State, Tensors, check_tensors, class_of, frozen_tensor, register, single
 from .packed import Packed
 
 

@@ -18,6 +18,8 @@ from ..spike_train import SpikeTrain
 from .constants import constants
 from .coupling import carrying, needs_gradient
 from .geometry import check_image, pad
+from .max_pool import SpikingGlobalMaxPool2d as SpikingGlobalMaxPool2d  # the names in pickles of earlier versions
+from .max_pool import SpikingMaxPool2d as SpikingMaxPool2d
 
 
 class _Axis:
