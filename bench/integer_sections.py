@@ -18,8 +18,8 @@ import ann
 import mnist_digits
 import tandem_cuda as tc
 from layer_sections import check_activity, quantised_sides
-from network_sections import ann_sides, check_ann, check_learning, inference, inputs, training_step, with_neurons
-from networks import TRAINED, T, activity, ann_twin, cifar_net, mnist_net, settle
+from network_sections import ann_sides, check_ann, check_learning, inference, with_neurons
+from networks import TRAINED, T, activity, ann_twin, cifar_net, inputs, mnist_net, settle, training_step
 from report import Figure, Run, check, cost, fastest
 from sizes import S2, S3, ConvCase
 from tandem_cuda import ops, reference

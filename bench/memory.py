@@ -28,8 +28,7 @@ def main() -> None:
     import torch
 
     import tandem_cuda as tc
-    from network_sections import inputs, training_step
-    from networks import ann_twin, cifar_net, reference_twin, settle
+    from networks import ann_twin, cifar_net, inputs, reference_twin, settle, training_step
 
     side, time_steps, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(threads)

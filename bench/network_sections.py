@@ -24,21 +24,18 @@ from networks import (
     cifar_net,
     counts,
     fused,
+    inputs,
     mnist_net,
     reference_twin,
     settle,
     spiking_weights,
+    training_step,
     weights_and_norms,
 )
 from report import Figure, Run, check, cost, fastest, speed
 
 LAST = torch.channels_last
 Sides = dict[str, Callable[[], Any]]
-
-
-def inputs(*shape: int, batches: int = 4) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.rand(shape, generator=generator) for _ in range(batches)]
 
 
 def settled(build: Any, batches: list[Tensor]) -> nn.Sequential:
@@ -112,19 +109,6 @@ def inference(net: nn.Module, x: Tensor) -> Callable[[], Tensor]:
             return net(x)
 
     return infer
-
-
-def training_step(net: nn.Module, x: Tensor) -> Callable[[], None]:
-    """Forward, cross entropy, backward, and plain SGD: new weights at every step, which have to be packed anew."""
-    labels = torch.arange(len(x)) % 10
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-6)  # the activity stays as it was calibrated
-
-    def step() -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), labels).backward()
-        optimizer.step()
-
-    return step
 
 
 def ann_sides(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ from tandem_cuda import reference
 T = 8
 TRAINED = 3.0  # the gamma of batch norm with which neurons that fire at all fire about twice in 8 steps
 TandemLayer = (tc.TandemConv2d, tc.TandemLinear)
+
+
+def inputs(*shape: int, batches: int = 4) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(shape, generator=generator) for _ in range(batches)]
 
 
 def cifar_net(layers: Any, time_steps: int = T, hidden: int = 1024) -> nn.Sequential:
@@ -178,3 +184,16 @@ def counts(net: nn.Sequential, x: Any) -> list[Tensor]:
         if hasattr(layer, "neuron"):
             found.append(x.count)
     return found
+
+
+def training_step(net: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Forward, cross entropy, backward, and plain SGD: new weights at every step, which have to be packed anew."""
+    labels = torch.arange(len(x)) % 10
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-6)  # the activity stays as it was calibrated
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), labels).backward()
+        optimizer.step()
+
+    return step
