@@ -377,6 +377,10 @@ def test_every_name_is_a_function():
             lambda self, x: self.twice(self.last(self.relu(self.first(x)))),
             "relu_: writes in place to a tensor that is used elsewhere; use the out-of-place",
         ),
+        (
+            lambda self, x: self.behind_idle_dropout(self.last(self.relu(self.first(x)))),
+            "relu_: writes in place to a tensor that is used elsewhere; use the out-of-place",
+        ),
     ],
 )
 def test_what_cannot_be_frozen_is_named(forward, message):
@@ -395,6 +399,9 @@ def test_what_cannot_be_frozen_is_named(forward, message):
 
         def twice(self, x):
             return x.relu_() + x
+
+        def behind_idle_dropout(self, x):
+            return F.dropout(x, training=False).relu_() + x
 
         def forward(self, x):
             return forward(self, x)

@@ -1,4 +1,4 @@
-"""Which nodes of an ANN's graph share memory, and which write to it in place."""
+"""Which nodes of a model's graph share memory, and which write to it in place: for convert and for freeze."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Container
 
 from torch import fx, nn
 
-from .nodes import VIEWS, word_of
+from .nodes import IDLE, closure, word_of
 
+VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
+"""Modules whose output may share memory with their input."""
 VIEW_FUNCTIONS = {
     *("view", "view_as", "reshape", "flatten", "unflatten", "contiguous", "transpose", "permute", "movedim", "narrow"),
     *("getitem", "chunk", "split", "squeeze", "unsqueeze", "expand", "expand_as", "detach", "select", "unbind", "t"),
@@ -18,13 +20,21 @@ VIEW_FUNCTIONS = {
     *("float", "double", "to", "type"),
 }
 """Functions and methods that may return the memory of their first argument."""
-_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow}
+_IN_PLACE = {
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow),
+    *(operator.imatmul, operator.setitem),
+}
 
 
-def writes(ann: nn.Module, node: fx.Node) -> bool:
+def module_writes(module: nn.Module, training: bool = True) -> bool:
+    """Whether a module writes to its input. Dropout does so only in training."""
+    return bool(getattr(module, "inplace", False)) and (training or not isinstance(module, IDLE))
+
+
+def writes(root: nn.Module, node: fx.Node) -> bool:
     """Whether a node writes to its first argument."""
     if node.op == "call_module":
-        return bool(getattr(ann.get_submodule(str(node.target)), "inplace", False))
+        return module_writes(root.get_submodule(str(node.target)))
     word = word_of(node.target)
     if node.target in _IN_PLACE or (word.endswith("_") and not word.endswith("__")):
         return True
@@ -33,27 +43,39 @@ def writes(ann: nn.Module, node: fx.Node) -> bool:
     return bool(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get("inplace"))
 
 
-def _shares(ann: nn.Module, node: fx.Node) -> bool:
-    """Whether a node may return the memory of its first argument."""
-    if writes(ann, node):
-        return True
-    if node.op == "call_module":
-        return isinstance(ann.get_submodule(str(node.target)), VIEWS)
-    return word_of(node.target) in VIEW_FUNCTIONS
+def _is_view(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node may return the memory of its first argument unchanged."""
+    if node.op != "call_module":
+        return word_of(node.target) in VIEW_FUNCTIONS
+    module = root.get_submodule(str(node.target))
+    parts = module.modules() if isinstance(module, nn.Sequential) else [module]
+    return all(isinstance(part, VIEWS) for part in parts if not isinstance(part, nn.Sequential))
 
 
-def sharing(ann: nn.Module, node: fx.Node, writer: fx.Node, seen: Container[fx.Node]) -> set[fx.Node]:
-    """Return the nodes that may have the memory of a node, without what a writer returns and what follows that.
+def sharing(root: nn.Module, node: fx.Node, writer: fx.Node, known: Container[fx.Node]) -> set[fx.Node]:
+    """Return the nodes that may have the memory of a node, but neither ``writer`` nor what shares memory only by it.
 
-    Only nodes in ``seen`` are followed.
+    Only nodes in ``known`` are followed.
     """
+
+    def shares(x: fx.Node) -> bool:
+        return _is_view(root, x) or writes(root, x)
+
     first = node
-    while _shares(ann, first) and first.args and isinstance(first.args[0], fx.Node):
+    while shares(first) and first.args and isinstance(first.args[0], fx.Node):
         first = first.args[0]
-    found, waiting = {first}, [first]
-    while waiting:
-        for user in waiting.pop().users:
-            if user is not writer and user not in found and user in seen and _shares(ann, user):
-                found.add(user)
-                waiting.append(user)
-    return found
+    return closure(
+        [first], lambda x: [user for user in x.users if user is not writer and user in known and shares(user)]
+    )
+
+
+def writes_alone(root: nn.Module, node: fx.Node) -> bool:
+    """Whether nothing else reads the memory of the first argument, to which a node writes."""
+    x = node.args[0]
+    while isinstance(x, fx.Node) and x.op != "placeholder":
+        if len(x.users) > 1 or x.op == "get_attr":
+            return False
+        if not _is_view(root, x):
+            return True
+        x = x.args[0]
+    return not isinstance(x, fx.Node) or len(x.users) == 1

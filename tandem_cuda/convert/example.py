@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from ..nn.modes import evaluating
-from .nodes import asks_for_size, kept, leading_to, owner_of, word_of
+from .nodes import asks_for_size, closure, kept, leading_to, owner_of, word_of
 
 
 class Example:
@@ -69,14 +69,11 @@ class Example:
 
     def _computed_from(self, node: fx.Node) -> set[fx.Node]:
         """Return the node and what it is computed from, without tensors."""
-        found: set[fx.Node] = set()
-        waiting = [node]
-        while waiting:
-            x = waiting.pop()
-            if x not in found and not self._is_tensor(x):
-                found.add(x)
-                waiting += x.all_input_nodes
-        return found
+
+        def numbers(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+            return [x for x in nodes if not self._is_tensor(x)]
+
+        return closure(numbers([node]), lambda x: numbers(x.all_input_nodes))
 
     def _run(self, node: fx.Node, parts: Mapping[str, nn.Module], i: int) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: self.values[x][i])

@@ -6,7 +6,7 @@ import enum
 import functools
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,8 +17,6 @@ from torch.nn.utils import parametrize
 from ..nn.weights import stored
 
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
-"""Modules whose output may share memory with their input."""
 DROPOUTS: dict[Any, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
 
 
@@ -165,16 +163,21 @@ def scope_of(node: fx.Node, ann: nn.Module) -> str:
     return (list(stack)[-1] if stack else "") or type(ann).__name__
 
 
-def leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """Return these nodes and all nodes that they depend on."""
+def closure(nodes: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """Return these nodes, the nodes that follow them, the nodes that follow those, and so on."""
     found: set[fx.Node] = set()
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         if node not in found:
             found.add(node)
-            waiting += node.all_input_nodes
+            waiting += following(node)
     return found
+
+
+def leading_to(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return these nodes and all nodes that they depend on."""
+    return closure(nodes, lambda node: node.all_input_nodes)
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..convert import sized_as_traced
-from ..convert.nodes import VIEWS
+from ..convert.aliases import VIEW_FUNCTIONS, writes, writes_alone
 from ..nn.sizes import REAL, Value
 from ..ops import checks
 from .forms import LOADERS, FrozenLayer, Settings, Span, State, Tensors, check_settings, check_tensors, frozen_tensor
-from .plain import FrozenFlatten, FrozenModule, tried, writes_in_place
+from .plain import FrozenFlatten, FrozenModule, tried
 
 
 def _words(text: str) -> list[str]:
@@ -68,23 +68,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 """The functions that a file may call, by name."""
 _NAMES = {f: name for name, f in FUNCTIONS.items() if not name.startswith("Tensor.")}
-_IN_PLACE: dict[Any, str] = {
+_OUT_OF_PLACE: dict[Any, str] = {
     **{f"{name}_": f"Tensor.{name}" for name in _METHODS},
     **{getattr(torch, f"{name}_"): f"torch.{name}" for name in _TORCH if hasattr(torch, f"{name}_")},
     **{getattr(F, f"{name}_"): f"torch.nn.functional.{name}" for name in _FUNCTIONAL if hasattr(F, f"{name}_")},
     **{getattr(operator, f"i{name}"): f"operator.{name}" for name in _OPERATOR if hasattr(operator, f"i{name}")},
 }
 """Functions that write to their first argument, each with its out-of-place counterpart."""
-_VIEWS = {
-    *(f"Tensor.{name}" for name in _words("contiguous double expand float view")),
-    *(
-        f"{owner}.{name}"
-        for owner in ("Tensor", "torch")
-        for name in _words("chunk flatten movedim permute reshape split squeeze transpose unflatten unsqueeze")
-    ),
-    "operator.getitem",
-}
-"""Functions whose result may share memory with their input."""
+_MOVING = {"Tensor.clone", *(name for name in FUNCTIONS if name.rpartition(".")[2] in VIEW_FUNCTIONS)}
+_MOVING -= {"Tensor.double", "Tensor.float"}
+"""Functions that only move values."""
 SOFTMAX = ("Tensor.softmax", "torch.softmax", "torch.nn.functional.softmax")
 
 
@@ -99,43 +92,17 @@ def function_name(model: fx.GraphModule, node: fx.Node) -> str:
         if node.args[1:] != ("shape",):
             raise ValueError("reads an attribute other than shape, which cannot be frozen")
         return "shape"
-    if target in _IN_PLACE:
-        name: str | None = _IN_PLACE[target]
+    if target in _OUT_OF_PLACE:
+        name: str | None = _OUT_OF_PLACE[target]
     elif node.op == "call_method":
         name = f"Tensor.{target}" if target in _METHODS else None
     else:
         name = "len" if target is len else _NAMES.get(target)
     if name is None:
         raise ValueError(_UNKNOWN)
-    if (target in _IN_PLACE or node.kwargs.get("inplace")) and not writes_alone(model, node):
+    if writes(model, node) and not writes_alone(model, node):
         raise ValueError(_SHARED)
     return name
-
-
-def writes(model: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node writes to anything but its result."""
-    if node.op == "call_module":
-        return any(writes_in_place(module) for module in model.get_submodule(str(node.target)).modules())
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = node.target in _IN_PLACE or node.target is operator.setitem or name.endswith("_")
-    return in_place or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
-
-
-def writes_alone(model: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether nothing else reads the memory of the first argument, to which a node writes."""
-    x = node.args[0]
-    while isinstance(x, fx.Node) and x.op != "placeholder":
-        if len(x.users) > 1 or x.op == "get_attr":
-            return False
-        if x.op == "call_module":
-            views = isinstance(model.get_submodule(str(x.target)), (*VIEWS, nn.Sequential))
-        else:
-            target: Any = x.target
-            views = (f"Tensor.{target}" if x.op == "call_method" else _NAMES.get(target, "")) in _VIEWS
-        if not views:
-            return True
-        x = x.args[0]
-    return not isinstance(x, fx.Node) or len(x.users) == 1
 
 
 def frozen_call(model: fx.GraphModule, node: fx.Node) -> tuple[FrozenFunction, list[fx.Node]]:
@@ -231,7 +198,7 @@ class FrozenFunction(FrozenLayer):
 def moves(layer: nn.Module) -> bool:
     """Whether a layer only moves values, without changing them."""
     if isinstance(layer, FrozenFunction):
-        return layer.function in {"Tensor.clone", *_VIEWS} - {"Tensor.float", "Tensor.double"}
+        return layer.function in _MOVING
     return isinstance(layer, FrozenFlatten) or (isinstance(layer, FrozenModule) and layer.kind == "Unflatten")
 
 

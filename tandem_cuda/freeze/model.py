@@ -10,13 +10,12 @@ from torch import fx, nn
 
 from ..convert import TandemNetwork, flattened_to
 from ..convert.advice import hooked
-from ..convert.nodes import VIEWS
+from ..convert.aliases import VIEWS, module_writes, writes, writes_alone
 from ..nn.sizes import ENCODED, Value
 from .forms import FORMS, FrozenLayer, class_of
-from .functions import frozen_call, writes, writes_alone
+from .functions import frozen_call
 from .graph import INPUT, Node, mapped, output_value
 from .network import FrozenNetwork
-from .plain import writes_in_place
 
 
 def freeze(model: nn.Module) -> FrozenNetwork:
@@ -153,13 +152,20 @@ class _GraphCalls:
                 try:
                     if node in needed:
                         self._call(node)
-                    elif writes(self.model, node):
+                    elif self._writes(node):
                         raise ValueError("writes in place, but its result is not used; use the result")
                 except (TypeError, ValueError) as error:
                     self.names[node] = INPUT  # a substitute, so that later problems are found, too
                     self.refused.append(f"{node.name} ({_target(node)}: {error})")
         output = self._structure(end.args[0])
         return _Calls(self.layers, output, self.inputs, tuple(self.refused))
+
+    def _writes(self, node: fx.Node) -> bool:
+        """Whether a node writes to anything but its result."""
+        if node.op == "call_module":
+            modules = self.model.get_submodule(str(node.target)).modules()
+            return any(module_writes(module, training=False) for module in modules)
+        return "out" in node.kwargs or writes(self.model, node)
 
     def _call(self, node: fx.Node) -> None:
         if node.op == "call_module":
@@ -178,7 +184,7 @@ class _GraphCalls:
             raise ValueError("must be called with outputs of other layers only, by position")
         inputs, given = tuple(self.names[a] for a in node.args if isinstance(a, fx.Node)), True
         for name, module in _chain(node.name, self.model.get_submodule(str(node.target))):
-            if given and writes_in_place(module) and not writes_alone(self.model, node):
+            if given and module_writes(module, training=False) and not writes_alone(self.model, node):
                 raise ValueError("writes in place to a tensor that is used elsewhere; set inplace=False")
             given = given and isinstance(module, VIEWS)
             self.layers.append((name, module, inputs))

@@ -282,11 +282,6 @@ class FrozenLinear(FrozenLayer):
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
 
 
-def writes_in_place(module: nn.Module) -> bool:
-    """Whether a module writes to its input."""
-    return bool(getattr(module, "inplace", False)) and not isinstance(module, IDLE)
-
-
 def is_convolution(layer: nn.Module) -> TypeGuard[FrozenModule]:
     """Whether a frozen layer is a PyTorch convolution."""
     return isinstance(layer, FrozenModule) and isinstance(layer.module, _WEIGHTS)
