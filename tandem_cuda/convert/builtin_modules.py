@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -19,21 +20,11 @@ from ..nn import (
     TandemStochasticDepth,
 )
 from .nodes import StochasticDepth
-from .rules import Call, Unconvertible, WeightRule, fire, register
-
-_NO_INDICES = "set return_indices=False: the position of the maximum differs between time steps"
-
-
-def _unchanged(call: Call) -> Any:
-    return call.input
+from .rules import Call, Rule, Unconvertible, WeightRule, fire, register
 
 
 def _norm(call: Call) -> Any:
     return call.fold(call.module)
-
-
-def _flatten(call: Call) -> Any:
-    return call.flatten(call.module.start_dim, call.module.end_dim)
 
 
 def _average(call: Call) -> Any:
@@ -48,58 +39,53 @@ def _stochastic_depth(call: Call) -> Any:
     return call.drop_samples(lambda: TandemStochasticDepth(p or 0.0, mode, scale))
 
 
-def _average_line(call: Call) -> Any:
-    pool = call.module
-    kernel, stride, padding = _row(pool.kernel_size), _row(pool.stride), _row(pool.padding, 0)
-    window = nn.AvgPool2d(kernel, stride, padding, pool.ceil_mode, pool.count_include_pad)
-    return call.of_line(lambda image: image.average(window))
+def _on_lines(kind: type[nn.Module]) -> Rule:
+    """Make the rule of a pooling of lines: that of ``kind``, a pooling of images, for images of height 1."""
+    names = inspect.signature(kind).parameters
+
+    def rule(call: Call) -> Any:
+        _check_indices(call)
+        pool = call.module
+        settings = {name: _row(name, getattr(pool, name)) for name in names if hasattr(pool, name)}
+        return call.of_line(lambda image: image.like(kind(**settings)))
+
+    return rule
 
 
-def _adaptive_average_line(call: Call) -> Any:
-    average = nn.AdaptiveAvgPool2d(_row(call.module.output_size))
-    return call.of_line(lambda image: image.average(average))
-
-
-def _maximum_line(call: Call) -> Any:
-    pool = call.module
-    if pool.return_indices:
-        raise Unconvertible(_NO_INDICES)
-    kernel, stride, padding = _row(pool.kernel_size), _row(pool.stride), _row(pool.padding, 0)
-    maximum = SpikingMaxPool2d(kernel, stride, padding, _row(pool.dilation), False, pool.ceil_mode)
-    return call.of_line(lambda image: image.apply(maximum, commutes=True))
-
-
-def _largest_of_line(call: Call) -> Any:
-    if call.module.return_indices:
-        raise Unconvertible(_NO_INDICES)
-    if _single(call.module.output_size) != (1,):
-        raise Unconvertible("use output_size=1 or nn.MaxPool1d: other windows depend on the length of the line")
-    return call.of_line(lambda image: image.apply(SpikingGlobalMaxPool2d(), commutes=True))
-
-
-def _row(size: Any, height: int = 1) -> tuple[int, int]:
-    """Return a size along a line as that of an image."""
-    (number,) = _single(size)
-    return height, number
+def _row(name: str, x: Any) -> Any:
+    """Return a setting of a pooling of lines as a setting of a pooling of images."""
+    if name not in ("kernel_size", "stride", "padding", "dilation", "output_size"):
+        return x
+    (number,) = _single(x)
+    return 0 if name == "padding" else 1, number
 
 
 def _single(x: Any) -> tuple[int, ...]:
     return tuple(x) if isinstance(x, (tuple, list)) else (x,)
 
 
-def _largest_of_all(call: Call) -> Any:
-    if call.module.return_indices:
-        raise Unconvertible(_NO_INDICES)
-    size = call.module.output_size
-    if tuple(size if isinstance(size, (tuple, list)) else (size, size)) != (1, 1):
+def _check_indices(call: Call) -> None:
+    if getattr(call.module, "return_indices", False):
+        raise Unconvertible("set return_indices=False: the position of the maximum differs between time steps")
+
+
+def _largest_of_line(call: Call) -> Any:
+    _check_indices(call)
+    if _single(call.module.output_size) != (1,):
+        raise Unconvertible("use output_size=1 or nn.MaxPool1d: other windows depend on the length of the line")
+    return call.of_line(lambda image: image.apply(SpikingGlobalMaxPool2d(), commutes=True))
+
+
+def _largest_of_image(call: Call) -> Any:
+    _check_indices(call)
+    if _single(call.module.output_size) not in ((1,), (1, 1)):
         raise Unconvertible("use output_size=1 or nn.MaxPool2d: other windows depend on the size of the image")
     return call.apply(SpikingGlobalMaxPool2d(), commutes=True)
 
 
 def _maximum(call: Call) -> Any:
+    _check_indices(call)
     pool = call.module
-    if pool.return_indices:
-        raise Unconvertible(_NO_INDICES)
     window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
     return call.apply(SpikingMaxPool2d(*window, False, pool.ceil_mode), commutes=True)
 
@@ -138,10 +124,10 @@ register(nn.Conv2d, WeightRule(TandemConv2d, nn.BatchNorm2d))
 register(nn.ConvTranspose2d, WeightRule(TandemConvTranspose2d, nn.BatchNorm2d))
 register(nn.Linear, WeightRule(TandemLinear, nn.BatchNorm1d))
 register(nn.ReLU, fire)
-register(nn.Identity, _unchanged)
+register(nn.Identity, lambda call: call.input)
 register(nn.BatchNorm1d, _norm)
 register(nn.BatchNorm2d, _norm)
-register(nn.Flatten, _flatten)
+register(nn.Flatten, lambda call: call.flatten(call.module.start_dim, call.module.end_dim))
 register(nn.AvgPool2d, _average)
 register(nn.AdaptiveAvgPool2d, _average)
 register(nn.MaxPool2d, _maximum)
@@ -149,11 +135,11 @@ register(nn.SyncBatchNorm, _norm)
 register(StochasticDepth, _stochastic_depth)
 register(nn.ReLU6, lambda call: call.fire(6.0))
 register(nn.Hardtanh, lambda call: clamped(call, call.module.min_val, call.module.max_val))
-register(nn.AvgPool1d, _average_line)
-register(nn.AdaptiveAvgPool1d, _adaptive_average_line)
-register(nn.MaxPool1d, _maximum_line)
+register(nn.AvgPool1d, _on_lines(nn.AvgPool2d))
+register(nn.AdaptiveAvgPool1d, _on_lines(nn.AdaptiveAvgPool2d))
+register(nn.MaxPool1d, _on_lines(nn.MaxPool2d))
 register(nn.AdaptiveMaxPool1d, _largest_of_line)
-register(nn.AdaptiveMaxPool2d, _largest_of_all)
+register(nn.AdaptiveMaxPool2d, _largest_of_image)
 register(nn.ZeroPad2d, lambda call: padded(call, call.module.padding))
 register(nn.ConstantPad2d, lambda call: padded(call, call.module.padding, call.module.value))
 register(nn.Upsample, lambda call: upsampled(call, call.module.size, call.module.scale_factor, call.module.mode))

@@ -13,21 +13,19 @@ import torch
 
 from .advice import EXAMPLE, NOTHING_ELSE, NUMBER
 from .nodes import asks_for_size
-from .rules import Call, Rule, Unconvertible, arguments_of, register, register_all
+from .rules import Call, Rule, Unconvertible, converts, register, register_all
 from .values import Grouped, Pieces, Shape, Size, Sizes
 
 _SIZED = "use nn.Flatten in place of a computed shape"
-_DIVIDED = "divide by a number other than 0: spikes cannot be divided by others"
+DIVIDED = "divide by a number other than 0: spikes cannot be divided by others"
 _COMPARISONS = operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge
 _BATCH = Size(1, (0,), (None,))
 WHOLE_IMAGE = (Size(1, (2,), (None,)), Size(1, (3,), (None,)))
 
 
-def _flatten_function(call: Call) -> Any:
-    def dims(x: Any, start_dim: int = 0, end_dim: int = -1) -> tuple[int, int]:
-        return start_dim, end_dim
-
-    return call.flatten(*arguments_of(call, dims))
+@converts(torch.flatten, torch.Tensor.flatten)
+def _flatten_function(call: Call, start_dim: int = 0, end_dim: int = -1) -> Any:
+    return call.flatten(start_dim, end_dim)
 
 
 def _reshape(call: Call, sizes: tuple[Any, ...]) -> Any:
@@ -78,7 +76,7 @@ def of_sizes(operation: Callable[..., Any], rule: Rule) -> Rule:
         if operation is operator.floordiv and sizes[1].dims:
             return _quotient(*sizes)
         if len(sizes) == 2 and operation in (operator.truediv, operator.floordiv) and sizes[1].number == 0:
-            raise Unconvertible(_DIVIDED)
+            raise Unconvertible(DIVIDED)
         if operation is operator.floordiv and sizes[0].number % sizes[1].number == 0:
             return replace(sizes[0], number=sizes[0].number // sizes[1].number)
         if any(x.dims for x in sizes):
@@ -156,11 +154,8 @@ def _shape(call: Call) -> Shape:
 
 
 def _size(call: Call) -> Any:
-    def given(dim: Any = None) -> Any:
-        return dim
-
     shape = _shape(call)
-    dim = given(*call.args[1:], **call.kwargs)
+    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
     if dim is None:
         return shape
     if not isinstance(dim, int):
@@ -243,17 +238,15 @@ def _item(call: Call) -> Any:
     return call.piece(call.pieces(lambda n: [wanted.indices(n)[:2]]), 0)
 
 
-def _as_unknown(call: Call) -> Any:
-    """Of comparisons, which only sizes have."""
+def _compared(call: Call) -> Any:
     _ = call.input
     raise Unconvertible(NOTHING_ELSE)
 
 
-register_all(_flatten_function, torch.flatten, torch.Tensor.flatten)
 register_all(_viewed, torch.reshape, torch.Tensor.reshape, torch.Tensor.view)
 register_all(_transpose, torch.transpose, torch.Tensor.transpose)
 for _compare in _COMPARISONS:
-    register(_compare, of_sizes(_compare, _as_unknown))
+    register(_compare, of_sizes(_compare, _compared))
 register(torch.Tensor.size, _size)
 register_all(_numel, torch.numel, torch.Tensor.numel, torch.Tensor.nelement)
 register_all(_rank, torch.Tensor.dim, torch.Tensor.ndimension)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,16 +10,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from .._progress import progress
 from ..neuron import Neuron, of_settings
 from ..nn import TandemAdd
 from ..nn.modes import evaluating
 from ..nn.tandem import TandemLayer
+from ..nn.wiring import paired
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from .batches import Batch, copied
+from .trace import Showing, Traced
 
 Level = float | Tensor
 """T times a threshold: of all neurons of a layer, or of each channel or feature, [C]."""
@@ -118,10 +121,11 @@ def _of_json(x: Any) -> Level:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A value of the ANN, and the spiking layer that stands for it."""
+class Activation:
+    """An activation of the ANN, and the spiking layer that stands for it."""
 
     name: str
+    """The name of the spiking layer."""
     node: fx.Node
     signed: bool = False
     """Whether there are neurons for both signs."""
@@ -132,37 +136,40 @@ class Measured:
     dim: int = 1
     """The dimension of channels or features."""
 
-    def activation(self, v: Tensor) -> Tensor:
-        """Return what the neurons stand for."""
+    def apply(self, v: Tensor) -> Tensor:
+        """Return the values that the neurons stand for."""
         return v if self.signed else v.clamp(0, self.bound)
 
-    def groups(self, v: Tensor) -> Tensor:
-        """Return [C, ...], or [1, ...] without channels."""
+    def by_channel(self, v: Tensor) -> Tensor:
+        """Return the values as [C, ...], or as [1, ...] for a whole layer."""
         return v.flatten().unsqueeze(0) if self.channels is None else v.movedim(self.dim, 0).flatten(1)
 
 
-class _Recorder(fx.Interpreter):
-    """Runs the ANN and shows values to a function."""
+class CalibrationData:
+    """The ANN's activations on calibration data."""
 
-    def __init__(
-        self, ann: nn.Module, graph: fx.Graph, measured: Sequence[Measured], see: Callable[[Measured, Tensor], None]
-    ) -> None:
-        super().__init__(ann, graph=graph)
-        self.of_node: dict[fx.Node, list[Measured]] = {}
-        for what in measured:
-            self.of_node.setdefault(what.node, []).append(what)
-        self.see = see
+    def __init__(self, trace: Traced, batches: Sequence[Batch]) -> None:
+        self.root, self.graph, self.batches = trace.root, trace.graph, batches
 
-    def run_node(self, n: fx.Node) -> Any:
-        out = super().run_node(n)
-        for what in self.of_node.get(n, []):
-            if not out.isfinite().all():
-                raise ValueError(
-                    f"convert: activations of the ANN must be finite, got NaN or infinity after {what.name}"
-                )
-            if out.numel():
-                self.see(what, what.activation(out))
-        return out
+    def observe(self, activations: Sequence[Activation], see: Callable[[Activation, Tensor], None]) -> None:
+        """Run the ANN on each batch, and show the values of activations to a function."""
+        of_node: dict[fx.Node, list[Activation]] = {}
+        for activation in activations:
+            of_node.setdefault(activation.node, []).append(activation)
+
+        def show(node: fx.Node, value: Any) -> None:
+            for activation in of_node.get(node, []):
+                if not value.isfinite().all():
+                    raise ValueError(
+                        f"convert: activations of the ANN must be finite, got NaN or infinity after {activation.name}"
+                    )
+                if value.numel():
+                    see(activation, activation.apply(value))
+
+        ann = Showing(self.root, self.graph, show)
+        with evaluating(self.root), torch.no_grad():
+            for batch in progress(self.batches, "convert: calibrating"):
+                ann.run(*copied(batch))
 
 
 def checked_levels(names: Mapping[str, int | None], pools: list[str], levels: Mapping[str, Any]) -> dict[str, Level]:
@@ -196,98 +203,83 @@ def _checked_level(name: str, level: Any, channels: int | None) -> Level:
     return torch.as_tensor(level, dtype=torch.float64).expand(channels)
 
 
-def percentiles(
-    ann: nn.Module, graph: fx.Graph, measured: Sequence[Measured], inputs: Sequence[Batch], percentile: float
-) -> dict[str, Level]:
-    """Return a percentile of each value, averaged over the batches (Rueckauer et al. 2017)."""
-    totals = {what.name: torch.zeros(what.channels or 1, dtype=torch.float64) for what in measured}
+def percentiles(data: CalibrationData, activations: Sequence[Activation], percentile: float) -> dict[str, Level]:
+    """Return a percentile of each activation, averaged over the batches (Rueckauer et al. 2017)."""
+    totals = _zeros(activations)
 
-    def see(what: Measured, value: Tensor) -> None:
-        values = what.groups(value.abs())
+    def add(activation: Activation, value: Tensor) -> None:
+        values = activation.by_channel(value.abs())
         rank = max(1, math.ceil(percentile / 100 * values.shape[1]))
         level = values.kthvalue(rank, 1).values
         level = torch.where(level > 0, level, values.amax(1))  # the percentile is 0 where few neurons are active
-        totals[what.name] += level.double().cpu() / len(inputs)
+        totals[activation.name] += level.double().cpu() / len(data.batches)
 
-    _run(ann, graph, measured, inputs, see)
-    return _positive(measured, totals)
+    data.observe(activations, add)
+    return _positive(activations, totals)
 
 
 def least_errors(
-    ann: nn.Module,
-    graph: fx.Graph,
-    measured: Sequence[Measured],
-    inputs: Sequence[Batch],
-    time_steps: int,
-    initial: float,
+    data: CalibrationData, activations: Sequence[Activation], time_steps: int, initial: float
 ) -> dict[str, Level]:
-    """Return the level at which each value a differs least from what neurons make of it.
+    """Return the levels at which the neurons' answers differ least from the activations.
 
-    The level L minimises the sum of (a - theta * clip(floor(a / theta + initial), 0, T))^2, theta = L / T: the error of
-    rounding to whole spikes and that of clipping at T spikes. Candidates are the largest activation times
-    2^(-k / 12), k = 0..83. The sum is that of a sample of the activations, the same in every call.
+    The level L minimises the sum over activations a of (a - theta * clip(floor(a / theta + initial), 0, T))^2, theta =
+    L / T: the error of rounding to whole spikes and the error of clipping at T spikes. Candidates are the largest
+    activation times 2^(-k / 12), k = 0..83. The sum is taken over a sample of the activations, which is drawn alike in
+    every call.
     """
-    largest = {what.name: torch.zeros(what.channels or 1, dtype=torch.float64) for what in measured}
+    largest = _zeros(activations)
     errors: dict[str, Tensor] = {}
     factors = [2 ** (-k / 12) for k in range(84)]
 
-    def find_largest(what: Measured, value: Tensor) -> None:
-        found = what.groups(value.abs()).amax(1).double().cpu()
-        largest[what.name] = torch.maximum(largest[what.name], found)
+    def find_largest(activation: Activation, value: Tensor) -> None:
+        values = activation.by_channel(value.abs()).amax(1).double().cpu()
+        largest[activation.name] = torch.maximum(largest[activation.name], values)
 
-    def add_errors(what: Measured, value: Tensor) -> None:
-        values = _sample(what.groups(value.abs()))
-        top = largest[what.name].to(values).unsqueeze(1)
+    def add_errors(activation: Activation, value: Tensor) -> None:
+        values = _sample(activation.by_channel(value.abs()))
+        top = largest[activation.name].to(values).unsqueeze(1)
         top = torch.where(top > 0, top, 1)
-        found = []
+        sums = []
         for factor in factors:
             threshold = top * (factor / time_steps)
             count = (values / threshold + initial).floor_().clamp_(0, time_steps)
-            found.append((values - count.mul_(threshold)).square_().sum(1, dtype=torch.float64).cpu())
-        errors[what.name] = errors.get(what.name, 0) + torch.stack(found)
+            sums.append((values - count.mul_(threshold)).square_().sum(1, dtype=torch.float64).cpu())
+        errors[activation.name] = errors.get(activation.name, 0) + torch.stack(sums)
 
-    _run(ann, graph, measured, inputs, find_largest)
-    _positive(measured, largest)
-    _run(ann, graph, measured, inputs, add_errors)
+    data.observe(activations, find_largest)
+    _positive(activations, largest)
+    data.observe(activations, add_errors)
     scale = torch.tensor(factors, dtype=torch.float64)
-    return _positive(measured, {name: largest[name] * scale[error.argmin(0)] for name, error in errors.items()})
+    return _positive(activations, {name: largest[name] * scale[error.argmin(0)] for name, error in errors.items()})
 
 
-def _run(
-    ann: nn.Module,
-    graph: fx.Graph,
-    measured: Sequence[Measured],
-    inputs: Sequence[Batch],
-    see: Callable[[Measured, Tensor], None],
-) -> None:
-    recorder = _Recorder(ann, graph, measured, see)
-    with evaluating(ann), torch.no_grad():
-        for x in progress(inputs, "convert: calibrating"):
-            recorder.run(*copied(x))
+def _zeros(activations: Sequence[Activation]) -> dict[str, Tensor]:
+    return {each.name: torch.zeros(each.channels or 1, dtype=torch.float64) for each in activations}
 
 
 def _sample(values: Tensor) -> Tensor:
-    """Return up to about 2^18 of the values [C, M], for each channel the same positions."""
+    """Return up to about 2^18 of the values [C, M], at the same positions in each channel."""
     channels, number = values.shape
-    wanted = max(2**18 // channels, 512)
-    if number <= wanted:
+    size = max(2**18 // channels, 512)
+    if number <= size:
         return values
-    at = torch.randint(number, (wanted,), generator=torch.Generator().manual_seed(0))
-    return values[:, at.to(values.device)]
+    positions = torch.randint(number, (size,), generator=torch.Generator().manual_seed(0))
+    return values[:, positions.to(values.device)]
 
 
-def _positive(measured: Sequence[Measured], found: Mapping[str, Tensor]) -> dict[str, Level]:
-    """Return levels. Channels that the data never activate get the layer's largest."""
+def _positive(activations: Sequence[Activation], measured: Mapping[str, Tensor]) -> dict[str, Level]:
+    """Return levels that are positive. Channels that the data never activate get the largest level of the layer."""
     levels: dict[str, Level] = {}
-    for what in measured:
-        level = found[what.name]
+    for activation in activations:
+        level = measured[activation.name]
         if not level.max() > 0:
             raise ValueError(
                 "convert: calibrate must activate every layer, got data that never makes the output of "
-                f"{what.name} positive"
+                f"{activation.name} positive"
             )
         level = torch.where(level > 0, level, level.max())
-        levels[what.name] = float(level) if what.channels is None else level
+        levels[activation.name] = float(level) if activation.channels is None else level
     return levels
 
 
@@ -298,7 +290,7 @@ _PASSES = 4
 
 
 def weight_layer(layer: Any) -> TandemLayer | None:
-    """Return the tandem layer that holds the correction of a spiking layer; None if it has no place for one."""
+    """Return the tandem layer that holds the correction of a spiking layer; None if there is none that could."""
     if isinstance(layer, TandemAdd):
         return next((branch for branch in layer.branches if isinstance(branch, TandemLayer)), None)
     return layer if isinstance(layer, TandemLayer) else None
@@ -307,12 +299,12 @@ def weight_layer(layer: Any) -> TandemLayer | None:
 def set_correction(layer: TandemLayer, correction: Tensor, signed: bool) -> None:
     """Add [C] to the pre-activations of a layer."""
     if signed:
-        correction = torch.stack([correction, -correction], 1).flatten()
+        correction = paired(correction)
     layer.correction = correction.to(layer.weights.stored())
 
 
 def find_corrections(
-    ann: nn.Module, graph: fx.Graph, snn: fx.GraphModule, measured: Sequence[Measured], inputs: Sequence[Batch]
+    data: CalibrationData, snn: fx.GraphModule, activations: Sequence[Activation]
 ) -> dict[str, Tensor]:
     """Correct the biases of the spiking network, layer by layer, and return the corrections.
 
@@ -320,26 +312,24 @@ def find_corrections(
     activation, given the corrected layers before it (Li et al., "A Free Lunch From ANN: Towards Efficient, Accurate
     Spiking Neural Networks Calibration", 2021, arXiv:2106.06984).
     """
-    totals: dict[str, Tensor] = {}
-    numbers: dict[str, int] = {}
+    means: dict[str, _Mean] = {}
 
-    def see(what: Measured, value: Tensor) -> None:
-        values = what.groups(value)
-        totals[what.name] = totals.get(what.name, 0) + values.sum(1, dtype=torch.float64).cpu()
-        numbers[what.name] = numbers.get(what.name, 0) + values.shape[1]
+    def add(activation: Activation, value: Tensor) -> None:
+        means.setdefault(activation.name, _Mean()).add(activation.by_channel(value))
 
-    _run(ann, graph, measured, inputs, see)
-    wanted = {what.name: what for what in measured if what.name in totals}
+    data.observe(activations, add)
+    uncorrected = {activation.name: activation for activation in activations if activation.name in means}
     corrections: dict[str, Tensor] = {}
-    runs = [_started(snn, x) for x in inputs]
+    runs = [_started(snn, batch) for batch in data.batches]
     with evaluating(snn), torch.no_grad():
         for node in snn.graph.nodes:
-            if not wanted:
+            if not uncorrected:
                 break
-            what = wanted.pop(str(node.target), None) if node.op == "call_module" else None
-            if what is not None:
-                mean = totals[what.name] / numbers[what.name]
-                corrections[what.name] = _corrected(snn.get_submodule(what.name), node, what, mean, runs)
+            activation = uncorrected.pop(str(node.target), None) if node.op == "call_module" else None
+            if activation is not None:
+                layer = snn.get_submodule(activation.name)
+                results = [functools.partial(run.run_node, node) for run in runs]
+                corrections[activation.name] = _correct(layer, activation, means[activation.name].value, results)
             for run in runs:
                 run.env[node] = run.run_node(node)
                 for dead in run.user_to_last_uses.get(node, []):
@@ -347,38 +337,61 @@ def find_corrections(
     return corrections
 
 
-def _started(snn: fx.GraphModule, x: Batch) -> fx.Interpreter:
+class _Mean:
+    """The mean over the values of each channel."""
+
+    def __init__(self) -> None:
+        self.total: Any = 0
+        self.number = 0
+
+    def add(self, values: Tensor) -> None:
+        """Add values [C, M]."""
+        self.total = self.total + values.sum(1, dtype=torch.float64).cpu()
+        self.number += values.shape[1]
+
+    @property
+    def value(self) -> Tensor:
+        """The mean, [C]."""
+        mean: Tensor = self.total / self.number
+        return mean
+
+
+def _started(snn: fx.GraphModule, batch: Batch) -> fx.Interpreter:
     run = fx.Interpreter(snn)
-    run.args_iter = iter(copied(x))
+    run.args_iter = iter(copied(batch))
     return run
 
 
-def _corrected(layer: Any, node: fx.Node, what: Measured, mean: Tensor, runs: Sequence[fx.Interpreter]) -> Tensor:
-    """Find the correction of one layer, whose inputs are known."""
+def _correct(layer: Any, activation: Activation, mean: Tensor, results: Sequence[Callable[[], SpikeTrain]]) -> Tensor:
+    """Correct the bias of one layer, and return the correction.
+
+    Args:
+        layer: a spiking layer.
+        activation: the ANN's activation.
+        mean: its mean in the ANN, [C].
+        results: for each batch, the run of the layer on it.
+    """
     holder = weight_layer(layer)
     assert holder is not None
     correction = torch.zeros_like(mean)
     for _ in range(_PASSES):
-        set_correction(holder, correction, what.signed)
-        total, number = torch.zeros_like(mean), 0
-        for run in runs:
-            values = what.groups(_decoded(layer, run.run_node(node), what))
-            total += values.sum(1, dtype=torch.float64).cpu()
-            number += values.shape[1]
-        correction = correction + mean - total / number
-    set_correction(holder, correction, what.signed)
+        set_correction(holder, correction, activation.signed)
+        decoded = _Mean()
+        for result in results:
+            decoded.add(activation.by_channel(_decoded(holder, result(), activation)))
+        correction = correction + mean - decoded.value
+    set_correction(holder, correction, activation.signed)
     return correction
 
 
-def _decoded(layer: Any, train: SpikeTrain, what: Measured) -> Tensor:
-    """Return what the spikes of a layer stand for."""
+def _decoded(holder: TandemLayer, train: SpikeTrain, activation: Activation) -> Tensor:
+    """Return the values that the spikes of a layer stand for."""
     value = train.count * train.amplitude
-    holder = weight_layer(layer)
-    if holder is not None and (thresholds := holder.thresholds) is not None:  # all branches have the same
+    if holder.thresholds is not None:  # all branches have equal thresholds
         shape = [1] * value.dim()
-        shape[what.dim] = -1
-        value = value * thresholds.view(shape)
-    if what.signed:
-        value = value.movedim(what.dim, -1)
-        value = (value[..., ::2] - value[..., 1::2]).movedim(-1, what.dim)
+        shape[activation.dim] = -1
+        value = value * holder.thresholds.view(shape)
+    if activation.signed:
+        value = value.movedim(activation.dim, -1)
+        value = (value[..., ::2] - value[..., 1::2]).movedim(-1, activation.dim)
     return value

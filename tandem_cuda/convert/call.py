@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from typing import Any, Protocol
 
-import torch
 from torch import fx, nn
 
 from .advice import COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, NUMBER
 from .nodes import asks_for_size, kind_of
 from .pixels import Pixels
+from .trace import Traced
 from .values import Branch, Current, Grouped, Pieces, Pooled, Real, Shape, Size, Sizes, Train
 from .weight_rules import RULES, Unconvertible, WeightRule, weights_of
 from .writer import Writer
@@ -22,7 +22,7 @@ class Pass(Protocol):
 
     ann: nn.Module
     writer: Writer
-    sizes: Mapping[fx.Node, torch.Size]
+    trace: Traced
     pixels: Pixels
 
     @property
@@ -80,7 +80,7 @@ class Call:
     @property
     def engine(self) -> str:
         """The ``engine`` argument of ``convert``, for spiking products."""
-        return self._writer.engine
+        return self._writer.options.engine
 
     @property
     def value(self) -> Any:
@@ -121,7 +121,7 @@ class Call:
         x = self.input
         if bound is not None and isinstance(x, Current) and x.rescales:
             x = self.spikes()
-        return self._writer.fired(self.node, x, bound=bound)
+        return self._writer.write_neurons(self.node, x, bound=bound)
 
     def apply(self, module: nn.Module, *, commutes: bool = False) -> Any:
         """Replace the call by a module that takes a SpikeTrain and returns one.
@@ -138,7 +138,7 @@ class Call:
         x = self._writer.spikes(x) if isinstance(x, Pooled) else x
         if isinstance(x, Train) and x.signed:
             raise Unconvertible(NEGATIVE)
-        x = self._writer.behind(x, lambda value: self._writer.called(value, self.node, module))
+        x = self._writer.apply_or_defer(x, lambda value: self._writer.called(value, self.node, module))
         return replace(x, wants_relu=self.node) if isinstance(x, Current) else x
 
     def rearrange(self, how: str, *arguments: int) -> Any:
@@ -147,7 +147,7 @@ class Call:
         if x.dims not in (None, 4) and how not in ("channels", "channel_shuffle"):
             raise Unconvertible("use images [N, C, H, W], for which it has a spiking form")
         x = self._writer.spikes(x) if isinstance(x, Pooled) else x
-        return self._writer.behind(x, lambda train: self._writer.moved(train, how, *arguments))
+        return self._writer.apply_or_defer(x, lambda train: self._writer.rearranged(train, how, *arguments))
 
     def average(self, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d, *, keepdim: bool = True) -> Any:
         """Pool spikes by averaging, and flatten the result if not ``keepdim``.
@@ -157,7 +157,7 @@ class Call:
         x = self.input
         x = self.spikes() if isinstance(x, Current) else x
         pooled = Pooled(self.node, pool, x, dims=x.dims)
-        average = pooled if self._writer.scaled else self._writer.spikes(pooled)
+        average = pooled if self._writer.options.calibrated else self._writer.spikes(pooled)
         return average if keepdim else self._writer.flattened(average)
 
     def drop(self, kind: type[Any]) -> Any:
@@ -168,10 +168,10 @@ class Call:
             dropout = module
             if not isinstance(value, Real):
                 dropout = kind(module.p)
-                dropout.copies, dropout.signed = value.copies, value.signed
+                dropout.copies, dropout.signed = value.windows, value.signed
             return self._writer.called(value, self.node, dropout)
 
-        return _rescaled(self._writer.behind(self.input, step))
+        return _rescaled(self._writer.apply_or_defer(self.input, step))
 
     def drop_samples(self, make: Callable[[], nn.Module]) -> Any:
         """Apply a module that silences samples to spikes, or the ANN's own module to real averages of them."""
@@ -180,7 +180,7 @@ class Call:
         def step(value: Any) -> Any:
             return self._writer.called(value, self.node, module if isinstance(value, Real) else make())
 
-        return _rescaled(self._writer.behind(self.input, step))
+        return _rescaled(self._writer.apply_or_defer(self.input, step))
 
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> Any:
         """Apply ``SpikeTrain.flatten``."""
@@ -220,7 +220,7 @@ class Call:
     def _check_sizes(self) -> None:
         """Raise Unconvertible if the sum of all arguments broadcasts: each neuron adds one value of each branch."""
         nodes = self.node.all_input_nodes
-        sizes = self._pass.sizes
+        sizes = self._pass.trace.sizes
         if all(node in sizes for node in nodes):
             found = [tuple(sizes[node][1:]) for node in nodes]
             if len({*found}) > 1:
@@ -269,7 +269,7 @@ class Call:
         x = self.input
         if norm.running_mean is None:
             raise Unconvertible("set track_running_stats=True: the spiking twin folds them")
-        branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.then else None
+        branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.deferred else None
         if branch is not None and branch.layer is not None and branch.norm is None:
             wanted = weights_of(branch.layer).norm
             if type(norm) not in (wanted, nn.SyncBatchNorm):
@@ -279,7 +279,7 @@ class Call:
 
     def of_line(self, pool: Callable[[Call], Any]) -> Any:
         """Apply the rule of a pooling of images to lines [N, C, L], as images of height 1."""
-        pooled = pool(self._on(self._writer.moved(self.spikes(), "unsqueeze")))
+        pooled = pool(self._on(self._writer.rearranged(self.spikes(), "unsqueeze")))
         return self._on(pooled).flatten(2, 3)
 
     def affine(self, factor: float = 1.0, offset: float = 0.0) -> Any:
@@ -312,7 +312,7 @@ class Call:
             raise Unconvertible("leave out pieces without channels")
         if not -len(pieces.bounds) <= index < len(pieces.bounds):
             raise Unconvertible(f"use one of its {len(pieces.bounds)} pieces, not number {index}")
-        return self._writer.moved(pieces.train, "channels", *pieces.bounds[index])
+        return self._writer.rearranged(pieces.train, "channels", *pieces.bounds[index])
 
     def shuffled(self, grouped: Grouped) -> Any:
         """Return a train whose channels, in groups, are transposed."""
@@ -362,7 +362,7 @@ class Call:
         rule = RULES.get(kind_of(module))
         if rule is None or isinstance(rule, WeightRule):
             raise TypeError(f"like: module must be of a class with a rule and without weights, got {module}")
-        return rule(Call(self._pass, self.node, module))
+        return rule(self._on(self._given, module))
 
     def _first(self) -> fx.Node | None:
         inputs = self.node.all_input_nodes if self.node.op == "call_module" else self._inputs[:1]
@@ -377,9 +377,9 @@ class Call:
         assert first is not None
         return self._pass.train(first)
 
-    def _on(self, x: Train | Pooled) -> Call:
-        """Return the same call of another input."""
-        call = Call(self._pass, self.node, self.module)
+    def _on(self, x: Train | Pooled | None, module: nn.Module | None = None) -> Call:
+        """Return the same call of another input, and of another module."""
+        call = Call(self._pass, self.node, module or self.module)
         call._given = x
         return call
 

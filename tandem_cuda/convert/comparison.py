@@ -16,7 +16,7 @@ from ..nn.operations import branches_of, layer_macs
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .record import Origin, Record
-from .trace import Traced, retraced
+from .trace import Showing, Traced, retraced
 from .weight_rules import RULES
 
 _CHUNK = 16  # samples at a time: the spike trains of all layers are kept for the comparison
@@ -206,23 +206,14 @@ class Spiking(fx.Interpreter):
         return out
 
 
-class Comparison(fx.Interpreter):
-    """Runs the ANN and compares its activations with spikes: at once, for what follows may overwrite them."""
+def comparing(root: nn.Module, graph: fx.Graph, spiking: Spiking) -> Showing:
+    """Return the ANN, which compares its activations with the spikes of its spiking twin when it runs."""
 
-    def __init__(
-        self,
-        root: nn.Module,
-        graph: fx.Graph,
-        trains: Mapping[str, list[tuple[SpikeTrain, Tensor | None, Origin, Sums]]],
-    ) -> None:
-        super().__init__(root, graph=graph)
-        self.trains = trains
+    def compare(node: fx.Node, activation: Any) -> None:
+        for train, weights, origin, sums in spiking.trains.get(node.name, []):
+            sums.compare(train, origin.signed, weights, activation)
 
-    def run_node(self, n: fx.Node) -> Any:
-        out = super().run_node(n)
-        for train, weights, origin, sums in self.trains.get(n.name, []):
-            sums.compare(train, origin.signed, weights, out)
-        return out
+    return Showing(root, graph, compare)
 
 
 class Answers:

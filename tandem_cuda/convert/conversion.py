@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from ..neuron import Neuron
 from .advice import (
     AFTER_ALL,
     COUNTED,
@@ -33,9 +31,11 @@ from .aliases import sharing, writes
 from .call import Call, advice_against
 from .gates import gated
 from .nodes import asks_for_size, dropout_of, leading_to, overridden_methods, owner_of, parametrized, scope_of, word_of
+from .options import Options
 from .pixels import Pixels
 from .record import Record
 from .rules import applied, fire, rule_for
+from .trace import Traced
 from .values import Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Train
 from .weight_rules import Unconvertible, WeightRule
 from .writer import Writer, is_positive, name_of
@@ -53,43 +53,28 @@ class Conversion:
 
     def __init__(
         self,
-        ann: nn.Module,
-        graph: fx.Graph,
-        time_steps: int,
-        mode: str,
-        neuron: Neuron,
-        engine: str,
-        scaled: bool,
-        learn_thresholds: bool,
-        gates: bool = False,
-        per_channel: bool = False,
-        sizes: Mapping[fx.Node, torch.Size] = MappingProxyType({}),
+        trace: Traced,
+        options: Options,
         spiking: set[fx.Node] | None = None,
     ) -> None:
-        self.ann = ann
-        self.sizes = sizes
-        """The sizes of the ANN's tensors for an example of its inputs; empty without one."""
+        self.ann = ann = trace.root
+        self.trace = trace
         self.spiking = spiking
         """The nodes up to and including the activations of the layers that are to spike; None for all that can."""
-        self.nodes = list(graph.nodes)
+        self.nodes = list(trace.graph.nodes)
         self.pixels = Pixels(self.nodes, ann)
         self.values: dict[fx.Node, Any] = {}
         """What the ANN's nodes have become."""
         self.problems: list[Problem] = []
         self.tainted: set[fx.Node] = set()
         """Nodes that cannot be converted, and all nodes that depend on them."""
-        self.writer = Writer(
-            ann, time_steps, mode, neuron, engine,
-            scaled=scaled, learn_thresholds=learn_thresholds, per_channel=per_channel,
-            hybrid=spiking is not None, values=self.values, tainted=self.tainted,
-        )  # fmt: skip
-        found = gated(self.nodes, ann)
-        self.gates = found if gates else {}
-        """The nodes that compute a gate from spikes, and stay as they are."""
-        self.refused_gates = {} if gates else found
-        """The same if they are refused: each with the product that is reported in its place."""
-        self.refused: set[fx.Node] = set()
-        """The products among them that have been reported."""
+        self.writer = Writer(ann, options, spiking is not None, self.values, self.tainted)
+        gates = gated(self.nodes, ann)
+        self.gates = gates if options.gates else {}
+        """The nodes that compute a gate from spikes, and stay as they are, each with the product that applies it."""
+        self.refused_gates = {} if options.gates else gates
+        """The nodes that compute a gate and are refused, each with the product that is reported in its place."""
+        self.reported_products: set[fx.Node] = set()
         self.before, self.last = self._order()
         for node in self.nodes:
             if not self.tainted.isdisjoint(node.all_input_nodes):
@@ -124,7 +109,7 @@ class Conversion:
                 if not all(id(x) in held for x in module.parameters()):
                     self._problem(node, "its rule must put its parameters into the spiking twin, to train them there")
         own = {id(x) for x in self.ann.state_dict(keep_vars=True).values()}
-        own |= {id(getattr(modules[name], "log_threshold", None)) for _, name in self.writer.neurons}
+        own |= {id(getattr(modules[layer.name], "log_threshold", None)) for layer in self.writer.layers}
         why = "build it from parameters and buffers of the ANN: both twins have the ANN's state_dict"
         for name, module in modules.items():
             if not all(id(x) in own for x in module.state_dict(keep_vars=True).values()):
@@ -145,7 +130,7 @@ class Conversion:
         if self.problems:
             lines = "\n".join(listed(self.problems))
             raise ValueError(f"convert: every part of ann must be convertible; these are not:\n{lines}")
-        if not self.writer.neurons:
+        if not self.writer.layers:
             raise ValueError("convert: ann must have a weight layer and a ReLU before its last weight layer, got none")
         self.writer.graph.lint()
         return fx.GraphModule(self.writer.modules, self.writer.graph, "SpikingTwin")
@@ -183,7 +168,7 @@ class Conversion:
             except Unconvertible as refused:
                 if node in self.before or refused.node is not None or str(refused) == EXAMPLE:
                     raise
-                return self._copied(node, node.name, dropout_of(node))  # no weight layer follows that needs spikes
+                return self._copied(node)  # no weight layer follows that needs spikes
         except Unconvertible as refused:
             first = node.args[0] if node.args else None
             if node.target in _PARTS and isinstance(first, fx.Node) and isinstance(self.values[first], Broken):
@@ -201,11 +186,11 @@ class Conversion:
 
     def _value(self, node: fx.Node) -> Any:
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
-            return self._copied(node, node.name, dropout_of(node))
+            return self._copied(node)
         if self._overwrites(node):
             return self._problem(node, _IN_PLACE_ADVICE)
         if node in self.gates and not self._selects(node):
-            return self._copied(node, node.name, dropout_of(node))
+            return self._copied(node)
         rule = rule_for(node, self.ann)
         if isinstance(rule, WeightRule):
             return self._weight(node, rule)
@@ -213,11 +198,11 @@ class Conversion:
             # It would have been a layer of its own.
             dims = getattr(self.value(node.all_input_nodes[0]), "dims", None) if node.all_input_nodes else None
             return self._problem(node, why, Train(self.writer.stand_in(), dims=dims))
-        if node.op == "placeholder" and self.writer.mode == "spikes":
+        if node.op == "placeholder" and self.writer.options.mode == "spikes":
             return Train(self.writer.graph.node_copy(node))
         real = [isinstance(self.value(x), Real) for x in node.all_input_nodes]
         if node.op == "output" or all(real) or (node not in self.before and any(real)):
-            return self._copied(node, node.name, dropout_of(node))
+            return self._copied(node)
         return applied(self._unknown if rule is None else rule, Call(self, node))
 
     def _selects(self, node: fx.Node) -> bool:
@@ -242,7 +227,7 @@ class Conversion:
         """Report a call that has no rule, and return a substitute so that later problems are found, too."""
         node = call.node
         if node not in self.before:
-            return self._copied(node, node.name, dropout_of(node))
+            return self._copied(node)
         for argument in node.all_input_nodes:
             if why := advice_against(self.value(argument)):
                 raise Unconvertible(why)
@@ -309,12 +294,12 @@ class Conversion:
         """Return the node's value as a spike train. What has no ReLU gets neurons for both signs."""
         x = self.value(node)
         if isinstance(x, Current):
-            x = self.values[node] = self.writer.fired(node, x, signed=not is_positive(x))
+            x = self.values[node] = self.writer.write_neurons(node, x, signed=not is_positive(x))
         return self.writer.spikes(x)
 
     # -- writing the graph
 
-    def _copied(self, node: fx.Node, name: str | None = None, module: nn.Module | None = None) -> Any:
+    def _copied(self, node: fx.Node) -> Any:
         """Copy the node unchanged, decoding its spike-train inputs."""
         for argument in node.all_input_nodes:
             if not isinstance(x := self.value(argument), (Real, Train, Pooled, Current, Size, Shape, Sizes)):
@@ -327,9 +312,9 @@ class Conversion:
             copied = self.writer.graph.node_copy(node, self._real)
             copied.target = name
             return Real(copied)
-        if module is not None:
+        if (dropout := dropout_of(node)) is not None:
             (x, *_) = node.all_input_nodes
-            return Real(self.writer.graph.call_module(self.writer.named(str(name), module), (self._real(x),)))
+            return Real(self.writer.graph.call_module(self.writer.named(node.name, dropout), (self._real(x),)))
         if node.op == "get_attr":
             owner, key = owner_of(self.ann, str(node.target))
             self.writer.modules[str(node.target)] = getattr(owner, key)
@@ -400,9 +385,9 @@ class Conversion:
         if product is not None and why != _IN_PLACE_ADVICE:  # gates that stay analogue have no other problems
             where, why_all = product, None
             why = GATES
-        elif why == NOTHING_ELSE and self.writer.mode == "spikes":
+        elif why == NOTHING_ELSE and self.writer.options.mode == "spikes":
             why = AFTER_ALL
-        if where not in self.refused:
+        if where not in self.reported_products:
             name, kind, place = self._name(where), word_of(where.target), f"{where.name} in {scope_of(where, self.ann)}"
             if where.op == "call_module":
                 kind, place = type(self.ann.get_submodule(str(where.target))).__name__, name
@@ -410,7 +395,7 @@ class Conversion:
             self.problems.append(Problem(kind, name, place, why, why_all or why))
         self.tainted.update((node, where))
         if product is not None:
-            self.refused.add(where)
+            self.reported_products.add(where)
         return self._broken(node, instead)
 
     def _broken(self, node: fx.Node, instead: Any = None) -> Broken:
@@ -445,14 +430,14 @@ def _is_shareable(parametrizations: Any) -> bool:
 
 def cut(whole: Conversion, count: int, again: Callable[[set[fx.Node]], Conversion]) -> Conversion:
     """Convert only the first ``count`` layers. Return ``whole`` if those are all, or if its problems are to be told."""
-    total = len(whole.writer.neurons)
+    total = len(whole.writer.layers)
     if count < total or (count == total and whole.problems):
-        if not whole.writer.scaled:
+        if not whole.writer.options.calibrated:
             raise ValueError(
                 f"convert: calibrate must be given with spiking_layers={count} of {total} (the ANN after them expects "
                 "activations, not counts), got None"
             )
-        return again(leading_to(node for node, _ in whole.writer.neurons[:count]))
+        return again(leading_to(layer.node for layer in whole.writer.layers[:count]))
     if count > total and not whole.problems:
         raise ValueError(f"convert: spiking_layers must be at most {total}, all that the ANN has, got {count}")
     return whole

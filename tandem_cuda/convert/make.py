@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import functools
-import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace as replaced_fields
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from ..neuron import IF, Neuron, check_neuron
-from ..nn.modes import evaluating
+from ..neuron import Neuron
 from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
 from ..nn.quantiser import quantiser
 from ..ops import checks
 from ..ops.product import ENGINES
-from .batches import Batch, calibration_batches
-from .calibrate import (
-    Calibration,
-    Level,
-    Measured,
-    checked_levels,
-    find_corrections,
-    least_errors,
-    percentiles,
-    weight_layer,
-)
+from .batches import calibration_batches
+from .calibrate import Calibration, Level
+from .calibrator import CalibrationSettings, Calibrator
 from .conversion import Conversion, cut
 from .network import TandemNetwork
 from .nodes import inputs_of
+from .options import Options
 from .record import Sample
 from .replace import check_replacements, replaced
 from .report import report_on
 from .rules import RULES
-from .trace import Traced, check_traced, traced
+from .trace import Traced, traced
 
 _BITS = {"int8": 8, "int16": 16}
 """Of what ``convert`` takes as ``weights``."""
@@ -172,69 +162,51 @@ def convert(
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
     checks.check_time_steps("convert", time_steps)
     _check_choices(mode, engine, weights, gates, learn_thresholds, spiking_layers)
-    found = Calibration(time_steps, calibrate) if isinstance(calibrate, Mapping) else calibrate
-    found = found if isinstance(found, Calibration) else None
-    on_data = calibrate is not None and found is None
-    _check_calibration(mode, percentile, per_channel, correct_bias, on_data, calibrate)
-    if neuron is None:
-        of_calibration = None if found is None else found.neuron
-        neuron = of_calibration or (IF() if calibrate is None else CALIBRATED)
-    check_neuron("convert", neuron)
-    if calibrate is not None:
-        try:
-            neuron.calibrated(1.0)
-        except ValueError as error:
-            raise ValueError(f"convert: {error}") from None
-    if found is not None:
-        per_channel = any(isinstance(level, Tensor) and level.dim() for level in found.levels.values())
+    settings = CalibrationSettings(calibrate, percentile, per_channel, correct_bias)
+    settings.check(mode)
+    neuron = settings.neuron(neuron)
     _check_dtypes(ann, weights)
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
-    batches = calibration_batches(ann, calibrate) if on_data else []
+    batches = calibration_batches(ann, calibrate) if settings.on_data else []
     if example is None and batches and inputs_of(ann) is not None:
         example = tuple(x[:1] for x in batches[0])
+    calibrated, earlier = calibrate is not None, settings.earlier(time_steps)
+    options = Options(time_steps, mode, neuron, engine, learn_thresholds, gates is not None, calibrated)
     with torch.inference_mode(False), ExitStack() as undone_on_error:  # calibration makes tensors that training needs
         names_replaced: Sequence[str] = ()
         if replace is not None:
             check_replacements(replace, ann)
             names_replaced = undone_on_error.enter_context(replaced(ann, replace))
         trace = traced(ann, RULES, example)
-        make = functools.partial(
-            Conversion,
-            *(trace.root, trace.graph, time_steps, mode, neuron, engine, calibrate is not None, learn_thresholds),
-            gates=gates is not None,
-            sizes=trace.sizes,
-        )
-        conversion, per_layer = _converted(make, spiking_layers, per_channel if calibrate is not None else False)
+        conversion, per_layer = _converted(trace, options, settings.channels(earlier), spiking_layers)
         snn = conversion.written()
         record = conversion.record()
         record.replaced, record.per_layer = tuple(names_replaced), per_layer
         record.sizes = None if example is None else _sizes(example)
-        names = [name for _, name in conversion.writer.neurons]
+        writer = conversion.writer
+        names = [layer.name for layer in writer.layers]
         with _quantised(ann, snn, weights):
-            if calibrate is None:
+            if not calibrated:
                 return TandemNetwork(snn, ann, time_steps, names, record=record, traced=trace)
-            if found is None:
-                found = Calibration(time_steps, _levels(conversion, trace, snn, batches, percentile), neuron=neuron)
+            calibrator = Calibrator(conversion, snn, settings)
+            if earlier is None:
+                found = Calibration(time_steps, calibrator.levels(batches), neuron=neuron)
             else:
-                found = _fitting(found, conversion, snn, neuron)
-            pools = [(name, source) for _, name, source in conversion.writer.pools]
-            wiring = pools, conversion.writer.readers, conversion.writer.cats, conversion.writer.signed, record, trace
+                found = calibrator.fitting(earlier)
+            pools = [(pool.name, pool.source) for pool in writer.pools]
+            signed = [layer.name for layer in writer.layers if layer.signed]
+            wiring = pools, writer.readers, writer.cats, signed, record, trace
             network = TandemNetwork(snn, ann, time_steps, names, found, *wiring)
-            if on_data and mode != "spikes":  # for counts do not tell when the spikes come
+            if batches and mode != "spikes":  # for counts do not tell when the spikes come
                 record.sample = Sample(batches[0])
                 if correct_bias is not False:
-                    corrections = _corrections(conversion, trace, snn, batches)
-                    network.calibration = replaced_fields(found, corrections=corrections)
-                _warn_if_unlike(network, trace, neuron, percentile, per_channel, correct_bias)
+                    network.calibration = replaced_fields(found, corrections=calibrator.corrections(batches))
+                _warn_if_unlike(network, trace, settings.not_default(neuron))
             return network
 
 
-CALIBRATED = IF(initial=0.5, two_phase=True)
-"""The neurons of a calibrated conversion, unless ``neuron`` says otherwise."""
-
-
 def _converted(
-    make: Callable[..., Conversion], spiking_layers: int | None, per_channel: bool | None
+    trace: Traced, options: Options, per_channel: bool | None, spiking_layers: int | None
 ) -> tuple[Conversion, tuple[str, ...]]:
     """Convert with thresholds of channels or of layers; with None, of channels if that is possible.
 
@@ -242,48 +214,19 @@ def _converted(
         The conversion, and what in the ANN rules out thresholds of channels where ``per_channel`` is None.
     """
 
-    def made(channels: bool) -> Conversion:
-        whole = make(per_channel=channels)
+    def convert_with(channels: bool) -> Conversion:
+        chosen = replaced_fields(options, per_channel=channels)
+        whole = Conversion(trace, chosen)
         if spiking_layers is None:
             return whole
-        return cut(whole, spiking_layers, lambda spiking: make(per_channel=channels, spiking=spiking))
+        return cut(whole, spiking_layers, lambda spiking: Conversion(trace, chosen, spiking))
 
     if per_channel is not None:
-        return made(per_channel), ()
-    channels = made(True)
+        return convert_with(per_channel), ()
+    channels = convert_with(True)
     if not channels.problems:
         return channels, ()
-    layers = made(False)
-    return layers, tuple(dict.fromkeys(problem.name for problem in channels.problems))
-
-
-def _levels(
-    conversion: Conversion, trace: Traced, snn: fx.GraphModule, batches: Sequence[Batch], percentile: float | None
-) -> dict[str, Level]:
-    writer = conversion.writer
-    with evaluating(writer.ann), torch.no_grad():
-        check_traced(writer.ann, trace.graph, *batches[0], root=trace.root)
-    measured = [_measured(conversion, snn, name) for _, name in writer.neurons]
-    measured += [Measured(name, node) for node, name, _ in writer.pools if name not in writer.unmeasured]
-    if percentile is not None:
-        return percentiles(trace.root, trace.graph, measured, batches, percentile)
-    return least_errors(trace.root, trace.graph, measured, batches, writer.time_steps, writer.neuron.initial)
-
-
-def _fitting(found: Calibration, conversion: Conversion, snn: fx.GraphModule, neuron: Neuron) -> Calibration:
-    """Return the part of a calibration that is for the layers of a network."""
-    channels = {name: _channels(conversion, snn, name) for _, name in conversion.writer.neurons}
-    levels = checked_levels(channels, [name for _, name, _ in conversion.writer.pools], found.levels)
-    corrections = {name: x for name, x in found.corrections.items() if name in channels}
-    return replaced_fields(found, levels=levels, corrections=corrections, neuron=neuron)
-
-
-def _corrections(
-    conversion: Conversion, trace: Traced, snn: fx.GraphModule, batches: Sequence[Batch]
-) -> dict[str, Tensor]:
-    names = [name for _, name in conversion.writer.neurons if weight_layer(snn.get_submodule(name))]
-    means = [_measured(conversion, snn, name, True) for name in names]
-    return find_corrections(trace.root, trace.graph, snn, means, batches)
+    return convert_with(False), tuple(dict.fromkeys(problem.name for problem in channels.problems))
 
 
 def _sizes(example: Tensor | Sequence[Tensor]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
@@ -291,27 +234,16 @@ def _sizes(example: Tensor | Sequence[Tensor]) -> tuple[tuple[torch.Size, torch.
     return tuple((torch.Size([1, *x.shape[1:]]), x.dtype) for x in inputs)
 
 
-def _warn_if_unlike(
-    network: TandemNetwork,
-    trace: Traced,
-    neuron: Neuron,
-    percentile: float | None,
-    per_channel: bool | None,
-    correct_bias: bool | None,
-) -> None:
-    """Warn if a calibrated network does not compute what its ANN does, and say what to change."""
+def _warn_if_unlike(network: TandemNetwork, trace: Traced, changed: Sequence[str]) -> None:
+    """Warn if a calibrated network does not compute what its ANN does, and say what to change.
+
+    ``changed``: the arguments that make the network less accurate than the defaults.
+    """
     assert network._record is not None
     report = report_on(network, network._record, None, trace)
     if not report.is_unlike:
         return
-    worse = {
-        "neuron": neuron != CALIBRATED,
-        "percentile": percentile is not None,
-        "per_channel": per_channel is False,
-        "correct_bias": correct_bias is False,
-    }
-    changed = " and ".join(name for name, differs in worse.items() if differs)
-    defaults = f"leave out {changed}, since the defaults are better; " if changed else ""
+    defaults = f"leave out {' and '.join(changed)}, since the defaults are better; " if changed else ""
     warnings.warn(
         f"convert: {report.verdict}. To change that: {defaults}use more time steps than {network.time_steps}; or train "
         "the network further. print(snn.report()) shows all layers",
@@ -339,42 +271,6 @@ def _check_choices(
             raise ValueError(
                 f"convert: spiking_layers must be at least 1 (with none, use the ANN itself), got {spiking_layers}"
             )
-
-
-def _check_calibration(
-    mode: str, percentile: Any, per_channel: Any, correct_bias: Any, on_data: bool, calibrate: Any
-) -> None:
-    if percentile is not None:
-        checks.check_number("convert", "percentile", percentile)
-        if not 0 < percentile <= 100:
-            raise ValueError(f"convert: percentile must be in (0, 100], got {percentile}")
-    for name, value in (("per_channel", per_channel), ("correct_bias", correct_bias)):
-        if not (value is None or isinstance(value, bool)):
-            raise TypeError(f"convert: {name} must be True, False or None, got {type(value).__name__}")
-        if value and not on_data:
-            got = "None" if calibrate is None else "the result of an earlier calibration"
-            raise ValueError(f"convert: calibrate must be inputs of the ANN with {name}=True, got {got}")
-    if correct_bias and mode == "spikes":
-        raise ValueError("convert: mode must be 'constant' or 'impulse' with correct_bias=True, got 'spikes'")
-
-
-def _channels(conversion: Conversion, snn: fx.GraphModule, name: str) -> int | None:
-    """Return the number of channels of a spiking layer that each have a level; None if it has one for all."""
-    if not conversion.writer.per_channel or weight_layer(snn.get_submodule(name)) is None:
-        return None
-    return conversion.writer.targets[name][1]
-
-
-def _measured(conversion: Conversion, snn: fx.GraphModule, name: str, per_channel: bool = False) -> Measured:
-    """Return what to measure of the ANN for a spiking layer."""
-    node = next(node for node, of in conversion.writer.neurons if of == name)
-    layer = weight_layer(snn.get_submodule(name))
-    dim = -1 if isinstance(layer, nn.Linear) else 1
-    signed, bound = name in conversion.writer.signed, conversion.writer.bounds.get(name, math.inf)
-    channels = _channels(conversion, snn, name)
-    if per_channel or channels is not None:
-        node, channels = conversion.writer.targets[name]
-    return Measured(name, node, signed, bound, channels, dim)
 
 
 @contextmanager

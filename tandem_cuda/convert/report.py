@@ -18,11 +18,11 @@ from ..spike_train import SpikeTrain
 from .comparison import (
     FEW,
     Answers,
-    Comparison,
     Converted,
     Spiking,
     Sums,
     chunks,
+    comparing,
     copied,
     inputs_of,
     numbers_of,
@@ -229,7 +229,7 @@ def report_on(network: Converted, record: Record, inputs: Any, trace: Traced | N
             spiking = Spiking(network, {called[name]: (origins[name], of) for name, of in sums.items()})
             outputs = spiking.run(*copied(chunk))
             numbers = tuple(numbers_of(x) for x in copied(chunk))
-            ann: Any = network.ann() if graph is None else Comparison(*graph, spiking.trains).run
+            ann: Any = network.ann() if graph is None else comparing(*graph, spiking).run
             answers.add(outputs, ann(*numbers))
     time_steps = next((x.time_steps for x in given if isinstance(x, SpikeTrain)), network.time_steps)
     converted = [_layer(network, origins[name], sums.get(name)) for name in layers]

@@ -6,6 +6,7 @@ PyTorch's own layers and functions are registered in the same way.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -105,23 +106,37 @@ def _word(x: Any) -> str:
 
 
 def arguments_of(call: Call, signature: Callable[..., Any], *, sizes: bool = False) -> Any:
-    """Return what ``signature``, which has the parameters of the function that is called, returns for its arguments.
+    """Return ``signature`` of all arguments of a call but the first, the input.
 
     Raises:
-        Unconvertible: the input is no spikes, there are other arguments, or without ``sizes`` some are sizes that
-            depend on the input.
+        Unconvertible: the input is no spikes, ``signature`` does not take these arguments, or without ``sizes`` some
+            are sizes that depend on the input.
     """
     _ = call.input
+    positional = call.args[1:]
     named = {"dim" if name == "axis" else name: x for name, x in call.kwargs.items()}
     parameters = inspect.signature(signature)
     try:
-        parameters.bind(*call.args, **named)
+        parameters.bind(*positional, **named)
     except TypeError:
-        names = ", ".join(name for name in parameters.parameters if name != "x")
-        raise Unconvertible(f"pass no arguments but {names}") from None
-    if not sizes and any(isinstance(x, (Size, Shape)) for x in tree_leaves((call.args[1:], named))):
+        raise Unconvertible(f"pass no arguments but {', '.join(parameters.parameters)}") from None
+    if not sizes and any(isinstance(x, (Size, Shape)) for x in tree_leaves((positional, named))):
         raise Unconvertible(NUMBER)
-    return signature(*call.args, **named)
+    return signature(*positional, **named)
+
+
+def converts(*functions: Any, sizes: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a rule for functions. Behind the call it takes their arguments, as :func:`arguments_of` checks them."""
+
+    def registered(rule: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(rule)
+        def of_call(call: Call) -> Any:
+            return arguments_of(call, functools.partial(rule, call), sizes=sizes)
+
+        register_all(of_call, *functions)
+        return rule
+
+    return registered
 
 
 def register_all(rule: Rule, *functions: Any) -> None:

@@ -373,7 +373,11 @@ def check_traced(
 
     Returns the sizes of all tensors.
     """
-    sizer = _Sizer(root or ann, graph)
+    sizes: dict[fx.Node, torch.Size] = {}
+
+    def note(node: fx.Node, value: Any) -> None:
+        if isinstance(value, Tensor):
+            sizes[node] = value.shape
 
     def run(f: Callable[..., Any]) -> list[Tensor]:
         return [y for y in tree_leaves(f(*(x.clone() for x in inputs))) if isinstance(y, Tensor)]
@@ -384,24 +388,23 @@ def check_traced(
         pairs = [(a.double(), b.double()) for a, b in zip(one, other, strict=True)]
         return all(bool((a - b).norm() <= 1e-3 * b.norm()) for a, b in pairs)
 
-    want, got = run(ann), run(sizer.run)
+    want, got = run(ann), run(Showing(root or ann, graph, note).run)
     if not alike(got, want) and alike(run(ann), want):  # an ANN that draws random numbers differs from itself
         raise ValueError(
             "convert: ann must compute the same as its torch.fx trace, got different outputs (does a forward write to "
             "a tensor that has another name, as in y = x; x += z, or use a context manager such as autocast?)"
         )
-    return sizer.sizes
+    return sizes
 
 
-class _Sizer(fx.Interpreter):
-    """Runs a graph and notes the sizes of its tensors."""
+class Showing(fx.Interpreter):
+    """Runs a graph and shows the result of each node to a function: at once, for a later node may overwrite it."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, show: Callable[[fx.Node, Any], None]) -> None:
         super().__init__(root, graph=graph)
-        self.sizes: dict[fx.Node, torch.Size] = {}
+        self.show = show
 
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
-        if isinstance(out, Tensor):
-            self.sizes[n] = out.shape
+        self.show(n, out)
         return out

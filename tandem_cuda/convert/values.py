@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,8 +28,8 @@ class Train:
     node: fx.Node
     level: str | None = None
     """The layer whose level, divided by T, is the weight of a spike; None for recorded spikes, whose weight is 1."""
-    copies: int = 1
-    """The number of neurons per neuron of the ANN. The ANN's activation is the sum of theirs."""
+    windows: int = 1
+    """The number of neurons for one value of the ANN, which is the sum of their activations."""
     signed: bool = False
     """Whether there are two neurons for each value of the ANN, for its positive and its negative part."""
     channels: int | None = None
@@ -84,7 +85,7 @@ class Current:
     """A pre-activation, whose neurons have not been written yet."""
 
     branches: list[Branch]
-    then: list[Callable[[Train], Train]] = field(default_factory=list)
+    deferred: list[Callable[[Train], Train]] = field(default_factory=list)
     """Steps to apply after the neurons. The ANN applies them before its ReLU, with the same result."""
     wants_relu: fx.Node | None = None
     """The ANN's node for a step that has the same result only because a ReLU follows; None if there is none."""
@@ -94,7 +95,7 @@ class Current:
     @property
     def is_sum(self) -> bool:
         """Whether it can be part of a larger sum: it reads spikes, and nothing comes after the neurons."""
-        return not self.then and not any(branch.encoded for branch in self.branches)
+        return not self.deferred and not any(branch.encoded for branch in self.branches)
 
     @property
     def of_neurons(self) -> tuple[int | None, int | None]:
@@ -106,12 +107,12 @@ class Current:
     @property
     def channels(self) -> int | None:
         """The number of channels or features; None if it is not known, as behind steps."""
-        return None if self.then else self.of_neurons[0]
+        return None if self.deferred else self.of_neurons[0]
 
     @property
     def dims(self) -> int | None:
         """The number of dimensions with that of the batch; None if it is not known, as behind steps."""
-        return None if self.then else self.of_neurons[1]
+        return None if self.deferred else self.of_neurons[1]
 
 
 @dataclass
@@ -121,15 +122,15 @@ class Pooled:
     node: fx.Node
     module: nn.AvgPool2d | nn.AdaptiveAvgPool2d
     source: Train | Pooled
-    then: list[Callable[[Any], Any]] = field(default_factory=list)
+    deferred: list[Callable[[Any], Any]] = field(default_factory=list)
     """Steps to apply to the average, whatever its form."""
     flat: bool = False
     dims: int | None = None
     """The number of dimensions with that of the batch; None if it is not known."""
-    made: dict[str, Any] = field(default_factory=dict)
+    forms: dict[str, Any] = field(default_factory=dict)
     """The average in each form written so far."""
-    done: dict[str, Any] = field(default_factory=dict)
-    """The same after the steps of ``then``."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """The same after the steps of ``deferred``."""
 
     @property
     def signed(self) -> bool:
@@ -203,6 +204,37 @@ class Broken:
 
     instead: Any
     """A substitute to go on with, so that later problems are found, too."""
+
+
+@dataclass(frozen=True)
+class SpikingLayer:
+    """A layer of neurons in the SNN, and the values of the ANN that they stand for."""
+
+    name: str
+    node: fx.Node
+    """The ANN's activation."""
+    signed: bool = False
+    """Whether there are neurons for both signs."""
+    bound: float = math.inf
+    """The largest value that the activation returns."""
+    values: fx.Node | None = None
+    """The ANN's node for the values of all neurons, before the activation or behind it."""
+    channels: int | None = None
+    """The number of channels or features of these values; None if it is not known."""
+
+
+@dataclass(frozen=True)
+class SpikingPool:
+    """An average pooling with neurons in the SNN."""
+
+    name: str
+    node: fx.Node
+    """The ANN's pooling."""
+    source: str | None
+    """The layer whose level, divided by T, is the weight of the spikes that it averages."""
+    signed: bool
+    """Whether it averages signed values. Then it cannot be calibrated: the ANN never computes the average of the
+    positive part alone."""
 
 
 VALUES = (Real, Train, Current, Pooled, Pieces, Grouped, Size, Shape, Sizes, Broken)

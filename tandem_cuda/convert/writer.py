@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -29,8 +30,9 @@ from ..nn.wiring import Wiring
 from ..spike_train import SpikeTrain
 from .advice import COUNTED, NEGATIVE
 from .nodes import kept, kind_of, name_in_ann, owner_of, parametrized, word_of
+from .options import Options
 from .record import Origin
-from .values import Branch, Current, Pooled, Real, Source, Train
+from .values import Branch, Current, Pooled, Real, Source, SpikingLayer, SpikingPool, Train
 from .weight_rules import Unconvertible, weights_of
 
 
@@ -39,13 +41,7 @@ class Writer:
 
     Args:
         ann: the ANN.
-        time_steps: T.
-        mode: as for ``convert``.
-        neuron: as for ``convert``.
-        engine: as for ``convert``.
-        scaled: whether thresholds will be calibrated, so that spikes differ in weight.
-        learn_thresholds: as for ``convert``.
-        per_channel: whether every channel will have a threshold.
+        options: what ``convert`` was asked for.
         hybrid: whether a part of the ANN follows the last spikes.
         values: what the ANN's nodes have become so far.
         tainted: the ANN's nodes that cannot be converted, and all nodes that depend on them.
@@ -54,44 +50,22 @@ class Writer:
     def __init__(
         self,
         ann: nn.Module,
-        time_steps: int,
-        mode: str,
-        neuron: Neuron,
-        engine: str,
-        *,
-        scaled: bool,
-        learn_thresholds: bool,
-        per_channel: bool,
+        options: Options,
         hybrid: bool,
         values: Mapping[fx.Node, Any],
         tainted: set[fx.Node],
     ) -> None:
-        self.ann, self.values, self.tainted = ann, values, tainted
-        self.time_steps, self.mode, self.neuron, self.engine = time_steps, mode, neuron, engine
-        self.scaled, self.learn_thresholds = scaled, learn_thresholds
-        self.per_channel, self.hybrid = per_channel, hybrid
+        self.ann, self.options, self.hybrid, self.values, self.tainted = ann, options, hybrid, values, tainted
         self.graph = fx.Graph()
         self.modules: dict[str, Any] = {}
         self.names = {name for name, _ in ann.named_modules()}
         self.encoded: dict[fx.Node, fx.Node] = {}
         self.real: dict[fx.Node, fx.Node] = {}
         """The decoded counts of trains."""
-        self.neurons: list[tuple[fx.Node, str]] = []
-        """The ANN's activations, each with the name of the spiking layer that replaces it."""
-        self.pools: list[tuple[fx.Node, str, str | None]] = []
-        """Average poolings with neurons: ANN node, name in the SNN, layer whose level scales the input."""
-        self.unmeasured: set[str] = set()
-        """Average poolings of signed values. They cannot be calibrated: the ANN never computes the average of the
-        positive part alone."""
-        self.signed: set[str] = set()
-        """The spiking layers with neurons for both signs."""
-        self.bounds: dict[str, float] = {}
-        """The spiking layers that replace a bounded activation, and the bound."""
+        self.layers: list[SpikingLayer] = []
+        self.pools: list[SpikingPool] = []
         self.origins: list[Origin] = []
         """What each module that replaces something of the ANN comes from."""
-        self.targets: dict[str, tuple[fx.Node, int]] = {}
-        """Of spiking layers, the ANN's node for the values of all neurons, with or without ReLU, and their number of
-        channels."""
         self.readers: list[tuple[Any, tuple[Source, ...]]] = []
         """Modules that multiply the channels that they read by different weights of a spike, and their sources."""
         self.cats: list[tuple[Any, list[str | None]]] = []
@@ -103,8 +77,9 @@ class Writer:
 
     def encoded_input(self, x: fx.Node) -> fx.Node:
         if x not in self.encoded:
-            scale = 1 / self.time_steps if self.scaled and self.mode == "constant" else 1.0
-            name = self.named("encode", Encode(self.time_steps, self.mode, scale))
+            steps, mode = self.options.time_steps, self.options.mode
+            scale = 1 / steps if self.options.calibrated and mode == "constant" else 1.0
+            name = self.named("encode", Encode(steps, mode, scale))
             self.encoded[x] = self.graph.call_module(name, (x,))
         return self.encoded[x]
 
@@ -130,29 +105,27 @@ class Writer:
 
     def pooled(self, x: Pooled, form: str) -> Any:
         """Write an average as "real" mean of counts, as "neurons", or as the spikes of its "windows" side by side."""
-        if form not in x.made:
+        if form not in x.forms:
             pool: Any = x.module
             if form == "real":
-                x.made[form] = self.called(self.decoded(x.source), x.node, pool)
+                x.forms[form] = self.called(self.decoded(x.source), x.node, pool)
             elif form == "windows":
                 windows = SpikeWindows(pool.kernel_size, pool.stride, pool.padding, pool.divisor_override)
-                x.made[form] = replace(self.called(self.spikes(x.source), x.node, windows), copies=windows.size)
+                x.forms[form] = replace(self.called(self.spikes(x.source), x.node, windows), windows=windows.size)
             else:
-                train = self.called(self.spikes(x.source), x.node, _spiking_pool(pool, self.neuron, self.engine))
+                train = self.called(self.spikes(x.source), x.node, _spiking_pool(pool, self.options))
                 if train.sources is None:
                     name = str(train.node.target)
-                    self.pools.append((x.node, name, train.level))
-                    if train.signed:
-                        self.unmeasured.add(name)
+                    self.pools.append(SpikingPool(name, x.node, train.level, train.signed))
                     train = replace(train, level=name)
-                x.made[form] = train
-        if form not in x.done:
-            x.done[form] = x.made[form]
-            for step in x.then:
-                x.done[form] = step(x.done[form])
-        return x.done[form]
+                x.forms[form] = train
+        if form not in x.results:
+            x.results[form] = x.forms[form]
+            for step in x.deferred:
+                x.results[form] = step(x.results[form])
+        return x.results[form]
 
-    def fired(self, node: fx.Node, x: Any, *, signed: bool = False, bound: float | None = None) -> Any:
+    def write_neurons(self, node: fx.Node, x: Any, *, signed: bool = False, bound: float | None = None) -> Any:
         """Write the neurons for the values of a node. A ReLU of spikes or of their average changes nothing.
 
         Args:
@@ -171,46 +144,44 @@ class Writer:
             refused = Unconvertible(NEGATIVE)
             refused.node = x.wants_relu
             raise refused
-        neuron = self.neuron if bound is None else _bounded(self.neuron)
-        (branch, *others) = x.branches
-        if not others:
-            name = branch.name or node.name
-            module: Any = self._layer(branch, neuron, signed, self.learn_thresholds)
-        else:
-            name = ".".join([*_common([b.name.split(".")[:-1] for b in x.branches if b.layer is not None]), "add"])
-            alone = not signed and not self.per_channel  # otherwise each branch must hold the thresholds
-            branches = [nn.Identity() if b.is_plain and alone else self._layer(b, IF(), signed) for b in x.branches]
-            module = TandemAdd(*branches, neuron=neuron, engine=self.engine, learn_threshold=self.learn_thresholds)
-        name = self.named(name, module, replaces=not others)
-        self.neurons.append((node, name))
-        if signed:
-            self.signed.add(name)
-        if bound is not None:
-            self.bounds[name] = bound
-        inputs = tuple(b.train.node for b in x.branches)
+        name = self._neurons(node, x, signed, bound)
+        channels, dims = x.of_neurons
+        largest = math.inf if bound is None else bound
+        self.layers.append(SpikingLayer(name, node, signed, largest, self._before_deferred(node, x), channels))
         level: str | None = name
         sources: tuple[Source, ...] | None = None
-        channels, dims = x.of_neurons
-        if channels is not None:
-            self.targets[name] = self._target(node, x), channels
-        if self.per_channel:
+        if self.options.per_channel:
             assert channels is not None  # or else there would be no layer
             level, sources = None, tuple((name, i) for i in range(channels))
-        called = self.graph.call_module(name, inputs)
-        train = Train(called, level, signed=signed, channels=channels, sources=sources, dims=dims)
-        fired = train.node
-        for step in x.then:
+        neurons = self.graph.call_module(name, tuple(branch.train.node for branch in x.branches))
+        train = Train(neurons, level, signed=signed, channels=channels, sources=sources, dims=dims)
+        for step in x.deferred:
             train = step(train)
         ann, names = self._parts(node, x, signed)
-        steps = _between(fired, train.node)
+        steps = _between(neurons, train.node)
         self.origins.append(Origin(name, ann, names, node.name, steps, signed, bound, train.sources))
         return train
 
-    def _target(self, node: fx.Node, x: Current) -> fx.Node:
+    def _neurons(self, node: fx.Node, x: Current, signed: bool, bound: float | None) -> str:
+        """Make the layer of the neurons, and return its name."""
+        neuron: Any = self.options.neuron
+        if bound is not None:  # the gradient is zero where the neurons are saturated
+            neuron = replace(neuron, clip=True)
+        learn, engine = self.options.learn_thresholds, self.options.engine
+        (branch, *others) = x.branches
+        if not others:
+            return self.named(branch.name or node.name, self._layer(branch, neuron, signed, learn), replaces=True)
+        paths = [b.name.split(".")[:-1] for b in x.branches if b.layer is not None]
+        alone = not signed and not self.options.per_channel  # otherwise each branch must hold the thresholds
+        branches = [nn.Identity() if b.is_plain and alone else self._layer(b, IF(), signed) for b in x.branches]
+        module = TandemAdd(*branches, neuron=neuron, engine=engine, learn_threshold=learn)
+        return self.named(".".join([*_common(paths), "add"]), module)
+
+    def _before_deferred(self, node: fx.Node, x: Current) -> fx.Node:
         """Return the ANN's node for the values of all neurons: before the steps that come after the neurons."""
-        if not x.then:
+        if not x.deferred:
             return node
-        while not isinstance(before := self.values.get(node), Current) or before.then:
+        while not isinstance(before := self.values.get(node), Current) or before.deferred:
             node = node.all_input_nodes[0]
         return node
 
@@ -247,7 +218,7 @@ class Writer:
         if channels is None:
             raise Unconvertible(COUNTED)
         ends = channels * (1 + branch.train.signed), channels * (1 + signed)
-        layer = TandemElementwise(*ends, channels, device="meta", neuron=neuron, engine=self.engine)
+        layer = TandemElementwise(*ends, channels, device="meta", neuron=neuron, engine=self.options.engine)
         layer.maps(branch.factor, branch.offset, self.like)
         return layer
 
@@ -258,10 +229,10 @@ class Writer:
         inputs, outputs = ("in_features", "out_features")
         if inputs not in arguments:
             inputs, outputs = ("in_channels", "out_channels")
-        arguments[inputs] *= train.copies * (1 + train.signed)
+        arguments[inputs] *= train.windows * (1 + train.signed)
         arguments[outputs] *= 1 + signed
-        layer: Any = rule.tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.engine)
-        layer.wiring = Wiring(train.copies, train.signed, signed)
+        layer: Any = rule.tandem(**arguments, bias=False, device="meta", neuron=neuron, engine=self.options.engine)
+        layer.wiring = Wiring(train.windows, train.signed, signed)
         for name in ("weight", "bias"):
             owner, key = owner_of(module, name)
             setattr(layer, name, getattr(owner, key))
@@ -273,7 +244,7 @@ class Writer:
     def joined(self, node: fx.Node, trains: list[Train]) -> Train:
         """Concatenate trains along the channels."""
         levels = list(dict.fromkeys(train.level for train in trains))
-        differ = self.scaled and (len(levels) > 1 or any(train.sources is not None for train in trains))
+        differ = self.options.calibrated and (len(levels) > 1 or any(train.sources is not None for train in trains))
         channels = [train.channels for train in trains]
         known = [number for number in channels if number is not None]
         if differ and len(known) < len(trains):
@@ -297,12 +268,10 @@ class Writer:
 
     def gated(self, node: fx.Node, train: Train, gate: Real) -> Train:
         """Write the neurons of a product of spikes and a gate."""
-        module = TandemGate(self.neuron, train.signed)
+        module = TandemGate(self.options.neuron, train.signed)
         self.reads(module.decode, train)
         name = self.named(node.name, module)
-        self.neurons.append((node, name))
-        if train.signed:
-            self.signed.add(name)
+        self.layers.append(SpikingLayer(name, node, train.signed))
         self.origins.append(Origin(name, "spikes * gate", (node.name,), node.name, signed=train.signed))
         node_of = self.graph.call_module(name, (train.node, gate.node))
         return Train(node_of, name, signed=train.signed, channels=train.channels, dims=train.dims)
@@ -330,11 +299,11 @@ class Writer:
             if isinstance(value, Train) and value.signed and start < 2:
                 if not whole:
                     raise Unconvertible("flatten all dimensions, or put a ReLU before it")
-                return replace(self.moved(value, "flatten"), channels=None, dims=2)
+                return replace(self.rearranged(value, "flatten"), channels=None, dims=2)
             flat = replace(value, node=self.graph.call_method("flatten", (value.node, start, end)))
             return replace(flat, channels=channels, dims=dims) if isinstance(value, Train) else flat
 
-        flat = self.behind(x, step, flat=whole)
+        flat = self.apply_or_defer(x, step, flat=whole)
         return replace(flat, dims=dims) if isinstance(flat, Pooled) else flat
 
     def flattened_to(self, x: Any, features: int) -> Any:
@@ -343,16 +312,16 @@ class Writer:
         def step(value: Any) -> Any:
             if isinstance(value, Real):
                 return replace(value, node=kept(self.graph.call_function(flattened_to, (value.node, features))))
-            size = features * value.copies * (1 + value.signed)
+            size = features * value.windows * (1 + value.signed)
             if value.signed:
-                value = self.moved(value, "flatten")
+                value = self.rearranged(value, "flatten")
             flat = kept(self.graph.call_function(flattened_to, (value.node, size)))
             return replace(value, node=flat, channels=features if value.sources is None else None, dims=2)
 
-        flat = self.behind(x, step, flat=True)
+        flat = self.apply_or_defer(x, step, flat=True)
         return replace(flat, dims=2) if isinstance(flat, Pooled) else flat
 
-    def moved(self, train: Train, how: str, *arguments: int) -> Train:
+    def rearranged(self, train: Train, how: str, *arguments: int) -> Train:
         """Rearrange the neurons of a train."""
         module = SpikeRearrange(how, *arguments, signed=train.signed)
         sources, channels = train.sources, train.channels
@@ -361,7 +330,7 @@ class Writer:
             if any(source != sources[i - i % size] for i, source in enumerate(sources)):
                 remedy = (
                     "pass per_channel=False"
-                    if self.per_channel
+                    if self.options.per_channel
                     else "put a weight layer between the concatenation and it"
                 )
                 raise Unconvertible(f"{remedy}: it needs spikes of one weight")
@@ -373,13 +342,13 @@ class Writer:
         node = self.graph.call_module(name, (train.node,))
         return replace(train, node=node, sources=sources, channels=channels, dims=dims)
 
-    def behind(self, x: Any, step: Callable[[Any], Any], flat: bool = False) -> Any:
+    def apply_or_defer(self, x: Any, step: Callable[[Any], Any], flat: bool = False) -> Any:
         """Apply a step to a spike train, or defer it: until after the neurons, or until the average has its form."""
         if not isinstance(x, Train):
             step = _blaming(self.now, step)
         if isinstance(x, Pooled):  # copies share the forms made so far, but not the steps applied to them
-            return replace(x, then=[*x.then, step], flat=x.flat or flat, done={})
-        return step(x) if isinstance(x, Train) else replace(x, then=[*x.then, step])
+            return replace(x, deferred=[*x.deferred, step], flat=x.flat or flat, results={})
+        return step(x) if isinstance(x, Train) else replace(x, deferred=[*x.deferred, step])
 
     def reads(self, module: Any, train: Train) -> None:
         """Note that a module weighs the spikes of each channel of a train."""
@@ -430,17 +399,18 @@ def _between(first: fx.Node, last: fx.Node) -> int:
     return steps
 
 
-def _spiking_pool(pool: Any, neuron: Neuron, engine: str) -> nn.Module:
-    """Make the spiking layer for average pooling. Its neurons start, and wait, as those of the other layers.
+def _spiking_pool(pool: Any, options: Options) -> nn.Module:
+    """Make the spiking layer for average pooling. Its neurons start and wait as the neurons of all layers do.
 
     Where the divisor is smaller than the window, a spike stands for more than one spike of the window.
     """
-    how: dict[str, Any] = {"initial": neuron.initial, "two_phase": neuron.two_phase, "engine": engine}
+    initial, two_phase = options.neuron.initial, options.neuron.two_phase
+    neurons: dict[str, Any] = {"initial": initial, "two_phase": two_phase, "engine": options.engine}
     if isinstance(pool, nn.AdaptiveAvgPool2d):
-        return SpikingAdaptiveAvgPool2d(pool.output_size, **how)
+        return SpikingAdaptiveAvgPool2d(pool.output_size, **neurons)
     windows = pool.kernel_size, pool.stride, pool.padding
     settings = pool.ceil_mode, pool.count_include_pad, pool.divisor_override
-    spiking = SpikingAvgPool2d(*windows, *settings, **how)
+    spiking = SpikingAvgPool2d(*windows, *settings, **neurons)
     spiking.threshold = spiking.amplitude = max(spiking.largest, 1.0)
     return spiking
 
@@ -456,11 +426,6 @@ def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:
 def is_positive(x: Current) -> bool:
     """Whether x is a sum of spikes, which needs no ReLU."""
     return all(b.is_identity and not b.train.signed for b in x.branches)
-
-
-def _bounded(neuron: Neuron) -> Neuron:
-    """Return neurons whose gradient is zero where they are saturated."""
-    return replace(neuron, clip=True)  # type: ignore[type-var]  # every neuron is a dataclass
 
 
 def _common(paths: list[list[str]]) -> list[str]:

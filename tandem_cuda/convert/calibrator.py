@@ -1,0 +1,164 @@
+"""Calibrate a conversion: which settings, on which data, and what belongs to which layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..neuron import IF, Neuron, check_neuron
+from ..nn.modes import evaluating
+from ..ops import checks
+from .batches import Batch
+from .calibrate import (
+    Activation,
+    Calibration,
+    CalibrationData,
+    Level,
+    checked_levels,
+    find_corrections,
+    least_errors,
+    percentiles,
+    weight_layer,
+)
+from .conversion import Conversion
+from .trace import check_traced
+from .values import SpikingLayer
+
+CALIBRATED = IF(initial=0.5, two_phase=True)
+"""The neurons of a calibrated conversion, unless ``neuron`` says otherwise."""
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """The arguments of :func:`convert` that say how to calibrate."""
+
+    calibrate: Any
+    percentile: Any = None
+    per_channel: Any = None
+    correct_bias: Any = None
+
+    def earlier(self, time_steps: int) -> Calibration | None:
+        """Return the earlier calibration that is to be used again; None for new data or no calibration."""
+        if isinstance(self.calibrate, Mapping):
+            return Calibration(time_steps, self.calibrate)
+        return self.calibrate if isinstance(self.calibrate, Calibration) else None
+
+    @property
+    def on_data(self) -> bool:
+        """Whether ``calibrate`` is inputs of the ANN."""
+        return self.calibrate is not None and not isinstance(self.calibrate, (Mapping, Calibration))
+
+    def check(self, mode: str) -> None:
+        """Raise a TypeError or ValueError if an argument is wrong or does not fit the others."""
+        if self.percentile is not None:
+            checks.check_number("convert", "percentile", self.percentile)
+            if not 0 < self.percentile <= 100:
+                raise ValueError(f"convert: percentile must be in (0, 100], got {self.percentile}")
+        for name in ("per_channel", "correct_bias"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, bool)):
+                raise TypeError(f"convert: {name} must be True, False or None, got {type(value).__name__}")
+            if value and not self.on_data:
+                got = "None" if self.calibrate is None else "the result of an earlier calibration"
+                raise ValueError(f"convert: calibrate must be inputs of the ANN with {name}=True, got {got}")
+        if self.correct_bias and mode == "spikes":
+            raise ValueError("convert: mode must be 'constant' or 'impulse' with correct_bias=True, got 'spikes'")
+
+    def neuron(self, neuron: Neuron | None) -> Neuron:
+        """Return the neurons of the network: the ones that were asked for, or the default.
+
+        Raises:
+            TypeError: ``neuron`` is none.
+            ValueError: it cannot be calibrated.
+        """
+        if neuron is None:
+            found = self.calibrate.neuron if isinstance(self.calibrate, Calibration) else None
+            neuron = found or (IF() if self.calibrate is None else CALIBRATED)
+        check_neuron("convert", neuron)
+        if self.calibrate is not None:
+            try:
+                neuron.calibrated(1.0)
+            except ValueError as error:
+                raise ValueError(f"convert: {error}") from None
+        return neuron
+
+    def channels(self, earlier: Calibration | None) -> bool | None:
+        """Whether each channel gets a threshold; None if that depends on whether all parts of the ANN can take it."""
+        if self.calibrate is None:
+            return False
+        if earlier is not None:
+            return any(isinstance(level, Tensor) and level.dim() for level in earlier.levels.values())
+        value: bool | None = self.per_channel
+        return value
+
+    def not_default(self, neuron: Neuron) -> list[str]:
+        """Return the names of the arguments that make a network less accurate than the defaults."""
+        worse = {
+            "neuron": neuron != CALIBRATED,
+            "percentile": self.percentile is not None,
+            "per_channel": self.per_channel is False,
+            "correct_bias": self.correct_bias is False,
+        }
+        return [name for name, differs in worse.items() if differs]
+
+
+class Calibrator:
+    """Finds the levels and the corrections for the layers of a conversion.
+
+    Args:
+        conversion: the conversion.
+        snn: the spiking twin that it has written.
+        settings: how to calibrate.
+    """
+
+    def __init__(self, conversion: Conversion, snn: fx.GraphModule, settings: CalibrationSettings) -> None:
+        self.trace, self.writer = conversion.trace, conversion.writer
+        self.options, self.snn, self.settings = conversion.writer.options, snn, settings
+
+    def levels(self, batches: Sequence[Batch]) -> dict[str, Level]:
+        """Measure the level of each spiking layer, and of average poolings with neurons."""
+        root, graph = self.trace.root, self.trace.graph
+        with evaluating(root), torch.no_grad():
+            check_traced(root, graph, *batches[0], root=root)
+        activations = [self._activation(layer, self._has_level_of_channels(layer)) for layer in self.writer.layers]
+        activations += [Activation(pool.name, pool.node) for pool in self.writer.pools if not pool.signed]
+        data = CalibrationData(self.trace, batches)
+        if self.settings.percentile is not None:
+            return percentiles(data, activations, self.settings.percentile)
+        return least_errors(data, activations, self.options.time_steps, self.options.neuron.initial)
+
+    def fitting(self, earlier: Calibration) -> Calibration:
+        """Return the part of an earlier calibration that is for the layers of this network.
+
+        Raises:
+            TypeError: a level is no number.
+            ValueError: a layer has no level, or its level is not positive and finite or has another shape.
+        """
+        layers = self.writer.layers
+        channels = {layer.name: layer.channels if self._has_level_of_channels(layer) else None for layer in layers}
+        levels = checked_levels(channels, [pool.name for pool in self.writer.pools], earlier.levels)
+        corrections = {name: x for name, x in earlier.corrections.items() if name in channels}
+        return replace(earlier, levels=levels, corrections=corrections, neuron=self.options.neuron)
+
+    def corrections(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Correct the biases of the spiking twin, and return the corrections."""
+        layers = [layer for layer in self.writer.layers if self._holder(layer) is not None]
+        data = CalibrationData(self.trace, batches)
+        return find_corrections(data, self.snn, [self._activation(layer, True) for layer in layers])
+
+    def _holder(self, layer: SpikingLayer) -> nn.Module | None:
+        return weight_layer(self.snn.get_submodule(layer.name))
+
+    def _has_level_of_channels(self, layer: SpikingLayer) -> bool:
+        return self.options.per_channel and self._holder(layer) is not None
+
+    def _activation(self, layer: SpikingLayer, each_channel: bool) -> Activation:
+        """Return the ANN's activation for a spiking layer, by channels or as a whole."""
+        node, channels = (layer.values, layer.channels) if each_channel else (layer.node, None)
+        assert node is not None  # every layer with weights has it
+        dim = -1 if isinstance(self._holder(layer), nn.Linear) else 1
+        return Activation(layer.name, node, layer.signed, layer.bound, channels, dim)
