@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from . import neuron as neuron
 from . import reference
 from ._load import load_library
+from ._moved import install
 
 try:
     _C = load_library()
@@ -24,13 +25,15 @@ except ImportError as error:
             raise ImportError(_unloaded.msg, name=_unloaded.name, path=_unloaded.path) from _unloaded
 
 else:
-    from . import activity as activity
-    from . import anytime as anytime
-    from . import artefact as artefact
     from . import models, ops
-    from .analysis.activity import record_activity, synops
-    from .analysis.activity_table import ActivityTable, LayerActivity
-    from .analysis.penalties import FiringRatePenalty, SynOpsPenalty
+    from .analysis import (
+        ActivityTable,
+        FiringRatePenalty,
+        LayerActivity,
+        SynOpsPenalty,
+        record_activity,
+        synops,
+    )
     from .build_info import build_info
     from .convert import Calibration, TandemNetwork, convert
     from .exchange import from_authors
@@ -58,13 +61,14 @@ else:
         TandemLinear,
         TandemStochasticDepth,
     )
-    from .nn import frozen as _frozen  # noqa: F401 (tandem_cuda.nn.frozen.register needs no import of its own)
     from .quantisation import quantise, unquantise
     from .spike_train import SpikeTrain
 
     __version__: str = _C.__version__
     library_path: str = _C.library_path
     """The shared library with the operators, for C++ programs, which load it without Python."""
+
+install()
 
 __all__ = [
     "IF",
