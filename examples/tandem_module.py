@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tandem_cuda import IF, SpikeTrain, TandemNetwork, convert, record_activity
-from tandem_cuda.diagnostics import diagnose
+from tandem_cuda.analysis import diagnose
 
 
 class CheckpointError(Exception):

@@ -9,6 +9,37 @@ from typing import TYPE_CHECKING
 from . import neuron as neuron
 from . import reference
 from ._load import load_library
+from ._moved import install
+
+__all__ = [
+    "IF",
+    "LIF",
+    "AccuracyCurve",
+    "ActivityTable",
+    "Calibration",
+    "Cascade",
+    "FiringRatePenalty",
+    "FrozenNetwork",
+    "LayerActivity",
+    "OperatingPoint",
+    "Prediction",
+    "SpikeTrain",
+    "Stream",
+    "SynOpsPenalty",
+    "TandemNetwork",
+    "build_info",
+    "convert",
+    "freeze",
+    "from_authors",
+    "library_path",
+    "models",
+    "ops",
+    "quantise",
+    "record_activity",
+    "reference",
+    "synops",
+    "unquantise",
+]
 
 try:
     _C = load_library()
@@ -24,94 +55,20 @@ except ImportError as error:
             raise ImportError(_unloaded.msg, name=_unloaded.name, path=_unloaded.path) from _unloaded
 
 else:
-    from . import activity as activity
-    from . import anytime as anytime
-    from . import artefact as artefact
-    from . import models, ops
-    from .analysis.activity import record_activity, synops
-    from .analysis.activity_table import ActivityTable, LayerActivity
-    from .analysis.penalties import FiringRatePenalty, SynOpsPenalty
+    from . import models, nn, ops
+    from .analysis import ActivityTable, FiringRatePenalty, LayerActivity, SynOpsPenalty, record_activity, synops
     from .build_info import build_info
     from .convert import Calibration, TandemNetwork, convert
     from .exchange import from_authors
     from .freeze import AccuracyCurve, Cascade, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
     from .neuron import IF, LIF
-    from .nn import (
-        Decode,
-        Encode,
-        EncodedInput,
-        SpikeCat,
-        SpikeRearrange,
-        SpikeWindows,
-        SpikingAdaptiveAvgPool2d,
-        SpikingAvgPool2d,
-        SpikingGlobalMaxPool2d,
-        SpikingMaxPool2d,
-        TandemAdd,
-        TandemConv1d,
-        TandemConv2d,
-        TandemConvTranspose2d,
-        TandemDropout,
-        TandemDropout2d,
-        TandemElementwise,
-        TandemGate,
-        TandemLinear,
-        TandemStochasticDepth,
-    )
-    from .nn import frozen as _frozen  # noqa: F401 (tandem_cuda.nn.frozen.register needs no import of its own)
+    from .nn import *  # noqa: F403 (the layers; nn.__all__ lists them)
     from .quantisation import quantise, unquantise
     from .spike_train import SpikeTrain
 
+    __all__ += nn.__all__
     __version__: str = _C.__version__
     library_path: str = _C.library_path
     """The shared library with the operators, for C++ programs, which load it without Python."""
 
-__all__ = [
-    "IF",
-    "LIF",
-    "AccuracyCurve",
-    "ActivityTable",
-    "Calibration",
-    "Cascade",
-    "Decode",
-    "Encode",
-    "EncodedInput",
-    "FiringRatePenalty",
-    "FrozenNetwork",
-    "LayerActivity",
-    "OperatingPoint",
-    "Prediction",
-    "SpikeCat",
-    "SpikeRearrange",
-    "SpikeTrain",
-    "SpikeWindows",
-    "SpikingAdaptiveAvgPool2d",
-    "SpikingAvgPool2d",
-    "SpikingGlobalMaxPool2d",
-    "SpikingMaxPool2d",
-    "Stream",
-    "SynOpsPenalty",
-    "TandemAdd",
-    "TandemConv1d",
-    "TandemConv2d",
-    "TandemConvTranspose2d",
-    "TandemDropout",
-    "TandemDropout2d",
-    "TandemElementwise",
-    "TandemGate",
-    "TandemLinear",
-    "TandemNetwork",
-    "TandemStochasticDepth",
-    "build_info",
-    "convert",
-    "freeze",
-    "from_authors",
-    "library_path",
-    "models",
-    "ops",
-    "quantise",
-    "record_activity",
-    "reference",
-    "synops",
-    "unquantise",
-]
+install()

@@ -8,6 +8,7 @@ import platform
 import random
 import statistics
 import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,14 +23,14 @@ from .convert import convert
 from .doctor import summary
 from .freeze import freeze
 
-# Each with the shape of its input. CifarNet has a quarter of its channels.
+# Each network with the shape of its input; CifarNet with a quarter of its channels
 NETWORKS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
     "CifarNet / 4": (lambda: models.cifarnet(width=0.25), (8, 3, 32, 32)),
     "MNIST": (models.mnist_cnn, (32, 1, 28, 28)),
 }
 TIME_STEPS = (4, 8)
 BETA = 0.5
-"""Of every batch norm: neurons then fire in about 5 % of 8 time steps, as those of trained networks do."""
+"""The bias of every batch norm. Neurons then fire in about 5 % of 8 time steps, as in trained networks."""
 SECONDS = 5.0  # of measuring, per network
 ROUNDS = 5  # at least
 TURN = 0.05  # seconds that a side fills when its turn comes
@@ -66,16 +67,16 @@ def report() -> str:
 def network_sides(
     build: Callable[[], nn.Sequential], shape: tuple[int, ...]
 ) -> tuple[dict[str, Side], dict[str, float], list[str]]:
-    """Return the ways to run a network on one batch, the firing rates of the SNNs, and why others cannot run here."""
+    """Return the ways to run a network on one batch, the SNNs' firing rates, and notes on ways that do not run here."""
     torch.manual_seed(0)
     ann, x = build(), torch.rand(shape)
     for module in ann.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             nn.init.constant_(module.bias, BETA)
-    settled = convert(ann, time_steps=max(TIME_STEPS)).train()
+    settling = convert(ann, time_steps=max(TIME_STEPS)).train()
     with torch.no_grad():
         for _ in ann:  # statistics settle layer by layer, from the input on
-            settled(x)
+            settling(x)
     ann.eval()
 
     sides: dict[str, Side] = {}
@@ -98,7 +99,7 @@ def network_sides(
 
 
 def ann_sides(ann: nn.Sequential, x: Tensor) -> tuple[dict[str, Side], list[str]]:
-    """Return PyTorch's ways to run an ANN in eval mode, which all agree with it, and why others do not run here."""
+    """Return PyTorch's ways to run an ANN in eval mode, checked to agree, and notes on ways that do not run here."""
     plain: Any = folded(ann)
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     x_last = x.contiguous(memory_format=torch.channels_last)
@@ -135,16 +136,16 @@ def folded(ann: nn.Sequential) -> nn.Sequential:
 
 def medians(name: str, sides: Mapping[str, Side], seconds: float, rounds: int) -> dict[str, float]:
     """Return each side's median seconds a call. All take turns, in random order, so that all meet the same machine."""
-    runs = {}
+    repeats = {}
     for side, run in sides.items():
         run()
-        runs[side] = max(1, round(TURN / min(_seconds(run, 1) for _ in range(3))))
+        repeats[side] = max(1, round(TURN / min(timeit.repeat(run, repeat=3, number=1))))
     times: dict[str, list[float]] = {side: [] for side in sides}
     order, shuffle = list(sides), random.Random(0).shuffle
     for _ in progress(_rounds(seconds, rounds), f"bench: {name}"):
         shuffle(order)
         for side in order:
-            times[side].append(_seconds(sides[side], runs[side]))
+            times[side].append(timeit.timeit(sides[side], number=repeats[side]) / repeats[side])
     return {side: statistics.median(values) for side, values in times.items()}
 
 
@@ -153,14 +154,6 @@ def _rounds(seconds: float, least: int) -> Iterator[int]:
     while done < least or time.perf_counter() < end:
         yield done
         done += 1
-
-
-def _seconds(run: Side, times: int) -> float:
-    """Return the mean seconds of some calls in a row."""
-    start = time.perf_counter()
-    for _ in range(times):
-        run()
-    return (time.perf_counter() - start) / times
 
 
 def _inference(network: nn.Module, x: Tensor) -> Side:

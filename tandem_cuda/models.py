@@ -12,10 +12,10 @@ norm's *running* statistics. With PyTorch's default of 0.1 these take dozens of 
 statistics; until then deep layers are silent and learn nothing. Differences from the published networks:
 
 - Layers before batch norm have no bias, since batch norm would cancel it.
-- Dropout before the read-out is active in training only (theirs also in testing).
-- The networks return logits (theirs log_softmax).
+- Dropout before the read-out is active in training only (in the authors' code also in testing).
+- The networks return logits (the authors' networks log_softmax).
 
-As in theirs, strided convolutions replace pooling. Weights use PyTorch's default initialisation.
+Strided convolutions replace pooling, as in the authors' code. Weights use PyTorch's default initialisation.
 
 Layers are named conv1, norm1, relu1, conv2, ... flatten, hidden, hidden_norm, hidden_relu, dropout, readout.
 """
@@ -74,13 +74,9 @@ def cifarnet(
 ) -> nn.Sequential:
     """CifarNet of Wu et al. 2021: 128, 256 (stride 2), 512 (stride 2), 1024, 512, 1024, classes.
 
-    ``width`` is a factor of all channels and hidden features, rounded to whole numbers, at least 1. With 0.25 the
-    network has 32, 64, 128, 256, 128 and 256 of them, and 50 million MACs for 32 x 32 pixels: a size that a CPU trains
-    in half an hour.
-    The other arguments and the errors are those of :func:`mnist_cnn`.
-
-    Shape:
-        [N, C, H, W] -> logits [N, classes].
+    Arguments, shapes and errors as for :func:`mnist_cnn`. ``width`` is a factor of all channels and hidden features,
+    rounded to whole numbers, at least 1. With 0.25 the network has 32, 64, 128, 256 and 128 channels, 256 hidden
+    features, and 50 million MACs for 32 x 32 pixels: a size that a CPU trains in half an hour.
 
     Examples:
         >>> ann = models.cifarnet(width=0.25)
@@ -100,10 +96,7 @@ def small_cifarnet(
 ) -> nn.Sequential:
     """CifarNet with a sixteenth of the channels, for CPUs: 8, 16 (stride 2), 32 (stride 2), 64, 32, 64, classes.
 
-    Arguments and errors are those of :func:`mnist_cnn`.
-
-    Shape:
-        [N, C, H, W] -> logits [N, classes].
+    Arguments, shapes and errors as for :func:`mnist_cnn`.
 
     Examples:
         >>> ann = models.small_cifarnet()
@@ -119,13 +112,9 @@ def alexnet(
 ) -> nn.Sequential:
     """AlexNet for small images: 96, 256 (stride 2), 384 (stride 2), 384, 256, 1024, classes.
 
-    The channels are those of Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks",
-    2012. All kernels are 3 x 3, one linear layer of 1024 replaces two of 4096, and strides replace max pooling.
-
-    Arguments and errors are those of :func:`mnist_cnn`.
-
-    Shape:
-        [N, C, H, W] -> logits [N, classes].
+    It has the channels of Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", 2012.
+    All kernels are 3 x 3, one linear layer of 1024 replaces two of 4096, and strides replace max pooling. Arguments,
+    shapes and errors as for :func:`mnist_cnn`.
 
     Examples:
         >>> ann = models.alexnet()
@@ -141,14 +130,9 @@ def vgg11(
 ) -> nn.Sequential:
     """VGG11 for small images: 64, 128 (s2), 256 (s2), 256, 512 (s2), 512, 512 (s2), 512, 1024, classes; s2: stride 2.
 
-    The channels are those of Simonyan & Zisserman, "Very Deep Convolutional Networks", ICLR 2015, arXiv:1409.1556,
-    configuration A. A convolution with stride 2 replaces the max pooling before it, the last pooling is omitted, and
-    one linear layer of 1024 replaces two of 4096.
-
-    Arguments and errors are those of :func:`mnist_cnn`.
-
-    Shape:
-        [N, C, H, W] -> logits [N, classes].
+    It has the channels of configuration A of Simonyan & Zisserman, "Very Deep Convolutional Networks", ICLR 2015,
+    arXiv:1409.1556. A convolution with stride 2 replaces the max pooling before it, the last pooling is omitted, and
+    one linear layer of 1024 replaces two of 4096. Arguments, shapes and errors as for :func:`mnist_cnn`.
 
     Examples:
         >>> ann = models.vgg11()
@@ -172,7 +156,8 @@ def nmnist_net(
 
     Convert it with mode "spikes"; the ANN takes spike counts. N-MNIST recordings are [N, 2, 34, 34]. DVS128 Gesture (11
     classes) and CIFAR10-DVS (10 classes) have 128 x 128 pixels: use size 32 after downsampling by 4, or 64 after
-    downsampling by 2. This network is not from the paper, whose N-MNIST network is not published.
+    downsampling by 2. This network is not from the paper, whose N-MNIST network is not published. Shapes and errors as
+    for :func:`mnist_cnn`.
 
     Args:
         in_channels: C, 2 for both polarities.
@@ -182,13 +167,6 @@ def nmnist_net(
         channels: output channels of each convolution.
         hidden: output features of the first linear layer.
 
-    Shape:
-        [N, C, H, W] -> logits [N, classes].
-
-    Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range.
-
     Examples:
         >>> ann = models.nmnist_net()
         >>> snn = convert(ann, time_steps=8, mode="spikes")
@@ -196,8 +174,7 @@ def nmnist_net(
         >>> snn(SpikeTrain.from_dense(events)).shape
         torch.Size([2, 10])
     """
-    if isinstance(channels, (str, int)) or not isinstance(channels, Sequence):
-        raise TypeError(f"nmnist_net: channels must be a sequence of ints, got {channels!r}")
+    _check_sequence("nmnist_net", "channels", channels)
     strides = [1, *[2] * (len(channels) - 1)]
     return _cnn("nmnist_net", channels, strides, hidden, in_channels, classes, size, dropout)
 
@@ -243,20 +220,18 @@ def autoencoder(features: int = 784, hidden: Sequence[int] = (128, 64, 32, 64, 1
         torch.Size([2, 1, 28, 28])
     """
     _check_size("autoencoder", "features", features)
-    if isinstance(hidden, (str, int)) or not isinstance(hidden, Sequence):
-        raise TypeError(f"autoencoder: hidden must be a sequence of ints, got {hidden!r}")
+    _check_sequence("autoencoder", "hidden", hidden)
     if not hidden:
         raise ValueError("autoencoder: hidden must have at least one layer, got none")
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    width = features
-    for i, size in enumerate(hidden, start=1):
-        _check_size("autoencoder", "hidden", size)
-        layers[f"fc{i}"] = nn.Linear(width, size, bias=False)
-        layers[f"norm{i}"] = nn.BatchNorm1d(size, **_NORM)
-        layers[f"relu{i}"] = nn.ReLU()
-        width = size
-    layers["readout"] = nn.Linear(width, features)
-    return Autoencoder(nn.Sequential(layers))
+    layers: dict[str, nn.Module] = {}
+    inputs = features
+    for i, outputs in enumerate(hidden, start=1):
+        _check_size("autoencoder", "hidden", outputs)
+        linear = nn.Linear(inputs, outputs, bias=False)
+        layers |= {f"fc{i}": linear, f"norm{i}": nn.BatchNorm1d(outputs, **_NORM), f"relu{i}": nn.ReLU()}
+        inputs = outputs
+    layers["readout"] = nn.Linear(inputs, features)
+    return Autoencoder(nn.Sequential(OrderedDict(layers)))
 
 
 def _cnn(
@@ -270,9 +245,8 @@ def _cnn(
     dropout: float,
 ) -> nn.Sequential:
     """Build 3 x 3 convolutions with padding 1, a hidden linear layer and a read-out."""
-    _check_size(op, "in_channels", in_channels)
-    _check_size(op, "classes", classes)
-    _check_size(op, "hidden", hidden)
+    for argument, value in (("in_channels", in_channels), ("classes", classes), ("hidden", hidden)):
+        _check_size(op, argument, value)
     height, width = checks.pair(op, "size", size)
     _check_size(op, "size", min(height, width))
     checks.check_number(op, "dropout", dropout)
@@ -280,20 +254,21 @@ def _cnn(
         raise ValueError(f"{op}: dropout must be in [0, 1), got {dropout}")
     if not channels:
         raise ValueError(f"{op}: channels must have at least one layer, got none")
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers: dict[str, nn.Module] = {}
     for i, (out_channels, stride) in enumerate(zip(channels, strides, strict=True), start=1):
         _check_size(op, "channels", out_channels)
-        layers[f"conv{i}"] = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        layers[f"norm{i}"] = nn.BatchNorm2d(out_channels, **_NORM)
-        layers[f"relu{i}"] = nn.ReLU()
+        conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        layers |= {f"conv{i}": conv, f"norm{i}": nn.BatchNorm2d(out_channels, **_NORM), f"relu{i}": nn.ReLU()}
         in_channels, height, width = out_channels, -(-height // stride), -(-width // stride)
-    layers["flatten"] = nn.Flatten()
-    layers["hidden"] = nn.Linear(in_channels * height * width, hidden, bias=False)
-    layers["hidden_norm"] = nn.BatchNorm1d(hidden, **_NORM)
-    layers["hidden_relu"] = nn.ReLU()
-    layers["dropout"] = nn.Dropout(dropout)
-    layers["readout"] = nn.Linear(hidden, classes)
-    return nn.Sequential(layers)
+    layers |= {
+        "flatten": nn.Flatten(),
+        "hidden": nn.Linear(in_channels * height * width, hidden, bias=False),
+        "hidden_norm": nn.BatchNorm1d(hidden, **_NORM),
+        "hidden_relu": nn.ReLU(),
+        "dropout": nn.Dropout(dropout),
+        "readout": nn.Linear(hidden, classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 def _check_size(op: str, argument: str, value: Any) -> None:
@@ -301,3 +276,8 @@ def _check_size(op: str, argument: str, value: Any) -> None:
         raise TypeError(f"{op}: {argument} must be an int, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{op}: {argument} must be at least 1, got {value}")
+
+
+def _check_sequence(op: str, argument: str, value: Any) -> None:
+    if isinstance(value, (str, int)) or not isinstance(value, Sequence):
+        raise TypeError(f"{op}: {argument} must be a sequence of ints, got {value!r}")

@@ -109,7 +109,7 @@ def count_histogram(counts: Tensor, activations: Tensor, time_steps: int) -> Ten
     Args:
         counts: spike counts, whole numbers from 0 to T, of any shape.
         activations: the ANN's activations divided by the threshold, in the shape of ``counts``;
-            :func:`tandem_cuda.diagnostics.counts_and_activations` returns both.
+            :func:`tandem_cuda.analysis.counts_and_activations` returns both.
         time_steps: T.
 
     Returns:
@@ -207,7 +207,7 @@ def counts_against_activations(counts: Tensor, activations: Tensor, time_steps: 
 
     For every layer of a network::
 
-        found = tandem_cuda.diagnostics.counts_and_activations(snn, images)
+        found = tandem_cuda.analysis.counts_and_activations(snn, images)
         for name, (counts, activations) in found.items():
             plot.counts_against_activations(counts, activations, time_steps).set_xlabel(name)
 

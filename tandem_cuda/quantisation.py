@@ -32,8 +32,8 @@ def quantise(model: nn.Module, bits: int) -> None:
 
     Raises:
         TypeError: ``model`` is not an nn.Module, ``bits`` is not an int, or a weight is neither float32 nor float64.
-        ValueError: ``bits`` is none of these, ``model`` has no weight layer, or a weight has another parametrisation,
-            is computed by a hook, is empty, or is NaN or infinite. The model is then unchanged.
+        ValueError: ``bits`` is neither from 2 to 8 nor 16, ``model`` has no weight layer, or a weight has another
+            parametrisation, is computed by a hook, is empty, or is NaN or infinite. The model is then unchanged.
 
     Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
@@ -73,7 +73,7 @@ def _networks(model: nn.Module) -> list[TandemNetwork]:
 
 
 def _layers(op: str, model: Any) -> Named:
-    """Return each weight layer once, with its name, including those of ANN twins."""
+    """Return each weight layer of the model and of ANN twins once, with its name."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model must be an nn.Module, got {type(model).__name__}")
     return weight_layers(model, *(network.ann() for network in _networks(model)))

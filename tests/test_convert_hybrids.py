@@ -24,7 +24,7 @@ from anns import (
 from exact import generator, same
 from layers import macs_of
 from tandem_cuda import IF, Decode, Encode, SpikeTrain, TandemAdd, TandemConv2d, convert, freeze, synops
-from tandem_cuda.diagnostics import diagnose
+from tandem_cuda.analysis import diagnose
 
 LAYERS = {cnn: 3, Functional: 3, Residual: 5, OneDimension: 2, Decoder: 2, TwoHeads: 3}
 

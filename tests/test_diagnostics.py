@@ -9,8 +9,8 @@ from torch import nn
 
 from anns import per_layer
 from tandem_cuda import IF, LIF, Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, convert
-from tandem_cuda.diagnostics import LayerAgreement, counts_and_activations, diagnose
-from tandem_cuda.lif_rate import lif_rate
+from tandem_cuda.analysis import LayerAgreement, counts_and_activations, diagnose
+from tandem_cuda.neuron.lif import lif_rate
 
 LABELS = torch.arange(6) % 3
 IMAGES = torch.rand(6, 2, 6, 7, generator=torch.Generator().manual_seed(0)).double()

@@ -26,19 +26,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
 # With __all__ of these and of the package itself, what a user imports
-MODULES = [
-    "activity",
-    "diagnostics",
-    "exchange",
-    "lif_rate",
-    "metrics",
-    "models",
-    "ops",
-    "penalties",
-    "plot",
-    "quantisation",
-    "reference",
-]
+MODULES = ["analysis", "analysis.metrics", "exchange", "models", "ops", "plot", "quantisation", "reference"]
 
 
 def members(module: ModuleType) -> dict[str, Any]:

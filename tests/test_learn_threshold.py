@@ -34,7 +34,7 @@ from tandem_cuda import (
     synops,
 )
 from tandem_cuda import reference as ref
-from tandem_cuda.diagnostics import counts_and_activations, diagnose
+from tandem_cuda.analysis import counts_and_activations, diagnose
 from tandem_cuda.nn import learned_threshold
 
 NEURONS = {

@@ -11,13 +11,13 @@ from torch import nn
 
 from exact import imported_without
 from tandem_cuda import Decode, Encode, SpikeTrain, TandemAdd, TandemConv2d, TandemLinear, record_activity, synops
-from tandem_cuda.activity import ActivityTable
+from tandem_cuda.analysis import ActivityTable
 
 pytest.importorskip("torchmetrics", reason="pip install tandem_cuda[metrics]")
 
 from torchmetrics import MetricCollection
 
-from tandem_cuda import metrics
+from tandem_cuda.analysis import metrics
 
 IMAGES = torch.rand(10, 2, 8, 10, generator=torch.Generator().manual_seed(0))
 
@@ -126,7 +126,8 @@ import torch
 import torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
 from test_metrics import IMAGES, small_net, updated
-from tandem_cuda import metrics, synops
+from tandem_cuda import synops
+from tandem_cuda.analysis import metrics
 
 rank = int(sys.argv[2])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)

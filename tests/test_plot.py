@@ -20,7 +20,7 @@ from tandem_cuda import (
     plot,
     synops,
 )
-from tandem_cuda.diagnostics import counts_and_activations
+from tandem_cuda.analysis import counts_and_activations
 
 T = 12
 

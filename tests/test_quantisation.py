@@ -28,7 +28,7 @@ from tandem_cuda import (
     quantise,
     unquantise,
 )
-from tandem_cuda.diagnostics import diagnose
+from tandem_cuda.analysis import diagnose
 from tandem_cuda.nn import quantiser as quantiser_module
 from tandem_cuda.nn.tandem import TandemLayer
 from tandem_cuda.quantisation import WeightQuantiser, quantiser

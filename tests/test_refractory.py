@@ -23,7 +23,7 @@ from tandem_cuda import (
     synops,
 )
 from tandem_cuda import reference as ref
-from tandem_cuda.diagnostics import diagnose
+from tandem_cuda.analysis import diagnose
 from tensors import dyadic, normal, planes
 
 NEURONS = [IF(0.75, refractory=1), IF(0.5, refractory=3), IF(0.7, initial=0.5, refractory=2), IF(refractory=11)]

@@ -32,7 +32,7 @@ from tandem_cuda import (
     ops,
     record_activity,
 )
-from tandem_cuda.activity import LayerActivity, synops
+from tandem_cuda.analysis import LayerActivity, synops
 
 
 def random_train(*shape: int, seed: int = 0, rate: float = 0.3) -> Tensor:

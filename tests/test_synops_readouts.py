@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_cuda import Decode, Encode, TandemConv2d, TandemLinear, record_activity
-from tandem_cuda.activity import synops
+from tandem_cuda.analysis import synops
 
 
 def counting(readout: nn.Module, in_channels: int = 6) -> nn.Sequential:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tandem_cuda import IF, SpikeTrain, TandemNetwork, models
-from tandem_cuda.diagnostics import diagnose
+from tandem_cuda.analysis import diagnose
 from tandem_cuda.ops import checks
 from waiting import captured_on_the_host
 

@@ -2,6 +2,7 @@
 
 import pickle
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from tandem_cuda import (
     TandemLinear,
     freeze,
 )
-from tandem_cuda.freeze import file, predict, register
+from tandem_cuda._moved import MOVED
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -103,8 +104,33 @@ def test_names_in_pickles():
             assert found.__module__ != module  # else it has not moved
 
 
-def test_module_names():
-    """Without an import of their own."""
-    assert tandem_cuda.nn.frozen.register is register
-    assert tandem_cuda.anytime.predict is predict
-    assert tandem_cuda.artefact.read is file.read
+OLD_NAMES = [(old, name) for old, places in MOVED.items() for names in places.values() for name in names.split()]
+
+
+@pytest.mark.parametrize(("old", "name"), OLD_NAMES)
+def test_moved_names(old, name):
+    """All names are there, also as attributes without an import of the module; the warning says where they are now."""
+    if old == "metrics":
+        pytest.importorskip("torchmetrics", reason="pip install tandem_cuda[metrics]")
+    found, followed = {}, {}
+    with pytest.warns(DeprecationWarning, match=f"tandem_cuda.{old}.{name} has moved: use ") as caught:
+        exec(f"from tandem_cuda.{old} import {name}", found)
+    place, _, new = str(caught[0].message).rpartition(" use ")[2].rpartition(".")
+    exec(f"from {place} import {new}", followed)  # pytest would raise a second warning of a moved name
+    assert followed[name] is found[name]
+    with pytest.warns(DeprecationWarning, match="has moved"):
+        assert attrgetter(f"{old}.{name}")(tandem_cuda) is found[name]
+
+
+def test_names_that_moved_modules_lack():
+    with pytest.raises(ImportError, match="cannot import name 'gone'"):
+        exec("from tandem_cuda.anytime import gone")
+    with pytest.raises(ModuleNotFoundError, match=r"tandem_cuda\.gone"):
+        exec("import tandem_cuda.gone")
+
+
+def test_the_warning_names_the_line_of_the_user():
+    with pytest.warns(DeprecationWarning, match="has moved") as caught:
+        from tandem_cuda.activity import synops
+    assert caught[0].filename == __file__
+    assert synops is tandem_cuda.synops

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from analyses.common import Work
 from analyses.measures import angles_between, pearson, spread, sums_of
 from tandem_cuda import convert
-from tandem_cuda.diagnostics import counts_and_activations
+from tandem_cuda.analysis import counts_and_activations
 
 WIDTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 READERS = 256  # random neurons that read counts and activations

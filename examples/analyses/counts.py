@@ -17,7 +17,7 @@ from torch import Tensor
 from analyses.common import Work
 from analyses.measures import pearson, sums_of
 from tandem_cuda import plot
-from tandem_cuda.diagnostics import counts_and_activations
+from tandem_cuda.analysis import counts_and_activations
 
 
 def residual_edges(steps: int) -> Tensor:

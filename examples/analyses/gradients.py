@@ -15,7 +15,7 @@ from tandem_module import TandemModule
 from torch import Tensor
 
 from analyses.common import Work, log_axis
-from tandem_cuda.diagnostics import diagnose
+from tandem_cuda.analysis import diagnose
 
 
 def untrained(run: Run) -> TandemModule:

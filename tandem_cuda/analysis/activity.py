@@ -86,7 +86,7 @@ def record_activity(model: nn.Module) -> Iterator[ActivityRecord]:
 
         with record_activity(net) as record:
             logits = net(images)
-        print(record.table())  # or update the metrics of tandem_cuda.metrics with it
+        print(record.table())  # or update the metrics of tandem_cuda.analysis.metrics with it
 
     Operations are counted as by :func:`synops`, in train or eval mode, whichever the model is in. Compiled parts run in
     eager mode inside the block.

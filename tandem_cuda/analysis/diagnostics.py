@@ -34,7 +34,7 @@ class LayerAgreement:
 
     Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
-        >>> from tandem_cuda.diagnostics import diagnose
+        >>> from tandem_cuda.analysis import diagnose
         >>> layer = diagnose(net, torch.rand(8, 784), lambda logits: logits.square().mean())[0]
         >>> -1 <= layer.count_cosine <= 1
         True
@@ -64,7 +64,7 @@ class AgreementTable(list[LayerAgreement]):
 
     Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
-        >>> from tandem_cuda.diagnostics import diagnose
+        >>> from tandem_cuda.analysis import diagnose
         >>> print(str(diagnose(net, torch.rand(8, 784), lambda logits: logits.square().mean())).splitlines()[0])
         layer  count error  cosine  accumulated error  cosine  gradient cosine  norm ratio
     """
@@ -120,7 +120,7 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
 
     Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
-        >>> from tandem_cuda.diagnostics import diagnose
+        >>> from tandem_cuda.analysis import diagnose
         >>> labels = torch.arange(8)
         >>> table = diagnose(net, torch.rand(8, 784), lambda logits: nn.functional.cross_entropy(logits, labels))
         >>> table[0].name
@@ -173,7 +173,7 @@ def counts_and_activations(model: nn.Module, inputs: Any) -> dict[str, tuple[Ten
 
     Examples:
         >>> net = nn.Sequential(Encode(4), TandemLinear(784, 50), Decode(), nn.Linear(50, 10)).eval()
-        >>> from tandem_cuda.diagnostics import counts_and_activations
+        >>> from tandem_cuda.analysis import counts_and_activations
         >>> counts, activations = counts_and_activations(net, torch.rand(8, 784))["1"]
         >>> counts.shape, activations.shape
         (torch.Size([8, 50]), torch.Size([8, 50]))

@@ -1,4 +1,21 @@
-"""Activity and cost of a network as torchmetrics metrics; :mod:`tandem_cuda.metrics` explains their use."""
+"""Activity and cost of a network as torchmetrics metrics, for training logs.
+
+Needs ``pip install tandem_cuda[metrics]``.
+
+Update the metrics with the record of a forward pass that :func:`tandem_cuda.record_activity` yields. In a
+LightningModule::
+
+    self.activity = MetricCollection([FiringRate(), SynOps(), EnergyRatio()])  # in __init__
+    ...
+    with record_activity(self.net) as record:  # in training_step
+        logits = self.net(images)
+    self.activity.update(record)
+    ...
+    self.log_dict(self.activity.compute())  # in on_train_epoch_end, then self.activity.reset()
+
+The metrics' states are sums, so the states of distributed processes are added up. Operations are counted as by
+:func:`tandem_cuda.synops`. What it cannot count is in no metric; ``record.not_counted`` names it.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +43,7 @@ class ActivityMetric(Metric):
         kwargs: arguments of ``torchmetrics.Metric``.
 
     Examples:
-        >>> from tandem_cuda.analysis.metrics import ActivityMetric
-        >>> from tandem_cuda.metrics import FiringRate
+        >>> from tandem_cuda.analysis.metrics import ActivityMetric, FiringRate
         >>> metric = FiringRate(layer="conv1")
         >>> isinstance(metric, ActivityMetric), metric.layer
         (True, 'conv1')
@@ -96,7 +112,7 @@ class FiringRate(ActivityMetric):
     """Spikes per neuron and time step, in [0, 1].
 
     Examples:
-        >>> from tandem_cuda.metrics import FiringRate
+        >>> from tandem_cuda.analysis.metrics import FiringRate
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
@@ -115,7 +131,7 @@ class SaturatedNeurons(ActivityMetric):
     """Share of neurons that spike as often as they can. Their counts cannot grow with the ANN any further.
 
     Examples:
-        >>> from tandem_cuda.metrics import SaturatedNeurons
+        >>> from tandem_cuda.analysis.metrics import SaturatedNeurons
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
@@ -134,7 +150,7 @@ class SilentNeurons(ActivityMetric):
     """Share of neurons that do not spike for a sample.
 
     Examples:
-        >>> from tandem_cuda.metrics import SilentNeurons
+        >>> from tandem_cuda.analysis.metrics import SilentNeurons
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
@@ -153,7 +169,7 @@ class SynOps(ActivityMetric):
     """Synaptic operations per sample. Includes operations on counts, but not those on real values (MACs).
 
     Examples:
-        >>> from tandem_cuda.metrics import SynOps
+        >>> from tandem_cuda.analysis.metrics import SynOps
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
@@ -172,7 +188,7 @@ class OperationsRatio(ActivityMetric):
     """Operations of the spiking network (SynOps, and MACs on real values) per MAC of the ANN; inf if it has no MACs.
 
     Examples:
-        >>> from tandem_cuda.metrics import OperationsRatio
+        >>> from tandem_cuda.analysis.metrics import OperationsRatio
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
@@ -191,7 +207,7 @@ class Energy(ActivityMetric):
     """Estimated energy per sample of the spiking network's arithmetic, in picojoules; see ``tandem_cuda.synops``.
 
     Examples:
-        >>> from tandem_cuda.metrics import Energy
+        >>> from tandem_cuda.analysis.metrics import Energy
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
@@ -210,7 +226,7 @@ class EnergyRatio(ActivityMetric):
     """Estimated energy of the spiking network's arithmetic divided by the ANN's; inf if the ANN has no MACs.
 
     Examples:
-        >>> from tandem_cuda.metrics import EnergyRatio
+        >>> from tandem_cuda.analysis.metrics import EnergyRatio
         >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:

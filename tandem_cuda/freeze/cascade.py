@@ -72,7 +72,7 @@ class Cascade:
         return CascadeRun(self.networks, first.inputs)
 
     def predict(self, x: Any, exit_confidence: float = 0.9) -> anytime.Prediction:
-        """Classify; see :func:`tandem_cuda.anytime.predict`."""
+        """Classify; see :func:`tandem_cuda.freeze.predict`."""
         return anytime.predict(self, x, exit_confidence)
 
     def accuracy_curve(
@@ -80,7 +80,7 @@ class Cascade:
         batches: Iterable[tuple[Any, Tensor]],
         exit_confidences: Sequence[float] = anytime.EXIT_CONFIDENCES,
     ) -> anytime.AccuracyCurve:
-        """Measure accuracy and cost over confidence; see :func:`tandem_cuda.anytime.accuracy_curve`.
+        """Measure accuracy and cost over confidence; see :func:`tandem_cuda.freeze.accuracy_curve`.
 
         ``over_time`` has one point for each network, with what all samples have cost up to it.
         """

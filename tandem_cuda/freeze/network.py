@@ -205,7 +205,7 @@ class FrozenNetwork(nn.Module):
     def predict(
         self, x: Any, exit_confidence: float = 0.9, *, chunk: int = 1, min_steps: int = 1
     ) -> anytime.Prediction:
-        """Classify with early exit; see :func:`tandem_cuda.anytime.predict`."""
+        """Classify with early exit; see :func:`tandem_cuda.freeze.predict`."""
         return anytime.predict(self, x, exit_confidence, chunk=chunk, min_steps=min_steps)
 
     def accuracy_curve(
@@ -216,7 +216,7 @@ class FrozenNetwork(nn.Module):
         chunk: int = 1,
         min_steps: int = 1,
     ) -> anytime.AccuracyCurve:
-        """Measure accuracy and cost over time and confidence; see :func:`tandem_cuda.anytime.accuracy_curve`."""
+        """Measure accuracy and cost over time and confidence; see :func:`tandem_cuda.freeze.accuracy_curve`."""
         return anytime.accuracy_curve(self, batches, exit_confidences, chunk=chunk, min_steps=min_steps)
 
     def save(self, path: str | PathLike[str]) -> None:

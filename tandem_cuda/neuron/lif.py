@@ -184,7 +184,7 @@ def lif_rate(v: Tensor, time_steps: int, threshold: float, leak: float) -> Tenso
     ln(1 + a / (g * q)) = logaddexp(0, ln(a / g) - ln q), where a / g = 1 / (0.1 * leak) is free of the threshold.
 
     Examples:
-        >>> from tandem_cuda.lif_rate import lif_rate
+        >>> from tandem_cuda.neuron.lif import lif_rate
         >>> lif_rate(torch.tensor([0.0, 8.0, 12.0]), time_steps=8, threshold=1.0, leak=0.5)
         tensor([0.0533, 0.6309, 1.0000])
     """
@@ -200,7 +200,7 @@ def lif_rate_derivative(v: Tensor, time_steps: int, threshold: float, leak: floa
         -ln(leak) / (g * y^2) * k / (k + q) * sigmoid(z) / q;   the last two factors tend to 1 where z < -37.
 
     Examples:
-        >>> from tandem_cuda.lif_rate import lif_rate_derivative
+        >>> from tandem_cuda.neuron.lif import lif_rate_derivative
         >>> lif_rate_derivative(torch.tensor([8.0, 12.0]), time_steps=8, threshold=1.0, leak=0.5)
         tensor([0.7657, 0.7213])
     """
