@@ -12,24 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..convert import TandemNetwork, flattened_to, sized_as_traced
-from ..nn import Decode, Encode, SpikeCat, SpikingGlobalMaxPool2d, SpikingMaxPool2d, TandemAdd, TandemGate
 from ..nn.modes import evaluating
-from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .nir_format import NIRTorchTracer, check_dt, nir, unsupported
-from .nir_writer import IDLE, MEANS, POOLS, READ_OUTS, REARRANGEMENTS, Export, name_of
+from .nir_writer import Writer, form_of, name_of
 
 _FLATTENED = (torch.flatten, flattened_to, "flatten")
-_NO_MAXIMUM = "NIR has no max pooling; use average pooling or a strided convolution"
-_REFUSED = {
-    SpikingMaxPool2d: _NO_MAXIMUM,
-    SpikingGlobalMaxPool2d: _NO_MAXIMUM,
-    TandemGate: "NIR cannot multiply spikes by a factor that depends on the input",
-}
-_LEAVES = (
-    *(TandemLayer, TandemAdd, *POOLS, SpikeCat, *REARRANGEMENTS, Encode, Decode, nn.Flatten),
-    *(*IDLE, *_REFUSED),
-)
 _NO_NODE = "NIR has no node for it; nothing may come before Encode, and only linear layers after Decode"
 
 
@@ -124,7 +112,7 @@ def to_nir(
         raise TypeError(f"to_nir: groups must be True or False, got {type(groups).__name__}")
     with evaluating(model), torch.no_grad():
         value = sample[:1] if isinstance(sample, Tensor) else sample.rearranged(lambda bits: bits[:, :1])
-        graph = Export(dt, value, groups).graph(*_traced(model))
+        graph = Writer(dt, value, groups).graph(*_traced(model))
     if path is not None:
         _write(graph, os.fspath(path))
     return graph
@@ -139,15 +127,26 @@ def _write(graph: nir.NIRGraph, path: str) -> None:
         raise OSError(error.errno, f"to_nir: path cannot be written: {error.strerror}", path) from error
 
 
+def _is_leaf(module: nn.Module) -> bool:
+    """Return whether a module is a layer, whose calls are not looked into."""
+    form = form_of(module)
+    return hasattr(type(module), "no_nir") if form is None else form.leaf
+
+
+class _Tracer(NIRTorchTracer):  # type: ignore[misc]  # nirtorch has no types
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _is_leaf(m) or bool(super().is_leaf_module(m, module_qualified_name))
+
+
 def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     """Return a module and the calls of its forward pass; raise a ValueError if some cannot be exported."""
-    if isinstance(model, _LEAVES):
+    if _is_leaf(model):
         model = nn.Sequential(OrderedDict({type(model).__name__.lower(): model}))
     if isinstance(model, TandemNetwork):
         model.check_twins()
         model = model.snn
     try:
-        traced = NIRTorchTracer(_LEAVES, autowrap_functions=(flattened_to, sized_as_traced)).trace(model)
+        traced = _Tracer(autowrap_functions=(flattened_to, sized_as_traced)).trace(model)
     except Exception as error:  # a user's forward may raise anything when it meets a proxy
         raise ValueError(f"to_nir: model must be traceable by torch.fx, got the error: {error}") from error
     for node in traced.nodes:
@@ -161,11 +160,10 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
         if node.op == "call_module":
             module = model.get_submodule(str(node.target))
             what = name_of(node, module)
-            if not isinstance(module, (*_LEAVES, *READ_OUTS, *MEANS)) or isinstance(module, (*_REFUSED,)):
-                problems.append(f"{what}: {_REFUSED.get(type(module), _NO_NODE)}")
+            if form_of(module) is None:
+                problems.append(f"{what}: {getattr(type(module), 'no_nir', _NO_NODE)}")
                 continue
-            if isinstance(module, (TandemAdd, SpikeCat)):
-                wanted = len(module.branches if isinstance(module, TandemAdd) else module.signed)
+            wanted = getattr(module, "arity", 1)
             if not all(bool(x.isfinite().all()) for x in (*module.parameters(), *module.buffers())):
                 problems.append(f"{what}: weights and bias must be finite, got NaN or infinite values")
                 continue

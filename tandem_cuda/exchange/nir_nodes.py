@@ -1,4 +1,4 @@
-"""Read and check the nodes of a NIR graph, which may hold arbitrary values."""
+"""The nodes of a NIR graph: read and check them, which may hold arbitrary values, and write them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ..neuron import MODELS, Neuron
 from ..neuron.base import NirForm
 from ..nn import TandemConv1d, TandemConv2d, TandemLinear
+from ..nn.nir import spans
 from ..nn.tandem import TandemLayer
 from .nir_format import nir
+from .nir_sources import Convolution
 
 _LARGEST = 2**31 - 1
 _FLOAT32 = torch.finfo(torch.float32)
@@ -235,6 +237,72 @@ def _metadata(node: Any) -> dict[str, float]:
     if stated.size != 1:
         raise ValueError(f"leak in its metadata must be a number, got {metadata['leak']!r}")
     return {"leak": float(stated[0])}
+
+
+# -- writing
+
+
+def convolution_node(
+    conv: Convolution,
+    bias: Tensor | None,
+    before: tuple[int, ...],
+    size: tuple[int, int],
+    metadata: dict[str, Any],
+) -> nir.NIRNode:
+    """Make a node for images or lines [C, ...] of shape ``before`` and outputs of this size.
+
+    Raises:
+        ValueError: NIR cannot express it for lines, which the model may see as images of height 1.
+    """
+    weight, stride, padding, dilation, groups = conv
+    geometry: list[Any] = [stride, padding, dilation]
+    shape: tuple[int, ...] = (len(weight), *size)
+    kind: Any = nir.Conv2d
+    across: Any = before[1:]
+    if len(before) == 2:
+        middle = spans(weight, dilation)[0] // 2 if padding == "same" else 0
+        row, rest = divmod(middle if isinstance(padding, str) else padding[0], dilation[0])
+        if size[0] != 1 or rest or row >= weight.shape[2]:
+            raise ValueError(
+                f"it reads lines, so its output must have height 1 and a row of its kernel must be on the line, got "
+                f"height {size[0]}; change its kernel or padding, or begin with images"
+            )
+        kind, weight, shape, (across,) = nir.Conv1d, weight[:, :, row], (len(weight), size[1]), across
+        geometry = [x if isinstance(x, str) else x[1] for x in geometry]
+    values = array_of(weight)
+    zeros = np.zeros(len(values), values.dtype)
+    node = kind(across, values, *geometry, groups, zeros if bias is None else array_of(bias), metadata=metadata)
+    return _typed(node, before, shape)
+
+
+def pooling_node(
+    kind: Any, kernel: Sequence[int], stride: Sequence[int], before: tuple[int, ...], shape: tuple[int, ...]
+) -> nir.NIRNode:
+    """Make an AvgPool2d or SumPool2d of images of shape ``before``, without padding."""
+    return _typed(kind(np.array(kernel), np.array(stride), np.array([0, 0])), before, shape)
+
+
+def flatten_node(before: tuple[int, ...], start: int, end: int) -> tuple[nir.NIRNode, tuple[int, ...]]:
+    """Make a node that flattens the dimensions from ``start`` to ``end``; return it and the shape behind it."""
+    node = nir.Flatten({"input": np.array(before)}, start, end)  # NIR has no batch dimension
+    return node, (*before[:start], math.prod(before[start : end + 1]), *before[end + 1 :])
+
+
+def neurons_node(form: NirForm, shape: tuple[int, ...]) -> nir.NIRNode:
+    """Make a node of neurons that all have the same parameters."""
+    values = {name: np.full(shape, value, dtype=np.float64) for name, value in form.values.items()}
+    return getattr(nir, form.node)(**values, metadata=form.metadata)
+
+
+def _typed(node: nir.NIRNode, before: tuple[int, ...], shape: tuple[int, ...]) -> nir.NIRNode:
+    """Set the node's input and output types: nir itself assumes square kernels and ignores groups."""
+    node.input_type, node.output_type = {"input": np.array(before)}, {"output": np.array(shape)}
+    return node
+
+
+def array_of(x: Tensor) -> Any:
+    """Return a copy as a NumPy array."""
+    return x.detach().cpu().contiguous().numpy().copy()
 
 
 def _times(per_step: Tensor, steps: int) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..nn.nir import Geometry, dense, image
+
 
 class Source(NamedTuple):
     """What a value takes from one place of the graph; a value is the sum of its sources."""
@@ -89,28 +91,14 @@ class Source(NamedTuple):
         return weight.new_zeros(len(weight), math.prod(self.shape)).index_add_(1, index, weight[:, used] * factor)
 
 
-class Geometry(NamedTuple):
-    """Which pixels a convolution reads."""
-
-    stride: tuple[int, int]
-    before: tuple[int, int]
-    """The padding above and on the left; below and on the right it is what the output's size asks for."""
-    dilation: tuple[int, int]
-    groups: int
-    size: tuple[int, int]
-    """Ho and Wo of the output."""
-    named: str = ""
-    """The padding, if it has a name: "same" or "valid"."""
-
-
 class Convolution(NamedTuple):
-    """A convolution as NIR has it, with equal padding on both sides."""
+    """A convolution as NIR has it, with equal padding on both sides; or a matrix, which is one of single pixels."""
 
     weight: Tensor
-    stride: tuple[int, int]
-    padding: tuple[int, int] | str
-    dilation: tuple[int, int]
-    groups: int
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] | str = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
 
 
 class _Channels(NamedTuple):
@@ -125,13 +113,6 @@ class _Channels(NamedTuple):
     """[C] each."""
     factor: Tensor
     """[C]."""
-
-
-def image(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return [C, L] or [C, H, W] as that of an image."""
-    channels, *size = shape
-    height, width = (1, *size)[-2:]
-    return channels, height, width
 
 
 def convolution(source: Source, shape: Sequence[int], weight: Tensor, how: Geometry) -> Convolution | None:
@@ -303,17 +284,6 @@ def _placed(weight: Tensor, how: Geometry, size: Sequence[int]) -> Convolution:
         weight = F.pad(spread, (*extra[1], *extra[0]))
         how = how._replace(dilation=(1, 1))
     return Convolution(weight, how.stride, _pair(padding), how.dilation, how.groups)
-
-
-def dense(weight: Tensor, groups: int) -> Tensor:
-    """Return a grouped weight [O, C/groups, ...] as [O, C, ...]."""
-    if groups == 1:
-        return weight
-    outputs, inputs, *kernel = weight.shape
-    blocks = weight.new_zeros(groups, outputs // groups, groups, inputs, *kernel)
-    each = torch.arange(groups)
-    blocks[each, :, each] = weight.view(groups, outputs // groups, inputs, *kernel)
-    return blocks.view(outputs, groups * inputs, *kernel)
 
 
 def _pair(values: Iterable[int]) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from . import learned_threshold
 from .coupling import coupled, needs_gradient
 from .drive import Affine, Drive, spike_scale
 from .firing import Firing
+from .nir import NirWriter, Signal
 from .synapses import Synapses
 from .tandem import TandemLayer
 from .weight_cache import Kernel, SpikingWeights
@@ -247,6 +248,30 @@ class TandemAdd(nn.Module):
         engine = "" if self.engine == "auto" else f"engine={self.engine!r}, "
         learns = "" if self.log_threshold is None else ", learn_threshold=True"
         return f"{engine}neuron={self.neuron}{learns}"
+
+    # -- for other programs
+
+    def nir(self, writer: NirWriter, *signals: Signal) -> Any:
+        """Write the branches and neurons as nodes of NIR. The first branch with weights holds the sum of all biases."""
+        products = [
+            branch.nir_product(x.shape, writer.shape) if isinstance(branch, TandemLayer) else None
+            for branch, x in zip(self.branches, signals, strict=True)
+        ]
+        biases = [product.bias for product in products if product is not None and product.bias is not None]
+        total = functools.reduce(torch.add, biases) if biases else None
+        scale = self.current_scale()
+        if scale is not None:
+            total = None if total is None else total * scale
+            signals = tuple(x.times(float(scale)) for x in signals)
+        for i, product in enumerate(products):
+            if product is not None:
+                products[i], total = product._replace(bias=total), None
+        return writer.neurons(self.neuron, [*zip(signals, products, strict=True)])
+
+    @property
+    def arity(self) -> int:
+        """The number of inputs."""
+        return len(self.branches)
 
 
 def _scaled(weights: SpikingWeights, scale: Tensor | None) -> SpikingWeights:

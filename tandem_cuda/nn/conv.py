@@ -9,6 +9,7 @@ from torch import nn
 from ..neuron import IF, Neuron
 from ..ops.geometry import check_geometry
 from .convolution import Conv1dSynapses, Conv2dSynapses, ConvTranspose2dSynapses
+from .nir import Geometry, Product, Shape, convolution, image, spans
 from .tandem import TandemLayer
 
 Pair = int | tuple[int, int]
@@ -97,6 +98,9 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
     def _new_norm(self) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
+    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
+        return convolution(self, *self.weights.folded(), outputs, self.weights.rounding())
+
 
 class TandemConv1d(TandemLayer, nn.Conv1d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """A convolutional tandem layer over one dimension: nn.Conv1d whose neurons spike (Wu et al. 2021, section III).
@@ -184,6 +188,9 @@ class TandemConv1d(TandemLayer, nn.Conv1d):  # type: ignore[misc]  # forward: sp
 
     def _new_norm(self) -> nn.BatchNorm1d:
         return nn.BatchNorm1d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
+
+    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
+        return convolution(self, *self.weights.folded(), outputs, self.weights.rounding())
 
 
 class TandemConvTranspose2d(TandemLayer, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
@@ -275,6 +282,16 @@ class TandemConvTranspose2d(TandemLayer, nn.ConvTranspose2d):  # type: ignore[mi
 
     def _new_norm(self) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
+
+    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
+        weight, bias = self.weights.folded()
+        padding: Any = self.padding
+        above, left = (span - pad for span, pad in zip(spans(weight, self.dilation), padding, strict=True))
+        dilation: Any = self.dilation
+        geometry = Geometry((1, 1), (above, left), dilation, self.groups, image(outputs)[1:])
+        strided = any(s > 1 and n > 1 for s, n in zip(self.stride, inputs[1:], strict=True))
+        refused = f"its stride must be 1 (NIR has no transposed convolution), got {self.stride}"
+        return Product(weight, bias, geometry, self.weights.rounding(), (refused,) if strided else ())
 
 
 def _arguments(layer: Any) -> dict[str, Any]:

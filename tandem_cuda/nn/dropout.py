@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..ops import checks
 from ..spike_train import SpikeTrain
+from .nir import NirWriter, Signal
 
 
 class TandemDropout(nn.Dropout):
@@ -45,6 +46,10 @@ class TandemDropout(nn.Dropout):
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
         return _dropped(self, x, x.shape if isinstance(x, SpikeTrain) else None)
 
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Add no node: in eval mode dropout does nothing."""
+        return signal
+
 
 class TandemDropout2d(nn.Dropout2d):
     """:class:`TandemDropout` of whole channels: one draw for each sample and channel.
@@ -75,6 +80,10 @@ class TandemDropout2d(nn.Dropout2d):
         if isinstance(x, SpikeTrain) and len(x.shape) != 4:
             raise ValueError(f"TandemDropout2d: input must be [N, C, H, W], got {list(x.shape)}")
         return _dropped(self, x, (*x.shape[:2], 1, 1) if isinstance(x, SpikeTrain) else None)
+
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Add no node: in eval mode dropout does nothing."""
+        return signal
 
 
 class TandemStochasticDepth(nn.Module):
@@ -123,6 +132,10 @@ class TandemStochasticDepth(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}, mode={self.mode!r}, scale={self.scale}"
+
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Add no node: in eval mode dropout does nothing."""
+        return signal
 
 
 def _dropped(module: TandemDropout | TandemDropout2d, x: Any, shape: Any) -> SpikeTrain:

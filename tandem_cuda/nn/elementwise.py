@@ -13,9 +13,11 @@ from ..neuron import IF, Neuron
 from ..ops.geometry import Geometry
 from ..ops.integrate_and_fire import check_whole, discharge, total_bias
 from ..spike_train import SpikeTrain
+from . import nir
 from .conv import TandemConv2d
 from .convolution import Conv2dSynapses
 from .firing import Fired, Firing
+from .nir import Product, Shape
 from .sizes import SPIKES, Size, Value
 from .synapses import Synapses
 from .weight_cache import Kernel, SpikingWeights
@@ -119,6 +121,12 @@ class TandemElementwise(TandemConv2d):
 
     def arguments(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("in_channels", "out_channels", "groups")}
+
+    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
+        weight, bias = self.weights.folded()
+        if len(inputs) == 1:
+            return Product(nir.dense(weight, self.groups)[:, :, 0, 0], bias)
+        return Product(weight, bias, nir.Geometry((1, 1), (0, 0), (1, 1), self.groups, nir.image(inputs)[1:]))
 
 
 class ElementwiseSynapses(Conv2dSynapses):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..ops import checks
 from ..spike_train import SpikeTrain
+from .nir import NirWriter, Signal
 
 _MODES = ("constant", "impulse")
 
@@ -90,6 +91,12 @@ class Encode(nn.Module):
         scale = "" if self.scale == 1 else f", scale={self.scale}"
         return f"{self.time_steps}, mode={self.mode!r}{scale}"
 
+    nir_takes = ("real",)
+
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Add no node: the graph's metadata state T and the encoding."""
+        return writer.encoded(signal, self.time_steps, self.mode, self.scale)
+
 
 class Decode(nn.Module):
     """Return the spike counts of the last tandem layer, as input for an ordinary layer (aggregate membrane potential).
@@ -146,3 +153,7 @@ class Decode(nn.Module):
 
     def extra_repr(self) -> str:
         return "signed=True" if self.signed else ""
+
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Add no node: what reads the values has their signs and scale in its weights."""
+        return writer.decoded(signal, self.signed, self.scale)

@@ -43,6 +43,8 @@ class TandemGate(nn.Module):
         tensor([8., 4.])
     """
 
+    no_nir = "NIR cannot multiply spikes by a factor that depends on the input"
+
     def __init__(self, neuron: Neuron = IF(), signed: bool = False) -> None:
         super().__init__()
         check_neuron("TandemGate", neuron)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..neuron import IF, Neuron
+from .nir import Product, Shape
 from .synapses import LinearSynapses
 from .tandem import TandemLayer
 
@@ -75,3 +76,6 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
 
     def _new_norm(self) -> nn.BatchNorm1d:
         return nn.BatchNorm1d(self.out_features, device=self.weight.device, dtype=self.weight.dtype)
+
+    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
+        return Product(*self.weights.folded(), rounding=self.weights.rounding())

@@ -9,6 +9,8 @@ from ..spike_train import SpikeTrain
 from .coupling import carrying, needs_gradient
 from .geometry import check_image
 
+_NO_NIR = "NIR has no max pooling; use average pooling or a strided convolution"
+
 
 class SpikingMaxPool2d(nn.MaxPool2d):
     """Max pooling of spikes by count: the pooled count is exactly nn.MaxPool2d of the counts, whatever T.
@@ -50,6 +52,8 @@ class SpikingMaxPool2d(nn.MaxPool2d):
         >>> SpikingMaxPool2d(2)(x).count.item()
         3.0
     """
+
+    no_nir = _NO_NIR
 
     def __init__(
         self,
@@ -97,6 +101,8 @@ class SpikingGlobalMaxPool2d(nn.Module):
         >>> SpikingGlobalMaxPool2d()(x).shape
         torch.Size([2, 3, 1, 1])
     """
+
+    no_nir = _NO_NIR
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         check_image(self, x)

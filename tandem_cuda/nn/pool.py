@@ -20,6 +20,7 @@ from .coupling import carrying, needs_gradient
 from .geometry import check_image, pad
 from .max_pool import SpikingGlobalMaxPool2d as SpikingGlobalMaxPool2d  # the names in pickles of earlier versions
 from .max_pool import SpikingMaxPool2d as SpikingMaxPool2d
+from .nir import NirWriter, Signal
 
 
 class _Axis:
@@ -181,6 +182,11 @@ class SpikingAverage(nn.Module):
         initial = "" if self.initial == 0 else f", initial={self.initial}"
         two_phase = ", two_phase=True" if self.two_phase else ""
         return f"{super().extra_repr()}, threshold={self.threshold}{amplitude}{initial}{two_phase}{engine}"
+
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Write the sums or means of windows and the neurons as nodes of NIR."""
+        rows, columns = self.windows(*signal.shape[1:])
+        return writer.pooled(signal, rows, columns, self.divisors(rows, columns), self.neurons)
 
 
 class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -394,6 +400,10 @@ class SpikeWindows(nn.Module):
     def extra_repr(self) -> str:
         divisor = "" if self.divisor_override is None else f", divisor_override={self.divisor_override}"
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}{divisor}"
+
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Let what reads the windows read the image."""
+        return writer.rearranged(signal, self.rearranged)
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from .geometry import pad
+from .nir import NirWriter, Signal
 
 
 def _images(name: str, x: Tensor) -> None:
@@ -164,6 +165,10 @@ class SpikeRearrange(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join([repr(self.how), *map(str, self.settings), *(["signed=True"] if self.signed else [])])
 
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Let what reads the neurons read them from where they come from."""
+        return writer.rearranged(signal, self.rearranged)
+
 
 class SpikeCat(nn.Module):
     """Concatenate trains along the channels, like torch.cat(trains, 1).
@@ -246,6 +251,15 @@ class SpikeCat(nn.Module):
     def extra_repr(self) -> str:
         amplitudes = [] if self.amplitudes is None else [f"amplitudes={self.amplitudes}"]
         return ", ".join([*map(str, self.signed), *amplitudes])
+
+    def nir(self, writer: NirWriter, *signals: Signal) -> Any:
+        """Let what reads the neurons read those of each input."""
+        return writer.concatenated(signals, self.signed)
+
+    @property
+    def arity(self) -> int:
+        """The number of inputs."""
+        return len(self.signed)
 
 
 def _with_silent(x: Tensor) -> Tensor:

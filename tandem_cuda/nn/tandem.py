@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import Any
+
 import torch
 from torch.nn.utils import parametrize
 
@@ -12,6 +15,7 @@ from .coupling import coupled, needs_gradient
 from .drive import Drive, per_step
 from .encode import EncodedInput
 from .firing import Firing, run_neurons
+from .nir import NirWriter, Product, Shape, Signal
 from .weight_cache import SpikingWeights
 from .weighted import WeightedLayer
 from .weights import Weights
@@ -99,3 +103,15 @@ class TandemLayer(WeightedLayer):
             now = weights.driving_values(drive, steps, constant, kernel)
             fired = run_neurons(self.neuron, sums, steps, x.mode, now.scale, now.bias, synapses.features)
         return v.couple(fired.bits)
+
+    # -- for other programs
+
+    nir_takes = ("spikes", "encoded")
+
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Write the weights and neurons as nodes of NIR."""
+        return writer.neurons(self.neuron, [(signal, self.nir_product(signal.shape, writer.shape))])
+
+    @abstractmethod
+    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
+        """Return the weights for NIR, given the shapes of a sample, with gain and bias of the drive folded in."""

@@ -148,6 +148,18 @@ class Weights:
         weight, (gain, bias) = self.floats(), Drive(self.layer).affine()
         return weight if gain is None else weight * gain.view(-1, *[1] * (weight.dim() - 1)), bias
 
+    def rounding(self) -> tuple[int, Tensor] | None:
+        """Return the bits of quantised weights, and what the integer 1 of each output stands for, or None for floats.
+
+        The gain of the drive is folded in.
+        """
+        if self.quantiser is None:
+            return None
+        _, scale = self.quantiser.integers(self.stored())
+        wiring, gain = self.layer.wiring, Drive(self.layer).affine().gain
+        scale = scale.repeat_interleave(2) if wiring and wiring.paired_outputs else scale
+        return self.quantiser.bits, scale if gain is None else scale * gain
+
 
 def stored(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     """Return the module and name that store a tensor: the module itself, or the tensor's parametrisation."""

@@ -1,0 +1,140 @@
+"""What layers say about themselves in NIR, the Neuromorphic Intermediate Representation.
+
+:func:`tandem_cuda.exchange.to_nir` calls the method ``nir(writer, *signals)`` of each layer. It takes a
+:class:`NirWriter` and the layer's inputs, adds nodes for the layer, and returns its output. ``nir_takes`` lists the
+kinds of inputs that the layer takes, by default ``("spikes",)``. A layer that NIR cannot express says why in
+``no_nir`` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..neuron import Neuron
+
+Shape = tuple[int, ...]
+"""The shape of a value without the batch dimension."""
+
+
+class Geometry(NamedTuple):
+    """Which pixels a convolution reads."""
+
+    stride: tuple[int, int]
+    before: tuple[int, int]
+    """The padding above and on the left; below and on the right it is what the output's size asks for."""
+    dilation: tuple[int, int]
+    groups: int
+    size: tuple[int, int]
+    """Ho and Wo of the output."""
+    named: str = ""
+    """The padding, if it has a name: "same" or "valid"."""
+
+
+class Product(NamedTuple):
+    """Weights, and what they read."""
+
+    weight: Tensor
+    """[O, F], or of a convolution [O, C/groups, kH, kW]."""
+    bias: Tensor | None = None
+    """The sum over all time steps, [O]."""
+    geometry: Geometry | None = None
+    """None: the weights are a matrix."""
+    rounding: tuple[int, Tensor] | None = None
+    """The bits of quantised weights, and what the integer 1 of each output stands for, [O]."""
+    problems: tuple[str, ...] = ()
+    """What NIR cannot express."""
+
+
+class Signal(Protocol):
+    """A value of the network in the graph."""
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the value without the batch dimension."""
+
+    def times(self, factor: float) -> Any:
+        """Multiply the value."""
+
+
+class Windows(Protocol):
+    """The windows of a pooling along one dimension, as :meth:`SpikingAvgPool2d.windows` returns them."""
+
+    size: int
+    starts: list[int]
+    stops: list[int]
+    stride: int
+
+    def uniform(self) -> bool: ...
+
+    def membership(self) -> Tensor: ...
+
+
+class NirWriter(Protocol):
+    """Adds the nodes of one layer to a graph."""
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the layer's output without the batch dimension."""
+
+    def encoded(self, signal: Any, time_steps: int, mode: str, scale: float) -> Any:
+        """Encode a real input, as :class:`Encode` does."""
+
+    def decoded(self, signal: Any, signed: bool, scale: Tensor | None) -> Any:
+        """Decode spikes, as :class:`Decode` does."""
+
+    def concatenated(self, signals: Sequence[Any], signed: Sequence[bool]) -> Any:
+        """Concatenate spikes, as :class:`SpikeCat` does."""
+
+    def rearranged(self, signal: Any, move: Callable[[Tensor], Tensor]) -> Any:
+        """Move, copy or drop spikes, as ``move`` does with values [P, N, C, ...], or add zeros."""
+
+    def neurons(self, neuron: Neuron, inputs: Sequence[tuple[Any, Product | None]]) -> Any:
+        """Add neurons that are driven by the sum of products of signals. None in place of a product: the signal."""
+
+    def pooled(
+        self, signal: Any, rows: Windows, columns: Windows, divisors: Sequence[int], neurons: Callable[..., Neuron]
+    ) -> Any:
+        """Add neurons that average windows. ``neurons`` makes them for sums that are a multiple of the average."""
+
+
+def convolution(
+    layer: Any, weight: Tensor, bias: Tensor | None, outputs: Shape, rounding: tuple[int, Tensor] | None
+) -> Product:
+    """Return the product of a layer with the attributes of nn.Conv1d or nn.Conv2d, and outputs of this shape."""
+    weight = weight.unsqueeze(2) if weight.dim() == 3 else weight
+    stride, dilation = ((1, *x)[-2:] for x in (layer.stride, layer.dilation))
+    named = layer.padding if isinstance(layer.padding, str) else ""
+    before = (0, 0) if named else (0, *layer.padding)[-2:]
+    if named == "same":
+        above, left = spans(weight, dilation)
+        before = above // 2, left // 2
+    geometry = Geometry(stride, before, dilation, layer.groups, image(outputs)[1:], named)
+    refused = f"padding_mode must be 'zeros', got {layer.padding_mode!r}"
+    return Product(weight, bias, geometry, rounding, () if layer.padding_mode == "zeros" else (refused,))
+
+
+def spans(weight: Tensor, dilation: Sequence[int]) -> list[int]:
+    """Return the distances of a kernel's first and last rows and columns."""
+    return [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+
+
+def image(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return the shape [C, L] or [C, H, W] as that of an image."""
+    channels, *size = shape
+    height, width = (1, *size)[-2:]
+    return channels, height, width
+
+
+def dense(weight: Tensor, groups: int) -> Tensor:
+    """Return a grouped weight [O, C/groups, ...] as [O, C, ...]."""
+    if groups == 1:
+        return weight
+    outputs, inputs, *kernel = weight.shape
+    blocks = weight.new_zeros(groups, outputs // groups, groups, inputs, *kernel)
+    each = torch.arange(groups)
+    blocks[each, :, each] = weight.view(groups, outputs // groups, inputs, *kernel)
+    return blocks.view(outputs, groups * inputs, *kernel)
