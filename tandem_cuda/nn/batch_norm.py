@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .. import ops
+from ..ops import trusted
 from ..ops.update_statistics import check_batched
 from .modes import recomputing
 
@@ -35,12 +34,11 @@ def fuses(norm: Any, product: Tensor) -> bool:
         and norm.affine
         and (product.dim() == 2 or type(norm) is nn.BatchNorm2d)  # channels are dimension 1
         and norm.momentum is not None
-        and not any(getattr(norm, hooks) for hooks in HOOKS)
+        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
         and product.numel() > product.shape[1]  # a single value has no variance: let torch raise its error
     )
 
 
-@torch.no_grad()
 def update_statistics(
     norm: Any, product: Tensor, unit: Tensor | None, repeats: float, missing: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -48,11 +46,11 @@ def update_statistics(
 
     Returns mean and biased variance of ``product`` itself, each [O].
     """
-    mean, var = ops.batch_statistics(product)
+    mean, var = trusted.batch_statistics(product.detach())
     if not recomputing():
         running = norm.running_mean, norm.running_var, norm.num_batches_tracked
         factors = {"unit": unit, "repeats": repeats, "momentum": norm.momentum}
-        ops.update_statistics_(*running, mean, var, product, missing=missing, **factors)
+        trusted.update_statistics_(*running, mean, var, product, missing=missing, **factors)
     return mean, var
 
 

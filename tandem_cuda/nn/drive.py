@@ -21,12 +21,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import ops
 from ..neuron import Neuron
+from ..ops import trusted
 from ..ops.division import divided
 from ..spike_train import SpikeTrain
 from . import batch_norm, learned_threshold
 from .coupling import coupled, needs_gradient
+from .synapses import Synapses
 from .weight_cache import Kernel, SpikingWeights
 from .weighted import WeightedLayer
 from .wiring import paired
@@ -67,31 +68,36 @@ class Affine(NamedTuple):
 class Drive:
     """The map from the sums of one layer's weights to its pre-activation."""
 
-    def __init__(self, layer: WeightedLayer) -> None:
-        self.layer = layer
+    def __init__(self, layer: WeightedLayer, synapses: Synapses | None = None) -> None:
+        self.name, self.neuron = type(layer).__name__, layer.neuron
+        self.synapses = layer.synapses if synapses is None else synapses
+        self.norm: Any = layer.norm
+        self._own_bias: Tensor | None = layer.bias
+        self.correction, self.thresholds = layer.correction, layer.thresholds
+        self.log_threshold = layer.log_threshold
+        self._paired = layer.wiring is not None and layer.wiring.paired_outputs
 
     # -- of the spiking twin
 
     def affine(self) -> Affine:
         """Return gain and bias of sums of floats; differentiable, but not in ``log_threshold``."""
-        layer = self.layer
-        gain, bias = self._folded() if layer.norm is not None else (None, layer.bias)
+        gain, bias = self._folded() if self.norm is not None else (None, self._own_bias)
         if self._paired:  # the weights have the signs already
             gain = None if gain is None else gain.repeat_interleave(2)
             bias = None if bias is None else paired(bias)
-        whole = Affine(gain, _sum(bias, layer.correction))
-        if layer.thresholds is not None:
-            whole = whole.times(1 / layer.thresholds)
-        if layer.log_threshold is not None:
-            whole = whole.times(learned_threshold.unit(layer.log_threshold).repeat(layer.synapses.outputs))
+        whole = Affine(gain, _sum(bias, self.correction))
+        if self.thresholds is not None:
+            whole = whole.times(1 / self.thresholds)
+        if self.log_threshold is not None:
+            whole = whole.times(learned_threshold.unit(self.log_threshold).repeat(self.synapses.outputs))
         return whole
 
     def bias(self) -> Tensor | None:
         """Return what is added to the sums of each neuron before batch norm, or at all if there is none."""
-        bias: Tensor | None = self.layer.bias
+        bias: Tensor | None = self._own_bias
         if self._paired and bias is not None:
             bias = paired(bias)
-        return bias if self.layer.norm is not None else _sum(bias, self.layer.correction)
+        return bias if self.norm is not None else _sum(bias, self.correction)
 
     def of_spikes(self, kernel: Kernel, steps: int, amplitude: float) -> SpikingWeights:
         """Return weights with scale and bias of each time step, for spikes of this amplitude."""
@@ -108,36 +114,29 @@ class Drive:
 
     def has_gain(self, kernel: Kernel) -> bool:
         """Return whether the spiking twin multiplies the sums of these weights."""
-        layer = self.layer
-        return any(x is not None for x in (layer.norm, layer.log_threshold, layer.thresholds, kernel.unit))
+        return any(x is not None for x in (self.norm, self.log_threshold, self.thresholds, kernel.unit))
 
     def _folded(self, unit: Tensor | None = None, steps: int = 1, amplitude: float = 1) -> tuple[Tensor, Tensor]:
         """Return scale and bias of each time step with batch norm folded into them, by one operator."""
-        norm = batch_norm.checked_norm(type(self.layer).__name__, self.layer.norm)
+        norm = batch_norm.checked_norm(self.name, self.norm)
         statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
-        return ops.fold_norm(
-            *statistics, self.layer.bias, unit=unit, eps=norm.eps, amplitude=amplitude, time_steps=steps
-        )
+        how: dict[str, Any] = {"eps": norm.eps, "amplitude": amplitude, "time_steps": steps}
+        return trusted.fold_norm(*statistics, self._own_bias, unit=unit, **how)
 
     def _is_norm_alone(self) -> bool:
         """Return whether there is batch norm, and neither signs nor thresholds nor a correction behind it."""
-        layer = self.layer
-        follows = self._paired or not (layer.correction is layer.thresholds is layer.log_threshold is None)
-        return layer.norm is not None and not follows
-
-    @property
-    def _paired(self) -> bool:
-        return self.layer.wiring is not None and self.layer.wiring.paired_outputs
+        follows = self._paired or not (self.correction is self.thresholds is self.log_threshold is None)
+        return self.norm is not None and not follows
 
     # -- of the ANN twin
 
     def uses_batch_statistics(self) -> bool:
         """Return whether there is a batch norm in training mode."""
-        return self.layer.norm is not None and self.layer.norm.training
+        return self.norm is not None and self.norm.training
 
     def learning(self, v: Tensor, steps: int) -> Tensor:
         """Return v, which is in units of the learned threshold already, with the gradient of ``log_threshold``."""
-        log_threshold = self.layer.log_threshold
+        log_threshold = self.log_threshold
         return v if log_threshold is None else v * learned_threshold.learning(log_threshold, v.shape, steps)
 
     def pre_activation(
@@ -154,9 +153,9 @@ class Drive:
             steps: T.
             factor: of the sums.
         """
-        layer, norm = self.layer, batch_norm.checked_norm(type(self.layer).__name__, self.layer.norm)
-        neuron, bias = layer.neuron, self.bias()
-        learns = needs_gradient(sums, bias, norm.weight, norm.bias, layer.log_threshold)
+        norm = batch_norm.checked_norm(self.name, self.norm)
+        neuron, bias = self.neuron, self.bias()
+        learns = needs_gradient(sums, bias, norm.weight, norm.bias, self.log_threshold)
         learned = self._learned_unit(sums, steps) if learns else None
         threshold = neuron.relu_threshold
         if norm.training and threshold is not None and not self._paired and batch_norm.fuses(norm, sums):
@@ -164,9 +163,9 @@ class Drive:
             if not learns:
                 return PreActivation(neuron, None, steps, sums.dtype)
             scale = learned
-            if layer.thresholds is not None:
-                scale = 1 / layer.thresholds if scale is None else scale / layer.thresholds
-            how = steps, factor, bias, scale, layer.correction
+            if self.thresholds is not None:
+                scale = 1 / self.thresholds if scale is None else scale / self.thresholds
+            how = steps, factor, bias, scale, self.correction
             return NormalisedSums(neuron, threshold, norm, sums, unit, statistics, *how)
         if not learns and not norm.training:
             return PreActivation(neuron, None, steps, sums.dtype)
@@ -182,19 +181,19 @@ class Drive:
 
         With constant input the sums are those of each time step, v / T.
         """
-        layer, bias = self.layer, self.bias()
-        if layer.norm is not None:
+        bias = self.bias()
+        if self.norm is not None:
             return self.pre_activation(sums, kernel.unit, steps, factor=steps if constant else 1)
         v = self.in_units(sums, kernel.unit)
-        if needs_gradient(sums, bias, layer.log_threshold):  # otherwise v is not needed
+        if needs_gradient(sums, bias, self.log_threshold):  # otherwise v is not needed
             if bias is not None and (self.has_gain(kernel) or not constant):
                 v = v + self._over(v, divided(bias, steps) if constant else bias)
             v = self._in_thresholds(v, self._learned_unit(v, steps))
-        return PreActivation(layer.neuron, v, steps, sums.dtype, 1 / steps if constant else 1.0)
+        return PreActivation(self.neuron, v, steps, sums.dtype, 1 / steps if constant else 1.0)
 
     def summand(self, v: Tensor) -> Tensor:
         """Return the layer's part of a sum of branches, given W * c + bias. In training statistics move."""
-        return self._in_thresholds(v if self.layer.norm is None else self._normalised(v), None)
+        return self._in_thresholds(v if self.norm is None else self._normalised(v), None)
 
     def in_units(self, sums: Tensor, unit: Tensor | None) -> Tensor:
         """Return W * c or W * X, given the sums of a kernel's weights and what each of them stands for."""
@@ -202,18 +201,18 @@ class Drive:
 
     def _learned_unit(self, v: Tensor, steps: int) -> Tensor | None:
         """Return 1 / exp(log_threshold) with its gradient, or None if the threshold does not learn."""
-        log_threshold = self.layer.log_threshold
+        log_threshold = self.log_threshold
         return None if log_threshold is None else learned_threshold.learning_unit(log_threshold, v.shape, steps)
 
     def _in_thresholds(self, v: Tensor, learned: Tensor | None) -> Tensor:
         """Return v in units of ``thresholds``, times ``learned``."""
-        if self.layer.thresholds is not None:
-            v = v * self._over(v, 1 / self.layer.thresholds)
+        if self.thresholds is not None:
+            v = v * self._over(v, 1 / self.thresholds)
         return v if learned is None else v * learned
 
     def _normalised(self, v: Tensor) -> Tensor:
         """Return norm(v) + correction. In training the running statistics move once per batch."""
-        norm, features, correction = self.layer.norm, self.layer.synapses.features, self.layer.correction
+        norm, features, correction = self.norm, self.synapses.features, self.correction
         if self._paired:
             positive = v.movedim(features, -1)[..., ::2].movedim(-1, features)
             v = batch_norm.normalised(norm, positive, features).movedim(features, -1)
@@ -224,7 +223,7 @@ class Drive:
 
     def _over(self, v: Tensor, x: Tensor) -> Tensor:
         """Reshape x, [O], so that it broadcasts over v."""
-        return x if self.layer.synapses.features == -1 else x.view(-1, *[1] * (v.dim() - 2))
+        return x if self.synapses.features == -1 else x.view(-1, *[1] * (v.dim() - 2))
 
 
 class PreActivation(NamedTuple):
@@ -266,7 +265,7 @@ class NormalisedSums(NamedTuple):
         gamma, beta = norm.weight, beta if self.correction is None else beta + self.correction
         if self.scale is not None:
             gamma, beta = gamma * self.scale, beta * self.scale
-        count = ops.tandem_norm_count(
+        count = trusted.tandem_norm_count(
             bits,
             self.sums,
             *self.statistics,

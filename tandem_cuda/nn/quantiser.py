@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops import checks
+from ..ops import checks, trusted
 from ..ops.division import divided
 
 WIDTHS = (*range(2, 9), 16)
@@ -91,11 +91,10 @@ class WeightQuantiser(nn.Module):
         whole, scale = self._rounded(self._by_channel(self._scaled(weight.detach())))
         return whole.to(torch.int16 if self.bits > 8 else torch.int8).view(weight.shape), scale.flatten()
 
-    @torch.no_grad()
     def kernel(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Work as :meth:`integers`, for float32 weights [O, ...], output channels first, and times ``input_scale``."""
         if self.bits in ops.LARGEST:
-            return ops.quantise_weight(weight, self.bits)
+            return trusted.quantise_weight(weight.detach(), self.bits)
         checks.check_finite("WeightQuantiser", "weight", weight)
         whole, scale = self._rounded(weight.detach().reshape(1, 1, len(weight), -1))
         return whole.to(torch.int8).view(weight.shape), scale.flatten()
@@ -159,11 +158,22 @@ def quantiser(layer: nn.Module) -> WeightQuantiser | None:
         >>> quantiser(layer).bits
         4
     """
-    of_weight = parametrizations_of(layer).get("weight")
-    if of_weight is None:
-        return None
-    first, *others = of_weight._modules.values()
-    return first if isinstance(first, WeightQuantiser) and not others else None
+    return parametrisation(layer)[0]
+
+
+def parametrisation(layer: nn.Module) -> tuple[WeightQuantiser | None, bool]:
+    """Return a layer's WeightQuantiser or None, and whether other parametrisations compute weights or bias.
+
+    Changes of their state go unnoticed.
+    """
+    every = parametrizations_of(layer)
+    if not every:
+        return None, False
+    of_weight = every.get("weight")
+    modules = () if of_weight is None else (*of_weight._modules.values(),)
+    if len(modules) == 1 and isinstance(modules[0], WeightQuantiser):
+        return modules[0], len(every) > 1
+    return None, True
 
 
 def parametrizations_of(layer: nn.Module) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from ..ops import checks
-from ..ops.gradient import refuse_tangents
+from ..ops.gradient import refuse_tangent
 from ..spike_train import SpikeTrain
 from .coupling import coupled, needs_gradient
 from .drive import Drive, per_step
@@ -48,13 +48,15 @@ class TandemLayer(WeightedLayer):
 
     def forward(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
         """Fire the spiking twin; let its count carry the gradient of the ANN twin (Wu et al. 2021, section III)."""
-        weights = self.weights
+        weights = Weights(self)
         if weights.computed and not torch.compiler.is_compiling():
             with parametrize.cached():  # compute the weights once per call
-                return self._both_twins(x, weights, self.drive)
-        return self._both_twins(x, weights, self.drive)
+                return self._both_twins(x, weights)
+        return self._both_twins(x, weights)
 
-    def _both_twins(self, x: SpikeTrain | EncodedInput, weights: Weights, drive: Drive) -> SpikeTrain:
+    def _both_twins(self, x: SpikeTrain | EncodedInput, weights: Weights) -> SpikeTrain:
+        synapses = weights.synapses
+        drive = Drive(self, synapses)
         if isinstance(x, EncodedInput):
             return self._from_values(x, weights, drive)
         if not isinstance(x, SpikeTrain):
@@ -64,20 +66,21 @@ class TandemLayer(WeightedLayer):
             )
         steps, dtype = x.time_steps, weights.dtype
         checks.check_dtype(type(self).__name__, "weight", dtype)
-        learns = torch.is_grad_enabled() and needs_gradient(*weights.sources(), x.carried_count)
-        if self.norm is not None and (learns or self.norm.training):
+        normalises = drive.uses_batch_statistics()
+        learns = normalises or (torch.is_grad_enabled() and needs_gradient(*weights.sources(), x.carried_count))
+        if normalises or (learns and drive.norm is not None):
             return self._behind_norm(x, weights, drive)
         # The currents of all steps add up to v, so one product serves both twins.
         amplitude, firing = x.amplitude, Firing(self.neuron, self.engine)
         if learns:
-            fired = self.synapses.fire(x, drive.of_spikes(weights.packed(), steps, amplitude), firing, want_sum=True)
+            fired = synapses.fire(x, drive.of_spikes(weights.packed(), steps, amplitude), firing, want_sum=True)
             return coupled(self.neuron, fired.bits, drive.learning(fired.sum, steps), steps, dtype)
-        fired = self.synapses.fire(x, weights.driving(drive, steps, amplitude), firing)
+        fired = synapses.fire(x, weights.driving(drive, steps, amplitude), firing)
         return coupled(self.neuron, fired.bits, None, steps, dtype)
 
     def _behind_norm(self, x: SpikeTrain, weights: Weights, drive: Drive) -> SpikeTrain:
         """Run spikes through a layer with batch norm, in training or where a gradient is needed."""
-        synapses, kernel, steps = self.synapses, weights.packed(), x.time_steps
+        synapses, kernel, steps = weights.synapses, weights.packed(), x.time_steps
         scale, unit = kernel.unit, None
         if self.neuron.two_phase and scale is not None:  # these neurons take the sums themselves
             scale, unit = torch.ones_like(scale), scale
@@ -93,11 +96,11 @@ class TandemLayer(WeightedLayer):
 
     def _from_values(self, x: EncodedInput, weights: Weights, drive: Drive) -> SpikeTrain:
         """Run real input, whose product with the weights drives the neurons of both twins."""
-        synapses, kernel, steps, constant = self.synapses, weights.for_values(), x.time_steps, x.mode == "constant"
+        synapses, kernel, steps, constant = weights.synapses, weights.for_values(), x.time_steps, x.mode == "constant"
         bias = per_step(drive.bias(), steps) if constant and not drive.has_gain(kernel) else None
         sums = synapses.value_product(x.value, kernel, bias)
         if not torch.compiler.is_compiling():
-            refuse_tangents(type(self).__name__, sums)
+            refuse_tangent(type(self).__name__, sums)
         v = drive.pre_activation_of_values(sums, kernel, steps, constant)
         with torch.no_grad():
             now = weights.driving_values(drive, steps, constant, kernel)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import _C, ops
+from .. import _C
+from ..ops import trusted
 from ..ops.pack_weight import can_hold
 from .constants import capturing
-from .quantiser import parametrizations_of, quantiser
+from .quantiser import parametrisation
 
 
 class Kernel(NamedTuple):
@@ -61,16 +62,16 @@ class WeightCache:
     def pack(self, weight: Tensor, groups: int) -> Tensor:
         """Pack weights, reusing the buffer of the last call if it fits: a large allocation costs more than packing."""
         if torch.compiler.is_compiling():  # compiled code cannot keep a buffer
-            return ops.pack_weight(weight, groups)
+            return trusted.pack_weight(weight.detach(), groups)
         if capturing(weight):  # a graph writes to its buffer in every replay, so the memory must be its own
-            return ops.pack_weight(weight.detach(), groups)
+            return trusted.pack_weight(weight.detach(), groups)
         self._packed = self._weights = None  # both describe the buffer, which is overwritten below
         if torch._C._functorch.is_functorch_wrapped_tensor(weight):  # must not outlive its transform
-            return ops.pack_weight(weight.detach(), groups)
+            return trusted.pack_weight(weight.detach(), groups)
         memory = self._memory
         if memory is not None and (memory.is_inference() or not can_hold(memory, weight, groups)):
             memory = None
-        self._memory = ops.pack_weight(weight.detach(), groups, out=memory)
+        self._memory = trusted.pack_weight(weight.detach(), groups, out=memory)
         return self._memory
 
     def kernel(self, sources: list[Tensor], settings: Any, make: Callable[[], Kernel], groups: int) -> Kernel:
@@ -106,13 +107,7 @@ def may_keep(module: nn.Module, layers: Sequence[nn.Module]) -> bool:
     False in training, where weights change; in compiled code; and with parametrisations, whose changes go unnoticed,
     except for :class:`WeightQuantiser`'s.
     """
-    return not (module.training or torch.compiler.is_compiling() or any(computes_weights(layer) for layer in layers))
-
-
-def computes_weights(layer: nn.Module) -> bool:
-    """Return whether a parametrisation computes the weights, so that changes of its state go unnoticed."""
-    names = len(parametrizations_of(layer))
-    return names > 1 or (names == 1 and quantiser(layer) is None)
+    return not (module.training or torch.compiler.is_compiling() or any(parametrisation(layer)[1] for layer in layers))
 
 
 _State = tuple[int, list[int], list[int]]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .. import ops
-from ..ops import checks
+from ..ops import checks, trusted
 from .drive import Drive
-from .quantiser import quantiser
-from .weight_cache import Kernel, SpikingWeights, computes_weights, may_keep
+from .quantiser import parametrisation
+from .synapses import Synapses
+from .weight_cache import Kernel, SpikingWeights, may_keep
 from .weighted import WeightedLayer
 from .wiring import scaled_inputs
 
@@ -28,17 +28,22 @@ class Weights:
     of the drive.
     """
 
-    def __init__(self, layer: WeightedLayer) -> None:
+    def __init__(self, layer: WeightedLayer, synapses: Synapses | None = None) -> None:
         self.layer = layer
-        self.quantiser = quantiser(layer)
+        self.synapses = layer.synapses if synapses is None else synapses
+        self.quantiser, self.computed = parametrisation(layer)
+        """``computed``: whether another parametrisation computes weights, so that changes of its state go unnoticed."""
+        self._stored: Tensor | None = None
 
     # -- the parameter
 
     def stored(self) -> Tensor:
         """Return the parameter: of quantised weights, in full precision."""
-        layer: Any = self.layer
-        weight: Tensor = layer.weight if self.quantiser is None else getattr(*stored(layer, "weight"))
-        return weight
+        if self._stored is None:
+            layer: Any = self.layer
+            quantised = self.quantiser is not None
+            self._stored = layer.parametrizations["weight"].original if quantised else layer.weight
+        return self._stored
 
     @property
     def dtype(self) -> torch.dtype:
@@ -50,11 +55,6 @@ class Weights:
     def bits(self) -> int | None:
         """The number of bits of the integers that the products take, or None if they take floats."""
         return None if self.quantiser is None or self.dtype != torch.float32 else self.quantiser.bits
-
-    @property
-    def computed(self) -> bool:
-        """Whether a parametrisation computes the weights, so that changes of its state go unnoticed."""
-        return computes_weights(self.layer)
 
     def sources(self) -> list[Tensor]:
         """Return all tensors that products and drive depend on."""
@@ -70,11 +70,10 @@ class Weights:
 
     def arrange(self, weight: Tensor) -> Tensor:
         """Convert the parameter to the shape that the products take, for all neurons that share it; differentiable."""
-        layer = self.layer
-        weight = layer.synapses.as_kernel(weight)
-        if layer.input_scale is not None:
-            weight = scaled_inputs(weight, layer.input_scale, layer.synapses.groups)
-        return weight if layer.wiring is None else layer.wiring.arrange(weight)
+        weight, scale, wiring = self.synapses.as_kernel(weight), self.layer.input_scale, self.layer.wiring
+        if scale is not None:
+            weight = scaled_inputs(weight, scale, self.synapses.groups)
+        return weight if wiring is None else wiring.arrange(weight)
 
     def floats(self) -> Tensor:
         """Return the weights as floats [O, C/groups, kH, kW] or [O, F]; differentiable."""
@@ -90,12 +89,15 @@ class Weights:
 
     def packed(self, keep: bool = False) -> Kernel:
         """Return the weights for the products, packed; with ``keep``, those of the last call if nothing has changed."""
-        layer, groups = self.layer, self.layer.synapses.groups
+        layer, groups = self.layer, self.synapses.groups
         if keep:
             sources = [x for x in (self.stored(), layer.input_scale) if x is not None]
             return layer._cache.kernel(sources, self.bits, self.kernel, groups)
         kernel = self.kernel()
-        packed = ops.pack_weight(kernel.weight, groups) if self.computed else layer._cache.pack(kernel.weight, groups)
+        if self.computed:
+            packed = trusted.pack_weight(kernel.weight.detach(), groups)
+        else:
+            packed = layer._cache.pack(kernel.weight, groups)
         return kernel._replace(packed=packed)
 
     def for_values(self) -> Kernel:

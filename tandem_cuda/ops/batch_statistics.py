@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import checks
+from .checked import checked_by
 
 
+def _check(op: str, a: Any) -> None:
+    checks.check_floating(op, "x", a.x)
+    if a.x.dim() < 2 or a.x.numel() == 0:
+        raise ValueError(f"{op}: x must be [N, C, ...] and not empty, got {list(a.x.shape)}")
+
+
+@checked_by(_check)
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the mean and variance of every channel over the batch and all pixels.
 
@@ -29,10 +39,6 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         >>> ops.batch_statistics(x)
         (tensor([2.]), tensor([1.]))
     """
-    op = "batch_statistics"
-    checks.check_floating(op, "x", x)
-    if x.dim() < 2 or x.numel() == 0:
-        raise ValueError(f"{op}: x must be [N, C, ...] and not empty, got {list(x.shape)}")
     direct = type(x) is Tensor and not x.is_meta and not torch.compiler.is_compiling()
     return _of_torch(x.detach()) if direct else _batch_statistics(x.detach())
 

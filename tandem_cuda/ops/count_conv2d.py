@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from .product import ENGINES, check_conv2d, check_master, operands_of, terms_of
+from .checked import checked_by
+from .geometry import pairs
+from .product import check_count, count_product
 
 
+@checked_by(check_count)
 def count_conv2d(
     bits: Tensor,
     weight: Tensor,
@@ -64,9 +66,5 @@ def count_conv2d(
         >>> ops.count_conv2d(bits, torch.full((1, 1, 3, 3), 0.125)).flatten()
         tensor([4.5000])
     """
-    op = "count_conv2d"
-    geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)
-    check_master(op, weight, master, unit)
-    how = (ENGINES.index(engine), terms_of(weight), master, unit)
-    operands = operands_of(bits, count, weight, packed, scale, bias)
-    return torch.ops.tandem_cuda.count_product(*operands, *geometry, groups, *how)
+    geometry = (*pairs(stride, padding, dilation), groups)
+    return count_product((bits, count, weight, packed, scale, bias), geometry, engine, master, unit)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .geometry import Geometry
-from .product import ENGINES, check_linear, check_master, operands_of, terms_of
+from .checked import checked_by
+from .product import LINEAR, check_count, count_product
 
 
+@checked_by(check_count)
 def count_linear(
     bits: Tensor,
     weight: Tensor,
@@ -54,8 +54,4 @@ def count_linear(
         >>> ops.count_linear(bits, torch.tensor([[0.5, 0.25]]))
         tensor([[2.5000]])
     """
-    check_linear("count_linear", bits, count, weight, packed, scale, bias, engine)
-    check_master("count_linear", weight, master, unit)
-    how = (*Geometry(), 1, ENGINES.index(engine), terms_of(weight), master, unit)
-    operands = operands_of(bits, count, weight, packed, scale, bias)
-    return torch.ops.tandem_cuda.count_product(*operands, *how)
+    return count_product((bits, count, weight, packed, scale, bias), LINEAR, engine, master, unit)

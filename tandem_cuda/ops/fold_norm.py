@@ -8,10 +8,24 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .checked import checked_by
 from .gradient import register_gradient
 from .update_statistics import check_running
 
 
+def _check(op: str, a: Any) -> None:
+    check_running(op, a.running_mean, a.running_var)
+    for name, value in (("gamma", a.gamma), ("beta", a.beta), ("bias", a.bias), ("unit", a.unit)):
+        if value is not None:
+            checks.check_like(op, name, value, a.running_mean, "running_mean", a.running_mean.shape)
+    checks.check_number(op, "eps", a.eps)
+    if not a.eps >= 0:
+        raise ValueError(f"{op}: eps must not be negative, got {a.eps}")
+    checks.check_positive(op, "amplitude", a.amplitude)
+    checks.check_time_steps(op, a.time_steps)
+
+
+@checked_by(_check)
 def fold_norm(
     running_mean: Tensor,
     running_var: Tensor,
@@ -53,19 +67,8 @@ def fold_norm(
         >>> ops.fold_norm(mean, var, gamma=torch.tensor([6.0]), eps=0.0, time_steps=2)
         (tensor([3.]), tensor([-1.5000]))
     """
-    op = "fold_norm"
-    check_running(op, running_mean, running_var)
-    for name, value in (("gamma", gamma), ("beta", beta), ("bias", bias), ("unit", unit)):
-        if value is not None:
-            checks.check_like(op, name, value, running_mean, "running_mean", running_mean.shape)
-    checks.check_number(op, "eps", eps)
-    if not eps >= 0:
-        raise ValueError(f"{op}: eps must not be negative, got {eps}")
-    checks.check_positive(op, "amplitude", amplitude)
-    checks.check_time_steps(op, time_steps)
-    gain, shift = torch.ops.tandem_cuda.fold_norm(
-        running_mean, running_var, gamma, beta, bias, unit, eps, amplitude, time_steps
-    )
+    statistics = running_mean, running_var, gamma, beta, bias, unit
+    gain, shift = torch.ops.tandem_cuda.fold_norm(*statistics, eps, amplitude, time_steps)
     return gain, shift
 
 

@@ -20,6 +20,11 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int] = (1, 1)
 
 
+def pairs(stride: Any, padding: Any, dilation: Any) -> Geometry:
+    """Return checked numbers as pairs."""
+    return Geometry(*(x if isinstance(x, tuple) else checks.pair("", "", x) for x in (stride, padding, dilation)))
+
+
 def check_geometry(op: str, stride: Any, padding: Any, dilation: Any) -> Geometry:
     """Check the range of each number; return pairs."""
     pairs = [checks.pair(op, *named) for named in (("stride", stride), ("padding", padding), ("dilation", dilation))]

@@ -6,17 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 
 _LIBRARY: Any = torch.library.Library("tandem_cuda", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's
 _forward_ad: Any = forward_ad
-_functorch: Any = autograd_function
 
 
-def refuse_tangents(name: str, *tensors: torch.Tensor) -> None:
+def refuse_tangent(name: str, x: torch.Tensor) -> None:
     """Raise NotImplementedError if forward mode differentiates a tensor. Its tangent would silently become zero."""
-    if _forward_ad._current_level >= 0 and any(_forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+    if _forward_ad._current_level >= 0 and _forward_ad.unpack_dual(x).tangent is not None:
         raise NotImplementedError(
             f"{name}: forward-mode gradients (jvp, jacfwd, hessian) are not supported; use grad, vjp or jacrev"
         )
@@ -35,14 +33,18 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
 
     def below(keyset: Any, arguments: Sequence[Any]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+            return op._handle.redispatch_boxed(keyset & torch._C._after_autograd_keyset, *arguments)
 
     class Gradient(torch.autograd.function._SingleLevelFunction):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             *arguments, keyset = inputs  # keyset comes last, so that ctx.needs_input_grad starts with the arguments
-            with torch.enable_grad():  # enclosing transforms run inside this call and need gradients
+            before = torch.is_grad_enabled()
+            torch._C._set_grad_enabled(True)  # enclosing transforms run inside this call and need gradients
+            try:
                 output = below(keyset, arguments)
+            finally:
+                torch._C._set_grad_enabled(before)
             setup_context(ctx, arguments, output)
             return output
 
@@ -51,12 +53,20 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
             return *backward(ctx, *grads), None
 
     def differentiable(keyset: Any, *arguments: Any) -> Any:
-        tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
-        refuse_tangents(name, *tensors)
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-            with _functorch.enable_single_level_autograd_function():
-                return Gradient.apply(*arguments, keyset)  # type: ignore[attr-defined]  # set by a metaclass
-        return below(keyset, arguments)
+        learns = False
+        for x in arguments:
+            if isinstance(x, torch.Tensor):
+                if _forward_ad._current_level >= 0:
+                    refuse_tangent(name, x)
+                learns = learns or x.requires_grad
+        if not (learns and torch.is_grad_enabled()):
+            return below(keyset, arguments)
+        before = torch._C._functorch.get_single_level_autograd_function_allowed()
+        torch._C._functorch.set_single_level_autograd_function_allowed(True)
+        try:
+            return Gradient.apply(*arguments, keyset)  # type: ignore[attr-defined]  # set by a metaclass
+        finally:
+            torch._C._functorch.set_single_level_autograd_function_allowed(before)
 
     Gradient.__name__ = f"{name}Backward"
     _LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
@@ -77,6 +87,6 @@ def register_in_place(name: str, written: int) -> None:
     def counting(keyset: Any, *arguments: Any) -> Any:
         torch.autograd.graph.increment_version(arguments[:written])
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
+            return op._handle.redispatch_boxed(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
 
     _LIBRARY.impl(name, counting, "ADInplaceOrView", with_keyset=True)

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import neuron as models
 from ..neuron import IF, Neuron, check_neuron
 from . import checks, layout
+from .checked import checked_by
 
 MODES = ("constant", "impulse", "series", "once")
 
 
+def _check(op: str, a: Any) -> None:
+    checks.check_floating(op, "current", a.current)
+    checks.check_time_steps(op, a.time_steps)
+    check_neuron(op, a.neuron)
+    if a.mode not in MODES:
+        raise ValueError(f"{op}: mode must be one of {', '.join(MODES)}, got {a.mode!r}")
+    series = a.mode == "series"
+    if a.current.dim() < (3 if series else 2):
+        expected = "[T, N, C, ...]" if series else "[N, C, ...]"
+        raise ValueError(f"{op}: current must be {expected}, got {list(a.current.shape)}")
+    if series and a.current.shape[0] != a.time_steps:
+        raise ValueError(f"{op}: current must hold {a.time_steps} time steps, got {list(a.current.shape)}")
+    neurons = a.current.shape[1:] if series else a.current.shape
+    if a.scale is not None:
+        checks.check_like(op, "scale", a.scale, a.current, "current", neurons[1:2])
+    if a.bias is not None:
+        checks.check_like(op, "bias", a.bias, a.current, "current", neurons[1:2])
+    if a.state is not None:
+        checks.check_like(op, "state", a.state, a.current, "current", (a.neuron.states, *neurons))
+
+
+@checked_by(_check)
 def integrate_and_fire(
     current: Tensor,
     time_steps: int,
@@ -62,34 +87,18 @@ def integrate_and_fire(
         >>> bin(bits.item()), total.item(), state.item()
         ('0b1010', 2.0, 1.0)
     """
-    op = "integrate_and_fire"
-    checks.check_floating(op, "current", current)
-    checks.check_time_steps(op, time_steps)
-    check_neuron(op, neuron)
-    if mode not in MODES:
-        raise ValueError(f"{op}: mode must be one of {', '.join(MODES)}, got {mode!r}")
     series = mode == "series"
-    if current.dim() < (3 if series else 2):
-        expected = "[T, N, C, ...]" if series else "[N, C, ...]"
-        raise ValueError(f"{op}: current must be {expected}, got {list(current.shape)}")
-    if series and current.shape[0] != time_steps:
-        raise ValueError(f"{op}: current must hold {time_steps} time steps, got {list(current.shape)}")
-    neurons = current.shape[1:] if series else current.shape
-    if scale is not None:
-        checks.check_like(op, "scale", scale, current, "current", neurons[1:2])
-    if bias is not None:
-        checks.check_like(op, "bias", bias, current, "current", neurons[1:2])
-    if state is not None:
-        checks.check_like(op, "state", state, current, "current", (neuron.states, *neurons))
     current = current.detach()
-    scale, bias, state = (None if x is None else x.detach() for x in (scale, bias, state))
+    scale = None if scale is None else scale.detach()
+    bias = None if bias is None else bias.detach()
+    state = None if state is None else state.detach()
     if neuron.two_phase:
-        check_whole(op, state)
+        check_whole("integrate_and_fire", state)
         if series:  # one-phase neurons, of which only the sum is taken
             _, current, _ = _run(current, scale, bias, None, time_steps, mode, neuron, True, False)
             scale = bias = None
         else:
-            scale, bias = at_once(scale, bias, mode, time_steps, current, neurons[1])
+            scale, bias = at_once(scale, bias, mode, time_steps, current, current.shape[1])
         mode = "once"
     return _run(current, scale, bias, state, time_steps, mode, neuron, want_sum, want_state)
 

@@ -9,8 +9,29 @@ import torch
 from torch import Tensor
 
 from . import checks, layout
+from .checked import checked_by
 
 
+def _check(op: str, a: Any) -> None:
+    checks.check_train(op, a.bits, a.time_steps)
+    if a.time_steps >= 2**31:
+        raise ValueError(f"{op}: time_steps must be below 2^31, got {a.time_steps}")
+    if a.bits.dim() != 5 or 0 in a.bits.shape[2:]:
+        raise ValueError(f"{op}: bits must be [P, N, C, H, W] with channels and pixels, got {list(a.bits.shape)}")
+    if not isinstance(a.ceil_mode, bool):
+        raise TypeError(f"{op}: ceil_mode must be a bool, got {type(a.ceil_mode).__name__}")
+    if a.count is not None:
+        checks.check_tensor(op, "count", a.count)
+        if a.count.dtype != torch.int32:
+            raise TypeError(f"{op}: count must be int32, got {a.count.dtype}")
+        checks.check_same_device(op, "count", a.count, a.bits, "bits")
+        checks.check_shape(op, "count", a.count, a.bits.shape[1:])
+    stride = a.kernel_size if a.stride is None else a.stride
+    size, stride, padding, dilation = _geometry(op, a.kernel_size, stride, a.padding, a.dilation)
+    pooled_size(op, a.bits.shape[3:], size, stride, padding, dilation, a.ceil_mode)
+
+
+@checked_by(_check)
 def max_pool_spikes(
     bits: Tensor,
     kernel_size: int | Sequence[int],
@@ -61,26 +82,9 @@ def max_pool_spikes(
         >>> bin(pooled.item())
         '0b111'
     """
-    op = "max_pool_spikes"
-    checks.check_train(op, bits, time_steps)
-    if time_steps >= 2**31:
-        raise ValueError(f"{op}: time_steps must be below 2^31, got {time_steps}")
-    if bits.dim() != 5 or 0 in bits.shape[2:]:
-        raise ValueError(f"{op}: bits must be [P, N, C, H, W] with channels and pixels, got {list(bits.shape)}")
-    if not isinstance(ceil_mode, bool):
-        raise TypeError(f"{op}: ceil_mode must be a bool, got {type(ceil_mode).__name__}")
-    if count is not None:
-        checks.check_tensor(op, "count", count)
-        if count.dtype != torch.int32:
-            raise TypeError(f"{op}: count must be int32, got {count.dtype}")
-        checks.check_same_device(op, "count", count, bits, "bits")
-        checks.check_shape(op, "count", count, bits.shape[1:])
     stride = kernel_size if stride is None else stride
-    kernel_size, stride, padding, dilation = _geometry(op, kernel_size, stride, padding, dilation)
-    pooled_size(op, bits.shape[3:], kernel_size, stride, padding, dilation, ceil_mode)
-    return torch.ops.tandem_cuda.max_pool_spikes(
-        bits, count, kernel_size, stride, padding, dilation, ceil_mode, time_steps, want_count
-    )
+    windows = [[*checks.pair("", "", x)] for x in (kernel_size, stride, padding, dilation)]
+    return torch.ops.tandem_cuda.max_pool_spikes(bits, count, *windows, ceil_mode, time_steps, want_count)
 
 
 def pooled_size(

@@ -9,13 +9,20 @@ import torch
 from torch import Tensor
 
 from . import autocast, checks, layout
-from .geometry import Geometry, check_fit, check_geometry
+from .checked import checked_by
+from .geometry import check_fit, check_geometry, pairs
 from .gradient import register_gradient
 from .pack_weight import check_packed
 from .product import check_groups, check_master, check_not_empty
 from .product_gradient import Pair, feature_dim, gradients_of, neurons_of
 
 
+def _check(op: str, a: Any) -> None:
+    check_ordered(op, a.x, a.weight, a.stride, a.padding, a.dilation, a.groups, a.packed)
+    check_master(op, a.weight, a.master, a.unit)
+
+
+@checked_by(_check)
 def ordered_product(
     x: Tensor,
     weight: Tensor,
@@ -58,16 +65,14 @@ def ordered_product(
         >>> ops.ordered_product(torch.tensor([[0.5, 0.25, 1.0]]), q)
         tensor([[4.]])
     """
-    op = "ordered_product"
-    geometry = check_ordered(op, x, weight, stride, padding, dilation, groups, packed)
-    check_master(op, weight, master, unit)
-    return torch.ops.tandem_cuda.ordered_product(x, weight, packed, *geometry, groups, master, unit)
+    geometry = (*pairs(stride, padding, dilation), groups)
+    return torch.ops.tandem_cuda.ordered_product(x, weight, packed, *geometry, master, unit)
 
 
 def check_ordered(
     op: str, x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: Any, packed: Any
-) -> Geometry:
-    """Check the arguments of an ordered product; return stride, padding and dilation as pairs."""
+) -> None:
+    """Check what ordered products take."""
     checks.check_tensor(op, "x", x)
     checks.check_tensor(op, "weight", weight)
     if x.dtype != torch.float32:
@@ -93,7 +98,6 @@ def check_ordered(
         check_fit(op, x, weight, *geometry)
     if packed is not None:
         check_packed(op, "packed", packed, weight, groups)
-    return geometry
 
 
 @torch.library.register_fake("tandem_cuda::ordered_product")

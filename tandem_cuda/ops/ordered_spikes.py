@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..neuron import IF, Neuron, check_neuron
 from . import checks, layout
-from .gradient import implement_on_cuda, refuse_tangents
+from .checked import checked_by
+from .geometry import pairs
+from .gradient import implement_on_cuda, refuse_tangent
 from .integrate_and_fire import MODES, at_once
 from .ordered_product import check_ordered
 from .product_gradient import Pair, feature_dim, neurons_of
 
 
+def _check(op: str, a: Any) -> None:
+    check_ordered(op, a.x, a.weight, a.stride, a.padding, a.dilation, a.groups, a.packed)
+    checks.check_time_steps(op, a.time_steps)
+    check_neuron(op, a.neuron)
+    if a.mode not in MODES or a.mode == "series":
+        raise ValueError(f"{op}: mode must be one of constant, impulse, once, got {a.mode!r}")
+    for name, value in (("scale", a.scale), ("bias", a.bias)):
+        if value is not None:
+            checks.check_like(op, name, value, a.x, "x", a.weight.shape[:1])
+
+
+@checked_by(_check)
 def ordered_spikes(
     x: Tensor,
     weight: Tensor,
@@ -64,26 +79,14 @@ def ordered_spikes(
         >>> bin(bits.item())
         '0b1010'
     """
-    op = "ordered_spikes"
-    geometry = check_ordered(op, x, weight, stride, padding, dilation, groups, packed)
-    checks.check_time_steps(op, time_steps)
-    check_neuron(op, neuron)
-    if mode not in MODES or mode == "series":
-        raise ValueError(f"{op}: mode must be one of constant, impulse, once, got {mode!r}")
-    outputs = weight.shape[:1]
-    for name, value in (("scale", scale), ("bias", bias)):
-        if value is not None:
-            checks.check_like(op, name, value, x, "x", outputs)
     if not torch.compiler.is_compiling():
-        refuse_tangents(op, x)
+        refuse_tangent("ordered_spikes", x)
     x, scale, bias = x.detach(), *(None if value is None else value.detach() for value in (scale, bias))
     if neuron.two_phase:
-        scale, bias = at_once(scale, bias, mode, time_steps, x, outputs[0])
+        scale, bias = at_once(scale, bias, mode, time_steps, x, weight.shape[0])
         mode = "once"
-    return torch.ops.tandem_cuda.ordered_spikes(
-        *(x, weight, packed, scale, bias, *geometry, groups, time_steps, MODES.index(mode)),
-        *(neuron.kind, neuron.parameters),
-    )
+    how = *pairs(stride, padding, dilation), groups, time_steps, MODES.index(mode), neuron.kind, neuron.parameters
+    return torch.ops.tandem_cuda.ordered_spikes(x, weight, packed, scale, bias, *how)
 
 
 def _on_cuda(

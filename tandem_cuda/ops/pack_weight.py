@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .checked import checked_by
 
 # Narrow floats are packed in a wider dtype that holds every value and is faster to add.
 _PACKED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -19,6 +20,24 @@ _SUM_BYTES = {torch.int8: 2, torch.int16: 4}
 _WIDE, _STEP_BYTES, _TERMS = 16, 64 * 128, {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
 
 
+def _check(op: str, a: Any) -> None:
+    checks.check_weight(op, a.weight)
+    if a.weight.dim() not in (2, 4) or 0 in a.weight.shape:
+        raise ValueError(
+            f"{op}: weight must be [O, C/groups, kH, kW] or [O, F] with no empty dimension, got {list(a.weight.shape)}"
+        )
+    if isinstance(a.groups, bool) or not isinstance(a.groups, int):
+        raise TypeError(f"{op}: groups must be an int, got {type(a.groups).__name__}")
+    if a.groups < 1 or a.weight.shape[0] % a.groups or (a.weight.dim() == 2 and a.groups != 1):
+        raise ValueError(
+            f"{op}: groups must divide the {a.weight.shape[0]} output channels and be 1 for a linear layer, got "
+            f"{a.groups}"
+        )
+    if a.out is not None:
+        check_packed(op, "out", a.out, a.weight, a.groups)
+
+
+@checked_by(_check)
 def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -> Tensor:
     """Rearrange weights for the event-driven engine, once for many calls.
 
@@ -48,21 +67,8 @@ def pack_weight(weight: Tensor, groups: int = 1, *, out: Tensor | None = None) -
         >>> torch.equal(out, ops.spiking_conv2d(bits, weight, time_steps=4)[0])
         True
     """
-    op = "pack_weight"
-    checks.check_weight(op, weight)
-    if weight.dim() not in (2, 4) or 0 in weight.shape:
-        raise ValueError(
-            f"{op}: weight must be [O, C/groups, kH, kW] or [O, F] with no empty dimension, got {list(weight.shape)}"
-        )
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"{op}: groups must be an int, got {type(groups).__name__}")
-    if groups < 1 or weight.shape[0] % groups or (weight.dim() == 2 and groups != 1):
-        raise ValueError(
-            f"{op}: groups must divide the {weight.shape[0]} output channels and be 1 for a linear layer, got {groups}"
-        )
     if out is None:
         return torch.ops.tandem_cuda.pack_weight(weight.detach(), groups)
-    check_packed(op, "out", out, weight, groups)
     torch.ops.tandem_cuda.pack_weight_out(weight.detach(), groups, out)
     return out
 

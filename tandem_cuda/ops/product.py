@@ -1,4 +1,4 @@
-"""Argument checks shared by the products of spikes and weights, linear or convolutional, with or without neurons."""
+"""What is shared by the products of spikes and weights, linear or convolutional, with or without neurons."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neuron import Neuron
+from ..neuron import Neuron, check_neuron
 from . import autocast, checks
-from .geometry import Geometry, check_fit, check_geometry
+from .geometry import Geometry, check_fit, check_geometry, out_size
 from .integrate_and_fire import check_whole, discharge, total_bias
 from .pack_weight import check_packed
 
 ENGINES = ("auto", "event", "dense")
+LINEAR = (*Geometry(), 1)
+"""Stride, padding, dilation and groups of a linear product."""
 
-
-def check_product(op: str, bits: Any, weight: Any, engine: Any) -> None:
-    """Check what does not depend on shapes."""
-    checks.check_bits(op, bits)
-    checks.check_weight(op, weight)
-    checks.check_same_device(op, "weight", weight, bits, "bits")
-    if engine not in ENGINES:
-        raise ValueError(f"{op}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+Operands = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""bits, count, weight, packed, scale and bias."""
 
 
 def check_operands(
@@ -48,20 +44,17 @@ def check_operands(
         check_packed(op, "packed", packed, weight, groups)
 
 
-def operands_of(
-    bits: Tensor, count: Tensor | None, weight: Tensor, packed: Tensor | None, scale: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """Return the operands of a checked call as the operators take them.
-
-    Autocast widens float16 and bfloat16 weights, whose packed form then has another size on CUDA: they go without.
-    """
-    widened = weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) and autocast.is_on(weight.device)
-    return bits, count, weight, None if widened else packed, scale, bias
+def count_product(
+    operands: Operands, geometry: tuple[Any, ...], engine: str, master: Tensor | None, unit: Tensor | None
+) -> Tensor:
+    """Multiply counts; ``geometry`` is stride, padding, dilation and groups."""
+    how = ENGINES.index(engine), terms_of(operands[2]), master, unit
+    return torch.ops.tandem_cuda.count_product(*_as_cast(operands), *geometry, *how)
 
 
 def spiking_product(
     op: str,
-    operands: tuple[Tensor | None, ...],
+    operands: Operands,
     state: Tensor | None,
     time_steps: int,
     neuron: Neuron,
@@ -73,35 +66,30 @@ def spiking_product(
     added: Tensor | None,
     amplitude: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the product and the neurons of a checked call. Neurons with ``two_phase`` need only the counts' product.
+    """Run the product and the neurons. Neurons with ``two_phase`` need only the counts' product.
 
-    Args:
-        op: name of the Python function.
-        operands: bits, count, weight, packed, scale and bias.
-        state: None, or the state from an earlier call.
-        time_steps: T.
-        neuron: the neuron.
-        geometry: stride, padding, dilation and groups.
-        engine: as in the Python functions.
-        want_sum: likewise.
-        want_state: likewise.
-        masters: master and unit.
-        added: as in the Python functions.
-        amplitude: likewise.
+    ``op`` is the name of the Python function, and ``geometry`` is stride, padding, dilation and groups.
     """
-    weight = operands[2]
-    assert weight is not None
-    how = ENGINES.index(engine), terms_of(weight)
     if neuron.two_phase:
         check_whole(op, state)
-        *others, bias = operands
-        v = torch.ops.tandem_cuda.count_product(*others, total_bias(bias, time_steps), *geometry, *how, *masters)
+        v = count_product((*operands[:5], total_bias(operands[5], time_steps)), geometry, engine, *masters)
         return discharge(v, time_steps, neuron, want_sum, want_state)
     state = None if state is None else state.detach()
-    model = neuron.kind, neuron.parameters
+    how = neuron.kind, neuron.parameters, ENGINES.index(engine), terms_of(operands[2]), want_sum, want_state
     return torch.ops.tandem_cuda.spiking_product(
-        *operands, state, *geometry, time_steps, *model, *how, want_sum, want_state, *masters, added, amplitude
+        *_as_cast(operands), state, *geometry, time_steps, *how, *masters, added, amplitude
     )
+
+
+def _as_cast(operands: Operands) -> Operands:
+    """Return the operands as the operators take them.
+
+    Autocast widens float16 and bfloat16 weights, whose packed form then has another size on CUDA: they go without.
+    """
+    weight = operands[2]
+    if weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) and autocast.is_on(weight.device):
+        return *operands[:3], None, operands[4], operands[5]
+    return operands
 
 
 def current_dtype(weight: Tensor) -> torch.dtype:
@@ -168,44 +156,71 @@ def check_added(
         check_operand(op, "added", added, weight, (time_steps, *neurons))
 
 
-def check_conv2d(
+def check_arguments(
     op: str,
     bits: Any,
-    count: Any,
     weight: Any,
+    bias: Any,
+    geometry: tuple[Any, Any, Any, Any] | None,
     packed: Any,
     scale: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    engine: Any,
+    count: Any = None,
+    engine: Any = "auto",
 ) -> Geometry:
-    """Check the arguments of a convolutional product; return stride, padding and dilation as pairs."""
-    check_product(op, bits, weight, engine)
+    """Check what all products take; return stride, padding and dilation as pairs.
+
+    ``geometry`` is stride, padding, dilation and groups; None for a linear product.
+    """
+    checks.check_bits(op, bits)
+    checks.check_weight(op, weight)
+    checks.check_same_device(op, "weight", weight, bits, "bits")
+    if engine not in ENGINES:
+        raise ValueError(f"{op}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if geometry is None:
+        if bits.dim() < 3:
+            raise ValueError(f"{op}: bits must be [P, N, ..., F], got {list(bits.shape)}")
+        if weight.dim() != 2 or weight.shape[1] != bits.shape[-1]:
+            raise ValueError(
+                f"{op}: weight must be [O, {bits.shape[-1]}] for bits of shape {list(bits.shape)}, got "
+                f"{list(weight.shape)}"
+            )
+        check_not_empty(op, weight)
+        check_operands(op, bits, count, weight, packed, scale, bias, 1)
+        return Geometry()
     if bits.dim() != 5:
         raise ValueError(f"{op}: bits must be [P, N, C, H, W], got {list(bits.shape)}")
     if weight.dim() != 4:
         raise ValueError(f"{op}: weight must be [O, C/groups, kH, kW], got {list(weight.shape)}")
+    *where, groups = geometry
     check_groups(op, bits.shape[2], weight, groups)
     check_operands(op, bits, count, weight, packed, scale, bias, groups)
-    geometry = check_geometry(op, stride, padding, dilation)
-    check_fit(op, bits, weight, *geometry)
-    return geometry
+    pairs = check_geometry(op, *where)
+    check_fit(op, bits, weight, *pairs)
+    return pairs
 
 
-def check_linear(op: str, bits: Any, count: Any, weight: Any, packed: Any, scale: Any, bias: Any, engine: Any) -> None:
-    """Check the arguments of a linear product."""
-    check_product(op, bits, weight, engine)
-    if bits.dim() < 3:
-        raise ValueError(f"{op}: bits must be [P, N, ..., F], got {list(bits.shape)}")
-    if weight.dim() != 2 or weight.shape[1] != bits.shape[-1]:
-        raise ValueError(
-            f"{op}: weight must be [O, {bits.shape[-1]}] for bits of shape {list(bits.shape)}, got {list(weight.shape)}"
-        )
-    check_not_empty(op, weight)
-    check_operands(op, bits, count, weight, packed, scale, bias, 1)
+def check_count(op: str, a: Any) -> None:
+    """Check the arguments of count_linear or count_conv2d, whichever ``op`` is."""
+    geometry = None if op == "count_linear" else (a.stride, a.padding, a.dilation, a.groups)
+    check_arguments(op, a.bits, a.weight, a.bias, geometry, a.packed, a.scale, a.count, a.engine)
+    check_master(op, a.weight, a.master, a.unit)
+
+
+def check_spiking(op: str, a: Any) -> None:
+    """Check the arguments of spiking_linear or spiking_conv2d, whichever ``op`` is."""
+    geometry = None if op == "spiking_linear" else (a.stride, a.padding, a.dilation, a.groups)
+    pairs = check_arguments(op, a.bits, a.weight, a.bias, geometry, a.packed, a.scale, a.count, a.engine)
+    checks.check_train(op, a.bits, a.time_steps)
+    check_neuron(op, a.neuron)
+    check_master(op, a.weight, a.master, a.unit)
+    if a.state is None and a.added is None and a.amplitude is None:
+        return
+    batch = a.bits.shape[1:-1] if geometry is None else a.bits.shape[1:2]
+    pixels = () if geometry is None else out_size(a.bits, a.weight, *pairs)
+    neurons = (*batch, a.weight.shape[0], *pixels)
+    check_added(op, a.added, a.amplitude, a.weight, len(a.bits), a.time_steps, a.neuron, neurons)
+    if a.state is not None:
+        check_operand(op, "state", a.state, a.weight, (a.neuron.states, *neurons))
 
 
 def check_groups(op: str, channels: int, weight: Tensor, groups: Any) -> None:

@@ -8,11 +8,25 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .checked import checked_by
 
 LARGEST = {8: 127, 16: 32639}
 """By bits, the largest integer. Of 16 bits it is 256 * 127 + 127, which two signed digits of 8 bits hold."""
 
 
+def _check(op: str, a: Any) -> None:
+    checks.check_tensor(op, "weight", a.weight)
+    if a.weight.dtype != torch.float32:
+        raise TypeError(f"{op}: weight must be float32, got {a.weight.dtype}")
+    if isinstance(a.bits, bool) or not isinstance(a.bits, int):
+        raise TypeError(f"{op}: bits must be an int, got {type(a.bits).__name__}")
+    if a.bits not in LARGEST:
+        raise ValueError(f"{op}: bits must be 8 or 16, got {a.bits}")
+    if a.weight.dim() < 2 or 0 in a.weight.shape:
+        raise ValueError(f"{op}: weight must be [O, ...] with no empty dimension, got {list(a.weight.shape)}")
+
+
+@checked_by(_check)
 def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Round weights to integers times a scale per output channel: weight ~ scale * q, |q| <= 127 or 32639.
 
@@ -41,16 +55,6 @@ def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         >>> scale * 127
         tensor([1., 2.])
     """
-    op = "quantise_weight"
-    checks.check_tensor(op, "weight", weight)
-    if weight.dtype != torch.float32:
-        raise TypeError(f"{op}: weight must be float32, got {weight.dtype}")
-    if isinstance(bits, bool) or not isinstance(bits, int):
-        raise TypeError(f"{op}: bits must be an int, got {type(bits).__name__}")
-    if bits not in LARGEST:
-        raise ValueError(f"{op}: bits must be 8 or 16, got {bits}")
-    if weight.dim() < 2 or 0 in weight.shape:
-        raise ValueError(f"{op}: weight must be [O, ...] with no empty dimension, got {list(weight.shape)}")
     return torch.ops.tandem_cuda.quantise_weight(weight.detach(), LARGEST[bits])
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import checks, layout
+from .checked import checked_by
 
 
+def _check(op: str, a: Any) -> None:
+    checks.check_bits(op, a.bits)
+    checks.check_dtype(op, "dtype", a.dtype)
+
+
+@checked_by(_check)
 def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Count the spikes of every neuron over all time steps.
 
@@ -27,8 +36,6 @@ def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         >>> ops.spike_count(bits)
         tensor([[2., 3.]])
     """
-    checks.check_bits("spike_count", bits)
-    checks.check_dtype("spike_count", "dtype", dtype)
     return torch.ops.tandem_cuda.spike_count(bits, dtype)
 
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..neuron import IF, Neuron, check_neuron
-from . import checks
-from .geometry import out_size
-from .product import check_added, check_conv2d, check_master, check_operand, operands_of, spiking_product
+from ..neuron import IF, Neuron
+from .checked import checked_by
+from .geometry import pairs
+from .product import check_spiking, spiking_product
 
 
+@checked_by(check_spiking)
 def spiking_conv2d(
     bits: Tensor,
     weight: Tensor,
@@ -89,16 +90,8 @@ def spiking_conv2d(
         >>> bin(out.item()), v.item()
         ('0b1111', 4.5)
     """
-    op = "spiking_conv2d"
-    geometry = check_conv2d(op, bits, count, weight, packed, scale, bias, stride, padding, dilation, groups, engine)
-    checks.check_train(op, bits, time_steps)
-    check_neuron(op, neuron)
-    check_master(op, weight, master, unit)
-    if state is not None or added is not None or amplitude is not None:
-        neurons = (bits.shape[1], weight.shape[0], *out_size(bits, weight, *geometry))
-        check_added(op, added, amplitude, weight, len(bits), time_steps, neuron, neurons)
-        if state is not None:
-            check_operand(op, "state", state, weight, (neuron.states, *neurons))
-    operands = operands_of(bits, count, weight, packed, scale, bias)
-    how = (*geometry, groups), engine, want_sum, want_state
-    return spiking_product(op, operands, state, time_steps, neuron, *how, (master, unit), added, amplitude)
+    operands = bits, count, weight, packed, scale, bias
+    how = (*pairs(stride, padding, dilation), groups), engine, want_sum, want_state
+    return spiking_product(
+        "spiking_conv2d", operands, state, time_steps, neuron, *how, (master, unit), added, amplitude
+    )

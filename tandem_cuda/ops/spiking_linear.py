@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..neuron import IF, Neuron, check_neuron
-from . import checks
-from .geometry import Geometry
-from .product import check_added, check_linear, check_master, check_operand, operands_of, spiking_product
+from ..neuron import IF, Neuron
+from .checked import checked_by
+from .product import LINEAR, check_spiking, spiking_product
 
 
+@checked_by(check_spiking)
 def spiking_linear(
     bits: Tensor,
     weight: Tensor,
@@ -76,16 +76,7 @@ def spiking_linear(
         >>> bin(out.item()), v.item()
         ('0b110', 2.5)
     """
-    op = "spiking_linear"
-    check_linear(op, bits, count, weight, packed, scale, bias, engine)
-    checks.check_train(op, bits, time_steps)
-    check_neuron(op, neuron)
-    check_master(op, weight, master, unit)
-    if state is not None or added is not None or amplitude is not None:
-        neurons = (*bits.shape[1:-1], weight.shape[0])
-        check_added(op, added, amplitude, weight, len(bits), time_steps, neuron, neurons)
-        if state is not None:
-            check_operand(op, "state", state, weight, (neuron.states, *neurons))
-    operands = operands_of(bits, count, weight, packed, scale, bias)
-    how = (*Geometry(), 1), engine, want_sum, want_state
-    return spiking_product(op, operands, state, time_steps, neuron, *how, (master, unit), added, amplitude)
+    operands, how = (bits, count, weight, packed, scale, bias), (LINEAR, engine, want_sum, want_state)
+    return spiking_product(
+        "spiking_linear", operands, state, time_steps, neuron, *how, (master, unit), added, amplitude
+    )

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import checks, layout
-from .geometry import Geometry
+from .checked import checked_by
+from .geometry import pairs
 from .gradient import implement_on_cuda
-from .product import check_conv2d, check_linear, current_dtype, terms_of
+from .product import LINEAR, check_arguments, current_dtype, terms_of
 from .product_gradient import Pair, feature_dim, neurons_of
 
 
+def _check(op: str, a: Any) -> None:
+    weight, scale, bias = (x.detach() if isinstance(x, Tensor) else x for x in (a.weight, a.scale, a.bias))
+    linear = isinstance(weight, Tensor) and weight.dim() == 2
+    geometry = None if linear else (a.stride, a.padding, a.dilation, a.groups)
+    check_arguments(op, a.bits, weight, bias, geometry, a.packed, scale)
+    checks.check_train(op, a.bits, a.time_steps)
+
+
+@checked_by(_check)
 def step_product(
     bits: Tensor,
     weight: Tensor,
@@ -58,15 +69,9 @@ def step_product(
         >>> ops.step_product(bits, torch.tensor([[0.5, 0.25]]), time_steps=2).flatten()
         tensor([0.5000, 0.7500])
     """
-    op, geometry = "step_product", Geometry()
-    weight = weight.detach() if isinstance(weight, Tensor) else weight
-    scale, bias = (x.detach() if isinstance(x, Tensor) else x for x in (scale, bias))
-    if isinstance(weight, Tensor) and weight.dim() == 2:
-        check_linear(op, bits, None, weight, packed, scale, bias, "auto")
-    else:
-        geometry = check_conv2d(op, bits, None, weight, packed, scale, bias, stride, padding, dilation, groups, "auto")
-    checks.check_train(op, bits, time_steps)
-    return torch.ops.tandem_cuda.step_product(bits, weight, packed, scale, bias, *geometry, groups, time_steps)
+    geometry = LINEAR if weight.dim() == 2 else (*pairs(stride, padding, dilation), groups)
+    scale, bias = (None if x is None else x.detach() for x in (scale, bias))
+    return torch.ops.tandem_cuda.step_product(bits, weight.detach(), packed, scale, bias, *geometry, time_steps)
 
 
 def _on_cuda(

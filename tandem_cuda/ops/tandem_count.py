@@ -11,10 +11,23 @@ from torch import Tensor
 from .. import neuron as models
 from ..neuron import IF, Neuron, check_neuron
 from . import checks
+from .checked import checked_by
 from .gradient import register_gradient
 from .spike_count import empty_count
 
 
+def _check(op: str, a: Any) -> None:
+    checks.check_train(op, a.bits, a.time_steps)
+    checks.check_floating(op, "pre_activation", a.pre_activation)
+    checks.check_same_device(op, "pre_activation", a.pre_activation, a.bits, "bits")
+    checks.check_shape(op, "pre_activation", a.pre_activation, a.bits.shape[1:])
+    check_neuron(op, a.neuron)
+    checks.check_number(op, "upper", a.upper)
+    if not a.upper > 0:
+        raise ValueError(f"{op}: upper must be positive, got {a.upper}")
+
+
+@checked_by(_check)
 def tandem_count(
     bits: Tensor,
     pre_activation: Tensor,
@@ -56,15 +69,6 @@ def tandem_count(
         >>> v.grad
         tensor([[1., 0.]])
     """
-    op = "tandem_count"
-    checks.check_train(op, bits, time_steps)
-    checks.check_floating(op, "pre_activation", pre_activation)
-    checks.check_same_device(op, "pre_activation", pre_activation, bits, "bits")
-    checks.check_shape(op, "pre_activation", pre_activation, bits.shape[1:])
-    check_neuron(op, neuron)
-    checks.check_number(op, "upper", upper)
-    if not upper > 0:
-        raise ValueError(f"{op}: upper must be positive, got {upper}")
     return torch.ops.tandem_cuda.tandem_count(bits, pre_activation, time_steps, neuron.kind, neuron.parameters, upper)
 
 

@@ -9,10 +9,32 @@ import torch
 from torch import Tensor
 
 from . import checks, layout
+from .checked import checked_by
 from .gradient import register_gradient
 from .spike_count import empty_count
 
 
+def _check(op: str, a: Any) -> None:
+    checks.check_train(op, a.bits, a.time_steps)
+    checks.check_floating(op, "product", a.product)
+    if a.bits.dim() < 3:
+        raise ValueError(f"{op}: bits must be [P, N, C, ...], got {list(a.bits.shape)}")
+    checks.check_same_device(op, "product", a.product, a.bits, "bits")
+    checks.check_shape(op, "product", a.product, a.bits.shape[1:])
+    for name, value in (("mean", a.mean), ("var", a.var), ("gamma", a.gamma), ("beta", a.beta)):
+        checks.check_like(op, name, value, a.product, "product", a.product.shape[1:2])
+    if a.unit is not None:
+        checks.check_like(op, "unit", a.unit, a.product, "product", a.product.shape[1:2])
+    checks.check_number(op, "eps", a.eps)
+    if not a.eps >= 0:
+        raise ValueError(f"{op}: eps must not be negative, got {a.eps}")
+    checks.check_positive(op, "threshold", a.threshold)
+    checks.check_number(op, "upper", a.upper)
+    if not a.upper > 0:
+        raise ValueError(f"{op}: upper must be positive, got {a.upper}")
+
+
+@checked_by(_check)
 def tandem_norm_count(
     bits: Tensor,
     product: Tensor,
@@ -67,25 +89,7 @@ def tandem_norm_count(
         >>> count.detach().flatten()
         tensor([0., 1.])
     """
-    op = "tandem_norm_count"
-    checks.check_train(op, bits, time_steps)
-    checks.check_floating(op, "product", product)
-    if bits.dim() < 3:
-        raise ValueError(f"{op}: bits must be [P, N, C, ...], got {list(bits.shape)}")
-    checks.check_same_device(op, "product", product, bits, "bits")
-    checks.check_shape(op, "product", product, bits.shape[1:])
-    for name, value in (("mean", mean), ("var", var), ("gamma", gamma), ("beta", beta)):
-        checks.check_like(op, name, value, product, "product", product.shape[1:2])
-    if unit is not None:
-        checks.check_like(op, "unit", unit, product, "product", product.shape[1:2])
-        unit = unit.detach()
-    checks.check_number(op, "eps", eps)
-    if not eps >= 0:
-        raise ValueError(f"{op}: eps must not be negative, got {eps}")
-    checks.check_positive(op, "threshold", threshold)
-    checks.check_number(op, "upper", upper)
-    if not upper > 0:
-        raise ValueError(f"{op}: upper must be positive, got {upper}")
+    unit = None if unit is None else unit.detach()
     return torch.ops.tandem_cuda.tandem_norm_count(
         bits, product, mean.detach(), var.detach(), gamma, beta, eps, time_steps, threshold, upper, unit
     )

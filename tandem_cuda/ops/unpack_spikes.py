@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import checks, layout
+from .checked import checked_by
 
 _DTYPES = (torch.float32, torch.float64, torch.bool, torch.uint8)
 
 
+def _check(op: str, a: Any) -> None:
+    checks.check_train(op, a.bits, a.time_steps)
+    if a.dtype not in _DTYPES:
+        raise TypeError(f"{op}: dtype must be float32, float64, bool or uint8, got {a.dtype}")
+
+
+@checked_by(_check)
 def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Unpack bit planes into a dense spike train.
 
@@ -31,9 +41,6 @@ def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.floa
         >>> ops.unpack_spikes(bits, time_steps=3).flatten()
         tensor([1., 0., 1.])
     """
-    checks.check_train("unpack_spikes", bits, time_steps)
-    if dtype not in _DTYPES:
-        raise TypeError(f"unpack_spikes: dtype must be float32, float64, bool or uint8, got {dtype}")
     return torch.ops.tandem_cuda.unpack_spikes(bits, time_steps, dtype)
 
 

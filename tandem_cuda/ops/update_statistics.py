@@ -8,9 +8,32 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .checked import checked_by
 from .gradient import register_in_place
 
 
+def _check(op: str, a: Any) -> None:
+    check_running(op, a.running_mean, a.running_var)
+    checks.check_tensor(op, "num_batches_tracked", a.num_batches_tracked)
+    if a.num_batches_tracked.dtype != torch.int64:
+        raise TypeError(f"{op}: num_batches_tracked must be int64, got {a.num_batches_tracked.dtype}")
+    checks.check_same_device(op, "num_batches_tracked", a.num_batches_tracked, a.running_mean, "running_mean")
+    checks.check_shape(op, "num_batches_tracked", a.num_batches_tracked, ())
+    channels = a.running_mean.shape[0]
+    for name, value in (("mean", a.mean), ("var", a.var), ("missing", a.missing), ("unit", a.unit)):
+        if value is not None or name in ("mean", "var"):
+            checks.check_like(op, name, value, a.running_mean, "running_mean", (channels,))
+    checks.check_tensor(op, "product", a.product)
+    checks.check_like(op, "product", a.product, a.running_mean, "running_mean", a.product.shape)
+    if a.product.dim() < 2 or a.product.shape[1] != channels:
+        raise ValueError(f"{op}: product must be [N, {channels}, ...], got {list(a.product.shape)}")
+    if a.product.numel() < 2 * channels or channels == 0:
+        raise ValueError(f"{op}: product must have at least two values per channel, got {list(a.product.shape)}")
+    checks.check_number(op, "momentum", a.momentum)
+    checks.check_positive(op, "repeats", a.repeats)
+
+
+@checked_by(_check)
 def update_statistics_(
     running_mean: Tensor,
     running_var: Tensor,
@@ -56,46 +79,24 @@ def update_statistics_(
         >>> running_mean, running_var, batches
         (tensor([1.]), tensor([1.5000]), tensor(1))
     """
-    op = "update_statistics_"
-    check_running(op, running_mean, running_var)
-    checks.check_tensor(op, "num_batches_tracked", num_batches_tracked)
-    if num_batches_tracked.dtype != torch.int64:
-        raise TypeError(f"{op}: num_batches_tracked must be int64, got {num_batches_tracked.dtype}")
-    checks.check_same_device(op, "num_batches_tracked", num_batches_tracked, running_mean, "running_mean")
-    checks.check_shape(op, "num_batches_tracked", num_batches_tracked, ())
-    channels = running_mean.shape[0]
-    for name, value in (("mean", mean), ("var", var), ("missing", missing), ("unit", unit)):
-        if value is not None or name in ("mean", "var"):
-            checks.check_like(op, name, value, running_mean, "running_mean", (channels,))
-    checks.check_tensor(op, "product", product)
-    checks.check_like(op, "product", product, running_mean, "running_mean", product.shape)
-    if product.dim() < 2 or product.shape[1] != channels:
-        raise ValueError(f"{op}: product must be [N, {channels}, ...], got {list(product.shape)}")
-    if product.numel() < 2 * channels or channels == 0:
-        raise ValueError(f"{op}: product must have at least two values per channel, got {list(product.shape)}")
-    checks.check_number(op, "momentum", momentum)
-    checks.check_positive(op, "repeats", repeats)
-    values = [x for x in (mean, var, missing, unit) if x is not None]
-    transformed = any(checks.is_transformed(x) for x in (running_mean, *values))
-    check_batched(op, running_mean, *values)
-    update = _composed if transformed else torch.ops.tandem_cuda.update_statistics_
-    update(
-        running_mean.detach(),
-        running_var.detach(),
-        num_batches_tracked,
-        mean.detach(),
-        var.detach(),
-        product.detach(),
-        None if missing is None else missing.detach(),
-        momentum,
-        repeats,
-        None if unit is None else unit.detach(),
-    )
+    update: Any = torch.ops.tandem_cuda.update_statistics_
+    if is_transforming():
+        values = [x for x in (mean, var, missing, unit) if x is not None]
+        check_batched("update_statistics_", running_mean, *values)
+        update = _composed if any(checks.is_transformed(x) for x in (running_mean, *values)) else update
+    missing, unit = None if missing is None else missing.detach(), None if unit is None else unit.detach()
+    running = running_mean.detach(), running_var.detach(), num_batches_tracked
+    update(*running, mean.detach(), var.detach(), product.detach(), missing, momentum, repeats, unit)
+
+
+def is_transforming() -> bool:
+    """Return whether a transform of torch.func, such as vmap, is under way."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def check_batched(op: str, running_mean: Tensor, *values: Tensor) -> None:
     """Raise a RuntimeError if vmap batches values but not the running statistics that follow them."""
-    if torch.compiler.is_compiling() or not set().union(*map(_vmap_levels, values)) - _vmap_levels(running_mean):
+    if not is_transforming() or not set().union(*map(_vmap_levels, values)) - _vmap_levels(running_mean):
         return
     raise RuntimeError(
         f"{op}: under vmap, running statistics must be batched as the input is, got the same for all its samples; put "
