@@ -8,6 +8,8 @@ PYTEST_ARGS ?=
 JOBS ?= auto
 # Neither make nor the shell may take a tag's name for a program. Before the first $(shell), which exports it.
 override export TAG := $(value TAG)
+# pytest keeps the test files that it has rewritten as bytecode: five seconds for every process that collects them.
+unexport PYTHONDONTWRITEBYTECODE
 PY := $(VENV)/bin/python
 BIN := $(VENV)/bin
 OLDEST_TORCH := 2.11.0

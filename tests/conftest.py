@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,15 @@ def host(tmp_path_factory):
     programs = host_programs.Host(folder / "cuda_host")
     yield programs
     programs.pool.shutdown(cancel_futures=True)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files whose ``pytestmark`` starts with a mark that ``-m`` excludes: importing Lightning takes long."""
+    excluded = re.findall(r"\bnot (\w+)", config.getoption("markexpr"))
+    if not excluded or collection_path.suffix != ".py":
+        return None
+    mark = re.search(r"^pytestmark = (?:\[\s*)?pytest\.mark\.(\w+)", collection_path.read_text(), re.MULTILINE)
+    return True if mark is not None and mark[1] in excluded else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

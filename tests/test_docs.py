@@ -35,41 +35,41 @@ def members(module: ModuleType) -> dict[str, Any]:
     return {name: value for name, value in found.items() if inspect.isclass(value) or inspect.isroutine(value)}
 
 
-def documented() -> dict[str, Any]:
-    """What the pages of the reference show: names, and members of modules."""
+def entries() -> list[str]:
+    """The names on the pages of the reference, which mkdocstrings puts their docstrings in the place of."""
     pages = "".join(page.read_text() for page in sorted((ROOT / "docs" / "reference").glob("*.md")))
-    found: dict[str, Any] = {}
-    for name in re.findall(r"^::: (tandem_cuda\.\S+)$", pages, re.MULTILINE):
-        value = pkgutil.resolve_name(name)
-        found |= members(value) if hasattr(value, "__all__") else {name: value}
-    return found
+    return re.findall(r"^::: (tandem_cuda\.\S+)$", pages, re.MULTILINE)
 
 
-DOCUMENTED = documented()
+def documented(entry: str) -> dict[str, Any]:
+    """What an entry shows: the members of a module, or one name."""
+    value = pkgutil.resolve_name(entry)
+    return members(value) if hasattr(value, "__all__") else {entry: value}
 
 
 def test_reference_has_every_public_name() -> None:
     public = members(tandem_cuda)
     for module in MODULES:
         public |= members(importlib.import_module(f"tandem_cuda.{module}"))
-    shown = {id(value) for value in DOCUMENTED.values()}
+    shown = {id(value) for entry in entries() for value in documented(entry).values()}
     assert [name for name, value in public.items() if id(value) not in shown] == []
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, value in DOCUMENTED.items() if not isinstance(value, (ModuleType, str))]
-)
-def test_examples_of_docstrings_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("entry", entries())
+def test_examples_of_docstrings_run(entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the imports that docs/reference.md begins with."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     (imports,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reference.md").read_text(), re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(imports, names)
-    test = doctest.DocTestParser().get_doctest(DOCUMENTED[name].__doc__, names, name, None, 0)
-    assert test.examples
-    said = io.StringIO()
-    assert doctest.DocTestRunner().run(test, out=said.write).failed == 0, said.getvalue()
+    for name, value in documented(entry).items():
+        if isinstance(value, (ModuleType, str)):
+            continue
+        names: dict[str, Any] = {}
+        exec(imports, names)
+        test = doctest.DocTestParser().get_doctest(value.__doc__, names, name, None, 0)
+        assert test.examples, name
+        said = io.StringIO()
+        assert doctest.DocTestRunner().run(test, out=said.write).failed == 0, said.getvalue()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,6 +1,7 @@
 """Damaged NIR graphs: each is refused with an error that says where, or is a network that runs."""
 
 import copy
+import functools
 import io
 import math
 import random
@@ -75,16 +76,17 @@ class Parts(nn.Module):
         return self.out(self.decode(self.cat(y, self.second(y))))
 
 
-def graphs() -> dict[str, tuple[nir.NIRGraph, SpikeTrain]]:
+NETWORKS = {"Images": (Images, (4, 6, 7)), "Lines": (Lines, (4, 9)), "Parts": (Parts, (4, 6, 7))}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+@functools.cache
+def graph_of(name: str) -> tuple[nir.NIRGraph, SpikeTrain]:
+    make, shape = NETWORKS[name]
     torch.manual_seed(0)
-    found = {}
-    for net, shape in ((Images(), (4, 6, 7)), (Lines(), (4, 9)), (Parts(), (4, 6, 7))):
-        x = SpikeTrain.from_dense(train(8, 2, *shape, seed=0).float())
-        found[type(net).__name__] = to_nir(net.eval(), x), x
-    return found
+    x = SpikeTrain.from_dense(train(8, 2, *shape, seed=0).float())
+    return to_nir(make().eval(), x), x
 
-
-GRAPHS = graphs()
 
 NUMBERS: tuple[Any, ...] = (
     *(0, -1, 1, 2, 0.5, -0.0, 3.0, 1e-320, 1e308, 2**31, 2**63, 10**400, -(2**70), math.nan, math.inf, -math.inf),
@@ -216,9 +218,9 @@ COUNTS = [pytest.param(30, id="some"), pytest.param(None, id="all", marks=pytest
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", GRAPHS)
+@every_network
 def test_graphs_in_memory(name: str, count: int | None) -> None:
-    graph, x = GRAPHS[name]
+    graph, x = graph_of(name)
     assert not verdict(graph, x, "", "as it is")
     verdicts = []
     for what, node, mutate in sample(list(mutations(graph)), count):
@@ -250,10 +252,10 @@ def _replace(file: Any, name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", GRAPHS)
+@every_network
 def test_files(tmp_path: Path, name: str, count: int | None) -> None:
     """Their datasets replaced by others, then bytes overwritten, then cut."""
-    graph, x = GRAPHS[name]
+    graph, x = graph_of(name)
     path = tmp_path / "net.nir"
     verdicts = []
     found = list(edits(graph, path))

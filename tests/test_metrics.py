@@ -1,9 +1,11 @@
 """The torchmetrics metrics against synops, and in Lightning and two processes."""
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,12 +14,6 @@ from torch import nn
 from exact import imported_without
 from tandem_cuda import Decode, Encode, SpikeTrain, TandemAdd, TandemConv2d, TandemLinear, record_activity, synops
 from tandem_cuda.analysis import ActivityTable
-
-pytest.importorskip("torchmetrics", reason="pip install tandem_cuda[metrics]")
-
-from torchmetrics import MetricCollection
-
-from tandem_cuda.analysis import metrics
 
 IMAGES = torch.rand(10, 2, 8, 10, generator=torch.Generator().manual_seed(0))
 
@@ -42,6 +38,13 @@ def total(activities: ActivityTable, share: str) -> float:
     return sum(rate * neurons for rate, neurons in rates) / sum(neurons for _, neurons in rates)
 
 
+@pytest.fixture
+def metrics() -> ModuleType:
+    """Imported by the tests that use it: torchmetrics takes seconds."""
+    pytest.importorskip("torchmetrics", reason="pip install tandem_cuda[metrics]")
+    return importlib.import_module("tandem_cuda.analysis.metrics")
+
+
 WANTED: dict[str, Callable[[ActivityTable], float]] = {
     "FiringRate": lambda table: total(table, "firing_rate"),
     "SaturatedNeurons": lambda table: total(table, "saturation"),
@@ -53,7 +56,7 @@ WANTED: dict[str, Callable[[ActivityTable], float]] = {
 }
 
 
-def test_every_metric_is_tested() -> None:
+def test_every_metric_is_tested(metrics: ModuleType) -> None:
     assert set(WANTED) == set(metrics.__all__)
 
 
@@ -66,7 +69,7 @@ def updated(metric, net, batches):
 
 
 @pytest.mark.parametrize("name", WANTED)
-def test_equal_to_synops(name: str) -> None:
+def test_equal_to_synops(metrics: ModuleType, name: str) -> None:
     net = small_net()
     metric = updated(getattr(metrics, name)(), net, IMAGES.split(4))
     assert metric.compute().item() == pytest.approx(WANTED[name](synops(net, IMAGES)), rel=1e-6)
@@ -75,7 +78,7 @@ def test_equal_to_synops(name: str) -> None:
     assert metric.compute().item() == pytest.approx(WANTED[name](synops(net, IMAGES[:3])), rel=1e-6)
 
 
-def test_one_layer() -> None:
+def test_one_layer(metrics: ModuleType) -> None:
     net = small_net()
     activity = synops(net, IMAGES)[1]
     rate = updated(metrics.FiringRate(layer="2"), net, [IMAGES])
@@ -84,10 +87,12 @@ def test_one_layer() -> None:
     assert operations.compute().item() == pytest.approx(activity.synops, rel=1e-6)
 
 
-def test_collection() -> None:
+def test_collection(metrics: ModuleType) -> None:
+    import torchmetrics
+
     net = small_net()
     chosen = [getattr(metrics, name)() for name in WANTED]
-    collection = updated(MetricCollection(chosen), net, IMAGES.split(3))
+    collection = updated(torchmetrics.MetricCollection(chosen), net, IMAGES.split(3))
     table = synops(net, IMAGES)
     assert {key: x.item() for key, x in collection.compute().items()} == pytest.approx(
         {name: want(table) for name, want in WANTED.items()}, rel=1e-6
@@ -95,13 +100,13 @@ def test_collection() -> None:
     assert len(collection.compute_groups) == 1  # their states are equal: updated once for all
 
 
-def test_states_are_sums() -> None:
+def test_states_are_sums(metrics: ModuleType) -> None:
     metric = metrics.SynOps()
     assert len(metric._reductions) == 10
     assert all(f is torch.sum or f.__name__ == "dim_zero_sum" for f in metric._reductions.values())
 
 
-def test_bad_input() -> None:
+def test_bad_input(metrics: ModuleType) -> None:
     with pytest.raises(TypeError, match="FiringRate: layer must be a str or None, got int"):
         metrics.FiringRate(3)
     with pytest.raises(TypeError, match="FiringRate: record must be an ActivityRecord, got Tensor"):
@@ -115,7 +120,7 @@ def test_bad_input() -> None:
         metrics.FiringRate().update(record)
 
 
-def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_named(metrics: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImportError, match=r"pip install tandem_cuda\[metrics\]"):
         imported_without(monkeypatch, "tandem_cuda.analysis.metrics", "torchmetrics")
 
@@ -141,7 +146,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path: Path) -> None:
+def test_two_processes(metrics: ModuleType, tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", PROCESS, str(Path(__file__).parent)]
     processes = [
         subprocess.Popen([*arguments, str(rank), str(tmp_path / "meeting")], stderr=subprocess.PIPE, text=True)
@@ -153,7 +158,7 @@ def test_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lightning_logs(tmp_path: Path) -> None:
+def test_lightning_logs(metrics: ModuleType, tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning", reason="pip install tandem_cuda[examples]")
 
     class Training(lightning.LightningModule):
@@ -188,7 +193,7 @@ def test_lightning_logs(tmp_path: Path) -> None:
     assert trainer.callback_metrics["firing rate"].item() == pytest.approx(want, rel=1e-5)
 
 
-def test_no_multiplications() -> None:
+def test_no_multiplications(metrics: ModuleType) -> None:
     """Joins of identities have operations and no MACs: the ratios are infinite, not an error."""
 
     class Twice(nn.Module):

@@ -3,7 +3,6 @@
 import importlib
 import sys
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -26,9 +25,12 @@ T = 12
 
 
 @pytest.fixture(autouse=True)
-def _no_display():
+def plt():
+    """matplotlib.pyplot without a display."""
+    import matplotlib.pyplot as plt
+
     plt.switch_backend("agg")
-    yield
+    yield plt
     plt.close("all")
 
 
@@ -75,7 +77,7 @@ def test_all_functions_are_tested():
 
 
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=list(DRAWN))
-def test_draws_where_it_is_told(draw):
+def test_draws_where_it_is_told(plt, draw):
     _, (left, right) = plt.subplots(1, 2)
     assert draw(ax=right) is right
     assert right.has_data()
@@ -93,7 +95,7 @@ def test_draws_into_a_new_figure(draw):
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_axes_of_another_kind_are_refused(name):
+def test_axes_of_another_kind_are_refused(plt, name):
     for wrong, kind in ((plt.figure(), "Figure"), (plt.subplots(2)[1], "ndarray")):
         figures = plt.get_fignums()
         with pytest.raises(TypeError, match=f"^{name}: ax must be an Axes, got {kind}$"):

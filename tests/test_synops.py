@@ -456,7 +456,7 @@ def test_as_many_synops_as_macs_in_a_read_out_of_ones() -> None:
         assert (real.macs, real.synops, real.analogue) == (row.macs, 0, True)
 
 
-def frozen_pairs() -> dict[str, tuple[nn.Module, Any]]:
+def frozen_pair(name: str) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
     pool = nn.Sequential(
         Encode(6),
@@ -475,18 +475,18 @@ def frozen_pairs() -> dict[str, tuple[nn.Module, Any]]:
         if hasattr(module, "weight"):
             nn.init.uniform_(module.weight, -0.1, 0.4)
     x = torch.rand(5, 2, 12, 12)
-    return {
-        "sequential": (pool, x),
-        "converted": (convert(Residual().eval(), 8, calibrate=x), x),
-        **{name: (convert(ann.eval(), 8, calibrate=x), x) for name, ann in sharing_anns().items()},
-        "of spikes": (pool[3:], SpikeTrain.from_dense(random_train(7, 5, 4, 9, 8))),
-    }
+    if name == "sequential":
+        return pool, x
+    if name == "of spikes":
+        return pool[3:], SpikeTrain.from_dense(random_train(7, 5, 4, 9, 8))
+    ann = Residual() if name == "converted" else sharing_anns()[name]
+    return convert(ann.eval(), 8, calibrate=x), x
 
 
-@pytest.mark.parametrize("name", frozen_pairs())
+@pytest.mark.parametrize("name", ["sequential", "of spikes", "converted", *sharing_anns()])
 def test_frozen_networks(name: str) -> None:
     """The table of the network that was frozen."""
-    net, x = frozen_pairs()[name]
+    net, x = frozen_pair(name)
     if name == "of spikes":
         net[3] = TandemLinear(6 * 16, 9)
         nn.init.uniform_(net[3].weight, 0, 0.3)
