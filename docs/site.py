@@ -15,10 +15,11 @@ ROOT_PAGES = {"README.md": "index.md"} | {
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the root; their links into docs/ are links to neighbours there."""
+    """Add the pages of the root. Their links into docs/ lead to neighbours there, links to code become names."""
     for name, page in ROOT_PAGES.items():
         text = Path(config.config_file_path).with_name(name).read_text(encoding="utf-8")
-        files.append(File.generated(config, page, content=text.replace("](docs/", "](")))
+        text = re.sub(r"\[(`[^`]*`)\]\(tandem_cuda/[^)]*\)", r"\1", text.replace("](docs/", "]("))
+        files.append(File.generated(config, page, content=text))
     return files
 
 

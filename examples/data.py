@@ -83,7 +83,7 @@ def augmented(values: Tensor, shift: int, flip: bool, generator: torch.Generator
 class Batches(Sampler):
     """Batches of indices with a seed each: all a function of the seed and the epoch, so that a run can be resumed.
 
-    Every process gets its share of the samples and as many batches as the others.
+    Every process gets its share of the samples, and all processes get equally many batches.
 
     Args:
         samples: N.
@@ -250,7 +250,7 @@ class ImageData(DataModule):
             ``dir``/train/CLASS/* and ``dir``/test/CLASS/* with image files that Pillow reads.
         reconstruct: the target is the image itself (an autoencoder's), not the label.
         size: of "folder": images are scaled to size x size pixels.
-        batch_size: see DataModule; and so are the others.
+        batch_size: see DataModule, also for the arguments that follow.
     """
 
     def __init__(
@@ -410,7 +410,7 @@ class EventData(DataModule):
             of each class, by number, is one here.
         time_steps: T; a recording, from its first event to its last, is cut into as many steps of the same length.
         downsample: blocks of so many rows and columns of the sensor are one pixel.
-        batch_size: see DataModule; and so are the others.
+        batch_size: see DataModule, also for the arguments that follow.
     """
 
     def __init__(

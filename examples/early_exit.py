@@ -3,7 +3,7 @@
     python examples/early_exit.py       # trains, freezes, draws; writes to runs/early_exit
     python examples/early_exit.py --help
 
-The network, the digits and the training are those of mnist.py. The trained network is frozen and saved, loaded again,
+The network, the digits and the training are taken from mnist.py. The trained network is frozen and saved, loaded again,
 and run step by step; a digit leaves the batch once the softmax of the read-out is confident enough.
 """
 

@@ -53,7 +53,7 @@ class GraphedAdamW(torch.optim.AdamW):
         Args:
             closure: of no argument. A graph has one batch size: a batch of another one has a closure of its own, with
                 captured=False.
-            captured: whether the step may be captured or replayed. A step that is not runs as those of AdamW.
+            captured: whether the step may be captured or replayed. Otherwise it runs as a step of AdamW.
 
         Returns:
             What the closure returned. When a step is replayed, the tensors that it returned when it was captured, with

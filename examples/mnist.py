@@ -316,7 +316,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def totals(activities: Sequence[LayerActivity]) -> dict[str, float]:
-    """Over all layers, per digit; the firing rate is that of all neurons that spike."""
+    """Sums over all layers, per digit; the firing rate is the mean over all neurons that spike."""
     rates = [(a.firing_rate, a.neurons) for a in activities if a.firing_rate is not None]
     spiking = sum(neurons for _, neurons in rates)
     return {

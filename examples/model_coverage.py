@@ -33,16 +33,16 @@ from tandem_cuda import IF, TandemNetwork, convert, freeze
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "coverage.md"
 BEGIN, END = "<!-- begin: written by examples/model_coverage.py -->", "<!-- end -->"
-HEADER = ("network", "with", "converts", "trains", "freezes", "NIR", "why not")
+HEADER = ("network", "with", "converts", "trains", "freezes", "NIR", "stopped by")
 CLASSES, BATCH, SIZE, TIME_STEPS = 10, 8, 64, 8
 # Counts are rounded, not rounded down. Otherwise all neurons of some channels are silent, and in training the batch
 # norm behind them divides by almost nothing: gradients grow from layer to layer.
 NEURON = IF(initial=0.5)
-# That of batch norm, as docs/convert.md advises: spikes are computed with the running statistics, gradients with the
-# batch's. In deep networks, where these drift apart, gradients grow likewise.
+# The momentum of batch norm, as docs/convert.md advises: spikes are computed with the running statistics, gradients
+# with the statistics of the batch. In deep networks, where the two drift apart, gradients grow, too.
 MOMENTUM = 0.9
 LARGEST = 1000
-"""Times the ANN's largest gradient, that of the spiking network may be."""
+"""The largest gradient of the spiking network may be this many times the ANN's."""
 DONE, FAILED, LEFT_OUT = "yes", "no", "-"
 
 
@@ -168,7 +168,7 @@ class Result:
     reasons: list[str] = field(default_factory=list)
 
     def row(self, network: Network) -> list[str]:
-        why = "; ".join(dict.fromkeys(self.reasons))
+        why = "; ".join(dict.fromkeys(map(stopped_by, self.reasons)))
         return [network.title, network.settings(), self.converts, self.trains, self.freezes, self.exports, why]
 
 
@@ -246,6 +246,13 @@ def reasons(message: str) -> list[str]:
     problems = [line.strip() for line in lines[1:] if re.match(r" {2}\S", line)] or lines[:1]
     problems = [re.sub(r"^(\S+) \((call_\w+|get_attr)\): ", r"\1: ", problem) for problem in problems]
     return list(dict.fromkeys(re.sub(r"^\S+ \((\w+)( in [^)]*)?\): ", r"\1: ", problem) for problem in problems))
+
+
+def stopped_by(reason: str) -> str:
+    """Return the part of the network that a reason is about; the page explains each part once."""
+    part = re.match(r"(?:\d+ )?(?:\S+ \((\w+)\), branch \d+|([\w.]+)): ", reason)
+    name = part and (part[1] or part[2])
+    return name if name and not name.endswith("Error") else reason
 
 
 def train(snn: TandemNetwork, x: Tensor, before: float) -> None:

@@ -58,7 +58,7 @@ def training_curves(
 
 
 def spike_raster(image: Tensor, label: int, trains: Mapping[str, SpikeTrain], path: Path) -> None:
-    """The spikes that one digit [28, 28] causes; trains: those of each layer, of which the first sample is drawn."""
+    """Draw the spikes that one digit [28, 28] causes: the first sample of the spike train of each layer."""
     figure = plt.figure(figsize=(3 + 2.6 * len(trains), 5.6), layout="constrained")
     grid = figure.add_gridspec(2, 1 + len(trains), height_ratios=(1, 4))
     picture = figure.add_subplot(grid[1, 0])

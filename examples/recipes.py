@@ -6,8 +6,8 @@
           init_args: {percentile: 99.9, patience: 2}
 
 Recipes change the network that a TandemModule trains: how many of its layers spike, what its weights are rounded to,
-what its loss asks for. The Parameter objects, those of thresholds that learn too, stay the same throughout, so that the
-optimiser made at the start remains the right one. Each recipe's state is in the checkpoint; a run resumed in its middle
+what its loss asks for. The Parameter objects, thresholds that learn included, are never replaced, so that the optimiser
+made at the start remains the right one. Each recipe's state is in the checkpoint; a run resumed in its middle
 goes on in the same stage.
 """
 
@@ -34,7 +34,7 @@ class RecipeError(Exception):
 class Conversion(lightning.Callback):
     """A training that begins with the ANN: what AnnFirst and ProgressiveTandem have in common.
 
-    Thresholds are calibrated on the first batches of the training data; those of layers that spike already are kept.
+    Thresholds are calibrated on the first batches of the training data; layers that spike already keep theirs.
     """
 
     def __init__(self, percentile: float, calibration_batches: int) -> None:

@@ -451,7 +451,7 @@ def whole(value: float) -> str:
 
 
 def columns(results: Sequence[dict[str, Any]], anns: Sequence[dict[str, Any]]) -> dict[str, tuple[Cell, Summary]]:
-    """By header: what to take from a run, and how to write that of all seeds."""
+    """By header: what to take from a run, and how to write the values of all seeds."""
     classifies = "accuracy" in results[0]["test"]
     what = "accuracy" if classifies else "loss"
     quality = mean_and_spread(percent if classifies else lambda value: f"{value:.5f}")

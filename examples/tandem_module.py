@@ -40,11 +40,12 @@ class TandemModule(lightning.LightningModule):
             validation takes them in turn, and everything else has the largest.
         encoding: how the input becomes spikes: "constant" or "impulse" for images, "spikes" for recorded spikes.
         spiking: whether to train the spiking twin, or the ANN as a baseline (of recordings it gets the counts).
-        threshold: of the spiking neurons. Half of it doubles the counts, which then round less, and the SynOps. Or of
-            some layers, by their names in the ANN; of the others it is 1. Recipes that convert a trained ANN find
-            their own.
+        threshold: of the spiking neurons. Half of it doubles the counts, which then round less, and the SynOps. Or a
+            dict with the thresholds of some layers, by their names in the ANN; all other layers have 1. Recipes that
+            convert a trained ANN find their own.
         level: T times the threshold, in place of ``threshold``: the activation at which a neuron spikes in every step,
-            the same for every T. A spike then weighs a threshold. Or of some layers; of the others it is 3.
+            equal for every T. A spike then weighs a threshold. Or a dict with the levels of some layers; all other
+            layers have 3.
         clip: of IF: whether neurons get no gradient where the ANN's pre-activation exceeds T thresholds, since they
             spike at most T times.
         initial: of IF: where the membrane potential starts, as a share of the threshold.
@@ -101,8 +102,8 @@ class TandemModule(lightning.LightningModule):
         self.neuron = IF(1.0, clip, initial=initial, two_phase=two_phase)
         self.learn_thresholds = learn_thresholds
         self.log_thresholds: dict[str, nn.Parameter] = {}
-        """Of the spiking layers, by name, those of every network that this module converts. The networks register them,
-        so that a network that does not spike yet has none in its state."""
+        """The learned thresholds of every network that this module converts, by the names of the spiking layers. The
+        networks register them, so that a network that does not spike yet has none in its state."""
         self.loss = loss
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -125,8 +126,8 @@ class TandemModule(lightning.LightningModule):
         self.seconds = 0.0
         """Spent in training so far, validation and the runs before this one included."""
         self.fastest_epoch = math.inf
-        """Seconds, likewise: the epoch that other programs on the machine disturbed least."""
-        self._steps: int | None = None  # of the schedule, in all; and that of the checkpoint resumed from
+        """The seconds of the fastest epoch, which other programs on the machine disturbed least."""
+        self._steps: int | None = None  # of the schedule, in all; below, the steps of the checkpoint resumed from
         self._resumed_steps: int | None = None
         self._first_batch: tuple[Any, Tensor] | None = None
 
@@ -302,10 +303,10 @@ class TandemModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         learned = list(self.log_thresholds.values())
-        others = [p for p in self.parameters() if not any(p is x for x in learned)]
-        groups: list[dict[str, Any]] = [{"params": others}]
+        decayed = [p for p in self.parameters() if not any(p is x for x in learned)]
+        groups: list[dict[str, Any]] = [{"params": decayed}]
         if learned:
-            for p in learned:  # those of layers that do not spike yet have not been moved
+            for p in learned:  # thresholds of layers that do not spike yet have not been moved
                 p.data = p.data.to(self.device)
             groups.append({"params": learned, "weight_decay": 0.0})
         optimizer: torch.optim.Optimizer

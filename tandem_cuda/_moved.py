@@ -24,13 +24,6 @@ MOVED: dict[str, dict[str, str]] = {
         "tandem_cuda.analysis.metrics": "ActivityMetric Energy EnergyRatio FiringRate OperationsRatio SaturatedNeurons "
         "SilentNeurons SynOps",
     },
-    "nn.frozen": {
-        "tandem_cuda.freeze": "FORMS LOADERS FrozenLayer Settings Size Span State Tensors Value register",
-        "tandem_cuda.freeze.forms": "Form Loader check_settings check_tensors frozen_numbers frozen_scale "
-        "frozen_tensor single",
-        "tandem_cuda.freeze.plain": "FrozenFlatten FrozenLinear",
-        "tandem_cuda.nn.sizes": "ANY ENCODED LARGEST REAL SPIKES check_count",
-    },
     "penalties": {"tandem_cuda": "FiringRatePenalty SynOpsPenalty"},
 }
 """Of each old module: the modules to import from instead, and the names in each."""
@@ -57,7 +50,5 @@ class MovedModule(ModuleType):
 def install() -> None:
     """Let ``import tandem_cuda.<old>`` and the attribute ``tandem_cuda.<old>`` find the old modules."""
     for old in MOVED:
-        parent, _, name = f"tandem_cuda.{old}".rpartition(".")
-        if parent in sys.modules:  # tandem_cuda.nn needs the compiled library
-            module = sys.modules[f"{parent}.{name}"] = MovedModule(old)
-            setattr(sys.modules[parent], name, module)
+        module = sys.modules[f"tandem_cuda.{old}"] = MovedModule(old)
+        setattr(sys.modules["tandem_cuda"], old, module)

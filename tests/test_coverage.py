@@ -92,6 +92,21 @@ def test_reasons():
     ]
 
 
+@pytest.mark.parametrize(
+    ("reason", "part"),
+    [
+        ("46 permute: move it", "permute"),
+        ("SpikingMaxPool2d: NIR has no max pooling; use average pooling", "SpikingMaxPool2d"),
+        ("add_1 (TandemAdd), branch 2: upsample (SpikeRearrange) before it must be followed", "TandemAdd"),
+        ("classifier.weight: calls must be of modules", "classifier.weight"),
+        ("RuntimeError: a defect", "RuntimeError: a defect"),
+        ("the loss is nan", "the loss is nan"),
+    ],
+)
+def test_what_stops_a_network(reason, part):
+    assert model_coverage.stopped_by(reason) == part
+
+
 def test_table(tmp_path, capsys):
     """Rows of other networks stay; the order is that of NETWORKS."""
     page = tmp_path / "page.md"

@@ -88,6 +88,19 @@ def test_site_lists_every_page() -> None:
         assert f": {name}\n" in navigation
 
 
+def test_reference_lists_members_that_exist() -> None:
+    """mkdocstrings leaves out a name that is not there."""
+    missing = []
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        for name, members in re.findall(
+            r"^::: (\S+)\n(?:    .*\n)*?    .*members: \[(.*?)\]", page.read_text(), re.MULTILINE
+        ):
+            owner = pkgutil.resolve_name(name)
+            known = {*dir(owner), *re.findall(r"(?:self\.|^    )(\w+)\b", inspect.getsource(owner), re.MULTILINE)}
+            missing += [(name, member) for member in members.split(", ") if member not in known]
+    assert missing == []
+
+
 def moved() -> list[tuple[str, str]]:
     """What the notes on migration say of names: the old one and the new one."""
     _, _, section = (ROOT / "docs" / "migration.md").read_text().partition("## Names that moved")

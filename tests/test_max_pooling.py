@@ -202,6 +202,6 @@ def test_old_files_mean_what_they_meant(tmp_path):
 @pytest.mark.parametrize("gate", ["or", "", None, 1, ["count"]])
 def test_bad_gate(gate):
     settings = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False, "gate": gate}
-    load = tandem_cuda.freeze.LOADERS["SpikingMaxPool2d"]
+    load = tandem_cuda.nn.frozen.LOADERS["SpikingMaxPool2d"]
     with pytest.raises(ValueError, match="SpikingMaxPool2d: setting gate must be one of count, any, got"):
         load(settings, {})

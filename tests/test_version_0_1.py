@@ -26,6 +26,7 @@ from tandem_cuda import (
     freeze,
 )
 from tandem_cuda._moved import MOVED
+from tandem_cuda.freeze import register
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -120,6 +121,11 @@ def test_moved_names(old, name):
     assert followed[name] is found[name]
     with pytest.warns(DeprecationWarning, match="has moved"):
         assert attrgetter(f"{old}.{name}")(tandem_cuda) is found[name]
+
+
+def test_module_names():
+    """Without an import of their own."""
+    assert tandem_cuda.nn.frozen.register is register
 
 
 def test_names_that_moved_modules_lack():

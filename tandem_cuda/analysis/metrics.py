@@ -32,7 +32,16 @@ try:
 except ImportError as error:
     raise ImportError(f"tandem_cuda.metrics needs torchmetrics ({error}): pip install tandem_cuda[metrics]") from error
 
-__all__ = ["Energy", "EnergyRatio", "FiringRate", "OperationsRatio", "SaturatedNeurons", "SilentNeurons", "SynOps"]
+__all__ = [
+    "ActivityMetric",
+    "Energy",
+    "EnergyRatio",
+    "FiringRate",
+    "OperationsRatio",
+    "SaturatedNeurons",
+    "SilentNeurons",
+    "SynOps",
+]
 
 
 class ActivityMetric(Metric):

@@ -1,0 +1,51 @@
+"""Alias of :mod:`tandem_cuda.freeze.forms` and the smallest frozen forms, under the module name of version 0.1."""
+
+from ..freeze.forms import (
+    FORMS,
+    LOADERS,
+    Form,
+    FrozenLayer,
+    Loader,
+    Settings,
+    Span,
+    State,
+    Tensors,
+    check_settings,
+    check_tensors,
+    frozen_numbers,
+    frozen_scale,
+    frozen_tensor,
+    register,
+    single,
+)
+from ..freeze.plain import FrozenFlatten, FrozenLinear
+from .sizes import ANY, ENCODED, LARGEST, REAL, SPIKES, Size, Value, check_count
+
+__all__ = [
+    "ANY",
+    "ENCODED",
+    "FORMS",
+    "LARGEST",
+    "LOADERS",
+    "REAL",
+    "SPIKES",
+    "Form",
+    "FrozenFlatten",
+    "FrozenLayer",
+    "FrozenLinear",
+    "Loader",
+    "Settings",
+    "Size",
+    "Span",
+    "State",
+    "Tensors",
+    "Value",
+    "check_count",
+    "check_settings",
+    "check_tensors",
+    "frozen_numbers",
+    "frozen_scale",
+    "frozen_tensor",
+    "register",
+    "single",
+]
