@@ -40,7 +40,7 @@ class Calibration:
     """
 
     time_steps: int
-    """T, for which it was made."""
+    """The T for which it was made."""
     levels: Mapping[str, Level]
     """T * threshold of layers, by name: a number, or with ``per_channel`` a float64 Tensor [C]."""
     corrections: Mapping[str, Tensor] = field(default_factory=dict)
@@ -50,13 +50,13 @@ class Calibration:
 
     def as_tensor(self) -> Tensor:
         """Return all of it as JSON in uint8, so that state dicts and their files can hold it."""
-        found = {
+        state = {
             "time_steps": self.time_steps,
             "levels": {name: _as_json(level) for name, level in self.levels.items()},
             "corrections": {name: _as_json(x) for name, x in self.corrections.items()},
             "neuron": None if self.neuron is None else {**self.neuron.settings(), "clip": self.neuron.clip},
         }
-        return torch.frombuffer(bytearray(json.dumps(found).encode()), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
 
     @classmethod
     def of_tensor(cls, state: Tensor) -> Calibration:
@@ -91,7 +91,7 @@ class Calibration:
             prefix: the name of the network in that module, with a dot: "net.".
 
         Raises:
-            ValueError: ``state_dict`` has none, as that of the ANN or of a network that is not calibrated.
+            ValueError: ``state_dict`` has no calibration, as that of the ANN or of a network that is not calibrated.
 
         Examples:
             >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
@@ -173,9 +173,9 @@ class CalibrationData:
 
 
 def checked_levels(names: Mapping[str, int | None], pools: list[str], levels: Mapping[str, Any]) -> dict[str, Level]:
-    """Return the given levels of all layers, and of those pools that have one.
+    """Return the given levels of all layers, and of the pools that have a level.
 
-    ``names``: the spiking layers, and the numbers of their channels that each have a level.
+    ``names``: the spiking layers, each with the number of its channels if every channel has a level.
     """
     missing = [name for name in names if name not in levels]
     if missing:

@@ -1,4 +1,4 @@
-"""Let values in a trace say of what class they are: forward may ask with isinstance, torch.is_tensor or type."""
+"""Let values in a trace tell their class: forward may ask with isinstance, torch.is_tensor or type."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def class_of_attribute(name: str) -> type | None:
 
 
 def class_of(node: fx.Node) -> type | None:
-    """Return the class of what a node of the ANN's graph returns; None if it is not known."""
+    """Return the class of a node's value in the ANN's graph; None if it is not known."""
     if node.op in ("placeholder", "get_attr", "call_module"):
         return Tensor
     first = class_of(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
@@ -51,7 +51,7 @@ def class_of(node: fx.Node) -> type | None:
 
 
 def _class_of_call(node: fx.Node, first: type | None) -> type | None:
-    """Return the class of what a call of a function returns, whose first argument is of class ``first``."""
+    """Return the class of a function's result. ``first``: the class of the first argument."""
     target: Any = node.target
     if target is getattr:
         return class_of_attribute(str(node.args[1])) if first is Tensor else None
@@ -71,7 +71,7 @@ def _class_of_call(node: fx.Node, first: type | None) -> type | None:
 
 
 def _known(x: Any) -> type:
-    """Return the class of x, or of what it stands for in a trace."""
+    """Return the class of x; of a proxy, the class of the value that it stands for."""
     if not isinstance(x, fx.Proxy):
         return builtins.type(x)
     tracer: Any = x.tracer
@@ -91,27 +91,27 @@ class _Metatype(builtins.type):
 
 
 class _Type(metaclass=_Metatype):
-    """What ``type`` is in the ANN's own modules while it is traced."""
+    """Replaces ``type`` in the ANN's own modules while it is traced."""
 
     def __class_getitem__(cls, item: Any) -> Any:
         return builtins.type[item]
 
 
 def _isinstance(x: Any, kinds: Any) -> bool:
-    """What ``isinstance`` is there."""
+    """Replaces ``isinstance`` there."""
     return isinstance(x, kinds) or (isinstance(x, fx.Proxy) and issubclass(_known(x), kinds))
 
 
 def _is_tensor(x: Any) -> bool:
-    """What ``torch.is_tensor`` is meanwhile."""
+    """Replaces ``torch.is_tensor`` while the ANN is traced."""
     return _isinstance(x, Tensor)
 
 
 @contextmanager
 def answering_for_types(ann: nn.Module) -> Iterator[None]:
-    """Let values in a trace be of the class that they stand for, in the functions that forward is made of.
+    """Let proxies have the class of the value that they stand for, in the functions that forward calls.
 
-    The values themselves cannot say so (``__class__``): torch's C++ code would take them for real tensors.
+    ``__class__`` of a proxy cannot be that class: torch's C++ code would take the proxy for a real tensor.
     """
     answers = {"type": _Type, "isinstance": _isinstance}
     changed = [(names, word) for names in _globals_of(ann) for word in answers if word not in names]
@@ -144,7 +144,7 @@ def _globals_of(ann: nn.Module) -> list[dict[str, Any]]:
 
 
 def _plain(x: Any) -> FunctionType | None:
-    """Return the function behind a method, a decorated one included."""
+    """Return the function of a method, a property or a decorated function."""
     x = getattr(x, "__func__", x.fget if isinstance(x, property) else x)
     inner: Callable[..., Any] = getattr(x, "__wrapped__", x)
     return inner if isinstance(inner, FunctionType) else None

@@ -19,21 +19,21 @@ class Origin:
     """What a module of the spiking twin replaces."""
 
     name: str
-    """Of the module in the spiking twin."""
+    """The name of the module in the spiking twin."""
     ann: str
     """What it replaces, in words: "Conv2d, BatchNorm2d, ReLU"."""
     names: tuple[str, ...]
     """The names of these parts in the ANN."""
     node: str
-    """The name of the node in the ANN's graph whose values the module's output stands for."""
+    """The name of the node in the ANN's graph whose values the spikes stand for."""
     steps: int = 0
-    """The number of nodes behind the module in the spiking twin after which that is so."""
+    """The number of nodes in the spiking twin from the module to the spikes that stand for these values."""
     signed: bool = False
     """Whether the spikes stand for values of both signs."""
     bound: float | None = None
     """The largest value that the activation returns."""
     sources: tuple[Source, ...] | None = None
-    """Of each channel, if their spikes differ in weight."""
+    """The source of each channel, if the spikes of channels differ in weight."""
     real: bool = False
     """Whether the module computes with real numbers, which are decoded counts."""
 
@@ -58,7 +58,7 @@ class Record:
 
     origins: tuple[Origin, ...]
     sizes: tuple[tuple[torch.Size, torch.dtype], ...] | None = None
-    """Those of the example of the ANN's inputs with which it was traced; None if there was none."""
+    """Sizes and dtypes of the inputs with which the ANN was traced; None if it was traced without an example."""
     gates: tuple[str, ...] = ()
     """The ANN's parts that compute gates and stay analogue."""
     replaced: tuple[str, ...] = ()
