@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from ..nn import EncodedInput, TandemAdd
+from ..nn.modes import evaluating
 from ..nn.operations import branches_of, layer_macs
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
@@ -65,7 +66,7 @@ def inputs_of(network: Converted, record: Record, inputs: Any) -> tuple[Any, ...
     return tuple(x.to(like.device) for x in batches)
 
 
-def chunks(inputs: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
+def _chunks(inputs: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
     """Yield a few samples at a time."""
 
     def part(x: Any, samples: slice) -> Any:
@@ -75,18 +76,18 @@ def chunks(inputs: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
         yield tuple(part(x, slice(i, i + _CHUNK)) for x in inputs)
 
 
-def copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copy tensors, which the ANN may write to."""
     return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
-def numbers_of(x: Any) -> Any:
+def _numbers_of(x: Any) -> Any:
     """Return the ANN's input: for spikes, their counts."""
     return x.count * x.amplitude if isinstance(x, SpikeTrain) else x
 
 
 @contextmanager
-def traced_again(
+def _traced_again(
     ann: nn.Module, record: Record, wanted: Collection[str] | None, trace: Traced | None
 ) -> Iterator[tuple[nn.Module, fx.Graph] | None]:
     """Yield the ANN's graph as it was in the conversion, which has the ``wanted`` nodes, and the module that it calls.
@@ -101,7 +102,7 @@ def traced_again(
     if trace is not None:
         yield trace.root, trace.graph
         return
-    with retraced(ann, RULES, record.example(next(ann.parameters(), None))) as found:
+    with retraced(ann, RULES, record.example(ann)) as found:
         if missing := sorted({*wanted} - {node.name for node in found.graph.nodes}):
             raise RuntimeError(
                 f"report: forward of the ANN must be as it was when it was converted, but lacks {', '.join(missing)}. "
@@ -206,7 +207,7 @@ class Spiking(fx.Interpreter):
         return out
 
 
-def comparing(root: nn.Module, graph: fx.Graph, spiking: Spiking) -> Showing:
+def _comparing(root: nn.Module, graph: fx.Graph, spiking: Spiking) -> Showing:
     """Return the ANN, which compares its activations with the spikes of its spiking twin when it runs."""
 
     def compare(node: fx.Node, activation: Any) -> None:
@@ -220,6 +221,7 @@ class Answers:
     """The classes that both networks choose, for each output [N, classes], and the sizes of the outputs."""
 
     def __init__(self) -> None:
+        self.samples = 0
         self.chosen: dict[int, list[Tensor]] = {}
         self.squares: dict[int, Tensor] = {}
         """For each output the sums of the squared differences and of the ANN's squared values."""
@@ -257,3 +259,34 @@ class Answers:
                     f"than {of_ann:.1%}"
                 )
         return warnings
+
+
+def run_both(
+    network: Converted, record: Record, batches: tuple[Any, ...], sums: Mapping[str, Sums], trace: Traced | None
+) -> Answers:
+    """Run the network and its ANN on a batch for each input, and return the answers of both.
+
+    Args:
+        network: the network.
+        record: what its conversion knows.
+        batches: the batches.
+        sums: the sums of each layer with neurons, to be added to.
+        trace: the trace of the ANN; by default it is traced again.
+    """
+    ann, snn, answers = network.ann(), network.snn, Answers()
+    origins = {origin.name: origin for origin in record.origins}
+    nodes = {str(node.target): node for node in snn.graph.nodes if node.op == "call_module"}
+    compared = {origins[name].node for name in sums} if network.levels is not None and batches else None
+    with (
+        _traced_again(ann, record, compared, trace) as graph,
+        evaluating(ann),
+        evaluating(snn),
+        torch.no_grad(),
+    ):
+        for chunk in _chunks(batches):
+            spiking = Spiking(network, {nodes[name]: (origins[name], of_layer) for name, of_layer in sums.items()})
+            outputs = spiking.run(*_copied(chunk))
+            run: Any = ann if graph is None else _comparing(*graph, spiking).run
+            answers.add(outputs, run(*(_numbers_of(x) for x in _copied(chunk))))
+            answers.samples += len(chunk[0])
+    return answers

@@ -193,7 +193,7 @@ def convert(
                 calibration = Calibration(time_steps, calibrator.levels(batches), neuron=neuron)
             else:
                 calibration = calibrator.fitting(earlier)
-            pools = [(pool.name, pool.source) for pool in writer.pools]
+            pools = [(pool.name, source) for pool, source in writer.pools]
             signed = [layer.name for layer in writer.layers if layer.signed]
             wiring = pools, writer.readers, writer.cats, signed, record, trace
             network = TandemNetwork(snn, ann, time_steps, names, calibration, *wiring)

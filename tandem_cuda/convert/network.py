@@ -110,7 +110,7 @@ class TandemNetwork(nn.Module):
         if "_twins" not in state:  # pickled by an earlier version
             self.tie_names()
         if self._watch is not None:
-            self._watch.resume()
+            self._watch.note()
 
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
@@ -141,7 +141,7 @@ class TandemNetwork(nn.Module):
                 "(calibrate=snn.levels keeps the thresholds)"
             )
         self.time_steps = time_steps
-        for encode in self._encoders():
+        for encode in (module for module in self.snn.modules() if isinstance(module, Encode)):
             if encode.mode == "constant":
                 encode.scale = self._total(encode) / time_steps
             encode.time_steps = time_steps
@@ -234,9 +234,6 @@ class TandemNetwork(nn.Module):
             total = 1.0 if encode.scale == 1 / encode.time_steps else encode.scale * encode.time_steps
             self._totals[encode] = total
         return total
-
-    def _encoders(self) -> list[Encode]:
-        return [module for module in self.snn.modules() if isinstance(module, Encode)]
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         if not torch.compiler.is_compiling():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-_OF_ATTRIBUTES: dict[str, type] = {
+CLASS_OF_ATTRIBUTE: dict[str, type] = {
     **dict.fromkeys(("T", "mT", "H", "mH", "data", "real", "imag"), Tensor),
     **dict.fromkeys(("ndim", "itemsize", "nbytes"), int),
     **dict.fromkeys(("is_cuda", "is_cpu", "is_leaf", "is_sparse", "is_quantized", "is_meta", "requires_grad"), bool),
@@ -20,7 +20,7 @@ _OF_ATTRIBUTES: dict[str, type] = {
     "dtype": torch.dtype,
     "device": torch.device,
 }
-_OF_METHODS: dict[str, type] = {
+_CLASS_OF_METHOD: dict[str, type] = {
     **dict.fromkeys(("dim", "ndimension", "numel", "nelement", "element_size", "storage_offset", "__len__"), int),
     **dict.fromkeys(("is_floating_point", "is_complex", "is_contiguous", "is_signed", "is_inference"), bool),
     **dict.fromkeys(("chunk", "split", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "stride"), tuple),
@@ -29,11 +29,6 @@ _OF_METHODS: dict[str, type] = {
 }
 _NUMBERS = (bool, int, float)
 _COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_}
-
-
-def class_of_attribute(name: str) -> type | None:
-    """Return the class of an attribute of tensors; None if it is not known."""
-    return _OF_ATTRIBUTES.get(name)
 
 
 def class_of(node: fx.Node) -> type | None:
@@ -46,7 +41,7 @@ def class_of(node: fx.Node) -> type | None:
         if first is not Tensor:
             return None
         one_size = word == "size" and (len(node.args) > 1 or bool(node.kwargs))
-        return int if one_size else _OF_METHODS.get(word, None if word == "item" else Tensor)
+        return int if one_size else _CLASS_OF_METHOD.get(word, None if word == "item" else Tensor)
     return _class_of_call(node, first)
 
 
@@ -54,7 +49,7 @@ def _class_of_call(node: fx.Node, first: type | None) -> type | None:
     """Return the class of a function's result. ``first``: the class of the first argument."""
     target: Any = node.target
     if target is getattr:
-        return class_of_attribute(str(node.args[1])) if first is Tensor else None
+        return CLASS_OF_ATTRIBUTE.get(str(node.args[1])) if first is Tensor else None
     if target is len:
         return int
     classes = [class_of(x) for x in node.all_input_nodes]
@@ -67,7 +62,7 @@ def _class_of_call(node: fx.Node, first: type | None) -> type | None:
         if first is torch.Size:
             return torch.Size if isinstance(node.args[1], slice) else int
         return Tensor if first in (Tensor, tuple) else None
-    return _OF_METHODS.get(getattr(target, "__name__", ""), Tensor if Tensor in classes else None)
+    return _CLASS_OF_METHOD.get(getattr(target, "__name__", ""), Tensor if Tensor in classes else None)
 
 
 def _known(x: Any) -> type:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .values import Source
 
@@ -67,11 +67,11 @@ class Record:
     per_layer: tuple[str, ...] = ()
     """The ANN's parts that cannot take thresholds of channels, so that calibration found thresholds of layers."""
 
-    def example(self, like: Tensor | None) -> tuple[Tensor, ...] | None:
-        """Return inputs of the ANN with which it can be traced again, with device and precision of ``like``."""
+    def example(self, ann: nn.Module) -> tuple[Tensor, ...] | None:
+        """Return inputs of the ANN with which it can be traced again."""
         if self.sizes is None:
             return None
-        like = torch.empty(0) if like is None else like
+        like = next(ann.parameters(), torch.empty(0))
         return tuple(
             like.new_zeros(size, dtype=None if dtype.is_floating_point else dtype) for size, dtype in self.sizes
         )

@@ -11,23 +11,10 @@ import torch
 
 from .._table import table
 from ..nn import Encode, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, TandemAdd, TandemGate
-from ..nn.modes import evaluating
 from ..nn.operations import branches_of
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
-from .comparison import (
-    FEW,
-    Answers,
-    Converted,
-    Spiking,
-    Sums,
-    chunks,
-    comparing,
-    copied,
-    inputs_of,
-    numbers_of,
-    traced_again,
-)
+from .comparison import FEW, Converted, Sums, inputs_of, run_both
 from .nodes import kind_of, name_in_ann
 from .record import Origin, Record
 from .trace import Traced
@@ -211,26 +198,12 @@ def report_on(network: Converted, record: Record, inputs: Any, trace: Traced | N
     calibrated, snn = network.levels is not None, network.snn
     batches = inputs_of(network, record, inputs)
     origins = {origin.name: origin for origin in record.origins}
-    called = {str(node.target): node for node in snn.graph.nodes if node.op == "call_module"}
+    called = dict.fromkeys(str(node.target) for node in snn.graph.nodes if node.op == "call_module")
     own = {id(vars(module)) for module in network.ann().modules()}
     unchanged = [name for name in called if id(vars(snn.get_submodule(name))) in own]
     layers = [name for name in called if name in origins and name not in unchanged]
     sums = {name: Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
-    samples, answers = 0, Answers()
-    wanted = {origins[name].node for name in sums} if calibrated and batches else None
-    with (
-        traced_again(network.ann(), record, wanted, trace) as graph,
-        evaluating(network.ann()),
-        evaluating(snn),
-        torch.no_grad(),
-    ):
-        for chunk in chunks(batches):
-            samples += len(chunk[0])
-            spiking = Spiking(network, {called[name]: (origins[name], of) for name, of in sums.items()})
-            outputs = spiking.run(*copied(chunk))
-            numbers = tuple(numbers_of(x) for x in copied(chunk))
-            ann: Any = network.ann() if graph is None else comparing(*graph, spiking).run
-            answers.add(outputs, ann(*numbers))
+    answers = run_both(network, record, batches, sums, trace)
     time_steps = next((x.time_steps for x in batches if isinstance(x, SpikeTrain)), network.time_steps)
     converted = [_layer(network, origins[name], sums.get(name)) for name in layers]
     rows = tuple(replace(layer, saturates=_saturates(network, layer, time_steps)) for layer in converted)
@@ -238,14 +211,14 @@ def report_on(network: Converted, record: Record, inputs: Any, trace: Traced | N
         ann=type(network.ann()).__name__,
         time_steps=time_steps,
         calibrated=calibrated,
-        samples=samples,
+        samples=answers.samples,
         layers=rows,
         unchanged=tuple(name for name in map(name_in_ann, unchanged) if name not in record.gates),
         gates=record.gates,
         replaced=record.replaced,
         agreement=answers.agreement() if calibrated else None,
         output_error=answers.error() if calibrated else None,
-        notes=tuple(_notes(network, record, rows, sums, samples)),
+        notes=tuple(_notes(network, record, rows, sums, answers.samples)),
         warnings=(),
     )
     return replace(report, warnings=(*_warnings(report), *answers.warnings()))

@@ -40,7 +40,7 @@ from .nodes import (
     scope_of,
     word_of,
 )
-from .proxy_types import answering_for_types, class_of, class_of_attribute
+from .proxy_types import CLASS_OF_ATTRIBUTE, answering_for_types, class_of
 from .randomness import refusing_random_numbers
 
 _TUPLES = (nn.RNN, nn.LSTM, nn.GRU, nn.MultiheadAttention)
@@ -180,7 +180,7 @@ class _Tracer(fx.Tracer):
     def class_of(self, proxy: fx.Proxy) -> type:
         """Return the class of the value that a proxy stands for; if it is not known, the proxy's own class."""
         if isinstance(proxy, fx.proxy.Attribute):
-            kind = class_of_attribute(proxy.attr)
+            kind = CLASS_OF_ATTRIBUTE.get(proxy.attr)
         elif (module := module_of(self.root, proxy.node)) is not None and kind_of(module) in _TUPLES:
             kind = tuple
         else:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 Source = tuple[str | None, int]
 """Where the spikes of a channel come from: the layer whose level, divided by T, is the weight of a spike (None: the
@@ -226,20 +226,16 @@ class SpikingLayer:
     """The ANN's node for the values of all neurons, before the activation or behind it."""
     channels: int | None = None
     """The number of channels or features of these values; None if it is not known."""
+    dim: int = 1
+    """The dimension of channels or features."""
 
+    def activation(self, v: Tensor) -> Tensor:
+        """Return the values that the neurons stand for."""
+        return v if self.signed else v.clamp(0, self.bound)
 
-@dataclass(frozen=True)
-class SpikingPool:
-    """An average pooling with neurons in the SNN."""
-
-    name: str
-    node: fx.Node
-    """The ANN's pooling."""
-    source: str | None
-    """The layer whose level, divided by T, is the weight of the spikes that it averages."""
-    signed: bool
-    """Whether it averages signed values. Then it cannot be calibrated: the ANN never computes the average of the
-    positive part alone."""
+    def by_channel(self, v: Tensor) -> Tensor:
+        """Return values as [C, ...], or as [1, ...] if ``channels`` is None."""
+        return v.flatten().unsqueeze(0) if self.channels is None else v.movedim(self.dim, 0).flatten(1)
 
 
 VALUES = (Real, *SPIKES, Pieces, Grouped, Size, Shape, Sizes, Broken)

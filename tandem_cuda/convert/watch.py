@@ -26,19 +26,13 @@ class Watch:
         self.called = _called(traced)
         self.read = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
         """The names of the tensors that forward itself reads."""
-        self._note()
+        self.note()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "noted": None}  # identities do not outlive the process
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-
-    def resume(self) -> None:
-        """Watch the ANN's present modules, after copying or pickling."""
-        self._note()
-
-    def _note(self) -> None:
+    def note(self) -> None:
+        """Note the ANN's modules and settings as they are now."""
         self.noted = []
         for name, module in self.ann.named_modules():
             values, children = vars(module), tuple(module._modules.items())
@@ -59,13 +53,13 @@ class Watch:
         if not suspects:
             return ""
         try:
-            with retraced(self.ann, RULES, self.record.example(next(self.ann.parameters(), None))) as found:
+            with retraced(self.ann, RULES, self.record.example(self.ann)) as found:
                 same = found.description == self.description and _alike(self.called, _called(found))
         except Exception:  # forward may raise anything
             same = False
         if tensors or not same:
             return ", ".join(suspects[:3]) + (f" and {len(suspects) - 3} more" if len(suspects) > 3 else "")
-        self._note()  # what changed does not matter to forward
+        self.note()  # what changed does not matter to forward
         return ""
 
     def _suspects(self) -> Iterator[str]:

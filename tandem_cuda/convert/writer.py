@@ -36,7 +36,7 @@ from .options import Options
 from .pixels import Pixels
 from .record import Origin
 from .trace import Traced
-from .values import Branch, Broken, Current, Pooled, Real, Source, SpikingLayer, SpikingPool, Train
+from .values import Branch, Broken, Current, Pooled, Real, Source, SpikingLayer, Train
 from .weight_rules import Unconvertible, weights_of
 
 
@@ -65,7 +65,8 @@ class Writer:
         self.real: dict[fx.Node, fx.Node] = {}
         """Spike trains, and their decoded counts."""
         self.layers: list[SpikingLayer] = []
-        self.pools: list[SpikingPool] = []
+        self.pools: list[tuple[SpikingLayer, str | None]] = []
+        """Average poolings with neurons, each with the layer whose level is the level of its input."""
         self.origins: list[Origin] = []
         """What each module that replaces something of the ANN comes from."""
         self.readers: list[tuple[Any, tuple[Source, ...]]] = []
@@ -134,7 +135,7 @@ class Writer:
                 train = self.called(self.spikes(x.source), x.node, _spiking_pool(pool, self.options))
                 if train.sources is None:
                     name = str(train.node.target)
-                    self.pools.append(SpikingPool(name, x.node, train.level, train.signed))
+                    self.pools.append((SpikingLayer(name, x.node, train.signed), train.level))
                     train = replace(train, level=name)
                 x.forms[form] = train
         if form not in x.results:
