@@ -121,13 +121,13 @@ class Call:
         x = self._writer.apply_or_defer(x, lambda value: self._writer.called(value, self.node, module))
         return replace(x, wants_relu=self.node) if isinstance(x, Current) else x
 
-    def rearrange(self, kind: str, *arguments: int) -> Any:
+    def rearrange(self, how: str, *arguments: int) -> Any:
         """Move neurons, as :class:`tandem_cuda.nn.SpikeRearrange` does."""
         x = self.input
-        if x.dims not in (None, 4) and kind not in ("channels", "channel_shuffle"):
+        if x.dims not in (None, 4) and how not in ("channels", "channel_shuffle"):
             raise Unconvertible("use images [N, C, H, W], for which it has a spiking form")
         x = self._writer.spikes(x) if isinstance(x, Pooled) else x
-        return self._writer.apply_or_defer(x, lambda train: self._writer.rearranged(train, kind, *arguments))
+        return self._writer.apply_or_defer(x, lambda train: self._writer.rearranged(train, how, *arguments))
 
     def average(self, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d, *, keepdim: bool = True) -> Any:
         """Pool spikes by averaging, and flatten the result if not ``keepdim``.

@@ -337,12 +337,12 @@ class Writer:
         flat = self.apply_or_defer(x, step, flat=True)
         return replace(flat, dims=2) if isinstance(flat, Pooled) else flat
 
-    def rearranged(self, train: Train, kind: str, *arguments: int) -> Train:
+    def rearranged(self, train: Train, how: str, *arguments: int) -> Train:
         """Rearrange the neurons of a train, as :class:`SpikeRearrange` does."""
-        module = SpikeRearrange(kind, *arguments, signed=train.signed)
+        module = SpikeRearrange(how, *arguments, signed=train.signed)
         sources, channels = train.sources, train.channels
-        if sources is not None and kind != "flatten":
-            size = arguments[0] ** 2 if kind == "pixel_shuffle" else 1
+        if sources is not None and how != "flatten":
+            size = arguments[0] ** 2 if how == "pixel_shuffle" else 1
             if any(source != sources[i - i % size] for i, source in enumerate(sources)):
                 one = "put a weight layer between the concatenation and it"
                 remedy = "pass per_channel=False" if self.options.per_channel else one
@@ -350,8 +350,8 @@ class Writer:
             sources = tuple(module.moved(sources))
         if channels is not None:
             channels = len(module.moved(range(channels)))
-        name = self.named(kind, module)
-        dims = 4 if kind == "unsqueeze" else train.dims
+        name = self.named(how, module)
+        dims = 4 if how == "unsqueeze" else train.dims
         node = self.graph.call_module(name, (train.node,))
         return replace(train, node=node, sources=sources, channels=channels, dims=dims)
 
