@@ -1,6 +1,6 @@
 """Convert a PyTorch CNN to a tandem SNN that shares its parameters."""
 
-from . import builtin as builtin  # registers the rules for PyTorch's layers and functions
+from . import builtin_functions as builtin_functions  # registers the rules for PyTorch's layers and functions
 from .calibrate import Calibration
 from .example import sized_as_traced
 from .make import convert

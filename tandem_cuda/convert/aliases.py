@@ -8,7 +8,7 @@ from collections.abc import Container
 
 from torch import fx, nn
 
-from .nodes import IDLE, closure, word_of
+from .nodes import IDLE, closure, module_of, word_of
 
 VIEWS = (*IDLE, nn.Flatten, nn.Unflatten)
 """Modules whose output may share memory with their input."""
@@ -33,8 +33,8 @@ def module_writes(module: nn.Module, training: bool = True) -> bool:
 
 def writes(root: nn.Module, node: fx.Node) -> bool:
     """Whether a node writes to its first argument."""
-    if node.op == "call_module":
-        return module_writes(root.get_submodule(str(node.target)))
+    if (module := module_of(root, node)) is not None:
+        return module_writes(module)
     word = word_of(node.target)
     if node.target in _IN_PLACE or (word.endswith("_") and not word.endswith("__")):
         return True
@@ -45,9 +45,9 @@ def writes(root: nn.Module, node: fx.Node) -> bool:
 
 def _is_view(root: nn.Module, node: fx.Node) -> bool:
     """Whether a node may return the memory of its first argument unchanged."""
-    if node.op != "call_module":
+    module = module_of(root, node)
+    if module is None:
         return word_of(node.target) in VIEW_FUNCTIONS
-    module = root.get_submodule(str(node.target))
     parts = module.modules() if isinstance(module, nn.Sequential) else [module]
     return all(isinstance(part, VIEWS) for part in parts if not isinstance(part, nn.Sequential))
 

@@ -23,15 +23,12 @@ def calibration_batches(ann: nn.Module, data: Any) -> list[Batch]:
 
     Args:
         ann: the network.
-        data: a Tensor, which is one batch; a Dataset, which is put into batches; or an iterable of batches, such as a
-            DataLoader. A batch is a Tensor, or a tuple or list whose first elements are the inputs in the order of
-            ``forward`` (labels may follow) or whose first element holds them, or a dict with the names that they have
-            in ``forward``.
+        data: as ``calibrate`` of :func:`convert`.
 
     Raises:
         TypeError: ``data`` is neither a Tensor nor iterable.
-        ValueError: there is no batch, or a batch lacks an input, or an input has no samples, another number of them
-            than the first one, or is not finite.
+        ValueError: there is no batch, or a batch lacks an input, or an input has no samples, has another number of
+            samples than the first input, or is not finite.
     """
     names = inputs_of(ann) or ["input"]  # of *args, the first
     if isinstance(data, Tensor):
@@ -48,7 +45,7 @@ def calibration_batches(ann: nn.Module, data: Any) -> list[Batch]:
         if inputs is None:
             raise ValueError(f"convert: calibrate must yield {_wanted(names)}, got {_described(batch)} in batch {i}")
         _check(inputs, names, i)
-        # An iterator may fill the same memory again.
+        # An iterator may fill one memory again and again.
         batches.append(inputs if isinstance(data, (list, tuple)) else copied(inputs))
     if not batches:
         raise ValueError("convert: calibrate must yield at least one batch, got none")
@@ -65,14 +62,14 @@ def _matched(batch: Any, names: Sequence[str]) -> Batch | None:
     if isinstance(batch, Tensor):
         return (batch,) if len(names) == 1 else None
     if isinstance(batch, Mapping):
-        found = [batch.get(name) for name in names]
+        values = [batch.get(name) for name in names]
     elif isinstance(batch, (tuple, list)):
-        found = list(batch[: len(names)])
-        if found and isinstance(found[0], (tuple, list, Mapping)):
-            return _matched(found[0], names)
+        values = list(batch[: len(names)])
+        if values and isinstance(values[0], (tuple, list, Mapping)):
+            return _matched(values[0], names)
     else:
         return None
-    inputs = tuple(x for x in found if isinstance(x, Tensor))
+    inputs = tuple(x for x in values if isinstance(x, Tensor))
     return inputs if len(inputs) == len(names) else None
 
 

@@ -17,7 +17,7 @@ from .builtin_modules import clamped, padded, upsampled
 from .builtin_shapes import DIVIDED, WHOLE_IMAGE, are_of_input, of_sizes
 from .nodes import DROPOUTS, dropout_of
 from .rules import Call, Rule, Unconvertible, arguments_of, converts, fire, register, register_all
-from .values import Current, Pooled, Real, Train
+from .values import SPIKES, Current, Real
 
 _SPLIT = "split along dimension 1, the channels"
 
@@ -82,17 +82,17 @@ def _amax(call: Call, dim: Any = (), keepdim: bool = False) -> Any:
     return largest if keepdim else call.flattened(largest)
 
 
-def _axes(dims: Any, of: int | None) -> list[int]:
-    """Return the dimensions of pixels that are meant, sorted; none if there are others.
+def _axes(dims: Any, rank: int | None) -> list[int]:
+    """Return the dimensions of pixels, sorted; none if ``dims`` has dimensions of something else.
 
-    ``of``: the number of dimensions; where it is not known, both of an image may be meant, but not one alone.
+    ``rank``: the number of dimensions. If it is not known, only both dimensions of an image can be told from channels.
     """
     dims = dims if isinstance(dims, (tuple, list)) else (dims,)
-    total = of or 4
+    total = rank or 4
     if not all(isinstance(d, int) and -total <= d < total for d in dims):
         return []
     axes = sorted(d % total for d in dims)
-    allowed = {3: [[2]], 4: [[2], [3], [2, 3]], None: [[2, 3]]}.get(of, [])
+    allowed = {3: [[2]], 4: [[2], [3], [2, 3]], None: [[2, 3]]}.get(rank, [])
     return axes if axes in allowed else []
 
 
@@ -105,7 +105,7 @@ def _larger(call: Call) -> Any:
     """torch.max, of one or two tensors."""
     _ = call.input
     other = call.args[1] if len(call.args) > 1 else call.kwargs.get("other")
-    if isinstance(other, (Train, Pooled, Current, Real)):
+    if isinstance(other, (*SPIKES, Real)):
         raise Unconvertible(FUNCTION_ADVICE[torch.maximum])
     raise Unconvertible(_all_pixels(call))
 
@@ -205,7 +205,7 @@ def _cat(call: Call) -> Any:
         dim = channels(*call.args, **call.kwargs)
     except TypeError:
         raise Unconvertible("pass no arguments but tensors, dim") from None
-    if not all(_are_channels(dim, of) for of in dims):
+    if not all(_are_channels(dim, rank) for rank in dims):
         raise Unconvertible("concatenate along dimension 1, the channels")
     return call.cat()
 
@@ -228,9 +228,9 @@ def _split(call: Call, split_size: Any = None, dim: Any = 0, **more: Any) -> Any
     return call.pieces(lambda channels: list(zip([0, *ends], ends, strict=False)))
 
 
-def _are_channels(dim: Any, of: int | None) -> bool:
-    """Whether this is dimension 1 of a tensor of ``of`` dimensions; None if it is not known how many it has."""
-    return dim == 1 or (of is not None and isinstance(dim, int) and dim == 1 - of)
+def _are_channels(dim: Any, rank: int | None) -> bool:
+    """Whether this is dimension 1 of a tensor of ``rank`` dimensions."""
+    return dim == 1 or (rank is not None and isinstance(dim, int) and dim == 1 - rank)
 
 
 def _evenly(channels: int, size: int) -> list[tuple[int, int]]:

@@ -34,27 +34,19 @@ def _reshape(call: Call, sizes: tuple[Any, ...]) -> Any:
     features = Size(1, tuple(range(1, x.dims or 2)))
     if x.channels is not None:
         features = Size(x.channels, features.dims[1:])
-    batch, *others = sizes
-    if len(others) == 1:
-        (number,) = others
+    batch, *rest = sizes
+    if len(rest) == 1:
+        (number,) = rest
         if batch in (_BATCH, -1) and isinstance(number, int):
             return call.flatten() if number == -1 else call.flatten_to(number)
-        # With as many samples as before, there can be no other number of features.
-        if isinstance(number, Size) and (batch == _BATCH or (batch == -1 and _is(number, features, call))):
+        # With as many samples as before, the number of features cannot be another one.
+        keeps_samples = batch == _BATCH or (batch == -1 and number == features and are_of_input(number, call))
+        if isinstance(number, Size) and keeps_samples:
             return call.flatten()
-    if len(others) == 2 and x.dims == 4 and batch == _BATCH and others[0] == x.channels and not _is_known(others[1]):
+    fits_every_image = rest[-1] == -1 or not isinstance(rest[-1], int)
+    if len(rest) == 2 and x.dims == 4 and batch == _BATCH and rest[0] == x.channels and fits_every_image:
         return call.flatten(2)
     raise Unconvertible(_SIZED)
-
-
-def _is_known(size: Any) -> bool:
-    """Whether a size of a view is a number, which another image need not have."""
-    return isinstance(size, int) and size != -1
-
-
-def _is(size: Size, other: Size, call: Call) -> bool:
-    """Whether these are equal sizes of the call's input."""
-    return size == other and are_of_input(size, call)
 
 
 def are_of_input(size: Size, call: Call) -> bool:
@@ -63,7 +55,7 @@ def are_of_input(size: Size, call: Call) -> bool:
 
 
 def of_sizes(operation: Callable[..., Any], rule: Rule) -> Rule:
-    """Make the rule of an operation on numbers that may also get tensors: then it is ``rule``."""
+    """Make the rule of an operation on numbers. ``rule`` is for calls with tensors."""
 
     def either(call: Call) -> Any:
         sizes = [Size(x) if isinstance(x, (int, float)) else x for x in call.args]
@@ -143,8 +135,8 @@ def _views(sizes: tuple[Any, ...], channels: list[tuple[int, ...]]) -> bool:
     """Whether these are the sizes of images whose channels have one of the sizes given, in order."""
     if len(sizes) != 3 + len(channels) or sum(size == -1 for size in sizes) > 1 or sizes[-2:] != WHOLE_IMAGE:
         return False
-    batch, *given = sizes[:-2]
-    fits = all(size in allowed for size, allowed in zip(given, channels, strict=True))
+    batch, *middle = sizes[:-2]
+    fits = all(size in allowed for size, allowed in zip(middle, channels, strict=True))
     return fits and batch in (_BATCH, -1)
 
 
@@ -234,8 +226,8 @@ def _item(call: Call) -> Any:
         or any(i not in (whole, ...) for i in index[2:])
     ):
         raise Unconvertible("select a range of channels, as in x[:, :8]")
-    wanted: slice = channels
-    return call.piece(call.pieces(lambda n: [wanted.indices(n)[:2]]), 0)
+    selected: slice = channels
+    return call.piece(call.pieces(lambda number: [selected.indices(number)[:2]]), 0)
 
 
 def _compared(call: Call) -> Any:

@@ -22,6 +22,7 @@ from ..ops import checks
 from ..spike_train import SpikeTrain
 from .batches import Batch, copied
 from .trace import Showing, Traced
+from .values import SpikingLayer
 
 Level = float | Tensor
 """T times a threshold: of all neurons of a layer, or of each channel or feature, [C]."""
@@ -40,7 +41,7 @@ class Calibration:
     """
 
     time_steps: int
-    """T, for which it was made."""
+    """The T for which it was made."""
     levels: Mapping[str, Level]
     """T * threshold of layers, by name: a number, or with ``per_channel`` a float64 Tensor [C]."""
     corrections: Mapping[str, Tensor] = field(default_factory=dict)
@@ -50,13 +51,13 @@ class Calibration:
 
     def as_tensor(self) -> Tensor:
         """Return all of it as JSON in uint8, so that state dicts and their files can hold it."""
-        found = {
+        state = {
             "time_steps": self.time_steps,
             "levels": {name: _as_json(level) for name, level in self.levels.items()},
             "corrections": {name: _as_json(x) for name, x in self.corrections.items()},
             "neuron": None if self.neuron is None else {**self.neuron.settings(), "clip": self.neuron.clip},
         }
-        return torch.frombuffer(bytearray(json.dumps(found).encode()), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
 
     @classmethod
     def of_tensor(cls, state: Tensor) -> Calibration:
@@ -91,7 +92,7 @@ class Calibration:
             prefix: the name of the network in that module, with a dot: "net.".
 
         Raises:
-            ValueError: ``state_dict`` has none, as that of the ANN or of a network that is not calibrated.
+            ValueError: ``state_dict`` has no calibration, as that of the ANN or of a network that is not calibrated.
 
         Examples:
             >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
@@ -120,51 +121,26 @@ def _of_json(x: Any) -> Level:
     return torch.tensor(x, dtype=torch.float64) if isinstance(x, list) else float(x)
 
 
-@dataclass(frozen=True)
-class Activation:
-    """An activation of the ANN, and the spiking layer that stands for it."""
-
-    name: str
-    """The name of the spiking layer."""
-    node: fx.Node
-    signed: bool = False
-    """Whether there are neurons for both signs."""
-    bound: float = math.inf
-    """The largest value that the activation returns."""
-    channels: int | None = None
-    """The number of channels or features that each have a level or a correction; None for one of the whole layer."""
-    dim: int = 1
-    """The dimension of channels or features."""
-
-    def apply(self, v: Tensor) -> Tensor:
-        """Return the values that the neurons stand for."""
-        return v if self.signed else v.clamp(0, self.bound)
-
-    def by_channel(self, v: Tensor) -> Tensor:
-        """Return the values as [C, ...], or as [1, ...] for a whole layer."""
-        return v.flatten().unsqueeze(0) if self.channels is None else v.movedim(self.dim, 0).flatten(1)
-
-
 class CalibrationData:
     """The ANN's activations on calibration data."""
 
     def __init__(self, trace: Traced, batches: Sequence[Batch]) -> None:
         self.root, self.graph, self.batches = trace.root, trace.graph, batches
 
-    def observe(self, activations: Sequence[Activation], see: Callable[[Activation, Tensor], None]) -> None:
-        """Run the ANN on each batch, and show the values of activations to a function."""
-        of_node: dict[fx.Node, list[Activation]] = {}
-        for activation in activations:
-            of_node.setdefault(activation.node, []).append(activation)
+    def observe(self, layers: Sequence[SpikingLayer], see: Callable[[SpikingLayer, Tensor], None]) -> None:
+        """Run the ANN on each batch, and show the values of the layers' activations to a function."""
+        of_node: dict[fx.Node, list[SpikingLayer]] = {}
+        for layer in layers:
+            of_node.setdefault(layer.node, []).append(layer)
 
         def show(node: fx.Node, value: Any) -> None:
-            for activation in of_node.get(node, []):
+            for layer in of_node.get(node, []):
                 if not value.isfinite().all():
                     raise ValueError(
-                        f"convert: activations of the ANN must be finite, got NaN or infinity after {activation.name}"
+                        f"convert: activations of the ANN must be finite, got NaN or infinity after {layer.name}"
                     )
                 if value.numel():
-                    see(activation, activation.apply(value))
+                    see(layer, layer.activation(value))
 
         ann = Showing(self.root, self.graph, show)
         with evaluating(self.root), torch.no_grad():
@@ -173,9 +149,9 @@ class CalibrationData:
 
 
 def checked_levels(names: Mapping[str, int | None], pools: list[str], levels: Mapping[str, Any]) -> dict[str, Level]:
-    """Return the given levels of all layers, and of those pools that have one.
+    """Return the given levels of all layers, and of the pools that have a level.
 
-    ``names``: the spiking layers, and the numbers of their channels that each have a level.
+    ``names``: the spiking layers, each with the number of its channels if every channel has a level.
     """
     missing = [name for name in names if name not in levels]
     if missing:
@@ -203,23 +179,23 @@ def _checked_level(name: str, level: Any, channels: int | None) -> Level:
     return torch.as_tensor(level, dtype=torch.float64).expand(channels)
 
 
-def percentiles(data: CalibrationData, activations: Sequence[Activation], percentile: float) -> dict[str, Level]:
+def percentiles(data: CalibrationData, layers: Sequence[SpikingLayer], percentile: float) -> dict[str, Level]:
     """Return a percentile of each activation, averaged over the batches (Rueckauer et al. 2017)."""
-    totals = _zeros(activations)
+    totals = _zeros(layers)
 
-    def add(activation: Activation, value: Tensor) -> None:
-        values = activation.by_channel(value.abs())
+    def add(layer: SpikingLayer, value: Tensor) -> None:
+        values = layer.by_channel(value.abs())
         rank = max(1, math.ceil(percentile / 100 * values.shape[1]))
         level = values.kthvalue(rank, 1).values
         level = torch.where(level > 0, level, values.amax(1))  # the percentile is 0 where few neurons are active
-        totals[activation.name] += level.double().cpu() / len(data.batches)
+        totals[layer.name] += level.double().cpu() / len(data.batches)
 
-    data.observe(activations, add)
-    return _positive(activations, totals)
+    data.observe(layers, add)
+    return _positive(layers, totals)
 
 
 def least_errors(
-    data: CalibrationData, activations: Sequence[Activation], time_steps: int, initial: float
+    data: CalibrationData, layers: Sequence[SpikingLayer], time_steps: int, initial: float
 ) -> dict[str, Level]:
     """Return the levels at which the neurons' answers differ least from the activations.
 
@@ -228,34 +204,34 @@ def least_errors(
     activation times 2^(-k / 12), k = 0..83. The sum is taken over a sample of the activations, which is drawn alike in
     every call.
     """
-    largest = _zeros(activations)
+    largest = _zeros(layers)
     errors: dict[str, Tensor] = {}
     factors = [2 ** (-k / 12) for k in range(84)]
 
-    def find_largest(activation: Activation, value: Tensor) -> None:
-        values = activation.by_channel(value.abs()).amax(1).double().cpu()
-        largest[activation.name] = torch.maximum(largest[activation.name], values)
+    def find_largest(layer: SpikingLayer, value: Tensor) -> None:
+        values = layer.by_channel(value.abs()).amax(1).double().cpu()
+        largest[layer.name] = torch.maximum(largest[layer.name], values)
 
-    def add_errors(activation: Activation, value: Tensor) -> None:
-        values = _sample(activation.by_channel(value.abs()))
-        top = largest[activation.name].to(values).unsqueeze(1)
+    def add_errors(layer: SpikingLayer, value: Tensor) -> None:
+        values = _sample(layer.by_channel(value.abs()))
+        top = largest[layer.name].to(values).unsqueeze(1)
         top = torch.where(top > 0, top, 1)
         sums = []
         for factor in factors:
             threshold = top * (factor / time_steps)
             count = (values / threshold + initial).floor_().clamp_(0, time_steps)
             sums.append((values - count.mul_(threshold)).square_().sum(1, dtype=torch.float64).cpu())
-        errors[activation.name] = errors.get(activation.name, 0) + torch.stack(sums)
+        errors[layer.name] = errors.get(layer.name, 0) + torch.stack(sums)
 
-    data.observe(activations, find_largest)
-    _positive(activations, largest)
-    data.observe(activations, add_errors)
+    data.observe(layers, find_largest)
+    _positive(layers, largest)
+    data.observe(layers, add_errors)
     scale = torch.tensor(factors, dtype=torch.float64)
-    return _positive(activations, {name: largest[name] * scale[error.argmin(0)] for name, error in errors.items()})
+    return _positive(layers, {name: largest[name] * scale[error.argmin(0)] for name, error in errors.items()})
 
 
-def _zeros(activations: Sequence[Activation]) -> dict[str, Tensor]:
-    return {each.name: torch.zeros(each.channels or 1, dtype=torch.float64) for each in activations}
+def _zeros(layers: Sequence[SpikingLayer]) -> dict[str, Tensor]:
+    return {each.name: torch.zeros(each.channels or 1, dtype=torch.float64) for each in layers}
 
 
 def _sample(values: Tensor) -> Tensor:
@@ -268,18 +244,18 @@ def _sample(values: Tensor) -> Tensor:
     return values[:, positions.to(values.device)]
 
 
-def _positive(activations: Sequence[Activation], measured: Mapping[str, Tensor]) -> dict[str, Level]:
+def _positive(layers: Sequence[SpikingLayer], measured: Mapping[str, Tensor]) -> dict[str, Level]:
     """Return levels that are positive. Channels that the data never activate get the largest level of the layer."""
     levels: dict[str, Level] = {}
-    for activation in activations:
-        level = measured[activation.name]
+    for layer in layers:
+        level = measured[layer.name]
         if not level.max() > 0:
             raise ValueError(
                 "convert: calibrate must activate every layer, got data that never makes the output of "
-                f"{activation.name} positive"
+                f"{layer.name} positive"
             )
         level = torch.where(level > 0, level, level.max())
-        levels[activation.name] = float(level) if activation.channels is None else level
+        levels[layer.name] = float(level) if layer.channels is None else level
     return levels
 
 
@@ -303,9 +279,7 @@ def set_correction(layer: TandemLayer, correction: Tensor, signed: bool) -> None
     layer.correction = correction.to(layer.weights.stored())
 
 
-def find_corrections(
-    data: CalibrationData, snn: fx.GraphModule, activations: Sequence[Activation]
-) -> dict[str, Tensor]:
+def find_corrections(data: CalibrationData, snn: fx.GraphModule, layers: Sequence[SpikingLayer]) -> dict[str, Tensor]:
     """Correct the biases of the spiking network, layer by layer, and return the corrections.
 
     A layer's correction shifts its pre-activations so that each channel's decoded activation has the mean of the ANN's
@@ -314,22 +288,23 @@ def find_corrections(
     """
     means: dict[str, _Mean] = {}
 
-    def add(activation: Activation, value: Tensor) -> None:
-        means.setdefault(activation.name, _Mean()).add(activation.by_channel(value))
+    def add(layer: SpikingLayer, value: Tensor) -> None:
+        means.setdefault(layer.name, _Mean()).add(layer.by_channel(value))
 
-    data.observe(activations, add)
-    uncorrected = {activation.name: activation for activation in activations if activation.name in means}
+    data.observe(layers, add)
+    uncorrected = {layer.name: layer for layer in layers if layer.name in means}
     corrections: dict[str, Tensor] = {}
     runs = [_started(snn, batch) for batch in data.batches]
     with evaluating(snn), torch.no_grad():
         for node in snn.graph.nodes:
             if not uncorrected:
                 break
-            activation = uncorrected.pop(str(node.target), None) if node.op == "call_module" else None
-            if activation is not None:
-                layer = snn.get_submodule(activation.name)
+            layer = uncorrected.pop(str(node.target), None) if node.op == "call_module" else None
+            if layer is not None:
+                holder = weight_layer(snn.get_submodule(layer.name))
+                assert holder is not None
                 results = [functools.partial(run.run_node, node) for run in runs]
-                corrections[activation.name] = _correct(layer, activation, means[activation.name].value, results)
+                corrections[layer.name] = _correct(holder, layer, means[layer.name].value, results)
             for run in runs:
                 run.env[node] = run.run_node(node)
                 for dead in run.user_to_last_uses.get(node, []):
@@ -362,36 +337,36 @@ def _started(snn: fx.GraphModule, batch: Batch) -> fx.Interpreter:
     return run
 
 
-def _correct(layer: Any, activation: Activation, mean: Tensor, results: Sequence[Callable[[], SpikeTrain]]) -> Tensor:
+def _correct(
+    holder: TandemLayer, layer: SpikingLayer, mean: Tensor, results: Sequence[Callable[[], SpikeTrain]]
+) -> Tensor:
     """Correct the bias of one layer, and return the correction.
 
     Args:
-        layer: a spiking layer.
-        activation: the ANN's activation.
-        mean: its mean in the ANN, [C].
-        results: for each batch, the run of the layer on it.
+        holder: the tandem layer that holds the correction.
+        layer: the spiking layer.
+        mean: the mean of the ANN's activation, [C].
+        results: runs the spiking layer, for each batch.
     """
-    holder = weight_layer(layer)
-    assert holder is not None
     correction = torch.zeros_like(mean)
     for _ in range(_PASSES):
-        set_correction(holder, correction, activation.signed)
+        set_correction(holder, correction, layer.signed)
         decoded = _Mean()
         for result in results:
-            decoded.add(activation.by_channel(_decoded(holder, result(), activation)))
+            decoded.add(layer.by_channel(_decoded(holder, result(), layer)))
         correction = correction + mean - decoded.value
-    set_correction(holder, correction, activation.signed)
+    set_correction(holder, correction, layer.signed)
     return correction
 
 
-def _decoded(holder: TandemLayer, train: SpikeTrain, activation: Activation) -> Tensor:
+def _decoded(holder: TandemLayer, train: SpikeTrain, layer: SpikingLayer) -> Tensor:
     """Return the values that the spikes of a layer stand for."""
     value = train.count * train.amplitude
     if holder.thresholds is not None:  # all branches have equal thresholds
         shape = [1] * value.dim()
-        shape[activation.dim] = -1
+        shape[layer.dim] = -1
         value = value * holder.thresholds.view(shape)
-    if activation.signed:
-        value = value.movedim(activation.dim, -1)
-        value = (value[..., ::2] - value[..., 1::2]).movedim(-1, activation.dim)
+    if layer.signed:
+        value = value.movedim(layer.dim, -1)
+        value = (value[..., ::2] - value[..., 1::2]).movedim(-1, layer.dim)
     return value

@@ -14,7 +14,6 @@ from ..nn.modes import evaluating
 from ..ops import checks
 from .batches import Batch
 from .calibrate import (
-    Activation,
     Calibration,
     CalibrationData,
     Level,
@@ -124,12 +123,13 @@ class Calibrator:
         root, graph = self.trace.root, self.trace.graph
         with evaluating(root), torch.no_grad():
             check_traced(root, graph, *batches[0], root=root)
-        activations = [self._activation(layer, self._has_level_of_channels(layer)) for layer in self.writer.layers]
-        activations += [Activation(pool.name, pool.node) for pool in self.writer.pools if not pool.signed]
+        layers = [self._measured(layer, self._has_level_of_channels(layer)) for layer in self.writer.layers]
+        # Signed poolings cannot be measured: the ANN never computes the average of the positive part alone.
+        layers += [pool for pool, _ in self.writer.pools if not pool.signed]
         data = CalibrationData(self.trace, batches)
         if self.settings.percentile is not None:
-            return percentiles(data, activations, self.settings.percentile)
-        return least_errors(data, activations, self.options.time_steps, self.options.neuron.initial)
+            return percentiles(data, layers, self.settings.percentile)
+        return least_errors(data, layers, self.options.time_steps, self.options.neuron.initial)
 
     def fitting(self, earlier: Calibration) -> Calibration:
         """Return the part of an earlier calibration that is for the layers of this network.
@@ -140,7 +140,7 @@ class Calibrator:
         """
         layers = self.writer.layers
         channels = {layer.name: layer.channels if self._has_level_of_channels(layer) else None for layer in layers}
-        levels = checked_levels(channels, [pool.name for pool in self.writer.pools], earlier.levels)
+        levels = checked_levels(channels, [pool.name for pool, _ in self.writer.pools], earlier.levels)
         corrections = {name: x for name, x in earlier.corrections.items() if name in channels}
         return replace(earlier, levels=levels, corrections=corrections, neuron=self.options.neuron)
 
@@ -148,7 +148,7 @@ class Calibrator:
         """Correct the biases of the spiking twin, and return the corrections."""
         layers = [layer for layer in self.writer.layers if self._holder(layer) is not None]
         data = CalibrationData(self.trace, batches)
-        return find_corrections(data, self.snn, [self._activation(layer, True) for layer in layers])
+        return find_corrections(data, self.snn, [self._measured(layer, True) for layer in layers])
 
     def _holder(self, layer: SpikingLayer) -> nn.Module | None:
         return weight_layer(self.snn.get_submodule(layer.name))
@@ -156,9 +156,9 @@ class Calibrator:
     def _has_level_of_channels(self, layer: SpikingLayer) -> bool:
         return self.options.per_channel and self._holder(layer) is not None
 
-    def _activation(self, layer: SpikingLayer, each_channel: bool) -> Activation:
-        """Return the ANN's activation for a spiking layer, by channels or as a whole."""
-        node, channels = (layer.values, layer.channels) if each_channel else (layer.node, None)
-        assert node is not None  # every layer with weights has it
-        dim = -1 if isinstance(self._holder(layer), nn.Linear) else 1
-        return Activation(layer.name, node, layer.signed, layer.bound, channels, dim)
+    def _measured(self, layer: SpikingLayer, each_channel: bool) -> SpikingLayer:
+        """Return a layer with the node whose values are measured, of each channel or of the whole layer."""
+        if not each_channel:
+            return replace(layer, channels=None)
+        assert layer.values is not None  # every layer with weights has it
+        return replace(layer, node=layer.values, dim=-1 if isinstance(self._holder(layer), nn.Linear) else 1)

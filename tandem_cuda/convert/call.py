@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch import fx, nn
 
 from .advice import COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, NUMBER
-from .nodes import asks_for_size, kind_of
-from .pixels import Pixels
-from .trace import Traced
-from .values import Branch, Current, Grouped, Pieces, Pooled, Real, Shape, Size, Sizes, Train
+from .nodes import asks_for_size, kind_of, leading_to, module_of
+from .values import SPIKES, Branch, Current, Grouped, Pieces, Pooled, Real, Shape, Size, Sizes, Train
 from .weight_rules import RULES, Unconvertible, WeightRule, weights_of
 from .writer import Writer
 
 
-class Pass(Protocol):
-    """What a call needs of the pass over the ANN's graph: :class:`.conversion.Conversion`."""
-
-    ann: nn.Module
-    writer: Writer
-    trace: Traced
-    pixels: Pixels
-
-    @property
-    def gates(self) -> Mapping[fx.Node, fx.Node]: ...
-
-    @property
-    def tainted(self) -> Set[fx.Node]: ...
-
-    def value(self, node: fx.Node) -> Any: ...
-
-    def train(self, node: fx.Node) -> Train: ...
-
-    def is_constant(self, node: fx.Node) -> bool: ...
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a node does not depend on the network's input."""
+    return all(before.op != "placeholder" for before in leading_to([node]))
 
 
 class Call:
@@ -56,25 +38,23 @@ class Call:
         torch.Size([1, 2])
     """
 
-    def __init__(self, conversion: Pass, node: fx.Node, module: nn.Module | None = None) -> None:
-        self._pass, self._writer = conversion, conversion.writer
+    def __init__(self, writer: Writer, node: fx.Node, module: nn.Module | None = None) -> None:
+        self._writer = writer
         self.node = node
         """The call's node in the torch.fx graph."""
-        if module is None and node.op == "call_module":
-            module = conversion.ann.get_submodule(str(node.target))
-        self.module: Any = module
+        self.module: Any = module_of(writer.ann, node) if module is None else module
         """The module that is called; None for a function."""
         named = {name: x for name, x in node.kwargs.items() if node.args or name != "input"}
         self._inputs = node.args or tuple(x for name, x in node.kwargs.items() if name == "input")
         self.args: tuple[Any, ...] = fx.node.map_arg(self._inputs, self._argument)
-        """The positional arguments, and torch's ``input`` first. Tensors are replaced by what they are in the SNN,
-        known sizes by their numbers."""
+        """The positional arguments, and torch's ``input`` first. In place of a tensor stands its value in the SNN, in
+        place of a known size its number."""
         self.kwargs: dict[str, Any] = fx.node.map_arg(named, self._argument)
-        """The other keyword arguments, likewise."""
-        self._given: Any = None
+        """The keyword arguments but ``input``, with the same replacements."""
+        self._other_input: Any = None
 
     def _argument(self, node: fx.Node) -> Any:
-        x = self._pass.value(node)
+        x = self._writer.value(node)
         return tuple(map(_number, x.sizes)) if isinstance(x, Sizes) else _number(x)
 
     @property
@@ -90,8 +70,8 @@ class Call:
             Unconvertible: the first argument is something else.
         """
         first = self._first()
-        x = self._given or (None if first is None else self._pass.value(first))
-        if not isinstance(x, (Train, Pooled, Current)):
+        x = self._other_input or (None if first is None else self._writer.value(first))
+        if not isinstance(x, SPIKES):
             is_module = self.node.op == "call_module"
             advice = NOTHING_ELSE if is_module else FUNCTION_ADVICE.get(self.node.target, NOTHING_ELSE)
             raise Unconvertible(advice_against(x) or advice)
@@ -99,17 +79,17 @@ class Call:
 
     @property
     def input(self) -> Any:
-        """The same as :attr:`value`, for rules that transform it. Currents that are used elsewhere, too, get neurons.
+        """:attr:`value`, for rules that transform it. Currents that are used elsewhere, too, get neurons.
 
         Raises:
             Unconvertible: the first argument is neither spikes nor currents.
         """
         x, first = self.value, self._first()
-        if self._given is not None:
+        if self._other_input is not None:
             return x
         assert first is not None
         if isinstance(x, Current) and len([user for user in first.users if not asks_for_size(user)]) > 1:
-            return self._pass.train(first)
+            return self._writer.train(first)
         return x
 
     def fire(self, bound: float | None = None) -> Any:
@@ -162,25 +142,24 @@ class Call:
 
     def drop(self, kind: type[Any]) -> Any:
         """Apply dropout to spikes with a module of class ``kind``, or the ANN's own module to real averages of them."""
-        module = self.module
 
-        def step(value: Any) -> Any:
-            dropout = module
-            if not isinstance(value, Real):
-                dropout = kind(module.p)
-                dropout.copies, dropout.signed = value.windows, value.signed
-            return self._writer.called(value, self.node, dropout)
+        def make(train: Train) -> Any:
+            dropout = kind(self.module.p)
+            dropout.copies, dropout.signed = train.windows, train.signed
+            return dropout
 
-        return _rescaled(self._writer.apply_or_defer(self.input, step))
+        return self._drop(make)
 
     def drop_samples(self, make: Callable[[], nn.Module]) -> Any:
         """Apply a module that silences samples to spikes, or the ANN's own module to real averages of them."""
-        module = self.module
+        return self._drop(lambda train: make())
 
+    def _drop(self, make: Callable[[Train], Any]) -> Any:
         def step(value: Any) -> Any:
-            return self._writer.called(value, self.node, module if isinstance(value, Real) else make())
+            return self._writer.called(value, self.node, self.module if isinstance(value, Real) else make(value))
 
-        return _rescaled(self._writer.apply_or_defer(self.input, step))
+        x = self._writer.apply_or_defer(self.input, step)
+        return replace(x, rescales=True) if isinstance(x, Current) else x
 
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> Any:
         """Apply ``SpikeTrain.flatten``."""
@@ -198,16 +177,16 @@ class Call:
             alpha: the factor of the second argument.
         """
         branches: list[Branch] = []
-        given = (*self._inputs, *(x for name, x in self.node.kwargs.items() if name not in ("input", "alpha")))
-        for i, argument in enumerate(given):
-            node = self._summand(argument, "add")
-            x = self._pass.value(node)
+        summands = (*self._inputs, *(x for name, x in self.node.kwargs.items() if name not in ("input", "alpha")))
+        for i, argument in enumerate(summands):
+            node = self._spiking(argument, "add")
+            x = self._writer.value(node)
             factor = 1.0 if i == 0 else -alpha if subtract else alpha
-            once = len(node.users) == 1 and given.count(node) == 1
+            once = len(node.users) == 1 and summands.count(node) == 1
             if isinstance(x, Current) and factor == 1 and once and x.is_sum:
                 branches += x.branches
             else:
-                branches.append(Branch(self._pass.train(node), factor=factor))
+                branches.append(Branch(self._writer.train(node), factor=factor))
         channels = Current(branches).of_neurons[0]
         for branch in branches:
             if branch.layer is None and branch.channels is None:
@@ -220,35 +199,31 @@ class Call:
     def _check_sizes(self) -> None:
         """Raise Unconvertible if the sum of all arguments broadcasts: each neuron adds one value of each branch."""
         nodes = self.node.all_input_nodes
-        sizes = self._pass.trace.sizes
+        sizes = self._writer.trace.sizes
         if all(node in sizes for node in nodes):
-            found = [tuple(sizes[node][1:]) for node in nodes]
-            if len({*found}) > 1:
-                got = " and ".join(str(["N", *size]).replace("'", "") for size in found)
+            of_summands = [tuple(sizes[node][1:]) for node in nodes]
+            if len({*of_summands}) > 1:
+                got = " and ".join(str(["N", *size]).replace("'", "") for size in of_summands)
                 raise Unconvertible(
                     f"make its inputs alike in size, by nn.Upsample or torch.cat: spikes do not broadcast, got {got}"
                 )
-        elif self._pass.pixels.differ(nodes):
+        elif self._writer.pixels.differ(nodes):
             raise Unconvertible(
                 "make its inputs alike in size, by nn.Upsample: spikes do not broadcast, and one is pooled to one "
                 "pixel (pass example=, an input of ann, if the other has one pixel, too)"
             )
 
-    def _summand(self, argument: Any, what: str) -> fx.Node:
-        """Return the node of spikes or currents.
-
-        Args:
-            argument: of the call.
-            what: "add" or "concatenate".
+    def _spiking(self, argument: Any, verb: str) -> fx.Node:
+        """Return the node of an argument of the call that is spikes or currents.
 
         Raises:
-            Unconvertible: it is something else.
+            Unconvertible: it is something else. ``verb`` says what to do with spikes: "add" or "concatenate".
         """
-        x = self._pass.value(argument) if isinstance(argument, fx.Node) else argument
-        if isinstance(argument, fx.Node) and isinstance(x, (Train, Pooled, Current)):
+        x = self._writer.value(argument) if isinstance(argument, fx.Node) else argument
+        if isinstance(argument, fx.Node) and isinstance(x, SPIKES):
             return argument
-        if isinstance(x, Real) and self._pass.is_constant(argument):
-            if what == "add":
+        if isinstance(x, Real) and _is_constant(argument):
+            if verb == "add":
                 raise Unconvertible(
                     "add a number, or to each channel the bias of a layer such as nn.Conv2d(8, 8, 1, groups=8): this "
                     "is a tensor of constants"
@@ -256,7 +231,7 @@ class Call:
             raise Unconvertible("leave out the tensor of constants: spikes are concatenated only with spikes")
         if isinstance(x, Real):
             raise Unconvertible(
-                f"{what} only spikes: put a weight layer, such as nn.Conv2d, between the network's input and this"
+                f"{verb} only spikes: put a weight layer, such as nn.Conv2d, between the network's input and this"
             )
         raise Unconvertible(advice_against(x) or NOTHING_ELSE)
 
@@ -271,9 +246,9 @@ class Call:
             raise Unconvertible("set track_running_stats=True: the spiking twin folds them")
         branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.deferred else None
         if branch is not None and branch.layer is not None and branch.norm is None:
-            wanted = weights_of(branch.layer).norm
-            if type(norm) not in (wanted, nn.SyncBatchNorm):
-                raise Unconvertible(f"use nn.{wanted.__name__} after {branch.name}")
+            fitting = weights_of(branch.layer).norm
+            if type(norm) not in (fitting, nn.SyncBatchNorm):
+                raise Unconvertible(f"use nn.{fitting.__name__} after {branch.name}")
             return replace(x, branches=[replace(branch, norm=norm)])
         return Current([Branch(self.spikes(), self._name(), norm=norm)])
 
@@ -293,11 +268,11 @@ class Call:
 
     def cat(self) -> Any:
         """Concatenate the values in the first argument, a list, along the channels."""
-        given = self.node.args[0] if self.node.args else self.node.kwargs.get("tensors")
-        if not isinstance(given, (list, tuple)):
+        tensors = self.node.args[0] if self.node.args else self.node.kwargs.get("tensors")
+        if not isinstance(tensors, (list, tuple)):
             raise Unconvertible("list what it concatenates, as in torch.cat([a, b], 1)")
-        nodes = [self._summand(argument, "concatenate") for argument in given]
-        return self._writer.joined(self.node, [self._pass.train(node) for node in nodes])
+        nodes = [self._spiking(argument, "concatenate") for argument in tensors]
+        return self._writer.joined(self.node, [self._writer.train(node) for node in nodes])
 
     def pieces(self, bounds: Callable[[int], list[tuple[int, int]]]) -> Any:
         """Split along the channels; ``bounds`` maps their number to the first channel and the end of each piece."""
@@ -320,9 +295,9 @@ class Call:
 
     def swapped(self) -> Call:
         """Return the call with its only input that is no size as the first argument."""
-        values = {node: self._pass.value(node) for node in self.node.all_input_nodes}
+        values = {node: self._writer.value(node) for node in self.node.all_input_nodes}
         ((node, x),) = [(node, x) for node, x in values.items() if not isinstance(x, Size)]
-        return self._on(self._pass.train(node)) if isinstance(x, (Train, Pooled, Current)) else self
+        return self._on(self._writer.train(node)) if isinstance(x, SPIKES) else self
 
     def flattened(self, x: Any, start_dim: int = 1, end_dim: int = -1) -> Any:
         """Flatten dimensions of the result of another method."""
@@ -335,15 +310,15 @@ class Call:
             Unconvertible: this is no such product.
         """
         nodes = self.node.all_input_nodes
-        values = [self._pass.value(node) for node in nodes]
-        trains = [node for node, x in zip(nodes, values, strict=True) if isinstance(x, (Train, Pooled, Current))]
+        values = [self._writer.value(node) for node in nodes]
+        trains = [node for node, x in zip(nodes, values, strict=True) if isinstance(x, SPIKES)]
         gates = [x for x in values if isinstance(x, Real)]
-        if len(trains) > 1 and not self._pass.tainted.isdisjoint(nodes):
-            return self._pass.train(trains[0])  # the problem has been reported
+        if len(trains) > 1 and not self._writer.tainted.isdisjoint(nodes):
+            return self._writer.train(trains[0])  # the problem has been reported
         if len(trains) == 1 and len(gates) == 1:
-            if self.node in self._pass.gates.values():
-                return self._writer.gated(self.node, self._pass.train(trains[0]), gates[0])
-            if any(map(self._pass.is_constant, nodes)):
+            if self.node in self._writer.gates.values():
+                return self._writer.gated(self.node, self._writer.train(trains[0]), gates[0])
+            if any(map(_is_constant, nodes)):
                 raise Unconvertible(
                     "multiply by a number, or each channel by the weight of a layer such as nn.Conv2d(8, 8, 1, "
                     "groups=8, bias=False): spikes cannot be multiplied by tensors"
@@ -362,7 +337,7 @@ class Call:
         rule = RULES.get(kind_of(module))
         if rule is None or isinstance(rule, WeightRule):
             raise TypeError(f"like: module must be of a class with a rule and without weights, got {module}")
-        return rule(self._on(self._given, module))
+        return rule(self._on(self._other_input, module))
 
     def _first(self) -> fx.Node | None:
         inputs = self.node.all_input_nodes if self.node.op == "call_module" else self._inputs[:1]
@@ -371,16 +346,16 @@ class Call:
     def spikes(self) -> Train:
         """Return the input as spikes. What has no ReLU gets neurons for both signs; an average gets neurons, too."""
         x = self.input
-        if self._given is not None:
+        if self._other_input is not None:
             return self._writer.spikes(x)
         first = self._first()
         assert first is not None
-        return self._pass.train(first)
+        return self._writer.train(first)
 
     def _on(self, x: Train | Pooled | None, module: nn.Module | None = None) -> Call:
-        """Return the same call of another input, and of another module."""
-        call = Call(self._pass, self.node, module or self.module)
-        call._given = x
+        """Return a copy of the call, with another input and optionally another module."""
+        call = Call(self._writer, self.node, module or self.module)
+        call._other_input = x
         return call
 
 
@@ -390,7 +365,7 @@ def _number(x: Any) -> Any:
 
 
 def advice_against(x: Any) -> str | None:
-    """Return what to do where a value is no spikes; None if that depends on its use."""
+    """Return the advice for a value that is no spikes; None if it depends on the use of the value."""
     if isinstance(x, (Size, Sizes, Shape)):
         return NUMBER
     if isinstance(x, Pieces):
@@ -398,7 +373,3 @@ def advice_against(x: Any) -> str | None:
     if isinstance(x, Grouped):
         return "use nn.ChannelShuffle: channels are viewed in groups only to shuffle them"
     return None
-
-
-def _rescaled(x: Any) -> Any:
-    return replace(x, rescales=True) if isinstance(x, Current) else x

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from ..nn import EncodedInput, TandemAdd
+from ..nn.modes import evaluating
 from ..nn.operations import branches_of, layer_macs
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
@@ -45,48 +46,48 @@ def inputs_of(network: Converted, record: Record, inputs: Any) -> tuple[Any, ...
     if inputs is None:
         samples = record.sample.inputs
         return tuple(x.to(like.device, like.dtype if x.is_floating_point() else None) for x in samples)
-    given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    batches = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     names = [str(node.target) for node in network.snn.graph.nodes if node.op == "placeholder"]
-    if len(given) != len(names) and not any(name.startswith("*") for name in names):
-        raise TypeError(f"report: inputs must be one batch for each of {', '.join(names)}, got {len(given)}")
-    for x in given:
+    if len(batches) != len(names) and not any(name.startswith("*") for name in names):
+        raise TypeError(f"report: inputs must be one batch for each of {', '.join(names)}, got {len(batches)}")
+    for x in batches:
         if not isinstance(x, (Tensor, SpikeTrain)):
             raise TypeError(f"report: inputs must be Tensors or SpikeTrains, got {type(x).__name__}")
         if not len(x.shape) or not x.shape[0]:
             raise ValueError(f"report: inputs must have at least one sample, got {list(x.shape)}")
-    sizes = [x.shape[0] for x in given]
+    sizes = [x.shape[0] for x in batches]
     if len({*sizes}) > 1:
         raise ValueError(f"report: inputs must have the same number of samples, got {sizes}")
-    steps = [x.time_steps for x in given if isinstance(x, SpikeTrain)]
+    steps = [x.time_steps for x in batches if isinstance(x, SpikeTrain)]
     if network.levels is not None and {*steps} - {network.time_steps}:
         raise ValueError(
             f"report: inputs must have T = {network.time_steps}, which calibrated thresholds are for, got T = {steps}"
         )
-    return tuple(x.to(like.device) for x in given)
+    return tuple(x.to(like.device) for x in batches)
 
 
-def chunks(inputs: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
+def _chunks(inputs: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
     """Yield a few samples at a time."""
+
+    def part(x: Any, samples: slice) -> Any:
+        return x.rearranged(lambda y: y[:, samples]) if isinstance(x, SpikeTrain) else x[samples]
+
     for i in range(0, inputs[0].shape[0] if inputs else 0, _CHUNK):
-        yield tuple(_part(x, slice(i, i + _CHUNK)) for x in inputs)
+        yield tuple(part(x, slice(i, i + _CHUNK)) for x in inputs)
 
 
-def _part(x: Any, samples: slice) -> Any:
-    return x.rearranged(lambda y: y[:, samples]) if isinstance(x, SpikeTrain) else x[samples]
-
-
-def copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copy tensors, which the ANN may write to."""
     return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
-def numbers_of(x: Any) -> Any:
+def _numbers_of(x: Any) -> Any:
     """Return the ANN's input: for spikes, their counts."""
     return x.count * x.amplitude if isinstance(x, SpikeTrain) else x
 
 
 @contextmanager
-def traced_again(
+def _traced_again(
     ann: nn.Module, record: Record, wanted: Collection[str] | None, trace: Traced | None
 ) -> Iterator[tuple[nn.Module, fx.Graph] | None]:
     """Yield the ANN's graph as it was in the conversion, which has the ``wanted`` nodes, and the module that it calls.
@@ -101,7 +102,7 @@ def traced_again(
     if trace is not None:
         yield trace.root, trace.graph
         return
-    with retraced(ann, RULES, record.example(next(ann.parameters(), None))) as found:
+    with retraced(ann, RULES, record.example(ann)) as found:
         if missing := sorted({*wanted} - {node.name for node in found.graph.nodes}):
             raise RuntimeError(
                 f"report: forward of the ANN must be as it was when it was converted, but lacks {', '.join(missing)}. "
@@ -124,11 +125,11 @@ class Sums:
     operations: float = 0.0
     macs: int = 0
     values: int = 0
-    """Of the ANN, that were compared."""
+    """The number of the ANN's values that were compared."""
     error: float = 0.0
     error_in_spikes: float = 0.0
     size: float = 0.0
-    """Of the ANN's values."""
+    """The sum of the absolute values of the ANN."""
     misfit: bool = False
     """Whether spikes and the ANN's values differ in number."""
     fan_outs: dict[int, Tensor] = field(default_factory=dict)
@@ -190,7 +191,7 @@ class Spiking(fx.Interpreter):
                 (node,) = node.users
             self.results[node] = found
         self.trains: dict[str, list[tuple[SpikeTrain, Tensor | None, Origin, Sums]]] = {}
-        """By node of the ANN: the spikes that stand for its values, and the weights of their channels."""
+        """By node of the ANN: the spikes that stand for its values, the weights of their channels, and their layer."""
 
     def run_node(self, n: fx.Node) -> Any:
         out = super().run_node(n)
@@ -206,7 +207,7 @@ class Spiking(fx.Interpreter):
         return out
 
 
-def comparing(root: nn.Module, graph: fx.Graph, spiking: Spiking) -> Showing:
+def _comparing(root: nn.Module, graph: fx.Graph, spiking: Spiking) -> Showing:
     """Return the ANN, which compares its activations with the spikes of its spiking twin when it runs."""
 
     def compare(node: fx.Node, activation: Any) -> None:
@@ -220,9 +221,10 @@ class Answers:
     """The classes that both networks choose, for each output [N, classes], and the sizes of the outputs."""
 
     def __init__(self) -> None:
+        self.samples = 0
         self.chosen: dict[int, list[Tensor]] = {}
         self.squares: dict[int, Tensor] = {}
-        """Of each output: the sums of the squared differences and of the ANN's squared values."""
+        """For each output the sums of the squared differences and of the ANN's squared values."""
 
     def add(self, snn: Any, ann: Any) -> None:
         """Add the outputs of both for some samples."""
@@ -244,16 +246,47 @@ class Answers:
         return max(errors, default=None)
 
     def warnings(self) -> list[str]:
-        """Return a warning for each output that is nearly always the same class, unlike the ANN's."""
-        found = []
+        """Return a warning for each output that nearly always is one class, unlike the ANN's output."""
+        warnings = []
         for i, parts in self.chosen.items():
             mine, theirs = torch.cat(parts, 1)
             top = int(mine.mode().values)
             share, of_ann = (float((x == x.mode().values).double().mean()) for x in (mine, theirs))
             if len(mine) >= FEW and share >= _ONE_CLASS and of_ann <= _ANN_CLASS:
                 where = f" of output {i}" if len(self.chosen) > 1 else ""
-                found.append(
+                warnings.append(
                     f"the network answers class {top}{where} for {share:.1%} of the samples, the ANN no class for more "
                     f"than {of_ann:.1%}"
                 )
-        return found
+        return warnings
+
+
+def run_both(
+    network: Converted, record: Record, batches: tuple[Any, ...], sums: Mapping[str, Sums], trace: Traced | None
+) -> Answers:
+    """Run the network and its ANN on a batch for each input, and return the answers of both.
+
+    Args:
+        network: the network.
+        record: what its conversion knows.
+        batches: the batches.
+        sums: the sums of each layer with neurons, to be added to.
+        trace: the trace of the ANN; by default it is traced again.
+    """
+    ann, snn, answers = network.ann(), network.snn, Answers()
+    origins = {origin.name: origin for origin in record.origins}
+    nodes = {str(node.target): node for node in snn.graph.nodes if node.op == "call_module"}
+    compared = {origins[name].node for name in sums} if network.levels is not None and batches else None
+    with (
+        _traced_again(ann, record, compared, trace) as graph,
+        evaluating(ann),
+        evaluating(snn),
+        torch.no_grad(),
+    ):
+        for chunk in _chunks(batches):
+            spiking = Spiking(network, {nodes[name]: (origins[name], of_layer) for name, of_layer in sums.items()})
+            outputs = spiking.run(*_copied(chunk))
+            run: Any = ann if graph is None else _comparing(*graph, spiking).run
+            answers.add(outputs, run(*(_numbers_of(x) for x in _copied(chunk))))
+            answers.samples += len(chunk[0])
+    return answers

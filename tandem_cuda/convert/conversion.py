@@ -30,22 +30,31 @@ from .advice import (
 from .aliases import sharing, writes
 from .call import Call, advice_against
 from .gates import gated
-from .nodes import asks_for_size, dropout_of, leading_to, overridden_methods, owner_of, parametrized, scope_of, word_of
+from .nodes import (
+    asks_for_size,
+    dropout_of,
+    leading_to,
+    module_of,
+    overridden_methods,
+    owner_of,
+    parametrized,
+    scope_of,
+    word_of,
+)
 from .options import Options
-from .pixels import Pixels
 from .record import Record
 from .rules import applied, fire, rule_for
 from .trace import Traced
-from .values import Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Train
+from .values import SPIKES, Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Train
 from .weight_rules import Unconvertible, WeightRule
-from .writer import Writer, is_positive, name_of
+from .writer import Writer, name_of
 from .writer import flattened_to as flattened_to  # the name in pickles of version 0.2
 
 _IN_PLACE_ADVICE = "write out of place: its input is used again later"
 _PARTS = {operator.getitem, getattr, torch._assert, torch.cat, torch.concat, torch.concatenate}
-"""Of calls that return something other than a tensor, the functions that use it as their first argument."""
+"""Functions whose first argument may be the result of a call that returns no tensor."""
 _UNKNOWN_SIZE = Size(1, (1,), (None,))
-"""Goes on for a size that cannot be told."""
+"""A substitute for a size that is not known."""
 
 
 class Conversion:
@@ -57,22 +66,15 @@ class Conversion:
         options: Options,
         spiking: set[fx.Node] | None = None,
     ) -> None:
-        self.ann = ann = trace.root
-        self.trace = trace
+        self.trace, self.ann = trace, trace.root
         self.spiking = spiking
         """The nodes up to and including the activations of the layers that are to spike; None for all that can."""
         self.nodes = list(trace.graph.nodes)
-        self.pixels = Pixels(self.nodes, ann)
-        self.values: dict[fx.Node, Any] = {}
-        """What the ANN's nodes have become."""
         self.problems: list[Problem] = []
-        self.tainted: set[fx.Node] = set()
-        """Nodes that cannot be converted, and all nodes that depend on them."""
-        self.writer = Writer(ann, options, spiking is not None, self.values, self.tainted)
-        gates = gated(self.nodes, ann)
-        self.gates = gates if options.gates else {}
-        """The nodes that compute a gate from spikes, and stay as they are, each with the product that applies it."""
-        self.refused_gates = {} if options.gates else gates
+        self.writer = Writer(trace, options, spiking is not None)
+        self.values, self.tainted, self.value = self.writer.values, self.writer.tainted, self.writer.value
+        self.gates = self.writer.gates
+        self.refused_gates = {} if options.gates else gated(self.nodes, self.ann)
         """The nodes that compute a gate and are refused, each with the product that is reported in its place."""
         self.reported_products: set[fx.Node] = set()
         self.before, self.last = self._order()
@@ -89,14 +91,14 @@ class Conversion:
             self.problems.append(Problem(type(self.ann).__name__, type(self.ann).__name__, "", why, why))
         for node in self.nodes:
             if node.op == "call_module" and node not in self.tainted:
-                module = self.ann.get_submodule(str(node.target))
+                module = module_of(self.ann, node)
                 if (why := _bypassed(module)) and not any(x is module for x in self.writer.modules.values()):
                     self._problem(node, why)
 
     def _check_parameters(self) -> None:
-        """Report rules that leave the twins without some of each other's parameters or buffers.
+        """Report rules after which one twin lacks a parameter or buffer of the other.
 
-        Skipped where there are problems already, since the graph is then incomplete.
+        Nothing is checked if there are problems: the graph is then incomplete.
         """
         if self.problems:
             return
@@ -104,10 +106,9 @@ class Conversion:
         held = {id(x) for module in modules.values() for x in module.parameters()}
         needed = leading_to(self.nodes[-1:])
         for node in self.nodes:
-            if node.op == "call_module" and node in needed:
-                module = self.ann.get_submodule(str(node.target))
-                if not all(id(x) in held for x in module.parameters()):
-                    self._problem(node, "its rule must put its parameters into the spiking twin, to train them there")
+            module = module_of(self.ann, node) if node in needed else None
+            if module is not None and not all(id(x) in held for x in module.parameters()):
+                self._problem(node, "its rule must put its parameters into the spiking twin, to train them there")
         own = {id(x) for x in self.ann.state_dict(keep_vars=True).values()}
         own |= {id(getattr(modules[layer.name], "log_threshold", None)) for layer in self.writer.layers}
         why = "build it from parameters and buffers of the ANN: both twins have the ANN's state_dict"
@@ -115,11 +116,6 @@ class Conversion:
             if not all(id(x) in own for x in module.state_dict(keep_vars=True).values()):
                 kind = type(module).__name__
                 self.problems.append(Problem(kind, f"{name} ({kind})", name, why, why))
-
-    def value(self, node: fx.Node) -> Any:
-        """Return what the node is in the SNN, or the substitute for a node that cannot be converted."""
-        x = self.values[node]
-        return x.instead if isinstance(x, Broken) else x
 
     def written(self) -> fx.GraphModule:
         """Return the SNN.
@@ -155,8 +151,11 @@ class Conversion:
                 last.add(node)
         return before, last
 
+    def _has_weights(self, node: fx.Node) -> bool:
+        return isinstance(rule_for(node, self.ann), WeightRule)
+
     def _is_weight(self, node: fx.Node) -> bool:
-        return node not in self.gates and isinstance(rule_for(node, self.ann), WeightRule)
+        return node not in self.gates and self._has_weights(node)
 
     # -- one node
 
@@ -180,9 +179,7 @@ class Conversion:
             if refused.node not in self.tainted:
                 self._problem(refused.node, str(refused), why_all=refused.why_all)
             self.tainted.add(node)
-            if isinstance(rule_for(node, self.ann), WeightRule):
-                return Broken(self._unknown_current(node, self.ann.get_submodule(str(node.target))))
-            return self._broken(node)
+            return Broken(self._unknown_current(node)) if self._has_weights(node) else self._broken(node)
 
     def _value(self, node: fx.Node) -> Any:
         if self.spiking is not None and node not in self.spiking and node.op != "placeholder":
@@ -197,24 +194,23 @@ class Conversion:
         if rule is None and node in self.before and (why := self._weightless(node)):
             # It would have been a layer of its own.
             dims = getattr(self.value(node.all_input_nodes[0]), "dims", None) if node.all_input_nodes else None
-            return self._problem(node, why, Train(self.writer.stand_in(), dims=dims))
+            return self._problem(node, why, self.writer.stand_in(dims=dims))
         if node.op == "placeholder" and self.writer.options.mode == "spikes":
             return Train(self.writer.graph.node_copy(node))
         real = [isinstance(self.value(x), Real) for x in node.all_input_nodes]
         if node.op == "output" or all(real) or (node not in self.before and any(real)):
             return self._copied(node)
-        return applied(self._unknown if rule is None else rule, Call(self, node))
+        return applied(self._unknown if rule is None else rule, Call(self.writer, node))
 
     def _selects(self, node: fx.Node) -> bool:
-        """Whether a node takes a part of what is no tensor."""
+        """Whether a node takes a part of something that is no tensor."""
         first = node.args[0] if node.args else None
         is_part = node.target is operator.getitem and isinstance(first, fx.Node)
-        return is_part and not isinstance(self.value(first), (Real, Train, Pooled, Current))  # type: ignore[arg-type]
+        return is_part and not isinstance(self.value(first), (*SPIKES, Real))  # type: ignore[arg-type]
 
     def _weightless(self, node: fx.Node) -> str | None:
         """Return the advice for a convolution or weight function that has no rule."""
-        if node.op == "call_module":
-            module = self.ann.get_submodule(str(node.target))
+        if (module := module_of(self.ann, node)) is not None:
             return advice_for(module) if isinstance(module, nn.modules.conv._ConvNd) else None
         why = WEIGHT_FUNCTIONS.get(node.target)
         owner = self._owner(node)
@@ -238,16 +234,13 @@ class Conversion:
             problem = self._problem(node, why if kind is None else RECTIFIED.format(kind=kind))
             if why == NORMALISED:
                 return x
-            return self._like(x) if why == RECTIFYING else problem
+            return self.writer.stand_in(x.channels, x.dims) if why == RECTIFYING else problem
         if getattr(call.module, "return_indices", False):
             raise Unconvertible("set return_indices=False: the position of the maximum differs between time steps")
         problem = self._problem(node, advice_for(call.module))
         if isinstance(call.module, CURVED):  # as if it were a ReLU
-            return self._like(x)
+            return self.writer.stand_in(x.channels, x.dims)
         return x if isinstance(call.module, NORMALISING) else problem
-
-    def _like(self, x: Any) -> Train:
-        return Train(self.writer.stand_in(), channels=x.channels, dims=x.dims)
 
     def _owner(self, node: fx.Node) -> nn.Module:
         """Return the module whose forward contains a node."""
@@ -255,57 +248,46 @@ class Conversion:
         return self.ann.get_submodule(path) if path in self.writer.names else self.ann
 
     def _owner_kind(self, node: fx.Node) -> str | None:
-        """Return the class of the module whose forward contains a node, if it does nothing but that; else None."""
+        """Return the class of the module whose forward contains a node; None if that forward does more."""
         owner, path = self._owner(node), scope_of(node, self.ann)
         alone = all(other.target == node.target for other in self.nodes if scope_of(other, self.ann) == path)
         if owner is self.ann or not alone or len([*owner.modules()]) > 1 or len([*owner.parameters()]):
             return None
         return f"{type(owner).__module__}.{type(owner).__qualname__}".removeprefix("__main__.")
 
-    def is_constant(self, node: fx.Node) -> bool:
-        """Whether a node does not depend on the network's input."""
-        return all(other.op != "placeholder" for other in leading_to([node]))
-
     def _weight(self, node: fx.Node, rule: WeightRule) -> Any:
-        module = self.ann.get_submodule(str(node.target))
+        module = module_of(self.ann, node)
         argument = node.all_input_nodes[0]
         if (len(node.args), len(node.kwargs)) not in ((1, 0), (0, 1)) and node not in self.last:
-            return self._problem(node, "call it with its input alone", Train(self.writer.stand_in()))
+            return self._problem(node, "call it with its input alone", self.writer.stand_in())
         if (why := _bypassed(module)) and node not in self.last:
-            return self._problem(node, why, self._unknown_current(node, module))
+            return self._problem(node, why, self._unknown_current(node))
         x = self.value(argument)
         if node in self.last:
             return self._copied(node)
         if not all(_is_shareable(parametrizations) for _, parametrizations in parametrized(module)):
             why = "remove the parametrization of its weight: only that of quantise can be shared"
-            return self._problem(node, why, self._unknown_current(node, module))
+            return self._problem(node, why, self._unknown_current(node))
         if isinstance(x, Real):
             return Current([Branch(Train(self.writer.encoded_input(x.node)), str(node.target), module, encoded=True)])
         if isinstance(x, Pooled):
             x = self.writer.pooled(x, "windows" if x.folds_into(module) else "neurons")
         elif not isinstance(x, (Train, Current)):
-            return self._problem(node, NOTHING_ELSE, self._unknown_current(node, module))
-        return Current([Branch(self.train(argument) if isinstance(x, Current) else x, str(node.target), module)])
+            return self._problem(node, NOTHING_ELSE, self._unknown_current(node))
+        return Current([Branch(self.writer.train(argument) if isinstance(x, Current) else x, str(node.target), module)])
 
-    def _unknown_current(self, node: fx.Node, module: nn.Module) -> Current:
-        return Current([Branch(Train(self.writer.stand_in()), str(node.target), module)])
-
-    def train(self, node: fx.Node) -> Train:
-        """Return the node's value as a spike train. What has no ReLU gets neurons for both signs."""
-        x = self.value(node)
-        if isinstance(x, Current):
-            x = self.values[node] = self.writer.write_neurons(node, x, signed=not is_positive(x))
-        return self.writer.spikes(x)
+    def _unknown_current(self, node: fx.Node) -> Current:
+        return Current([Branch(self.writer.stand_in(), str(node.target), module_of(self.ann, node))])
 
     # -- writing the graph
 
     def _copied(self, node: fx.Node) -> Any:
         """Copy the node unchanged, decoding its spike-train inputs."""
         for argument in node.all_input_nodes:
-            if not isinstance(x := self.value(argument), (Real, Train, Pooled, Current, Size, Shape, Sizes)):
-                return self._problem(node, advice_against(x) or NOTHING_ELSE, Real(self.writer.stand_in()))
-        if node.op == "call_module":
-            module, name = self.ann.get_submodule(str(node.target)), str(node.target)
+            if not isinstance(x := self.value(argument), (*SPIKES, Real, Size, Shape, Sizes)):
+                return self._problem(node, advice_against(x) or NOTHING_ELSE, Real(self.writer.stand_in().node))
+        if (module := module_of(self.ann, node)) is not None:
+            name = str(node.target)
             if self.writer.modules.get(name, module) is not module:  # it runs twice, the first time as a spiking layer
                 name = self.writer.named(name, module)
             self.writer.modules[name] = module
@@ -329,21 +311,21 @@ class Conversion:
         if isinstance(x, Shape):
             return self._shape(x.of)
         if isinstance(x, Current):
-            x = self.train(node)
+            x = self.writer.train(node)
         return self.writer.decoded(x).node
 
-    def _shape(self, of: fx.Node | None) -> fx.Node:
-        """Write the shape of a value of the ANN."""
-        assert of is not None
-        return self.writer.graph.call_function(getattr, (self._real(of), "shape"))
+    def _shape(self, node: fx.Node | None) -> fx.Node:
+        """Write the shape of a node's value."""
+        assert node is not None
+        return self.writer.graph.call_function(getattr, (self._real(node), "shape"))
 
     def _size(self, x: Size) -> Any:
         """Write a product of sizes."""
         product: Any = x.number
         for dim, of in zip(x.dims, x.of, strict=True):
             if dim == 0:  # an input has as many samples
-                given = next(node for node in self.nodes if node.op == "placeholder")
-                shape = self.writer.graph.call_function(getattr, (self.value(given).node, "shape"))
+                placeholder = next(node for node in self.nodes if node.op == "placeholder")
+                shape = self.writer.graph.call_function(getattr, (self.value(placeholder).node, "shape"))
             else:
                 shape = self._shape(of)
             size = self.writer.graph.call_function(operator.getitem, (shape, dim))
@@ -353,8 +335,7 @@ class Conversion:
     def _overwrites(self, node: fx.Node) -> bool:
         """Whether the node writes in place to memory that is read again later, by whatever name.
 
-        In the SNN such a write has no effect, except on real values. Layers may read those after the write: when they
-        fire.
+        In the SNN such a write has no effect, except on real values, which layers may read after the write.
         """
         if not writes(self.ann, node) or not node.args or not isinstance(node.args[0], fx.Node):
             return False
@@ -379,7 +360,7 @@ class Conversion:
         return f"{node.name} ({word_of(node.target)} in forward of {scope_of(node, self.ann)})"
 
     def _problem(self, node: fx.Node, why: str, instead: Any = None, why_all: str | None = None) -> Broken:
-        """Record a problem and go on with ``instead``, by default the node's first input that is not real."""
+        """Record a problem, and return ``instead`` to go on with: by default the first input that is not real."""
         where = node
         product = node if node in self.refused_gates.values() else self.refused_gates.get(node)
         if product is not None and why != _IN_PLACE_ADVICE:  # gates that stay analogue have no other problems
@@ -389,8 +370,8 @@ class Conversion:
             why = AFTER_ALL
         if where not in self.reported_products:
             name, kind, place = self._name(where), word_of(where.target), f"{where.name} in {scope_of(where, self.ann)}"
-            if where.op == "call_module":
-                kind, place = type(self.ann.get_submodule(str(where.target))).__name__, name
+            if (module := module_of(self.ann, where)) is not None:
+                kind, place = type(module).__name__, name
                 name += f" ({kind})"
             self.problems.append(Problem(kind, name, place, why, why_all or why))
         self.tainted.update((node, where))
@@ -399,20 +380,20 @@ class Conversion:
         return self._broken(node, instead)
 
     def _broken(self, node: fx.Node, instead: Any = None) -> Broken:
-        """Return the result of a problem, and what to go on with."""
+        """Return a broken value with a substitute, by default the first input that is not real."""
         inputs = [self.value(x) for x in node.all_input_nodes]
         if instead is None:
-            instead = next((x for x in inputs if isinstance(x, (Train, Pooled, Current))), None)
+            instead = next((x for x in inputs if isinstance(x, SPIKES)), None)
         if asks_for_size(node) or (instead is None and any(isinstance(x, (Size, Shape, Sizes)) for x in inputs)):
             instead = _UNKNOWN_SIZE
-        return Broken(Train(self.writer.stand_in()) if instead is None else instead)
+        return Broken(self.writer.stand_in() if instead is None else instead)
 
     def _reads_unknown_size(self, node: fx.Node) -> bool:
         return any(self.value(x) is _UNKNOWN_SIZE for x in node.all_input_nodes)
 
 
 def _bypassed(module: nn.Module) -> str:
-    """Return the advice for a module with code that the spiking twin would not call; else ""."""
+    """Return the advice for a module with code that the spiking twin would not call; "" if it has none."""
     if why := hooked(module):
         return why
     names = overridden_methods(module)
@@ -423,13 +404,19 @@ def _bypassed(module: nn.Module) -> str:
 def _is_shareable(parametrizations: Any) -> bool:
     """Whether two layers can both hold these parametrizations of one parameter.
 
-    Registering a parametrization that has a ``right_inverse`` changes the parameter, so such a one cannot be shared.
+    Parametrizations with a ``right_inverse`` cannot be shared: registering them changes the parameter.
     """
     return parametrizations.is_tensor and not any(hasattr(x, "right_inverse") for x in parametrizations)
 
 
 def cut(whole: Conversion, count: int, again: Callable[[set[fx.Node]], Conversion]) -> Conversion:
-    """Convert only the first ``count`` layers. Return ``whole`` if those are all, or if its problems are to be told."""
+    """Convert only the first ``count`` layers.
+
+    Args:
+        whole: the conversion of all layers. It is returned if there are no more, or to report its problems.
+        count: the number of layers.
+        again: converts the layers up to these nodes.
+    """
     total = len(whole.writer.layers)
     if count < total or (count == total and whole.problems):
         if not whole.writer.options.calibrated:

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from ..nn.modes import evaluating
-from .nodes import asks_for_size, closure, kept, leading_to, owner_of, word_of
+from .nodes import asks_for_size, closure, kept, leading_to, module_of, owner_of, word_of
 
 
 class Example:
@@ -22,12 +22,12 @@ class Example:
         self.root, self.inputs = root, inputs
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.values: dict[fx.Node, tuple[Any, ...]] = {}
-        """What nodes are for each batch size."""
+        """The values of each node, for each batch size."""
         self.placeholders: list[fx.Node] = []
         self.sizes: list[set[int]] = [set() for _ in inputs]
         """The dimensions of each input whose sizes an answer depends on."""
         self.ranked = False
-        """Whether an answer depends on the number of dimensions."""
+        """Whether an answer depends on a number of dimensions."""
 
     def give(self, placeholders: Iterable[fx.Node]) -> None:
         """Take the inputs as the values of these nodes."""
@@ -68,7 +68,7 @@ class Example:
         return any(isinstance(x, Tensor) for x in tree_leaves(self.values[node][0]))
 
     def _computed_from(self, node: fx.Node) -> set[fx.Node]:
-        """Return the node and what it is computed from, without tensors."""
+        """Return the node and the nodes that it is computed from, without tensors and what they depend on."""
 
         def numbers(nodes: Iterable[fx.Node]) -> list[fx.Node]:
             return [x for x in nodes if not self._is_tensor(x)]
@@ -87,7 +87,7 @@ class Example:
         return target(*args, **kwargs) if node.op == "call_function" else getattr(args[0], target)(*args[1:], **kwargs)
 
     def _note_sizes(self, nodes: Collection[fx.Node]) -> None:
-        """Note which sizes these nodes read. Those of intermediate tensors may depend on all sizes of all inputs."""
+        """Note which sizes these nodes read. Sizes of intermediate tensors may depend on all sizes of all inputs."""
         for node in nodes:
             if self._is_tensor(node):
                 continue
@@ -112,7 +112,7 @@ class Example:
                 graph.erase_node(node)
 
     def guard(self, graph: fx.Graph, ann: nn.Module) -> None:
-        """Make the graph raise an error for inputs of other sizes than those that answers depend on."""
+        """Make the graph raise an error for an input whose size would have got another answer."""
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         for node, x, dims in zip(placeholders, self.inputs, self.sizes, strict=True):
             if 1 in dims and any(_reads_channels(user, ann) for user in node.users):
@@ -133,9 +133,9 @@ def _dims_read(node: fx.Node, rank: int, nodes: Collection[fx.Node]) -> Iterable
     if not asks_for_size(node):
         word = node.args[1] if node.target is getattr else word_of(node.target)
         return () if word in _WITHOUT_SIZES else range(rank)
-    given = [*node.args[1:], *node.kwargs.values()] if node.target == "size" else []
-    if given or node.target is len:
-        return [x for x in given if isinstance(x, int)] if given else [0]
+    dims_given = [*node.args[1:], *node.kwargs.values()] if node.target == "size" else []
+    if dims_given or node.target is len:
+        return [x for x in dims_given if isinstance(x, int)] if dims_given else [0]
     users = [user for user in node.users if user in nodes and user.target is not len]
     read = [user.args[1] for user in users if user.target is operator.getitem]
     dims = [dim for dim in read if isinstance(dim, int)]
@@ -150,12 +150,12 @@ def _asks_for_rank(node: fx.Node) -> bool:
 
 
 _WITHOUT_SIZES = {"dim", "ndim", "ndimension", "dtype", "device", "is_cuda", "is_floating_point", "requires_grad"}
-"""Of attributes and methods of tensors, those that do not depend on sizes."""
+"""Attributes and methods of tensors that do not depend on sizes."""
 
 
 def _reads_channels(node: fx.Node, ann: nn.Module) -> bool:
     """Whether the node calls a convolution."""
-    return node.op == "call_module" and isinstance(ann.get_submodule(str(node.target)), nn.modules.conv._ConvNd)
+    return isinstance(module_of(ann, node), nn.modules.conv._ConvNd)
 
 
 def sized_as_traced(x: Tensor, sizes: Sequence[int | None]) -> Tensor:

@@ -30,7 +30,7 @@ from .rules import RULES
 from .trace import Traced, traced
 
 _BITS = {"int8": 8, "int16": 16}
-"""Of what ``convert`` takes as ``weights``."""
+"""The bits of each value that ``weights`` can have."""
 
 
 def convert(
@@ -62,7 +62,7 @@ def convert(
     | in the ANN | in the SNN |
     |---|---|
     | nn.Conv1d, nn.Conv2d, then optionally batch norm, then ReLU | TandemConv1d, TandemConv2d |
-    | nn.ConvTranspose2d, nn.Linear, then the same | TandemConvTranspose2d, TandemLinear |
+    | nn.ConvTranspose2d, nn.Linear, then optionally batch norm, then ReLU | TandemConvTranspose2d, TandemLinear |
     | sums of such branches and of activations, then ReLU | TandemAdd |
     | average pooling, adaptive or not, or the mean over all pixels | SpikingAvgPool2d, SpikingAdaptiveAvgPool2d |
     | max pooling, dropout, dropout2d, also before the ReLU | SpikingMaxPool2d, TandemDropout, TandemDropout2d |
@@ -110,8 +110,9 @@ def convert(
             holds them; or a dict with the names that they have in ``forward``. What else it holds, such as labels, is
             ignored. The ANN runs on them in eval mode without gradient. Alternatively the result of an earlier
             calibration, ``TandemNetwork.calibration`` or ``levels``, which is valid for any T: levels of layers that
-            this network lacks are ignored, and pooling layers without a level use that of the layer they average over.
-            With a Mapping of levels alone, biases are not corrected. The batches are held in memory meanwhile.
+            this network lacks are ignored, and pooling layers without a level use the level of the layer that they
+            average over. With a Mapping of levels alone, biases are not corrected. The batches are held in memory until
+            ``convert`` returns.
         percentile: take as level of a layer this percentile of its activations in each batch, in (0, 100], averaged
             over the batches. By default, the level is the one at which the activations, rounded to whole spikes and
             clipped at T, differ least from the ANN's (least squares). It depends on ``time_steps``.
@@ -120,13 +121,13 @@ def convert(
             neurons fire at the thresholds of their input. By default (None), yes, unless a part of the ANN cannot take
             spikes of different weight; the report then names it.
         correct_bias: shift the pre-activations of the spiking twin, layer by layer, so that the mean of each channel's
-            decoded spikes is that of the ANN's activations on ``calibrate``. The ANN's parameters stay as they are. By
-            default (None), yes, but not in mode "spikes", where ``calibrate`` has no spike trains.
+            decoded spikes is the mean of the ANN's activations on ``calibrate``. The ANN's parameters stay as they are.
+            By default (None), yes, but not in mode "spikes", where ``calibrate`` has no spike trains.
         spiking_layers: the number of spiking layers, at least 1; by default all. A smaller number than all requires
             ``calibrate``: the ANN after the cut expects activations, not counts.
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
-            from that of ``neuron`` or of calibration. Average poolings with neurons keep theirs.
+            from the threshold of ``neuron`` or of calibration. Average poolings with neurons keep their thresholds.
         replace: replace modules of the ANN itself, as in ``{nn.SiLU: nn.ReLU}``: classes of modules that have no
             spiking form, and the classes (called without arguments) or modules to put in their place. The ANN then
             computes something else and wants fine-tuning; a warning says so.
@@ -137,9 +138,8 @@ def convert(
             default weights stay as they are.
         example: an input of the ANN, or one for each of its inputs, of at least one sample; by default, from
             ``calibrate``. Required if control flow in forward depends on the sizes of tensors, but not on the batch
-            size. The network then refuses inputs of other
-            sizes, as far as the control flow depends on them. The ANN runs on the example, with two batch sizes, to
-            check that the trace computes the same.
+            size. The network then refuses inputs of other sizes if the control flow depends on these sizes. The ANN
+            runs on the example, with two batch sizes, to check that the trace computes what the ANN does.
 
     Returns:
         A TandemNetwork. ``.ann()`` is the ANN; ``print(snn.report())`` shows what became of each layer.
@@ -190,17 +190,17 @@ def convert(
                 return TandemNetwork(snn, ann, time_steps, names, record=record, traced=trace)
             calibrator = Calibrator(conversion, snn, settings)
             if earlier is None:
-                found = Calibration(time_steps, calibrator.levels(batches), neuron=neuron)
+                calibration = Calibration(time_steps, calibrator.levels(batches), neuron=neuron)
             else:
-                found = calibrator.fitting(earlier)
-            pools = [(pool.name, pool.source) for pool in writer.pools]
+                calibration = calibrator.fitting(earlier)
+            pools = [(pool.name, source) for pool, source in writer.pools]
             signed = [layer.name for layer in writer.layers if layer.signed]
             wiring = pools, writer.readers, writer.cats, signed, record, trace
-            network = TandemNetwork(snn, ann, time_steps, names, found, *wiring)
+            network = TandemNetwork(snn, ann, time_steps, names, calibration, *wiring)
             if batches and mode != "spikes":  # for counts do not tell when the spikes come
                 record.sample = Sample(batches[0])
                 if correct_bias is not False:
-                    network.calibration = replaced_fields(found, corrections=calibrator.corrections(batches))
+                    network.calibration = replaced_fields(calibration, corrections=calibrator.corrections(batches))
                 _warn_if_unlike(network, trace, settings.not_default(neuron))
             return network
 
@@ -275,9 +275,9 @@ def _check_choices(
 
 @contextmanager
 def _quantised(ann: nn.Module, snn: nn.Module, weights: str | None) -> Iterator[None]:
-    """Quantise the weights of both twins; undo it if what follows fails."""
+    """Quantise the weights of both twins; undo it if the body of the context fails."""
     layers = [layer for _, layer in weight_layers(ann, snn)] if weights else []
-    before = [(layer, None if (of_weight := quantiser(layer)) is None else of_weight.bits) for layer in layers]
+    before = [(layer, None if (rounding := quantiser(layer)) is None else rounding.bits) for layer in layers]
     if weights:
         quantise_layers(layers, _BITS[weights])
     try:

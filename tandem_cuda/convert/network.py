@@ -110,7 +110,7 @@ class TandemNetwork(nn.Module):
         if "_twins" not in state:  # pickled by an earlier version
             self.tie_names()
         if self._watch is not None:
-            self._watch.resume()
+            self._watch.note()
 
     def ann(self) -> nn.Module:
         """Return the ANN twin. It shares parameters, statistics and train or eval mode with this network."""
@@ -141,21 +141,21 @@ class TandemNetwork(nn.Module):
                 "(calibrate=snn.levels keeps the thresholds)"
             )
         self.time_steps = time_steps
-        for encode in self._encoders():
+        for encode in (module for module in self.snn.modules() if isinstance(module, Encode)):
             if encode.mode == "constant":
                 encode.scale = self._total(encode) / time_steps
             encode.time_steps = time_steps
-        found = self.calibration
-        self.levels = None if found is None else dict(found.levels)
-        if found is None or self.levels is None:
+        calibration = self.calibration
+        self.levels = None if calibration is None else dict(calibration.levels)
+        if calibration is None or self.levels is None:
             return
         for name in self.spiking_layers:
             layer: Any = self.snn.get_submodule(name)
             self._set_threshold(name, layer, self.levels[name] / time_steps)
-            if name in found.corrections:
+            if name in calibration.corrections:
                 holder = weight_layer(layer)
                 assert holder is not None
-                share = found.corrections[name] * (found.time_steps / time_steps)
+                share = calibration.corrections[name] * (calibration.time_steps / time_steps)
                 set_correction(holder, share, name in self._signed)
         for name, source in self._pools:  # in order of execution: the source's level is known by now
             below = time_steps if source is None else float(self.levels[source])
@@ -196,7 +196,7 @@ class TandemNetwork(nn.Module):
         return report_on(self, self._record, inputs)
 
     def _set_threshold(self, name: str, layer: Any, threshold: Level) -> None:
-        """Set the threshold of a spiking layer, or those of its channels."""
+        """Set the threshold of a spiking layer, or the thresholds of its channels."""
         if not isinstance(threshold, Tensor):
             layer.neuron = layer.neuron.calibrated(threshold)
             return
@@ -235,9 +235,6 @@ class TandemNetwork(nn.Module):
             self._totals[encode] = total
         return total
 
-    def _encoders(self) -> list[Encode]:
-        return [module for module in self.snn.modules() if isinstance(module, Encode)]
-
     def forward(self, *inputs: Any, **named: Any) -> Any:
         if not torch.compiler.is_compiling():
             self.check_twins()
@@ -253,7 +250,7 @@ class TandemNetwork(nn.Module):
         return self.snn(*inputs)
 
     def tie_names(self) -> None:
-        """Find anew what both twins hold, and under which names."""
+        """Find anew which tensors both twins hold, and under which names."""
         self._twins = Twins(self, super().state_dict(keep_vars=True), self.ann())
         self._scale_integers()
 
@@ -266,11 +263,10 @@ class TandemNetwork(nn.Module):
             self.set_time_steps(self.time_steps)  # whose constants are rounded anew
 
     def check_twins(self) -> None:
-        """Raise a RuntimeError if the ANN no longer is what its spiking twin stands for.
+        """Raise a RuntimeError if the ANN no longer computes what its spiking twin stands for.
 
-        Cheap as long as nothing has changed: it compares identities and settings.
-
-        The spiking twin itself is not checked: torch.func.functional_call swaps its tensors temporarily.
+        Cheap as long as nothing has changed: it compares identities and settings. The spiking twin itself is not
+        checked: torch.func.functional_call swaps its tensors temporarily.
         """
         self._twins.check_shared()
         if self._watch is not None and (changes := self._watch.changes()):
@@ -291,11 +287,11 @@ class TandemNetwork(nn.Module):
         """Return the ANN's state_dict, under the ANN's names, and thresholds that learn."""
         self.check_twins()
         state = self.ann().state_dict(*args, **kwargs)
-        given = dict(zip(("destination", "prefix", "keep_vars"), args, strict=False)) | kwargs
+        options = dict(zip(("destination", "prefix", "keep_vars"), args, strict=False)) | kwargs
+        prefix = options.get("prefix", "")
         for name, public in self._twins.only_snn.items():
             x = getattr(*owner_of(self, name))
-            state[given.get("prefix", "") + public] = x if given.get("keep_vars", False) else x.detach()
-        prefix = given.get("prefix", "")
+            state[prefix + public] = x if options.get("keep_vars", False) else x.detach()
         calibration = self.__dict__.get("calibration")  # absent from networks pickled by earlier versions
         if calibration is not None:
             state[prefix + EXTRA_STATE] = calibration.as_tensor()
@@ -310,8 +306,8 @@ class TandemNetwork(nn.Module):
         if problem := self._load_calibration(state, local_metadata):  # as a key, which strict=False ignores
             (missing if state is None else unexpected).append(f"{prefix}{EXTRA_STATE} ({problem})")
         # The spiking twin's modules load themselves next, so they need the names they have in the spiking twin.
-        there = [theirs for theirs in self._twins.of_ann() if prefix + theirs in state_dict]
-        renamed = {theirs: state_dict.pop(prefix + theirs) for theirs in there}
+        shared = [theirs for theirs in self._twins.of_ann() if prefix + theirs in state_dict]
+        renamed = {theirs: state_dict.pop(prefix + theirs) for theirs in shared}
         for name, theirs in self._twins.names.items():
             if theirs in renamed:
                 state_dict[prefix + name] = renamed[theirs]

@@ -43,7 +43,7 @@ def is_of_class(module: nn.Module, package: str, name: str) -> bool:
 
 
 def kept(node: fx.Node) -> fx.Node:
-    """Let the call stay a call in a pickled graph, which torch.fx traces anew when it is loaded."""
+    """Keep a call as one node when a pickled graph is loaded, which torch.fx then traces anew."""
     node.meta["is_wrapped"] = True
     return node
 
@@ -62,7 +62,7 @@ def inputs_of(ann: nn.Module, count: int = 0) -> list[str] | None:
 
 
 PLAIN = "plain"
-"""Where :func:`traced` puts torch.nn's part of layers that do more."""
+"""Where :func:`traced` puts the torch.nn layer that another library's layer contains."""
 
 
 def name_in_ann(target: str) -> str:
@@ -71,13 +71,13 @@ def name_in_ann(target: str) -> str:
 
 
 def same_modules(one: nn.Module, other: nn.Module) -> set[nn.Module]:
-    """Return those modules in ``one`` whose state is also that of a module in ``other``."""
+    """Return the modules in ``one`` that share their state with a module in ``other``."""
     states = {id(vars(module)) for module in other.modules()}
     return {module for module in one.modules() if id(vars(module)) in states}
 
 
 def unite(snn: nn.Module, ann: nn.Module) -> None:
-    """Make the modules that are one in all but class so again, after copying or pickling."""
+    """Let modules of both twins share their state again, as before copying or pickling."""
     states = {id(module._parameters): vars(module) for module in ann.modules()}
     for module in snn.modules():
         module.__dict__ = states.get(id(module._parameters), vars(module))
@@ -88,14 +88,13 @@ _INTERNAL = {*vars(nn.Module()), "training"}
 
 
 def settings(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of a module that decide on what it computes, without tensors and train or eval mode.
+    """Return the attributes that decide on what a module computes, but no tensors, and not train or eval mode.
 
-    These are numbers, strings, functions, collections of them (as they are now), and methods that the instance
-    overrides.
+    These are numbers, strings, functions, copies of collections of them, and methods that the instance overrides.
     """
     own = {key: x for key, x in vars(module).items() if key not in _INTERNAL}
-    found = {key: snapshot(x) for key, x in own.items() if is_setting(x)}
-    return found | {key: own[key] for key in overridden_methods(module)}
+    copies = {key: snapshot(x) for key, x in own.items() if is_setting(x)}
+    return copies | {key: own[key] for key in overridden_methods(module)}
 
 
 def all_settings(ann: nn.Module) -> dict[tuple[str, str], Any]:
@@ -123,7 +122,7 @@ def snapshot(x: Any) -> Any:
 
 
 def overridden_methods(module: nn.Module) -> list[str]:
-    """Return the names of the methods that an instance overrides and that may compute something, as forward does."""
+    """Return the names of the methods that an instance overrides, such as forward, which may compute something."""
     names = [key for key, x in vars(module).items() if callable(x) and callable(getattr(type(module), key, None))]
     return [name for name in names if name in ("forward", "_call_impl") or not hasattr(nn.Module, name)]
 
@@ -136,15 +135,20 @@ def overridden(module: nn.Module) -> str:
 
 def as_dropout(node: fx.Node) -> tuple[float, bool]:
     """Return the probability of a dropout function's call, and whether it drops."""
-    given = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
-    given.apply_defaults()
-    return given.arguments["p"], bool(given.arguments["training"])
+    call = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
+    call.apply_defaults()
+    return call.arguments["p"], bool(call.arguments["training"])
 
 
 def dropout_of(node: fx.Node) -> nn.Module | None:
     """Return the module equivalent to a dropout function that follows the ANN's mode; else None."""
     follows = node.target in DROPOUTS and node.meta["drops"] == (False, True)
     return DROPOUTS[node.target](as_dropout(node)[0]) if follows else None
+
+
+def module_of(root: nn.Module, node: fx.Node) -> Any:
+    """Return the module that a node calls; None for a node that calls no module."""
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def asks_for_size(node: fx.Node) -> bool:

@@ -8,28 +8,17 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .nodes import word_of
+from .nodes import module_of, word_of
 
 _PIXEL = object()
 _KEEPING = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity, nn.Dropout, nn.Dropout2d)
 _KEEPING_WORDS = {
-    "relu",
-    "relu_",
-    "relu6",
-    "add",
-    "add_",
-    "iadd",
-    "sub",
-    "mul",
-    "neg",
-    "dropout",
-    "contiguous",
-    "clamp",
+    *("relu", "relu_", "relu6", "clamp", "add", "add_", "iadd", "sub", "mul", "neg", "dropout", "contiguous"),
 }
 
 
 class Pixels:
-    """For each node of a graph a token of its image size: nodes with one token are alike in size.
+    """A token of the image size for each node of a graph. Images with the same token have the same size.
 
     A value that a network pools to one pixel is taken for an image of more than one.
     """
@@ -55,8 +44,7 @@ class Pixels:
 
 
 def _pools_to_pixel(node: fx.Node, ann: nn.Module) -> bool:
-    if node.op == "call_module":
-        module: Any = ann.get_submodule(str(node.target))
+    if (module := module_of(ann, node)) is not None:
         kinds = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
         return isinstance(module, kinds) and module.output_size in (1, (1, 1))
     if node.target in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d):
@@ -69,10 +57,10 @@ def _pools_to_pixel(node: fx.Node, ann: nn.Module) -> bool:
 
 
 def _keeps_size(node: fx.Node, ann: nn.Module, is_pixel: bool) -> bool:
-    """Whether a node returns images of the size of its inputs, which is known to be one pixel or not known."""
-    if node.op != "call_module":
+    """Whether a node returns images of the size of its inputs. ``is_pixel``: whether this size is known to be 1."""
+    module = module_of(ann, node)
+    if module is None:
         return word_of(node.target) in _KEEPING_WORDS
-    module: Any = ann.get_submodule(str(node.target))
     if not isinstance(module, nn.Conv2d):
         return isinstance(module, _KEEPING)
     if module.padding == "same":

@@ -1,4 +1,4 @@
-"""Let values in a trace say of what class they are: forward may ask with isinstance, torch.is_tensor or type."""
+"""Let values in a trace tell their class: forward may ask with isinstance, torch.is_tensor or type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-_OF_ATTRIBUTES: dict[str, type] = {
+CLASS_OF_ATTRIBUTE: dict[str, type] = {
     **dict.fromkeys(("T", "mT", "H", "mH", "data", "real", "imag"), Tensor),
     **dict.fromkeys(("ndim", "itemsize", "nbytes"), int),
     **dict.fromkeys(("is_cuda", "is_cpu", "is_leaf", "is_sparse", "is_quantized", "is_meta", "requires_grad"), bool),
@@ -20,7 +20,7 @@ _OF_ATTRIBUTES: dict[str, type] = {
     "dtype": torch.dtype,
     "device": torch.device,
 }
-_OF_METHODS: dict[str, type] = {
+_CLASS_OF_METHOD: dict[str, type] = {
     **dict.fromkeys(("dim", "ndimension", "numel", "nelement", "element_size", "storage_offset", "__len__"), int),
     **dict.fromkeys(("is_floating_point", "is_complex", "is_contiguous", "is_signed", "is_inference"), bool),
     **dict.fromkeys(("chunk", "split", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "stride"), tuple),
@@ -31,13 +31,8 @@ _NUMBERS = (bool, int, float)
 _COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.not_}
 
 
-def class_of_attribute(name: str) -> type | None:
-    """Return the class of an attribute of tensors; None if it is not known."""
-    return _OF_ATTRIBUTES.get(name)
-
-
 def class_of(node: fx.Node) -> type | None:
-    """Return the class of what a node of the ANN's graph returns; None if it is not known."""
+    """Return the class of a node's value in the ANN's graph; None if it is not known."""
     if node.op in ("placeholder", "get_attr", "call_module"):
         return Tensor
     first = class_of(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
@@ -46,15 +41,15 @@ def class_of(node: fx.Node) -> type | None:
         if first is not Tensor:
             return None
         one_size = word == "size" and (len(node.args) > 1 or bool(node.kwargs))
-        return int if one_size else _OF_METHODS.get(word, None if word == "item" else Tensor)
+        return int if one_size else _CLASS_OF_METHOD.get(word, None if word == "item" else Tensor)
     return _class_of_call(node, first)
 
 
 def _class_of_call(node: fx.Node, first: type | None) -> type | None:
-    """Return the class of what a call of a function returns, whose first argument is of class ``first``."""
+    """Return the class of a function's result. ``first``: the class of the first argument."""
     target: Any = node.target
     if target is getattr:
-        return class_of_attribute(str(node.args[1])) if first is Tensor else None
+        return CLASS_OF_ATTRIBUTE.get(str(node.args[1])) if first is Tensor else None
     if target is len:
         return int
     classes = [class_of(x) for x in node.all_input_nodes]
@@ -67,11 +62,11 @@ def _class_of_call(node: fx.Node, first: type | None) -> type | None:
         if first is torch.Size:
             return torch.Size if isinstance(node.args[1], slice) else int
         return Tensor if first in (Tensor, tuple) else None
-    return _OF_METHODS.get(getattr(target, "__name__", ""), Tensor if Tensor in classes else None)
+    return _CLASS_OF_METHOD.get(getattr(target, "__name__", ""), Tensor if Tensor in classes else None)
 
 
 def _known(x: Any) -> type:
-    """Return the class of x, or of what it stands for in a trace."""
+    """Return the class of x; of a proxy, the class of the value that it stands for."""
     if not isinstance(x, fx.Proxy):
         return builtins.type(x)
     tracer: Any = x.tracer
@@ -91,27 +86,27 @@ class _Metatype(builtins.type):
 
 
 class _Type(metaclass=_Metatype):
-    """What ``type`` is in the ANN's own modules while it is traced."""
+    """Replaces ``type`` in the ANN's own modules while it is traced."""
 
     def __class_getitem__(cls, item: Any) -> Any:
         return builtins.type[item]
 
 
 def _isinstance(x: Any, kinds: Any) -> bool:
-    """What ``isinstance`` is there."""
+    """Replaces ``isinstance`` there."""
     return isinstance(x, kinds) or (isinstance(x, fx.Proxy) and issubclass(_known(x), kinds))
 
 
 def _is_tensor(x: Any) -> bool:
-    """What ``torch.is_tensor`` is meanwhile."""
+    """Replaces ``torch.is_tensor`` while the ANN is traced."""
     return _isinstance(x, Tensor)
 
 
 @contextmanager
 def answering_for_types(ann: nn.Module) -> Iterator[None]:
-    """Let values in a trace be of the class that they stand for, in the functions that forward is made of.
+    """Let proxies have the class of the value that they stand for, in the functions that forward calls.
 
-    The values themselves cannot say so (``__class__``): torch's C++ code would take them for real tensors.
+    ``__class__`` of a proxy cannot be that class: torch's C++ code would take the proxy for a real tensor.
     """
     answers = {"type": _Type, "isinstance": _isinstance}
     changed = [(names, word) for names in _globals_of(ann) for word in answers if word not in names]
@@ -144,7 +139,7 @@ def _globals_of(ann: nn.Module) -> list[dict[str, Any]]:
 
 
 def _plain(x: Any) -> FunctionType | None:
-    """Return the function behind a method, a decorated one included."""
+    """Return the function of a method, a property or a decorated function."""
     x = getattr(x, "__func__", x.fget if isinstance(x, property) else x)
     inner: Callable[..., Any] = getattr(x, "__wrapped__", x)
     return inner if isinstance(inner, FunctionType) else None

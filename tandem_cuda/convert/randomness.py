@@ -1,4 +1,4 @@
-"""Notice that a forward draws random numbers: its trace would hold one draw for good."""
+"""Notice that a forward draws random numbers, which its trace would repeat in every call."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def refusing_random_numbers(ann: nn.Module) -> Iterator[None]:
 
 
 def _states(generators: list[Any]) -> list[bytes]:
-    """Return the states of the generators and of the global ones, comparable."""
+    """Return the states of the generators and of the global ones as bytes."""
     states = [random.getstate(), np.random.get_state(), _bytes(torch.get_rng_state())]  # noqa: NPY002 (the global one)
     for x in generators:
         if isinstance(x, random.Random):
@@ -43,5 +43,5 @@ def _states(generators: list[Any]) -> list[bytes]:
 
 
 def _bytes(state: torch.Tensor) -> bytes:
-    """Return the bytes of a generator's state. Without operators, which may take fake tensors alone."""
+    """Return the bytes of a generator's state. No operators: under a fake mode they take only fake tensors."""
     return ctypes.string_at(state.data_ptr(), state.nbytes)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .values import Source
 
@@ -19,21 +19,21 @@ class Origin:
     """What a module of the spiking twin replaces."""
 
     name: str
-    """Of the module in the spiking twin."""
+    """The name of the module in the spiking twin."""
     ann: str
     """What it replaces, in words: "Conv2d, BatchNorm2d, ReLU"."""
     names: tuple[str, ...]
     """The names of these parts in the ANN."""
     node: str
-    """The name of the node in the ANN's graph whose values the module's output stands for."""
+    """The name of the node in the ANN's graph whose values the spikes stand for."""
     steps: int = 0
-    """The number of nodes behind the module in the spiking twin after which that is so."""
+    """The number of nodes in the spiking twin from the module to the spikes that stand for these values."""
     signed: bool = False
     """Whether the spikes stand for values of both signs."""
     bound: float | None = None
     """The largest value that the activation returns."""
     sources: tuple[Source, ...] | None = None
-    """Of each channel, if their spikes differ in weight."""
+    """The source of each channel, if the spikes of channels differ in weight."""
     real: bool = False
     """Whether the module computes with real numbers, which are decoded counts."""
 
@@ -58,7 +58,7 @@ class Record:
 
     origins: tuple[Origin, ...]
     sizes: tuple[tuple[torch.Size, torch.dtype], ...] | None = None
-    """Those of the example of the ANN's inputs with which it was traced; None if there was none."""
+    """Sizes and dtypes of the inputs with which the ANN was traced; None if it was traced without an example."""
     gates: tuple[str, ...] = ()
     """The ANN's parts that compute gates and stay analogue."""
     replaced: tuple[str, ...] = ()
@@ -67,11 +67,11 @@ class Record:
     per_layer: tuple[str, ...] = ()
     """The ANN's parts that cannot take thresholds of channels, so that calibration found thresholds of layers."""
 
-    def example(self, like: Tensor | None) -> tuple[Tensor, ...] | None:
-        """Return inputs of the ANN with which it can be traced again, with device and precision of ``like``."""
+    def example(self, ann: nn.Module) -> tuple[Tensor, ...] | None:
+        """Return inputs of the ANN with which it can be traced again."""
         if self.sizes is None:
             return None
-        like = torch.empty(0) if like is None else like
+        like = next(ann.parameters(), torch.empty(0))
         return tuple(
             like.new_zeros(size, dtype=None if dtype.is_floating_point else dtype) for size, dtype in self.sizes
         )

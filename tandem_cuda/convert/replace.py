@@ -1,8 +1,9 @@
-"""Put activations that have a spiking form in the place of those that have none."""
+"""Replace activations that have no spiking form by activations that have one."""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -33,12 +34,12 @@ def check_replacements(replace: Any, ann: nn.Module) -> None:
 
 @contextmanager
 def replaced(ann: nn.Module, replace: Replacement) -> Iterator[list[str]]:
-    """Replace modules of ``ann`` itself by new ones; undo it if what follows fails.
+    """Replace modules of ``ann`` itself by new ones; undo it if the body of the context fails.
 
     Yields:
-        What was replaced: "name (SiLU -> ReLU)".
+        The replaced modules in words: "name (SiLU -> ReLU)".
     """
-    done: list[tuple[nn.Module, str, nn.Module]] = []
+    originals: list[tuple[nn.Module, str, nn.Module]] = []
     names = []
     for path, parent in list(ann.named_modules()):
         for name, child in list(parent._modules.items()):  # named_children skips repeats
@@ -47,18 +48,16 @@ def replaced(ann: nn.Module, replace: Replacement) -> Iterator[list[str]]:
                 module = new if isinstance(new, nn.Module) else new()
                 module.train(child.training)
                 setattr(parent, name, module)
-                done.append((parent, name, child))
+                originals.append((parent, name, child))
                 names.append(f"{path}.{name}".lstrip(".") + f" ({type(child).__name__} -> {type(module).__name__})")
     try:
         yield names
     except BaseException:
-        for parent, name, child in done:
+        for parent, name, child in originals:
             setattr(parent, name, child)
         raise
-    if done:
-        counts: dict[str, int] = {}
-        for _, _, child in done:
-            counts[type(child).__name__] = counts.get(type(child).__name__, 0) + 1
+    if originals:
+        counts = Counter(type(child).__name__ for _, _, child in originals)
         what = ", ".join(f"{number} {kind}" for kind, number in counts.items())
         warnings.warn(
             f"convert: {what} of the ANN were replaced. It now computes something else and wants fine-tuning",

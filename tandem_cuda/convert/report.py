@@ -11,23 +11,10 @@ import torch
 
 from .._table import table
 from ..nn import Encode, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, TandemAdd, TandemGate
-from ..nn.modes import evaluating
 from ..nn.operations import branches_of
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
-from .comparison import (
-    FEW,
-    Answers,
-    Converted,
-    Spiking,
-    Sums,
-    chunks,
-    comparing,
-    copied,
-    inputs_of,
-    numbers_of,
-    traced_again,
-)
+from .comparison import FEW, Converted, Sums, inputs_of, run_both
 from .nodes import kind_of, name_in_ann
 from .record import Origin, Record
 from .trace import Traced
@@ -67,9 +54,9 @@ class ConvertedLayer:
     bound: float | None
     """The largest value that the ANN's activation returns, as 6 for a ReLU6."""
     threshold: float | None
-    """The threshold, with the factor of one that learns. In a calibrated network this is the weight of a spike, in
-    units of the ANN's activation. In others, that of an average is in units of the mean of its window. None if it
-    differs between channels."""
+    """The threshold, including the factor of a threshold that learns. In a calibrated network this is the weight of a
+    spike, in units of the ANN's activation. In other networks the threshold of an average is in units of the mean of
+    its window. None if it differs between channels."""
     neurons: int | None = None
     """Neurons per sample; two for each value if ``signed``."""
     firing_rate: float | None = None
@@ -87,7 +74,7 @@ class ConvertedLayer:
     """Additions of a weight to a neuron per sample, as :func:`tandem_cuda.synops` counts them. 0 for a layer with real
     input, which does the ANN's ``macs``; None for an average."""
     macs: int | None = None
-    """Multiply-accumulates per sample of the same layer in the ANN."""
+    """Multiply-accumulates per sample of the layer in the ANN."""
     saturates: bool = False
     """Whether more than 5 % of the neurons spike as often as they can, where the ANN's activation has no bound."""
 
@@ -173,8 +160,8 @@ class ConversionReport:
         return ", ".join(parts)
 
     def __str__(self) -> str:
-        how = "calibrated thresholds" if self.calibrated else "thresholds not calibrated"
-        title = f"{self.ann} converted: T = {self.time_steps}, {how}, {self.samples or 'no'} samples"
+        thresholds = "calibrated thresholds" if self.calibrated else "thresholds not calibrated"
+        title = f"{self.ann} converted: T = {self.time_steps}, {thresholds}, {self.samples or 'no'} samples"
         header = ["layer", "in the ANN", "in the SNN", "threshold", "firing rate", "saturated", "dead"]
         header += ["error", "in spikes", "SynOps", "ANN MACs"]
         rows = [header, *map(_row, self.layers)]
@@ -206,46 +193,32 @@ def _some(names: Sequence[str]) -> str:
 def report_on(network: Converted, record: Record, inputs: Any, trace: Traced | None = None) -> ConversionReport:
     """Return the report of a converted network. ``TandemNetwork.report`` documents arguments and errors.
 
-    ``trace``: of the ANN, if it is at hand.
+    ``trace``: the trace of the ANN; by default it is traced again.
     """
     calibrated, snn = network.levels is not None, network.snn
-    given = inputs_of(network, record, inputs)
+    batches = inputs_of(network, record, inputs)
     origins = {origin.name: origin for origin in record.origins}
-    called = {str(node.target): node for node in snn.graph.nodes if node.op == "call_module"}
+    called = dict.fromkeys(str(node.target) for node in snn.graph.nodes if node.op == "call_module")
     own = {id(vars(module)) for module in network.ann().modules()}
     unchanged = [name for name in called if id(vars(snn.get_submodule(name))) in own]
     layers = [name for name in called if name in origins and name not in unchanged]
     sums = {name: Sums() for name in layers if isinstance(snn.get_submodule(name), _WITH_NEURONS)}
-    samples, answers = 0, Answers()
-    wanted = {origins[name].node for name in sums} if calibrated and given else None
-    with (
-        traced_again(network.ann(), record, wanted, trace) as graph,
-        evaluating(network.ann()),
-        evaluating(snn),
-        torch.no_grad(),
-    ):
-        for chunk in chunks(given):
-            samples += len(chunk[0])
-            spiking = Spiking(network, {called[name]: (origins[name], of) for name, of in sums.items()})
-            outputs = spiking.run(*copied(chunk))
-            numbers = tuple(numbers_of(x) for x in copied(chunk))
-            ann: Any = network.ann() if graph is None else comparing(*graph, spiking).run
-            answers.add(outputs, ann(*numbers))
-    time_steps = next((x.time_steps for x in given if isinstance(x, SpikeTrain)), network.time_steps)
+    answers = run_both(network, record, batches, sums, trace)
+    time_steps = next((x.time_steps for x in batches if isinstance(x, SpikeTrain)), network.time_steps)
     converted = [_layer(network, origins[name], sums.get(name)) for name in layers]
-    found = tuple(replace(layer, saturates=_saturates(network, layer, time_steps)) for layer in converted)
+    rows = tuple(replace(layer, saturates=_saturates(network, layer, time_steps)) for layer in converted)
     report = ConversionReport(
         ann=type(network.ann()).__name__,
         time_steps=time_steps,
         calibrated=calibrated,
-        samples=samples,
-        layers=found,
+        samples=answers.samples,
+        layers=rows,
         unchanged=tuple(name for name in map(name_in_ann, unchanged) if name not in record.gates),
         gates=record.gates,
         replaced=record.replaced,
         agreement=answers.agreement() if calibrated else None,
         output_error=answers.error() if calibrated else None,
-        notes=tuple(_notes(network, record, found, sums, samples)),
+        notes=tuple(_notes(network, record, rows, sums, answers.samples)),
         warnings=(),
     )
     return replace(report, warnings=(*_warnings(report), *answers.warnings()))
@@ -335,11 +308,9 @@ def _warnings(report: ConversionReport) -> Iterable[str]:
         yield f"saturated, many neurons spike as often as they can: {_some(saturated)}; {remedy} larger values through"
     dead = [layer.name for layer in report.layers if layer.firing_rate == 0]
     if dead:
-        remedy = (
-            "more time steps, IF(initial=0.5) or a lower percentile"
-            if calibrated
-            else "calibrate=, or lower thresholds"
-        )
+        remedy = "calibrate=, or lower thresholds"
+        if calibrated:
+            remedy = "more time steps, IF(initial=0.5) or a lower percentile"
         yield f"dead, no neuron spikes: {_some(dead)}; try {remedy}"
 
 

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from .advice import NUMBER
 from .call import Call as Call
-from .nodes import kind_of
-from .values import Shape, Size, is_value
+from .nodes import kind_of, module_of
+from .values import VALUES, Shape, Size
 from .weight_rules import RULES as RULES
 from .weight_rules import Rule as Rule
 from .weight_rules import Unconvertible as Unconvertible
@@ -73,8 +73,8 @@ def fire(call: Call) -> Any:
 
 def rule_for(node: fx.Node, ann: nn.Module) -> Rule | WeightRule | None:
     """Return the rule for what a node of the ANN's graph calls; None if there is none."""
-    if node.op == "call_module":
-        return RULES.get(kind_of(ann.get_submodule(str(node.target))))
+    if (module := module_of(ann, node)) is not None:
+        return RULES.get(kind_of(module))
     return RULES.get(node.target) if node.op in ("call_function", "call_method") else None
 
 
@@ -85,7 +85,7 @@ def applied(rule: Rule, call: Call) -> Any:
         TypeError: the rule returned something other than its call's input or the result of one of the call's methods.
     """
     x = rule(call)
-    if not is_value(x):
+    if not isinstance(x, VALUES):
         raise TypeError(
             f"convert: a rule must return its call's input or the result of a method of the call, got "
             f"{type(x).__name__} from {_word(rule)}"

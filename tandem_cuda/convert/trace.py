@@ -33,13 +33,14 @@ from .nodes import (
     is_of_class,
     kept,
     kind_of,
+    module_of,
     overridden,
     owner_of,
     parametrized,
     scope_of,
     word_of,
 )
-from .proxy_types import answering_for_types, class_of, class_of_attribute
+from .proxy_types import CLASS_OF_ATTRIBUTE, answering_for_types, class_of
 from .randomness import refusing_random_numbers
 
 _TUPLES = (nn.RNN, nn.LSTM, nn.GRU, nn.MultiheadAttention)
@@ -71,7 +72,7 @@ class _Answers(fx.Proxy):
 
 
 class _Attribute(fx.proxy.Attribute, _Answers):
-    """The same, of an attribute of a proxy."""
+    """An attribute of a proxy, which answers, too."""
 
 
 def _check(condition: Any, message: str) -> None:
@@ -91,7 +92,7 @@ class _Tracer(fx.Tracer):
         super().__init__(autowrap_functions=tuple(functions))
         self.known = known
         self.parts: dict[str, nn.Module] = {}
-        """By target: torch.nn's part of layers that do more."""
+        """The torch.nn layers that layers of other libraries contain, by target."""
         self.example = None if example is None else Example(ann, example)
         self.answering = False
 
@@ -125,7 +126,7 @@ class _Tracer(fx.Tracer):
         return self._part(m, nn.Conv2d, F.pad(x, padding) if any(padding) else x)
 
     def _part(self, m: nn.Module, kind: type[nn.Module], x: Any) -> fx.Proxy:
-        """Call torch.nn's part of a module."""
+        """Call the torch.nn layer that a layer of another library contains."""
         target = f"{PLAIN}.{self.path_of_module(m)}"
         self.parts[target] = _plain(m, kind)
         return self.create_proxy("call_module", target, (x,), {})
@@ -177,17 +178,17 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def class_of(self, proxy: fx.Proxy) -> type:
-        """Return the class of what a proxy stands for; if it is not known, that of the proxy."""
+        """Return the class of the value that a proxy stands for; if it is not known, the proxy's own class."""
         if isinstance(proxy, fx.proxy.Attribute):
-            kind = class_of_attribute(proxy.attr)
-        elif proxy.node.op == "call_module" and kind_of(self.root.get_submodule(str(proxy.node.target))) in _TUPLES:
+            kind = CLASS_OF_ATTRIBUTE.get(proxy.attr)
+        elif (module := module_of(self.root, proxy.node)) is not None and kind_of(module) in _TUPLES:
             kind = tuple
         else:
             kind = class_of(proxy.node)
         return type(proxy) if kind is None else kind
 
     def answer(self, proxy: fx.Proxy, length: bool = False) -> Any:
-        """Return what a proxy is, or its length, as far as that depends only on shapes and types.
+        """Return the value of a proxy, or its length, if it depends only on shapes and types.
 
         Raises:
             TraceError: it depends on values of tensors or on the batch size, or there is no example.
@@ -205,7 +206,7 @@ class _Tracer(fx.Tracer):
 
 
 def _plain(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """Return a module of class ``kind``, of which ``module`` is a subclass. The two are one object in all but class."""
+    """Return a module of class ``kind``, a base class of the module's class, that shares the state of ``module``."""
     plain = kind.__new__(kind)
     plain.__dict__ = module.__dict__
     return plain
@@ -228,12 +229,12 @@ class Traced:
 
     graph: fx.Graph
     root: nn.Module
-    """What has the modules that the graph calls: the ANN, or a copy of it with the same children and torch.nn's part of
-    timm's layers."""
+    """The module that has the modules that the graph calls: the ANN, or a copy of it that has the ANN's children and
+    the torch.nn layers that timm's layers contain."""
     sizes: Mapping[fx.Node, torch.Size]
     """The sizes of the tensors for an example; empty without one."""
     description: tuple[str, ...]
-    """What each node does, comparable with that of a later trace."""
+    """What each node does, in words that a later trace of the same forward repeats."""
     volatile: frozenset[tuple[str, str]]
     """The attributes that forward itself changes, such as a counter of its calls: names of module and attribute."""
 
@@ -244,29 +245,28 @@ def traced(
     """Trace forward in eval mode.
 
     Each call of a module whose class is ``known``, or of a ``known`` function, is one node. For dropout functions,
-    ``meta["drops"]`` tells whether they drop in eval mode and in training. timm's layers that are a layer of torch.nn
-    and more, such as batch norm with activation, are several nodes. ``check``: compare the graph with the ANN on the
+    ``meta["drops"]`` tells whether they drop in eval mode and in training. Layers of timm that contain a layer of
+    torch.nn, such as batch norm with activation, are several nodes. ``check``: compare the graph with the ANN on the
     example, and refuse random numbers.
 
     Raises:
-        TypeError: ``example`` is not a Tensor or several.
+        TypeError: ``example`` is neither a Tensor nor several.
         ValueError: torch.fx cannot trace the ANN, the ANN does something different in training or in the next call, its
             forward draws random numbers or is overridden on the instance, or with an ``example`` it computes something
             other than the graph.
     """
     if "forward" in vars(ann):
         raise ValueError(f"convert: ann must have the forward of its class, got a {overridden(ann)}")
-    given = None if example is None else tuple(example) if isinstance(example, (tuple, list)) else (example,)
-    if given is not None:
-        _check_example(ann, given)
+    inputs = None if example is None else tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    if inputs is not None:
+        _check_example(ann, inputs)
     before = all_settings(ann)
     with evaluating(ann), refusing_random_numbers(ann) if check else nullcontext():
-        tracers = [_Tracer(known, ann, given) for _ in range(3)]
+        tracers = [_Tracer(known, ann, inputs) for _ in range(3)]
         try:
             with answering_for_types(ann):
-                graphs = [
-                    tracer.trace(ann.train(mode)) for tracer, mode in zip(tracers, (False, True, False), strict=True)
-                ]
+                modes = (False, True, False)
+                graphs = [tracer.trace(ann.train(mode)) for tracer, mode in zip(tracers, modes, strict=True)]
         except Exception as error:  # a user's forward may raise anything when it meets a proxy
             raise ValueError(
                 f"convert: ann must be traceable by torch.fx, got an error in {type(ann).__name__}: {error}. "
@@ -279,12 +279,12 @@ def traced(
     _check_repeats(ann, *graphs)
     root = _with_parts(ann, tracers[0].parts) if tracers[0].parts else ann
     description, sizes = described(graphs[0], ann), {}
-    if given is not None and tracers[0].example is not None:
+    if inputs is not None and tracers[0].example is not None:
         tracers[0].example.guard(graphs[0], root)
         with evaluating(ann), torch.no_grad():
             for n in (2, 3) if check else ():  # the graph must not depend on the batch size
-                inputs = [x[torch.arange(n, device=x.device) % len(x)] for x in given]
-                sizes = check_traced(ann, graphs[0], *inputs, root=root)
+                batch = [x[torch.arange(n, device=x.device) % len(x)] for x in inputs]
+                sizes = check_traced(ann, graphs[0], *batch, root=root)
     return Traced(graphs[0], root, sizes, description, volatile)
 
 
@@ -302,7 +302,7 @@ def _check_example(ann: nn.Module, example: tuple[Any, ...]) -> None:
 
 
 def _with_parts(ann: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
-    """Return a copy of the ANN that has the same children and, found by get_submodule, further modules."""
+    """Return a copy of the ANN with the ANN's children, whose get_submodule finds further modules."""
     plain = nn.Module()
     for target, part in parts.items():
         parent = plain
@@ -334,19 +334,19 @@ def _check_repeats(ann: nn.Module, once: fx.Graph, training: fx.Graph, again: fx
 
 
 def _difference(ann: nn.Module, *graphs: fx.Graph) -> str:
-    """Return in words what the first of two graphs does otherwise than the second; "" if they do the same."""
+    """Return in words the first nodes in which two graphs differ; "" if there are none."""
     orders = [{node: i for i, node in enumerate(graph.nodes)} for graph in graphs]
-    for mine, theirs in itertools.zip_longest(graphs[0].nodes, graphs[1].nodes):
-        if mine is None or theirs is None or _done(mine, orders[0], ann) != _done(theirs, orders[1], ann):
+    for nodes in itertools.zip_longest(*(graph.nodes for graph in graphs)):
+        operations = [node and _operation(node, order, ann) for node, order in zip(nodes, orders, strict=True)]
+        if operations[0] != operations[1]:
             return " and ".join(
-                "nothing more" if node is None else f"{word_of(node.target)} in {scope_of(node, ann)}"
-                for node in (mine, theirs)
+                "nothing more" if node is None else f"{word_of(node.target)} in {scope_of(node, ann)}" for node in nodes
             )
     return ""
 
 
-def _done(node: fx.Node, order: dict[fx.Node, int], ann: nn.Module) -> tuple[Any, ...]:
-    """Return what a node does in a form comparable across traces: other nodes are given by their position."""
+def _operation(node: fx.Node, order: dict[fx.Node, int], ann: nn.Module) -> tuple[Any, ...]:
+    """Return what a node does, in a form that can be compared across traces: with the positions of other nodes."""
     if node.target in DROPOUTS:
         return node.op, node.target, [order[x] for x in node.all_input_nodes], as_dropout(node)[0]
     if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):  # a new tensor in each trace
@@ -357,13 +357,10 @@ def _done(node: fx.Node, order: dict[fx.Node, int], ann: nn.Module) -> tuple[Any
 
 
 def described(graph: fx.Graph, ann: nn.Module) -> tuple[str, ...]:
-    """Return what each node does in words that are the same for another trace of the same forward."""
+    """Return what each node does, in words that another trace of the same forward repeats."""
     order = {node: i for i, node in enumerate(graph.nodes)}
-    return tuple(_ADDRESS.sub("", str(_done(node, order, ann))) for node in graph.nodes)
-
-
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-"""In the text of a function."""
+    address = re.compile(r" at 0x[0-9a-f]+")  # of functions
+    return tuple(address.sub("", str(_operation(node, order, ann))) for node in graph.nodes)
 
 
 def check_traced(

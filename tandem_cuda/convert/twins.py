@@ -1,4 +1,4 @@
-"""What the two networks of a conversion share: parameters, buffers and modules, and the names of both for them."""
+"""What the two networks of a conversion share: parameters, buffers and modules, and their names in each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Twins:
         return list(dict.fromkeys(self.names.values()))
 
     def _note(self) -> None:
-        """Note what is shared, to see later that the ANN has replaced it."""
+        """Note what is shared, to notice later if the ANN has replaced it."""
         ann, network = self.ann, self.network
         shared = {*network.modules()} & {*ann.modules()}
         paths = {name: None for name, module in ann.named_modules() if module in shared}
@@ -130,7 +130,7 @@ class Twins:
                 "snn.load_state_dict"
             )
         for mine, name, other in self._weights:
-            bits = [None if (of_weight := quantiser(layer)) is None else of_weight.bits for layer in (mine, other)]
+            bits = [None if (rounding := quantiser(layer)) is None else rounding.bits for layer in (mine, other)]
             if bits[0] != bits[1]:
                 raise RuntimeError(
                     f"TandemNetwork: the ANN must round its weights as its spiking twin does, but {name} has "
@@ -141,7 +141,7 @@ class Twins:
 
     def check_scales(self) -> None:
         """Raise a RuntimeError if another conversion makes the ANN's weights stand for other integers."""
-        if any(not _same(of_weight.input_scale, scale) for of_weight, scale in self.scaled):
+        if any(not _same(rounding.input_scale, scale) for rounding, scale in self.scaled):
             raise RuntimeError(
                 "TandemNetwork: the ANN must round its weights as its spiking twin does, but another conversion of it "
                 f"has other thresholds of channels or concatenated trains. Call convert again {_AGAIN}"
@@ -150,7 +150,7 @@ class Twins:
     # -- repairs
 
     def follow_buffers(self) -> None:
-        """Let the spiking twin hold the buffers that the ANN has after it was moved or loaded: nobody trains them."""
+        """Let the spiking twin hold the ANN's buffers again after the ANN was moved or loaded: nobody trains them."""
         for i, (mine, mine_key, owner, key, x) in enumerate(self._buffers):
             now = owner._buffers.get(key)
             if now is not x and now is not None:
@@ -180,7 +180,7 @@ class Twins:
         self._kinds = self._kinds_of_ann()
 
     def tie(self) -> None:
-        """Make the ANN hold the spiking twin's tensors again after loading or moving has replaced some of them."""
+        """Make the ANN hold the spiking twin's tensors again after loading or moving has replaced some."""
         for mine, mine_key, owner, key, _ in self._buffers:
             setattr(owner, key, getattr(mine, mine_key))
         for name, theirs in self.names.items():
@@ -191,11 +191,7 @@ class Twins:
         self._note()
 
     def scale_integers(self, readers: Iterable[Any]) -> None:
-        """Make both twins round the weights alike that multiply spikes of different weight.
-
-        Args:
-            readers: the modules of the spiking twin that weigh spikes.
-        """
+        """Make the ANN round the weights of ``readers``, modules that weigh spikes, as these modules do."""
         scaled = []
         for module in readers:
             if not isinstance(module, TandemLayer) or quantiser(module) is None:
@@ -207,8 +203,8 @@ class Twins:
                 if layer is not module and quantiser(layer) is not None and getattr(*stored(layer, "weight")) is weight
             )
             scale_integers(module, twin)
-            of_weight: Any = quantiser(twin)
-            scaled.append((of_weight, of_weight.input_scale))
+            rounding: Any = quantiser(twin)
+            scaled.append((rounding, rounding.input_scale))
         self.scaled = scaled
 
 

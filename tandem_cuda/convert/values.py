@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 Source = tuple[str | None, int]
 """Where the spikes of a channel come from: the layer whose level, divided by T, is the weight of a spike (None: the
@@ -16,7 +16,7 @@ weight is 1), and the channel's number there."""
 
 @dataclass
 class Real:
-    """A value that is the same in both graphs, such as an ordinary tensor."""
+    """A value that both graphs compute, such as an ordinary tensor."""
 
     node: Any
 
@@ -35,9 +35,9 @@ class Train:
     channels: int | None = None
     """The number of channels or features of the ANN's value; None if it is not known."""
     sources: tuple[Source, ...] | None = None
-    """Of each channel, if their spikes differ in weight; ``level`` is then None."""
+    """The source of each channel, if the spikes of channels differ in weight. ``level`` is then None."""
     dims: int | None = None
-    """The number of dimensions with that of the batch; None if it is not known."""
+    """The number of dimensions, including the batch; None if it is not known."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Branch:
 
     @property
     def channels(self) -> int | None:
-        """The number of channels or features of the sum; None if it is not known."""
+        """As for a train."""
         layer: Any = self.layer
         if layer is None:
             return self.train.channels or getattr(self.norm, "num_features", None)
@@ -65,7 +65,7 @@ class Branch:
 
     @property
     def dims(self) -> int | None:
-        """The number of dimensions with that of the batch; None if it is not known."""
+        """As for a train."""
         size = getattr(self.layer, "kernel_size", None)
         return self.train.dims if size is None else 2 + len(size)
 
@@ -86,9 +86,9 @@ class Current:
 
     branches: list[Branch]
     deferred: list[Callable[[Train], Train]] = field(default_factory=list)
-    """Steps to apply after the neurons. The ANN applies them before its ReLU, with the same result."""
+    """Steps to apply after the neurons. The ANN applies them before its ReLU, which gives equal results."""
     wants_relu: fx.Node | None = None
-    """The ANN's node for a step that has the same result only because a ReLU follows; None if there is none."""
+    """The ANN's node for a deferred step that is right only if a ReLU follows; None if there is none."""
     rescales: bool = False
     """Whether a step scales values in training, so that they are no longer bounded as the ANN bounds them."""
 
@@ -99,19 +99,19 @@ class Current:
 
     @property
     def of_neurons(self) -> tuple[int | None, int | None]:
-        """The number of channels or features, and that of dimensions, before the steps; None if not known."""
+        """The numbers of channels and of dimensions before the deferred steps; None where not known."""
         channels = (branch.channels for branch in self.branches)
         dims = (branch.dims for branch in self.branches)
         return next((n for n in channels if n is not None), None), next((n for n in dims if n is not None), None)
 
     @property
     def channels(self) -> int | None:
-        """The number of channels or features; None if it is not known, as behind steps."""
+        """As for a train; None behind deferred steps."""
         return None if self.deferred else self.of_neurons[0]
 
     @property
     def dims(self) -> int | None:
-        """The number of dimensions with that of the batch; None if it is not known, as behind steps."""
+        """As for a train; None behind deferred steps."""
         return None if self.deferred else self.of_neurons[1]
 
 
@@ -126,11 +126,11 @@ class Pooled:
     """Steps to apply to the average, whatever its form."""
     flat: bool = False
     dims: int | None = None
-    """The number of dimensions with that of the batch; None if it is not known."""
+    """As for a train."""
     forms: dict[str, Any] = field(default_factory=dict)
-    """The average in each form written so far."""
+    """The average in each form written so far, before the deferred steps."""
     results: dict[str, Any] = field(default_factory=dict)
-    """The same after the steps of ``deferred``."""
+    """The average in each form written so far, after the deferred steps."""
 
     @property
     def signed(self) -> bool:
@@ -145,10 +145,15 @@ class Pooled:
     def folds_into(self, layer: Any) -> bool:
         """Whether the layer's weights can read the spikes of all windows directly instead of their average."""
         pool = self.module
-        alike = isinstance(pool, nn.AvgPool2d) and not pool.ceil_mode
-        if not alike or not (pool.count_include_pad or pool.divisor_override or pool.padding in (0, (0, 0))):
-            return False  # windows differ in size, or their size depends on the image
+        if not isinstance(pool, nn.AvgPool2d) or pool.ceil_mode:
+            return False  # the size of windows depends on the image
+        if not (pool.count_include_pad or pool.divisor_override or pool.padding in (0, (0, 0))):
+            return False  # windows at the border are smaller
         return self.flat if isinstance(layer, nn.Linear) else layer.groups == 1
+
+
+SPIKES = (Train, Pooled, Current)
+"""Values that are spikes, or will be."""
 
 
 @dataclass
@@ -174,11 +179,11 @@ class Size:
     """A product of a number and sizes of a value: ``Size(8)``, or ``Size(1, (2, 3))`` for height times width."""
 
     number: float
-    """The number, with known sizes: those of channels."""
+    """The number, including known sizes: the numbers of channels."""
     dims: tuple[int, ...] = ()
     """The dimensions whose sizes depend on the input, sorted. Dimension 0 is the batch."""
     of: tuple[fx.Node | None, ...] = field(default=(), compare=False)
-    """Of each of them, the ANN's node whose value has this size."""
+    """For each dimension in ``dims``, the ANN's node whose value has this size."""
 
 
 @dataclass(frozen=True)
@@ -221,25 +226,16 @@ class SpikingLayer:
     """The ANN's node for the values of all neurons, before the activation or behind it."""
     channels: int | None = None
     """The number of channels or features of these values; None if it is not known."""
+    dim: int = 1
+    """The dimension of channels or features."""
+
+    def activation(self, v: Tensor) -> Tensor:
+        """Return the values that the neurons stand for."""
+        return v if self.signed else v.clamp(0, self.bound)
+
+    def by_channel(self, v: Tensor) -> Tensor:
+        """Return values as [C, ...], or as [1, ...] if ``channels`` is None."""
+        return v.flatten().unsqueeze(0) if self.channels is None else v.movedim(self.dim, 0).flatten(1)
 
 
-@dataclass(frozen=True)
-class SpikingPool:
-    """An average pooling with neurons in the SNN."""
-
-    name: str
-    node: fx.Node
-    """The ANN's pooling."""
-    source: str | None
-    """The layer whose level, divided by T, is the weight of the spikes that it averages."""
-    signed: bool
-    """Whether it averages signed values. Then it cannot be calibrated: the ANN never computes the average of the
-    positive part alone."""
-
-
-VALUES = (Real, Train, Current, Pooled, Pieces, Grouped, Size, Shape, Sizes, Broken)
-
-
-def is_value(x: object) -> bool:
-    """Whether x is of one of the classes above."""
-    return isinstance(x, VALUES)
+VALUES = (Real, *SPIKES, Pieces, Grouped, Size, Shape, Sizes, Broken)

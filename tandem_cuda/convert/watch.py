@@ -1,4 +1,4 @@
-"""Notice that an ANN no longer computes what it did when it was converted."""
+"""Notice when an ANN no longer computes what it did when it was converted."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _MISSING = object()
 
 
 class Watch:
-    """What the trace of an ANN depends on beside parameters and buffers: its modules and their settings.
+    """The modules of an ANN and their settings, which its trace depends on.
 
-    Batch norm, and modules that have no spiking form, stand in both twins: the spiking twin follows their settings.
+    Settings of batch norm, and of modules without a spiking form, may change: these modules belong to both twins.
     """
 
     def __init__(self, ann: nn.Module, traced: Traced, record: Record) -> None:
@@ -26,19 +26,13 @@ class Watch:
         self.called = _called(traced)
         self.read = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
         """The names of the tensors that forward itself reads."""
-        self._note()
+        self.note()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "noted": None}  # identities do not outlive the process
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-
-    def resume(self) -> None:
-        """Go on after copying or pickling."""
-        self._note()
-
-    def _note(self) -> None:
+    def note(self) -> None:
+        """Note the ANN's modules and settings as they are now."""
         self.noted = []
         for name, module in self.ann.named_modules():
             values, children = vars(module), tuple(module._modules.items())
@@ -48,7 +42,7 @@ class Watch:
             self.noted.append((name, module, values, children, known, tensors, len(values)))
 
     def changes(self) -> str:
-        """Return in words what makes the ANN compute something else; "" if nothing does."""
+        """Return in words the changes that make the ANN compute something else; "" if there are none."""
         tensors = [
             f"{name}.{key}".lstrip(".")
             for name, _, values, _, _, held, _ in self.noted
@@ -59,17 +53,17 @@ class Watch:
         if not suspects:
             return ""
         try:
-            with retraced(self.ann, RULES, self.record.example(next(self.ann.parameters(), None))) as found:
+            with retraced(self.ann, RULES, self.record.example(self.ann)) as found:
                 same = found.description == self.description and _alike(self.called, _called(found))
         except Exception:  # forward may raise anything
             same = False
         if tensors or not same:
             return ", ".join(suspects[:3]) + (f" and {len(suspects) - 3} more" if len(suspects) > 3 else "")
-        self._note()  # what changed does not matter to forward
+        self.note()  # what changed does not matter to forward
         return ""
 
     def _suspects(self) -> Iterator[str]:
-        """Yield what has changed, in words. Compares identities and settings only, as every forward pass asks."""
+        """Yield in words what has changed. It compares only identities and settings, for every forward pass asks."""
         for name, module, values, children, known, _, number in self.noted:
             if tuple(values["_modules"].items()) != children:
                 yield from _replaced(name, dict(children), module._modules)
@@ -89,23 +83,23 @@ def _replaced(name: str, before: dict[str, Any], now: dict[str, Any]) -> Iterato
 
 
 def _compared(module: nn.Module) -> dict[str, Any]:
-    """Return the settings that the spiking twin does not follow."""
+    """Return the settings that must not change: of a module in both twins only the methods that it overrides."""
     kind = kind_of(module)
-    follows = isinstance(module, nn.modules.batchnorm._NormBase) or (
-        kind.__module__.startswith("torch.") and kind not in RULES
-    )
-    return {key: getattr(module, key) for key in overridden_methods(module)} if follows else settings(module)
+    is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+    if is_norm or (kind.__module__.startswith("torch.") and kind not in RULES):
+        return {key: getattr(module, key) for key in overridden_methods(module)}
+    return settings(module)
 
 
 def _called(traced: Traced) -> dict[str, Any]:
-    """Return class and settings of the modules that a graph calls, by name."""
+    """Return class and settings of each module that a graph calls."""
     targets = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
     modules = {name_in_ann(target): traced.root.get_submodule(target) for target in targets}
     return {name: (kind_of(module), _compared(module)) for name, module in modules.items()}
 
 
 def _alike(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether modules compute the same: new attributes do not matter, nor does a write that is no longer in place."""
+    """Whether all modules compute what they did. New attributes do not matter, nor do writes out of place."""
     if before.keys() != now.keys():
         return False
     for name, (kind, known) in before.items():

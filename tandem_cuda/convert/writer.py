@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,10 +30,13 @@ from ..nn.learned_threshold import new_log_threshold
 from ..nn.wiring import Wiring
 from ..spike_train import SpikeTrain
 from .advice import COUNTED, NEGATIVE
-from .nodes import kept, kind_of, name_in_ann, owner_of, parametrized, word_of
+from .gates import gated
+from .nodes import kept, kind_of, module_of, name_in_ann, owner_of, parametrized, word_of
 from .options import Options
+from .pixels import Pixels
 from .record import Origin
-from .values import Branch, Current, Pooled, Real, Source, SpikingLayer, SpikingPool, Train
+from .trace import Traced
+from .values import Branch, Broken, Current, Pooled, Real, Source, SpikingLayer, Train
 from .weight_rules import Unconvertible, weights_of
 
 
@@ -40,40 +44,56 @@ class Writer:
     """The SNN's graph under construction.
 
     Args:
-        ann: the ANN.
+        trace: the trace of the ANN.
         options: what ``convert`` was asked for.
         hybrid: whether a part of the ANN follows the last spikes.
-        values: what the ANN's nodes have become so far.
-        tainted: the ANN's nodes that cannot be converted, and all nodes that depend on them.
     """
 
-    def __init__(
-        self,
-        ann: nn.Module,
-        options: Options,
-        hybrid: bool,
-        values: Mapping[fx.Node, Any],
-        tainted: set[fx.Node],
-    ) -> None:
-        self.ann, self.options, self.hybrid, self.values, self.tainted = ann, options, hybrid, values, tainted
+    def __init__(self, trace: Traced, options: Options, hybrid: bool) -> None:
+        self.trace, self.ann, self.options, self.hybrid = trace, trace.root, options, hybrid
+        self.values: dict[fx.Node, Any] = {}
+        """What the ANN's nodes have become."""
+        self.tainted: set[fx.Node] = set()
+        """The ANN's nodes that cannot be converted, and all nodes that depend on them."""
+        self.gates = gated(list(trace.graph.nodes), self.ann) if options.gates else {}
+        """The nodes that compute a gate from spikes and stay as they are, each with the product that applies it."""
         self.graph = fx.Graph()
         self.modules: dict[str, Any] = {}
-        self.names = {name for name, _ in ann.named_modules()}
+        self.names = {name for name, _ in self.ann.named_modules()}
         self.encoded: dict[fx.Node, fx.Node] = {}
+        """Real values, and their spikes."""
         self.real: dict[fx.Node, fx.Node] = {}
-        """The decoded counts of trains."""
+        """Spike trains, and their decoded counts."""
         self.layers: list[SpikingLayer] = []
-        self.pools: list[SpikingPool] = []
+        self.pools: list[tuple[SpikingLayer, str | None]] = []
+        """Average poolings with neurons, each with the layer whose level is the level of its input."""
         self.origins: list[Origin] = []
         """What each module that replaces something of the ANN comes from."""
         self.readers: list[tuple[Any, tuple[Source, ...]]] = []
         """Modules that multiply the channels that they read by different weights of a spike, and their sources."""
         self.cats: list[tuple[Any, list[str | None]]] = []
         """Concatenations of trains whose spikes differ in weight, and the level of each input."""
-        self.like = next(ann.parameters(), torch.empty(0))
+        self.like = next(self.ann.parameters(), torch.empty(0))
         """For the device and dtype of constants."""
         self.now: fx.Node | None = None
         """The ANN's node that is being converted."""
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """Which values of the ANN are images pooled to one pixel."""
+        return Pixels(self.trace.graph.nodes, self.ann)
+
+    def value(self, node: fx.Node) -> Any:
+        """Return the value of a node in the SNN, or the substitute for a node that cannot be converted."""
+        x = self.values[node]
+        return x.instead if isinstance(x, Broken) else x
+
+    def train(self, node: fx.Node) -> Train:
+        """Return the node's value as a spike train. Currents without a ReLU get neurons for both signs."""
+        x = self.value(node)
+        if isinstance(x, Current):
+            x = self.values[node] = self.write_neurons(node, x, signed=not is_positive(x))
+        return self.spikes(x)
 
     def encoded_input(self, x: fx.Node) -> fx.Node:
         if x not in self.encoded:
@@ -83,10 +103,9 @@ class Writer:
             self.encoded[x] = self.graph.call_module(name, (x,))
         return self.encoded[x]
 
-    def spikes(self, x: Any) -> Train:
+    def spikes(self, x: Train | Pooled) -> Train:
         """Return x as a spike train; an average gets neurons."""
-        train: Train = self.pooled(x, "neurons") if isinstance(x, Pooled) else x
-        return train
+        return self.pooled(x, "neurons") if isinstance(x, Pooled) else x
 
     def decoded(self, x: Any) -> Any:
         if isinstance(x, Real):
@@ -104,7 +123,7 @@ class Writer:
         return Real(self.real[x.node])
 
     def pooled(self, x: Pooled, form: str) -> Any:
-        """Write an average as "real" mean of counts, as "neurons", or as the spikes of its "windows" side by side."""
+        """Write an average as the "real" mean of counts, as "neurons", or as the spikes of its "windows" in a row."""
         if form not in x.forms:
             pool: Any = x.module
             if form == "real":
@@ -116,7 +135,7 @@ class Writer:
                 train = self.called(self.spikes(x.source), x.node, _spiking_pool(pool, self.options))
                 if train.sources is None:
                     name = str(train.node.target)
-                    self.pools.append(SpikingPool(name, x.node, train.level, train.signed))
+                    self.pools.append((SpikingLayer(name, x.node, train.signed), train.level))
                     train = replace(train, level=name)
                 x.forms[form] = train
         if form not in x.results:
@@ -126,10 +145,10 @@ class Writer:
         return x.results[form]
 
     def write_neurons(self, node: fx.Node, x: Any, *, signed: bool = False, bound: float | None = None) -> Any:
-        """Write the neurons for the values of a node. A ReLU of spikes or of their average changes nothing.
+        """Write the neurons for the values of a node. A ReLU changes neither spikes nor their average.
 
         Args:
-            node: the ReLU that they replace, or with ``signed`` the values themselves.
+            node: the ReLU that the neurons replace, or with ``signed`` the values themselves.
             x: what the ReLU reads.
             signed: write neurons for both signs.
             bound: the largest value that the activation returns.
@@ -139,7 +158,7 @@ class Writer:
                 return x
             x = Current([Branch(self.spikes(x))])
         if node in self.tainted:  # the layer may be incomplete
-            return Train(self.stand_in(), channels=x.channels, dims=x.dims)
+            return self.stand_in(x.channels, x.dims)
         if signed and x.wants_relu:
             refused = Unconvertible(NEGATIVE)
             refused.node = x.wants_relu
@@ -186,7 +205,7 @@ class Writer:
         return node
 
     def _parts(self, node: fx.Node, x: Current, signed: bool) -> tuple[str, tuple[str, ...]]:
-        """Return in words what the neurons for the values of a node replace, and the names of these parts."""
+        """Return in words which parts of the ANN the neurons replace, and the names of these parts."""
         words, names, known = [], [], list(self.ann.named_modules())
         for branch in x.branches:
             modules = [module for module in (branch.layer, branch.norm) if module is not None]
@@ -202,11 +221,8 @@ class Writer:
 
     def _layer(self, branch: Branch, neuron: Neuron, signed: bool, learn_threshold: bool = False) -> Any:
         """Make the tandem layer of a branch, which holds the ANN's parameters and batch norm."""
-        layer = (
-            self._elementwise(branch, neuron, signed)
-            if branch.layer is None
-            else self._weighted(branch, neuron, signed)
-        )
+        make = self._elementwise if branch.layer is None else self._weighted
+        layer = make(branch, neuron, signed)
         layer.norm = branch.norm
         if learn_threshold:
             layer.log_threshold = new_log_threshold(type(layer).__name__, True, self.like)
@@ -253,7 +269,7 @@ class Writer:
         sources = None
         if differ:
             each = [t.sources or tuple((t.level, i) for i in range(n)) for t, n in zip(trains, known, strict=True)]
-            sources = tuple(source for part in each for source in part)
+            sources = tuple(itertools.chain(*each))
             self.cats.append((cat, [None if train.sources is not None else train.level for train in trains]))
         name = self.named(node.name, cat)
         self.origins.append(Origin(name, self.word(node), (node.name,), node.name))
@@ -273,19 +289,19 @@ class Writer:
         name = self.named(node.name, module)
         self.layers.append(SpikingLayer(name, node, train.signed))
         self.origins.append(Origin(name, "spikes * gate", (node.name,), node.name, signed=train.signed))
-        node_of = self.graph.call_module(name, (train.node, gate.node))
-        return Train(node_of, name, signed=train.signed, channels=train.channels, dims=train.dims)
+        product = self.graph.call_module(name, (train.node, gate.node))
+        return Train(product, name, signed=train.signed, channels=train.channels, dims=train.dims)
 
     def called(self, x: Any, node: fx.Node, module: Any) -> Any:
         """Apply a module to a spike train or a real value, in place of the ANN's node."""
         replaces = node.op == "call_module"
         name = self.named(str(node.target) if replaces else node.name, module, replaces)
-        kept = {"signed": x.signed, "sources": x.sources} if isinstance(x, Train) else {"real": True}
-        self.origins.append(Origin(name, self.word(node), (name_of(node),), node.name, **kept))
+        facts = {"signed": x.signed, "sources": x.sources} if isinstance(x, Train) else {"real": True}
+        self.origins.append(Origin(name, self.word(node), (name_of(node),), node.name, **facts))
         return replace(x, node=self.graph.call_module(name, (x.node,)))
 
     def flattened(self, x: Any, start: int = 1, end: int = -1) -> Any:
-        """Flatten dimensions start to end of a spike train. For averages and currents, this is deferred."""
+        """Flatten dimensions start to end of a spike train. For averages and currents, the step is deferred."""
         dims = x.dims
         if dims is not None and -dims <= start < dims and -dims <= end < dims:
             start, end = start % dims, end % dims
@@ -322,17 +338,14 @@ class Writer:
         return replace(flat, dims=2) if isinstance(flat, Pooled) else flat
 
     def rearranged(self, train: Train, how: str, *arguments: int) -> Train:
-        """Rearrange the neurons of a train."""
+        """Rearrange the neurons of a train, as :class:`SpikeRearrange` does."""
         module = SpikeRearrange(how, *arguments, signed=train.signed)
         sources, channels = train.sources, train.channels
         if sources is not None and how != "flatten":
             size = arguments[0] ** 2 if how == "pixel_shuffle" else 1
             if any(source != sources[i - i % size] for i, source in enumerate(sources)):
-                remedy = (
-                    "pass per_channel=False"
-                    if self.options.per_channel
-                    else "put a weight layer between the concatenation and it"
-                )
+                one = "put a weight layer between the concatenation and it"
+                remedy = "pass per_channel=False" if self.options.per_channel else one
                 raise Unconvertible(f"{remedy}: it needs spikes of one weight")
             sources = tuple(module.moved(sources))
         if channels is not None:
@@ -351,7 +364,7 @@ class Writer:
         return step(x) if isinstance(x, Train) else replace(x, deferred=[*x.deferred, step])
 
     def reads(self, module: Any, train: Train) -> None:
-        """Note that a module weighs the spikes of each channel of a train."""
+        """Note that a module weighs the spikes of each channel of a train, if they differ in weight."""
         if train.sources is not None:
             self.readers.append((module, train.sources))
 
@@ -365,16 +378,16 @@ class Writer:
 
     def word(self, node: fx.Node) -> str:
         """Return the class of the module that a node calls, or the name of its function."""
-        is_module = node.op == "call_module"
-        return kind_of(self.ann.get_submodule(str(node.target))).__name__ if is_module else word_of(node.target)
+        module = module_of(self.ann, node)
+        return word_of(node.target) if module is None else kind_of(module).__name__
 
-    def stand_in(self) -> fx.Node:
-        """Return a placeholder for a missing value. A graph with problems is never used, so it may be incomplete."""
-        return self.graph.placeholder("stand_in")
+    def stand_in(self, channels: int | None = None, dims: int | None = None) -> Train:
+        """Return a placeholder for missing spikes. A graph with problems is never used, so it may be incomplete."""
+        return Train(self.graph.placeholder("stand_in"), channels=channels, dims=dims)
 
 
 def name_of(node: fx.Node) -> str:
-    """Return the name of the module that a node calls, or its own."""
+    """Return the ANN's name for the module that a node calls, or the name of the node."""
     return name_in_ann(str(node.target)) if node.op == "call_module" else node.name
 
 
