@@ -101,9 +101,7 @@ class FiringRate(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = FiringRate()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> FiringRate()(record)
         tensor(0.5000)
     """
 
@@ -120,9 +118,7 @@ class SaturatedNeurons(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = SaturatedNeurons()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> SaturatedNeurons()(record)
         tensor(0.5000)
     """
 
@@ -139,9 +135,7 @@ class SilentNeurons(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = SilentNeurons()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> SilentNeurons()(record)
         tensor(0.5000)
     """
 
@@ -158,9 +152,7 @@ class SynOps(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = SynOps()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> SynOps()(record)
         tensor(2.)
     """
 
@@ -177,9 +169,7 @@ class OperationsRatio(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = OperationsRatio()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> OperationsRatio()(record)
         tensor(0.7500)
     """
 
@@ -196,9 +186,7 @@ class Energy(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = Energy()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> Energy()(record)
         tensor(27.6000)
     """
 
@@ -215,9 +203,7 @@ class EnergyRatio(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = EnergyRatio()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> EnergyRatio()(record)
         tensor(0.7500)
     """
 
