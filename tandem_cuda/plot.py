@@ -82,7 +82,7 @@ def spike_raster(spikes: SpikeTrain | Tensor, *, sample: int = 0, neurons: int =
         raise ValueError(f"{op}: sample must be from 0 to {samples - 1}, got {sample}")
     if neurons < 1:
         raise ValueError(f"{op}: neurons must be at least 1, got {neurons}")
-    _check_axes(op, ax)
+    ax = _axes(op, ax)
     if isinstance(spikes, SpikeTrain):
         dense = spikes.detach().rearranged(lambda bits: bits[:, sample : sample + 1]).to_dense()[:, 0]
     else:
@@ -92,7 +92,6 @@ def spike_raster(spikes: SpikeTrain | Tensor, *, sample: int = 0, neurons: int =
     active = fired.any(0).nonzero().flatten()
     shown = active[torch.linspace(0, max(len(active) - 1, 0), min(neurons, len(active))).long()]
     step, row = fired[:, shown].nonzero(as_tuple=True)
-    ax = _axes(ax)
     ax.hlines(row.tolist(), (step + 0.6).tolist(), (step + 1.4).tolist(), color="black", lw=1.1)
     ax.set(xlim=(0.4, steps + 0.6), ylim=(max(len(shown), 10) - 0.2, -0.8), xlabel="time step", ylabel="neuron")
     ax.set_title(f"{len(shown):,} of {len(active):,} active neurons")
@@ -177,7 +176,6 @@ def _draw_histogram(op: str, histogram: Tensor, ax: Axes | None) -> Axes:
         raise ValueError(f"{op}: histogram must be [A, T + 1] as from count_histogram, got {shape}")
     if histogram.dtype != torch.int64:
         raise TypeError(f"{op}: histogram must be int64, got {histogram.dtype}")
-    _check_axes(op, ax)
     steps, histogram = shape[1] - 1, histogram.cpu()
     if histogram.min() < 0:
         raise ValueError(f"{op}: histogram must have numbers from 0 up, got {int(histogram.min())}")
@@ -186,7 +184,7 @@ def _draw_histogram(op: str, histogram: Tensor, ax: Axes | None) -> Axes:
         raise ValueError(f"{op}: histogram must have at least one pair, got none")
     share = histogram.T.double() / total
     highest = 1.25 * steps
-    ax = _axes(ax)
+    ax = _axes(op, ax)
     ax.pcolormesh(
         torch.linspace(0, highest, len(histogram) + 1).numpy(),
         (torch.arange(steps + 2) - 0.5).numpy(),
@@ -260,8 +258,6 @@ def firing_rates(
         if not isinstance(value, Sequence) or not all(isinstance(layer, LayerActivity) for layer in value):
             expected = "an ActivityTable" if which != "tables" else "an ActivityTable, or several by label"
             raise TypeError(f"{op}: {which} must be {expected}, got {_types(value)}")
-    _check_colors(op, colors)
-    _check_axes(op, ax)
     several = tables if isinstance(tables, Mapping) else {"": tables}
     rates = {
         label: {layer.name: layer.firing_rate for layer in table if layer.firing_rate is not None}
@@ -270,9 +266,9 @@ def firing_rates(
     names = list(dict.fromkeys(name for found in rates.values() for name in found))
     if not names:
         raise ValueError(f"{op}: tables must have a spiking layer, got none")
-    ax = _axes(ax)
+    cycled, ax = _colors(op, colors), _axes(op, ax)
     width = 0.8 / len(rates)
-    for i, (color, (label, found)) in enumerate(zip(_colors(colors), rates.items(), strict=False)):
+    for i, (color, (label, found)) in enumerate(zip(cycled, rates.items(), strict=False)):
         at = [names.index(name) + (i - (len(rates) - 1) / 2) * width for name in found]
         bars = ax.bar(at, list(found.values()), width * 0.95, color=color, label=label)
         if len(rates) <= 2:  # otherwise they would overlap
@@ -335,12 +331,10 @@ def accuracy_against_synops(
             raise TypeError(f"{op}: ann must be a pair (MACs, accuracy), got {ann!r}")
         for i, number in enumerate(ann):
             checks.check_number(op, f"ann[{i}]", number)
-    _check_colors(op, colors)
-    _check_axes(op, ax)
     if not any(len(points) > 0 for points in named.values()):
         raise ValueError(f"{op}: curves must have at least one point, got none")
-    ax = _axes(ax)
-    for color, (label, points) in zip(_colors(colors), named.items(), strict=False):
+    cycled, ax = _colors(op, colors), _axes(op, ax)
+    for color, (label, points) in zip(cycled, named.items(), strict=False):
         if len(points) == 0:
             continue
         x = [point.synops if cost == "synops" else point.steps for point in points]
@@ -370,19 +364,21 @@ def accuracy_against_synops(
     return ax
 
 
-def _check_axes(op: str, ax: Any) -> None:
+def _axes(op: str, ax: Axes | None) -> Axes:
+    """Return where to draw. Without ``ax`` this opens a figure, so all other arguments are checked before."""
     if ax is not None and not isinstance(ax, Axes):
         raise TypeError(f"{op}: ax must be an Axes, got {type(ax).__name__}")
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 
-def _check_colors(op: str, colors: Any) -> None:
-    if colors is None:
-        return
-    if isinstance(colors, str) or not isinstance(colors, Sequence):
+def _colors(op: str, colors: Sequence[str] | None) -> cycle[str]:
+    """Return colours without end."""
+    if colors is not None and (isinstance(colors, str) or not isinstance(colors, Sequence)):
         raise TypeError(f"{op}: colors must be a sequence of colours, got {colors!r}")
-    for color in colors:
+    for color in colors or ():
         if not is_color_like(color):
             raise ValueError(f"{op}: colors must be colours of matplotlib, got {color!r}")
+    return cycle(colors or [f"C{i}" for i in range(10)])
 
 
 def _labelled(argument: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -395,15 +391,6 @@ def _types(value: Any) -> str:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return type(value).__name__
     return f"{type(value).__name__} of {', '.join(sorted({type(element).__name__ for element in value}))}"
-
-
-def _axes(ax: Axes | None) -> Axes:
-    return plt.subplots(layout="constrained")[1] if ax is None else ax
-
-
-def _colors(colors: Sequence[str] | None) -> cycle[str]:
-    """Return colours without end."""
-    return cycle(colors or [f"C{i}" for i in range(10)])
 
 
 def _columns(time_steps: int) -> int:

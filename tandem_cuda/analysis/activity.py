@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._progress import progress
+from ..freeze import FrozenNetwork
 from ..nn import EncodedInput
 from ..nn.modes import evaluating
 from ..spike_train import SpikeTrain
@@ -129,8 +130,6 @@ def record_activity(model: nn.Module) -> Iterator[ActivityRecord]:
 
 def _names(model: nn.Module) -> dict[nn.Module, str]:
     """Return every module with its qualified name. Layers of a frozen network have the names of its nodes."""
-    from ..freeze import FrozenNetwork  # here, to avoid a cyclic import
-
     names = {module: path or type(module).__name__ for path, module in model.named_modules()}
     for path, module in model.named_modules():
         if isinstance(module, FrozenNetwork):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,28 +15,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..freeze.add import FrozenAdd
-from ..freeze.encode import FrozenDecode
 from ..freeze.forms import FrozenLayer, Span
-from ..freeze.pool import FrozenPool
-from ..freeze.rearrange import FrozenCat, FrozenGate, FrozenRearrange
-from ..freeze.tandem import FrozenTandem
-from ..nn import (
-    Decode,
-    EncodedInput,
-    SpikeCat,
-    SpikeRearrange,
-    SpikingAdaptiveAvgPool2d,
-    SpikingAvgPool2d,
-    SpikingGlobalMaxPool2d,
-    SpikingMaxPool2d,
-    TandemAdd,
-    TandemGate,
-)
+from ..nn import Decode, EncodedInput
 from ..nn.modes import recomputing
-from ..nn.operations import branches_of, layer_macs
-from ..nn.synapses import reached
-from ..nn.tandem import TandemLayer
+from ..nn.operations import Operations, ann_macs, synapses_by_input
+from ..nn.synapses import Synapses, reached
 from ..spike_train import SpikeTrain
 from .activity_table import ActivityTable, LayerActivity
 
@@ -97,12 +80,6 @@ CARRYING = {
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),
     *("mul", "__mul__", "__rmul__", "div", "true_divide", "__truediv__"),
 }
-# Modules that are counted as a whole, or not counted by convention (pooling of spikes).
-_SPIKING = (TandemLayer, TandemAdd, TandemGate, FrozenTandem, FrozenAdd, FrozenGate)
-_CLOSED = (
-    *(*_SPIKING, SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, SpikingGlobalMaxPool2d, FrozenPool),
-    *(SpikeCat, SpikeRearrange, FrozenCat, FrozenRearrange),
-)
 _NO_PRODUCTS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, parametrize.ParametrizationList)
 
 
@@ -155,6 +132,7 @@ class ActivityRecord:
         self._samples: int | None = None  # batch size of the latest spiking layer
         # Real tensors that hold counts: T, and the tensor's version when it was noted.
         self._counts: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
+        self._operations = Operations()
         self._fan_outs: dict[Any, Tensor] = {}
         self._synapses: dict[Any, int] = {}
 
@@ -185,15 +163,18 @@ class ActivityRecord:
         self._samples = None
 
     def _enter(self, name: str, module: nn.Module, args: Any) -> None:
-        self._frames.append(_Frame(name, module))
+        self._frames.append(_Frame(name, _unwrapped(module)))
 
     @torch.no_grad()
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Handle the end of a module. After an exception, ``output`` is None."""
         frame = self._frames[-1]
         try:
-            closed = any(isinstance(outer.module, _CLOSED) for outer in self._frames[:-1])
+            closed = any(_is_closed(outer.module) for outer in self._frames[:-1])
             if not closed and output is not None and not recomputing():
+                if isinstance(module, FrozenLayer):
+                    self._check_span(args[0])
+                    args, output = args[2:], output[0]
                 self._on_output(frame, args, output)
         finally:
             self._frames.pop()
@@ -202,14 +183,11 @@ class ActivityRecord:
 
     def _on_output(self, frame: _Frame, args: tuple[Any, ...], output: Any) -> None:
         module = frame.module
-        if isinstance(module, FrozenLayer):
-            self._check_span(args[0])
-            args, output = args[2:], output[0]
-        if isinstance(module, _SPIKING):
-            self._on_spikes(frame.name, module, args, output)
-        elif isinstance(module, (Decode, FrozenDecode)):
+        if synapses := synapses_by_input(module):
+            self._on_spikes(frame.name, module, synapses, args, output)
+        elif isinstance(module, Decode):
             self._mark(output, args[0].time_steps)
-        elif not isinstance(module, _CLOSED):
+        elif not _is_closed(module):
             kind = type(module).__name__
             owns = any(True for _ in module.parameters(recurse=False))
             if owns and not frame.counted and not isinstance(module, _NO_PRODUCTS):
@@ -224,17 +202,17 @@ class ActivityRecord:
                 "use accuracy_curve to count operations over time"
             )
 
-    def _on_spikes(self, name: str, layer: Any, args: tuple[Any, ...], output: SpikeTrain) -> None:
+    def _on_spikes(
+        self, name: str, layer: Any, synapses: Sequence[Synapses | None], args: tuple[Any, ...], output: SpikeTrain
+    ) -> None:
         _check_samples(output.shape)
         count = output.count.detach()
-        branches = layer.branches() if isinstance(layer, FrozenLayer) else branches_of(layer)
         operations, multiplications = count.new_zeros((), dtype=torch.float64), 0
-        args = args[:1] if isinstance(layer, (TandemGate, FrozenGate)) else args  # the gate itself is no spikes
-        for i, (branch, x) in enumerate(zip(branches, args, strict=True)):
-            if isinstance(x, SpikeTrain):
-                operations = operations + self._operations(f"{name}.{i}", branch, x)
-            multiplications += layer_macs(branch, x, output)
-        saturated, silent = count >= _largest(layer, output.time_steps), count == 0
+        for i, (own, x) in enumerate(zip(synapses, args, strict=False)):  # the factor of a gate is no spikes
+            if isinstance(x, SpikeTrain):  # in float64, exact up to 2^53
+                operations = operations + self._operations((name, i), own, x.count.detach().sum(0, dtype=torch.float64))
+            multiplications += ann_macs(own, x, output)
+        saturated, silent = count >= layer.neuron.largest(output.time_steps), count == 0
         sums = count.sum(dtype=torch.float64), saturated.sum(), silent.sum(), operations
         self._samples = output.shape[0]
         self._pending.append(
@@ -250,15 +228,6 @@ class ActivityRecord:
             )
         )
 
-    def _operations(self, name: str, layer: nn.Module, x: SpikeTrain) -> Tensor:
-        """Return spikes times output neurons reached, summed over input neurons: float64, exact up to 2^53."""
-        if not isinstance(layer, TandemLayer):  # the identity in a join
-            return x.count.detach().sum(dtype=torch.float64)
-        key = name, x.shape[1:]
-        if key not in self._fan_outs:
-            self._fan_outs[key] = layer.synapses.fan_out(x.shape[1:], x.device)
-        return (x.count.detach().sum(0, dtype=torch.float64) * self._fan_outs[key]).sum()
-
     # -- functions
 
     @torch.no_grad()
@@ -266,7 +235,7 @@ class ActivityRecord:
         name = getattr(func, "__name__", "").partition(".")[0]  # an operator's overload follows the point
         if name not in WEIGHTED and name not in PRODUCTS and name not in CARRYING:
             return
-        if not self._frames or any(isinstance(frame.module, _CLOSED) for frame in self._frames) or recomputing():
+        if not self._frames or any(_is_closed(frame.module) for frame in self._frames) or recomputing():
             return
         frame = self._frames[-1]
         if name in CARRYING:
@@ -381,10 +350,15 @@ class _Product:
         return output
 
 
-def _largest(layer: Any, steps: int) -> float:
-    """Return the count from which on a layer's neurons are saturated."""
-    owner = layer.layer if isinstance(layer, FrozenTandem) else layer.join if isinstance(layer, FrozenAdd) else layer
-    return owner.neuron.largest(steps) if isinstance(owner, (TandemLayer, TandemAdd)) else steps
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Return the layer that a frozen layer runs, or the module itself."""
+    return next(module.children(), module) if isinstance(module, FrozenLayer) else module
+
+
+def _is_closed(module: nn.Module) -> bool:
+    """Return whether a module is counted as a whole, or not counted by convention, such as the pooling of spikes."""
+    layer = type(module)
+    return hasattr(layer, "synapses_by_input") or hasattr(layer, "ann_twin")
 
 
 def _version(x: Tensor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,20 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .._table import table
-from ..nn import (
-    EncodedInput,
-    SpikingAdaptiveAvgPool2d,
-    SpikingAvgPool2d,
-    SpikingMaxPool2d,
-    TandemAdd,
-    learned_threshold,
-)
 from ..nn.modes import evaluating
-from ..nn.tandem import TandemLayer
 from ..nn.weights import stored
 from ..spike_train import SpikeTrain
-
-_POOLS = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d)
 
 
 @dataclass(frozen=True)
@@ -126,19 +115,15 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
         >>> table[0].name
         '1'
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"diagnose: model must be an nn.Module, got {type(model).__name__}")
-    modules = {path or type(module).__name__: module for path, module in model.named_modules()}
-    layers = {name: module for name, module in modules.items() if isinstance(module, (TandemLayer, TandemAdd))}
+    twins = _ann_twins("diagnose", model)
     with evaluating(model), torch.enable_grad():
-        with _recorded("diagnose", layers) as found:
+        with _recorded("diagnose", twins) as found:
             tandem_loss = _scalar(loss(model(inputs)))
         weights = [_weights(name, layer) for name, (layer, _, _) in found.items()]
         flat = [weight for group in weights for weight in group]
         tandem = iter(torch.autograd.grad(tandem_loss, flat, allow_unused=True))
-        pools = {name: module for name, module in modules.items() if isinstance(module, _POOLS)}
         alone: dict[str, Tensor] = {}
-        with _ann({**layers, **pools}, alone):
+        with _ann(twins, alone):
             exact = iter(torch.autograd.grad(_scalar(loss(model(inputs))), flat, allow_unused=True))
     gradients = [(_gathered(group, tandem), _gathered(group, exact)) for group in weights]
     return AgreementTable(
@@ -179,27 +164,25 @@ def counts_and_activations(model: nn.Module, inputs: Any) -> dict[str, tuple[Ten
         (torch.Size([8, 50]), torch.Size([8, 50]))
     """
     op = "counts_and_activations"
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{op}: model must be an nn.Module, got {type(model).__name__}")
-    modules = {path or type(module).__name__: module for path, module in model.named_modules()}
-    layers = {name: module for name, module in modules.items() if isinstance(module, (TandemLayer, TandemAdd))}
-    with evaluating(model), torch.no_grad(), _recorded(op, layers) as found:
+    twins = _ann_twins(op, model)
+    with evaluating(model), torch.no_grad(), _recorded(op, twins) as found:
         model(inputs)
     return {name: (count, activation) for name, (_, count, activation) in found.items()}
 
 
 @contextmanager
-def _recorded(op: str, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[nn.Module, Tensor, Tensor]]]:
-    """Record the layers that run, their counts, and the activations computed from the counts of the layer before."""
+def _recorded(op: str, twins: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[nn.Module, Tensor, Tensor]]]:
+    """Record the tandem layers that run, their counts, and the activations of the counts of the layer before."""
     found: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
 
-    def on_layer(name: str, layer: nn.Module, args: tuple[Any, ...], output: SpikeTrain) -> None:
+    def on_layer(name: str, layer: Any, args: tuple[Any, ...], output: SpikeTrain) -> None:
         if name in found:
             raise ValueError(f"{op}: model must run each tandem layer once, got {name!r} twice")
         with torch.no_grad():
-            found[name] = layer, output.count.detach(), _activation(layer, *args).detach()
+            found[name] = layer, output.count.detach(), layer.ann_twin(*args).count.detach()
 
-    handles = [layer.register_forward_hook(partial(on_layer, name)) for name, layer in layers.items()]
+    counted = [(name, layer) for name, layer in twins.items() if _is_counted(layer)]
+    handles = [layer.register_forward_hook(partial(on_layer, name)) for name, layer in counted]
     try:
         yield found
     finally:
@@ -209,54 +192,32 @@ def _recorded(op: str, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tu
         raise ValueError(f"{op}: model must run a tandem layer such as TandemConv2d, but none ran")
 
 
-def _weights(name: str, layer: nn.Module) -> list[Tensor]:
-    branches = layer.branches if isinstance(layer, TandemAdd) else [layer]
-    held = [getattr(*stored(branch, "weight")) for branch in branches if isinstance(branch, TandemLayer)]
-    weights: list[Tensor] = [
-        weight for weight in held if isinstance(weight, nn.Parameter)
-    ]  # those of an identity are constants
+def _is_counted(module: nn.Module) -> bool:
+    return hasattr(type(module), "synapses_by_input")
+
+
+def _ann_twins(op: str, model: Any) -> dict[str, nn.Module]:
+    """Return layers and pooling that have an ANN twin, by their names."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be an nn.Module, got {type(model).__name__}")
+    modules = {path or type(module).__name__: module for path, module in model.named_modules()}
+    return {name: module for name, module in modules.items() if hasattr(type(module), "ann_twin")}
+
+
+def _weights(name: str, layer: nn.Module) -> list[nn.Parameter]:
+    held = (
+        getattr(*stored(part, "weight")) for part in layer.modules() if _is_counted(part) and hasattr(part, "weight")
+    )
+    weights = [weight for weight in held if isinstance(weight, nn.Parameter)]  # an elementwise layer has constants
     if not weights or not all(weight.requires_grad for weight in weights):
         raise ValueError(f"diagnose: every layer must have weights that require gradients, but {name!r} has none")
     return weights
 
 
-def _gathered(weights: list[Tensor], gradients: Iterator[Tensor | None]) -> Tensor:
+def _gathered(weights: Sequence[Tensor], gradients: Iterator[Tensor | None]) -> Tensor:
     """Return the next gradients, those of these weights, as one vector [1, ...]; zero where the loss has none."""
     parts = ((weight, next(gradients)) for weight in weights)
     return torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for w, g in parts]).unsqueeze(0)
-
-
-def _activation(layer: Any, *inputs: SpikeTrain | EncodedInput) -> Tensor:
-    """Compute the layer's ANN activation in eval mode, differentiably, from the counts of its inputs."""
-    x = inputs[0]
-    if isinstance(layer, SpikingMaxPool2d):
-        return nn.MaxPool2d.forward(layer, _value(x))
-    if isinstance(layer, SpikingAvgPool2d):
-        return nn.AvgPool2d.forward(layer, _value(x)) / layer.threshold
-    if isinstance(layer, SpikingAdaptiveAvgPool2d):
-        return nn.AdaptiveAvgPool2d.forward(layer, _value(x)) / layer.threshold
-    branches = layer.branches if isinstance(layer, TandemAdd) else [layer]
-    v = torch.stack([_pre_activation(branch, x) for branch, x in zip(branches, inputs, strict=True)]).sum(0)
-    if layer.log_threshold is not None:
-        v = v * learned_threshold.unit(layer.log_threshold).to(v.dtype)
-    activation: Tensor = layer.neuron.activation(v, x.time_steps)
-    return activation.clamp(max=layer.neuron.largest(x.time_steps)) if layer.neuron.clip else activation
-
-
-def _pre_activation(layer: Any, x: SpikeTrain | EncodedInput) -> Tensor:
-    value = _value(x)
-    if isinstance(x, SpikeTrain) and x.amplitude != 1:
-        value = value * x.amplitude
-    if not isinstance(layer, TandemLayer):  # the identity in a join
-        return value
-    return layer.drive.summand(layer.synapses.dense_product(value, layer.weights.floats(), layer.drive.bias()))
-
-
-def _value(x: SpikeTrain | EncodedInput) -> Tensor:
-    """Return the input of the ANN, without the amplitude."""
-    if isinstance(x, SpikeTrain):
-        return x.count
-    return x.value * x.time_steps if x.mode == "constant" else x.value
 
 
 @contextmanager
@@ -264,15 +225,9 @@ def _ann(layers: dict[str, nn.Module], found: dict[str, Tensor]) -> Iterator[Non
     """Make layers and pooling pass on ANN activations instead of counts, and record the activations."""
 
     def forward(name: str, layer: Any, *inputs: Any) -> SpikeTrain:
-        activation, x = _activation(layer, *inputs), inputs[0]
-        found[name] = activation.detach()
-        # The modules between the layers expect a SpikeTrain, but none of them reads its spikes.
-        planes = -(-x.time_steps // 8)
-        no_spikes = torch.zeros((), dtype=torch.uint8, device=activation.device).expand(planes, *activation.shape)
-        amplitude = (
-            x.amplitude * getattr(layer, "amplitude", 1.0) if isinstance(layer, _POOLS) else layer.neuron.amplitude
-        )
-        return SpikeTrain.unchecked(no_spikes, x.time_steps, activation, amplitude=amplitude)
+        train: SpikeTrain = layer.ann_twin(*inputs)
+        found[name] = train.count.detach()
+        return train
 
     try:
         for name, layer in layers.items():

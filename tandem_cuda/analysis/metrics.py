@@ -126,9 +126,7 @@ class FiringRate(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = FiringRate()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> FiringRate()(record)
         tensor(0.5000)
     """
 
@@ -145,9 +143,7 @@ class SaturatedNeurons(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = SaturatedNeurons()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> SaturatedNeurons()(record)
         tensor(0.5000)
     """
 
@@ -164,9 +160,7 @@ class SilentNeurons(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = SilentNeurons()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> SilentNeurons()(record)
         tensor(0.5000)
     """
 
@@ -183,9 +177,7 @@ class SynOps(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = SynOps()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> SynOps()(record)
         tensor(2.)
     """
 
@@ -202,9 +194,7 @@ class OperationsRatio(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = OperationsRatio()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> OperationsRatio()(record)
         tensor(0.7500)
     """
 
@@ -221,9 +211,7 @@ class Energy(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = Energy()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> Energy()(record)
         tensor(27.6000)
     """
 
@@ -240,9 +228,7 @@ class EnergyRatio(ActivityMetric):
         >>> _ = nn.init.eye_(net[1].weight)
         >>> with record_activity(net) as record:
         ...     logits = net(torch.tensor([[1.0, 0.0]]))  # one neuron spikes at every step, one never
-        >>> metric = EnergyRatio()
-        >>> metric.update(record)
-        >>> metric.compute()
+        >>> EnergyRatio()(record)
         tensor(0.7500)
     """
 

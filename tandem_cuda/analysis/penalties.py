@@ -11,10 +11,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..nn import TandemAdd
 from ..nn.modes import recomputing
-from ..nn.operations import layer_macs
-from ..nn.tandem import TandemLayer
+from ..nn.operations import Operations, ann_macs, synapses_by_input
+from ..nn.synapses import Synapses
 from ..ops import checks
 from ..spike_train import SpikeTrain
 
@@ -32,8 +31,7 @@ class _Penalty(ABC, Generic[_Seen]):
         checks.check_number(name, "target", target)
         if not 0 <= target < end:
             raise ValueError(f"{name}: target must be in [0, {end:g}), got {target}")
-        joined = {id(branch) for join in model.modules() if isinstance(join, TandemAdd) for branch in join.branches}
-        layers = [m for m in model.modules() if isinstance(m, (TandemLayer, TandemAdd)) and id(m) not in joined]
+        layers = [m for m in model.modules() if synapses_by_input(m) and hasattr(type(m), "ann_twin")]
         if not layers:
             raise ValueError(f"{name}: model must have tandem layers, got {type(model).__name__} without any")
         self.target = target
@@ -129,7 +127,9 @@ class FiringRatePenalty(_Penalty[Tensor]):
 class _Branch:
     """A layer, or a branch of a TandemAdd, in one forward pass."""
 
-    layer: nn.Module
+    key: tuple[nn.Module, int]
+    """The layer, and the number of its input."""
+    synapses: Synapses | None
     counts: Tensor | None
     """Spike counts of its input, summed over the batch; None for real input."""
     multiplications: int
@@ -173,17 +173,18 @@ class SynOpsPenalty(_Penalty[list[_Branch]]):
 
     def __init__(self, model: nn.Module, target: float = 0.0) -> None:
         super().__init__(model, target, end=math.inf)
-        self._fan_outs: dict[tuple[nn.Module, torch.Size, torch.device], Tensor] = {}
+        self._operations = Operations()
 
     def _see(self, layer: Any, inputs: Any, output: SpikeTrain) -> list[_Branch]:
         # A sum saves nothing for backward; saved tensors would confuse checkpointing when it recomputes the layer.
         return [
             _Branch(
-                branch,
+                (layer, i),
+                synapses,
                 x.count.sum(0) if isinstance(x, SpikeTrain) else None,
-                layer_macs(branch, x, output) * output.shape[0],
+                ann_macs(synapses, x, output) * output.shape[0],
             )
-            for branch, x in zip(layer.branches if isinstance(layer, TandemAdd) else [layer], inputs, strict=True)
+            for i, (synapses, x) in enumerate(zip(synapses_by_input(layer), inputs, strict=True))
         ]
 
     def _of(self, seen: list[list[_Branch]]) -> Tensor:
@@ -191,14 +192,5 @@ class SynOpsPenalty(_Penalty[list[_Branch]]):
         multiplications = sum(branch.multiplications for branch in branches)
         if multiplications == 0:
             raise ValueError("SynOpsPenalty: model must run a layer with weights on a non-empty batch")
-        operations = [self._operations(branch.layer, branch.counts) for branch in branches if branch.counts is not None]
+        operations = [self._operations(x.key, x.synapses, x.counts) for x in branches if x.counts is not None]
         return (sum(operations, torch.zeros(())) / multiplications - self.target).clamp(min=0).square()
-
-    def _operations(self, layer: nn.Module, counts: Tensor) -> Tensor:
-        """Return the sum of spikes times the neurons that they reach."""
-        if not isinstance(layer, TandemLayer):  # the identity in a join
-            return counts.sum()
-        key = layer, counts.shape, counts.device
-        if key not in self._fan_outs:
-            self._fan_outs[key] = layer.synapses.fan_out(counts.shape, counts.device).to(counts.dtype)
-        return (counts * self._fan_outs[key]).sum()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from ..nn import EncodedInput, TandemAdd
+from ..nn import TandemAdd
 from ..nn.modes import evaluating
-from ..nn.operations import branches_of, layer_macs
+from ..nn.operations import Operations, ann_macs, synapses_by_input
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .record import Origin, Record
@@ -132,7 +132,7 @@ class Sums:
     """The sum of the absolute values of the ANN."""
     misfit: bool = False
     """Whether spikes and the ANN's values differ in number."""
-    fan_outs: dict[int, Tensor] = field(default_factory=dict)
+    count_operations: Operations = field(default_factory=Operations)
 
     def add(self, module: Any, inputs: tuple[Any, ...], train: SpikeTrain) -> None:
         """Add a forward pass of the layer."""
@@ -142,16 +142,10 @@ class Sums:
         self.spikes += float(count.sum(dtype=torch.float64))
         self.saturated += int((count >= largest).sum())
         self.fired = self.fired | (count > 0).any(0)
-        for i, (branch, x) in enumerate(zip(branches_of(module), inputs, strict=False)):  # a gate is no spikes
-            self.macs = (self.macs if i else 0) + layer_macs(branch, x, train)
-            if isinstance(x, EncodedInput):
-                continue
-            if not isinstance(branch, TandemLayer):  # the identity in a sum
-                self.operations += float(x.count.sum(dtype=torch.float64))
-                continue
-            if i not in self.fan_outs:
-                self.fan_outs[i] = branch.synapses.fan_out(x.shape[1:], x.device)
-            self.operations += float((x.count.sum(0, dtype=torch.float64) * self.fan_outs[i]).sum())
+        for i, (synapses, x) in enumerate(zip(synapses_by_input(module), inputs, strict=False)):  # a gate is no spikes
+            self.macs = (self.macs if i else 0) + ann_macs(synapses, x, train)
+            if isinstance(x, SpikeTrain):
+                self.operations += float(self.count_operations(i, synapses, x.count.sum(0, dtype=torch.float64)))
 
     def compare(self, train: SpikeTrain, signed: bool, weights: Tensor | None, activation: Tensor) -> None:
         """Add the difference of spikes from the ANN's activation.

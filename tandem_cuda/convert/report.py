@@ -11,7 +11,7 @@ import torch
 
 from .._table import table
 from ..nn import Encode, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, TandemAdd, TandemGate
-from ..nn.operations import branches_of
+from ..nn.operations import synapses_by_input
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .comparison import FEW, Converted, Sums, inputs_of, run_both
@@ -236,7 +236,7 @@ def _layer(network: Converted, origin: Origin, sums: Sums | None) -> ConvertedLa
             "saturation": sums.saturated / pairs,
             "dead": 1 - float(sums.fired.double().mean()),
         }
-        if branches_of(module):
+        if synapses_by_input(module):
             known |= {"synops": sums.operations / sums.samples, "macs": sums.macs}
         if sums.values:
             known["error"] = sums.error / sums.size if sums.size else math.inf if sums.error else 0.0

@@ -10,7 +10,9 @@ import operator
 import os
 import re
 import struct
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
+from contextlib import suppress
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +24,8 @@ from ..nn import Decode, Encode, TandemAdd
 from .nir_format import ENCODINGS, RESET, check_dt, h5py, nir, unsupported
 from .nir_nodes import (
     NEURONS,
-    POOLINGS,
     WEIGHTS,
-    Shape,
+    PartialShape,
     Weights,
     agrees,
     declared_shape,
@@ -188,7 +189,7 @@ class _Value(NamedTuple):
     """The module that computes it; "" for the network's input."""
     kind: str
     """"encoded", "spikes", or, after the last neurons, "real"."""
-    shape: Shape
+    shape: PartialShape
     weights: Weights | None = None
     """The weights of a current that has no neurons yet; ``call`` and ``kind`` are then those of the weights' input."""
 
@@ -252,14 +253,13 @@ class _Import:
         for name in self.nodes:
             if name not in between:
                 self.problems.append(f"{self._what(name)}: it must be on a path from {inputs[0]} to {outputs[0]}")
-        waiting = {name: len(sources) for name, sources in self.sources.items()}
-        ready, order = deque(name for name in self.nodes if not waiting[name]), []
-        while ready:
-            order.append(ready.popleft())
-            for name in following[order[-1]]:
-                waiting[name] -= 1
-                if not waiting[name]:
-                    ready.append(name)
+        sorter = TopologicalSorter(self.sources)
+        order: list[str] = []
+        with suppress(CycleError):  # it still returns the nodes before the cycle
+            sorter.prepare()
+        while ready := sorter.get_ready():
+            order += ready
+            sorter.done(*ready)
         circle = sorted(self.nodes.keys() - set(order))
         if circle:
             self.problems.append(f"{', '.join(circle)}: on a cycle or after one; recurrent networks are not supported")
@@ -317,7 +317,7 @@ class _Import:
             (x,) = inputs
             if x.weights is None:
                 raise ValueError("there must be weights before it")
-            layer: nn.Module = x.weights.layer(neuron, gain, x.weights.whole_bias(self.steps, gain))
+            layer = x.weights.layer(neuron, gain, self.steps)
             return _Value(self._called(x.weights.name, layer, x.call), "spikes", shape)
         return _Value(self._joined(name, neuron, gain, inputs), "spikes", shape)
 
@@ -327,7 +327,7 @@ class _Import:
             if x.kind == "encoded":
                 raise ValueError("its inputs must be spikes, got real input: put weights and neurons in between")
             if x.weights is not None:
-                branches.append(x.weights.layer(IF(), gain, x.weights.whole_bias(self.steps, gain)))
+                branches.append(x.weights.layer(IF(), gain, self.steps))
             elif gain != 1:
                 raise ValueError(f"its r * dt must be 1 if spikes enter without weights, got {gain}")
             elif x.shape is not None and len(x.shape) > 3:
@@ -382,15 +382,7 @@ class _Import:
         key = self._key(name)
         weights = Weights.of(key, node, x.shape)
         shape = weights.out_shape(x.shape)
-        if isinstance(node, POOLINGS):
-            divisor = None if isinstance(node, nir.AvgPool2d) else 1
-            # Pooling always has two numbers of each; only convolutions may have fewer, or padding by name.
-            size: Any = tuple(weights.weight.shape[2:])
-            window: dict[str, Any] = {"kernel_size": size, "stride": weights.stride, "padding": weights.padding}
-            module: nn.Module = nn.AvgPool2d(**window, divisor_override=divisor)
-        else:
-            module = weights.read_out(self.steps)
-        return x._replace(call=self._called(key, module, x.call), shape=shape)
+        return x._replace(call=self._called(key, weights.read_out(self.steps), x.call), shape=shape)
 
     # -- the modules
 

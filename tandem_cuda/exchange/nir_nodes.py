@@ -66,11 +66,11 @@ def field_of(node: Any, name: str, count: int, low: int | None = None) -> tuple[
     return _wholes(name, getattr(node, name, None), count, low)
 
 
-Shape = tuple[int | None, ...] | None
+PartialShape = tuple[int | None, ...] | None
 """The shape of a value without the batch dimension; None where a graph does not state it."""
 
 
-def declared_shape(name: str, types: Any) -> Shape:
+def declared_shape(name: str, types: Any) -> PartialShape:
     """Return the shape in a node's input_type or output_type, which may be a dict or the shape itself."""
     if isinstance(types, dict):
         types = next(iter(types.values()), None)
@@ -79,14 +79,14 @@ def declared_shape(name: str, types: Any) -> Shape:
     return _wholes(name, types, max(_numbers(name, types).size, 1), 1)
 
 
-def agrees(shape: Shape, other: Shape) -> bool:
+def agrees(shape: PartialShape, other: PartialShape) -> bool:
     """Whether two shapes are the same as far as both are known."""
     if shape is None or other is None:
         return True
     return len(shape) == len(other) and all(a == b or None in (a, b) for a, b in zip(shape, other, strict=True))
 
 
-def listed(shape: Shape) -> str:
+def listed(shape: PartialShape) -> str:
     """Return a shape for error messages, with the batch dimension."""
     return "[N, ...]" if shape is None else f"[{', '.join(['N', *('?' if x is None else str(x) for x in shape)])}]"
 
@@ -104,9 +104,11 @@ class Weights(NamedTuple):
     padding: tuple[int, ...] | str = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    pools: Any = None
+    """The class of a pooling node, AvgPool2d or SumPool2d; its weights are those of a depthwise convolution."""
 
     @classmethod
-    def of(cls, name: str, node: Any, shape: Shape) -> Weights:
+    def of(cls, name: str, node: Any, shape: PartialShape) -> Weights:
         """Read a node whose input has the given shape; raise a ValueError if the node is malformed."""
         if isinstance(node, POOLINGS):
             if shape is None or len(shape) != 3 or shape[0] is None:
@@ -116,7 +118,7 @@ class Weights(NamedTuple):
             _out_size(shape[1:], kernel, steps, around, (1, 1))  # checks the size before the kernel is allocated
             share = 1 / math.prod(kernel) if isinstance(node, nir.AvgPool2d) else 1.0
             ones = torch.full((shape[0], 1, *kernel), share)
-            return cls(name, ones, None, steps, around, (1, 1), shape[0])
+            return cls(name, ones, None, steps, around, (1, 1), shape[0], type(node))
         values = _numbers("weight", getattr(node, "weight", None))
         dims = 2 if isinstance(node, nir.Conv2d) else 1 if isinstance(node, nir.Conv1d) else 0
         axes = "[O, F]" if not dims else f"[O, C/groups, {'kH, kW' if dims == 2 else 'K'}]"
@@ -141,7 +143,7 @@ class Weights(NamedTuple):
             raise ValueError(f"groups must divide the {len(weight)} outputs, got {groups}")
         return cls(name, weight, bias, stride, padding, dilation, groups)
 
-    def out_shape(self, shape: Shape) -> Shape:
+    def out_shape(self, shape: PartialShape) -> PartialShape:
         """Return the shape of the output; raise a ValueError if the input does not fit."""
         inputs = self.weight.shape[1] * self.groups
         size: Sequence[int | None] = [None] * len(self.stride) if shape is None else shape[1:]
@@ -153,21 +155,24 @@ class Weights(NamedTuple):
         padding = (0,) * len(size) if isinstance(self.padding, str) else self.padding
         return len(self.weight), *_out_size(size, self.weight.shape[2:], self.stride, padding, self.dilation)
 
-    def layer(self, neuron: Neuron, gain: float, bias: Tensor | None) -> TandemLayer:
-        """Make the tandem layer. ``bias`` is the sum over all steps."""
-        return self._module((TandemLinear, TandemConv1d, TandemConv2d), gain, bias, neuron=neuron)
+    def layer(self, neuron: Neuron, gain: float, steps: int) -> TandemLayer:
+        """Make the tandem layer."""
+        return self._module((TandemLinear, TandemConv1d, TandemConv2d), steps, gain, neuron=neuron)
 
     def read_out(self, steps: int) -> nn.Module:
-        return self._module((nn.Linear, nn.Conv1d, nn.Conv2d), 1.0, self.whole_bias(steps))
+        """Make the layer that reads decoded counts."""
+        if self.pools is None:
+            return self._module((nn.Linear, nn.Conv1d, nn.Conv2d), steps, 1.0)
+        window: dict[str, Any] = {"kernel_size": tuple(self.weight.shape[2:]), "stride": self.stride}
+        divisor = None if issubclass(self.pools, nir.AvgPool2d) else 1
+        return nn.AvgPool2d(**window, padding=self.padding, divisor_override=divisor)  # type: ignore[arg-type]  # a pair
 
-    def whole_bias(self, steps: int, gain: float = 1.0) -> Tensor | None:
-        """Return the bias summed over all steps."""
-        if self.bias is None:
-            return None
-        return _times(self.bias if gain == 1 else self.bias * gain, steps)
-
-    def _module(self, kinds: Sequence[Any], gain: float, bias: Tensor | None, **named: Any) -> Any:
-        weight = self.weight if gain == 1 else self.weight * gain
+    def _module(self, kinds: Sequence[Any], steps: int, gain: float, **named: Any) -> Any:
+        weight, bias = self.weight, self.bias
+        if gain != 1:
+            weight, bias = weight * gain, None if bias is None else bias * gain
+        if bias is not None:
+            bias = _times(bias, steps)
         if not all(bool(x.isfinite().all()) for x in (weight, bias) if x is not None):
             raise ValueError(f"weight and bias must be finite after multiplication by r * dt = {gain}, got infinity")
         outputs, inputs, *kernel = weight.shape

@@ -15,6 +15,7 @@ from ..ops.integrate_and_fire import discharge
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from . import learned_threshold
+from .ann_twin import activated, value_of
 from .coupling import coupled, needs_gradient
 from .drive import Affine, Drive, spike_scale
 from .firing import Firing
@@ -249,7 +250,19 @@ class TandemAdd(nn.Module):
         learns = "" if self.log_threshold is None else ", learn_threshold=True"
         return f"{engine}neuron={self.neuron}{learns}"
 
-    # -- for other programs
+    # -- what analysis and other programs ask
+
+    def synapses_by_input(self) -> Sequence[Synapses | None]:
+        """Return what reads the spikes of each branch; see :mod:`.operations`."""
+        return [branch.synapses if isinstance(branch, TandemLayer) else None for branch in self.branches]
+
+    def ann_twin(self, *inputs: SpikeTrain) -> SpikeTrain:
+        """Run the ANN twin alone; see :mod:`.ann_twin`."""
+        v = [
+            branch.ann_summand(x) if isinstance(branch, TandemLayer) else value_of(x)
+            for branch, x in zip(self.branches, inputs, strict=True)
+        ]
+        return activated(self, torch.stack(v).sum(0), inputs[0].time_steps)
 
     def nir(self, writer: NirWriter, *signals: Signal) -> Any:
         """Write the branches and neurons as nodes of NIR. The first branch with weights holds the sum of all biases."""

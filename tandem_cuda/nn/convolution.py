@@ -34,6 +34,7 @@ class ConvolutionSynapses(Synapses):
     def __init__(self, layer: Any) -> None:
         self.name, self.engine = type(layer).__name__, layer.engine
         self.inputs, self.outputs, self.groups = layer.in_channels, layer.out_channels, layer.groups
+        self.per_weight = 1 if layer.wiring is None else layer.wiring.synapses_per_weight
         self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.padding, self.padding_mode = layer.padding, layer.padding_mode
         self.pads = layer._reversed_padding_repeated_twice

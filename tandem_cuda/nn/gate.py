@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from ..ops.division import divided
 from ..spike_train import SpikeTrain
 from .coupling import coupled, needs_gradient
 from .encode import Decode
+from .synapses import Synapses
 
 
 class TandemGate(nn.Module):
@@ -79,3 +82,7 @@ class TandemGate(nn.Module):
 
     def extra_repr(self) -> str:
         return f"neuron={self.neuron}{', signed=True' if self.decode.signed else ''}"
+
+    def synapses_by_input(self) -> Sequence[Synapses | None]:
+        """Return that each spike reaches one neuron, or the two of a signed value; see :mod:`.operations`."""
+        return [None]

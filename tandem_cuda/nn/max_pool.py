@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..ops import trusted
 from ..spike_train import SpikeTrain
+from .ann_twin import without_spikes
 from .coupling import carrying, needs_gradient
 from .geometry import check_image
 
@@ -83,6 +84,10 @@ class SpikingMaxPool2d(nn.MaxPool2d):
         pooling = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
         return trusted.max_pool_spikes(x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count)
 
+    def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
+        """Run the ANN twin alone; see :mod:`.ann_twin`."""
+        return without_spikes(super().forward(x.count), x.time_steps, x.amplitude)
+
 
 class SpikingGlobalMaxPool2d(nn.Module):
     """Max pooling of spikes by count over the whole image, whatever its size.
@@ -114,3 +119,7 @@ class SpikingGlobalMaxPool2d(nn.Module):
         """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
         window = (*x.shape[2:],)
         return trusted.max_pool_spikes(x.bits, window, time_steps=x.time_steps, count=count, want_count=want_count)
+
+    def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
+        """Run the ANN twin alone; see :mod:`.ann_twin`."""
+        return without_spikes(x.count.amax((2, 3), keepdim=True), x.time_steps, x.amplitude)

@@ -1,29 +1,50 @@
-"""Count a layer's synaptic operations and its ANN's multiply-accumulates: both of them by the synapses that exist."""
+"""Count a layer's synaptic operations and its ANN's multiply-accumulates: both of them by the synapses that exist.
+
+A layer whose operations are counted has a method ``synapses_by_input()``. For each input of spikes it returns the
+:class:`Synapses` that read them, or None if each spike reaches one neuron, as through an identity.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
 
 from ..spike_train import SpikeTrain
-from .add import TandemAdd
 from .encode import EncodedInput
-from .gate import TandemGate
-from .tandem import TandemLayer
+from .synapses import Synapses
 
 
-def branches_of(layer: nn.Module) -> list[nn.Module]:
-    """Return the modules that a spiking layer's inputs pass through, one per input; empty for other modules."""
-    if isinstance(layer, TandemAdd):
-        return list(layer.branches)
-    if isinstance(layer, TandemGate):
-        return [nn.Identity()]
-    return [layer] if isinstance(layer, TandemLayer) else []
+def synapses_by_input(layer: nn.Module) -> Sequence[Synapses | None]:
+    """Return the synapses that read each of a layer's inputs; empty for a module whose operations are not counted."""
+    counted: Any = layer
+    return counted.synapses_by_input() if hasattr(type(layer), "synapses_by_input") else []
 
 
-def layer_macs(layer: nn.Module, x: SpikeTrain | EncodedInput, output: SpikeTrain) -> int:
+def ann_macs(synapses: Synapses | None, x: SpikeTrain | EncodedInput, output: SpikeTrain) -> int:
     """Return the ANN's multiply-accumulates per sample; an identity or elementwise map has none."""
-    if not isinstance(layer, TandemLayer):
-        return 0
     inputs = (x.value if isinstance(x, EncodedInput) else x).shape
-    shared = 1 if layer.wiring is None else layer.wiring.synapses_per_weight
-    return layer.synapses.macs(inputs, output.shape) // shared
+    return 0 if synapses is None else synapses.macs(inputs, output.shape) // synapses.per_weight
+
+
+class Operations:
+    """Counts synaptic operations. Keeps how many neurons each input of a layer reaches, which takes time to compute."""
+
+    def __init__(self) -> None:
+        self._fan_outs: dict[Any, Tensor] = {}
+
+    def __call__(self, layer: Any, synapses: Synapses | None, counts: Tensor) -> Tensor:
+        """Return spikes times the neurons that they reach, a scalar.
+
+        Args:
+            layer: anything that tells the layer's input from all other ones.
+            synapses: what reads the input.
+            counts: the spikes of each neuron, [C, ...].
+        """
+        if synapses is None:
+            return counts.sum()
+        key = layer, counts.shape, counts.device, counts.dtype
+        if key not in self._fan_outs:
+            self._fan_outs[key] = synapses.fan_out(counts.shape, counts.device).to(counts.dtype)
+        return (counts * self._fan_outs[key]).sum()

@@ -15,6 +15,7 @@ from ..ops import checks
 from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
+from .ann_twin import without_spikes
 from .constants import constants
 from .coupling import carrying, needs_gradient
 from .geometry import check_image, pad
@@ -182,6 +183,10 @@ class SpikingAverage(nn.Module):
         initial = "" if self.initial == 0 else f", initial={self.initial}"
         two_phase = ", two_phase=True" if self.two_phase else ""
         return f"{super().extra_repr()}, threshold={self.threshold}{amplitude}{initial}{two_phase}{engine}"
+
+    def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
+        """Run the ANN twin alone; see :mod:`.ann_twin`."""
+        return without_spikes(super().forward(x.count) / self.threshold, x.time_steps, x.amplitude * self.amplitude)
 
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
         """Write the sums or means of windows and the neurons as nodes of NIR."""

@@ -35,6 +35,8 @@ class Synapses(ABC):
     groups: int = 1
     features: int = 1
     """The dimension of [N, O, ...] that has the outputs, 1 or -1."""
+    per_weight: int = 1
+    """How many synapses share a weight of the ANN."""
 
     # -- sizes
 
@@ -156,6 +158,7 @@ class LinearSynapses(Synapses):
     def __init__(self, layer: Any) -> None:
         self.name, self.engine = type(layer).__name__, layer.engine
         self.inputs, self.outputs = layer.in_features, layer.out_features
+        self.per_weight = 1 if layer.wiring is None else layer.wiring.synapses_per_weight
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:

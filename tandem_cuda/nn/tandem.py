@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils import parametrize
 
 from ..ops import checks
 from ..ops.gradient import refuse_tangent
 from ..spike_train import SpikeTrain
+from .ann_twin import activated, value_of
 from .coupling import coupled, needs_gradient
 from .drive import Drive, per_step
 from .encode import EncodedInput
 from .firing import Firing, run_neurons
 from .nir import NirWriter, Product, Shape, Signal
+from .synapses import Synapses
 from .weight_cache import SpikingWeights
 from .weighted import WeightedLayer
 from .weights import Weights
@@ -107,7 +111,20 @@ class TandemLayer(WeightedLayer):
             fired = run_neurons(self.neuron, sums, steps, x.mode, now.scale, now.bias, synapses.features)
         return v.couple(fired.bits)
 
-    # -- for other programs
+    # -- what analysis and other programs ask
+
+    def synapses_by_input(self) -> Sequence[Synapses | None]:
+        """Return what reads the spikes; see :mod:`.operations`."""
+        return [self.synapses]
+
+    def ann_twin(self, x: SpikeTrain | EncodedInput) -> SpikeTrain:
+        """Run the ANN twin alone; see :mod:`.ann_twin`."""
+        return activated(self, self.ann_summand(x), x.time_steps)
+
+    def ann_summand(self, x: SpikeTrain | EncodedInput) -> Tensor:
+        """Return the ANN's pre-activation, before the learned threshold."""
+        v = self.synapses.dense_product(value_of(x), self.weights.floats(), self.drive.bias())
+        return self.drive.summand(v)
 
     nir_takes = ("spikes", "encoded")
 

@@ -1,0 +1,99 @@
+"""A layer of a user takes part in analysis and exchange by having the methods that they ask for."""
+
+import pytest
+import torch
+from torch import nn
+
+from tandem_cuda import (
+    IF,
+    Decode,
+    Encode,
+    FiringRatePenalty,
+    SpikeTrain,
+    SynOpsPenalty,
+    TandemLinear,
+    ops,
+    synops,
+)
+from tandem_cuda.analysis import counts_and_activations, diagnose
+from tandem_cuda.nn.ann_twin import without_spikes
+from tandem_cuda.nn.nir import Product
+
+IMAGES = torch.rand(4, 5, generator=torch.Generator().manual_seed(0))
+
+
+class Scaled(nn.Module):
+    """Each neuron reads one neuron below."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.25, 1.5, features))
+        self.neuron = IF(clip=True)
+
+    def forward(self, x):
+        weight = torch.diag(self.weight.detach())
+        bits, _, _ = ops.spiking_linear(x.bits, weight, time_steps=x.time_steps, neuron=self.neuron)
+        ann = self.ann_twin(x).count
+        return SpikeTrain(bits, x.time_steps, ops.spike_count(bits) + (ann - ann.detach()))
+
+    def synapses_by_input(self):
+        return [None]
+
+    def ann_twin(self, x):
+        return without_spikes((x.count * self.weight).clamp(0, x.time_steps), x.time_steps, 1.0)
+
+    def nir(self, writer, signal):
+        return writer.neurons(self.neuron, [(signal, Product(torch.diag(self.weight)))])
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(Encode(8), TandemLinear(5, 6), Scaled(6), Decode(), nn.Linear(6, 3)).eval()
+
+
+def test_operations(net):
+    first, own, read_out = synops(net, IMAGES)
+    counts = net[:2](IMAGES).count
+    assert [first.name, own.name, read_out.name] == ["1", "2", "4"]
+    assert own.synops == counts.sum().item() / 4
+    assert own.macs == 0
+    assert own.saturation == (net[:3](IMAGES).count == 8).double().mean().item()
+
+
+def test_penalties(net):
+    net.train()
+    with FiringRatePenalty(net) as rates, SynOpsPenalty(net) as operations:
+        net(IMAGES)
+        assert len(rates._seen) == len(operations._seen) == 2
+        (rates() + operations()).backward()
+    assert net[2].weight.grad.abs().sum() > 0
+
+
+def test_agreement(net):
+    counts, activations = counts_and_activations(net, IMAGES)["2"]
+    below = net[:2](IMAGES).count
+    assert torch.equal(counts, net[:3](IMAGES).count)
+    assert torch.equal(activations, (below * net[2].weight.detach()).clamp(0, 8))
+    table = diagnose(net, IMAGES, lambda logits: logits.square().mean())
+    assert [layer.name for layer in table] == ["1", "2"]
+    assert table[1].gradient_cosine > 0.9
+
+
+def test_graph(net):
+    nir = pytest.importorskip("nir", reason="pip install tandem_cuda[nir]")
+    from tandem_cuda.exchange import from_nir, to_nir
+
+    graph = to_nir(net, IMAGES)
+    assert [type(node) for node in graph.nodes.values()] == [
+        nir.Input,
+        nir.Affine,
+        nir.IF,
+        nir.Linear,
+        nir.IF,
+        nir.Affine,
+        nir.Output,
+    ]
+    assert torch.equal(from_nir(graph)[:3](IMAGES).count, net[:3](IMAGES).count)
+    with pytest.raises(ValueError, match=r"3 \(Scaled\): its input must be spikes, got current"):
+        to_nir(nn.Sequential(*net[:2], Decode(), net[2]), IMAGES)
