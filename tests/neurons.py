@@ -1,5 +1,8 @@
 """The neuron models that the tests of operators and layers draw: one more entry here, and a model joins them all."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -22,6 +25,22 @@ NEURONS = {
 }
 EVERY_KIND = {name: neuron for name, neuron in NEURONS.items() if "," not in name}
 """One neuron of every kind that the compiled library knows."""
+
+ERRORS = [
+    (IF(), 8, 0.5 / 8, 1 / 8),
+    (IF(), 64, 0.5 / 64, 1 / 64),
+    (LIF(leak=0.9), 8, 0.055, 0.153),
+    (LIF(leak=0.9), 64, 0.024, 0.060),
+    (LIF(leak=0.5), 8, 0.103, 0.258),
+    (LIF(leak=0.5), 64, 0.102, 0.256),
+    (LIF(leak=1.0), 8, 0.5 / 8, 1 / 8),
+    (IF(refractory=1), 8, 0.25 / 8, 0.89 / 8),
+    (IF(refractory=4), 64, 0.26 / 64, 0.94 / 64),
+]
+"""Neuron, T, mean and largest error of activation / T against simulated counts / T, as the docstrings state them.
+
+The activation of an IF neuron is less than a spike above the count.
+"""
 
 every_kind = pytest.mark.parametrize("neuron", EVERY_KIND.values(), ids=EVERY_KIND)
 
@@ -54,3 +73,19 @@ def joining(branch, time_steps, *shape, axis=1, seed, dtype=torch.float32):
 def raw_neuron(neuron):
     """A neuron as the operators themselves take it."""
     return {"neuron": neuron.kind, "parameters": neuron.parameters}
+
+
+def edges(parameter):
+    """Values in the range of a parameter and outside, the ends of the range among them, and no numbers."""
+    low, high = parameter.low, parameter.high
+    beside = [math.nextafter(low, -math.inf), math.nextafter(low, math.inf), math.nextafter(high, math.inf)]
+    some = [-1e30, -1.0, -0.5, -0.0, 0.0, 0.5, 1 - 1e-9, 1.0, 1.5, 2.0, 1e30]
+    return [float(low), float(high), *beside, *some, math.nan, math.inf, -math.inf]
+
+
+def refused(neuron, parameter):
+    """Values that a parameter of the neuron's kind cannot have: they are out of its range, or make another kind."""
+    bad = [value for value in edges(parameter) if not parameter.holds(value)]
+    if parameter.optional and replace(neuron, **{parameter.name: 0}).kind != neuron.kind:
+        bad.append(0.0)
+    return bad

@@ -32,9 +32,12 @@ def test_neurons_by_hand():
 
 
 def test_every_model_is_drawn():
+    """And so is every parameter: as many values of each as there may be."""
     drawn = [Draw(seed).neuron() for seed in range(100)]
     assert {neuron.kind for neuron in drawn} == {*oracle.MODELS} == {*STATES}
-    assert all(len(oracle.MODELS[neuron.kind].start(neuron, np.float32)) == neuron.states for neuron in drawn)
+    for kind in STATES:
+        values = zip(*(neuron.parameters for neuron in drawn if neuron.kind == kind), strict=True)
+        assert all(len({*found}) > 3 for found in values)
 
 
 def test_planes_by_hand():

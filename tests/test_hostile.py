@@ -3,7 +3,6 @@
 All cases run in a process of their own: one that dies fails its own test and names itself.
 """
 
-import math
 import os
 import re
 import resource
@@ -49,7 +48,7 @@ from hostile_calls import (
     with_every_isa,
 )
 from hostile_products import dense, gradient_cases, operand_cases, pack_weight_cases, product_cases
-from neurons import EVERY_KIND, raw_neuron
+from neurons import EVERY_KIND, raw_neuron, refused
 
 SECONDS = 30  # for a batch of cases that takes about one
 BYTES = 32 << 30  # of address space: what is refused for lack of memory is refused at once
@@ -59,18 +58,6 @@ BYTES = 32 << 30  # of address space: what is refused for lack of memory is refu
 REFUSED = "RuntimeError: {op}: .*{argument}"
 
 
-# Of every kind, in the order of its parameters: what each is called, and values that it cannot have.
-THRESHOLD = ("threshold", (0.0, -0.0, -1.0, NAN, math.inf, -math.inf))
-
-
-LEAK = ("leak", (0.0, -0.5, 1.0000001, 2.0, NAN, math.inf))
-INITIAL = ("initial", (-0.5, 1.0, 1 - 1e-9, 2.0, NAN, math.inf))
-REFRACTORY = ("refractory", (0.0, -1.0, 1.5, 2.0**24 + 1, 1e30, -1e30, NAN, math.inf, -math.inf))
-BAD_PARAMETERS = {
-    "IF": [THRESHOLD, INITIAL],
-    "LIF": [THRESHOLD, LEAK, INITIAL],
-    "refractory": [THRESHOLD, INITIAL, REFRACTORY],
-}
 TINY = 1e-320  # zero in float32, which is what potentials are
 
 
@@ -85,11 +72,13 @@ def neuron_cases(call, *neurons):
         good = neuron.parameters
         for wrong in (good[:-1], [*good, 1.0], [], [1.0] * 1000):
             cases[f"{name}-{len(wrong)}-parameters"] = "parameters", of(neuron.kind, wrong)
-        for i, (parameter, values) in enumerate(BAD_PARAMETERS[name]):
+        for i, parameter in enumerate(neuron.KINDS[neuron.kind].parameters):
+            values = refused(neuron, parameter)
             for value in (*values, TINY) if neurons else values:
                 wrong = [*good[:i], value, *good[i + 1 :]]
-                expected = FINE if value == TINY and parameter == "initial" else parameter  # neurons may start at zero
-                cases[f"{name}-{parameter}-{value}"] = expected, of(neuron.kind, wrong)
+                fine = value == TINY and parameter.holds(0) and 0 not in values  # neurons may start at zero
+                expected = FINE if fine else parameter.name
+                cases[f"{name}-{parameter.name}-{value}"] = expected, of(neuron.kind, wrong)
         for states in {neuron.states - 1, neuron.states + 1, 2**58} if neurons else ():
             cases[f"{name}-state-of-{states}"] = "state", of(neuron.kind, good, state=floats(states, *neurons))
     return cases

@@ -26,6 +26,7 @@ from tandem_cuda import (
     ops,
 )
 from tandem_cuda import reference as ref
+from tandem_cuda.neuron import MODELS
 from tensors import dyadic, normal, planes
 
 NEURONS = [IF(0.75, initial=0.5), IF(0.7, initial=0.25), LIF(0.75, 0.5, initial=0.5), LIF(0.7, 0.9, initial=0.875)]
@@ -203,7 +204,7 @@ def test_nir_says_that_it_has_no_field_for_it():
     assert to_nir(convert(ann, 4, neuron=IF()), torch.rand(1, 1, 6, 6)).nodes
 
 
-@pytest.mark.parametrize("model", [IF, LIF])
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     ("value", "error"),
     [*((x, ValueError) for x in (1.0, -0.1, math.nan, 1 - 1e-9)), (True, TypeError), ("0", TypeError)],

@@ -230,7 +230,9 @@ def test_every_mode_of_a_network(neuron, mode, norm, tmp_path):
         if not neuron.two_phase:
             stream.advance(4)
         same(stream.advance(steps if neuron.two_phase else 5), want)
-    assert max(layer.format for layer in frozen.layers) == (2 if neuron.settings().keys() - {*IF.SETTINGS} else 1)
+    assert max(layer.format for layer in frozen.layers) == (
+        2 if neuron.settings().keys() - {*IF.names(optional=False)} else 1
+    )
     frozen_statistics(net)
     same(net(x).detach(), want)
 

@@ -6,15 +6,28 @@ import math
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import raw
-from exact import SEEDS
-from neurons import EVERY_KIND, NEURONS, THRESHOLDS, any_neuron, every_kind, raw_neuron, state_of
-from tandem_cuda import IF, LIF, TandemLinear, convert, ops
+from exact import SEEDS, same
+from fuzz import oracle
+from neurons import (
+    ERRORS,
+    EVERY_KIND,
+    NEURONS,
+    THRESHOLDS,
+    any_neuron,
+    edges,
+    every_kind,
+    raw_neuron,
+    refused,
+    state_of,
+)
+from tandem_cuda import _C, IF, LIF, TandemLinear, convert, ops
 from tandem_cuda import reference as ref
 from tandem_cuda.neuron import KINDS, MODELS, STATES, Neuron, of_parameters, of_settings
 from tandem_cuda.neuron.base import NirForm
@@ -23,6 +36,7 @@ from tensors import dyadic, normal
 every_neuron = pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
 every_model = pytest.mark.parametrize("model", MODELS)
 
+CURRENT = np.ones((2, 3))
 DT = (1.0, 0.1, 1e-3, 1 / 3)
 
 
@@ -34,9 +48,19 @@ def is_same(got: Neuron, want: Neuron) -> bool:
 
 def test_the_tests_have_every_model() -> None:
     assert {neuron.kind: type(neuron) for neuron in EVERY_KIND.values()} == KINDS
-    assert {*KINDS} == {*STATES} == {*SCALAR_STEPS} == {neuron.kind for neuron, *_ in ERRORS}
+    assert {*KINDS} == {*STATES} == {*oracle.MODELS} == {neuron.kind for neuron, *_ in ERRORS}
     assert {*KINDS.values()} == {*MODELS}
     assert all(neuron.threshold == 1 for neuron in NEURONS.values())
+
+
+@every_model
+def test_every_field_is_a_parameter(model: type[Neuron]) -> None:
+    """But for ``clip``. What the library takes, and what files hold, are parameters, too."""
+    names = [parameter.name for parameter in model.PARAMETERS]
+    assert len({*names}) == len(names)
+    assert {f.name for f in dataclasses.fields(model)} - {"clip"} == {p.name for p in model.PARAMETERS if not p.fixed}  # type: ignore[arg-type]  # a dataclass
+    assert all({*kind.parameters} <= {*model.PARAMETERS} for kind in model.KINDS.values())
+    assert all(parameter.fixed or parameter.holds(getattr(model, parameter.name)) for parameter in model.PARAMETERS)
 
 
 # ---- Across the operator boundary
@@ -87,55 +111,16 @@ def test_state_of_another_model(neuron: Neuron) -> None:
 # ---- The spiking neuron
 
 
-def scalar_if(neuron: Any, state: list[float], x: float) -> tuple[int, list[float]]:
-    (u,) = state
-    if u >= neuron.threshold:
-        u -= neuron.threshold
-    u += x
-    return int(u >= neuron.threshold), [u]
-
-
-def scalar_lif(neuron: Any, state: list[float], x: float) -> tuple[int, list[float]]:
-    (u,) = state
-    reset = neuron.threshold if u >= neuron.threshold else 0.0
-    u = (neuron.leak * u - reset) + x
-    return int(u >= neuron.threshold), [u]
-
-
-def scalar_refractory(neuron: Any, state: list[float], x: float) -> tuple[int, list[float]]:
-    u, left = state
-    if left == 0 and u >= neuron.threshold:
-        u, left = u - neuron.threshold, neuron.refractory
-    else:
-        left = max(left - 1, 0.0)
-    if left > 0:
-        return 0, [u, left]
-    u += x
-    return int(u >= neuron.threshold), [u, 0.0]
-
-
-SCALAR_STEPS: dict[int, Any] = {0: scalar_if, 1: scalar_lif, 2: scalar_refractory}
-
-
 @given(neuron=any_neuron(), time_steps=st.integers(1, 40), carried=st.booleans(), seed=SEEDS)
-def test_step_is_that_of_one_neuron(neuron: Neuron, time_steps: int, carried: bool, seed: int) -> None:
-    """In Python floats, which are those of float64; by the reference and by the kernels."""
+def test_step_is_that_of_the_oracle(neuron: Neuron, time_steps: int, carried: bool, seed: int) -> None:
+    """In float64, by the reference and by the kernels."""
     currents = normal(time_steps, 3, 4, seed=seed, dtype=torch.float64)
     state = state_of(neuron, 3, 4, draw=normal, seed=seed + 1, dtype=torch.float64) if carried else None
-    spikes, final = ref.neuron_loop(list(currents), neuron, state)
-    start = torch.stack(neuron.rest(currents[0])) if state is None else state
-    step = SCALAR_STEPS[neuron.kind]
-    for at in torch.cartesian_prod(torch.arange(3), torch.arange(4)).tolist():
-        own = [float(variable[tuple(at)]) for variable in start]
-        fired = []
-        for t in range(time_steps):
-            spike, own = step(neuron, own, float(currents[t][tuple(at)]))
-            fired.append(spike)
-        assert spikes[(slice(None), *at)].tolist() == fired
-        assert final[(slice(None), *at)].tolist() == own
-    bits, _, state = ops.integrate_and_fire(currents, time_steps, state=state, mode="series", neuron=neuron)
-    assert torch.equal(ops.unpack_spikes(bits, time_steps, torch.float64), spikes)
-    assert torch.equal(state, final)
+    spikes, _, final = oracle.neurons(currents.numpy(), neuron, None if state is None else state.numpy())
+    want = torch.from_numpy(spikes).double(), torch.from_numpy(final)
+    same(ref.neuron_loop(list(currents), neuron, state), want)
+    bits, _, last = ops.integrate_and_fire(currents, time_steps, state=state, mode="series", neuron=neuron)
+    same((ops.unpack_spikes(bits, time_steps, torch.float64), last), want)
 
 
 @every_neuron
@@ -153,8 +138,9 @@ def test_rest(neuron: Neuron) -> None:
 def test_scaled(neuron: Neuron, factor: float) -> None:
     """Where currents are measured in other units, spikes are the same and potentials in these units."""
     other = neuron.scaled(factor)
-    assert other.threshold == factor * neuron.threshold
-    assert dataclasses.replace(other, threshold=neuron.threshold) == neuron
+    for parameter in neuron.PARAMETERS:
+        unit = factor if parameter.potential else 1
+        assert getattr(other, parameter.name) == unit * getattr(neuron, parameter.name)
     currents = normal(30, 5, 7, seed=0)
     (spikes, state), (want, before) = (
         ref.neuron_loop(list(scale * currents), model) for scale, model in ((factor, other), (1.0, neuron))
@@ -193,21 +179,6 @@ def test_relu(neuron: Neuron) -> None:
         assert torch.equal(neuron.activation(v, 8), torch.relu(v) / neuron.relu_threshold)
 
 
-# Neuron, T, mean and largest error of activation / T against simulated counts / T, as the docstrings state them; the
-# activation of an IF neuron is less than a spike above the count.
-ERRORS: list[tuple[Neuron, int, float, float]] = [
-    (IF(), 8, 0.5 / 8, 1 / 8),
-    (IF(), 64, 0.5 / 64, 1 / 64),
-    (LIF(leak=0.9), 8, 0.055, 0.153),
-    (LIF(leak=0.9), 64, 0.024, 0.060),
-    (LIF(leak=0.5), 8, 0.103, 0.258),
-    (LIF(leak=0.5), 64, 0.102, 0.256),
-    (LIF(leak=1.0), 8, 0.5 / 8, 1 / 8),
-    (IF(refractory=1), 8, 0.25 / 8, 0.89 / 8),
-    (IF(refractory=4), 64, 0.26 / 64, 0.94 / 64),
-]
-
-
 @pytest.mark.parametrize(("neuron", "time_steps", "mean", "largest"), ERRORS)
 def test_activation_is_near_the_count(neuron: Neuron, time_steps: int, mean: float, largest: float) -> None:
     current = neuron.saturation * torch.linspace(-0.2, 1, 2401, dtype=torch.float64)[None]
@@ -241,8 +212,8 @@ def test_upper(neuron: Neuron) -> None:
 
 @every_neuron
 def test_calibrated(neuron: Neuron) -> None:
-    """IF neurons count in units of their threshold; a leak bends the rate."""
-    if neuron.kind == 0:
+    """IF neurons count in units of their threshold; the rate of other models bends."""
+    if neuron.kind == IF().kind:
         assert neuron.calibrated(0.25) == dataclasses.replace(neuron, threshold=0.25, amplitude=0.25)
         return
     with pytest.raises(ValueError, match=r"^neuron must (be IF\(\.\.\.\)|have no refractory period) with calibrate"):
@@ -259,7 +230,8 @@ def test_settings(neuron: Neuron, clip: bool) -> None:
     again = of_settings("layer", json.loads(json.dumps(settings)))
     assert is_same(again, neuron)
     assert again.settings() == settings
-    assert {*settings} == {*neuron.SETTINGS} | {name for name in neuron.OPTIONAL if getattr(neuron, name) != 0}
+    stored = [p.name for p in neuron.PARAMETERS if not (p.optional and getattr(neuron, p.name) == 0)]
+    assert settings == {name: float(getattr(neuron, name)) for name in stored}
     assert neuron.scales().items() <= settings.items()
 
 
@@ -277,14 +249,15 @@ def test_bad_settings(neuron: Neuron) -> None:
     for value in wrong:
         with pytest.raises(ValueError, match=r"layer: setting neuron must hold .*threshold.*, got"):
             of_settings("layer", value)
-    with pytest.raises(
-        ValueError, match=r"and perhaps initial, refractory, two_phase \(IF\) or threshold, .* \(LIF\), got"
-    ):
+    listed = r"threshold, leak, amplitude and perhaps initial, refractory, two_phase \(IF\) or "
+    listed += r"threshold, leak, amplitude and perhaps initial \(LIF\)"
+    with pytest.raises(ValueError, match=f"layer: setting neuron must hold {listed}.*, got"):
         of_settings("layer", {})
-    for name in neuron.KINDS[neuron.kind].parameters:
-        for number in (-1.0, math.nan, math.inf, *([] if name in neuron.OPTIONAL else [0.0])):
-            with pytest.raises(ValueError, match=f"{name} must be .*, got {number}"):
-                of_settings("layer", settings | {name: number})
+    for parameter in neuron.KINDS[neuron.kind].parameters:
+        for number in edges(parameter):
+            if not parameter.holds(number):
+                with pytest.raises(ValueError, match=f"{parameter.name} must be .*, got"):
+                    of_settings("layer", settings | {parameter.name: number})
 
 
 def of_nir(form: NirForm, dt: float) -> tuple[Neuron, float]:
@@ -292,17 +265,32 @@ def of_nir(form: NirForm, dt: float) -> tuple[Neuron, float]:
     return next(made for model in MODELS if (made := model.of_nir(form, dt)) is not None)
 
 
+def is_in_nir(neuron: Neuron) -> bool:
+    try:
+        neuron.to_nir(1.0)
+    except ValueError:
+        return False
+    return True
+
+
 def in_nir() -> st.SearchStrategy[Neuron]:
     """Those that NIR can describe."""
-    return any_neuron().filter(lambda neuron: neuron.initial == 0 and getattr(neuron, "refractory", 0) == 0)
+    return any_neuron().filter(is_in_nir)
 
 
 @every_neuron
 def test_what_nir_cannot_describe(neuron: Neuron) -> None:
-    for name in neuron.OPTIONAL:
-        if getattr(neuron, name) != 0:
-            with pytest.raises(ValueError, match=r"^(initial|refractory) must be 0, since NIR has no"):
-                neuron.to_nir(1.0)
+    """Some models, and of the others those with a parameter that NIR lacks."""
+    lacking = [p for p in neuron.PARAMETERS if p.optional and getattr(neuron, p.name) != 0]
+    plain = dataclasses.replace(neuron, **{p.name: 0 for p in lacking})
+    if not is_in_nir(plain):
+        assert not isinstance(neuron, (IF, LIF))
+        assert all(model.of_nir(NirForm(type(neuron).__name__, {}, {}), 1.0) is None for model in MODELS)
+        return
+    for parameter in lacking:
+        alone = dataclasses.replace(plain, **{parameter.name: getattr(neuron, parameter.name)})
+        with pytest.raises(ValueError, match=f"^{parameter.name} must be .*, since {parameter.not_in_nir}, got"):
+            alone.to_nir(1.0)
 
 
 @given(neuron=in_nir(), dt=st.sampled_from(DT), clip=st.booleans())
@@ -336,22 +324,40 @@ def test_nir_of_another_node(model: type[Neuron]) -> None:
 
 
 NOT_NUMBERS = (True, "1", None, [1.0], 1j, torch.tensor(1.0))
-NOT_POSITIVE = (0, 0.0, -1.0, math.nan, math.inf, -math.inf, 10**400)
 
 
 @every_model
 def test_bad_values(model: type[Neuron]) -> None:
-    names = [f.name for f in dataclasses.fields(model) if f.type != "bool"]  # type: ignore[arg-type]  # a dataclass
-    assert {name for kind in model.KINDS.values() for name in kind.parameters} <= {*names}
-    for name in names:
+    for parameter in model.PARAMETERS:
+        if parameter.flag or parameter.fixed:
+            continue
+        name = parameter.name
         for value in NOT_NUMBERS:
             with pytest.raises(
                 TypeError, match=f"^{model.__name__}: {name} must be a number, got {type(value).__name__}$"
             ):
                 model(**{name: value})
-        for value in NOT_POSITIVE[2:] if name in model.OPTIONAL else NOT_POSITIVE:
-            with pytest.raises(ValueError, match=f"^{model.__name__}: {name} must be .*, got {value}$"):
-                model(**{name: value})
+        for value in (*edges(parameter), -1, 10**400):
+            if not parameter.holds(value):
+                with pytest.raises(ValueError) as error:  # noqa: PT011  # its whole text is asserted
+                    model(**{name: value})
+                assert str(error.value) == f"{model.__name__}: {name} must be {parameter.rule}, got {value}"
+
+
+@every_kind
+def test_the_library_refuses_the_same_values(neuron: Neuron) -> None:
+    """Python and C++ state the ranges independently."""
+    for i, parameter in enumerate(neuron.KINDS[neuron.kind].parameters):
+        bad = refused(neuron, parameter)
+        assert len(bad) > 3
+        for value in edges(parameter):
+            parameters = [*neuron.parameters[:i], value, *neuron.parameters[i + 1 :]]
+            if value in bad:
+                with pytest.raises(ValueError, match=f"{parameter.name} must be .*, got"):
+                    _C.integrate_and_fire(CURRENT, neuron.kind, parameters)
+            else:
+                assert of_parameters(neuron.kind, parameters).kind == neuron.kind
+                assert _C.integrate_and_fire(CURRENT, neuron.kind, parameters).shape == CURRENT.shape
 
 
 def test_bad_leak() -> None:
@@ -364,7 +370,7 @@ def test_bad_leak() -> None:
 def test_is_a_value(neuron: Neuron) -> None:
     for clip in (True, False):
         chosen = dataclasses.replace(neuron.scaled(0.7), clip=clip)
-        assert eval(repr(chosen), {"IF": IF, "LIF": LIF}) == chosen
+        assert eval(repr(chosen), {model.__name__: model for model in MODELS}) == chosen
         assert pickle.loads(pickle.dumps(chosen)) == chosen
         assert len({chosen, dataclasses.replace(chosen), neuron}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -374,7 +380,8 @@ def test_is_a_value(neuron: Neuron) -> None:
 @every_model
 def test_whole_numbers_become_floats(model: type[Neuron]) -> None:
     for kind in model.KINDS.values():
-        whole = {name: 0 if name == "initial" else 1 for name in kind.parameters}
+        whole = {parameter.name: n for parameter in kind.parameters for n in (0, 1) if parameter.holds(n)}
+        assert whole
         assert all(type(value) is float for value in model(**whole).parameters)
     assert model(threshold=10**25).parameters[0] == 1e25
 

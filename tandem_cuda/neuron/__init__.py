@@ -12,6 +12,7 @@ from typing import Any
 from .base import Neuron, stacked
 from .if_ import IF
 from .lif import LIF
+from .parameter import Parameter
 
 MODELS: tuple[type[Neuron], ...] = (IF, LIF)
 """All models. Settings are offered to them in this order."""
@@ -41,9 +42,8 @@ def of_settings(name: str, settings: Any) -> Neuron:
             neuron = model.of_settings(name, settings)
             if neuron is not None:
                 return neuron
-    expected = " or ".join(
-        f"{', '.join(model.SETTINGS)} and perhaps {', '.join(model.OPTIONAL)} ({model.__name__})" for model in MODELS
-    )
+    names = [(model.names(optional=False), model.names(optional=True), model.__name__) for model in MODELS]
+    expected = " or ".join(f"{', '.join(held)} and perhaps {', '.join(more)} ({model})" for held, more, model in names)
     raise ValueError(f"{name}: setting neuron must hold {expected}, got {settings!r}")
 
 
@@ -61,6 +61,7 @@ __all__ = [
     "MODELS",
     "STATES",
     "Neuron",
+    "Parameter",
     "check_neuron",
     "of_parameters",
     "of_settings",

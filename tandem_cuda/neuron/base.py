@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from .parameter import Parameter
 
 State = tuple[Tensor, ...]
 """The state variables of a model, each [N, ...]; operators take and return them as one tensor [S, N, ...]."""
@@ -37,16 +38,15 @@ class Kind(NamedTuple):
     """What the compiled library knows of a model.
 
     Examples:
-        >>> IF().KINDS[IF().kind]
-        Kind(states=1, parameters=('threshold', 'initial'))
-        >>> LIF().KINDS[LIF().kind].parameters
-        ('threshold', 'leak', 'initial')
+        >>> leaky = LIF().KINDS[LIF().kind]
+        >>> leaky.states, [parameter.name for parameter in leaky.parameters]
+        (1, ['threshold', 'leak', 'initial'])
     """
 
     states: int
     """Number S of state variables. The first one is the membrane potential before its reset."""
-    parameters: tuple[str, ...]
-    """The fields that it takes, in this order."""
+    parameters: tuple[Parameter, ...]
+    """The parameters that it takes, in this order."""
 
 
 class Neuron:
@@ -63,17 +63,36 @@ class Neuron:
 
     KINDS: ClassVar[dict[int, Kind]]
     """The C++ models that this class uses, by their numbers in ``csrc/neuron/models.h``."""
-    SETTINGS: ClassVar[tuple[str, ...]]
-    """The fields and properties that frozen files always store, as floats."""
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("initial",)
-    """The fields that frozen files store only if they are not 0."""
+    PARAMETERS: ClassVar[tuple[Parameter, ...]]
+    """All parameters but ``clip``, which only training needs: first those that frozen files always hold."""
 
     threshold: float
+    leak: float = 1.0
+    """Factor by which the membrane potential decays in a time step: 1, no leak."""
     clip: bool
-    amplitude: float
+    amplitude: float = 1.0
+    """What one spike weighs in the layer behind."""
     initial: float
     two_phase: bool = False
     """Whether the neuron first integrates the input of all time steps, and only then spikes."""
+
+    def __post_init__(self) -> None:
+        owner = type(self).__name__
+        for parameter in self.PARAMETERS:
+            value = getattr(self, parameter.name)
+            parameter.check(owner, value)
+            if type(value) is not float and not parameter.flag:  # torch does not accept ints of more than 64 bits
+                object.__setattr__(self, parameter.name, float(value))  # past the dataclass's own lock
+
+    def __repr__(self) -> str:
+        """Positional arguments, and keyword arguments that are not their defaults."""
+        whole = {parameter.name for parameter in self.PARAMETERS if parameter.whole}
+        shown = []
+        for argument in fields(self):  # type: ignore[arg-type]  # every model is a dataclass
+            value = getattr(self, argument.name)
+            if not argument.kw_only or value != argument.default:
+                shown.append(f"{argument.name}={int(value) if argument.name in whole else value}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     # -- across the operator boundary
 
@@ -85,12 +104,13 @@ class Neuron:
     @property
     def parameters(self) -> list[float]:
         """The parameters that the compiled library takes."""
-        return [getattr(self, name) for name in self.KINDS[self.kind].parameters]
+        return [getattr(self, parameter.name) for parameter in self.KINDS[self.kind].parameters]
 
     @classmethod
     def of_parameters(cls: type[Self], kind: int, parameters: Sequence[float]) -> Self:
         """The neuron of that kind with these ``parameters``."""
-        return cls(**dict(zip(cls.KINDS[kind].parameters, parameters, strict=True)))
+        names = [parameter.name for parameter in cls.KINDS[kind].parameters]
+        return cls(**dict(zip(names, parameters, strict=True)))
 
     @property
     def states(self) -> int:
@@ -148,7 +168,8 @@ class Neuron:
 
     def scaled(self: Self, factor: float) -> Self:
         """Return the same neuron for potentials and currents that are ``factor`` times as large."""
-        return replace(self, threshold=self.threshold * factor)  # type: ignore[type-var]  # every model is a dataclass
+        potentials = {p.name: getattr(self, p.name) * factor for p in self.PARAMETERS if p.potential}
+        return replace(self, **potentials)  # type: ignore[type-var]  # every model is a dataclass
 
     def calibrated(self, threshold: float) -> Neuron:
         """Return the neuron with this threshold whose amplitude * count approximates relu(v).
@@ -156,28 +177,39 @@ class Neuron:
         Raises:
             ValueError: the model has no such neuron.
         """
-        raise ValueError(f"neuron must be IF(...) with calibrate (a leak bends the rate), got {self}")
+        raise ValueError(f"neuron must be IF(...) with calibrate, got {self}")
 
     # -- in files
 
     def settings(self) -> dict[str, float]:
         """Return what frozen files store of the neuron; all but ``clip``, which only training needs."""
-        required = {name: float(getattr(self, name)) for name in self.SETTINGS}
-        return required | {name: value for name in self.OPTIONAL if (value := float(getattr(self, name))) != 0}
-
-    @classmethod
-    def of_settings(cls, name: str, settings: dict[str, Any]) -> Neuron | None:
-        """Return the neuron with these settings, or None if they belong to another model."""
-        raise NotImplementedError
+        stored = {name: float(getattr(self, name)) for name in self.names(optional=True)}
+        return self.scales() | {name: value for name, value in stored.items() if value != 0}
 
     def scales(self) -> dict[str, float]:
         """Return the settings that scale potentials."""
-        return {name: float(getattr(self, name)) for name in self.SETTINGS}
+        return {name: getattr(self, name) for name in self.names(optional=False)}
+
+    @classmethod
+    def names(cls, *, optional: bool) -> list[str]:
+        """Return the settings that frozen files store only if they are not 0, or those that they always store."""
+        return [parameter.name for parameter in cls.PARAMETERS if parameter.optional == optional]
 
     @classmethod
     def has_settings(cls, settings: dict[str, Any]) -> bool:
         """Whether the names are those of this model's settings."""
-        return {*cls.SETTINGS} <= settings.keys() <= {*cls.SETTINGS, *cls.OPTIONAL}
+        required = {*cls.names(optional=False)}
+        return required <= settings.keys() <= required | {*cls.names(optional=True)}
+
+    @classmethod
+    def of_settings(cls, name: str, settings: dict[str, Any]) -> Neuron | None:
+        """Return the neuron with these settings, or None if they belong to another model."""
+        if not cls.has_settings(settings):
+            return None
+        stored = [parameter for parameter in cls.PARAMETERS if parameter.name in settings]
+        if any(settings[p.name] != getattr(cls, p.name) for p in stored if p.fixed):
+            return None
+        return cls(**{p.name: p.of_setting(name, settings[p.name]) for p in stored if not p.fixed})
 
     def to_nir(self, dt: float) -> NirForm:
         """Return the NIR form of the neuron, for time steps of length ``dt``.
@@ -185,7 +217,7 @@ class Neuron:
         Raises:
             ValueError: NIR cannot describe the neuron.
         """
-        raise NotImplementedError
+        raise ValueError(f"neuron must have a form in NIR, got {self}")
 
     @classmethod
     def of_nir(cls, form: NirForm, dt: float) -> tuple[Neuron, float] | None:
@@ -194,7 +226,7 @@ class Neuron:
         Raises:
             ValueError: the model has no such neuron.
         """
-        raise NotImplementedError
+        return None
 
 
 def stacked(variables: Sequence[Tensor]) -> Tensor:
@@ -202,40 +234,16 @@ def stacked(variables: Sequence[Tensor]) -> Tensor:
     return variables[0].unsqueeze(0) if len(variables) == 1 else torch.stack([*variables])
 
 
-def check_number(name: str, argument: str, value: Any) -> None:
-    """TypeError unless a parameter is a number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: {argument} must be a number, got {type(value).__name__}")
-
-
-def check_positive(name: str, argument: str, value: Any) -> None:
-    """TypeError or ValueError unless a parameter is a positive and finite number."""
-    check_number(name, argument, value)
-    # Comparisons, which torch.compile traces with numbers that it does not know; an int may exceed every float.
-    if not 0 < value <= sys.float_info.max:
-        raise ValueError(f"{name}: {argument} must be positive and finite, got {value}")
-
-
-def check_initial(name: str, value: Any) -> None:
-    """TypeError or ValueError unless this is a number in [0, 1) that float32 does not round to 1."""
-    check_number(name, "initial", value)
-    if not 0 <= value < 1 - 2.0**-25:  # what is nearer to 1 is 1 in float32
-        raise ValueError(f"{name}: initial must be in [0, 1), got {value}")
-
-
-def check_nir_initial(neuron: Neuron) -> None:
-    """ValueError unless the neurons start at 0."""
-    if neuron.initial != 0:
-        raise ValueError(
-            f"initial must be 0, since NIR has no field for the potential at the start, got {neuron.initial}; leave it "
-            f"out, as {type(neuron).__name__}() does"
-        )
-
-
-def store_floats(neuron: Neuron, *names: str) -> None:
-    """Convert these fields to float. torch does not accept ints of more than 64 bits, but does accept floats."""
-    for name in names:
-        object.__setattr__(neuron, name, float(getattr(neuron, name)))  # past the dataclass's own lock
+def check_nir(neuron: Neuron) -> None:
+    """ValueError unless all optional parameters are 0."""
+    for parameter in neuron.PARAMETERS:
+        value = getattr(neuron, parameter.name)
+        if parameter.optional and value != 0:
+            nothing = False if parameter.flag else 0
+            raise ValueError(
+                f"{parameter.name} must be {nothing}, since {parameter.not_in_nir}, got {value}; leave it out, as "
+                f"{type(neuron).__name__}() does"
+            )
 
 
 def nir_gain(gain: float) -> float:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .base import (
-    Kind,
-    Neuron,
-    NirForm,
-    State,
-    check_initial,
-    check_nir_initial,
-    check_nir_reset,
-    check_number,
-    check_positive,
-    nir_gain,
-    store_floats,
+from .base import Kind, Neuron, NirForm, State, check_nir, check_nir_reset, nir_gain
+from .parameter import AMPLITUDE, INITIAL, LEAK, THRESHOLD, Parameter
+
+# float32 counts whole numbers up to 2^24.
+REFRACTORY = Parameter("refractory", "a whole number of steps up to 2^24", 0, 2**24, whole=True, optional=True)
+TWO_PHASE = Parameter(
+    "two_phase",
+    "True or False",
+    0,
+    1,
+    flag=True,
+    optional=True,
+    not_in_nir="the neurons of NIR spike while they integrate",
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class IF(Neuron):
     """Integrate-and-fire neurons without leak (Wu et al. 2021, eqs. 1-3).
 
@@ -68,11 +69,17 @@ class IF(Neuron):
     """
 
     KINDS: ClassVar[dict[int, Kind]] = {
-        0: Kind(1, ("threshold", "initial")),
-        2: Kind(2, ("threshold", "initial", "refractory")),
+        0: Kind(1, (THRESHOLD, INITIAL)),
+        2: Kind(2, (THRESHOLD, INITIAL, REFRACTORY)),
     }
-    SETTINGS: ClassVar[tuple[str, ...]] = ("threshold", "leak", "amplitude")
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("initial", "refractory", "two_phase")
+    PARAMETERS: ClassVar[tuple[Parameter, ...]] = (
+        THRESHOLD,
+        replace(LEAK, fixed=True),
+        AMPLITUDE,
+        INITIAL,
+        REFRACTORY,
+        TWO_PHASE,
+    )
 
     threshold: float = 1.0
     clip: bool = False
@@ -82,30 +89,10 @@ class IF(Neuron):
     two_phase: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_positive("IF", "threshold", self.threshold)
-        check_positive("IF", "amplitude", self.amplitude)
-        check_initial("IF", self.initial)
-        check_number("IF", "refractory", self.refractory)
-        # float32 counts that far. torch.compile traces these operations with numbers that it does not know.
-        if not (0 <= self.refractory <= 2**24 and self.refractory % 1 == 0):
-            raise ValueError(f"IF: refractory must be a whole number of steps up to 2^24, got {self.refractory}")
-        if not isinstance(self.two_phase, bool):
-            raise TypeError(f"IF: two_phase must be True or False, got {type(self.two_phase).__name__}")
-        if self.two_phase and self.refractory:
-            raise ValueError(f"IF: refractory must be 0 with two_phase, got {self.refractory}")
-        store_floats(self, "threshold", "amplitude", "initial", "refractory")
-
-    def __repr__(self) -> str:
-        amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
-        initial = "" if self.initial == 0 else f", initial={self.initial}"
-        refractory = "" if self.refractory == 0 else f", refractory={int(self.refractory)}"
-        two_phase = ", two_phase=True" if self.two_phase else ""
-        return f"IF(threshold={self.threshold}, clip={self.clip}{amplitude}{initial}{refractory}{two_phase})"
-
-    @property
-    def leak(self) -> float:
-        """Factor by which the membrane potential decays in a time step: 1, no leak."""
-        return 1.0
+        refractory = self.refractory
+        super().__post_init__()
+        if self.two_phase and refractory:
+            raise ValueError(f"IF: refractory must be 0 with two_phase, got {refractory}")
 
     @property
     def kind(self) -> int:
@@ -153,28 +140,8 @@ class IF(Neuron):
             raise ValueError(f"neuron must have no refractory period with calibrate (it bends the rate), got {self}")
         return replace(self, threshold=threshold, amplitude=threshold)
 
-    @classmethod
-    def of_settings(cls, name: str, settings: dict[str, Any]) -> IF | None:
-        if not cls.has_settings(settings) or settings["leak"] != 1:
-            return None
-        others = {name: value for name, value in settings.items() if name not in ("leak", "two_phase")}
-        two_phase = settings.get("two_phase", 0)
-        if two_phase not in (0, 1):
-            raise ValueError(f"{name}: setting two_phase must be 0 or 1, got {two_phase!r}")
-        return cls(**others, two_phase=two_phase == 1)
-
     def to_nir(self, dt: float) -> NirForm:
-        check_nir_initial(self)
-        if self.refractory:
-            raise ValueError(
-                f"refractory must be 0, since NIR has no such neurons, got {self.refractory}; leave it "
-                "out, as IF() does"
-            )
-        if self.two_phase:
-            raise ValueError(
-                "two_phase must be False, since the neurons of NIR spike while they integrate, got True; leave it out, "
-                "as IF() does"
-            )
+        check_nir(self)
         return NirForm("IF", {"r": 1 / dt, "v_threshold": self.threshold, "v_reset": 0.0}, {})
 
     @classmethod

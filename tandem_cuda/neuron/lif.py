@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import (
-    Kind,
-    Neuron,
-    NirForm,
-    State,
-    check_initial,
-    check_nir_initial,
-    check_nir_reset,
-    check_number,
-    check_positive,
-    nir_gain,
-    store_floats,
-)
+from .base import Kind, Neuron, NirForm, State, check_nir, check_nir_reset, nir_gain
 from .if_ import IF
+from .parameter import AMPLITUDE, INITIAL, LEAK, THRESHOLD, Parameter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LIF(Neuron):
     """Leaky integrate-and-fire neurons: :class:`IF` with u[t] = leak * u[t-1] + x[t] - threshold * s[t-1].
 
@@ -53,30 +42,13 @@ class LIF(Neuron):
         tensor([[4.]])
     """
 
-    KINDS: ClassVar[dict[int, Kind]] = {1: Kind(1, ("threshold", "leak", "initial"))}
-    SETTINGS: ClassVar[tuple[str, ...]] = ("threshold", "leak", "amplitude")
+    KINDS: ClassVar[dict[int, Kind]] = {1: Kind(1, (THRESHOLD, LEAK, INITIAL))}
+    PARAMETERS: ClassVar[tuple[Parameter, ...]] = (THRESHOLD, LEAK, replace(AMPLITUDE, fixed=True), INITIAL)
 
     threshold: float = 1.0
     leak: float = 0.9
     clip: bool = False
     initial: float = field(default=0.0, kw_only=True)
-
-    def __post_init__(self) -> None:
-        check_positive("LIF", "threshold", self.threshold)
-        check_number("LIF", "leak", self.leak)
-        if not 0 < self.leak <= 1:
-            raise ValueError(f"LIF: leak must be in (0, 1], got {self.leak}")
-        check_initial("LIF", self.initial)
-        store_floats(self, "threshold", "leak", "initial")
-
-    def __repr__(self) -> str:
-        initial = "" if self.initial == 0 else f", initial={self.initial}"
-        return f"LIF(threshold={self.threshold}, leak={self.leak}, clip={self.clip}{initial})"
-
-    @property
-    def amplitude(self) -> float:  # type: ignore[override]  # a constant
-        """What one spike weighs in the layer behind: 1."""
-        return 1.0
 
     def step(self, state: State, x: Tensor) -> tuple[Tensor, State]:
         (u,) = state
@@ -102,19 +74,19 @@ class LIF(Neuron):
             return IF(self.threshold).slope(v, steps)
         return lif_rate_derivative(v, steps, self.threshold, self.leak)
 
+    def calibrated(self, threshold: float) -> Neuron:
+        raise ValueError(f"neuron must be IF(...) with calibrate (a leak bends the rate), got {self}")
+
     @classmethod
-    def of_settings(cls, name: str, settings: dict[str, Any]) -> LIF | None:
-        if not cls.has_settings(settings):
-            return None
-        if settings["amplitude"] != 1:
+    def of_settings(cls, name: str, settings: dict[str, Any]) -> Neuron | None:
+        if cls.has_settings(settings) and settings["amplitude"] != 1:
             raise ValueError(f"{name}: amplitude of leaky neurons must be 1, got {settings['amplitude']!r}")
-        others = {name: value for name, value in settings.items() if name != "amplitude"}
-        return cls(**others)
+        return super().of_settings(name, settings)
 
     def to_nir(self, dt: float) -> NirForm:
         if self.leak == 1:
             return IF(self.threshold, initial=self.initial).to_nir(dt)
-        check_nir_initial(self)
+        check_nir(self)
         values = {
             "tau": dt / (1 - self.leak),
             "r": 1 / (1 - self.leak),

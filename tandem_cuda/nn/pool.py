@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF
-from ..neuron.base import check_initial
+from ..neuron.parameter import INITIAL
 from ..ops import checks
 from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
@@ -77,7 +77,7 @@ class SpikingAverage(nn.Module):
             raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self.threshold = threshold
         self.amplitude = amplitude
-        check_initial(name, initial)
+        INITIAL.check(name, initial)
         self.initial = initial
         if not isinstance(two_phase, bool):
             raise TypeError(f"{name}: two_phase must be True or False, got {type(two_phase).__name__}")

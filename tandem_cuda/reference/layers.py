@@ -109,8 +109,12 @@ class Decode(nn.Module):
 
     def forward(self, x: Any) -> Tensor:
         """Return the count of a spike train, [N, ...], times the weight of a spike."""
-        count: Tensor = x.count if x.amplitude == 1 else x.amplitude * x.count
-        return count
+        return _weighed(x, x.count)
+
+
+def _weighed(x: Any, spikes: Tensor) -> Tensor:
+    """Return spikes or counts of a spike train, times the weight of a spike."""
+    return spikes if x.amplitude == 1 else x.amplitude * spikes
 
 
 def _in_units(log_threshold: Tensor | None, v: Tensor | None, currents: Sequence[Tensor]) -> Drive:
@@ -160,8 +164,9 @@ class _TandemLayer(nn.Module):
         self.register_parameter("log_threshold", nn.Parameter(w.new_zeros(())) if learn_threshold else None)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute the weight layer's product: x [N, ...] -> [N, ...]."""
-        raise NotImplementedError
+        """Compute the weight layer's product: x [N, ...] -> [N, ...]. Here a convolution, after any padding_mode."""
+        out: Tensor = self._conv_forward(x, weight, bias)  # type: ignore[operator]  # of nn.Conv1d and nn.Conv2d
+        return out
 
     def forward(self, x: Any) -> DenseTrain:
         """Process an EncodedInput or a spike train (anything with to_dense(), count, time_steps and amplitude)."""
@@ -191,10 +196,9 @@ class _TandemLayer(nn.Module):
     def _ann_input(self, x: Any) -> Tensor:
         """Return the input of the ANN layer: the SNN layer's input summed over time."""
         if not hasattr(x, "mode"):
-            ann_input: Tensor = x.count if x.amplitude == 1 else x.amplitude * x.count
-        else:
-            ann_input = x.time_steps * x.value if x.mode == "constant" else x.value
-        return ann_input
+            return _weighed(x, x.count)
+        value: Tensor = x.value
+        return x.time_steps * value if x.mode == "constant" else value
 
     def _fold(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         """Fold the norm, with its running statistics, into weight and bias; differentiable."""
@@ -215,7 +219,7 @@ class _TandemLayer(nn.Module):
             first = self.product(x.value, weight, bias)
             rest = first if x.mode == "constant" else self.product(torch.zeros_like(x.value), weight, bias)
             return [first] + [rest] * (x.time_steps - 1)
-        spikes: Tensor = x.to_dense() if x.amplitude == 1 else x.amplitude * x.to_dense()
+        spikes = _weighed(x, x.to_dense())
         if self.form == "loop":
             return [self.product(s, weight, bias) for s in spikes]
         return self.product(spikes.flatten(0, 1), weight, bias).chunk(x.time_steps)
@@ -233,9 +237,9 @@ def _fire(neuron: Neuron, time_steps: int, v: Tensor | None, currents: Sequence[
 class TandemConv2d(_TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains in and out, not tensors
     """Convolution, optional batch norm and spiking neurons, trained by the tandem rule.
 
-    The constructor takes the arguments of nn.Conv2d, and norm (None, or "batch" for an nn.BatchNorm2d), neuron (IF or
-    LIF), learn_threshold (multiply the threshold by exp(log_threshold), a parameter) and form: "loop" for one
-    convolution per time step, "folded" for one with time folded into the batch.
+    The constructor takes the arguments of nn.Conv2d, and norm (None, or "batch" for an nn.BatchNorm2d), neuron,
+    learn_threshold (multiply the threshold by exp(log_threshold), a parameter) and form: "loop" for one convolution per
+    time step, "folded" for one with time folded into the batch.
 
     Examples:
         >>> fast = TandemConv2d(1, 4, 3)
@@ -249,11 +253,6 @@ class TandemConv2d(_TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: s
     """
 
     norm_class = nn.BatchNorm2d
-
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolve: x [N, C, H, W] -> [N, O, Ho, Wo]."""
-        out: Tensor = self._conv_forward(x, weight, bias)  # F.conv2d, after any padding of padding_mode
-        return out
 
 
 class TandemLinear(_TandemLayer, nn.Linear):  # type: ignore[misc]  # as above
@@ -282,11 +281,6 @@ class TandemConv1d(_TandemLayer, nn.Conv1d):  # type: ignore[misc]  # as above
     """
 
     norm_class = nn.BatchNorm1d
-
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolve: x [N, C, L] -> [N, O, Lo]."""
-        out: Tensor = self._conv_forward(x, weight, bias)
-        return out
 
 
 class TandemConvTranspose2d(_TandemLayer, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
@@ -333,7 +327,7 @@ class TandemAdd(nn.Module):
             if isinstance(branch, _TandemLayer):
                 drives.append(branch.drive(x))
             else:
-                drives.append((x.amplitude * x.count, (x.amplitude * x.to_dense()).unbind(0)))
+                drives.append((_weighed(x, x.count), _weighed(x, x.to_dense()).unbind(0)))
         pre_activations, currents = zip(*drives, strict=True)
         v = None if any(v is None for v in pre_activations) else reduce(torch.add, pre_activations)
         steps = [reduce(torch.add, branches) for branches in zip(*currents, strict=True)]

@@ -14,9 +14,7 @@ from ..neuron import IF, Neuron
 
 Pair = int | tuple[int, int]
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The neuron
-# ---------------------------------------------------------------------------------------------------------------------
+# -- The neuron
 
 
 def neuron_loop(
@@ -48,9 +46,31 @@ def neuron_loop(
         return torch.stack(spikes), torch.stack(variables)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The tandem rule
-# ---------------------------------------------------------------------------------------------------------------------
+def fire(
+    currents: Sequence[Tensor],
+    neuron: Neuron,
+    state: Tensor | None,
+    want_sum: bool,
+    want_state: bool,
+    product: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Drive neurons as neuron_loop does; return what operators return: bits, the sum of the currents, final state.
+
+    product: a tensor that equals the sum in exact arithmetic and gets its gradient; None for the currents themselves.
+    """
+    spikes, final = neuron_loop(currents, neuron, state)
+    total = reduce(torch.add, currents)
+    if product is not None:
+        total = replace_value(product, total)
+    return pack_spikes(spikes), total if want_sum else total.new_empty(0), final if want_state else final.new_empty(0)
+
+
+def per_channel(x: Tensor, dims: int) -> Tensor:
+    """View values [C] as [C, 1, ...], to multiply tensors [N, C, ...] that have so many more dimensions."""
+    return x.reshape(-1, *[1] * dims)
+
+
+# -- The tandem rule
 
 
 class _ReplaceValue(torch.autograd.Function):
@@ -85,9 +105,7 @@ def couple(v: Tensor, count: Tensor, time_steps: int, neuron: Neuron, upper: flo
     return replace_value(v, count, slope)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Operators: tandem_cuda.ops in plain PyTorch. Values are specified, the memory layout of results is not.
-# ---------------------------------------------------------------------------------------------------------------------
+# -- Operators: tandem_cuda.ops in plain PyTorch. Values are specified, the memory layout of results is not
 
 
 def pack_spikes(spikes: Tensor) -> Tensor:
@@ -100,13 +118,8 @@ def pack_spikes(spikes: Tensor) -> Tensor:
         tensor([[[129,   0]]], dtype=torch.uint8)
     """
     check_time_steps("pack_spikes", spikes.shape[0])
-    planes = []
-    for chunk in torch.split(spikes != 0, 8):
-        plane = torch.zeros_like(chunk[0], dtype=torch.uint8)
-        for i, spike in enumerate(chunk):
-            plane |= spike.to(torch.uint8) << i
-        planes.append(plane)
-    return torch.stack(planes)
+    fired = (spikes != 0).to(torch.uint8)
+    return torch.stack([reduce(torch.add, (s << i for i, s in enumerate(eight))) for eight in torch.split(fired, 8)])
 
 
 def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -216,7 +229,7 @@ def tandem_norm_count(
         tensor([0., 1.])
     """
     if unit is not None:
-        product = product * unit.view(-1, *[1] * (product.dim() - 2))
+        product = product * per_channel(unit, product.dim() - 2)
     v = F.batch_norm(product, None, None, gamma, beta, training=True, eps=eps)
     return tandem_count(bits, v, time_steps, IF(threshold), upper)
 
@@ -311,33 +324,23 @@ def integrate_and_fire(
         ('0b1010', 2.0, 1.0)
     """
     check_time_steps("integrate_and_fire", time_steps)
-    steps: Sequence[Tensor]
-    if mode == "constant":
-        steps = [current] * time_steps
-    elif mode in ("impulse", "once"):
-        steps = [current] + [torch.zeros_like(current)] * (time_steps - 1)
-    elif mode == "series":
-        steps = current.unbind(0)
+    nothing = torch.zeros_like(current)
+    if mode == "series":
+        steps = [*current]
         if len(steps) != time_steps:
             raise ValueError(f"integrate_and_fire: current must hold {time_steps} time steps, got {len(steps)}")
+    elif mode in ("constant", "impulse", "once"):
+        steps = [current] + [current if mode == "constant" else nothing] * (time_steps - 1)
     else:
         raise ValueError(f"integrate_and_fire: mode must be 'constant', 'impulse', 'series' or 'once', got {mode!r}")
+    dims = steps[0].dim() - 2
     if scale is not None:
-        per_channel = scale.reshape(-1, *[1] * (steps[0].dim() - 2))
-        steps = [x * per_channel for x in steps]
+        steps = [x * per_channel(scale, dims) for x in steps]
     if bias is not None:
-        per_channel = bias.reshape(-1, *[1] * (steps[0].dim() - 2))
-        steps = [x + per_channel for x in steps]
+        steps = [x + per_channel(bias, dims) for x in steps]
     if mode == "once":
-        steps = [steps[0]] + [torch.zeros_like(current)] * (time_steps - 1)
-    spikes, final = neuron_loop(steps, neuron, state)
-    total = reduce(torch.add, steps)
-    return pack_spikes(spikes), wanted(want_sum, total), wanted(want_state, final)
-
-
-def wanted(want: bool, x: Tensor) -> Tensor:
-    """Return x, or an empty tensor if nobody wants it."""
-    return x if want else x.new_empty(0)
+        steps[1:] = [nothing] * (time_steps - 1)
+    return fire(steps, neuron, state, want_sum, want_state)
 
 
 def check_time_steps(op: str, time_steps: int) -> None:
@@ -351,6 +354,6 @@ def check_bits(op: str, bits: Tensor, time_steps: int) -> None:
     check_time_steps(op, time_steps)
     if bits.dtype != torch.uint8:
         raise TypeError(f"{op}: bits must be uint8, got {bits.dtype}")
-    if bits.shape[0] != math.ceil(time_steps / 8):
-        expected = math.ceil(time_steps / 8)
+    expected = math.ceil(time_steps / 8)
+    if bits.shape[0] != expected:
         raise ValueError(f"{op}: bits must have {expected} planes for {time_steps} time steps, got {bits.shape[0]}")

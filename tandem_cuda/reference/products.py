@@ -1,7 +1,5 @@
 """Reference operators: products of weights with spikes, counts and real input."""
 
-from collections.abc import Callable
-from functools import reduce
 from typing import Any
 
 import torch
@@ -9,17 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..neuron import IF, Neuron
-from .ops import (
-    Pair,
-    check_bits,
-    integrate_and_fire,
-    neuron_loop,
-    pack_spikes,
-    replace_value,
-    spike_count,
-    unpack_spikes,
-    wanted,
-)
+from .ops import Pair, check_bits, fire, integrate_and_fire, per_channel, replace_value, spike_count, unpack_spikes
 
 
 def spiking_linear(
@@ -51,15 +39,11 @@ def spiking_linear(
         ('0b110', 2.5)
     """
     check_bits("spiking_linear", bits, time_steps)
-    with torch.no_grad():
-        steps = [_linear(s, weight, bias, scale) for s in unpack_spikes(bits, time_steps, _dtype(weight))]
-        steps = _with(steps, added, amplitude, time_steps, -1)
-    spikes, final = neuron_loop(steps, neuron, state)
+    steps = _currents(bits, weight, bias, scale, time_steps, added, amplitude)
     # In exact arithmetic the sum of the currents equals this product with the counts, which provides its gradient.
     bias_sum = None if bias is None else time_steps * bias
     product = count_linear(bits, weight, bias_sum, scale=scale, count=count)
-    total = replace_value(product, reduce(torch.add, steps))
-    return pack_spikes(spikes), wanted(want_sum, total), wanted(want_state, final)
+    return fire(steps, neuron, state, want_sum, want_state, product)
 
 
 def spiking_conv2d(
@@ -94,31 +78,11 @@ def spiking_conv2d(
         ('0b1111', 4.5)
     """
     check_bits("spiking_conv2d", bits, time_steps)
-    with torch.no_grad():
-        dense = unpack_spikes(bits, time_steps, _dtype(weight))
-        steps = [_conv2d(s, weight, bias, scale, stride, padding, dilation, groups) for s in dense]
-        steps = _with(steps, added, amplitude, time_steps, -3)
-    spikes, final = neuron_loop(steps, neuron, state)
+    geometry = stride, padding, dilation, groups
+    steps = _currents(bits, weight, bias, scale, time_steps, added, amplitude, *geometry)
     bias_sum = None if bias is None else time_steps * bias
-    product = count_conv2d(bits, weight, bias_sum, stride, padding, dilation, groups, scale=scale, count=count)
-    total = replace_value(product, reduce(torch.add, steps))
-    return pack_spikes(spikes), wanted(want_sum, total), wanted(want_state, final)
-
-
-def _with(
-    steps: list[Tensor], added: Tensor | None, amplitude: Tensor | None, time_steps: int, axis: int
-) -> list[Tensor]:
-    """Add another branch's currents [T, ...], or amplitude [O] times its spikes, uint8 [P, ...], to those of a product.
-
-    axis: that of the O channels in a current, counted from the last.
-    """
-    if added is None:
-        return steps
-    if added.dtype == torch.uint8:
-        added = unpack_spikes(added, time_steps, steps[0].dtype)
-        if amplitude is not None:
-            added = added * amplitude.view(-1, *[1] * (-1 - axis))
-    return [x + more for x, more in zip(steps, added, strict=True)]
+    product = count_conv2d(bits, weight, bias_sum, *geometry, scale=scale, count=count)
+    return fire(steps, neuron, state, want_sum, want_state, product)
 
 
 def count_linear(
@@ -139,7 +103,7 @@ def count_linear(
         >>> reference.count_linear(bits, torch.tensor([[0.5, 0.25]]))
         tensor([[2.5000]])
     """
-    return _linear(_count(bits, count, _dtype(weight)), weight, bias, scale)
+    return _affine(_count(bits, count, _dtype(weight)), weight, bias, scale)
 
 
 def count_conv2d(
@@ -161,8 +125,8 @@ def count_conv2d(
         >>> reference.count_conv2d(bits, torch.full((1, 1, 3, 3), 0.125)).flatten()
         tensor([4.5000])
     """
-    dense = _count(bits, count, _dtype(weight))
-    return _conv2d(dense, weight, bias, scale, stride, padding, dilation, groups)
+    counts = _count(bits, count, _dtype(weight))
+    return _affine(counts, weight, bias, scale, stride, padding, dilation, groups)
 
 
 def ordered_product(
@@ -191,20 +155,17 @@ def ordered_product(
     if linear:
         image, kernel = x.reshape(-1, x.shape[-1], 1, 1), kernel[..., None, None]
     inputs = F.unfold(image.detach(), kernel.shape[2:], dilation, padding, stride)  # [N, C * taps, pixels]
-    inputs = inputs.view(
-        len(image), groups, kernel.shape[1], kernel[0, 0].numel(), inputs.shape[-1]
-    )  # [N, G, C/G, taps, pixels]
+    inputs = torch.unflatten(inputs, 1, (groups, kernel.shape[1], kernel[0, 0].numel()))  # [N, G, C/G, taps, pixels]
     rows = kernel.detach().reshape(groups, len(kernel) // groups, kernel.shape[1], -1)  # [G, O/G, C/G, taps]
     total = inputs.new_zeros(len(image), groups, rows.shape[1], inputs.shape[-1])
     for tap in range(rows.shape[3]):
         for channel in range(rows.shape[2]):
             total = total + inputs[:, :, None, channel, tap] * rows[:, :, channel, tap, None]
-    float_weight = kernel
     if master is not None:
-        along = 1 if unit is None else unit.view(-1, 1, 1, 1)
-        float_weight = replace_value(master.view(kernel.shape) / along, kernel)
-    smooth = F.conv2d(image, float_weight, None, stride, padding, dilation, groups)
-    out = replace_value(smooth, total.view(smooth.shape))
+        smooth = master.view(kernel.shape)
+        kernel = replace_value(smooth if unit is None else smooth / per_channel(unit, 3), kernel)
+    product = F.conv2d(image, kernel, None, stride, padding, dilation, groups)
+    out = replace_value(product, total.view(product.shape))
     return out.view(*x.shape[:-1], len(weight)) if linear else out
 
 
@@ -229,12 +190,9 @@ def step_product(
         >>> reference.step_product(bits, torch.tensor([[0.5, 0.25]]), time_steps=2).flatten()
         tensor([0.5000, 0.7500])
     """
-    steps = unpack_spikes(bits, time_steps, torch.uint8).flatten(0, 1).unsqueeze(0)
-    if weight.dim() == 2:
-        currents = count_linear(steps, weight, bias, scale=scale)
-    else:
-        currents = count_conv2d(steps, weight, bias, stride, padding, dilation, groups, scale=scale)
-    return torch.unflatten(currents, 0, (time_steps, len(currents) // time_steps))
+    spikes = unpack_spikes(bits, time_steps, _dtype(weight))
+    currents = _affine(spikes.flatten(0, 1), weight, bias, scale, stride, padding, dilation, groups)
+    return torch.unflatten(currents, 0, spikes.shape[:2])
 
 
 def ordered_spikes(
@@ -283,33 +241,53 @@ def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     largest, dtype = (127, torch.int8) if bits == 8 else (32639, torch.int16)
     scale = weight.abs().flatten(1).amax(1) / largest
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    whole = (weight / scale.view(-1, *[1] * (weight.dim() - 1))).round().clamp(-largest, largest)
+    whole = (weight / per_channel(scale, weight.dim() - 1)).round().clamp(-largest, largest)
     return whole.to(dtype), scale
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-    """Return scale * (weight * x) + bias: x [..., F] -> [..., O]."""
+def _currents(
+    bits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    time_steps: int,
+    added: Tensor | None,
+    amplitude: Tensor | None,
+    *geometry: Any,
+) -> list[Tensor]:
+    """Return the current of each time step: a product and another branch.
+
+    The branch, ``added``, is currents [T, ...], or amplitude [O] times spikes, uint8 [P, ...].
+    """
+    with torch.no_grad():
+        spikes = unpack_spikes(bits, time_steps, _dtype(weight))
+        steps = [_affine(s, weight, bias, scale, *geometry) for s in spikes]
+        if added is None:
+            return steps
+        if added.dtype == torch.uint8:
+            added = unpack_spikes(added, time_steps, spikes.dtype)
+            added = added if amplitude is None else added * per_channel(amplitude, weight.dim() - 2)
+        return [x + more for x, more in zip(steps, added, strict=True)]
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *geometry: Any) -> Tensor:
+    """Return scale * (weight * x) + bias; a convolution, with stride to groups as geometry, or a linear product."""
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if weight.dim() == 2:
+            return F.linear(x, weight, bias)
+        # Make strides regular: torch's convolution mistakes some strides of dimensions of size 1 for another layout.
+        return F.conv2d(x, weight.reshape(-1).view(weight.shape), bias, *geometry)
+
     if scale is None:
-        return F.linear(x, weight.to(x.dtype), bias)
-    scaled = scale.detach() * _product(F.linear, x, weight)
-    return scaled if bias is None else scaled + bias
-
-
-def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, *geometry: Any) -> Tensor:
-    """Work as _linear, with a convolution; geometry: stride to groups, as F.conv2d takes them."""
-    # Make strides regular: torch's convolution mistakes some strides of dimensions of size 1 for another layout.
-    weight = weight.reshape(-1).view(weight.shape)
-    if scale is None:
-        return F.conv2d(x, weight.to(x.dtype), bias, *geometry)
-    scaled = scale.detach().reshape(-1, 1, 1) * _product(F.conv2d, x, weight, None, *geometry)
-    return scaled if bias is None else scaled + bias.reshape(-1, 1, 1)
-
-
-def _product(product: Callable[..., Tensor], x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-    """Return weight * x in the dtype of x. Sums of integers are exact, and rounded once."""
+        return product(x, weight.to(x.dtype), bias)
+    dims = weight.dim() - 2
     if weight.is_floating_point():
-        return product(x, weight.to(x.dtype), *arguments)
-    return product(x.double(), weight.double(), *arguments).to(x.dtype)
+        sums = product(x, weight.to(x.dtype))
+    else:  # sums of integers are exact, and rounded once
+        sums = product(x.double(), weight.double()).to(x.dtype)
+    scaled = per_channel(scale.detach(), dims) * sums
+    return scaled if bias is None else scaled + per_channel(bias, dims)
 
 
 def _dtype(weight: Tensor) -> torch.dtype:
@@ -318,5 +296,6 @@ def _dtype(weight: Tensor) -> torch.dtype:
 
 
 def _count(bits: Tensor, count: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the spike counts of bits, whose gradient goes to count."""
     counted = spike_count(bits, dtype)
     return counted if count is None else replace_value(count, counted)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from tandem_cuda import _C, ops
+from tandem_cuda.neuron import KINDS, of_parameters
 
 from . import oracle
 
@@ -15,6 +16,8 @@ MANY_STEPS = (24, 63, 64, 65, 70, 100)
 # Around the borders of vectors, of words of 64 spikes and of chunks of 128 rows of weights.
 CHANNELS = (1, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17)
 MANY_CHANNELS = (31, 32, 33, 48, 63, 64, 65, 70, 127, 128, 130, 257)
+THRESHOLDS = (0.25, 0.5, 1.0, 1.0, 2.5, 0.7)
+SHARES = (0.0, 0.0, 0.25, 0.5, 0.5, 0.75, 0.9, 1.0)
 RATES = (0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 1.0)
 FLOATS = (torch.float32, torch.float64)
 WEIGHTS = (*FLOATS, torch.float16, torch.bfloat16, torch.int8, torch.int16)
@@ -59,12 +62,19 @@ class Draw:
     def batch(self):
         return 0 if self.chance(0.03) else self.one((1, 1, 2, 3))
 
-    def neuron(self, span=4):
-        """Of any model; thresholds are mostly dyadic, so that potentials reach them exactly."""
-        threshold = (
-            self.one((0.25, 0.5, 1.0, 1.0, 2.5, 0.7)) if self.chance(0.8) else float(self.rng.uniform(0.01, span))
-        )
-        return self.one([*oracle.MODELS.values()]).draw(self, threshold)
+    def neuron(self):
+        """Of any kind; thresholds are mostly dyadic, so that potentials reach them exactly."""
+        kind = self.one([*KINDS])
+        parameters = KINDS[kind].KINDS[kind].parameters
+        return of_parameters(kind, [self.parameter(parameter) for parameter in parameters])
+
+    def parameter(self, parameter):
+        """Any value of a neuron's parameter."""
+        if parameter.potential:
+            return self.one(THRESHOLDS) if self.chance(0.8) else float(self.rng.uniform(0.01, 4))
+        if parameter.whole:
+            return self.int(1, 9)
+        return self.one([share for share in SHARES if parameter.holds(share)])
 
     def state(self, neuron, *shape, dtype):
         """[S, *shape], as an earlier call might have left it; potentials are often exactly the threshold."""

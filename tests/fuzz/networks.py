@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from tandem_cuda import IF, Decode, Encode, SpikeTrain, freeze
+from tandem_cuda import Decode, Encode, SpikeTrain, freeze
 from tandem_cuda import nn as tandem
+from tandem_cuda.neuron.parameter import AMPLITUDE
 
 from . import oracle
 from .draw import FLOATS, NUMPY, Draw, Mismatch, same
@@ -78,7 +79,7 @@ class Network:
 
     def neuron(self):
         neuron = self.draw.neuron()
-        if isinstance(neuron, IF):
+        if AMPLITUDE in neuron.PARAMETERS:
             return replace(neuron, amplitude=self.draw.one((1.0, 1.0, 0.5, 2.0)))
         return neuron
 

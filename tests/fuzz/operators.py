@@ -294,13 +294,13 @@ def coupling(draw: Draw):
 def _count(draw, spikes, dtype):
     number, steps, shape = NUMPY[dtype], len(spikes), spikes.shape[1:]
     neuron = draw.neuron()
-    model = oracle.MODELS[neuron.kind]
     upper = math.inf if draw.chance(0.5) else neuron.threshold * steps
     v, grad = draw.floats(*shape, dtype=number), draw.floats(*shape, dtype=number)
     if draw.chance(0.5):
         v[draw.rng.random(shape) < 0.2] = number(min(upper, 4.0))
         v[draw.rng.random(shape) < 0.2] = 0
-    if not model.is_relu(neuron):
+    is_relu = neuron.relu_threshold is not None
+    if not is_relu:
         v, grad = np.clip(v, -1e3, 1e3), np.clip(grad, -1e3, 1e3)
         upper = math.inf if upper == math.inf else float(number(upper))
     draw.note(op="tandem_count", neuron=str(neuron), upper=upper)
@@ -308,8 +308,8 @@ def _count(draw, spikes, dtype):
     count = ops.tandem_count(draw.bits(spikes), given, steps, neuron, upper)
     same("count", count, spikes.sum(0).astype(number))
     (got,) = torch.autograd.grad(count, given, draw.tensor(grad))
-    want = model.gradient(neuron, grad, v, steps, upper)
-    if model.is_relu(neuron):
+    want = oracle.MODELS[neuron.kind].gradient(neuron, grad, v, steps, upper)
+    if is_relu:
         same("gradient", got, want)
     else:
         close("gradient", got, want, 1e-9 if dtype == torch.float64 else 2e-4)

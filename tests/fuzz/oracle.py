@@ -6,8 +6,7 @@ are float64 sums, exact for the dyadic weights that the cases draw, and rounded 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,19 +27,13 @@ def unpack(planes, steps):
     return np.stack([(planes[t // 8] >> np.uint8(t % 8)) & np.uint8(1) for t in range(steps)])
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """What the oracle knows of a neuron model."""
 
-    draw: Callable[..., Any]
-    """(draw, threshold) -> a neuron with other parameters at random."""
-    start: Callable[..., Any]
-    """(neuron, dtype) -> what each state variable is before the first step."""
     step: Callable[..., Any]
     """(neuron, state [S, ...], x [...]) -> (spikes, new state), with the parameters rounded to the dtype of x."""
     gradient: Callable[..., Any]
-    """(neuron, grad, v, steps, upper) -> the tandem gradient, exact in the dtype of v where is_relu(neuron)."""
-    is_relu: Callable[..., Any]
+    """(neuron, grad, v, steps, upper) -> the tandem gradient, exact in the dtype of v if it is a ReLU's."""
 
 
 def if_step(neuron, state, x):
@@ -84,38 +77,10 @@ def lif_model_gradient(neuron, grad, v, steps, upper):
     return lif_gradient(grad.astype(np.float64), v, steps, neuron.threshold, neuron.leak, upper)
 
 
-def potential(neuron, dtype):
-    return (dtype(neuron.initial) * dtype(neuron.threshold),)
-
-
-def initial(draw):
-    return draw.one((0.0, 0.0, 0.5, 0.25, 0.9))
-
-
 MODELS = {
-    IF().kind: Model(
-        draw=lambda draw, threshold: IF(threshold, initial=initial(draw)),
-        start=potential,
-        step=if_step,
-        gradient=if_gradient,
-        is_relu=lambda neuron: True,
-    ),
-    LIF().kind: Model(
-        draw=lambda draw, threshold: LIF(
-            threshold, draw.one((0.5, 0.5, 0.75, 0.75, 0.9, 0.9, 1.0)), initial=initial(draw)
-        ),
-        start=potential,
-        step=lif_step,
-        gradient=lif_model_gradient,
-        is_relu=lambda neuron: neuron.leak == 1,
-    ),
-    IF(refractory=1).kind: Model(
-        draw=lambda draw, threshold: IF(threshold, initial=initial(draw), refractory=draw.int(1, 9)),
-        start=lambda neuron, dtype: (*potential(neuron, dtype), dtype(0)),
-        step=refractory_step,
-        gradient=refractory_gradient,
-        is_relu=lambda neuron: False,
-    ),
+    IF().kind: Model(if_step, if_gradient),
+    LIF().kind: Model(lif_step, lif_model_gradient),
+    IF(refractory=1).kind: Model(refractory_step, refractory_gradient),
 }
 
 
@@ -123,7 +88,8 @@ def neurons(currents, neuron, state=None):
     """The neuron loop on currents [T, ...] -> (spikes uint8 [T, ...], sum, final state [S, ...])."""
     model, dtype = MODELS[neuron.kind], currents.dtype.type
     if state is None:
-        state = np.stack([np.full(currents.shape[1:], start) for start in model.start(neuron, dtype)])
+        state = np.zeros((neuron.states, *currents.shape[1:]), dtype)
+        state[0] = dtype(neuron.initial) * dtype(neuron.threshold)
     spikes = np.empty(currents.shape, np.uint8)
     total = None
     with np.errstate(all="ignore"):
