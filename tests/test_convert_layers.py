@@ -272,7 +272,7 @@ def test_frozen_networks_are_the_same(name, neuron, levels, tmp_path):
             assert torch.equal([stream.advance(n) for n in (1, 3, 1)][-1], want)
 
 
-@pairs(name=list(NETS), neuron=NEURONS, levels=LEVELS)
+@each(name=list(NETS), neuron=NEURONS, levels=LEVELS)
 def test_it_trains(name, neuron, levels):
     """Every parameter gets a gradient; in eval mode afterwards, outputs do not depend on whether one is asked for."""
     ann, x = made(name)
@@ -330,7 +330,7 @@ def test_engines_have_the_same_spikes(name, neuron):
         assert torch.equal(one, other)
 
 
-@pairs(name=list(NETS), weights=["int8", "int16"], neuron=NEURONS)
+@each(name=list(NETS), weights=["int8", "int16"], neuron=NEURONS)
 def test_integers_have_the_same_spikes_everywhere(name, weights, neuron):
     """With weights as they come: in every engine, with and without a gradient, and frozen."""
     ann, x = made(name)
