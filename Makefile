@@ -68,8 +68,8 @@ test-changed: $(VENV)/.installed-test $(VENV)/.installed-examples
 
 # Files that ask only what the kernels of one operator compute, which is the library's business and not torch's, or what
 # those of a CUDA device do.
-OF_KERNELS := count_conv2d depthwise integrate_and_fire max_pool_spikes pack_spikes spike_count spiking_conv2d \
-  spiking_linear unpack_spikes cuda_host cuda_operators cuda_products
+OF_KERNELS := products depthwise integrate_and_fire max_pool_spikes pack_spikes spike_count unpack_spikes cuda_host \
+  cuda_operators cuda_products
 
 # The library as built under this environment's torch, tested under the oldest torch that it promises to load in. What
 # its kernels compute, "make test" has asked already: tests/test_operators.py calls every operator, the files of

@@ -27,13 +27,14 @@ def exact(layer, time_steps):
     return layer
 
 
-def twins(name, arguments, named, time_steps, dtype=torch.float64):
-    """The same exact layer of both packages."""
-    ours = exact(getattr(tandem_cuda, name)(*arguments, **named, dtype=dtype).eval(), time_steps)
-    theirs = getattr(ref, name)(*arguments, **named, dtype=dtype).eval()
+def twins(case, time_steps, dtype=torch.float64, **named):
+    """The same exact layer of both packages; `named` are keywords beside those of the case."""
+    ours, theirs = (case.make(package, **named, dtype=dtype).eval() for package in (tandem_cuda, ref))
+    exact(ours, time_steps)
     theirs.load_state_dict(ours.state_dict())
-    if ours.norm is not None:
-        theirs.norm.eps = VANISHING
+    for module in theirs.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.eps = VANISHING
     return ours, theirs
 
 

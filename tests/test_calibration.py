@@ -10,16 +10,13 @@ from torch import nn
 
 from anns import Residual, cnn, inputs, per_layer, whole
 from exact import same
-from tandem_cuda import IF, FrozenNetwork, SpikingMaxPool2d, TandemAdd, convert, freeze, quantise, synops
+from pairwise import each
+from tandem_cuda import IF, SpikingMaxPool2d, TandemAdd, convert, freeze, quantise, synops
 from tandem_cuda.convert import Calibration
-from test_convert_layers import NETS, converted, made
+from test_convert_layers import LEVELS, NETS, NEURONS, SHUFFLED, converted, made
 
-NEURONS = {"one phase": IF(initial=0.5), "two phases": IF(initial=0.5, two_phase=True)}
 TWO = NEURONS["two phases"]
-BOTH = {"per_channel": True, "correct_bias": True}
-SHUFFLED = {"PixelShuffle", "pixel_shuffle of values"}
-"""These need spikes of one weight."""
-CHANNELS = [name for name in NETS if name not in SHUFFLED]
+BOTH = LEVELS["levels of channels"]
 every_neuron = pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
 
 
@@ -88,17 +85,6 @@ def test_channels_that_are_never_active_get_the_largest_level():
 
 
 @every_neuron
-@pytest.mark.parametrize("name", CHANNELS)
-def test_networks_with_thresholds_of_channels_approach_their_ann(name, neuron):
-    ann, x = made(name)
-    snn = converted(name, ann, 256, calibrate=x, neuron=neuron, percentile=100, **BOTH)
-    with torch.no_grad():
-        want = ann(x)
-        assert (snn(x) - want).norm() < 0.02 * want.norm()
-        assert (snn(x) - want).norm() > 0
-
-
-@every_neuron
 @pytest.mark.parametrize(
     "how", [{}, {"correct_bias": True}, {"per_channel": True}, BOTH], ids=lambda how: "+".join(how)
 )
@@ -112,21 +98,6 @@ def test_least_error_approaches_the_ann(make, how, neuron):
             snn = convert(ann, steps, calibrate=x, **{**per_layer(neuron), **how})
             errors.append(((whole(snn(x)) - want).norm() / want.norm()).item())
     assert errors[1] < min(0.02, errors[0])
-
-
-@every_neuron
-@pytest.mark.parametrize("name", CHANNELS)
-def test_frozen_networks_are_the_same(name, neuron, tmp_path):
-    ann, x = made(name)
-    snn = converted(name, ann, 5, calibrate=x, neuron=neuron, **BOTH)
-    with torch.no_grad():
-        want = snn(x)
-        frozen = freeze(snn)
-        assert torch.equal(frozen(x), want)
-        frozen.save(tmp_path / "net")
-        assert torch.equal(FrozenNetwork.load(tmp_path / "net")(x), want)
-    assert torch.equal(snn(x), want)  # with a gradient
-    assert torch.equal(copy.deepcopy(snn)(x), want)
 
 
 @pytest.mark.parametrize("weights", ["int8", "int16"])
@@ -146,20 +117,7 @@ def test_integer_weights(neuron, weights):
     assert torch.equal(nets[0](x), want)
 
 
-@pytest.mark.parametrize("name", ["cat", "no ReLU", "ReLU6", "residual without ReLU", "gate", "pre-activation"])
-@every_neuron
-def test_it_trains(name, neuron):
-    ann, x = made(name)
-    snn = converted(name, ann, 8, calibrate=x, neuron=neuron, **BOTH).train()
-    snn(x).square().sum().backward()
-    for parameter_name, parameter in ann.named_parameters():
-        if not (parameter_name.endswith("bias") and parameter_name != "fc.bias"):  # batch norm may cancel a bias
-            assert parameter.grad.abs().sum() > 0, parameter_name
-
-
-@pytest.mark.parametrize("training", [False, True])
-@every_neuron
-@pytest.mark.parametrize("name", CHANNELS)
+@each(name=[name for name in NETS if name not in SHUFFLED], neuron=NEURONS, training=[False, True])
 def test_channels_of_one_level_are_a_layer_of_that_level(name, neuron, training):
     """In outputs and gradients, with corrections, if poolings with neurons fire at the thresholds of their input."""
     ann, x = made(name)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from anns import per_layer
+from pairwise import each, pairs
 from tandem_cuda import IF, FrozenNetwork, SpikeTrain, convert, freeze, quantise, synops, unquantise
 from tandem_cuda.nn import SpikeCat, SpikeRearrange, SpikingGlobalMaxPool2d, TandemElementwise, TandemGate
 
@@ -203,7 +204,18 @@ NETS = {
     "AdaptiveAvgPool1d": lambda: line(nn.AdaptiveAvgPool1d(4), 6 * 4),
 }  # fmt: skip
 LINES = {name for name in NETS if "1d" in name}
+SHUFFLED = {"PixelShuffle", "pixel_shuffle of values"}
+"""These need spikes of one weight."""
 NEURONS = {"one phase": IF(initial=0.5), "two phases": IF(initial=0.5, two_phase=True)}
+LEVELS = {
+    "levels of layers": {"per_channel": False, "correct_bias": False},
+    "levels of channels": {"per_channel": True, "correct_bias": True},
+}
+
+
+def settings(name, neuron, levels):
+    """Settings of a conversion, as far as the network can have them."""
+    return {"neuron": neuron, **(LEVELS["levels of layers"] if name in SHUFFLED else levels)}
 
 
 def made(name):
@@ -225,16 +237,15 @@ def converted(name, ann, time_steps, **settings):
     return convert(ann, time_steps, gates="analogue" if "gate" in name else None, **settings)
 
 
-@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
-@pytest.mark.parametrize("name", NETS)
-def test_it_computes_what_the_ann_does(name, neuron):
+@pairs(name=list(NETS), neuron=NEURONS, levels=LEVELS)
+def test_it_computes_what_the_ann_does(name, neuron, levels):
     ann, x = made(name)
-    snn = converted(name, ann, 256, calibrate=x, percentile=100, **per_layer(neuron))
+    snn = converted(name, ann, 256, calibrate=x, percentile=100, **settings(name, neuron, levels))
     with torch.no_grad():
         want = ann(x)
         error = (snn(x) - want).norm()
         assert 0 < error < 0.02 * want.norm()
-        if neuron.two_phase:  # its counts are exact
+        if neuron.two_phase and not levels["per_channel"]:  # its counts are exact
             assert error < 0.1 * (want - want.mean(0)).norm()  # what all images have in common says little
 
 
@@ -242,11 +253,10 @@ def operations(model, x):
     return sum(layer.synops for layer in synops(model, x))
 
 
-@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
-@pytest.mark.parametrize("name", NETS)
-def test_frozen_networks_are_the_same(name, neuron, tmp_path):
+@pairs(name=list(NETS), neuron=NEURONS, levels=LEVELS)
+def test_frozen_networks_are_the_same(name, neuron, levels, tmp_path):
     ann, x = made(name)
-    snn = converted(name, ann, 64, calibrate=x, **per_layer(neuron))
+    snn = converted(name, ann, 64, calibrate=x, **settings(name, neuron, levels))
     snn(x)
     snn.set_time_steps(5)
     with torch.no_grad():
@@ -262,12 +272,11 @@ def test_frozen_networks_are_the_same(name, neuron, tmp_path):
             assert torch.equal([stream.advance(n) for n in (1, 3, 1)][-1], want)
 
 
-@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
-@pytest.mark.parametrize("name", NETS)
-def test_it_trains(name, neuron):
+@each(name=list(NETS), neuron=NEURONS, levels=LEVELS)
+def test_it_trains(name, neuron, levels):
     """Every parameter gets a gradient; in eval mode afterwards, outputs do not depend on whether one is asked for."""
     ann, x = made(name)
-    snn = converted(name, ann, 8, calibrate=x, **per_layer(neuron)).train()
+    snn = converted(name, ann, 8, calibrate=x, **settings(name, neuron, levels)).train()
     snn(x).square().sum().backward()
     for parameter_name, parameter in ann.named_parameters():
         if not (parameter_name.endswith("bias") and parameter_name != "fc.bias"):  # batch norm may cancel a bias
@@ -303,8 +312,7 @@ def dyadic(ann):
     return ann
 
 
-@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
-@pytest.mark.parametrize("name", NETS)
+@each(name=list(NETS), neuron=NEURONS)
 def test_engines_have_the_same_spikes(name, neuron):
     ann, x = made(name)
     ann, x = dyadic(ann).float(), (x.float() * 8).round() / 8
@@ -322,9 +330,7 @@ def test_engines_have_the_same_spikes(name, neuron):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
-@pytest.mark.parametrize("weights", ["int8", "int16"])
-@pytest.mark.parametrize("name", NETS)
+@each(name=list(NETS), weights=["int8", "int16"], neuron=NEURONS)
 def test_integers_have_the_same_spikes_everywhere(name, weights, neuron):
     """With weights as they come: in every engine, with and without a gradient, and frozen."""
     ann, x = made(name)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cases import CASES, ELEMENT_WISE, MODES, RAW, outputs_of, tensors_of
 from exact import SEEDS
 from neurons import any_neuron, raw_neuron, state_of
+from pairwise import pairs
 from tandem_cuda import IF, LIF, ops
 from tensors import FLOATS, generator, planes, views
 
@@ -85,9 +86,11 @@ def pooled(*arguments, time_steps):
     return f
 
 
-@pytest.mark.parametrize("arguments", [(2,), (3, 2, 1), ((2, 3), 1, 1, (3, 1)), (2, 3, 1, 1, True)])
-@pytest.mark.parametrize("time_steps", [*TIME_STEPS, 128, 129, 300])
-@pytest.mark.parametrize("shape", [(3, 5, 9, 7), (0, 3, 8, 8), (2, 64, 16, 16)])
+@pairs(
+    arguments=[(2,), (3, 2, 1), ((2, 3), 1, 1, (3, 1)), (2, 3, 1, 1, True)],
+    time_steps=[*TIME_STEPS, 128, 129, 300],
+    shape=[(3, 5, 9, 7), (0, 3, 8, 8), (2, 64, 16, 16)],
+)
 def test_max_pool_spikes(device, arguments, time_steps, shape):
     bits = planes(time_steps, *shape, seed=time_steps, rate=0.6)
     count = torch.randint(0, 40, shape, generator=generator(1), dtype=torch.int32)
@@ -98,10 +101,15 @@ def test_max_pool_spikes(device, arguments, time_steps, shape):
         identical(f(on_device(view, device)), f(view), device)
 
 
+def on_devices(cases):
+    """These cases; without a device, one of each operator will do, since test_operators.py has all of them."""
+    first = {case.operator: case for case in reversed(cases)}
+    return pytest.mark.parametrize("case", cases if torch.cuda.is_available() else list(first.values()), ids=str)
+
+
 # The gradient of weights is torch's own there.
-HERE_AND_THERE = [case for case in CASES if case.operator != "conv2d_weight_gradient"]
-every_case = pytest.mark.parametrize("case", HERE_AND_THERE, ids=str)
-every_element_wise = pytest.mark.parametrize("case", ELEMENT_WISE, ids=str)
+every_case = on_devices([case for case in CASES if case.operator != "conv2d_weight_gradient"])
+every_element_wise = on_devices(ELEMENT_WISE)
 every_length = pytest.mark.parametrize("time_steps", TIME_STEPS)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from pairwise import each
 from tandem_cuda import freeze, quantise
 from tandem_cuda.ops import checks
 from test_convert_layers import LINES, NETS, NEURONS, converted
@@ -48,8 +49,7 @@ def test_layers(kind):
 CHANNELS = {"split", "slices", "channels by a negative dimension", *(name for name in NETS if "huffl" in name.lower())}
 
 
-@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
-@pytest.mark.parametrize("name", [name for name in NETS if name not in CHANNELS])
+@each(name=[name for name in NETS if name not in CHANNELS], neuron=NEURONS)
 def test_converted_networks(name, neuron):
     with torch.device("cuda"):
         net = converted(name, NETS[name](), 4, neuron=neuron)

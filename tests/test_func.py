@@ -11,26 +11,17 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
 import test_compile
 from cases import CASES, statistics
+from layer_cases import VARIED, of_each_kind
+from layer_cases import named as layer_case
 from neurons import every_kind
 from tandem_cuda import (
-    IF,
-    LIF,
     Decode,
     Encode,
     SpikeTrain,
-    SpikingAdaptiveAvgPool2d,
-    SpikingAvgPool2d,
-    SpikingGlobalMaxPool2d,
     SpikingMaxPool2d,
-    TandemAdd,
-    TandemConv1d,
-    TandemConv2d,
-    TandemConvTranspose2d,
-    TandemElementwise,
     TandemLinear,
     freeze,
 )
-from tandem_cuda.nn import SpikeCat
 from tensors import generator, normal, planes
 
 BITS = planes(9, 3, 5, seed=0)
@@ -141,45 +132,32 @@ def test_gradients_of_networks(norm):
 # --- vmap over layers -------------------------------------------------------------------------------------------------
 
 
-class Joined(nn.Module):
-    def __init__(self):
+class Repeated(nn.Module):
+    """A layer of several inputs, which all are one."""
+
+    def __init__(self, layer, times):
         super().__init__()
-        self.add = TandemAdd(TandemConv2d(4, 4, 3, padding=1, norm="batch"), nn.Identity())
-        self.cat = SpikeCat(False, False)
+        self.layer, self.times = layer, times
 
     def forward(self, x):
-        return self.cat(self.add(x, x), x)
+        return self.layer(*[x] * self.times)
 
 
-IMAGE, LINE = (4, 7, 6), (4, 9)
 LAYERS = {
-    "TandemLinear": (lambda: TandemLinear(5, 6, norm="batch"), (5,)),
-    "TandemConv1d": (lambda: TandemConv1d(4, 6, 3), LINE),
-    "TandemConv2d": (lambda: TandemConv2d(4, 6, 3, padding=1), IMAGE),
-    "TandemConv2d, batch norm": (lambda: TandemConv2d(4, 6, 3, stride=2, norm="batch"), IMAGE),
-    "TandemConv2d, circular": (lambda: TandemConv2d(4, 6, 3, padding=1, padding_mode="circular"), IMAGE),
-    "TandemConv2d, depthwise": (lambda: TandemConv2d(4, 8, 3, groups=4), IMAGE),
-    "TandemConv2d, one channel": (lambda: TandemConv2d(1, 6, 3), (1, 7, 6)),
-    "TandemConv2d, one column": (lambda: TandemConv2d(1, 6, 3, stride=4), (1, 7, 6)),
-    "TandemConv2d, two phases": (lambda: TandemConv2d(4, 6, 3, neuron=IF(initial=0.5, two_phase=True)), IMAGE),
-    "TandemConv2d, leaky": (lambda: TandemConv2d(4, 6, 3, neuron=LIF(), learn_threshold=True), IMAGE),
-    "TandemConvTranspose2d": (lambda: TandemConvTranspose2d(4, 6, 3, stride=2), IMAGE),
-    "TandemElementwise": (lambda: TandemElementwise(4, 4, 4), IMAGE),
-    "TandemAdd": (Joined, IMAGE),
-    "SpikingAvgPool2d": (lambda: SpikingAvgPool2d(3, 2, 1, ceil_mode=True), IMAGE),
-    "SpikingAdaptiveAvgPool2d": (lambda: SpikingAdaptiveAvgPool2d((3, 2)), IMAGE),
-    "SpikingMaxPool2d": (lambda: SpikingMaxPool2d(2), IMAGE),
-    "SpikingGlobalMaxPool2d": (SpikingGlobalMaxPool2d, IMAGE),
+    case.name: case
+    for case in (*of_each_kind(), *VARIED, layer_case("circular (2, 3)"), layer_case("sum, batch norm"))
+    if "Dropout" not in case.kind and case.kind not in ("TandemStochasticDepth", "TandemGate")
 }
 # Of layers that also take real input.
-ENCODED = [name for name in LAYERS if name.startswith(("TandemLinear", "TandemConv"))]
+ENCODED = [name for name, case in LAYERS.items() if case.encodes]
 STEPS = 4
 slow_fallback = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
 
 def layer_of(name):
     """The layer, with exact weights, so that torch may add in any order."""
-    layer = LAYERS[name][0]().double()
+    case = LAYERS[name]
+    layer = (case.make() if len(case.samples) == 1 else Repeated(case.make(), len(case.samples))).double()
     for i, p in enumerate(layer.parameters()):
         p.data = torch.randint(-8, 17, p.shape, generator=generator(i)).double() / 16
     return layer
@@ -193,7 +171,7 @@ def count_of(layer, x):
 
 def both_inputs(name, samples=2):
     """Several batches of spikes, and of real input if the layer takes it."""
-    shape = LAYERS[name][1]
+    (shape, *_) = LAYERS[name].samples
     yield torch.randint(0, 2**STEPS, (samples, 1, 3, *shape), dtype=torch.uint8, generator=generator(0))
     if name in ENCODED:
         yield torch.randint(0, 17, (samples, 3, *shape), generator=generator(1)).double() / 16
@@ -212,7 +190,7 @@ def test_vmap_over_the_input_of_layers(name, gradients):
 
 
 @slow_fallback
-@pytest.mark.parametrize("name", [name for name in LAYERS if layer_of(name).state_dict()])
+@pytest.mark.parametrize("name", [name for name, case in LAYERS.items() if case.has_weights])
 def test_vmap_over_gradients_and_weights_of_layers(name):
     """Gradients of each sample; ensembles, on one input and on their own."""
     layer = layer_of(name).eval()
@@ -236,14 +214,14 @@ def test_vmap_over_gradients_and_weights_of_layers(name):
 @slow_fallback
 def test_vmap_over_networks():
     x = torch.randint(0, 17, (2, 3, 4, 7, 6), generator=generator(0)).double() / 16
-    layers = layer_of("TandemConv2d"), SpikingMaxPool2d(2), nn.Flatten(), TandemLinear(54, 8, dtype=torch.float64)
+    layers = layer_of("depthwise"), SpikingMaxPool2d(2), nn.Flatten(), TandemLinear(32, 8, dtype=torch.float64)
     plain = nn.Sequential(Encode(STEPS), *layers, Decode()).eval()
     for net in (plain, freeze(plain)):
         torch.testing.assert_close(vmap(net)(x), torch.stack([net(one) for one in x]))
 
 
 @slow_fallback
-@pytest.mark.parametrize("name", ["TandemLinear", "TandemConv2d, batch norm", "TandemAdd"])
+@pytest.mark.parametrize("name", ["linear, batch norm", "batch norm", "sum, batch norm"])
 def test_vmap_cannot_move_shared_statistics(name):
     """And leaves them as they were. Each way out that the error names works."""
     layer = layer_of(name)

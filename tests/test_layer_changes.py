@@ -11,18 +11,13 @@ import torch
 from torch import nn
 
 from exact import ENGINES, generator, same, train
+from layer_cases import named
 from layers import events, exact_layer
 from tandem_cuda import SpikeTrain, TandemConv2d, TandemLinear, ops
 from tandem_cuda import reference as ref
 
-# What a layer can be, and the shape of a sample.
-KINDS = {
-    "linear": (lambda **named: TandemLinear(5, 7, **named), (5,)),
-    "conv2d": (lambda **named: TandemConv2d(4, 6, (2, 3), stride=2, padding=1, groups=2, **named), (4, 5, 6)),
-}
-
-
-every_kind = pytest.mark.parametrize(("make", "sample"), KINDS.values(), ids=KINDS)
+LAYERS = {case.kind: (case.make, *case.samples) for case in (named("linear"), named("grouped"))}
+every_kind = pytest.mark.parametrize(("make", "sample"), LAYERS.values(), ids=LAYERS)
 every_norm = pytest.mark.parametrize("norm", [None, "batch"])
 
 
@@ -296,8 +291,8 @@ def test_time_steps_take_turns(make, sample, norm):
 
 def test_threads_take_turns():
     """One layer, several threads, each with another T and so with other weights to keep."""
-    layer, *_ = warm(*KINDS["linear"], "batch")
-    inputs = [events(8, 5, time_steps=time_steps)[0] for time_steps in (1, 4, 8)]
+    layer, *_ = warm(*LAYERS["TandemLinear"], "batch")
+    inputs = [events(8, 12, time_steps=time_steps)[0] for time_steps in (1, 4, 8)]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
 
@@ -311,7 +306,7 @@ def test_threads_take_turns():
     finally:
         sys.setswitchinterval(interval)
     for x, got in zip(inputs, results, strict=True):
-        want = same_as_fresh(layer, KINDS["linear"][0], x)
+        want = same_as_fresh(layer, LAYERS["TandemLinear"][0], x)
         assert all(torch.equal(bits, want) for bits in got)
 
 

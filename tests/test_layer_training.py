@@ -1,8 +1,6 @@
 """Layers in training, and in the hands of torch: copied, compiled, exported."""
 
 import copy
-import io
-import pickle
 from dataclasses import replace
 
 import pytest
@@ -166,20 +164,6 @@ def test_memory_for_the_backward_pass_does_not_grow_with_time(norm, mode, neuron
 
 
 # --- life in torch ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layer", [TandemConv2d(3, 4, 3, norm="batch", neuron=LIF()), TandemLinear(3, 4)])
-def test_layers_can_be_copied_and_saved(layer):
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    x, _ = events(2, 3, 5, 5) if isinstance(layer, nn.Conv2d) else events(2, 3)
-    want = layer.eval()(x)
-    others = (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False))
-    for other in others:
-        assert other.neuron == layer.neuron
-        same(other.eval()(x).bits, want.bits)
-        assert other.weight is not layer.weight
 
 
 @pytest.mark.parametrize(

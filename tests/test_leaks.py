@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from cases import CASES
-from tandem_cuda import Encode, SpikeTrain, TandemConv2d, TandemLinear, ops
-from tensors import dyadic, planes
+from layer_cases import named, of_each_kind
+from tandem_cuda import Encode, ops
+from tensors import dyadic
 
 FIELDS = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
 
@@ -40,24 +41,27 @@ def backward(f, *leaves):
     return call
 
 
-def evaluated(layer, x):
-    with torch.no_grad():
-        return layer.eval()(x)
+def evaluated(case):
+    layer, inputs = case.make().eval(), case.inputs()
+
+    def call():
+        with torch.no_grad():
+            layer(*inputs)
+
+    return call
 
 
-def trained(layer, x):
-    return backward(lambda: layer.train()(x).count, *layer.parameters())
+def trained(case):
+    """Forward and, where a gradient arrives, backward."""
+    layer, inputs = case.make(), case.inputs()
+    return backward_of(layer, *inputs) if any(True for _ in layer.parameters()) else lambda: layer(*inputs)
+
+
+def backward_of(layer, *inputs):
+    return backward(lambda: layer(*inputs).count, *layer.parameters())
 
 
 TIMES = 30
-
-
-def convolution():
-    return TandemConv2d(6, 8, 3, norm="batch"), SpikeTrain(planes(9, 2, 6, 5, 4, seed=0), 9)
-
-
-def linear():
-    return TandemLinear(7, 4, norm="batch"), SpikeTrain(planes(9, 2, 7, seed=0), 9)
 
 
 def called(case, optional):
@@ -82,10 +86,9 @@ CALLS = {
     **{str(case): partial(called, case, optional=True) for case in CASES},
     **{f"{case}, without": partial(called, case, optional=False) for case in CASES if "_linear" in case.name},
     "pack_weight, out": packed_into_the_same_memory,
-    "convolution, eval": lambda: partial(evaluated, *convolution()),
-    "convolution, training": lambda: trained(*convolution()),
-    "linear layer, training": lambda: trained(*linear()),
-    "real input, training": lambda: trained(convolution()[0], Encode(9)(dyadic(2, 6, 5, 4, seed=4))),
+    **{f"{case}, eval": partial(evaluated, case) for case in of_each_kind()},
+    **{f"{case}, training": partial(trained, case) for case in (*of_each_kind(), named("batch norm"))},
+    "real input, training": lambda: backward_of(named("batch norm").make(), Encode(9)(dyadic(2, 4, 7, 6, seed=4))),
 }
 
 

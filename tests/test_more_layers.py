@@ -10,82 +10,41 @@ from torch import nn
 
 import tandem_cuda
 from exact import ENGINES, dyadic, every_path, generator, same, slow, train, views
+from layer_cases import CONVOLUTIONS, PLAIN, every
+from layer_cases import named as layer_case
 from layer_twins import Everything, agree, fronts, twins
 from tandem_cuda import IF, LIF, Encode, SpikeTrain, ops, synops
 from tandem_cuda import reference as ref
 
-# (class, arguments, keywords, shape of a sample)
-CONVOLUTIONS = {
-    "1d": ("TandemConv1d", (3, 5, 3), {}, (3, 7)),
-    "1d odd": ("TandemConv1d", (4, 6, 4), {"stride": 3, "padding": 2, "dilation": 2, "groups": 2}, (4, 17)),
-    "1d same": ("TandemConv1d", (3, 5, 4), {"padding": "same", "bias": False}, (3, 9)),
-    "1d reflect": ("TandemConv1d", (3, 5, 3), {"padding": 2, "padding_mode": "reflect"}, (3, 5)),
-    "1d wide": ("TandemConv1d", (70, 66, 1), {}, (70, 1)),
-    "transposed": ("TandemConvTranspose2d", (3, 5, 3), {}, (3, 4, 5)),
-    "transposed stride": (
-        "TandemConvTranspose2d",
-        (4, 6, (3, 4)),
-        {"stride": (2, 3), "padding": (1, 2), "output_padding": (1, 0), "groups": 2},
-        (4, 5, 3),
-    ),
-    "transposed cropped": ("TandemConvTranspose2d", (3, 5, 2), {"padding": 3, "stride": 2, "bias": False}, (3, 6, 7)),
-    "transposed dilated": ("TandemConvTranspose2d", (3, 4, 2), {"dilation": (2, 3), "stride": 2}, (3, 1, 2)),
-    "transposed depthwise": ("TandemConvTranspose2d", (5, 10, 2), {"stride": 2, "groups": 5}, (5, 3, 3)),
-    **{
-        f"{mode} {padding}": (
-            "TandemConv2d",
-            (3, 5, (3, 2)),
-            {"padding": padding, "padding_mode": mode, "stride": 1 if padding == "same" else (1, 2)},
-            (3, 4, 5),
-        )
-        for mode in ("circular", "reflect", "replicate")
-        for padding in ((2, 3), "same")
-    },
-}
-
-
-every_convolution = pytest.mark.parametrize(
-    ("name", "arguments", "named", "sample"), CONVOLUTIONS.values(), ids=CONVOLUTIONS
-)
-
-
-LAYERS = {
-    **CONVOLUTIONS,
-    "two-dimensional": ("TandemConv2d", (3, 5, 3), {"padding": 1}, (3, 4, 5)),
-    "linear": ("TandemLinear", (12, 30), {}, (12,)),
-    "linear to few": ("TandemLinear", (12, 5), {"bias": False}, (12,)),
-}
-
-
-every_layer = pytest.mark.parametrize(("name", "arguments", "named", "sample"), LAYERS.values(), ids=LAYERS)
-
+every_convolution = every(CONVOLUTIONS)
+every_layer = every((*CONVOLUTIONS, *PLAIN))
 
 # --- convolutions ----------------------------------------------------------------------------------------------------
 
 
 @every_convolution
 @pytest.mark.parametrize(("time_steps", "batch"), [(1, 3), (9, 2), (17, 0)])
-def test_convolutions(name, arguments, named, sample, time_steps, batch):
-    ours, theirs = twins(name, arguments, named, time_steps)
-    spikes = train(time_steps, batch, *sample, seed=0, rate=0.4).double()
+def test_convolutions(case, time_steps, batch):
+    ours, theirs = twins(case, time_steps)
+    spikes = train(time_steps, batch, *case.samples[0], seed=0, rate=0.4).double()
     agree(ours, theirs, *([x] for x in fronts(spikes)))
 
 
 @every_layer
 @pytest.mark.parametrize("engine", ENGINES)
-def test_norm_and_amplitude(name, arguments, named, sample, engine):
-    ours, theirs = twins(name, arguments, {**named, "norm": "batch"}, 8)
+def test_norm_and_amplitude(case, engine):
+    ours, theirs = twins(case, 8, norm="batch")
     ours.engine = engine
-    spikes = train(8, 3, *sample, seed=0, rate=0.4).double()
+    spikes = train(8, 3, *case.samples[0], seed=0, rate=0.4).double()
     agree(ours, theirs, *([x] for x in fronts(spikes, 0.5)))
 
 
 @every_convolution
 @pytest.mark.parametrize("mode", ["constant", "impulse"])
 @pytest.mark.parametrize("norm", [None, "batch"])
-def test_convolutions_of_real_input(name, arguments, named, sample, mode, norm):
-    ours, theirs = twins(name, arguments, {**named, "norm": norm}, 8)
-    x = dyadic(3, *sample, seed=5, scale=8, span=3, dtype=torch.float64)
+def test_convolutions_of_real_input(case, mode, norm):
+    ours, theirs = twins(case, 8, norm=norm)
+    x = dyadic(3, *case.samples[0], seed=5, scale=8, span=3, dtype=torch.float64)
     want = theirs(ref.Encode(8, mode)(x))
     for path, got in every_path(ours, Encode(8, mode)(x)):
         same(got.to_dense(), want.spikes, path)
@@ -99,13 +58,13 @@ def test_convolutions_of_real_input(name, arguments, named, sample, mode, norm):
 
 @every_layer
 @pytest.mark.parametrize("amplitude", [1.0, 0.5])
-def test_training(name, arguments, named, sample, amplitude):
+def test_training(case, amplitude):
     """Batch statistics are rounded, in float64 too little to move a spike."""
-    ours, theirs = twins(name, arguments, {**named, "norm": "batch"}, 8)
+    ours, theirs = twins(case, 8, norm="batch")
     for module in (ours, theirs):
         module.norm.eps = 1e-5
         module.train()
-    spikes = train(8, 4, *sample, seed=0, rate=0.4).double()
+    spikes = train(8, 4, *case.samples[0], seed=0, rate=0.4).double()
     x, x_ref = fronts(spikes, amplitude)
     results = []
     for module, inputs in ((ours, x), (theirs, x_ref)):
@@ -117,21 +76,21 @@ def test_training(name, arguments, named, sample, amplitude):
 
 
 @every_convolution
-def test_convolutions_of_any_memory(name, arguments, named, sample):
-    ours, theirs = twins(name, arguments, named, 9, torch.float32)
-    spikes = train(9, 2, *sample, seed=0, rate=0.4).float()
+def test_convolutions_of_any_memory(case):
+    ours, theirs = twins(case, 9, torch.float32)
+    spikes = train(9, 2, *case.samples[0], seed=0, rate=0.4).float()
     want = theirs(ref.DenseTrain(spikes)).spikes
     for bits in views(ops.pack_spikes(spikes)):
         same(ours(SpikeTrain(bits, 9)).to_dense(), want)
 
 
-PLAIN = [
+DROP_INS = [
     (tandem_cuda.TandemConv1d, nn.Conv1d, (4, 6, 3)),
     (tandem_cuda.TandemConvTranspose2d, nn.ConvTranspose2d, (4, 6, 3)),
 ]
 
 
-@pytest.mark.parametrize(("tandem", "plain", "arguments"), PLAIN)
+@pytest.mark.parametrize(("tandem", "plain", "arguments"), DROP_INS)
 def test_drop_in(tandem, plain, arguments):
     ours, theirs = (list(inspect.signature(c).parameters.values()) for c in (tandem, plain))
     assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == [(p.name, p.default, p.kind) for p in theirs]
@@ -151,9 +110,9 @@ def test_drop_in(tandem, plain, arguments):
 def test_new_weights_are_noticed():
     """The packed weights of a layer whose kernel is made from its weights are made again when these change."""
     for name in ("1d", "transposed stride"):
-        layer, arguments, named, sample = CONVOLUTIONS[name]
-        ours, theirs = twins(layer, arguments, named, 8)
-        x, x_ref = fronts(train(8, 2, *sample, seed=0, rate=0.4).double())
+        case = layer_case(name)
+        ours, theirs = twins(case, 8)
+        x, x_ref = fronts(train(8, 2, *case.samples[0], seed=0, rate=0.4).double())
         for _ in range(2):
             with torch.no_grad():
                 same(ours(x).to_dense(), theirs(x_ref).spikes)
@@ -244,7 +203,7 @@ def test_dropout(name, p):
 def test_layer_behind_dropout(norm):
     """Its currents and its pre-activation are those of the scaled input; so is what Decode hands on."""
     spikes = train(8, 5, 12, seed=0, rate=0.5).double()
-    layers = twins("TandemLinear", (12, 7), {"norm": norm}, 8)
+    layers = twins(layer_case("linear"), 8, norm=norm)
     drops = tandem_cuda.TandemDropout(0.5), ref.TandemDropout(0.5)
     x, x_ref = fronts(spikes)
     torch.manual_seed(0)
