@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .._progress import progress
+from ..nn.encode import Decode
+from ..nn.spiking import unwrapped
 from ..nn.tandem import TandemLayer
 from ..ops import checks
 from ..spike_train import SpikeTrain
-from .encode import FrozenDecode
 from .functions import moves
 from .plain import FrozenLinear, is_convolution
 from .stream import Answers, Network, Run
@@ -242,13 +243,13 @@ def _observe(
     decoders: dict[Any, tuple[Network, str]] = {}
     """Each Decode, with its network and its name there."""
     for part in network.networks:
-        decoders |= {node.layer: (part, node.name) for node in part.nodes if isinstance(node.layer, FrozenDecode)}
+        decoders |= {node.layer: (part, node.name) for node in part.nodes if isinstance(unwrapped(node.layer), Decode)}
 
     def count_synops(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal spent
         trains = [x for x in inputs[2:] if isinstance(x, SpikeTrain)]
         # A read-out adds its weights for every spike that Decode counts.
-        branches = [layer] if isinstance(layer, FrozenDecode) else layer.branches()
+        branches = [layer] if isinstance(unwrapped(layer), Decode) else layer.branches()
         for i, (branch, train) in enumerate(zip(branches, trains, strict=False)):
             if (layer, i) not in reached:
                 if isinstance(branch, TandemLayer):
@@ -310,7 +311,7 @@ def _not_counted(network: Network) -> tuple[str, ...]:
     decoded: set[str] = set()  # nodes that hold counts
     for name, layer, inputs in network.nodes:
         counts = inputs[0] in decoded
-        if isinstance(layer, FrozenDecode) or (counts and moves(layer)):
+        if isinstance(unwrapped(layer), Decode) or (counts and moves(layer)):
             decoded.add(name)
         elif not layer.branches() and layer.tensors() and not (counts and _is_weight(layer)):
             missing.append(f"{name} ({layer.kind})")

@@ -16,9 +16,10 @@ from torch import Tensor, fx, nn
 
 from ..convert import sized_as_traced
 from ..convert.nodes import VIEWS
+from ..nn.frozen import LOADERS, FrozenLayer, Span, State
+from ..nn.settings import Settings, Tensors, check_settings, check_tensors, frozen_tensor
 from ..nn.sizes import REAL, Value
 from ..ops import checks
-from .forms import LOADERS, FrozenLayer, Settings, Span, State, Tensors, check_settings, check_tensors, frozen_tensor
 from .plain import FrozenFlatten, FrozenModule, tried, writes_in_place
 
 

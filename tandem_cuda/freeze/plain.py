@@ -14,22 +14,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..convert.nodes import IDLE
+from ..nn.frozen import FrozenLayer, Span, State, class_of, register, single
+from ..nn.settings import Settings, Tensors, check_settings, check_tensors, frozen_numbers, frozen_tensor
 from ..nn.sizes import REAL, Size, Value, check_count
 from ..ops import checks
-from .forms import (
-    FrozenLayer,
-    Settings,
-    Span,
-    State,
-    Tensors,
-    check_settings,
-    check_tensors,
-    class_of,
-    frozen_numbers,
-    frozen_tensor,
-    register,
-    single,
-)
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _WEIGHTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 from torch import nn
 
 from ..neuron import IF, Neuron
 from ..ops.geometry import check_geometry
 from .convolution import Conv1dSynapses, Conv2dSynapses, ConvTranspose2dSynapses
+from .settings import Check, one_of, per_axis, whole
 from .tandem import TandemLayer
 
 Pair = int | tuple[int, int]
+
+
+def _settings(axes: int, paddings: tuple[str, ...], modes: tuple[str, ...]) -> dict[str, Check]:
+    return {
+        "in_channels": whole(0),
+        "out_channels": whole(0),
+        "kernel_size": per_axis(axes, 1),
+        "stride": per_axis(axes, 1),
+        "padding": per_axis(axes, 0, paddings),
+        "dilation": per_axis(axes, 1),
+        "groups": whole(1),
+        "padding_mode": one_of(*modes),
+    }
+
+
+_CONVOLUTION = (("same", "valid"), ("zeros", "reflect", "replicate", "circular"))
+"""The named paddings and the modes of a convolution that is not transposed."""
 
 
 class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -48,6 +66,8 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
         >>> layer(x)
         SpikeTrain([2, 16, 32, 32], time_steps=8, dtype=torch.float32, device=cpu)
     """
+
+    SETTINGS: ClassVar = _settings(2, *_CONVOLUTION)
 
     def __init__(
         self,
@@ -91,9 +111,6 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
     def synapses(self) -> Conv2dSynapses:
         return Conv2dSynapses(self)
 
-    def arguments(self) -> dict[str, Any]:
-        return _arguments(self)
-
     def _new_norm(self) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
@@ -134,7 +151,7 @@ class TandemConv1d(TandemLayer, nn.Conv1d):  # type: ignore[misc]  # forward: sp
         SpikeTrain([3, 4, 96], time_steps=8, dtype=torch.float32, device=cpu)
     """
 
-    axes = "L"
+    SETTINGS: ClassVar = _settings(1, *_CONVOLUTION)
 
     def __init__(
         self,
@@ -178,9 +195,6 @@ class TandemConv1d(TandemLayer, nn.Conv1d):  # type: ignore[misc]  # forward: sp
     @property
     def synapses(self) -> Conv1dSynapses:
         return Conv1dSynapses(self)
-
-    def arguments(self) -> dict[str, Any]:
-        return _arguments(self)
 
     def _new_norm(self) -> nn.BatchNorm1d:
         return nn.BatchNorm1d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
@@ -226,6 +240,8 @@ class TandemConvTranspose2d(TandemLayer, nn.ConvTranspose2d):  # type: ignore[mi
         torch.Size([2, 8, 32, 32])
     """
 
+    SETTINGS: ClassVar = {**_settings(2, (), ("zeros",)), "output_padding": per_axis(2, 0)}
+
     def __init__(
         self,
         in_channels: int,
@@ -270,13 +286,5 @@ class TandemConvTranspose2d(TandemLayer, nn.ConvTranspose2d):  # type: ignore[mi
     def synapses(self) -> ConvTranspose2dSynapses:
         return ConvTranspose2dSynapses(self)
 
-    def arguments(self) -> dict[str, Any]:
-        return {**_arguments(self), "output_padding": self.output_padding}
-
     def _new_norm(self) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
-
-
-def _arguments(layer: Any) -> dict[str, Any]:
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    return {name: getattr(layer, name) for name in names}

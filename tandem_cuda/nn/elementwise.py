@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ..spike_train import SpikeTrain
 from .conv import TandemConv2d
 from .convolution import Conv2dSynapses
 from .firing import Fired, Firing
+from .settings import whole
 from .sizes import SPIKES, Size, Value
 from .synapses import Synapses
 from .weight_cache import Kernel, SpikingWeights
@@ -54,6 +55,10 @@ class TandemElementwise(TandemConv2d):
         >>> type(snn.snn.get_submodule("2")).__name__
         'TandemElementwise'
     """
+
+    SETTINGS: ClassVar = {"in_channels": whole(0), "out_channels": whole(0), "groups": whole(1)}
+    synapse_format = 2
+    synapses_per_weight = 1  # the ANN has none
 
     def __init__(
         self,
@@ -116,9 +121,6 @@ class TandemElementwise(TandemConv2d):
     @property
     def synapses(self) -> ElementwiseSynapses:
         return ElementwiseSynapses(self)
-
-    def arguments(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("in_channels", "out_channels", "groups")}
 
 
 class ElementwiseSynapses(Conv2dSynapses):
