@@ -15,10 +15,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..freeze.forms import FrozenLayer, Span
 from ..nn import Decode, EncodedInput
+from ..nn.frozen import FrozenLayer, Span
 from ..nn.modes import recomputing
 from ..nn.operations import Operations, ann_macs, synapses_by_input
+from ..nn.spiking import unwrapped
 from ..nn.synapses import Synapses, reached
 from ..spike_train import SpikeTrain
 from .activity_table import ActivityTable, LayerActivity
@@ -163,7 +164,7 @@ class ActivityRecord:
         self._samples = None
 
     def _enter(self, name: str, module: nn.Module, args: Any) -> None:
-        self._frames.append(_Frame(name, _unwrapped(module)))
+        self._frames.append(_Frame(name, unwrapped(module)))
 
     @torch.no_grad()
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -348,11 +349,6 @@ class _Product:
     def _of(self, x: Tensor, weight: Tensor) -> Tensor:
         output: Tensor = self.func(x, weight, None, *self.settings, **self.named)
         return output
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """Return the layer that a frozen layer runs, or the module itself."""
-    return next(module.children(), module) if isinstance(module, FrozenLayer) else module
 
 
 def _is_closed(module: nn.Module) -> bool:

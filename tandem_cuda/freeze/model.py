@@ -11,8 +11,8 @@ from torch import fx, nn
 from ..convert import TandemNetwork, flattened_to
 from ..convert.advice import hooked
 from ..convert.aliases import VIEWS, module_writes, writes, writes_alone
+from ..nn.frozen import FORMS, FrozenLayer, class_of
 from ..nn.sizes import ENCODED, Value
-from .forms import FORMS, FrozenLayer, class_of
 from .functions import frozen_call
 from .graph import INPUT, Node, mapped, output_value
 from .network import FrozenNetwork

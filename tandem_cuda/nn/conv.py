@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from ..neuron import IF, Neuron
 from ..ops.geometry import check_geometry
+from . import schema
 from .convolution import Conv1dSynapses, Conv2dSynapses, ConvTranspose2dSynapses
 from .nir import Geometry, Product, Shape, convolution, image, spans
+from .schema import Check
 from .tandem import TandemLayer
 
 Pair = int | tuple[int, int]
+
+
+def _settings(axes: int, paddings: tuple[str, ...], modes: tuple[str, ...]) -> dict[str, Check]:
+    return {
+        "in_channels": schema.whole(0),
+        "out_channels": schema.whole(0),
+        "kernel_size": schema.per_axis(axes, 1),
+        "stride": schema.per_axis(axes, 1),
+        "padding": schema.per_axis(axes, 0, paddings),
+        "dilation": schema.per_axis(axes, 1),
+        "groups": schema.whole(1),
+        "padding_mode": schema.one_of(*modes),
+    }
+
+
+_CONVOLUTION = (("same", "valid"), ("zeros", "reflect", "replicate", "circular"))
+"""The named paddings and the modes of a convolution that is not transposed."""
 
 
 class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -49,6 +68,8 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
         >>> layer(x)
         SpikeTrain([2, 16, 32, 32], time_steps=8, dtype=torch.float32, device=cpu)
     """
+
+    SETTINGS: ClassVar = _settings(2, *_CONVOLUTION)
 
     def __init__(
         self,
@@ -91,9 +112,6 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
     @property
     def synapses(self) -> Conv2dSynapses:
         return Conv2dSynapses(self)
-
-    def arguments(self) -> dict[str, Any]:
-        return _arguments(self)
 
     def _new_norm(self) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
@@ -138,7 +156,7 @@ class TandemConv1d(TandemLayer, nn.Conv1d):  # type: ignore[misc]  # forward: sp
         SpikeTrain([3, 4, 96], time_steps=8, dtype=torch.float32, device=cpu)
     """
 
-    axes = "L"
+    SETTINGS: ClassVar = _settings(1, *_CONVOLUTION)
 
     def __init__(
         self,
@@ -182,9 +200,6 @@ class TandemConv1d(TandemLayer, nn.Conv1d):  # type: ignore[misc]  # forward: sp
     @property
     def synapses(self) -> Conv1dSynapses:
         return Conv1dSynapses(self)
-
-    def arguments(self) -> dict[str, Any]:
-        return _arguments(self)
 
     def _new_norm(self) -> nn.BatchNorm1d:
         return nn.BatchNorm1d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
@@ -233,6 +248,8 @@ class TandemConvTranspose2d(TandemLayer, nn.ConvTranspose2d):  # type: ignore[mi
         torch.Size([2, 8, 32, 32])
     """
 
+    SETTINGS: ClassVar = {**_settings(2, (), ("zeros",)), "output_padding": schema.per_axis(2, 0)}
+
     def __init__(
         self,
         in_channels: int,
@@ -277,9 +294,6 @@ class TandemConvTranspose2d(TandemLayer, nn.ConvTranspose2d):  # type: ignore[mi
     def synapses(self) -> ConvTranspose2dSynapses:
         return ConvTranspose2dSynapses(self)
 
-    def arguments(self) -> dict[str, Any]:
-        return {**_arguments(self), "output_padding": self.output_padding}
-
     def _new_norm(self) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
@@ -292,8 +306,3 @@ class TandemConvTranspose2d(TandemLayer, nn.ConvTranspose2d):  # type: ignore[mi
         strided = any(s > 1 and n > 1 for s, n in zip(self.stride, inputs[1:], strict=True))
         refused = f"its stride must be 1 (NIR has no transposed convolution), got {self.stride}"
         return Product(weight, bias, geometry, self.weights.rounding(), (refused,) if strided else ())
-
-
-def _arguments(layer: Any) -> dict[str, Any]:
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    return {name: getattr(layer, name) for name in names}
