@@ -13,7 +13,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map  # documented
 
 from . import ops
 from .events import event_planes
-from .ops import checks, trusted
+from .ops import checks
 
 
 class SpikeTrain:
@@ -187,7 +187,7 @@ class SpikeTrain:
     def count(self) -> Tensor:
         """Spikes per neuron over all time steps, [N, ...]. Carries the tandem gradient."""
         if self._count is None:
-            self._count = trusted.spike_count(self.bits, self._dtype)
+            self._count = ops.spike_count.trusted(self.bits, self._dtype)
         return self._count
 
     @property

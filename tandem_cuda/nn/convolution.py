@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import trusted
+from .. import ops
 from ..ops.geometry import Geometry, check_fit, out_size
 from ..ops.layout import canonical, channels_last
 from ..spike_train import SpikeTrain
@@ -123,12 +123,12 @@ class ConvolutionSynapses(Synapses):
     def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
         image, geometry = self._value_as_image(x)
         operands: dict[str, Any] = {"packed": kernel.packed, **full_precision(kernel)}
-        return self.to_output(trusted.ordered_product(image, kernel.weight, *geometry, self.groups, **operands))
+        return self.to_output(ops.ordered_product.trusted(image, kernel.weight, *geometry, self.groups, **operands))
 
     def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
         image, geometry = self._value_as_image(x)
         options: dict[str, Any] = {**geometry._asdict(), "groups": self.groups, "packed": kernel.packed, **drive}
-        return self.to_output(trusted.ordered_spikes(image, kernel.weight, time_steps, **options))
+        return self.to_output(ops.ordered_spikes.trusted(image, kernel.weight, time_steps, **options))
 
     def _value_as_image(self, x: Tensor) -> tuple[Tensor, Geometry]:
         rearrange, geometry = self.image()
@@ -145,14 +145,14 @@ class ConvolutionSynapses(Synapses):
         x, geometry = self._as_image(x)
         options: dict[str, Any] = {**geometry._asdict(), "groups": self.groups}
         options |= {"packed": weights.kernel.packed, "scale": weights.scale}
-        currents = trusted.step_product(x.bits, weights.kernel.weight, x.time_steps, weights.bias, **options)
+        currents = ops.step_product.trusted(x.bits, weights.kernel.weight, x.time_steps, weights.bias, **options)
         return self.to_output(currents)
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         x, geometry = self._as_image(x)
         options: dict[str, Any] = {**weights.operands(), "count": x.carried_count, "engine": self.engine}
         where = *geometry, self.groups
-        return self.to_output(trusted.count_conv2d(x.bits, weights.kernel.weight, weights.bias, *where, **options))
+        return self.to_output(ops.count_conv2d.trusted(x.bits, weights.kernel.weight, weights.bias, *where, **options))
 
     def fire(
         self,
@@ -170,7 +170,7 @@ class ConvolutionSynapses(Synapses):
         if firing.added is not None:
             options["added"] = self.to_image(firing.added)
         where = *geometry, self.groups, state
-        bits, total, state = trusted.spiking_conv2d(x.bits, weights.kernel.weight, weights.bias, *where, **options)
+        bits, total, state = ops.spiking_conv2d.trusted(x.bits, weights.kernel.weight, weights.bias, *where, **options)
         return Fired(self.to_output(bits), self.to_output(total) if want_sum else total, state)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..neuron import Neuron
-from ..ops import trusted
 from ..spike_train import SpikeTrain
 
 
@@ -26,7 +26,7 @@ def coupled(
     if v is None or not (torch.is_grad_enabled() and v.requires_grad):
         return SpikeTrain.unchecked(bits, steps, dtype=dtype, amplitude=neuron.amplitude)
     scaled = neuron if scale == 1 else neuron.scaled(scale)
-    count = trusted.tandem_count(bits, v, steps, scaled, neuron.upper(steps, scale))
+    count = ops.tandem_count.trusted(bits, v, steps, scaled, neuron.upper(steps, scale))
     return SpikeTrain.unchecked(bits, steps, count, amplitude=neuron.amplitude)
 
 
@@ -34,7 +34,7 @@ def carrying(bits: Tensor, steps: int, dtype: torch.dtype, ann: Tensor | None, a
     """Return a train whose count has the value of the spikes and the gradient of the ANN's activation."""
     if ann is None:
         return SpikeTrain.unchecked(bits, steps, dtype=dtype, amplitude=amplitude)
-    count = trusted.spike_count(bits, dtype) + (ann - ann.detach())
+    count = ops.spike_count.trusted(bits, dtype) + (ann - ann.detach())
     return SpikeTrain.unchecked(bits, steps, count, amplitude=amplitude)
 
 

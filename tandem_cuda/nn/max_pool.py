@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..ops import trusted
+from .. import ops
 from ..spike_train import SpikeTrain
 from .coupling import carrying, needs_gradient
 from .geometry import check_image
@@ -77,7 +77,9 @@ class SpikingMaxPool2d(nn.MaxPool2d):
     def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
         """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
         pooling = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-        return trusted.max_pool_spikes(x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count)
+        return ops.max_pool_spikes.trusted(
+            x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count
+        )
 
 
 class SpikingGlobalMaxPool2d(nn.Module):
@@ -107,4 +109,4 @@ class SpikingGlobalMaxPool2d(nn.Module):
     def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
         """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
         window = (*x.shape[2:],)
-        return trusted.max_pool_spikes(x.bits, window, time_steps=x.time_steps, count=count, want_count=want_count)
+        return ops.max_pool_spikes.trusted(x.bits, window, time_steps=x.time_steps, count=count, want_count=want_count)

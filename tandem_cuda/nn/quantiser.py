@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops import checks, trusted
+from ..ops import checks
 from ..ops.division import divided
 
 WIDTHS = (*range(2, 9), 16)
@@ -94,7 +94,7 @@ class WeightQuantiser(nn.Module):
     def kernel(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Work as :meth:`integers`, for float32 weights [O, ...], output channels first, and times ``input_scale``."""
         if self.bits in ops.LARGEST:
-            return trusted.quantise_weight(weight.detach(), self.bits)
+            return ops.quantise_weight.trusted(weight.detach(), self.bits)
         checks.check_finite("WeightQuantiser", "weight", weight)
         whole, scale = self._rounded(weight.detach().reshape(1, 1, len(weight), -1))
         return whole.to(torch.int8).view(weight.shape), scale.flatten()

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import autocast, checks, trusted
+from .. import ops
+from ..ops import autocast, checks
 from ..spike_train import SpikeTrain
 from .firing import Fired, Firing
 from .sizes import SPIKES, Size, Value
@@ -130,7 +131,7 @@ class Synapses(ABC):
 
         Here as a count product whose samples are trains of one step each.
         """
-        steps = trusted.unpack_spikes(x.bits, x.time_steps, torch.uint8).flatten(0, 1).unsqueeze(0)
+        steps = ops.unpack_spikes.trusted(x.bits, x.time_steps, torch.uint8).flatten(0, 1).unsqueeze(0)
         trains = SpikeTrain.unchecked(steps, 1, dtype=x.dtype, amplitude=x.amplitude)
         return torch.unflatten(self.count_product(trains, weights), 0, (x.time_steps, -1))
 
@@ -185,21 +186,21 @@ class LinearSynapses(Synapses):
         return F.linear(x, weight, bias)
 
     def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
-        return trusted.ordered_product(x, kernel.weight, packed=kernel.packed, **full_precision(kernel))
+        return ops.ordered_product.trusted(x, kernel.weight, packed=kernel.packed, **full_precision(kernel))
 
     def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
-        return trusted.ordered_spikes(x, kernel.weight, time_steps, packed=kernel.packed, **drive)
+        return ops.ordered_spikes.trusted(x, kernel.weight, time_steps, packed=kernel.packed, **drive)
 
     def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         if self.engine == "dense":
             return super().step_product(x, weights)
         operands: dict[str, Any] = {"packed": weights.kernel.packed, "scale": weights.scale}
-        return trusted.step_product(x.bits, weights.kernel.weight, x.time_steps, weights.bias, **operands)
+        return ops.step_product.trusted(x.bits, weights.kernel.weight, x.time_steps, weights.bias, **operands)
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         weight, bias = weights.kernel.weight, weights.bias
         options: dict[str, Any] = {"count": x.carried_count, "engine": self.engine}
-        return trusted.count_linear(x.bits, weight, bias, **weights.operands(), **options)
+        return ops.count_linear.trusted(x.bits, weight, bias, **weights.operands(), **options)
 
     def fire(
         self,
@@ -214,7 +215,9 @@ class LinearSynapses(Synapses):
         options: dict[str, Any] = {"want_sum": want_sum, "want_state": want_state, **firing._asdict()}
         options |= {"count": x.carried_count, "time_steps": x.time_steps}
         operands = weights.operands()
-        return Fired(*trusted.spiking_linear(x.bits, weights.kernel.weight, weights.bias, state, **operands, **options))
+        return Fired(
+            *ops.spiking_linear.trusted(x.bits, weights.kernel.weight, weights.bias, state, **operands, **options)
+        )
 
 
 def full_precision(kernel: Kernel) -> dict[str, Any]:
