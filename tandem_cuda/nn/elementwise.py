@@ -70,18 +70,8 @@ class TandemElementwise(TandemConv2d):
     ) -> None:
         if bias:
             raise ValueError("TandemElementwise: bias must be False, got True")
-        super().__init__(
-            in_channels,
-            out_channels,
-            1,
-            groups=groups,
-            bias=False,
-            device=device,
-            dtype=dtype,
-            neuron=neuron,
-            engine=engine,
-            learn_threshold=learn_threshold,
-        )
+        how: dict[str, Any] = {"neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(in_channels, out_channels, 1, groups=groups, bias=False, device=device, dtype=dtype, **how)
         for name, number in (("in_channels", in_channels), ("out_channels", out_channels)):
             if number not in (groups, 2 * groups):
                 raise ValueError(

@@ -54,17 +54,8 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         engine: str = "auto",
         learn_threshold: bool = False,
     ) -> None:
-        super().__init__(
-            in_features,
-            out_features,
-            bias,
-            device,
-            dtype,
-            norm=norm,
-            neuron=neuron,
-            engine=engine,
-            learn_threshold=learn_threshold,
-        )
+        tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(in_features, out_features, bias, device, dtype, **tandem)
 
     @property
     def synapses(self) -> LinearSynapses:

@@ -239,19 +239,9 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
         two_phase: bool = False,
         engine: str = "auto",
     ) -> None:
-        super().__init__(
-            kernel_size,
-            stride,
-            padding,
-            ceil_mode,
-            count_include_pad,
-            divisor_override,
-            threshold=threshold,
-            amplitude=amplitude,
-            initial=initial,
-            two_phase=two_phase,
-            engine=engine,
-        )
+        windows = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        neuron: dict[str, Any] = {"threshold": threshold, "amplitude": amplitude, "initial": initial}
+        super().__init__(*windows, **neuron, two_phase=two_phase, engine=engine)
 
     def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
         """Return the vertical and horizontal windows for an image of this size."""
