@@ -168,7 +168,7 @@ class Call:
             dropout = module
             if not isinstance(value, Real):
                 dropout = kind(module.p)
-                dropout.copies, dropout.signed = value.copies, value.signed
+                dropout.copies = value.copies
             return self._writer.called(value, self.node, dropout)
 
         return _rescaled(self._writer.behind(self.input, step))

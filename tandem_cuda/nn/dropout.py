@@ -20,16 +20,16 @@ class _Dropout:
     copies: int = 1
     """Number of copies of the neurons that share a mask, side by side as :class:`SpikeWindows` arranges them."""
     signed: bool = False
-    """Whether neurons 2i and 2i + 1, of the two signs of a value, share a mask."""
+    """Whether neurons 2i and 2i + 1, of the two signs of a value, share a mask; always if the train is ``paired``."""
 
     def _dropped(self, x: SpikeTrain, shape: Sequence[int]) -> SpikeTrain:
         """Silence neurons by one mask of this shape."""
         if not self.training or self.p == 0:
             return x
         samples, neurons, *rest = shape
-        each = 2 if self.signed else 1
+        each = 2 if self.signed or x.paired else 1
         mask = torch.rand((samples, neurons // self.copies // each, *rest), device=x.device) >= self.p
-        if self.signed:
+        if each == 2:
             mask = mask.repeat_interleave(2, 1)
         if self.copies > 1:
             mask = mask.repeat(1, self.copies, *[1] * len(rest))

@@ -72,7 +72,7 @@ class SpikingMaxPool2d(nn.MaxPool2d):
         # The ANN's pooling of the counts has the same values, except for windows entirely in the padding, where it
         # is negative: clamp those.
         largest = super().forward(x.count).clamp(min=0) if needs_gradient(x.carried_count) else None
-        return carrying(bits, x.time_steps, x.dtype, largest, x.amplitude)
+        return carrying(bits, x, largest)
 
     def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
         """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
@@ -104,7 +104,7 @@ class SpikingGlobalMaxPool2d(nn.Module):
         check_image(self, x)
         bits, _ = self.spikes(x)
         largest = x.count.amax((2, 3), keepdim=True) if needs_gradient(x.carried_count) else None
-        return carrying(bits, x.time_steps, x.dtype, largest, x.amplitude)
+        return carrying(bits, x, largest)
 
     def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
         """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""

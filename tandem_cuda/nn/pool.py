@@ -84,13 +84,12 @@ class SpikingAverage(nn.Module):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         check_image(self, x)
-        steps, dtype = x.time_steps, x.dtype
         with torch.no_grad():
             bits, _ = self.spikes(x)
         mean = None
         if needs_gradient(x.carried_count):
             mean = super().forward(x.count) / self.threshold
-        return carrying(bits, steps, dtype, mean, x.amplitude * self.amplitude)
+        return carrying(bits, x, mean, self.amplitude)
 
     def spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
         """Return the bits and the neurons' final state; ``state`` continues an earlier call."""
