@@ -17,7 +17,6 @@ from .conv import TandemConv2d
 from .convolution import Conv2dSynapses
 from .firing import Fired, Firing
 from .sizes import SPIKES, Size, Value
-from .synapses import Synapses
 from .weight_cache import Kernel, SpikingWeights
 from .wiring import Wiring
 
@@ -142,8 +141,8 @@ class ElementwiseSynapses(Conv2dSynapses):
         y = super().dense_product(x.reshape(*x.shape[:2], -1, 1), weight, bias)
         return y.reshape(len(y), -1, *x.shape[2:])
 
-    def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
-        return Synapses.step_product(self, x, weights)
+    def _counts_steps(self) -> bool:
+        return True
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         shape = self.output_shape(x.shape)

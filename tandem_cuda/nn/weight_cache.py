@@ -25,6 +25,10 @@ class Kernel(NamedTuple):
     master: Tensor | None = None
     """Of integers, the weights in full precision, which get the gradient."""
 
+    def full_precision(self) -> dict[str, Any]:
+        """Return the operands through which the gradient of integer weights flows."""
+        return {"master": self.master, "unit": None if self.master is None else self.unit}
+
 
 class SpikingWeights(NamedTuple):
     """The weights of the spiking twin: x[t] = scale * (weight * s[t]) + bias."""
@@ -36,8 +40,7 @@ class SpikingWeights(NamedTuple):
 
     def operands(self) -> dict[str, Any]:
         """Return the keyword arguments of a product beside weight and bias."""
-        _, packed, unit, master = self.kernel
-        return {"packed": packed, "scale": self.scale, "master": master, "unit": None if master is None else unit}
+        return {"packed": self.kernel.packed, "scale": self.scale, **self.kernel.full_precision()}
 
 
 class WeightCache:

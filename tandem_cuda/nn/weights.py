@@ -89,7 +89,7 @@ class Weights:
 
     def kernel(self) -> Kernel:
         """Return the weights for the products, not packed; differentiable."""
-        if self.bits is None or self.quantiser is None:
+        if self.quantiser is None or self.bits is None:
             return Kernel(self.floats())
         master = self.arrange(self.stored())
         weight, unit = self.quantiser.kernel(master)
