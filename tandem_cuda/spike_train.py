@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,21 @@ from torch.utils.data._utils.collate import default_collate_fn_map  # documented
 
 from . import ops
 from .events import event_planes
-from .ops import checks, trusted
+from .ops import checks
+
+
+class SpikeCode(NamedTuple):
+    """What the spikes of a train stand for, the same for all of its neurons.
+
+    Examples:
+        >>> SpikeTrain.from_dense(torch.ones(4, 2, 3)).code
+        SpikeCode(amplitude=1.0, paired=False)
+    """
+
+    amplitude: float = 1.0
+    """The weight of one spike."""
+    paired: bool = False
+    """Whether neurons 2i and 2i + 1 along the channels are the positive and the negative part of value i."""
 
 
 class SpikeTrain:
@@ -32,6 +46,9 @@ class SpikeTrain:
         amplitude: the weight of one spike: the next layer's input is ``amplitude * s[t]``, and ``Decode`` returns
             ``amplitude * count``. It is 1 by default, 1 / (1 - p) after dropout, and a threshold in networks converted
             with calibration. ``count`` is the number of spikes for any amplitude.
+        paired: whether channels 2i and 2i + 1 are the positive and the negative part of one value, as in converted
+            networks where no ReLU follows a layer. ``Decode`` then returns differences, and layers that move or silence
+            neurons keep both together.
 
     Raises:
         TypeError: ``bits`` is not a uint8 tensor, or ``count`` is not a float32 or float64 tensor.
@@ -50,7 +67,7 @@ class SpikeTrain:
         torch.Size([2, 1, 2])
     """
 
-    __slots__ = ("_count", "_dtype", "amplitude", "bits", "time_steps")
+    __slots__ = ("_count", "_dtype", "bits", "code", "time_steps")
 
     def __init__(
         self,
@@ -60,6 +77,7 @@ class SpikeTrain:
         dtype: torch.dtype | None = None,
         *,
         amplitude: float = 1.0,
+        paired: bool = False,
     ) -> None:
         checks.check_train("SpikeTrain", bits, time_steps)
         if count is not None:
@@ -69,14 +87,18 @@ class SpikeTrain:
         checks.check_number("SpikeTrain", "amplitude", amplitude)
         if not 0 < amplitude < math.inf:
             raise ValueError(f"SpikeTrain: amplitude must be positive and finite, got {amplitude}")
-        self._set(_ending(bits, time_steps), time_steps, count, dtype, float(amplitude))
+        if not isinstance(paired, bool):
+            raise TypeError(f"SpikeTrain: paired must be True or False, got {type(paired).__name__}")
+        if paired and (bits.dim() < 3 or bits.shape[2] % 2):
+            raise ValueError(f"SpikeTrain: paired bits must be [P, N, 2 * C, ...], got {list(bits.shape)}")
+        self._set(_ending(bits, time_steps), time_steps, count, dtype, SpikeCode(float(amplitude), paired))
         checks.check_dtype("SpikeTrain", "dtype", self._dtype)
 
-    def _set(self, bits: Any, time_steps: int, count: Any, dtype: torch.dtype | None, amplitude: float) -> None:
+    def _set(self, bits: Any, time_steps: int, count: Any, dtype: torch.dtype | None, code: SpikeCode) -> None:
         """Set all fields; nothing else sets them."""
         self.bits = bits
         self.time_steps = time_steps
-        self.amplitude = amplitude
+        self.code = code
         self._count = count
         # While torch processes a pytree, its leaves may have any type.
         self._dtype = count.dtype if isinstance(count, Tensor) else dtype or torch.get_default_dtype()
@@ -90,11 +112,19 @@ class SpikeTrain:
         dtype: torch.dtype | None = None,
         *,
         amplitude: float = 1.0,
+        paired: bool = False,
     ) -> SpikeTrain:
         """Create a train as the constructor does, but without checks: for the results of this library's operators."""
         train = cls.__new__(cls)
-        train._set(bits, time_steps, count, dtype, amplitude)
+        train._set(bits, time_steps, count, dtype, SpikeCode(amplitude, paired))
         return train
+
+    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
+        fields = state[1]
+        if "amplitude" in fields:  # pickled by an earlier version
+            fields["code"] = SpikeCode(fields.pop("amplitude"))
+        for name, value in fields.items():
+            setattr(self, name, value)
 
     @classmethod
     def from_dense(cls, spikes: Tensor, dtype: torch.dtype | None = None) -> SpikeTrain:
@@ -187,13 +217,27 @@ class SpikeTrain:
     def count(self) -> Tensor:
         """Spikes per neuron over all time steps, [N, ...]. Carries the tandem gradient."""
         if self._count is None:
-            self._count = trusted.spike_count(self.bits, self._dtype)
+            self._count = ops.spike_count.trusted(self.bits, self._dtype)
         return self._count
 
     @property
     def carried_count(self) -> Tensor | None:
         """``count`` if it exists already, else None. Never computes it."""
         return self._count
+
+    @property
+    def amplitude(self) -> float:
+        """The weight of one spike."""
+        return self.code.amplitude
+
+    @amplitude.setter
+    def amplitude(self, amplitude: float) -> None:
+        self.code = self.code._replace(amplitude=amplitude)
+
+    @property
+    def paired(self) -> bool:
+        """Whether channels 2i and 2i + 1 are the positive and the negative part of one value."""
+        return self.code.paired
 
     @property
     def shape(self) -> torch.Size:
@@ -214,24 +258,25 @@ class SpikeTrain:
         """Return a train with some fields changed and all others kept.
 
         Args:
-            changes: any of the constructor's arguments ``bits``, ``time_steps``, ``count``, ``dtype`` and
-                ``amplitude``. A change of ``bits`` or ``time_steps`` drops the old count; pass a new count if it should
-                carry a gradient. A change of ``dtype`` casts the count.
+            changes: any of the constructor's arguments ``bits``, ``time_steps``, ``count``, ``dtype``, ``amplitude``
+                and ``paired``. A change of ``bits`` or ``time_steps`` drops the old count; pass a new count if it
+                should carry a gradient. A change of ``dtype`` casts the count.
 
         Raises:
             TypeError: an unknown field, or a value of the wrong type.
             ValueError: inconsistent values, as in the constructor.
         """
         new = self.replace_unchecked(**changes)
-        return SpikeTrain(new.bits, new.time_steps, new.carried_count, new.dtype, amplitude=new.amplitude)
+        return SpikeTrain(new.bits, new.time_steps, new.carried_count, new.dtype, **new.code._asdict())
 
     def replace_unchecked(self, **changes: Any) -> SpikeTrain:
         """Work as ``replace``, but do not check the values: for tensors that this library made."""
-        fields = {"bits": self.bits, "time_steps": self.time_steps, "dtype": self._dtype, "amplitude": self.amplitude}
+        fields = {"bits": self.bits, "time_steps": self.time_steps, "dtype": self._dtype}
+        fields |= {"amplitude": self.code.amplitude, "paired": self.code.paired}
         unknown = changes.keys() - fields.keys() - {"count"}
         if unknown:
             raise TypeError(
-                f"SpikeTrain.replace: changes must be among bits, time_steps, count, dtype and amplitude, "
+                f"SpikeTrain.replace: changes must be among bits, time_steps, count, dtype, amplitude and paired, "
                 f"got {', '.join(sorted(unknown))}"
             )
         if self._count is not None and not changes.keys() & {"bits", "time_steps", "count"}:
@@ -252,8 +297,13 @@ class SpikeTrain:
         start, end = start_dim % dims, end_dim % dims
         if start == 0:
             raise ValueError(f"SpikeTrain.flatten: start_dim must leave the batch dimension alone, got {start_dim}")
-        count = None if self._count is None else self._count.flatten(start, end)
-        return self.replace_unchecked(bits=self.bits.flatten(start + 1, end + 1), count=count)
+
+        def flat(x: Tensor) -> Tensor:
+            if start > 1 or not self.code.paired:
+                return x.flatten(start + 1, end + 1)
+            return torch.stack([x[:, :, sign::2].flatten(2, end + 1) for sign in (0, 1)], 3).flatten(2, 3)
+
+        return self.rearranged(flat)
 
     def rearranged(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
         """Return a train whose neurons ``f`` selects and rearranges; the gradient of the count follows them.
@@ -314,6 +364,7 @@ class SpikeTrain:
     def __repr__(self) -> str:
         shape = ", ".join(str(size) for size in self.shape)
         amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
+        amplitude += ", paired=True" if self.paired else ""
         return (
             f"SpikeTrain([{shape}], time_steps={self.time_steps}, dtype={self.dtype}, device={self.device}{amplitude})"
         )
@@ -343,7 +394,7 @@ def _concatenated(op: str, trains: Sequence[SpikeTrain]) -> SpikeTrain:
         raise ValueError(f"{op}: trains must hold at least one train, got none")
     first = trains[0]
     for i, train in enumerate(trains):
-        for name in ("time_steps", "amplitude", "dtype", "device"):
+        for name in ("time_steps", "amplitude", "paired", "dtype", "device"):
             if getattr(train, name) != getattr(first, name):
                 raise ValueError(
                     f"{op}: trains must have the same {name}, got {getattr(first, name)} and, for train {i}, "
@@ -375,17 +426,17 @@ def _collate(batch: Sequence[SpikeTrain], *, collate_fn_map: Any = None) -> Spik
 default_collate_fn_map[SpikeTrain] = _collate
 
 
-_Context = tuple[int, torch.dtype, float]
+_Context = tuple[int, torch.dtype, SpikeCode]
 
 
 def _flatten(train: SpikeTrain) -> tuple[list[Any], _Context]:
-    return [train.bits, train.carried_count], (train.time_steps, train.dtype, train.amplitude)
+    return [train.bits, train.carried_count], (train.time_steps, train.dtype, train.code)
 
 
 def _unflatten(leaves: Any, context: _Context) -> SpikeTrain:
     bits, count = leaves
-    time_steps, dtype, amplitude = context
-    return SpikeTrain.unchecked(bits, time_steps, count, dtype, amplitude=amplitude)
+    time_steps, dtype, code = context
+    return SpikeTrain.unchecked(bits, time_steps, count, dtype, amplitude=code.amplitude, paired=code.paired)
 
 
 _pytree.register_pytree_node(
@@ -393,6 +444,6 @@ _pytree.register_pytree_node(
     _flatten,
     _unflatten,
     serialized_type_name="tandem_cuda.SpikeTrain",
-    to_dumpable_context=lambda context: [context[0], str(context[1]).removeprefix("torch."), context[2]],
-    from_dumpable_context=lambda context: (context[0], getattr(torch, context[1]), context[2]),
+    to_dumpable_context=lambda context: [context[0], str(context[1]).removeprefix("torch."), *context[2]],
+    from_dumpable_context=lambda context: (context[0], getattr(torch, context[1]), SpikeCode(*context[2:])),
 )

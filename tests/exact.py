@@ -93,6 +93,12 @@ def everywhere(want, f, *arguments, **named):
         same(got, want, path)
 
 
+def replace_operator(monkeypatch, name, function):
+    """Let everybody call ``function`` for an operator, layers too."""
+    function.trusted = function
+    monkeypatch.setattr(ops, name, function)
+
+
 def same(got, want, path=""):
     """Assert that tensors, or tuples of them, are equal in every element and in dtype; NaN equals NaN."""
     if isinstance(want, torch.Tensor):

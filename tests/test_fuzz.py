@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from exact import replace_operator
 from fuzz import oracle, runner
 from fuzz.__main__ import one
 from fuzz.draw import Draw, Mismatch
@@ -171,20 +172,24 @@ def flipped(op, *, one_in=1):
     ],
 )
 def test_a_flipped_spike_is_found(monkeypatch, kind, name):
-    monkeypatch.setattr(ops, name, flipped(getattr(ops, name), one_in=5))
+    replace_operator(monkeypatch, name, flipped(getattr(ops, name), one_in=5))
     error = first_failure(kind)
     assert re.search(r": 1 of \d+ differ, at \[", str(error))  # one spike, and where
 
 
 def test_a_lost_bias_and_a_wrong_gradient_are_found(monkeypatch):
     right = ops.count_linear
-    monkeypatch.setattr(ops, "count_linear", lambda bits, weight, bias, **named: right(bits, weight, None, **named))
+    replace_operator(
+        monkeypatch, "count_linear", lambda bits, weight, bias, **named: right(bits, weight, None, **named)
+    )
     assert first_failure("products") is not None
     monkeypatch.undo()
-    monkeypatch.setattr(ops, "tandem_count", lambda bits, v, steps, *rest: ops.spike_count(bits, v.dtype) + 0 * v)
+    replace_operator(monkeypatch, "tandem_count", lambda bits, v, steps, *rest: ops.spike_count(bits, v.dtype) + 0 * v)
     assert any(isinstance(run_case("coupling", seed)[0], Mismatch) for seed in range(20))
     right_fold = ops.fold_norm
-    monkeypatch.setattr(ops, "fold_norm", lambda *vectors, eps, **named: right_fold(*vectors, eps=2 * eps, **named))
+    replace_operator(
+        monkeypatch, "fold_norm", lambda *vectors, eps, **named: right_fold(*vectors, eps=2 * eps, **named)
+    )
     assert isinstance(first_failure("norms"), Mismatch)
 
 
@@ -245,7 +250,7 @@ def test_a_case_that_takes_too_long_is_ended(monkeypatch):
         while True:
             pass
 
-    monkeypatch.setattr(ops, "integrate_and_fire", forever)
+    replace_operator(monkeypatch, "integrate_and_fire", forever)
     assert isinstance(run_case("neurons", 1)[0], runner.TooSlow)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from exact import ENGINES, generator, same, train
+from exact import ENGINES, generator, replace_operator, same, train
 from layer_cases import named
 from layers import events, exact_layer
 from tandem_cuda import SpikeTrain, TandemConv2d, TandemLinear, ops
@@ -352,7 +352,7 @@ def packs(monkeypatch):
         calls.append(weight)
         return pack(weight, *arguments, **named)
 
-    monkeypatch.setattr(ops, "pack_weight", pack_weight)
+    replace_operator(monkeypatch, "pack_weight", pack_weight)
     return calls
 
 

@@ -16,6 +16,9 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from exact import FLOATS, SEEDS, generator, planes, same, train
 from tandem_cuda import (
     IF,
+    Decode,
+    SpikeCat,
+    SpikeRearrange,
     SpikeTrain,
     SpikingAdaptiveAvgPool2d,
     SpikingAvgPool2d,
@@ -23,10 +26,13 @@ from tandem_cuda import (
     TandemConv2d,
     TandemDropout,
     TandemDropout2d,
+    TandemGate,
+    convert,
     freeze,
     ops,
 )
 from tandem_cuda import reference as ref
+from tandem_cuda.spike_train import SpikeCode
 
 
 def example(*shape, time_steps=9, **named):
@@ -90,8 +96,8 @@ def test_default_dtype():
 def test_count_is_lazy(monkeypatch):
     """Nobody pays for counts that nobody asks for, and whoever asks pays once."""
     calls = []
-    count = ops.spike_count
-    monkeypatch.setattr(ops, "spike_count", lambda *arguments: calls.append(1) or count(*arguments))
+    count = ops.spike_count.trusted
+    monkeypatch.setattr(ops.spike_count, "trusted", lambda *arguments: calls.append(1) or count(*arguments))
     x = example()
     for y in (x, x.detach(), x.flatten(), copy.deepcopy(x), pytree.tree_map(lambda leaf: leaf, x)):
         y.to_dense()
@@ -290,6 +296,54 @@ def test_from_dense_bad_dtype():
         SpikeTrain.from_dense(torch.zeros(9, 2), dtype=torch.int32)
 
 
+# --- pairs of neurons for both signs ---------------------------------------------------------------------------------
+
+
+def difference(x):
+    return x[:, ::2] - x[:, 1::2]
+
+
+def test_modules_read_the_pairs_of_a_train():
+    x, y = example(2, 6, 4, 4, time_steps=8, paired=True), example(2, 2, 4, 4, time_steps=8)
+    value = difference(x.count)
+    same(Decode()(x), value)
+    same(Decode(signed=True)(x), value)
+    same(Decode()(x.flatten()), value.flatten(1))
+    same(Decode()(SpikeCat(False, False)(x, y)), torch.cat([value, y.count], 1))
+    chosen = SpikeRearrange("channels", 1, 3)(x)
+    assert chosen.paired
+    same(Decode()(chosen), value[:, 1:3])
+    gated = TandemGate()(x, torch.ones(1, 3, 1, 1))
+    assert gated.paired
+    same(Decode()(gated), value)
+    for drop in (TandemDropout(0.5), TandemDropout2d(0.5)):
+        kept = drop(x.replace(bits=torch.full_like(x.bits[:1], 255), time_steps=8)).count.view(2, 3, 2, -1)
+        same(kept[:, :, 0], kept[:, :, 1])
+        assert 0 < kept.count_nonzero() < kept.numel()
+
+
+def test_layers_without_a_relu_give_pairs():
+    ann = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(108, 2))
+    network, trains = convert(ann, 8), []
+    for module in network.modules():
+        if isinstance(module, TandemConv2d):
+            module.register_forward_hook(lambda module, inputs, output: trains.append(output))
+    network(torch.rand(2, 1, 8, 8, generator=generator(1)))
+    assert [x.paired for x in trains] == [True] * len(trains)
+
+
+def test_trains_of_version_0_2_are_not_paired():
+    x = SpikeTrain.__new__(SpikeTrain)
+    y = example(amplitude=3.0)
+    fields = {"bits": y.bits, "time_steps": 9, "_count": None, "_dtype": torch.float32, "amplitude": 3.0}
+    x.__setstate__((None, fields))
+    equal(x, y)
+    assert x.code == SpikeCode(3.0, False)
+    spec = pytree.tree_structure(y)
+    dumped = pytree.treespec_dumps(spec)
+    assert pytree.treespec_loads(dumped.replace(", 3.0, false]", ", 3.0]").replace(",3.0,false]", ",3.0]")) == spec
+
+
 # --- no field is lost ------------------------------------------------------------------------------------------------
 
 
@@ -349,11 +403,11 @@ OPERATIONS = {
 @pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_no_field_is_lost(name, counted):
-    x = example(time_steps=13, dtype=torch.float64, amplitude=3.0)
+    x = example(2, 4, 4, 5, time_steps=13, dtype=torch.float64, amplitude=3.0, paired=True)
     if counted:
         x = x.replace(count=x.count.clone().requires_grad_())
     y = OPERATIONS[name](x)
-    assert (y.time_steps, y.dtype, y.amplitude, y.device) == (13, torch.float64, 3.0, x.device)
+    assert (y.time_steps, y.dtype, y.code, y.device) == (13, torch.float64, SpikeCode(3.0, True), x.device)
     assert y.count.dtype == torch.float64
     if (
         counted
@@ -387,10 +441,16 @@ def test_replace():
     assert x.replace(bits=x.bits[:1], time_steps=8).time_steps == 8
     assert x.replace(count=None).carried_count is None
     for changes, error, message in (
-        ({"steps": 3}, TypeError, "changes must be among bits, time_steps, count, dtype and amplitude, got steps"),
+        (
+            {"steps": 3},
+            TypeError,
+            "changes must be among bits, time_steps, count, dtype, amplitude and paired, got steps",
+        ),
         ({"bits": x.bits[:1]}, ValueError, r"bits must have ceil\(time_steps / 8\) = 2 planes"),
         ({"count": x.count[:1]}, ValueError, "count must be"),
         ({"amplitude": 0}, ValueError, "amplitude must be positive"),
+        ({"paired": 1}, TypeError, "paired must be True or False, got int"),
+        ({"paired": True}, ValueError, r"paired bits must be \[P, N, 2 \* C, ...\], got \[2, 2, 3, 4, 5\]"),
         ({"dtype": torch.float16}, TypeError, ".* must be float32 or float64"),
     ):
         with pytest.raises(error, match=f"SpikeTrain.*: {message}"):
@@ -451,6 +511,7 @@ def test_cat_carries_gradients():
     [
         (lambda x: x.window(0, 12), "same time_steps, got 13 and, for train 1, 12"),
         (lambda x: x.replace(amplitude=2), r"same amplitude, got 3\.0 and, for train 1, 2"),
+        (lambda x: x.replace(paired=True), "same paired, got False and, for train 1, True"),
         (lambda x: x.replace(dtype=torch.float64), "same dtype, got torch.float32 and, for train 1, torch.float64"),
         (lambda x: x.flatten(), r"same neurons, got \[1, 2, 4, 5\] and, for train 1, \[1, 40\]"),
         (lambda x: x.to("meta"), "same device, got cpu and, for train 1, meta"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tandem_cuda as tc
-from exact import FLOATS, META, SEEDS, every_path, features_last, generator, planes, same, slow, views
+from exact import FLOATS, META, SEEDS, every_path, features_last, generator, planes, replace_operator, same, slow, views
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
 from tandem_cuda.nn import batch_norm
@@ -199,7 +199,7 @@ def test_where_a_layer_takes_it(monkeypatch):
         called.append(1)
         return operator(*arguments, **named)
 
-    monkeypatch.setattr(ops, "tandem_norm_count", counted)
+    replace_operator(monkeypatch, "tandem_norm_count", counted)
     x = tc.SpikeTrain.from_dense((torch.rand(8, 4, 5, generator=generator(0)) < 0.3).float())
 
     def takes(neuron=None, **changed):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from exact import SEEDS, generator, planes, same
+from exact import SEEDS, generator, planes, replace_operator, same
 from tandem_cuda import (
     _C,
     IF,
@@ -314,7 +314,7 @@ def potentials(monkeypatch):
         return call
 
     for name in ("spiking_linear", "spiking_conv2d", "integrate_and_fire"):
-        monkeypatch.setattr(ops, name, watched(getattr(ops, name)))
+        replace_operator(monkeypatch, name, watched(getattr(ops, name)))
     return seen
 
 
@@ -497,7 +497,7 @@ def test_a_graph_packs_into_memory_of_its_own(make, sample, monkeypatch):
         packed.append(pack(*arguments, **named))
         return packed[-1]
 
-    monkeypatch.setattr(ops, "pack_weight", noted)
+    replace_operator(monkeypatch, "pack_weight", noted)
     model(x)
     outside = [*packed]
     packed.clear()

@@ -145,7 +145,7 @@ class Call:
 
         def make(train: Train) -> Any:
             dropout = kind(self.module.p)
-            dropout.copies, dropout.signed = train.windows, train.signed
+            dropout.copies = train.windows
             return dropout
 
         return self._drop(make)

@@ -137,7 +137,9 @@ class TandemAdd(Spiking):
                 v = v * learned_threshold.learning_unit(self.log_threshold, v.shape, steps).to(v.dtype)
         with torch.no_grad():
             bits, _ = self.spikes(pairs, steps, kernels=kernels)
-        return coupled(self.neuron, bits, v, steps, self.dtype_of(inputs))
+        fired = coupled(self.neuron, bits, v, steps, self.dtype_of(inputs))
+        paired = any(layer.wiring is not None and layer.wiring.paired_outputs for layer in self._layers())
+        return fired.replace_unchecked(paired=True) if paired else fired
 
     def check_inputs(self, inputs: Sequence[Any]) -> None:
         if len(inputs) != len(self.branches):

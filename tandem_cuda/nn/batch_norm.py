@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..ops import trusted
+from .. import ops
 from ..ops.update_statistics import check_batched
 from .modes import recomputing
 
@@ -46,11 +46,11 @@ def update_statistics(
 
     Returns mean and biased variance of ``product`` itself, each [O].
     """
-    mean, var = trusted.batch_statistics(product.detach())
+    mean, var = ops.batch_statistics.trusted(product.detach())
     if not recomputing():
         running = norm.running_mean, norm.running_var, norm.num_batches_tracked
         factors = {"unit": unit, "repeats": repeats, "momentum": norm.momentum}
-        trusted.update_statistics_(*running, mean, var, product, missing=missing, **factors)
+        ops.update_statistics_.trusted(*running, mean, var, product, missing=missing, **factors)
     return mean, var
 
 

@@ -34,7 +34,20 @@ _CONVOLUTION = (("same", "valid"), ("zeros", "reflect", "replicate", "circular")
 """The named paddings and the modes of a convolution that is not transposed."""
 
 
-class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
+class TandemConvolution(TandemLayer):
+    """A convolutional tandem layer; torch's convolution must come next in the bases."""
+
+    out_channels: int
+    norm_class: type[nn.BatchNorm1d | nn.BatchNorm2d] = nn.BatchNorm2d
+
+    def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
+        return self.norm_class(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
+
+    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
+        return convolution(self, *self.weights.folded(), outputs, self.weights.rounding())
+
+
+class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """A convolutional tandem layer: nn.Conv2d whose neurons spike (Wu et al. 2021, section III).
 
     Args:
@@ -90,37 +103,17 @@ class TandemConv2d(TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: sp
         engine: str = "auto",
         learn_threshold: bool = False,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-            norm=norm,
-            neuron=neuron,
-            engine=engine,
-            learn_threshold=learn_threshold,
-        )
+        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(*sizes, bias, padding_mode, device, dtype, **tandem)
         check_geometry("TandemConv2d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation)
 
     @property
     def synapses(self) -> Conv2dSynapses:
         return Conv2dSynapses(self)
 
-    def _new_norm(self) -> nn.BatchNorm2d:
-        return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
-    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
-        return convolution(self, *self.weights.folded(), outputs, self.weights.rounding())
-
-
-class TandemConv1d(TandemLayer, nn.Conv1d):  # type: ignore[misc]  # forward: spike trains, not tensors
+class TandemConv1d(TandemConvolution, nn.Conv1d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """A convolutional tandem layer over one dimension: nn.Conv1d whose neurons spike (Wu et al. 2021, section III).
 
     It is computed as a 2-D convolution of images of height 1.
@@ -157,6 +150,7 @@ class TandemConv1d(TandemLayer, nn.Conv1d):  # type: ignore[misc]  # forward: sp
     """
 
     SETTINGS: ClassVar = _settings(1, *_CONVOLUTION)
+    norm_class = nn.BatchNorm1d
 
     def __init__(
         self,
@@ -177,23 +171,9 @@ class TandemConv1d(TandemLayer, nn.Conv1d):  # type: ignore[misc]  # forward: sp
         engine: str = "auto",
         learn_threshold: bool = False,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-            norm=norm,
-            neuron=neuron,
-            engine=engine,
-            learn_threshold=learn_threshold,
-        )
+        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(*sizes, bias, padding_mode, device, dtype, **tandem)
         number = 0 if isinstance(padding, str) else self.padding[0]
         check_geometry("TandemConv1d", self.stride[0], number, self.dilation[0])
 
@@ -201,14 +181,8 @@ class TandemConv1d(TandemLayer, nn.Conv1d):  # type: ignore[misc]  # forward: sp
     def synapses(self) -> Conv1dSynapses:
         return Conv1dSynapses(self)
 
-    def _new_norm(self) -> nn.BatchNorm1d:
-        return nn.BatchNorm1d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
-    def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
-        return convolution(self, *self.weights.folded(), outputs, self.weights.rounding())
-
-
-class TandemConvTranspose2d(TandemLayer, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
+class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
     """A transposed convolution as a tandem layer: nn.ConvTranspose2d whose neurons spike (Wu et al. 2021, section III).
 
     It is computed as a convolution with mirrored kernels over the image with stride - 1 zeros between its pixels
@@ -270,32 +244,14 @@ class TandemConvTranspose2d(TandemLayer, nn.ConvTranspose2d):  # type: ignore[mi
         engine: str = "auto",
         learn_threshold: bool = False,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-            padding_mode,
-            device,
-            dtype,
-            norm=norm,
-            neuron=neuron,
-            engine=engine,
-            learn_threshold=learn_threshold,
-        )
+        sizes = in_channels, out_channels, kernel_size, stride, padding, output_padding, groups
+        tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(*sizes, bias, dilation, padding_mode, device, dtype, **tandem)
         check_geometry("TandemConvTranspose2d", self.stride, self.padding, self.dilation)
 
     @property
     def synapses(self) -> ConvTranspose2dSynapses:
         return ConvTranspose2dSynapses(self)
-
-    def _new_norm(self) -> nn.BatchNorm2d:
-        return nn.BatchNorm2d(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
         weight, bias = self.weights.folded()

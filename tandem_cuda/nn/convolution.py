@@ -12,15 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import trusted
 from ..ops.geometry import Geometry, check_fit, out_size
 from ..ops.layout import canonical, channels_last
 from ..spike_train import SpikeTrain
-from .firing import Fired, Firing
 from .geometry import insert_zeros, pad
 from .sizes import SPIKES, Size, Value, check_count
-from .synapses import Synapses, full_precision
-from .weight_cache import Kernel, SpikingWeights
+from .synapses import Synapses
 
 Rearrange = Callable[[Tensor], Tensor]
 
@@ -47,14 +44,6 @@ class ConvolutionSynapses(Synapses):
         The function takes bits or values [P, N, C, ...] and returns [P, N, C, H, W], with any padding that the products
         cannot add themselves. None: inputs are such images already.
         """
-
-    def to_output(self, y: Tensor) -> Tensor:
-        """Convert a convolved image [..., Ho, Wo] to the dimensions of this layer's output."""
-        return y
-
-    def to_image(self, y: Tensor) -> Tensor:
-        """Convert neurons [..., N, O, ...] to the dimensions that a convolved image has."""
-        return y
 
     # -- sizes
 
@@ -121,65 +110,29 @@ class ConvolutionSynapses(Synapses):
 
     # -- products
 
-    def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
-        image, geometry = self._value_as_image(x)
-        operands: dict[str, Any] = {"packed": kernel.packed, **full_precision(kernel)}
-        return self.to_output(trusted.ordered_product(image, kernel.weight, *geometry, self.groups, **operands))
-
-    def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
-        image, geometry = self._value_as_image(x)
-        options: dict[str, Any] = {**geometry._asdict(), "groups": self.groups, "packed": kernel.packed, **drive}
-        return self.to_output(trusted.ordered_spikes(image, kernel.weight, time_steps, **options))
-
-    def _value_as_image(self, x: Tensor) -> tuple[Tensor, Geometry]:
+    def _value_as_image(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
         rearrange, geometry = self.image()
-        return x if rearrange is None else rearrange(x.unsqueeze(0)).squeeze(0), geometry
+        image = x if rearrange is None else rearrange(x.unsqueeze(0)).squeeze(0)
+        return image, self._where(*geometry)
 
-    def _as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, Geometry]:
+    def _as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, dict[str, Any]]:
         self.check_shape(x.shape)
         rearrange, geometry = self.image()
-        return x if rearrange is None else x.rearranged(rearrange), geometry
+        image = x if rearrange is None else x.rearranged(rearrange)
+        return image, self._where(*geometry)
 
-    def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
-        if self.engine == "dense" or self.inputs == self.groups:  # which have kernels for counts of their own
-            return super().step_product(x, weights)
-        x, geometry = self._as_image(x)
-        options: dict[str, Any] = {**geometry._asdict(), "groups": self.groups}
-        options |= {"packed": weights.kernel.packed, "scale": weights.scale}
-        currents = trusted.step_product(x.bits, weights.kernel.weight, x.time_steps, weights.bias, **options)
-        return self.to_output(currents)
+    def _where(self, stride: Any, padding: Any, dilation: Any) -> dict[str, Any]:
+        return {"stride": stride, "padding": padding, "dilation": dilation, "groups": self.groups}
 
-    def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
-        x, geometry = self._as_image(x)
-        options: dict[str, Any] = {**weights.operands(), "count": x.carried_count, "engine": self.engine}
-        where = *geometry, self.groups
-        return self.to_output(trusted.count_conv2d(x.bits, weights.kernel.weight, weights.bias, *where, **options))
-
-    def fire(
-        self,
-        x: SpikeTrain,
-        weights: SpikingWeights,
-        firing: Firing,
-        *,
-        want_sum: bool = False,
-        state: Tensor | None = None,
-        want_state: bool = False,
-    ) -> Fired:
-        x, geometry = self._as_image(x)
-        options: dict[str, Any] = {"want_sum": want_sum, "want_state": want_state, **firing._asdict()}
-        options |= {"count": x.carried_count, "time_steps": x.time_steps, **weights.operands()}
-        if firing.added is not None:
-            options["added"] = self.to_image(firing.added)
-        where = *geometry, self.groups, state
-        bits, total, state = trusted.spiking_conv2d(x.bits, weights.kernel.weight, weights.bias, *where, **options)
-        return Fired(self.to_output(bits), self.to_output(total) if want_sum else total, state)
+    def _counts_steps(self) -> bool:
+        return self.engine == "dense" or self.inputs == self.groups  # which have kernels for counts of their own
 
 
 class Conv2dSynapses(ConvolutionSynapses):
     """A 2-D convolution."""
 
     def image(self) -> tuple[Rearrange | None, Geometry]:
-        stride, dilation = _pair(self.stride), _pair(self.dilation)
+        stride, dilation = self.stride, self.dilation
         if self.padding_mode != "zeros":
             pads, mode = self.pads, self.padding_mode
             return lambda image: pad(image, pads, mode), Geometry(stride, (0, 0), dilation)
@@ -190,7 +143,7 @@ class Conv2dSynapses(ConvolutionSynapses):
             extra = (0, total[1] % 2, 0, total[0] % 2)  # odd padding has one more row or column at the end
             more = (lambda image: pad(image, extra)) if any(extra) else None
             return more, Geometry(stride, (total[0] // 2, total[1] // 2), dilation)
-        return None, Geometry(stride, _pair(self.padding), dilation)
+        return None, Geometry(stride, self.padding, dilation)
 
     def check_value(self, value: Tensor, weight: Tensor) -> None:
         self.check_shape(value.shape)
@@ -271,20 +224,20 @@ class ConvTranspose2dSynapses(ConvolutionSynapses):
     from_kernel = as_kernel
 
     def image(self) -> tuple[Rearrange | None, Geometry]:
-        padding = _pair(self.padding)
+        padding = self.padding
         full = [d * (k - 1) - p for d, k, p in zip(self.dilation, self.kernel_size, padding, strict=True)]
         both = (max(full[0], 0), max(full[1], 0))
         pads: list[int] = []
         for axis in (1, 0):
             less = full[axis] - both[axis]
             pads += [less, less + self.output_padding[axis]]
-        return lambda image: pad(insert_zeros(image, self.stride), pads), Geometry((1, 1), both, _pair(self.dilation))
+        return lambda image: pad(insert_zeros(image, self.stride), pads), Geometry((1, 1), both, self.dilation)
 
     def check_value(self, value: Tensor, weight: Tensor) -> None:
         self.check_shape(value.shape)
 
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        stride, padding, more, dilation = map(_pair, (self.stride, self.padding, self.output_padding, self.dilation))
+        stride, padding, more, dilation = self.stride, self.padding, self.output_padding, self.dilation
         weight = canonical(self.from_kernel(weight))
         return F.conv_transpose2d(channels_last(x), weight, bias, stride, padding, more, self.groups, dilation)
 
@@ -319,13 +272,6 @@ def _mirrored(weight: Tensor, groups: int) -> Tensor:
     first, second, *kernel = weight.shape
     grouped = weight.view(groups, first // groups, second, *kernel).transpose(1, 2)
     return grouped.reshape(groups * second, first // groups, *kernel).flip(2, 3)
-
-
-def _pair(values: tuple[int, ...] | str) -> tuple[int, int]:
-    """Return the pair that torch's modules store for an int or a pair."""
-    assert not isinstance(values, str)
-    first, second = values
-    return first, second
 
 
 def _within(steps: int, size: int, taps: int, stride: int, dilation: int, before: int) -> int:

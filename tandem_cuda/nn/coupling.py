@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..neuron import Neuron
-from ..ops import trusted
 from ..spike_train import SpikeTrain
 
 
@@ -26,16 +28,20 @@ def coupled(
     if v is None or not (torch.is_grad_enabled() and v.requires_grad):
         return SpikeTrain.unchecked(bits, steps, dtype=dtype, amplitude=neuron.amplitude)
     scaled = neuron if scale == 1 else neuron.scaled(scale)
-    count = trusted.tandem_count(bits, v, steps, scaled, neuron.upper(steps, scale))
+    count = ops.tandem_count.trusted(bits, v, steps, scaled, neuron.upper(steps, scale))
     return SpikeTrain.unchecked(bits, steps, count, amplitude=neuron.amplitude)
 
 
-def carrying(bits: Tensor, steps: int, dtype: torch.dtype, ann: Tensor | None, amplitude: float) -> SpikeTrain:
-    """Return a train whose count has the value of the spikes and the gradient of the ANN's activation."""
+def carrying(bits: Tensor, x: SpikeTrain, ann: Tensor | None, factor: float = 1.0) -> SpikeTrain:
+    """Return pooled spikes of a train, whose count has the gradient of the ANN's activation.
+
+    A spike weighs ``factor`` times what one of the train weighs.
+    """
+    code: dict[str, Any] = {"amplitude": x.amplitude * factor, "paired": x.paired}
     if ann is None:
-        return SpikeTrain.unchecked(bits, steps, dtype=dtype, amplitude=amplitude)
-    count = trusted.spike_count(bits, dtype) + (ann - ann.detach())
-    return SpikeTrain.unchecked(bits, steps, count, amplitude=amplitude)
+        return SpikeTrain.unchecked(bits, x.time_steps, dtype=x.dtype, **code)
+    count = ops.spike_count.trusted(bits, x.dtype) + (ann - ann.detach())
+    return SpikeTrain.unchecked(bits, x.time_steps, count, **code)
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..neuron import Neuron
-from ..ops import trusted
 from ..ops.division import divided
 from ..spike_train import SpikeTrain
 from . import batch_norm, learned_threshold
@@ -121,7 +121,7 @@ class Drive:
         norm = batch_norm.checked_norm(self.name, self.norm)
         statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
         how: dict[str, Any] = {"eps": norm.eps, "amplitude": amplitude, "time_steps": steps}
-        return trusted.fold_norm(*statistics, self._own_bias, unit=unit, **how)
+        return ops.fold_norm.trusted(*statistics, self._own_bias, unit=unit, **how)
 
     def _is_norm_alone(self) -> bool:
         """Return whether there is batch norm, and neither signs nor thresholds nor a correction behind it."""
@@ -265,7 +265,7 @@ class NormalisedSums(NamedTuple):
         gamma, beta = norm.weight, beta if self.correction is None else beta + self.correction
         if self.scale is not None:
             gamma, beta = gamma * self.scale, beta * self.scale
-        count = trusted.tandem_norm_count(
+        count = ops.tandem_norm_count.trusted(
             bits,
             self.sums,
             *self.statistics,

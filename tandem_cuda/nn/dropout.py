@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from .nir import NirWriter, Signal
 
 
-class TandemDropout(nn.Dropout):
+class _Dropout:
+    """What both dropouts share; torch's dropout must come next in the bases."""
+
+    p: float
+    training: bool
+    copies: int = 1
+    """Number of copies of the neurons that share a mask, side by side as :class:`SpikeWindows` arranges them."""
+    signed: bool = False
+    """Whether neurons 2i and 2i + 1, of the two signs of a value, share a mask; always if the train is ``paired``."""
+
+    def _dropped(self, x: SpikeTrain, shape: Sequence[int]) -> SpikeTrain:
+        """Silence neurons by one mask of this shape."""
+        if not self.training or self.p == 0:
+            return x
+        samples, neurons, *rest = shape
+        each = 2 if self.signed or x.paired else 1
+        mask = torch.rand((samples, neurons // self.copies // each, *rest), device=x.device) >= self.p
+        if each == 2:
+            mask = mask.repeat_interleave(2, 1)
+        if self.copies > 1:
+            mask = mask.repeat(1, self.copies, *[1] * len(rest))
+        masked = x.rearranged(lambda values: values * mask.to(values.dtype))
+        return masked if self.p == 1 else masked.replace_unchecked(amplitude=x.amplitude / (1 - self.p))
+
+
+class TandemDropout(_Dropout, nn.Dropout):
     """Dropout that silences whole neurons: one mask for the spikes of all time steps and for their count.
 
     A spike is 0 or 1 and cannot be scaled, so the train's ``amplitude`` carries the factor 1 / (1 - p) of inverted
@@ -38,20 +64,16 @@ class TandemDropout(nn.Dropout):
         1.0
     """
 
-    copies: int = 1
-    """Number of copies of the neurons that share a mask, side by side as :class:`SpikeWindows` arranges them."""
-    signed: bool = False
-    """Whether neurons 2i and 2i + 1, of the two signs of a value, share a mask."""
-
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
-        return _dropped(self, x, x.shape if isinstance(x, SpikeTrain) else None)
+        _check_train(self, x)
+        return self._dropped(x, x.shape)
 
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
         """Add no node: in eval mode dropout does nothing."""
         return signal
 
 
-class TandemDropout2d(nn.Dropout2d):
+class TandemDropout2d(_Dropout, nn.Dropout2d):
     """:class:`TandemDropout` of whole channels: one draw for each sample and channel.
 
     Takes the arguments of nn.Dropout2d: ``p``, the probability of silencing a channel, in [0, 1], and ``inplace``,
@@ -71,15 +93,11 @@ class TandemDropout2d(nn.Dropout2d):
         True
     """
 
-    copies: int = 1
-    """Number of copies of the neurons that share a mask, side by side as :class:`SpikeWindows` arranges them."""
-    signed: bool = False
-    """Whether neurons 2i and 2i + 1, of the two signs of a value, share a mask."""
-
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
-        if isinstance(x, SpikeTrain) and len(x.shape) != 4:
+        _check_train(self, x)
+        if len(x.shape) != 4:
             raise ValueError(f"TandemDropout2d: input must be [N, C, H, W], got {list(x.shape)}")
-        return _dropped(self, x, (*x.shape[:2], 1, 1) if isinstance(x, SpikeTrain) else None)
+        return self._dropped(x, (*x.shape[:2], 1, 1))
 
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
         """Add no node: in eval mode dropout does nothing."""
@@ -120,8 +138,7 @@ class TandemStochasticDepth(nn.Module):
         self.p, self.mode, self.scale = p, mode, scale
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
-        if not isinstance(x, SpikeTrain):
-            raise TypeError(f"TandemStochasticDepth: input must be a SpikeTrain, got {type(x).__name__}")
+        _check_train(self, x)
         if not self.training or self.p == 0:
             return x
         samples = len(x) if self.mode == "row" else 1
@@ -138,22 +155,6 @@ class TandemStochasticDepth(nn.Module):
         return signal
 
 
-def _dropped(module: TandemDropout | TandemDropout2d, x: Any, shape: Any) -> SpikeTrain:
+def _check_train(module: nn.Module, x: Any) -> None:
     if not isinstance(x, SpikeTrain):
         raise TypeError(f"{type(module).__name__}: input must be a SpikeTrain, got {type(x).__name__}")
-    if not module.training or module.p == 0:
-        return x
-    samples, neurons, *rest = shape
-    each = 2 if module.signed else 1
-    mask = torch.rand((samples, neurons // module.copies // each, *rest), device=x.device) >= module.p
-    if module.signed:
-        mask = mask.repeat_interleave(2, 1)
-    if module.copies > 1:
-        mask = mask.repeat(1, module.copies, *[1] * len(rest))
-
-    def masked(values: Tensor) -> Tensor:
-        return values * mask.to(values.dtype)
-
-    return x.rearranged(masked).replace_unchecked(
-        amplitude=x.amplitude if module.p == 1 else x.amplitude / (1 - module.p)
-    )

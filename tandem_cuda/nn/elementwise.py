@@ -19,7 +19,6 @@ from .convolution import Conv2dSynapses
 from .firing import Fired, Firing
 from .nir import Product, Shape
 from .sizes import SPIKES, Size, Value
-from .synapses import Synapses
 from .weight_cache import Kernel, SpikingWeights
 from .wiring import Wiring
 
@@ -76,18 +75,8 @@ class TandemElementwise(TandemConv2d):
     ) -> None:
         if bias:
             raise ValueError("TandemElementwise: bias must be False, got True")
-        super().__init__(
-            in_channels,
-            out_channels,
-            1,
-            groups=groups,
-            bias=False,
-            device=device,
-            dtype=dtype,
-            neuron=neuron,
-            engine=engine,
-            learn_threshold=learn_threshold,
-        )
+        how: dict[str, Any] = {"neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(in_channels, out_channels, 1, groups=groups, bias=False, device=device, dtype=dtype, **how)
         for name, number in (("in_channels", in_channels), ("out_channels", out_channels)):
             if number not in (groups, 2 * groups):
                 raise ValueError(
@@ -161,8 +150,8 @@ class ElementwiseSynapses(Conv2dSynapses):
         y = super().dense_product(x.reshape(*x.shape[:2], -1, 1), weight, bias)
         return y.reshape(len(y), -1, *x.shape[2:])
 
-    def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
-        return Synapses.step_product(self, x, weights)
+    def _counts_steps(self) -> bool:
+        return True
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         shape = self.output_shape(x.shape)

@@ -128,7 +128,7 @@ class Decode(Spiking):
 
     Args:
         signed: whether channels 2i and 2i + 1 are the positive and the negative part of channel i. The output is then
-            their difference, [N, C / 2, ...].
+            their difference, [N, C / 2, ...]. A train that is ``paired`` says so itself.
 
     Shape:
         SpikeTrain [N, C, ...] -> Tensor [N, C, ...], the differentiable spike counts times the train's ``amplitude``.
@@ -158,11 +158,11 @@ class Decode(Spiking):
     def forward(self, x: Any) -> Tensor:
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
-        return self.weighted(x.count if x.amplitude == 1 else x.count * x.amplitude)
+        return self.weighted(x.count if x.amplitude == 1 else x.count * x.amplitude, x.paired)
 
-    def weighted(self, count: Tensor) -> Tensor:
+    def weighted(self, count: Tensor, paired: bool = False) -> Tensor:
         """Return the values that counts [N, C, ...], times the amplitude, stand for."""
-        if self.signed:
+        if self.signed or paired:
             count = count[:, ::2] - count[:, 1::2]
         if self.scale is None:
             return count

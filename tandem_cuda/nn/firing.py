@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .. import ops
 from ..neuron import Neuron
-from ..ops import trusted
 
 
 class Firing(NamedTuple):
@@ -61,7 +61,7 @@ def run_neurons(
     if flat:  # the operator wants the neurons behind N
         current, state = current.flatten(0, -2), None if state is None else state.flatten(1, -2)
     settings: dict[str, Any] = {"scale": scale, "mode": mode, "neuron": neuron}
-    bits, total, after = trusted.integrate_and_fire(
+    bits, total, after = ops.integrate_and_fire.trusted(
         current, steps, bias, state, **settings, want_sum=False, want_state=want_state
     )
     if flat:

@@ -35,7 +35,7 @@ class TandemGate(Spiking):
     Args:
         neuron: IF(...) or LIF(...).
         signed: whether channels 2i and 2i + 1 of the spikes are the positive and the negative part of channel i. So are
-            those of the output.
+            those of the output. A train that is ``paired`` says so itself.
 
     Shape:
         SpikeTrain [N, C, ...] and Tensor that broadcasts over its values, such as [N, C, 1, 1] -> SpikeTrain
@@ -67,7 +67,11 @@ class TandemGate(Spiking):
         v = self.potential(x, gate)
         steps = x.time_steps
         bits = self.fired(v, steps)
-        return coupled(self.neuron, bits, v if needs_gradient(v) else None, steps, x.dtype)
+        fired = coupled(self.neuron, bits, v if needs_gradient(v) else None, steps, x.dtype)
+        return fired.replace_unchecked(paired=True) if self._is_paired(x) else fired
+
+    def _is_paired(self, x: SpikeTrain) -> bool:
+        return self.decode.signed or x.paired
 
     def potential(self, x: SpikeTrain, gate: Tensor) -> Tensor:
         """Return gate * amplitude * c, [N, C, ...]; if signed, and its negative, as the neurons are arranged."""
@@ -81,7 +85,7 @@ class TandemGate(Spiking):
         if not alike:
             raise ValueError(f"TandemGate: gate must broadcast over {list(value.shape)}, got {list(gate.shape)}")
         v = value * gate
-        return torch.stack([v, -v], 2).flatten(1, 2) if self.decode.signed else v
+        return torch.stack([v, -v], 2).flatten(1, 2) if self._is_paired(x) else v
 
     def fired(self, v: Tensor, steps: int) -> Tensor:
         """Return the bits of neurons that integrate v."""

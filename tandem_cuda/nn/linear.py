@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -58,17 +58,8 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         engine: str = "auto",
         learn_threshold: bool = False,
     ) -> None:
-        super().__init__(
-            in_features,
-            out_features,
-            bias,
-            device,
-            dtype,
-            norm=norm,
-            neuron=neuron,
-            engine=engine,
-            learn_threshold=learn_threshold,
-        )
+        tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(in_features, out_features, bias, device, dtype, **tandem)
 
     @property
     def synapses(self) -> LinearSynapses:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..ops import trusted
+from .. import ops
 from ..ops.max_pool_spikes import windows_along
 from ..spike_train import SpikeTrain
 from . import schema
@@ -154,12 +154,14 @@ class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
         # The ANN's pooling of the counts has the same values, except for windows entirely in the padding, where it
         # is negative: clamp those.
         largest = super().forward(x.count).clamp(min=0) if needs_gradient(x.carried_count) else None
-        return carrying(bits, x.time_steps, x.dtype, largest, x.amplitude)
+        return carrying(bits, x, largest)
 
     def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
         """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
         pooling = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-        return trusted.max_pool_spikes(x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count)
+        return ops.max_pool_spikes.trusted(
+            x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count
+        )
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
@@ -201,12 +203,12 @@ class SpikingGlobalMaxPool2d(MaxPooling):
         check_image(self, x)
         bits, _ = self.spikes(x)
         largest = x.count.amax((2, 3), keepdim=True) if needs_gradient(x.carried_count) else None
-        return carrying(bits, x.time_steps, x.dtype, largest, x.amplitude)
+        return carrying(bits, x, largest)
 
     def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
         """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
         window = (*x.shape[2:],)
-        return trusted.max_pool_spikes(x.bits, window, time_steps=x.time_steps, count=count, want_count=want_count)
+        return ops.max_pool_spikes.trusted(x.bits, window, time_steps=x.time_steps, count=count, want_count=want_count)
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""

@@ -98,13 +98,12 @@ class SpikingAverage(Pooling):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         check_image(self, x)
-        steps, dtype = x.time_steps, x.dtype
         with torch.no_grad():
             bits, _ = self.spikes(x)
         mean = None
         if needs_gradient(x.carried_count):
             mean = super().forward(x.count) / self.threshold
-        return carrying(bits, steps, dtype, mean, x.amplitude * self.amplitude)
+        return carrying(bits, x, mean, self.amplitude)
 
     def spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
         """Return the bits and the neurons' final state; ``state`` continues an earlier call."""
@@ -303,19 +302,9 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
         two_phase: bool = False,
         engine: str = "auto",
     ) -> None:
-        super().__init__(
-            kernel_size,
-            stride,
-            padding,
-            ceil_mode,
-            count_include_pad,
-            divisor_override,
-            threshold=threshold,
-            amplitude=amplitude,
-            initial=initial,
-            two_phase=two_phase,
-            engine=engine,
-        )
+        windows = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        neuron: dict[str, Any] = {"threshold": threshold, "amplitude": amplitude, "initial": initial}
+        super().__init__(*windows, **neuron, two_phase=two_phase, engine=engine)
 
     def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
         """Return the vertical and horizontal windows for an image of this size."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops import checks, trusted
+from ..ops import checks
 from ..ops.division import divided
 
 WIDTHS = (*range(2, 9), 16)
@@ -94,7 +93,7 @@ class WeightQuantiser(nn.Module):
     def kernel(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Work as :meth:`integers`, for float32 weights [O, ...], output channels first, and times ``input_scale``."""
         if self.bits in ops.LARGEST:
-            return trusted.quantise_weight(weight.detach(), self.bits)
+            return ops.quantise_weight.trusted(weight.detach(), self.bits)
         checks.check_finite("WeightQuantiser", "weight", weight)
         whole, scale = self._rounded(weight.detach().reshape(1, 1, len(weight), -1))
         return whole.to(torch.int8).view(weight.shape), scale.flatten()
@@ -166,23 +165,15 @@ def parametrisation(layer: nn.Module) -> tuple[WeightQuantiser | None, bool]:
 
     Changes of their state go unnoticed.
     """
-    every = parametrizations_of(layer)
-    if not every:
+    every: Any = layer._modules.get("parametrizations")  # torch's own methods are written in Python
+    if not isinstance(every, nn.ModuleDict):
         return None, False
+    every = every._modules
     of_weight = every.get("weight")
     modules = () if of_weight is None else (*of_weight._modules.values(),)
     if len(modules) == 1 and isinstance(modules[0], WeightQuantiser):
         return modules[0], len(every) > 1
     return None, True
-
-
-def parametrizations_of(layer: nn.Module) -> Mapping[str, Any]:
-    """Return a layer's parametrisations by the names of tensors.
-
-    Layers ask several times in every call, so this avoids the methods of torch's modules, which are written in Python.
-    """
-    found: Any = layer._modules.get("parametrizations")
-    return found._modules if isinstance(found, nn.ModuleDict) else {}
 
 
 def check_bits(op: str, bits: Any) -> None:

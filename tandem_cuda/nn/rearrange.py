@@ -110,7 +110,7 @@ class SpikeRearrange(Spiking):
         how: the rearrangement.
         arguments: its arguments, ints.
         signed: whether channels 2i and 2i + 1 are the positive and the negative part of channel i, which stay
-            together.
+            together. A train that is ``paired`` says so itself.
 
     Shape:
         SpikeTrain [N, C, ...] -> SpikeTrain. Channels count twice if ``signed``.
@@ -157,7 +157,8 @@ class SpikeRearrange(Spiking):
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"SpikeRearrange: input must be a SpikeTrain, got {type(x).__name__}")
-        return x.rearranged(self.rearranged)
+        paired = self.signed or x.paired
+        return x.rearranged(lambda values: self._moved(values, paired))
 
     def moved(self, values: Sequence[Any]) -> list[Any]:
         """Return where the values of channels go: one entry for each output channel."""
@@ -173,7 +174,10 @@ class SpikeRearrange(Spiking):
 
     def rearranged(self, x: Tensor) -> Tensor:
         """Return where bits, counts or any other values [P, N, C, ...] go."""
-        if not self.signed:
+        return self._moved(x, self.signed)
+
+    def _moved(self, x: Tensor, paired: bool) -> Tensor:
+        if not paired:
             return self._f(x, *self.arguments)
         planes = len(x)
         moved = self._f(torch.cat([x[:, :, ::2], x[:, :, 1::2]]), *self.arguments)
@@ -256,7 +260,8 @@ class SpikeCat(Spiking):
 
     Args:
         signed: for each input, whether its channels 2i and 2i + 1 are the positive and the negative part of channel i.
-            If some are, so is the output; the channels of all others then get a silent negative part.
+            If some are, so is the output; the channels of all others then get a silent negative part. A train that is
+            ``paired`` says so itself.
         amplitudes: the ``amplitude`` of each input, if these differ. The output then has amplitude 1: layers that read
             it must multiply each channel by its amplitude, as their ``input_scale``.
 
@@ -310,15 +315,15 @@ class SpikeCat(Spiking):
                     f"input {i}, {list(x.shape)}"
                 )
         amplitude = self._amplitude(inputs)
-        if any(self.signed):
-            inputs = tuple(
-                x if signed else x.rearranged(_with_silent) for x, signed in zip(inputs, self.signed, strict=True)
-            )
+        signs = [signed or x.paired for x, signed in zip(inputs, self.signed, strict=True)]
+        paired = any(signs)
+        if paired:
+            inputs = tuple(x if signed else x.rearranged(_with_silent) for x, signed in zip(inputs, signs, strict=True))
         # Channels stay innermost in memory.
         bits = torch.cat([x.bits.movedim(2, -1) for x in inputs], -1).movedim(-1, 2)
         carried = any(x.carried_count is not None and x.carried_count.requires_grad for x in inputs)
         count = torch.cat([x.count for x in inputs], 1) if carried and torch.is_grad_enabled() else None
-        return first.replace_unchecked(bits=bits, count=count, amplitude=amplitude)
+        return first.replace_unchecked(bits=bits, count=count, amplitude=amplitude, paired=paired)
 
     def _amplitude(self, inputs: Sequence[SpikeTrain]) -> float:
         """Return the amplitude of the output."""

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import autocast, checks, trusted
+from .. import ops
+from ..ops import autocast, checks
 from ..spike_train import SpikeTrain
 from .firing import Fired, Firing
 from .sizes import SPIKES, Size, Value
@@ -37,6 +38,8 @@ class Synapses(ABC):
     """The dimension of [N, O, ...] that has the outputs, 1 or -1."""
     per_weight: int = 1
     """How many synapses share a weight of the ANN."""
+    is_linear: bool = False
+    """Whether weights are [O, F]."""
 
     # -- sizes
 
@@ -113,30 +116,38 @@ class Synapses(ABC):
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Compute weight * x + bias for real x."""
 
-    @abstractmethod
     def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
         """Compute the kernel's integers * x for real x."""
+        image, where = self._value_as_image(x)
+        operands: dict[str, Any] = {"packed": kernel.packed, **kernel.full_precision()}
+        return self.to_output(ops.ordered_product.trusted(image, kernel.weight, **where, **operands))
 
-    @abstractmethod
     def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
         """Return the bits of the neurons that such products drive, given neuron, bias, scale and mode."""
+        image, where = self._value_as_image(x)
+        options: dict[str, Any] = {**where, "packed": kernel.packed, **drive}
+        return self.to_output(ops.ordered_spikes.trusted(image, kernel.weight, time_steps, **options))
 
     # -- products with spikes
 
-    @abstractmethod
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         """Compute weight * count + bias."""
+        x, where = self._as_image(x)
+        count = ops.count_linear if self.is_linear else ops.count_conv2d
+        options: dict[str, Any] = {**where, **weights.operands(), "count": x.carried_count, "engine": self.engine}
+        return self.to_output(count.trusted(x.bits, weights.kernel.weight, weights.bias, **options))
 
     def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
-        """Compute weight * spikes + bias for every time step, [T, N, O, ...], without a gradient.
+        """Compute weight * spikes + bias for every time step, [T, N, O, ...], without a gradient."""
+        if self._counts_steps():
+            steps = ops.unpack_spikes.trusted(x.bits, x.time_steps, torch.uint8).flatten(0, 1).unsqueeze(0)
+            trains = SpikeTrain.unchecked(steps, 1, dtype=x.dtype, amplitude=x.amplitude)
+            return torch.unflatten(self.count_product(trains, weights), 0, (x.time_steps, -1))
+        x, where = self._as_image(x)
+        options: dict[str, Any] = {**where, "packed": weights.kernel.packed, "scale": weights.scale}
+        weight, bias = weights.kernel.weight, weights.bias
+        return self.to_output(ops.step_product.trusted(x.bits, weight, x.time_steps, bias, **options))
 
-        Here as a count product whose samples are trains of one step each.
-        """
-        steps = trusted.unpack_spikes(x.bits, x.time_steps, torch.uint8).flatten(0, 1).unsqueeze(0)
-        trains = SpikeTrain.unchecked(steps, 1, dtype=x.dtype, amplitude=x.amplitude)
-        return torch.unflatten(self.count_product(trains, weights), 0, (x.time_steps, -1))
-
-    @abstractmethod
     def fire(
         self,
         x: SpikeTrain,
@@ -148,12 +159,43 @@ class Synapses(ABC):
         want_state: bool = False,
     ) -> Fired:
         """Drive neurons by the product with the spikes of every step; ``state`` continues an earlier call."""
+        x, where = self._as_image(x)
+        spiking = ops.spiking_linear if self.is_linear else ops.spiking_conv2d
+        options: dict[str, Any] = {**where, "want_sum": want_sum, "want_state": want_state, **firing._asdict()}
+        options |= {"count": x.carried_count, "time_steps": x.time_steps, "state": state, **weights.operands()}
+        if firing.added is not None:
+            options["added"] = self.to_image(firing.added)
+        bits, total, state = spiking.trusted(x.bits, weights.kernel.weight, weights.bias, **options)
+        return Fired(self.to_output(bits), self.to_output(total) if want_sum else total, state)
+
+    def _counts_steps(self) -> bool:
+        """Return whether a step product is a count product whose samples are trains of one step each."""
+        return self.engine == "dense"
+
+    # -- what the operators read and return
+
+    def _value_as_image(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Return real input as the operators take it, and the arguments that say how weights move over it."""
+        return x, {}
+
+    def _as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, dict[str, Any]]:
+        """Do likewise with spikes."""
+        return x, {}
+
+    def to_output(self, y: Tensor) -> Tensor:
+        """Convert an operator's result [..., N, O, ...] to the dimensions of this layer's output."""
+        return y
+
+    def to_image(self, y: Tensor) -> Tensor:
+        """Convert neurons [..., N, O, ...] to the dimensions that an operator's result has."""
+        return y
 
 
 class LinearSynapses(Synapses):
     """Every input reaches every output."""
 
     features = -1
+    is_linear = True
 
     def __init__(self, layer: Any) -> None:
         self.name, self.engine = type(layer).__name__, layer.engine
@@ -186,43 +228,6 @@ class LinearSynapses(Synapses):
 
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
-
-    def ordered_product(self, x: Tensor, kernel: Kernel) -> Tensor:
-        return trusted.ordered_product(x, kernel.weight, packed=kernel.packed, **full_precision(kernel))
-
-    def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
-        return trusted.ordered_spikes(x, kernel.weight, time_steps, packed=kernel.packed, **drive)
-
-    def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
-        if self.engine == "dense":
-            return super().step_product(x, weights)
-        operands: dict[str, Any] = {"packed": weights.kernel.packed, "scale": weights.scale}
-        return trusted.step_product(x.bits, weights.kernel.weight, x.time_steps, weights.bias, **operands)
-
-    def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
-        weight, bias = weights.kernel.weight, weights.bias
-        options: dict[str, Any] = {"count": x.carried_count, "engine": self.engine}
-        return trusted.count_linear(x.bits, weight, bias, **weights.operands(), **options)
-
-    def fire(
-        self,
-        x: SpikeTrain,
-        weights: SpikingWeights,
-        firing: Firing,
-        *,
-        want_sum: bool = False,
-        state: Tensor | None = None,
-        want_state: bool = False,
-    ) -> Fired:
-        options: dict[str, Any] = {"want_sum": want_sum, "want_state": want_state, **firing._asdict()}
-        options |= {"count": x.carried_count, "time_steps": x.time_steps}
-        operands = weights.operands()
-        return Fired(*trusted.spiking_linear(x.bits, weights.kernel.weight, weights.bias, state, **operands, **options))
-
-
-def full_precision(kernel: Kernel) -> dict[str, Any]:
-    """Return the operands through which the gradient of integer weights flows."""
-    return {"master": kernel.master, "unit": None if kernel.master is None else kernel.unit}
 
 
 def reached(

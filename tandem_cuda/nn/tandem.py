@@ -55,8 +55,11 @@ class TandemLayer(SpikingTwin):
         weights = Weights(self)
         if weights.computed and not torch.compiler.is_compiling():
             with parametrize.cached():  # compute the weights once per call
-                return self._both_twins(x, weights)
-        return self._both_twins(x, weights)
+                fired = self._both_twins(x, weights)
+        else:
+            fired = self._both_twins(x, weights)
+        paired = self.wiring is not None and self.wiring.paired_outputs
+        return fired.replace_unchecked(paired=True) if paired else fired
 
     def _both_twins(self, x: SpikeTrain | EncodedInput, weights: Weights) -> SpikeTrain:
         synapses = weights.synapses

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import _C
-from ..ops import trusted
+from .. import _C, ops
 from ..ops.pack_weight import can_hold
 from .constants import capturing
 from .quantiser import parametrisation
@@ -26,6 +25,10 @@ class Kernel(NamedTuple):
     master: Tensor | None = None
     """Of integers, the weights in full precision, which get the gradient."""
 
+    def full_precision(self) -> dict[str, Any]:
+        """Return the operands through which the gradient of integer weights flows."""
+        return {"master": self.master, "unit": None if self.master is None else self.unit}
+
 
 class SpikingWeights(NamedTuple):
     """The weights of the spiking twin: x[t] = scale * (weight * s[t]) + bias."""
@@ -37,8 +40,7 @@ class SpikingWeights(NamedTuple):
 
     def operands(self) -> dict[str, Any]:
         """Return the keyword arguments of a product beside weight and bias."""
-        _, packed, unit, master = self.kernel
-        return {"packed": packed, "scale": self.scale, "master": master, "unit": None if master is None else unit}
+        return {"packed": self.kernel.packed, "scale": self.scale, **self.kernel.full_precision()}
 
 
 class WeightCache:
@@ -62,16 +64,16 @@ class WeightCache:
     def pack(self, weight: Tensor, groups: int) -> Tensor:
         """Pack weights, reusing the buffer of the last call if it fits: a large allocation costs more than packing."""
         if torch.compiler.is_compiling():  # compiled code cannot keep a buffer
-            return trusted.pack_weight(weight.detach(), groups)
+            return ops.pack_weight.trusted(weight.detach(), groups)
         if capturing(weight):  # a graph writes to its buffer in every replay, so the memory must be its own
-            return trusted.pack_weight(weight.detach(), groups)
+            return ops.pack_weight.trusted(weight.detach(), groups)
         self._packed = self._weights = None  # both describe the buffer, which is overwritten below
         if torch._C._functorch.is_functorch_wrapped_tensor(weight):  # must not outlive its transform
-            return trusted.pack_weight(weight.detach(), groups)
+            return ops.pack_weight.trusted(weight.detach(), groups)
         memory = self._memory
         if memory is not None and (memory.is_inference() or not can_hold(memory, weight, groups)):
             memory = None
-        self._memory = trusted.pack_weight(weight.detach(), groups, out=memory)
+        self._memory = ops.pack_weight.trusted(weight.detach(), groups, out=memory)
         return self._memory
 
     def kernel(self, sources: list[Tensor], settings: Any, make: Callable[[], Kernel], groups: int) -> Kernel:

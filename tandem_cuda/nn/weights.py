@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..ops import checks, trusted
+from .. import ops
+from ..ops import checks
 from .drive import Drive
 from .quantiser import parametrisation
 from .synapses import Synapses
@@ -30,10 +31,17 @@ class Weights:
 
     def __init__(self, layer: WeightedLayer, synapses: Synapses | None = None) -> None:
         self.layer = layer
-        self.synapses = layer.synapses if synapses is None else synapses
+        self._synapses = synapses
         self.quantiser, self.computed = parametrisation(layer)
         """``computed``: whether another parametrisation computes weights, so that changes of its state go unnoticed."""
         self._stored: Tensor | None = None
+
+    @property
+    def synapses(self) -> Synapses:
+        """The products that the weights are for."""
+        if self._synapses is None:
+            self._synapses = self.layer.synapses
+        return self._synapses
 
     # -- the parameter
 
@@ -81,7 +89,7 @@ class Weights:
 
     def kernel(self) -> Kernel:
         """Return the weights for the products, not packed; differentiable."""
-        if self.bits is None or self.quantiser is None:
+        if self.quantiser is None or self.bits is None:
             return Kernel(self.floats())
         master = self.arrange(self.stored())
         weight, unit = self.quantiser.kernel(master)
@@ -95,7 +103,7 @@ class Weights:
             return layer._cache.kernel(sources, self.bits, self.kernel, groups)
         kernel = self.kernel()
         if self.computed:
-            packed = trusted.pack_weight(kernel.weight.detach(), groups)
+            packed = ops.pack_weight.trusted(kernel.weight.detach(), groups)
         else:
             packed = layer._cache.pack(kernel.weight, groups)
         return kernel._replace(packed=packed)

@@ -20,9 +20,11 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int] = (1, 1)
 
 
-def pairs(stride: Any, padding: Any, dilation: Any) -> Geometry:
+def pairs(stride: Any, padding: Any, dilation: Any) -> tuple[Any, Any, Any]:
     """Return checked numbers as pairs."""
-    return Geometry(*(x if isinstance(x, tuple) else checks.pair("", "", x) for x in (stride, padding, dilation)))
+    if isinstance(stride, tuple) and isinstance(padding, tuple) and isinstance(dilation, tuple):
+        return stride, padding, dilation  # what layers pass, in every call
+    return checks.pair("", "", stride), checks.pair("", "", padding), checks.pair("", "", dilation)
 
 
 def check_geometry(op: str, stride: Any, padding: Any, dilation: Any) -> Geometry:

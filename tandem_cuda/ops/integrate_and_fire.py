@@ -151,18 +151,8 @@ def check_whole(op: str, state: Tensor | None) -> None:
 
 
 @torch.library.register_fake("tandem_cuda::integrate_and_fire")
-def _(
-    current: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    state: Tensor | None,
-    time_steps: int,
-    mode: int,
-    neuron: int,
-    parameters: list[float],
-    want_sum: bool,
-    want_state: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(current: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    time_steps, mode, neuron, _, want_sum, want_state = others[3:]
     neurons = list(current.shape[1:] if MODES[mode] == "series" else current.shape)
     bits = layout.empty_channels_last(current, [checks.planes_for(time_steps), *neurons], torch.uint8, 2)
     total = layout.empty_channels_last(current, neurons if want_sum else [0], current.dtype, 1 if want_sum else 0)

@@ -131,18 +131,9 @@ def _geometry(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: An
 
 
 @torch.library.register_fake("tandem_cuda::max_pool_spikes")
-def _(
-    bits: Tensor,
-    count: Tensor | None,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    ceil_mode: bool,
-    time_steps: int,
-    want_count: bool,
-) -> tuple[Tensor, Tensor]:
-    pooled = pooled_size("max_pool_spikes", bits.shape[3:], kernel_size, stride, padding, dilation, ceil_mode)
+def _(bits: Tensor, count: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
+    size, stride, padding, dilation, ceil_mode, _, want_count = others
+    pooled = pooled_size("max_pool_spikes", bits.shape[3:], size, stride, padding, dilation, ceil_mode)
     out = layout.empty_channels_last(bits, [*bits.shape[:3], *pooled], torch.uint8, 2)
     neurons = bits.shape[1:] if want_count else [0]
     return out, layout.empty_channels_last(bits, neurons, torch.int32, 1 if want_count else 0)

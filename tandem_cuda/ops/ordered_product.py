@@ -101,17 +101,7 @@ def check_ordered(
 
 
 @torch.library.register_fake("tandem_cuda::ordered_product")
-def _(
-    x: Tensor,
-    weight: Tensor,
-    packed: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    master: Tensor | None,
-    unit: Tensor | None,
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, packed: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, *_: Any) -> Tensor:
     neurons = neurons_of(x.unsqueeze(0), weight, stride, padding, dilation)
     return layout.empty_channels_last(x, neurons, torch.float32, feature_dim(weight, neurons))
 

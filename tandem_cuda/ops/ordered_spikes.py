@@ -15,7 +15,7 @@ from .geometry import pairs
 from .gradient import implement_on_cuda, refuse_tangent
 from .integrate_and_fire import MODES, at_once
 from .ordered_product import check_ordered
-from .product_gradient import Pair, feature_dim, neurons_of
+from .product_gradient import feature_dim, neurons_of
 
 
 def _check(op: str, a: Any) -> None:
@@ -89,24 +89,11 @@ def ordered_spikes(
     return torch.ops.tandem_cuda.ordered_spikes(x, weight, packed, scale, bias, *how)
 
 
-def _on_cuda(
-    x: Tensor,
-    weight: Tensor,
-    packed: Tensor | None,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    time_steps: int,
-    mode: int,
-    neuron: int,
-    parameters: list[float],
-) -> Tensor:
+def _on_cuda(x: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bias: Any, *how: Any) -> Tensor:
     """Call the two operators one after the other."""
     operators = torch.ops.tandem_cuda
-    sums = operators.ordered_product(x, weight, packed, stride, padding, dilation, groups, None, None)
+    *geometry, time_steps, mode, neuron, parameters = how
+    sums = operators.ordered_product(x, weight, packed, *geometry, None, None)
     rows = sums if weight.dim() == 4 else sums.flatten(0, -2)  # channels behind N
     bits = operators.integrate_and_fire(
         rows, scale, bias, None, time_steps, mode, neuron, parameters, want_sum=False, want_state=False
@@ -118,21 +105,8 @@ implement_on_cuda("ordered_spikes", _on_cuda)
 
 
 @torch.library.register_fake("tandem_cuda::ordered_spikes")
-def _(
-    x: Tensor,
-    weight: Tensor,
-    packed: Tensor | None,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    time_steps: int,
-    mode: int,
-    neuron: int,
-    parameters: list[float],
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    stride, padding, dilation, _, time_steps, *_ = others[3:]
     neurons = neurons_of(x.unsqueeze(0), weight, stride, padding, dilation)
     shape = [checks.planes_for(time_steps), *neurons]
     return layout.empty_channels_last(x, shape, torch.uint8, 1 + feature_dim(weight, neurons))

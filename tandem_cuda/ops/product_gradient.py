@@ -42,30 +42,8 @@ def feature_dim(weight: Tensor, neurons: list[int]) -> int:
 
 
 @torch.library.register_fake("tandem_cuda::spiking_product")
-def _(
-    bits: Tensor,
-    count: Tensor | None,
-    weight: Tensor,
-    packed: Tensor | None,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    state: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    time_steps: int,
-    neuron: int,
-    parameters: list[float],
-    engine: int,
-    terms: int,
-    want_sum: bool,
-    want_state: bool,
-    master: Tensor | None,
-    unit: Tensor | None,
-    added: Tensor | None,
-    amplitude: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(bits: Tensor, count: Tensor | None, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    stride, padding, dilation, _, _, neuron, _, _, _, want_sum, want_state, *_ = others[4:]
     neurons, dtype = neurons_of(bits, weight, stride, padding, dilation), current_dtype(weight)
     dim = feature_dim(weight, neurons)
     none = weight.new_empty([0], dtype=dtype)
@@ -78,36 +56,14 @@ def _(
 
 
 @torch.library.register_fake("tandem_cuda::count_product")
-def _(
-    bits: Tensor,
-    count: Tensor | None,
-    weight: Tensor,
-    packed: Tensor | None,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    engine: int,
-    terms: int,
-    master: Tensor | None,
-    unit: Tensor | None,
-) -> Tensor:
+def _(bits: Tensor, count: Tensor | None, weight: Tensor, *others: Any) -> Tensor:
+    stride, padding, dilation, *_ = others[3:]
     neurons = neurons_of(bits, weight, stride, padding, dilation)
     return layout.empty_channels_last(weight, neurons, current_dtype(weight), feature_dim(weight, neurons))
 
 
 @torch.library.register_fake("tandem_cuda::conv2d_weight_gradient")
-def _(
-    grad: Tensor,
-    count: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
+def _(grad: Tensor, count: Tensor, weight: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 

@@ -13,7 +13,7 @@ from .checked import checked_by
 from .geometry import pairs
 from .gradient import implement_on_cuda
 from .product import LINEAR, check_arguments, current_dtype, terms_of
-from .product_gradient import Pair, feature_dim, neurons_of
+from .product_gradient import feature_dim, neurons_of
 
 
 def _check(op: str, a: Any) -> None:
@@ -74,41 +74,23 @@ def step_product(
     return torch.ops.tandem_cuda.step_product(bits, weight.detach(), packed, scale, bias, *geometry, time_steps)
 
 
-def _on_cuda(
-    bits: Tensor,
-    weight: Tensor,
-    packed: Tensor | None,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    time_steps: int,
-) -> Tensor:
+def _on_cuda(bits: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bias: Any, *how: Any) -> Tensor:
     """Take the time steps for samples of one step each."""
     operators = torch.ops.tandem_cuda
+    *geometry, time_steps = how
     steps = operators.unpack_spikes(bits, time_steps, torch.uint8).flatten(0, 1).unsqueeze(0)
-    how = stride, padding, dilation, groups, 0, terms_of(weight), None, None
-    return operators.count_product(steps, None, weight, packed, scale, bias, *how).unflatten(0, (time_steps, -1))
+    product = operators.count_product(
+        steps, None, weight, packed, scale, bias, *geometry, 0, terms_of(weight), None, None
+    )
+    return product.unflatten(0, (time_steps, -1))
 
 
 implement_on_cuda("step_product", _on_cuda)
 
 
 @torch.library.register_fake("tandem_cuda::step_product")
-def _(
-    bits: Tensor,
-    weight: Tensor,
-    packed: Tensor | None,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    time_steps: int,
-) -> Tensor:
+def _(bits: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    stride, padding, dilation, _, time_steps = others[3:]
     neurons = neurons_of(bits, weight, stride, padding, dilation)
     shape = [time_steps, *neurons]
     return layout.empty_channels_last(bits, shape, current_dtype(weight), 1 + feature_dim(weight, neurons))

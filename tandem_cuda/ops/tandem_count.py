@@ -73,9 +73,7 @@ def tandem_count(
 
 
 @torch.library.register_fake("tandem_cuda::tandem_count")
-def _(
-    bits: Tensor, pre_activation: Tensor, time_steps: int, neuron: int, parameters: list[float], upper: float
-) -> Tensor:
+def _(bits: Tensor, pre_activation: Tensor, *others: Any) -> Tensor:
     return empty_count(bits, pre_activation.dtype)
 
 

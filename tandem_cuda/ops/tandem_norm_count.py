@@ -96,34 +96,13 @@ def tandem_norm_count(
 
 
 @torch.library.register_fake("tandem_cuda::tandem_norm_count")
-def _(
-    bits: Tensor,
-    product: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    time_steps: int,
-    threshold: float,
-    upper: float,
-    unit: Tensor | None,
-) -> Tensor:
+def _(bits: Tensor, product: Tensor, *others: Any) -> Tensor:
     return empty_count(bits, product.dtype)
 
 
 @torch.library.register_fake("tandem_cuda::tandem_norm_count_backward")
 def _(
-    grad: Tensor,
-    product: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    threshold: float,
-    upper: float,
-    unit: Tensor | None,
+    grad: Tensor, product: Tensor, mean: Tensor, var: Tensor, gamma: Tensor, beta: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         layout.empty_channels_last(product, list(product.shape), product.dtype, 1),
