@@ -51,10 +51,11 @@ def _in_turn(row, sizes):
 
 def parametrize(strength=2, **factors):
     """``pytest.mark.parametrize`` with rows of `covering`. A factor is a sequence of values, or values by their id."""
-    names, values = list(factors), []
-    for factor in factors.values():
-        by_id = factor.items() if isinstance(factor, Mapping) else ((str(value), value) for value in factor)
-        values.append([(key.removeprefix("torch."), value) for key, value in by_id])
+    names = list(factors)
+    values = [
+        [*factor.items()] if isinstance(factor, Mapping) else [(_id(value), value) for value in factor]
+        for factor in factors.values()
+    ]
     rows = [
         [column[index] for column, index in zip(values, row, strict=True)]
         for row in covering(*map(len, values), strength=strength)
@@ -62,6 +63,11 @@ def parametrize(strength=2, **factors):
     return pytest.mark.parametrize(
         names, [pytest.param(*(v for _, v in row), id="-".join(key for key, _ in row)) for row in rows]
     )
+
+
+def _id(value):
+    """The same in every process, as that of a function without its address."""
+    return getattr(value, "__name__", str(value)).removeprefix("torch.")
 
 
 def pairs(**factors):

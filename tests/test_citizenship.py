@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from exact import HALVES, META, generator, planes, same
+from pairwise import pairs
 from tandem_cuda import Decode, Encode, SpikeTrain, TandemConv2d, TandemLinear, from_authors, ops
 from tandem_cuda.ops.pack_weight import packed_like
 
@@ -95,9 +96,7 @@ def test_compile_with_inductor(norm):
 # --- autocast --------------------------------------------------------------------------------------------------------
 
 
-@every_norm
-@pytest.mark.parametrize("engine", ["auto", "event", "dense"])
-@pytest.mark.parametrize("mode", ["constant", "impulse"])
+@pairs(norm=[None, "batch"], engine=["auto", "event", "dense"], mode=["constant", "impulse"])
 def test_autocast(norm, engine, mode):
     """Products with real numbers in bfloat16; spikes, currents, parameters' gradients in float32."""
     net, x = network(norm, mode, engine), images()
@@ -119,9 +118,7 @@ def test_autocast(norm, engine, mode):
         assert F.cosine_similarity(got.flatten(), reference.flatten(), 0) > 0.8
 
 
-@every_norm
-@pytest.mark.parametrize("engine", ["auto", "event", "dense"])
-@pytest.mark.parametrize("training", [True, False])
+@pairs(norm=[None, "batch"], engine=["auto", "event", "dense"], training=[True, False])
 def test_autocast_leaves_products_of_spikes_alone(norm, engine, training):
     """The same bits, counts and gradients as without, also if backward() runs under autocast."""
     net = network(norm, engine=engine)[2:5].train(training)

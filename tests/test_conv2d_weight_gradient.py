@@ -21,6 +21,7 @@ from exact import (
     sized,
     slow,
 )
+from pairwise import pairs
 from tandem_cuda import reference as ref
 
 OP = torch.ops.tandem_cuda.conv2d_weight_gradient
@@ -110,9 +111,7 @@ def test_larger(batch, outputs, channels, size, dtype):
     everywhere(of_torch(*arguments), OP, *arguments)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("place", [0, 16383, 16384, -1])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, 0.5, 254.5, 256])
+@pairs(dtype=FLOATS, place=[0, 16383, 16384, -1], value=[math.nan, math.inf, -math.inf, -1, 0.5, 254.5, 256])
 def test_one_count_that_is_no_byte(value, place, dtype):
     """Wherever it is: at both ends of the range of each thread."""
     grad = dyadic(2, MANY, 59, 61, seed=0, dtype=dtype)
@@ -196,9 +195,11 @@ def test_inexact_gradients(dtype):
         same(got, results.setdefault(path.split(",")[0], got), path)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", [(9, 8), (9, 3), (9, 2), (9, 1), (3, 9)], ids=str)
-@pytest.mark.parametrize("convolution", [([1, 1], [1, 1], [1, 1]), ([2, 3], [0, 2], [1, 1]), ([3, 2], [2, 1], [2, 1])])
+@pairs(
+    dtype=FLOATS,
+    shape=[(9, 8), (9, 3), (9, 2), (9, 1), (3, 9)],
+    convolution=[([1, 1], [1, 1], [1, 1]), ([2, 3], [0, 2], [1, 1]), ([3, 2], [2, 1], [2, 1])],
+)
 def test_one_channel(convolution, shape, dtype):
     """A count that has either layout, with a gradient of each."""
     count = dyadic(4, 1, *shape, seed=0, dtype=dtype)

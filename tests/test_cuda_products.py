@@ -28,6 +28,7 @@ from exact import (
     rounded,
 )
 from neurons import BRANCHES, any_neuron, joining, raw_neuron, state_of
+from pairwise import pairs
 from tandem_cuda import IF, ops
 from test_cuda_operators import captured, identical, on_device, too_many
 from test_pack_weight import placed
@@ -96,10 +97,12 @@ def test_conv2d(engine, case, time_steps, kind, rate, neuron, optional, branch, 
     identical(ops.count_conv2d(here, there, **moved(named, device), engine=engine), want, device)
 
 
-@every_engine
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(5, 300, 70), (0, 8, 8), (1, 1, 1), (130, 64, 16)])
-@pytest.mark.parametrize("time_steps", [1, 8, 19])
+@pairs(
+    engine=["auto", "event", "dense"],
+    kind=KINDS,
+    shape=[(5, 300, 70), (0, 8, 8), (1, 1, 1), (130, 64, 16)],
+    time_steps=[1, 8, 19],
+)
 def test_linear(engine, kind, shape, time_steps, device):
     if not served(kind, engine, device):
         pytest.skip("tensor cores serve no float64, and no device older than 8.0")

@@ -19,6 +19,7 @@ from exact import (
     planes,
     same,
 )
+from pairwise import pairs
 from tandem_cuda import IF, LIF, ops
 from tandem_cuda import reference as ref
 
@@ -33,10 +34,12 @@ def arguments(product, channels, multiplier, kernel, variant, time_steps, seed=0
     return weight, named | ({"time_steps": time_steps, "neuron": LIF(leak=0.75)} if product == "spiking_conv2d" else {})
 
 
-@every_product
-@pytest.mark.parametrize("weights", [*FLOATS, *INTEGERS])
-@pytest.mark.parametrize("multiplier", MULTIPLIERS)
-@pytest.mark.parametrize("channels", DEPTHWISE_CHANNELS)
+@pairs(
+    product=["spiking_conv2d", "count_conv2d"],
+    weights=[*FLOATS, *INTEGERS],
+    multiplier=MULTIPLIERS,
+    channels=DEPTHWISE_CHANNELS,
+)
 def test_sizes(channels, multiplier, weights, product):
     """At and beside the borders of vectors of channels, groups of 4 pixels, and halves of a plane of steps."""
     variant = Variant(weights, scaled=weights in INTEGERS)

@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 import tandem_cuda
 from exact import FLOATS, SEEDS, examples, generator, same, slow, train
 from neurons import EVERY_KIND
+from pairwise import pairs
 from tandem_cuda import (
     IF,
     Decode,
@@ -77,11 +78,13 @@ def test_frozen_networks_compute_what_eval_mode_does(tmp_path_factory, network, 
     same(result(FrozenNetwork.load(path)(x)), want)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("neuron", [neuron.scaled(0.7) for neuron in EVERY_KIND.values()], ids=str)
-@pytest.mark.parametrize("norm", [None, "batch"])
-@pytest.mark.parametrize("time_steps", [1, 9, 21])
-@every_mode
+@pairs(
+    dtype=FLOATS,
+    neuron=[neuron.scaled(0.7) for neuron in EVERY_KIND.values()],
+    norm=[None, "batch"],
+    time_steps=[1, 9, 21],
+    mode=MODES,
+)
 def test_chunks_of_time_are_the_whole(mode, time_steps, norm, neuron, dtype):
     net = small_network(mode, norm, neuron, time_steps, bias=time_steps != 9, dtype=dtype)
     x = input_of(mode, time_steps, dtype=dtype)
@@ -95,11 +98,7 @@ def test_chunks_of_time_are_the_whole(mode, time_steps, norm, neuron, dtype):
             same(in_chunks(frozen.stream(time_steps=time_steps), sizes, x), want, f"{sizes}, arriving")
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("calibrated", [False, True])
-@pytest.mark.parametrize("time_steps", [1, 11])
-@pytest.mark.parametrize("make", [Everything, line, upwards])
-@every_mode
+@pairs(dtype=FLOATS, calibrated=[False, True], time_steps=[1, 11], make=[Everything, line, upwards], mode=MODES)
 def test_converted_networks(mode, make, time_steps, calibrated, dtype, tmp_path):
     """Whole, from a file, and in chunks."""
     if mode == "events" and make is line:

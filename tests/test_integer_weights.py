@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from exact import ISAS, generator, same, slow
+from pairwise import pairs
 from tandem_cuda import (
     _C,
     IF,
@@ -215,10 +216,7 @@ LAYERS = {
 every_layer = pytest.mark.parametrize("layer", LAYERS)
 
 
-@every_layer
-@pytest.mark.parametrize("norm", [None, "batch"])
-@pytest.mark.parametrize("two_phase", [False, True])
-@pytest.mark.parametrize("kind", ["impulse", "constant", "spikes"])
+@pairs(layer=list(LAYERS), norm=[None, "batch"], two_phase=[False, True], kind=["impulse", "constant", "spikes"])
 def test_layers(layer, norm, two_phase, kind):
     """The spikes of training are those of eval mode; gradients are those of the rounded weights."""
     make, shape = LAYERS[layer]

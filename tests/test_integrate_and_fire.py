@@ -19,7 +19,8 @@ from exact import (
     normal,
     same,
 )
-from neurons import any_neuron, every_kind, state_of
+from neurons import EVERY_KIND, any_neuron, every_kind, state_of
+from pairwise import pairs
 from tandem_cuda import IF, ops
 from tandem_cuda import reference as ref
 
@@ -64,10 +65,7 @@ def test_matches_reference(time_steps, batch, channels, spatial, mode, dtype, ne
     everywhere(want, ops.integrate_and_fire, current, time_steps, **arguments)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", FLOATS)
-@every_kind
+@pairs(mode=MODES, bias=[True, False], dtype=FLOATS, neuron=EVERY_KIND)
 def test_many_neurons(mode, bias, dtype, neuron):
     """Enough of them for two threads, neither channels nor pixels a multiple of a vector."""
     shape = (3, 33, 31, 17)
@@ -120,9 +118,7 @@ def test_not_finite():
         same(bits, want.repeat(1, 1, 9), path)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("mode", MODES)
-@every_kind
+@pairs(value=[math.nan, math.inf, -math.inf], mode=MODES, neuron=EVERY_KIND)
 def test_not_finite_anywhere(value, mode, neuron):
     """In the current, the bias or the carried potential, among neurons that go on as if nothing had happened."""
     for place in ("current", "bias", "potential"):
@@ -133,9 +129,7 @@ def test_not_finite_anywhere(value, mode, neuron):
         everywhere(want, ops.integrate_and_fire, current, 11, bias, state, mode=mode, neuron=neuron)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("mode", MODES)
-@every_kind
+@pairs(dtype=FLOATS, mode=MODES, neuron=EVERY_KIND)
 def test_not_finite_in_whole_vectors(mode, neuron, dtype):
     """The same in rows so long that vectors do the work: what tells a spike there must not take NaN for a number."""
     values = torch.tensor([math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0], dtype=dtype)

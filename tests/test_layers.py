@@ -11,6 +11,7 @@ from torch import nn
 import tandem_cuda
 from exact import META, dyadic, everywhere, planes, same
 from layers import events, exact_layer, small_network
+from pairwise import pairs
 from tandem_cuda import IF, LIF, Decode, Encode, EncodedInput, SpikeTrain, TandemConv2d, TandemLinear
 from tandem_cuda import reference as ref
 
@@ -117,10 +118,12 @@ def test_a_leak_of_one_is_no_leak():
 # --- what enters and leaves ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize("kernel", [1, 2, 3, 4, (2, 3), (4, 5), (5, 2)])
-@pytest.mark.parametrize("dilation", [1, 2, (3, 2)])
-@pytest.mark.parametrize("front", ["events", "constant"])
+@pairs(
+    padding=["same", "valid"],
+    kernel=[1, 2, 3, 4, (2, 3), (4, 5), (5, 2)],
+    dilation=[1, 2, (3, 2)],
+    front=["events", "constant"],
+)
 def test_padding_by_name(padding, kernel, dilation, front):
     arguments = (3, 5, kernel)
     named = {"padding": padding, "dilation": dilation}

@@ -15,6 +15,7 @@ import tandem_cuda
 from anns import Residual, inputs, per_layer
 from exact import VANISHING, generator, same
 from freezable import graph_of
+from pairwise import pairs
 from tandem_cuda import (
     IF,
     LIF,
@@ -87,10 +88,7 @@ def random_like(x, seed=9):
     return torch.randn(x.shape, generator=generator(seed), dtype=x.dtype)
 
 
-@every_neuron
-@every_kind
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("norm", [None, "batch"])
+@pairs(neuron=NEURONS, kind=list(KINDS), encoding=ENCODINGS, norm=[None, "batch"])
 def test_layers_are_those_of_the_reference(kind, neuron, encoding, norm):
     layer, twin = twins(kind, neuron, norm)
     x, y = fronts(kind, encoding)
@@ -109,10 +107,7 @@ def test_layers_are_those_of_the_reference(kind, neuron, encoding, norm):
         assert grads[0][[name for name, _ in layer.named_parameters()].index("log_threshold")] != 0
 
 
-@pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("norm", [None, "batch"])
-@pytest.mark.parametrize("two_phase", [False, True])
+@pairs(clip=[False, True], encoding=ENCODINGS, norm=[None, "batch"], two_phase=[False, True])
 def test_gradient_is_that_of_the_formula(clip, encoding, norm, two_phase):
     """dc/dl = -v / threshold where the tandem rule passes a gradient, shared by the neurons of a sample and T."""
     steps = 5
@@ -151,9 +146,7 @@ def test_it_is_lsq_before_batch_norm():
     torch.testing.assert_close(layer.log_threshold.grad * math.sqrt(6 * steps), s.grad)
 
 
-@every_kind
-@pytest.mark.parametrize("norm", [None, "batch"])
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pairs(kind=list(KINDS), norm=[None, "batch"], encoding=ENCODINGS)
 def test_zero_changes_nothing(kind, norm, encoding):
     """A new layer spikes as one that does not learn, to the bit, and its other gradients are the same."""
     torch.manual_seed(3)
@@ -206,9 +199,7 @@ def frozen_statistics(net):
             module.eval()
 
 
-@every_neuron
-@pytest.mark.parametrize("mode", ["constant", "impulse"])
-@pytest.mark.parametrize("norm", [None, "batch"])
+@pairs(neuron=NEURONS, mode=["constant", "impulse"], norm=[None, "batch"])
 def test_every_mode_of_a_network(neuron, mode, norm, tmp_path):
     steps = 9
     net, x = network(neuron, steps, mode, norm), torch.rand(3, 2, 8, 8, generator=generator(1)) * steps

@@ -13,6 +13,7 @@ from exact import ENGINES, dyadic, every_path, generator, same, slow, train, vie
 from layer_cases import CONVOLUTIONS, PLAIN, every
 from layer_cases import named as layer_case
 from layer_twins import Everything, agree, fronts, twins
+from pairwise import pairs
 from tandem_cuda import IF, LIF, Encode, SpikeTrain, ops, synops
 from tandem_cuda import reference as ref
 
@@ -39,9 +40,7 @@ def test_norm_and_amplitude(case, engine):
     agree(ours, theirs, *([x] for x in fronts(spikes, 0.5)))
 
 
-@every_convolution
-@pytest.mark.parametrize("mode", ["constant", "impulse"])
-@pytest.mark.parametrize("norm", [None, "batch"])
+@pairs(case=CONVOLUTIONS, mode=["constant", "impulse"], norm=[None, "batch"])
 def test_convolutions_of_real_input(case, mode, norm):
     ours, theirs = twins(case, 8, norm=norm)
     x = dyadic(3, *case.samples[0], seed=5, scale=8, span=3, dtype=torch.float64)

@@ -11,6 +11,7 @@ from torch import nn
 import tandem_cuda
 from exact import ENGINES, FLOATS, SEEDS, VANISHING, dyadic, every_path, examples, generator, same, train
 from neurons import EVERY_KIND, every_kind
+from pairwise import pairs
 from tandem_cuda import IF, LIF, SpikeTrain
 from tandem_cuda import reference as ref
 
@@ -214,12 +215,14 @@ def random_twins(layers, front, dtype, seed=0):
     return net, net_ref
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("norm", [None, "batch"])
-@pytest.mark.parametrize("neuron", [IF(threshold=0.7), LIF(leak=0.9), *CLIPPED], ids=str)
-@pytest.mark.parametrize("mode", ["constant", "impulse"])
-@pytest.mark.parametrize("time_steps", [4, 9])
-@pytest.mark.parametrize("training", [True, False])
+@pairs(
+    bias=[True, False],
+    norm=[None, "batch"],
+    neuron=[IF(threshold=0.7), LIF(leak=0.9), *CLIPPED],
+    mode=["constant", "impulse"],
+    time_steps=[4, 9],
+    training=[True, False],
+)
 def test_a_random_network_in_training_and_evaluation(training, time_steps, mode, neuron, norm, bias):
     """In float64 all counts agree (no potential is within rounding of the threshold) and so do the gradients."""
     extra = {"norm": norm, "neuron": neuron, "bias": bias}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from exact import SEEDS, everywhere, same
+from pairwise import pairs
 from tandem_cuda import (
     IF,
     Cascade,
@@ -71,9 +72,7 @@ PRODUCTS = {
 }
 
 
-@every_neuron
-@pytest.mark.parametrize("steps", [1, 5, 8, 19])
-@pytest.mark.parametrize("name", PRODUCTS)
+@pairs(neuron=NEURONS, steps=[1, 5, 8, 19], name=list(PRODUCTS))
 def test_products(name, steps, neuron):
     op, reference, inputs, shape, geometry = PRODUCTS[name]
     bits = planes(steps, *inputs, seed=steps)
@@ -121,10 +120,7 @@ def test_gradients_are_those_of_one_phase(neuron):
     same(*grads)
 
 
-@pytest.mark.parametrize("encoding", ["constant", "impulse", "events"])
-@pytest.mark.parametrize("norm", [None, "batch"])
-@pytest.mark.parametrize("amplitude", [1.0, 0.5])
-@every_neuron
+@pairs(encoding=["constant", "impulse", "events"], norm=[None, "batch"], amplitude=[1.0, 0.5], neuron=NEURONS)
 def test_layers_are_those_of_the_reference(encoding, norm, amplitude, neuron):
     steps = 4
     for kind, arguments, inputs in (
