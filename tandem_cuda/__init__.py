@@ -63,7 +63,6 @@ else:
     from .freeze import AccuracyCurve, Cascade, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
     from .neuron import IF, LIF
     from .nn import *  # noqa: F403 (the layers; nn.__all__ lists them)
-    from .nn import frozen as _frozen  # noqa: F401 (tandem_cuda.nn.frozen.register needs no import of its own)
     from .quantisation import quantise, unquantise
     from .spike_train import SpikeTrain
 
