@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import operator
 import os
 from collections import OrderedDict
-from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +12,7 @@ from torch import Tensor, fx, nn
 from ..convert import TandemNetwork, flattened_to, sized_as_traced
 from ..nn.modes import evaluating
 from ..spike_train import SpikeTrain
+from .nir_file import write
 from .nir_format import NIRTorchTracer, check_dt, nir, unsupported
 from .nir_writer import Writer, form_of, name_of
 
@@ -114,17 +113,8 @@ def to_nir(
         value = sample[:1] if isinstance(sample, Tensor) else sample.rearranged(lambda bits: bits[:, :1])
         graph = Writer(dt, value, groups).graph(*_traced(model))
     if path is not None:
-        _write(graph, os.fspath(path))
+        write(graph, os.fspath(path))
     return graph
-
-
-def _write(graph: nir.NIRGraph, path: str) -> None:
-    contents = io.BytesIO()  # libhdf5's own errors do not include the system's message
-    nir.write(contents, graph)
-    try:
-        Path(path).write_bytes(contents.getbuffer())
-    except OSError as error:
-        raise OSError(error.errno, f"to_nir: path cannot be written: {error.strerror}", path) from error
 
 
 def _is_leaf(module: nn.Module) -> bool:

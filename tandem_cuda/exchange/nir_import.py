@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-import io
 import keyword
 import math
 import operator
 import os
 import re
-import struct
 from collections import Counter, OrderedDict
 from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +18,8 @@ from torch import fx, nn
 
 from ..neuron import IF, Neuron
 from ..nn import Decode, Encode, TandemAdd
-from .nir_format import ENCODINGS, RESET, check_dt, h5py, nir, unsupported
+from .nir_file import read
+from .nir_format import ENCODINGS, RESET, check_dt, nir, unsupported
 from .nir_nodes import (
     NEURONS,
     WEIGHTS,
@@ -36,7 +34,6 @@ from .nir_nodes import (
 )
 
 _LARGEST_COUNT = 2**24  # the largest count up to which float32 is exact
-_HEAP = b"GCOL\x01\0\0\0"
 _TYPES = (nir.Input, nir.Output, nir.Flatten, *NEURONS, *WEIGHTS)
 
 
@@ -87,7 +84,7 @@ def from_nir(
         >>> torch.allclose(imported(x), net(x))
         True
     """
-    graph = _read(source)
+    graph = read(source)
     if graph.metadata is not None and not isinstance(graph.metadata, dict):
         raise ValueError(f"from_nir: the graph's metadata must be a dict, got {type(graph.metadata).__name__}")
     given = {"time_steps": time_steps, "encoding": encoding, "reset": reset}
@@ -125,61 +122,6 @@ def _check_reset(reset: Any) -> None:
         )
     if not isinstance(reset, str) or reset != RESET:
         raise ValueError(f"from_nir: reset must be {RESET!r}, the only one that tandem layers have, got {reset!r}")
-
-
-def _check_sizes(contents: bytes) -> None:
-    """Raise a ValueError if a dataset claims more than the file can hold, even compressed (deflate: at most 1,032:1).
-
-    HDF5 fills in missing data, which for a damaged size can be terabytes.
-    """
-    most = 1032 * len(contents)
-
-    def check(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.nbytes > most:
-            raise ValueError(f"{name} claims {item.nbytes} bytes in a file of {len(contents)}")
-
-    with h5py.File(io.BytesIO(contents), "r") as file:
-        file.visititems(check)
-
-
-def _check_heaps(contents: bytes) -> None:
-    """Raise a ValueError if free space in a heap of strings has size 0, for which HDF5 would loop forever.
-
-    A heap is "GCOL", a version byte (1), 3 zeros, its size (8 bytes), and objects. An object is an index and a
-    reference count (2 bytes each), 4 zeros, a size (8 bytes), and that many bytes, padded to a multiple of 8. Free
-    space has index 0.
-    """
-    at = contents.find(_HEAP)
-    while at >= 0:
-        (size,) = struct.unpack_from("<Q", contents, at + 8) if at + 16 <= len(contents) else (0,)
-        end, here = min(at + size, len(contents)), at + 16
-        while here + 16 <= end:
-            index, _, _, room = struct.unpack_from("<HHIQ", contents, here)
-            if index == 0 and room == 0:
-                raise ValueError(f"a heap of strings is damaged at byte {here}")
-            here += -(-room // 8) * 8 + (16 if index else 0)
-        at = contents.find(_HEAP, at + 1)
-
-
-def _read(source: Any) -> nir.NIRGraph:
-    if isinstance(source, nir.NIRGraph):
-        return source
-    if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"from_nir: source must be a nir.NIRGraph or a path, got {type(source).__name__}")
-    path = os.fspath(source)
-    if not Path(path).exists():
-        raise FileNotFoundError(f"from_nir: source must be an existing file, got {path}")
-    contents = Path(path).read_bytes()
-    try:
-        _check_heaps(contents)
-        _check_sizes(contents)
-        # nir's type check assumes square kernels and ignores groups.
-        graph = nir.read(io.BytesIO(contents), type_check=False)
-    except Exception as error:  # nir and libhdf5 may raise anything for a file that is damaged or of another kind
-        raise ValueError(f"from_nir: source must be a NIR file, got {path}: {error!r}") from error
-    if not isinstance(graph, nir.NIRGraph):
-        raise ValueError(f"from_nir: source must hold a NIRGraph, got a {type(graph).__name__}")
-    return graph
 
 
 class _Value(NamedTuple):
