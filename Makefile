@@ -21,8 +21,8 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc)
 CPP_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .NOTPARALLEL:
-.PHONY: help build test test-slow test-changed test-oldest nightly same fuzz sanitize demo docs bench results gpu \
-  gpu-dry-run lint ruff mypy clang-format clang-tidy format sdist wheel verify-wheel wheels check-tag clean
+.PHONY: help build test test-slow test-changed test-oldest nightly same fuzz sanitize seeded-bugs demo docs bench \
+  results gpu gpu-dry-run lint lint-changed ruff mypy clang-format clang-tidy format sdist wheel verify-wheel wheels check-tag clean
 
 help:
 	@echo "make test       build, then the quick tests (everything that needs neither minutes nor a GPU)"
@@ -35,6 +35,7 @@ help:
 	@echo "make fuzz       look for failures in random cases and mutated files for MINUTES=$(MINUTES), on all cores"
 	@echo "make sanitize   build the C++ library under ASan and UBSan; operator tests and MINUTES=$(MINUTES) of fuzzing on it;"
 	@echo "                build it under TSan; every operator in two threads"
+	@echo "make seeded-bugs  make each fault of tests/seeded_bugs.py in a copy: its test must find it"
 	@echo "make demo       train the example network"
 	@echo "make docs       build the documentation site in build/site, and check it; in a browser, too, if there is Chromium"
 	@echo "make bench      measure against plain PyTorch, the ANN and other SNN libraries"
@@ -43,6 +44,7 @@ help:
 	@echo "                checker's, measure; REPORT=FILE has it all"
 	@echo "make gpu-dry-run  list the steps of make gpu"
 	@echo "make lint       ruff, mypy, clang-format, clang-tidy"
+	@echo "make lint-changed  the same, clang-tidy only if C++ has changed since make nightly last passed, or since CI_BASE"
 	@echo "make format     let ruff and clang-format rewrite the sources"
 	@echo "make sdist      write the source distribution to dist"
 	@echo "make wheels     build a wheel for every Python in dist, each in a container (needs Docker)"
@@ -70,14 +72,16 @@ test-changed: $(VENV)/.installed-test $(VENV)/.installed-examples
 # those of a CUDA device do.
 OF_KERNELS := products depthwise integrate_and_fire max_pool_spikes pack_spikes spike_count unpack_spikes cuda_host \
   cuda_operators cuda_products
+# Files that ask nothing of torch at all.
+OF_THE_PROJECT := automation imports make_gpu nightly pairwise release seeded_bugs
 
 # The library as built under this environment's torch, tested under the oldest torch that it promises to load in. What
 # its kernels compute, "make test" has asked already: tests/test_operators.py calls every operator, the files of
-# OF_KERNELS are left out, and random examples are fewer.
+# OF_KERNELS are left out, as are those OF_THE_PROJECT, and random examples are fewer.
 test-oldest: $(VENV)-oldest/.installed
 	$(VENV)-oldest/bin/python -c "import torch; v = torch.__version__; assert v.split('+')[0] == '$(OLDEST_TORCH)', v"
 	$(VENV)-oldest/bin/pytest $(IN_PROCESSES) --hypothesis-profile few -m "not slow and not nightly and not gpu" \
-	  $(OF_KERNELS:%=--ignore=tests/test_%.py) $(PYTEST_ARGS)
+	  $(patsubst %,--ignore=tests/test_%.py,$(OF_KERNELS) $(OF_THE_PROJECT)) $(PYTEST_ARGS)
 
 # SAME_ARGS="--kinds layers" compares less. tests/same/differences.toml lists what may differ, and why.
 same: $(VENV)/.installed-test
@@ -90,6 +94,10 @@ fuzz: $(VENV)/.installed-test
 
 sanitize: $(VENV)/.installed-test
 	$(PY) -m tests.fuzz.sanitize --minutes $(MINUTES)
+
+# SEEDED_ARGS="--language python" or "--only pool" makes some of them.
+seeded-bugs: $(VENV)/.installed-test
+	$(PY) -m tests.seeded_bugs $(SEEDED_ARGS)
 
 demo: $(VENV)/.installed-examples
 	$(PY) examples/mnist.py
@@ -131,8 +139,20 @@ clang-format: $(VENV)/.installed-dev
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
 # Over the compile commands that the build left; .cu files are nvcc's.
+TIDY = $(BIN)/run-clang-tidy.py -quiet -p build -clang-tidy-binary $(BIN)/clang-tidy
 clang-tidy: $(VENV)/.installed-dev
-	$(BIN)/run-clang-tidy.py -quiet -p build -clang-tidy-binary $(BIN)/clang-tidy 'csrc/.*\.cpp$$'
+	$(TIDY) 'csrc/.*\.cpp$$'
+
+# What takes minutes only where C++ has changed since make nightly last passed, or since CI_BASE, and then for one
+# instruction set of the four. Where git does not know that commit, as in a shallow clone, it has changed.
+OF_TIDY := csrc CMakeLists.txt .clang-tidy
+lint-changed: ruff mypy clang-format
+	@base=$${CI_BASE:-$$(cat tests/nightly_passed)}; \
+	if git diff --quiet "$$base" -- $(OF_TIDY) && test -z "$$(git ls-files --others --exclude-standard csrc)"; then \
+	  echo "clang-tidy: no C++ has changed since $$base"; \
+	else \
+	  $(TIDY) 'csrc/(?!cpu/(scalar|avx2|avx512)\.cpp).*\.cpp$$'; \
+	fi
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix

@@ -213,8 +213,8 @@ JOINS = (
     join("identities", identity(3, 2, 2), identity(3, 2, 2)),
 )
 CASES = (
-    *CONVOLUTIONS,
     *PLAIN,
+    *CONVOLUTIONS,
     *VARIED,
     *AVERAGES,
     *MAXIMA,
@@ -236,6 +236,11 @@ def of_each_kind():
     for case in CASES:
         found.setdefault(case.kind, case)
     return tuple(found.values())
+
+
+def with_weights():
+    """One case of each class that has weights and takes real input."""
+    return [case for case in of_each_kind() if case.encodes]
 
 
 def every(cases):

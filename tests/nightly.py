@@ -57,6 +57,7 @@ GROUPS = {
         "examples/**",
     ),
     "largest shapes": Group("tests/test_large.py", None),
+    "seeded bugs": Group("tests/test_seeded_bugs.py", None),  # the faults of C++ build the library twenty times
 }
 SPLIT = re.compile(r"(\*\*|\*)").split
 

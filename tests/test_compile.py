@@ -120,6 +120,7 @@ def test_windows_of_different_sizes():
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "dynamic"), [("aot_eager", None), ("inductor", True)])
 @every_network
+@pytest.mark.filterwarnings("error:tandem_cuda")
 def test_compile(make, size, dynamic, backend):
     check_training(make, size, dynamic=dynamic, backend=backend)
     check_inference(make, size, dynamic=dynamic, backend=backend)

@@ -96,11 +96,21 @@ def test_copied_and_saved(case):
 
 @every([case for case in CASES if case.encodes])
 @pytest.mark.parametrize("mode", ["constant", "impulse"])
-def test_real_input_with_and_without_gradients(case, mode):
-    layer, x = made(case), 3 * torch.rand(3, *case.samples[0])
+def test_real_input(case, mode):
+    """The same spikes with and without gradients; of an empty batch, zero gradients."""
+    layer, x = made(case), 3 * torch.rand(6, *case.samples[0])
     want = layer(Encode(8, mode)(x))
-    with torch.no_grad():
-        same(layer(Encode(8, mode)(x)).bits, want.bits)
+    assert want.bits.any()
+    for guard in (torch.no_grad, torch.inference_mode):
+        with guard():
+            same(layer(Encode(8, mode)(x)).bits.clone(), want.bits)
+    empty = layer(Encode(8, mode)(x[:0]))
+    assert empty.shape == (0, *want.shape[1:])
+    empty.count.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
+    for p in layer.parameters():
+        p.requires_grad_(False)
+    same(layer(Encode(8, mode)(x)).bits, want.bits)
 
 
 # A network takes one train: layers of several take it several times.

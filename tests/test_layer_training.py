@@ -103,23 +103,6 @@ def test_clip_makes_a_difference():
         assert grad.flatten().tolist() == want
 
 
-@pytest.mark.parametrize("norm", [None, "batch"])
-@pytest.mark.parametrize("front", ["events", "constant", "impulse"])
-def test_the_same_spikes_with_and_without_gradients(norm, front):
-    net = small_network(norm, mode="constant" if front == "events" else front).eval()
-    x = 3 * torch.rand(4, 1, 8, 8)
-    if front == "events":
-        net, x = net[1:], events(4, 1, 8, 8, time_steps=8)[0]
-    with_grad = net(x)
-    with torch.no_grad():
-        same(net(x), with_grad.detach())
-    with torch.inference_mode():
-        same(net(x).clone(), with_grad.detach())
-    for p in net.parameters():
-        p.requires_grad_(False)
-    same(net(x), with_grad.detach())
-
-
 @pytest.mark.parametrize("outputs", [128, 130])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_exact_gradients_of_many_outputs(outputs, threads):

@@ -10,7 +10,7 @@ from torch import nn
 
 import tandem_cuda
 from exact import META, dyadic, everywhere, planes, same
-from layers import events, exact_layer, small_network
+from layers import events, exact_layer
 from pairwise import pairs
 from tandem_cuda import IF, LIF, Decode, Encode, EncodedInput, SpikeTrain, TandemConv2d, TandemLinear
 from tandem_cuda import reference as ref
@@ -169,17 +169,6 @@ def test_linear_over_more_dimensions(norm):
         flat = SpikeTrain(x.bits.flatten(1, 3), 9)
         same(y.bits.flatten(1, 3), layer(flat).bits)
         same(layer.train()(x).bits.flatten(1, 3), copy.deepcopy(layer).eval()(flat).bits)
-
-
-@pytest.mark.parametrize("norm", [None, "batch"])
-@pytest.mark.parametrize("front", ["events", "constant", "impulse"])
-def test_empty_batch(norm, front):
-    x = SpikeTrain.from_dense(torch.zeros(8, 0, 1, 8, 8)) if front == "events" else torch.zeros(0, 1, 8, 8)
-    net = small_network(norm, mode="constant" if front == "events" else front).eval()
-    out = net[1:](x) if front == "events" else net(x)
-    assert out.shape == (0, 3)
-    out.sum().backward()
-    assert all(p.grad is not None for p in net.parameters())
 
 
 def test_encode_and_decode():

@@ -15,6 +15,7 @@ import tandem_cuda
 from anns import Residual, inputs, per_layer
 from exact import VANISHING, generator, same
 from freezable import graph_of
+from layer_cases import with_weights
 from pairwise import pairs
 from tandem_cuda import (
     IF,
@@ -46,12 +47,7 @@ NEURONS = {
     "LIF": LIF(0.5, 0.75),
 }
 every_neuron = pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
-KINDS = {
-    "TandemConv2d": ((4, 6, 3), (4, 6, 5)),
-    "TandemConv1d": ((4, 6, 3), (4, 7)),
-    "TandemConvTranspose2d": ((4, 6, 2), (4, 3, 3)),
-    "TandemLinear": ((12, 6), (12,)),
-}
+KINDS = {case.kind: (case.arguments, *case.samples) for case in with_weights()}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 ENCODINGS = ["constant", "impulse", "events"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tandem_cuda
-from exact import ENGINES, dyadic, every_path, generator, same, slow, train, views
+from exact import ENGINES, dyadic, every_path, same, train, views
 from layer_cases import CONVOLUTIONS, PLAIN, every
 from layer_cases import named as layer_case
 from layer_twins import Everything, agree, fronts, twins
@@ -218,26 +218,6 @@ def test_layer_behind_dropout(norm):
 
 
 # --- life in torch ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("training", [True, slow(False)])
-@pytest.mark.filterwarnings("error:tandem_cuda")
-def test_compile(training):
-    """One graph, forward and backward, with the results of eager mode."""
-    torch.compiler.reset()
-    torch.manual_seed(0)
-    net = Everything().train(training)
-    net.drop.p = 0.0
-    other = copy.deepcopy(net)
-    compiled = torch.compile(other, backend="aot_eager", fullgraph=True)
-    x = 3 * torch.rand(3, 2, 8, 8, generator=generator(0))
-    outputs = net(x), compiled(x)
-    same(outputs[1].detach(), outputs[0].detach())
-    grads = [
-        torch.autograd.grad(y.square().sum(), list(m.parameters())) for y, m in zip(outputs, (net, other), strict=True)
-    ]
-    torch.testing.assert_close(grads[1], grads[0])
-    assert all(g.isfinite().all() for g in grads[0])
 
 
 def test_synops_of_every_layer():

@@ -147,19 +147,23 @@ def test_the_others_have_no_gradient(case):
 
 # ---- What torch asks of operators
 
-PRODUCTS = [case for case in CASES if case.takes_engine]
-# Of the products' many shapes and neurons, those that fake kernels and gradients tell apart; the others in one dtype.
-QUICK = ("linear", "d, in groups", *(f"linear, {model}" for model in EVERY_KIND))
-CHECKED = [(case, case.dtypes[0]) for case in CASES if case not in PRODUCTS or case.name.endswith(QUICK)]
-IN_ONE_DTYPE = [(case, (torch.bfloat16, torch.int8, torch.float32)[i % 3]) for i, case in enumerate(PRODUCTS)]
+# What a fake kernel and a gradient know of: the operator, and how many states its neurons have.
+FIRST = {case.operator: case for case in reversed(CASES)}
+QUICK = [
+    *FIRST.values(),
+    *(case for case in CASES if case.name in {f"spiking_linear, {model}" for model in EVERY_KIND}),
+]
+OTHERS = [case for case in CASES if case not in QUICK]
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"),
-    [*CHECKED, *(slow(*x) for x in IN_ONE_DTYPE if x not in CHECKED)],
+    ("case", "dtype", "optional"),
+    [
+        *((case, case.dtypes[0], optional) for case in QUICK for optional in (True, False)),
+        *(slow(case, case.dtypes[i % len(case.dtypes)], i // 2 % 2 == 0) for i, case in enumerate(OTHERS)),
+    ],
     ids=lambda x: str(x).removeprefix("torch."),
 )
-@either_way
 def test_opcheck(case, dtype, optional):
     """Schema, fake kernel and gradient; of tensors with gradients and without, contiguous and not."""
     arguments = case.arguments(dtype, optional=optional)

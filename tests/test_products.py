@@ -1,6 +1,7 @@
 """The products of spikes against the reference, bit for bit where sums are exact: counts and spikes, conv2d and linear.
 
-What every operator does is tested in test_operators.py; convolutions of one channel a group in test_depthwise.py.
+What every operator does is tested in test_operators.py; convolutions of one channel a group in test_depthwise.py, and
+gradients in test_product_gradients.py.
 """
 
 import math
@@ -37,7 +38,6 @@ from neurons import BRANCHES, any_neuron, every_kind, joining, state_of
 from pairwise import pairs
 from tandem_cuda import IF, LIF, ops
 from tandem_cuda import reference as ref
-from tensors import normal
 
 PRODUCTS = ("count_conv2d", "count_linear", "spiking_conv2d", "spiking_linear")
 
@@ -269,11 +269,20 @@ def test_counts_of_large_images(batch, time_steps, variant):
     call("count_conv2d", variant.how(weight), few.repeat(1, 1, 1, 12, 1), weight, **named)
 
 
-@exact.every_variant
-@pytest.mark.parametrize(("batch", "time_steps"), [(10, 8), (2, 44)])
+WANTED = [(True, False), (False, True), (False, False)]
+
+
 @pytest.mark.parametrize(
-    ("wanted", "state"), [(True, True), *(slow(*x) for x in ((True, False), (False, True), (False, False)))]
-)
+    ("batch", "time_steps", "wanted", "state", "variant"),
+    [
+        row
+        for i, variant in enumerate(VARIANTS.values())
+        for batch, time_steps in ((10, 8), (2, 44))
+        for row in (
+            (batch, time_steps, True, True, variant), slow(batch, time_steps, *WANTED[(i + batch) % 3], variant)
+        )
+    ],
+)  # fmt: skip
 def test_spikes_of_large_images(batch, time_steps, wanted, state, variant):
     """More than the kernels' scratch memory holds at once: several samples, or several planes of one."""
     bits = planes(time_steps, batch, 16, 8, 64, seed=0, rate=0.1).repeat(1, 1, 1, 8, 1)
@@ -409,7 +418,7 @@ def test_exactly_at_threshold_fires():
         same(state, torch.tensor([[[1.0, 0.5, -1.0]]]), path)
 
 
-# --- outputs and gradients -------------------------------------------------------------------------------------------
+# --- outputs -------------------------------------------------------------------------------------------
 
 BITS = {
     "conv2d": torch.zeros(2, 3, 4, 6, 5, dtype=torch.uint8),
@@ -450,65 +459,6 @@ def test_ints_and_pairs():
     want = ref.count_conv2d(bits, weight, None, (2, 2), (1, 1), (2, 2))
     same(ops.count_conv2d(bits, weight, None, 2, 1, 2), want)
     same(ops.count_conv2d(bits, weight, None, [2, 2], torch.Size((1, 1)), (2, 2)), want)
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_gradients_in_huge_pages(dtype):
-    """Of weights of several MiB, whose gradient is computed into memory that was allocated for it."""
-    bits, weight = planes(8, 3, 1500, seed=0), dyadic(1000, 1500, seed=1, dtype=dtype).requires_grad_()
-    arriving = dyadic(3, 1000, seed=2, dtype=dtype)
-    ops.count_linear(bits, weight).backward(arriving)
-    same(weight.grad, arriving.t() @ ref.spike_count(bits, dtype))
-    # Twice differentiable all the same
-    count = ref.spike_count(bits, dtype).requires_grad_()
-    (grad,) = torch.autograd.grad(
-        (ops.count_linear(bits, weight, count=count) * arriving).sum(), weight, create_graph=True
-    )
-    (of_count,) = torch.autograd.grad(grad.sum(), count)
-    same(of_count, arriving.sum(1, keepdim=True).expand_as(count))
-
-
-@pytest.mark.parametrize("rows", [1, 40])
-@pytest.mark.parametrize("of_count", [False, True])
-@pytest.mark.parametrize("dtype", exact.WEIGHTS)
-def test_gradients_of_scaled_products(dtype, of_count, rows):
-    """Whichever is larger, the weights or the gradient that arrives, and whoever needs one."""
-    integers = not dtype.is_floating_point
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    bits, grad = planes(9, rows, 5, seed=0), normal(rows, 4, seed=1, dtype=wide)
-    weight = torch.randint(-9, 10, (4, 5), generator=generator(2)).to(dtype)
-    scale, unit = (normal(4, seed=seed, dtype=wide).abs() + 0.1 for seed in (3, 4))
-    count = ref.spike_count(bits, wide).requires_grad_(of_count)
-    leaf = torch.zeros(4, 5, requires_grad=True) if integers else weight.requires_grad_()
-    named = {"master": leaf, "unit": unit} if integers else {}
-    y = ops.count_linear(bits, weight, scale=scale, count=count, **named)
-    got = torch.autograd.grad(y, [leaf, *([count] if of_count else [])], grad)
-    scaled = grad * scale
-    want = [(scaled / unit if integers else scaled).t() @ count.detach(), scaled @ weight.detach().to(wide)]
-    for g, w in zip(got, want, strict=False):
-        torch.testing.assert_close(g, w.to(g.dtype), rtol=max(1e-5, 2 * torch.finfo(g.dtype).eps), atol=1e-5)
-
-
-def test_gradients_of_half_weights_are_rounded_once():
-    """In between, they may be larger than any number in half precision."""
-    bits = torch.full((1, 2000, 1), 255, dtype=torch.uint8)
-    weight = torch.ones(1, 1, dtype=torch.float16, requires_grad=True)
-    y = ops.count_linear(bits, weight, scale=torch.tensor([0.01]))
-    (got,) = torch.autograd.grad(y, weight, torch.full_like(y, 10.0))
-    assert got.item() == 1600
-
-
-@pytest.mark.parametrize("rows", [1, 40])
-@pytest.mark.parametrize("scaled", [False, True])
-def test_gradients_of_tiny_units(scaled, rows):
-    """Their reciprocals are infinite."""
-    unit, count = torch.full((4,), 1e-39), torch.ones(rows, 5)
-    master = torch.zeros(4, 5, requires_grad=True)
-    weight = torch.ones(4, 5, dtype=torch.int8)
-    scale = unit if scaled else torch.ones(4)
-    y = ops.count_linear(torch.ones(1, rows, 5, dtype=torch.uint8), weight, scale=scale, master=master, unit=unit)
-    (got,) = torch.autograd.grad(y, master, torch.full_like(y, 1.0 if scaled else 1e-39))
-    torch.testing.assert_close(got, count.sum(0).expand(4, 5), rtol=1e-4, atol=0)
 
 
 # --- wrong arguments -------------------------------------------------------------------------------------------------

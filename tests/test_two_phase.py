@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from exact import SEEDS, everywhere, same
+from layer_cases import with_weights
 from pairwise import pairs
 from tandem_cuda import (
     IF,
@@ -25,9 +26,7 @@ from tandem_cuda import (
     SpikingAvgPool2d,
     SpikingMaxPool2d,
     TandemAdd,
-    TandemConv1d,
     TandemConv2d,
-    TandemConvTranspose2d,
     TandemDropout,
     TandemLinear,
     convert,
@@ -35,6 +34,7 @@ from tandem_cuda import (
     ops,
     synops,
 )
+from tandem_cuda import nn as tandem_nn
 from tandem_cuda import reference as ref
 from tensors import dyadic, generator, int8, normal, planes
 
@@ -123,13 +123,9 @@ def test_gradients_are_those_of_one_phase(neuron):
 @pairs(encoding=["constant", "impulse", "events"], norm=[None, "batch"], amplitude=[1.0, 0.5], neuron=NEURONS)
 def test_layers_are_those_of_the_reference(encoding, norm, amplitude, neuron):
     steps = 4
-    for kind, arguments, inputs in (
-        ("TandemConv2d", (4, 6, 3), (2, 4, 6, 5)),
-        ("TandemConv1d", (4, 6, 3), (2, 4, 7)),
-        ("TandemConvTranspose2d", (4, 6, 2), (2, 4, 3, 3)),
-        ("TandemLinear", (12, 6), (3, 12)),
-    ):
-        layer, twin = (getattr(x, kind)(*arguments, norm=norm, neuron=neuron) for x in (LAYERS, ref))
+    for case in with_weights():
+        inputs = 2, *case.samples[0]
+        layer, twin = (case.make(package, norm=norm, neuron=neuron) for package in (tandem_nn, ref))
         with torch.no_grad():
             for i, p in enumerate(layer.parameters()):
                 p.copy_(dyadic(*p.shape, seed=i) / 4)
@@ -155,15 +151,6 @@ def test_layers_are_those_of_the_reference(encoding, norm, amplitude, neuron):
             (train.count * dyadic(*train.count.shape, seed=9)).sum().backward()
         for p, q in zip(layer.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-5)
-
-
-class LAYERS:
-    TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemLinear = (
-        TandemConv1d,
-        TandemConv2d,
-        TandemConvTranspose2d,
-        TandemLinear,
-    )
 
 
 class Block(nn.Module):

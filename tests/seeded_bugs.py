@@ -1,0 +1,487 @@
+"""One-line faults, each with a test that must find it: a test of the tests.
+
+``python -m tests.seeded_bugs`` (``make seeded-bugs``) makes each fault in a copy of the repository and runs its test
+there, which must fail. Before, it runs all tests without a fault: they must pass. ``--language python`` takes minutes;
+``--language c++`` builds the library anew for each fault, with the scalar kernels alone. ``--only TEXT`` takes the
+faults whose file or description contains the text.
+"""
+
+import argparse
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Bug(NamedTuple):
+    """A fault, by the text that it changes: once in the file."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+    """The arguments of pytest, relative to tests/."""
+
+    @property
+    def language(self):
+        return "python" if self.file.endswith(".py") else "c++"
+
+    @property
+    def path(self):
+        return ("tandem_cuda/" if self.language == "python" else "csrc/") + self.file
+
+    def __str__(self):
+        return f"{self.path}: {self.what}"
+
+
+BUGS = [
+    # --- Python: layers ---
+    Bug(
+        "bias not divided by T", "nn/drive.py",
+        "return None if bias is None else divided(bias, steps)", "return bias",
+        "test_joins.py::test_one_layer_as_two_branches",
+    ),
+    Bug(
+        "currents multiplied by thresholds", "nn/drive.py",
+        "whole.times(1 / ", "whole.times(1 * ",
+        "test_calibration.py::test_levels_of_layers_and_channels_can_be_mixed",
+    ),
+    Bug(
+        "eps over the factor, not its square", "nn/drive.py",
+        "eps=norm.eps / self.factor**2", "eps=norm.eps / self.factor",
+        "test_more_layers.py::test_training",
+    ),
+    Bug(
+        "shift behind batch norm not in learned units", "nn/drive.py",
+        "gamma, beta = gamma * self.scale, beta * self.scale", "gamma = gamma * self.scale",
+        "test_learn_threshold.py::test_layers_are_those_of_the_reference",
+    ),
+    Bug(
+        "batch norm of the negative neurons", "nn/drive.py",
+        "positive = v.movedim(features, -1)[..., ::2]", "positive = v.movedim(features, -1)[..., 1::2]",
+        "test_convert_layers.py::test_gradients_are_those_of_the_ann -k without",
+    ),
+    Bug(
+        "bound of the gradient without the factor in v", "nn/coupling.py",
+        "neuron.upper(steps, scale)", "neuron.upper(steps)",
+        "test_layer_training.py::test_clip",
+    ),
+    Bug(
+        "value of the ANN not taken off", "nn/coupling.py",
+        "+ (ann - ann.detach())", "+ ann",
+        "test_pooling_layers.py::test_pooling",
+    ),
+    Bug(
+        "weight of a spike lost in training", "nn/coupling.py",
+        "return SpikeTrain.unchecked(bits, steps, count, amplitude=neuron.amplitude)",
+        "return SpikeTrain.unchecked(bits, steps, count)",
+        "test_convert_layers.py::test_it_trains",
+    ),
+    Bug(
+        "weight of an identity's spikes forgotten", "nn/add.py",
+        "parts.append(x.count if x.amplitude == 1 else x.count * x.amplitude)", "parts.append(x.count)",
+        "test_joins.py::test_joins",
+    ),
+    Bug(
+        "bias of a join not in learned units", "nn/add.py",
+        "bias=None if bias is None else bias * scale", "bias=bias",
+        "test_learn_threshold.py::test_joins",
+    ),
+    Bug(
+        "divisor without the padding behind the image", "nn/pool.py",
+        "stop = min(start + kernel, size + padding)", "stop = min(start + kernel, size)",
+        "test_pooling_layers.py::test_pooling",
+    ),
+    Bug(
+        "adaptive windows end too early", "nn/pool.py",
+        "(i * size // n, -(-(i + 1) * size // n))", "(i * size // n, (i + 1) * size // n)",
+        "test_pooling_layers.py::test_pooling",
+    ),
+    Bug(
+        "gradient of a pooling not divided by its threshold", "nn/pool.py",
+        "mean = super().forward(x.count) / self.threshold", "mean = super().forward(x.count)",
+        "test_pooling_layers.py::test_pooling_has_the_gradient_of_torch",
+    ),
+    Bug(
+        "sides of a window added up", "nn/pool.py",
+        "override or r * c", "override or r + c",
+        "test_pooling_layers.py::test_pooling",
+    ),
+    Bug(
+        "weights kept for another T", "nn/weight_cache.py",
+        "        and kept.settings == settings\n", "",
+        "test_layer_changes.py::test_time_steps_take_turns",
+    ),
+    Bug(
+        "weights kept though their memory changed", "nn/weight_cache.py",
+        "return _C.fingerprint(memory), _versions(tensors)", "return 0, _versions(tensors)",
+        "test_weight_cache.py::test_changes_behind_autograd",
+    ),
+    Bug(
+        "rounded weights one below the range", "nn/quantiser.py",
+        ".clamp_(-self.largest, self.largest)", ".clamp_(-self.largest - 1, self.largest)",
+        "test_quantisation.py::test_scale_is_the_best_of_those_tried",
+    ),
+    # --- Python: neurons ---
+    Bug(
+        "leak after the reset", "neuron/lif.py",
+        "u = (self.leak * u - self.threshold * (u >= self.threshold).to(x.dtype)) + x",
+        "u = self.leak * (u - self.threshold * (u >= self.threshold).to(x.dtype)) + x",
+        "test_reference_rates.py",
+    ),
+    Bug(
+        "saturation of another leak", "neuron/lif.py",
+        "return self.threshold * (2 - self.leak)", "return self.threshold * (1 + self.leak)",
+        "test_neuron.py::test_saturation",
+    ),
+    Bug(
+        "rate of a neuron that forgets everything", "neuron/lif.py",
+        "    threshold_current = threshold * (1 - leak)", "    threshold_current = threshold * leak",
+        "test_reference_rates.py",
+    ),
+    Bug(
+        "time constant of the leak, not of what it leaves", "neuron/lif.py",
+        '"tau": dt / (1 - self.leak)', '"tau": dt / self.leak',
+        "test_neuron.py::test_nir",
+    ),
+    Bug(
+        "slope of a saturating rate not squared", "neuron/if_.py",
+        "(steps * self.threshold))).square()", "(steps * self.threshold)))",
+        "test_neuron.py::test_slope_is_the_derivative_of_the_activation",
+    ),
+    Bug(
+        "refractory steps count below zero", "neuron/if_.py",
+        "(left - 1).clamp(min=0)", "(left - 1)",
+        "test_neuron.py -k step_is_that",
+    ),
+    Bug(
+        "no spike at the threshold itself", "neuron/if_.py",
+        "return (u >= self.threshold).to(x.dtype), (u,)", "return (u > self.threshold).to(x.dtype), (u,)",
+        "test_joins.py::test_joins",
+    ),
+    # --- Python: operators ---
+    Bug(
+        "gradient of a bias of one step", "ops/product_gradient.py",
+        "bias * ctx.time_steps", "bias",
+        "test_more_layers.py::test_convolutions",
+    ),
+    Bug(
+        "gradient multiplied by what it should be divided by", "ops/product_gradient.py",
+        "unit / scale).view(shape)", "unit * scale).view(shape)",
+        "test_product_gradients.py::test_gradients_of_scaled_products",
+    ),
+    Bug(
+        "weights behind integers get no gradient", "ops/product_gradient.py",
+        "needs[2] or needs[at]", "needs[2]",
+        "test_product_gradients.py::test_gradients_of_scaled_products",
+    ),
+    Bug(
+        "gradient of the variance without the normal value", "ops/tandem_norm_count.py",
+        "- normal * along.mean(others, keepdim=True)", "- along.mean(others, keepdim=True)",
+        "test_tandem_norm_count.py::test_gradient_of_the_gradient",
+    ),
+    Bug(
+        "biased running variance under vmap", "ops/update_statistics.py",
+        "momentum * count / (count - 1)", "momentum",
+        "test_update_statistics.py::test_ensembles",
+    ),
+    Bug(
+        "gradient of the variance without its 2", "ops/fold_norm.py",
+        "-of_g * g / (2 * variance)", "-of_g * g / variance",
+        "test_fold_norm.py::test_gradients",
+    ),
+    Bug(
+        "gradient of the bias of all steps", "ops/fold_norm.py",
+        "grad_bias / ctx.time_steps", "grad_bias",
+        "test_fold_norm.py::test_gradients",
+    ),
+    # --- Python: conversion, files, data ---
+    Bug(
+        "percentile one too low", "convert/calibrate.py",
+        "math.ceil(percentile / 100 * values.shape[1])", "int(percentile / 100 * (values.shape[1] - 1))",
+        "test_calibration.py::test_percentiles_of_channels",
+    ),
+    Bug(
+        "level of least error without the initial potential", "convert/calibrate.py",
+        "count = (values / threshold + initial).floor_()", "count = (values / threshold).floor_()",
+        "test_calibration.py::test_levels_have_the_least_error",
+    ),
+    Bug(
+        "correction with the wrong sign", "convert/calibrate.py",
+        "correction = correction + mean - ", "correction = correction - mean + ",
+        "test_calibration.py::test_corrections_match_means_and_leave_the_ann_alone",
+    ),
+    Bug(
+        "states of samples that have stopped stay", "freeze/stream.py",
+        "tuple(x[samples] for x in carried)", "tuple(x[: len(samples)] for x in carried)",
+        "test_anytime.py::test_each_sample_stops_at_its_first_sure_look",
+    ),
+    Bug(
+        "events at the start of a step in the step before", "events.py",
+        'side="right") - 1', 'side="left") - 1',
+        "test_events.py::test_reference",
+    ),
+    Bug(
+        "steps of the next plane at the wrong bits", "spike_train.py",
+        "following << (8 - shift)", "following << shift",
+        "test_freeze.py::test_chunks_of_time_are_the_whole",
+    ),
+    Bug(
+        "detached spikes keep the graph of their count", "spike_train.py",
+        "count = None if self._count is None else self._count.detach()", "count = self._count",
+        "test_spike_train.py",
+    ),
+    Bug(
+        "average over the rows of a window alone", "exchange/nir_nodes.py",
+        "share = 1 / math.prod(kernel)", "share = 1 / kernel[0]",
+        "test_exchange_graphs.py::test_layers",
+    ),
+    Bug(
+        "padding on one side alone", "exchange/nir_nodes.py",
+        "n + 2 * p - d * (k - 1) - 1", "n + p - d * (k - 1) - 1",
+        "test_exchange_graphs.py::test_layers",
+    ),
+    # --- C++ ---
+    Bug(
+        "initial potential not in thresholds", "neuron/if.h",
+        "return initial * threshold;", "return initial;",
+        "test_initial.py::test_operators",
+    ),
+    Bug(
+        "reset takes off the initial potential", "neuron/if.h",
+        "N::subtract_spiked(state[0], state[0], threshold)", "N::subtract_spiked(state[0], state[0], initial)",
+        "test_integrate_and_fire.py::test_exactly_at_threshold_fires test_integrate_and_fire.py::test_streaming",
+    ),
+    Bug(
+        "spikes decided by the leaked potential", "neuron/lif.h",
+        "N::subtract_spiked(leak * state[0], state[0], threshold)",
+        "N::subtract_spiked(leak * state[0], leak * state[0], threshold)",
+        "test_integrate_and_fire.py::test_matches_reference",
+    ),
+    Bug(
+        "refractory periods end a step early", "neuron/refractory.h",
+        "lower = before - N::of(1)", "lower = before - N::of(2)",
+        "test_refractory.py::test_operators",
+    ),
+    Bug(
+        "a plane too many for whole planes", "core/bit_planes.h",
+        "(time_steps + kStepsPerPlane - 1) / kStepsPerPlane", "(time_steps + kStepsPerPlane) / kStepsPerPlane",
+        "test_pack_spikes.py::test_matches_reference",
+    ),
+    Bug(
+        "the first bit past T allowed", "core/bit_planes.h",
+        "0xff << used", "0xfe << used",
+        "test_past_end.py::test_refused",
+    ),
+    Bug(
+        "half weights of half their size", "core/narrow_float.h",
+        "(112u << 23)", "(111u << 23)",
+        "test_pack_weight.py::test_every_16_bit_float",
+    ),
+    Bug(
+        "bias not divided by T", "ops/batch_norm/channel.h",
+        "centred + a.beta[c]) / a.time_steps;", "centred + a.beta[c]);",
+        "test_fold_norm.py::test_every_choice_of_arguments",
+    ),
+    Bug(
+        "eps forgotten", "ops/batch_norm/channel.h",
+        "static_cast<double>(a.running_var[c] + a.eps)", "static_cast<double>(a.running_var[c])",
+        "test_fold_norm.py::test_is_batch_norm_in_eval_mode",
+    ),
+    Bug(
+        "variance times the unit, not its square", "ops/batch_norm/channel.h",
+        "a.var[c] * a.unit[c] * a.unit[c]", "a.var[c] * a.unit[c]",
+        "test_update_statistics.py::test_is_the_reference",
+    ),
+    Bug(
+        "gate closed at its upper bound", "ops/tandem_count/tandem_count_backward.inl.h",
+        "(v <= limit)", "(v < limit)",
+        "test_tandem_count.py::test_borders test_tandem_count.py::test_backward_of_every_number",
+    ),
+    Bug(
+        "gradient of gamma as that of beta", "ops/tandem_count/tandem_norm_count.inl.h",
+        "along += g * normal;", "along += g;",
+        "test_tandem_norm_count.py::test_gradient_is_that_of_batch_norm",
+    ),
+    Bug(
+        "gradient through the variance with the wrong sign", "ops/tandem_count/tandem_norm_count.inl.h",
+        "(g - mean - normal * along)", "(g - mean + normal * along)",
+        "test_tandem_norm_count.py::test_gradient_is_that_of_batch_norm",
+    ),
+    Bug(
+        "bytes of eight spikes counted as none", "ops/spike_train/bit_planes.inl.h",
+        "(v + (v >> 4)) & 0x0F)", "(v + (v >> 4)) & 0x07)",
+        "test_spike_count.py::test_every_byte",
+    ),
+    Bug(
+        "time steps of a plane backwards", "ops/spike_train/bit_planes.inl.h",
+        "1 << (t % kStepsPerPlane)", "0x80 >> (t % kStepsPerPlane)",
+        "test_unpack_spikes.py::test_matches_reference_and_inverts_pack",
+    ),
+    Bug(
+        "dilated windows begin in the padding", "ops/max_pool/max_pool_spikes.inl.h",
+        "(dilation - 1 - start) / dilation", "-start / dilation",
+        "test_max_pool_spikes.py::test_matches_reference",
+    ),
+    Bug(
+        "rows of a dilated window side by side", "ops/max_pool/max_pool_spikes.inl.h",
+        "g.dilation_h * g.width * g.in_channels", "g.width * g.in_channels",
+        "test_max_pool_spikes.py::test_matches_reference",
+    ),
+    Bug(
+        "largest weight of a channel's last few missed", "ops/quantise_weight/cpu.cpp",
+        "for (; i < n; ++i) most[0]", "for (; i + 1 < n; ++i) most[0]",
+        "test_operators.py::test_is_the_reference_on_every_path -k quantise",
+    ),
+    Bug(
+        "weights of a depthwise kernel turned by a quarter", "ops/product/cpu_depthwise.cpp",
+        "tap / g.kernel_w * stride_h + tap % g.kernel_w * stride_w",
+        "tap % g.kernel_w * stride_h + tap / g.kernel_w * stride_w",
+        "test_depthwise.py::test_padding_beyond_the_image",
+    ),
+    Bug(
+        "impulses last for all steps", "ops/neuron_loop/integrate_and_fire.inl.h",
+        "a.mode == CurrentMode::kConstant ? x :", "a.mode != CurrentMode::kSeries ? x :",
+        "test_integrate_and_fire.py::test_matches_reference",
+    ),
+]  # fmt: skip
+
+
+def arguments(tests):
+    """What pytest takes for the tests of a bug: node ids, then ``-k EXPRESSION``."""
+    nodes, _, chosen = tests.partition(" -k ")
+    return [f"tests/{node}" for node in nodes.split()] + (["-k", chosen] if chosen else [])
+
+
+def check(bug, root=ROOT):
+    """Why a bug cannot be made, or None."""
+    found = (root / bug.path).read_text().count(bug.old)
+    return None if found == 1 else f"{bug}: the text to change must occur once, got {found} times: {bug.old!r}"
+
+
+class Copy:
+    """A copy of the repository, with a library that is loaded from it."""
+
+    def __init__(self, folder, language):
+        self.root = folder / "repository"
+        names = ("tandem_cuda", "tests", "csrc", "examples", "CMakeLists.txt", "pyproject.toml")
+        for name in names:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+            else:
+                shutil.copy(ROOT / name, self.root)
+        self.builds = language == "c++"
+        if not self.builds:
+            for library in (ROOT / "tandem_cuda").glob("*.so"):
+                (self.root / "tandem_cuda" / library.name).symlink_to(library)
+
+    def build(self):
+        """Compile the scalar kernels; returns whether that worked."""
+        from tests.fuzz.sanitize import tool
+
+        folder = self.root / "build"
+        if not (folder / "build.ninja").exists():
+            configure = ["-G", "Ninja", "-S", self.root, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"]
+            configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", "-DTANDEM_CPU_ISAS="]
+            configure += ["-DCMAKE_CXX_FLAGS_RELEASE=-O0 -DNDEBUG"]
+            environment = {**os.environ, "TANDEM_CUDA": "OFF"}
+            subprocess.run([tool("cmake"), *configure], check=True, env=environment, stdout=subprocess.DEVNULL)
+        built = subprocess.run([tool("cmake"), "--build", folder], stdout=subprocess.DEVNULL, check=False)
+        for library in folder.glob("*.so"):
+            shutil.copy(library, self.root / "tandem_cuda")
+        return built.returncode == 0
+
+    def passes(self, tests):
+        """Whether tests pass here: None if none ran, as where their file cannot be imported.
+
+        In a child of this process, which need not load torch again.
+        """
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            code = 3  # pytest's, of an internal error
+            try:
+                code = self._run(tests)
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        return {0: True, 1: False}.get(os.waitstatus_to_exitcode(status))
+
+    def _run(self, tests):
+        """Run tests in a new process; returns pytest's exit code."""
+        import pytest
+
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
+        os.chdir(self.root)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+            del sys.modules[name]
+        sys.path[0] = str(self.root)
+        os.environ["PYTHONPATH"] = str(self.root)  # of programs that tests run
+        sys.dont_write_bytecode = True  # files change within the second that bytecode notes
+        quick = "not slow and not nightly and not gpu"
+        return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", quick, *tests]))
+
+    def finds(self, bug):
+        """What happens where the bug is made: "found", or what is wrong."""
+        path = self.root / bug.path
+        right = path.read_text()
+        path.write_text(right.replace(bug.old, bug.new))
+        try:
+            if self.builds and not self.build():
+                return "does not compile"
+            return {True: "NOT FOUND", False: "found", None: "no test ran"}[self.passes(arguments(bug.test))]
+        finally:
+            path.write_text(right)
+
+
+def run(bugs, language):
+    """Make each bug in a copy and run its test. Returns lines on what is wrong."""
+    for module in ("hypothesis", "pytest", "torch._dynamo"):  # which every test loads
+        importlib.import_module(module)
+    wrong = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Copy(Path(folder), language)
+        if copy.builds and not copy.build():
+            return ["the library cannot be built"]
+        every = dict.fromkeys(bug.test for bug in bugs)
+        wrong += [f"without a bug, this must pass: {tests}" for tests in every if not copy.passes(arguments(tests))]
+        for bug in bugs:
+            start = time.monotonic()
+            result = copy.finds(bug)
+            print(f"{time.monotonic() - start:6.0f} s  {result}: {bug}", flush=True)
+            if result != "found":
+                wrong.append(f"{result}: {bug}")
+    return wrong
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tests.seeded_bugs", description=__doc__)
+    parser.add_argument("--language", choices=["python", "c++"], help="of the files; default both")
+    parser.add_argument("--only", default="", help="a text in their file or description")
+    parser.add_argument("--list", action="store_true", help="print them instead")
+    chosen = parser.parse_args()
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")  # read when torch is loaded
+    bugs = [bug for bug in BUGS if chosen.language in (None, bug.language) and chosen.only in str(bug)]
+    if chosen.list:
+        print(*bugs, sep="\n")
+        return 0
+    wrong = [reason for bug in bugs if (reason := check(bug))]
+    for language in ("python", "c++"):
+        wrong += run(of, language) if (of := [bug for bug in bugs if bug.language == language]) and not wrong else []
+    print(*wrong, sep="\n")
+    print(f"{len(bugs)} bugs, {len(wrong)} failures")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
