@@ -1,7 +1,8 @@
 """Inference with trained networks: frozen networks, their files, streaming and early exit."""
 
 from ..nn import frozen
-from ..nn.frozen import FORMS, LOADERS, FrozenLayer, Settings, Span, State, Tensors, register
+from ..nn.frozen import FORMS, LOADERS, FrozenLayer, Span, State, register
+from ..nn.schema import Settings, Tensors
 from ..nn.sizes import Size, Value
 from . import earlier as earlier
 from .anytime import AccuracyCurve, OperatingPoint, Prediction, accuracy_curve, predict

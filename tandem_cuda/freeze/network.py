@@ -17,7 +17,6 @@ from ..nn.spiking import unwrapped
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from . import anytime, file
-from .functions import is_softmax
 from .graph import INPUT, NetworkState, Node, check_finite, input_kinds, names_in, needed, output_value, returned
 from .stream import Stream
 
@@ -92,7 +91,7 @@ class FrozenNetwork(nn.Module):
         later = {node.name for node in needed(nodes, outputs, later=True)}
         self.again = [name in later for name in self.names]
         """Whether each node runs in every chunk. Nodes before the first spikes run only in the first chunk."""
-        self.probabilities = any(node.name == output and is_softmax(node.layer) for node in nodes)
+        self.probabilities = any(node.name == output and node.layer.is_softmax for node in nodes)
         """Whether the network ends in a softmax."""
         self.steady = all(encode.mode == "constant" for encode in encodes)
         self.time_steps: int | None = steps.pop() if steps else None

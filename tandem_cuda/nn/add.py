@@ -14,7 +14,7 @@ from ..neuron import IF, Neuron, check_neuron, of_settings, stacked
 from ..ops.integrate_and_fire import discharge
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
-from . import learned_threshold
+from . import learned_threshold, schema
 from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
 from .coupling import coupled, needs_gradient
 from .drive import Affine, Drive, spike_scale
@@ -22,17 +22,7 @@ from .elementwise import TandemElementwise
 from .firing import Firing
 from .frozen import Span, State, class_of
 from .linear import TandemLinear
-from .settings import (
-    Settings,
-    Tensors,
-    check_integers,
-    check_no_bool,
-    check_scales,
-    check_settings,
-    check_tensors,
-    format_of,
-    frozen_tensor,
-)
+from .schema import Settings, Tensors
 from .sizes import SPIKES, Size, Value
 from .spiking import Spiking
 from .synapses import Synapses
@@ -292,11 +282,12 @@ class TandemAdd(Spiking):
     @property
     def file_format(self) -> int:  # format 1 folds the gain of a branch into its weights
         scaled = self.scale is not None or any(layer.gain is not None for layer in self._layers())
-        return max(2 if scaled else format_of(self.neuron), *(layer.synapse_format for layer in self._layers()), 1)
+        newer = scaled or any(layer.synapse_format > 1 for layer in self._layers())
+        return 2 if newer else schema.format_of(self.neuron)
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        check_settings("TandemAdd", settings, {"branches", "neuron", "engine"})
+        schema.check_settings("TandemAdd", settings, {"branches", "neuron", "engine"})
         given = settings["branches"]
         if not isinstance(given, list) or not all(isinstance(branch, dict) for branch in given):
             raise ValueError(f"TandemAdd: setting branches must be a list of objects, got {given!r}")
@@ -309,18 +300,18 @@ class TandemAdd(Spiking):
                     f"TandemAdd: kind of branch {i} must be Identity or one of {sorted(_KINDS)}, got {kind!r}"
                 )
             if kind == "Identity":
-                check_settings(f"branch {i}", its_settings, set())
+                schema.check_settings(f"branch {i}", its_settings, set())
                 branches.append(nn.Identity())
             else:
                 branches.append(_KINDS[kind].checked(its_settings))
                 shapes |= {f"{i}.{name}": shape for name, shape in branches[i].constant_shapes().items()}
         weights = tuple(name for name in shapes if name.endswith("weight"))
-        check_tensors("TandemAdd", tensors, shapes, tuple(shapes.keys() - {*weights}), weights)
+        schema.check_tensors("TandemAdd", tensors, shapes, tuple(shapes.keys() - {*weights}), weights)
         for name in weights:
-            check_integers("TandemAdd", name, tensors, name.removesuffix("weight") + "scale")
+            schema.check_integers("TandemAdd", name, tensors, name.removesuffix("weight") + "scale")
             i = int(name.removesuffix(".weight"))
             branches[i].with_constants({x: tensors[f"{i}.{x}"] for x in _CONSTANTS if f"{i}.{x}" in tensors})
-        check_no_bool("TandemAdd", settings["neuron"])
+        schema.check_no_bool("TandemAdd", settings["neuron"])
         neuron = of_settings("TandemAdd", settings["neuron"])
         return cls._joined(branches, neuron, settings["engine"], tensors.get("scale"))
 
@@ -334,8 +325,8 @@ class TandemAdd(Spiking):
     @classmethod
     def _joined(cls, branches: Sequence[nn.Module], neuron: Neuron, engine: str, scale: Tensor | None) -> Any:
         join = cls(*branches, neuron=neuron, engine=engine)
-        check_scales("TandemAdd", neuron)
-        join.scale = None if scale is None else frozen_tensor(scale)
+        schema.check_scales("TandemAdd", neuron)
+        join.scale = None if scale is None else schema.frozen_tensor(scale)
         return join
 
     def branch_layers(self) -> list[nn.Module]:

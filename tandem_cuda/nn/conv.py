@@ -8,8 +8,9 @@ from torch import nn
 
 from ..neuron import IF, Neuron
 from ..ops.geometry import check_geometry
+from . import schema
 from .convolution import Conv1dSynapses, Conv2dSynapses, ConvTranspose2dSynapses
-from .settings import Check, one_of, per_axis, whole
+from .schema import Check
 from .tandem import TandemLayer
 
 Pair = int | tuple[int, int]
@@ -17,14 +18,14 @@ Pair = int | tuple[int, int]
 
 def _settings(axes: int, paddings: tuple[str, ...], modes: tuple[str, ...]) -> dict[str, Check]:
     return {
-        "in_channels": whole(0),
-        "out_channels": whole(0),
-        "kernel_size": per_axis(axes, 1),
-        "stride": per_axis(axes, 1),
-        "padding": per_axis(axes, 0, paddings),
-        "dilation": per_axis(axes, 1),
-        "groups": whole(1),
-        "padding_mode": one_of(*modes),
+        "in_channels": schema.whole(0),
+        "out_channels": schema.whole(0),
+        "kernel_size": schema.per_axis(axes, 1),
+        "stride": schema.per_axis(axes, 1),
+        "padding": schema.per_axis(axes, 0, paddings),
+        "dilation": schema.per_axis(axes, 1),
+        "groups": schema.whole(1),
+        "padding_mode": schema.one_of(*modes),
     }
 
 
@@ -240,7 +241,7 @@ class TandemConvTranspose2d(TandemLayer, nn.ConvTranspose2d):  # type: ignore[mi
         torch.Size([2, 8, 32, 32])
     """
 
-    SETTINGS: ClassVar = {**_settings(2, (), ("zeros",)), "output_padding": per_axis(2, 0)}
+    SETTINGS: ClassVar = {**_settings(2, (), ("zeros",)), "output_padding": schema.per_axis(2, 0)}
 
     def __init__(
         self,

@@ -13,10 +13,10 @@ from ..neuron import IF, Neuron
 from ..ops.geometry import Geometry
 from ..ops.integrate_and_fire import check_whole, discharge, total_bias
 from ..spike_train import SpikeTrain
+from . import schema
 from .conv import TandemConv2d
 from .convolution import Conv2dSynapses
 from .firing import Fired, Firing
-from .settings import whole
 from .sizes import SPIKES, Size, Value
 from .synapses import Synapses
 from .weight_cache import Kernel, SpikingWeights
@@ -56,7 +56,7 @@ class TandemElementwise(TandemConv2d):
         'TandemElementwise'
     """
 
-    SETTINGS: ClassVar = {"in_channels": whole(0), "out_channels": whole(0), "groups": whole(1)}
+    SETTINGS: ClassVar = {"in_channels": schema.whole(0), "out_channels": schema.whole(0), "groups": schema.whole(1)}
     synapse_format = 2
     synapses_per_weight = 1  # the ANN has none
 

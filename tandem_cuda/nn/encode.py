@@ -9,18 +9,9 @@ from torch import Tensor
 
 from ..ops import checks
 from ..spike_train import SpikeTrain
+from . import schema
 from .frozen import Span, State, single
-from .settings import (
-    Settings,
-    Tensors,
-    any_value,
-    check_settings,
-    check_tensors,
-    flag,
-    frozen_numbers,
-    frozen_scale,
-    frozen_tensor,
-)
+from .schema import Settings, Tensors
 from .sizes import ENCODED, REAL, SPIKES, Value, halved
 from .spiking import Spiking
 
@@ -78,7 +69,7 @@ class Encode(Spiking):
         (torch.Size([2, 1, 28, 28]), 4, 'impulse')
     """
 
-    SETTINGS: ClassVar = {"time_steps": any_value, "mode": any_value, "scale": any_value}
+    SETTINGS: ClassVar = dict.fromkeys(("time_steps", "mode", "scale"), schema.any_value)
     reads = REAL
 
     def __init__(self, time_steps: int, mode: str = "constant", scale: float = 1.0) -> None:
@@ -107,8 +98,8 @@ class Encode(Spiking):
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
         encode = super().made(settings, tensors)
         # float32 cannot count further than 2^24, and no device would run that many steps.
-        frozen_numbers("Encode", "time_steps", encode.time_steps, 1, 2**24)
-        frozen_scale("Encode", "scale", encode.scale)
+        schema.frozen_numbers("Encode", "time_steps", encode.time_steps, 1, 2**24)
+        schema.frozen_scale("Encode", "scale", encode.scale)
         return encode
 
     def out_size(self, *inputs: Value) -> Value:
@@ -187,10 +178,10 @@ class Decode(Spiking):
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        check_settings("Decode", settings, {"signed"} if settings else set())
+        schema.check_settings("Decode", settings, {"signed"} if settings else set())
         if tensors:
             number = next(iter(tensors.values())).numel()
-            check_tensors("Decode", tensors, {"scale": (number,)})
+            schema.check_tensors("Decode", tensors, {"scale": (number,)})
             if number == 0:
                 raise ValueError("Decode: scale must not be empty")
         return cls.made(settings, tensors)
@@ -198,9 +189,9 @@ class Decode(Spiking):
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
         signed = settings.get("signed", False)
-        flag("Decode", "signed", signed)
+        schema.flag("Decode", "signed", signed)
         decode = cls(signed)
-        decode.scale = frozen_tensor(tensors["scale"]) if tensors else None
+        decode.scale = schema.frozen_tensor(tensors["scale"]) if tensors else None
         return decode
 
     def out_size(self, *inputs: Value) -> Value:

@@ -12,21 +12,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .settings import Settings as Settings  # these names are also here, where version 0.1 has them
-from .settings import Tensors as Tensors
-from .settings import check_settings as check_settings
-from .settings import check_tensors as check_tensors
-from .settings import frozen_numbers as frozen_numbers
-from .settings import frozen_scale as frozen_scale
-from .settings import frozen_tensor as frozen_tensor
-from .sizes import ANY as ANY
-from .sizes import ENCODED as ENCODED
-from .sizes import LARGEST as LARGEST
-from .sizes import REAL as REAL
-from .sizes import SPIKES as SPIKES
-from .sizes import Size as Size
-from .sizes import Value as Value
-from .sizes import check_count as check_count
+from .schema import Settings, Tensors, check_settings, check_tensors, frozen_numbers, frozen_scale  # noqa: F401
+from .schema import frozen_tensor as frozen_tensor  # these names are also here, where version 0.1 has them
+from .sizes import ANY, ENCODED, LARGEST, REAL, SPIKES, Size, Value, check_count  # noqa: F401
 
 State = tuple[Tensor, ...]
 """What a frozen layer carries from one span of time steps to the next: tensors [N, ...], one row per sample."""
@@ -102,6 +90,27 @@ class FrozenLayer(nn.Module, ABC):
     def takes(self) -> str:
         """Return the kind of the inputs; ANY if it depends on the surrounding layers."""
         return ANY
+
+    # Early exit reads these, of layers that take real values.
+
+    @property
+    def only_moves(self) -> bool:
+        """Whether the layer moves values without changing them."""
+        return False
+
+    @property
+    def is_softmax(self) -> bool:
+        """Whether the outputs are class probabilities, [N, K]."""
+        return False
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the layer multiplies values by weights, as nn.Linear does; it then has :meth:`with_ones`."""
+        return False
+
+    def with_ones(self, x: Tensor) -> Tensor:
+        """Return the output with all weights 1 and no bias."""
+        raise NotImplementedError
 
     def output(self, *inputs: Value) -> Value:
         """Return what is known about the output, given the inputs. Raise a ValueError if the inputs cannot be right."""

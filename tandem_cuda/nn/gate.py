@@ -12,10 +12,11 @@ from ..neuron import IF, Neuron, check_neuron, of_settings
 from ..ops import checks
 from ..ops.division import divided
 from ..spike_train import SpikeTrain
+from . import schema
 from .coupling import coupled, needs_gradient
 from .encode import Decode
 from .frozen import Span, State
-from .settings import Settings, Tensors, check_scales, check_settings
+from .schema import Settings, Tensors
 from .sizes import ANY, REAL, SPIKES, Value
 from .spiking import Spiking
 
@@ -93,14 +94,14 @@ class TandemGate(Spiking):
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        check_settings("TandemGate", settings, {"neuron", "signed"})
+        schema.check_settings("TandemGate", settings, {"neuron", "signed"})
         Decode.of({}, tensors)
         return cls.made(settings, tensors)
 
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
         neuron = of_settings("TandemGate", settings["neuron"])
-        check_scales("TandemGate", neuron)
+        schema.check_scales("TandemGate", neuron)
         gate = cls(neuron)
         gate.decode = Decode.made({"signed": settings["signed"]}, tensors)
         return gate

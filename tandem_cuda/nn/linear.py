@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from ..neuron import IF, Neuron
-from .settings import whole
+from . import schema
 from .synapses import LinearSynapses
 from .tandem import TandemLayer
 
@@ -42,7 +42,7 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         torch.Size([5, 20])
     """
 
-    SETTINGS: ClassVar = {"in_features": whole(0), "out_features": whole(0)}
+    SETTINGS: ClassVar = {"in_features": schema.whole(0), "out_features": schema.whole(0)}
 
     def __init__(
         self,

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.max_pool_spikes import windows_along
 from ..spike_train import SpikeTrain
+from . import schema
 from .coupling import carrying, needs_gradient
 from .frozen import Span, State, single
 from .geometry import check_image, pair
-from .settings import Settings, Tensors, flag, one_of, whole
+from .schema import Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count
 from .spiking import Spiking
 
@@ -121,12 +122,11 @@ class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
     """
 
     SETTINGS: ClassVar = {
-        "kernel_size": whole(1, pairs=True),
-        "stride": whole(1, pairs=True),
-        "padding": whole(0, pairs=True),
-        "dilation": whole(1, pairs=True),
-        "ceil_mode": flag,
-        "gate": one_of("count", "any"),
+        **dict.fromkeys(("kernel_size", "stride"), schema.whole(1, pairs=True)),
+        "padding": schema.whole(0, pairs=True),
+        "dilation": schema.whole(1, pairs=True),
+        "ceil_mode": schema.flag,
+        "gate": schema.one_of("count", "any"),
     }
 
     def __init__(

@@ -16,6 +16,7 @@ from ..ops import checks
 from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
+from . import schema
 from .constants import constants
 from .coupling import carrying, needs_gradient
 from .frozen import Span, State
@@ -23,7 +24,7 @@ from .geometry import check_image, pad, pair
 from .max_pool import Pooling, fixed
 from .max_pool import SpikingGlobalMaxPool2d as SpikingGlobalMaxPool2d  # the names in pickles of earlier versions
 from .max_pool import SpikingMaxPool2d as SpikingMaxPool2d
-from .settings import Settings, Tensors, any_value, flag, frozen_scale, whole, whole_or_none
+from .schema import Settings, Tensors
 from .sizes import Size
 
 
@@ -54,18 +55,10 @@ class _Axis:
         return (at >= starts) & (at < stops)
 
 
-_NEURONS = {
-    "threshold": any_value,
-    "amplitude": any_value,
-    "initial": any_value,
-    "two_phase": flag,
-    "engine": any_value,
-}
-_WINDOWS = {
-    "kernel_size": whole(1, pairs=True),
-    "stride": whole(1, pairs=True),
-    "padding": whole(0, pairs=True),
-}
+_NEURONS = dict.fromkeys(("threshold", "amplitude", "initial"), schema.any_value)
+_NEURONS |= {"two_phase": schema.flag, "engine": schema.any_value}
+_WINDOWS = dict.fromkeys(("kernel_size", "stride"), schema.whole(1, pairs=True))
+_WINDOWS |= {"padding": schema.whole(0, pairs=True)}
 
 
 class SpikingAverage(Pooling):
@@ -217,8 +210,8 @@ class SpikingAverage(Pooling):
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
         pool = super().made(settings, tensors)
-        pool.threshold = frozen_scale(cls.__name__, "threshold", pool.threshold)
-        pool.amplitude = frozen_scale(cls.__name__, "amplitude", pool.amplitude)
+        pool.threshold = schema.frozen_scale(cls.__name__, "threshold", pool.threshold)
+        pool.amplitude = schema.frozen_scale(cls.__name__, "amplitude", pool.amplitude)
         return pool
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
@@ -279,9 +272,8 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
 
     SETTINGS: ClassVar = {
         **_WINDOWS,
-        "ceil_mode": flag,
-        "count_include_pad": flag,
-        "divisor_override": whole_or_none,
+        **dict.fromkeys(("ceil_mode", "count_include_pad"), schema.flag),
+        "divisor_override": schema.whole_or_none,
         **_NEURONS,
     }
 
@@ -336,7 +328,7 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
 
 def _check_output_size(kind: str, name: str, value: Any) -> None:
     for size in value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]:
-        whole_or_none(kind, name, size)
+        schema.whole_or_none(kind, name, size)
 
 
 class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
@@ -429,7 +421,7 @@ class SpikeWindows(Pooling):
         (torch.Size([1, 12, 3, 3]), 0.25)
     """
 
-    SETTINGS: ClassVar = {**_WINDOWS, "divisor_override": whole_or_none}
+    SETTINGS: ClassVar = {**_WINDOWS, "divisor_override": schema.whole_or_none}
 
     def __init__(
         self,
@@ -468,9 +460,6 @@ class SpikeWindows(Pooling):
 
     def channels(self, channels: Size) -> Size:
         return Size(channels.least * self.size, channels.exact, channels.factor * self.size)
-
-    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, None]:
-        return self.forward(*inputs), None
 
     def extra_repr(self) -> str:
         divisor = "" if self.divisor_override is None else f", divisor_override={self.divisor_override}"

@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..ops import checks
 from ..spike_train import SpikeTrain
-from .frozen import Span, State, single
+from . import schema
+from .frozen import single
 from .geometry import pad
-from .settings import Settings, Tensors, check_settings, check_tensors, frozen_numbers, frozen_scale
+from .schema import Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count, halved
 from .spiking import Spiking
 
@@ -125,6 +126,7 @@ class SpikeRearrange(Spiking):
         torch.Size([2, 1, 6, 6])
     """
 
+    SETTINGS: ClassVar = dict.fromkeys(("how", "arguments", "signed"), schema.any_value)
     file_format = 2
 
     def __init__(self, how: str, *arguments: int, signed: bool = False) -> None:
@@ -176,13 +178,8 @@ class SpikeRearrange(Spiking):
         moved = self._f(torch.cat([x[:, :, ::2], x[:, :, 1::2]]), *self.arguments)
         return torch.stack([moved[:planes], moved[planes:]], 3).flatten(2, 3)
 
-    def settings(self) -> Settings:
-        return {"how": self.how, "arguments": list(self.arguments), "signed": self.signed}
-
     @classmethod
-    def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        check_settings("SpikeRearrange", settings, {"how", "arguments", "signed"})
-        check_tensors("SpikeRearrange", tensors, {})
+    def check(cls, settings: Settings) -> None:
         arguments, signed = settings["arguments"], settings["signed"]
         if not isinstance(arguments, list) or not isinstance(signed, bool):
             raise ValueError(
@@ -190,8 +187,7 @@ class SpikeRearrange(Spiking):
                 f"got {arguments}, {signed}"
             )
         for number in arguments:
-            frozen_numbers("SpikeRearrange", "arguments", number, -(2**30))
-        return cls.made(settings, tensors)
+            schema.frozen_numbers("SpikeRearrange", "arguments", number, -(2**30))
 
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
@@ -236,9 +232,6 @@ class SpikeRearrange(Spiking):
         check_count("outputs", [size.least for size in (channels, *rest)])
         return x._replace(shape=(channels, *rest))
 
-    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, None]:
-        return self.forward(*inputs), None
-
     def extra_repr(self) -> str:
         return ", ".join([repr(self.how), *map(str, self.arguments), *(["signed=True"] if self.signed else [])])
 
@@ -277,6 +270,7 @@ class SpikeCat(Spiking):
         torch.Size([2, 6, 6, 6])
     """
 
+    SETTINGS: ClassVar = dict.fromkeys(("signed", "amplitudes"), schema.any_value)
     file_format = 2
 
     def __init__(self, *signed: bool, amplitudes: Sequence[float] | None = None) -> None:
@@ -333,20 +327,13 @@ class SpikeCat(Spiking):
             )
         return ratios[0]
 
-    def settings(self) -> Settings:
-        amplitudes = None if self.amplitudes is None else list(self.amplitudes)
-        return {"signed": list(self.signed), "amplitudes": amplitudes}
-
     @classmethod
-    def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        check_settings("SpikeCat", settings, {"signed", "amplitudes"})
-        check_tensors("SpikeCat", tensors, {})
+    def check(cls, settings: Settings) -> None:
         signed, amplitudes = settings["signed"], settings["amplitudes"]
         if not isinstance(signed, list) or not (amplitudes is None or isinstance(amplitudes, list)):
             raise ValueError(f"SpikeCat: settings signed and amplitudes must be lists, got {signed}, {amplitudes}")
         for amplitude in amplitudes or ():
-            frozen_scale("SpikeCat", "amplitudes", amplitude)
-        return cls.made(settings, tensors)
+            schema.frozen_scale("SpikeCat", "amplitudes", amplitude)
 
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
@@ -367,9 +354,6 @@ class SpikeCat(Spiking):
         rest = (inputs[0].shape or ())[1:]
         check_count("outputs", [size.least for size in (total, *rest)])
         return Value(SPIKES, (total, *rest))
-
-    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, None]:
-        return self.forward(*inputs), None
 
     def extra_repr(self) -> str:
         amplitudes = [] if self.amplitudes is None else [f"amplitudes={self.amplitudes}"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from .frozen import FrozenLayer, Span, State, class_of, register
-from .settings import Check, Settings, Tensors, check_settings, check_tensors, with_tuples
+from .schema import Check, Settings, Tensors, check_settings, check_tensors, with_tuples
 from .sizes import ENCODED, SPIKES, Value
 
 
@@ -47,10 +47,15 @@ class Spiking(nn.Module):
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
         """Make a frozen layer from the contents of a file; raise a TypeError or ValueError if they are wrong."""
         check_settings(cls.__name__, settings, {*cls.SETTINGS})
-        for name, check in cls.SETTINGS.items():
-            check(cls.__name__, name, settings[name])
+        cls.check(settings)
         check_tensors(cls.__name__, tensors, {})
         return cls.made(settings, tensors)
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Raise a ValueError unless the value of each setting of a file is right."""
+        for name, check in cls.SETTINGS.items():
+            check(cls.__name__, name, settings[name])
 
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
@@ -70,8 +75,8 @@ class Spiking(nn.Module):
         raise NotImplementedError
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[Any, State | None]:
-        """Run the spiking twin of a frozen layer alone; see :class:`.FrozenLayer`."""
-        raise NotImplementedError
+        """Run the spiking twin of a frozen layer alone; see :class:`.FrozenLayer`. Here of a layer without a state."""
+        return self.forward(*inputs), None
 
 
 class FrozenSpiking(FrozenLayer):

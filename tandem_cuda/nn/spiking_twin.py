@@ -12,24 +12,12 @@ from .. import ops
 from ..neuron import of_settings, stacked
 from ..ops.checks import INTEGERS, check_finite
 from ..spike_train import SpikeTrain
+from . import schema
 from .drive import Affine, Drive, per_step
 from .encode import EncodedInput
 from .firing import Firing, run_neurons
 from .frozen import Span, State, class_of, single
-from .settings import (
-    Settings,
-    Tensors,
-    check_integers,
-    check_no_bool,
-    check_scales,
-    check_settings,
-    check_tensors,
-    flag,
-    format_of,
-    frozen_numbers,
-    frozen_tensor,
-    with_tuples,
-)
+from .schema import Settings, Tensors
 from .sizes import ENCODED, SPIKES, Value, check_count
 from .weight_cache import Kernel
 from .weighted import WeightedLayer
@@ -89,26 +77,26 @@ class SpikingTwin(WeightedLayer):
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
         given = dict(settings)
         encoded = given.pop("takes_encoded", None)
-        flag(cls.__name__, "takes_encoded", encoded)
+        schema.flag(cls.__name__, "takes_encoded", encoded)
         layer = cls.checked(given)
         layer.reads = ENCODED if encoded else SPIKES
         shapes = layer.constant_shapes()
-        check_tensors(cls.__name__, tensors, shapes, optional=("scale", "bias"), integers=("weight",))
-        check_integers(cls.__name__, "weight", tensors, "scale")
-        check_scales(cls.__name__, layer.neuron)
+        schema.check_tensors(cls.__name__, tensors, shapes, optional=("scale", "bias"), integers=("weight",))
+        schema.check_integers(cls.__name__, "weight", tensors, "scale")
+        schema.check_scales(cls.__name__, layer.neuron)
         return layer.with_constants(tensors)
 
     @classmethod
     def checked(cls, settings: Settings) -> Any:
         """Make a layer without tensors from unchecked settings of a file, as a branch of a sum has them."""
         kind = cls.__name__
-        check_no_bool(kind, settings)
-        check_settings(kind, settings, {*cls.SETTINGS, *({"multiplicity"} & settings.keys()), "neuron", "engine"})
-        for name, check in cls.SETTINGS.items():
-            check(kind, name, settings[name])
+        schema.check_no_bool(kind, settings)
+        optional = {"multiplicity"} & settings.keys()
+        schema.check_settings(kind, settings, {*cls.SETTINGS, *optional, "neuron", "engine"})
+        cls.check(settings)
         if "multiplicity" in settings:
             number, of_what = settings["multiplicity"], "features" if "in_features" in settings else "channels"
-            frozen_numbers(kind, "multiplicity", number, 2)
+            schema.frozen_numbers(kind, "multiplicity", number, 2)
             inputs, outputs = settings[f"in_{of_what}"], settings[f"out_{of_what}"]
             if inputs * outputs % number:
                 raise ValueError(
@@ -124,9 +112,9 @@ class SpikingTwin(WeightedLayer):
     @classmethod
     def without_tensors(cls, settings: Settings) -> Any:
         """Make a layer from the settings of a branch, without bias and norm, on the meta device."""
-        arguments = with_tuples({name: x for name, x in settings.items() if name not in ("neuron", "multiplicity")})
-        neuron, number = of_settings(cls.__name__, settings.get("neuron")), settings.get("multiplicity", 1)
-        layer = cls(**arguments, neuron=neuron, bias=False, device="meta")
+        arguments = schema.with_tuples(settings)
+        neuron, number = of_settings(cls.__name__, settings.get("neuron")), arguments.pop("multiplicity", 1)
+        layer = cls(**{**arguments, "neuron": neuron}, bias=False, device="meta")
         layer.wiring = None if number == 1 else Wiring(in_weight=number)
         return layer
 
@@ -140,13 +128,13 @@ class SpikingTwin(WeightedLayer):
         for name, constant in (("weight", "weight"), ("gain", "scale"), ("bias", "bias")):
             tensor = tensors.get(constant)
             self._parameters.pop(name, None)
-            self.register_buffer(name, None if tensor is None else frozen_tensor(tensor))
+            self.register_buffer(name, None if tensor is None else schema.frozen_tensor(tensor))
         self.pack()
         return self
 
     def frozen(self, encoded: bool) -> Any:
         layer = self.frozen_branch(ENCODED if encoded else SPIKES)
-        check_scales(class_of(self).__name__, self.neuron)
+        schema.check_scales(class_of(self).__name__, self.neuron)
         return layer
 
     def frozen_branch(self, reads: str = SPIKES) -> Any:
@@ -162,7 +150,7 @@ class SpikingTwin(WeightedLayer):
 
     @property
     def file_format(self) -> int:
-        return max(self.synapse_format, format_of(self.neuron))
+        return max(self.synapse_format, schema.format_of(self.neuron))
 
     @property
     def synapse_format(self) -> int:
@@ -237,10 +225,8 @@ class SpikingTwin(WeightedLayer):
         (x,) = inputs
         affine, kernel = Affine(self.gain, self.bias), self.constant_kernel()
         carried: State | None = None
-        if self.reads == ENCODED and span.whole:
-            bits = self._from_all_values(span, x, affine, kernel)
-        elif self.reads == ENCODED:
-            bits, carried = self._from_part_of_values(span, state, x, affine, kernel)
+        if self.reads == ENCODED:
+            bits, carried = self._run_on_values(span, state, x, affine, kernel)
         elif isinstance(x, SpikeTrain):
             bits, _, neurons = self.synapses.fire(
                 x,
@@ -254,42 +240,35 @@ class SpikingTwin(WeightedLayer):
             raise TypeError(f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}")
         dtype = torch.float32 if kernel.weight.dtype in INTEGERS else kernel.weight.dtype
         train = SpikeTrain.unchecked(bits, span.now, dtype=dtype, amplitude=self.neuron.amplitude)
-        return train, None if span.ends else carried
+        return train, carried
 
-    def _from_all_values(self, span: Span, x: EncodedInput, affine: Affine, kernel: Kernel) -> Tensor:
-        """Return the bits of all time steps for real input."""
-        synapses, neuron = self.synapses, self.neuron
-        scale, bias = affine.of_values(span.total, x.mode == "constant")
-        if kernel.weight.dtype in INTEGERS:  # one operator, which stores no sums
-            value = synapses.checked_value(x.value, kernel.weight)
-            options: dict[str, Any] = {"scale": scale, "bias": bias, "mode": x.mode, "neuron": neuron}
-            return synapses.ordered_spikes(value, kernel, span.now, **options)
-        current = self._current(span, x, affine, kernel)
-        return run_neurons(neuron, current, span.now, x.mode, scale, bias, synapses.features).bits
-
-    def _current(self, span: Span, x: EncodedInput, affine: Affine, kernel: Kernel) -> Tensor:
-        """Return the product with real input, with the bias of a time step if it is constant and there is no gain."""
-        adds = x.mode == "constant" and affine.gain is None
-        return self.synapses.value_product(x.value, kernel, per_step(affine.bias, span.total) if adds else None)
-
-    def _from_part_of_values(
-        self, span: Span, state: State | None, x: EncodedInput, affine: Affine, kernel: Kernel
-    ) -> tuple[Tensor, State]:
-        features, bias = self.synapses.features, per_step(affine.bias, span.total)
-        if state is None:
-            current = self._current(span, x, affine, kernel)
-            mode, before, constant = x.mode, None, x.mode == "constant"
-        else:  # the state holds the current of the first chunk
-            (current, *variables), mode, constant = state, "constant", True
+    def _run_on_values(
+        self, span: Span, state: State | None, x: EncodedInput | None, affine: Affine, kernel: Kernel
+    ) -> tuple[Tensor, State | None]:
+        """Return bits for real input, and the state: the current of the time steps to come, and the neurons'."""
+        synapses, neuron, before = self.synapses, self.neuron, None
+        if x is None or state is not None:
+            assert state is not None
+            (current, *variables), mode = state, "constant"
             before = stacked(variables)
-        scale, of_step = affine.of_values(span.total, constant)
+        elif span.whole and kernel.weight.dtype in INTEGERS:  # one operator, which stores no sums
+            value = synapses.checked_value(x.value, kernel.weight)
+            scale, bias = affine.of_values(span.total, x.mode == "constant")
+            options: dict[str, Any] = {"scale": scale, "bias": bias, "mode": x.mode, "neuron": neuron}
+            return synapses.ordered_spikes(value, kernel, span.now, **options), None
+        else:  # with a gain, the bias is added after the gain instead of to the product
+            mode, adds = x.mode, x.mode == "constant" and affine.gain is None
+            current = synapses.value_product(x.value, kernel, per_step(affine.bias, span.total) if adds else None)
+        scale, bias = affine.of_values(span.total, mode == "constant")
         how: dict[str, Any] = {"state": before, "want_state": not span.ends}
-        bits, _, neurons = run_neurons(self.neuron, current, span.now, mode, scale, of_step, features, **how)
-        if not constant:  # after the first step of an impulse, only the bias is left
+        bits, _, after = run_neurons(neuron, current, span.now, mode, scale, bias, synapses.features, **how)
+        if span.ends:
+            return bits, None
+        if mode != "constant":  # after the first step of an impulse, only the bias is left
             current = torch.zeros_like(current)
-            if bias is not None and affine.gain is None:  # with a gain, the bias is added after the gain instead
-                current = current + (bias if features == -1 else bias.view(-1, *[1] * (current.dim() - 2)))
-        return bits, (current, *neurons.unbind(0))
+            if bias is not None and affine.gain is None:
+                current = current + (bias if synapses.features == -1 else bias.view(-1, *[1] * (current.dim() - 2)))
+        return bits, (current, *after.unbind(0))
 
 
 class _Constant(NamedTuple):
