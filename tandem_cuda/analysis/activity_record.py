@@ -134,8 +134,7 @@ class ActivityRecord:
         # Real tensors that hold counts: T, and the tensor's version when it was noted.
         self._counts: MutableMapping[Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
         self._operations = Operations()
-        self._fan_outs: dict[Any, Tensor] = {}
-        self._synapses: dict[Any, int] = {}
+        self._fan_outs: dict[Any, tuple[Tensor, int]] = {}  # of plain weights, and the ANN's MACs
 
     @property
     def layers(self) -> list[LayerSums]:
@@ -265,18 +264,19 @@ class ActivityRecord:
         steps = self._steps(product.input)
         operations = torch.zeros((), dtype=torch.int64, device=x.device)
         key = name, product.func, x.shape[1:], product.weight.shape, f"{product.settings} {product.named}"
-        if key not in self._synapses:
-            self._synapses[key] = product.synapses(output)
+        if key not in self._fan_outs:
+            fan_out = product.fan_out(output)
+            macs = int(fan_out.expand(x.shape[1:]).sum())
+            self._fan_outs[key] = fan_out.to(x.device, non_blocking=True), macs
+        fan_out, macs = self._fan_outs[key]
         if steps is not None:
-            if key not in self._fan_outs:
-                self._fan_outs[key] = product.fan_out()
-            operations = ((x != 0).sum(0, dtype=torch.float64) * self._fan_outs[key]).sum().to(torch.int64)
+            operations = ((x != 0).sum(0, dtype=torch.float64) * fan_out).sum().to(torch.int64)
         self._pending.append(
             LayerSums(
                 name=name,
                 neurons=output.numel(),  # for all samples; _flush divides by their number
                 time_steps=1 if steps is None else steps,
-                multiplications=self._synapses[key] * x.shape[0],
+                multiplications=macs * x.shape[0],
                 analogue=steps is None,
                 samples=x.shape[0],
                 totals=torch.stack([torch.zeros_like(operations)] * 3 + [operations]),
@@ -321,30 +321,20 @@ class _Product:
         """Return the input with a batch dimension."""
         return self.input if self.input.dim() >= self.weight.dim() else self.input[None]
 
-    def synapses(self, output: Tensor) -> int:
-        """Return the multiply-accumulates for one sample. Taps in the zero padding multiply nothing."""
-        x, sample = self.batch(), self.batch().shape[1:]
-        if self._linear():
-            return math.prod(sample) * (self.weight.shape[0] if self.weight.dim() > 1 else 1)
-        # All channels of a group do the same: count for one of each, without waiting for the device.
-        name, channels = self.func.__name__, self.weight.shape[:2]
+    def fan_out(self, output: Tensor) -> Tensor:
+        """Return the outputs that each input of a sample reaches, or one row or number for inputs that are alike.
+
+        Taps in the zero padding reach nothing. float64 on the CPU, without waiting for the device.
+        """
+        name, sample = str(self.func.__name__), self.batch().shape[1:]
+        if name.startswith("linear"):
+            return torch.tensor(self.weight.shape[0] if self.weight.dim() > 1 else 1, dtype=torch.float64)
+        # All channels do the same, so one of each group is enough.
         transposed = "transpose" in name or (name.startswith("convolution") and self.settings[3])
-        groups = output.shape[output.dim() - x.dim() + 1] // channels[1] if transposed else sample[0] // channels[1]
-        ones = [
-            torch.ones(*size, dtype=torch.float64, device="cpu")
-            for size in ((1, groups, *sample[1:]), (groups, 1, *self.weight.shape[2:]))
-        ]
-        return int(self._of(*ones).sum()) * math.prod(channels) // groups
-
-    def fan_out(self) -> Tensor:
-        """Return the outputs that each input reaches, in the shape of one sample, or a scalar if all are the same."""
-        x = self.batch()
-        if self._linear():
-            return x.new_tensor(self.weight.shape[0] if self.weight.dim() > 1 else 1, dtype=torch.float64)
-        return reached(self._of, x.shape[1:], self.weight.shape, x.device)
-
-    def _linear(self) -> bool:
-        return str(self.func.__name__).startswith("linear")
+        outputs, channels = output.shape[output.dim() - len(sample)], self.weight.shape[1]
+        groups = outputs // channels if transposed else sample[0] // channels
+        shapes = (groups, *sample[1:]), (groups, 1, *self.weight.shape[2:])
+        return reached(self._of, *shapes, torch.device("cpu"))[:1] * (outputs // groups)
 
     def _of(self, x: Tensor, weight: Tensor) -> Tensor:
         output: Tensor = self.func(x, weight, None, *self.settings, **self.named)
