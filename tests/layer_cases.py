@@ -246,3 +246,13 @@ def with_weights():
 def every(cases):
     """Parametrise a test by these cases."""
     return pytest.mark.parametrize("case", cases, ids=str)
+
+
+DROP_INS = [
+    (getattr(tandem_cuda, case.kind), getattr(nn, case.kind.removeprefix("Tandem")), case.arguments)
+    for case in with_weights()
+]
+"""Layers that take the place of torch's: class, torch's class, arguments of both."""
+every_drop_in = pytest.mark.parametrize(
+    ("tandem", "plain", "arguments"), DROP_INS, ids=[plain.__name__ for _, plain, _ in DROP_INS]
+)

@@ -10,6 +10,7 @@ from torch import nn
 
 import tandem_cuda
 from exact import META, dyadic, everywhere, planes, same
+from layer_cases import every_drop_in
 from layers import events, exact_layer
 from pairwise import pairs
 from tandem_cuda import IF, LIF, Decode, Encode, EncodedInput, SpikeTrain, TandemConv2d, TandemLinear
@@ -19,9 +20,7 @@ from tandem_cuda import reference as ref
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(
-    ("tandem", "plain", "arguments"), [(TandemConv2d, nn.Conv2d, (4, 6, 3)), (TandemLinear, nn.Linear, (5, 7))]
-)
+@every_drop_in
 def test_state_dicts_are_those_of_torch(tandem, plain, arguments, bias):
     ours, theirs = tandem(*arguments, bias=bias), plain(*arguments, bias=bias)
     assert isinstance(ours, plain)
@@ -38,8 +37,8 @@ def test_state_dicts_are_those_of_torch(tandem, plain, arguments, bias):
     assert all(name.startswith("norm.") for name in missing)
 
 
-@pytest.mark.parametrize(("tandem", "plain"), [(TandemConv2d, nn.Conv2d), (TandemLinear, nn.Linear)])
-def test_constructors_begin_as_those_of_torch(tandem, plain):
+@every_drop_in
+def test_constructors_begin_as_those_of_torch(tandem, plain, arguments):
     ours, theirs = (list(inspect.signature(c).parameters.values()) for c in (tandem, plain))
     assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == [(p.name, p.default, p.kind) for p in theirs]
     assert [(p.name, p.kind) for p in ours[len(theirs) :]] == [
@@ -50,29 +49,24 @@ def test_constructors_begin_as_those_of_torch(tandem, plain):
     ]
 
 
-def test_same_initial_weights_as_torch():
-    for tandem, plain, arguments in ((TandemConv2d, nn.Conv2d, (4, 6, 3)), (TandemLinear, nn.Linear, (5, 7))):
-        layers = []
-        for layer in (tandem, plain):
-            torch.manual_seed(3)
-            layers.append(layer(*arguments))
-        same(*(tuple(layer.parameters()) for layer in layers))
+@every_drop_in
+def test_same_initial_weights_as_torch(tandem, plain, arguments):
+    layers = []
+    for layer in (tandem, plain):
+        torch.manual_seed(3)
+        layers.append(layer(*arguments))
+    same(*(tuple(layer.parameters()) for layer in layers))
 
 
-def test_dtype_and_device_reach_the_norm():
-    for layer in (
-        TandemConv2d(4, 6, 3, norm="batch", dtype=torch.float64, device=META),
-        TandemLinear(4, 6, norm="batch", dtype=torch.float64, device=META),
-    ):
-        tensors = [*layer.parameters(), *layer.buffers()]
-        assert {x.device for x in tensors} == {META}
-        assert {x.dtype for x in tensors} == {torch.float64, torch.int64}
-
-
-def test_norm_classes():
-    assert type(TandemConv2d(4, 6, 3, norm="batch").norm) is nn.BatchNorm2d
-    assert type(TandemLinear(4, 6, norm="batch").norm) is nn.BatchNorm1d
-    assert TandemConv2d(4, 6, 3).norm is None
+@every_drop_in
+def test_dtype_and_device_reach_the_norm(tandem, plain, arguments):
+    layer = tandem(*arguments, norm="batch", dtype=torch.float64, device=META)
+    assert type(layer.norm) is (nn.BatchNorm2d if layer.weight.dim() == 4 else nn.BatchNorm1d)
+    assert layer.norm.num_features == arguments[1]
+    assert tandem(*arguments).norm is None
+    tensors = [*layer.parameters(), *layer.buffers()]
+    assert {x.device for x in tensors} == {META}
+    assert {x.dtype for x in tensors} == {torch.float64, torch.int64}
 
 
 def test_repr():

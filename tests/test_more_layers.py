@@ -1,9 +1,5 @@
 """Convolutions in one dimension and transposed, padding modes and dropout, against plain PyTorch."""
 
-import copy
-import inspect
-import pickle
-
 import pytest
 import torch
 from torch import nn
@@ -14,7 +10,7 @@ from layer_cases import CONVOLUTIONS, PLAIN, every
 from layer_cases import named as layer_case
 from layer_twins import Everything, agree, fronts, twins
 from pairwise import pairs
-from tandem_cuda import IF, LIF, Encode, SpikeTrain, ops, synops
+from tandem_cuda import IF, Encode, SpikeTrain, ops, synops
 from tandem_cuda import reference as ref
 
 every_convolution = every(CONVOLUTIONS)
@@ -81,29 +77,6 @@ def test_convolutions_of_any_memory(case):
     want = theirs(ref.DenseTrain(spikes)).spikes
     for bits in views(ops.pack_spikes(spikes)):
         same(ours(SpikeTrain(bits, 9)).to_dense(), want)
-
-
-DROP_INS = [
-    (tandem_cuda.TandemConv1d, nn.Conv1d, (4, 6, 3)),
-    (tandem_cuda.TandemConvTranspose2d, nn.ConvTranspose2d, (4, 6, 3)),
-]
-
-
-@pytest.mark.parametrize(("tandem", "plain", "arguments"), DROP_INS)
-def test_drop_in(tandem, plain, arguments):
-    ours, theirs = (list(inspect.signature(c).parameters.values()) for c in (tandem, plain))
-    assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == [(p.name, p.default, p.kind) for p in theirs]
-    assert [p.name for p in ours[len(theirs) :]] == ["norm", "neuron", "engine", "learn_threshold"]
-    theirs = plain(*arguments)
-    ours = tandem(*arguments)
-    ours.load_state_dict(theirs.state_dict())
-    theirs.load_state_dict(ours.state_dict())
-    normed = tandem(*arguments, norm="batch", neuron=LIF(), dtype=torch.float64)
-    assert normed.norm.num_features == 6
-    assert normed.norm.weight.dtype == torch.float64
-    assert "neuron=LIF" in repr(normed)
-    copied = pickle.loads(pickle.dumps(copy.deepcopy(normed)))
-    same(tuple(copied.parameters()), tuple(normed.parameters()))
 
 
 def test_new_weights_are_noticed():

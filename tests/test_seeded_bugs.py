@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.seeded_bugs import BUGS, ROOT, arguments, check
+from seeded_bugs import BUGS, ROOT, arguments, check
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=str)
