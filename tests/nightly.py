@@ -49,7 +49,8 @@ GROUPS = {
     "settings of files": Group(
         "tests/test_freeze_plain.py tests/test_frozen_files.py tests/test_saved_networks.py"
         " tests/test_exchange_mutants.py",
-        "tandem_cuda/freeze/** tandem_cuda/exchange/**",
+        "tandem_cuda/freeze/** tandem_cuda/exchange/** tandem_cuda/nn/frozen.py tandem_cuda/nn/schema.py"
+        " tandem_cuda/nn/spiking.py tandem_cuda/nn/spiking_twin.py",
     ),
     "examples": Group(
         "tests/test_train_example.py tests/test_recipes.py tests/test_mnist_example.py tests/test_analyse.py"

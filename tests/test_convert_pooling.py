@@ -11,7 +11,6 @@ from anns import assert_no_leak, inputs, kinds, per_layer, whole
 from exact import generator, same
 from tandem_cuda import IF, SpikeTrain, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, convert, freeze
 from tandem_cuda.freeze import LOADERS
-from tandem_cuda.freeze.pool import FrozenPool
 
 
 def pooled_conv():
@@ -168,9 +167,9 @@ def test_averages_with_neurons_are_calibrated():
 def test_pools_of_earlier_files():
     """Frozen files that know of no amplitude of averages."""
     load = LOADERS["SpikingAvgPool2d"]
-    settings = load({**FrozenPool(SpikingAvgPool2d(2, threshold=0.5)).settings()}, {}).settings()
+    settings = load(SpikingAvgPool2d(2, threshold=0.5).settings(), {}).settings()
     assert settings.pop("amplitude") == 1
-    assert load(settings, {}).pool.amplitude == 1
+    assert load(settings, {}).layer.amplitude == 1
 
 
 @pytest.mark.slow

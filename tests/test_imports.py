@@ -24,9 +24,6 @@ LAYERS = [
     {"benchmark", "doctor", "plot"},
     {"__init__", "__main__"},
 ]
-EXCEPTIONS = {
-    ("nn", "freeze"): "nn.frozen is the name that freeze.forms had in version 0.1; nothing in nn imports it",
-}
 PRIVATE: dict[tuple[str, str], str] = {}
 """Uses of a private name of another part that are there on purpose: the module and the name, and why."""
 
@@ -88,7 +85,7 @@ def part(module: str) -> str:
 
 def between_parts(found: set[Arrow]) -> set[Arrow]:
     pairs = {(part(source), part(target)) for source, target in found}
-    return {(source, target) for source, target in pairs if source != target} - EXCEPTIONS.keys()
+    return {(source, target) for source, target in pairs if source != target}
 
 
 def upward(found: set[Arrow], layers: list[set[str]]) -> list[Arrow]:
@@ -173,13 +170,7 @@ def test_no_circle_of_parts():
 
 
 def test_no_circle_of_modules():
-    excepted = {pair for pair in ARROWS if (part(pair[0]), part(pair[1])) in EXCEPTIONS}
-    assert circle(ARROWS - excepted) == []
-
-
-@pytest.mark.parametrize("pair", EXCEPTIONS, ids=" to ".join)
-def test_exceptions_are_needed(pair):
-    assert pair in {(part(source), part(target)) for source, target in ARROWS}
+    assert circle(ARROWS) == []
 
 
 def test_private_names_stay_in_their_part():

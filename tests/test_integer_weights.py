@@ -29,7 +29,7 @@ from tandem_cuda import (
     quantise,
     reference,
 )
-from tandem_cuda.freeze.forms import FrozenLayer
+from tandem_cuda.freeze import FrozenLayer
 from tandem_cuda.nn.tandem import TandemLayer
 
 every_bits = pytest.mark.parametrize("bits", [slow(4), 8, slow(16)])

@@ -195,7 +195,7 @@ def test_old_files_mean_what_they_meant(tmp_path):
     for layer in frozen.modules():
         if getattr(layer, "kind", "") == "SpikingMaxPool2d":
             assert layer.settings()["gate"] == "any"
-            layer.gate = "count"
+            layer.layer.gate = "count"
     assert (frozen(old_input()) != want).any()  # the file tells the two apart
 
 

@@ -93,7 +93,6 @@ def test_names_in_pickles():
     """Classes that have moved since are still found where pickles of whole models look for them."""
     moved = {
         "tandem_cuda.nn.pool": ("SpikingMaxPool2d", "SpikingGlobalMaxPool2d"),
-        "tandem_cuda.freeze.tandem": ("FrozenAdd",),
         "tandem_cuda.convert.conversion": ("flattened_to",),
     }
     for module, names in moved.items():

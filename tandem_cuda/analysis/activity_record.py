@@ -15,12 +15,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..freeze.add import FrozenAdd
-from ..freeze.encode import FrozenDecode
-from ..freeze.forms import FrozenLayer, Span
-from ..freeze.pool import FrozenPool
-from ..freeze.rearrange import FrozenCat, FrozenGate, FrozenRearrange
-from ..freeze.tandem import FrozenTandem
 from ..nn import (
     Decode,
     EncodedInput,
@@ -33,8 +27,10 @@ from ..nn import (
     TandemAdd,
     TandemGate,
 )
+from ..nn.frozen import FrozenLayer, Span
 from ..nn.modes import recomputing
 from ..nn.operations import branches_of, layer_macs
+from ..nn.spiking import unwrapped
 from ..nn.synapses import reached
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
@@ -98,10 +94,10 @@ CARRYING = {
     *("mul", "__mul__", "__rmul__", "div", "true_divide", "__truediv__"),
 }
 # Modules that are counted as a whole, or not counted by convention (pooling of spikes).
-_SPIKING = (TandemLayer, TandemAdd, TandemGate, FrozenTandem, FrozenAdd, FrozenGate)
+_SPIKING = (TandemLayer, TandemAdd, TandemGate)
 _CLOSED = (
-    *(*_SPIKING, SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, SpikingGlobalMaxPool2d, FrozenPool),
-    *(SpikeCat, SpikeRearrange, FrozenCat, FrozenRearrange),
+    *(*_SPIKING, SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, SpikingGlobalMaxPool2d),
+    *(SpikeCat, SpikeRearrange),
 )
 _NO_PRODUCTS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, parametrize.ParametrizationList)
 
@@ -185,7 +181,7 @@ class ActivityRecord:
         self._samples = None
 
     def _enter(self, name: str, module: nn.Module, args: Any) -> None:
-        self._frames.append(_Frame(name, module))
+        self._frames.append(_Frame(name, unwrapped(module)))
 
     @torch.no_grad()
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -194,6 +190,9 @@ class ActivityRecord:
         try:
             closed = any(isinstance(outer.module, _CLOSED) for outer in self._frames[:-1])
             if not closed and output is not None and not recomputing():
+                if isinstance(module, FrozenLayer):
+                    self._check_span(args[0])
+                    args, output = args[2:], output[0]
                 self._on_output(frame, args, output)
         finally:
             self._frames.pop()
@@ -202,12 +201,9 @@ class ActivityRecord:
 
     def _on_output(self, frame: _Frame, args: tuple[Any, ...], output: Any) -> None:
         module = frame.module
-        if isinstance(module, FrozenLayer):
-            self._check_span(args[0])
-            args, output = args[2:], output[0]
         if isinstance(module, _SPIKING):
             self._on_spikes(frame.name, module, args, output)
-        elif isinstance(module, (Decode, FrozenDecode)):
+        elif isinstance(module, Decode):
             self._mark(output, args[0].time_steps)
         elif not isinstance(module, _CLOSED):
             kind = type(module).__name__
@@ -227,9 +223,9 @@ class ActivityRecord:
     def _on_spikes(self, name: str, layer: Any, args: tuple[Any, ...], output: SpikeTrain) -> None:
         _check_samples(output.shape)
         count = output.count.detach()
-        branches = layer.branches() if isinstance(layer, FrozenLayer) else branches_of(layer)
+        branches = branches_of(layer)
         operations, multiplications = count.new_zeros((), dtype=torch.float64), 0
-        args = args[:1] if isinstance(layer, (TandemGate, FrozenGate)) else args  # the gate itself is no spikes
+        args = args[:1] if isinstance(layer, TandemGate) else args  # the gate itself is no spikes
         for i, (branch, x) in enumerate(zip(branches, args, strict=True)):
             if isinstance(x, SpikeTrain):
                 operations = operations + self._operations(f"{name}.{i}", branch, x)
@@ -383,8 +379,7 @@ class _Product:
 
 def _largest(layer: Any, steps: int) -> float:
     """Return the count from which on a layer's neurons are saturated."""
-    owner = layer.layer if isinstance(layer, FrozenTandem) else layer.join if isinstance(layer, FrozenAdd) else layer
-    return owner.neuron.largest(steps) if isinstance(owner, (TandemLayer, TandemAdd)) else steps
+    return layer.neuron.largest(steps) if isinstance(layer, (TandemLayer, TandemAdd)) else steps
 
 
 def _version(x: Tensor) -> int:

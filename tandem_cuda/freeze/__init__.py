@@ -1,18 +1,16 @@
 """Inference with trained networks: frozen networks, their files, streaming and early exit."""
 
+from ..nn import frozen
+from ..nn.frozen import FORMS, LOADERS, FrozenLayer, Span, State, register
+from ..nn.schema import Settings, Tensors
 from ..nn.sizes import Size, Value
-from . import add as add  # this and the next five register the frozen forms of layers
-from . import encode as encode
-from . import plain as plain
-from . import pool as pool
-from . import rearrange as rearrange
-from . import tandem as tandem
+from . import earlier as earlier
 from .anytime import AccuracyCurve, OperatingPoint, Prediction, accuracy_curve, predict
 from .cascade import Cascade, CascadeRun
-from .forms import FORMS, LOADERS, FrozenLayer, Settings, Span, State, Tensors, register
 from .graph import INPUT, NetworkState, Node
 from .model import freeze
 from .network import FrozenNetwork
+from .plain import FrozenFlatten, FrozenLinear
 from .stream import Stream
 
 __all__ = [
@@ -40,3 +38,5 @@ __all__ = [
     "predict",
     "register",
 ]
+
+frozen.FrozenFlatten, frozen.FrozenLinear = FrozenFlatten, FrozenLinear  # type: ignore[attr-defined]  # as in 0.1

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .._progress import progress
+from ..nn.encode import Decode
+from ..nn.spiking import unwrapped
 from ..nn.tandem import TandemLayer
 from ..ops import checks
 from ..spike_train import SpikeTrain
-from .encode import FrozenDecode
-from .functions import moves
-from .plain import FrozenLinear, is_convolution
 from .stream import Answers, Network, Run
 
 
@@ -242,13 +241,13 @@ def _observe(
     decoders: dict[Any, tuple[Network, str]] = {}
     """Each Decode, with its network and its name there."""
     for part in network.networks:
-        decoders |= {node.layer: (part, node.name) for node in part.nodes if isinstance(node.layer, FrozenDecode)}
+        decoders |= {node.layer: (part, node.name) for node in part.nodes if isinstance(unwrapped(node.layer), Decode)}
 
     def count_synops(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal spent
         trains = [x for x in inputs[2:] if isinstance(x, SpikeTrain)]
         # A read-out adds its weights for every spike that Decode counts.
-        branches = [layer] if isinstance(layer, FrozenDecode) else layer.branches()
+        branches = [layer] if isinstance(unwrapped(layer), Decode) else layer.branches()
         for i, (branch, train) in enumerate(zip(branches, trains, strict=False)):
             if (layer, i) not in reached:
                 if isinstance(branch, TandemLayer):
@@ -285,23 +284,11 @@ def _read_out(network: Network, decode: str, train: SpikeTrain) -> Tensor:
             x = values.get(inputs[0])
             if x is None:
                 continue
-            if (weighted := _with_ones(layer, x)) is not None:
-                total = total + weighted.sum()
-            elif moves(layer):
+            if layer.has_weights:
+                total = total + layer.with_ones(x).sum()
+            elif layer.only_moves:
                 values[name] = layer(None, None, x)[0]
         return torch.autograd.grad(total, sample)[0][0]
-
-
-def _with_ones(layer: nn.Module, x: Tensor) -> Tensor | None:
-    """Apply a weight layer to x with all weights 1 and no bias; return None if the layer has no weights."""
-    if isinstance(layer, FrozenLinear):
-        return nn.functional.linear(x, torch.ones_like(layer.weight, dtype=x.dtype))
-    if not is_convolution(layer):
-        return None
-    values = {"weight": torch.ones_like, "bias": torch.zeros_like}
-    named = {name: values[name](tensor, dtype=x.dtype) for name, tensor in layer.tensors().items()}
-    weighted: Tensor = torch.func.functional_call(layer.module, named, (x,))
-    return weighted
 
 
 def _not_counted(network: Network) -> tuple[str, ...]:
@@ -310,15 +297,11 @@ def _not_counted(network: Network) -> tuple[str, ...]:
     decoded: set[str] = set()  # nodes that hold counts
     for name, layer, inputs in network.nodes:
         counts = inputs[0] in decoded
-        if isinstance(layer, FrozenDecode) or (counts and moves(layer)):
+        if isinstance(unwrapped(layer), Decode) or (counts and layer.only_moves):
             decoded.add(name)
-        elif not layer.branches() and layer.tensors() and not (counts and _is_weight(layer)):
+        elif not layer.branches() and layer.tensors() and not (counts and layer.has_weights):
             missing.append(f"{name} ({layer.kind})")
     return tuple(missing)
-
-
-def _is_weight(layer: nn.Module) -> bool:
-    return isinstance(layer, FrozenLinear) or is_convolution(layer)
 
 
 def _check_input(name: str, x: Any) -> None:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_leaves_with_path
 
-from .forms import LOADERS, FrozenLayer
+from ..nn.frozen import LOADERS, FrozenLayer
 from .graph import INPUT, Node
 
 FORMAT = "tandem_cuda.frozen"

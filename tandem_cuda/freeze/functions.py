@@ -16,10 +16,11 @@ from torch import Tensor, fx, nn
 
 from ..convert import sized_as_traced
 from ..convert.nodes import VIEWS
+from ..nn.frozen import LOADERS, FrozenLayer, Span, State
+from ..nn.schema import Settings, Tensors, check_settings, check_tensors, frozen_tensor
 from ..nn.sizes import REAL, Value
 from ..ops import checks
-from .forms import LOADERS, FrozenLayer, Settings, Span, State, Tensors, check_settings, check_tensors, frozen_tensor
-from .plain import FrozenFlatten, FrozenModule, tried, writes_in_place
+from .plain import tried, writes_in_place
 
 
 def _words(text: str) -> list[str]:
@@ -203,6 +204,15 @@ class FrozenFunction(FrozenLayer):
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, f"constant{i}") for i, name in enumerate(self.constants)}
 
+    @property
+    def only_moves(self) -> bool:
+        return self.function in {"Tensor.clone", *_VIEWS} - {"Tensor.float", "Tensor.double"}
+
+    @property
+    def is_softmax(self) -> bool:
+        dim = self.kwargs.get("dim", self.args[1] if len(self.args) > 1 else None)
+        return self.function in SOFTMAX and dim in (1, -1)
+
     def takes(self) -> str:
         return REAL
 
@@ -226,23 +236,6 @@ class FrozenFunction(FrozenLayer):
 
     def extra_repr(self) -> str:
         return self.function
-
-
-def moves(layer: nn.Module) -> bool:
-    """Whether a layer only moves values, without changing them."""
-    if isinstance(layer, FrozenFunction):
-        return layer.function in {"Tensor.clone", *_VIEWS} - {"Tensor.float", "Tensor.double"}
-    return isinstance(layer, FrozenFlatten) or (isinstance(layer, FrozenModule) and layer.kind == "Unflatten")
-
-
-def is_softmax(layer: nn.Module) -> bool:
-    """Whether the layer's outputs are class probabilities, [N, K]."""
-    if isinstance(layer, FrozenModule):
-        return isinstance(layer.module, nn.Softmax) and layer.module.dim in (1, -1)
-    if isinstance(layer, FrozenFunction) and layer.function in SOFTMAX:
-        dim = layer.kwargs.get("dim", layer.args[1] if len(layer.args) > 1 else None)
-        return dim in (1, -1)
-    return False
 
 
 class _Collector:

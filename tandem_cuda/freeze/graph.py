@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..nn.frozen import FrozenLayer, State
 from ..nn.sizes import ANY, REAL, SPIKES, Value
-from .forms import FrozenLayer, State
 
 INPUT = "<input>"
 """The name by which nodes refer to the network's only input."""

@@ -11,8 +11,8 @@ from torch import fx, nn
 from ..convert import TandemNetwork, flattened_to
 from ..convert.advice import hooked
 from ..convert.nodes import VIEWS
+from ..nn.frozen import FORMS, FrozenLayer, class_of
 from ..nn.sizes import ENCODED, Value
-from .forms import FORMS, FrozenLayer, class_of
 from .functions import frozen_call, writes, writes_alone
 from .graph import INPUT, Node, mapped, output_value
 from .network import FrozenNetwork

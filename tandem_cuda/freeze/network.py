@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.encode import Encode
+from ..nn.frozen import FrozenLayer, Span
+from ..nn.gate import TandemGate
 from ..nn.sizes import REAL, SPIKES, Value
+from ..nn.spiking import unwrapped
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from . import anytime, file
-from .encode import FrozenEncode
-from .forms import FrozenLayer, Span
-from .functions import is_softmax
 from .graph import INPUT, NetworkState, Node, check_finite, input_kinds, names_in, needed, output_value, returned
-from .rearrange import FrozenGate
 from .stream import Stream
 
 
@@ -52,7 +52,8 @@ class FrozenNetwork(nn.Module):
 
     def __init__(self, nodes: Sequence[Node], output: Any, inputs: Sequence[str] = (INPUT,)) -> None:
         super().__init__()
-        steps = {node.layer.time_steps for node in nodes if isinstance(node.layer, FrozenEncode)}
+        encodes = [layer for layer in (unwrapped(node.layer) for node in nodes) if isinstance(layer, Encode)]
+        steps = {encode.time_steps for encode in encodes}
         if len(steps) > 1:
             raise ValueError(f"FrozenNetwork: every Encode must have the same time_steps, got {sorted(steps)}")
         if not inputs or len({*inputs}) < len(inputs):
@@ -90,9 +91,9 @@ class FrozenNetwork(nn.Module):
         later = {node.name for node in needed(nodes, outputs, later=True)}
         self.again = [name in later for name in self.names]
         """Whether each node runs in every chunk. Nodes before the first spikes run only in the first chunk."""
-        self.probabilities = any(node.name == output and is_softmax(node.layer) for node in nodes)
+        self.probabilities = any(node.name == output and node.layer.is_softmax for node in nodes)
         """Whether the network ends in a softmax."""
-        self.steady = all(layer.mode == "constant" for layer in self.layers if isinstance(layer, FrozenEncode))
+        self.steady = all(encode.mode == "constant" for encode in encodes)
         self.time_steps: int | None = steps.pop() if steps else None
         """T of Encode; None if the network has no Encode and T is that of its spike trains."""
 
@@ -170,7 +171,9 @@ class FrozenNetwork(nn.Module):
         advice = ""
         if SPIKES not in self.kinds.values():
             advice += "; for early exit, run networks with increasing T in a Cascade"
-        if not any(isinstance(node.layer, FrozenGate) for node in waiting):  # a gate needs the counts of all steps
+        if not any(
+            isinstance(unwrapped(node.layer), TandemGate) for node in waiting
+        ):  # a gate needs the counts of all steps
             advice += "; to run in chunks, use neurons of one phase, such as IF(initial=0.5)"
         names = ", ".join(node.name for node in waiting)
         raise ValueError(

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,22 +14,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..convert.nodes import IDLE
+from ..nn.frozen import FrozenLayer, Span, State, class_of, register, single
+from ..nn.schema import Settings, Tensors, check_settings, check_tensors, frozen_numbers, frozen_tensor
 from ..nn.sizes import REAL, Size, Value, check_count
 from ..ops import checks
-from .forms import (
-    FrozenLayer,
-    Settings,
-    Span,
-    State,
-    Tensors,
-    check_settings,
-    check_tensors,
-    class_of,
-    frozen_numbers,
-    frozen_tensor,
-    register,
-    single,
-)
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _WEIGHTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
@@ -82,8 +70,7 @@ class FrozenModule(FrozenLayer):
             module._parameters.pop(name, None)
             module.register_buffer(name, frozen_tensor(tensor))
         module._buffers.pop("num_batches_tracked", None)
-        self.module = module
-        self.train(False)
+        self.module = module.eval()
 
     def _without_values(self, module_class: type[nn.Module]) -> nn.Module:
         with torch.device("meta"):
@@ -122,10 +109,7 @@ class FrozenModule(FrozenLayer):
         return REAL
 
     def output(self, *inputs: Value) -> Value:
-        if len(inputs) != 1:
-            raise ValueError(f"number of inputs must be 1, got {len(inputs)}")
-        x = inputs[0]
-        x.check_kind(REAL)
+        x = single(inputs, REAL)
         if x.shape and isinstance(self.module, (*_WEIGHTS, *_NORMS)):
             name = "num_features" if isinstance(self.module, _NORMS) else "in_channels"
             x.shape[0].check(name, self.arguments[name])
@@ -136,9 +120,23 @@ class FrozenModule(FrozenLayer):
     def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[Any, None]:
         return self.module(x), None
 
-    def train(self, mode: bool = True) -> FrozenModule:
-        """Stay in eval mode: frozen layers have no training mode."""
-        return super().train(False)
+    @property
+    def only_moves(self) -> bool:
+        return isinstance(self.module, nn.Unflatten)
+
+    @property
+    def is_softmax(self) -> bool:
+        return isinstance(self.module, nn.Softmax) and self.module.dim in (1, -1)
+
+    @property
+    def has_weights(self) -> bool:
+        return isinstance(self.module, _WEIGHTS)
+
+    def with_ones(self, x: Tensor) -> Tensor:
+        values = {"weight": torch.ones_like, "bias": torch.zeros_like}
+        named = {name: values[name](tensor, dtype=x.dtype) for name, tensor in self.tensors().items()}
+        weighted: Tensor = torch.func.functional_call(self.module, named, (x,))
+        return weighted
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -179,6 +177,7 @@ class FrozenFlatten(FrozenLayer):
     """nn.Flatten."""
 
     kind = "Flatten"
+    only_moves = True
 
     def __init__(self, start_dim: int, end_dim: int) -> None:
         super().__init__()
@@ -234,6 +233,7 @@ class FrozenLinear(FrozenLayer):
     """
 
     kind = "Linear"
+    has_weights = True
     weight: Tensor
     bias: Tensor | None
 
@@ -262,8 +262,7 @@ class FrozenLinear(FrozenLayer):
         return REAL
 
     def output(self, *inputs: Value) -> Value:
-        x = single(inputs)
-        x.check_kind(REAL)
+        x = single(inputs, REAL)
         outputs, features = self.weight.shape
         if x.shape is None:
             return Value(REAL)
@@ -278,6 +277,9 @@ class FrozenLinear(FrozenLayer):
             raise ValueError(f"{self.kind}: input must be [N, ..., {self.weight.shape[1]}], got {list(x.shape)}")
         return F.linear(x, self.weight, self.bias), None
 
+    def with_ones(self, x: Tensor) -> Tensor:
+        return F.linear(x, torch.ones_like(self.weight, dtype=x.dtype))
+
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
 
@@ -285,11 +287,6 @@ class FrozenLinear(FrozenLayer):
 def writes_in_place(module: nn.Module) -> bool:
     """Whether a module writes to its input."""
     return bool(getattr(module, "inplace", False)) and not isinstance(module, IDLE)
-
-
-def is_convolution(layer: nn.Module) -> TypeGuard[FrozenModule]:
-    """Whether a frozen layer is a PyTorch convolution."""
-    return isinstance(layer, FrozenModule) and isinstance(layer.module, _WEIGHTS)
 
 
 for module_class in MODULES:

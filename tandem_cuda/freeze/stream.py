@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..nn.frozen import Span
 from ..ops import checks
 from ..spike_train import SpikeTrain
-from .forms import Span
 from .graph import NetworkState, Node
 
 

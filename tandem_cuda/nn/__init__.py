@@ -5,11 +5,13 @@ from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
 from .dropout import TandemDropout, TandemDropout2d, TandemStochasticDepth
 from .elementwise import TandemElementwise
 from .encode import Decode, Encode, EncodedInput
+from .frozen import register as _register
 from .gate import TandemGate
 from .linear import TandemLinear
 from .max_pool import SpikingGlobalMaxPool2d, SpikingMaxPool2d
 from .pool import SpikeWindows, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d
 from .rearrange import SpikeCat, SpikeRearrange
+from .spiking import freezable as _freezable
 
 __all__ = [
     "Decode",
@@ -33,3 +35,9 @@ __all__ = [
     "TandemLinear",
     "TandemStochasticDepth",
 ]
+
+_freezable(TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemElementwise, TandemLinear, TandemAdd, TandemGate)
+_freezable(SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, SpikingGlobalMaxPool2d, SpikeWindows)
+_freezable(Encode, Decode, SpikeCat, SpikeRearrange)
+for _dropout in (TandemDropout, TandemDropout2d, TandemStochasticDepth):
+    _register(_dropout, lambda module, encoded: None)

@@ -10,14 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..neuron import IF, Neuron, check_neuron
+from ..neuron import IF, Neuron, check_neuron, of_settings, stacked
 from ..ops.integrate_and_fire import discharge
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
-from . import learned_threshold
+from . import learned_threshold, schema
+from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
 from .coupling import coupled, needs_gradient
 from .drive import Affine, Drive, spike_scale
+from .elementwise import TandemElementwise
 from .firing import Firing
+from .frozen import Span, State, class_of
+from .linear import TandemLinear
+from .schema import Settings, Tensors
+from .sizes import SPIKES, Size, Value
+from .spiking import Spiking
 from .synapses import Synapses
 from .tandem import TandemLayer
 from .weight_cache import Kernel, SpikingWeights
@@ -26,7 +33,14 @@ Pair = tuple[Any, SpikeTrain]
 """A branch and its input."""
 
 
-class TandemAdd(nn.Module):
+_LAYERS = (TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemElementwise, TandemLinear)
+_KINDS: dict[str, type[TandemLayer]] = {layer_class.__name__: layer_class for layer_class in _LAYERS}
+"""The classes of branches that files may name."""
+_CONSTANTS = ("weight", "bias", "scale")
+"""The constants of a branch."""
+
+
+class TandemAdd(Spiking):
     """Neurons driven by the summed currents of several branches, like the sum before the ReLU of a residual block.
 
     Branch i has the weights W_i and the bias b_i (batch norm folded in), the input spikes s_i and their counts c_i::
@@ -245,10 +259,135 @@ class TandemAdd(nn.Module):
         firing = Firing(self.neuron, self.engine, added, amplitude)
         return _first_two(synapses.fire(x, weights, firing, state=state, want_state=want_state))
 
+    # -- frozen
+
+    def settings(self) -> Settings:
+        branches = []
+        for branch in self.branches:
+            settings = branch.synapse_settings() if isinstance(branch, TandemLayer) else {}
+            branches.append({"kind": class_of(branch).__name__, **settings})
+        return {"branches": branches, "neuron": self.neuron.settings(), "engine": self.engine}
+
+    def constants(self) -> dict[str, Tensor]:
+        """Return "<branch>.weight", and perhaps "<branch>.bias" and "<branch>.scale", and the factor "scale", [1]."""
+        constants: dict[str, Tensor] = {}
+        for i, branch in enumerate(self.branches):
+            values = branch.constants() if isinstance(branch, TandemLayer) else {}
+            constants |= {f"{i}.{name}": values[name] for name in _CONSTANTS if name in values}
+        scale = self.current_scale()
+        return constants if scale is None else {**constants, "scale": scale}
+
+    @property
+    def waits(self) -> bool:
+        return self.neuron.two_phase
+
+    @property
+    def file_format(self) -> int:  # format 1 folds the gain of a branch into its weights
+        scaled = self.scale is not None or any(layer.gain is not None for layer in self._layers())
+        newer = scaled or any(layer.synapse_format > 1 for layer in self._layers())
+        return 2 if newer else schema.format_of(self.neuron)
+
+    @classmethod
+    def of(cls, settings: Settings, tensors: Tensors) -> Any:
+        schema.check_settings("TandemAdd", settings, {"branches", "neuron", "engine"})
+        given = settings["branches"]
+        if not isinstance(given, list) or not all(isinstance(branch, dict) for branch in given):
+            raise ValueError(f"TandemAdd: setting branches must be a list of objects, got {given!r}")
+        branches: list[Any] = []
+        shapes: dict[str, tuple[int, ...]] = {"scale": (1,)}
+        for i, branch in enumerate(given):
+            kind, its_settings = branch.get("kind"), {name: value for name, value in branch.items() if name != "kind"}
+            if kind not in ("Identity", *_KINDS):
+                raise ValueError(
+                    f"TandemAdd: kind of branch {i} must be Identity or one of {sorted(_KINDS)}, got {kind!r}"
+                )
+            if kind == "Identity":
+                schema.check_settings(f"branch {i}", its_settings, set())
+                branches.append(nn.Identity())
+            else:
+                branches.append(_KINDS[kind].checked(its_settings))
+                shapes |= {f"{i}.{name}": shape for name, shape in branches[i].constant_shapes().items()}
+        weights = tuple(name for name in shapes if name.endswith("weight"))
+        schema.check_tensors("TandemAdd", tensors, shapes, tuple(shapes.keys() - {*weights}), weights)
+        for name in weights:
+            schema.check_integers("TandemAdd", name, tensors, name.removesuffix("weight") + "scale")
+            i = int(name.removesuffix(".weight"))
+            branches[i].with_constants({x: tensors[f"{i}.{x}"] for x in _CONSTANTS if f"{i}.{x}" in tensors})
+        schema.check_no_bool("TandemAdd", settings["neuron"])
+        neuron = of_settings("TandemAdd", settings["neuron"])
+        return cls._joined(branches, neuron, settings["engine"], tensors.get("scale"))
+
+    def frozen(self, encoded: bool) -> Any:
+        branches = [
+            branch.frozen_branch() if isinstance(branch, TandemLayer) else nn.Identity() for branch in self.branches
+        ]
+        with torch.no_grad():
+            return self._joined(branches, self.neuron, self.engine, self.current_scale())
+
+    @classmethod
+    def _joined(cls, branches: Sequence[nn.Module], neuron: Neuron, engine: str, scale: Tensor | None) -> Any:
+        join = cls(*branches, neuron=neuron, engine=engine)
+        schema.check_scales("TandemAdd", neuron)
+        join.scale = None if scale is None else schema.frozen_tensor(scale)
+        return join
+
+    def branch_layers(self) -> list[nn.Module]:
+        return list(self.branches)
+
+    def out_size(self, *inputs: Value) -> Value:
+        if len(inputs) != len(self.branches):
+            raise ValueError(f"number of inputs must be {len(self.branches)}, one per branch, got {len(inputs)}")
+        joined: Value | None = None
+        for i, (branch, x) in enumerate(zip(self.branches, inputs, strict=True)):
+            x.check_kind(SPIKES)
+            x.check_dims(1, 2, 3)
+            y = branch.synapses.out_size(x) if isinstance(branch, TandemLayer) else x
+            joined = y if joined is None else _agreed(i, joined, y)
+        assert joined is not None
+        return joined._replace(kind=SPIKES)
+
+    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
+        self.check_inputs(inputs)
+        pairs = list(zip(self.branches, inputs, strict=True))
+        kernels: list[Kernel | None] = [None] * len(pairs)
+        drives: list[Affine | None] = [None] * len(pairs)
+        for i, (branch, _) in enumerate(pairs):
+            if isinstance(branch, TandemLayer):
+                # Compiled code cannot see that weights have changed.
+                compiling = torch.compiler.is_compiling()
+                kernels[i] = branch.weights.kernel() if compiling else branch.constant_kernel()
+                drives[i] = Affine(branch.gain, branch.bias)
+        before = None if state is None else stacked(state)
+        bits, carried = self.spikes(pairs, span.total, before, not span.ends, kernels, drives)
+        train = SpikeTrain.unchecked(bits, span.now, dtype=self.dtype_of(inputs), amplitude=self.neuron.amplitude)
+        return train, None if span.ends else carried.unbind(0)
+
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f"engine={self.engine!r}, "
         learns = "" if self.log_threshold is None else ", learn_threshold=True"
         return f"{engine}neuron={self.neuron}{learns}"
+
+
+def _agreed(branch: int, a: Value, b: Value) -> Value:
+    """Combine what two branches say about the same value."""
+    if a.shape is None or b.shape is None:
+        return b if a.shape is None else a
+    known = a.source is not None and a.source == b.source
+    pairs = list(zip(a.shape, b.shape, strict=False))
+    if len(a.shape) != len(b.shape) or not all(_may_agree(*pair, known) for pair in pairs):
+        raise ValueError(f"branches must agree in shape, got {a} and, for branch {branch}, {b}")
+    shape = tuple(one if one.exact or one.least >= other.least else other for one, other in pairs)
+    return Value(a.kind, shape, a.source if known else None)
+
+
+def _may_agree(one: Size, other: Size, same_source: bool) -> bool:
+    """Whether two sizes can be equal, given what is known about them."""
+    if one.exact or other.exact:
+        exact, rest = (one, other) if one.exact else (other, one)
+        return rest.least == exact.least if rest.exact else rest.least <= exact.least
+    if same_source and one.regular and other.regular and one.slope == other.slope:
+        return abs(one.offset - other.offset) < one.slope
+    return True
 
 
 def _scaled(weights: SpikingWeights, scale: Tensor | None) -> SpikingWeights:

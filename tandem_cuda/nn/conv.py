@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from ..neuron import IF, Neuron
 from ..ops.geometry import check_geometry
+from . import schema
 from .convolution import Conv1dSynapses, Conv2dSynapses, ConvTranspose2dSynapses
+from .schema import Check
 from .tandem import TandemLayer
 
 Pair = int | tuple[int, int]
@@ -20,12 +22,25 @@ class TandemConvolution(TandemLayer):
     out_channels: int
     norm_class: type[nn.BatchNorm1d | nn.BatchNorm2d] = nn.BatchNorm2d
 
-    def arguments(self) -> dict[str, Any]:
-        sizes = "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
-        return {name: getattr(self, name) for name in sizes}
-
     def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
         return self.norm_class(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
+
+
+def _settings(axes: int, paddings: tuple[str, ...], modes: tuple[str, ...]) -> dict[str, Check]:
+    return {
+        "in_channels": schema.whole(0),
+        "out_channels": schema.whole(0),
+        "kernel_size": schema.per_axis(axes, 1),
+        "stride": schema.per_axis(axes, 1),
+        "padding": schema.per_axis(axes, 0, paddings),
+        "dilation": schema.per_axis(axes, 1),
+        "groups": schema.whole(1),
+        "padding_mode": schema.one_of(*modes),
+    }
+
+
+_CONVOLUTION = (("same", "valid"), ("zeros", "reflect", "replicate", "circular"))
+"""The named paddings and the modes of a convolution that is not transposed."""
 
 
 class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -62,6 +77,8 @@ class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forwa
         >>> layer(x)
         SpikeTrain([2, 16, 32, 32], time_steps=8, dtype=torch.float32, device=cpu)
     """
+
+    SETTINGS: ClassVar = _settings(2, *_CONVOLUTION)
 
     def __init__(
         self,
@@ -128,6 +145,7 @@ class TandemConv1d(TandemConvolution, nn.Conv1d):  # type: ignore[misc]  # forwa
         SpikeTrain([3, 4, 96], time_steps=8, dtype=torch.float32, device=cpu)
     """
 
+    SETTINGS: ClassVar = _settings(1, *_CONVOLUTION)
     norm_class = nn.BatchNorm1d
 
     def __init__(
@@ -200,6 +218,8 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
         torch.Size([2, 8, 32, 32])
     """
 
+    SETTINGS: ClassVar = {**_settings(2, (), ("zeros",)), "output_padding": schema.per_axis(2, 0)}
+
     def __init__(
         self,
         in_channels: int,
@@ -228,6 +248,3 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
     @property
     def synapses(self) -> ConvTranspose2dSynapses:
         return ConvTranspose2dSynapses(self)
-
-    def arguments(self) -> dict[str, Any]:
-        return {**super().arguments(), "output_padding": self.output_padding}

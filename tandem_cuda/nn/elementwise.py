@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..neuron import IF, Neuron
 from ..ops.geometry import Geometry
 from ..ops.integrate_and_fire import check_whole, discharge, total_bias
 from ..spike_train import SpikeTrain
+from . import schema
 from .conv import TandemConv2d
 from .convolution import Conv2dSynapses
 from .firing import Fired, Firing
@@ -53,6 +54,10 @@ class TandemElementwise(TandemConv2d):
         >>> type(snn.snn.get_submodule("2")).__name__
         'TandemElementwise'
     """
+
+    SETTINGS: ClassVar = {"in_channels": schema.whole(0), "out_channels": schema.whole(0), "groups": schema.whole(1)}
+    synapse_format = 2
+    synapses_per_weight = 1  # the ANN has none
 
     def __init__(
         self,
@@ -105,9 +110,6 @@ class TandemElementwise(TandemConv2d):
     @property
     def synapses(self) -> ElementwiseSynapses:
         return ElementwiseSynapses(self)
-
-    def arguments(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("in_channels", "out_channels", "groups")}
 
 
 class ElementwiseSynapses(Conv2dSynapses):

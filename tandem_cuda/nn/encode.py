@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops import checks
 from ..spike_train import SpikeTrain
+from . import schema
+from .frozen import Span, State, single
+from .schema import Settings, Tensors
+from .sizes import ENCODED, REAL, SPIKES, Value, halved
+from .spiking import Spiking
 
 _MODES = ("constant", "impulse")
 
@@ -36,7 +41,7 @@ class EncodedInput(NamedTuple):
         return self._replace(value=self.value.flatten(start_dim, end_dim))
 
 
-class Encode(nn.Module):
+class Encode(Spiking):
     """Mark a real input X to be encoded by the first tandem layer (Wu et al. 2021, section II-B).
 
     At time step t the neurons of the next layer, with weight W and bias b, receive the current
@@ -64,6 +69,9 @@ class Encode(nn.Module):
         (torch.Size([2, 1, 28, 28]), 4, 'impulse')
     """
 
+    SETTINGS: ClassVar = dict.fromkeys(("time_steps", "mode", "scale"), schema.any_value)
+    reads = REAL
+
     def __init__(self, time_steps: int, mode: str = "constant", scale: float = 1.0) -> None:
         super().__init__()
         checks.check_time_steps("Encode", time_steps)
@@ -86,12 +94,26 @@ class Encode(nn.Module):
         checks.check_finite("Encode", "input", x)
         return EncodedInput(x if self.scale == 1 else x * self.scale, self.time_steps, self.mode)
 
+    @classmethod
+    def made(cls, settings: Settings, tensors: Tensors) -> Any:
+        encode = super().made(settings, tensors)
+        # float32 cannot count further than 2^24, and no device would run that many steps.
+        schema.frozen_numbers("Encode", "time_steps", encode.time_steps, 1, 2**24)
+        schema.frozen_scale("Encode", "scale", encode.scale)
+        return encode
+
+    def out_size(self, *inputs: Value) -> Value:
+        return single(inputs, REAL)._replace(kind=ENCODED)
+
+    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[EncodedInput, None]:
+        return self.forward(*inputs)._replace(time_steps=span.now), None
+
     def extra_repr(self) -> str:
         scale = "" if self.scale == 1 else f", scale={self.scale}"
         return f"{self.time_steps}, mode={self.mode!r}{scale}"
 
 
-class Decode(nn.Module):
+class Decode(Spiking):
     """Return the spike counts of the last tandem layer, as input for an ordinary layer (aggregate membrane potential).
 
     An ``nn.Linear`` after Decode computes W * c + b, the membrane potential of output neurons that never spike after T
@@ -143,6 +165,62 @@ class Decode(nn.Module):
                 raise ValueError(f"Decode: input must have a multiple of {len(scale)} features, got {channels}")
             scale = scale.repeat_interleave(channels // len(scale))
         return count * scale.view(-1, *[1] * (count.dim() - 2))
+
+    def settings(self) -> Settings:  # left out if it is false, so that older versions read the file
+        return {"signed": True} if self.signed else {}
+
+    def constants(self) -> dict[str, Tensor]:
+        return {} if self.scale is None else {"scale": self.scale}
+
+    @property
+    def file_format(self) -> int:
+        return 2 if self.signed or self.scale is not None else 1
+
+    @classmethod
+    def of(cls, settings: Settings, tensors: Tensors) -> Any:
+        schema.check_settings("Decode", settings, {"signed"} if settings else set())
+        if tensors:
+            number = next(iter(tensors.values())).numel()
+            schema.check_tensors("Decode", tensors, {"scale": (number,)})
+            if number == 0:
+                raise ValueError("Decode: scale must not be empty")
+        return cls.made(settings, tensors)
+
+    @classmethod
+    def made(cls, settings: Settings, tensors: Tensors) -> Any:
+        signed = settings.get("signed", False)
+        schema.flag("Decode", "signed", signed)
+        decode = cls(signed)
+        decode.scale = schema.frozen_tensor(tensors["scale"]) if tensors else None
+        return decode
+
+    def out_size(self, *inputs: Value) -> Value:
+        x = single(inputs, SPIKES)
+        if x.shape is None or not x.shape:
+            return x._replace(kind=REAL)
+        channels, *rest = x.shape
+        if self.signed:
+            channels = halved(channels)
+        if self.scale is not None:
+            number = len(self.scale)
+            if rest:
+                channels.check("channels", number)
+            elif channels.exact and channels.least % number:  # features may be all pixels of each channel
+                raise ValueError(f"features must be a multiple of {number}, got {channels}")
+        return x._replace(kind=REAL, shape=(channels, *rest))
+
+    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[Tensor, State | None]:
+        """Return the counts after t of T steps times T / t: the final counts if firing rates stay as they are.
+
+        For an impulse, whose whole input arrives in the first step, firing rates fall over time. The counts so far are
+        then the better estimate and are returned unchanged.
+        """
+        (x,) = inputs
+        if not isinstance(x, SpikeTrain):
+            raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
+        count = x.count if state is None else x.count + state[0]
+        factor = x.amplitude * (span.total / span.reached) if span.steady else x.amplitude
+        return self.weighted(count if factor == 1 else count * factor), None if span.ends else (count,)
 
     def extra_repr(self) -> str:
         return "signed=True" if self.signed else ""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..neuron import IF, Neuron, check_neuron
+from ..neuron import IF, Neuron, check_neuron, of_settings
 from ..ops import checks
 from ..ops.division import divided
 from ..spike_train import SpikeTrain
+from . import schema
 from .coupling import coupled, needs_gradient
 from .encode import Decode
+from .frozen import Span, State
+from .schema import Settings, Tensors
+from .sizes import ANY, REAL, SPIKES, Value
+from .spiking import Spiking
 
 
-class TandemGate(nn.Module):
+class TandemGate(Spiking):
     """Neurons for x * gate, where the gate is computed from the spikes of all time steps.
 
     Squeeze-and-excitation (Hu et al., "Squeeze-and-Excitation Networks", 2018, arXiv:1709.01507) scales the channels of
@@ -42,6 +49,10 @@ class TandemGate(nn.Module):
         >>> TandemGate()(x, gate).count.flatten()
         tensor([8., 4.])
     """
+
+    reads = ANY
+    waits = True
+    file_format = 2
 
     def __init__(self, neuron: Neuron = IF(), signed: bool = False) -> None:
         super().__init__()
@@ -78,6 +89,47 @@ class TandemGate(nn.Module):
         v = divided(v.detach(), steps)
         bits, _, _ = ops.integrate_and_fire(v, steps, neuron=self.neuron, want_sum=False, want_state=False)
         return bits
+
+    def settings(self) -> Settings:
+        return {"neuron": self.neuron.settings(), "signed": self.decode.signed}
+
+    def constants(self) -> dict[str, Tensor]:
+        return self.decode.constants()
+
+    @classmethod
+    def of(cls, settings: Settings, tensors: Tensors) -> Any:
+        schema.check_settings("TandemGate", settings, {"neuron", "signed"})
+        Decode.of({}, tensors)
+        return cls.made(settings, tensors)
+
+    @classmethod
+    def made(cls, settings: Settings, tensors: Tensors) -> Any:
+        neuron = of_settings("TandemGate", settings["neuron"])
+        schema.check_scales("TandemGate", neuron)
+        gate = cls(neuron)
+        gate.decode = Decode.made({"signed": settings["signed"]}, tensors)
+        return gate
+
+    def branch_layers(self) -> list[nn.Module]:
+        return [nn.Identity()]
+
+    def out_size(self, *inputs: Value) -> Value:
+        if len(inputs) != 2:
+            raise ValueError(f"number of inputs must be 2, spikes and gate, got {len(inputs)}")
+        x, gate = inputs
+        gate.check_kind(REAL)
+        decoded = self.decode.out_size(x)
+        if decoded.shape is not None and gate.shape is not None:
+            sizes = list(zip(decoded.shape, gate.shape, strict=False))
+            wrong = any(g.exact and g.least != 1 and s.exact and g.least != s.least for s, g in sizes)
+            if wrong or len(decoded.shape) != len(gate.shape):
+                raise ValueError(f"the gate must broadcast over {decoded}, got {gate}")
+        return x._replace(kind=SPIKES)
+
+    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, None]:
+        x, gate = inputs
+        bits = self.fired(self.potential(x, gate), span.now)
+        return SpikeTrain.unchecked(bits, span.now, dtype=x.dtype, amplitude=self.neuron.amplitude), None
 
     def extra_repr(self) -> str:
         return f"neuron={self.neuron}{', signed=True' if self.decode.signed else ''}"

@@ -69,3 +69,9 @@ def check_image(module: nn.Module, x: Any) -> None:
         raise TypeError(f"{name}: input must be a SpikeTrain, got {type(x).__name__}")
     if len(x.shape) != 4 or 0 in x.shape[2:]:
         raise ValueError(f"{name}: input must be [N, C, H, W], got {list(x.shape)}")
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """Return an int or a pair of ints as a pair."""
+    first, second = (value, value) if isinstance(value, int) else value
+    return first, second

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from ..neuron import IF, Neuron
+from . import schema
 from .synapses import LinearSynapses
 from .tandem import TandemLayer
 
@@ -41,6 +42,8 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         torch.Size([5, 20])
     """
 
+    SETTINGS: ClassVar = {"in_features": schema.whole(0), "out_features": schema.whole(0)}
+
     def __init__(
         self,
         in_features: int,
@@ -60,9 +63,6 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     @property
     def synapses(self) -> LinearSynapses:
         return LinearSynapses(self)
-
-    def arguments(self) -> dict[str, Any]:
-        return {"in_features": self.in_features, "out_features": self.out_features}
 
     def _new_norm(self) -> nn.BatchNorm1d:
         return nn.BatchNorm1d(self.out_features, device=self.weight.device, dtype=self.weight.dtype)

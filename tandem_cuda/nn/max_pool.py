@@ -2,15 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import partial, reduce
+from typing import Any, ClassVar
+
+import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.max_pool_spikes import windows_along
 from ..spike_train import SpikeTrain
+from . import schema
 from .coupling import carrying, needs_gradient
-from .geometry import check_image
+from .frozen import Span, State, single
+from .geometry import check_image, pair
+from .schema import Settings, Tensors
+from .sizes import SPIKES, Size, Value, check_count
+from .spiking import Spiking
 
 
-class SpikingMaxPool2d(nn.MaxPool2d):
+class Pooling(Spiking):
+    """Spiking pooling of images."""
+
+    def out_size(self, *inputs: Value) -> Value:
+        x = single(inputs, SPIKES)
+        x.check_dims(3)
+        channels, *image = (Size(),) * 3 if x.shape is None else x.shape
+        shape = self.channels(channels), *self.image_size(image)
+        check_count("outputs", [size.least for size in shape])
+        return x._replace(kind=SPIKES, shape=shape)
+
+    def channels(self, channels: Size) -> Size:
+        """Return the number of output channels."""
+        return channels
+
+    def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
+        """Return what is known about Ho and Wo, given H and W: here of windows of ``kernel_size``."""
+        layer: Any = self
+        dilations, ceil_mode = pair(getattr(layer, "dilation", 1)), getattr(layer, "ceil_mode", False)
+        settings = *map(pair, (layer.kernel_size, layer.stride, layer.padding)), dilations
+        sizes = []
+        for size, kernel, stride, padding, dilation in zip(image, *settings, strict=True):
+            # The minimum size that a window fits into.
+            fits = dilation * (kernel - 1) + 1 - 2 * padding - (stride - 1 if ceil_mode else 0)
+            how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+            windows = partial(windows_along, type(self).__name__, ceil_mode=ceil_mode, **how)
+            sizes.append(size.at_least(fits).through(windows, stride, fits - stride, regular=not ceil_mode))
+        check_count("input", [size.needs for size in sizes])
+        return sizes
+
+
+def fixed(size: Size, n: int) -> Size:
+    """Return an output size that is n, whatever the size of the input."""
+    return Size(n, True, 1, Fraction(0), Fraction(size.needs))
+
+
+class MaxPooling(Pooling):
+    """Base of both max poolings. A frozen one carries the counts of its inputs."""
+
+    gate: str = "count"
+    """For frozen layers: "count" computes what the layer computes. "any" passes a spike whenever any neuron of the
+    window spikes; files without this setting mean "any"."""
+
+    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
+        (x,) = inputs
+        check_image(self, x)
+        if self.gate == "any":
+            return x.replace_unchecked(bits=_any_spikes(self, x)), None
+        if span.total >= 2**31:  # its counts are int32
+            raise ValueError(f"{type(self).__name__}: time_steps must be below 2^31, got {span.total}")
+        bits, count = self.spikes(x, None if state is None else state[0], not span.ends)
+        return x.replace_unchecked(bits=bits), None if span.ends else (count,)
+
+    def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
+        raise NotImplementedError
+
+
+class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
     """Max pooling of spikes by count: the pooled count is exactly nn.MaxPool2d of the counts, whatever T.
 
     Let c_i[t] be the number of spikes of neuron i up to step t. A pooled neuron spikes when the largest count of its
@@ -51,6 +121,14 @@ class SpikingMaxPool2d(nn.MaxPool2d):
         3.0
     """
 
+    SETTINGS: ClassVar = {
+        **dict.fromkeys(("kernel_size", "stride"), schema.whole(1, pairs=True)),
+        "padding": schema.whole(0, pairs=True),
+        "dilation": schema.whole(1, pairs=True),
+        "ceil_mode": schema.flag,
+        "gate": schema.one_of("count", "any"),
+    }
+
     def __init__(
         self,
         kernel_size: int | tuple[int, int],
@@ -81,8 +159,18 @@ class SpikingMaxPool2d(nn.MaxPool2d):
             x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count
         )
 
+    @classmethod
+    def of(cls, settings: Settings, tensors: Tensors) -> Any:
+        return super().of({"gate": "any"} | settings, tensors)  # the only gate of version 0.1
 
-class SpikingGlobalMaxPool2d(nn.Module):
+    @classmethod
+    def made(cls, settings: Settings, tensors: Tensors) -> Any:
+        pool = super().made({name: value for name, value in settings.items() if name != "gate"}, tensors)
+        pool.gate = settings["gate"]
+        return pool
+
+
+class SpikingGlobalMaxPool2d(MaxPooling):
     """Max pooling of spikes by count over the whole image, whatever its size.
 
     As :class:`SpikingMaxPool2d` with a window that covers the image: the count is the largest count of each channel.
@@ -100,6 +188,8 @@ class SpikingGlobalMaxPool2d(nn.Module):
         torch.Size([2, 3, 1, 1])
     """
 
+    file_format = 2
+
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         check_image(self, x)
         bits, _ = self.spikes(x)
@@ -110,3 +200,23 @@ class SpikingGlobalMaxPool2d(nn.Module):
         """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
         window = (*x.shape[2:],)
         return ops.max_pool_spikes.trusted(x.bits, window, time_steps=x.time_steps, count=count, want_count=want_count)
+
+    def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
+        return [fixed(size, 1) for size in image]
+
+
+def _any_spikes(pool: Any, x: SpikeTrain) -> Tensor:
+    """Return the output of a max pooling that spikes whenever any neuron of its window spikes."""
+    bits = x.bits.movedim(2, -1)
+    settings = map(pair, (pool.kernel_size, pool.stride, pool.padding, pool.dilation))
+    for dim, (kernel, stride, padding, dilation) in zip((2, 3), zip(*settings, strict=True), strict=True):
+        size = bits.shape[dim]
+        n = windows_along("SpikingMaxPool2d", size, kernel, stride, padding, dilation, pool.ceil_mode)
+        behind = max((n - 1) * stride + dilation * (kernel - 1) + 1 - padding - size, 0)
+        padded = nn.functional.pad(bits, (0, 0) * (4 - dim) + (padding, behind))
+        taps = [
+            padded[(slice(None),) * dim + (slice(at, at + (n - 1) * stride + 1, stride),)]
+            for at in range(0, dilation * kernel, dilation)
+        ]
+        bits = reduce(torch.bitwise_or, taps)
+    return bits.movedim(-1, 2)

@@ -5,19 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from ..spike_train import SpikeTrain
-from .add import TandemAdd
 from .encode import EncodedInput
-from .gate import TandemGate
+from .spiking import Spiking
 from .tandem import TandemLayer
 
 
 def branches_of(layer: nn.Module) -> list[nn.Module]:
     """Return the modules that a spiking layer's inputs pass through, one per input; empty for other modules."""
-    if isinstance(layer, TandemAdd):
-        return list(layer.branches)
-    if isinstance(layer, TandemGate):
-        return [nn.Identity()]
-    return [layer] if isinstance(layer, TandemLayer) else []
+    return layer.branch_layers() if isinstance(layer, Spiking) else []
 
 
 def layer_macs(layer: nn.Module, x: SpikeTrain | EncodedInput, output: SpikeTrain) -> int:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..neuron import IF
+from ..neuron import IF, stacked
 from ..neuron.base import check_initial
 from ..ops import checks
 from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
+from . import schema
 from .constants import constants
 from .coupling import carrying, needs_gradient
-from .geometry import check_image, pad
+from .frozen import Span, State
+from .geometry import check_image, pad, pair
+from .max_pool import Pooling, fixed
 from .max_pool import SpikingGlobalMaxPool2d as SpikingGlobalMaxPool2d  # the names in pickles of earlier versions
 from .max_pool import SpikingMaxPool2d as SpikingMaxPool2d
+from .schema import Settings, Tensors
+from .sizes import Size
 
 
 class _Axis:
@@ -49,7 +55,13 @@ class _Axis:
         return (at >= starts) & (at < stops)
 
 
-class SpikingAverage(nn.Module):
+_NEURONS = dict.fromkeys(("threshold", "amplitude", "initial"), schema.any_value)
+_NEURONS |= {"two_phase": schema.flag, "engine": schema.any_value}
+_WINDOWS = dict.fromkeys(("kernel_size", "stride"), schema.whole(1, pairs=True))
+_WINDOWS |= {"padding": schema.whole(0, pairs=True)}
+
+
+class SpikingAverage(Pooling):
     """Base of both average poolings. The matching pooling module of torch must come next in the bases."""
 
     initial = 0.0  # of modules pickled by version 0.1
@@ -174,6 +186,40 @@ class SpikingAverage(nn.Module):
         """Return the vertical and horizontal windows for an image of this size."""
         raise NotImplementedError
 
+    @property
+    def waits(self) -> bool:
+        return self.two_phase
+
+    @property
+    def file_format(self) -> int:
+        return 1 if self.initial == 0 and not self.two_phase else 2
+
+    def settings(self) -> Settings:
+        settings = super().settings()
+        for name in ("initial", "two_phase"):  # left out if they are 0, so that older versions read the file
+            if settings[name] == 0:
+                del settings[name]
+        return settings
+
+    @classmethod
+    def of(cls, settings: Settings, tensors: Tensors) -> Any:
+        # Left out by version 0.1, and where they have these values.
+        return super().of({"amplitude": 1.0, "initial": 0.0, "two_phase": False} | settings, tensors)
+
+    @classmethod
+    def made(cls, settings: Settings, tensors: Tensors) -> Any:
+        pool = super().made(settings, tensors)
+        pool.threshold = schema.frozen_scale(cls.__name__, "threshold", pool.threshold)
+        pool.amplitude = schema.frozen_scale(cls.__name__, "amplitude", pool.amplitude)
+        return pool
+
+    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
+        (x,) = inputs
+        check_image(self, x)
+        bits, carried = self.spikes(x, None if state is None else stacked(state), not span.ends)
+        train = x.replace_unchecked(bits=bits, amplitude=x.amplitude * self.amplitude)
+        return train, None if span.ends else carried.unbind(0)
+
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
         amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
@@ -223,6 +269,13 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
         tensor([[[[4.]]]])
     """
 
+    SETTINGS: ClassVar = {
+        **_WINDOWS,
+        **dict.fromkeys(("ceil_mode", "count_include_pad"), schema.flag),
+        "divisor_override": schema.whole_or_none,
+        **_NEURONS,
+    }
+
     def __init__(
         self,
         kernel_size: int | tuple[int, int],
@@ -262,6 +315,11 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
         return _Axis(size, windows)
 
 
+def _check_output_size(kind: str, name: str, value: Any) -> None:
+    for size in value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]:
+        schema.whole_or_none(kind, name, size)
+
+
 class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
     """Adaptive average pooling of spikes: :class:`SpikingAvgPool2d` with one window per output pixel.
 
@@ -293,6 +351,8 @@ class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: i
         tensor([4., 4., 4.])
     """
 
+    SETTINGS: ClassVar = {"output_size": _check_output_size, **_NEURONS}
+
     def __init__(
         self,
         output_size: int | tuple[int | None, int | None] | None,
@@ -317,8 +377,13 @@ class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: i
             axes.append(_Axis(size, [(start, stop, stop - start) for start, stop in bounds]))
         return axes[0], axes[1]
 
+    def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
+        wanted: Any = self.output_size
+        outputs = wanted if isinstance(wanted, (tuple, list)) else (wanted, wanted)
+        return [size if n is None else fixed(size, n) for size, n in zip(image, outputs, strict=True)]
 
-class SpikeWindows(nn.Module):
+
+class SpikeWindows(Pooling):
     """Average pooling without neurons: pass on the spikes of each window side by side, as channels.
 
     A tandem layer after it repeats its weights for every position in the window (see ``copies`` of tandem layers) and
@@ -344,6 +409,8 @@ class SpikeWindows(nn.Module):
         >>> windows.shape, windows.amplitude
         (torch.Size([1, 12, 3, 3]), 0.25)
     """
+
+    SETTINGS: ClassVar = {**_WINDOWS, "divisor_override": schema.whole_or_none}
 
     def __init__(
         self,
@@ -380,12 +447,9 @@ class SpikeWindows(nn.Module):
         padded = pad(image, (left, left, top, top)).movedim(2, -1)
         return torch.cat([padded[:, :, row, column] for row in rows for column in columns], -1).movedim(-1, 2)
 
+    def channels(self, channels: Size) -> Size:
+        return Size(channels.least * self.size, channels.exact, channels.factor * self.size)
+
     def extra_repr(self) -> str:
         divisor = "" if self.divisor_override is None else f", divisor_override={self.divisor_override}"
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}{divisor}"
-
-
-def pair(value: Any) -> tuple[int, int]:
-    """Return an int or a pair of ints as a pair."""
-    first, second = (value, value) if isinstance(value, int) else value
-    return first, second

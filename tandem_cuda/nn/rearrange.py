@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops import checks
 from ..spike_train import SpikeTrain
+from . import schema
+from .frozen import single
 from .geometry import pad
+from .schema import Settings, Tensors
+from .sizes import SPIKES, Size, Value, check_count, halved
+from .spiking import Spiking
 
 
 def _images(name: str, x: Tensor) -> None:
@@ -84,7 +92,7 @@ REARRANGEMENTS: dict[str, tuple[Callable[..., Tensor], int, int | None]] = {
 """Of each rearrangement: the function of [P, N, C, ...], the number of its arguments, and their minimum."""
 
 
-class SpikeRearrange(nn.Module):
+class SpikeRearrange(Spiking):
     """Move, copy or drop neurons, as a function of images does. There are no neurons of its own.
 
     | ``how`` and its arguments | what this does to the counts |
@@ -118,6 +126,9 @@ class SpikeRearrange(nn.Module):
         torch.Size([2, 1, 6, 6])
     """
 
+    SETTINGS: ClassVar = dict.fromkeys(("how", "arguments", "signed"), schema.any_value)
+    file_format = 2
+
     def __init__(self, how: str, *arguments: int, signed: bool = False) -> None:
         super().__init__()
         if not isinstance(how, str) or how not in REARRANGEMENTS:
@@ -133,8 +144,14 @@ class SpikeRearrange(nn.Module):
         if how == "channels" and arguments[0] >= arguments[1]:
             raise ValueError(f"SpikeRearrange: start must be below stop, got {arguments[0]} and {arguments[1]}")
         self.how = how
-        self.settings = arguments
+        self.arguments = arguments
         self.signed = signed
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "arguments" not in state:  # pickles of version 0.2
+            state = {**state, "arguments": state["settings"]}
+            del state["settings"]
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         if not isinstance(x, SpikeTrain):
@@ -145,14 +162,14 @@ class SpikeRearrange(nn.Module):
     def moved(self, values: Sequence[Any]) -> list[Any]:
         """Return where the values of channels go: one entry for each output channel."""
         if self.how in ("pixel_shuffle", "pixel_unshuffle"):
-            size = self.settings[0] ** 2
+            size = self.arguments[0] ** 2
             if self.how == "pixel_unshuffle":
                 return [value for value in values for _ in range(size)]
             return list(values[::size])
         if self.how not in ("channels", "channel_shuffle"):
             return list(values)
         index = torch.arange(len(values)).view(1, 1, -1, 1, 1)
-        return [values[i] for i in self._f(index, *self.settings).flatten().tolist()]
+        return [values[i] for i in self._f(index, *self.arguments).flatten().tolist()]
 
     def rearranged(self, x: Tensor) -> Tensor:
         """Return where bits, counts or any other values [P, N, C, ...] go."""
@@ -160,16 +177,80 @@ class SpikeRearrange(nn.Module):
 
     def _moved(self, x: Tensor, paired: bool) -> Tensor:
         if not paired:
-            return self._f(x, *self.settings)
+            return self._f(x, *self.arguments)
         planes = len(x)
-        moved = self._f(torch.cat([x[:, :, ::2], x[:, :, 1::2]]), *self.settings)
+        moved = self._f(torch.cat([x[:, :, ::2], x[:, :, 1::2]]), *self.arguments)
         return torch.stack([moved[:planes], moved[planes:]], 3).flatten(2, 3)
 
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        arguments, signed = settings["arguments"], settings["signed"]
+        if not isinstance(arguments, list) or not isinstance(signed, bool):
+            raise ValueError(
+                "SpikeRearrange: settings arguments and signed must be a list and true or false, "
+                f"got {arguments}, {signed}"
+            )
+        for number in arguments:
+            schema.frozen_numbers("SpikeRearrange", "arguments", number, -(2**30))
+
+    @classmethod
+    def made(cls, settings: Settings, tensors: Tensors) -> Any:
+        return cls(settings["how"], *settings["arguments"], signed=settings["signed"])
+
+    def out_size(self, *inputs: Value) -> Value:
+        x = single(inputs, SPIKES)
+        how, numbers = self.how, self.arguments
+        if x.shape is None:
+            return Value(SPIKES)
+        if how not in ("channels", "channel_shuffle", "flatten"):
+            x.check_dims(2 if how == "unsqueeze" else 3)
+        channels, *rest = x.shape
+        channels = halved(channels) if self.signed else channels
+        if how == "zero_pad":
+            rest = [
+                size.at_least(max(1, 1 - more)).through(partial(operator.add, more), 1, -more)
+                for size, more in zip(rest, (numbers[2] + numbers[3], numbers[0] + numbers[1]), strict=True)
+            ]
+        elif how == "upsample":
+            rest = [_times(size, factor) for size, factor in zip(rest, numbers, strict=True)]
+        elif how == "pixel_shuffle":
+            channels = _over("channels", channels, numbers[0] ** 2)
+            rest = [_times(size, numbers[0]) for size in rest]
+        elif how == "pixel_unshuffle":
+            channels = _times(channels, numbers[0] ** 2)
+            rest = [_over("an image side", size, numbers[0]) for size in rest]
+        elif how == "channel_shuffle":
+            _over("channels", channels, numbers[0])
+        elif how == "channels":
+            start, stop = numbers
+            if channels.exact and stop > channels.least:
+                raise ValueError(f"channels must be at least {stop}, got {channels}")
+            channels = Size(stop - start, True)
+        elif how == "unsqueeze":
+            rest = [Size(1, True), *rest]
+        else:
+            sizes = [channels, *rest]
+            channels, rest = Size(math.prod(size.least for size in sizes), all(size.exact for size in sizes)), []
+        if self.signed:
+            channels = _times(channels, 2)
+        check_count("outputs", [size.least for size in (channels, *rest)])
+        return x._replace(shape=(channels, *rest))
+
     def extra_repr(self) -> str:
-        return ", ".join([repr(self.how), *map(str, self.settings), *(["signed=True"] if self.signed else [])])
+        return ", ".join([repr(self.how), *map(str, self.arguments), *(["signed=True"] if self.signed else [])])
 
 
-class SpikeCat(nn.Module):
+def _times(size: Size, factor: int) -> Size:
+    return Size(size.least * factor, size.exact, factor)
+
+
+def _over(what: str, size: Size, factor: int) -> Size:
+    if size.exact and size.least % factor:
+        raise ValueError(f"{what} must be a multiple of {factor}, got {size}")
+    return Size(-(-size.least // factor), size.exact)
+
+
+class SpikeCat(Spiking):
     """Concatenate trains along the channels, like torch.cat(trains, 1).
 
     Args:
@@ -193,6 +274,9 @@ class SpikeCat(nn.Module):
         >>> SpikeCat(False, False)(x, x).shape
         torch.Size([2, 6, 6, 6])
     """
+
+    SETTINGS: ClassVar = dict.fromkeys(("signed", "amplitudes"), schema.any_value)
+    file_format = 2
 
     def __init__(self, *signed: bool, amplitudes: Sequence[float] | None = None) -> None:
         super().__init__()
@@ -247,6 +331,34 @@ class SpikeCat(nn.Module):
                 "(dropout in some branches only?)"
             )
         return ratios[0]
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        signed, amplitudes = settings["signed"], settings["amplitudes"]
+        if not isinstance(signed, list) or not (amplitudes is None or isinstance(amplitudes, list)):
+            raise ValueError(f"SpikeCat: settings signed and amplitudes must be lists, got {signed}, {amplitudes}")
+        for amplitude in amplitudes or ():
+            schema.frozen_scale("SpikeCat", "amplitudes", amplitude)
+
+    @classmethod
+    def made(cls, settings: Settings, tensors: Tensors) -> Any:
+        return cls(*settings["signed"], amplitudes=settings["amplitudes"])
+
+    def out_size(self, *inputs: Value) -> Value:
+        if len(inputs) != len(self.signed):
+            raise ValueError(f"number of inputs must be {len(self.signed)}, as in signed, got {len(inputs)}")
+        total = Size(0, True)
+        for x, signed in zip(inputs, self.signed, strict=True):
+            x.check_kind(SPIKES)
+            if x.shape is None:
+                return Value(SPIKES)
+            if len(x.shape) != len(inputs[0].shape or ()):
+                raise ValueError(f"inputs must have the same dimensions, got {inputs[0]} and {x}")
+            neurons = 2 if any(self.signed) and not signed else 1  # for each value
+            total = Size(total.least + neurons * x.shape[0].least, total.exact and x.shape[0].exact)
+        rest = (inputs[0].shape or ())[1:]
+        check_count("outputs", [size.least for size in (total, *rest)])
+        return Value(SPIKES, (total, *rest))
 
     def extra_repr(self) -> str:
         amplitudes = [] if self.amplitudes is None else [f"amplitudes={self.amplitudes}"]

@@ -12,12 +12,12 @@ from .coupling import coupled, needs_gradient
 from .drive import Drive, per_step
 from .encode import EncodedInput
 from .firing import Firing, run_neurons
+from .spiking_twin import SpikingTwin
 from .weight_cache import SpikingWeights
-from .weighted import WeightedLayer
 from .weights import Weights
 
 
-class TandemLayer(WeightedLayer):
+class TandemLayer(SpikingTwin):
     """A weight layer whose spiking and ANN twin share parameters (Wu et al. 2021, section III).
 
     The spiking twin processes the input spikes s[t], the ANN twin their counts c. The output contains the spikes, and

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..neuron import IF, Neuron, check_neuron
 from ..ops.product import ENGINES
 from . import learned_threshold
+from .spiking import Spiking
 from .synapses import Synapses
 from .weight_cache import WeightCache
 from .wiring import Wiring, of_attributes
@@ -18,7 +19,7 @@ OF_CONVERSION = ("input_scale", "correction", "thresholds")
 """Buffers of tandem layers that conversion sets."""
 
 
-class WeightedLayer(nn.Module, ABC):
+class WeightedLayer(Spiking, ABC):
     """The tensors and settings of a tandem layer, which lists torch's weight layer after this class in its bases.
 
     A converted network sets what its layers share with the ANN: ``wiring`` (:class:`.wiring.Wiring`), and the buffers
@@ -83,9 +84,9 @@ class WeightedLayer(nn.Module, ABC):
     def synapses(self) -> Synapses:
         """The products of this layer's weights."""
 
-    @abstractmethod
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments that define the connections, as JSON types (but tuples for lists)."""
+        return {name: getattr(self, name) for name in self.SETTINGS}
 
     @abstractmethod
     def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:

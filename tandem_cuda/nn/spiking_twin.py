@@ -1,0 +1,281 @@
+"""The spiking twin of a tandem layer alone, with constant weights: what frozen networks run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..neuron import of_settings, stacked
+from ..ops.checks import INTEGERS, check_finite
+from ..spike_train import SpikeTrain
+from . import schema
+from .drive import Affine, Drive, per_step
+from .encode import EncodedInput
+from .firing import Firing, run_neurons
+from .frozen import Span, State, class_of, single
+from .schema import Settings, Tensors
+from .sizes import ENCODED, SPIKES, Value, check_count
+from .weight_cache import Kernel
+from .weighted import WeightedLayer
+from .weights import Weights
+from .wiring import Wiring
+
+
+class SpikingTwin(WeightedLayer):
+    """A weighted layer that can run without its ANN.
+
+    A frozen layer has neither parameters nor a norm. In their place stand the buffers ``weight``, of the shape of the
+    parameter (int8 or int16 of a quantised layer); ``gain``, [O], of batch norm, the learned threshold and integer
+    weights, applied to the sums; and ``bias``, [O], spread evenly over the T time steps. Without gain or bias they are
+    None. The buffer ``packed`` holds the weights for the kernels of their device. It is no part of files, pickles and
+    state dicts: what replaces the weights packs the new ones, and so does a call that finds that they have changed in
+    place, by autograd's versions. If a call gets other weights (``torch.func.functional_call``), the operators pack
+    those.
+    """
+
+    gain: Tensor | None
+    packed: Tensor | None
+    _constant: _Constant | None
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the weights are constant."""
+        return "gain" in self._buffers
+
+    # -- settings and constants
+
+    def settings(self) -> Settings:
+        return {**self.synapse_settings(), "takes_encoded": self.reads == ENCODED}
+
+    def synapse_settings(self) -> Settings:
+        """Return the settings of the layer as a branch of a sum: without the kind of its input.
+
+        "multiplicity" is how many synapses stand for one of the ANN's, if several do.
+        """
+        settings = {**self.arguments(), "neuron": self.neuron.settings(), "engine": self.engine}
+        number = self.synapses_per_weight
+        return settings if number == 1 else {**settings, "multiplicity": number}
+
+    def constants(self) -> dict[str, Tensor]:
+        if self.is_frozen:
+            weight, gain, bias = self.weight, self.gain, self.bias
+        else:
+            with torch.no_grad():
+                weights = Weights(self)
+                if weights.bits is not None:  # rounding may hide values that are not finite
+                    check_finite(class_of(self).__name__, "weight", weights.stored().detach().cpu())
+                kernel = weights.kernel()
+                gain, bias = Drive(self).affine().of_integers(kernel.unit)
+                weight = self.synapses.from_kernel(kernel.weight)
+        return {name: x for name, x in (("weight", weight), ("scale", gain), ("bias", bias)) if x is not None}
+
+    @classmethod
+    def of(cls, settings: Settings, tensors: Tensors) -> Any:
+        given = dict(settings)
+        encoded = given.pop("takes_encoded", None)
+        schema.flag(cls.__name__, "takes_encoded", encoded)
+        layer = cls.checked(given)
+        layer.reads = ENCODED if encoded else SPIKES
+        shapes = layer.constant_shapes()
+        schema.check_tensors(cls.__name__, tensors, shapes, optional=("scale", "bias"), integers=("weight",))
+        schema.check_integers(cls.__name__, "weight", tensors, "scale")
+        schema.check_scales(cls.__name__, layer.neuron)
+        return layer.with_constants(tensors)
+
+    @classmethod
+    def checked(cls, settings: Settings) -> Any:
+        """Make a layer without tensors from unchecked settings of a file, as a branch of a sum has them."""
+        kind = cls.__name__
+        schema.check_no_bool(kind, settings)
+        optional = {"multiplicity"} & settings.keys()
+        schema.check_settings(kind, settings, {*cls.SETTINGS, *optional, "neuron", "engine"})
+        cls.check(settings)
+        if "multiplicity" in settings:
+            number, of_what = settings["multiplicity"], "features" if "in_features" in settings else "channels"
+            schema.frozen_numbers(kind, "multiplicity", number, 2)
+            inputs, outputs = settings[f"in_{of_what}"], settings[f"out_{of_what}"]
+            if inputs * outputs % number:
+                raise ValueError(
+                    f"{kind}: setting multiplicity must divide {inputs} * {outputs} {of_what}, got {number}"
+                )
+        if "kernel_size" in settings:
+            check_count("weights of setting kernel_size", [settings["out_channels"], *settings["kernel_size"]])
+        layer = cls.without_tensors(settings)
+        if json.dumps(layer.synapse_settings(), sort_keys=True) != json.dumps(settings, sort_keys=True):
+            raise ValueError(f"{kind}: settings must be {layer.synapse_settings()}, got {settings}")
+        return layer
+
+    @classmethod
+    def without_tensors(cls, settings: Settings) -> Any:
+        """Make a layer from the settings of a branch, without bias and norm, on the meta device."""
+        arguments = schema.with_tuples(settings)
+        neuron, number = of_settings(cls.__name__, settings.get("neuron")), arguments.pop("multiplicity", 1)
+        layer = cls(**{**arguments, "neuron": neuron}, bias=False, device="meta")
+        layer.wiring = None if number == 1 else Wiring(in_weight=number)
+        return layer
+
+    def constant_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each constant."""
+        outputs = (self.synapses.outputs,)
+        return {"weight": tuple(self.weight.shape), "bias": outputs, "scale": outputs}
+
+    def with_constants(self, tensors: Tensors) -> Any:
+        """Put constants in place of the parameters."""
+        for name, constant in (("weight", "weight"), ("gain", "scale"), ("bias", "bias")):
+            tensor = tensors.get(constant)
+            self._parameters.pop(name, None)
+            self.register_buffer(name, None if tensor is None else schema.frozen_tensor(tensor))
+        self.pack()
+        return self
+
+    def frozen(self, encoded: bool) -> Any:
+        layer = self.frozen_branch(ENCODED if encoded else SPIKES)
+        schema.check_scales(class_of(self).__name__, self.neuron)
+        return layer
+
+    def frozen_branch(self, reads: str = SPIKES) -> Any:
+        """Return a frozen copy that reads inputs of this kind; as a branch of a sum, where only synapses matter."""
+        constants = self.constants()
+        layer = class_of(self).without_tensors(self.synapse_settings())
+        layer.reads = reads
+        return layer.with_constants(constants)
+
+    @property
+    def waits(self) -> bool:
+        return self.neuron.two_phase
+
+    @property
+    def file_format(self) -> int:
+        return max(self.synapse_format, schema.format_of(self.neuron))
+
+    @property
+    def synapse_format(self) -> int:
+        """The first version of the file format that has these weights."""
+        return 2 if self.weight.dtype in INTEGERS or self.wiring is not None else 1
+
+    @property
+    def synapses_per_weight(self) -> int:
+        """How many synapses stand for one of the ANN's."""
+        return 1 if self.wiring is None else self.wiring.synapses_per_weight
+
+    # -- the weights of the kernels
+
+    def pack(self) -> None:
+        """Pack constant weights for the kernels of their device."""
+        weight, packed = self.weight, None
+        kernel = Weights(self).kernel()
+        # FrozenNetwork reports weights that are not finite: its message names the layer.
+        if not self._is_dense() and (weight.is_meta or bool(weight.isfinite().all())):
+            packed = ops.pack_weight(kernel.weight, self.synapses.groups)
+        self.register_buffer("packed", packed, persistent=False)
+        version = None if weight.is_inference() else weight._version
+        self._constant = _Constant(weight, version, kernel._replace(packed=packed))
+
+    def constant_kernel(self) -> Kernel:
+        """Return the constant weights, packed unless torch computes their product."""
+        if torch.compiler.is_compiling():  # compiled code cannot see that weights have changed
+            return Weights(self).kernel()._replace(packed=self.packed)
+        constant = self._constant
+        if constant is None or self.weight is not constant.weight or constant.version is None:  # nobody counts changes
+            return Weights(self).kernel()
+        if constant.weight._version != constant.version:
+            self.pack()
+            assert self._constant is not None
+            return self._constant.kernel
+        return constant.kernel
+
+    def _is_dense(self) -> bool:
+        """Return whether torch computes the product, which takes weights as they are."""
+        return self.reads == ENCODED and self.weight.dtype not in INTEGERS
+
+    def __getstate__(self) -> dict[str, Any]:
+        if not self.is_frozen:
+            return self.__dict__
+        return {**self.__dict__, "_buffers": {**self._buffers, "packed": None}, "_constant": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.is_frozen:
+            self.pack()  # in the order of the device, which may be another one than that of the pickled network
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        if self.is_frozen:
+            self.pack()
+        return converted
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if self.is_frozen:
+            self.pack()
+
+    # -- the spiking twin
+
+    def branch_layers(self) -> list[nn.Module]:
+        return [self]
+
+    def out_size(self, *inputs: Value) -> Value:
+        return self.synapses.out_size(single(inputs, self.reads))
+
+    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
+        (x,) = inputs
+        affine, kernel = Affine(self.gain, self.bias), self.constant_kernel()
+        carried: State | None = None
+        if self.reads == ENCODED:
+            bits, carried = self._run_on_values(span, state, x, affine, kernel)
+        elif isinstance(x, SpikeTrain):
+            bits, _, neurons = self.synapses.fire(
+                x,
+                affine.of_spikes(kernel, span.total, x.amplitude),
+                Firing(self.neuron, self.engine),
+                state=None if state is None else stacked(state),
+                want_state=not span.ends,
+            )
+            carried = None if span.ends else neurons.unbind(0)
+        else:
+            raise TypeError(f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}")
+        dtype = torch.float32 if kernel.weight.dtype in INTEGERS else kernel.weight.dtype
+        train = SpikeTrain.unchecked(bits, span.now, dtype=dtype, amplitude=self.neuron.amplitude)
+        return train, carried
+
+    def _run_on_values(
+        self, span: Span, state: State | None, x: EncodedInput | None, affine: Affine, kernel: Kernel
+    ) -> tuple[Tensor, State | None]:
+        """Return bits for real input, and the state: the current of the time steps to come, and the neurons'."""
+        synapses, neuron, before = self.synapses, self.neuron, None
+        if x is None or state is not None:
+            assert state is not None
+            (current, *variables), mode = state, "constant"
+            before = stacked(variables)
+        elif span.whole and kernel.weight.dtype in INTEGERS:  # one operator, which stores no sums
+            value = synapses.checked_value(x.value, kernel.weight)
+            scale, bias = affine.of_values(span.total, x.mode == "constant")
+            options: dict[str, Any] = {"scale": scale, "bias": bias, "mode": x.mode, "neuron": neuron}
+            return synapses.ordered_spikes(value, kernel, span.now, **options), None
+        else:  # with a gain, the bias is added after the gain instead of to the product
+            mode, adds = x.mode, x.mode == "constant" and affine.gain is None
+            current = synapses.value_product(x.value, kernel, per_step(affine.bias, span.total) if adds else None)
+        scale, bias = affine.of_values(span.total, mode == "constant")
+        how: dict[str, Any] = {"state": before, "want_state": not span.ends}
+        bits, _, after = run_neurons(neuron, current, span.now, mode, scale, bias, synapses.features, **how)
+        if span.ends:
+            return bits, None
+        if mode != "constant":  # after the first step of an impulse, only the bias is left
+            current = torch.zeros_like(current)
+            if bias is not None and affine.gain is None:
+                current = current + (bias if synapses.features == -1 else bias.view(-1, *[1] * (current.dim() - 2)))
+        return bits, (current, *after.unbind(0))
+
+
+class _Constant(NamedTuple):
+    """Constant weights as the kernels take them."""
+
+    weight: Tensor
+    """The buffer that they were made from."""
+    version: int | None
+    """Its version then; None if it has none."""
+    kernel: Kernel
