@@ -504,8 +504,12 @@ def test_writes_to_an_encoded_input_are_refused(again, alias):
 @pytest.mark.parametrize("dropout", [nn.Dropout, nn.Dropout2d])
 def test_dropout_drops_both_signs_of_a_value(dropout):
     ann = between(lambda n, x: n.drop(n.a(x)), 8, a=conv(8, 8), drop=dropout(0.5))
-    drop = convert(ann, 4).snn.get_submodule("drop").train()
-    kept = drop(SpikeTrain.from_dense(torch.ones(4, 16, 16, 8, 12))).count != 0
+    snn, read = convert(ann, 4), []
+    drop = snn.snn.get_submodule("drop").train()
+    drop.register_forward_pre_hook(lambda module, inputs: read.extend(inputs))
+    snn(torch.rand(2, 3, 8, 12))
+    assert [x.paired for x in read] == [True]
+    kept = drop(SpikeTrain.from_dense(torch.ones(4, 16, 16, 8, 12)).replace(paired=True)).count != 0
     positive, negative = kept.unflatten(1, (8, 2)).unbind(2)
     assert torch.equal(positive, negative)
     assert 0.3 < positive.float().mean() < 0.7
