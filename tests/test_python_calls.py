@@ -1,12 +1,14 @@
 """How many Python functions a call of a network runs: small layers spend their time there."""
 
 import cProfile
+import re
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
-from tandem_cuda import IF, SpikeTrain, TandemLinear, convert, freeze, models
+from tandem_cuda import IF, SpikeTrain, TandemConv2d, TandemLinear, convert, freeze, models
 from tandem_cuda.quantisation import quantise
 from tensors import generator
 
@@ -37,9 +39,34 @@ def test_training():
     assert python_calls(lambda: network(x)) < 350
 
 
-@pytest.mark.parametrize(("two_phase", "most"), [(False, 450), (True, 480)])
-def test_prediction(two_phase, most):
+@pytest.mark.parametrize("two_phase", [False, True])
+def test_prediction(two_phase):
     network = convert(models.mnist_cnn(), time_steps=8, neuron=IF(two_phase=two_phase))
     frozen = freeze(network.eval())
     x = torch.rand(2, 1, 28, 28, generator=generator(1))
-    assert python_calls(lambda: frozen.predict(x, chunk=8)) < most
+    assert python_calls(lambda: frozen.predict(x, chunk=8)) < 400
+
+
+# --- layers leave checks to C++, and Python says what was wrong ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        (torch.ones(4, 6), ValueError, "weight must be [O, C/groups, kH, kW], got [4, 6]"),
+        (torch.ones(4, 2, 1, 1), ValueError, "weight must be [O, 3, kH, kW] for 3 input channels in 1 groups, got"),
+        (torch.ones(4, 3, 1, 1, device="meta"), ValueError, "weight must be on the device of bits, cpu, got meta"),
+    ],
+)
+@pytest.mark.parametrize("neuron", [IF(), IF(two_phase=True)])
+def test_wrong_weights(neuron, weight, error, message):
+    layer, x = TandemConv2d(3, 4, 1, bias=False, neuron=neuron), torch.ones(8, 2, 3, 6, 6)
+    with pytest.raises(error, match=re.escape(f"spiking_conv2d: {message}")):
+        functional_call(layer, {"weight": weight}, SpikeTrain.from_dense(x))
+
+
+def test_weights_that_are_not_finite():
+    """What only C++ checks comes from C++."""
+    layer = TandemLinear(3, 2)
+    with pytest.raises(RuntimeError, match="weight must be finite"):
+        functional_call(layer, {"weight": torch.full((2, 3), torch.inf)}, SpikeTrain.from_dense(torch.ones(8, 2, 3)))

@@ -252,11 +252,13 @@ class TandemAdd(Spiking):
             added = x.bits
             amplitude = None if amplitude is None else amplitude.to(dtype).expand(last[0].outputs)
         else:
-            currents += [_times(ops.unpack_spikes(x.bits, now, dtype), amplitude) for x, amplitude in identities]
+            currents += [
+                _times(ops.unpack_spikes.trusted(x.bits, now, dtype), amplitude) for x, amplitude in identities
+            ]
             added, amplitude = functools.reduce(torch.add, currents), None
         if not last:
             how: dict[str, Any] = {"mode": "series", "neuron": self.neuron, "want_sum": False, "want_state": want_state}
-            return _first_two(ops.integrate_and_fire(added, now, None, state, **how))
+            return _first_two(ops.integrate_and_fire.trusted(added, now, None, state, **how))
         synapses, x, weights = last
         firing = Firing(self.neuron, self.engine, added, amplitude)
         return _first_two(synapses.fire(x, weights, firing, state=state, want_state=want_state))

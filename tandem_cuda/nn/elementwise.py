@@ -204,5 +204,5 @@ class ElementwiseSynapses(Conv2dSynapses):
 def _as_currents(bits: Tensor, amplitude: Tensor | None, time_steps: int) -> Tensor:
     """Return the currents [T, N, O, ...] of spikes that weigh ``amplitude``, [O]."""
     dtype = torch.float32 if amplitude is None else amplitude.dtype
-    spikes = ops.unpack_spikes(bits, time_steps, dtype)
+    spikes = ops.unpack_spikes.trusted(bits, time_steps, dtype)
     return spikes if amplitude is None else spikes * amplitude.view(-1, *[1] * (spikes.dim() - 3))

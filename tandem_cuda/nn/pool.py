@@ -127,7 +127,7 @@ class SpikingAverage(Pooling):
         (ones,) = constants(
             bits, ("ones", size, x.dtype), lambda: (torch.ones(size, dtype=x.dtype, device=bits.device),)
         )
-        pooled, _, state = ops.spiking_conv2d(
+        pooled, _, state = ops.spiking_conv2d.trusted(
             bits,
             ones,
             stride=(rows.stride, columns.stride),
@@ -153,10 +153,10 @@ class SpikingAverage(Pooling):
             covers = torch.einsum("iy,jx->ijyx", rows.membership().to(x.dtype), columns.membership().to(x.dtype))
             shares = torch.tensor([common // d for d in divisors], dtype=x.dtype)
             weight = (covers.flatten(2).flatten(0, 1) * shares.unsqueeze(1)).to(x.device)
-            return weight, ops.pack_weight(weight)
+            return weight, ops.pack_weight.trusted(weight)
 
         weight, packed = constants(x.bits, ("windows", rows.key(), columns.key(), *divisors, x.dtype), make)
-        pooled, _, state = ops.spiking_linear(
+        pooled, _, state = ops.spiking_linear.trusted(
             x.bits.flatten(3),
             weight,
             packed=packed,

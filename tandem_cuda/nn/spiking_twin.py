@@ -170,7 +170,7 @@ class SpikingTwin(WeightedLayer):
         kernel = Weights(self).kernel()
         # FrozenNetwork reports weights that are not finite: its message names the layer.
         if not self._is_dense() and (weight.is_meta or bool(weight.isfinite().all())):
-            packed = ops.pack_weight(kernel.weight, self.synapses.groups)
+            packed = ops.pack_weight.trusted(kernel.weight.detach(), self.synapses.groups)
         self.register_buffer("packed", packed, persistent=False)
         version = None if weight.is_inference() else weight._version
         self._constant = _Constant(weight, version, kernel._replace(packed=packed))

@@ -32,7 +32,7 @@ def checked_by(check: Callable[[str, Any], object]) -> Callable[[Callable[P, R]]
 
     ``arguments`` is a named tuple of the function's parameters. Layers call the function's ``trusted`` form: C++ checks
     shapes, dtypes and devices again, and where it refuses them, ``check`` says in Python's words what is wrong. Nothing
-    reaches C++ in compiled code or with fake tensors, so there the check comes first.
+    reaches C++ in compiled code or with fake and meta tensors, so there the check comes first.
     """
 
     def decorate(call: Callable[P, R]) -> Operator[P, R]:
@@ -55,9 +55,11 @@ def checked_by(check: Callable[[str, Any], object]) -> Callable[[Callable[P, R]]
 
         @wraps(call)
         def trusted(*args: P.args, **kwargs: P.kwargs) -> R:
-            x = args[0]
-            if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor or x.is_meta:
+            if torch.compiler.is_dynamo_compiling() or type(args[0]) is not Tensor:
                 return checked(*args, **kwargs)
+            for x in (*args, *kwargs.values()):
+                if isinstance(x, Tensor) and x.is_meta:
+                    return checked(*args, **kwargs)
             try:
                 return call(*args, **kwargs)
             except Exception as error:
