@@ -256,9 +256,9 @@ BUGS = [
         "test_initial.py::test_operators",
     ),
     Bug(
-        "reset takes off the initial potential", "neuron/if.h",
-        "N::subtract_spiked(state[0], state[0], threshold)", "N::subtract_spiked(state[0], state[0], initial)",
-        "test_integrate_and_fire.py::test_exactly_at_threshold_fires test_integrate_and_fire.py::test_streaming",
+        "bias that batch norm cancels missing in the running mean", "ops/batch_norm/channel.h",
+        "mean * a.part_mean", "scaled * a.part_mean",
+        "test_update_statistics.py::test_is_the_reference",
     ),
     Bug(
         "spikes decided by the leaked potential", "neuron/lif.h",
@@ -337,8 +337,8 @@ BUGS = [
         "test_max_pool_spikes.py::test_matches_reference",
     ),
     Bug(
-        "largest weight of a channel's last few missed", "ops/quantise_weight/cpu.cpp",
-        "for (; i < n; ++i) most[0]", "for (; i + 1 < n; ++i) most[0]",
+        "largest weight among those above zero", "ops/quantise_weight/cpu.cpp",
+        "std::max(most[j], std::fabs(from[i + j]))", "std::max(most[j], from[i + j])",
         "test_operators.py::test_is_the_reference_on_every_path -k quantise",
     ),
     Bug(
@@ -391,7 +391,8 @@ class Copy:
         if not (folder / "build.ninja").exists():
             configure = ["-G", "Ninja", "-S", self.root, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"]
             configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", "-DTANDEM_CPU_ISAS="]
-            configure += ["-DCMAKE_CXX_FLAGS_RELEASE=-O0 -DNDEBUG"]
+            # A variable that a bug leaves unused is none of its errors.
+            configure += ["-DCMAKE_CXX_FLAGS_RELEASE=-O0 -DNDEBUG", "-DCMAKE_COMPILE_WARNING_AS_ERROR=OFF"]
             environment = {**os.environ, "TANDEM_CUDA": "OFF"}
             subprocess.run([tool("cmake"), *configure], check=True, env=environment, stdout=subprocess.DEVNULL)
         built = subprocess.run([tool("cmake"), "--build", folder], stdout=subprocess.DEVNULL, check=False)
