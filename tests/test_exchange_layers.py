@@ -226,7 +226,8 @@ def test_rearranged_features(tmp_path, how):
     exchanged(net, IMAGES, tmp_path)
 
 
-def test_a_decoder_of_both_signs(tmp_path):
+@pytest.mark.parametrize("told", [True, False], ids=["told", "by the train"])
+def test_a_decoder_of_both_signs(tmp_path, told):
     """With factors, means, a flattening and a concatenation before the read-out."""
 
     def run(n, x):
@@ -238,7 +239,7 @@ def test_a_decoder_of_both_signs(tmp_path):
     values.weight, values.bias = nn.Parameter(torch.empty(3, 4, 1, 1)), nn.Parameter(torch.empty(3))
     net = behind(
         run, values=values, plain=TandemConv2d(4, 2, 3, padding=1, neuron=IF(0.25, amplitude=0.25)),
-        cat=SpikeCat(True, False, amplitudes=(0.5, 0.25)), decode=Decode(signed=True),
+        cat=SpikeCat(told, False, amplitudes=(0.5, 0.25)), decode=Decode(signed=told),
         mean=nn.AvgPool2d(2), flat=nn.Flatten(), out=nn.Linear(100, 3),
     )  # fmt: skip
     net.decode.scale = torch.tensor([0.5, 0.5, 0.5, 0.25, 0.25])

@@ -38,6 +38,10 @@ class Signal(NamedTuple):
     def shape(self) -> Shape:
         return shape_of(self.value)
 
+    @property
+    def paired(self) -> bool:
+        return isinstance(self.value, SpikeTrain) and self.value.paired
+
     def times(self, factor: float) -> Signal:
         return self._replace(gain=self.gain * factor)
 

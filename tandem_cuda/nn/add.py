@@ -138,8 +138,12 @@ class TandemAdd(Spiking):
         with torch.no_grad():
             bits, _ = self.spikes(pairs, steps, kernels=kernels)
         fired = coupled(self.neuron, bits, v, steps, self.dtype_of(inputs))
-        paired = any(layer.wiring is not None and layer.wiring.paired_outputs for layer in self._layers())
-        return fired.replace_unchecked(paired=True) if paired else fired
+        return fired.replace_unchecked(paired=True) if self.paired_outputs else fired
+
+    @property
+    def paired_outputs(self) -> bool:
+        """Whether neurons 2i and 2i + 1 are for v and -v."""
+        return any(layer.paired_outputs for layer in self._layers())
 
     def check_inputs(self, inputs: Sequence[Any]) -> None:
         if len(inputs) != len(self.branches):

@@ -29,13 +29,12 @@ def activated(layer: Any, v: Tensor, time_steps: int) -> SpikeTrain:
         v = v * learned_threshold.unit(layer.log_threshold).to(v.dtype)
     neuron = layer.neuron
     activation: Tensor = neuron.activation(v, time_steps)
-    return without_spikes(
-        activation.clamp(max=neuron.largest(time_steps)) if neuron.clip else activation, time_steps, neuron.amplitude
-    )
+    count = activation.clamp(max=neuron.largest(time_steps)) if neuron.clip else activation
+    return without_spikes(count, time_steps, neuron.amplitude, layer.paired_outputs)
 
 
-def without_spikes(count: Tensor, time_steps: int, amplitude: float) -> SpikeTrain:
+def without_spikes(count: Tensor, time_steps: int, amplitude: float, paired: bool = False) -> SpikeTrain:
     """Return a train for modules that read only counts."""
     planes = -(-time_steps // 8)
     bits = torch.zeros((), dtype=torch.uint8, device=count.device).expand(planes, *count.shape)
-    return SpikeTrain.unchecked(bits, time_steps, count, amplitude=amplitude)
+    return SpikeTrain.unchecked(bits, time_steps, count, amplitude=amplitude, paired=paired)

@@ -234,4 +234,4 @@ class Decode(Spiking):
 
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
         """Add no node: what reads the values has their signs and scale in its weights."""
-        return writer.decoded(signal, self.signed, self.scale)
+        return writer.decoded(signal, self.signed or signal.paired, self.scale)

@@ -165,7 +165,7 @@ class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(super().forward(x.count), x.time_steps, x.amplitude)
+        return without_spikes(super().forward(x.count), x.time_steps, x.amplitude, x.paired)
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
@@ -212,7 +212,7 @@ class SpikingGlobalMaxPool2d(MaxPooling):
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(x.count.amax((2, 3), keepdim=True), x.time_steps, x.amplitude)
+        return without_spikes(x.count.amax((2, 3), keepdim=True), x.time_steps, x.amplitude, x.paired)
 
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
         return [fixed(size, 1) for size in image]

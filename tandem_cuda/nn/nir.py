@@ -56,6 +56,10 @@ class Signal(Protocol):
     def shape(self) -> Shape:
         """The shape of the value without the batch dimension."""
 
+    @property
+    def paired(self) -> bool:
+        """Whether it is a spike train that is ``paired``."""
+
     def times(self, factor: float) -> Any:
         """Multiply the value."""
 

@@ -242,7 +242,7 @@ class SpikeRearrange(Spiking):
 
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
         """Let what reads the neurons read them from where they come from."""
-        return writer.rearranged(signal, self.rearranged)
+        return writer.rearranged(signal, lambda x: self._moved(x, self.signed or signal.paired))
 
 
 def _times(size: Size, factor: int) -> Size:
@@ -371,7 +371,8 @@ class SpikeCat(Spiking):
 
     def nir(self, writer: NirWriter, *signals: Signal) -> Any:
         """Let what reads the neurons read those of each input."""
-        return writer.concatenated(signals, self.signed)
+        signs = [signed or signal.paired for signal, signed in zip(signals, self.signed, strict=True)]
+        return writer.concatenated(signals, signs)
 
     @property
     def arity(self) -> int:

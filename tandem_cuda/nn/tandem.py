@@ -58,8 +58,7 @@ class TandemLayer(SpikingTwin):
                 fired = self._both_twins(x, weights)
         else:
             fired = self._both_twins(x, weights)
-        paired = self.wiring is not None and self.wiring.paired_outputs
-        return fired.replace_unchecked(paired=True) if paired else fired
+        return fired.replace_unchecked(paired=True) if self.paired_outputs else fired
 
     def _both_twins(self, x: SpikeTrain | EncodedInput, weights: Weights) -> SpikeTrain:
         synapses = weights.synapses

@@ -84,6 +84,11 @@ class WeightedLayer(Spiking, ABC):
     def synapses(self) -> Synapses:
         """The products of this layer's weights."""
 
+    @property
+    def paired_outputs(self) -> bool:
+        """Whether neurons 2i and 2i + 1 are for v and -v."""
+        return self.wiring is not None and self.wiring.paired_outputs
+
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments that define the connections, as JSON types (but tuples for lists)."""
         return {name: getattr(self, name) for name in self.SETTINGS}

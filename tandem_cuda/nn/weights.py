@@ -166,8 +166,8 @@ class Weights:
         if self.quantiser is None:
             return None
         _, scale = self.quantiser.integers(self.stored())
-        wiring, gain = self.layer.wiring, Drive(self.layer).affine().gain
-        scale = scale.repeat_interleave(2) if wiring and wiring.paired_outputs else scale
+        gain = Drive(self.layer).affine().gain
+        scale = scale.repeat_interleave(2) if self.layer.paired_outputs else scale
         return self.quantiser.bits, scale if gain is None else scale * gain
 
 
