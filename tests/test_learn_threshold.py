@@ -318,7 +318,8 @@ def test_a_larger_scale_is_a_larger_threshold():
         if isinstance(module, LIF):
             layer.neuron = module
         got = layer(x).bits
-        plain = TandemLinear(12, 6, dtype=torch.float64, neuron=layer.neuron.scaled(math.exp(0.4)))
+        neuron = layer.neuron.scaled(math.exp(0.4))
+        plain = TandemLinear(*KINDS["TandemLinear"][0], dtype=torch.float64, neuron=neuron)
         plain.load_state_dict(layer.state_dict(), strict=False)
         same(plain(x).bits, got)
 

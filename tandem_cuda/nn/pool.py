@@ -231,7 +231,8 @@ class SpikingAverage(Pooling):
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(super().forward(x.count) / self.threshold, x.time_steps, x.amplitude * self.amplitude, x.paired)
+        mean = super().forward(x.count) / self.threshold
+        return without_spikes(mean, x.time_steps, x.amplitude * self.amplitude, x.paired)
 
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
         """Write the sums or means of windows and the neurons as nodes of NIR."""

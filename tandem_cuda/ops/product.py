@@ -44,12 +44,18 @@ def check_operands(
         check_packed(op, "packed", packed, weight, groups)
 
 
+def check_dims(weight: Tensor, dims: int) -> None:
+    """Raise a ValueError if the operators would take a weight of a convolution for a matrix, or a matrix for one."""
+    if weight.dim() != dims:
+        raise ValueError(f"weight must have {dims} dimensions, got {list(weight.shape)}")
+
+
 def count_product(
     operands: Operands, geometry: tuple[Any, ...], engine: str, master: Tensor | None, unit: Tensor | None
 ) -> Tensor:
     """Multiply counts; ``geometry`` is stride, padding, dilation and groups."""
     how = ENGINES.index(engine), terms_of(operands[2]), master, unit
-    return torch.ops.tandem_cuda.count_product(*_as_cast(operands, geometry), *geometry, *how)
+    return torch.ops.tandem_cuda.count_product(*_as_cast(operands), *geometry, *how)
 
 
 def spiking_product(
@@ -77,18 +83,16 @@ def spiking_product(
     state = None if state is None else state.detach()
     how = neuron.kind, neuron.parameters, ENGINES.index(engine), terms_of(operands[2]), want_sum, want_state
     return torch.ops.tandem_cuda.spiking_product(
-        *_as_cast(operands, geometry), state, *geometry, time_steps, *how, *masters, added, amplitude
+        *_as_cast(operands), state, *geometry, time_steps, *how, *masters, added, amplitude
     )
 
 
-def _as_cast(operands: Operands, geometry: tuple[Any, ...]) -> Operands:
+def _as_cast(operands: Operands) -> Operands:
     """Return the operands as the operators take them.
 
     Autocast widens float16 and bfloat16 weights, whose packed form then has another size on CUDA: they go without.
     """
     weight = operands[2]
-    if (weight.dim() == 2) != (geometry is LINEAR):  # the operators would compute the other product
-        raise ValueError(f"weight must be [O, F] or [O, C/groups, kH, kW], got {list(weight.shape)}")
     if weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) and autocast.is_on(weight.device):
         return *operands[:3], None, operands[4], operands[5]
     return operands
