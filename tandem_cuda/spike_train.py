@@ -119,10 +119,13 @@ class SpikeTrain:
         train._set(bits, time_steps, count, dtype, SpikeCode(amplitude, paired))
         return train
 
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "code"}
+        return None, fields | self.code._asdict()  # plain values, which torch.load(weights_only=True) reads
+
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
         fields = state[1]
-        if "amplitude" in fields:  # pickled by an earlier version
-            fields["code"] = SpikeCode(fields.pop("amplitude"))
+        fields["code"] = SpikeCode(fields.pop("amplitude"), fields.pop("paired", False))  # earlier versions: no pairs
         for name, value in fields.items():
             setattr(self, name, value)
 

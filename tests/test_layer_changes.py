@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from exact import ENGINES, generator, replace_operator, same, train
 from layer_cases import named
@@ -382,3 +383,20 @@ def test_training_packs_once_a_step(make, sample, packs):
         layer(x).count.sum().backward()
         assert len(packs) == step
         optimizer_step(layer, x)
+
+
+def test_thresholds_get_no_gradient():
+    """No operator has one for them: the call refuses what it would leave out."""
+    layer, (x, _) = TandemLinear(6, 4), events(8, 6)
+    layer.thresholds = torch.full((4,), 0.5, requires_grad=True)
+    with pytest.raises(ValueError, match="spiking_linear: scale must not require a gradient"):
+        layer(x)
+    with torch.no_grad():
+        layer(x)
+
+
+def test_fake_weights_are_checked():
+    layer, (x, _) = TandemLinear(6, 4), events(8, 6)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, pytest.raises(ValueError, match="spiking_linear: weight must be"):
+        torch.func.functional_call(layer, {"weight": mode.from_tensor(torch.zeros(4, 5))}, (x,))

@@ -3,6 +3,7 @@ being used again, so that a training grows by gigabytes."""
 
 import ctypes
 import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from cases import CASES
 from layer_cases import named, of_each_kind
-from tandem_cuda import Encode, ops
+from tandem_cuda import Encode, SpikeTrain, TandemLinear, ops
 from tensors import dyadic
 
 FIELDS = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
@@ -106,3 +107,17 @@ def test_nothing_is_kept(in_use, make):
         gc.collect()
         grown.append(in_use() - before)
     assert min(grown) < TIMES * 8, f"bytes that {TIMES} calls kept, five times: {grown}"
+
+
+def test_an_error_keeps_no_arguments():
+    """A caller that catches an error, such as one of memory, can free what the failed call got."""
+    layer, x = TandemLinear(5, 4), SpikeTrain.from_dense(torch.ones(3, 2, 6))
+    bits = weakref.ref(x.bits)
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="spiking_linear: weight must be"):
+            layer(x)
+        del x
+        assert bits() is None
+    finally:
+        gc.enable()

@@ -138,12 +138,21 @@ class TandemAdd(Spiking):
         with torch.no_grad():
             bits, _ = self.spikes(pairs, steps, kernels=kernels)
         fired = coupled(self.neuron, bits, v, steps, self.dtype_of(inputs))
-        return fired.replace_unchecked(paired=True) if self.paired_outputs else fired
+        return fired.replace_unchecked(paired=True) if self._adds_pairs(inputs) else fired
 
     @property
-    def paired_outputs(self) -> bool:
-        """Whether neurons 2i and 2i + 1 are for v and -v."""
-        return any(layer.paired_outputs for layer in self._layers())
+    def fires_pairs(self) -> bool:
+        """Whether a branch has neurons 2i and 2i + 1 for v and -v."""
+        return any(layer.fires_pairs for layer in self._layers())
+
+    def _adds_pairs(self, inputs: Sequence[SpikeTrain | Value]) -> bool:
+        """Return whether the sums are pairs: the sums of a branch with pairs, or of trains that are all paired."""
+        return self.fires_pairs or (
+            all(
+                x.paired for branch, x in zip(self.branches, inputs, strict=True) if not isinstance(branch, TandemLayer)
+            )
+            and not any(True for _ in self._layers())
+        )
 
     def check_inputs(self, inputs: Sequence[Any]) -> None:
         if len(inputs) != len(self.branches):
@@ -352,7 +361,7 @@ class TandemAdd(Spiking):
             y = branch.synapses.out_size(x) if isinstance(branch, TandemLayer) else x
             joined = y if joined is None else _agreed(i, joined, y)
         assert joined is not None
-        return joined._replace(kind=SPIKES)
+        return joined._replace(kind=SPIKES, paired=self._adds_pairs(inputs))
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         self.check_inputs(inputs)
@@ -367,7 +376,8 @@ class TandemAdd(Spiking):
                 drives[i] = Affine(branch.gain, branch.bias)
         before = None if state is None else stacked(state)
         bits, carried = self.spikes(pairs, span.total, before, not span.ends, kernels, drives)
-        train = SpikeTrain.unchecked(bits, span.now, dtype=self.dtype_of(inputs), amplitude=self.neuron.amplitude)
+        code: dict[str, Any] = {"amplitude": self.neuron.amplitude, "paired": self._adds_pairs(inputs)}
+        train = SpikeTrain.unchecked(bits, span.now, dtype=self.dtype_of(inputs), **code)
         return train, None if span.ends else carried.unbind(0)
 
     def extra_repr(self) -> str:

@@ -30,7 +30,7 @@ def activated(layer: Any, v: Tensor, time_steps: int) -> SpikeTrain:
     neuron = layer.neuron
     activation: Tensor = neuron.activation(v, time_steps)
     count = activation.clamp(max=neuron.largest(time_steps)) if neuron.clip else activation
-    return without_spikes(count, time_steps, neuron.amplitude, layer.paired_outputs)
+    return without_spikes(count, time_steps, neuron.amplitude, layer.fires_pairs)
 
 
 def without_spikes(count: Tensor, time_steps: int, amplitude: float, paired: bool = False) -> SpikeTrain:

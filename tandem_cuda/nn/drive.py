@@ -75,7 +75,7 @@ class Drive:
         self._own_bias: Tensor | None = layer.bias
         self.correction, self.thresholds = layer.correction, layer.thresholds
         self.log_threshold = layer.log_threshold
-        self._paired = layer.paired_outputs
+        self._paired = layer.wiring is not None and layer.wiring.paired_outputs
 
     # -- of the spiking twin
 

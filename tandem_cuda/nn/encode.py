@@ -163,6 +163,8 @@ class Decode(Spiking):
     def weighted(self, count: Tensor, paired: bool = False) -> Tensor:
         """Return the values that counts [N, C, ...], times the amplitude, stand for."""
         if self.signed or paired:
+            if count.shape[1] % 2:
+                raise ValueError(f"Decode: signed input must have 2 * C channels, got {list(count.shape)}")
             count = count[:, ::2] - count[:, 1::2]
         if self.scale is None:
             return count
@@ -204,9 +206,9 @@ class Decode(Spiking):
     def out_size(self, *inputs: Value) -> Value:
         x = single(inputs, SPIKES)
         if x.shape is None or not x.shape:
-            return x._replace(kind=REAL)
+            return x._replace(kind=REAL, paired=False)
         channels, *rest = x.shape
-        if self.signed:
+        if self.signed or x.paired:
             channels = halved(channels)
         if self.scale is not None:
             number = len(self.scale)
@@ -214,7 +216,7 @@ class Decode(Spiking):
                 channels.check("channels", number)
             elif channels.exact and channels.least % number:  # features may be all pixels of each channel
                 raise ValueError(f"features must be a multiple of {number}, got {channels}")
-        return x._replace(kind=REAL, shape=(channels, *rest))
+        return x._replace(kind=REAL, shape=(channels, *rest), paired=False)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[Tensor, State | None]:
         """Return the counts after t of T steps times T / t: the final counts if firing rates stay as they are.
@@ -227,7 +229,8 @@ class Decode(Spiking):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
         count = x.count if state is None else x.count + state[0]
         factor = x.amplitude * (span.total / span.reached) if span.steady else x.amplitude
-        return self.weighted(count if factor == 1 else count * factor), None if span.ends else (count,)
+        value = self.weighted(count if factor == 1 else count * factor, x.paired)
+        return value, None if span.ends else (count,)
 
     def extra_repr(self) -> str:
         return "signed=True" if self.signed else ""

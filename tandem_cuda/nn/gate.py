@@ -127,12 +127,13 @@ class TandemGate(Spiking):
             wrong = any(g.exact and g.least != 1 and s.exact and g.least != s.least for s, g in sizes)
             if wrong or len(decoded.shape) != len(gate.shape):
                 raise ValueError(f"the gate must broadcast over {decoded}, got {gate}")
-        return x._replace(kind=SPIKES)
+        return x._replace(kind=SPIKES, paired=self.decode.signed or x.paired)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, None]:
         x, gate = inputs
         bits = self.fired(self.potential(x, gate), span.now)
-        return SpikeTrain.unchecked(bits, span.now, dtype=x.dtype, amplitude=self.neuron.amplitude), None
+        code: dict[str, Any] = {"amplitude": self.neuron.amplitude, "paired": self._is_paired(x)}
+        return SpikeTrain.unchecked(bits, span.now, dtype=x.dtype, **code), None
 
     def extra_repr(self) -> str:
         return f"neuron={self.neuron}{', signed=True' if self.decode.signed else ''}"

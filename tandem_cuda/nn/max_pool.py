@@ -22,6 +22,7 @@ from .schema import Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count
 from .spiking import Spiking
 
+_PAIRED = "input must not be paired, since the largest difference is no difference of maxima"
 _NO_NIR = "NIR has no max pooling; use average pooling or a strided convolution"
 
 
@@ -70,7 +71,7 @@ class MaxPooling(Pooling):
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         (x,) = inputs
-        check_image(self, x)
+        self.check_input(x)
         if self.gate == "any":
             return x.replace_unchecked(bits=_any_spikes(self, x)), None
         if span.total >= 2**31:  # its counts are int32
@@ -81,6 +82,17 @@ class MaxPooling(Pooling):
     def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
         """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
         raise NotImplementedError
+
+    def check_input(self, x: SpikeTrain) -> None:
+        """Check that the input is a train of images whose counts are values, and not parts of differences."""
+        check_image(self, x)
+        if x.paired:
+            raise ValueError(f"{type(self).__name__}: {_PAIRED}")
+
+    def out_size(self, *inputs: Value) -> Value:
+        if any(x.paired for x in inputs):
+            raise ValueError(_PAIRED)
+        return super().out_size(*inputs)
 
 
 class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
@@ -149,7 +161,7 @@ class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
         super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
-        check_image(self, x)
+        self.check_input(x)
         bits, _ = self.spikes(x)
         # The ANN's pooling of the counts has the same values, except for windows entirely in the padding, where it
         # is negative: clamp those.
@@ -200,7 +212,7 @@ class SpikingGlobalMaxPool2d(MaxPooling):
     file_format = 2
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
-        check_image(self, x)
+        self.check_input(x)
         bits, _ = self.spikes(x)
         largest = x.count.amax((2, 3), keepdim=True) if needs_gradient(x.carried_count) else None
         return carrying(bits, x, largest)

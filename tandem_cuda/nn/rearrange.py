@@ -200,13 +200,13 @@ class SpikeRearrange(Spiking):
 
     def out_size(self, *inputs: Value) -> Value:
         x = single(inputs, SPIKES)
-        how, numbers = self.how, self.arguments
+        how, numbers, paired = self.how, self.arguments, self.signed or x.paired
         if x.shape is None:
-            return Value(SPIKES)
+            return Value(SPIKES, paired=paired)
         if how not in ("channels", "channel_shuffle", "flatten"):
             x.check_dims(2 if how == "unsqueeze" else 3)
         channels, *rest = x.shape
-        channels = halved(channels) if self.signed else channels
+        channels = halved(channels) if paired else channels
         if how == "zero_pad":
             rest = [
                 size.at_least(max(1, 1 - more)).through(partial(operator.add, more), 1, -more)
@@ -232,10 +232,10 @@ class SpikeRearrange(Spiking):
         else:
             sizes = [channels, *rest]
             channels, rest = Size(math.prod(size.least for size in sizes), all(size.exact for size in sizes)), []
-        if self.signed:
+        if paired:
             channels = _times(channels, 2)
         check_count("outputs", [size.least for size in (channels, *rest)])
-        return x._replace(shape=(channels, *rest))
+        return x._replace(shape=(channels, *rest), paired=paired)
 
     def extra_repr(self) -> str:
         return ", ".join([repr(self.how), *map(str, self.arguments), *(["signed=True"] if self.signed else [])])
@@ -352,18 +352,18 @@ class SpikeCat(Spiking):
     def out_size(self, *inputs: Value) -> Value:
         if len(inputs) != len(self.signed):
             raise ValueError(f"number of inputs must be {len(self.signed)}, as in signed, got {len(inputs)}")
-        total = Size(0, True)
-        for x, signed in zip(inputs, self.signed, strict=True):
+        total, signs = Size(0, True), [signed or x.paired for x, signed in zip(inputs, self.signed, strict=True)]
+        for x, signed in zip(inputs, signs, strict=True):
             x.check_kind(SPIKES)
             if x.shape is None:
-                return Value(SPIKES)
+                return Value(SPIKES, paired=any(signs))
             if len(x.shape) != len(inputs[0].shape or ()):
                 raise ValueError(f"inputs must have the same dimensions, got {inputs[0]} and {x}")
-            neurons = 2 if any(self.signed) and not signed else 1  # for each value
+            neurons = 2 if any(signs) and not signed else 1  # for each value
             total = Size(total.least + neurons * x.shape[0].least, total.exact and x.shape[0].exact)
         rest = (inputs[0].shape or ())[1:]
         check_count("outputs", [size.least for size in (total, *rest)])
-        return Value(SPIKES, (total, *rest))
+        return Value(SPIKES, (total, *rest), paired=any(signs))
 
     def extra_repr(self) -> str:
         amplitudes = [] if self.amplitudes is None else [f"amplitudes={self.amplitudes}"]

@@ -80,6 +80,8 @@ class Value(NamedTuple):
     """The shape without the batch dimension; None if not even the number of dimensions is known."""
     source: str | None = None
     """The input of the network on whose sizes ``shape`` depends, if there is exactly one."""
+    paired: bool = False
+    """Whether it is a spike train that is ``paired``."""
 
     def check_kind(self, *kinds: str) -> None:
         """Raise a ValueError unless the value may be of one of these kinds."""

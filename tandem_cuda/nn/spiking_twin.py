@@ -54,11 +54,15 @@ class SpikingTwin(WeightedLayer):
     def synapse_settings(self) -> Settings:
         """Return the settings of the layer as a branch of a sum: without the kind of its input.
 
-        "multiplicity" is how many synapses stand for one of the ANN's, if several do.
+        "multiplicity" is how many synapses stand for one of the ANN's, if several do, and "paired" is true if neurons
+        2i and 2i + 1 are for v and -v.
         """
         settings = {**self.arguments(), "neuron": self.neuron.settings(), "engine": self.engine}
-        number = self.synapses_per_weight
-        return settings if number == 1 else {**settings, "multiplicity": number}
+        if self.synapses_per_weight > 1:
+            settings["multiplicity"] = self.synapses_per_weight
+        if self.fires_pairs:
+            settings["paired"] = True
+        return settings
 
     def constants(self) -> dict[str, Tensor]:
         if self.is_frozen:
@@ -90,8 +94,8 @@ class SpikingTwin(WeightedLayer):
     def checked(cls, settings: Settings) -> Any:
         """Make a layer without tensors from unchecked settings of a file, as a branch of a sum has them."""
         kind = cls.__name__
-        schema.check_no_bool(kind, settings)
-        optional = {"multiplicity"} & settings.keys()
+        schema.check_no_bool(kind, {name: value for name, value in settings.items() if name != "paired"})
+        optional = {"multiplicity", "paired"} & settings.keys()
         schema.check_settings(kind, settings, {*cls.SETTINGS, *optional, "neuron", "engine"})
         cls.check(settings)
         if "multiplicity" in settings:
@@ -102,6 +106,8 @@ class SpikingTwin(WeightedLayer):
                 raise ValueError(
                     f"{kind}: setting multiplicity must divide {inputs} * {outputs} {of_what}, got {number}"
                 )
+        if "paired" in settings and (settings["paired"] is not True or "multiplicity" not in settings):
+            raise ValueError(f"{kind}: setting paired must be true beside multiplicity, got {settings['paired']}")
         if "kernel_size" in settings:
             check_count("weights of setting kernel_size", [settings["out_channels"], *settings["kernel_size"]])
         layer = cls.without_tensors(settings)
@@ -114,8 +120,9 @@ class SpikingTwin(WeightedLayer):
         """Make a layer from the settings of a branch, without bias and norm, on the meta device."""
         arguments = schema.with_tuples(settings)
         neuron, number = of_settings(cls.__name__, settings.get("neuron")), arguments.pop("multiplicity", 1)
+        paired = arguments.pop("paired", False)
         layer = cls(**{**arguments, "neuron": neuron}, bias=False, device="meta")
-        layer.wiring = None if number == 1 else Wiring(in_weight=number)
+        layer.wiring = None if number == 1 else Wiring(in_weight=number, in_pairs=paired)
         return layer
 
     def constant_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -219,7 +226,7 @@ class SpikingTwin(WeightedLayer):
         return [self]
 
     def out_size(self, *inputs: Value) -> Value:
-        return self.synapses.out_size(single(inputs, self.reads))
+        return self.synapses.out_size(single(inputs, self.reads))._replace(paired=self.fires_pairs)
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         (x,) = inputs
@@ -240,7 +247,12 @@ class SpikingTwin(WeightedLayer):
             raise TypeError(f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}")
         dtype = torch.float32 if kernel.weight.dtype in INTEGERS else kernel.weight.dtype
         train = SpikeTrain.unchecked(bits, span.now, dtype=dtype, amplitude=self.neuron.amplitude)
-        return train, carried
+        return self.with_pairs(train), carried
+
+    def with_pairs(self, fired: SpikeTrain) -> SpikeTrain:
+        """Return the spikes, marked as ``paired`` if they are along the channels."""
+        along_channels = self.synapses.features == 1 or fired.bits.dim() == 3
+        return fired.replace_unchecked(paired=True) if self.fires_pairs and along_channels else fired
 
     def _run_on_values(
         self, span: Span, state: State | None, x: EncodedInput | None, affine: Affine, kernel: Kernel

@@ -58,7 +58,7 @@ class TandemLayer(SpikingTwin):
                 fired = self._both_twins(x, weights)
         else:
             fired = self._both_twins(x, weights)
-        return fired.replace_unchecked(paired=True) if self.paired_outputs else fired
+        return self.with_pairs(fired)
 
     def _both_twins(self, x: SpikeTrain | EncodedInput, weights: Weights) -> SpikeTrain:
         synapses = weights.synapses

@@ -85,9 +85,9 @@ class WeightedLayer(Spiking, ABC):
         """The products of this layer's weights."""
 
     @property
-    def paired_outputs(self) -> bool:
+    def fires_pairs(self) -> bool:
         """Whether neurons 2i and 2i + 1 are for v and -v."""
-        return self.wiring is not None and self.wiring.paired_outputs
+        return self.wiring is not None and (self.wiring.paired_outputs or self.wiring.in_pairs)
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments that define the connections, as JSON types (but tuples for lists)."""

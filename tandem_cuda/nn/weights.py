@@ -167,7 +167,7 @@ class Weights:
             return None
         _, scale = self.quantiser.integers(self.stored())
         gain = Drive(self.layer).affine().gain
-        scale = scale.repeat_interleave(2) if self.layer.paired_outputs else scale
+        scale = scale.repeat_interleave(2) if self.layer.fires_pairs else scale
         return self.quantiser.bits, scale if gain is None else scale * gain
 
 

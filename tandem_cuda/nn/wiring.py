@@ -25,6 +25,9 @@ class Wiring:
     in_weight: int = 1
     """How many synapses for each weight of the ANN the stored weight already holds, as that of a frozen layer does."""
 
+    in_pairs: bool = False
+    """Outputs 2i and 2i + 1 are neurons for v and -v, and the stored weight already holds both."""
+
     @property
     def synapses_per_weight(self) -> int:
         """The number of synapses that share a weight of the ANN."""

@@ -9,12 +9,14 @@ from inspect import Parameter, signature
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 _MISSING = Parameter.empty
+_PLAIN = (Tensor, nn.Parameter)
+"""Tensors of other classes, such as fake ones, need not reach C++."""
 
 
 class Operator(Protocol[P, R_co]):
@@ -58,14 +60,17 @@ def checked_by(check: Callable[[str, Any], object]) -> Callable[[Callable[P, R]]
             if torch.compiler.is_dynamo_compiling() or type(args[0]) is not Tensor:
                 return checked(*args, **kwargs)
             for x in (*args, *kwargs.values()):
-                if isinstance(x, Tensor) and x.is_meta:
+                if isinstance(x, Tensor) and (x.is_meta or type(x) not in _PLAIN):
                     return checked(*args, **kwargs)
             try:
                 return call(*args, **kwargs)
             except Exception as error:
                 failure = error
-            check_all(args, kwargs)
-            raise failure
+            try:
+                check_all(args, kwargs)
+                raise failure
+            finally:
+                del failure  # whose frames hold the arguments
 
         function: Any = checked
         function.trusted = trusted

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .checked import checked_by
 from .geometry import pairs
-from .product import check_count, check_dims, count_product
+from .product import check_count, check_trusted, count_product
 
 
 @checked_by(check_count)
@@ -66,6 +66,6 @@ def count_conv2d(
         >>> ops.count_conv2d(bits, torch.full((1, 1, 3, 3), 0.125)).flatten()
         tensor([4.5000])
     """
-    check_dims(weight, 4)
+    check_trusted(weight, 4, scale)
     geometry = (*pairs(stride, padding, dilation), groups)
     return count_product((bits, count, weight, packed, scale, bias), geometry, engine, master, unit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .checked import checked_by
-from .product import LINEAR, check_count, check_dims, count_product
+from .product import LINEAR, check_count, check_trusted, count_product
 
 
 @checked_by(check_count)
@@ -54,5 +54,5 @@ def count_linear(
         >>> ops.count_linear(bits, torch.tensor([[0.5, 0.25]]))
         tensor([[2.5000]])
     """
-    check_dims(weight, 2)
+    check_trusted(weight, 2, scale)
     return count_product((bits, count, weight, packed, scale, bias), LINEAR, engine, master, unit)

@@ -44,10 +44,17 @@ def check_operands(
         check_packed(op, "packed", packed, weight, groups)
 
 
-def check_dims(weight: Tensor, dims: int) -> None:
-    """Raise a ValueError if the operators would take a weight of a convolution for a matrix, or a matrix for one."""
+def check_trusted(weight: Tensor, dims: int, *constants: Tensor | None) -> None:
+    """Raise a ValueError for what C++ does not refuse.
+
+    It would take a weight of a convolution for a matrix, or a matrix for one, and no gradient reaches ``constants``.
+    """
     if weight.dim() != dims:
         raise ValueError(f"weight must have {dims} dimensions, got {list(weight.shape)}")
+    if torch.is_grad_enabled():
+        for x in constants:
+            if x is not None and x.requires_grad:
+                raise ValueError("scale and added must not require a gradient")
 
 
 def count_product(

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..neuron import IF, Neuron
 from .checked import checked_by
 from .geometry import pairs
-from .product import check_dims, check_spiking, spiking_product
+from .product import check_spiking, check_trusted, spiking_product
 
 
 @checked_by(check_spiking)
@@ -90,7 +90,7 @@ def spiking_conv2d(
         >>> bin(out.item()), v.item()
         ('0b1111', 4.5)
     """
-    check_dims(weight, 4)
+    check_trusted(weight, 4, scale, added)
     operands = bits, count, weight, packed, scale, bias
     how = (*pairs(stride, padding, dilation), groups), engine, want_sum, want_state
     return spiking_product(

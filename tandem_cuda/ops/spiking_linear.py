@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..neuron import IF, Neuron
 from .checked import checked_by
-from .product import LINEAR, check_dims, check_spiking, spiking_product
+from .product import LINEAR, check_spiking, check_trusted, spiking_product
 
 
 @checked_by(check_spiking)
@@ -76,7 +76,7 @@ def spiking_linear(
         >>> bin(out.item()), v.item()
         ('0b110', 2.5)
     """
-    check_dims(weight, 2)
+    check_trusted(weight, 2, scale, added)
     operands, how = (bits, count, weight, packed, scale, bias), (LINEAR, engine, want_sum, want_state)
     return spiking_product(
         "spiking_linear", operands, state, time_steps, neuron, *how, (master, unit), added, amplitude
