@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MOVED: dict[str, dict[str, str]] = {
@@ -36,6 +37,10 @@ class MovedModule(ModuleType):
         super().__init__(f"tandem_cuda.{old}", "A module of version 0.1; its names have moved.")
         self._places = {name: place for place, names in MOVED[old].items() for name in names.split()}
         self.__all__ = list(self._places)
+        self.__spec__ = ModuleSpec(self.__name__, None)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._places]
 
     def __getattr__(self, name: str) -> object:
         place = self._places.get(name)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from exact import same
 from tandem_cuda import (
     IF,
     Decode,
@@ -11,11 +12,15 @@ from tandem_cuda import (
     FiringRatePenalty,
     SpikeTrain,
     SynOpsPenalty,
+    TandemAdd,
+    TandemConv2d,
     TandemLinear,
+    freeze,
     ops,
     synops,
 )
 from tandem_cuda.analysis import counts_and_activations, diagnose
+from tandem_cuda.exchange import to_nir
 from tandem_cuda.nn.ann_twin import without_spikes
 from tandem_cuda.nn.nir import Product
 
@@ -97,3 +102,33 @@ def test_graph(net):
     assert torch.equal(from_nir(graph)[:3](IMAGES).count, net[:3](IMAGES).count)
     with pytest.raises(ValueError, match=r"3 \(Scaled\): its input must be spikes, got current"):
         to_nir(nn.Sequential(*net[:2], Decode(), net[2]), IMAGES)
+
+
+def test_methods_of_the_same_name():
+    """A network, or a container, may have them by chance: it is no layer."""
+
+    class Network(nn.Sequential):
+        def nir(self):
+            return to_nir(self, IMAGES)
+
+    class Container(nn.Sequential):
+        nir = None
+
+    layers = Encode(4), TandemLinear(5, 3), Decode()
+    want = to_nir(nn.Sequential(*layers), IMAGES)
+    for network in (Network(*layers).nir(), to_nir(Container(*layers), IMAGES)):
+        assert [type(node) for node in network.nodes.values()] == [type(node) for node in want.nodes.values()]
+
+
+def test_a_buffer_that_frozen_layers_have():
+    class Own(TandemConv2d):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            self.register_buffer("gain", torch.full((2,), 5.0))
+
+    x = SpikeTrain.from_dense((torch.rand(4, 2, 2, 5, 5) < 0.5).float())
+    plain = TandemConv2d(2, 2, 3, padding=1, norm="batch").eval()
+    own = Own(2, 2, 3, padding=1, norm="batch").eval()
+    own.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        same(freeze(TandemAdd(own, nn.Identity()).eval())(x, x).bits, TandemAdd(plain, nn.Identity()).eval()(x, x).bits)

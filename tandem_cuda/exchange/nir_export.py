@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..convert import TandemNetwork, flattened_to, sized_as_traced
 from ..nn.modes import evaluating
+from ..nn.spiking import Spiking
 from ..spike_train import SpikeTrain
 from .nir_file import write
 from .nir_format import NIRTorchTracer, check_dt, nir, unsupported
@@ -130,7 +131,8 @@ class _Tracer(NIRTorchTracer):  # type: ignore[misc]  # nirtorch has no types
 
 def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     """Return a module and the calls of its forward pass; raise a ValueError if some cannot be exported."""
-    if _is_leaf(model):
+    # A network of layers may have a method of the name by chance.
+    if _is_leaf(model) and (isinstance(model, Spiking) or not any(map(_is_leaf, model.children()))):
         model = nn.Sequential(OrderedDict({type(model).__name__.lower(): model}))
     if isinstance(model, TandemNetwork):
         model.check_twins()

@@ -42,7 +42,7 @@ class Form(NamedTuple):
 def form_of(module: nn.Module) -> Form | None:
     """Return how a module becomes nodes, or None for a module that NIR cannot express."""
     layer: Any = module
-    if hasattr(type(layer), "nir"):
+    if callable(getattr(type(layer), "nir", None)):
         return Form(layer.nir, getattr(layer, "nir_takes", ("spikes",)))
     for kinds, write, takes in _TORCH:
         if isinstance(module, kinds):

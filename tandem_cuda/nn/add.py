@@ -295,7 +295,7 @@ class TandemAdd(Spiking):
         return constants if scale is None else {**constants, "scale": scale}
 
     @property
-    def waits(self) -> bool:
+    def needs_all_steps(self) -> bool:
         return self.neuron.two_phase
 
     @property

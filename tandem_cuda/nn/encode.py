@@ -97,7 +97,7 @@ class Encode(Spiking):
 
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
-        encode = super().made(settings, tensors)
+        encode = cls(**settings)
         # float32 cannot count further than 2^24, and no device would run that many steps.
         schema.frozen_numbers("Encode", "time_steps", encode.time_steps, 1, 2**24)
         schema.frozen_scale("Encode", "scale", encode.scale)

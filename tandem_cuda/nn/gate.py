@@ -54,7 +54,7 @@ class TandemGate(Spiking):
 
     no_nir = "NIR cannot multiply spikes by a factor that depends on the input"
     reads = ANY
-    waits = True
+    needs_all_steps = True
     file_format = 2
 
     def __init__(self, neuron: Neuron = IF(), signed: bool = False) -> None:

@@ -181,7 +181,9 @@ class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        return super().of({"gate": "any"} | settings, tensors)  # the only gate of version 0.1
+        if "gate" not in settings:  # of version 0.1, which had only one
+            schema.check_settings(cls.__name__, settings, {*cls.SETTINGS} - {"gate"})
+        return super().of({"gate": "any"} | settings, tensors)
 
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:

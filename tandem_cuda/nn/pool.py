@@ -189,7 +189,7 @@ class SpikingAverage(Pooling):
         raise NotImplementedError
 
     @property
-    def waits(self) -> bool:
+    def needs_all_steps(self) -> bool:
         return self.two_phase
 
     @property

@@ -26,7 +26,7 @@ class Spiking(nn.Module):
     """The kind of the inputs."""
 
     @property
-    def waits(self) -> bool:
+    def needs_all_steps(self) -> bool:
         """Whether the neurons need the input of all time steps before they spike."""
         return False
 
@@ -93,7 +93,7 @@ class FrozenSpiking(FrozenLayer):
     def hold(self, layer: Spiking) -> None:
         """Set the layer."""
         self.kind = type(layer).__name__
-        self.format, self.waits, self.resumes = layer.file_format, layer.waits, layer.reads == ENCODED
+        self.format, self.waits, self.resumes = layer.file_format, layer.needs_all_steps, layer.reads == ENCODED
         self.layer = layer.eval()
 
     @classmethod

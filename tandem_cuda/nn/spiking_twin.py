@@ -44,7 +44,7 @@ class SpikingTwin(WeightedLayer):
     @property
     def is_frozen(self) -> bool:
         """Whether the weights are constant."""
-        return "gain" in self._buffers
+        return "weight" in self._buffers and "gain" in self._buffers  # a user's own layer may have a buffer "gain"
 
     # -- settings and constants
 
@@ -152,7 +152,7 @@ class SpikingTwin(WeightedLayer):
         return layer.with_constants(constants)
 
     @property
-    def waits(self) -> bool:
+    def needs_all_steps(self) -> bool:
         return self.neuron.two_phase
 
     @property
