@@ -82,7 +82,7 @@ BUGS = [
         "(i * size // n, -(-(i + 1) * size // n))", "(i * size // n, (i + 1) * size // n)",
         "test_pooling_layers.py::test_pooling"),
     Bug("gradient of a pooling not divided by its threshold", "nn/pool.py",
-        "mean = super().forward(x.count) / self.threshold", "mean = super().forward(x.count)",
+        "return mean / self.threshold", "return mean",
         "test_pooling_layers.py::test_pooling_has_the_gradient_of_torch"),
     Bug("sides of a window added up", "nn/pool.py",
         "override or r * c", "override or r + c",

@@ -100,9 +100,7 @@ class SpikingAverage(Pooling):
         check_image(self, x)
         with torch.no_grad():
             bits, _ = self.spikes(x)
-        mean = None
-        if needs_gradient(x.carried_count):
-            mean = super().forward(x.count) / self.threshold
+        mean = self._mean(x.count) if needs_gradient(x.carried_count) else None
         return carrying(bits, x, mean, self.amplitude)
 
     def spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
@@ -231,8 +229,12 @@ class SpikingAverage(Pooling):
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        mean = super().forward(x.count) / self.threshold
-        return without_spikes(mean, x.time_steps, x.amplitude * self.amplitude, x.paired)
+        return without_spikes(self._mean(x.count), x.time_steps, x.amplitude * self.amplitude, x.paired)
+
+    def _mean(self, count: Tensor) -> Tensor:
+        """Return what the ANN computes of counts, in spikes."""
+        mean: Tensor = super().forward(count)
+        return mean / self.threshold
 
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
         """Write the sums or means of windows and the neurons as nodes of NIR."""
