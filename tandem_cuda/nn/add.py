@@ -147,12 +147,8 @@ class TandemAdd(Spiking):
 
     def _adds_pairs(self, inputs: Sequence[SpikeTrain | Value]) -> bool:
         """Return whether the sums are pairs: the sums of a branch with pairs, or of trains that are all paired."""
-        return self.fires_pairs or (
-            all(
-                x.paired for branch, x in zip(self.branches, inputs, strict=True) if not isinstance(branch, TandemLayer)
-            )
-            and not any(True for _ in self._layers())
-        )
+        has_weights = any(True for _ in self._layers())
+        return self.fires_pairs if has_weights else all(x.paired for x in inputs)
 
     def check_inputs(self, inputs: Sequence[Any]) -> None:
         if len(inputs) != len(self.branches):
