@@ -38,7 +38,7 @@ GROUPS = {
     ),
     "thread sanitizer": Group("tests/test_sanitizers.py::test_every_operator[thread]", None),
     "source distribution": Group("tests/test_build.py", "setup.py CMakeLists.txt pyproject.toml MANIFEST.in"),
-    "aarch64": Group("tests/test_aarch64.py", "csrc/cpu/** csrc/**.h tests/cpp/*"),
+    "aarch64": Group("tests/test_aarch64.py", "csrc/cpu/** csrc/**.isa.cpp csrc/**.h tests/cpp/*"),
     "CUDA resources": Group(
         "tests/test_cuda_resources.py", f"{DEVICE} tests/cuda_resources.toml tests/cpp/cuda_device/**"
     ),

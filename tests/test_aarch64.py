@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 ISAS = ["scalar", "neon"]
 CASES = 566
-KERNELS = ["csrc/cpu/scalar.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/aligned_buffer.cpp"]
+KERNELS = sorted(ROOT.glob("csrc/ops/*/*.isa.cpp"))
+SUPPORT = ["csrc/cpu/isa.cpp", "csrc/cpu/aligned_buffer.cpp"]
+OPTIONS = {"scalar": ["-DTANDEM_ISA=scalar"], "neon": ["-DTANDEM_ISA=neon", "-DTANDEM_NEON"]}  # as in CMakeLists.txt
 PROGRAMS = ["tests/cpp/cpu_kernels.cpp", "tests/cpp/cpu_calls.cpp"]
 
 
-def build(compiler, folder, kernels, *options):
+def build(compiler, folder, isas, *options, objects=()):
     """Compile the programs with the flags that the build gives to these kernels. Returns their folder.
 
-    kernels: sources, or object files.
+    isas: the instruction sets to compile kernels for. objects: object files of kernels that exist.
     """
     cmake = (ROOT / "CMakeLists.txt").read_text()
     float_flags, warning_flags = (
@@ -37,27 +40,34 @@ def build(compiler, folder, kernels, *options):
         assert result.returncode == 0, result.stderr
         return arguments[-1]
 
-    objects = [
-        source if Path(source).suffix == ".o" else compiled("-c", source, "-o", folder / f"{Path(source).stem}.o")
-        for source in kernels
-    ]
+    def to_object(source, name, *more):
+        return compiled("-c", source, *more, "-o", folder / f"{Path(source).stem}-{name}.o")
+
+    objects = [*objects, *(to_object(source, "support") for source in SUPPORT)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(to_object, source, isa, *OPTIONS[isa]) for isa in isas for source in KERNELS]
+        objects += [job.result() for job in jobs]
     for source in PROGRAMS:
         compiled(source, *objects, "-o", folder / Path(source).stem)
     return folder
 
 
-def scalar_kernels():
-    """The library's own object file if it was built here from these sources, else the source: minutes of work."""
-    objects = ROOT.glob("build/*/CMakeFiles/tandem_cpu_kernels.dir/csrc/cpu/scalar.cpp.o")
+def scalar_objects():
+    """The library's own object files if they were built here from these sources, else none."""
     newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*"))
-    return next((path for path in objects if path.stat().st_mtime > newest), KERNELS[0])
+    for folder in ROOT.glob("build/*/CMakeFiles/tandem_scalar_kernels.dir"):
+        objects = [folder / f"{source.relative_to(ROOT)}.o" for source in KERNELS]
+        if all(path.exists() and path.stat().st_mtime > newest for path in objects):
+            return objects
+    return []
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     """The commands of the programs, without their names."""
-    kernels = [scalar_kernels(), *KERNELS[1:]]
-    folder = build(shlex.split(os.environ.get("CXX", "c++")), tmp_path_factory.mktemp("here"), kernels)
+    objects = scalar_objects()
+    compiler, folder = shlex.split(os.environ.get("CXX", "c++")), tmp_path_factory.mktemp("here")
+    build(compiler, folder, [] if objects else ["scalar"], objects=objects)
     return lambda program: [folder / program]
 
 
@@ -68,8 +78,7 @@ def emulated(tmp_path_factory):
     missing = {tool: package for tool, package in packages.items() if not shutil.which(tool)}
     if missing:
         pytest.skip(f"needs {', '.join(missing)} (Debian: {', '.join(missing.values())})")
-    kernels = [*KERNELS, "csrc/cpu/neon.cpp"]
-    folder = build([CROSS_COMPILER], tmp_path_factory.mktemp("aarch64"), kernels, "-static", "-DTANDEM_NEON_KERNELS")
+    folder = build([CROSS_COMPILER], tmp_path_factory.mktemp("aarch64"), ISAS, "-static", "-DTANDEM_NEON_KERNELS")
     return lambda program: [EMULATOR, folder / program]
 
 

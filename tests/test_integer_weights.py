@@ -277,11 +277,10 @@ def test_eval_mode_notices(change):
 
 
 @pytest.mark.parametrize("engine", ["auto", "event", "dense"])
-@pytest.mark.parametrize("value", [32639, 30000])
-def test_sums_beyond_32_bits(value, engine):
-    """70,000 inputs: sums of the larger value do not fit 32 bits, those of the smaller one do."""
+def test_sums_that_nearly_fill_32_bits(engine):
+    """70,000 inputs, of weights whose magnitudes add up to just less than 2^31."""
     inputs, neuron = 70_000, IF(1.0)
-    weight = torch.full((3, inputs), value, dtype=torch.int16)
+    weight = torch.full((3, inputs), 30000, dtype=torch.int16)
     weight[1] *= -1
     weight[2, ::2] = 7
     bits = torch.full((1, 2, inputs), 0b101, dtype=torch.uint8)
@@ -295,6 +294,18 @@ def test_sums_beyond_32_bits(value, engine):
         ops.count_linear(bits, weight, bias, scale=scale, engine=engine),
         reference.count_linear(bits, weight, bias, scale=scale),
     )
+
+
+@pytest.mark.parametrize("engine", ["auto", "event", "dense"])
+def test_sums_beyond_32_bits_are_refused(engine):
+    weight, bits = torch.full((3, 70_000), 32639, dtype=torch.int16), torch.ones(1, 2, 70_000, dtype=torch.uint8)
+    weight[1:] = 0
+    named = {"scale": torch.ones(3), "engine": engine}
+    message = "the magnitudes of a neuron's torch.int16 weights must add up to less than 2\\^31"
+    with pytest.raises(RuntimeError, match=f"spiking_linear: {message}"):
+        ops.spiking_linear(bits, weight, time_steps=3, **named)
+    with pytest.raises(RuntimeError, match=f"count_linear: {message}"):
+        ops.count_linear(bits, weight, **named)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (4, 1, 3, 3)])

@@ -76,7 +76,7 @@ def included(sources):
     ("name", "sources"),
     [
         ("address sanitizer", ["csrc/**/*.cpp"]),
-        ("aarch64", ["csrc/cpu/neon.cpp", "csrc/cpu/isa.cpp", "tests/cpp/*.cpp"]),
+        ("aarch64", ["csrc/**/*.isa.cpp", "csrc/cpu/isa.cpp", "tests/cpp/*.cpp"]),
         ("CUDA resources", ["csrc/ops/*/*.cu", "tests/cpp/cuda_device/*.cu"]),
         ("CUDA kernels on the host", ["tests/cpp/cuda_host/*.cpp"]),
     ],
@@ -111,7 +111,7 @@ def test_patterns(pattern, file, expected):
         ("tandem_cuda/nn/tandem.py", []),
         ("tests/test_large.py", []),
         ("csrc/module.cpp", ["address sanitizer"]),
-        ("csrc/cpu/neon.cpp", ["address sanitizer", "aarch64"]),
+        ("csrc/cpu/isa.cpp", ["address sanitizer", "aarch64"]),
         ("csrc/ops/max_pool/max_pool_spikes.cu", ["address sanitizer", "CUDA resources", "CUDA kernels on the host"]),
         ("CMakeLists.txt", ["address sanitizer", "source distribution"]),
         ("examples/train.py", ["examples"]),

@@ -4,29 +4,14 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "cpu/kernels.h"
-
 namespace tandem {
 
 namespace {
 
 // Ascending: the last one that runs is the default.
-std::vector<const Kernels*> compiled() {
-  std::vector<const Kernels*> all = {&scalar::kernels};
-#if defined(TANDEM_AVX2_KERNELS)
-  all.push_back(&avx2::kernels);
-#endif
-#if defined(TANDEM_AVX512_KERNELS)
-  all.push_back(&avx512::kernels);
-#endif
-#if defined(TANDEM_AVX512VBMI2_KERNELS)
-  all.push_back(&avx512vbmi2::kernels);
-#endif
-#if defined(TANDEM_NEON_KERNELS)
-  all.push_back(&neon::kernels);
-#endif
-  return all;
-}
+#define TANDEM_NAME_(isa, of) #isa,
+constexpr const char* kNames[] = {TANDEM_ISAS(TANDEM_NAME_, )};
+constexpr int kIsas = sizeof(kNames) / sizeof(kNames[0]);
 
 bool processor_has(const std::string& isa) {
 #if defined(TANDEM_X86_KERNELS)
@@ -47,48 +32,46 @@ bool processor_has(const std::string& isa) {
   return isa == "scalar";
 }
 
-std::vector<const Kernels*> runnable() {
+// Indices of kNames.
+std::vector<int> runnable() {
   const char* text = std::getenv("TANDEM_CPU_ISA");
   const std::string cap = text ? text : "";
-  std::vector<const Kernels*> out;
+  std::vector<int> out;
   bool known = cap.empty();
-  for (const Kernels* k : compiled()) {
-    if (processor_has(k->isa)) out.push_back(k);
-    if (cap == k->isa) {
-      known = true;
-      break;
-    }
+  for (int i = 0; i < kIsas && (!known || cap.empty()); ++i) {
+    if (processor_has(kNames[i])) out.push_back(i);
+    known = known || cap == kNames[i];
   }
   if (!known) {
     std::string message = "TANDEM_CPU_ISA must be one of";
-    for (const Kernels* k : compiled()) message += std::string(" ") + k->isa;
+    for (const char* name : kNames) message += std::string(" ") + name;
     throw std::invalid_argument(message + ", got " + cap);
   }
   return out;
 }
 
-std::atomic<const Kernels*>& active() {
-  static std::atomic<const Kernels*> current{runnable().back()};
+std::atomic<int>& active() {
+  static std::atomic<int> current{runnable().back()};
   return current;
-}
-
-std::vector<std::string> names(const std::vector<const Kernels*>& all) {
-  std::vector<std::string> out;
-  for (const Kernels* k : all) out.emplace_back(k->isa);
-  return out;
 }
 
 }  // namespace
 
-std::vector<std::string> compiled_isas() { return names(compiled()); }
-std::vector<std::string> runnable_isas() { return names(runnable()); }
-std::string active_isa() { return kernels().isa; }
-const Kernels& kernels() { return *active().load(std::memory_order_relaxed); }
+std::vector<std::string> compiled_isas() { return {kNames, kNames + kIsas}; }
+
+std::vector<std::string> runnable_isas() {
+  std::vector<std::string> out;
+  for (const int i : runnable()) out.emplace_back(kNames[i]);
+  return out;
+}
+
+std::string active_isa() { return kNames[active_isa_index()]; }
+int active_isa_index() { return active().load(std::memory_order_relaxed); }
 
 void set_active_isa(const std::string& name) {
-  for (const Kernels* k : runnable()) {
-    if (name == k->isa) {
-      active().store(k, std::memory_order_relaxed);
+  for (const int i : runnable()) {
+    if (name == kNames[i]) {
+      active().store(i, std::memory_order_relaxed);
       return;
     }
   }

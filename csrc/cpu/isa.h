@@ -4,17 +4,40 @@
 #include <string>
 #include <vector>
 
+// X(isa, of) for each instruction set that the build compiles kernels for, in ascending order.
+#if defined(TANDEM_AVX2_KERNELS)
+#define TANDEM_AVX2_(X, of) X(avx2, of)
+#else
+#define TANDEM_AVX2_(X, of)
+#endif
+#if defined(TANDEM_AVX512_KERNELS)
+#define TANDEM_AVX512_(X, of) X(avx512, of)
+#else
+#define TANDEM_AVX512_(X, of)
+#endif
+#if defined(TANDEM_AVX512VBMI2_KERNELS)  // of Ice Lake, Zen 4 and later
+#define TANDEM_AVX512VBMI2_(X, of) X(avx512vbmi2, of)
+#else
+#define TANDEM_AVX512VBMI2_(X, of)
+#endif
+#if defined(TANDEM_NEON_KERNELS)  // of aarch64
+#define TANDEM_NEON_(X, of) X(neon, of)
+#else
+#define TANDEM_NEON_(X, of)
+#endif
+#define TANDEM_ISAS(X, of) \
+  X(scalar, of)            \
+  TANDEM_AVX2_(X, of) TANDEM_AVX512_(X, of) TANDEM_AVX512VBMI2_(X, of) TANDEM_NEON_(X, of)
+
 namespace tandem {
 
-struct Kernels;
-
 std::vector<std::string> compiled_isas();
-// Those of the compiled ones that this processor has, in ascending order, capped by TANDEM_CPU_ISA.
+// The compiled instruction sets that this processor has, in ascending order, capped by TANDEM_CPU_ISA.
 std::vector<std::string> runnable_isas();
 std::string active_isa();
+// Where the instruction set in use stands in TANDEM_ISAS.
+int active_isa_index();
 // Throws std::invalid_argument for a name that is not runnable.
 void set_active_isa(const std::string& name);
-
-const Kernels& kernels();
 
 }  // namespace tandem

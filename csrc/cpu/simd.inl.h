@@ -1,7 +1,7 @@
 // Vectors of the instruction set being compiled, through the compiler's vector extensions: the same expressions become
 // AVX-512, AVX2, SSE2 or NEON code. Intrinsics stand only where compilers make poor code of the expressions.
 //
-// TANDEM_NEON is neon.cpp's: every compiler for aarch64 has the intrinsics, but scalar.cpp does without.
+// TANDEM_NEON: of the instruction set neon. Every compiler for aarch64 has its intrinsics, but scalar does without.
 #pragma once
 
 #include <cstdint>
@@ -338,5 +338,11 @@ TANDEM_HOST Vec<T> negative_nan(Vec<T> v) {
   return v == v ? v : broadcast(-std::numeric_limits<T>::quiet_NaN());
 #endif
 }
+
+// kLanes<T> numbers of type C.
+template <class T, class C>
+struct LanesOf {
+  typedef C type __attribute__((vector_size(kLanes<T> * sizeof(C)), may_alias));
+};
 
 }  // namespace tandem::TANDEM_ISA

@@ -5,8 +5,10 @@
 
 #include "calls.h"
 #include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "event_product.h"
+#include "ops/neuron_loop/cpu_kernels.h"
+#include "ops/ordered_product/cpu_kernels.h"
+#include "ops/spike_train/cpu_kernels.h"
 
 namespace {
 
@@ -26,15 +28,16 @@ void product() {
   const ConvGeometry& g = call.geometry;
   const Packed<E> packed(g, call.weight.data);
   EventTileArgs<E, float> args = {};
-  call.give(args);
+  call.give(args.sink);
   if (call.counts) {  // of which the binary digits are spikes
     int64_t digits = 3;
     while (call.planes >> (digits - 3)) ++digits;
     std::vector<uint8_t> bytes(static_cast<size_t>(planes_for(digits) * call.inputs));
-    kernels().count_bytes(call.bits.data, call.planes, call.inputs, 0, call.inputs, bytes.data(), planes_for(digits));
+    kernels<SpikeTrainKernels>().count_bytes(call.bits.data, call.planes, call.inputs, 0, call.inputs, bytes.data(),
+                                             planes_for(digits));
     events_of<E>(g, bytes.data(), digits).run(args, packed.data, call.engine == 1 ? Sums::kTables : Sums::kVisits);
   } else {
-    args.bits = call.out_bits.data;
+    args.sink.bits = call.out_bits.data;
     events_of<E>(g, call.bits.data, call.time_steps)
         .run(args, packed.data, call.engine == 1 ? Sums::kTables : Sums::kVisits);
   }
@@ -60,7 +63,7 @@ void ordered_product() {
     for (args.row_begin = 0; args.row_begin < g.pixels_out(); args.row_begin = args.row_end) {
       args.row_end = std::min(g.pixels_out(), args.row_begin + kTileRows);
       args.out = call.output.data + args.row_begin * g.out_channels + group * g.group_out() + b * packed.block;
-      kernels().ordered_tile<E>()(args);
+      kernels<OrderedProductKernels>().ordered_tile(args);
     }
   }
   call.output.write();
@@ -79,7 +82,7 @@ void neurons() {
   args.current_stride = args.bits_stride = call.neurons;
   if (args.scale) args.scale = scale.data();
   if (args.bias) args.bias = bias.data();
-  kernels().f32.integrate_and_fire(args, 0, call.neurons);
+  kernels<NeuronLoopKernels>().integrate_and_fire(args, 0, call.neurons);
   call.write();
 }
 

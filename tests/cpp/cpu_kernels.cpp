@@ -4,6 +4,8 @@
 // The project promises the same bits everywhere; what this prints on one processor must be what it prints on another.
 // So inputs come from integers alone, and all NaNs count as one: their sign bit is the processor's own choice. One
 // file, so that a cross compiler needs one command.
+#include "ops/max_pool/cpu_kernels.h"
+
 #include <algorithm>
 #include <cinttypes>
 #include <cmath>
@@ -19,9 +21,14 @@
 #include "cpu/aligned_buffer.h"
 #include "cpu/finite.h"
 #include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "event_product.h"
+#include "ops/neuron_loop/cpu_kernels.h"
+#include "ops/ordered_product/cpu_kernels.h"
 #include "ops/product/block_size.h"
+#include "ops/product/cpu_count_kernels.h"
+#include "ops/product/cpu_depthwise_kernels.h"
+#include "ops/spike_train/cpu_kernels.h"
+#include "ops/tandem_count/cpu_kernels.h"
 
 namespace tandem {
 
@@ -162,8 +169,8 @@ void integrate_and_fire(CurrentMode mode, int64_t time_steps, T leak, unsigned o
   args.time_steps = time_steps;
   args.mode = mode;
   args.neuron = neuron(leak);
-  kernels().typed<T>().integrate_and_fire(args, 0, split);
-  kernels().typed<T>().integrate_and_fire(args, split, neurons);
+  kernels<NeuronLoopKernels>().integrate_and_fire(args, 0, split);
+  kernels<NeuronLoopKernels>().integrate_and_fire(args, split, neurons);
 
   Hash hash;
   hash.add(bits);
@@ -180,7 +187,7 @@ constexpr int64_t kNeurons = 301, kSplit = 130;
 
 template <class D>
 void pack_and_unpack(int64_t time_steps) {
-  const DenseKernels<D>& k = kernels().dense<D>();
+  const SpikeTrainKernels& k = kernels<SpikeTrainKernels>();
   Random random;
   std::vector<D> dense(static_cast<size_t>(time_steps * kNeurons));
   for (D& x : dense) x = static_cast<D>(random.next() >> 63);
@@ -208,7 +215,7 @@ template <class T>
 void spike_count(int64_t time_steps) {
   const std::vector<uint8_t> bits = Random().planes(time_steps, kNeurons, 1);
   std::vector<T> count(kNeurons);
-  const TypedKernels<T>& k = kernels().typed<T>();
+  const SpikeTrainKernels& k = kernels<SpikeTrainKernels>();
   k.spike_count(bits.data(), planes_for(time_steps), kNeurons, 0, kSplit, count.data());
   k.spike_count(bits.data(), planes_for(time_steps), kNeurons, kSplit, kNeurons, count.data());
   Hash hash;
@@ -219,7 +226,8 @@ void spike_count(int64_t time_steps) {
 void count_bytes(int64_t time_steps, int64_t byte_planes) {
   const std::vector<uint8_t> bits = Random().planes(time_steps, kNeurons, 1);
   std::vector<uint8_t> bytes(static_cast<size_t>(byte_planes * kNeurons));
-  kernels().count_bytes(bits.data(), planes_for(time_steps), kNeurons, 0, kNeurons, bytes.data(), byte_planes);
+  kernels<SpikeTrainKernels>().count_bytes(bits.data(), planes_for(time_steps), kNeurons, 0, kNeurons, bytes.data(),
+                                           byte_planes);
   Hash hash;
   hash.add(bytes);
   hash.print("count_bytes" + steps_name(time_steps));
@@ -227,7 +235,7 @@ void count_bytes(int64_t time_steps, int64_t byte_planes) {
 
 void count_spikes(int64_t begin, int64_t end) {
   const std::vector<uint8_t> bits = Random().planes(kStepsPerPlane, kNeurons, 1);
-  const int64_t spikes = kernels().count_spikes(bits.data(), begin, end);
+  const int64_t spikes = kernels<SpikeTrainKernels>().count_spikes(bits.data(), begin, end);
   Hash hash;
   hash.add(&spikes, sizeof(spikes));
   hash.print("count_spikes " + std::to_string(begin) + ".." + std::to_string(end));
@@ -251,9 +259,9 @@ void max_pool(int64_t channels, int64_t time_steps, bool given) {
   std::vector<uint8_t> out(static_cast<size_t>(args.planes * g.pixels_out() * channels));
   args.out = out.data();
   const AlignedBuffer<uint8_t> scratch("max_pool", pool_pixels(g) * pool_scratch_bytes(pool_taps(g)));
-  kernels().max_pool(args, 0, g.pixels_out(), scratch.data);
+  kernels<MaxPoolKernels>().max_pool(args, 0, g.pixels_out(), scratch.data);
   const auto neurons = static_cast<int64_t>(count.size());
-  kernels().add_counts(bits.data(), args.planes, neurons, 0, neurons, args.count, count.data());
+  kernels<SpikeTrainKernels>().add_counts(bits.data(), args.planes, neurons, 0, neurons, args.count, count.data());
   Hash hash;
   hash.add(out);
   hash.add(count);
@@ -275,7 +283,7 @@ void whole_bytes(bool odd) {
   }
   std::vector<uint8_t> bytes(kNeurons);
   int64_t ones = 0;
-  const bool whole = kernels().typed<T>().whole_bytes(values.data(), 1, kNeurons, bytes.data(), &ones);
+  const bool whole = kernels<SpikeTrainKernels>().whole_bytes(values.data(), 1, kNeurons, bytes.data(), &ones);
   Hash hash;
   hash.add(bytes);
   hash.add(&ones, sizeof(ones));
@@ -291,7 +299,7 @@ void tandem_count_backward() {
   v[7] = std::numeric_limits<T>::quiet_NaN();
   v[8] = std::numeric_limits<T>::infinity();
   v[300] = T(0.5);
-  kernels().typed<T>().tandem_count_backward(grad.data(), v.data(), 0, kNeurons, T(0.7), T(0.5), out.data());
+  kernels<TandemCountKernels>().tandem_count_backward(grad.data(), v.data(), 0, kNeurons, T(0.7), T(0.5), out.data());
   Hash hash;
   hash.add(out);
   hash.print(std::string("tandem_count_backward ") + kName<T>);
@@ -352,8 +360,8 @@ void depthwise(int64_t channels, int64_t multiplier, int64_t time_steps, T leak,
   args.time_steps = time_steps;
   args.neuron = neuron(leak);
   args.scratch = scratch.data();
-  kernels().typed<T>().depthwise(args, 0, 13);
-  kernels().typed<T>().depthwise(args, 13, g.pixels_out());
+  kernels<DepthwiseKernels>().depthwise(args, 0, 13);
+  kernels<DepthwiseKernels>().depthwise(args, 13, g.pixels_out());
 
   Hash hash;
   hash.add(out_bits);
@@ -386,14 +394,15 @@ void event_product(const ConvGeometry& g, int64_t taps_per_chunk, int64_t unit_c
   std::vector<uint8_t> out_bits(static_cast<size_t>(planes * outputs));
 
   EventTileArgs<E, T> args = {};
-  args.scale = data_if(options & kScale, scale);
-  args.bias = data_if(options & kBias, bias);
-  args.initial = {data_if(options & kInitial, initial), 0};
-  args.bits = data_if(leak != 0, out_bits);
-  args.sum = data_if((options & kSum) || leak == 0, sum);
-  args.add_sum = options & kAddSum;
-  args.state = {data_if(options & kPotential, potential), 0};
-  args.neuron = neuron(leak);
+  EventSink<T>& sink = args.sink;
+  sink.scale = data_if(options & kScale, scale);
+  sink.bias = data_if(options & kBias, bias);
+  sink.initial = {data_if(options & kInitial, initial), 0};
+  sink.bits = data_if(leak != 0, out_bits);
+  sink.sum = data_if((options & kSum) || leak == 0, sum);
+  sink.add_sum = options & kAddSum;
+  sink.state = {data_if(options & kPotential, potential), 0};
+  sink.neuron = neuron(leak);
   const std::vector<T> before = sum;
   product.run(args, weight.data, Sums::kVisits);
 
@@ -463,7 +472,7 @@ void listed_counts(const ConvGeometry& g, unsigned options) {
     for (int64_t task = 0; task < g.groups * tiles; ++task) {
       const int64_t group = task / tiles, begin = task % tiles * rows, end = std::min(g.pixels_out(), begin + rows);
       const CountLists place = sizes.lists(lists.data);
-      kernels().list_tile({&g, bytes, bytes + inputs, group, begin, end, place});
+      kernels<CountKernels>().list_tile({&g, bytes, bytes + inputs, group, begin, end, place});
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t channel = group * g.group_out() + b * block;
         CountSweepArgs<T> args = {};
@@ -480,7 +489,7 @@ void listed_counts(const ConvGeometry& g, unsigned options) {
         args.bias = plane > 0 && (options & kBias) ? bias.data() + channel : nullptr;
         args.sum = sum.data() + channel;
         args.scratch = scratch.data;
-        kernels().typed<T>().sweep_counts(args);
+        kernels<CountKernels>().sweep_counts(args);
       }
     }
   }
@@ -511,7 +520,7 @@ void ordered_product() {
     args.row_end = g.pixels_out();
     args.out = out.data() + group * g.group_out() + b * block;
     args.scratch = scratch.data;
-    kernels().ordered_tile<E>()(args);
+    kernels<OrderedProductKernels>().ordered_tile(args);
   }
   Hash hash;
   hash.add(out);
@@ -578,7 +587,7 @@ void typed_cases() {
 
 int main() {
   using namespace tandem;
-  std::printf("%s\n", kernels().isa);
+  std::printf("%s\n", active_isa().c_str());
   typed_cases<float>();
   typed_cases<double>();
   for (const int64_t time_steps : {1, 8, 20}) pack_and_unpack<uint8_t>(time_steps);

@@ -10,8 +10,8 @@
 #include "core/bit_planes.h"
 #include "cpu/aligned_buffer.h"
 #include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "ops/product/block_size.h"
+#include "ops/product/cpu_event_kernels.h"
 
 namespace tandem {
 
@@ -89,8 +89,8 @@ class EventProduct {
     unit_args.units = units.data();
     if (!joins) {
       const int64_t some = std::min<int64_t>(5, pixels);
-      kernels().build_units(unit_args, 0, some);
-      kernels().build_units(unit_args, some, pixels);
+      kernels<EventKernels>().build_units(unit_args, 0, some);
+      kernels<EventKernels>().build_units(unit_args, some, pixels);
     }
 
     std::memset(visits_.data, 0, visits_.bytes);  // not all is written
@@ -115,7 +115,8 @@ class EventProduct {
     visit_args_.visits = visits_.data;
     visit_args_.widened = widened.data();
     for (int64_t task = 0; task < tasks(); ++task) {
-      kernels().build_visits(visit_args_, task / tiles_ / g.groups, task / tiles_ % g.groups, task % tiles_);
+      kernels<EventKernels>().build_visits(visit_args_, task / tiles_ / g.groups, task / tiles_ % g.groups,
+                                           task % tiles_);
     }
   }
 
@@ -128,7 +129,8 @@ class EventProduct {
   // tables are of integers alone.
   void run(const EventTileArgs<E, T>& args, const E* weight, Sums sums) const {
     const bool tables = sums == Sums::kTables;
-    const AlignedBuffer<uint8_t> scratch("event tile", event_scratch_bytes<E, T>(kRows, block, states_of(args.neuron)));
+    const AlignedBuffer<uint8_t> scratch("event tile",
+                                         event_scratch_bytes<E, T>(kRows, block, states_of(args.sink.neuron)));
     std::memset(scratch.data, 0xA5, scratch.bytes);
     const AlignedBuffer<uint8_t> table("event tile", std::max(kTableBytes, window_bytes(g_)));
     std::vector<uint64_t> words;
@@ -136,8 +138,8 @@ class EventProduct {
       const int64_t size = g_.pixels_in() * kStepsPerPlane, group_words = group_words_for(g_.group_in());
       if (tables) words.resize(static_cast<size_t>(planes_ * g_.groups * group_words * size));
       for (int64_t p = 0; tables && p < planes_; ++p) {
-        kernels().build_words(bits_ + p * g_.pixels_in() * g_.in_channels, g_.pixels_in(), g_.groups, g_.group_in(),
-                              words.data() + p * g_.groups * group_words * size, size);
+        kernels<EventKernels>().build_words(bits_ + p * g_.pixels_in() * g_.in_channels, g_.pixels_in(), g_.groups,
+                                            g_.group_in(), words.data() + p * g_.groups * group_words * size, size);
       }
     }
     for (int64_t task = 0; task < g_.groups * blocks * tiles_; ++task) {
@@ -145,37 +147,30 @@ class EventProduct {
       const int64_t channel = group * g_.group_out() + b * block;
       EventTileArgs<E, T> tile = args;
       tile.geometry = &g_;
-      tile.words = tables ? words.data() : nullptr;
-      tile.group_words = group_words_for(g_.group_in());
-      if (sums == Sums::kWindows) tile.spikes = bits_;
-      tile.spikes_stride = g_.pixels_in() * g_.in_channels;
-      tile.visits = visits_.data;
-      tile.visits_per_tile = visit_args_.visits_per_tile;
-      tile.widened = widened.data();
-      tile.chunks = visit_args_.chunks;
-      tile.chunk_begin = begin_.data();
-      tile.tiles = tiles_;
+      if (tables) tile.source.words = words.data();
+      tile.source.group_words = group_words_for(g_.group_in());
+      if (sums == Sums::kWindows) tile.source.spikes = bits_;
+      tile.source.spikes_stride = g_.pixels_in() * g_.in_channels;
+      if (sums == Sums::kVisits) tile.source.visits = visits_.data;
+      tile.source.visits_per_tile = visit_args_.visits_per_tile;
+      tile.source.widened = widened.data();
+      tile.source.chunks = visit_args_.chunks;
+      tile.source.chunk_begin = begin_.data();
+      tile.source.tiles = tiles_;
+      tile.source.tile = task % tiles_;
       tile.steps = steps_;
       tile.weight = weight + (group * blocks + b) * g_.features() * block;
       tile.block = tile.weight_stride = block;
       tile.valid = std::min(block, g_.group_out() - b * block);
       tile.group = group;
-      tile.tile = task % tiles_;
-      tile.row_begin = tile.tile * kRows;
+      tile.row_begin = tile.source.tile * kRows;
       tile.row_end = std::min(g_.pixels_out(), tile.row_begin + kRows);
       tile.row_stride = g_.out_channels;
-      tile.bits_stride = g_.pixels_out() * g_.out_channels;
-      if (tile.scale) tile.scale += channel;
-      if (tile.bias) tile.bias += channel;
-      tile.initial = tile.initial + channel;
-      if (tile.bits) tile.bits += channel;
-      if (tile.sum) tile.sum += channel;
-      tile.state = tile.state + channel;
-      tile.joined = tile.joined.at(0, channel);
-      if (tile.joined.amplitude) tile.joined.amplitude += channel;
+      tile.sink.bits_stride = g_.pixels_out() * g_.out_channels;
+      tile.sink = tile.sink.at_channel(channel);
       tile.scratch = scratch.data;
       tile.table = table.data;
-      kernels().event_tile<E>()(tile);
+      kernels<EventKernels>().event_tile(tile);
     }
   }
 };

@@ -6,10 +6,10 @@
 #include <tuple>
 
 #include "cpu/aligned_buffer.h"
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "ops/max_pool/cpu_kernels.h"
 #include "ops/max_pool/plan.h"
+#include "ops/spike_train/cpu_kernels.h"
 
 namespace tandem {
 
@@ -32,13 +32,13 @@ std::tuple<Tensor, Tensor> max_pool_spikes(const Tensor& bits, const std::option
     const int64_t taps = pool_taps(g), grain = std::max<int64_t>(1, kGrain / (taps * g.in_channels));
     parallel_ranges(g.pixels_out(), grain, [&](int64_t begin, int64_t end) {
       const AlignedBuffer<uint8_t> scratch("max_pool_spikes", pool_pixels(g) * pool_scratch_bytes(taps));
-      kernels().max_pool(args, begin, end, scratch.data);
+      kernels<MaxPoolKernels>().max_pool(args, begin, end, scratch.data);
     });
   }
   if (int32_t* const counts = output<int32_t>(plan.out_count)) {
     const int64_t neurons = plan.out_count.numel();
     parallel_ranges(neurons, kGrain, [&](int64_t begin, int64_t end) {
-      kernels().add_counts(args.bits, args.planes, neurons, begin, end, args.count, counts);
+      kernels<SpikeTrainKernels>().add_counts(args.bits, args.planes, neurons, begin, end, args.count, counts);
     });
   }
   return {plan.out, plan.out_count};

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "core/bit_planes.h"
-#include "cpu/kernels.h"
 #include "cpu/simd.inl.h"
+#include "ops/max_pool/cpu_kernels.h"
 
 namespace tandem::TANDEM_ISA {
 

@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "neuron/joined.h"
+#include "ops/neuron_loop/cpu_kernels.h"
 
 namespace tandem {
 
@@ -35,8 +35,9 @@ template <class T>
 void run_neurons(IntegrateAndFireArgs<T> args, int64_t neurons) {
   constexpr int64_t kGrain = 8192;  // enough work to pay for a thread
   const RepeatedChannels<T> repeated(args);
-  parallel_ranges(neurons, kGrain,
-                  [&](int64_t begin, int64_t end) { kernels().typed<T>().integrate_and_fire(args, begin, end); });
+  parallel_ranges(neurons, kGrain, [&](int64_t begin, int64_t end) {
+    kernels<NeuronLoopKernels>().integrate_and_fire(args, begin, end);
+  });
 }
 
 // Lets another branch join a series of currents, args.current, which are `current`: with scale and bias applied, they

@@ -3,9 +3,9 @@
 #pragma once
 
 #include "core/bit_planes.h"
-#include "cpu/kernels.h"
 #include "cpu/simd.inl.h"
 #include "neuron/epilogue.inl.h"
+#include "ops/neuron_loop/cpu_kernels.h"
 
 namespace tandem::TANDEM_ISA {
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ops/neuron_loop/cpu_run_neurons.h"
+#include "ops/ordered_product/cpu_kernels.h"
 #include "ops/ordered_product/plan.h"
 #include "ops/product/cpu_pack_weight.h"
 #include "ops/product/cpu_tiles.h"
@@ -35,7 +36,7 @@ struct Tiles {
     tile.row_end = row_end;
     tile.out = out + group * g.group_out() + b * layout.block;
     tile.scratch = scratch;
-    kernels().ordered_tile<E>()(tile);
+    kernels<OrderedProductKernels>().ordered_tile(tile);
   }
 };
 
@@ -108,7 +109,7 @@ Tensor ordered_spikes(const Tensor& input, const Tensor& weight, const std::opti
         IntegrateAndFireArgs<float> here = args;
         here.current = current.data;
         here.bits += begin * g.out_channels;
-        kernels().typed<float>().integrate_and_fire(here, 0, (end - begin) * g.out_channels);
+        kernels<NeuronLoopKernels>().integrate_and_fire(here, 0, (end - begin) * g.out_channels);
       }
     });
   });

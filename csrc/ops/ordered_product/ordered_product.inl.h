@@ -2,9 +2,10 @@
 // each of which adds one product after the other.
 #pragma once
 
-#include "cpu/kernels.h"
 #include "cpu/simd.inl.h"
-#include "ops/product/event_tile.inl.h"
+#include "ops/ordered_product/cpu_kernels.h"
+#include "ops/product/event_rows.inl.h"
+#include "ops/product/views.inl.h"
 
 namespace tandem::TANDEM_ISA {
 
@@ -95,7 +96,7 @@ void ordered_tile(const OrderedTileArgs<E>& a) {
   alignas(64) float inputs[kOrderedPixels * kOrderedInputs];
   float* const sums = a.scratch;
   std::memset(sums, 0, static_cast<size_t>(rows * block) * sizeof(float));
-  Views views;
+  Views<kTileRows> views;
   views.look(g, a.row_begin, rows);
   const int64_t reach_h = (g.kernel_h - 1) * g.dilation_h, reach_w = (g.kernel_w - 1) * g.dilation_w;
   // Several taps of all channels, or a tap of some.

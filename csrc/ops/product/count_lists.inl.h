@@ -9,10 +9,10 @@
 // set.
 #pragma once
 
-#include "cpu/kernels.h"
 #include "cpu/simd.inl.h"
-#include "ops/product/event_tile.inl.h"
+#include "ops/product/cpu_count_kernels.h"
 #include "ops/product/event_visits.inl.h"
+#include "ops/product/views.inl.h"
 
 namespace tandem::TANDEM_ISA {
 
@@ -68,7 +68,7 @@ inline void list_tile(const CountListArgs& a) {
   const ConvGeometry& g = *a.geometry;
   const int64_t rows = a.row_end - a.row_begin, channels = g.group_in(), features = g.features();
   const uint8_t* const counts = a.counts + a.group * channels;
-  Views views;
+  Views<kTileRows> views;
   views.look(g, a.row_begin, rows);
   uint16_t* quads = a.lists.quads;
   uint8_t *places = a.lists.places, *values = a.lists.counts;

@@ -5,9 +5,9 @@
 // The weights of up to kPanelFeatures features are rearranged, four to a lane, once for all output pixels of a tile.
 #pragma once
 
-#include "cpu/kernels.h"
 #include "cpu/simd.inl.h"
-#include "ops/product/event_tile.inl.h"
+#include "ops/product/cpu_count_kernels.h"
+#include "ops/product/views.inl.h"
 
 namespace tandem::TANDEM_ISA {
 
@@ -120,7 +120,7 @@ void count_tile(const CountTileArgs<E>& a) {
   uint8_t* const nothing = panel + kPanelFeatures * block;
   std::memset(sum, 0, static_cast<size_t>(kDigits * rows * block) * sizeof(int32_t));
   std::memset(nothing, 0, kPanelFeatures);
-  Views views;
+  Views<kCountRows> views;
   views.look(g, a.row_begin, rows);
   for (int64_t tap = 0; tap < g.taps(); ++tap) {
     int64_t seen[kCountRows];
@@ -155,11 +155,13 @@ void count_tile(const CountTileArgs<E>& a) {
     }
   }
 }
+constexpr bool kMultipliesBytes = true;
 template <class E>
 constexpr auto kCountTile = count_tile<E>;
 
 #else
 
+constexpr bool kMultipliesBytes = false;
 template <class E>
 constexpr void (*kCountTile)(const CountTileArgs<E>&) = nullptr;
 

@@ -1,4 +1,20 @@
-// spiking_product and count_product on the CPU: the choice of the engine.
+// Products of spikes with weights on the CPU: which of the engines computes one. Weights are rows of `features` inputs.
+//
+//                    | spikes                          | counts                        | currents of each step
+// ------------------ | ------------------------------- | ----------------------------- | -----------------------
+// depthwise          | depthwise.inl.h                 | depthwise.inl.h               | as below
+// events, float      | visits, or lists of windows     | lists of counts               | visits, or lists of windows
+// events, integer    | visits, or lists of windows     | as spikes, one a binary digit | visits, or lists of windows
+// dense, float       | torch's convolution             | torch's convolution           | -
+// dense, integer     | tables of sums                  | bytes on VNNI, else tables    | -
+//
+// - Visits (event_visits.inl.h, event_rows.inl.h): lists of the inputs that spike, made once for all output channels.
+// - Lists of windows (window_lists.inl.h): made anew for each block of output channels, where the weights are few.
+// - Lists of counts (count_lists.inl.h): the inputs whose count is not zero, each with its count.
+// - Tables (event_tables.inl.h): 5 inputs look up the sum of their rows of weights.
+// - Bytes (count_tile.inl.h): counts times 8-bit digits of weights.
+//
+// "auto" compares the density of each sample with a crossover that was measured; integers give the same sums in all.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -7,16 +23,16 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "ops/product/cpu_count.h"
 #include "ops/product/cpu_dense.h"
 #include "ops/product/cpu_depthwise.h"
 #include "ops/product/cpu_event.h"
+#include "ops/product/cpu_event_kernels.h"
 #include "ops/product/cpu_integer.h"
 #include "ops/product/cpu_pack_weight.h"
 #include "ops/product/operators.h"
+#include "ops/spike_train/cpu_kernels.h"
 
 namespace tandem {
 
@@ -32,13 +48,13 @@ struct Planes {
 // there is nothing to add. Seven, for no number of channels that is a power of two comes round to the same channels.
 double count_ones(const uint8_t* bits, int64_t bytes) {
   constexpr int64_t kLine = 64, kEvery = 7, kLarge = int64_t{1} << 16;
-  if (bytes < kLarge) return static_cast<double>(kernels().count_spikes(bits, 0, bytes));
+  if (bytes < kLarge) return static_cast<double>(kernels<SpikeTrainKernels>().count_spikes(bits, 0, bytes));
   std::atomic<int64_t> ones{0};
   const int64_t lines = bytes / kLine / kEvery;
   parallel_ranges(lines, int64_t{1} << 13, [&](int64_t begin, int64_t end) {
     int64_t here = 0;
     for (int64_t i = begin; i < end; ++i) {
-      here += kernels().count_spikes(bits, i * kEvery * kLine, i * kEvery * kLine + kLine);
+      here += kernels<SpikeTrainKernels>().count_spikes(bits, i * kEvery * kLine, i * kEvery * kLine + kLine);
     }
     ones.fetch_add(here, std::memory_order_relaxed);
   });
@@ -162,9 +178,8 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
   const int64_t time_steps = neurons.time_steps;
   if (depthwise && engine != Engine::kDense) {
     run_spiking_depthwise(op, plan, time_steps);
-  } else if (exceeds_32_bits(plan)) {
-    run_spiking_wide(op, plan, time_steps);
   } else {
+    check_32_bits(op, plan);
     const Planes in = {static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), time_steps,
                        geometry.height * geometry.width * geometry.in_channels, geometry.batch};
     run_engines(
@@ -189,9 +204,8 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
     run_count_dense(op, plan_dense(op, plan), {0, geometry.batch});
   } else if (depthwise && engine != Engine::kDense) {
     run_count_depthwise(op, plan);
-  } else if (exceeds_32_bits(plan)) {
-    run_count_wide(op, plan);
   } else {
+    check_32_bits(op, plan);
     const BinaryCounts counts(op, plan);
     const Planes in = {counts.bytes.data, counts.planes, counts.digits,
                        geometry.height * geometry.width * geometry.in_channels, geometry.batch};
@@ -226,13 +240,10 @@ Tensor step_product(const Tensor& bits, const Tensor& weight, const std::optiona
   const ProductArguments arguments = {bits, no_count, weight, packed, scale, bias, 0, 3};
   const ProductPlan plan = plan_steps(op, arguments, time_steps, geometry, weight.dim() == 2);
   if (geometry.pixels_out() == 0) return plan.out_sum;
-  if (exceeds_32_bits(plan)) {
-    run_step_wide(op, plan, time_steps);
-  } else {
-    const Planes in = {static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), time_steps,
-                       geometry.height * geometry.width * geometry.in_channels, geometry.batch};
-    run_step_events(op, plan, time_steps, density(in, {0, geometry.batch}));
-  }
+  check_32_bits(op, plan);
+  const Planes in = {static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), time_steps,
+                     geometry.height * geometry.width * geometry.in_channels, geometry.batch};
+  run_step_events(op, plan, time_steps, density(in, {0, geometry.batch}));
   return plan.out_sum;
 }
 

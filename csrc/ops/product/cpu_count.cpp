@@ -3,9 +3,8 @@
 #include <algorithm>
 
 #include "cpu/aligned_buffer.h"
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "ops/product/cpu_count_kernels.h"
 #include "ops/product/cpu_pack_weight.h"
 #include "ops/product/cpu_tiles.h"
 
@@ -36,7 +35,7 @@ void add_count_product(const char* op, const ConvGeometry& geometry, Samples sam
   const CountListSizes sizes(g.features(), rows);
   const int64_t most = std::clamp<int64_t>(kPassBytes / (g.groups * sizes.bytes()), 1, tiles);  // tiles of a pass
   const AlignedBuffer<uint8_t> lists(op, most * g.groups * sizes.bytes());
-  const Kernels& k = kernels();
+  const CountKernels& k = kernels<CountKernels>();
   const int64_t plane_bytes = geometry.pixels_in() * g.in_channels, bytes = g.pixels_in() * g.in_channels;
   out += samples.first * g.out_height * g.out_width * g.out_channels;
   T factor = 1;
@@ -74,7 +73,7 @@ void add_count_product(const char* op, const ConvGeometry& geometry, Samples sam
           args.bias = last && bias ? bias + channel : nullptr;
           args.sum = out + channel;
           args.scratch = scratch.data;
-          k.typed<T>().sweep_counts(args);
+          k.sweep_counts(args);
         }
       });
     }

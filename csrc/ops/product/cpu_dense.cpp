@@ -7,6 +7,7 @@
 
 #include "ops/neuron_loop/cpu_run_neurons.h"
 #include "ops/product/cpu_pack_weight.h"
+#include "ops/spike_train/cpu_kernels.h"
 
 namespace tandem {
 
@@ -82,7 +83,7 @@ void run(const char* op, const ProductPlan& plan, Samples all, int64_t time_step
       T* to = static_cast<T*>(dense.mutable_data_ptr());
       const uint8_t* packed = bits + (p * g.batch + n) * inputs;
       parallel_ranges(samples * inputs, 16384, [&](int64_t begin, int64_t end) {
-        kernels().dense<T>().unpack(packed, g.batch * inputs, steps, samples * inputs, begin, end, to);
+        kernels<SpikeTrainKernels>().unpack(packed, g.batch * inputs, steps, samples * inputs, begin, end, to);
       });
       const Tensor current = dense_product(op, plan, dense);
 
@@ -140,8 +141,8 @@ void run_count_dense(const char* op, const ProductPlan& plan, Samples samples) {
     for (int64_t n = samples.first; n < samples.last; n += pass) {
       const auto* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr()) + n * inputs;
       parallel_ranges(pass * inputs, 16384, [&](int64_t begin, int64_t end) {
-        kernels().typed<T>().spike_count(bits, planes, g.batch * inputs, begin, end,
-                                         static_cast<T*>(count.mutable_data_ptr()));
+        kernels<SpikeTrainKernels>().spike_count(bits, planes, g.batch * inputs, begin, end,
+                                                 static_cast<T*>(count.mutable_data_ptr()));
       });
       const Tensor product = dense_product(op, plan, count);
       const T* from = static_cast<const T*>(product.const_data_ptr());

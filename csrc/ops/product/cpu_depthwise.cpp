@@ -6,9 +6,8 @@
 #include <vector>
 
 #include "cpu/finite.h"
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "ops/product/cpu_depthwise_kernels.h"
 #include "ops/product/cpu_pack_weight.h"
 
 namespace tandem {
@@ -55,7 +54,7 @@ void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
     std::vector<DepthwiseTap> scratch(static_cast<size_t>(kDepthwisePixels * g.taps()));
     DepthwiseArgs<T> range = args;
     range.scratch = scratch.data();
-    kernels().typed<T>().depthwise(range, begin, end);
+    kernels<DepthwiseKernels>().depthwise(range, begin, end);
   });
 }
 

@@ -4,11 +4,11 @@
 #include <vector>
 
 #include "cpu/aligned_buffer.h"
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "ops/product/cpu_event_kernels.h"
 #include "ops/product/cpu_pack_weight.h"
 #include "ops/product/cpu_tiles.h"
+#include "ops/spike_train/cpu_kernels.h"
 
 namespace tandem {
 
@@ -89,11 +89,11 @@ template <class E, class T>
 void run_pass(const Pass<E, T>& pass) {
   const ConvGeometry& g = pass.geometry;
   const Chunking& chunking = *pass.chunking;
-  const Kernels& k = kernels();
+  const EventKernels& k = kernels<EventKernels>();
   if (chunking.windows) {
     EventTileArgs<E, T> args = pass.args;
-    args.spikes = pass.bits;
-    args.spikes_stride = pass.bits_stride;
+    args.source.spikes = pass.bits;
+    args.source.spikes_stride = pass.bits_stride;
     run_tiles(pass.op, g, pass.layout, pass.weight, pass.layout.block, pass.tile_rows, args);
     return;
   }
@@ -148,11 +148,11 @@ void run_pass(const Pass<E, T>& pass) {
   });
 
   EventTileArgs<E, T> args = pass.args;
-  args.visits = visits.data;
-  args.visits_per_tile = visit_args.visits_per_tile;
-  args.widened = widened.data;
-  args.chunks = chunking.chunks();
-  args.chunk_begin = chunking.begin.data();
+  args.source.visits = visits.data;
+  args.source.visits_per_tile = visit_args.visits_per_tile;
+  args.source.widened = widened.data;
+  args.source.chunks = chunking.chunks();
+  args.source.chunk_begin = chunking.begin.data();
   run_tiles(pass.op, g, pass.layout, pass.weight, pass.layout.block, rows, args);
 }
 
@@ -166,7 +166,7 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
   const Chunking chunking(g, lists_windows<E>(g, layout), density);
   ConvGeometry of_samples = g;
   of_samples.batch = samples.count();
-  const int64_t rows = tile_rows(of_samples, event_scratch_bytes<E, T>(1, layout.block, states_of(args.neuron)),
+  const int64_t rows = tile_rows(of_samples, event_scratch_bytes<E, T>(1, layout.block, states_of(args.sink.neuron)),
                                  g.groups * layout.blocks);
 
   // Worst-case bytes of `n` output rows of one sample in one plane: of the lists of what they see, and of the visits.
@@ -181,7 +181,7 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
   const auto bytes_of = [&](int64_t n) { return list_bytes(n) + n * g.out_width * g.groups * pixel_visits + 1; };
   const int64_t sample_bytes = bytes_of(g.out_height);
   // Exact counts of integers do not fit `sum`, in which several passes would carry them.
-  const int64_t least_planes = std::is_integral_v<E> && !args.bits && !args.currents ? plane_count : 1;
+  const int64_t least_planes = std::is_integral_v<E> && !args.sink.bits && !args.sink.currents ? plane_count : 1;
   const int64_t least_bytes = sample_bytes * least_planes;
   const bool whole = least_bytes <= kPassBytes;
   const int64_t pass_rows = whole ? g.out_height : std::max<int64_t>(1, g.out_height / (least_bytes / kPassBytes + 1));
@@ -193,10 +193,10 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
                "one row of the input is too large: the lists of its spikes could take more than 4 GiB");
 
   // Where the time steps do not fit one pass, the state (and the sum, where it is wanted) carries on.
-  const bool carries = pass_planes < plane_count && !args.currents;
+  const bool carries = pass_planes < plane_count && !args.sink.currents;
   const int64_t row_size = g.out_width * g.out_channels;
   const int64_t pass_neurons = pass_samples * pass_rows * row_size;
-  const AlignedBuffer<T> carried(op, carries && !args.state ? states_of(args.neuron) * pass_neurons : 0);
+  const AlignedBuffer<T> carried(op, carries && !args.sink.state ? states_of(args.sink.neuron) * pass_neurons : 0);
   for (int64_t n = samples.first; n < samples.last; n += pass_samples) {
     for (int64_t oh = 0; oh < g.out_height; oh += pass_rows) {
       ConvGeometry band = g;  // these samples; output rows oh.. and the input rows that they see
@@ -225,16 +225,11 @@ void run(const char* op, const ConvGeometry& g, Samples samples, const E* packed
         pass.args = args;
         EventTileArgs<E, T>& a = pass.args;
         a.steps = std::min(args.steps - p * kStepsPerPlane, pass.planes * kStepsPerPlane);
-        if (a.currents) a.currents += p * kStepsPerPlane * a.currents_stride + first;
-        if (a.bits) a.bits += p * a.bits_stride + first;
-        a.initial = a.initial + first;
-        if (a.sum) a.sum += first;
-        a.state = a.state + first;
-        a.joined = a.joined.at(p, first);
+        EventSink<T>& sink = a.sink = args.sink.at(p, first);
         if (carries) {
-          if (!a.state) a.state = {carried.data, pass_neurons};
-          if (p > 0) a.initial = read_only(a.state);
-          a.add_sum = a.sum && p > 0;
+          if (!sink.state) sink.state = {carried.data, pass_neurons};
+          if (p > 0) sink.initial = read_only(sink.state);
+          sink.add_sum = sink.sum && p > 0;
         }
         run_pass(pass);
       }
@@ -246,8 +241,8 @@ template <class E, class T>
 void run(const char* op, const ProductPlan& plan, Samples samples, const uint8_t* planes, int64_t plane_count,
          double density, EventTileArgs<E, T> args) {
   const ConvGeometry& g = plan.geometry;
-  args.scale = data_or_null<T>(plan.scale);
-  args.bias = data_or_null<T>(plan.bias);
+  args.sink.scale = data_or_null<T>(plan.scale);
+  args.sink.bias = data_or_null<T>(plan.bias);
   if (plan.packed) {
     check_packed<E>(op, "packed", *plan.packed, plan.weight, g);
     run(op, g, samples, static_cast<const E*>(plan.packed->const_data_ptr()), planes, plane_count, density, args);
@@ -265,13 +260,7 @@ void run_spiking_events(const char* op, const ProductPlan& plan, Samples samples
     using T = decltype(type);
     EventTileArgs<decltype(element), T> args = {};
     args.steps = time_steps;
-    args.initial = given_state<T>(plan.initial);
-    args.bits = output<uint8_t>(plan.out_bits);
-    args.bits_stride = plan.geometry.pixels_out() * plan.geometry.out_channels;
-    args.sum = output<T>(plan.out_sum);
-    args.state = wanted_state<T>(plan.out_state);
-    args.joined = joined_of<T>(plan);
-    args.neuron = plan.neuron;
+    args.sink = spiking_sink<T>(plan);
     run(op, plan, samples, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), density, args);
   });
 }
@@ -281,8 +270,8 @@ void run_step_events(const char* op, const ProductPlan& plan, int64_t time_steps
     using T = decltype(type);
     EventTileArgs<decltype(element), T> args = {};
     args.steps = time_steps;
-    args.currents = output<T>(plan.out_sum);
-    args.currents_stride = plan.geometry.pixels_out() * plan.geometry.out_channels;
+    args.sink.currents = output<T>(plan.out_sum);
+    args.sink.currents_stride = plan.geometry.pixels_out() * plan.geometry.out_channels;
     const Samples all = {0, plan.geometry.batch};
     run(op, plan, all, static_cast<const uint8_t*>(plan.bits.const_data_ptr()), plan.bits.size(0), density, args);
   });
@@ -306,7 +295,7 @@ BinaryCounts::BinaryCounts(const char* op, const ProductPlan& plan)
   const auto* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
   const int64_t inputs = plan.geometry.pixels_in() * plan.geometry.in_channels;
   parallel_ranges(inputs, 16384, [&](int64_t begin, int64_t end) {
-    kernels().count_bytes(bits, plan.bits.size(0), inputs, begin, end, bytes.data, planes);
+    kernels<SpikeTrainKernels>().count_bytes(bits, plan.bits.size(0), inputs, begin, end, bytes.data, planes);
   });
 }
 
@@ -315,7 +304,7 @@ void run_count_events(const char* op, const ProductPlan& plan, Samples samples, 
   dispatch_integers(plan.weight.scalar_type(), [&](auto element) {
     EventTileArgs<decltype(element), float> args = {};
     args.steps = counts.digits;
-    args.sum = output<float>(plan.out_sum);
+    args.sink.sum = output<float>(plan.out_sum);
     run(op, plan, samples, counts.bytes.data, counts.planes, density, args);
   });
 }

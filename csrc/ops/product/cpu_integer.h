@@ -1,4 +1,4 @@
-// The dense engine of integer weights, and the sums that 32 bits do not hold. Whatever the engine, sums of integers are
+// The dense engine of integer weights. Whatever the engine, sums of integers are
 // the same to the bit.
 #pragma once
 
@@ -15,11 +15,7 @@ void run_count_words(const char* op, const ProductPlan& plan, Samples samples, c
 bool multiplies_counts(const ProductPlan& plan);
 void run_count_bytes(const char* op, const ProductPlan& plan, Samples samples, const BinaryCounts& counts);
 
-// Whether a sum of these weights could exceed 32 bits: they are many, of 16 bits, and as large as that.
-bool exceeds_32_bits(const ProductPlan& plan);
-// The products of such weights, one neuron after the other.
-void run_spiking_wide(const char* op, const ProductPlan& plan, int64_t time_steps);
-void run_count_wide(const char* op, const ProductPlan& plan);
-void run_step_wide(const char* op, const ProductPlan& plan, int64_t time_steps);
+// Throws if a sum of integer weights could exceed 32 bits: they are many, of 16 bits, and large.
+void check_32_bits(const char* op, const ProductPlan& plan);
 
 }  // namespace tandem

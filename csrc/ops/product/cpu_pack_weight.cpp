@@ -12,7 +12,6 @@
 
 #include "cpu/finite.h"
 #include "cpu/huge_pages.h"
-#include "cpu/kernels.h"
 #include "cpu/parallel.h"
 
 namespace tandem {

@@ -4,9 +4,9 @@
 #pragma once
 
 #include "core/bit_planes.h"
-#include "cpu/kernels.h"
 #include "cpu/simd.inl.h"
 #include "neuron/epilogue.inl.h"
+#include "ops/product/cpu_depthwise_kernels.h"
 
 namespace tandem::TANDEM_ISA {
 

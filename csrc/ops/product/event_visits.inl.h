@@ -2,8 +2,9 @@
 #pragma once
 
 #include "core/bit_planes.h"
-#include "cpu/kernels.h"
 #include "cpu/simd.inl.h"
+#include "ops/product/cpu_event_kernels.h"
+#include "ops/product/views.inl.h"
 #include "ops/spike_train/bit_planes.inl.h"
 
 namespace tandem::TANDEM_ISA {
@@ -216,19 +217,8 @@ inline void build_visits(const VisitArgs& a, int64_t plane, int64_t group, int64
   bool widened = false;
   alignas(16) static const uint8_t silent[8 + 16] = {};  // a unit
 
-  int64_t top[kTileRows], side[kTileRows], image[kTileRows];
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t at = begin + row;
-    image[row] = at / (g.out_height * g.out_width) * g.height;
-    top[row] = at / g.out_width % g.out_height * g.stride_h - g.padding_h;
-    side[row] = at % g.out_width * g.stride_w - g.padding_w;
-  }
-  // The input pixel of tap `tap` of a row, or -1 outside the image.
-  const auto find = [&](int64_t row, int64_t tap) -> int64_t {
-    const int64_t h = top[row] + tap / g.kernel_w * g.dilation_h, w = side[row] + tap % g.kernel_w * g.dilation_w;
-    if (h < 0 || h >= g.height || w < 0 || w >= g.width) return -1;
-    return (image[row] + h) * g.width + w;
-  };
+  Views<kTileRows> views;
+  views.look(g, begin, rows);
 
   ChunkUnits units[kTileRows];
   if (a.taps_per_chunk == 1) {
@@ -243,7 +233,7 @@ inline void build_visits(const VisitArgs& a, int64_t plane, int64_t group, int64
           continue;
         }
         if (tap != found_tap) {
-          for (int64_t row = 0; row < rows; ++row) found[row] = find(row, tap);
+          for (int64_t row = 0; row < rows; ++row) found[row] = views.seen(g, row, tap);
           found_tap = tap;
         }
         for (int64_t row = 0; row < rows; ++row) {
@@ -272,13 +262,13 @@ inline void build_visits(const VisitArgs& a, int64_t plane, int64_t group, int64
       tap_w[i] = (tap_begin + i) % g.kernel_w * g.dilation_w;
     }
     for (int64_t row = 0; row < rows; ++row) {
-      const bool inside =
-          top[row] >= 0 && top[row] + reach_h < g.height && side[row] >= 0 && side[row] + reach_w < g.width;
+      const bool inside = views.top[row] >= 0 && views.top[row] + reach_h < g.height && views.side[row] >= 0 &&
+                          views.side[row] + reach_w < g.width;
       uint8_t* to = windows[row];
       for (int64_t i = 0; i < chunk_taps; ++i, to += channels) {
-        const int64_t h = top[row] + tap_h[i], w = side[row] + tap_w[i];
+        const int64_t h = views.top[row] + tap_h[i], w = views.side[row] + tap_w[i];
         if (inside || (h >= 0 && h < g.height && w >= 0 && w < g.width)) {
-          copy_bytes(to, bits + ((image[row] + h) * g.width + w) * g.in_channels, channels, a.bits_end);
+          copy_bytes(to, bits + (views.image[row] + h * g.width + w) * g.in_channels, channels, a.bits_end);
         } else {
           std::memset(to, 0, static_cast<size_t>(channels));
         }

@@ -77,8 +77,8 @@ void check_integers(const char* op, const ProductArguments& a) {
   if (!is_integer(type)) return;
   TANDEM_CHECK(a.weight.numel() / a.weight.size(0) <= int64_t{1} << 24, op, name_of(type),
                " weights must have at most 2^24 inputs per neuron, got ", shape(a.weight));
-  // On the CPU, sums of more are checked, and wide where they have to be. Elsewhere nothing reads the weights: they may
-  // be as low as -2^15.
+  // On the CPU, the weights of more are read (check_32_bits). Elsewhere nothing reads them: they may be as low as
+  // -2^15.
   const int64_t most = std::min(most_inputs(type), int64_t{1} << (type == ScalarType::Char ? 24 : 16));
   TANDEM_CHECK(a.weight.is_cpu() || a.weight.numel() / a.weight.size(0) <= most, op, name_of(type),
                " weights must have at most ", most,

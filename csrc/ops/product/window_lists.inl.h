@@ -3,8 +3,8 @@
 #pragma once
 
 #include "core/bit_planes.h"
-#include "cpu/kernels.h"
 #include "cpu/simd.inl.h"
+#include "ops/product/cpu_event_kernels.h"
 #include "ops/spike_train/bit_planes.inl.h"
 
 namespace tandem::TANDEM_ISA {

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "core/bit_planes.h"
-#include "cpu/kernels.h"
 #include "cpu/simd.inl.h"
+#include "ops/spike_train/cpu_kernels.h"
 
 namespace tandem::TANDEM_ISA {
 

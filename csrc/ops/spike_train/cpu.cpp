@@ -4,10 +4,9 @@
 #include <algorithm>
 #include <atomic>
 
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "ops/spike_train/cpu_count.h"
+#include "ops/spike_train/cpu_kernels.h"
 
 namespace tandem {
 
@@ -25,7 +24,7 @@ Tensor pack_spikes(const Tensor& spikes) {
     uint8_t* out = static_cast<uint8_t*>(plan.out.mutable_data_ptr());
     std::atomic<bool> binary{true};
     parallel_ranges(plan.neurons, kGrain, [&](int64_t begin, int64_t end) {
-      if (!kernels().dense<T>().pack(dense, time_steps, plan.neurons, begin, end, out)) binary = false;
+      if (!kernels<SpikeTrainKernels>().pack(dense, time_steps, plan.neurons, begin, end, out)) binary = false;
     });
     if (!binary) {
       const T* odd = std::find_if(dense, dense + plan.in.numel(), [](T x) { return !(x == 0 || x == 1); });
@@ -42,7 +41,7 @@ Tensor unpack_spikes(const Tensor& bits, int64_t time_steps, ScalarType dtype) {
     const uint8_t* from = static_cast<const uint8_t*>(plan.in.const_data_ptr());
     T* to = static_cast<T*>(plan.out.mutable_data_ptr());
     parallel_ranges(plan.neurons, kGrain, [&](int64_t begin, int64_t end) {
-      kernels().dense<T>().unpack(from, plan.neurons, time_steps, plan.neurons, begin, end, to);
+      kernels<SpikeTrainKernels>().unpack(from, plan.neurons, time_steps, plan.neurons, begin, end, to);
     });
   });
   return plan.out;

@@ -1,9 +1,8 @@
 // Spikes per neuron on the CPU: threads and kernel choice.
 #pragma once
 
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "ops/spike_train/cpu_kernels.h"
 #include "ops/spike_train/plan.h"
 
 namespace tandem {
@@ -14,7 +13,7 @@ inline Tensor run_count(const char* op, const TrainPlan& plan) {
     const uint8_t* from = static_cast<const uint8_t*>(plan.in.const_data_ptr());
     T* to = static_cast<T*>(plan.out.mutable_data_ptr());
     const int64_t planes = plan.in.size(0);
-    const TypedKernels<T>& k = kernels().typed<T>();
+    const SpikeTrainKernels& k = kernels<SpikeTrainKernels>();
     parallel_ranges(plan.neurons, 16384,
                     [&](int64_t begin, int64_t end) { k.spike_count(from, planes, plan.neurons, begin, end, to); });
   });

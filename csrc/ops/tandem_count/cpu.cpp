@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "ops/spike_train/cpu_count.h"
+#include "ops/tandem_count/cpu_kernels.h"
 #include "ops/tandem_count/plan.h"
 
 namespace tandem {
@@ -25,7 +26,7 @@ Tensor tandem_count_backward(const Tensor& grad, const Tensor& pre_activation, d
     const T* grads = static_cast<const T*>(plan.grad.const_data_ptr());
     const T* values = static_cast<const T*>(plan.pre_activation.const_data_ptr());
     T* to = static_cast<T*>(plan.out.mutable_data_ptr());
-    const TypedKernels<T>& k = kernels().typed<T>();
+    const TandemCountKernels& k = kernels<TandemCountKernels>();
     parallel_ranges(plan.out.numel(), kGrain, [&](int64_t begin, int64_t end) {
       k.tandem_count_backward(grads, values, begin, end, static_cast<T>(threshold), static_cast<T>(upper), to);
     });

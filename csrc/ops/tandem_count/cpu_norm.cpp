@@ -6,10 +6,9 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "ops/spike_train/cpu_count.h"
+#include "ops/tandem_count/cpu_kernels.h"
 #include "ops/tandem_count/norm_gain.h"
 #include "ops/tandem_count/norm_plan.h"
 
@@ -42,7 +41,7 @@ void run(const NormGradientPlan& plan, double eps, double threshold, double uppe
   args.out = static_cast<T*>(plan.grad_product.mutable_data_ptr());
   args.rows = rows, args.channels = channels;
   args.threshold = static_cast<T>(threshold), args.upper = static_cast<T>(upper);
-  const TypedKernels<T>& k = kernels().typed<T>();
+  const TandemCountKernels& k = kernels<TandemCountKernels>();
   parallel_ranges(chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) k.norm_sums(args, chunk);
   });

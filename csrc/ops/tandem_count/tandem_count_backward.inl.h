@@ -1,8 +1,8 @@
 // The gradient of the ANN activation: one pass, whether the gate is open or not.
 #pragma once
 
-#include "cpu/kernels.h"
 #include "cpu/simd.inl.h"
+#include "ops/tandem_count/cpu_kernels.h"
 
 namespace tandem::TANDEM_ISA {
 

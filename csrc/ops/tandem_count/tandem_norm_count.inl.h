@@ -1,8 +1,8 @@
 // The gradient of neurons behind batch norm: sums over the batch, then the gradient itself.
 #pragma once
 
-#include "cpu/kernels.h"
 #include "cpu/simd.inl.h"
+#include "ops/tandem_count/cpu_kernels.h"
 
 namespace tandem::TANDEM_ISA {
 

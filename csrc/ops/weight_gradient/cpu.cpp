@@ -12,12 +12,11 @@
 
 #include "cpu/aligned_buffer.h"
 #include "cpu/huge_pages.h"
-#include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "ops/product/cpu_count.h"
 #include "ops/product/cpu_pack_weight.h"
 #include "ops/product/plan.h"
+#include "ops/spike_train/cpu_kernels.h"
 
 namespace tandem {
 
@@ -215,7 +214,7 @@ Tensor conv2d_weight_gradient(const Tensor& grad, const Tensor& count, const Ten
     parallel_ranges(inputs, 16384, [&](int64_t begin, int64_t end) {
       int64_t ones_here = 0;
       const auto* values = static_cast<const T*>(counts.const_data_ptr());
-      if (!kernels().typed<T>().whole_bytes(values, begin, end, bytes.data, &ones_here)) whole = false;
+      if (!kernels<SpikeTrainKernels>().whole_bytes(values, begin, end, bytes.data, &ones_here)) whole = false;
       ones.fetch_add(ones_here, std::memory_order_relaxed);
     });
     if (!whole || static_cast<double>(ones.load()) > largest_density(g) * static_cast<double>(inputs)) return;

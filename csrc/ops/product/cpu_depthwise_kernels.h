@@ -1,0 +1,52 @@
+// The CPU kernel of depthwise products: plain pointers and sizes. Torch-free.
+#pragma once
+
+#include <cstdint>
+
+#include "core/conv_geometry.h"
+#include "cpu/kernel_table.h"
+#include "neuron/joined.h"
+#include "neuron/models.h"
+#include "neuron/state.h"
+
+namespace tandem {
+
+// Output pixels that the depthwise kernel handles at once.
+constexpr int64_t kDepthwisePixels = 4;
+
+// Where a tap of an output pixel finds the first channel's bits and the first channel's weight.
+struct DepthwiseTap {
+  int64_t input, weight;
+};
+
+// A product of one input channel a group, with the neuron loop or with the spike counts.
+template <class T>
+struct DepthwiseArgs {
+  const ConvGeometry* geometry;
+  const uint8_t* bits;  // [planes, pixels_in, in_channels]
+  int64_t planes;
+  const T* weight;         // [taps, weight_stride]
+  int64_t weight_stride;   // out_channels, but at least a vector of any instruction set
+  const T* scale;          // [out_channels] of the weights, or null
+  const T* bias;           // [out_channels] or null
+  State<const T> initial;  // [kStates, pixels_out, out_channels] or null: the model's start
+  uint8_t* out_bits;       // neuron loop: [planes, pixels_out, out_channels]; null for a count product
+  T* sum;                  // sum of currents or the count product [pixels_out, out_channels]; or null
+  State<T> state;          // [kStates, pixels_out, out_channels] or null
+  Joined<T> joined;
+  int64_t time_steps;
+  Neuron neuron;
+  DepthwiseTap* scratch;  // [kDepthwisePixels, taps]
+};
+
+template <class T>
+using Depthwise = void(const DepthwiseArgs<T>&, int64_t begin, int64_t end);
+
+struct DepthwiseKernels {
+  // Output pixels begin..end-1.
+  KernelOf<Depthwise<float>, Depthwise<double>> depthwise;
+};
+
+TANDEM_KERNELS(DepthwiseKernels)
+
+}  // namespace tandem
