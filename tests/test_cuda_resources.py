@@ -153,7 +153,7 @@ ARCHITECTURES = ["sm_80", nightly("sm_89"), "sm_90"]
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_instructions(cubin, cuobjdump, architecture):
-    functions = functions_of(cuobjdump, cubin(SOURCES["spiking_product"], architecture))
+    functions = functions_of(cuobjdump, cubin(SOURCES["term_product"], architecture))
     cores = {name: found for name, found in functions.items() if "tensor_core_kernel" in name}
     assert len(cores) == 6 * (1 + len(STATES))  # counting, and with the neurons of every kind
     for name, found in cores.items():

@@ -7,7 +7,8 @@
 #include <random>
 #include <vector>
 
-#include "ops/product/spiking_product.cu"
+#include "ops/product/gather_product.cu"
+#include "ops/product/term_product.cu"
 
 namespace {
 

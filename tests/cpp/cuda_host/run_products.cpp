@@ -3,8 +3,9 @@
 // gather engine; of floats, the number of terms of tensor cores; of integers, 1 for tensor cores with large tiles and 2
 // with small ones; -1 for the depthwise kernel.
 #include "ops/product/depthwise_product.cu"
+#include "ops/product/gather_product.cu"
 #include "ops/product/integer_product.cu"
-#include "ops/product/spiking_product.cu"
+#include "ops/product/term_product.cu"
 // after what it needs
 #include "../calls.h"
 

@@ -1,7 +1,5 @@
 // The device's spiking and count products, run on the host, against plain loops over pixels, channels and time steps.
 // Weights and biases are dyadic, so that every order of addition gives the same bits.
-#include "ops/product/spiking_product.cu"
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +9,8 @@
 #include <vector>
 
 #include "ops/product/fragment_layout.h"
+#include "ops/product/gather_product.cu"
+#include "ops/product/term_product.cu"
 
 namespace {
 

@@ -1,5 +1,5 @@
-// Both engines give every neuron to one thread (and its warp) for all time steps: currents, states and spikes of a step
-// stay in registers. See docs/cuda.md.
+// The tensor-core engine of floating-point weights, each a sum of bf16 terms. A neuron belongs to one thread for all
+// time steps: currents, states and spikes of a step stay in registers. See docs/cuda.md.
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -7,143 +7,13 @@
 #include "core/bit_planes.h"
 #include "cuda/device.cuh"
 #include "neuron/epilogue.cuh"
-#include "ops/product/block_size.h"
 #include "ops/product/pixel.cuh"
 #include "ops/product/spiking_product.cuh"
+#include "ops/product/warp.cuh"
 
 namespace tandem {
 
 namespace {
-
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
-// Blocks beyond this many walk their tasks in a grid-stride loop.
-constexpr int64_t kMostBlocks = int64_t{1} << 30;
-
-unsigned grid_for(int64_t tasks) { return static_cast<unsigned>(tasks < kMostBlocks ? tasks : kMostBlocks); }
-
-// The neurons of a count product, which has none.
-template <class T>
-using Silent = If<Scalar<T>>;
-
-// ---- The gather engine
-
-constexpr int kGatherWarps = 8;
-
-// Long, as is the tensor-core kernel: what a kernel keeps in registers stays there only in one function.
-// One warp: one output pixel and one row of output channels, kPerLane a lane. A warp reads the bytes of 32 input
-// channels at once, finds by ballot those that spike, and adds the row of weights of each, one coalesced read, to the
-// sums of the steps at which it spikes.
-template <class E, class T, int kPerLane, bool kCounts, class Model>
-__global__ void __launch_bounds__(kGatherWarps* kWarp, 2)
-    gather_kernel(const CudaProductArgs<E, T> a, const Model model) {
-  // Integers are summed exactly: the fan-ins that the plan admits fit 32 bits at one step, not with counts.
-  using Integer = std::conditional_t<kCounts, long long, int32_t>;
-  using Sum = std::conditional_t<std::is_integral<E>::value, Integer, T>;
-  constexpr int kSums = kCounts ? 1 : static_cast<int>(kStepsPerPlane);
-  const ConvGeometry& g = a.geometry;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t pixels = g.pixels_out(), channels = g.group_in(), outputs = g.group_out(), row_at = lane * kPerLane;
-  const bool has_row = row_at < a.block;  // rows of 16 channels, or 8, leave lanes without any
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * kGatherWarps;
-  // Pixels innermost: neighbouring warps share a row of output channels.
-  for (int64_t task = static_cast<int64_t>(blockIdx.x) * kGatherWarps + threadIdx.x / kWarp;
-       task < pixels * g.groups * a.blocks; task += warps) {
-    const int64_t at = task % pixels, b = task / pixels % a.blocks, group = task / pixels / a.blocks;
-    const Pixel pixel = pixel_at(g, at);
-    const E* const rows = a.weight + (group * a.blocks + b) * g.features() * a.block + row_at;
-    const int64_t first = group * outputs + b * a.block + row_at;  // output channel of the lane
-    const int64_t place = at * g.out_channels + first;
-    const int64_t left = has_row ? outputs - b * a.block - row_at : 0;  // real channels from `first` on
-
-    DeviceNeuron<T, Model> neurons[kPerLane];
-    for (int v = 0; v < kPerLane; ++v) {
-      neurons[v].start(model, v < left ? a.initial : State<const T>{}, place + v);
-      neurons[v].sum = 0;
-    }
-    Sum sums[kSums][kPerLane] = {};
-    for (int64_t p = 0; p < (kCounts ? 1 : a.planes); ++p) {
-      for (int t = 0; t < kSums; ++t) {
-        for (int v = 0; v < kPerLane; ++v) sums[t][v] = 0;
-      }
-      for (int64_t tap = 0; tap < g.taps(); ++tap) {
-        const int64_t seen = seen_by(g, pixel, tap / g.kernel_w, tap % g.kernel_w);
-        if (seen < 0) continue;
-        const uint8_t* const in = a.bits + (p * g.pixels_in() + seen) * g.in_channels + group * channels;
-        for (int64_t c = 0; c < channels; c += kWarp) {
-          unsigned word = 0;  // the spikes of the lane's input channel, or their number
-          if (c + lane < channels) {
-            if constexpr (kCounts) {
-              for (int64_t q = 0; q < a.planes; ++q) {
-                word += static_cast<unsigned>(__popc(in[q * g.pixels_in() * g.in_channels + c + lane]));
-              }
-            } else {
-              word = in[c + lane];
-            }
-          }
-          unsigned active = __ballot_sync(kAllLanes, word != 0);
-          while (active != 0) {
-            const int from = __ffs(static_cast<int>(active)) - 1;
-            active &= active - 1;
-            const unsigned spikes = __shfl_sync(kAllLanes, word, from);
-            const E* const row = rows + (tap * channels + c + from) * a.block;
-            for (int v = 0; v < kPerLane; ++v) {
-              const Sum weight = has_row ? static_cast<Sum>(row[v]) : Sum(0);
-              if constexpr (kCounts) {
-                sums[0][v] += static_cast<Sum>(spikes) * weight;
-              } else {
-#pragma unroll
-                for (int t = 0; t < kSums; ++t) {
-                  if (spikes >> t & 1) sums[t][v] += weight;
-                }
-              }
-            }
-          }
-        }
-      }
-      if constexpr (!kCounts) {
-        const int steps = static_cast<int>(steps_in_plane(p, a.time_steps));
-#pragma unroll
-        for (int v = 0; v < kPerLane; ++v) {
-          if (v >= left) continue;
-          const T scale = a.scale ? a.scale[first + v] : T(1), bias = a.bias ? a.bias[first + v] : T(0);
-          const auto current = [&](int s) {
-            const T x = current_of(static_cast<T>(sums[s][v]), a.scale != nullptr, scale, a.bias != nullptr, bias);
-            return add_joined(a.joined, p, s, place + v, first + v, x);
-          };
-          a.out_bits[p * pixels * g.out_channels + place + v] =
-              run_plane<kStepsPerPlane>(model, steps, current, neurons[v]);
-        }
-      }
-    }
-    for (int v = 0; v < kPerLane; ++v) {
-      if (v >= left) continue;
-      if constexpr (kCounts) {
-        const T scale = a.scale ? a.scale[first + v] : T(1), bias = a.bias ? a.bias[first + v] : T(0);
-        a.sum[place + v] = current_of(static_cast<T>(sums[0][v]), a.scale != nullptr, scale, a.bias != nullptr, bias);
-      } else {
-        neurons[v].store(a.state, a.sum, place + v);
-      }
-    }
-  }
-}
-
-template <class E, class T, int kPerLane>
-void launch_gather(const CudaProductArgs<E, T>& args, cudaStream_t stream) {
-  const int64_t tasks = args.geometry.pixels_out() * args.geometry.groups * args.blocks;
-  const unsigned grid = grid_for((tasks + kGatherWarps - 1) / kGatherWarps);
-  if (args.out_bits == nullptr) {
-    TANDEM_LAUNCH((gather_kernel<E, T, kPerLane, true, Silent<T>>), grid, kGatherWarps * kWarp, 0, stream, args,
-                  Silent<T>{});
-    return;
-  }
-  visit_model<Scalar<T>>(args.neuron, [&](const auto& model) {
-    using Model = std::decay_t<decltype(model)>;
-    TANDEM_LAUNCH((gather_kernel<E, T, kPerLane, false, Model>), grid, kGatherWarps * kWarp, 0, stream, args, model);
-  });
-}
-
-// ---- The tensor-core engine
 
 constexpr int kTileWarps = 4;    // of a block, one below the other
 constexpr int kTilePixels = 16;  // of a warp: the rows of a fragment
@@ -442,35 +312,16 @@ cudaError_t launch_tensor_cores(const CudaProductArgs<float, float>& args, const
   return cudaGetLastError();
 }
 
-// ---- The order of the weights
-
-constexpr int kThreads = 256;
-
-template <class W, class E>
-__global__ void __launch_bounds__(kThreads) pack_weight_kernel(const CudaPackArgs<W, E> a) {
-  const ConvGeometry& g = a.geometry;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads, channels = g.group_in();
-  const int64_t elements = g.groups * a.blocks * g.features() * a.block;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < elements; i += stride) {
-    const int64_t feature = i / a.block % g.features(), b = i / a.block / g.features();
-    const int64_t in_group = b % a.blocks * a.block + i % a.block, tap = feature / channels;
-    const int64_t from = (b / a.blocks * g.group_out() + in_group) * a.stride_o + feature % channels * a.stride_c +
-                         tap / g.kernel_w * a.stride_h + tap % g.kernel_w * a.stride_w;
-    // NOLINTNEXTLINE(bugprone-signed-char-misuse): 8-bit integers, no characters
-    a.packed[i] = in_group < g.group_out() ? static_cast<E>(a.weight[from]) : E(0);
-  }
-}
-
 // A thread: all terms of 8 weights.
 template <class W>
-__global__ void __launch_bounds__(kThreads) pack_terms_kernel(const CudaTermArgs<W> a, const TermLayout layout) {
+__global__ void __launch_bounds__(kPackThreads) pack_terms_kernel(const CudaTermArgs<W> a, const TermLayout layout) {
   constexpr int kStored = kStoredTerms<W>;
   const ConvGeometry& g = a.geometry;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads, all = layout.words() / kStored;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kPackThreads, all = layout.words() / kStored;
   const int64_t depth = (g.group_in() + kTermInputs - 1) / kTermInputs;
   const int word = layout.tiles * kTermWords;  // from a term to the next one
   auto* const out = static_cast<uint4*>(a.fragments);
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < all; i += stride) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x; i < all; i += stride) {
     const int lane = static_cast<int>(i % kTermWords), tile = static_cast<int>(i / kTermWords % layout.tiles);
     const int64_t step = i / word % layout.steps, block = i / word / layout.steps, tap = step / depth;
     const int64_t first = (block % layout.blocks * layout.tiles + tile) * kTermTile + lane / 4;
@@ -493,20 +344,6 @@ __global__ void __launch_bounds__(kThreads) pack_terms_kernel(const CudaTermArgs
 }
 
 }  // namespace
-
-template <class E, class T>
-cudaError_t launch_gather_product(const CudaProductArgs<E, T>& args, cudaStream_t stream) {
-  if (args.geometry.pixels_out() == 0) return cudaSuccess;
-  constexpr int kMost = 256 / static_cast<int>(sizeof(SumOf<E>)) / kWarp;  // the largest block over the lanes
-  if (args.block <= kWarp) {
-    launch_gather<E, T, 1>(args, stream);
-  } else if (args.block < kMost * kWarp) {
-    launch_gather<E, T, (kMost > 1 ? kMost / 2 : 1)>(args, stream);
-  } else {
-    launch_gather<E, T, kMost>(args, stream);
-  }
-  return cudaGetLastError();
-}
 
 bool fits_tensor_cores(const ConvGeometry& g) {
   // Each below 2^28, so that sums of some fit 32 bits.
@@ -540,31 +377,15 @@ cudaError_t launch_tensor_core_product(const CudaProductArgs<float, float>& args
   }
 }
 
-template <class W, class E>
-cudaError_t launch_pack_weight(const CudaPackArgs<W, E>& args, cudaStream_t stream) {
-  const int64_t elements = args.geometry.groups * args.blocks * args.geometry.features() * args.block;
-  TANDEM_LAUNCH((pack_weight_kernel<W, E>), grid_for((elements + kThreads - 1) / kThreads), kThreads, 0, stream, args);
-  return cudaGetLastError();
-}
-
 template <class W>
 cudaError_t launch_pack_terms(const CudaTermArgs<W>& args, cudaStream_t stream) {
   const TermLayout layout = term_layout(args.geometry, kStoredTerms<W>);
   const int64_t tasks = layout.words() / kStoredTerms<W>;
-  TANDEM_LAUNCH((pack_terms_kernel<W>), grid_for((tasks + kThreads - 1) / kThreads), kThreads, 0, stream, args, layout);
+  TANDEM_LAUNCH((pack_terms_kernel<W>), grid_for((tasks + kPackThreads - 1) / kPackThreads), kPackThreads, 0, stream,
+                args, layout);
   return cudaGetLastError();
 }
 
-template cudaError_t launch_gather_product(const CudaProductArgs<float, float>&, cudaStream_t);
-template cudaError_t launch_gather_product(const CudaProductArgs<double, double>&, cudaStream_t);
-template cudaError_t launch_gather_product(const CudaProductArgs<int8_t, float>&, cudaStream_t);
-template cudaError_t launch_gather_product(const CudaProductArgs<int16_t, float>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<float, float>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<Float16, float>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<BFloat16, float>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<double, double>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<int8_t, int8_t>&, cudaStream_t);
-template cudaError_t launch_pack_weight(const CudaPackArgs<int16_t, int16_t>&, cudaStream_t);
 template cudaError_t launch_pack_terms(const CudaTermArgs<float>&, cudaStream_t);
 template cudaError_t launch_pack_terms(const CudaTermArgs<Float16>&, cudaStream_t);
 template cudaError_t launch_pack_terms(const CudaTermArgs<BFloat16>&, cudaStream_t);
