@@ -86,9 +86,9 @@ def diagnose(model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor]) -> Ag
     accumulated since the input (the ANN by itself), and compare the tandem gradient with the ANN's exact gradient.
 
     With v = W * (amplitude * c_below) + b after batch norm, divided by exp(log_threshold) if the threshold learns, the
-    activation is relu(v) / threshold for IF neurons and T times :func:`tandem_cuda.neuron.lif.lif_rate` of v for LIF
-    neurons. It is at most T for neurons with ``clip``. Pooling is the ANN's, applied to counts or activations. Both
-    networks run in eval mode: batch norm uses its running statistics, and dropout is off.
+    activation is the one of the neuron model: relu(v) / threshold for ``IF(threshold)``. For neurons with ``clip`` it
+    is at most ``neuron.largest(T)``. Pooling is the ANN's, applied to counts or activations. Both networks run in eval
+    mode: batch norm uses its running statistics, and dropout is off.
 
     The cosine is 0 if one or both vectors are zero.
 

@@ -183,12 +183,12 @@ class Neuron:
 
     def settings(self) -> dict[str, float]:
         """Return what frozen files store of the neuron; all but ``clip``, which only training needs."""
-        stored = {name: float(getattr(self, name)) for name in self.names(optional=True)}
-        return self.scales() | {name: value for name, value in stored.items() if value != 0}
+        values = ((parameter, float(getattr(self, parameter.name))) for parameter in self.PARAMETERS)
+        return {parameter.name: value for parameter, value in values if value != 0 or not parameter.optional}
 
     def scales(self) -> dict[str, float]:
-        """Return the settings that scale potentials."""
-        return {name: getattr(self, name) for name in self.names(optional=False)}
+        """Return the settings that scale potentials, none of which can be 0."""
+        return {p.name: getattr(self, p.name) for p in self.PARAMETERS if not p.holds(0)}
 
     @classmethod
     def names(cls, *, optional: bool) -> list[str]:

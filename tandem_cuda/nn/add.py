@@ -64,7 +64,7 @@ class TandemAdd(Spiking):
 
     Args:
         branches: two or more tandem layers or nn.Identity modules.
-        neuron: IF(...) or LIF(...).
+        neuron: a neuron model, such as IF(...).
         engine: "auto", "event" or "dense", for the product that ends in the neurons. All others are computed with the
             engine of their branch; with "auto", those of every time step are event-driven.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``

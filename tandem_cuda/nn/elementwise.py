@@ -38,7 +38,7 @@ class TandemElementwise(TandemConv2d):
         bias: must be False.
         device: device of the constants.
         dtype: dtype of the constants, float32 or float64.
-        neuron: IF(...) or LIF(...).
+        neuron: a neuron model, such as IF(...).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``).
 
