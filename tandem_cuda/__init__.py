@@ -16,6 +16,7 @@ __all__ = [
     "LIF",
     "AccuracyCurve",
     "ActivityTable",
+    "AdaptiveIF",
     "Calibration",
     "Cascade",
     "FiringRatePenalty",
@@ -61,7 +62,7 @@ else:
     from .convert import Calibration, TandemNetwork, convert
     from .exchange import from_authors
     from .freeze import AccuracyCurve, Cascade, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
-    from .neuron import IF, LIF
+    from .neuron import IF, LIF, AdaptiveIF
     from .nn import *  # noqa: F403 (the layers; nn.__all__ lists them)
     from .quantisation import quantise, unquantise
     from .spike_train import SpikeTrain

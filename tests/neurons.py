@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from tandem_cuda import IF, LIF
+from tandem_cuda import IF, LIF, AdaptiveIF
 from tensors import dyadic, planes
 
 THRESHOLDS = (0.25, 1.0, 2.5, 0.7)
@@ -22,6 +22,9 @@ NEURONS = {
     "LIF, initial": LIF(leak=0.75, initial=0.25),
     "refractory": IF(refractory=2),
     "refractory, 9 steps, initial": IF(initial=0.5, refractory=9),
+    "AdaptiveIF": AdaptiveIF(decay=0.5),
+    "AdaptiveIF, decay 0.9, initial": AdaptiveIF(adaptation=0.5, decay=0.9, initial=0.5),
+    "AdaptiveIF, decay 0": AdaptiveIF(decay=0.0),
 }
 EVERY_KIND = {name: neuron for name, neuron in NEURONS.items() if "," not in name}
 """One neuron of every kind that the compiled library knows."""
@@ -36,8 +39,13 @@ ERRORS = [
     (LIF(leak=1.0), 8, 0.5 / 8, 1 / 8),
     (IF(refractory=1), 8, 0.25 / 8, 0.89 / 8),
     (IF(refractory=4), 64, 0.26 / 64, 0.94 / 64),
+    (AdaptiveIF(decay=0.5), 8, 0.033, 0.125),
+    (AdaptiveIF(decay=0.9), 8, 0.031, 0.125),
+    (AdaptiveIF(decay=0.9), 64, 0.003, 0.015),
 ]
 """Neuron, T, mean and largest error of activation / T against simulated counts / T, as the docstrings state them.
+
+A count has a largest value, which bounds the activation here.
 
 The activation of an IF neuron is less than a spike above the count.
 """

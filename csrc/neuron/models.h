@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "neuron/adaptive_if.h"
 #include "neuron/if.h"
 #include "neuron/lif.h"
 #include "neuron/refractory.h"
@@ -17,7 +18,8 @@ struct ModelList {};
 using Models = ModelList<  //
     If,                    //
     Lif,                   //
-    Refractory>;
+    Refractory,            //
+    AdaptiveIf>;
 
 template <template <class> class... kModels>
 constexpr int count_models(ModelList<kModels...> /*models*/) {

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .adaptive_if import AdaptiveIF
 from .base import Neuron, stacked
 from .if_ import IF
 from .lif import LIF
 from .parameter import Parameter
 
-MODELS: tuple[type[Neuron], ...] = (IF, LIF)
+MODELS: tuple[type[Neuron], ...] = (IF, LIF, AdaptiveIF)
 """All models. Settings are offered to them in this order."""
 
 KINDS: dict[int, type[Neuron]] = {kind: model for model in MODELS for kind in model.KINDS}
@@ -60,6 +61,7 @@ __all__ = [
     "LIF",
     "MODELS",
     "STATES",
+    "AdaptiveIF",
     "Neuron",
     "Parameter",
     "check_neuron",

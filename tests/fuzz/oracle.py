@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tandem_cuda import IF, LIF
+from tandem_cuda import IF, LIF, AdaptiveIF
 
 
 def pack(spikes):
@@ -67,6 +67,26 @@ def refractory_gradient(neuron, grad, v, steps, upper):
     return np.where((v > 0) & (v <= upper), grad * slope, 0.0)
 
 
+def adaptive_step(neuron, state, x):
+    u, b = state
+    threshold, adaptation, decay = (x.dtype.type(value) for value in neuron.parameters[:3])
+    above = u - adaptation * b
+    fired = above >= threshold
+    spike = fired.astype(x.dtype)
+    u = np.where(fired, above - threshold, u) + x
+    b = spike + decay * (b - spike)
+    return u - adaptation * b >= threshold, np.stack([u, b])
+
+
+def adaptive_gradient(neuron, grad, v, steps, upper):
+    """Of the root r of I = r * (threshold + rise * r), times T, in float64: 1 / (threshold + 2 * rise * r)."""
+    v = v.astype(np.float64)
+    rise = neuron.adaptation * np.mean([1 - neuron.decay**t for t in range(steps)])
+    with np.errstate(invalid="ignore"):
+        slope = 1 / np.sqrt(neuron.threshold**2 + 4 * rise * v / steps)
+    return np.where((v > 0) & (v <= upper), grad * slope, 0.0)
+
+
 def if_gradient(neuron, grad, v, steps, upper):
     return tandem_gradient(grad, v, neuron.threshold, upper)
 
@@ -81,6 +101,7 @@ MODELS = {
     IF().kind: Model(if_step, if_gradient),
     LIF().kind: Model(lif_step, lif_model_gradient),
     IF(refractory=1).kind: Model(refractory_step, refractory_gradient),
+    AdaptiveIF().kind: Model(adaptive_step, adaptive_gradient),
 }
 
 
