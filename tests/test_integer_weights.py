@@ -301,7 +301,7 @@ def test_sums_beyond_32_bits_are_refused(engine):
     weight, bits = torch.full((3, 70_000), 32639, dtype=torch.int16), torch.ones(1, 2, 70_000, dtype=torch.uint8)
     weight[1:] = 0
     named = {"scale": torch.ones(3), "engine": engine}
-    message = "the magnitudes of a neuron's torch.int16 weights must add up to less than 2\\^31"
+    message = "the magnitudes of a neuron's Short weights must add up to less than 2\\^31"
     with pytest.raises(RuntimeError, match=f"spiking_linear: {message}"):
         ops.spiking_linear(bits, weight, time_steps=3, **named)
     with pytest.raises(RuntimeError, match=f"count_linear: {message}"):
