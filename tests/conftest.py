@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Threads that spin while they wait slow each other down where others use the processor too. Read when torch is loaded.
@@ -53,6 +54,14 @@ def device(request: pytest.FixtureRequest) -> str:
 def cuda(request: pytest.FixtureRequest) -> str:
     """The device of tests that say nothing on the CPU."""
     return request.param
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """For a test that compiles a layer many times: torch.compile allows a function only so many in a process."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
 
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")

@@ -279,6 +279,7 @@ def test_a_state_of_another_model():
         ops.integrate_and_fire(current, 4, state=torch.zeros(1, 2, 5), neuron=AdaptiveIF())
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_layers_take_other_parameters():
     """torch.compile traces a number that has changed as one that it does not know."""
     layer, x = TandemLinear(6, 4), torch.rand(5, 6)

@@ -223,6 +223,7 @@ def test_the_longest_period():
     assert neuron == IF(refractory=2.0**24) == eval(repr(neuron), {"IF": IF})
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_layers_take_another_period():
     """torch.compile traces a number that has changed as one that it does not know."""
     layer, x = TandemLinear(6, 4), torch.rand(5, 6)
