@@ -196,7 +196,7 @@ class Conversion:
             dims = getattr(self.value(node.all_input_nodes[0]), "dims", None) if node.all_input_nodes else None
             return self._problem(node, why, self.writer.stand_in(dims=dims))
         if node.op == "placeholder" and self.writer.options.mode == "spikes":
-            return Train(self.writer.graph.node_copy(node))
+            return Train(self.writer.graph.node_copy(node), dims=self.writer.dims_of(node))
         real = [isinstance(self.value(x), Real) for x in node.all_input_nodes]
         if node.op == "output" or all(real) or (node not in self.before and any(real)):
             return self._copied(node)
@@ -269,12 +269,16 @@ class Conversion:
             why = "remove the parametrization of its weight: only that of quantise can be shared"
             return self._problem(node, why, self._unknown_current(node))
         if isinstance(x, Real):
-            return Current([Branch(Train(self.writer.encoded_input(x.node)), str(node.target), module, encoded=True)])
+            encoded = Train(self.writer.encoded_input(x.node), dims=self.writer.dims_of(argument))
+            return Current([Branch(encoded, str(node.target), module, encoded=True)])
         if isinstance(x, Pooled):
             x = self.writer.pooled(x, "windows" if x.folds_into(module) else "neurons")
         elif not isinstance(x, (Train, Current)):
             return self._problem(node, NOTHING_ELSE, self._unknown_current(node))
-        return Current([Branch(self.writer.train(argument) if isinstance(x, Current) else x, str(node.target), module)])
+        train = self.writer.train(argument) if isinstance(x, Current) else x
+        is_linear = isinstance(module, nn.Linear)
+        train = self.writer.by_feature(argument, train) if is_linear else self.writer.by_channel(train, True)
+        return Current([Branch(train, str(node.target), module)])
 
     def _unknown_current(self, node: fx.Node) -> Current:
         return Current([Branch(self.writer.stand_in(), str(node.target), module_of(self.ann, node))])
