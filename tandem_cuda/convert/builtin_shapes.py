@@ -115,7 +115,7 @@ def _viewed(call: Call) -> Any:
     x = call.args[0]
     if isinstance(x, Grouped):
         channels = number_of_channels(x.x)
-        if not _views(sizes, [(channels, -1)]):
+        if channels is None or not _views(sizes, [(channels, -1)]):
             raise Unconvertible(_SIZED)
         return call.shuffled(x) if x.swapped else x.x
     if len(sizes) == 5:

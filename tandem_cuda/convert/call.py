@@ -196,15 +196,24 @@ class Call:
         """
         branches: list[Branch] = []
         summands = (*self._inputs, *(x for name, x in self.node.kwargs.items() if name not in ("input", "alpha")))
-        for i, argument in enumerate(summands):
+        factors = [1.0, *[-alpha if subtract else alpha] * (len(summands) - 1)]
+        for argument, factor in zip(summands, factors, strict=True):
             node = self._spiking(argument, "add")
             x = self._writer.value(node)
-            factor = 1.0 if i == 0 else -alpha if subtract else alpha
             once = len(node.users) == 1 and summands.count(node) == 1
             if isinstance(x, Current) and factor == 1 and once and x.is_sum:
                 branches += x.branches
             else:
                 branches.append(Branch(self._writer.train(node), factor=factor))
+        if (
+            len({branch.features for branch in branches if branch.dims != 2}) > 1
+        ):  # pairs would lie along two dimensions
+            nodes = [self._spiking(argument, "add") for argument in summands]
+            trains = [self._writer.by_channel(self._writer.train(node)) for node in nodes]
+            branches = [
+                Branch(self._writer.counted(train, node), factor=factor)
+                for train, node, factor in zip(trains, nodes, factors, strict=True)
+            ]
         channels = Current(branches).of_neurons[0]
         for branch in branches:
             if branch.layer is None and branch.channels is None:

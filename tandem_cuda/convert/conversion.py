@@ -297,6 +297,8 @@ class Conversion:
             self.writer.modules[name] = module
             copied = self.writer.graph.node_copy(node, self._real)
             copied.target = name
+            if isinstance(module, nn.Linear):
+                self._innermost(copied, node.all_input_nodes[0])
             return Real(copied)
         if (dropout := dropout_of(node)) is not None:
             (x, *_) = node.all_input_nodes
@@ -305,6 +307,14 @@ class Conversion:
             owner, key = owner_of(self.ann, str(node.target))
             self.writer.modules[str(node.target)] = getattr(owner, key)
         return Real(self.writer.graph.node_copy(node, self._real))
+
+    def _innermost(self, copied: fx.Node, argument: fx.Node) -> None:
+        """Let a linear layer read lines or images in order: otherwise torch rounds differently in frozen networks."""
+        x = self.value(argument)
+        if isinstance(x, Train) and not x.features and x.dims not in (2, None):
+            (real,) = copied.all_input_nodes
+            with self.writer.graph.inserting_before(copied):
+                copied.replace_input_with(real, self.writer.graph.call_method("contiguous", (real,)))
 
     def _real(self, node: fx.Node) -> Any:
         x = self.value(node)

@@ -197,3 +197,11 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
 def parametrized(module: Any) -> list[tuple[str, Any]]:
     """Return the names of the module's parametrized tensors, each with its parametrizations."""
     return list(module.parametrizations.items()) if parametrize.is_parametrized(module) else []
+
+
+def steps_between(first: fx.Node, last: fx.Node) -> int:
+    """Return the number of steps from one node to another, each of which has one input."""
+    steps = 0
+    while last is not first:
+        (last,), steps = last.all_input_nodes, steps + 1
+    return steps

@@ -108,6 +108,11 @@ class Current:
         return not self.deferred and not any(branch.encoded for branch in self.branches)
 
     @property
+    def is_positive(self) -> bool:
+        """Whether it is a sum of spikes, which needs no ReLU."""
+        return all(branch.is_identity and not branch.train.signed for branch in self.branches)
+
+    @property
     def of_neurons(self) -> tuple[int | None, int | None]:
         """The numbers of channels and of dimensions before the deferred steps; None where not known."""
         channels = (branch.channels for branch in self.branches)

@@ -29,9 +29,9 @@ from ..nn import (
 from ..nn.learned_threshold import new_log_threshold
 from ..nn.wiring import Wiring
 from ..spike_train import SpikeTrain
-from .advice import COUNTED, NEGATIVE
+from .advice import COUNTED, NEGATIVE, SIZES
 from .gates import gated
-from .nodes import kept, kind_of, module_of, name_in_ann, owner_of, parametrized, word_of
+from .nodes import kept, kind_of, module_of, name_in_ann, owner_of, parametrized, steps_between, word_of
 from .options import Options
 from .pixels import Pixels
 from .record import Origin
@@ -92,7 +92,7 @@ class Writer:
         """Return the node's value as a spike train. Currents without a ReLU get neurons for both signs."""
         x = self.value(node)
         if isinstance(x, Current):
-            x = self.values[node] = self.write_neurons(node, x, signed=not is_positive(x))
+            x = self.values[node] = self.write_neurons(node, x, signed=not x.is_positive)
         return self.spikes(x)
 
     def encoded_input(self, x: fx.Node) -> fx.Node:
@@ -211,7 +211,7 @@ class Writer:
         for step in x.deferred:
             train = step(train)
         ann, names = self._parts(node, x, signed)
-        steps = _between(neurons, train.node)
+        steps = steps_between(neurons, train.node)
         facts = train.sources, train.features
         self.origins.append(Origin(name, ann, names, node.name, steps, signed, bound, *facts))
         return train
@@ -250,7 +250,7 @@ class Writer:
                 parts.append(f"{branch.factor:g} * spikes" + (f" {branch.offset:+g}" if branch.offset else ""))
             words.append(", ".join(parts or ["spikes"]))
         word = " + ".join(words)
-        if signed or is_positive(x):  # there is no activation, or it does nothing
+        if signed or x.is_positive:  # there is no activation, or it does nothing
             return word, tuple(names)
         return f"{word}, {self.word(node)}", (*names, name_of(node))
 
@@ -293,7 +293,7 @@ class Writer:
                 parametrize.register_parametrization(layer, name, parametrization, unsafe=True)
         return layer
 
-    def _counted(self, train: Train, node: fx.Node) -> Train:
+    def counted(self, train: Train, node: fx.Node) -> Train:
         """Return a train whose number of channels is known, if an example tells it."""
         size = self.trace.sizes.get(node)
         return train if train.channels is not None or size is None else replace(train, channels=size[1])
@@ -305,7 +305,7 @@ class Writer:
         differ = self.options.calibrated and (len(levels) > 1 or any(train.sources is not None for train in trains))
         of_rows = any(train.features and train.dims not in (2, None) for train in trains)
         if of_rows and (differ or not all(train.features for train in trains)):
-            trains = [self._counted(self.by_channel(train), x) for train, x in zip(trains, nodes, strict=True)]
+            trains = [self.counted(self.by_channel(train), x) for train, x in zip(trains, nodes, strict=True)]
         channels = [None if of_rows and train.features else train.channels for train in trains]
         known = [number for number in channels if number is not None]
         if differ and len(known) < len(trains):
@@ -420,7 +420,10 @@ class Writer:
         """Note that a module weighs the spikes of each channel of a train, if they differ in weight."""
         sources = train.sources
         if sources is not None and train.features and isinstance(module, nn.Linear):  # perhaps flattened rows
-            sources *= module.weight.shape[1] // len(sources)
+            rows, rest = divmod(module.weight.shape[1], len(sources))
+            if rest or not rows:
+                raise Unconvertible(SIZES)
+            sources *= rows
         if sources is not None:
             self.readers.append((module, sources))
 
@@ -466,14 +469,6 @@ def _blaming(node: fx.Node | None, step: Callable[[Any], Any]) -> Callable[[Any]
     return blaming
 
 
-def _between(first: fx.Node, last: fx.Node) -> int:
-    """Return the number of steps from one node to another, each of which has one input."""
-    steps = 0
-    while last is not first:
-        (last,), steps = last.all_input_nodes, steps + 1
-    return steps
-
-
 def _spiking_pool(pool: Any, options: Options) -> nn.Module:
     """Make the spiking layer for average pooling. Its neurons start and wait as the neurons of all layers do.
 
@@ -496,11 +491,6 @@ def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:
     if flat.shape[1] != features:
         raise ValueError(f"view: input must have {features} features per sample, got {flat.shape[1]}")
     return flat
-
-
-def is_positive(x: Current) -> bool:
-    """Whether x is a sum of spikes, which needs no ReLU."""
-    return all(b.is_identity and not b.train.signed for b in x.branches)
 
 
 def _common(paths: list[list[str]]) -> list[str]:

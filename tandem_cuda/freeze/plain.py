@@ -279,12 +279,7 @@ class FrozenLinear(FrozenLayer):
         checks.check_tensor(self.kind, "input", x)
         if x.dim() < 1 or x.shape[-1] != self.weight.shape[1]:
             raise ValueError(f"{self.kind}: input must be [N, ..., {self.weight.shape[1]}], got {list(x.shape)}")
-        if x.dim() < 3 or x.is_contiguous():
-            return F.linear(x, self.weight, self.bias), None
-        # torch computes this product in another order unless a gradient of the weights is needed, as in the network.
-        y = x.flatten(0, -2) @ self.weight.t()
-        y = y if self.bias is None else y + self.bias
-        return y.unflatten(0, x.shape[:-1]), None
+        return F.linear(x, self.weight, self.bias), None
 
     def with_ones(self, x: Tensor) -> Tensor:
         return F.linear(x, torch.ones_like(self.weight, dtype=x.dtype))

@@ -122,7 +122,7 @@ class TandemElementwise(TandemConv2d):
         return self.out_channels > self.groups
 
     @property
-    def synapses(self) -> ElementwiseSynapses | FeaturewiseSynapses:
+    def synapses(self) -> Any:  # not of images if of_features
         return FeaturewiseSynapses(self) if self.of_features else ElementwiseSynapses(self)
 
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
