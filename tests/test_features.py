@@ -138,6 +138,7 @@ def test_calibrated_networks_are_near_their_ann(name, per_channel):
 
 
 REFUSED = {
+    "halves of rows": "TandemElementwise: input must be",  # taken for halves of features
     "mean of features": "convertible",  # the mean over which dimension?
     "batch norm of rows": "pass example= to convert",
     "batch norm of rows of a ReLU": "pass example= to convert",
@@ -258,3 +259,12 @@ def test_weights_refuse_pairs_along_another_dimension():
     ):
         TandemLinear(6, 4)(x)
     assert Decode()(TandemLinear(6, 4)(x.replace(pair_dim=-1))).shape == (2, 6, 4)
+
+
+@pytest.mark.parametrize("name", ["cat of rows", "cat with a ReLU", "cat, then flatten", "halves of rows"])
+def test_without_an_example_rows_are_not_taken_for_features(name):
+    ann, x = made(name)
+    snn = converted(ann, 8, calibrate=x, per_channel=None if name == "halves of rows" else False)
+    with pytest.raises(ValueError, match="pass example="):
+        converted(ann, 8, calibrate=snn.calibration)
+    same(converted(ann, 8, calibrate=snn.calibration, example=x[:1])(x), snn(x))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -205,3 +206,9 @@ def steps_between(first: fx.Node, last: fx.Node) -> int:
     while last is not first:
         (last,), steps = last.all_input_nodes, steps + 1
     return steps
+
+
+def common_path(paths: list[list[str]]) -> list[str]:
+    """Return the longest common prefix of the paths."""
+    together = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return [parts[0] for parts in together]

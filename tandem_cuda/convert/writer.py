@@ -31,7 +31,7 @@ from ..nn.wiring import Wiring
 from ..spike_train import SpikeTrain
 from .advice import COUNTED, NEGATIVE, SIZES
 from .gates import gated
-from .nodes import kept, kind_of, module_of, name_in_ann, owner_of, parametrized, steps_between, word_of
+from .nodes import common_path, kept, kind_of, module_of, name_in_ann, owner_of, parametrized, steps_between, word_of
 from .options import Options
 from .pixels import Pixels
 from .record import Origin
@@ -229,7 +229,7 @@ class Writer:
         alone = not signed and not self.options.per_channel  # otherwise each branch must hold the thresholds
         branches = [nn.Identity() if b.is_plain and alone else self._layer(b, IF(), signed) for b in x.branches]
         module = TandemAdd(*branches, neuron=neuron, engine=engine, learn_threshold=learn)
-        return self.named(".".join([*_common(paths), "add"]), module)
+        return self.named(".".join([*common_path(paths), "add"]), module)
 
     def _before_deferred(self, node: fx.Node, x: Current) -> fx.Node:
         """Return the ANN's node for the values of all neurons: before the steps that come after the neurons."""
@@ -303,6 +303,8 @@ class Writer:
         trains = [self.train(x) for x in nodes]
         levels = list(dict.fromkeys(train.level for train in trains))
         differ = self.options.calibrated and (len(levels) > 1 or any(train.sources is not None for train in trains))
+        if differ and any(train.features and train.dims is None for train in trains):
+            raise Unconvertible(SIZES)  # does it concatenate features, or rows of them?
         of_rows = any(train.features and train.dims not in (2, None) for train in trains)
         if of_rows and (differ or not all(train.features for train in trains)):
             trains = [self.counted(self.by_channel(train), x) for train, x in zip(trains, nodes, strict=True)]
@@ -390,7 +392,10 @@ class Writer:
         """Rearrange the neurons of a train, as :class:`SpikeRearrange` does."""
         module = SpikeRearrange(how, *arguments, signed=train.signed)
         sources, channels = train.sources, train.channels
-        if train.features and train.dims != 2 and how in ("channels", "channel_shuffle", "unsqueeze", "pairs"):
+        of_channels = how in ("channels", "channel_shuffle")
+        if train.features and train.dims is None and of_channels and sources is not None:
+            raise Unconvertible(SIZES)  # are they features?
+        if train.features and train.dims != 2 and (of_channels or how in ("unsqueeze", "pairs")):
             pass  # features stay where they are
         elif train.features and how != "flatten":
             if sources is not None:
@@ -401,7 +406,7 @@ class Writer:
             if any(source != sources[i - i % size] for i, source in enumerate(sources)):
                 raise Unconvertible(self._of_one_weight("put a weight layer between the concatenation and it"))
             sources = tuple(module.moved(sources))
-        if channels is not None and not train.features:
+        if channels is not None and (not train.features or (train.dims is None and of_channels)):
             channels = len(module.moved(range(channels)))
         name = self.named(how, module)
         dims = 4 if how == "unsqueeze" else train.dims
@@ -491,9 +496,3 @@ def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:
     if flat.shape[1] != features:
         raise ValueError(f"view: input must have {features} features per sample, got {flat.shape[1]}")
     return flat
-
-
-def _common(paths: list[list[str]]) -> list[str]:
-    """Return the longest common prefix of the paths."""
-    together = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
-    return [parts[0] for parts in together]
