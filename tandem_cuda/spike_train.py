@@ -21,13 +21,14 @@ class SpikeCode(NamedTuple):
 
     Examples:
         >>> SpikeTrain.from_dense(torch.ones(4, 2, 3)).code
-        SpikeCode(amplitude=1.0, paired=False)
+        SpikeCode(amplitude=1.0, pair_dim=None)
     """
 
     amplitude: float = 1.0
     """The weight of one spike."""
-    paired: bool = False
-    """Whether neurons 2i and 2i + 1 along the channels are the positive and the negative part of value i."""
+    pair_dim: int | None = None
+    """The dimension of [N, ...] along which neurons 2i and 2i + 1 are the positive and the negative part of value i.
+    It is 1 or -1, or None if there are no pairs."""
 
 
 class SpikeTrain:
@@ -46,9 +47,10 @@ class SpikeTrain:
         amplitude: the weight of one spike: the next layer's input is ``amplitude * s[t]``, and ``Decode`` returns
             ``amplitude * count``. It is 1 by default, 1 / (1 - p) after dropout, and a threshold in networks converted
             with calibration. ``count`` is the number of spikes for any amplitude.
-        paired: whether channels 2i and 2i + 1 are the positive and the negative part of one value, as in converted
-            networks where no ReLU follows a layer. ``Decode`` then returns differences, and layers that move or silence
-            neurons keep both together.
+        pair_dim: the dimension of [N, ...] along which neurons 2i and 2i + 1 are the positive and the negative part of
+            one value, as in converted networks where no ReLU follows a layer: 1 for channels, or -1 for the features of
+            a linear layer. By default there are no pairs. ``Decode`` returns differences of pairs, and layers that move
+            or silence neurons keep both together.
 
     Raises:
         TypeError: ``bits`` is not a uint8 tensor, or ``count`` is not a float32 or float64 tensor.
@@ -77,7 +79,7 @@ class SpikeTrain:
         dtype: torch.dtype | None = None,
         *,
         amplitude: float = 1.0,
-        paired: bool = False,
+        pair_dim: int | None = None,
     ) -> None:
         checks.check_train("SpikeTrain", bits, time_steps)
         if count is not None:
@@ -87,11 +89,8 @@ class SpikeTrain:
         checks.check_number("SpikeTrain", "amplitude", amplitude)
         if not 0 < amplitude < math.inf:
             raise ValueError(f"SpikeTrain: amplitude must be positive and finite, got {amplitude}")
-        if not isinstance(paired, bool):
-            raise TypeError(f"SpikeTrain: paired must be True or False, got {type(paired).__name__}")
-        if paired and (bits.dim() < 3 or bits.shape[2] % 2):
-            raise ValueError(f"SpikeTrain: paired bits must be [P, N, 2 * C, ...], got {list(bits.shape)}")
-        self._set(_ending(bits, time_steps), time_steps, count, dtype, SpikeCode(float(amplitude), paired))
+        _check_pairs(bits, pair_dim)
+        self._set(_ending(bits, time_steps), time_steps, count, dtype, SpikeCode(float(amplitude), pair_dim))
         checks.check_dtype("SpikeTrain", "dtype", self._dtype)
 
     def _set(self, bits: Any, time_steps: int, count: Any, dtype: torch.dtype | None, code: SpikeCode) -> None:
@@ -112,11 +111,11 @@ class SpikeTrain:
         dtype: torch.dtype | None = None,
         *,
         amplitude: float = 1.0,
-        paired: bool = False,
+        pair_dim: int | None = None,
     ) -> SpikeTrain:
         """Create a train as the constructor does, but without checks: for the results of this library's operators."""
         train = cls.__new__(cls)
-        train._set(bits, time_steps, count, dtype, SpikeCode(amplitude, paired))
+        train._set(bits, time_steps, count, dtype, SpikeCode(amplitude, pair_dim))
         return train
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
@@ -125,7 +124,7 @@ class SpikeTrain:
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
         fields = state[1]
-        fields["code"] = SpikeCode(fields.pop("amplitude"), fields.pop("paired", False))  # earlier versions: no pairs
+        fields["code"] = SpikeCode(fields.pop("amplitude"), fields.pop("pair_dim", None))  # earlier versions: no pairs
         for name, value in fields.items():
             setattr(self, name, value)
 
@@ -239,8 +238,13 @@ class SpikeTrain:
 
     @property
     def paired(self) -> bool:
-        """Whether channels 2i and 2i + 1 are the positive and the negative part of one value."""
-        return self.code.paired
+        """Whether neurons 2i and 2i + 1 along ``pair_dim`` are the positive and the negative part of one value."""
+        return self.code.pair_dim is not None
+
+    @property
+    def pair_dim(self) -> int | None:
+        """The dimension of [N, ...] along which pairs lie, 1 or -1; None if there are no pairs."""
+        return self.code.pair_dim
 
     @property
     def shape(self) -> torch.Size:
@@ -262,7 +266,7 @@ class SpikeTrain:
 
         Args:
             changes: any of the constructor's arguments ``bits``, ``time_steps``, ``count``, ``dtype``, ``amplitude``
-                and ``paired``. A change of ``bits`` or ``time_steps`` drops the old count; pass a new count if it
+                and ``pair_dim``. A change of ``bits`` or ``time_steps`` drops the old count; pass a new count if it
                 should carry a gradient. A change of ``dtype`` casts the count.
 
         Raises:
@@ -275,11 +279,11 @@ class SpikeTrain:
     def replace_unchecked(self, **changes: Any) -> SpikeTrain:
         """Work as ``replace``, but do not check the values: for tensors that this library made."""
         fields = {"bits": self.bits, "time_steps": self.time_steps, "dtype": self._dtype}
-        fields |= {"amplitude": self.code.amplitude, "paired": self.code.paired}
+        fields |= self.code._asdict()
         unknown = changes.keys() - fields.keys() - {"count"}
         if unknown:
             raise TypeError(
-                f"SpikeTrain.replace: changes must be among bits, time_steps, count, dtype, amplitude and paired, "
+                f"SpikeTrain.replace: changes must be among bits, time_steps, count, dtype, amplitude and pair_dim, "
                 f"got {', '.join(sorted(unknown))}"
             )
         if self._count is not None and not changes.keys() & {"bits", "time_steps", "count"}:
@@ -302,11 +306,15 @@ class SpikeTrain:
             raise ValueError(f"SpikeTrain.flatten: start_dim must leave the batch dimension alone, got {start_dim}")
 
         def flat(x: Tensor) -> Tensor:
-            if start > 1 or not self.code.paired:
+            if start > 1 or self.code.pair_dim != 1:  # pairs along the last dimension stay side by side
                 return x.flatten(start + 1, end + 1)
-            return torch.stack([x[:, :, sign::2].flatten(2, end + 1) for sign in (0, 1)], 3).flatten(2, 3)
+            positive, negative = signs(x, 2)
+            return interleaved(positive.flatten(2, end + 1), negative.flatten(2, end + 1), 2)
 
-        return self.rearranged(flat)
+        flattened = self.rearranged(flat)
+        if self.code.pair_dim is None or len(flattened.shape) > 2:
+            return flattened
+        return flattened.replace_unchecked(pair_dim=1)
 
     def rearranged(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
         """Return a train whose neurons ``f`` selects and rearranges; the gradient of the count follows them.
@@ -367,10 +375,32 @@ class SpikeTrain:
     def __repr__(self) -> str:
         shape = ", ".join(str(size) for size in self.shape)
         amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
-        amplitude += ", paired=True" if self.paired else ""
+        amplitude += f", pair_dim={self.pair_dim}" if self.paired else ""
         return (
             f"SpikeTrain([{shape}], time_steps={self.time_steps}, dtype={self.dtype}, device={self.device}{amplitude})"
         )
+
+
+def signs(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the positive and the negative parts, which lie in pairs along a dimension."""
+    before = (slice(None),) * (dim % x.dim())
+    return x[(*before, slice(0, None, 2))], x[(*before, slice(1, None, 2))]
+
+
+def interleaved(positive: Tensor, negative: Tensor, dim: int) -> Tensor:
+    """Put positive and negative parts in pairs along a dimension."""
+    dim = dim % positive.dim()
+    return torch.stack([positive, negative], dim + 1).flatten(dim, dim + 1)
+
+
+def _check_pairs(bits: Tensor, pair_dim: Any) -> None:
+    if pair_dim is not None and (isinstance(pair_dim, bool) or not isinstance(pair_dim, int)):
+        raise TypeError(f"SpikeTrain: pair_dim must be 1, -1 or None, got {type(pair_dim).__name__}")
+    if pair_dim not in (1, -1, None):
+        raise ValueError(f"SpikeTrain: pair_dim must be 1, -1 or None, got {pair_dim}")
+    if pair_dim is not None and (bits.dim() < 3 or bits.shape[pair_dim % (bits.dim() - 1) + 1] % 2):
+        wanted = "[P, N, 2 * C, ...]" if pair_dim == 1 else "[P, N, ..., 2 * F]"
+        raise ValueError(f"SpikeTrain: bits of pairs must be {wanted}, got {list(bits.shape)}")
 
 
 def _ending(bits: Tensor, time_steps: int) -> Tensor:
@@ -397,7 +427,7 @@ def _concatenated(op: str, trains: Sequence[SpikeTrain]) -> SpikeTrain:
         raise ValueError(f"{op}: trains must hold at least one train, got none")
     first = trains[0]
     for i, train in enumerate(trains):
-        for name in ("time_steps", "amplitude", "paired", "dtype", "device"):
+        for name in ("time_steps", "amplitude", "pair_dim", "dtype", "device"):
             if getattr(train, name) != getattr(first, name):
                 raise ValueError(
                     f"{op}: trains must have the same {name}, got {getattr(first, name)} and, for train {i}, "
@@ -439,7 +469,7 @@ def _flatten(train: SpikeTrain) -> tuple[list[Any], _Context]:
 def _unflatten(leaves: Any, context: _Context) -> SpikeTrain:
     bits, count = leaves
     time_steps, dtype, code = context
-    return SpikeTrain.unchecked(bits, time_steps, count, dtype, amplitude=code.amplitude, paired=code.paired)
+    return SpikeTrain.unchecked(bits, time_steps, count, dtype, **code._asdict())
 
 
 _pytree.register_pytree_node(

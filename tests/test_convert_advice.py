@@ -212,6 +212,13 @@ def rows(middle):
     return made(run, IMAGES, first=conv(3, 8), a=conv(8, 4), last=nn.LazyConv1d(6, 1), head=nn.LazyLinear(5))
 
 
+ROWS = torch.rand(2, 4, 5)
+
+
+def two_rows(net, x):
+    return net.c(torch.cat([F.relu(net.a(x)), F.relu(net.b(x))], 1))
+
+
 def single_pixels(n, x):
     x = F.relu(n.a(x))
     return n.c(F.relu(x + n.b(F.adaptive_avg_pool2d(x, 1))))
@@ -775,6 +782,13 @@ PARTS = [
             b=conv(12, 12),
         ),
         how={"calibrate": IMAGES},
+    ),
+    Case(
+        "pass example=, an input of ann, so that the trace knows the number of dimensions",
+        lambda: made(two_rows, ROWS, a=nn.Linear(5, 6), b=nn.Linear(5, 6), c=nn.Linear(6, 4)),
+        lambda: made(two_rows, ROWS, a=nn.Linear(5, 6), b=nn.Linear(5, 6), c=nn.Linear(6, 4)),
+        how={"calibrate": {"a": 4.0, "b": 3.0}},
+        then={"example": ROWS},
     ),
     Case(
         "pass per_channel=False: it needs spikes of one weight",

@@ -509,7 +509,7 @@ def test_dropout_drops_both_signs_of_a_value(dropout):
     drop.register_forward_pre_hook(lambda module, inputs: read.extend(inputs))
     snn(torch.rand(2, 3, 8, 12))
     assert [x.paired for x in read] == [True]
-    kept = drop(SpikeTrain.from_dense(torch.ones(4, 16, 16, 8, 12)).replace(paired=True)).count != 0
+    kept = drop(SpikeTrain.from_dense(torch.ones(4, 16, 16, 8, 12)).replace(pair_dim=1)).count != 0
     positive, negative = kept.unflatten(1, (8, 2)).unbind(2)
     assert torch.equal(positive, negative)
     assert 0.3 < positive.float().mean() < 0.7

@@ -483,20 +483,20 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
     """Where sizes are known, what follows of them is found when the file is read."""
     net = randomised(
         nn.Sequential(
-            Encode(3), TandemLinear(3, 12), Decode(), nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4),
-            nn.Flatten(), nn.Linear(4, 3), nn.Softmax(1),
+            nn.Flatten(), Encode(3), TandemLinear(3, 12), Decode(), nn.Unflatten(1, (3, 2, 2)),
+            nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3), nn.Softmax(1),
         )
     )  # fmt: skip
     freeze(net).save(tmp_path / "good")
     description, tensors = artefact.read(tmp_path / "good")
-    assert [node["kind"] for node in description["nodes"]][3:6] == ["Unflatten", "Conv2d", "BatchNorm2d"]
+    assert [node["kind"] for node in description["nodes"]][4:7] == ["Unflatten", "Conv2d", "BatchNorm2d"]
     for node, setting, value, message in (
-        (3, "unflattened_size", [3, 2, 3], "Unflatten '3': settings must fit inputs of"),
-        (4, "padding", [5, 5], "in_features must be 484, got 4"),
-        (4, "kernel_size", [3, 3], "node '4': Conv2d: weight must be"),
-        (4, "stride", [0, 1], "Conv2d"),
-        (5, "num_features", 5, "node '5': BatchNorm2d: .* must be"),
-        (8, "dim", 7, "Softmax '8': settings must fit inputs of"),
+        (4, "unflattened_size", [3, 2, 3], "Unflatten '4': settings must fit inputs of"),
+        (5, "padding", [5, 5], "in_features must be 484, got 4"),
+        (5, "kernel_size", [3, 3], "node '5': Conv2d: weight must be"),
+        (5, "stride", [0, 1], "Conv2d"),
+        (6, "num_features", 5, "node '6': BatchNorm2d: .* must be"),
+        (9, "dim", 7, "Softmax '9': settings must fit inputs of"),
     ):
         write(tmp_path / "net", changed(description, ("nodes", node, "settings", setting), value), tensors, "2")
         with pytest.raises(ValueError, match=message):

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from exact import same
 from tandem_cuda import (
+    IF,
     Decode,
     Encode,
     FrozenNetwork,
@@ -21,6 +23,8 @@ from tandem_cuda import (
     SpikingMaxPool2d,
     TandemAdd,
     TandemConv2d,
+    TandemDropout,
+    TandemDropout2d,
     TandemGate,
     TandemLinear,
     freeze,
@@ -92,17 +96,103 @@ def test_odd_channels_are_no_pairs():
         Decode()(x)
 
 
-def test_pairs_of_features_are_not_taken_for_channels():
-    layer = TandemLinear(5, 8)
+def linear(inputs=5, values=4):
+    """A linear layer with two neurons for each of its values."""
+    layer = TandemLinear(inputs, 2 * values)
     layer.wiring = Wiring(paired_outputs=True)
-    layer.weight, layer.bias = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(4))
-    rows = SpikeTrain.from_dense((torch.rand(4, 2, 3, 5) < 0.5).float())
-    assert not layer(rows).paired
-    assert layer(SpikeTrain(rows.bits[:, :, 0], 4)).paired
+    layer.weight, layer.bias = nn.Parameter(torch.randn(values, inputs)), nn.Parameter(torch.randn(values))
+    return layer
+
+
+def test_pairs_of_features_lie_along_the_last_dimension():
+    layer, rows = linear(), SpikeTrain.from_dense((torch.rand(4, 2, 3, 5) < 0.5).float())
+    assert layer(rows).pair_dim == -1
+    assert layer(SpikeTrain(rows.bits[:, :, 0], 4)).pair_dim == 1
+
+
+def features(*shape):
+    """A train [*shape, 2 * 3] of pairs along the last dimension, and the values that they stand for."""
+    bits = torch.randint(0, 256, (2, *shape, 6), dtype=torch.uint8)
+    x = SpikeTrain(bits, 16, amplitude=0.5, pair_dim=-1)
+    return x, (x.count[..., ::2] - x.count[..., 1::2]) * 0.5
+
+
+MOVES = {
+    "flatten": ((4,), lambda x: x.flatten(1)),
+    "channels": ((4,), lambda x: x[:, 1:3], 1, 3),
+    "channel_shuffle": ((4,), lambda x: F.channel_shuffle(x, 2), 2),
+    "unsqueeze": ((4,), lambda x: x[:, :, None]),
+    "zero_pad": ((4, 5), lambda x: F.pad(x, (1, 2, 0, 1)), 1, 2, 0, 1),
+    "upsample": ((4, 5), lambda x: F.interpolate(x, scale_factor=2), 2, 2),
+    "pixel_shuffle": ((4, 5), lambda x: F.pixel_shuffle(x, 2), 2),
+    "pairs": ((4, 5), lambda x: x, 1),
+}
+
+
+@pytest.mark.parametrize("how", MOVES)
+def test_rearrangements_keep_pairs_of_features(how):
+    sizes, f, *arguments = MOVES[how]
+    x, value = features(2, *sizes)
+    moved = SpikeRearrange(how, *arguments)(x)
+    same(Decode()(moved), f(value))
+    assert moved.pair_dim == (1 if how in ("flatten", "pairs") else -1)
+    same(SpikeTrain(moved.bits, 16, amplitude=0.5, pair_dim=moved.pair_dim).count, moved.count)
+
+
+def test_pairs_move_between_channels_and_features():
+    x, value = features(2, 4)
+    channels = SpikeRearrange("pairs", 1)(x)
+    assert (channels.pair_dim, channels.shape) == (1, (2, 8, 3))
+    same(Decode()(channels), value)
+    same(SpikeRearrange("pairs", -1)(channels).bits, x.bits)
+    assert SpikeRearrange("pairs", 1)(x.replace(pair_dim=None)).shape == x.shape
+    with pytest.raises(ValueError, match="SpikeRearrange: the dimension of 'pairs' must be 1 or -1, got 2"):
+        SpikeRearrange("pairs", 2)
+
+
+@pytest.mark.parametrize("range_", [(1, -1), (1, 2), (2, 3), (2, 2)])
+def test_flattened_pairs_of_features(range_):
+    x, value = features(2, 4, 5)
+    same(Decode()(x.flatten(*range_)), value.flatten(*range_))
+
+
+def test_readers_of_pairs_of_features():
+    x, value = features(2, 4)
+    y, other = features(2, 3)
+    plain = SpikeTrain(y.bits[..., ::2], 16, amplitude=0.5)
+    same(Decode()(SpikeCat(False, False)(x, y)), torch.cat([value, other], 1))
+    same(Decode()(SpikeCat(False, False)(x, plain)), torch.cat([value, plain.count * 0.5], 1))
+    gated = TandemGate(IF(0.5, amplitude=0.5))(x, torch.ones(2, 4, 3))
+    assert gated.pair_dim == -1
+    same(Decode()(gated), value)
+    assert TandemAdd(nn.Identity(), nn.Identity())(x, x).pair_dim == -1
+    channels = x.replace(pair_dim=1)
+    for join in (SpikeCat(False, False), TandemAdd(nn.Identity(), nn.Identity())):
+        with pytest.raises(ValueError, match=f"{type(join).__name__}: pairs of all inputs must lie along the same"):
+            join(x, channels)
+    with pytest.raises(ValueError, match=r"SpikingAvgPool2d: pairs must lie along the channels, got pair_dim=-1"):
+        SpikingAvgPool2d(2)(features(2, 4, 5)[0])
+
+
+def test_dropout_keeps_pairs_of_features_together():
+    x, _ = features(64, 8)
+    x = x.replace(bits=torch.full_like(x.bits, 255))
+    kept = (TandemDropout(0.5)(x).count != 0).unflatten(2, (3, 2))
+    same(kept[..., 0], kept[..., 1])
+    assert 0.4 < kept.float().mean() < 0.6
+    x = features(64, 8, 2)[0]
+    kept = TandemDropout2d(0.5)(x.replace(bits=torch.full_like(x.bits, 255))).count != 0
+    assert (kept.flatten(2).all(2) | ~kept.flatten(2).any(2)).all()  # whole channels
+
+
+def test_odd_features_are_no_pairs():
+    x = features(2, 4)[0].rearranged(lambda values: values[..., :3])
+    with pytest.raises(ValueError, match=r"Decode: signed input must have 2 \* F features, got \[2, 4, 3\]"):
+        Decode()(x)
 
 
 def test_a_plain_reader_reads_pickled_trains():
-    x = SpikeTrain(torch.ones(1, 2, 4, dtype=torch.uint8), 1, amplitude=0.5, paired=True)
+    x = SpikeTrain(torch.ones(1, 2, 4, dtype=torch.uint8), 1, amplitude=0.5, pair_dim=1)
     file = io.BytesIO()
     torch.save(x, file)
     file.seek(0)

@@ -304,7 +304,7 @@ def difference(x):
 
 
 def test_modules_read_the_pairs_of_a_train():
-    x, y = example(2, 6, 4, 4, time_steps=8, paired=True), example(2, 2, 4, 4, time_steps=8)
+    x, y = example(2, 6, 4, 4, time_steps=8, pair_dim=1), example(2, 2, 4, 4, time_steps=8)
     value = difference(x.count)
     same(Decode()(x), value)
     same(Decode(signed=True)(x), value)
@@ -338,7 +338,7 @@ def test_trains_of_version_0_2_are_not_paired():
     fields = {"bits": y.bits, "time_steps": 9, "_count": None, "_dtype": torch.float32, "amplitude": 3.0}
     x.__setstate__((None, fields))
     equal(x, y)
-    assert x.code == SpikeCode(3.0, False)
+    assert x.code == SpikeCode(3.0, None)
     spec = pytree.tree_structure(y)
     dumped = pytree.treespec_dumps(spec)
     assert pytree.treespec_loads(dumped.replace(", 3.0, false]", ", 3.0]").replace(",3.0,false]", ",3.0]")) == spec
@@ -403,12 +403,12 @@ OPERATIONS = {
 @pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_no_field_is_lost(name, counted):
-    paired = "max pooling" not in name  # which pairs do not have
-    x = example(2, 4, 4, 5, time_steps=13, dtype=torch.float64, amplitude=3.0, paired=paired)
+    pair_dim = None if "max pooling" in name else 1  # which pairs do not have
+    x = example(2, 4, 4, 5, time_steps=13, dtype=torch.float64, amplitude=3.0, pair_dim=pair_dim)
     if counted:
         x = x.replace(count=x.count.clone().requires_grad_())
     y = OPERATIONS[name](x)
-    assert (y.time_steps, y.dtype, y.code, y.device) == (13, torch.float64, SpikeCode(3.0, paired), x.device)
+    assert (y.time_steps, y.dtype, y.code, y.device) == (13, torch.float64, SpikeCode(3.0, pair_dim), x.device)
     assert y.count.dtype == torch.float64
     if (
         counted
@@ -445,13 +445,15 @@ def test_replace():
         (
             {"steps": 3},
             TypeError,
-            "changes must be among bits, time_steps, count, dtype, amplitude and paired, got steps",
+            "changes must be among bits, time_steps, count, dtype, amplitude and pair_dim, got steps",
         ),
         ({"bits": x.bits[:1]}, ValueError, r"bits must have ceil\(time_steps / 8\) = 2 planes"),
         ({"count": x.count[:1]}, ValueError, "count must be"),
         ({"amplitude": 0}, ValueError, "amplitude must be positive"),
-        ({"paired": 1}, TypeError, "paired must be True or False, got int"),
-        ({"paired": True}, ValueError, r"paired bits must be \[P, N, 2 \* C, ...\], got \[2, 2, 3, 4, 5\]"),
+        ({"pair_dim": True}, TypeError, "pair_dim must be 1, -1 or None, got bool"),
+        ({"pair_dim": 2}, ValueError, "pair_dim must be 1, -1 or None, got 2"),
+        ({"pair_dim": 1}, ValueError, r"bits of pairs must be \[P, N, 2 \* C, ...\], got \[2, 2, 3, 4, 5\]"),
+        ({"pair_dim": -1}, ValueError, r"bits of pairs must be \[P, N, ..., 2 \* F\], got \[2, 2, 3, 4, 5\]"),
         ({"dtype": torch.float16}, TypeError, ".* must be float32 or float64"),
     ):
         with pytest.raises(error, match=f"SpikeTrain.*: {message}"):
@@ -512,7 +514,7 @@ def test_cat_carries_gradients():
     [
         (lambda x: x.window(0, 12), "same time_steps, got 13 and, for train 1, 12"),
         (lambda x: x.replace(amplitude=2), r"same amplitude, got 3\.0 and, for train 1, 2"),
-        (lambda x: x.replace(paired=True), "same paired, got False and, for train 1, True"),
+        (lambda x: x.replace(pair_dim=1), "same pair_dim, got None and, for train 1, 1"),
         (lambda x: x.replace(dtype=torch.float64), "same dtype, got torch.float32 and, for train 1, torch.float64"),
         (lambda x: x.flatten(), r"same neurons, got \[1, 2, 4, 5\] and, for train 1, \[1, 40\]"),
         (lambda x: x.to("meta"), "same device, got cpu and, for train 1, meta"),

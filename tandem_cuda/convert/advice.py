@@ -58,6 +58,7 @@ AFTER_ALL = "move it after the last weight layer"
 """Instead, if spikes come in."""
 COUNTED = "put it where the number of channels is known: before the flattening, or behind a weight layer"
 EXAMPLE = "pass example=, an input of ann, so that the trace knows the sizes that forward compares"
+SIZES = "pass example=, an input of ann, so that the trace knows the number of dimensions"
 NUMBER = "use a number in place of a size that depends on the input"
 NEGATIVE = "put a ReLU before it: its input has negative values"
 _ADVICE: list[tuple[tuple[type, ...], str]] = [

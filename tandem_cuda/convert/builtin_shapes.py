@@ -14,7 +14,7 @@ import torch
 from .advice import EXAMPLE, NOTHING_ELSE, NUMBER
 from .nodes import asks_for_size
 from .rules import Call, Rule, Unconvertible, converts, register, register_all
-from .values import Grouped, Pieces, Shape, Size, Sizes
+from .values import Grouped, Pieces, Shape, Size, Sizes, number_of_channels, shape_of
 
 _SIZED = "use nn.Flatten in place of a computed shape"
 DIVIDED = "divide by a number other than 0: spikes cannot be divided by others"
@@ -31,9 +31,10 @@ def _flatten_function(call: Call, start_dim: int = 0, end_dim: int = -1) -> Any:
 def _reshape(call: Call, sizes: tuple[Any, ...]) -> Any:
     """Flatten all dimensions but the first, or all but the first two."""
     x = call.input
+    shape = shape_of(x)
     features = Size(1, tuple(range(1, x.dims or 2)))
-    if x.channels is not None:
-        features = Size(x.channels, features.dims[1:])
+    if shape.channels is not None:
+        features = Size(shape.channels, tuple(dim for dim in features.dims if dim != shape.channel_dim))
     batch, *rest = sizes
     if len(rest) == 1:
         (number,) = rest
@@ -44,7 +45,7 @@ def _reshape(call: Call, sizes: tuple[Any, ...]) -> Any:
         if isinstance(number, Size) and keeps_samples:
             return call.flatten()
     fits_every_image = rest[-1] == -1 or not isinstance(rest[-1], int)
-    if len(rest) == 2 and x.dims == 4 and batch == _BATCH and rest[0] == x.channels and fits_every_image:
+    if len(rest) == 2 and x.dims == 4 and batch == _BATCH and rest[0] == number_of_channels(x) and fits_every_image:
         return call.flatten(2)
     raise Unconvertible(_SIZED)
 
@@ -113,13 +114,13 @@ def _viewed(call: Call) -> Any:
         sizes = tuple(sizes[0])
     x = call.args[0]
     if isinstance(x, Grouped):
-        channels = x.x.channels
-        if not _views(sizes, [(channels, -1)]):
+        channels = number_of_channels(x.x)
+        if channels is None or not _views(sizes, [(channels, -1)]):
             raise Unconvertible(_SIZED)
         return call.shuffled(x) if x.swapped else x.x
     if len(sizes) == 5:
         train = call.spikes()
-        groups, channels = sizes[1], train.channels
+        groups, channels = sizes[1], number_of_channels(train)
         if channels is None or not isinstance(groups, int) or groups < 1 or channels % groups:
             raise Unconvertible(_SIZED)
         if not _views(sizes, [(groups,), (channels // groups, -1)]):
@@ -141,8 +142,7 @@ def _views(sizes: tuple[Any, ...], channels: list[tuple[int, ...]]) -> bool:
 
 
 def _shape(call: Call) -> Shape:
-    x, of = call.value, call.node.all_input_nodes[0]
-    return Shape(x.channels, x.dims, of)
+    return shape_of(call.value, call.node.all_input_nodes[0])
 
 
 def _size(call: Call) -> Any:
@@ -160,7 +160,7 @@ def _size_at(shape: Shape, dim: int) -> Size:
         if shape.dims is None:
             raise Unconvertible("count dimensions from the first: the number of dimensions is not known")
         dim += shape.dims
-    return Size(1, (dim,), (shape.of,)) if dim != 1 or shape.channels is None else Size(shape.channels)
+    return Size(1, (dim,), (shape.of,)) if dim != shape.channel_dim or shape.channels is None else Size(shape.channels)
 
 
 def _numel(call: Call) -> Any:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ..neuron import IF, Neuron, check_neuron
 from ..nn.modes import evaluating
+from ..nn.tandem import TandemLayer
 from ..ops import checks
 from .batches import Batch
 from .calibrate import (
@@ -150,7 +151,7 @@ class Calibrator:
         data = CalibrationData(self.trace, batches)
         return find_corrections(data, self.snn, [self._measured(layer, True) for layer in layers])
 
-    def _holder(self, layer: SpikingLayer) -> nn.Module | None:
+    def _holder(self, layer: SpikingLayer) -> TandemLayer | None:
         return weight_layer(self.snn.get_submodule(layer.name))
 
     def _has_level_of_channels(self, layer: SpikingLayer) -> bool:
@@ -160,5 +161,7 @@ class Calibrator:
         """Return a layer with the node whose values are measured, of each channel or of the whole layer."""
         if not each_channel:
             return replace(layer, channels=None)
-        assert layer.values is not None  # every layer with weights has it
-        return replace(layer, node=layer.values, dim=-1 if isinstance(self._holder(layer), nn.Linear) else 1)
+        holder = self._holder(layer)
+        assert layer.values is not None  # every layer with weights has both
+        assert holder is not None
+        return replace(layer, node=layer.values, dim=holder.synapses.features)

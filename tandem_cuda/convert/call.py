@@ -10,7 +10,20 @@ from torch import fx, nn
 
 from .advice import COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE, NUMBER
 from .nodes import asks_for_size, kind_of, leading_to, module_of
-from .values import SPIKES, Branch, Current, Grouped, Pieces, Pooled, Real, Shape, Size, Sizes, Train
+from .values import (
+    SPIKES,
+    Branch,
+    Current,
+    Grouped,
+    Pieces,
+    Pooled,
+    Real,
+    Shape,
+    Size,
+    Sizes,
+    Train,
+    number_of_channels,
+)
 from .weight_rules import RULES, Unconvertible, WeightRule, weights_of
 from .writer import Writer
 
@@ -118,7 +131,12 @@ class Call:
         x = self._writer.spikes(x) if isinstance(x, Pooled) else x
         if isinstance(x, Train) and x.signed:
             raise Unconvertible(NEGATIVE)
-        x = self._writer.apply_or_defer(x, lambda value: self._writer.called(value, self.node, module))
+
+        def step(value: Any) -> Any:
+            value = self._writer.by_channel(value) if isinstance(value, Train) else value
+            return self._writer.called(value, self.node, module)
+
+        x = self._writer.apply_or_defer(x, step)
         return replace(x, wants_relu=self.node) if isinstance(x, Current) else x
 
     def rearrange(self, how: str, *arguments: int) -> Any:
@@ -178,15 +196,24 @@ class Call:
         """
         branches: list[Branch] = []
         summands = (*self._inputs, *(x for name, x in self.node.kwargs.items() if name not in ("input", "alpha")))
-        for i, argument in enumerate(summands):
+        factors = [1.0, *[-alpha if subtract else alpha] * (len(summands) - 1)]
+        for argument, factor in zip(summands, factors, strict=True):
             node = self._spiking(argument, "add")
             x = self._writer.value(node)
-            factor = 1.0 if i == 0 else -alpha if subtract else alpha
             once = len(node.users) == 1 and summands.count(node) == 1
             if isinstance(x, Current) and factor == 1 and once and x.is_sum:
                 branches += x.branches
             else:
                 branches.append(Branch(self._writer.train(node), factor=factor))
+        if (
+            len({branch.features for branch in branches if branch.dims != 2}) > 1
+        ):  # pairs would lie along two dimensions
+            nodes = [self._spiking(argument, "add") for argument in summands]
+            trains = [self._writer.by_channel(self._writer.train(node)) for node in nodes]
+            branches = [
+                Branch(self._writer.counted(train, node), factor=factor)
+                for train, node, factor in zip(trains, nodes, factors, strict=True)
+            ]
         channels = Current(branches).of_neurons[0]
         for branch in branches:
             if branch.layer is None and branch.channels is None:
@@ -245,12 +272,14 @@ class Call:
         if norm.running_mean is None:
             raise Unconvertible("set track_running_stats=True: the spiking twin folds them")
         branch = x.branches[0] if isinstance(x, Current) and len(x.branches) == 1 and not x.deferred else None
+        if branch is not None and branch.features and branch.dims is not None:  # the norm is of rows, not of features
+            return Current([Branch(self._writer.by_channel(self.spikes()), self._name(), norm=norm)])
         if branch is not None and branch.layer is not None and branch.norm is None:
             fitting = weights_of(branch.layer).norm
             if type(norm) not in (fitting, nn.SyncBatchNorm):
                 raise Unconvertible(f"use nn.{fitting.__name__} after {branch.name}")
             return replace(x, branches=[replace(branch, norm=norm)])
-        return Current([Branch(self.spikes(), self._name(), norm=norm)])
+        return Current([Branch(self._writer.by_channel(self.spikes()), self._name(), norm=norm)])
 
     def of_line(self, pool: Callable[[Call], Any]) -> Any:
         """Apply the rule of a pooling of images to lines [N, C, L], as images of height 1."""
@@ -272,14 +301,18 @@ class Call:
         if not isinstance(tensors, (list, tuple)):
             raise Unconvertible("list what it concatenates, as in torch.cat([a, b], 1)")
         nodes = [self._spiking(argument, "concatenate") for argument in tensors]
-        return self._writer.joined(self.node, [self._writer.train(node) for node in nodes])
+        return self._writer.joined(self.node, nodes)
 
     def pieces(self, bounds: Callable[[int], list[tuple[int, int]]]) -> Any:
         """Split along the channels; ``bounds`` maps their number to the first channel and the end of each piece."""
         train = self.spikes()
-        if train.channels is None:
+        channels = number_of_channels(train)
+        if train.features and channels is None:
+            size = self._writer.trace.sizes.get(self.node.all_input_nodes[0])
+            channels = None if size is None else size[1]
+        if channels is None:
             raise Unconvertible(COUNTED)
-        return Pieces(train, bounds(train.channels))
+        return Pieces(train, bounds(channels))
 
     def piece(self, pieces: Pieces, index: int) -> Any:
         """Return one of the pieces that a split returned."""

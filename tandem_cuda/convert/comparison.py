@@ -15,7 +15,7 @@ from ..nn import TandemAdd
 from ..nn.modes import evaluating
 from ..nn.operations import Operations, ann_macs, synapses_by_input
 from ..nn.tandem import TandemLayer
-from ..spike_train import SpikeTrain
+from ..spike_train import SpikeTrain, signs
 from .record import Origin, Record
 from .trace import Showing, Traced, retraced
 from .weight_rules import RULES
@@ -147,21 +147,27 @@ class Sums:
             if isinstance(x, SpikeTrain):
                 self.operations += float(self.count_operations(i, synapses, x.count.sum(0, dtype=torch.float64)))
 
-    def compare(self, train: SpikeTrain, signed: bool, weights: Tensor | None, activation: Tensor) -> None:
+    def compare(self, train: SpikeTrain, origin: Origin, weights: Tensor | None, activation: Tensor) -> None:
         """Add the difference of spikes from the ANN's activation.
 
         Args:
             train: [N, C, ...].
-            signed: whether channels 2i and 2i + 1 are the positive and the negative part of channel i.
-            weights: a further factor of each channel, or None.
+            origin: what the spikes stand for.
+            weights: a further factor of each channel or feature, or None.
             activation: of the ANN, with as many elements; its shape may lack dimensions of size 1.
         """
         value = train.count.double()
-        value = value[:, ::2] - value[:, 1::2] if signed else value
-        amplitude = torch.full([value.shape[1]], train.amplitude, dtype=torch.float64, device=value.device)
-        if weights is not None:  # flattened channels have as many features as pixels
-            amplitude = amplitude * weights.to(amplitude).repeat_interleave(len(amplitude) // len(weights))
-        amplitude = amplitude.view(-1, *[1] * (value.dim() - 2))
+        pair_dim = 1 if origin.signed and train.pair_dim is None else train.pair_dim
+        if pair_dim is not None:
+            positive, negative = signs(value, pair_dim)
+            value = positive - negative
+        number = value.shape[-1 if origin.features else 1]
+        amplitude = torch.full([number], train.amplitude, dtype=torch.float64, device=value.device)
+        if weights is not None and origin.features:  # flattened rows have all features of each row
+            amplitude = amplitude * weights.to(amplitude).repeat(number // len(weights))
+        elif weights is not None:  # flattened channels have as many features as pixels
+            amplitude = amplitude * weights.to(amplitude).repeat_interleave(number // len(weights))
+        amplitude = amplitude if origin.features else amplitude.view(-1, *[1] * (value.dim() - 2))
         if value.numel() != activation.numel():
             self.misfit = True
             return
@@ -206,7 +212,7 @@ def _comparing(root: nn.Module, graph: fx.Graph, spiking: Spiking) -> Showing:
 
     def compare(node: fx.Node, activation: Any) -> None:
         for train, weights, origin, sums in spiking.trains.get(node.name, []):
-            sums.compare(train, origin.signed, weights, activation)
+            sums.compare(train, origin, weights, activation)
 
     return Showing(root, graph, compare)
 

@@ -196,7 +196,7 @@ class Conversion:
             dims = getattr(self.value(node.all_input_nodes[0]), "dims", None) if node.all_input_nodes else None
             return self._problem(node, why, self.writer.stand_in(dims=dims))
         if node.op == "placeholder" and self.writer.options.mode == "spikes":
-            return Train(self.writer.graph.node_copy(node))
+            return Train(self.writer.graph.node_copy(node), dims=self.writer.dims_of(node))
         real = [isinstance(self.value(x), Real) for x in node.all_input_nodes]
         if node.op == "output" or all(real) or (node not in self.before and any(real)):
             return self._copied(node)
@@ -269,12 +269,16 @@ class Conversion:
             why = "remove the parametrization of its weight: only that of quantise can be shared"
             return self._problem(node, why, self._unknown_current(node))
         if isinstance(x, Real):
-            return Current([Branch(Train(self.writer.encoded_input(x.node)), str(node.target), module, encoded=True)])
+            encoded = Train(self.writer.encoded_input(x.node), dims=self.writer.dims_of(argument))
+            return Current([Branch(encoded, str(node.target), module, encoded=True)])
         if isinstance(x, Pooled):
             x = self.writer.pooled(x, "windows" if x.folds_into(module) else "neurons")
         elif not isinstance(x, (Train, Current)):
             return self._problem(node, NOTHING_ELSE, self._unknown_current(node))
-        return Current([Branch(self.writer.train(argument) if isinstance(x, Current) else x, str(node.target), module)])
+        train = self.writer.train(argument) if isinstance(x, Current) else x
+        is_linear = isinstance(module, nn.Linear)
+        train = self.writer.by_feature(argument, train) if is_linear else self.writer.by_channel(train, True)
+        return Current([Branch(train, str(node.target), module)])
 
     def _unknown_current(self, node: fx.Node) -> Current:
         return Current([Branch(self.writer.stand_in(), str(node.target), module_of(self.ann, node))])
@@ -293,6 +297,8 @@ class Conversion:
             self.writer.modules[name] = module
             copied = self.writer.graph.node_copy(node, self._real)
             copied.target = name
+            if isinstance(module, nn.Linear):
+                self._innermost(copied, node.all_input_nodes[0])
             return Real(copied)
         if (dropout := dropout_of(node)) is not None:
             (x, *_) = node.all_input_nodes
@@ -301,6 +307,14 @@ class Conversion:
             owner, key = owner_of(self.ann, str(node.target))
             self.writer.modules[str(node.target)] = getattr(owner, key)
         return Real(self.writer.graph.node_copy(node, self._real))
+
+    def _innermost(self, copied: fx.Node, argument: fx.Node) -> None:
+        """Let a linear layer read lines or images in order: otherwise torch rounds differently in frozen networks."""
+        x = self.value(argument)
+        if isinstance(x, Train) and not x.features and x.dims not in (2, None):
+            (real,) = copied.all_input_nodes
+            with self.writer.graph.inserting_before(copied):
+                copied.replace_input_with(real, self.writer.graph.call_method("contiguous", (real,)))
 
     def _real(self, node: fx.Node) -> Any:
         x = self.value(node)

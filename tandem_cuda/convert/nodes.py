@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -197,3 +198,17 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
 def parametrized(module: Any) -> list[tuple[str, Any]]:
     """Return the names of the module's parametrized tensors, each with its parametrizations."""
     return list(module.parametrizations.items()) if parametrize.is_parametrized(module) else []
+
+
+def steps_between(first: fx.Node, last: fx.Node) -> int:
+    """Return the number of steps from one node to another, each of which has one input."""
+    steps = 0
+    while last is not first:
+        (last,), steps = last.all_input_nodes, steps + 1
+    return steps
+
+
+def common_path(paths: list[list[str]]) -> list[str]:
+    """Return the longest common prefix of the paths."""
+    together = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return [parts[0] for parts in together]

@@ -34,6 +34,8 @@ class Origin:
     """The largest value that the activation returns."""
     sources: tuple[Source, ...] | None = None
     """The source of each channel, if the spikes of channels differ in weight."""
+    features: bool = False
+    """Whether ``sources`` are of features, along the last dimension."""
     real: bool = False
     """Whether the module computes with real numbers, which are decoded counts."""
 

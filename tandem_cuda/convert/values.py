@@ -38,6 +38,9 @@ class Train:
     """The source of each channel, if the spikes of channels differ in weight. ``level`` is then None."""
     dims: int | None = None
     """The number of dimensions, including the batch; None if it is not known."""
+    features: bool = False
+    """Whether ``channels``, ``sources`` and pairs are along the last dimension, as behind a linear layer, and not along
+    dimension 1. If rows of features are flattened, so are the values of the last dimension, row by row."""
 
 
 @dataclass
@@ -70,6 +73,13 @@ class Branch:
         return self.train.dims if size is None else 2 + len(size)
 
     @property
+    def features(self) -> bool:
+        """As for a train."""
+        if self.layer is None:
+            return self.train.features
+        return isinstance(self.layer, nn.Linear) and self.train.dims != 2
+
+    @property
     def is_identity(self) -> bool:
         """Whether it adds the spikes themselves."""
         return self.layer is None and self.norm is None and self.factor == 1 and self.offset == 0
@@ -98,11 +108,21 @@ class Current:
         return not self.deferred and not any(branch.encoded for branch in self.branches)
 
     @property
+    def is_positive(self) -> bool:
+        """Whether it is a sum of spikes, which needs no ReLU."""
+        return all(branch.is_identity and not branch.train.signed for branch in self.branches)
+
+    @property
     def of_neurons(self) -> tuple[int | None, int | None]:
         """The numbers of channels and of dimensions before the deferred steps; None where not known."""
         channels = (branch.channels for branch in self.branches)
         dims = (branch.dims for branch in self.branches)
         return next((n for n in channels if n is not None), None), next((n for n in dims if n is not None), None)
+
+    @property
+    def features(self) -> bool:
+        """As for a train."""
+        return any(branch.features for branch in self.branches)
 
     @property
     def channels(self) -> int | None:
@@ -140,7 +160,12 @@ class Pooled:
     @property
     def channels(self) -> int | None:
         """As for a train; None if it is flattened."""
-        return None if self.flat else self.source.channels
+        return None if self.flat or self.source.features else self.source.channels
+
+    @property
+    def features(self) -> bool:
+        """As for a train."""
+        return False
 
     def folds_into(self, layer: Any) -> bool:
         """Whether the layer's weights can read the spikes of all windows directly instead of their average."""
@@ -193,7 +218,22 @@ class Shape:
     channels: int | None
     dims: int | None
     of: fx.Node | None = None
+    channel_dim: int = 1
+    """The dimension whose size is ``channels``."""
     """The ANN's node for the value."""
+
+
+def shape_of(x: Any, of: fx.Node | None = None) -> Shape:
+    """Return what is known about the shape of spikes or currents; ``of``: the ANN's node for them."""
+    if x.features and x.dims is not None and x.channels is not None:
+        return Shape(x.channels, x.dims, of, x.dims - 1)
+    return Shape(x.channels, x.dims, of)
+
+
+def number_of_channels(x: Any) -> int | None:
+    """Return the size of spikes or currents along dimension 1; None if it is not known."""
+    shape = shape_of(x)
+    return shape.channels if shape.channel_dim == 1 else None
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from ..nn import (
 from ..nn.learned_threshold import new_log_threshold
 from ..nn.wiring import Wiring
 from ..spike_train import SpikeTrain
-from .advice import COUNTED, NEGATIVE
+from .advice import COUNTED, NEGATIVE, SIZES
 from .gates import gated
-from .nodes import kept, kind_of, module_of, name_in_ann, owner_of, parametrized, word_of
+from .nodes import common_path, kept, kind_of, module_of, name_in_ann, owner_of, parametrized, steps_between, word_of
 from .options import Options
 from .pixels import Pixels
 from .record import Origin
@@ -92,7 +92,7 @@ class Writer:
         """Return the node's value as a spike train. Currents without a ReLU get neurons for both signs."""
         x = self.value(node)
         if isinstance(x, Current):
-            x = self.values[node] = self.write_neurons(node, x, signed=not is_positive(x))
+            x = self.values[node] = self.write_neurons(node, x, signed=not x.is_positive)
         return self.spikes(x)
 
     def encoded_input(self, x: fx.Node) -> fx.Node:
@@ -102,6 +102,38 @@ class Writer:
             name = self.named("encode", Encode(steps, mode, scale))
             self.encoded[x] = self.graph.call_module(name, (x,))
         return self.encoded[x]
+
+    def dims_of(self, node: fx.Node) -> int | None:
+        """Return the number of dimensions of a value of the ANN, which an example tells; None without one."""
+        size = self.trace.sizes.get(node)
+        return None if size is None else len(size)
+
+    def by_channel(self, train: Train, images: bool = False) -> Train:
+        """Return a train for modules that read channels along dimension 1.
+
+        ``images``: they read lines or images, so that channels cannot be features.
+        """
+        if not train.features or train.dims == 2 or (train.dims is None and not images):
+            return train
+        if train.sources is not None:
+            raise Unconvertible(self._of_one_weight("put a weight layer between the concatenation and it"))
+        moved = self.rearranged(train, "pairs", 1) if train.signed else train
+        return replace(moved, channels=None, features=False)
+
+    def by_feature(self, node: fx.Node, train: Train) -> Train:
+        """Return the train of a node for a linear layer, which reads features along the last dimension."""
+        if train.features or train.dims in (2, None):
+            return train
+        if train.sources is not None and self.options.per_channel:
+            raise Unconvertible(self._of_one_weight(""))
+        if train.sources is not None:  # a concatenation gets neurons of one weight
+            train = self.write_neurons(node, Current([Branch(train, node.name)]), signed=train.signed)
+        moved = self.rearranged(train, "pairs", -1) if train.signed else train
+        return replace(moved, channels=None, features=True)
+
+    def _of_one_weight(self, otherwise: str) -> str:
+        """Return the advice for what cannot read spikes of different weight; ``otherwise`` if they are concatenated."""
+        return f"{'pass per_channel=False' if self.options.per_channel else otherwise}: it needs spikes of one weight"
 
     def spikes(self, x: Train | Pooled) -> Train:
         """Return x as a spike train; an average gets neurons."""
@@ -114,7 +146,7 @@ class Writer:
             return self.pooled(x, "real")
         if x.node not in self.real:
             decode = Decode(x.signed)
-            self.reads(decode, x)
+            self.decodes(decode, x)
             name = self.named("decode", decode)
             real = self.graph.call_module(name, (x.node,))
             if self.hybrid:  # the rest of the ANN may write in place or take views
@@ -130,9 +162,11 @@ class Writer:
                 x.forms[form] = self.called(self.decoded(x.source), x.node, pool)
             elif form == "windows":
                 windows = SpikeWindows(pool.kernel_size, pool.stride, pool.padding, pool.divisor_override)
-                x.forms[form] = replace(self.called(self.spikes(x.source), x.node, windows), windows=windows.size)
+                spikes = self.by_channel(self.spikes(x.source), True)
+                x.forms[form] = replace(self.called(spikes, x.node, windows), windows=windows.size)
             else:
-                train = self.called(self.spikes(x.source), x.node, _spiking_pool(pool, self.options))
+                spikes = self.by_channel(self.spikes(x.source), True)
+                train = self.called(spikes, x.node, _spiking_pool(pool, self.options))
                 if train.sources is None:
                     name = str(train.node.target)
                     self.pools.append((SpikingLayer(name, x.node, train.signed), train.level))
@@ -173,12 +207,13 @@ class Writer:
             assert channels is not None  # or else there would be no layer
             level, sources = None, tuple((name, i) for i in range(channels))
         neurons = self.graph.call_module(name, tuple(branch.train.node for branch in x.branches))
-        train = Train(neurons, level, signed=signed, channels=channels, sources=sources, dims=dims)
+        train = Train(neurons, level, 1, signed, channels, sources, dims, x.features)
         for step in x.deferred:
             train = step(train)
         ann, names = self._parts(node, x, signed)
-        steps = _between(neurons, train.node)
-        self.origins.append(Origin(name, ann, names, node.name, steps, signed, bound, train.sources))
+        steps = steps_between(neurons, train.node)
+        facts = train.sources, train.features
+        self.origins.append(Origin(name, ann, names, node.name, steps, signed, bound, *facts))
         return train
 
     def _neurons(self, node: fx.Node, x: Current, signed: bool, bound: float | None) -> str:
@@ -194,7 +229,7 @@ class Writer:
         alone = not signed and not self.options.per_channel  # otherwise each branch must hold the thresholds
         branches = [nn.Identity() if b.is_plain and alone else self._layer(b, IF(), signed) for b in x.branches]
         module = TandemAdd(*branches, neuron=neuron, engine=engine, learn_threshold=learn)
-        return self.named(".".join([*_common(paths), "add"]), module)
+        return self.named(".".join([*common_path(paths), "add"]), module)
 
     def _before_deferred(self, node: fx.Node, x: Current) -> fx.Node:
         """Return the ANN's node for the values of all neurons: before the steps that come after the neurons."""
@@ -215,7 +250,7 @@ class Writer:
                 parts.append(f"{branch.factor:g} * spikes" + (f" {branch.offset:+g}" if branch.offset else ""))
             words.append(", ".join(parts or ["spikes"]))
         word = " + ".join(words)
-        if signed or is_positive(x):  # there is no activation, or it does nothing
+        if signed or x.is_positive:  # there is no activation, or it does nothing
             return word, tuple(names)
         return f"{word}, {self.word(node)}", (*names, name_of(node))
 
@@ -235,6 +270,7 @@ class Writer:
             raise Unconvertible(COUNTED)
         ends = channels * (1 + branch.train.signed), channels * (1 + signed)
         layer = TandemElementwise(*ends, channels, device="meta", neuron=neuron, engine=self.options.engine)
+        layer.of_features = branch.features
         layer.maps(branch.factor, branch.offset, self.like)
         return layer
 
@@ -257,11 +293,22 @@ class Writer:
                 parametrize.register_parametrization(layer, name, parametrization, unsafe=True)
         return layer
 
-    def joined(self, node: fx.Node, trains: list[Train]) -> Train:
+    def counted(self, train: Train, node: fx.Node) -> Train:
+        """Return a train whose number of channels is known, if an example tells it."""
+        size = self.trace.sizes.get(node)
+        return train if train.channels is not None or size is None else replace(train, channels=size[1])
+
+    def joined(self, node: fx.Node, nodes: list[fx.Node]) -> Train:
         """Concatenate trains along the channels."""
+        trains = [self.train(x) for x in nodes]
         levels = list(dict.fromkeys(train.level for train in trains))
         differ = self.options.calibrated and (len(levels) > 1 or any(train.sources is not None for train in trains))
-        channels = [train.channels for train in trains]
+        if differ and any(train.features and train.dims is None for train in trains):
+            raise Unconvertible(SIZES)  # does it concatenate features, or rows of them?
+        of_rows = any(train.features and train.dims not in (2, None) for train in trains)
+        if of_rows and (differ or not all(train.features for train in trains)):
+            trains = [self.counted(self.by_channel(train), x) for train, x in zip(trains, nodes, strict=True)]
+        channels = [None if of_rows and train.features else train.channels for train in trains]
         known = [number for number in channels if number is not None]
         if differ and len(known) < len(trains):
             raise Unconvertible(COUNTED)
@@ -280,24 +327,27 @@ class Writer:
             channels=sum(known) if len(known) == len(trains) else None,
             sources=sources,
             dims=next((train.dims for train in trains if train.dims is not None), None),
+            features=all(train.features for train in trains),
         )
 
     def gated(self, node: fx.Node, train: Train, gate: Real) -> Train:
         """Write the neurons of a product of spikes and a gate."""
         module = TandemGate(self.options.neuron, train.signed)
-        self.reads(module.decode, train)
+        self.decodes(module.decode, train)
         name = self.named(node.name, module)
         self.layers.append(SpikingLayer(name, node, train.signed))
         self.origins.append(Origin(name, "spikes * gate", (node.name,), node.name, signed=train.signed))
         product = self.graph.call_module(name, (train.node, gate.node))
-        return Train(product, name, signed=train.signed, channels=train.channels, dims=train.dims)
+        return Train(product, name, 1, train.signed, train.channels, None, train.dims, train.features)
 
     def called(self, x: Any, node: fx.Node, module: Any) -> Any:
         """Apply a module to a spike train or a real value, in place of the ANN's node."""
         replaces = node.op == "call_module"
         name = self.named(str(node.target) if replaces else node.name, module, replaces)
-        facts = {"signed": x.signed, "sources": x.sources} if isinstance(x, Train) else {"real": True}
-        self.origins.append(Origin(name, self.word(node), (name_of(node),), node.name, **facts))
+        origin = Origin(name, self.word(node), (name_of(node),), node.name, real=not isinstance(x, Train))
+        if isinstance(x, Train):
+            origin = replace(origin, signed=x.signed, sources=x.sources, features=x.features)
+        self.origins.append(origin)
         return replace(x, node=self.graph.call_module(name, (x.node,)))
 
     def flattened(self, x: Any, start: int = 1, end: int = -1) -> Any:
@@ -311,8 +361,9 @@ class Writer:
         whole = dims == 2 and start == 1
 
         def step(value: Any) -> Any:
-            channels = value.channels if start > 1 and isinstance(value, Train) else None
-            if isinstance(value, Train) and value.signed and start < 2:
+            features = isinstance(value, Train) and value.features
+            channels = value.channels if start > 1 and isinstance(value, Train) and not features else None
+            if isinstance(value, Train) and value.signed and start < 2 and not features:
                 if not whole:
                     raise Unconvertible("flatten all dimensions, or put a ReLU before it")
                 return replace(self.rearranged(value, "flatten"), channels=None, dims=2)
@@ -329,7 +380,7 @@ class Writer:
             if isinstance(value, Real):
                 return replace(value, node=kept(self.graph.call_function(flattened_to, (value.node, features))))
             size = features * value.windows * (1 + value.signed)
-            if value.signed:
+            if value.signed and not value.features:
                 value = self.rearranged(value, "flatten")
             flat = kept(self.graph.call_function(flattened_to, (value.node, size)))
             return replace(value, node=flat, channels=features if value.sources is None else None, dims=2)
@@ -341,14 +392,21 @@ class Writer:
         """Rearrange the neurons of a train, as :class:`SpikeRearrange` does."""
         module = SpikeRearrange(how, *arguments, signed=train.signed)
         sources, channels = train.sources, train.channels
-        if sources is not None and how != "flatten":
+        of_channels = how in ("channels", "channel_shuffle")
+        if train.features and train.dims is None and of_channels and sources is not None:
+            raise Unconvertible(SIZES)  # are they features?
+        if train.features and train.dims != 2 and (of_channels or how in ("unsqueeze", "pairs")):
+            pass  # features stay where they are
+        elif train.features and how != "flatten":
+            if sources is not None:
+                raise Unconvertible(self._of_one_weight("put a weight layer between the concatenation and it"))
+            channels = None
+        elif sources is not None and how != "flatten":
             size = arguments[0] ** 2 if how == "pixel_shuffle" else 1
             if any(source != sources[i - i % size] for i, source in enumerate(sources)):
-                one = "put a weight layer between the concatenation and it"
-                remedy = "pass per_channel=False" if self.options.per_channel else one
-                raise Unconvertible(f"{remedy}: it needs spikes of one weight")
+                raise Unconvertible(self._of_one_weight("put a weight layer between the concatenation and it"))
             sources = tuple(module.moved(sources))
-        if channels is not None:
+        if channels is not None and (not train.features or (train.dims is None and of_channels)):
             channels = len(module.moved(range(channels)))
         name = self.named(how, module)
         dims = 4 if how == "unsqueeze" else train.dims
@@ -365,8 +423,20 @@ class Writer:
 
     def reads(self, module: Any, train: Train) -> None:
         """Note that a module weighs the spikes of each channel of a train, if they differ in weight."""
-        if train.sources is not None:
-            self.readers.append((module, train.sources))
+        sources = train.sources
+        if sources is not None and train.features and isinstance(module, nn.Linear):  # perhaps flattened rows
+            rows, rest = divmod(module.weight.shape[1], len(sources))
+            if rest or not rows:
+                raise Unconvertible(SIZES)
+            sources *= rows
+        if sources is not None:
+            self.readers.append((module, sources))
+
+    def decodes(self, decode: Decode, train: Train) -> None:
+        """Note that a Decode weighs the spikes of each channel or feature of a train, if they differ in weight."""
+        rows = train.dims not in (2, None)
+        decode.of_features = train.features and (rows or train.sources is not None)
+        self.reads(decode, train)
 
     def named(self, name: str, module: nn.Module, replaces: bool = False) -> str:
         """Add a module under a unique name. Only a module that replaces one of the ANN may take that one's name."""
@@ -404,14 +474,6 @@ def _blaming(node: fx.Node | None, step: Callable[[Any], Any]) -> Callable[[Any]
     return blaming
 
 
-def _between(first: fx.Node, last: fx.Node) -> int:
-    """Return the number of steps from one node to another, each of which has one input."""
-    steps = 0
-    while last is not first:
-        (last,), steps = last.all_input_nodes, steps + 1
-    return steps
-
-
 def _spiking_pool(pool: Any, options: Options) -> nn.Module:
     """Make the spiking layer for average pooling. Its neurons start and wait as the neurons of all layers do.
 
@@ -434,14 +496,3 @@ def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:
     if flat.shape[1] != features:
         raise ValueError(f"view: input must have {features} features per sample, got {flat.shape[1]}")
     return flat
-
-
-def is_positive(x: Current) -> bool:
-    """Whether x is a sum of spikes, which needs no ReLU."""
-    return all(b.is_identity and not b.train.signed for b in x.branches)
-
-
-def _common(paths: list[list[str]]) -> list[str]:
-    """Return the longest common prefix of the paths."""
-    together = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
-    return [parts[0] for parts in together]

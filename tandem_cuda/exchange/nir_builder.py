@@ -39,8 +39,8 @@ class Signal(NamedTuple):
         return shape_of(self.value)
 
     @property
-    def paired(self) -> bool:
-        return isinstance(self.value, SpikeTrain) and self.value.paired
+    def pair_dim(self) -> int | None:
+        return self.value.pair_dim if isinstance(self.value, SpikeTrain) else None
 
     def times(self, factor: float) -> Signal:
         return self._replace(gain=self.gain * factor)

@@ -20,6 +20,7 @@ from ..nn.nir import Geometry, Product, Shape, Windows
 from ..nn.nir import convolution as product_of_convolution
 from ..nn.quantiser import quantiser
 from ..nn.weights import stored
+from ..spike_train import interleaved, signs
 from .nir_builder import Builder, Place, Signal, are_images, shape_of
 from .nir_format import RESET, nir, unsupported
 from .nir_nodes import flatten_node, pooling_node
@@ -145,28 +146,30 @@ class Writer(Builder):
         self.encoding = time_steps, mode
         return signal._replace(value=self.out, kind="encoded", gain=scale)
 
-    def decoded(self, signal: Signal, signed: bool, scale: Tensor | None) -> Signal:
+    def decoded(self, signal: Signal, pair_dim: int | None, scale: Tensor | None) -> Signal:
         sources: Sequence[Source] = signal.sources
-        if signed:
-            positive = [source.moved(signal.shape, lambda x: x[::2]) for source in sources]
-            negative = [source.moved(signal.shape, lambda x: x[1::2]) for source in sources]
+        if pair_dim is not None:
+            axis = _axis(pair_dim)
+            positive = [source.moved(signal.shape, lambda x: signs(x, axis)[0]) for source in sources]
+            negative = [source.moved(signal.shape, lambda x: signs(x, axis)[1]) for source in sources]
             minus = torch.full(self.shape, -1.0, dtype=torch.float64)
             sources = _used([*positive, *(source.times(minus) for source in negative)])
         if scale is not None:
-            channels, *size = self.shape
-            factor = scale.detach().cpu().double().repeat_interleave(channels // len(scale))
-            factor = factor.view(-1, *[1] * len(size)).expand(*self.shape)
-            sources = [source.times(factor) for source in sources]
+            sources = [source.times(scale.detach().cpu().double()) for source in sources]
         return signal._replace(sources=tuple(sources), value=self.out, kind="current")
 
-    def concatenated(self, signals: Sequence[Signal], signed: Sequence[bool]) -> Signal:
+    def concatenated(self, signals: Sequence[Signal], silent: Sequence[bool], pair_dim: int | None) -> Signal:
         sources, start = [], 0
-        for signal, has_signs in zip(signals, signed, strict=True):
+
+        def with_silent(x: Tensor) -> Tensor:
+            return interleaved(x, torch.zeros_like(x), _axis(pair_dim or 1))
+
+        for signal, adds in zip(signals, silent, strict=True):
             own = signal.sources
             channels, *size = signal.shape
-            if any(signed) and not has_signs:  # with negative parts that are silent
-                own = tuple(source.moved((channels, *size), _with_silent) for source in own)
-                channels *= 2
+            if adds:
+                own = tuple(source.moved((channels, *size), with_silent) for source in own)
+                channels *= 2 if pair_dim == 1 else 1
             for source in own:
                 first, last = source.part or (0, channels)
                 sources.append(source._replace(part=(start + first, start + last)))
@@ -380,8 +383,9 @@ def _first_why(signals: Sequence[Signal]) -> str:
     return next((signal.why for signal in signals if signal.why), "")
 
 
-def _with_silent(x: Tensor) -> Tensor:
-    return torch.stack([x, torch.zeros_like(x)], 1).flatten(0, 1)
+def _axis(pair_dim: int) -> int:
+    """Return the dimension of a value without the batch that is ``pair_dim`` of [N, ...]."""
+    return 0 if pair_dim == 1 else -1
 
 
 def _used(sources: Sequence[Source]) -> Sequence[Source]:

@@ -204,7 +204,10 @@ class FrozenFlatten(FrozenLayer):
         if self.start_dim == 0:
             raise ValueError("start_dim must leave the batch dimension alone, got 0")
         if x.shape is None:
-            return x._replace(shape=(Size(),) if (self.start_dim, self.end_dim) == (1, -1) else None)
+            if (self.start_dim, self.end_dim) != (1, -1):
+                return x._replace(features=None)
+            last = x.last or Size()
+            return x._replace(shape=(Size(last.least, factor=last.least if last.exact else last.factor),))
         dims = 1 + len(x.shape)
         for name, dim in (("start_dim", self.start_dim), ("end_dim", self.end_dim)):
             if not -dims <= dim < dims:
@@ -264,11 +267,12 @@ class FrozenLinear(FrozenLayer):
     def output(self, *inputs: Value) -> Value:
         x = single(inputs, REAL)
         outputs, features = self.weight.shape
-        if x.shape is None:
-            return Value(REAL)
-        if not x.shape:
+        if x.shape == ():
             raise ValueError(f"input must have features, got {x}")
-        x.shape[-1].check("in_features", features)
+        if x.last is not None:
+            x.last.check("in_features", features)
+        if x.shape is None:
+            return Value(REAL, features=Size(outputs, True))
         return Value(REAL, (*x.shape[:-1], Size(outputs, True)))
 
     def forward(self, span: Span, state: State | None, x: Tensor) -> tuple[Tensor, None]:

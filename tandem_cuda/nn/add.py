@@ -138,17 +138,28 @@ class TandemAdd(Spiking):
         with torch.no_grad():
             bits, _ = self.spikes(pairs, steps, kernels=kernels)
         fired = coupled(self.neuron, bits, v, steps, self.dtype_of(inputs))
-        return fired.replace_unchecked(paired=True) if self._adds_pairs(inputs) else fired
+        pair_dim = self._sum_pair_dim(inputs)
+        return fired if pair_dim is None else fired.replace_unchecked(pair_dim=pair_dim)
 
     @property
     def fires_pairs(self) -> bool:
         """Whether a branch has neurons 2i and 2i + 1 for v and -v."""
         return any(layer.fires_pairs for layer in self._layers())
 
-    def _adds_pairs(self, inputs: Sequence[SpikeTrain | Value]) -> bool:
-        """Return whether the sums are pairs: the sums of a branch with pairs, or of trains that are all paired."""
-        has_weights = any(True for _ in self._layers())
-        return self.fires_pairs if has_weights else all(x.paired for x in inputs)
+    def pair_dim(self, dims: int | None) -> int | None:
+        """Return the ``pair_dim`` of outputs with ``dims`` dimensions, None if not known, of branches with weights."""
+        return next((layer.pair_dim(dims) for layer in self._layers() if layer.fires_pairs), None)
+
+    def _sum_pair_dim(self, inputs: Sequence[SpikeTrain | Value]) -> int | None:
+        """Return the ``pair_dim`` of the sums: of a branch that fires pairs, or of trains that are all paired."""
+        shape = inputs[0].shape
+        if self._layers():
+            batch = 0 if isinstance(inputs[0], SpikeTrain) else 1
+            return self.pair_dim(None if shape is None else batch + len(shape))
+        dims = {x.pair_dim for x in inputs}
+        if len(dims - {None}) > 1:
+            raise ValueError(f"TandemAdd: pairs of all inputs must lie along the same dimension, got pair_dim = {dims}")
+        return None if None in dims else dims.pop()
 
     def check_inputs(self, inputs: Sequence[Any]) -> None:
         if len(inputs) != len(self.branches):
@@ -160,6 +171,9 @@ class TandemAdd(Spiking):
             raise ValueError(
                 f"TandemAdd: inputs must have the same number of time steps, got {[x.time_steps for x in inputs]}"
             )
+        for branch, x in zip(self.branches, inputs, strict=True):
+            if isinstance(branch, TandemLayer):
+                branch.synapses.check_pairs(x)
 
     def dtype_of(self, inputs: Sequence[SpikeTrain]) -> torch.dtype:
         for branch in self.branches:
@@ -171,7 +185,7 @@ class TandemAdd(Spiking):
         shapes = []
         for branch, x in pairs:
             dims = len(x.shape) - 1
-            if dims not in (1, 2, 3) or (hasattr(branch, "in_features") and dims != 1):
+            if dims not in (1, 2, 3):
                 raise ValueError(f"TandemAdd: input must be [N, F], [N, C, L] or [N, C, H, W], got {list(x.shape)}")
             shapes.append(list(branch.synapses.output_shape(x.shape) if isinstance(branch, TandemLayer) else x.shape))
         if any(shape != shapes[0] for shape in shapes):  # not a set: hashing would specialise symbolic sizes
@@ -357,7 +371,7 @@ class TandemAdd(Spiking):
             y = branch.synapses.out_size(x) if isinstance(branch, TandemLayer) else x
             joined = y if joined is None else _agreed(i, joined, y)
         assert joined is not None
-        return joined._replace(kind=SPIKES, paired=self._adds_pairs(inputs))
+        return joined._replace(kind=SPIKES, pair_dim=self._sum_pair_dim(inputs))
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         self.check_inputs(inputs)
@@ -372,7 +386,7 @@ class TandemAdd(Spiking):
                 drives[i] = Affine(branch.gain, branch.bias)
         before = None if state is None else stacked(state)
         bits, carried = self.spikes(pairs, span.total, before, not span.ends, kernels, drives)
-        code: dict[str, Any] = {"amplitude": self.neuron.amplitude, "paired": self._adds_pairs(inputs)}
+        code: dict[str, Any] = {"amplitude": self.neuron.amplitude, "pair_dim": self._sum_pair_dim(inputs)}
         train = SpikeTrain.unchecked(bits, span.now, dtype=self.dtype_of(inputs), **code)
         return train, None if span.ends else carried.unbind(0)
 

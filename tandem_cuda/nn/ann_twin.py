@@ -30,11 +30,11 @@ def activated(layer: Any, v: Tensor, time_steps: int) -> SpikeTrain:
     neuron = layer.neuron
     activation: Tensor = neuron.activation(v, time_steps)
     count = activation.clamp(max=neuron.largest(time_steps)) if neuron.clip else activation
-    return without_spikes(count, time_steps, neuron.amplitude, layer.fires_pairs)
+    return without_spikes(count, time_steps, neuron.amplitude, layer.pair_dim(count.dim()))
 
 
-def without_spikes(count: Tensor, time_steps: int, amplitude: float, paired: bool = False) -> SpikeTrain:
+def without_spikes(count: Tensor, time_steps: int, amplitude: float, pair_dim: int | None = None) -> SpikeTrain:
     """Return a train for modules that read only counts."""
     planes = -(-time_steps // 8)
     bits = torch.zeros((), dtype=torch.uint8, device=count.device).expand(planes, *count.shape)
-    return SpikeTrain.unchecked(bits, time_steps, count, amplitude=amplitude, paired=paired)
+    return SpikeTrain.unchecked(bits, time_steps, count, amplitude=amplitude, pair_dim=pair_dim)

@@ -37,7 +37,7 @@ def carrying(bits: Tensor, x: SpikeTrain, ann: Tensor | None, factor: float = 1.
 
     A spike weighs ``factor`` times what one of the train weighs.
     """
-    code: dict[str, Any] = {"amplitude": x.amplitude * factor, "paired": x.paired}
+    code: dict[str, Any] = {"amplitude": x.amplitude * factor, "pair_dim": x.pair_dim}
     if ann is None:
         return SpikeTrain.unchecked(bits, x.time_steps, dtype=x.dtype, **code)
     count = ops.spike_count.trusted(bits, x.dtype) + (ann - ann.detach())

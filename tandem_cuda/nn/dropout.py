@@ -28,10 +28,15 @@ class _Dropout:
         if not self.training or self.p == 0:
             return x
         samples, neurons, *rest = shape
-        each = 2 if self.signed or x.paired else 1
-        mask = torch.rand((samples, neurons // self.copies // each, *rest), device=x.device) >= self.p
-        if each == 2:
-            mask = mask.repeat_interleave(2, 1)
+        dim = 1 if self.signed and x.pair_dim is None else x.pair_dim
+        sizes = [samples, neurons // self.copies, *rest]
+        if dim is not None and sizes[dim] == 1:  # all columns share a mask
+            dim = None
+        if dim is not None:
+            sizes[dim] //= 2
+        mask = torch.rand(sizes, device=x.device) >= self.p
+        if dim is not None:
+            mask = mask.repeat_interleave(2, dim)
         if self.copies > 1:
             mask = mask.repeat(1, self.copies, *[1] * len(rest))
         masked = x.rearranged(lambda values: values * mask.to(values.dtype))

@@ -19,6 +19,7 @@ from .convolution import Conv2dSynapses
 from .firing import Fired, Firing
 from .nir import Product, Shape
 from .sizes import SPIKES, Size, Value
+from .synapses import Synapses
 from .weight_cache import Kernel, SpikingWeights
 from .wiring import Wiring
 
@@ -41,9 +42,11 @@ class TandemElementwise(TandemConv2d):
         neuron: a neuron model, such as IF(...).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``).
+        of_features: whether inputs and outputs are features, along the last dimension, instead of channels.
 
     Shape:
-        SpikeTrain [N, in_channels, ...] -> SpikeTrain [N, out_channels, ...].
+        SpikeTrain [N, in_channels, ...] -> SpikeTrain [N, out_channels, ...]; with ``of_features``
+        SpikeTrain [N, ..., in_channels] -> SpikeTrain [N, ..., out_channels].
 
     Raises:
         TypeError: the input is not a SpikeTrain.
@@ -57,6 +60,8 @@ class TandemElementwise(TandemConv2d):
     """
 
     SETTINGS: ClassVar = {"in_channels": schema.whole(0), "out_channels": schema.whole(0), "groups": schema.whole(1)}
+    FLAGS: ClassVar = ("of_features",)
+    of_features = False
     synapse_format = 2
     synapses_per_weight = 1  # the ANN has none
 
@@ -72,6 +77,7 @@ class TandemElementwise(TandemConv2d):
         neuron: Neuron = IF(),
         engine: str = "auto",
         learn_threshold: bool = False,
+        of_features: bool = False,
     ) -> None:
         if bias:
             raise ValueError("TandemElementwise: bias must be False, got True")
@@ -86,7 +92,10 @@ class TandemElementwise(TandemConv2d):
         del self.weight, self.bias
         self.register_buffer("weight", torch.ones_like(weight), persistent=False)
         self.register_buffer("bias", None, persistent=False)
-        self.factor, self.offset = 1.0, 0.0
+        self.factor, self.offset, self.of_features = 1.0, 0.0, of_features
+
+    def arguments(self) -> dict[str, Any]:
+        return super().arguments() | ({"of_features": True} if self.of_features else {})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -109,12 +118,16 @@ class TandemElementwise(TandemConv2d):
         self.bias = None if self.offset == 0 else self.weight.new_full([self.groups], self.offset)
 
     @property
-    def synapses(self) -> ElementwiseSynapses:
-        return ElementwiseSynapses(self)
+    def fires_pairs(self) -> bool:
+        return self.out_channels > self.groups
+
+    @property
+    def synapses(self) -> Any:  # not of images if of_features
+        return FeaturewiseSynapses(self) if self.of_features else ElementwiseSynapses(self)
 
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
         weight, bias = self.weights.folded()
-        if len(inputs) == 1:
+        if len(inputs) == 1 or self.of_features:
             return Product(nir.dense(weight, self.groups)[:, :, 0, 0], bias)
         return Product(weight, bias, nir.Geometry((1, 1), (0, 0), (1, 1), self.groups, nir.image(inputs)[1:]))
 
@@ -199,6 +212,62 @@ class ElementwiseSynapses(Conv2dSynapses):
         joined = firing._replace(added=added, amplitude=amplitude)
         bits, _, state = super().fire(halves, one, joined, state=state, want_state=want_state)
         return Fired(bits.reshape(len(bits), *shape), total, state)
+
+
+class FeaturewiseSynapses(Synapses):
+    """Each output reads one feature, or a pair of them: the synapses of channels, with features as channels."""
+
+    features = -1
+
+    def __init__(self, layer: Any) -> None:
+        self.of_channels = ElementwiseSynapses(layer)
+        self.name, self.engine, self.per_weight = type(layer).__name__, layer.engine, self.of_channels.per_weight
+        self.inputs, self.outputs, self.groups = layer.in_channels, layer.out_channels, layer.groups
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        return self.of_channels.kernel_shape
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        if len(shape) < 2 or shape[-1] != self.inputs:
+            raise ValueError(f"{self.name}: input must be [N, ..., {self.inputs}], got {list(shape)}")
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        self.check_shape(shape)
+        return (*shape[:-1], self.outputs)
+
+    def out_size(self, x: Value) -> Value:
+        if x.last is not None:
+            x.last.check("in_channels", self.inputs)
+        outputs = Size(self.outputs, True)
+        if not x.shape:
+            return x._replace(kind=SPIKES, features=outputs)
+        return x._replace(kind=SPIKES, shape=(*x.shape[:-1], outputs))
+
+    def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        return 0
+
+    def check_value(self, value: Tensor, weight: Tensor) -> None:
+        self.check_shape(value.shape)
+
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.of_channels.dense_product(x.movedim(-1, 1), weight, bias).movedim(1, -1)
+
+    def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
+        return self.of_channels.count_product(self._as_channels(x), weights).movedim(1, -1)
+
+    def fire(self, x: SpikeTrain, weights: SpikingWeights, firing: Firing, **how: Any) -> Fired:
+        added = None if firing.added is None else firing.added.movedim(-1, 2)
+        fired = self.of_channels.fire(self._as_channels(x), weights, firing._replace(added=added), **how)
+        total = fired.sum.movedim(1, -1) if how.get("want_sum", False) else fired.sum
+        return Fired(fired.bits.movedim(2, -1), total, fired.state)
+
+    def _as_channels(self, x: SpikeTrain) -> SpikeTrain:
+        self.check_shape(x.shape)
+        return x.rearranged(lambda y: y.movedim(-1, 2))
+
+    def _counts_steps(self) -> bool:
+        return True
 
 
 def _as_currents(bits: Tensor, amplitude: Tensor | None, time_steps: int) -> Tensor:

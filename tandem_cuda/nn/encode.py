@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from ..ops import checks
-from ..spike_train import SpikeTrain
+from ..spike_train import SpikeTrain, signs
 from . import schema
 from .frozen import Span, State, single
 from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
-from .sizes import ENCODED, REAL, SPIKES, Value, halved
+from .sizes import ENCODED, REAL, SPIKES, Value, without_pairs
 from .spiking import Spiking
 
 _MODES = ("constant", "impulse")
@@ -128,7 +129,7 @@ class Decode(Spiking):
 
     Args:
         signed: whether channels 2i and 2i + 1 are the positive and the negative part of channel i. The output is then
-            their difference, [N, C / 2, ...]. A train that is ``paired`` says so itself.
+            their difference, [N, C / 2, ...]. A train that is ``paired`` says so itself, and along which dimension.
 
     Shape:
         SpikeTrain [N, C, ...] -> Tensor [N, C, ...], the differentiable spike counts times the train's ``amplitude``.
@@ -144,50 +145,66 @@ class Decode(Spiking):
 
     scale: Tensor | None
     """A further factor of each output channel, [C] or None, set by conversion (``input_scale`` of a tandem layer)."""
+    of_features: bool
+    """Whether the spikes are of features, along the last dimension. ``scale`` then has a factor for each feature."""
 
     def __init__(self, signed: bool = False) -> None:
         super().__init__()
         self.signed = signed
+        self.of_features = False
         self.register_buffer("scale", None, persistent=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         self.__dict__.setdefault("signed", False)  # not in pickles of earlier versions
+        self.__dict__.setdefault("of_features", False)  # likewise
         self._buffers.setdefault("scale", None)
 
     def forward(self, x: Any) -> Tensor:
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
-        return self.weighted(x.count if x.amplitude == 1 else x.count * x.amplitude, x.paired)
+        return self.weighted(x.count if x.amplitude == 1 else x.count * x.amplitude, x)
 
-    def weighted(self, count: Tensor, paired: bool = False) -> Tensor:
-        """Return the values that counts [N, C, ...], times the amplitude, stand for."""
-        if self.signed or paired:
-            if count.shape[1] % 2:
-                raise ValueError(f"Decode: signed input must have 2 * C channels, got {list(count.shape)}")
-            count = count[:, ::2] - count[:, 1::2]
-        if self.scale is None:
-            return count
-        scale, channels = self.scale, count.shape[1]
-        if channels != len(scale):  # flattened images: all pixels of a channel side by side
-            if channels % len(scale):
-                raise ValueError(f"Decode: input must have a multiple of {len(scale)} features, got {channels}")
-            scale = scale.repeat_interleave(channels // len(scale))
-        return count * scale.view(-1, *[1] * (count.dim() - 2))
+    def pair_dim(self, x: SpikeTrain | Value | Signal) -> int | None:
+        """Return the dimension of the input along which pairs lie; None if there are none."""
+        return 1 if self.signed and x.pair_dim is None else x.pair_dim
 
-    def settings(self) -> Settings:  # left out if it is false, so that older versions read the file
-        return {"signed": True} if self.signed else {}
+    def weighted(self, count: Tensor, x: SpikeTrain) -> Tensor:
+        """Return the values that counts of a train, times the amplitude, stand for."""
+        dim = self.pair_dim(x)
+        if dim is not None:
+            if count.shape[dim] % 2:
+                wanted = "2 * C channels" if dim == 1 else "2 * F features"
+                raise ValueError(f"Decode: signed input must have {wanted}, got {list(count.shape)}")
+            positive, negative = signs(count, dim)
+            count = positive - negative
+        value = count if self.scale is None else count * self._factors(self.scale, count.shape)
+        # torch's linear layers round differently where features are not innermost.
+        return value.contiguous() if dim == -1 or self.of_features else value
+
+    def _factors(self, scale: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return the factors of values, so that they broadcast over the shape."""
+        number = shape[-1 if self.of_features else 1]
+        if number != len(scale) and number % len(scale):
+            raise ValueError(f"Decode: input must have a multiple of {len(scale)} features, got {number}")
+        if self.of_features:  # flattened rows: all features of a row side by side
+            return scale.repeat(number // len(scale))
+        # Flattened images: all pixels of a channel side by side.
+        return scale.repeat_interleave(number // len(scale)).view(-1, *[1] * (len(shape) - 2))
+
+    def settings(self) -> Settings:  # left out if they are false, so that older versions read the file
+        return {name: True for name in ("signed", "of_features") if getattr(self, name)}
 
     def constants(self) -> dict[str, Tensor]:
         return {} if self.scale is None else {"scale": self.scale}
 
     @property
     def file_format(self) -> int:
-        return 2 if self.signed or self.scale is not None else 1
+        return 2 if self.settings() or self.scale is not None else 1
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        schema.check_settings("Decode", settings, {"signed"} if settings else set())
+        schema.check_settings("Decode", settings, {"signed", "of_features"} & settings.keys())
         if tensors:
             number = next(iter(tensors.values())).numel()
             schema.check_tensors("Decode", tensors, {"scale": (number,)})
@@ -197,26 +214,27 @@ class Decode(Spiking):
 
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
-        signed = settings.get("signed", False)
-        schema.flag("Decode", "signed", signed)
-        decode = cls(signed)
+        for name, value in settings.items():
+            schema.flag("Decode", name, value)
+        decode = cls(settings.get("signed", False))
+        decode.of_features = settings.get("of_features", False)
         decode.scale = schema.frozen_tensor(tensors["scale"]) if tensors else None
         return decode
 
     def out_size(self, *inputs: Value) -> Value:
         x = single(inputs, SPIKES)
-        if x.shape is None or not x.shape:
-            return x._replace(kind=REAL, paired=False)
-        channels, *rest = x.shape
-        if self.signed or x.paired:
-            channels = halved(channels)
-        if self.scale is not None:
-            number = len(self.scale)
-            if rest:
-                channels.check("channels", number)
-            elif channels.exact and channels.least % number:  # features may be all pixels of each channel
-                raise ValueError(f"features must be a multiple of {number}, got {channels}")
-        return x._replace(kind=REAL, shape=(channels, *rest), paired=False)
+        value = without_pairs(x, self.pair_dim(x))._replace(kind=REAL)
+        if self.scale is None or not (value.shape or value.last):
+            return value
+        number, shape = len(self.scale), value.shape
+        if shape is not None and len(shape) > 1 and not self.of_features:
+            shape[0].check("channels", number)
+            return value
+        found = value.last if self.of_features or shape is None else shape[0]
+        # Features may be all pixels of each channel, or all rows.
+        if found is not None and found.exact and found.least % number:
+            raise ValueError(f"features must be a multiple of {number}, got {found}")
+        return value
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[Tensor, State | None]:
         """Return the counts after t of T steps times T / t: the final counts if firing rates stay as they are.
@@ -229,7 +247,7 @@ class Decode(Spiking):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
         count = x.count if state is None else x.count + state[0]
         factor = x.amplitude * (span.total / span.reached) if span.steady else x.amplitude
-        value = self.weighted(count if factor == 1 else count * factor, x.paired)
+        value = self.weighted(count if factor == 1 else count * factor, x)
         return value, None if span.ends else (count,)
 
     def extra_repr(self) -> str:
@@ -237,4 +255,6 @@ class Decode(Spiking):
 
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
         """Add no node: what reads the values has their signs and scale in its weights."""
-        return writer.decoded(signal, self.signed or signal.paired, self.scale)
+        shape = 1, *writer.shape
+        scale = None if self.scale is None else self._factors(self.scale, shape).expand(shape)[0]
+        return writer.decoded(signal, self.pair_dim(signal), scale)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF, Neuron, check_neuron, of_settings
 from ..ops import checks
 from ..ops.division import divided
-from ..spike_train import SpikeTrain
+from ..spike_train import SpikeTrain, interleaved
 from . import schema
 from .coupling import coupled, needs_gradient
 from .encode import Decode
@@ -35,7 +34,7 @@ class TandemGate(Spiking):
     Args:
         neuron: a neuron model, such as IF(...).
         signed: whether channels 2i and 2i + 1 of the spikes are the positive and the negative part of channel i. So are
-            those of the output. A train that is ``paired`` says so itself.
+            those of the output. A train that is ``paired`` says so itself, and along which dimension.
 
     Shape:
         SpikeTrain [N, C, ...] and Tensor that broadcasts over its values, such as [N, C, 1, 1] -> SpikeTrain
@@ -68,10 +67,8 @@ class TandemGate(Spiking):
         steps = x.time_steps
         bits = self.fired(v, steps)
         fired = coupled(self.neuron, bits, v if needs_gradient(v) else None, steps, x.dtype)
-        return fired.replace_unchecked(paired=True) if self._is_paired(x) else fired
-
-    def _is_paired(self, x: SpikeTrain) -> bool:
-        return self.decode.signed or x.paired
+        pair_dim = self.decode.pair_dim(x)
+        return fired if pair_dim is None else fired.replace_unchecked(pair_dim=pair_dim)
 
     def potential(self, x: SpikeTrain, gate: Tensor) -> Tensor:
         """Return gate * amplitude * c, [N, C, ...]; if signed, and its negative, as the neurons are arranged."""
@@ -85,7 +82,8 @@ class TandemGate(Spiking):
         if not alike:
             raise ValueError(f"TandemGate: gate must broadcast over {list(value.shape)}, got {list(gate.shape)}")
         v = value * gate
-        return torch.stack([v, -v], 2).flatten(1, 2) if self._is_paired(x) else v
+        pair_dim = self.decode.pair_dim(x)
+        return v if pair_dim is None else interleaved(v, -v, pair_dim)
 
     def fired(self, v: Tensor, steps: int) -> Tensor:
         """Return the bits of neurons that integrate v."""
@@ -94,14 +92,14 @@ class TandemGate(Spiking):
         return bits
 
     def settings(self) -> Settings:
-        return {"neuron": self.neuron.settings(), "signed": self.decode.signed}
+        return {"neuron": self.neuron.settings(), "signed": False, **self.decode.settings()}
 
     def constants(self) -> dict[str, Tensor]:
         return self.decode.constants()
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        schema.check_settings("TandemGate", settings, {"neuron", "signed"})
+        schema.check_settings("TandemGate", settings, {"neuron", "signed", *({"of_features"} & settings.keys())})
         Decode.of({}, tensors)
         return cls.made(settings, tensors)
 
@@ -110,7 +108,7 @@ class TandemGate(Spiking):
         neuron = of_settings("TandemGate", settings["neuron"])
         schema.check_scales("TandemGate", neuron)
         gate = cls(neuron)
-        gate.decode = Decode.made({"signed": settings["signed"]}, tensors)
+        gate.decode = Decode.made({name: value for name, value in settings.items() if name != "neuron"}, tensors)
         return gate
 
     def branch_layers(self) -> list[nn.Module]:
@@ -127,12 +125,12 @@ class TandemGate(Spiking):
             wrong = any(g.exact and g.least != 1 and s.exact and g.least != s.least for s, g in sizes)
             if wrong or len(decoded.shape) != len(gate.shape):
                 raise ValueError(f"the gate must broadcast over {decoded}, got {gate}")
-        return x._replace(kind=SPIKES, paired=self.decode.signed or x.paired)
+        return x._replace(kind=SPIKES, pair_dim=self.decode.pair_dim(x))
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, None]:
         x, gate = inputs
         bits = self.fired(self.potential(x, gate), span.now)
-        code: dict[str, Any] = {"amplitude": self.neuron.amplitude, "paired": self._is_paired(x)}
+        code: dict[str, Any] = {"amplitude": self.neuron.amplitude, "pair_dim": self.decode.pair_dim(x)}
         return SpikeTrain.unchecked(bits, span.now, dtype=x.dtype, **code), None
 
     def extra_repr(self) -> str:

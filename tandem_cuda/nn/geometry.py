@@ -62,6 +62,9 @@ def insert_zeros(x: Tensor, stride: Sequence[int]) -> Tensor:
     return out.movedim(-1, 2)
 
 
+PAIRS_OF_COLUMNS = "pairs must lie along the channels, got pair_dim=-1; put SpikeRearrange('pairs', 1) before it"
+
+
 def check_image(module: nn.Module, x: Any) -> None:
     """Check that a pooling's input is a SpikeTrain of images."""
     name = type(module).__name__
@@ -69,6 +72,8 @@ def check_image(module: nn.Module, x: Any) -> None:
         raise TypeError(f"{name}: input must be a SpikeTrain, got {type(x).__name__}")
     if len(x.shape) != 4 or 0 in x.shape[2:]:
         raise ValueError(f"{name}: input must be [N, C, H, W], got {list(x.shape)}")
+    if x.pair_dim == -1:
+        raise ValueError(f"{name}: {PAIRS_OF_COLUMNS}")
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from . import schema
 from .ann_twin import without_spikes
 from .coupling import carrying, needs_gradient
 from .frozen import Span, State, single
-from .geometry import check_image, pair
+from .geometry import PAIRS_OF_COLUMNS, check_image, pair
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count
 from .spiking import Spiking
@@ -32,6 +32,8 @@ class Pooling(Spiking):
     def out_size(self, *inputs: Value) -> Value:
         x = single(inputs, SPIKES)
         x.check_dims(3)
+        if x.pair_dim == -1:
+            raise ValueError(PAIRS_OF_COLUMNS)
         channels, *image = (Size(),) * 3 if x.shape is None else x.shape
         shape = self.channels(channels), *self.image_size(image)
         check_count("outputs", [size.least for size in shape])
@@ -85,12 +87,12 @@ class MaxPooling(Pooling):
 
     def check_input(self, x: SpikeTrain) -> None:
         """Check that the input is a train of images whose counts are values, and not parts of differences."""
-        check_image(self, x)
-        if x.paired:
+        if isinstance(x, SpikeTrain) and x.paired:
             raise ValueError(f"{type(self).__name__}: {_PAIRED}")
+        check_image(self, x)
 
     def out_size(self, *inputs: Value) -> Value:
-        if any(x.paired for x in inputs):
+        if any(x.pair_dim is not None for x in inputs):
             raise ValueError(_PAIRED)
         return super().out_size(*inputs)
 
@@ -177,7 +179,7 @@ class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(super().forward(x.count), x.time_steps, x.amplitude, x.paired)
+        return without_spikes(super().forward(x.count), x.time_steps, x.amplitude, x.pair_dim)
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
@@ -226,7 +228,7 @@ class SpikingGlobalMaxPool2d(MaxPooling):
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(x.count.amax((2, 3), keepdim=True), x.time_steps, x.amplitude, x.paired)
+        return without_spikes(x.count.amax((2, 3), keepdim=True), x.time_steps, x.amplitude, x.pair_dim)
 
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
         return [fixed(size, 1) for size in image]

@@ -57,8 +57,8 @@ class Signal(Protocol):
         """The shape of the value without the batch dimension."""
 
     @property
-    def paired(self) -> bool:
-        """Whether it is a spike train that is ``paired``."""
+    def pair_dim(self) -> int | None:
+        """The ``pair_dim`` of a spike train; None for other values."""
 
     def times(self, factor: float) -> Any:
         """Multiply the value."""
@@ -87,11 +87,11 @@ class NirWriter(Protocol):
     def encoded(self, signal: Any, time_steps: int, mode: str, scale: float) -> Any:
         """Encode a real input, as :class:`Encode` does."""
 
-    def decoded(self, signal: Any, signed: bool, scale: Tensor | None) -> Any:
-        """Decode spikes, as :class:`Decode` does."""
+    def decoded(self, signal: Any, pair_dim: int | None, scale: Tensor | None) -> Any:
+        """Decode spikes with pairs along ``pair_dim``, as :class:`Decode` does. ``scale`` holds a factor for each."""
 
-    def concatenated(self, signals: Sequence[Any], signed: Sequence[bool]) -> Any:
-        """Concatenate spikes, as :class:`SpikeCat` does."""
+    def concatenated(self, signals: Sequence[Any], silent: Sequence[bool], pair_dim: int | None) -> Any:
+        """Concatenate spikes, as :class:`SpikeCat` does. ``silent``: which signals get a silent negative part."""
 
     def rearranged(self, signal: Any, move: Callable[[Tensor], Tensor]) -> Any:
         """Move, copy or drop spikes, as ``move`` does with values [P, N, C, ...], or add zeros."""

@@ -229,7 +229,7 @@ class SpikingAverage(Pooling):
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(self._mean(x.count), x.time_steps, x.amplitude * self.amplitude, x.paired)
+        return without_spikes(self._mean(x.count), x.time_steps, x.amplitude * self.amplitude, x.pair_dim)
 
     def _mean(self, count: Tensor) -> Tensor:
         """Return what the ANN computes of counts, in spikes."""

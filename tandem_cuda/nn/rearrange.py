@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import checks
-from ..spike_train import SpikeTrain
+from ..spike_train import SpikeTrain, interleaved, signs
 from . import schema
 from .frozen import single
 from .geometry import pad
 from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
-from .sizes import SPIKES, Size, Value, check_count, halved
+from .sizes import SPIKES, Size, Value, check_count, with_pairs, without_pairs
 from .spiking import Spiking
 
 
@@ -80,6 +80,10 @@ def _unsqueeze(x: Tensor) -> Tensor:
     return x.unsqueeze(3)
 
 
+def _in_place(x: Tensor, dim: int) -> Tensor:
+    return x
+
+
 REARRANGEMENTS: dict[str, tuple[Callable[..., Tensor], int, int | None]] = {
     "zero_pad": (_zero_pad, 4, None),
     "upsample": (_upsample, 2, 1),
@@ -89,6 +93,7 @@ REARRANGEMENTS: dict[str, tuple[Callable[..., Tensor], int, int | None]] = {
     "channels": (_channels, 2, 0),
     "flatten": (_flatten, 0, 0),
     "unsqueeze": (_unsqueeze, 0, 0),
+    "pairs": (_in_place, 1, None),
 }
 """Of each rearrangement: the function of [P, N, C, ...], the number of its arguments, and their minimum."""
 
@@ -105,12 +110,13 @@ class SpikeRearrange(Spiking):
     | "channels", start, stop | x[:, start:stop] |
     | "flatten" | nn.Flatten |
     | "unsqueeze" | x[:, :, None], images of height 1 for lines [N, C, L] |
+    | "pairs", dim | nothing: pairs, if there are any, then lie along dimension 1 or -1 (``SpikeTrain.pair_dim``) |
 
     Args:
         how: the rearrangement.
         arguments: its arguments, ints.
         signed: whether channels 2i and 2i + 1 are the positive and the negative part of channel i, which stay
-            together. A train that is ``paired`` says so itself.
+            together. A train that is ``paired`` says so itself, and along which dimension.
 
     Shape:
         SpikeTrain [N, C, ...] -> SpikeTrain. Channels count twice if ``signed``.
@@ -144,6 +150,8 @@ class SpikeRearrange(Spiking):
                 raise ValueError(f"SpikeRearrange: arguments of {how!r} must be at least {least}, got {argument}")
         if how == "channels" and arguments[0] >= arguments[1]:
             raise ValueError(f"SpikeRearrange: start must be below stop, got {arguments[0]} and {arguments[1]}")
+        if how == "pairs" and arguments[0] not in (1, -1):
+            raise ValueError(f"SpikeRearrange: the dimension of 'pairs' must be 1 or -1, got {arguments[0]}")
         self.how = how
         self.arguments = arguments
         self.signed = signed
@@ -157,8 +165,20 @@ class SpikeRearrange(Spiking):
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"SpikeRearrange: input must be a SpikeTrain, got {type(x).__name__}")
-        paired = self.signed or x.paired
-        return x.rearranged(lambda values: self._moved(values, paired))
+        before = self._pair_dim(x)
+        moved = x.rearranged(lambda values: self._moved(values, before))
+        after = self._new_pair_dim(before, len(moved.shape))
+        return moved if after == x.pair_dim else moved.replace_unchecked(pair_dim=after)
+
+    def _pair_dim(self, x: SpikeTrain | Value | Signal) -> int | None:
+        """Return the dimension of the input along which pairs lie; None if there are none."""
+        return 1 if self.signed and x.pair_dim is None else x.pair_dim
+
+    def _new_pair_dim(self, before: int | None, dims: int | None) -> int | None:
+        """Return that dimension of the output, which has ``dims`` dimensions."""
+        if before is None:
+            return None
+        return 1 if dims == 2 else self.arguments[0] if self.how == "pairs" else before
 
     def moved(self, values: Sequence[Any]) -> list[Any]:
         """Return where the values of channels go: one entry for each output channel."""
@@ -174,14 +194,16 @@ class SpikeRearrange(Spiking):
 
     def rearranged(self, x: Tensor) -> Tensor:
         """Return where bits, counts or any other values [P, N, C, ...] go."""
-        return self._moved(x, self.signed)
+        return self._moved(x, 1 if self.signed else None)
 
-    def _moved(self, x: Tensor, paired: bool) -> Tensor:
-        if not paired:
+    def _moved(self, x: Tensor, pair_dim: int | None) -> Tensor:
+        if pair_dim is None:
             return self._f(x, *self.arguments)
         planes = len(x)
-        moved = self._f(torch.cat([x[:, :, ::2], x[:, :, 1::2]]), *self.arguments)
-        return torch.stack([moved[:planes], moved[planes:]], 3).flatten(2, 3)
+        moved = self._f(torch.cat(signs(x, _axis(pair_dim))), *self.arguments)
+        after = self._new_pair_dim(pair_dim, moved.dim() - 1)
+        assert after is not None
+        return interleaved(moved[:planes], moved[planes:], _axis(after))
 
     @classmethod
     def check(cls, settings: Settings) -> None:
@@ -200,13 +222,12 @@ class SpikeRearrange(Spiking):
 
     def out_size(self, *inputs: Value) -> Value:
         x = single(inputs, SPIKES)
-        how, numbers, paired = self.how, self.arguments, self.signed or x.paired
+        how, numbers, pair_dim = self.how, self.arguments, self._pair_dim(x)
         if x.shape is None:
-            return Value(SPIKES, paired=paired)
-        if how not in ("channels", "channel_shuffle", "flatten"):
+            return Value(SPIKES, pair_dim=self._new_pair_dim(pair_dim, 2 if how == "flatten" else None))
+        if how not in ("channels", "channel_shuffle", "flatten", "pairs"):
             x.check_dims(2 if how == "unsqueeze" else 3)
-        channels, *rest = x.shape
-        channels = halved(channels) if paired else channels
+        channels, *rest = without_pairs(x, pair_dim).shape or ()
         if how == "zero_pad":
             rest = [
                 size.at_least(max(1, 1 - more)).through(partial(operator.add, more), 1, -more)
@@ -229,20 +250,20 @@ class SpikeRearrange(Spiking):
             channels = Size(stop - start, True)
         elif how == "unsqueeze":
             rest = [Size(1, True), *rest]
-        else:
+        elif how == "flatten":
             sizes = [channels, *rest]
             channels, rest = Size(math.prod(size.least for size in sizes), all(size.exact for size in sizes)), []
-        if paired:
-            channels = _times(channels, 2)
-        check_count("outputs", [size.least for size in (channels, *rest)])
-        return x._replace(shape=(channels, *rest), paired=paired)
+        moved = x._replace(shape=(channels, *rest), pair_dim=None)
+        moved = with_pairs(moved, self._new_pair_dim(pair_dim, 2 + len(rest)))
+        check_count("outputs", [size.least for size in moved.shape or ()])
+        return moved
 
     def extra_repr(self) -> str:
         return ", ".join([repr(self.how), *map(str, self.arguments), *(["signed=True"] if self.signed else [])])
 
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
         """Let what reads the neurons read them from where they come from."""
-        return writer.rearranged(signal, lambda x: self._moved(x, self.signed or signal.paired))
+        return writer.rearranged(signal, lambda x: self._moved(x, self._pair_dim(signal)))
 
 
 def _times(size: Size, factor: int) -> Size:
@@ -261,7 +282,7 @@ class SpikeCat(Spiking):
     Args:
         signed: for each input, whether its channels 2i and 2i + 1 are the positive and the negative part of channel i.
             If some are, so is the output; the channels of all others then get a silent negative part. A train that is
-            ``paired`` says so itself.
+            ``paired`` says so itself, and along which dimension, which must be the same for all such trains.
         amplitudes: the ``amplitude`` of each input, if these differ. The output then has amplitude 1: layers that read
             it must multiply each channel by its amplitude, as their ``input_scale``.
 
@@ -301,6 +322,13 @@ class SpikeCat(Spiking):
         for x in inputs:
             if not isinstance(x, SpikeTrain):
                 raise TypeError(f"SpikeCat: inputs must be SpikeTrains, got {type(x).__name__}")
+        pair_dim, silent = self._pairs(inputs)
+        if pair_dim is not None:
+            axis = _axis(pair_dim)
+            inputs = tuple(
+                x.rearranged(lambda y: interleaved(y, torch.zeros_like(y), axis)) if adds else x
+                for x, adds in zip(inputs, silent, strict=True)
+            )
         first = inputs[0]
         for i, x in enumerate(inputs):
             for name in ("time_steps", "dtype", "device"):
@@ -315,15 +343,22 @@ class SpikeCat(Spiking):
                     f"input {i}, {list(x.shape)}"
                 )
         amplitude = self._amplitude(inputs)
-        signs = [signed or x.paired for x, signed in zip(inputs, self.signed, strict=True)]
-        paired = any(signs)
-        if paired:
-            inputs = tuple(x if signed else x.rearranged(_with_silent) for x, signed in zip(inputs, signs, strict=True))
         # Channels stay innermost in memory.
         bits = torch.cat([x.bits.movedim(2, -1) for x in inputs], -1).movedim(-1, 2)
         carried = any(x.carried_count is not None and x.carried_count.requires_grad for x in inputs)
         count = torch.cat([x.count for x in inputs], 1) if carried and torch.is_grad_enabled() else None
-        return first.replace_unchecked(bits=bits, count=count, amplitude=amplitude, paired=paired)
+        return first.replace_unchecked(bits=bits, count=count, amplitude=amplitude, pair_dim=pair_dim)
+
+    def _pairs(self, inputs: Sequence[SpikeTrain | Value | Signal]) -> tuple[int | None, list[bool]]:
+        """Return the ``pair_dim`` of the output, and for each input whether it gets a silent negative part."""
+        dims = [1 if s and x.pair_dim is None else x.pair_dim for x, s in zip(inputs, self.signed, strict=True)]
+        found = {dim for dim in dims if dim is not None}
+        if len(found) > 1:
+            raise ValueError(
+                f"SpikeCat: pairs of all inputs must lie along the same dimension, got pair_dim = {dims}; put "
+                "SpikeRearrange('pairs', 1) before it"
+            )
+        return next(iter(found), None), [bool(found) and dim is None for dim in dims]
 
     def _amplitude(self, inputs: Sequence[SpikeTrain]) -> float:
         """Return the amplitude of the output."""
@@ -352,18 +387,18 @@ class SpikeCat(Spiking):
     def out_size(self, *inputs: Value) -> Value:
         if len(inputs) != len(self.signed):
             raise ValueError(f"number of inputs must be {len(self.signed)}, as in signed, got {len(inputs)}")
-        total, signs = Size(0, True), [signed or x.paired for x, signed in zip(inputs, self.signed, strict=True)]
-        for x, signed in zip(inputs, signs, strict=True):
+        total, (pair_dim, silent) = Size(0, True), self._pairs(inputs)
+        inputs = tuple(with_pairs(x, pair_dim) if adds else x for x, adds in zip(inputs, silent, strict=True))
+        for x in inputs:
             x.check_kind(SPIKES)
             if x.shape is None:
-                return Value(SPIKES, paired=any(signs))
+                return Value(SPIKES, pair_dim=pair_dim)
             if len(x.shape) != len(inputs[0].shape or ()):
                 raise ValueError(f"inputs must have the same dimensions, got {inputs[0]} and {x}")
-            neurons = 2 if any(signs) and not signed else 1  # for each value
-            total = Size(total.least + neurons * x.shape[0].least, total.exact and x.shape[0].exact)
+            total = Size(total.least + x.shape[0].least, total.exact and x.shape[0].exact)
         rest = (inputs[0].shape or ())[1:]
         check_count("outputs", [size.least for size in (total, *rest)])
-        return Value(SPIKES, (total, *rest), paired=any(signs))
+        return Value(SPIKES, (total, *rest), pair_dim=pair_dim)
 
     def extra_repr(self) -> str:
         amplitudes = [] if self.amplitudes is None else [f"amplitudes={self.amplitudes}"]
@@ -371,8 +406,8 @@ class SpikeCat(Spiking):
 
     def nir(self, writer: NirWriter, *signals: Signal) -> Any:
         """Let what reads the neurons read those of each input."""
-        signs = [signed or signal.paired for signal, signed in zip(signals, self.signed, strict=True)]
-        return writer.concatenated(signals, signs)
+        pair_dim, silent = self._pairs(signals)
+        return writer.concatenated(signals, silent, pair_dim)
 
     @property
     def arity(self) -> int:
@@ -380,6 +415,6 @@ class SpikeCat(Spiking):
         return len(self.signed)
 
 
-def _with_silent(x: Tensor) -> Tensor:
-    """Give each channel of [P, N, C, ...] a negative part that is silent."""
-    return torch.stack([x, torch.zeros_like(x)], 3).flatten(2, 3)
+def _axis(pair_dim: int) -> int:
+    """Return the dimension of bits [P, N, ...] that is ``pair_dim`` of [N, ...]."""
+    return 2 if pair_dim == 1 else -1

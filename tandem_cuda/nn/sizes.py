@@ -80,8 +80,15 @@ class Value(NamedTuple):
     """The shape without the batch dimension; None if not even the number of dimensions is known."""
     source: str | None = None
     """The input of the network on whose sizes ``shape`` depends, if there is exactly one."""
-    paired: bool = False
-    """Whether it is a spike train that is ``paired``."""
+    pair_dim: int | None = None
+    """The ``pair_dim`` of a spike train."""
+    features: Size | None = None
+    """The size of the last dimension if ``shape`` is None, where that much is known."""
+
+    @property
+    def last(self) -> Size | None:
+        """What is known about the size of the last dimension."""
+        return self.features if self.shape is None else (self.shape or (None,))[-1]
 
     def check_kind(self, *kinds: str) -> None:
         """Raise a ValueError unless the value may be of one of these kinds."""
@@ -95,6 +102,25 @@ class Value(NamedTuple):
 
     def __str__(self) -> str:
         return "[N, ...]" if self.shape is None else f"[{', '.join(['N', *map(str, self.shape)])}]"
+
+
+def without_pairs(x: Value, pair_dim: int | None) -> Value:
+    """Return the value with one element for each pair along ``pair_dim``, or as it is for None."""
+    return x if pair_dim is None else _resized(x, pair_dim, halved)._replace(pair_dim=None)
+
+
+def with_pairs(x: Value, pair_dim: int | None) -> Value:
+    """Return the value with two elements along ``pair_dim`` in place of each one, or as it is for None."""
+    if pair_dim is None:
+        return x
+    return _resized(x, pair_dim, lambda size: Size(2 * size.least, size.exact, 2))._replace(pair_dim=pair_dim)
+
+
+def _resized(x: Value, dim: int, resize: Callable[[Size], Size]) -> Value:
+    if x.shape is None:
+        return x._replace(features=None if dim == 1 or x.features is None else resize(x.features))
+    at = dim % (1 + len(x.shape)) - 1
+    return x._replace(shape=(*x.shape[:at], resize(x.shape[at]), *x.shape[at + 1 :])) if x.shape else x
 
 
 def check_count(what: str, sizes: Sequence[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class SpikingTwin(WeightedLayer):
     those.
     """
 
+    FLAGS: ClassVar[tuple[str, ...]] = ()
+    """Further settings, which files leave out if they are false, so that older versions read them."""
     gain: Tensor | None
     packed: Tensor | None
     _constant: _Constant | None
@@ -60,7 +62,7 @@ class SpikingTwin(WeightedLayer):
         settings = {**self.arguments(), "neuron": self.neuron.settings(), "engine": self.engine}
         if self.synapses_per_weight > 1:
             settings["multiplicity"] = self.synapses_per_weight
-        if self.fires_pairs:
+        if self.fires_pairs and self.synapses_per_weight > 1:
             settings["paired"] = True
         return settings
 
@@ -94,8 +96,11 @@ class SpikingTwin(WeightedLayer):
     def checked(cls, settings: Settings) -> Any:
         """Make a layer without tensors from unchecked settings of a file, as a branch of a sum has them."""
         kind = cls.__name__
-        schema.check_no_bool(kind, {name: value for name, value in settings.items() if name != "paired"})
-        optional = {"multiplicity", "paired"} & settings.keys()
+        optional = {"multiplicity", "paired", *cls.FLAGS} & settings.keys()
+        for name in optional & {*cls.FLAGS}:
+            schema.flag(kind, name, settings[name])
+        numbers = settings.keys() - {"paired", *cls.FLAGS}
+        schema.check_no_bool(kind, {name: settings[name] for name in numbers})
         schema.check_settings(kind, settings, {*cls.SETTINGS, *optional, "neuron", "engine"})
         cls.check(settings)
         if "multiplicity" in settings:
@@ -226,7 +231,8 @@ class SpikingTwin(WeightedLayer):
         return [self]
 
     def out_size(self, *inputs: Value) -> Value:
-        return self.synapses.out_size(single(inputs, self.reads))._replace(paired=self.fires_pairs)
+        size = self.synapses.out_size(single(inputs, self.reads))
+        return size._replace(pair_dim=self.pair_dim(None if size.shape is None else 1 + len(size.shape)))
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         (x,) = inputs
@@ -235,6 +241,7 @@ class SpikingTwin(WeightedLayer):
         if self.reads == ENCODED:
             bits, carried = self._run_on_values(span, state, x, affine, kernel)
         elif isinstance(x, SpikeTrain):
+            self.synapses.check_pairs(x)
             bits, _, neurons = self.synapses.fire(
                 x,
                 affine.of_spikes(kernel, span.total, x.amplitude),
@@ -250,9 +257,9 @@ class SpikingTwin(WeightedLayer):
         return self.with_pairs(train), carried
 
     def with_pairs(self, fired: SpikeTrain) -> SpikeTrain:
-        """Return the spikes, marked as ``paired`` if they are along the channels."""
-        along_channels = self.synapses.features == 1 or fired.bits.dim() == 3
-        return fired.replace_unchecked(paired=True) if self.fires_pairs and along_channels else fired
+        """Return the spikes, marked as ``paired`` if there are two neurons for each value."""
+        pair_dim = self.pair_dim(len(fired.shape))
+        return fired if pair_dim is None else fired.replace_unchecked(pair_dim=pair_dim)
 
     def _run_on_values(
         self, span: Span, state: State | None, x: EncodedInput | None, affine: Affine, kernel: Kernel

@@ -47,6 +47,14 @@ class Synapses(ABC):
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise ValueError unless [N, C, ...] is a shape that the layer reads."""
 
+    def check_pairs(self, x: SpikeTrain) -> None:
+        """Raise ValueError if the train's pairs lie along another dimension than the inputs of the weights."""
+        if x.pair_dim not in (None, self.features) and len(x.shape) > 2:
+            raise ValueError(
+                f"{self.name}: pairs of its input must lie along dimension {self.features}, got pair_dim={x.pair_dim}; "
+                f"put SpikeRearrange('pairs', {self.features}) before it"
+            )
+
     @abstractmethod
     def out_size(self, x: Value) -> Value:
         """Return what is known about the output for spikes or encoded input; ValueError if they do not fit."""
@@ -207,24 +215,27 @@ class LinearSynapses(Synapses):
         return (self.inputs,)
 
     def check_shape(self, shape: Sequence[int]) -> None:
-        if len(shape) != 2:
-            raise ValueError(f"{self.name}: input must be [N, F], got {list(shape)}")
+        if len(shape) < 2 or shape[-1] != self.inputs:
+            raise ValueError(f"{self.name}: input must be [N, ..., {self.inputs}], got {list(shape)}")
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         return (*shape[:-1], self.outputs)
 
     def out_size(self, x: Value) -> Value:
-        x.check_dims(1)
-        if x.shape is not None:
-            x.shape[0].check("in_features", self.inputs)
-        return x._replace(kind=SPIKES, shape=(Size(self.outputs, True),))
+        if x.shape == ():
+            raise ValueError(f"input must be [N, ..., F], got {x}")
+        if x.last is not None:
+            x.last.check("in_features", self.inputs)
+        outputs = Size(self.outputs, True)
+        if x.shape is None:
+            return x._replace(kind=SPIKES, features=outputs)
+        return x._replace(kind=SPIKES, shape=(*x.shape[:-1], outputs))
 
     def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
         return self.inputs * self.outputs * math.prod(outputs[1:-1])
 
     def check_value(self, value: Tensor, weight: Tensor) -> None:
-        if value.dim() < 2 or value.shape[-1] != self.inputs:
-            raise ValueError(f"{self.name}: input must be [N, ..., {self.inputs}], got {list(value.shape)}")
+        self.check_shape(value.shape)
 
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)

@@ -63,6 +63,7 @@ class TandemLayer(SpikingTwin):
     def _both_twins(self, x: SpikeTrain | EncodedInput, weights: Weights) -> SpikeTrain:
         synapses = weights.synapses
         drive = Drive(self, synapses)
+        self._check_norm(x, drive)
         if isinstance(x, EncodedInput):
             return self._from_values(x, weights, drive)
         if not isinstance(x, SpikeTrain):
@@ -70,6 +71,7 @@ class TandemLayer(SpikingTwin):
                 f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}; put Encode(time_steps) in "
                 "front of the first tandem layer, or SpikeTrain.from_dense(spikes) for recorded spikes"
             )
+        synapses.check_pairs(x)
         steps, dtype = x.time_steps, weights.dtype
         checks.check_dtype(type(self).__name__, "weight", dtype)
         normalises = drive.uses_batch_statistics()
@@ -83,6 +85,17 @@ class TandemLayer(SpikingTwin):
             return coupled(self.neuron, fired.bits, drive.learning(fired.sum, steps), steps, dtype)
         fired = synapses.fire(x, weights.driving(drive, steps, amplitude), firing)
         return coupled(self.neuron, fired.bits, None, steps, dtype)
+
+    def _check_norm(self, x: Any, drive: Drive) -> None:
+        """Raise ValueError where batch norm of the ANN normalises another dimension than the features."""
+        if drive.norm is None or self.wiring is None or drive.synapses.features == 1:
+            return
+        shape = list(x.value.shape if isinstance(x, EncodedInput) else x.shape)
+        if len(shape) > 2:
+            raise ValueError(
+                f"{type(self).__name__}: input of a converted layer with batch norm must be [N, F], got {shape}; pass "
+                "example= to convert, since nn.BatchNorm1d normalises dimension 1"
+            )
 
     def _behind_norm(self, x: SpikeTrain, weights: Weights, drive: Drive) -> SpikeTrain:
         """Run spikes through a layer with batch norm, in training or where a gradient is needed."""

@@ -89,6 +89,12 @@ class WeightedLayer(Spiking, ABC):
         """Whether neurons 2i and 2i + 1 are for v and -v."""
         return self.wiring is not None and (self.wiring.paired_outputs or self.wiring.in_pairs)
 
+    def pair_dim(self, dims: int | None) -> int | None:
+        """Return the ``pair_dim`` of outputs [N, O, ...] or [N, ..., O] with ``dims`` dimensions; None if not known."""
+        if not self.fires_pairs:
+            return None
+        return 1 if dims == 2 else self.synapses.features
+
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments that define the connections, as JSON types (but tuples for lists)."""
         return {name: getattr(self, name) for name in self.SETTINGS}
