@@ -69,7 +69,7 @@ def integrate_and_fire(
             variable is u[0] before its reset. Not for neurons with ``two_phase``, which take all steps at once.
         scale: [C], factor of the current, for example batch norm's gain.
         mode: "constant", "impulse", "series" or "once".
-        neuron: IF(...) or LIF(...). ``clip`` and ``amplitude`` are ignored.
+        neuron: a neuron model, such as ``IF()``. ``clip`` and ``amplitude`` are ignored.
         want_sum: return the sum of the currents.
         want_state: return the final state.
 
@@ -94,7 +94,7 @@ def integrate_and_fire(
     state = None if state is None else state.detach()
     if neuron.two_phase:
         check_whole("integrate_and_fire", state)
-        if series:  # one-phase neurons, of which only the sum is taken
+        if series:  # run one-phase neurons for the sum of their currents
             _, current, _ = _run(current, scale, bias, None, time_steps, mode, neuron, True, False)
             scale = bias = None
         else:
@@ -145,7 +145,7 @@ def total_bias(bias: Tensor | None, time_steps: int) -> Tensor | None:
 
 
 def check_whole(op: str, state: Tensor | None) -> None:
-    """ValueError if neurons with ``two_phase`` are to continue an earlier call."""
+    """Raise a ValueError if neurons with ``two_phase`` are to continue an earlier call."""
     if state is not None:
         raise ValueError(f"{op}: state must be None with two_phase (such neurons need all time steps in one call)")
 
