@@ -29,11 +29,11 @@ def synops(model: nn.Module, inputs: Any) -> ActivityTable:
 
     - SynOps are exact: every input spike times the number of output neurons that it reaches. In a convolution this
       number depends on stride, padding, dilation and groups, and is smaller at the borders.
-    - MACs are those of a dense implementation, over the same synapses: F * O for a linear layer, and for a convolution
+    - MACs count a dense implementation with the same synapses: F * O for a linear layer, and for a convolution
       O * (C / groups) times the pairs of an output pixel and a tap. Pairs in the zero padding do not count, so that an
       input whose neurons all spike once costs as many SynOps as the ANN has MACs. (Counters of FLOPs often count them:
       O * Ho * Wo * (C / groups) * kH * kW.) Batch norm (folded), bias, neuron updates and pooling do not count.
-    - The operations of a TandemAdd are those of its branches; an nn.Identity branch has one per spike. Weights that
+    - A TandemAdd has the operations of its branches; an nn.Identity branch has one per spike. Weights that
       are zero cost time but are not synapses, and do not count.
     - A tandem layer after ``Encode`` multiplies its real input by the weights once, whatever T is. It is ``analogue``.
     - Weights after ``Decode`` (nn.Linear, nn.Conv*d, or calls of the same functions) read the counts once, after the

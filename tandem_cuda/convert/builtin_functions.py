@@ -102,7 +102,7 @@ def _all_pixels(call: Call) -> str:
 
 
 def _larger(call: Call) -> Any:
-    """torch.max, of one or two tensors."""
+    """Refuse torch.max of one or two tensors, and say what to use instead."""
     _ = call.input
     other = call.args[1] if len(call.args) > 1 else call.kwargs.get("other")
     if isinstance(other, (*SPIKES, Real)):
@@ -171,7 +171,7 @@ def _clamped_below(call: Call, min: Any) -> Any:
 
 @converts(*_forms("clamp_max"))
 def _clamp_max(call: Call, max: Any) -> Any:
-    """Values that cannot be negative are as good as clamped at 0."""
+    """Clamp from above. Values that cannot be negative count as clamped at 0, too."""
     x = call.value
     return clamped(call, None if isinstance(x, Current) or x.signed else 0, max)
 

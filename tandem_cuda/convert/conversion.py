@@ -86,7 +86,7 @@ class Conversion:
         self._check_parameters()
 
     def _check_hooks(self) -> None:
-        """Report code that would no longer be called: hooks of the ANN, hooks and own methods of replaced modules."""
+        """Report code that would no longer be called: hooks and overridden methods of the ANN and its modules."""
         if why := _bypassed(self.ann):
             self.problems.append(Problem(type(self.ann).__name__, type(self.ann).__name__, "", why, why))
         for node in self.nodes:
@@ -192,7 +192,7 @@ class Conversion:
         if isinstance(rule, WeightRule):
             return self._weight(node, rule)
         if rule is None and node in self.before and (why := self._weightless(node)):
-            # It would have been a layer of its own.
+            # It would have become a layer.
             dims = getattr(self.value(node.all_input_nodes[0]), "dims", None) if node.all_input_nodes else None
             return self._problem(node, why, self.writer.stand_in(dims=dims))
         if node.op == "placeholder" and self.writer.options.mode == "spikes":

@@ -68,7 +68,7 @@ class Example:
         return any(isinstance(x, Tensor) for x in tree_leaves(self.values[node][0]))
 
     def _computed_from(self, node: fx.Node) -> set[fx.Node]:
-        """Return the node and the nodes that it is computed from, without tensors and what they depend on."""
+        """Return the node and the nodes that it is computed from, without tensors and the nodes behind tensors."""
 
         def numbers(nodes: Iterable[fx.Node]) -> list[fx.Node]:
             return [x for x in nodes if not self._is_tensor(x)]

@@ -63,10 +63,10 @@ def convert(
     |---|---|
     | nn.Conv1d, nn.Conv2d, then optionally batch norm, then ReLU | TandemConv1d, TandemConv2d |
     | nn.ConvTranspose2d, nn.Linear, then optionally batch norm, then ReLU | TandemConvTranspose2d, TandemLinear |
-    | sums of such branches and of activations, then ReLU | TandemAdd |
+    | sums of these layers and of activations, then ReLU | TandemAdd |
     | average pooling, adaptive or not, or the mean over all pixels | SpikingAvgPool2d, SpikingAdaptiveAvgPool2d |
     | max pooling, dropout, dropout2d, also before the ReLU | SpikingMaxPool2d, TandemDropout, TandemDropout2d |
-    | nn.Flatten, torch.flatten, x.view(len(x), -1) and the like | SpikeTrain.flatten |
+    | nn.Flatten, torch.flatten, x.view(len(x), -1) | SpikeTrain.flatten |
     | nn.Identity; ReLU of non-negative values | nothing |
 
     ReLU, pooling, dropout and flatten may be modules, functions or methods. Optional arguments of forward keep their
@@ -123,7 +123,7 @@ def convert(
         correct_bias: shift the pre-activations of the spiking twin, layer by layer, so that the mean of each channel's
             decoded spikes is the mean of the ANN's activations on ``calibrate``. The ANN's parameters stay as they are.
             By default (None), yes, but not in mode "spikes", where ``calibrate`` has no spike trains.
-        spiking_layers: the number of spiking layers, at least 1; by default all. A smaller number than all requires
+        spiking_layers: the number of spiking layers, at least 1; by default all. A smaller number requires
             ``calibrate``: the ANN after the cut expects activations, not counts.
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting

@@ -28,7 +28,7 @@ class TandemNetwork(nn.Module):
 
     ``snn`` is the spiking twin, a torch.fx.GraphModule whose layers keep their names in the ANN. :meth:`ann` returns
     the original ANN. Training, moving or loading either network does the same to the other. ``state_dict`` uses the
-    ANN's names, and loads the ANN's checkpoints. It holds two things more. Of a calibrated network, "_extra_state" has
+    ANN's names, and loads the ANN's checkpoints. It holds two things more. In a calibrated network, "_extra_state" is
     the calibration as a uint8 Tensor: loading it brings the thresholds back, and
     :meth:`Calibration.of_state <tandem_cuda.convert.Calibration.of_state>` reads it. Thresholds that learn are
     "<layer>.log_threshold" for each of ``spiking_layers``.
@@ -363,7 +363,7 @@ class TandemNetwork(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> TandemNetwork:
         self.check_twins()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in self._twins.only_ann:  # .to() and the like also apply to what only the ANN holds
+        for name in self._twins.only_ann:  # .to(), for example, also moves what only the ANN holds
             owner, key = owner_of(self.ann(), name)
             x = getattr(owner, key)
             if isinstance(x, nn.Parameter):

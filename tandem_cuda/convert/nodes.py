@@ -90,7 +90,7 @@ _INTERNAL = {*vars(nn.Module()), "training"}
 def settings(module: nn.Module) -> dict[str, Any]:
     """Return the attributes that decide on what a module computes, but no tensors, and not train or eval mode.
 
-    These are numbers, strings, functions, copies of collections of them, and methods that the instance overrides.
+    These are numbers, strings, functions, copies of collections of these, and methods that the instance overrides.
     """
     own = {key: x for key, x in vars(module).items() if key not in _INTERNAL}
     copies = {key: snapshot(x) for key, x in own.items() if is_setting(x)}
@@ -103,7 +103,7 @@ def all_settings(ann: nn.Module) -> dict[tuple[str, str], Any]:
 
 
 def is_setting(x: Any) -> bool:
-    """Whether x is a number, a string, a function or a collection of them."""
+    """Whether x is a number, a string, a function or a collection of these."""
     if isinstance(x, (tuple, list, set, frozenset)):
         return all(map(is_setting, x))
     if isinstance(x, dict):

@@ -316,8 +316,8 @@ def _warnings(report: ConversionReport) -> Iterable[str]:
 
 def _saturates(network: Converted, layer: ConvertedLayer, time_steps: int) -> bool:
     """Whether many neurons spike as often as they can, though the ANN's activation has no bound there."""
-    if layer.saturation is None or layer.saturation <= _SATURATED or time_steps == 1:  # where every spike is the last
-        return False
+    if layer.saturation is None or layer.saturation <= _SATURATED or time_steps == 1:
+        return False  # with one step, every neuron that spikes does so as often as it can
     if layer.bound is None or network.levels is None:
         return True
     return float(torch.as_tensor(network.levels[layer.name]).min()) < layer.bound

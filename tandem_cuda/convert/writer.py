@@ -1,4 +1,4 @@
-"""Writing the SNN's graph: its modules, and the calls of them."""
+"""Writing the SNN's graph: its modules and their calls."""
 
 from __future__ import annotations
 
@@ -369,7 +369,7 @@ class Writer:
             self.readers.append((module, train.sources))
 
     def named(self, name: str, module: nn.Module, replaces: bool = False) -> str:
-        """Add a module under a unique name. Only a module that replaces one of the ANN may take that one's name."""
+        """Add a module under a unique name. Only a module that replaces one of the ANN's may take its name."""
         unique, i = name, 1
         while unique in self.modules or (unique in self.names and not (replaces and unique == name)):
             unique, i = f"{name}_{i}", i + 1

@@ -238,7 +238,7 @@ def are_images(sources: Sequence[Source], shape: Shape) -> bool:
 def _rounded(rounding: tuple[int, Tensor] | None, source: Source, gain: float) -> dict[str, Any]:
     """Return the metadata of quantised weights: their bits, and what the integer 1 stands for in each channel.
 
-    There are none if values of different weight, or several that read one spike, leave no such integers.
+    The metadata are empty if values of different weight, or several values that read one spike, leave no integers.
     """
     if rounding is None:
         return {}

@@ -47,7 +47,7 @@ def from_nir(
 ) -> nn.Module:
     """Build a network from a NIR graph. This is the inverse of :func:`to_nir`, whose docstring describes the mapping.
 
-    For a graph made by ``to_nir``, the network's spikes are bit-identical to those of the model with batch norm folded
+    For a graph made by ``to_nir``, the network's spikes are bit-identical to the model's with batch norm folded
     into the weights. A read-out's bias may differ in the last digit if T is not a power of two. (Without gradients, a
     layer with batch norm applies its gain to the sums instead. This rounds differently: a neuron whose potential is
     within rounding error of the threshold may then spike one step earlier or later.)
@@ -133,7 +133,7 @@ class _Value(NamedTuple):
     """"encoded", "spikes", or, after the last neurons, "real"."""
     shape: PartialShape
     weights: Weights | None = None
-    """The weights of a current that has no neurons yet; ``call`` and ``kind`` are then those of the weights' input."""
+    """The weights of a current that has no neurons yet; ``call`` and ``kind`` then describe the weights' input."""
 
 
 class _Import:

@@ -1,4 +1,4 @@
-"""The nodes of a NIR graph: read and check them, which may hold arbitrary values, and write them."""
+"""Read, check and write the nodes of a NIR graph. Nodes that are read may hold arbitrary values."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def declared_shape(name: str, types: Any) -> PartialShape:
 
 
 def agrees(shape: PartialShape, other: PartialShape) -> bool:
-    """Whether two shapes are the same as far as both are known."""
+    """Whether two shapes can be equal, as far as they are known."""
     if shape is None or other is None:
         return True
     return len(shape) == len(other) and all(a == b or None in (a, b) for a, b in zip(shape, other, strict=True))
@@ -105,7 +105,7 @@ class Weights(NamedTuple):
     dilation: tuple[int, ...] = ()
     groups: int = 1
     pools: Any = None
-    """The class of a pooling node, AvgPool2d or SumPool2d; its weights are those of a depthwise convolution."""
+    """The class of a pooling node, AvgPool2d or SumPool2d; its weights are a depthwise convolution's."""
 
     @classmethod
     def of(cls, name: str, node: Any, shape: PartialShape) -> Weights:

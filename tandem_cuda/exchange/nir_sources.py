@@ -29,10 +29,10 @@ class Source(NamedTuple):
     weight: Tensor | None = None
     """The factor of each element of the value, float64; None for 1."""
     part: tuple[int, int] | None = None
-    """The first and last + 1 of the value's channels that this is about; None for all."""
+    """The value's channels that come from here: the first, and the last + 1; None for all."""
 
     def alone(self, shape: Sequence[int]) -> tuple[Source, tuple[int, ...]]:
-        """Return this as the source of its channels only, and their shape, given that of the value."""
+        """Return the source of ``part`` alone, and its shape, for a value of this shape."""
         if self.part is None:
             return self, tuple(shape)
         return self._replace(part=None), (self.part[1] - self.part[0], *shape[1:])
@@ -79,7 +79,7 @@ class Source(NamedTuple):
         )
 
     def features(self, weight: Tensor) -> Tensor:
-        """Return the matrix [O, F'] of the nodes' outputs, given that of the value, [O, F]."""
+        """Return the matrix [O, F'] for the nodes' outputs, given the matrix [O, F] for the value."""
         if self.part is not None:
             source, _ = self.alone(weight.shape[1:])
             return source.features(weight[:, slice(*self.part)])
@@ -102,7 +102,7 @@ class Convolution(NamedTuple):
 
 
 class _Channels(NamedTuple):
-    """How the channels of an image read those of a node: pixel i of channel c is pixel i * step + offset[c]."""
+    """How the channels of an image read channels of a node: pixel i of channel c is pixel i * step + offset[c]."""
 
     used: Tensor
     """The channels [C] that read any."""
@@ -116,11 +116,11 @@ class _Channels(NamedTuple):
 
 
 def convolution(source: Source, shape: Sequence[int], weight: Tensor, how: Geometry) -> Convolution | None:
-    """Return the convolution of the nodes' outputs that equals one of the value, or None if there is none.
+    """Return the convolution of the nodes' outputs that equals a convolution of the value, or None if there is none.
 
     Args:
         source: a source of the value.
-        shape: of the value, [C, L] or [C, H, W].
+        shape: the shape of the value, [C, L] or [C, H, W].
         weight: [O, C/groups, kH, kW].
         how: which pixels it reads.
     """
@@ -179,14 +179,14 @@ def is_image(source: Source, shape: Sequence[int]) -> bool:
 
 
 class Channels(NamedTuple):
-    """A value whose images are those of a node."""
+    """A value whose channels are channels of a node, each with a factor."""
 
     channel: Tensor
     """1 + the node's channel that each channel of the value reads, or 0 for none; [C]."""
     factor: Tensor
     """[C]."""
     part: tuple[int, int] | None
-    """The value's channels that this is about, as of a source."""
+    """As ``part`` of a source."""
 
     def source(self, of: Source, shape: Sequence[int]) -> Source:
         """Return the source of a value of this shape, like this one, of other nodes with as many channels."""
@@ -202,7 +202,7 @@ class Channels(NamedTuple):
 
 
 def channels_of(source: Source, shape: Sequence[int]) -> Channels | None:
-    """Return how the channels of a value are those of a node, or None if they are not."""
+    """Return how the channels of a value are channels of a node, or None if they are not."""
     part = source.part
     source, shape = source.alone(shape)
     node, value = image(source.shape), image(shape)
@@ -218,7 +218,7 @@ def channels_of(source: Source, shape: Sequence[int]) -> Channels | None:
 def _channels(
     source: Source, node: Sequence[int], value: Sequence[int], reach: Sequence[tuple[int, int]]
 ) -> _Channels | None:
-    """Find how channels read those of the node; None if they do so differently, or not everywhere within ``reach``.
+    """Find how the value's channels read the node's; None if no rule holds for all pixels, also within ``reach``.
 
     A convolution also reads ``reach`` pixels around the value: zeros, which must be beyond the node's image, too.
     """

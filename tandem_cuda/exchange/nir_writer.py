@@ -102,7 +102,7 @@ class Writer(Builder):
         for source, target in self.edges:
             sources[target].append(source)
         read = {"input", "output"}
-        for name in reversed(self.nodes):  # nodes come after those that they read
+        for name in reversed(self.nodes):  # nodes come after the nodes that they read
             if name in read:
                 read.update(sources[name])
         self.nodes = {name: node for name, node in self.nodes.items() if name in read}
@@ -272,7 +272,7 @@ class Writer(Builder):
                 return self._neurons(at, neurons(count), self._depthwise(windows_at, weight, whole, source))
             kernel = _kernel(rows, columns)
             behind = [axis.stops[-1] - axis.size for axis in (rows, columns)]
-            # Importers ignore the padding of pooling, but not that of convolutions. NIR cannot pool lines.
+            # Importers ignore the padding of pooling, but not of convolutions. NIR cannot pool lines.
             if any(windows.before) or max(behind) > 0 or len(source.shape) == 2:
                 ones = torch.ones(source.shape[0], 1, *kernel, dtype=self.out.dtype)
                 return self._neurons(at, neurons(count), self._depthwise(windows_at, ones, windows, source))

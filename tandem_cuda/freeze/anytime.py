@@ -82,7 +82,7 @@ class AccuracyCurve:
     samples: int
     """Number of samples."""
     not_counted: tuple[str, ...] = ()
-    """Layers whose operations ``synops`` leaves out: those before Encode, and those after Decode but the read-out."""
+    """Layers whose operations ``synops`` leaves out: layers before Encode, and layers after Decode but the read-out."""
 
 
 def predict(
@@ -97,9 +97,9 @@ def predict(
 
     After every ``chunk`` time steps the read-out W * (k * c) + b is computed from the counts c after t of T steps, with
     k = T / t for constant and event input and k = 1 for an impulse. k * c estimates the final counts. So read-outs at
-    all t have the scale that the network was trained for, and the one at t = T is the network's own output. A sample
-    whose largest softmax probability reaches ``exit_confidence`` stops: its membrane potentials are dropped, and the
-    others continue as a smaller batch.
+    all t have the scale that the network was trained for, and the read-out at t = T is the network's own output. A
+    sample whose largest softmax probability reaches ``exit_confidence`` stops: its membrane potentials are dropped, and
+    all other samples continue as a smaller batch.
 
     Args:
         network: a network that ends in a read-out [N, K], or a :class:`Cascade` of such networks, each of which runs as
@@ -115,7 +115,7 @@ def predict(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: ``exit_confidence`` is outside (0, 1]; ``chunk`` or ``min_steps`` is < 1; ``chunk`` is < T, and
-            there are neurons that wait for all T steps (``two_phase``, or those of a TandemGate); the network has no
+            there are neurons that wait for all T steps (``two_phase``, or a TandemGate's); the network has no
             read-out; or inputs or logits are NaN or infinite.
     """
     _check_confidence("predict", exit_confidence)

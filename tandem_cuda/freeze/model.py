@@ -21,8 +21,8 @@ from .network import FrozenNetwork
 def freeze(model: nn.Module) -> FrozenNetwork:
     """Freeze a trained network for inference: fold batch norm, pack weights, and drop the ANN, gradients and modes.
 
-    The outputs of the frozen network equal those of ``model.eval()`` under ``torch.no_grad()`` bit for bit. It shares
-    no memory with the model.
+    The outputs of the frozen network equal the outputs of ``model.eval()`` under ``torch.no_grad()``, bit for bit. It
+    shares no memory with the model.
 
     Args:
         model: the result of :func:`tandem_cuda.convert`, an nn.Sequential (nested or not), a torch.fx.GraphModule, or a
@@ -81,7 +81,7 @@ def freeze(model: nn.Module) -> FrozenNetwork:
 
 
 def _check_hooks(model: nn.Module) -> None:
-    """Raise a ValueError for all that would no longer be called. Weights that hooks compute may be out of date, too."""
+    """Raise a ValueError for code that would no longer be called. Weights that hooks compute may be out of date."""
     found = []
     for name, module in model.named_modules():
         if isinstance(module, FrozenLayer):  # becomes part of the frozen network as it is
@@ -101,7 +101,7 @@ class _Calls(NamedTuple):
     layers: list[tuple[str, Any, tuple[str, ...]]]
     """In order of execution: the name, the module or frozen layer, and the names of its inputs."""
     output: Any
-    """As for FrozenNetwork."""
+    """The ``output`` of the FrozenNetwork."""
     inputs: tuple[str, ...] = (INPUT,)
     refused: tuple[str, ...] = ()
     """The calls that have no frozen form, each with the reason."""

@@ -56,17 +56,17 @@ class TandemAdd(Spiking):
         join = TandemAdd(TandemConv2d(64, 64, 3, padding=1, norm="batch"), nn.Identity())
         y = join(hidden, x)        # relu(bn2(conv2(hidden)) + x)
 
-    The branch with the most inputs per neuron computes its product and the neurons in one; what the others bring joins
-    the currents of every time step: an identity its spikes, another layer the currents of a product of its own. So x[t]
-    is the current of that branch plus the sum of the others, layers in their order before identities; each addition is
-    rounded once. Two-phase neurons need only one product of spike counts for each layer. The ANN twin computes v branch
-    by branch.
+    One operator computes the product of the branch with the most inputs per neuron, and runs the neurons. All other
+    branches add to its currents at every time step: an identity adds its spikes, a layer the currents of its product.
+    So x[t] is the current of that branch plus the sum of all others, layers in their order before identities; each
+    addition is rounded once. Two-phase neurons need only one product of spike counts for each layer. The ANN twin
+    computes v branch by branch.
 
     Args:
         branches: two or more tandem layers or nn.Identity modules.
-        neuron: IF(...) or LIF(...).
-        engine: "auto", "event" or "dense", for the product that ends in the neurons. All others are computed with the
-            engine of their branch; with "auto", those of every time step are event-driven.
+        neuron: the neuron model, such as ``IF()``.
+        engine: "auto", "event" or "dense", for the product that ends in the neurons. All other products
+            use the engine of their branch; with "auto", products of every time step are event-driven.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
             is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153). The sum of
             the branches is divided by exp(``log_threshold``).
@@ -89,7 +89,7 @@ class TandemAdd(Spiking):
 
     log_threshold: nn.Parameter | None
     scale: Tensor | None
-    """Of a frozen join: exp(-log_threshold), [1]."""
+    """exp(-log_threshold) of a frozen TandemAdd, [1]."""
 
     def __init__(
         self, *branches: nn.Module, neuron: Neuron = IF(), engine: str = "auto", learn_threshold: bool = False
@@ -232,7 +232,7 @@ class TandemAdd(Spiking):
             drives: the branches' drives, if not their own; with ``kernels``.
         """
         now, dtype, scale = pairs[0][1].time_steps, self.dtype_of([x for _, x in pairs]), self.current_scale()
-        total = 1 if self.neuron.two_phase else steps  # which need the whole bias
+        total = 1 if self.neuron.two_phase else steps  # two-phase neurons take the whole bias at once
         driven: list[tuple[Synapses, SpikeTrain, SpikingWeights]] = []
         identities: list[tuple[SpikeTrain, Tensor | None]] = []
         for i, (branch, x) in enumerate(pairs):
@@ -252,7 +252,7 @@ class TandemAdd(Spiking):
             v += [_times(x.count.to(dtype), amplitude) for x, amplitude in identities]
             return _first_two(discharge(functools.reduce(torch.add, v), now, self.neuron, False, want_state))
 
-        # The branch with the most inputs ends in the neurons; the others join it.
+        # The product of the branch with the most inputs drives the neurons; all other branches add to its currents.
         sizes = [weights.kernel.weight[0].numel() for _, _, weights in driven]
         last = driven.pop(sizes.index(max(sizes))) if driven else None
         currents = [synapses.step_product(x, weights) for synapses, x, weights in driven]
@@ -266,8 +266,13 @@ class TandemAdd(Spiking):
             ]
             added, amplitude = functools.reduce(torch.add, currents), None
         if not last:
-            how: dict[str, Any] = {"mode": "series", "neuron": self.neuron, "want_sum": False, "want_state": want_state}
-            return _first_two(ops.integrate_and_fire.trusted(added, now, None, state, **how))
+            options: dict[str, Any] = {
+                "mode": "series",
+                "neuron": self.neuron,
+                "want_sum": False,
+                "want_state": want_state,
+            }
+            return _first_two(ops.integrate_and_fire.trusted(added, now, None, state, **options))
         synapses, x, weights = last
         firing = Firing(self.neuron, self.engine, added, amplitude)
         return _first_two(synapses.fire(x, weights, firing, state=state, want_state=want_state))

@@ -63,7 +63,7 @@ class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forwa
         device: device of the parameters.
         dtype: dtype of the parameters, float32 or float64.
         norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
-        neuron: IF(...) or LIF(...).
+        neuron: the neuron model, such as ``IF()``.
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
             is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153).
@@ -72,7 +72,7 @@ class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forwa
         SpikeTrain [N, C, H, W] (or EncodedInput from Encode) -> SpikeTrain [N, O, Ho, Wo].
 
     Raises:
-        TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
+        TypeError: the input is a Tensor, or its dtype is not the weights'; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape, or more padding than the image has pixels for.
 
     Examples:
@@ -131,7 +131,7 @@ class TandemConv1d(TandemConvolution, nn.Conv1d):  # type: ignore[misc]  # forwa
         device: device of the parameters.
         dtype: dtype of the parameters, float32 or float64.
         norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm1d).
-        neuron: IF(...) or LIF(...).
+        neuron: the neuron model, such as ``IF()``.
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
             is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153).
@@ -140,7 +140,7 @@ class TandemConv1d(TandemConvolution, nn.Conv1d):  # type: ignore[misc]  # forwa
         SpikeTrain [N, C, L] (or EncodedInput from Encode) -> SpikeTrain [N, O, Lo].
 
     Raises:
-        TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
+        TypeError: the input is a Tensor, or its dtype is not the weights'; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape, or more padding than the input has values for.
 
     Examples:
@@ -204,7 +204,7 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
         device: device of the parameters.
         dtype: dtype of the parameters, float32 or float64.
         norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
-        neuron: IF(...) or LIF(...).
+        neuron: the neuron model, such as ``IF()``.
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
             is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153).
@@ -213,7 +213,7 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
         SpikeTrain [N, C, H, W] (or EncodedInput from Encode) -> SpikeTrain [N, O, Ho, Wo].
 
     Raises:
-        TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
+        TypeError: the input is a Tensor, or its dtype is not the weights'; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape.
 
     Examples:

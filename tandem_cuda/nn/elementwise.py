@@ -38,7 +38,7 @@ class TandemElementwise(TandemConv2d):
         bias: must be False.
         device: device of the constants.
         dtype: dtype of the constants, float32 or float64.
-        neuron: IF(...) or LIF(...).
+        neuron: the neuron model, such as ``IF()``.
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``).
 
@@ -58,7 +58,7 @@ class TandemElementwise(TandemConv2d):
 
     SETTINGS: ClassVar = {"in_channels": schema.whole(0), "out_channels": schema.whole(0), "groups": schema.whole(1)}
     synapse_format = 2
-    synapses_per_weight = 1  # the ANN has none
+    synapses_per_weight = 1  # the ANN has no such weights
 
     def __init__(
         self,
@@ -75,8 +75,8 @@ class TandemElementwise(TandemConv2d):
     ) -> None:
         if bias:
             raise ValueError("TandemElementwise: bias must be False, got True")
-        how: dict[str, Any] = {"neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
-        super().__init__(in_channels, out_channels, 1, groups=groups, bias=False, device=device, dtype=dtype, **how)
+        options: dict[str, Any] = {"neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(in_channels, out_channels, 1, groups=groups, bias=False, device=device, dtype=dtype, **options)
         for name, number in (("in_channels", in_channels), ("out_channels", out_channels)):
             if number not in (groups, 2 * groups):
                 raise ValueError(
@@ -97,7 +97,7 @@ class TandemElementwise(TandemConv2d):
     def maps(self, factor: float, offset: float, like: Tensor) -> None:
         """Set the constants, on the device of ``like`` and in its dtype.
 
-        Where there are two neurons for each value, they are those of its signs.
+        Where there are two neurons for each value, they are for its two signs.
         """
         self.wiring = Wiring(1, self.in_channels > self.groups, self.out_channels > self.groups)
         self.factor, self.offset = factor, offset
@@ -120,7 +120,7 @@ class TandemElementwise(TandemConv2d):
 
 
 class ElementwiseSynapses(Conv2dSynapses):
-    """Each output reads one input, or a pair of them."""
+    """Each output reads one input, or a pair of inputs."""
 
     def check_shape(self, shape: Sequence[int]) -> None:
         halves = self.inputs == 2 * self.groups  # the products get one input of each pair
@@ -157,7 +157,7 @@ class ElementwiseSynapses(Conv2dSynapses):
         shape = self.output_shape(x.shape)
         if self.inputs == self.groups:
             return super().count_product(x, weights).reshape(shape)
-        # Of two inputs each. The products would treat them as groups of two channels, which takes them far longer.
+        # Each output reads two inputs. The operators would take them for a group of two channels, which is much slower.
         first, second = weights.kernel.weight.view(self.groups, -1, 2).unbind(2)
         count = x.count.movedim(1, -1).unsqueeze(-1)  # channels are innermost in memory
         v = (count[..., ::2, :] * first + count[..., 1::2, :] * second).flatten(-2)
@@ -184,7 +184,7 @@ class ElementwiseSynapses(Conv2dSynapses):
         if firing.neuron.two_phase:
             check_whole(self.name, state)
             return Fired(*discharge(total, steps, firing.neuron, want_sum, want_state))
-        # One input of each pair is multiplied; the spikes of the other one join it.
+        # The product takes one input of each pair; the spikes of the other input are added to its currents.
         weight = weights.kernel.weight
         second = weight[:, 1].flatten()
         amplitude: Tensor | None = second if weights.scale is None else second * weights.scale

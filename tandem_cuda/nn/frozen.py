@@ -91,7 +91,7 @@ class FrozenLayer(nn.Module, ABC):
         """Return the kind of the inputs; ANY if it depends on the surrounding layers."""
         return ANY
 
-    # Early exit reads these, of layers that take real values.
+    # Early exit reads these properties of layers that take real values.
 
     @property
     def only_moves(self) -> bool:

@@ -33,9 +33,9 @@ class TandemGate(Spiking):
     they integrate v at once.
 
     Args:
-        neuron: IF(...) or LIF(...).
-        signed: whether channels 2i and 2i + 1 of the spikes are the positive and the negative part of channel i. So are
-            those of the output. A train that is ``paired`` says so itself.
+        neuron: the neuron model, such as ``IF()``.
+        signed: whether channels 2i and 2i + 1 of the spikes are the positive and the negative part of channel i, as
+            in the output. A train that is ``paired`` says so itself.
 
     Shape:
         SpikeTrain [N, C, ...] and Tensor that broadcasts over its values, such as [N, C, 1, 1] -> SpikeTrain

@@ -38,7 +38,7 @@ class Product(NamedTuple):
     """Weights, and what they read."""
 
     weight: Tensor
-    """[O, F], or of a convolution [O, C/groups, kH, kW]."""
+    """[O, F], or [O, C/groups, kH, kW] for a convolution."""
     bias: Tensor | None = None
     """The sum over all time steps, [O]."""
     geometry: Geometry | None = None
@@ -127,7 +127,7 @@ def spans(weight: Tensor, dilation: Sequence[int]) -> list[int]:
 
 
 def image(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return the shape [C, L] or [C, H, W] as that of an image."""
+    """Return the shape of a line [C, L] or an image [C, H, W] as the shape of an image."""
     channels, *size = shape
     height, width = (1, *size)[-2:]
     return channels, height, width

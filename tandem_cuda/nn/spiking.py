@@ -1,4 +1,4 @@
-"""What a spiking layer says about itself, and the frozen layer that runs any of them."""
+"""What a spiking layer says about itself, and the frozen layer that runs a spiking layer."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class FrozenSpiking(FrozenLayer):
             _update(self)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in [name for name in state_dict if name.startswith(prefix)]:  # renames those of version 0.2
+        for name in [name for name in state_dict if name.startswith(prefix)]:  # renames tensors of version 0.2
             first, _, rest = name.removeprefix(prefix).partition(".")
             renamed = _RENAMED.get(first, first)
             state_dict[".".join(filter(None, [prefix + renamed, rest]))] = state_dict.pop(name)
@@ -147,11 +147,11 @@ def freezable(*layer_classes: type[Spiking]) -> None:
 
 
 _RENAMED = {"scale": "layer.gain", "bias": "layer.bias", "join": "layer"}
-"""Names in state dicts of version 0.2, and what they are now."""
+"""Names in state dicts of version 0.2, and their present names."""
 
 
 def _update(frozen: FrozenSpiking) -> None:
-    """Rearrange what version 0.2 pickled, where each kind of layer had a frozen layer of its own."""
+    """Rearrange what version 0.2 pickled, where each kind of layer had its own class of frozen layers."""
     values, modules, buffers = vars(frozen), frozen._modules, frozen._buffers
     modules.pop("decoded", None)  # of a gate, which has the same Decode
     ((name, module),) = modules.items()

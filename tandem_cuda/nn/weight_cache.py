@@ -21,9 +21,9 @@ class Kernel(NamedTuple):
     """[O, C/groups, kH, kW] or [O, F]; integers of a quantised layer."""
     packed: Tensor | None = None
     unit: Tensor | None = None
-    """Of integers, the scale [O] that makes weights of them."""
+    """For integers: the scale [O], by which they become weights."""
     master: Tensor | None = None
-    """Of integers, the weights in full precision, which get the gradient."""
+    """For integers: the weights in full precision, which get the gradient."""
 
     def full_precision(self) -> dict[str, Any]:
         """Return the operands through which the gradient of integer weights flows."""

@@ -55,7 +55,7 @@ class Weights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of values: that of the weights, or float32 if these are integers."""
+        """The dtype of values: the weights' dtype, or float32 if the weights are integers."""
         dtype = self.stored().dtype
         return torch.float32 if dtype in checks.INTEGERS else dtype
 
@@ -96,7 +96,7 @@ class Weights:
         return Kernel(weight, unit=unit, master=master)
 
     def packed(self, keep: bool = False) -> Kernel:
-        """Return the weights for the products, packed; with ``keep``, those of the last call if nothing has changed."""
+        """Return the weights for the products, packed; with ``keep``, from the cache if nothing has changed."""
         layer, groups = self.layer, self.synapses.groups
         if keep:
             sources = [x for x in (self.stored(), layer.input_scale) if x is not None]

@@ -123,7 +123,7 @@ def gradients_of(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the needed gradients of scale * (weight * values) with respect to values and weight.
 
-    Integer weights get no gradient. The gradient returned for them is that of the float weights, unit * weight.
+    Integer weights get no gradient. The gradient returned for them belongs to the float weights, unit * weight.
     """
     if weight.is_floating_point() or not needed[1]:
         unit = None
