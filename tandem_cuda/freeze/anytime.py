@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from .._progress import progress
 from ..nn.encode import Decode
+from ..nn.operations import synapses_by_input
 from ..nn.spiking import unwrapped
-from ..nn.tandem import TandemLayer
+from ..nn.synapses import Synapses
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from .stream import Answers, Network, Run
@@ -246,14 +247,13 @@ def _observe(
     def count_synops(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal spent
         trains = [x for x in inputs[2:] if isinstance(x, SpikeTrain)]
-        # A read-out adds its weights for every spike that Decode counts.
-        branches = [layer] if isinstance(unwrapped(layer), Decode) else layer.branches()
-        for i, (branch, train) in enumerate(zip(branches, trains, strict=False)):
+        every: Sequence[Synapses | None] = [None] if layer in decoders else synapses_by_input(unwrapped(layer))
+        for i, (synapses, train) in enumerate(zip(every, trains, strict=False)):
             if (layer, i) not in reached:
-                if isinstance(branch, TandemLayer):
-                    reached[layer, i] = branch.synapses.fan_out(train.shape[1:], train.device)
+                if layer in decoders:  # a read-out adds its weights for every spike that Decode counts
+                    reached[layer, i] = _read_out(*decoders[layer], train)
                 else:
-                    reached[layer, i] = _read_out(*decoders[branch], train) if branch in decoders else 1
+                    reached[layer, i] = 1 if synapses is None else synapses.fan_out(train.shape[1:], train.device)
             spent = spent + (train.count.double() * reached[layer, i]).flatten(1).sum(1)
 
     layers = [layer for part in network.networks for layer in part.layers]
@@ -299,7 +299,7 @@ def _not_counted(network: Network) -> tuple[str, ...]:
         counts = inputs[0] in decoded
         if isinstance(unwrapped(layer), Decode) or (counts and layer.only_moves):
             decoded.add(name)
-        elif not layer.branches() and layer.tensors() and not (counts and layer.has_weights):
+        elif not synapses_by_input(unwrapped(layer)) and layer.tensors() and not (counts and layer.has_weights):
             missing.append(f"{name} ({layer.kind})")
     return tuple(missing)
 

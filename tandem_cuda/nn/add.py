@@ -349,9 +349,6 @@ class TandemAdd(Spiking):
         join.scale = None if scale is None else schema.frozen_tensor(scale)
         return join
 
-    def branch_layers(self) -> list[nn.Module]:
-        return list(self.branches)
-
     def out_size(self, *inputs: Value) -> Value:
         if len(inputs) != len(self.branches):
             raise ValueError(f"number of inputs must be {len(self.branches)}, one per branch, got {len(inputs)}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops
 from ..neuron import IF, Neuron, check_neuron, of_settings
@@ -112,9 +112,6 @@ class TandemGate(Spiking):
         gate = cls(neuron)
         gate.decode = Decode.made({"signed": settings["signed"]}, tensors)
         return gate
-
-    def branch_layers(self) -> list[nn.Module]:
-        return [nn.Identity()]
 
     def out_size(self, *inputs: Value) -> Value:
         if len(inputs) != 2:

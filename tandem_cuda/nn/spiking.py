@@ -66,10 +66,6 @@ class Spiking(nn.Module):
         """Return a frozen copy. ``encoded``: whether it reads the output of Encode instead of spikes."""
         return class_of(self).made(self.settings(), self.constants())
 
-    def branch_layers(self) -> list[nn.Module]:
-        """Return the modules that read the spikes of each input, one per input; empty if no synapses do."""
-        return []
-
     def out_size(self, *inputs: Value) -> Value:
         """Return what is known about the output, given the inputs. Raise a ValueError if the inputs cannot be right."""
         raise NotImplementedError
@@ -112,9 +108,6 @@ class FrozenSpiking(FrozenLayer):
 
     def tensors(self) -> dict[str, Tensor]:
         return self.layer.constants()
-
-    def branches(self) -> list[nn.Module]:
-        return self.layer.branch_layers()
 
     def takes(self) -> str:
         return self.layer.reads

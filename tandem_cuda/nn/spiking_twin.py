@@ -6,7 +6,7 @@ import json
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops
 from ..neuron import of_settings, stacked
@@ -221,9 +221,6 @@ class SpikingTwin(WeightedLayer):
             self.pack()
 
     # -- the spiking twin
-
-    def branch_layers(self) -> list[nn.Module]:
-        return [self]
 
     def out_size(self, *inputs: Value) -> Value:
         return self.synapses.out_size(single(inputs, self.reads))._replace(paired=self.fires_pairs)
