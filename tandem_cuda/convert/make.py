@@ -183,21 +183,15 @@ def convert(
         record = conversion.record()
         record.replaced, record.per_layer = tuple(names_replaced), per_layer
         record.sizes = None if example is None else _sizes(example)
-        writer = conversion.writer
-        names = [layer.name for layer in writer.layers]
         with _quantised(ann, snn, weights):
-            if not calibrated:
-                return TandemNetwork(snn, ann, time_steps, names, record=record, traced=trace)
-            calibrator = Calibrator(conversion, snn, settings)
-            if earlier is None:
-                calibration = Calibration(time_steps, calibrator.levels(batches), neuron=neuron)
-            else:
+            calibrator, calibration = Calibrator(conversion, snn, settings), None
+            if earlier is not None:
                 calibration = calibrator.fitting(earlier)
-            pools = [(pool.name, source) for pool, source in writer.pools]
-            signed = [layer.name for layer in writer.layers if layer.signed]
-            wiring = pools, writer.readers, writer.cats, signed, record, trace
-            network = TandemNetwork(snn, ann, time_steps, names, calibration, *wiring)
-            if batches and mode != "spikes":  # for counts do not tell when the spikes come
+            elif calibrated:
+                calibration = Calibration(time_steps, calibrator.levels(batches), neuron=neuron)
+            users = conversion.writer.level_users()
+            network = TandemNetwork(snn, ann, time_steps, calibration, users, record, trace)
+            if calibration is not None and batches and mode != "spikes":  # for counts do not tell when the spikes come
                 record.sample = Sample(batches[0])
                 if correct_bias is not False:
                     network.calibration = replaced_fields(calibration, corrections=calibrator.corrections(batches))

@@ -36,7 +36,7 @@ from .options import Options
 from .pixels import Pixels
 from .record import Origin
 from .trace import Traced
-from .values import Branch, Broken, Current, Pooled, Real, Source, SpikingLayer, Train
+from .values import Branch, Broken, Current, LevelUsers, Pooled, Real, Source, SpikingLayer, Train
 from .weight_rules import Unconvertible, weights_of
 
 
@@ -66,17 +66,27 @@ class Writer:
         """Spike trains, and their decoded counts."""
         self.layers: list[SpikingLayer] = []
         self.pools: list[tuple[SpikingLayer, str | None]] = []
-        """Average poolings with neurons, each with the layer whose level is the level of its input."""
+        """As in :class:`LevelUsers`, but with all that is known about the pooling."""
         self.origins: list[Origin] = []
         """What each module that replaces something of the ANN comes from."""
         self.readers: list[tuple[Any, tuple[Source, ...]]] = []
-        """Modules that multiply the channels that they read by different weights of a spike, and their sources."""
+        """As in :class:`LevelUsers`."""
         self.cats: list[tuple[Any, list[str | None]]] = []
-        """Concatenations of trains whose spikes differ in weight, and the level of each input."""
+        """As in :class:`LevelUsers`."""
         self.like = next(self.ann.parameters(), torch.empty(0))
         """For the device and dtype of constants."""
         self.now: fx.Node | None = None
         """The ANN's node that is being converted."""
+
+    def level_users(self) -> LevelUsers:
+        """Return the modules written so far that depend on levels."""
+        return LevelUsers(
+            tuple(layer.name for layer in self.layers),
+            frozenset(layer.name for layer in self.layers if layer.signed),
+            tuple((pool.name, source) for pool, source in self.pools),
+            tuple(self.readers),
+            tuple(self.cats),
+        )
 
     @cached_property
     def pixels(self) -> Pixels:
