@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ def record_activity(model: nn.Module) -> Iterator[ActivityRecord]:
                 if any(True for _ in module.parameters(recurse=False)):
                     record._not_counted[f"{name} ({module.original_name}, scripted)"] = None
                 continue
-            handles.append(module.register_forward_pre_hook(_named(name, record._enter)))
+            handles.append(module.register_forward_pre_hook(partial(record._enter, name)))
             handles.append(module.register_forward_hook(record._leave, always_call=True))
         with torch.compiler.set_stance("force_eager"), Watch(record):
             yield record
@@ -151,7 +152,3 @@ def _batches(model: nn.Module, inputs: Any) -> Iterator[Any]:
     for batch in progress(inputs, "synops"):
         x = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch, EncodedInput) else batch
         yield x.to(tensor.device) if tensor is not None and isinstance(x, (Tensor, SpikeTrain)) else x
-
-
-def _named(name: str, hook: Any) -> Any:
-    return lambda *args: hook(name, *args)

@@ -205,7 +205,8 @@ class ActivityRecord:
     def _on_spikes(
         self, name: str, layer: Any, synapses: Sequence[Synapses | None], args: tuple[Any, ...], output: SpikeTrain
     ) -> None:
-        _check_samples(output.shape)
+        if math.prod(output.shape) == 0:
+            raise ValueError(f"synops: inputs must have at least one sample, got a batch of shape {list(output.shape)}")
         count = output.count.detach()
         operations, multiplications = count.new_zeros((), dtype=torch.float64), 0
         for i, (own, x) in enumerate(zip(synapses, args, strict=False)):  # the factor of a gate is no spikes
@@ -366,8 +367,3 @@ def _averages(layer: LayerSums) -> LayerActivity:
         macs=round(layer.multiplications / max(1, layer.samples)),
         analogue=layer.analogue,
     )
-
-
-def _check_samples(shape: torch.Size) -> None:
-    if math.prod(shape) == 0:
-        raise ValueError(f"synops: inputs must have at least one sample, got a batch of shape {list(shape)}")

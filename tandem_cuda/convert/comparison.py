@@ -16,6 +16,7 @@ from ..nn.modes import evaluating
 from ..nn.operations import Operations, ann_macs, synapses_by_input
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
+from .batches import copied
 from .record import Origin, Record
 from .trace import Showing, Traced, retraced
 from .weight_rules import RULES
@@ -74,11 +75,6 @@ def _chunks(inputs: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
 
     for i in range(0, inputs[0].shape[0] if inputs else 0, _CHUNK):
         yield tuple(part(x, slice(i, i + _CHUNK)) for x in inputs)
-
-
-def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Copy tensors, which the ANN may write to."""
-    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
 def _numbers_of(x: Any) -> Any:
@@ -279,8 +275,8 @@ def run_both(
     ):
         for chunk in _chunks(batches):
             spiking = Spiking(network, {nodes[name]: (origins[name], of_layer) for name, of_layer in sums.items()})
-            outputs = spiking.run(*_copied(chunk))
+            outputs = spiking.run(*copied(chunk))
             run: Any = ann if graph is None else _comparing(*graph, spiking).run
-            answers.add(outputs, run(*(_numbers_of(x) for x in _copied(chunk))))
+            answers.add(outputs, run(*(_numbers_of(x) for x in copied(chunk))))
             answers.samples += len(chunk[0])
     return answers

@@ -172,7 +172,8 @@ class Conversion:
             first = node.args[0] if node.args else None
             if node.target in _PARTS and isinstance(first, fx.Node) and isinstance(self.values[first], Broken):
                 return self.values[first]  # its problem has been reported
-            if node in self.tainted and (str(refused) == COUNTED or self._reads_unknown_size(node)):
+            unknown = any(self.value(x) is _UNKNOWN_SIZE for x in node.all_input_nodes)
+            if node in self.tainted and (unknown or str(refused) == COUNTED):
                 return self._broken(node)  # because of a substitute
             if refused.node is None or refused.node is node:
                 return self._problem(node, str(refused), why_all=refused.why_all)
@@ -387,9 +388,6 @@ class Conversion:
         if asks_for_size(node) or (instead is None and any(isinstance(x, (Size, Shape, Sizes)) for x in inputs)):
             instead = _UNKNOWN_SIZE
         return Broken(self.writer.stand_in() if instead is None else instead)
-
-    def _reads_unknown_size(self, node: fx.Node) -> bool:
-        return any(self.value(x) is _UNKNOWN_SIZE for x in node.all_input_nodes)
 
 
 def _bypassed(module: nn.Module) -> str:

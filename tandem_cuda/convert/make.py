@@ -21,7 +21,7 @@ from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .conversion import Conversion, cut
 from .network import TandemNetwork
-from .nodes import inputs_of
+from .nodes import inputs_of, some
 from .options import Options
 from .record import Sample
 from .replace import check_replacements, replaced
@@ -293,10 +293,8 @@ def _check_dtypes(ann: nn.Module, weights: str | None) -> None:
         name = next(name for name, dtype in floats.items() if dtype == torch.float64)
         raise TypeError(f"convert: ann must have parameters of float32 with weights={weights!r}, got float64 in {name}")
     if other:
-        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         got = ", ".join(sorted({str(dtype) for dtype in other.values()}))
-        names = ", ".join(list(other)[:3])
         raise TypeError(
-            f"convert: ann must have parameters of float32 or float64, got {got} in {names}{more}; call ann.float() "
-            "first (products still run in lower precision under torch.autocast)"
+            f"convert: ann must have parameters of float32 or float64, got {got} in {some([*other], 3)}; call "
+            "ann.float() first (products still run in lower precision under torch.autocast)"
         )

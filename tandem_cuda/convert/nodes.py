@@ -6,8 +6,8 @@ import enum
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -167,9 +167,12 @@ def scope_of(node: fx.Node, ann: nn.Module) -> str:
     return (list(stack)[-1] if stack else "") or type(ann).__name__
 
 
-def closure(nodes: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+_Node = TypeVar("_Node")
+
+
+def closure(nodes: Iterable[_Node], following: Callable[[_Node], Iterable[_Node]]) -> set[_Node]:
     """Return these nodes, the nodes that follow them, the nodes that follow those, and so on."""
-    found: set[fx.Node] = set()
+    found: set[_Node] = set()
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
@@ -192,6 +195,11 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
     if any(is_of_class(module, *name) for name in _STOCHASTIC_DEPTH):
         return StochasticDepth
     return parametrize.type_before_parametrizations(module)
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """Return the first names as a list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def parametrized(module: Any) -> list[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .nodes import is_setting, kind_of, name_in_ann, overridden_methods, settings, snapshot
+from .nodes import is_setting, kind_of, name_in_ann, overridden_methods, settings, snapshot, some
 from .record import Record
 from .rules import RULES
 from .trace import Traced, retraced
@@ -58,7 +58,7 @@ class Watch:
         except Exception:  # forward may raise anything
             same = False
         if tensors or not same:
-            return ", ".join(suspects[:3]) + (f" and {len(suspects) - 3} more" if len(suspects) > 3 else "")
+            return some(suspects, 3)
         self.note()  # what changed does not matter to forward
         return ""
 

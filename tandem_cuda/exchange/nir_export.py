@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..convert import TandemNetwork, flattened_to, sized_as_traced
+from ..convert.nodes import leading_to
 from ..nn.modes import evaluating
 from ..nn.spiking import Spiking
 from ..spike_train import SpikeTrain
@@ -143,7 +144,8 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     for node in traced.nodes:
         if node.target is sized_as_traced:  # the graph is for the sizes of the sample
             node.replace_all_uses_with(node.args[0])
-    nodes = _used(list(traced.nodes))
+    used = leading_to([*traced.nodes][-1:])
+    nodes = [node for node in traced.nodes if node in used or node.op == "placeholder"]
     problems = []
     for node in nodes:
         what = f"{getattr(node.target, '__name__', node.target)} ({node.op})"
@@ -177,12 +179,3 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     if problems:
         raise unsupported("to_nir: model", problems)
     return model, nodes
-
-
-def _used(nodes: list[fx.Node]) -> list[fx.Node]:
-    """Return the inputs and the nodes that the output depends on."""
-    found = {nodes[-1]}
-    for node in reversed(nodes):
-        if node in found:
-            found.update(node.all_input_nodes)
-    return [node for node in nodes if node in found or node.op == "placeholder"]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
+from ..convert.nodes import closure
 from ..neuron import IF, Neuron
 from ..nn import Decode, Encode, TandemAdd
 from .nir_file import read
@@ -191,7 +192,8 @@ class _Import:
                 self.problems.append(f"{self._what(name)}: this package has no such layer")
         if self.problems:
             raise unsupported("from_nir: source", self.problems)
-        between = _reached(inputs[0], following) & _reached(outputs[0], self.sources)
+        behind, before = closure(inputs, following.__getitem__), closure(outputs, self.sources.__getitem__)
+        between = behind & before
         for name in self.nodes:
             if name not in between:
                 self.problems.append(f"{self._what(name)}: it must be on a path from {inputs[0]} to {outputs[0]}")
@@ -391,13 +393,3 @@ def _sources(graph: nir.NIRGraph, nodes: dict[str, nir.NIRNode]) -> dict[str, li
     for source, target in edges:
         sources[target].append(source)
     return sources
-
-
-def _reached(start: str, following: dict[str, list[str]]) -> set[str]:
-    found, waiting = {start}, [start]
-    while waiting:
-        for name in following[waiting.pop()]:
-            if name not in found:
-                found.add(name)
-                waiting.append(name)
-    return found

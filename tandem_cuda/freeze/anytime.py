@@ -120,8 +120,8 @@ def predict(
             read-out; or inputs or logits are NaN or infinite.
     """
     _check_confidence("predict", exit_confidence)
-    _check_count("predict", "chunk", chunk)
-    _check_count("predict", "min_steps", min_steps)
+    checks.check_at_least_1("predict", "chunk", chunk)
+    checks.check_at_least_1("predict", "min_steps", min_steps)
     _check_input("predict", x)
     stream = _stream("predict", network, x, chunk)
     left = torch.arange(stream.samples or 0, device=stream.device)
@@ -184,8 +184,8 @@ def accuracy_curve(
     name = "accuracy_curve"
     for exit_confidence in exit_confidences:
         _check_confidence(name, exit_confidence)
-    _check_count(name, "chunk", chunk)
-    _check_count(name, "min_steps", min_steps)
+    checks.check_at_least_1(name, "chunk", chunk)
+    checks.check_at_least_1(name, "min_steps", min_steps)
     times: list[int] = []
     collected: list[tuple[Tensor, Tensor, Tensor]] = []  # per batch: correct, confidence, SynOps, each [checks, N]
     for x, labels in progress(batches, name):
@@ -332,10 +332,3 @@ def _check_confidence(name: str, value: Any) -> None:
     checks.check_number(name, "exit_confidence", value)
     if not 0 < value <= 1:
         raise ValueError(f"{name}: exit_confidence must be in (0, 1], got {value}")
-
-
-def _check_count(name: str, argument: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: {argument} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: {argument} must be at least 1, got {value}")

@@ -11,6 +11,7 @@ from torch import fx, nn
 from ..convert import TandemNetwork, flattened_to
 from ..convert.advice import hooked
 from ..convert.aliases import VIEWS, module_writes, writes, writes_alone
+from ..convert.nodes import leading_to, word_of
 from ..nn.frozen import FORMS, FrozenLayer, class_of
 from ..nn.sizes import ENCODED, Value
 from .functions import frozen_call
@@ -143,10 +144,7 @@ class _GraphCalls:
     def found(self) -> _Calls:
         nodes = list(self.model.graph.nodes)
         (end,) = (node for node in nodes if node.op == "output")
-        needed = {end}
-        for node in reversed(nodes):
-            if node in needed:
-                needed.update(node.all_input_nodes)
+        needed = leading_to([end])
         for node in nodes:
             if node.op not in ("placeholder", "output", "get_attr"):
                 try:
@@ -156,7 +154,7 @@ class _GraphCalls:
                         raise ValueError("writes in place, but its result is not used; use the result")
                 except (TypeError, ValueError) as error:
                     self.names[node] = INPUT  # a substitute, so that later problems are found, too
-                    self.refused.append(f"{node.name} ({_target(node)}: {error})")
+                    self.refused.append(f"{node.name} ({word_of(node.target)}: {error})")
         output = self._structure(end.args[0])
         return _Calls(self.layers, output, self.inputs, tuple(self.refused))
 
@@ -207,10 +205,6 @@ class _GraphCalls:
 
 
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
-
-
-def _target(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 def _flattening(node: fx.Node) -> nn.Module | None:

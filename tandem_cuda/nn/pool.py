@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF, stacked
-from ..neuron.parameter import INITIAL
-from ..ops import checks
+from ..neuron.if_ import TWO_PHASE
+from ..neuron.parameter import AMPLITUDE, INITIAL, THRESHOLD
 from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
@@ -81,18 +81,14 @@ class SpikingAverage(Pooling):
     ) -> None:
         super().__init__(*args, **kwargs)
         name = type(self).__name__
-        for argument, value in (("threshold", threshold), ("amplitude", amplitude)):
-            checks.check_number(name, argument, value)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name}: {argument} must be positive and finite, got {value}")
+        for parameter, value in ((THRESHOLD, threshold), (AMPLITUDE, amplitude), (INITIAL, initial)):
+            parameter.check(name, value)
+        TWO_PHASE.check(name, two_phase)
         if engine not in ENGINES:
             raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self.threshold = threshold
         self.amplitude = amplitude
-        INITIAL.check(name, initial)
         self.initial = initial
-        if not isinstance(two_phase, bool):
-            raise TypeError(f"{name}: two_phase must be True or False, got {type(two_phase).__name__}")
         self.two_phase = two_phase
         self.engine = engine
 
