@@ -16,7 +16,7 @@ from ..freeze import FrozenNetwork
 from ..nn import EncodedInput
 from ..nn.modes import evaluating
 from ..spike_train import SpikeTrain
-from .activity_record import ActivityRecord, Watch
+from .activity_record import ActivityRecord, FunctionWatch
 from .activity_table import ActivityTable
 
 
@@ -122,7 +122,7 @@ def record_activity(model: nn.Module) -> Iterator[ActivityRecord]:
                 continue
             handles.append(module.register_forward_pre_hook(partial(record._enter, name)))
             handles.append(module.register_forward_hook(record._leave, always_call=True))
-        with torch.compiler.set_stance("force_eager"), Watch(record):
+        with torch.compiler.set_stance("force_eager"), FunctionWatch(record):
             yield record
     finally:
         for handle in handles:

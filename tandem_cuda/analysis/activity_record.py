@@ -84,7 +84,7 @@ CARRYING = {
 _NO_PRODUCTS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, parametrize.ParametrizationList)
 
 
-class Watch(TorchFunctionMode):
+class FunctionWatch(TorchFunctionMode):
     """Reports every torch function that runs to a record."""
 
     def __init__(self, record: ActivityRecord) -> None:

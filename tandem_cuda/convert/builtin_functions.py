@@ -16,7 +16,7 @@ from .advice import FUNCTION_ADVICE
 from .builtin_modules import clamped, padded, upsampled
 from .builtin_shapes import DIVIDED, WHOLE_IMAGE, are_of_input, of_sizes
 from .nodes import DROPOUTS, dropout_of
-from .rules import Call, Rule, Unconvertible, arguments_of, converts, fire, register, register_all
+from .rules import Call, Rule, Unconvertible, arguments_of, converts, register, register_all, relu_rule
 from .values import SPIKES, Current, Real
 
 _SPLIT = "split along dimension 1, the channels"
@@ -260,7 +260,7 @@ register(F.adaptive_avg_pool1d, _as_module(nn.AdaptiveAvgPool1d))
 register(F.adaptive_avg_pool2d, _as_module(nn.AdaptiveAvgPool2d))
 register(F.adaptive_max_pool1d, _as_module(nn.AdaptiveMaxPool1d))
 register(F.adaptive_max_pool2d, _as_module(nn.AdaptiveMaxPool2d))
-register_all(fire, F.relu, *_forms("relu"))
+register_all(relu_rule, F.relu, *_forms("relu"))
 register(F.relu6, lambda call: call.fire(6.0))
 register_all(_dropout, *DROPOUTS)
 register_all(_larger, *_forms("max"))

@@ -20,7 +20,7 @@ from ..nn import (
     TandemStochasticDepth,
 )
 from .nodes import StochasticDepth
-from .rules import Call, Rule, Unconvertible, WeightRule, fire, register
+from .rules import Call, Rule, Unconvertible, WeightRule, register, relu_rule
 
 
 def _norm(call: Call) -> Any:
@@ -123,7 +123,7 @@ register(nn.Conv1d, WeightRule(TandemConv1d, nn.BatchNorm1d))
 register(nn.Conv2d, WeightRule(TandemConv2d, nn.BatchNorm2d))
 register(nn.ConvTranspose2d, WeightRule(TandemConvTranspose2d, nn.BatchNorm2d))
 register(nn.Linear, WeightRule(TandemLinear, nn.BatchNorm1d))
-register(nn.ReLU, fire)
+register(nn.ReLU, relu_rule)
 register(nn.Identity, lambda call: call.input)
 register(nn.BatchNorm1d, _norm)
 register(nn.BatchNorm2d, _norm)

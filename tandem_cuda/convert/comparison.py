@@ -169,7 +169,7 @@ class Sums:
         self.size += float(wanted.abs().sum())
 
 
-class Spiking(fx.Interpreter):
+class SpikingRun(fx.Interpreter):
     """Runs the spiking twin, sums up what its layers do, and keeps the spikes to be compared."""
 
     def __init__(self, network: Converted, layers: Mapping[fx.Node, tuple[Origin, Sums]]) -> None:
@@ -197,7 +197,7 @@ class Spiking(fx.Interpreter):
         return out
 
 
-def _comparing(root: nn.Module, graph: fx.Graph, spiking: Spiking) -> Showing:
+def _comparing(root: nn.Module, graph: fx.Graph, spiking: SpikingRun) -> Showing:
     """Return the ANN, which compares its activations with the spikes of its spiking twin when it runs."""
 
     def compare(node: fx.Node, activation: Any) -> None:
@@ -207,7 +207,7 @@ def _comparing(root: nn.Module, graph: fx.Graph, spiking: Spiking) -> Showing:
     return Showing(root, graph, compare)
 
 
-class Answers:
+class OutputComparison:
     """The classes that both networks choose, for each output [N, classes], and the sizes of the outputs."""
 
     def __init__(self) -> None:
@@ -253,7 +253,7 @@ class Answers:
 
 def run_both(
     network: Converted, record: Record, batches: tuple[Any, ...], sums: Mapping[str, Sums], trace: Traced | None
-) -> Answers:
+) -> OutputComparison:
     """Run the network and its ANN on a batch for each input, and return the answers of both.
 
     Args:
@@ -263,7 +263,7 @@ def run_both(
         sums: the sums of each layer with neurons, to be added to.
         trace: the trace of the ANN; by default it is traced again.
     """
-    ann, snn, answers = network.ann(), network.snn, Answers()
+    ann, snn, answers = network.ann(), network.snn, OutputComparison()
     origins = {origin.name: origin for origin in record.origins}
     nodes = {str(node.target): node for node in snn.graph.nodes if node.op == "call_module"}
     compared = {origins[name].node for name in sums} if network.levels is not None and batches else None
@@ -274,7 +274,7 @@ def run_both(
         torch.no_grad(),
     ):
         for chunk in _chunks(batches):
-            spiking = Spiking(network, {nodes[name]: (origins[name], of_layer) for name, of_layer in sums.items()})
+            spiking = SpikingRun(network, {nodes[name]: (origins[name], of_layer) for name, of_layer in sums.items()})
             outputs = spiking.run(*copied(chunk))
             run: Any = ann if graph is None else _comparing(*graph, spiking).run
             answers.add(outputs, run(*(_numbers_of(x) for x in copied(chunk))))

@@ -43,7 +43,7 @@ from .nodes import (
 )
 from .options import Options
 from .record import Record
-from .rules import applied, fire, rule_for
+from .rules import applied, relu_rule, rule_for
 from .trace import Traced
 from .values import SPIKES, Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Train
 from .weight_rules import Unconvertible, WeightRule
@@ -342,7 +342,7 @@ class Conversion:
             return False
         written = node.args[0]
         x = self.value(written)
-        if isinstance(x, (Train, Pooled)) and not x.signed and rule_for(node, self.ann) is fire:
+        if isinstance(x, (Train, Pooled)) and not x.signed and rule_for(node, self.ann) is relu_rule:
             return False  # ReLU does not change spikes
         shared = sharing(self.ann, written, node, self.values)
         values = [self.value(alias) for alias in shared]

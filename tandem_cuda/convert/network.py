@@ -19,7 +19,7 @@ from .record import Record
 from .report import ConversionReport, report_on
 from .trace import Traced
 from .twins import Twins
-from .values import LevelUsers, Source
+from .values import LevelUsers, SpikeSource
 from .watch import Watch
 
 
@@ -61,7 +61,7 @@ class TandemNetwork(nn.Module):
     calibrated."""
     time_steps: int
     """T. In mode "spikes" the input decides on T, unless the network is calibrated: its thresholds are for this T."""
-    _readers: tuple[tuple[Any, tuple[Source, ...]], ...] = ()  # of networks pickled by earlier versions
+    _readers: tuple[tuple[Any, tuple[SpikeSource, ...]], ...] = ()  # of networks pickled by earlier versions
     _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
     _record: Record | None = None  # likewise
     _watch: Watch | None = None  # likewise

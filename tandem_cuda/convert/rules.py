@@ -66,7 +66,7 @@ def register(target: Any, rule: Rule | WeightRule) -> None:
     RULES[key] = rule
 
 
-def fire(call: Call) -> Any:
+def relu_rule(call: Call) -> Any:
     """The rule of nn.ReLU: replace it by neurons."""
     return call.fire()
 

@@ -36,7 +36,7 @@ from .options import Options
 from .pixels import Pixels
 from .record import Origin
 from .trace import Traced
-from .values import Branch, Broken, Current, LevelUsers, Pooled, Real, Source, SpikingLayer, Train
+from .values import Branch, Broken, Current, LevelUsers, Pooled, Real, SpikeSource, SpikingLayer, Train
 from .weight_rules import Unconvertible, weights_of
 
 
@@ -69,7 +69,7 @@ class Writer:
         """As in :class:`LevelUsers`, but with all that is known about the pooling."""
         self.origins: list[Origin] = []
         """What each module that replaces something of the ANN comes from."""
-        self.readers: list[tuple[Any, tuple[Source, ...]]] = []
+        self.readers: list[tuple[Any, tuple[SpikeSource, ...]]] = []
         """As in :class:`LevelUsers`."""
         self.cats: list[tuple[Any, list[str | None]]] = []
         """As in :class:`LevelUsers`."""
@@ -178,7 +178,7 @@ class Writer:
         largest = math.inf if bound is None else bound
         self.layers.append(SpikingLayer(name, node, signed, largest, self._before_deferred(node, x), channels))
         level: str | None = name
-        sources: tuple[Source, ...] | None = None
+        sources: tuple[SpikeSource, ...] | None = None
         if self.options.per_channel:
             assert channels is not None  # or else there would be no layer
             level, sources = None, tuple((name, i) for i in range(channels))

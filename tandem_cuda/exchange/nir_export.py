@@ -16,7 +16,7 @@ from ..nn.spiking import Spiking
 from ..spike_train import SpikeTrain
 from .nir_file import write
 from .nir_format import NIRTorchTracer, check_dt, nir, unsupported
-from .nir_writer import Writer, form_of, name_of
+from .nir_writer import NirGraphWriter, form_of, name_of
 
 _FLATTENED = (torch.flatten, flattened_to, "flatten")
 _NO_NODE = "NIR has no node for it; nothing may come before Encode, and only linear layers after Decode"
@@ -112,7 +112,7 @@ def to_nir(
         raise TypeError(f"to_nir: groups must be True or False, got {type(groups).__name__}")
     with evaluating(model), torch.no_grad():
         value = sample[:1] if isinstance(sample, Tensor) else sample.rearranged(lambda bits: bits[:, :1])
-        graph = Writer(dt, value, groups).graph(*_traced(model))
+        graph = NirGraphWriter(dt, value, groups).graph(*_traced(model))
     if path is not None:
         write(graph, os.fspath(path))
     return graph

@@ -16,7 +16,7 @@ from ..nn import TandemConv1d, TandemConv2d, TandemLinear
 from ..nn.nir import spans
 from ..nn.tandem import TandemLayer
 from .nir_format import nir
-from .nir_sources import Convolution
+from .nir_sources import NirConvolution
 
 _LARGEST = 2**31 - 1
 _FLOAT32 = torch.finfo(torch.float32)
@@ -91,7 +91,7 @@ def listed(shape: PartialShape) -> str:
     return "[N, ...]" if shape is None else f"[{', '.join(['N', *('?' if x is None else str(x) for x in shape)])}]"
 
 
-class Weights(NamedTuple):
+class NirWeights(NamedTuple):
     """The contents of a weight node."""
 
     name: str
@@ -108,7 +108,7 @@ class Weights(NamedTuple):
     """The class of a pooling node, AvgPool2d or SumPool2d; its weights are a depthwise convolution's."""
 
     @classmethod
-    def of(cls, name: str, node: Any, shape: PartialShape) -> Weights:
+    def of(cls, name: str, node: Any, shape: PartialShape) -> NirWeights:
         """Read a node whose input has the given shape; raise a ValueError if the node is malformed."""
         if isinstance(node, POOLINGS):
             if shape is None or len(shape) != 3 or shape[0] is None:
@@ -248,7 +248,7 @@ def _metadata(node: Any) -> dict[str, float]:
 
 
 def convolution_node(
-    conv: Convolution,
+    conv: NirConvolution,
     bias: Tensor | None,
     before: tuple[int, ...],
     size: tuple[int, int],

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.nir import Geometry, dense, image
+from ..nn.nir import NirGeometry, dense, image
 
 
-class Source(NamedTuple):
+class NirSource(NamedTuple):
     """What a value takes from one place of the graph; a value is the sum of its sources."""
 
     nodes: tuple[str, ...]
@@ -31,7 +31,7 @@ class Source(NamedTuple):
     part: tuple[int, int] | None = None
     """The value's channels that come from here: the first, and the last + 1; None for all."""
 
-    def alone(self, shape: Sequence[int]) -> tuple[Source, tuple[int, ...]]:
+    def alone(self, shape: Sequence[int]) -> tuple[NirSource, tuple[int, ...]]:
         """Return the source of ``part`` alone, and its shape, for a value of this shape."""
         if self.part is None:
             return self, tuple(shape)
@@ -41,7 +41,7 @@ class Source(NamedTuple):
         """Return ``position`` for a value of this shape."""
         return torch.arange(1, math.prod(shape) + 1).view(*shape) if self.position is None else self.position
 
-    def moved(self, shape: Sequence[int], move: Callable[[Tensor], Tensor]) -> Source:
+    def moved(self, shape: Sequence[int], move: Callable[[Tensor], Tensor]) -> NirSource:
         """Return the source of what ``move`` makes of a value of this shape: it moves, copies, drops or adds zeros."""
         source, own = self.alone(shape)
         start, stop = self.part or (0, own[0])
@@ -49,12 +49,12 @@ class Source(NamedTuple):
         weight = None if source.weight is None else move(F.pad(source.weight, around))
         return source._replace(position=move(F.pad(source.positions(own), around)), weight=weight)
 
-    def times(self, factor: Tensor) -> Source:
+    def times(self, factor: Tensor) -> NirSource:
         """Multiply the value by a factor of its shape."""
         factor = factor if self.part is None else factor[slice(*self.part)]
         return self._replace(weight=factor if self.weight is None else self.weight * factor)
 
-    def flattened(self, shape: Sequence[int], start: int, end: int) -> Source:
+    def flattened(self, shape: Sequence[int], start: int, end: int) -> NirSource:
         """Return the source of a value of this shape whose dimensions from ``start`` to ``end`` are flattened."""
         part = self.part
         if part is not None and start == 0:
@@ -91,7 +91,7 @@ class Source(NamedTuple):
         return weight.new_zeros(len(weight), math.prod(self.shape)).index_add_(1, index, weight[:, used] * factor)
 
 
-class Convolution(NamedTuple):
+class NirConvolution(NamedTuple):
     """A convolution as NIR has it, with equal padding on both sides; or a matrix, which is one of single pixels."""
 
     weight: Tensor
@@ -115,7 +115,7 @@ class _Channels(NamedTuple):
     """[C]."""
 
 
-def convolution(source: Source, shape: Sequence[int], weight: Tensor, how: Geometry) -> Convolution | None:
+def convolution(source: NirSource, shape: Sequence[int], weight: Tensor, how: NirGeometry) -> NirConvolution | None:
     """Return the convolution of the nodes' outputs that equals a convolution of the value, or None if there is none.
 
     Args:
@@ -171,7 +171,7 @@ def convolution(source: Source, shape: Sequence[int], weight: Tensor, how: Geome
     return _placed(spread, how._replace(dilation=(1, 1), groups=1), size)
 
 
-def is_image(source: Source, shape: Sequence[int]) -> bool:
+def is_image(source: NirSource, shape: Sequence[int]) -> bool:
     """Return whether some convolution of the nodes' outputs is the value, [C, L] or [C, H, W]."""
     source, shape = source.alone(shape)
     node, value = image(source.shape), image(shape)
@@ -188,7 +188,7 @@ class Channels(NamedTuple):
     part: tuple[int, int] | None
     """As ``part`` of a source."""
 
-    def source(self, of: Source, shape: Sequence[int]) -> Source:
+    def source(self, of: NirSource, shape: Sequence[int]) -> NirSource:
         """Return the source of a value of this shape, like this one, of other nodes with as many channels."""
         of, own = of._replace(part=self.part).alone(shape)
         everything = torch.equal(self.channel, torch.arange(1, of.shape[0] + 1))
@@ -198,10 +198,10 @@ class Channels(NamedTuple):
         position = torch.where(self.channel > 0, first, 0).view(-1, 1) + torch.arange(math.prod(own[1:]))
         position = torch.where(self.channel.view(-1, 1) > 0, position, 0).view(*own)
         factor = self.factor.view(-1, *[1] * (len(own) - 1)).expand(*own)
-        return Source(of.nodes, of.shape, position, None if bool((self.factor == 1).all()) else factor, self.part)
+        return NirSource(of.nodes, of.shape, position, None if bool((self.factor == 1).all()) else factor, self.part)
 
 
-def channels_of(source: Source, shape: Sequence[int]) -> Channels | None:
+def channels_of(source: NirSource, shape: Sequence[int]) -> Channels | None:
     """Return how the channels of a value are channels of a node, or None if they are not."""
     part = source.part
     source, shape = source.alone(shape)
@@ -216,7 +216,7 @@ def channels_of(source: Source, shape: Sequence[int]) -> Channels | None:
 
 
 def _channels(
-    source: Source, node: Sequence[int], value: Sequence[int], reach: Sequence[tuple[int, int]]
+    source: NirSource, node: Sequence[int], value: Sequence[int], reach: Sequence[tuple[int, int]]
 ) -> _Channels | None:
     """Find how the value's channels read the node's; None if no rule holds for all pixels, also within ``reach``.
 
@@ -267,10 +267,10 @@ def _step(index: Tensor, node: Sequence[int], dim: int) -> int:
     return max(int(steps[both][0]), 1)
 
 
-def _placed(weight: Tensor, how: Geometry, size: Sequence[int]) -> Convolution:
+def _placed(weight: Tensor, how: NirGeometry, size: Sequence[int]) -> NirConvolution:
     """Pad evenly: zeros in the kernel skip padding in front, or keep the number of windows."""
     if how.named:
-        return Convolution(weight, how.stride, how.named, how.dilation, how.groups)
+        return NirConvolution(weight, how.stride, how.named, how.dilation, how.groups)
     padding, extra = [], []
     spans = [d * (k - 1) + 1 for d, k in zip(how.dilation, weight.shape[2:], strict=True)]
     for n, k, s, before, out in zip(size, spans, how.stride, how.before, how.size, strict=True):
@@ -283,7 +283,7 @@ def _placed(weight: Tensor, how: Geometry, size: Sequence[int]) -> Convolution:
         spread[..., :: how.dilation[0], :: how.dilation[1]] = weight
         weight = F.pad(spread, (*extra[1], *extra[0]))
         how = how._replace(dilation=(1, 1))
-    return Convolution(weight, how.stride, _pair(padding), how.dilation, how.groups)
+    return NirConvolution(weight, how.stride, _pair(padding), how.dilation, how.groups)
 
 
 def _pair(values: Iterable[int]) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from .synapses import Synapses
 from .tandem import TandemLayer
 from .weight_cache import Kernel, SpikingWeights
 
-Pair = tuple[Any, SpikeTrain]
+BranchInput = tuple[Any, SpikeTrain]
 """A branch and its input."""
 
 
@@ -64,7 +64,7 @@ class TandemAdd(Spiking):
 
     Args:
         branches: two or more tandem layers or nn.Identity modules.
-        neuron: the neuron model, such as ``IF()``.
+        neuron: a neuron model, such as IF(...).
         engine: "auto", "event" or "dense", for the product that ends in the neurons. All other products
             use the engine of their branch; with "auto", products of every time step are event-driven.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
@@ -134,7 +134,7 @@ class TandemAdd(Spiking):
             kernels = [branch.weights.packed() if isinstance(branch, TandemLayer) else None for branch in self.branches]
             v = self._pre_activation(pairs, kernels)
             if self.log_threshold is not None:
-                v = v * learned_threshold.learning_unit(self.log_threshold, v.shape, steps).to(v.dtype)
+                v = v * learned_threshold.learning_inverse(self.log_threshold, v.shape, steps).to(v.dtype)
         with torch.no_grad():
             bits, _ = self.spikes(pairs, steps, kernels=kernels)
         fired = coupled(self.neuron, bits, v, steps, self.dtype_of(inputs))
@@ -167,7 +167,7 @@ class TandemAdd(Spiking):
                 return branch.weights.dtype
         return inputs[0].dtype
 
-    def _check_shapes(self, pairs: list[Pair]) -> None:
+    def _check_shapes(self, pairs: list[BranchInput]) -> None:
         shapes = []
         for branch, x in pairs:
             dims = len(x.shape) - 1
@@ -183,7 +183,7 @@ class TandemAdd(Spiking):
         moves = any(branch.drive.uses_batch_statistics() for branch in self._layers())
         return moves or needs_gradient(*self._sources(), *(x.carried_count for x in inputs))
 
-    def _pre_activation(self, pairs: list[Pair], kernels: Sequence[Kernel | None]) -> Tensor:
+    def _pre_activation(self, pairs: list[BranchInput], kernels: Sequence[Kernel | None]) -> Tensor:
         """Return the sum of the branches' v. In training this updates the running statistics.
 
         It is not yet divided by exp(log_threshold).
@@ -208,13 +208,15 @@ class TandemAdd(Spiking):
 
     def current_scale(self) -> Tensor | None:
         """Return the factor of the summed currents, [1], or None for 1."""
-        return self.scale if self.log_threshold is None else learned_threshold.unit(self.log_threshold).view(1)
+        if self.log_threshold is None:
+            return self.scale
+        return learned_threshold.inverse_threshold(self.log_threshold).view(1)
 
     # -- spiking twin
 
     def spikes(
         self,
-        pairs: list[Pair],
+        pairs: list[BranchInput],
         steps: int,
         state: Tensor | None = None,
         want_state: bool = False,

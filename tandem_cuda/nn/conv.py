@@ -10,7 +10,7 @@ from ..neuron import IF, Neuron
 from ..ops.geometry import check_geometry
 from . import schema
 from .convolution import Conv1dSynapses, Conv2dSynapses, ConvTranspose2dSynapses
-from .nir import Geometry, Product, Shape, convolution, image, spans
+from .nir import NirGeometry, Product, Shape, convolution, image, spans
 from .schema import Check
 from .tandem import TandemLayer
 
@@ -63,7 +63,7 @@ class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forwa
         device: device of the parameters.
         dtype: dtype of the parameters, float32 or float64.
         norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
-        neuron: the neuron model, such as ``IF()``.
+        neuron: a neuron model, such as IF(...).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
             is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153).
@@ -131,7 +131,7 @@ class TandemConv1d(TandemConvolution, nn.Conv1d):  # type: ignore[misc]  # forwa
         device: device of the parameters.
         dtype: dtype of the parameters, float32 or float64.
         norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm1d).
-        neuron: the neuron model, such as ``IF()``.
+        neuron: a neuron model, such as IF(...).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
             is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153).
@@ -204,7 +204,7 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
         device: device of the parameters.
         dtype: dtype of the parameters, float32 or float64.
         norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm2d).
-        neuron: the neuron model, such as ``IF()``.
+        neuron: a neuron model, such as IF(...).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
             is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153).
@@ -258,7 +258,7 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
         padding: Any = self.padding
         above, left = (span - pad for span, pad in zip(spans(weight, self.dilation), padding, strict=True))
         dilation: Any = self.dilation
-        geometry = Geometry((1, 1), (above, left), dilation, self.groups, image(outputs)[1:])
+        geometry = NirGeometry((1, 1), (above, left), dilation, self.groups, image(outputs)[1:])
         strided = any(s > 1 and n > 1 for s, n in zip(self.stride, inputs[1:], strict=True))
         refused = f"its stride must be 1 (NIR has no transposed convolution), got {self.stride}"
         return Product(weight, bias, geometry, self.weights.rounding(), (refused,) if strided else ())

@@ -89,7 +89,7 @@ class Drive:
         if self.thresholds is not None:
             whole = whole.times(1 / self.thresholds)
         if self.log_threshold is not None:
-            whole = whole.times(learned_threshold.unit(self.log_threshold).repeat(self.synapses.outputs))
+            whole = whole.times(learned_threshold.inverse_threshold(self.log_threshold).repeat(self.synapses.outputs))
         return whole
 
     def bias(self) -> Tensor | None:
@@ -156,7 +156,7 @@ class Drive:
         norm = batch_norm.checked_norm(self.name, self.norm)
         neuron, bias = self.neuron, self.bias()
         learns = needs_gradient(sums, bias, norm.weight, norm.bias, self.log_threshold)
-        learned = self._learned_unit(sums, steps) if learns else None
+        learned = self._learned_inverse(sums, steps) if learns else None
         threshold = neuron.relu_threshold
         if norm.training and threshold is not None and not self._paired and batch_norm.fuses(norm, sums):
             statistics = batch_norm.update_statistics(norm, sums, unit, factor, bias)
@@ -188,7 +188,7 @@ class Drive:
         if needs_gradient(sums, bias, self.log_threshold):  # otherwise v is not needed
             if bias is not None and (self.has_gain(kernel) or not constant):
                 v = v + self._over(v, divided(bias, steps) if constant else bias)
-            v = self._in_thresholds(v, self._learned_unit(v, steps))
+            v = self._in_thresholds(v, self._learned_inverse(v, steps))
         return PreActivation(self.neuron, v, steps, sums.dtype, 1 / steps if constant else 1.0)
 
     def summand(self, v: Tensor) -> Tensor:
@@ -199,10 +199,10 @@ class Drive:
         """Return W * c or W * X, given the sums of a kernel's integers and the weight that 1 stands for."""
         return sums if unit is None else sums * self._over(sums, unit)
 
-    def _learned_unit(self, v: Tensor, steps: int) -> Tensor | None:
+    def _learned_inverse(self, v: Tensor, steps: int) -> Tensor | None:
         """Return 1 / exp(log_threshold) with its gradient, or None if the threshold does not learn."""
         log_threshold = self.log_threshold
-        return None if log_threshold is None else learned_threshold.learning_unit(log_threshold, v.shape, steps)
+        return None if log_threshold is None else learned_threshold.learning_inverse(log_threshold, v.shape, steps)
 
     def _in_thresholds(self, v: Tensor, learned: Tensor | None) -> Tensor:
         """Return v in units of ``thresholds``, times ``learned``."""

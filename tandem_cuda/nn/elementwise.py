@@ -38,7 +38,7 @@ class TandemElementwise(TandemConv2d):
         bias: must be False.
         device: device of the constants.
         dtype: dtype of the constants, float32 or float64.
-        neuron: the neuron model, such as ``IF()``.
+        neuron: a neuron model, such as IF(...).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``).
 
@@ -116,7 +116,7 @@ class TandemElementwise(TandemConv2d):
         weight, bias = self.weights.folded()
         if len(inputs) == 1:
             return Product(nir.dense(weight, self.groups)[:, :, 0, 0], bias)
-        return Product(weight, bias, nir.Geometry((1, 1), (0, 0), (1, 1), self.groups, nir.image(inputs)[1:]))
+        return Product(weight, bias, nir.NirGeometry((1, 1), (0, 0), (1, 1), self.groups, nir.image(inputs)[1:]))
 
 
 class ElementwiseSynapses(Conv2dSynapses):

@@ -33,7 +33,7 @@ class TandemGate(Spiking):
     they integrate v at once.
 
     Args:
-        neuron: the neuron model, such as ``IF()``.
+        neuron: a neuron model, such as IF(...).
         signed: whether channels 2i and 2i + 1 of the spikes are the positive and the negative part of channel i, as
             in the output. A train that is ``paired`` says so itself.
 

@@ -40,7 +40,7 @@ def new_log_threshold(name: str, learn: Any, like: Tensor) -> nn.Parameter | Non
     return nn.Parameter(like.new_zeros(())) if learn else None
 
 
-def unit(log_threshold: Tensor) -> Tensor:
+def inverse_threshold(log_threshold: Tensor) -> Tensor:
     """Return exp(-l), the factor of currents, [], without gradient."""
     # The exponential in double precision rounds to the same float32 everywhere.
     return torch.exp(-log_threshold.detach().double()).to(log_threshold.dtype)
@@ -60,6 +60,6 @@ def learning(log_threshold: Tensor, shape: Sequence[int], steps: int) -> Tensor:
     return torch.exp((log_threshold.detach() - log_threshold) * share)
 
 
-def learning_unit(log_threshold: Tensor, shape: Sequence[int], steps: int) -> Tensor:
-    """Return :func:`unit` with the gradient of :func:`learning`."""
-    return unit(log_threshold) * learning(log_threshold, shape, steps)
+def learning_inverse(log_threshold: Tensor, shape: Sequence[int], steps: int) -> Tensor:
+    """Return :func:`inverse_threshold` with the gradient of :func:`learning`."""
+    return inverse_threshold(log_threshold) * learning(log_threshold, shape, steps)

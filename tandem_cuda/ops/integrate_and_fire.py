@@ -69,7 +69,7 @@ def integrate_and_fire(
             variable is u[0] before its reset. Not for neurons with ``two_phase``, which take all steps at once.
         scale: [C], factor of the current, for example batch norm's gain.
         mode: "constant", "impulse", "series" or "once".
-        neuron: a neuron model, such as ``IF()``. ``clip`` and ``amplitude`` are ignored.
+        neuron: a neuron model, such as IF(...). ``clip`` and ``amplitude`` are ignored.
         want_sum: return the sum of the currents.
         want_state: return the final state.
 

@@ -62,7 +62,7 @@ def ordered_spikes(
         packed: the result of ``pack_weight(weight, groups)``, to avoid rearranging the weights in this call.
         scale: [O], factor of the sums.
         mode: "constant", "impulse" or "once", as in :func:`integrate_and_fire`.
-        neuron: a neuron model, such as ``IF()``. ``clip`` and ``amplitude`` are ignored.
+        neuron: a neuron model, such as IF(...). ``clip`` and ``amplitude`` are ignored.
 
     Returns:
         The bits, uint8 [P, N, O, Ho, Wo], or [P, N, ..., O]; features last in memory. They have no gradient.

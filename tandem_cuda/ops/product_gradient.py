@@ -19,17 +19,17 @@ from .gradient import register_gradient
 from .product import current_dtype
 from .spike_count import spike_count
 
-Pair = list[int]
+IntPair = list[int]
 
 # bits (None if there is a count), count, weight, scale, unit
 Saved = tuple[Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Gradients of the count, of the weight (or of the float weights that integers stand for) and of the bias."""
-Convolution = tuple[Pair, Pair, Pair, int]
+Convolution = tuple[IntPair, IntPair, IntPair, int]
 """Stride, padding, dilation and groups."""
 
 
-def neurons_of(bits: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
+def neurons_of(bits: Tensor, weight: Tensor, stride: IntPair, padding: IntPair, dilation: IntPair) -> list[int]:
     """Return the shape of the output neurons."""
     if weight.dim() == 2:
         return [*bits.shape[1:-1], weight.shape[0]]

@@ -58,7 +58,7 @@ def spiking_conv2d(
         count: [N, C, H, W], the differentiable count of ``bits``, which gets the gradient. The forward pass does not
             read its values.
         time_steps: T.
-        neuron: a neuron model, such as ``IF()``. ``clip`` and ``amplitude`` are ignored.
+        neuron: a neuron model, such as IF(...). ``clip`` and ``amplitude`` are ignored.
         want_sum: return the sum of the currents.
         want_state: return the final state.
         engine: "event": the work grows with the number of spikes. "dense": torch's own convolution of unpacked spikes,
