@@ -191,7 +191,7 @@ class Conversion:
             return self._copied(node)
         rule = rule_for(node, self.ann)
         if isinstance(rule, WeightRule):
-            return self._weight(node, rule)
+            return self._weight(node)
         if rule is None and node in self.before and (why := self._weightless(node)):
             # It would have become a layer.
             dims = getattr(self.value(node.all_input_nodes[0]), "dims", None) if node.all_input_nodes else None
@@ -256,7 +256,7 @@ class Conversion:
             return None
         return f"{type(owner).__module__}.{type(owner).__qualname__}".removeprefix("__main__.")
 
-    def _weight(self, node: fx.Node, rule: WeightRule) -> Any:
+    def _weight(self, node: fx.Node) -> Any:
         module = module_of(self.ann, node)
         argument = node.all_input_nodes[0]
         if (len(node.args), len(node.kwargs)) not in ((1, 0), (0, 1)) and node not in self.last:

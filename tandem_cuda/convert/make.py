@@ -129,7 +129,7 @@ def convert(
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
             from the threshold of ``neuron`` or of calibration. Average poolings with neurons keep their thresholds.
         replace: replace modules of the ANN itself, as in ``{nn.SiLU: nn.ReLU}``: classes of modules that have no
-            spiking form, and the classes (called without arguments) or modules to put in their place. The ANN then
+            spiking form, and the classes (called without arguments) or modules that replace them. The ANN then
             computes something else and wants fine-tuning; a warning says so.
         gates: "analogue" to keep squeeze-and-excitation: the factors of channels are computed from spike counts, by the
             ANN's own layers and without spikes (:class:`tandem_cuda.nn.TandemGate`). By default it is refused.
