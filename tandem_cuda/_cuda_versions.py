@@ -1,7 +1,7 @@
 """Whether a CUDA driver serves what a toolkit compiled.
 
 The build and ``make gpu`` run this file, before there is a library or torch: it needs nothing but Python.
-``python tandem_cuda/_cuda_versions.py TOOLKIT [DRIVER]`` prints what is in the way, and nothing where nothing is.
+``python tandem_cuda/_cuda_versions.py TOOLKIT [DRIVER]`` prints the obstacle, if there is one.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def driver_version() -> str | None:
 def driver_obstacle(toolkit: str, driver: str | None, *, ptx: bool = False) -> str | None:
     """Why code of a toolkit cannot run under a driver; None where it can, and where there is no driver to ask.
 
-    A driver runs machine code of all toolkits of its major version and of older ones; with the runtime library of a
-    newer one every call fails. It compiles PTX of its own version at most.
+    A driver runs machine code of all toolkits of its own and of older major versions. With the runtime library of a
+    newer major version, every call fails. It compiles PTX of its own version at most.
     https://docs.nvidia.com/deploy/cuda-compatibility/
 
     Args:

@@ -1,7 +1,7 @@
 """Import the compiled library, or raise an error that says how to fix it.
 
 It is two files: libtandem_cuda.so with the operators, which every Python shares, and the module ``_C`` of each Python,
-which loads that file from the folder it lies in itself.
+which loads that file from its own folder.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ MOVED: dict[str, dict[str, str]] = {
     },
     "penalties": {"tandem_cuda": "FiringRatePenalty SynOpsPenalty"},
 }
-"""Of each old module: the modules to import from instead, and the names in each."""
+"""For each old module: the modules to import from instead, and the names in each."""
 
 
 class MovedModule(ModuleType):

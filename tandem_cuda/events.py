@@ -33,10 +33,7 @@ def event_planes(
     height, width = checks.pair(_OP, "size", size)
     if min(height, width) < 1:
         raise ValueError(f"{_OP}: size must be at least 1 x 1, got {height} x {width}")
-    if isinstance(downsample, bool) or not isinstance(downsample, int):
-        raise TypeError(f"{_OP}: downsample must be an int, got {type(downsample).__name__}")
-    if downsample < 1:
-        raise ValueError(f"{_OP}: downsample must be at least 1, got {downsample}")
+    checks.check_at_least_1(_OP, "downsample", downsample)
     times = _times(t)
     column, row = (
         _coordinates(name, value, len(times), end) for name, value, end in (("x", x, width), ("y", y, height))

@@ -219,14 +219,14 @@ def autoencoder(features: int = 784, hidden: Sequence[int] = (128, 64, 32, 64, 1
         >>> ann(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 1, 28, 28])
     """
-    _check_size("autoencoder", "features", features)
+    checks.check_at_least_1("autoencoder", "features", features)
     _check_sequence("autoencoder", "hidden", hidden)
     if not hidden:
         raise ValueError("autoencoder: hidden must have at least one layer, got none")
     layers: dict[str, nn.Module] = {}
     inputs = features
     for i, outputs in enumerate(hidden, start=1):
-        _check_size("autoencoder", "hidden", outputs)
+        checks.check_at_least_1("autoencoder", "hidden", outputs)
         linear = nn.Linear(inputs, outputs, bias=False)
         layers |= {f"fc{i}": linear, f"norm{i}": nn.BatchNorm1d(outputs, **_NORM), f"relu{i}": nn.ReLU()}
         inputs = outputs
@@ -246,9 +246,9 @@ def _cnn(
 ) -> nn.Sequential:
     """Build 3 x 3 convolutions with padding 1, a hidden linear layer and a read-out."""
     for argument, value in (("in_channels", in_channels), ("classes", classes), ("hidden", hidden)):
-        _check_size(op, argument, value)
+        checks.check_at_least_1(op, argument, value)
     height, width = checks.pair(op, "size", size)
-    _check_size(op, "size", min(height, width))
+    checks.check_at_least_1(op, "size", min(height, width))
     checks.check_number(op, "dropout", dropout)
     if not 0 <= dropout < 1:
         raise ValueError(f"{op}: dropout must be in [0, 1), got {dropout}")
@@ -256,7 +256,7 @@ def _cnn(
         raise ValueError(f"{op}: channels must have at least one layer, got none")
     layers: dict[str, nn.Module] = {}
     for i, (out_channels, stride) in enumerate(zip(channels, strides, strict=True), start=1):
-        _check_size(op, "channels", out_channels)
+        checks.check_at_least_1(op, "channels", out_channels)
         conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         layers |= {f"conv{i}": conv, f"norm{i}": nn.BatchNorm2d(out_channels, **_NORM), f"relu{i}": nn.ReLU()}
         in_channels, height, width = out_channels, -(-height // stride), -(-width // stride)
@@ -269,13 +269,6 @@ def _cnn(
         "readout": nn.Linear(hidden, classes),
     }
     return nn.Sequential(OrderedDict(layers))
-
-
-def _check_size(op: str, argument: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{op}: {argument} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{op}: {argument} must be at least 1, got {value}")
 
 
 def _check_sequence(op: str, argument: str, value: Any) -> None:

@@ -209,7 +209,7 @@ def counts_against_activations(counts: Tensor, activations: Tensor, time_steps: 
         for name, (counts, activations) in found.items():
             plot.counts_against_activations(counts, activations, time_steps).set_xlabel(name)
 
-    Arguments are those of :func:`count_histogram`, the picture is that of :func:`histogram_against_activations`.
+    It takes the arguments of :func:`count_histogram`, and draws as :func:`histogram_against_activations` does.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -241,7 +241,7 @@ def firing_rates(
 
     Args:
         tables: the result of :func:`tandem_cuda.synops`, or several by label, whose bars stand side by side.
-        colors: of the networks; by default those of matplotlib's cycle.
+        colors: the networks' colours; by default matplotlib's cycle.
         ax: where to draw.
 
     Raises:
@@ -299,7 +299,7 @@ def accuracy_against_synops(
             when it is sure. Or curves by label.
         ann: MACs per sample and accuracy of the ANN, drawn as a star; against time steps, its accuracy as a line.
         cost: "synops" (per sample) or "steps" (mean time steps per sample).
-        colors: of the curves; by default those of matplotlib's cycle. The ANN is black.
+        colors: the curves' colours; by default matplotlib's cycle. The ANN is black.
         ax: where to draw.
 
     Raises:

@@ -34,7 +34,7 @@ class SpikeCode(NamedTuple):
 class SpikeTrain:
     """The spikes that flow between tandem layers, with the count that carries the tandem gradient.
 
-    SpikeTrain is registered as a pytree, so it works with ``torch.compile``, ``functional_call`` and the like.
+    SpikeTrain is registered as a pytree, so it works with ``torch.compile`` and ``functional_call``.
 
     Args:
         bits: uint8 [P, N, ...], P = ceil(T / 8): bit i of plane p is the spike at time step 8p + i. Bits past T must
@@ -202,7 +202,7 @@ class SpikeTrain:
         The default collate of ``torch.utils.data.DataLoader`` does this to trains of one sample each.
 
         Args:
-            trains: trains [N, ...] with equal time steps, neurons, amplitude, dtype and device. If all of them carry a
+            trains: trains [N, ...] with equal time steps, neurons, amplitude, dtype and device. If all trains carry a
                 count, so does the result.
 
         Raises:
@@ -320,8 +320,8 @@ class SpikeTrain:
         """Return a train whose neurons ``f`` selects and rearranges; the gradient of the count follows them.
 
         Args:
-            f: maps the bits [P, N, ...], or the count as [1, N, ...], to those of the new neurons. It may only move,
-                copy, drop or zero elements.
+            f: maps the bits [P, N, ...], or the count as [1, N, ...], to the new neurons' bits or count. It may only
+                move, copy, drop or zero elements.
         """
         count = None if self._count is None else f(self._count.unsqueeze(0)).squeeze(0)
         return self.replace_unchecked(bits=f(self.bits), count=count)

@@ -88,7 +88,7 @@ BUGS = [
         "override or r * c", "override or r + c",
         "test_pooling_layers.py::test_pooling"),
     Bug("weights kept for another T", "nn/weight_cache.py",
-        "        and kept.settings == settings\n", "",
+        "self.state == state and self.settings == settings", "self.state == state",
         "test_layer_changes.py::test_time_steps_take_turns"),
     Bug("weights kept though their memory changed", "nn/weight_cache.py",
         "return _C.fingerprint(memory), _versions(tensors)", "return 0, _versions(tensors)",

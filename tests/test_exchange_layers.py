@@ -42,7 +42,7 @@ pytest.importorskip("nirtorch", reason="pip install tandem_cuda[nir]")
 import test_convert_layers as rules  # noqa: E402 (only where the extra is there)
 from nir_interpreter import executed  # noqa: E402
 from tandem_cuda.exchange import from_nir, to_nir  # noqa: E402
-from tandem_cuda.exchange.nir_sources import Geometry, Source, convolution  # noqa: E402
+from tandem_cuda.exchange.nir_sources import NirGeometry, NirSource, convolution  # noqa: E402
 from test_exchange_graphs import STEPS, filled, steps_of  # noqa: E402
 
 REFUSED = {
@@ -525,7 +525,7 @@ def rearranged(draw, seed):
     """A node's output, a value made of it by a few random rearrangements, and the source of the value."""
     channels, size = int(draw.integers(1, 5)), numbers(draw, 1, 7)
     node = dyadic(2, channels, *size, seed=seed).double()
-    value, source = node, Source(("node",), (channels, *size))
+    value, source = node, NirSource(("node",), (channels, *size))
     for kind in draw.integers(0, 6, draw.integers(0, 4)):
         shape = tuple(value.shape[1:])
         chosen = torch.from_numpy(draw.permutation(shape[0]))[: int(draw.integers(1, shape[0] + 1))]
@@ -564,7 +564,8 @@ def test_random_rearrangements():
             continue
         weight = dyadic(4, shape[0] // groups, *kernel, seed=seed + 1).double()
         want = F.conv2d(value, weight, None, stride, padding, dilation, groups)
-        moved = convolution(source, shape, weight, Geometry(stride, padding, dilation, groups, tuple(want.shape[2:])))
+        geometry = NirGeometry(stride, padding, dilation, groups, tuple(want.shape[2:]))
+        moved = convolution(source, shape, weight, geometry)
         found[moved is not None] += source.changed()
         if moved is not None:
             same(F.conv2d(node, moved.weight, None, *moved[1:]), want)

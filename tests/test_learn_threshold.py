@@ -328,7 +328,7 @@ def test_units_round_alike():
     l = torch.linspace(-3, 3, 1001)  # noqa: E741
     want = torch.exp(-l.double()).float()
     for i in range(0, 1001, 50):
-        same(learned_threshold.unit(l[i]), want[i])
+        same(learned_threshold.inverse_threshold(l[i]), want[i])
 
 
 def test_functional_calls():

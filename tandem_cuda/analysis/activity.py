@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..freeze import FrozenNetwork
 from ..nn import EncodedInput
 from ..nn.modes import evaluating
 from ..spike_train import SpikeTrain
-from .activity_record import ActivityRecord, Watch
+from .activity_record import ActivityRecord, FunctionWatch
 from .activity_table import ActivityTable
 
 
@@ -29,11 +30,11 @@ def synops(model: nn.Module, inputs: Any) -> ActivityTable:
 
     - SynOps are exact: every input spike times the number of output neurons that it reaches. In a convolution this
       number depends on stride, padding, dilation and groups, and is smaller at the borders.
-    - MACs are those of a dense implementation, over the same synapses: F * O for a linear layer, and for a convolution
+    - MACs count a dense implementation with the same synapses: F * O for a linear layer, and for a convolution
       O * (C / groups) times the pairs of an output pixel and a tap. Pairs in the zero padding do not count, so that an
       input whose neurons all spike once costs as many SynOps as the ANN has MACs. (Counters of FLOPs often count them:
       O * Ho * Wo * (C / groups) * kH * kW.) Batch norm (folded), bias, neuron updates and pooling do not count.
-    - The operations of a TandemAdd are those of its branches; an nn.Identity branch has one per spike. Weights that
+    - A TandemAdd has the operations of its branches; an nn.Identity branch has one per spike. Weights that
       are zero cost time but are not synapses, and do not count.
     - A tandem layer after ``Encode`` multiplies its real input by the weights once, whatever T is. It is ``analogue``.
     - Weights after ``Decode`` (nn.Linear, nn.Conv*d, or calls of the same functions) read the counts once, after the
@@ -119,9 +120,9 @@ def record_activity(model: nn.Module) -> Iterator[ActivityRecord]:
                 if any(True for _ in module.parameters(recurse=False)):
                     record._not_counted[f"{name} ({module.original_name}, scripted)"] = None
                 continue
-            handles.append(module.register_forward_pre_hook(_named(name, record._enter)))
+            handles.append(module.register_forward_pre_hook(partial(record._enter, name)))
             handles.append(module.register_forward_hook(record._leave, always_call=True))
-        with torch.compiler.set_stance("force_eager"), Watch(record):
+        with torch.compiler.set_stance("force_eager"), FunctionWatch(record):
             yield record
     finally:
         for handle in handles:
@@ -151,7 +152,3 @@ def _batches(model: nn.Module, inputs: Any) -> Iterator[Any]:
     for batch in progress(inputs, "synops"):
         x = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch, EncodedInput) else batch
         yield x.to(tensor.device) if tensor is not None and isinstance(x, (Tensor, SpikeTrain)) else x
-
-
-def _named(name: str, hook: Any) -> Any:
-    return lambda *args: hook(name, *args)

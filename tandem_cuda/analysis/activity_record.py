@@ -84,7 +84,7 @@ CARRYING = {
 _NO_PRODUCTS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, parametrize.ParametrizationList)
 
 
-class Watch(TorchFunctionMode):
+class FunctionWatch(TorchFunctionMode):
     """Reports every torch function that runs to a record."""
 
     def __init__(self, record: ActivityRecord) -> None:
@@ -109,7 +109,7 @@ class _Frame:
     counted: bool = False
     """Whether it called a function of WEIGHTED, which has its own row in the record."""
     products: dict[str, None] = field(default_factory=dict)
-    """Names of the other products that it called, which have no row."""
+    """Names of the functions of PRODUCTS that it called, which have no row."""
 
 
 class ActivityRecord:
@@ -205,7 +205,8 @@ class ActivityRecord:
     def _on_spikes(
         self, name: str, layer: Any, synapses: Sequence[Synapses | None], args: tuple[Any, ...], output: SpikeTrain
     ) -> None:
-        _check_samples(output.shape)
+        if math.prod(output.shape) == 0:
+            raise ValueError(f"synops: inputs must have at least one sample, got a batch of shape {list(output.shape)}")
         count = output.count.detach()
         operations, multiplications = count.new_zeros((), dtype=torch.float64), 0
         for i, (own, x) in enumerate(zip(synapses, args, strict=False)):  # the factor of a gate is no spikes
@@ -287,7 +288,7 @@ class ActivityRecord:
     def _flush(self) -> None:
         """Add the sums of the outermost module to the record.
 
-        The first dimension of a plain layer need not be the batch, so the batch size is that of the spiking layers.
+        The first dimension of a plain layer need not be the batch, so the batch size is taken from the spiking layers.
         """
         for sums in self._pending:
             if not sums.spiking:
@@ -329,7 +330,7 @@ class _Product:
         name, sample = str(self.func.__name__), self.batch().shape[1:]
         if name.startswith("linear"):
             return torch.tensor(self.weight.shape[0] if self.weight.dim() > 1 else 1, dtype=torch.float64)
-        # All channels do the same, so one of each group is enough.
+        # All channels reach equally many outputs, so one channel of each group is enough.
         transposed = "transpose" in name or (name.startswith("convolution") and self.settings[3])
         outputs, channels = output.shape[output.dim() - len(sample)], self.weight.shape[1]
         groups = outputs // channels if transposed else sample[0] // channels
@@ -366,8 +367,3 @@ def _averages(layer: LayerSums) -> LayerActivity:
         macs=round(layer.multiplications / max(1, layer.samples)),
         analogue=layer.analogue,
     )
-
-
-def _check_samples(shape: torch.Size) -> None:
-    if math.prod(shape) == 0:
-        raise ValueError(f"synops: inputs must have at least one sample, got a batch of shape {list(shape)}")

@@ -42,10 +42,10 @@ class LayerAgreement:
     """As ``count_cosine``, with a computed from the ANN's own activations in all layers before."""
     gradient_cosine: float
     """Cosine between the tandem rule's and the ANN's gradient of the loss with respect to the layer's weights (for a
-    TandemAdd, those of all branches)."""
+    TandemAdd, the weights of all branches)."""
     gradient_norm_ratio: float
-    """Euclidean norm of the tandem rule's gradient divided by that of the ANN's gradient; infinite if only the latter
-    is 0, nan if both are."""
+    """Euclidean norm of the tandem rule's gradient divided by the norm of the ANN's gradient; infinite if only the
+    ANN's is 0, nan if both are."""
 
 
 class AgreementTable(list[LayerAgreement]):
@@ -215,7 +215,7 @@ def _weights(name: str, layer: nn.Module) -> list[nn.Parameter]:
 
 
 def _gathered(weights: Sequence[Tensor], gradients: Iterator[Tensor | None]) -> Tensor:
-    """Return the next gradients, those of these weights, as one vector [1, ...]; zero where the loss has none."""
+    """Return the next gradients, one for each weight, as one vector [1, ...]; zero where the loss has none."""
     parts = ((weight, next(gradients)) for weight in weights)
     return torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for w, g in parts]).unsqueeze(0)
 

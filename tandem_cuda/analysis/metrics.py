@@ -30,7 +30,9 @@ from .activity_table import ADDITION_PJ, MAC_PJ
 try:
     from torchmetrics import Metric
 except ImportError as error:
-    raise ImportError(f"tandem_cuda.metrics needs torchmetrics ({error}): pip install tandem_cuda[metrics]") from error
+    raise ImportError(
+        f"tandem_cuda.analysis.metrics needs torchmetrics ({error}): pip install tandem_cuda[metrics]"
+    ) from error
 
 __all__ = [
     "ActivityMetric",
@@ -169,7 +171,7 @@ class SilentNeurons(ActivityMetric):
 
 
 class SynOps(ActivityMetric):
-    """Synaptic operations per sample. Includes operations on counts, but not those on real values (MACs).
+    """Synaptic operations per sample. Includes operations on counts, but not operations on real values (MACs).
 
     Examples:
         >>> from tandem_cuda.analysis.metrics import SynOps

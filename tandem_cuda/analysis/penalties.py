@@ -86,7 +86,7 @@ class FiringRatePenalty(_Penalty[Tensor]):
 
         penalty = sum over layers of max(0, r - target)^2
 
-    The penalty is differentiable: counts have the tandem gradient, that of the ANN's activations. Each spike costs an
+    The penalty is differentiable: counts have the gradient of the ANN's activations. Each spike costs an
     addition at every neuron that it reaches, so lower rates mean fewer operations::
 
         with FiringRatePenalty(net, target=0.05) as penalty:

@@ -55,7 +55,7 @@ _NORM_MODULE = "use nn.BatchNorm1d or nn.BatchNorm2d, which has parameters to sh
 GATES = "pass gates='analogue', which keeps squeeze-and-excitation: spikes cannot be multiplied"
 NOTHING_ELSE = "move it before the first weight layer or after the last one"
 AFTER_ALL = "move it after the last weight layer"
-"""Instead, if spikes come in."""
+"""Takes the place of NOTHING_ELSE in mode "spikes"."""
 COUNTED = "put it where the number of channels is known: before the flattening, or behind a weight layer"
 EXAMPLE = "pass example=, an input of ann, so that the trace knows the sizes that forward compares"
 SIZES = "pass example=, an input of ann, so that the trace knows the number of dimensions"

@@ -53,7 +53,7 @@ def _is_view(root: nn.Module, node: fx.Node) -> bool:
 
 
 def sharing(root: nn.Module, node: fx.Node, writer: fx.Node, known: Container[fx.Node]) -> set[fx.Node]:
-    """Return the nodes that may have the memory of a node, but neither ``writer`` nor what shares memory only by it.
+    """Return the nodes that may share a node's memory, without ``writer`` and nodes that share it only through that.
 
     Only nodes in ``known`` are followed.
     """

@@ -52,9 +52,9 @@ def calibration_batches(ann: nn.Module, data: Any) -> list[Batch]:
     return batches
 
 
-def copied(batch: Batch) -> Batch:
-    """Return copies of the inputs, which a network may write to."""
-    return tuple(x.clone() for x in batch)
+def copied(batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return copies of the tensors in a batch, which a network may write to."""
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in batch)
 
 
 def _matched(batch: Any, names: Sequence[str]) -> Batch | None:

@@ -16,7 +16,7 @@ from .advice import FUNCTION_ADVICE
 from .builtin_modules import clamped, padded, upsampled
 from .builtin_shapes import DIVIDED, WHOLE_IMAGE, are_of_input, of_sizes
 from .nodes import DROPOUTS, dropout_of
-from .rules import Call, Rule, Unconvertible, arguments_of, converts, fire, register, register_all
+from .rules import Call, Rule, Unconvertible, arguments_of, converts, register, register_all, relu_rule
 from .values import SPIKES, Current, Real
 
 _SPLIT = "split along dimension 1, the channels"
@@ -102,7 +102,7 @@ def _all_pixels(call: Call) -> str:
 
 
 def _larger(call: Call) -> Any:
-    """torch.max, of one or two tensors."""
+    """Refuse torch.max of one or two tensors, and say what to use instead."""
     _ = call.input
     other = call.args[1] if len(call.args) > 1 else call.kwargs.get("other")
     if isinstance(other, (*SPIKES, Real)):
@@ -171,7 +171,7 @@ def _clamped_below(call: Call, min: Any) -> Any:
 
 @converts(*_forms("clamp_max"))
 def _clamp_max(call: Call, max: Any) -> Any:
-    """Values that cannot be negative are as good as clamped at 0."""
+    """Clamp from above. Values that cannot be negative count as clamped at 0, too."""
     x = call.value
     return clamped(call, None if isinstance(x, Current) or x.signed else 0, max)
 
@@ -260,7 +260,7 @@ register(F.adaptive_avg_pool1d, _as_module(nn.AdaptiveAvgPool1d))
 register(F.adaptive_avg_pool2d, _as_module(nn.AdaptiveAvgPool2d))
 register(F.adaptive_max_pool1d, _as_module(nn.AdaptiveMaxPool1d))
 register(F.adaptive_max_pool2d, _as_module(nn.AdaptiveMaxPool2d))
-register_all(fire, F.relu, *_forms("relu"))
+register_all(relu_rule, F.relu, *_forms("relu"))
 register(F.relu6, lambda call: call.fire(6.0))
 register_all(_dropout, *DROPOUTS)
 register_all(_larger, *_forms("max"))

@@ -20,7 +20,7 @@ from ..nn import (
     TandemStochasticDepth,
 )
 from .nodes import StochasticDepth
-from .rules import Call, Rule, Unconvertible, WeightRule, fire, register
+from .rules import Call, Rule, Unconvertible, WeightRule, register, relu_rule
 
 
 def _norm(call: Call) -> Any:
@@ -32,7 +32,7 @@ def _average(call: Call) -> Any:
 
 
 def _stochastic_depth(call: Call) -> Any:
-    """torchvision's and timm's, which differ in their attributes."""
+    """Convert the layers of torchvision and timm, which name their attributes differently."""
     module = call.module
     p = module.p if hasattr(module, "p") else module.drop_prob
     mode, scale = getattr(module, "mode", "row"), getattr(module, "scale_by_keep", True)
@@ -40,7 +40,7 @@ def _stochastic_depth(call: Call) -> Any:
 
 
 def _on_lines(kind: type[nn.Module]) -> Rule:
-    """Make the rule of a pooling of lines: that of ``kind``, a pooling of images, for images of height 1."""
+    """Make the rule of a pooling of lines: lines are images of height 1, for ``kind``, a pooling of images."""
     names = inspect.signature(kind).parameters
 
     def rule(call: Call) -> Any:
@@ -91,7 +91,7 @@ def _maximum(call: Call) -> Any:
 
 
 def clamped(call: Call, low: Any, high: Any) -> Any:
-    """Neurons between 0 and a bound."""
+    """Write neurons that saturate at a bound."""
     _ = call.input
     if low != 0 or not isinstance(high, (int, float)) or not 0 < high < math.inf:
         raise Unconvertible("let it return values from 0 to a positive bound, as nn.Hardtanh(0, 6) does")
@@ -99,7 +99,7 @@ def clamped(call: Call, low: Any, high: Any) -> Any:
 
 
 def padded(call: Call, pads: Any, value: float = 0.0) -> Any:
-    """Silent neurons around an image."""
+    """Put silent neurons around an image."""
     _ = call.input
     if value != 0:
         raise Unconvertible("pad with zeros: other values are not silent neurons")
@@ -111,7 +111,7 @@ def _is_whole(x: Any) -> bool:
 
 
 def upsampled(call: Call, size: Any, factor: Any, mode: str = "nearest") -> Any:
-    """Every neuron several times."""
+    """Repeat every neuron."""
     _ = call.input
     factors = factor if isinstance(factor, (tuple, list)) else (factor, factor)
     if size is not None or mode != "nearest" or not all(map(_is_whole, factors)):
@@ -123,7 +123,7 @@ register(nn.Conv1d, WeightRule(TandemConv1d, nn.BatchNorm1d))
 register(nn.Conv2d, WeightRule(TandemConv2d, nn.BatchNorm2d))
 register(nn.ConvTranspose2d, WeightRule(TandemConvTranspose2d, nn.BatchNorm2d))
 register(nn.Linear, WeightRule(TandemLinear, nn.BatchNorm1d))
-register(nn.ReLU, fire)
+register(nn.ReLU, relu_rule)
 register(nn.Identity, lambda call: call.input)
 register(nn.BatchNorm1d, _norm)
 register(nn.BatchNorm2d, _norm)

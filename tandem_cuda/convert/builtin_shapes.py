@@ -51,7 +51,7 @@ def _reshape(call: Call, sizes: tuple[Any, ...]) -> Any:
 
 
 def are_of_input(size: Size, call: Call) -> bool:
-    """Whether a size is one of the call's input, or a product of such sizes."""
+    """Whether a size is a size of the call's input, or a product of its sizes."""
     return all(of is call.node.all_input_nodes[0] for of in size.of)
 
 
@@ -108,7 +108,7 @@ def _contiguous(call: Call) -> Any:
 
 
 def _viewed(call: Call) -> Any:
-    """A view or reshape: flattening, or a step of shuffling channels."""
+    """Convert a view or reshape: it flattens, or is a step of shuffling channels."""
     sizes = (*call.args[1:], *call.kwargs.values())
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = tuple(sizes[0])

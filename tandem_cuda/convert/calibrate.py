@@ -47,10 +47,10 @@ class Calibration:
     corrections: Mapping[str, Tensor] = field(default_factory=dict)
     """What ``correct_bias`` adds to the pre-activations of layers, by name: float64 Tensors [C]."""
     neuron: Neuron | None = None
-    """The neurons for which it was made, with a threshold of their own that it replaces; None if not known."""
+    """The neurons for which it was made; their own threshold is replaced. None if not known."""
 
     def as_tensor(self) -> Tensor:
-        """Return all of it as JSON in uint8, so that state dicts and their files can hold it."""
+        """Return the calibration as JSON in uint8, so that state dicts and their files can hold it."""
         state = {
             "time_steps": self.time_steps,
             "levels": {name: _as_json(level) for name, level in self.levels.items()},
@@ -88,11 +88,11 @@ class Calibration:
         With it, :func:`convert` makes a network that can load the state, in another process too.
 
         Args:
-            state_dict: of a calibrated ``TandemNetwork``, or of a module that contains one.
+            state_dict: the state of a calibrated ``TandemNetwork``, or of a module that contains one.
             prefix: the name of the network in that module, with a dot: "net.".
 
         Raises:
-            ValueError: ``state_dict`` has no calibration, as that of the ANN or of a network that is not calibrated.
+            ValueError: ``state_dict`` has no calibration: it is the ANN's, or a network's that is not calibrated.
 
         Examples:
             >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))

@@ -53,7 +53,7 @@ class CalibrationSettings:
         return self.calibrate is not None and not isinstance(self.calibrate, (Mapping, Calibration))
 
     def check(self, mode: str) -> None:
-        """Raise a TypeError or ValueError if an argument is wrong or does not fit the others."""
+        """Raise a TypeError or ValueError if an argument is wrong or does not fit another one."""
         if self.percentile is not None:
             checks.check_number("convert", "percentile", self.percentile)
             if not 0 < self.percentile <= 100:
@@ -69,11 +69,11 @@ class CalibrationSettings:
             raise ValueError("convert: mode must be 'constant' or 'impulse' with correct_bias=True, got 'spikes'")
 
     def neuron(self, neuron: Neuron | None) -> Neuron:
-        """Return the neurons of the network: the ones that were asked for, or the default.
+        """Return the neurons of the network: ``neuron``, or the default.
 
         Raises:
-            TypeError: ``neuron`` is none.
-            ValueError: it cannot be calibrated.
+            TypeError: ``neuron`` is not a neuron model.
+            ValueError: ``neuron`` cannot be calibrated.
         """
         if neuron is None:
             found = self.calibrate.neuron if isinstance(self.calibrate, Calibration) else None

@@ -37,7 +37,7 @@ class Call:
     """A call in the ANN's forward, as a rule sees it.
 
     A rule returns the result of one of these methods, or ``input`` itself for a call that changes nothing. Rules are
-    not used before the first weight layer or after the last one, where all inputs are real: those calls stay as they
+    not used before the first weight layer or after the last one, where all inputs are real: calls there stay as they
     are.
 
     Examples:
@@ -150,7 +150,7 @@ class Call:
     def average(self, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d, *, keepdim: bool = True) -> Any:
         """Pool spikes by averaging, and flatten the result if not ``keepdim``.
 
-        The averages get neurons; in a calibrated network only where they cannot do without.
+        The averages get neurons; in a calibrated network only where nothing else is possible.
         """
         x = self.input
         x = self.spikes() if isinstance(x, Current) else x
@@ -159,7 +159,7 @@ class Call:
         return average if keepdim else self._writer.flattened(average)
 
     def drop(self, kind: type[Any]) -> Any:
-        """Apply dropout to spikes with a module of class ``kind``, or the ANN's own module to real averages of them."""
+        """Apply dropout to spikes with a module of class ``kind``, or the ANN's own module to real averages."""
 
         def make(train: Train) -> Any:
             dropout = kind(self.module.p)
@@ -169,7 +169,7 @@ class Call:
         return self._drop(make)
 
     def drop_samples(self, make: Callable[[], nn.Module]) -> Any:
-        """Apply a module that silences samples to spikes, or the ANN's own module to real averages of them."""
+        """Apply a module that silences samples to spikes, or the ANN's own module to real averages."""
         return self._drop(lambda train: make())
 
     def _drop(self, make: Callable[[Train], Any]) -> Any:
@@ -362,7 +362,7 @@ class Call:
         return str(self.node.target) if self.node.op == "call_module" else self.node.name
 
     def like(self, module: nn.Module) -> Any:
-        """Convert the call as if it were one of ``module``, such as ``nn.MaxPool2d(2)`` for an equivalent function.
+        """Convert the call as if it called ``module``, such as ``nn.MaxPool2d(2)`` for an equivalent function.
 
         Raises:
             TypeError: there is no rule for the class of ``module``, or ``module`` has weights.
@@ -377,7 +377,7 @@ class Call:
         return inputs[0] if inputs and isinstance(inputs[0], fx.Node) else None
 
     def spikes(self) -> Train:
-        """Return the input as spikes. What has no ReLU gets neurons for both signs; an average gets neurons, too."""
+        """Return the input as spikes. Currents without a ReLU get neurons for both signs; averages get neurons, too."""
         x = self.input
         if self._other_input is not None:
             return self._writer.spikes(x)

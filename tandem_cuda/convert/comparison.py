@@ -16,6 +16,7 @@ from ..nn.modes import evaluating
 from ..nn.operations import Operations, ann_macs, synapses_by_input
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain, signs
+from .batches import copied
 from .record import Origin, Record
 from .trace import Showing, Traced, retraced
 from .weight_rules import RULES
@@ -74,11 +75,6 @@ def _chunks(inputs: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
 
     for i in range(0, inputs[0].shape[0] if inputs else 0, _CHUNK):
         yield tuple(part(x, slice(i, i + _CHUNK)) for x in inputs)
-
-
-def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Copy tensors, which the ANN may write to."""
-    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
 def _numbers_of(x: Any) -> Any:
@@ -179,7 +175,7 @@ class Sums:
         self.size += float(wanted.abs().sum())
 
 
-class Spiking(fx.Interpreter):
+class SpikingRun(fx.Interpreter):
     """Runs the spiking twin, sums up what its layers do, and keeps the spikes to be compared."""
 
     def __init__(self, network: Converted, layers: Mapping[fx.Node, tuple[Origin, Sums]]) -> None:
@@ -207,7 +203,7 @@ class Spiking(fx.Interpreter):
         return out
 
 
-def _comparing(root: nn.Module, graph: fx.Graph, spiking: Spiking) -> Showing:
+def _comparing(root: nn.Module, graph: fx.Graph, spiking: SpikingRun) -> Showing:
     """Return the ANN, which compares its activations with the spikes of its spiking twin when it runs."""
 
     def compare(node: fx.Node, activation: Any) -> None:
@@ -217,7 +213,7 @@ def _comparing(root: nn.Module, graph: fx.Graph, spiking: Spiking) -> Showing:
     return Showing(root, graph, compare)
 
 
-class Answers:
+class OutputComparison:
     """The classes that both networks choose, for each output [N, classes], and the sizes of the outputs."""
 
     def __init__(self) -> None:
@@ -263,7 +259,7 @@ class Answers:
 
 def run_both(
     network: Converted, record: Record, batches: tuple[Any, ...], sums: Mapping[str, Sums], trace: Traced | None
-) -> Answers:
+) -> OutputComparison:
     """Run the network and its ANN on a batch for each input, and return the answers of both.
 
     Args:
@@ -273,7 +269,7 @@ def run_both(
         sums: the sums of each layer with neurons, to be added to.
         trace: the trace of the ANN; by default it is traced again.
     """
-    ann, snn, answers = network.ann(), network.snn, Answers()
+    ann, snn, answers = network.ann(), network.snn, OutputComparison()
     origins = {origin.name: origin for origin in record.origins}
     nodes = {str(node.target): node for node in snn.graph.nodes if node.op == "call_module"}
     compared = {origins[name].node for name in sums} if network.levels is not None and batches else None
@@ -284,9 +280,9 @@ def run_both(
         torch.no_grad(),
     ):
         for chunk in _chunks(batches):
-            spiking = Spiking(network, {nodes[name]: (origins[name], of_layer) for name, of_layer in sums.items()})
-            outputs = spiking.run(*_copied(chunk))
+            spiking = SpikingRun(network, {nodes[name]: (origins[name], of_layer) for name, of_layer in sums.items()})
+            outputs = spiking.run(*copied(chunk))
             run: Any = ann if graph is None else _comparing(*graph, spiking).run
-            answers.add(outputs, run(*(_numbers_of(x) for x in _copied(chunk))))
+            answers.add(outputs, run(*(_numbers_of(x) for x in copied(chunk))))
             answers.samples += len(chunk[0])
     return answers

@@ -43,7 +43,7 @@ from .nodes import (
 )
 from .options import Options
 from .record import Record
-from .rules import applied, fire, rule_for
+from .rules import applied, relu_rule, rule_for
 from .trace import Traced
 from .values import SPIKES, Branch, Broken, Current, Pooled, Real, Shape, Size, Sizes, Train
 from .weight_rules import Unconvertible, WeightRule
@@ -86,7 +86,7 @@ class Conversion:
         self._check_parameters()
 
     def _check_hooks(self) -> None:
-        """Report code that would no longer be called: hooks of the ANN, hooks and own methods of replaced modules."""
+        """Report code that would no longer be called: hooks and overridden methods of the ANN and its modules."""
         if why := _bypassed(self.ann):
             self.problems.append(Problem(type(self.ann).__name__, type(self.ann).__name__, "", why, why))
         for node in self.nodes:
@@ -172,7 +172,8 @@ class Conversion:
             first = node.args[0] if node.args else None
             if node.target in _PARTS and isinstance(first, fx.Node) and isinstance(self.values[first], Broken):
                 return self.values[first]  # its problem has been reported
-            if node in self.tainted and (str(refused) == COUNTED or self._reads_unknown_size(node)):
+            unknown = any(self.value(x) is _UNKNOWN_SIZE for x in node.all_input_nodes)
+            if node in self.tainted and (unknown or str(refused) == COUNTED):
                 return self._broken(node)  # because of a substitute
             if refused.node is None or refused.node is node:
                 return self._problem(node, str(refused), why_all=refused.why_all)
@@ -190,9 +191,9 @@ class Conversion:
             return self._copied(node)
         rule = rule_for(node, self.ann)
         if isinstance(rule, WeightRule):
-            return self._weight(node, rule)
+            return self._weight(node)
         if rule is None and node in self.before and (why := self._weightless(node)):
-            # It would have been a layer of its own.
+            # It would have become a layer.
             dims = getattr(self.value(node.all_input_nodes[0]), "dims", None) if node.all_input_nodes else None
             return self._problem(node, why, self.writer.stand_in(dims=dims))
         if node.op == "placeholder" and self.writer.options.mode == "spikes":
@@ -255,7 +256,7 @@ class Conversion:
             return None
         return f"{type(owner).__module__}.{type(owner).__qualname__}".removeprefix("__main__.")
 
-    def _weight(self, node: fx.Node, rule: WeightRule) -> Any:
+    def _weight(self, node: fx.Node) -> Any:
         module = module_of(self.ann, node)
         argument = node.all_input_nodes[0]
         if (len(node.args), len(node.kwargs)) not in ((1, 0), (0, 1)) and node not in self.last:
@@ -355,7 +356,7 @@ class Conversion:
             return False
         written = node.args[0]
         x = self.value(written)
-        if isinstance(x, (Train, Pooled)) and not x.signed and rule_for(node, self.ann) is fire:
+        if isinstance(x, (Train, Pooled)) and not x.signed and rule_for(node, self.ann) is relu_rule:
             return False  # ReLU does not change spikes
         shared = sharing(self.ann, written, node, self.values)
         values = [self.value(alias) for alias in shared]
@@ -401,9 +402,6 @@ class Conversion:
         if asks_for_size(node) or (instead is None and any(isinstance(x, (Size, Shape, Sizes)) for x in inputs)):
             instead = _UNKNOWN_SIZE
         return Broken(self.writer.stand_in() if instead is None else instead)
-
-    def _reads_unknown_size(self, node: fx.Node) -> bool:
-        return any(self.value(x) is _UNKNOWN_SIZE for x in node.all_input_nodes)
 
 
 def _bypassed(module: nn.Module) -> str:

@@ -68,7 +68,7 @@ class Example:
         return any(isinstance(x, Tensor) for x in tree_leaves(self.values[node][0]))
 
     def _computed_from(self, node: fx.Node) -> set[fx.Node]:
-        """Return the node and the nodes that it is computed from, without tensors and what they depend on."""
+        """Return the node and the nodes that it is computed from, without tensors and the nodes behind tensors."""
 
         def numbers(nodes: Iterable[fx.Node]) -> list[fx.Node]:
             return [x for x in nodes if not self._is_tensor(x)]
@@ -115,8 +115,8 @@ class Example:
         """Make the graph raise an error for an input whose size would have got another answer."""
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         for node, x, dims in zip(placeholders, self.inputs, self.sizes, strict=True):
-            if 1 in dims and any(_reads_channels(user, ann) for user in node.users):
-                dims = dims - {1}  # the layer refuses other numbers of channels
+            if 1 in dims and any(isinstance(module_of(ann, user), nn.modules.conv._ConvNd) for user in node.users):
+                dims = dims - {1}  # the convolution refuses other numbers of channels
             if not dims and not self.ranked:
                 continue
             sizes = tuple(size if d in dims else None for d, size in enumerate(x.shape))
@@ -151,11 +151,6 @@ def _asks_for_rank(node: fx.Node) -> bool:
 
 _WITHOUT_SIZES = {"dim", "ndim", "ndimension", "dtype", "device", "is_cuda", "is_floating_point", "requires_grad"}
 """Attributes and methods of tensors that do not depend on sizes."""
-
-
-def _reads_channels(node: fx.Node, ann: nn.Module) -> bool:
-    """Whether the node calls a convolution."""
-    return isinstance(module_of(ann, node), nn.modules.conv._ConvNd)
 
 
 def sized_as_traced(x: Tensor, sizes: Sequence[int | None]) -> Tensor:

@@ -21,7 +21,7 @@ from .calibrate import Calibration, Level
 from .calibrator import CalibrationSettings, Calibrator
 from .conversion import Conversion, cut
 from .network import TandemNetwork
-from .nodes import inputs_of
+from .nodes import inputs_of, some
 from .options import Options
 from .record import Sample
 from .replace import check_replacements, replaced
@@ -63,10 +63,10 @@ def convert(
     |---|---|
     | nn.Conv1d, nn.Conv2d, then optionally batch norm, then ReLU | TandemConv1d, TandemConv2d |
     | nn.ConvTranspose2d, nn.Linear, then optionally batch norm, then ReLU | TandemConvTranspose2d, TandemLinear |
-    | sums of such branches and of activations, then ReLU | TandemAdd |
+    | sums of these layers and of activations, then ReLU | TandemAdd |
     | average pooling, adaptive or not, or the mean over all pixels | SpikingAvgPool2d, SpikingAdaptiveAvgPool2d |
     | max pooling, dropout, dropout2d, also before the ReLU | SpikingMaxPool2d, TandemDropout, TandemDropout2d |
-    | nn.Flatten, torch.flatten, x.view(len(x), -1) and the like | SpikeTrain.flatten |
+    | nn.Flatten, torch.flatten, x.view(len(x), -1) | SpikeTrain.flatten |
     | nn.Identity; ReLU of non-negative values | nothing |
 
     ReLU, pooling, dropout and flatten may be modules, functions or methods. Optional arguments of forward keep their
@@ -123,13 +123,13 @@ def convert(
         correct_bias: shift the pre-activations of the spiking twin, layer by layer, so that the mean of each channel's
             decoded spikes is the mean of the ANN's activations on ``calibrate``. The ANN's parameters stay as they are.
             By default (None), yes, but not in mode "spikes", where ``calibrate`` has no spike trains.
-        spiking_layers: the number of spiking layers, at least 1; by default all. A smaller number than all requires
+        spiking_layers: the number of spiking layers, at least 1; by default all. A smaller number requires
             ``calibrate``: the ANN after the cut expects activations, not counts.
         engine: "auto", "event" or "dense": how spiking products are computed.
         learn_thresholds: whether every spiking layer and TandemAdd learns its threshold (``learn_threshold``), starting
             from the threshold of ``neuron`` or of calibration. Average poolings with neurons keep their thresholds.
         replace: replace modules of the ANN itself, as in ``{nn.SiLU: nn.ReLU}``: classes of modules that have no
-            spiking form, and the classes (called without arguments) or modules to put in their place. The ANN then
+            spiking form, and the classes (called without arguments) or modules that replace them. The ANN then
             computes something else and wants fine-tuning; a warning says so.
         gates: "analogue" to keep squeeze-and-excitation: the factors of channels are computed from spike counts, by the
             ANN's own layers and without spikes (:class:`tandem_cuda.nn.TandemGate`). By default it is refused.
@@ -183,21 +183,15 @@ def convert(
         record = conversion.record()
         record.replaced, record.per_layer = tuple(names_replaced), per_layer
         record.sizes = None if example is None else _sizes(example)
-        writer = conversion.writer
-        names = [layer.name for layer in writer.layers]
         with _quantised(ann, snn, weights):
-            if not calibrated:
-                return TandemNetwork(snn, ann, time_steps, names, record=record, traced=trace)
-            calibrator = Calibrator(conversion, snn, settings)
-            if earlier is None:
-                calibration = Calibration(time_steps, calibrator.levels(batches), neuron=neuron)
-            else:
+            calibrator, calibration = Calibrator(conversion, snn, settings), None
+            if earlier is not None:
                 calibration = calibrator.fitting(earlier)
-            pools = [(pool.name, source) for pool, source in writer.pools]
-            signed = [layer.name for layer in writer.layers if layer.signed]
-            wiring = pools, writer.readers, writer.cats, signed, record, trace
-            network = TandemNetwork(snn, ann, time_steps, names, calibration, *wiring)
-            if batches and mode != "spikes":  # for counts do not tell when the spikes come
+            elif calibrated:
+                calibration = Calibration(time_steps, calibrator.levels(batches), neuron=neuron)
+            users = conversion.writer.level_users()
+            network = TandemNetwork(snn, ann, time_steps, calibration, users, record, trace)
+            if calibration is not None and batches and mode != "spikes":  # for counts do not tell when the spikes come
                 record.sample = Sample(batches[0])
                 if correct_bias is not False:
                     network.calibration = replaced_fields(calibration, corrections=calibrator.corrections(batches))
@@ -299,10 +293,8 @@ def _check_dtypes(ann: nn.Module, weights: str | None) -> None:
         name = next(name for name, dtype in floats.items() if dtype == torch.float64)
         raise TypeError(f"convert: ann must have parameters of float32 with weights={weights!r}, got float64 in {name}")
     if other:
-        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         got = ", ".join(sorted({str(dtype) for dtype in other.values()}))
-        names = ", ".join(list(other)[:3])
         raise TypeError(
-            f"convert: ann must have parameters of float32 or float64, got {got} in {names}{more}; call ann.float() "
-            "first (products still run in lower precision under torch.autocast)"
+            f"convert: ann must have parameters of float32 or float64, got {got} in {some([*other], 3)}; call "
+            "ann.float() first (products still run in lower precision under torch.autocast)"
         )

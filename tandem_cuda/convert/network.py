@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from .record import Record
 from .report import ConversionReport, report_on
 from .trace import Traced
 from .twins import Twins
-from .values import Source
+from .values import LevelUsers, SpikeSource
 from .watch import Watch
 
 
@@ -28,7 +28,7 @@ class TandemNetwork(nn.Module):
 
     ``snn`` is the spiking twin, a torch.fx.GraphModule whose layers keep their names in the ANN. :meth:`ann` returns
     the original ANN. Training, moving or loading either network does the same to the other. ``state_dict`` uses the
-    ANN's names, and loads the ANN's checkpoints. It holds two things more. Of a calibrated network, "_extra_state" has
+    ANN's names, and loads the ANN's checkpoints. It holds two things more. In a calibrated network, "_extra_state" is
     the calibration as a uint8 Tensor: loading it brings the thresholds back, and
     :meth:`Calibration.of_state <tandem_cuda.convert.Calibration.of_state>` reads it. Thresholds that learn are
     "<layer>.log_threshold" for each of ``spiking_layers``.
@@ -61,7 +61,7 @@ class TandemNetwork(nn.Module):
     calibrated."""
     time_steps: int
     """T. In mode "spikes" the input decides on T, unless the network is calibrated: its thresholds are for this T."""
-    _readers: tuple[tuple[Any, tuple[Source, ...]], ...] = ()  # of networks pickled by earlier versions
+    _readers: tuple[tuple[Any, tuple[SpikeSource, ...]], ...] = ()  # of networks pickled by earlier versions
     _cats: tuple[tuple[Any, list[str | None]], ...] = ()  # likewise
     _record: Record | None = None  # likewise
     _watch: Watch | None = None  # likewise
@@ -71,23 +71,17 @@ class TandemNetwork(nn.Module):
         snn: fx.GraphModule,
         ann: nn.Module,
         time_steps: int,
-        spiking_layers: Iterable[str] = (),
-        calibration: Calibration | None = None,
-        pools: Iterable[tuple[str, str | None]] = (),
-        readers: Iterable[tuple[Any, tuple[Source, ...]]] = (),
-        cats: Iterable[tuple[Any, list[str | None]]] = (),
-        signed: Iterable[str] = (),
-        record: Record | None = None,
-        traced: Traced | None = None,
+        calibration: Calibration | None,
+        level_users: LevelUsers,
+        record: Record,
+        traced: Traced,
     ) -> None:
         super().__init__()
         self.snn = snn
-        self.spiking_layers = tuple(spiking_layers)
+        self.spiking_layers = level_users.layers
         self.calibration = calibration
-        self._signed = frozenset(signed)  # spiking layers with neurons for both signs
-        self._pools = tuple(pools)  # average poolings with neurons, and the layers whose levels their inputs have
-        self._readers = tuple(readers)  # modules that weigh the spikes of each channel, and where these come from
-        self._cats = tuple(cats)  # concatenations of trains whose spikes differ in weight, and their levels
+        self._signed, self._pools = level_users.signed, level_users.pools
+        self._readers, self._cats = level_users.readers, level_users.cats
         self._record = record
         self._totals: dict[Encode, float] = {}  # of constant input: scale * T
         self.set_time_steps(time_steps)
@@ -101,8 +95,7 @@ class TandemNetwork(nn.Module):
         for name, module in snn.named_modules():
             if module not in shared:  # shared modules keep their mode: parts of a model may be frozen
                 module.training = modes.get(name, ann.training)
-        if traced is not None and record is not None:
-            self._watch = Watch(ann, traced, record)
+        self._watch = Watch(ann, traced, record)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
@@ -363,7 +356,7 @@ class TandemNetwork(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> TandemNetwork:
         self.check_twins()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in self._twins.only_ann:  # .to() and the like also apply to what only the ANN holds
+        for name in self._twins.only_ann:  # .to(), for example, also moves what only the ANN holds
             owner, key = owner_of(self.ann(), name)
             x = getattr(owner, key)
             if isinstance(x, nn.Parameter):

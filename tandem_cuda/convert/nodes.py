@@ -7,8 +7,8 @@ import functools
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,7 @@ _INTERNAL = {*vars(nn.Module()), "training"}
 def settings(module: nn.Module) -> dict[str, Any]:
     """Return the attributes that decide on what a module computes, but no tensors, and not train or eval mode.
 
-    These are numbers, strings, functions, copies of collections of them, and methods that the instance overrides.
+    These are numbers, strings, functions, copies of collections of these, and methods that the instance overrides.
     """
     own = {key: x for key, x in vars(module).items() if key not in _INTERNAL}
     copies = {key: snapshot(x) for key, x in own.items() if is_setting(x)}
@@ -104,7 +104,7 @@ def all_settings(ann: nn.Module) -> dict[tuple[str, str], Any]:
 
 
 def is_setting(x: Any) -> bool:
-    """Whether x is a number, a string, a function or a collection of them."""
+    """Whether x is a number, a string, a function or a collection of these."""
     if isinstance(x, (tuple, list, set, frozenset)):
         return all(map(is_setting, x))
     if isinstance(x, dict):
@@ -168,9 +168,12 @@ def scope_of(node: fx.Node, ann: nn.Module) -> str:
     return (list(stack)[-1] if stack else "") or type(ann).__name__
 
 
-def closure(nodes: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+_Node = TypeVar("_Node")
+
+
+def closure(nodes: Iterable[_Node], following: Callable[[_Node], Iterable[_Node]]) -> set[_Node]:
     """Return these nodes, the nodes that follow them, the nodes that follow those, and so on."""
-    found: set[fx.Node] = set()
+    found: set[_Node] = set()
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
@@ -193,6 +196,11 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
     if any(is_of_class(module, *name) for name in _STOCHASTIC_DEPTH):
         return StochasticDepth
     return parametrize.type_before_parametrizations(module)
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """Return the first names as a list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def parametrized(module: Any) -> list[tuple[str, Any]]:

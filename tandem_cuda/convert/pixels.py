@@ -38,7 +38,7 @@ class Pixels:
                 self.tokens[node] = node
 
     def differ(self, nodes: Iterable[fx.Node]) -> bool:
-        """Whether one of these values has one pixel, and another one is an image that is pooled to one."""
+        """Whether a value has one pixel and another value is an image that is pooled to one pixel."""
         tokens = {self.tokens.get(node, node) for node in nodes}
         return _PIXEL in tokens and not tokens.isdisjoint(self.pooled - {_PIXEL})
 

@@ -93,7 +93,7 @@ class _Type(metaclass=_Metatype):
 
 
 def _isinstance(x: Any, kinds: Any) -> bool:
-    """Replaces ``isinstance`` there."""
+    """Replaces ``isinstance`` in the ANN's own modules while it is traced."""
     return isinstance(x, kinds) or (isinstance(x, fx.Proxy) and issubclass(_known(x), kinds))
 
 

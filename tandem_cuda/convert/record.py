@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .values import Source
+from .values import SpikeSource
 
 _SAMPLES = 64
 
@@ -32,7 +32,7 @@ class Origin:
     """Whether the spikes stand for values of both signs."""
     bound: float | None = None
     """The largest value that the activation returns."""
-    sources: tuple[Source, ...] | None = None
+    sources: tuple[SpikeSource, ...] | None = None
     """The source of each channel, if the spikes of channels differ in weight."""
     features: bool = False
     """Whether ``sources`` are of features, along the last dimension."""

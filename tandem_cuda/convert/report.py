@@ -15,13 +15,14 @@ from ..nn.operations import synapses_by_input
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
 from .comparison import FEW, Converted, Sums, inputs_of, run_both
-from .nodes import kind_of, name_in_ann
+from .nodes import kind_of, name_in_ann, some
 from .record import Origin, Record
 from .trace import Traced
 
 _AVERAGES = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d)
 _WITH_NEURONS = (TandemLayer, TandemAdd, TandemGate, *_AVERAGES)
 _SATURATED = 0.05  # share of neurons from which on a layer is said to saturate
+_MOST = 6  # names in a list
 _AGREEING, _OUTPUT_ERROR = 0.9, 0.5  # an SNN is said to be unlike its ANN below this agreement, or above this error
 
 
@@ -169,7 +170,7 @@ class ConversionReport:
         verdict = [f"{self.verdict[:1].upper()}{self.verdict[1:]}."] if self.verdict else []
         lines = [title, *verdict, "", table([[row[i] for i in known] for row in rows], texts=3)]
         if self.unchanged:
-            lines.append(f"Unchanged: {_some(self.unchanged)}")
+            lines.append(f"Unchanged: {some(self.unchanged, _MOST)}")
         lines += [f"Note: {note}" for note in self.notes]
         lines += [f"Warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
@@ -183,11 +184,6 @@ def _row(layer: ConvertedLayer) -> list[str]:
     spikes = "" if layer.error_in_spikes is None else f"{layer.error_in_spikes:.2f}"
     operations = ["" if x is None else f"{x:,.0f}" if x else "-" for x in (layer.synops, layer.macs)]
     return [layer.name, layer.ann, of_snn, threshold, *cells, spikes, *operations]
-
-
-def _some(names: Sequence[str]) -> str:
-    """Return names as a list, but not too many."""
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def report_on(network: Converted, record: Record, inputs: Any, trace: Traced | None = None) -> ConversionReport:
@@ -270,22 +266,22 @@ def _notes(
     signed = [layer.name for layer in layers if layer.signed and layer.spiking]
     if signed:
         yield (
-            f"no ReLU follows {_some(signed)}. The values travel as the difference of two spike trains, of "
+            f"no ReLU follows {some(signed, _MOST)}. The values travel as the difference of two spike trains, of "
             "neurons for either sign"
         )
     averages = [name for name in sums if isinstance(network.snn.get_submodule(name), _AVERAGES)]
     if averages:
-        yield f"averages with neurons of their own, which round once more: {_some(averages)}"
+        yield f"averages with neurons of their own, which round once more: {some(averages, _MOST)}"
     if record.gates:
-        yield f"gates that stay analogue, computed from the counts of all time steps: {_some(record.gates)}"
+        yield f"gates that stay analogue, computed from the counts of all time steps: {some(record.gates, _MOST)}"
     if record.per_layer:
-        yield f"thresholds of layers and not of channels, which {_some(record.per_layer)} cannot take"
+        yield f"thresholds of layers and not of channels, which {some(record.per_layer, _MOST)} cannot take"
     if record.replaced:
-        yield f"activations of the ANN itself were replaced, and it wants fine-tuning: {_some(record.replaced)}"
+        yield f"activations of the ANN itself were replaced, and it wants fine-tuning: {some(record.replaced, _MOST)}"
     if any(float(x.detach()) for name, x in network.snn.named_parameters() if name.endswith("log_threshold")):
         yield "thresholds have learned. The ANN does not have them, so errors contain what they have changed"
     if misfits := [name for name, of in sums.items() if of.misfit]:
-        yield f"no error for {_some(misfits)}: they have another number of values than the ANN"
+        yield f"no error for {some(misfits, _MOST)}: they have another number of values than the ANN"
     if not samples:
         spikes = "" if any(isinstance(module, Encode) for module in network.snn.modules()) else ", spike trains"
         yield f"no rates, errors and operations without samples: call report({_wanted(network)}){spikes}"
@@ -305,19 +301,20 @@ def _warnings(report: ConversionReport) -> Iterable[str]:
     saturated = [f"{layer.name} ({layer.saturation:.1%})" for layer in report.saturated]
     if saturated and (not calibrated or report.is_unlike):  # levels of least error let some neurons saturate
         remedy = "calibrate=, with a higher percentile, lets" if calibrated else "calibrate=, or higher thresholds, let"
-        yield f"saturated, many neurons spike as often as they can: {_some(saturated)}; {remedy} larger values through"
+        which = some(saturated, _MOST)
+        yield f"saturated, many neurons spike as often as they can: {which}; {remedy} larger values through"
     dead = [layer.name for layer in report.layers if layer.firing_rate == 0]
     if dead:
         remedy = "calibrate=, or lower thresholds"
         if calibrated:
             remedy = "more time steps, IF(initial=0.5) or a lower percentile"
-        yield f"dead, no neuron spikes: {_some(dead)}; try {remedy}"
+        yield f"dead, no neuron spikes: {some(dead, _MOST)}; try {remedy}"
 
 
 def _saturates(network: Converted, layer: ConvertedLayer, time_steps: int) -> bool:
     """Whether many neurons spike as often as they can, though the ANN's activation has no bound there."""
-    if layer.saturation is None or layer.saturation <= _SATURATED or time_steps == 1:  # where every spike is the last
-        return False
+    if layer.saturation is None or layer.saturation <= _SATURATED or time_steps == 1:
+        return False  # with one step, every neuron that spikes does so as often as it can
     if layer.bound is None or network.levels is None:
         return True
     return float(torch.as_tensor(network.levels[layer.name]).min()) < layer.bound

@@ -66,7 +66,7 @@ def register(target: Any, rule: Rule | WeightRule) -> None:
     RULES[key] = rule
 
 
-def fire(call: Call) -> Any:
+def relu_rule(call: Call) -> Any:
     """The rule of nn.ReLU: replace it by neurons."""
     return call.fire()
 
@@ -126,7 +126,7 @@ def arguments_of(call: Call, signature: Callable[..., Any], *, sizes: bool = Fal
 
 
 def converts(*functions: Any, sizes: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a rule for functions. Behind the call it takes their arguments, as :func:`arguments_of` checks them."""
+    """Register a rule for functions. After the call, it takes their arguments, which :func:`arguments_of` checks."""
 
     def registered(rule: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(rule)

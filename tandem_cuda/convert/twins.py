@@ -15,7 +15,7 @@ from ..nn.quantiser import quantiser
 from ..nn.tandem import TandemLayer
 from ..nn.weighted import OF_CONVERSION
 from ..nn.weights import stored
-from .nodes import owner_of
+from .nodes import owner_of, some
 from .weight_rules import has_weights
 
 _AGAIN = "(calibrate=snn.calibration keeps the thresholds)"
@@ -121,11 +121,10 @@ class Twins:
         changed = [name for name, (parent, key, child) in self._placed.items() if parent._modules.get(key) is not child]
         changed += [name for name, owner, key, x in self._held if owner._parameters.get(key) is not x]
         if changed:
-            more = "" if len(changed) < 4 else f" and {len(changed) - 3} more"
             raise RuntimeError(
                 "TandemNetwork: the ANN must keep the parameters and modules that it shares with its spiking twin, "
-                f"but {', '.join(changed[:3])}{more} "
-                f"{'was' if len(changed) == 1 else 'were'} replaced (by load_state_dict(assign=True), pruning, "
+                f"but {some(changed, 3)} {'was' if len(changed) == 1 else 'were'} replaced (by "
+                "load_state_dict(assign=True), pruning, "
                 f"a parametrization or an assignment). Call convert on the ANN again {_AGAIN}, or load with "
                 "snn.load_state_dict"
             )

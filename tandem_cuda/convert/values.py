@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-Source = tuple[str | None, int]
+SpikeSource = tuple[str | None, int]
 """Where the spikes of a channel come from: the layer whose level, divided by T, is the weight of a spike (None: the
 weight is 1), and the channel's number there."""
 
@@ -34,7 +34,7 @@ class Train:
     """Whether there are two neurons for each value of the ANN, for its positive and its negative part."""
     channels: int | None = None
     """The number of channels or features of the ANN's value; None if it is not known."""
-    sources: tuple[Source, ...] | None = None
+    sources: tuple[SpikeSource, ...] | None = None
     """The source of each channel, if the spikes of channels differ in weight. ``level`` is then None."""
     dims: int | None = None
     """The number of dimensions, including the batch; None if it is not known."""
@@ -175,6 +175,22 @@ class Pooled:
         if not (pool.count_include_pad or pool.divisor_override or pool.padding in (0, (0, 0))):
             return False  # windows at the border are smaller
         return self.flat if isinstance(layer, nn.Linear) else layer.groups == 1
+
+
+@dataclass(frozen=True)
+class LevelUsers:
+    """The parts of a spiking twin that depend on the levels of its layers."""
+
+    layers: tuple[str, ...]
+    """The tandem layers and TandemAdds, in order of execution."""
+    signed: frozenset[str]
+    """The layers with neurons for both signs."""
+    pools: tuple[tuple[str, str | None], ...]
+    """Average poolings with neurons, in order of execution, each with the layer whose level its input has."""
+    readers: tuple[tuple[Any, tuple[SpikeSource, ...]], ...]
+    """Modules that multiply the channels that they read by different weights of a spike, and the channels' sources."""
+    cats: tuple[tuple[Any, list[str | None]], ...]
+    """Concatenations of trains whose spikes differ in weight, and the level of each input."""
 
 
 SPIKES = (Train, Pooled, Current)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .nodes import is_setting, kind_of, name_in_ann, overridden_methods, settings, snapshot
+from .nodes import is_setting, kind_of, name_in_ann, overridden_methods, settings, snapshot, some
 from .record import Record
 from .rules import RULES
 from .trace import Traced, retraced
@@ -58,7 +58,7 @@ class Watch:
         except Exception:  # forward may raise anything
             same = False
         if tensors or not same:
-            return ", ".join(suspects[:3]) + (f" and {len(suspects) - 3} more" if len(suspects) > 3 else "")
+            return some(suspects, 3)
         self.note()  # what changed does not matter to forward
         return ""
 
@@ -83,7 +83,7 @@ def _replaced(name: str, before: dict[str, Any], now: dict[str, Any]) -> Iterato
 
 
 def _compared(module: nn.Module) -> dict[str, Any]:
-    """Return the settings that must not change: of a module in both twins only the methods that it overrides."""
+    """Return the settings that must not change: for a module in both twins, only the methods that it overrides."""
     kind = kind_of(module)
     is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
     if is_norm or (kind.__module__.startswith("torch.") and kind not in RULES):
@@ -99,7 +99,7 @@ def _called(traced: Traced) -> dict[str, Any]:
 
 
 def _alike(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether all modules compute what they did. New attributes do not matter, nor do writes out of place."""
+    """Whether all modules compute what they did. New attributes do not matter, nor does a change to out-of-place."""
     if before.keys() != now.keys():
         return False
     for name, (kind, known) in before.items():

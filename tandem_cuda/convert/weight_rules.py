@@ -18,7 +18,7 @@ class Unconvertible(Exception):
 
     Args:
         why: what to use instead, as in "use mode='nearest'".
-        why_all: the same for several such calls; by default ``why``.
+        why_all: what to use for several such calls; by default ``why``.
 
     Examples:
         >>> from tandem_cuda.convert.rules import Unconvertible, register
@@ -40,14 +40,14 @@ class Unconvertible(Exception):
         super().__init__(why)
         self.why_all = why_all
         self.node: fx.Node | None = None
-        """The call that is refused, if it is not the one that is being converted."""
+        """The call that is refused, if it is not the call that is being converted."""
 
 
 @dataclass(frozen=True)
 class WeightRule:
     """The rule of a class of weight layers: with optional batch norm and an activation they become one tandem layer.
 
-    The tandem layer holds the ANN layer's own parameters and must compute the same from them.
+    The tandem layer holds the ANN layer's own parameters, and must compute from them what the ANN's layer computes.
 
     Examples:
         >>> from tandem_cuda.convert.rules import WeightRule, register

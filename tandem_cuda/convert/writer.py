@@ -1,4 +1,4 @@
-"""Writing the SNN's graph: its modules, and the calls of them."""
+"""Writing the SNN's graph: its modules and their calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .options import Options
 from .pixels import Pixels
 from .record import Origin
 from .trace import Traced
-from .values import Branch, Broken, Current, Pooled, Real, Source, SpikingLayer, Train
+from .values import Branch, Broken, Current, LevelUsers, Pooled, Real, SpikeSource, SpikingLayer, Train
 from .weight_rules import Unconvertible, weights_of
 
 
@@ -66,17 +66,27 @@ class Writer:
         """Spike trains, and their decoded counts."""
         self.layers: list[SpikingLayer] = []
         self.pools: list[tuple[SpikingLayer, str | None]] = []
-        """Average poolings with neurons, each with the layer whose level is the level of its input."""
+        """As in :class:`LevelUsers`, but with all that is known about the pooling."""
         self.origins: list[Origin] = []
         """What each module that replaces something of the ANN comes from."""
-        self.readers: list[tuple[Any, tuple[Source, ...]]] = []
-        """Modules that multiply the channels that they read by different weights of a spike, and their sources."""
+        self.readers: list[tuple[Any, tuple[SpikeSource, ...]]] = []
+        """As in :class:`LevelUsers`."""
         self.cats: list[tuple[Any, list[str | None]]] = []
-        """Concatenations of trains whose spikes differ in weight, and the level of each input."""
+        """As in :class:`LevelUsers`."""
         self.like = next(self.ann.parameters(), torch.empty(0))
         """For the device and dtype of constants."""
         self.now: fx.Node | None = None
         """The ANN's node that is being converted."""
+
+    def level_users(self) -> LevelUsers:
+        """Return the modules written so far that depend on levels."""
+        return LevelUsers(
+            tuple(layer.name for layer in self.layers),
+            frozenset(layer.name for layer in self.layers if layer.signed),
+            tuple((pool.name, source) for pool, source in self.pools),
+            tuple(self.readers),
+            tuple(self.cats),
+        )
 
     @cached_property
     def pixels(self) -> Pixels:
@@ -202,7 +212,7 @@ class Writer:
         largest = math.inf if bound is None else bound
         self.layers.append(SpikingLayer(name, node, signed, largest, self._before_deferred(node, x), channels))
         level: str | None = name
-        sources: tuple[Source, ...] | None = None
+        sources: tuple[SpikeSource, ...] | None = None
         if self.options.per_channel:
             assert channels is not None  # or else there would be no layer
             level, sources = None, tuple((name, i) for i in range(channels))
@@ -439,7 +449,7 @@ class Writer:
         self.reads(decode, train)
 
     def named(self, name: str, module: nn.Module, replaces: bool = False) -> str:
-        """Add a module under a unique name. Only a module that replaces one of the ANN may take that one's name."""
+        """Add a module under a unique name. Only a module that replaces one of the ANN's may take its name."""
         unique, i = name, 1
         while unique in self.modules or (unique in self.names and not (replaces and unique == name)):
             unique, i = f"{name}_{i}", i + 1

@@ -10,7 +10,7 @@ _NORMS = ("bn1d", "bn2d")
 
 
 def from_authors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the entries of a checkpoint from https://github.com/deepspike/tandem_learning to those of tandem layers.
+    """Rename the entries of a checkpoint from https://github.com/deepspike/tandem_learning to names of tandem layers.
 
     The authors' layers hold their weights in a submodule conv1d, conv2d or linear, and their batch norm in bn1d or
     bn2d. A tandem layer is itself the convolution or linear layer, and its batch norm is ``norm``::
@@ -19,7 +19,7 @@ def from_authors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         conv1.bn2d.weight   -> conv1.norm.weight   fc5.bn1d.running_mean -> fc5.norm.running_mean
 
     Entries without such a submodule in their name, such as fc6.weight of a read-out, keep their name. Load the result
-    into a network whose layers are named as theirs: nn.Sequential(OrderedDict(encode=..., conv1=TandemConv2d(...),
+    into a network whose layers have the authors' names: nn.Sequential(OrderedDict(encode=..., conv1=TandemConv2d(...),
     ...)). Their batch norms have eps = 1e-4 and momentum = 0.9: set ``norm.eps`` and ``norm.momentum``. Their code
     omits eps when it folds batch norm into the spiking twin; tandem layers include it.
 

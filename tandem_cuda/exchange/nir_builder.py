@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..neuron import IF, Neuron
 from ..nn import EncodedInput
-from ..nn.nir import Geometry, Product, Shape, dense, image
+from ..nn.nir import NirGeometry, Product, Shape, dense, image
 from ..spike_train import SpikeTrain
 from .nir_format import nir, unsupported
 from .nir_nodes import array_of, convolution_node, neurons_node
-from .nir_sources import Convolution, Source, convolution, is_image
+from .nir_sources import NirConvolution, NirSource, convolution, is_image
 
 _DIMENSIONS = "its input must be [N, F], [N, C, L] or [N, C, H, W]"
 
@@ -23,7 +23,7 @@ _DIMENSIONS = "its input must be [N, F], [N, C, L] or [N, C, H, W]"
 class Signal(NamedTuple):
     """A value of the model, and where the graph has it."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[NirSource, ...]
     """What adds up to it, without the factor ``gain``."""
     value: Any
     """The value for the sample."""
@@ -45,7 +45,7 @@ class Signal(NamedTuple):
     def times(self, factor: float) -> Signal:
         return self._replace(gain=self.gain * factor)
 
-    def node(self) -> Source | None:
+    def node(self) -> NirSource | None:
         """Return the source that is the value itself, if there is one."""
         (source, *others) = self.sources
         return source if not others and source.whole() else None
@@ -78,7 +78,7 @@ class Builder:
         self.encoding: tuple[int, str] | None = None
         """T, and the encoding of the input."""
         self.problems: list[str] = []
-        sources = (Source(("input",), tuple(sample.shape[1:])),)
+        sources = (NirSource(("input",), tuple(sample.shape[1:])),)
         if isinstance(sample, SpikeTrain):
             self.encoding = sample.time_steps, "spikes"
             self.sample = Signal(sources, sample, "spikes", sample.amplitude)
@@ -111,20 +111,20 @@ class Builder:
 
     # -- weights
 
-    def _product(self, at: Place, signal: Signal, product: Product) -> Source:
+    def _product(self, at: Place, signal: Signal, product: Product) -> NirSource:
         """Add the nodes of a layer's weights."""
         for problem in product.problems:
             self._refuse(at, problem)
         shape = signal.shape
         if product.geometry is None and len(shape) != 1:
             self._refuse(at, f"its input must be [N, F], got {[1, *shape]}; put nn.Flatten before it")
-            return Source((), self.shape)
+            return NirSource((), self.shape)
         if len(shape) > 3:
             self._refuse(at, f"{_DIMENSIONS}, got {[1, *shape]}")
-            return Source((), self.shape)
+            return NirSource((), self.shape)
         return self._by_source(at, signal, product)
 
-    def _by_source(self, at: Place, signal: Signal, product: Product) -> Source:
+    def _by_source(self, at: Place, signal: Signal, product: Product) -> NirSource:
         """Add a node of weights for each source of the signal. The first one has the bias."""
         assert self.encoding is not None
         weight, bias, geometry, rounding, _ = product
@@ -134,10 +134,10 @@ class Builder:
             self._refuse(at, "weights and bias must be finite, got NaN or infinite values")
         if geometry is not None and any(source.part is not None for source in signal.sources):
             scaled, geometry = dense(scaled, geometry.groups), geometry._replace(groups=1)
-        products: dict[Any, tuple[Source, Convolution, dict[str, Any]]] = {}
+        products: dict[Any, tuple[NirSource, NirConvolution, dict[str, Any]]] = {}
         for source in signal.sources:
             if geometry is None:
-                own: Convolution | None = Convolution(source.features(scaled))
+                own: NirConvolution | None = NirConvolution(source.features(scaled))
             else:
                 own = convolution(source, signal.shape, scaled, geometry)
             if own is None:
@@ -162,7 +162,7 @@ class Builder:
             nodes.append(self._put(at.part(i, len(products)).name, node, source.nodes))
             per_step = None  # added once
         self._check_shapes(at, shapes, signal.why)
-        return Source(tuple(nodes), shapes[0])
+        return NirSource(tuple(nodes), shapes[0])
 
     def _check_shapes(self, at: Place, shapes: list[Shape], why: str) -> None:
         """Currents that add up must agree in shape also if the model sees some lines as images of height 1."""
@@ -173,10 +173,10 @@ class Builder:
     def _convolution(
         self,
         at: Place,
-        conv: Convolution,
+        conv: NirConvolution,
         bias: Tensor | None,
         size: tuple[int, int],
-        source: Source,
+        source: NirSource,
         metadata: dict[str, Any],
     ) -> nir.NIRNode:
         """Return a node of type Conv1d or Conv2d for the source's nodes."""
@@ -187,28 +187,28 @@ class Builder:
         except ValueError as error:
             raise self._refusal(at, str(error)) from None
 
-    def _depthwise(self, at: Place, weight: Tensor, geometry: Geometry, source: Source) -> Source:
+    def _depthwise(self, at: Place, weight: Tensor, geometry: NirGeometry, source: NirSource) -> NirSource:
         """Add a depthwise convolution of a node with constant weights."""
         conv = convolution(source, source.shape, weight, geometry)
         assert conv is not None
         node = self._convolution(at, conv, None, geometry.size, source, {})
-        return Source((self._put(at.name, node, source.nodes),), tuple(node.output_type["output"].tolist()))
+        return NirSource((self._put(at.name, node, source.nodes),), tuple(node.output_type["output"].tolist()))
 
     # -- values as nodes
 
-    def _alone(self, at: Place, signal: Signal) -> Source:
+    def _alone(self, at: Place, signal: Signal) -> NirSource:
         """Add nodes whose output is the value itself, using only nodes that every importer supports."""
         shape = signal.shape
         if len(shape) > 3:
             self._refuse(at, f"{_DIMENSIONS}, got {[1, *shape]}")
-            return Source((), shape)
+            return NirSource((), shape)
         eye = torch.eye(shape[0], dtype=signal.value.dtype)
         if len(shape) == 1:
             return self._by_source(at, signal, Product(eye))
         if not are_images(signal.sources, shape):
             self._refuse(at, signal.why)
-            return Source((), shape)
-        geometry = Geometry((1, 1), (0, 0), (1, 1), 1, image(shape)[1:])
+            return NirSource((), shape)
+        geometry = NirGeometry((1, 1), (0, 0), (1, 1), 1, image(shape)[1:])
         return self._by_source(at, signal, Product(eye[..., None, None], None, geometry))
 
     def _as_node(self, at: Place, signal: Signal) -> Signal:
@@ -220,25 +220,25 @@ class Builder:
             return signal._replace(sources=(passed,), gain=1.0)
         return signal._replace(sources=(self._neurons(at, IF(), passed),), why="")
 
-    def _neurons(self, at: Place, neuron: Neuron, source: Source) -> Source:
+    def _neurons(self, at: Place, neuron: Neuron, source: NirSource) -> NirSource:
         """Add neurons that sum the outputs of a source."""
         try:
             form = neuron.to_nir(self.dt)
         except ValueError as error:
             raise self._refusal(at, str(error)) from None
         node = neurons_node(form, source.shape)
-        return Source((self._put(f"{at.name}_neurons", node, source.nodes),), source.shape)
+        return NirSource((self._put(f"{at.name}_neurons", node, source.nodes),), source.shape)
 
 
-def are_images(sources: Sequence[Source], shape: Shape) -> bool:
+def are_images(sources: Sequence[NirSource], shape: Shape) -> bool:
     """Return whether a convolution of each source's nodes is the value of this shape."""
     return all(is_image(source, shape) for source in sources)
 
 
-def _rounded(rounding: tuple[int, Tensor] | None, source: Source, gain: float) -> dict[str, Any]:
+def _rounded(rounding: tuple[int, Tensor] | None, source: NirSource, gain: float) -> dict[str, Any]:
     """Return the metadata of quantised weights: their bits, and what the integer 1 stands for in each channel.
 
-    There are none if values of different weight, or several that read one spike, leave no such integers.
+    The metadata are empty if values of different weight, or several values that read one spike, leave no integers.
     """
     if rounding is None:
         return {}

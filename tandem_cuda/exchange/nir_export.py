@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..convert import TandemNetwork, flattened_to, sized_as_traced
+from ..convert.nodes import leading_to
 from ..nn.modes import evaluating
 from ..nn.spiking import Spiking
 from ..spike_train import SpikeTrain
 from .nir_file import write
 from .nir_format import NIRTorchTracer, check_dt, nir, unsupported
-from .nir_writer import Writer, form_of, name_of
+from .nir_writer import NirGraphWriter, form_of, name_of
 
 _FLATTENED = (torch.flatten, flattened_to, "flatten")
 _NO_NODE = "NIR has no node for it; nothing may come before Encode, and only linear layers after Decode"
@@ -42,14 +43,14 @@ def to_nir(
       difference (reset "soft" or "subtract"). The potential leaks afterwards, and leak * (v_threshold - v_reset) =
       threshold.
     - A neuron spikes if u >= threshold.
-    - Biases are those of one time step, b / T.
+    - Biases are per time step, b / T.
     - Weights are multiplied by the ``amplitude`` of the spikes that they receive, or by the ``scale`` of ``Encode``.
     - With ``learn_threshold``, weights and biases are divided by exp(``log_threshold``), not the threshold multiplied.
     - ``TandemAdd``: neurons with an edge from each branch, whose currents add up. The first branch holds the sum of all
       biases. Spikes of amplitude 1 enter directly, others through a 1 x 1 convolution (for features, a matrix).
     - ``TandemElementwise``: a depthwise 1 x 1 convolution (for features, a matrix).
-    - ``signed``, ``signed_input``, ``input_scale``: weights of all neurons, as the products take them. A signed or
-      scaled ``Decode``: the weights of the read-out.
+    - Values of both signs, ``input_scale``: the weights of all neurons, as the products take them. A signed or scaled
+      ``Decode``: the weights of the read-out.
     - ``SpikeCat``, ``SpikeRearrange``, ``SpikeWindows``: no nodes. The layer that reads them has weights for each of
       the concatenated parts, whose currents add up, and reads each value where it comes from: padding, cropping,
       channels and windows are part of its convolution. Where they cannot be (as when padding follows cropping),
@@ -66,12 +67,11 @@ def to_nir(
     The graph's metadata hold dt, T (``time_steps``), the encoding and the reset, "subtract". The metadata of each LIF
     node hold its leak.
 
-    NIR has no integer weights. Those of a quantised network (:func:`tandem_cuda.quantise`) are written as the floats
-    they stand for, integer * scale. The metadata of their node say so: ``weight_bits``, and ``weight_scale`` [O], with
+    NIR has no integer weights. A quantised network (:func:`tandem_cuda.quantise`) is written with the floats that its
+    integers stand for, integer * scale. The metadata of their node hold ``weight_bits``, and ``weight_scale`` [O], with
     batch norm folded in, so that round(weight / weight_scale) returns the integers. Neither is there where several
     weights for one spike add up (a value concatenated with itself, overlapping windows), or where scales of single
-    channels leave no integers. Sums of these floats are rounded, so the spikes of other simulators need not be the same
-    to the bit.
+    channels leave no integers. Sums of these floats are rounded, so other simulators may have other spikes.
 
     Args:
         model: a model whose forward pass, as traced by torch.fx, calls ``Encode``, tandem layers, ``TandemAdd``,
@@ -81,9 +81,9 @@ def to_nir(
         sample: an input of the model, a Tensor or SpikeTrain [N, ...], which defines the shapes and T.
         path: the HDF5 file to write the graph to; by default none is written.
         dt: duration of a time step in seconds. snnTorch and SpikingJelly assume 1e-4.
-        groups: False writes grouped convolutions, also those of ``TandemElementwise`` and of average pooling, as plain
-            ones with zeros between the groups. They have as many times more weights as there are groups, but
-            SpikingJelly, snnTorch, sinabs and norse read no others.
+        groups: False writes grouped convolutions, also for ``TandemElementwise`` and average pooling, as plain
+            convolutions with zeros between the groups. They have as many times more weights as there are groups, but
+            SpikingJelly, snnTorch, sinabs and norse read no grouped convolutions.
 
     Returns:
         The graph. Its weights have the values and dtype of the folded weights.
@@ -112,7 +112,7 @@ def to_nir(
         raise TypeError(f"to_nir: groups must be True or False, got {type(groups).__name__}")
     with evaluating(model), torch.no_grad():
         value = sample[:1] if isinstance(sample, Tensor) else sample.rearranged(lambda bits: bits[:, :1])
-        graph = Writer(dt, value, groups).graph(*_traced(model))
+        graph = NirGraphWriter(dt, value, groups).graph(*_traced(model))
     if path is not None:
         write(graph, os.fspath(path))
     return graph
@@ -144,7 +144,8 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     for node in traced.nodes:
         if node.target is sized_as_traced:  # the graph is for the sizes of the sample
             node.replace_all_uses_with(node.args[0])
-    nodes = _used(list(traced.nodes))
+    used = leading_to([*traced.nodes][-1:])
+    nodes = [node for node in traced.nodes if node in used or node.op == "placeholder"]
     problems = []
     for node in nodes:
         what = f"{getattr(node.target, '__name__', node.target)} ({node.op})"
@@ -178,12 +179,3 @@ def _traced(model: nn.Module) -> tuple[nn.Module, list[fx.Node]]:
     if problems:
         raise unsupported("to_nir: model", problems)
     return model, nodes
-
-
-def _used(nodes: list[fx.Node]) -> list[fx.Node]:
-    """Return the inputs and the nodes that the output depends on."""
-    found = {nodes[-1]}
-    for node in reversed(nodes):
-        if node in found:
-            found.update(node.all_input_nodes)
-    return [node for node in nodes if node in found or node.op == "placeholder"]

@@ -14,7 +14,7 @@ _HEAP = b"GCOL\x01\0\0\0"
 
 
 def write(graph: nir.NIRGraph, path: str) -> None:
-    """Write a graph to a file; errors are those of to_nir."""
+    """Write a graph to a file; :func:`to_nir` documents the errors."""
     contents = io.BytesIO()  # libhdf5's own errors do not include the system's message
     nir.write(contents, graph)
     try:
@@ -58,7 +58,7 @@ def _check_heaps(contents: bytes) -> None:
 
 
 def read(source: Any) -> nir.NIRGraph:
-    """Return a graph, read from a file if ``source`` is a path; errors are those of from_nir."""
+    """Return a graph, read from a file if ``source`` is a path; :func:`from_nir` documents the errors."""
     if isinstance(source, nir.NIRGraph):
         return source
     if not isinstance(source, (str, os.PathLike)):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
+from ..convert.nodes import closure
 from ..neuron import IF, Neuron
 from ..nn import Decode, Encode, TandemAdd
 from .nir_file import read
@@ -23,8 +24,8 @@ from .nir_format import ENCODINGS, RESET, check_dt, nir, unsupported
 from .nir_nodes import (
     NEURONS,
     WEIGHTS,
+    NirWeights,
     PartialShape,
-    Weights,
     agrees,
     declared_shape,
     field_of,
@@ -47,7 +48,7 @@ def from_nir(
 ) -> nn.Module:
     """Build a network from a NIR graph. This is the inverse of :func:`to_nir`, whose docstring describes the mapping.
 
-    For a graph made by ``to_nir``, the network's spikes are bit-identical to those of the model with batch norm folded
+    For a graph made by ``to_nir``, the network's spikes are bit-identical to the model's with batch norm folded
     into the weights. A read-out's bias may differ in the last digit if T is not a power of two. (Without gradients, a
     layer with batch norm applies its gain to the sums instead. This rounds differently: a neuron whose potential is
     within rounding error of the threshold may then spike one step earlier or later.)
@@ -124,7 +125,7 @@ def _check_reset(reset: Any) -> None:
         raise ValueError(f"from_nir: reset must be {RESET!r}, the only one that tandem layers have, got {reset!r}")
 
 
-class _Value(NamedTuple):
+class _NodeOutput(NamedTuple):
     """The output of a node."""
 
     call: str
@@ -132,8 +133,8 @@ class _Value(NamedTuple):
     kind: str
     """"encoded", "spikes", or, after the last neurons, "real"."""
     shape: PartialShape
-    weights: Weights | None = None
-    """The weights of a current that has no neurons yet; ``call`` and ``kind`` are then those of the weights' input."""
+    weights: NirWeights | None = None
+    """The weights of a current that has no neurons yet; ``call`` and ``kind`` then describe the weights' input."""
 
 
 class _Import:
@@ -154,7 +155,7 @@ class _Import:
     def network(self) -> nn.Module:
         order, result = self._order()
         self.spiking = self._in_front_of_neurons(order)
-        values: dict[str, _Value] = {}
+        values: dict[str, _NodeOutput] = {}
         for name in order:
             # Nodes after a refused one cannot be checked.
             if all(source in values for source in self.sources[name]):
@@ -191,7 +192,8 @@ class _Import:
                 self.problems.append(f"{self._what(name)}: this package has no such layer")
         if self.problems:
             raise unsupported("from_nir: source", self.problems)
-        between = _reached(inputs[0], following) & _reached(outputs[0], self.sources)
+        behind, before = closure(inputs, following.__getitem__), closure(outputs, self.sources.__getitem__)
+        between = behind & before
         for name in self.nodes:
             if name not in between:
                 self.problems.append(f"{self._what(name)}: it must be on a path from {inputs[0]} to {outputs[0]}")
@@ -218,12 +220,12 @@ class _Import:
 
     # -- one node
 
-    def _value(self, name: str, inputs: list[_Value]) -> _Value:
+    def _value(self, name: str, inputs: list[_NodeOutput]) -> _NodeOutput:
         node = self.nodes[name]
         if isinstance(node, nir.Input):
             if inputs:
                 raise ValueError("it must not have inputs")
-            return _Value(self.first, self.kind, declared_shape("input_type", getattr(node, "input_type", None)))
+            return _NodeOutput(self.first, self.kind, declared_shape("input_type", getattr(node, "input_type", None)))
         if isinstance(node, NEURONS):
             return self._fired(name, node, inputs)
         if len(inputs) != 1 and (name in self.spiking or not inputs):
@@ -242,11 +244,11 @@ class _Import:
         if isinstance(node, nir.Flatten):
             return self._flattened(name, node, x)
         if name in self.spiking:
-            weights = Weights.of(self._key(name), node, x.shape)
+            weights = NirWeights.of(self._key(name), node, x.shape)
             return x._replace(shape=weights.out_shape(x.shape), weights=weights)
         return self._read_out(name, node, x)
 
-    def _fired(self, name: str, node: Any, inputs: list[_Value]) -> _Value:
+    def _fired(self, name: str, node: Any, inputs: list[_NodeOutput]) -> _NodeOutput:
         """Make the tandem layer, or the TandemAdd, whose neurons a node describes."""
         neuron, gain, own = neuron_of(node, self.dt)
         shape = inputs[0].shape
@@ -260,10 +262,10 @@ class _Import:
             if x.weights is None:
                 raise ValueError("there must be weights before it")
             layer = x.weights.layer(neuron, gain, self.steps)
-            return _Value(self._called(x.weights.name, layer, x.call), "spikes", shape)
-        return _Value(self._joined(name, neuron, gain, inputs), "spikes", shape)
+            return _NodeOutput(self._called(x.weights.name, layer, x.call), "spikes", shape)
+        return _NodeOutput(self._joined(name, neuron, gain, inputs), "spikes", shape)
 
-    def _joined(self, name: str, neuron: Neuron, gain: float, inputs: list[_Value]) -> str:
+    def _joined(self, name: str, neuron: Neuron, gain: float, inputs: list[_NodeOutput]) -> str:
         branches: list[nn.Module] = []
         for x in inputs:
             if x.kind == "encoded":
@@ -280,7 +282,7 @@ class _Import:
             self._key(name.removesuffix("_neurons")), TandemAdd(*branches, neuron=neuron), *(x.call for x in inputs)
         )
 
-    def _flattened(self, name: str, node: Any, x: _Value) -> _Value:
+    def _flattened(self, name: str, node: Any, x: _NodeOutput) -> _NodeOutput:
         (start,), (end,) = (field_of(node, dim, 1) for dim in ("start_dim", "end_dim"))
         shape = x.shape
         if shape is not None:
@@ -296,7 +298,7 @@ class _Import:
         module = nn.Flatten(start + (start >= 0), end + (end >= 0))
         return x._replace(call=self._called(self._key(name), module, x.call), shape=shape)
 
-    def _decoded(self, x: _Value) -> _Value:
+    def _decoded(self, x: _NodeOutput) -> _NodeOutput:
         if x.kind == "encoded" or not x.call:
             raise ValueError("there must be neurons before it or after it")
         if x.kind == "spikes":
@@ -305,24 +307,24 @@ class _Import:
             x = x._replace(call=self.decoded[x.call], kind="real")
         return x
 
-    def _added(self, name: str, inputs: list[_Value]) -> _Value:
+    def _added(self, name: str, inputs: list[_NodeOutput]) -> _NodeOutput:
         """Add decoded values."""
         self._check_shapes(name, inputs)
         key = self._key("sum")
         self.inputs[key] = tuple([self._decoded(x).call for x in inputs])
-        return _Value(key, "real", inputs[0].shape)
+        return _NodeOutput(key, "real", inputs[0].shape)
 
-    def _check_shapes(self, name: str, inputs: list[_Value]) -> None:
+    def _check_shapes(self, name: str, inputs: list[_NodeOutput]) -> None:
         if not all(agrees(x.shape, inputs[0].shape) for x in inputs):
             got = zip(self.sources[name], inputs, strict=True)
             shapes = ", ".join(f"{source} {listed(x.shape)}" for source, x in got)
             raise ValueError(f"its inputs must have one shape, got {shapes}")
 
-    def _read_out(self, name: str, node: Any, x: _Value) -> _Value:
+    def _read_out(self, name: str, node: Any, x: _NodeOutput) -> _NodeOutput:
         """Make a layer that reads decoded spikes."""
         x = self._decoded(x)
         key = self._key(name)
-        weights = Weights.of(key, node, x.shape)
+        weights = NirWeights.of(key, node, x.shape)
         shape = weights.out_shape(x.shape)
         return x._replace(call=self._called(key, weights.read_out(self.steps), x.call), shape=shape)
 
@@ -391,13 +393,3 @@ def _sources(graph: nir.NIRGraph, nodes: dict[str, nir.NIRNode]) -> dict[str, li
     for source, target in edges:
         sources[target].append(source)
     return sources
-
-
-def _reached(start: str, following: dict[str, list[str]]) -> set[str]:
-    found, waiting = {start}, [start]
-    while waiting:
-        for name in following[waiting.pop()]:
-            if name not in found:
-                found.add(name)
-                waiting.append(name)
-    return found

@@ -1,4 +1,4 @@
-"""The nodes of a NIR graph: read and check them, which may hold arbitrary values, and write them."""
+"""Read, check and write the nodes of a NIR graph. Nodes that are read may hold arbitrary values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..nn import TandemConv1d, TandemConv2d, TandemLinear
 from ..nn.nir import spans
 from ..nn.tandem import TandemLayer
 from .nir_format import nir
-from .nir_sources import Convolution
+from .nir_sources import NirConvolution
 
 _LARGEST = 2**31 - 1
 _FLOAT32 = torch.finfo(torch.float32)
@@ -80,7 +80,7 @@ def declared_shape(name: str, types: Any) -> PartialShape:
 
 
 def agrees(shape: PartialShape, other: PartialShape) -> bool:
-    """Whether two shapes are the same as far as both are known."""
+    """Whether two shapes can be equal, as far as they are known."""
     if shape is None or other is None:
         return True
     return len(shape) == len(other) and all(a == b or None in (a, b) for a, b in zip(shape, other, strict=True))
@@ -91,7 +91,7 @@ def listed(shape: PartialShape) -> str:
     return "[N, ...]" if shape is None else f"[{', '.join(['N', *('?' if x is None else str(x) for x in shape)])}]"
 
 
-class Weights(NamedTuple):
+class NirWeights(NamedTuple):
     """The contents of a weight node."""
 
     name: str
@@ -105,10 +105,10 @@ class Weights(NamedTuple):
     dilation: tuple[int, ...] = ()
     groups: int = 1
     pools: Any = None
-    """The class of a pooling node, AvgPool2d or SumPool2d; its weights are those of a depthwise convolution."""
+    """The class of a pooling node, AvgPool2d or SumPool2d; its weights are a depthwise convolution's."""
 
     @classmethod
-    def of(cls, name: str, node: Any, shape: PartialShape) -> Weights:
+    def of(cls, name: str, node: Any, shape: PartialShape) -> NirWeights:
         """Read a node whose input has the given shape; raise a ValueError if the node is malformed."""
         if isinstance(node, POOLINGS):
             if shape is None or len(shape) != 3 or shape[0] is None:
@@ -248,7 +248,7 @@ def _metadata(node: Any) -> dict[str, float]:
 
 
 def convolution_node(
-    conv: Convolution,
+    conv: NirConvolution,
     bias: Tensor | None,
     before: tuple[int, ...],
     size: tuple[int, int],

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..nn.nir import Geometry, dense, image
+from ..nn.nir import NirGeometry, dense, image
 
 
-class Source(NamedTuple):
+class NirSource(NamedTuple):
     """What a value takes from one place of the graph; a value is the sum of its sources."""
 
     nodes: tuple[str, ...]
@@ -29,10 +29,10 @@ class Source(NamedTuple):
     weight: Tensor | None = None
     """The factor of each element of the value, float64; None for 1."""
     part: tuple[int, int] | None = None
-    """The first and last + 1 of the value's channels that this is about; None for all."""
+    """The value's channels that come from here: the first, and the last + 1; None for all."""
 
-    def alone(self, shape: Sequence[int]) -> tuple[Source, tuple[int, ...]]:
-        """Return this as the source of its channels only, and their shape, given that of the value."""
+    def alone(self, shape: Sequence[int]) -> tuple[NirSource, tuple[int, ...]]:
+        """Return the source of ``part`` alone, and its shape, for a value of this shape."""
         if self.part is None:
             return self, tuple(shape)
         return self._replace(part=None), (self.part[1] - self.part[0], *shape[1:])
@@ -41,7 +41,7 @@ class Source(NamedTuple):
         """Return ``position`` for a value of this shape."""
         return torch.arange(1, math.prod(shape) + 1).view(*shape) if self.position is None else self.position
 
-    def moved(self, shape: Sequence[int], move: Callable[[Tensor], Tensor]) -> Source:
+    def moved(self, shape: Sequence[int], move: Callable[[Tensor], Tensor]) -> NirSource:
         """Return the source of what ``move`` makes of a value of this shape: it moves, copies, drops or adds zeros."""
         source, own = self.alone(shape)
         start, stop = self.part or (0, own[0])
@@ -49,12 +49,12 @@ class Source(NamedTuple):
         weight = None if source.weight is None else move(F.pad(source.weight, around))
         return source._replace(position=move(F.pad(source.positions(own), around)), weight=weight)
 
-    def times(self, factor: Tensor) -> Source:
+    def times(self, factor: Tensor) -> NirSource:
         """Multiply the value by a factor of its shape."""
         factor = factor if self.part is None else factor[slice(*self.part)]
         return self._replace(weight=factor if self.weight is None else self.weight * factor)
 
-    def flattened(self, shape: Sequence[int], start: int, end: int) -> Source:
+    def flattened(self, shape: Sequence[int], start: int, end: int) -> NirSource:
         """Return the source of a value of this shape whose dimensions from ``start`` to ``end`` are flattened."""
         part = self.part
         if part is not None and start == 0:
@@ -79,7 +79,7 @@ class Source(NamedTuple):
         )
 
     def features(self, weight: Tensor) -> Tensor:
-        """Return the matrix [O, F'] of the nodes' outputs, given that of the value, [O, F]."""
+        """Return the matrix [O, F'] for the nodes' outputs, given the matrix [O, F] for the value."""
         if self.part is not None:
             source, _ = self.alone(weight.shape[1:])
             return source.features(weight[:, slice(*self.part)])
@@ -91,7 +91,7 @@ class Source(NamedTuple):
         return weight.new_zeros(len(weight), math.prod(self.shape)).index_add_(1, index, weight[:, used] * factor)
 
 
-class Convolution(NamedTuple):
+class NirConvolution(NamedTuple):
     """A convolution as NIR has it, with equal padding on both sides; or a matrix, which is one of single pixels."""
 
     weight: Tensor
@@ -102,7 +102,7 @@ class Convolution(NamedTuple):
 
 
 class _Channels(NamedTuple):
-    """How the channels of an image read those of a node: pixel i of channel c is pixel i * step + offset[c]."""
+    """How the channels of an image read channels of a node: pixel i of channel c is pixel i * step + offset[c]."""
 
     used: Tensor
     """The channels [C] that read any."""
@@ -115,12 +115,12 @@ class _Channels(NamedTuple):
     """[C]."""
 
 
-def convolution(source: Source, shape: Sequence[int], weight: Tensor, how: Geometry) -> Convolution | None:
-    """Return the convolution of the nodes' outputs that equals one of the value, or None if there is none.
+def convolution(source: NirSource, shape: Sequence[int], weight: Tensor, how: NirGeometry) -> NirConvolution | None:
+    """Return the convolution of the nodes' outputs that equals a convolution of the value, or None if there is none.
 
     Args:
         source: a source of the value.
-        shape: of the value, [C, L] or [C, H, W].
+        shape: the shape of the value, [C, L] or [C, H, W].
         weight: [O, C/groups, kH, kW].
         how: which pixels it reads.
     """
@@ -171,7 +171,7 @@ def convolution(source: Source, shape: Sequence[int], weight: Tensor, how: Geome
     return _placed(spread, how._replace(dilation=(1, 1), groups=1), size)
 
 
-def is_image(source: Source, shape: Sequence[int]) -> bool:
+def is_image(source: NirSource, shape: Sequence[int]) -> bool:
     """Return whether some convolution of the nodes' outputs is the value, [C, L] or [C, H, W]."""
     source, shape = source.alone(shape)
     node, value = image(source.shape), image(shape)
@@ -179,16 +179,16 @@ def is_image(source: Source, shape: Sequence[int]) -> bool:
 
 
 class Channels(NamedTuple):
-    """A value whose images are those of a node."""
+    """A value whose channels are channels of a node, each with a factor."""
 
     channel: Tensor
     """1 + the node's channel that each channel of the value reads, or 0 for none; [C]."""
     factor: Tensor
     """[C]."""
     part: tuple[int, int] | None
-    """The value's channels that this is about, as of a source."""
+    """As ``part`` of a source."""
 
-    def source(self, of: Source, shape: Sequence[int]) -> Source:
+    def source(self, of: NirSource, shape: Sequence[int]) -> NirSource:
         """Return the source of a value of this shape, like this one, of other nodes with as many channels."""
         of, own = of._replace(part=self.part).alone(shape)
         everything = torch.equal(self.channel, torch.arange(1, of.shape[0] + 1))
@@ -198,11 +198,11 @@ class Channels(NamedTuple):
         position = torch.where(self.channel > 0, first, 0).view(-1, 1) + torch.arange(math.prod(own[1:]))
         position = torch.where(self.channel.view(-1, 1) > 0, position, 0).view(*own)
         factor = self.factor.view(-1, *[1] * (len(own) - 1)).expand(*own)
-        return Source(of.nodes, of.shape, position, None if bool((self.factor == 1).all()) else factor, self.part)
+        return NirSource(of.nodes, of.shape, position, None if bool((self.factor == 1).all()) else factor, self.part)
 
 
-def channels_of(source: Source, shape: Sequence[int]) -> Channels | None:
-    """Return how the channels of a value are those of a node, or None if they are not."""
+def channels_of(source: NirSource, shape: Sequence[int]) -> Channels | None:
+    """Return how the channels of a value are channels of a node, or None if they are not."""
     part = source.part
     source, shape = source.alone(shape)
     node, value = image(source.shape), image(shape)
@@ -216,9 +216,9 @@ def channels_of(source: Source, shape: Sequence[int]) -> Channels | None:
 
 
 def _channels(
-    source: Source, node: Sequence[int], value: Sequence[int], reach: Sequence[tuple[int, int]]
+    source: NirSource, node: Sequence[int], value: Sequence[int], reach: Sequence[tuple[int, int]]
 ) -> _Channels | None:
-    """Find how channels read those of the node; None if they do so differently, or not everywhere within ``reach``.
+    """Find how the value's channels read the node's; None if no rule holds for all pixels, also within ``reach``.
 
     A convolution also reads ``reach`` pixels around the value: zeros, which must be beyond the node's image, too.
     """
@@ -267,10 +267,10 @@ def _step(index: Tensor, node: Sequence[int], dim: int) -> int:
     return max(int(steps[both][0]), 1)
 
 
-def _placed(weight: Tensor, how: Geometry, size: Sequence[int]) -> Convolution:
+def _placed(weight: Tensor, how: NirGeometry, size: Sequence[int]) -> NirConvolution:
     """Pad evenly: zeros in the kernel skip padding in front, or keep the number of windows."""
     if how.named:
-        return Convolution(weight, how.stride, how.named, how.dilation, how.groups)
+        return NirConvolution(weight, how.stride, how.named, how.dilation, how.groups)
     padding, extra = [], []
     spans = [d * (k - 1) + 1 for d, k in zip(how.dilation, weight.shape[2:], strict=True)]
     for n, k, s, before, out in zip(size, spans, how.stride, how.before, how.size, strict=True):
@@ -283,7 +283,7 @@ def _placed(weight: Tensor, how: Geometry, size: Sequence[int]) -> Convolution:
         spread[..., :: how.dilation[0], :: how.dilation[1]] = weight
         weight = F.pad(spread, (*extra[1], *extra[0]))
         how = how._replace(dilation=(1, 1))
-    return Convolution(weight, how.stride, _pair(padding), how.dilation, how.groups)
+    return NirConvolution(weight, how.stride, _pair(padding), how.dilation, how.groups)
 
 
 def _pair(values: Iterable[int]) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from .._progress import progress
 from ..convert import flattened_to
 from ..neuron import Neuron
 from ..nn import SpikingAdaptiveAvgPool2d, SpikingAvgPool2d
-from ..nn.nir import Geometry, Product, Shape, Windows
+from ..nn.nir import NirGeometry, Product, Shape, Windows
 from ..nn.nir import convolution as product_of_convolution
 from ..nn.quantiser import quantiser
 from ..nn.weights import stored
@@ -24,12 +24,12 @@ from ..spike_train import interleaved, signs
 from .nir_builder import Builder, Place, Signal, are_images, shape_of
 from .nir_format import RESET, nir, unsupported
 from .nir_nodes import flatten_node, pooling_node
-from .nir_sources import Channels, Source, channels_of, is_image
+from .nir_sources import Channels, NirSource, channels_of, is_image
 
 _FLAT_NEXT = "must be followed by flattening to [N, F]: NIR has no other node for it"
 
 
-class Form(NamedTuple):
+class ModuleForm(NamedTuple):
     """How a module becomes nodes of NIR."""
 
     write: Callable[..., Signal]
@@ -40,14 +40,14 @@ class Form(NamedTuple):
     """Whether tracing stops at such modules. It stops at other modules of torch.nn anyway, but not at a network."""
 
 
-def form_of(module: nn.Module) -> Form | None:
+def form_of(module: nn.Module) -> ModuleForm | None:
     """Return how a module becomes nodes, or None for a module that NIR cannot express."""
     layer: Any = module
     if callable(getattr(type(layer), "nir", None)):
-        return Form(layer.nir, getattr(layer, "nir_takes", ("spikes",)))
+        return ModuleForm(layer.nir, getattr(layer, "nir_takes", ("spikes",)))
     for kinds, write, takes in _TORCH:
         if isinstance(module, kinds):
-            return Form(partial(write, module=module), takes, takes is None)
+            return ModuleForm(partial(write, module=module), takes, takes is None)
     return None
 
 
@@ -56,7 +56,7 @@ def name_of(node: fx.Node, module: nn.Module) -> str:
     return f"{node.target} ({type(module).__name__})"
 
 
-class Writer(Builder):
+class NirGraphWriter(Builder):
     """The NIR graph of a network. Its public methods are the :class:`~tandem_cuda.nn.nir.NirWriter` of layers."""
 
     def graph(self, root: nn.Module, calls: list[fx.Node]) -> nir.NIRGraph:
@@ -103,7 +103,7 @@ class Writer(Builder):
         for source, target in self.edges:
             sources[target].append(source)
         read = {"input", "output"}
-        for name in reversed(self.nodes):  # nodes come after those that they read
+        for name in reversed(self.nodes):  # nodes come after the nodes that they read
             if name in read:
                 read.update(sources[name])
         self.nodes = {name: node for name, node in self.nodes.items() if name in read}
@@ -134,7 +134,7 @@ class Writer(Builder):
         self.out = module(*(signal.value for signal in inputs))
         return form.write(self, *inputs)
 
-    def _spikes(self, sources: Sequence[Source], why: str = "") -> Signal:
+    def _spikes(self, sources: Sequence[NirSource], why: str = "") -> Signal:
         """Return the layer's output."""
         return Signal(tuple(sources), self.out, "spikes", self.out.amplitude, why)
 
@@ -147,7 +147,7 @@ class Writer(Builder):
         return signal._replace(value=self.out, kind="encoded", gain=scale)
 
     def decoded(self, signal: Signal, pair_dim: int | None, scale: Tensor | None) -> Signal:
-        sources: Sequence[Source] = signal.sources
+        sources: Sequence[NirSource] = signal.sources
         if pair_dim is not None:
             axis = _axis(pair_dim)
             positive = [source.moved(signal.shape, lambda x: signs(x, axis)[0]) for source in sources]
@@ -179,12 +179,12 @@ class Writer(Builder):
     def rearranged(self, signal: Signal, move: Callable[[Tensor], Tensor]) -> Signal:
         shape, after = signal.shape, self.shape
 
-        def moved(source: Source) -> Source:
+        def moved(source: NirSource) -> NirSource:
             return source.moved(shape, lambda x: move(x[None, None])[0, 0])
 
         sources = _used([moved(source) for source in signal.sources])
         # What NIR can express before this it may not express after it, such as cropping before padding.
-        images = len(after) > 1 and is_image(moved(Source((), shape)), after)
+        images = len(after) > 1 and is_image(moved(NirSource((), shape)), after)
         if images and not are_images(sources, after) and are_images(signal.sources, shape):
             sources = [moved(source) for source in self._as_node(self.at, signal).sources]
         why = signal.why or f"{self.at.what} before it {_FLAT_NEXT}"
@@ -205,7 +205,9 @@ class Writer(Builder):
         between = (start - 1, end - 1) if alike else None
         return signal._replace(sources=self._flat(sources, len(shape_of(out)), between), value=out)
 
-    def _flat(self, sources: Sequence[Source], dims: int, between: tuple[int, int] | None = None) -> tuple[Source, ...]:
+    def _flat(
+        self, sources: Sequence[NirSource], dims: int, between: tuple[int, int] | None = None
+    ) -> tuple[NirSource, ...]:
         """Flatten outputs of nodes that have more dimensions: ``between`` two, or the last ones."""
         made: dict[tuple[str, ...], tuple[tuple[str, ...], Shape]] = {}
         flat = []
@@ -236,7 +238,7 @@ class Writer(Builder):
             shapes.append(source.shape)
         why = _first_why([signal for signal, _ in inputs]) if len(inputs) > 1 else ""
         self._check_shapes(self.at, shapes, why)
-        return self._spikes([self._neurons(self.at, neuron, Source(tuple(nodes), shapes[0]))], why)
+        return self._spikes([self._neurons(self.at, neuron, NirSource(tuple(nodes), shapes[0]))], why)
 
     def _sum(self, first: Signal, second: Signal) -> Signal:
         """Add decoded values."""
@@ -264,18 +266,18 @@ class Writer(Builder):
         uneven = not (rows.uniform() and columns.uniform())
         count = math.lcm(*divisors)  # of the windows of uneven pooling; the only divisor of others
 
-        def fire(at: Place, source: Source) -> Source:
+        def fire(at: Place, source: NirSource) -> NirSource:
             windows, windows_at = _geometry(rows, columns, source), at._replace(name=f"{at.name}_windows")
             if uneven:
                 covers = torch.einsum("iy,jx->ijyx", rows.membership().double(), columns.membership().double())
                 shares = torch.tensor([count // d for d in divisors], dtype=torch.float64)
                 maps = covers.flatten(0, 1) * shares.view(-1, 1, 1)
                 weight = maps.to(self.out.dtype).repeat(source.shape[0], 1, 1).unsqueeze(1)
-                whole = Geometry((1, 1), (0, 0), (1, 1), source.shape[0], (1, 1))
+                whole = NirGeometry((1, 1), (0, 0), (1, 1), source.shape[0], (1, 1))
                 return self._neurons(at, neurons(count), self._depthwise(windows_at, weight, whole, source))
             kernel = _kernel(rows, columns)
             behind = [axis.stops[-1] - axis.size for axis in (rows, columns)]
-            # Importers ignore the padding of pooling, but not that of convolutions. NIR cannot pool lines.
+            # Importers ignore the padding of pooling, but not of convolutions. NIR cannot pool lines.
             if any(windows.before) or max(behind) > 0 or len(source.shape) == 2:
                 ones = torch.ones(source.shape[0], 1, *kernel, dtype=self.out.dtype)
                 return self._neurons(at, neurons(count), self._depthwise(windows_at, ones, windows, source))
@@ -300,7 +302,7 @@ class Writer(Builder):
         if not inside or getattr(module, "divisor_override", None) not in (None, math.prod(kernel)):
             self._refuse(self.at, "it must have windows of one size, no padding and no other divisor")
 
-        def average(at: Place, source: Source) -> Source:
+        def average(at: Place, source: NirSource) -> NirSource:
             windows = _geometry(rows, columns, source)._replace(before=(0, 0))
             if len(source.shape) == 2:  # NIR cannot pool lines
                 share = torch.full((source.shape[0], 1, *kernel), 1 / math.prod(kernel), dtype=self.out.dtype)
@@ -310,7 +312,9 @@ class Writer(Builder):
         sources, gain = self._by_channel(signal, average)
         return signal._replace(sources=sources, value=self.out, gain=gain)
 
-    def _by_channel(self, signal: Signal, add: Callable[[Place, Source], Source]) -> tuple[tuple[Source, ...], float]:
+    def _by_channel(
+        self, signal: Signal, add: Callable[[Place, NirSource], NirSource]
+    ) -> tuple[tuple[NirSource, ...], float]:
         """Add nodes that treat each channel alone, to the nodes of each source; return their sources and the gain."""
         found = _channels(signal)
         if found is None:
@@ -319,15 +323,17 @@ class Writer(Builder):
         sources, added = [], {}
         for i, (source, channels) in enumerate(found):
             if source.nodes not in added:
-                added[source.nodes] = add(self.at.part(i, len(found)), Source(source.nodes, source.shape))
+                added[source.nodes] = add(self.at.part(i, len(found)), NirSource(source.nodes, source.shape))
             sources.append(channels.source(added[source.nodes], self.shape))
         return tuple(sources) or signal.sources, signal.gain
 
-    def _windows(self, at: Place, kind: Any, kernel: Sequence[int], windows: Geometry, source: Source) -> Source:
+    def _windows(
+        self, at: Place, kind: Any, kernel: Sequence[int], windows: NirGeometry, source: NirSource
+    ) -> NirSource:
         """Add a node of type AvgPool2d or SumPool2d."""
         shape = (source.shape[0], *windows.size)
         node = pooling_node(kind, kernel, windows.stride, source.shape, shape)
-        return Source((self._put(at.name, node, source.nodes),), shape)
+        return NirSource((self._put(at.name, node, source.nodes),), shape)
 
     # -- layers of torch
 
@@ -353,10 +359,10 @@ class Writer(Builder):
 
 Torch = tuple[tuple[type[nn.Module], ...], Callable[..., Signal], tuple[str, ...] | None]
 _TORCH: list[Torch] = [
-    ((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), Writer._passed_on, None),
-    ((nn.Flatten,), Writer._flattened, None),
-    ((nn.Linear, nn.Conv1d, nn.Conv2d), Writer._read_out, ("current",)),
-    ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), Writer._mean, ("current",)),
+    ((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), NirGraphWriter._passed_on, None),
+    ((nn.Flatten,), NirGraphWriter._flattened, None),
+    ((nn.Linear, nn.Conv1d, nn.Conv2d), NirGraphWriter._read_out, ("current",)),
+    ((nn.AvgPool2d, nn.AdaptiveAvgPool2d), NirGraphWriter._mean, ("current",)),
 ]
 """Modules of torch, how they are written, and the inputs that they take."""
 
@@ -366,13 +372,13 @@ def _kernel(rows: Windows, columns: Windows) -> list[int]:
     return [axis.stops[0] - axis.starts[0] for axis in (rows, columns)]
 
 
-def _geometry(rows: Windows, columns: Windows, source: Source) -> Geometry:
+def _geometry(rows: Windows, columns: Windows, source: NirSource) -> NirGeometry:
     """Return the convolution of each channel that reads such windows."""
     before, size = (-rows.starts[0], -columns.starts[0]), (len(rows.starts), len(columns.starts))
-    return Geometry((rows.stride, columns.stride), before, (1, 1), source.shape[0], size)
+    return NirGeometry((rows.stride, columns.stride), before, (1, 1), source.shape[0], size)
 
 
-def _channels(signal: Signal) -> list[tuple[Source, Channels]] | None:
+def _channels(signal: Signal) -> list[tuple[NirSource, Channels]] | None:
     """Return the sources and how the value's channels read them, or None if some do not keep the image."""
     pairs = [(source, channels_of(source, signal.shape)) for source in signal.sources]
     found = [(source, channels) for source, channels in pairs if channels is not None]
@@ -388,6 +394,6 @@ def _axis(pair_dim: int) -> int:
     return 0 if pair_dim == 1 else -1
 
 
-def _used(sources: Sequence[Source]) -> Sequence[Source]:
+def _used(sources: Sequence[NirSource]) -> Sequence[NirSource]:
     """Leave out sources that nothing reads any more, but one."""
     return [source for source in sources if source.position is None or bool((source.position > 0).any())] or sources[:1]

@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from .._progress import progress
 from ..nn.encode import Decode
+from ..nn.operations import synapses_by_input
 from ..nn.spiking import unwrapped
-from ..nn.tandem import TandemLayer
+from ..nn.synapses import Synapses
 from ..ops import checks
 from ..spike_train import SpikeTrain
 from .stream import Answers, Network, Run
@@ -82,7 +83,7 @@ class AccuracyCurve:
     samples: int
     """Number of samples."""
     not_counted: tuple[str, ...] = ()
-    """Layers whose operations ``synops`` leaves out: those before Encode, and those after Decode but the read-out."""
+    """Layers whose operations ``synops`` leaves out: layers before Encode, and layers after Decode but the read-out."""
 
 
 def predict(
@@ -97,9 +98,9 @@ def predict(
 
     After every ``chunk`` time steps the read-out W * (k * c) + b is computed from the counts c after t of T steps, with
     k = T / t for constant and event input and k = 1 for an impulse. k * c estimates the final counts. So read-outs at
-    all t have the scale that the network was trained for, and the one at t = T is the network's own output. A sample
-    whose largest softmax probability reaches ``exit_confidence`` stops: its membrane potentials are dropped, and the
-    others continue as a smaller batch.
+    all t have the scale that the network was trained for, and the read-out at t = T is the network's own output. A
+    sample whose largest softmax probability reaches ``exit_confidence`` stops: its membrane potentials are dropped, and
+    all other samples continue as a smaller batch.
 
     Args:
         network: a network that ends in a read-out [N, K], or a :class:`Cascade` of such networks, each of which runs as
@@ -115,12 +116,12 @@ def predict(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: ``exit_confidence`` is outside (0, 1]; ``chunk`` or ``min_steps`` is < 1; ``chunk`` is < T, and
-            there are neurons that wait for all T steps (``two_phase``, or those of a TandemGate); the network has no
+            there are neurons that wait for all T steps (``two_phase``, or a TandemGate's); the network has no
             read-out; or inputs or logits are NaN or infinite.
     """
     _check_confidence("predict", exit_confidence)
-    _check_count("predict", "chunk", chunk)
-    _check_count("predict", "min_steps", min_steps)
+    checks.check_at_least_1("predict", "chunk", chunk)
+    checks.check_at_least_1("predict", "min_steps", min_steps)
     _check_input("predict", x)
     stream = _stream("predict", network, x, chunk)
     left = torch.arange(stream.samples or 0, device=stream.device)
@@ -183,8 +184,8 @@ def accuracy_curve(
     name = "accuracy_curve"
     for exit_confidence in exit_confidences:
         _check_confidence(name, exit_confidence)
-    _check_count(name, "chunk", chunk)
-    _check_count(name, "min_steps", min_steps)
+    checks.check_at_least_1(name, "chunk", chunk)
+    checks.check_at_least_1(name, "min_steps", min_steps)
     times: list[int] = []
     collected: list[tuple[Tensor, Tensor, Tensor]] = []  # per batch: correct, confidence, SynOps, each [checks, N]
     for x, labels in progress(batches, name):
@@ -246,14 +247,13 @@ def _observe(
     def count_synops(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal spent
         trains = [x for x in inputs[2:] if isinstance(x, SpikeTrain)]
-        # A read-out adds its weights for every spike that Decode counts.
-        branches = [layer] if isinstance(unwrapped(layer), Decode) else layer.branches()
-        for i, (branch, train) in enumerate(zip(branches, trains, strict=False)):
+        every: Sequence[Synapses | None] = [None] if layer in decoders else synapses_by_input(unwrapped(layer))
+        for i, (synapses, train) in enumerate(zip(every, trains, strict=False)):
             if (layer, i) not in reached:
-                if isinstance(branch, TandemLayer):
-                    reached[layer, i] = branch.synapses.fan_out(train.shape[1:], train.device)
+                if layer in decoders:  # a read-out adds its weights for every spike that Decode counts
+                    reached[layer, i] = _read_out(*decoders[layer], train)
                 else:
-                    reached[layer, i] = _read_out(*decoders[branch], train) if branch in decoders else 1
+                    reached[layer, i] = 1 if synapses is None else synapses.fan_out(train.shape[1:], train.device)
             spent = spent + (train.count.double() * reached[layer, i]).flatten(1).sum(1)
 
     layers = [layer for part in network.networks for layer in part.layers]
@@ -299,7 +299,7 @@ def _not_counted(network: Network) -> tuple[str, ...]:
         counts = inputs[0] in decoded
         if isinstance(unwrapped(layer), Decode) or (counts and layer.only_moves):
             decoded.add(name)
-        elif not layer.branches() and layer.tensors() and not (counts and layer.has_weights):
+        elif not synapses_by_input(unwrapped(layer)) and layer.tensors() and not (counts and layer.has_weights):
             missing.append(f"{name} ({layer.kind})")
     return tuple(missing)
 
@@ -332,10 +332,3 @@ def _check_confidence(name: str, value: Any) -> None:
     checks.check_number(name, "exit_confidence", value)
     if not 0 < value <= 1:
         raise ValueError(f"{name}: exit_confidence must be in (0, 1], got {value}")
-
-
-def _check_count(name: str, argument: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: {argument} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: {argument} must be at least 1, got {value}")

@@ -26,15 +26,15 @@ class Cascade:
         prediction = Cascade(stages).predict(images, exit_confidence=0.9)
 
     Each network runs as a whole, on the samples of which no network before was sure. Steps and operations of a sample
-    are those of all networks that it ran through.
+    are summed over all networks that it ran through.
 
     Args:
         networks: one or more networks with Encode that end in a read-out [N, K], with increasing T.
 
     Raises:
         TypeError: ``networks`` are not FrozenNetworks.
-        ValueError: there are none, one takes spikes, T does not increase from one to the next, or only some of them end
-            in a softmax.
+        ValueError: ``networks`` is empty, a network takes spikes, T does not increase from one network to the next, or
+            only some networks end in a softmax.
 
     Examples:
         >>> ann = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
@@ -121,5 +121,5 @@ class CascadeRun:
         return network(*self.inputs)
 
     def select(self, samples: Tensor) -> None:
-        """Continue with only some of the samples: the indices, int64 [M], of those to keep."""
+        """Continue with only some of the samples, given by their indices, int64 [M]."""
         self.inputs = tuple(x[samples] for x in self.inputs)

@@ -129,7 +129,7 @@ class FrozenFunction(FrozenLayer):
         function: a name in FUNCTIONS.
         args: the positional arguments, in JSON types. {"input": i} is the i-th input and {"tensor": name} is one of
             ``tensors``. "tuple", "slice", "dtype", "memory_format" and "ellipsis" are written likewise.
-        kwargs: the keyword arguments, in the same form.
+        kwargs: the keyword arguments, in JSON types likewise.
         tensors: constants.
     """
 

@@ -11,6 +11,7 @@ from torch import fx, nn
 from ..convert import TandemNetwork, flattened_to
 from ..convert.advice import hooked
 from ..convert.aliases import VIEWS, module_writes, writes, writes_alone
+from ..convert.nodes import leading_to, word_of
 from ..nn.frozen import FORMS, FrozenLayer, class_of
 from ..nn.sizes import ENCODED, Value
 from .functions import frozen_call
@@ -21,8 +22,8 @@ from .network import FrozenNetwork
 def freeze(model: nn.Module) -> FrozenNetwork:
     """Freeze a trained network for inference: fold batch norm, pack weights, and drop the ANN, gradients and modes.
 
-    The outputs of the frozen network equal those of ``model.eval()`` under ``torch.no_grad()`` bit for bit. It shares
-    no memory with the model.
+    The outputs of the frozen network equal the outputs of ``model.eval()`` under ``torch.no_grad()``, bit for bit. It
+    shares no memory with the model.
 
     Args:
         model: the result of :func:`tandem_cuda.convert`, an nn.Sequential (nested or not), a torch.fx.GraphModule, or a
@@ -81,7 +82,7 @@ def freeze(model: nn.Module) -> FrozenNetwork:
 
 
 def _check_hooks(model: nn.Module) -> None:
-    """Raise a ValueError for all that would no longer be called. Weights that hooks compute may be out of date, too."""
+    """Raise a ValueError for code that would no longer be called. Weights that hooks compute may be out of date."""
     found = []
     for name, module in model.named_modules():
         if isinstance(module, FrozenLayer):  # becomes part of the frozen network as it is
@@ -101,7 +102,7 @@ class _Calls(NamedTuple):
     layers: list[tuple[str, Any, tuple[str, ...]]]
     """In order of execution: the name, the module or frozen layer, and the names of its inputs."""
     output: Any
-    """As for FrozenNetwork."""
+    """The ``output`` of the FrozenNetwork."""
     inputs: tuple[str, ...] = (INPUT,)
     refused: tuple[str, ...] = ()
     """The calls that have no frozen form, each with the reason."""
@@ -143,10 +144,7 @@ class _GraphCalls:
     def found(self) -> _Calls:
         nodes = list(self.model.graph.nodes)
         (end,) = (node for node in nodes if node.op == "output")
-        needed = {end}
-        for node in reversed(nodes):
-            if node in needed:
-                needed.update(node.all_input_nodes)
+        needed = leading_to([end])
         for node in nodes:
             if node.op not in ("placeholder", "output", "get_attr"):
                 try:
@@ -156,7 +154,7 @@ class _GraphCalls:
                         raise ValueError("writes in place, but its result is not used; use the result")
                 except (TypeError, ValueError) as error:
                     self.names[node] = INPUT  # a substitute, so that later problems are found, too
-                    self.refused.append(f"{node.name} ({_target(node)}: {error})")
+                    self.refused.append(f"{node.name} ({word_of(node.target)}: {error})")
         output = self._structure(end.args[0])
         return _Calls(self.layers, output, self.inputs, tuple(self.refused))
 
@@ -207,10 +205,6 @@ class _GraphCalls:
 
 
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
-
-
-def _target(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 def _flattening(node: fx.Node) -> nn.Module | None:

@@ -95,7 +95,7 @@ class FrozenNetwork(nn.Module):
         """Whether the network ends in a softmax."""
         self.steady = all(encode.mode == "constant" for encode in encodes)
         self.time_steps: int | None = steps.pop() if steps else None
-        """T of Encode; None if the network has no Encode and T is that of its spike trains."""
+        """T of Encode; None if the network has no Encode, and its spike trains set T."""
 
     @property
     def nodes(self) -> list[Node]:
@@ -147,7 +147,7 @@ class FrozenNetwork(nn.Module):
 
         Raises:
             ValueError: ``span`` has only some of the time steps, and there are neurons that wait for all of them
-                (``two_phase``, or those of a TandemGate).
+                (``two_phase``, or a TandemGate's).
         """
         self.check_chunk("advance", span.now, span.total)
         values: dict[str, Any] = dict(zip(self.kinds, x if len(self.kinds) > 1 else (x,), strict=True))

@@ -52,7 +52,7 @@ class Run(Protocol):
 
 
 class Answers(Protocol):
-    """What gives classes: a :class:`FrozenNetwork`, or a :class:`Cascade` of them."""
+    """What predicts classes: a :class:`FrozenNetwork`, or a :class:`Cascade` of networks."""
 
     probabilities: bool
 
@@ -65,7 +65,7 @@ class Answers(Protocol):
 class Stream:
     """A run of a frozen network over chunks of time, started by :meth:`FrozenNetwork.stream`.
 
-    After the last of the T steps the output equals, bit for bit, that of the network run on all steps at once. If the
+    After the last of the T steps the output equals, bit for bit, the output of a run on all steps at once. If the
     network ends in a spiking layer, each output is the spike train of one chunk.
 
     Examples:
@@ -119,7 +119,7 @@ class Stream:
         Raises:
             TypeError: ``chunk`` has the wrong type.
             ValueError: ``chunk`` has more steps than remain, or a different number of samples than before; or fewer
-                than T, and there are neurons that wait for all T (``two_phase``, or those of a TandemGate).
+                than T, and there are neurons that wait for all T (``two_phase``, or a TandemGate's).
         """
         whole = self.inputs
         if whole is None and not isinstance(chunk, SpikeTrain):

@@ -64,7 +64,7 @@ class Neuron:
     KINDS: ClassVar[dict[int, Kind]]
     """The C++ models that this class uses, by their numbers in ``csrc/neuron/models.h``."""
     PARAMETERS: ClassVar[tuple[Parameter, ...]]
-    """All parameters but ``clip``, which only training needs: first those that frozen files always hold."""
+    """All parameters but ``clip``, which only training needs. Parameters that frozen files always hold come first."""
 
     threshold: float
     leak: float = 1.0
@@ -192,12 +192,12 @@ class Neuron:
 
     @classmethod
     def names(cls, *, optional: bool) -> list[str]:
-        """Return the settings that frozen files store only if they are not 0, or those that they always store."""
+        """Return the settings that frozen files always store or, with ``optional``, store only if they are not 0."""
         return [parameter.name for parameter in cls.PARAMETERS if parameter.optional == optional]
 
     @classmethod
     def has_settings(cls, settings: dict[str, Any]) -> bool:
-        """Whether the names are those of this model's settings."""
+        """Whether ``settings`` has the names of this model's settings."""
         required = {*cls.names(optional=False)}
         return required <= settings.keys() <= required | {*cls.names(optional=True)}
 
@@ -235,7 +235,7 @@ def stacked(variables: Sequence[Tensor]) -> Tensor:
 
 
 def check_nir(neuron: Neuron) -> None:
-    """ValueError unless all optional parameters are 0."""
+    """Raise a ValueError unless all optional parameters are 0."""
     for parameter in neuron.PARAMETERS:
         value = getattr(neuron, parameter.name)
         if parameter.optional and value != 0:
@@ -254,7 +254,7 @@ def nir_gain(gain: float) -> float:
 
 
 def check_nir_reset(values: dict[str, float], leak: float) -> None:
-    """ValueError unless a NIR node's reset subtracts the threshold. The leak of the next step acts on the reset."""
+    """Raise a ValueError unless a NIR node's reset subtracts the threshold. The leak of the next step acts on it."""
     threshold = values["v_threshold"]
     reset = threshold * (1 - 1 / leak)
     if not math.isclose(values["v_reset"], reset, rel_tol=1e-6, abs_tol=1e-9 * threshold):

@@ -49,8 +49,8 @@ class IF(Neuron):
         two_phase: first integrate the input of all T steps, then spike in T steps without input, as the paper's
             encoding layer does (section II-B). With v the input summed over all steps, u[1] = v + initial * threshold
             and x[t] = 0 for t > 1, so that the count is clip(floor(v / threshold + initial), 0, T), whenever the
-            spikes arrive. A one-phase neuron may miss it by several spikes. The ANN's activation and its gradient are
-            the same. A layer cannot start before the layer below has finished: a network of L such layers takes L * T
+            spikes arrive. A one-phase neuron may miss it by several spikes. The ANN's activation and its gradient do
+            not change. A layer cannot start before the layer below has finished: a network of L such layers takes L * T
             steps for one input, and a new input can enter every T steps. Few-spike neurons wait in the same way
             (Stoeckl & Maass 2021, arXiv:2002.00860), as do two-phase probabilistic neurons (arXiv:2502.14487).
 
@@ -111,7 +111,7 @@ class IF(Neuron):
         return (u >= self.threshold).to(x.dtype), (u,)
 
     def _refractory_step(self, u: Tensor, left: Tensor, x: Tensor) -> tuple[Tensor, State]:
-        """With ``left``, the refractory steps that the last step left, itself among them."""
+        """Run one step. ``left``: how many refractory steps were left at the last step, counting that step."""
         fired = (left == 0) & (u >= self.threshold)
         u = u - self.threshold * fired.to(x.dtype)
         left = torch.where(fired, self.refractory, (left - 1).clamp(min=0))

@@ -46,7 +46,7 @@ class Parameter:
         return above and below and (not self.whole or value % 1 == 0)
 
     def check(self, owner: str, value: Any) -> None:
-        """TypeError or ValueError unless this is a value of the parameter; ``owner`` is the class that takes it."""
+        """Raise a TypeError or ValueError unless the parameter may have this value. ``owner``: the class with it."""
         if self.flag:
             if not isinstance(value, bool):
                 raise TypeError(f"{owner}: {self.name} must be {self.rule}, got {type(value).__name__}")

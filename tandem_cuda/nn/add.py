@@ -31,7 +31,7 @@ from .synapses import Synapses
 from .tandem import TandemLayer
 from .weight_cache import Kernel, SpikingWeights
 
-Pair = tuple[Any, SpikeTrain]
+BranchInput = tuple[Any, SpikeTrain]
 """A branch and its input."""
 
 
@@ -56,17 +56,17 @@ class TandemAdd(Spiking):
         join = TandemAdd(TandemConv2d(64, 64, 3, padding=1, norm="batch"), nn.Identity())
         y = join(hidden, x)        # relu(bn2(conv2(hidden)) + x)
 
-    The branch with the most inputs per neuron computes its product and the neurons in one; what the others bring joins
-    the currents of every time step: an identity its spikes, another layer the currents of a product of its own. So x[t]
-    is the current of that branch plus the sum of the others, layers in their order before identities; each addition is
-    rounded once. Two-phase neurons need only one product of spike counts for each layer. The ANN twin computes v branch
-    by branch.
+    One operator computes the product of the branch with the most inputs per neuron, and runs the neurons. All other
+    branches add to its currents at every time step: an identity adds its spikes, a layer the currents of its product.
+    So x[t] is the current of that branch plus the sum of all others, layers in their order before identities; each
+    addition is rounded once. Two-phase neurons need only one product of spike counts for each layer. The ANN twin
+    computes v branch by branch.
 
     Args:
         branches: two or more tandem layers or nn.Identity modules.
         neuron: a neuron model, such as IF(...).
-        engine: "auto", "event" or "dense", for the product that ends in the neurons. All others are computed with the
-            engine of their branch; with "auto", those of every time step are event-driven.
+        engine: "auto", "event" or "dense", for the product that ends in the neurons. All other products
+            use the engine of their branch; with "auto", products of every time step are event-driven.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
             is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153). The sum of
             the branches is divided by exp(``log_threshold``).
@@ -89,7 +89,7 @@ class TandemAdd(Spiking):
 
     log_threshold: nn.Parameter | None
     scale: Tensor | None
-    """Of a frozen join: exp(-log_threshold), [1]."""
+    """exp(-log_threshold) of a frozen TandemAdd, [1]."""
 
     def __init__(
         self, *branches: nn.Module, neuron: Neuron = IF(), engine: str = "auto", learn_threshold: bool = False
@@ -134,7 +134,7 @@ class TandemAdd(Spiking):
             kernels = [branch.weights.packed() if isinstance(branch, TandemLayer) else None for branch in self.branches]
             v = self._pre_activation(pairs, kernels)
             if self.log_threshold is not None:
-                v = v * learned_threshold.learning_unit(self.log_threshold, v.shape, steps).to(v.dtype)
+                v = v * learned_threshold.learning_inverse(self.log_threshold, v.shape, steps).to(v.dtype)
         with torch.no_grad():
             bits, _ = self.spikes(pairs, steps, kernels=kernels)
         fired = coupled(self.neuron, bits, v, steps, self.dtype_of(inputs))
@@ -181,7 +181,7 @@ class TandemAdd(Spiking):
                 return branch.weights.dtype
         return inputs[0].dtype
 
-    def _check_shapes(self, pairs: list[Pair]) -> None:
+    def _check_shapes(self, pairs: list[BranchInput]) -> None:
         shapes = []
         for branch, x in pairs:
             dims = len(x.shape) - 1
@@ -197,7 +197,7 @@ class TandemAdd(Spiking):
         moves = any(branch.drive.uses_batch_statistics() for branch in self._layers())
         return moves or needs_gradient(*self._sources(), *(x.carried_count for x in inputs))
 
-    def _pre_activation(self, pairs: list[Pair], kernels: Sequence[Kernel | None]) -> Tensor:
+    def _pre_activation(self, pairs: list[BranchInput], kernels: Sequence[Kernel | None]) -> Tensor:
         """Return the sum of the branches' v. In training this updates the running statistics.
 
         It is not yet divided by exp(log_threshold).
@@ -222,13 +222,15 @@ class TandemAdd(Spiking):
 
     def current_scale(self) -> Tensor | None:
         """Return the factor of the summed currents, [1], or None for 1."""
-        return self.scale if self.log_threshold is None else learned_threshold.unit(self.log_threshold).view(1)
+        if self.log_threshold is None:
+            return self.scale
+        return learned_threshold.inverse_threshold(self.log_threshold).view(1)
 
     # -- spiking twin
 
     def spikes(
         self,
-        pairs: list[Pair],
+        pairs: list[BranchInput],
         steps: int,
         state: Tensor | None = None,
         want_state: bool = False,
@@ -246,7 +248,7 @@ class TandemAdd(Spiking):
             drives: the branches' drives, if not their own; with ``kernels``.
         """
         now, dtype, scale = pairs[0][1].time_steps, self.dtype_of([x for _, x in pairs]), self.current_scale()
-        total = 1 if self.neuron.two_phase else steps  # which need the whole bias
+        total = 1 if self.neuron.two_phase else steps  # two-phase neurons take the whole bias at once
         driven: list[tuple[Synapses, SpikeTrain, SpikingWeights]] = []
         identities: list[tuple[SpikeTrain, Tensor | None]] = []
         for i, (branch, x) in enumerate(pairs):
@@ -266,7 +268,7 @@ class TandemAdd(Spiking):
             v += [_times(x.count.to(dtype), amplitude) for x, amplitude in identities]
             return _first_two(discharge(functools.reduce(torch.add, v), now, self.neuron, False, want_state))
 
-        # The branch with the most inputs ends in the neurons; the others join it.
+        # The product of the branch with the most inputs drives the neurons; all other branches add to its currents.
         sizes = [weights.kernel.weight[0].numel() for _, _, weights in driven]
         last = driven.pop(sizes.index(max(sizes))) if driven else None
         currents = [synapses.step_product(x, weights) for synapses, x, weights in driven]
@@ -280,8 +282,13 @@ class TandemAdd(Spiking):
             ]
             added, amplitude = functools.reduce(torch.add, currents), None
         if not last:
-            how: dict[str, Any] = {"mode": "series", "neuron": self.neuron, "want_sum": False, "want_state": want_state}
-            return _first_two(ops.integrate_and_fire.trusted(added, now, None, state, **how))
+            options: dict[str, Any] = {
+                "mode": "series",
+                "neuron": self.neuron,
+                "want_sum": False,
+                "want_state": want_state,
+            }
+            return _first_two(ops.integrate_and_fire.trusted(added, now, None, state, **options))
         synapses, x, weights = last
         firing = Firing(self.neuron, self.engine, added, amplitude)
         return _first_two(synapses.fire(x, weights, firing, state=state, want_state=want_state))
@@ -357,9 +364,6 @@ class TandemAdd(Spiking):
         schema.check_scales("TandemAdd", neuron)
         join.scale = None if scale is None else schema.frozen_tensor(scale)
         return join
-
-    def branch_layers(self) -> list[nn.Module]:
-        return list(self.branches)
 
     def out_size(self, *inputs: Value) -> Value:
         if len(inputs) != len(self.branches):

@@ -26,7 +26,7 @@ def value_of(x: SpikeTrain | EncodedInput) -> Tensor:
 def activated(layer: Any, v: Tensor, time_steps: int) -> SpikeTrain:
     """Return the activation of v, the pre-activation before the learned threshold, of a layer with neurons."""
     if layer.log_threshold is not None:
-        v = v * learned_threshold.unit(layer.log_threshold).to(v.dtype)
+        v = v * learned_threshold.inverse_threshold(layer.log_threshold).to(v.dtype)
     neuron = layer.neuron
     activation: Tensor = neuron.activation(v, time_steps)
     count = activation.clamp(max=neuron.largest(time_steps)) if neuron.clip else activation

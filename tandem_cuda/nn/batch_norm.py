@@ -18,7 +18,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def checked_norm(name: str, norm: Any) -> Any:
-    """Return the batch norm; ValueError, naming the layer, if the spiking twin cannot fold it."""
+    """Return the batch norm; raise a ValueError, naming the layer, if the spiking twin cannot fold it."""
     if norm is None or norm.running_mean is None:
         raise ValueError(f"{name}: norm must keep running statistics (the spiking twin folds them), got {norm}")
     return norm
@@ -42,7 +42,7 @@ def fuses(norm: Any, product: Tensor) -> bool:
 def update_statistics(
     norm: Any, product: Tensor, unit: Tensor | None, repeats: float, missing: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Update the running statistics with those of repeats * unit * product + missing, as torch's batch norm does.
+    """Update the running statistics with the statistics of repeats * unit * product + missing, as batch norm does.
 
     Returns mean and biased variance of ``product`` itself, each [O].
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 _MOST = 64
 _Key = tuple[Hashable, torch.device]
-_kept: dict[_Key, tuple[Tensor, ...]] = {}
+_cached: dict[_Key, tuple[Tensor, ...]] = {}
 _in_graphs: dict[_Key, tuple[Tensor, ...]] = {}
 """What CUDA graphs were captured with: they read it whenever they are replayed, so it is kept for good."""
 
@@ -30,22 +30,22 @@ def constants(like: Tensor, key: Hashable, make: Callable[[], tuple[Tensor, ...]
         return make()
     full = (key, like.device)
     in_graph = capturing(like)
-    kept = _in_graphs.get(full) or _kept.get(full)
-    if kept is not None:
+    cached = _in_graphs.get(full) or _cached.get(full)
+    if cached is not None:
         if in_graph:
-            _in_graphs[full] = kept
-        return kept
+            _in_graphs[full] = cached
+        return cached
     with torch.inference_mode(False), torch.no_grad():  # inference tensors are of no use elsewhere
-        made = make()
+        result = make()
     # What a graph makes has values only once it is replayed.
-    if in_graph or any(type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in made):
-        return made
-    if len(_kept) >= _MOST:
-        _wait({device for _, device in _kept})
-        _kept.clear()
+    if in_graph or any(type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in result):
+        return result
+    if len(_cached) >= _MOST:
+        _wait({device for _, device in _cached})
+        _cached.clear()
     _wait({like.device})
-    _kept[full] = made
-    return made
+    _cached[full] = result
+    return result
 
 
 def capturing(like: Tensor) -> bool:

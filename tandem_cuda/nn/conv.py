@@ -10,7 +10,7 @@ from ..neuron import IF, Neuron
 from ..ops.geometry import check_geometry
 from . import schema
 from .convolution import Conv1dSynapses, Conv2dSynapses, ConvTranspose2dSynapses
-from .nir import Geometry, Product, Shape, convolution, image, spans
+from .nir import NirGeometry, Product, Shape, convolution, image, spans
 from .schema import Check
 from .tandem import TandemLayer
 
@@ -72,7 +72,7 @@ class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forwa
         SpikeTrain [N, C, H, W] (or EncodedInput from Encode) -> SpikeTrain [N, O, Ho, Wo].
 
     Raises:
-        TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
+        TypeError: the input is a Tensor, or its dtype is not the weights'; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape, or more padding than the image has pixels for.
 
     Examples:
@@ -140,7 +140,7 @@ class TandemConv1d(TandemConvolution, nn.Conv1d):  # type: ignore[misc]  # forwa
         SpikeTrain [N, C, L] (or EncodedInput from Encode) -> SpikeTrain [N, O, Lo].
 
     Raises:
-        TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
+        TypeError: the input is a Tensor, or its dtype is not the weights'; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape, or more padding than the input has values for.
 
     Examples:
@@ -213,7 +213,7 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
         SpikeTrain [N, C, H, W] (or EncodedInput from Encode) -> SpikeTrain [N, O, Ho, Wo].
 
     Raises:
-        TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
+        TypeError: the input is a Tensor, or its dtype is not the weights'; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape.
 
     Examples:
@@ -258,7 +258,7 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
         padding: Any = self.padding
         above, left = (span - pad for span, pad in zip(spans(weight, self.dilation), padding, strict=True))
         dilation: Any = self.dilation
-        geometry = Geometry((1, 1), (above, left), dilation, self.groups, image(outputs)[1:])
+        geometry = NirGeometry((1, 1), (above, left), dilation, self.groups, image(outputs)[1:])
         strided = any(s > 1 and n > 1 for s, n in zip(self.stride, inputs[1:], strict=True))
         refused = f"its stride must be 1 (NIR has no transposed convolution), got {self.stride}"
         return Product(weight, bias, geometry, self.weights.rounding(), (refused,) if strided else ())

@@ -35,7 +35,7 @@ class ConvolutionSynapses(Synapses):
         self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.padding, self.padding_mode = layer.padding, layer.padding_mode
         self.pads = layer._reversed_padding_repeated_twice
-        """Of the last axis before and behind, then of the axis before it."""
+        """The padding before and behind the last axis, then the padding of the axis before it."""
 
     @abstractmethod
     def image(self) -> tuple[Rearrange | None, Geometry]:
@@ -125,7 +125,7 @@ class ConvolutionSynapses(Synapses):
         return {"stride": stride, "padding": padding, "dilation": dilation, "groups": self.groups}
 
     def _counts_steps(self) -> bool:
-        return self.engine == "dense" or self.inputs == self.groups  # which have kernels for counts of their own
+        return self.engine == "dense" or self.inputs == self.groups  # depthwise counts have their own kernels
 
 
 class Conv2dSynapses(ConvolutionSynapses):

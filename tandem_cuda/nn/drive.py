@@ -10,7 +10,7 @@ batch norm uses its running statistics, so that all of this is one gain g and on
 
     x[t] = (A * unit * g) * (W * s[t]) + b / T
 
-The gain multiplies the sums, never the weights, so the spikes are the same in training, in eval mode, without gradients
+The gain multiplies the sums, never the weights, so the spikes are equal in training, in eval mode, without gradients
 and in a frozen network.
 """
 
@@ -89,11 +89,11 @@ class Drive:
         if self.thresholds is not None:
             whole = whole.times(1 / self.thresholds)
         if self.log_threshold is not None:
-            whole = whole.times(learned_threshold.unit(self.log_threshold).repeat(self.synapses.outputs))
+            whole = whole.times(learned_threshold.inverse_threshold(self.log_threshold).repeat(self.synapses.outputs))
         return whole
 
     def bias(self) -> Tensor | None:
-        """Return what is added to the sums of each neuron before batch norm, or at all if there is none."""
+        """Return the bias [O] that is added before batch norm; without batch norm, the bias with its correction."""
         bias: Tensor | None = self._own_bias
         if self._paired and bias is not None:
             bias = paired(bias)
@@ -120,8 +120,8 @@ class Drive:
         """Return scale and bias of each time step with batch norm folded into them, by one operator."""
         norm = batch_norm.checked_norm(self.name, self.norm)
         statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
-        how: dict[str, Any] = {"eps": norm.eps, "amplitude": amplitude, "time_steps": steps}
-        return ops.fold_norm.trusted(*statistics, self._own_bias, unit=unit, **how)
+        options: dict[str, Any] = {"eps": norm.eps, "amplitude": amplitude, "time_steps": steps}
+        return ops.fold_norm.trusted(*statistics, self._own_bias, unit=unit, **options)
 
     def _is_norm_alone(self) -> bool:
         """Return whether there is batch norm, and neither signs nor thresholds nor a correction behind it."""
@@ -148,15 +148,15 @@ class Drive:
 
         Args:
             sums: W * c or W * X of the kernel's weights, [N, O, ...]. Batch norm with batch statistics cancels bias and
-                factors, up to eps, so none of them is applied in advance.
+                factors, up to eps, so bias and factors are not applied in advance.
             unit: what an integer stands for, [O], or None for 1.
             steps: T.
-            factor: of the sums.
+            factor: factor of the sums.
         """
         norm = batch_norm.checked_norm(self.name, self.norm)
         neuron, bias = self.neuron, self.bias()
         learns = needs_gradient(sums, bias, norm.weight, norm.bias, self.log_threshold)
-        learned = self._learned_unit(sums, steps) if learns else None
+        learned = self._learned_inverse(sums, steps) if learns else None
         threshold = neuron.relu_threshold
         if norm.training and threshold is not None and not self._paired and batch_norm.fuses(norm, sums):
             statistics = batch_norm.update_statistics(norm, sums, unit, factor, bias)
@@ -165,8 +165,8 @@ class Drive:
             scale = learned
             if self.thresholds is not None:
                 scale = 1 / self.thresholds if scale is None else scale / self.thresholds
-            how = steps, factor, bias, scale, self.correction
-            return NormalisedSums(neuron, threshold, norm, sums, unit, statistics, *how)
+            factors = steps, factor, bias, scale, self.correction
+            return NormalisedSums(neuron, threshold, norm, sums, unit, statistics, *factors)
         if not learns and not norm.training:
             return PreActivation(neuron, None, steps, sums.dtype)
         v = self.in_units(sums, unit)
@@ -179,7 +179,7 @@ class Drive:
     ) -> PreActivation | NormalisedSums:
         """Return the pre-activation for the product with real input, which ``Synapses.value_product`` returns.
 
-        With constant input the sums are those of each time step, v / T.
+        With constant input they are the sums of one time step, v / T.
         """
         bias = self.bias()
         if self.norm is not None:
@@ -188,7 +188,7 @@ class Drive:
         if needs_gradient(sums, bias, self.log_threshold):  # otherwise v is not needed
             if bias is not None and (self.has_gain(kernel) or not constant):
                 v = v + self._over(v, divided(bias, steps) if constant else bias)
-            v = self._in_thresholds(v, self._learned_unit(v, steps))
+            v = self._in_thresholds(v, self._learned_inverse(v, steps))
         return PreActivation(self.neuron, v, steps, sums.dtype, 1 / steps if constant else 1.0)
 
     def summand(self, v: Tensor) -> Tensor:
@@ -196,13 +196,13 @@ class Drive:
         return self._in_thresholds(v if self.norm is None else self._normalised(v), None)
 
     def in_units(self, sums: Tensor, unit: Tensor | None) -> Tensor:
-        """Return W * c or W * X, given the sums of a kernel's weights and what each of them stands for."""
+        """Return W * c or W * X, given the sums of a kernel's integers and the weight that 1 stands for."""
         return sums if unit is None else sums * self._over(sums, unit)
 
-    def _learned_unit(self, v: Tensor, steps: int) -> Tensor | None:
+    def _learned_inverse(self, v: Tensor, steps: int) -> Tensor | None:
         """Return 1 / exp(log_threshold) with its gradient, or None if the threshold does not learn."""
         log_threshold = self.log_threshold
-        return None if log_threshold is None else learned_threshold.learning_unit(log_threshold, v.shape, steps)
+        return None if log_threshold is None else learned_threshold.learning_inverse(log_threshold, v.shape, steps)
 
     def _in_thresholds(self, v: Tensor, learned: Tensor | None) -> Tensor:
         """Return v in units of ``thresholds``, times ``learned``."""
@@ -245,7 +245,7 @@ class NormalisedSums(NamedTuple):
 
     neuron: Neuron
     threshold: float
-    """Its ``relu_threshold``."""
+    """The neuron's ``relu_threshold``."""
     norm: Any
     sums: Tensor
     unit: Tensor | None
@@ -254,7 +254,7 @@ class NormalisedSums(NamedTuple):
     steps: int
     factor: float
     bias: Tensor | None
-    """Batch norm cancels it."""
+    """The layer's bias. Batch norm cancels it."""
     scale: Tensor | None
     correction: Tensor | None
 

@@ -125,7 +125,7 @@ class TandemStochasticDepth(nn.Module):
 
     Raises:
         TypeError: the input is not a SpikeTrain, or ``p`` is not a number.
-        ValueError: ``p`` or ``mode`` is none of these.
+        ValueError: ``p`` is outside [0, 1], or ``mode`` is neither "row" nor "batch".
 
     Examples:
         >>> x = SpikeTrain.from_dense(torch.ones(8, 2, 10))

@@ -63,7 +63,7 @@ class TandemElementwise(TandemConv2d):
     FLAGS: ClassVar = ("of_features",)
     of_features = False
     synapse_format = 2
-    synapses_per_weight = 1  # the ANN has none
+    synapses_per_weight = 1  # the ANN has no such weights
 
     def __init__(
         self,
@@ -81,8 +81,8 @@ class TandemElementwise(TandemConv2d):
     ) -> None:
         if bias:
             raise ValueError("TandemElementwise: bias must be False, got True")
-        how: dict[str, Any] = {"neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
-        super().__init__(in_channels, out_channels, 1, groups=groups, bias=False, device=device, dtype=dtype, **how)
+        options: dict[str, Any] = {"neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(in_channels, out_channels, 1, groups=groups, bias=False, device=device, dtype=dtype, **options)
         for name, number in (("in_channels", in_channels), ("out_channels", out_channels)):
             if number not in (groups, 2 * groups):
                 raise ValueError(
@@ -106,7 +106,7 @@ class TandemElementwise(TandemConv2d):
     def maps(self, factor: float, offset: float, like: Tensor) -> None:
         """Set the constants, on the device of ``like`` and in its dtype.
 
-        Where there are two neurons for each value, they are those of its signs.
+        Where there are two neurons for each value, they are for its two signs.
         """
         self.wiring = Wiring(1, self.in_channels > self.groups, self.out_channels > self.groups)
         self.factor, self.offset = factor, offset
@@ -129,11 +129,11 @@ class TandemElementwise(TandemConv2d):
         weight, bias = self.weights.folded()
         if len(inputs) == 1 or self.of_features:
             return Product(nir.dense(weight, self.groups)[:, :, 0, 0], bias)
-        return Product(weight, bias, nir.Geometry((1, 1), (0, 0), (1, 1), self.groups, nir.image(inputs)[1:]))
+        return Product(weight, bias, nir.NirGeometry((1, 1), (0, 0), (1, 1), self.groups, nir.image(inputs)[1:]))
 
 
 class ElementwiseSynapses(Conv2dSynapses):
-    """Each output reads one input, or a pair of them."""
+    """Each output reads one input, or a pair of inputs."""
 
     def check_shape(self, shape: Sequence[int]) -> None:
         halves = self.inputs == 2 * self.groups  # the products get one input of each pair
@@ -170,7 +170,7 @@ class ElementwiseSynapses(Conv2dSynapses):
         shape = self.output_shape(x.shape)
         if self.inputs == self.groups:
             return super().count_product(x, weights).reshape(shape)
-        # Of two inputs each. The products would treat them as groups of two channels, which takes them far longer.
+        # Each output reads two inputs. The operators would take them for a group of two channels, which is much slower.
         first, second = weights.kernel.weight.view(self.groups, -1, 2).unbind(2)
         count = x.count.movedim(1, -1).unsqueeze(-1)  # channels are innermost in memory
         v = (count[..., ::2, :] * first + count[..., 1::2, :] * second).flatten(-2)
@@ -197,7 +197,7 @@ class ElementwiseSynapses(Conv2dSynapses):
         if firing.neuron.two_phase:
             check_whole(self.name, state)
             return Fired(*discharge(total, steps, firing.neuron, want_sum, want_state))
-        # One input of each pair is multiplied; the spikes of the other one join it.
+        # The product takes one input of each pair; the spikes of the other input are added to its currents.
         weight = weights.kernel.weight
         second = weight[:, 1].flatten()
         amplitude: Tensor | None = second if weights.scale is None else second * weights.scale

@@ -23,7 +23,7 @@ _MODES = ("constant", "impulse")
 class EncodedInput(NamedTuple):
     """Real input for the first tandem layer, which turns it into currents. Returned by :class:`Encode`.
 
-    It is a tuple, hence a pytree, and works with ``torch.compile`` and the like.
+    It is a tuple, hence a pytree, and works with ``torch.compile``.
 
     Examples:
         >>> encoded = Encode(4)(torch.ones(2, 3, 5))

@@ -18,7 +18,7 @@ class Firing(NamedTuple):
     added: Tensor | None = None
     """What another branch adds: currents [T, N, O, ...] or bits [P, N, O, ...]."""
     amplitude: Tensor | None = None
-    """The weight of these spikes, [O]; None for 1."""
+    """The weight of spikes in ``added``, [O]; None for 1."""
 
 
 class Fired(NamedTuple):
@@ -46,7 +46,7 @@ def run_neurons(
     """Drive neurons by a current; the sum of the currents is not returned.
 
     Args:
-        neuron: their model.
+        neuron: the neuron model.
         current: [N, O, ...], as :func:`tandem_cuda.ops.integrate_and_fire` takes it.
         steps: T.
         mode: "constant", "impulse" or "once".

@@ -83,15 +83,11 @@ class FrozenLayer(nn.Module, ABC):
         """Return the tensors to save: all buffers."""
         return dict(self.named_buffers())
 
-    def branches(self) -> list[nn.Module]:
-        """Return the modules that read the spikes of each input, one per input; empty if the layer is not spiking."""
-        return []
-
     def takes(self) -> str:
         """Return the kind of the inputs; ANY if it depends on the surrounding layers."""
         return ANY
 
-    # Early exit reads these, of layers that take real values.
+    # Early exit reads these properties of layers that take real values.
 
     @property
     def only_moves(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops
 from ..neuron import IF, Neuron, check_neuron, of_settings
@@ -33,8 +33,8 @@ class TandemGate(Spiking):
 
     Args:
         neuron: a neuron model, such as IF(...).
-        signed: whether channels 2i and 2i + 1 of the spikes are the positive and the negative part of channel i. So are
-            those of the output. A train that is ``paired`` says so itself, and along which dimension.
+        signed: whether channels 2i and 2i + 1 of the spikes are the positive and the negative part of channel i, as
+            in the output. A train that is ``paired`` says so itself, and along which dimension.
 
     Shape:
         SpikeTrain [N, C, ...] and Tensor that broadcasts over its values, such as [N, C, 1, 1] -> SpikeTrain
@@ -110,9 +110,6 @@ class TandemGate(Spiking):
         gate = cls(neuron)
         gate.decode = Decode.made({name: value for name, value in settings.items() if name != "neuron"}, tensors)
         return gate
-
-    def branch_layers(self) -> list[nn.Module]:
-        return [nn.Identity()]
 
     def out_size(self, *inputs: Value) -> Value:
         if len(inputs) != 2:

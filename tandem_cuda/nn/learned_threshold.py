@@ -4,7 +4,7 @@ A layer with ``learn_threshold`` has the parameter l = ``log_threshold``, a scal
 ``neuron.threshold`` * exp(l). The neuron itself stays as it is: potentials and currents are in units of exp(l), so the
 layer divides its currents and its pre-activation v by exp(l). To the kernels this is one more factor of gain and bias.
 
-The count c ~ relu(v) / (threshold * exp(l)) keeps its amplitude, and the gradient of l is that of the ANN's activation:
+The count c ~ relu(v) / (threshold * exp(l)) keeps its amplitude, and l gets the gradient of the ANN's activation:
 dc/dl = -v / (threshold * exp(l)) where the tandem rule passes a gradient, else 0. If a scale-invariant layer follows,
 such as batch norm, this is LSQ's gradient (Esser et al., "Learned Step Size Quantization", ICLR 2020,
 arXiv:1902.08153, eq. 3). With the step s, c rounded v / s in 0..T, and a = s * c as the layer's output, LSQ has::
@@ -40,7 +40,7 @@ def new_log_threshold(name: str, learn: Any, like: Tensor) -> nn.Parameter | Non
     return nn.Parameter(like.new_zeros(())) if learn else None
 
 
-def unit(log_threshold: Tensor) -> Tensor:
+def inverse_threshold(log_threshold: Tensor) -> Tensor:
     """Return exp(-l), the factor of currents, [], without gradient."""
     # The exponential in double precision rounds to the same float32 everywhere.
     return torch.exp(-log_threshold.detach().double()).to(log_threshold.dtype)
@@ -60,6 +60,6 @@ def learning(log_threshold: Tensor, shape: Sequence[int], steps: int) -> Tensor:
     return torch.exp((log_threshold.detach() - log_threshold) * share)
 
 
-def learning_unit(log_threshold: Tensor, shape: Sequence[int], steps: int) -> Tensor:
-    """Return :func:`unit` with the gradient of :func:`learning`."""
-    return unit(log_threshold) * learning(log_threshold, shape, steps)
+def learning_inverse(log_threshold: Tensor, shape: Sequence[int], steps: int) -> Tensor:
+    """Return :func:`inverse_threshold` with the gradient of :func:`learning`."""
+    return inverse_threshold(log_threshold) * learning(log_threshold, shape, steps)

@@ -32,7 +32,7 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         SpikeTrain [N, ..., F] (or EncodedInput from Encode) -> SpikeTrain [N, ..., O].
 
     Raises:
-        TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
+        TypeError: the input is a Tensor, or its dtype is not the weights'; ``learn_threshold`` is no bool.
         ValueError: a wrong input shape.
 
     Examples:

@@ -52,8 +52,8 @@ class Pooling(Spiking):
         for size, kernel, stride, padding, dilation in zip(image, *settings, strict=True):
             # The minimum size that a window fits into.
             fits = dilation * (kernel - 1) + 1 - 2 * padding - (stride - 1 if ceil_mode else 0)
-            how = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
-            windows = partial(windows_along, type(self).__name__, ceil_mode=ceil_mode, **how)
+            window = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+            windows = partial(windows_along, type(self).__name__, ceil_mode=ceil_mode, **window)
             sizes.append(size.at_least(fits).through(windows, stride, fits - stride, regular=not ceil_mode))
         check_count("input", [size.needs for size in sizes])
         return sizes
@@ -65,7 +65,7 @@ def fixed(size: Size, n: int) -> Size:
 
 
 class MaxPooling(Pooling):
-    """Base of both max poolings. A frozen one carries the counts of its inputs."""
+    """Base of both max poolings. A frozen layer carries the counts of its inputs."""
 
     gate: str = "count"
     """For frozen layers: "count" computes what the layer computes. "any" passes a spike whenever any neuron of the
@@ -109,8 +109,8 @@ class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
     value and gradient; the gradient goes to the neuron with the most spikes, as in torch. The usual rule passes on the
     spikes of the neuron that has fired most so far (Rueckauer et al. 2017, doi:10.3389/fnins.2017.00682). Unlike it,
     this layer drops the spikes with which another neuron only catches up. For T = 1 the result is the OR of the
-    window's spikes. (The CifarNet of Wu et al. 2021 has strided convolutions instead of pooling.) The output's
-    ``amplitude`` is that of the input.
+    window's spikes. (The CifarNet of Wu et al. 2021 has strided convolutions instead of pooling.) The output has
+    the input's ``amplitude``.
 
     Pooling needs one counter per input neuron and takes much less time than the convolution before it
     (docs/performance.md). It has no synaptic operations (SynOps), since it adds nothing to a membrane potential.
@@ -166,7 +166,7 @@ class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
         self.check_input(x)
         bits, _ = self.spikes(x)
         # The ANN's pooling of the counts has the same values, except for windows entirely in the padding, where it
-        # is negative: clamp those.
+        # is negative: clamp it there.
         largest = super().forward(x.count).clamp(min=0) if needs_gradient(x.carried_count) else None
         return carrying(bits, x, largest)
 
@@ -183,7 +183,7 @@ class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        if "gate" not in settings:  # of version 0.1, which had only one
+        if "gate" not in settings:  # files of version 0.1, which had only "any"
             schema.check_settings(cls.__name__, settings, {*cls.SETTINGS} - {"gate"})
         return super().of({"gate": "any"} | settings, tensors)
 

@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 """The shape of a value without the batch dimension."""
 
 
-class Geometry(NamedTuple):
+class NirGeometry(NamedTuple):
     """Which pixels a convolution reads."""
 
     stride: tuple[int, int]
@@ -38,10 +38,10 @@ class Product(NamedTuple):
     """Weights, and what they read."""
 
     weight: Tensor
-    """[O, F], or of a convolution [O, C/groups, kH, kW]."""
+    """[O, F], or [O, C/groups, kH, kW] for a convolution."""
     bias: Tensor | None = None
     """The sum over all time steps, [O]."""
-    geometry: Geometry | None = None
+    geometry: NirGeometry | None = None
     """None: the weights are a matrix."""
     rounding: tuple[int, Tensor] | None = None
     """The bits of quantised weights, and what the integer 1 of each output stands for, [O]."""
@@ -116,7 +116,7 @@ def convolution(
     if named == "same":
         above, left = spans(weight, dilation)
         before = above // 2, left // 2
-    geometry = Geometry(stride, before, dilation, layer.groups, image(outputs)[1:], named)
+    geometry = NirGeometry(stride, before, dilation, layer.groups, image(outputs)[1:], named)
     refused = f"padding_mode must be 'zeros', got {layer.padding_mode!r}"
     return Product(weight, bias, geometry, rounding, () if layer.padding_mode == "zeros" else (refused,))
 
@@ -127,7 +127,7 @@ def spans(weight: Tensor, dilation: Sequence[int]) -> list[int]:
 
 
 def image(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return the shape [C, L] or [C, H, W] as that of an image."""
+    """Return the shape of a line [C, L] or an image [C, H, W] as the shape of an image."""
     channels, *size = shape
     height, width = (1, *size)[-2:]
     return channels, height, width

@@ -1,4 +1,4 @@
-"""Count a layer's synaptic operations and its ANN's multiply-accumulates: both of them by the synapses that exist.
+"""Count a layer's synaptic operations and its ANN's multiply-accumulates, both over the synapses that exist.
 
 A layer whose operations are counted has a method ``synapses_by_input()``. For each input of spikes it returns the
 :class:`Synapses` that read them, or None if each spike reaches one neuron, as through an identity.
@@ -38,7 +38,7 @@ class Operations:
         """Return spikes times the neurons that they reach, a scalar.
 
         Args:
-            layer: anything that tells the layer's input from all other ones.
+            layer: anything that tells the layer's input from all other inputs.
             synapses: what reads the input.
             counts: the spikes of each neuron, [C, ...].
         """

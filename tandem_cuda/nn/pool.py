@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..neuron import IF, stacked
-from ..neuron.parameter import INITIAL
-from ..ops import checks
+from ..neuron.if_ import TWO_PHASE
+from ..neuron.parameter import AMPLITUDE, INITIAL, THRESHOLD
 from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
@@ -41,7 +41,7 @@ class _Axis:
         self.stride = self.starts[1] - self.starts[0] if len(windows) > 1 else alone
 
     def key(self) -> tuple[int, ...]:
-        """Return what tells the windows from others."""
+        """Return what identifies the windows."""
         return (self.size, len(self.starts), *self.starts, *self.stops)
 
     def uniform(self) -> bool:
@@ -81,18 +81,14 @@ class SpikingAverage(Pooling):
     ) -> None:
         super().__init__(*args, **kwargs)
         name = type(self).__name__
-        for argument, value in (("threshold", threshold), ("amplitude", amplitude)):
-            checks.check_number(name, argument, value)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name}: {argument} must be positive and finite, got {value}")
+        for parameter, value in ((THRESHOLD, threshold), (AMPLITUDE, amplitude), (INITIAL, initial)):
+            parameter.check(name, value)
+        TWO_PHASE.check(name, two_phase)
         if engine not in ENGINES:
             raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         self.threshold = threshold
         self.amplitude = amplitude
-        INITIAL.check(name, initial)
         self.initial = initial
-        if not isinstance(two_phase, bool):
-            raise TypeError(f"{name}: two_phase must be True or False, got {type(two_phase).__name__}")
         self.two_phase = two_phase
         self.engine = engine
 
@@ -203,7 +199,7 @@ class SpikingAverage(Pooling):
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
-        # Left out by version 0.1, and where they have these values.
+        # Files of version 0.1 lack these settings. Newer files leave them out if they have these values.
         return super().of({"amplitude": 1.0, "initial": 0.0, "two_phase": False} | settings, tensors)
 
     @classmethod
@@ -312,7 +308,7 @@ class SpikingAvgPool2d(SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # f
     def windows(self, height: int, width: int) -> tuple[_Axis, _Axis]:
         """Return the vertical and horizontal windows for an image of this size."""
         settings = zip(*map(pair, (self.kernel_size, self.stride, self.padding)), strict=True)
-        rows, columns = (self._axis(size, *how) for size, how in zip((height, width), settings, strict=True))
+        rows, columns = (self._axis(size, *window) for size, window in zip((height, width), settings, strict=True))
         return rows, columns
 
     def _axis(self, size: int, kernel: int, stride: int, padding: int) -> _Axis:
@@ -337,7 +333,7 @@ def _check_output_size(kind: str, name: str, value: Any) -> None:
 class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
     """Adaptive average pooling of spikes: :class:`SpikingAvgPool2d` with one window per output pixel.
 
-    Windows are those of nn.AdaptiveAvgPool2d: from floor(i * H / Ho) to ceil((i + 1) * H / Ho). If their sizes differ,
+    The windows are as in nn.AdaptiveAvgPool2d: from floor(i * H / Ho) to ceil((i + 1) * H / Ho). If their sizes differ,
     the means are computed as a matrix product over the pixels of each channel, in units of 1 / (least common multiple
     of the sizes).
 
@@ -400,9 +396,9 @@ class SpikingAdaptiveAvgPool2d(SpikingAverage, nn.AdaptiveAvgPool2d):  # type: i
 class SpikeWindows(Pooling):
     """Average pooling without neurons: pass on the spikes of each window side by side, as channels.
 
-    A tandem layer after it repeats its weights for every position in the window (see ``copies`` of tandem layers) and
-    so adds the window's spikes up. Its currents are exactly those it would have after an average pooling. The output's
-    ``amplitude`` is that of the input divided by the divisor.
+    A tandem layer after it repeats its weights for every position in the window (:class:`.wiring.Wiring`) and so adds
+    the window's spikes up. It has exactly the currents that it would have after an average pooling. The output has the
+    input's ``amplitude``, divided by the divisor.
 
     Args:
         kernel_size: size of the window, an int or a pair.

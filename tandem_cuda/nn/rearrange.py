@@ -95,11 +95,11 @@ REARRANGEMENTS: dict[str, tuple[Callable[..., Tensor], int, int | None]] = {
     "unsqueeze": (_unsqueeze, 0, 0),
     "pairs": (_in_place, 1, None),
 }
-"""Of each rearrangement: the function of [P, N, C, ...], the number of its arguments, and their minimum."""
+"""For each rearrangement: the function of [P, N, C, ...], the number of its arguments, and their minimum."""
 
 
 class SpikeRearrange(Spiking):
-    """Move, copy or drop neurons, as a function of images does. There are no neurons of its own.
+    """Move, copy or drop neurons, as a function of images does. The layer has no neurons itself.
 
     | ``how`` and its arguments | what this does to the counts |
     |---|---|
@@ -262,7 +262,7 @@ class SpikeRearrange(Spiking):
         return ", ".join([repr(self.how), *map(str, self.arguments), *(["signed=True"] if self.signed else [])])
 
     def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Let what reads the neurons read them from where they come from."""
+        """Let the layers that read the output read the input's neurons."""
         return writer.rearranged(signal, lambda x: self._moved(x, self._pair_dim(signal)))
 
 
@@ -291,8 +291,8 @@ class SpikeCat(Spiking):
 
     Raises:
         TypeError: an input is not a SpikeTrain.
-        ValueError: the number of inputs is not that of ``signed``, or they differ in time steps, device, dtype or a
-            dimension other than the channels; or their amplitudes are neither the same nor ``amplitudes``, up to a
+        ValueError: the number of inputs is not len(``signed``), or they differ in time steps, device, dtype or a
+            dimension other than the channels; or their amplitudes are neither equal nor ``amplitudes``, up to a
             common factor. Dropout in training changes the amplitude, so it must not be in some branches only.
 
     Examples:
@@ -405,7 +405,7 @@ class SpikeCat(Spiking):
         return ", ".join([*map(str, self.signed), *amplitudes])
 
     def nir(self, writer: NirWriter, *signals: Signal) -> Any:
-        """Let what reads the neurons read those of each input."""
+        """Let the layers that read the output read the inputs' neurons."""
         pair_dim, silent = self._pairs(signals)
         return writer.concatenated(signals, silent, pair_dim)
 

@@ -42,7 +42,7 @@ def with_tuples(value: Any) -> Any:
 
 
 def frozen_numbers(kind: str, name: str, value: Any, least: int, most: int = 2**30, *, pairs: bool = False) -> None:
-    """Raise a ValueError unless a setting is an int from least to most, or with ``pairs`` perhaps a pair of them."""
+    """Raise a ValueError unless a setting is an int from least to most, or with ``pairs`` perhaps a pair of ints."""
     numbers = value if pairs and isinstance(value, (list, tuple)) and len(value) == 2 else [value]
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
@@ -125,7 +125,7 @@ def check_tensors(
 ) -> None:
     """Check that names and shapes are right, and that all tensors are float32 or all are float64.
 
-    Those in ``integers`` may be int8 or int16, if all others are float32.
+    Tensors in ``integers`` may be int8 or int16, if all other tensors are float32.
     """
     missing, unknown = shapes.keys() - tensors.keys() - {*optional}, tensors.keys() - shapes.keys()
     if missing or unknown:

@@ -1,4 +1,4 @@
-"""What a spiking layer says about itself, and the frozen layer that runs any of them."""
+"""What a spiking layer says about itself, and the frozen layer that runs a spiking layer."""
 
 from __future__ import annotations
 
@@ -66,10 +66,6 @@ class Spiking(nn.Module):
         """Return a frozen copy. ``encoded``: whether it reads the output of Encode instead of spikes."""
         return class_of(self).made(self.settings(), self.constants())
 
-    def branch_layers(self) -> list[nn.Module]:
-        """Return the modules that read the spikes of each input, one per input; empty if no synapses do."""
-        return []
-
     def out_size(self, *inputs: Value) -> Value:
         """Return what is known about the output, given the inputs. Raise a ValueError if the inputs cannot be right."""
         raise NotImplementedError
@@ -113,9 +109,6 @@ class FrozenSpiking(FrozenLayer):
     def tensors(self) -> dict[str, Tensor]:
         return self.layer.constants()
 
-    def branches(self) -> list[nn.Module]:
-        return self.layer.branch_layers()
-
     def takes(self) -> str:
         return self.layer.reads
 
@@ -128,7 +121,7 @@ class FrozenSpiking(FrozenLayer):
             _update(self)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in [name for name in state_dict if name.startswith(prefix)]:  # renames those of version 0.2
+        for name in [name for name in state_dict if name.startswith(prefix)]:  # renames tensors of version 0.2
             first, _, rest = name.removeprefix(prefix).partition(".")
             renamed = _RENAMED.get(first, first)
             state_dict[".".join(filter(None, [prefix + renamed, rest]))] = state_dict.pop(name)
@@ -147,11 +140,11 @@ def freezable(*layer_classes: type[Spiking]) -> None:
 
 
 _RENAMED = {"scale": "layer.gain", "bias": "layer.bias", "join": "layer"}
-"""Names in state dicts of version 0.2, and what they are now."""
+"""Names in state dicts of version 0.2, and their present names."""
 
 
 def _update(frozen: FrozenSpiking) -> None:
-    """Rearrange what version 0.2 pickled, where each kind of layer had a frozen layer of its own."""
+    """Rearrange what version 0.2 pickled, where each kind of layer had its own class of frozen layers."""
     values, modules, buffers = vars(frozen), frozen._modules, frozen._buffers
     modules.pop("decoded", None)  # of a gate, which has the same Decode
     ((name, module),) = modules.items()

@@ -6,7 +6,7 @@ import json
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops
 from ..neuron import of_settings, stacked
@@ -28,13 +28,13 @@ from .wiring import Wiring
 class SpikingTwin(WeightedLayer):
     """A weighted layer that can run without its ANN.
 
-    A frozen layer has neither parameters nor a norm. In their place stand the buffers ``weight``, of the shape of the
-    parameter (int8 or int16 of a quantised layer); ``gain``, [O], of batch norm, the learned threshold and integer
-    weights, applied to the sums; and ``bias``, [O], spread evenly over the T time steps. Without gain or bias they are
-    None. The buffer ``packed`` holds the weights for the kernels of their device. It is no part of files, pickles and
-    state dicts: what replaces the weights packs the new ones, and so does a call that finds that they have changed in
-    place, by autograd's versions. If a call gets other weights (``torch.func.functional_call``), the operators pack
-    those.
+    A frozen layer has buffers instead of parameters and a norm: ``weight``, in the shape of the parameter (int8 or
+    int16 if it was quantised); ``gain``, [O], by which sums are multiplied, with batch norm, the learned threshold and
+    the scale of integers; and ``bias``, [O], spread evenly over the T time steps. Gain and bias may be None.
+
+    The buffer ``packed`` holds the weights for the kernels of their device. It is no part of files, pickles and state
+    dicts: whatever replaces the weights packs the new ones. A call packs them, too, if they have changed in place, as
+    autograd's versions tell. If a call gets other weights (``torch.func.functional_call``), the operators pack these.
     """
 
     FLAGS: ClassVar[tuple[str, ...]] = ()
@@ -56,7 +56,7 @@ class SpikingTwin(WeightedLayer):
     def synapse_settings(self) -> Settings:
         """Return the settings of the layer as a branch of a sum: without the kind of its input.
 
-        "multiplicity" is how many synapses stand for one of the ANN's, if several do, and "paired" is true if neurons
+        "multiplicity" is how many synapses share a weight of the ANN, if several do, and "paired" is true if neurons
         2i and 2i + 1 are for v and -v.
         """
         settings = {**self.arguments(), "neuron": self.neuron.settings(), "engine": self.engine}
@@ -171,7 +171,7 @@ class SpikingTwin(WeightedLayer):
 
     @property
     def synapses_per_weight(self) -> int:
-        """How many synapses stand for one of the ANN's."""
+        """How many synapses share a weight of the ANN."""
         return 1 if self.wiring is None else self.wiring.synapses_per_weight
 
     # -- the weights of the kernels
@@ -212,7 +212,7 @@ class SpikingTwin(WeightedLayer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self.is_frozen:
-            self.pack()  # in the order of the device, which may be another one than that of the pickled network
+            self.pack()  # in the order of this device; the network may have been pickled on another one
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
@@ -226,9 +226,6 @@ class SpikingTwin(WeightedLayer):
             self.pack()
 
     # -- the spiking twin
-
-    def branch_layers(self) -> list[nn.Module]:
-        return [self]
 
     def out_size(self, *inputs: Value) -> Value:
         size = self.synapses.out_size(single(inputs, self.reads))

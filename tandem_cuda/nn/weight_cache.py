@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +21,9 @@ class Kernel(NamedTuple):
     """[O, C/groups, kH, kW] or [O, F]; integers of a quantised layer."""
     packed: Tensor | None = None
     unit: Tensor | None = None
-    """Of integers, the scale [O] that makes weights of them."""
+    """For integers: the scale [O], by which they become weights."""
     master: Tensor | None = None
-    """Of integers, the weights in full precision, which get the gradient."""
+    """For integers: the weights in full precision, which get the gradient."""
 
     def full_precision(self) -> dict[str, Any]:
         """Return the operands through which the gradient of integer weights flows."""
@@ -58,8 +58,8 @@ class WeightCache:
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None  # buffer of the packed weights
-        self._packed: _Kept | None = None  # describes what the buffer holds
-        self._weights: _Kept | None = None
+        self._packed: _Cached | None = None  # describes what the buffer holds
+        self._weights: _Cached | None = None
 
     def pack(self, weight: Tensor, groups: int) -> Tensor:
         """Pack weights, reusing the buffer of the last call if it fits: a large allocation costs more than packing."""
@@ -79,44 +79,44 @@ class WeightCache:
     def kernel(self, sources: list[Tensor], settings: Any, make: Callable[[], Kernel], groups: int) -> Kernel:
         """Return what ``make`` computes from tensors and settings, packed; from the last call if nothing changed."""
         state = _state(sources)
-        kept = self._packed
-        if self._memory is not None and kept is not None and _holds(kept, sources, state, (settings, groups)):
-            kernel: Kernel = kept.made
+        cached = self._packed
+        if self._memory is not None and cached is not None and cached.holds(sources, state, (settings, groups)):
+            kernel: Kernel = cached.result
             return kernel._replace(packed=self._memory)
         kernel = make()
         packed = self.pack(kernel.weight, groups)
         lasting = Kernel(kernel.weight.detach(), unit=kernel.unit)
-        self._packed = _kept(sources, state, (settings, groups), lasting)
+        self._packed = _cached(sources, state, (settings, groups), lasting)
         return kernel._replace(packed=packed)
 
     def weights(self, tensors: list[Tensor], settings: Any, make: Callable[[], SpikingWeights]) -> SpikingWeights:
         """Return what ``make`` computes from tensors and settings; from the last call if nothing has changed."""
         state = _state(tensors)
-        kept = self._weights  # read and written once: threads may share the layer
-        if kept is not None and _holds(kept, tensors, state, settings):
-            return kept.made
-        made = make()
-        self._weights = _kept(tensors, state, settings, made)
-        return made
+        cached = self._weights  # read and written once: threads may share the layer
+        if cached is not None and cached.holds(tensors, state, settings):
+            return cached.result
+        result = make()
+        self._weights = _cached(tensors, state, settings, result)
+        return result
 
     def __getstate__(self) -> dict[str, Any]:
         return dict.fromkeys(self.__dict__)
 
 
-def may_keep(module: nn.Module, layers: Sequence[nn.Module]) -> bool:
-    """Return whether the spiking weights of ``module``, made from those of ``layers``, may be reused in the next call.
+def may_cache(layer: nn.Module) -> bool:
+    """Return whether the spiking weights of a layer may be used again in the next call.
 
     False in training, where weights change; in compiled code; and with parametrisations, whose changes go unnoticed,
     except for :class:`WeightQuantiser`'s.
     """
-    return not (module.training or torch.compiler.is_compiling() or any(parametrisation(layer)[1] for layer in layers))
+    return not (layer.training or torch.compiler.is_compiling() or parametrisation(layer)[1])
 
 
 _State = tuple[int, list[int], list[int]]
 """Fingerprint, versions and addresses of tensors."""
 
 
-class _Kept(NamedTuple):
+class _Cached(NamedTuple):
     """A cached result, with the tensors it was made from and their state."""
 
     tensors: list[Tensor]
@@ -124,22 +124,16 @@ class _Kept(NamedTuple):
     """Keeps the memory alive, so that no other tensor can get its address."""
     state: _State
     settings: Any
-    made: Any
+    result: Any
+
+    def holds(self, tensors: list[Tensor], state: _State | None, settings: Any) -> bool:
+        """Return whether nothing has changed since."""
+        alike = self.state == state and self.settings == settings and len(self.tensors) == len(tensors)
+        return alike and all(a is b for a, b in zip(self.tensors, tensors, strict=True))
 
 
-def _kept(tensors: list[Tensor], state: _State | None, settings: Any, made: Any) -> _Kept | None:
-    return None if state is None else _Kept(tensors, [x.detach() for x in tensors], state, settings, made)
-
-
-def _holds(kept: _Kept | None, tensors: list[Tensor], state: _State | None, settings: Any) -> bool:
-    """Return whether nothing has changed since."""
-    return (
-        kept is not None
-        and kept.state == state
-        and kept.settings == settings
-        and len(kept.tensors) == len(tensors)
-        and all(a is b for a, b in zip(kept.tensors, tensors, strict=True))
-    )
+def _cached(tensors: list[Tensor], state: _State | None, settings: Any, result: Any) -> _Cached | None:
+    return None if state is None else _Cached(tensors, [x.detach() for x in tensors], state, settings, result)
 
 
 def _state(tensors: list[Tensor]) -> _State | None:

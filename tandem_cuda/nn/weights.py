@@ -14,7 +14,7 @@ from ..ops import checks
 from .drive import Drive
 from .quantiser import parametrisation
 from .synapses import Synapses
-from .weight_cache import Kernel, SpikingWeights, may_keep
+from .weight_cache import Kernel, SpikingWeights, may_cache
 from .weighted import WeightedLayer
 from .wiring import scaled_inputs
 
@@ -29,9 +29,9 @@ class Weights:
     of the drive.
     """
 
-    def __init__(self, layer: WeightedLayer, synapses: Synapses | None = None) -> None:
+    def __init__(self, layer: WeightedLayer) -> None:
         self.layer = layer
-        self._synapses = synapses
+        self._synapses: Synapses | None = None
         self.quantiser, self.computed = parametrisation(layer)
         """``computed``: whether another parametrisation computes weights, so that changes of its state go unnoticed."""
         self._stored: Tensor | None = None
@@ -55,7 +55,7 @@ class Weights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of values: that of the weights, or float32 if these are integers."""
+        """The dtype of values: the weights' dtype, or float32 if the weights are integers."""
         dtype = self.stored().dtype
         return torch.float32 if dtype in checks.INTEGERS else dtype
 
@@ -96,7 +96,7 @@ class Weights:
         return Kernel(weight, unit=unit, master=master)
 
     def packed(self, keep: bool = False) -> Kernel:
-        """Return the weights for the products, packed; with ``keep``, those of the last call if nothing has changed."""
+        """Return the weights for the products, packed; with ``keep``, from the cache if nothing has changed."""
         layer, groups = self.layer, self.synapses.groups
         if keep:
             sources = [x for x in (self.stored(), layer.input_scale) if x is not None]
@@ -112,7 +112,7 @@ class Weights:
         """Return the weights for the product with real input, which takes floats as they are."""
         if self.bits is None:
             return Kernel(self.floats())
-        return self.packed(keep=not torch.is_grad_enabled() and self.may_keep())
+        return self.packed(keep=not torch.is_grad_enabled() and may_cache(self.layer))
 
     # -- with the drive, when no gradient is needed
 
@@ -120,7 +120,7 @@ class Weights:
         """Return the spiking twin's weights for spikes of this amplitude; cached in eval mode."""
         layer = self.layer
         with torch.no_grad():
-            if not self.may_keep():
+            if not may_cache(self.layer):
                 return drive.of_spikes(self.packed(), steps, amplitude)
             settings = steps, amplitude, self._eps(), self.bits
             make = functools.partial(self._driving, drive, steps, amplitude)
@@ -131,7 +131,7 @@ class Weights:
 
     def driving_values(self, drive: Drive, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
         """Return scale and bias for the sums of real input; cached in eval mode."""
-        if not self.may_keep():
+        if not may_cache(self.layer):
             return self._driving_values(drive, steps, constant, kernel)
         settings = "encoded", steps, constant, self._eps(), self.bits
         make = functools.partial(self._driving_values, drive, steps, constant, kernel)
@@ -140,10 +140,6 @@ class Weights:
     def _driving_values(self, drive: Drive, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
         checks.check_finite(type(self.layer).__name__, "weight", self.stored())
         return drive.of_values(kernel, steps, constant)
-
-    def may_keep(self) -> bool:
-        """Return whether what is made of the weights may be used again in the next call."""
-        return may_keep(self.layer, [self.layer])
 
     def _eps(self) -> float | None:
         return None if self.layer.norm is None else self.layer.norm.eps

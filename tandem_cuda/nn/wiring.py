@@ -12,7 +12,7 @@ from torch import Tensor
 class Wiring:
     """Which neurons of a converted network share a weight. A layer that a user makes has None.
 
-    A layer's ``in_channels``, ``out_channels`` and the like number these neurons, not those of ``weight``.
+    A layer's ``in_channels``, ``out_channels``, ``in_features`` and ``out_features`` count these neurons.
     """
 
     windows: int = 1
@@ -23,7 +23,7 @@ class Wiring:
     """Outputs 2i and 2i + 1 are neurons for v and -v. So no ReLU is needed: the difference of their counts is the
     rounded v."""
     in_weight: int = 1
-    """How many synapses for each weight of the ANN the stored weight already holds, as that of a frozen layer does."""
+    """For frozen layers: how many entries of the stored weight belong to one weight of the ANN."""
 
     in_pairs: bool = False
     """Outputs 2i and 2i + 1 are neurons for v and -v, and the stored weight already holds both."""

@@ -1,8 +1,8 @@
 """Keep the products of spikes and weights in full precision under autocast.
 
 Neurons compare sums with a threshold, so rounding a sum can change a spike. Like torch's own operators that need full
-precision, the products take their inputs in float32 (float64 stays float64). Nor does
-autocast lower the precision of the torch products that engine "dense" and the gradients call.
+precision, the products take their inputs in float32 (float64 stays float64). Nor does autocast lower the precision of
+the torch products that engine "dense" and the gradients call.
 """
 
 from __future__ import annotations

@@ -61,6 +61,13 @@ def check_time_steps(op: str, time_steps: Any) -> None:
         raise ValueError(f"{op}: time_steps must be at least 1, got {time_steps}")
 
 
+def check_at_least_1(op: str, argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {argument} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{op}: {argument} must be at least 1, got {value}")
+
+
 def check_bits(op: str, bits: Any) -> None:
     check_tensor(op, "bits", bits)
     if bits.dtype != torch.uint8:

@@ -49,10 +49,10 @@ def fold_norm(
         running_var: [C].
         gamma: batch norm's weight, [C]; None for 1.
         beta: batch norm's bias, [C]; None for 0.
-        bias: of the layer in front of batch norm, [C]; None for 0.
-        unit: what 1 stands for in the sums, [C], if they are of integers; None for 1.
+        bias: bias of the layer before batch norm, [C]; None for 0.
+        unit: factor of the sums, [C], which sums of integer weights need; None for 1.
         eps: added to the variance.
-        amplitude: of the input's spikes, positive.
+        amplitude: weight of the input's spikes, positive.
         time_steps: T, over which the bias is spread.
 
     Returns:

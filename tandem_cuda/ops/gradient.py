@@ -73,14 +73,14 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
 
 
 def implement_on_cuda(name: str, implementation: Callable[..., Any]) -> None:
-    """Let Python compute an operator on CUDA, where it is a combination of others."""
+    """Let Python compute an operator on CUDA, where it is a combination of other operators."""
     _LIBRARY.impl(name, implementation, "CUDA")
 
 
 def register_in_place(name: str, written: int) -> None:
-    """Let an operator that writes to its first ``written`` arguments count up their versions, as torch's own do.
+    """Let an operator that writes to its first ``written`` arguments count up their versions, as torch's operators do.
 
-    Autograd then notices that a tensor which it has saved has changed, and the layers' caches that a weight has.
+    Autograd then notices a change of a tensor that it has saved, and the layers' caches notice a change of a weight.
     """
     op = getattr(torch.ops.tandem_cuda, name).default
 

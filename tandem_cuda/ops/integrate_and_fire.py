@@ -94,7 +94,7 @@ def integrate_and_fire(
     state = None if state is None else state.detach()
     if neuron.two_phase:
         check_whole("integrate_and_fire", state)
-        if series:  # one-phase neurons, of which only the sum is taken
+        if series:  # run one-phase neurons for the sum of their currents
             _, current, _ = _run(current, scale, bias, None, time_steps, mode, neuron, True, False)
             scale = bias = None
         else:
@@ -145,7 +145,7 @@ def total_bias(bias: Tensor | None, time_steps: int) -> Tensor | None:
 
 
 def check_whole(op: str, state: Tensor | None) -> None:
-    """ValueError if neurons with ``two_phase`` are to continue an earlier call."""
+    """Raise a ValueError if neurons with ``two_phase`` are to continue an earlier call."""
     if state is not None:
         raise ValueError(f"{op}: state must be None with two_phase (such neurons need all time steps in one call)")
 

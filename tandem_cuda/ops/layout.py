@@ -21,8 +21,8 @@ def empty_channels_last(like: Tensor, sizes: Sequence[int], dtype: torch.dtype, 
 def canonical(x: Tensor) -> Tensor:
     """Return the same values with regular strides, also in dimensions of size 1.
 
-    Strides of such dimensions have no meaning and may be anything. torch's convolution takes some of them for another
-    layout and multiplies by the wrong weights. A tensor [N, C, ...] that is contiguous or channels last is not copied.
+    Strides of such dimensions have no meaning and may be anything. torch's convolution takes some for another layout
+    and multiplies by the wrong weights. A tensor [N, C, ...] that is contiguous or channels last is not copied.
     """
     if 1 not in x.shape:
         return x

@@ -14,7 +14,7 @@ from .geometry import check_fit, check_geometry, pairs
 from .gradient import register_gradient
 from .pack_weight import check_packed
 from .product import check_groups, check_master, check_not_empty
-from .product_gradient import Pair, feature_dim, gradients_of, neurons_of
+from .product_gradient import feature_dim, gradients_of, neurons_of
 
 
 def _check(op: str, a: Any) -> None:
@@ -101,7 +101,8 @@ def check_ordered(
 
 
 @torch.library.register_fake("tandem_cuda::ordered_product")
-def _(x: Tensor, weight: Tensor, packed: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, *_: Any) -> Tensor:
+def _(x: Tensor, weight: Tensor, packed: Tensor | None, *geometry: Any) -> Tensor:
+    stride, padding, dilation = geometry[:3]
     neurons = neurons_of(x.unsqueeze(0), weight, stride, padding, dilation)
     return layout.empty_channels_last(x, neurons, torch.float32, feature_dim(weight, neurons))
 

@@ -47,8 +47,8 @@ def ordered_spikes(
 ) -> Tensor:
     """Multiply real input by integer weights and let the sums drive neurons.
 
-    The bits are those of :func:`integrate_and_fire` on the sums of :func:`ordered_product`. On the CPU the sums of a
-    few output pixels go straight to their neurons, and are never written down as a whole.
+    Returns the bits that :func:`integrate_and_fire` would return for the sums of :func:`ordered_product`. On the CPU,
+    the sums of a few output pixels go straight to their neurons; no tensor holds all sums.
 
     Args:
         x: float32 [N, C, H, W], or [N, ..., F] for a linear product.
@@ -85,14 +85,15 @@ def ordered_spikes(
     if neuron.two_phase:
         scale, bias = at_once(scale, bias, mode, time_steps, x, weight.shape[0])
         mode = "once"
-    how = *pairs(stride, padding, dilation), groups, time_steps, MODES.index(mode), neuron.kind, neuron.parameters
-    return torch.ops.tandem_cuda.ordered_spikes(x, weight, packed, scale, bias, *how)
+    geometry = *pairs(stride, padding, dilation), groups
+    options = time_steps, MODES.index(mode), neuron.kind, neuron.parameters
+    return torch.ops.tandem_cuda.ordered_spikes(x, weight, packed, scale, bias, *geometry, *options)
 
 
-def _on_cuda(x: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bias: Any, *how: Any) -> Tensor:
+def _on_cuda(x: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bias: Any, *options: Any) -> Tensor:
     """Call the two operators one after the other."""
     operators = torch.ops.tandem_cuda
-    *geometry, time_steps, mode, neuron, parameters = how
+    *geometry, time_steps, mode, neuron, parameters = options
     sums = operators.ordered_product(x, weight, packed, *geometry, None, None)
     rows = sums if weight.dim() == 4 else sums.flatten(0, -2)  # channels behind N
     bits = operators.integrate_and_fire(

@@ -13,11 +13,14 @@ from .checked import checked_by
 
 # Narrow floats are packed in a wider dtype that holds every value and is faster to add.
 _PACKED = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-# Bytes of the sums of integers.
+# Bytes of a sum of integers.
 _SUM_BYTES = {torch.int8: 2, torch.int16: 4}
-# For tensor cores: the fewest channels of a group, in and out; of integers, the bytes of 64 rows and 128 inputs; of
-# floats, the bf16 terms that are stored.
-_WIDE, _STEP_BYTES, _TERMS = 16, 64 * 128, {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
+# Tensor cores: the fewest input and output channels of a group.
+_WIDE = 16
+# Tensor cores: the bytes of integer weights of 64 outputs and 128 inputs.
+_STEP_BYTES = 64 * 128
+# Tensor cores: the bf16 terms that are stored for each float weight.
+_TERMS = {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
 
 
 def _check(op: str, a: Any) -> None:
@@ -94,11 +97,11 @@ def packed_like(weight: Tensor, groups: int) -> tuple[int, torch.dtype]:
     """Return number of elements and dtype of packed weights; csrc/ops/product/packed_layout.h defines the layout.
 
     On CUDA, weights of layers with 16 or more input and output channels per group are packed twice: in rows, and for
-    tensor cores (csrc/ops/product/fragment_layout.h, of floats term_layout.h), which take no float64.
+    tensor cores, which take no float64 (csrc/ops/product/fragment_layout.h for integers, term_layout.h for floats).
     """
     dtype = _PACKED.get(weight.dtype, weight.dtype)
-    outputs, unit = weight.shape[0] // groups, 64 // _SUM_BYTES.get(dtype, dtype.itemsize)
-    block = unit if outputs <= unit else 2 * unit if outputs <= 2 * unit else 4 * unit
+    outputs, lanes = weight.shape[0] // groups, 64 // _SUM_BYTES.get(dtype, dtype.itemsize)
+    block = lanes if outputs <= lanes else 2 * lanes if outputs <= 2 * lanes else 4 * lanes
     rows = groups * -(-outputs // block) * block * (weight.numel() // weight.shape[0])
     if weight.is_cuda and dtype != torch.float64 and min(outputs, weight.shape[1]) >= _WIDE:
         return rows + _fragment_bytes(weight, groups) // dtype.itemsize, dtype

@@ -25,7 +25,7 @@ Operands = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Te
 def check_operands(
     op: str, bits: Tensor, count: Any, weight: Tensor, packed: Any, scale: Any, bias: Any, groups: int
 ) -> None:
-    """Check the other tensors, after bits and weight have been checked against each other."""
+    """Check count, packed weights, scale and bias, after bits and weight have been checked against each other."""
     if weight.dtype in checks.INTEGERS:
         name = str(weight.dtype).removeprefix("torch.")
         if scale is None:
@@ -47,7 +47,8 @@ def check_operands(
 def check_trusted(weight: Tensor, dims: int, *constants: Tensor | None) -> None:
     """Raise a ValueError for what C++ does not refuse.
 
-    It would take a weight of a convolution for a matrix, or a matrix for one, and no gradient reaches ``constants``.
+    C++ would take the weight of a convolution for a matrix, or a matrix for the weight of a convolution. No gradient
+    reaches ``constants``.
     """
     if weight.dim() != dims:
         raise ValueError(f"weight must have {dims} dimensions, got {list(weight.shape)}")
@@ -61,8 +62,8 @@ def count_product(
     operands: Operands, geometry: tuple[Any, ...], engine: str, master: Tensor | None, unit: Tensor | None
 ) -> Tensor:
     """Multiply counts; ``geometry`` is stride, padding, dilation and groups."""
-    how = ENGINES.index(engine), terms_of(operands[2]), master, unit
-    return torch.ops.tandem_cuda.count_product(*_as_cast(operands), *geometry, *how)
+    options = ENGINES.index(engine), terms_of(operands[2]), master, unit
+    return torch.ops.tandem_cuda.count_product(*_as_cast(operands), *geometry, *options)
 
 
 def spiking_product(
@@ -88,16 +89,16 @@ def spiking_product(
         v = count_product((*operands[:5], total_bias(operands[5], time_steps)), geometry, engine, *masters)
         return discharge(v, time_steps, neuron, want_sum, want_state)
     state = None if state is None else state.detach()
-    how = neuron.kind, neuron.parameters, ENGINES.index(engine), terms_of(operands[2]), want_sum, want_state
+    options = neuron.kind, neuron.parameters, ENGINES.index(engine), terms_of(operands[2]), want_sum, want_state
     return torch.ops.tandem_cuda.spiking_product(
-        *_as_cast(operands), state, *geometry, time_steps, *how, *masters, added, amplitude
+        *_as_cast(operands), state, *geometry, time_steps, *options, *masters, added, amplitude
     )
 
 
 def _as_cast(operands: Operands) -> Operands:
-    """Return the operands as the operators take them.
+    """Leave out packed weights that autocast has made useless.
 
-    Autocast widens float16 and bfloat16 weights, whose packed form then has another size on CUDA: they go without.
+    It widens float16 and bfloat16 weights, whose packed form then has another size on CUDA.
     """
     weight = operands[2]
     if weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) and autocast.is_on(weight.device):
@@ -180,7 +181,7 @@ def check_arguments(
     count: Any = None,
     engine: Any = "auto",
 ) -> Geometry:
-    """Check what all products take; return stride, padding and dilation as pairs.
+    """Check the arguments that all products have; return stride, padding and dilation as pairs.
 
     ``geometry`` is stride, padding, dilation and groups; None for a linear product.
     """
@@ -260,7 +261,7 @@ def check_not_empty(op: str, weight: Tensor) -> None:
 
 
 def check_master(op: str, weight: Tensor, master: Any, unit: Any) -> None:
-    """Check the weights for which integers stand, and their unit."""
+    """Check the float weights that integers stand for, and the unit of the integers."""
     if master is not None:
         if weight.dtype not in checks.INTEGERS:
             raise ValueError(f"{op}: master must be None for weights that are no integers, got a tensor")

@@ -19,17 +19,17 @@ from .gradient import register_gradient
 from .product import current_dtype
 from .spike_count import spike_count
 
-Pair = list[int]
+IntPair = list[int]
 
 # bits (None if there is a count), count, weight, scale, unit
 Saved = tuple[Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""Of count, weight (or what it stands for) and bias."""
-Convolution = tuple[Pair, Pair, Pair, int]
+"""Gradients of the count, of the weight (or of the float weights that integers stand for) and of the bias."""
+Convolution = tuple[IntPair, IntPair, IntPair, int]
 """Stride, padding, dilation and groups."""
 
 
-def neurons_of(bits: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
+def neurons_of(bits: Tensor, weight: Tensor, stride: IntPair, padding: IntPair, dilation: IntPair) -> list[int]:
     """Return the shape of the output neurons."""
     if weight.dim() == 2:
         return [*bits.shape[1:-1], weight.shape[0]]
@@ -123,15 +123,14 @@ def gradients_of(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the needed gradients of scale * (weight * values) with respect to values and weight.
 
-    Integer weights have none: in their place stands that of the weights that unit * weight stands for, which is that of
-    weight over unit.
+    Integer weights get no gradient. The gradient returned for them belongs to the float weights, unit * weight.
     """
     if weight.is_floating_point() or not needed[1]:
         unit = None
     if scale is None and unit is None:
         return _unscaled_gradients(grad, values, weight, needed, convolution)
     per_weight, per_neuron = [-1, *[1] * (weight.dim() - 1)], [-1, *[1] * (weight.dim() - 2)]
-    if grad.numel() <= weight.numel():  # the factors meet whichever is smaller
+    if grad.numel() <= weight.numel():  # multiply the smaller tensor by the factors
         scaled = grad if scale is None else grad * scale.view(per_neuron)
         if unit is None:
             return _unscaled_gradients(scaled, values, weight, needed, convolution)
@@ -139,7 +138,7 @@ def gradients_of(
         scaled = _over_unit(grad, scale, unit, per_neuron)
         return grad_values, _unscaled_gradients(scaled, values, weight, (False, True), convolution)[1]
     floats = weight
-    if scale is not None:  # in the dtype of the gradient: what comes of it is not rounded before it is scaled
+    if scale is not None:  # in the dtype of the gradient, so that grad_weight is rounded only after it is scaled
         floats = weight.to(grad.dtype) * scale.view(per_weight) if needed[0] else weight.to(grad.dtype)
     grad_values, grad_weight = _unscaled_gradients(grad, values, floats, needed, convolution)
     if grad_weight is not None:
@@ -212,7 +211,7 @@ def _large_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Return whether a tensor has memory of its own, and no transform looks at it."""
+    """Return whether x is a plain tensor: of no subclass, and not wrapped by a transform of torch.func."""
     functorch = torch._C._functorch
     return (
         type(x) is Tensor and not functorch.is_functorch_wrapped_tensor(x) and not functorch.is_legacy_batchedtensor(x)
@@ -220,7 +219,7 @@ def _is_plain(x: Tensor) -> bool:
 
 
 _TOGETHER = 1 << 22
-"""Weights converted at once: their memory, 16 MiB, is used again, where the system would have to clear fresh pages."""
+"""The most weights converted at a time. Their 16 MiB are used again, so that the system need not clear fresh pages."""
 
 
 def _times(grad: Tensor, weight: Tensor) -> Tensor:

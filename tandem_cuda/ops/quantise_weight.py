@@ -11,7 +11,7 @@ from . import checks
 from .checked import checked_by
 
 LARGEST = {8: 127, 16: 32639}
-"""By bits, the largest integer. Of 16 bits it is 256 * 127 + 127, which two signed digits of 8 bits hold."""
+"""The largest integer for each number of bits. For 16 it is 256 * 127 + 127, which two signed 8-bit digits hold."""
 
 
 def _check(op: str, a: Any) -> None:
@@ -31,8 +31,8 @@ def quantise_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Round weights to integers times a scale per output channel: weight ~ scale * q, |q| <= 127 or 32639.
 
     The scale of a channel is its largest weight over the largest integer. Integers have exact sums, which every engine,
-    instruction set and device computes alike. All operations are those of IEEE 754, so q and scale are the same
-    everywhere, too.
+    instruction set and device computes alike. All operations are IEEE 754's, so q and scale are equal everywhere,
+    too.
 
     Args:
         weight: float32 [O, ...], output channels first, finite.

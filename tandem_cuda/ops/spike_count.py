@@ -22,7 +22,7 @@ def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
     Args:
         bits: uint8 [P, N, ...].
-        dtype: of the result: float32 or float64.
+        dtype: dtype of the result, float32 or float64.
 
     Returns:
         [N, ...], integers from 0 to 8P, features last in memory. No gradient: see :func:`tandem_count`.

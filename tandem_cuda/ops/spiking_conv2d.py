@@ -40,7 +40,7 @@ def spiking_conv2d(
 
     For t = 1..T, x[t] = scale * (weight * s_in[t]) + bias drives the neurons of :func:`integrate_and_fire`. The
     event-driven engine adds weights only for inputs that spike, and stores neither the currents nor float spikes of the
-    time steps. Sums of int8 and int16 weights are exact integers, the same in any order.
+    time steps. Sums of int8 and int16 weights are exact integers, equal in any order.
 
     Args:
         bits: uint8 [P, N, C, H, W].
@@ -65,7 +65,7 @@ def spiking_conv2d(
             one sample at a time. "auto": the faster of the two, chosen for each sample by its own spikes, so that no
             result depends on the rest of the batch. With integer weights, "dense" is an engine of this library. On
             CUDA, "dense" uses tensor cores: it needs compute capability 8.0 or newer and does not support float64
-            weights. Sums of integer weights are exact; those of float32 weights follow
+            weights. Sums of integer weights are exact; sums of float32 weights follow
             ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
         master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
             gradient (straight-through: as if nothing were rounded). Their values are not read.
@@ -92,7 +92,7 @@ def spiking_conv2d(
     """
     check_trusted(weight, 4, scale, added)
     operands = bits, count, weight, packed, scale, bias
-    how = (*pairs(stride, padding, dilation), groups), engine, want_sum, want_state
+    options = (*pairs(stride, padding, dilation), groups), engine, want_sum, want_state
     return spiking_product(
-        "spiking_conv2d", operands, state, time_steps, neuron, *how, (master, unit), added, amplitude
+        "spiking_conv2d", operands, state, time_steps, neuron, *options, (master, unit), added, amplitude
     )

@@ -52,7 +52,7 @@ def spiking_linear(
             spikes, at most 32 MiB at a time, whose rounding may depend on the batch size. "auto": the same as "event".
             With integer weights, "dense" is an engine of this library. On CUDA, "dense" uses tensor cores: it needs
             compute capability 8.0 or newer and does not support float64 weights. Sums of integer weights are exact;
-            those of float32 weights follow ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
+            sums of float32 weights follow ``torch.set_float32_matmul_precision`` (see docs/cuda.md).
         master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
             gradient (straight-through: as if nothing were rounded). Their values are not read.
         unit: [O]; None for 1.
@@ -77,7 +77,8 @@ def spiking_linear(
         ('0b110', 2.5)
     """
     check_trusted(weight, 2, scale, added)
-    operands, how = (bits, count, weight, packed, scale, bias), (LINEAR, engine, want_sum, want_state)
+    operands = bits, count, weight, packed, scale, bias
+    options = LINEAR, engine, want_sum, want_state
     return spiking_product(
-        "spiking_linear", operands, state, time_steps, neuron, *how, (master, unit), added, amplitude
+        "spiking_linear", operands, state, time_steps, neuron, *options, (master, unit), added, amplitude
     )

@@ -38,7 +38,7 @@ def step_product(
     packed: Tensor | None = None,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """Multiply the spikes of every time step by weights: what a branch of a sum brings to neurons elsewhere.
+    """Multiply the spikes of every time step by weights: the currents that a branch adds to a sum.
 
     For t = 1..T, x[t] = scale * (weight * s[t]) + bias. On the CPU the event-driven engine computes it, on CUDA
     products of the spikes of each step.
@@ -74,10 +74,10 @@ def step_product(
     return torch.ops.tandem_cuda.step_product(bits, weight.detach(), packed, scale, bias, *geometry, time_steps)
 
 
-def _on_cuda(bits: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bias: Any, *how: Any) -> Tensor:
-    """Take the time steps for samples of one step each."""
+def _on_cuda(bits: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bias: Any, *options: Any) -> Tensor:
+    """Treat every time step as a sample of one step."""
     operators = torch.ops.tandem_cuda
-    *geometry, time_steps = how
+    *geometry, time_steps = options
     steps = operators.unpack_spikes(bits, time_steps, torch.uint8).flatten(0, 1).unsqueeze(0)
     product = operators.count_product(
         steps, None, weight, packed, scale, bias, *geometry, 0, terms_of(weight), None, None

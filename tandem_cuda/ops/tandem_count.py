@@ -46,7 +46,7 @@ def tandem_count(
     Args:
         bits: uint8 [P, N, ...].
         pre_activation: float32 or float64 [N, ...]: the current summed over all time steps. It may be in other units if
-            the neuron (see ``neuron.scaled``) and ``upper`` are in the same ones.
+            the neuron (see ``neuron.scaled``) and ``upper`` are in the same units.
         time_steps: T.
         neuron: a neuron model, such as IF(...). ``clip`` and ``amplitude`` are ignored.
         upper: the gradient is zero where v > upper or v is NaN. The default, inf, sets no bound.

@@ -52,7 +52,7 @@ def tandem_norm_count(
     """Return spike counts that carry the gradient of the ANN's activation of a batch-normalised product.
 
     Forward: the actual counts, :func:`spike_count` of ``bits``. Backward: the gradient of :func:`tandem_count` with IF
-    neurons and v = gamma * (product - mean) / sqrt(var + eps) + beta, then that of batch norm (Ioffe and Szegedy 2015,
+    neurons and v = gamma * (product - mean) / sqrt(var + eps) + beta, then through batch norm (Ioffe and Szegedy 2015,
     section 3). The backward pass recomputes v from ``product``; v is never stored. With ``unit``, batch norm gets
     unit * product::
 
@@ -67,7 +67,7 @@ def tandem_norm_count(
         gamma: [C], batch norm's weight.
         beta: [C], batch norm's bias.
         time_steps: T.
-        unit: [C], what a product of integers stands for; None for 1. It gets no gradient.
+        unit: [C], factor of a product of integers; None for 1. It gets no gradient.
         eps: added to the variance.
         threshold: firing threshold, positive.
         upper: the gradient is zero where v > upper or v is NaN.
@@ -139,9 +139,9 @@ def _composed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the operator's gradients from differentiable operations."""
     if unit is not None:
-        along = unit.view(-1, *[1] * (product.dim() - 2))
-        grad_product, *rest = _composed(grad, product * along, gamma, beta, None, eps, threshold, upper)
-        return grad_product * along, rest[0], rest[1]
+        factor = unit.view(-1, *[1] * (product.dim() - 2))
+        grad_product, *rest = _composed(grad, product * factor, gamma, beta, None, eps, threshold, upper)
+        return grad_product * factor, rest[0], rest[1]
     others = [d for d in range(product.dim()) if d != 1]
     var, mean = torch.var_mean(product, others, correction=0, keepdim=True)
     gain = torch.rsqrt(var + eps)

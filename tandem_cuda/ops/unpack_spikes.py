@@ -26,7 +26,7 @@ def unpack_spikes(bits: Tensor, time_steps: int, dtype: torch.dtype = torch.floa
     Args:
         bits: uint8 [P, N, ...].
         time_steps: T, with P = ceil(T / 8).
-        dtype: of the result: float32, float64, bool or uint8.
+        dtype: dtype of the result, float32, float64, bool or uint8.
 
     Returns:
         [T, N, ...] of 0 and 1, features last in memory.

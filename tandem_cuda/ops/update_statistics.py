@@ -47,7 +47,7 @@ def update_statistics_(
     momentum: float = 0.1,
     repeats: float = 1.0,
 ) -> None:
-    """Update running statistics in place with those of repeats * unit * product + missing, as torch's batch norm does.
+    """Update running statistics in place with the statistics of repeats * unit * product + missing, as batch norm does.
 
     running = (1 - momentum) * running + momentum * new, where the new variance is unbiased (Ioffe and Szegedy 2015,
     algorithm 2); and ``num_batches_tracked`` counts the call. Each factor is computed in double precision and rounded
@@ -134,7 +134,7 @@ def _composed(
     repeats: float,
     unit: Tensor | None,
 ) -> None:
-    """Compute the same with torch's operations, of which torch.func knows when it can batch them or has to refuse."""
+    """Update with torch's operations, which torch.func batches, or refuses where it cannot batch them."""
     count = product.numel() // product.shape[1]
     num_batches_tracked.add_(1)
     if unit is not None:

@@ -247,7 +247,7 @@ def update_statistics_(
     momentum: float = 0.1,
     repeats: float = 1.0,
 ) -> None:
-    """Update batch norm's running statistics [C] in place with those of repeats * unit * product + missing.
+    """Update batch norm's running statistics [C] in place, with the statistics of repeats * unit * product + missing.
 
     mean, var: [C], mean and biased variance of product [N, C, ...]; missing, unit: [C].
 

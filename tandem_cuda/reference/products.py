@@ -211,7 +211,7 @@ def ordered_spikes(
 ) -> Tensor:
     """Return the bits of :func:`integrate_and_fire` on the sums of :func:`ordered_product`, whose features lie last.
 
-    bias, scale: [O]; mode: "constant", "impulse" or "once"; other arguments as there.
+    bias, scale: [O]; mode: "constant", "impulse" or "once"; other arguments as for :func:`ordered_product`.
 
     Examples:
         >>> q = torch.tensor([[1, 2]], dtype=torch.int8)
