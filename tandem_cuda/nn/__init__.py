@@ -1,7 +1,7 @@
 """Tandem layers. Compose them with nn.Sequential, nn.Flatten and, after Decode, nn.Linear."""
 
 from .add import TandemAdd
-from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
+from .conv import TandemConv1d, TandemConv2d, TandemConv3d, TandemConvTranspose2d
 from .dropout import TandemDropout, TandemDropout2d, TandemStochasticDepth
 from .elementwise import TandemElementwise
 from .encode import Decode, Encode, EncodedInput
@@ -27,6 +27,7 @@ __all__ = [
     "TandemAdd",
     "TandemConv1d",
     "TandemConv2d",
+    "TandemConv3d",
     "TandemConvTranspose2d",
     "TandemDropout",
     "TandemDropout2d",
@@ -36,7 +37,8 @@ __all__ = [
     "TandemStochasticDepth",
 ]
 
-_freezable(TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemElementwise, TandemLinear, TandemAdd, TandemGate)
+_freezable(TandemConv1d, TandemConv2d, TandemConv3d, TandemConvTranspose2d, TandemLinear)
+_freezable(TandemAdd, TandemElementwise, TandemGate)
 _freezable(SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, SpikingGlobalMaxPool2d, SpikeWindows)
 _freezable(Encode, Decode, SpikeCat, SpikeRearrange)
 for _dropout in (TandemDropout, TandemDropout2d, TandemStochasticDepth):

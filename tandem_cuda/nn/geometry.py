@@ -1,4 +1,4 @@
-"""Rearrange images of bits and counts [P, N, C, H, W], keeping channels innermost in memory."""
+"""Rearrange images of bits and counts [P, N, C, H, W], or [P, N, C, D, H, W], with channels innermost in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..spike_train import SpikeTrain
 
 
 def pad(x: Tensor, pads: Sequence[int], mode: str = "zeros") -> Tensor:
-    """Pad the last two dimensions by (left, right, top, bottom), with the ``padding_mode`` of nn.Conv2d.
+    """Pad the last dimensions by (left, right, top, bottom, ...), with the ``padding_mode`` of torch's convolutions.
 
     With mode "zeros", a negative padding removes rows or columns.
 
@@ -22,17 +22,23 @@ def pad(x: Tensor, pads: Sequence[int], mode: str = "zeros") -> Tensor:
     """
     if not any(pads):
         return x
-    left, right, top, bottom = pads
+    axes = range(x.dim() - len(pads) // 2, x.dim())
+    both = [(axis, pads[at], pads[at + 1]) for axis, at in zip(axes, range(len(pads) - 2, -1, -2), strict=True)]
     if mode == "zeros":
-        for axis, size, less in (("rows", x.shape[3], top + bottom), ("columns", x.shape[4], left + right)):
+        for axis, before, after in both:
+            size, less, what = x.shape[axis], before + after, _LINES[x.dim() - axis]
             if less < 0 and size + less < 1:
-                raise ValueError(f"padding must leave at least one of {size} {axis}, but removes {-less}")
+                raise ValueError(f"padding must leave at least one of {size} {what}, but removes {-less}")
         return F.pad(x.movedim(2, -1), (0, 0, *pads)).movedim(-1, 2)
-    for dim, before, after in ((3, top, bottom), (4, left, right)):
+    for axis, before, after in both:
         if before or after:
-            index = _source(x.shape[dim], before, after, mode, x.device)
-            x = x.movedim(2, -1).index_select(dim - 1, index).movedim(-1, 2)
+            index = _source(x.shape[axis], before, after, mode, x.device)
+            x = x.movedim(2, -1).index_select(axis - 1, index).movedim(-1, 2)
     return x
+
+
+_LINES = {1: "columns", 2: "rows", 3: "slices"}
+"""What a dimension counts, by its place from the last one."""
 
 
 def _source(size: int, before: int, after: int, mode: str, device: torch.device) -> Tensor:

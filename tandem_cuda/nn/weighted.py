@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..neuron import IF, Neuron, check_neuron
 from ..ops.product import ENGINES
 from . import learned_threshold
+from .batch_norm import Norm
 from .spiking import Spiking
 from .synapses import Synapses
 from .weight_cache import WeightCache
@@ -29,7 +30,7 @@ class WeightedLayer(Spiking, ABC):
 
     weight: Tensor
     bias: Any  # Tensor | None; torch's layers annotate it differently
-    norm: nn.BatchNorm1d | nn.BatchNorm2d | None
+    norm: Norm | None
     log_threshold: nn.Parameter | None
     neuron: Neuron
     engine: str
@@ -94,7 +95,7 @@ class WeightedLayer(Spiking, ABC):
         return {name: getattr(self, name) for name in self.SETTINGS}
 
     @abstractmethod
-    def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
+    def _new_norm(self) -> Norm:
         """Create the module for norm="batch"."""
 
     def extra_repr(self) -> str:

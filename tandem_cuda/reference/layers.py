@@ -138,7 +138,7 @@ class _TandemLayer(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     log_threshold: nn.Parameter | None
-    norm_class: type[nn.BatchNorm1d | nn.BatchNorm2d]
+    norm_class: type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]
     output_dim = 0  # of the weight; if it is not 0, it holds the output channels of one group
     groups: int
 
@@ -200,7 +200,7 @@ class _TandemLayer(nn.Module):
         value: Tensor = x.value
         return x.time_steps * value if x.mode == "constant" else value
 
-    def _fold(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    def _fold(self, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
         """Fold the norm, with its running statistics, into weight and bias; differentiable."""
         if norm.running_mean is None or norm.running_var is None:
             raise ValueError(f"{type(self).__name__}: norm must keep running statistics, got none")
@@ -281,6 +281,18 @@ class TandemConv1d(_TandemLayer, nn.Conv1d):  # type: ignore[misc]  # as above
     """
 
     norm_class = nn.BatchNorm1d
+
+
+class TandemConv3d(_TandemLayer, nn.Conv3d):  # type: ignore[misc]  # as above
+    """Convolution of [N, C, D, H, W], optional batch norm (nn.BatchNorm3d) and spiking neurons; as TandemConv2d.
+
+    Examples:
+        >>> layer = reference.TandemConv3d(2, 4, 3)
+        >>> layer(reference.Encode(8)(torch.rand(3, 2, 4, 5, 6))).count.shape
+        torch.Size([3, 4, 2, 3, 4])
+    """
+
+    norm_class = nn.BatchNorm3d
 
 
 class TandemConvTranspose2d(_TandemLayer, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
