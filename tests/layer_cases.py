@@ -151,6 +151,7 @@ VARIED = (
     image("leaky, learned threshold", 4, 6, 3, neuron=LIF(), learn_threshold=True, of=(4, 7, 6)),
 )
 IMAGE = (3, 7, 5)
+VOLUME = (3, 5, 4, 6)
 AVERAGES = tuple(
     layer(f"average {name}", kind, *arguments, of=IMAGE, **named)
     for name, kind, arguments, named in (
@@ -169,6 +170,18 @@ AVERAGES = tuple(
         ("same height", "SpikingAdaptiveAvgPool2d", ((None, 3),), {}),
         ("larger", "SpikingAdaptiveAvgPool2d", ((9, 4),), {"threshold": 0.25}),
     )
+) + tuple(
+    layer(f"average 3d {name}", kind, *arguments, of=VOLUME, **named)
+    for name, kind, arguments, named in (
+        ("2", "SpikingAvgPool3d", (2,), {}),
+        ("3x2x1", "SpikingAvgPool3d", ((3, 2, 1), (1, 2, 1)), {"threshold": 0.5}),
+        ("padded", "SpikingAvgPool3d", (3, 2, 1), {}),
+        ("ceil inside", "SpikingAvgPool3d", (3, 2, 1), {"ceil_mode": True, "count_include_pad": False}),
+        ("override", "SpikingAvgPool3d", (2,), {"divisor_override": 3, "ceil_mode": True}),
+        ("initial", "SpikingAvgPool3d", ((2, 1, 2),), {"threshold": 0.75, "initial": 0.5}),
+        ("global", "SpikingAdaptiveAvgPool3d", (1,), {}),
+        ("adaptive", "SpikingAdaptiveAvgPool3d", ((2, 3, None),), {}),
+    )
 )
 MAXIMA = tuple(
     layer(f"maximum {name}", "SpikingMaxPool2d", *arguments, of=IMAGE, **named)
@@ -179,6 +192,14 @@ MAXIMA = tuple(
         ("dilated", ((2, 3), 1, 1, (3, 2)), {}),
         ("ceil padded", (2, 3, 1), {"ceil_mode": True}),
     )
+) + tuple(
+    layer(f"maximum 3d {name}", "SpikingMaxPool3d", *arguments, of=VOLUME, **named)
+    for name, arguments, named in (
+        ("2", (2,), {}),
+        ("3 s2 p1", (3, 2, 1), {}),
+        ("of slices", ((1, 2, 2),), {}),
+        ("ceil, dilated", ((2, 3, 1), (1, 2, 3), (1, 1, 0), (2, 1, 1)), {"ceil_mode": True}),
+    )
 )
 OTHERS = (
     layer("maximum of all pixels", "SpikingGlobalMaxPool2d", of=IMAGE),
@@ -187,6 +208,7 @@ OTHERS = (
     layer("elementwise", "TandemElementwise", 3, 3, 3, of=IMAGE),
     layer("dropout", "TandemDropout", 0.5, of=IMAGE),
     layer("dropout of channels", "TandemDropout2d", 0.5, of=IMAGE),
+    layer("dropout of channels of volumes", "TandemDropout3d", 0.5, of=VOLUME),
     layer("stochastic depth", "TandemStochasticDepth", 0.5, of=IMAGE),
     LayerCase("gate", "TandemGate", samples=(IMAGE, (3, 1, 1))),
     LayerCase("concatenation", "SpikeCat", (False, False), samples=(IMAGE, IMAGE)),

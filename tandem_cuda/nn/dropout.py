@@ -104,6 +104,36 @@ class TandemDropout2d(_Dropout, nn.Dropout2d):
         return signal
 
 
+class TandemDropout3d(_Dropout, nn.Dropout3d):
+    """:class:`TandemDropout` of whole channels of volumes: one draw for each sample and channel.
+
+    Takes the arguments of nn.Dropout3d: ``p``, the probability of silencing a channel, in [0, 1], and ``inplace``,
+    which is ignored.
+
+    Shape:
+        SpikeTrain [N, C, D, H, W] -> SpikeTrain [N, C, D, H, W].
+
+    Raises:
+        TypeError: the input is not a SpikeTrain.
+        ValueError: ``p`` is outside [0, 1], or the input is not [N, C, D, H, W].
+
+    Examples:
+        >>> x = SpikeTrain.from_dense(torch.ones(8, 2, 3, 4, 5, 5))
+        >>> TandemDropout3d(0.5)(x).amplitude
+        2.0
+    """
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
+        _check_train(self, x)
+        if len(x.shape) != 5:
+            raise ValueError(f"TandemDropout3d: input must be [N, C, D, H, W], got {list(x.shape)}")
+        return self._dropped(x, (*x.shape[:2], 1, 1, 1))
+
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Add no node: in eval mode dropout does nothing."""
+        return signal
+
+
 class TandemStochasticDepth(nn.Module):
     """Stochastic depth of spikes: in training, the branch of a residual block is silent for some samples.
 

@@ -68,13 +68,19 @@ def insert_zeros(x: Tensor, stride: Sequence[int]) -> Tensor:
     return out.movedim(-1, 2)
 
 
-def check_image(module: nn.Module, x: Any) -> None:
-    """Check that a pooling's input is a SpikeTrain of images."""
+def check_image(module: nn.Module, x: Any, axes: int = 2) -> None:
+    """Check that a pooling's input is a SpikeTrain of images, or with three axes of volumes."""
     name = type(module).__name__
     if not isinstance(x, SpikeTrain):
         raise TypeError(f"{name}: input must be a SpikeTrain, got {type(x).__name__}")
-    if len(x.shape) != 4 or 0 in x.shape[2:]:
-        raise ValueError(f"{name}: input must be [N, C, H, W], got {list(x.shape)}")
+    if len(x.shape) != 2 + axes or 0 in x.shape[2:]:
+        sizes = "[N, C, H, W]" if axes == 2 else "[N, C, D, H, W]"
+        raise ValueError(f"{name}: input must be {sizes}, got {list(x.shape)}")
+
+
+def per_axis(value: Any, axes: int) -> tuple[Any, ...]:
+    """Return a number, or one for each axis, as one for each axis."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
 
 
 def pair(value: Any) -> tuple[int, int]:

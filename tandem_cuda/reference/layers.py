@@ -398,7 +398,40 @@ class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: 
     """
 
 
-class SpikingMaxPool2d(nn.MaxPool2d):
+class SpikingAvgPool3d(_SpikingAverage, nn.AvgPool3d):  # type: ignore[misc]  # as above
+    """SpikingAvgPool2d with the windows and arguments of nn.AvgPool3d.
+
+    Examples:
+        >>> train = reference.DenseTrain(torch.ones(4, 1, 1, 2, 2, 2))
+        >>> reference.SpikingAvgPool3d(2)(train).count
+        tensor([[[[[4.]]]]])
+    """
+
+
+class SpikingAdaptiveAvgPool3d(_SpikingAverage, nn.AdaptiveAvgPool3d):  # type: ignore[misc]  # as above
+    """SpikingAvgPool2d with the windows and arguments of nn.AdaptiveAvgPool3d.
+
+    Examples:
+        >>> train = reference.DenseTrain(torch.ones(4, 1, 3, 2, 6, 6))
+        >>> reference.SpikingAdaptiveAvgPool3d(1)(train).count.flatten()
+        tensor([4., 4., 4.])
+    """
+
+
+class _SpikingMaximum(nn.Module):
+    """Spike when the largest count of a window grows; torch's pooling is the next class in the resolution order."""
+
+    def forward(self, x: Any) -> DenseTrain:
+        """Pool a spike train of images or volumes."""
+        pool = super().forward
+        counts = x.to_dense().cumsum(0)
+        most = torch.stack([pool(c) for c in (torch.zeros_like(counts[0]), *counts)]).clamp(min=0)
+        train = DenseTrain(most.diff(dim=0), amplitude=x.amplitude)
+        train.count = replace_value(pool(x.count), train.count)
+        return train
+
+
+class SpikingMaxPool2d(_SpikingMaximum, nn.MaxPool2d):
     """Spike when the largest count of a window grows: max pooling of the counts, in value and gradient.
 
     Examples:
@@ -407,14 +440,15 @@ class SpikingMaxPool2d(nn.MaxPool2d):
         tensor([[[[4.]]]])
     """
 
-    def forward(self, x: Any) -> DenseTrain:
-        """Pool a spike train of images."""
-        pool = super().forward
-        counts = x.to_dense().cumsum(0)
-        most = torch.stack([pool(c) for c in (torch.zeros_like(counts[0]), *counts)]).clamp(min=0)
-        train = DenseTrain(most.diff(dim=0), amplitude=x.amplitude)
-        train.count = replace_value(pool(x.count), train.count)
-        return train
+
+class SpikingMaxPool3d(_SpikingMaximum, nn.MaxPool3d):
+    """SpikingMaxPool2d with the windows and arguments of nn.MaxPool3d.
+
+    Examples:
+        >>> train = reference.DenseTrain(torch.ones(4, 1, 1, 2, 2, 2))
+        >>> reference.SpikingMaxPool3d(2)(train).count
+        tensor([[[[[4.]]]]])
+    """
 
 
 class TandemDropout(nn.Dropout):
