@@ -11,11 +11,14 @@ from torch import nn
 from ..nn import (
     SpikingGlobalMaxPool2d,
     SpikingMaxPool2d,
+    SpikingMaxPool3d,
     TandemConv1d,
     TandemConv2d,
+    TandemConv3d,
     TandemConvTranspose2d,
     TandemDropout,
     TandemDropout2d,
+    TandemDropout3d,
     TandemLinear,
     TandemStochasticDepth,
 )
@@ -83,11 +86,16 @@ def _largest_of_image(call: Call) -> Any:
     return call.apply(SpikingGlobalMaxPool2d(), commutes=True)
 
 
-def _maximum(call: Call) -> Any:
-    _check_indices(call)
-    pool = call.module
-    window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
-    return call.apply(SpikingMaxPool2d(*window, False, pool.ceil_mode), commutes=True)
+def _maximum(kind: type[SpikingMaxPool2d | SpikingMaxPool3d]) -> Rule:
+    """Make the rule of a max pooling that ``kind`` replaces."""
+
+    def rule(call: Call) -> Any:
+        _check_indices(call)
+        pool = call.module
+        window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
+        return call.apply(kind(*window, False, pool.ceil_mode), commutes=True)
+
+    return rule
 
 
 def clamped(call: Call, low: Any, high: Any) -> Any:
@@ -121,16 +129,21 @@ def upsampled(call: Call, size: Any, factor: Any, mode: str = "nearest") -> Any:
 
 register(nn.Conv1d, WeightRule(TandemConv1d, nn.BatchNorm1d))
 register(nn.Conv2d, WeightRule(TandemConv2d, nn.BatchNorm2d))
+register(nn.Conv3d, WeightRule(TandemConv3d, nn.BatchNorm3d))
 register(nn.ConvTranspose2d, WeightRule(TandemConvTranspose2d, nn.BatchNorm2d))
 register(nn.Linear, WeightRule(TandemLinear, nn.BatchNorm1d))
 register(nn.ReLU, fire)
 register(nn.Identity, lambda call: call.input)
 register(nn.BatchNorm1d, _norm)
 register(nn.BatchNorm2d, _norm)
+register(nn.BatchNorm3d, _norm)
 register(nn.Flatten, lambda call: call.flatten(call.module.start_dim, call.module.end_dim))
 register(nn.AvgPool2d, _average)
 register(nn.AdaptiveAvgPool2d, _average)
-register(nn.MaxPool2d, _maximum)
+register(nn.MaxPool2d, _maximum(SpikingMaxPool2d))
+register(nn.AvgPool3d, _average)
+register(nn.AdaptiveAvgPool3d, _average)
+register(nn.MaxPool3d, _maximum(SpikingMaxPool3d))
 register(nn.SyncBatchNorm, _norm)
 register(StochasticDepth, _stochastic_depth)
 register(nn.ReLU6, lambda call: call.fire(6.0))
@@ -149,3 +162,4 @@ register(nn.PixelUnshuffle, lambda call: call.rearrange("pixel_unshuffle", call.
 register(nn.ChannelShuffle, lambda call: call.rearrange("channel_shuffle", call.module.groups))
 register(nn.Dropout, lambda call: call.drop(TandemDropout))
 register(nn.Dropout2d, lambda call: call.drop(TandemDropout2d))
+register(nn.Dropout3d, lambda call: call.drop(TandemDropout3d))
