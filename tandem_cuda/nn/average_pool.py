@@ -297,6 +297,7 @@ class WindowAverage(SpikingAverage):
         windows = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         neuron: dict[str, Any] = {"threshold": threshold, "amplitude": amplitude, "initial": initial}
         super().__init__(*windows, **neuron, two_phase=two_phase, engine=engine)
+        self.check_windows("kernel_size", "stride", "padding")
 
     def windows(self, *sizes: int) -> Sequence[Axis]:
         layer: Any = self
@@ -334,6 +335,9 @@ class AdaptiveAverage(SpikingAverage):
     ) -> None:
         neuron: dict[str, Any] = {"threshold": threshold, "amplitude": amplitude, "initial": initial}
         super().__init__(output_size, **neuron, two_phase=two_phase, engine=engine)
+        if isinstance(output_size, (tuple, list)) and len(output_size) != self.axes:
+            name = type(self).__name__
+            raise ValueError(f"{name}: output_size must be one number or {self.axes}, got {output_size}")
 
     def windows(self, *sizes: int) -> Sequence[Axis]:
         axes = []

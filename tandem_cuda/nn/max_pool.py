@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops import checks
 from ..ops.max_pool_spikes import windows_along
 from ..spike_train import SpikeTrain
 from . import schema
@@ -41,6 +42,11 @@ class Pooling(Spiking):
         shape = self.channels(channels), *self.image_size(image)
         check_count("outputs", [size.least for size in shape])
         return x._replace(kind=SPIKES, shape=shape)
+
+    def check_windows(self, *names: str) -> None:
+        """Raise TypeError unless each of these attributes is an int, or has an int for each dimension of a window."""
+        for name in names:
+            checks.per_axis(type(self).__name__, name, getattr(self, name), self.axes)
 
     def channels(self, channels: Size) -> Size:
         """Return the number of output channels."""
@@ -117,6 +123,7 @@ class WindowMaxPooling(MaxPooling):
             name = type(self).__name__
             raise ValueError(f"{name}: return_indices must be False, since the maximum moves from step to step")
         super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+        self.check_windows("kernel_size", "stride", "padding", "dilation")
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         self.check_input(x)

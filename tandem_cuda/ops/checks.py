@@ -133,6 +133,6 @@ def per_axis(op: str, argument: str, value: Any, axes: int) -> tuple[int, ...]:
     """Return an int, or one for each axis, as one for each axis."""
     values = (value,) * axes if isinstance(value, int) else value
     if not isinstance(values, Sequence) or len(values) != axes or not all(isinstance(v, int) for v in values):
-        many = {2: "a pair of ints", 3: "three ints"}.get(axes, f"{axes} in a tuple")
+        many = {1: "a tuple of one", 2: "a pair of ints", 3: "three ints"}[axes]
         raise TypeError(f"{op}: {argument} must be an int or {many}, got {value!r}")
     return tuple(values)
