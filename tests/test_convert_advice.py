@@ -665,7 +665,7 @@ PARTS = [
         lambda: image(lambda n, x: n.norm(x), norm=nn.BatchNorm2d(8)),
     ),
     Case(
-        "use nn.BatchNorm1d or nn.BatchNorm2d, which has parameters to share",
+        "use nn.BatchNorm1d, nn.BatchNorm2d or nn.BatchNorm3d, which has parameters to share",
         lambda: image(lambda n, x: F.batch_norm(x, torch.zeros(8), torch.ones(8))),
         lambda: image(lambda n, x: n.norm(x), norm=nn.BatchNorm2d(8)),
     ),
@@ -706,7 +706,7 @@ PARTS = [
         same=True,
     ),
     Case(
-        "use nn.Conv1d, nn.Conv2d or nn.ConvTranspose2d",
+        "use nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.ConvTranspose2d",
         lambda: line(lambda n, x: F.relu(n.a(x)), a=nn.ConvTranspose1d(8, 8, 3)),
         lambda: line(lambda n, x: F.relu(n.a(x)), a=nn.Conv1d(8, 8, 3)),
     ),
@@ -717,7 +717,7 @@ PARTS = [
         same=True,
     ),
     Case(
-        "use nn.Dropout or nn.Dropout2d",
+        "use nn.Dropout, nn.Dropout2d or nn.Dropout3d",
         lambda: image(lambda n, x: n.drop(x), drop=nn.AlphaDropout(0.5)),
         lambda: image(lambda n, x: n.drop(x), drop=nn.Dropout(0.5)),
         same=True,

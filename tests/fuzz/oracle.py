@@ -4,6 +4,7 @@ A neuron loop takes its floats in the one order that is promised, so that its re
 are float64 sums, exact for the dyadic weights that the cases draw, and rounded to the currents' dtype once.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -132,6 +133,20 @@ def conv2d(x, weight, stride=1, padding=0, dilation=1, groups=1):
     return out.reshape(batch, outputs, *size)
 
 
+def conv3d(x, weight, stride, dilation, groups):
+    """The sum of the 2-D convolutions of each slice that a tap of the depth meets."""
+    taps = weight.shape[2]
+    outputs = (x.shape[2] - dilation[0] * (taps - 1) - 1) // stride[0] + 1
+    slices = [
+        sum(
+            conv2d(x[:, :, at * stride[0] + tap * dilation[0]], weight[:, :, tap], stride[1:], 0, dilation[1:], groups)
+            for tap in range(taps)
+        )
+        for at in range(outputs)
+    ]
+    return np.stack(slices, 2)
+
+
 def conv2d_gradients(grad, x, weight, stride, padding, dilation, groups):
     """Gradients of sum(grad * conv2d(x, weight)) with respect to x and weight, in float64."""
     batch, channels, height, width = x.shape
@@ -183,8 +198,8 @@ PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "ci
 
 
 def pad(x, pads, mode):
-    """Pad the last two dimensions by ((top, bottom), (left, right)), as ``padding_mode`` says."""
-    return np.pad(x, ((0, 0),) * (x.ndim - 2) + tuple(pads), PAD_MODES[mode])
+    """Pad the last dimensions by (..., (top, bottom), (left, right)), as ``padding_mode`` says."""
+    return np.pad(x, ((0, 0),) * (x.ndim - len(pads)) + tuple(pads), PAD_MODES[mode])
 
 
 def average_windows(size, kernel, stride, padding, ceil_mode, count_include_pad):
@@ -208,16 +223,28 @@ def adaptive_windows(size, outputs):
     return [(first, last, last - first) for first, last in windows]
 
 
-def average_pool(spikes, rows, columns, threshold, override, dtype):
-    """IF neurons driven by the means of their windows, in units of 1 / (the divisors' common multiple)."""
-    divisors = [override or r[2] * c[2] for r in rows for c in columns]
-    common = math.lcm(*divisors)
-    sums = np.stack(
-        [spikes[..., r[0] : r[1], c[0] : c[1]].astype(np.float64).sum((-1, -2)) for r in rows for c in columns], -1
-    )
+def average_pool(spikes, axes, threshold, override, dtype):
+    """IF neurons driven by the means of their windows, in units of 1 / (the divisors' common multiple).
+
+    `axes` has the windows along each of the last dimensions.
+    """
+    windows = [*itertools.product(*axes)]
+    divisors = [override or math.prod(divisor for *_, divisor in window) for window in windows]
+    common, last = math.lcm(*divisors), tuple(range(-len(axes), 0))
+    covered = [(..., *(slice(start, stop) for start, stop, _ in window)) for window in windows]
+    sums = np.stack([spikes[at].astype(np.float64).sum(last) for at in covered], -1)
     currents = (sums * (common // np.array(divisors))).astype(dtype)
     fired = neurons(currents, IF(threshold * common))[0]
-    return fired.reshape(*fired.shape[:-1], len(rows), len(columns))
+    return fired.reshape(*fired.shape[:-1], *map(len, axes))
+
+
+def max_pool(spikes, axes):
+    """A neuron spikes when the largest count of its window grows. `axes`: as in `average_pool`."""
+    counts, last = spikes.cumsum(0, dtype=np.int64), tuple(range(-len(axes), 0))
+    covered = [(..., *(slice(start, stop) for start, stop, _ in window)) for window in itertools.product(*axes)]
+    largest = np.stack([counts[at].max(last) for at in covered], -1)
+    grown = np.diff(largest, axis=0, prepend=np.zeros_like(largest[:1])).astype(spikes.dtype)
+    return grown.reshape(*grown.shape[:-1], *map(len, axes))
 
 
 def batch_norm_fold(gamma, beta, mean, var, eps, bias):
