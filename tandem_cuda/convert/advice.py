@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..nn.batch_norm import HOOKS
+from ..nn.tandem import drop_ins
 from .nodes import word_of
 
 CURVED = (
@@ -29,21 +31,16 @@ _PADDING = (
     *(nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd),
 )
 _ACTIVATION_NAMES = {kind.__name__.lower() for kind in CURVED} | {"leaky_relu", "log_softmax"}
+_CONVERTED = [kind.__name__ for kind in drop_ins()]
 WEIGHT_FUNCTIONS: dict[Any, str] = {
-    function: f"use nn.{kind}, which has parameters to share"
-    for function, kind in (
-        (F.linear, "Linear"),
-        (F.conv1d, "Conv1d"),
-        (F.conv2d, "Conv2d"),
-        (F.conv3d, "Conv3d"),
-        (F.conv_transpose2d, "ConvTranspose2d"),
-    )
+    getattr(F, re.sub("(?<=[a-z])(?=[A-Z])", "_", kind).lower()): f"use nn.{kind}, which has parameters to share"
+    for kind in _CONVERTED
 }
 RECTIFIED = "use nn.ReLU, as replace={{{kind}: nn.ReLU}} does: spiking neurons approximate only ReLU"
 RECTIFYING = "call torch.relu in its place: spiking neurons approximate only ReLU"
 GATED = "use a * torch.sigmoid(b) with a, b = x.chunk(2, 1), and pass gates='analogue'"
 NORMALISED = "use batch norm: its statistics are constants, whereas these depend on the spikes of each input"
-_CONVOLVED = "use nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.ConvTranspose2d"
+_CONVOLVED = "use " + " or".join(", ".join(f"nn.{kind}" for kind in _CONVERTED if "Conv" in kind).rsplit(",", 1))
 _DROPPED = "use nn.Dropout, nn.Dropout2d or nn.Dropout3d"
 _ATTENDED = "use convolutions and linear layers"
 MULTIPLIED = "remove it, or move it after the last weight layer: spikes cannot be multiplied"

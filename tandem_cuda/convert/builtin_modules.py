@@ -12,18 +12,15 @@ from ..nn import (
     SpikingGlobalMaxPool2d,
     SpikingMaxPool2d,
     SpikingMaxPool3d,
-    TandemConv1d,
-    TandemConv2d,
-    TandemConv3d,
-    TandemConvTranspose2d,
     TandemDropout,
     TandemDropout2d,
     TandemDropout3d,
-    TandemLinear,
     TandemStochasticDepth,
 )
+from ..nn.batch_norm import NORMS
+from ..nn.tandem import drop_ins
 from .nodes import StochasticDepth
-from .rules import Call, Rule, Unconvertible, WeightRule, fire, register
+from .rules import Call, Rule, Unconvertible, WeightRule, fire, register, register_all
 
 
 def _norm(call: Call) -> Any:
@@ -127,16 +124,11 @@ def upsampled(call: Call, size: Any, factor: Any, mode: str = "nearest") -> Any:
     return call.rearrange("upsample", *(int(f) for f in factors))
 
 
-register(nn.Conv1d, WeightRule(TandemConv1d, nn.BatchNorm1d))
-register(nn.Conv2d, WeightRule(TandemConv2d, nn.BatchNorm2d))
-register(nn.Conv3d, WeightRule(TandemConv3d, nn.BatchNorm3d))
-register(nn.ConvTranspose2d, WeightRule(TandemConvTranspose2d, nn.BatchNorm2d))
-register(nn.Linear, WeightRule(TandemLinear, nn.BatchNorm1d))
+for _of_torch, _tandem in drop_ins().items():
+    register(_of_torch, WeightRule(_tandem, _tandem.norm_class))
 register(nn.ReLU, fire)
 register(nn.Identity, lambda call: call.input)
-register(nn.BatchNorm1d, _norm)
-register(nn.BatchNorm2d, _norm)
-register(nn.BatchNorm3d, _norm)
+register_all(_norm, *NORMS)
 register(nn.Flatten, lambda call: call.flatten(call.module.start_dim, call.module.end_dim))
 register(nn.AvgPool2d, _average)
 register(nn.AdaptiveAvgPool2d, _average)

@@ -15,7 +15,8 @@ from ..ops.update_statistics import check_batched
 from .modes import recomputing
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""The classes of batch norm that fold into a layer."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

@@ -9,7 +9,6 @@ from torch import nn
 from ..neuron import IF, Neuron
 from ..ops.geometry import check_axes, check_geometry
 from . import schema
-from .batch_norm import Norm
 from .convolution import Conv1dSynapses, Conv2dSynapses, Conv3dSynapses, ConvTranspose2dSynapses
 from .nir import Geometry, Product, Shape, convolution, image, spans
 from .schema import Check
@@ -40,15 +39,10 @@ _CONVOLUTION = (("same", "valid"), ("zeros", "reflect", "replicate", "circular")
 class TandemConvolution(TandemLayer):
     """A convolutional tandem layer; torch's convolution must come next in the bases."""
 
-    out_channels: int
     kernel_size: Any
     stride: Any
     padding: Any
     dilation: Any
-    norm_class: type[Norm]
-
-    def _new_norm(self) -> Norm:
-        return self.norm_class(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
         return convolution(self, *self.weights.folded(), outputs, self.weights.rounding())
