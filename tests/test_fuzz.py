@@ -51,16 +51,16 @@ def test_planes_by_hand():
 def test_convolutions_by_hand():
     x = np.arange(1, 10).reshape(1, 1, 3, 3)
     weight = np.array([[1, 0], [0, 2]]).reshape(1, 1, 2, 2)
-    assert oracle.conv2d(x, weight).ravel().tolist() == [11, 14, 20, 23]  # 1 + 2 * 5, 2 + 2 * 6, ...
-    assert oracle.conv2d(x, weight, stride=2, padding=1).ravel().tolist() == [2, 6, 14, 23]
-    assert oracle.conv2d(x, weight, dilation=2).ravel().tolist() == [19]  # 1 + 2 * 9
+    assert oracle.convolution(x, weight).ravel().tolist() == [11, 14, 20, 23]  # 1 + 2 * 5, 2 + 2 * 6, ...
+    assert oracle.convolution(x, weight, stride=2, padding=1).ravel().tolist() == [2, 6, 14, 23]
+    assert oracle.convolution(x, weight, dilation=2).ravel().tolist() == [19]  # 1 + 2 * 9
     two = np.stack([x[:, 0], 10 * x[:, 0]], 1)
-    grouped = oracle.conv2d(two, np.array([3, 4]).reshape(2, 1, 1, 1), groups=2)
+    grouped = oracle.convolution(two, np.array([3, 4]).reshape(2, 1, 1, 1), groups=2)
     assert grouped[0, :, 0, 0].tolist() == [3, 40]
     spread = oracle.conv_transpose2d(np.array([[1, 2]]).reshape(1, 1, 1, 2), weight, (1, 2), (0, 0), (0, 0), 1, (1, 1))
     assert spread.reshape(2, 4).tolist() == [[1, 0, 2, 0], [0, 2, 0, 4]]
     volume, deep = np.stack([x, 10 * x, 100 * x], 2), np.array([1, 2]).reshape(1, 1, 2, 1, 1)
-    of_depth = oracle.conv3d(volume, deep, (1, 2, 2), (1, 1, 1), 1)
+    of_depth = oracle.convolution(volume, deep, (1, 2, 2))
     assert of_depth.reshape(2, 4).tolist() == [[21, 63, 147, 189], [210, 630, 1470, 1890]]  # 1 + 2 * 10, ...
     of_x, of_weight = oracle.conv2d_gradients(np.ones((1, 1, 2, 2)), x, weight, (1, 1), (0, 0), (1, 1), 1)
     assert of_x.reshape(3, 3).tolist() == [[1, 1, 0], [1, 3, 2], [0, 2, 2]]

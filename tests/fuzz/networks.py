@@ -171,7 +171,7 @@ def _padding(draw, kernel, dilation, size):
     return tuple(padding), mode, [(p, p) for p in padding]
 
 
-CONVOLUTIONS = {1: tandem.TandemConv1d, 2: tandem.TandemConv2d, 3: tandem.TandemConv3d}
+CONVOLUTIONS = {dims: getattr(tandem, f"TandemConv{dims}d") for dims in (1, 2, 3)}
 """By the number of dimensions behind the channels."""
 
 
@@ -185,18 +185,13 @@ def conv(net, x, plain, outputs=None):
     kernel, stride, dilation = (tuple(draw.int(1, high) for _ in range(dims)) for high in (3, 2, draw.one((1, 1, 2))))
     padding, mode, pads = _padding(draw, kernel, dilation, size)
     stride = (1,) * dims if padding == "same" else stride
-    kind = CONVOLUTIONS[dims]
-    layer = kind(channels, outputs, kernel, stride, padding, dilation, groups, padding_mode=mode, **_options(net))
+    layer = CONVOLUTIONS[dims](
+        channels, outputs, kernel, stride, padding, dilation, groups, padding_mode=mode, **_options(net)
+    )
     weight, gain, bias = net.fill(layer.to(net.dtype), plain)
-    if dims == 1:
-        weight, stride, dilation, pads = weight[:, :, None], (1, *stride), (1, *dilation), [(0, 0), *pads]
 
     def product(values):
-        if dims == 3:
-            return oracle.conv3d(oracle.pad(values, pads, mode), weight, stride, dilation, groups)
-        values = values if dims == 2 else values[:, :, None]
-        out = oracle.conv2d(oracle.pad(values, pads, mode), weight, stride, 0, dilation, groups)
-        return out if dims == 2 else out[:, :, 0]
+        return oracle.convolution(oracle.pad(values, pads, mode), weight, stride, 0, dilation, groups)
 
     return layer, product, gain, bias, 2
 
@@ -298,17 +293,11 @@ def join(net):
 def _keeping_shape(net, x, features):
     """A convolution of odd kernel, stride 1 and as much padding as keeps the shape."""
     kernel = net.draw.one((1, 3))
-    dims = len(x.shape) - 1
-    layer = CONVOLUTIONS[dims](x.shape[0], features, kernel, padding=kernel // 2, **_options(net))
+    layer = CONVOLUTIONS[len(x.shape) - 1](x.shape[0], features, kernel, padding=kernel // 2, **_options(net))
     weight, gain, bias = net.fill(layer.to(net.dtype), True)
 
     def product(values):
-        if dims == 3:
-            padded = oracle.pad(values, [(kernel // 2, kernel // 2)] * 3, "zeros")
-            return oracle.conv3d(padded, weight, (1, 1, 1), (1, 1, 1), 1)
-        if dims == 2:
-            return oracle.conv2d(values, weight, padding=kernel // 2)
-        return oracle.conv2d(values[:, :, None], weight[:, :, None], padding=(0, kernel // 2))[:, :, 0]
+        return oracle.convolution(values, weight, padding=kernel // 2)
 
     return layer, product, gain, bias, 2
 

@@ -115,40 +115,27 @@ def pair(value):
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def conv2d(x, weight, stride=1, padding=0, dilation=1, groups=1):
-    """[B, C, H, W] with [O, C/groups, kH, kW] -> [B, O, Ho, Wo], in float64."""
-    stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
+def convolution(x, weight, stride=1, padding=0, dilation=1, groups=1):
+    """[B, C, *size] with [O, C/groups, *kernel] -> [B, O, *outputs], of any number of dimensions, in float64."""
     batch, channels = x.shape[:2]
     outputs, inputs, *kernel = weight.shape
-    x = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
+    stride, padding, dilation = ((y,) * len(kernel) if isinstance(y, int) else y for y in (stride, padding, dilation))
+    x = np.pad(x.astype(np.float64), ((0, 0), (0, 0), *((p, p) for p in padding)))
     size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)]
     x = x.reshape(batch, groups, channels // groups, *x.shape[2:])
     weight = weight.astype(np.float64).reshape(groups, outputs // groups, inputs, *kernel)
-    out = np.zeros((batch, groups, outputs // groups, size[0] * size[1]))
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            rows = slice(i * dilation[0], i * dilation[0] + (size[0] - 1) * stride[0] + 1, stride[0])
-            columns = slice(j * dilation[1], j * dilation[1] + (size[1] - 1) * stride[1] + 1, stride[1])
-            out += weight[..., i, j] @ x[..., rows, columns].reshape(batch, groups, inputs, size[0] * size[1])
+    out = np.zeros((batch, groups, outputs // groups, math.prod(size)))
+    for taps in itertools.product(*map(range, kernel)):
+        seen = [
+            slice(tap * d, tap * d + (n - 1) * s + 1, s)
+            for tap, d, n, s in zip(taps, dilation, size, stride, strict=True)
+        ]
+        out += weight[(..., *taps)] @ x[(..., *seen)].reshape(batch, groups, inputs, math.prod(size))
     return out.reshape(batch, outputs, *size)
 
 
-def conv3d(x, weight, stride, dilation, groups):
-    """The sum of the 2-D convolutions of each slice that a tap of the depth meets."""
-    taps = weight.shape[2]
-    outputs = (x.shape[2] - dilation[0] * (taps - 1) - 1) // stride[0] + 1
-    slices = [
-        sum(
-            conv2d(x[:, :, at * stride[0] + tap * dilation[0]], weight[:, :, tap], stride[1:], 0, dilation[1:], groups)
-            for tap in range(taps)
-        )
-        for at in range(outputs)
-    ]
-    return np.stack(slices, 2)
-
-
 def conv2d_gradients(grad, x, weight, stride, padding, dilation, groups):
-    """Gradients of sum(grad * conv2d(x, weight)) with respect to x and weight, in float64."""
+    """Gradients of sum(grad * convolution(x, weight)) with respect to x and weight, in float64."""
     batch, channels, height, width = x.shape
     outputs, inputs, *kernel = weight.shape
     rows, columns = grad.shape[2:]
