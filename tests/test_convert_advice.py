@@ -77,6 +77,17 @@ def line(middle, **modules):
     return made(run, LINES, first=first, last=nn.LazyConv1d(6, 1), head=nn.LazyLinear(5), **modules)
 
 
+def volume(middle, **modules):
+    """The same of volumes."""
+
+    def run(net, x):
+        x = middle(net, F.relu(net.first(x.unsqueeze(2))))
+        return net.head(F.relu(net.last(x)).mean((2, 3, 4)))
+
+    first = nn.Conv3d(3, 8, 3, padding=1)
+    return made(run, IMAGES, first=first, last=nn.LazyConv3d(6, 1), head=nn.LazyLinear(5), **modules)
+
+
 def whole(run, x=IMAGES, **modules):
     """A network of its own."""
     return made(run, x, **modules)
@@ -479,6 +490,16 @@ PARTS = [
         lambda: image(lambda n, x: n.pool(x), pool=nn.MaxPool2d(2)),
     ),
     Case(
+        "use nn.MaxPool3d or nn.AvgPool3d",
+        lambda: volume(lambda n, x: n.pool(x), pool=nn.AdaptiveMaxPool3d(1)),
+        lambda: volume(lambda n, x: n.pool(x), pool=nn.MaxPool3d((1, 8, 12))),
+    ),
+    Case(
+        "use nn.MaxPool3d: the maximum of spikes is taken over windows",
+        lambda: volume(lambda n, x: x.amax((2, 3, 4), keepdim=True)),
+        lambda: volume(lambda n, x: n.pool(x), pool=nn.MaxPool3d((1, 8, 12))),
+    ),
+    Case(
         "use x.amax((2, 3))",
         lambda: flat(lambda n, x: x.max(3)[0].max(2).values),
         lambda: flat(lambda n, x: x.amax((2, 3))),
@@ -686,6 +707,11 @@ PARTS = [
                 "Conv1d",
                 lambda: line(lambda n, x: F.conv1d(x, n.w["x"]).relu(), w=constant(8, 8, 1)),
                 lambda: line(lambda n, x: n.w(x).relu(), w=nn.Conv1d(8, 8, 1)),
+            ),
+            (
+                "Conv3d",
+                lambda: volume(lambda n, x: F.conv3d(x, n.w["x"]).relu(), w=constant(8, 8, 1, 1, 1)),
+                lambda: volume(lambda n, x: n.w(x).relu(), w=nn.Conv3d(8, 8, 1)),
             ),
             (
                 "ConvTranspose2d",

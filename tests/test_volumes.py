@@ -54,7 +54,15 @@ class Residual(nn.Module):
         return self.fc(F.dropout3d(x, 0.1, self.training).mean((2, 3, 4)))
 
 
-NETWORKS = [c3d, averaged, Residual]
+def signed():
+    """Values without a ReLU between convolutions: neurons for both signs, whose weights stand side by side."""
+    return nn.Sequential(
+        nn.Conv3d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, (2, 1, 1)), nn.BatchNorm3d(4),
+        nn.Conv3d(4, 6, 2, stride=2, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5),
+    )  # fmt: skip
+
+
+NETWORKS = [c3d, averaged, signed, Residual]
 
 
 def trained(make):
