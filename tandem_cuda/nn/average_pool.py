@@ -22,7 +22,7 @@ from .constants import constants
 from .coupling import carrying, needs_gradient
 from .frozen import Span, State
 from .geometry import check_image, pad, per_axis
-from .max_pool import Pooling, Sizes, fixed
+from .max_pool import Pooling, fixed
 from .nir import NirWriter, Signal
 from .schema import Check, Settings, Tensors
 from .sizes import Size
@@ -279,24 +279,8 @@ class SpikingAverage(Pooling):
 class WindowAverage(SpikingAverage):
     """Average pooling with windows of a given size."""
 
-    def __init__(
-        self,
-        kernel_size: Sizes,
-        stride: Sizes | None = None,
-        padding: Sizes = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-        *,
-        threshold: float = 1.0,
-        amplitude: float = 1.0,
-        initial: float = 0.0,
-        two_phase: bool = False,
-        engine: str = "auto",
-    ) -> None:
-        windows = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-        neuron: dict[str, Any] = {"threshold": threshold, "amplitude": amplitude, "initial": initial}
-        super().__init__(*windows, **neuron, two_phase=two_phase, engine=engine)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.check_windows("kernel_size", "stride", "padding")
 
     def windows(self, *sizes: int) -> Sequence[Axis]:
@@ -323,21 +307,11 @@ class AdaptiveAverage(SpikingAverage):
 
     output_size: Any
 
-    def __init__(
-        self,
-        output_size: int | tuple[int | None, ...] | None,
-        *,
-        threshold: float = 1.0,
-        amplitude: float = 1.0,
-        initial: float = 0.0,
-        two_phase: bool = False,
-        engine: str = "auto",
-    ) -> None:
-        neuron: dict[str, Any] = {"threshold": threshold, "amplitude": amplitude, "initial": initial}
-        super().__init__(output_size, **neuron, two_phase=two_phase, engine=engine)
-        if isinstance(output_size, (tuple, list)) and len(output_size) != self.axes:
-            name = type(self).__name__
-            raise ValueError(f"{name}: output_size must be one number or {self.axes}, got {output_size}")
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        size, name = self.output_size, type(self).__name__
+        if isinstance(size, (tuple, list)) and len(size) != self.axes:
+            raise ValueError(f"{name}: output_size must be one number or {self.axes}, got {size}")
 
     def windows(self, *sizes: int) -> Sequence[Axis]:
         axes = []

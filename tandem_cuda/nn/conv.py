@@ -15,8 +15,7 @@ from .schema import Check
 from .tandem import TandemLayer
 
 Pair = int | tuple[int, int]
-Sizes = int | tuple[int, ...]
-"""One for all axes, or one for each."""
+Triple = int | tuple[int, int, int]
 
 
 def _settings(axes: int, paddings: tuple[str, ...], modes: tuple[str, ...]) -> dict[str, Check]:
@@ -39,45 +38,11 @@ _CONVOLUTION = (("same", "valid"), ("zeros", "reflect", "replicate", "circular")
 class TandemConvolution(TandemLayer):
     """A convolutional tandem layer; torch's convolution must come next in the bases."""
 
-    kernel_size: Any
-    stride: Any
-    padding: Any
-    dilation: Any
-
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
         return convolution(self, *self.weights.folded(), outputs, self.weights.rounding())
 
 
-class _Convolution(TandemConvolution):
-    """A convolution that is not transposed: the constructor takes the arguments of torch's."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Sizes,
-        stride: Sizes = 1,
-        padding: str | Sizes = 0,
-        dilation: Sizes = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: object = None,
-        dtype: object = None,
-        *,
-        norm: str | None = None,
-        neuron: Neuron = IF(),
-        engine: str = "auto",
-        learn_threshold: bool = False,
-    ) -> None:
-        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
-        tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
-        super().__init__(*sizes, bias, padding_mode, device, dtype, **tandem)
-        number = 0 if isinstance(padding, str) else self.padding
-        check_axes(type(self).__name__, self.stride, number, self.dilation, len(self.kernel_size))
-
-
-class TandemConv2d(_Convolution, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
+class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """A convolutional tandem layer: nn.Conv2d whose neurons spike (Wu et al. 2021, section III).
 
     Args:
@@ -115,12 +80,36 @@ class TandemConv2d(_Convolution, nn.Conv2d):  # type: ignore[misc]  # forward: s
     SETTINGS: ClassVar = _settings(2, *_CONVOLUTION)
     norm_class = nn.BatchNorm2d
 
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: str | Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: object = None,
+        dtype: object = None,
+        *,
+        norm: str | None = None,
+        neuron: Neuron = IF(),
+        engine: str = "auto",
+        learn_threshold: bool = False,
+    ) -> None:
+        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(*sizes, bias, padding_mode, device, dtype, **tandem)
+        check_axes("TandemConv2d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation, 2)
+
     @property
     def synapses(self) -> Conv2dSynapses:
         return Conv2dSynapses(self)
 
 
-class TandemConv1d(_Convolution, nn.Conv1d):  # type: ignore[misc]  # forward: spike trains, not tensors
+class TandemConv1d(TandemConvolution, nn.Conv1d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """A convolutional tandem layer over one dimension: nn.Conv1d whose neurons spike (Wu et al. 2021, section III).
 
     It is computed as a 2-D convolution of images of height 1.
@@ -159,12 +148,36 @@ class TandemConv1d(_Convolution, nn.Conv1d):  # type: ignore[misc]  # forward: s
     SETTINGS: ClassVar = _settings(1, *_CONVOLUTION)
     norm_class = nn.BatchNorm1d
 
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: str | int | tuple[int] = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: object = None,
+        dtype: object = None,
+        *,
+        norm: str | None = None,
+        neuron: Neuron = IF(),
+        engine: str = "auto",
+        learn_threshold: bool = False,
+    ) -> None:
+        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(*sizes, bias, padding_mode, device, dtype, **tandem)
+        check_axes("TandemConv1d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation, 1)
+
     @property
     def synapses(self) -> Conv1dSynapses:
         return Conv1dSynapses(self)
 
 
-class TandemConv3d(_Convolution, nn.Conv3d):  # type: ignore[misc]  # forward: spike trains, not tensors
+class TandemConv3d(TandemConvolution, nn.Conv3d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """A convolutional tandem layer over three dimensions: nn.Conv3d whose neurons spike (Wu et al. 2021, section III).
 
     It is computed as a 2-D convolution. For each depth of the output, the kD slices that the kernel covers stand side
@@ -205,6 +218,30 @@ class TandemConv3d(_Convolution, nn.Conv3d):  # type: ignore[misc]  # forward: s
     synapse_format = 2
     norm_class = nn.BatchNorm3d
     no_nir = "NIR has no three-dimensional convolution"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Triple,
+        stride: Triple = 1,
+        padding: str | Triple = 0,
+        dilation: Triple = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: object = None,
+        dtype: object = None,
+        *,
+        norm: str | None = None,
+        neuron: Neuron = IF(),
+        engine: str = "auto",
+        learn_threshold: bool = False,
+    ) -> None:
+        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(*sizes, bias, padding_mode, device, dtype, **tandem)
+        check_axes("TandemConv3d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation, 3)
 
     @property
     def synapses(self) -> Conv3dSynapses:

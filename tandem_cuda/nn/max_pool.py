@@ -23,8 +23,6 @@ from .schema import Check, Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count
 from .spiking import Spiking
 
-Sizes = int | tuple[int, ...]
-"""One for all axes, or one for each."""
 _PAIRED = "input must not be paired, since the largest difference is no difference of maxima"
 _NO_NIR = "NIR has no max pooling; use average pooling or a strided convolution"
 
@@ -110,19 +108,12 @@ class MaxPooling(Pooling):
 class WindowMaxPooling(MaxPooling):
     """Max pooling with windows of a given size. The matching pooling module of torch must come next in the bases."""
 
-    def __init__(
-        self,
-        kernel_size: Sizes,
-        stride: Sizes | None = None,
-        padding: Sizes = 0,
-        dilation: Sizes = 1,
-        return_indices: bool = False,
-        ceil_mode: bool = False,
-    ) -> None:
-        if return_indices:
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        layer: Any = self
+        if layer.return_indices:
             name = type(self).__name__
             raise ValueError(f"{name}: return_indices must be False, since the maximum moves from step to step")
-        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
         self.check_windows("kernel_size", "stride", "padding", "dilation")
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
@@ -186,6 +177,17 @@ class SpikingMaxPool2d(WindowMaxPooling, nn.MaxPool2d):  # type: ignore[misc]  #
     """
 
     SETTINGS: ClassVar = {**window_settings(2), "gate": schema.one_of("count", "any")}
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
     def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
         """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""

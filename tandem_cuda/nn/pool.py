@@ -63,6 +63,25 @@ class SpikingAvgPool2d(WindowAverage, nn.AvgPool2d):  # type: ignore[misc]  # fo
 
     SETTINGS: ClassVar = window_settings(2)
 
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+        *,
+        threshold: float = 1.0,
+        amplitude: float = 1.0,
+        initial: float = 0.0,
+        two_phase: bool = False,
+        engine: str = "auto",
+    ) -> None:
+        windows = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        neuron: dict[str, Any] = {"threshold": threshold, "amplitude": amplitude, "initial": initial}
+        super().__init__(*windows, **neuron, two_phase=two_phase, engine=engine)
+
 
 class SpikingAdaptiveAvgPool2d(AdaptiveAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
     """Adaptive average pooling of spikes: :class:`SpikingAvgPool2d` with one window per output pixel.
@@ -96,6 +115,19 @@ class SpikingAdaptiveAvgPool2d(AdaptiveAverage, nn.AdaptiveAvgPool2d):  # type: 
     """
 
     SETTINGS: ClassVar = adaptive_settings(2)
+
+    def __init__(
+        self,
+        output_size: int | tuple[int | None, int | None] | None,
+        *,
+        threshold: float = 1.0,
+        amplitude: float = 1.0,
+        initial: float = 0.0,
+        two_phase: bool = False,
+        engine: str = "auto",
+    ) -> None:
+        neuron: dict[str, Any] = {"threshold": threshold, "amplitude": amplitude, "initial": initial}
+        super().__init__(output_size, **neuron, two_phase=two_phase, engine=engine)
 
 
 class SpikeWindows(Pooling):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from .geometry import per_axis
 from .max_pool import WindowMaxPooling, pooled
 from .max_pool import window_settings as max_settings
 
+Three = tuple[int, int, int]
 _NO_NIR = "NIR has no three-dimensional pooling"
 
 
@@ -49,6 +50,17 @@ class SpikingMaxPool3d(WindowMaxPooling, nn.MaxPool3d):  # type: ignore[misc]  #
     SETTINGS: ClassVar = max_settings(3)
     axes = 3
     file_format = 2
+
+    def __init__(
+        self,
+        kernel_size: int | Three,
+        stride: int | Three | None = None,
+        padding: int | Three = 0,
+        dilation: int | Three = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
     def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
         """Return the bits, and the final counts of the inputs and of the pooled slices; ``state`` has earlier ones."""
@@ -105,6 +117,25 @@ class SpikingAvgPool3d(WindowAverage, nn.AvgPool3d):  # type: ignore[misc]  # as
     file_format = 2
     no_nir = _NO_NIR
 
+    def __init__(
+        self,
+        kernel_size: int | Three,
+        stride: int | Three | None = None,
+        padding: int | Three = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+        *,
+        threshold: float = 1.0,
+        amplitude: float = 1.0,
+        initial: float = 0.0,
+        two_phase: bool = False,
+        engine: str = "auto",
+    ) -> None:
+        windows = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        neuron: dict[str, Any] = {"threshold": threshold, "amplitude": amplitude, "initial": initial}
+        super().__init__(*windows, **neuron, two_phase=two_phase, engine=engine)
+
 
 class SpikingAdaptiveAvgPool3d(AdaptiveAverage, nn.AdaptiveAvgPool3d):  # type: ignore[misc]  # as above
     """Adaptive average pooling of spikes: :class:`SpikingAvgPool3d` with one window for each output.
@@ -139,3 +170,16 @@ class SpikingAdaptiveAvgPool3d(AdaptiveAverage, nn.AdaptiveAvgPool3d):  # type: 
     axes = 3
     file_format = 2
     no_nir = _NO_NIR
+
+    def __init__(
+        self,
+        output_size: int | tuple[int | None, int | None, int | None] | None,
+        *,
+        threshold: float = 1.0,
+        amplitude: float = 1.0,
+        initial: float = 0.0,
+        two_phase: bool = False,
+        engine: str = "auto",
+    ) -> None:
+        neuron: dict[str, Any] = {"threshold": threshold, "amplitude": amplitude, "initial": initial}
+        super().__init__(output_size, **neuron, two_phase=two_phase, engine=engine)
