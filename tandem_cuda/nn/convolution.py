@@ -97,10 +97,12 @@ class ConvolutionSynapses(Synapses):
         before, behind = self.pads[2 * (len(self.kernel_size) - 1 - axis) :][:2]
         return before, behind
 
-    def _padding(self) -> tuple[list[int], list[int]]:
+    def _padding(self) -> tuple[list[int], Sequence[int]]:
         """Return the padding that inputs get, in the order of ``pads``, and the zeros that products add, by axis."""
         if self.padding_mode != "zeros":
             return [*self.pads], [0] * len(self.kernel_size)
+        if not isinstance(self.padding, str):
+            return [0] * len(self.pads), self.padding
         both = [self._pads_along(axis) for axis in range(len(self.kernel_size))]
         more = [(0, behind - before) for before, behind in reversed(both)]  # odd padding has one more pixel at the end
         return [*itertools.chain(*more)], [before for before, _ in both]
