@@ -68,14 +68,17 @@ def insert_zeros(x: Tensor, stride: Sequence[int]) -> Tensor:
     return out.movedim(-1, 2)
 
 
+SHAPES = {2: "[N, C, H, W]", 3: "[N, C, D, H, W]"}
+"""Images and volumes, by the number of dimensions behind the channels, as error messages name them."""
+
+
 def check_image(module: nn.Module, x: Any, axes: int = 2) -> None:
     """Check that a pooling's input is a SpikeTrain of images, or with three axes of volumes."""
     name = type(module).__name__
     if not isinstance(x, SpikeTrain):
         raise TypeError(f"{name}: input must be a SpikeTrain, got {type(x).__name__}")
     if len(x.shape) != 2 + axes or 0 in x.shape[2:]:
-        sizes = "[N, C, H, W]" if axes == 2 else "[N, C, D, H, W]"
-        raise ValueError(f"{name}: input must be {sizes}, got {list(x.shape)}")
+        raise ValueError(f"{name}: input must be {SHAPES[axes]}, got {list(x.shape)}")
 
 
 def per_axis(value: Any, axes: int) -> tuple[Any, ...]:
