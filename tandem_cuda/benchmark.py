@@ -22,6 +22,7 @@ from .build_info import build_info
 from .convert import convert
 from .doctor import summary
 from .freeze import freeze
+from .nn.batch_norm import NORMS
 
 # Each network with the shape of its input; CifarNet with a quarter of its channels
 NETWORKS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
@@ -71,7 +72,7 @@ def network_sides(
     torch.manual_seed(0)
     ann, x = build(), torch.rand(shape)
     for module in ann.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(module, NORMS):
             nn.init.constant_(module.bias, BETA)
     settling = convert(ann, time_steps=max(TIME_STEPS)).train()
     with torch.no_grad():
@@ -125,10 +126,11 @@ def folded(ann: nn.Sequential) -> nn.Sequential:
     """Return a copy of a network in eval mode with batch norm folded into the weights before it."""
     layers: list[Any] = []
     for layer in copy.deepcopy(ann):
-        if isinstance(layer, nn.BatchNorm2d):
-            layers[-1] = nn.utils.fuse_conv_bn_eval(layers[-1], layer)
-        elif isinstance(layer, nn.BatchNorm1d):
-            layers[-1] = nn.utils.fuse_linear_bn_eval(layers[-1], layer)
+        if isinstance(layer, NORMS):
+            fuse: Any = (
+                nn.utils.fuse_linear_bn_eval if isinstance(layers[-1], nn.Linear) else nn.utils.fuse_conv_bn_eval
+            )
+            layers[-1] = fuse(layers[-1], layer)
         elif not isinstance(layer, nn.Dropout):
             layers.append(layer)
     return nn.Sequential(*layers).eval()

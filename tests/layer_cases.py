@@ -14,6 +14,7 @@ from torch import nn
 import tandem_cuda.nn
 from tandem_cuda import IF, LIF, SpikeTrain
 from tandem_cuda import reference as ref
+from tandem_cuda.nn.tandem import TandemLayer
 from tensors import generator, planes
 
 
@@ -65,7 +66,12 @@ class LayerCase:
         return self.name
 
 
-WEIGHTED = ("TandemLinear", "TandemConv1d", "TandemConv2d", "TandemConvTranspose2d")
+WEIGHTED = {
+    name
+    for name in tandem_cuda.nn.__all__
+    if issubclass(getattr(tandem_cuda.nn, name), TandemLayer) and name != "TandemElementwise"
+}
+"""Layers that take real input."""
 
 
 def layer(name, kind, *arguments, of, **named):
@@ -84,6 +90,10 @@ def image(name, *arguments, of, **named):
     return layer(name, "TandemConv2d", *arguments, of=of, **named)
 
 
+def volume(name, *arguments, of, **named):
+    return layer(name, "TandemConv3d", *arguments, of=of, **named)
+
+
 def transposed(name, *arguments, of, **named):
     return layer(name, "TandemConvTranspose2d", *arguments, of=of, **named)
 
@@ -94,6 +104,19 @@ CONVOLUTIONS = (
     line("1d same", 3, 5, 4, padding="same", bias=False, of=(3, 9)),
     line("1d reflect", 3, 5, 3, padding=2, padding_mode="reflect", of=(3, 5)),
     line("1d wide", 70, 66, 1, of=(70, 1)),
+    volume("3d", 3, 5, 3, padding=1, of=(3, 4, 5, 6)),
+    volume(
+        "3d odd", 4, 6, (2, 3, 1), stride=(2, 1, 3), padding=(1, 2, 0), dilation=(3, 1, 2), groups=2, of=(4, 6, 3, 5)
+    ),
+    volume("3d same", 3, 5, (2, 3, 4), padding="same", dilation=(1, 2, 1), bias=False, of=(3, 4, 3, 5)),
+    volume("3d depthwise", 3, 6, (3, 2, 2), groups=3, of=(3, 4, 3, 5)),
+    volume("3d of slices", 3, 5, (1, 3, 3), stride=(2, 1, 1), of=(3, 4, 3, 5)),
+    volume("3d wide", 70, 66, (3, 1, 1), of=(70, 3, 2, 1)),
+    volume("3d batch norm", 3, 5, 2, norm="batch", of=(3, 4, 3, 5)),
+    *(
+        volume(f"3d {mode}", 3, 5, (3, 2, 3), padding=(2, 1, 1), padding_mode=mode, stride=(1, 2, 1), of=(3, 4, 3, 5))
+        for mode in ("circular", "reflect", "replicate")
+    ),
     transposed("transposed", 3, 5, 3, of=(3, 4, 5)),
     transposed(
         "transposed stride", 4, 6, (3, 4), stride=(2, 3), padding=(1, 2), output_padding=(1, 0), groups=2, of=(4, 5, 3)
@@ -128,6 +151,7 @@ VARIED = (
     image("leaky, learned threshold", 4, 6, 3, neuron=LIF(), learn_threshold=True, of=(4, 7, 6)),
 )
 IMAGE = (3, 7, 5)
+VOLUME = (3, 5, 4, 6)
 AVERAGES = tuple(
     layer(f"average {name}", kind, *arguments, of=IMAGE, **named)
     for name, kind, arguments, named in (
@@ -146,6 +170,18 @@ AVERAGES = tuple(
         ("same height", "SpikingAdaptiveAvgPool2d", ((None, 3),), {}),
         ("larger", "SpikingAdaptiveAvgPool2d", ((9, 4),), {"threshold": 0.25}),
     )
+) + tuple(
+    layer(f"average 3d {name}", kind, *arguments, of=VOLUME, **named)
+    for name, kind, arguments, named in (
+        ("2", "SpikingAvgPool3d", (2,), {}),
+        ("3x2x1", "SpikingAvgPool3d", ((3, 2, 1), (1, 2, 1)), {"threshold": 0.5}),
+        ("padded", "SpikingAvgPool3d", (3, 2, 1), {}),
+        ("ceil inside", "SpikingAvgPool3d", (3, 2, 1), {"ceil_mode": True, "count_include_pad": False}),
+        ("override", "SpikingAvgPool3d", (2,), {"divisor_override": 3, "ceil_mode": True}),
+        ("initial", "SpikingAvgPool3d", ((2, 1, 2),), {"threshold": 0.75, "initial": 0.5}),
+        ("global", "SpikingAdaptiveAvgPool3d", (1,), {}),
+        ("adaptive", "SpikingAdaptiveAvgPool3d", ((2, 3, None),), {}),
+    )
 )
 MAXIMA = tuple(
     layer(f"maximum {name}", "SpikingMaxPool2d", *arguments, of=IMAGE, **named)
@@ -156,6 +192,14 @@ MAXIMA = tuple(
         ("dilated", ((2, 3), 1, 1, (3, 2)), {}),
         ("ceil padded", (2, 3, 1), {"ceil_mode": True}),
     )
+) + tuple(
+    layer(f"maximum 3d {name}", "SpikingMaxPool3d", *arguments, of=VOLUME, **named)
+    for name, arguments, named in (
+        ("2", (2,), {}),
+        ("3 s2 p1", (3, 2, 1), {}),
+        ("of slices", ((1, 2, 2),), {}),
+        ("ceil, dilated", ((2, 3, 1), (1, 2, 3), (1, 1, 0), (2, 1, 1)), {"ceil_mode": True}),
+    )
 )
 OTHERS = (
     layer("maximum of all pixels", "SpikingGlobalMaxPool2d", of=IMAGE),
@@ -164,6 +208,7 @@ OTHERS = (
     layer("elementwise", "TandemElementwise", 3, 3, 3, of=IMAGE),
     layer("dropout", "TandemDropout", 0.5, of=IMAGE),
     layer("dropout of channels", "TandemDropout2d", 0.5, of=IMAGE),
+    layer("dropout of channels of volumes", "TandemDropout3d", 0.5, of=VOLUME),
     layer("stochastic depth", "TandemStochasticDepth", 0.5, of=IMAGE),
     LayerCase("gate", "TandemGate", samples=(IMAGE, (3, 1, 1))),
     LayerCase("concatenation", "SpikeCat", (False, False), samples=(IMAGE, IMAGE)),
@@ -209,6 +254,8 @@ JOINS = (
     join("circular", image("", 3, 3, 3, padding=1, padding_mode="circular", of=(3, 4, 5)), identity(3, 4, 5)),
     join("transposed", transposed("", 3, 4, 2, stride=2, of=(3, 3, 2)), identity(4, 6, 4)),
     join("1d", line("", 3, 3, 3, padding=1, of=(3, 7)), identity(3, 7)),
+    join("3d", volume("", 3, 3, 3, padding=1, of=(3, 3, 4, 2)), identity(3, 3, 4, 2)),
+    join("3d strided", volume("", 3, 4, 1, stride=2, of=(3, 3, 4, 2)), volume("", 4, 4, 3, padding=1, of=(4, 2, 2, 1))),
     join("linear", linear("", 6, 4, of=(6,)), identity(4)),
     join("identities", identity(3, 2, 2), identity(3, 2, 2)),
 )

@@ -2,6 +2,8 @@
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 import tandem_cuda
 from exact import VANISHING, dyadic, every_path, generator, same
@@ -13,11 +15,11 @@ def exact(layer, time_steps):
     """Dyadic parameters, also after norm is folded, whose share per time step is dyadic."""
     with torch.no_grad():
         for i, module in enumerate(layer.modules()):
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            if isinstance(module, (_ConvNd, nn.Linear)):
                 module.weight.copy_(dyadic(*module.weight.shape, seed=10 * i))
                 if module.bias is not None:
                     module.bias.copy_(time_steps * dyadic(len(module.bias), seed=10 * i + 1) / 4)
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if isinstance(module, _BatchNorm):
                 power = torch.randint(-1, 2, module.weight.shape, generator=generator(10 * i + 2))
                 module.eps = VANISHING
                 module.running_var.copy_(4.0**power)
@@ -33,7 +35,7 @@ def twins(case, time_steps, dtype=torch.float64, **named):
     exact(ours, time_steps)
     theirs.load_state_dict(ours.state_dict())
     for module in theirs.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(module, _BatchNorm):
             module.eps = VANISHING
     return ours, theirs
 

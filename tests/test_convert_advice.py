@@ -77,6 +77,17 @@ def line(middle, **modules):
     return made(run, LINES, first=first, last=nn.LazyConv1d(6, 1), head=nn.LazyLinear(5), **modules)
 
 
+def volume(middle, **modules):
+    """The same of volumes."""
+
+    def run(net, x):
+        x = middle(net, F.relu(net.first(x.unsqueeze(2))))
+        return net.head(F.relu(net.last(x)).mean((2, 3, 4)))
+
+    first = nn.Conv3d(3, 8, 3, padding=1)
+    return made(run, IMAGES, first=first, last=nn.LazyConv3d(6, 1), head=nn.LazyLinear(5), **modules)
+
+
 def whole(run, x=IMAGES, **modules):
     """A network of its own."""
     return made(run, x, **modules)
@@ -486,6 +497,16 @@ PARTS = [
         lambda: image(lambda n, x: n.pool(x), pool=nn.MaxPool2d(2)),
     ),
     Case(
+        "use nn.MaxPool3d or nn.AvgPool3d",
+        lambda: volume(lambda n, x: n.pool(x), pool=nn.AdaptiveMaxPool3d(1)),
+        lambda: volume(lambda n, x: n.pool(x), pool=nn.MaxPool3d((1, 8, 12))),
+    ),
+    Case(
+        "use nn.MaxPool3d: the maximum of spikes is taken over windows",
+        lambda: volume(lambda n, x: x.amax((2, 3, 4), keepdim=True)),
+        lambda: volume(lambda n, x: n.pool(x), pool=nn.MaxPool3d((1, 8, 12))),
+    ),
+    Case(
         "use x.amax((2, 3))",
         lambda: flat(lambda n, x: x.max(3)[0].max(2).values),
         lambda: flat(lambda n, x: x.amax((2, 3))),
@@ -672,7 +693,7 @@ PARTS = [
         lambda: image(lambda n, x: n.norm(x), norm=nn.BatchNorm2d(8)),
     ),
     Case(
-        "use nn.BatchNorm1d or nn.BatchNorm2d, which has parameters to share",
+        "use nn.BatchNorm1d, nn.BatchNorm2d or nn.BatchNorm3d, which has parameters to share",
         lambda: image(lambda n, x: F.batch_norm(x, torch.zeros(8), torch.ones(8))),
         lambda: image(lambda n, x: n.norm(x), norm=nn.BatchNorm2d(8)),
     ),
@@ -695,6 +716,11 @@ PARTS = [
                 lambda: line(lambda n, x: n.w(x).relu(), w=nn.Conv1d(8, 8, 1)),
             ),
             (
+                "Conv3d",
+                lambda: volume(lambda n, x: F.conv3d(x, n.w["x"]).relu(), w=constant(8, 8, 1, 1, 1)),
+                lambda: volume(lambda n, x: n.w(x).relu(), w=nn.Conv3d(8, 8, 1)),
+            ),
+            (
                 "ConvTranspose2d",
                 lambda: image(lambda n, x: F.conv_transpose2d(x, n.w["x"]).relu(), w=constant(8, 8, 1, 1)),
                 lambda: image(lambda n, x: n.w(x).relu(), w=nn.ConvTranspose2d(8, 8, 1)),
@@ -713,7 +739,7 @@ PARTS = [
         same=True,
     ),
     Case(
-        "use nn.Conv1d, nn.Conv2d or nn.ConvTranspose2d",
+        "use nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.ConvTranspose2d",
         lambda: line(lambda n, x: F.relu(n.a(x)), a=nn.ConvTranspose1d(8, 8, 3)),
         lambda: line(lambda n, x: F.relu(n.a(x)), a=nn.Conv1d(8, 8, 3)),
     ),
@@ -724,7 +750,7 @@ PARTS = [
         same=True,
     ),
     Case(
-        "use nn.Dropout or nn.Dropout2d",
+        "use nn.Dropout, nn.Dropout2d or nn.Dropout3d",
         lambda: image(lambda n, x: n.drop(x), drop=nn.AlphaDropout(0.5)),
         lambda: image(lambda n, x: n.drop(x), drop=nn.Dropout(0.5)),
         same=True,

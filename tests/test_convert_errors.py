@@ -58,7 +58,7 @@ class Unconvertible(nn.Module):
         self.pool = nn.MaxPool2d(2, return_indices=True)
         self.conv = nn.Conv2d(2, 2, 3, padding=1)
         self.conv3 = nn.Conv2d(2, 4, 3)
-        self.deep = nn.Conv3d(2, 2, 1)
+        self.deep = nn.ConvTranspose3d(2, 2, 1)
         self.kernel = nn.Parameter(torch.ones(4, 2, 3, 3))
         self.fc = nn.Linear(4, 2)
 
@@ -82,7 +82,7 @@ def test_everything_that_cannot_be_converted_is_named():
         "mean (mean in forward of Unconvertible)": "use nn.AdaptiveAvgPool2d(1)",
         "pool (MaxPool2d)": "return_indices=False",
         "add (add in forward of Unconvertible)": "between the network's input and this",
-        "deep (Conv3d)": "use nn.Conv1d, nn.Conv2d",
+        "deep (ConvTranspose3d)": "use nn.Conv1d, nn.Conv2d",
         "conv2d (conv2d in forward of Unconvertible)": "use nn.Conv2d, which has parameters",
         "cat (cat in forward of Unconvertible)": "along dimension 1",
     }.items():

@@ -377,17 +377,38 @@ def dyadic_network():
         tc.Decode(),
         torch.nn.Linear(20, 10),
     )
+    return with_exact_weights(net)
+
+
+def with_exact_weights(net):
     for i, parameter in enumerate(net.parameters()):
         with torch.no_grad():
             parameter.copy_(dyadic(*parameter.shape, seed=i) / (4 if parameter.dim() > 1 else 1))
     return net.eval()
 
 
-def test_network_of_the_cpu(device):
+def dyadic_volumes():
+    """The same of volumes."""
+    net = torch.nn.Sequential(
+        tc.Encode(9),
+        tc.TandemConv3d(3, 32, 3, padding=1),
+        tc.SpikingMaxPool3d((1, 2, 2)),
+        tc.TandemConv3d(32, 16, (2, 3, 3), stride=(2, 1, 1), groups=2),
+        tc.SpikingAvgPool3d((1, 2, 2)),
+        torch.nn.Flatten(),
+        tc.TandemLinear(16 * 2 * 9, 20),
+        tc.Decode(),
+        torch.nn.Linear(20, 10),
+    )
+    return with_exact_weights(net)
+
+
+@pytest.mark.parametrize(("make", "size"), [(dyadic_network, (16, 16)), (dyadic_volumes, (4, 16, 16))])
+def test_network_of_the_cpu(device, make, size):
     """The spikes and read-outs of the CPU, in eager mode, frozen, and in a graph."""
-    net, x = dyadic_network(), dyadic(4, 3, 16, 16, seed=1)
+    net, x = make(), dyadic(4, 3, *size, seed=1)
     with torch.no_grad():
-        want, counts = net(x), net[:8](x).count
+        want, counts = net(x), net[:-2](x).count
         assert 0 < counts.mean() < 9
         twin, moved = copy.deepcopy(net).to(device), x.to(device, copy=True)
         identical(twin(moved), want, device)

@@ -51,14 +51,17 @@ def test_planes_by_hand():
 def test_convolutions_by_hand():
     x = np.arange(1, 10).reshape(1, 1, 3, 3)
     weight = np.array([[1, 0], [0, 2]]).reshape(1, 1, 2, 2)
-    assert oracle.conv2d(x, weight).ravel().tolist() == [11, 14, 20, 23]  # 1 + 2 * 5, 2 + 2 * 6, ...
-    assert oracle.conv2d(x, weight, stride=2, padding=1).ravel().tolist() == [2, 6, 14, 23]
-    assert oracle.conv2d(x, weight, dilation=2).ravel().tolist() == [19]  # 1 + 2 * 9
+    assert oracle.convolution(x, weight).ravel().tolist() == [11, 14, 20, 23]  # 1 + 2 * 5, 2 + 2 * 6, ...
+    assert oracle.convolution(x, weight, stride=2, padding=1).ravel().tolist() == [2, 6, 14, 23]
+    assert oracle.convolution(x, weight, dilation=2).ravel().tolist() == [19]  # 1 + 2 * 9
     two = np.stack([x[:, 0], 10 * x[:, 0]], 1)
-    grouped = oracle.conv2d(two, np.array([3, 4]).reshape(2, 1, 1, 1), groups=2)
+    grouped = oracle.convolution(two, np.array([3, 4]).reshape(2, 1, 1, 1), groups=2)
     assert grouped[0, :, 0, 0].tolist() == [3, 40]
     spread = oracle.conv_transpose2d(np.array([[1, 2]]).reshape(1, 1, 1, 2), weight, (1, 2), (0, 0), (0, 0), 1, (1, 1))
     assert spread.reshape(2, 4).tolist() == [[1, 0, 2, 0], [0, 2, 0, 4]]
+    volume, deep = np.stack([x, 10 * x, 100 * x], 2), np.array([1, 2]).reshape(1, 1, 2, 1, 1)
+    of_depth = oracle.convolution(volume, deep, (1, 2, 2))
+    assert of_depth.reshape(2, 4).tolist() == [[21, 63, 147, 189], [210, 630, 1470, 1890]]  # 1 + 2 * 10, ...
     of_x, of_weight = oracle.conv2d_gradients(np.ones((1, 1, 2, 2)), x, weight, (1, 1), (0, 0), (1, 1), 1)
     assert of_x.reshape(3, 3).tolist() == [[1, 1, 0], [1, 3, 2], [0, 2, 2]]
     assert of_weight.ravel().tolist() == [12, 16, 24, 28]  # 1 + 2 + 4 + 5, ...
@@ -95,7 +98,10 @@ def test_pooling_by_hand():
     assert oracle.adaptive_windows(5, 2) == [(0, 3, 3), (2, 5, 3)]
     spikes = np.array([[1, 0], [1, 1], [0, 0]]).reshape(3, 1, 1, 1, 2)
     rows, columns = [(0, 1, 1)], [(0, 2, 2)]  # means 0.5, 1, 0: potentials 0.5, 1.5 (spike), 0.5
-    assert oracle.average_pool(spikes, rows, columns, 1.0, None, np.float32).ravel().tolist() == [0, 1, 0]
+    assert oracle.average_pool(spikes, (rows, columns), 1.0, None, np.float32).ravel().tolist() == [0, 1, 0]
+    assert oracle.max_pool(spikes, (rows, columns)).ravel().tolist() == [1, 1, 0]
+    turns = np.array([[1, 0], [0, 1], [0, 1]]).reshape(3, 1, 1, 1, 2)  # the second neuron catches up, then leads
+    assert oracle.max_pool(turns, (rows, columns)).ravel().tolist() == [1, 0, 1]
 
 
 def test_bfloat16_by_hand():

@@ -61,7 +61,8 @@ def test_same_initial_weights_as_torch(tandem, plain, arguments):
 @every_drop_in
 def test_dtype_and_device_reach_the_norm(tandem, plain, arguments):
     layer = tandem(*arguments, norm="batch", dtype=torch.float64, device=META)
-    assert type(layer.norm) is (nn.BatchNorm2d if layer.weight.dim() == 4 else nn.BatchNorm1d)
+    norms = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+    assert type(layer.norm) is norms[layer.weight.dim()]
     assert layer.norm.num_features == arguments[1]
     assert tandem(*arguments).norm is None
     tensors = [*layer.parameters(), *layer.buffers()]

@@ -12,11 +12,16 @@ from tandem_cuda import SpikeTrain
 from tandem_cuda import reference as ref
 
 
+def _sized(case, size):
+    """The shape of a sample whose images have this size."""
+    return (*case.samples[0][:-2], *size)
+
+
 @every((*AVERAGES, *MAXIMA))
 @pytest.mark.parametrize(("time_steps", "batch", "size"), [(1, 2, (6, 6)), (9, 3, (7, 5)), (17, 0, (5, 8))])
 def test_pooling(case, time_steps, batch, size):
     ours, theirs = (case.make(package) for package in (tandem_cuda, ref))
-    spikes = train(time_steps, batch, 3, *size, seed=1, rate=0.6).float()
+    spikes = train(time_steps, batch, *_sized(case, size), seed=1, rate=0.6).float()
     agree(ours, theirs, *([x] for x in fronts(spikes, 0.5)), tolerance=1e-6)
 
 
@@ -24,7 +29,7 @@ def test_pooling(case, time_steps, batch, size):
 def test_pooling_has_the_gradient_of_torch(case):
     pool, plain = case.make(), getattr(nn, case.kind.removeprefix("Spiking"))
     plain = plain(*case.arguments, **{k: v for k, v in case.named.items() if k not in ("threshold", "initial")})
-    x, x_ref = fronts(train(9, 2, 3, 7, 8, seed=2, rate=0.3).double())
+    x, x_ref = fronts(train(9, 2, *_sized(case, (7, 8)), seed=2, rate=0.3).double())
     out = plain(x_ref.count) / case.named.get("threshold", 1.0)
     seed_grad = torch.randn(out.shape, generator=generator(1), dtype=torch.float64)
     got = torch.autograd.grad(pool(x).count, x.count, seed_grad)
@@ -53,9 +58,9 @@ def test_maximum_of_neurons_that_take_turns():
 @pytest.mark.parametrize("time_steps", [1, 8, 9, 17, 300])
 def test_maximum_counts_are_those_of_the_ann(case, time_steps):
     """Value and gradient, ties and all; in training as in eval mode."""
-    pool, plain = case.make(), nn.MaxPool2d(*case.arguments, **case.named)
+    pool, plain = case.make(), getattr(nn, case.kind.removeprefix("Spiking"))(*case.arguments, **case.named)
     for rate in (0.1, 0.5, 0.9):
-        x, x_ref = fronts(train(time_steps, 2, 3, 7, 8, seed=time_steps, rate=rate).double())
+        x, x_ref = fronts(train(time_steps, 2, *_sized(case, (7, 8)), seed=time_steps, rate=rate).double())
         y, want = pool(x), plain(x_ref.count)
         same(y.count.detach(), want.detach())
         same(SpikeTrain(y.bits, time_steps, dtype=torch.float64).count, want.detach())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..nn.batch_norm import HOOKS
+from ..nn.tandem import drop_ins
 from .nodes import word_of
 
 CURVED = (
@@ -29,21 +31,17 @@ _PADDING = (
     *(nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd),
 )
 _ACTIVATION_NAMES = {kind.__name__.lower() for kind in CURVED} | {"leaky_relu", "log_softmax"}
+_CONVERTED = [kind.__name__ for kind in drop_ins()]
 WEIGHT_FUNCTIONS: dict[Any, str] = {
-    function: f"use nn.{kind}, which has parameters to share"
-    for function, kind in (
-        (F.linear, "Linear"),
-        (F.conv1d, "Conv1d"),
-        (F.conv2d, "Conv2d"),
-        (F.conv_transpose2d, "ConvTranspose2d"),
-    )
+    getattr(F, re.sub("(?<=[a-z])(?=[A-Z])", "_", kind).lower()): f"use nn.{kind}, which has parameters to share"
+    for kind in _CONVERTED
 }
 RECTIFIED = "use nn.ReLU, as replace={{{kind}: nn.ReLU}} does: spiking neurons approximate only ReLU"
 RECTIFYING = "call torch.relu in its place: spiking neurons approximate only ReLU"
 GATED = "use a * torch.sigmoid(b) with a, b = x.chunk(2, 1), and pass gates='analogue'"
 NORMALISED = "use batch norm: its statistics are constants, whereas these depend on the spikes of each input"
-_CONVOLVED = "use nn.Conv1d, nn.Conv2d or nn.ConvTranspose2d"
-_DROPPED = "use nn.Dropout or nn.Dropout2d"
+_CONVOLVED = "use " + " or".join(", ".join(f"nn.{kind}" for kind in _CONVERTED if "Conv" in kind).rsplit(",", 1))
+_DROPPED = "use nn.Dropout, nn.Dropout2d or nn.Dropout3d"
 _ATTENDED = "use convolutions and linear layers"
 MULTIPLIED = "remove it, or move it after the last weight layer: spikes cannot be multiplied"
 _LINEAR = "use nn.Linear: spikes are multiplied only by the weights of layers"
@@ -51,7 +49,7 @@ _LARGER = "use y + torch.relu(x - y), which is the larger of two, or torch.relu(
 _SMALLER = "use x - torch.relu(x - y), which is the smaller of two, or torch.clamp(x, 0, y) if y is a number"
 _SUMMED = "use x.mean((2, 3), keepdim=True) times the number of pixels: pixels are only averaged"
 _SQUEEZED = "use torch.flatten(x, 1)"
-_NORM_MODULE = "use nn.BatchNorm1d or nn.BatchNorm2d, which has parameters to share"
+_NORM_MODULE = "use nn.BatchNorm1d, nn.BatchNorm2d or nn.BatchNorm3d, which has parameters to share"
 GATES = "pass gates='analogue', which keeps squeeze-and-excitation: spikes cannot be multiplied"
 NOTHING_ELSE = "move it before the first weight layer or after the last one"
 AFTER_ALL = "move it after the last weight layer"
@@ -66,8 +64,9 @@ _ADVICE: list[tuple[tuple[type, ...], str]] = [
     (NORMALISING, NORMALISED),
     ((nn.LPPool1d,), "use nn.MaxPool1d or nn.AvgPool1d"),
     ((nn.LPPool2d, nn.FractionalMaxPool2d), "use nn.MaxPool2d or nn.AvgPool2d"),
-    ((nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d), _CONVOLVED),
-    ((nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Dropout1d, nn.Dropout3d), _DROPPED),
+    ((nn.LPPool3d, nn.FractionalMaxPool3d, nn.AdaptiveMaxPool3d), "use nn.MaxPool3d or nn.AvgPool3d"),
+    ((nn.ConvTranspose1d, nn.ConvTranspose3d), _CONVOLVED),
+    ((nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Dropout1d), _DROPPED),
     ((nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.TransformerEncoderLayer), _ATTENDED),
     ((nn.UpsamplingBilinear2d,), "use nn.Upsample(scale_factor=2): spikes are not interpolated"),
     (_PADDING, "pad with zeros, by the next layer or nn.ZeroPad2d"),
@@ -77,8 +76,8 @@ _FUNCTIONS: dict[str, str] = {
     **dict.fromkeys(("mul", "multiply"), MULTIPLIED),
     **dict.fromkeys(("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear"), _LINEAR),
     **dict.fromkeys(("layer_norm", "group_norm", "instance_norm", "local_response_norm", "normalize"), NORMALISED),
-    **dict.fromkeys(("conv3d", "conv_transpose1d", "conv_transpose3d"), _CONVOLVED),
-    **dict.fromkeys(("dropout1d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"), _DROPPED),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose3d"), _CONVOLVED),
+    **dict.fromkeys(("dropout1d", "alpha_dropout", "feature_alpha_dropout"), _DROPPED),
     "rms_norm": NORMALISED,
     "scaled_dot_product_attention": _ATTENDED,
     "batch_norm": _NORM_MODULE,

@@ -60,11 +60,14 @@ def _dropout(call: Call) -> Any:
 def _mean(call: Call, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
     axes = _axes(dim, call.value.dims)
     if dtype is not None or not axes:
-        other = {2: "nn.Linear", 3: "nn.AdaptiveAvgPool1d(1)"}.get(call.value.dims, "nn.AdaptiveAvgPool2d(1)")
+        others = {2: "nn.Linear", 3: "nn.AdaptiveAvgPool1d(1)", 5: "nn.AdaptiveAvgPool3d"}
+        other = others.get(call.value.dims, "nn.AdaptiveAvgPool2d(1)")
         raise Unconvertible(f"use {other}: spikes can only be averaged over rows, columns or both")
     if call.value.dims == 3:
         average = call.of_line(lambda image: image.average(nn.AdaptiveAvgPool2d(1)))
         return average if keepdim else call.flattened(average)
+    if len(axes) == 3:
+        return call.average(nn.AdaptiveAvgPool3d(1), keepdim=keepdim)
     if len(axes) == 2:
         return call.average(nn.AdaptiveAvgPool2d(1), keepdim=keepdim)
     average = call.average(nn.AdaptiveAvgPool2d((1, None) if axes == [2] else (None, 1)))
@@ -92,11 +95,13 @@ def _axes(dims: Any, rank: int | None) -> list[int]:
     if not all(isinstance(d, int) and -total <= d < total for d in dims):
         return []
     axes = sorted(d % total for d in dims)
-    allowed = {3: [[2]], 4: [[2], [3], [2, 3]], None: [[2, 3]]}.get(rank, [])
+    allowed = {3: [[2]], 4: [[2], [3], [2, 3]], 5: [[2, 3, 4]], None: [[2, 3]]}.get(rank, [])
     return axes if axes in allowed else []
 
 
 def _all_pixels(call: Call) -> str:
+    if call.value.dims == 5:
+        return "use nn.MaxPool3d: the maximum of spikes is taken over windows"
     dims = "2" if call.value.dims == 3 else "(2, 3)"
     return f"use x.amax({dims}): the maximum of spikes is taken over all pixels"
 
@@ -256,6 +261,9 @@ register(F.avg_pool1d, _as_module(nn.AvgPool1d))
 register(F.avg_pool2d, _as_module(nn.AvgPool2d))
 register_all(_max_pool(nn.MaxPool1d), F.max_pool1d, torch.max_pool1d)
 register_all(_max_pool(nn.MaxPool2d), F.max_pool2d, torch.max_pool2d)
+register(F.avg_pool3d, _as_module(nn.AvgPool3d))
+register_all(_max_pool(nn.MaxPool3d), F.max_pool3d, torch.max_pool3d)
+register(F.adaptive_avg_pool3d, _as_module(nn.AdaptiveAvgPool3d))
 register(F.adaptive_avg_pool1d, _as_module(nn.AdaptiveAvgPool1d))
 register(F.adaptive_avg_pool2d, _as_module(nn.AdaptiveAvgPool2d))
 register(F.adaptive_max_pool1d, _as_module(nn.AdaptiveMaxPool1d))

@@ -11,16 +11,16 @@ from torch import nn
 from ..nn import (
     SpikingGlobalMaxPool2d,
     SpikingMaxPool2d,
-    TandemConv1d,
-    TandemConv2d,
-    TandemConvTranspose2d,
+    SpikingMaxPool3d,
     TandemDropout,
     TandemDropout2d,
-    TandemLinear,
+    TandemDropout3d,
     TandemStochasticDepth,
 )
+from ..nn.batch_norm import NORMS
+from ..nn.tandem import drop_ins
 from .nodes import StochasticDepth
-from .rules import Call, Rule, Unconvertible, WeightRule, register, relu_rule
+from .rules import Call, Rule, Unconvertible, WeightRule, register, register_all, relu_rule
 
 
 def _norm(call: Call) -> Any:
@@ -83,11 +83,16 @@ def _largest_of_image(call: Call) -> Any:
     return call.apply(SpikingGlobalMaxPool2d(), commutes=True)
 
 
-def _maximum(call: Call) -> Any:
-    _check_indices(call)
-    pool = call.module
-    window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
-    return call.apply(SpikingMaxPool2d(*window, False, pool.ceil_mode), commutes=True)
+def _maximum(kind: type[SpikingMaxPool2d | SpikingMaxPool3d]) -> Rule:
+    """Make the rule of a max pooling that ``kind`` replaces."""
+
+    def rule(call: Call) -> Any:
+        _check_indices(call)
+        pool = call.module
+        window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
+        return call.apply(kind(*window, False, pool.ceil_mode), commutes=True)
+
+    return rule
 
 
 def clamped(call: Call, low: Any, high: Any) -> Any:
@@ -119,18 +124,18 @@ def upsampled(call: Call, size: Any, factor: Any, mode: str = "nearest") -> Any:
     return call.rearrange("upsample", *(int(f) for f in factors))
 
 
-register(nn.Conv1d, WeightRule(TandemConv1d, nn.BatchNorm1d))
-register(nn.Conv2d, WeightRule(TandemConv2d, nn.BatchNorm2d))
-register(nn.ConvTranspose2d, WeightRule(TandemConvTranspose2d, nn.BatchNorm2d))
-register(nn.Linear, WeightRule(TandemLinear, nn.BatchNorm1d))
+for _of_torch, _tandem in drop_ins().items():
+    register(_of_torch, WeightRule(_tandem, _tandem.norm_class))
 register(nn.ReLU, relu_rule)
 register(nn.Identity, lambda call: call.input)
-register(nn.BatchNorm1d, _norm)
-register(nn.BatchNorm2d, _norm)
+register_all(_norm, *NORMS)
 register(nn.Flatten, lambda call: call.flatten(call.module.start_dim, call.module.end_dim))
 register(nn.AvgPool2d, _average)
 register(nn.AdaptiveAvgPool2d, _average)
-register(nn.MaxPool2d, _maximum)
+register(nn.MaxPool2d, _maximum(SpikingMaxPool2d))
+register(nn.AvgPool3d, _average)
+register(nn.AdaptiveAvgPool3d, _average)
+register(nn.MaxPool3d, _maximum(SpikingMaxPool3d))
 register(nn.SyncBatchNorm, _norm)
 register(StochasticDepth, _stochastic_depth)
 register(nn.ReLU6, lambda call: call.fire(6.0))
@@ -149,3 +154,4 @@ register(nn.PixelUnshuffle, lambda call: call.rearrange("pixel_unshuffle", call.
 register(nn.ChannelShuffle, lambda call: call.rearrange("channel_shuffle", call.module.groups))
 register(nn.Dropout, lambda call: call.drop(TandemDropout))
 register(nn.Dropout2d, lambda call: call.drop(TandemDropout2d))
+register(nn.Dropout3d, lambda call: call.drop(TandemDropout3d))

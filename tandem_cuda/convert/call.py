@@ -12,6 +12,7 @@ from .advice import COUNTED, FUNCTION_ADVICE, MULTIPLIED, NEGATIVE, NOTHING_ELSE
 from .nodes import asks_for_size, kind_of, leading_to, module_of
 from .values import (
     SPIKES,
+    Average,
     Branch,
     Current,
     Grouped,
@@ -147,7 +148,7 @@ class Call:
         x = self._writer.spikes(x) if isinstance(x, Pooled) else x
         return self._writer.apply_or_defer(x, lambda train: self._writer.rearranged(train, how, *arguments))
 
-    def average(self, pool: nn.AvgPool2d | nn.AdaptiveAvgPool2d, *, keepdim: bool = True) -> Any:
+    def average(self, pool: Average, *, keepdim: bool = True) -> Any:
         """Pool spikes by averaging, and flatten the result if not ``keepdim``.
 
         The averages get neurons; in a calibrated network only where nothing else is possible.

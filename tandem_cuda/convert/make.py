@@ -61,8 +61,7 @@ def convert(
 
     | in the ANN | in the SNN |
     |---|---|
-    | nn.Conv1d, nn.Conv2d, then optionally batch norm, then ReLU | TandemConv1d, TandemConv2d |
-    | nn.ConvTranspose2d, nn.Linear, then optionally batch norm, then ReLU | TandemConvTranspose2d, TandemLinear |
+    | a convolution or nn.Linear, then optionally batch norm, then ReLU | its tandem layer, such as TandemConv2d |
     | sums of these layers and of activations, then ReLU | TandemAdd |
     | average pooling, adaptive or not, or the mean over all pixels | SpikingAvgPool2d, SpikingAdaptiveAvgPool2d |
     | max pooling, dropout, dropout2d, also before the ReLU | SpikingMaxPool2d, TandemDropout, TandemDropout2d |

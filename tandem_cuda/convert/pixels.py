@@ -11,7 +11,10 @@ from torch import fx, nn
 from .nodes import module_of, word_of
 
 _PIXEL = object()
-_KEEPING = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity, nn.Dropout, nn.Dropout2d)
+_KEEPING = (
+    *(nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity),
+    *(nn.Dropout, nn.Dropout2d, nn.Dropout3d),
+)
 _KEEPING_WORDS = {
     *("relu", "relu_", "relu6", "clamp", "add", "add_", "iadd", "sub", "mul", "neg", "dropout", "contiguous"),
 }
@@ -45,8 +48,8 @@ class Pixels:
 
 def _pools_to_pixel(node: fx.Node, ann: nn.Module) -> bool:
     if (module := module_of(ann, node)) is not None:
-        kinds = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-        return isinstance(module, kinds) and module.output_size in (1, (1, 1))
+        kinds = (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d)
+        return isinstance(module, kinds) and module.output_size in (1, (1, 1), (1, 1, 1))
     if node.target in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d):
         return node.args[1:] in ((1,), ((1, 1),))
     if word_of(node.target) not in ("mean", "amax"):
@@ -61,12 +64,12 @@ def _keeps_size(node: fx.Node, ann: nn.Module, is_pixel: bool) -> bool:
     module = module_of(ann, node)
     if module is None:
         return word_of(node.target) in _KEEPING_WORDS
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, (nn.Conv2d, nn.Conv3d)):
         return isinstance(module, _KEEPING)
     if module.padding == "same":
         return True
-    padding: Any = (0, 0) if module.padding == "valid" else module.padding
+    padding: Any = (0,) * len(module.stride) if module.padding == "valid" else module.padding
     taps = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
     if is_pixel:
         return all((2 * p - t) // s == 0 for p, t, s in zip(padding, taps, module.stride, strict=True))
-    return module.stride == (1, 1) and all(2 * p == t for p, t in zip(padding, taps, strict=True))
+    return {*module.stride} == {1} and all(2 * p == t for p, t in zip(padding, taps, strict=True))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from .._table import table
-from ..nn import Encode, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d, TandemAdd, TandemGate
+from ..nn import Encode, TandemAdd, TandemGate
+from ..nn.average_pool import SpikingAverage
 from ..nn.operations import synapses_by_input
 from ..nn.tandem import TandemLayer
 from ..spike_train import SpikeTrain
@@ -19,8 +20,7 @@ from .nodes import kind_of, name_in_ann, some
 from .record import Origin, Record
 from .trace import Traced
 
-_AVERAGES = (SpikingAvgPool2d, SpikingAdaptiveAvgPool2d)
-_WITH_NEURONS = (TandemLayer, TandemAdd, TandemGate, *_AVERAGES)
+_WITH_NEURONS = (TandemLayer, TandemAdd, TandemGate, SpikingAverage)
 _SATURATED = 0.05  # share of neurons from which on a layer is said to saturate
 _MOST = 6  # names in a list
 _AGREEING, _OUTPUT_ERROR = 0.9, 0.5  # an SNN is said to be unlike its ANN below this agreement, or above this error
@@ -253,7 +253,7 @@ def _layer(network: Converted, origin: Origin, sums: Sums | None) -> ConvertedLa
 def _threshold(network: Converted, origin: Origin, module: Any) -> float | None:
     if origin.sources is not None:
         return None
-    if isinstance(module, _AVERAGES):
+    if isinstance(module, SpikingAverage):
         levels = network.levels
         return float(module.threshold) if levels is None else float(levels[origin.name]) / network.time_steps
     learned = getattr(module, "log_threshold", None)
@@ -269,7 +269,7 @@ def _notes(
             f"no ReLU follows {some(signed, _MOST)}. The values travel as the difference of two spike trains, of "
             "neurons for either sign"
         )
-    averages = [name for name in sums if isinstance(network.snn.get_submodule(name), _AVERAGES)]
+    averages = [name for name in sums if isinstance(network.snn.get_submodule(name), SpikingAverage)]
     if averages:
         yield f"averages with neurons of their own, which round once more: {some(averages, _MOST)}"
     if record.gates:

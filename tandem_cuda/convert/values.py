@@ -135,12 +135,15 @@ class Current:
         return None if self.deferred else self.of_neurons[1]
 
 
+Average = nn.AvgPool2d | nn.AdaptiveAvgPool2d | nn.AvgPool3d | nn.AdaptiveAvgPool3d
+
+
 @dataclass
 class Pooled:
     """An average of spikes. Its consumer decides its form: folded into weights, a real value, or neurons of its own."""
 
     node: fx.Node
-    module: nn.AvgPool2d | nn.AdaptiveAvgPool2d
+    module: Average
     source: Train | Pooled
     deferred: list[Callable[[Any], Any]] = field(default_factory=list)
     """Steps to apply to the average, whatever its form."""

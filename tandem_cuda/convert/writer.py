@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -21,7 +21,9 @@ from ..nn import (
     SpikeRearrange,
     SpikeWindows,
     SpikingAdaptiveAvgPool2d,
+    SpikingAdaptiveAvgPool3d,
     SpikingAvgPool2d,
+    SpikingAvgPool3d,
     TandemAdd,
     TandemElementwise,
     TandemGate,
@@ -484,6 +486,14 @@ def _blaming(node: fx.Node | None, step: Callable[[Any], Any]) -> Callable[[Any]
     return blaming
 
 
+_POOLS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.AvgPool2d: SpikingAvgPool2d,
+    nn.AvgPool3d: SpikingAvgPool3d,
+    nn.AdaptiveAvgPool2d: SpikingAdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d: SpikingAdaptiveAvgPool3d,
+}
+
+
 def _spiking_pool(pool: Any, options: Options) -> nn.Module:
     """Make the spiking layer for average pooling. Its neurons start and wait as the neurons of all layers do.
 
@@ -491,11 +501,12 @@ def _spiking_pool(pool: Any, options: Options) -> nn.Module:
     """
     initial, two_phase = options.neuron.initial, options.neuron.two_phase
     neurons: dict[str, Any] = {"initial": initial, "two_phase": two_phase, "engine": options.engine}
-    if isinstance(pool, nn.AdaptiveAvgPool2d):
-        return SpikingAdaptiveAvgPool2d(pool.output_size, **neurons)
+    kind: Any = next(spiking for of_ann, spiking in _POOLS.items() if isinstance(pool, of_ann))
+    if hasattr(pool, "output_size"):
+        return cast(nn.Module, kind(pool.output_size, **neurons))
     windows = pool.kernel_size, pool.stride, pool.padding
     settings = pool.ceil_mode, pool.count_include_pad, pool.divisor_override
-    spiking = SpikingAvgPool2d(*windows, *settings, **neurons)
+    spiking = kind(*windows, *settings, **neurons)
     spiking.threshold = spiking.amplitude = max(spiking.largest, 1.0)
     return spiking
 

@@ -1,8 +1,8 @@
 """Tandem layers. Compose them with nn.Sequential, nn.Flatten and, after Decode, nn.Linear."""
 
 from .add import TandemAdd
-from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
-from .dropout import TandemDropout, TandemDropout2d, TandemStochasticDepth
+from .conv import TandemConv1d, TandemConv2d, TandemConv3d, TandemConvTranspose2d
+from .dropout import TandemDropout, TandemDropout2d, TandemDropout3d, TandemStochasticDepth
 from .elementwise import TandemElementwise
 from .encode import Decode, Encode, EncodedInput
 from .frozen import register as _register
@@ -10,6 +10,7 @@ from .gate import TandemGate
 from .linear import TandemLinear
 from .max_pool import SpikingGlobalMaxPool2d, SpikingMaxPool2d
 from .pool import SpikeWindows, SpikingAdaptiveAvgPool2d, SpikingAvgPool2d
+from .pool3d import SpikingAdaptiveAvgPool3d, SpikingAvgPool3d, SpikingMaxPool3d
 from .rearrange import SpikeCat, SpikeRearrange
 from .spiking import freezable as _freezable
 
@@ -21,23 +22,30 @@ __all__ = [
     "SpikeRearrange",
     "SpikeWindows",
     "SpikingAdaptiveAvgPool2d",
+    "SpikingAdaptiveAvgPool3d",
     "SpikingAvgPool2d",
+    "SpikingAvgPool3d",
     "SpikingGlobalMaxPool2d",
     "SpikingMaxPool2d",
+    "SpikingMaxPool3d",
     "TandemAdd",
     "TandemConv1d",
     "TandemConv2d",
+    "TandemConv3d",
     "TandemConvTranspose2d",
     "TandemDropout",
     "TandemDropout2d",
+    "TandemDropout3d",
     "TandemElementwise",
     "TandemGate",
     "TandemLinear",
     "TandemStochasticDepth",
 ]
 
-_freezable(TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemElementwise, TandemLinear, TandemAdd, TandemGate)
+_freezable(TandemConv1d, TandemConv2d, TandemConv3d, TandemConvTranspose2d, TandemLinear)
+_freezable(TandemAdd, TandemElementwise, TandemGate)
 _freezable(SpikingAvgPool2d, SpikingAdaptiveAvgPool2d, SpikingMaxPool2d, SpikingGlobalMaxPool2d, SpikeWindows)
+_freezable(SpikingAvgPool3d, SpikingAdaptiveAvgPool3d, SpikingMaxPool3d)
 _freezable(Encode, Decode, SpikeCat, SpikeRearrange)
-for _dropout in (TandemDropout, TandemDropout2d, TandemStochasticDepth):
+for _dropout in (TandemDropout, TandemDropout2d, TandemDropout3d, TandemStochasticDepth):
     _register(_dropout, lambda module, encoded: None)

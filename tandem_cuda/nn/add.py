@@ -16,28 +16,22 @@ from ..ops.product import ENGINES
 from ..spike_train import SpikeTrain
 from . import learned_threshold, schema
 from .ann_twin import activated, value_of
-from .conv import TandemConv1d, TandemConv2d, TandemConvTranspose2d
 from .coupling import coupled, needs_gradient
 from .drive import Affine, Drive, spike_scale
-from .elementwise import TandemElementwise
 from .firing import Firing
 from .frozen import Span, State, class_of
-from .linear import TandemLinear
 from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
 from .sizes import SPIKES, Size, Value
-from .spiking import Spiking
+from .spiking import KINDS, Spiking
 from .synapses import Synapses
 from .tandem import TandemLayer
 from .weight_cache import Kernel, SpikingWeights
 
 BranchInput = tuple[Any, SpikeTrain]
 """A branch and its input."""
-
-
-_LAYERS = (TandemConv1d, TandemConv2d, TandemConvTranspose2d, TandemElementwise, TandemLinear)
-_KINDS: dict[str, type[TandemLayer]] = {layer_class.__name__: layer_class for layer_class in _LAYERS}
-"""The classes of branches that files may name."""
+_DIMS = (1, 2, 3, 4)
+"""How many dimensions a sample may have."""
 _CONSTANTS = ("weight", "bias", "scale")
 """The constants of a branch."""
 
@@ -185,8 +179,9 @@ class TandemAdd(Spiking):
         shapes = []
         for branch, x in pairs:
             dims = len(x.shape) - 1
-            if dims not in (1, 2, 3):
-                raise ValueError(f"TandemAdd: input must be [N, F], [N, C, L] or [N, C, H, W], got {list(x.shape)}")
+            if dims not in _DIMS:
+                allowed = "[N, F], [N, C, L], [N, C, H, W] or [N, C, D, H, W]"
+                raise ValueError(f"TandemAdd: input must be {allowed}, got {list(x.shape)}")
             shapes.append(list(branch.synapses.output_shape(x.shape) if isinstance(branch, TandemLayer) else x.shape))
         if any(shape != shapes[0] for shape in shapes):  # not a set: hashing would specialise symbolic sizes
             raise ValueError(f"TandemAdd: branches must agree in shape, got {', '.join(map(str, shapes))}")
@@ -329,17 +324,18 @@ class TandemAdd(Spiking):
             raise ValueError(f"TandemAdd: setting branches must be a list of objects, got {given!r}")
         branches: list[Any] = []
         shapes: dict[str, tuple[int, ...]] = {"scale": (1,)}
+        kinds = {name: layer_class for name, layer_class in KINDS.items() if issubclass(layer_class, TandemLayer)}
         for i, branch in enumerate(given):
             kind, its_settings = branch.get("kind"), {name: value for name, value in branch.items() if name != "kind"}
-            if kind not in ("Identity", *_KINDS):
+            if kind not in ("Identity", *kinds):
                 raise ValueError(
-                    f"TandemAdd: kind of branch {i} must be Identity or one of {sorted(_KINDS)}, got {kind!r}"
+                    f"TandemAdd: kind of branch {i} must be Identity or one of {sorted(kinds)}, got {kind!r}"
                 )
             if kind == "Identity":
                 schema.check_settings(f"branch {i}", its_settings, set())
                 branches.append(nn.Identity())
             else:
-                branches.append(_KINDS[kind].checked(its_settings))
+                branches.append(kinds[kind].checked(its_settings))
                 shapes |= {f"{i}.{name}": shape for name, shape in branches[i].constant_shapes().items()}
         weights = tuple(name for name in shapes if name.endswith("weight"))
         schema.check_tensors("TandemAdd", tensors, shapes, tuple(shapes.keys() - {*weights}), weights)
@@ -371,7 +367,7 @@ class TandemAdd(Spiking):
         joined: Value | None = None
         for i, (branch, x) in enumerate(zip(self.branches, inputs, strict=True)):
             x.check_kind(SPIKES)
-            x.check_dims(1, 2, 3)
+            x.check_dims(*_DIMS)
             y = branch.synapses.out_size(x) if isinstance(branch, TandemLayer) else x
             joined = y if joined is None else _agreed(i, joined, y)
         assert joined is not None

@@ -14,6 +14,9 @@ from .. import ops
 from ..ops.update_statistics import check_batched
 from .modes import recomputing
 
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""The classes of batch norm that fold into a layer."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -30,9 +33,9 @@ def fuses(norm: Any, product: Tensor) -> bool:
     False if ``norm`` is subclassed or has hooks, which could observe or change the result.
     """
     return (
-        type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
+        type(norm) in NORMS
         and norm.affine
-        and (product.dim() == 2 or type(norm) is nn.BatchNorm2d)  # channels are dimension 1
+        and (product.dim() == 2 or type(norm) is not nn.BatchNorm1d)  # channels are dimension 1
         and norm.momentum is not None
         and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
         and product.numel() > product.shape[1]  # a single value has no variance: let torch raise its error

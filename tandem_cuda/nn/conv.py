@@ -7,14 +7,15 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..neuron import IF, Neuron
-from ..ops.geometry import check_geometry
+from ..ops.geometry import check_axes, check_geometry
 from . import schema
-from .convolution import Conv1dSynapses, Conv2dSynapses, ConvTranspose2dSynapses
+from .convolution import Conv1dSynapses, Conv2dSynapses, Conv3dSynapses, ConvTranspose2dSynapses
 from .nir import NirGeometry, Product, Shape, convolution, image, spans
 from .schema import Check
 from .tandem import TandemLayer
 
 Pair = int | tuple[int, int]
+Triple = int | tuple[int, int, int]
 
 
 def _settings(axes: int, paddings: tuple[str, ...], modes: tuple[str, ...]) -> dict[str, Check]:
@@ -36,12 +37,6 @@ _CONVOLUTION = (("same", "valid"), ("zeros", "reflect", "replicate", "circular")
 
 class TandemConvolution(TandemLayer):
     """A convolutional tandem layer; torch's convolution must come next in the bases."""
-
-    out_channels: int
-    norm_class: type[nn.BatchNorm1d | nn.BatchNorm2d] = nn.BatchNorm2d
-
-    def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
-        return self.norm_class(self.out_channels, device=self.weight.device, dtype=self.weight.dtype)
 
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
         return convolution(self, *self.weights.folded(), outputs, self.weights.rounding())
@@ -83,6 +78,7 @@ class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forwa
     """
 
     SETTINGS: ClassVar = _settings(2, *_CONVOLUTION)
+    norm_class = nn.BatchNorm2d
 
     def __init__(
         self,
@@ -106,7 +102,7 @@ class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forwa
         sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
         tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
         super().__init__(*sizes, bias, padding_mode, device, dtype, **tandem)
-        check_geometry("TandemConv2d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation)
+        check_axes("TandemConv2d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation, 2)
 
     @property
     def synapses(self) -> Conv2dSynapses:
@@ -174,12 +170,82 @@ class TandemConv1d(TandemConvolution, nn.Conv1d):  # type: ignore[misc]  # forwa
         sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
         tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
         super().__init__(*sizes, bias, padding_mode, device, dtype, **tandem)
-        number = 0 if isinstance(padding, str) else self.padding[0]
-        check_geometry("TandemConv1d", self.stride[0], number, self.dilation[0])
+        check_axes("TandemConv1d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation, 1)
 
     @property
     def synapses(self) -> Conv1dSynapses:
         return Conv1dSynapses(self)
+
+
+class TandemConv3d(TandemConvolution, nn.Conv3d):  # type: ignore[misc]  # forward: spike trains, not tensors
+    """A convolutional tandem layer over three dimensions: nn.Conv3d whose neurons spike (Wu et al. 2021, section III).
+
+    It is computed as a 2-D convolution. For each depth of the output, the kD slices that the kernel covers stand side
+    by side as channels, so that bits are copied kD times.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: an int or three.
+        stride: an int or three.
+        padding: an int, three of them, "valid" or "same".
+        dilation: spacing of the kernel taps, an int or three.
+        groups: number of channel groups.
+        bias: learn an additive bias. The ANN adds it once, the spiking twin adds 1/T of it at every time step.
+        padding_mode: "zeros", or "reflect", "replicate" or "circular" to fill the padding with the input's spikes.
+        device: device of the parameters.
+        dtype: dtype of the parameters, float32 or float64.
+        norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm3d).
+        neuron: IF(...) or LIF(...).
+        engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
+        learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
+            is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153).
+
+    Shape:
+        SpikeTrain [N, C, D, H, W] (or EncodedInput from Encode) -> SpikeTrain [N, O, Do, Ho, Wo].
+
+    Raises:
+        TypeError: the input is a Tensor, or its dtype differs from that of the weights; ``learn_threshold`` is no bool.
+        ValueError: a wrong input shape, or more padding than the input has values for.
+
+    Examples:
+        >>> layer = TandemConv3d(3, 16, 3, padding=1, norm="batch")
+        >>> layer(Encode(time_steps=8)(torch.rand(2, 3, 4, 16, 16)))
+        SpikeTrain([2, 16, 4, 16, 16], time_steps=8, dtype=torch.float32, device=cpu)
+    """
+
+    SETTINGS: ClassVar = _settings(3, *_CONVOLUTION)
+    synapse_format = 2
+    norm_class = nn.BatchNorm3d
+    no_nir = "NIR has no three-dimensional convolution"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Triple,
+        stride: Triple = 1,
+        padding: str | Triple = 0,
+        dilation: Triple = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: object = None,
+        dtype: object = None,
+        *,
+        norm: str | None = None,
+        neuron: Neuron = IF(),
+        engine: str = "auto",
+        learn_threshold: bool = False,
+    ) -> None:
+        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        tandem: dict[str, Any] = {"norm": norm, "neuron": neuron, "engine": engine, "learn_threshold": learn_threshold}
+        super().__init__(*sizes, bias, padding_mode, device, dtype, **tandem)
+        check_axes("TandemConv3d", self.stride, 0 if isinstance(padding, str) else self.padding, self.dilation, 3)
+
+    @property
+    def synapses(self) -> Conv3dSynapses:
+        return Conv3dSynapses(self)
 
 
 class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
@@ -223,6 +289,7 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
     """
 
     SETTINGS: ClassVar = {**_settings(2, (), ("zeros",)), "output_padding": schema.per_axis(2, 0)}
+    norm_class = nn.BatchNorm2d
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -62,7 +63,7 @@ class ConvolutionSynapses(Synapses):
         image = torch.empty(1, *shape, device="meta")
         image = image if rearrange is None else rearrange(image)
         size = [max(n, 0) for n in out_size(image, image.new_empty(1, *self.kernel_shape), *geometry)]
-        return (*self.to_output(image.new_empty(shape[0], self.outputs, *size)).shape,)
+        return (*self.to_output(image.new_empty(image.shape[1], self.outputs, *size), shape).shape,)
 
     def out_size(self, x: Value) -> Value:
         dims = len(self.kernel_size)
@@ -96,6 +97,16 @@ class ConvolutionSynapses(Synapses):
         before, behind = self.pads[2 * (len(self.kernel_size) - 1 - axis) :][:2]
         return before, behind
 
+    def _padding(self) -> tuple[list[int], Sequence[int]]:
+        """Return the padding that inputs get, in the order of ``pads``, and the zeros that products add, by axis."""
+        if self.padding_mode != "zeros":
+            return [*self.pads], [0] * len(self.kernel_size)
+        if not isinstance(self.padding, str):
+            return [0] * len(self.pads), self.padding
+        both = [self._pads_along(axis) for axis in range(len(self.kernel_size))]
+        more = [(0, behind - before) for before, behind in reversed(both)]  # odd padding has one more pixel at the end
+        return [*itertools.chain(*more)], [before for before, _ in both]
+
     def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
         sizes = zip(inputs[2:], outputs[2:], strict=True)
         uses = math.prod(self._uses(axis, *pair) for axis, pair in enumerate(sizes))
@@ -125,25 +136,16 @@ class ConvolutionSynapses(Synapses):
         return {"stride": stride, "padding": padding, "dilation": dilation, "groups": self.groups}
 
     def _counts_steps(self) -> bool:
-        return self.engine == "dense" or self.inputs == self.groups  # depthwise counts have their own kernels
+        return self.engine == "dense" or self.kernel_shape[0] == 1  # depthwise counts have their own kernels
 
 
 class Conv2dSynapses(ConvolutionSynapses):
     """A 2-D convolution."""
 
     def image(self) -> tuple[Rearrange | None, Geometry]:
-        stride, dilation = self.stride, self.dilation
-        if self.padding_mode != "zeros":
-            pads, mode = self.pads, self.padding_mode
-            return lambda image: pad(image, pads, mode), Geometry(stride, (0, 0), dilation)
-        if self.padding == "valid":
-            return None, Geometry(stride, (0, 0), dilation)
-        if self.padding == "same":
-            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            extra = (0, total[1] % 2, 0, total[0] % 2)  # odd padding has one more row or column at the end
-            more = (lambda image: pad(image, extra)) if any(extra) else None
-            return more, Geometry(stride, (total[0] // 2, total[1] // 2), dilation)
-        return None, Geometry(stride, self.padding, dilation)
+        (pads, (above, left)), mode = self._padding(), self.padding_mode
+        rearrange = (lambda image: pad(image, pads, mode)) if any(pads) else None
+        return rearrange, Geometry(self.stride, (above, left), self.dilation)
 
     def check_value(self, value: Tensor, weight: Tensor) -> None:
         self.check_shape(value.shape)
@@ -184,18 +186,11 @@ class Conv1dSynapses(ConvolutionSynapses):
         return weight.squeeze(2)
 
     def image(self) -> tuple[Rearrange | None, Geometry]:
-        padding, pads, mode = 0, [0, 0], "zeros"
-        if self.padding_mode != "zeros":
-            pads, mode = self.pads, self.padding_mode
-        elif self.padding == "same":
-            total = self.dilation[0] * (self.kernel_size[0] - 1)
-            padding, pads = total // 2, [0, total % 2]  # odd padding has one more value at the end
-        elif not isinstance(self.padding, str):
-            padding = self.padding[0]
+        (pads, (padding,)), mode = self._padding(), self.padding_mode
         geometry = Geometry((1, self.stride[0]), (0, padding), (1, self.dilation[0]))
         return lambda line: pad(line.unsqueeze(3), [*pads, 0, 0], mode), geometry
 
-    def to_output(self, y: Tensor) -> Tensor:
+    def to_output(self, y: Tensor, inputs: Sequence[int]) -> Tensor:
         return y.squeeze(-2)
 
     def to_image(self, y: Tensor) -> Tensor:
@@ -209,6 +204,73 @@ class Conv1dSynapses(ConvolutionSynapses):
 
     def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _convolved(F.conv1d, self, x, canonical(self.from_kernel(weight)), bias)
+
+
+class Conv3dSynapses(ConvolutionSynapses):
+    """A 3-D convolution, computed as a 2-D convolution with an image for each sample and depth of the output.
+
+    The image has the kD * C channels of the slices that the kernel covers there: those of a group side by side, slice
+    by slice. Bits take little memory, so that kD copies of them are cheap.
+    """
+
+    axes = "D, H, W"
+
+    def for_images(self, weight: Tensor) -> Tensor:
+        return weight.transpose(1, 2).flatten(1, 2)
+
+    def from_kernel(self, weight: Tensor) -> Tensor:
+        return torch.unflatten(weight, 1, (self.kernel_size[0], -1)).transpose(1, 2)
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        return (self.inputs // self.groups * self.kernel_size[0], *self.kernel_size[1:])
+
+    def image(self) -> tuple[Rearrange, Geometry]:
+        (pads, (_, above, left)), mode = self._padding(), self.padding_mode
+        if mode == "zeros":
+            pads[4:] = self._pads_along(0)
+        return lambda x: self._slices(pad(x, pads, mode)), Geometry(self.stride[1:], (above, left), self.dilation[1:])
+
+    def _slices(self, x: Tensor) -> Tensor:
+        """Put the slices that each output depth reads side by side: [P, N, C, D, H, W] to [P, N * Do, kD * C, H, W]."""
+        stride, dilation = self.stride[0], self.dilation[0]
+        last = torch.unflatten(x.movedim(2, -1), -1, (self.groups, -1))
+        span = (self._windows(0, x.shape[3], padded=True) - 1) * stride + 1
+        taps = [last[:, :, at : at + span : stride] for at in range(0, self._extent(0), dilation)]
+        return torch.stack(taps, -2).flatten(-3).flatten(1, 2).movedim(-1, 2)
+
+    def _windows(self, axis: int, size: int, padded: bool = False) -> int:
+        """Return the number of outputs along an axis."""
+        pads = 0 if padded else sum(self._pads_along(axis))
+        return max((size + pads - self._extent(axis)) // int(self.stride[axis]) + 1, 0)
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        self.check_shape(shape)
+        return (shape[0], self.outputs, *(self._windows(axis, size) for axis, size in enumerate(shape[2:])))
+
+    def to_output(self, y: Tensor, inputs: Sequence[int]) -> Tensor:
+        return torch.unflatten(y, -4, (inputs[0], self._windows(0, inputs[2]))).movedim(-4, -3)
+
+    def to_image(self, y: Tensor) -> Tensor:
+        return y.movedim(-3, -4).flatten(-5, -4)
+
+    def _as_image(self, x: SpikeTrain) -> tuple[SpikeTrain, dict[str, Any]]:
+        self.check_shape(x.shape)
+        self._check_fit(x.bits)
+        return super()._as_image(x)
+
+    def check_value(self, value: Tensor, weight: Tensor) -> None:
+        self.check_shape(value.shape)
+        self._check_fit(value)
+
+    def _check_fit(self, x: Tensor) -> None:
+        if self.padding != "same":
+            padding = (0, 0, 0) if isinstance(self.padding, str) else self.padding
+            weight = x.new_empty(self.outputs, self.inputs // self.groups, *self.kernel_size, device="meta")
+            check_fit(self.name, x, weight, self.stride, padding, self.dilation)
+
+    def dense_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _convolved(F.conv3d, self, x, canonical(self.from_kernel(weight)), bias)
 
 
 class ConvTranspose2dSynapses(ConvolutionSynapses):

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops
 from ..neuron import Neuron
@@ -31,8 +31,6 @@ from .synapses import Synapses
 from .weight_cache import Kernel, SpikingWeights
 from .weighted import WeightedLayer
 from .wiring import paired
-
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 class Affine(NamedTuple):

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..ops import checks
 from ..spike_train import SpikeTrain
+from .geometry import SHAPES
 from .nir import NirWriter, Signal
 
 
@@ -78,7 +79,24 @@ class TandemDropout(_Dropout, nn.Dropout):
         return signal
 
 
-class TandemDropout2d(_Dropout, nn.Dropout2d):
+class _ChannelDropout(_Dropout):
+    """Dropout of whole channels; torch's dropout must come next in the bases."""
+
+    axes = 2
+    """The number of dimensions behind the channels."""
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:
+        _check_train(self, x)
+        if len(x.shape) != 2 + self.axes:
+            raise ValueError(f"{type(self).__name__}: input must be {SHAPES[self.axes]}, got {list(x.shape)}")
+        return self._dropped(x, (*x.shape[:2], *[1] * self.axes))
+
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Add no node: in eval mode dropout does nothing."""
+        return signal
+
+
+class TandemDropout2d(_ChannelDropout, nn.Dropout2d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """:class:`TandemDropout` of whole channels: one draw for each sample and channel.
 
     Takes the arguments of nn.Dropout2d: ``p``, the probability of silencing a channel, in [0, 1], and ``inplace``,
@@ -98,15 +116,27 @@ class TandemDropout2d(_Dropout, nn.Dropout2d):
         True
     """
 
-    def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
-        _check_train(self, x)
-        if len(x.shape) != 4:
-            raise ValueError(f"TandemDropout2d: input must be [N, C, H, W], got {list(x.shape)}")
-        return self._dropped(x, (*x.shape[:2], 1, 1))
 
-    def nir(self, writer: NirWriter, signal: Signal) -> Any:
-        """Add no node: in eval mode dropout does nothing."""
-        return signal
+class TandemDropout3d(_ChannelDropout, nn.Dropout3d):  # type: ignore[misc]  # as above
+    """:class:`TandemDropout` of whole channels of volumes: one draw for each sample and channel.
+
+    Takes the arguments of nn.Dropout3d: ``p``, the probability of silencing a channel, in [0, 1], and ``inplace``,
+    which is ignored.
+
+    Shape:
+        SpikeTrain [N, C, D, H, W] -> SpikeTrain [N, C, D, H, W].
+
+    Raises:
+        TypeError: the input is not a SpikeTrain.
+        ValueError: ``p`` is outside [0, 1], or the input is not [N, C, D, H, W].
+
+    Examples:
+        >>> x = SpikeTrain.from_dense(torch.ones(8, 2, 3, 4, 5, 5))
+        >>> TandemDropout3d(0.5)(x).amplitude
+        2.0
+    """
+
+    axes = 3
 
 
 class TandemStochasticDepth(nn.Module):
@@ -160,6 +190,6 @@ class TandemStochasticDepth(nn.Module):
         return signal
 
 
-def _check_train(module: nn.Module, x: Any) -> None:
+def _check_train(module: Any, x: Any) -> None:
     if not isinstance(x, SpikeTrain):
         raise TypeError(f"{type(module).__name__}: input must be a SpikeTrain, got {type(x).__name__}")

@@ -1,4 +1,4 @@
-"""Rearrange images of bits and counts [P, N, C, H, W], keeping channels innermost in memory."""
+"""Rearrange images of bits and counts [P, N, C, H, W], or [P, N, C, D, H, W], with channels innermost in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..spike_train import SpikeTrain
 
 
 def pad(x: Tensor, pads: Sequence[int], mode: str = "zeros") -> Tensor:
-    """Pad the last two dimensions by (left, right, top, bottom), with the ``padding_mode`` of nn.Conv2d.
+    """Pad the last dimensions by (left, right, top, bottom, ...), with the ``padding_mode`` of torch's convolutions.
 
     With mode "zeros", a negative padding removes rows or columns.
 
@@ -22,17 +22,23 @@ def pad(x: Tensor, pads: Sequence[int], mode: str = "zeros") -> Tensor:
     """
     if not any(pads):
         return x
-    left, right, top, bottom = pads
+    axes = range(x.dim() - len(pads) // 2, x.dim())
+    both = [(axis, pads[at], pads[at + 1]) for axis, at in zip(axes, range(len(pads) - 2, -1, -2), strict=True)]
     if mode == "zeros":
-        for axis, size, less in (("rows", x.shape[3], top + bottom), ("columns", x.shape[4], left + right)):
+        for axis, before, after in both:
+            size, less, what = x.shape[axis], before + after, _LINES[x.dim() - axis]
             if less < 0 and size + less < 1:
-                raise ValueError(f"padding must leave at least one of {size} {axis}, but removes {-less}")
+                raise ValueError(f"padding must leave at least one of {size} {what}, but removes {-less}")
         return F.pad(x.movedim(2, -1), (0, 0, *pads)).movedim(-1, 2)
-    for dim, before, after in ((3, top, bottom), (4, left, right)):
+    for axis, before, after in both:
         if before or after:
-            index = _source(x.shape[dim], before, after, mode, x.device)
-            x = x.movedim(2, -1).index_select(dim - 1, index).movedim(-1, 2)
+            index = _source(x.shape[axis], before, after, mode, x.device)
+            x = x.movedim(2, -1).index_select(axis - 1, index).movedim(-1, 2)
     return x
+
+
+_LINES = {1: "columns", 2: "rows", 3: "slices"}
+"""What a dimension counts, by its place from the last one."""
 
 
 def _source(size: int, before: int, after: int, mode: str, device: torch.device) -> Tensor:
@@ -62,18 +68,25 @@ def insert_zeros(x: Tensor, stride: Sequence[int]) -> Tensor:
     return out.movedim(-1, 2)
 
 
+SHAPES = {2: "[N, C, H, W]", 3: "[N, C, D, H, W]"}
+"""Images and volumes, by the number of dimensions behind the channels, as error messages name them."""
 PAIRS_OF_COLUMNS = "pairs must lie along the channels, got pair_dim=-1; put SpikeRearrange('pairs', 1) before it"
 
 
-def check_image(module: nn.Module, x: Any) -> None:
-    """Check that a pooling's input is a SpikeTrain of images."""
+def check_image(module: nn.Module, x: Any, axes: int = 2) -> None:
+    """Check that a pooling's input is a SpikeTrain of images, or with three axes of volumes."""
     name = type(module).__name__
     if not isinstance(x, SpikeTrain):
         raise TypeError(f"{name}: input must be a SpikeTrain, got {type(x).__name__}")
-    if len(x.shape) != 4 or 0 in x.shape[2:]:
-        raise ValueError(f"{name}: input must be [N, C, H, W], got {list(x.shape)}")
+    if len(x.shape) != 2 + axes or 0 in x.shape[2:]:
+        raise ValueError(f"{name}: input must be {SHAPES[axes]}, got {list(x.shape)}")
     if x.pair_dim == -1:
         raise ValueError(f"{name}: {PAIRS_OF_COLUMNS}")
+
+
+def per_axis(value: Any, axes: int) -> tuple[Any, ...]:
+    """Return a number, or one for each axis, as one for each axis."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
 
 
 def pair(value: Any) -> tuple[int, int]:

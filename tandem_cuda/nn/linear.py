@@ -44,6 +44,7 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     """
 
     SETTINGS: ClassVar = {"in_features": schema.whole(0), "out_features": schema.whole(0)}
+    norm_class = nn.BatchNorm1d
 
     def __init__(
         self,
@@ -64,9 +65,6 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
     @property
     def synapses(self) -> LinearSynapses:
         return LinearSynapses(self)
-
-    def _new_norm(self) -> nn.BatchNorm1d:
-        return nn.BatchNorm1d(self.out_features, device=self.weight.device, dtype=self.weight.dtype)
 
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
         return Product(*self.weights.folded(), rounding=self.weights.rounding())

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops import checks
 from ..ops.max_pool_spikes import windows_along
 from ..spike_train import SpikeTrain
 from . import schema
 from .ann_twin import without_spikes
 from .coupling import carrying, needs_gradient
 from .frozen import Span, State, single
-from .geometry import PAIRS_OF_COLUMNS, check_image, pair
-from .schema import Settings, Tensors
+from .geometry import PAIRS_OF_COLUMNS, check_image, pair, per_axis
+from .schema import Check, Settings, Tensors
 from .sizes import SPIKES, Size, Value, check_count
 from .spiking import Spiking
 
@@ -27,17 +28,25 @@ _NO_NIR = "NIR has no max pooling; use average pooling or a strided convolution"
 
 
 class Pooling(Spiking):
-    """Spiking pooling of images."""
+    """Spiking pooling of images, or of volumes."""
+
+    axes = 2
+    """The number of dimensions that windows have."""
 
     def out_size(self, *inputs: Value) -> Value:
         x = single(inputs, SPIKES)
-        x.check_dims(3)
+        x.check_dims(1 + self.axes)
         if x.pair_dim == -1:
             raise ValueError(PAIRS_OF_COLUMNS)
-        channels, *image = (Size(),) * 3 if x.shape is None else x.shape
+        channels, *image = (Size(),) * (1 + self.axes) if x.shape is None else x.shape
         shape = self.channels(channels), *self.image_size(image)
         check_count("outputs", [size.least for size in shape])
         return x._replace(kind=SPIKES, shape=shape)
+
+    def check_windows(self, *names: str) -> None:
+        """Raise TypeError unless each of these attributes is an int, or has an int for each dimension of a window."""
+        for name in names:
+            checks.per_axis(type(self).__name__, name, getattr(self, name), self.axes)
 
     def channels(self, channels: Size) -> Size:
         """Return the number of output channels."""
@@ -46,8 +55,8 @@ class Pooling(Spiking):
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
         """Return what is known about Ho and Wo, given H and W: here of windows of ``kernel_size``."""
         layer: Any = self
-        dilations, ceil_mode = pair(getattr(layer, "dilation", 1)), getattr(layer, "ceil_mode", False)
-        settings = *map(pair, (layer.kernel_size, layer.stride, layer.padding)), dilations
+        windows_of = layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1)
+        settings, ceil_mode = [per_axis(x, self.axes) for x in windows_of], getattr(layer, "ceil_mode", False)
         sizes = []
         for size, kernel, stride, padding, dilation in zip(image, *settings, strict=True):
             # The minimum size that a window fits into.
@@ -65,8 +74,9 @@ def fixed(size: Size, n: int) -> Size:
 
 
 class MaxPooling(Pooling):
-    """Base of both max poolings. A frozen layer carries the counts of its inputs."""
+    """Base of max poolings. A frozen layer carries the counts of its inputs."""
 
+    no_nir = _NO_NIR
     gate: str = "count"
     """For frozen layers: "count" computes what the layer computes. "any" passes a spike whenever any neuron of the
     window spikes; files without this setting mean "any"."""
@@ -78,11 +88,11 @@ class MaxPooling(Pooling):
             return x.replace_unchecked(bits=_any_spikes(self, x)), None
         if span.total >= 2**31:  # its counts are int32
             raise ValueError(f"{type(self).__name__}: time_steps must be below 2^31, got {span.total}")
-        bits, count = self.spikes(x, None if state is None else state[0], not span.ends)
-        return x.replace_unchecked(bits=bits), None if span.ends else (count,)
+        bits, counts = self.spikes(x, state, not span.ends)
+        return x.replace_unchecked(bits=bits), None if span.ends else counts
 
-    def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
+    def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
+        """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
         raise NotImplementedError
 
     def check_input(self, x: SpikeTrain) -> None:
@@ -97,7 +107,37 @@ class MaxPooling(Pooling):
         return super().out_size(*inputs)
 
 
-class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
+class WindowMaxPooling(MaxPooling):
+    """Max pooling with windows of a given size. The matching pooling module of torch must come next in the bases."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        layer: Any = self
+        if layer.return_indices:
+            name = type(self).__name__
+            raise ValueError(f"{name}: return_indices must be False, since the maximum moves from step to step")
+        self.check_windows("kernel_size", "stride", "padding", "dilation")
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:
+        self.check_input(x)
+        bits, _ = self.spikes(x)
+        # The ANN's pooling of the counts has the same values, except for windows entirely in the padding, where it
+        # is negative: clamp it there.
+        largest = super().forward(x.count).clamp(min=0) if needs_gradient(x.carried_count) else None
+        return carrying(bits, x, largest)
+
+    def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
+        """Run the ANN twin alone; see :mod:`.ann_twin`."""
+        return without_spikes(super().forward(x.count), x.time_steps, x.amplitude, x.pair_dim)
+
+
+def window_settings(axes: int) -> dict[str, Check]:
+    """Return the checks of the settings of a max pooling."""
+    sizes = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+    return {**{name: schema.whole(least, axes) for name, least in sizes.items()}, "ceil_mode": schema.flag}
+
+
+class SpikingMaxPool2d(WindowMaxPooling, nn.MaxPool2d):  # type: ignore[misc]  # forward: spike trains, not tensors
     """Max pooling of spikes by count: the pooled count is exactly nn.MaxPool2d of the counts, whatever T.
 
     Let c_i[t] be the number of spikes of neuron i up to step t. A pooled neuron spikes when the largest count of its
@@ -138,14 +178,7 @@ class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
         3.0
     """
 
-    no_nir = _NO_NIR
-    SETTINGS: ClassVar = {
-        **dict.fromkeys(("kernel_size", "stride"), schema.whole(1, pairs=True)),
-        "padding": schema.whole(0, pairs=True),
-        "dilation": schema.whole(1, pairs=True),
-        "ceil_mode": schema.flag,
-        "gate": schema.one_of("count", "any"),
-    }
+    SETTINGS: ClassVar = {**window_settings(2), "gate": schema.one_of("count", "any")}
 
     def __init__(
         self,
@@ -156,30 +189,12 @@ class SpikingMaxPool2d(MaxPooling, nn.MaxPool2d):
         return_indices: bool = False,
         ceil_mode: bool = False,
     ) -> None:
-        if return_indices:
-            raise ValueError(
-                "SpikingMaxPool2d: return_indices must be False, since the maximum moves from step to step"
-            )
         super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
-    def forward(self, x: SpikeTrain) -> SpikeTrain:  # type: ignore[override]
-        self.check_input(x)
-        bits, _ = self.spikes(x)
-        # The ANN's pooling of the counts has the same values, except for windows entirely in the padding, where it
-        # is negative: clamp it there.
-        largest = super().forward(x.count).clamp(min=0) if needs_gradient(x.carried_count) else None
-        return carrying(bits, x, largest)
-
-    def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
-        pooling = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-        return ops.max_pool_spikes.trusted(
-            x.bits, *pooling, time_steps=x.time_steps, count=count, want_count=want_count
-        )
-
-    def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
-        """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(super().forward(x.count), x.time_steps, x.amplitude, x.pair_dim)
+    def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
+        """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
+        windows = self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+        return pooled(x.bits, windows, x.time_steps, state, want_state)
 
     @classmethod
     def of(cls, settings: Settings, tensors: Tensors) -> Any:
@@ -212,7 +227,6 @@ class SpikingGlobalMaxPool2d(MaxPooling):
         torch.Size([2, 3, 1, 1])
     """
 
-    no_nir = _NO_NIR
     file_format = 2
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
@@ -221,10 +235,9 @@ class SpikingGlobalMaxPool2d(MaxPooling):
         largest = x.count.amax((2, 3), keepdim=True) if needs_gradient(x.carried_count) else None
         return carrying(bits, x, largest)
 
-    def spikes(self, x: SpikeTrain, count: Tensor | None = None, want_count: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the bits and the inputs' final counts; ``count`` continues an earlier call."""
-        window = (*x.shape[2:],)
-        return ops.max_pool_spikes.trusted(x.bits, window, time_steps=x.time_steps, count=count, want_count=want_count)
+    def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
+        """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
+        return pooled(x.bits, ((*x.shape[2:],),), x.time_steps, state, want_state)
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
@@ -232,6 +245,19 @@ class SpikingGlobalMaxPool2d(MaxPooling):
 
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
         return [fixed(size, 1) for size in image]
+
+
+def pooled(
+    bits: Tensor, windows: Sequence[Any], time_steps: int, state: State | None, want_state: bool
+) -> tuple[Tensor, State]:
+    """Pool images [P, N, C, H, W] by count; return the bits and the inputs' final counts, [N, C, H, W].
+
+    ``windows``: kernel size, stride, padding, dilation and ceil mode, or the first of them. ``state``: counts of an
+    earlier call.
+    """
+    how: dict[str, Any] = {"count": None if state is None else state[0], "want_count": want_state}
+    bits, count = ops.max_pool_spikes.trusted(bits, *windows, time_steps=time_steps, **how)
+    return bits, (count,)
 
 
 def _any_spikes(pool: Any, x: SpikeTrain) -> Tensor:

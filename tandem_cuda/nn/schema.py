@@ -41,12 +41,18 @@ def with_tuples(value: Any) -> Any:
 # -- one setting
 
 
-def frozen_numbers(kind: str, name: str, value: Any, least: int, most: int = 2**30, *, pairs: bool = False) -> None:
-    """Raise a ValueError unless a setting is an int from least to most, or with ``pairs`` perhaps a pair of ints."""
-    numbers = value if pairs and isinstance(value, (list, tuple)) and len(value) == 2 else [value]
+def frozen_numbers(
+    kind: str, name: str, value: Any, least: int, most: int = 2**30, *, pairs: bool = False, axes: int = 1
+) -> None:
+    """Raise a ValueError unless a setting is an int from least to most, or perhaps one for each of several axes.
+
+    ``pairs`` stands for two axes.
+    """
+    axes = 2 if pairs else axes
+    numbers = value if axes > 1 and isinstance(value, (list, tuple)) and len(value) == axes else [value]
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
-            what = "an int or a pair of ints" if pairs else "an int"
+            what = {1: "an int", 2: "an int or a pair of ints", 3: "an int or three ints"}[axes]
             raise ValueError(f"{kind}: setting {name} must be {what} from {least} to {most}, got {value!r}")
 
 
@@ -68,9 +74,9 @@ def format_of(neuron: Neuron) -> int:
     return 1 if neuron.settings().keys() == {"threshold", "leak", "amplitude"} else 2
 
 
-def whole(least: int, *, pairs: bool = False) -> Check:
-    """An int of at least ``least``; with ``pairs`` perhaps a pair of ints."""
-    return lambda kind, name, value: frozen_numbers(kind, name, value, least, pairs=pairs)
+def whole(least: int, axes: int = 1) -> Check:
+    """An int of at least ``least``; with several axes perhaps one for each."""
+    return lambda kind, name, value: frozen_numbers(kind, name, value, least, axes=axes)
 
 
 def whole_or_none(kind: str, name: str, value: Any) -> None:

@@ -133,9 +133,14 @@ def unwrapped(layer: nn.Module) -> nn.Module:
     return layer.layer if isinstance(layer, FrozenSpiking) else layer
 
 
+KINDS: dict[str, type[Any]] = {}
+"""The classes of this package's own layers that files may name."""
+
+
 def freezable(*layer_classes: type[Spiking]) -> None:
     """Let :func:`tandem_cuda.freeze` freeze layers of these classes, and load them from files."""
     for layer_class in layer_classes:
+        KINDS[layer_class.__name__] = layer_class
         register(layer_class, FrozenSpiking.freezing, partial(FrozenSpiking.load, layer_class))
 
 

@@ -87,7 +87,11 @@ class Synapses(ABC):
     # -- the shape of weights
 
     def as_kernel(self, weight: Tensor) -> Tensor:
-        """Convert a weight to the shape that the products take, output channels first; differentiable."""
+        """Convert a weight to [O, C/groups, ...] or [O, F], output channels first; differentiable."""
+        return weight
+
+    def for_images(self, weight: Tensor) -> Tensor:
+        """Convert such a kernel to the shape that the products take; differentiable."""
         return weight
 
     def from_kernel(self, weight: Tensor) -> Tensor:
@@ -128,22 +132,22 @@ class Synapses(ABC):
         """Compute the kernel's integers * x for real x."""
         image, where = self._value_as_image(x)
         operands: dict[str, Any] = {"packed": kernel.packed, **kernel.full_precision()}
-        return self.to_output(ops.ordered_product.trusted(image, kernel.weight, **where, **operands))
+        return self.to_output(ops.ordered_product.trusted(image, kernel.weight, **where, **operands), x.shape)
 
     def ordered_spikes(self, x: Tensor, kernel: Kernel, time_steps: int, **drive: Any) -> Tensor:
         """Return the bits of the neurons that such products drive, given neuron, bias, scale and mode."""
         image, where = self._value_as_image(x)
         options: dict[str, Any] = {**where, "packed": kernel.packed, **drive}
-        return self.to_output(ops.ordered_spikes.trusted(image, kernel.weight, time_steps, **options))
+        return self.to_output(ops.ordered_spikes.trusted(image, kernel.weight, time_steps, **options), x.shape)
 
     # -- products with spikes
 
     def count_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         """Compute weight * count + bias."""
-        x, where = self._as_image(x)
+        image, where = self._as_image(x)
         count = ops.count_linear if self.is_linear else ops.count_conv2d
-        options: dict[str, Any] = {**where, **weights.operands(), "count": x.carried_count, "engine": self.engine}
-        return self.to_output(count.trusted(x.bits, weights.kernel.weight, weights.bias, **options))
+        options: dict[str, Any] = {**where, **weights.operands(), "count": image.carried_count, "engine": self.engine}
+        return self.to_output(count.trusted(image.bits, weights.kernel.weight, weights.bias, **options), x.shape)
 
     def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
         """Compute weight * spikes + bias for every time step, [T, N, O, ...], without a gradient."""
@@ -151,10 +155,10 @@ class Synapses(ABC):
             steps = ops.unpack_spikes.trusted(x.bits, x.time_steps, torch.uint8).flatten(0, 1).unsqueeze(0)
             trains = SpikeTrain.unchecked(steps, 1, dtype=x.dtype, amplitude=x.amplitude)
             return torch.unflatten(self.count_product(trains, weights), 0, (x.time_steps, -1))
-        x, where = self._as_image(x)
+        image, where = self._as_image(x)
         options: dict[str, Any] = {**where, "packed": weights.kernel.packed, "scale": weights.scale}
         weight, bias = weights.kernel.weight, weights.bias
-        return self.to_output(ops.step_product.trusted(x.bits, weight, x.time_steps, bias, **options))
+        return self.to_output(ops.step_product.trusted(image.bits, weight, x.time_steps, bias, **options), x.shape)
 
     def fire(
         self,
@@ -167,14 +171,16 @@ class Synapses(ABC):
         want_state: bool = False,
     ) -> Fired:
         """Drive neurons by the product with the spikes of every step; ``state`` continues an earlier call."""
-        x, where = self._as_image(x)
+        image, where = self._as_image(x)
         spiking = ops.spiking_linear if self.is_linear else ops.spiking_conv2d
         options: dict[str, Any] = {**where, "want_sum": want_sum, "want_state": want_state, **firing._asdict()}
-        options |= {"count": x.carried_count, "time_steps": x.time_steps, "state": state, **weights.operands()}
+        options |= {"count": image.carried_count, "time_steps": x.time_steps, **weights.operands()}
+        options["state"] = None if state is None else self.to_image(state)
         if firing.added is not None:
             options["added"] = self.to_image(firing.added)
-        bits, total, state = spiking.trusted(x.bits, weights.kernel.weight, weights.bias, **options)
-        return Fired(self.to_output(bits), self.to_output(total) if want_sum else total, state)
+        bits, total, state = spiking.trusted(image.bits, weights.kernel.weight, weights.bias, **options)
+        total = self.to_output(total, x.shape) if want_sum else total
+        return Fired(self.to_output(bits, x.shape), total, self.to_output(state, x.shape) if want_state else state)
 
     def _counts_steps(self) -> bool:
         """Return whether a step product is a count product whose samples are trains of one step each."""
@@ -190,8 +196,8 @@ class Synapses(ABC):
         """Do likewise with spikes."""
         return x, {}
 
-    def to_output(self, y: Tensor) -> Tensor:
-        """Convert an operator's result [..., N, O, ...] to the dimensions of this layer's output."""
+    def to_output(self, y: Tensor, inputs: Sequence[int]) -> Tensor:
+        """Convert an operator's result [..., N, O, ...] to this layer's output, for inputs of shape [N, C, ...]."""
         return y
 
     def to_image(self, y: Tensor) -> Tensor:

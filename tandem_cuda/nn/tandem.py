@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..ops import checks
@@ -19,10 +19,17 @@ from .drive import Drive, per_step
 from .encode import EncodedInput
 from .firing import Firing, run_neurons
 from .nir import NirWriter, Product, Shape, Signal
+from .spiking import KINDS
 from .spiking_twin import SpikingTwin
 from .synapses import Synapses
 from .weight_cache import SpikingWeights
 from .weights import Weights
+
+
+def drop_ins() -> dict[type[nn.Module], type[TandemLayer]]:
+    """Return the tandem layers that take the place of a layer of torch, by torch's class, their other base."""
+    layers = [kind for kind in KINDS.values() if issubclass(kind, TandemLayer)]
+    return {base: kind for kind in layers for base in kind.__bases__ if base.__module__.startswith("torch.nn")}
 
 
 class TandemLayer(SpikingTwin):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..neuron import IF, Neuron, check_neuron
 from ..ops.product import ENGINES
 from . import learned_threshold
+from .batch_norm import Norm
 from .spiking import Spiking
 from .synapses import Synapses
 from .weight_cache import WeightCache
@@ -29,7 +30,9 @@ class WeightedLayer(Spiking, ABC):
 
     weight: Tensor
     bias: Any  # Tensor | None; torch's layers annotate it differently
-    norm: nn.BatchNorm1d | nn.BatchNorm2d | None
+    norm: Norm | None
+    norm_class: type[Norm]
+    """The class of batch norm that folds into the layer."""
     log_threshold: nn.Parameter | None
     neuron: Neuron
     engine: str
@@ -99,9 +102,9 @@ class WeightedLayer(Spiking, ABC):
         """Return the constructor's arguments that define the connections, as JSON types (but tuples for lists)."""
         return {name: getattr(self, name) for name in self.SETTINGS}
 
-    @abstractmethod
-    def _new_norm(self) -> nn.BatchNorm1d | nn.BatchNorm2d:
+    def _new_norm(self) -> Norm:
         """Create the module for norm="batch"."""
+        return self.norm_class(self.synapses.outputs, device=self.weight.device, dtype=self.weight.dtype)
 
     def extra_repr(self) -> str:
         engine = "" if self.engine == "auto" else f", engine={self.engine!r}"

@@ -81,7 +81,7 @@ class Weights:
         weight, scale, wiring = self.synapses.as_kernel(weight), self.layer.input_scale, self.layer.wiring
         if scale is not None:
             weight = scaled_inputs(weight, scale, self.synapses.groups)
-        return weight if wiring is None else wiring.arrange(weight)
+        return self.synapses.for_images(weight if wiring is None else wiring.arrange(weight))
 
     def floats(self) -> Tensor:
         """Return the weights as floats [O, C/groups, kH, kW] or [O, F]; differentiable."""

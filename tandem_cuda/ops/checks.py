@@ -132,7 +132,14 @@ def pair(op: str, argument: str, value: Any) -> tuple[int, int]:
     """Return an int or a pair of ints as a pair, as nn.Conv2d does."""
     if type(value) is tuple and [*map(type, value)] == [int, int]:  # what layers pass, in every call
         return value
-    values = (value, value) if isinstance(value, int) else value
-    if not isinstance(values, Sequence) or len(values) != 2 or not all(isinstance(v, int) for v in values):
-        raise TypeError(f"{op}: {argument} must be an int or a pair of ints, got {value!r}")
-    return values[0], values[1]
+    first, second = per_axis(op, argument, value, 2)
+    return first, second
+
+
+def per_axis(op: str, argument: str, value: Any, axes: int) -> tuple[int, ...]:
+    """Return an int, or one for each axis, as one for each axis."""
+    values = (value,) * axes if isinstance(value, int) else value
+    if not isinstance(values, Sequence) or len(values) != axes or not all(isinstance(v, int) for v in values):
+        many = {1: "a tuple of one", 2: "a pair of ints", 3: "three ints"}[axes]
+        raise TypeError(f"{op}: {argument} must be an int or {many}, got {value!r}")
+    return tuple(values)

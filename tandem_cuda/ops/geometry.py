@@ -29,20 +29,29 @@ def pairs(stride: Any, padding: Any, dilation: Any) -> tuple[Any, Any, Any]:
 
 def check_geometry(op: str, stride: Any, padding: Any, dilation: Any) -> Geometry:
     """Check the range of each number; return pairs."""
-    pairs = [checks.pair(op, *named) for named in (("stride", stride), ("padding", padding), ("dilation", dilation))]
-    for name, (a, b), least in zip(Geometry._fields, pairs, (1, 0, 1), strict=True):
-        if a < least or b < least:
-            raise ValueError(f"{op}: {name} must be at least {least}, got {(a, b)}")
-        if a > _MOST or b > _MOST:
-            raise ValueError(f"{op}: {name} must be at most 2^30, got {(a, b)}")
-    return Geometry(*pairs)
+    stride, padding, dilation = check_axes(op, stride, padding, dilation, 2)
+    return Geometry(stride, padding, dilation)
+
+
+def check_axes(op: str, stride: Any, padding: Any, dilation: Any, axes: int) -> list[Any]:
+    """Check the range of each number; return one for each axis."""
+    checked = []
+    for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        numbers = checks.per_axis(op, name, value, axes)
+        if min(numbers) < least:
+            raise ValueError(f"{op}: {name} must be at least {least}, got {numbers}")
+        if max(numbers) > _MOST:
+            raise ValueError(f"{op}: {name} must be at most 2^30, got {numbers}")
+        checked.append(numbers)
+    return checked
 
 
 def check_fit(
     op: str, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> None:
-    """Raise ValueError if the kernel is larger than the input x [..., H, W]."""
-    for axis, size in zip(("height", "width"), out_size(x, weight, stride, padding, dilation), strict=True):
+    """Raise ValueError if the kernel is larger than the input x [..., H, W] or [..., D, H, W]."""
+    sizes = out_size(x, weight, stride, padding, dilation)
+    for axis, size in zip(("depth", "height", "width")[-len(sizes) :], sizes, strict=True):
         if size < 1:
             raise ValueError(
                 f"{op}: the dilated kernel is larger than the padded input along the {axis}: got weight "
@@ -52,10 +61,13 @@ def check_fit(
 
 def out_size(
     x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, int]:
-    """Return height and width of the output for an input x [..., H, W]; below 1 if the kernel does not fit."""
-    height, width = (
-        (x.shape[i - 2] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
-        for i in range(2)
+) -> tuple[int, ...]:
+    """Return the sizes of the output, [Ho, Wo] or [Do, Ho, Wo]; below 1 if the kernel does not fit.
+
+    The input x is [..., H, W] or [..., D, H, W].
+    """
+    axes = len(stride)
+    return tuple(
+        (x.shape[i - axes] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
+        for i in range(axes)
     )
-    return height, width

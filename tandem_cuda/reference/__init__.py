@@ -12,22 +12,8 @@ Spiking Neural Networks", IEEE TNNLS 2021, doi:10.1109/TNNLS.2021.3095724.
 
 from ..neuron import IF as IF
 from ..neuron import Neuron as Neuron
-from .layers import (
-    Decode,
-    DenseTrain,
-    Encode,
-    EncodedInput,
-    SpikingAdaptiveAvgPool2d,
-    SpikingAvgPool2d,
-    SpikingMaxPool2d,
-    TandemAdd,
-    TandemConv1d,
-    TandemConv2d,
-    TandemConvTranspose2d,
-    TandemDropout,
-    TandemDropout2d,
-    TandemLinear,
-)
+from . import layers, pooling
+from .layers import *  # noqa: F403
 from .ops import (
     Pair,
     fold_norm,
@@ -41,6 +27,7 @@ from .ops import (
     unpack_spikes,
     update_statistics_,
 )
+from .pooling import *  # noqa: F403
 from .products import (
     count_conv2d,
     count_linear,
@@ -53,21 +40,7 @@ from .products import (
 )
 
 __all__ = [
-    "Decode",
-    "DenseTrain",
-    "Encode",
-    "EncodedInput",
     "Pair",
-    "SpikingAdaptiveAvgPool2d",
-    "SpikingAvgPool2d",
-    "SpikingMaxPool2d",
-    "TandemAdd",
-    "TandemConv1d",
-    "TandemConv2d",
-    "TandemConvTranspose2d",
-    "TandemDropout",
-    "TandemDropout2d",
-    "TandemLinear",
     "count_conv2d",
     "count_linear",
     "fold_norm",
@@ -87,3 +60,5 @@ __all__ = [
     "unpack_spikes",
     "update_statistics_",
 ]
+__all__ += layers.__all__
+__all__ += pooling.__all__

@@ -13,6 +13,21 @@ from torch import Tensor, nn
 from ..neuron import IF, Neuron
 from .ops import check_time_steps, couple, neuron_loop, replace_value
 
+__all__ = [
+    "Decode",
+    "DenseTrain",
+    "Encode",
+    "EncodedInput",
+    "TandemAdd",
+    "TandemConv1d",
+    "TandemConv2d",
+    "TandemConv3d",
+    "TandemConvTranspose2d",
+    "TandemDropout",
+    "TandemDropout2d",
+    "TandemLinear",
+]
+
 Drive = tuple[Tensor | None, Sequence[Tensor]]
 """The ANN's pre-activation (None if no gradient is needed) and the current of every time step."""
 
@@ -138,7 +153,7 @@ class _TandemLayer(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     log_threshold: nn.Parameter | None
-    norm_class: type[nn.BatchNorm1d | nn.BatchNorm2d]
+    norm_class: type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]
     output_dim = 0  # of the weight; if it is not 0, it holds the output channels of one group
     groups: int
 
@@ -200,7 +215,7 @@ class _TandemLayer(nn.Module):
         value: Tensor = x.value
         return x.time_steps * value if x.mode == "constant" else value
 
-    def _fold(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    def _fold(self, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
         """Fold the norm, with its running statistics, into weight and bias; differentiable."""
         if norm.running_mean is None or norm.running_var is None:
             raise ValueError(f"{type(self).__name__}: norm must keep running statistics, got none")
@@ -283,6 +298,18 @@ class TandemConv1d(_TandemLayer, nn.Conv1d):  # type: ignore[misc]  # as above
     norm_class = nn.BatchNorm1d
 
 
+class TandemConv3d(_TandemLayer, nn.Conv3d):  # type: ignore[misc]  # as above
+    """Convolution of [N, C, D, H, W], optional batch norm (nn.BatchNorm3d) and spiking neurons; as TandemConv2d.
+
+    Examples:
+        >>> layer = reference.TandemConv3d(2, 4, 3)
+        >>> layer(reference.Encode(8)(torch.rand(3, 2, 4, 5, 6))).count.shape
+        torch.Size([3, 4, 2, 3, 4])
+    """
+
+    norm_class = nn.BatchNorm3d
+
+
 class TandemConvTranspose2d(_TandemLayer, nn.ConvTranspose2d):  # type: ignore[misc]  # as above
     """Transposed convolution, optional batch norm and spiking neurons; otherwise as TandemConv2d.
 
@@ -332,77 +359,6 @@ class TandemAdd(nn.Module):
         v = None if any(v is None for v in pre_activations) else reduce(torch.add, pre_activations)
         steps = [reduce(torch.add, branches) for branches in zip(*currents, strict=True)]
         return _fire(self.neuron, inputs[0].time_steps, *_in_units(self.log_threshold, v, steps))
-
-
-class _SpikingAverage(nn.Module):
-    """IF neurons driven by a window's mean; torch's pooling is the next class in the method resolution order."""
-
-    def __init__(
-        self, *args: Any, threshold: float = 1.0, initial: float = 0.0, two_phase: bool = False, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.threshold = threshold
-        self.initial = initial
-        self.two_phase = two_phase
-
-    def forward(self, x: Any) -> DenseTrain:
-        """Pool a spike train of images."""
-        divisors = self._divisors(torch.ones(1, 1, *x.shape[2:], dtype=x.count.dtype))
-        # Use units in which every mean is an integer: sums of thirds, say, would be rounded.
-        unit = math.lcm(*divisors.flatten().int().tolist())
-        pool = super().forward
-        with torch.no_grad():
-            currents = [torch.round(pool(s) * unit) for s in x.to_dense()]
-            spikes, _ = neuron_loop(currents, IF(self.threshold * unit, initial=self.initial, two_phase=self.two_phase))
-        train = DenseTrain(spikes, amplitude=x.amplitude)
-        train.count = replace_value(pool(x.count) / self.threshold, train.count)
-        return train
-
-    def _divisors(self, ones: Tensor) -> Tensor:
-        """Return the divisors of the windows of an image [1, 1, H, W]: one over what a single spike adds to a mean."""
-        flat = torch.eye(ones.numel(), dtype=ones.dtype).view(-1, 1, *ones.shape[2:])
-        return torch.round(1 / super().forward(flat).amax(0))
-
-
-class SpikingAvgPool2d(_SpikingAverage, nn.AvgPool2d):  # type: ignore[misc]  # as above
-    """IF neurons driven by a window's mean at every time step.
-
-    Takes the arguments of nn.AvgPool2d, threshold, initial and two_phase.
-
-    Examples:
-        >>> train = reference.DenseTrain(torch.ones(4, 1, 1, 2, 2))
-        >>> reference.SpikingAvgPool2d(2)(train).count
-        tensor([[[[4.]]]])
-    """
-
-
-class SpikingAdaptiveAvgPool2d(_SpikingAverage, nn.AdaptiveAvgPool2d):  # type: ignore[misc]  # as above
-    """SpikingAvgPool2d with the windows and arguments of nn.AdaptiveAvgPool2d.
-
-    Examples:
-        >>> train = reference.DenseTrain(torch.ones(4, 1, 3, 6, 6))
-        >>> reference.SpikingAdaptiveAvgPool2d(1)(train).count.flatten()
-        tensor([4., 4., 4.])
-    """
-
-
-class SpikingMaxPool2d(nn.MaxPool2d):
-    """Spike when the largest count of a window grows: max pooling of the counts, in value and gradient.
-
-    Examples:
-        >>> train = reference.DenseTrain(torch.ones(4, 1, 1, 2, 2))
-        >>> reference.SpikingMaxPool2d(2)(train).count
-        tensor([[[[4.]]]])
-    """
-
-    def forward(self, x: Any) -> DenseTrain:
-        """Pool a spike train of images."""
-        pool = super().forward
-        counts = x.to_dense().cumsum(0)
-        most = torch.stack([pool(c) for c in (torch.zeros_like(counts[0]), *counts)]).clamp(min=0)
-        train = DenseTrain(most.diff(dim=0), amplitude=x.amplitude)
-        train.count = replace_value(pool(x.count), train.count)
-        return train
 
 
 class TandemDropout(nn.Dropout):

@@ -75,6 +75,19 @@ def _networks():
         ),
         events,
     )
+    yield (
+        nn.Sequential(
+            Encode(4),
+            tandem.TandemConv3d(2, 3, (2, 3, 3), padding=(0, 1, 1), **named),
+            tandem.SpikingMaxPool3d((1, 2, 2)),
+            tandem.SpikingAvgPool3d((1, 2, 2)),
+            tandem.SpikingAdaptiveAvgPool3d((2, 1, 1)),
+            nn.Flatten(),
+            tandem.TandemLinear(6, 4),
+            Decode(),
+        ),
+        torch.rand(2, 2, 3, 8, 8),
+    )
     yield convert(_Residual().eval(), time_steps=4), image
 
 

@@ -53,7 +53,8 @@ class Network:
 
     def begin(self):
         draw = self.draw
-        shape = (draw.batch(), draw.channels(), *[draw.int(3, 8) for _ in range(draw.one((0, 1, 2, 2, 2)))])
+        most = draw.one(((), (8,), (8, 8), (8, 8), (8, 8), (5, 6, 6)))
+        shape = (draw.batch(), draw.channels(), *(draw.int(3, n) for n in most))
         self.mode = draw.one(("constant", "impulse", "events", "events"))
         if self.mode == "events":
             amplitude = draw.one((1.0, 1.0, 0.5, 3.0))
@@ -170,8 +171,12 @@ def _padding(draw, kernel, dilation, size):
     return tuple(padding), mode, [(p, p) for p in padding]
 
 
+CONVOLUTIONS = {dims: getattr(tandem, f"TandemConv{dims}d") for dims in (1, 2, 3)}
+"""By the number of dimensions behind the channels."""
+
+
 def conv(net, x, plain, outputs=None):
-    """TandemConv2d or, of lines, TandemConv1d."""
+    """TandemConv2d, of lines TandemConv1d, and of volumes TandemConv3d."""
     draw, dims = net.draw, len(x.shape) - 1
     channels, size = x.shape[0], x.shape[1:]
     groups = draw.one([g for g in (1, 1, 1, 2, 3, channels) if channels % g == 0])
@@ -180,16 +185,13 @@ def conv(net, x, plain, outputs=None):
     kernel, stride, dilation = (tuple(draw.int(1, high) for _ in range(dims)) for high in (3, 2, draw.one((1, 1, 2))))
     padding, mode, pads = _padding(draw, kernel, dilation, size)
     stride = (1,) * dims if padding == "same" else stride
-    kind = tandem.TandemConv2d if dims == 2 else tandem.TandemConv1d
-    layer = kind(channels, outputs, kernel, stride, padding, dilation, groups, padding_mode=mode, **_options(net))
+    layer = CONVOLUTIONS[dims](
+        channels, outputs, kernel, stride, padding, dilation, groups, padding_mode=mode, **_options(net)
+    )
     weight, gain, bias = net.fill(layer.to(net.dtype), plain)
-    if dims == 1:
-        weight, stride, dilation, pads = weight[:, :, None], (1, *stride), (1, *dilation), [(0, 0), *pads]
 
     def product(values):
-        values = values if dims == 2 else values[:, :, None]
-        out = oracle.conv2d(oracle.pad(values, pads, mode), weight, stride, 0, dilation, groups)
-        return out if dims == 2 else out[:, :, 0]
+        return oracle.convolution(oracle.pad(values, pads, mode), weight, stride, 0, dilation, groups)
 
     return layer, product, gain, bias, 2
 
@@ -241,19 +243,33 @@ def pooling(net):
     threshold = draw.one((0.25, 0.5, 1.0))
     if draw.chance(0.3):
         size = tuple(draw.int(1, n) for n in x.shape[1:])
-        pool = tandem.SpikingAdaptiveAvgPool2d(size, threshold=threshold)
-        rows, columns = (oracle.adaptive_windows(n, m) for n, m in zip(x.shape[1:], size, strict=True))
+        pool = getattr(tandem, f"SpikingAdaptiveAvgPool{len(size)}d")(size, threshold=threshold)
+        axes = [oracle.adaptive_windows(n, m) for n, m in zip(x.shape[1:], size, strict=True)]
         override = None
     else:
         kernel = tuple(draw.int(1, min(3, n)) for n in x.shape[1:])
-        stride, padding = draw.pair(1, 3), tuple(draw.int(0, k // 2) for k in kernel)
+        stride, padding = (tuple(draw.int(1, 3) for _ in kernel), tuple(draw.int(0, k // 2) for k in kernel))
         ceil, include, override = draw.chance(0.3), draw.chance(0.6), draw.one((None, None, 2, 3))
-        pool = tandem.SpikingAvgPool2d(kernel, stride, padding, ceil, include, override, threshold=threshold)
-        rows, columns = (
+        kind = getattr(tandem, f"SpikingAvgPool{len(kernel)}d")
+        pool = kind(kernel, stride, padding, ceil, include, override, threshold=threshold)
+        axes = [
             oracle.average_windows(n, k, s, p, ceil, include)
             for n, k, s, p in zip(x.shape[1:], kernel, stride, padding, strict=True)
-        )
-    net.add(pool, Spikes(oracle.average_pool(x.values, rows, columns, threshold, override, net.number), x.amplitude))
+        ]
+    net.add(pool, Spikes(oracle.average_pool(x.values, axes, threshold, override, net.number), x.amplitude))
+
+
+def maximum(net):
+    """SpikingMaxPool2d or SpikingMaxPool3d."""
+    draw, x = net.draw, net.last
+    kernel = tuple(draw.int(1, min(3, n)) for n in x.shape[1:])
+    stride, padding = tuple(draw.int(1, 3) for _ in kernel), tuple(draw.int(0, k // 2) for k in kernel)
+    pool = getattr(tandem, f"SpikingMaxPool{len(kernel)}d")(kernel, stride, padding)
+    axes = [
+        oracle.average_windows(n, k, s, p, False, False)
+        for n, k, s, p in zip(x.shape[1:], kernel, stride, padding, strict=True)
+    ]
+    net.add(pool, Spikes(oracle.max_pool(x.values, axes), x.amplitude))
 
 
 def join(net):
@@ -277,15 +293,11 @@ def join(net):
 def _keeping_shape(net, x, features):
     """A convolution of odd kernel, stride 1 and as much padding as keeps the shape."""
     kernel = net.draw.one((1, 3))
-    dims = len(x.shape) - 1
-    kind = tandem.TandemConv2d if dims == 2 else tandem.TandemConv1d
-    layer = kind(x.shape[0], features, kernel, padding=kernel // 2, **_options(net))
+    layer = CONVOLUTIONS[len(x.shape) - 1](x.shape[0], features, kernel, padding=kernel // 2, **_options(net))
     weight, gain, bias = net.fill(layer.to(net.dtype), True)
 
     def product(values):
-        if dims == 2:
-            return oracle.conv2d(values, weight, padding=kernel // 2)
-        return oracle.conv2d(values[:, :, None], weight[:, :, None], padding=(0, kernel // 2))[:, :, 0]
+        return oracle.convolution(values, weight, padding=kernel // 2)
 
     return layer, product, gain, bias, 2
 
@@ -299,7 +311,8 @@ def flatten(net):
 
 def idle(net):
     layers = [tandem.TandemDropout(0.5), nn.Identity()]
-    net.add(net.draw.one(layers + [tandem.TandemDropout2d(0.5)] * (len(net.last.shape) == 3)), net.last)
+    of_channels = {3: [tandem.TandemDropout2d(0.5)], 4: [tandem.TandemDropout3d(0.5)]}
+    net.add(net.draw.one(layers + of_channels.get(len(net.last.shape), [])), net.last)
 
 
 def read_out(net):
@@ -327,7 +340,7 @@ def networks(draw: Draw):
     for _ in range(draw.int(0, 3) if net.calls else draw.int(1, 3)):
         dims = len(net.last.shape)
         choices = [tandem_layer, tandem_layer, idle] + [join] * (net.last.shape[0] < 80)
-        draw.one(choices + [flatten] * (dims > 1) + [pooling] * 2 * (dims == 3))(net)
+        draw.one(choices + [flatten] * (dims > 1) + [pooling, pooling, maximum] * (dims >= 3))(net)
     if draw.chance(0.5):
         if len(net.last.shape) > 1 and draw.chance(0.7):
             flatten(net)
@@ -376,7 +389,7 @@ def graph_of(net):
 
 
 def check_frozen(net):
-    if all(isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d)) for module, _ in net.calls):
+    if all(isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)) for module, _ in net.calls):
         return  # nothing remains to be frozen
     draw, want = net.draw, net.last
     frozen = freeze(graph_of(net))

@@ -154,7 +154,7 @@ def products(draw: Draw):
     def product(x):
         if linear:
             return x.astype(np.float64) @ values.T
-        flat = oracle.conv2d(x.reshape(-1, *shape[1:]), values, **geometry)
+        flat = oracle.convolution(x.reshape(-1, *shape[1:]), values, **geometry)
         return flat.reshape(*x.shape[:-3], *flat.shape[1:])
 
     call = _spiking if draw.chance(0.6) else _counting

@@ -4,6 +4,7 @@ A neuron loop takes its floats in the one order that is promised, so that its re
 are float64 sums, exact for the dyadic weights that the cases draw, and rounded to the currents' dtype once.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -135,26 +136,27 @@ def pair(value):
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def conv2d(x, weight, stride=1, padding=0, dilation=1, groups=1):
-    """[B, C, H, W] with [O, C/groups, kH, kW] -> [B, O, Ho, Wo], in float64."""
-    stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
+def convolution(x, weight, stride=1, padding=0, dilation=1, groups=1):
+    """[B, C, *size] with [O, C/groups, *kernel] -> [B, O, *outputs], of any number of dimensions, in float64."""
     batch, channels = x.shape[:2]
     outputs, inputs, *kernel = weight.shape
-    x = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
+    stride, padding, dilation = ((y,) * len(kernel) if isinstance(y, int) else y for y in (stride, padding, dilation))
+    x = np.pad(x.astype(np.float64), ((0, 0), (0, 0), *((p, p) for p in padding)))
     size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)]
     x = x.reshape(batch, groups, channels // groups, *x.shape[2:])
     weight = weight.astype(np.float64).reshape(groups, outputs // groups, inputs, *kernel)
-    out = np.zeros((batch, groups, outputs // groups, size[0] * size[1]))
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            rows = slice(i * dilation[0], i * dilation[0] + (size[0] - 1) * stride[0] + 1, stride[0])
-            columns = slice(j * dilation[1], j * dilation[1] + (size[1] - 1) * stride[1] + 1, stride[1])
-            out += weight[..., i, j] @ x[..., rows, columns].reshape(batch, groups, inputs, size[0] * size[1])
+    out = np.zeros((batch, groups, outputs // groups, math.prod(size)))
+    for taps in itertools.product(*map(range, kernel)):
+        seen = [
+            slice(tap * d, tap * d + (n - 1) * s + 1, s)
+            for tap, d, n, s in zip(taps, dilation, size, stride, strict=True)
+        ]
+        out += weight[(..., *taps)] @ x[(..., *seen)].reshape(batch, groups, inputs, math.prod(size))
     return out.reshape(batch, outputs, *size)
 
 
 def conv2d_gradients(grad, x, weight, stride, padding, dilation, groups):
-    """Gradients of sum(grad * conv2d(x, weight)) with respect to x and weight, in float64."""
+    """Gradients of sum(grad * convolution(x, weight)) with respect to x and weight, in float64."""
     batch, channels, height, width = x.shape
     outputs, inputs, *kernel = weight.shape
     rows, columns = grad.shape[2:]
@@ -204,8 +206,8 @@ PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "ci
 
 
 def pad(x, pads, mode):
-    """Pad the last two dimensions by ((top, bottom), (left, right)), as ``padding_mode`` says."""
-    return np.pad(x, ((0, 0),) * (x.ndim - 2) + tuple(pads), PAD_MODES[mode])
+    """Pad the last dimensions by (..., (top, bottom), (left, right)), as ``padding_mode`` says."""
+    return np.pad(x, ((0, 0),) * (x.ndim - len(pads)) + tuple(pads), PAD_MODES[mode])
 
 
 def average_windows(size, kernel, stride, padding, ceil_mode, count_include_pad):
@@ -229,16 +231,28 @@ def adaptive_windows(size, outputs):
     return [(first, last, last - first) for first, last in windows]
 
 
-def average_pool(spikes, rows, columns, threshold, override, dtype):
-    """IF neurons driven by the means of their windows, in units of 1 / (the divisors' common multiple)."""
-    divisors = [override or r[2] * c[2] for r in rows for c in columns]
-    common = math.lcm(*divisors)
-    sums = np.stack(
-        [spikes[..., r[0] : r[1], c[0] : c[1]].astype(np.float64).sum((-1, -2)) for r in rows for c in columns], -1
-    )
+def average_pool(spikes, axes, threshold, override, dtype):
+    """IF neurons driven by the means of their windows, in units of 1 / (the divisors' common multiple).
+
+    `axes` has the windows along each of the last dimensions.
+    """
+    windows = [*itertools.product(*axes)]
+    divisors = [override or math.prod(divisor for *_, divisor in window) for window in windows]
+    common, last = math.lcm(*divisors), tuple(range(-len(axes), 0))
+    covered = [(..., *(slice(start, stop) for start, stop, _ in window)) for window in windows]
+    sums = np.stack([spikes[at].astype(np.float64).sum(last) for at in covered], -1)
     currents = (sums * (common // np.array(divisors))).astype(dtype)
     fired = neurons(currents, IF(threshold * common))[0]
-    return fired.reshape(*fired.shape[:-1], len(rows), len(columns))
+    return fired.reshape(*fired.shape[:-1], *map(len, axes))
+
+
+def max_pool(spikes, axes):
+    """A neuron spikes when the largest count of its window grows. `axes`: as in `average_pool`."""
+    counts, last = spikes.cumsum(0, dtype=np.int64), tuple(range(-len(axes), 0))
+    covered = [(..., *(slice(start, stop) for start, stop, _ in window)) for window in itertools.product(*axes)]
+    largest = np.stack([counts[at].max(last) for at in covered], -1)
+    grown = np.diff(largest, axis=0, prepend=np.zeros_like(largest[:1])).astype(spikes.dtype)
+    return grown.reshape(*grown.shape[:-1], *map(len, axes))
 
 
 def batch_norm_fold(gamma, beta, mean, var, eps, bias):

@@ -1,0 +1,338 @@
+"""What average poolings of images and volumes share: their windows and neurons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..neuron import IF, stacked
+from ..neuron.if_ import TWO_PHASE
+from ..neuron.parameter import AMPLITUDE, INITIAL, THRESHOLD
+from ..ops.max_pool_spikes import windows_along
+from ..ops.product import ENGINES
+from ..spike_train import SpikeTrain
+from . import schema
+from .ann_twin import without_spikes
+from .constants import constants
+from .coupling import carrying, needs_gradient
+from .frozen import Span, State
+from .geometry import check_image, pad, per_axis
+from .max_pool import Pooling, fixed
+from .nir import NirWriter, Signal
+from .schema import Check, Settings, Tensors
+from .sizes import Size
+
+
+class Axis:
+    """The windows along one dimension: the positions that each one sums, and the divisor of the sum."""
+
+    def __init__(self, size: int, windows: list[tuple[int, int, int]]) -> None:
+        self.size = size
+        self.starts, self.stops, self.divisors = ([window[i] for window in windows] for i in range(3))
+        # For a single window: a stride so large that the convolution has no second one.
+        alone = max(1, size - self.starts[0] - self.stops[0] + 1)
+        self.stride = self.starts[1] - self.starts[0] if len(windows) > 1 else alone
+
+    def key(self) -> tuple[int, ...]:
+        """Return what identifies the windows."""
+        return (self.size, len(self.starts), *self.starts, *self.stops)
+
+    def repeated(self, times: int, divisor: int) -> Axis:
+        """Return the windows where each position stands ``times`` in a row, with ``divisor`` times the divisors."""
+        windows = zip(self.starts, self.stops, self.divisors, strict=True)
+        return Axis(self.size * times, [(times * start, times * stop, divisor * d) for start, stop, d in windows])
+
+    def uniform(self) -> bool:
+        """Return whether a convolution with a common divisor has these windows."""
+        starts = [self.starts[0] + i * self.stride for i in range(len(self.starts))]
+        lengths = {stop - start for start, stop in zip(self.starts, self.stops, strict=True)}
+        return self.stride > 0 and starts == self.starts and len(lengths) == 1 and len(set(self.divisors)) == 1
+
+    def membership(self) -> Tensor:
+        """Return [windows, size]: 1 where a window covers a position."""
+        at = torch.arange(self.size)
+        starts, stops = (torch.tensor(x).unsqueeze(1) for x in (self.starts, self.stops))
+        return (at >= starts) & (at < stops)
+
+
+_NEURONS = dict.fromkeys(("threshold", "amplitude", "initial"), schema.any_value)
+_NEURONS |= {"two_phase": schema.flag, "engine": schema.any_value}
+
+
+def sizes_of_windows(axes: int) -> dict[str, Check]:
+    """Return the checks of the settings of windows."""
+    return {"kernel_size": schema.whole(1, axes), "stride": schema.whole(1, axes), "padding": schema.whole(0, axes)}
+
+
+class SpikingAverage(Pooling):
+    """Base of average poolings. The matching pooling module of torch must come next in the bases."""
+
+    initial = 0.0  # of modules pickled by version 0.1
+    two_phase = False  # likewise
+
+    def __init__(
+        self,
+        *args: Any,
+        threshold: float = 1.0,
+        amplitude: float = 1.0,
+        initial: float = 0.0,
+        two_phase: bool = False,
+        engine: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        name = type(self).__name__
+        for parameter, value in ((THRESHOLD, threshold), (AMPLITUDE, amplitude), (INITIAL, initial)):
+            parameter.check(name, value)
+        TWO_PHASE.check(name, two_phase)
+        if engine not in ENGINES:
+            raise ValueError(f"{name}: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        self.threshold = threshold
+        self.amplitude = amplitude
+        self.initial = initial
+        self.two_phase = two_phase
+        self.engine = engine
+
+    def forward(self, x: SpikeTrain) -> SpikeTrain:
+        check_image(self, x, self.axes)
+        with torch.no_grad():
+            bits, _ = self.spikes(x)
+        mean = self._mean(x.count) if needs_gradient(x.carried_count) else None
+        return carrying(bits, x, mean, self.amplitude)
+
+    def spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the bits and the neurons' final state; ``state`` continues an earlier call."""
+        # Specialise the sizes: torch.compile cannot trace math.lcm with symbolic sizes.
+        sizes = [len(range(s)) if torch.compiler.is_compiling() else s for s in x.shape[2:]]
+        *depth, rows, columns = self.windows(*sizes)
+        if depth:
+            return self._pooled_volumes(x, (depth[0], rows, columns), state, want_state)
+        return self._pooled_images(x, rows, columns, state, want_state)
+
+    def _pooled_volumes(
+        self, x: SpikeTrain, axes: tuple[Axis, Axis, Axis], state: Tensor | None, want_state: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Pool volumes, one output depth after the other.
+
+        The slices of its window become one image, whose rows are those of all slices in turn: a window of that image
+        holds just the neurons of the window of the volume.
+        """
+        depth, rows, columns = axes
+        parts, states = [], []
+        befores = [None] * len(depth.starts) if state is None else state.unbind(3)
+        for start, stop, divisor, before in zip(depth.starts, depth.stops, depth.divisors, befores, strict=True):
+            first, last = max(start, 0), min(stop, depth.size)
+            image = x.bits[:, :, :, first:last].movedim(3, 4).flatten(3, 4)
+            taller = rows.repeated(last - first, divisor)
+            bits, after = self._pooled_images(x.replace_unchecked(bits=image), taller, columns, before, want_state)
+            parts.append(bits.movedim(2, -1))
+            states.append(after)
+        bits = torch.stack(parts, 2).movedim(-1, 2)  # channels are innermost in memory
+        return bits, torch.stack(states, 3) if want_state else states[0]
+
+    def _pooled_images(
+        self, x: SpikeTrain, rows: Axis, columns: Axis, state: Tensor | None, want_state: bool
+    ) -> tuple[Tensor, Tensor]:
+        pooled = self._pooled_alike if rows.uniform() and columns.uniform() else self._pooled
+        return pooled(x, rows, columns, state, want_state)
+
+    def _pooled_alike(
+        self, x: SpikeTrain, rows: Axis, columns: Axis, state: Tensor | None, want_state: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Pool with a depthwise convolution whose weights are one."""
+        bits = x.bits
+        kernel = [axis.stops[0] - axis.starts[0] for axis in (rows, columns)]
+        padding = [-axis.starts[0] for axis in (rows, columns)]
+        behind = [axis.stops[-1] - axis.size - p for axis, p in zip((rows, columns), padding, strict=True)]
+        bits = pad(bits, (0, max(behind[1], 0), 0, max(behind[0], 0)))
+        channels = bits.shape[2]
+        size = (channels, 1, *kernel)
+        (ones,) = constants(
+            bits, ("ones", size, x.dtype), lambda: (torch.ones(size, dtype=x.dtype, device=bits.device),)
+        )
+        pooled, _, state = ops.spiking_conv2d.trusted(
+            bits,
+            ones,
+            stride=(rows.stride, columns.stride),
+            padding=padding,
+            groups=channels,
+            state=state,
+            time_steps=x.time_steps,
+            neuron=self.neurons(self.divisors(rows, columns)[0]),
+            want_sum=False,
+            want_state=want_state,
+            engine=self.engine,
+        )
+        return pooled, state
+
+    def _pooled(
+        self, x: SpikeTrain, rows: Axis, columns: Axis, state: Tensor | None, want_state: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Pool with a linear map of each channel's image, as a matrix."""
+        divisors = self.divisors(rows, columns)
+        common = math.lcm(*divisors)
+
+        def make() -> tuple[Tensor, Tensor]:
+            covers = torch.einsum("iy,jx->ijyx", rows.membership().to(x.dtype), columns.membership().to(x.dtype))
+            shares = torch.tensor([common // d for d in divisors], dtype=x.dtype)
+            weight = (covers.flatten(2).flatten(0, 1) * shares.unsqueeze(1)).to(x.device)
+            return weight, ops.pack_weight.trusted(weight)
+
+        weight, packed = constants(x.bits, ("windows", rows.key(), columns.key(), *divisors, x.dtype), make)
+        pooled, _, state = ops.spiking_linear.trusted(
+            x.bits.flatten(3),
+            weight,
+            packed=packed,
+            state=state,
+            time_steps=x.time_steps,
+            neuron=self.neurons(common),
+            want_sum=False,
+            want_state=want_state,
+            engine=self.engine,
+        )
+        return pooled.reshape(*pooled.shape[:3], len(rows.starts), len(columns.starts)), state
+
+    def neurons(self, divisor: int = 1) -> IF:
+        """Return neurons for a current of ``divisor`` times the window's mean."""
+        return IF(self.threshold * divisor, initial=self.initial, two_phase=self.two_phase)
+
+    def divisors(self, rows: Axis, columns: Axis) -> list[int]:
+        """Return the divisors of all windows, in order."""
+        override = getattr(self, "divisor_override", None)
+        return [override or r * c for r in rows.divisors for c in columns.divisors]
+
+    @property
+    def largest(self) -> float:
+        """The largest average of inputs that are at most 1: the window over its divisor."""
+        override = getattr(self, "divisor_override", None)
+        return math.prod(per_axis(self.kernel_size, self.axes)) / override if override else 1.0
+
+    def windows(self, *sizes: int) -> Sequence[Axis]:
+        """Return the windows along each dimension of an image, or volume, of this size."""
+        raise NotImplementedError
+
+    @property
+    def needs_all_steps(self) -> bool:
+        return self.two_phase
+
+    @property
+    def file_format(self) -> int:
+        return 1 if self.initial == 0 and not self.two_phase else 2
+
+    def settings(self) -> Settings:
+        settings = super().settings()
+        for name in ("initial", "two_phase"):  # left out if they are 0, so that older versions read the file
+            if settings[name] == 0:
+                del settings[name]
+        return settings
+
+    @classmethod
+    def of(cls, settings: Settings, tensors: Tensors) -> Any:
+        # Files of version 0.1 lack these settings. Newer files leave them out if they have these values.
+        return super().of({"amplitude": 1.0, "initial": 0.0, "two_phase": False} | settings, tensors)
+
+    @classmethod
+    def made(cls, settings: Settings, tensors: Tensors) -> Any:
+        pool = super().made(settings, tensors)
+        pool.threshold = schema.frozen_scale(cls.__name__, "threshold", pool.threshold)
+        pool.amplitude = schema.frozen_scale(cls.__name__, "amplitude", pool.amplitude)
+        return pool
+
+    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
+        (x,) = inputs
+        check_image(self, x, self.axes)
+        bits, carried = self.spikes(x, None if state is None else stacked(state), not span.ends)
+        train = x.replace_unchecked(bits=bits, amplitude=x.amplitude * self.amplitude)
+        return train, None if span.ends else carried.unbind(0)
+
+    def extra_repr(self) -> str:
+        engine = "" if self.engine == "auto" else f", engine={self.engine!r}"
+        amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
+        initial = "" if self.initial == 0 else f", initial={self.initial}"
+        two_phase = ", two_phase=True" if self.two_phase else ""
+        return f"{super().extra_repr()}, threshold={self.threshold}{amplitude}{initial}{two_phase}{engine}"
+
+    def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
+        """Run the ANN twin alone; see :mod:`.ann_twin`."""
+        return without_spikes(self._mean(x.count), x.time_steps, x.amplitude * self.amplitude, x.pair_dim)
+
+    def _mean(self, count: Tensor) -> Tensor:
+        """Return what the ANN computes of counts, in spikes."""
+        mean: Tensor = super().forward(count)
+        return mean / self.threshold
+
+    def nir(self, writer: NirWriter, signal: Signal) -> Any:
+        """Write the sums or means of windows and the neurons as nodes of NIR."""
+        rows, columns = self.windows(*signal.shape[1:])
+        return writer.pooled(signal, rows, columns, self.divisors(rows, columns), self.neurons)
+
+
+class WindowAverage(SpikingAverage):
+    """Average pooling with windows of a given size."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.check_windows("kernel_size", "stride", "padding")
+
+    def windows(self, *sizes: int) -> Sequence[Axis]:
+        layer: Any = self
+        settings = [per_axis(x, self.axes) for x in (layer.kernel_size, layer.stride, layer.padding)]
+        return [self._axis(*window) for window in zip(sizes, *settings, strict=True)]
+
+    def _axis(self, size: int, kernel: int, stride: int, padding: int) -> Axis:
+        windows, layer = [], cast(Any, self)
+        for i in range(windows_along(type(self).__name__, size, kernel, stride, padding, 1, layer.ceil_mode)):
+            start = i * stride - padding
+            stop = min(start + kernel, size + padding)
+            inside = min(stop, size) - max(start, 0)
+            override = layer.divisor_override is not None
+            # A window that extends beyond the padding divides by what it covers, unless the divisor is given.
+            windows.append(
+                (start, start + kernel, 1 if override else stop - start if layer.count_include_pad else inside)
+            )
+        return Axis(size, windows)
+
+
+class AdaptiveAverage(SpikingAverage):
+    """Average pooling with one window for each pixel of an output of a given size."""
+
+    output_size: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        size, name = self.output_size, type(self).__name__
+        if isinstance(size, (tuple, list)) and len(size) != self.axes:
+            raise ValueError(f"{name}: output_size must be one number or {self.axes}, got {size}")
+
+    def windows(self, *sizes: int) -> Sequence[Axis]:
+        axes = []
+        for size, outputs in zip(sizes, per_axis(self.output_size, self.axes), strict=True):
+            n = size if outputs is None else outputs
+            bounds = [(i * size // n, -(-(i + 1) * size // n)) for i in range(n)]
+            axes.append(Axis(size, [(start, stop, stop - start) for start, stop in bounds]))
+        return axes
+
+    def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
+        outputs = per_axis(self.output_size, self.axes)
+        return [size if n is None else fixed(size, n) for size, n in zip(image, outputs, strict=True)]
+
+
+def window_settings(axes: int) -> dict[str, Check]:
+    """Return the checks of the settings of a pooling with windows of a given size."""
+    flags = dict.fromkeys(("ceil_mode", "count_include_pad"), schema.flag)
+    return {**sizes_of_windows(axes), **flags, "divisor_override": schema.whole_or_none, **_NEURONS}
+
+
+def adaptive_settings(axes: int) -> dict[str, Check]:
+    """Return the checks of the settings of a pooling to a given size."""
+
+    def check(kind: str, name: str, value: Any) -> None:
+        for size in value if isinstance(value, (list, tuple)) and len(value) == axes else [value]:
+            schema.whole_or_none(kind, name, size)
+
+    return {"output_size": check, **_NEURONS}
