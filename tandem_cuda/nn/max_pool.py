@@ -99,7 +99,7 @@ class MaxPooling(Pooling):
         """Check that the input is a train of images whose counts are values, and not parts of differences."""
         if isinstance(x, SpikeTrain) and x.paired:
             raise ValueError(f"{type(self).__name__}: {_PAIRED}")
-        check_image(self, x)
+        check_image(self, x, self.axes)
 
     def out_size(self, *inputs: Value) -> Value:
         if any(x.pair_dim is not None for x in inputs):
