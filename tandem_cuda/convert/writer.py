@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -20,10 +20,6 @@ from ..nn import (
     SpikeCat,
     SpikeRearrange,
     SpikeWindows,
-    SpikingAdaptiveAvgPool2d,
-    SpikingAdaptiveAvgPool3d,
-    SpikingAvgPool2d,
-    SpikingAvgPool3d,
     TandemAdd,
     TandemElementwise,
     TandemGate,
@@ -36,6 +32,7 @@ from .gates import gated
 from .nodes import common_path, kept, kind_of, module_of, name_in_ann, owner_of, parametrized, steps_between, word_of
 from .options import Options
 from .pixels import Pixels
+from .pools import spiking_pool
 from .record import Origin
 from .trace import Traced
 from .values import Branch, Broken, Current, LevelUsers, Pooled, Real, SpikeSource, SpikingLayer, Train
@@ -178,7 +175,7 @@ class Writer:
                 x.forms[form] = replace(self.called(spikes, x.node, windows), windows=windows.size)
             else:
                 spikes = self.by_channel(self.spikes(x.source), True)
-                train = self.called(spikes, x.node, _spiking_pool(pool, self.options))
+                train = self.called(spikes, x.node, spiking_pool(pool, self.options))
                 if train.sources is None:
                     name = str(train.node.target)
                     self.pools.append((SpikingLayer(name, x.node, train.signed), train.level))
@@ -484,31 +481,6 @@ def _blaming(node: fx.Node | None, step: Callable[[Any], Any]) -> Callable[[Any]
             raise
 
     return blaming
-
-
-_POOLS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.AvgPool2d: SpikingAvgPool2d,
-    nn.AvgPool3d: SpikingAvgPool3d,
-    nn.AdaptiveAvgPool2d: SpikingAdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d: SpikingAdaptiveAvgPool3d,
-}
-
-
-def _spiking_pool(pool: Any, options: Options) -> nn.Module:
-    """Make the spiking layer for average pooling. Its neurons start and wait as the neurons of all layers do.
-
-    Where the divisor is smaller than the window, a spike stands for more than one spike of the window.
-    """
-    initial, two_phase = options.neuron.initial, options.neuron.two_phase
-    neurons: dict[str, Any] = {"initial": initial, "two_phase": two_phase, "engine": options.engine}
-    kind: Any = next(spiking for of_ann, spiking in _POOLS.items() if isinstance(pool, of_ann))
-    if hasattr(pool, "output_size"):
-        return cast(nn.Module, kind(pool.output_size, **neurons))
-    windows = pool.kernel_size, pool.stride, pool.padding
-    settings = pool.ceil_mode, pool.count_include_pad, pool.divisor_override
-    spiking = kind(*windows, *settings, **neurons)
-    spiking.threshold = spiking.amplitude = max(spiking.largest, 1.0)
-    return spiking
 
 
 def flattened_to(train: SpikeTrain, features: int) -> SpikeTrain:
