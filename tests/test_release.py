@@ -156,6 +156,12 @@ def written(folder, files, name=NAME, record=None, record_as="RECORD", errors="s
     return folder / name
 
 
+@pytest.fixture(autouse=True)
+def room_for_the_fastest_compression(monkeypatch):
+    """Wheels that are written here are larger than real ones."""
+    monkeypatch.setattr(verify, "LIMIT", 1.25 * verify.LIMIT)
+
+
 @pytest.fixture
 def auditwheel(monkeypatch):
     """It says that the wheel has the platform of its name; the rest of the tools is real."""
@@ -225,7 +231,7 @@ MUTANTS = {
         lambda files, _: {**files, OPERATORS: Path(tandem_cuda.library_path).read_bytes()},
         r"libtandem_cuda\.so is not stripped",
     ),
-    "too big": (lambda files, _: {**files, OPERATORS: os.urandom(17_000_000)}, "MB, more than 16"),
+    "too big": (lambda files, _: {**files, OPERATORS: os.urandom(21_000_000)}, "MB, more than 20"),
     "exports more": (
         lambda files, folder: {**files, OPERATORS: library(folder, "void more(void) {}")},
         r"libtandem_cuda\.so exports \['more', 'tandem_cuda_interface'\]",

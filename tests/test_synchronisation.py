@@ -149,7 +149,7 @@ def test_launches_of_a_layer_with_batch_norm(bits, forward, backward):
 @pytest.fixture
 def constants(monkeypatch):
     """Counts up each time that it makes a tensor."""
-    monkeypatch.setattr(constants_of_layers, "_kept", {})
+    monkeypatch.setattr(constants_of_layers, "_cached", {})
     monkeypatch.setattr(constants_of_layers, "_in_graphs", {})
     numbers = iter(range(1000))
 
