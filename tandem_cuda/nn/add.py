@@ -131,8 +131,8 @@ class TandemAdd(Spiking):
                 v = v * learned_threshold.learning_inverse(self.log_threshold, v.shape, steps).to(v.dtype)
         with torch.no_grad():
             bits, _ = self.spikes(pairs, steps, kernels=kernels)
-        fired = coupled(self.neuron, bits, v, steps, self.dtype_of(inputs))
-        pair_dim = self._sum_pair_dim(inputs)
+        dtype, pair_dim = self.dtype_of(inputs), self._sum_pair_dim(inputs)
+        fired = coupled(self.neuron, bits, v, steps, dtype)
         return fired if pair_dim is None else fired.replace_unchecked(pair_dim=pair_dim)
 
     @property

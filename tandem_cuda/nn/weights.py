@@ -78,10 +78,11 @@ class Weights:
 
     def arrange(self, weight: Tensor) -> Tensor:
         """Convert the parameter to the shape that the products take, for all neurons that share it; differentiable."""
-        weight, scale, wiring = self.synapses.as_kernel(weight), self.layer.input_scale, self.layer.wiring
+        synapses, scale, wiring = self.synapses, self.layer.input_scale, self.layer.wiring
+        weight = synapses.as_kernel(weight)
         if scale is not None:
-            weight = scaled_inputs(weight, scale, self.synapses.groups)
-        return self.synapses.for_images(weight if wiring is None else wiring.arrange(weight))
+            weight = scaled_inputs(weight, scale, synapses.groups)
+        return synapses.for_images(weight if wiring is None else wiring.arrange(weight))
 
     def floats(self) -> Tensor:
         """Return the weights as floats [O, C/groups, kH, kW] or [O, F]; differentiable."""
@@ -114,17 +115,21 @@ class Weights:
             return Kernel(self.floats())
         return self.packed(keep=not torch.is_grad_enabled() and may_cache(self.layer))
 
-    # -- with the drive, when no gradient is needed
+    # -- with the drive
 
-    def driving(self, drive: Drive, steps: int, amplitude: float) -> SpikingWeights:
-        """Return the spiking twin's weights for spikes of this amplitude; cached in eval mode."""
-        layer = self.layer
+    def driving(self, drive: Drive, steps: int, amplitude: float, learns: bool = False) -> SpikingWeights:
+        """Return the spiking twin's weights for spikes of this amplitude.
+
+        With ``learns``, they carry gradients. Otherwise, they are cached in eval mode.
+        """
+        if learns:
+            return drive.of_spikes(self.packed(), steps, amplitude)
         with torch.no_grad():
             if not may_cache(self.layer):
                 return drive.of_spikes(self.packed(), steps, amplitude)
             settings = steps, amplitude, self._eps(), self.bits
             make = functools.partial(self._driving, drive, steps, amplitude)
-            return layer._cache.weights(self.sources(), settings, make)
+            return self.layer._cache.weights(self.sources(), settings, make)
 
     def _driving(self, drive: Drive, steps: int, amplitude: float) -> SpikingWeights:
         return drive.of_spikes(self.packed(keep=True), steps, amplitude)
