@@ -251,7 +251,7 @@ class TandemAdd(Spiking):
             if isinstance(branch, TandemLayer):
                 kernel, drive = kernels[i] if kernels else None, drives[i] if drives else branch.drive
                 if kernel is None or drive is None:
-                    weights = branch.weights.driving(branch.drive, total, x.amplitude)
+                    weights = branch.drive.spiking_weights(branch.weights, total, x.amplitude)
                 else:
                     weights = drive.of_spikes(kernel, total, x.amplitude)
                 driven.append((branch.synapses, x, _scaled(weights, scale)))

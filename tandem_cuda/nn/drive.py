@@ -17,20 +17,24 @@ and in a frozen network.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops import checks
 from ..ops.division import divided
 from ..ops.update_statistics import check_batched
 from . import batch_norm, learned_threshold
 from .coupling import NormalisedSums, PreActivation, needs_gradient
 from .modes import recomputing
 from .synapses import Synapses
-from .weight_cache import Kernel, SpikingWeights
+from .weight_cache import Kernel, SpikingWeights, may_cache
 from .weighted import WeightedLayer
+from .weights import Weights
 from .wiring import paired
 
 
@@ -110,6 +114,57 @@ class Drive:
         if self._is_norm_alone():
             return SpikingWeights(kernel, *self._folded(kernel.unit, steps))
         return SpikingWeights(kernel, *self.affine().of_integers(kernel.unit).of_values(steps, constant))
+
+    def spiking_weights(self, weights: Weights, steps: int, amplitude: float, learns: bool = False) -> SpikingWeights:
+        """Return the spiking twin's weights for spikes of this amplitude.
+
+        With ``learns``, they carry gradients. Otherwise, they are cached in eval mode.
+        """
+        if learns:
+            return self.of_spikes(weights.packed(), steps, amplitude)
+        with torch.no_grad():
+            if not may_cache(weights.layer):
+                return self.of_spikes(weights.packed(), steps, amplitude)
+            make = functools.partial(self._of_cached, weights, steps, amplitude)
+            return self._cached(weights, (steps, amplitude), make)
+
+    def _of_cached(self, weights: Weights, steps: int, amplitude: float) -> SpikingWeights:
+        return self.of_spikes(weights.packed(keep=True), steps, amplitude)
+
+    def value_weights(self, weights: Weights, kernel: Kernel, steps: int, constant: bool) -> SpikingWeights:
+        """Return the kernel with scale and bias of the current that real input causes; cached in eval mode."""
+        if not may_cache(weights.layer):
+            return self._of_finite(weights, kernel, steps, constant)
+        make = functools.partial(self._of_finite, weights, kernel, steps, constant)
+        return self._cached(weights, ("encoded", steps, constant), make)
+
+    def _of_finite(self, weights: Weights, kernel: Kernel, steps: int, constant: bool) -> SpikingWeights:
+        checks.check_finite(self.name, "weight", weights.stored())
+        return self.of_values(kernel, steps, constant)
+
+    def _cached(self, weights: Weights, settings: Any, make: Callable[[], SpikingWeights]) -> SpikingWeights:
+        settings = *settings, None if self.norm is None else self.norm.eps, weights.bits
+        return weights.layer._cache.weights(weights.sources(), settings, make)
+
+    def folded(self, weights: Weights) -> tuple[Tensor, Tensor | None]:
+        """Return weight, in the shape that the products take, and bias, with gain and bias of the drive folded in.
+
+        Integers are returned as the floats that they stand for.
+        """
+        weight, (gain, bias) = weights.floats(), self.affine()
+        return weight if gain is None else weight * gain.view(-1, *[1] * (weight.dim() - 1)), bias
+
+    def rounding(self, weights: Weights) -> tuple[int, Tensor] | None:
+        """Return the bits of quantised weights, and what the integer 1 of each output stands for, or None for floats.
+
+        The gain of the drive is folded in.
+        """
+        if weights.quantiser is None:
+            return None
+        _, scale = weights.quantiser.integers(weights.stored())
+        gain = self.affine().gain
+        scale = scale.repeat_interleave(2) if weights.layer.fires_pairs else scale
+        return weights.quantiser.bits, scale if gain is None else scale * gain
 
     def has_gain(self, kernel: Kernel) -> bool:
         """Return whether the spiking twin multiplies the sums of these weights."""

@@ -88,7 +88,7 @@ class TandemLayer(SpikingTwin):
         if normalises or (learns and drive.norm is not None):
             return self._behind_norm(x, weights, drive)
         # The currents of all steps add up to v, so one product serves both twins.
-        now = weights.driving(drive, steps, x.amplitude, learns)
+        now = drive.spiking_weights(weights, steps, x.amplitude, learns)
         fired = synapses.fire(x, now, Firing(self.neuron, self.engine), want_sum=learns)
         v = learning(fired.sum, drive.log_threshold, steps) if learns else None
         return coupled(self.neuron, fired.bits, v, steps, dtype)
@@ -129,7 +129,7 @@ class TandemLayer(SpikingTwin):
             refuse_tangent(type(self).__name__, sums)
         v = drive.pre_activation_of_values(sums, kernel, steps, constant)
         with torch.no_grad():
-            now = weights.driving_values(drive, steps, constant, kernel)
+            now = drive.value_weights(weights, kernel, steps, constant)
             fired = run_neurons(self.neuron, sums, steps, x.mode, now.scale, now.bias, synapses.features)
         return v.couple(fired.bits)
 
