@@ -131,8 +131,8 @@ class TandemAdd(Spiking):
                 v = v * learned_threshold.learning_inverse(self.log_threshold, v.shape, steps).to(v.dtype)
         with torch.no_grad():
             bits, _ = self.spikes(pairs, steps, kernels=kernels)
-        fired = coupled(self.neuron, bits, v, steps, self.dtype_of(inputs))
-        pair_dim = self._sum_pair_dim(inputs)
+        dtype, pair_dim = self.dtype_of(inputs), self._sum_pair_dim(inputs)
+        fired = coupled(self.neuron, bits, v, steps, dtype)
         return fired if pair_dim is None else fired.replace_unchecked(pair_dim=pair_dim)
 
     @property
@@ -251,7 +251,7 @@ class TandemAdd(Spiking):
             if isinstance(branch, TandemLayer):
                 kernel, drive = kernels[i] if kernels else None, drives[i] if drives else branch.drive
                 if kernel is None or drive is None:
-                    weights = branch.weights.driving(branch.drive, total, x.amplitude)
+                    weights = branch.drive.spiking_weights(branch.weights, total, x.amplitude)
                 else:
                     weights = drive.of_spikes(kernel, total, x.amplitude)
                 driven.append((branch.synapses, x, _scaled(weights, scale)))

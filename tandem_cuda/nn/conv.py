@@ -39,7 +39,7 @@ class TandemConvolution(TandemLayer):
     """A convolutional tandem layer; torch's convolution must come next in the bases."""
 
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
-        return convolution(self, *self.weights.folded(), outputs, self.weights.rounding())
+        return convolution(self, *self.drive.folded(self.weights), outputs, self.drive.rounding(self.weights))
 
 
 class TandemConv2d(TandemConvolution, nn.Conv2d):  # type: ignore[misc]  # forward: spike trains, not tensors
@@ -321,11 +321,11 @@ class TandemConvTranspose2d(TandemConvolution, nn.ConvTranspose2d):  # type: ign
         return ConvTranspose2dSynapses(self)
 
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
-        weight, bias = self.weights.folded()
+        weight, bias = self.drive.folded(self.weights)
         padding: Any = self.padding
         above, left = (span - pad for span, pad in zip(spans(weight, self.dilation), padding, strict=True))
         dilation: Any = self.dilation
         geometry = NirGeometry((1, 1), (above, left), dilation, self.groups, image(outputs)[1:])
         strided = any(s > 1 and n > 1 for s, n in zip(self.stride, inputs[1:], strict=True))
         refused = f"its stride must be 1 (NIR has no transposed convolution), got {self.stride}"
-        return Product(weight, bias, geometry, self.weights.rounding(), (refused,) if strided else ())
+        return Product(weight, bias, geometry, self.drive.rounding(self.weights), (refused,) if strided else ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +25,65 @@ def coupled(
         dtype: dtype of the count.
         scale: the factor in v.
     """
-    if v is None or not (torch.is_grad_enabled() and v.requires_grad):
-        return SpikeTrain.unchecked(bits, steps, dtype=dtype, amplitude=neuron.amplitude)
-    scaled = neuron if scale == 1 else neuron.scaled(scale)
-    count = ops.tandem_count.trusted(bits, v, steps, scaled, neuron.upper(steps, scale))
-    return SpikeTrain.unchecked(bits, steps, count, amplitude=neuron.amplitude)
+    count: Tensor | None = None
+    if v is not None and torch.is_grad_enabled() and v.requires_grad:
+        scaled = neuron if scale == 1 else neuron.scaled(scale)
+        count = ops.tandem_count.trusted(bits, v, steps, scaled, neuron.upper(steps, scale))
+    return SpikeTrain.unchecked(bits, steps, count, dtype, amplitude=neuron.amplitude)
+
+
+class PreActivation(NamedTuple):
+    """v * scale, whose gradient the spikes will carry; None if no gradient is needed."""
+
+    neuron: Neuron
+    v: Tensor | None
+    steps: int
+    dtype: torch.dtype
+    scale: float = 1.0
+
+    def couple(self, bits: Tensor) -> SpikeTrain:
+        """Return the spikes, whose count carries the gradient of the ANN's activation."""
+        return coupled(self.neuron, bits, self.v, self.steps, self.dtype, self.scale)
+
+
+class NormalisedSums(NamedTuple):
+    """v = scale * (norm(factor * unit * sums + bias) + correction) with batch statistics; v is not stored."""
+
+    neuron: Neuron
+    threshold: float
+    """The neuron's ``relu_threshold``."""
+    norm: Any
+    sums: Tensor
+    unit: Tensor | None
+    statistics: tuple[Tensor, Tensor]
+    """Mean and biased variance of the sums, each [O]."""
+    steps: int
+    factor: float
+    bias: Tensor | None
+    """The layer's bias. Batch norm cancels it."""
+    scale: Tensor | None
+    correction: Tensor | None
+
+    def couple(self, bits: Tensor) -> SpikeTrain:
+        """Return the spikes, whose count carries the gradient of the ANN's activation."""
+        norm, bias = self.norm, self.bias
+        beta = norm.bias if bias is None else torch.add(norm.bias, bias, alpha=0)  # gives the bias a zero gradient
+        gamma, beta = norm.weight, beta if self.correction is None else beta + self.correction
+        if self.scale is not None:
+            gamma, beta = gamma * self.scale, beta * self.scale
+        count = ops.tandem_norm_count.trusted(
+            bits,
+            self.sums,
+            *self.statistics,
+            gamma,
+            beta,
+            self.steps,
+            unit=self.unit,
+            eps=norm.eps / self.factor**2,
+            threshold=self.threshold,
+            upper=self.neuron.upper(self.steps),
+        )
+        return SpikeTrain.unchecked(bits, self.steps, count, amplitude=self.neuron.amplitude)
 
 
 def carrying(bits: Tensor, x: SpikeTrain, ann: Tensor | None, factor: float = 1.0) -> SpikeTrain:

@@ -6,7 +6,8 @@ With the sums W * c of all time steps, a layer's pre-activation is::
 
 A is the amplitude of the input's spikes, and ``unit`` is what an integer weight stands for. A layer need not have batch
 norm, correction and thresholds (of a converted network, constant) or log_threshold (which learns). In the spiking twin
-batch norm uses its running statistics, so that all of this is one gain g and one bias b, and the current is::
+batch norm uses its running statistics, in training already updated with this batch. All of this is then one gain g and
+one bias b, and the current is::
 
     x[t] = (A * unit * g) * (W * s[t]) + b / T
 
@@ -16,20 +17,24 @@ and in a frozen network.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..neuron import Neuron
+from ..ops import checks
 from ..ops.division import divided
-from ..spike_train import SpikeTrain
+from ..ops.update_statistics import check_batched
 from . import batch_norm, learned_threshold
-from .coupling import coupled, needs_gradient
+from .coupling import NormalisedSums, PreActivation, needs_gradient
+from .modes import recomputing
 from .synapses import Synapses
-from .weight_cache import Kernel, SpikingWeights
+from .weight_cache import Kernel, SpikingWeights, may_cache
 from .weighted import WeightedLayer
+from .weights import Weights
 from .wiring import paired
 
 
@@ -110,6 +115,57 @@ class Drive:
             return SpikingWeights(kernel, *self._folded(kernel.unit, steps))
         return SpikingWeights(kernel, *self.affine().of_integers(kernel.unit).of_values(steps, constant))
 
+    def spiking_weights(self, weights: Weights, steps: int, amplitude: float, learns: bool = False) -> SpikingWeights:
+        """Return the spiking twin's weights for spikes of this amplitude.
+
+        With ``learns``, they carry gradients. Otherwise, they are cached in eval mode.
+        """
+        if learns:
+            return self.of_spikes(weights.packed(), steps, amplitude)
+        with torch.no_grad():
+            if not may_cache(weights.layer):
+                return self.of_spikes(weights.packed(), steps, amplitude)
+            make = functools.partial(self._of_cached, weights, steps, amplitude)
+            return self._cached(weights, (steps, amplitude), make)
+
+    def _of_cached(self, weights: Weights, steps: int, amplitude: float) -> SpikingWeights:
+        return self.of_spikes(weights.packed(keep=True), steps, amplitude)
+
+    def value_weights(self, weights: Weights, kernel: Kernel, steps: int, constant: bool) -> SpikingWeights:
+        """Return the kernel with scale and bias of the current that real input causes; cached in eval mode."""
+        if not may_cache(weights.layer):
+            return self._of_finite(weights, kernel, steps, constant)
+        make = functools.partial(self._of_finite, weights, kernel, steps, constant)
+        return self._cached(weights, ("encoded", steps, constant), make)
+
+    def _of_finite(self, weights: Weights, kernel: Kernel, steps: int, constant: bool) -> SpikingWeights:
+        checks.check_finite(self.name, "weight", weights.stored())
+        return self.of_values(kernel, steps, constant)
+
+    def _cached(self, weights: Weights, settings: Any, make: Callable[[], SpikingWeights]) -> SpikingWeights:
+        settings = *settings, None if self.norm is None else self.norm.eps, weights.bits
+        return weights.layer._cache.weights(weights.sources(), settings, make)
+
+    def folded(self, weights: Weights) -> tuple[Tensor, Tensor | None]:
+        """Return weight, in the shape that the products take, and bias, with gain and bias of the drive folded in.
+
+        Integers are returned as the floats that they stand for.
+        """
+        weight, (gain, bias) = weights.floats(), self.affine()
+        return weight if gain is None else weight * gain.view(-1, *[1] * (weight.dim() - 1)), bias
+
+    def rounding(self, weights: Weights) -> tuple[int, Tensor] | None:
+        """Return the bits of quantised weights, and what the integer 1 of each output stands for, or None for floats.
+
+        The gain of the drive is folded in.
+        """
+        if weights.quantiser is None:
+            return None
+        _, scale = weights.quantiser.integers(weights.stored())
+        gain = self.affine().gain
+        scale = scale.repeat_interleave(2) if weights.layer.fires_pairs else scale
+        return weights.quantiser.bits, scale if gain is None else scale * gain
+
     def has_gain(self, kernel: Kernel) -> bool:
         """Return whether the spiking twin multiplies the sums of these weights."""
         return any(x is not None for x in (self.norm, self.log_threshold, self.thresholds, kernel.unit))
@@ -132,11 +188,6 @@ class Drive:
         """Return whether there is a batch norm in training mode."""
         return self.norm is not None and self.norm.training
 
-    def learning(self, v: Tensor, steps: int) -> Tensor:
-        """Return v, which is in units of the learned threshold already, with the gradient of ``log_threshold``."""
-        log_threshold = self.log_threshold
-        return v if log_threshold is None else v * learned_threshold.learning(log_threshold, v.shape, steps)
-
     def pre_activation(
         self, sums: Tensor, unit: Tensor | None, steps: int, factor: float = 1.0
     ) -> PreActivation | NormalisedSums:
@@ -157,7 +208,7 @@ class Drive:
         learned = self._learned_inverse(sums, steps) if learns else None
         threshold = neuron.relu_threshold
         if norm.training and threshold is not None and not self._paired and batch_norm.fuses(norm, sums):
-            statistics = batch_norm.update_statistics(norm, sums, unit, factor, bias)
+            statistics = _moved_statistics(norm, sums, unit, factor, bias)
             if not learns:
                 return PreActivation(neuron, None, steps, sums.dtype)
             scale = learned
@@ -213,10 +264,10 @@ class Drive:
         norm, features, correction = self.norm, self.synapses.features, self.correction
         if self._paired:
             positive = v.movedim(features, -1)[..., ::2].movedim(-1, features)
-            v = batch_norm.normalised(norm, positive, features).movedim(features, -1)
+            v = _normalised(norm, positive, features).movedim(features, -1)
             v = torch.stack([v, -v], -1).flatten(-2).movedim(-1, features)
         else:
-            v = batch_norm.normalised(norm, v, features)
+            v = _normalised(norm, v, features)
         return v if correction is None else v + self._over(v, correction)
 
     def _over(self, v: Tensor, x: Tensor) -> Tensor:
@@ -224,58 +275,48 @@ class Drive:
         return x if self.synapses.features == -1 else x.view(-1, *[1] * (v.dim() - 2))
 
 
-class PreActivation(NamedTuple):
-    """v * scale, whose gradient the spikes will carry; None if no gradient is needed."""
+def _moved_statistics(
+    norm: Any, product: Tensor, unit: Tensor | None, repeats: float, missing: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Update the running statistics with the statistics of repeats * unit * product + missing, as batch norm does.
 
-    neuron: Neuron
-    v: Tensor | None
-    steps: int
-    dtype: torch.dtype
-    scale: float = 1.0
+    Returns mean and biased variance of ``product`` itself, each [O].
+    """
+    mean, var = ops.batch_statistics.trusted(product.detach())
+    if not recomputing():
+        running = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        factors = {"unit": unit, "repeats": repeats, "momentum": norm.momentum}
+        ops.update_statistics_.trusted(*running, mean, var, product, missing=missing, **factors)
+    return mean, var
 
-    def couple(self, bits: Tensor) -> SpikeTrain:
-        """Return the spikes, whose count carries the gradient of the ANN's activation."""
-        return coupled(self.neuron, bits, self.v, self.steps, self.dtype, self.scale)
+
+def _normalised(norm: Any, v: Tensor, features: int) -> Tensor:
+    """Return norm(v); running statistics move once per batch, not when recomputing.
+
+    Args:
+        norm: the batch norm.
+        v: [N, O, ...].
+        features: the dimension of v that has the O channels, 1 or -1.
+    """
+    if norm.training:
+        check_batched(type(norm).__name__, norm.running_mean, v)
+    if not norm.training or not recomputing():
+        return _applied(norm, v, features)
+    buffers = norm._buffers
+    moved = dict(buffers)
+    buffers.update({name: x.clone() for name, x in moved.items()})
+    try:
+        return _applied(norm, v, features)
+    finally:
+        buffers.update(moved)
 
 
-class NormalisedSums(NamedTuple):
-    """v = scale * (norm(factor * unit * sums + bias) + correction) with batch statistics; v is not stored."""
-
-    neuron: Neuron
-    threshold: float
-    """The neuron's ``relu_threshold``."""
-    norm: Any
-    sums: Tensor
-    unit: Tensor | None
-    statistics: tuple[Tensor, Tensor]
-    """Mean and biased variance of the sums, each [O]."""
-    steps: int
-    factor: float
-    bias: Tensor | None
-    """The layer's bias. Batch norm cancels it."""
-    scale: Tensor | None
-    correction: Tensor | None
-
-    def couple(self, bits: Tensor) -> SpikeTrain:
-        """Return the spikes, whose count carries the gradient of the ANN's activation."""
-        norm, bias = self.norm, self.bias
-        beta = norm.bias if bias is None else torch.add(norm.bias, bias, alpha=0)  # gives the bias a zero gradient
-        gamma, beta = norm.weight, beta if self.correction is None else beta + self.correction
-        if self.scale is not None:
-            gamma, beta = gamma * self.scale, beta * self.scale
-        count = ops.tandem_norm_count.trusted(
-            bits,
-            self.sums,
-            *self.statistics,
-            gamma,
-            beta,
-            self.steps,
-            unit=self.unit,
-            eps=norm.eps / self.factor**2,
-            threshold=self.threshold,
-            upper=self.neuron.upper(self.steps),
-        )
-        return SpikeTrain.unchecked(bits, self.steps, count, amplitude=self.neuron.amplitude)
+def _applied(norm: Any, v: Tensor, features: int) -> Tensor:
+    if features == -1 and v.dim() > 2:  # torch's batch norm wants the channels behind N
+        flat: Tensor = norm(v.flatten(0, -2))
+        return flat.view(v.shape)
+    normalised: Tensor = norm(v)
+    return normalised
 
 
 def _sum(bias: Tensor | None, correction: Tensor | None) -> Tensor | None:

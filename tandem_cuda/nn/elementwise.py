@@ -126,7 +126,7 @@ class TandemElementwise(TandemConv2d):
         return FeaturewiseSynapses(self) if self.of_features else ElementwiseSynapses(self)
 
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
-        weight, bias = self.weights.folded()
+        weight, bias = self.drive.folded(self.weights)
         if len(inputs) == 1 or self.of_features:
             return Product(nir.dense(weight, self.groups)[:, :, 0, 0], bias)
         return Product(weight, bias, nir.NirGeometry((1, 1), (0, 0), (1, 1), self.groups, nir.image(inputs)[1:]))

@@ -46,20 +46,20 @@ def inverse_threshold(log_threshold: Tensor) -> Tensor:
     return torch.exp(-log_threshold.detach().double()).to(log_threshold.dtype)
 
 
-def learning(log_threshold: Tensor, shape: Sequence[int], steps: int) -> Tensor:
-    """Return a factor of exactly 1, [], whose gradient with respect to l is -1 / sqrt(neurons per sample * T).
+def learning(v: Tensor, log_threshold: Tensor | None, steps: int) -> Tensor:
+    """Return a pre-activation [N, ...], which is in units of exp(l) already, with the gradient of l.
 
-    A pre-activation in units of exp(l), multiplied by it, has the gradient of l.
-
-    Args:
-        log_threshold: l.
-        shape: [N, ...] of the layer's neurons.
-        steps: T.
+    If the threshold does not learn, l is None, and v is returned.
     """
-    share = 1 / math.sqrt(max(1, math.prod(shape[1:])) * steps)
-    return torch.exp((log_threshold.detach() - log_threshold) * share)
+    return v if log_threshold is None else v * _one(log_threshold, v.shape, steps)
 
 
 def learning_inverse(log_threshold: Tensor, shape: Sequence[int], steps: int) -> Tensor:
-    """Return :func:`inverse_threshold` with the gradient of :func:`learning`."""
-    return inverse_threshold(log_threshold) * learning(log_threshold, shape, steps)
+    """Return :func:`inverse_threshold` with the gradient of l, for neurons [N, ...] and T time steps."""
+    return inverse_threshold(log_threshold) * _one(log_threshold, shape, steps)
+
+
+def _one(log_threshold: Tensor, shape: Sequence[int], steps: int) -> Tensor:
+    """Return a factor of exactly 1, [], whose gradient with respect to l is -1 / sqrt(neurons per sample * T)."""
+    share = 1 / math.sqrt(max(1, math.prod(shape[1:])) * steps)
+    return torch.exp((log_threshold.detach() - log_threshold) * share)

@@ -67,4 +67,4 @@ class TandemLinear(TandemLayer, nn.Linear):  # type: ignore[misc]  # forward: sp
         return LinearSynapses(self)
 
     def nir_product(self, inputs: Shape, outputs: Shape) -> Product:
-        return Product(*self.weights.folded(), rounding=self.weights.rounding())
+        return Product(*self.drive.folded(self.weights), rounding=self.drive.rounding(self.weights))

@@ -18,6 +18,7 @@ from .coupling import coupled, needs_gradient
 from .drive import Drive, per_step
 from .encode import EncodedInput
 from .firing import Firing, run_neurons
+from .learned_threshold import learning
 from .nir import NirWriter, Product, Shape, Signal
 from .spiking import KINDS
 from .spiking_twin import SpikingTwin
@@ -70,7 +71,8 @@ class TandemLayer(SpikingTwin):
     def _both_twins(self, x: SpikeTrain | EncodedInput, weights: Weights) -> SpikeTrain:
         synapses = weights.synapses
         drive = Drive(self, synapses)
-        self._check_norm(x, drive)
+        if drive.norm is not None:
+            self._check_norm(x, synapses)
         if isinstance(x, EncodedInput):
             return self._from_values(x, weights, drive)
         if not isinstance(x, SpikeTrain):
@@ -86,16 +88,14 @@ class TandemLayer(SpikingTwin):
         if normalises or (learns and drive.norm is not None):
             return self._behind_norm(x, weights, drive)
         # The currents of all steps add up to v, so one product serves both twins.
-        amplitude, firing = x.amplitude, Firing(self.neuron, self.engine)
-        if learns:
-            fired = synapses.fire(x, drive.of_spikes(weights.packed(), steps, amplitude), firing, want_sum=True)
-            return coupled(self.neuron, fired.bits, drive.learning(fired.sum, steps), steps, dtype)
-        fired = synapses.fire(x, weights.driving(drive, steps, amplitude), firing)
-        return coupled(self.neuron, fired.bits, None, steps, dtype)
+        now = drive.spiking_weights(weights, steps, x.amplitude, learns)
+        fired = synapses.fire(x, now, Firing(self.neuron, self.engine), want_sum=learns)
+        v = learning(fired.sum, drive.log_threshold, steps) if learns else None
+        return coupled(self.neuron, fired.bits, v, steps, dtype)
 
-    def _check_norm(self, x: Any, drive: Drive) -> None:
+    def _check_norm(self, x: Any, synapses: Synapses) -> None:
         """Raise ValueError where batch norm of the ANN normalises another dimension than the features."""
-        if drive.norm is None or self.wiring is None or drive.synapses.features == 1:
+        if self.wiring is None or synapses.features == 1:
             return
         shape = list(x.value.shape if isinstance(x, EncodedInput) else x.shape)
         if len(shape) > 2:
@@ -106,7 +106,7 @@ class TandemLayer(SpikingTwin):
 
     def _behind_norm(self, x: SpikeTrain, weights: Weights, drive: Drive) -> SpikeTrain:
         """Run spikes through a layer with batch norm, in training or where a gradient is needed."""
-        synapses, kernel, steps = weights.synapses, weights.packed(), x.time_steps
+        synapses, kernel, steps = drive.synapses, weights.packed(), x.time_steps
         scale, unit = kernel.unit, None
         if self.neuron.two_phase and scale is not None:  # these neurons take the sums themselves
             scale, unit = torch.ones_like(scale), scale
@@ -122,14 +122,14 @@ class TandemLayer(SpikingTwin):
 
     def _from_values(self, x: EncodedInput, weights: Weights, drive: Drive) -> SpikeTrain:
         """Run real input, whose product with the weights drives the neurons of both twins."""
-        synapses, kernel, steps, constant = weights.synapses, weights.for_values(), x.time_steps, x.mode == "constant"
+        synapses, kernel, steps, constant = drive.synapses, weights.for_values(), x.time_steps, x.mode == "constant"
         bias = per_step(drive.bias(), steps) if constant and not drive.has_gain(kernel) else None
         sums = synapses.value_product(x.value, kernel, bias)
         if not torch.compiler.is_compiling():
             refuse_tangent(type(self).__name__, sums)
         v = drive.pre_activation_of_values(sums, kernel, steps, constant)
         with torch.no_grad():
-            now = weights.driving_values(drive, steps, constant, kernel)
+            now = drive.value_weights(weights, kernel, steps, constant)
             fired = run_neurons(self.neuron, sums, steps, x.mode, now.scale, now.bias, synapses.features)
         return v.couple(fired.bits)
 

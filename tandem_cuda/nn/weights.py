@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -11,10 +10,9 @@ from torch.nn.utils import parametrize
 
 from .. import ops
 from ..ops import checks
-from .drive import Drive
 from .quantiser import parametrisation
 from .synapses import Synapses
-from .weight_cache import Kernel, SpikingWeights, may_cache
+from .weight_cache import Kernel, may_cache
 from .weighted import WeightedLayer
 from .wiring import scaled_inputs
 
@@ -78,10 +76,11 @@ class Weights:
 
     def arrange(self, weight: Tensor) -> Tensor:
         """Convert the parameter to the shape that the products take, for all neurons that share it; differentiable."""
-        weight, scale, wiring = self.synapses.as_kernel(weight), self.layer.input_scale, self.layer.wiring
+        synapses, scale, wiring = self.synapses, self.layer.input_scale, self.layer.wiring
+        weight = synapses.as_kernel(weight)
         if scale is not None:
-            weight = scaled_inputs(weight, scale, self.synapses.groups)
-        return self.synapses.for_images(weight if wiring is None else wiring.arrange(weight))
+            weight = scaled_inputs(weight, scale, synapses.groups)
+        return synapses.for_images(weight if wiring is None else wiring.arrange(weight))
 
     def floats(self) -> Tensor:
         """Return the weights as floats [O, C/groups, kH, kW] or [O, F]; differentiable."""
@@ -113,58 +112,6 @@ class Weights:
         if self.bits is None:
             return Kernel(self.floats())
         return self.packed(keep=not torch.is_grad_enabled() and may_cache(self.layer))
-
-    # -- with the drive, when no gradient is needed
-
-    def driving(self, drive: Drive, steps: int, amplitude: float) -> SpikingWeights:
-        """Return the spiking twin's weights for spikes of this amplitude; cached in eval mode."""
-        layer = self.layer
-        with torch.no_grad():
-            if not may_cache(self.layer):
-                return drive.of_spikes(self.packed(), steps, amplitude)
-            settings = steps, amplitude, self._eps(), self.bits
-            make = functools.partial(self._driving, drive, steps, amplitude)
-            return layer._cache.weights(self.sources(), settings, make)
-
-    def _driving(self, drive: Drive, steps: int, amplitude: float) -> SpikingWeights:
-        return drive.of_spikes(self.packed(keep=True), steps, amplitude)
-
-    def driving_values(self, drive: Drive, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
-        """Return scale and bias for the sums of real input; cached in eval mode."""
-        if not may_cache(self.layer):
-            return self._driving_values(drive, steps, constant, kernel)
-        settings = "encoded", steps, constant, self._eps(), self.bits
-        make = functools.partial(self._driving_values, drive, steps, constant, kernel)
-        return self.layer._cache.weights(self.sources(), settings, make)
-
-    def _driving_values(self, drive: Drive, steps: int, constant: bool, kernel: Kernel) -> SpikingWeights:
-        checks.check_finite(type(self.layer).__name__, "weight", self.stored())
-        return drive.of_values(kernel, steps, constant)
-
-    def _eps(self) -> float | None:
-        return None if self.layer.norm is None else self.layer.norm.eps
-
-    # -- for other programs
-
-    def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Return weight, in the shape that the products take, and bias, with gain and bias of the drive folded in.
-
-        Integers are returned as the floats that they stand for.
-        """
-        weight, (gain, bias) = self.floats(), Drive(self.layer).affine()
-        return weight if gain is None else weight * gain.view(-1, *[1] * (weight.dim() - 1)), bias
-
-    def rounding(self) -> tuple[int, Tensor] | None:
-        """Return the bits of quantised weights, and what the integer 1 of each output stands for, or None for floats.
-
-        The gain of the drive is folded in.
-        """
-        if self.quantiser is None:
-            return None
-        _, scale = self.quantiser.integers(self.stored())
-        gain = Drive(self.layer).affine().gain
-        scale = scale.repeat_interleave(2) if self.layer.fires_pairs else scale
-        return self.quantiser.bits, scale if gain is None else scale * gain
 
 
 def stored(module: nn.Module, name: str) -> tuple[nn.Module, str]:
