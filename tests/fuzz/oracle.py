@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tandem_cuda import IF, LIF, AdaptiveIF
+from tandem_cuda import IF
 
 
 def pack(spikes):
@@ -98,11 +98,12 @@ def lif_model_gradient(neuron, grad, v, steps, upper):
     return lif_gradient(grad.astype(np.float64), v, steps, neuron.threshold, neuron.leak, upper)
 
 
+# By the number of the model, as in csrc/neuron/models.h.
 MODELS = {
-    IF().kind: Model(if_step, if_gradient),
-    LIF().kind: Model(lif_step, lif_model_gradient),
-    IF(refractory=1).kind: Model(refractory_step, refractory_gradient),
-    AdaptiveIF().kind: Model(adaptive_step, adaptive_gradient),
+    0: Model(if_step, if_gradient),
+    1: Model(lif_step, lif_model_gradient),
+    2: Model(refractory_step, refractory_gradient),
+    3: Model(adaptive_step, adaptive_gradient),
 }
 
 
