@@ -395,7 +395,7 @@ def test_whole_numbers_become_floats(model: type[Neuron]) -> None:
 @pytest.mark.parametrize("wrong", [1.0, None, "IF", IF, {"threshold": 1.0}])
 def test_no_neuron(wrong: Any) -> None:
     bits = torch.zeros(1, 2, 3, dtype=torch.uint8)
-    message = rf"neuron must be IF\(\.\.\.\) or .*, got {type(wrong).__name__}"
+    message = rf"neuron must be IF\(\.\.\.\), .* or .*\(\.\.\.\), got {type(wrong).__name__}"
     calls = {
         "TandemLinear": lambda: TandemLinear(3, 4, neuron=wrong),
         "convert": lambda: convert(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()), 8, neuron=wrong),

@@ -51,8 +51,8 @@ def of_settings(name: str, settings: Any) -> Neuron:
 def check_neuron(name: str, neuron: Any) -> None:
     """TypeError unless this is a neuron model; ``name`` is the operator or layer that was given it."""
     if not isinstance(neuron, Neuron):
-        models = " or ".join(f"{model.__name__}(...)" for model in MODELS)
-        raise TypeError(f"{name}: neuron must be {models}, got {type(neuron).__name__}")
+        *names, last = (f"{model.__name__}(...)" for model in MODELS)
+        raise TypeError(f"{name}: neuron must be {', '.join(names)} or {last}, got {type(neuron).__name__}")
 
 
 __all__ = [

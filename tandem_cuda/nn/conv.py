@@ -196,7 +196,7 @@ class TandemConv3d(TandemConvolution, nn.Conv3d):  # type: ignore[misc]  # forwa
         device: device of the parameters.
         dtype: dtype of the parameters, float32 or float64.
         norm: None, or "batch" for batch norm between weights and neurons, in the submodule ``norm`` (nn.BatchNorm3d).
-        neuron: IF(...) or LIF(...).
+        neuron: a neuron model, such as IF(...).
         engine: "auto", "event" or "dense", as in :func:`tandem_cuda.ops.spiking_conv2d`.
         learn_threshold: learn the threshold, neuron.threshold * exp(``log_threshold``). The parameter ``log_threshold``
             is a scalar and starts at 0 (:mod:`tandem_cuda.nn.learned_threshold`: LSQ, arXiv:1902.08153).
