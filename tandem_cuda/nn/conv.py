@@ -188,7 +188,7 @@ class TandemConv3d(TandemConvolution, nn.Conv3d):  # type: ignore[misc]  # forwa
         out_channels: O.
         kernel_size: an int or three.
         stride: an int or three.
-        padding: an int, three of them, "valid" or "same".
+        padding: an int, three ints, "valid" or "same".
         dilation: spacing of the kernel taps, an int or three.
         groups: number of channel groups.
         bias: learn an additive bias. The ANN adds it once, the spiking twin adds 1/T of it at every time step.

@@ -13,7 +13,7 @@ Spiking Neural Networks", IEEE TNNLS 2021, doi:10.1109/TNNLS.2021.3095724.
 from ..neuron import IF as IF
 from ..neuron import Neuron as Neuron
 from . import layers, pooling
-from .layers import *  # noqa: F403
+from .layers import *  # noqa: F403  # __all__ says which names
 from .ops import (
     Pair,
     fold_norm,
@@ -27,7 +27,7 @@ from .ops import (
     unpack_spikes,
     update_statistics_,
 )
-from .pooling import *  # noqa: F403
+from .pooling import *  # noqa: F403  # likewise
 from .products import (
     count_conv2d,
     count_linear,
