@@ -14,9 +14,10 @@ from .base import Neuron, stacked
 from .if_ import IF
 from .lif import LIF
 from .parameter import Parameter
+from .radix_if import RadixIF
 
 MODELS: tuple[type[Neuron], ...] = (IF, LIF, AdaptiveIF)
-"""All models. Settings are offered to them in this order."""
+"""All models of the compiled library. Settings are offered to them in this order."""
 
 KINDS: dict[int, type[Neuron]] = {kind: model for model in MODELS for kind in model.KINDS}
 STATES: dict[int, int] = {number: kind.states for model in MODELS for number, kind in model.KINDS.items()}
@@ -49,8 +50,8 @@ def of_settings(name: str, settings: Any) -> Neuron:
 
 
 def check_neuron(name: str, neuron: Any) -> None:
-    """TypeError unless this is a neuron model; ``name`` is the operator or layer that was given it."""
-    if not isinstance(neuron, Neuron):
+    """TypeError unless the compiled library has this neuron; ``name`` is the operator or layer that was given it."""
+    if not isinstance(neuron, MODELS):
         *names, last = (f"{model.__name__}(...)" for model in MODELS)
         raise TypeError(f"{name}: neuron must be {', '.join(names)} or {last}, got {type(neuron).__name__}")
 
@@ -64,6 +65,7 @@ __all__ = [
     "AdaptiveIF",
     "Neuron",
     "Parameter",
+    "RadixIF",
     "check_neuron",
     "of_parameters",
     "of_settings",

@@ -75,6 +75,8 @@ class Neuron:
     initial: float
     two_phase: bool = False
     """Whether the neuron first integrates the input of all time steps, and only then spikes."""
+    radix: bool = False
+    """Whether a spike of time step t weighs 2^(T-t) in the layer behind, in units of the amplitude; otherwise 1."""
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
@@ -135,7 +137,18 @@ class Neuron:
         """
         raise NotImplementedError
 
+    def discharge(self, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Spike in T = ``steps`` time steps, after the input of all steps, v [N, ...]; of neurons with ``radix``.
+
+        Returns the spikes [T, N, ...], 0 or 1 in the dtype of v, and the potential that is left, [1, N, ...].
+        """
+        raise NotImplementedError
+
     # -- its ANN twin
+
+    def amplitude_at(self, steps: int) -> float:
+        """Return what a spike weighs in the layer behind; with ``radix``, a spike of the last of T time steps."""
+        return self.amplitude
 
     @property
     def saturation(self) -> float:
@@ -144,6 +157,10 @@ class Neuron:
 
     def largest(self, steps: int) -> float:
         """Return the approximate spike count of a neuron whose current is at or above ``saturation``."""
+        return steps
+
+    def levels(self, steps: int) -> int:
+        """Return the largest number that T = ``steps`` spikes can stand for, in units of the amplitude."""
         return steps
 
     @property

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..neuron import IF, Neuron
+from ..neuron.radix_if import check_radix_steps
 from .ops import check_time_steps, couple, neuron_loop, replace_value
 
 __all__ = [
@@ -33,21 +34,34 @@ Drive = tuple[Tensor | None, Sequence[Tensor]]
 
 
 class DenseTrain:
-    """Spikes [T, N, ...] as a float tensor of 0 and 1, and their count [N, ...], which carries the tandem gradient.
+    """Spikes [T, N, ...] as a float tensor of 0 and 1, and their value [N, ...], which carries the tandem gradient.
 
-    amplitude: weight of one spike in the next layer.
+    The value is what the next layer reads, in units of amplitude: the spike count or, of radix spikes, the sum over t
+    of 2^(T-t) s[t].
 
     Examples:
         >>> train = reference.DenseTrain(torch.ones(4, 2, 3))
         >>> train.count.shape
         torch.Size([2, 3])
+        >>> reference.DenseTrain(torch.ones(4, 1, 1), radix=True).value
+        tensor([[15.]])
     """
 
-    def __init__(self, spikes: Tensor, count: Tensor | None = None, amplitude: float = 1.0) -> None:
+    def __init__(
+        self, spikes: Tensor, value: Tensor | None = None, amplitude: float = 1.0, radix: bool = False
+    ) -> None:
+        if radix:
+            check_radix_steps("DenseTrain", spikes.shape[0])
         self.spikes = spikes
         self.amplitude = amplitude
+        self.radix = radix
         # This sum, unlike spikes.sum(0), keeps the channels_last memory format.
-        self.count = reduce(torch.add, spikes) if count is None else count
+        self.value = reduce(torch.add, weighted_spikes(spikes, radix)) if value is None else value
+
+    @property
+    def count(self) -> Tensor:
+        """Number of spikes, [N, ...]; without a gradient if the spikes are radix spikes."""
+        return reduce(torch.add, self.spikes) if self.radix else self.value
 
     @property
     def time_steps(self) -> int:
@@ -66,7 +80,8 @@ class DenseTrain:
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> "DenseTrain":
         """Flatten dimensions of [N, ...]; time is not counted as a dimension. nn.Flatten calls this."""
         start, end = (d + 1 if d >= 0 else d for d in (start_dim, end_dim))
-        return DenseTrain(self.spikes.flatten(start, end), self.count.flatten(start_dim, end_dim), self.amplitude)
+        value = self.value.flatten(start_dim, end_dim)
+        return DenseTrain(self.spikes.flatten(start, end), value, self.amplitude, self.radix)
 
     def firing_rate(self) -> Tensor:
         """Mean number of spikes per neuron and time step, a scalar tensor."""
@@ -123,25 +138,55 @@ class Decode(nn.Module):
     """
 
     def forward(self, x: Any) -> Tensor:
-        """Return the count of a spike train, [N, ...], times the weight of a spike."""
-        return _weighed(x, x.count)
+        """Return the value of a spike train, [N, ...], times its amplitude."""
+        return _weighed(x, _value(x))
+
+
+def weighted_spikes(spikes: Tensor, radix: bool) -> Tensor:
+    """Return what each spike [T, N, ...] weighs: 1, or 2^(T-t) at step t of radix spikes."""
+    steps = spikes.shape[0]
+    return torch.stack([s * 2.0 ** (steps - t) for t, s in enumerate(spikes, 1)]) if radix else spikes
 
 
 def _weighed(x: Any, spikes: Tensor) -> Tensor:
-    """Return spikes or counts of a spike train, times the weight of a spike."""
+    """Return weighted spikes of a train, or their sum, times the amplitude."""
     return spikes if x.amplitude == 1 else x.amplitude * spikes
 
 
-def _in_units(log_threshold: Tensor | None, v: Tensor | None, currents: Sequence[Tensor]) -> Drive:
+def _weighed_spikes(x: Any) -> Tensor:
+    """Return the spikes of a train [T, N, ...] times what each of them weighs in the next layer."""
+    return _weighed(x, weighted_spikes(x.to_dense(), _is_radix(x)))
+
+
+def _value(x: Any) -> Tensor:
+    """Return what the next layer reads of a train: its value or, of a train without radix spikes, its count."""
+    value: Tensor = x.value if _is_radix(x) else x.count
+    return value
+
+
+def _is_radix(x: Any) -> bool:
+    return getattr(x, "radix", False)
+
+
+def _check_neuron(name: str, neuron: Neuron, *inputs: Any) -> None:
+    """Raise a ValueError if one-phase neurons read radix spikes."""
+    if not neuron.two_phase and any(map(_is_radix, inputs)):
+        raise ValueError(
+            f"{name}: neuron must wait for all time steps to read radix spikes, as RadixIF(...) and "
+            f"IF(two_phase=True) do, got {neuron}"
+        )
+
+
+def _in_units(log_threshold: Tensor | None, v: Tensor | None, currents: Sequence[Tensor], levels: int) -> Drive:
     """Divide pre-activation and currents by exp(log_threshold), so that neurons with a fixed threshold follow it.
 
     As in LSQ (Esser et al., "Learned Step Size Quantization", ICLR 2020, arXiv:1902.08153, section 2.2), its gradient
-    is divided by sqrt(neurons per sample * T).
+    is divided by sqrt(neurons per sample * levels).
     """
     if log_threshold is None:
         return v, currents
     if v is not None:
-        slope = log_threshold.new_tensor(1 / math.sqrt(math.prod(v.shape[1:]) * len(currents)))
+        slope = log_threshold.new_tensor(1 / math.sqrt(math.prod(v.shape[1:]) * levels))
         v = v / torch.exp(replace_value(log_threshold, log_threshold, slope))
     with torch.no_grad():
         return v, [x / torch.exp(log_threshold) for x in currents]
@@ -184,10 +229,14 @@ class _TandemLayer(nn.Module):
         return out
 
     def forward(self, x: Any) -> DenseTrain:
-        """Process an EncodedInput or a spike train (anything with to_dense(), count, time_steps and amplitude)."""
+        """Process an EncodedInput or a spike train (anything with to_dense(), count, time_steps and amplitude).
+
+        A train of radix spikes has radix and value, too.
+        """
         if isinstance(x, Tensor):
             name = type(self).__name__
             raise TypeError(f"{name}: input must be spikes, got a Tensor; put Encode(time_steps) in front")
+        _check_neuron(type(self).__name__, self.neuron, x)
         return _fire(self.neuron, x.time_steps, *self.drive(x))
 
     def drive(self, x: Any) -> Drive:
@@ -206,12 +255,12 @@ class _TandemLayer(nn.Module):
             v = self.product(self._ann_input(x), weight, bias)
         with torch.no_grad():
             currents = self._currents(x, weight, None if bias is None else bias / time_steps)
-        return _in_units(self.log_threshold, v, currents)
+        return _in_units(self.log_threshold, v, currents, self.neuron.levels(time_steps))
 
     def _ann_input(self, x: Any) -> Tensor:
         """Return the input of the ANN layer: the SNN layer's input summed over time."""
         if not hasattr(x, "mode"):
-            return _weighed(x, x.count)
+            return _weighed(x, _value(x))
         value: Tensor = x.value
         return x.time_steps * value if x.mode == "constant" else value
 
@@ -234,18 +283,18 @@ class _TandemLayer(nn.Module):
             first = self.product(x.value, weight, bias)
             rest = first if x.mode == "constant" else self.product(torch.zeros_like(x.value), weight, bias)
             return [first] + [rest] * (x.time_steps - 1)
-        spikes = _weighed(x, x.to_dense())
+        spikes = _weighed_spikes(x)
         if self.form == "loop":
             return [self.product(s, weight, bias) for s in spikes]
         return self.product(spikes.flatten(0, 1), weight, bias).chunk(x.time_steps)
 
 
 def _fire(neuron: Neuron, time_steps: int, v: Tensor | None, currents: Sequence[Tensor]) -> DenseTrain:
-    """Fire neurons driven by currents whose sum is v; the count carries the gradient of the ANN."""
+    """Fire neurons driven by currents whose sum is v; the value carries the gradient of the ANN."""
     spikes, _ = neuron_loop(currents, neuron)
-    train = DenseTrain(spikes, amplitude=neuron.amplitude)
+    train = DenseTrain(spikes, amplitude=neuron.amplitude_at(time_steps), radix=neuron.radix)
     if v is not None:
-        train.count = couple(v, train.count, time_steps, neuron, neuron.upper(time_steps))
+        train.value = couple(v, train.value, time_steps, neuron, neuron.upper(time_steps))
     return train
 
 
@@ -349,20 +398,23 @@ class TandemAdd(nn.Module):
 
     def forward(self, *inputs: Any) -> DenseTrain:
         """Add up the branches, with one spike train each."""
+        _check_neuron("TandemAdd", self.neuron, *inputs)
         drives = []
         for branch, x in zip(self.branches, inputs, strict=True):
             if isinstance(branch, _TandemLayer):
                 drives.append(branch.drive(x))
             else:
-                drives.append((_weighed(x, x.count), _weighed(x, x.to_dense()).unbind(0)))
+                drives.append((_weighed(x, _value(x)), _weighed_spikes(x).unbind(0)))
         pre_activations, currents = zip(*drives, strict=True)
         v = None if any(v is None for v in pre_activations) else reduce(torch.add, pre_activations)
         steps = [reduce(torch.add, branches) for branches in zip(*currents, strict=True)]
-        return _fire(self.neuron, inputs[0].time_steps, *_in_units(self.log_threshold, v, steps))
+        time_steps = inputs[0].time_steps
+        drive = _in_units(self.log_threshold, v, steps, self.neuron.levels(time_steps))
+        return _fire(self.neuron, time_steps, *drive)
 
 
 class TandemDropout(nn.Dropout):
-    """Dropout with one mask for the spikes of all time steps and for their count; spikes weigh 1 / (1 - p).
+    """Dropout with one mask for the spikes of all time steps and for their value; spikes weigh 1 / (1 - p).
 
     Examples:
         >>> reference.TandemDropout(0.5)(reference.DenseTrain(torch.ones(4, 2, 3))).amplitude
@@ -374,9 +426,10 @@ class TandemDropout(nn.Dropout):
         if not self.training:
             train: DenseTrain = x
             return train
-        mask = (torch.rand(self.mask_shape(x.shape)) >= self.p).to(x.count.dtype)
+        value = _value(x)
+        mask = (torch.rand(self.mask_shape(x.shape)) >= self.p).to(value.dtype)
         amplitude = x.amplitude if self.p == 1 else x.amplitude / (1 - self.p)
-        return DenseTrain(x.to_dense() * mask, x.count * mask, amplitude)
+        return DenseTrain(x.to_dense() * mask, value * mask, amplitude, _is_radix(x))
 
     def mask_shape(self, shape: torch.Size) -> Sequence[int]:
         """Return the shape of the mask for neurons [N, ...]."""

@@ -26,7 +26,7 @@ def neuron_loop(
     Returns the spikes [T, N, ...], 0 or 1 in the dtype of the currents, and the final state [S, N, ...]. The neuron's
     parameters are first rounded to that dtype. A potential that is NaN never fires. The outputs have no gradient: in
     tandem learning no gradient flows through spikes or through time. Neurons with two_phase receive all currents in the
-    first step; they take no state.
+    first step; they take no state. Of neurons with radix, the final state is the potential that no spike stands for.
 
     Examples:
         >>> spikes, state = reference.neuron_loop([torch.tensor([0.5])] * 4)
@@ -37,7 +37,10 @@ def neuron_loop(
         if neuron.two_phase:
             if state is not None:
                 raise ValueError("neuron_loop: state must be None with two_phase")
-            currents = [reduce(torch.add, currents)] + [torch.zeros_like(currents[0])] * (len(currents) - 1)
+            total = reduce(torch.add, currents)
+            if neuron.radix:
+                return neuron.discharge(total, len(currents))
+            currents = [total] + [torch.zeros_like(total)] * (len(currents) - 1)
         variables = neuron.rest(currents[0]) if state is None else state.unbind(0)
         spikes = []
         for x in currents:
@@ -56,13 +59,15 @@ def fire(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Drive neurons as neuron_loop does; return what operators return: bits, the sum of the currents, final state.
 
+    The bits of neurons with radix are one plane, whose bytes are the neurons' values: bit T - t is step t.
     product: a tensor that equals the sum in exact arithmetic and gets its gradient; None for the currents themselves.
     """
     spikes, final = neuron_loop(currents, neuron, state)
     total = reduce(torch.add, currents)
     if product is not None:
         total = replace_value(product, total)
-    return pack_spikes(spikes), total if want_sum else total.new_empty(0), final if want_state else final.new_empty(0)
+    bits = pack_spikes(spikes.flip(0) if neuron.radix else spikes)
+    return bits, total if want_sum else total.new_empty(0), final if want_state else final.new_empty(0)
 
 
 def per_channel(x: Tensor, dims: int) -> Tensor:
@@ -185,7 +190,7 @@ def tandem_count(
     """Return the spike count of bits [P, N, ...] with the gradient of the ANN activation of pre_activation [N, ...].
 
     d count / d pre_activation is the neuron's slope, (v > 0) / threshold for IF; it is zero above `upper`. The result
-    is [N, ...] in the dtype of pre_activation.
+    is [N, ...] in the dtype of pre_activation. For neurons with radix it is the value of the spikes, not their count.
 
     Examples:
         >>> v = torch.tensor([[2.5, -1.0]], requires_grad=True)
@@ -198,7 +203,9 @@ def tandem_count(
         tensor([[1., 0.]])
     """
     check_bits("tandem_count", bits, time_steps)
-    return couple(pre_activation, spike_count(bits, pre_activation.dtype), time_steps, neuron, upper)
+    dtype = pre_activation.dtype
+    value = bits[0].to(dtype) if neuron.radix else spike_count(bits, dtype)
+    return couple(pre_activation, value, time_steps, neuron, upper)
 
 
 def tandem_norm_count(

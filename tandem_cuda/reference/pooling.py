@@ -20,6 +20,11 @@ __all__ = [
 ]
 
 
+def _refuse_radix(pool: nn.Module, x: Any) -> None:
+    if getattr(x, "radix", False):
+        raise ValueError(f"{type(pool).__name__}: input must not be radix spikes, which the layer would only count")
+
+
 class _SpikingAverage(nn.Module):
     """IF neurons driven by a window's mean; torch's pooling is the next class in the method resolution order."""
 
@@ -33,6 +38,7 @@ class _SpikingAverage(nn.Module):
 
     def forward(self, x: Any) -> DenseTrain:
         """Pool a spike train of images."""
+        _refuse_radix(self, x)
         divisors = self._divisors(torch.ones(1, 1, *x.shape[2:], dtype=x.count.dtype))
         # Use units in which every mean is an integer: sums of thirds, say, would be rounded.
         unit = math.lcm(*divisors.flatten().int().tolist())
@@ -41,7 +47,7 @@ class _SpikingAverage(nn.Module):
             currents = [torch.round(pool(s) * unit) for s in x.to_dense()]
             spikes, _ = neuron_loop(currents, IF(self.threshold * unit, initial=self.initial, two_phase=self.two_phase))
         train = DenseTrain(spikes, amplitude=x.amplitude)
-        train.count = replace_value(pool(x.count) / self.threshold, train.count)
+        train.value = replace_value(pool(x.count) / self.threshold, train.value)
         return train
 
     def _divisors(self, ones: Tensor) -> Tensor:
@@ -97,11 +103,12 @@ class _SpikingMaximum(nn.Module):
 
     def forward(self, x: Any) -> DenseTrain:
         """Pool a spike train of images or volumes."""
+        _refuse_radix(self, x)
         pool = super().forward
         counts = x.to_dense().cumsum(0)
         most = torch.stack([pool(c) for c in (torch.zeros_like(counts[0]), *counts)]).clamp(min=0)
         train = DenseTrain(most.diff(dim=0), amplitude=x.amplitude)
-        train.count = replace_value(pool(x.count), train.count)
+        train.value = replace_value(pool(x.count), train.value)
         return train
 
 

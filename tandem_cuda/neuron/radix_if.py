@@ -1,0 +1,155 @@
+"""Integrate-and-fire neurons with radix spikes: the spikes of a train are the digits of a binary number."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Kind, Neuron, NirForm
+from .parameter import INITIAL, THRESHOLD, Parameter
+
+LEVEL = replace(THRESHOLD, name="level")
+# Files always hold it: what is left out is 0, which is not the default here.
+ROUNDED = replace(INITIAL, optional=False)
+
+MOST_STEPS = 8
+"""The largest T of radix trains: their value fills a byte."""
+
+
+@dataclass(frozen=True, repr=False)
+class RadixIF(Neuron):
+    """Integrate-and-fire neurons whose spike of time step t weighs 2^(T-t), the first step most.
+
+    The neuron first integrates the input of all T steps, as ``IF(two_phase=True)`` does, then spikes in T steps without
+    input. Its threshold halves from step to step. With v the input summed over all steps, theta = level / (2^T - 1) and
+    u[1] = v + initial * theta, at every time step t = 1..T::
+
+        s[t] = 1 if u[t] >= theta * 2^(T-t) else 0
+        u[t+1] = u[t] - theta * 2^(T-t) * s[t]
+
+    The spikes are the binary digits of the neuron's *value* q, which the layer behind reads in place of a count::
+
+        q = sum over t of 2^(T-t) * s[t] = clip(floor(v / theta + initial), 0, 2^T - 1)
+
+    A spike of step t weighs theta * 2^(T-t) in the layer behind, so theta * q approximates relu(v), and ``level`` is
+    the largest number that it can be. T sets how fine the values are, not their range: one set of weights serves
+    every T.
+
+    Stoeckl & Maass ("Optimized spiking neurons can classify images with high accuracy through temporal coding with two
+    spikes", 2021, arXiv:2002.00860) call such neurons few-spike (FS) neurons: these have T(t) = h(t) = d(t) = theta *
+    2^(T-t). Wang et al. ("Efficient spiking neural networks with radix encoding", 2024, arXiv:2105.06943) call the code
+    radix encoding; phase coding (Kim et al. 2018, doi:10.1016/j.neucom.2018.05.087) has weights 2^-t.
+
+    The compiled library has no such neurons: only :mod:`tandem_cuda.reference` takes them.
+
+    Args:
+        level: the top of the range, in units of the membrane potential; positive. From v = level on, all spikes fire.
+        clip: zero the gradient where the ANN's pre-activation exceeds ``level``.
+        initial: where the membrane potential starts, as a share of theta, in [0, 1). With 0.5 values are rounded, with
+            0 they are floored.
+
+    Raises:
+        TypeError: a parameter that is no number.
+        ValueError: a level that is not positive and finite, an initial potential outside [0, 1).
+
+    Examples:
+        >>> from tandem_cuda.neuron import RadixIF
+        >>> neuron = RadixIF(level=7.5)
+        >>> neuron.threshold_at(steps=4)  # 15 * 0.5 = 7.5
+        0.5
+        >>> spikes, _ = neuron.discharge(torch.tensor([3.1]), steps=4)
+        >>> spikes.flatten()  # 6, which is 3.1 / 0.5 rounded, in binary digits
+        tensor([0., 1., 1., 0.])
+        >>> neuron.value(torch.tensor([3.1, -1.0, 9.0]), steps=4)
+        tensor([ 6.,  0., 15.])
+    """
+
+    KINDS: ClassVar[dict[int, Kind]] = {}
+    PARAMETERS: ClassVar[tuple[Parameter, ...]] = (LEVEL, ROUNDED)
+    two_phase = True
+    radix = True
+
+    level: float = 1.0
+    clip: bool = False
+    initial: float = field(default=0.5, kw_only=True)
+
+    @property
+    def kind(self) -> int:
+        raise TypeError("RadixIF: the compiled library has no such neurons; use tandem_cuda.reference")
+
+    # -- the spiking neuron
+
+    def threshold_at(self, steps: int) -> float:
+        """Return theta, the threshold of the last of T = ``steps`` time steps.
+
+        Raises:
+            ValueError: T is not from 1 to 8.
+        """
+        return self.level / self.levels(steps)
+
+    def amplitude_at(self, steps: int) -> float:
+        return self.threshold_at(steps)
+
+    def discharge(self, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        u, threshold = v + torch.full_like(v, self.initial) * self.threshold_at(steps), self.threshold_at(steps)
+        spikes = []
+        for t in range(1, steps + 1):
+            h = threshold * 2.0 ** (steps - t)
+            fired = u >= h
+            u = torch.where(fired, u - h, u)
+            spikes.append(fired.to(v.dtype))
+        return torch.stack(spikes), u.unsqueeze(0)
+
+    def value(self, v: Tensor, steps: int) -> Tensor:
+        """Return q = clip(floor(v / theta + initial), 0, 2^T - 1), [N, ...], of the input v summed over all steps.
+
+        It is the value of :meth:`discharge`, to the bit. Every difference of ``discharge`` is exact unless the neuron
+        saturates: it subtracts h from u with h <= u < 2 h (Sterbenz's lemma). So its value is the quotient of u[1] and
+        theta, rounded down without an error of the division, as here. NaN has the value 0.
+        """
+        threshold = self.threshold_at(steps)
+        u = v + torch.full_like(v, self.initial) * threshold
+        # In units of a power of two and in double precision, so that nothing overflows or loses digits.
+        mantissa, exponent = math.frexp(torch.tensor(threshold, dtype=v.dtype).item())
+        u = torch.nan_to_num(u.double(), nan=0.0, posinf=math.inf) * 2.0**-exponent
+        return (
+            torch.div(u.clamp(0, 2**steps), mantissa, rounding_mode="floor").clamp(max=self.levels(steps)).to(v.dtype)
+        )
+
+    # -- its ANN twin
+
+    def levels(self, steps: int) -> int:
+        """Return the largest value, 2^T - 1."""
+        check_radix_steps("RadixIF", steps)
+        return 2**steps - 1
+
+    def largest(self, steps: int) -> float:
+        """Return the largest value, 2^T - 1."""
+        return self.levels(steps)
+
+    def upper(self, steps: int, scale: float = 1.0) -> float:
+        """Return the pre-activation, times ``scale``, above which the gradient is zero: the level, with ``clip``."""
+        return self.level * scale if self.clip else math.inf
+
+    def activation(self, v: Tensor, steps: int) -> Tensor:
+        """Return the ANN's activation in units of theta, relu(v) / theta."""
+        return torch.relu(v) / self.threshold_at(steps)
+
+    def slope(self, v: Tensor, steps: int) -> Tensor:
+        return (v > 0).to(v.dtype) / self.threshold_at(steps)
+
+    def to_nir(self, dt: float) -> NirForm:
+        raise ValueError(f"neuron must have a form in NIR (whose spikes all weigh the same), got {self}")
+
+
+def check_radix_steps(name: str, steps: int) -> None:
+    """Raise a ValueError unless radix trains may have T = ``steps`` time steps."""
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(
+            f"{name}: time_steps of radix spikes must be from 1 to {MOST_STEPS}, since a value of T binary digits "
+            f"fills a byte, got {steps}"
+        )
