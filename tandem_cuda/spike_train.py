@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,33 +14,25 @@ from torch.utils.data._utils.collate import default_collate_fn_map  # documented
 from . import ops
 from .events import event_planes
 from .ops import checks
-
-
-class SpikeCode(NamedTuple):
-    """What the spikes of a train stand for, the same for all of its neurons.
-
-    Examples:
-        >>> SpikeTrain.from_dense(torch.ones(4, 2, 3)).code
-        SpikeCode(amplitude=1.0, pair_dim=None)
-    """
-
-    amplitude: float = 1.0
-    """The weight of one spike."""
-    pair_dim: int | None = None
-    """The dimension of [N, ...] along which neurons 2i and 2i + 1 are the positive and the negative part of value i.
-    It is 1 or -1, or None if there are no pairs."""
+from .spike_code import SpikeCode as SpikeCode
+from .spike_code import check_count, check_pairs, check_radix, ending
 
 
 class SpikeTrain:
-    """The spikes that flow between tandem layers, with the count that carries the tandem gradient.
+    """The spikes that flow between tandem layers, with the value that carries the tandem gradient.
+
+    The value of a neuron is what the next layer reads, in units of ``amplitude``: its spike count c or, of radix
+    spikes, which weigh 2^(T-t) at time step t = 1..T, the number q = sum over t of 2^(T-t) * s[t]
+    (:class:`tandem_cuda.neuron.RadixIF`).
 
     SpikeTrain is registered as a pytree, so it works with ``torch.compile`` and ``functional_call``.
 
     Args:
         bits: uint8 [P, N, ...], P = ceil(T / 8): bit i of plane p is the spike at time step 8p + i. Bits past T must
             be zero. The CPU checks this; on CUDA, where a check would wait for the device, and in compiled or
-            transformed (``torch.func``) code, such bits are cleared in a copy.
-        time_steps: T.
+            transformed (``torch.func``) code, such bits are cleared in a copy. With ``radix`` there is one plane, and
+            each byte is the value q: bit T - t is the spike at time step t.
+        time_steps: T; with ``radix`` at most 8.
         count: floating point [N, ...], the differentiable number of spikes per neuron. If omitted, it is computed from
             ``bits`` on first use and has no gradient.
         dtype: dtype of a count computed later; defaults to torch's default dtype.
@@ -51,11 +43,16 @@ class SpikeTrain:
             one value, as in converted networks where no ReLU follows a layer: 1 for channels, or -1 for the features of
             a linear layer. By default there are no pairs. ``Decode`` returns differences of pairs, and layers that move
             or silence neurons keep both together.
+        value: floating point [N, ...], the differentiable value of each neuron. Without ``radix`` it is the count, and
+            only one of both may be given.
+        radix: whether a spike of time step t weighs 2^(T-t). Such spikes are read by layers only of
+            :mod:`tandem_cuda.reference`.
 
     Raises:
         TypeError: ``bits`` is not a uint8 tensor, or ``count`` is not a float32 or float64 tensor.
         ValueError: the shapes of ``bits`` and ``count`` do not match ``time_steps`` or each other, or their devices
-            differ; bits past T are set; ``amplitude`` is not positive and finite.
+            differ; bits past T are set; ``amplitude`` is not positive and finite; more than 8 time steps, or a count,
+            with ``radix``.
 
     Examples:
         >>> spikes = SpikeTrain.from_dense(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]))  # [T, N, F]
@@ -69,7 +66,7 @@ class SpikeTrain:
         torch.Size([2, 1, 2])
     """
 
-    __slots__ = ("_count", "_dtype", "bits", "code", "time_steps")
+    __slots__ = ("_dtype", "_value", "bits", "code", "time_steps")
 
     def __init__(
         self,
@@ -80,42 +77,49 @@ class SpikeTrain:
         *,
         amplitude: float = 1.0,
         pair_dim: int | None = None,
+        value: Tensor | None = None,
+        radix: bool = False,
     ) -> None:
         checks.check_train("SpikeTrain", bits, time_steps)
-        if count is not None:
-            checks.check_floating("SpikeTrain", "count", count)
-            checks.check_same_device("SpikeTrain", "count", count, bits, "bits")
-            checks.check_shape("SpikeTrain", "count", count, bits.shape[1:])
+        check_radix(radix, time_steps)
+        check_count(count, value, radix)
+        for name, carried in (("count", count), ("value", value)):
+            if carried is not None:
+                checks.check_floating("SpikeTrain", name, carried)
+                checks.check_same_device("SpikeTrain", name, carried, bits, "bits")
+                checks.check_shape("SpikeTrain", name, carried, bits.shape[1:])
         checks.check_number("SpikeTrain", "amplitude", amplitude)
         if not 0 < amplitude < math.inf:
             raise ValueError(f"SpikeTrain: amplitude must be positive and finite, got {amplitude}")
-        _check_pairs(bits, pair_dim)
-        self._set(_ending(bits, time_steps), time_steps, count, dtype, SpikeCode(float(amplitude), pair_dim))
+        check_pairs(bits, pair_dim)
+        code = SpikeCode(float(amplitude), pair_dim, radix)
+        self._set(ending(bits, time_steps), time_steps, count if value is None else value, dtype, code)
         checks.check_dtype("SpikeTrain", "dtype", self._dtype)
 
-    def _set(self, bits: Any, time_steps: int, count: Any, dtype: torch.dtype | None, code: SpikeCode) -> None:
+    def _set(self, bits: Any, time_steps: int, value: Any, dtype: torch.dtype | None, code: SpikeCode) -> None:
         """Set all fields; nothing else sets them."""
         self.bits = bits
         self.time_steps = time_steps
         self.code = code
-        self._count = count
+        self._value = value
         # While torch processes a pytree, its leaves may have any type.
-        self._dtype = count.dtype if isinstance(count, Tensor) else dtype or torch.get_default_dtype()
+        self._dtype = value.dtype if isinstance(value, Tensor) else dtype or torch.get_default_dtype()
 
     @classmethod
     def unchecked(
         cls,
         bits: Any,
         time_steps: int,
-        count: Any = None,
+        value: Any = None,
         dtype: torch.dtype | None = None,
         *,
         amplitude: float = 1.0,
         pair_dim: int | None = None,
+        radix: bool = False,
     ) -> SpikeTrain:
         """Create a train as the constructor does, but without checks: for the results of this library's operators."""
         train = cls.__new__(cls)
-        train._set(bits, time_steps, count, dtype, SpikeCode(amplitude, pair_dim))
+        train._set(bits, time_steps, value, dtype, SpikeCode(amplitude, pair_dim, radix))
         return train
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
@@ -124,29 +128,36 @@ class SpikeTrain:
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
         fields = state[1]
-        fields["code"] = SpikeCode(fields.pop("amplitude"), fields.pop("pair_dim", None))  # earlier versions: no pairs
+        # Earlier versions have neither pairs nor radix spikes.
+        fields["code"] = SpikeCode(fields.pop("amplitude"), fields.pop("pair_dim", None), fields.pop("radix", False))
+        if "_count" in fields:
+            fields["_value"] = fields.pop("_count")
         for name, value in fields.items():
             setattr(self, name, value)
 
     @classmethod
-    def from_dense(cls, spikes: Tensor, dtype: torch.dtype | None = None) -> SpikeTrain:
+    def from_dense(cls, spikes: Tensor, dtype: torch.dtype | None = None, *, radix: bool = False) -> SpikeTrain:
         """Create a train from a dense tensor of spikes.
 
         Args:
             spikes: [T, N, ...] of 0 and 1; floating point, bool or uint8.
-            dtype: dtype of ``count``; defaults to the dtype of ``spikes`` if that is float32 or float64, otherwise to
-                torch's default dtype.
+            dtype: dtype of ``count`` and ``value``; defaults to the dtype of ``spikes`` if that is float32 or float64,
+                otherwise to torch's default dtype.
+            radix: whether a spike of time step t weighs 2^(T-t).
 
         Raises:
             TypeError: ``spikes`` is not a tensor of one of these dtypes.
-            ValueError: ``spikes`` has fewer than two dimensions or no time step.
+            ValueError: ``spikes`` has fewer than two dimensions or no time step, or more than 8 with ``radix``.
             RuntimeError: an element is neither 0 nor 1 (checked on the CPU).
         """
         bits = ops.pack_spikes(spikes)
+        check_radix(radix, spikes.shape[0])
+        if radix:
+            bits = ops.pack_spikes(spikes.flip(0))
         if dtype is None:
             dtype = spikes.dtype if spikes.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
         checks.check_dtype("SpikeTrain", "dtype", dtype)
-        return cls.unchecked(bits, spikes.shape[0], dtype=dtype)
+        return cls.unchecked(bits, spikes.shape[0], dtype=dtype, radix=radix)
 
     @classmethod
     def from_events(
@@ -202,8 +213,8 @@ class SpikeTrain:
         The default collate of ``torch.utils.data.DataLoader`` does this to trains of one sample each.
 
         Args:
-            trains: trains [N, ...] with equal time steps, neurons, amplitude, dtype and device. If all trains carry a
-                count, so does the result.
+            trains: trains [N, ...] with equal time steps, neurons, code, dtype and device. If all trains carry a
+                value, so does the result.
 
         Raises:
             TypeError: an element is not a SpikeTrain.
@@ -213,23 +224,37 @@ class SpikeTrain:
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Unpack to a dense tensor [T, N, ...] of 0 and 1, by default in the dtype of ``count``."""
-        return ops.unpack_spikes(self.bits, self.time_steps, dtype or self.dtype)
+        dense = ops.unpack_spikes(self.bits, self.time_steps, dtype or self.dtype)
+        return dense.flip(0) if self.code.radix else dense
 
     @property
     def count(self) -> Tensor:
-        """Spikes per neuron over all time steps, [N, ...]. Carries the tandem gradient."""
-        if self._count is None:
-            self._count = ops.spike_count.trusted(self.bits, self._dtype)
-        return self._count
+        """Spikes per neuron over all time steps, [N, ...]. Carries the tandem gradient, but not with ``radix``."""
+        return ops.spike_count.trusted(self.bits, self._dtype) if self.code.radix else self.value
+
+    @property
+    def value(self) -> Tensor:
+        """What the next layer reads, [N, ...]: the count or, of radix spikes, their number. Carries the gradient."""
+        if self._value is None:
+            if self.code.radix:
+                self._value = self.bits[0].to(self._dtype)
+            else:
+                self._value = ops.spike_count.trusted(self.bits, self._dtype)
+        return self._value
+
+    @property
+    def carried_value(self) -> Tensor | None:
+        """``value`` if it exists already, else None. Never computes it."""
+        return self._value
 
     @property
     def carried_count(self) -> Tensor | None:
         """``count`` if it exists already, else None. Never computes it."""
-        return self._count
+        return None if self.code.radix else self._value
 
     @property
     def amplitude(self) -> float:
-        """The weight of one spike."""
+        """The weight of one spike, or of a radix spike of the last time step."""
         return self.code.amplitude
 
     @amplitude.setter
@@ -247,6 +272,11 @@ class SpikeTrain:
         return self.code.pair_dim
 
     @property
+    def radix(self) -> bool:
+        """Whether a spike of time step t weighs 2^(T-t)."""
+        return self.code.radix
+
+    @property
     def shape(self) -> torch.Size:
         """[N, ...]: batch and neurons, without the time dimension."""
         return self.bits.shape[1:]
@@ -258,36 +288,39 @@ class SpikeTrain:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of ``count``."""
+        """Dtype of ``count`` and ``value``."""
         return self._dtype
 
     def replace(self, **changes: Any) -> SpikeTrain:
         """Return a train with some fields changed and all others kept.
 
         Args:
-            changes: any of the constructor's arguments ``bits``, ``time_steps``, ``count``, ``dtype``, ``amplitude``
-                and ``pair_dim``. A change of ``bits`` or ``time_steps`` drops the old count; pass a new count if it
-                should carry a gradient. A change of ``dtype`` casts the count.
+            changes: any of the constructor's arguments. A change of ``bits``, ``time_steps`` or ``radix`` drops the old
+                value; pass a new one if it should carry a gradient. A change of ``dtype`` casts the value.
 
         Raises:
             TypeError: an unknown field, or a value of the wrong type.
             ValueError: inconsistent values, as in the constructor.
         """
+        check_count(changes.get("count"), changes.get("value"), changes.get("radix", self.radix))
         new = self.replace_unchecked(**changes)
-        return SpikeTrain(new.bits, new.time_steps, new.carried_count, new.dtype, **new.code._asdict())
+        carried: dict[str, Any] = {"count" if "count" in changes else "value": new.carried_value}
+        return SpikeTrain(new.bits, new.time_steps, dtype=new.dtype, **carried, **new.code._asdict())
 
     def replace_unchecked(self, **changes: Any) -> SpikeTrain:
         """Work as ``replace``, but do not check the values: for tensors that this library made."""
         fields = {"bits": self.bits, "time_steps": self.time_steps, "dtype": self._dtype}
         fields |= self.code._asdict()
-        unknown = changes.keys() - fields.keys() - {"count"}
+        if "count" in changes:
+            changes["value"] = changes.pop("count")
+        unknown = changes.keys() - fields.keys() - {"value"}
         if unknown:
             raise TypeError(
-                f"SpikeTrain.replace: changes must be among bits, time_steps, count, dtype, amplitude and pair_dim, "
-                f"got {', '.join(sorted(unknown))}"
+                f"SpikeTrain.replace: changes must be among bits, time_steps, count, dtype, amplitude, pair_dim, value "
+                f"and radix, got {', '.join(sorted(unknown))}"
             )
-        if self._count is not None and not changes.keys() & {"bits", "time_steps", "count"}:
-            changes["count"] = self._count if "dtype" not in changes else self._count.to(changes["dtype"])
+        if self._value is not None and not changes.keys() & {"bits", "time_steps", "value", "radix"}:
+            changes["value"] = self._value if "dtype" not in changes else self._value.to(changes["dtype"])
         return SpikeTrain.unchecked(**(fields | changes))
 
     def flatten(self, start_dim: int = 1, end_dim: int = -1) -> SpikeTrain:
@@ -317,21 +350,21 @@ class SpikeTrain:
         return flattened.replace_unchecked(pair_dim=1)
 
     def rearranged(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
-        """Return a train whose neurons ``f`` selects and rearranges; the gradient of the count follows them.
+        """Return a train whose neurons ``f`` selects and rearranges; the gradient of the value follows them.
 
         Args:
-            f: maps the bits [P, N, ...], or the count as [1, N, ...], to the new neurons' bits or count. It may only
+            f: maps the bits [P, N, ...], or the value as [1, N, ...], to the new neurons' bits or value. It may only
                 move, copy, drop or zero elements.
         """
-        count = None if self._count is None else f(self._count.unsqueeze(0)).squeeze(0)
-        return self.replace_unchecked(bits=f(self.bits), count=count)
+        value = None if self._value is None else f(self._value.unsqueeze(0)).squeeze(0)
+        return self.replace_unchecked(bits=f(self.bits), value=value)
 
     def window(self, start: int, stop: int) -> SpikeTrain:
         """Return the spikes of time steps start + 1 to stop as a train of stop - start steps, without a gradient.
 
         Raises:
             TypeError: ``start`` or ``stop`` is not an int.
-            ValueError: the window is empty or exceeds the train.
+            ValueError: the window is empty or exceeds the train, or is a part of a train of radix spikes.
         """
         for name, step in (("start", start), ("stop", stop)):
             if isinstance(step, bool) or not isinstance(step, int):
@@ -339,6 +372,11 @@ class SpikeTrain:
         if not 0 <= start < stop <= self.time_steps:
             raise ValueError(
                 f"SpikeTrain.window: start and stop must be 0 <= start < stop <= {self.time_steps}, got {start}, {stop}"
+            )
+        if self.radix and stop - start < self.time_steps:
+            raise ValueError(
+                f"SpikeTrain.window: start and stop must be 0 and {self.time_steps} for radix spikes, which make a "
+                f"number only together, got {start}, {stop}"
             )
         steps, (first, shift) = stop - start, divmod(start, 8)
         planes = checks.planes_for(steps)
@@ -351,19 +389,19 @@ class SpikeTrain:
         return self.replace_unchecked(bits=bits, time_steps=steps)
 
     def to(self, *args: Any, **kwargs: Any) -> SpikeTrain:
-        """Move to a device and/or cast ``count``. Takes the arguments of ``Tensor.to``; the spikes stay uint8."""
-        count = self.count.to(*args, **kwargs)
-        return self.replace_unchecked(bits=self.bits.to(count.device), count=count)
+        """Move to a device and/or cast ``value``. Takes the arguments of ``Tensor.to``; the spikes stay uint8."""
+        value = self.value.to(*args, **kwargs)
+        return self.replace_unchecked(bits=self.bits.to(value.device), value=value)
 
     def pin_memory(self) -> SpikeTrain:
         """Return a copy in page-locked memory; ``DataLoader(pin_memory=True)`` calls this."""
-        count = None if self._count is None else self._count.pin_memory()
-        return self.replace_unchecked(bits=self.bits.pin_memory(), count=count)
+        value = None if self._value is None else self._value.pin_memory()
+        return self.replace_unchecked(bits=self.bits.pin_memory(), value=value)
 
     def detach(self) -> SpikeTrain:
-        """Return the same spikes with their count detached from the graph."""
-        count = None if self._count is None else self._count.detach()
-        return self.replace_unchecked(count=count)
+        """Return the same spikes with their value detached from the graph."""
+        value = None if self._value is None else self._value.detach()
+        return self.replace_unchecked(value=value)
 
     def firing_rate(self) -> Tensor:
         """Return the mean number of spikes per neuron and time step, a scalar in [0, 1] (nan for an empty train)."""
@@ -376,6 +414,7 @@ class SpikeTrain:
         shape = ", ".join(str(size) for size in self.shape)
         amplitude = "" if self.amplitude == 1 else f", amplitude={self.amplitude}"
         amplitude += f", pair_dim={self.pair_dim}" if self.paired else ""
+        amplitude += ", radix=True" if self.radix else ""
         return (
             f"SpikeTrain([{shape}], time_steps={self.time_steps}, dtype={self.dtype}, device={self.device}{amplitude})"
         )
@@ -393,32 +432,6 @@ def interleaved(positive: Tensor, negative: Tensor, dim: int) -> Tensor:
     return torch.stack([positive, negative], dim + 1).flatten(dim, dim + 1)
 
 
-def _check_pairs(bits: Tensor, pair_dim: Any) -> None:
-    if pair_dim is not None and (isinstance(pair_dim, bool) or not isinstance(pair_dim, int)):
-        raise TypeError(f"SpikeTrain: pair_dim must be 1, -1 or None, got {type(pair_dim).__name__}")
-    if pair_dim not in (1, -1, None):
-        raise ValueError(f"SpikeTrain: pair_dim must be 1, -1 or None, got {pair_dim}")
-    if pair_dim is not None and (bits.dim() < 3 or bits.shape[pair_dim % (bits.dim() - 1) + 1] % 2):
-        wanted = "[P, N, 2 * C, ...]" if pair_dim == 1 else "[P, N, ..., 2 * F]"
-        raise ValueError(f"SpikeTrain: bits of pairs must be {wanted}, got {list(bits.shape)}")
-
-
-def _ending(bits: Tensor, time_steps: int) -> Tensor:
-    """Return the bits with none set past ``time_steps``."""
-    steps = time_steps % 8
-    if steps == 0 or bits.numel() == 0:
-        return bits
-    if not bits.is_cpu or type(bits) is not Tensor or torch.compiler.is_compiling() or checks.is_transformed(bits):
-        bits = bits.clone()
-        bits[-1] &= (1 << steps) - 1
-    elif (largest := int(bits[-1].amax())) >> steps:
-        raise ValueError(
-            f"SpikeTrain: bits past time_steps must be zero: with {time_steps} time steps the last plane holds {steps} "
-            f"steps and its bytes must be below {1 << steps}, got {largest}"
-        )
-    return bits
-
-
 def _concatenated(op: str, trains: Sequence[SpikeTrain]) -> SpikeTrain:
     for train in trains:
         if not isinstance(train, SpikeTrain):
@@ -427,7 +440,7 @@ def _concatenated(op: str, trains: Sequence[SpikeTrain]) -> SpikeTrain:
         raise ValueError(f"{op}: trains must hold at least one train, got none")
     first = trains[0]
     for i, train in enumerate(trains):
-        for name in ("time_steps", "amplitude", "pair_dim", "dtype", "device"):
+        for name in ("time_steps", "amplitude", "pair_dim", "radix", "dtype", "device"):
             if getattr(train, name) != getattr(first, name):
                 raise ValueError(
                     f"{op}: trains must have the same {name}, got {getattr(first, name)} and, for train {i}, "
@@ -441,9 +454,8 @@ def _concatenated(op: str, trains: Sequence[SpikeTrain]) -> SpikeTrain:
     # Keep channels innermost, the layout that the products expect and from_events makes.
     axis = min(2, first.bits.dim() - 1)
     bits = torch.cat([train.bits.movedim(axis, -1) for train in trains], 1).movedim(-1, axis)
-    counts = [train.carried_count for train in trains]
-    carried = [count for count in counts if count is not None]
-    return first.replace_unchecked(bits=bits, count=torch.cat(carried) if len(carried) == len(counts) else None)
+    carried = [train.carried_value for train in trains if train.carried_value is not None]
+    return first.replace_unchecked(bits=bits, value=torch.cat(carried) if len(carried) == len(trains) else None)
 
 
 def _collate(batch: Sequence[SpikeTrain], *, collate_fn_map: Any = None) -> SpikeTrain:
@@ -463,13 +475,13 @@ _Context = tuple[int, torch.dtype, SpikeCode]
 
 
 def _flatten(train: SpikeTrain) -> tuple[list[Any], _Context]:
-    return [train.bits, train.carried_count], (train.time_steps, train.dtype, train.code)
+    return [train.bits, train.carried_value], (train.time_steps, train.dtype, train.code)
 
 
 def _unflatten(leaves: Any, context: _Context) -> SpikeTrain:
-    bits, count = leaves
+    bits, value = leaves
     time_steps, dtype, code = context
-    return SpikeTrain.unchecked(bits, time_steps, count, dtype, **code._asdict())
+    return SpikeTrain.unchecked(bits, time_steps, value, dtype, **code._asdict())
 
 
 _pytree.register_pytree_node(

@@ -17,7 +17,7 @@ import tandem_cuda
 LAYERS = [
     {"_C", "_load", "_moved", "_cuda_versions", "_progress", "_table"},
     {"neuron"},
-    {"ops", "events", "spike_train", "reference"},
+    {"ops", "events", "spike_code", "spike_train", "reference"},
     {"nn"},
     {"convert", "freeze", "analysis", "exchange", "models", "quantisation", "build_info"},
     {"benchmark", "doctor", "plot"},

@@ -445,7 +445,7 @@ def test_replace():
         (
             {"steps": 3},
             TypeError,
-            "changes must be among bits, time_steps, count, dtype, amplitude and pair_dim, got steps",
+            "changes must be among bits, time_steps, count, dtype, amplitude, pair_dim, value and radix, got steps",
         ),
         ({"bits": x.bits[:1]}, ValueError, r"bits must have ceil\(time_steps / 8\) = 2 planes"),
         ({"count": x.count[:1]}, ValueError, "count must be"),

@@ -13,6 +13,7 @@ from .. import ops
 from ..neuron import IF, Neuron, check_neuron, of_settings, stacked
 from ..ops.integrate_and_fire import discharge
 from ..ops.product import ENGINES
+from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain
 from . import learned_threshold, schema
 from .ann_twin import activated, value_of
@@ -161,6 +162,8 @@ class TandemAdd(Spiking):
         for x in inputs:
             if not isinstance(x, SpikeTrain):
                 raise TypeError(f"TandemAdd: inputs must be SpikeTrains, got {type(x).__name__}")
+            if x.code.radix:
+                refuse_radix("TandemAdd")
         if len({x.time_steps for x in inputs}) > 1:
             raise ValueError(
                 f"TandemAdd: inputs must have the same number of time steps, got {[x.time_steps for x in inputs]}"

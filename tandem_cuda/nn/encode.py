@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from ..ops import checks
+from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain, signs
 from . import schema
 from .frozen import Span, State, single
@@ -163,6 +164,8 @@ class Decode(Spiking):
     def forward(self, x: Any) -> Tensor:
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
+        if x.code.radix:
+            refuse_radix("Decode")
         return self.weighted(x.count if x.amplitude == 1 else x.count * x.amplitude, x)
 
     def pair_dim(self, x: SpikeTrain | Value | Signal) -> int | None:
@@ -245,6 +248,8 @@ class Decode(Spiking):
         (x,) = inputs
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
+        if x.code.radix:
+            refuse_radix("Decode")
         count = x.count if state is None else x.count + state[0]
         factor = x.amplitude * (span.total / span.reached) if span.steady else x.amplitude
         value = self.weighted(count if factor == 1 else count * factor, x)

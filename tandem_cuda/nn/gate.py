@@ -11,6 +11,7 @@ from .. import ops
 from ..neuron import IF, Neuron, check_neuron, of_settings
 from ..ops import checks
 from ..ops.division import divided
+from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain, interleaved
 from . import schema
 from .coupling import coupled, needs_gradient
@@ -74,6 +75,8 @@ class TandemGate(Spiking):
         """Return gate * amplitude * c, [N, C, ...]; if signed, and its negative, as the neurons are arranged."""
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"TandemGate: input must be a SpikeTrain, got {type(x).__name__}")
+        if x.code.radix:
+            refuse_radix("TandemGate")
         checks.check_tensor("TandemGate", "gate", gate)
         if gate.dtype != x.dtype:
             raise TypeError(f"TandemGate: gate must have the dtype of the spikes, {x.dtype}, got {gate.dtype}")

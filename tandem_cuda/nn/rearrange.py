@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import checks
+from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain, interleaved, signs
 from . import schema
 from .frozen import single
@@ -322,6 +323,8 @@ class SpikeCat(Spiking):
         for x in inputs:
             if not isinstance(x, SpikeTrain):
                 raise TypeError(f"SpikeCat: inputs must be SpikeTrains, got {type(x).__name__}")
+            if x.code.radix:
+                refuse_radix("SpikeCat")
         pair_dim, silent = self._pairs(inputs)
         if pair_dim is not None:
             axis = _axis(pair_dim)

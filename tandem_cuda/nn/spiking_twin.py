@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import ops
 from ..neuron import of_settings, stacked
 from ..ops.checks import INTEGERS, check_finite
+from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain
 from . import schema
 from .drive import Affine, Drive, per_step
@@ -238,6 +239,8 @@ class SpikingTwin(WeightedLayer):
         if self.reads == ENCODED:
             bits, carried = self._run_on_values(span, state, x, affine, kernel)
         elif isinstance(x, SpikeTrain):
+            if x.code.radix:
+                refuse_radix(type(self).__name__)
             self.synapses.check_pairs(x)
             bits, _, neurons = self.synapses.fire(
                 x,

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from ..ops import checks
 from ..ops.gradient import refuse_tangent
+from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain
 from .ann_twin import activated, value_of
 from .coupling import coupled, needs_gradient
@@ -80,6 +81,8 @@ class TandemLayer(SpikingTwin):
                 f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}; put Encode(time_steps) in "
                 "front of the first tandem layer, or SpikeTrain.from_dense(spikes) for recorded spikes"
             )
+        if x.code.radix:
+            refuse_radix(type(self).__name__)
         synapses.check_pairs(x)
         steps, dtype = x.time_steps, weights.dtype
         checks.check_dtype(type(self).__name__, "weight", dtype)
