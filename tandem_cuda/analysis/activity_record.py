@@ -213,7 +213,7 @@ class ActivityRecord:
             if isinstance(x, SpikeTrain):  # in float64, exact up to 2^53
                 operations = operations + self._operations((name, i), own, x.count.detach().sum(0, dtype=torch.float64))
             multiplications += ann_macs(own, x, output)
-        saturated, silent = count >= layer.neuron.largest(output.time_steps), count == 0
+        saturated, silent = output.value >= layer.neuron.largest(output.time_steps), count == 0
         sums = count.sum(dtype=torch.float64), saturated.sum(), silent.sum(), operations
         self._samples = output.shape[0]
         self._pending.append(

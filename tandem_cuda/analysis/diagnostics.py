@@ -179,7 +179,7 @@ def _recorded(op: str, twins: Mapping[str, nn.Module]) -> Iterator[dict[str, tup
         if name in found:
             raise ValueError(f"{op}: model must run each tandem layer once, got {name!r} twice")
         with torch.no_grad():
-            found[name] = layer, output.count.detach(), layer.ann_twin(*args).count.detach()
+            found[name] = layer, output.value.detach(), layer.ann_twin(*args).value.detach()
 
     counted = [(name, layer) for name, layer in twins.items() if _is_counted(layer)]
     handles = [layer.register_forward_hook(partial(on_layer, name)) for name, layer in counted]
@@ -226,7 +226,7 @@ def _ann(layers: dict[str, nn.Module], found: dict[str, Tensor]) -> Iterator[Non
 
     def forward(name: str, layer: Any, *inputs: Any) -> SpikeTrain:
         train: SpikeTrain = layer.ann_twin(*inputs)
-        found[name] = train.count.detach()
+        found[name] = train.value.detach()
         return train
 
     try:

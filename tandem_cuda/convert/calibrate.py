@@ -361,7 +361,7 @@ def _correct(
 
 def _decoded(holder: TandemLayer, train: SpikeTrain, layer: SpikingLayer) -> Tensor:
     """Return the values that the spikes of a layer stand for."""
-    value = train.count * train.amplitude
+    value = train.value * train.amplitude
     if holder.thresholds is not None:  # all branches have equal thresholds
         shape = [1] * value.dim()
         shape[layer.dim] = -1

@@ -79,7 +79,7 @@ def _chunks(inputs: tuple[Any, ...]) -> Iterable[tuple[Any, ...]]:
 
 def _numbers_of(x: Any) -> Any:
     """Return the ANN's input: for spikes, their counts."""
-    return x.count * x.amplitude if isinstance(x, SpikeTrain) else x
+    return x.value * x.amplitude if isinstance(x, SpikeTrain) else x
 
 
 @contextmanager
@@ -136,7 +136,7 @@ class Sums:
         largest = module.neuron.largest(steps) if isinstance(module, (TandemLayer, TandemAdd)) else steps
         self.samples, self.neurons, self.steps = self.samples + len(count), count[0].numel(), steps
         self.spikes += float(count.sum(dtype=torch.float64))
-        self.saturated += int((count >= largest).sum())
+        self.saturated += int((train.value >= largest).sum())
         self.fired = self.fired | (count > 0).any(0)
         for i, (synapses, x) in enumerate(zip(synapses_by_input(module), inputs, strict=False)):  # a gate is no spikes
             self.macs = (self.macs if i else 0) + ann_macs(synapses, x, train)
@@ -152,7 +152,7 @@ class Sums:
             weights: a further factor of each channel or feature, or None.
             activation: of the ANN, with as many elements; its shape may lack dimensions of size 1.
         """
-        value = train.count.double()
+        value = train.value.double()
         pair_dim = 1 if origin.signed and train.pair_dim is None else train.pair_dim
         if pair_dim is not None:
             positive, negative = signs(value, pair_dim)

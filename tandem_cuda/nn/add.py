@@ -193,7 +193,7 @@ class TandemAdd(Spiking):
 
     def _needs_pre_activation(self, inputs: Sequence[SpikeTrain]) -> bool:
         moves = any(branch.drive.uses_batch_statistics() for branch in self._layers())
-        return moves or needs_gradient(*self._sources(), *(x.carried_count for x in inputs))
+        return moves or needs_gradient(*self._sources(), *(x.carried_value for x in inputs))
 
     def _pre_activation(self, pairs: list[BranchInput], kernels: Sequence[Kernel | None]) -> Tensor:
         """Return the sum of the branches' v. In training this updates the running statistics.
@@ -203,7 +203,7 @@ class TandemAdd(Spiking):
         parts = []
         for (branch, x), kernel in zip(pairs, kernels, strict=True):
             if kernel is None:
-                parts.append(x.count if x.amplitude == 1 else x.count * x.amplitude)
+                parts.append(x.value if x.amplitude == 1 else x.value * x.amplitude)
             else:
                 scale = spike_scale(kernel.weight, x.amplitude, kernel.unit)
                 drive = branch.drive
@@ -263,7 +263,7 @@ class TandemAdd(Spiking):
                 identities.append((x, amplitude if scale is None else scale * x.amplitude))
         if self.neuron.two_phase:
             v = [synapses.count_product(x, weights) for synapses, x, weights in driven]
-            v += [_times(x.count.to(dtype), amplitude) for x, amplitude in identities]
+            v += [_times(x.value.to(dtype), amplitude) for x, amplitude in identities]
             return _first_two(discharge(functools.reduce(torch.add, v), now, self.neuron, False, want_state))
 
         # The product of the branch with the most inputs drives the neurons; all other branches add to its currents.

@@ -19,7 +19,7 @@ from .encode import EncodedInput
 def value_of(x: SpikeTrain | EncodedInput) -> Tensor:
     """Return the input of the ANN."""
     if isinstance(x, SpikeTrain):
-        return x.count if x.amplitude == 1 else x.count * x.amplitude
+        return x.value if x.amplitude == 1 else x.value * x.amplitude
     return x.value * x.time_steps if x.mode == "constant" else x.value
 
 

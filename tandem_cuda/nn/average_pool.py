@@ -102,7 +102,7 @@ class SpikingAverage(Pooling):
         check_image(self, x, self.axes)
         with torch.no_grad():
             bits, _ = self.spikes(x)
-        mean = self._mean(x.count) if needs_gradient(x.carried_count) else None
+        mean = self._mean(x.value) if needs_gradient(x.carried_value) else None
         return carrying(bits, x, mean, self.amplitude)
 
     def spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
@@ -259,7 +259,7 @@ class SpikingAverage(Pooling):
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(self._mean(x.count), x.time_steps, x.amplitude * self.amplitude, x.pair_dim)
+        return without_spikes(self._mean(x.value), x.time_steps, x.amplitude * self.amplitude, x.pair_dim)
 
     def _mean(self, count: Tensor) -> Tensor:
         """Return what the ANN computes of counts, in spikes."""

@@ -172,7 +172,7 @@ class ElementwiseSynapses(Conv2dSynapses):
             return super().count_product(x, weights).reshape(shape)
         # Each output reads two inputs. The operators would take them for a group of two channels, which is much slower.
         first, second = weights.kernel.weight.view(self.groups, -1, 2).unbind(2)
-        count = x.count.movedim(1, -1).unsqueeze(-1)  # channels are innermost in memory
+        count = x.value.movedim(1, -1).unsqueeze(-1)  # channels are innermost in memory
         v = (count[..., ::2, :] * first + count[..., 1::2, :] * second).flatten(-2)
         v = v if weights.scale is None else v * weights.scale
         return (v if weights.bias is None else v + weights.bias).movedim(-1, 1)
@@ -191,7 +191,7 @@ class ElementwiseSynapses(Conv2dSynapses):
         if self.inputs == self.groups:
             bits, total, state = super().fire(x, weights, firing, want_sum=want_sum, state=state, want_state=want_state)
             return Fired(bits.reshape(len(bits), *shape), total.reshape(shape) if want_sum else total, state)
-        total = x.count.new_empty(0)
+        total = x.value.new_empty(0)
         if want_sum or firing.neuron.two_phase:
             total = self.count_product(x, weights._replace(bias=total_bias(weights.bias, steps)))
         if firing.neuron.two_phase:

@@ -166,7 +166,7 @@ class Decode(Spiking):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
         if x.code.radix:
             refuse_radix("Decode")
-        return self.weighted(x.count if x.amplitude == 1 else x.count * x.amplitude, x)
+        return self.weighted(x.value if x.amplitude == 1 else x.value * x.amplitude, x)
 
     def pair_dim(self, x: SpikeTrain | Value | Signal) -> int | None:
         """Return the dimension of the input along which pairs lie; None if there are none."""
@@ -250,7 +250,7 @@ class Decode(Spiking):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
         if x.code.radix:
             refuse_radix("Decode")
-        count = x.count if state is None else x.count + state[0]
+        count = x.value if state is None else x.value + state[0]
         factor = x.amplitude * (span.total / span.reached) if span.steady else x.amplitude
         value = self.weighted(count if factor == 1 else count * factor, x)
         return value, None if span.ends else (count,)

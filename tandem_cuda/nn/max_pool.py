@@ -123,12 +123,12 @@ class WindowMaxPooling(MaxPooling):
         bits, _ = self.spikes(x)
         # The ANN's pooling of the counts has the same values, except for windows entirely in the padding, where it
         # is negative: clamp it there.
-        largest = super().forward(x.count).clamp(min=0) if needs_gradient(x.carried_count) else None
+        largest = super().forward(x.value).clamp(min=0) if needs_gradient(x.carried_value) else None
         return carrying(bits, x, largest)
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(super().forward(x.count), x.time_steps, x.amplitude, x.pair_dim)
+        return without_spikes(super().forward(x.value), x.time_steps, x.amplitude, x.pair_dim)
 
 
 def window_settings(axes: int) -> dict[str, Check]:
@@ -232,7 +232,7 @@ class SpikingGlobalMaxPool2d(MaxPooling):
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         self.check_input(x)
         bits, _ = self.spikes(x)
-        largest = x.count.amax((2, 3), keepdim=True) if needs_gradient(x.carried_count) else None
+        largest = x.value.amax((2, 3), keepdim=True) if needs_gradient(x.carried_value) else None
         return carrying(bits, x, largest)
 
     def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
@@ -241,7 +241,7 @@ class SpikingGlobalMaxPool2d(MaxPooling):
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(x.count.amax((2, 3), keepdim=True), x.time_steps, x.amplitude, x.pair_dim)
+        return without_spikes(x.value.amax((2, 3), keepdim=True), x.time_steps, x.amplitude, x.pair_dim)
 
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
         return [fixed(size, 1) for size in image]

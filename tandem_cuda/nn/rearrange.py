@@ -348,9 +348,9 @@ class SpikeCat(Spiking):
         amplitude = self._amplitude(inputs)
         # Channels stay innermost in memory.
         bits = torch.cat([x.bits.movedim(2, -1) for x in inputs], -1).movedim(-1, 2)
-        carried = any(x.carried_count is not None and x.carried_count.requires_grad for x in inputs)
-        count = torch.cat([x.count for x in inputs], 1) if carried and torch.is_grad_enabled() else None
-        return first.replace_unchecked(bits=bits, count=count, amplitude=amplitude, pair_dim=pair_dim)
+        carried = any(x.carried_value is not None and x.carried_value.requires_grad for x in inputs)
+        value = torch.cat([x.value for x in inputs], 1) if carried and torch.is_grad_enabled() else None
+        return first.replace_unchecked(bits=bits, value=value, amplitude=amplitude, pair_dim=pair_dim)
 
     def _pairs(self, inputs: Sequence[SpikeTrain | Value | Signal]) -> tuple[int | None, list[bool]]:
         """Return the ``pair_dim`` of the output, and for each input whether it gets a silent negative part."""

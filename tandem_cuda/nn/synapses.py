@@ -146,7 +146,7 @@ class Synapses(ABC):
         """Compute weight * count + bias."""
         image, where = self._as_image(x)
         count = ops.count_linear if self.is_linear else ops.count_conv2d
-        options: dict[str, Any] = {**where, **weights.operands(), "count": image.carried_count, "engine": self.engine}
+        options: dict[str, Any] = {**where, **weights.operands(), "count": image.carried_value, "engine": self.engine}
         return self.to_output(count.trusted(image.bits, weights.kernel.weight, weights.bias, **options), x.shape)
 
     def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
@@ -174,7 +174,7 @@ class Synapses(ABC):
         image, where = self._as_image(x)
         spiking = ops.spiking_linear if self.is_linear else ops.spiking_conv2d
         options: dict[str, Any] = {**where, "want_sum": want_sum, "want_state": want_state, **firing._asdict()}
-        options |= {"count": image.carried_count, "time_steps": x.time_steps, **weights.operands()}
+        options |= {"count": image.carried_value, "time_steps": x.time_steps, **weights.operands()}
         options["state"] = None if state is None else self.to_image(state)
         if firing.added is not None:
             options["added"] = self.to_image(firing.added)

@@ -87,7 +87,7 @@ class TandemLayer(SpikingTwin):
         steps, dtype = x.time_steps, weights.dtype
         checks.check_dtype(type(self).__name__, "weight", dtype)
         normalises = drive.uses_batch_statistics()
-        learns = normalises or (torch.is_grad_enabled() and needs_gradient(*weights.sources(), x.carried_count))
+        learns = normalises or (torch.is_grad_enabled() and needs_gradient(*weights.sources(), x.carried_value))
         if normalises or (learns and drive.norm is not None):
             return self._behind_norm(x, weights, drive)
         # The currents of all steps add up to v, so one product serves both twins.
