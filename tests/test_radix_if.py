@@ -340,10 +340,81 @@ def test_two_phase_neurons_count_numbers():
     same(out.count.detach(), torch.floor(v / 0.5 + 0.5).clamp(0, 4).detach())
 
 
-@pytest.mark.parametrize("pool", [ref.SpikingAvgPool2d(2), ref.SpikingMaxPool2d(2), ref.SpikingAdaptiveAvgPool2d(1)])
-def test_pools_refuse_numbers(pool):
-    with pytest.raises(ValueError, match=f"{type(pool).__name__}: input must not be radix spikes"):
-        pool(radix_train(4, 1, 2, 4, 4, seed=0))
+MAXIMA = {
+    "images": (ref.SpikingMaxPool2d(2, 1, padding=1), (2, 3, 5, 4)),
+    "dilated": (ref.SpikingMaxPool2d((3, 2), dilation=(1, 2)), (2, 3, 5, 4)),
+    "volumes": (ref.SpikingMaxPool3d(2), (2, 2, 4, 4, 5)),
+}
+
+
+@every_t
+@pytest.mark.parametrize("name", MAXIMA)
+def test_maximum_of_numbers(steps, name):
+    pool, shape = MAXIMA[name]
+    x = radix_train(steps, *shape, seed=0, amplitude=0.25)
+    x.value.requires_grad_()
+    out = pool(x)
+    plain = nn.MaxPool3d if len(shape) == 5 else nn.MaxPool2d
+    want = plain(pool.kernel_size, pool.stride, pool.padding, pool.dilation)(x.value)
+    assert (out.radix, out.amplitude) == (True, 0.25)
+    same(out.value.detach(), want.detach())
+    same(value_of(out.spikes.flatten(1)), want.detach().flatten())
+    same(*(torch.autograd.grad(y.square().sum(), x.value)[0] for y in (out.value, want)))
+
+
+AVERAGES = {
+    "images": (ref.SpikingAvgPool2d(3, 2, padding=1, initial=0.5), 9, (2, 3, 5, 4)),
+    "inside alone": (ref.SpikingAvgPool2d(2, padding=1, count_include_pad=False), 4, (2, 3, 5, 4)),
+    "thirds and halves": (ref.SpikingAdaptiveAvgPool2d(2, initial=0.5), 6, (2, 3, 3, 5)),
+    "volumes": (ref.SpikingAvgPool3d(2, initial=0.25), 8, (2, 2, 4, 4, 5)),
+    "all pixels": (ref.SpikingAdaptiveAvgPool3d(1, initial=0.5), 27, (2, 3, 3, 3, 3)),
+}
+
+
+@every_t
+@pytest.mark.parametrize("name", AVERAGES)
+def test_average_of_numbers(steps, name):
+    """Rounded to a number of the same range, exactly, also of windows with other sizes."""
+    pool, unit, shape = AVERAGES[name]
+    x = radix_train(steps, *shape, seed=0, amplitude=0.25)
+    x.value.requires_grad_()
+    out, mean = pool(x), super(type(pool).__mro__[1], pool).forward(x.value.double())
+    assert (out.radix, out.amplitude) == (True, 0.25)
+    sums = (mean * unit * 4).round() / (unit * 4)  # without the error of a third
+    same(out.value.detach().double(), torch.floor(sums + pool.initial + 1e-9).detach())
+    assert out.value.max() <= 2**steps - 1
+    same(out.value.detach(), value_of(out.spikes.flatten(1)).view_as(out.value))
+    (grad,) = torch.autograd.grad(out.value.sum(), x.value)
+    (want,) = torch.autograd.grad(mean.sum(), x.value)
+    torch.testing.assert_close(grad, want)
+
+
+def test_averages_of_numbers_have_one_threshold():
+    with pytest.raises(ValueError, match=r"SpikingAvgPool2d: threshold must be 1 for radix spikes, .* got 0\.5"):
+        ref.SpikingAvgPool2d(2, threshold=0.5)(radix_train(4, 1, 2, 4, 4, seed=0))
+
+
+@every_t
+def test_pixels(steps):
+    """Of 8 bits as they are, and rounded to fewer."""
+    pixels = torch.arange(256.0).view(1, 256)
+    x = ref.Encode(steps, "radix")(pixels / 255)
+    assert (x.radix, x.time_steps) == (True, steps)
+    levels = 2**steps - 1
+    same(x.value, torch.floor(pixels.double() * levels / 255 + 0.5).float())
+    assert x.amplitude * levels == pytest.approx(1)
+    if steps == 8:
+        same(x.value, pixels)
+    layer = ref.TandemLinear(256, 3, neuron=RadixIF(2.0))
+    assert layer(x).radix
+
+
+def test_bad_pixels():
+    with pytest.raises(ValueError, match="Encode: time_steps of radix spikes must be from 1 to 8"):
+        ref.Encode(9, "radix")
+    for wrong in (-0.01, 1.01, math.nan):
+        with pytest.raises(ValueError, match="Encode: input must be from 0 to 1 in mode 'radix', got other numbers"):
+            ref.Encode(8, "radix")(torch.tensor([[0.5, wrong]]))
 
 
 # --- refused by everything that does not know them -------------------------------------------------------------------

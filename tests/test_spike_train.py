@@ -341,7 +341,9 @@ def test_trains_of_version_0_2_are_not_paired():
     assert x.code == SpikeCode(3.0, None)
     spec = pytree.tree_structure(y)
     dumped = pytree.treespec_dumps(spec)
-    assert pytree.treespec_loads(dumped.replace(", 3.0, false]", ", 3.0]").replace(",3.0,false]", ",3.0]")) == spec
+    older = dumped.replace(", 3.0, null, false]", ", 3.0]")
+    assert older != dumped
+    assert pytree.treespec_loads(older) == spec
 
 
 # --- no field is lost ------------------------------------------------------------------------------------------------

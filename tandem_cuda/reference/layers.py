@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..neuron import IF, Neuron
+from ..neuron import IF, Neuron, RadixIF
 from ..neuron.radix_if import check_radix_steps
 from .ops import check_time_steps, couple, neuron_loop, replace_value
 
@@ -109,22 +109,34 @@ class EncodedInput:
 class Encode(nn.Module):
     """Mark real-valued input [N, ...] as a current: constant (at every time step) or impulse (at the first one).
 
+    With mode "radix", numbers from 0 to 1, such as pixels, become radix spikes: those of RadixIF(level=1) neurons. Of
+    pixels p / 255 and T = 8 the value is p. No gradient reaches the numbers.
+
     Examples:
         >>> encoded = reference.Encode(4, "impulse")(torch.rand(2, 3))
         >>> encoded.time_steps, encoded.mode
         (4, 'impulse')
+        >>> reference.Encode(8, "radix")(torch.tensor([[51 / 255]])).value
+        tensor([[51.]])
     """
 
     def __init__(self, time_steps: int, mode: str = "constant") -> None:
         super().__init__()
         check_time_steps("Encode", time_steps)
-        if mode not in ("constant", "impulse"):
-            raise ValueError(f"Encode: mode must be 'constant' or 'impulse', got {mode!r}")
+        if mode not in ("constant", "impulse", "radix"):
+            raise ValueError(f"Encode: mode must be 'constant', 'impulse' or 'radix', got {mode!r}")
+        if mode == "radix":
+            check_radix_steps("Encode", time_steps)
         self.time_steps = time_steps
         self.mode = mode
 
-    def forward(self, x: Tensor) -> EncodedInput:
-        """Wrap x [N, ...] unchanged."""
+    def forward(self, x: Tensor) -> EncodedInput | DenseTrain:
+        """Wrap x [N, ...] unchanged, or return its spikes."""
+        if self.mode == "radix":
+            if not ((x >= 0) & (x <= 1)).all():
+                raise ValueError("Encode: input must be from 0 to 1 in mode 'radix', got other numbers")
+            spikes, _ = RadixIF().discharge(x.detach(), self.time_steps)
+            return DenseTrain(spikes, amplitude=RadixIF().amplitude_at(self.time_steps), radix=True)
         return EncodedInput(x, self.time_steps, self.mode)
 
 
@@ -139,7 +151,7 @@ class Decode(nn.Module):
 
     def forward(self, x: Any) -> Tensor:
         """Return the value of a spike train, [N, ...], times its amplitude."""
-        return _weighed(x, _value(x))
+        return _weighed(x, value_of(x))
 
 
 def weighted_spikes(spikes: Tensor, radix: bool) -> Tensor:
@@ -155,22 +167,29 @@ def _weighed(x: Any, spikes: Tensor) -> Tensor:
 
 def _weighed_spikes(x: Any) -> Tensor:
     """Return the spikes of a train [T, N, ...] times what each of them weighs in the next layer."""
-    return _weighed(x, weighted_spikes(x.to_dense(), _is_radix(x)))
+    return _weighed(x, weighted_spikes(x.to_dense(), is_radix(x)))
 
 
-def _value(x: Any) -> Tensor:
+def value_of(x: Any) -> Tensor:
     """Return what the next layer reads of a train: its value or, of a train without radix spikes, its count."""
-    value: Tensor = x.value if _is_radix(x) else x.count
+    value: Tensor = x.value if is_radix(x) else x.count
     return value
 
 
-def _is_radix(x: Any) -> bool:
+def is_radix(x: Any) -> bool:
+    """Return whether a train, or a real input, is a train of radix spikes."""
     return getattr(x, "radix", False)
+
+
+def binary_digits(value: Tensor, time_steps: int) -> Tensor:
+    """Return the radix spikes [T, N, ...] of whole numbers below 2^T, [N, ...]."""
+    whole = value.to(torch.int64)
+    return torch.stack([whole >> (time_steps - t) & 1 for t in range(1, time_steps + 1)]).to(value.dtype)
 
 
 def _check_neuron(name: str, neuron: Neuron, *inputs: Any) -> None:
     """Raise a ValueError if one-phase neurons read radix spikes."""
-    if not neuron.two_phase and any(map(_is_radix, inputs)):
+    if not neuron.two_phase and any(map(is_radix, inputs)):
         raise ValueError(
             f"{name}: neuron must wait for all time steps to read radix spikes, as RadixIF(...) and "
             f"IF(two_phase=True) do, got {neuron}"
@@ -260,7 +279,7 @@ class _TandemLayer(nn.Module):
     def _ann_input(self, x: Any) -> Tensor:
         """Return the input of the ANN layer: the SNN layer's input summed over time."""
         if not hasattr(x, "mode"):
-            return _weighed(x, _value(x))
+            return _weighed(x, value_of(x))
         value: Tensor = x.value
         return x.time_steps * value if x.mode == "constant" else value
 
@@ -404,7 +423,7 @@ class TandemAdd(nn.Module):
             if isinstance(branch, _TandemLayer):
                 drives.append(branch.drive(x))
             else:
-                drives.append((_weighed(x, _value(x)), _weighed_spikes(x).unbind(0)))
+                drives.append((_weighed(x, value_of(x)), _weighed_spikes(x).unbind(0)))
         pre_activations, currents = zip(*drives, strict=True)
         v = None if any(v is None for v in pre_activations) else reduce(torch.add, pre_activations)
         steps = [reduce(torch.add, branches) for branches in zip(*currents, strict=True)]
@@ -426,10 +445,10 @@ class TandemDropout(nn.Dropout):
         if not self.training:
             train: DenseTrain = x
             return train
-        value = _value(x)
+        value = value_of(x)
         mask = (torch.rand(self.mask_shape(x.shape)) >= self.p).to(value.dtype)
         amplitude = x.amplitude if self.p == 1 else x.amplitude / (1 - self.p)
-        return DenseTrain(x.to_dense() * mask, value * mask, amplitude, _is_radix(x))
+        return DenseTrain(x.to_dense() * mask, value * mask, amplitude, is_radix(x))
 
     def mask_shape(self, shape: torch.Size) -> Sequence[int]:
         """Return the shape of the mask for neurons [N, ...]."""

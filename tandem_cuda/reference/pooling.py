@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..neuron import IF
-from .layers import DenseTrain
+from ..neuron import IF, Neuron, RadixIF
+from .layers import DenseTrain, binary_digits, is_radix, value_of, weighted_spikes
 from .ops import neuron_loop, replace_value
 
 __all__ = [
@@ -18,11 +18,6 @@ __all__ = [
     "SpikingMaxPool2d",
     "SpikingMaxPool3d",
 ]
-
-
-def _refuse_radix(pool: nn.Module, x: Any) -> None:
-    if getattr(x, "radix", False):
-        raise ValueError(f"{type(pool).__name__}: input must not be radix spikes, which the layer would only count")
 
 
 class _SpikingAverage(nn.Module):
@@ -38,16 +33,25 @@ class _SpikingAverage(nn.Module):
 
     def forward(self, x: Any) -> DenseTrain:
         """Pool a spike train of images."""
-        _refuse_radix(self, x)
-        divisors = self._divisors(torch.ones(1, 1, *x.shape[2:], dtype=x.count.dtype))
+        radix, value, steps = is_radix(x), value_of(x), x.time_steps
+        if radix and self.threshold != 1:
+            raise ValueError(
+                f"{type(self).__name__}: threshold must be 1 for radix spikes, whose averages have the range of their "
+                f"inputs, got {self.threshold}"
+            )
+        divisors = self._divisors(torch.ones(1, 1, *x.shape[2:], dtype=value.dtype))
         # Use units in which every mean is an integer: sums of thirds, say, would be rounded.
         unit = math.lcm(*divisors.flatten().int().tolist())
         pool = super().forward
         with torch.no_grad():
-            currents = [torch.round(pool(s) * unit) for s in x.to_dense()]
-            spikes, _ = neuron_loop(currents, IF(self.threshold * unit, initial=self.initial, two_phase=self.two_phase))
-        train = DenseTrain(spikes, amplitude=x.amplitude)
-        train.value = replace_value(pool(x.count) / self.threshold, train.value)
+            currents = [torch.round(pool(s) * unit) for s in weighted_spikes(x.to_dense(), radix)]
+            if radix:  # with a threshold of one unit
+                neuron: Neuron = RadixIF(unit * (2**steps - 1), initial=self.initial)
+            else:
+                neuron = IF(self.threshold * unit, initial=self.initial, two_phase=self.two_phase)
+            spikes, _ = neuron_loop(currents, neuron)
+        train = DenseTrain(spikes, amplitude=x.amplitude, radix=radix)
+        train.value = replace_value(pool(value) / self.threshold, train.value)
         return train
 
     def _divisors(self, ones: Tensor) -> Tensor:
@@ -103,12 +107,15 @@ class _SpikingMaximum(nn.Module):
 
     def forward(self, x: Any) -> DenseTrain:
         """Pool a spike train of images or volumes."""
-        _refuse_radix(self, x)
-        pool = super().forward
-        counts = x.to_dense().cumsum(0)
-        most = torch.stack([pool(c) for c in (torch.zeros_like(counts[0]), *counts)]).clamp(min=0)
-        train = DenseTrain(most.diff(dim=0), amplitude=x.amplitude)
-        train.value = replace_value(pool(x.count), train.value)
+        radix, value, pool = is_radix(x), value_of(x), super().forward
+        if radix:
+            spikes = binary_digits(pool(value.detach()).clamp(min=0), x.time_steps)
+        else:
+            counts = x.to_dense().cumsum(0)
+            most = torch.stack([pool(c) for c in (torch.zeros_like(counts[0]), *counts)]).clamp(min=0)
+            spikes = most.diff(dim=0)
+        train = DenseTrain(spikes, amplitude=x.amplitude, radix=radix)
+        train.value = replace_value(pool(value), train.value)
         return train
 
 
