@@ -243,7 +243,7 @@ def test_layer_reads_numbers(steps, form):
     layer = ref.TandemLinear(6, 5, neuron=radix, form=form)
     with torch.no_grad():
         layer.weight.copy_(dyadic(5, 6, seed=0))
-        layer.bias.copy_(dyadic(5, seed=1) * steps)  # of which a T-th enters at every step
+        layer.bias.copy_(dyadic(5, seed=1))
     x = radix_train(steps, 3, 6, seed=2, amplitude=2.0**-steps)
     u = torch.zeros(3, 5)
     for s in x.spikes:
@@ -254,6 +254,31 @@ def test_layer_reads_numbers(steps, form):
     same(out.value.detach(), radix.value(v, steps).detach())
     assert (out.radix, out.amplitude) == (True, radix.threshold_at(steps))
     assert out.value.any()
+
+
+BIASED = {
+    "linear": (ref.TandemLinear(3, 40), (3,)),
+    "linear, rows": (ref.TandemLinear(3, 40), (2, 3)),
+    "1d": (ref.TandemConv1d(3, 40, 2), (3, 4)),
+    "2d": (ref.TandemConv2d(3, 40, 2), (3, 4, 4)),
+    "3d": (ref.TandemConv3d(3, 40, 2), (3, 4, 4, 4)),
+    "transposed": (ref.TandemConvTranspose2d(3, 40, 2), (3, 4, 4)),
+    "batch norm": (ref.TandemConv2d(3, 40, 2, norm="batch").eval(), (3, 4, 4)),
+}
+
+
+@every_t
+@pytest.mark.parametrize("name", BIASED)
+def test_the_bias_enters_once(steps, name):
+    """Without spikes the neurons' input is the bias to the bit, whatever T; a T-th in each step would be rounded."""
+    layer, shape = BIASED[name]
+    silent = ref.DenseTrain(torch.zeros(steps, 1, *shape), radix=True)
+    _, currents = layer.drive(silent, RadixIF())
+    bias = layer.bias if layer.norm is None else layer._fold(layer.norm)[1]
+    features = -1 if name.startswith("linear") else 1
+    want = bias.view([-1 if i == features % currents[0].dim() else 1 for i in range(currents[0].dim())])
+    same(sum(currents), want.expand(currents[0].shape).detach())
+    assert len(currents) == steps
 
 
 def network(radix, hidden):

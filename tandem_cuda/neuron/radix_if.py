@@ -35,19 +35,20 @@ class RadixIF(Neuron):
 
         q = sum over t of 2^(T-t) * s[t] = clip(floor(v / theta + initial), 0, 2^T - 1)
 
-    A spike of step t weighs theta * 2^(T-t) in the layer behind, so theta * q approximates relu(v), and ``level`` is
-    the largest number that it can be. T sets how fine the values are, not their range: one set of weights serves
-    every T.
+    A spike of step t weighs theta * 2^(T-t) in the layer behind, so that theta * q approximates relu(v) up to
+    ``level``. T sets how fine the values are, not their range: one set of weights serves every T.
 
     Stoeckl & Maass ("Optimized spiking neurons can classify images with high accuracy through temporal coding with two
-    spikes", 2021, arXiv:2002.00860) call such neurons few-spike (FS) neurons: these have T(t) = h(t) = d(t) = theta *
-    2^(T-t). Wang et al. ("Efficient spiking neural networks with radix encoding", 2024, arXiv:2105.06943) call the code
-    radix encoding; phase coding (Kim et al. 2018, doi:10.1016/j.neucom.2018.05.087) has weights 2^-t.
+    spikes", 2021, arXiv:2002.00860) call them few-spike (FS) neurons, here with T(t) = h(t) = d(t) = theta * 2^(T-t).
+    Wang et al. ("Efficient spiking neural networks with radix encoding", 2024, arXiv:2105.06943) call the code radix
+    encoding. Phase coding has weights 2^-t (Kim et al., "Deep neural networks with weighted spikes", Neurocomputing,
+    2018).
 
-    The compiled library has no such neurons: only :mod:`tandem_cuda.reference` takes them.
+    The operators and layers of the compiled library do not take these neurons: :mod:`tandem_cuda.reference` does.
 
     Args:
-        level: the top of the range, in units of the membrane potential; positive. From v = level on, all spikes fire.
+        level: the largest output, that of a neuron that spikes in every step, in units of the membrane potential;
+            positive.
         clip: zero the gradient where the ANN's pre-activation exceeds ``level``.
         initial: where the membrane potential starts, as a share of theta, in [0, 1). With 0.5 values are rounded, with
             0 they are floored.
@@ -95,10 +96,9 @@ class RadixIF(Neuron):
         return self.threshold_at(steps)
 
     def discharge(self, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        u, threshold = v + torch.full_like(v, self.initial) * self.threshold_at(steps), self.threshold_at(steps)
-        spikes = []
+        u, spikes = self._charged(v, steps), []
         for t in range(1, steps + 1):
-            h = threshold * 2.0 ** (steps - t)
+            h = self.threshold_at(steps) * 2.0 ** (steps - t)
             fired = u >= h
             u = torch.where(fired, u - h, u)
             spikes.append(fired.to(v.dtype))
@@ -111,14 +111,15 @@ class RadixIF(Neuron):
         saturates: it subtracts h from u with h <= u < 2 h (Sterbenz's lemma). So its value is the quotient of u[1] and
         theta, rounded down without an error of the division, as here. NaN has the value 0.
         """
-        threshold = self.threshold_at(steps)
-        u = v + torch.full_like(v, self.initial) * threshold
         # In units of a power of two and in double precision, so that nothing overflows or loses digits.
-        mantissa, exponent = math.frexp(torch.tensor(threshold, dtype=v.dtype).item())
-        u = torch.nan_to_num(u.double(), nan=0.0, posinf=math.inf) * 2.0**-exponent
-        return (
-            torch.div(u.clamp(0, 2**steps), mantissa, rounding_mode="floor").clamp(max=self.levels(steps)).to(v.dtype)
-        )
+        mantissa, exponent = math.frexp(torch.tensor(self.threshold_at(steps), dtype=v.dtype).item())
+        u = torch.nan_to_num(self._charged(v, steps).double(), nan=0.0, posinf=math.inf) * 2.0**-exponent
+        floor = torch.div(u.clamp(0, 2**steps), mantissa, rounding_mode="floor")
+        return floor.clamp(max=self.levels(steps)).to(v.dtype)
+
+    def _charged(self, v: Tensor, steps: int) -> Tensor:
+        """Return the potential before the first spike."""
+        return v + torch.full_like(v, self.initial) * self.threshold_at(steps)
 
     # -- its ANN twin
 

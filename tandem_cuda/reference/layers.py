@@ -218,6 +218,7 @@ class _TandemLayer(nn.Module):
     bias: nn.Parameter | None
     log_threshold: nn.Parameter | None
     norm_class: type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]
+    dims_behind: int  # dimensions behind the outputs
     output_dim = 0  # of the weight; if it is not 0, it holds the output channels of one group
     groups: int
 
@@ -258,8 +259,13 @@ class _TandemLayer(nn.Module):
         _check_neuron(type(self).__name__, self.neuron, x)
         return _fire(self.neuron, x.time_steps, *self.drive(x))
 
-    def drive(self, x: Any) -> Drive:
-        """Return the ANN's pre-activation (None if no gradient is needed) and the current of every time step."""
+    def drive(self, x: Any, neuron: Neuron | None = None) -> Drive:
+        """Return the ANN's pre-activation (None if no gradient is needed) and the current of every time step.
+
+        neuron: the neurons that these drive, if not the layer's own. The bias enters at every step, a T-th each time;
+        for neurons with radix it enters once, so that the sum does not depend on T.
+        """
+        neuron = self.neuron if neuron is None else neuron
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         time_steps: int = x.time_steps
@@ -273,8 +279,12 @@ class _TandemLayer(nn.Module):
         if v is None and torch.is_grad_enabled():
             v = self.product(self._ann_input(x), weight, bias)
         with torch.no_grad():
-            currents = self._currents(x, weight, None if bias is None else bias / time_steps)
-        return _in_units(self.log_threshold, v, currents, self.neuron.levels(time_steps))
+            if bias is None or not neuron.radix:
+                currents = self._currents(x, weight, None if bias is None else bias / time_steps)
+            else:
+                *others, last = self._currents(x, weight, None)
+                currents = [*others, last + bias.view(-1, *[1] * self.dims_behind)]
+        return _in_units(self.log_threshold, v, currents, neuron.levels(time_steps))
 
     def _ann_input(self, x: Any) -> Tensor:
         """Return the input of the ANN layer: the SNN layer's input summed over time."""
@@ -335,6 +345,7 @@ class TandemConv2d(_TandemLayer, nn.Conv2d):  # type: ignore[misc]  # forward: s
         True
     """
 
+    dims_behind = 2
     norm_class = nn.BatchNorm2d
 
 
@@ -347,6 +358,7 @@ class TandemLinear(_TandemLayer, nn.Linear):  # type: ignore[misc]  # as above
         torch.Size([8, 2, 5])
     """
 
+    dims_behind = 0
     norm_class = nn.BatchNorm1d
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -363,6 +375,7 @@ class TandemConv1d(_TandemLayer, nn.Conv1d):  # type: ignore[misc]  # as above
         torch.Size([3, 4, 96])
     """
 
+    dims_behind = 1
     norm_class = nn.BatchNorm1d
 
 
@@ -375,6 +388,7 @@ class TandemConv3d(_TandemLayer, nn.Conv3d):  # type: ignore[misc]  # as above
         torch.Size([3, 4, 2, 3, 4])
     """
 
+    dims_behind = 3
     norm_class = nn.BatchNorm3d
 
 
@@ -387,6 +401,7 @@ class TandemConvTranspose2d(_TandemLayer, nn.ConvTranspose2d):  # type: ignore[m
         torch.Size([2, 8, 8, 8])
     """
 
+    dims_behind = 2
     norm_class = nn.BatchNorm2d
     output_dim = 1
 
@@ -421,7 +436,7 @@ class TandemAdd(nn.Module):
         drives = []
         for branch, x in zip(self.branches, inputs, strict=True):
             if isinstance(branch, _TandemLayer):
-                drives.append(branch.drive(x))
+                drives.append(branch.drive(x, self.neuron))
             else:
                 drives.append((_weighed(x, value_of(x)), _weighed_spikes(x).unbind(0)))
         pre_activations, currents = zip(*drives, strict=True)
