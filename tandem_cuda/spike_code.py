@@ -31,9 +31,14 @@ class SpikeCode(NamedTuple):
 def refuse_radix(name: str) -> NoReturn:
     """Raise the ValueError of the layer ``name``, which knows no radix spikes and got some."""
     raise ValueError(
-        f"{name}: input must be a train whose spikes all weigh the same, got radix spikes, which only layers of "
-        "tandem_cuda.reference read"
+        f"{name}: input must be a train whose spikes all weigh the same, got radix spikes, which this layer does "
+        "not read; that of tandem_cuda.reference does"
     )
+
+
+def refuse_part(name: str) -> NoReturn:
+    """Raise the ValueError of the layer ``name``, which got radix spikes of some of the time steps."""
+    raise ValueError(f"{name}: radix spikes must be those of all time steps, which make a number only together")
 
 
 def check_radix(radix: Any, time_steps: int) -> None:

@@ -21,6 +21,8 @@ from tandem_cuda import (
     SpikeCat,
     SpikeRearrange,
     SpikeTrain,
+    SpikeWindows,
+    SpikingMaxPool2d,
     TandemDropout,
     TandemLinear,
     TandemStochasticDepth,
@@ -33,6 +35,14 @@ from tensors import train
 
 STEPS = range(1, 9)
 every_t = pytest.mark.parametrize("steps", STEPS)
+
+
+MOVES = (
+    *("SpikeRearrange", "SpikeWindows", "SpikeCat"),
+    *("TandemDropout", "TandemDropout2d", "TandemDropout3d", "TandemStochasticDepth"),
+)
+"""Layers that only move or silence neurons: they keep numbers."""
+MAXIMA = ("SpikingMaxPool2d", "SpikingMaxPool3d", "SpikingGlobalMaxPool2d")
 
 
 def numbers(steps, *shape, seed=0):
@@ -186,19 +196,101 @@ def test_the_reference_reads_trains():
     assert want.value.any()
 
 
+# --- layers that read numbers ----------------------------------------------------------------------------------------
+
+
+@every_t
+def test_decode(steps):
+    x = example(steps, amplitude=0.25)
+    same(Decode()(x), 0.25 * x.value)
+    same(Decode()(x.replace(pair_dim=1)), 0.25 * (x.value[:, ::2] - x.value[:, 1::2]))
+    same(freeze(Decode())(x), 0.25 * x.value)
+    leaf = x.value.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(Decode()(x.replace(value=leaf)).sum(), leaf)
+    same(grad, torch.full_like(grad, 0.25))
+
+
+@every_t
+def test_concatenation(steps):
+    x, y = (SpikeTrain(numbers(steps, 2, c, 3, seed=c).unsqueeze(0), steps, radix=True) for c in (4, 2))
+    leaf = x.value.clone().requires_grad_()
+    for both in (SpikeCat(False, False)(x, y), SpikeCat(False, False)(x.replace(value=leaf), y)):
+        assert (both.radix, both.time_steps) == (True, steps)
+        same(both.value.detach(), torch.cat([x.value, y.value], 1))
+        same(both.bits[0].float(), both.value.detach())
+    assert both.value.requires_grad
+    signed = SpikeCat(True, False)(x, y)
+    same(Decode()(signed), torch.cat([x.value[:, ::2] - x.value[:, 1::2], y.value], 1))
+    with pytest.raises(ValueError, match="SpikeCat: inputs must have the same radix, got True and, for input 1, False"):
+        SpikeCat(False, False)(x, y.replace(radix=False))
+
+
+def test_windows():
+    x = example(5, amplitude=0.5)
+    windows = SpikeWindows(2, 1)(x)
+    assert (windows.radix, windows.amplitude) == (True, 0.125)
+    mean = windows.amplitude * windows.value.unflatten(1, (4, -1)).sum(1)
+    same(mean, 0.5 * nn.functional.avg_pool2d(x.value, 2, 1))
+
+
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("case", [case for case in CASES if case.kind in MAXIMA], ids=str)
+def test_maxima(case, carried):
+    """Equal to torch's pooling of the values, with its gradient; frozen, too."""
+    layer, (sample,) = case.make(), case.samples
+    x = SpikeTrain(numbers(6, 3, *sample).unsqueeze(0), 6, radix=True, amplitude=0.5)
+    if carried:
+        x = x.replace(value=x.value.clone().requires_grad_())
+    y = layer(x)
+    if case.kind == "SpikingGlobalMaxPool2d":
+        want = x.value.amax((2, 3), keepdim=True)
+    else:
+        settings = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+        pool = nn.functional.max_pool3d if len(sample) == 4 else nn.functional.max_pool2d
+        want = pool(x.value, *settings, layer.ceil_mode).clamp(min=0)
+    assert y.code == SpikeCode(0.5, None, True)
+    same(y.value.detach(), want.detach())
+    same(y.bits[0].float(), want.detach())
+    same(y.to_dense(), SpikeTrain(y.bits, 6, radix=True).to_dense())
+    if carried:
+        same(*(torch.autograd.grad(z.square().sum(), x.value)[0] for z in (y.value, want)))
+    frozen = freeze(layer.eval())(x)
+    assert frozen.code == y.code
+    same(frozen.bits, y.bits)
+    x = x.detach()
+    same(layer(x).bits, y.bits)
+
+
+def test_maxima_of_version_0_1_refuse_numbers():
+    frozen = freeze(SpikingMaxPool2d(2).eval())
+    for module in frozen.modules():
+        if isinstance(module, SpikingMaxPool2d):
+            module.gate = "any"
+    with pytest.raises(ValueError, match=f"^SpikingMaxPool2d: {REFUSED}"):
+        frozen(example())
+
+
+@pytest.mark.parametrize("layer", [SpikingMaxPool2d(2), Decode()])
+def test_no_parts_of_numbers(layer):
+    """Neither as windows of a whole train nor as trains of few steps."""
+    frozen = freeze(layer.eval())
+    with pytest.raises(ValueError, match=r"SpikeTrain\.window: start and stop must be 0 and 5 for radix spikes"):
+        frozen.stream(example(5)).advance(2)
+    with pytest.raises(ValueError, match=f"{type(layer).__name__}: radix spikes must be those of all time steps"):
+        frozen.stream(time_steps=5).advance(example(2))
+
+
 # --- whatever does not know radix spikes refuses them ----------------------------------------------------------------
 
 REFUSED = r"input must be a train whose spikes all weigh the same, got radix spikes"
-MOVES = ("SpikeRearrange", "TandemDropout", "TandemDropout2d", "TandemDropout3d", "TandemStochasticDepth")
-"""Layers that only move or silence neurons: they keep numbers."""
 
 
 def test_every_layer_is_here():
-    covered = {case.kind for case in CASES} | {*MOVES, "Encode", "EncodedInput", "Decode", "SpikeCat"}
+    covered = {case.kind for case in CASES} | {"Encode", "EncodedInput", "Decode"}
     assert {*tandem_cuda.nn.__all__} <= covered
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.kind not in MOVES], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.kind not in (*MOVES, *MAXIMA)], ids=str)
 def test_layers_refuse_numbers(case):
     trains = case.inputs(batch=2, time_steps=4)
     numbered = [x.replace(radix=True) if isinstance(x, SpikeTrain) else x for x in trains]
@@ -211,12 +303,6 @@ def test_layers_refuse_numbers(case):
         if frozen is not None:
             with pytest.raises(ValueError, match=f"^{case.kind}: {REFUSED}"):
                 frozen(*numbered)
-
-
-@pytest.mark.parametrize("module", [Decode(), Decode(signed=True), SpikeCat(False)])
-def test_readers_refuse_numbers(module):
-    with pytest.raises(ValueError, match=f"^{type(module).__name__}: {REFUSED}"):
-        module(example())
 
 
 def test_layers_refuse_the_neurons():

@@ -15,6 +15,7 @@ from ..neuron.if_ import TWO_PHASE
 from ..neuron.parameter import AMPLITUDE, INITIAL, THRESHOLD
 from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
+from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain
 from . import schema
 from .ann_twin import without_spikes
@@ -99,11 +100,16 @@ class SpikingAverage(Pooling):
         self.engine = engine
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
-        check_image(self, x, self.axes)
+        self._check_input(x)
         with torch.no_grad():
             bits, _ = self.spikes(x)
         mean = self._mean(x.value) if needs_gradient(x.carried_value) else None
         return carrying(bits, x, mean, self.amplitude)
+
+    def _check_input(self, x: SpikeTrain) -> None:
+        check_image(self, x, self.axes)
+        if x.code.radix:
+            refuse_radix(type(self).__name__)
 
     def spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
         """Return the bits and the neurons' final state; ``state`` continues an earlier call."""
@@ -245,7 +251,7 @@ class SpikingAverage(Pooling):
 
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         (x,) = inputs
-        check_image(self, x, self.axes)
+        self._check_input(x)
         bits, carried = self.spikes(x, None if state is None else stacked(state), not span.ends)
         train = x.replace_unchecked(bits=bits, amplitude=x.amplitude * self.amplitude)
         return train, None if span.ends else carried.unbind(0)

@@ -87,15 +87,13 @@ class NormalisedSums(NamedTuple):
 
 
 def carrying(bits: Tensor, x: SpikeTrain, ann: Tensor | None, factor: float = 1.0) -> SpikeTrain:
-    """Return pooled spikes of a train, whose count has the gradient of the ANN's activation.
+    """Return pooled spikes of a train, whose value has the gradient of the ANN's activation.
 
     A spike weighs ``factor`` times what one of the train weighs.
     """
-    code: dict[str, Any] = {"amplitude": x.amplitude * factor, "pair_dim": x.pair_dim}
-    if ann is None:
-        return SpikeTrain.unchecked(bits, x.time_steps, dtype=x.dtype, **code)
-    count = ops.spike_count.trusted(bits, x.dtype) + (ann - ann.detach())
-    return SpikeTrain.unchecked(bits, x.time_steps, count, **code)
+    code = x.code._replace(amplitude=x.amplitude * factor)
+    pooled = SpikeTrain.unchecked(bits, x.time_steps, dtype=x.dtype, **code._asdict())
+    return pooled if ann is None else pooled.replace_unchecked(value=pooled.value + (ann - ann.detach()))
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

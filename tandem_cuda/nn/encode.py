@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from ..ops import checks
-from ..spike_code import refuse_radix
+from ..spike_code import refuse_part
 from ..spike_train import SpikeTrain, signs
 from . import schema
 from .frozen import Span, State, single
@@ -133,7 +133,8 @@ class Decode(Spiking):
             their difference, [N, C / 2, ...]. A train that is ``paired`` says so itself, and along which dimension.
 
     Shape:
-        SpikeTrain [N, C, ...] -> Tensor [N, C, ...], the differentiable spike counts times the train's ``amplitude``.
+        SpikeTrain [N, C, ...] -> Tensor [N, C, ...], the train's differentiable ``value``, for most trains the spike
+        counts, times its ``amplitude``.
 
     Raises:
         TypeError: the input is not a SpikeTrain.
@@ -164,8 +165,6 @@ class Decode(Spiking):
     def forward(self, x: Any) -> Tensor:
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
-        if x.code.radix:
-            refuse_radix("Decode")
         return self.weighted(x.value if x.amplitude == 1 else x.value * x.amplitude, x)
 
     def pair_dim(self, x: SpikeTrain | Value | Signal) -> int | None:
@@ -248,8 +247,8 @@ class Decode(Spiking):
         (x,) = inputs
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"Decode: input must be a SpikeTrain, got {type(x).__name__}")
-        if x.code.radix:
-            refuse_radix("Decode")
+        if x.code.radix and not span.whole:
+            refuse_part("Decode")
         count = x.value if state is None else x.value + state[0]
         factor = x.amplitude * (span.total / span.reached) if span.steady else x.amplitude
         value = self.weighted(count if factor == 1 else count * factor, x)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain
 
 
@@ -79,8 +78,6 @@ def check_image(module: nn.Module, x: Any, axes: int = 2) -> None:
     name = type(module).__name__
     if not isinstance(x, SpikeTrain):
         raise TypeError(f"{name}: input must be a SpikeTrain, got {type(x).__name__}")
-    if x.code.radix:
-        refuse_radix(name)
     if len(x.shape) != 2 + axes or 0 in x.shape[2:]:
         raise ValueError(f"{name}: input must be {SHAPES[axes]}, got {list(x.shape)}")
     if x.pair_dim == -1:

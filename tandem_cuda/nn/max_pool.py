@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops import checks
 from ..ops.max_pool_spikes import windows_along
+from ..spike_code import refuse_part, refuse_radix
 from ..spike_train import SpikeTrain
 from . import schema
 from .ann_twin import without_spikes
@@ -84,6 +85,12 @@ class MaxPooling(Pooling):
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, State | None]:
         (x,) = inputs
         self.check_input(x)
+        if x.radix:
+            if self.gate == "any":
+                refuse_radix(type(self).__name__)
+            if not span.whole:
+                refuse_part(type(self).__name__)
+            return self.forward(x), None
         if self.gate == "any":
             return x.replace_unchecked(bits=_any_spikes(self, x)), None
         if span.total >= 2**31:  # its counts are int32
@@ -94,6 +101,11 @@ class MaxPooling(Pooling):
     def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
         """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
         raise NotImplementedError
+
+    def carrying_largest(self, x: SpikeTrain, largest: Tensor) -> SpikeTrain:
+        """Return the pooled spikes, given the largest value of each window, whose gradient they carry."""
+        bits = largest.detach().to(torch.uint8).unsqueeze(0) if x.radix else self.spikes(x)[0]
+        return carrying(bits, x, largest)
 
     def check_input(self, x: SpikeTrain) -> None:
         """Check that the input is a train of images whose counts are values, and not parts of differences."""
@@ -120,11 +132,11 @@ class WindowMaxPooling(MaxPooling):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         self.check_input(x)
-        bits, _ = self.spikes(x)
+        if not (x.radix or needs_gradient(x.carried_value)):
+            return carrying(self.spikes(x)[0], x, None)
         # The ANN's pooling of the counts has the same values, except for windows entirely in the padding, where it
         # is negative: clamp it there.
-        largest = super().forward(x.value).clamp(min=0) if needs_gradient(x.carried_value) else None
-        return carrying(bits, x, largest)
+        return self.carrying_largest(x, super().forward(x.value).clamp(min=0))
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
@@ -149,8 +161,8 @@ class SpikingMaxPool2d(WindowMaxPooling, nn.MaxPool2d):  # type: ignore[misc]  #
     value and gradient; the gradient goes to the neuron with the most spikes, as in torch. The usual rule passes on the
     spikes of the neuron that has fired most so far (Rueckauer et al. 2017, doi:10.3389/fnins.2017.00682). Unlike it,
     this layer drops the spikes with which another neuron only catches up. For T = 1 the result is the OR of the
-    window's spikes. (The CifarNet of Wu et al. 2021 has strided convolutions instead of pooling.) The output has
-    the input's ``amplitude``.
+    window's spikes. (The CifarNet of Wu et al. 2021 has strided convolutions instead of pooling.) Of radix spikes, the
+    result is the largest value. The output has the input's ``amplitude``.
 
     Pooling needs one counter per input neuron and takes much less time than the convolution before it
     (docs/performance.md). It has no synaptic operations (SynOps), since it adds nothing to a membrane potential.
@@ -231,9 +243,9 @@ class SpikingGlobalMaxPool2d(MaxPooling):
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
         self.check_input(x)
-        bits, _ = self.spikes(x)
-        largest = x.value.amax((2, 3), keepdim=True) if needs_gradient(x.carried_value) else None
-        return carrying(bits, x, largest)
+        if not (x.radix or needs_gradient(x.carried_value)):
+            return carrying(self.spikes(x)[0], x, None)
+        return self.carrying_largest(x, x.value.amax((2, 3), keepdim=True))
 
     def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
         """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import checks
-from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain, interleaved, signs
 from . import schema
 from .frozen import single
@@ -292,8 +291,8 @@ class SpikeCat(Spiking):
 
     Raises:
         TypeError: an input is not a SpikeTrain.
-        ValueError: the number of inputs is not len(``signed``), or they differ in time steps, device, dtype or a
-            dimension other than the channels; or their amplitudes are neither equal nor ``amplitudes``, up to a
+        ValueError: the number of inputs is not len(``signed``), or they differ in time steps, ``radix``, device, dtype
+            or a dimension other than the channels; or their amplitudes are neither equal nor ``amplitudes``, up to a
             common factor. Dropout in training changes the amplitude, so it must not be in some branches only.
 
     Examples:
@@ -323,8 +322,6 @@ class SpikeCat(Spiking):
         for x in inputs:
             if not isinstance(x, SpikeTrain):
                 raise TypeError(f"SpikeCat: inputs must be SpikeTrains, got {type(x).__name__}")
-            if x.code.radix:
-                refuse_radix("SpikeCat")
         pair_dim, silent = self._pairs(inputs)
         if pair_dim is not None:
             axis = _axis(pair_dim)
@@ -334,7 +331,7 @@ class SpikeCat(Spiking):
             )
         first = inputs[0]
         for i, x in enumerate(inputs):
-            for name in ("time_steps", "dtype", "device"):
+            for name in ("time_steps", "radix", "dtype", "device"):
                 if getattr(x, name) != getattr(first, name):
                     raise ValueError(
                         f"SpikeCat: inputs must have the same {name}, got {getattr(first, name)} and, for input {i}, "
