@@ -8,6 +8,9 @@
 // its S variables, [S, N, C, *spatial], the first of them the membrane potential u before its reset. Passing the state
 // that a call returned continues the simulation where that call stopped.
 //
+// radix: `bits` has one plane, whose bytes are the values of radix spikes: bit T - t is the spike of time step t, which
+// weighs 2^(T - t).
+//
 // Outputs that a `want_*` flag turned off are empty tensors of shape [0]. engine: 0 auto, 1 event, 2 dense. mode: 0
 // constant, 1 impulse, 2 series, 3 once. They are no strings because torch's stable ABI (2.13) leaks every string
 // argument.
@@ -99,11 +102,12 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "Tensor? unit, Tensor? added, Tensor? amplitude) -> (Tensor, Tensor, Tensor)");
 
   // scale * (weight * (spike count of bits)) + bias; what batch norm needs before the neurons can fire. Arguments as
-  // above -> [N, O, Ho, Wo] or [N, *, O]
+  // above. radix: 0, or T of radix spikes, whose values the weights multiply in place of counts -> [N, O, Ho, Wo] or
+  // [N, *, O]
   m.def(
       "count_product(Tensor bits, Tensor? count, Tensor weight, Tensor? packed, Tensor? scale, Tensor? bias, "
       "int[2] stride, int[2] padding, int[2] dilation, int groups, int engine, int terms, Tensor? master, "
-      "Tensor? unit) -> Tensor");
+      "Tensor? unit, int radix=0) -> Tensor");
 
   // scale * (weight * s[t]) + bias for t = 1..T: the currents of a spiking product, without neurons, by its
   // event-driven engine. Arguments as above -> [T, N, O, Ho, Wo] or [T, N, *, O]

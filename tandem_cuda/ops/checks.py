@@ -88,6 +88,16 @@ def check_train(op: str, bits: Any, time_steps: Any) -> None:
         )
 
 
+def check_radix(op: str, bits: Tensor, radix: Any) -> None:
+    """Check T of radix spikes, which fill one plane; 0 for spikes that all weigh the same."""
+    if isinstance(radix, bool) or not isinstance(radix, int):
+        raise TypeError(f"{op}: radix must be an int, got {type(radix).__name__}")
+    if not 0 <= radix <= 8:
+        raise ValueError(f"{op}: radix must be from 0 to 8, got {radix}")
+    if radix and len(bits) != 1:
+        raise ValueError(f"{op}: bits of radix spikes must have one plane, got {list(bits.shape)}")
+
+
 def check_number(op: str, argument: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {argument} must be a number, got {type(value).__name__}")

@@ -27,6 +27,7 @@ def count_conv2d(
     engine: str = "auto",
     master: Tensor | None = None,
     unit: Tensor | None = None,
+    radix: int = 0,
 ) -> Tensor:
     """Convolve spike counts, v = scale * (weight * c) + bias: the ANN's pre-activation (Wu et al. 2021, eq. 9).
 
@@ -52,6 +53,8 @@ def count_conv2d(
         master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
             gradient (straight-through: as if nothing were rounded). Their values are not read.
         unit: [O]; None for 1.
+        radix: T of radix spikes (see :class:`tandem_cuda.neuron.RadixIF`), whose values take the place of the counts; 0
+            for spikes that all weigh the same.
 
     Returns:
         [N, O, Ho, Wo], channels last in memory; differentiable in ``weight``, ``bias`` and ``count``.
@@ -68,4 +71,4 @@ def count_conv2d(
     """
     check_trusted(weight, 4, scale)
     geometry = (*pairs(stride, padding, dilation), groups)
-    return count_product((bits, count, weight, packed, scale, bias), geometry, engine, master, unit)
+    return count_product((bits, count, weight, packed, scale, bias), geometry, engine, master, unit, radix)

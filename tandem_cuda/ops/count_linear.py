@@ -20,6 +20,7 @@ def count_linear(
     engine: str = "auto",
     master: Tensor | None = None,
     unit: Tensor | None = None,
+    radix: int = 0,
 ) -> Tensor:
     """Apply a linear layer to spike counts, v = scale * (weight * c) + bias (Wu et al. 2021, eq. 9).
 
@@ -40,6 +41,8 @@ def count_linear(
         master: float32, in the shape of ``weight``: the weights for which integers times ``unit`` stand. They get the
             gradient (straight-through: as if nothing were rounded). Their values are not read.
         unit: [O]; None for 1.
+        radix: T of radix spikes (see :class:`tandem_cuda.neuron.RadixIF`), whose values take the place of the counts; 0
+            for spikes that all weigh the same.
 
     Returns:
         [N, ..., O]; differentiable in ``weight``, ``bias`` and ``count``.
@@ -55,4 +58,4 @@ def count_linear(
         tensor([[2.5000]])
     """
     check_trusted(weight, 2, scale)
-    return count_product((bits, count, weight, packed, scale, bias), LINEAR, engine, master, unit)
+    return count_product((bits, count, weight, packed, scale, bias), LINEAR, engine, master, unit, radix)

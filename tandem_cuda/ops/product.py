@@ -59,10 +59,15 @@ def check_trusted(weight: Tensor, dims: int, *constants: Tensor | None) -> None:
 
 
 def count_product(
-    operands: Operands, geometry: tuple[Any, ...], engine: str, master: Tensor | None, unit: Tensor | None
+    operands: Operands,
+    geometry: tuple[Any, ...],
+    engine: str,
+    master: Tensor | None,
+    unit: Tensor | None,
+    radix: int = 0,
 ) -> Tensor:
-    """Multiply counts; ``geometry`` is stride, padding, dilation and groups."""
-    options = ENGINES.index(engine), terms_of(operands[2]), master, unit
+    """Multiply counts, or values of radix spikes; ``geometry`` is stride, padding, dilation and groups."""
+    options = ENGINES.index(engine), terms_of(operands[2]), master, unit, radix
     return torch.ops.tandem_cuda.count_product(*_as_cast(operands), *geometry, *options)
 
 
@@ -218,6 +223,7 @@ def check_count(op: str, a: Any) -> None:
     geometry = None if op == "count_linear" else (a.stride, a.padding, a.dilation, a.groups)
     check_arguments(op, a.bits, a.weight, a.bias, geometry, a.packed, a.scale, a.count, a.engine)
     check_master(op, a.weight, a.master, a.unit)
+    checks.check_radix(op, a.bits, a.radix)
 
 
 def check_spiking(op: str, a: Any) -> None:

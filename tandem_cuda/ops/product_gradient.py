@@ -17,7 +17,7 @@ from . import autocast, layout
 from .geometry import out_size
 from .gradient import register_gradient
 from .product import current_dtype
-from .spike_count import spike_count
+from .spike_count import spike_value
 
 IntPair = list[int]
 
@@ -78,13 +78,13 @@ def _save(
     ctx.set_materialize_grads(False)
 
 
-def _values(saved: Saved, dtype: torch.dtype) -> Tensor:
-    """Return the counts that entered a product."""
+def _values(saved: Saved, dtype: torch.dtype, radix: bool) -> Tensor:
+    """Return the counts, or values of radix spikes, that entered a product."""
     bits, count, *_ = saved
     if count is not None:
         return count
     assert bits is not None
-    return spike_count(bits, dtype)
+    return spike_value(bits, dtype, radix)
 
 
 def _gradients(ctx: Any, grad: Tensor | None, at: int) -> Gradients:
@@ -93,12 +93,12 @@ def _gradients(ctx: Any, grad: Tensor | None, at: int) -> Gradients:
         return None, None, None
     needs, saved = ctx.needs_input_grad, ctx.saved_tensors  # activation checkpointing allows one read
     needed = needs[1], needs[2] or needs[at], needs[5]
-    return _product_gradients(grad, saved, needed, ctx.convolution)
+    return _product_gradients(grad, saved, needed, ctx.convolution, ctx.radix)
 
 
 @autocast.without_autocast
 def _product_gradients(
-    grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool], convolution: Convolution
+    grad: Tensor, saved: Saved, needed: tuple[bool, bool, bool], convolution: Convolution, radix: bool
 ) -> Gradients:
     """Return the needed gradients of scale * (weight * count) + bias with respect to count, weight and bias."""
     *_, weight, scale, unit = saved
@@ -107,7 +107,7 @@ def _product_gradients(
     grad_bias = None
     if needed[2]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if linear else grad.sum([0, 2, 3])
-    values = _values(saved, grad.dtype)
+    values = _values(saved, grad.dtype, radix)
     return *gradients_of(grad, values, weight, unit, needed[:2], convolution, scale), grad_bias
 
 
@@ -236,7 +236,7 @@ def _times(grad: Tensor, weight: Tensor) -> Tensor:
 
 def _setup_spiking(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     bits, count, weight, _, scale, _, _, *convolution, ctx.time_steps, _, _, _, _, want_sum, _, _, unit, _, _ = inputs
-    ctx.convolution = tuple(convolution)
+    ctx.convolution, ctx.radix = tuple(convolution), False
     _save(ctx, bits, count, weight, scale, unit)
     ctx.mark_non_differentiable(output[0], output[2], *([] if want_sum else [output[1]]))
 
@@ -249,15 +249,15 @@ def _spiking_backward(ctx: Any, _bits: None, grad: Tensor | None, _state: None) 
 
 
 def _setup_count(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    bits, count, weight, _, scale, _, *convolution, _, _, _, unit = inputs
-    ctx.convolution = tuple(convolution)
+    bits, count, weight, _, scale, _, *convolution, _, _, _, unit, radix = inputs
+    ctx.convolution, ctx.radix = tuple(convolution), radix > 0
     _save(ctx, bits, count, weight, scale, unit)
 
 
 def _count_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     count, weight, bias = _gradients(ctx, grad, 12)
     weight, master = (weight, None) if ctx.needs_input_grad[2] else (None, weight)
-    return None, count, weight, None, None, bias, *[None] * 6, master, None
+    return None, count, weight, None, None, bias, *[None] * 6, master, None, None
 
 
 def register_products() -> None:

@@ -39,6 +39,14 @@ def spike_count(bits: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.ops.tandem_cuda.spike_count(bits, dtype)
 
 
+def spike_value(bits: Tensor, dtype: torch.dtype, radix: bool) -> Tensor:
+    """Return the numbers that trains stand for, [N, ...]: the values of radix spikes, which are their bytes, or counts.
+
+    It is exempt from the argument checks of :func:`spike_count`.
+    """
+    return bits[0].to(dtype) if radix else spike_count.trusted(bits, dtype)
+
+
 def empty_count(bits: Tensor, dtype: torch.dtype) -> Tensor:
     """Return an uninitialised tensor with the shape and layout of a spike_count."""
     return layout.empty_channels_last(bits, bits.shape[1:], dtype, layout.train_feature_dim(bits.dim()) - 1)

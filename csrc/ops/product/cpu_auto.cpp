@@ -197,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking(const char* op, const ProductArgument
 Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeometry& geometry, bool linear) {
   const ProductPlan plan = plan_product(op, arguments, geometry, linear);
   if (geometry.pixels_out() == 0) return plan.out_sum;
-  const bool depthwise = is_depthwise(plan, plan.bits.size(0) * kStepsPerPlane);
+  const bool depthwise = is_depthwise(plan, largest_input(plan));
   const bool integers = is_integer(plan.weight.scalar_type());
   const Engine engine = asked(plan, depthwise);
   if (engine == Engine::kDense && !integers) {
@@ -237,7 +237,7 @@ Tensor step_product(const Tensor& bits, const Tensor& weight, const std::optiona
   const char* op = "step_product";
   const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
   const std::optional<Tensor> no_count;
-  const ProductArguments arguments = {bits, no_count, weight, packed, scale, bias, 0, 3};
+  const ProductArguments arguments = {bits, no_count, weight, packed, scale, bias, 0, 3, 0};
   const ProductPlan plan = plan_steps(op, arguments, time_steps, geometry, weight.dim() == 2);
   if (geometry.pixels_out() == 0) return plan.out_sum;
   check_32_bits(op, plan);

@@ -83,7 +83,7 @@ void run_count_words(const char* op, const ProductPlan& plan, Samples samples, c
 }
 
 bool multiplies_counts(const ProductPlan& plan) {
-  const int64_t largest = plan.bits.size(0) * kStepsPerPlane;
+  const int64_t largest = largest_input(plan);
   return kernels<CountKernels>().multiplies_bytes && largest <= 255 &&
          plan.geometry.features() <= most_inputs(ScalarType::Char) / largest;  // of a digit, 8 bits
 }

@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> spiking_product(
   const char* op = linear ? "spiking_linear" : "spiking_conv2d";  // as the Python functions are called
   const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
   check_master(op, weight, master, unit);
-  return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms},
+  return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms, 0},
                   {state, time_steps, neuron, parameters, want_sum, want_state, added, amplitude}, geometry, linear);
 }
 
@@ -33,12 +33,12 @@ Tensor count_product(const Tensor& bits, const std::optional<Tensor>& count, con
                      const std::optional<Tensor>& packed, const std::optional<Tensor>& scale,
                      const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding,
                      const Sizes& dilation, int64_t groups, int64_t engine, int64_t terms,
-                     const std::optional<Tensor>& master, const std::optional<Tensor>& unit) {
+                     const std::optional<Tensor>& master, const std::optional<Tensor>& unit, int64_t radix) {
   const bool linear = weight.dim() == 2;
   const char* op = linear ? "count_linear" : "count_conv2d";
   const ConvGeometry geometry = product_geometry(op, bits, weight, stride, padding, dilation, groups);
   check_master(op, weight, master, unit);
-  return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms}, geometry, linear);
+  return kProduct(op, {bits, count, weight, packed, scale, bias, engine, terms, radix}, geometry, linear);
 }
 
 }  // namespace tandem

@@ -23,6 +23,7 @@ struct ProductArguments {
   const std::optional<Tensor>& bias;
   int64_t engine;
   int64_t terms;
+  int64_t radix;
 };
 
 struct SpikingArguments {
@@ -49,6 +50,7 @@ struct ProductPlan {
   std::optional<Tensor> scale, bias;  // [O], contiguous
   Engine engine;
   int64_t terms;                        // bf16 terms of a float32 weight on tensor cores
+  int64_t radix;                        // T where bytes are the values of radix spikes, else 0
   ScalarType type;                      // of currents and potentials
   Neuron neuron;                        // of a spiking product
   std::optional<Tensor> initial;        // state, features last
@@ -56,6 +58,11 @@ struct ProductPlan {
   std::optional<Tensor> amplitude;      // of such a spike [O]; none: 1
   Tensor out_bits, out_sum, out_state;  // features last; shape [0] where not wanted
 };
+
+// The largest number that one of the plan's inputs stands for in a count product.
+inline int64_t largest_input(const ProductPlan& plan) {
+  return plan.radix ? (int64_t{1} << plan.radix) - 1 : plan.bits.size(0) * kStepsPerPlane;
+}
 
 // Whether weights are integers, of 8 or 16 bits.
 constexpr bool is_integer(ScalarType type) { return type == ScalarType::Char || type == ScalarType::Short; }
