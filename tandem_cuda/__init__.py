@@ -24,6 +24,7 @@ __all__ = [
     "LayerActivity",
     "OperatingPoint",
     "Prediction",
+    "RadixIF",
     "SpikeTrain",
     "Stream",
     "SynOpsPenalty",
@@ -62,7 +63,7 @@ else:
     from .convert import Calibration, TandemNetwork, convert
     from .exchange import from_authors
     from .freeze import AccuracyCurve, Cascade, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
-    from .neuron import IF, LIF, AdaptiveIF
+    from .neuron import IF, LIF, AdaptiveIF, RadixIF
     from .nn import *  # noqa: F403 (the layers; nn.__all__ lists them)
     from .quantisation import quantise, unquantise
     from .spike_train import SpikeTrain

@@ -145,6 +145,8 @@ class NirGraphWriter(Builder):
     def encoded(self, signal: Signal, time_steps: int, mode: str, scale: float) -> Signal:
         if self.encoding not in (None, (time_steps, mode)):
             self._refuse(self.at, f"T and mode must be {self.encoding}, as in the other Encode")
+        if mode == "radix":
+            self._refuse(self.at, "mode must be 'constant' or 'impulse', since all spikes weigh the same in NIR")
         self.encoding = time_steps, mode
         return signal._replace(value=self.out, kind="encoded", gain=scale)
 

@@ -16,8 +16,8 @@ from .lif import LIF
 from .parameter import Parameter
 from .radix_if import RadixIF
 
-MODELS: tuple[type[Neuron], ...] = (IF, LIF, AdaptiveIF)
-"""All models of the compiled library. Settings are offered to them in this order."""
+MODELS: tuple[type[Neuron], ...] = (IF, LIF, AdaptiveIF, RadixIF)
+"""All models. Settings are offered to them in this order."""
 
 KINDS: dict[int, type[Neuron]] = {kind: model for model in MODELS for kind in model.KINDS}
 STATES: dict[int, int] = {number: kind.states for model in MODELS for number, kind in model.KINDS.items()}
@@ -50,7 +50,7 @@ def of_settings(name: str, settings: Any) -> Neuron:
 
 
 def check_neuron(name: str, neuron: Any) -> None:
-    """TypeError unless the compiled library has this neuron; ``name`` is the operator or layer that was given it."""
+    """TypeError unless this is a neuron model; ``name`` is the operator or layer that was given it."""
     if not isinstance(neuron, MODELS):
         *names, last = (f"{model.__name__}(...)" for model in MODELS)
         raise TypeError(f"{name}: neuron must be {', '.join(names)} or {last}, got {type(neuron).__name__}")

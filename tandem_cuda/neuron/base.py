@@ -171,6 +171,14 @@ class Neuron:
         """
         return None
 
+    def relu_threshold_at(self, steps: int) -> float | None:
+        """Return ``relu_threshold`` for T = ``steps`` time steps."""
+        return self.relu_threshold
+
+    def bias_steps(self, steps: int) -> int:
+        """Return the number of time steps over which the bias of a layer is spread, T or, with ``radix``, 1."""
+        return steps
+
     def upper(self, steps: int, scale: float = 1.0) -> float:
         """Return the pre-activation, times ``scale``, above which the gradient is zero."""
         return self.saturation * steps * scale if self.clip else math.inf

@@ -25,8 +25,8 @@ class RadixIF(Neuron):
     """Integrate-and-fire neurons whose spike of time step t weighs 2^(T-t), the first step most.
 
     The neuron first integrates the input of all T steps, as ``IF(two_phase=True)`` does, then spikes in T steps without
-    input. Its threshold halves from step to step. With v the input summed over all steps, theta = level / (2^T - 1) and
-    u[1] = v + initial * theta, at every time step t = 1..T::
+    input. Its threshold halves from step to step: level / 2, level / 4, ... With v the input summed over all steps,
+    theta = level / 2^T the last threshold and u[1] = v + initial * theta, at every time step t = 1..T::
 
         s[t] = 1 if u[t] >= theta * 2^(T-t) else 0
         u[t+1] = u[t] - theta * 2^(T-t) * s[t]
@@ -35,8 +35,8 @@ class RadixIF(Neuron):
 
         q = sum over t of 2^(T-t) * s[t] = clip(floor(v / theta + initial), 0, 2^T - 1)
 
-    A spike of step t weighs theta * 2^(T-t) in the layer behind, so that theta * q approximates relu(v) up to
-    ``level``. T sets how fine the values are, not their range: one set of weights serves every T.
+    A spike of step t weighs theta * 2^(T-t) = level / 2^t in the layer behind, so that theta * q approximates relu(v)
+    up to ``level``. T sets how fine the values are, not their range: one set of weights serves every T.
 
     Stoeckl & Maass ("Optimized spiking neurons can classify images with high accuracy through temporal coding with two
     spikes", 2021, arXiv:2002.00860) call them few-spike (FS) neurons, here with T(t) = h(t) = d(t) = theta * 2^(T-t).
@@ -44,12 +44,10 @@ class RadixIF(Neuron):
     encoding. Phase coding has weights 2^-t (Kim et al., "Deep neural networks with weighted spikes", Neurocomputing,
     2018).
 
-    The operators and layers of the compiled library do not take these neurons: :mod:`tandem_cuda.reference` does.
-
     Args:
-        level: the largest output, that of a neuron that spikes in every step, in units of the membrane potential;
-            positive.
-        clip: zero the gradient where the ANN's pre-activation exceeds ``level``.
+        level: twice the threshold of the first step, in units of the membrane potential; positive. It is the end of
+            the neuron's range: a neuron that spikes in every step puts out level - theta.
+        clip: zero the gradient where the ANN's pre-activation exceeds the largest output, level - theta.
         initial: where the membrane potential starts, as a share of theta, in [0, 1). With 0.5 values are rounded, with
             0 they are floored.
 
@@ -59,8 +57,8 @@ class RadixIF(Neuron):
 
     Examples:
         >>> from tandem_cuda.neuron import RadixIF
-        >>> neuron = RadixIF(level=7.5)
-        >>> neuron.threshold_at(steps=4)  # 15 * 0.5 = 7.5
+        >>> neuron = RadixIF(level=8)
+        >>> neuron.threshold_at(steps=4)  # 16 * 0.5 = 8
         0.5
         >>> spikes, _ = neuron.discharge(torch.tensor([3.1]), steps=4)
         >>> spikes.flatten()  # 6, which is 3.1 / 0.5 rounded, in binary digits
@@ -80,7 +78,7 @@ class RadixIF(Neuron):
 
     @property
     def kind(self) -> int:
-        raise TypeError("RadixIF: the compiled library has no such neurons; use tandem_cuda.reference")
+        raise TypeError("RadixIF: neurons with radix spikes have no time loop; see tandem_cuda.ops.radix_spikes")
 
     # -- the spiking neuron
 
@@ -90,7 +88,8 @@ class RadixIF(Neuron):
         Raises:
             ValueError: T is not from 1 to 8.
         """
-        return self.level / self.levels(steps)
+        check_radix_steps("RadixIF", steps)
+        return self.level * 2.0**-steps
 
     def amplitude_at(self, steps: int) -> float:
         return self.threshold_at(steps)
@@ -123,6 +122,12 @@ class RadixIF(Neuron):
 
     # -- its ANN twin
 
+    def relu_threshold_at(self, steps: int) -> float:
+        return self.threshold_at(steps)
+
+    def bias_steps(self, steps: int) -> int:
+        return 1
+
     def levels(self, steps: int) -> int:
         """Return the largest value, 2^T - 1."""
         check_radix_steps("RadixIF", steps)
@@ -133,8 +138,8 @@ class RadixIF(Neuron):
         return self.levels(steps)
 
     def upper(self, steps: int, scale: float = 1.0) -> float:
-        """Return the pre-activation, times ``scale``, above which the gradient is zero: the level, with ``clip``."""
-        return self.level * scale if self.clip else math.inf
+        """Return the pre-activation, times ``scale``, above which the gradient is zero: the largest output."""
+        return self.threshold_at(steps) * self.levels(steps) * scale if self.clip else math.inf
 
     def activation(self, v: Tensor, steps: int) -> Tensor:
         """Return the ANN's activation in units of theta, relu(v) / theta."""

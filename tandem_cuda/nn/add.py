@@ -13,13 +13,12 @@ from .. import ops
 from ..neuron import IF, Neuron, check_neuron, of_settings, stacked
 from ..ops.integrate_and_fire import discharge
 from ..ops.product import ENGINES
-from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain
 from . import learned_threshold, schema
 from .ann_twin import activated, value_of
-from .coupling import coupled, needs_gradient
+from .coupling import coupled, fired_train, needs_gradient
 from .drive import Affine, Drive, spike_scale
-from .firing import Firing
+from .firing import Firing, check_reads
 from .frozen import Span, State, class_of
 from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
@@ -129,9 +128,13 @@ class TandemAdd(Spiking):
             kernels = [branch.weights.packed() if isinstance(branch, TandemLayer) else None for branch in self.branches]
             v = self._pre_activation(pairs, kernels)
             if self.log_threshold is not None:
-                v = v * learned_threshold.learning_inverse(self.log_threshold, v.shape, steps).to(v.dtype)
+                levels = self.neuron.levels(steps)
+                v = v * learned_threshold.learning_inverse(self.log_threshold, v.shape, levels).to(v.dtype)
         with torch.no_grad():
-            bits, _ = self.spikes(pairs, steps, kernels=kernels)
+            if v is not None and self.neuron.radix and self._uses_batch_statistics():
+                bits, _ = _first_two(discharge(v, steps, self.neuron, False, False))
+            else:
+                bits, _ = self.spikes(pairs, steps, kernels=kernels)
         dtype, pair_dim = self.dtype_of(inputs), self._sum_pair_dim(inputs)
         fired = coupled(self.neuron, bits, v, steps, dtype)
         return fired if pair_dim is None else fired.replace_unchecked(pair_dim=pair_dim)
@@ -162,8 +165,7 @@ class TandemAdd(Spiking):
         for x in inputs:
             if not isinstance(x, SpikeTrain):
                 raise TypeError(f"TandemAdd: inputs must be SpikeTrains, got {type(x).__name__}")
-            if x.code.radix:
-                refuse_radix("TandemAdd")
+            check_reads("TandemAdd", self.neuron, x)
         if len({x.time_steps for x in inputs}) > 1:
             raise ValueError(
                 f"TandemAdd: inputs must have the same number of time steps, got {[x.time_steps for x in inputs]}"
@@ -192,8 +194,11 @@ class TandemAdd(Spiking):
     # -- ANN twin, branch by branch
 
     def _needs_pre_activation(self, inputs: Sequence[SpikeTrain]) -> bool:
-        moves = any(branch.drive.uses_batch_statistics() for branch in self._layers())
-        return moves or needs_gradient(*self._sources(), *(x.carried_value for x in inputs))
+        carried = [x.carried_value for x in inputs]
+        return self._uses_batch_statistics() or needs_gradient(*self._sources(), *carried)
+
+    def _uses_batch_statistics(self) -> bool:
+        return any(branch.drive.uses_batch_statistics() for branch in self._layers())
 
     def _pre_activation(self, pairs: list[BranchInput], kernels: Sequence[Kernel | None]) -> Tensor:
         """Return the sum of the branches' v. In training this updates the running statistics.
@@ -389,8 +394,8 @@ class TandemAdd(Spiking):
                 drives[i] = Affine(branch.gain, branch.bias)
         before = None if state is None else stacked(state)
         bits, carried = self.spikes(pairs, span.total, before, not span.ends, kernels, drives)
-        code: dict[str, Any] = {"amplitude": self.neuron.amplitude, "pair_dim": self._sum_pair_dim(inputs)}
-        train = SpikeTrain.unchecked(bits, span.now, dtype=self.dtype_of(inputs), **code)
+        dtype, pair_dim = self.dtype_of(inputs), self._sum_pair_dim(inputs)
+        train = fired_train(self.neuron, bits, span.now, None, dtype, pair_dim)
         return train, None if span.ends else carried.unbind(0)
 
     def extra_repr(self) -> str:

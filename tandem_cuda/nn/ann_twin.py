@@ -30,11 +30,13 @@ def activated(layer: Any, v: Tensor, time_steps: int) -> SpikeTrain:
     neuron = layer.neuron
     activation: Tensor = neuron.activation(v, time_steps)
     count = activation.clamp(max=neuron.largest(time_steps)) if neuron.clip else activation
-    return without_spikes(count, time_steps, neuron.amplitude, layer.pair_dim(count.dim()))
+    return without_spikes(count, time_steps, neuron.amplitude_at(time_steps), layer.pair_dim(count.dim()), neuron.radix)
 
 
-def without_spikes(count: Tensor, time_steps: int, amplitude: float, pair_dim: int | None = None) -> SpikeTrain:
-    """Return a train for modules that read only counts."""
+def without_spikes(
+    value: Tensor, time_steps: int, amplitude: float, pair_dim: int | None = None, radix: bool = False
+) -> SpikeTrain:
+    """Return a train for modules that read only values."""
     planes = -(-time_steps // 8)
-    bits = torch.zeros((), dtype=torch.uint8, device=count.device).expand(planes, *count.shape)
-    return SpikeTrain.unchecked(bits, time_steps, count, amplitude=amplitude, pair_dim=pair_dim)
+    bits = torch.zeros((), dtype=torch.uint8, device=value.device).expand(planes, *value.shape)
+    return SpikeTrain.unchecked(bits, time_steps, value, amplitude=amplitude, pair_dim=pair_dim, radix=radix)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..neuron import IF, stacked
+from ..neuron import IF, RadixIF, stacked
 from ..neuron.if_ import TWO_PHASE
 from ..neuron.parameter import AMPLITUDE, INITIAL, THRESHOLD
+from ..ops.integrate_and_fire import discharge
 from ..ops.max_pool_spikes import windows_along
 from ..ops.product import ENGINES
-from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain
 from . import schema
 from .ann_twin import without_spikes
@@ -108,8 +108,6 @@ class SpikingAverage(Pooling):
 
     def _check_input(self, x: SpikeTrain) -> None:
         check_image(self, x, self.axes)
-        if x.code.radix:
-            refuse_radix(type(self).__name__)
 
     def spikes(self, x: SpikeTrain, state: Tensor | None = None, want_state: bool = False) -> tuple[Tensor, Tensor]:
         """Return the bits and the neurons' final state; ``state`` continues an earlier call."""
@@ -161,20 +159,12 @@ class SpikingAverage(Pooling):
         (ones,) = constants(
             bits, ("ones", size, x.dtype), lambda: (torch.ones(size, dtype=x.dtype, device=bits.device),)
         )
-        pooled, _, state = ops.spiking_conv2d.trusted(
-            bits,
-            ones,
-            stride=(rows.stride, columns.stride),
-            padding=padding,
-            groups=channels,
-            state=state,
-            time_steps=x.time_steps,
-            neuron=self.neurons(self.divisors(rows, columns)[0]),
-            want_sum=False,
-            want_state=want_state,
-            engine=self.engine,
-        )
-        return pooled, state
+        windows: dict[str, Any] = {"stride": (rows.stride, columns.stride), "padding": padding, "groups": channels}
+        divisor = self.divisors(rows, columns)[0]
+        if x.code.radix:
+            v = ops.count_conv2d.trusted(bits, ones, **windows, radix=x.time_steps, engine=self.engine)
+            return self._radix_spikes(v, x.time_steps, divisor, want_state)
+        return self._spikes(ops.spiking_conv2d, bits, ones, x.time_steps, divisor, state, want_state, windows)
 
     def _pooled(
         self, x: SpikeTrain, rows: Axis, columns: Axis, state: Tensor | None, want_state: bool
@@ -190,18 +180,36 @@ class SpikingAverage(Pooling):
             return weight, ops.pack_weight.trusted(weight)
 
         weight, packed = constants(x.bits, ("windows", rows.key(), columns.key(), *divisors, x.dtype), make)
-        pooled, _, state = ops.spiking_linear.trusted(
-            x.bits.flatten(3),
-            weight,
-            packed=packed,
-            state=state,
-            time_steps=x.time_steps,
-            neuron=self.neurons(common),
-            want_sum=False,
-            want_state=want_state,
-            engine=self.engine,
-        )
+        bits, steps, packing = x.bits.flatten(3), x.time_steps, {"packed": packed}
+        if x.code.radix:
+            v = ops.count_linear.trusted(bits, weight, **packing, radix=steps, engine=self.engine)
+            pooled, state = self._radix_spikes(v, steps, common, want_state)
+        else:
+            pooled, state = self._spikes(ops.spiking_linear, bits, weight, steps, common, state, want_state, packing)
         return pooled.reshape(*pooled.shape[:3], len(rows.starts), len(columns.starts)), state
+
+    def _spikes(
+        self,
+        product: Any,
+        bits: Tensor,
+        weight: Tensor,
+        steps: int,
+        divisor: int,
+        state: Tensor | None,
+        want_state: bool,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        """Return the bits of neurons that a product drives, and their final state."""
+        wants = {"want_sum": False, "want_state": want_state, "engine": self.engine}
+        neuron = self.neurons(divisor)
+        bits, _, state = product.trusted(bits, weight, state=state, time_steps=steps, neuron=neuron, **wants, **options)
+        return bits, state
+
+    def _radix_spikes(self, v: Tensor, steps: int, divisor: int, want_state: bool) -> tuple[Tensor, Tensor]:
+        """Return radix spikes of ``divisor`` times the window's mean, and the potential that is left."""
+        neuron = RadixIF(self.threshold * divisor * 2**steps, initial=self.initial)
+        bits, _, state = discharge(v, steps, neuron, False, want_state)
+        return bits, state
 
     def neurons(self, divisor: int = 1) -> IF:
         """Return neurons for a current of ``divisor`` times the window's mean."""

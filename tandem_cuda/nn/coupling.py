@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import ops
 from ..neuron import Neuron
 from ..spike_train import SpikeTrain
+from .firing import run_neurons
 
 
 def coupled(
@@ -29,7 +30,18 @@ def coupled(
     if v is not None and torch.is_grad_enabled() and v.requires_grad:
         scaled = neuron if scale == 1 else neuron.scaled(scale)
         count = ops.tandem_count.trusted(bits, v, steps, scaled, neuron.upper(steps, scale))
-    return SpikeTrain.unchecked(bits, steps, count, dtype, amplitude=neuron.amplitude)
+    return fired_train(neuron, bits, steps, count, dtype)
+
+
+def fired_train(
+    neuron: Neuron, bits: Tensor, steps: int, value: Tensor | None, dtype: torch.dtype, pair_dim: int | None = None
+) -> SpikeTrain:
+    """Return the spikes of neurons, uint8 [P, N, ...], as a train with their amplitude and code.
+
+    ``value`` is what carries the gradient, if one is needed.
+    """
+    amplitude, radix = neuron.amplitude_at(steps), neuron.radix
+    return SpikeTrain.unchecked(bits, steps, value, dtype, amplitude=amplitude, pair_dim=pair_dim, radix=radix)
 
 
 class PreActivation(NamedTuple):
@@ -45,13 +57,18 @@ class PreActivation(NamedTuple):
         """Return the spikes, whose count carries the gradient of the ANN's activation."""
         return coupled(self.neuron, bits, self.v, self.steps, self.dtype, self.scale)
 
+    def fire(self, features: int) -> Tensor:
+        """Return the bits of radix neurons that v drives, with ``features`` as in :func:`.firing.run_neurons`."""
+        assert self.v is not None
+        return run_neurons(self.neuron, self.v.detach(), self.steps, "once", None, None, features).bits
+
 
 class NormalisedSums(NamedTuple):
     """v = scale * (norm(factor * unit * sums + bias) + correction) with batch statistics; v is not stored."""
 
     neuron: Neuron
     threshold: float
-    """The neuron's ``relu_threshold``."""
+    """The neuron's ``relu_threshold_at(steps)``."""
     norm: Any
     sums: Tensor
     unit: Tensor | None
@@ -82,8 +99,23 @@ class NormalisedSums(NamedTuple):
             eps=norm.eps / self.factor**2,
             threshold=self.threshold,
             upper=self.neuron.upper(self.steps),
+            radix=self.neuron.radix,
         )
-        return SpikeTrain.unchecked(bits, self.steps, count, amplitude=self.neuron.amplitude)
+        return fired_train(self.neuron, bits, self.steps, count, count.dtype)
+
+    def fire(self, features: int) -> Tensor:
+        """Return the bits of radix neurons that v drives, with ``features`` as in :func:`.firing.run_neurons`."""
+        with torch.no_grad():
+            norm, unit = self.norm, self.factor if self.unit is None else self.unit * self.factor
+            mean, var = self.statistics
+            affine = norm.weight, norm.bias, None
+            gain, bias = ops.fold_norm.trusted(
+                mean * unit, var * unit**2, *affine, unit=self.unit, eps=norm.eps, amplitude=self.factor, time_steps=1
+            )
+            bias = bias if self.correction is None else bias + self.correction
+            if self.scale is not None:
+                gain, bias = gain * self.scale, bias * self.scale
+            return run_neurons(self.neuron, self.sums.detach(), self.steps, "once", gain, bias, features).bits
 
 
 def carrying(bits: Tensor, x: SpikeTrain, ann: Tensor | None, factor: float = 1.0) -> SpikeTrain:

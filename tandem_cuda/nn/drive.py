@@ -206,10 +206,10 @@ class Drive:
         neuron, bias = self.neuron, self.bias()
         learns = needs_gradient(sums, bias, norm.weight, norm.bias, self.log_threshold)
         learned = self._learned_inverse(sums, steps) if learns else None
-        threshold = neuron.relu_threshold
+        threshold = neuron.relu_threshold_at(steps)
         if norm.training and threshold is not None and not self._paired and batch_norm.fuses(norm, sums):
             statistics = _moved_statistics(norm, sums, unit, factor, bias)
-            if not learns:
+            if not learns and not neuron.radix:
                 return PreActivation(neuron, None, steps, sums.dtype)
             scale = learned
             if self.thresholds is not None:
@@ -250,8 +250,9 @@ class Drive:
 
     def _learned_inverse(self, v: Tensor, steps: int) -> Tensor | None:
         """Return 1 / exp(log_threshold) with its gradient, or None if the threshold does not learn."""
-        log_threshold = self.log_threshold
-        return None if log_threshold is None else learned_threshold.learning_inverse(log_threshold, v.shape, steps)
+        if self.log_threshold is None:
+            return None
+        return learned_threshold.learning_inverse(self.log_threshold, v.shape, self.neuron.levels(steps))
 
     def _in_thresholds(self, v: Tensor, learned: Tensor | None) -> Tensor:
         """Return v in units of ``thresholds``, times ``learned``."""

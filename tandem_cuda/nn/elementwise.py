@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import ops
 from ..neuron import IF, Neuron
 from ..ops.geometry import Geometry
-from ..ops.integrate_and_fire import check_whole, discharge, total_bias
+from ..ops.integrate_and_fire import total_bias
 from ..spike_train import SpikeTrain
 from . import nir, schema
 from .conv import TandemConv2d
@@ -191,12 +191,11 @@ class ElementwiseSynapses(Conv2dSynapses):
         if self.inputs == self.groups:
             bits, total, state = super().fire(x, weights, firing, want_sum=want_sum, state=state, want_state=want_state)
             return Fired(bits.reshape(len(bits), *shape), total.reshape(shape) if want_sum else total, state)
-        total = x.value.new_empty(0)
-        if want_sum or firing.neuron.two_phase:
-            total = self.count_product(x, weights._replace(bias=total_bias(weights.bias, steps)))
         if firing.neuron.two_phase:
-            check_whole(self.name, state)
-            return Fired(*discharge(total, steps, firing.neuron, want_sum, want_state))
+            return self._fire_at_once(x, weights, firing.neuron, want_sum, state, want_state)
+        total = x.value.new_empty(0)
+        if want_sum:
+            total = self.count_product(x, weights._replace(bias=total_bias(weights.bias, steps)))
         # The product takes one input of each pair; the spikes of the other input are added to its currents.
         weight = weights.kernel.weight
         second = weight[:, 1].flatten()

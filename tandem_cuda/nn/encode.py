@@ -6,8 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
+from .. import ops
+from ..neuron import RadixIF
+from ..neuron.radix_if import check_radix_steps
 from ..ops import checks
 from ..spike_code import refuse_part
 from ..spike_train import SpikeTrain, signs
@@ -18,7 +22,7 @@ from .schema import Settings, Tensors
 from .sizes import ENCODED, REAL, SPIKES, Value, without_pairs
 from .spiking import Spiking
 
-_MODES = ("constant", "impulse")
+_MODES = ("constant", "impulse", "radix")
 
 
 class EncodedInput(NamedTuple):
@@ -52,24 +56,32 @@ class Encode(Spiking):
     - mode "constant": W * X + b / T for every t; the ANN's input is T * X. W * X is computed once, not T times.
     - mode "impulse": W * X + b / T for t = 1, b / T afterwards; the ANN's input is X.
 
+    With mode "radix", pixels become spikes (see :class:`tandem_cuda.RadixIF`), and the next layer reads these: no
+    product has a real input. The value of a pixel is X * (2^T - 1), rounded; with T = 8 the bytes of an image are its
+    spikes. No gradient reaches X.
+
     Args:
-        time_steps: T, at least 1.
-        mode: "constant" or "impulse".
-        scale: factor of the input, not 0. With mode "constant" and scale 1 / T the ANN's input is X.
+        time_steps: T, at least 1; with mode "radix" at most 8.
+        mode: "constant", "impulse" or "radix".
+        scale: factor of the input, not 0; with mode "radix" positive. With mode "constant" and scale 1 / T the ANN's
+            input is X.
 
     Shape:
-        Tensor [N, ...] -> :class:`EncodedInput`.
+        Tensor [N, ...] -> :class:`EncodedInput`, or SpikeTrain [N, ...] with mode "radix". The input is floating point
+        and with mode "radix", before its scale, from 0 to 1, or uint8, for 255 times as much.
 
     Raises:
-        TypeError: ``time_steps`` is not an int, ``scale`` is not a number, or the input is not a floating point Tensor
+        TypeError: ``time_steps`` is not an int, ``scale`` is not a number, or the input is not a Tensor of such a dtype
             (for recorded spikes use ``SpikeTrain.from_dense``).
-        ValueError: ``time_steps`` < 1, an unknown mode, or ``scale`` is 0 or not finite; on the CPU, an input that
-            contains NaN or infinity.
+        ValueError: ``time_steps`` or ``scale`` is out of range, or an unknown mode; on the CPU, an input that contains
+            NaN or infinity or, with mode "radix", numbers outside [0, 1].
 
     Examples:
         >>> encoded = Encode(time_steps=4, mode="impulse")(torch.rand(2, 1, 28, 28))
         >>> encoded.value.shape, encoded.time_steps, encoded.mode
         (torch.Size([2, 1, 28, 28]), 4, 'impulse')
+        >>> Encode(time_steps=2, mode="radix")(torch.tensor([[0.0, 0.3, 1.0]])).value
+        tensor([[0., 1., 3.]])
     """
 
     SETTINGS: ClassVar = dict.fromkeys(("time_steps", "mode", "scale"), schema.any_value)
@@ -83,19 +95,51 @@ class Encode(Spiking):
         checks.check_number("Encode", "scale", scale)
         if scale == 0 or not math.isfinite(scale):
             raise ValueError(f"Encode: scale must be finite and not 0, got {scale}")
+        if mode == "radix":
+            check_radix_steps("Encode", time_steps)
+            if scale < 0:
+                raise ValueError(f"Encode: scale must be positive with mode 'radix', got {scale}")
         self.time_steps = time_steps
         self.mode = mode
         self.scale = float(scale)
 
-    def forward(self, x: Tensor) -> EncodedInput:
+    def forward(self, x: Tensor) -> EncodedInput | SpikeTrain:
         checks.check_tensor("Encode", "input", x)
-        if not x.is_floating_point():
+        pixels = self.mode == "radix"
+        if not x.is_floating_point() and not (pixels and x.dtype == torch.uint8):
+            expected = "floating point or uint8" if pixels else "floating point"
             raise TypeError(
-                f"Encode: input must be floating point, got {x.dtype}; pass recorded spikes as "
+                f"Encode: input must be {expected}, got {x.dtype}; pass recorded spikes as "
                 "SpikeTrain.from_dense(spikes), without Encode"
             )
+        if pixels:
+            return self._spikes(x)
         checks.check_finite("Encode", "input", x)
         return EncodedInput(x if self.scale == 1 else x * self.scale, self.time_steps, self.mode)
+
+    def _spikes(self, x: Tensor) -> SpikeTrain:
+        """Return radix spikes of pixels."""
+        value = x.detach() if x.dtype in checks.FLOATING else x.detach().float()
+        if x.dtype == torch.uint8:
+            value = value / 255
+        else:
+            checks.check_share("Encode", "input", value)
+        steps = self.time_steps
+        levels = 2**steps - 1
+        # 1 is the largest value; 1 / levels is the same double, whether it is rounded before or after the division.
+        neuron = RadixIF(2**steps / levels)
+        bits, _, _ = ops.integrate_and_fire.trusted(
+            value, steps, mode="once", neuron=neuron, want_sum=False, want_state=False
+        )
+        return SpikeTrain.unchecked(bits, steps, dtype=value.dtype, amplitude=self.scale / levels, radix=True)
+
+    @property
+    def needs_all_steps(self) -> bool:
+        return self.mode == "radix"
+
+    @property
+    def file_format(self) -> int:
+        return 2 if self.mode == "radix" else 1
 
     @classmethod
     def made(cls, settings: Settings, tensors: Tensors) -> Any:
@@ -106,10 +150,15 @@ class Encode(Spiking):
         return encode
 
     def out_size(self, *inputs: Value) -> Value:
-        return single(inputs, REAL)._replace(kind=ENCODED)
+        return single(inputs, REAL)._replace(kind=SPIKES if self.mode == "radix" else ENCODED)
 
-    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[EncodedInput, None]:
-        return self.forward(*inputs)._replace(time_steps=span.now), None
+    def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[EncodedInput | SpikeTrain, None]:
+        encoded = self.forward(*inputs)
+        if isinstance(encoded, EncodedInput):
+            return encoded._replace(time_steps=span.now), None
+        if not span.whole:
+            refuse_part("Encode")
+        return encoded, None
 
     def extra_repr(self) -> str:
         scale = "" if self.scale == 1 else f", scale={self.scale}"

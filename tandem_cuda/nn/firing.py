@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import ops
 from ..neuron import Neuron
+from ..spike_train import SpikeTrain
 
 
 class Firing(NamedTuple):
@@ -29,6 +30,27 @@ class Fired(NamedTuple):
     """The currents of all time steps, added up; empty unless asked for."""
     state: Tensor
     """The neurons' final state; empty unless asked for."""
+
+
+def check_reads(name: str, neuron: Neuron, x: SpikeTrain) -> None:
+    """Raise ValueError if one-phase neurons are to read radix spikes, which make a number only together."""
+    if x.code.radix and not neuron.two_phase:
+        raise ValueError(
+            f"{name}: neuron must wait for all time steps to read radix spikes, as RadixIF(...) and "
+            f"IF(two_phase=True) do, got {neuron}"
+        )
+
+
+def mode_for(name: str, neuron: Neuron, mode: str) -> str:
+    """Return the mode in which real input of Encode's ``mode`` drives the neurons; ValueError if there is none."""
+    if not neuron.radix:
+        return mode
+    if mode == "constant":
+        raise ValueError(
+            f"{name}: input of {type(neuron).__name__} neurons must be encoded with mode 'impulse' or 'radix', since "
+            "constant input adds up to T times its value, got 'constant'"
+        )
+    return "once"
 
 
 def run_neurons(

@@ -11,10 +11,9 @@ from .. import ops
 from ..neuron import IF, Neuron, check_neuron, of_settings
 from ..ops import checks
 from ..ops.division import divided
-from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain, interleaved
 from . import schema
-from .coupling import coupled, needs_gradient
+from .coupling import coupled, fired_train, needs_gradient
 from .encode import Decode
 from .frozen import Span, State
 from .schema import Settings, Tensors
@@ -29,8 +28,8 @@ class TandemGate(Spiking):
     Squeeze-and-excitation (Hu et al., "Squeeze-and-Excitation Networks", 2018, arXiv:1709.01507) scales the channels of
     an image by factors that depend on the image. The factors stay real numbers, and are known only after the last
     time step. So the neurons wait, whether or not ``neuron`` has ``two_phase``, and then spike in T steps. With
-    v = gate * amplitude * c, and c the counts of the input, their current is v / T in every step; with ``two_phase``
-    they integrate v at once.
+    v = gate * amplitude * c, and c the counts of the input or the values of radix spikes, their current is v / T in
+    every step; with ``two_phase`` and RadixIF they integrate v at once.
 
     Args:
         neuron: a neuron model, such as IF(...).
@@ -75,8 +74,6 @@ class TandemGate(Spiking):
         """Return gate * amplitude * c, [N, C, ...]; if signed, and its negative, as the neurons are arranged."""
         if not isinstance(x, SpikeTrain):
             raise TypeError(f"TandemGate: input must be a SpikeTrain, got {type(x).__name__}")
-        if x.code.radix:
-            refuse_radix("TandemGate")
         checks.check_tensor("TandemGate", "gate", gate)
         if gate.dtype != x.dtype:
             raise TypeError(f"TandemGate: gate must have the dtype of the spikes, {x.dtype}, got {gate.dtype}")
@@ -90,8 +87,10 @@ class TandemGate(Spiking):
 
     def fired(self, v: Tensor, steps: int) -> Tensor:
         """Return the bits of neurons that integrate v."""
-        v = divided(v.detach(), steps)
-        bits, _, _ = ops.integrate_and_fire.trusted(v, steps, neuron=self.neuron, want_sum=False, want_state=False)
+        current, mode = (v, "once") if self.neuron.radix else (divided(v.detach(), steps), "constant")
+        bits, _, _ = ops.integrate_and_fire.trusted(
+            current, steps, mode=mode, neuron=self.neuron, want_sum=False, want_state=False
+        )
         return bits
 
     def settings(self) -> Settings:
@@ -130,8 +129,7 @@ class TandemGate(Spiking):
     def run(self, span: Span, state: State | None, *inputs: Any) -> tuple[SpikeTrain, None]:
         x, gate = inputs
         bits = self.fired(self.potential(x, gate), span.now)
-        code: dict[str, Any] = {"amplitude": self.neuron.amplitude, "pair_dim": self.decode.pair_dim(x)}
-        return SpikeTrain.unchecked(bits, span.now, dtype=x.dtype, **code), None
+        return fired_train(self.neuron, bits, span.now, None, x.dtype, self.decode.pair_dim(x)), None
 
     def extra_repr(self) -> str:
         return f"neuron={self.neuron}{', signed=True' if self.decode.signed else ''}"

@@ -15,8 +15,9 @@ The loss does not depend on the scale of a, so the gradient g of a fulfils sum(g
 left is -v/s in range, as here: with the gradient s * g of c, and dl = ds / s, both are sum(-g * v) over v in range. The
 range ends at T thresholds for neurons with ``clip``.
 
-As in LSQ (section 2.2), the gradient is divided by sqrt(neurons per sample * T), so that a step of plain gradient
-descent changes l about as much as the weights, relative to their size.
+As in LSQ (section 2.2), the gradient is divided by sqrt(neurons per sample * levels), so that a step of plain gradient
+descent changes l about as much as the weights, relative to their size. The levels are the largest count, T, or the
+largest value of radix spikes, 2^T - 1.
 """
 
 from __future__ import annotations
@@ -46,20 +47,20 @@ def inverse_threshold(log_threshold: Tensor) -> Tensor:
     return torch.exp(-log_threshold.detach().double()).to(log_threshold.dtype)
 
 
-def learning(v: Tensor, log_threshold: Tensor | None, steps: int) -> Tensor:
+def learning(v: Tensor, log_threshold: Tensor | None, levels: int) -> Tensor:
     """Return a pre-activation [N, ...], which is in units of exp(l) already, with the gradient of l.
 
     If the threshold does not learn, l is None, and v is returned.
     """
-    return v if log_threshold is None else v * _one(log_threshold, v.shape, steps)
+    return v if log_threshold is None else v * _one(log_threshold, v.shape, levels)
 
 
-def learning_inverse(log_threshold: Tensor, shape: Sequence[int], steps: int) -> Tensor:
-    """Return :func:`inverse_threshold` with the gradient of l, for neurons [N, ...] and T time steps."""
-    return inverse_threshold(log_threshold) * _one(log_threshold, shape, steps)
+def learning_inverse(log_threshold: Tensor, shape: Sequence[int], levels: int) -> Tensor:
+    """Return :func:`inverse_threshold` with the gradient of l, for neurons [N, ...] of which each has these levels."""
+    return inverse_threshold(log_threshold) * _one(log_threshold, shape, levels)
 
 
-def _one(log_threshold: Tensor, shape: Sequence[int], steps: int) -> Tensor:
-    """Return a factor of exactly 1, [], whose gradient with respect to l is -1 / sqrt(neurons per sample * T)."""
-    share = 1 / math.sqrt(max(1, math.prod(shape[1:])) * steps)
+def _one(log_threshold: Tensor, shape: Sequence[int], levels: int) -> Tensor:
+    """Return a factor of exactly 1, [], whose gradient with respect to l is -1 / sqrt(neurons per sample * levels)."""
+    share = 1 / math.sqrt(max(1, math.prod(shape[1:])) * levels)
     return torch.exp((log_threshold.detach() - log_threshold) * share)

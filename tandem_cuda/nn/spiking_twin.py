@@ -11,12 +11,12 @@ from torch import Tensor
 from .. import ops
 from ..neuron import of_settings, stacked
 from ..ops.checks import INTEGERS, check_finite
-from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain
 from . import schema
+from .coupling import fired_train
 from .drive import Affine, Drive, per_step
 from .encode import EncodedInput
-from .firing import Firing, run_neurons
+from .firing import Firing, check_reads, mode_for, run_neurons
 from .frozen import Span, State, class_of, single
 from .schema import Settings, Tensors
 from .sizes import ENCODED, SPIKES, Value, check_count
@@ -239,12 +239,11 @@ class SpikingTwin(WeightedLayer):
         if self.reads == ENCODED:
             bits, carried = self._run_on_values(span, state, x, affine, kernel)
         elif isinstance(x, SpikeTrain):
-            if x.code.radix:
-                refuse_radix(type(self).__name__)
+            check_reads(type(self).__name__, self.neuron, x)
             self.synapses.check_pairs(x)
             bits, _, neurons = self.synapses.fire(
                 x,
-                affine.of_spikes(kernel, span.total, x.amplitude),
+                affine.of_spikes(kernel, self.neuron.bias_steps(span.total), x.amplitude),
                 Firing(self.neuron, self.engine),
                 state=None if state is None else stacked(state),
                 want_state=not span.ends,
@@ -253,8 +252,7 @@ class SpikingTwin(WeightedLayer):
         else:
             raise TypeError(f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}")
         dtype = torch.float32 if kernel.weight.dtype in INTEGERS else kernel.weight.dtype
-        train = SpikeTrain.unchecked(bits, span.now, dtype=dtype, amplitude=self.neuron.amplitude)
-        return self.with_pairs(train), carried
+        return self.with_pairs(fired_train(self.neuron, bits, span.now, None, dtype)), carried
 
     def with_pairs(self, fired: SpikeTrain) -> SpikeTrain:
         """Return the spikes, marked as ``paired`` if there are two neurons for each value."""
@@ -266,19 +264,21 @@ class SpikingTwin(WeightedLayer):
     ) -> tuple[Tensor, State | None]:
         """Return bits for real input, and the state: the current of the time steps to come, and the neurons'."""
         synapses, neuron, before = self.synapses, self.neuron, None
+        steps = neuron.bias_steps(span.total)
         if x is None or state is not None:
             assert state is not None
             (current, *variables), mode = state, "constant"
             before = stacked(variables)
         elif span.whole and kernel.weight.dtype in INTEGERS:  # one operator, which stores no sums
             value = synapses.checked_value(x.value, kernel.weight)
-            scale, bias = affine.of_values(span.total, x.mode == "constant")
-            options: dict[str, Any] = {"scale": scale, "bias": bias, "mode": x.mode, "neuron": neuron}
+            scale, bias = affine.of_values(steps, x.mode == "constant")
+            mode = mode_for(type(self).__name__, neuron, x.mode)
+            options: dict[str, Any] = {"scale": scale, "bias": bias, "mode": mode, "neuron": neuron}
             return synapses.ordered_spikes(value, kernel, span.now, **options), None
         else:  # with a gain, the bias is added after the gain instead of to the product
-            mode, adds = x.mode, x.mode == "constant" and affine.gain is None
-            current = synapses.value_product(x.value, kernel, per_step(affine.bias, span.total) if adds else None)
-        scale, bias = affine.of_values(span.total, mode == "constant")
+            mode, adds = mode_for(type(self).__name__, neuron, x.mode), x.mode == "constant" and affine.gain is None
+            current = synapses.value_product(x.value, kernel, per_step(affine.bias, steps) if adds else None)
+        scale, bias = affine.of_values(steps, mode == "constant")
         how: dict[str, Any] = {"state": before, "want_state": not span.ends}
         bits, _, after = run_neurons(neuron, current, span.now, mode, scale, bias, synapses.features, **how)
         if span.ends:

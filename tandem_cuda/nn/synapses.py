@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..neuron import Neuron
 from ..ops import autocast, checks
+from ..ops.integrate_and_fire import check_whole, total_bias
 from ..spike_train import SpikeTrain
-from .firing import Fired, Firing
+from .firing import Fired, Firing, run_neurons
 from .sizes import SPIKES, Size, Value
 from .weight_cache import Kernel, SpikingWeights
 
@@ -147,6 +149,8 @@ class Synapses(ABC):
         image, where = self._as_image(x)
         count = ops.count_linear if self.is_linear else ops.count_conv2d
         options: dict[str, Any] = {**where, **weights.operands(), "count": image.carried_value, "engine": self.engine}
+        if x.code.radix:
+            options["radix"] = x.time_steps
         return self.to_output(count.trusted(image.bits, weights.kernel.weight, weights.bias, **options), x.shape)
 
     def step_product(self, x: SpikeTrain, weights: SpikingWeights) -> Tensor:
@@ -170,7 +174,12 @@ class Synapses(ABC):
         state: Tensor | None = None,
         want_state: bool = False,
     ) -> Fired:
-        """Drive neurons by the product with the spikes of every step; ``state`` continues an earlier call."""
+        """Drive neurons by the product with the spikes of every step; ``state`` continues an earlier call.
+
+        The bias of the weights is for each of ``firing.neuron.bias_steps(T)`` steps.
+        """
+        if firing.neuron.two_phase:
+            return self._fire_at_once(x, weights, firing.neuron, want_sum, state, want_state)
         image, where = self._as_image(x)
         spiking = ops.spiking_linear if self.is_linear else ops.spiking_conv2d
         options: dict[str, Any] = {**where, "want_sum": want_sum, "want_state": want_state, **firing._asdict()}
@@ -181,6 +190,22 @@ class Synapses(ABC):
         bits, total, state = spiking.trusted(image.bits, weights.kernel.weight, weights.bias, **options)
         total = self.to_output(total, x.shape) if want_sum else total
         return Fired(self.to_output(bits, x.shape), total, self.to_output(state, x.shape) if want_state else state)
+
+    def _fire_at_once(
+        self,
+        x: SpikeTrain,
+        weights: SpikingWeights,
+        neuron: Neuron,
+        want_sum: bool,
+        state: Tensor | None,
+        want_state: bool,
+    ) -> Fired:
+        """Drive neurons that first integrate the input of all steps."""
+        check_whole(self.name, state)
+        bias = weights.bias if neuron.radix else total_bias(weights.bias, x.time_steps)
+        v = self.count_product(x, weights._replace(bias=bias))
+        fired = run_neurons(neuron, v.detach(), x.time_steps, "once", None, None, self.features, want_state=want_state)
+        return fired._replace(sum=v) if want_sum else fired
 
     def _counts_steps(self) -> bool:
         """Return whether a step product is a count product whose samples are trains of one step each."""

@@ -12,13 +12,12 @@ from torch.nn.utils import parametrize
 
 from ..ops import checks
 from ..ops.gradient import refuse_tangent
-from ..spike_code import refuse_radix
 from ..spike_train import SpikeTrain
 from .ann_twin import activated, value_of
 from .coupling import coupled, needs_gradient
 from .drive import Drive, per_step
 from .encode import EncodedInput
-from .firing import Firing, run_neurons
+from .firing import Firing, check_reads, mode_for, run_neurons
 from .learned_threshold import learning
 from .nir import NirWriter, Product, Shape, Signal
 from .spiking import KINDS
@@ -81,8 +80,7 @@ class TandemLayer(SpikingTwin):
                 f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}; put Encode(time_steps) in "
                 "front of the first tandem layer, or SpikeTrain.from_dense(spikes) for recorded spikes"
             )
-        if x.code.radix:
-            refuse_radix(type(self).__name__)
+        check_reads(type(self).__name__, self.neuron, x)
         synapses.check_pairs(x)
         steps, dtype = x.time_steps, weights.dtype
         checks.check_dtype(type(self).__name__, "weight", dtype)
@@ -91,9 +89,9 @@ class TandemLayer(SpikingTwin):
         if normalises or (learns and drive.norm is not None):
             return self._behind_norm(x, weights, drive)
         # The currents of all steps add up to v, so one product serves both twins.
-        now = drive.spiking_weights(weights, steps, x.amplitude, learns)
+        now = drive.spiking_weights(weights, self.neuron.bias_steps(steps), x.amplitude, learns)
         fired = synapses.fire(x, now, Firing(self.neuron, self.engine), want_sum=learns)
-        v = learning(fired.sum, drive.log_threshold, steps) if learns else None
+        v = learning(fired.sum, drive.log_threshold, self.neuron.levels(steps)) if learns else None
         return coupled(self.neuron, fired.bits, v, steps, dtype)
 
     def _check_norm(self, x: Any, synapses: Synapses) -> None:
@@ -115,10 +113,13 @@ class TandemLayer(SpikingTwin):
             scale, unit = torch.ones_like(scale), scale
         sums = synapses.count_product(x, SpikingWeights(kernel, scale))
         v = drive.pre_activation(sums, unit, steps, x.amplitude)  # first: it moves the statistics that the drive has
+        if self._fires_from(drive):
+            return v.couple(v.fire(synapses.features))
         with torch.no_grad():
-            now = drive.of_spikes(kernel, steps, x.amplitude)
+            now = drive.of_spikes(kernel, self.neuron.bias_steps(steps), x.amplitude)
             if self.neuron.two_phase:
-                fired = run_neurons(self.neuron, sums, steps, "impulse", now.scale, now.bias, synapses.features)
+                mode = mode_for(type(self).__name__, self.neuron, "impulse")
+                fired = run_neurons(self.neuron, sums, steps, mode, now.scale, now.bias, synapses.features)
             else:
                 fired = synapses.fire(x.detach(), now, Firing(self.neuron, self.engine))
         return v.couple(fired.bits)
@@ -126,15 +127,22 @@ class TandemLayer(SpikingTwin):
     def _from_values(self, x: EncodedInput, weights: Weights, drive: Drive) -> SpikeTrain:
         """Run real input, whose product with the weights drives the neurons of both twins."""
         synapses, kernel, steps, constant = drive.synapses, weights.for_values(), x.time_steps, x.mode == "constant"
+        mode = mode_for(type(self).__name__, self.neuron, x.mode)
         bias = per_step(drive.bias(), steps) if constant and not drive.has_gain(kernel) else None
         sums = synapses.value_product(x.value, kernel, bias)
         if not torch.compiler.is_compiling():
             refuse_tangent(type(self).__name__, sums)
         v = drive.pre_activation_of_values(sums, kernel, steps, constant)
+        if self._fires_from(drive):
+            return v.couple(v.fire(synapses.features))
         with torch.no_grad():
-            now = drive.value_weights(weights, kernel, steps, constant)
-            fired = run_neurons(self.neuron, sums, steps, x.mode, now.scale, now.bias, synapses.features)
+            now = drive.value_weights(weights, kernel, self.neuron.bias_steps(steps), constant)
+            fired = run_neurons(self.neuron, sums, steps, mode, now.scale, now.bias, synapses.features)
         return v.couple(fired.bits)
+
+    def _fires_from(self, drive: Drive) -> bool:
+        """Return whether neurons fire from the v that the ANN has normalised with the batch's statistics."""
+        return self.neuron.radix and drive.uses_batch_statistics()
 
     # -- what analysis and other programs ask
 

@@ -122,6 +122,20 @@ def check_finite(op: str, argument: str, value: Tensor) -> None:
     raise ValueError(f"{op}: {argument} must be finite, got {wrong}")
 
 
+def check_share(op: str, argument: str, value: Tensor) -> None:
+    """Raise ValueError if a CPU tensor contains numbers outside [0, 1]. Where check_finite is skipped, this is, too."""
+    if torch.compiler.is_compiling() or not value.is_cpu or value.numel() == 0:
+        return
+    value = value.detach()
+    try:
+        low, high = (x.item() for x in torch.aminmax(value))
+    except RuntimeError:  # tensors inside torch.func transforms may have no values
+        return
+    if not (low >= 0 and high <= 1):
+        wrong = low if not low >= 0 else high
+        raise ValueError(f"{op}: {argument} must be from 0 to 1, got {wrong}")
+
+
 def is_transformed(x: Tensor) -> bool:
     """Return whether a transform of torch.func, such as vmap, has wrapped the tensor."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -109,7 +109,7 @@ class EncodedInput:
 class Encode(nn.Module):
     """Mark real-valued input [N, ...] as a current: constant (at every time step) or impulse (at the first one).
 
-    With mode "radix", numbers from 0 to 1, such as pixels, become radix spikes: those of RadixIF(level=1) neurons. Of
+    With mode "radix", numbers from 0 to 1, such as pixels, become radix spikes, of which 1 is the largest value. Of
     pixels p / 255 and T = 8 the value is p. No gradient reaches the numbers.
 
     Examples:
@@ -135,8 +135,9 @@ class Encode(nn.Module):
         if self.mode == "radix":
             if not ((x >= 0) & (x <= 1)).all():
                 raise ValueError("Encode: input must be from 0 to 1 in mode 'radix', got other numbers")
-            spikes, _ = RadixIF().discharge(x.detach(), self.time_steps)
-            return DenseTrain(spikes, amplitude=RadixIF().amplitude_at(self.time_steps), radix=True)
+            neuron = RadixIF(2**self.time_steps / (2**self.time_steps - 1))
+            spikes, _ = neuron.discharge(x.detach(), self.time_steps)
+            return DenseTrain(spikes, amplitude=1 / (2**self.time_steps - 1), radix=True)
         return EncodedInput(x, self.time_steps, self.mode)
 
 
@@ -188,7 +189,12 @@ def binary_digits(value: Tensor, time_steps: int) -> Tensor:
 
 
 def _check_neuron(name: str, neuron: Neuron, *inputs: Any) -> None:
-    """Raise a ValueError if one-phase neurons read radix spikes."""
+    """Raise a ValueError if one-phase neurons read radix spikes, or radix neurons constant input."""
+    if neuron.radix and any(getattr(x, "mode", None) == "constant" for x in inputs):
+        raise ValueError(
+            f"{name}: input of {type(neuron).__name__} neurons must be encoded with mode 'impulse' or 'radix', since "
+            "constant input adds up to T times its value, got 'constant'"
+        )
     if not neuron.two_phase and any(map(is_radix, inputs)):
         raise ValueError(
             f"{name}: neuron must wait for all time steps to read radix spikes, as RadixIF(...) and "
@@ -263,7 +269,7 @@ class _TandemLayer(nn.Module):
         """Return the ANN's pre-activation (None if no gradient is needed) and the current of every time step.
 
         neuron: the neurons that these drive, if not the layer's own. The bias enters at every step, a T-th each time;
-        for neurons with radix it enters once, so that the sum does not depend on T.
+        for neurons with radix it enters once, so that the sum does not depend on T. In training, these take v itself.
         """
         neuron = self.neuron if neuron is None else neuron
         weight: Tensor = self.weight
@@ -279,7 +285,10 @@ class _TandemLayer(nn.Module):
         if v is None and torch.is_grad_enabled():
             v = self.product(self._ann_input(x), weight, bias)
         with torch.no_grad():
-            if bias is None or not neuron.radix:
+            if neuron.radix and self.norm is not None and self.norm.training:
+                assert v is not None
+                currents = [torch.zeros_like(v)] * (time_steps - 1) + [v.detach()]
+            elif bias is None or not neuron.radix:
                 currents = self._currents(x, weight, None if bias is None else bias / time_steps)
             else:
                 *others, last = self._currents(x, weight, None)

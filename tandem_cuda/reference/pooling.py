@@ -34,19 +34,14 @@ class _SpikingAverage(nn.Module):
     def forward(self, x: Any) -> DenseTrain:
         """Pool a spike train of images."""
         radix, value, steps = is_radix(x), value_of(x), x.time_steps
-        if radix and self.threshold != 1:
-            raise ValueError(
-                f"{type(self).__name__}: threshold must be 1 for radix spikes, whose averages have the range of their "
-                f"inputs, got {self.threshold}"
-            )
         divisors = self._divisors(torch.ones(1, 1, *x.shape[2:], dtype=value.dtype))
         # Use units in which every mean is an integer: sums of thirds, say, would be rounded.
         unit = math.lcm(*divisors.flatten().int().tolist())
         pool = super().forward
         with torch.no_grad():
             currents = [torch.round(pool(s) * unit) for s in weighted_spikes(x.to_dense(), radix)]
-            if radix:  # with a threshold of one unit
-                neuron: Neuron = RadixIF(unit * (2**steps - 1), initial=self.initial)
+            if radix:  # whose last threshold is that of one unit
+                neuron: Neuron = RadixIF(self.threshold * unit * 2**steps, initial=self.initial)
             else:
                 neuron = IF(self.threshold * unit, initial=self.initial, two_phase=self.two_phase)
             spikes, _ = neuron_loop(currents, neuron)
