@@ -1014,7 +1014,7 @@ ARGUMENTS = [
         plain(per_channel=True, calibrate=IMAGES),
     ),
     (
-        "mode must be 'constant' or 'impulse' with correct_bias=True",
+        "mode must be that of Encode with correct_bias=True",
         plain(correct_bias=True, mode="spikes", calibrate=IMAGES),
         plain(correct_bias=True, calibrate=IMAGES),
     ),

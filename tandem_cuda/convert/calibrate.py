@@ -195,18 +195,20 @@ def percentiles(data: CalibrationData, layers: Sequence[SpikingLayer], percentil
 
 
 def least_errors(
-    data: CalibrationData, layers: Sequence[SpikingLayer], time_steps: int, initial: float
+    data: CalibrationData, layers: Sequence[SpikingLayer], time_steps: int, neuron: Neuron
 ) -> dict[str, Level]:
     """Return the levels at which the neurons' answers differ least from the activations.
 
     The level L minimises the sum over activations a of (a - theta * clip(floor(a / theta + initial), 0, T))^2, theta =
-    L / T: the error of rounding to whole spikes and the error of clipping at T spikes. Candidates are the largest
+    L / T: the error of rounding to whole spikes and the error of clipping at T spikes. Of radix spikes, the largest
+    value is 2^T - 1 and theta is L / 2^T. Candidates are the largest
     activation times 2^(-k / 12), k = 0..83. The sum is taken over a sample of the activations, which is drawn alike in
     every call.
     """
     largest = _zeros(layers)
     errors: dict[str, Tensor] = {}
     factors = [2 ** (-k / 12) for k in range(84)]
+    parts, most, initial = 2**time_steps if neuron.radix else time_steps, neuron.levels(time_steps), neuron.initial
 
     def find_largest(layer: SpikingLayer, value: Tensor) -> None:
         values = layer.by_channel(value.abs()).amax(1).double().cpu()
@@ -218,8 +220,8 @@ def least_errors(
         top = torch.where(top > 0, top, 1)
         sums = []
         for factor in factors:
-            threshold = top * (factor / time_steps)
-            count = (values / threshold + initial).floor_().clamp_(0, time_steps)
+            threshold = top * (factor / parts)
+            count = (values / threshold + initial).floor_().clamp_(0, most)
             sums.append((values - count.mul_(threshold)).square_().sum(1, dtype=torch.float64).cpu())
         errors[layer.name] = errors.get(layer.name, 0) + torch.stack(sums)
 

@@ -66,7 +66,7 @@ class CalibrationSettings:
                 got = "None" if self.calibrate is None else "the result of an earlier calibration"
                 raise ValueError(f"convert: calibrate must be inputs of the ANN with {name}=True, got {got}")
         if self.correct_bias and mode == "spikes":
-            raise ValueError("convert: mode must be 'constant' or 'impulse' with correct_bias=True, got 'spikes'")
+            raise ValueError("convert: mode must be that of Encode with correct_bias=True, got 'spikes'")
 
     def neuron(self, neuron: Neuron | None) -> Neuron:
         """Return the neurons of the network: ``neuron``, or the default.
@@ -130,7 +130,7 @@ class Calibrator:
         data = CalibrationData(self.trace, batches)
         if self.settings.percentile is not None:
             return percentiles(data, layers, self.settings.percentile)
-        return least_errors(data, layers, self.options.time_steps, self.options.neuron.initial)
+        return least_errors(data, layers, self.options.time_steps, self.options.neuron)
 
     def fitting(self, earlier: Calibration) -> Calibration:
         """Return the part of an earlier calibration that is for the layers of this network.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..neuron import Neuron
+from ..neuron.radix_if import check_radix_steps
 from ..nn.quantised import check_quantisable, quantise_layers, unquantise_layers, weight_layers
 from ..nn.quantiser import quantiser
 from ..ops import checks
@@ -37,7 +38,7 @@ def convert(
     ann: nn.Module,
     time_steps: int,
     *,
-    mode: str = "constant",
+    mode: str | None = None,
     neuron: Neuron | None = None,
     calibrate: Tensor | Iterable[Any] | Calibration | Mapping[str, Level] | None = None,
     percentile: float | None = None,
@@ -100,10 +101,11 @@ def convert(
     Args:
         ann: the ANN. The SNN takes over its train or eval mode.
         time_steps: T.
-        mode: "constant" or "impulse", as for ``Encode``, or "spikes".
+        mode: "constant", "impulse" or "radix", as for ``Encode``, or "spikes". By default "constant", but "impulse" for
+            RadixIF neurons. With "radix" the ANN takes pixels from 0 to 1.
         neuron: the neurons of every spiking layer. By default ``IF()``; with ``calibrate`` the neurons of that
-            calibration, and ``IF(initial=0.5, two_phase=True)`` for new data. With ``calibrate`` it must be IF(...);
-            its threshold and amplitude are replaced.
+            calibration, and ``IF(initial=0.5, two_phase=True)`` for new data. With ``calibrate`` it must be IF(...),
+            whose threshold and amplitude are replaced, or RadixIF(...), whose level is.
         calibrate: inputs for the ANN: one batch; a Dataset; or an iterable of batches, such as a DataLoader. A batch is
             a Tensor; a tuple or list that begins with the inputs in the order of ``forward``, or whose first element
             holds them; or a dict with the names that they have in ``forward``. What else it holds, such as labels, is
@@ -160,10 +162,13 @@ def convert(
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
     checks.check_time_steps("convert", time_steps)
-    _check_choices(mode, engine, weights, gates, learn_thresholds, spiking_layers)
     settings = CalibrationSettings(calibrate, percentile, per_channel, correct_bias)
-    settings.check(mode)
     neuron = settings.neuron(neuron)
+    if mode is None:
+        mode = "impulse" if neuron.radix else "constant"
+    _check_choices(mode, engine, weights, gates, learn_thresholds, spiking_layers)
+    settings.check(mode)
+    _check_code(neuron, mode, time_steps)
     _check_dtypes(ann, weights)
     check_quantisable("convert", "ann", weight_layers(ann) if weights else [])
     batches = calibration_batches(ann, calibrate) if settings.on_data else []
@@ -244,11 +249,29 @@ def _warn_if_unlike(network: TandemNetwork, trace: Traced, changed: Sequence[str
     )
 
 
+def _check_code(neuron: Neuron, mode: str, time_steps: int) -> None:
+    """Raise a ValueError unless the neurons can read what Encode returns, and can have that many time steps."""
+    if neuron.radix:
+        check_radix_steps("convert", time_steps)
+        if mode == "constant":
+            raise ValueError(
+                f"convert: mode must be 'impulse', 'radix' or 'spikes' with {type(neuron).__name__} neurons, got "
+                "'constant'"
+            )
+    if mode == "radix":
+        check_radix_steps("convert", time_steps)
+        if not neuron.two_phase:
+            raise ValueError(
+                "convert: neuron must wait for all time steps with mode 'radix', as RadixIF(...) and "
+                f"IF(two_phase=True) do, got {neuron}"
+            )
+
+
 def _check_choices(
     mode: Any, engine: Any, weights: Any, gates: Any, learn_thresholds: Any, spiking_layers: Any
 ) -> None:
-    if mode not in ("constant", "impulse", "spikes"):
-        raise ValueError(f"convert: mode must be 'constant', 'impulse' or 'spikes', got {mode!r}")
+    if mode not in ("constant", "impulse", "radix", "spikes"):
+        raise ValueError(f"convert: mode must be 'constant', 'impulse', 'radix' or 'spikes', got {mode!r}")
     if engine not in ENGINES:
         raise ValueError(f"convert: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     if weights not in (None, *_BITS):

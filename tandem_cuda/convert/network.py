@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..neuron import Neuron
 from ..nn import TandemAdd, TandemConvTranspose2d
 from ..nn.encode import Decode, Encode
 from ..ops import checks
@@ -52,8 +53,8 @@ class TandemNetwork(nn.Module):
     spiking_layers: tuple[str, ...]
     """Names in ``snn`` of the tandem layers and TandemAdds, in order of execution. Pooling layers are not listed."""
     levels: dict[str, Level] | None
-    """T * threshold of each spiking layer, and of each average-pooling layer that has neurons, by name: the activation
-    at which it fires at every step; a Tensor [C] with ``per_channel``. None if the network was not calibrated. Without
+    """T * threshold of each spiking layer, or the level of its RadixIF neurons, and of each average-pooling layer that
+    has neurons, by name: the activation at which it fires at every step; a Tensor [C] with ``per_channel``. None if the network was not calibrated. Without
     the factor exp(log_threshold) of thresholds that learn, which ``load_state_dict(old.state_dict(), strict=False)``
     takes over from another conversion."""
     calibration: Calibration | None
@@ -117,14 +118,15 @@ class TandemNetwork(nn.Module):
         thresholds of a calibrated network are its ``levels`` divided by T, times exp(log_threshold) if they learn.
         Corrections of biases shrink like the thresholds: by the T of ``calibration`` over T. Other thresholds stay. The
         levels of least error depend on T, so convert anew for the best ones. To serve several T well, a network must be
-        trained with them: draw T anew for every batch.
+        trained with them: draw T anew for every batch. Networks of RadixIF neurons need no such training: their range
+        stays as it is, whatever T.
 
         Args:
             time_steps: T, at least 1. In mode "spikes", the T of the spike trains that follow.
 
         Raises:
             TypeError: ``time_steps`` is not an int.
-            ValueError: ``time_steps`` < 1.
+            ValueError: ``time_steps`` < 1, or > 8 with RadixIF neurons.
             RuntimeError: the network was pickled by an earlier version.
         """
         checks.check_time_steps("set_time_steps", time_steps)
@@ -133,6 +135,8 @@ class TandemNetwork(nn.Module):
                 "set_time_steps: the network was pickled by an earlier version. Call convert on its ANN again "
                 "(calibrate=snn.levels keeps the thresholds)"
             )
+        for name in self.spiking_layers:
+            self.snn.get_submodule(name).neuron.levels(time_steps)  # refuses a T that the neurons cannot have
         self.time_steps = time_steps
         for encode in (module for module in self.snn.modules() if isinstance(module, Encode)):
             if encode.mode == "constant":
@@ -144,12 +148,14 @@ class TandemNetwork(nn.Module):
             return
         for name in self.spiking_layers:
             layer: Any = self.snn.get_submodule(name)
-            self._set_threshold(name, layer, self.levels[name] / time_steps)
+            neuron: Neuron = layer.neuron
+            self._set_threshold(name, layer, self.levels[name] / neuron.shares(time_steps))
             if name in calibration.corrections:
                 holder = weight_layer(layer)
                 assert holder is not None
-                share = calibration.corrections[name] * (calibration.time_steps / time_steps)
-                set_correction(holder, share, name in self._signed)
+                before = calibration.time_steps
+                ratio = 2.0 ** (before - time_steps) if neuron.radix else before / time_steps
+                set_correction(holder, calibration.corrections[name] * ratio, name in self._signed)
         for name, source in self._pools:  # in order of execution: the source's level is known by now
             below = time_steps if source is None else float(self.levels[source])
             pool: Any = self.snn.get_submodule(name)
@@ -205,7 +211,13 @@ class TandemNetwork(nn.Module):
         if level is None or self.levels is None:
             return 1.0
         found = self.levels[level]
-        return float(found[channel] if isinstance(found, Tensor) else found) / self.time_steps
+        return float(found[channel] if isinstance(found, Tensor) else found) / self._shares()
+
+    def _shares(self) -> int:
+        """Return into how many parts the time steps divide a level."""
+        layer: Any = self.snn.get_submodule(self.spiking_layers[0])
+        shares: int = layer.neuron.shares(self.time_steps)
+        return shares
 
     def _set_scale(self, module: Any, scale: Tensor) -> None:
         """Make a tandem layer or Decode multiply each channel that it reads."""

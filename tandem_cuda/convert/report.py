@@ -254,10 +254,10 @@ def _threshold(network: Converted, origin: Origin, module: Any) -> float | None:
     if origin.sources is not None:
         return None
     if isinstance(module, SpikingAverage):
-        levels = network.levels
-        return float(module.threshold) if levels is None else float(levels[origin.name]) / network.time_steps
+        return float(module.threshold) if network.levels is None else network.weight_of(origin.name, 0)
     learned = getattr(module, "log_threshold", None)
-    return module.neuron.threshold * (1.0 if learned is None else math.exp(float(learned.detach())))
+    threshold: float = module.neuron.threshold_at(network.time_steps)
+    return threshold * (1.0 if learned is None else math.exp(float(learned.detach())))
 
 
 def _notes(

@@ -137,6 +137,10 @@ class Neuron:
         """
         raise NotImplementedError
 
+    def threshold_at(self, steps: int) -> float:
+        """Return the threshold of the last of T = ``steps`` time steps."""
+        return self.threshold
+
     def discharge(self, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Spike in T = ``steps`` time steps, after the input of all steps, v [N, ...]; of neurons with ``radix``.
 
@@ -175,8 +179,8 @@ class Neuron:
         """Return ``relu_threshold`` for T = ``steps`` time steps."""
         return self.relu_threshold
 
-    def bias_steps(self, steps: int) -> int:
-        """Return the number of time steps over which the bias of a layer is spread, T or, with ``radix``, 1."""
+    def shares(self, steps: int) -> int:
+        """Return into how many parts T = ``steps`` time steps divide a bias or a level: T or, with ``radix``, 1."""
         return steps
 
     def upper(self, steps: int, scale: float = 1.0) -> float:
@@ -197,12 +201,12 @@ class Neuron:
         return replace(self, **potentials)  # type: ignore[type-var]  # every model is a dataclass
 
     def calibrated(self, threshold: float) -> Neuron:
-        """Return the neuron with this threshold whose amplitude * count approximates relu(v).
+        """Return the neuron with this threshold, or with ``radix`` with this level, whose output approximates relu(v).
 
         Raises:
             ValueError: the model has no such neuron.
         """
-        raise ValueError(f"neuron must be IF(...) with calibrate, got {self}")
+        raise ValueError(f"neuron must be IF(...) or RadixIF(...) with calibrate, got {self}")
 
     # -- in files
 

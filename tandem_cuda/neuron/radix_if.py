@@ -125,7 +125,7 @@ class RadixIF(Neuron):
     def relu_threshold_at(self, steps: int) -> float:
         return self.threshold_at(steps)
 
-    def bias_steps(self, steps: int) -> int:
+    def shares(self, steps: int) -> int:
         return 1
 
     def levels(self, steps: int) -> int:
@@ -144,6 +144,10 @@ class RadixIF(Neuron):
     def activation(self, v: Tensor, steps: int) -> Tensor:
         """Return the ANN's activation in units of theta, relu(v) / theta."""
         return torch.relu(v) / self.threshold_at(steps)
+
+    def calibrated(self, threshold: float) -> RadixIF:
+        """Return the neuron with this level."""
+        return replace(self, level=threshold)
 
     def slope(self, v: Tensor, steps: int) -> Tensor:
         return (v > 0).to(v.dtype) / self.threshold_at(steps)

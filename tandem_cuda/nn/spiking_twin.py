@@ -243,7 +243,7 @@ class SpikingTwin(WeightedLayer):
             self.synapses.check_pairs(x)
             bits, _, neurons = self.synapses.fire(
                 x,
-                affine.of_spikes(kernel, self.neuron.bias_steps(span.total), x.amplitude),
+                affine.of_spikes(kernel, self.neuron.shares(span.total), x.amplitude),
                 Firing(self.neuron, self.engine),
                 state=None if state is None else stacked(state),
                 want_state=not span.ends,
@@ -264,7 +264,7 @@ class SpikingTwin(WeightedLayer):
     ) -> tuple[Tensor, State | None]:
         """Return bits for real input, and the state: the current of the time steps to come, and the neurons'."""
         synapses, neuron, before = self.synapses, self.neuron, None
-        steps = neuron.bias_steps(span.total)
+        steps = neuron.shares(span.total)
         if x is None or state is not None:
             assert state is not None
             (current, *variables), mode = state, "constant"

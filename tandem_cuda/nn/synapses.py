@@ -176,7 +176,7 @@ class Synapses(ABC):
     ) -> Fired:
         """Drive neurons by the product with the spikes of every step; ``state`` continues an earlier call.
 
-        The bias of the weights is for each of ``firing.neuron.bias_steps(T)`` steps.
+        The bias of the weights is for each of ``firing.neuron.shares(T)`` steps.
         """
         if firing.neuron.two_phase:
             return self._fire_at_once(x, weights, firing.neuron, want_sum, state, want_state)

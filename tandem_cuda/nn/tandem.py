@@ -89,7 +89,7 @@ class TandemLayer(SpikingTwin):
         if normalises or (learns and drive.norm is not None):
             return self._behind_norm(x, weights, drive)
         # The currents of all steps add up to v, so one product serves both twins.
-        now = drive.spiking_weights(weights, self.neuron.bias_steps(steps), x.amplitude, learns)
+        now = drive.spiking_weights(weights, self.neuron.shares(steps), x.amplitude, learns)
         fired = synapses.fire(x, now, Firing(self.neuron, self.engine), want_sum=learns)
         v = learning(fired.sum, drive.log_threshold, self.neuron.levels(steps)) if learns else None
         return coupled(self.neuron, fired.bits, v, steps, dtype)
@@ -116,7 +116,7 @@ class TandemLayer(SpikingTwin):
         if self._fires_from(drive):
             return v.couple(v.fire(synapses.features))
         with torch.no_grad():
-            now = drive.of_spikes(kernel, self.neuron.bias_steps(steps), x.amplitude)
+            now = drive.of_spikes(kernel, self.neuron.shares(steps), x.amplitude)
             if self.neuron.two_phase:
                 mode = mode_for(type(self).__name__, self.neuron, "impulse")
                 fired = run_neurons(self.neuron, sums, steps, mode, now.scale, now.bias, synapses.features)
@@ -136,7 +136,7 @@ class TandemLayer(SpikingTwin):
         if self._fires_from(drive):
             return v.couple(v.fire(synapses.features))
         with torch.no_grad():
-            now = drive.value_weights(weights, kernel, self.neuron.bias_steps(steps), constant)
+            now = drive.value_weights(weights, kernel, self.neuron.shares(steps), constant)
             fired = run_neurons(self.neuron, sums, steps, mode, now.scale, now.bias, synapses.features)
         return v.couple(fired.bits)
 
