@@ -229,8 +229,18 @@ class SpikeTrain:
 
     @property
     def count(self) -> Tensor:
-        """Spikes per neuron over all time steps, [N, ...]. Carries the tandem gradient, but not with ``radix``."""
-        return ops.spike_count.trusted(self.bits, self._dtype) if self.code.radix else self.value
+        """Spikes per neuron over all time steps, [N, ...]. Carries the tandem gradient.
+
+        With ``radix`` it has T / (2^T - 1) times the gradient of ``value``: the slope of a line from no spike at value
+        0 to T spikes at the largest value.
+        """
+        if not self.code.radix:
+            return self.value
+        count = ops.spike_count.trusted(self.bits, self._dtype)
+        value = self._value
+        if value is None or not (value.requires_grad and torch.is_grad_enabled()):
+            return count
+        return count + (value - value.detach()) * (self.time_steps / (2**self.time_steps - 1))
 
     @property
     def value(self) -> Tensor:

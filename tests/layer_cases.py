@@ -39,10 +39,10 @@ class LayerCase:
         own = {name: more.pop(name) for name in ("neuron",) if name in more}
         return package.TandemAdd(*(branch.make(package, **more) for branch in self.arguments), **self.named | own)
 
-    def inputs(self, batch=3, time_steps=8, rate=0.4, dtype=torch.float32):
+    def inputs(self, batch=3, time_steps=8, rate=0.4, dtype=torch.float32, **code):
         """Spikes for each of its inputs; of a gate, the second is a number for each channel."""
         trains = [
-            SpikeTrain(planes(time_steps, batch, *sample, seed=i, rate=rate), time_steps, dtype=dtype)
+            SpikeTrain(planes(time_steps, batch, *sample, seed=i, rate=rate), time_steps, dtype=dtype, **code)
             for i, sample in enumerate(self.samples)
         ]
         if self.kind == "TandemGate":

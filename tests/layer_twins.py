@@ -7,7 +7,7 @@ from torch.nn.modules.conv import _ConvNd
 
 import tandem_cuda
 from exact import VANISHING, dyadic, every_path, generator, same
-from tandem_cuda import Encode, SpikeTrain, ops
+from tandem_cuda import Encode, SpikeTrain
 from tandem_cuda import reference as ref
 
 
@@ -40,11 +40,11 @@ def twins(case, time_steps, dtype=torch.float64, **named):
     return ours, theirs
 
 
-def fronts(spikes, amplitude=1.0):
-    """The same train with a differentiable count for both packages."""
-    count = spikes.sum(0)
-    ours = SpikeTrain(ops.pack_spikes(spikes), len(spikes), count.clone().requires_grad_(), amplitude=amplitude)
-    return ours, ref.DenseTrain(spikes, count.clone().requires_grad_(), amplitude)
+def fronts(spikes, amplitude=1.0, radix=False):
+    """The same train with a differentiable value for both packages."""
+    train = SpikeTrain.from_dense(spikes, radix=radix)
+    ours = train.replace(value=train.value.clone().requires_grad_(), amplitude=amplitude)
+    return ours, ref.DenseTrain(spikes, train.value.clone().requires_grad_(), amplitude, radix)
 
 
 def agree(ours, theirs, inputs, inputs_ref, *, tolerance=None):
@@ -52,18 +52,18 @@ def agree(ours, theirs, inputs, inputs_ref, *, tolerance=None):
     want = theirs(*inputs_ref)
     assert len(want.spikes) == 1 or want.spikes.numel() == 0 or want.spikes.any()
     for path, got in every_path(ours, *inputs):
-        same((got.to_dense(), got.count.detach()), (want.spikes, want.count.detach()), path)
-        assert got.amplitude == want.amplitude
+        same((got.to_dense(), got.value.detach()), (want.spikes, want.value.detach()), path)
+        assert (got.amplitude, got.radix) == (want.amplitude, want.radix)
     with torch.no_grad():
         for _ in range(2):  # what is kept from the first serves the second
             same(ours(*inputs).to_dense(), want.spikes)
-    seed_grad = dyadic(*want.shape, seed=3, dtype=want.count.dtype)
+    seed_grad = dyadic(*want.shape, seed=3, dtype=want.value.dtype)
     leaves = [
-        ([x.count for x in trains] + list(module.parameters()))
+        ([x.value for x in trains] + list(module.parameters()))
         for trains, module in ((inputs, ours), (inputs_ref, theirs))
     ]
-    got = torch.autograd.grad(ours(*inputs).count, leaves[0], seed_grad)
-    expected = torch.autograd.grad(want.count, leaves[1], seed_grad)
+    got = torch.autograd.grad(ours(*inputs).value, leaves[0], seed_grad)
+    expected = torch.autograd.grad(want.value, leaves[1], seed_grad)
     if tolerance is None:
         same(got, expected)
     else:

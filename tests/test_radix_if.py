@@ -1,4 +1,4 @@
-"""Radix spikes in the reference: neurons, trains, layers; and that everything else refuses them."""
+"""RadixIF: the neuron, and the reference's trains and layers of radix spikes."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from exact import FLOATS, SEEDS, same
-from tandem_cuda import IF, LIF, neuron, ops
+from tandem_cuda import IF, LIF
 from tandem_cuda import reference as ref
 from tandem_cuda.neuron import MODELS, RadixIF, of_settings
 from tensors import dyadic, generator, normal
@@ -81,7 +81,7 @@ def test_the_value_is_the_quotient(steps, level, initial, seed):
 @every_t
 def test_the_dynamics_by_hand(steps):
     """One number after the other, with thresholds that are powers of two, so that nothing is rounded."""
-    radix = RadixIF(level=2.0 ** (steps - 1) - 0.5, initial=0.5)  # theta is 1 / 2
+    radix = RadixIF(level=2.0 ** (steps - 1), initial=0.5)  # theta is 1 / 2
     for v in (x / 8 for x in range(-8, 8 * 2**steps)):
         u, want = v + 0.25, []
         for t in range(1, steps + 1):
@@ -96,16 +96,26 @@ def test_the_dynamics_by_hand(steps):
 
 @pytest.mark.parametrize("level", [1.0, 0.7, 3.2])
 def test_every_t_has_the_same_range(level):
-    """The largest value stands for the level, whatever T; the error is at most half a threshold, and halves."""
+    """The thresholds are level / 2, level / 4, ...; the error is at most half a threshold below the top, and halves."""
     v = torch.linspace(0, level, 1001, dtype=torch.float64)
     errors = []
     for steps in STEPS:
         radix = RadixIF(level)
-        assert radix.amplitude_at(steps) * radix.levels(steps) == pytest.approx(level, rel=1e-15)
-        error = (radix.amplitude_at(steps) * radix.value(v, steps) - v).abs()
-        assert error.max() <= radix.threshold_at(steps) / 2 * (1 + 1e-9)
+        theta = radix.amplitude_at(steps)
+        assert theta == radix.threshold_at(steps) == radix.relu_threshold_at(steps) == level * 0.5**steps
+        assert RadixIF(level, clip=True).upper(steps) == level - theta
+        error = (theta * radix.value(v, steps) - v).abs()
+        assert error[v < level - theta / 2].max() <= theta / 2 * (1 + 1e-9)
+        assert error.max() <= theta * (1 + 1e-9)
         errors.append(error.mean().item())
     assert all(after < 0.6 * before for before, after in pairwise(errors))
+
+
+@every_t
+def test_fewer_steps_are_a_prefix(steps):
+    """Of neurons that start at 0: the thresholds of the first steps do not depend on T."""
+    radix, v = RadixIF(2.5, initial=0.0), normal(1000, seed=steps)
+    same(radix.discharge(v, 8)[0][:steps], radix.discharge(v, steps)[0])
 
 
 @pytest.mark.parametrize("factor", [0.25, 8.0])
@@ -126,7 +136,7 @@ def test_activation_and_slope(steps):
     activation = radix.activation(v, steps)
     (slope,) = torch.autograd.grad(activation.sum(), v)
     same(radix.slope(v.detach(), steps), slope)
-    inside = (v >= 0) & (v <= 2)
+    inside = (v >= 0) & (v <= 2 - 2 * 0.5**steps)
     assert ((activation - radix.value(v.detach(), steps)).abs()[inside] <= 0.5 + 1e-9).all()
     assert radix.largest(steps) == radix.levels(steps) == 2**steps - 1
     assert radix.upper(steps) == math.inf
@@ -140,7 +150,7 @@ def test_parameters():
     assert RadixIF(3, initial=0.0).settings() == {"level": 3.0, "initial": 0.0}
     assert RadixIF().two_phase
     assert RadixIF().radix
-    assert not any(model.radix for model in MODELS)
+    assert [model for model in MODELS if model.radix] == [RadixIF]
     for level in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="RadixIF: level must be positive and finite, got"):
             RadixIF(level)
@@ -442,26 +452,14 @@ def test_bad_pixels():
             ref.Encode(8, "radix")(torch.tensor([[0.5, wrong]]))
 
 
-# --- refused by everything that does not know them -------------------------------------------------------------------
+# --- forms -----------------------------------------------------------------------------------------------------------
 
 
-def test_no_other_forms():
-    radix = RadixIF(2.0)
+def test_forms():
+    radix = RadixIF(2.0, initial=0.25)
+    assert radix.calibrated(3.0) == RadixIF(3.0, initial=0.25)
+    assert of_settings("layer", radix.settings()) == radix
     with pytest.raises(ValueError, match=r"neuron must have a form in NIR .*, got RadixIF\(level=2\.0"):
         radix.to_nir(1.0)
-    with pytest.raises(ValueError, match=r"neuron must be IF\(\.\.\.\) with calibrate, got RadixIF"):
-        radix.calibrated(1.0)
-    with pytest.raises(ValueError, match="layer: setting neuron must hold"):
-        of_settings("layer", radix.settings())
-    with pytest.raises(TypeError, match="RadixIF: the compiled library has no such neurons"):
+    with pytest.raises(TypeError, match="RadixIF: neurons with radix spikes have no time loop"):
         _ = radix.kind
-    with pytest.raises(TypeError, match=r"layer: neuron must be IF\(\.\.\.\) or .*, got RadixIF"):
-        neuron.check_neuron("layer", radix)
-    bits, v = torch.zeros(1, 2, 3, dtype=torch.uint8), torch.ones(2, 3)
-    for call in (
-        lambda: ops.integrate_and_fire(v, 4, neuron=radix),
-        lambda: ops.tandem_count(bits, v, 4, radix),
-        lambda: ops.spiking_linear(bits, torch.ones(2, 3), time_steps=4, neuron=radix),
-    ):
-        with pytest.raises(TypeError, match=r"neuron must be IF\(\.\.\.\) or .*, got RadixIF"):
-            call()

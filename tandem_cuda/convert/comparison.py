@@ -133,7 +133,9 @@ class Sums:
     def add(self, module: Any, inputs: tuple[Any, ...], train: SpikeTrain) -> None:
         """Add a forward pass of the layer."""
         count, steps = train.count, train.time_steps
-        largest = module.neuron.largest(steps) if isinstance(module, (TandemLayer, TandemAdd)) else steps
+        largest = 2**steps - 1 if train.radix else steps
+        if isinstance(module, (TandemLayer, TandemAdd)):
+            largest = module.neuron.largest(steps)
         self.samples, self.neurons, self.steps = self.samples + len(count), count[0].numel(), steps
         self.spikes += float(count.sum(dtype=torch.float64))
         self.saturated += int((train.value >= largest).sum())

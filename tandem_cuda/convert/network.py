@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..neuron import Neuron
 from ..nn import TandemAdd, TandemConvTranspose2d
 from ..nn.encode import Decode, Encode
 from ..ops import checks
@@ -54,9 +53,9 @@ class TandemNetwork(nn.Module):
     """Names in ``snn`` of the tandem layers and TandemAdds, in order of execution. Pooling layers are not listed."""
     levels: dict[str, Level] | None
     """T * threshold of each spiking layer, or the level of its RadixIF neurons, and of each average-pooling layer that
-    has neurons, by name: the activation at which it fires at every step; a Tensor [C] with ``per_channel``. None if the network was not calibrated. Without
-    the factor exp(log_threshold) of thresholds that learn, which ``load_state_dict(old.state_dict(), strict=False)``
-    takes over from another conversion."""
+    has neurons, by name: the activation at which it fires at every step; a Tensor [C] with ``per_channel``. None if the
+    network was not calibrated. Without the factor exp(log_threshold) of thresholds that learn, which
+    ``load_state_dict(old.state_dict(), strict=False)`` takes over from another conversion."""
     calibration: Calibration | None
     """What calibration found: pass it to :func:`convert` as ``calibrate`` to use it again. None if the network was not
     calibrated."""
@@ -136,7 +135,8 @@ class TandemNetwork(nn.Module):
                 "(calibrate=snn.levels keeps the thresholds)"
             )
         for name in self.spiking_layers:
-            self.snn.get_submodule(name).neuron.levels(time_steps)  # refuses a T that the neurons cannot have
+            neuron: Any = self.snn.get_submodule(name).neuron
+            neuron.levels(time_steps)  # refuses a T that the neurons cannot have
         self.time_steps = time_steps
         for encode in (module for module in self.snn.modules() if isinstance(module, Encode)):
             if encode.mode == "constant":
@@ -148,7 +148,7 @@ class TandemNetwork(nn.Module):
             return
         for name in self.spiking_layers:
             layer: Any = self.snn.get_submodule(name)
-            neuron: Neuron = layer.neuron
+            neuron = layer.neuron
             self._set_threshold(name, layer, self.levels[name] / neuron.shares(time_steps))
             if name in calibration.corrections:
                 holder = weight_layer(layer)

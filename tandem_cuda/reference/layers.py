@@ -284,6 +284,7 @@ class _TandemLayer(nn.Module):
             weight, bias = self._fold(self.norm)
         if v is None and torch.is_grad_enabled():
             v = self.product(self._ann_input(x), weight, bias)
+        currents: Sequence[Tensor]
         with torch.no_grad():
             if neuron.radix and self.norm is not None and self.norm.training:
                 assert v is not None

@@ -1,0 +1,340 @@
+"""Layers that read radix spikes, or whose neurons fire them, against the reference, in training, in eval and frozen."""
+
+import copy
+import io
+import pickle
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import tandem_cuda
+from exact import ENGINES, dyadic, every_path, same, train
+from layer_cases import AVERAGES, CASES, every, of_each_kind, with_weights
+from layer_cases import named as layer_case
+from layer_twins import agree, fronts, twins
+from pairwise import pairs
+from tandem_cuda import (
+    IF,
+    LIF,
+    AdaptiveIF,
+    Decode,
+    Encode,
+    RadixIF,
+    SpikeTrain,
+    TandemAdd,
+    TandemGate,
+    TandemLinear,
+    freeze,
+    quantise,
+    synops,
+)
+from tandem_cuda import reference as ref
+from tensors import normal
+
+FIRING = [case for case in CASES if (case.has_weights or case.kind == "TandemAdd") and "neuron" not in case.named]
+TWINS = [case for case in FIRING if case.in_reference]
+every_layer = every(TWINS)
+every_t = pytest.mark.parametrize("steps", range(1, 9))
+
+
+def numbers(case, steps, seed=0, batch=3, **code):
+    """Radix spikes for each input of both packages, with a gradient."""
+    spikes = [train(steps, batch, *sample, seed=seed + i, rate=0.4).double() for i, sample in enumerate(case.samples)]
+    ours, theirs = zip(*(fronts(s, radix=True, **code) for s in spikes), strict=True)
+    return list(ours), list(theirs)
+
+
+def neurons(steps, theta=1.0, **more):
+    """Neurons whose last threshold is `theta`."""
+    return RadixIF(theta * 2**steps, **more)
+
+
+# --- against the reference -------------------------------------------------------------------------------------------
+
+
+@pairs(case=TWINS, steps=[1, 3, 8], batch=[0, 3], clip=[False, True])
+def test_layers(case, steps, batch, clip):
+    ours, theirs = twins(case, steps, neuron=neurons(steps, 2.0, clip=clip))
+    agree(ours, theirs, *numbers(case, steps, batch=batch))
+
+
+@every_layer
+@pytest.mark.parametrize("engine", ENGINES)
+def test_norm_and_amplitude(case, engine):
+    named = {} if "norm" in case.named or not case.has_weights else {"norm": "batch"}
+    ours, theirs = twins(case, 4, neuron=neurons(4), **named)
+    for layer in ours.modules():
+        if hasattr(layer, "engine"):
+            layer.engine = engine
+    agree(ours, theirs, *numbers(case, 4, amplitude=0.5))
+
+
+@every_layer
+def test_rates_in(case):
+    """Recorded spikes, for example."""
+    ours, theirs = twins(case, 8, neuron=neurons(6))
+    both = zip(*(fronts(train(8, 3, *s, seed=i, rate=0.4).double()) for i, s in enumerate(case.samples)), strict=True)
+    agree(ours, theirs, *map(list, both))
+
+
+@every_layer
+def test_rates_out(case):
+    """Two-phase neurons read numbers, too."""
+    ours, theirs = twins(case, 4, neuron=IF(8.0, initial=0.5, two_phase=True))
+    agree(ours, theirs, *numbers(case, 4))
+
+
+@pairs(case=with_weights(), mode=["impulse", "radix"], norm=[None, "batch"])
+def test_real_input(case, mode, norm):
+    ours, theirs = twins(case, 4, norm=norm, neuron=neurons(4, 0.25))
+    x = dyadic(3, *case.samples[0], seed=5, scale=8, span=3, dtype=torch.float64)
+    if mode == "radix":
+        x = x.sub(x.min()) / (x.max() - x.min())
+    want = theirs(ref.Encode(4, mode)(x))
+    grads = []
+    for layer, out in ((ours, ours(Encode(4, mode)(x))), (theirs, want)):
+        grads.append(torch.autograd.grad(out.value.square().sum(), [*layer.parameters()]))
+    if mode == "impulse":  # pixels weigh 1 / 15
+        for path, got in every_path(ours, Encode(4, mode)(x)):
+            same(got.to_dense(), want.spikes, path)
+        same(*grads)
+    else:
+        same(ours(Encode(4, mode)(x)).to_dense(), want.spikes)
+        torch.testing.assert_close(*grads)
+
+
+@pairs(case=TWINS, learn_threshold=[False, True], amplitude=[1.0, 0.5])
+def test_training(case, learn_threshold, amplitude):
+    """Neurons fire from the v that the ANN has normalised with the batch's statistics."""
+    learn_threshold = learn_threshold and case.kind != "TandemAdd"
+    named = {} if "norm" in case.named or not case.has_weights else {"norm": "batch"}
+    named |= {"learn_threshold": True} if learn_threshold else {}
+    ours, theirs = twins(case, 4, neuron=RadixIF(2.0, clip=True), **named)
+    results = []
+    for module, inputs in zip((ours, theirs), numbers(case, 4, amplitude=amplitude, batch=5), strict=True):
+        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.eps = 1e-5
+        y = module.train()(*inputs)
+        grads = torch.autograd.grad(y.value.square().sum(), [*(x.value for x in inputs), *module.parameters()])
+        results.append((y.to_dense(), *grads, *(b.double() for norm in norms for b in norm.buffers())))
+    same(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1:], results[1][1:], rtol=1e-9, atol=1e-9)
+
+
+@every_layer
+def test_training_fires_alike_without_gradients(case):
+    named = {} if "norm" in case.named or not case.has_weights else {"norm": "batch"}
+    layer = case.make(neuron=RadixIF(2.0), **named).train()
+    inputs = case.inputs(time_steps=4, radix=True)
+    states, outs = [], []
+    for guard in (torch.enable_grad, torch.no_grad):
+        twin = copy.deepcopy(layer)
+        with guard():
+            outs.append(twin(*inputs))
+        states.append([*twin.buffers()])
+    same(outs[0].bits, outs[1].bits)
+    same(states[0], states[1])
+
+
+@every(AVERAGES)
+@every_t
+def test_averages(case, steps):
+    layer = case.make()
+    (x,), (x_ref,) = numbers(case, steps, amplitude=0.5)
+    y = layer(x)
+    assert (y.radix, y.time_steps) == (True, steps)
+    mean = nn.Sequential(*[type(layer).__bases__[-1](*case.arguments, **kept(case))])(x.value)
+    want = (mean.detach() / layer.threshold + layer.initial + 1e-12).floor().clamp(0, 2**steps - 1)
+    same(y.value.detach(), want)
+    same(*(torch.autograd.grad(z.sum(), x.value)[0] for z in (y.value, mean / layer.threshold)))
+    frozen = freeze(layer.eval())(x.detach())
+    same(frozen.bits, y.bits)
+    assert frozen.code == y.code
+    if case.in_reference:
+        same(case.make(ref)(x_ref).value.detach(), want)
+
+
+def kept(case):
+    return {name: value for name, value in case.named.items() if name not in ("threshold", "initial")}
+
+
+@every_t
+def test_gates(steps):
+    """The values times the gate, rounded."""
+    (x,), _ = numbers(layer_case("average 2"), steps)
+    gate = torch.rand(3, 3, 1, 1, dtype=torch.float64, requires_grad=True)
+    layer = TandemGate(neurons(steps))
+    y = layer(x, gate)
+    same(y.value.detach(), (x.value * gate + 0.5).floor().clamp(0, 2**steps - 1).detach())
+    for got, want in zip(
+        torch.autograd.grad(y.value.sum(), [x.value, gate]),
+        torch.autograd.grad((x.value * gate).sum(), [x.value, gate]),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, torch.where(got == 0, got, want))
+
+
+# --- one set of weights, every T -------------------------------------------------------------------------------------
+
+
+def network(**named):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        Encode(4, "impulse"),
+        tandem_cuda.TandemConv2d(3, 8, 3, padding=1, norm="batch", neuron=RadixIF(2.5), **named),
+        tandem_cuda.SpikingMaxPool2d(2),
+        tandem_cuda.TandemConv2d(8, 8, 3, padding=1, norm="batch", neuron=RadixIF(2.5), **named),
+        nn.Flatten(),
+        TandemLinear(8 * 4 * 4, 12, neuron=RadixIF(2.5), **named),
+        Decode(),
+        nn.Linear(12, 5),
+    )
+
+
+def trained(net):
+    x = normal(32, 3, 8, 8, seed=1)
+    for _ in range(3):
+        net.train()(x)
+    return net.eval(), x
+
+
+@torch.no_grad()
+def test_every_t_tends_to_the_network_of_real_numbers():
+    """Time steps make values finer, and nothing else: the error falls by half with each."""
+    net, x = trained(network())
+    net = net.double()
+    h = x.double()
+    for module in net:
+        if isinstance(module, (tandem_cuda.TandemConv2d, TandemLinear)):
+            base = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+            h = base.forward(module, h)
+            h = (h if module.norm is None else module.norm(h)).clamp(0, 2.5)
+        elif isinstance(module, nn.MaxPool2d):
+            h = nn.functional.max_pool2d(h, 2)
+        elif isinstance(module, (nn.Flatten, nn.Linear)):
+            h = module(h)
+    errors = []
+    for steps in range(2, 9):
+        net[0].time_steps = steps
+        errors.append((net(x.double()) - h).abs().mean().item())
+    assert errors[-1] < 0.02 * h.abs().mean()
+    assert all(after < 0.8 * before for before, after in pairwise(errors))
+
+
+@pytest.mark.parametrize("bits", [None, 8, 16])
+def test_eval_frozen_saved_and_pickled_agree(bits, tmp_path):
+    net, x = trained(network())
+    if bits:
+        quantise(net, bits)
+    with torch.no_grad():
+        want = net(x)
+    frozen = freeze(net)
+    same(frozen(x), want)
+    frozen.save(tmp_path / "net.pt")
+    same(tandem_cuda.FrozenNetwork.load(tmp_path / "net.pt")(x), want)
+    same(pickle.loads(pickle.dumps(net))(x), want)
+    same(copy.deepcopy(frozen)(x), want)
+    buffer = io.BytesIO()
+    torch.save(net.state_dict(), buffer)
+    buffer.seek(0)
+    other = network()
+    if bits:
+        quantise(other, bits)
+    other.load_state_dict(torch.load(buffer))
+    same(other.eval()(x), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_pixels(dtype):
+    """The first layer reads the pixels of an image as spikes; its operations are counted."""
+    pixels = torch.randint(0, 256, (4, 12), dtype=torch.uint8)
+    x = pixels if dtype == torch.uint8 else pixels.float() / 255
+    same(Encode(8, "radix")(x).bits[0], pixels)
+    for steps in range(1, 8):
+        y = Encode(steps, "radix", scale=2.0)(x)
+        assert (y.radix, y.time_steps, y.amplitude) == (True, steps, 2 / (2**steps - 1))
+        want = (pixels.double() / 255 * (2**steps - 1)).round()
+        same(y.value.double(), want)
+    net = nn.Sequential(Encode(8, "radix"), TandemLinear(12, 6, neuron=RadixIF()), Decode(), nn.Linear(6, 2)).eval()
+    frozen = freeze(net)
+    with torch.no_grad():
+        same(frozen(x), net(x))
+    operations = synops(net, [x]).layers[0].synops
+    ones = sum(int(p).bit_count() for p in pixels.flatten().tolist())
+    assert operations == pytest.approx(6 * ones / 4)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_one_phase_neurons_refuse_numbers():
+    for case in FIRING:
+        for neuron in (IF(), LIF(), AdaptiveIF()):
+            layer = case.make(neuron=neuron)
+            with pytest.raises(ValueError, match=f"^{case.kind}: neuron must wait for all time steps to read radix"):
+                layer(*case.inputs(time_steps=4, radix=True))
+    layer = TandemLinear(3, 4)
+    frozen = freeze(nn.Sequential(layer, Decode()).eval())
+    with pytest.raises(ValueError, match="TandemLinear: neuron must wait for all time steps to read radix spikes"):
+        frozen(SpikeTrain(torch.ones(1, 2, 3, dtype=torch.uint8), 4, radix=True))
+
+
+@every(with_weights())
+def test_constant_input_is_refused(case):
+    net = nn.Sequential(Encode(4), case.make(neuron=RadixIF()), Decode()).eval()
+    x = torch.rand(2, *case.samples[0])
+    for each in (net, freeze(net)):
+        with pytest.raises(ValueError, match=f"^{case.kind}: input of RadixIF neurons must be encoded with mode"):
+            each(x)
+    net[0].mode = "impulse"
+    net(x)
+
+
+def test_more_than_8_steps_are_refused():
+    net = network()
+    net[0].time_steps = 9
+    with pytest.raises(ValueError, match=r"RadixIF: time_steps of radix spikes must be from 1 to 8, .* got 9"):
+        net(torch.rand(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"Encode: time_steps of radix spikes must be from 1 to 8, .* got 9"):
+        Encode(9, "radix")
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.tensor([[1.5]]), ValueError, "input must be from 0 to 1, got 1.5"),
+        (torch.tensor([[-0.5]]), ValueError, "input must be from 0 to 1, got -0.5"),
+        (torch.tensor([[float("nan")]]), ValueError, "input must be from 0 to 1, got nan"),
+        (torch.tensor([[1]]), TypeError, "input must be floating point or uint8, got torch.int64"),
+    ],
+)
+def test_pixels_out_of_range(x, error, message):
+    with pytest.raises(error, match=f"^Encode: {message}"):
+        Encode(4, "radix")(x)
+
+
+def test_bad_scales_of_pixels():
+    with pytest.raises(ValueError, match="Encode: scale must be positive with mode 'radix', got -1"):
+        Encode(4, "radix", scale=-1)
+
+
+def test_streams_in_chunks_are_refused():
+    net, x = trained(network())
+    frozen = freeze(net)
+    with pytest.raises(ValueError, match="time step"):
+        frozen.stream(x).advance(2)
+
+
+def test_layers_take_the_neurons():
+    """With their neurons shown."""
+    for case in of_each_kind():
+        if case.has_weights or case.kind in ("TandemAdd", "TandemGate"):
+            layer = case.make(neuron=RadixIF(3.0))
+            assert "RadixIF(level=3.0" in repr(layer)
+    join = TandemAdd(nn.Identity(), nn.Identity(), neuron=RadixIF(3.0))
+    x = SpikeTrain(torch.full((1, 2, 3), 5, dtype=torch.uint8), 3, radix=True, amplitude=0.25)
+    with pytest.raises(ValueError, match="TandemAdd: inputs must have the same number of time steps"):
+        join(x, SpikeTrain(torch.ones(1, 2, 3, dtype=torch.uint8), 4))
