@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from tandem_cuda import IF, SpikeTrain, TandemNetwork, convert, record_activity
+from tandem_cuda import IF, RadixIF, SpikeTrain, TandemNetwork, convert, record_activity
 from tandem_cuda.analysis import diagnose
 
 
@@ -38,7 +38,7 @@ class TandemModule(lightning.LightningModule):
         ann: the network; ``convert`` must be able to convert it.
         time_steps: T. Or several T for one network that serves them all: each training batch draws one of them,
             validation takes them in turn, and everything else has the largest.
-        encoding: how the input becomes spikes: "constant" or "impulse" for images, "spikes" for recorded spikes.
+        encoding: how the input becomes spikes: "constant", "impulse" or "radix" for images, "spikes" for recorded spikes.
         spiking: whether to train the spiking twin, or the ANN as a baseline (of recordings it gets the counts).
         threshold: of the spiking neurons. Half of it doubles the counts, which then round less, and the SynOps. Or a
             dict with the thresholds of some layers, by their names in the ANN; all other layers have 1. Recipes that
@@ -50,6 +50,8 @@ class TandemModule(lightning.LightningModule):
             spike at most T times.
         initial: of IF: where the membrane potential starts, as a share of the threshold.
         two_phase: of IF: whether layers integrate the input of all steps before they spike.
+        radix: whether neurons are RadixIF, whose spike of step t weighs 2^(T-t), in place of IF. ``level`` is then their
+            range, the same for every T.
         learn_thresholds: whether each layer's threshold is trained, too, from ``threshold`` on; use it with ``clip``.
             The parameters, logarithms, get no weight decay.
         loss: "cross_entropy" with labels, "mse" with targets of the output's shape.
@@ -71,13 +73,14 @@ class TandemModule(lightning.LightningModule):
         self,
         ann: nn.Module,
         time_steps: int | list[int] = 8,
-        encoding: Literal["constant", "impulse", "spikes"] = "constant",
+        encoding: Literal["constant", "impulse", "radix", "spikes"] = "constant",
         spiking: bool = True,
         threshold: float | dict[str, float] = 1.0,
         level: float | dict[str, float] | None = None,
         clip: bool = False,
         initial: float = 0.0,
         two_phase: bool = False,
+        radix: bool = False,
         learn_thresholds: bool = False,
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
         learning_rate: float = 5e-3,
@@ -97,9 +100,12 @@ class TandemModule(lightning.LightningModule):
             raise ValueError(f"threshold: must be 1 with a level, which is T thresholds, got {threshold}")
         if level is None and len(self.trained_steps) > 1:
             raise ValueError("level: must be given with several time_steps, got None")
+        if level is None and radix:
+            raise ValueError("level: must be given with radix, got None")
         self.threshold = threshold
         self.level = level
-        self.neuron = IF(1.0, clip, initial=initial, two_phase=two_phase)
+        counting = IF(1.0, clip, initial=initial, two_phase=two_phase)
+        self.neuron: IF | RadixIF = RadixIF(1.0, clip, initial=initial) if radix else counting
         self.learn_thresholds = learn_thresholds
         self.log_thresholds: dict[str, nn.Parameter] = {}
         """The learned thresholds of every network that this module converts, by the names of the spiking layers. The
@@ -159,7 +165,7 @@ class TandemModule(lightning.LightningModule):
 
     def _convert(self, ann: nn.Module) -> TandemNetwork:
         if self.level is not None:
-            layers = convert(ann, self.time_steps, mode=self.encoding).spiking_layers
+            layers = convert(ann, self.time_steps, mode=self.encoding, neuron=self.neuron).spiking_layers
             return self._converted(ann, neuron=self.neuron, calibrate=_by_name("level", self.level, 3.0, layers))
         net = self._converted(ann, neuron=self.neuron)
         for name, threshold in _by_name("threshold", self.threshold, 1.0, net.spiking_layers).items():
@@ -371,6 +377,7 @@ class TandemModule(lightning.LightningModule):
             "initial": self.neuron.initial,
             "two_phase": self.neuron.two_phase,
             "learn_thresholds": self.learn_thresholds,
+            "radix": self.neuron.radix,
         }
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -390,7 +397,8 @@ class TandemModule(lightning.LightningModule):
                     f"the checkpoint is of another network: {name} is {got} there and {want} here.\n"
                     "Run it with the configuration that it was trained with (config.yaml beside its folder)."
                 )
-        older = {"level": None, "initial": 0.0, "two_phase": False, "learn_thresholds": False}  # which older ones lack
+        # What older ones lack.
+        older = {"level": None, "initial": 0.0, "two_phase": False, "learn_thresholds": False, "radix": False}
         settings = older | checkpoint.get("tandem", {})
         if settings.get("cuda_graph", False) != self.cuda_graph:
             theirs_too = str(not self.cuda_graph).lower()
