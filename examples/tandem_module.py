@@ -38,7 +38,8 @@ class TandemModule(lightning.LightningModule):
         ann: the network; ``convert`` must be able to convert it.
         time_steps: T. Or several T for one network that serves them all: each training batch draws one of them,
             validation takes them in turn, and everything else has the largest.
-        encoding: how the input becomes spikes: "constant", "impulse" or "radix" for images, "spikes" for recorded spikes.
+        encoding: how the input becomes spikes: "constant", "impulse" or, of pixels, "radix" for images; "spikes" for
+            recorded spikes.
         spiking: whether to train the spiking twin, or the ANN as a baseline (of recordings it gets the counts).
         threshold: of the spiking neurons. Half of it doubles the counts, which then round less, and the SynOps. Or a
             dict with the thresholds of some layers, by their names in the ANN; all other layers have 1. Recipes that
@@ -50,7 +51,7 @@ class TandemModule(lightning.LightningModule):
             spike at most T times.
         initial: of IF: where the membrane potential starts, as a share of the threshold.
         two_phase: of IF: whether layers integrate the input of all steps before they spike.
-        radix: whether neurons are RadixIF, whose spike of step t weighs 2^(T-t), in place of IF. ``level`` is then their
+        radix: whether neurons are RadixIF, whose spike of step t weighs 2^(T-t), not IF. ``level`` is then their
             range, the same for every T.
         learn_thresholds: whether each layer's threshold is trained, too, from ``threshold`` on; use it with ``clip``.
             The parameters, logarithms, get no weight decay.
