@@ -17,7 +17,10 @@ from .parameter import Parameter
 from .radix_if import RadixIF
 
 MODELS: tuple[type[Neuron], ...] = (IF, LIF, AdaptiveIF)
-"""All models of the compiled library. Settings are offered to them in this order."""
+"""All models of the compiled library's layers. Settings are offered to them in this order."""
+
+FIRING: tuple[type[Neuron], ...] = (*MODELS, RadixIF)
+"""All models of the compiled library's operators."""
 
 KINDS: dict[int, type[Neuron]] = {kind: model for model in MODELS for kind in model.KINDS}
 STATES: dict[int, int] = {number: kind.states for model in MODELS for number, kind in model.KINDS.items()}
@@ -49,14 +52,16 @@ def of_settings(name: str, settings: Any) -> Neuron:
     raise ValueError(f"{name}: setting neuron must hold {expected}, got {settings!r}")
 
 
-def check_neuron(name: str, neuron: Any) -> None:
-    """TypeError unless the compiled library has this neuron; ``name`` is the operator or layer that was given it."""
-    if not isinstance(neuron, MODELS):
-        *names, last = (f"{model.__name__}(...)" for model in MODELS)
-        raise TypeError(f"{name}: neuron must be {', '.join(names)} or {last}, got {type(neuron).__name__}")
+def check_neuron(name: str, neuron: Any, models: tuple[type[Neuron], ...] = MODELS) -> None:
+    """TypeError unless the neuron is of one of these models; ``name`` is the operator or layer that was given it."""
+    if not isinstance(neuron, models):
+        *names, last = (f"{model.__name__}(...)" for model in models)
+        expected = f"{', '.join(names)} or {last}" if names else last
+        raise TypeError(f"{name}: neuron must be {expected}, got {type(neuron).__name__}")
 
 
 __all__ = [
+    "FIRING",
     "IF",
     "KINDS",
     "LIF",
