@@ -18,6 +18,7 @@ import tandem_cuda as tc
 from report import Figure, Run, check, cost, fastest, speed
 from sizes import LINEAR, OTHERS, POINTWISE, S1, S2, S3, SMALL, Case, ConvCase
 from tandem_cuda import _C, ops, reference
+from tandem_cuda.neuron import RadixIF
 
 Sides = dict[str, Callable[[], Tensor]]
 Bounds = tuple[float | None, float | None]  # must, aim
@@ -340,35 +341,43 @@ def isa(run: Run) -> list[Figure]:
 
 @torch.no_grad()
 def neurons(run: Run) -> list[Figure]:
-    """integrate_and_fire with a constant current, against copying a tensor: both are bound by memory."""
+    """integrate_and_fire with a constant current, and radix_spikes, against copying a tensor: bound by memory."""
     shape = (16, 2**20)
     current = torch.rand(shape, generator=torch.Generator().manual_seed(5)) * 0.2
     target = torch.empty_like(current)
+    sample, radix = current[:1], RadixIF(1.0)
 
     def fire(x: Tensor) -> Tensor:
         return ops.integrate_and_fire(x, 8, want_sum=False, want_state=False)[0]
 
-    sample = current[:1]
+    def spell(x: Tensor) -> Tensor:
+        return ops.radix_spikes(x, 8, radix)
+
     expected = reference.integrate_and_fire(sample, 8, want_sum=False, want_state=False)[0]
-    check_activity("integrate_and_fire", expected, 8)
-    check(torch.equal(fire(current)[:, :1], expected), "integrate_and_fire and the reference give different spikes")
+    for name, kernel, want in (
+        ("integrate_and_fire", fire, expected),
+        ("radix_spikes", spell, reference.radix_spikes(sample, 8, radix)),
+    ):
+        check_activity(name, want, 8)
+        check(torch.equal(kernel(current)[:, :1], want), f"{name} and the reference give different spikes")
     medians = run.time(
-        "integrate_and_fire, constant current, 2^24 neurons, T = 8",
+        "integrate_and_fire, constant current, and radix_spikes, 2^24 neurons, T = 8",
         {
-            "kernel": lambda: fire(current),
+            "integrate_and_fire": lambda: fire(current),
+            "radix_spikes": lambda: spell(current),
             "copy, clone()": lambda: current.clone(),
             "copy, copy_() into the same memory": lambda: target.copy_(current),
         },
     )
-    kernel, new, same = (
-        bytes_ * current.numel() / t / 1e9 for bytes_, t in zip((5, 8, 8), medians.values(), strict=True)
+    loop, digits, new, same = (
+        bytes_ * current.numel() / t / 1e9 for bytes_, t in zip((5, 5, 8, 8), medians.values(), strict=True)
     )
     return [
-        speed(
-            "integrate_and_fire: bytes/s over a copy's", kernel / max(new, same), 0.5, 0.8, "the faster of two copies"
-        ),
-        speed("integrate_and_fire: bytes/s over clone()'s", kernel / new),
-        Figure("integrate_and_fire: bytes/s", kernel, "GB/s"),
+        speed("integrate_and_fire: bytes/s over a copy's", loop / max(new, same), 0.5, 0.8, "the faster of two copies"),
+        speed("integrate_and_fire: bytes/s over clone()'s", loop / new),
+        speed("radix_spikes: bytes/s over a copy's", digits / max(new, same)),
+        Figure("integrate_and_fire: bytes/s", loop, "GB/s"),
+        Figure("radix_spikes: bytes/s", digits, "GB/s"),
         Figure("clone(): bytes/s", new, "GB/s"),
         Figure("copy_() into the same memory: bytes/s", same, "GB/s"),
     ]

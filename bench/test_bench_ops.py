@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cases import CASES, Case, Convolution, convolution, linear
-from neurons import EVERY_KIND
+from neurons import EVERY_MODEL
 from tandem_cuda import IF
 
 T = 8
@@ -25,7 +25,7 @@ CONVOLUTIONS = {
 
 def timed() -> list[Case]:
     """Those with a function for users and a reference, of IF neurons; and products of these sizes."""
-    models = tuple(f", {model}" for model in EVERY_KIND)
+    models = tuple(f", {model}" for model in EVERY_MODEL)
     found = [
         case
         for case in CASES

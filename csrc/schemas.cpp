@@ -33,24 +33,24 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
       "max_pool_spikes(Tensor bits, Tensor? count, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
       "bool ceil_mode, int time_steps, bool want_count) -> (Tensor, Tensor)");
 
-  // The tandem coupling. Forward: spike_count(bits) in the dtype of pre_activation. Backward: the gradient of the ANN
-  // activation relu(pre_activation) / threshold (IF), zero above `upper`, or of the soft LIF rate (LIF).
-  // pre_activation: [N, C, *spatial], the current summed over all time steps
+  // The tandem coupling. Forward: spike_count(bits) in the dtype of pre_activation, or with radix the value of the
+  // spikes. Backward: the gradient of the ANN activation relu(pre_activation) / threshold (IF), zero above `upper`, or
+  // of the soft LIF rate (LIF). pre_activation: [N, C, *spatial], the current summed over all time steps
   m.def(
-      "tandem_count(Tensor bits, Tensor pre_activation, int time_steps, int neuron, float[] parameters, float upper) "
-      "-> Tensor");
+      "tandem_count(Tensor bits, Tensor pre_activation, int time_steps, int neuron, float[] parameters, float upper, "
+      "bool radix=False) -> Tensor");
 
   // The gradient of relu(pre_activation) / threshold: grad / threshold where 0 < pre_activation <= upper, elsewhere 0,
   // whatever grad is there. grad: like pre_activation, any shape -> the same, laid out in memory as pre_activation
   m.def("tandem_count_backward(Tensor grad, Tensor pre_activation, float threshold, float upper) -> Tensor");
 
-  // The tandem coupling behind batch norm, for neurons without leak. Forward: spike_count(bits) in the dtype of
-  // product. Backward: tandem_count's gradient for the pre-activation gamma * unit * (product - mean) /
-  // sqrt(unit^2 * var + eps) + beta, led on to product, also through mean and var, which have to be its own over all
-  // but dimension 1 (var: biased), gamma and beta. product: [N, C, *spatial]; the vectors: [C] -> [N, C, *spatial]
+  // The tandem coupling behind batch norm, for neurons without leak. Forward: tandem_count's, in the dtype of product.
+  // Backward: tandem_count's gradient for the pre-activation gamma * unit * (product - mean) / sqrt(unit^2 * var + eps)
+  // + beta, led on to product, also through mean and var, which have to be its own over all but dimension 1 (var:
+  // biased), gamma and beta. product: [N, C, *spatial]; the vectors: [C] -> [N, C, *spatial]
   m.def(
       "tandem_norm_count(Tensor bits, Tensor product, Tensor mean, Tensor var, Tensor gamma, Tensor beta, float eps, "
-      "int time_steps, float threshold, float upper, Tensor? unit) -> Tensor");
+      "int time_steps, float threshold, float upper, Tensor? unit, bool radix=False) -> Tensor");
 
   // grad: [N, C, *spatial] -> gradients of product [N, C, *spatial], gamma [C] and beta [C]
   m.def(
@@ -78,6 +78,14 @@ STABLE_TORCH_LIBRARY(tandem_cuda, m) {
   m.def(
       "integrate_and_fire(Tensor current, Tensor? scale, Tensor? bias, Tensor? state, int time_steps, int mode, "
       "int neuron, float[] parameters, bool want_sum, bool want_state) -> (Tensor, Tensor, Tensor)");
+
+  // The spikes of radix neurons. u = scale * current + bias + initial * threshold; then at each time step t = 1..T a
+  // neuron spikes where u >= h = threshold * 2^(T - t), and u -= h there. T is at most 8. current: [N, C, *spatial],
+  // summed over all time steps; scale: [C]; bias: [C], which is added once
+  // -> bits [1, N, C, *spatial] of the values, u after the last step [1, N, C, *spatial]
+  m.def(
+      "radix_spikes(Tensor current, Tensor? scale, Tensor? bias, int time_steps, float threshold, float initial, "
+      "bool want_state) -> (Tensor, Tensor)");
 
   // The weights of a product in the order of the event-driven kernels, to be passed as `packed` as long as they stay as
   // they are. weight: [O, F] or [O, C/groups, kH, kW] -> [n]; int16 for int8 weights, int32

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from neurons import EVERY_KIND, state_of
+from neurons import EVERY_KIND, EVERY_MODEL, state_of, steps_of
 from tandem_cuda import IF, ops
 from tandem_cuda import reference as ref
 from tensors import ENGINES, FLOATS, INTEGERS, WEIGHTS, dyadic, generator, integers, normal, planes, train
@@ -279,6 +279,7 @@ def ordered_products():
 
 def fired_in_order(sizes, mode, neuron):
     def draw(time_steps, neurons, dtype, seed, optional):
+        time_steps = steps_of(neuron, time_steps)
         arguments = ordered(sizes)(time_steps, neurons, dtype, seed, optional=False)
         outputs = len(arguments["weight"])
         arguments |= {"time_steps": time_steps, "mode": mode, "neuron": neuron}
@@ -298,7 +299,7 @@ def ordered_spikes():
     for name, mode in chosen:
         sizes = CONVOLUTIONS[name]
         yield Case(f"{operator}, {name}, {mode}", operator, fired_in_order(sizes, mode, IF()), sizes.input, **named)
-    for model, neuron in EVERY_KIND.items():
+    for model, neuron in EVERY_MODEL.items():
         draw = fired_in_order(None, "constant", neuron)
         yield Case(named_after(model, f"{operator}, rows"), operator, draw, (2, 3, 37), **named, features=-1)
 
@@ -328,16 +329,27 @@ def pooled(kernel_size, *geometry):
 
 def fired(mode, neuron):
     def draw(time_steps, neurons, dtype, seed, optional):
+        time_steps = steps_of(neuron, time_steps)
         shape = (time_steps, *neurons) if mode == "series" else neurons
         spread = 3 if mode in ("impulse", "once") else 1  # impulses must be large for neurons to go on firing
         arguments = {"current": spread * normal(*shape, seed=seed, dtype=dtype), "time_steps": time_steps, "mode": mode}
         arguments["neuron"] = neuron.scaled(0.7)
         if optional:
             arguments["scale"], arguments["bias"] = (normal(neurons[1], seed=seed + i, dtype=dtype) for i in (1, 2))
-            arguments["state"] = state_of(neuron, *neurons, draw=normal, seed=seed + 3, dtype=dtype)
+            if not neuron.two_phase:
+                arguments["state"] = state_of(neuron, *neurons, draw=normal, seed=seed + 3, dtype=dtype)
         return arguments
 
     return draw
+
+
+def digits(time_steps, neurons, dtype, seed, optional):
+    neuron = EVERY_MODEL["RadixIF"]
+    v = 3 * normal(*neurons, seed=seed, dtype=dtype)
+    arguments = {"v": v, "time_steps": steps_of(neuron, time_steps), "neuron": neuron}
+    if optional:
+        arguments["scale"], arguments["bias"] = (normal(neurons[1], seed=seed + i, dtype=dtype) for i in (1, 2))
+    return arguments
 
 
 def gates(*shape, dtype, seed):
@@ -350,6 +362,7 @@ def gates(*shape, dtype, seed):
 
 def coupled(neuron):
     def draw(time_steps, neurons, dtype, seed, optional):
+        time_steps = steps_of(neuron, time_steps)
         arguments = {"bits": planes(time_steps, *neurons, seed=seed), "time_steps": time_steps}
         arguments["neuron"] = neuron.scaled(0.5)
         v = dyadic(*neurons, seed=seed + 1, span=2, dtype=dtype)
@@ -373,6 +386,10 @@ def statistics(product):
     if product.numel() == 0:
         return product.new_ones(product.shape[1]), product.new_zeros(product.shape[1])
     return torch.var_mean(product, [d for d in range(product.dim()) if d != 1], correction=0)
+
+
+def normalised_values(time_steps, *others):
+    return normalised(steps_of(EVERY_MODEL["RadixIF"], time_steps), *others) | {"radix": True}
 
 
 def normalised(time_steps, neurons, dtype, seed, optional):
@@ -465,15 +482,16 @@ def element_wise():
     yield Case("pack_spikes", "pack_spikes", packed_spikes, dtypes=(*DENSE, torch.float16, torch.bfloat16))
     yield Case("unpack_spikes", "unpack_spikes", unpacked, dtypes=DENSE)
     yield Case("spike_count", "spike_count", counted)
-    for model, neuron in EVERY_KIND.items():
+    for model, neuron in EVERY_MODEL.items():
         yield Case(named_after(model, "tandem_count"), "tandem_count", coupled(neuron), **COUPLED)
     yield Case(
         "tandem_count_backward", "tandem_count_backward", gated, kernel=RAW.tandem_count_backward,
         reference=gated_reference, differentiable=("grad",), features=None,
     )  # fmt: skip
     for mode in MODES:
-        for model, neuron in EVERY_KIND.items():
+        for model, neuron in EVERY_MODEL.items():
             yield Case(named_after(model, f"integrate_and_fire, {mode}"), "integrate_and_fire", fired(mode, neuron))
+    yield Case("radix_spikes", "radix_spikes", digits)
 
 
 def rounded(bits):
@@ -490,6 +508,7 @@ def others():
         )
     leaves = ("product", "gamma", "beta")
     yield Case("tandem_norm_count", "tandem_norm_count", normalised, differentiable=leaves)
+    yield Case("tandem_norm_count, radix", "tandem_norm_count", normalised_values, differentiable=leaves)
     yield Case(
         "update_statistics_", "update_statistics_", updated, kernel=updating(ops.update_statistics_),
         reference=updating(ref.update_statistics_), features=None,

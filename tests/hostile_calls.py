@@ -86,6 +86,11 @@ def integrate_and_fire(
     return raw("integrate_and_fire", current=current, mode=mode, **driven, **named)
 
 
+def radix_spikes(current, steps=8, threshold=1.0, initial=0.5, want=True, **named):
+    numbers = {"threshold": threshold, "initial": initial}
+    return raw("radix_spikes", current=current, time_steps=steps, want_state=want, **numbers, **named)
+
+
 def pack(spikes):
     return OPS.pack_spikes(spikes)
 

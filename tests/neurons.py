@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from tandem_cuda import IF, LIF, AdaptiveIF
+from tandem_cuda.neuron import RadixIF
 from tensors import dyadic, planes
 
 THRESHOLDS = (0.25, 1.0, 2.5, 0.7)
@@ -28,6 +29,8 @@ NEURONS = {
 }
 EVERY_KIND = {name: neuron for name, neuron in NEURONS.items() if "," not in name}
 """One neuron of every kind that the compiled library knows."""
+EVERY_MODEL = {**EVERY_KIND, "RadixIF": RadixIF(2.0)}
+"""The same, and neurons that have an operator of their own."""
 
 ERRORS = [
     (IF(), 8, 0.5 / 8, 1 / 8),
@@ -57,6 +60,11 @@ def any_neuron(thresholds=THRESHOLDS):
     """Any of them, of any threshold."""
     chosen = st.sampled_from([*NEURONS.values()]), st.sampled_from(thresholds)
     return st.builds(lambda neuron, threshold: neuron.scaled(threshold), *chosen)
+
+
+def steps_of(neuron, time_steps):
+    """So many time steps; of radix spikes 8 at most."""
+    return min(time_steps, 8) if neuron.radix else time_steps
 
 
 def state_of(neuron, *shape, draw=dyadic, **named):

@@ -172,6 +172,7 @@ def flipped(op, *, one_in=1):
     [
         ("trains", "pack_spikes"),
         ("neurons", "integrate_and_fire"),
+        ("radix", "radix_spikes"),
         ("products", "spiking_conv2d"),
         ("products", "spiking_linear"),
         ("networks", "spiking_conv2d"),

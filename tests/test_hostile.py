@@ -3,6 +3,7 @@
 All cases run in a process of their own: one that dies fails its own test and names itself.
 """
 
+import math
 import os
 import re
 import resource
@@ -39,6 +40,7 @@ from hostile_calls import (
     max_pool,
     pack,
     quantise,
+    radix_spikes,
     spiking_conv2d,
     spiking_linear,
     tandem,
@@ -96,6 +98,17 @@ def integrate_and_fire_at_a_hole():
 
     channels = 1, 3, 8, 15, 16, 17, 33, 65
     choices = channels, EVERY_KIND.values(), (torch.float32, torch.float64)
+    return {"at-a-hole": (FINE, lambda: with_every_isa(call, *choices))}
+
+
+def radix_spikes_at_a_hole():
+    """Likewise."""
+
+    def call(channels, steps, dtype):
+        current, ones = (before_a_hole(torch.ones(*shape, dtype=dtype)) for shape in ((3, channels), (channels,)))
+        return radix_spikes(current, steps, scale=ones, bias=ones)
+
+    choices = (1, 3, 8, 15, 16, 17, 33, 65, 129), (1, 8), (torch.float32, torch.float64)
     return {"at-a-hole": (FINE, lambda: with_every_isa(call, *choices))}
 
 
@@ -175,6 +188,36 @@ def integrate_and_fire_cases():
     }
 
 
+def radix_spikes_cases():
+    tiny, most = torch.finfo(torch.float32).smallest_normal, torch.finfo(torch.float32).max
+    return {
+        "1-dim": ("current", lambda: radix_spikes(floats(3))),
+        "0-dims": ("current", lambda: radix_spikes(torch.zeros(()))),
+        "int": ("current", lambda: radix_spikes(CURRENT.int())),
+        "half": ("current", lambda: radix_spikes(CURRENT.half())),
+        **{f"steps-{n}": ("time_steps", lambda n=n: radix_spikes(CURRENT, n)) for n in (0, -1, 9, HUGE, MOST, LEAST)},
+        **{f"threshold-{x}": ("threshold", lambda x=x: radix_spikes(CURRENT, threshold=x)) for x in (0.0, -1.0, NAN)},
+        "threshold-inf": ("threshold", lambda: radix_spikes(CURRENT, threshold=math.inf)),
+        "threshold-vanishes": ("threshold", lambda: radix_spikes(CURRENT, threshold=1e-60)),
+        "threshold-vanishes-not": (FINE, lambda: radix_spikes(CURRENT.double(), threshold=1e-60)),
+        "threshold-denormal": (FINE, lambda: radix_spikes(CURRENT, threshold=tiny / 8)),
+        "threshold-most": (FINE, lambda: radix_spikes(CURRENT, 1, threshold=most)),
+        "threshold-most-2": ("threshold", lambda: radix_spikes(CURRENT, 2, threshold=most)),
+        **{f"initial-{x}": ("initial", lambda x=x: radix_spikes(CURRENT, initial=x)) for x in (-0.1, 1.0, NAN)},
+        "neurons-huge": (TOO_LARGE, lambda: radix_spikes(floats(2**31, 2**31))),
+        "neurons-huge-unwanted": (TOO_LARGE, lambda: radix_spikes(floats(2**31, 2**31), want=False)),
+        "no-channels": (FINE, lambda: radix_spikes(floats(2, 0), bias=torch.zeros(0))),
+        "no-batch": (FINE, lambda: radix_spikes(floats(0, 3), bias=torch.zeros(3))),
+        "scale-size": ("scale", lambda: radix_spikes(CURRENT, scale=floats(2))),
+        "scale-dims": ("scale", lambda: radix_spikes(CURRENT, scale=floats(3, 1))),
+        "scale-dtype": ("scale", lambda: radix_spikes(CURRENT, scale=floats(3).double())),
+        "scale-huge": ("scale", lambda: radix_spikes(CURRENT, scale=floats(HUGE))),
+        "bias-size": ("bias", lambda: radix_spikes(CURRENT, bias=floats(2))),
+        "bias-dtype": ("bias", lambda: radix_spikes(CURRENT, bias=floats(3).double())),
+        **radix_spikes_at_a_hole(),
+    }
+
+
 def train_cases():
     """Of the operators between dense trains, bits and counts; here the name begins with the operator."""
     return {
@@ -217,6 +260,10 @@ def train_cases():
         "tandem_count-steps-9": ("planes", lambda: tandem(ROW, floats(2, 3), 9)),
         "tandem_count-steps-huge": ("planes", lambda: tandem(ROW, floats(2, 3), HUGE)),
         **{f"tandem_count-{k}": v for k, v in neuron_cases(lambda **named: tandem(ROW, floats(2, 3), **named)).items()},
+        "tandem_count-radix-steps-0": ("time_steps", lambda: tandem(ROW, floats(2, 3), 0, radix=True)),
+        "tandem_count-radix-steps-9": ("time_steps", lambda: tandem(bits(2, 2, 3), floats(2, 3), 9, radix=True)),
+        "tandem_count-radix-steps-most": ("time_steps", lambda: tandem(ROW, floats(2, 3), MOST, radix=True)),
+        "tandem_count-radix-planes": ("planes", lambda: tandem(bits(2, 2, 3), floats(2, 3), 8, radix=True)),
         "tandem_count-upper": ("upper", lambda: tandem(ROW, floats(2, 3), upper=-1.0)),
         "tandem_count-upper-nan": ("upper", lambda: tandem(ROW, floats(2, 3), upper=NAN)),
         "tandem_count-neurons-huge": (TOO_LARGE, lambda: tandem(bits(1, HUGE), floats(HUGE))),
@@ -382,6 +429,7 @@ CASES = {
     **{f"spiking_conv2d-{k}": v for k, v in spiking_conv2d_cases().items()},
     **{f"count_linear-{k}": v for k, v in counting_cases().items()},
     **{f"integrate_and_fire-{k}": v for k, v in integrate_and_fire_cases().items()},
+    **{f"radix_spikes-{k}": v for k, v in radix_spikes_cases().items()},
     **{f"pack_weight-{k}": v for k, v in pack_weight_cases().items()},
     **{f"max_pool_spikes-{k}": v for k, v in max_pool_cases().items()},
     **{f"quantise_weight-{k}": v for k, v in quantise_weight_cases().items()},

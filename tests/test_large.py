@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tandem_cuda import ops
+from tandem_cuda.neuron import RadixIF
 
 pytestmark = pytest.mark.nightly
 
@@ -114,6 +115,18 @@ def test_integrate_and_fire(bias):
     current[edges()] = 1.0
     b = torch.zeros(WIDE) if bias else None
     bits, _, _ = ops.integrate_and_fire(current, 3, b, want_sum=False, want_state=False)
+    assert bits.numel() > 2**31
+    assert torch.equal(bits[0][edges()], torch.full((len(EDGES), 2), 0b111, dtype=torch.uint8))
+    assert total(bits) == 0b111 * SPIKES
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_radix_spikes(bias):
+    needs(12)
+    v = torch.zeros(ROWS, WIDE)
+    v[edges()] = 1.0
+    b = torch.zeros(WIDE) if bias else None
+    bits = ops.radix_spikes(v, 3, RadixIF(0.5), bias=b)
     assert bits.numel() > 2**31
     assert torch.equal(bits[0][edges()], torch.full((len(EDGES), 2), 0b111, dtype=torch.uint8))
     assert total(bits) == 0b111 * SPIKES

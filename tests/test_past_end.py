@@ -43,7 +43,7 @@ def test_refused(case, time_steps):
     for threads in THREADS:
         torch.set_num_threads(threads)
         for neuron in (0, -1):
-            for bit in range(time_steps % 8, 8):
+            for bit in range(case.arguments(case.dtypes[0], time_steps=time_steps)["time_steps"] % 8 or 8, 8):
                 arguments = silent(case, time_steps)
                 bits = arguments["bits"].contiguous()
                 bits[-1].view(-1)[neuron] = 1 << bit | 1
@@ -56,7 +56,8 @@ def test_refused(case, time_steps):
 @pytest.mark.parametrize("time_steps", [*TIME_STEPS, 8, 16])
 def test_full_trains_are_taken(case, time_steps):
     arguments = silent(case, time_steps)
-    case.run(**arguments | {"bits": planes(time_steps, *arguments["bits"].shape[1:], seed=0, rate=1)})
+    bits = planes(arguments["time_steps"], *arguments["bits"].shape[1:], seed=0, rate=1)
+    case.run(**arguments | {"bits": bits})
 
 
 @every_case

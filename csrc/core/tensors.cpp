@@ -71,6 +71,11 @@ void check_planes(const char* op, const Tensor& bits, int64_t time_steps) {
                "bits must have ceil(time_steps / 8) planes for ", time_steps, " time steps, got ", shape(bits));
 }
 
+void check_radix_steps(const char* op, int64_t time_steps) {
+  TANDEM_CHECK(time_steps >= 1 && time_steps <= kStepsPerPlane, op,
+               "time_steps of radix spikes must be from 1 to 8, got ", time_steps);
+}
+
 void check_past_end(const char* op, const char* argument, const Tensor& bits, int64_t time_steps) {
   const uint8_t past = bits_past(time_steps);
   if (past == 0 || !bits.is_cpu() || bits.numel() == 0) return;

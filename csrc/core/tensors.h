@@ -39,6 +39,8 @@ void check_same_device(const char* op, const char* argument, const Tensor& tenso
 // time_steps >= 1 and, where bits are given, exactly their number of planes.
 void check_time_steps(const char* op, int64_t time_steps);
 void check_planes(const char* op, const Tensor& bits, int64_t time_steps);
+// time_steps of radix spikes, whose value fills a byte: from 1 to 8.
+void check_radix_steps(const char* op, int64_t time_steps);
 // That the bits past time_steps, in the last plane, are zero, where they are on the CPU: a device is not waited for,
 // and its kernels ignore such bits. bits: without gaps in memory.
 void check_past_end(const char* op, const char* argument, const Tensor& bits, int64_t time_steps);

@@ -49,11 +49,12 @@ def of_settings(name: str, settings: Any) -> Neuron:
     raise ValueError(f"{name}: setting neuron must hold {expected}, got {settings!r}")
 
 
-def check_neuron(name: str, neuron: Any) -> None:
-    """TypeError unless this is a neuron model; ``name`` is the operator or layer that was given it."""
-    if not isinstance(neuron, MODELS):
-        *names, last = (f"{model.__name__}(...)" for model in MODELS)
-        raise TypeError(f"{name}: neuron must be {', '.join(names)} or {last}, got {type(neuron).__name__}")
+def check_neuron(name: str, neuron: Any, models: tuple[type[Neuron], ...] = MODELS) -> None:
+    """TypeError unless the neuron is of one of these models; ``name`` is the operator or layer that was given it."""
+    if not isinstance(neuron, models):
+        *names, last = (f"{model.__name__}(...)" for model in models)
+        expected = f"{', '.join(names)} or {last}" if names else last
+        raise TypeError(f"{name}: neuron must be {expected}, got {type(neuron).__name__}")
 
 
 __all__ = [

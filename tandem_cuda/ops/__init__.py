@@ -18,6 +18,7 @@ from .pack_weight import pack_weight
 from .product_gradient import register_products
 from .quantise_weight import LARGEST as LARGEST
 from .quantise_weight import quantise_weight
+from .radix_spikes import radix_spikes
 from .spike_count import spike_count
 from .spiking_conv2d import spiking_conv2d
 from .spiking_linear import spiking_linear
@@ -41,6 +42,7 @@ __all__ = [
     "pack_spikes",
     "pack_weight",
     "quantise_weight",
+    "radix_spikes",
     "spike_count",
     "spiking_conv2d",
     "spiking_linear",

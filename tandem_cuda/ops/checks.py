@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..neuron import check_neuron, radix_if
+
 FLOATING = (torch.float32, torch.float64)
 INTEGERS = (torch.int8, torch.int16)
 NARROW = (torch.float16, torch.bfloat16, *INTEGERS)  # weight dtypes whose products are float32
@@ -59,6 +61,20 @@ def check_time_steps(op: str, time_steps: Any) -> None:
         raise TypeError(f"{op}: time_steps must be an int, got {type(time_steps).__name__}")
     if time_steps < 1:
         raise ValueError(f"{op}: time_steps must be at least 1, got {time_steps}")
+
+
+def check_radix_steps(op: str, time_steps: Any) -> None:
+    """Check T of radix spikes."""
+    check_time_steps(op, time_steps)
+    radix_if.check_radix_steps(op, time_steps)
+
+
+def check_firing(op: str, neuron: Any, time_steps: Any) -> None:
+    """Check neurons that are to spike in so many time steps."""
+    check_time_steps(op, time_steps)
+    check_neuron(op, neuron)
+    if neuron.radix:
+        check_radix_steps(op, time_steps)
 
 
 def check_at_least_1(op: str, argument: str, value: Any) -> None:

@@ -30,6 +30,7 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
     would silently become zero.
     """
     op = getattr(torch.ops.tandem_cuda, name).default
+    defaults = [argument.default_value for argument in op._schema.arguments]
 
     def below(keyset: Any, arguments: Sequence[Any]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -52,7 +53,8 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
         def backward(ctx: Any, *grads: Any) -> Any:
             return *backward(ctx, *grads), None
 
-    def differentiable(keyset: Any, *arguments: Any) -> Any:
+    def differentiable(keyset: Any, *given: Any) -> Any:
+        arguments = *given, *defaults[len(given) :]  # torch leaves out those that end the list and have their defaults
         learns = False
         for x in arguments:
             if isinstance(x, torch.Tensor):

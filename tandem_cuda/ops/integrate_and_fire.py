@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from .. import neuron as models
-from ..neuron import IF, Neuron, check_neuron
+from ..neuron import IF, Neuron
 from . import checks, layout
 from .checked import checked_by
+from .radix_spikes import fire_radix
 
 MODES = ("constant", "impulse", "series", "once")
 
 
 def _check(op: str, a: Any) -> None:
     checks.check_floating(op, "current", a.current)
-    checks.check_time_steps(op, a.time_steps)
-    check_neuron(op, a.neuron)
+    checks.check_firing(op, a.neuron, a.time_steps)
     if a.mode not in MODES:
         raise ValueError(f"{op}: mode must be one of {', '.join(MODES)}, got {a.mode!r}")
     series = a.mode == "series"
@@ -33,6 +33,8 @@ def _check(op: str, a: Any) -> None:
     if a.bias is not None:
         checks.check_like(op, "bias", a.bias, a.current, "current", neurons[1:2])
     if a.state is not None:
+        if a.neuron.two_phase:
+            check_whole(op, a.state)
         checks.check_like(op, "state", a.state, a.current, "current", (a.neuron.states, *neurons))
 
 
@@ -58,8 +60,8 @@ def integrate_and_fire(
     - "series": ``scale * current[t] + bias``;
     - "once": ``scale * current + bias`` at t = 1, 0 afterwards.
 
-    Neurons with ``two_phase`` receive the sum of all x[t] at t = 1, and 0 afterwards. A neuron that receives a NaN
-    current never fires again.
+    Neurons with ``two_phase`` receive the sum of all x[t] at t = 1, and 0 afterwards; RadixIF neurons are such, see
+    :func:`radix_spikes`. A neuron that receives a NaN current never fires again.
 
     Args:
         current: float32 or float64 [N, C, ...]; in mode "series" [T, N, C, ...].
@@ -75,8 +77,8 @@ def integrate_and_fire(
 
     Returns:
         ``(bits, sum, state)``: uint8 [P, N, C, ...]; the sum over t of x[t], [N, C, ...]; the final state,
-        [S, N, C, ...]. An output that was not requested is an empty tensor. The outputs have no gradient:
-        see :func:`tandem_count`.
+        [S, N, C, ...], of RadixIF neurons the potential after the last step, [1, N, C, ...]. An output that was not
+        requested is an empty tensor. The outputs have no gradient: see :func:`tandem_count`.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -94,11 +96,17 @@ def integrate_and_fire(
     state = None if state is None else state.detach()
     if neuron.two_phase:
         check_whole("integrate_and_fire", state)
-        if series:  # run one-phase neurons for the sum of their currents
-            _, current, _ = _run(current, scale, bias, None, time_steps, mode, neuron, True, False)
+        if series or (
+            neuron.radix and (want_sum or mode != "once")
+        ):  # run one-phase neurons for the sum of the currents
+            steps = 1 if mode == "once" else time_steps
+            _, current, _ = _run(current, scale, bias, None, steps, mode, IF(), True, False)
             scale = bias = None
-        else:
+        elif not neuron.radix:
             scale, bias = at_once(scale, bias, mode, time_steps, current, current.shape[1])
+        if neuron.radix:
+            bits, after = fire_radix(current, scale, bias, time_steps, neuron, want_state)
+            return bits, current if want_sum else current.new_empty(0), after
         mode = "once"
     return _run(current, scale, bias, state, time_steps, mode, neuron, want_sum, want_state)
 
@@ -124,7 +132,10 @@ def discharge(
     v: Tensor, time_steps: int, neuron: Neuron, want_sum: bool, want_state: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what a spiking product returns for neurons with ``two_phase`` whose input adds up to v."""
-    bits, _, state = _run(v.detach(), None, None, None, time_steps, "once", neuron, False, want_state)
+    if neuron.radix:
+        bits, state = fire_radix(v.detach(), None, None, time_steps, neuron, want_state)
+    else:
+        bits, _, state = _run(v.detach(), None, None, None, time_steps, "once", neuron, False, want_state)
     return bits, v if want_sum else v.new_empty(0), state
 
 

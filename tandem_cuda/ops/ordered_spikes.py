@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neuron import IF, Neuron, check_neuron
+from ..neuron import IF, Neuron
 from . import checks, layout
 from .checked import checked_by
 from .geometry import pairs
 from .gradient import implement_on_cuda, refuse_tangent
-from .integrate_and_fire import MODES, at_once
+from .integrate_and_fire import MODES, at_once, integrate_and_fire
 from .ordered_product import check_ordered
 from .product_gradient import feature_dim, neurons_of
 
 
 def _check(op: str, a: Any) -> None:
     check_ordered(op, a.x, a.weight, a.stride, a.padding, a.dilation, a.groups, a.packed)
-    checks.check_time_steps(op, a.time_steps)
-    check_neuron(op, a.neuron)
+    checks.check_firing(op, a.neuron, a.time_steps)
     if a.mode not in MODES or a.mode == "series":
         raise ValueError(f"{op}: mode must be one of constant, impulse, once, got {a.mode!r}")
     for name, value in (("scale", a.scale), ("bias", a.bias)):
@@ -48,7 +47,7 @@ def ordered_spikes(
     """Multiply real input by integer weights and let the sums drive neurons.
 
     Returns the bits that :func:`integrate_and_fire` would return for the sums of :func:`ordered_product`. On the CPU,
-    the sums of a few output pixels go straight to their neurons; no tensor holds all sums.
+    the sums of a few output pixels go straight to their neurons; no tensor holds all sums but for RadixIF neurons.
 
     Args:
         x: float32 [N, C, H, W], or [N, ..., F] for a linear product.
@@ -82,12 +81,24 @@ def ordered_spikes(
     if not torch.compiler.is_compiling():
         refuse_tangent("ordered_spikes", x)
     x, scale, bias = x.detach(), *(None if value is None else value.detach() for value in (scale, bias))
+    geometry = *pairs(stride, padding, dilation), groups
+    if neuron.radix:
+        sums = torch.ops.tandem_cuda.ordered_product(x, weight, packed, *geometry, None, None)
+        rows = _rows(sums, weight)
+        bits, _, _ = integrate_and_fire.trusted(
+            rows, time_steps, bias, scale=scale, mode=mode, neuron=neuron, want_sum=False, want_state=False
+        )
+        return bits.view(1, *sums.shape)
     if neuron.two_phase:
         scale, bias = at_once(scale, bias, mode, time_steps, x, weight.shape[0])
         mode = "once"
-    geometry = *pairs(stride, padding, dilation), groups
     options = time_steps, MODES.index(mode), neuron.kind, neuron.parameters
     return torch.ops.tandem_cuda.ordered_spikes(x, weight, packed, scale, bias, *geometry, *options)
+
+
+def _rows(sums: Tensor, weight: Tensor) -> Tensor:
+    """Return the sums with the channels behind N."""
+    return sums if weight.dim() == 4 else sums.flatten(0, -2)
 
 
 def _on_cuda(x: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bias: Any, *options: Any) -> Tensor:
@@ -95,9 +106,8 @@ def _on_cuda(x: Tensor, weight: Tensor, packed: Tensor | None, scale: Any, bias:
     operators = torch.ops.tandem_cuda
     *geometry, time_steps, mode, neuron, parameters = options
     sums = operators.ordered_product(x, weight, packed, *geometry, None, None)
-    rows = sums if weight.dim() == 4 else sums.flatten(0, -2)  # channels behind N
     bits = operators.integrate_and_fire(
-        rows, scale, bias, None, time_steps, mode, neuron, parameters, want_sum=False, want_state=False
+        _rows(sums, weight), scale, bias, None, time_steps, mode, neuron, parameters, want_sum=False, want_state=False
     )[0]
     return bits.view(len(bits), *sums.shape)
 

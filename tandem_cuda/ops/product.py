@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neuron import Neuron, check_neuron
+from ..neuron import Neuron
 from . import autocast, checks
 from .geometry import Geometry, check_fit, check_geometry, out_size
 from .integrate_and_fire import check_whole, discharge, total_bias
@@ -231,7 +231,7 @@ def check_spiking(op: str, a: Any) -> None:
     geometry = None if op == "spiking_linear" else (a.stride, a.padding, a.dilation, a.groups)
     pairs = check_arguments(op, a.bits, a.weight, a.bias, geometry, a.packed, a.scale, a.count, a.engine)
     checks.check_train(op, a.bits, a.time_steps)
-    check_neuron(op, a.neuron)
+    checks.check_firing(op, a.neuron, a.time_steps)
     check_master(op, a.weight, a.master, a.unit)
     if a.state is None and a.added is None and a.amplitude is None:
         return
@@ -240,6 +240,8 @@ def check_spiking(op: str, a: Any) -> None:
     neurons = (*batch, a.weight.shape[0], *pixels)
     check_added(op, a.added, a.amplitude, a.weight, len(a.bits), a.time_steps, a.neuron, neurons)
     if a.state is not None:
+        if a.neuron.two_phase:
+            check_whole(op, a.state)
         check_operand(op, "state", a.state, a.weight, (a.neuron.states, *neurons))
 
 

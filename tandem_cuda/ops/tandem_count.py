@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import neuron as models
-from ..neuron import IF, Neuron, check_neuron
+from ..neuron import IF, Neuron, RadixIF
 from . import checks
 from .checked import checked_by
 from .gradient import register_gradient
@@ -21,7 +21,7 @@ def _check(op: str, a: Any) -> None:
     checks.check_floating(op, "pre_activation", a.pre_activation)
     checks.check_same_device(op, "pre_activation", a.pre_activation, a.bits, "bits")
     checks.check_shape(op, "pre_activation", a.pre_activation, a.bits.shape[1:])
-    check_neuron(op, a.neuron)
+    checks.check_firing(op, a.neuron, a.time_steps)
     checks.check_number(op, "upper", a.upper)
     if not a.upper > 0:
         raise ValueError(f"{op}: upper must be positive, got {a.upper}")
@@ -37,9 +37,10 @@ def tandem_count(
 ) -> Tensor:
     """Return spike counts that carry the gradient of the ANN's activation (Wu et al. 2021, section III-C).
 
-    Forward: the actual counts, :func:`spike_count` of ``bits``. Backward, with v = ``pre_activation``: the derivative
-    of the ANN's activation ``neuron.activation(v, T)`` where v <= upper, else 0. For IF neurons the activation is
-    relu(v) / threshold, so that::
+    Forward: the actual counts, :func:`spike_count` of ``bits``; for RadixIF neurons the values of
+    :func:`radix_spikes`. Backward, with v = ``pre_activation``: the derivative of the ANN's activation
+    ``neuron.activation(v, T)`` where v <= upper, else 0. For IF neurons the activation is relu(v) / threshold, so
+    that::
 
         dc/dv = 1 / threshold  where 0 < v <= upper, else 0
 
@@ -69,7 +70,11 @@ def tandem_count(
         >>> v.grad
         tensor([[1., 0.]])
     """
-    return torch.ops.tandem_cuda.tandem_count(bits, pre_activation, time_steps, neuron.kind, neuron.parameters, upper)
+    # Radix neurons have the activation of IF neurons, relu(v) / theta.
+    twin = IF(neuron.threshold_at(time_steps)) if isinstance(neuron, RadixIF) else neuron
+    return torch.ops.tandem_cuda.tandem_count(
+        bits, pre_activation, time_steps, twin.kind, twin.parameters, upper, neuron.radix
+    )
 
 
 @torch.library.register_fake("tandem_cuda::tandem_count")
@@ -78,7 +83,7 @@ def _(bits: Tensor, pre_activation: Tensor, *others: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, pre_activation, ctx.time_steps, kind, parameters, ctx.upper = inputs
+    _, pre_activation, ctx.time_steps, kind, parameters, ctx.upper, _ = inputs
     ctx.neuron = models.of_parameters(kind, parameters)
     ctx.save_for_backward(pre_activation)
 
@@ -90,7 +95,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad = torch.ops.tandem_cuda.tandem_count_backward(grad, v, threshold, ctx.upper)
     else:
         grad = torch.where(v <= ctx.upper, grad * ctx.neuron.slope(v, ctx.time_steps), 0.0)
-    return None, grad, None, None, None, None
+    return None, grad, *[None] * 5
 
 
 register_gradient("tandem_count", _backward, _setup_context)

@@ -16,6 +16,8 @@ from .spike_count import empty_count
 
 def _check(op: str, a: Any) -> None:
     checks.check_train(op, a.bits, a.time_steps)
+    if a.radix:
+        checks.check_radix_steps(op, a.time_steps)
     checks.check_floating(op, "product", a.product)
     if a.bits.dim() < 3:
         raise ValueError(f"{op}: bits must be [P, N, C, ...], got {list(a.bits.shape)}")
@@ -48,13 +50,14 @@ def tandem_norm_count(
     eps: float = 1e-5,
     threshold: float = 1.0,
     upper: float = math.inf,
+    radix: bool = False,
 ) -> Tensor:
     """Return spike counts that carry the gradient of the ANN's activation of a batch-normalised product.
 
-    Forward: the actual counts, :func:`spike_count` of ``bits``. Backward: the gradient of :func:`tandem_count` with IF
-    neurons and v = gamma * (product - mean) / sqrt(var + eps) + beta, then through batch norm (Ioffe and Szegedy 2015,
-    section 3). The backward pass recomputes v from ``product``; v is never stored. With ``unit``, batch norm gets
-    unit * product::
+    Forward: the actual counts, :func:`spike_count` of ``bits``, or with ``radix`` the values of :func:`radix_spikes`.
+    Backward: the gradient of :func:`tandem_count` with IF neurons and v = gamma * (product - mean) / sqrt(var + eps) +
+    beta, then through batch norm (Ioffe and Szegedy 2015, section 3). The backward pass recomputes v from ``product``;
+    v is never stored. With ``unit``, batch norm gets unit * product::
 
         v = gamma * unit * (product - mean) / sqrt(unit^2 * var + eps) + beta
 
@@ -69,8 +72,9 @@ def tandem_norm_count(
         time_steps: T.
         unit: [C], factor of a product of integers; None for 1. It gets no gradient.
         eps: added to the variance.
-        threshold: firing threshold, positive.
+        threshold: firing threshold, positive; of radix neurons ``neuron.threshold_at(T)``.
         upper: the gradient is zero where v > upper or v is NaN.
+        radix: whether the bits are those of :func:`radix_spikes`.
 
     Returns:
         [N, C, ...] in the dtype of ``product``, channels last in memory. Twice differentiable in ``product``, ``gamma``
@@ -91,7 +95,7 @@ def tandem_norm_count(
     """
     unit = None if unit is None else unit.detach()
     return torch.ops.tandem_cuda.tandem_norm_count(
-        bits, product, mean.detach(), var.detach(), gamma, beta, eps, time_steps, threshold, upper, unit
+        bits, product, mean.detach(), var.detach(), gamma, beta, eps, time_steps, threshold, upper, unit, radix
     )
 
 
@@ -112,7 +116,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, *tensors, ctx.eps, _, ctx.threshold, ctx.upper, unit = inputs
+    _, *tensors, ctx.eps, _, ctx.threshold, ctx.upper, unit, _ = inputs
     ctx.save_for_backward(*tensors, unit)
 
 
@@ -124,7 +128,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads = torch.ops.tandem_cuda.tandem_norm_count_backward(
             grad, product, mean, var, gamma, beta, ctx.eps, ctx.threshold, ctx.upper, unit
         )
-    return None, grads[0], None, None, grads[1], grads[2], *[None] * 5
+    return None, grads[0], None, None, grads[1], grads[2], *[None] * 6
 
 
 def _composed(

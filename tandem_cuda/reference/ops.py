@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..neuron import IF, Neuron
+from ..neuron import IF, Neuron, RadixIF
 
 Pair = int | tuple[int, int]
 
@@ -203,9 +203,12 @@ def tandem_count(
         tensor([[1., 0.]])
     """
     check_bits("tandem_count", bits, time_steps)
-    dtype = pre_activation.dtype
-    value = bits[0].to(dtype) if neuron.radix else spike_count(bits, dtype)
+    value = _value(bits, pre_activation.dtype, neuron.radix)
     return couple(pre_activation, value, time_steps, neuron, upper)
+
+
+def _value(bits: Tensor, dtype: torch.dtype, radix: bool) -> Tensor:
+    return bits[0].to(dtype) if radix else spike_count(bits, dtype)
 
 
 def tandem_norm_count(
@@ -221,11 +224,13 @@ def tandem_norm_count(
     eps: float = 1e-5,
     threshold: float = 1.0,
     upper: float = math.inf,
+    radix: bool = False,
 ) -> Tensor:
     """Return tandem_count of IF neurons whose pre-activation is the batch-normalised unit * product [N, C, ...].
 
     mean, var: [C], mean and biased variance of product over all dimensions but C. Only the kernels use them. gamma,
-    beta, unit: [C]. Returns [N, C, ...] in the dtype of product.
+    beta, unit: [C]; radix: whether the bits are the values of neurons with radix, whose last threshold is `threshold`.
+    Returns [N, C, ...] in the dtype of product.
 
     Examples:
         >>> product = torch.tensor([[1.0], [3.0]], requires_grad=True)  # [N, O]
@@ -238,7 +243,8 @@ def tandem_norm_count(
     if unit is not None:
         product = product * per_channel(unit, product.dim() - 2)
     v = F.batch_norm(product, None, None, gamma, beta, training=True, eps=eps)
-    return tandem_count(bits, v, time_steps, IF(threshold), upper)
+    check_bits("tandem_norm_count", bits, time_steps)
+    return couple(v, _value(bits, v.dtype, radix), time_steps, IF(threshold), upper)
 
 
 def update_statistics_(
@@ -348,6 +354,21 @@ def integrate_and_fire(
     if mode == "once":
         steps[1:] = [nothing] * (time_steps - 1)
     return fire(steps, neuron, state, want_sum, want_state)
+
+
+def radix_spikes(
+    v: Tensor, time_steps: int, neuron: RadixIF, *, scale: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Return the bits of neurons with radix whose currents add up to scale * v + bias.
+
+    v: [N, C, ...]; scale, bias: [C]. Returns uint8 [1, N, C, ...], the neurons' values.
+
+    Examples:
+        >>> from tandem_cuda.neuron import RadixIF
+        >>> reference.radix_spikes(torch.tensor([[0.1, 1.1, 9.0]]), 2, RadixIF(level=4.0))
+        tensor([[[0, 1, 3]]], dtype=torch.uint8)
+    """
+    return integrate_and_fire(v, time_steps, bias, scale=scale, mode="once", neuron=neuron)[0]
 
 
 def check_time_steps(op: str, time_steps: int) -> None:

@@ -27,6 +27,7 @@
 #include "ops/product/block_size.h"
 #include "ops/product/cpu_count_kernels.h"
 #include "ops/product/cpu_depthwise_kernels.h"
+#include "ops/radix_spikes/cpu_kernels.h"
 #include "ops/spike_train/cpu_kernels.h"
 #include "ops/tandem_count/cpu_kernels.h"
 
@@ -179,6 +180,44 @@ void integrate_and_fire(CurrentMode mode, int64_t time_steps, T leak, unsigned o
   const char* modes[] = {" constant", " impulse", " series", " once"};
   hash.print(std::string("integrate_and_fire ") + kName<T> + modes[static_cast<int>(mode)] + steps_name(time_steps) +
              (leak == 1 ? " IF" : " LIF") + options_name(options));
+}
+
+template <class T>
+void radix_spikes(int time_steps, unsigned options) {
+  constexpr int64_t neurons = 301, split = 130, channels = 7;
+  Random random;
+  std::vector<T> current = random.values<T>(neurons), potential(neurons);
+  for (T& x : current) x *= T(1 << time_steps);
+  current[3] = std::numeric_limits<T>::quiet_NaN();
+  current[5] = std::numeric_limits<T>::infinity();
+  current[6] = -std::numeric_limits<T>::infinity();
+  current[9] = T(-0.0);
+  current[11] = std::numeric_limits<T>::denorm_min();
+  current[300] = std::numeric_limits<T>::max();
+  std::vector<T> scale = random.values<T>(channels), bias = random.values<T>(channels);
+  for (int64_t i = 0; i < kRadixBlock; ++i) {
+    scale.push_back(scale[i]);
+    bias.push_back(bias[i]);
+  }
+  std::vector<uint8_t> bits(neurons);
+
+  RadixSpikesArgs<T> args = {};
+  args.current = current.data();
+  args.scale = data_if(options & kScale, scale);
+  args.bias = data_if(options & kBias, bias);
+  args.bits = bits.data();
+  args.state = data_if(options & kPotential, potential);
+  args.channels = channels;
+  args.time_steps = time_steps;
+  args.threshold = T(0.7);
+  args.start = T(0.35);
+  kernels<RadixSpikesKernels>().radix_spikes(args, 0, split);
+  kernels<RadixSpikesKernels>().radix_spikes(args, split, neurons);
+
+  Hash hash;
+  hash.add(bits);
+  if (options & kPotential) hash.add(potential);
+  hash.print(std::string("radix_spikes ") + kName<T> + steps_name(time_steps) + options_name(options));
 }
 
 // ---- Bit planes
@@ -560,6 +599,9 @@ void typed_cases() {
         }
       }
     }
+  }
+  for (const int time_steps : {1, 3, 8}) {
+    for (const unsigned options : {0U, kScale | kBias, +kPotential}) radix_spikes<T>(time_steps, options);
   }
   for (const int64_t time_steps : {1, 8, 20}) {
     pack_and_unpack<T>(time_steps);

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from tandem_cuda import SpikeTrain, ops
+from tandem_cuda.neuron import RadixIF
 
 from . import oracle
 from .draw import FLOATS, NUMPY, SIGNIFICANDS, WEIGHTS, Draw, close, same
@@ -84,6 +85,33 @@ def neurons(draw: Draw):
         want_state=wants[1],
     )
     check_spiking(got, spikes, total, final, wants)
+
+
+def radix(draw: Draw):
+    """radix_spikes, integrate_and_fire of its neurons, and tandem_count of its bits."""
+    _, *shape = shape_of_train(draw)
+    while len(shape) < 2:
+        shape.append(draw.channels())
+    steps, dtype = draw.int(1, 8), draw.one(FLOATS)
+    number = NUMPY[dtype]
+    neuron = RadixIF(draw.one((0.25, 0.7, 1.0, 3.0, 100.0)), initial=draw.one((0.0, 0.25, 0.5)))
+    theta = number(neuron.threshold_at(steps))
+    v = draw.floats(*shape, dtype=number)
+    if draw.chance(0.5):  # multiples of theta, where a value is about to change
+        chosen = draw.rng.random(shape) < 0.5
+        v = np.where(chosen, draw.rng.integers(-2, 2**steps + 3, shape).astype(number) * theta, v)
+    scale = draw.floats(shape[1], dtype=number) if draw.chance(0.4) else None
+    bias = draw.floats(shape[1], dtype=number) if draw.chance(0.5) else None
+    draw.note(steps=steps, shape=shape, dtype=str(dtype), neuron=str(neuron))
+    total = oracle.affine(v, scale, bias, 1)
+    values, left = oracle.radix_spikes(total, neuron, steps)
+    given = {name: None if x is None else draw.tensor(x) for name, x in (("scale", scale), ("bias", bias))}
+    bits = ops.radix_spikes(draw.tensor(v), steps, neuron, **given)
+    same("bits", bits, values[None])
+    got = ops.integrate_and_fire(draw.tensor(v), steps, mode="once", neuron=neuron, **given)
+    for name, value, want in zip(("bits", "sum", "state"), got, (values[None], total, left[None]), strict=True):
+        same(name, value, want)
+    same("value", ops.tandem_count(bits, draw.tensor(total), steps, neuron), values.astype(number))
 
 
 def check_spiking(got, spikes, total, final, wants):

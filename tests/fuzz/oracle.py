@@ -7,6 +7,7 @@ are float64 sums, exact for the dyadic weights that the cases draw, and rounded 
 import itertools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,6 +121,29 @@ def neurons(currents, neuron, state=None):
             spikes[t], state = model.step(neuron, state, x)
             total = x if total is None else total + x
     return spikes, total, state
+
+
+def radix_spikes(v, radix, steps):
+    """(values uint8 [N, ...], what is left of the potentials) of radix neurons whose input adds up to v.
+
+    A value is the quotient of the potential and theta, rounded down, in rational numbers. A neuron that spikes in every
+    step ends where it would if all of theta were subtracted, rounded after each step.
+    """
+    number, levels = v.dtype.type, 2**steps - 1
+    theta = number(radix.threshold_at(steps))
+    with np.errstate(all="ignore"):
+        u = v + number(radix.initial) * theta
+        values = np.zeros(v.shape, np.uint8)
+        for at, x in np.ndenumerate(u):
+            if np.isfinite(x):
+                values[at] = min(max(Fraction(float(x)) // Fraction(float(theta)), 0), levels)
+            else:
+                values[at] = levels if x > 0 else 0
+        left = u.copy()
+        for step in range(steps):
+            weight = 2 ** (steps - 1 - step)
+            left = np.where(values & weight, left - theta * number(weight), left)
+    return values, left
 
 
 def affine(product, scale, bias, axis):

@@ -19,6 +19,7 @@ from pathlib import Path
 KINDS = {
     "trains": "operators",
     "neurons": "operators",
+    "radix": "operators",
     "products": "operators",
     "coupling": "operators",
     "norms": "operators",
@@ -27,7 +28,7 @@ KINDS = {
     "nir_graphs": "nir_graphs",
     "conversions": "conversions",
 }
-DIFFERENTIAL = ("trains", "neurons", "products", "products", "coupling", "norms", "networks", "conversions")
+DIFFERENTIAL = ("trains", "neurons", "radix", "products", "products", "coupling", "norms", "networks", "conversions")
 MUTATORS = ("files", "nir_graphs")
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("pack_spikes", "unpack_spikes", "spike_count", "tandem_count", "tandem_norm_count", "integrate_and_fire")
-TESTS += ("pack_weight", "products", "product_gradients", "depthwise")
+TESTS += ("radix_spikes", "pack_weight", "products", "product_gradients", "depthwise")
 TESTS += ("conv2d_weight_gradient", "fold_norm", "update_statistics", "operators")
 # Every operator with every instruction set, engine and dtype, in one thread and in two, against the reference.
 EVERY_PATH = "tests/test_operators.py::test_is_the_reference_on_every_path"

@@ -14,7 +14,8 @@ namespace tandem {
 template <class T>
 class RepeatedChannels {
  public:
-  explicit RepeatedChannels(IntegrateAndFireArgs<T>& args)
+  template <class Args>
+  explicit RepeatedChannels(Args& args)
       : scale_(repeated(args.scale, args.channels)), bias_(repeated(args.bias, args.channels)) {
     if (args.scale) args.scale = scale_.data();
     if (args.bias) args.bias = bias_.data();

@@ -48,7 +48,7 @@ Tensor unpack_spikes(const Tensor& bits, int64_t time_steps, ScalarType dtype) {
 }
 
 Tensor spike_count(const Tensor& bits, ScalarType dtype) {
-  return run_count("spike_count", plan_spike_count(bits, dtype));
+  return run_count("spike_count", plan_spike_count(bits, dtype), false);
 }
 
 }  // namespace

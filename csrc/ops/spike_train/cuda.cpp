@@ -50,7 +50,7 @@ Tensor unpack_spikes(const Tensor& bits, int64_t time_steps, ScalarType dtype) {
 
 Tensor spike_count(const Tensor& bits, ScalarType dtype) {
   const DeviceGuard guard(bits.get_device_index());
-  return run_count("spike_count", plan_spike_count(bits, dtype), bits.size(0) * kStepsPerPlane);
+  return run_count("spike_count", plan_spike_count(bits, dtype), bits.size(0) * kStepsPerPlane, false);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Spikes per neuron on the current CUDA device.
+// Spikes per neuron, or values of radix spikes, on the current CUDA device.
 #pragma once
 
 #include "cuda/stream.h"
@@ -7,7 +7,7 @@
 
 namespace tandem {
 
-inline Tensor run_count(const char* op, const TrainPlan& plan, int64_t time_steps) {
+inline Tensor run_count(const char* op, const TrainPlan& plan, int64_t time_steps, bool radix) {
   if (plan.neurons == 0) return plan.out;
   const cudaStream_t stream = current_stream(op, plan.out.get_device_index());
   dispatch_floating(op, plan.out.scalar_type(), [&](auto type) {
@@ -18,6 +18,7 @@ inline Tensor run_count(const char* op, const TrainPlan& plan, int64_t time_step
     args.planes = plan.in.size(0);
     args.neurons = plan.neurons;
     args.past = bits_past(time_steps);
+    args.radix = radix;
     check_launch(op, launch_spike_count(args, stream));
   });
   return plan.out;

@@ -4,6 +4,7 @@
 
 #include "core/bit_planes.h"
 #include "cuda/device.cuh"
+#include "cuda/lanes.cuh"
 #include "ops/spike_train/spike_train.cuh"
 
 namespace tandem {
@@ -15,22 +16,6 @@ constexpr unsigned kThreads = 256;
 constexpr int64_t kMostBlocks = int64_t{1} << 20;
 constexpr int kWide = 4;
 constexpr int kSteps = static_cast<int>(kStepsPerPlane);
-
-// Neighbouring elements that one access moves, two for four doubles.
-template <class T, int kLanes>
-struct alignas(sizeof(T) * kLanes < 16 ? sizeof(T) * kLanes : 16) Lanes {
-  T x[kLanes];
-};
-
-template <int kLanes, class T>
-__device__ __forceinline__ Lanes<T, kLanes> load(const T* from) {
-  return *reinterpret_cast<const Lanes<T, kLanes>*>(from);
-}
-
-template <int kLanes, class T>
-__device__ __forceinline__ void store(T* to, const Lanes<T, kLanes>& lanes) {
-  *reinterpret_cast<Lanes<T, kLanes>*>(to) = lanes;
-}
 
 // Whether kWide elements can be moved at once wherever they begin in a row.
 template <class T>
@@ -55,7 +40,7 @@ struct PackSpikes {
       // All loads of a plane before the first use of one.
       Lanes<D, kLanes> in[kSteps] = {};
       for (int s = 0; s < kSteps; ++s) {
-        if (s < steps) in[s] = load<kLanes>(from + s * a.neurons);
+        if (s < steps) in[s] = load_lanes<kLanes>(from + s * a.neurons);
       }
       Lanes<uint8_t, kLanes> word = {};
       for (int s = 0; s < kSteps; ++s) {
@@ -66,7 +51,7 @@ struct PackSpikes {
           word.x[j] = static_cast<uint8_t>(word.x[j] | static_cast<unsigned>(spike) << s);
         }
       }
-      store(a.bits + p * a.neurons + i, word);
+      store_lanes(a.bits + p * a.neurons + i, word);
     }
     if (!(odd == D(0))) {
       printf("pack_spikes: spikes must be 0 or 1, got %g\n", static_cast<double>(odd));
@@ -83,13 +68,13 @@ struct UnpackSpikes {
   __device__ __forceinline__ void run(int64_t i) const {
     for (int64_t p = 0; p * kStepsPerPlane < a.time_steps; ++p) {
       const int64_t steps = steps_in_plane(p, a.time_steps);
-      const Lanes<uint8_t, kLanes> word = load<kLanes>(a.bits + p * a.neurons + i);
+      const Lanes<uint8_t, kLanes> word = load_lanes<kLanes>(a.bits + p * a.neurons + i);
       D* to = a.dense + p * kStepsPerPlane * a.neurons + i;
       for (int s = 0; s < kSteps; ++s) {
         if (s >= steps) break;
         Lanes<D, kLanes> out;
         for (int j = 0; j < kLanes; ++j) out.x[j] = static_cast<D>(word.x[j] >> s & 1);
-        store(to + s * a.neurons, out);
+        store_lanes(to + s * a.neurons, out);
       }
     }
   }
@@ -103,13 +88,16 @@ struct SpikeCount {
   __device__ __forceinline__ void run(int64_t i) const {
     int count[kLanes] = {};
     for (int64_t p = 0; p < a.planes; ++p) {
-      const Lanes<uint8_t, kLanes> word = load<kLanes>(a.bits + p * a.neurons + i);
+      const Lanes<uint8_t, kLanes> word = load_lanes<kLanes>(a.bits + p * a.neurons + i);
       const unsigned past = p + 1 == a.planes ? a.past : 0;
-      for (int j = 0; j < kLanes; ++j) count[j] += __popc(word.x[j] & ~past);
+      for (int j = 0; j < kLanes; ++j) {
+        const unsigned bits = word.x[j] & ~past;
+        count[j] += a.radix ? static_cast<int>(bits) : __popc(bits);
+      }
     }
     Lanes<T, kLanes> out;
     for (int j = 0; j < kLanes; ++j) out.x[j] = static_cast<T>(count[j]);
-    store(a.count + i, out);
+    store_lanes(a.count + i, out);
   }
 };
 
@@ -119,13 +107,13 @@ struct TandemCountBackward {
 
   template <int kLanes>
   __device__ __forceinline__ void run(int64_t i) const {
-    const Lanes<T, kLanes> v = load<kLanes>(a.pre_activation + i), grad = load<kLanes>(a.grad + i);
+    const Lanes<T, kLanes> v = load_lanes<kLanes>(a.pre_activation + i), grad = load_lanes<kLanes>(a.grad + i);
     Lanes<T, kLanes> out;
     for (int j = 0; j < kLanes; ++j) {
       const T scaled = grad.x[j] / a.threshold;
       out.x[j] = v.x[j] > T(0) && v.x[j] <= a.upper ? scaled : T(0);
     }
-    store(a.out + i, out);
+    store_lanes(a.out + i, out);
   }
 };
 

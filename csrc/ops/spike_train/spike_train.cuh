@@ -32,6 +32,7 @@ struct CudaSpikeCountArgs {
   T* count;             // [neurons]
   int64_t planes, neurons;
   uint8_t past;  // bits of the last plane that do not count: those past T
+  bool radix;    // bytes are values of radix spikes, in place of which there is nothing to count
 };
 
 template <class T>

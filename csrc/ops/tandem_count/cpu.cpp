@@ -14,8 +14,9 @@ namespace {
 constexpr int64_t kGrain = 16384;
 
 Tensor tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, int64_t neuron,
-                    const std::vector<double>& parameters, double upper) {
-  return run_count("tandem_count", plan_tandem_count(bits, pre_activation, time_steps, neuron, parameters, upper));
+                    const std::vector<double>& parameters, double upper, bool radix) {
+  const TrainPlan plan = plan_tandem_count(bits, pre_activation, time_steps, neuron, parameters, upper, radix);
+  return run_count("tandem_count", plan, radix);
 }
 
 Tensor tandem_count_backward(const Tensor& grad, const Tensor& pre_activation, double threshold, double upper) {

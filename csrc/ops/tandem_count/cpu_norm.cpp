@@ -18,10 +18,10 @@ namespace {
 
 Tensor tandem_norm_count(const Tensor& bits, const Tensor& product, const Tensor& mean, const Tensor& var,
                          const Tensor& gamma, const Tensor& beta, double eps, int64_t time_steps, double threshold,
-                         double upper, const std::optional<Tensor>& unit) {
+                         double upper, const std::optional<Tensor>& unit, bool radix) {
   const TrainPlan plan =
-      plan_tandem_norm_count(bits, {product, mean, var, gamma, beta, eps, threshold, upper, unit}, time_steps);
-  return run_count("tandem_norm_count", plan);
+      plan_tandem_norm_count(bits, {product, mean, var, gamma, beta, eps, threshold, upper, unit}, time_steps, radix);
+  return run_count("tandem_norm_count", plan, radix);
 }
 
 template <class T>

@@ -15,10 +15,10 @@ namespace {
 using torch::stable::accelerator::DeviceGuard;
 
 Tensor tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, int64_t neuron,
-                    const std::vector<double>& parameters, double upper) {
+                    const std::vector<double>& parameters, double upper, bool radix) {
   const DeviceGuard guard(bits.get_device_index());
-  const TrainPlan plan = plan_tandem_count(bits, pre_activation, time_steps, neuron, parameters, upper);
-  return run_count("tandem_count", plan, time_steps);
+  const TrainPlan plan = plan_tandem_count(bits, pre_activation, time_steps, neuron, parameters, upper, radix);
+  return run_count("tandem_count", plan, time_steps, radix);
 }
 
 Tensor tandem_count_backward(const Tensor& grad, const Tensor& pre_activation, double threshold, double upper) {

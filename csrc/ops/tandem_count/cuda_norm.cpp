@@ -20,12 +20,12 @@ using torch::stable::accelerator::DeviceGuard;
 
 Tensor tandem_norm_count(const Tensor& bits, const Tensor& product, const Tensor& mean, const Tensor& var,
                          const Tensor& gamma, const Tensor& beta, double eps, int64_t time_steps, double threshold,
-                         double upper, const std::optional<Tensor>& unit) {
+                         double upper, const std::optional<Tensor>& unit, bool radix) {
   const char* op = "tandem_norm_count";
   const DeviceGuard guard(bits.get_device_index());
   const TrainPlan plan =
-      plan_tandem_norm_count(bits, {product, mean, var, gamma, beta, eps, threshold, upper, unit}, time_steps);
-  return run_count(op, plan, time_steps);
+      plan_tandem_norm_count(bits, {product, mean, var, gamma, beta, eps, threshold, upper, unit}, time_steps, radix);
+  return run_count(op, plan, time_steps, radix);
 }
 
 std::tuple<Tensor, Tensor, Tensor> tandem_norm_count_backward(const Tensor& grad, const Tensor& product,

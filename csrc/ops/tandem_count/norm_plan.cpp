@@ -22,9 +22,10 @@ void check_norm(const char* op, const NormArguments& a) {
 
 }  // namespace
 
-TrainPlan plan_tandem_norm_count(const Tensor& bits, const NormArguments& a, int64_t time_steps) {
+TrainPlan plan_tandem_norm_count(const Tensor& bits, const NormArguments& a, int64_t time_steps, bool radix) {
   const char* op = "tandem_norm_count";
   check_bits(op, bits, 3);
+  if (radix) check_radix_steps(op, time_steps);
   check_planes(op, bits, time_steps);
   check_norm(op, a);
   check_same_device(op, "product", a.product, bits, "bits");

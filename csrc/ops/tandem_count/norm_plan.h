@@ -16,7 +16,7 @@ struct NormArguments {
   const std::optional<Tensor>& unit;
 };
 
-TrainPlan plan_tandem_norm_count(const Tensor& bits, const NormArguments& arguments, int64_t time_steps);
+TrainPlan plan_tandem_norm_count(const Tensor& bits, const NormArguments& arguments, int64_t time_steps, bool radix);
 
 struct NormGradientPlan {
   Tensor grad, product;                        // channels last

@@ -5,9 +5,10 @@
 namespace tandem {
 
 TrainPlan plan_tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, int64_t neuron,
-                            const std::vector<double>& parameters, double upper) {
+                            const std::vector<double>& parameters, double upper, bool radix) {
   const char* op = "tandem_count";
   check_bits(op, bits, 2);
+  if (radix) check_radix_steps(op, time_steps);
   check_planes(op, bits, time_steps);
   checked_neuron(op, neuron, parameters, ScalarType::Double);
   TANDEM_CHECK(upper > 0, op, "upper must be positive, got ", upper);

@@ -8,7 +8,7 @@
 namespace tandem {
 
 TrainPlan plan_tandem_count(const Tensor& bits, const Tensor& pre_activation, int64_t time_steps, int64_t neuron,
-                            const std::vector<double>& parameters, double upper);
+                            const std::vector<double>& parameters, double upper, bool radix);
 
 // All three without gaps and in the same order; grad may be out itself.
 struct TandemGradientPlan {

@@ -152,13 +152,15 @@ void pack_and_unpack(int64_t neurons, int64_t time_steps, int64_t in, int64_t ou
   }
 }
 
+// radix: values, in which the bit of time step t weighs 2^t.
 template <class T>
-void count(int64_t neurons, int64_t time_steps, int64_t in, int64_t out) {
+void count(int64_t neurons, int64_t time_steps, int64_t in, int64_t out, bool radix) {
   const Train train(time_steps, neurons);
   std::vector<T> expected(static_cast<size_t>(neurons));
   for (int64_t t = 0; t < time_steps; ++t) {
     for (int64_t i = 0; i < neurons; ++i) {
-      expected[static_cast<size_t>(i)] += static_cast<T>(train.spikes[static_cast<size_t>(t * neurons + i)]);
+      const int spike = train.spikes[static_cast<size_t>(t * neurons + i)];
+      expected[static_cast<size_t>(i)] += static_cast<T>(radix ? spike << t : spike);
     }
   }
   Buffer<uint8_t> bits(planes_for(time_steps) * neurons, in);
@@ -169,7 +171,8 @@ void count(int64_t neurons, int64_t time_steps, int64_t in, int64_t out) {
   CudaSpikeCountArgs<T> args = {};
   args.bits = bits.data, args.count = counts.data, args.planes = planes_for(time_steps), args.neurons = neurons;
   args.past = bits_past(time_steps);
-  const std::string where = name<T>("spike_count", neurons, time_steps, in, out);
+  args.radix = radix;
+  const std::string where = name<T>(radix ? "spike_count of values" : "spike_count", neurons, time_steps, in, out);
   check_success(where, launch_spike_count(args, nullptr));
   compare(where, counts, expected);
 }
@@ -283,8 +286,11 @@ int main() {
           pack_and_unpack<uint8_t>(neurons, time_steps, in, out);
           pack_and_unpack<float>(neurons, time_steps, in, out);
           pack_and_unpack<double>(neurons, time_steps, in, out);
-          count<float>(neurons, time_steps, in, out);
-          count<double>(neurons, time_steps, in, out);
+          for (const bool radix : {false, true}) {
+            if (radix && time_steps > tandem::kStepsPerPlane) continue;
+            count<float>(neurons, time_steps, in, out, radix);
+            count<double>(neurons, time_steps, in, out, radix);
+          }
         }
         for (const int64_t v : {0, 1}) {
           for (const bool in_place : {false, true}) {
@@ -297,7 +303,7 @@ int main() {
       }
     }
   }
-  count<float>(5, 3000, 0, 0);  // counts that fit no byte
+  count<float>(5, 3000, 0, 0, false);  // counts that fit no byte
   stride<1>();
   stride<kWide>();
   std::printf("spike_train_test: %d failures\n", failures);
