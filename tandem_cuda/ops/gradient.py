@@ -30,6 +30,7 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
     would silently become zero.
     """
     op = getattr(torch.ops.tandem_cuda, name).default
+    defaults = [argument.default_value for argument in op._schema.arguments]
 
     def below(keyset: Any, arguments: Sequence[Any]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -63,6 +64,8 @@ def register_gradient(name: str, backward: Callable[..., Any], setup_context: Ca
             return below(keyset, arguments)
         before = torch._C._functorch.get_single_level_autograd_function_allowed()
         torch._C._functorch.set_single_level_autograd_function_allowed(True)
+        # The dispatcher leaves out last arguments that equal their defaults.
+        arguments = (*arguments, *defaults[len(arguments) :])
         try:
             return Gradient.apply(*arguments, keyset)  # type: ignore[attr-defined]  # set by a metaclass
         finally:
