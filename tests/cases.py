@@ -229,6 +229,29 @@ def products():
                 yield Case(full, operator, linear(neuron, outputs), neurons, **named, features=-1)
 
 
+def of_values(draw):
+    """The arguments of a count product as those of radix spikes, of which there are at most 8 steps."""
+
+    def drawn(time_steps, *more):
+        radix = min(time_steps, 8)
+        arguments = draw(radix, *more) | {"radix": radix}
+        if "count" in arguments:
+            arguments["count"] = arguments["bits"][0].to(arguments["count"].dtype)
+        return arguments
+
+    return drawn
+
+
+def value_products():
+    named = {"dtypes": WEIGHTS, "differentiable": ("weight", "bias", "count"), "smooth": True, "takes_engine": True}
+    for name in ("3 x 3", "strided", "in groups", "depthwise", "one pixel", "many pixels", "nothing square"):
+        sizes = CONVOLUTIONS[name]
+        draw = of_values(convolution(None, sizes))
+        yield Case(f"count_conv2d, values, {name}", "count_conv2d", draw, sizes.input, **named)
+    draw = of_values(linear(None, 70))
+    yield Case("count_linear, values", "count_linear", draw, (2, 3, 130), **named, features=-1)
+
+
 def of_steps(draw):
     """The arguments of a count product as those of its currents."""
 
@@ -533,5 +556,5 @@ def others():
 
 
 ELEMENT_WISE = tuple(element_wise())
-PRODUCTS = tuple(products())
+PRODUCTS = (*products(), *value_products())
 CASES = (*ELEMENT_WISE, *others(), *ordered_products(), *ordered_spikes(), *step_products(), *PRODUCTS)

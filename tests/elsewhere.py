@@ -67,8 +67,8 @@ class Reference:
 
     def count_product(self, bits, weight, scale, bias, **more):
         if weight.dim() == 2:
-            return reference.count_linear(bits, weight, bias, scale=scale)
-        return reference.count_conv2d(bits, weight, bias, *_geometry(more), scale=scale)
+            return reference.count_linear(bits, weight, bias, scale=scale, radix=more.get("radix", 0))
+        return reference.count_conv2d(bits, weight, bias, *_geometry(more), scale=scale, radix=more.get("radix", 0))
 
     def ordered_product(self, input, weight, **more):
         return reference.ordered_product(input, weight, *_geometry(more))

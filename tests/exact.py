@@ -37,6 +37,8 @@ THREADS = (1, 2)
 RATES = (0.0, 0.05, 0.5, 1.0)
 # T around the borders of bytes and words; counts above 255 have tests of their own.
 TIME_STEPS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 64, 65, 70)
+# T of radix spikes.
+RADIX = tuple(range(1, 9))
 # Around the borders of a word of 64 spikes, of blocks of 16, 32 and 64 weights and of a chunk of 128 rows of them.
 CHANNELS = (1, 2, 3, 5, 15, 16, 17, 31, 33, 63, 64, 65, 70, 130, 257)
 # Of depthwise convolutions, whose output channels fill vectors of 2 to 16 lanes; and output channels of each of them.

@@ -184,11 +184,26 @@ def depthwise_at_a_hole(conv2d, neurons):
                 added = torch.ones(16, 1, 2, 1, outputs, dtype=scales)
             named |= {"state": state, "steps": 16, "added": before_a_hole(added).permute(0, 1, 4, 2, 3)}
             named |= raw_neuron(neuron)
+        elif multiplier != 2:
+            b, named = b[:1], named | {"radix": 8}
         b, w = before_a_hole(b).permute(0, 1, 4, 2, 3), before_a_hole(w)
         return conv2d(b, w, groups=channels, engine=EVENT, **named)
 
     dtypes = torch.float32, torch.float64, torch.int8
     return with_every_isa(call, (2, 3, 7, 8, 15, 16, 17, 33), (1, 2, 3, 17), dtypes, neurons)
+
+
+def values_at_a_hole(conv2d):
+    """Products with the values of radix spikes, which no engine copies, of bits behind which nothing may be read."""
+
+    def call(channels, groups, dtype, engine):
+        scales = {"scale": torch.ones(2 * groups)} if dtype in (torch.int8, torch.int16) else {}
+        values = before_a_hole(torch.full((1, 1, 3, 1, groups * channels), 255, dtype=torch.uint8))
+        weight = before_a_hole(torch.ones(2 * groups, channels, 2, 1, dtype=dtype))
+        return conv2d(values.permute(0, 1, 4, 2, 3), weight, groups=groups, engine=engine, radix=8, **scales)
+
+    dtypes = torch.float32, torch.float64, torch.int8, torch.int16
+    return with_every_isa(call, (1, 3, 4, 17, 62, 64, 65, 128), (1, 2), dtypes, (AUTO, EVENT, DENSE))
 
 
 def operand_cases(op, conv2d, linear):
@@ -235,8 +250,9 @@ def operand_cases(op, conv2d, linear):
         "spiking-linear-added-fits": (FINE, added(8, 2, 4)[1]),
         "spiking-linear-added-spikes-fit": (FINE, added(1, 2, 4, dtype=torch.uint8)[1]),
     }
+    of_counting = {"counting-values-at-a-hole": (FINE, lambda: values_at_a_hole(conv2d))}
     return {
-        **(of_spiking if op == "spiking" else {}),
+        **(of_spiking if op == "spiking" else of_counting),
         f"{op}-linear-packed-short": packed(PACKED[:-1]),
         f"{op}-linear-packed-empty": packed(PACKED[:0]),
         f"{op}-linear-packed-long": packed(torch.zeros(n + 1)),

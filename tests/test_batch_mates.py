@@ -46,6 +46,8 @@ def check_conv2d(rates, time_steps, channels, size, shape, named, engine, dtype,
     named = {**named, "engine": engine}
     check(lambda x: ops.spiking_conv2d(x, weight, bias, time_steps=time_steps, **named), bits, (1, 0, 1))
     check(lambda x: (ops.count_conv2d(x, weight, bias, **named),), bits, (0,))
+    radix = min(time_steps, 8)
+    check(lambda x: (ops.count_conv2d(x, weight, bias, **named, radix=radix),), bits[:1], (0,))
 
 
 BATCHES = st.lists(st.sampled_from(RATES), min_size=2, max_size=6)
@@ -104,6 +106,8 @@ def test_linear(rates, time_steps, features, outputs, rows, engine, dtype, seed)
     named = {"engine": engine}
     check(lambda x: ops.spiking_linear(x, weight, bias, time_steps=time_steps, **named), bits, (1, 0, 1))
     check(lambda x: (ops.count_linear(x, weight, bias, **named),), bits, (0,))
+    radix = min(time_steps, 8)
+    check(lambda x: (ops.count_linear(x, weight, bias, **named, radix=radix),), bits[:1], (0,))
 
 
 @pytest.mark.parametrize("engine", ["auto", "event"])

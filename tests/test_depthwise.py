@@ -10,6 +10,7 @@ from exact import (
     FLOATS,
     INTEGERS,
     MULTIPLIERS,
+    RADIX,
     Variant,
     dyadic,
     every_variant,
@@ -35,18 +36,20 @@ def arguments(product, channels, multiplier, kernel, variant, time_steps, seed=0
 
 
 @pairs(
-    product=["spiking_conv2d", "count_conv2d"],
+    product=["spiking_conv2d", "count_conv2d", "values"],
     weights=[*FLOATS, *INTEGERS],
     multiplier=MULTIPLIERS,
     channels=DEPTHWISE_CHANNELS,
 )
 def test_sizes(channels, multiplier, weights, product):
     """At and beside the borders of vectors of channels, groups of 4 pixels, and halves of a plane of steps."""
-    variant = Variant(weights, scaled=weights in INTEGERS)
-    for time_steps in (1, 3, 4, 5, 8, 9, 12, 20)[(channels + multiplier) % 3 :: 3]:
-        bits = planes(time_steps, 3, channels, 3, 5, seed=time_steps)
+    variant, values = Variant(weights, scaled=weights in INTEGERS), product == "values"
+    product = "count_conv2d" if values else product
+    for time_steps in (RADIX if values else (1, 3, 4, 5, 8, 9, 12, 20))[(channels + multiplier) % 3 :: 3]:
+        bits = planes(time_steps, 3, channels, 3, 5, seed=time_steps, rate=0.6 if values else 0.3)
         weight, named = arguments(product, channels, multiplier, (3, 2), variant, time_steps, seed=time_steps)
         named |= {"padding": (1, 0), "dilation": (1, 2)}  # 27 output pixels
+        named |= {"radix": time_steps} if values else {}
         want = getattr(ref, product)(bits, weight, **named)
         everywhere(want, getattr(ops, product), bits, weight, **named, engine="event")
         for engine in ENGINES:
@@ -97,6 +100,20 @@ def test_int8_counts_at_the_limit_of_float32(time_steps, rate):
         got = ops.count_conv2d(bits, weight, scale=scale, groups=3)
         torch.testing.assert_close(got, want, rtol=2**-23, atol=0)
         everywhere(got, ops.count_conv2d, bits, weight, scale=scale, groups=3)
+
+
+@pytest.mark.parametrize("kernel", [(2, 257), (5, 103)])
+@pytest.mark.parametrize("value", [254, 255])
+def test_int8_values_at_the_limit_of_float32(kernel, value):
+    """514 taps: the most whose sums of values float32 holds exactly; and 515."""
+    bits = torch.full((1, 2, 3, *kernel), value, dtype=torch.uint8)
+    bits[0, 1, :, :, -1] = 0
+    weight, scale = full(6, 1, *kernel, seed=1), torch.tensor([1.0, -1.0, 0.5, 2.0, 1.0, -4.0])
+    sums = F.conv2d(bits[0].double(), weight.double(), groups=3)
+    assert kernel == (5, 103) or sums.abs().max() < 2**24
+    want = scale.view(-1, 1, 1) * sums.float()
+    for engine in ENGINES:
+        everywhere(want, ops.count_conv2d, bits, weight, scale=scale, groups=3, engine=engine, radix=8)
 
 
 @pytest.mark.parametrize("size", [362, 363])

@@ -150,6 +150,18 @@ def counting_cases():
         "planes-2^60-no-batch": (".*", lambda: count_linear(bits(2**60, 0, 1), floats(1, 1))),
         "planes-2^62-no-batch": (".*", lambda: count_linear(bits(2**62, 0, 1), floats(1, 1))),
         "planes-most-no-batch": (".*", lambda: count_linear(bits(MOST, 0, 1), floats(1, 1))),
+        **{
+            f"radix-{radix}": ("radix", lambda radix=radix: count_linear(ROW, MATRIX, radix=radix))
+            for radix in (-1, 9, 256, HUGE, MOST, LEAST)
+        },
+        "radix-of-two-planes": ("bits", lambda: count_linear(bits(2, 2, 3), MATRIX, radix=8)),
+        "radix-of-no-plane": ("bits", lambda: count_linear(bits(0, 2, 3), MATRIX, radix=8)),
+        "radix-of-huge-planes": ("bits", lambda: count_linear(bits(HUGE, 0, 3), MATRIX, radix=8)),
+        "radix-past-the-end": (
+            "bits",
+            lambda: count_linear(torch.full((1, 2, 3), 16, dtype=torch.uint8), MATRIX, radix=4),
+        ),
+        "radix-no-batch": (FINE, lambda: count_linear(bits(1, 0, 3), MATRIX, radix=8)),
     }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cases import CASES
-from exact import THREADS
+from exact import RADIX, THREADS
 from tensors import planes
 
 # T whose last plane has bits past it, and one whose last plane has none.
@@ -50,6 +50,25 @@ def test_refused(case, time_steps):
                 wider = torch.cat([bits, torch.full_like(bits, 255)], -1)
                 for view in (bits, bits.movedim(2, -1).contiguous().movedim(-1, 2), wider[..., : bits.shape[-1]]):
                     refused(case, arguments | {"bits": view}, f"{1 << bit | 1:02x} in the last plane$")
+
+
+@pytest.mark.parametrize(
+    "name", ["count_conv2d, values, 3 x 3", "count_conv2d, values, depthwise", "count_linear, values"]
+)
+@pytest.mark.parametrize("radix", RADIX[:-1])
+def test_values_beyond_the_largest(name, radix):
+    """Of radix spikes, whose one plane is the last."""
+    case = next(case for case in CASES if case.name == name)
+    arguments = case.arguments(case.dtypes[0], optional=False) | {"radix": radix}
+    for bit in range(radix, 8):
+        for neuron in (0, -1):
+            bits = torch.zeros_like(arguments["bits"])
+            bits.view(-1)[neuron] = 1 << bit | 1
+            message = (
+                f"^{case.operator}: bits must be zero past time_steps = {radix}, got 0x{1 << bit | 1:02x} in the last"
+            )
+            with pytest.raises(RuntimeError, match=message):
+                case.run(**arguments | {"bits": bits})
 
 
 @every_case

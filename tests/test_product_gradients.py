@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from exact import same
+from exact import RADIX, same
+from pairwise import pairs
 from tandem_cuda import ops
 from tandem_cuda import reference as ref
-from tensors import FLOATS, WEIGHTS, dyadic, generator, normal, planes
+from tensors import FLOATS, INTEGERS, WEIGHTS, dyadic, generator, normal, planes
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -23,6 +25,35 @@ def test_gradients_in_huge_pages(dtype):
     )
     (of_count,) = torch.autograd.grad(grad.sum(), count)
     same(of_count, arriving.sum(1, keepdim=True).expand_as(count))
+
+
+@pairs(kind=["linear", "conv2d", "depthwise"], dtype=WEIGHTS, radix=RADIX, given=["count", "bits"])
+def test_gradients_of_values(kind, dtype, radix, given):
+    """Of radix spikes: torch's gradients of the product with these numbers, whether `count` holds them or not."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs, shape, geometry = {
+        "linear": ((3, 5, 33), (7, 33), {}),
+        "conv2d": ((2, 6, 5, 4), (8, 3, 3, 2), {"stride": (2, 1), "padding": (1, 0), "groups": 2}),
+        "depthwise": ((2, 6, 5, 4), (12, 1, 3, 2), {"padding": (1, 0), "groups": 6}),
+    }[kind]
+    bits = planes(radix, *inputs, seed=0, rate=0.5)
+    values = bits[0].to(wide).requires_grad_()
+    integer = dtype in INTEGERS
+    whole = torch.randint(-9, 10, shape, generator=generator(1)).to(dtype)
+    weight = whole if integer else whole.requires_grad_()
+    leaf = torch.zeros(shape, requires_grad=True) if integer else weight
+    named = {"master": leaf, "scale": torch.ones(len(whole))} if integer else {}
+    bias = dyadic(len(whole), seed=2, dtype=wide).requires_grad_()
+    count = values if given == "count" else None
+    product = ops.count_linear if kind == "linear" else ops.count_conv2d
+    y = product(bits, weight, bias, **named, **geometry, count=count, radix=radix)
+    plain = whole.detach().to(wide).requires_grad_()
+    want = F.linear(values, plain, bias) if kind == "linear" else F.conv2d(values, plain, bias, **geometry)
+    same(y.detach(), want.detach())
+    arriving = dyadic(*y.shape, seed=3, scale=1, span=2, dtype=wide)
+    got = torch.autograd.grad(y, [leaf, bias, *([values] if given == "count" else [])], arriving)
+    for g, w in zip(got, torch.autograd.grad(want, [plain, bias, values], arriving), strict=False):
+        same(g, w.to(g.dtype))
 
 
 @pytest.mark.parametrize("rows", [1, 40])

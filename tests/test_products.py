@@ -14,15 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exact
+from cases import raw
 from exact import (
+    AUTO,
     CHANNELS,
+    DENSE,
     ENGINES,
+    EVENT,
     FLOATS,
+    INTEGERS,
     META,
+    RADIX,
     RATES,
     SEEDS,
     TIME_STEPS,
     VARIANTS,
+    WEIGHTS,
     dyadic,
     every_path,
     everywhere,
@@ -84,16 +91,18 @@ def product_of(inputs, weight, **geometry):
     time_steps=st.one_of(st.sampled_from(TIME_STEPS), st.integers(1, 70)),
     variant=exact.variants(),
     rate=st.sampled_from(RATES),
+    radix=st.sampled_from((0, 0, 0, *RADIX)),
     bias=st.booleans(),
     seed=SEEDS,
 )
-def test_counts(kind, shapes, data, time_steps, variant, rate, bias, seed):
+def test_counts(kind, shapes, data, time_steps, variant, rate, radix, bias, seed):
+    """Of spikes, and the values of radix spikes."""
     case = data.draw(shapes)
-    bits = planes(time_steps, *case["input"], seed=seed, rate=rate)
+    bits = planes(radix or time_steps, *case["input"], seed=seed, rate=rate)
     weight, scale = variant.operands(*case["weight"], seed=seed + 1)
     bias = dyadic(case["weight"][0], seed=seed + 2, dtype=variant.dtype) if bias else None
     how = variant.how(weight, case["geometry"].get("groups", 1))
-    call(f"count_{kind}", how, bits, weight, bias, scale=scale, **case["geometry"])
+    call(f"count_{kind}", how, bits, weight, bias, scale=scale, **case["geometry"], radix=radix)
 
 
 @every_shape
@@ -204,6 +213,70 @@ def test_larger_batches(time_steps, batch, variant):
     assert 0.05 < firing_rate(spikes, time_steps) < 0.8
 
 
+# Channels a group and outputs in all, at and beside the borders of words, blocks, vectors and quads of bytes; groups.
+OF_VALUES = [(1, 1, 1), (3, 17, 1), (4, 16, 1), (22, 34, 2), (63, 64, 1), (64, 66, 2), (65, 129, 1), (1, 21, 7)]
+
+
+@pairs(
+    sizes=OF_VALUES,
+    radix=RADIX,
+    dtype=WEIGHTS,
+    engine=ENGINES,
+    drawn=["even", "sparse", "largest", "high", "none"],
+    bias=[False, True],
+)
+def test_values(sizes, radix, dtype, engine, drawn, bias):
+    """Of radix spikes, largest and zero ones, and those from 128 on, which a signed byte does not hold."""
+    channels, outputs, groups = sizes
+    shape = (2, groups * channels, 7, 6)
+    rate = {"even": 0.5, "high": 0.5, "sparse": 0.03, "largest": 1.0, "none": 0.0}[drawn]
+    bits = planes(radix, *shape, seed=radix, rate=rate)
+    if drawn == "high":
+        bits |= 1 << (radix - 1)
+    variant = exact.Variant(dtype, scaled=dtype in INTEGERS or radix % 2 == 0, packed=radix > 4, engine=engine)
+    weight, scale = variant.operands(outputs, channels, 3, 2, seed=1)
+    bias = dyadic(outputs, seed=2, dtype=variant.dtype) if bias else None
+    geometry = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": groups}
+    how = variant.how(weight, groups)
+    call("count_conv2d", how, bits, weight, bias, scale=scale, radix=radix, **geometry)
+    # And not what torch makes of these numbers alone
+    sums = F.conv2d(bits[0].double(), weight.double(), **geometry)
+    got = ops.count_conv2d(bits, weight, scale=scale, radix=radix, **geometry, **how)
+    same(got, sums.to(got.dtype) if scale is None else channelwise(scale, weight) * sums.to(got.dtype))
+
+
+@pairs(
+    sizes=[(3, 70, 1), (65, 130, 1), (48, 96, 48), (128, 32, 2)],
+    shape=[(2, 9, 7), (3, 19, 17)],
+    radix=[2, 5, 8],
+    rate=[0.01, 0.1, 0.5],
+    variant=VARIANTS,
+)
+def test_values_of_larger_images(sizes, shape, radix, rate, variant):
+    channels, outputs, groups = sizes
+    bits = planes(radix, shape[0], channels, *shape[1:], seed=0, rate=rate)
+    weight, scale = variant.operands(outputs, channels // groups, 3, 3, seed=1)
+    named = {"bias": dyadic(outputs, seed=2, dtype=variant.dtype), "scale": scale, "padding": 1, "groups": groups}
+    call("count_conv2d", variant.how(weight, groups), bits, weight, **named, radix=radix)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("inputs", [65_793, 65_794])
+def test_largest_sums_of_values(inputs, dtype, engine):
+    """The most inputs whose products with 8 bits of weights fit 32 bits, and one more; all as large as they get."""
+    least, most = {torch.int8: (-128, 127), torch.int16: (-32639, 32639)}[dtype]
+    weight = torch.empty(3, inputs, dtype=dtype)
+    weight[0], weight[1] = least, most
+    weight[2, ::2], weight[2, 1::2] = least, most
+    bits = torch.full((1, 2, inputs), 255, dtype=torch.uint8)
+    bits[0, 1, -1] = 0
+    scale = torch.tensor([1.0, -0.3, 2.0**-20])
+    want = scale * (bits[0].double() @ weight.double().t()).float()
+    for packed in (None, ops.pack_weight(weight)):
+        everywhere(want, ops.count_linear, bits, weight, scale=scale, engine=engine, packed=packed, radix=8)
+
+
 BEYOND_A_BYTE = {"conv2d": ((2, 9, 5, 4), (19, 9, 3, 3), {"padding": 1}), "linear": ((3, 67), (19, 67), {})}
 
 
@@ -236,16 +309,18 @@ NARROW = [
 ]
 
 
-@pairs(narrow=NARROW, rate=[0.5, 1.0], kind=["count", "spiking"])
+@pairs(narrow=NARROW, rate=[0.5, 1.0], kind=["count", "spiking", "value"])
 def test_int8_sums_are_exact(narrow, rate, kind):
     shape, value, groups = narrow
     linear = len(shape) == 2
     inputs, geometry = ((5, shape[1]), {}) if linear else ((2, groups * shape[1], *shape[2:]), {"padding": 1})
     geometry |= {} if linear else {"groups": groups}
-    bits, weight = planes(3, *inputs, seed=0, rate=rate), torch.full(shape, value, dtype=torch.int8)
+    steps = 8 if kind == "value" else 3
+    bits, weight = planes(steps, *inputs, seed=0, rate=rate), torch.full(shape, value, dtype=torch.int8)
     scale, bias = torch.linspace(-1, 1, shape[0]), dyadic(shape[0], seed=1) if linear else None
-    dense = ref.unpack_spikes(bits, 3, torch.float64)
-    sums = [product_of(x, weight.double(), **geometry) for x in (dense if kind == "spiking" else [dense.sum(0)])]
+    dense = ref.unpack_spikes(bits, steps, torch.float64)
+    entering = {"spiking": dense, "count": dense.sum(0, keepdim=True), "value": bits.double()}[kind]
+    sums = [product_of(x, weight.double(), **geometry) for x in entering]
     want = channelwise(scale, weight) * torch.stack(sums).float() + (bias if linear else 0)
     named = {"scale": scale, **geometry}
     if kind == "spiking":
@@ -253,20 +328,21 @@ def test_int8_sums_are_exact(narrow, rate, kind):
         named |= {"time_steps": 3, "neuron": IF(1000)}
     else:
         want = want[0]
-    product = getattr(ops, f"{kind}_{'linear' if linear else 'conv2d'}")
+        named |= {"radix": 8} if kind == "value" else {}
+    product = getattr(ops, f"{'spiking' if kind == 'spiking' else 'count'}_{'linear' if linear else 'conv2d'}")
     for packed in (None, ops.pack_weight(weight, groups)):
         everywhere(want, product, bits, weight, bias, packed=packed, **named)
 
 
 @exact.every_variant
-@pytest.mark.parametrize(("batch", "time_steps"), [(10, 8), (1, 264)])
-def test_counts_of_large_images(batch, time_steps, variant):
+@pytest.mark.parametrize(("batch", "time_steps", "radix"), [(10, 8, 0), (1, 264, 0), (10, 7, 7)])
+def test_counts_of_large_images(batch, time_steps, radix, variant):
     """More than the kernels' scratch memory holds at once: several samples, or several binary digits of counts."""
     few = planes(time_steps, batch, 16, 8, 96, seed=0, rate=0.99)
-    assert time_steps == 8 or ref.spike_count(few).max() > 255
+    assert time_steps <= 8 or ref.spike_count(few).max() > 255
     weight, scale = variant.operands(5, 16, 3, 3, seed=1)
     named = {"bias": dyadic(5, seed=2, dtype=variant.dtype), "scale": scale, "padding": 1}
-    call("count_conv2d", variant.how(weight), few.repeat(1, 1, 1, 12, 1), weight, **named)
+    call("count_conv2d", variant.how(weight), few.repeat(1, 1, 1, 12, 1), weight, **named, radix=radix)
 
 
 WANTED = [(True, False), (False, True), (False, False)]
@@ -309,6 +385,7 @@ def test_all_or_nothing_spikes(byte, variant):
     named, how = {"scale": scale, "padding": 1}, variant.how(weight)
     call("spiking_conv2d", how, bits, weight, **named, time_steps=24)
     call("count_conv2d", how, bits, weight, **named)
+    call("count_conv2d", how, bits[:1], weight, **named, radix=8)
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -351,7 +428,8 @@ def test_lists_of_several_passes(groups, dtype):
     """More tiles than have their lists of counts at once."""
     bits = planes(3, 1, 64, 160, 150, seed=0, rate=0.05)
     weight = dyadic(6, 64 // groups, 5, 5, seed=1, dtype=dtype)
-    call("count_conv2d", {"engine": "event"}, bits, weight, groups=groups)
+    for radix in (0, 3):
+        call("count_conv2d", {"engine": "event"}, bits, weight, groups=groups, radix=radix)
 
 
 def test_more_inputs_than_a_tile_can_list():
@@ -371,6 +449,7 @@ def test_image_without_pixels(groups, engine):
     counts = bias.view(1, 6, 1, 1).expand(2, 6, 2, 3)
     named = {"padding": 1, "groups": groups, "engine": engine}
     everywhere(counts, ops.count_conv2d, bits, weight, bias, **named)
+    everywhere(counts, ops.count_conv2d, bits, weight, bias, **named, radix=8)
     want = ref.integrate_and_fire(counts, 8)
     everywhere(want, ops.spiking_conv2d, bits, weight, bias, **named, time_steps=8)
 
@@ -555,6 +634,14 @@ WRONG_LINEAR = [
 ]
 
 
+WRONG_RADIX = [
+    *(({"radix": n}, ValueError, f"radix must be from 0 to 8, got {n}") for n in (-1, 9, 2**70)),
+    *(({"radix": x}, TypeError, f"radix must be an int, got {t}") for x, t in ((8.0, "float"), (True, "bool"))),
+    ({"radix": None}, TypeError, "radix must be an int, got NoneType"),
+    ({"radix": 8}, ValueError, r"bits of radix spikes must have one plane, got \[2, "),
+]
+
+
 def wrong_of_spiking(*outputs):
     """What is wrong with one argument of a product that fires, of 9 steps, with neurons of this shape."""
     state, added = torch.zeros(1, *outputs), torch.zeros(9, *outputs)
@@ -604,7 +691,7 @@ WRONG_SPIKING = {"conv2d": wrong_of_spiking(3, 8, 4, 4), "linear": wrong_of_spik
         (product, *row)
         for product in PRODUCTS
         for kind in [product.partition("_")[2]]
-        for row in WRONG[kind] + (WRONG_SPIKING[kind] if product.startswith("spiking") else [])
+        for row in WRONG[kind] + (WRONG_SPIKING[kind] if product.startswith("spiking") else WRONG_RADIX)
     ],
 )
 def test_bad_input(product, wrong, error, message):
@@ -612,6 +699,19 @@ def test_bad_input(product, wrong, error, message):
     named = {"bits": BITS[kind], "weight": WEIGHT[kind]} | ({"time_steps": 9} if product.startswith("spiking") else {})
     with pytest.raises(error, match=f"^{product}: .*{message}"):
         getattr(ops, product)(**named | wrong)
+
+
+@pytest.mark.parametrize("engine", [EVENT, DENSE, AUTO])
+@pytest.mark.parametrize("kind", ["conv2d", "linear"])
+def test_bad_radix_of_the_operator(kind, engine):
+    """Called with no Python in between."""
+    bits, weight = BITS[kind], WEIGHT[kind]
+    geometry = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "engine": engine, "terms": 3}
+    for radix in (-1, 9, -(2**63)):
+        with pytest.raises(RuntimeError, match=f"^count_{kind}: radix must be from 0 to 8, got {radix}"):
+            raw("count_product", bits=bits[:1], weight=weight, **geometry, radix=radix)
+    with pytest.raises(RuntimeError, match=rf"^count_{kind}: bits of radix spikes must have one plane, got \[2, "):
+        raw("count_product", bits=bits, weight=weight, **geometry, radix=8)
 
 
 @pytest.mark.parametrize("argument", ["stride", "padding", "dilation"])

@@ -223,7 +223,7 @@ def test_tandem_count_is_the_value(steps, dtype):
     value = ref.tandem_count(bits, v, steps, radix, radix.upper(steps))
     same(value.detach(), radix.value(v.detach(), steps))
     (grad,) = torch.autograd.grad(value.sum(), v)
-    inside = (v > 0) & (v <= 1)
+    inside = (v > 0) & (v <= radix.upper(steps))
     same(grad, torch.where(inside, 1 / torch.tensor(radix.threshold_at(steps), dtype=dtype), 0.0))
 
 
@@ -424,9 +424,13 @@ def test_average_of_numbers(steps, name):
     torch.testing.assert_close(grad, want)
 
 
-def test_averages_of_numbers_have_one_threshold():
-    with pytest.raises(ValueError, match=r"SpikingAvgPool2d: threshold must be 1 for radix spikes, .* got 0\.5"):
-        ref.SpikingAvgPool2d(2, threshold=0.5)(radix_train(4, 1, 2, 4, 4, seed=0))
+@every_t
+def test_averages_with_a_threshold(steps):
+    """Of half of it, twice the value."""
+    x = radix_train(steps, 1, 2, 4, 4, seed=0)
+    mean = nn.functional.avg_pool2d(x.value, 2)
+    want = (2 * mean).floor().clamp(max=2**steps - 1)
+    same(ref.SpikingAvgPool2d(2, threshold=0.5)(x).value, want)
 
 
 @every_t

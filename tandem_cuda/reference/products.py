@@ -92,18 +92,20 @@ def count_linear(
     *,
     scale: Tensor | None = None,
     count: Tensor | None = None,
+    radix: int = 0,
 ) -> Tensor:
     """Return scale * (weight * (spike count of bits)) + bias: bits [P, N, ..., F], weight [O, F] -> [N, ..., O].
 
     weight: of any dtype of `tandem_cuda.ops`, int8 only with a scale; bias, scale: [O], the scale gets no gradient;
-    count: [N, ..., F], gets the gradient of the counts, but its value is not read.
+    count: [N, ..., F], gets the gradient of the counts, but its value is not read; radix: T of radix spikes, whose
+    values, the bytes of their one plane, take the place of the counts, or 0.
 
     Examples:
         >>> bits = torch.tensor([[[0b1111, 0b0011]]], dtype=torch.uint8)
         >>> reference.count_linear(bits, torch.tensor([[0.5, 0.25]]))
         tensor([[2.5000]])
     """
-    return _affine(_count(bits, count, _dtype(weight)), weight, bias, scale)
+    return _affine(_count(bits, count, _dtype(weight), radix), weight, bias, scale)
 
 
 def count_conv2d(
@@ -117,6 +119,7 @@ def count_conv2d(
     *,
     scale: Tensor | None = None,
     count: Tensor | None = None,
+    radix: int = 0,
 ) -> Tensor:
     """Work as count_linear, with a 2-D convolution: [P, N, C, H, W], weight [O, C/groups, kH, kW] -> [N, O, Ho, Wo].
 
@@ -125,7 +128,7 @@ def count_conv2d(
         >>> reference.count_conv2d(bits, torch.full((1, 1, 3, 3), 0.125)).flatten()
         tensor([4.5000])
     """
-    counts = _count(bits, count, _dtype(weight))
+    counts = _count(bits, count, _dtype(weight), radix)
     return _affine(counts, weight, bias, scale, stride, padding, dilation, groups)
 
 
@@ -295,7 +298,9 @@ def _dtype(weight: Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
-def _count(bits: Tensor, count: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return the spike counts of bits, whose gradient goes to count."""
-    counted = spike_count(bits, dtype)
+def _count(bits: Tensor, count: Tensor | None, dtype: torch.dtype, radix: int) -> Tensor:
+    """Return the spike counts of bits, or values of radix spikes; their gradient goes to count."""
+    if radix:
+        check_bits("count_product", bits, radix)
+    counted = bits[0].to(dtype) if radix else spike_count(bits, dtype)
     return counted if count is None else replace_value(count, counted)

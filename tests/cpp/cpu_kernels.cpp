@@ -371,8 +371,9 @@ std::string neuron_name(T leak) {
   return leak == 0 ? " count" : leak == 1 ? " IF" : " LIF";
 }
 
+// values: of a count product, the bytes are numbers.
 template <class T>
-void depthwise(int64_t channels, int64_t multiplier, int64_t time_steps, T leak, unsigned options) {
+void depthwise(int64_t channels, int64_t multiplier, int64_t time_steps, T leak, unsigned options, bool values) {
   const ConvGeometry g = geometry(2, 5, 7, channels, channels * multiplier, channels, 3);
   const int64_t outputs = g.pixels_out() * g.out_channels, planes = planes_for(time_steps);
   Random random;
@@ -388,6 +389,7 @@ void depthwise(int64_t channels, int64_t multiplier, int64_t time_steps, T leak,
   args.geometry = &g;
   args.bits = bits.data();
   args.planes = planes;
+  args.values = values;
   args.weight = weight.data();
   args.weight_stride = weight_stride;
   args.scale = data_if(options & kScale, scale);
@@ -407,7 +409,7 @@ void depthwise(int64_t channels, int64_t multiplier, int64_t time_steps, T leak,
   hash.add(sum);
   hash.add(potential);
   hash.print(std::string("depthwise ") + kName<T> + geometry_name(g) + steps_name(time_steps) + neuron_name(leak) +
-             options_name(options));
+             (values ? " values" : "") + options_name(options));
 }
 
 // An event-driven product and what its stages made.
@@ -607,11 +609,14 @@ void typed_cases() {
     pack_and_unpack<T>(time_steps);
     spike_count<T>(time_steps);
     for (const T leak : {T(0), T(1), T(0.9)}) {
-      depthwise<T>(19, 1, time_steps, leak, 0);
-      depthwise<T>(3, 1, time_steps, leak, kAll & ~kAddSum);  // narrower than most vectors
-      depthwise<T>(7, 3, time_steps, leak, kScale | kBias | kSum);
+      depthwise<T>(19, 1, time_steps, leak, 0, false);
+      depthwise<T>(3, 1, time_steps, leak, kAll & ~kAddSum, false);  // narrower than most vectors
+      depthwise<T>(7, 3, time_steps, leak, kScale | kBias | kSum, false);
     }
   }
+  depthwise<T>(19, 1, 8, T(0), 0, true);
+  depthwise<T>(3, 1, 8, T(0), 0, true);
+  depthwise<T>(7, 3, 8, T(0), kScale | kBias | kSum, true);
   for (const unsigned options : {0U, +kScale, kScale | kBias | kAddSum}) {
     listed_counts<T>(geometry(9, 1, 1, 64, 37, 1, 1), options);    // a linear layer, whole words of channels
     listed_counts<T>(geometry(2, 5, 7, 256, 140, 2, 3), options);  // several chunks of a tap, several blocks

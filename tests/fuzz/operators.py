@@ -127,13 +127,13 @@ SMALLEST = {torch.int8: 128, torch.int16: 32639}
 """Of integer weights, minus the smallest."""
 
 
-def weights(draw: Draw, shape, steps):
-    """(values in float64, dtype of torch): dyadic, and so few bits that sums over inputs and counts are exact."""
+def weights(draw: Draw, shape, largest):
+    """(values in float64, dtype of torch): dyadic, and so few bits that sums of inputs up to `largest` are exact."""
     dtype = draw.one(WEIGHTS)
     if dtype in SMALLEST:
         return draw.rng.integers(-SMALLEST[dtype], SMALLEST[dtype], shape).astype(np.float64), dtype
     room = SIGNIFICANDS[torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype]
-    room -= math.ceil(math.log2(math.prod(shape[1:]) * steps + 1)) + 1
+    room -= math.ceil(math.log2(math.prod(shape[1:]) * largest + 1)) + 1
     bits = min(room, SIGNIFICANDS[dtype], draw.one((2, 4, 8, 12)))
     return draw.dyadic(*shape, largest=2**bits - 1, unit=2.0 ** -draw.int(bits - 1, bits), dtype=np.float64), dtype
 
@@ -164,8 +164,10 @@ def convolution(draw: Draw):
 
 
 def products(draw: Draw):
-    """spiking_conv2d, spiking_linear, count_conv2d or count_linear, with gradients."""
+    """spiking_conv2d, spiking_linear, count_conv2d or count_linear, of counts or radix spikes, with gradients."""
     linear, steps = draw.chance(0.35), draw.steps()
+    call = draw.one((_spiking, _spiking, _spiking, _counting, _counting, _valuing))
+    steps = min(steps, 8) if call is _valuing else steps
     if linear:
         lead = [draw.batch(), *[draw.int(1, 3) for _ in range(draw.one((0, 0, 0, 1, 2)))]]
         shape, weight_shape, geometry = (*lead, draw.channels()), (draw.channels(),), {}
@@ -174,8 +176,9 @@ def products(draw: Draw):
         shape, weight_shape, geometry = convolution(draw)
     if draw.chance(0.3):  # ints for pairs
         geometry = {name: x[0] if isinstance(x, tuple) and x[0] == x[1] else x for name, x in geometry.items()}
-    values, dtype = weights(draw, weight_shape, steps)
+    values, dtype = weights(draw, weight_shape, 2**steps - 1 if call is _valuing else steps)
     spikes = draw.spikes(steps, *shape)
+    numbers = oracle.radix_values(spikes) if call is _valuing else spikes.sum(0)
     operands = _operands(draw, values, dtype)
     draw.note(steps=steps, shape=list(shape), weight=list(weight_shape), dtype=str(dtype), **geometry)
 
@@ -185,10 +188,9 @@ def products(draw: Draw):
         flat = oracle.convolution(x.reshape(-1, *shape[1:]), values, **geometry)
         return flat.reshape(*x.shape[:-3], *flat.shape[1:])
 
-    call = _spiking if draw.chance(0.6) else _counting
-    out = call(draw, linear, spikes, operands, product, geometry)
+    out = call(draw, linear, spikes, numbers, operands, product, geometry)
     if out is not None:
-        _gradients(draw, linear, spikes, operands, geometry, out, steps if call is _spiking else 1)
+        _gradients(draw, linear, numbers, operands, geometry, out, steps if call is _spiking else 1)
 
 
 class _Operands:
@@ -212,12 +214,12 @@ def _operands(draw, values, dtype):
     return operands
 
 
-def _arguments(draw, linear, spikes, operands, geometry):
+def _arguments(draw, bits, numbers, operands, geometry):
     """Positional and keyword arguments that both products take."""
     groups = geometry.get("groups", 1)
     engine = draw.engine(operands.weight)
     packed = draw.packed(operands.weight, groups)
-    count = draw.tensor(spikes.sum(0).astype(operands.number)) if draw.chance(0.4) else None
+    count = draw.tensor(numbers.astype(operands.number)) if draw.chance(0.4) else None
     operands.tensors["count"] = count
     draw.note(engine=engine, packed=packed is not None, scale=operands.scale is not None)
     if draw.chance(0.3):
@@ -225,17 +227,17 @@ def _arguments(draw, linear, spikes, operands, geometry):
             if x is not None and x.is_floating_point():
                 x.requires_grad_()
     named = {"packed": packed, "scale": operands.tensors["scale"], "count": count, "engine": engine, **geometry}
-    return (draw.bits(spikes), operands.weight, operands.tensors["bias"]), named
+    return (bits, operands.weight, operands.tensors["bias"]), named
 
 
-def _spiking(draw, linear, spikes, operands, product, geometry):
+def _spiking(draw, linear, spikes, numbers, operands, product, geometry):
     neuron = draw.neuron()
     axis = -1 if linear else 2
     x = oracle.affine(product(spikes).astype(operands.number), operands.scale, operands.bias, axis)
     state = draw.state(neuron, *x.shape[1:], dtype=operands.number) if draw.chance(0.3) else None
     want = oracle.neurons(x, neuron, state)
     wants = draw.chance(0.7), draw.chance(0.5)
-    arguments, named = _arguments(draw, linear, spikes, operands, geometry)
+    arguments, named = _arguments(draw, draw.bits(spikes), numbers, operands, geometry)
     draw.note(op="spiking", neuron=str(neuron))
     op = ops.spiking_linear if linear else ops.spiking_conv2d
     got = op(
@@ -251,17 +253,22 @@ def _spiking(draw, linear, spikes, operands, product, geometry):
     return got[1] if wants[0] else None
 
 
-def _counting(draw, linear, spikes, operands, product, geometry):
+def _counting(draw, linear, spikes, numbers, operands, product, geometry, radix=0):
     axis = -1 if linear else 1
-    want = oracle.affine(product(spikes.sum(0)).astype(operands.number), operands.scale, operands.bias, axis)
-    arguments, named = _arguments(draw, linear, spikes, operands, geometry)
-    draw.note(op="count")
-    got = (ops.count_linear if linear else ops.count_conv2d)(*arguments, **named)
+    want = oracle.affine(product(numbers).astype(operands.number), operands.scale, operands.bias, axis)
+    bits = draw.bits(spikes[::-1] if radix else spikes)  # bit T - t of a radix spike's byte is step t
+    arguments, named = _arguments(draw, bits, numbers, operands, geometry)
+    draw.note(op="count", radix=radix)
+    got = (ops.count_linear if linear else ops.count_conv2d)(*arguments, **named, radix=radix)
     same("sum", got, want)
     return got
 
 
-def _gradients(draw, linear, spikes, operands, geometry, out, bias_steps):
+def _valuing(draw, linear, spikes, *others):
+    return _counting(draw, linear, spikes, *others, radix=len(spikes))
+
+
+def _gradients(draw, linear, numbers, operands, geometry, out, bias_steps):
     """Of whole numbers, so that they are exact too; rounded to the dtype of what they are of."""
     leaves = {"weight": operands.weight, "bias": operands.tensors["bias"], "count": operands.tensors["count"]}
     leaves = {name: x for name, x in leaves.items() if x is not None and x.requires_grad}
@@ -274,7 +281,7 @@ def _gradients(draw, linear, spikes, operands, geometry, out, bias_steps):
     channel = -1 if linear else 1
     others = tuple(d for d in range(grad.ndim) if d != channel % grad.ndim)
     scaled = oracle.affine(grad, operands.scale, None, channel).astype(np.float64)
-    count = spikes.sum(0).astype(np.float64)
+    count = numbers.astype(np.float64)
 
     def gradients(scaled, values, grad):
         if linear:

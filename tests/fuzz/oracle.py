@@ -29,6 +29,14 @@ def unpack(planes, steps):
     return np.stack([(planes[t // 8] >> np.uint8(t % 8)) & np.uint8(1) for t in range(steps)])
 
 
+def radix_values(spikes):
+    """[T, ...] of 0 and 1 -> the numbers that radix spikes stand for: that of step t weighs 2^(T - t)."""
+    value = np.zeros(spikes.shape[1:], np.int64)
+    for spike in spikes:
+        value = 2 * value + spike
+    return value
+
+
 class Model(NamedTuple):
     """What the oracle knows of a neuron model."""
 

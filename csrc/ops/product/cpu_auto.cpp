@@ -8,6 +8,7 @@
 // dense, float       | torch's convolution             | torch's convolution           | -
 // dense, integer     | tables of sums                  | bytes on VNNI, else tables    | -
 //
+// Counts are numbers of spikes, or the values of radix spikes.
 // - Visits (event_visits.inl.h, event_rows.inl.h): lists of the inputs that spike, made once for all output channels.
 // - Lists of windows (window_lists.inl.h): made anew for each block of output channels, where the weights are few.
 // - Lists of counts (count_lists.inl.h): the inputs whose count is not zero, each with its count.
@@ -207,7 +208,7 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
   } else {
     check_32_bits(op, plan);
     const BinaryCounts counts(op, plan);
-    const Planes in = {counts.bytes.data, counts.planes, counts.digits,
+    const Planes in = {counts.bytes, counts.planes, counts.digits,
                        geometry.height * geometry.width * geometry.in_channels, geometry.batch};
     const bool bytes = multiplies_counts(plan);
     const double crossover = !integers ? count_crossover(geometry) / static_cast<double>(counts.digits)

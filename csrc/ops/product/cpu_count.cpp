@@ -89,8 +89,8 @@ void run_count_lists(const char* op, const ProductPlan& plan, Samples samples, c
   dispatch_floating(op, plan.type, [&](auto type) {
     using T = decltype(type);
     with_packed<T>(op, plan, [&](const T* packed) {
-      add_count_product<T>(op, plan.geometry, samples, packed, counts.bytes.data, counts.planes,
-                           data_or_null<T>(plan.scale), data_or_null<T>(plan.bias), false, output<T>(plan.out_sum));
+      add_count_product<T>(op, plan.geometry, samples, packed, counts.bytes, counts.planes, data_or_null<T>(plan.scale),
+                           data_or_null<T>(plan.bias), false, output<T>(plan.out_sum));
     });
   });
 }

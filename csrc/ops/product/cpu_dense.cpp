@@ -141,8 +141,12 @@ void run_count_dense(const char* op, const ProductPlan& plan, Samples samples) {
     for (int64_t n = samples.first; n < samples.last; n += pass) {
       const auto* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr()) + n * inputs;
       parallel_ranges(pass * inputs, 16384, [&](int64_t begin, int64_t end) {
-        kernels<SpikeTrainKernels>().spike_count(bits, planes, g.batch * inputs, begin, end,
-                                                 static_cast<T*>(count.mutable_data_ptr()));
+        T* const to = static_cast<T*>(count.mutable_data_ptr());
+        if (plan.radix) {
+          std::copy(bits + begin, bits + end, to + begin);
+        } else {
+          kernels<SpikeTrainKernels>().spike_count(bits, planes, g.batch * inputs, begin, end, to);
+        }
       });
       const Tensor product = dense_product(op, plan, count);
       const T* from = static_cast<const T*>(product.const_data_ptr());

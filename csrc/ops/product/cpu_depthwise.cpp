@@ -46,6 +46,7 @@ void run(const char* op, const ProductPlan& plan, DepthwiseArgs<T> args) {
   args.geometry = &g;
   args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
   args.planes = plan.bits.size(0);
+  args.values = plan.radix > 0;
   args.weight = weight.data();
   args.scale = data_or_null<T>(plan.scale);
   args.bias = data_or_null<T>(plan.bias);

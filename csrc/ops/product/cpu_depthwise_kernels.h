@@ -19,12 +19,13 @@ struct DepthwiseTap {
   int64_t input, weight;
 };
 
-// A product of one input channel a group, with the neuron loop or with the spike counts.
+// A product of one input channel a group, with the neuron loop, or with spike counts or the values of radix spikes.
 template <class T>
 struct DepthwiseArgs {
   const ConvGeometry* geometry;
   const uint8_t* bits;  // [planes, pixels_in, in_channels]
   int64_t planes;
+  bool values;             // of a count product: the bytes are numbers, and no spikes to count
   const T* weight;         // [taps, weight_stride]
   int64_t weight_stride;   // out_channels, but at least a vector of any instruction set
   const T* scale;          // [out_channels] of the weights, or null

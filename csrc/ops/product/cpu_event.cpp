@@ -289,13 +289,18 @@ int64_t digits_for(int64_t planes) {
 }  // namespace
 
 BinaryCounts::BinaryCounts(const char* op, const ProductPlan& plan)
-    : digits(digits_for(plan.bits.size(0))),
+    : digits(plan.radix ? plan.radix : digits_for(plan.bits.size(0))),
       planes(planes_for(digits)),
-      bytes(op, planes * plan.geometry.pixels_in() * plan.geometry.in_channels) {
+      counted(op, plan.radix ? 0 : planes * plan.geometry.pixels_in() * plan.geometry.in_channels),
+      bytes(counted.data) {
   const auto* bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
+  if (plan.radix) {
+    bytes = bits;
+    return;
+  }
   const int64_t inputs = plan.geometry.pixels_in() * plan.geometry.in_channels;
   parallel_ranges(inputs, 16384, [&](int64_t begin, int64_t end) {
-    kernels<SpikeTrainKernels>().count_bytes(bits, plan.bits.size(0), inputs, begin, end, bytes.data, planes);
+    kernels<SpikeTrainKernels>().count_bytes(bits, plan.bits.size(0), inputs, begin, end, counted.data, planes);
   });
 }
 
@@ -305,7 +310,7 @@ void run_count_events(const char* op, const ProductPlan& plan, Samples samples, 
     EventTileArgs<decltype(element), float> args = {};
     args.steps = counts.digits;
     args.sink.sum = output<float>(plan.out_sum);
-    run(op, plan, samples, counts.bytes.data, counts.planes, density, args);
+    run(op, plan, samples, counts.bytes, counts.planes, density, args);
   });
 }
 

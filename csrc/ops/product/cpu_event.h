@@ -6,10 +6,12 @@
 
 namespace tandem {
 
-// The spike counts of an input: their binary digits take the place of time steps in an event-driven product.
+// The numbers that weights multiply, spike counts or the values of radix spikes: their binary digits take the place of
+// time steps in an event-driven product.
 struct BinaryCounts {
   int64_t digits, planes;
-  AlignedBuffer<uint8_t> bytes;  // [planes, pixels_in, C]
+  AlignedBuffer<uint8_t> counted;  // empty for radix spikes, whose bytes are the values
+  const uint8_t* bytes;            // [planes, pixels_in, C]
 
   BinaryCounts(const char* op, const ProductPlan& plan);
 };

@@ -78,7 +78,7 @@ void run_count_words(const char* op, const ProductPlan& plan, Samples samples, c
     EventTileArgs<decltype(element), float> args = {};
     args.steps = counts.digits;
     args.sink.sum = output<float>(plan.out_sum);
-    run_words(op, plan, samples, counts.bytes.data, counts.planes, args);
+    run_words(op, plan, samples, counts.bytes, counts.planes, args);
   });
 }
 
@@ -104,7 +104,7 @@ void run_bytes(const char* op, const ProductPlan& plan, Samples samples, const B
     for (int64_t n = samples.first; n < samples.last; n += most) {
       ConvGeometry band = g;
       band.batch = std::min(most, samples.last - n);
-      const uint8_t* const from = given.bytes.data + n * pixels * g.in_channels;
+      const uint8_t* const from = given.bytes + n * pixels * g.in_channels;
       if (pads) {
         parallel_ranges(
             band.batch * pixels * g.groups, std::max<int64_t>(1, 16384 / channels), [&](int64_t begin, int64_t end) {

@@ -54,17 +54,15 @@ TANDEM_HOST void add_spiking(LaneBytes bytes, Vec<T> weight, const StepBit<T>* s
 #endif
 }
 
-// Spikes in the byte of each lane.
-template <class T>
-TANDEM_HOST Vec<T> count_spiking(LaneBytes bytes) {
+// The spikes in each byte.
+TANDEM_HOST LaneBytes count_spiking(LaneBytes bytes) {
 #if defined(TANDEM_NEON)
-  bytes = reinterpret_cast<LaneBytes>(vcntq_u8(reinterpret_cast<uint8x16_t>(bytes)));
+  return reinterpret_cast<LaneBytes>(vcntq_u8(reinterpret_cast<uint8x16_t>(bytes)));
 #else
   bytes -= (bytes >> 1) & 0x5555555555555555;
   bytes = (bytes & 0x3333333333333333) + ((bytes >> 2) & 0x3333333333333333);
-  bytes = (bytes + (bytes >> 4)) & 0x0F0F0F0F0F0F0F0F;
+  return (bytes + (bytes >> 4)) & 0x0F0F0F0F0F0F0F0F;
 #endif
-  return __builtin_convertvector(widen<T>(bytes), Vec<T>);
 }
 
 // One vector of output channels.
@@ -183,8 +181,9 @@ void depthwise_count(const DepthwiseArgs<T>& a, const DepthwiseLanes<T>& lanes, 
   const int64_t n = kMoved ? lanes.n : kLanes<T>;
   Vec<T> total = {};
   for (int64_t p = 0; p < a.planes; ++p) {
-    for_taps<T, kMoved>(a, lanes, taps, p,
-                        [&](LaneBytes bytes, Vec<T> weight) { total += weight * count_spiking<T>(bytes); });
+    for_taps<T, kMoved>(a, lanes, taps, p, [&](LaneBytes bytes, Vec<T> weight) {
+      total += weight * __builtin_convertvector(widen<T>(a.values ? bytes : count_spiking(bytes)), Vec<T>);
+    });
   }
   if (a.scale) total *= load(a.scale + lanes.first, n);
   if (a.bias) total += load(a.bias + lanes.first, n);

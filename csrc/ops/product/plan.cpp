@@ -103,8 +103,9 @@ ProductPlan plan_inputs(const char* op, const ProductArguments& a, const ConvGeo
   const std::optional<Tensor> scale = channels_last(op, a.scale, 0), bias = channels_last(op, a.bias, 0);
   if (scale) check_finite(op, "scale", *scale);
   if (bias) check_finite(op, "bias", *bias);
-  return {geometry,     bits,         a.weight,     a.packed, scale,  bias,  engine_of(op, a.engine), a.terms, a.radix, type, {},
-          std::nullopt, std::nullopt, std::nullopt, none(),   none(), none()};
+  return {geometry, bits,    a.weight, a.packed, scale,        bias,         engine_of(op, a.engine),
+          a.terms,  a.radix, type,     {},       std::nullopt, std::nullopt, std::nullopt,
+          none(),   none(),  none()};
 }
 
 // Currents [T, *neurons] or spikes [P, *neurons] of another branch; bit_sizes: [P, *neurons].
@@ -231,7 +232,7 @@ void check_master(const char* op, const Tensor& weight, const std::optional<Tens
 
 ProductPlan plan_product(const char* op, const ProductArguments& a, const ConvGeometry& geometry, bool linear) {
   TANDEM_CHECK(a.radix >= 0 && a.radix <= kStepsPerPlane, op, "radix must be from 0 to 8, got ", a.radix);
-  if (a.radix) check_planes(op, a.bits, a.radix);
+  TANDEM_CHECK(!a.radix || a.bits.size(0) == 1, op, "bits of radix spikes must have one plane, got ", shape(a.bits));
   ProductPlan plan = plan_inputs(op, a, geometry, linear);
   if (a.radix) check_past_end(op, "bits", plan.bits, a.radix);
   const Sizes neurons = neuron_sizes(a.bits, geometry, linear);
