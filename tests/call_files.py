@@ -6,6 +6,7 @@ import torch
 # What programs call the weights' dtypes of a product; then come products of real input, with two of them, and neurons.
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.int16)
 ORDERED, NEURONS = {torch.int8: 6, torch.int16: 7}, 8
+SPIKES, COUNTS, VALUES = range(3)
 
 
 def product(bits, weight, scale, bias, state, geometry, time_steps, neuron, joined, how):
@@ -13,7 +14,7 @@ def product(bits, weight, scale, bias, state, geometry, time_steps, neuron, join
 
     bits: [P, N, C, H, W]; weight: [O, C/groups, kH, kW]; state, and what joins: as the operators take them; geometry:
     stride to groups; neuron: kind and parameters; joined: added and amplitude, or nothing; how: the program's engine,
-    whether the product is one of spike counts, and the most blocks of a grid.
+    what is multiplied (SPIKES, COUNTS or VALUES of radix spikes), and the most blocks of a grid.
     """
     added = joined.get("added")
     spikes = added is not None and added.dtype == torch.uint8

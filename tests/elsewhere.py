@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import call_files
+from call_files import COUNTS, SPIKES, VALUES
 from tandem_cuda import IF, reference
 from tandem_cuda.neuron import STATES, of_parameters
 
@@ -93,14 +94,14 @@ class Programs:
         self.run(program, *self.files)
         return call_files.results(self.files[1].read_bytes())
 
-    def _product(self, bits, weight, scale, bias, state, time_steps, neuron, joined, more, counts):
+    def _product(self, bits, weight, scale, bias, state, time_steps, neuron, joined, more, multiplied):
         linear = weight.dim() == 2
         geometry = {name: more[name] for name in GEOMETRY}
         if linear:  # of images with one pixel
             bits, weight = bits[..., None, None], weight[..., None, None]
             state = None if state is None else state[..., None, None]
             joined = {name: x[..., None, None] if name == "added" else x for name, x in joined.items() if x is not None}
-        how = [self.engine, counts, 0]
+        how = [self.engine, multiplied, 0]
         call = call_files.product(bits, weight, scale, bias, state, geometry, time_steps, neuron, joined, how)
         sizes = call_files.sizes_of(bits.shape[1:], weight.shape, **geometry)
         shape = [sizes[0], *sizes[4:7]]
@@ -113,14 +114,13 @@ class Programs:
     def spiking_product(self, bits, weight, scale, bias, state, time_steps, neuron, parameters, **more):
         joined = {name: more[name] for name in ("added", "amplitude")}
         neuron = neuron, parameters
-        bits, total, state = self._product(
-            bits, weight, scale, bias, state, time_steps, neuron, joined, more, counts=False
-        )
+        bits, total, state = self._product(bits, weight, scale, bias, state, time_steps, neuron, joined, more, SPIKES)
         return _wanted(bits, total, state, more)
 
-    def count_product(self, bits, weight, scale, bias, **more):
-        silent = IF().kind, IF().parameters
-        (total,) = self._product(bits, weight, scale, bias, None, 8 * len(bits), silent, {}, more, counts=True)
+    def count_product(self, bits, weight, scale, bias, radix=0, **more):
+        silent, steps = (IF().kind, IF().parameters), radix or 8 * len(bits)
+        multiplied = VALUES if radix else COUNTS
+        (total,) = self._product(bits, weight, scale, bias, None, steps, silent, {}, more, multiplied)
         return total
 
     def ordered_product(self, input, weight, **more):

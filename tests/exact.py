@@ -130,6 +130,16 @@ def sized(draw, groups, channels, outputs, wider=range(5)):
     }
 
 
+def product_of_values(bits, weight, scale=None, bias=None, **geometry):
+    """What a count product makes of the values of radix spikes: scale * (weight * value) + bias, of exact sums."""
+    values, doubles = bits[0].double(), weight.double()
+    sums = values @ doubles.T if weight.dim() == 2 else F.conv2d(values, doubles, **geometry)
+    v = sums.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    of_channel = (-1,) if weight.dim() == 2 else (-1, 1, 1)
+    v = v if scale is None else v * scale.view(of_channel)
+    return v if bias is None else v + bias.view(of_channel)
+
+
 @st.composite
 def convolutions(draw):
     """Sizes of a convolution: bits [batch, channels, height, width], weight, and the keywords stride to groups."""

@@ -8,9 +8,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import call_files
-from call_files import DTYPES
+from call_files import COUNTS, DTYPES, SPIKES, VALUES
 from cases import CONVOLUTIONS
-from exact import HALVES, generator, nightly, planes, rounded
+from exact import HALVES, generator, nightly, planes, product_of_values, rounded
 from host_programs import TESTS, VARIANTS
 from neurons import BRANCHES, NEURONS, joining
 from tandem_cuda import ops
@@ -139,6 +139,13 @@ SIZES = [
         CONVOLUTIONS["depthwise"], channels=40, groups=40, outputs=80, stride=(2, 1), dilation=(1, 2), time_steps=19
     ),
 ]
+# Of radix spikes: every T, every shape, values up to 255, and planes that tensor cores read as they are or filled up.
+RADIX_SIZES = [
+    *(replace(CONVOLUTIONS["3 x 3"], time_steps=steps, rate=0.5) for steps in range(1, 9)),
+    *(replace(sizes, time_steps=8 - i % 3, rate=0.5) for i, sizes in enumerate(CONVOLUTIONS.values())),
+    *(replace(CONVOLUTIONS["many pixels"], channels=64, groups=groups, rate=1.0) for groups in (1, 2)),
+    replace(CONVOLUTIONS["3 x 3"], batch=0),
+]
 
 
 def hows(dtype, sizes):
@@ -151,11 +158,15 @@ def hows(dtype, sizes):
 class Call:
     """A product: the arguments of the CPU's operator, and what run_products reads of them."""
 
-    def __init__(self, number, sizes, dtype, how, counts):
-        largest, self.steps, self.dtype, self.how, self.counts = LARGEST[dtype], sizes.time_steps, dtype, how, counts
-        random = generator(number)
+    def __init__(self, number, sizes, dtype, how, multiplied):
+        largest, self.steps, self.dtype, self.how, self.multiplied = (
+            LARGEST[dtype], sizes.time_steps, dtype, how, multiplied,
+        )  # fmt: skip
+        counts, random, integers = multiplied != SPIKES, generator(number), dtype in (torch.int8, torch.int16)
+        if multiplied == VALUES and not integers:
+            inputs = torch.Size(sizes.weight[1:]).numel()
+            largest = min(largest, 2**22 // (inputs * (2**self.steps - 1)))
         whole = torch.randint(-largest, largest, sizes.weight, generator=random)
-        integers = dtype in (torch.int8, torch.int16)
         self.weight = whole.to(dtype) if integers else (whole.double() / 2 ** (largest.bit_length() + 2)).to(dtype)
         float_ = torch.float64 if dtype == torch.float64 else torch.float32
         self.bits = planes(self.steps, *sizes.input, seed=number, rate=sizes.rate)
@@ -186,21 +197,26 @@ class Call:
         """As run_products reads it."""
         operands = self.bits, self.weight, self.scale, self.bias, self.state, self.geometry, self.steps
         neuron = self.neuron.kind, self.neuron.parameters
-        return call_files.product(*operands, neuron, self.joined, [self.how[0], self.counts, self.how[1]])
+        return call_files.product(*operands, neuron, self.joined, [self.how[0], self.multiplied, self.how[1]])
 
     def __repr__(self):
         sizes = call_files.sizes_of(self.bits.shape[1:], self.weight.shape, **self.geometry)
-        return f"{self.dtype}, T={self.steps}, how {self.how}, counts {self.counts}, sizes {sizes}"
+        return f"{self.dtype}, T={self.steps}, how {self.how}, multiplied {self.multiplied}, sizes {sizes}"
 
     def expected(self):
-        """What the CPU's operators return: packed weights, bits, sum and state, channels last."""
+        """What the CPU's operators return: packed weights, bits, sum and state, channels last.
+
+        Of values the definition, in float64.
+        """
         terms = max(self.how[0], 0)
         weight = rounded(self.weight, terms) if self.dtype == torch.float32 and terms else self.weight
-        named = {**self.geometry, "scale": self.scale, "bias": self.bias, "engine": "event"}
-        if self.counts:
-            results = [self.bits[:0], ops.count_conv2d(self.bits, weight, **named), None]
+        named = {**self.geometry, "scale": self.scale, "bias": self.bias}
+        if self.multiplied == VALUES:
+            results = [self.bits[:0], product_of_values(self.bits, weight, **named), None]
+        elif self.multiplied == COUNTS:
+            results = [self.bits[:0], ops.count_conv2d(self.bits, weight, **named, engine="event"), None]
         else:
-            firing = {"neuron": self.neuron, "state": self.state, **self.joined}
+            firing = {"neuron": self.neuron, "state": self.state, **self.joined, "engine": "event"}
             results = ops.spiking_conv2d(self.bits, weight, time_steps=self.steps, **named, **firing)
         channels = [None if x is None else x.movedim(-3, -1).contiguous() for x in results]
         return [ops.pack_weight(self.weight, self.geometry["groups"]), *channels]
@@ -212,36 +228,57 @@ def calls():
     for sizes in SIZES:
         for dtype in DTYPES:
             for how in hows(dtype, sizes):
-                out += [Call(len(out) + counts, sizes, dtype, how, counts) for counts in (0, 1)]
+                out += [Call(len(out) + multiplied, sizes, dtype, how, multiplied) for multiplied in (SPIKES, COUNTS)]
     return [(call, call.expected()) for call in out]
 
 
-@pytest.mark.parametrize(
-    ("variant", "order", "every"),
-    [
-        ("plain", "rand", 7),  # of the 38 calls of a shape always others
-        nightly("plain", "desc", 1),
-        *(nightly(variant, "asc", 1) for variant in ("asan", "tsan")),
-    ],
-)
+@pytest.fixture(scope="session")
+def radix_calls():
+    hows_of = [(sizes, dtype, how) for sizes in RADIX_SIZES for dtype in DTYPES for how in hows(dtype, sizes)]
+    out = [Call(number, *arguments, VALUES) for number, arguments in enumerate(hows_of)]
+    return [(call, call.expected()) for call in out]
+
+
+def check_calls(host, calls, folder, variant, order):
+    """Assert that run_products makes of calls what is expected, to the bit but for the sign of zero."""
+    (folder / "in").write_bytes(b"".join(call.written() for call, _ in calls))
+    result = host.run("run_products", variant, folder / "in", folder / "out", order=order)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{len(calls)} calls\n", "")
+    got = iter(call_files.results((folder / "out").read_bytes()))
+    for call, expected in calls:
+        for name, want in zip(("packed", "bits", "sum", "state"), expected, strict=True):
+            want = np.zeros(0, np.uint8) if want is None else want.numpy().ravel()
+            assert np.array_equal(np.frombuffer(next(got), want.dtype), want), (name, call)
+    assert next(got, None) is None
+
+
+def runs(every):
+    """All calls, or one of so many in the quick tests."""
+    others = [nightly("plain", "desc", 1), *(nightly(variant, "asc", 1) for variant in ("asan", "tsan"))]
+    return pytest.mark.parametrize(("variant", "order", "every"), [("plain", "rand", every), *others])
+
+
+@runs(every=7)  # of the 38 calls of a shape always others
 def test_products_of_the_cpu(host, calls, tmp_path, variant, order, every):
     """All engines, every number of terms and every kind of weight make what the CPU's kernels make, to the bit.
 
     But for the sign of zero, which the tensor cores' sums may lose and nothing depends on.
     """
     calls = calls[::every]
-    (tmp_path / "in").write_bytes(b"".join(call.written() for call, _ in calls))
-    result = host.run("run_products", variant, tmp_path / "in", tmp_path / "out", order=order)
-    assert (result.returncode, result.stdout, result.stderr) == (0, f"{len(calls)} calls\n", "")
-    got = iter(call_files.results((tmp_path / "out").read_bytes()))
-    spikes = 0
-    for call, expected in calls:
-        for name, want in zip(("packed", "bits", "sum", "state"), expected, strict=True):
-            want = np.zeros(0, np.uint8) if want is None else want.numpy().ravel()
-            assert np.array_equal(np.frombuffer(next(got), want.dtype), want), (name, call)
-        spikes += 0 if call.counts else int(np.unpackbits(expected[1].numpy()).sum())
-    assert next(got, None) is None
-    assert spikes > 15 * len(calls)  # silence would prove little
+    check_calls(host, calls, tmp_path, variant, order)
+    spikes = [np.unpackbits(expected[1].numpy()).sum() for call, expected in calls if call.multiplied == SPIKES]
+    assert sum(spikes) > 15 * len(calls)  # silence would prove little
+
+
+@runs(every=5)  # likewise of 21
+def test_values_of_radix_spikes(host, radix_calls, tmp_path, variant, order, every):
+    """All engines, every number of terms and every kind of weight multiply them exactly."""
+    calls = radix_calls[::every]
+    check_calls(host, calls, tmp_path, variant, order)
+    assert {call.steps for call, _ in calls} == set(range(1, 9))
+    bytes_of_eight = [call.bits for call, _ in calls if call.steps == 8 and call.bits.numel()]
+    assert min(bits.max() for bits in bytes_of_eight) > 128  # which a sign would turn negative
+    assert max(bits.min() for bits in bytes_of_eight) == 255
 
 
 def test_rounding_to_terms_is_what_it_says():

@@ -25,6 +25,7 @@ from exact import (
     int8,
     out_shape,
     planes,
+    product_of_values,
     rounded,
 )
 from neurons import BRANCHES, any_neuron, joining, raw_neuron, state_of
@@ -116,6 +117,68 @@ def test_linear(engine, kind, shape, time_steps, device):
     identical(got, want, device)
     want = ops.count_linear(bits, weight, **named, engine="event")
     identical(ops.count_linear(here, there, **moved(named, device), engine=engine), want, device)
+
+
+def check_values(bits, weight, scale, bias, radix, engine, device, **geometry):
+    """Assert that a product of the values of radix spikes is that of the CPU, and what it is meant to be."""
+    f = ops.count_linear if weight.dim() == 2 else ops.count_conv2d
+    named = {"scale": scale, "bias": bias, **geometry}
+    want = f(bits, weight, **named, radix=radix, engine="event")
+    assert torch.equal(want, product_of_values(bits, weight, **named))
+    got = f(on_device(bits, device), on_device(weight, device), **moved(named, device), radix=radix, engine=engine)
+    identical(got, want, device)
+
+
+@every_engine
+@examples(200)
+@given(
+    case=st.one_of(convolutions(), depthwise_convolutions()),
+    radix=st.integers(1, 8),
+    kind=st.sampled_from(KINDS),
+    rate=st.sampled_from(RATES),
+    optional=st.booleans(),
+    seed=SEEDS,
+)
+def test_conv2d_of_radix_spikes(engine, case, radix, kind, rate, optional, seed, device):
+    if not served(kind, engine, device) or too_many(device, seed):
+        return
+    bits = planes(radix, *case["input"], seed=seed, rate=rate)
+    weight, scale, dtype = operands(kind, *case["weight"], seed=seed + 1)
+    bias = dyadic(case["weight"][0], seed=seed + 2, dtype=dtype) if optional else None
+    check_values(bits, weight, scale, bias, radix, engine, device, **case["geometry"])
+
+
+@pairs(
+    engine=["auto", "event", "dense"],
+    kind=KINDS,
+    shape=[(5, 300, 70), (0, 8, 8), (1, 1, 1), (130, 64, 16), (1, 96, 40)],
+    radix=range(1, 9),
+    offset=[0, 1, 4],
+)
+def test_linear_of_radix_spikes(engine, kind, shape, radix, offset, device):
+    """The planes of any alignment: the integer engine reads them as they are, or copies them."""
+    if not served(kind, engine, device):
+        pytest.skip("tensor cores serve no float64, and no device older than 8.0")
+    n, inputs, outputs = shape
+    bits = planes(radix, n, inputs, seed=radix, rate=0.6)
+    bits = placed(bits.flatten(), offset).view_as(bits) if n else bits
+    weight, scale, dtype = operands(kind, outputs, inputs, seed=2)
+    check_values(bits, weight, scale, dyadic(outputs, seed=3, dtype=dtype), radix, engine, device)
+
+
+@every_engine
+@pytest.mark.parametrize("weight", [-128, 127])
+@pytest.mark.parametrize("inputs", [65_793, 65_794])
+def test_linear_of_the_largest_values(engine, weight, inputs, device):
+    """The most inputs of which 32 bits hold the sums whatever the weights, and one more."""
+    bits = torch.full((1, 3, inputs), 255, dtype=torch.uint8)
+    weights, scale = torch.full((16, inputs), weight, dtype=torch.int8), torch.rand(16, generator=generator(1))
+    if engine == "dense" and inputs > 65_793 and device != "cpu":
+        named = {"scale": scale.to(device), "radix": 8, "engine": "dense"}
+        with pytest.raises(RuntimeError, match=r"counts or values up to a sum of 2\^24"):
+            ops.count_linear(bits.to(device), weights.to(device), **named)
+    elif served("int8", engine, device):
+        check_values(bits, weights, scale, None, 8, engine, device)
 
 
 @pytest.mark.parametrize("kind", KINDS)

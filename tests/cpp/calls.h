@@ -90,13 +90,18 @@ inline Neuron read_neuron() {
 // What a call is: a product with weights of one of six dtypes, or one of the others.
 enum : int64_t { kFloat32, kFloat64, kFloat16, kBFloat16, kInt8, kInt16, kOrderedInt8, kOrderedInt16, kNeurons };
 
-// A product of spikes, or of their counts. W: weights as given; T: neurons.
+// What a product multiplies: spikes, their counts, or the values of radix spikes.
+enum : int64_t { kSpikes, kCounts, kValues };
+
+// W: weights as given; T: neurons.
 template <class W, class T>
 struct ProductCall {
   ConvGeometry geometry = read_geometry();
   int64_t time_steps = read<int64_t>();
   int64_t engine = read<int64_t>();  // what it means is up to the program
-  bool counts = read<int64_t>() != 0;
+  int64_t input = read<int64_t>();   // kSpikes to kValues
+  bool counts = input != kSpikes;
+  int64_t radix = input == kValues ? time_steps : 0;
   int64_t most_blocks = read<int64_t>();  // of a device's grid; 0 for as many as the launcher likes
   Neuron neuron = read_neuron();
   int64_t planes = planes_for(time_steps), inputs = geometry.pixels_in() * geometry.in_channels;

@@ -104,16 +104,17 @@ template <class E>
 void launch(const char* op, const ProductPlan& plan, const Tensor& packed, const CudaProductArgs<E, float>& args,
             cudaStream_t stream) {
   const ConvGeometry& g = plan.geometry;
-  const bool counts = args.out_bits == nullptr, fits = fits_integer_engine(g, kDigitsOf<E>, args.planes, counts);
+  const bool counts = args.out_bits == nullptr;
+  const bool fits = fits_integer_engine(g, kDigitsOf<E>, args.planes, counts ? largest_input(plan) : 0);
   const bool wanted = takes_tensor_cores(op, plan);
   TANDEM_CHECK(fits || plan.engine != Engine::kDense, op,
-               "engine 'dense' on a CUDA device adds up at most 131072 inputs per neuron, and counts of at most 2^24 "
-               "spikes; use 'event' or 'auto' for a product of this size");
+               "engine 'dense' on a CUDA device adds up at most 131072 inputs per neuron, and counts or values up to "
+               "a sum of 2^24; use 'event' or 'auto' for a product of this size");
   if (!wanted || !fits) {
     check_launch(op, launch_gather_product(args, stream));
     return;
   }
-  const Tensor prepared = device_memory(op, plan, prepared_bytes(g, args.bits, args.planes, counts));
+  const Tensor prepared = device_memory(op, plan, prepared_bytes(g, args.bits, args.planes, counts && args.radix == 0));
   // Two blocks of large tiles run on a multiprocessor at once.
   const bool small = large_blocks(g, kDigitsOf<E>, args.time_steps, counts) <
                      int64_t{2} * attribute(op, cudaDevAttrMultiProcessorCount);
@@ -130,6 +131,7 @@ CudaProductArgs<E, T> arguments_of(const ProductPlan& plan, const SpikingArgumen
   args.geometry = plan.geometry;
   args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
   args.planes = plan.bits.size(0);
+  args.radix = plan.radix;
   args.scale = data_or_null<T>(plan.scale);
   args.bias = data_or_null<T>(plan.bias);
   args.initial = given_state<T>(plan.initial);

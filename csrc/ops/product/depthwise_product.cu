@@ -8,6 +8,7 @@
 #include "neuron/epilogue.cuh"
 #include "ops/product/depthwise_product.cuh"
 #include "ops/product/pixel.cuh"
+#include "ops/product/warp.cuh"
 
 namespace tandem {
 
@@ -52,11 +53,11 @@ __global__ void __launch_bounds__(kDepthwiseLanes* kDepthwisePixels, 2)
             const int64_t seen = seen_by(g, pixel, kh, kw);
             if (seen < 0) continue;
             const uint8_t* const in = a.bits + (p * g.pixels_in() + seen) * g.in_channels + from;
-            unsigned spikes = *in;  // those of 8 steps, or their number
+            unsigned spikes = *in;  // those of 8 steps, their number, or the value of radix spikes
             if constexpr (kCounts) {
               spikes = 0;
               for (int64_t q = 0; q < a.planes; ++q) {
-                spikes += static_cast<unsigned>(__popc(in[q * g.pixels_in() * g.in_channels]));
+                spikes += number_of(in[q * g.pixels_in() * g.in_channels], a.radix != 0);
               }
             }
             if (spikes == 0) continue;

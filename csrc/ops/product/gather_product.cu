@@ -59,11 +59,11 @@ __global__ void __launch_bounds__(kGatherWarps* kWarp, 2)
         if (seen < 0) continue;
         const uint8_t* const in = a.bits + (p * g.pixels_in() + seen) * g.in_channels + group * channels;
         for (int64_t c = 0; c < channels; c += kWarp) {
-          unsigned word = 0;  // the spikes of the lane's input channel, or their number
+          unsigned word = 0;  // the spikes of the lane's input channel, their number, or the value of radix spikes
           if (c + lane < channels) {
             if constexpr (kCounts) {
               for (int64_t q = 0; q < a.planes; ++q) {
-                word += static_cast<unsigned>(__popc(in[q * g.pixels_in() * g.in_channels + c + lane]));
+                word += number_of(in[q * g.pixels_in() * g.in_channels + c + lane], a.radix != 0);
               }
             } else {
               word = in[c + lane];

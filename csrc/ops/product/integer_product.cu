@@ -220,7 +220,8 @@ __device__ __forceinline__ unsigned ones_of_bytes(unsigned x) {
   return (x + (x >> 4)) & 0x0f0f0f0fu;
 }
 
-// A thread: 16 bytes of a group's channels, of one plane, or their counts over up to 31 planes.
+// A thread: 16 bytes of a group's channels, of one plane, or their counts over up to 31 planes. Values of radix spikes
+// are a plane.
 template <bool kCounts>
 __global__ void __launch_bounds__(kBlockThreads) prepare_spikes_kernel(const Prepare a) {
   const unsigned stride = gridDim.x * kBlockThreads;
@@ -362,12 +363,11 @@ cudaError_t launch_digits(const Product& a, const Neuron& neuron, bool counts, b
 
 }  // namespace
 
-bool fits_integer_engine(const ConvGeometry& g, int digits, int64_t planes, bool counts) {
+bool fits_integer_engine(const ConvGeometry& g, int digits, int64_t planes, int64_t largest) {
   const FragmentLayout layout = fragment_layout(g, digits);
   // A digit is at most 128 with a sign and 255 without. A spike of step 7 counts 2^7.
   constexpr int64_t kMostOnes = int64_t{1} << 24;
-  const int64_t of_input = counts ? planes * kStepsPerPlane : 128;
-  if (g.features() > kMostOnes / of_input) return false;
+  if (g.features() > kMostOnes / (largest != 0 ? largest : 128)) return false;
   // Walks end so many taps beyond the last one.
   constexpr int64_t kTapsBeyond = 4 * kWarps * kQuads;
   const int64_t reach_h = (g.kernel_h + kTapsBeyond) * g.dilation_h,
@@ -385,7 +385,7 @@ bool fits_integer_engine(const ConvGeometry& g, int digits, int64_t planes, bool
   const int64_t small_tiles =
       (g.group_out() + kTileOutputs - 1) / kTileOutputs * tiles_of(g.pixels_out(), kFragmentPixels);
   if (small_tiles > INT_MAX / g.groups) return false;
-  return parts_of(planes, counts) * g.pixels_in() <= INT_MAX / (g.groups * layout.pitch / 16);
+  return parts_of(planes, largest != 0) * g.pixels_in() <= INT_MAX / (g.groups * layout.pitch / 16);
 }
 
 int64_t prepared_bytes(const ConvGeometry& g, const uint8_t* bits, int64_t planes, bool counts) {
@@ -403,9 +403,10 @@ cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const 
                                    bool small, cudaStream_t stream) {
   constexpr int kDigits = kDigitsOf<E>;
   const ConvGeometry& g = args.geometry;
-  const bool counts = args.out_bits == nullptr;
+  const bool counts = args.out_bits == nullptr, counted = counts && args.radix == 0;
   if (g.pixels_out() == 0) return cudaSuccess;
-  if (!fits_integer_engine(g, kDigits, args.planes, counts)) return cudaErrorInvalidValue;
+  const int64_t largest = counts ? largest_input(args.planes, args.radix) : 0;
+  if (!fits_integer_engine(g, kDigits, args.planes, largest)) return cudaErrorInvalidValue;
   const FragmentLayout layout = fragment_layout(g, kDigits);
   Product a = {};
   a.walk = walk_of(g, layout, small ? kWarps * kQuads : kQuads);
@@ -418,7 +419,7 @@ cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const 
   a.tiles = tiles_of(g.pixels_out(), small ? kFragmentPixels : pixels_of_block(args.time_steps, counts));
   a.scale = args.scale, a.bias = args.bias, a.initial = args.initial, a.out_bits = args.out_bits;
   a.sum = args.sum, a.state = args.state, a.joined = args.joined;
-  const int64_t bytes = prepared_bytes(g, args.bits, args.planes, counts);
+  const int64_t bytes = prepared_bytes(g, args.bits, args.planes, counted);
   if (bytes != 0) {
     Prepare prepare = {};
     prepare.bits = args.bits, prepare.out = reinterpret_cast<uint4*>(prepared);
@@ -427,7 +428,7 @@ cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const 
     prepare.groups = static_cast<unsigned>(g.groups), prepare.chunks2 = static_cast<unsigned>(2 * layout.chunks);
     const int64_t blocks = (bytes / 16 + kBlockThreads - 1) / kBlockThreads;
     const auto grid = static_cast<unsigned>(blocks < 1 << 16 ? blocks : 1 << 16);
-    if (counts) {
+    if (counted) {
       TANDEM_LAUNCH((prepare_spikes_kernel<true>), grid, kBlockThreads, 0, stream, prepare);
     } else {
       TANDEM_LAUNCH((prepare_spikes_kernel<false>), grid, kBlockThreads, 0, stream, prepare);

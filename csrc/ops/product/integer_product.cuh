@@ -11,11 +11,11 @@
 namespace tandem {
 
 // Whether the integer engine computes this exactly: sums of every digit fit 32 bits, and sizes are numbered in them.
-// planes: of the input. counts: a product of spike counts.
-bool fits_integer_engine(const ConvGeometry& geometry, int digits, int64_t planes, bool counts);
+// planes: of the input. largest: the largest_input of a count product; 0 for a product of spikes.
+bool fits_integer_engine(const ConvGeometry& geometry, int digits, int64_t planes, int64_t largest);
 
 // Bytes of memory, from a multiple of 16 on, for spikes as the engine reads them, or their counts; 0 where it reads the
-// planes as they are.
+// planes as they are, spikes or values of radix spikes. counts: whether it multiplies counts.
 int64_t prepared_bytes(const ConvGeometry& geometry, const uint8_t* bits, int64_t planes, bool counts);
 
 // Blocks of a launch with large tiles. Where they do not fill the device, small tiles have more blocks.

@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/bit_planes.h"
 #include "core/conv_geometry.h"
 #include "core/tensors.h"
 #include "neuron/arguments.h"
@@ -61,7 +62,7 @@ struct ProductPlan {
 
 // The largest number that one of the plan's inputs stands for in a count product.
 inline int64_t largest_input(const ProductPlan& plan) {
-  return plan.radix ? (int64_t{1} << plan.radix) - 1 : plan.bits.size(0) * kStepsPerPlane;
+  return largest_input(plan.bits.size(0), plan.radix);
 }
 
 // Whether weights are integers, of 8 or 16 bits.

@@ -15,12 +15,13 @@
 namespace tandem {
 
 // E: packed weights (float, double, int8_t or int16_t); T: neurons. A product with
-// spike counts has no out_bits; its scale and bias apply once.
+// spike counts, or with values of radix spikes, has no out_bits; its scale and bias apply once.
 template <class E, class T>
 struct CudaProductArgs {
   ConvGeometry geometry;
   const uint8_t* bits;     // [planes, N * H * W, C]
   int64_t planes;          // bit planes of the input
+  int64_t radix;           // T where a byte is the value of radix spikes, one plane of them; else 0
   const E* weight;         // packed: [groups, blocks, features, block], 16-byte aligned
   int64_t block, blocks;   // output channels in a row; rows of a group
   const T* scale;          // [O] or null

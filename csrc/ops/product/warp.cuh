@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda/device.cuh"
 #include "neuron/models.h"
 
 namespace tandem {
@@ -15,6 +16,11 @@ constexpr int kPackThreads = 256;  // of a block that packs weights
 inline unsigned grid_for(int64_t tasks) {
   constexpr int64_t kMostBlocks = int64_t{1} << 30;
   return static_cast<unsigned>(tasks < kMostBlocks ? tasks : kMostBlocks);
+}
+
+// What a byte of a count product's input stands for: the number of its spikes, or the value of radix spikes.
+__device__ __forceinline__ unsigned number_of(unsigned byte, bool radix) {
+  return radix ? byte : static_cast<unsigned>(__popc(byte));
 }
 
 // The neurons of a count product, which has none.

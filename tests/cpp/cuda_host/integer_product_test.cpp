@@ -92,10 +92,12 @@ void compare(const char* what, const std::string& where, const Buffer<T>& got, c
   }
 }
 
-// Sums of the weights of the inputs that spike, times how often: sums[step or 0][pixel, channel].
+enum Input { kSpikes, kCounts, kValues };  // what a product multiplies; values: of radix spikes
+
+// Sums of the weights times what their inputs stand for: sums[step or 0][pixel, channel].
 template <class E>
 std::vector<int64_t> plain_sums(const ConvGeometry& g, const Buffer<uint8_t>& bits, const Buffer<E>& weight,
-                                int64_t step, int64_t planes, bool counts) {
+                                int64_t step, int64_t planes, Input input) {
   const int64_t in = g.pixels_in() * g.in_channels;
   std::vector<int64_t> out(static_cast<size_t>(g.pixels_out() * g.out_channels));
   for (int64_t m = 0; m < g.pixels_out(); ++m) {
@@ -108,8 +110,10 @@ std::vector<int64_t> plain_sums(const ConvGeometry& g, const Buffer<uint8_t>& bi
         for (int64_t c = 0; c < g.in_channels; ++c) {
           const int64_t from = ((n * g.height + h) * g.width + w) * g.in_channels + c;
           int64_t value = 0;
-          if (counts) {
+          if (input == kCounts) {
             for (int64_t p = 0; p < planes; ++p) value += __builtin_popcount(bits.data[p * in + from]);
+          } else if (input == kValues) {
+            value = bits.data[from];
           } else {
             value = bits.data[step / 8 * in + from] >> step % 8 & 1;
           }
@@ -183,10 +187,8 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
   // Plain loops.
   std::vector<uint8_t> spikes(static_cast<size_t>(planes * out));
   std::vector<float> sum(static_cast<size_t>(out)), state(static_cast<size_t>(states * out));
-  std::vector<float> product(static_cast<size_t>(out));
   std::vector<std::vector<int64_t>> all;
-  for (int64_t t = 0; t < steps; ++t) all.push_back(plain_sums(g, bits, weight, t, planes, false));
-  const std::vector<int64_t> counted = plain_sums(g, bits, weight, 0, planes, true);
+  for (int64_t t = 0; t < steps; ++t) all.push_back(plain_sums(g, bits, weight, t, planes, kSpikes));
   visit_model<Scalar<float>>(neuron, [&](const auto& model) {
     using Model = std::decay_t<decltype(model)>;
     for (int64_t i = 0; i < out; ++i) {
@@ -210,19 +212,27 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
       neurons_seen += steps;
       sum[static_cast<size_t>(i)] = total;
       for (int v = 0; v < Model::kStates; ++v) state[static_cast<size_t>(v * out + i)] = variables[v];
-      float v = static_cast<float>(counted[static_cast<size_t>(i)]) * scale[channel];
-      if (biased) v += bias[channel];
-      product[static_cast<size_t>(i)] = v;
     }
   });
 
-  for (const bool counts : {false, true}) {
+  for (const Input input : {kSpikes, kCounts, kValues}) {
+    if (input == kValues && planes != 1) continue;
+    const bool counts = input != kSpikes;
+    std::vector<float> product(static_cast<size_t>(counts ? out : 0));
+    if (counts) {
+      const std::vector<int64_t> sums = plain_sums(g, bits, weight, 0, planes, input);
+      for (size_t i = 0; i < product.size(); ++i) {
+        const int64_t channel = static_cast<int64_t>(i) % g.out_channels;
+        product[i] = static_cast<float>(sums[i]) * scale[channel];
+        if (biased) product[i] += bias[channel];
+      }
+    }
     for (const bool small : {false, true}) {
       Buffer<uint8_t> out_bits(counts ? 0 : planes * out, random_int(0, 1)),
-          prepared(prepared_bytes(g, bits.data, planes, counts));
+          prepared(prepared_bytes(g, bits.data, planes, input == kCounts));
       Buffer<float> out_sum(out), out_state(counts ? 0 : states * out);
       CudaProductArgs<E, float> args = {};
-      args.geometry = g, args.bits = bits.data, args.planes = planes;
+      args.geometry = g, args.bits = bits.data, args.planes = planes, args.radix = input == kValues ? steps : 0;
       args.scale = scale.data, args.bias = biased ? bias.data : nullptr;
       args.sum = out_sum.data, args.time_steps = steps, args.neuron = neuron;
       if (!counts) {
@@ -230,7 +240,8 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
         args.initial = {initial_given ? initial.data : nullptr, out}, args.state = {out_state.data, out};
       }
       if (launch_integer_product(args, fragments.data, prepared.data, small, nullptr) != cudaSuccess) ++failures;
-      const std::string what = std::string(counts ? "counts" : "spikes") + (small ? ", small tiles" : "");
+      const char* const inputs[] = {"spikes", "counts", "values"};
+      const std::string what = std::string(inputs[input]) + (small ? ", small tiles" : "");
       compare((what + ": sum").c_str(), where, out_sum, counts ? product : sum);
       if (counts) continue;
       compare((what + ": bits").c_str(), where, out_bits, spikes);
@@ -246,10 +257,12 @@ void run_largest(int64_t features) {
   g.batch = g.height = g.width = g.out_height = g.out_width = g.kernel_h = g.kernel_w = 1;
   g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = g.out_channels = 1;
   g.in_channels = features;
-  if (!fits_integer_engine(g, kDigitsOf<E>, 1, false)) ++failures;
-  for (const bool counts : {false, true}) {
+  if (!fits_integer_engine(g, kDigitsOf<E>, 1, 0)) ++failures;
+  for (const Input input : {kSpikes, kCounts, kValues}) {
+    const int64_t largest = input == kSpikes ? 0 : largest_input(1, input == kValues ? 8 : 0);
+    const bool counts = input != kSpikes;
     ConvGeometry part = g;
-    if (counts) part.in_channels = (1 << 24) / 8;
+    if (counts) part.in_channels = (1 << 24) / largest;
     // The ends of the range, the last of which has the largest low digit, too.
     constexpr int64_t kLowest = -(int64_t{1} << (8 * sizeof(E) - 1));
     for (const int64_t each : {kLowest, -kLowest - 1}) {
@@ -259,7 +272,7 @@ void run_largest(int64_t features) {
       Buffer<E> weight(size);
       for (int64_t i = 0; i < size; ++i) bits[i] = 0xff, weight[i] = value;
       Buffer<uint8_t> fragments(fragment_layout(part, kDigitsOf<E>).bytes()),
-          prepared(prepared_bytes(part, bits.data, 1, counts));
+          prepared(prepared_bytes(part, bits.data, 1, input == kCounts));
       CudaFragmentArgs<E> pack = {};
       pack.geometry = part, pack.weight = weight.data, pack.fragments = fragments.data;
       pack.stride_o = size, pack.stride_c = pack.stride_h = pack.stride_w = 1;
@@ -269,13 +282,13 @@ void run_largest(int64_t features) {
       const float scale = 0x1p-31f;
       CudaProductArgs<E, float> args = {};
       args.geometry = part, args.bits = bits.data, args.planes = 1, args.scale = &scale, args.sum = &sum;
-      args.time_steps = 8, args.neuron.parameters[0] = 1e9;
+      args.time_steps = 8, args.neuron.parameters[0] = 1e9, args.radix = input == kValues ? 8 : 0;
       if (!counts) args.out_bits = &spikes;
-      float expected = static_cast<float>(size * value * (counts ? 8 : 1)) * scale;
+      float expected = static_cast<float>(size * value * (counts ? largest : 1)) * scale;
       for (int t = 1; !counts && t < 8; ++t) expected += static_cast<float>(size * value) * scale;
       // One warp has all inputs of a large tile, a quarter of a small one's. Counts have so many that one is enough.
       for (const bool small : {true, false}) {
-        if (counts && !small) continue;
+        if (input == kCounts && !small) continue;
         if (launch_integer_product(args, fragments.data, prepared.data, small, nullptr) != cudaSuccess) ++failures;
         if (sum != expected) {
           ++failures;
@@ -289,27 +302,32 @@ void run_largest(int64_t features) {
 
 void check_limits() {
   ConvGeometry g = random_geometry();
-  const auto check = [&](const char* what, bool expected, const ConvGeometry& of, int64_t planes, bool counts) {
-    if (fits_integer_engine(of, 1, planes, counts) == expected) return;
+  const auto check = [&](const char* what, bool expected, const ConvGeometry& of, int64_t planes, int64_t largest = 0) {
+    if (fits_integer_engine(of, 1, planes, largest) == expected) return;
     ++failures;
     std::printf("FAIL fits_integer_engine: %s\n", what);
   };
-  check("a usual size", true, g, 1, false);
+  check("a usual size", true, g, 1);
   ConvGeometry large = g;
   large.groups = 1, large.in_channels = 131072, large.kernel_h = large.kernel_w = 1;
-  check("131072 inputs", true, large, 1, false);
-  check("131072 inputs, counts of 128 steps", true, large, 16, true);
-  check("131072 inputs, counts of 136 steps", false, large, 17, true);
+  check("131072 inputs", true, large, 1);
+  check("131072 inputs, counts of 128 steps", true, large, 16, largest_input(16, 0));
+  check("131072 inputs, counts of 136 steps", false, large, 17, largest_input(17, 0));
   ++large.in_channels;
-  check("131073 inputs", false, large, 1, false);
+  check("131073 inputs", false, large, 1);
+  large.in_channels = 65793;
+  check("65793 inputs, values of 8 steps", true, large, 1, largest_input(1, 8));
+  ++large.in_channels;
+  check("65794 inputs, values of 8 steps", false, large, 1, largest_input(1, 8));
+  check("65794 inputs, values of 7 steps", true, large, 1, largest_input(1, 7));
   for (int64_t ConvGeometry::* size : {&ConvGeometry::padding_h, &ConvGeometry::dilation_w, &ConvGeometry::batch}) {
     large = g;
     large.*size = int64_t{1} << 30;
-    check("a size of 2^30", false, large, 1, false);
+    check("a size of 2^30", false, large, 1);
   }
   large = g;
   large.kernel_h = 1, large.dilation_h = 1 << 23;
-  check("taps beyond the last one, out of reach", false, large, 1, false);
+  check("taps beyond the last one, out of reach", false, large, 1);
 }
 
 }  // namespace

@@ -119,11 +119,13 @@ ConvGeometry of_channels(int channels) {
   return g;
 }
 
-// Products of weights [channels, outputs] with counts of one plane.
-std::vector<float> multiply(const ConvGeometry& g, const uint8_t* bits, const float* weight, int terms) {
+// Products of weights [channels, outputs] with counts of one plane, or with values of radix spikes.
+std::vector<float> multiply(const ConvGeometry& g, const uint8_t* bits, const float* weight, int terms,
+                            int64_t radix = 0) {
   std::vector<float> sums(static_cast<size_t>(kPixels * kOutputs));
   CudaProductArgs<float, float> args = {};
   args.geometry = g, args.bits = bits, args.planes = 1, args.sum = sums.data(), args.time_steps = 8;
+  args.radix = radix;
   CudaTermArgs<float> pack = {};
   pack.geometry = g, pack.weight = weight, pack.stride_o = 1, pack.stride_c = kOutputs;
   pack.stride_h = pack.stride_w = 1;
@@ -180,20 +182,20 @@ void check_order(const host::TensorCores& cores) {
   }
 }
 
-// One step's sums of `channels` weights, of which a pixel's spikes pick half.
-void run(const host::TensorCores& cores, int channels, bool one_sign, int terms) {
+// Sums of `channels` weights: one step's, of which a pixel's spikes pick half, or times values of radix spikes.
+void run(const host::TensorCores& cores, int channels, bool one_sign, int terms, int64_t radix = 0) {
   host::tensor_cores = cores;
   std::mt19937 generator(static_cast<unsigned>(channels));
   std::normal_distribution<float> normal;
   std::vector<uint8_t> bits(static_cast<size_t>(kPixels * channels));
-  for (uint8_t& bit : bits) bit = generator() % 2;
+  for (uint8_t& bit : bits) bit = generator() % (radix ? 1u << radix : 2);
   std::vector<float> weights(static_cast<size_t>(channels * kOutputs));
   float* const weight = weights.data();  // [channels, outputs]
   for (int i = 0; i < channels * kOutputs; ++i) {
     const float x = normal(generator);
     weight[i] = one_sign ? std::fabs(x) : x;
   }
-  const std::vector<float> sums = multiply(of_channels(channels), bits.data(), weight, terms);
+  const std::vector<float> sums = multiply(of_channels(channels), bits.data(), weight, terms, radix);
 
   Errors ours, plain, unsplit;  // plain: float32, one addition after another; unsplit: all on tensor cores
   for (int pixel = 0; pixel < kPixels; ++pixel) {
@@ -204,8 +206,11 @@ void run(const host::TensorCores& cores, int channels, bool one_sign, int terms)
         float spikes[16], b[3][16][8];
         for (int i = 0; i < 16; ++i) {
           const float x = weight[(first + i) * kOutputs + o], w = held(x, terms);
-          spikes[i] = bits[static_cast<size_t>(pixel * channels + first + i)] ? 1.0f : 0.0f;
-          if (spikes[i] != 0) exact += static_cast<double>(w), scale += std::fabs(static_cast<double>(w)), added += w;
+          spikes[i] = bits[static_cast<size_t>(pixel * channels + first + i)];
+          if (spikes[i] != 0) {
+            const double product = static_cast<double>(w) * static_cast<double>(spikes[i]);
+            exact += product, scale += std::fabs(product), added += w * spikes[i];
+          }
           unsigned words[3];
           split(x, words);
           for (int e = 0; e < 3; ++e) b[e][i][0] = float_of_word(words[e]);
@@ -224,10 +229,10 @@ void run(const host::TensorCores& cores, int channels, bool one_sign, int terms)
   }
   const double ratio = std::sqrt(ours.squares / plain.squares), before = std::sqrt(unsplit.squares / plain.squares);
   std::printf(
-      "%s, %4d inputs, %s, %d terms: largest error %6.2f of 2^-24 (float32 %7.2f, not split %8.2f); root mean "
-      "square over float32's: %.2f (not split %.2f)\n",
-      cores.architecture, channels, one_sign ? "one sign  " : "both signs", terms, ours.largest, plain.largest,
-      unsplit.largest, ratio, before);
+      "%s, %4d inputs, %s, %d terms, T of radix spikes %d: largest error %6.2f of 2^-24 (float32 %7.2f, not split "
+      "%8.2f); root mean square over float32's: %.2f (not split %.2f)\n",
+      cores.architecture, channels, one_sign ? "one sign  " : "both signs", terms, static_cast<int>(radix),
+      ours.largest, plain.largest, unsplit.largest, ratio, before);
   // A block of products loses less than a last bit of each addend and of the sum; then come float32 additions.
   const double lost = cores.products == 8 ? 2 * (9 + 2) : 17.0 / 2 + 2;
   check(ours.largest <= 1.01 * lost + channels / 16.0, "the bound");
@@ -282,6 +287,7 @@ int main() {
         for (const int terms : {1, 2, 3}) {
           if (channels > kMostInputs || (terms < 3 && channels != 1152)) continue;
           run(cores, channels, one_sign, terms);
+          if (channels < 4608) run(cores, channels, one_sign, terms, 8);
         }
       }
     }
