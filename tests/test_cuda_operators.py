@@ -280,6 +280,8 @@ def test_bad_input_has_the_messages_of_the_cpu(device):
     driven = {"current": v, "scale": None, "bias": None, "state": None, "time_steps": 9, "mode": 0}
     driven |= {**raw_neuron(LIF()), "want_sum": True, "want_state": True}
     gated = {"grad": v, "pre_activation": v, "threshold": 1.0, "upper": 1.0}
+    digits = {"current": v, "scale": None, "bias": None, "time_steps": 4}
+    digits |= {"threshold": 1.0, "initial": 0.5, "want_state": True}
     calls = [
         (RAW.pack_spikes, {"spikes": v[0]}),
         (RAW.pack_spikes, {"spikes": torch.zeros(0, 3)}),
@@ -298,6 +300,14 @@ def test_bad_input_has_the_messages_of_the_cpu(device):
         (RAW.integrate_and_fire, driven | {"parameters": [1.0, 1.5]}),
         (RAW.integrate_and_fire, driven | {"state": v}),
         (RAW.integrate_and_fire, driven | {"state": torch.zeros(2, 2, 3)}),
+        (RAW.tandem_count, coupled | {"radix": True}),
+        (RAW.radix_spikes, digits | {"time_steps": 0}),
+        (RAW.radix_spikes, digits | {"time_steps": 9}),
+        (RAW.radix_spikes, digits | {"threshold": math.nan}),
+        (RAW.radix_spikes, digits | {"threshold": 1e38}),
+        (RAW.radix_spikes, digits | {"initial": 1.0}),
+        (RAW.radix_spikes, digits | {"current": v.half()}),
+        (RAW.radix_spikes, digits | {"scale": v}),
         (RAW.quantise_weight, {"weight": v.double(), "largest": 127}),
         (RAW.quantise_weight, {"weight": v[0], "largest": 127}),
         (RAW.quantise_weight, {"weight": v[:0], "largest": 127}),

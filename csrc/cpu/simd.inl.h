@@ -322,6 +322,12 @@ TANDEM_HOST Vec<T> reset(Vec<T> u, Vec<T> reduced) {
   const auto a = reinterpret_cast<__m512i>(u), b = reinterpret_cast<__m512i>(reduced);
   return reinterpret_cast<Vec<T>>(sizeof(T) == 4 ? _mm512_min_epu32(a, b) : _mm512_min_epu64(a, b));
 #else
+#if defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    const auto a = reinterpret_cast<__m256i>(u), b = reinterpret_cast<__m256i>(reduced);
+    return reinterpret_cast<Vec<T>>(_mm256_min_epu32(a, b));
+  }
+#endif
   return reinterpret_cast<typename Simd<T>::Mask>(reduced) < 0 ? u : reduced;
 #endif
 }
@@ -335,7 +341,7 @@ TANDEM_HOST Vec<T> negative_nan(Vec<T> v) {
   if constexpr (sizeof(T) == 4) return _mm512_fixupimm_ps(v, v, _mm512_set1_epi32(0x33), 0);
   if constexpr (sizeof(T) == 8) return _mm512_fixupimm_pd(v, v, _mm512_set1_epi64(0x33), 0);
 #else
-  return v == v ? v : broadcast(-std::numeric_limits<T>::quiet_NaN());
+  return reinterpret_cast<Vec<T>>(reinterpret_cast<typename Simd<T>::Mask>(v) | (v != v));
 #endif
 }
 

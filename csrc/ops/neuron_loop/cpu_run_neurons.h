@@ -23,8 +23,11 @@ class RepeatedChannels {
 
  private:
   static std::vector<T> repeated(const T* values, int64_t channels) {
-    std::vector<T> out(values ? channels + kNeuronBlock : 0);
-    for (size_t i = 0; i < out.size(); ++i) out[i] = values[static_cast<int64_t>(i) % channels];
+    std::vector<T> out;
+    if (values == nullptr) return out;
+    out.reserve(static_cast<size_t>(channels + kNeuronBlock));
+    out.assign(values, values + channels);
+    for (int64_t i = 0; i < kNeuronBlock; ++i) out.push_back(out[i]);
     return out;
   }
 

@@ -1,0 +1,250 @@
+"""Networks of radix spikes: conversion, calibration, every T, cascades, penalties, compiled and exported."""
+
+import pytest
+import torch
+from torch import nn
+
+import tandem_cuda
+from anns import cnn
+from exact import same
+from tandem_cuda import (
+    IF,
+    LIF,
+    Decode,
+    Encode,
+    FiringRatePenalty,
+    RadixIF,
+    SynOpsPenalty,
+    TandemConv2d,
+    TandemLinear,
+    convert,
+    freeze,
+    record_activity,
+    synops,
+)
+from tensors import normal
+
+
+class Joined(nn.Module):
+    """A sum, a concatenation, poolings and a branch without ReLU, so that neurons come in pairs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.third = nn.Conv2d(8, 6, 1)
+        self.last = nn.Linear(14, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        x = nn.functional.max_pool2d(torch.relu(self.second(x) + x), 2)
+        x = torch.cat([x, torch.relu(self.third(nn.functional.avg_pool2d(x, 3, 1, 1)))], 1)
+        return self.last(x.mean((2, 3)))
+
+
+def example(make=Joined):
+    torch.manual_seed(0)
+    ann = make().train()
+    x = torch.rand(48, 3, 8, 8)
+    with torch.no_grad():
+        for _ in range(20):
+            ann(x)
+    return ann.eval(), x
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("mode", [None, "radix"])
+def test_a_calibrated_network_tends_to_its_ann(per_channel, mode):
+    """One conversion for T = 4 serves every T."""
+    ann, x = example()
+    snn = convert(ann, 4, neuron=RadixIF(), calibrate=x, per_channel=per_channel, mode=mode)
+    want = ann(x)
+    errors = {}
+    for steps in (1, 2, 3, 4, 8):
+        snn.set_time_steps(steps)
+        frozen = freeze(snn)
+        same(frozen(x), snn(x))
+        errors[steps] = ((snn(x) - want).abs().mean() / want.abs().mean()).item()
+    assert errors[8] <= errors[4] < errors[2] < errors[1]
+    assert errors[4] < 0.1
+    counts = convert(ann, 4, neuron=IF(initial=0.5, two_phase=True), calibrate=x, per_channel=per_channel)
+    assert ((counts(x) - want).abs().mean() / want.abs().mean()).item() > errors[4]
+
+
+@torch.no_grad()
+def test_calibrations_are_taken_over():
+    ann, x = example()
+    snn = convert(ann, 3, neuron=RadixIF(), calibrate=x)
+    assert snn.calibration.neuron == RadixIF()
+    again = convert(ann, 3, calibrate=snn.calibration)
+    same(again(x), snn(x))
+    other = convert(ann, 3, neuron=RadixIF(), calibrate=x * 0.5)
+    other.load_state_dict(snn.state_dict())
+    same(other(x), snn(x))
+    levels = convert(ann, 3, neuron=RadixIF(), calibrate=snn.levels, per_channel=None)
+    assert levels.levels.keys() == snn.levels.keys()
+    snn.set_time_steps(5)
+    assert snn.levels.keys() == levels.levels.keys()
+    with pytest.raises(ValueError, match=r"RadixIF: time_steps of radix spikes must be from 1 to 8, .* got 9"):
+        snn.set_time_steps(9)
+    assert snn.time_steps == 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weights", ["int8", "int16"])
+def test_integer_weights(weights, tmp_path):
+    ann, x = example()
+    snn = convert(ann, 4, neuron=RadixIF(), calibrate=x, weights=weights)
+    frozen = freeze(snn)
+    same(frozen(x), snn(x))
+    frozen.save(tmp_path / "net.pt")
+    loaded = tandem_cuda.FrozenNetwork.load(tmp_path / "net.pt")
+    same(loaded(x), snn(x))
+    for n in (1, 7):
+        same(torch.cat([loaded(part) for part in x.split(n)]), snn(x))
+
+
+def test_training_improves_a_network():
+    """At T = 2, whose spikes say little; one set of weights then serves T = 2 and T = 8."""
+    ann, x = example(lambda: nn.Sequential(*cnn_layers()))
+    y = normal(48, 3 * 64, seed=2).matmul(normal(3 * 64, 5, seed=3)).argmax(1)
+    snn = convert(ann, 2, neuron=RadixIF(2.0, clip=True)).train()
+    optimizer = torch.optim.AdamW(snn.parameters(), lr=0.01)
+    losses = []
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(snn(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-5:]) < 0.4 * losses[0]
+    accuracy = {}
+    with torch.no_grad():
+        for _ in range(50):
+            snn(x)
+        for steps in (2, 8):
+            snn.eval().set_time_steps(steps)
+            accuracy[steps] = (snn(x).argmax(1) == y).double().mean().item()
+    assert min(accuracy.values()) > 0.8
+
+
+def cnn_layers():
+    return (
+        *(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(256, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 5)),
+    )
+
+
+@torch.no_grad()
+def test_cascades():
+    """T = 2, then 4, then 8 for unsure samples, of one set of weights."""
+    ann, x = example()
+    networks = []
+    for steps in (2, 4, 8):
+        snn = convert(ann, 4, neuron=RadixIF(), calibrate=x)
+        snn.set_time_steps(steps)
+        networks.append(freeze(snn))
+    cascade = tandem_cuda.Cascade(networks)
+    for confidence in (0.0, 0.3, 1.0):
+        prediction = cascade.predict(x, confidence=confidence)
+        assert len(prediction.outputs) == len(x)
+    same(prediction.outputs, networks[-1](x))
+
+
+def test_penalties():
+    """Spikes get the gradient of a line from no spike at 0 to T at the largest value."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        Encode(3, "impulse"),
+        TandemLinear(6, 5, neuron=RadixIF()),
+        TandemLinear(5, 4, neuron=RadixIF()),
+        Decode(),
+        nn.Linear(4, 2),
+    )
+    x = torch.rand(16, 6) * 3
+    for penalty_class in (FiringRatePenalty, SynOpsPenalty):
+        with penalty_class(net) as penalty:
+            net.train()(x)
+            value = penalty()
+            net.zero_grad()
+            value.backward()
+        assert value > 0
+        assert net[1].weight.grad.abs().sum() > 0
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+        before = float(value)
+        for _ in range(5):
+            with penalty_class(net) as penalty:
+                net(x)
+                optimizer.zero_grad()
+                penalty().backward()
+                optimizer.step()
+                after = float(penalty())
+        assert after < before
+
+
+@torch.no_grad()
+def test_activity():
+    ann, x = example()
+    snn = convert(ann, 4, neuron=RadixIF(), calibrate=x)
+    with record_activity(snn) as activity:
+        snn(x)
+    table = synops(snn, x)
+    assert [a.name for a in activity] == [a.name for a in table]
+    assert all(0 < a.firing_rate < 1 for a in table if a.firing_rate is not None)
+    assert all(0 <= layer.saturated < 0.5 for layer in snn.report(x).layers if layer.saturated is not None)
+
+
+def test_learned_thresholds():
+    ann, x = example()
+    snn = convert(ann, 3, neuron=RadixIF(clip=True), calibrate=x, learn_thresholds=True).train()
+    snn(x).square().mean().backward()
+    learned = [p for name, p in snn.named_parameters() if name.endswith("log_threshold")]
+    assert learned
+    assert all(p.grad is not None and p.grad.isfinite() for p in learned)
+    snn.eval()
+    with torch.no_grad():
+        for p in learned:
+            p.add_(0.1)
+        same(freeze(snn)(x), snn(x))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled():
+    net = nn.Sequential(
+        Encode(3, "radix"),
+        TandemConv2d(3, 8, 3, padding=1, norm="batch", neuron=RadixIF(2.5)),
+        nn.Flatten(),
+        TandemLinear(8 * 64, 12, neuron=RadixIF(2.5)),
+        Decode(),
+        nn.Linear(12, 5),
+    ).eval()
+    x = torch.rand(4, 3, 8, 8)
+    want = net(x)
+    same(torch.compile(net, backend="aot_eager", fullgraph=True)(x), want)
+    same(torch.export.export(freeze(net), (x,)).module()(x), want)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "constant"}, r"mode must be 'impulse', 'radix' or 'spikes' with RadixIF neurons, got 'constant'"),
+        ({"time_steps": 9}, r"time_steps of radix spikes must be from 1 to 8, .* got 9"),
+        ({"neuron": IF(), "mode": "radix"}, r"neuron must wait for all time steps with mode 'radix', .* got IF"),
+        ({"neuron": LIF(), "mode": "radix"}, r"neuron must wait for all time steps with mode 'radix', .* got LIF"),
+    ],
+)
+def test_bad_settings(settings, message):
+    ann, _ = example()
+    with pytest.raises(ValueError, match=f"^convert: {message}"):
+        convert(ann, **{"time_steps": 4, "neuron": RadixIF()} | settings)
+
+
+def test_nir_refuses_them():
+    from tandem_cuda.exchange import to_nir
+
+    pytest.importorskip("nir")
+    ann, x = example(cnn)
+    with pytest.raises(ValueError, match="RadixIF"):
+        to_nir(convert(ann, 4, neuron=RadixIF()), torch.rand(1, *x.shape[1:]))
