@@ -27,6 +27,7 @@ from exact import (
     RADIX,
     RATES,
     SEEDS,
+    THREADS,
     TIME_STEPS,
     VARIANTS,
     WEIGHTS,
@@ -485,6 +486,20 @@ def test_inexact_weights(name, dtype, engine):
         assert not fires or (got[0] != want[0]).float().mean() < 1e-3, path
         if engine == "event":
             same(got, results.setdefault("" if product == "count_conv2d" else path.split(",")[0], got), path)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize(("share", "value", "engine"), [(0.4, 255, "event"), (0.6, 1, "dense")])
+def test_auto_goes_by_the_share_of_values(share, value, engine, threads):
+    """Of float weights and radix spikes, not by ones: sums tell which engine added them up."""
+    torch.set_num_threads(threads)
+    bits = value * train(1, 2, 64, 32, 32, seed=0, rate=share)
+    weight = torch.randn(64, 64, 3, 3, generator=generator(1))
+    got, event, dense = (
+        ops.count_conv2d(bits, weight, padding=1, engine=which, radix=8) for which in ("auto", "event", "dense")
+    )
+    assert not torch.equal(event, dense)
+    same(got, event if engine == "event" else dense)
 
 
 def test_exactly_at_threshold_fires():

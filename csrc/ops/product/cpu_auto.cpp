@@ -20,6 +20,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -39,38 +40,59 @@ namespace tandem {
 
 namespace {
 
-// Planes of bits [planes, N, inputs of a sample], `digits` of them at every place.
+// The bytes begin..end-1 that are not zero.
+int64_t count_live(const uint8_t* bytes, int64_t begin, int64_t end) {
+  constexpr uint64_t kLow = 0x0101010101010101;
+  int64_t live = 0, i = begin;
+  for (; i + 8 <= end; i += 8) {
+    uint64_t word;
+    std::memcpy(&word, bytes + i, sizeof(word));
+    word |= word >> 4 & 15 * kLow;
+    word |= word >> 2 & 3 * kLow;
+    word |= word >> 1;
+    live += static_cast<int64_t>((word & kLow) * kLow >> 56);
+  }
+  for (; i < end; ++i) live += bytes[i] != 0;
+  return live;
+}
+
+// Counts ones, or bytes that are not zero.
+using Count = int64_t(const uint8_t* bytes, int64_t begin, int64_t end);
+
+// Planes of bits [planes, N, inputs of a sample], of which `count` finds up to `digits` at every place.
 struct Planes {
   const uint8_t* bits;
   int64_t planes, digits, inputs, batch;
+  Count* count = kernels<SpikeTrainKernels>().count_spikes;
 };
 
-// Ones in some bytes; of many, an estimate from every seventh cache line, so that counting costs little even where
-// there is nothing to add. Seven, for no number of channels that is a power of two comes round to the same channels.
-double count_ones(const uint8_t* bits, int64_t bytes) {
+// What `count` finds in some bytes; of many, an estimate from every seventh cache line, so that counting costs little
+// even where there is nothing to add. Seven, for no number of channels that is a power of two comes round to the same
+// channels.
+double counted_in(Count* count, const uint8_t* bits, int64_t bytes) {
   constexpr int64_t kLine = 64, kEvery = 7, kLarge = int64_t{1} << 16;
-  if (bytes < kLarge) return static_cast<double>(kernels<SpikeTrainKernels>().count_spikes(bits, 0, bytes));
+  if (bytes < kLarge) return static_cast<double>(count(bits, 0, bytes));
   std::atomic<int64_t> ones{0};
   const int64_t lines = bytes / kLine / kEvery;
   parallel_ranges(lines, int64_t{1} << 13, [&](int64_t begin, int64_t end) {
     int64_t here = 0;
     for (int64_t i = begin; i < end; ++i) {
-      here += kernels<SpikeTrainKernels>().count_spikes(bits, i * kEvery * kLine, i * kEvery * kLine + kLine);
+      here += count(bits, i * kEvery * kLine, i * kEvery * kLine + kLine);
     }
     ones.fetch_add(here, std::memory_order_relaxed);
   });
   return static_cast<double>(ones.load()) * static_cast<double>(bytes) / static_cast<double>(lines * kLine);
 }
 
-// Ones per bit of some samples.
+// Ones per bit of some samples, or the share of their bytes that are not zero.
 double density(const Planes& in, Samples samples) {
   const int64_t bytes = samples.count() * in.inputs;
   if (bytes == 0) return 0;
-  double ones = 0;
+  double found = 0;
   for (int64_t p = 0; p < in.planes; ++p) {
-    ones += count_ones(in.bits + (p * in.batch + samples.first) * in.inputs, bytes);
+    found += counted_in(in.count, in.bits + (p * in.batch + samples.first) * in.inputs, bytes);
   }
-  return ones / (static_cast<double>(bytes) * static_cast<double>(in.digits));
+  return found / (static_cast<double>(bytes) * static_cast<double>(in.digits));
 }
 
 // The time of the event-driven engine over that of the dense one is close to overhead + slope * density. Making lists
@@ -109,12 +131,20 @@ double count_crossover(const ConvGeometry& g) {
   return crossover(g, 17, 1) * alone(g, 1);
 }
 
-// Of integers: ones per digit of the input above which tables of sums are the faster ones; and, for counts of so many
-// digits, above which multiplying them is.
+// The same of radix spikes, whose values have up to 8 ones: the share of values that are not zero.
+double value_crossover(const ConvGeometry& g) {
+  if (is_linear(g)) return std::numeric_limits<double>::infinity();  // as above
+  return crossover(g, 5, 2) * alone(g, 1);
+}
+
+// Of integers: ones per digit of the input above which tables of sums are the faster ones; and, for numbers of so many
+// digits, above which multiplying them is. Lists cost more the more digits there are, and rearranging the weights is
+// not worth it for few output pixels. Their number depends on the batch, which changes no sum of integers.
 double word_crossover(const ConvGeometry& g) { return g.group_in() < kWordChannels ? 0.3 : crossover(g, 28, 3.4); }
 
 double byte_crossover(const ConvGeometry& g, int64_t digits) {
-  return crossover(g, 63, 8) / static_cast<double>(digits);
+  const auto of_all = static_cast<double>(digits);
+  return crossover(g, 20 + 16 * of_all, 5) * (1 + 17 / static_cast<double>(g.pixels_out())) / of_all;
 }
 
 // The engine that was asked for, as far as there is a choice: an image without pixels leaves nothing to multiply, and
@@ -208,12 +238,14 @@ Tensor counted(const char* op, const ProductArguments& arguments, const ConvGeom
   } else {
     check_32_bits(op, plan);
     const BinaryCounts counts(op, plan);
-    const Planes in = {counts.bytes, counts.planes, counts.digits,
-                       geometry.height * geometry.width * geometry.in_channels, geometry.batch};
-    const bool bytes = multiplies_counts(plan);
-    const double crossover = !integers ? count_crossover(geometry) / static_cast<double>(counts.digits)
-                             : bytes   ? byte_crossover(geometry, counts.digits)
-                                       : word_crossover(geometry);
+    const bool bytes = multiplies_counts(plan), values = plan.radix && !integers;
+    Planes in = {counts.bytes, counts.planes, counts.digits, geometry.height * geometry.width * geometry.in_channels,
+                 geometry.batch};
+    if (values) in.digits = 1, in.count = count_live;
+    const double crossover = values      ? value_crossover(geometry)
+                             : !integers ? count_crossover(geometry) / static_cast<double>(counts.digits)
+                             : bytes     ? byte_crossover(geometry, counts.digits)
+                                         : word_crossover(geometry);
     run_engines(
         op, plan, choose(in, engine, crossover),
         [&](const ProductPlan& p, Samples samples, double density) {
