@@ -21,10 +21,4 @@ constexpr uint8_t bits_past(int64_t time_steps) {
   return static_cast<uint8_t>(used == 0 ? 0 : 0xff << used);
 }
 
-// The largest number that an input of a count product stands for: spikes of all steps, or the largest value of radix
-// spikes. radix: T of these, or 0.
-constexpr int64_t largest_input(int64_t planes, int64_t radix) {
-  return radix != 0 ? (int64_t{1} << radix) - 1 : planes * kStepsPerPlane;
-}
-
 }  // namespace tandem

@@ -101,10 +101,10 @@ struct ProductCall {
   int64_t engine = read<int64_t>();  // what it means is up to the program
   int64_t input = read<int64_t>();   // kSpikes to kValues
   bool counts = input != kSpikes;
-  int64_t radix = input == kValues ? time_steps : 0;
   int64_t most_blocks = read<int64_t>();  // of a device's grid; 0 for as many as the launcher likes
   Neuron neuron = read_neuron();
   int64_t planes = planes_for(time_steps), inputs = geometry.pixels_in() * geometry.in_channels;
+  int64_t largest = !counts ? 0 : input == kCounts ? planes * kStepsPerPlane : (int64_t{1} << time_steps) - 1;
   int64_t neurons = geometry.pixels_out() * geometry.out_channels, states = states_of(neuron);
   Given<uint8_t> bits{planes * inputs};
   Given<W> weight{geometry.out_channels * geometry.features()};  // [O, C/groups, kH, kW]

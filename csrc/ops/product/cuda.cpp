@@ -105,7 +105,7 @@ void launch(const char* op, const ProductPlan& plan, const Tensor& packed, const
             cudaStream_t stream) {
   const ConvGeometry& g = plan.geometry;
   const bool counts = args.out_bits == nullptr;
-  const bool fits = fits_integer_engine(g, kDigitsOf<E>, args.planes, counts ? largest_input(plan) : 0);
+  const bool fits = fits_integer_engine(g, kDigitsOf<E>, args.planes, args.largest);
   const bool wanted = takes_tensor_cores(op, plan);
   TANDEM_CHECK(fits || plan.engine != Engine::kDense, op,
                "engine 'dense' on a CUDA device adds up at most 131072 inputs per neuron, and counts or values up to "
@@ -114,7 +114,7 @@ void launch(const char* op, const ProductPlan& plan, const Tensor& packed, const
     check_launch(op, launch_gather_product(args, stream));
     return;
   }
-  const Tensor prepared = device_memory(op, plan, prepared_bytes(g, args.bits, args.planes, counts && args.radix == 0));
+  const Tensor prepared = device_memory(op, plan, prepared_bytes(g, args.bits, args.planes, counts && !args.values));
   // Two blocks of large tiles run on a multiprocessor at once.
   const bool small = large_blocks(g, kDigitsOf<E>, args.time_steps, counts) <
                      int64_t{2} * attribute(op, cudaDevAttrMultiProcessorCount);
@@ -131,7 +131,8 @@ CudaProductArgs<E, T> arguments_of(const ProductPlan& plan, const SpikingArgumen
   args.geometry = plan.geometry;
   args.bits = static_cast<const uint8_t*>(plan.bits.const_data_ptr());
   args.planes = plan.bits.size(0);
-  args.radix = plan.radix;
+  args.values = plan.radix > 0;
+  args.largest = spiking ? 0 : largest_input(plan);
   args.scale = data_or_null<T>(plan.scale);
   args.bias = data_or_null<T>(plan.bias);
   args.initial = given_state<T>(plan.initial);

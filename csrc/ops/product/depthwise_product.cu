@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kDepthwiseLanes* kDepthwisePixels, 2)
             if constexpr (kCounts) {
               spikes = 0;
               for (int64_t q = 0; q < a.planes; ++q) {
-                spikes += number_of(in[q * g.pixels_in() * g.in_channels], a.radix != 0);
+                spikes += number_of(in[q * g.pixels_in() * g.in_channels], a.values);
               }
             }
             if (spikes == 0) continue;

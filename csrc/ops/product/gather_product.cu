@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kGatherWarps* kWarp, 2)
           if (c + lane < channels) {
             if constexpr (kCounts) {
               for (int64_t q = 0; q < a.planes; ++q) {
-                word += number_of(in[q * g.pixels_in() * g.in_channels + c + lane], a.radix != 0);
+                word += number_of(in[q * g.pixels_in() * g.in_channels + c + lane], a.values);
               }
             } else {
               word = in[c + lane];

@@ -403,10 +403,9 @@ cudaError_t launch_integer_product(const CudaProductArgs<E, float>& args, const 
                                    bool small, cudaStream_t stream) {
   constexpr int kDigits = kDigitsOf<E>;
   const ConvGeometry& g = args.geometry;
-  const bool counts = args.out_bits == nullptr, counted = counts && args.radix == 0;
+  const bool counts = args.out_bits == nullptr, counted = counts && !args.values;
   if (g.pixels_out() == 0) return cudaSuccess;
-  const int64_t largest = counts ? largest_input(args.planes, args.radix) : 0;
-  if (!fits_integer_engine(g, kDigits, args.planes, largest)) return cudaErrorInvalidValue;
+  if (!fits_integer_engine(g, kDigits, args.planes, args.largest)) return cudaErrorInvalidValue;
   const FragmentLayout layout = fragment_layout(g, kDigits);
   Product a = {};
   a.walk = walk_of(g, layout, small ? kWarps * kQuads : kQuads);

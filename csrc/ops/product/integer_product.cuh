@@ -11,7 +11,7 @@
 namespace tandem {
 
 // Whether the integer engine computes this exactly: sums of every digit fit 32 bits, and sizes are numbered in them.
-// planes: of the input. largest: the largest_input of a count product; 0 for a product of spikes.
+// planes: of the input. largest: number that an input of a count product stands for; 0 for a product of spikes.
 bool fits_integer_engine(const ConvGeometry& geometry, int digits, int64_t planes, int64_t largest);
 
 // Bytes of memory, from a multiple of 16 on, for spikes as the engine reads them, or their counts; 0 where it reads the

@@ -4,7 +4,6 @@
 #include <optional>
 #include <vector>
 
-#include "core/bit_planes.h"
 #include "core/conv_geometry.h"
 #include "core/tensors.h"
 #include "neuron/arguments.h"
@@ -62,7 +61,7 @@ struct ProductPlan {
 
 // The largest number that one of the plan's inputs stands for in a count product.
 inline int64_t largest_input(const ProductPlan& plan) {
-  return largest_input(plan.bits.size(0), plan.radix);
+  return plan.radix ? (int64_t{1} << plan.radix) - 1 : plan.bits.size(0) * kStepsPerPlane;
 }
 
 // Whether weights are integers, of 8 or 16 bits.

@@ -21,7 +21,8 @@ struct CudaProductArgs {
   ConvGeometry geometry;
   const uint8_t* bits;     // [planes, N * H * W, C]
   int64_t planes;          // bit planes of the input
-  int64_t radix;           // T where a byte is the value of radix spikes, one plane of them; else 0
+  bool values;             // whether the bytes of its one plane are values of radix spikes
+  int64_t largest;         // of a count product, the largest number that an input stands for; else 0
   const E* weight;         // packed: [groups, blocks, features, block], 16-byte aligned
   int64_t block, blocks;   // output channels in a row; rows of a group
   const T* scale;          // [O] or null

@@ -47,8 +47,8 @@ struct alignas(16) Window {
 };
 
 // Two bf16 of what two bytes stand for: exact, since that has at most 8 significant bits.
-__device__ __forceinline__ unsigned count_pair(unsigned low, unsigned high, bool radix) {
-  const auto a = static_cast<float>(number_of(low, radix)), b = static_cast<float>(number_of(high, radix));
+__device__ __forceinline__ unsigned count_pair(unsigned low, unsigned high, bool values) {
+  const auto a = static_cast<float>(number_of(low, values)), b = static_cast<float>(number_of(high, values));
   unsigned x, y;
   memcpy(&x, &a, sizeof(x));
   memcpy(&y, &b, sizeof(y));
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
           for (int i = 0; i < 4; ++i) {
             constexpr unsigned kOne = 0x3f80;  // 1 in bf16; 2^t of its 2^-t are a whole number
             fragment[i] =
-                kCounts ? count_pair(pairs[i] & 0xff, pairs[i] >> 16, a.radix != 0)
+                kCounts ? count_pair(pairs[i] & 0xff, pairs[i] >> 16, a.values)
                         : (pairs[i] & 0x10001u << t) * (kOne >> t);
           }
           const bool turns = !kCounts && t + 1 == kSums;

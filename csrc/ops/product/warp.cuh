@@ -19,8 +19,8 @@ inline unsigned grid_for(int64_t tasks) {
 }
 
 // What a byte of a count product's input stands for: the number of its spikes, or the value of radix spikes.
-__device__ __forceinline__ unsigned number_of(unsigned byte, bool radix) {
-  return radix ? byte : static_cast<unsigned>(__popc(byte));
+__device__ __forceinline__ unsigned number_of(unsigned byte, bool values) {
+  return values ? byte : static_cast<unsigned>(__popc(byte));
 }
 
 // The neurons of a count product, which has none.

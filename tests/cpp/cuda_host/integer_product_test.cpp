@@ -94,6 +94,11 @@ void compare(const char* what, const std::string& where, const Buffer<T>& got, c
 
 enum Input { kSpikes, kCounts, kValues };  // what a product multiplies; values: of radix spikes
 
+// The largest number that an input of a count product stands for.
+int64_t largest_input(int64_t planes, int64_t steps, Input input) {
+  return input == kSpikes ? 0 : input == kCounts ? planes * kStepsPerPlane : (int64_t{1} << steps) - 1;
+}
+
 // Sums of the weights times what their inputs stand for: sums[step or 0][pixel, channel].
 template <class E>
 std::vector<int64_t> plain_sums(const ConvGeometry& g, const Buffer<uint8_t>& bits, const Buffer<E>& weight,
@@ -232,7 +237,8 @@ void run(const ConvGeometry& g, int64_t steps, bool always = false) {
           prepared(prepared_bytes(g, bits.data, planes, input == kCounts));
       Buffer<float> out_sum(out), out_state(counts ? 0 : states * out);
       CudaProductArgs<E, float> args = {};
-      args.geometry = g, args.bits = bits.data, args.planes = planes, args.radix = input == kValues ? steps : 0;
+      args.geometry = g, args.bits = bits.data, args.planes = planes;
+      args.values = input == kValues, args.largest = largest_input(planes, steps, input);
       args.scale = scale.data, args.bias = biased ? bias.data : nullptr;
       args.sum = out_sum.data, args.time_steps = steps, args.neuron = neuron;
       if (!counts) {
@@ -259,7 +265,7 @@ void run_largest(int64_t features) {
   g.in_channels = features;
   if (!fits_integer_engine(g, kDigitsOf<E>, 1, 0)) ++failures;
   for (const Input input : {kSpikes, kCounts, kValues}) {
-    const int64_t largest = input == kSpikes ? 0 : largest_input(1, input == kValues ? 8 : 0);
+    const int64_t largest = largest_input(1, 8, input);
     const bool counts = input != kSpikes;
     ConvGeometry part = g;
     if (counts) part.in_channels = (1 << 24) / largest;
@@ -282,7 +288,8 @@ void run_largest(int64_t features) {
       const float scale = 0x1p-31f;
       CudaProductArgs<E, float> args = {};
       args.geometry = part, args.bits = bits.data, args.planes = 1, args.scale = &scale, args.sum = &sum;
-      args.time_steps = 8, args.neuron.parameters[0] = 1e9, args.radix = input == kValues ? 8 : 0;
+      args.time_steps = 8, args.neuron.parameters[0] = 1e9;
+      args.values = input == kValues, args.largest = largest;
       if (!counts) args.out_bits = &spikes;
       float expected = static_cast<float>(size * value * (counts ? largest : 1)) * scale;
       for (int t = 1; !counts && t < 8; ++t) expected += static_cast<float>(size * value) * scale;
@@ -311,15 +318,15 @@ void check_limits() {
   ConvGeometry large = g;
   large.groups = 1, large.in_channels = 131072, large.kernel_h = large.kernel_w = 1;
   check("131072 inputs", true, large, 1);
-  check("131072 inputs, counts of 128 steps", true, large, 16, largest_input(16, 0));
-  check("131072 inputs, counts of 136 steps", false, large, 17, largest_input(17, 0));
+  check("131072 inputs, counts of 128 steps", true, large, 16, largest_input(16, 128, kCounts));
+  check("131072 inputs, counts of 136 steps", false, large, 17, largest_input(17, 136, kCounts));
   ++large.in_channels;
   check("131073 inputs", false, large, 1);
   large.in_channels = 65793;
-  check("65793 inputs, values of 8 steps", true, large, 1, largest_input(1, 8));
+  check("65793 inputs, values of 8 steps", true, large, 1, largest_input(1, 8, kValues));
   ++large.in_channels;
-  check("65794 inputs, values of 8 steps", false, large, 1, largest_input(1, 8));
-  check("65794 inputs, values of 7 steps", true, large, 1, largest_input(1, 7));
+  check("65794 inputs, values of 8 steps", false, large, 1, largest_input(1, 8, kValues));
+  check("65794 inputs, values of 7 steps", true, large, 1, largest_input(1, 7, kValues));
   for (int64_t ConvGeometry::* size : {&ConvGeometry::padding_h, &ConvGeometry::dilation_w, &ConvGeometry::batch}) {
     large = g;
     large.*size = int64_t{1} << 30;

@@ -121,11 +121,11 @@ ConvGeometry of_channels(int channels) {
 
 // Products of weights [channels, outputs] with counts of one plane, or with values of radix spikes.
 std::vector<float> multiply(const ConvGeometry& g, const uint8_t* bits, const float* weight, int terms,
-                            int64_t radix = 0) {
+                            bool values = false) {
   std::vector<float> sums(static_cast<size_t>(kPixels * kOutputs));
   CudaProductArgs<float, float> args = {};
   args.geometry = g, args.bits = bits, args.planes = 1, args.sum = sums.data(), args.time_steps = 8;
-  args.radix = radix;
+  args.values = values;
   CudaTermArgs<float> pack = {};
   pack.geometry = g, pack.weight = weight, pack.stride_o = 1, pack.stride_c = kOutputs;
   pack.stride_h = pack.stride_w = 1;
@@ -183,19 +183,19 @@ void check_order(const host::TensorCores& cores) {
 }
 
 // Sums of `channels` weights: one step's, of which a pixel's spikes pick half, or times values of radix spikes.
-void run(const host::TensorCores& cores, int channels, bool one_sign, int terms, int64_t radix = 0) {
+void run(const host::TensorCores& cores, int channels, bool one_sign, int terms, bool values = false) {
   host::tensor_cores = cores;
   std::mt19937 generator(static_cast<unsigned>(channels));
   std::normal_distribution<float> normal;
   std::vector<uint8_t> bits(static_cast<size_t>(kPixels * channels));
-  for (uint8_t& bit : bits) bit = generator() % (radix ? 1u << radix : 2);
+  for (uint8_t& bit : bits) bit = generator() % (values ? 256 : 2);
   std::vector<float> weights(static_cast<size_t>(channels * kOutputs));
   float* const weight = weights.data();  // [channels, outputs]
   for (int i = 0; i < channels * kOutputs; ++i) {
     const float x = normal(generator);
     weight[i] = one_sign ? std::fabs(x) : x;
   }
-  const std::vector<float> sums = multiply(of_channels(channels), bits.data(), weight, terms, radix);
+  const std::vector<float> sums = multiply(of_channels(channels), bits.data(), weight, terms, values);
 
   Errors ours, plain, unsplit;  // plain: float32, one addition after another; unsplit: all on tensor cores
   for (int pixel = 0; pixel < kPixels; ++pixel) {
@@ -229,9 +229,9 @@ void run(const host::TensorCores& cores, int channels, bool one_sign, int terms,
   }
   const double ratio = std::sqrt(ours.squares / plain.squares), before = std::sqrt(unsplit.squares / plain.squares);
   std::printf(
-      "%s, %4d inputs, %s, %d terms, T of radix spikes %d: largest error %6.2f of 2^-24 (float32 %7.2f, not split "
-      "%8.2f); root mean square over float32's: %.2f (not split %.2f)\n",
-      cores.architecture, channels, one_sign ? "one sign  " : "both signs", terms, static_cast<int>(radix),
+      "%s, %4d inputs, %s, %s, %d terms: largest error %6.2f of 2^-24 (float32 %7.2f, not split %8.2f); root mean "
+      "square over float32's: %.2f (not split %.2f)\n",
+      cores.architecture, channels, values ? "values" : "spikes", one_sign ? "one sign  " : "both signs", terms,
       ours.largest, plain.largest, unsplit.largest, ratio, before);
   // A block of products loses less than a last bit of each addend and of the sum; then come float32 additions.
   const double lost = cores.products == 8 ? 2 * (9 + 2) : 17.0 / 2 + 2;
@@ -287,7 +287,7 @@ int main() {
         for (const int terms : {1, 2, 3}) {
           if (channels > kMostInputs || (terms < 3 && channels != 1152)) continue;
           run(cores, channels, one_sign, terms);
-          if (channels < 4608) run(cores, channels, one_sign, terms, 8);
+          if (channels < 4608) run(cores, channels, one_sign, terms, true);
         }
       }
     }

@@ -21,7 +21,7 @@ void multiply_integers(const CudaProductArgs<E, float>& args, const E* weight, b
   pack.stride_o = g.features(), pack.stride_c = g.taps(), pack.stride_h = g.kernel_w, pack.stride_w = 1;
   const Array<uint8_t> fragments(fragment_layout(g, kDigitsOf<E>).bytes());
   pack.fragments = fragments.data;
-  const bool counts = args.out_bits == nullptr && args.radix == 0;
+  const bool counts = args.out_bits == nullptr && !args.values;
   const Array<uint8_t> prepared(prepared_bytes(g, args.bits, args.planes, counts));
   if (launch_pack_fragments(pack, nullptr) != cudaSuccess) stop("refused to pack");
   if (launch_integer_product(args, fragments.data, prepared.data, small, nullptr) != cudaSuccess) stop("refused");
@@ -56,7 +56,8 @@ void product() {
   launch_pack_weight(pack, nullptr);
 
   CudaProductArgs<E, T> args = {};
-  args.geometry = g, args.bits = call.bits.data, args.planes = call.planes, args.radix = call.radix;
+  args.geometry = g, args.bits = call.bits.data, args.planes = call.planes;
+  args.values = call.input == kValues, args.largest = call.largest;
   args.weight = packed.data, args.block = pack.block, args.blocks = pack.blocks;
   args.time_steps = call.time_steps;
   call.give(args);
@@ -66,7 +67,7 @@ void product() {
     CudaDepthwiseArgs<W, T> depthwise = {};
     depthwise.product.geometry = g, depthwise.product.bits = call.bits.data, depthwise.product.planes = call.planes;
     depthwise.product.weight = call.weight.data, depthwise.product.time_steps = call.time_steps;
-    depthwise.product.radix = call.radix;
+    depthwise.product.values = call.input == kValues;
     depthwise.stride_o = g.taps(), depthwise.stride_h = g.kernel_w, depthwise.stride_w = 1;
     call.give(depthwise.product);
     if (!call.counts) depthwise.product.out_bits = call.out_bits.data;
