@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import tandem_cuda
-from anns import cnn
 from exact import same
 from tandem_cuda import (
     IF,
@@ -19,7 +18,6 @@ from tandem_cuda import (
     TandemLinear,
     convert,
     freeze,
-    record_activity,
     synops,
 )
 from tensors import normal
@@ -101,8 +99,8 @@ def test_integer_weights(weights, tmp_path):
     frozen.save(tmp_path / "net.pt")
     loaded = tandem_cuda.FrozenNetwork.load(tmp_path / "net.pt")
     same(loaded(x), snn(x))
-    for n in (1, 7):
-        same(torch.cat([loaded(part) for part in x.split(n)]), snn(x))
+    for n in (1, 7):  # torch's read-out sums floats in another order
+        torch.testing.assert_close(torch.cat([loaded(part) for part in x.split(n)]), snn(x), rtol=1e-4, atol=1e-6)
 
 
 def test_training_improves_a_network():
@@ -147,12 +145,13 @@ def test_cascades():
         networks.append(freeze(snn))
     cascade = tandem_cuda.Cascade(networks)
     for confidence in (0.0, 0.3, 1.0):
-        prediction = cascade.predict(x, confidence=confidence)
-        assert len(prediction.outputs) == len(x)
-    same(prediction.outputs, networks[-1](x))
+        prediction = cascade.predict(x, exit_confidence=confidence)
+        assert len(prediction.classes) == len(x)
+    torch.testing.assert_close(prediction.logits, networks[-1](x))
 
 
-def test_penalties():
+@pytest.mark.parametrize("penalty_class", [FiringRatePenalty, SynOpsPenalty])
+def test_penalties(penalty_class):
     """Spikes get the gradient of a line from no spike at 0 to T at the largest value."""
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -161,36 +160,27 @@ def test_penalties():
         TandemLinear(5, 4, neuron=RadixIF()),
         Decode(),
         nn.Linear(4, 2),
-    )
+    ).train()
     x = torch.rand(16, 6) * 3
-    for penalty_class in (FiringRatePenalty, SynOpsPenalty):
-        with penalty_class(net) as penalty:
-            net.train()(x)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    values = []
+    with penalty_class(net) as penalty:
+        for _ in range(10):
+            net(x)
             value = penalty()
-            net.zero_grad()
+            optimizer.zero_grad()
             value.backward()
-        assert value > 0
-        assert net[1].weight.grad.abs().sum() > 0
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-        before = float(value)
-        for _ in range(5):
-            with penalty_class(net) as penalty:
-                net(x)
-                optimizer.zero_grad()
-                penalty().backward()
-                optimizer.step()
-                after = float(penalty())
-        assert after < before
+            assert net[1].weight.grad.abs().sum() > 0
+            optimizer.step()
+            values.append(value.item())
+    assert values[-1] < 0.5 * values[0]
 
 
 @torch.no_grad()
 def test_activity():
     ann, x = example()
     snn = convert(ann, 4, neuron=RadixIF(), calibrate=x)
-    with record_activity(snn) as activity:
-        snn(x)
     table = synops(snn, x)
-    assert [a.name for a in activity] == [a.name for a in table]
     assert all(0 < a.firing_rate < 1 for a in table if a.firing_rate is not None)
     assert all(0 <= layer.saturated < 0.5 for layer in snn.report(x).layers if layer.saturated is not None)
 
@@ -245,6 +235,10 @@ def test_nir_refuses_them():
     from tandem_cuda.exchange import to_nir
 
     pytest.importorskip("nir")
-    ann, x = example(cnn)
+    ann, x = example()
     with pytest.raises(ValueError, match="RadixIF"):
-        to_nir(convert(ann, 4, neuron=RadixIF()), torch.rand(1, *x.shape[1:]))
+        to_nir(convert(ann, 4, neuron=RadixIF()), x[:1])
+    with pytest.raises(
+        ValueError, match="since all spikes weigh the same in NIR"
+    ):
+        to_nir(convert(ann, 4, neuron=IF(two_phase=True), mode="radix"), x[:1])
