@@ -18,7 +18,7 @@ from . import learned_threshold, schema
 from .ann_twin import activated, value_of
 from .coupling import coupled, fired_train, needs_gradient
 from .drive import Affine, Drive, spike_scale
-from .firing import Firing, check_reads
+from .firing import Firing, check_reads_radix
 from .frozen import Span, State, class_of
 from .nir import NirWriter, Signal
 from .schema import Settings, Tensors
@@ -165,7 +165,8 @@ class TandemAdd(Spiking):
         for x in inputs:
             if not isinstance(x, SpikeTrain):
                 raise TypeError(f"TandemAdd: inputs must be SpikeTrains, got {type(x).__name__}")
-            check_reads("TandemAdd", self.neuron, x)
+            if x.code.radix:
+                check_reads_radix("TandemAdd", self.neuron)
         if len({x.time_steps for x in inputs}) > 1:
             raise ValueError(
                 f"TandemAdd: inputs must have the same number of time steps, got {[x.time_steps for x in inputs]}"

@@ -273,7 +273,7 @@ class SpikingAverage(Pooling):
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(self._mean(x.value), x.time_steps, x.amplitude * self.amplitude, x.pair_dim)
+        return without_spikes(self._mean(x.value), x.time_steps, x.amplitude * self.amplitude, x.pair_dim, x.radix)
 
     def _mean(self, count: Tensor) -> Tensor:
         """Return what the ANN computes of counts, in spikes."""

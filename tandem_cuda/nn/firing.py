@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .. import ops
 from ..neuron import Neuron
-from ..spike_train import SpikeTrain
 
 
 class Firing(NamedTuple):
@@ -32,9 +31,9 @@ class Fired(NamedTuple):
     """The neurons' final state; empty unless asked for."""
 
 
-def check_reads(name: str, neuron: Neuron, x: SpikeTrain) -> None:
-    """Raise ValueError if one-phase neurons are to read radix spikes, which make a number only together."""
-    if x.code.radix and not neuron.two_phase:
+def check_reads_radix(name: str, neuron: Neuron) -> None:
+    """Raise ValueError if neurons cannot read radix spikes, which make a number only together."""
+    if not neuron.two_phase:
         raise ValueError(
             f"{name}: neuron must wait for all time steps to read radix spikes, as RadixIF(...) and "
             f"IF(two_phase=True) do, got {neuron}"

@@ -102,10 +102,17 @@ class MaxPooling(Pooling):
         """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
         raise NotImplementedError
 
-    def carrying_largest(self, x: SpikeTrain, largest: Tensor) -> SpikeTrain:
-        """Return the pooled spikes, given the largest value of each window, whose gradient they carry."""
-        bits = largest.detach().to(torch.uint8).unsqueeze(0) if x.radix else self.spikes(x)[0]
-        return carrying(bits, x, largest)
+    def forward(self, x: SpikeTrain) -> SpikeTrain:
+        self.check_input(x)
+        if x.radix:
+            largest = self.largest(x)
+            return carrying(largest.detach().to(torch.uint8).unsqueeze(0), x, largest)
+        bits, _ = self.spikes(x)
+        return carrying(bits, x, self.largest(x) if needs_gradient(x.carried_value) else None)
+
+    def largest(self, x: SpikeTrain) -> Tensor:
+        """Return the largest value of each window, as the ANN's pooling computes it."""
+        raise NotImplementedError
 
     def check_input(self, x: SpikeTrain) -> None:
         """Check that the input is a train of images whose counts are values, and not parts of differences."""
@@ -130,17 +137,17 @@ class WindowMaxPooling(MaxPooling):
             raise ValueError(f"{name}: return_indices must be False, since the maximum moves from step to step")
         self.check_windows("kernel_size", "stride", "padding", "dilation")
 
-    def forward(self, x: SpikeTrain) -> SpikeTrain:
-        self.check_input(x)
-        if not (x.radix or needs_gradient(x.carried_value)):
-            return carrying(self.spikes(x)[0], x, None)
-        # The ANN's pooling of the counts has the same values, except for windows entirely in the padding, where it
-        # is negative: clamp it there.
-        return self.carrying_largest(x, super().forward(x.value).clamp(min=0))
+    def largest(self, x: SpikeTrain) -> Tensor:
+        layer: Any = self
+        settings = [per_axis(s, self.axes) for s in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)]
+        for size, kernel, stride, padding, dilation in zip(x.shape[2:], *settings, strict=True):
+            windows_along(type(self).__name__, size, kernel, stride, padding, dilation, layer.ceil_mode)
+        # Windows entirely in the padding have a negative maximum.
+        return torch.clamp(super(MaxPooling, self).forward(x.value), min=0)
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(super().forward(x.value), x.time_steps, x.amplitude, x.pair_dim)
+        return without_spikes(self.largest(x), x.time_steps, x.amplitude, x.pair_dim, x.radix)
 
 
 def window_settings(axes: int) -> dict[str, Check]:
@@ -241,11 +248,8 @@ class SpikingGlobalMaxPool2d(MaxPooling):
 
     file_format = 2
 
-    def forward(self, x: SpikeTrain) -> SpikeTrain:
-        self.check_input(x)
-        if not (x.radix or needs_gradient(x.carried_value)):
-            return carrying(self.spikes(x)[0], x, None)
-        return self.carrying_largest(x, x.value.amax((2, 3), keepdim=True))
+    def largest(self, x: SpikeTrain) -> Tensor:
+        return x.value.amax((2, 3), keepdim=True)
 
     def spikes(self, x: SpikeTrain, state: State | None = None, want_state: bool = False) -> tuple[Tensor, State]:
         """Return the bits and the inputs' final counts; ``state`` has the counts of an earlier call to continue."""
@@ -253,7 +257,7 @@ class SpikingGlobalMaxPool2d(MaxPooling):
 
     def ann_twin(self, x: SpikeTrain) -> SpikeTrain:
         """Run the ANN twin alone; see :mod:`.ann_twin`."""
-        return without_spikes(x.value.amax((2, 3), keepdim=True), x.time_steps, x.amplitude, x.pair_dim)
+        return without_spikes(self.largest(x), x.time_steps, x.amplitude, x.pair_dim, x.radix)
 
     def image_size(self, image: Sequence[Size]) -> Sequence[Size]:
         return [fixed(size, 1) for size in image]

@@ -16,7 +16,7 @@ from . import schema
 from .coupling import fired_train
 from .drive import Affine, Drive, per_step
 from .encode import EncodedInput
-from .firing import Firing, check_reads, mode_for, run_neurons
+from .firing import Firing, check_reads_radix, mode_for, run_neurons
 from .frozen import Span, State, class_of, single
 from .schema import Settings, Tensors
 from .sizes import ENCODED, SPIKES, Value, check_count
@@ -239,7 +239,8 @@ class SpikingTwin(WeightedLayer):
         if self.reads == ENCODED:
             bits, carried = self._run_on_values(span, state, x, affine, kernel)
         elif isinstance(x, SpikeTrain):
-            check_reads(type(self).__name__, self.neuron, x)
+            if x.code.radix:
+                check_reads_radix(type(self).__name__, self.neuron)
             self.synapses.check_pairs(x)
             bits, _, neurons = self.synapses.fire(
                 x,

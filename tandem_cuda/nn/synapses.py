@@ -14,9 +14,9 @@ from torch import Tensor
 from .. import ops
 from ..neuron import Neuron
 from ..ops import autocast, checks
-from ..ops.integrate_and_fire import check_whole, total_bias
+from ..ops.integrate_and_fire import check_whole, discharge, total_bias
 from ..spike_train import SpikeTrain
-from .firing import Fired, Firing, run_neurons
+from .firing import Fired, Firing
 from .sizes import SPIKES, Size, Value
 from .weight_cache import Kernel, SpikingWeights
 
@@ -179,7 +179,7 @@ class Synapses(ABC):
         The bias of the weights is for each of ``firing.neuron.shares(T)`` steps.
         """
         if firing.neuron.two_phase:
-            return self._fire_at_once(x, weights, firing.neuron, want_sum, state, want_state)
+            return self._fire_at_once(x, weights, firing.neuron, state, want_state)
         image, where = self._as_image(x)
         spiking = ops.spiking_linear if self.is_linear else ops.spiking_conv2d
         options: dict[str, Any] = {**where, "want_sum": want_sum, "want_state": want_state, **firing._asdict()}
@@ -196,16 +196,19 @@ class Synapses(ABC):
         x: SpikeTrain,
         weights: SpikingWeights,
         neuron: Neuron,
-        want_sum: bool,
         state: Tensor | None,
         want_state: bool,
     ) -> Fired:
-        """Drive neurons that first integrate the input of all steps."""
+        """Drive neurons that first integrate the input of all steps. The sum is returned in any case."""
         check_whole(self.name, state)
         bias = weights.bias if neuron.radix else total_bias(weights.bias, x.time_steps)
         v = self.count_product(x, weights._replace(bias=bias))
-        fired = run_neurons(neuron, v.detach(), x.time_steps, "once", None, None, self.features, want_state=want_state)
-        return fired._replace(sum=v) if want_sum else fired
+        flat = self.features == -1 and v.dim() > 2  # the operator wants the neurons behind N
+        current = v.flatten(0, -2) if flat else v
+        bits, _, after = discharge(current, x.time_steps, neuron, False, want_state)
+        if flat:
+            bits, after = bits.view(len(bits), *v.shape), after.view(len(after), *v.shape) if want_state else after
+        return Fired(bits, v, after)
 
     def _counts_steps(self) -> bool:
         """Return whether a step product is a count product whose samples are trains of one step each."""

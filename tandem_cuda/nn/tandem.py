@@ -17,7 +17,7 @@ from .ann_twin import activated, value_of
 from .coupling import coupled, needs_gradient
 from .drive import Drive, per_step
 from .encode import EncodedInput
-from .firing import Firing, check_reads, mode_for, run_neurons
+from .firing import Firing, check_reads_radix, mode_for, run_neurons
 from .learned_threshold import learning
 from .nir import NirWriter, Product, Shape, Signal
 from .spiking import KINDS
@@ -80,7 +80,8 @@ class TandemLayer(SpikingTwin):
                 f"{type(self).__name__}: input must be a SpikeTrain, got {type(x).__name__}; put Encode(time_steps) in "
                 "front of the first tandem layer, or SpikeTrain.from_dense(spikes) for recorded spikes"
             )
-        check_reads(type(self).__name__, self.neuron, x)
+        if x.code.radix:
+            check_reads_radix(type(self).__name__, self.neuron)
         synapses.check_pairs(x)
         steps, dtype = x.time_steps, weights.dtype
         checks.check_dtype(type(self).__name__, "weight", dtype)
@@ -113,12 +114,12 @@ class TandemLayer(SpikingTwin):
             scale, unit = torch.ones_like(scale), scale
         sums = synapses.count_product(x, SpikingWeights(kernel, scale))
         v = drive.pre_activation(sums, unit, steps, x.amplitude)  # first: it moves the statistics that the drive has
-        if self._fires_from(drive):
+        if self.neuron.radix and drive.uses_batch_statistics():
             return v.couple(v.fire(synapses.features))
         with torch.no_grad():
             now = drive.of_spikes(kernel, self.neuron.shares(steps), x.amplitude)
             if self.neuron.two_phase:
-                mode = mode_for(type(self).__name__, self.neuron, "impulse")
+                mode = "once" if self.neuron.radix else "impulse"
                 fired = run_neurons(self.neuron, sums, steps, mode, now.scale, now.bias, synapses.features)
             else:
                 fired = synapses.fire(x.detach(), now, Firing(self.neuron, self.engine))
@@ -133,16 +134,12 @@ class TandemLayer(SpikingTwin):
         if not torch.compiler.is_compiling():
             refuse_tangent(type(self).__name__, sums)
         v = drive.pre_activation_of_values(sums, kernel, steps, constant)
-        if self._fires_from(drive):
+        if self.neuron.radix and drive.uses_batch_statistics():
             return v.couple(v.fire(synapses.features))
         with torch.no_grad():
             now = drive.value_weights(weights, kernel, self.neuron.shares(steps), constant)
             fired = run_neurons(self.neuron, sums, steps, mode, now.scale, now.bias, synapses.features)
         return v.couple(fired.bits)
-
-    def _fires_from(self, drive: Drive) -> bool:
-        """Return whether neurons fire from the v that the ANN has normalised with the batch's statistics."""
-        return self.neuron.radix and drive.uses_batch_statistics()
 
     # -- what analysis and other programs ask
 

@@ -29,17 +29,11 @@ class Weights:
 
     def __init__(self, layer: WeightedLayer) -> None:
         self.layer = layer
-        self._synapses: Synapses | None = None
+        self.synapses: Synapses = layer.synapses
+        """The products that the weights are for."""
         self.quantiser, self.computed = parametrisation(layer)
         """``computed``: whether another parametrisation computes weights, so that changes of its state go unnoticed."""
         self._stored: Tensor | None = None
-
-    @property
-    def synapses(self) -> Synapses:
-        """The products that the weights are for."""
-        if self._synapses is None:
-            self._synapses = self.layer.synapses
-        return self._synapses
 
     # -- the parameter
 
