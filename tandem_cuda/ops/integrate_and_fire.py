@@ -96,19 +96,25 @@ def integrate_and_fire(
     state = None if state is None else state.detach()
     if neuron.two_phase:
         check_whole("integrate_and_fire", state)
-        if series or (
-            neuron.radix and (want_sum or mode != "once")
-        ):  # run one-phase neurons for the sum of the currents
-            steps = 1 if mode == "once" else time_steps
-            _, current, _ = _run(current, scale, bias, None, steps, mode, IF(), True, False)
-            scale = bias = None
-        elif not neuron.radix:
+    if neuron.radix:
+        if want_sum or mode != "once":
+            current, scale, bias = _total(current, scale, bias, time_steps, mode), None, None
+        bits, after = fire_radix(current, scale, bias, time_steps, neuron, want_state)
+        return bits, current if want_sum else current.new_empty(0), after
+    if neuron.two_phase:
+        if series:
+            current, scale, bias = _total(current, scale, bias, time_steps, mode), None, None
+        else:
             scale, bias = at_once(scale, bias, mode, time_steps, current, current.shape[1])
-        if neuron.radix:
-            bits, after = fire_radix(current, scale, bias, time_steps, neuron, want_state)
-            return bits, current if want_sum else current.new_empty(0), after
         mode = "once"
     return _run(current, scale, bias, state, time_steps, mode, neuron, want_sum, want_state)
+
+
+def _total(current: Tensor, scale: Tensor | None, bias: Tensor | None, time_steps: int, mode: str) -> Tensor:
+    """Return the sum of the currents of all steps, which one-phase neurons add up."""
+    steps = 1 if mode == "once" else time_steps
+    _, total, _ = _run(current, scale, bias, None, steps, mode, IF(), True, False)
+    return total
 
 
 def _run(
