@@ -96,8 +96,9 @@ class RadixIF(Neuron):
 
     def discharge(self, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         u, spikes = self._charged(v, steps), []
+        theta = torch.tensor(self.threshold_at(steps), dtype=v.dtype).item()  # rounded as the kernels round it
         for t in range(1, steps + 1):
-            h = self.threshold_at(steps) * 2.0 ** (steps - t)
+            h = theta * 2.0 ** (steps - t)
             fired = u >= h
             u = torch.where(fired, u - h, u)
             spikes.append(fired.to(v.dtype))
