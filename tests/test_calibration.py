@@ -317,7 +317,7 @@ def test_quantise_a_network_with_thresholds_of_channels():
         (
             {"mode": "spikes", "correct_bias": True},
             ValueError,
-            "mode must be 'constant' or 'impulse' with correct_bias",
+            "mode must be that of Encode with correct_bias",
         ),
         (
             {"calibrate": {"0": torch.ones(5), "2": torch.ones(8)}},

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from exact import generator, same
-from tandem_cuda import IF, LIF, SpikeTrain, TandemConv2d, convert, freeze
+from tandem_cuda import IF, LIF, RadixIF, SpikeTrain, TandemConv2d, convert, freeze
 from tandem_cuda.convert import advice, rules
 from tandem_cuda.convert.rules import WeightRule, register
 
@@ -981,7 +981,17 @@ ARGUMENTS = [
         lambda: convert(small().double(), 8, weights="int8"),
         plain(weights="int8"),
     ),
-    ("mode must be 'constant', 'impulse' or 'spikes'", plain(mode="rate"), plain(mode="impulse")),
+    ("mode must be 'constant', 'impulse', 'radix' or 'spikes', got", plain(mode="rate"), plain(mode="impulse")),
+    (
+        "mode must be 'impulse', 'radix' or 'spikes' with RadixIF neurons",
+        plain(mode="constant", neuron=RadixIF()),
+        plain(mode="impulse", neuron=RadixIF()),
+    ),
+    (
+        "neuron must wait for all time steps with mode 'radix'",
+        plain(mode="radix", neuron=IF()),
+        lambda: lambda x: convert(small(), 8, mode="radix", neuron=IF(two_phase=True))(x.sigmoid()),  # pixels
+    ),
     (
         "spiking_layers must be an int",
         plain(spiking_layers=1.0, calibrate=IMAGES),

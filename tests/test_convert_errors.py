@@ -359,7 +359,7 @@ class Branching(nn.Sequential):
         (
             lambda: convert(cnn(), 8, mode="rate"),
             ValueError,
-            "mode must be 'constant', 'impulse' or 'spikes', got 'rate'",
+            "mode must be 'constant', 'impulse', 'radix' or 'spikes', got 'rate'",
         ),
         (lambda: convert(cnn(), 8, neuron=1.0), TypeError, "neuron must be IF"),
         (lambda: convert(cnn(), 8, engine="fast"), ValueError, "engine must be one of"),

@@ -90,6 +90,22 @@ def test_calibrations_are_taken_over():
 
 
 @torch.no_grad()
+def test_corrections_shrink():
+    """Like the threshold, by half with every step."""
+    ann, x = example()
+    snn = convert(ann, 4, neuron=RadixIF(), calibrate=x)
+    before = {
+        name: m.correction.clone() for name, m in snn.named_modules() if getattr(m, "correction", None) is not None
+    }
+    assert before
+    for steps in (2, 4, 7):
+        snn.set_time_steps(steps)
+        for name, module in snn.named_modules():
+            if name in before:
+                same(module.correction, before[name] * 2.0 ** (4 - steps))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("weights", ["int8", "int16"])
 def test_integer_weights(weights, tmp_path):
     ann, x = example()

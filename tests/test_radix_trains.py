@@ -143,6 +143,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("carried", [False, True])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_no_field_is_lost(name, carried):
+    torch.manual_seed(0)  # dropout keeps some
     x = example(6, amplitude=3.0, pair_dim=1)
     if carried:
         assert x.value is x.carried_value
