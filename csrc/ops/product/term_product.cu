@@ -218,9 +218,8 @@ __global__ void __launch_bounds__(kTileWarps* kWarp, 2)
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             constexpr unsigned kOne = 0x3f80;  // 1 in bf16; 2^t of its 2^-t are a whole number
-            fragment[i] =
-                kCounts ? count_pair(pairs[i] & 0xff, pairs[i] >> 16, a.values)
-                        : (pairs[i] & 0x10001u << t) * (kOne >> t);
+            fragment[i] = kCounts ? count_pair(pairs[i] & 0xff, pairs[i] >> 16, a.values)
+                                  : (pairs[i] & 0x10001u << t) * (kOne >> t);
           }
           const bool turns = !kCounts && t + 1 == kSums;
           if (turns) turn(todo);
