@@ -15,6 +15,7 @@ __all__ = [
     "IF",
     "LIF",
     "AccuracyCurve",
+    "ActivePenalty",
     "ActivityTable",
     "AdaptiveIF",
     "Calibration",
@@ -58,7 +59,15 @@ except ImportError as error:
 
 else:
     from . import models, nn, ops
-    from .analysis import ActivityTable, FiringRatePenalty, LayerActivity, SynOpsPenalty, record_activity, synops
+    from .analysis import (
+        ActivePenalty,
+        ActivityTable,
+        FiringRatePenalty,
+        LayerActivity,
+        SynOpsPenalty,
+        record_activity,
+        synops,
+    )
     from .build_info import build_info
     from .convert import Calibration, TandemNetwork, convert
     from .exchange import from_authors

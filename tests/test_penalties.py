@@ -1,4 +1,4 @@
-"""FiringRatePenalty and SynOpsPenalty: values and gradients by hand, what they keep, and that they have an effect."""
+"""FiringRatePenalty, ActivePenalty and SynOpsPenalty: values and gradients by hand; what they keep; their effect."""
 
 import gc
 import weakref
@@ -12,9 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from exact import generator, same
 from tandem_cuda import (
     IF,
+    ActivePenalty,
     Decode,
     Encode,
     FiringRatePenalty,
+    RadixIF,
     SpikeTrain,
     SpikingAvgPool2d,
     SynOpsPenalty,
@@ -27,7 +29,7 @@ from tandem_cuda import (
     synops,
 )
 
-PENALTIES = [FiringRatePenalty, SynOpsPenalty]
+PENALTIES = [FiringRatePenalty, ActivePenalty, SynOpsPenalty]
 
 
 def net(norm="batch"):
@@ -63,6 +65,26 @@ def test_by_hand():
         # v = w * 8 x, count' = 1 where v > 0; r is the mean over 6 counts of count / 8: dr/dw = 8 / 48.
         slope = 2 * max(0.0, 0.25 - target) * 8 / 48
         torch.testing.assert_close(gradient, torch.tensor([[slope], [slope], [0.0]]))
+
+
+@pytest.mark.parametrize("neuron", [IF(two_phase=True), RadixIF(256.0)])
+def test_active_neurons_by_hand(neuron):
+    """Of three neurons, the first two spike for one of two samples."""
+    layer = TandemLinear(1, 3, bias=False, neuron=neuron)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[7.0], [3.0], [-1.0]]))
+    model = nn.Sequential(Encode(8, "impulse"), layer, Decode())
+    x = torch.tensor([[1.0], [0.0]])
+    for target in (0.0, 0.25, 0.5):
+        with ActivePenalty(model, target=target) as penalty:
+            assert layer(model[0](x)).value[0].tolist() == [7, 3, 0]
+            model(x)
+            value = penalty()
+        excess = max(0.0, 1 / 3 - target)
+        torch.testing.assert_close(value.item(), excess**2)
+        (gradient,) = torch.autograd.grad(value, layer.weight)
+        slope = torch.tensor([[1 / 8**2], [1 / 4**2], [0.0]]) / 6  # of q / (1 + q), for six neurons
+        torch.testing.assert_close(gradient, 2 * excess * slope)
 
 
 def test_synops_by_hand():
@@ -268,7 +290,7 @@ def test_bad_arguments(kind):
         kind(nn.Linear(2, 2))
     with pytest.raises(TypeError, match=f"{name}: target must be a number, got str"):
         kind(net(), "0.1")
-    end = {FiringRatePenalty: 1.0, SynOpsPenalty: float("inf")}[kind]
+    end = float("inf") if kind is SynOpsPenalty else 1.0
     for target in (-0.1, end, float("nan")):
         model = net()
         with pytest.raises(ValueError, match=rf"{name}: target must be in \[0, {end:g}\), got"):

@@ -7,9 +7,10 @@ from .activity import record_activity, synops
 from .activity_record import ActivityRecord
 from .activity_table import ActivityTable, LayerActivity
 from .diagnostics import AgreementTable, LayerAgreement, counts_and_activations, diagnose
-from .penalties import FiringRatePenalty, SynOpsPenalty
+from .penalties import ActivePenalty, FiringRatePenalty, SynOpsPenalty
 
 __all__ = [
+    "ActivePenalty",
     "ActivityRecord",
     "ActivityTable",
     "AgreementTable",

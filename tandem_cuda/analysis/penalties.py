@@ -1,4 +1,4 @@
-"""FiringRatePenalty and SynOpsPenalty: loss terms that make a network spike less."""
+"""FiringRatePenalty, ActivePenalty and SynOpsPenalty: loss terms that make a network spike less."""
 
 from __future__ import annotations
 
@@ -121,6 +121,46 @@ class FiringRatePenalty(_Penalty[Tensor]):
 
     def _of(self, seen: list[Tensor]) -> Tensor:
         return (torch.stack(seen) - self.target).clamp(min=0).square().sum()
+
+
+class ActivePenalty(FiringRatePenalty):
+    """The squared excess of the share of active neurons over a target, summed over the spiking layers of a network.
+
+    A neuron is active for a sample if it spikes at all. With a the mean share of active neurons of a layer in the
+    latest forward pass::
+
+        penalty = sum over layers of max(0, a - target)^2
+
+    A product of spike counts, or of the values of radix spikes, has one operation for each active input and each neuron
+    that it reaches, however often the input spikes. So this penalty makes networks fast whose neurons wait for all time
+    steps, where :class:`FiringRatePenalty` makes spikes few.
+
+    The share has no gradient of its own. Its gradient is that of the mean of q / (1 + q), with q the count or the
+    value: it grows the closer a neuron is to silence. Layers are watched as by :class:`FiringRatePenalty`.
+
+    Args:
+        model: any module that contains tandem layers or TandemAdd. Pooling is not counted.
+        target: a share of active neurons, in [0, 1).
+
+    Raises:
+        TypeError: ``model`` is not an nn.Module, or ``target`` is not a number.
+        ValueError: ``model`` has no tandem layer, or ``target`` is not in [0, 1).
+
+    Examples:
+        >>> net = nn.Sequential(Encode(4), TandemLinear(2, 2, bias=False), Decode(), nn.Linear(2, 2))
+        >>> _ = nn.init.eye_(net[1].weight)
+        >>> with ActivePenalty(net, target=0.1) as penalty:
+        ...     logits = net(torch.tensor([[0.3, 0.0]]))  # one of two neurons spikes, once
+        ...     round(penalty().item(), 4)
+        0.16
+    """
+
+    def _see(self, layer: Any, inputs: Any, output: SpikeTrain) -> Tensor:
+        value = output.value
+        # Own hooks: otherwise checkpointing would expect these tensors again when it recomputes the layer.
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+            soft = (value / (1 + value)).mean()
+        return (value.detach() > 0).to(value.dtype).mean() + (soft - soft.detach())
 
 
 @dataclass(frozen=True)
