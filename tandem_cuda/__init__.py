@@ -34,6 +34,7 @@ __all__ = [
     "convert",
     "freeze",
     "from_authors",
+    "from_quantised",
     "library_path",
     "models",
     "ops",
@@ -72,6 +73,7 @@ else:
     from .convert import Calibration, TandemNetwork, convert
     from .exchange import from_authors
     from .freeze import AccuracyCurve, Cascade, FrozenNetwork, OperatingPoint, Prediction, Stream, freeze
+    from .from_quantised import from_quantised
     from .neuron import IF, LIF, AdaptiveIF, RadixIF
     from .nn import *  # noqa: F403 (the layers; nn.__all__ lists them)
     from .quantisation import quantise, unquantise

@@ -24,6 +24,7 @@ from .conversion import Conversion, cut
 from .network import TandemNetwork
 from .nodes import inputs_of, some
 from .options import Options
+from .quantised_ann import refuse_quantised
 from .record import Sample
 from .replace import check_replacements, replaced
 from .report import report_on
@@ -161,6 +162,7 @@ def convert(
     """
     if not isinstance(ann, nn.Module):
         raise TypeError(f"convert: ann must be an nn.Module, got {type(ann).__name__}")
+    refuse_quantised(ann)
     checks.check_time_steps("convert", time_steps)
     settings = CalibrationSettings(calibrate, percentile, per_channel, correct_bias)
     neuron = settings.neuron(neuron)

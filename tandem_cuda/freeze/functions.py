@@ -29,7 +29,7 @@ def _words(text: str) -> list[str]:
 
 _TORCH = _words("""
     abs add amax amin bmm cat chunk clamp concat div exp flatten log log_softmax logsumexp matmul maximum mean minimum
-    movedim mul neg permute pow relu reshape rsqrt sigmoid softmax split sqrt square squeeze stack sub sum tanh
+    movedim mul neg permute pow relu reshape round rsqrt sigmoid softmax split sqrt square squeeze stack sub sum tanh
     transpose unflatten unsqueeze
 """)
 _FUNCTIONAL = _words("""

@@ -152,14 +152,17 @@ def check_tensors(
 def check_integers(kind: str, name: str, tensors: Tensors, scale: str) -> None:
     """Check the range of integer weights, and that they have a scale.
 
-    The scale contains the gain of batch norm, so it may be zero or negative.
+    The scale contains the gain of batch norm, so it may be zero or negative. int8 may have all its values, also -128,
+    which WeightQuantiser does not use.
     """
     weight = tensors[name]
     if weight.dtype not in checks.INTEGERS:
         return
     if scale not in tensors:
         raise ValueError(f"{kind}: tensors must contain {scale} with {weight.dtype} weights")
-    most, values = LARGEST[8 * weight.itemsize], weight.to(torch.int32)
+    if weight.dtype == torch.int8:
+        return
+    most, values = LARGEST[16], weight.to(torch.int32)
     beyond = values[values.abs() > most]
     if len(beyond):
         raise ValueError(f"{kind}: {name} must be from -{most} to {most} in {weight.dtype}, got {int(beyond[0])}")

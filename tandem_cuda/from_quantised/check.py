@@ -1,0 +1,59 @@
+"""Compare the integers of a spiking network, layer by layer, with those of the quantised network it was made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..freeze import FrozenNetwork
+from ..nn.frozen import Span
+from ..spike_train import SpikeTrain
+from .steps import Network
+
+_WHY = "; the model computes something else than the attributes of its modules say"
+
+
+def check_integers(snn: FrozenNetwork, network: Network, example: tuple[Tensor, ...]) -> None:
+    """Raise a RuntimeError if an integer of a layer differs by more than one.
+
+    Each layer reads the integers of the quantised network, so that differences do not add up.
+    """
+    for name, (_, largest) in differences(snn, network.integers, example).items():
+        if largest > 1:
+            raise RuntimeError(
+                f"from_quantised: the integers of layer {name} must be those of the quantised network, got a "
+                f"difference of {largest}{_WHY}"
+            )
+
+
+@torch.no_grad()
+def differences(
+    snn: FrozenNetwork, integers: dict[str, Tensor], example: tuple[Tensor, ...]
+) -> dict[str, tuple[float, int]]:
+    """Return, for each layer, the share of integers that differ, and by how much at most.
+
+    Args:
+        snn: the spiking network, with as many time steps as integers have bits.
+        integers: the quantised network's, by the names of layers. Each layer reads these.
+        example: the inputs of both networks.
+    """
+    steps = snn.time_steps
+    assert steps is not None
+    values: dict[str, Any] = dict(zip(snn.kinds, example, strict=True))
+    found = {}
+    for name, layer, inputs in snn.nodes:
+        y, _ = layer(Span(steps, 0, steps), None, *(values[source] for source in inputs))
+        expected = integers.get(name)
+        if isinstance(y, SpikeTrain) and expected is not None:
+            if y.shape != expected.shape:
+                raise RuntimeError(
+                    f"from_quantised: the shape of layer {name} must be {list(expected.shape)} as in the quantised "
+                    f"network, got {list(y.shape)}{_WHY}"
+                )
+            difference = (y.value.int() - expected.int()).abs()
+            found[name] = (float((difference > 0).float().mean()), int(difference.max()))
+            y = y.replace_unchecked(bits=expected.to(y.bits).unsqueeze(0))
+        values[name] = y
+    return found
