@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,24 @@ from torch import nn
 from elsewhere import Elsewhere
 from exact import VANISHING
 from tandem_cuda import IF, FrozenNetwork, TandemAdd, convert
+from tandem_cuda.neuron import RadixIF
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 8
 ONE_PHASE = IF(0.3, clip=True, amplitude=0.3, initial=0.5)
 TWO_PHASES = IF(0.3, clip=True, amplitude=0.3, initial=0.5, two_phase=True)
-# Neurons and weights.
-NETWORKS = {"int8": (ONE_PHASE, "int8"), "int16": (ONE_PHASE, "int16"), "two_phase_int8": (TWO_PHASES, "int8")}
+RADIX = RadixIF(2.4, clip=True)  # at most 8 times 0.3, as above
+# Neurons, weights and the mode of Encode.
+NETWORKS = {
+    "int8": (ONE_PHASE, "int8", "impulse"),
+    "int16": (ONE_PHASE, "int16", "impulse"),
+    "two_phase_int8": (TWO_PHASES, "int8", "impulse"),
+    "radix_int8": (RADIX, "int8", "impulse"),
+    "radix_pixels_int8": (RADIX, "int8", "radix"),
+}
 every_network = pytest.mark.parametrize("name", NETWORKS)
-one_phase = pytest.mark.parametrize("name", [name for name in NETWORKS if "two_phase" not in name])
+one_phase = pytest.mark.parametrize("name", [name for name, (neuron, *_) in NETWORKS.items() if not neuron.two_phase])
+radix = pytest.mark.parametrize("name", [name for name, (neuron, *_) in NETWORKS.items() if neuron.radix])
 KINDS = ("spikes", "counts", "potentials")
 LAYERS = ("stem", "conv", "add", "add_1", "hidden")
 
@@ -51,8 +61,8 @@ class Residual(nn.Module):
 
 
 def new_network(name):
-    neuron, weights = NETWORKS[name]
-    return convert(Residual(), STEPS, mode="impulse", neuron=neuron, weights=weights)
+    neuron, weights, mode = NETWORKS[name]
+    return convert(Residual(), STEPS, mode=mode, neuron=neuron, weights=weights)
 
 
 def file_of(name):
@@ -96,7 +106,7 @@ def digits():
 
 
 def expected(name, *kinds):
-    """Digests by kind: "spikes" of each layer, "counts", and "potentials" of one-phase neurons."""
+    """Digests by kind: "spikes" of each layer, "counts" or values, and "potentials" of one-phase neurons."""
     found = json.loads((GOLDEN / "digests.json").read_text())[name]
     return {kind: found[kind] for kind in kinds or ("spikes", "counts")}
 
@@ -106,6 +116,7 @@ class Watch:
 
     def __init__(self, net):
         self.trains = {}
+        self.radix = False  # whether the last layer's are radix spikes
         for name, layer in layers_of(net).items():
             layer.register_forward_hook(self._keeper(name))
 
@@ -113,6 +124,7 @@ class Watch:
         def keep(module, inputs, output):
             train = output[0] if isinstance(output, tuple) else output
             self.trains.setdefault(name, []).append(train.to_dense(torch.uint8).cpu())
+            self.radix = train.radix
 
         return keep
 
@@ -121,9 +133,11 @@ class Watch:
         spikes = {name: torch.cat(trains, dim).numpy() for name, trains in self.trains.items()}
         assert all(len(steps) == STEPS for steps in spikes.values())
         self.trains = {}
+        hidden = spikes["hidden"]
+        read = np.packbits(hidden, axis=0)[0] if self.radix else hidden.sum(0, dtype=np.uint8)
         return {
             "spikes": {name: _sha256(np.packbits(x, axis=0, bitorder="little")) for name, x in spikes.items()},
-            "counts": _sha256(spikes["hidden"].sum(0, dtype=np.uint8)),
+            "counts": _sha256(read),
         }
 
 
@@ -149,12 +163,13 @@ def digests_in_parts(net, watch):
 
 def check_elsewhere(name, place):
     """Check the digests where all operators that compute spikes run elsewhere."""
-    net = frozen_network(name)
+    net, (neuron, _, mode) = frozen_network(name), NETWORKS[name]
     watch = Watch(net)
     with Elsewhere(place) as elsewhere:
-        if NETWORKS[name][0].two_phase:
+        if neuron.two_phase:
             assert digests_of(net, watch) == expected(name)
-            calls = {"ordered_product": 1, "count_product": 5, "integrate_and_fire": 5}
+            calls = Counter({"count_product": 5, "radix_spikes" if neuron.radix else "integrate_and_fire": 5})
+            calls += Counter(["count_product", "radix_spikes"] if mode == "radix" else ["ordered_product"])
         else:
             assert digests_in_parts(net, watch) == expected(name, *KINDS)
             calls = {"ordered_product": 1, "integrate_and_fire": 2, "spiking_product": 8, "count_product": 2}

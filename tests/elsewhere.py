@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import call_files
 from call_files import COUNTS, SPIKES, VALUES
 from tandem_cuda import IF, reference
-from tandem_cuda.neuron import STATES, of_parameters
+from tandem_cuda.neuron import STATES, RadixIF, of_parameters
 
 MODES = ("constant", "impulse", "series", "once")
 GEOMETRY = ("stride", "padding", "dilation", "groups")
-OPERATORS = ("spiking_product", "count_product", "ordered_product", "integrate_and_fire")
+OPERATORS = ("spiking_product", "count_product", "ordered_product", "integrate_and_fire", "radix_spikes")
 COMBINED = ("ordered_spikes", "step_product")  # of others, as on CUDA
 
 
@@ -78,11 +78,18 @@ class Reference:
         named = {"scale": scale, "mode": MODES[mode], "neuron": of_parameters(neuron, parameters), **wanted}
         return reference.integrate_and_fire(current, time_steps, bias, state, **named)
 
+    def radix_spikes(self, current, scale, bias, time_steps, threshold, initial, want_state):
+        named = {"scale": scale, "mode": "once", "neuron": RadixIF(threshold * 2**time_steps, initial=initial)}
+        named |= {"want_sum": False, "want_state": want_state}
+        bits, _, state = reference.integrate_and_fire(current, time_steps, bias, **named)
+        return bits, state
+
 
 class Programs:
     """Programs of tests/cpp/calls.h.
 
-    run(program, IN, OUT): runs run_products, run_ordered_products or run_neurons. engine: of products, a number.
+    run(program, IN, OUT): runs run_products, run_ordered_products, run_neurons or run_radix_spikes. engine: of
+    products, a number.
     """
 
     def __init__(self, folder, run, engine=0):
@@ -141,6 +148,16 @@ class Programs:
             _tensor(after, np.float32, STATES[neuron], *current.shape),
         ]
         return _wanted(*(x[..., 0, 0] if linear else x for x in arrays), wanted)
+
+    def radix_spikes(self, current, scale, bias, time_steps, threshold, initial, want_state):
+        linear = current.dim() == 2
+        if linear:
+            current = current[..., None, None]
+        call = call_files.radix_spikes(current, scale, bias, time_steps, threshold, initial)
+        bits, state = self._call("run_radix_spikes", call)
+        arrays = [_tensor(bits, np.uint8, 1, *current.shape), _tensor(state, np.float32, 1, *current.shape)]
+        bits, state = (x[..., 0, 0] if linear else x for x in arrays)
+        return bits, state if want_state else state.new_empty(0)
 
 
 def _geometry(more):

@@ -60,7 +60,7 @@ def main():
     np.savez_compressed(GOLDEN / "digits.npz", pixels=pixels, labels=labels)
     x, y = digits()
     found = {}
-    for name, (neuron, _) in NETWORKS.items():
+    for name, (neuron, *_) in NETWORKS.items():
         freeze(trained(name, *train)).save(file_of(name))
         net = frozen_network(name)
         watch = Watch(net)

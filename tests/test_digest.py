@@ -1,10 +1,12 @@
 """Trained networks and digests of their spikes stand in golden/: every path must compute the same, to the bit."""
 
+import numpy as np
 import pytest
 import torch
 
 from digests import (
     KINDS,
+    LAYERS,
     Watch,
     check_elsewhere,
     digests_in_parts,
@@ -15,6 +17,7 @@ from digests import (
     frozen_network,
     layers_of,
     one_phase,
+    radix,
     unfrozen_network,
 )
 from elsewhere import Programs, Reference
@@ -97,6 +100,17 @@ def test_weights_are_not_dyadic(name):
     for layer in layers_of(frozen_network(name)).values():
         scales = torch.cat([x for key, x in layer.tensors().items() if key.endswith(("scale", "bias"))])
         assert ((scales.view(torch.int32) & 0xFF) != 0).float().mean() > 0.9
+
+
+@radix
+@torch.no_grad()
+def test_values_fill_their_byte(name):
+    """A product that lost a digit, or read a value as a signed byte, would show."""
+    net = frozen_network(name)
+    watch = Watch(net)
+    net(digits()[0])
+    values = {layer: np.unique(np.packbits(train.numpy(), axis=0)) for layer, (train,) in watch.trains.items()}
+    assert all(len(values[layer]) == 256 for layer in LAYERS if layer != "hidden"), values
 
 
 # ---- Other implementations of the operators

@@ -88,7 +88,18 @@ inline Neuron read_neuron() {
 }
 
 // What a call is: a product with weights of one of six dtypes, or one of the others.
-enum : int64_t { kFloat32, kFloat64, kFloat16, kBFloat16, kInt8, kInt16, kOrderedInt8, kOrderedInt16, kNeurons };
+enum : int64_t {
+  kFloat32,
+  kFloat64,
+  kFloat16,
+  kBFloat16,
+  kInt8,
+  kInt16,
+  kOrderedInt8,
+  kOrderedInt16,
+  kNeurons,
+  kRadixSpikes
+};
 
 // What a product multiplies: spikes, their counts, or the values of radix spikes.
 enum : int64_t { kSpikes, kCounts, kValues };
@@ -179,6 +190,26 @@ struct NeuronCall {
     args.channels = channels, args.time_steps = time_steps, args.mode = mode, args.neuron = neuron;
   }
   void write() const { bits.write(), sum.write(), state.write(); }
+};
+
+// Neurons with radix spikes, and a current summed over all time steps.
+struct RadixCall {
+  int64_t pixels = read<int64_t>(), channels = read<int64_t>(), time_steps = read<int64_t>();
+  double threshold = read<double>(), initial = read<double>();
+  int64_t neurons = pixels * channels;
+  Given<float> current{neurons}, scale{channels}, bias{channels};
+  Array<uint8_t> bits{neurons};
+  Array<float> state{neurons};
+
+  template <class Args>
+  void give(Args& args) const {
+    args.current = current.data, args.scale = scale.or_null(), args.bias = bias.or_null();
+    args.bits = bits.data, args.state = state.data;
+    args.channels = channels, args.time_steps = static_cast<int>(time_steps);
+    args.threshold = static_cast<float>(threshold);
+    args.start = static_cast<float>(initial) * args.threshold;
+  }
+  void write() const { bits.write(), state.write(); }
 };
 
 // main(): run(which) for every call.

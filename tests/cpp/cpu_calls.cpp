@@ -8,6 +8,7 @@
 #include "event_product.h"
 #include "ops/neuron_loop/cpu_kernels.h"
 #include "ops/ordered_product/cpu_kernels.h"
+#include "ops/radix_spikes/cpu_kernels.h"
 #include "ops/spike_train/cpu_kernels.h"
 
 namespace {
@@ -29,15 +30,15 @@ void product() {
   const Packed<E> packed(g, call.weight.data);
   EventTileArgs<E, float> args = {};
   call.give(args.sink);
-  if (call.counts) {  // of which the binary digits are spikes
+  if (call.input == kCounts) {  // of which the binary digits are spikes
     int64_t digits = 3;
     while (call.planes >> (digits - 3)) ++digits;
     std::vector<uint8_t> bytes(static_cast<size_t>(planes_for(digits) * call.inputs));
     kernels<SpikeTrainKernels>().count_bytes(call.bits.data, call.planes, call.inputs, 0, call.inputs, bytes.data(),
                                              planes_for(digits));
     events_of<E>(g, bytes.data(), digits).run(args, packed.data, call.engine == 1 ? Sums::kTables : Sums::kVisits);
-  } else {
-    args.sink.bits = call.out_bits.data;
+  } else {  // spikes, or values, which are their own binary digits
+    if (call.input == kSpikes) args.sink.bits = call.out_bits.data;
     events_of<E>(g, call.bits.data, call.time_steps)
         .run(args, packed.data, call.engine == 1 ? Sums::kTables : Sums::kVisits);
   }
@@ -69,20 +70,33 @@ void ordered_product() {
   call.output.write();
 }
 
+// [channels + block] of [channels], again and again, for kernels that read so many at once.
+std::vector<float> repeated(const Given<float>& values, int64_t block) {
+  std::vector<float> all(static_cast<size_t>(values.size + block));
+  for (size_t i = 0; i < all.size(); ++i) all[i] = values.data[static_cast<int64_t>(i) % values.size];
+  return all;
+}
+
 void neurons() {
   const NeuronCall call;
-  const auto repeated = [&](const Given<float>& values) {
-    std::vector<float> all(static_cast<size_t>(call.channels + kNeuronBlock));
-    for (size_t i = 0; i < all.size(); ++i) all[i] = values.data[static_cast<int64_t>(i) % call.channels];
-    return all;
-  };
-  const std::vector<float> scale = repeated(call.scale), bias = repeated(call.bias);
+  const std::vector<float> scale = repeated(call.scale, kNeuronBlock), bias = repeated(call.bias, kNeuronBlock);
   IntegrateAndFireArgs<float> args = {};
   call.give(args);
   args.current_stride = args.bits_stride = call.neurons;
   if (args.scale) args.scale = scale.data();
   if (args.bias) args.bias = bias.data();
   kernels<NeuronLoopKernels>().integrate_and_fire(args, 0, call.neurons);
+  call.write();
+}
+
+void radix_spikes() {
+  const RadixCall call;
+  const std::vector<float> scale = repeated(call.scale, kRadixBlock), bias = repeated(call.bias, kRadixBlock);
+  RadixSpikesArgs<float> args = {};
+  call.give(args);
+  if (args.scale) args.scale = scale.data();
+  if (args.bias) args.bias = bias.data();
+  kernels<RadixSpikesKernels>().radix_spikes(args, 0, call.neurons);
   call.write();
 }
 
@@ -101,6 +115,8 @@ int main(int argc, char** argv) {
         return ordered_product<int16_t>();
       case kNeurons:
         return neurons();
+      case kRadixSpikes:
+        return radix_spikes();
       default:
         stop("no call that the kernels know");
     }
